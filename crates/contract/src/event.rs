@@ -1,0 +1,176 @@
+//! What comes out: completion events, the webhook payload made of them, and events about deliveries.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{JsonObject, ObjectId, Timestamp};
+
+/// What became of an update: one per ledger row, message id = `update_id`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CompletionEvent {
+    /// The update.
+    pub update_id: ObjectId,
+    /// The project.
+    pub project_id: ObjectId,
+    /// The lead's process; null when the lead is unknown.
+    pub process_id: Option<ObjectId>,
+    /// The lead; as the command named it when it is unknown.
+    pub lead_id: Option<ObjectId>,
+    /// The lead's external id; as the command named it when the lead is unknown.
+    pub reference_id: Option<String>,
+    /// Whether the lead was changed as asked.
+    pub success: bool,
+    /// Why not, for people.
+    pub error: Option<String>,
+    /// Why not, for programs: a stable snake_case code.
+    pub error_code: Option<String>,
+    /// The lead's state before.
+    pub from_state: Option<String>,
+    /// The lead's state after.
+    pub to_state: Option<String>,
+    /// The lead's version after.
+    pub version: Option<i64>,
+    /// Who changed the lead, as the command said.
+    pub user_id: Option<String>,
+    /// What the update asked for and was ignored.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+    /// When it was decided.
+    pub timestamp: Timestamp,
+    /// The lead's metadata after the merge; null on failure.
+    pub data: Option<JsonObject>,
+}
+
+/// The body of a webhook: exactly these eight fields, in this order (the seed's payload).
+#[derive(Debug, Serialize)]
+pub struct WebhookPayload<'a> {
+    /// Always `update`.
+    pub action_type: &'static str,
+    #[serde(rename = "updateId")]
+    /// The update.
+    pub update_id: ObjectId,
+    /// Whether the lead was changed.
+    pub success: bool,
+    /// Why not.
+    pub error: Option<&'a str>,
+    #[serde(rename = "leadId")]
+    /// The lead.
+    pub lead_id: Option<ObjectId>,
+    #[serde(rename = "referenceId")]
+    /// The lead's external id.
+    pub reference_id: Option<&'a str>,
+    /// When it was decided, in milliseconds.
+    pub timestamp: Timestamp,
+    /// The lead's metadata after the merge; null on failure.
+    pub data: Option<&'a JsonObject>,
+}
+
+impl<'a> From<&'a CompletionEvent> for WebhookPayload<'a> {
+    fn from(event: &'a CompletionEvent) -> Self {
+        Self {
+            action_type: "update",
+            update_id: event.update_id,
+            success: event.success,
+            error: event.error.as_deref(),
+            lead_id: event.lead_id,
+            reference_id: event.reference_id.as_deref(),
+            timestamp: event.timestamp,
+            data: event.data.as_ref(),
+        }
+    }
+}
+
+/// Something that an operator or a program should know of a delivery or callback.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "camelCase", rename_all_fields = "camelCase")]
+pub enum WebhookEvent {
+    /// A delivery will not be tried again.
+    Exhausted {
+        /// The update that could not be told.
+        update_id: ObjectId,
+        /// The project.
+        project_id: ObjectId,
+        /// The process; null when it was not known.
+        process_id: Option<ObjectId>,
+        /// The callback that did not take it.
+        callback_id: ObjectId,
+        /// How often it was tried.
+        attempts: u32,
+        /// What happened the last time.
+        error: String,
+        /// When.
+        timestamp: Timestamp,
+    },
+    /// A callback gets nothing more until it is enabled again.
+    CallbackDisabled {
+        /// The project.
+        project_id: ObjectId,
+        /// The process; null for a fallback callback of the project.
+        process_id: Option<ObjectId>,
+        /// The callback.
+        callback_id: ObjectId,
+        /// Why.
+        reason: String,
+        /// When.
+        timestamp: Timestamp,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event() -> CompletionEvent {
+        CompletionEvent {
+            update_id: ObjectId::from_bytes([1; 12]),
+            project_id: ObjectId::from_bytes([2; 12]),
+            process_id: Some(ObjectId::from_bytes([3; 12])),
+            lead_id: Some(ObjectId::from_bytes([4; 12])),
+            reference_id: Some("AB123456789".into()),
+            success: true,
+            error: None,
+            error_code: None,
+            from_state: Some("new".into()),
+            to_state: Some("interested".into()),
+            version: Some(2),
+            user_id: None,
+            warnings: vec![],
+            timestamp: Timestamp::from_millis(1_768_193_759_048),
+            data: Some(JsonObject::from_text(r#"{"make":"Toyota","model":"Camry"}"#.into()).unwrap()),
+        }
+    }
+
+    #[test]
+    fn a_completion_event_on_the_wire() {
+        let text = serde_json::to_string(&event()).unwrap();
+        insta::assert_snapshot!(text, @r#"{"updateId":"010101010101010101010101","projectId":"020202020202020202020202","processId":"030303030303030303030303","leadId":"040404040404040404040404","referenceId":"AB123456789","success":true,"error":null,"errorCode":null,"fromState":"new","toState":"interested","version":2,"userId":null,"timestamp":1768193759048,"data":{"make":"Toyota","model":"Camry"}}"#);
+        assert_eq!(serde_json::from_str::<CompletionEvent>(&text).unwrap(), event());
+    }
+
+    #[test]
+    fn the_webhook_payload_is_the_seeds() {
+        let text = serde_json::to_string(&WebhookPayload::from(&event())).unwrap();
+        insta::assert_snapshot!(text, @r#"{"action_type":"update","updateId":"010101010101010101010101","success":true,"error":null,"leadId":"040404040404040404040404","referenceId":"AB123456789","timestamp":1768193759048,"data":{"make":"Toyota","model":"Camry"}}"#);
+        let failed = CompletionEvent {
+            success: false,
+            error: Some("Lead update is not allowed while a call is in progress for this lead".into()),
+            reference_id: None,
+            data: None,
+            ..event()
+        };
+        let text = serde_json::to_string(&WebhookPayload::from(&failed)).unwrap();
+        insta::assert_snapshot!(text, @r#"{"action_type":"update","updateId":"010101010101010101010101","success":false,"error":"Lead update is not allowed while a call is in progress for this lead","leadId":"040404040404040404040404","referenceId":null,"timestamp":1768193759048,"data":null}"#);
+    }
+
+    #[test]
+    fn webhook_events_on_the_wire() {
+        let disabled = WebhookEvent::CallbackDisabled {
+            project_id: ObjectId::from_bytes([2; 12]),
+            process_id: None,
+            callback_id: ObjectId::from_bytes([5; 12]),
+            reason: "the endpoint answered 410 Gone".into(),
+            timestamp: Timestamp::from_millis(1),
+        };
+        insta::assert_snapshot!(serde_json::to_string(&disabled).unwrap(), @r#"{"type":"callbackDisabled","projectId":"020202020202020202020202","processId":null,"callbackId":"050505050505050505050505","reason":"the endpoint answered 410 Gone","timestamp":1}"#);
+    }
+}

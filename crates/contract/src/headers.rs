@@ -1,0 +1,16 @@
+//! Message headers beside those of NATS itself.
+
+/// JetStream's deduplication id. Commands and events carry their `updateId`.
+pub const MESSAGE_ID: &str = "Nats-Msg-Id";
+/// W3C trace context (<https://www.w3.org/TR/trace-context/>), from the client through every message to the webhook.
+pub const TRACEPARENT: &str = "traceparent";
+/// On a dead letter: what is wrong with it, in one sentence.
+pub const DEAD_LETTER_ERROR: &str = "Leadrelay-Error";
+/// On a dead letter: the subject it was published on.
+pub const ORIGIN_SUBJECT: &str = "Leadrelay-Origin-Subject";
+/// On a dead letter: its sequence in the command log.
+pub const ORIGIN_SEQUENCE: &str = "Leadrelay-Origin-Sequence";
+/// On a dead letter: when the command log stored it, ISO 8601.
+pub const ORIGIN_TIME: &str = "Leadrelay-Origin-Time";
+/// On a dead letter whose body had to be cut to fit the server's `max_payload`: the body's full length in bytes.
+pub const TRUNCATED_FROM: &str = "Leadrelay-Truncated-From";

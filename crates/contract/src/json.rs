@@ -1,0 +1,265 @@
+//! JSON that may enter: checked once at the door, then carried as raw text, so that values stay what they are.
+//!
+//! [`check`] refuses what Postgres or a receiver could not hold or would silently change: NUL characters, lone
+//! surrogates, numbers beyond an f64, duplicate keys, nesting past [`MAX_DEPTH`], invalid UTF-8.
+
+use std::{cell::Cell, collections::HashSet, fmt};
+
+use indexmap::IndexMap;
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{self, DeserializeSeed, MapAccess, SeqAccess, Visitor},
+};
+use serde_json::value::RawValue;
+
+/// Objects and arrays inside one another, the outermost counted. Well below where common JSON libraries give up
+/// (protobuf's at 100, serde_json at 128), so that every receiver can read what we accept.
+pub const MAX_DEPTH: usize = 64;
+
+/// Why a text is not JSON that may enter. Its message is for the client that sent it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum JsonFault {
+    /// The bytes are not UTF-8.
+    #[error("not valid UTF-8 (byte {0})")]
+    Utf8(usize),
+    /// The text is not JSON, or holds a value that may not enter.
+    #[error("{0}")]
+    Invalid(String),
+}
+
+/// Checks a whole JSON text and returns it as `str`.
+pub fn check(bytes: &[u8]) -> Result<&str, JsonFault> {
+    let text = std::str::from_utf8(bytes).map_err(|e| JsonFault::Utf8(e.valid_up_to()))?;
+    let depth = Cell::new(0);
+    let mut deserializer = serde_json::Deserializer::from_str(text);
+    Strict { depth: &depth }
+        .deserialize(&mut deserializer)
+        .and_then(|()| deserializer.end())
+        .map_err(|e| JsonFault::Invalid(e.to_string()))?;
+    Ok(text)
+}
+
+/// Walks a value, keeps nothing.
+#[derive(Clone, Copy)]
+struct Strict<'a> {
+    depth: &'a Cell<usize>,
+}
+
+impl Strict<'_> {
+    fn enter<E: de::Error>(&self) -> Result<(), E> {
+        self.depth.set(self.depth.get() + 1);
+        if self.depth.get() > MAX_DEPTH {
+            return Err(E::custom(format_args!("nested deeper than {MAX_DEPTH} levels")));
+        }
+        Ok(())
+    }
+
+    fn leave(&self) {
+        self.depth.set(self.depth.get() - 1);
+    }
+}
+
+fn refuse_nul<E: de::Error>(text: &str) -> Result<(), E> {
+    if text.contains('\0') {
+        return Err(E::custom("a string holds the NUL character \\u0000, which cannot be stored"));
+    }
+    Ok(())
+}
+
+impl<'de> DeserializeSeed<'de> for Strict<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Strict<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
+
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<(), E> {
+        refuse_nul(text)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
+        self.enter()?;
+        while items.next_element_seed(self)?.is_some() {}
+        self.leave();
+        Ok(())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<(), A::Error> {
+        self.enter()?;
+        let mut seen = HashSet::new();
+        while let Some(Key(key)) = entries.next_key()? {
+            refuse_nul(&key)?;
+            entries.next_value_seed(self)?;
+            if let Some(key) = seen.replace(key) {
+                return Err(de::Error::custom(format_args!("the key {key:?} stands twice in one object")));
+            }
+        }
+        self.leave();
+        Ok(())
+    }
+}
+
+/// A key, borrowed from the text where it has no escapes.
+#[derive(Deserialize)]
+struct Key<'a>(#[serde(borrow)] std::borrow::Cow<'a, str>);
+
+/// A JSON object as raw text: lead metadata. Its values are never parsed on the way, so a 30-digit number keeps
+/// its digits and keys keep their order.
+#[derive(Clone, Serialize)]
+#[serde(transparent)]
+pub struct JsonObject(Box<RawValue>);
+
+/// The text is JSON, but not an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("must be a JSON object")]
+pub struct NotAnObject;
+
+/// The members of an object in their order, values raw.
+pub type Members = IndexMap<String, Box<RawValue>>;
+
+impl JsonObject {
+    /// `{}`.
+    pub fn empty() -> Self {
+        Self::from_members(&Members::new())
+    }
+
+    /// Takes a raw value that is an object.
+    pub fn from_raw(raw: Box<RawValue>) -> Result<Self, NotAnObject> {
+        if raw.get().starts_with('{') { Ok(Self(raw)) } else { Err(NotAnObject) }
+    }
+
+    /// Takes a text that must be a JSON object. Does not do what [`check`] does.
+    pub fn from_text(text: String) -> Result<Self, NotAnObject> {
+        Self::from_raw(RawValue::from_string(text).map_err(|_| NotAnObject)?)
+    }
+
+    /// Writes members as one object, without space between them.
+    pub fn from_members(members: &Members) -> Self {
+        #[allow(clippy::expect_used, reason = "string keys and raw values always serialize")]
+        Self(serde_json::value::to_raw_value(members).expect("members serialize"))
+    }
+
+    /// The object's text.
+    pub fn get(&self) -> &str {
+        self.0.get()
+    }
+
+    /// The members in order; of a key that stands twice, the last value.
+    pub fn members(&self) -> Members {
+        // Checked to be an object when it was made.
+        serde_json::from_str(self.get()).unwrap_or_default()
+    }
+
+    /// Whether there is no member.
+    pub fn is_empty(&self) -> bool {
+        self.get()[1..].trim_start().starts_with('}')
+    }
+}
+
+impl fmt::Debug for JsonObject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.get())
+    }
+}
+
+impl PartialEq for JsonObject {
+    fn eq(&self, other: &Self) -> bool {
+        self.get() == other.get()
+    }
+}
+
+impl Eq for JsonObject {}
+
+impl<'de> Deserialize<'de> for JsonObject {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::from_raw(Box::<RawValue>::deserialize(deserializer)?).map_err(de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn fault(text: &str) -> String {
+        check(text.as_bytes()).expect_err(text).to_string()
+    }
+
+    #[test]
+    fn what_cannot_be_kept_is_refused_with_its_reason() {
+        assert!(fault(r#"{"a":"x\u0000y"}"#).contains("NUL"));
+        assert!(fault(r#"{"a\u0000":1}"#).contains("NUL"));
+        assert!(fault(r#"{"a":[{"b":1,"b":2}]}"#).contains(r#""b" stands twice"#));
+        assert!(fault(r#"{"b":1,"\u0062":2}"#).contains(r#""b" stands twice"#));
+        assert!(fault(r#"{"a":1e999}"#).contains("out of range"));
+        assert!(fault(r#"{"a":"\ud800"}"#).contains("surrogate") || fault(r#"{"a":"\ud800"}"#).contains("escape"));
+        assert!(fault(&"[".repeat(65)).contains("nested deeper"));
+        assert!(fault("{} {}").contains("trailing"));
+        assert!(fault("").contains("EOF"));
+        assert_eq!(check(b"{\"a\":\"\xff\"}"), Err(JsonFault::Utf8(6)));
+    }
+
+    #[test]
+    fn what_can_be_kept_enters_as_it_is() {
+        let nested = format!("{}{}", "[".repeat(64), "]".repeat(64));
+        for text in [nested.as_str(), r#"{"n":123456789012345678901234567890,"s":"\ud83d\ude00é","f":1.50}"#, "null"] {
+            assert_eq!(check(text.as_bytes()), Ok(text));
+        }
+    }
+
+    #[test]
+    fn an_object_keeps_its_text() {
+        let object: JsonObject = serde_json::from_str(r#"{ "n": 100000000000000000000000000001.50, "a":1 }"#).unwrap();
+        assert_eq!(object.get(), r#"{ "n": 100000000000000000000000000001.50, "a":1 }"#);
+        assert_eq!(
+            JsonObject::from_members(&object.members()).get(),
+            r#"{"n":100000000000000000000000000001.50,"a":1}"#
+        );
+        assert!(!object.is_empty());
+        assert!(JsonObject::from_text("{ }".into()).unwrap().is_empty());
+        assert!(serde_json::from_str::<JsonObject>("[1]").is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes: Vec<u8>) {
+            let _ = check(&bytes);
+        }
+
+        #[test]
+        fn what_passes_is_what_serde_json_reads(text in r#"[\[\]{}",:0-9a-z\\ ]{0,40}"#) {
+            if check(text.as_bytes()).is_ok() {
+                prop_assert!(serde_json::from_str::<serde_json::Value>(&text).is_ok());
+            }
+        }
+    }
+}

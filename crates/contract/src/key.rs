@@ -1,0 +1,102 @@
+//! API keys. The key itself is shown once and never stored; what is stored and watched is its SHA-256.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::{ObjectId, Timestamp};
+
+/// What a key may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Scope {
+    /// Read leads and updates.
+    #[serde(rename = "leads:read")]
+    LeadsRead,
+    /// Initiate and update leads.
+    #[serde(rename = "leads:write")]
+    LeadsWrite,
+}
+
+impl Scope {
+    /// Every scope, the default of a new key.
+    pub const ALL: [Self; 2] = [Self::LeadsRead, Self::LeadsWrite];
+
+    /// The scope's name.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::LeadsRead => "leads:read",
+            Self::LeadsWrite => "leads:write",
+        }
+    }
+}
+
+impl std::str::FromStr for Scope {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::ALL
+            .into_iter()
+            .find(|scope| scope.as_str() == text)
+            .ok_or_else(|| format!("unknown scope {text:?}: it must be one of leads:read, leads:write"))
+    }
+}
+
+/// A key as it is stored, listed and watched.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ApiKey {
+    /// The key's id: what logs, the ledger and `leadctl key list` name.
+    pub key_id: ObjectId,
+    /// The one project that the key is good for.
+    pub project_id: ObjectId,
+    /// What the key is for, for people.
+    pub name: String,
+    /// What it may do.
+    pub scopes: BTreeSet<Scope>,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// From when on it is refused; null is never.
+    pub expires_at: Option<Timestamp>,
+    /// Since when it is revoked.
+    pub revoked_at: Option<Timestamp>,
+}
+
+impl ApiKey {
+    /// Whether requests under this key are served at this time.
+    pub fn is_valid(&self, now: Timestamp) -> bool {
+        self.revoked_at.is_none() && self.expires_at.is_none_or(|at| now < at)
+    }
+}
+
+/// Makes the text of a new key from 256 random bits.
+pub fn new_secret(random: [u8; 32]) -> String {
+    format!("lr_{}", hex::encode(random))
+}
+
+/// The SHA-256 of a key's text in hex: its key in the `api_keys` bucket.
+pub fn hash(secret: &str) -> String {
+    hex::encode(Sha256::digest(secret))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_on_the_wire() {
+        let key = ApiKey {
+            key_id: ObjectId::from_bytes([1; 12]),
+            project_id: ObjectId::from_bytes([2; 12]),
+            name: "crm".into(),
+            scopes: Scope::ALL.into(),
+            created_at: Timestamp::from_millis(5),
+            expires_at: Some(Timestamp::from_millis(10)),
+            revoked_at: None,
+        };
+        insta::assert_snapshot!(serde_json::to_string(&key).unwrap(), @r#"{"keyId":"010101010101010101010101","projectId":"020202020202020202020202","name":"crm","scopes":["leads:read","leads:write"],"createdAt":5,"expiresAt":10,"revokedAt":null}"#);
+        assert!(key.is_valid(Timestamp::from_millis(9)));
+        assert!(!key.is_valid(Timestamp::from_millis(10)));
+        assert!(!ApiKey { revoked_at: Some(Timestamp::from_millis(1)), ..key }.is_valid(Timestamp::from_millis(9)));
+    }
+}

@@ -1,0 +1,20 @@
+//! What crosses NATS, and nothing else: subjects, streams, buckets, commands, events, queries and ids.
+//!
+//! Every service speaks through the types of this crate. Each wire message is one frozen struct with a
+//! snapshot of its bytes; fields may be added as optional ones, never renamed or retyped. Unknown fields are
+//! ignored on read.
+
+pub mod command;
+pub mod event;
+pub mod headers;
+pub mod id;
+pub mod json;
+pub mod key;
+pub mod process;
+pub mod rpc;
+pub mod streams;
+pub mod subject;
+pub mod time;
+pub mod trace;
+
+pub use crate::{id::ObjectId, json::JsonObject, time::Timestamp};

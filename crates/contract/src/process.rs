@@ -1,0 +1,487 @@
+//! The configuration of a process: its states and policies, and the callbacks that are told of outcomes.
+//!
+//! [`ProcessSpec`] is what an operator writes and applies; [`Process`] is what lead-state makes of it, stores,
+//! and projects to the `processes` bucket.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use serde::{Deserialize, Serialize};
+
+use crate::{ObjectId, command::MAX_TEXT_CHARS, subject::NO_PROCESS};
+
+/// A process as it is stored and watched.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Process {
+    /// The project that the process belongs to.
+    pub project_id: ObjectId,
+    /// The process; null for the project's fallback callbacks, which are told of updates whose lead is unknown.
+    pub process_id: Option<ObjectId>,
+    /// Grows with every change: a reader keeps the highest that it saw.
+    pub revision: i64,
+    /// The process's name, unique in its project.
+    pub name: String,
+    /// How leads of this process move and change.
+    #[serde(flatten)]
+    pub rules: Rules,
+    /// Who is told of outcomes.
+    pub callbacks: Vec<Callback>,
+}
+
+/// How leads of a process move and change: all that deciding needs to know of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Rules {
+    /// The states, in the order in which people should see them.
+    #[serde(default)]
+    pub states: Vec<State>,
+    /// From each state, where a lead may go. Absent: from anywhere to anywhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transitions: Option<BTreeMap<String, BTreeSet<String>>>,
+    /// How metadata is merged.
+    #[serde(default)]
+    pub metadata_merge: MetadataMerge,
+    /// Whether leads may leave terminal states.
+    #[serde(default)]
+    pub allow_leaving_terminal: bool,
+    /// After how many seconds a call that nobody ended counts as ended.
+    #[serde(default = "default_call_timeout_seconds")]
+    pub call_timeout_seconds: u32,
+}
+
+const fn default_call_timeout_seconds() -> u32 {
+    2 * 60 * 60
+}
+
+impl Rules {
+    /// The state of this name.
+    pub fn state(&self, name: &str) -> Option<&State> {
+        self.states.iter().find(|state| state.name == name)
+    }
+
+    /// The state that new leads are in: the one marked initial, else the first.
+    pub fn initial_state(&self) -> Option<&State> {
+        self.states.iter().find(|state| state.kind == StateKind::Initial).or(self.states.first())
+    }
+}
+
+/// A state that leads can be in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct State {
+    /// Its name, e.g. `followup_2`.
+    pub name: String,
+    /// What kind it is.
+    #[serde(default)]
+    pub kind: StateKind,
+    /// Whether a disposition is stored with it; by default in `interested` and `lost`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub takes_disposition: Option<bool>,
+}
+
+impl State {
+    /// Whether a disposition is stored with this state.
+    pub fn takes_disposition(&self) -> bool {
+        self.takes_disposition.unwrap_or(matches!(self.name.as_str(), "interested" | "lost"))
+    }
+}
+
+/// What kind of state it is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum StateKind {
+    /// New leads start here.
+    Initial,
+    /// Anything between.
+    #[default]
+    Active,
+    /// Leads stay here, unless the process allows leaving.
+    Terminal,
+}
+
+/// How a command's metadata is merged into the lead's.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum MetadataMerge {
+    /// Key by key; new values replace old ones whole.
+    #[default]
+    Shallow,
+    /// JSON Merge Patch (RFC 7396): objects merge into objects, null deletes.
+    Deep,
+}
+
+/// A URL that is told of outcomes.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Callback {
+    /// The callback's id: given on first apply, kept after.
+    pub callback_id: ObjectId,
+    /// Its name, unique in the process.
+    pub name: String,
+    /// Where to POST.
+    pub url: String,
+    /// How to authenticate to the endpoint, beside the signature.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auth: Option<CallbackAuth>,
+    /// Signing secrets, `whsec_` + base64; every one of them signs, so that a rotation can overlap.
+    pub secrets: Vec<String>,
+    /// Which outcomes it is told of; absent is all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub events: Option<BTreeSet<EventKind>>,
+    /// Whether it is told anything at all.
+    #[serde(default = "default_true")]
+    pub enabled: bool,
+    /// How long an attempt may take as a whole, in seconds.
+    #[serde(default = "default_timeout_seconds")]
+    pub timeout_seconds: u32,
+    /// How many attempts may run at once, in one notifier.
+    #[serde(default = "default_max_in_flight")]
+    pub max_in_flight: u32,
+}
+
+const fn default_true() -> bool {
+    true
+}
+
+const fn default_timeout_seconds() -> u32 {
+    15
+}
+
+const fn default_max_in_flight() -> u32 {
+    64
+}
+
+impl Callback {
+    /// Whether the callback is told of an outcome of this kind.
+    pub fn wants(&self, success: bool) -> bool {
+        let kind = if success { EventKind::Succeeded } else { EventKind::Failed };
+        self.enabled && self.events.as_ref().is_none_or(|events| events.contains(&kind))
+    }
+}
+
+/// Leaves out what must not be logged.
+impl std::fmt::Debug for Callback {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Callback")
+            .field("callback_id", &self.callback_id)
+            .field("name", &self.name)
+            .field("url", &self.url)
+            .field("enabled", &self.enabled)
+            .finish_non_exhaustive()
+    }
+}
+
+/// How to authenticate to an endpoint.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "camelCase")]
+pub enum CallbackAuth {
+    /// `Authorization: Bearer {token}`.
+    Bearer {
+        /// The token.
+        token: String,
+    },
+    /// A header of the endpoint's choice.
+    Header {
+        /// Its name.
+        name: String,
+        /// Its value.
+        value: String,
+    },
+}
+
+/// Leaves out what must not be logged.
+impl std::fmt::Debug for CallbackAuth {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Bearer { .. } => "Bearer(..)",
+            Self::Header { .. } => "Header(..)",
+        })
+    }
+}
+
+/// An outcome that a callback can be told of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum EventKind {
+    /// The lead was changed.
+    #[serde(rename = "update.succeeded")]
+    Succeeded,
+    /// The lead was not changed.
+    #[serde(rename = "update.failed")]
+    Failed,
+}
+
+/// What an operator applies. Applying the same twice changes nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ProcessSpec {
+    /// The project.
+    pub project_id: ObjectId,
+    /// The process's name, unique in its project, by which it is found again. `_` stands for the project's
+    /// fallback callbacks: it has no states.
+    pub name: String,
+    /// The states, in the order in which people should see them.
+    #[serde(default)]
+    pub states: Vec<State>,
+    /// From each state, where a lead may go. Absent: from anywhere to anywhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transitions: Option<BTreeMap<String, BTreeSet<String>>>,
+    /// How metadata is merged.
+    #[serde(default)]
+    pub metadata_merge: MetadataMerge,
+    /// Whether leads may leave terminal states.
+    #[serde(default)]
+    pub allow_leaving_terminal: bool,
+    /// After how many seconds a call that nobody ended counts as ended.
+    #[serde(default = "default_call_timeout_seconds")]
+    pub call_timeout_seconds: u32,
+    /// Who is told of outcomes. A callback that is there but not in this list is removed.
+    #[serde(default)]
+    pub callbacks: Vec<CallbackSpec>,
+}
+
+/// A callback as an operator writes it.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CallbackSpec {
+    /// Its name, unique in the process, by which it is found again.
+    pub name: String,
+    /// Where to POST.
+    pub url: String,
+    /// How to authenticate to the endpoint, beside the signature.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auth: Option<CallbackAuth>,
+    /// Signing secrets, `whsec_` + base64 of 24 to 64 bytes. Absent: those it has; for a new one, a new one is made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secrets: Option<Vec<String>>,
+    /// Which outcomes it is told of; absent is all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub events: Option<BTreeSet<EventKind>>,
+    /// Whether it is told anything at all.
+    #[serde(default = "default_true")]
+    pub enabled: bool,
+    /// How long an attempt may take as a whole, in seconds, 1 to 30.
+    #[serde(default = "default_timeout_seconds")]
+    pub timeout_seconds: u32,
+    /// How many attempts may run at once, in one notifier, 1 to 1000.
+    #[serde(default = "default_max_in_flight")]
+    pub max_in_flight: u32,
+}
+
+/// Leaves out what must not be logged.
+impl std::fmt::Debug for CallbackSpec {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CallbackSpec").field("name", &self.name).field("url", &self.url).finish_non_exhaustive()
+    }
+}
+
+impl ProcessSpec {
+    /// Whether this is the project's fallback: callbacks without a process.
+    pub fn is_fallback(&self) -> bool {
+        self.name == NO_PROCESS
+    }
+
+    /// The rules in it.
+    pub fn rules(&self) -> Rules {
+        Rules {
+            states: self.states.clone(),
+            transitions: self.transitions.clone(),
+            metadata_merge: self.metadata_merge,
+            allow_leaving_terminal: self.allow_leaving_terminal,
+            call_timeout_seconds: self.call_timeout_seconds,
+        }
+    }
+
+    /// Everything that is wrong with it, a sentence each.
+    pub fn faults(&self) -> Vec<String> {
+        let mut faults = Vec::new();
+        check_name("name", &self.name, &mut faults);
+        if self.is_fallback() {
+            if !self.states.is_empty() || self.transitions.is_some() {
+                faults.push("the process \"_\" stands for the project's fallback callbacks: it has no states".into());
+            }
+        } else if self.states.is_empty() {
+            faults.push("states: a process needs at least one state".into());
+        }
+        if self.call_timeout_seconds == 0 {
+            faults.push("callTimeoutSeconds: must be at least 1".into());
+        }
+        let mut names = HashSet::new();
+        for state in &self.states {
+            check_name("states: a name", &state.name, &mut faults);
+            if !names.insert(state.name.as_str()) {
+                faults.push(format!("states: {:?} stands twice", state.name));
+            }
+        }
+        if self.states.iter().filter(|state| state.kind == StateKind::Initial).count() > 1 {
+            faults.push("states: only one can be initial".into());
+        }
+        for (from, targets) in self.transitions.iter().flatten() {
+            for name in std::iter::once(from).chain(targets).filter(|name| !names.contains(name.as_str())) {
+                faults.push(format!("transitions: {name:?} is not among the states"));
+            }
+        }
+        let mut names = HashSet::new();
+        for callback in &self.callbacks {
+            if !names.insert(callback.name.as_str()) {
+                faults.push(format!("callbacks: {:?} stands twice", callback.name));
+            }
+            callback.check(&mut faults);
+        }
+        faults
+    }
+}
+
+impl CallbackSpec {
+    fn check(&self, faults: &mut Vec<String>) {
+        let mut fault = |text: String| faults.push(format!("callback {:?}: {text}", self.name));
+        let rest = self.url.strip_prefix("https://").or_else(|| self.url.strip_prefix("http://"));
+        if rest.is_none_or(|rest| rest.is_empty() || rest.starts_with('/')) || self.url.chars().any(char::is_whitespace)
+        {
+            fault(format!("url {:?} is not an http or https URL", self.url));
+        }
+        if !(1..=30).contains(&self.timeout_seconds) {
+            fault("timeoutSeconds must be 1 to 30".into());
+        }
+        if !(1..=1000).contains(&self.max_in_flight) {
+            fault("maxInFlight must be 1 to 1000".into());
+        }
+        if self.secrets.as_ref().is_some_and(Vec::is_empty) {
+            fault("secrets: must not be empty; leave it out to have one made".into());
+        }
+        if self.secrets.iter().flatten().any(|secret| signing_key(secret).is_none()) {
+            fault("secrets: each must be whsec_ and the base64 of 24 to 64 bytes".into());
+        }
+        let visible = |text: &str| !text.is_empty() && text.bytes().all(|b| (0x20..0x7f).contains(&b));
+        match &self.auth {
+            Some(CallbackAuth::Bearer { token }) if !visible(token) => {
+                fault("auth.token must be visible ASCII characters".into());
+            }
+            Some(CallbackAuth::Header { name, value }) => {
+                let is_token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+                if name.is_empty() || !name.bytes().all(is_token) {
+                    fault(format!("auth.name {name:?} is not a header name"));
+                }
+                let lower = name.to_ascii_lowercase();
+                if [
+                    "content-type",
+                    "content-length",
+                    "host",
+                    "user-agent",
+                    "traceparent",
+                    "connection",
+                    "transfer-encoding",
+                ]
+                .contains(&lower.as_str())
+                    || lower.starts_with("webhook-")
+                {
+                    fault(format!("auth.name {name:?} is a header that every webhook already carries"));
+                }
+                if !visible(value) {
+                    fault("auth.value must be visible ASCII characters".into());
+                }
+            }
+            _ => {}
+        }
+        check_name("callbacks: a name", &self.name, faults);
+    }
+}
+
+fn check_name(what: &str, name: &str, faults: &mut Vec<String>) {
+    if name.trim().is_empty() || name.chars().count() > MAX_TEXT_CHARS || name.chars().any(char::is_control) {
+        faults.push(format!("{what} must have 1 to {MAX_TEXT_CHARS} characters and no control characters"));
+    }
+}
+
+/// The key bytes of a Standard Webhooks secret: 24 to 64 bytes in base64 behind `whsec_`
+/// (<https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md>).
+pub fn signing_key(secret: &str) -> Option<Vec<u8>> {
+    let key = BASE64_STANDARD.decode(secret.strip_prefix("whsec_")?).ok()?;
+    (24..=64).contains(&key.len()).then_some(key)
+}
+
+/// Makes the text of a new signing secret from 32 random bytes.
+pub fn new_signing_secret(random: [u8; 32]) -> String {
+    format!("whsec_{}", BASE64_STANDARD.encode(random))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(text: &str) -> ProcessSpec {
+        serde_json::from_str(text).unwrap()
+    }
+
+    #[test]
+    fn a_whole_spec_has_no_faults() {
+        let spec = spec(
+            r#"{"projectId":"010101010101010101010101","name":"sales","states":[{"name":"new","kind":"initial"},
+            {"name":"interested"},{"name":"lost","kind":"terminal","takesDisposition":true}],
+            "transitions":{"new":["interested","lost"]},"metadataMerge":"deep","callbacks":[
+            {"name":"crm","url":"https://crm.example/hook","auth":{"type":"header","name":"X-Key","value":"v"},
+             "secrets":["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"],"events":["update.failed"]}]}"#,
+        );
+        assert_eq!(spec.faults(), Vec::<String>::new());
+        assert_eq!(spec.rules().initial_state().unwrap().name, "new");
+        assert!(!format!("{spec:?}").contains("MfKQ9r8"));
+    }
+
+    #[test]
+    fn every_fault_is_named() {
+        let spec = spec(
+            r#"{"projectId":"010101010101010101010101","name":" ","states":[{"name":"new","kind":"initial"},
+            {"name":"new","kind":"initial"}],"transitions":{"new":["gone"]},"callTimeoutSeconds":0,"callbacks":[
+            {"name":"a","url":"ftp://x","timeoutSeconds":31,"maxInFlight":0,"secrets":["whsec_AAAA"],
+             "auth":{"type":"header","name":"Webhook-Id","value":""}},
+            {"name":"a","url":"http:///x","secrets":[],"auth":{"type":"bearer","token":"a\nb"}}]}"#,
+        );
+        insta::assert_snapshot!(spec.faults().join("\n"), @r#"
+        name must have 1 to 1024 characters and no control characters
+        callTimeoutSeconds: must be at least 1
+        states: "new" stands twice
+        states: only one can be initial
+        transitions: "gone" is not among the states
+        callback "a": url "ftp://x" is not an http or https URL
+        callback "a": timeoutSeconds must be 1 to 30
+        callback "a": maxInFlight must be 1 to 1000
+        callback "a": secrets: each must be whsec_ and the base64 of 24 to 64 bytes
+        callback "a": auth.name "Webhook-Id" is a header that every webhook already carries
+        callback "a": auth.value must be visible ASCII characters
+        callbacks: "a" stands twice
+        callback "a": url "http:///x" is not an http or https URL
+        callback "a": secrets: must not be empty; leave it out to have one made
+        callback "a": auth.token must be visible ASCII characters
+        "#);
+    }
+
+    #[test]
+    fn a_process_on_the_wire() {
+        let process = Process {
+            project_id: ObjectId::from_bytes([1; 12]),
+            process_id: Some(ObjectId::from_bytes([2; 12])),
+            revision: 3,
+            name: "sales".into(),
+            rules: Rules {
+                states: vec![State { name: "new".into(), kind: StateKind::Initial, takes_disposition: None }],
+                call_timeout_seconds: 7200,
+                ..Rules::default()
+            },
+            callbacks: vec![Callback {
+                callback_id: ObjectId::from_bytes([3; 12]),
+                name: "crm".into(),
+                url: "https://crm.example/hook".into(),
+                auth: Some(CallbackAuth::Bearer { token: "t".into() }),
+                secrets: vec!["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw".into()],
+                events: None,
+                enabled: true,
+                timeout_seconds: 15,
+                max_in_flight: 64,
+            }],
+        };
+        let text = serde_json::to_string(&process).unwrap();
+        insta::assert_snapshot!(text, @r#"{"projectId":"010101010101010101010101","processId":"020202020202020202020202","revision":3,"name":"sales","states":[{"name":"new","kind":"initial"}],"metadataMerge":"shallow","allowLeavingTerminal":false,"callTimeoutSeconds":7200,"callbacks":[{"callbackId":"030303030303030303030303","name":"crm","url":"https://crm.example/hook","auth":{"type":"bearer","token":"t"},"secrets":["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"],"enabled":true,"timeoutSeconds":15,"maxInFlight":64}]}"#);
+        assert_eq!(serde_json::from_str::<Process>(&text).unwrap(), process);
+        assert!(!format!("{process:?}").contains("MfKQ9r8"));
+    }
+}

@@ -1,0 +1,363 @@
+//! Queries and administration: NATS micro services (ADR-32), request and reply in JSON.
+//!
+//! An error comes in the `Nats-Service-Error-Code` header (an HTTP status) and `Nats-Service-Error`
+//! (`{code}: {message}`), the body empty.
+//!
+//! | subject | request → reply | served by |
+//! |---|---|---|
+//! | `leads.rpc.lead.get` | [`GetLead`] → [`Lead`] | lead-state |
+//! | `leads.rpc.lead.initiate` | [`InitiateLead`] → [`Lead`] | lead-state |
+//! | `leads.rpc.update.get` | [`GetUpdate`] → [`Update`] | lead-state |
+//! | `leads.rpc.project.create` | [`CreateProject`] → [`Project`] | lead-state |
+//! | `leads.rpc.process.apply` | [`ProcessSpec`](crate::process::ProcessSpec) → [`Applied`] | lead-state |
+//! | `leads.rpc.key.create` | [`CreateKey`] → [`ApiKey`] | lead-state |
+//! | `leads.rpc.key.revoke` | [`RevokeKey`] → [`ApiKey`] | lead-state |
+//! | `leads.rpc.key.list` | [`ListKeys`] → list of [`ApiKey`] | lead-state |
+//! | `webhooks.rpc.delivery.of_update` | [`GetUpdate`] → list of [`Delivery`] | webhook-notifier |
+//! | `webhooks.rpc.callback.enable` | [`EnableCallback`] → [`Enabled`] | webhook-notifier |
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    JsonObject, ObjectId, Timestamp,
+    key::{ApiKey, Scope},
+    process::Process,
+};
+
+/// [`GetLead`] → [`Lead`].
+pub const LEAD_GET: &str = "leads.rpc.lead.get";
+/// [`InitiateLead`] → [`Lead`].
+pub const LEAD_INITIATE: &str = "leads.rpc.lead.initiate";
+/// [`GetUpdate`] → [`Update`].
+pub const UPDATE_GET: &str = "leads.rpc.update.get";
+/// [`CreateProject`] → [`Project`].
+pub const PROJECT_CREATE: &str = "leads.rpc.project.create";
+/// [`ProcessSpec`](crate::process::ProcessSpec) → [`Applied`].
+pub const PROCESS_APPLY: &str = "leads.rpc.process.apply";
+/// [`CreateKey`] → [`ApiKey`].
+pub const KEY_CREATE: &str = "leads.rpc.key.create";
+/// [`RevokeKey`] → [`ApiKey`].
+pub const KEY_REVOKE: &str = "leads.rpc.key.revoke";
+/// [`ListKeys`] → list of [`ApiKey`].
+pub const KEY_LIST: &str = "leads.rpc.key.list";
+/// [`GetUpdate`] → list of [`Delivery`].
+pub const DELIVERY_OF_UPDATE: &str = "webhooks.rpc.delivery.of_update";
+/// [`EnableCallback`] → [`Enabled`].
+pub const CALLBACK_ENABLE: &str = "webhooks.rpc.callback.enable";
+
+/// Why a query was not answered.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct RpcError {
+    /// The HTTP status that fits.
+    pub status: u16,
+    /// Stable, snake_case, for programs.
+    pub code: String,
+    /// One sentence, for people.
+    pub message: String,
+}
+
+impl RpcError {
+    /// Makes an error.
+    pub fn new(status: u16, code: &str, message: impl Into<String>) -> Self {
+        Self { status, code: code.into(), message: message.into() }
+    }
+}
+
+/// How a lead is found: by id, or by reference and process. The project is the caller's.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GetLead {
+    /// Whose lead.
+    pub project_id: ObjectId,
+    /// The lead.
+    #[serde(default)]
+    pub lead_id: Option<ObjectId>,
+    /// The lead's external id.
+    #[serde(default)]
+    pub reference_id: Option<String>,
+    /// The process of the external id.
+    #[serde(default)]
+    pub process_id: Option<ObjectId>,
+}
+
+/// A new lead.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct InitiateLead {
+    /// Whose lead.
+    pub project_id: ObjectId,
+    /// In which process.
+    pub process_id: ObjectId,
+    /// The group of the vendor's API; stored, not interpreted.
+    #[serde(default)]
+    pub group_id: Option<String>,
+    /// The lead's external id, unique in its process.
+    #[serde(default)]
+    pub reference_id: Option<String>,
+    /// The lead's name.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// The lead's phone number.
+    #[serde(default)]
+    pub phone: Option<String>,
+    /// The lead's e-mail address, lower case.
+    #[serde(default)]
+    pub email: Option<String>,
+    /// What else is known of it.
+    pub metadata: JsonObject,
+}
+
+/// A lead as it stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Lead {
+    /// The lead.
+    pub lead_id: ObjectId,
+    /// Its project.
+    pub project_id: ObjectId,
+    /// Its process.
+    pub process_id: ObjectId,
+    /// Its external id.
+    pub reference_id: Option<String>,
+    /// Its name.
+    pub name: Option<String>,
+    /// Its phone number.
+    pub phone: Option<String>,
+    /// Its e-mail address.
+    pub email: Option<String>,
+    /// Its state.
+    pub state: String,
+    /// The disposition stored with the state that last took one.
+    pub disposition: Option<String>,
+    /// What else is known of it.
+    pub metadata: JsonObject,
+    /// Grows by one with every applied update; 1 for a new lead.
+    pub version: i64,
+    /// When it was initiated.
+    pub created_at: Timestamp,
+    /// When it last changed.
+    pub updated_at: Timestamp,
+    /// Its last updates, newest first, at most [`LEAD_ACTIVITIES`].
+    pub activities: Vec<Activity>,
+}
+
+/// How many activities a lead shows.
+pub const LEAD_ACTIVITIES: i64 = 20;
+
+/// An update in a lead's history.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Activity {
+    /// The update.
+    pub update_id: ObjectId,
+    /// Whether the lead was changed.
+    pub success: bool,
+    /// Why not.
+    pub error: Option<String>,
+    /// The state before.
+    pub from_state: Option<String>,
+    /// The state after.
+    pub to_state: Option<String>,
+    /// The disposition given with it.
+    pub disposition: Option<String>,
+    /// Who changed it.
+    pub user_id: Option<String>,
+    /// When it was decided.
+    pub timestamp: Timestamp,
+}
+
+/// Which update.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GetUpdate {
+    /// Whose update.
+    pub project_id: ObjectId,
+    /// The update.
+    pub update_id: ObjectId,
+}
+
+/// Where an update stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum UpdateStatus {
+    /// In the log, not decided yet.
+    Pending,
+    /// The lead was changed.
+    Succeeded,
+    /// The lead was not changed.
+    Failed,
+}
+
+/// An update's story up to its outcome.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Update {
+    /// The update.
+    pub update_id: ObjectId,
+    /// Where it stands. While it is pending, all else is null.
+    pub status: UpdateStatus,
+    /// What was asked, as it stood in the log.
+    pub command: Option<JsonObject>,
+    /// Its place in the command log.
+    pub log_sequence: Option<u64>,
+    /// When the log stored it.
+    pub logged_at: Option<Timestamp>,
+    /// The lead it was for.
+    pub lead_id: Option<ObjectId>,
+    /// The lead's process.
+    pub process_id: Option<ObjectId>,
+    /// The lead's external id.
+    pub reference_id: Option<String>,
+    /// Why it failed, for people.
+    pub error: Option<String>,
+    /// Why it failed, for programs.
+    pub error_code: Option<String>,
+    /// The state before.
+    pub from_state: Option<String>,
+    /// The state after.
+    pub to_state: Option<String>,
+    /// The lead's version after.
+    pub version: Option<i64>,
+    /// Who changed it, as the command said.
+    pub user_id: Option<String>,
+    /// The API key it came under; null for internal producers.
+    pub api_key_id: Option<ObjectId>,
+    /// What it asked for and was ignored.
+    pub warnings: Vec<String>,
+    /// When it was decided and applied.
+    pub applied_at: Option<Timestamp>,
+    /// The lead's metadata after it.
+    pub data: Option<JsonObject>,
+}
+
+/// A new project.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CreateProject {
+    /// Its name, unique.
+    pub name: String,
+}
+
+/// A project.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Project {
+    /// The project.
+    pub project_id: ObjectId,
+    /// Its name.
+    pub name: String,
+    /// When it was created.
+    pub created_at: Timestamp,
+}
+
+/// What applying a process did.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Applied {
+    /// The process as it stands now. Secrets are shown only of the callbacks named in `new_secrets`.
+    pub process: Process,
+    /// Whether anything changed.
+    pub changed: bool,
+    /// The callbacks for which a signing secret was made just now: the one time that it is shown.
+    pub new_secrets: Vec<ObjectId>,
+}
+
+/// A new API key. The key itself is made by the caller and does not travel.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CreateKey {
+    /// The project that the key is for.
+    pub project_id: ObjectId,
+    /// What it is for, for people.
+    pub name: String,
+    /// [`hash`](crate::key::hash) of the key.
+    pub sha256: String,
+    /// What it may do.
+    pub scopes: BTreeSet<Scope>,
+    /// From when on it is refused.
+    pub expires_at: Option<Timestamp>,
+}
+
+/// Which key to revoke.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RevokeKey {
+    /// The key.
+    pub key_id: ObjectId,
+}
+
+/// Whose keys to list.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ListKeys {
+    /// The project.
+    pub project_id: ObjectId,
+}
+
+/// The reply of [`KEY_LIST`].
+pub type Keys = Vec<ApiKey>;
+
+/// Where a delivery stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum DeliveryStatus {
+    /// It will be tried (again).
+    Pending,
+    /// The endpoint took it.
+    Delivered,
+    /// It will not be tried again.
+    Exhausted,
+}
+
+/// A completion event on its way to one callback.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Delivery {
+    /// The update it tells of; also its `webhook-id`.
+    pub update_id: ObjectId,
+    /// The callback.
+    pub callback_id: ObjectId,
+    /// Where it stands.
+    pub status: DeliveryStatus,
+    /// When it is tried next.
+    pub next_attempt_at: Option<Timestamp>,
+    /// Its attempts, in order.
+    pub attempts: Vec<Attempt>,
+}
+
+/// One POST to a callback.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Attempt {
+    /// 1 for the first.
+    pub number: u32,
+    /// When it began.
+    pub started_at: Timestamp,
+    /// How long it took, in milliseconds.
+    pub duration_ms: u32,
+    /// The status that the endpoint answered with, if it did.
+    pub status_code: Option<u16>,
+    /// What went wrong; null when the endpoint took it.
+    pub error: Option<String>,
+    /// The first bytes of the answer's body, of attempts that failed.
+    pub response: Option<String>,
+}
+
+/// Which callback to enable after it was disabled by its failures.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EnableCallback {
+    /// The callback.
+    pub callback_id: ObjectId,
+}
+
+/// The reply of [`CALLBACK_ENABLE`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Enabled {
+    /// Whether it had been disabled.
+    pub was_disabled: bool,
+}

@@ -1,0 +1,74 @@
+//! Streams and buckets: what they hold, and what happens when they are full. lead-state makes them; the other
+//! services wait until they are there.
+
+use async_nats::jetstream::{
+    kv,
+    stream::{Config, DiscardPolicy, RetentionPolicy, StorageType},
+};
+
+use crate::subject;
+
+/// The command log: totally ordered, durable, the source of every change.
+pub const LEAD_COMMANDS: &str = "LEAD_COMMANDS";
+/// Completion events, for the webhook-notifier and whoever wants to know.
+pub const LEAD_EVENTS: &str = "LEAD_EVENTS";
+/// Events about deliveries and callbacks.
+pub const WEBHOOK_EVENTS: &str = "WEBHOOK_EVENTS";
+/// What could not be parsed, whole.
+pub const LEAD_DEAD_LETTERS: &str = "LEAD_DEAD_LETTERS";
+/// The bucket of API keys, by SHA-256 of the key in hex; values are [`ApiKey`](crate::key::ApiKey).
+pub const API_KEYS: &str = "api_keys";
+/// The bucket of processes, by [`process_key`](crate::subject::process_key); values are
+/// [`Process`](crate::process::Process).
+pub const PROCESSES: &str = "processes";
+
+/// The durable consumer through which all webhook-notifiers share the events.
+pub const NOTIFIER_CONSUMER: &str = "webhook-notifier";
+
+/// How much the streams may hold.
+#[derive(Debug, Clone, Copy)]
+pub struct StreamLimits {
+    /// Most bytes of the command log and, again, of the events. When one is full its publisher waits or answers
+    /// 503; nothing is dropped.
+    pub max_bytes: i64,
+    /// Copies of each stream: 1 on a single server, 3 on a cluster.
+    pub replicas: usize,
+}
+
+/// The streams, as they should be.
+pub fn streams(limits: StreamLimits) -> [Config; 4] {
+    let stream = |name: &str, subjects: &str, discard, max_bytes| Config {
+        name: name.into(),
+        subjects: vec![subjects.into()],
+        retention: RetentionPolicy::Limits,
+        storage: StorageType::File,
+        num_replicas: limits.replicas,
+        discard,
+        max_bytes,
+        // A producer's retry within this time never reaches the log; a later one is met by the ledger. Longer
+        // costs the server memory per message, shorter sends more retries to the ledger.
+        duplicate_window: std::time::Duration::from_secs(120),
+        ..Config::default()
+    };
+    // Refuse rather than forget: what is in these two must be read before it may go.
+    let refuse = DiscardPolicy::New;
+    // Notices: the source of truth is in Postgres or gone for good, so the oldest make room.
+    let forget = DiscardPolicy::Old;
+    [
+        stream(LEAD_COMMANDS, subject::ALL_COMMANDS, refuse, limits.max_bytes),
+        stream(LEAD_EVENTS, subject::ALL_EVENTS, refuse, limits.max_bytes),
+        stream(WEBHOOK_EVENTS, subject::ALL_WEBHOOK_EVENTS, forget, limits.max_bytes / 16),
+        stream(LEAD_DEAD_LETTERS, subject::ALL_DEAD_LETTERS, forget, limits.max_bytes / 16),
+    ]
+}
+
+/// The buckets, as they should be.
+pub fn buckets(limits: StreamLimits) -> [kv::Config; 2] {
+    [API_KEYS, PROCESSES].map(|bucket| kv::Config {
+        bucket: bucket.into(),
+        history: 1,
+        storage: StorageType::File,
+        num_replicas: limits.replicas,
+        ..kv::Config::default()
+    })
+}

@@ -1,0 +1,201 @@
+//! The subject grammar: every subject that Leadrelay publishes or reads, in one table, with its builder and parser.
+//!
+//! | subject | what | stream |
+//! |---|---|---|
+//! | `leads.cmd.{projectId}.update` | [`UpdateCommand`](crate::command::UpdateCommand) | `LEAD_COMMANDS` |
+//! | `leads.cmd.{projectId}.call.started` | [`CallStarted`](crate::command::CallStarted) | `LEAD_COMMANDS` |
+//! | `leads.cmd.{projectId}.call.ended` | [`CallEnded`](crate::command::CallEnded) | `LEAD_COMMANDS` |
+//! | `leads.evt.{projectId}.{processId}.update.{succeeded\|failed}` | [`CompletionEvent`](crate::event::CompletionEvent) | `LEAD_EVENTS` |
+//! | `webhooks.evt.{projectId}.{processId}.{exhausted\|callback.disabled}` | [`WebhookEvent`](crate::event::WebhookEvent) | `WEBHOOK_EVENTS` |
+//! | `leads.dead.{reason}` | the message as it came | `LEAD_DEAD_LETTERS` |
+//! | `leads.rpc.…`, `webhooks.rpc.…` | queries, see [`rpc`](crate::rpc) | none |
+//!
+//! Ids are 24 lower-case hex digits; `_` stands for an unknown process. The project is in the subject, not only in
+//! the body, so that NATS permissions can fence a producer; a body's own `projectId` is ignored.
+
+use std::fmt;
+
+use crate::ObjectId;
+
+/// All commands and call events of all projects.
+pub const ALL_COMMANDS: &str = "leads.cmd.>";
+/// All completion events.
+pub const ALL_EVENTS: &str = "leads.evt.>";
+/// All events about deliveries.
+pub const ALL_WEBHOOK_EVENTS: &str = "webhooks.evt.>";
+/// All dead letters.
+pub const ALL_DEAD_LETTERS: &str = "leads.dead.>";
+/// What stands in a subject or a KV key where the process is not known.
+pub const NO_PROCESS: &str = "_";
+
+/// A subject of the command log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CommandSubject {
+    /// The project that the producer speaks for.
+    pub project_id: ObjectId,
+    /// What the message is.
+    pub kind: CommandKind,
+}
+
+/// What a message of the command log is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CommandKind {
+    /// Change a lead.
+    Update,
+    /// A call with a lead began.
+    CallStarted,
+    /// A call with a lead ended.
+    CallEnded,
+}
+
+/// The subject is not one of the command log's.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "subject is none of leads.cmd.{{projectId}}.update, leads.cmd.{{projectId}}.call.started, \
+     leads.cmd.{{projectId}}.call.ended with a projectId of 24 hex digits"
+)]
+pub struct NotACommandSubject;
+
+impl CommandSubject {
+    /// Reads a subject of the command log.
+    pub fn parse(subject: &str) -> Result<Self, NotACommandSubject> {
+        let rest = subject.strip_prefix("leads.cmd.").ok_or(NotACommandSubject)?;
+        let (project, kind) = rest.split_once('.').ok_or(NotACommandSubject)?;
+        let kind = match kind {
+            "update" => CommandKind::Update,
+            "call.started" => CommandKind::CallStarted,
+            "call.ended" => CommandKind::CallEnded,
+            _ => return Err(NotACommandSubject),
+        };
+        Ok(Self { project_id: project.parse().map_err(|_| NotACommandSubject)?, kind })
+    }
+}
+
+impl fmt::Display for CommandSubject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match self.kind {
+            CommandKind::Update => "update",
+            CommandKind::CallStarted => "call.started",
+            CommandKind::CallEnded => "call.ended",
+        };
+        write!(f, "leads.cmd.{}.{kind}", self.project_id)
+    }
+}
+
+/// `{projectId}.{processId|_}`: the middle of event subjects, and the key of a process in the `processes` bucket.
+pub fn process_key(project_id: ObjectId, process_id: Option<ObjectId>) -> String {
+    match process_id {
+        Some(process_id) => format!("{project_id}.{process_id}"),
+        None => format!("{project_id}.{NO_PROCESS}"),
+    }
+}
+
+/// The subject of a completion event.
+pub fn event(project_id: ObjectId, process_id: Option<ObjectId>, success: bool) -> String {
+    let outcome = if success { "succeeded" } else { "failed" };
+    format!("leads.evt.{}.update.{outcome}", process_key(project_id, process_id))
+}
+
+/// The subject of the event that a delivery is exhausted.
+pub fn delivery_exhausted(project_id: ObjectId, process_id: Option<ObjectId>) -> String {
+    format!("webhooks.evt.{}.exhausted", process_key(project_id, process_id))
+}
+
+/// The subject of the event that a callback was disabled.
+pub fn callback_disabled(project_id: ObjectId, process_id: Option<ObjectId>) -> String {
+    format!("webhooks.evt.{}.callback.disabled", process_key(project_id, process_id))
+}
+
+/// Why a message of the command log is a dead letter: the last token of its subject.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum DeadLetterReason {
+    /// Its subject is not in the grammar.
+    InvalidSubject,
+    /// Its body is not JSON that may enter (see [`json::check`](crate::json::check)).
+    InvalidJson,
+    /// Its body is JSON, but not the message that its subject announces.
+    InvalidCommand,
+    /// A call event for a lead that does not exist in its project.
+    UnknownLead,
+}
+
+impl DeadLetterReason {
+    /// The token in the subject.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::InvalidSubject => "invalid_subject",
+            Self::InvalidJson => "invalid_json",
+            Self::InvalidCommand => "invalid_command",
+            Self::UnknownLead => "unknown_lead",
+        }
+    }
+
+    /// The subject of dead letters with this reason.
+    pub fn subject(self) -> String {
+        format!("leads.dead.{}", self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn the_grammar() {
+        let project_id = ObjectId::from_bytes([0xab; 12]);
+        let process_id = ObjectId::from_bytes([0xcd; 12]);
+        let subjects = [
+            CommandSubject { project_id, kind: CommandKind::Update }.to_string(),
+            CommandSubject { project_id, kind: CommandKind::CallStarted }.to_string(),
+            CommandSubject { project_id, kind: CommandKind::CallEnded }.to_string(),
+            event(project_id, Some(process_id), true),
+            event(project_id, None, false),
+            delivery_exhausted(project_id, Some(process_id)),
+            callback_disabled(project_id, Some(process_id)),
+            DeadLetterReason::InvalidJson.subject(),
+        ];
+        insta::assert_snapshot!(subjects.join("\n"), @r"
+        leads.cmd.abababababababababababab.update
+        leads.cmd.abababababababababababab.call.started
+        leads.cmd.abababababababababababab.call.ended
+        leads.evt.abababababababababababab.cdcdcdcdcdcdcdcdcdcdcdcd.update.succeeded
+        leads.evt.abababababababababababab._.update.failed
+        webhooks.evt.abababababababababababab.cdcdcdcdcdcdcdcdcdcdcdcd.exhausted
+        webhooks.evt.abababababababababababab.cdcdcdcdcdcdcdcdcdcdcdcd.callback.disabled
+        leads.dead.invalid_json
+        ");
+    }
+
+    #[test]
+    fn odd_subjects_are_refused() {
+        for subject in [
+            "leads.cmd",
+            "leads.cmd.",
+            "leads.cmd.abababababababababababab",
+            "leads.cmd.abababababababababababab.update.",
+            "leads.cmd.abababababababababababab.delete",
+            "leads.cmd.abababababababababababab.call",
+            "leads.cmd.ababababababababababab.update",
+            "leads.cmd._.update",
+            "leads.evt.abababababababababababab.update",
+        ] {
+            assert_eq!(CommandSubject::parse(subject), Err(NotACommandSubject), "{subject}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn command_subjects_round_trip(bytes: [u8; 12], kind in 0..3) {
+            let kind = [CommandKind::Update, CommandKind::CallStarted, CommandKind::CallEnded][kind as usize];
+            let subject = CommandSubject { project_id: ObjectId::from_bytes(bytes), kind };
+            prop_assert_eq!(CommandSubject::parse(&subject.to_string()), Ok(subject));
+        }
+
+        #[test]
+        fn arbitrary_subjects_never_panic(subject in ".*") {
+            let _ = CommandSubject::parse(&subject);
+        }
+    }
+}

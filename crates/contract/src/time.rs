@@ -1,0 +1,77 @@
+//! Instants as the wire has them: milliseconds since the Unix epoch.
+
+use serde::{Deserialize, Serialize};
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+
+/// An instant, in milliseconds since 1970-01-01T00:00:00Z; a JSON number on the wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Timestamp(i64);
+
+impl Timestamp {
+    /// The instant this many milliseconds after the epoch.
+    pub const fn from_millis(millis: i64) -> Self {
+        Self(millis)
+    }
+
+    /// Milliseconds since the epoch.
+    pub const fn millis(self) -> i64 {
+        self.0
+    }
+
+    /// Seconds since the epoch, clamped to what an ObjectId can hold.
+    pub fn unix_seconds(self) -> u32 {
+        self.0.div_euclid(1000).clamp(0, i64::from(u32::MAX)) as u32
+    }
+
+    /// This instant plus a span, saturating.
+    pub fn plus(self, span: std::time::Duration) -> Self {
+        Self(self.0.saturating_add(i64::try_from(span.as_millis()).unwrap_or(i64::MAX)))
+    }
+
+    /// This instant minus a span, saturating.
+    pub fn minus(self, span: std::time::Duration) -> Self {
+        Self(self.0.saturating_sub(i64::try_from(span.as_millis()).unwrap_or(i64::MAX)))
+    }
+
+    /// ISO 8601 in UTC with milliseconds, e.g. `2026-01-12T04:55:59.048Z`.
+    pub fn to_iso(self) -> String {
+        let at = OffsetDateTime::from(self);
+        let text = at.format(&Rfc3339).unwrap_or_default();
+        // Rfc3339 trims trailing zeros of the fraction; clients of the vendor's API expect three digits.
+        match text.get(..19) {
+            Some(seconds) => format!("{seconds}.{:03}Z", at.millisecond()),
+            None => text,
+        }
+    }
+}
+
+impl From<Timestamp> for OffsetDateTime {
+    fn from(at: Timestamp) -> Self {
+        OffsetDateTime::from_unix_timestamp_nanos(i128::from(at.0) * 1_000_000).unwrap_or(OffsetDateTime::UNIX_EPOCH)
+    }
+}
+
+impl From<OffsetDateTime> for Timestamp {
+    fn from(at: OffsetDateTime) -> Self {
+        Self((at.unix_timestamp_nanos() / 1_000_000) as i64)
+    }
+}
+
+impl From<std::time::SystemTime> for Timestamp {
+    fn from(at: std::time::SystemTime) -> Self {
+        OffsetDateTime::from(at).into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn iso_has_three_fraction_digits_always() {
+        assert_eq!(Timestamp::from_millis(1_768_193_759_048).to_iso(), "2026-01-12T04:55:59.048Z");
+        assert_eq!(Timestamp::from_millis(1_768_193_759_000).to_iso(), "2026-01-12T04:55:59.000Z");
+        assert_eq!(Timestamp::from_millis(1_768_193_759_500).to_iso(), "2026-01-12T04:55:59.500Z");
+    }
+}

@@ -1,0 +1,39 @@
+//! W3C trace context, version 00 (<https://www.w3.org/TR/trace-context/#traceparent-header>).
+
+/// Whether a text is a `traceparent` that may be passed on: `00-{32 hex}-{16 hex}-{2 hex}`, lower case, ids not zero.
+pub fn is_traceparent(text: &str) -> bool {
+    let mut parts = text.split('-');
+    let mut part = |length: usize| {
+        parts.next().filter(|part| part.len() == length && part.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')))
+    };
+    let (version, trace, span, flags) = (part(2), part(32), part(16), part(2));
+    let set = |id: Option<&str>| id.is_some_and(|id| id.bytes().any(|b| b != b'0'));
+    version == Some("00") && set(trace) && set(span) && flags.is_some() && parts.next().is_none()
+}
+
+/// A new sampled trace from 24 random bytes.
+pub fn new_traceparent(random: [u8; 24]) -> String {
+    format!("00-{}-{}-01", hex::encode(&random[..16]), hex::encode(&random[16..]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_well_formed_ones_pass() {
+        assert!(is_traceparent("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"));
+        assert!(is_traceparent(&new_traceparent([7; 24])));
+        for text in [
+            "",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-x",
+            "01-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+            "00-00000000000000000000000000000000-00f067aa0ba902b7-01",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01",
+            "00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01",
+        ] {
+            assert!(!is_traceparent(text), "{text}");
+        }
+    }
+}
