@@ -1,1 +1,14 @@
-//! service-kit
+//! What every service needs around its part of the flow: configuration, telemetry, lifecycle, health, HTTP serving,
+//! NATS connection, streams, buckets and queries.
+
+pub mod clock;
+pub mod config;
+pub mod health;
+pub mod http;
+pub mod kv;
+pub mod lifecycle;
+pub mod nats;
+pub mod publish;
+pub mod retention;
+pub mod rpc;
+pub mod telemetry;

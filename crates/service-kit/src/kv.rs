@@ -1,0 +1,137 @@
+//! A bucket watched into memory.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+
+use anyhow::Context;
+use async_nats::jetstream::{
+    self,
+    kv::{Operation, Store},
+};
+use futures::StreamExt;
+use serde::de::DeserializeOwned;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    health::Readiness,
+    nats::{bucket, chain, patient},
+};
+
+/// How long the watch may be silent before it is checked that it still hears everything.
+const CHECK_INTERVAL: Duration = Duration::from_secs(5);
+
+/// What a bucket holds, by key, in memory.
+#[derive(Debug)]
+pub struct View<T> {
+    entries: RwLock<HashMap<String, Arc<T>>>,
+}
+
+impl<T> Default for View<T> {
+    fn default() -> Self {
+        Self { entries: RwLock::default() }
+    }
+}
+
+impl<T: DeserializeOwned> View<T> {
+    /// The entry under this key.
+    pub fn get(&self, key: &str) -> Option<Arc<T>> {
+        self.entries.read().unwrap_or_else(PoisonError::into_inner).get(key).cloned()
+    }
+
+    /// All entries, in no order.
+    pub fn all(&self) -> Vec<Arc<T>> {
+        self.entries.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// Follows a bucket until shutdown. `readiness` waits for the first whole picture; when the connection is lost the
+    /// last picture stays until there is a new one.
+    pub async fn follow(
+        &self,
+        js: &jetstream::Context,
+        name: &'static str,
+        readiness: Readiness,
+        shutdown: CancellationToken,
+    ) -> anyhow::Result<()> {
+        readiness.not_ready(name, "not read yet");
+        let follow = async {
+            for delay in patient() {
+                let store = bucket(js, name).await?;
+                match self.watch(&store, || readiness.ready(name)).await {
+                    Ok(()) => tracing::debug!(bucket = name, "the watch ended, watching again"),
+                    Err(e) => tracing::warn!(bucket = name, "the watch failed, watching again: {e:#}"),
+                }
+                tokio::time::sleep(delay).await;
+            }
+            anyhow::Ok(())
+        };
+        tokio::select! {
+            followed = follow => followed,
+            () = shutdown.cancelled() => Ok(()),
+        }
+    }
+
+    /// Reads the whole bucket, then its changes, until the watch is known to be behind.
+    async fn watch(&self, store: &Store, mut on_complete: impl FnMut()) -> anyhow::Result<()> {
+        let last = store.stream.get_info().await.context("cannot read the bucket's state")?.state.last_sequence;
+        let mut watch = store.watch_with_history(">").await.context("cannot watch the bucket")?;
+        let mut fresh = Some(HashMap::new());
+        let mut seen = 0;
+        if last == 0 {
+            self.replace(fresh.take().unwrap_or_default());
+            on_complete();
+        }
+        loop {
+            let entry = match tokio::time::timeout(CHECK_INTERVAL, watch.next()).await {
+                Ok(Some(entry)) => entry.context("the watch failed")?,
+                Ok(None) => return Ok(()),
+                Err(_) => {
+                    // A watch can fall silent, e.g. when the bucket was made anew behind its back.
+                    let state = store.stream.get_info().await.context("cannot read the bucket's state")?.state;
+                    if state.last_sequence != seen.max(last) {
+                        anyhow::bail!("the bucket is at {}, the watch at {seen}", state.last_sequence);
+                    }
+                    if let Some(fresh) = fresh.take() {
+                        self.replace(fresh);
+                        on_complete();
+                    }
+                    continue;
+                }
+            };
+            seen = entry.revision;
+            let value = match entry.operation {
+                Operation::Put => match serde_json::from_slice(&entry.value) {
+                    Ok(value) => Some(Arc::new(value)),
+                    Err(e) => {
+                        tracing::error!(bucket = %entry.bucket, key = %entry.key, "entry cannot be read: {}", chain(&e));
+                        None
+                    }
+                },
+                Operation::Delete | Operation::Purge => None,
+            };
+            match &mut fresh {
+                Some(fresh) => change(fresh, entry.key, value),
+                None => change(&mut self.entries.write().unwrap_or_else(PoisonError::into_inner), entry.key, value),
+            }
+            if seen >= last
+                && let Some(fresh) = fresh.take()
+            {
+                self.replace(fresh);
+                on_complete();
+            }
+        }
+    }
+
+    fn replace(&self, entries: HashMap<String, Arc<T>>) {
+        *self.entries.write().unwrap_or_else(PoisonError::into_inner) = entries;
+    }
+}
+
+fn change<T>(entries: &mut HashMap<String, Arc<T>>, key: String, value: Option<Arc<T>>) {
+    match value {
+        Some(value) => entries.insert(key, value),
+        None => entries.remove(&key),
+    };
+}

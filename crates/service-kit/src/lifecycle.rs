@@ -1,0 +1,133 @@
+//! How a service lives and dies: a task that ends takes the process down; a signal drains it.
+
+use std::{future::Future, time::Duration};
+
+use anyhow::{Context, anyhow};
+use tokio::{signal::unix::SignalKind, task::JoinSet};
+use tokio_util::sync::CancellationToken;
+
+/// How long a service may take to drain after it was told to stop. Kubernetes' grace period must be longer; a longer
+/// one here lets slower endpoints finish, a shorter one restarts faster.
+pub const DRAIN_DEADLINE: Duration = Duration::from_secs(20);
+
+/// A token that is cancelled on SIGTERM or SIGINT.
+pub fn shutdown_on_signal() -> anyhow::Result<CancellationToken> {
+    let mut terminate = tokio::signal::unix::signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    let mut interrupt = tokio::signal::unix::signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+    let shutdown = CancellationToken::new();
+    let token = shutdown.clone();
+    // Not supervised: it holds nothing and cannot fail.
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("stopping");
+        token.cancel();
+    });
+    Ok(shutdown)
+}
+
+/// The tasks of a service.
+#[derive(Debug)]
+pub struct Tasks {
+    set: JoinSet<(&'static str, anyhow::Result<()>)>,
+    background: JoinSet<(&'static str, anyhow::Result<()>)>,
+    shutdown: CancellationToken,
+}
+
+impl Tasks {
+    /// No tasks yet. Every task is expected to run until `shutdown`, then to drain and return.
+    pub fn new(shutdown: CancellationToken) -> Self {
+        Self { set: JoinSet::new(), background: JoinSet::new(), shutdown }
+    }
+
+    /// Starts a task.
+    pub fn spawn(&mut self, name: &'static str, task: impl Future<Output = anyhow::Result<()>> + Send + 'static) {
+        self.set.spawn(async move { (name, task.await) });
+    }
+
+    /// Starts a task that serves the others: it is not waited for, and cut when they are done.
+    pub fn spawn_background(
+        &mut self,
+        name: &'static str,
+        task: impl Future<Output = anyhow::Result<()>> + Send + 'static,
+    ) {
+        self.background.spawn(async move { (name, task.await) });
+    }
+
+    /// Waits until all tasks are done. One that ends before shutdown, fails or panics ends all of them: the error
+    /// names it. After shutdown they have `deadline` to drain; what is left then is cut.
+    pub async fn run(mut self, deadline: Duration) -> anyhow::Result<()> {
+        let mut result = Ok(());
+        let cut = async {
+            self.shutdown.cancelled().await;
+            tokio::time::sleep(deadline).await;
+        };
+        tokio::pin!(cut);
+        loop {
+            let ended = tokio::select! {
+                ended = self.set.join_next() => ended,
+                Some(ended) = self.background.join_next() => Some(ended),
+                () = &mut cut => {
+                    self.set.shutdown().await;
+                    return result.and(Err(anyhow!("not drained within {deadline:?}")));
+                }
+            };
+            let failure = match ended {
+                None => return result,
+                Some(Ok((_, Ok(())))) if self.shutdown.is_cancelled() => continue,
+                Some(Ok((name, Ok(())))) => anyhow!("task {name} ended though nobody told it to"),
+                Some(Ok((name, Err(e)))) => e.context(format!("task {name} failed")),
+                Some(Err(e)) => anyhow!(e).context("a task died"),
+            };
+            tracing::error!("{failure:#}");
+            result = result.and(Err(failure));
+            self.shutdown.cancel();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SOON: Duration = Duration::from_secs(5);
+
+    #[tokio::test]
+    async fn a_task_that_ends_early_or_panics_takes_the_others_down() {
+        for panics in [false, true] {
+            let shutdown = CancellationToken::new();
+            let mut tasks = Tasks::new(shutdown.clone());
+            let token = shutdown.clone();
+            tasks.spawn("steady", async move {
+                token.cancelled().await;
+                Ok(())
+            });
+            tasks.spawn("early", async move {
+                assert!(!panics, "boom");
+                Ok(())
+            });
+            let error = tasks.run(SOON).await.unwrap_err();
+            assert!(shutdown.is_cancelled());
+            assert!(panics || error.to_string().contains("early"), "{error:#}");
+        }
+    }
+
+    #[tokio::test]
+    async fn draining_is_clean_and_bounded() {
+        let shutdown = CancellationToken::new();
+        let mut tasks = Tasks::new(shutdown.clone());
+        let token = shutdown.clone();
+        tasks.spawn("drains", async move {
+            token.cancelled().await;
+            Ok(())
+        });
+        shutdown.cancel();
+        tasks.run(SOON).await.unwrap();
+
+        let mut tasks = Tasks::new(shutdown);
+        tasks.spawn("hangs", std::future::pending());
+        assert!(tasks.run(Duration::from_millis(10)).await.unwrap_err().to_string().contains("not drained"));
+    }
+}

@@ -1,0 +1,138 @@
+//! The connection to NATS, and the streams and buckets that must be there.
+
+use std::{future::Future, time::Duration};
+
+use anyhow::Context;
+use async_nats::{
+    Client, ConnectOptions, Event, ServerAddr,
+    jetstream::{self, kv, stream::Stream},
+};
+use backon::{BackoffBuilder, ExponentialBuilder};
+use contract::streams::{StreamLimits, buckets, streams};
+
+use crate::{config::NatsConfig, health::Readiness};
+
+/// How often the connection is probed. A peer that vanished without a word is noticed after two to three of these.
+const PING_INTERVAL: Duration = Duration::from_secs(5);
+/// How long JetStream may take to answer or ack. Longer keeps clients waiting while a broker is gone, shorter
+/// mistakes a slow disk for a lost message.
+const ACK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Connects, and goes on trying until NATS is there; `readiness` follows the connection.
+pub async fn connect(config: &NatsConfig, name: &str, readiness: &Readiness) -> anyhow::Result<Client> {
+    readiness.not_ready("nats", "not connected");
+    let observed = readiness.clone();
+    let servers = config
+        .nats_url
+        .split(',')
+        .map(|url| url.trim().parse::<ServerAddr>())
+        .collect::<Result<Vec<_>, _>>()
+        .context("NATS_URL is not a list of nats:// or tls:// URLs")?;
+    let mut options = ConnectOptions::new()
+        .name(name)
+        .ping_interval(PING_INTERVAL)
+        .connection_timeout(ACK_TIMEOUT)
+        // Ask again soon: the first reconnect at once, later ones at most a second apart.
+        .reconnect_delay_callback(|attempts| Duration::from_millis((attempts as u64 * 100).min(1000)))
+        .event_callback(move |event| {
+            let readiness = observed.clone();
+            async move {
+                match event {
+                    Event::Connected => {
+                        tracing::info!("connected to NATS");
+                        readiness.ready("nats");
+                    }
+                    Event::Disconnected | Event::Closed => {
+                        tracing::warn!("connection to NATS lost");
+                        readiness.not_ready("nats", "not connected");
+                    }
+                    Event::ClientError(e) => tracing::debug!("NATS: {e}"),
+                    event => tracing::warn!("NATS: {event}"),
+                }
+            }
+        });
+    if let Some(file) = &config.nats_creds {
+        options = options
+            .credentials_file(file)
+            .await
+            .with_context(|| format!("cannot read the NATS credentials {}", file.display()))?;
+    }
+    if let Some(file) = &config.nats_ca {
+        options = options.add_root_certificates(file.clone());
+    }
+    let client = retry("connect to NATS", || options.clone().connect(&servers)).await?;
+    readiness.ready("nats");
+    Ok(client)
+}
+
+/// A JetStream context of this connection.
+pub fn jetstream(client: &Client) -> jetstream::Context {
+    jetstream::ContextBuilder::new()
+        .timeout(ACK_TIMEOUT)
+        .ack_timeout(ACK_TIMEOUT)
+        // Callers bound what they have in flight; this bound is only the client's own book-keeping.
+        .max_ack_inflight(65_536)
+        .backpressure_on_inflight(true)
+        .build(client.clone())
+}
+
+/// Makes the streams and buckets that are not there yet. What is there is left as it is.
+pub async fn create_streams(js: &jetstream::Context, limits: StreamLimits) -> anyhow::Result<()> {
+    for config in streams(limits) {
+        retry("create a stream", || js.get_or_create_stream(config.clone())).await?;
+    }
+    for config in buckets(limits) {
+        retry("create a bucket", || async {
+            match js.get_key_value(&config.bucket).await {
+                Ok(bucket) => Ok(bucket),
+                Err(_) => js.create_key_value(config.clone()).await,
+            }
+        })
+        .await?;
+    }
+    Ok(())
+}
+
+/// Waits until a stream is there.
+pub async fn stream(js: &jetstream::Context, name: &'static str) -> anyhow::Result<Stream> {
+    retry(&format!("find the stream {name} (lead-state makes it)"), || js.get_stream(name)).await
+}
+
+/// Waits until a bucket is there.
+pub async fn bucket(js: &jetstream::Context, name: &'static str) -> anyhow::Result<kv::Store> {
+    retry(&format!("find the bucket {name} (lead-state makes it)"), || js.get_key_value(name)).await
+}
+
+/// Tries until it works; callers stop it by dropping it.
+async fn retry<T, E, F>(what: &str, attempt: impl Fn() -> F) -> anyhow::Result<T>
+where
+    F: Future<Output = Result<T, E>>,
+    E: std::error::Error + Send + Sync + 'static,
+{
+    for delay in patient() {
+        match attempt().await {
+            Ok(value) => return Ok(value),
+            Err(e) => {
+                tracing::warn!("cannot {what}, trying again: {}", chain(&e));
+                tokio::time::sleep(delay).await;
+            }
+        }
+    }
+    anyhow::bail!("gave up trying to {what}")
+}
+
+/// The delays of a loop that never gives up: from 100 ms to 2 s, with jitter.
+pub fn patient() -> impl Iterator<Item = Duration> {
+    ExponentialBuilder::default()
+        .with_min_delay(Duration::from_millis(100))
+        .with_max_delay(Duration::from_secs(2))
+        .without_max_times()
+        .with_jitter()
+        .build()
+}
+
+/// An error with its causes, in one line.
+pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let causes = std::iter::successors(Some(error), |e| e.source()).map(ToString::to_string).collect::<Vec<_>>();
+    causes.join(": ")
+}
