@@ -1,0 +1,259 @@
+//! A private nats-server with JetStream.
+
+use crate::{
+    Say,
+    error::{During, Error},
+    home::Home,
+    port,
+    postgres::port_was_taken,
+    process::{Keep, Process, Signal, clear_leftover},
+    programs::{self, run},
+};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitStatus,
+    time::Duration,
+};
+use tokio::process::Command;
+
+const USER: &str = "leadrelay";
+
+/// From start to the first accepted connection. The recovery of the streams is in it.
+const START_DEADLINE: Duration = Duration::from_secs(30);
+
+/// How long it may take to end before it is killed.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// Ports tried before giving up, when others keep taking them first.
+const PORT_ATTEMPTS: usize = 5;
+
+/// The first server that can sync before it acks.
+const SYNCS_SINCE: (u32, u32) = (2, 10);
+
+/// What kind of nats-server to start.
+#[derive(Clone, Debug, Default)]
+pub struct NatsOptions {
+    /// The directory it lives in, made if need be; `None` is a throw-away.
+    pub dir: Option<PathBuf>,
+    /// Whether JetStream syncs before it acks. A server before 2.10 cannot: see [`LocalNats::syncs`].
+    pub sync: bool,
+    /// The port to take if it is free; else, and by default, the one of last time if it is free, else any.
+    pub port: Option<u16>,
+}
+
+impl NatsOptions {
+    /// One that keeps its data in `dir`, safe against power cuts where the server can.
+    pub fn durable(dir: impl Into<PathBuf>) -> Self {
+        Self { dir: Some(dir.into()), sync: true, port: None }
+    }
+
+    /// One that leaves nothing behind and never waits for the disk.
+    #[must_use]
+    pub fn throwaway() -> Self {
+        Self::default()
+    }
+}
+
+/// A nats-server of one's own on 127.0.0.1, with JetStream and messages of up to 4 MB.
+///
+/// It runs until this value is dropped, the process ends, or one of the methods ends it.
+#[derive(Debug)]
+pub struct LocalNats {
+    // In this order: a throw-away's directory goes after its server.
+    process: Process,
+    home: Home,
+    program: PathBuf,
+    version: (u32, u32, u32),
+    sync: bool,
+    password: String,
+    port: u16,
+}
+
+impl LocalNats {
+    /// Starts it and waits until it accepts a client.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] without nats-server; [`Error::InUse`] when another process has the directory;
+    /// [`Error::Died`] or [`Error::NotReady`] with its log when it does not start.
+    pub async fn start(options: NatsOptions, say: Say<'_>) -> Result<Self, Error> {
+        let program = programs::nats_server()?;
+        let version = version(&program).await?;
+        let sync = options.sync && (version.0, version.1) >= SYNCS_SINCE;
+        if options.sync && !sync {
+            say(&format!(
+                "nats-server {}.{}.{} cannot sync before it acks: what it acked survives a crash of any process, \
+                 but no power cut (2.10 and later can)",
+                version.0, version.1, version.2
+            ));
+        }
+        let home = Home::open(options.dir.as_deref(), None, say)?;
+        let mark = home.join("nats.conf").display().to_string();
+        clear_leftover(&home.join("nats.pid"), &mark, &[Signal::Term], PATIENCE).await?;
+
+        let password = home.secret("password")?;
+        let mut wanted = [options.port, home.last_port()].into_iter().flatten().find(|port| port::is_free(*port));
+        let mut attempt = 1;
+        let (process, port) = loop {
+            let port = match wanted.take() {
+                Some(port) => port,
+                None => port::free().during(|| "looking for a free port".to_owned())?,
+            };
+            match launch(&program, &home, sync, &password, port).await {
+                Ok(process) => break (process, port),
+                Err(Error::Died { log, .. }) if port_was_taken(&log) && attempt < PORT_ATTEMPTS => attempt += 1,
+                Err(error) => return Err(error),
+            }
+        };
+        home.keep_port(port)?;
+        Ok(Self { process, home, program, version, sync, password, port })
+    }
+
+    /// `nats://user:password@127.0.0.1:port`: the same for as long as directory and port are.
+    #[must_use]
+    pub fn url(&self) -> String {
+        url(&self.password, self.port)
+    }
+
+    /// The port on 127.0.0.1.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The server's pid; after its end, the one it had.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// The directory it lives in.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        self.home.path()
+    }
+
+    /// The server's version.
+    #[must_use]
+    pub fn version(&self) -> (u32, u32, u32) {
+        self.version
+    }
+
+    /// Whether an ack of JetStream means that the message is on disk.
+    #[must_use]
+    pub fn syncs(&self) -> bool {
+        self.sync
+    }
+
+    /// Resolves when the server ends, whoever ended it. May be dropped and called again.
+    ///
+    /// # Errors
+    /// When the system cannot wait for it.
+    pub async fn exited(&mut self) -> Result<ExitStatus, Error> {
+        self.process.exited().await
+    }
+
+    /// Ends it in order; harsher after 15 s.
+    ///
+    /// # Errors
+    /// When the system refuses to signal or to wait.
+    pub async fn stop(&mut self) -> Result<ExitStatus, Error> {
+        self.process.stop(&[Signal::Term]).await
+    }
+
+    /// Ends it with SIGKILL.
+    ///
+    /// # Errors
+    /// When the system refuses to signal or to wait.
+    pub async fn kill9(&mut self) -> Result<ExitStatus, Error> {
+        self.process.stop(&[]).await
+    }
+
+    /// Starts it again on the same data, port and URL, after it ended or was ended.
+    ///
+    /// # Errors
+    /// As for [`LocalNats::start`]; and [`Error::Died`] when somebody took the port in the meantime.
+    pub async fn restart(&mut self) -> Result<(), Error> {
+        self.stop().await?;
+        self.process = launch(&self.program, &self.home, self.sync, &self.password, self.port).await?;
+        Ok(())
+    }
+
+    /// Sends a signal, such as [`Signal::Stop`] to freeze it and [`Signal::Cont`] to let it go on.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn signal(&self, signal: Signal) -> Result<(), Error> {
+        self.process.signal(signal)
+    }
+}
+
+impl Drop for LocalNats {
+    fn drop(&mut self) {
+        if self.process.is_watched() {
+            self.home.leave_to_watcher();
+        }
+    }
+}
+
+fn url(password: &str, port: u16) -> String {
+    format!("nats://{USER}:{password}@127.0.0.1:{port}")
+}
+
+async fn launch(program: &Path, home: &Home, sync: bool, password: &str, port: u16) -> Result<Process, Error> {
+    let sync = if sync { "sync_interval: always" } else { "" };
+    let quoted = |name: &str| format!("{:?}", home.join(name).display().to_string());
+    let config = format!(
+        "listen: \"127.0.0.1:{port}\"\n\
+         max_payload: 4MB\n\
+         pid_file: {pid_file}\n\
+         authorization {{ user: {USER}, password: \"{password}\" }}\n\
+         jetstream {{\n  store_dir: {store}\n  {sync}\n}}\n",
+        pid_file = quoted("nats.pid"),
+        store = quoted("store"),
+    );
+    home.write_private("nats.conf", &config)?;
+
+    let mut command = std::process::Command::new(program);
+    command.arg("-c").arg(home.join("nats.conf")).current_dir(home.path());
+    let log = home.join("nats.log");
+    let keep = Keep {
+        name: "nats-server",
+        log: &log,
+        user: None,
+        signals: if home.litter().is_some() { &[] } else { &[Signal::Term] },
+        patience: PATIENCE,
+        litter: home.litter(),
+    };
+    let mut process = Process::spawn(&command, &keep)?;
+    let url = url(password, port);
+    // The password is this directory's alone, so nobody else's server passes for ours.
+    process.ready(START_DEADLINE, async || async_nats::connect(&url).await.is_ok()).await?;
+    Ok(process)
+}
+
+/// The version `nats-server --version` tells: `nats-server: v2.9.10`.
+async fn version(program: &Path) -> Result<(u32, u32, u32), Error> {
+    let what = format!("{} --version", program.display());
+    let printed = run(Command::new(program).arg("--version"), &what).await?;
+    parse_version(&printed).ok_or(Error::Command { command: what, output: printed })
+}
+
+fn parse_version(printed: &str) -> Option<(u32, u32, u32)> {
+    let version = printed.trim().rsplit_once('v')?.1;
+    // A build between releases has a suffix: `2.12.0-dev`.
+    let mut parts = version.split(['.', '-', '+']);
+    let mut number = || parts.next()?.parse().ok();
+    Some((number()?, number()?, number()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse_version;
+
+    #[test]
+    fn version_of_releases_and_of_builds_between_them() {
+        assert_eq!(parse_version("nats-server: v2.9.10\n"), Some((2, 9, 10)));
+        assert_eq!(parse_version("nats-server: v2.12.0-dev"), Some((2, 12, 0)));
+        assert_eq!(parse_version("nats-server"), None);
+    }
+}

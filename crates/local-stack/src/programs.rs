@@ -1,0 +1,188 @@
+//! Finding postgres, initdb and nats-server, and installing them where that is allowed.
+
+use crate::{
+    Say,
+    error::{During, Error},
+    user::is_root,
+};
+use std::{
+    env,
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::Stdio,
+};
+use tokio::process::Command;
+
+/// Names another nats-server than the one on the `PATH`.
+pub const NATS_SERVER_VARIABLE: &str = "LEADRELAY_NATS_SERVER";
+
+/// Where programs are that are not on the `PATH`: distributions keep daemons off it.
+const USUAL: [&str; 6] =
+    ["/usr/sbin", "/usr/local/bin", "/usr/local/sbin", "/usr/local/pgsql/bin", "/opt/homebrew/bin", "/usr/bin"];
+
+/// Directories with one Postgres per version: parent and the prefix of the version.
+const VERSIONED: [(&str, &str); 4] = [
+    ("/usr/lib/postgresql", ""),
+    ("/usr", "pgsql-"),
+    ("/opt/homebrew/opt", "postgresql@"),
+    ("/usr/local/opt", "postgresql@"),
+];
+
+/// Whether missing programs may be installed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Install {
+    /// Yes, with apt-get, as root or through a sudo that asks no password. The command is told before it runs.
+    Allowed,
+    /// No: what is missing is an error.
+    Forbidden,
+}
+
+/// Makes sure that postgres, initdb and nats-server are there.
+///
+/// What is installed is not started: nothing takes the ports of this machine now. A machine with systemd starts the
+/// packages' services at its next boot, unless they are disabled.
+///
+/// # Errors
+/// [`Error::Missing`] when something is missing and may not or cannot be installed; [`Error::Command`] when the
+/// installation failed.
+pub async fn ensure_installed(install: Install, say: Say<'_>) -> Result<(), Error> {
+    let packages = missing();
+    let Some(program) = packages.first() else { return Ok(()) };
+    let command = format!("apt-get update && apt-get install -y --no-install-recommends {}", packages.join(" "));
+    let give_up = |why: &str| Err(Error::Missing { program, hint: format!("{why}{}", advice(&command)) });
+    if install == Install::Forbidden {
+        return give_up("");
+    }
+    if find(search_path(), &["apt-get"]).is_none() {
+        return give_up("only apt-get is known here; ");
+    }
+    if !is_root() && !succeeds(Command::new("sudo").args(["-n", "true"])).await {
+        return give_up("installing needs root or a sudo that asks no password; ");
+    }
+
+    // Another process may be at it: wait for it, then look again.
+    let waiting = || "waiting for another installation".to_owned();
+    let _lock = tokio::task::spawn_blocking(lock).await.map_err(std::io::Error::from).during(waiting)??;
+    let packages = missing();
+    if packages.is_empty() {
+        return Ok(());
+    }
+    let sudo = if is_root() { "" } else { "sudo " };
+    say(&format!("installing what is missing: {}", command.replace("apt-get", &format!("{sudo}apt-get"))));
+    run_apt(&packages).await?;
+    match missing().first() {
+        None => Ok(()),
+        Some(program) => Err(Error::Missing { program, hint: "the installation did not bring it".to_owned() }),
+    }
+}
+
+/// The directory that has both postgres and initdb, of the highest version.
+pub(crate) fn postgres() -> Result<PathBuf, Error> {
+    find(search_path(), &["postgres", "initdb"])
+        .ok_or_else(|| Error::Missing { program: "postgresql", hint: advice("apt-get install postgresql") })
+}
+
+/// The nats-server to run.
+pub(crate) fn nats_server() -> Result<PathBuf, Error> {
+    if let Some(named) = env::var_os(NATS_SERVER_VARIABLE).filter(|named| !named.is_empty()) {
+        return Ok(named.into());
+    }
+    find(search_path(), &["nats-server"])
+        .map(|dir| dir.join("nats-server"))
+        .ok_or_else(|| Error::Missing { program: "nats-server", hint: advice("apt-get install nats-server") })
+}
+
+/// The packages that would bring what is missing.
+fn missing() -> Vec<&'static str> {
+    let mut packages = Vec::new();
+    if nats_server().is_err() {
+        packages.push("nats-server");
+    }
+    if postgres().is_err() {
+        packages.push("postgresql");
+    }
+    packages
+}
+
+fn advice(command: &str) -> String {
+    format!(
+        "on Debian or Ubuntu run `{command}` as root, with Homebrew `brew install postgresql nats-server`; \
+         or put the programs on the PATH"
+    )
+}
+
+fn search_path() -> impl Iterator<Item = PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let on_path: Vec<PathBuf> = env::split_paths(&path).collect();
+    let versioned = VERSIONED.into_iter().flat_map(|(parent, prefix)| versions(Path::new(parent), prefix));
+    on_path.into_iter().chain(versioned).chain(USUAL.map(PathBuf::from))
+}
+
+/// The `bin` directories of `parent`'s `{prefix}{version}`, the highest version first.
+fn versions(parent: &Path, prefix: &str) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(parent) else { return Vec::new() };
+    let mut found: Vec<(u32, PathBuf)> = entries
+        .flatten()
+        .filter_map(|entry| {
+            let version = entry.file_name().to_str()?.strip_prefix(prefix)?.parse().ok()?;
+            Some((version, entry.path().join("bin")))
+        })
+        .collect();
+    found.sort_unstable_by(|a, b| b.cmp(a));
+    found.into_iter().map(|(_, dir)| dir).collect()
+}
+
+/// The first directory that has all the programs.
+fn find(mut dirs: impl Iterator<Item = PathBuf>, programs: &[&str]) -> Option<PathBuf> {
+    dirs.find(|dir| programs.iter().all(|program| dir.join(program).is_file()))
+}
+
+fn lock() -> Result<File, Error> {
+    // One per user: nobody may write to another's file in a shared directory.
+    let path = env::temp_dir().join(format!("leadrelay-install-{}.lock", rustix::process::geteuid().as_raw()));
+    let during = || format!("locking {}", path.display());
+    let file = File::options().create(true).append(true).open(&path).during(during)?;
+    file.lock().during(during)?;
+    Ok(file)
+}
+
+async fn run_apt(packages: &[&str]) -> Result<(), Error> {
+    // Debian asks policy-rc.d before a package starts its service; 101 is "no". One that is there already stays.
+    const INSTALL: &str = r#"
+        set -e
+        policy=/usr/sbin/policy-rc.d
+        if [ ! -e "$policy" ]; then
+            trap 'rm -f "$policy"' EXIT
+            trap 'exit 1' HUP INT TERM
+            printf '#!/bin/sh\nexit 101\n' >"$policy"
+            chmod 755 "$policy"
+        fi
+        export DEBIAN_FRONTEND=noninteractive
+        apt-get update
+        apt-get install -y --no-install-recommends -o DPkg::Lock::Timeout=300 "$@"
+    "#;
+    let mut command = if is_root() {
+        Command::new("/bin/sh")
+    } else {
+        let mut sudo = Command::new("sudo");
+        sudo.args(["-n", "/bin/sh"]);
+        sudo
+    };
+    command.args(["-c", INSTALL, "sh"]).args(packages);
+    run(command.stdin(Stdio::null()), "apt-get install").await.map(drop)
+}
+
+/// Runs a helper to its end and returns what it printed.
+pub(crate) async fn run(command: &mut Command, what: &str) -> Result<String, Error> {
+    let output = command.output().await.during(|| format!("running {what}"))?;
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    if output.status.success() {
+        return Ok(printed);
+    }
+    let output = format!("{printed}{}", String::from_utf8_lossy(&output.stderr)).trim().to_owned();
+    Err(Error::Command { command: what.to_owned(), output })
+}
+
+async fn succeeds(command: &mut Command) -> bool {
+    command.output().await.is_ok_and(|output| output.status.success())
+}
