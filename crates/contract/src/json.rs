@@ -167,6 +167,11 @@ impl JsonObject {
         Self(serde_json::value::to_raw_value(members).expect("members serialize"))
     }
 
+    /// The raw value.
+    pub fn into_raw(self) -> Box<RawValue> {
+        self.0
+    }
+
     /// The object's text.
     pub fn get(&self) -> &str {
         self.0.get()
