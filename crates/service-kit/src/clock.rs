@@ -11,3 +11,8 @@ pub fn now() -> Timestamp {
 pub fn new_id() -> ObjectId {
     ObjectId::new(now(), rand::random())
 }
+
+/// A new trace, for what came without one.
+pub fn new_traceparent() -> String {
+    contract::trace::new_traceparent(rand::random())
+}

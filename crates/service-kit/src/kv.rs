@@ -26,7 +26,8 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 /// What a bucket holds, by key, in memory.
 #[derive(Debug)]
 pub struct View<T> {
-    entries: RwLock<HashMap<String, Arc<T>>>,
+    /// Nothing until the bucket was read once.
+    entries: RwLock<Option<HashMap<String, Arc<T>>>>,
 }
 
 impl<T> Default for View<T> {
@@ -35,15 +36,29 @@ impl<T> Default for View<T> {
     }
 }
 
+/// A whole picture that follows nothing yet.
+impl<T> FromIterator<(String, T)> for View<T> {
+    fn from_iter<I: IntoIterator<Item = (String, T)>>(entries: I) -> Self {
+        let entries = entries.into_iter().map(|(key, value)| (key, Arc::new(value))).collect();
+        Self { entries: RwLock::new(Some(entries)) }
+    }
+}
+
 impl<T: DeserializeOwned> View<T> {
     /// The entry under this key.
     pub fn get(&self, key: &str) -> Option<Arc<T>> {
-        self.entries.read().unwrap_or_else(PoisonError::into_inner).get(key).cloned()
+        self.entries.read().unwrap_or_else(PoisonError::into_inner).as_ref()?.get(key).cloned()
+    }
+
+    /// Whether the bucket was read as a whole: until then, what is missing here may be there.
+    pub fn is_complete(&self) -> bool {
+        self.entries.read().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 
     /// All entries, in no order.
     pub fn all(&self) -> Vec<Arc<T>> {
-        self.entries.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+        let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
+        entries.iter().flat_map(HashMap::values).cloned().collect()
     }
 
     /// Follows a bucket until shutdown. `readiness` waits for the first whole picture; when the connection is lost the
@@ -113,7 +128,10 @@ impl<T: DeserializeOwned> View<T> {
             };
             match &mut fresh {
                 Some(fresh) => change(fresh, entry.key, value),
-                None => change(&mut self.entries.write().unwrap_or_else(PoisonError::into_inner), entry.key, value),
+                None => {
+                    let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
+                    change(entries.get_or_insert_default(), entry.key, value);
+                }
             }
             if seen >= last
                 && let Some(fresh) = fresh.take()
@@ -125,7 +143,7 @@ impl<T: DeserializeOwned> View<T> {
     }
 
     fn replace(&self, entries: HashMap<String, Arc<T>>) {
-        *self.entries.write().unwrap_or_else(PoisonError::into_inner) = entries;
+        *self.entries.write().unwrap_or_else(PoisonError::into_inner) = Some(entries);
     }
 }
 

@@ -5,6 +5,7 @@ use std::{future::Future, sync::Arc, time::Duration};
 use anyhow::anyhow;
 use async_nats::{
     Client, RequestErrorKind,
+    connection::State,
     service::{NATS_SERVICE_ERROR, NATS_SERVICE_ERROR_CODE, Service, ServiceExt, error},
 };
 use bytes::Bytes;
@@ -94,6 +95,10 @@ pub fn internal(what: &str, cause: &(dyn std::error::Error + 'static)) -> RpcErr
 /// # Errors
 /// What the service answered; 503 `unavailable` when nobody answers.
 pub async fn call<Q: Serialize, R: DeserializeOwned>(client: &Client, subject: &str, query: &Q) -> Result<R, RpcError> {
+    // The client would keep the query until it is connected again, and its caller waiting.
+    if client.connection_state() != State::Connected {
+        return Err(RpcError::new(503, "unavailable", format!("cannot ask {subject}: NATS is not connected")));
+    }
     let payload = serde_json::to_vec(query).map_err(|e| internal(subject, &e))?;
     let request = client.request(subject.to_owned(), payload.into());
     let reply = match tokio::time::timeout(TIMEOUT, request).await {
