@@ -9,6 +9,7 @@ use crate::{
     process::{Keep, Process, Signal, clear_leftover},
     programs::{self, run},
 };
+use async_nats::{Client, ConnectError, ConnectOptions};
 use std::{
     path::{Path, PathBuf},
     process::ExitStatus,
@@ -111,7 +112,15 @@ impl LocalNats {
     /// `nats://user:password@127.0.0.1:port`: the same for as long as directory and port are.
     #[must_use]
     pub fn url(&self) -> String {
-        url(&self.password, self.port)
+        format!("nats://{USER}:{}@127.0.0.1:{}", self.password, self.port)
+    }
+
+    /// A client of it. `async_nats::connect` with the URL would not do: it ignores the user and password there.
+    ///
+    /// # Errors
+    /// When the server does not run.
+    pub async fn connect(&self) -> Result<Client, ConnectError> {
+        connect(&self.password, self.port).await
     }
 
     /// The port on 127.0.0.1.
@@ -195,10 +204,6 @@ impl Drop for LocalNats {
     }
 }
 
-fn url(password: &str, port: u16) -> String {
-    format!("nats://{USER}:{password}@127.0.0.1:{port}")
-}
-
 async fn launch(program: &Path, home: &Home, sync: bool, password: &str, port: u16) -> Result<Process, Error> {
     let sync = if sync { "sync_interval: always" } else { "" };
     let quoted = |name: &str| format!("{:?}", home.join(name).display().to_string());
@@ -225,10 +230,14 @@ async fn launch(program: &Path, home: &Home, sync: bool, password: &str, port: u
         litter: home.litter(),
     };
     let mut process = Process::spawn(&command, &keep)?;
-    let url = url(password, port);
     // The password is this directory's alone, so nobody else's server passes for ours.
-    process.ready(START_DEADLINE, async || async_nats::connect(&url).await.is_ok()).await?;
+    process.ready(START_DEADLINE, async || connect(password, port).await.is_ok()).await?;
     Ok(process)
+}
+
+async fn connect(password: &str, port: u16) -> Result<Client, ConnectError> {
+    let options = ConnectOptions::with_user_and_password(USER.to_owned(), password.to_owned());
+    options.connect(format!("nats://127.0.0.1:{port}")).await
 }
 
 /// The version `nats-server --version` tells: `nats-server: v2.9.10`.
@@ -239,7 +248,7 @@ async fn version(program: &Path) -> Result<(u32, u32, u32), Error> {
 }
 
 fn parse_version(printed: &str) -> Option<(u32, u32, u32)> {
-    let version = printed.trim().rsplit_once('v')?.1;
+    let version = printed.trim().rsplit_once(' ')?.1.trim_start_matches('v');
     // A build between releases has a suffix: `2.12.0-dev`.
     let mut parts = version.split(['.', '-', '+']);
     let mut number = || parts.next()?.parse().ok();

@@ -1,0 +1,18 @@
+//! `owner [DIR]`: keeps a Postgres and a nats-server, in DIR or as throw-aways, until it is killed. Prints their pids
+//! and directories first. The tests kill it.
+
+use local_stack::{Error, LocalNats, LocalPostgres, NatsOptions, PostgresOptions};
+use std::path::PathBuf;
+
+#[tokio::main]
+async fn main() -> Result<(), Error> {
+    let dir = std::env::args_os().nth(1).map(PathBuf::from);
+    let at = |name: &str| dir.as_ref().map(|dir| dir.join(name));
+    let say = |line: &str| eprintln!("{line}");
+    let postgres = PostgresOptions { dir: at("postgres"), ..PostgresOptions::throwaway() };
+    let postgres = LocalPostgres::start(postgres, &say).await?;
+    let nats = LocalNats::start(NatsOptions { dir: at("nats"), ..NatsOptions::throwaway() }, &say).await?;
+    println!("{} {}", postgres.pid(), postgres.dir().display());
+    println!("{} {}", nats.pid(), nats.dir().display());
+    std::future::pending().await
+}
