@@ -1,1 +1,16 @@
-//! gateway
+//! 1 Accept: the HTTP API. A request is authenticated, validated and made a command; the answer goes out once
+//! JetStream has it. Queries are asked of lead-state and webhook-notifier. The gateway itself stores nothing.
+
+mod auth;
+mod body;
+mod command_log;
+mod config;
+mod error;
+mod fields;
+mod routes;
+mod server;
+
+pub use crate::{
+    config::Config,
+    server::{run, run_on},
+};

@@ -1,0 +1,112 @@
+//! 1 Accept: who is asking, and whether they may.
+
+use std::sync::Arc;
+
+use axum::http::{HeaderMap, header::AUTHORIZATION};
+use contract::{
+    Timestamp,
+    key::{ApiKey, Scope, hash},
+};
+use service_kit::kv::View;
+
+use crate::error::ApiError;
+
+/// Finds the key that a request comes under; it must be valid at this time and carry the scope.
+pub(crate) fn authorize(
+    keys: &View<ApiKey>,
+    headers: &HeaderMap,
+    scope: Scope,
+    now: Timestamp,
+) -> Result<Arc<ApiKey>, ApiError> {
+    let secret = bearer(headers).ok_or(ApiError::MissingKey)?;
+    // Looked up by its digest, so how long this takes says nothing about the keys that exist.
+    let key = keys
+        .get(&hash(secret))
+        .ok_or_else(|| if keys.is_complete() { ApiError::InvalidKey("is not known") } else { ApiError::Starting })?;
+    if !key.is_valid(now) {
+        let fault = if key.revoked_at.is_some() { "was revoked" } else { "has expired" };
+        return Err(ApiError::InvalidKey(fault));
+    }
+    if !key.scopes.contains(&scope) {
+        return Err(ApiError::MissingScope(scope));
+    }
+    Ok(key)
+}
+
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let (scheme, secret) = headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    let secret = secret.trim();
+    (scheme.eq_ignore_ascii_case("bearer") && !secret.is_empty()).then_some(secret)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use contract::ObjectId;
+
+    use super::*;
+
+    pub(crate) const PROJECT: ObjectId = ObjectId::from_bytes([0x11; 12]);
+
+    pub(crate) fn key() -> ApiKey {
+        ApiKey {
+            key_id: ObjectId::from_bytes([0xaa; 12]),
+            project_id: PROJECT,
+            name: "crm".into(),
+            scopes: Scope::ALL.into(),
+            created_at: Timestamp::from_millis(0),
+            expires_at: None,
+            revoked_at: None,
+        }
+    }
+
+    fn ask(keys: &View<ApiKey>, authorization: Option<&str>, scope: Scope) -> Result<ObjectId, String> {
+        let mut headers = HeaderMap::new();
+        if let Some(authorization) = authorization {
+            headers.insert(AUTHORIZATION, authorization.parse().unwrap());
+        }
+        authorize(keys, &headers, scope, Timestamp::from_millis(100))
+            .map(|key| key.key_id)
+            .map_err(|e| format!("{} {}: {e}", e.status().as_u16(), e.code()))
+    }
+
+    #[test]
+    fn who_may_and_who_may_not() {
+        let keys: View<ApiKey> = [
+            ("good", key()),
+            ("late", ApiKey { expires_at: Some(Timestamp::from_millis(100)), ..key() }),
+            ("gone", ApiKey { revoked_at: Some(Timestamp::from_millis(1)), ..key() }),
+            ("reader", ApiKey { scopes: [Scope::LeadsRead].into(), ..key() }),
+        ]
+        .into_iter()
+        .map(|(secret, key)| (hash(secret), key))
+        .collect();
+        for header in ["Bearer good", "bearer good", "BEARER  good"] {
+            assert_eq!(ask(&keys, Some(header), Scope::LeadsWrite), Ok(key().key_id), "{header}");
+        }
+        assert!(ask(&keys, Some("Bearer reader"), Scope::LeadsRead).is_ok());
+        let refused = [
+            None,
+            Some(""),
+            Some("Bearer"),
+            Some("Bearer "),
+            Some("Basic good"),
+            Some("Bearer bad"),
+            Some("Bearer late"),
+            Some("Bearer gone"),
+            Some("Bearer reader"),
+        ]
+        .map(|header| format!("{header:?} -> {}", ask(&keys, header, Scope::LeadsWrite).unwrap_err()));
+        insta::assert_snapshot!(refused.join("\n"), @r#"
+        None -> 401 missing_api_key: An API key is required, as Authorization: Bearer <key>
+        Some("") -> 401 missing_api_key: An API key is required, as Authorization: Bearer <key>
+        Some("Bearer") -> 401 missing_api_key: An API key is required, as Authorization: Bearer <key>
+        Some("Bearer ") -> 401 missing_api_key: An API key is required, as Authorization: Bearer <key>
+        Some("Basic good") -> 401 missing_api_key: An API key is required, as Authorization: Bearer <key>
+        Some("Bearer bad") -> 401 invalid_api_key: The API key is not known
+        Some("Bearer late") -> 401 invalid_api_key: The API key has expired
+        Some("Bearer gone") -> 401 invalid_api_key: The API key was revoked
+        Some("Bearer reader") -> 403 missing_scope: The API key lacks the scope leads:write
+        "#);
+        assert!(ask(&View::default(), Some("Bearer good"), Scope::LeadsRead).unwrap_err().starts_with("503 starting"));
+    }
+}

@@ -1,0 +1,104 @@
+//! 1 Accept: putting a command into the log. An update is accepted when JetStream has acked it, and not before.
+//!
+//! A client may hang up at any time, and hyper then drops its handler wherever that waits. Before
+//! [`append`](CommandLog::append) nothing has happened; from its first poll the publish is a task of its own, which
+//! holds its place among those in flight and waits for the ack whether or not anyone still listens. So there is either
+//! a whole command in the log or none, no ack is dropped, and no place is leaked; shutdown waits for these tasks.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use async_nats::jetstream;
+use contract::{
+    ObjectId,
+    command::UpdateCommand,
+    subject::{CommandKind, CommandSubject},
+};
+use service_kit::publish::{self, PublishError};
+use tokio::sync::Semaphore;
+use tokio_util::task::TaskTracker;
+use tracing::Instrument;
+
+use crate::error::ApiError;
+
+/// The way into the command log.
+#[derive(Debug)]
+pub(crate) struct CommandLog {
+    in_flight: Arc<Semaphore>,
+    publishing: TaskTracker,
+    /// Whether the last publish failed: logged when it changes, not for every request of an outage.
+    failing: Arc<AtomicBool>,
+}
+
+impl CommandLog {
+    /// Takes at most this many commands at once.
+    pub(crate) fn new(max_in_flight: usize) -> Self {
+        Self {
+            in_flight: Arc::new(Semaphore::new(max_in_flight)),
+            publishing: TaskTracker::new(),
+            failing: Arc::default(),
+        }
+    }
+
+    /// Appends a command of a project, and waits until the log has it.
+    pub(crate) async fn append(
+        &self,
+        js: &jetstream::Context,
+        project_id: ObjectId,
+        update_id: ObjectId,
+        command: &UpdateCommand,
+        traceparent: &str,
+    ) -> Result<(), ApiError> {
+        let slot = self.in_flight.clone().try_acquire_owned().map_err(|_| ApiError::TooManyInFlight)?;
+        let payload = serde_json::to_vec(command).map_err(|e| internal(&e))?;
+        let subject = CommandSubject { project_id, kind: CommandKind::Update }.to_string();
+        let message = publish::message(subject, &update_id.to_string(), Some(traceparent), payload.into());
+        let (js, failing) = (js.clone(), self.failing.clone());
+        let publish = async move {
+            let published = publish::publish(&js, message).await;
+            drop(slot);
+            match &published {
+                Ok(ack) => {
+                    tracing::info!(%update_id, %project_id, sequence = ack.sequence, "update accepted");
+                    if failing.swap(false, Ordering::Relaxed) {
+                        tracing::info!("the command log takes updates again");
+                    }
+                }
+                // The client's doing.
+                Err(PublishError::TooLarge) => {}
+                Err(e) => {
+                    if !failing.swap(true, Ordering::Relaxed) {
+                        tracing::warn!("the command log does not take updates: {e}");
+                    }
+                }
+            }
+            published
+        };
+        match self.publishing.spawn(publish.in_current_span()).await {
+            Ok(published) => published.map(drop).map_err(|e| refusal(&e, update_id)),
+            Err(e) => Err(internal(&e)),
+        }
+    }
+
+    /// Waits until nothing is in flight; to be called when no more requests come.
+    pub(crate) async fn drained(&self) {
+        self.publishing.close();
+        self.publishing.wait().await;
+    }
+}
+
+fn refusal(error: &PublishError, update_id: ObjectId) -> ApiError {
+    match error {
+        PublishError::Full => ApiError::LogFull,
+        PublishError::TooLarge => ApiError::CommandTooLarge,
+        PublishError::Unconfirmed => ApiError::NotConfirmed(update_id),
+        PublishError::Unavailable(_) | PublishError::Refused(_) => ApiError::BrokerUnavailable,
+    }
+}
+
+fn internal(cause: &dyn std::error::Error) -> ApiError {
+    tracing::error!("cannot publish: {cause}");
+    ApiError::Internal
+}

@@ -1,0 +1,169 @@
+//! 1 Accept: everything that a request can be refused with: a status, a stable code and one sentence each.
+
+use axum::{
+    http::{
+        HeaderValue, StatusCode,
+        header::{RETRY_AFTER, WWW_AUTHENTICATE},
+    },
+    response::{IntoResponse, Response},
+};
+use contract::{ObjectId, json::JsonFault, key::Scope, rpc::RpcError};
+use serde::Serialize;
+
+use crate::routes::json;
+
+/// After how many seconds a refused client should try again. What is in flight drains in well under a second; a
+/// broker or a full log takes longer than one retry to come back, and clients that hurry only add to the load.
+const RETRY_AFTER_SECONDS: u16 = 2;
+
+/// Why a request is refused. The text is for the client.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum ApiError {
+    #[error("The body cannot be accepted as JSON: {0}")]
+    InvalidJson(JsonFault),
+    #[error("The body must be a JSON object")]
+    NotAnObject,
+    #[error("The body could not be read: {0}")]
+    UnreadableBody(String),
+    #[error("{field} {fault}")]
+    InvalidField { field: String, fault: String },
+    #[error("{0}")]
+    MissingField(&'static str),
+    #[error("Nothing to change: give metadata, name or targetState")]
+    NothingToChange,
+    #[error("An API key is required, as Authorization: Bearer <key>")]
+    MissingKey,
+    #[error("The API key {0}")]
+    InvalidKey(&'static str),
+    #[error("The API key lacks the scope {}", .0.as_str())]
+    MissingScope(Scope),
+    #[error("projectId does not match authenticated project")]
+    OtherProject,
+    #[error("There is nothing at this path")]
+    UnknownPath,
+    #[error("This path does not take this method")]
+    MethodNotAllowed,
+    #[error("The body did not arrive within {0} seconds")]
+    BodyTimeout(u64),
+    #[error("The body is larger than {0} bytes")]
+    BodyTooLarge(usize),
+    #[error("The update is larger than the command log takes")]
+    CommandTooLarge,
+    #[error("The body must be JSON: Content-Type: application/json")]
+    UnsupportedMediaType,
+    #[error("Internal error; the service's log says more")]
+    Internal,
+    #[error("The gateway has just started and does not know the API keys yet")]
+    Starting,
+    #[error("Too many updates are in flight")]
+    TooManyInFlight,
+    #[error("The command log cannot be reached; the update was not accepted")]
+    BrokerUnavailable,
+    #[error("The command log is full; the update was not accepted")]
+    LogFull,
+    #[error("The command log did not confirm in time: update {0} may or may not have been accepted")]
+    NotConfirmed(ObjectId),
+    /// What lead-state or webhook-notifier answered.
+    #[error("{0}")]
+    Query(#[from] RpcError),
+}
+
+impl ApiError {
+    /// A field that holds what it may not.
+    pub(crate) fn field(field: impl Into<String>, fault: impl Into<String>) -> Self {
+        Self::InvalidField { field: field.into(), fault: fault.into() }
+    }
+
+    /// The HTTP status.
+    pub(crate) fn status(&self) -> StatusCode {
+        match self {
+            Self::InvalidJson(_)
+            | Self::NotAnObject
+            | Self::UnreadableBody(_)
+            | Self::InvalidField { .. }
+            | Self::MissingField(_)
+            | Self::NothingToChange => StatusCode::BAD_REQUEST,
+            Self::MissingKey | Self::InvalidKey(_) => StatusCode::UNAUTHORIZED,
+            Self::MissingScope(_) | Self::OtherProject => StatusCode::FORBIDDEN,
+            Self::UnknownPath => StatusCode::NOT_FOUND,
+            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::BodyTimeout(_) => StatusCode::REQUEST_TIMEOUT,
+            Self::BodyTooLarge(_) | Self::CommandTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Starting
+            | Self::TooManyInFlight
+            | Self::BrokerUnavailable
+            | Self::LogFull
+            | Self::NotConfirmed(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Query(e) => StatusCode::from_u16(e.status)
+                .ok()
+                .filter(|status| status.is_client_error() || status.is_server_error())
+                .unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
+        }
+    }
+
+    /// The stable code.
+    pub(crate) fn code(&self) -> &str {
+        match self {
+            Self::InvalidJson(_) => "invalid_json",
+            Self::NotAnObject => "not_an_object",
+            Self::UnreadableBody(_) => "unreadable_body",
+            Self::InvalidField { .. } => "invalid_field",
+            Self::MissingField(_) => "missing_field",
+            Self::NothingToChange => "nothing_to_change",
+            Self::MissingKey => "missing_api_key",
+            Self::InvalidKey(_) => "invalid_api_key",
+            Self::MissingScope(_) => "missing_scope",
+            Self::OtherProject => "project_mismatch",
+            Self::UnknownPath => "unknown_path",
+            Self::MethodNotAllowed => "method_not_allowed",
+            Self::BodyTimeout(_) => "body_timeout",
+            Self::BodyTooLarge(_) => "body_too_large",
+            Self::CommandTooLarge => "command_too_large",
+            Self::UnsupportedMediaType => "unsupported_media_type",
+            Self::Internal => "internal",
+            Self::Starting => "starting",
+            Self::TooManyInFlight => "too_many_in_flight",
+            Self::BrokerUnavailable => "broker_unavailable",
+            Self::LogFull => "log_full",
+            Self::NotConfirmed(_) => "not_confirmed",
+            Self::Query(e) => &e.code,
+        }
+    }
+
+    /// The whole answer.
+    pub(crate) fn render(&self, request_id: &str) -> Response {
+        #[derive(Serialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Refusal<'a> {
+            success: bool,
+            error: String,
+            code: &'a str,
+            request_id: &'a str,
+        }
+        let status = self.status();
+        let refusal = Refusal { success: false, error: self.to_string(), code: self.code(), request_id };
+        let mut response = json(status, &refusal);
+        let headers = response.headers_mut();
+        match status {
+            StatusCode::UNAUTHORIZED => {
+                headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            }
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
+                headers.insert(RETRY_AFTER, RETRY_AFTER_SECONDS.into());
+            }
+            _ => {}
+        }
+        response
+    }
+}
+
+/// The error travels as an extension: only the outermost layer knows the request id that the body names.
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = self.status().into_response();
+        response.extensions_mut().insert(self);
+        response
+    }
+}

@@ -1,0 +1,21 @@
+//! 1 Accept: the gateway as a process.
+
+use clap::Parser;
+use service_kit::{config::LogConfig, lifecycle, telemetry};
+
+/// Accepts lead updates over HTTP: each is in the command log before it is answered.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Cli {
+    #[command(flatten)]
+    gateway: gateway::Config,
+    #[command(flatten)]
+    log: LogConfig,
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let cli = Cli::parse();
+    telemetry::init(&cli.log)?;
+    gateway::run(cli.gateway, lifecycle::shutdown_on_signal()?).await
+}
