@@ -92,6 +92,50 @@ pub struct Keep<'a> {
     pub litter: Option<&'a Path>,
 }
 
+/// What a child has printed since it was started. The file may hold more, of earlier ones.
+#[derive(Clone, Debug)]
+pub struct Log {
+    path: PathBuf,
+    start: u64,
+}
+
+impl Log {
+    /// The file.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// All of it.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn text(&self) -> io::Result<String> {
+        self.last(u64::MAX)
+    }
+
+    /// Its last lines, for an error message.
+    #[must_use]
+    pub fn tail(&self) -> String {
+        match self.last(TAIL_BYTES) {
+            Ok(text) => {
+                let lines: Vec<&str> = text.lines().collect();
+                lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n")
+            }
+            Err(error) => format!("({}: {error})", self.path.display()),
+        }
+    }
+
+    fn last(&self, bytes: u64) -> io::Result<String> {
+        let mut file = File::open(&self.path)?;
+        let end = file.metadata()?.len();
+        file.seek(SeekFrom::Start(self.start.max(end.saturating_sub(bytes))))?;
+        let mut text = Vec::new();
+        file.read_to_end(&mut text)?;
+        Ok(String::from_utf8_lossy(&text).into_owned())
+    }
+}
+
 /// A running child, or one that has ended. Dropping it stops it, in the background.
 #[derive(Debug)]
 pub struct Process {
@@ -101,8 +145,7 @@ pub struct Process {
     /// Open for as long as the watcher shall leave the child alone.
     leash: Option<ChildStdin>,
     patience: Duration,
-    log: PathBuf,
-    log_start: u64,
+    log: Log,
 }
 
 impl Process {
@@ -122,7 +165,7 @@ impl Process {
             .create(true)
             .open(keep.log)
             .during(|| format!("opening the log {}", keep.log.display()))?;
-        let log_start = log.metadata().map_or(0, |metadata| metadata.len());
+        let start = log.metadata().map_or(0, |metadata| metadata.len());
         let signals: Vec<&str> = keep.signals.iter().map(|signal| signal.name()).collect();
 
         let starting = || format!("starting {}", keep.name);
@@ -154,8 +197,7 @@ impl Process {
             pid,
             leash,
             patience: keep.patience,
-            log: keep.log.to_owned(),
-            log_start,
+            log: Log { path: keep.log.to_owned(), start },
         })
     }
 
@@ -185,10 +227,10 @@ impl Process {
             status = self.child.wait() => {
                 let status = status.during(|| format!("waiting for {}", self.name))?;
                 self.disarm().await;
-                Err(Error::Died { name: self.name.clone(), status, log: self.log_tail() })
+                Err(Error::Died { name: self.name.clone(), status, log: self.log.tail() })
             }
             () = probing => Ok(()),
-            () = sleep(deadline) => Err(Error::NotReady { name: self.name.clone(), deadline, log: self.log_tail() }),
+            () = sleep(deadline) => Err(Error::NotReady { name: self.name.clone(), deadline, log: self.log.tail() }),
         }
     }
 
@@ -229,15 +271,9 @@ impl Process {
         self.exited().await
     }
 
-    /// The end of what the child has logged since it was started.
+    /// What it prints.
     #[must_use]
-    pub fn log_tail(&self) -> String {
-        tail(&self.log, self.log_start).unwrap_or_else(|error| format!("({}: {error})", self.log.display()))
-    }
-
-    /// The file that takes its output.
-    #[must_use]
-    pub fn log(&self) -> &Path {
+    pub fn log(&self) -> &Log {
         &self.log
     }
 
@@ -248,17 +284,6 @@ impl Process {
             let _ = leash.write_all(b"\n").await;
         }
     }
-}
-
-fn tail(log: &Path, start: u64) -> io::Result<String> {
-    let mut file = File::open(log)?;
-    let end = file.metadata()?.len();
-    file.seek(SeekFrom::Start(start.max(end.saturating_sub(TAIL_BYTES))))?;
-    let mut bytes = Vec::new();
-    file.take(TAIL_BYTES).read_to_end(&mut bytes)?;
-    let text = String::from_utf8_lossy(&bytes);
-    let lines: Vec<&str> = text.lines().collect();
-    Ok(lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n"))
 }
 
 fn send(pid: u32, signal: Signal) -> io::Result<()> {

@@ -260,11 +260,11 @@ async fn a_process_shows_its_own_status_and_minds_its_signals() {
     assert_eq!(slow.stop(&[Signal::Term]).await.unwrap().to_string(), "signal: 15 (SIGTERM)");
 
     let mut deaf = spawn("trap '' TERM; echo deaf; while :; do sleep 0.05; done");
-    until("it is deaf", || deaf.log_tail().contains("deaf"));
+    until("it is deaf", || deaf.log().tail().contains("deaf"));
     assert_eq!(deaf.stop(&[Signal::Term]).await.unwrap().to_string(), "signal: 9 (SIGKILL)");
 
     let stubborn = spawn("trap '' TERM; echo deaf; while :; do sleep 0.05; done");
-    until("it is deaf", || stubborn.log_tail().contains("deaf"));
+    until("it is deaf", || stubborn.log().tail().contains("deaf"));
     let pid = stubborn.pid();
     drop(stubborn);
     until("the watcher has killed it", || !runs(pid));

@@ -1,1 +1,100 @@
-//! test-support
+//! Building blocks for tests against real servers and real services, each test with its own.
+//!
+//! Everything here panics where a test would unwrap: with what was expected, what came instead, and the end of the
+//! log of whatever failed to do it. Everything started goes with the value that holds it, and with the test process.
+//!
+//! ```no_run
+//! # async fn example() {
+//! use std::{process::Command, time::Duration};
+//! use test_support::{Receiver, Service, binary, free_port, nats, postgres};
+//!
+//! let (postgres, nats, receiver) = (postgres().await, nats().await, Receiver::start().await);
+//! receiver.on("/hook", [503, 200]);
+//! let health = format!("127.0.0.1:{}", free_port());
+//! let mut command = Command::new(binary("webhook-notifier"));
+//! command.env("DATABASE_URL", postgres.url()).env("NATS_URL", nats.url()).env("HEALTH_LISTEN", &health);
+//! let mut notifier = Service::spawn("webhook-notifier", command);
+//! notifier.wait_for_http(&format!("http://{health}/readyz"), Duration::from_secs(10)).await;
+//! # }
+//! ```
+
+mod binaries;
+mod eventually;
+mod receiver;
+mod service;
+
+pub use crate::{
+    binaries::binary,
+    eventually::{Outcome, eventually},
+    receiver::{Receiver, Reply, Request},
+    service::Service,
+};
+pub use local_stack::{LocalNats, LocalPostgres, process::Signal};
+
+use local_stack::{Install, NatsOptions, PostgresOptions};
+use std::{sync::Once, time::Duration};
+use tokio::sync::OnceCell;
+
+/// A fresh Postgres with an empty database, ready in a fraction of a second: most of it is copied from a template in
+/// the target directory. It keeps what was committed when it is killed, but not through a power cut.
+///
+/// # Panics
+/// When it does not start.
+pub async fn postgres() -> LocalPostgres {
+    installed().await;
+    let options = PostgresOptions {
+        template: Some(binaries::profile_dir().join("postgres-template")),
+        ..PostgresOptions::throwaway()
+    };
+    LocalPostgres::start(options, &say).await.unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// A fresh nats-server with JetStream and nothing in it.
+///
+/// # Panics
+/// When it does not start.
+pub async fn nats() -> LocalNats {
+    installed().await;
+    LocalNats::start(NatsOptions::throwaway(), &say).await.unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// A port of 127.0.0.1 that nobody listens on at this moment.
+///
+/// # Panics
+/// When the system has none left.
+#[must_use]
+pub fn free_port() -> u16 {
+    local_stack::port::free().expect("a free port")
+}
+
+/// An HTTP client that follows no redirects and gives up after 30 s.
+///
+/// # Panics
+/// When it cannot be made.
+#[must_use]
+pub fn http_client() -> reqwest::Client {
+    static PROVIDER: Once = Once::new();
+    PROVIDER.call_once(|| {
+        // It fails when the test has installed one already, which is as good.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+    });
+    reqwest::Client::builder()
+        .redirect(reqwest::redirect::Policy::none())
+        .timeout(Duration::from_secs(30))
+        .no_proxy()
+        .build()
+        .expect("an HTTP client")
+}
+
+async fn installed() {
+    static INSTALLED: OnceCell<()> = OnceCell::const_new();
+    let install = async || match local_stack::ensure_installed(Install::unasked(), &say).await {
+        Ok(()) => (),
+        Err(error) => panic!("{error}"),
+    };
+    INSTALLED.get_or_init(install).await;
+}
+
+fn say(line: &str) {
+    eprintln!("{line}");
+}

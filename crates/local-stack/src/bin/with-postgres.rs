@@ -22,7 +22,7 @@ async fn main() -> Result<ExitCode> {
     ensure!(!command.is_empty(), USAGE);
 
     let say = |line: &str| eprintln!("{line}");
-    local_stack::ensure_installed(Install::Allowed, &say).await?;
+    local_stack::ensure_installed(Install::unasked(), &say).await?;
     let mut postgres = LocalPostgres::start(PostgresOptions::throwaway(), &say).await?;
     let mut connection = PgConnection::connect(&postgres.url()).await.context("connecting to the new Postgres")?;
     for migration in migrations {
@@ -36,7 +36,7 @@ async fn main() -> Result<ExitCode> {
 
     let mut command_line = tokio::process::Command::new(&command[0]);
     let status = command_line.args(&command[1..]).env("DATABASE_URL", postgres.url()).status().await;
-    // Not merely dropped: the process is about to end, and the next step may look at the processor.
+    // Not merely dropped: whoever looks next finds it gone.
     postgres.kill9().await?;
     Ok(code(status.with_context(|| format!("running {}", command[0]))?))
 }

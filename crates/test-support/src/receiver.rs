@@ -1,0 +1,346 @@
+//! An HTTP receiver that does as it is told, and remembers everything.
+
+use bytes::Bytes;
+use futures::stream;
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Uri, header::LOCATION, header::RETRY_AFTER,
+};
+use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
+use hyper::{
+    body::{Frame, Incoming},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::TokioIo;
+use std::{
+    collections::{HashMap, VecDeque},
+    convert::Infallible,
+    fmt, io,
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+use tokio::{
+    net::TcpListener,
+    sync::watch,
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+use tokio_util::task::AbortOnDropHandle;
+
+/// How the receiver answers one request.
+///
+/// A number is a reply with that status, so `receiver.on("/hook", [503, 200])` is a script.
+#[derive(Clone, Debug)]
+pub struct Reply {
+    after: Duration,
+    end: End,
+}
+
+#[derive(Clone, Debug)]
+enum End {
+    Answer { status: StatusCode, headers: HeaderMap, body: Bytes, drip: Option<Duration> },
+    Hang,
+    Drop,
+}
+
+impl Reply {
+    /// An answer with this status, and no body.
+    ///
+    /// # Panics
+    /// When it is no status of HTTP.
+    #[must_use]
+    pub fn status(status: u16) -> Self {
+        let status = StatusCode::from_u16(status).expect("a status of HTTP");
+        let end = End::Answer { status, headers: HeaderMap::new(), body: Bytes::new(), drip: None };
+        Self { after: Duration::ZERO, end }
+    }
+
+    /// Reads the request and never answers; the connection stays open.
+    #[must_use]
+    pub fn hang() -> Self {
+        Self { after: Duration::ZERO, end: End::Hang }
+    }
+
+    /// Reads the request and closes the connection without an answer.
+    #[must_use]
+    pub fn drop_connection() -> Self {
+        Self { after: Duration::ZERO, end: End::Drop }
+    }
+
+    /// A redirect (302) to `location`.
+    ///
+    /// # Panics
+    /// When it cannot stand in a header.
+    #[must_use]
+    pub fn redirect(location: &str) -> Self {
+        Self::status(302).header(LOCATION.as_str(), location)
+    }
+
+    /// Adds `Retry-After`, in seconds or as a date.
+    ///
+    /// # Panics
+    /// When it cannot stand in a header, or this is no answer.
+    #[must_use]
+    pub fn retry_after(self, value: impl fmt::Display) -> Self {
+        self.header(RETRY_AFTER.as_str(), &value.to_string())
+    }
+
+    /// Adds a header.
+    ///
+    /// # Panics
+    /// When it is no header, or this is no answer.
+    #[must_use]
+    pub fn header(mut self, name: &str, value: &str) -> Self {
+        let End::Answer { headers, .. } = &mut self.end else { panic!("no headers without an answer") };
+        headers.append(
+            HeaderName::from_bytes(name.as_bytes()).expect("the name of a header"),
+            HeaderValue::from_str(value).expect("the value of a header"),
+        );
+        self
+    }
+
+    /// Sets the body.
+    ///
+    /// # Panics
+    /// When this is no answer.
+    #[must_use]
+    pub fn body(mut self, content: impl Into<Bytes>) -> Self {
+        let End::Answer { body, .. } = &mut self.end else { panic!("no body without an answer") };
+        *body = content.into();
+        self
+    }
+
+    /// Sends the body one byte at a time, `interval` apart. Status and headers go at once.
+    ///
+    /// # Panics
+    /// When this is no answer.
+    #[must_use]
+    pub fn drip(mut self, interval: Duration) -> Self {
+        let End::Answer { drip, .. } = &mut self.end else { panic!("no body without an answer") };
+        *drip = Some(interval);
+        self
+    }
+
+    /// Waits so long before it does anything, once the request is read and remembered.
+    #[must_use]
+    pub fn after(mut self, delay: Duration) -> Self {
+        self.after = delay;
+        self
+    }
+}
+
+impl From<u16> for Reply {
+    fn from(status: u16) -> Self {
+        Self::status(status)
+    }
+}
+
+/// A request as it came.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The method.
+    pub method: Method,
+    /// Path and query.
+    pub uri: Uri,
+    /// All headers.
+    pub headers: HeaderMap,
+    /// The body, byte by byte.
+    pub body: Bytes,
+    /// When its last byte had come.
+    pub received_at: Instant,
+}
+
+impl Request {
+    /// The path, without the query.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        self.uri.path()
+    }
+
+    /// A header's value; `None` when there is none of that name.
+    ///
+    /// # Panics
+    /// When it is not text.
+    #[must_use]
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).map(|value| value.to_str().expect("a header of text"))
+    }
+
+    /// The body as JSON.
+    ///
+    /// # Panics
+    /// When it is none.
+    #[must_use]
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {:?}", self.body))
+    }
+}
+
+/// An HTTP/1.1 server on 127.0.0.1. It answers 200 where nothing else was said, and goes, with its connections, when it
+/// is dropped.
+#[derive(Debug)]
+pub struct Receiver {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    _server: AbortOnDropHandle<()>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    scripts: Mutex<HashMap<String, VecDeque<Reply>>>,
+    requests: watch::Sender<Vec<Request>>,
+}
+
+impl Receiver {
+    /// Starts one on a free port.
+    ///
+    /// # Panics
+    /// When it cannot listen.
+    pub async fn start() -> Self {
+        Self::start_on(0).await
+    }
+
+    /// Starts one on this port, for a receiver that comes back, or comes late.
+    ///
+    /// # Panics
+    /// When it cannot listen.
+    pub async fn start_on(port: u16) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", port)).await.expect("a port to listen on");
+        let address = listener.local_addr().expect("the address of a listener");
+        let shared = Arc::new(Shared { scripts: Mutex::default(), requests: watch::Sender::default() });
+        let server = AbortOnDropHandle::new(tokio::spawn(serve(listener, shared.clone())));
+        Self { address, shared, _server: server }
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The URL of a path, which starts with a slash.
+    #[must_use]
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    /// From now on, requests to `path` get these replies, one each and in this order; the last one stays.
+    ///
+    /// # Panics
+    /// Without any reply.
+    pub fn on<R: Into<Reply>>(&self, path: &str, replies: impl IntoIterator<Item = R>) {
+        let replies: VecDeque<Reply> = replies.into_iter().map(Into::into).collect();
+        assert!(!replies.is_empty(), "no reply for {path}");
+        self.shared.scripts().insert(path.to_owned(), replies);
+    }
+
+    /// Every request so far, in the order they came.
+    #[must_use]
+    pub fn requests(&self) -> Vec<Request> {
+        self.shared.requests.borrow().clone()
+    }
+
+    /// Every request to `path` so far, in the order they came.
+    #[must_use]
+    pub fn requests_to(&self, path: &str) -> Vec<Request> {
+        self.requests().into_iter().filter(|request| request.path() == path).collect()
+    }
+
+    /// Waits until the requests so far satisfy `enough`, and returns them.
+    ///
+    /// # Panics
+    /// When they do not by `deadline`: with the requests there were.
+    pub async fn wait_for(&self, deadline: Duration, enough: impl Fn(&[Request]) -> bool) -> Vec<Request> {
+        let mut requests = self.shared.requests.subscribe();
+        let waiting = requests.wait_for(|requests| enough(requests));
+        match timeout(deadline, waiting).await {
+            Ok(Ok(requests)) => requests.clone(),
+            _ => panic!("not within {deadline:?}; the requests so far:{}", summary(&self.requests())),
+        }
+    }
+
+    /// Waits for `count` requests to `path`, and returns all to it.
+    ///
+    /// # Panics
+    /// When there are fewer by `deadline`: with the requests there were.
+    pub async fn wait_for_requests(&self, path: &str, count: usize, deadline: Duration) -> Vec<Request> {
+        let to_path = |request: &&Request| request.path() == path;
+        self.wait_for(deadline, |requests| requests.iter().filter(to_path).count() >= count).await;
+        self.requests_to(path)
+    }
+}
+
+impl Shared {
+    fn scripts(&self) -> MutexGuard<'_, HashMap<String, VecDeque<Reply>>> {
+        // A test that panicked while it held the lock has failed already.
+        self.scripts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn next_reply(&self, path: &str) -> Reply {
+        let mut scripts = self.scripts();
+        let Some(script) = scripts.get_mut(path) else { return Reply::status(200) };
+        let last = script.len() == 1;
+        let next = if last { script.front().cloned() } else { script.pop_front() };
+        next.expect("a script is never empty")
+    }
+}
+
+fn summary(requests: &[Request]) -> String {
+    let line = |request: &Request| {
+        let body = String::from_utf8_lossy(&request.body).chars().take(200).collect::<String>();
+        format!("\n  {} {} {body}", request.method, request.uri)
+    };
+    if requests.is_empty() { " none".to_owned() } else { requests.iter().map(line).collect() }
+}
+
+async fn serve(listener: TcpListener, shared: Arc<Shared>) {
+    let mut connections = JoinSet::new();
+    // When the listener fails, the receiver is over and its test will notice.
+    while let Ok((stream, _)) = listener.accept().await {
+        let shared = shared.clone();
+        connections.spawn(async move {
+            let service = service_fn(move |request| answer(request, shared.clone()));
+            // An error is a client that went, or a reply that was told to fail.
+            let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+        });
+        while connections.try_join_next().is_some() {}
+    }
+}
+
+type Body = UnsyncBoxBody<Bytes, Infallible>;
+
+/// An error makes hyper close the connection without an answer.
+async fn answer(request: hyper::Request<Incoming>, shared: Arc<Shared>) -> io::Result<Response<Body>> {
+    let (parts, body) = request.into_parts();
+    let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
+    let reply = shared.next_reply(parts.uri.path());
+    let request =
+        Request { method: parts.method, uri: parts.uri, headers: parts.headers, body, received_at: Instant::now() };
+    shared.requests.send_modify(|requests| requests.push(request));
+    sleep(reply.after).await;
+    match reply.end {
+        End::Answer { status, headers, body, drip } => {
+            let mut response = Response::new(match drip {
+                None => Full::new(body).boxed_unsync(),
+                Some(interval) => dripping(body, interval),
+            });
+            *response.status_mut() = status;
+            *response.headers_mut() = headers;
+            Ok(response)
+        }
+        End::Hang => std::future::pending().await,
+        End::Drop => Err(io::Error::other("told to drop the connection")),
+    }
+}
+
+fn dripping(body: Bytes, interval: Duration) -> Body {
+    let drops = stream::unfold(body, move |mut rest| async move {
+        if rest.is_empty() {
+            return None;
+        }
+        sleep(interval).await;
+        Some((Ok(Frame::data(rest.split_to(1))), rest))
+    });
+    StreamBody::new(drops).boxed_unsync()
+}
