@@ -55,11 +55,11 @@ pub(crate) enum ApiError {
     Internal,
     #[error("The gateway has just started and does not know the API keys yet")]
     Starting,
-    #[error("Too many updates are in flight")]
+    #[error("Too many updates are in flight; nothing was accepted")]
     TooManyInFlight,
-    #[error("The command log cannot be reached; the update was not accepted")]
+    #[error("NATS cannot be reached; nothing was accepted")]
     BrokerUnavailable,
-    #[error("The command log is full; the update was not accepted")]
+    #[error("The command log is full; nothing was accepted")]
     LogFull,
     #[error("The command log did not confirm in time: update {0} may or may not have been accepted")]
     NotConfirmed(ObjectId),
@@ -165,5 +165,72 @@ impl IntoResponse for ApiError {
         let mut response = self.status().into_response();
         response.extensions_mut().insert(self);
         response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_refusal_with_its_status_code_and_text() {
+        let refusals = [
+            ApiError::InvalidJson(JsonFault::Utf8(6)),
+            ApiError::NotAnObject,
+            ApiError::UnreadableBody("connection reset".into()),
+            ApiError::field("leadId", "must be 24 hex digits"),
+            ApiError::MissingField("Either leadId or referenceId is required"),
+            ApiError::NothingToChange,
+            ApiError::MissingKey,
+            ApiError::InvalidKey("is not known"),
+            ApiError::MissingScope(Scope::LeadsWrite),
+            ApiError::OtherProject,
+            ApiError::UnknownPath,
+            ApiError::MethodNotAllowed,
+            ApiError::BodyTimeout(10),
+            ApiError::BodyTooLarge(262_144),
+            ApiError::CommandTooLarge,
+            ApiError::UnsupportedMediaType,
+            ApiError::Internal,
+            ApiError::Starting,
+            ApiError::TooManyInFlight,
+            ApiError::BrokerUnavailable,
+            ApiError::LogFull,
+            ApiError::NotConfirmed(ObjectId::from_bytes([1; 12])),
+            RpcError::new(404, "lead_not_found", "Lead not found").into(),
+            RpcError::new(503, "unavailable", "no service answers leads.rpc.lead.get").into(),
+            RpcError::new(200, "odd", "an error is never a success").into(),
+        ];
+        let table = refusals.iter().map(|e| {
+            let retry = if e.render("r").headers().contains_key(RETRY_AFTER) { " (retry)" } else { "" };
+            format!("{} {}{retry}: {e}", e.status().as_u16(), e.code())
+        });
+        insta::assert_snapshot!(table.collect::<Vec<_>>().join("\n"), @r"
+        400 invalid_json: The body cannot be accepted as JSON: not valid UTF-8 (byte 6)
+        400 not_an_object: The body must be a JSON object
+        400 unreadable_body: The body could not be read: connection reset
+        400 invalid_field: leadId must be 24 hex digits
+        400 missing_field: Either leadId or referenceId is required
+        400 nothing_to_change: Nothing to change: give metadata, name or targetState
+        401 missing_api_key: An API key is required, as Authorization: Bearer <key>
+        401 invalid_api_key: The API key is not known
+        403 missing_scope: The API key lacks the scope leads:write
+        403 project_mismatch: projectId does not match authenticated project
+        404 unknown_path: There is nothing at this path
+        405 method_not_allowed: This path does not take this method
+        408 body_timeout: The body did not arrive within 10 seconds
+        413 body_too_large: The body is larger than 262144 bytes
+        413 command_too_large: The update is larger than the command log takes
+        415 unsupported_media_type: The body must be JSON: Content-Type: application/json
+        500 internal: Internal error; the service's log says more
+        503 starting (retry): The gateway has just started and does not know the API keys yet
+        503 too_many_in_flight (retry): Too many updates are in flight; nothing was accepted
+        503 broker_unavailable (retry): NATS cannot be reached; nothing was accepted
+        503 log_full (retry): The command log is full; nothing was accepted
+        503 not_confirmed (retry): The command log did not confirm in time: update 010101010101010101010101 may or may not have been accepted
+        404 lead_not_found: Lead not found
+        503 unavailable (retry): no service answers leads.rpc.lead.get
+        500 odd: an error is never a success
+        ");
     }
 }

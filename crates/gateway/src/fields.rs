@@ -117,7 +117,7 @@ impl Fields {
     }
 
     /// Warns of all that is left.
-    pub(crate) fn ignore_rest(&mut self, because: &str) {
+    pub(crate) fn ignore_rest(&mut self, why: &str) {
         let rest = self.rest();
         if rest.is_empty() {
             return;
@@ -130,10 +130,41 @@ impl Fields {
         if rest.len() > NAMED {
             names.push(format!("{} more", rest.len() - NAMED));
         }
-        self.warnings.push(format!("ignored {because}: {}", names.join(", ")));
+        self.warnings.push(format!("ignored {why}: {}", names.join(", ")));
     }
 
     fn fault(&self, name: &str, fault: &str) -> ApiError {
         ApiError::field(format!("{}{name}", self.prefix), fault)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_query_is_read_as_texts() {
+        let mut fields = Fields::from_query("referenceId=A%20%22b%22+c%C3%A9&empty=&x").unwrap();
+        assert_eq!(fields.text("referenceId").unwrap().as_deref(), Some("A \"b\" cé"));
+        assert_eq!(fields.text("empty").unwrap(), None);
+        assert_eq!(fields.text("gone").unwrap(), None);
+        for (query, fault) in [("a=1&a=2", "a stands twice"), ("a=x%00", "a holds the NUL character")] {
+            assert_eq!(Fields::from_query(query).unwrap_err().to_string(), fault);
+        }
+    }
+
+    #[test]
+    fn a_warning_names_some_of_what_is_ignored() {
+        let body = format!(
+            r#"{{"{}":1,{}"z":null}}"#,
+            "k".repeat(70),
+            (0..11).map(|i| format!(r#""f{i}":1,"#)).collect::<String>()
+        );
+        let mut fields = Fields::from_json(body.as_bytes()).unwrap();
+        fields.ignore_rest("because of this");
+        assert_eq!(
+            fields.warnings,
+            [format!("ignored because of this: {}, f0, f1, f2, f3, f4, f5, f6, f7, f8, 3 more", "k".repeat(64))]
+        );
     }
 }

@@ -176,3 +176,178 @@ fn request_id(headers: &HeaderMap) -> String {
         None => clock::new_id().to_string(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use axum::{
+        body::{Body, to_bytes},
+        http::{Method, header},
+    };
+    use clap::Parser;
+    use contract::key::hash;
+    use tower::ServiceExt;
+
+    use super::*;
+    use crate::auth::tests::key;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        config: Config,
+    }
+
+    /// A gateway that knows a key and is not connected.
+    fn gateway() -> Router {
+        let config = Cli::parse_from(["gateway", "--max-body-bytes", "1024"]).config;
+        let reader = ApiKey { scopes: [Scope::LeadsRead].into(), ..key() };
+        let keys = [(hash("good"), key()), (hash("reader"), reader)].into_iter().collect();
+        router(Arc::new(App::new(&config, keys)))
+    }
+
+    fn request(method: Method, path: &str, secret: &str, body: &str) -> Request {
+        Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::AUTHORIZATION, format!("Bearer {secret}"))
+            .header(REQUEST_ID, "r-1")
+            .body(Body::from(body.to_owned()))
+            .unwrap()
+    }
+
+    /// Status, the headers that matter, and the body.
+    async fn answer(router: Router, request: Request) -> String {
+        let response = router.oneshot(request).await.unwrap();
+        let mut text = response.status().as_u16().to_string();
+        for name in [header::ALLOW, header::CONTENT_TYPE, header::RETRY_AFTER, header::WWW_AUTHENTICATE, REQUEST_ID] {
+            if let Some(value) = response.headers().get(&name) {
+                text += &format!(" {name}={}", value.to_str().unwrap());
+            }
+        }
+        let body = to_bytes(response.into_body(), usize::MAX).await.unwrap();
+        text + "\n" + std::str::from_utf8(&body).unwrap()
+    }
+
+    const UPDATE: &str = "/api/v1/leads/update";
+    const BODY: &str = r#"{"leadId":"696102a4b8c1d2e3f4a5b6c7","name":"Ada"}"#;
+
+    #[tokio::test]
+    async fn errors_have_one_shape_everywhere() {
+        let mut form = request(Method::POST, UPDATE, "good", BODY);
+        form.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
+        let mut keyless = request(Method::POST, UPDATE, "good", BODY);
+        keyless.headers_mut().remove(header::AUTHORIZATION);
+        let requests = [
+            keyless,
+            request(Method::POST, UPDATE, "bad", BODY),
+            request(Method::POST, UPDATE, "reader", BODY),
+            request(Method::POST, "/api/v1/leads/initiate", "reader", "{}"),
+            form,
+            request(Method::POST, UPDATE, "good", "{}"),
+            request(Method::POST, UPDATE, "good", &"x".repeat(1025)),
+            request(Method::POST, UPDATE, "good", BODY),
+            request(Method::GET, UPDATE, "good", ""),
+            request(Method::POST, "/api/v1/leads/get", "good", ""),
+            request(Method::GET, "/api/v1/leads/get?leadId=696102a4b8c1d2e3f4a5b6c7", "good", ""),
+            request(Method::GET, "/api/v1/updates/7", "good", ""),
+            request(Method::GET, "/api/v1/updates/%ff", "good", ""),
+            request(Method::GET, "/api/v1/leads/update/", "good", ""),
+            request(Method::GET, "/", "good", ""),
+        ];
+        let mut answers = Vec::new();
+        for request in requests {
+            let asked = format!("{} {}", request.method(), request.uri());
+            answers.push(format!("{asked}\n{}", answer(gateway(), request).await));
+        }
+        insta::assert_snapshot!(answers.join("\n\n"), @r#"
+        POST /api/v1/leads/update
+        401 content-type=application/json www-authenticate=Bearer x-request-id=r-1
+        {"success":false,"error":"An API key is required, as Authorization: Bearer <key>","code":"missing_api_key","requestId":"r-1"}
+
+        POST /api/v1/leads/update
+        401 content-type=application/json www-authenticate=Bearer x-request-id=r-1
+        {"success":false,"error":"The API key is not known","code":"invalid_api_key","requestId":"r-1"}
+
+        POST /api/v1/leads/update
+        403 content-type=application/json x-request-id=r-1
+        {"success":false,"error":"The API key lacks the scope leads:write","code":"missing_scope","requestId":"r-1"}
+
+        POST /api/v1/leads/initiate
+        403 content-type=application/json x-request-id=r-1
+        {"success":false,"error":"The API key lacks the scope leads:write","code":"missing_scope","requestId":"r-1"}
+
+        POST /api/v1/leads/update
+        415 content-type=application/json x-request-id=r-1
+        {"success":false,"error":"The body must be JSON: Content-Type: application/json","code":"unsupported_media_type","requestId":"r-1"}
+
+        POST /api/v1/leads/update
+        400 content-type=application/json x-request-id=r-1
+        {"success":false,"error":"Either leadId or referenceId is required","code":"missing_field","requestId":"r-1"}
+
+        POST /api/v1/leads/update
+        413 content-type=application/json x-request-id=r-1
+        {"success":false,"error":"The body is larger than 1024 bytes","code":"body_too_large","requestId":"r-1"}
+
+        POST /api/v1/leads/update
+        503 content-type=application/json retry-after=2 x-request-id=r-1
+        {"success":false,"error":"NATS cannot be reached; nothing was accepted","code":"broker_unavailable","requestId":"r-1"}
+
+        GET /api/v1/leads/update
+        405 allow=POST content-type=application/json x-request-id=r-1
+        {"success":false,"error":"This path does not take this method","code":"method_not_allowed","requestId":"r-1"}
+
+        POST /api/v1/leads/get
+        405 allow=GET,HEAD content-type=application/json x-request-id=r-1
+        {"success":false,"error":"This path does not take this method","code":"method_not_allowed","requestId":"r-1"}
+
+        GET /api/v1/leads/get?leadId=696102a4b8c1d2e3f4a5b6c7
+        503 content-type=application/json retry-after=2 x-request-id=r-1
+        {"success":false,"error":"NATS cannot be reached; nothing was accepted","code":"broker_unavailable","requestId":"r-1"}
+
+        GET /api/v1/updates/7
+        400 content-type=application/json x-request-id=r-1
+        {"success":false,"error":"updateId must be 24 hex digits","code":"invalid_field","requestId":"r-1"}
+
+        GET /api/v1/updates/%ff
+        400 content-type=application/json x-request-id=r-1
+        {"success":false,"error":"updateId must be 24 hex digits","code":"invalid_field","requestId":"r-1"}
+
+        GET /api/v1/leads/update/
+        404 content-type=application/json x-request-id=r-1
+        {"success":false,"error":"There is nothing at this path","code":"unknown_path","requestId":"r-1"}
+
+        GET /
+        404 content-type=application/json x-request-id=r-1
+        {"success":false,"error":"There is nothing at this path","code":"unknown_path","requestId":"r-1"}
+        "#);
+    }
+
+    #[tokio::test]
+    async fn a_request_before_the_keys_are_known_is_told_to_come_again() {
+        let config = Cli::parse_from(["gateway"]).config;
+        let router = router(Arc::new(App::new(&config, View::default())));
+        let answer = answer(router, request(Method::POST, UPDATE, "good", BODY)).await;
+        assert!(answer.starts_with("503 ") && answer.contains(r#""code":"starting""#), "{answer}");
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_an_answer_too() {
+        let router = Router::new().route("/", get(async || -> &'static str { panic!("boom") })).layer(from_fn(finish));
+        insta::assert_snapshot!(answer(router, request(Method::GET, "/", "good", "")).await, @r#"
+        500 content-type=application/json x-request-id=r-1
+        {"success":false,"error":"Internal error; the service's log says more","code":"internal","requestId":"r-1"}
+        "#);
+    }
+
+    #[test]
+    fn only_a_sane_request_id_is_taken_over() {
+        let id = |text: &str| request_id(&HeaderMap::from_iter([(REQUEST_ID, text.parse().unwrap())]));
+        let long = "x".repeat(128);
+        for sane in ["a", "A.b_c-9", &long] {
+            assert_eq!(id(sane), sane);
+        }
+        for odd in ["", "a b", "a/b", "<b>", &format!("{long}x")] {
+            assert_eq!(id(odd).len(), 24, "{odd}");
+        }
+        assert_eq!(request_id(&HeaderMap::new()).len(), 24);
+    }
+}

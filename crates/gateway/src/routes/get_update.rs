@@ -142,3 +142,95 @@ impl<'a> From<&'a Attempt> for AttemptView<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use contract::Timestamp;
+
+    use super::*;
+
+    fn pending() -> Update {
+        Update {
+            update_id: ObjectId::from_bytes([1; 12]),
+            status: UpdateStatus::Pending,
+            command: None,
+            log_sequence: None,
+            logged_at: None,
+            lead_id: None,
+            process_id: None,
+            reference_id: None,
+            error: None,
+            error_code: None,
+            from_state: None,
+            to_state: None,
+            version: None,
+            user_id: None,
+            api_key_id: None,
+            warnings: vec![],
+            applied_at: None,
+            data: None,
+        }
+    }
+
+    fn shown(update: &Update, deliveries: Result<Vec<Delivery>, RpcError>) -> String {
+        serde_json::to_string(&view(update, &deliveries)).unwrap()
+    }
+
+    #[test]
+    fn an_update_that_is_still_in_the_log() {
+        insta::assert_snapshot!(shown(&pending(), Ok(vec![])), @r#"{"success":true,"data":{"updateId":"010101010101010101010101","status":"pending","command":null,"outcome":null,"errorCode":null,"warnings":[],"fromState":null,"toState":null,"version":null,"userId":null,"apiKeyId":null,"loggedAt":null,"appliedAt":null,"deliveries":[]}}"#);
+    }
+
+    #[test]
+    fn an_update_with_its_outcome_and_deliveries() {
+        let object = |text: &str| JsonObject::from_text(text.into()).unwrap();
+        let at = Timestamp::from_millis(1_768_193_759_048);
+        let update = Update {
+            status: UpdateStatus::Succeeded,
+            command: Some(object(r#"{"leadId":"020202020202020202020202","metadata":{"n":1.50}}"#)),
+            log_sequence: Some(7),
+            logged_at: Some(at),
+            lead_id: Some(ObjectId::from_bytes([2; 12])),
+            process_id: Some(ObjectId::from_bytes([3; 12])),
+            reference_id: Some("R".into()),
+            from_state: Some("new".into()),
+            to_state: Some("new".into()),
+            version: Some(2),
+            user_id: Some("u-1".into()),
+            api_key_id: Some(ObjectId::from_bytes([4; 12])),
+            warnings: vec!["disposition was ignored".into()],
+            applied_at: Some(at),
+            data: Some(object(r#"{"n":1.50}"#)),
+            ..pending()
+        };
+        let deliveries = vec![Delivery {
+            update_id: update.update_id,
+            callback_id: ObjectId::from_bytes([5; 12]),
+            status: DeliveryStatus::Pending,
+            next_attempt_at: Some(at.plus(std::time::Duration::from_secs(5))),
+            attempts: vec![Attempt {
+                number: 1,
+                started_at: at,
+                duration_ms: 12,
+                status_code: Some(500),
+                error: Some("the endpoint answered 500".into()),
+                response: Some("oops".into()),
+            }],
+        }];
+        insta::assert_snapshot!(shown(&update, Ok(deliveries)), @r#"{"success":true,"data":{"updateId":"010101010101010101010101","status":"succeeded","command":{"leadId":"020202020202020202020202","metadata":{"n":1.50}},"outcome":{"action_type":"update","updateId":"010101010101010101010101","success":true,"error":null,"leadId":"020202020202020202020202","referenceId":"R","timestamp":1768193759048,"data":{"n":1.50}},"errorCode":null,"warnings":["disposition was ignored"],"fromState":"new","toState":"new","version":2,"userId":"u-1","apiKeyId":"040404040404040404040404","loggedAt":"2026-01-12T04:55:59.048Z","appliedAt":"2026-01-12T04:55:59.048Z","deliveries":[{"callbackId":"050505050505050505050505","status":"pending","nextAttemptAt":"2026-01-12T04:56:04.048Z","attempts":[{"number":1,"startedAt":"2026-01-12T04:55:59.048Z","durationMs":12,"statusCode":500,"error":"the endpoint answered 500","response":"oops"}]}]}}"#);
+    }
+
+    #[test]
+    fn a_failed_update_while_the_notifier_is_away() {
+        let update = Update {
+            status: UpdateStatus::Failed,
+            lead_id: Some(ObjectId::from_bytes([2; 12])),
+            error: Some("Lead update is not allowed while a call is in progress for this lead".into()),
+            error_code: Some("call_in_progress".into()),
+            applied_at: Some(Timestamp::from_millis(1_768_193_759_048)),
+            ..pending()
+        };
+        let away = RpcError::new(503, "unavailable", "no service answers webhooks.rpc.delivery.of_update");
+        insta::assert_snapshot!(shown(&update, Err(away)), @r#"{"success":true,"data":{"updateId":"010101010101010101010101","status":"failed","command":null,"outcome":{"action_type":"update","updateId":"010101010101010101010101","success":false,"error":"Lead update is not allowed while a call is in progress for this lead","leadId":"020202020202020202020202","referenceId":null,"timestamp":1768193759048,"data":null},"errorCode":"call_in_progress","warnings":[],"fromState":null,"toState":null,"version":null,"userId":null,"apiKeyId":null,"loggedAt":null,"appliedAt":"2026-01-12T04:55:59.048Z","deliveries":null},"warnings":["deliveries are not known at the moment: no service answers webhooks.rpc.delivery.of_update"]}"#);
+    }
+}

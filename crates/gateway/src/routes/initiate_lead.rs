@@ -65,7 +65,7 @@ fn parse(body: &[u8], key: &ApiKey) -> Result<(Wanted, Vec<String>), ApiError> {
         return Ok((Wanted::Known(lead), fields.warnings));
     }
     let lead = fields.object("lead")?.ok_or(ApiError::MissingField("Either leadId or lead object is required"))?;
-    fields.ignore_rest("because nothing is known of it");
+    fields.ignore_rest("as unknown");
     let (lead, warnings) = parse_lead(Fields::from_object("lead.", &lead), key)?;
     fields.warnings.extend(warnings);
     Ok((Wanted::New(lead), fields.warnings))
@@ -93,7 +93,7 @@ fn parse_lead(mut fields: Fields, key: &ApiKey) -> Result<(InitiateLead, Vec<Str
         email,
         metadata: fields.object("metadata")?.unwrap_or_else(JsonObject::empty),
     };
-    fields.ignore_rest("because nothing is known of it");
+    fields.ignore_rest("as unknown");
     Ok((lead, fields.warnings))
 }
 
@@ -104,6 +104,11 @@ fn required_id(fields: &mut Fields, name: &str, missing: &'static str) -> Result
 /// `name`, or else `firstName` and, where given, `lastName`.
 fn parse_name(fields: &mut Fields) -> Result<String, ApiError> {
     if let Some(name) = fields.text("name")? {
+        for part in ["firstName", "lastName"] {
+            if fields.take(part).is_some() {
+                fields.warnings.push(format!("lead.{part} is ignored because lead.name is given"));
+            }
+        }
         return Ok(name);
     }
     let first =
@@ -153,5 +158,153 @@ fn parse_email(text: String) -> Result<String, ApiError> {
     match email.split_once('@') {
         Some((local, domain)) if sane(local, domain) => Ok(email),
         _ => Err(ApiError::field("lead.email", "must be an e-mail address")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use contract::Timestamp;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::auth::tests::{PROJECT, key};
+
+    const ID: &str = "696102a4b8c1d2e3f4a5b6c7";
+
+    fn answers(inputs: &[&str]) -> String {
+        let answer = |input: &&str| {
+            let body = input.replace("OURS", "1".repeat(24).as_str()).replace("ID", ID);
+            match parse(body.as_bytes(), &key()) {
+                Ok((wanted, warnings)) => {
+                    let wanted = match wanted {
+                        Wanted::Known(lead) => format!("get {}", serde_json::to_string(&lead).unwrap()),
+                        Wanted::New(lead) => format!("new {}", serde_json::to_string(&lead).unwrap()),
+                    };
+                    let wanted = wanted.replace(ID, "ID").replace(&PROJECT.to_string(), "OURS");
+                    let warnings = warnings.iter().map(|warning| format!("\n    warning: {warning}"));
+                    format!("{input}\n    {wanted}{}", warnings.collect::<String>())
+                }
+                Err(e) => format!("{input}\n    {} {}: {e}", e.status().as_u16(), e.code()),
+            }
+        };
+        inputs.iter().map(answer).collect::<Vec<_>>().join("\n")
+    }
+
+    #[test]
+    fn what_is_asked() {
+        insta::assert_snapshot!(answers(&[
+            r#"{}"#,
+            r#"{"init":true}"#,
+            r#"{"lead":[]}"#,
+            r#"{"leadId":"x"}"#,
+            r#"{"leadId":"ID"}"#,
+            r#"{"leadId":"ID","lead":{},"init":true}"#,
+            r#"{"lead":{}}"#,
+            r#"{"lead":{"projectId":"OURS"}}"#,
+            r#"{"lead":{"projectId":"ID","processId":"ID"}}"#,
+            r#"{"lead":{"projectId":"OURS","processId":"ID"}}"#,
+            r#"{"lead":{"projectId":"OURS","processId":"ID","lastName":"Lovelace"}}"#,
+            r#"{"lead":{"projectId":"OURS","processId":"ID","name":"Ada"}}"#,
+            r#"{"lead":{"projectId":"OURS","processId":"ID","name":"Ada","phone":"+14155550123","metadata":[]}}"#,
+            r#"{"lead":{"projectId":"OURS","processId":"ID","firstName":"Ada","email":" Ada@Example.COM "},"init":false}"#,
+            r#"{"lead":{"projectId":"OURS","processId":"ID","name":"Ada","firstName":"A","phone":"+1 (415) 555-0123","email":"","timezone":"UTC"},"x":1}"#,
+            r#"{"lead":{"projectId":"OURS","processId":"ID","groupId":"g","firstName":"Ada","lastName":"Lovelace","phone":"4155550123","email":"a@b.co","referenceId":"R","metadata":{"n": 1.50}}}"#,
+        ]), @r#"
+        {}
+            400 missing_field: Either leadId or lead object is required
+        {"init":true}
+            400 missing_field: Either leadId or lead object is required
+        {"lead":[]}
+            400 invalid_field: lead must be a JSON object
+        {"leadId":"x"}
+            400 invalid_field: leadId must be 24 hex digits
+        {"leadId":"ID"}
+            get {"projectId":"OURS","leadId":"ID","referenceId":null,"processId":null}
+        {"leadId":"ID","lead":{},"init":true}
+            get {"projectId":"OURS","leadId":"ID","referenceId":null,"processId":null}
+            warning: ignored because leadId is given: lead
+        {"lead":{}}
+            400 missing_field: projectId is required in lead object
+        {"lead":{"projectId":"OURS"}}
+            400 missing_field: processId is required in lead object
+        {"lead":{"projectId":"ID","processId":"ID"}}
+            403 project_mismatch: projectId does not match authenticated project
+        {"lead":{"projectId":"OURS","processId":"ID"}}
+            400 missing_field: name or firstName is required in lead object
+        {"lead":{"projectId":"OURS","processId":"ID","lastName":"Lovelace"}}
+            400 missing_field: name or firstName is required in lead object
+        {"lead":{"projectId":"OURS","processId":"ID","name":"Ada"}}
+            400 missing_field: phone or email is required in lead object
+        {"lead":{"projectId":"OURS","processId":"ID","name":"Ada","phone":"+14155550123","metadata":[]}}
+            400 invalid_field: lead.metadata must be a JSON object
+        {"lead":{"projectId":"OURS","processId":"ID","firstName":"Ada","email":" Ada@Example.COM "},"init":false}
+            new {"projectId":"OURS","processId":"ID","groupId":null,"referenceId":null,"name":"Ada","phone":null,"email":"ada@example.com","metadata":{}}
+        {"lead":{"projectId":"OURS","processId":"ID","name":"Ada","firstName":"A","phone":"+1 (415) 555-0123","email":"","timezone":"UTC"},"x":1}
+            new {"projectId":"OURS","processId":"ID","groupId":null,"referenceId":null,"name":"Ada","phone":"+1 (415) 555-0123","email":null,"metadata":{}}
+            warning: ignored as unknown: x
+            warning: lead.firstName is ignored because lead.name is given
+            warning: lead.email is empty and was ignored
+            warning: ignored as unknown: lead.timezone
+        {"lead":{"projectId":"OURS","processId":"ID","groupId":"g","firstName":"Ada","lastName":"Lovelace","phone":"4155550123","email":"a@b.co","referenceId":"R","metadata":{"n": 1.50}}}
+            new {"projectId":"OURS","processId":"ID","groupId":"g","referenceId":"R","name":"Ada Lovelace","phone":"4155550123","email":"a@b.co","metadata":{"n": 1.50}}
+        "#);
+    }
+
+    #[test]
+    fn what_can_be_a_phone_number() {
+        for good in ["+14155550123", "(0)30 / 1234-567", "030.1234", " 12345 "] {
+            assert_eq!(parse_phone(good.into()).unwrap(), good.trim());
+        }
+        let refused =
+            ["1234", "1234567890123456", "call me", "1+23456", "+14155550123x9", "0000000000", "+1 111 111 111"];
+        insta::assert_snapshot!(refused.map(|text| parse_phone(text.into()).unwrap_err().to_string()).join("\n"), @r"
+        lead.phone must be a phone number, best in E.164 form such as +14155550123
+        lead.phone must be a phone number, best in E.164 form such as +14155550123
+        lead.phone must be a phone number, best in E.164 form such as +14155550123
+        lead.phone must be a phone number, best in E.164 form such as +14155550123
+        lead.phone must be a phone number, best in E.164 form such as +14155550123
+        lead.phone cannot be a phone number: all its digits are the same
+        lead.phone cannot be a phone number: all its digits are the same
+        ");
+    }
+
+    #[test]
+    fn what_can_be_an_email_address() {
+        assert_eq!(parse_email("Ada.Lovelace+x@Mail.Example.com".into()).unwrap(), "ada.lovelace+x@mail.example.com");
+        for bad in ["ada", "@x.y", "ada@", "ada@x", "ada@x.", "ada@.y", "a@b@c.d", "a b@c.d", "a\n@c.d"] {
+            assert!(parse_email(bad.into()).is_err(), "{bad:?}");
+        }
+        assert!(parse_email(format!("{}@x.yz", "a".repeat(250))).is_err());
+    }
+
+    #[test]
+    fn a_lead_in_the_vendors_shape() {
+        let lead = Lead {
+            lead_id: ObjectId::from_bytes([1; 12]),
+            project_id: PROJECT,
+            process_id: ObjectId::from_bytes([2; 12]),
+            reference_id: None,
+            name: Some("Ada".into()),
+            phone: Some("+14155550123".into()),
+            email: None,
+            state: "new".into(),
+            disposition: None,
+            metadata: JsonObject::from_text(r#"{"n":100000000000000000000000000001.50}"#.into()).unwrap(),
+            version: 1,
+            created_at: Timestamp::from_millis(1_768_193_759_048),
+            updated_at: Timestamp::from_millis(1_768_193_759_048),
+            activities: vec![],
+        };
+        let initiated = Initiated { success: true, lead: (&lead).into(), warnings: vec![] };
+        insta::assert_snapshot!(serde_json::to_string(&initiated).unwrap(), @r#"{"success":true,"_id":"010101010101010101010101","name":"Ada","phone":"+14155550123","email":null,"projectId":"111111111111111111111111","processId":"020202020202020202020202","referenceId":null,"currentState":"new","metadata":{"n":100000000000000000000000000001.50},"createdAt":"2026-01-12T04:55:59.048Z","updatedAt":"2026-01-12T04:55:59.048Z"}"#);
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_never_panic(body: Vec<u8>, phone: String, email: String) {
+            let _ = parse(&body, &key());
+            let _ = parse_phone(phone);
+            let _ = parse_email(email);
+        }
     }
 }

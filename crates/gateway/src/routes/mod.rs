@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use axum::{
     body::Body,
     http::{HeaderValue, StatusCode, header::CONTENT_TYPE},
-    response::Response,
+    response::{IntoResponse, Response},
 };
 use contract::{JsonObject, ObjectId, rpc::Lead};
 use serde::Serialize;
@@ -22,11 +22,11 @@ pub(crate) type Answer = Result<Response, ApiError>;
 
 /// An answer with a JSON body.
 pub(crate) fn json(status: StatusCode, body: &impl Serialize) -> Response {
-    let (status, text) = match serde_json::to_vec(body) {
-        Ok(text) => (status, text),
+    let text = match serde_json::to_vec(body) {
+        Ok(text) => text,
         Err(e) => {
             tracing::error!("an answer cannot be written: {e}");
-            (StatusCode::INTERNAL_SERVER_ERROR, Vec::new())
+            return ApiError::Internal.into_response();
         }
     };
     let mut response = Response::new(Body::from(text));

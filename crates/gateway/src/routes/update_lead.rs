@@ -87,3 +87,308 @@ fn parse(body: &[u8], key: &ApiKey) -> Result<(UpdateCommand, Vec<String>), ApiE
     };
     Ok((command, fields.warnings))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use contract::json::{self, Members};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::auth::tests::key;
+
+    const LEAD: &str = "696102a4b8c1d2e3f4a5b6c7";
+
+    /// Inputs with the answers that they get, in the words of the API.
+    fn answers(inputs: &[&str]) -> String {
+        let answer = |input: &&str| {
+            // The ids that matter, by name.
+            let body = input.replace("LEAD", LEAD).replace("OURS", "1".repeat(24).as_str()).replace("THEIRS", LEAD);
+            match parse(body.as_bytes(), &key()) {
+                Ok((mut command, warnings)) => {
+                    assert_eq!(command.api_key_id.take(), Some(key().key_id));
+                    let command = serde_json::to_string(&command).unwrap().replace(LEAD, "LEAD");
+                    let warnings = warnings.iter().map(|warning| format!("\n    warning: {warning}"));
+                    format!("{input}\n    {command}{}", warnings.collect::<String>())
+                }
+                Err(e) => format!("{input}\n    {} {}: {e}", e.status().as_u16(), e.code()),
+            }
+        };
+        inputs.iter().map(answer).collect::<Vec<_>>().join("\n")
+    }
+
+    #[test]
+    fn which_lead() {
+        insta::assert_snapshot!(answers(&[
+            r#"{"name":"Ada"}"#,
+            r#"{"leadId":null,"referenceId":"","name":"Ada"}"#,
+            r#"{"leadId":"LEAD","name":"Ada"}"#,
+            r#"{"leadId":"LEAD","projectId":"OURS","name":"Ada"}"#,
+            r#"{"leadId":"LEAD","projectId":"THEIRS","name":"Ada"}"#,
+            r#"{"referenceId":"R","name":"Ada"}"#,
+            r#"{"referenceId":"R","projectId":"OURS","name":"Ada"}"#,
+            r#"{"referenceId":"R","processId":"LEAD","name":"Ada"}"#,
+            r#"{"referenceId":"R","projectId":"OURS","processId":"LEAD","name":"Ada"}"#,
+            r#"{"referenceId":"R","projectId":"THEIRS","processId":"LEAD","name":"Ada"}"#,
+            r#"{"leadId":"LEAD","referenceId":"R","name":"Ada"}"#,
+            r#"{"leadId":"LEAD","referenceId":"R","projectId":"OURS","processId":"LEAD","name":"Ada"}"#,
+            r#"{"leadId":"","referenceId":"R","projectId":"OURS","processId":"LEAD","name":"Ada"}"#,
+        ]), @r#"
+        {"name":"Ada"}
+            400 missing_field: Either leadId or referenceId is required
+        {"leadId":null,"referenceId":"","name":"Ada"}
+            400 missing_field: Either leadId or referenceId is required
+        {"leadId":"LEAD","name":"Ada"}
+            {"leadId":"LEAD","name":"Ada"}
+        {"leadId":"LEAD","projectId":"OURS","name":"Ada"}
+            {"leadId":"LEAD","name":"Ada"}
+        {"leadId":"LEAD","projectId":"THEIRS","name":"Ada"}
+            403 project_mismatch: projectId does not match authenticated project
+        {"referenceId":"R","name":"Ada"}
+            400 missing_field: projectId and processId are required when using referenceId
+        {"referenceId":"R","projectId":"OURS","name":"Ada"}
+            400 missing_field: projectId and processId are required when using referenceId
+        {"referenceId":"R","processId":"LEAD","name":"Ada"}
+            400 missing_field: projectId and processId are required when using referenceId
+        {"referenceId":"R","projectId":"OURS","processId":"LEAD","name":"Ada"}
+            {"referenceId":"R","processId":"LEAD","name":"Ada"}
+        {"referenceId":"R","projectId":"THEIRS","processId":"LEAD","name":"Ada"}
+            403 project_mismatch: projectId does not match authenticated project
+        {"leadId":"LEAD","referenceId":"R","name":"Ada"}
+            400 missing_field: projectId and processId are required when using referenceId
+        {"leadId":"LEAD","referenceId":"R","projectId":"OURS","processId":"LEAD","name":"Ada"}
+            {"leadId":"LEAD","referenceId":"R","processId":"LEAD","name":"Ada"}
+        {"leadId":"","referenceId":"R","projectId":"OURS","processId":"LEAD","name":"Ada"}
+            {"referenceId":"R","processId":"LEAD","name":"Ada"}
+            warning: leadId is empty and was ignored
+        "#);
+    }
+
+    #[test]
+    fn what_fields_may_hold() {
+        let long = format!(r#"{{"leadId":"LEAD","name":"{}"}}"#, "é".repeat(1025));
+        assert!(answers(&[&long]).ends_with("400 invalid_field: name must have at most 1024 characters"));
+        assert!(!answers(&[&long.replacen('é', "", 1)]).contains(" 400 "));
+        insta::assert_snapshot!(answers(&[
+            r#"{"leadId":"696102a4b8","name":"Ada"}"#,
+            r#"{"leadId":"696102A4B8C1D2E3F4A5B6C7","name":"Ada"}"#,
+            r#"{"leadId":7,"name":"Ada"}"#,
+            r#"{"leadId":"LEAD","projectId":"p","name":"Ada"}"#,
+            r#"{"leadId":"LEAD","processId":"p","name":"Ada"}"#,
+            r#"{"referenceId":12,"name":"Ada"}"#,
+            r#"{"leadId":"LEAD","name":["Ada"]}"#,
+            r#"{"leadId":"LEAD","name":"","targetState":"","disposition":"","userId":"","make":"Toyota"}"#,
+            r#"{"leadId":"LEAD","targetState":true}"#,
+            r#"{"leadId":"LEAD","targetState":"lost","disposition":1}"#,
+            r#"{"leadId":"LEAD","targetState":"lost","userId":1}"#,
+            r#"{"leadId":"LEAD","name":null,"targetState":"lost","disposition":"price","userId":"u-1"}"#,
+        ]), @r#"
+        {"leadId":"696102a4b8","name":"Ada"}
+            400 invalid_field: leadId must be 24 hex digits
+        {"leadId":"696102A4B8C1D2E3F4A5B6C7","name":"Ada"}
+            {"leadId":"LEAD","name":"Ada"}
+        {"leadId":7,"name":"Ada"}
+            400 invalid_field: leadId must be a string
+        {"leadId":"LEAD","projectId":"p","name":"Ada"}
+            400 invalid_field: projectId must be 24 hex digits
+        {"leadId":"LEAD","processId":"p","name":"Ada"}
+            400 invalid_field: processId must be 24 hex digits
+        {"referenceId":12,"name":"Ada"}
+            400 invalid_field: referenceId must be a string
+        {"leadId":"LEAD","name":["Ada"]}
+            400 invalid_field: name must be a string
+        {"leadId":"LEAD","name":"","targetState":"","disposition":"","userId":"","make":"Toyota"}
+            {"leadId":"LEAD","metadata":{"make":"Toyota"}}
+            warning: name is empty and was ignored
+            warning: targetState is empty and was ignored
+            warning: disposition is empty and was ignored
+            warning: userId is empty and was ignored
+        {"leadId":"LEAD","targetState":true}
+            400 invalid_field: targetState must be a string
+        {"leadId":"LEAD","targetState":"lost","disposition":1}
+            400 invalid_field: disposition must be a string
+        {"leadId":"LEAD","targetState":"lost","userId":1}
+            400 invalid_field: userId must be a string
+        {"leadId":"LEAD","name":null,"targetState":"lost","disposition":"price","userId":"u-1"}
+            {"leadId":"LEAD","targetState":"lost","disposition":"price","userId":"u-1"}
+        "#);
+    }
+
+    #[test]
+    fn what_becomes_metadata() {
+        insta::assert_snapshot!(answers(&[
+            r#"{"leadId":"LEAD","metadata":{"n": 1.50,"a":[1, 2]}}"#,
+            r#"{"leadId":"LEAD","metadata":{"a":1},"make":"Toyota","year":2024}"#,
+            r#"{"leadId":"LEAD","metadata":{},"make":"Toyota"}"#,
+            r#"{"leadId":"LEAD","metadata":[]}"#,
+            r#"{"leadId":"LEAD","metadata":"{}"}"#,
+            r#"{"z":123456789012345678901234567890,"leadId":"LEAD","a":{"x": null},"metadata":null,"m":null,"name":"Ada","b":1e2}"#,
+            r#"{"leadId":"LEAD","make":"Toyota","model":"Camry"}"#,
+        ]), @r#"
+        {"leadId":"LEAD","metadata":{"n": 1.50,"a":[1, 2]}}
+            {"leadId":"LEAD","metadata":{"n": 1.50,"a":[1, 2]}}
+        {"leadId":"LEAD","metadata":{"a":1},"make":"Toyota","year":2024}
+            {"leadId":"LEAD","metadata":{"a":1}}
+            warning: ignored because metadata is given: make, year
+        {"leadId":"LEAD","metadata":{},"make":"Toyota"}
+            400 nothing_to_change: Nothing to change: give metadata, name or targetState
+        {"leadId":"LEAD","metadata":[]}
+            400 invalid_field: metadata must be a JSON object
+        {"leadId":"LEAD","metadata":"{}"}
+            400 invalid_field: metadata must be a JSON object
+        {"z":123456789012345678901234567890,"leadId":"LEAD","a":{"x": null},"metadata":null,"m":null,"name":"Ada","b":1e2}
+            {"leadId":"LEAD","metadata":{"z":123456789012345678901234567890,"a":{"x": null},"m":null,"b":1e2},"name":"Ada"}
+        {"leadId":"LEAD","make":"Toyota","model":"Camry"}
+            {"leadId":"LEAD","metadata":{"make":"Toyota","model":"Camry"}}
+        "#);
+    }
+
+    #[test]
+    fn a_change_must_be_asked_for() {
+        insta::assert_snapshot!(answers(&[
+            r#"{"leadId":"LEAD"}"#,
+            r#"{"leadId":"LEAD","metadata":{ }}"#,
+            r#"{"leadId":"LEAD","name":null,"targetState":null,"metadata":null}"#,
+            r#"{"leadId":"LEAD","disposition":"price","userId":"u-1"}"#,
+        ]), @r#"
+        {"leadId":"LEAD"}
+            400 nothing_to_change: Nothing to change: give metadata, name or targetState
+        {"leadId":"LEAD","metadata":{ }}
+            400 nothing_to_change: Nothing to change: give metadata, name or targetState
+        {"leadId":"LEAD","name":null,"targetState":null,"metadata":null}
+            400 nothing_to_change: Nothing to change: give metadata, name or targetState
+        {"leadId":"LEAD","disposition":"price","userId":"u-1"}
+            400 nothing_to_change: Nothing to change: give metadata, name or targetState
+        "#);
+    }
+
+    #[test]
+    fn what_is_no_json_object() {
+        insta::assert_snapshot!(answers(&[
+            "",
+            "null",
+            "[]",
+            r#""text""#,
+            r#"{"leadId":"LEAD","name":"Ada""#,
+            r#"{"leadId":"LEAD","name":"Ada"} {}"#,
+            r#"{"leadId":"LEAD","name":"Ada","name":"Bob"}"#,
+            r#"{"leadId":"LEAD","note":"a\u0000b"}"#,
+            r#"{"leadId":"LEAD","note":"\ud800"}"#,
+            r#"{"leadId":"LEAD","n":1e999}"#,
+            r#"{"leadId":"LEAD","n":NaN}"#,
+        ]), @r#"
+            400 invalid_json: The body cannot be accepted as JSON: EOF while parsing a value at line 1 column 0
+        null
+            400 not_an_object: The body must be a JSON object
+        []
+            400 not_an_object: The body must be a JSON object
+        "text"
+            400 not_an_object: The body must be a JSON object
+        {"leadId":"LEAD","name":"Ada"
+            400 invalid_json: The body cannot be accepted as JSON: EOF while parsing an object at line 1 column 49
+        {"leadId":"LEAD","name":"Ada"} {}
+            400 invalid_json: The body cannot be accepted as JSON: trailing characters at line 1 column 52
+        {"leadId":"LEAD","name":"Ada","name":"Bob"}
+            400 invalid_json: The body cannot be accepted as JSON: the key "name" stands twice in one object at line 1 column 63
+        {"leadId":"LEAD","note":"a\u0000b"}
+            400 invalid_json: The body cannot be accepted as JSON: a string holds the NUL character \u0000, which cannot be stored at line 1 column 54
+        {"leadId":"LEAD","note":"\ud800"}
+            400 invalid_json: The body cannot be accepted as JSON: unexpected end of hex escape at line 1 column 52
+        {"leadId":"LEAD","n":1e999}
+            400 invalid_json: The body cannot be accepted as JSON: number out of range at line 1 column 46
+        {"leadId":"LEAD","n":NaN}
+            400 invalid_json: The body cannot be accepted as JSON: expected value at line 1 column 42
+        "#);
+        let deep = format!(r#"{{"leadId":"{LEAD}","deep":{}{}}}"#, "[".repeat(64), "]".repeat(64));
+        assert!(parse(deep.as_bytes(), &key()).unwrap_err().to_string().contains("nested deeper than 64"));
+        assert!(parse(b"{\"a\":\"\xff\"}", &key()).unwrap_err().to_string().contains("not valid UTF-8"));
+    }
+
+    #[test]
+    fn only_a_sane_trace_is_taken_over() {
+        let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let of = |text: &str| {
+            traceparent(
+                &[("traceparent", text)].map(|(k, v)| (k.parse().unwrap(), v.parse().unwrap())).into_iter().collect(),
+            )
+        };
+        assert_eq!(of(good).as_deref(), Some(good));
+        assert_eq!(of("nonsense"), None);
+        assert_eq!(traceparent(&HeaderMap::new()), None);
+    }
+
+    /// Any JSON, as text, numbers of any length included.
+    fn any_json() -> impl Strategy<Value = String> {
+        let text = || any::<String>().prop_map(|text| serde_json::to_string(&text).unwrap());
+        let leaf = prop_oneof![
+            Just("null".to_owned()),
+            Just("true".to_owned()),
+            r"-?(0|[1-9][0-9]{0,40})(\.[0-9]{1,30})?([eE][+-]?[0-9]{1,2})?",
+            text(),
+        ];
+        leaf.prop_recursive(4, 64, 8, move |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..8).prop_map(|items| format!("[{}]", items.join(", "))),
+                prop::collection::vec((text(), inner), 0..8).prop_map(|members| object(&members)),
+            ]
+        })
+    }
+
+    /// A body whose fields are named like those of the API, and others.
+    fn any_body() -> impl Strategy<Value = String> {
+        let name = prop_oneof![
+            prop::sample::select(vec![
+                "referenceId",
+                "projectId",
+                "processId",
+                "metadata",
+                "name",
+                "targetState",
+                "disposition",
+                "userId",
+            ])
+            .prop_map(str::to_owned),
+            "[a-z]{1,3}",
+        ];
+        prop::collection::vec((name.prop_map(|name| format!("{name:?}")), any_json()), 0..8).prop_map(|mut members| {
+            members.push((r#""leadId""#.into(), format!("{LEAD:?}")));
+            object(&members)
+        })
+    }
+
+    fn object(members: &[(String, String)]) -> String {
+        let mut seen = HashSet::new();
+        let members = members.iter().filter(|(name, _)| seen.insert(name));
+        format!("{{{}}}", members.map(|(name, value)| format!("{name}: {value}")).collect::<Vec<_>>().join(","))
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_never_panic(body: Vec<u8>) {
+            let _ = parse(&body, &key());
+        }
+
+        #[test]
+        fn arbitrary_json_never_panics(body in any_json()) {
+            let _ = parse(body.as_bytes(), &key());
+        }
+
+        #[test]
+        fn what_is_accepted_stays_what_it_is(body in any_body()) {
+            let Ok((command, _)) = parse(body.as_bytes(), &key()) else { return Ok(()) };
+            let text = serde_json::to_string(&command).unwrap();
+            prop_assert_eq!(json::check(text.as_bytes()), Ok(text.as_str()));
+            prop_assert_eq!(serde_json::from_str::<UpdateCommand>(&text).unwrap(), command.clone());
+            // Every value that is now metadata is, to the byte, what the client wrote.
+            let given: Members = serde_json::from_str(&body).unwrap();
+            let given = match given.get("metadata").filter(|raw| raw.get() != "null") {
+                Some(metadata) => serde_json::from_str::<Members>(metadata.get()).unwrap(),
+                None => given,
+            };
+            for (name, value) in command.metadata.iter().flat_map(JsonObject::members) {
+                prop_assert_eq!(value.get(), given[&name].get());
+            }
+        }
+    }
+}
