@@ -5,7 +5,10 @@ use std::{future::Future, time::Duration};
 use anyhow::Context;
 use async_nats::{
     Client, ConnectOptions, Event, ServerAddr,
-    jetstream::{self, kv, stream::Stream},
+    jetstream::{
+        self, kv,
+        stream::{self, Stream},
+    },
 };
 use backon::{BackoffBuilder, ExponentialBuilder};
 use contract::streams::{StreamLimits, buckets, streams};
@@ -82,15 +85,26 @@ pub async fn create_streams(js: &jetstream::Context, limits: StreamLimits) -> an
         retry("create a stream", || js.get_or_create_stream(config.clone())).await?;
     }
     for config in buckets(limits) {
-        retry("create a bucket", || async {
-            match js.get_key_value(&config.bucket).await {
-                Ok(bucket) => Ok(bucket),
-                Err(_) => js.create_key_value(config.clone()).await,
-            }
-        })
-        .await?;
+        retry("create a bucket", || js.get_or_create_stream(bucket_stream(&config))).await?;
     }
     Ok(())
+}
+
+/// The stream that a bucket is (ADR-8). `create_key_value` asks for the account's figures first, and cannot read those
+/// of servers before 2.10.
+fn bucket_stream(config: &kv::Config) -> stream::Config {
+    stream::Config {
+        name: format!("KV_{}", config.bucket),
+        subjects: vec![format!("$KV.{}.>", config.bucket)],
+        max_messages_per_subject: config.history,
+        storage: config.storage,
+        num_replicas: config.num_replicas,
+        discard: stream::DiscardPolicy::New,
+        allow_rollup: true,
+        deny_delete: true,
+        allow_direct: true,
+        ..stream::Config::default()
+    }
 }
 
 /// Waits until a stream is there.
