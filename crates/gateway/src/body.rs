@@ -12,8 +12,8 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 
 use crate::error::ApiError;
 
-/// How long a body may take to arrive. With the ack's timeout this must stay below the drain deadline, so that a slow
-/// client cannot spoil a shutdown; shorter would refuse honest clients on poor links.
+/// How long a body may take to arrive. Longer and it would be cut when the gateway stops (see the server's `FINISH`);
+/// shorter would refuse honest clients on poor links.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Reads a JSON body whole. Dropped midway, it leaves nothing behind.

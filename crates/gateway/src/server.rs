@@ -3,6 +3,7 @@
 use std::{
     panic::AssertUnwindSafe,
     sync::{Arc, OnceLock},
+    time::Duration,
 };
 
 use async_nats::{Client, jetstream};
@@ -38,6 +39,10 @@ use crate::{
     error::ApiError,
     routes::{get_lead, get_update, initiate_lead, update_lead},
 };
+
+/// How long requests under way may take to finish once the gateway stops. Longer than a body may take to arrive; with
+/// the wait for the last acks shorter than the drain deadline, so that a client that dawdles cannot spoil a shutdown.
+const FINISH: Duration = Duration::from_secs(12);
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -98,7 +103,14 @@ pub async fn run_on(listener: TcpListener, config: Config, shutdown: Cancellatio
     tasks.spawn("http", async move {
         // Twice what may be in flight: clients past that are told so rather than left waiting in the kernel's queue.
         let limits = Limits { connections: 2 * config.max_in_flight as usize, ..Limits::default() };
-        http::serve(listener, router(app.clone()), limits, shutdown).await?;
+        let late = async {
+            shutdown.cancelled().await;
+            tokio::time::sleep(FINISH).await;
+        };
+        tokio::select! {
+            served = http::serve(listener, router(app.clone()), limits, shutdown.clone()) => served?,
+            () = late => tracing::warn!("requests that did not finish within {FINISH:?} are cut"),
+        }
         app.command_log.drained().await;
         Ok(())
     });
