@@ -201,6 +201,11 @@ mod tests {
             RpcError::new(503, "unavailable", "no service answers leads.rpc.lead.get").into(),
             RpcError::new(200, "odd", "an error is never a success").into(),
         ];
+        let documented = include_str!("../../../docs/HTTP.md");
+        for refusal in refusals.iter().filter(|refusal| refusal.code() != "odd") {
+            let row = format!("| {} | `{}` |", refusal.status().as_u16(), refusal.code());
+            assert!(documented.contains(&row), "docs/HTTP.md lacks {row}");
+        }
         let table = refusals.iter().map(|e| {
             let retry = if e.render("r").headers().contains_key(RETRY_AFTER) { " (retry)" } else { "" };
             format!("{} {}{retry}: {e}", e.status().as_u16(), e.code())

@@ -73,6 +73,9 @@ fn parse(body: &[u8], key: &ApiKey) -> Result<(UpdateCommand, Vec<String>), ApiE
     if metadata.is_none() && name.is_none() && target_state.is_none() {
         return Err(ApiError::NothingToChange);
     }
+    if disposition.is_some() && target_state.is_none() {
+        fields.warnings.push("disposition is ignored without targetState".into());
+    }
     let command = UpdateCommand {
         update_id: None,
         lead_id,
@@ -183,6 +186,7 @@ mod tests {
             r#"{"leadId":"LEAD","targetState":"lost","disposition":1}"#,
             r#"{"leadId":"LEAD","targetState":"lost","userId":1}"#,
             r#"{"leadId":"LEAD","name":null,"targetState":"lost","disposition":"price","userId":"u-1"}"#,
+            r#"{"leadId":"LEAD","name":"Ada","disposition":"price"}"#,
         ]), @r#"
         {"leadId":"696102a4b8","name":"Ada"}
             400 invalid_field: leadId must be 24 hex digits
@@ -212,6 +216,9 @@ mod tests {
             400 invalid_field: userId must be a string
         {"leadId":"LEAD","name":null,"targetState":"lost","disposition":"price","userId":"u-1"}
             {"leadId":"LEAD","targetState":"lost","disposition":"price","userId":"u-1"}
+        {"leadId":"LEAD","name":"Ada","disposition":"price"}
+            {"leadId":"LEAD","name":"Ada","disposition":"price"}
+            warning: disposition is ignored without targetState
         "#);
     }
 
