@@ -11,6 +11,8 @@ pub mod id;
 pub mod json;
 pub mod key;
 pub mod process;
+#[cfg(test)]
+mod proto_schemas;
 pub mod rpc;
 pub mod streams;
 pub mod subject;
