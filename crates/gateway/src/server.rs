@@ -96,6 +96,10 @@ pub async fn run_on(listener: TcpListener, config: Config, shutdown: Cancellatio
     let health_listener = http::bind(config.health.health_listen).await?;
     tracing::info!(address = %listener.local_addr()?, "HTTP API");
     let readiness = Readiness::default();
+    // All at once and before anybody can ask, lest it looks ready between two steps.
+    for what in [LEAD_COMMANDS, API_KEYS] {
+        readiness.not_ready(what, "not found yet");
+    }
     let app = Arc::new(App::new(&config, View::default()));
     let mut tasks = Tasks::new(shutdown.clone());
     tasks.spawn_background("health", health::serve(health_listener, readiness.clone(), shutdown.clone()));
@@ -124,7 +128,6 @@ async fn follow_keys(
     readiness: Readiness,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    readiness.not_ready(LEAD_COMMANDS, "not found yet");
     let connect = async {
         let client = nats::connect(&config.nats, "gateway", &readiness).await?;
         let js = nats::jetstream(&client);
