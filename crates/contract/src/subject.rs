@@ -117,6 +117,8 @@ pub enum DeadLetterReason {
     InvalidCommand,
     /// A call event for a lead that does not exist in its project.
     UnknownLead,
+    /// The database refuses to hold it.
+    Unapplicable,
 }
 
 impl DeadLetterReason {
@@ -127,6 +129,7 @@ impl DeadLetterReason {
             Self::InvalidJson => "invalid_json",
             Self::InvalidCommand => "invalid_command",
             Self::UnknownLead => "unknown_lead",
+            Self::Unapplicable => "unapplicable",
         }
     }
 

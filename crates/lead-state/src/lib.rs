@@ -1,1 +1,129 @@
-//! lead-state
+//! lead-state: 3 read in order, 4 decide, 5 apply, 6 announce.
+//!
+//! The one service that changes leads. [`decide`](decide::decide) and [`fold`](fold::fold) are pure; `reader`, `apply`
+//! and `announce` are the effects around them, run by one `leader` at a time; all SQL is in `store`.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use contract::{rpc, streams::StreamLimits};
+use service_kit::{
+    config::{DatabaseConfig, HealthConfig, NatsConfig},
+    health::{self, Readiness},
+    http,
+    lifecycle::{DRAIN_DEADLINE, Tasks},
+    nats,
+    rpc::{endpoint, service},
+};
+use sqlx::PgPool;
+use tokio_util::sync::CancellationToken;
+
+mod admin;
+mod announce;
+mod apply;
+pub mod decide;
+pub mod entry;
+pub mod fold;
+mod housekeeping;
+mod leader;
+mod merge;
+mod projection;
+mod queries;
+mod reader;
+mod store;
+
+/// The configuration of lead-state.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Config {
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "documented where they are declared")]
+    pub nats: NatsConfig,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "documented where they are declared")]
+    pub database: DatabaseConfig,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "documented where they are declared")]
+    pub health: HealthConfig,
+    /// Most bytes of the command log and, again, of the event stream, when they are made. A full log makes the gateway
+    /// answer 503.
+    #[arg(long, env = "STREAM_MAX_BYTES", default_value_t = 1 << 30, value_parser = clap::value_parser!(i64).range(1 << 20..))]
+    pub stream_max_bytes: i64,
+    /// Copies of the streams when they are made: 1 on a single NATS server, 3 on a cluster.
+    #[arg(long, env = "STREAM_REPLICAS", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=5))]
+    pub stream_replicas: u8,
+    /// How many hours applied commands stay in the log, room permitting.
+    #[arg(long, env = "LOG_RETENTION_HOURS", default_value_t = 24)]
+    pub log_retention_hours: u32,
+    /// Do not migrate the schema at start: a job of its own does it.
+    #[arg(long, env = "NO_MIGRATE")]
+    pub no_migrate: bool,
+}
+
+/// Brings the schema up to this version. Forward only; safe beside running services of the version before.
+pub async fn migrate(database: &DatabaseConfig) -> anyhow::Result<()> {
+    migrate_with(&store::pool(database)?).await
+}
+
+async fn migrate_with(pool: &PgPool) -> anyhow::Result<()> {
+    store::migrator().run(pool).await.context("cannot migrate the schema lead_state")
+}
+
+/// Runs the service until shutdown.
+pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let readiness = Readiness::default();
+    readiness.not_ready("start", "starting");
+    let mut tasks = Tasks::new(shutdown.clone());
+    let listener = http::bind(config.health.health_listen).await?;
+    tasks.spawn_background("health", health::serve(listener, readiness.clone(), shutdown.clone()));
+
+    let pool = store::pool(&config.database)?;
+    let start = async {
+        if !config.no_migrate {
+            store::wait(&pool).await;
+            migrate_with(&pool).await?;
+        }
+        let client = nats::connect(&config.nats, "lead-state", &readiness).await?;
+        let js = nats::jetstream(&client);
+        let limits = StreamLimits { max_bytes: config.stream_max_bytes, replicas: config.stream_replicas.into() };
+        nats::create_streams(&js, limits).await?;
+        anyhow::Ok((client, js))
+    };
+    let (client, js) = tokio::select! {
+        started = start => started?,
+        () = shutdown.cancelled() => return Ok(()),
+    };
+
+    let projector = Arc::new(projection::Projector { pool: pool.clone(), js: js.clone() });
+    let leader = leader::Leader {
+        database: config.database.clone(),
+        pool: pool.clone(),
+        js: js.clone(),
+        projector: projector.clone(),
+        readiness: readiness.clone(),
+        retention: housekeeping::Retention {
+            log: Duration::from_secs(u64::from(config.log_retention_hours) * 60 * 60),
+        },
+    };
+    tasks.spawn("leader", leader.run(shutdown.clone()));
+
+    let queries = queries::Queries { pool: pool.clone(), js };
+    let admin = admin::Admin { pool, projector };
+    let micro = service(&client, "lead-state", "Leads, updates and configuration").await?;
+    macro_rules! serve {
+        ($subject:path, $handler:expr, $method:path) => {{
+            let handler = $handler.clone();
+            endpoint(&mut tasks, &micro, $subject, shutdown.clone(), move |query| $method(handler.clone(), query))
+                .await?;
+        }};
+    }
+    serve!(rpc::LEAD_GET, queries, queries::Queries::get_lead);
+    serve!(rpc::LEAD_INITIATE, queries, queries::Queries::initiate_lead);
+    serve!(rpc::UPDATE_GET, queries, queries::Queries::get_update);
+    serve!(rpc::PROJECT_CREATE, admin, admin::Admin::create_project);
+    serve!(rpc::PROCESS_APPLY, admin, admin::Admin::apply_process);
+    serve!(rpc::KEY_CREATE, admin, admin::Admin::create_key);
+    serve!(rpc::KEY_REVOKE, admin, admin::Admin::revoke_key);
+    serve!(rpc::KEY_LIST, admin, admin::Admin::list_keys);
+    readiness.ready("start");
+    tasks.run(DRAIN_DEADLINE).await
+}

@@ -30,6 +30,10 @@ impl Default for Limits {
     }
 }
 
+/// What a connection may buffer before anybody reads it, in bytes. It bounds a request's head; and with it, what
+/// strangers can make the process hold.
+const BUFFER: usize = 64 << 10;
+
 /// Binds a listening socket.
 pub async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))
@@ -45,7 +49,7 @@ pub async fn serve(
     let slots = Arc::new(Semaphore::new(limits.connections));
     let graceful = GracefulShutdown::new();
     let mut builder = hyper::server::conn::http1::Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(limits.header_timeout).max_headers(100);
+    builder.timer(TokioTimer::new()).header_read_timeout(limits.header_timeout).max_headers(100).max_buf_size(BUFFER);
     loop {
         let accepted = tokio::select! {
             accepted = accept(&listener, &slots) => accepted,

@@ -54,6 +54,11 @@ pub async fn connect(config: &NatsConfig, name: &str, readiness: &Readiness) -> 
                 }
             }
         });
+    // The client reads no credentials from URLs.
+    let user = servers.iter().find_map(|server| Some((server.username()?.to_owned(), server.password()?.to_owned())));
+    if let Some((user, password)) = user {
+        options = options.user_and_password(user, password);
+    }
     if let Some(file) = &config.nats_creds {
         options = options
             .credentials_file(file)

@@ -1,0 +1,226 @@
+//! Administration: projects, processes, API keys. Every change is in Postgres, then in its bucket, before the answer.
+
+use std::sync::Arc;
+
+use contract::{
+    ObjectId,
+    key::ApiKey,
+    process::{Callback, CallbackAuth, Process, ProcessSpec, new_signing_secret},
+    rpc::{Applied, CreateKey, CreateProject, Keys, ListKeys, Project, RevokeKey, RpcError},
+};
+use service_kit::clock;
+use sqlx::PgPool;
+
+use crate::{
+    projection::Projector,
+    store::{StoreError, config},
+};
+
+/// Administers.
+#[derive(Debug, Clone)]
+pub(crate) struct Admin {
+    pub(crate) pool: PgPool,
+    pub(crate) projector: Arc<Projector>,
+}
+
+fn no_project() -> RpcError {
+    RpcError::new(404, "project_not_found", "Project not found")
+}
+
+fn not_projected(what: &str, error: &anyhow::Error) -> RpcError {
+    tracing::error!("cannot project: {error:#}");
+    let message = format!(
+        "{what} is stored, but not in effect yet: NATS is not available; it will be within seconds of its return"
+    );
+    RpcError::new(503, "not_projected", message)
+}
+
+fn check_name(name: &str) -> Result<(), RpcError> {
+    if name.trim().is_empty() || name.len() > 255 || name.chars().any(char::is_control) {
+        return Err(RpcError::new(400, "invalid_name", "name must have 1 to 255 bytes and no control characters"));
+    }
+    Ok(())
+}
+
+impl Admin {
+    pub(crate) async fn create_project(self, project: CreateProject) -> Result<Project, RpcError> {
+        check_name(&project.name)?;
+        config::insert_project(&self.pool, clock::new_id(), &project.name, clock::now()).await?.ok_or_else(|| {
+            RpcError::new(409, "project_exists", format!("there is a project {:?} already", project.name))
+        })
+    }
+
+    pub(crate) async fn apply_process(self, spec: ProcessSpec) -> Result<Applied, RpcError> {
+        let faults = spec.faults();
+        if !faults.is_empty() {
+            return Err(RpcError::new(400, "invalid_process", faults.join("; ")));
+        }
+        let (mut process, changed, new_secrets) = self.store_process(&spec).await?;
+        if changed {
+            self.projector
+                .process(process.project_id, &process.name)
+                .await
+                .map_err(|e| not_projected("the process", &e))?;
+        }
+        hide_secrets(&mut process, &new_secrets);
+        Ok(Applied { process, changed, new_secrets })
+    }
+
+    async fn store_process(&self, spec: &ProcessSpec) -> Result<(Process, bool, Vec<ObjectId>), RpcError> {
+        let mut transaction = self.pool.begin().await.map_err(StoreError::from)?;
+        if !config::lock_project(&mut transaction, spec.project_id).await? {
+            return Err(no_project());
+        }
+        let existing = config::process(&mut transaction, spec.project_id, &spec.name).await?;
+        let secret = || new_signing_secret(rand::random());
+        let (mut process, new_secrets) = resolve(spec, existing.as_ref(), clock::new_id, secret);
+        if existing.as_ref() == Some(&process) {
+            return Ok((process, false, new_secrets));
+        }
+        if let Some(Process { process_id: Some(process_id), rules, .. }) = &existing {
+            let gone = rules.states.iter().map(|state| &state.name).filter(|name| process.rules.state(name).is_none());
+            let gone: Vec<_> = gone.cloned().collect();
+            let occupied = config::occupied_states(&mut transaction, *process_id, &gone).await?;
+            if !occupied.is_empty() {
+                let message = format!("states that leads are in cannot be removed: {}", occupied.join(", "));
+                return Err(RpcError::new(409, "state_in_use", message));
+            }
+        }
+        process.revision = config::next_revision(&mut transaction).await?;
+        config::put_process(&mut transaction, &process).await?;
+        transaction.commit().await.map_err(StoreError::from)?;
+        Ok((process, true, new_secrets))
+    }
+
+    pub(crate) async fn create_key(self, key: CreateKey) -> Result<ApiKey, RpcError> {
+        check_name(&key.name)?;
+        if key.sha256.len() != 64 || !key.sha256.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+            return Err(RpcError::new(400, "invalid_hash", "sha256 must be 64 lower-case hex digits"));
+        }
+        if key.scopes.is_empty() {
+            return Err(RpcError::new(400, "no_scopes", "a key needs at least one scope"));
+        }
+        let CreateKey { project_id, name, sha256, scopes, expires_at } = key;
+        let created_at = clock::now();
+        let key =
+            ApiKey { key_id: clock::new_id(), project_id, name, scopes, created_at, expires_at, revoked_at: None };
+        if !config::insert_key(&self.pool, &key, &sha256).await? {
+            return Err(no_project());
+        }
+        self.projector.key(&sha256).await.map_err(|e| not_projected("the key", &e))?;
+        Ok(key)
+    }
+
+    pub(crate) async fn revoke_key(self, revoke: RevokeKey) -> Result<ApiKey, RpcError> {
+        let no_key = || RpcError::new(404, "key_not_found", "API key not found");
+        let sha256 = config::revoke_key(&self.pool, revoke.key_id, clock::now()).await?.ok_or_else(no_key)?;
+        self.projector.key(&sha256).await.map_err(|e| not_projected("the revocation", &e))?;
+        let (key, _) = config::key(&self.pool, &sha256).await?.ok_or_else(no_key)?;
+        Ok(key)
+    }
+
+    pub(crate) async fn list_keys(self, list: ListKeys) -> Result<Keys, RpcError> {
+        Ok(config::keys(&self.pool, list.project_id).await?)
+    }
+}
+
+/// What a spec makes of what is there: ids and secrets stay with the names that they belong to. Also the callbacks that
+/// got a new secret.
+fn resolve(
+    spec: &ProcessSpec,
+    existing: Option<&Process>,
+    mut new_id: impl FnMut() -> ObjectId,
+    mut new_secret: impl FnMut() -> String,
+) -> (Process, Vec<ObjectId>) {
+    let mut new_secrets = Vec::new();
+    let callbacks = spec.callbacks.iter().map(|callback| {
+        let known = existing.and_then(|process| process.callbacks.iter().find(|known| known.name == callback.name));
+        let callback_id = known.map_or_else(&mut new_id, |known| known.callback_id);
+        let secrets = match (&callback.secrets, known) {
+            (Some(secrets), _) => secrets.clone(),
+            (None, Some(known)) => known.secrets.clone(),
+            (None, None) => {
+                new_secrets.push(callback_id);
+                vec![new_secret()]
+            }
+        };
+        Callback {
+            callback_id,
+            name: callback.name.clone(),
+            url: callback.url.clone(),
+            auth: callback.auth.clone(),
+            secrets,
+            events: callback.events.clone(),
+            enabled: callback.enabled,
+            timeout_seconds: callback.timeout_seconds,
+            max_in_flight: callback.max_in_flight,
+        }
+    });
+    let callbacks = callbacks.collect();
+    let process = Process {
+        project_id: spec.project_id,
+        process_id: match existing {
+            Some(process) => process.process_id,
+            None if spec.is_fallback() => None,
+            None => Some(new_id()),
+        },
+        revision: existing.map_or(0, |process| process.revision),
+        name: spec.name.clone(),
+        rules: spec.rules(),
+        callbacks,
+    };
+    (process, new_secrets)
+}
+
+/// Leaves only the secrets that nobody has seen yet.
+fn hide_secrets(process: &mut Process, shown: &[ObjectId]) {
+    for callback in &mut process.callbacks {
+        if !shown.contains(&callback.callback_id) {
+            callback.secrets.clear();
+        }
+        match &mut callback.auth {
+            Some(CallbackAuth::Bearer { token }) => *token = "***".into(),
+            Some(CallbackAuth::Header { value, .. }) => *value = "***".into(),
+            None => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(text: &str) -> ProcessSpec {
+        serde_json::from_str(text).unwrap()
+    }
+
+    #[test]
+    fn applying_again_keeps_ids_and_secrets() {
+        let mut next = 0;
+        let mut new_id = || {
+            next += 1;
+            ObjectId::from_bytes([next; 12])
+        };
+        let first = spec(
+            r#"{"projectId":"aaaaaaaaaaaaaaaaaaaaaaaa","name":"p","states":[{"name":"new"}],
+                "callbacks":[{"name":"a","url":"http://a"},{"name":"b","url":"http://b"}]}"#,
+        );
+        let (process, shown) = resolve(&first, None, &mut new_id, || "s1".into());
+        assert_eq!(shown.len(), 2);
+        assert!(process.process_id.is_some());
+        let (again, shown) = resolve(&first, Some(&process), &mut new_id, || "s2".into());
+        assert_eq!((again, shown), (process.clone(), vec![]));
+
+        let second = spec(
+            r#"{"projectId":"aaaaaaaaaaaaaaaaaaaaaaaa","name":"p","states":[{"name":"new"}],
+                "callbacks":[{"name":"b","url":"http://b2"},{"name":"c","url":"http://c"}]}"#,
+        );
+        let (mut changed, shown) = resolve(&second, Some(&process), &mut new_id, || "s3".into());
+        assert_eq!(changed.callbacks[0].callback_id, process.callbacks[1].callback_id);
+        assert_eq!(changed.callbacks[0].secrets, ["s1"]);
+        assert_eq!(shown, [changed.callbacks[1].callback_id]);
+        hide_secrets(&mut changed, &shown);
+        assert!(changed.callbacks[0].secrets.is_empty());
+        assert_eq!(changed.callbacks[1].secrets, ["s3"]);
+    }
+}

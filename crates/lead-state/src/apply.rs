@@ -1,0 +1,278 @@
+//! 5 Apply: batches of what is there, one transaction each.
+
+use async_nats::{HeaderMap, jetstream, jetstream::message::OutboundMessage};
+use contract::headers;
+use service_kit::{
+    clock,
+    nats::{chain, patient},
+    publish::{PublishError, publish_all},
+};
+use sqlx::PgPool;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    announce::Batch,
+    decide::Limits,
+    entry::{Body, DeadLetter, Entry, LogMessage, parse},
+    fold::{Names, World, fold},
+    reader::Read,
+    store::{
+        StoreError,
+        batch::{self, RulesCache, WriteError},
+        checkpoint::Checkpoint,
+        ledger::Announcement,
+    },
+};
+
+/// Most log entries in a transaction. More of them apply faster and make each one wait longer: 2000 gain a tenth over
+/// 500 and take three times as long.
+const BATCH_MESSAGES: usize = 500;
+/// Most bytes of metadata that a batch reads or announces, unless a single entry has more. A larger bound costs memory, a
+/// smaller one splits batches of large leads.
+pub(crate) const BATCH_BYTES: usize = 32 << 20;
+
+/// Why applying stopped.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ApplyError {
+    /// Somebody else moved the checkpoint: this is not the leader any more, or does not know where it stands. The
+    /// term must end.
+    #[error("the checkpoint was moved by another reader")]
+    Fenced,
+    /// The database holds or says what it must not: somebody must look.
+    #[error(transparent)]
+    Stop(StoreError),
+}
+
+/// Applies what comes out of the log until shutdown, and hands every batch to the announcer.
+pub(crate) struct Applier {
+    pub(crate) pool: PgPool,
+    pub(crate) js: jetstream::Context,
+    pub(crate) limits: Limits,
+    pub(crate) checkpoint: Checkpoint,
+    pub(crate) announcer: mpsc::Sender<Batch>,
+    pub(crate) rules: RulesCache,
+}
+
+/// What kept a batch from being applied this time.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error(transparent)]
+    Write(#[from] WriteError),
+    #[error("cannot publish a dead letter: {0}")]
+    DeadLetter(#[from] PublishError),
+    /// Too much to hold in memory at once.
+    #[error("the batch is too large")]
+    TooLarge,
+}
+
+impl Applier {
+    pub(crate) async fn run(
+        mut self,
+        mut log: mpsc::Receiver<Read>,
+        shutdown: CancellationToken,
+    ) -> Result<(), ApplyError> {
+        let mut read = Vec::with_capacity(BATCH_MESSAGES);
+        loop {
+            // What is there, at least one: an update alone waits for no company.
+            let count = tokio::select! {
+                count = log.recv_many(&mut read, BATCH_MESSAGES) => count,
+                () = shutdown.cancelled() => 0,
+            };
+            if count == 0 {
+                return Ok(());
+            }
+            let messages: Vec<_> = read.iter().map(|read| &read.message).collect();
+            self.apply(&messages).await?;
+            read.clear();
+        }
+    }
+
+    /// Applies messages, as one transaction where that is possible.
+    async fn apply(&mut self, messages: &[&LogMessage]) -> Result<(), ApplyError> {
+        // Parts still to be applied, the next one last.
+        let mut parts = vec![messages];
+        while let Some(part) = parts.pop() {
+            let mut delays = patient();
+            let mut refused = None;
+            loop {
+                match self.attempt(part, refused.as_ref()).await {
+                    Ok(()) => break,
+                    Err(Failure::Write(WriteError::Fenced)) => return Err(ApplyError::Fenced),
+                    Err(Failure::TooLarge | Failure::Write(WriteError::Store(StoreError::Data(_))))
+                        if part.len() > 1 =>
+                    {
+                        let (first, second) = part.split_at(part.len() / 2);
+                        parts.extend([second, first]);
+                        break;
+                    }
+                    // One message that the database cannot take must not hold up all that come after it.
+                    Err(Failure::Write(WriteError::Store(StoreError::Data(e)))) if refused.is_none() => {
+                        tracing::error!("the database refuses a command: {}", chain(&e));
+                        refused = Some(format!("the database refused it: {e}"));
+                    }
+                    Err(Failure::Write(WriteError::Store(StoreError::Unavailable(e)))) => {
+                        tracing::warn!("cannot apply a batch, trying again: {}", chain(&e));
+                        tokio::time::sleep(delays.next().unwrap_or_default()).await;
+                    }
+                    Err(Failure::DeadLetter(e)) => {
+                        tracing::warn!("cannot publish a dead letter, trying again: {e}");
+                        tokio::time::sleep(delays.next().unwrap_or_default()).await;
+                    }
+                    Err(Failure::Write(WriteError::Store(e))) => return Err(ApplyError::Stop(e)),
+                    // A single message is never too large to try.
+                    Err(Failure::TooLarge) => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Applies messages in one transaction. With `refused`, the only message becomes a dead letter for that reason.
+    async fn attempt(&mut self, messages: &[&LogMessage], refused: Option<&String>) -> Result<(), Failure> {
+        let Some(last_seq) = messages.last().map(|message| message.sequence) else { return Ok(()) };
+        let mut entries = Vec::with_capacity(messages.len());
+        let mut dead_letters = Vec::new();
+        for message in messages {
+            match refused {
+                Some(error) => dead_letters.push(DeadLetter::unapplicable(message.sequence, error.clone())),
+                None => match parse(message) {
+                    Ok(entry) => entries.push(entry),
+                    Err(dead) => dead_letters.push(dead),
+                },
+            }
+        }
+
+        let alone = messages.len() == 1;
+        let budget = if alone { usize::MAX } else { BATCH_BYTES };
+        let world = batch::read(&self.pool, &Names::of(&entries), &mut self.rules, budget)
+            .await
+            .map_err(WriteError::Store)?
+            .ok_or(Failure::TooLarge)?;
+        if !alone && weight(&world, &entries) > BATCH_BYTES {
+            return Err(Failure::TooLarge);
+        }
+        let now = clock::now();
+        let plan = fold(world, entries, now, self.limits);
+
+        dead_letters.extend(plan.dead_letters.iter().cloned());
+        // Before the checkpoint passes them. After a crash in between they are published again, under the same id.
+        self.bury(messages, &dead_letters).await?;
+        batch::write(&self.pool, &self.checkpoint, last_seq, &plan, now).await?;
+        self.checkpoint.last_seq = last_seq;
+
+        tracing::debug!(
+            messages = messages.len(),
+            updates = plan.rows.len(),
+            leads = plan.leads.len(),
+            dead_letters = dead_letters.len(),
+            last_seq,
+            "applied"
+        );
+        let announcements = plan
+            .rows
+            .into_iter()
+            .map(|row| Announcement { log_seq: row.log_seq, traceparent: row.traceparent, event: row.event })
+            .collect();
+        // If the announcer is gone, so is this term; the ledger still has the events.
+        let _ = self.announcer.send(Batch { announcements, up_to: last_seq }).await;
+        Ok(())
+    }
+
+    async fn bury(&self, messages: &[&LogMessage], dead_letters: &[DeadLetter]) -> Result<(), PublishError> {
+        let mut buried = Vec::new();
+        for dead in dead_letters {
+            tracing::warn!(sequence = dead.sequence, reason = dead.reason.as_str(), "dead letter: {dead}");
+            if let Some(message) = messages.iter().find(|message| message.sequence == dead.sequence) {
+                buried.push((dead, *message));
+            }
+        }
+        let outbound = |limit| -> Vec<_> {
+            buried.iter().map(|(dead, message)| dead_letter(dead, message, &self.checkpoint, limit)).collect()
+        };
+        match publish_all(&self.js, outbound(usize::MAX)).await {
+            Err(PublishError::TooLarge) => {
+                // With the headers that say why, it is larger than NATS takes: the end of its body goes.
+                let limit = self.js.client().server_info().max_payload.saturating_sub(HEADER_ROOM);
+                publish_all(&self.js, outbound(limit)).await
+            }
+            published => published,
+        }
+    }
+}
+
+/// Room for the headers of a dead letter when its body is cut.
+const HEADER_ROOM: usize = 16 << 10;
+
+/// The message that carries a dead letter: as it came, with what is wrong and where it came from.
+fn dead_letter(dead: &DeadLetter, message: &LogMessage, checkpoint: &Checkpoint, limit: usize) -> OutboundMessage {
+    let mut map = HeaderMap::new();
+    map.insert(headers::MESSAGE_ID, format!("dead-{}-{}", checkpoint.epoch, message.sequence));
+    // A header is one line.
+    map.insert(headers::DEAD_LETTER_ERROR, dead.error.replace(|c: char| c.is_control(), " "));
+    map.insert(headers::ORIGIN_SUBJECT, message.subject.as_str());
+    map.insert(headers::ORIGIN_SEQUENCE, message.sequence.to_string());
+    map.insert(headers::ORIGIN_TIME, message.logged_at.to_iso());
+    let mut payload = message.payload.clone();
+    if payload.len() > limit {
+        map.insert(headers::TRUNCATED_FROM, payload.len().to_string());
+        payload.truncate(limit);
+    }
+    OutboundMessage { subject: dead.reason.subject().into(), headers: Some(map), payload }
+}
+
+/// About how many bytes of metadata the outcomes of these entries carry.
+fn weight(world: &World, entries: &[Entry]) -> usize {
+    let updates = entries.iter().filter_map(|entry| match &entry.body {
+        Body::Update { command, text, .. } => Some((command, text)),
+        _ => None,
+    });
+    updates
+        .map(|(command, text)| {
+            let by_reference = || {
+                let key = (command.process_id?, command.reference_id.clone()?);
+                world.references.get(&key).copied()
+            };
+            let lead = command.lead_id.or_else(by_reference).and_then(|lead| world.leads.get(&lead));
+            text.get().len() + lead.map_or(0, |lead| lead.metadata.get().len())
+        })
+        .sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use contract::{Timestamp, subject::DeadLetterReason};
+
+    use super::*;
+
+    #[test]
+    fn a_dead_letter_says_what_and_whence_and_fits() {
+        let message = LogMessage {
+            sequence: 9,
+            logged_at: Timestamp::from_millis(1_768_193_759_048),
+            subject: "leads.cmd.x.update".into(),
+            headers: None,
+            payload: "0123456789".into(),
+        };
+        let dead = DeadLetter { sequence: 9, reason: DeadLetterReason::InvalidSubject, error: "a\r\nb".into() };
+        let checkpoint = Checkpoint {
+            stream: "LEAD_COMMANDS".into(),
+            stream_created_at: "1".into(),
+            epoch: 2,
+            last_seq: 8,
+            published_seq: 8,
+        };
+        let outbound = dead_letter(&dead, &message, &checkpoint, 4);
+        assert_eq!(outbound.subject.as_str(), "leads.dead.invalid_subject");
+        assert_eq!(outbound.payload, "0123");
+        let map = outbound.headers.unwrap();
+        let header = |name| map.get(name).unwrap().as_str();
+        assert_eq!(header(headers::MESSAGE_ID), "dead-2-9");
+        assert_eq!(header(headers::DEAD_LETTER_ERROR), "a  b");
+        assert_eq!(header(headers::ORIGIN_SUBJECT), "leads.cmd.x.update");
+        assert_eq!(header(headers::ORIGIN_SEQUENCE), "9");
+        assert_eq!(header(headers::ORIGIN_TIME), "2026-01-12T04:55:59.048Z");
+        assert_eq!(header(headers::TRUNCATED_FROM), "10");
+        assert_eq!(dead_letter(&dead, &message, &checkpoint, 10).payload, "0123456789");
+    }
+}

@@ -1,0 +1,75 @@
+//! What the leader does beside the flow: partitions ahead, applied log entries purged, projection mended.
+
+use std::{sync::Arc, time::Duration};
+
+use async_nats::jetstream::stream::Stream;
+use contract::streams::LEAD_COMMANDS;
+use service_kit::{clock, nats::chain, retention::purge_read};
+use sqlx::PgPool;
+
+use crate::{
+    projection::Projector,
+    store::{checkpoint, ledger},
+};
+
+/// How often. Longer lets the log grow further past half of its bound before room is made.
+const INTERVAL: Duration = Duration::from_secs(10);
+/// How far ahead partitions are made.
+const PARTITIONS_AHEAD: Duration = Duration::from_secs(62 * 24 * 60 * 60);
+/// How far back: ids of late producers find their month as well.
+const PARTITIONS_BACK: Duration = Duration::from_secs(31 * 24 * 60 * 60);
+/// How long expired calls stay for people to see. Nothing is decided by them.
+const EXPIRED_CALLS_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// How long what is done is kept.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Retention {
+    /// Applied commands in the log.
+    pub(crate) log: Duration,
+}
+
+/// The leader's housekeeping.
+pub(crate) struct Housekeeper {
+    pub(crate) pool: PgPool,
+    pub(crate) log: Stream,
+    pub(crate) projector: Arc<Projector>,
+    pub(crate) retention: Retention,
+}
+
+impl Housekeeper {
+    /// Keeps house until it is dropped. What fails is tried again the next time.
+    pub(crate) async fn run(self) -> anyhow::Result<()> {
+        // A bucket that was lost is filled again when a leader starts.
+        let mut everything = true;
+        loop {
+            match self.projector.project_pending(everything).await {
+                Ok(()) => everything = false,
+                Err(e) => tracing::warn!("cannot project the configuration, trying again: {e:#}"),
+            }
+            if let Err(e) = self.partitions().await {
+                tracing::warn!("cannot make the ledger's partitions, trying again: {}", chain(&e));
+            }
+            if let Err(e) = self.purge().await {
+                tracing::warn!("cannot purge {LEAD_COMMANDS}, trying again: {e:#}");
+            }
+            tokio::time::sleep(INTERVAL).await;
+        }
+    }
+
+    async fn partitions(&self) -> Result<(), crate::store::StoreError> {
+        let now = clock::now();
+        ledger::ensure_partitions(&self.pool, now.minus(PARTITIONS_BACK), now.plus(PARTITIONS_AHEAD)).await?;
+        ledger::sweep_calls(&self.pool, now.minus(EXPIRED_CALLS_KEPT)).await?;
+        Ok(())
+    }
+
+    async fn purge(&self) -> anyhow::Result<()> {
+        let Some(checkpoint) = checkpoint::get(&self.pool, LEAD_COMMANDS).await? else { return Ok(()) };
+        // Only what is announced as well: the log and the ledger tell the same story for as long as one is needed.
+        let purged = purge_read(&self.log, checkpoint.published_seq, clock::now(), self.retention.log).await?;
+        if purged > 0 {
+            tracing::info!(purged, "applied commands left {LEAD_COMMANDS}");
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,168 @@
+//! Queries about leads and updates, and the initiation of leads; answered by every instance.
+
+use std::time::Duration;
+
+use async_nats::jetstream;
+use contract::{
+    JsonObject, Timestamp,
+    command::MAX_TEXT_CHARS,
+    rpc::{GetLead, GetUpdate, InitiateLead, Lead, RpcError, Update, UpdateStatus},
+    streams::LEAD_COMMANDS,
+};
+use service_kit::{clock, rpc::internal};
+use sqlx::PgPool;
+
+use crate::{
+    decide::Limits,
+    store::{
+        StoreError, checkpoint,
+        leads::{self, Address},
+        ledger,
+    },
+};
+
+/// How long the question after an update waits for the reader to pass what was in the log when it was asked.
+const CATCH_UP: Duration = Duration::from_secs(2);
+/// How often it looks.
+const CATCH_UP_INTERVAL: Duration = Duration::from_millis(10);
+/// How far the clocks of whoever made an update's id and of the log may be apart.
+const CLOCK_SKEW: Duration = Duration::from_secs(60);
+
+impl From<StoreError> for RpcError {
+    fn from(error: StoreError) -> Self {
+        match &error {
+            StoreError::Unavailable(_) => {
+                tracing::warn!("{error}");
+                Self::new(503, "unavailable", "the database is not available; try again")
+            }
+            _ => internal("a query failed", &error),
+        }
+    }
+}
+
+/// Answers queries.
+#[derive(Debug, Clone)]
+pub(crate) struct Queries {
+    pub(crate) pool: PgPool,
+    pub(crate) js: jetstream::Context,
+}
+
+impl Queries {
+    pub(crate) async fn get_lead(self, query: GetLead) -> Result<Lead, RpcError> {
+        let address = match (query.lead_id, query.process_id, query.reference_id) {
+            (Some(lead_id), ..) => Address::Id(lead_id),
+            (None, Some(process_id), Some(reference_id)) => Address::Reference(process_id, reference_id),
+            _ => return Err(RpcError::new(400, "address_missing", "Either leadId or referenceId is required")),
+        };
+        leads::find(&self.pool, query.project_id, &address)
+            .await?
+            .ok_or_else(|| RpcError::new(404, "lead_not_found", "Lead not found"))
+    }
+
+    pub(crate) async fn initiate_lead(self, lead: InitiateLead) -> Result<Lead, RpcError> {
+        let now = clock::now();
+        let limits = Limits::for_max_payload(self.js.client().server_info().max_payload);
+        check(&lead, limits)?;
+        let rules = leads::rules(&self.pool, lead.project_id, lead.process_id)
+            .await?
+            .ok_or_else(|| RpcError::new(404, "process_not_found", "Process not found"))?;
+        let state = rules
+            .initial_state()
+            .ok_or_else(|| RpcError::new(400, "process_has_no_states", "The process has no states"))?;
+        let lead_id = clock::new_id();
+        if !leads::insert(&self.pool, lead_id, &lead, &state.name, now).await? {
+            let reference = lead.reference_id.as_deref().unwrap_or_default();
+            let message = format!("Lead with referenceId {reference:?} already exists for this project and process");
+            return Err(RpcError::new(400, "reference_exists", message));
+        }
+        Ok(Lead {
+            lead_id,
+            project_id: lead.project_id,
+            process_id: lead.process_id,
+            reference_id: lead.reference_id,
+            name: lead.name,
+            phone: lead.phone,
+            email: lead.email,
+            state: state.name.clone(),
+            disposition: None,
+            metadata: lead.metadata,
+            version: 1,
+            created_at: now,
+            updated_at: now,
+            activities: vec![],
+        })
+    }
+
+    pub(crate) async fn get_update(self, query: GetUpdate) -> Result<Update, RpcError> {
+        if let Some(update) = ledger::find(&self.pool, query.project_id, query.update_id).await? {
+            return Ok(update);
+        }
+        // Not in the ledger: either it is in the log and not applied yet, or there is none. The reader soon knows.
+        let not_found = || RpcError::new(404, "update_not_found", "Update not found");
+        let unavailable =
+            |e: &dyn std::fmt::Display| RpcError::new(503, "unavailable", format!("the log is not available: {e}"));
+        let log = self.js.get_stream(LEAD_COMMANDS).await.map_err(|e| unavailable(&e))?;
+        let last_seq = log.cached_info().state.last_sequence;
+        let deadline = tokio::time::Instant::now() + CATCH_UP;
+        let applied = loop {
+            let checkpoint = checkpoint::get(&self.pool, LEAD_COMMANDS).await?;
+            let applied = checkpoint.map_or(0, |checkpoint| checkpoint.last_seq);
+            if applied >= last_seq {
+                return ledger::find(&self.pool, query.project_id, query.update_id).await?.ok_or_else(not_found);
+            }
+            if tokio::time::Instant::now() >= deadline {
+                break applied;
+            }
+            tokio::time::sleep(CATCH_UP_INTERVAL).await;
+        };
+        // There is a backlog. An id made since what is read now was logged may be of an update that waits in it.
+        let reading = log.get_raw_message(applied + 1).await.map_err(|e| unavailable(&e))?;
+        let logged_at = Timestamp::from(reading.time);
+        if query.update_id.timestamp() < logged_at.minus(CLOCK_SKEW) {
+            return Err(not_found());
+        }
+        Ok(Update {
+            update_id: query.update_id,
+            status: UpdateStatus::Pending,
+            command: None,
+            log_sequence: None,
+            logged_at: None,
+            lead_id: None,
+            process_id: None,
+            reference_id: None,
+            error: None,
+            error_code: None,
+            from_state: None,
+            to_state: None,
+            version: None,
+            user_id: None,
+            api_key_id: None,
+            warnings: vec![],
+            applied_at: None,
+            data: None,
+        })
+    }
+}
+
+fn check(lead: &InitiateLead, limits: Limits) -> Result<(), RpcError> {
+    let texts = [
+        ("name", &lead.name),
+        ("referenceId", &lead.reference_id),
+        ("phone", &lead.phone),
+        ("email", &lead.email),
+        ("groupId", &lead.group_id),
+    ];
+    for (field, text) in texts {
+        let Some(text) = text else { continue };
+        if text.chars().count() > MAX_TEXT_CHARS || text.contains('\0') {
+            let message = format!("{field} must have at most {MAX_TEXT_CHARS} characters and no NUL");
+            return Err(RpcError::new(400, "text_too_long", message));
+        }
+    }
+    let bytes = JsonObject::get(&lead.metadata).len();
+    if bytes > limits.metadata_bytes {
+        let message = format!("metadata is {bytes} bytes, more than the {} allowed", limits.metadata_bytes);
+        return Err(RpcError::new(400, "metadata_too_large", message));
+    }
+    Ok(())
+}

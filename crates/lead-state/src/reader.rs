@@ -1,0 +1,134 @@
+//! 3 Read in order: the command log from the checkpoint on, without acks.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use async_nats::jetstream::{
+    self,
+    consumer::{AckPolicy, DeliverPolicy, ReplayPolicy, pull},
+    stream::Stream,
+};
+use contract::streams::LEAD_COMMANDS;
+use futures::StreamExt;
+use service_kit::nats::patient;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+
+use crate::entry::LogMessage;
+
+/// Most bytes of messages that are read ahead of the applier. More keeps it busy over a slower network, and is held
+/// in memory.
+const READ_AHEAD_BYTES: usize = 16 << 20;
+/// Most messages that are read ahead.
+const READ_AHEAD_MESSAGES: usize = 4096;
+/// Asked of the server at once. It must be larger than the largest message that NATS takes.
+const PULL_BYTES: usize = 8 << 20;
+/// How long the server may be silent before the consumer is made anew: it says something every half of that.
+const SILENCE: Duration = Duration::from_secs(10);
+
+/// A message that was read ahead; its bytes count until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Read {
+    pub(crate) message: LogMessage,
+    _bytes: OwnedSemaphorePermit,
+}
+
+/// The identity of a log: when its stream was created, in nanoseconds.
+pub(crate) fn identity(info: &jetstream::stream::Info) -> String {
+    info.created.unix_timestamp_nanos().to_string()
+}
+
+/// Makes the channel that [`read`] fills.
+pub(crate) fn channel() -> (mpsc::Sender<Read>, mpsc::Receiver<Read>) {
+    mpsc::channel(READ_AHEAD_MESSAGES)
+}
+
+/// Reads the log behind `after` into a channel, until the channel is closed.
+///
+/// # Errors
+/// When the log is not the one that it was, or lost what was already read: then the term must end.
+pub(crate) async fn read(
+    stream: Stream,
+    identity: String,
+    mut after: u64,
+    out: mpsc::Sender<Read>,
+) -> anyhow::Result<()> {
+    let bytes = Arc::new(Semaphore::new(READ_AHEAD_BYTES));
+    let mut delays = patient();
+    loop {
+        let info = match stream.get_info().await {
+            Ok(info) => info,
+            Err(e) => {
+                tracing::warn!("cannot read the state of {LEAD_COMMANDS}, trying again: {e}");
+                tokio::time::sleep(delays.next().unwrap_or(SILENCE)).await;
+                continue;
+            }
+        };
+        if self::identity(&info) != identity {
+            anyhow::bail!("{LEAD_COMMANDS} was made anew while it was being read");
+        }
+        if info.state.last_sequence < after {
+            anyhow::bail!("{LEAD_COMMANDS} ends at {}, but {after} was read", info.state.last_sequence);
+        }
+        let before = after;
+        match follow(&stream, &mut after, &bytes, &out).await {
+            Ok(()) => return Ok(()),
+            Err(e) => tracing::warn!(after, "reading {LEAD_COMMANDS} was interrupted, going on: {e:#}"),
+        }
+        if after > before {
+            delays = patient();
+        }
+        tokio::time::sleep(delays.next().unwrap_or(SILENCE)).await;
+    }
+}
+
+/// Reads through one consumer until it fails; returns when nobody wants more.
+async fn follow(
+    stream: &Stream,
+    after: &mut u64,
+    bytes: &Arc<Semaphore>,
+    out: &mpsc::Sender<Read>,
+) -> anyhow::Result<()> {
+    let consumer = stream
+        .create_consumer(pull::Config {
+            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: *after + 1 },
+            // The checkpoint in Postgres says what was read; nothing is acked, and nothing sent again.
+            ack_policy: AckPolicy::None,
+            replay_policy: ReplayPolicy::Instant,
+            memory_storage: true,
+            num_replicas: 1,
+            inactive_threshold: SILENCE * 3,
+            ..pull::Config::default()
+        })
+        .await
+        .context("cannot make a consumer")?;
+    let mut messages = consumer
+        .stream()
+        .max_messages_per_batch(READ_AHEAD_MESSAGES)
+        .max_bytes_per_batch(PULL_BYTES)
+        .expires(SILENCE * 3)
+        .heartbeat(SILENCE / 2)
+        .messages()
+        .await
+        .context("cannot pull")?;
+    let mut expected = 1;
+    loop {
+        let message = tokio::select! {
+            message = messages.next() => message.context("the consumer ended")?.context("the pull failed")?,
+            () = out.closed() => return Ok(()),
+        };
+        let info = message.info().map_err(|e| anyhow::anyhow!("a message without its place in the log: {e}"))?;
+        if info.consumer_sequence != expected {
+            anyhow::bail!("a message is missing behind {after}");
+        }
+        expected += 1;
+        let (sequence, logged_at) = (info.stream_sequence, info.published.into());
+        let async_nats::Message { subject, payload, headers, length, .. } = message.message;
+        let weight = u32::try_from(length.clamp(1, READ_AHEAD_BYTES)).unwrap_or(u32::MAX);
+        let permit = bytes.clone().acquire_many_owned(weight).await.context("the read-ahead ended")?;
+        let message = LogMessage { sequence, logged_at, subject: subject.into_string(), headers, payload };
+        if out.send(Read { message, _bytes: permit }).await.is_err() {
+            return Ok(());
+        }
+        *after = sequence;
+    }
+}

@@ -1,0 +1,359 @@
+//! 5 Apply: what a batch reads, and the one transaction that it writes.
+
+use std::{collections::HashMap, sync::Arc};
+
+use contract::{ObjectId, Timestamp, process::Rules};
+use futures::TryStreamExt;
+use sqlx::{PgConnection, PgPool};
+
+use super::{StoreError, checkpoint::Checkpoint, id, object, time};
+use crate::{
+    decide::{Call, Lead},
+    fold::{LedgerRow, Names, Plan, World},
+};
+
+/// The rules of processes, as last read, by process and revision.
+#[derive(Debug, Default)]
+pub(crate) struct RulesCache {
+    rules: HashMap<ObjectId, (i64, Arc<Rules>)>,
+}
+
+/// Most processes whose rules are kept; past it the cache starts anew.
+const CACHED_RULES: usize = 10_000;
+
+/// Reads all that a batch names.
+///
+/// Outside of the batch's transaction: only the leader changes leads that are there, and a leader that is none any
+/// more fails at the checkpoint. So nothing here needs a lock. None if the leads' metadata is more than `budget` bytes.
+pub(crate) async fn read(
+    pool: &PgPool,
+    names: &Names,
+    cache: &mut RulesCache,
+    budget: usize,
+) -> Result<Option<World>, StoreError> {
+    let mut world = World::default();
+    let mut connection = pool.acquire().await?;
+    if !read_leads(&mut connection, names, &mut world, budget).await? {
+        return Ok(None);
+    }
+    if !world.leads.is_empty() {
+        read_calls(&mut connection, &mut world).await?;
+        read_rules(&mut connection, &mut world, cache).await?;
+    }
+    if !names.updates.is_empty() {
+        let (projects, updates): (Vec<_>, Vec<_>) =
+            names.updates.iter().map(|(project, update)| (*project.as_bytes(), *update.as_bytes())).unzip();
+        let rows = sqlx::query!(
+            r#"SELECT u.project_id, u.update_id
+               FROM unnest($1::bytea[], $2::bytea[]) AS n (project_id, update_id)
+               JOIN lead_state.lead_updates u USING (project_id, update_id)"#,
+            &projects as _,
+            &updates as _
+        )
+        .fetch_all(&mut *connection)
+        .await?;
+        for row in rows {
+            world.known.insert((
+                id("lead_updates", "project_id", &row.project_id)?,
+                id("lead_updates", "update_id", &row.update_id)?,
+            ));
+        }
+    }
+    Ok(Some(world))
+}
+
+/// A lead as it stands in the table.
+struct LeadRow {
+    lead_id: Vec<u8>,
+    project_id: Vec<u8>,
+    process_id: Vec<u8>,
+    reference_id: Option<String>,
+    name: Option<String>,
+    state: String,
+    disposition: Option<String>,
+    metadata: String,
+    version: i64,
+}
+
+impl TryFrom<LeadRow> for Lead {
+    type Error = StoreError;
+
+    fn try_from(row: LeadRow) -> Result<Self, StoreError> {
+        let lead_id = id("leads", "lead_id", &row.lead_id)?;
+        Ok(Self {
+            lead_id,
+            project_id: id("leads", "project_id", &row.project_id)?,
+            process_id: id("leads", "process_id", &row.process_id)?,
+            reference_id: row.reference_id,
+            name: row.name,
+            state: row.state,
+            disposition: row.disposition,
+            metadata: object("leads", "metadata", lead_id, row.metadata)?,
+            version: row.version,
+        })
+    }
+}
+
+/// Reads leads row by row, so that no more than the budget is ever held; false if that is not enough.
+async fn read_leads(
+    connection: &mut PgConnection,
+    names: &Names,
+    world: &mut World,
+    mut budget: usize,
+) -> Result<bool, StoreError> {
+    if !names.leads.is_empty() {
+        let ids: Vec<_> = names.leads.iter().map(|lead| *lead.as_bytes()).collect();
+        let mut rows = sqlx::query_as!(
+            LeadRow,
+            r#"SELECT lead_id, project_id, process_id, reference_id, name, state, disposition,
+                      metadata::text AS "metadata!", version
+               FROM lead_state.leads WHERE lead_id = ANY($1::bytea[])"#,
+            &ids as _
+        )
+        .fetch(&mut *connection);
+        while let Some(row) = rows.try_next().await? {
+            let Some(left) = budget.checked_sub(row.metadata.len()) else { return Ok(false) };
+            budget = left;
+            let lead = Lead::try_from(row)?;
+            world.leads.insert(lead.lead_id, lead);
+        }
+    }
+    if !names.references.is_empty() {
+        let (processes, references): (Vec<_>, Vec<_>) =
+            names.references.iter().map(|(process, reference)| (*process.as_bytes(), reference.as_str())).unzip();
+        let mut rows = sqlx::query_as!(
+            LeadRow,
+            r#"SELECT l.lead_id, l.project_id, l.process_id, l.reference_id, l.name, l.state, l.disposition,
+                      l.metadata::text AS "metadata!", l.version
+               FROM unnest($1::bytea[], $2::text[]) AS n (process_id, reference_id)
+               JOIN lead_state.leads l ON l.process_id = n.process_id
+                   AND md5(l.reference_id) = md5(n.reference_id) AND l.reference_id = n.reference_id"#,
+            &processes as _,
+            &references as _
+        )
+        .fetch(&mut *connection);
+        while let Some(row) = rows.try_next().await? {
+            let Some(left) = budget.checked_sub(row.metadata.len()) else { return Ok(false) };
+            budget = left;
+            let lead = Lead::try_from(row)?;
+            if let Some(reference) = &lead.reference_id {
+                world.references.insert((lead.process_id, reference.clone()), lead.lead_id);
+            }
+            world.leads.insert(lead.lead_id, lead);
+        }
+    }
+    Ok(true)
+}
+
+async fn read_calls(connection: &mut PgConnection, world: &mut World) -> Result<(), StoreError> {
+    let ids: Vec<_> = world.leads.keys().map(|lead| *lead.as_bytes()).collect();
+    let rows = sqlx::query!(
+        r#"SELECT lead_id, call_id, started_at, expires_at FROM lead_state.active_calls WHERE lead_id = ANY($1::bytea[])"#,
+        &ids as _
+    )
+    .fetch_all(connection)
+    .await?;
+    for row in rows {
+        world.calls.entry(id("active_calls", "lead_id", &row.lead_id)?).or_default().push(Call {
+            call_id: row.call_id,
+            started_at: row.started_at.into(),
+            expires_at: row.expires_at.into(),
+        });
+    }
+    Ok(())
+}
+
+async fn read_rules(
+    connection: &mut PgConnection,
+    world: &mut World,
+    cache: &mut RulesCache,
+) -> Result<(), StoreError> {
+    if cache.rules.len() > CACHED_RULES {
+        cache.rules.clear();
+    }
+    let mut processes: Vec<_> = world.leads.values().map(|lead| lead.process_id).collect();
+    processes.sort_unstable();
+    processes.dedup();
+    let (ids, revisions): (Vec<_>, Vec<_>) = processes
+        .iter()
+        .map(|process| (*process.as_bytes(), cache.rules.get(process).map_or(0, |(revision, _)| *revision)))
+        .unzip();
+    // Only what changed since it was last read comes over.
+    let rows = sqlx::query!(
+        r#"SELECT p.process_id AS "process_id!", p.revision, p.config::text AS "config!"
+           FROM unnest($1::bytea[], $2::bigint[]) AS n (process_id, revision)
+           JOIN lead_state.processes p ON p.process_id = n.process_id AND p.revision <> n.revision"#,
+        &ids as _,
+        &revisions
+    )
+    .fetch_all(connection)
+    .await?;
+    for row in rows {
+        let process_id = id("processes", "process_id", &row.process_id)?;
+        let rules: Rules = serde_json::from_str(&row.config)
+            .map_err(|e| StoreError::Corrupt { table: "processes", fault: format!("config of {process_id}: {e}") })?;
+        cache.rules.insert(process_id, (row.revision, Arc::new(rules)));
+    }
+    world.rules = processes
+        .into_iter()
+        .filter_map(|process| cache.rules.get(&process).map(|(_, rules)| (process, rules.clone())))
+        .collect();
+    Ok(())
+}
+
+/// Why a batch was not written.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum WriteError {
+    /// The checkpoint is not where this reader left it: somebody else leads now, or the commit of this very batch
+    /// went through unheard. Nothing was written.
+    #[error("the checkpoint was moved by another reader")]
+    Fenced,
+    /// The database did not do it. Whether it was written is not known after a lost connection; the checkpoint tells.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl From<sqlx::Error> for WriteError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Store(error.into())
+    }
+}
+
+/// Writes a batch in one transaction: checkpoint, leads, calls, ledger. All of it or nothing.
+pub(crate) async fn write(
+    pool: &PgPool,
+    from: &Checkpoint,
+    last_seq: u64,
+    plan: &Plan,
+    now: Timestamp,
+) -> Result<(), WriteError> {
+    let mut transaction = pool.begin().await?;
+    // First of all, and by compare-and-set: a zombie or a second reader gets no further.
+    let moved = sqlx::query!(
+        r#"UPDATE lead_state.checkpoints SET last_seq = $1, updated_at = $2
+           WHERE stream = $3 AND epoch = $4 AND last_seq = $5"#,
+        last_seq as i64,
+        time(now),
+        from.stream,
+        from.epoch,
+        from.last_seq as i64
+    )
+    .execute(&mut *transaction)
+    .await?;
+    if moved.rows_affected() != 1 {
+        return Err(WriteError::Fenced);
+    }
+    if !plan.leads.is_empty() {
+        write_leads(&mut transaction, &plan.leads, now).await?;
+    }
+    if !plan.calls.is_empty() {
+        write_calls(&mut transaction, &plan.calls).await?;
+    }
+    if !plan.rows.is_empty() {
+        write_ledger(&mut transaction, from.epoch, &plan.rows).await?;
+    }
+    transaction.commit().await?;
+    Ok(())
+}
+
+async fn write_leads(connection: &mut PgConnection, leads: &[Lead], now: Timestamp) -> Result<(), StoreError> {
+    let ids: Vec<_> = leads.iter().map(|lead| *lead.lead_id.as_bytes()).collect();
+    let names: Vec<_> = leads.iter().map(|lead| lead.name.as_deref()).collect();
+    let states: Vec<_> = leads.iter().map(|lead| lead.state.as_str()).collect();
+    let dispositions: Vec<_> = leads.iter().map(|lead| lead.disposition.as_deref()).collect();
+    let metadata: Vec<_> = leads.iter().map(|lead| lead.metadata.get()).collect();
+    let versions: Vec<_> = leads.iter().map(|lead| lead.version).collect();
+    let written = sqlx::query!(
+        r#"UPDATE lead_state.leads AS l
+           SET name = n.name, state = n.state, disposition = n.disposition, metadata = n.metadata::json,
+               version = n.version, updated_at = $7
+           FROM unnest($1::bytea[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[])
+               AS n (lead_id, name, state, disposition, metadata, version)
+           WHERE l.lead_id = n.lead_id"#,
+        &ids as _,
+        &names as _,
+        &states as _,
+        &dispositions as _,
+        &metadata as _,
+        &versions,
+        time(now)
+    )
+    .execute(connection)
+    .await?;
+    if written.rows_affected() != leads.len() as u64 {
+        let fault = format!("{} leads to change, {} there", leads.len(), written.rows_affected());
+        return Err(StoreError::Corrupt { table: "leads", fault });
+    }
+    Ok(())
+}
+
+async fn write_calls(connection: &mut PgConnection, calls: &[(ObjectId, Vec<Call>)]) -> Result<(), StoreError> {
+    let leads: Vec<_> = calls.iter().map(|(lead, _)| *lead.as_bytes()).collect();
+    sqlx::query!(r#"DELETE FROM lead_state.active_calls WHERE lead_id = ANY($1::bytea[])"#, &leads as _)
+        .execute(&mut *connection)
+        .await?;
+    let calls: Vec<_> = calls.iter().flat_map(|(lead, calls)| calls.iter().map(move |call| (lead, call))).collect();
+    let leads: Vec<_> = calls.iter().map(|(lead, _)| *lead.as_bytes()).collect();
+    let ids: Vec<_> = calls.iter().map(|(_, call)| call.call_id.as_str()).collect();
+    let starts: Vec<_> = calls.iter().map(|(_, call)| time(call.started_at)).collect();
+    let ends: Vec<_> = calls.iter().map(|(_, call)| time(call.expires_at)).collect();
+    sqlx::query!(
+        r#"INSERT INTO lead_state.active_calls (lead_id, call_id, started_at, expires_at)
+           SELECT * FROM unnest($1::bytea[], $2::text[], $3::timestamptz[], $4::timestamptz[])"#,
+        &leads as _,
+        &ids as _,
+        &starts,
+        &ends
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+async fn write_ledger(connection: &mut PgConnection, epoch: i32, rows: &[LedgerRow]) -> Result<(), StoreError> {
+    fn column<'a, T>(rows: &'a [LedgerRow], value: impl Fn(&'a LedgerRow) -> T) -> Vec<T> {
+        rows.iter().map(value).collect()
+    }
+    let warnings: Vec<_> = rows.iter().map(|row| serde_json::json!(row.event.warnings)).collect();
+    sqlx::query!(
+        r#"INSERT INTO lead_state.lead_updates
+               (project_id, update_id, epoch, log_seq, logged_at, lead_id, process_id, reference_id, command, success,
+                error, error_code, from_state, to_state, disposition, version, user_id, api_key_id, warnings, data,
+                traceparent, applied_at)
+           SELECT n.project_id, n.update_id, $1, n.log_seq, n.logged_at, n.lead_id, n.process_id, n.reference_id,
+                  n.command::json, n.error IS NULL, n.error, n.error_code, n.from_state, n.to_state, n.disposition,
+                  n.version, n.user_id, n.api_key_id, ARRAY(SELECT json_array_elements_text(n.warnings)),
+                  n.data::json, n.traceparent, n.applied_at
+           FROM unnest($2::bytea[], $3::bytea[], $4::bigint[], $5::timestamptz[], $6::bytea[], $7::bytea[],
+                       $8::text[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::text[],
+                       $15::bigint[], $16::text[], $17::bytea[], $18::json[], $19::text[], $20::text[],
+                       $21::timestamptz[])
+               AS n (project_id, update_id, log_seq, logged_at, lead_id, process_id, reference_id, command, error,
+                     error_code, from_state, to_state, disposition, version, user_id, api_key_id, warnings, data,
+                     traceparent, applied_at)"#,
+        epoch,
+        &column(rows, |row| *row.event.project_id.as_bytes()) as _,
+        &column(rows, |row| *row.event.update_id.as_bytes()) as _,
+        &column(rows, |row| row.log_seq as i64),
+        &column(rows, |row| time(row.logged_at)),
+        &column(rows, |row| row.event.lead_id.map(|id| *id.as_bytes())) as _,
+        &column(rows, |row| row.event.process_id.map(|id| *id.as_bytes())) as _,
+        &column(rows, |row| row.event.reference_id.as_deref()) as _,
+        &column(rows, |row| row.command.get()) as _,
+        &column(rows, |row| row.event.error.as_deref()) as _,
+        &column(rows, |row| row.event.error_code.as_deref()) as _,
+        &column(rows, |row| row.event.from_state.as_deref()) as _,
+        &column(rows, |row| row.event.to_state.as_deref()) as _,
+        &column(rows, |row| row.disposition.as_deref()) as _,
+        &column(rows, |row| row.event.version) as _,
+        &column(rows, |row| row.event.user_id.as_deref()) as _,
+        &column(rows, |row| row.api_key_id.map(|id| *id.as_bytes())) as _,
+        &warnings,
+        &column(rows, |row| row.event.data.as_ref().map(|data| data.get())) as _,
+        &column(rows, |row| row.traceparent.as_deref()) as _,
+        &column(rows, |row| time(row.event.timestamp))
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}

@@ -1,0 +1,158 @@
+//! 6 Announce: the ledger as outbox, and as the story of an update.
+
+use contract::{
+    ObjectId, Timestamp,
+    event::CompletionEvent,
+    rpc::{self, Activity, UpdateStatus},
+};
+use sqlx::PgPool;
+
+use super::{StoreError, checkpoint::Checkpoint, id, object, optional_id};
+
+const TABLE: &str = "lead_updates";
+
+/// An event to announce.
+#[derive(Debug, Clone)]
+pub(crate) struct Announcement {
+    /// The place of its command in the log.
+    pub(crate) log_seq: u64,
+    /// The trace that the command belongs to.
+    pub(crate) traceparent: Option<String>,
+    /// The event.
+    pub(crate) event: CompletionEvent,
+}
+
+/// The events of the log's entries in `(after, up_to]`, in log order, at most `limit`.
+pub(crate) async fn outbox(
+    pool: &PgPool,
+    checkpoint: &Checkpoint,
+    after: u64,
+    up_to: u64,
+    limit: i64,
+) -> Result<Vec<Announcement>, StoreError> {
+    let rows = sqlx::query!(
+        r#"SELECT project_id, update_id, log_seq, lead_id, process_id, reference_id, success, error, error_code,
+                  from_state, to_state, version, user_id, warnings, data::text AS data, traceparent, applied_at
+           FROM lead_state.lead_updates
+           WHERE epoch = $1 AND log_seq > $2 AND log_seq <= $3 ORDER BY log_seq LIMIT $4"#,
+        checkpoint.epoch,
+        after as i64,
+        up_to as i64,
+        limit
+    )
+    .fetch_all(pool)
+    .await?;
+    rows.into_iter()
+        .map(|row| {
+            let update_id = id(TABLE, "update_id", &row.update_id)?;
+            Ok(Announcement {
+                log_seq: row.log_seq as u64,
+                traceparent: row.traceparent,
+                event: CompletionEvent {
+                    update_id,
+                    project_id: id(TABLE, "project_id", &row.project_id)?,
+                    process_id: optional_id(TABLE, "process_id", row.process_id.as_deref())?,
+                    lead_id: optional_id(TABLE, "lead_id", row.lead_id.as_deref())?,
+                    reference_id: row.reference_id,
+                    success: row.success,
+                    error: row.error,
+                    error_code: row.error_code,
+                    from_state: row.from_state,
+                    to_state: row.to_state,
+                    version: row.version,
+                    user_id: row.user_id,
+                    warnings: row.warnings,
+                    timestamp: row.applied_at.into(),
+                    data: row.data.map(|text| object(TABLE, "data", update_id, text)).transpose()?,
+                },
+            })
+        })
+        .collect()
+}
+
+/// An update's story up to its outcome, if it has one.
+pub(crate) async fn find(
+    pool: &PgPool,
+    project_id: ObjectId,
+    update_id: ObjectId,
+) -> Result<Option<rpc::Update>, StoreError> {
+    let row = sqlx::query!(
+        r#"SELECT log_seq, logged_at, lead_id, process_id, reference_id, command::text AS "command!", success, error,
+                  error_code, from_state, to_state, version, user_id, api_key_id, warnings, data::text AS data, applied_at
+           FROM lead_state.lead_updates WHERE project_id = $1 AND update_id = $2"#,
+        project_id.as_bytes(),
+        update_id.as_bytes()
+    )
+    .fetch_optional(pool)
+    .await?;
+    row.map(|row| {
+        Ok(rpc::Update {
+            update_id,
+            status: if row.success { UpdateStatus::Succeeded } else { UpdateStatus::Failed },
+            command: Some(object(TABLE, "command", update_id, row.command)?),
+            log_sequence: Some(row.log_seq as u64),
+            logged_at: Some(row.logged_at.into()),
+            lead_id: optional_id(TABLE, "lead_id", row.lead_id.as_deref())?,
+            process_id: optional_id(TABLE, "process_id", row.process_id.as_deref())?,
+            reference_id: row.reference_id,
+            error: row.error,
+            error_code: row.error_code,
+            from_state: row.from_state,
+            to_state: row.to_state,
+            version: row.version,
+            user_id: row.user_id,
+            api_key_id: optional_id(TABLE, "api_key_id", row.api_key_id.as_deref())?,
+            warnings: row.warnings,
+            applied_at: Some(row.applied_at.into()),
+            data: row.data.map(|text| object(TABLE, "data", update_id, text)).transpose()?,
+        })
+    })
+    .transpose()
+}
+
+/// A lead's last updates, newest first.
+pub(crate) async fn activities(
+    pool: &PgPool,
+    project_id: ObjectId,
+    lead_id: ObjectId,
+) -> Result<Vec<Activity>, StoreError> {
+    let rows = sqlx::query!(
+        r#"SELECT update_id, success, error, from_state, to_state, disposition, user_id, applied_at
+           FROM lead_state.lead_updates WHERE lead_id = $1 AND project_id = $2
+           ORDER BY epoch DESC, log_seq DESC LIMIT $3"#,
+        lead_id.as_bytes(),
+        project_id.as_bytes(),
+        rpc::LEAD_ACTIVITIES
+    )
+    .fetch_all(pool)
+    .await?;
+    rows.into_iter()
+        .map(|row| {
+            Ok(Activity {
+                update_id: id(TABLE, "update_id", &row.update_id)?,
+                success: row.success,
+                error: row.error,
+                from_state: row.from_state,
+                to_state: row.to_state,
+                disposition: row.disposition,
+                user_id: row.user_id,
+                timestamp: row.applied_at.into(),
+            })
+        })
+        .collect()
+}
+
+/// Makes the partitions of the ledger for the months from `first` to `last`.
+pub(crate) async fn ensure_partitions(pool: &PgPool, first: Timestamp, last: Timestamp) -> Result<(), StoreError> {
+    let day = |at: Timestamp| time::OffsetDateTime::from(at).date();
+    sqlx::query!("SELECT lead_state.ensure_partitions($1, $2)", day(first), day(last)).execute(pool).await?;
+    Ok(())
+}
+
+/// Forgets calls that expired before this time.
+pub(crate) async fn sweep_calls(pool: &PgPool, before: Timestamp) -> Result<u64, StoreError> {
+    let swept = sqlx::query!("DELETE FROM lead_state.active_calls WHERE expires_at < $1", super::time(before))
+        .execute(pool)
+        .await?;
+    Ok(swept.rows_affected())
+}
