@@ -1,0 +1,338 @@
+//! 7 Deliver: the guard that keeps callbacks out of internal networks.
+//!
+//! A tenant chooses the URL, so the URL must not choose a machine behind our firewall. What is checked is the address
+//! that is then connected to: literal addresses in the URL here, names in the [`reqwest`] resolver, whose answer is what
+//! the connection uses. A name that resolves to something else a moment later (DNS rebinding) gains nothing.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use reqwest::{
+    Url,
+    dns::{Addrs, Name, Resolve, Resolving},
+};
+
+/// Why a URL is not called.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// It cannot be read.
+    #[error("the URL cannot be read: {0}")]
+    NotAUrl(String),
+    /// It is not https.
+    #[error("the URL is {0}://, and only https is allowed")]
+    Scheme(String),
+    /// Its address is internal.
+    #[error("the address {address} is not allowed: {network}")]
+    Internal {
+        /// The address.
+        address: IpAddr,
+        /// What is there.
+        network: &'static str,
+    },
+    /// Its name has no address.
+    #[error("the name {0} has no address")]
+    NoAddress(String),
+}
+
+/// What callbacks may reach.
+#[derive(Debug, Clone, Default)]
+pub struct Guard {
+    /// Internal networks that are allowed all the same.
+    pub allow_networks: Vec<IpNet>,
+    /// Whether http is allowed beside https.
+    pub allow_http: bool,
+}
+
+impl Guard {
+    /// Reads a URL that may be called, as far as that can be told without looking its name up.
+    pub fn check_url(&self, text: &str) -> Result<Url, Refused> {
+        let url = Url::parse(text).map_err(|e| Refused::NotAUrl(e.to_string()))?;
+        match url.scheme() {
+            "https" => {}
+            "http" if self.allow_http => {}
+            scheme => return Err(Refused::Scheme(scheme.into())),
+        }
+        // The parser has made dotted decimals of other spellings of an IPv4 address (0x7f.1, 2130706433).
+        let host = url.host_str().unwrap_or_default();
+        if let Ok(address) = host.trim_matches(['[', ']']).parse() {
+            self.check_address(address)?;
+        }
+        Ok(url)
+    }
+
+    /// Whether this address may be connected to.
+    pub fn check_address(&self, address: IpAddr) -> Result<(), Refused> {
+        match internal(address) {
+            Some(network) if !self.allow_networks.iter().any(|allowed| allowed.contains(&address)) => {
+                Err(Refused::Internal { address, network })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The addresses of a name that may be connected to. None is an error.
+    fn filter(&self, name: &str, addresses: impl Iterator<Item = SocketAddr>) -> Result<Vec<SocketAddr>, Refused> {
+        let mut refused = Refused::NoAddress(name.to_owned());
+        let mut allowed = Vec::new();
+        for address in addresses {
+            match self.check_address(address.ip()) {
+                Ok(()) => allowed.push(address),
+                Err(e) => refused = e,
+            }
+        }
+        if allowed.is_empty() { Err(refused) } else { Ok(allowed) }
+    }
+}
+
+impl Resolve for Guard {
+    fn resolve(&self, name: Name) -> Resolving {
+        let guard = self.clone();
+        Box::pin(async move {
+            // The port is the URL's: the connector sets it.
+            let addresses = tokio::net::lookup_host((name.as_str(), 0)).await?;
+            let allowed = guard.filter(name.as_str(), addresses)?;
+            Ok(Box::new(allowed.into_iter()) as Addrs)
+        })
+    }
+}
+
+const fn v4(a: u8, b: u8, c: u8, d: u8, prefix: u8) -> Ipv4Net {
+    Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, d), prefix)
+}
+
+const fn v6(a: u16, b: u16, c: u16, prefix: u8) -> Ipv6Net {
+    Ipv6Net::new_assert(Ipv6Addr::new(a, b, c, 0, 0, 0, 0, 0), prefix)
+}
+
+/// What is not a public unicast address (<https://www.iana.org/assignments/iana-ipv4-special-registry>), and the one
+/// public address behind which a cloud has its metadata.
+const INTERNAL_V4: [(Ipv4Net, &str); 19] = [
+    (v4(0, 0, 0, 0, 8), "this network"),
+    (v4(10, 0, 0, 0, 8), "a private network"),
+    (v4(100, 64, 0, 0, 10), "a carrier's or cloud's shared network"),
+    (v4(127, 0, 0, 0, 8), "loopback"),
+    (v4(169, 254, 0, 0, 16), "link-local, where clouds have their metadata"),
+    (v4(172, 16, 0, 0, 12), "a private network"),
+    (v4(192, 0, 0, 0, 24), "reserved for protocols"),
+    (v4(192, 0, 2, 0, 24), "reserved for documentation"),
+    (v4(192, 31, 196, 0, 24), "reserved for protocols"),
+    (v4(192, 52, 193, 0, 24), "reserved for protocols"),
+    (v4(192, 88, 99, 0, 24), "a 6to4 relay"),
+    (v4(192, 168, 0, 0, 16), "a private network"),
+    (v4(192, 175, 48, 0, 24), "reserved for protocols"),
+    (v4(198, 18, 0, 0, 15), "reserved for benchmarks"),
+    (v4(198, 51, 100, 0, 24), "reserved for documentation"),
+    (v4(203, 0, 113, 0, 24), "reserved for documentation"),
+    (v4(224, 0, 0, 0, 4), "multicast"),
+    (v4(240, 0, 0, 0, 4), "reserved or broadcast"),
+    (v4(168, 63, 129, 16, 32), "a cloud's metadata"),
+];
+
+/// The same for IPv6 (<https://www.iana.org/assignments/iana-ipv6-special-registry>); what wraps an IPv4 address is
+/// refused whole. The first that matches names it; all that is not in 2000::/3 is refused in any case.
+const INTERNAL_V6: [(Ipv6Net, &str); 18] = [
+    (Ipv6Net::new_assert(Ipv6Addr::UNSPECIFIED, 128), "unspecified"),
+    (Ipv6Net::new_assert(Ipv6Addr::LOCALHOST, 128), "loopback"),
+    (Ipv6Net::new_assert(Ipv6Addr::UNSPECIFIED, 96), "an IPv4 address in IPv6"),
+    (Ipv6Net::new_assert(Ipv6Addr::new(0, 0, 0, 0, 0, 0xffff, 0, 0), 96), "an IPv4 address in IPv6"),
+    (v6(0x64, 0xff9b, 0, 96), "NAT64"),
+    (v6(0x64, 0xff9b, 1, 48), "NAT64"),
+    (v6(0x100, 0, 0, 64), "discarded"),
+    (v6(0x2001, 0, 0, 32), "Teredo"),
+    (v6(0x2001, 0, 0, 23), "reserved for protocols"),
+    (v6(0x2001, 0xdb8, 0, 32), "reserved for documentation"),
+    (v6(0x2002, 0, 0, 16), "6to4"),
+    (v6(0x2620, 0x4f, 0x8000, 48), "reserved for protocols"),
+    (v6(0x3fff, 0, 0, 20), "reserved for documentation"),
+    (v6(0x5f00, 0, 0, 16), "segment routing"),
+    (v6(0xfc00, 0, 0, 7), "a private network (unique local)"),
+    (v6(0xfe80, 0, 0, 10), "link-local"),
+    (v6(0xfec0, 0, 0, 10), "a private network (site-local)"),
+    (v6(0xff00, 0, 0, 8), "multicast"),
+];
+
+/// The addresses that IANA gives out: what is outside is not on the internet.
+const GLOBAL_V6: Ipv6Net = v6(0x2000, 0, 0, 3);
+
+/// What internal network an address belongs to, if any.
+fn internal(address: IpAddr) -> Option<&'static str> {
+    match address {
+        IpAddr::V4(address) => {
+            INTERNAL_V4.iter().find(|(network, _)| network.contains(&address)).map(|(_, name)| *name)
+        }
+        IpAddr::V6(address) => INTERNAL_V6
+            .iter()
+            .find(|(network, _)| network.contains(&address))
+            .map(|(_, name)| *name)
+            .or((!GLOBAL_V6.contains(&address)).then_some("not a public address")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn guard(allow: &[&str]) -> Guard {
+        Guard { allow_networks: allow.iter().map(|network| network.parse().unwrap()).collect(), allow_http: true }
+    }
+
+    #[test]
+    fn internal_addresses_are_refused_by_name() {
+        for (address, network) in [
+            ("0.0.0.0", "this network"),
+            ("0.1.2.3", "this network"),
+            ("10.0.0.1", "a private network"),
+            ("10.255.255.255", "a private network"),
+            ("100.64.0.1", "a carrier's or cloud's shared network"),
+            ("100.100.100.200", "a carrier's or cloud's shared network"),
+            ("127.0.0.1", "loopback"),
+            ("127.255.255.254", "loopback"),
+            ("169.254.169.254", "link-local, where clouds have their metadata"),
+            ("168.63.129.16", "a cloud's metadata"),
+            ("172.16.0.1", "a private network"),
+            ("172.31.255.255", "a private network"),
+            ("192.0.0.192", "reserved for protocols"),
+            ("192.0.2.1", "reserved for documentation"),
+            ("192.88.99.1", "a 6to4 relay"),
+            ("192.168.1.1", "a private network"),
+            ("198.18.0.1", "reserved for benchmarks"),
+            ("198.19.255.255", "reserved for benchmarks"),
+            ("198.51.100.7", "reserved for documentation"),
+            ("203.0.113.7", "reserved for documentation"),
+            ("224.0.0.1", "multicast"),
+            ("239.255.255.255", "multicast"),
+            ("240.0.0.1", "reserved or broadcast"),
+            ("255.255.255.255", "reserved or broadcast"),
+            ("::", "unspecified"),
+            ("::1", "loopback"),
+            ("::127.0.0.1", "an IPv4 address in IPv6"),
+            ("::ffff:127.0.0.1", "an IPv4 address in IPv6"),
+            ("::ffff:8.8.8.8", "an IPv4 address in IPv6"),
+            ("64:ff9b::7f00:1", "NAT64"),
+            ("64:ff9b:1::a00:1", "NAT64"),
+            ("100::1", "discarded"),
+            ("2001::1", "Teredo"),
+            ("2001:2::1", "reserved for protocols"),
+            ("2001:10::1", "reserved for protocols"),
+            ("2001:db8::1", "reserved for documentation"),
+            ("2002:7f00:1::1", "6to4"),
+            ("3fff::1", "reserved for documentation"),
+            ("5f00::1", "segment routing"),
+            ("fc00::1", "a private network (unique local)"),
+            ("fd00:ec2::254", "a private network (unique local)"),
+            ("fe80::1", "link-local"),
+            ("fec0::1", "a private network (site-local)"),
+            ("ff02::1", "multicast"),
+            ("4000::1", "not a public address"),
+            ("::ffff:0:127.0.0.1", "not a public address"),
+        ] {
+            assert_eq!(internal(address.parse().unwrap()), Some(network), "{address}");
+        }
+    }
+
+    #[test]
+    fn public_addresses_are_not() {
+        for address in [
+            "1.1.1.1",
+            "8.8.8.8",
+            "9.255.255.255",
+            "11.0.0.0",
+            "100.63.255.255",
+            "100.128.0.0",
+            "126.255.255.255",
+            "128.0.0.1",
+            "168.63.129.17",
+            "169.253.255.255",
+            "172.15.255.255",
+            "172.32.0.0",
+            "192.0.1.0",
+            "192.167.255.255",
+            "192.169.0.0",
+            "198.17.255.255",
+            "198.20.0.0",
+            "223.255.255.255",
+            "2001:200::1",
+            "2606:4700:4700::1111",
+            "2a00:1450::1",
+            "3ffe::1",
+        ] {
+            assert_eq!(internal(address.parse().unwrap()), None, "{address}");
+        }
+    }
+
+    #[test]
+    fn odd_spellings_of_an_address_are_the_address() {
+        let guard = guard(&[]);
+        for host in [
+            "127.0.0.1",
+            "127.1",
+            "0x7f.1",
+            "0x7f000001",
+            "2130706433",
+            "017700000001",
+            "0177.0.0.1",
+            "127.0.0.1.",
+            "①②⑦.0.0.1",
+            "%31%32%37.0.0.1",
+            "user:secret@127.0.0.1",
+            "[::1]",
+            "[0:0:0:0:0:0:0:1]",
+            "[::ffff:7f00:1]",
+            "[fe80::1]",
+        ] {
+            let refused = guard.check_url(&format!("http://{host}:8080/hook")).unwrap_err();
+            assert!(matches!(refused, Refused::Internal { .. }), "{host}: {refused}");
+        }
+    }
+
+    #[test]
+    fn names_are_refused_by_what_they_resolve_to() {
+        let socket = |address: &str| SocketAddr::new(address.parse().unwrap(), 0);
+        let public = socket("93.184.215.14");
+        let guard = guard(&[]);
+        assert_eq!(guard.filter("a.example", [public].into_iter()), Ok(vec![public]));
+        assert_eq!(guard.filter("a.example", [socket("10.0.0.1"), public].into_iter()), Ok(vec![public]));
+        assert!(matches!(
+            guard.filter("a.example", [socket("10.0.0.1"), socket("::1")].into_iter()),
+            Err(Refused::Internal { .. })
+        ));
+        assert_eq!(guard.filter("a.example", [].into_iter()), Err(Refused::NoAddress("a.example".into())));
+    }
+
+    #[test]
+    fn allowed_networks_are_exempt_and_no_others() {
+        let guard = guard(&["127.0.0.0/8", "fd12:3456::/32"]);
+        assert!(guard.check_url("http://127.0.0.1:9000/").is_ok());
+        assert!(guard.check_url("http://[fd12:3456::1]/").is_ok());
+        assert!(guard.check_url("http://10.0.0.1/").is_err());
+        assert!(guard.check_url("http://[fd12:3457::1]/").is_err());
+        // A mapped address is another address: it has to be allowed by itself.
+        assert!(guard.check_url("http://[::ffff:127.0.0.1]/").is_err());
+    }
+
+    #[test]
+    fn only_https_unless_http_is_allowed() {
+        let strict = Guard::default();
+        assert!(strict.check_url("https://crm.example/hook").is_ok());
+        assert_eq!(strict.check_url("http://crm.example/hook"), Err(Refused::Scheme("http".into())));
+        assert_eq!(guard(&[]).check_url("ftp://crm.example/hook"), Err(Refused::Scheme("ftp".into())));
+        assert!(matches!(guard(&[]).check_url("https://"), Err(Refused::NotAUrl(_))));
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_urls_never_panic(text in ".*") {
+            let _ = guard(&[]).check_url(&text);
+        }
+
+        #[test]
+        fn an_ipv4_address_hidden_in_ipv6_is_never_public(bytes: [u8; 4]) {
+            let inner = Ipv4Addr::from(bytes);
+            for address in [inner.to_ipv6_mapped(), inner.to_ipv6_compatible()] {
+                prop_assert!(internal(address.into()).is_some());
+            }
+        }
+    }
+}

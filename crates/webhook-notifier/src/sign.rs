@@ -1,0 +1,71 @@
+//! 7 Deliver: the signature of a webhook, by Standard Webhooks
+//! (<https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md>).
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use contract::process::signing_key;
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
+
+/// A signing secret is not `whsec_` and the base64 of 24 to 64 bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the callback has no valid signing secret")]
+pub struct BadSecret;
+
+/// The value of `webhook-signature`: one signature per secret, so that a rotation can overlap. `timestamp` is in Unix
+/// seconds. Nothing is sent unsigned: without a secret, or with one that is not valid, there is no signature.
+pub fn signature(secrets: &[String], id: &str, timestamp: u32, body: &[u8]) -> Result<String, BadSecret> {
+    if secrets.is_empty() {
+        return Err(BadSecret);
+    }
+    let signatures = secrets.iter().map(|secret| {
+        let key = signing_key(secret).ok_or(BadSecret)?;
+        let mut mac = Hmac::<Sha256>::new_from_slice(&key).map_err(|_| BadSecret)?;
+        mac.update(format!("{id}.{timestamp}.").as_bytes());
+        mac.update(body);
+        Ok(format!("v1,{}", BASE64_STANDARD.encode(mac.finalize().into_bytes())))
+    });
+    Ok(signatures.collect::<Result<Vec<_>, _>>()?.join(" "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ONE: (&str, &str, u32, &str, &str) = (
+        "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD",
+        "msg_27UH4WbU6Z5A5EzD8u03UvzRbpk",
+        1_649_367_553,
+        r#"{"email":"test@example.com","username":"test_user"}"#,
+        "v1,tZ1I4/hDygAJgO5TYxiSd6Sd0kDW6hPenDe+bTa3Kkw=",
+    );
+    const TWO: (&str, &str, u32, &str, &str) = (
+        "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
+        "msg_p5jXN8AQM9LWM0D4loKWxJek",
+        1_614_265_330,
+        r#"{"test": 2432232314}"#,
+        "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=",
+    );
+
+    #[test]
+    fn the_published_vectors() {
+        for (secret, id, timestamp, body, expected) in [ONE, TWO] {
+            assert_eq!(signature(&[secret.into()], id, timestamp, body.as_bytes()).unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn every_secret_signs_during_a_rotation() {
+        let (secret, id, timestamp, body, expected) = ONE;
+        let both = signature(&[TWO.0.into(), secret.into()], id, timestamp, body.as_bytes()).unwrap();
+        let signatures = both.split(' ').collect::<Vec<_>>();
+        assert_eq!(signatures.len(), 2);
+        assert_eq!(signatures[1], expected);
+    }
+
+    #[test]
+    fn nothing_is_sent_unsigned() {
+        for secrets in [vec![], vec!["whsec_AAAA".to_owned()], vec![ONE.0.to_owned(), "nonsense".to_owned()]] {
+            assert_eq!(signature(&secrets, "id", 1, b"{}"), Err(BadSecret), "{secrets:?}");
+        }
+    }
+}
