@@ -1,1 +1,142 @@
-//! webhook-notifier
+//! The webhook-notifier: tells callback URLs what became of updates.
+//!
+//! Its part of the flow (the numbers are those of docs/ARCHITECTURE.md), and where to read on:
+//!
+//! - 7 Deliver: [`dispatch`] pulls events from `LEAD_EVENTS` and has the first attempt for each callback made straight
+//!   away; [`callbacks`] knows who is told, [`guard`] where nobody is, [`slots`] how many at once; [`attempt`] signs
+//!   ([`sign`]) and posts; [`schedule`] decides what comes of it; [`record`] writes it to Postgres. Then the event is
+//!   acked.
+//! - 8 Retry: [`retry`] claims what is due in Postgres, and goes the same way from [`attempt`] on.
+//!
+//! Around it: [`announce`] publishes what is exhausted or disabled, [`queries`] answers, [`housekeeping`] makes room.
+//! All SQL is in [`store`].
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::Context;
+use contract::streams::{LEAD_EVENTS, PROCESSES};
+use service_kit::{health::Readiness, http, lifecycle, lifecycle::Tasks, nats, rpc};
+use sqlx::PgPool;
+use tokio::{sync::Notify, task::JoinSet};
+use tokio_util::sync::CancellationToken;
+
+mod announce;
+mod attempt;
+mod callbacks;
+mod config;
+mod dead_letter;
+mod deliver;
+mod delivery;
+mod dispatch;
+pub mod guard;
+mod housekeeping;
+mod queries;
+mod record;
+mod retry;
+pub mod schedule;
+pub mod sign;
+mod slots;
+mod store;
+
+pub use config::Config;
+
+use crate::{
+    attempt::Poster, callbacks::Callbacks, deliver::Deliverer, dispatch::Dispatcher, guard::Guard, retry::Retrier,
+    slots::Slots,
+};
+
+/// How long attempts under way may take after shutdown began. What is cut is told again: by another replica, or when its
+/// lease has run out. Shorter than the service's deadline, so that what did finish can still be recorded and acked.
+const DRAIN: Duration = lifecycle::DRAIN_DEADLINE.saturating_sub(Duration::from_secs(3));
+/// How long the last acks may take to leave.
+const FLUSH: Duration = Duration::from_secs(2);
+
+/// Runs a webhook-notifier until shutdown. Several share the work.
+pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let readiness = Readiness::default();
+    let mut tasks = Tasks::new(shutdown.clone());
+    let health = http::bind(config.health.health_listen).await?;
+    tasks.spawn_background("health", service_kit::health::serve(health, readiness.clone(), shutdown.clone()));
+    let client = tokio::select! {
+        started = start(&config, &mut tasks, &readiness, &shutdown) => started?,
+        () = shutdown.cancelled() => return Ok(()),
+    };
+    let ended = tasks.run(lifecycle::DRAIN_DEADLINE).await;
+    // Acks are only handed to the client: without this the last ones might not leave.
+    if !matches!(tokio::time::timeout(FLUSH, client.flush()).await, Ok(Ok(()))) {
+        tracing::warn!("the last acks may not have left: what they were for is looked at again");
+    }
+    ended
+}
+
+/// Brings the `webhooks` schema up to date.
+pub async fn migrate(pool: &PgPool) -> anyhow::Result<()> {
+    store::migrate(pool).await
+}
+
+/// Waits for everything that is needed, and starts the tasks.
+async fn start(
+    config: &Config,
+    tasks: &mut Tasks,
+    readiness: &Readiness,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<async_nats::Client> {
+    let guard = Guard { allow_networks: config.allow_networks.clone(), allow_http: config.allow_http };
+    let poster = Poster::new(guard)?;
+    let client = nats::connect(&config.nats, "webhook-notifier", readiness).await?;
+    let pool = store::connect(&config.database, readiness).await?;
+    if !config.no_migrate {
+        migrate(&pool).await?;
+    }
+    let js = nats::jetstream(&client);
+    nats::stream(&js, LEAD_EVENTS).await?;
+    let callbacks = Arc::new(Callbacks::new(nats::bucket(&js, PROCESSES).await?));
+    callbacks.refresh_disabled(&pool).await.context("cannot read who is disabled")?;
+    let to_announce = Arc::new(Notify::new());
+    let (recorder, recording) = record::recorder(pool.clone(), readiness.clone(), to_announce.clone());
+    let deliverer = Arc::new(Deliverer {
+        callbacks: callbacks.clone(),
+        slots: Slots::new(config.max_in_flight),
+        poster,
+        schedule: config.retry_schedule.clone(),
+        recorder,
+    });
+    let service = rpc::service(&client, "webhook-notifier", "Tells callback URLs what became of updates").await?;
+    queries::serve(tasks, &service, &pool, &callbacks, shutdown).await?;
+
+    let token = || shutdown.clone();
+    let (view, follow_js, follow_readiness, follow_token) =
+        (callbacks.view.clone(), js.clone(), readiness.clone(), token());
+    tasks.spawn("processes", async move { view.follow(&follow_js, PROCESSES, follow_readiness, follow_token).await });
+    let (disabled_pool, disabled_readiness, disabled_token) = (pool.clone(), readiness.clone(), token());
+    tasks.spawn("disabled", async move {
+        callbacks.follow_disabled(&disabled_pool, &disabled_readiness, disabled_token).await
+    });
+    tasks.spawn("partitions", housekeeping::partitions(pool.clone(), token()));
+    tasks.spawn("retention", housekeeping::retention(js.clone(), config.event_retention.into(), token()));
+    tasks.spawn("announce", announce::run(js.clone(), pool.clone(), to_announce, token()));
+    // Ends when the two below, who report to it, have ended.
+    tasks.spawn("record", recording.run());
+    let retrier = Retrier { pool: pool.clone(), deliverer: deliverer.clone(), readiness: readiness.clone() };
+    tasks.spawn("retry", retrier.run(token()));
+    tasks.spawn("dispatch", Dispatcher::new(js, pool, deliverer).run(token()));
+    Ok(client)
+}
+
+/// Lets tasks finish within the time that shutdown leaves; then cuts them.
+async fn drain(mut tasks: JoinSet<()>) -> anyhow::Result<()> {
+    let finish = async {
+        while let Some(ended) = tasks.join_next().await {
+            ended.context("a task died while draining")?;
+        }
+        anyhow::Ok(())
+    };
+    match tokio::time::timeout(DRAIN, finish).await {
+        Ok(finished) => finished,
+        Err(_) => {
+            tracing::warn!(cut = tasks.len(), "not everything finished in time: it is tried again");
+            tasks.shutdown().await;
+            Ok(())
+        }
+    }
+}

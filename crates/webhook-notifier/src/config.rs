@@ -1,0 +1,65 @@
+//! Configuration of the webhook-notifier: flags that are also environment variables.
+
+use std::time::Duration;
+
+use clap::Args;
+use ipnet::IpNet;
+use service_kit::config::{DatabaseConfig, HealthConfig, NatsConfig};
+
+use crate::schedule::Schedule;
+
+const MAX_IN_FLIGHT: u32 = 512;
+const EVENT_RETENTION: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Configuration of the webhook-notifier.
+#[derive(Debug, Clone, Args)]
+pub struct Config {
+    /// How to reach NATS.
+    #[command(flatten)]
+    pub nats: NatsConfig,
+    /// How to reach Postgres.
+    #[command(flatten)]
+    pub database: DatabaseConfig,
+    /// Where health is answered.
+    #[command(flatten)]
+    pub health: HealthConfig,
+    /// Do not bring the database schema up to date at start; something else does.
+    #[arg(long, env = "NO_MIGRATE")]
+    pub no_migrate: bool,
+    /// Let callbacks have http:// URLs. Their payloads then travel in clear.
+    #[arg(long, env = "ALLOW_HTTP")]
+    pub allow_http: bool,
+    /// An internal network that callbacks may reach all the same, e.g. 10.20.0.0/16; may be given several times, or
+    /// several separated by commas.
+    #[arg(long = "allow-network", env = "ALLOW_NETWORKS", value_delimiter = ',', value_name = "CIDR")]
+    pub allow_networks: Vec<IpNet>,
+    /// How long to wait before each attempt of a delivery, the first included; each wait is up to a tenth longer.
+    /// After the last attempt the delivery is exhausted.
+    #[arg(long, env = "RETRY_SCHEDULE", default_value_t, value_name = "DELAYS")]
+    pub retry_schedule: Schedule,
+    /// Most attempts under way at once, of all callbacks; one of a large body counts as several, and a single callback
+    /// gets at most half. More wait longer for slow endpoints in parallel, fewer hold less memory.
+    #[arg(long, env = "MAX_IN_FLIGHT", default_value_t = MAX_IN_FLIGHT, value_parser = clap::value_parser!(u32).range(8..=65_536))]
+    pub max_in_flight: u32,
+    /// How long events stay in their stream after they were delivered or recorded. When it is more than half full they
+    /// go at once.
+    #[arg(long, env = "EVENT_RETENTION", default_value_t = EVENT_RETENTION.into(), value_name = "DURATION")]
+    pub event_retention: humantime::Duration,
+}
+
+impl Config {
+    /// The default configuration for this NATS and Postgres.
+    pub fn new(nats: NatsConfig, database: DatabaseConfig) -> Self {
+        Self {
+            nats,
+            database,
+            health: HealthConfig { health_listen: ([127, 0, 0, 1], 0).into() },
+            no_migrate: false,
+            allow_http: false,
+            allow_networks: Vec::new(),
+            retry_schedule: Schedule::default(),
+            max_in_flight: MAX_IN_FLIGHT,
+            event_retention: EVENT_RETENTION.into(),
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! 7 Deliver, 8 Retry: an attempt, its decision, its record: what straight deliveries and retries have in common.
+
+use std::sync::Arc;
+
+use service_kit::clock;
+
+use crate::{
+    attempt::Poster,
+    callbacks::Callbacks,
+    delivery::{Attempt, Delivery, Origin, Report, Standing},
+    record::{Recorder, Stopping},
+    schedule::{Decision, Reply, Schedule},
+    slots::{Slot, Slots},
+};
+
+/// What it takes to deliver.
+#[derive(Debug)]
+pub(crate) struct Deliverer {
+    pub(crate) callbacks: Arc<Callbacks>,
+    pub(crate) slots: Arc<Slots>,
+    pub(crate) poster: Poster,
+    pub(crate) schedule: Schedule,
+    pub(crate) recorder: Recorder,
+}
+
+impl Deliverer {
+    /// Makes an attempt, decides what comes of it and has it recorded. `number` is 1 for the first.
+    pub(crate) async fn attempt(
+        &self,
+        callback: &contract::process::Callback,
+        delivery: Delivery,
+        origin: Origin,
+        number: u32,
+        slot: Slot,
+    ) -> Result<(), Stopping> {
+        let attempt = self.poster.post(callback, &delivery).await;
+        self.slots.note(delivery.callback_id, attempt.error.is_some());
+        // While a first attempt is recorded its slot is free for the next one: how many wait is bounded by the events
+        // under way. Of claims the slots are the only bound.
+        let _held = (origin == Origin::Claim).then_some(slot);
+        self.settle(delivery, origin, number, attempt).await
+    }
+
+    /// Decides what comes of an attempt and has it recorded.
+    pub(crate) async fn settle(
+        &self,
+        delivery: Delivery,
+        origin: Origin,
+        number: u32,
+        attempt: Attempt,
+    ) -> Result<(), Stopping> {
+        let reply = match attempt.status {
+            Some(code) => Reply::Status { code, retry_after: attempt.retry_after.as_deref() },
+            None => Reply::Nothing,
+        };
+        let now = clock::now();
+        let decision = self.schedule.decide(number, reply, now, rand::random());
+        let standing = match decision {
+            Decision::Delivered => Standing::Delivered,
+            Decision::RetryAt(due) => Standing::Pending { due },
+            Decision::Exhausted | Decision::Disabled => Standing::Exhausted,
+        };
+        let (update_id, callback_id) = (delivery.update_id, delivery.callback_id);
+        let error = attempt.error.clone();
+        match (decision, error.as_deref()) {
+            (Decision::Delivered, _) | (_, None) => tracing::debug!(%update_id, %callback_id, number, "delivered"),
+            (Decision::RetryAt(at), Some(error)) => {
+                tracing::debug!(%update_id, %callback_id, number, next = at.to_iso(), "attempt failed: {error}");
+            }
+            (Decision::Exhausted, Some(error)) => {
+                tracing::warn!(%update_id, %callback_id, number, "delivery exhausted: {error}");
+            }
+            (Decision::Disabled, Some(error)) => {
+                tracing::warn!(%update_id, %callback_id, number, "callback disabled: {error}");
+            }
+        }
+        let disable = if decision == Decision::Disabled { error.clone() } else { None };
+        if let Some(reason) = &disable {
+            self.callbacks.disable(callback_id, reason);
+        }
+        let report = Report { delivery, origin, standing, attempt: Some(attempt), error, disable, at: now };
+        self.recorder.record(report).await
+    }
+
+    /// Has it recorded that a delivery is due now.
+    pub(crate) async fn spill(&self, delivery: Delivery) -> Result<(), Stopping> {
+        let callback_id = delivery.callback_id;
+        let now = clock::now();
+        let standing = Standing::Pending { due: now };
+        let report =
+            Report { delivery, origin: Origin::Event, standing, attempt: None, error: None, disable: None, at: now };
+        self.recorder.record(report).await?;
+        self.slots.note_spilled(callback_id);
+        Ok(())
+    }
+
+    /// Has it recorded that a delivery will not be tried (again), and why.
+    pub(crate) async fn give_up(&self, delivery: Delivery, origin: Origin, error: String) -> Result<(), Stopping> {
+        tracing::debug!(update_id = %delivery.update_id, callback_id = %delivery.callback_id, "given up: {error}");
+        let now = clock::now();
+        let standing = Standing::Exhausted;
+        let report = Report { delivery, origin, standing, attempt: None, error: Some(error), disable: None, at: now };
+        self.recorder.record(report).await
+    }
+}

@@ -1,0 +1,353 @@
+//! 7 Deliver: events come from `LEAD_EVENTS`; the first attempt for each callback runs straight off the event.
+//!
+//! Every event is a task of its own, so none waits for another's endpoint. An attempt that finds no slot soon is spilled:
+//! recorded as due now, for the retries. The event is acked when every delivery of it is recorded.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::Context;
+use async_nats::jetstream::{
+    self, AckKind,
+    consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull},
+    message::Acker,
+};
+use contract::{
+    Timestamp,
+    event::{CompletionEvent, WebhookPayload},
+    headers, json,
+    streams::{LEAD_EVENTS, NOTIFIER_CONSUMER},
+    subject::DeadLetterReason,
+    trace::is_traceparent,
+};
+use futures::{StreamExt, future::try_join_all};
+use service_kit::{
+    clock,
+    nats::{chain, patient},
+};
+use sqlx::PgPool;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::JoinSet,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    callbacks::{Target, Unreadable},
+    dead_letter::{self, DeadLetter},
+    deliver::Deliverer,
+    delivery::{Delivery, Origin},
+    drain,
+    record::Stopping,
+    store,
+};
+
+/// After how long an event that nobody acked is given out again. Whoever works on it asks for more time meanwhile, so
+/// this is only how long a crash delays: shorter costs needless redeliveries when a notifier stalls.
+const ACK_WAIT: Duration = Duration::from_secs(30);
+/// How often more time is asked for: often enough that one lost request does no harm.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);
+/// Most events that are given out and not acked, of all notifiers. More keeps more replicas busy, fewer are told twice
+/// after a crash.
+const MAX_ACK_PENDING: i64 = 4096;
+/// How much is asked of JetStream at once; what is buffered here is at most about twice that.
+const PULL_MESSAGES: usize = 256;
+const PULL_BYTES: usize = 8 * 1024 * 1024;
+/// How long a pull waits at the server, and how long it may be silent before the connection counts as lost.
+const PULL_EXPIRES: Duration = Duration::from_secs(30);
+const PULL_HEARTBEAT: Duration = Duration::from_secs(5);
+/// Room for the events under way, in units of 16 KiB begun. When it is used up the pull waits: more bridges longer
+/// pauses of Postgres, less holds less memory.
+const ROOM: u32 = 4096;
+const BYTES_PER_UNIT: usize = 16 * 1024;
+/// How long an event waits for a slot of its callback before it is spilled. Longer rides out bursts without a detour
+/// through Postgres, shorter keeps fewer events in memory.
+const PATIENCE: Duration = Duration::from_millis(100);
+/// How long an event waits for its process to reach the bucket, which follows Postgres by a moment. Longer holds the
+/// events of a process that was removed, shorter may pass over the callbacks of one that was just made.
+const PROJECTION_GRACE: Duration = Duration::from_secs(10);
+/// When to look again at what could not be decided now.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
+
+/// The task that dispatches events.
+pub(crate) struct Dispatcher {
+    pub(crate) js: jetstream::Context,
+    pub(crate) pool: PgPool,
+    pub(crate) deliverer: Arc<Deliverer>,
+    pub(crate) room: Arc<Semaphore>,
+}
+
+/// Why an event is not acked.
+#[derive(Debug, thiserror::Error)]
+enum Setback {
+    /// It cannot be read; it is among the dead letters now.
+    #[error("it cannot be read: {0}")]
+    Dead(String),
+    /// It is given out again after a while.
+    #[error("it is looked at again: {0}")]
+    Later(String),
+    /// It is given out again, to somebody else.
+    #[error(transparent)]
+    Stopping(#[from] Stopping),
+}
+
+impl From<Unreadable> for Setback {
+    fn from(error: Unreadable) -> Self {
+        Self::Later(error.to_string())
+    }
+}
+
+impl From<sqlx::Error> for Setback {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Later(chain(&error))
+    }
+}
+
+impl Dispatcher {
+    /// A dispatcher with all its room.
+    pub(crate) fn new(js: jetstream::Context, pool: PgPool, deliverer: Arc<Deliverer>) -> Arc<Self> {
+        Arc::new(Self { js, pool, deliverer, room: Arc::new(Semaphore::new(ROOM as usize)) })
+    }
+
+    /// Dispatches events until shutdown, then lets those under way finish.
+    pub(crate) async fn run(self: Arc<Self>, shutdown: CancellationToken) -> anyhow::Result<()> {
+        let mut events = JoinSet::new();
+        let dispatched = tokio::select! {
+            dispatched = self.pull(&mut events) => dispatched,
+            () = shutdown.cancelled() => Ok(()),
+        };
+        drain(events).await?;
+        dispatched
+    }
+
+    /// Pulls for ever; after an error from a new consumer or stream.
+    async fn pull(self: &Arc<Self>, events: &mut JoinSet<()>) -> anyhow::Result<()> {
+        let mut delays = patient();
+        loop {
+            let pulled = self.pull_stream(events, || delays = patient()).await;
+            match pulled {
+                Ok(broken) => tracing::warn!("pulling events anew: {broken}"),
+                Err(e) => return Err(e),
+            }
+            tokio::time::sleep(delays.next().unwrap_or(PULL_HEARTBEAT)).await;
+        }
+    }
+
+    /// Pulls until the pull breaks; says why. Fails only when an event's task died.
+    async fn pull_stream(
+        self: &Arc<Self>,
+        events: &mut JoinSet<()>,
+        mut on_message: impl FnMut(),
+    ) -> anyhow::Result<String> {
+        let mut messages = match self.messages().await {
+            Ok(messages) => messages,
+            Err(e) => return Ok(format!("{e:#}")),
+        };
+        loop {
+            let message = tokio::select! {
+                Some(ended) = events.join_next() => {
+                    ended.context("an event's task died")?;
+                    continue;
+                }
+                message = messages.next() => message,
+            };
+            let message = match message {
+                Some(Ok(message)) => message,
+                Some(Err(e)) => return Ok(chain(&e)),
+                None => return Ok("the pull ended".into()),
+            };
+            on_message();
+            let units = (1 + (message.payload.len() / BYTES_PER_UNIT) as u32).min(ROOM);
+            let room = self.room.clone().acquire_many_owned(units).await?;
+            let dispatcher = self.clone();
+            events.spawn(async move { dispatcher.handle(message, room).await });
+        }
+    }
+
+    /// Makes the consumer, or brings it up to date, and begins to pull.
+    async fn messages(&self) -> anyhow::Result<pull::Stream> {
+        let stream = self.js.get_stream(LEAD_EVENTS).await.context("cannot find the stream of events")?;
+        let config = pull::Config {
+            durable_name: Some(NOTIFIER_CONSUMER.into()),
+            description: Some("Delivers events to callbacks; shared by all webhook-notifiers".into()),
+            deliver_policy: DeliverPolicy::All,
+            ack_policy: AckPolicy::Explicit,
+            ack_wait: ACK_WAIT,
+            max_ack_pending: MAX_ACK_PENDING,
+            ..Default::default()
+        };
+        let consumer: PullConsumer = stream.create_consumer(config).await.context("cannot make the consumer")?;
+        let messages = consumer
+            .stream()
+            .max_messages_per_batch(PULL_MESSAGES)
+            .max_bytes_per_batch(PULL_BYTES)
+            .expires(PULL_EXPIRES)
+            .heartbeat(PULL_HEARTBEAT)
+            .messages();
+        messages.await.context("cannot pull")
+    }
+
+    /// Sees an event through, and settles it with JetStream.
+    async fn handle(&self, message: jetstream::Message, _room: OwnedSemaphorePermit) {
+        let about = match message.info() {
+            Ok(info) => About {
+                sequence: info.stream_sequence,
+                published: info.published.into(),
+                redelivered: info.delivered > 1,
+            },
+            Err(e) => return tracing::error!("a message that is not JetStream's came with the events: {e}"),
+        };
+        let (message, acker) = message.split();
+        let kind = match keep(&acker, self.tell(message, about)).await {
+            Ok(()) => AckKind::Ack,
+            Err(setback) => {
+                tracing::warn!(sequence = about.sequence, "an event is not done: {setback}");
+                match setback {
+                    Setback::Dead(_) => AckKind::Term,
+                    Setback::Later(_) => AckKind::Nak(Some(LOOK_AGAIN)),
+                    Setback::Stopping(_) => AckKind::Nak(None),
+                }
+            }
+        };
+        if let Err(e) = acker.ack_with(kind).await {
+            // It comes again, and what is recorded of it is found then.
+            tracing::warn!(sequence = about.sequence, "cannot ack an event: {e}");
+        }
+    }
+
+    /// Tells every callback of the event, or has it recorded why not.
+    async fn tell(&self, message: async_nats::Message, about: About) -> Result<(), Setback> {
+        let event = match read(&message.payload) {
+            Ok(event) => event,
+            Err((reason, error)) => return Err(self.bury(message, about, reason, error).await),
+        };
+        let Some(mut targets) = self.targets(&event, about).await? else {
+            return Err(Setback::Later("its process is not in the configuration yet".into()));
+        };
+        if about.redelivered {
+            let recorded = store::query::recorded(&self.pool, event.update_id).await?;
+            targets.retain(|target| !recorded.contains(&target.callback_id));
+        }
+        if targets.is_empty() {
+            return Ok(());
+        }
+        let header = message.headers.as_ref().and_then(|headers| headers.get(headers::TRACEPARENT));
+        let traceparent = header.map(|value| value.as_str()).filter(|text| is_traceparent(text)).map(Arc::from);
+        let body = serde_json::to_string(&WebhookPayload::from(&event)).map_err(|e| Setback::Later(e.to_string()))?;
+        let body = Arc::<str>::from(body);
+        let (update_id, project_id) = (event.update_id, event.project_id);
+        // Not needed any more, and the attempts may take long.
+        drop((message, event));
+        let told = targets.into_iter().map(|target| {
+            let delivery = Delivery {
+                update_id,
+                callback_id: target.callback_id,
+                project_id,
+                process_id: target.process_id(),
+                body: body.clone(),
+                traceparent: traceparent.clone(),
+            };
+            self.tell_one(target, delivery)
+        });
+        try_join_all(told).await?;
+        Ok(())
+    }
+
+    /// Who is to be told; none while it cannot be known yet.
+    async fn targets(&self, event: &CompletionEvent, about: About) -> Result<Option<Vec<Target>>, Setback> {
+        let callbacks = &self.deliverer.callbacks;
+        match callbacks.of_event(event).await? {
+            Some(targets) => Ok(Some(targets)),
+            None if event.process_id.is_none() => Ok(Some(Vec::new())),
+            None if may_still_come(about.published, clock::now()) => Ok(None),
+            None => Ok(Some(callbacks.fallback(event).await?)),
+        }
+    }
+
+    async fn tell_one(&self, target: Target, delivery: Delivery) -> Result<(), Stopping> {
+        if let Some(reason) = self.deliverer.callbacks.disabled(target.callback_id) {
+            return self.deliverer.give_up(delivery, Origin::Event, reason).await;
+        }
+        // With little room left, waiting here would make others wait for the pull.
+        let patience = if self.room.available_permits() > ROOM as usize / 2 { PATIENCE } else { Duration::ZERO };
+        let slots = &self.deliverer.slots;
+        match slots.take(target.callback_id, target.max_in_flight, delivery.body.len(), patience).await {
+            Some(slot) => self.deliverer.attempt(&target, delivery, Origin::Event, 1, slot).await,
+            None => self.deliverer.spill(delivery).await,
+        }
+    }
+
+    /// Puts an event that cannot be read among the dead letters.
+    async fn bury(
+        &self,
+        message: async_nats::Message,
+        about: About,
+        reason: DeadLetterReason,
+        error: String,
+    ) -> Setback {
+        let letter = DeadLetter { message, sequence: about.sequence, logged_at: about.published, reason, error };
+        tracing::error!(sequence = about.sequence, "an event cannot be read: {}", letter.error);
+        match dead_letter::publish(&self.js, &letter).await {
+            Ok(()) => Setback::Dead(letter.error),
+            Err(e) => Setback::Later(format!("it cannot be read, nor put among the dead letters: {}", chain(&e))),
+        }
+    }
+}
+
+/// Where an event stands in its stream.
+#[derive(Debug, Clone, Copy)]
+struct About {
+    sequence: u64,
+    published: Timestamp,
+    redelivered: bool,
+}
+
+/// Asks for more time as long as the work goes on.
+async fn keep<T>(acker: &Acker, work: impl Future<Output = T>) -> T {
+    let ask = async {
+        loop {
+            tokio::time::sleep(PROGRESS_INTERVAL).await;
+            if let Err(e) = acker.ack_with(AckKind::Progress).await {
+                tracing::debug!("cannot ask for more time: {e}");
+            }
+        }
+    };
+    tokio::select! {
+        done = work => done,
+        () = ask => unreachable!("asks for ever"),
+    }
+}
+
+/// Reads an event.
+fn read(payload: &[u8]) -> Result<CompletionEvent, (DeadLetterReason, String)> {
+    serde_json::from_slice(payload).map_err(|e| match json::check(payload) {
+        Ok(_) => (DeadLetterReason::InvalidCommand, format!("not a completion event: {e}")),
+        Err(fault) => (DeadLetterReason::InvalidJson, fault.to_string()),
+    })
+}
+
+/// Whether the process of an event may still be on its way to the bucket.
+fn may_still_come(published: Timestamp, now: Timestamp) -> bool {
+    now < published.plus(PROJECTION_GRACE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_read_says_why() {
+        let reason = |payload: &[u8]| read(payload).unwrap_err().0;
+        assert_eq!(reason(b"nonsense"), DeadLetterReason::InvalidJson);
+        assert_eq!(reason(b"\xff"), DeadLetterReason::InvalidJson);
+        assert_eq!(reason(b"{}"), DeadLetterReason::InvalidCommand);
+        assert_eq!(reason(br#"{"updateId":"short"}"#), DeadLetterReason::InvalidCommand);
+    }
+
+    #[test]
+    fn a_process_has_a_while_to_come() {
+        let published = Timestamp::from_millis(1_768_193_759_000);
+        assert!(may_still_come(published, published.plus(Duration::from_secs(9))));
+        assert!(!may_still_come(published, published.plus(PROJECTION_GRACE)));
+        assert!(may_still_come(published, published.minus(Duration::from_secs(60))), "clocks differ");
+    }
+}

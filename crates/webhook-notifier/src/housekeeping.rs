@@ -1,0 +1,80 @@
+//! 7 Deliver: room ahead and room behind: next months' partitions, and events that everybody was told of.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use async_nats::jetstream;
+use contract::streams::{LEAD_EVENTS, NOTIFIER_CONSUMER};
+use service_kit::{clock, nats::chain, retention::purge_read};
+use sqlx::PgPool;
+use tokio_util::sync::CancellationToken;
+
+use crate::store;
+
+/// How often the partitions are looked after.
+const PARTITIONS_INTERVAL: Duration = Duration::from_secs(60 * 60);
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+/// How far back the first start makes partitions: events may have waited in their stream.
+const PARTITIONS_BACK: Duration = DAY.saturating_mul(31);
+/// How far ahead there are partitions. More bridges a longer time without a notifier, after which rows go to the default
+/// partition and must be moved.
+const PARTITIONS_AHEAD: Duration = DAY.saturating_mul(62);
+/// How often delivered events are purged. Longer lets a full stream stay full for longer.
+const PURGE_INTERVAL: Duration = Duration::from_secs(15);
+
+/// Keeps partitions ahead of time, until shutdown.
+pub(crate) async fn partitions(pool: PgPool, shutdown: CancellationToken) -> anyhow::Result<()> {
+    every(PARTITIONS_INTERVAL, shutdown, || make_partitions(&pool)).await
+}
+
+async fn make_partitions(pool: &PgPool) {
+    let now = clock::now();
+    match store::partitions::ensure(pool, now.minus(PARTITIONS_BACK), now.plus(PARTITIONS_AHEAD)).await {
+        Ok(0) => {}
+        Ok(made) => tracing::info!(made, "made partitions of the delivery log"),
+        // Meanwhile rows go to the default partition.
+        Err(e) => tracing::warn!("cannot make partitions of the delivery log: {}", chain(&e)),
+    }
+}
+
+/// Purges the events that every notifier is done with and that are older than `window`, until shutdown.
+pub(crate) async fn retention(
+    js: jetstream::Context,
+    window: Duration,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    every(PURGE_INTERVAL, shutdown, || purge_delivered(&js, window)).await
+}
+
+async fn purge_delivered(js: &jetstream::Context, window: Duration) {
+    match purge(js, window).await {
+        Ok(0) => {}
+        Ok(purged) => tracing::debug!(purged, "purged delivered events"),
+        Err(e) => tracing::warn!("cannot purge delivered events: {e:#}"),
+    }
+}
+
+async fn purge(js: &jetstream::Context, window: Duration) -> anyhow::Result<u64> {
+    let stream = js.get_stream(LEAD_EVENTS).await.context("cannot find the stream of events")?;
+    let consumer = stream.consumer_info(NOTIFIER_CONSUMER).await.context("cannot read the consumer's state")?;
+    purge_read(&stream, consumer.ack_floor.stream_sequence, clock::now(), window).await
+}
+
+/// Does something now and after every interval, until shutdown.
+async fn every<F: Future<Output = ()>>(
+    interval: Duration,
+    shutdown: CancellationToken,
+    task: impl Fn() -> F,
+) -> anyhow::Result<()> {
+    let repeat = async {
+        loop {
+            task().await;
+            tokio::time::sleep(interval).await;
+        }
+    };
+    tokio::select! {
+        () = repeat => {}
+        () = shutdown.cancelled() => {}
+    }
+    Ok(())
+}

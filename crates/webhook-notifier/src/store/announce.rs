@@ -1,0 +1,95 @@
+//! 7 Deliver, 8 Retry: the outbox of events about deliveries and callbacks.
+
+use contract::{ObjectId, Timestamp, event::WebhookEvent};
+use sqlx::PgPool;
+use time::OffsetDateTime;
+
+use super::id;
+
+/// The deliveries that are exhausted and not announced, at most this many.
+pub(crate) async fn exhausted(pool: &PgPool, limit: i64) -> sqlx::Result<Vec<WebhookEvent>> {
+    let rows = sqlx::query!(
+        r#"
+        SELECT update_id AS "update_id: [u8; 12]", callback_id AS "callback_id: [u8; 12]",
+               project_id AS "project_id: [u8; 12]", process_id AS "process_id: [u8; 12]",
+               attempts, last_error, updated_at
+        FROM webhooks.deliveries
+        WHERE status = 'exhausted' AND NOT exhausted_announced
+        ORDER BY update_id, callback_id
+        LIMIT $1
+        "#,
+        limit,
+    )
+    .fetch_all(pool)
+    .await?;
+    let events = rows.into_iter().map(|row| WebhookEvent::Exhausted {
+        update_id: id(row.update_id),
+        project_id: id(row.project_id),
+        process_id: row.process_id.map(id),
+        callback_id: id(row.callback_id),
+        attempts: row.attempts.unsigned_abs(),
+        error: row.last_error.unwrap_or_default(),
+        timestamp: row.updated_at.into(),
+    });
+    Ok(events.collect())
+}
+
+/// Marks deliveries as announced: pairs of update and callback.
+pub(crate) async fn mark_exhausted(pool: &PgPool, deliveries: &[(ObjectId, ObjectId)]) -> sqlx::Result<()> {
+    let update_ids = deliveries.iter().map(|(update_id, _)| *update_id.as_bytes()).collect::<Vec<_>>();
+    let callback_ids = deliveries.iter().map(|(_, callback_id)| *callback_id.as_bytes()).collect::<Vec<_>>();
+    sqlx::query!(
+        r#"
+        UPDATE webhooks.deliveries AS d SET exhausted_announced = true
+        FROM unnest($1::bytea[], $2::bytea[]) AS announced (update_id, callback_id)
+        WHERE d.update_id = announced.update_id AND d.callback_id = announced.callback_id
+        "#,
+        &update_ids as &[[u8; 12]],
+        &callback_ids as &[[u8; 12]],
+    )
+    .execute(pool)
+    .await?;
+    Ok(())
+}
+
+/// The callbacks that were disabled and not announced.
+pub(crate) async fn disabled(pool: &PgPool, limit: i64) -> sqlx::Result<Vec<WebhookEvent>> {
+    let rows = sqlx::query!(
+        r#"
+        SELECT callback_id AS "callback_id: [u8; 12]", project_id AS "project_id: [u8; 12]",
+               process_id AS "process_id: [u8; 12]", reason, disabled_at
+        FROM webhooks.callback_health
+        WHERE NOT disabled_announced
+        LIMIT $1
+        "#,
+        limit,
+    )
+    .fetch_all(pool)
+    .await?;
+    let events = rows.into_iter().map(|row| WebhookEvent::CallbackDisabled {
+        project_id: id(row.project_id),
+        process_id: row.process_id.map(id),
+        callback_id: id(row.callback_id),
+        reason: row.reason,
+        timestamp: row.disabled_at.into(),
+    });
+    Ok(events.collect())
+}
+
+/// Marks callbacks as announced, unless they were disabled anew since: pairs of callback and time of disabling.
+pub(crate) async fn mark_disabled(pool: &PgPool, callbacks: &[(ObjectId, Timestamp)]) -> sqlx::Result<()> {
+    let callback_ids = callbacks.iter().map(|(callback_id, _)| *callback_id.as_bytes()).collect::<Vec<_>>();
+    let disabled_at = callbacks.iter().map(|(_, at)| (*at).into()).collect::<Vec<OffsetDateTime>>();
+    sqlx::query!(
+        r#"
+        UPDATE webhooks.callback_health AS h SET disabled_announced = true
+        FROM unnest($1::bytea[], $2::timestamptz[]) AS announced (callback_id, disabled_at)
+        WHERE h.callback_id = announced.callback_id AND h.disabled_at = announced.disabled_at
+        "#,
+        &callback_ids as &[[u8; 12]],
+        &disabled_at as &[OffsetDateTime],
+    )
+    .execute(pool)
+    .await?;
+    Ok(())
+}

@@ -1,0 +1,65 @@
+//! 7 Deliver, 8 Retry: what stands in Postgres, and all SQL. Set-based, checked at compile time.
+//!
+//! Every statement can be repeated, so an error here means one thing: try again.
+
+use std::{str::FromStr, time::Duration};
+
+use anyhow::Context;
+use service_kit::{
+    config::DatabaseConfig,
+    health::Readiness,
+    nats::{chain, patient},
+};
+use sqlx::{
+    PgPool,
+    migrate::Migrator,
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
+
+pub(crate) mod announce;
+pub(crate) mod claim;
+pub(crate) mod health;
+pub(crate) mod partitions;
+pub(crate) mod query;
+pub(crate) mod record;
+
+/// How long to wait for a connection. Longer hides that Postgres is gone, shorter fails while the pool is merely busy.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Connects, and goes on trying until Postgres is there.
+pub(crate) async fn connect(config: &DatabaseConfig, readiness: &Readiness) -> anyhow::Result<PgPool> {
+    readiness.not_ready("postgres", "not connected");
+    let options = PgConnectOptions::from_str(&config.database_url)
+        .context("DATABASE_URL is not a postgres:// URL")?
+        .application_name("webhook-notifier");
+    let pool = PgPoolOptions::new()
+        .max_connections(config.database_connections)
+        .acquire_timeout(ACQUIRE_TIMEOUT)
+        .connect_lazy_with(options);
+    for delay in patient() {
+        match pool.acquire().await {
+            Ok(_) => break,
+            Err(e) => {
+                tracing::warn!("cannot connect to Postgres, trying again: {}", chain(&e));
+                readiness.not_ready("postgres", chain(&e));
+                tokio::time::sleep(delay).await;
+            }
+        }
+    }
+    readiness.ready("postgres");
+    Ok(pool)
+}
+
+/// Brings the `webhooks` schema up to date.
+pub(crate) async fn migrate(pool: &PgPool) -> anyhow::Result<()> {
+    let mut migrator: Migrator = sqlx::migrate!();
+    // In the schema that they make, so that several services can share a database.
+    migrator.create_schema("webhooks");
+    migrator.dangerous_set_table_name("webhooks._sqlx_migrations");
+    migrator.run(pool).await.context("cannot bring the webhooks schema up to date")
+}
+
+/// The id in a column that a CHECK keeps at twelve bytes.
+fn id(bytes: [u8; 12]) -> contract::ObjectId {
+    contract::ObjectId::from_bytes(bytes)
+}
