@@ -1,0 +1,250 @@
+//! Crashes: every accepted update has exactly one ledger row and at least one webhook, in order, whatever dies.
+
+use std::{
+    collections::HashSet,
+    path::Path,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use contract::ObjectId;
+use serde_json::json;
+use sqlx::PgPool;
+use test_support::{Receiver, Service, binary, eventually};
+
+use crate::stack::{Api, SOON, Stack, by_update, service};
+
+/// What must hold of a project when everything has settled.
+async fn assert_settled(pool: &PgPool, project: ObjectId, accepted: &[String], requests: &[test_support::Request]) {
+    let project = project.as_bytes();
+    let ids: Vec<String> =
+        sqlx::query_scalar("SELECT encode(update_id, 'hex') FROM lead_state.lead_updates WHERE project_id = $1")
+            .bind(project)
+            .fetch_all(pool)
+            .await
+            .expect("the ledger");
+    let ledger: HashSet<&String> = ids.iter().collect();
+    assert_eq!(ids.len(), ledger.len(), "an update stands twice in the ledger");
+    let lost: Vec<_> = accepted.iter().filter(|id| !ledger.contains(id)).collect();
+    assert!(lost.is_empty(), "accepted and not in the ledger: {lost:?}");
+
+    // Applied once each, in the order of the log: versions run without gap, and every lead stands at its last one.
+    let out_of_order: i64 = sqlx::query_scalar(
+        "SELECT count(*) FROM (SELECT version, row_number() OVER (PARTITION BY lead_id ORDER BY epoch, log_seq) AS place
+                               FROM lead_state.lead_updates WHERE success AND project_id = $1) AS u
+         WHERE version <> place + 1",
+    )
+    .bind(project)
+    .fetch_one(pool)
+    .await
+    .expect("the order");
+    assert_eq!(out_of_order, 0, "versions do not follow the log");
+    let drifted: i64 = sqlx::query_scalar(
+        "SELECT count(*) FROM lead_state.leads l WHERE project_id = $1
+         AND l.version <> 1 + (SELECT count(*) FROM lead_state.lead_updates u WHERE u.lead_id = l.lead_id AND u.success)",
+    )
+    .bind(project)
+    .fetch_one(pool)
+    .await
+    .expect("the leads");
+    assert_eq!(drifted, 0, "leads do not stand where the ledger says");
+
+    let told = by_update(requests);
+    let silent: Vec<_> = ids.iter().filter(|id| !told.contains_key(*id)).collect();
+    assert!(silent.is_empty(), "in the ledger and not told: {silent:?}");
+    assert_eq!(told.len(), ids.len(), "told and not in the ledger");
+    for bodies in told.values() {
+        assert!(bodies.iter().all(|body| body == &bodies[0]), "one update, two stories: {bodies:?}");
+    }
+}
+
+/// Sends updates over a few connections until told to stop; the ids of those that were accepted.
+async fn load(api: Api, leads: Vec<String>, count: usize) -> Vec<String> {
+    let lanes = leads.into_iter().map(|lead| {
+        let api = api.clone();
+        async move {
+            let mut accepted = Vec::new();
+            for number in 0..count {
+                let body = json!({"leadId": lead, "metadata": {"n": number}});
+                accepted.push(api.update_stubbornly(&body).await);
+            }
+            accepted
+        }
+    });
+    futures::future::join_all(lanes).await.concat()
+}
+
+#[tokio::test]
+async fn a_standby_takes_over_within_five_seconds_of_a_kill_under_load() {
+    let mut stack = Stack::start().await;
+    let applied = stack.process(json!([{"name": "crm", "url": stack.receiver.url("/crm")}])).await;
+    let process_id = applied.process.process_id.expect("an id");
+    let mut leads = Vec::new();
+    for number in 0..8 {
+        leads.push(stack.api.initiate(process_id, Some(&format!("R-{number}"))).await);
+    }
+    let (mut standby, ready) = service("lead-state", &stack.nats, &stack.postgres, &[]);
+    standby.wait_for_http(&ready, SOON).await;
+    standby.wait_for_log("standing by", SOON).await;
+
+    let loading = tokio::spawn(load(stack.api.clone(), leads.clone(), 250));
+    eventually(SOON, "the load is under way", async || {
+        stack.count("SELECT count(*) FROM lead_state.lead_updates").await > 300
+    })
+    .await;
+    stack.lead_state.kill9().await;
+    let killed = Instant::now();
+    let probe = stack.api.update_stubbornly(&json!({"leadId": leads[0], "name": "probe"})).await;
+    stack.api.outcome(&probe).await;
+    assert!(killed.elapsed() < Duration::from_secs(5), "took {:?}", killed.elapsed());
+
+    // A leader that hangs is cut and succeeded as well, and does no harm when it wakes up.
+    stack.lead_state.restart().await;
+    stack.lead_state.wait_for_log("standing by", SOON).await;
+    standby.freeze();
+    let frozen = Instant::now();
+    let second = stack.api.update_stubbornly(&json!({"leadId": leads[1], "name": "probe"})).await;
+    stack.api.outcome(&second).await;
+    assert!(frozen.elapsed() < Duration::from_secs(8), "took {:?}", frozen.elapsed());
+    standby.thaw();
+
+    let mut accepted = loading.await.expect("the load");
+    accepted.extend([probe, second]);
+    stack
+        .wait_for_count(
+            "SELECT count(*) FROM webhooks.deliveries WHERE status = 'delivered'",
+            accepted.len() as i64,
+            SOON,
+        )
+        .await;
+    assert_settled(&stack.pool, stack.api.project_id, &accepted, &stack.receiver.requests()).await;
+}
+
+#[tokio::test]
+async fn nats_and_postgres_may_die() {
+    let mut stack = Stack::start().await;
+    let applied = stack.process(json!([{"name": "crm", "url": stack.receiver.url("/crm")}])).await;
+    let process_id = applied.process.process_id.expect("an id");
+    let mut leads = Vec::new();
+    for number in 0..4 {
+        leads.push(stack.api.initiate(process_id, Some(&format!("R-{number}"))).await);
+    }
+    let loading = tokio::spawn(load(stack.api.clone(), leads, 150));
+    let progress = |count: i64| {
+        let pool = stack.pool.clone();
+        async move {
+            eventually(SOON, "progress", async || {
+                let ledger = sqlx::query_scalar::<_, i64>("SELECT count(*) FROM lead_state.lead_updates");
+                ledger.fetch_one(&pool).await.is_ok_and(|rows| rows >= count)
+            })
+            .await;
+        }
+    };
+    progress(50).await;
+    stack.postgres.kill9().await.expect("kill");
+    stack.postgres.restart().await.expect("restart");
+    progress(150).await;
+    stack.nats.kill9().await.expect("kill");
+    stack.nats.restart().await.expect("restart");
+    let accepted = loading.await.expect("the load");
+    // An update whose ack was lost on the way may be there beside the one that was sent in its stead.
+    eventually(SOON * 2, "all is told", async || {
+        let told = by_update(&stack.receiver.requests());
+        let missing: Vec<_> = accepted.iter().filter(|id| !told.contains_key(*id)).collect();
+        let ledger = stack.count("SELECT count(*) FROM lead_state.lead_updates").await;
+        if missing.is_empty() && ledger == told.len() as i64 {
+            Ok(())
+        } else {
+            Err(format!("{ledger} in the ledger, untold: {missing:?}"))
+        }
+    })
+    .await;
+    assert_settled(&stack.pool, stack.api.project_id, &accepted, &stack.receiver.requests()).await;
+}
+
+/// `leadctl up --demo` on a data directory.
+fn up(data: &Path) -> Service {
+    let mut command = Command::new(binary("leadctl"));
+    command.args(["up", "--demo", "--data-dir"]).arg(data).env_remove("NATS_URL").env_remove("DATABASE_URL");
+    Service::spawn("leadctl", command)
+}
+
+/// What `up` says of itself once everything is ready.
+async fn stack_env(data: &Path, started: std::time::SystemTime) -> std::collections::HashMap<String, String> {
+    let file = data.join("stack.env");
+    eventually(SOON * 3, "stack.env is written", async || {
+        let written = std::fs::metadata(&file).and_then(|meta| meta.modified()).map_err(|e| e.to_string())?;
+        if written < started {
+            return Err("it is of the run before".to_owned());
+        }
+        let text = std::fs::read_to_string(&file).map_err(|e| e.to_string())?;
+        Ok(text.lines().filter_map(|line| line.split_once('=')).map(|(k, v)| (k.to_owned(), v.to_owned())).collect())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_killed_up_goes_on_where_it_was() {
+    let data = tempfile::tempdir().expect("a directory");
+    // Postgres' user must get through.
+    std::fs::set_permissions(data.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("permissions");
+    let receiver = Receiver::start().await;
+    let started = std::time::SystemTime::now();
+    let mut leadctl = up(data.path());
+    let env = stack_env(data.path(), started).await;
+    leadctl.wait_for_log("Ctrl-C", SOON).await;
+
+    let nats = service_kit::config::NatsConfig { nats_url: env["NATS_URL"].clone(), nats_creds: None, nats_ca: None };
+    let client = service_kit::nats::connect(&nats, "test", &Default::default()).await.expect("NATS");
+    let api = Api::create(env["LEADRELAY_GATEWAY_URL"].clone(), &client, "load").await;
+    let spec = json!({
+        "projectId": api.project_id, "name": "sales", "states": [{"name": "new"}],
+        "callbacks": [{"name": "crm", "url": receiver.url("/crm")}],
+    });
+    let spec: contract::process::ProcessSpec = serde_json::from_value(spec).expect("a process");
+    let applied: contract::rpc::Applied = crate::stack::call(&client, contract::rpc::PROCESS_APPLY, &spec).await;
+    let process_id = applied.process.process_id.expect("an id");
+    let mut leads = Vec::new();
+    for number in 0..16 {
+        leads.push(api.initiate(process_id, Some(&format!("R-{number}"))).await);
+    }
+
+    // Killed in the middle, started again: the gateway may come back on its port while the load still knocks.
+    let loading = tokio::spawn(load(api.clone(), leads, 200));
+    receiver.wait_for_requests("/crm", 500, SOON * 2).await;
+    leadctl.kill9().await;
+    let started = std::time::SystemTime::now();
+    let mut leadctl = up(data.path());
+    let again = stack_env(data.path(), started).await;
+    for name in ["LEADRELAY_GATEWAY_URL", "LEADRELAY_API_KEY", "LEADRELAY_PROJECT_ID", "LEADRELAY_LEAD_ID"] {
+        assert_eq!(env[name], again[name], "{name} was kept");
+    }
+    let accepted = loading.await.expect("the load");
+    assert_eq!(accepted.len(), 16 * 200);
+
+    let pool = PgPool::connect(&again["DATABASE_URL"]).await.expect("Postgres");
+    eventually(SOON * 2, "all is told", async || {
+        let told = by_update(&receiver.requests());
+        let missing = accepted.iter().filter(|id| !told.contains_key(*id)).count();
+        if missing == 0 { Ok(()) } else { Err(format!("{missing} of {}", accepted.len())) }
+    })
+    .await;
+    assert_settled(&pool, api.project_id, &accepted, &receiver.requests()).await;
+    pool.close().await;
+
+    let stopping = Instant::now();
+    assert!(leadctl.terminate().await.success());
+    assert!(stopping.elapsed() < Duration::from_secs(15), "took {:?}", stopping.elapsed());
+    // Nothing is left that was started for this directory.
+    let ours = data.path().to_string_lossy().into_owned();
+    eventually(SOON, "no process is left", async || {
+        let left: Vec<_> = std::fs::read_dir("/proc")
+            .expect("/proc")
+            .flatten()
+            .filter_map(|entry| std::fs::read_to_string(entry.path().join("cmdline")).ok())
+            .filter(|line| line.contains(&ours))
+            .collect();
+        if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
+    })
+    .await;
+}

@@ -1,0 +1,263 @@
+//! The system under test: NATS, Postgres, the three services, a receiver; a project with a process and leads.
+
+use std::{
+    collections::HashMap,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use contract::{
+    ObjectId,
+    key::{Scope, new_secret},
+    process::ProcessSpec,
+    rpc::{self, Applied, CreateKey, CreateProject, Project},
+};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use sqlx::PgPool;
+use test_support::{LocalNats, LocalPostgres, Receiver, Service, binary, eventually, free_port, nats, postgres};
+
+/// How long anything may take before a test gives up. Longer only makes a red test slower.
+pub(crate) const SOON: Duration = Duration::from_secs(30);
+
+/// The exact words of the seed.
+pub(crate) const CALL_IN_PROGRESS: &str = "Lead update is not allowed while a call is in progress for this lead";
+
+pub(crate) struct Stack {
+    /// Held, for it ends with this.
+    _gateway: Service,
+    pub(crate) lead_state: Service,
+    pub(crate) notifier: Service,
+    pub(crate) receiver: Receiver,
+    pub(crate) api: Api,
+    pub(crate) client: async_nats::Client,
+    pub(crate) pool: PgPool,
+    pub(crate) nats: LocalNats,
+    pub(crate) postgres: LocalPostgres,
+}
+
+/// A project's way into the gateway.
+#[derive(Clone)]
+pub(crate) struct Api {
+    pub(crate) url: String,
+    pub(crate) key: String,
+    pub(crate) project_id: ObjectId,
+    http: reqwest::Client,
+}
+
+/// Names a service's binary and what it must be told.
+pub(crate) fn service(
+    name: &str,
+    nats: &LocalNats,
+    postgres: &LocalPostgres,
+    extra: &[(&str, &str)],
+) -> (Service, String) {
+    let health = format!("127.0.0.1:{}", free_port());
+    let mut command = Command::new(binary(name));
+    command.env("NATS_URL", nats.url()).env("HEALTH_LISTEN", &health).env("RUST_LOG", "info");
+    if name != "gateway" {
+        command.env("DATABASE_URL", postgres.url());
+    }
+    if name == "webhook-notifier" {
+        command.env("ALLOW_HTTP", "true").env("ALLOW_NETWORKS", "127.0.0.0/8");
+    }
+    command.envs(extra.iter().copied());
+    (Service::spawn(name, command), format!("http://{health}/readyz"))
+}
+
+impl Stack {
+    pub(crate) async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    /// Starts everything; `extra` are environment variables that all services see.
+    pub(crate) async fn start_with(extra: &[(&str, &str)]) -> Self {
+        let (nats, postgres, receiver) = tokio::join!(nats(), postgres(), Receiver::start());
+        let listen = format!("127.0.0.1:{}", free_port());
+        let gateway_extra = [extra, &[("GATEWAY_LISTEN", listen.as_str())]].concat();
+        let (mut lead_state, lead_state_ready) = service("lead-state", &nats, &postgres, extra);
+        let (mut gateway, gateway_ready) = service("gateway", &nats, &postgres, &gateway_extra);
+        let (mut notifier, notifier_ready) = service("webhook-notifier", &nats, &postgres, extra);
+        lead_state.wait_for_http(&lead_state_ready, SOON).await;
+        gateway.wait_for_http(&gateway_ready, SOON).await;
+        notifier.wait_for_http(&notifier_ready, SOON).await;
+        let client = nats.connect().await.expect("a NATS client");
+        let pool = PgPool::connect(&postgres.url()).await.expect("a Postgres client");
+        let api = Api::create(format!("http://{listen}"), &client, "test").await;
+        Self { _gateway: gateway, lead_state, notifier, receiver, api, client, pool, nats, postgres }
+    }
+
+    /// Asks a query or administers.
+    pub(crate) async fn call<R: DeserializeOwned>(&self, subject: &str, query: &impl serde::Serialize) -> R {
+        call(&self.client, subject, query).await
+    }
+
+    /// Applies a process with the usual states and these callbacks.
+    pub(crate) async fn process(&self, callbacks: Value) -> Applied {
+        let spec = json!({
+            "projectId": self.api.project_id,
+            "name": "sales",
+            "states": [
+                {"name": "new", "kind": "initial"}, {"name": "interested"}, {"name": "followup_2"},
+                {"name": "lost", "kind": "terminal"},
+            ],
+            "callbacks": callbacks,
+        });
+        self.apply(spec).await
+    }
+
+    /// Gives a project fallback callbacks.
+    pub(crate) async fn fallback_of(&self, project_id: ObjectId, callbacks: Value) -> Applied {
+        self.apply(json!({"projectId": project_id, "name": "_", "callbacks": callbacks})).await
+    }
+
+    async fn apply(&self, spec: Value) -> Applied {
+        let spec: ProcessSpec = serde_json::from_value(spec).expect("a process");
+        self.call(rpc::PROCESS_APPLY, &spec).await
+    }
+
+    /// Publishes as an internal producer does: any client, no headers.
+    pub(crate) async fn publish(&self, subject: String, body: impl Into<bytes::Bytes>) {
+        self.client.publish(subject, body.into()).await.expect("publish");
+        self.client.flush().await.expect("flush");
+    }
+
+    /// The number of a query's one row.
+    pub(crate) async fn count(&self, sql: &'static str) -> i64 {
+        sqlx::query_scalar(sql).fetch_one(&self.pool).await.expect(sql)
+    }
+
+    /// Waits until the number of a query's one row is this.
+    pub(crate) async fn wait_for_count(&self, sql: &'static str, expected: i64, deadline: Duration) {
+        eventually(deadline, sql, async || {
+            let count: Result<i64, _> = sqlx::query_scalar(sql).fetch_one(&self.pool).await;
+            match count {
+                Ok(count) if count == expected => Ok(()),
+                other => Err(format!("{other:?} instead of {expected}")),
+            }
+        })
+        .await;
+    }
+}
+
+pub(crate) async fn call<R: DeserializeOwned>(
+    client: &async_nats::Client,
+    subject: &str,
+    query: &impl serde::Serialize,
+) -> R {
+    match service_kit::rpc::call(client, subject, query).await {
+        Ok(reply) => reply,
+        Err(e) => panic!("{subject}: {} {e}", e.code),
+    }
+}
+
+impl Api {
+    /// A new project with a key of all scopes, good at the gateway.
+    pub(crate) async fn create(url: String, client: &async_nats::Client, name: &str) -> Self {
+        let project: Project = call(client, rpc::PROJECT_CREATE, &CreateProject { name: name.into() }).await;
+        let key = new_secret(rand::random());
+        let create = CreateKey {
+            project_id: project.project_id,
+            name: "test".into(),
+            sha256: contract::key::hash(&key),
+            scopes: Scope::ALL.into(),
+            expires_at: None,
+        };
+        let _: contract::key::ApiKey = call(client, rpc::KEY_CREATE, &create).await;
+        let api = Self { url, key, project_id: project.project_id, http: test_support::http_client() };
+        eventually(SOON, "the gateway knows the key", async || {
+            let (status, body) = api.get("/api/v1/leads/get").await;
+            if status == 401 { Err(body.to_string()) } else { Ok(()) }
+        })
+        .await;
+        api
+    }
+
+    pub(crate) async fn post(&self, path: &str, body: &Value) -> (u16, Value) {
+        let request = self.http.post(format!("{}{path}", self.url)).body(body.to_string());
+        self.send(request.header("content-type", "application/json")).await
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> (u16, Value) {
+        self.send(self.http.get(format!("{}{path}", self.url))).await
+    }
+
+    async fn send(&self, request: reqwest::RequestBuilder) -> (u16, Value) {
+        let answer = request.bearer_auth(&self.key).send().await.expect("an answer");
+        let status = answer.status().as_u16();
+        let text = answer.text().await.expect("a body");
+        (status, serde_json::from_str(&text).unwrap_or(Value::String(text)))
+    }
+
+    /// Initiates a lead; its id.
+    pub(crate) async fn initiate(&self, process_id: ObjectId, reference_id: Option<&str>) -> String {
+        let lead = json!({
+            "projectId": self.project_id, "processId": process_id, "phone": "+4915112345678", "name": "Ada",
+            "referenceId": reference_id, "metadata": {"source": "import"},
+        });
+        let (status, body) = self.post("/api/v1/leads/initiate", &json!({"lead": lead, "init": true})).await;
+        assert_eq!(status, 200, "{body}");
+        body["_id"].as_str().expect("an id").to_owned()
+    }
+
+    /// Posts an update that must be accepted; its id.
+    pub(crate) async fn update(&self, body: Value) -> String {
+        let (status, answer) = self.post("/api/v1/leads/update", &body).await;
+        assert_eq!((status, &answer["success"]), (200, &json!(true)), "{answer}");
+        answer["updateId"].as_str().expect("an id").to_owned()
+    }
+
+    /// Posts an update until it is accepted, however often the gateway is away; its id.
+    pub(crate) async fn update_stubbornly(&self, body: &Value) -> String {
+        let deadline = Instant::now() + SOON * 2;
+        loop {
+            let fault = match self.try_update(body).await {
+                Ok(update_id) => return update_id,
+                Err(fault) => fault,
+            };
+            assert!(Instant::now() < deadline, "the update is not accepted: {fault}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    async fn try_update(&self, body: &Value) -> Result<String, String> {
+        let request = self.http.post(format!("{}/api/v1/leads/update", self.url)).bearer_auth(&self.key);
+        let answer = request.body(body.to_string()).send().await.map_err(|e| e.to_string())?;
+        let bytes = answer.bytes().await.map_err(|e| e.to_string())?;
+        let body: Value = serde_json::from_slice(&bytes).map_err(|e| e.to_string())?;
+        body["updateId"].as_str().filter(|_| body["success"] == true).map(str::to_owned).ok_or(body.to_string())
+    }
+
+    /// Waits until an update has its outcome and returns its story.
+    pub(crate) async fn outcome(&self, update_id: &str) -> Value {
+        eventually(SOON, "the update has its outcome", async || {
+            let (status, body) = self.get(&format!("/api/v1/updates/{update_id}")).await;
+            let done = status == 200 && body["data"]["status"] != "pending";
+            if done { Ok(body["data"].clone()) } else { Err(format!("{status} {body}")) }
+        })
+        .await
+    }
+}
+
+/// Whether a request carries a right Standard Webhooks signature, checked here anew.
+pub(crate) fn verify(request: &test_support::Request, secret: &str) {
+    use base64::{Engine, prelude::BASE64_STANDARD};
+    use hmac::{Hmac, KeyInit, Mac};
+    let key = BASE64_STANDARD.decode(secret.strip_prefix("whsec_").expect("whsec_")).expect("base64");
+    let header = |name| request.header(name).unwrap_or_else(|| panic!("no {name}"));
+    let mut mac = Hmac::<sha2::Sha256>::new_from_slice(&key).expect("a key");
+    mac.update(format!("{}.{}.", header("webhook-id"), header("webhook-timestamp")).as_bytes());
+    mac.update(&request.body);
+    let expected = format!("v1,{}", BASE64_STANDARD.encode(mac.finalize().into_bytes()));
+    assert!(header("webhook-signature").split(' ').any(|signature| signature == expected), "signature");
+}
+
+/// Bodies by `updateId`, in the order in which they came.
+pub(crate) fn by_update(requests: &[test_support::Request]) -> HashMap<String, Vec<Value>> {
+    let mut bodies: HashMap<String, Vec<Value>> = HashMap::new();
+    for request in requests {
+        let body = request.json();
+        bodies.entry(body["updateId"].as_str().expect("updateId").to_owned()).or_default().push(body);
+    }
+    bodies
+}
