@@ -1,1 +1,21 @@
-//! leadctl
+//! `leadctl`, the operator's command: the whole system on one machine (`up`, with a demo), migrations, projects,
+//! processes, API keys, updates and callbacks.
+
+mod admin;
+mod callback;
+mod cli;
+mod demo;
+mod files;
+mod gateway_client;
+mod key;
+mod migrate;
+mod output;
+mod process;
+mod project;
+mod receiver;
+mod servers;
+mod story;
+mod up;
+mod update;
+
+pub use crate::cli::{Cli, run};

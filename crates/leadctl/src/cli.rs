@@ -1,0 +1,66 @@
+//! The command line, and which module does what.
+
+use clap::{Parser, Subcommand};
+
+use crate::{callback, key, migrate, process, project, up, update};
+
+/// Runs Leadrelay on one machine, and administers it anywhere.
+#[derive(Debug, Parser)]
+#[command(
+    name = "leadctl",
+    version,
+    after_help = "Examples:\n  \
+        leadctl up --demo                       the whole system on this machine, with something to look at\n  \
+        leadctl project create --name Sales     then: process apply, key create\n  \
+        leadctl update get 6b0426971c73026dafa27e40"
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Up(up::Up),
+    Migrate(migrate::Migrate),
+    /// Projects: whose leads, processes and keys are kept apart.
+    #[command(subcommand)]
+    Project(project::Project),
+    /// Processes: states, transitions, callbacks and policies.
+    #[command(subcommand)]
+    Process(process::Process),
+    /// API keys.
+    #[command(subcommand)]
+    Key(key::Key),
+    /// Lead updates, over HTTP as a client sends them.
+    #[command(subcommand)]
+    Update(update::Update),
+    /// Callbacks that were disabled by their failures.
+    #[command(subcommand)]
+    Callback(callback::Callback),
+}
+
+/// Does what the command line says.
+pub async fn run(cli: Cli) -> anyhow::Result<()> {
+    match cli.command {
+        Command::Up(up) => up.run().await,
+        Command::Migrate(migrate) => migrate.run().await,
+        Command::Project(project) => project.run().await,
+        Command::Process(process) => process.run().await,
+        Command::Key(key) => key.run().await,
+        Command::Update(update) => update.run().await,
+        Command::Callback(callback) => callback.run().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,16 @@
+//! `leadctl`, the operator's command, as a program.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match leadctl::run(leadctl::Cli::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("leadctl: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! `leadctl process`.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, bail};
+use clap::Subcommand;
+use contract::{
+    process::ProcessSpec,
+    rpc::{Applied, PROCESS_APPLY},
+};
+
+use crate::{
+    admin::{Admin, read},
+    output,
+};
+
+/// Processes.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Process {
+    /// Make a process what a file says: its states, transitions, callbacks and policies. Applying the same file again
+    /// changes nothing; a callback that is not in the file is removed.
+    #[command(after_help = "Example:\n  leadctl process apply sales.json\n\nsales.json:\n  \
+        {\"projectId\": \"6b0426971c73026dafa27e40\", \"name\": \"Sales\",\n   \
+         \"states\": [{\"name\": \"new\", \"kind\": \"initial\"}, {\"name\": \"interested\"},\n              \
+                    {\"name\": \"lost\", \"kind\": \"terminal\"}],\n   \
+         \"transitions\": {\"new\": [\"interested\", \"lost\"], \"interested\": [\"lost\"]},\n   \
+         \"callbacks\": [{\"name\": \"crm\", \"url\": \"https://crm.example.com/leads\",\n                  \
+                       \"auth\": {\"type\": \"bearer\", \"token\": \"…\"}}]}")]
+    Apply {
+        /// The file, JSON; - is standard input.
+        file: PathBuf,
+        #[command(flatten)]
+        admin: Admin,
+    },
+}
+
+impl Process {
+    pub(crate) async fn run(self) -> anyhow::Result<()> {
+        let Self::Apply { file, admin } = self;
+        let spec: ProcessSpec = serde_json::from_str(&read(&file)?)
+            .with_context(|| format!("{} does not describe a process", file.display()))?;
+        let faults = spec.faults();
+        if !faults.is_empty() {
+            bail!("{} does not describe a process:\n  {}", file.display(), faults.join("\n  "));
+        }
+        let applied: Applied = admin.call(PROCESS_APPLY, &spec).await?;
+        if admin.json {
+            return output::json(&applied);
+        }
+        show(&applied);
+        Ok(())
+    }
+}
+
+fn show(Applied { process, changed, new_secrets }: &Applied) {
+    let what = if *changed { "applied" } else { "unchanged" };
+    output::say(format_args!("process {:?} {what}", process.name));
+    if let Some(process_id) = process.process_id {
+        output::field("processId", process_id);
+    }
+    output::field("revision", process.revision);
+    let states = process.rules.states.iter().map(|state| state.name.as_str()).collect::<Vec<_>>();
+    output::field("states", states.join(", "));
+    for callback in &process.callbacks {
+        let off = if callback.enabled { "" } else { " (switched off)" };
+        output::field("callback", format_args!("{} {} {}{off}", callback.callback_id, callback.name, callback.url));
+        if new_secrets.contains(&callback.callback_id) {
+            output::field("", format_args!("signing secret: {}", callback.secrets.join(" ")));
+        }
+    }
+    if !new_secrets.is_empty() {
+        output::say("Keep the signing secrets now: they are not shown again.");
+    }
+}
