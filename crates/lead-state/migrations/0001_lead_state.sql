@@ -109,6 +109,11 @@ BEGIN
     WHILE month <= last_day LOOP
         part := 'lead_updates_' || to_char(month, 'YYYY_MM');
         IF to_regclass('lead_state.' || part) IS NULL THEN
+            -- Inserts wait here, before they are routed: one that was routed to the default partition already would
+            -- violate its constraint when the month's own partition is attached.
+            LOCK TABLE lead_state.lead_updates IN ACCESS EXCLUSIVE MODE;
+        END IF;
+        IF to_regclass('lead_state.' || part) IS NULL THEN
             -- An ObjectId begins with its Unix second, big-endian: four bytes bound a month.
             low  := decode(lpad(to_hex(extract(epoch FROM month::timestamp AT TIME ZONE 'UTC')::bigint), 8, '0'), 'hex');
             high := decode(lpad(to_hex(extract(epoch FROM (month + interval '1 month') AT TIME ZONE 'UTC')::bigint), 8, '0'), 'hex');

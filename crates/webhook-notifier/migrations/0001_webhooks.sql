@@ -89,8 +89,9 @@ BEGIN
         FOREACH parent IN ARRAY ARRAY['deliveries', 'attempts'] LOOP
             part := parent || to_char(month, '_YYYY_MM');
             IF to_regclass('webhooks.' || part) IS NULL THEN
-                -- The strongest lock first, so that nobody who waits for it holds what this needs next.
-                EXECUTE format('LOCK TABLE webhooks.%I IN ACCESS EXCLUSIVE MODE', parent || '_default');
+                -- The strongest lock first, so that nobody who waits for it holds what this needs next; and of the
+                -- whole table, so that no insert is routed to the default partition while its month is attached.
+                EXECUTE format('LOCK TABLE webhooks.%I IN ACCESS EXCLUSIVE MODE', parent);
                 EXECUTE format('CREATE TABLE webhooks.%I (LIKE webhooks.%I INCLUDING ALL)', part, parent);
                 EXECUTE format(
                     'WITH moved AS (DELETE FROM webhooks.%I WHERE update_id >= %L AND update_id < %L RETURNING *)
