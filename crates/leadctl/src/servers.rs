@@ -19,8 +19,9 @@ impl Servers {
     /// Starts a Postgres, and returns its URL.
     pub(crate) async fn start_postgres(&mut self, data: &DataDir) -> anyhow::Result<String> {
         let options = PostgresOptions::durable(data.join("postgres"));
-        let postgres =
-            LocalPostgres::start(options, &|line| output::say(line)).await.context("cannot start Postgres")?;
+        let postgres = LocalPostgres::start(options, &|line| output::field("note", line))
+            .await
+            .context("cannot start Postgres")?;
         output::field("Postgres", format_args!("127.0.0.1:{}", postgres.port()));
         let url = postgres.url();
         self.postgres = Some(postgres);
@@ -30,7 +31,8 @@ impl Servers {
     /// Starts a nats-server, and returns how to reach it.
     pub(crate) async fn start_nats(&mut self, data: &DataDir) -> anyhow::Result<NatsConfig> {
         let options = NatsOptions::durable(data.join("nats"));
-        let nats = LocalNats::start(options, &|line| output::say(line)).await.context("cannot start nats-server")?;
+        let nats =
+            LocalNats::start(options, &|line| output::field("note", line)).await.context("cannot start nats-server")?;
         let (major, minor, patch) = nats.version();
         output::field("NATS", format_args!("127.0.0.1:{} (nats-server {major}.{minor}.{patch})", nats.port()));
         let config = NatsConfig { nats_url: nats.url(), nats_creds: None, nats_ca: None };

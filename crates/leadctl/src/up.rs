@@ -140,7 +140,7 @@ impl Up {
     ) -> anyhow::Result<Running> {
         if self.nats_url.is_none() || self.database_url.is_none() {
             let install = if self.no_install { Install::Forbidden } else { Install::Allowed };
-            local_stack::ensure_installed(install, &|line| output::say(line)).await?;
+            local_stack::ensure_installed(install, &|line| output::field("note", line)).await?;
         }
         let database_url = match &self.database_url {
             Some(url) => url.clone(),

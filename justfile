@@ -1,0 +1,25 @@
+# The common commands; `just` lists them. None is needed: each is one line.
+
+_default:
+    @just --list
+
+# The whole system on this machine, with something to look at
+up *arguments="--demo":
+    cargo run --release -- up {{arguments}}
+
+# All tests
+test *arguments:
+    cargo test --workspace {{arguments}}
+
+# Formatting and lints
+lint:
+    cargo fmt --check
+    cargo clippy --workspace --all-targets -- -D warnings
+
+# What the checked SQL queries know of the database; --check only compares
+sqlx *arguments:
+    .ci/sqlx {{arguments}}
+
+# Everything that must hold before a merge
+ci:
+    .ci/run
