@@ -71,14 +71,6 @@ fn without_secrets(urls: &str) -> String {
     urls.split(',').map(|url| bare(url.trim())).collect::<Vec<_>>().join(",")
 }
 
-/// Reads a file that the operator named; `-` is standard input.
-pub(crate) fn read(path: &std::path::Path) -> anyhow::Result<String> {
-    if path.as_os_str() == "-" {
-        return std::io::read_to_string(std::io::stdin()).context("cannot read standard input");
-    }
-    std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -311,7 +311,10 @@ impl Demo {
         if let Some(target) = target {
             body["targetState"] = target.into();
         }
-        say(format_args!("   $ curl {gateway_url}/api/v1/leads/update -H \"Authorization: Bearer $KEY\" -d '{body}'"));
+        say(format_args!(
+            "   $ curl {gateway_url}/api/v1/leads/update -H \"Authorization: Bearer $LEADRELAY_API_KEY\" \\\n       \
+             -H 'Content-Type: application/json' -d '{body}'"
+        ));
         let update_id = send(gateway, &body).await?;
         self.arrivals(update_id, true).await?;
         self.story(gateway, update_id, UpdateStatus::Succeeded, process).await

@@ -5,7 +5,8 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Args;
 use service_kit::config::DatabaseConfig;
-use sqlx::postgres::PgPoolOptions;
+use sqlx::{Connection, PgConnection, postgres::PgPoolOptions};
+use tokio::time::timeout;
 
 use crate::output;
 
@@ -23,12 +24,15 @@ pub(crate) struct Migrate {
 
 impl Migrate {
     pub(crate) async fn run(self) -> anyhow::Result<()> {
-        let pool = PgPoolOptions::new()
-            .max_connections(2)
-            .acquire_timeout(CONNECT)
-            .connect(&self.database.database_url)
-            .await
-            .context("cannot connect to Postgres; --database-url or DATABASE_URL says where it is")?;
+        let url = &self.database.database_url;
+        // A pool would try for as long as it may, and keep to itself why it cannot.
+        let reached = timeout(CONNECT, PgConnection::connect(url)).await;
+        let reached =
+            reached.with_context(|| format!("Postgres does not answer within {CONNECT:?}")).and_then(|tried| {
+                tried.context("cannot connect to Postgres; --database-url or DATABASE_URL says where it is")
+            });
+        reached?.close().await.context("cannot disconnect from Postgres")?;
+        let pool = PgPoolOptions::new().max_connections(2).connect(url).await.context("cannot connect to Postgres")?;
         lead_state::migrate(&self.database).await?;
         output::say("schema lead_state is up to date");
         webhook_notifier::migrate(&pool).await?;

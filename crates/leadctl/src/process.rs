@@ -1,6 +1,9 @@
 //! `leadctl process`.
 
-use std::path::PathBuf;
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, bail};
 use clap::Subcommand;
@@ -9,10 +12,7 @@ use contract::{
     rpc::{Applied, PROCESS_APPLY},
 };
 
-use crate::{
-    admin::{Admin, read},
-    output,
-};
+use crate::{admin::Admin, output};
 
 /// Processes.
 #[derive(Debug, Subcommand)]
@@ -37,11 +37,12 @@ pub(crate) enum Process {
 impl Process {
     pub(crate) async fn run(self) -> anyhow::Result<()> {
         let Self::Apply { file, admin } = self;
-        let spec: ProcessSpec = serde_json::from_str(&read(&file)?)
-            .with_context(|| format!("{} does not describe a process", file.display()))?;
+        let (text, source) = read(&file)?;
+        let spec: ProcessSpec =
+            serde_json::from_str(&text).with_context(|| format!("{source} does not describe a process"))?;
         let faults = spec.faults();
         if !faults.is_empty() {
-            bail!("{} does not describe a process:\n  {}", file.display(), faults.join("\n  "));
+            bail!("{source} does not describe a process:\n  {}", faults.join("\n  "));
         }
         let applied: Applied = admin.call(PROCESS_APPLY, &spec).await?;
         if admin.json {
@@ -50,6 +51,16 @@ impl Process {
         show(&applied);
         Ok(())
     }
+}
+
+/// The text of the file, and what to call it; `-` is standard input.
+fn read(file: &Path) -> anyhow::Result<(String, String)> {
+    if file.as_os_str() == "-" {
+        let text = io::read_to_string(io::stdin()).context("cannot read standard input")?;
+        return Ok((text, "standard input".into()));
+    }
+    let text = fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    Ok((text, file.display().to_string()))
 }
 
 fn show(Applied { process, changed, new_secrets }: &Applied) {
