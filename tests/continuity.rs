@@ -96,7 +96,7 @@ async fn a_standby_takes_over_within_five_seconds_of_a_kill_under_load() {
     let killed = Instant::now();
     let probe = stack.api.update_stubbornly(&json!({"leadId": leads[0], "name": "probe"})).await;
     stack.api.outcome(&probe).await;
-    assert!(killed.elapsed() < Duration::from_secs(5), "took {:?}", killed.elapsed());
+    assert!(killed.elapsed() < Duration::from_secs(5), "took {:?}; the standby:\n{}", killed.elapsed(), standby.log());
 
     // A leader that hangs is cut and succeeded as well, and does no harm when it wakes up.
     stack.lead_state.restart().await;
@@ -105,7 +105,12 @@ async fn a_standby_takes_over_within_five_seconds_of_a_kill_under_load() {
     let frozen = Instant::now();
     let second = stack.api.update_stubbornly(&json!({"leadId": leads[1], "name": "probe"})).await;
     stack.api.outcome(&second).await;
-    assert!(frozen.elapsed() < Duration::from_secs(8), "took {:?}", frozen.elapsed());
+    assert!(
+        frozen.elapsed() < Duration::from_secs(8),
+        "took {:?}; the standby:\n{}",
+        frozen.elapsed(),
+        stack.lead_state.log()
+    );
     standby.thaw();
 
     let mut accepted = loading.await.expect("the load");

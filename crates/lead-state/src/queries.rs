@@ -21,8 +21,9 @@ use crate::{
     },
 };
 
-/// How long the question after an update waits for the reader to pass what was in the log when it was asked.
-const CATCH_UP: Duration = Duration::from_secs(2);
+/// How long the question after an update waits for the reader to pass what was in the log when it was asked. Less than
+/// callers wait before they ask another instance.
+const CATCH_UP: Duration = Duration::from_millis(700);
 /// How often it looks.
 const CATCH_UP_INTERVAL: Duration = Duration::from_millis(10);
 /// How far the clocks of whoever made an update's id and of the log may be apart.

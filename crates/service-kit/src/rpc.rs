@@ -10,7 +10,7 @@ use async_nats::{
 };
 use bytes::Bytes;
 use contract::rpc::RpcError;
-use futures::StreamExt;
+use futures::{StreamExt, stream::FuturesUnordered};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio_util::sync::CancellationToken;
 
@@ -18,6 +18,8 @@ use crate::lifecycle::Tasks;
 
 /// How long a query may take.
 pub const TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a query that can be repeated waits for one instance before it is put to another as well.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// Most queries of one kind that are answered at once; more wait in the client's buffer.
 const CONCURRENCY: usize = 32;
 
@@ -90,7 +92,26 @@ pub fn internal(what: &str, cause: &(dyn std::error::Error + 'static)) -> RpcErr
     RpcError::new(500, "internal", "internal error; the service's log says more")
 }
 
-/// Asks a query.
+/// Asks for something that changes nothing. Asked anew every [`ASK_AGAIN`] until somebody answers: an instance that
+/// hangs swallows what is sent to it until NATS drops it.
+///
+/// # Errors
+/// What the service answered; 503 `unavailable` when nobody answers.
+pub async fn query<Q: Serialize, R: DeserializeOwned>(
+    client: &Client,
+    subject: &str,
+    query: &Q,
+) -> Result<R, RpcError> {
+    let mut asked = FuturesUnordered::from_iter([call(client, subject, query)]);
+    loop {
+        tokio::select! {
+            Some(answer) = asked.next() => return answer,
+            () = tokio::time::sleep(ASK_AGAIN) => asked.push(call(client, subject, query)),
+        }
+    }
+}
+
+/// Asks once, for something that may change something.
 ///
 /// # Errors
 /// What the service answered; 503 `unavailable` when nobody answers.

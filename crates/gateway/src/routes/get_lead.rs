@@ -67,7 +67,7 @@ impl<'a> From<&'a Activity> for ActivityView<'a> {
 pub(crate) async fn handle(State(app): State<Arc<App>>, request: Request) -> Answer {
     let key = app.authorize(request.headers(), Scope::LeadsRead)?;
     let (wanted, masked) = parse(request.uri().query().unwrap_or_default(), &key)?;
-    let lead: Lead = service_kit::rpc::call(&app.broker()?.client, rpc::LEAD_GET, &wanted).await?;
+    let lead: Lead = service_kit::rpc::query(&app.broker()?.client, rpc::LEAD_GET, &wanted).await?;
     Ok(json(StatusCode::OK, &view(&lead, masked)))
 }
 

@@ -82,8 +82,8 @@ pub(crate) async fn handle(
     let wanted = GetUpdate { project_id: key.project_id, update_id };
     let client = &app.broker()?.client;
     let (update, deliveries) = tokio::join!(
-        service_kit::rpc::call::<_, Update>(client, rpc::UPDATE_GET, &wanted),
-        service_kit::rpc::call::<_, Vec<Delivery>>(client, rpc::DELIVERY_OF_UPDATE, &wanted),
+        service_kit::rpc::query::<_, Update>(client, rpc::UPDATE_GET, &wanted),
+        service_kit::rpc::query::<_, Vec<Delivery>>(client, rpc::DELIVERY_OF_UPDATE, &wanted),
     );
     Ok(json(StatusCode::OK, &view(&update?, &deliveries)))
 }

@@ -41,7 +41,7 @@ pub(crate) async fn handle(State(app): State<Arc<App>>, request: Request) -> Ans
     let (wanted, warnings) = parse(&body, &key)?;
     let client = &app.broker()?.client;
     let lead: Lead = match wanted {
-        Wanted::Known(lead) => service_kit::rpc::call(client, rpc::LEAD_GET, &lead).await?,
+        Wanted::Known(lead) => service_kit::rpc::query(client, rpc::LEAD_GET, &lead).await?,
         Wanted::New(lead) => service_kit::rpc::call(client, rpc::LEAD_INITIATE, &lead).await?,
     };
     Ok(json(StatusCode::OK, &Initiated { success: true, lead: (&lead).into(), warnings }))
