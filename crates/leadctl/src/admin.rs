@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, anyhow};
+use anyhow::anyhow;
 use async_nats::Client;
 use clap::Args;
 use contract::rpc::RpcError;
