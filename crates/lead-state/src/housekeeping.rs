@@ -21,19 +21,13 @@ const PARTITIONS_BACK: Duration = Duration::from_secs(31 * 24 * 60 * 60);
 /// How long expired calls stay for people to see. Nothing is decided by them.
 const EXPIRED_CALLS_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// How long what is done is kept.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Retention {
-    /// Applied commands in the log.
-    pub(crate) log: Duration,
-}
-
 /// The leader's housekeeping.
 pub(crate) struct Housekeeper {
     pub(crate) pool: PgPool,
     pub(crate) log: Stream,
     pub(crate) projector: Arc<Projector>,
-    pub(crate) retention: Retention,
+    /// How long applied commands stay in the log.
+    pub(crate) log_retention: Duration,
 }
 
 impl Housekeeper {
@@ -66,7 +60,7 @@ impl Housekeeper {
     async fn purge(&self) -> anyhow::Result<()> {
         let Some(checkpoint) = checkpoint::get(&self.pool, LEAD_COMMANDS).await? else { return Ok(()) };
         // Only what is announced as well: the log and the ledger tell the same story for as long as one is needed.
-        let purged = purge_read(&self.log, checkpoint.published_seq, clock::now(), self.retention.log).await?;
+        let purged = purge_read(&self.log, checkpoint.published_seq, clock::now(), self.log_retention).await?;
         if purged > 0 {
             tracing::info!(purged, "applied commands left {LEAD_COMMANDS}");
         }

@@ -23,7 +23,7 @@ use crate::{
     announce::{self, Announcer},
     apply::{Applier, ApplyError},
     decide::Limits,
-    housekeeping::{Housekeeper, Retention},
+    housekeeping::Housekeeper,
     projection::Projector,
     reader,
     store::{
@@ -51,7 +51,7 @@ pub(crate) struct Leader {
     pub(crate) js: jetstream::Context,
     pub(crate) projector: Arc<Projector>,
     pub(crate) readiness: Readiness,
-    pub(crate) retention: Retention,
+    pub(crate) log_retention: Duration,
 }
 
 /// Why a term ended.
@@ -165,7 +165,7 @@ impl Leader {
             pool: self.pool.clone(),
             log: log.clone(),
             projector: self.projector.clone(),
-            retention: self.retention,
+            log_retention: self.log_retention,
         };
 
         // The tasks end with this set, wherever they are: the term's lease may be gone.
@@ -184,8 +184,9 @@ impl Leader {
             Ok(TermEnd::Shutdown)
         });
         let mut background: JoinSet<anyhow::Result<TermEnd>> = JoinSet::new();
+        let js = self.js.clone();
         background.spawn(async move {
-            Ok(match reader::read(log, checkpoint.stream_created_at, after, read).await {
+            Ok(match reader::read(js, log, checkpoint.stream_created_at, after, read).await {
                 Ok(()) => TermEnd::Again("the reader ended".into()),
                 Err(e) => TermEnd::Again(format!("{e:#}")),
             })

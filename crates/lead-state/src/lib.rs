@@ -32,6 +32,9 @@ mod queries;
 mod reader;
 mod store;
 
+/// Longer keeps more of the story in NATS beside the ledger, and takes the disk for it.
+const LOG_RETENTION: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// The configuration of lead-state.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Config {
@@ -51,9 +54,9 @@ pub struct Config {
     /// Copies of the streams when they are made: 1 on a single NATS server, 3 on a cluster.
     #[arg(long, env = "STREAM_REPLICAS", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=5))]
     pub stream_replicas: u8,
-    /// How many hours applied commands stay in the log, room permitting.
-    #[arg(long, env = "LOG_RETENTION_HOURS", default_value_t = 24)]
-    pub log_retention_hours: u32,
+    /// How long applied commands stay in the log. When it is more than half full they go at once.
+    #[arg(long, env = "LOG_RETENTION", default_value_t = LOG_RETENTION.into(), value_name = "DURATION")]
+    pub log_retention: humantime::Duration,
     /// Do not migrate the schema at start: a job of its own does it.
     #[arg(long, env = "NO_MIGRATE")]
     pub no_migrate: bool,
@@ -100,9 +103,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         js: js.clone(),
         projector: projector.clone(),
         readiness: readiness.clone(),
-        retention: housekeeping::Retention {
-            log: Duration::from_secs(u64::from(config.log_retention_hours) * 60 * 60),
-        },
+        log_retention: config.log_retention.into(),
     };
     tasks.spawn("leader", leader.run(shutdown.clone()));
 

@@ -20,8 +20,11 @@ use crate::entry::LogMessage;
 const READ_AHEAD_BYTES: usize = 16 << 20;
 /// Most messages that are read ahead.
 const READ_AHEAD_MESSAGES: usize = 4096;
-/// Asked of the server at once. It must be larger than the largest message that NATS takes.
+/// Least bytes asked of the server at once; at least one message of the largest that NATS takes must fit, or it is never
+/// sent.
 const PULL_BYTES: usize = 8 << 20;
+/// What a message has beside its payload: subject, reply subject, headers.
+const MESSAGE_OVERHEAD: usize = 64 << 10;
 /// How long the server may be silent before the consumer is made anew: it says something every half of that.
 const SILENCE: Duration = Duration::from_secs(10);
 
@@ -47,6 +50,7 @@ pub(crate) fn channel() -> (mpsc::Sender<Read>, mpsc::Receiver<Read>) {
 /// # Errors
 /// When the log is not the one that it was, or lost what was already read: then the term must end.
 pub(crate) async fn read(
+    js: jetstream::Context,
     stream: Stream,
     identity: String,
     mut after: u64,
@@ -70,7 +74,7 @@ pub(crate) async fn read(
             anyhow::bail!("{LEAD_COMMANDS} ends at {}, but {after} was read", info.state.last_sequence);
         }
         let before = after;
-        match follow(&stream, &mut after, &bytes, &out).await {
+        match follow(&js, &stream, &mut after, &bytes, &out).await {
             Ok(()) => return Ok(()),
             Err(e) => tracing::warn!(after, "reading {LEAD_COMMANDS} was interrupted, going on: {e:#}"),
         }
@@ -83,6 +87,7 @@ pub(crate) async fn read(
 
 /// Reads through one consumer until it fails; returns when nobody wants more.
 async fn follow(
+    js: &jetstream::Context,
     stream: &Stream,
     after: &mut u64,
     bytes: &Arc<Semaphore>,
@@ -104,7 +109,7 @@ async fn follow(
     let mut messages = consumer
         .stream()
         .max_messages_per_batch(READ_AHEAD_MESSAGES)
-        .max_bytes_per_batch(PULL_BYTES)
+        .max_bytes_per_batch(PULL_BYTES.max(js.client().server_info().max_payload + MESSAGE_OVERHEAD))
         .expires(SILENCE * 3)
         .heartbeat(SILENCE / 2)
         .messages()
