@@ -25,8 +25,12 @@ pub(crate) struct Admin {
 impl Admin {
     /// Connects and asks a query.
     pub(crate) async fn call<Q: Serialize, R: DeserializeOwned>(&self, subject: &str, query: &Q) -> anyhow::Result<R> {
-        let client = connect(&self.nats).await?;
-        call(&client, subject, query).await
+        call(&self.connect().await?, subject, query).await
+    }
+
+    /// Connects, for more than one query.
+    pub(crate) async fn connect(&self) -> anyhow::Result<Client> {
+        connect(&self.nats).await
     }
 }
 
