@@ -16,7 +16,9 @@ use axum::{
     response::{Html, IntoResponse, Response},
     routing::get,
 };
+use contract::JsonObject;
 use serde::Serialize;
+use serde_json::{json, value::RawValue};
 use service_kit::clock;
 use tokio::{sync::watch, time::timeout};
 use webhook_notifier::sign::signature;
@@ -187,16 +189,13 @@ fn write_row(html: &mut String, one: &Received) -> std::fmt::Result {
         Some(false) => "<span class=\"bad\">signature wrong</span>",
         None => "",
     };
-    let pretty = serde_json::from_str::<serde_json::Value>(&one.body)
-        .and_then(|value| serde_json::to_string_pretty(&value))
-        .unwrap_or_else(|_| one.body.clone());
     write!(
         html,
         "<article class=\"{class}\"><header><b>{}</b><span class=\"{class}\">{outcome}</span>{signed}<time>{}</time>\
          </header><pre>{}</pre><details><summary>{} headers</summary><dl>",
         escape(&one.path),
         escape(&one.received_at),
-        escape(&pretty),
+        escape(&laid_out(&one.body)),
         one.headers.len(),
     )?;
     for (name, value) in &one.headers {
@@ -204,6 +203,13 @@ fn write_row(html: &mut String, one: &Received) -> std::fmt::Result {
     }
     html.push_str("</dl></details></article>");
     Ok(())
+}
+
+/// An object with a line per member; its values stay as they came, to the last digit.
+fn laid_out(body: &str) -> String {
+    let Ok(object) = JsonObject::from_text(body.to_owned()) else { return body.to_owned() };
+    let member = |(name, value): (&String, &Box<RawValue>)| format!("  {}: {}", json!(name), value.get());
+    format!("{{\n{}\n}}", object.members().iter().map(member).collect::<Vec<_>>().join(",\n"))
 }
 
 fn success(body: &str) -> Option<bool> {
@@ -246,6 +252,14 @@ mod tests {
         let html = rows(&[Arc::new(received("/<b>", "<script>alert(1)</script>"))]);
         assert!(!html.contains("<script>") && !html.contains("/<b>") && !html.contains("x-<i>"), "{html}");
         assert!(html.contains("&lt;script&gt;alert(1)&lt;/script&gt;"), "{html}");
+    }
+
+    #[test]
+    fn values_stay_as_they_came() {
+        let body = r#"{"b":{"n":100000000000000000000000000001.50},"a":[1, 2]}"#;
+        let expected = "{\n  \"b\": {\"n\":100000000000000000000000000001.50},\n  \"a\": [1, 2]\n}";
+        assert_eq!(laid_out(body), expected);
+        assert_eq!(laid_out("plain"), "plain");
     }
 
     #[tokio::test]
