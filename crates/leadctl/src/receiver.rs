@@ -18,7 +18,7 @@ use axum::{
 };
 use contract::JsonObject;
 use serde::Serialize;
-use serde_json::{json, value::RawValue};
+use serde_json::json;
 use service_kit::clock;
 use tokio::{sync::watch, time::timeout};
 use webhook_notifier::sign::signature;
@@ -208,8 +208,9 @@ fn write_row(html: &mut String, one: &Received) -> std::fmt::Result {
 /// An object with a line per member; its values stay as they came, to the last digit.
 fn laid_out(body: &str) -> String {
     let Ok(object) = JsonObject::from_text(body.to_owned()) else { return body.to_owned() };
-    let member = |(name, value): (&String, &Box<RawValue>)| format!("  {}: {}", json!(name), value.get());
-    format!("{{\n{}\n}}", object.members().iter().map(member).collect::<Vec<_>>().join(",\n"))
+    let members = object.members();
+    let lines = members.iter().map(|(name, value)| format!("  {}: {}", json!(name), value.get()));
+    format!("{{\n{}\n}}", lines.collect::<Vec<_>>().join(",\n"))
 }
 
 fn success(body: &str) -> Option<bool> {
