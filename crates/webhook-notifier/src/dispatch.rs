@@ -22,6 +22,7 @@ use contract::{
 use futures::{StreamExt, future::try_join_all};
 use service_kit::{
     clock,
+    health::Readiness,
     nats::{chain, patient},
 };
 use sqlx::PgPool;
@@ -64,30 +65,37 @@ const BYTES_PER_UNIT: usize = 16 * 1024;
 const PATIENCE: Duration = Duration::from_millis(100);
 /// How long an event waits for its process to reach the bucket, which follows Postgres by a moment. Longer holds the
 /// events of a process that was removed, shorter may pass over the callbacks of one that was just made.
-const PROJECTION_GRACE: Duration = Duration::from_secs(10);
+const PROJECTION_GRACE: Duration = Duration::from_secs(5);
 /// When to look again at what could not be decided now.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
+/// The readiness condition that is met while events are pulled.
+pub(crate) const READY: &str = "events";
+
 /// The task that dispatches events.
 pub(crate) struct Dispatcher {
-    pub(crate) js: jetstream::Context,
-    pub(crate) pool: PgPool,
-    pub(crate) deliverer: Arc<Deliverer>,
-    pub(crate) room: Arc<Semaphore>,
+    js: jetstream::Context,
+    pool: PgPool,
+    deliverer: Arc<Deliverer>,
+    readiness: Readiness,
+    room: Arc<Semaphore>,
 }
 
-/// Why an event is not acked.
-#[derive(Debug, thiserror::Error)]
+/// Why an event is not acked: the decision, and its reason.
+#[derive(Debug)]
 enum Setback {
-    /// It cannot be read; it is among the dead letters now.
-    #[error("it cannot be read: {0}")]
+    /// It cannot be read; it is among the dead letters now, and does not come again.
     Dead(String),
-    /// It is given out again after a while.
-    #[error("it is looked at again: {0}")]
+    /// It comes again after a while.
     Later(String),
-    /// It is given out again, to somebody else.
-    #[error(transparent)]
-    Stopping(#[from] Stopping),
+    /// It comes again at once, to another notifier.
+    Stopping,
+}
+
+impl From<Stopping> for Setback {
+    fn from(Stopping: Stopping) -> Self {
+        Self::Stopping
+    }
 }
 
 impl From<Unreadable> for Setback {
@@ -104,8 +112,13 @@ impl From<sqlx::Error> for Setback {
 
 impl Dispatcher {
     /// A dispatcher with all its room.
-    pub(crate) fn new(js: jetstream::Context, pool: PgPool, deliverer: Arc<Deliverer>) -> Arc<Self> {
-        Arc::new(Self { js, pool, deliverer, room: Arc::new(Semaphore::new(ROOM as usize)) })
+    pub(crate) fn new(
+        js: jetstream::Context,
+        pool: PgPool,
+        deliverer: Arc<Deliverer>,
+        readiness: Readiness,
+    ) -> Arc<Self> {
+        Arc::new(Self { js, pool, deliverer, readiness, room: Arc::new(Semaphore::new(ROOM as usize)) })
     }
 
     /// Dispatches events until shutdown, then lets those under way finish.
@@ -125,7 +138,10 @@ impl Dispatcher {
         loop {
             let pulled = self.pull_stream(events, || delays = patient()).await;
             match pulled {
-                Ok(broken) => tracing::warn!("pulling events anew: {broken}"),
+                Ok(broken) => {
+                    tracing::warn!("pulling events anew: {broken}");
+                    self.readiness.not_ready(READY, broken);
+                }
                 Err(e) => return Err(e),
             }
             tokio::time::sleep(delays.next().unwrap_or(PULL_HEARTBEAT)).await;
@@ -142,6 +158,7 @@ impl Dispatcher {
             Ok(messages) => messages,
             Err(e) => return Ok(format!("{e:#}")),
         };
+        self.readiness.ready(READY);
         loop {
             let message = tokio::select! {
                 Some(ended) = events.join_next() => {
@@ -200,11 +217,17 @@ impl Dispatcher {
         let kind = match keep(&acker, self.tell(message, about)).await {
             Ok(()) => AckKind::Ack,
             Err(setback) => {
-                tracing::warn!(sequence = about.sequence, "an event is not done: {setback}");
+                let sequence = about.sequence;
                 match setback {
-                    Setback::Dead(_) => AckKind::Term,
-                    Setback::Later(_) => AckKind::Nak(Some(LOOK_AGAIN)),
-                    Setback::Stopping(_) => AckKind::Nak(None),
+                    Setback::Dead(why) => {
+                        tracing::error!(sequence, "an event is among the dead letters now: {why}");
+                        AckKind::Term
+                    }
+                    Setback::Later(why) => {
+                        tracing::warn!(sequence, "an event is put off: {why}");
+                        AckKind::Nak(Some(LOOK_AGAIN))
+                    }
+                    Setback::Stopping => AckKind::Nak(None),
                 }
             }
         };
@@ -285,7 +308,6 @@ impl Dispatcher {
         error: String,
     ) -> Setback {
         let letter = DeadLetter { message, sequence: about.sequence, logged_at: about.published, reason, error };
-        tracing::error!(sequence = about.sequence, "an event cannot be read: {}", letter.error);
         match dead_letter::publish(&self.js, &letter).await {
             Ok(()) => Setback::Dead(letter.error),
             Err(e) => Setback::Later(format!("it cannot be read, nor put among the dead letters: {}", chain(&e))),
@@ -346,7 +368,7 @@ mod tests {
     #[test]
     fn a_process_has_a_while_to_come() {
         let published = Timestamp::from_millis(1_768_193_759_000);
-        assert!(may_still_come(published, published.plus(Duration::from_secs(9))));
+        assert!(may_still_come(published, published.plus(Duration::from_secs(4))));
         assert!(!may_still_come(published, published.plus(PROJECTION_GRACE)));
         assert!(may_still_come(published, published.minus(Duration::from_secs(60))), "clocks differ");
     }

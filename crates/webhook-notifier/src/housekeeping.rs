@@ -27,7 +27,8 @@ pub(crate) async fn partitions(pool: PgPool, shutdown: CancellationToken) -> any
     every(PARTITIONS_INTERVAL, shutdown, || make_partitions(&pool)).await
 }
 
-async fn make_partitions(pool: &PgPool) {
+/// Makes the partitions of the next months.
+pub(crate) async fn make_partitions(pool: &PgPool) {
     let now = clock::now();
     match store::partitions::ensure(pool, now.minus(PARTITIONS_BACK), now.plus(PARTITIONS_AHEAD)).await {
         Ok(0) => {}

@@ -14,6 +14,7 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::Context;
+use async_nats::service::Service;
 use contract::streams::{LEAD_EVENTS, PROCESSES};
 use service_kit::{health::Readiness, http, lifecycle, lifecycle::Tasks, nats, rpc};
 use sqlx::PgPool;
@@ -54,10 +55,12 @@ const FLUSH: Duration = Duration::from_secs(2);
 /// Runs a webhook-notifier until shutdown. Several share the work.
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
     let readiness = Readiness::default();
+    readiness.not_ready(dispatch::READY, "not pulling yet");
     let mut tasks = Tasks::new(shutdown.clone());
     let health = http::bind(config.health.health_listen).await?;
     tasks.spawn_background("health", service_kit::health::serve(health, readiness.clone(), shutdown.clone()));
-    let client = tokio::select! {
+    // The micro service answers as long as it is held.
+    let (client, _service) = tokio::select! {
         started = start(&config, &mut tasks, &readiness, &shutdown) => started?,
         () = shutdown.cancelled() => return Ok(()),
     };
@@ -80,7 +83,7 @@ async fn start(
     tasks: &mut Tasks,
     readiness: &Readiness,
     shutdown: &CancellationToken,
-) -> anyhow::Result<async_nats::Client> {
+) -> anyhow::Result<(async_nats::Client, Service)> {
     let guard = Guard { allow_networks: config.allow_networks.clone(), allow_http: config.allow_http };
     let poster = Poster::new(guard)?;
     let client = nats::connect(&config.nats, "webhook-notifier", readiness).await?;
@@ -88,6 +91,8 @@ async fn start(
     if !config.no_migrate {
         migrate(&pool).await?;
     }
+    // Before anything is recorded: what went to the default partition would have to be moved.
+    housekeeping::make_partitions(&pool).await;
     let js = nats::jetstream(&client);
     nats::stream(&js, LEAD_EVENTS).await?;
     let callbacks = Arc::new(Callbacks::new(nats::bucket(&js, PROCESSES).await?));
@@ -119,8 +124,8 @@ async fn start(
     tasks.spawn("record", recording.run());
     let retrier = Retrier { pool: pool.clone(), deliverer: deliverer.clone(), readiness: readiness.clone() };
     tasks.spawn("retry", retrier.run(token()));
-    tasks.spawn("dispatch", Dispatcher::new(js, pool, deliverer).run(token()));
-    Ok(client)
+    tasks.spawn("dispatch", Dispatcher::new(js, pool, deliverer, readiness.clone()).run(token()));
+    Ok((client, service))
 }
 
 /// Lets tasks finish within the time that shutdown leaves; then cuts them.

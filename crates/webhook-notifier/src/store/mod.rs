@@ -31,7 +31,10 @@ pub(crate) async fn connect(config: &DatabaseConfig, readiness: &Readiness) -> a
     readiness.not_ready("postgres", "not connected");
     let options = PgConnectOptions::from_str(&config.database_url)
         .context("DATABASE_URL is not a postgres:// URL")?
-        .application_name("webhook-notifier");
+        .application_name("webhook-notifier")
+        // Every statement here finds its rows by index. A plan that was cached while a table was small would scan it when
+        // it is large; and compiling such short statements costs more than running them.
+        .options([("enable_seqscan", "off"), ("jit", "off")]);
     let pool = PgPoolOptions::new()
         .max_connections(config.database_connections)
         .acquire_timeout(ACQUIRE_TIMEOUT)
