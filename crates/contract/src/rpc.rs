@@ -233,6 +233,32 @@ pub struct Update {
     pub data: Option<JsonObject>,
 }
 
+impl Update {
+    /// An update that waits in the log.
+    pub fn pending(update_id: ObjectId) -> Self {
+        Self {
+            update_id,
+            status: UpdateStatus::Pending,
+            command: None,
+            log_sequence: None,
+            logged_at: None,
+            lead_id: None,
+            process_id: None,
+            reference_id: None,
+            error: None,
+            error_code: None,
+            from_state: None,
+            to_state: None,
+            version: None,
+            user_id: None,
+            api_key_id: None,
+            warnings: vec![],
+            applied_at: None,
+            data: None,
+        }
+    }
+}
+
 /// A new project.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

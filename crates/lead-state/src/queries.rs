@@ -6,7 +6,7 @@ use async_nats::jetstream;
 use contract::{
     JsonObject, Timestamp,
     command::MAX_TEXT_CHARS,
-    rpc::{GetLead, GetUpdate, InitiateLead, Lead, RpcError, Update, UpdateStatus},
+    rpc::{GetLead, GetUpdate, InitiateLead, Lead, RpcError, Update},
     streams::LEAD_COMMANDS,
 };
 use service_kit::{clock, rpc::internal};
@@ -122,26 +122,7 @@ impl Queries {
         if query.update_id.timestamp() < logged_at.minus(CLOCK_SKEW) {
             return Err(not_found());
         }
-        Ok(Update {
-            update_id: query.update_id,
-            status: UpdateStatus::Pending,
-            command: None,
-            log_sequence: None,
-            logged_at: None,
-            lead_id: None,
-            process_id: None,
-            reference_id: None,
-            error: None,
-            error_code: None,
-            from_state: None,
-            to_state: None,
-            version: None,
-            user_id: None,
-            api_key_id: None,
-            warnings: vec![],
-            applied_at: None,
-            data: None,
-        })
+        Ok(Update::pending(query.update_id))
     }
 }
 

@@ -150,26 +150,7 @@ mod tests {
     use super::*;
 
     fn pending() -> Update {
-        Update {
-            update_id: ObjectId::from_bytes([1; 12]),
-            status: UpdateStatus::Pending,
-            command: None,
-            log_sequence: None,
-            logged_at: None,
-            lead_id: None,
-            process_id: None,
-            reference_id: None,
-            error: None,
-            error_code: None,
-            from_state: None,
-            to_state: None,
-            version: None,
-            user_id: None,
-            api_key_id: None,
-            warnings: vec![],
-            applied_at: None,
-            data: None,
-        }
+        Update::pending(ObjectId::from_bytes([1; 12]))
     }
 
     fn shown(update: &Update, deliveries: Result<Vec<Delivery>, RpcError>) -> String {
