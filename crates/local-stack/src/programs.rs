@@ -37,15 +37,6 @@ pub enum Install {
     Forbidden,
 }
 
-impl Install {
-    /// What fits where nobody asked to install anything, as in tests: allowed in a CI job and to root, which is
-    /// mostly a container, but not on somebody's own machine.
-    #[must_use]
-    pub fn unasked() -> Self {
-        if env::var_os("CI").is_some() || is_root() { Self::Allowed } else { Self::Forbidden }
-    }
-}
-
 /// Makes sure that postgres, initdb and nats-server are there.
 ///
 /// What is installed is not started: nothing takes the ports of this machine now. A machine with systemd starts the

@@ -22,7 +22,7 @@ async fn main() -> Result<ExitCode> {
     ensure!(!command.is_empty(), USAGE);
 
     let say = |line: &str| eprintln!("{line}");
-    local_stack::ensure_installed(Install::unasked(), &say).await?;
+    local_stack::ensure_installed(Install::Allowed, &say).await?;
     let mut postgres = LocalPostgres::start(PostgresOptions::throwaway(), &say).await?;
     let mut connection = PgConnection::connect(&postgres.url()).await.context("connecting to the new Postgres")?;
     for migration in migrations {
