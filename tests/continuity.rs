@@ -126,6 +126,54 @@ async fn a_standby_takes_over_within_five_seconds_of_a_kill_under_load() {
 }
 
 #[tokio::test]
+async fn a_reader_whose_checkpoint_was_moved_writes_nothing() {
+    let stack = Stack::start().await;
+    let applied = stack.process(json!([])).await;
+    let lead_id = stack.api.initiate(applied.process.process_id.expect("an id"), None).await;
+    stack.wait_for_count("SELECT count(*) FROM lead_state.checkpoints", 1, SOON).await;
+
+    // The leader has read the command and decided it, and comes to the checkpoint while somebody else moves it past.
+    let mut other = stack.pool.begin().await.expect("a transaction");
+    sqlx::query("UPDATE lead_state.checkpoints SET last_seq = 1, published_seq = 1")
+        .execute(&mut *other)
+        .await
+        .expect("the checkpoint");
+    stack.api.update(json!({"leadId": lead_id, "name": "too late"})).await;
+    let waiting =
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'lead-state' AND wait_event_type = 'Lock'";
+    stack.wait_for_count(waiting, 1, SOON).await;
+    other.commit().await.expect("commit");
+
+    let next = stack.api.update(json!({"leadId": lead_id, "name": "in time"})).await;
+    assert_eq!(stack.api.outcome(&next).await["status"], "succeeded");
+    assert_eq!(stack.count("SELECT count(*) FROM lead_state.lead_updates").await, 1);
+    assert_eq!(stack.count("SELECT version FROM lead_state.leads").await, 2);
+}
+
+#[tokio::test]
+async fn a_log_that_was_made_anew_starts_a_new_epoch() {
+    let mut stack = Stack::start().await;
+    let applied = stack.process(json!([{"name": "crm", "url": stack.receiver.url("/crm")}])).await;
+    let lead_id = stack.api.initiate(applied.process.process_id.expect("an id"), None).await;
+    for number in 0..3 {
+        let update = stack.api.update(json!({"leadId": lead_id, "metadata": {"n": number}})).await;
+        assert_eq!(stack.api.outcome(&update).await["status"], "succeeded");
+    }
+    // Everything that NATS had is gone; who makes the streams is lead-state, at its next start.
+    let js = service_kit::nats::jetstream(&stack.client);
+    js.delete_stream(contract::streams::LEAD_COMMANDS).await.expect("deleted");
+    stack.lead_state.terminate().await;
+    stack.lead_state.restart().await;
+    stack.lead_state.wait_for_log("starting a new epoch", SOON).await;
+
+    let update = stack.api.update_stubbornly(&json!({"leadId": lead_id, "metadata": {"n": 3}})).await;
+    let story = stack.api.outcome(&update).await;
+    assert_eq!((&story["status"], &story["version"]), (&json!("succeeded"), &json!(5)));
+    assert_eq!(stack.count("SELECT epoch::bigint FROM lead_state.checkpoints").await, 2);
+    stack.receiver.wait_for_requests("/crm", 4, SOON).await;
+}
+
+#[tokio::test]
 async fn nats_and_postgres_may_die() {
     let mut stack = Stack::start().await;
     let applied = stack.process(json!([{"name": "crm", "url": stack.receiver.url("/crm")}])).await;
