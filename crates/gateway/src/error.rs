@@ -65,7 +65,18 @@ pub(crate) enum ApiError {
     NotConfirmed(ObjectId),
     /// What lead-state or webhook-notifier answered.
     #[error("{0}")]
-    Query(#[from] RpcError),
+    Query(RpcError),
+}
+
+impl From<RpcError> for ApiError {
+    fn from(error: RpcError) -> Self {
+        if error.status == 503 {
+            // Which service and subject is the operator's to know, not the client's.
+            tracing::warn!(code = error.code, "a query went unanswered: {error}");
+            return Self::Query(RpcError { message: "The answer is not available now; try again".into(), ..error });
+        }
+        Self::Query(error)
+    }
 }
 
 impl ApiError {
@@ -234,7 +245,7 @@ mod tests {
         503 log_full (retry): The command log is full; nothing was accepted
         503 not_confirmed (retry): The command log did not confirm in time: update 010101010101010101010101 may or may not have been accepted
         404 lead_not_found: Lead not found
-        503 unavailable (retry): no service answers leads.rpc.lead.get
+        503 unavailable (retry): The answer is not available now; try again
         500 odd: an error is never a success
         ");
     }
