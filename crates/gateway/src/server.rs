@@ -26,7 +26,7 @@ use service_kit::{
     http::{self, Limits},
     kv::View,
     lifecycle::{DRAIN_DEADLINE, Tasks},
-    nats,
+    metrics, nats,
 };
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -102,7 +102,8 @@ pub async fn run_on(listener: TcpListener, config: Config, shutdown: Cancellatio
     }
     let app = Arc::new(App::new(&config, View::default()));
     let mut tasks = Tasks::new(shutdown.clone());
-    tasks.spawn_background("health", health::serve(health_listener, readiness.clone(), shutdown.clone()));
+    let registry = metrics::registry("gateway");
+    tasks.spawn_background("health", health::serve(health_listener, readiness.clone(), registry, shutdown.clone()));
     tasks.spawn("api keys", follow_keys(app.clone(), config.clone(), readiness, shutdown.clone()));
     tasks.spawn("http", async move {
         // Twice what may be in flight: clients past that are told so rather than left waiting in the kernel's queue.

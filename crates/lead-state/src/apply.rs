@@ -16,6 +16,7 @@ use crate::{
     decide::Limits,
     entry::{Body, DeadLetter, Entry, LogMessage, parse},
     fold::{Names, World, fold},
+    metrics::Metrics,
     reader::Read,
     store::{
         StoreError,
@@ -52,6 +53,7 @@ pub(crate) struct Applier {
     pub(crate) checkpoint: Checkpoint,
     pub(crate) announcer: mpsc::Sender<Batch>,
     pub(crate) rules: RulesCache,
+    pub(crate) metrics: Metrics,
 }
 
 /// What kept a batch from being applied this time.
@@ -160,6 +162,10 @@ impl Applier {
         self.bury(messages, &dead_letters).await?;
         batch::write(&self.pool, &self.checkpoint, last_seq, &plan, now).await?;
         self.checkpoint.last_seq = last_seq;
+        self.metrics.applied(&plan.rows);
+        for dead in &dead_letters {
+            self.metrics.dead_letter(dead.reason);
+        }
 
         tracing::debug!(
             messages = messages.len(),

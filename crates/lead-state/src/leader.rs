@@ -24,6 +24,7 @@ use crate::{
     apply::{Applier, ApplyError},
     decide::Limits,
     housekeeping::Housekeeper,
+    metrics::Metrics,
     projection::Projector,
     reader,
     store::{
@@ -52,6 +53,7 @@ pub(crate) struct Leader {
     pub(crate) projector: Arc<Projector>,
     pub(crate) readiness: Readiness,
     pub(crate) log_retention: Duration,
+    pub(crate) metrics: Metrics,
 }
 
 /// Why a term ended.
@@ -160,6 +162,7 @@ impl Leader {
             checkpoint: checkpoint.clone(),
             announcer: applied,
             rules: RulesCache::default(),
+            metrics: self.metrics.clone(),
         };
         let housekeeper = Housekeeper {
             pool: self.pool.clone(),

@@ -27,6 +27,7 @@ pub mod fold;
 mod housekeeping;
 mod leader;
 mod merge;
+mod metrics;
 mod projection;
 mod queries;
 mod reader;
@@ -77,7 +78,9 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     readiness.not_ready("start", "starting");
     let mut tasks = Tasks::new(shutdown.clone());
     let listener = http::bind(config.health.health_listen).await?;
-    tasks.spawn_background("health", health::serve(listener, readiness.clone(), shutdown.clone()));
+    let mut registry = service_kit::metrics::registry("lead_state");
+    let metrics = metrics::Metrics::new(&mut registry);
+    tasks.spawn_background("health", health::serve(listener, readiness.clone(), registry, shutdown.clone()));
 
     let pool = store::pool(&config.database)?;
     let start = async {
@@ -104,6 +107,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         projector: projector.clone(),
         readiness: readiness.clone(),
         log_retention: config.log_retention.into(),
+        metrics,
     };
     tasks.spawn("leader", leader.run(shutdown.clone()));
 

@@ -1,15 +1,24 @@
-//! The health port: `/healthz` (the process runs) and `/readyz` (it can do its work now).
+//! The health port: `/healthz` (the process runs), `/readyz` (it can do its work now) and `/metrics`.
 
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
 };
 
-use axum::{Router, extract::State, http::StatusCode, routing::get};
+use axum::{
+    Router,
+    extract::State,
+    http::{StatusCode, header::CONTENT_TYPE},
+    response::IntoResponse,
+    routing::get,
+};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::http;
+use crate::{
+    http,
+    metrics::{self, Registry},
+};
 
 /// What a service is waiting for. Ready when there is nothing.
 #[derive(Debug, Clone, Default)]
@@ -36,12 +45,19 @@ impl Readiness {
 }
 
 /// Serves the health port, also while the service drains; readiness turns false as soon as shutdown begins.
-pub async fn serve(listener: TcpListener, readiness: Readiness, shutdown: CancellationToken) -> anyhow::Result<()> {
+pub async fn serve(
+    listener: TcpListener,
+    readiness: Readiness,
+    registry: Registry,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
     tracing::info!(address = %listener.local_addr()?, "health port");
     let router = Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(readyz))
-        .with_state(readiness.clone());
+        .with_state(readiness.clone())
+        .route("/metrics", get(show_metrics))
+        .with_state(Arc::new(registry));
     let drain = async {
         shutdown.cancelled().await;
         readiness.not_ready("shutdown", "draining");
@@ -51,6 +67,10 @@ pub async fn serve(listener: TcpListener, readiness: Readiness, shutdown: Cancel
         served = http::serve(listener, router, http::Limits::default(), CancellationToken::new()) => served,
         () = drain => Ok(()),
     }
+}
+
+async fn show_metrics(State(registry): State<Arc<Registry>>) -> impl IntoResponse {
+    ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics::render(&registry))
 }
 
 async fn readyz(State(readiness): State<Readiness>) -> (StatusCode, String) {

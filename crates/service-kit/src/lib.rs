@@ -1,5 +1,5 @@
-//! What every service needs around its part of the flow: configuration, telemetry, lifecycle, health, HTTP serving,
-//! NATS connection, streams, buckets and queries.
+//! What every service needs around its part of the flow: configuration, telemetry, lifecycle, health, metrics, HTTP
+//! serving, NATS connection, streams, buckets and queries.
 
 pub mod clock;
 pub mod config;
@@ -7,6 +7,7 @@ pub mod health;
 pub mod http;
 pub mod kv;
 pub mod lifecycle;
+pub mod metrics;
 pub mod nats;
 pub mod publish;
 pub mod retention;

@@ -16,7 +16,7 @@ use std::{sync::Arc, time::Duration};
 use anyhow::Context;
 use async_nats::service::Service;
 use contract::streams::{LEAD_EVENTS, PROCESSES};
-use service_kit::{health::Readiness, http, lifecycle, lifecycle::Tasks, nats, rpc};
+use service_kit::{health::Readiness, http, lifecycle, lifecycle::Tasks, metrics, nats, rpc};
 use sqlx::PgPool;
 use tokio::{sync::Notify, task::JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -58,7 +58,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     readiness.not_ready(dispatch::READY, "not pulling yet");
     let mut tasks = Tasks::new(shutdown.clone());
     let health = http::bind(config.health.health_listen).await?;
-    tasks.spawn_background("health", service_kit::health::serve(health, readiness.clone(), shutdown.clone()));
+    let registry = metrics::registry("webhook_notifier");
+    tasks.spawn_background("health", service_kit::health::serve(health, readiness.clone(), registry, shutdown.clone()));
     // The micro service answers as long as it is held.
     let (client, _service) = tokio::select! {
         started = start(&config, &mut tasks, &readiness, &shutdown) => started?,
