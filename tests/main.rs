@@ -3,6 +3,8 @@
 mod bad_input;
 mod continuity;
 mod deliveries;
+mod history;
 mod main_job;
+mod model;
 mod producers;
 mod stack;

@@ -111,6 +111,25 @@ impl Stack {
         self.apply(json!({"projectId": project_id, "name": "_", "callbacks": callbacks})).await
     }
 
+    /// Applies a process of the project.
+    pub(crate) async fn apply_process(&self, spec: &Value) -> Applied {
+        let mut spec = spec.clone();
+        spec["projectId"] = json!(self.api.project_id);
+        self.apply(spec).await
+    }
+
+    /// Waits until everything that is in the log is applied and announced; the log's last sequence.
+    pub(crate) async fn wait_until_applied(&self) -> u64 {
+        wait_until_applied(&self.client, &self.pool).await
+    }
+
+    /// How many dead letters there are.
+    pub(crate) async fn dead_letters(&self) -> u64 {
+        let js = service_kit::nats::jetstream(&self.client);
+        let mut stream = js.get_stream(contract::streams::LEAD_DEAD_LETTERS).await.expect("the dead letters");
+        stream.info().await.expect("their state").state.messages
+    }
+
     async fn apply(&self, spec: Value) -> Applied {
         let spec: ProcessSpec = serde_json::from_value(spec).expect("a process");
         self.call(rpc::PROCESS_APPLY, &spec).await
@@ -138,6 +157,23 @@ impl Stack {
         })
         .await;
     }
+}
+
+/// Waits until everything that is in the log is applied and announced; the log's last sequence.
+pub(crate) async fn wait_until_applied(client: &async_nats::Client, pool: &PgPool) -> u64 {
+    let js = service_kit::nats::jetstream(client);
+    eventually(SOON * 4, "the log is applied", async || {
+        let mut log = js.get_stream(contract::streams::LEAD_COMMANDS).await.map_err(|e| e.to_string())?;
+        let last = log.info().await.map_err(|e| e.to_string())?.state.last_sequence;
+        let (applied, announced): (i64, i64) =
+            sqlx::query_as("SELECT last_seq, published_seq FROM lead_state.checkpoints")
+                .fetch_one(pool)
+                .await
+                .map_err(|e| e.to_string())?;
+        let done = applied.cast_unsigned() == last && announced == applied;
+        if done { Ok(last) } else { Err(format!("{applied} applied and {announced} announced of {last}")) }
+    })
+    .await
 }
 
 pub(crate) async fn call<R: DeserializeOwned>(

@@ -1,0 +1,262 @@
+//! The reference model: what the domain rules say of a log, told anew in the plainest way, on JSON values, one message
+//! after the other. No batches, no database; it shares nothing with lead-state but the grammar of ids.
+
+use std::collections::{HashMap, HashSet};
+
+use contract::{ObjectId, Timestamp};
+use serde_json::{Map, Value};
+
+/// A lead as the rules see it.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Lead {
+    pub(crate) project_id: String,
+    pub(crate) process_id: String,
+    pub(crate) reference_id: Option<String>,
+    pub(crate) name: Option<String>,
+    pub(crate) state: String,
+    pub(crate) disposition: Option<String>,
+    pub(crate) metadata: Value,
+    pub(crate) version: i64,
+}
+
+/// What became of an update.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Outcome {
+    pub(crate) error: Option<String>,
+    /// The lead's metadata after it; none on failure.
+    pub(crate) data: Option<Value>,
+    pub(crate) log_seq: u64,
+}
+
+/// The world after the messages that it was fed.
+#[derive(Debug, Default)]
+pub(crate) struct Model {
+    /// Process specifications, as they were applied, by process id.
+    pub(crate) processes: HashMap<String, Value>,
+    pub(crate) leads: HashMap<String, Lead>,
+    /// By project and update.
+    pub(crate) outcomes: HashMap<(String, String), Outcome>,
+    /// Sequences of what is a dead letter.
+    pub(crate) dead_letters: HashSet<u64>,
+    /// Updates that came again.
+    pub(crate) repeated: u64,
+    /// When each running call counts as ended, in milliseconds, by lead and call.
+    calls: HashMap<String, HashMap<String, i64>>,
+}
+
+impl Model {
+    /// The next message of the log.
+    pub(crate) fn feed(&mut self, sequence: u64, logged_at: Timestamp, subject: &str, payload: &[u8]) {
+        if self.understand(sequence, logged_at, subject, payload).is_none() {
+            self.dead_letters.insert(sequence);
+        }
+    }
+
+    /// None where the message is a dead letter.
+    fn understand(&mut self, sequence: u64, logged_at: Timestamp, subject: &str, payload: &[u8]) -> Option<()> {
+        let (project, kind) = subject.strip_prefix("leads.cmd.")?.split_once('.')?;
+        if !is_id(project) || !["update", "call.started", "call.ended"].contains(&kind) {
+            return None;
+        }
+        let message = serde_json::from_slice::<Value>(payload).ok()?;
+        let message = message.as_object()?;
+        let lead_id = id(message, "leadId")?;
+        let process_id = id(message, "processId")?;
+        let reference_id = text(message, "referenceId")?;
+        let lead = self.find(project, lead_id.as_deref(), process_id.as_deref(), reference_id.as_deref());
+        match kind {
+            "update" => {
+                let update_id = id(message, "updateId")?;
+                id(message, "apiKeyId")?;
+                let command = Command {
+                    name: text(message, "name")?,
+                    target_state: text(message, "targetState")?,
+                    disposition: text(message, "disposition")?,
+                    user_id: text(message, "userId")?,
+                    metadata: match message.get("metadata") {
+                        None | Some(Value::Null) => None,
+                        Some(metadata) => Some(metadata.as_object()?.clone()),
+                    },
+                };
+                let update_id = update_id.unwrap_or_else(|| ObjectId::from_log(sequence, logged_at).to_string());
+                let key = (project.to_lowercase(), update_id);
+                if self.outcomes.contains_key(&key) {
+                    self.repeated += 1;
+                    return Some(());
+                }
+                let changed = lead.and_then(|lead_id| self.update(&lead_id, command, logged_at));
+                let (error, data) = match changed {
+                    Ok(metadata) => (None, Some(metadata)),
+                    Err(error) => (Some(error), None),
+                };
+                self.outcomes.insert(key, Outcome { error, data, log_seq: sequence });
+            }
+            "call.started" => {
+                let call_id = text(message, "callId")?.unwrap_or_default();
+                let timeout = match message.get("timeoutSeconds") {
+                    None | Some(Value::Null) => None,
+                    Some(seconds) => Some(u32::try_from(seconds.as_u64()?).ok()?),
+                };
+                let lead_id = lead.ok()?;
+                let configured = || self.rules(&lead_id)["callTimeoutSeconds"].as_u64().unwrap_or(2 * 60 * 60);
+                let seconds = timeout.map_or_else(configured, u64::from);
+                let end = logged_at.millis() + seconds as i64 * 1000;
+                self.calls.entry(lead_id).or_default().insert(call_id, end);
+            }
+            _ => {
+                let call_id = text(message, "callId")?;
+                let lead_id = lead.ok()?;
+                let calls = self.calls.entry(lead_id).or_default();
+                match call_id {
+                    Some(call_id) => drop(calls.remove(&call_id)),
+                    None => calls.clear(),
+                }
+            }
+        }
+        Some(())
+    }
+
+    fn find(
+        &self,
+        project: &str,
+        lead_id: Option<&str>,
+        process_id: Option<&str>,
+        reference_id: Option<&str>,
+    ) -> Result<String, String> {
+        let found = match (lead_id, process_id, reference_id) {
+            (Some(lead_id), ..) => self.leads.get_key_value(lead_id),
+            (None, _, None) => return Err("Either leadId or referenceId is required".into()),
+            (None, None, Some(_)) => return Err("processId is required when using referenceId".into()),
+            (None, Some(process), Some(reference)) => self
+                .leads
+                .iter()
+                .find(|(_, lead)| lead.process_id == process && lead.reference_id.as_deref() == Some(reference)),
+        };
+        let (found_id, lead) =
+            found.filter(|(_, lead)| lead.project_id == project.to_lowercase()).ok_or("Lead not found")?;
+        let other_reference = reference_id.is_some() && reference_id != lead.reference_id.as_deref();
+        let other_process = process_id.is_some_and(|process| process != lead.process_id);
+        if other_reference || other_process {
+            return Err("leadId and referenceId name different leads".into());
+        }
+        Ok(found_id.clone())
+    }
+
+    fn rules(&self, lead_id: &str) -> &Value {
+        &self.processes[&self.leads[lead_id].process_id]
+    }
+
+    /// The metadata after it, or why not.
+    fn update(&mut self, lead_id: &str, command: Command, now: Timestamp) -> Result<Value, String> {
+        let in_call = self.calls.get(lead_id).is_some_and(|calls| calls.values().any(|end| now.millis() < *end));
+        if in_call {
+            return Err("Lead update is not allowed while a call is in progress for this lead".into());
+        }
+        if command.name.is_none() && command.target_state.is_none() && command.metadata.is_none() {
+            return Err("Nothing to change: give metadata, name or targetState".into());
+        }
+        let texts = [
+            ("name", &command.name),
+            ("targetState", &command.target_state),
+            ("disposition", &command.disposition),
+            ("userId", &command.user_id),
+        ];
+        for (field, text) in texts {
+            if text.as_ref().is_some_and(|text| text.chars().count() > 1024) {
+                return Err(format!("{field} is longer than 1024 characters"));
+            }
+        }
+        let rules = self.rules(lead_id).clone();
+        let mut lead = self.leads[lead_id].clone();
+        if let Some(target) = command.target_state {
+            let state = |name: &str| {
+                rules["states"].as_array().and_then(|states| states.iter().find(|state| state["name"] == name))
+            };
+            let Some(to) = state(&target) else {
+                return Err(format!("targetState {target:?} is not a state of the lead's process"));
+            };
+            if lead.state != target {
+                let terminal = state(&lead.state).is_some_and(|state| state["kind"] == "terminal");
+                if terminal && rules["allowLeavingTerminal"] != true {
+                    let from = &lead.state;
+                    return Err(format!("Lead is in the terminal state {from:?} and cannot be moved to {target:?}"));
+                }
+                if let Some(transitions) = rules["transitions"].as_object() {
+                    let allowed = transitions.get(&lead.state).and_then(Value::as_array);
+                    if !allowed.is_some_and(|allowed| allowed.contains(&Value::from(target.as_str()))) {
+                        return Err(format!("Transition from {:?} to {target:?} is not allowed", lead.state));
+                    }
+                }
+            }
+            if let Some(disposition) = command.disposition {
+                let takes = to["takesDisposition"].as_bool();
+                if takes.unwrap_or(target == "interested" || target == "lost") {
+                    lead.disposition = Some(disposition);
+                }
+            }
+            lead.state = target;
+        }
+        if let Some(name) = command.name {
+            lead.name = Some(name);
+        }
+        if let Some(metadata) = command.metadata {
+            if rules["metadataMerge"] == "deep" {
+                patch(&mut lead.metadata, Value::Object(metadata));
+            } else if let Some(members) = lead.metadata.as_object_mut() {
+                members.extend(metadata);
+            }
+        }
+        lead.version += 1;
+        let metadata = lead.metadata.clone();
+        self.leads.insert(lead_id.into(), lead);
+        Ok(metadata)
+    }
+}
+
+struct Command {
+    name: Option<String>,
+    target_state: Option<String>,
+    disposition: Option<String>,
+    user_id: Option<String>,
+    metadata: Option<Map<String, Value>>,
+}
+
+/// JSON Merge Patch, as RFC 7396 writes it in pseudo code.
+fn patch(target: &mut Value, with: Value) {
+    let Value::Object(with) = with else {
+        *target = with;
+        return;
+    };
+    if !target.is_object() {
+        *target = Value::Object(Map::new());
+    }
+    for (name, value) in with {
+        if value.is_null() {
+            target.as_object_mut().expect("an object").remove(&name);
+        } else {
+            patch(&mut target[name], value);
+        }
+    }
+}
+
+fn is_id(text: &str) -> bool {
+    text.len() == 24 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+/// A member that is an id, if it is there. None where it is something else.
+fn id(message: &Map<String, Value>, name: &str) -> Option<Option<String>> {
+    match text(message, name)? {
+        Some(id) if is_id(&id) => Some(Some(id.to_lowercase())),
+        Some(_) => None,
+        None => Some(None),
+    }
+}
+
+/// A member that is a text, if it is there. None where it is something else.
+fn text(message: &Map<String, Value>, name: &str) -> Option<Option<String>> {
+    match message.get(name) {
+        None | Some(Value::Null) => Some(None),
+        Some(Value::String(text)) => Some(Some(text.clone())),
+        Some(_) => None,
+    }
+}
