@@ -3,6 +3,7 @@
 mod bad_input;
 mod continuity;
 mod deliveries;
+mod door;
 mod history;
 mod main_job;
 mod model;

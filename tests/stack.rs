@@ -42,7 +42,7 @@ pub(crate) struct Api {
     pub(crate) url: String,
     pub(crate) key: String,
     pub(crate) project_id: ObjectId,
-    http: reqwest::Client,
+    pub(crate) http: reqwest::Client,
 }
 
 /// Names a service's binary and what it must be told.

@@ -8,6 +8,7 @@ pub mod command;
 pub mod event;
 pub mod headers;
 pub mod id;
+pub mod idempotency;
 pub mod json;
 pub mod key;
 pub mod process;

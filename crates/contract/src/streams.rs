@@ -1,6 +1,8 @@
 //! Streams and buckets: what they hold, and what happens when they are full. lead-state makes them; the other
 //! services wait until they are there.
 
+use std::time::Duration;
+
 use async_nats::jetstream::{
     kv,
     stream::{Config, DiscardPolicy, RetentionPolicy, StorageType},
@@ -21,6 +23,13 @@ pub const API_KEYS: &str = "api_keys";
 /// The bucket of processes, by [`process_key`](crate::subject::process_key); values are
 /// [`Process`](crate::process::Process).
 pub const PROCESSES: &str = "processes";
+/// The bucket of requests that carried an `Idempotency-Key`, by
+/// [`idempotency_key`](crate::idempotency::idempotency_key); values are
+/// [`IdempotencyRecord`](crate::idempotency::IdempotencyRecord). Its entries go after [`IDEMPOTENCY_AGE`].
+pub const IDEMPOTENCY: &str = "idempotency";
+
+/// How long a client's `Idempotency-Key` is remembered. Longer lets clients repeat requests later, and holds more.
+pub const IDEMPOTENCY_AGE: Duration = Duration::from_hours(24);
 
 /// The durable consumer through which all webhook-notifiers share the events.
 pub const NOTIFIER_CONSUMER: &str = "webhook-notifier";
@@ -47,7 +56,7 @@ pub fn streams(limits: StreamLimits) -> [Config; 4] {
         max_bytes,
         // A producer's retry within this time never reaches the log; a later one is met by the ledger. Longer
         // costs the server memory per message, shorter sends more retries to the ledger.
-        duplicate_window: std::time::Duration::from_secs(120),
+        duplicate_window: Duration::from_secs(120),
         ..Config::default()
     };
     // Refuse rather than forget: what is in these two must be read before it may go.
@@ -63,12 +72,19 @@ pub fn streams(limits: StreamLimits) -> [Config; 4] {
 }
 
 /// The buckets, as they should be.
-pub fn buckets(limits: StreamLimits) -> [kv::Config; 2] {
-    [API_KEYS, PROCESSES].map(|bucket| kv::Config {
+pub fn buckets(limits: StreamLimits) -> [kv::Config; 3] {
+    let bucket = |bucket: &str| kv::Config {
         bucket: bucket.into(),
         history: 1,
         storage: StorageType::File,
         num_replicas: limits.replicas,
         ..kv::Config::default()
-    })
+    };
+    let idempotency = kv::Config {
+        max_age: IDEMPOTENCY_AGE,
+        // Bounded, for clients fill it: about 300 bytes a key. When it is full, requests with a new key are refused.
+        max_bytes: limits.max_bytes / 4,
+        ..bucket(IDEMPOTENCY)
+    };
+    [bucket(API_KEYS), bucket(PROCESSES), idempotency]
 }

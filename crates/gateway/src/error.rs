@@ -51,6 +51,8 @@ pub(crate) enum ApiError {
     CommandTooLarge,
     #[error("The body must be JSON: Content-Type: application/json")]
     UnsupportedMediaType,
+    #[error("The Idempotency-Key was used with another body")]
+    IdempotencyConflict,
     #[error("Internal error; the service's log says more")]
     Internal,
     #[error("The gateway has just started and does not know the API keys yet")]
@@ -61,6 +63,10 @@ pub(crate) enum ApiError {
     BrokerUnavailable,
     #[error("The command log is full; nothing was accepted")]
     LogFull,
+    #[error("No room for more idempotency keys; nothing was accepted")]
+    IdempotencyFull,
+    #[error("Idempotency keys cannot be looked up now; nothing was accepted")]
+    IdempotencyUnavailable,
     #[error("The command log did not confirm in time: update {0} may or may not have been accepted")]
     NotConfirmed(ObjectId),
     /// What lead-state or webhook-notifier answered.
@@ -101,11 +107,14 @@ impl ApiError {
             Self::BodyTimeout(_) => StatusCode::REQUEST_TIMEOUT,
             Self::BodyTooLarge(_) | Self::CommandTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::IdempotencyConflict => StatusCode::UNPROCESSABLE_ENTITY,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Starting
             | Self::TooManyInFlight
             | Self::BrokerUnavailable
             | Self::LogFull
+            | Self::IdempotencyFull
+            | Self::IdempotencyUnavailable
             | Self::NotConfirmed(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Query(e) => StatusCode::from_u16(e.status)
                 .ok()
@@ -133,11 +142,14 @@ impl ApiError {
             Self::BodyTooLarge(_) => "body_too_large",
             Self::CommandTooLarge => "command_too_large",
             Self::UnsupportedMediaType => "unsupported_media_type",
+            Self::IdempotencyConflict => "idempotency_key_reused",
             Self::Internal => "internal",
             Self::Starting => "starting",
             Self::TooManyInFlight => "too_many_in_flight",
             Self::BrokerUnavailable => "broker_unavailable",
             Self::LogFull => "log_full",
+            Self::IdempotencyFull => "idempotency_full",
+            Self::IdempotencyUnavailable => "idempotency_unavailable",
             Self::NotConfirmed(_) => "not_confirmed",
             Self::Query(e) => &e.code,
         }
@@ -202,11 +214,14 @@ mod tests {
             ApiError::BodyTooLarge(262_144),
             ApiError::CommandTooLarge,
             ApiError::UnsupportedMediaType,
+            ApiError::IdempotencyConflict,
             ApiError::Internal,
             ApiError::Starting,
             ApiError::TooManyInFlight,
             ApiError::BrokerUnavailable,
             ApiError::LogFull,
+            ApiError::IdempotencyFull,
+            ApiError::IdempotencyUnavailable,
             ApiError::NotConfirmed(ObjectId::from_bytes([1; 12])),
             RpcError::new(404, "lead_not_found", "Lead not found").into(),
             RpcError::new(503, "unavailable", "no service answers leads.rpc.lead.get").into(),
@@ -238,11 +253,14 @@ mod tests {
         413 body_too_large: The body is larger than 262144 bytes
         413 command_too_large: The update is larger than the command log takes
         415 unsupported_media_type: The body must be JSON: Content-Type: application/json
+        422 idempotency_key_reused: The Idempotency-Key was used with another body
         500 internal: Internal error; the service's log says more
         503 starting (retry): The gateway has just started and does not know the API keys yet
         503 too_many_in_flight (retry): Too many updates are in flight; nothing was accepted
         503 broker_unavailable (retry): NATS cannot be reached; nothing was accepted
         503 log_full (retry): The command log is full; nothing was accepted
+        503 idempotency_full (retry): No room for more idempotency keys; nothing was accepted
+        503 idempotency_unavailable (retry): Idempotency keys cannot be looked up now; nothing was accepted
         503 not_confirmed (retry): The command log did not confirm in time: update 010101010101010101010101 may or may not have been accepted
         404 lead_not_found: Lead not found
         503 unavailable (retry): The answer is not available now; try again

@@ -7,6 +7,7 @@ mod command_log;
 mod config;
 mod error;
 mod fields;
+mod idempotency;
 mod routes;
 mod server;
 

@@ -37,6 +37,7 @@ use crate::{
     command_log::CommandLog,
     config::Config,
     error::ApiError,
+    idempotency::Records,
     routes::{get_lead, get_update, initiate_lead, update_lead},
 };
 
@@ -54,6 +55,7 @@ pub(crate) struct App {
     /// Empty until the first connection.
     broker: OnceLock<Broker>,
     pub(crate) command_log: CommandLog,
+    pub(crate) idempotency: Records,
     pub(crate) max_body_bytes: usize,
 }
 
@@ -70,6 +72,7 @@ impl App {
             keys,
             broker: OnceLock::new(),
             command_log: CommandLog::new(config.max_in_flight as usize),
+            idempotency: Records::default(),
             max_body_bytes: config.max_body_bytes as usize,
         }
     }

@@ -102,6 +102,8 @@ fn bucket_stream(config: &kv::Config) -> stream::Config {
         name: format!("KV_{}", config.bucket),
         subjects: vec![format!("$KV.{}.>", config.bucket)],
         max_messages_per_subject: config.history,
+        max_age: config.max_age,
+        max_bytes: config.max_bytes,
         storage: config.storage,
         num_replicas: config.num_replicas,
         discard: stream::DiscardPolicy::New,

@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use axum::{
     extract::{Request, State},
-    http::{HeaderMap, StatusCode},
+    http::{HeaderMap, HeaderValue, StatusCode},
 };
 use contract::{
     JsonObject, ObjectId,
     command::UpdateCommand,
     headers,
+    idempotency::{IdempotencyRecord, idempotency_key},
     key::{ApiKey, Scope},
     trace::is_traceparent,
 };
@@ -20,6 +21,7 @@ use crate::{
     body,
     error::ApiError,
     fields::{Address, Fields},
+    idempotency::{self, Claim, IDEMPOTENT_REPLAYED},
     routes::{Answer, json},
     server::App,
 };
@@ -38,13 +40,25 @@ struct Accepted {
 pub(crate) async fn handle(State(app): State<Arc<App>>, request: Request) -> Answer {
     let key = app.authorize(request.headers(), Scope::LeadsWrite)?;
     let traceparent = traceparent(request.headers()).unwrap_or_else(clock::new_traceparent);
+    let client_key = idempotency::key(request.headers())?;
     let body = body::read(request, app.max_body_bytes).await?;
     let (mut command, warnings) = parse(&body, &key)?;
-    let update_id = clock::new_id();
+    let js = &app.broker()?.js;
+    let mut claim = Claim { update_id: clock::new_id(), replayed: false };
+    if let Some(client_key) = client_key {
+        let record = IdempotencyRecord::new(&body, claim.update_id);
+        claim = app.idempotency.claim(js, &idempotency_key(key.project_id, &client_key), &record).await?;
+    }
+    let Claim { update_id, replayed } = claim;
     command.update_id = Some(update_id);
-    app.command_log.append(&app.broker()?.js, key.project_id, update_id, &command, &traceparent).await?;
+    // Also when it was asked for before: whether the first one's command reached the log is not known.
+    app.command_log.append(js, key.project_id, update_id, &command, &traceparent).await?;
     let accepted = Accepted { success: true, message: "Lead update initiated", update_id, warnings };
-    Ok(json(StatusCode::OK, &accepted))
+    let mut response = json(StatusCode::OK, &accepted);
+    if replayed {
+        response.headers_mut().insert(IDEMPOTENT_REPLAYED, HeaderValue::from_static("true"));
+    }
+    Ok(response)
 }
 
 /// The trace that the client's request belongs to.

@@ -1,0 +1,211 @@
+//! 1 Accept: `Idempotency-Key`: a request that is sent again becomes the same update, not a second one
+//! (draft-ietf-httpapi-idempotency-key-header-07).
+//!
+//! The key's record, with the `updateId`, is created before the command is logged, by compare-and-set: of any number
+//! of requests, at any gateways, one makes it and all find it. Each then logs the same command under the same
+//! `updateId`, which JetStream (by message id) and the ledger keep from being applied twice. So whatever dies between
+//! the two writes, the next request with the key completes the first.
+
+use async_nats::jetstream::{
+    self, ErrorCode,
+    kv::{CreateError, CreateErrorKind, Store},
+};
+use axum::http::{HeaderMap, HeaderName};
+use contract::{ObjectId, idempotency::IdempotencyRecord, streams::IDEMPOTENCY};
+use service_kit::nats::chain;
+use tokio::sync::OnceCell;
+
+use crate::error::ApiError;
+
+/// The request's header.
+pub(crate) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+/// On an answer: the key was seen before, and the update is that of the first request.
+pub(crate) const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
+
+/// Longest key, in characters.
+const MAX_CHARS: usize = 255;
+
+/// How often a record that is there for one who writes and not for one who reads is looked for again: it expired
+/// between the two, or the reader was answered by a replica that is behind.
+const ATTEMPTS: usize = 3;
+
+/// The key that a request carries. It is a string as in RFC 8941, 3.3.3 (`"order-7"`); the quotes may be missing, as
+/// many clients leave them out, and both spellings are one key.
+pub(crate) fn key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
+    let mut values = headers.get_all(&IDEMPOTENCY_KEY).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    let fault = |fault: &str| Err(ApiError::field("Idempotency-Key", fault));
+    if values.next().is_some() {
+        return fault("stands twice");
+    }
+    let Some(key) = value.to_str().ok().map(str::trim).and_then(unquote) else {
+        return fault("must be a string of printable ASCII characters, best in double quotes");
+    };
+    if key.is_empty() || key.len() > MAX_CHARS {
+        return fault(&format!("must have 1 to {MAX_CHARS} characters"));
+    }
+    Ok(Some(key))
+}
+
+/// The characters of a string, quoted or not.
+fn unquote(text: &str) -> Option<String> {
+    if !text.bytes().all(|b| matches!(b, b' '..=b'~')) {
+        return None;
+    }
+    let Some(quoted) = text.strip_prefix('"') else {
+        return (!text.contains(['"', '\\'])).then(|| text.to_owned());
+    };
+    let quoted = quoted.strip_suffix('"')?;
+    let mut key = String::with_capacity(quoted.len());
+    let mut chars = quoted.chars();
+    while let Some(c) = chars.next() {
+        match c {
+            '"' => return None,
+            '\\' => key.push(chars.next().filter(|c| matches!(c, '"' | '\\'))?),
+            c => key.push(c),
+        }
+    }
+    Some(key)
+}
+
+/// The update that a request with a key is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Claim {
+    pub(crate) update_id: ObjectId,
+    /// Whether an earlier request made it.
+    pub(crate) replayed: bool,
+}
+
+/// The records of the last day.
+#[derive(Debug, Default)]
+pub(crate) struct Records {
+    /// Empty until the first request that carries a key.
+    store: OnceCell<Store>,
+}
+
+impl Records {
+    /// Finds the record under a key, or makes it of this one.
+    ///
+    /// # Errors
+    /// The key was used with another body; or the records cannot be read or written, and nothing was accepted.
+    pub(crate) async fn claim(
+        &self,
+        js: &jetstream::Context,
+        key: &str,
+        record: &IdempotencyRecord,
+    ) -> Result<Claim, ApiError> {
+        let store = self.store.get_or_try_init(|| js.get_key_value(IDEMPOTENCY)).await.map_err(|e| unavailable(&e))?;
+        let value = serde_json::to_vec(record).map_err(|e| {
+            tracing::error!("an idempotency record cannot be written: {e}");
+            ApiError::Internal
+        })?;
+        for _ in 0..ATTEMPTS {
+            match store.create(key, value.clone().into()).await {
+                Ok(_) => return Ok(Claim { update_id: record.update_id, replayed: false }),
+                Err(e) if e.kind() == CreateErrorKind::AlreadyExists => {}
+                Err(e) => return Err(refusal(&e)),
+            }
+            if let Some(first) = store.get(key).await.map_err(|e| unavailable(&e))? {
+                return decide(&first, record);
+            }
+        }
+        Err(unavailable(&std::io::Error::other("a record is there and is not")))
+    }
+}
+
+/// What a request is when this is the first one's record. The record may be this request's own, where the answer to
+/// its creation was lost.
+fn decide(first: &[u8], record: &IdempotencyRecord) -> Result<Claim, ApiError> {
+    let first: IdempotencyRecord = serde_json::from_slice(first).map_err(|e| {
+        tracing::error!("an idempotency record cannot be read: {e}");
+        ApiError::Internal
+    })?;
+    if first.body_sha256 != record.body_sha256 {
+        return Err(ApiError::IdempotencyConflict);
+    }
+    Ok(Claim { update_id: first.update_id, replayed: first.update_id != record.update_id })
+}
+
+fn refusal(error: &CreateError) -> ApiError {
+    let mut causes = std::iter::successors(Some(error as &dyn std::error::Error), |e| e.source());
+    let answer = causes.find_map(|cause| cause.downcast_ref::<jetstream::Error>());
+    // "maximum bytes exceeded" comes under this code.
+    if answer.is_some_and(|answer| answer.error_code() == ErrorCode::STREAM_STORE_FAILED) {
+        return ApiError::IdempotencyFull;
+    }
+    unavailable(error)
+}
+
+fn unavailable(error: &(dyn std::error::Error + 'static)) -> ApiError {
+    tracing::warn!("idempotency keys are not available: {}", chain(error));
+    ApiError::IdempotencyUnavailable
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::HeaderValue;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn of(values: &[&[u8]]) -> Result<Option<String>, String> {
+        let value = |bytes: &&[u8]| (IDEMPOTENCY_KEY, HeaderValue::from_bytes(bytes).unwrap());
+        let mut headers = HeaderMap::new();
+        headers.extend(values.iter().map(value));
+        key(&headers).map_err(|e| format!("{} {e}", e.status().as_u16()))
+    }
+
+    #[test]
+    fn a_key_is_a_string_with_or_without_quotes() {
+        assert_eq!(of(&[]), Ok(None));
+        for (text, key) in [
+            ("order-7", "order-7"),
+            ("\"order-7\"", "order-7"),
+            (" \"order 7\" ", "order 7"),
+            (r#""a \"b\" \\""#, r#"a "b" \"#),
+            ("8e03978e-40d5-43e8-bc93-6894a57f9324", "8e03978e-40d5-43e8-bc93-6894a57f9324"),
+        ] {
+            assert_eq!(of(&[text.as_bytes()]), Ok(Some(key.into())), "{text}");
+        }
+        let long = "x".repeat(255);
+        assert_eq!(of(&[long.as_bytes()]), Ok(Some(long.clone())));
+        assert_eq!(of(&[format!("\"{long}\"").as_bytes()]), Ok(Some(long.clone())));
+        for odd in ["", "\"\"", "\"", "\"a", "a\"", "a\\", r#""a\b""#, r#""a"b""#, "a\tb", "\"a\";p=1"] {
+            assert!(of(&[odd.as_bytes()]).unwrap_err().starts_with("400 Idempotency-Key must"), "{odd}");
+        }
+        assert!(of(&["é".as_bytes()]).is_err());
+        assert_eq!(
+            of(&[format!("{long}x").as_bytes()]),
+            Err("400 Idempotency-Key must have 1 to 255 characters".into())
+        );
+        assert_eq!(of(&[b"a", b"a"]), Err("400 Idempotency-Key stands twice".into()));
+    }
+
+    #[test]
+    fn the_first_record_decides() {
+        let (mine, other) = (ObjectId::from_bytes([1; 12]), ObjectId::from_bytes([2; 12]));
+        let record = IdempotencyRecord::new(b"{}", mine);
+        let first = |body, id| serde_json::to_vec(&IdempotencyRecord::new(body, id)).unwrap();
+        assert_eq!(decide(&first(b"{}", other), &record), Ok(Claim { update_id: other, replayed: true }));
+        assert_eq!(decide(&first(b"{}", mine), &record), Ok(Claim { update_id: mine, replayed: false }));
+        assert_eq!(decide(&first(b"{ }", other), &record), Err(ApiError::IdempotencyConflict));
+        assert_eq!(decide(b"", &record), Err(ApiError::Internal));
+    }
+
+    proptest! {
+        #[test]
+        fn any_header_is_a_key_or_a_400(bytes: Vec<u8>) {
+            let Ok(value) = HeaderValue::from_bytes(&bytes) else { return Ok(()) };
+            match key(&HeaderMap::from_iter([(IDEMPOTENCY_KEY, value)])) {
+                Ok(key) => prop_assert!((1..=MAX_CHARS).contains(&key.unwrap().len())),
+                Err(e) => prop_assert_eq!(e.status().as_u16(), 400),
+            }
+        }
+
+        #[test]
+        fn what_is_quoted_is_what_was_meant(text in "[ -~]{1,255}") {
+            let quoted = format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""));
+            prop_assert_eq!(of(&[quoted.as_bytes()]), Ok(Some(text)));
+        }
+    }
+}
