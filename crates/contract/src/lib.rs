@@ -11,6 +11,7 @@ pub mod id;
 pub mod idempotency;
 pub mod json;
 pub mod key;
+pub mod position;
 pub mod process;
 #[cfg(test)]
 mod proto_schemas;

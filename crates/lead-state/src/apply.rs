@@ -216,6 +216,7 @@ fn dead_letter(dead: &DeadLetter, message: &LogMessage, checkpoint: &Checkpoint,
     map.insert(headers::MESSAGE_ID, format!("dead-{}-{}", checkpoint.epoch, message.sequence));
     // A header is one line.
     map.insert(headers::DEAD_LETTER_ERROR, dead.error.replace(|c: char| c.is_control(), " "));
+    map.insert(headers::POSITION, checkpoint.position(message.sequence).to_string());
     map.insert(headers::ORIGIN_SUBJECT, message.subject.as_str());
     map.insert(headers::ORIGIN_SEQUENCE, message.sequence.to_string());
     map.insert(headers::ORIGIN_TIME, message.logged_at.to_iso());
@@ -277,6 +278,7 @@ mod tests {
         assert_eq!(header(headers::DEAD_LETTER_ERROR), "a  b");
         assert_eq!(header(headers::ORIGIN_SUBJECT), "leads.cmd.x.update");
         assert_eq!(header(headers::ORIGIN_SEQUENCE), "9");
+        assert_eq!(header(headers::POSITION), "0.2.9");
         assert_eq!(header(headers::ORIGIN_TIME), "2026-01-12T04:55:59.048Z");
         assert_eq!(header(headers::TRUNCATED_FROM), "10");
         assert_eq!(dead_letter(&dead, &message, &checkpoint, 10).payload, "0123456789");

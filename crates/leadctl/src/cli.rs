@@ -1,8 +1,10 @@
 //! The command line, and which module does what.
 
+use std::process::ExitCode;
+
 use clap::{Parser, Subcommand};
 
-use crate::{callback, key, migrate, process, project, up, update};
+use crate::{audit, callback, key, migrate, process, project, up, update};
 
 /// Runs Leadrelay on one machine, and administers it anywhere.
 #[derive(Debug, Parser)]
@@ -38,19 +40,22 @@ enum Command {
     /// Callbacks that were disabled by their failures.
     #[command(subcommand)]
     Callback(callback::Callback),
+    Audit(audit::Audit),
 }
 
-/// Does what the command line says.
-pub async fn run(cli: Cli) -> anyhow::Result<()> {
+/// Does what the command line says; what to exit with when nothing failed.
+pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
-        Command::Up(up) => up.run().await,
-        Command::Migrate(migrate) => migrate.run().await,
-        Command::Project(project) => project.run().await,
-        Command::Process(process) => process.run().await,
-        Command::Key(key) => key.run().await,
-        Command::Update(update) => update.run().await,
-        Command::Callback(callback) => callback.run().await,
+        Command::Up(up) => up.run().await?,
+        Command::Migrate(migrate) => migrate.run().await?,
+        Command::Project(project) => project.run().await?,
+        Command::Process(process) => process.run().await?,
+        Command::Key(key) => key.run().await?,
+        Command::Update(update) => update.run().await?,
+        Command::Callback(callback) => callback.run().await?,
+        Command::Audit(audit) => return audit.run().await,
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 #[cfg(test)]

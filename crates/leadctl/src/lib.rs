@@ -2,6 +2,7 @@
 //! processes, API keys, updates and callbacks.
 
 mod admin;
+mod audit;
 mod callback;
 mod cli;
 mod demo;

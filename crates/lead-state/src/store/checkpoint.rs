@@ -1,6 +1,6 @@
 //! 3 Read in order, 6 Announce: how far the log was read and announced.
 
-use contract::Timestamp;
+use contract::{Timestamp, position::Position};
 use sqlx::PgPool;
 
 use super::{StoreError, time};
@@ -18,6 +18,13 @@ pub(crate) struct Checkpoint {
     pub(crate) last_seq: u64,
     /// The last entry whose event was announced.
     pub(crate) published_seq: u64,
+}
+
+impl Checkpoint {
+    /// The position of an entry of this log.
+    pub(crate) fn position(&self, sequence: u64) -> Position {
+        Position { generation: 0, epoch: self.epoch, sequence }
+    }
 }
 
 /// Reads a log's checkpoint; makes one at 0 for a database that has none.
