@@ -138,6 +138,9 @@ pub struct Callback {
     /// How many attempts may run at once, in one notifier.
     #[serde(default = "default_max_in_flight")]
     pub max_in_flight: u32,
+    /// How many attempts may begin in a second, in one notifier; absent is as many as come.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_per_second: Option<u32>,
 }
 
 const fn default_true() -> bool {
@@ -266,6 +269,9 @@ pub struct CallbackSpec {
     /// How many attempts may run at once, in one notifier, 1 to 1000.
     #[serde(default = "default_max_in_flight")]
     pub max_in_flight: u32,
+    /// How many attempts may begin in a second, in one notifier, 1 to 10000; absent is as many as come.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_per_second: Option<u32>,
 }
 
 /// Leaves out what must not be logged.
@@ -345,6 +351,9 @@ impl CallbackSpec {
         }
         if !(1..=1000).contains(&self.max_in_flight) {
             fault("maxInFlight must be 1 to 1000".into());
+        }
+        if self.max_per_second.is_some_and(|rate| !(1..=10_000).contains(&rate)) {
+            fault("maxPerSecond must be 1 to 10000; leave it out for no limit".into());
         }
         if self.secrets.as_ref().is_some_and(Vec::is_empty) {
             fault("secrets: must not be empty; leave it out to have one made".into());
@@ -432,7 +441,7 @@ mod tests {
         let spec = spec(
             r#"{"projectId":"010101010101010101010101","name":" ","states":[{"name":"new","kind":"initial"},
             {"name":"new","kind":"initial"}],"transitions":{"new":["gone"]},"callTimeoutSeconds":0,"callbacks":[
-            {"name":"a","url":"ftp://x","timeoutSeconds":31,"maxInFlight":0,"secrets":["whsec_AAAA"],
+            {"name":"a","url":"ftp://x","timeoutSeconds":31,"maxInFlight":0,"maxPerSecond":0,"secrets":["whsec_AAAA"],
              "auth":{"type":"header","name":"Webhook-Id","value":""}},
             {"name":"a","url":"http:///x","secrets":[],"auth":{"type":"bearer","token":"a\nb"}}]}"#,
         );
@@ -445,6 +454,7 @@ mod tests {
         callback "a": url "ftp://x" is not an http or https URL
         callback "a": timeoutSeconds must be 1 to 30
         callback "a": maxInFlight must be 1 to 1000
+        callback "a": maxPerSecond must be 1 to 10000; leave it out for no limit
         callback "a": secrets: each must be whsec_ and the base64 of 24 to 64 bytes
         callback "a": auth.name "Webhook-Id" is a header that every webhook already carries
         callback "a": auth.value must be visible ASCII characters
@@ -477,10 +487,11 @@ mod tests {
                 enabled: true,
                 timeout_seconds: 15,
                 max_in_flight: 64,
+                max_per_second: Some(50),
             }],
         };
         let text = serde_json::to_string(&process).unwrap();
-        insta::assert_snapshot!(text, @r#"{"projectId":"010101010101010101010101","processId":"020202020202020202020202","revision":3,"name":"sales","states":[{"name":"new","kind":"initial"}],"metadataMerge":"shallow","allowLeavingTerminal":false,"callTimeoutSeconds":7200,"callbacks":[{"callbackId":"030303030303030303030303","name":"crm","url":"https://crm.example/hook","auth":{"type":"bearer","token":"t"},"secrets":["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"],"enabled":true,"timeoutSeconds":15,"maxInFlight":64}]}"#);
+        insta::assert_snapshot!(text, @r#"{"projectId":"010101010101010101010101","processId":"020202020202020202020202","revision":3,"name":"sales","states":[{"name":"new","kind":"initial"}],"metadataMerge":"shallow","allowLeavingTerminal":false,"callTimeoutSeconds":7200,"callbacks":[{"callbackId":"030303030303030303030303","name":"crm","url":"https://crm.example/hook","auth":{"type":"bearer","token":"t"},"secrets":["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"],"enabled":true,"timeoutSeconds":15,"maxInFlight":64,"maxPerSecond":50}]}"#);
         assert_eq!(serde_json::from_str::<Process>(&text).unwrap(), process);
         assert!(!format!("{process:?}").contains("MfKQ9r8"));
     }

@@ -14,6 +14,7 @@
 //! | `leads.rpc.key.revoke` | [`RevokeKey`] → [`ApiKey`] | lead-state |
 //! | `leads.rpc.key.list` | [`ListKeys`] → list of [`ApiKey`] | lead-state |
 //! | `webhooks.rpc.delivery.of_update` | [`GetUpdate`] → list of [`Delivery`] | webhook-notifier |
+//! | `webhooks.rpc.callback.list` | [`ListCallbacks`] → list of [`CallbackStatus`] | webhook-notifier |
 //! | `webhooks.rpc.callback.enable` | [`EnableCallback`] → [`Enabled`] | webhook-notifier |
 
 use std::collections::BTreeSet;
@@ -44,6 +45,8 @@ pub const KEY_REVOKE: &str = "leads.rpc.key.revoke";
 pub const KEY_LIST: &str = "leads.rpc.key.list";
 /// [`GetUpdate`] → list of [`Delivery`].
 pub const DELIVERY_OF_UPDATE: &str = "webhooks.rpc.delivery.of_update";
+/// [`ListCallbacks`] → list of [`CallbackStatus`].
+pub const CALLBACK_LIST: &str = "webhooks.rpc.callback.list";
 /// [`EnableCallback`] → [`Enabled`].
 pub const CALLBACK_ENABLE: &str = "webhooks.rpc.callback.enable";
 
@@ -370,6 +373,48 @@ pub struct Attempt {
     pub error: Option<String>,
     /// The first bytes of the answer's body, of attempts that failed.
     pub response: Option<String>,
+}
+
+/// Whose callbacks to list.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ListCallbacks {
+    /// The project.
+    pub project_id: ObjectId,
+}
+
+/// How a callback stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum CallbackState {
+    /// Its last attempt that there was, if any, was taken.
+    Healthy,
+    /// It has had nothing but failures for a while.
+    Failing,
+    /// It gets nothing until it is enabled again.
+    Disabled,
+    /// Its process switches it off.
+    Off,
+}
+
+/// A callback, and how it fares.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CallbackStatus {
+    /// The callback.
+    pub callback_id: ObjectId,
+    /// Its name.
+    pub name: String,
+    /// Its process; null for the project's fallback callbacks.
+    pub process_id: Option<ObjectId>,
+    /// Its process's name.
+    pub process: String,
+    /// How it stands.
+    pub state: CallbackState,
+    /// Since when it has had nothing but failures.
+    pub failing_since: Option<Timestamp>,
+    /// Why it is disabled.
+    pub reason: Option<String>,
 }
 
 /// Which callback to enable after it was disabled by its failures.

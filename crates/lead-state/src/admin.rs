@@ -154,6 +154,7 @@ fn resolve(
             enabled: callback.enabled,
             timeout_seconds: callback.timeout_seconds,
             max_in_flight: callback.max_in_flight,
+            max_per_second: callback.max_per_second,
         }
     });
     let callbacks = callbacks.collect();

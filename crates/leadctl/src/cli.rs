@@ -37,7 +37,7 @@ enum Command {
     /// Lead updates, over HTTP as a client sends them.
     #[command(subcommand)]
     Update(update::Update),
-    /// Callbacks that were disabled by their failures.
+    /// Callbacks: how they fare, and enabling those that their failures disabled.
     #[command(subcommand)]
     Callback(callback::Callback),
     Audit(audit::Audit),

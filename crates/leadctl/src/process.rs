@@ -128,6 +128,7 @@ fn changes(before: &Stored, now: &ProcessSpec) -> Vec<String> {
             ("enabled", callback.enabled == known.enabled),
             ("timeoutSeconds", callback.timeout_seconds == known.timeout_seconds),
             ("maxInFlight", callback.max_in_flight == known.max_in_flight),
+            ("maxPerSecond", callback.max_per_second == known.max_per_second),
         ];
         let differ = fields.iter().filter(|(_, same)| !same).map(|(field, _)| *field).collect::<Vec<_>>();
         if !differ.is_empty() {

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use contract::process::{Callback, CallbackAuth};
 use reqwest::{
     Client, Request, Response,
+    dns::Resolve,
     header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER},
     redirect,
 };
@@ -20,7 +21,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::{
     delivery::{Attempt, Delivery},
-    guard::{Guard, Refused},
+    guard::{Guard, Refused, Resolver, system_lookup},
     sign::signature,
 };
 
@@ -60,9 +61,14 @@ pub(crate) struct Poster {
 impl Poster {
     /// A client that reaches what the guard allows, and trusts the system's CA certificates.
     pub(crate) fn new(guard: Guard) -> anyhow::Result<Self> {
+        let resolver = Resolver { guard: guard.clone(), lookup: system_lookup };
+        Self::resolving(guard, resolver)
+    }
+
+    fn resolving(guard: Guard, resolver: impl Resolve + 'static) -> anyhow::Result<Self> {
         let client = Client::builder()
             .tls_backend_preconfigured(tls()?)
-            .dns_resolver(guard.clone())
+            .dns_resolver(resolver)
             .user_agent(concat!("Leadrelay/", env!("CARGO_PKG_VERSION")))
             .http1_only()
             // A redirect leads where nobody checked; its answer is a failure.
@@ -347,15 +353,127 @@ mod tests {
         assert!(error.contains("refused") && !error.contains("k-1"), "{error}");
     }
 
+    /// Hosts as they may stand in a URL, by what they are; none of them may ever be connected to.
+    const REFUSED: &[(&str, &[&str])] = &[
+        ("this machine", &["127.0.0.1", "127.255.255.254", "[::1]", "0.0.0.0", "0.1.2.3", "[::]"]),
+        ("private networks", &["10.0.0.1", "10.255.255.255", "172.16.0.1", "172.31.255.255", "192.168.1.1"]),
+        ("link-local", &["169.254.0.1", "169.254.255.255", "[fe80::1]", "[febf::1]"]),
+        ("carrier-grade NAT", &["100.64.0.1", "100.127.255.255"]),
+        ("multicast and broadcast", &["224.0.0.1", "239.255.255.255", "255.255.255.255", "240.0.0.1", "[ff02::1]"]),
+        ("metadata: AWS, GCP, Azure and others", &["169.254.169.254", "169.254.170.2", "[fd00:ec2::254]"]),
+        ("metadata: Alibaba, Azure's wire server, Oracle", &["100.100.100.200", "168.63.129.16", "192.0.0.192"]),
+        ("IPv6 private networks", &["[fc00::1]", "[fdff::1]", "[fec0::1]"]),
+        ("IPv4 mapped into IPv6", &["[::ffff:127.0.0.1]", "[::ffff:7f00:1]", "[::ffff:10.0.0.1]", "[::ffff:8.8.8.8]"]),
+        ("IPv4-compatible and -translated IPv6", &["[::127.0.0.1]", "[::7f00:1]", "[::ffff:0:127.0.0.1]"]),
+        ("NAT64", &["[64:ff9b::127.0.0.1]", "[64:ff9b::a9fe:a9fe]", "[64:ff9b:1::10.0.0.1]"]),
+        ("6to4 and Teredo", &["[2002:7f00:1::1]", "[2002:a9fe:a9fe::]", "[2001::1]", "192.88.99.1"]),
+        ("documentation", &["192.0.2.1", "198.51.100.7", "203.0.113.7", "[2001:db8::1]", "[3fff::1]"]),
+        ("benchmarks", &["198.18.0.1", "198.19.255.255", "[2001:2::1]"]),
+        ("protocols", &["192.0.0.1", "192.31.196.1", "192.52.193.1", "192.175.48.1", "[2620:4f:8000::1]", "[5f00::1]"]),
+        ("not given out", &["[100::1]", "[4000::1]", "[1::1]", "[e000::1]"]),
+        ("decimal", &["2130706433", "3232235777", "2852039166", "0", "4294967295"]),
+        ("octal", &["0177.0.0.1", "017700000001", "0300.0250.1.1", "00000177.0.0.1", "0251.0376.0251.0376"]),
+        ("hexadecimal", &["0x7f.0.0.1", "0x7f000001", "0X7F.1", "0xa9.0xfe.0xa9.0xfe", "0xA9FEA9FE"]),
+        ("short forms", &["127.1", "127.0.1", "10.1", "192.168.257", "169.254.43518"]),
+        ("mixed", &["0x7f.1", "0177.1", "127.0.0x1", "169.0376.43518", "0x7f.00.0x0.01"]),
+        ("a trailing dot", &["127.0.0.1.", "2130706433.", "0x7f.1."]),
+        ("other digits and dots", &["①②⑦.0.0.1", "１２７.０.０.１", "127。0。0。1", "①⑥⑨.②⑤④.①⑥⑨.②⑤④"]),
+        ("percent-encoded", &["%31%32%37.0.0.1", "127%2e0%2e0%2e1", "%30%78%37%66.1"]),
+        ("users before the host", &["user:secret@127.0.0.1", "crm.example@127.0.0.1", "crm.example:443@10.0.0.1"]),
+        ("a host behind a backslash", &["127.0.0.1\\@crm.example", "127.0.0.1\\.crm.example"]),
+        (
+            "long IPv6",
+            &["[0:0:0:0:0:0:0:1]", "[0000:0000:0000:0000:0000:0000:0000:0001]", "[0:0:0:0:0:ffff:127.0.0.1]"],
+        ),
+        (
+            "zones and what is no address",
+            &["[fe80::1%25eth0]", "[fe80::1%eth0]", "[::1", "256.0.0.1", "1.2.3.4.5", "0x100000000"],
+        ),
+        ("names of this machine", &["localhost", "LOCALHOST", "localhost.", "loopback.example", "mapped.example"]),
+        ("names of metadata services", &["metadata.google.internal", "metadata.google.internal.", "wire.example"]),
+        ("names with several addresses, all internal", &["several.example"]),
+        ("names without an address", &["nobody.example"]),
+    ];
+
+    /// The addresses of the names in the table.
+    fn look_up(name: &str) -> Vec<std::net::SocketAddr> {
+        let addresses: &[&str] = match name.trim_end_matches('.') {
+            "localhost" => &["127.0.0.1", "::1"],
+            "loopback.example" => &["127.0.0.2"],
+            "mapped.example" => &["::ffff:127.0.0.1"],
+            "metadata.google.internal" => &["169.254.169.254"],
+            "wire.example" => &["168.63.129.16"],
+            "several.example" => &["10.0.0.1", "fd00::1", "192.168.0.1"],
+            _ => &[],
+        };
+        addresses.iter().map(|address| (address.parse::<std::net::IpAddr>().unwrap(), 0).into()).collect()
+    }
+
+    /// One that reaches what this guard allows, where `lookup` says that names are.
+    fn poster_looking_up(
+        allow: &[&str],
+        lookup: impl Fn(String) -> Vec<std::net::SocketAddr> + Send + Sync + 'static,
+    ) -> Poster {
+        let allow_networks = allow.iter().map(|network| network.parse().unwrap()).collect();
+        let guard = Guard { allow_networks, allow_http: true };
+        let lookup = move |name| std::future::ready(Ok(lookup(name)));
+        Poster::resolving(guard.clone(), Resolver { guard, lookup }).unwrap()
+    }
+
     #[tokio::test]
-    async fn an_internal_address_is_refused_by_number_and_by_name() {
-        let poster = Poster::new(Guard { allow_networks: vec![], allow_http: true }).unwrap();
-        for url in ["http://127.0.0.1:1/", "http://localhost:1/"] {
-            let error = poster.post(&callback(url), &delivery()).await.error.unwrap();
-            assert!(
-                error.starts_with("refused: the address ") && error.ends_with(" is not allowed: loopback"),
-                "{error}"
-            );
+    async fn an_attempt_never_connects_to_an_internal_address() {
+        let poster = poster_looking_up(&[], |name| look_up(&name));
+        for (what, hosts) in REFUSED {
+            for host in *hosts {
+                for url in [format!("http://{host}/hook"), format!("https://{host}:8443/hook?key=k-1")] {
+                    // A backslash ends the host: what stands behind is the path.
+                    let attempt = poster.post(&callback(&url), &delivery()).await;
+                    let error = attempt.error.unwrap_or_default();
+                    assert!(error.starts_with("refused: "), "{what}: {host}: {error:?}, {:?}", attempt.status);
+                    assert!(!error.contains("k-1"), "{error}");
+                }
+            }
         }
+    }
+
+    #[tokio::test]
+    async fn a_name_that_changes_its_address_gains_nothing() {
+        use std::sync::atomic::{AtomicUsize, Ordering};
+        // 127.0.0.2 stands for an address that is allowed, 127.0.0.1 for one that is not; the port is the same.
+        let internal = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = internal.local_addr().unwrap().port();
+        let allowed = TcpListener::bind(("127.0.0.2", port)).await.unwrap();
+        let lookups = Arc::new(AtomicUsize::new(0));
+        let counted = lookups.clone();
+        let poster = poster_looking_up(&["127.0.0.2/32"], move |_| {
+            let allowed = counted.fetch_add(1, Ordering::Relaxed).is_multiple_of(2);
+            vec![(if allowed { [127, 0, 0, 2] } else { [127, 0, 0, 1] }, 0).into()]
+        });
+        let answering = tokio::spawn(async move {
+            loop {
+                let (mut stream, _) = allowed.accept().await.unwrap();
+                let _ = stream.read(&mut [0; 4096]).await;
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 0\r\n\r\n").await;
+            }
+        });
+        let url = format!("http://rebinding.example:{port}/");
+        for number in 0..10 {
+            let attempt = poster.post(&callback(&url), &delivery()).await;
+            let error = attempt.error.unwrap_or_default();
+            match number % 2 {
+                0 => assert_eq!(attempt.status, Some(200), "{error}"),
+                _ => assert_eq!(error, "refused: the address 127.0.0.1 is not allowed: loopback"),
+            }
+        }
+        assert_eq!(lookups.load(Ordering::Relaxed), 10, "what was looked up is what was connected to");
+        assert!(timeout(Duration::ZERO, internal.accept()).await.is_err(), "nobody came");
+        answering.abort();
+    }
+
+    #[tokio::test]
+    async fn the_system_s_names_are_checked_too() {
+        let poster = Poster::new(Guard { allow_networks: vec![], allow_http: true }).unwrap();
+        let error = poster.post(&callback("http://localhost:1/"), &delivery()).await.error.unwrap();
+        assert!(error.starts_with("refused: the address ") && error.ends_with(" is not allowed: loopback"), "{error}");
     }
 }

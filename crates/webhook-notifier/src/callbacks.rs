@@ -1,11 +1,6 @@
 //! 7 Deliver, 8 Retry: who is told. The callbacks of an event, and how a delivery's callback stands now.
 
-use std::{
-    collections::HashMap,
-    ops::Deref,
-    sync::{Arc, PoisonError, RwLock},
-    time::Duration,
-};
+use std::{ops::Deref, sync::Arc};
 
 use async_nats::jetstream::kv;
 use contract::{
@@ -14,15 +9,9 @@ use contract::{
     process::{Callback, Process},
     subject::process_key,
 };
-use service_kit::{health::Readiness, kv::View, nats::chain};
-use sqlx::PgPool;
-use tokio_util::sync::CancellationToken;
+use service_kit::{kv::View, nats::chain};
 
-use crate::store;
-
-/// How often it is read who is disabled. Longer lets more attempts go out to an endpoint that is gone, shorter costs
-/// Postgres more of a small query.
-const DISABLED_INTERVAL: Duration = Duration::from_secs(1);
+use crate::{health::Health, slots::Endpoint};
 
 /// The configuration could not be read; nothing is known then, so nothing may be decided.
 #[derive(Debug, thiserror::Error)]
@@ -38,7 +27,7 @@ pub(crate) struct Callbacks {
     /// The `processes` bucket, watched.
     pub(crate) view: Arc<View<Process>>,
     bucket: kv::Store,
-    disabled: RwLock<HashMap<ObjectId, Arc<str>>>,
+    pub(crate) health: Health,
 }
 
 /// A callback, in the configuration that it was found in.
@@ -52,6 +41,16 @@ impl Target {
     /// The process in whose configuration it stands; none for the project's fallback callbacks.
     pub(crate) fn process_id(&self) -> Option<ObjectId> {
         self.process.process_id
+    }
+
+    /// What it may have at once and in a second.
+    pub(crate) fn endpoint(&self) -> Endpoint {
+        Endpoint {
+            callback_id: self.callback_id,
+            project_id: self.process.project_id,
+            max_in_flight: self.max_in_flight,
+            max_per_second: self.max_per_second,
+        }
     }
 }
 
@@ -68,6 +67,8 @@ impl Deref for Target {
 pub(crate) enum Found {
     /// It is to be told.
     Callback(Target),
+    /// It is told nothing until it is enabled again.
+    Disabled,
     /// It will not be told, and why.
     Refused(String),
     /// Its process is not in the configuration. It may come back: a bucket can be lost and made anew.
@@ -76,8 +77,8 @@ pub(crate) enum Found {
 
 impl Callbacks {
     /// What is known of callbacks through this bucket.
-    pub(crate) fn new(bucket: kv::Store) -> Self {
-        Self { view: Arc::default(), bucket, disabled: RwLock::default() }
+    pub(crate) fn new(bucket: kv::Store, health: Health) -> Self {
+        Self { view: Arc::default(), bucket, health }
     }
 
     /// The callbacks that are told of an event; none when its process is not in the configuration.
@@ -99,14 +100,14 @@ impl Callbacks {
         process_id: Option<ObjectId>,
         callback_id: ObjectId,
     ) -> Result<Found, Unreadable> {
-        if let Some(reason) = self.disabled(callback_id) {
-            return Ok(Found::Refused(reason));
-        }
         let Some(process) = self.process(project_id, process_id).await? else {
             return Ok(Found::NoProcess);
         };
         let found = process.callbacks.iter().position(|callback| callback.callback_id == callback_id);
         Ok(match found {
+            Some(index) if process.callbacks[index].enabled && self.health.disabled(callback_id).is_some() => {
+                Found::Disabled
+            }
             Some(index) if process.callbacks[index].enabled => Found::Callback(Target { process, index }),
             Some(_) => Found::Refused("the callback was switched off".into()),
             None => Found::Refused("the callback was removed".into()),
@@ -128,51 +129,6 @@ impl Callbacks {
             Some(value) => serde_json::from_slice(&value).map(Some).map_err(|e| unreadable(e.to_string())),
             None => Ok(None),
         }
-    }
-
-    /// Why this callback gets nothing, if it is disabled.
-    pub(crate) fn disabled(&self, callback_id: ObjectId) -> Option<String> {
-        let disabled = self.disabled.read().unwrap_or_else(PoisonError::into_inner);
-        disabled.get(&callback_id).map(|reason| format!("the callback is disabled: {reason}"))
-    }
-
-    /// Disables a callback here and now; the other replicas read it from Postgres.
-    pub(crate) fn disable(&self, callback_id: ObjectId, reason: &str) {
-        self.disabled.write().unwrap_or_else(PoisonError::into_inner).insert(callback_id, reason.into());
-    }
-
-    /// Reads anew who is disabled.
-    pub(crate) async fn refresh_disabled(&self, pool: &PgPool) -> sqlx::Result<()> {
-        let disabled = store::health::disabled_callbacks(pool).await?;
-        let disabled = disabled.into_iter().map(|(callback_id, reason)| (callback_id, reason.into())).collect();
-        *self.disabled.write().unwrap_or_else(PoisonError::into_inner) = disabled;
-        Ok(())
-    }
-
-    /// Keeps up with who is disabled, whichever replica disabled it, until shutdown.
-    pub(crate) async fn follow_disabled(
-        &self,
-        pool: &PgPool,
-        readiness: &Readiness,
-        shutdown: CancellationToken,
-    ) -> anyhow::Result<()> {
-        let follow = async {
-            loop {
-                match self.refresh_disabled(pool).await {
-                    Ok(()) => readiness.ready("postgres"),
-                    Err(e) => {
-                        tracing::warn!("cannot read who is disabled: {}", chain(&e));
-                        readiness.not_ready("postgres", chain(&e));
-                    }
-                }
-                tokio::time::sleep(DISABLED_INTERVAL).await;
-            }
-        };
-        tokio::select! {
-            () = follow => {}
-            () = shutdown.cancelled() => {}
-        }
-        Ok(())
     }
 }
 

@@ -6,7 +6,7 @@ use clap::Args;
 use ipnet::IpNet;
 use service_kit::config::{DatabaseConfig, HealthConfig, NatsConfig};
 
-use crate::schedule::Schedule;
+use crate::{health::DisableAfter, schedule::Schedule};
 
 const MAX_IN_FLIGHT: u32 = 512;
 const EVENT_RETENTION: Duration = Duration::from_secs(24 * 60 * 60);
@@ -37,8 +37,12 @@ pub struct Config {
     /// After the last attempt the delivery is exhausted.
     #[arg(long, env = "RETRY_SCHEDULE", default_value_t, value_name = "DELAYS")]
     pub retry_schedule: Schedule,
-    /// Most attempts under way at once, of all callbacks; one of a large body counts as several, and a single callback
-    /// gets at most half. More wait longer for slow endpoints in parallel, fewer hold less memory.
+    /// After how long of nothing but failures a callback is disabled: a duration, or off. It gets nothing then until it is
+    /// enabled with leadctl callback enable.
+    #[arg(long, env = "DISABLE_AFTER", default_value_t, value_name = "DURATION")]
+    pub disable_after: DisableAfter,
+    /// Most attempts under way at once, of all callbacks; one of a large body counts as several. A single project gets at
+    /// most half, and a single callback half of that. More wait longer for slow endpoints in parallel, fewer hold less memory.
     #[arg(long, env = "MAX_IN_FLIGHT", default_value_t = MAX_IN_FLIGHT, value_parser = clap::value_parser!(u32).range(8..=65_536))]
     pub max_in_flight: u32,
     /// How long events stay in their stream after they were delivered or recorded. When it is more than half full they
@@ -58,6 +62,7 @@ impl Config {
             allow_http: false,
             allow_networks: Vec::new(),
             retry_schedule: Schedule::default(),
+            disable_after: DisableAfter::default(),
             max_in_flight: MAX_IN_FLIGHT,
             event_retention: EVENT_RETENTION.into(),
         }

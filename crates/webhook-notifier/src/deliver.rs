@@ -6,11 +6,13 @@ use service_kit::clock;
 
 use crate::{
     attempt::Poster,
+    breaker::Sign,
     callbacks::Callbacks,
     delivery::{Attempt, Delivery, Origin, Report, Standing},
+    metrics::{Counted, Metrics},
     record::{Recorder, Stopping},
     schedule::{Decision, Reply, Schedule},
-    slots::{Slot, Slots},
+    slots::{Endpoint, Slot, Slots},
 };
 
 /// What it takes to deliver.
@@ -21,6 +23,7 @@ pub(crate) struct Deliverer {
     pub(crate) poster: Poster,
     pub(crate) schedule: Schedule,
     pub(crate) recorder: Recorder,
+    pub(crate) metrics: Metrics,
 }
 
 impl Deliverer {
@@ -31,23 +34,35 @@ impl Deliverer {
         delivery: Delivery,
         origin: Origin,
         number: u32,
-        slot: Slot,
+        mut slot: Slot,
     ) -> Result<(), Stopping> {
+        slot.begin();
         let attempt = self.poster.post(callback, &delivery).await;
-        self.slots.note(delivery.callback_id, attempt.error.is_some());
+        slot.end(Sign::of(attempt.status), rand::random());
+        self.metrics.attempt(attempt.status);
+        let health = &self.callbacks.health;
+        let worn_out = match &attempt.error {
+            None => {
+                health.succeeded(delivery.callback_id, clock::now());
+                None
+            }
+            Some(error) => health.failed(delivery.callback_id, clock::now(), error),
+        };
         // While a first attempt is recorded its slot is free for the next one: how many wait is bounded by the events
         // under way. Of claims the slots are the only bound.
         let _held = (origin == Origin::Claim).then_some(slot);
-        self.settle(delivery, origin, number, attempt).await
+        self.settle(delivery, origin, number, attempt, worn_out).await
     }
 
-    /// Decides what comes of an attempt and has it recorded.
+    /// Decides what comes of an attempt and has it recorded. `worn_out` says why the callback is to be disabled after this
+    /// and all the failures before it, if it is.
     pub(crate) async fn settle(
         &self,
         delivery: Delivery,
         origin: Origin,
         number: u32,
         attempt: Attempt,
+        worn_out: Option<String>,
     ) -> Result<(), Stopping> {
         let reply = match attempt.status {
             Some(code) => Reply::Status { code, retry_after: attempt.retry_after.as_deref() },
@@ -70,33 +85,38 @@ impl Deliverer {
             (Decision::Exhausted, Some(error)) => {
                 tracing::warn!(%update_id, %callback_id, number, "delivery exhausted: {error}");
             }
-            (Decision::Disabled, Some(error)) => {
-                tracing::warn!(%update_id, %callback_id, number, "callback disabled: {error}");
-            }
+            (Decision::Disabled, Some(_)) => {}
         }
-        let disable = if decision == Decision::Disabled { error.clone() } else { None };
+        match standing {
+            Standing::Delivered => self.metrics.delivery(Counted::Delivered),
+            Standing::Exhausted => self.metrics.delivery(Counted::Exhausted),
+            Standing::Pending { .. } => {}
+        }
+        let disable = if decision == Decision::Disabled { error.clone() } else { worn_out };
         if let Some(reason) = &disable {
-            self.callbacks.disable(callback_id, reason);
+            tracing::warn!(%update_id, %callback_id, number, "callback disabled: {reason}");
+            self.callbacks.health.disable(callback_id, reason);
         }
         let report = Report { delivery, origin, standing, attempt: Some(attempt), error, disable, at: now };
         self.recorder.record(report).await
     }
 
     /// Has it recorded that a delivery is due now.
-    pub(crate) async fn spill(&self, delivery: Delivery) -> Result<(), Stopping> {
-        let callback_id = delivery.callback_id;
+    pub(crate) async fn spill(&self, delivery: Delivery, endpoint: &Endpoint) -> Result<(), Stopping> {
+        self.metrics.delivery(Counted::Spilled);
         let now = clock::now();
         let standing = Standing::Pending { due: now };
         let report =
             Report { delivery, origin: Origin::Event, standing, attempt: None, error: None, disable: None, at: now };
         self.recorder.record(report).await?;
-        self.slots.note_spilled(callback_id);
+        self.slots.note_spilled(endpoint);
         Ok(())
     }
 
     /// Has it recorded that a delivery will not be tried (again), and why.
     pub(crate) async fn give_up(&self, delivery: Delivery, origin: Origin, error: String) -> Result<(), Stopping> {
         tracing::debug!(update_id = %delivery.update_id, callback_id = %delivery.callback_id, "given up: {error}");
+        self.metrics.delivery(Counted::Exhausted);
         let now = clock::now();
         let standing = Standing::Exhausted;
         let report = Report { delivery, origin, standing, attempt: None, error: Some(error), disable: None, at: now };

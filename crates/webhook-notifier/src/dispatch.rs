@@ -1,7 +1,7 @@
 //! 7 Deliver: events come from `LEAD_EVENTS`; the first attempt for each callback runs straight off the event.
 //!
-//! Every event is a task of its own, so none waits for another's endpoint. An attempt that finds no slot soon is spilled:
-//! recorded as due now, for the retries. The event is acked when every delivery of it is recorded.
+//! Every event is a task of its own, so none waits for another's endpoint. An attempt that finds no slot soon, or is
+//! over its callback's rate, or meets an open breaker, is spilled: recorded as due now, for the retries. The event is acked when every delivery of it is recorded.
 
 use std::{sync::Arc, time::Duration};
 
@@ -287,15 +287,16 @@ impl Dispatcher {
     }
 
     async fn tell_one(&self, target: Target, delivery: Delivery) -> Result<(), Stopping> {
-        if let Some(reason) = self.deliverer.callbacks.disabled(target.callback_id) {
+        if let Some(reason) = self.deliverer.callbacks.health.disabled(target.callback_id) {
             return self.deliverer.give_up(delivery, Origin::Event, reason).await;
         }
         // With little room left, waiting here would make others wait for the pull.
         let patience = if self.room.available_permits() > ROOM as usize / 2 { PATIENCE } else { Duration::ZERO };
         let slots = &self.deliverer.slots;
-        match slots.take(target.callback_id, target.max_in_flight, delivery.body.len(), patience).await {
+        let endpoint = target.endpoint();
+        match slots.take(&endpoint, delivery.body.len(), patience).await {
             Some(slot) => self.deliverer.attempt(&target, delivery, Origin::Event, 1, slot).await,
-            None => self.deliverer.spill(delivery).await,
+            None => self.deliverer.spill(delivery, &endpoint).await,
         }
     }
 

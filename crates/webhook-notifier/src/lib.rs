@@ -3,8 +3,9 @@
 //! Its part of the flow (the numbers are those of docs/ARCHITECTURE.md), and where to read on:
 //!
 //! - 7 Deliver: [`dispatch`] pulls events from `LEAD_EVENTS` and has the first attempt for each callback made straight
-//!   away; [`callbacks`] knows who is told, [`guard`] where nobody is, [`slots`] how many at once; [`attempt`] signs
-//!   ([`sign`]) and posts; [`schedule`] decides what comes of it; [`record`] writes it to Postgres. Then the event is
+//!   away; [`callbacks`] knows who is told, [`guard`] where nobody is, [`slots`] how many at once and a second ([`pace`])
+//!   and of whom nothing is asked for now ([`breaker`]); [`attempt`] signs ([`sign`]) and posts; [`health`] disables who
+//!   has failed for too long; [`schedule`] decides what comes of it; [`record`] writes it to Postgres. Then the event is
 //!   acked.
 //! - 8 Retry: [`retry`] claims what is due in Postgres, and goes the same way from [`attempt`] on.
 //!
@@ -16,13 +17,14 @@ use std::{sync::Arc, time::Duration};
 use anyhow::Context;
 use async_nats::service::Service;
 use contract::streams::{LEAD_EVENTS, PROCESSES};
-use service_kit::{health::Readiness, http, lifecycle, lifecycle::Tasks, metrics, nats, rpc};
+use service_kit::{health::Readiness, http, lifecycle, lifecycle::Tasks, nats, rpc};
 use sqlx::PgPool;
 use tokio::{sync::Notify, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 mod announce;
 mod attempt;
+mod breaker;
 mod callbacks;
 mod config;
 mod dead_letter;
@@ -30,7 +32,10 @@ mod deliver;
 mod delivery;
 mod dispatch;
 pub mod guard;
+mod health;
 mod housekeeping;
+mod metrics;
+mod pace;
 mod queries;
 mod record;
 mod retry;
@@ -40,10 +45,11 @@ mod slots;
 mod store;
 
 pub use config::Config;
+pub use health::DisableAfter;
 
 use crate::{
-    attempt::Poster, callbacks::Callbacks, deliver::Deliverer, dispatch::Dispatcher, guard::Guard, retry::Retrier,
-    slots::Slots,
+    attempt::Poster, callbacks::Callbacks, deliver::Deliverer, dispatch::Dispatcher, guard::Guard, health::Health,
+    metrics::Metrics, retry::Retrier, slots::Slots,
 };
 
 /// How long attempts under way may take after shutdown began. What is cut is told again: by another replica, or when its
@@ -58,11 +64,12 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     readiness.not_ready(dispatch::READY, "not pulling yet");
     let mut tasks = Tasks::new(shutdown.clone());
     let health = http::bind(config.health.health_listen).await?;
-    let registry = metrics::registry("webhook_notifier");
+    let mut registry = service_kit::metrics::registry("webhook_notifier");
+    let metrics = Metrics::new(&mut registry);
     tasks.spawn_background("health", service_kit::health::serve(health, readiness.clone(), registry, shutdown.clone()));
     // The micro service answers as long as it is held.
     let (client, _service) = tokio::select! {
-        started = start(&config, &mut tasks, &readiness, &shutdown) => started?,
+        started = start(&config, &mut tasks, &readiness, metrics, &shutdown) => started?,
         () = shutdown.cancelled() => return Ok(()),
     };
     let ended = tasks.run(lifecycle::DRAIN_DEADLINE).await;
@@ -83,6 +90,7 @@ async fn start(
     config: &Config,
     tasks: &mut Tasks,
     readiness: &Readiness,
+    metrics: Metrics,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<(async_nats::Client, Service)> {
     let guard = Guard { allow_networks: config.allow_networks.clone(), allow_http: config.allow_http };
@@ -96,27 +104,30 @@ async fn start(
     housekeeping::make_partitions(&pool).await;
     let js = nats::jetstream(&client);
     nats::stream(&js, LEAD_EVENTS).await?;
-    let callbacks = Arc::new(Callbacks::new(nats::bucket(&js, PROCESSES).await?));
-    callbacks.refresh_disabled(&pool).await.context("cannot read who is disabled")?;
+    let health = Health::new(config.disable_after);
+    health.sync(&pool).await.context("cannot read how callbacks fare")?;
+    let callbacks = Arc::new(Callbacks::new(nats::bucket(&js, PROCESSES).await?, health));
     let to_announce = Arc::new(Notify::new());
     let (recorder, recording) = record::recorder(pool.clone(), readiness.clone(), to_announce.clone());
+    let slots = Slots::new(config.max_in_flight);
     let deliverer = Arc::new(Deliverer {
         callbacks: callbacks.clone(),
-        slots: Slots::new(config.max_in_flight),
+        slots: slots.clone(),
         poster,
         schedule: config.retry_schedule.clone(),
         recorder,
+        metrics: metrics.clone(),
     });
     let service = rpc::service(&client, "webhook-notifier", "Tells callback URLs what became of updates").await?;
-    queries::serve(tasks, &service, &pool, &callbacks, shutdown).await?;
+    queries::serve(tasks, &service, &pool, &callbacks, &slots, shutdown).await?;
 
     let token = || shutdown.clone();
     let (view, follow_js, follow_readiness, follow_token) =
         (callbacks.view.clone(), js.clone(), readiness.clone(), token());
     tasks.spawn("processes", async move { view.follow(&follow_js, PROCESSES, follow_readiness, follow_token).await });
-    let (disabled_pool, disabled_readiness, disabled_token) = (pool.clone(), readiness.clone(), token());
-    tasks.spawn("disabled", async move {
-        callbacks.follow_disabled(&disabled_pool, &disabled_readiness, disabled_token).await
+    let (health_pool, health_readiness, health_token) = (pool.clone(), readiness.clone(), token());
+    tasks.spawn("callbacks", async move {
+        callbacks.health.follow(&health_pool, &slots, &metrics, &health_readiness, health_token).await
     });
     tasks.spawn("partitions", housekeeping::partitions(pool.clone(), token()));
     tasks.spawn("retention", housekeeping::retention(js.clone(), config.event_retention.into(), token()));

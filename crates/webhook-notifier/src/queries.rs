@@ -1,9 +1,16 @@
-//! 7 Deliver, 8 Retry: queries over NATS: the deliveries of an update, and enabling a callback again.
+//! 7 Deliver, 8 Retry: queries over NATS: the deliveries of an update, how callbacks fare, and
+//! enabling one again.
 
 use std::sync::Arc;
 
 use async_nats::service::Service;
-use contract::rpc::{CALLBACK_ENABLE, DELIVERY_OF_UPDATE, Delivery, EnableCallback, Enabled, GetUpdate};
+use contract::{
+    process::Process,
+    rpc::{
+        CALLBACK_ENABLE, CALLBACK_LIST, CallbackState, CallbackStatus, DELIVERY_OF_UPDATE, Delivery, EnableCallback,
+        Enabled, GetUpdate, ListCallbacks,
+    },
+};
 use service_kit::{
     clock,
     lifecycle::Tasks,
@@ -12,7 +19,7 @@ use service_kit::{
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 
-use crate::{callbacks::Callbacks, store};
+use crate::{callbacks::Callbacks, health::Health, slots::Slots, store};
 
 /// Serves the queries, until shutdown.
 pub(crate) async fn serve(
@@ -20,6 +27,7 @@ pub(crate) async fn serve(
     service: &Service,
     pool: &PgPool,
     callbacks: &Arc<Callbacks>,
+    slots: &Arc<Slots>,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<()> {
     let reader = pool.clone();
@@ -31,18 +39,51 @@ pub(crate) async fn serve(
         }
     })
     .await?;
-    let (pool, callbacks) = (pool.clone(), callbacks.clone());
+    let listed = callbacks.clone();
+    endpoint(tasks, service, CALLBACK_LIST, shutdown.clone(), move |query: ListCallbacks| {
+        let mut processes = listed.view.all();
+        processes.retain(|process| process.project_id == query.project_id);
+        processes.sort_by(|one, other| one.name.cmp(&other.name));
+        let list = processes.iter().flat_map(|process| statuses(process, &listed.health)).collect::<Vec<_>>();
+        async move { Ok(list) }
+    })
+    .await?;
+    let (pool, callbacks, slots) = (pool.clone(), callbacks.clone(), slots.clone());
     endpoint(tasks, service, CALLBACK_ENABLE, shutdown.clone(), move |query: EnableCallback| {
-        let (pool, callbacks) = (pool.clone(), callbacks.clone());
+        let (pool, callbacks, slots) = (pool.clone(), callbacks.clone(), slots.clone());
         async move {
             let enable = async {
                 let was_disabled = store::health::enable_callback(&pool, query.callback_id, clock::now()).await?;
                 // The other replicas follow within a second.
-                callbacks.refresh_disabled(&pool).await?;
+                callbacks.health.sync(&pool).await?;
+                slots.forgive(query.callback_id);
                 Ok(Enabled { was_disabled })
             };
             enable.await.map_err(|e: sqlx::Error| internal(CALLBACK_ENABLE, &e))
         }
     })
     .await
+}
+
+/// How the callbacks of a process fare.
+fn statuses(process: &Process, health: &Health) -> Vec<CallbackStatus> {
+    let status = |callback: &contract::process::Callback| {
+        let failing_since = health.failing_since(callback.callback_id);
+        let disabled = health.disabled(callback.callback_id);
+        CallbackStatus {
+            callback_id: callback.callback_id,
+            name: callback.name.clone(),
+            process_id: process.process_id,
+            process: process.name.clone(),
+            state: match (&disabled, failing_since) {
+                _ if !callback.enabled => CallbackState::Off,
+                (Some(_), _) => CallbackState::Disabled,
+                (None, Some(_)) => CallbackState::Failing,
+                (None, None) => CallbackState::Healthy,
+            },
+            failing_since,
+            reason: disabled,
+        }
+    };
+    process.callbacks.iter().map(status).collect()
 }

@@ -97,7 +97,7 @@ impl Recording {
             }
         }
         self.readiness.ready("postgres");
-        if reports.iter().any(|report| report.standing == Standing::Exhausted) {
+        if reports.iter().any(|report| report.standing == Standing::Exhausted || report.disable.is_some()) {
             self.announce.notify_one();
         }
     }

@@ -1,9 +1,9 @@
 //! 8 Retry: what is due in Postgres is claimed with a lease, and tried.
 //!
-//! A round claims of every callback that has something due as much as it has slots for, so a million due deliveries of a
-//! dead endpoint delay nobody. Rounds come with the poll; for callbacks that are not failing also as soon as something
-//! was spilled or a slot came free. So a failing endpoint is asked at the poll's pace, and a healthy one catches up at its
-//! own.
+//! A round claims of every callback that has something due as much as may begin now, so a million due deliveries of a slow
+//! endpoint delay nobody; of one whose breaker is open or that is disabled it claims nothing. Rounds come with the poll, and
+//! as soon as something was spilled that may begin, a slot came free, or a rate allows more: so a callback catches up at its
+//! own pace.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -20,7 +20,7 @@ use crate::{
     delivery::{Attempt, Origin},
     drain,
     record::Stopping,
-    slots::Slot,
+    slots::{Endpoint, Reserved, Slot},
     store::claim::{Claimed, Wanted, claim, due_callbacks},
 };
 
@@ -46,8 +46,7 @@ pub(crate) struct Retrier {
 /// What a round reserved for a callback.
 struct Share {
     found: Found,
-    slots: Vec<Slot>,
-    bytes: usize,
+    reserved: Reserved,
 }
 
 impl Retrier {
@@ -57,19 +56,16 @@ impl Retrier {
         let mut poll = tokio::time::interval(POLL_INTERVAL);
         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let retried = loop {
-            let everyone = tokio::select! {
+            tokio::select! {
                 () = shutdown.cancelled() => break Ok(()),
                 Some(ended) = attempts.join_next() => match ended {
                     Ok(()) => continue,
                     Err(e) => break Err(e).context("a retry's task died"),
                 },
-                _ = poll.tick() => true,
-                () = self.deliverer.slots.work() => {
-                    tokio::time::sleep(LINGER).await;
-                    false
-                }
-            };
-            match self.round(everyone, &mut attempts).await {
+                _ = poll.tick() => {}
+                () = self.deliverer.slots.work() => tokio::time::sleep(LINGER).await,
+            }
+            match self.round(&mut attempts).await {
                 Ok(()) => self.readiness.ready("postgres"),
                 Err(e) => {
                     tracing::warn!("cannot claim what is due, trying again: {}", chain(&e));
@@ -82,16 +78,12 @@ impl Retrier {
         retried
     }
 
-    /// Claims what is due and there are slots for, and begins to try it. Without `everyone`, failing callbacks wait for
-    /// the poll.
-    async fn round(&self, everyone: bool, attempts: &mut JoinSet<()>) -> sqlx::Result<()> {
+    /// Claims what is due and may begin, and begins to try it.
+    async fn round(&self, attempts: &mut JoinSet<()>) -> sqlx::Result<()> {
         let now = clock::now();
         let slots = &self.deliverer.slots;
         let mut shares = HashMap::new();
         for due in due_callbacks(&self.pool, now).await? {
-            if !everyone && slots.is_failing(due.callback_id) {
-                continue;
-            }
             let found = match self.deliverer.callbacks.find(due.project_id, due.process_id, due.callback_id).await {
                 Ok(found) => found,
                 Err(e) => {
@@ -99,13 +91,22 @@ impl Retrier {
                     continue;
                 }
             };
-            // What is not to be told is only recorded: it costs the endpoint nothing.
-            let limit = if let Found::Callback(callback) = &found { callback.max_in_flight } else { MAX_CLAIM };
-            let (reserved, bytes) = slots.reserve(due.callback_id, limit, MAX_CLAIM);
-            if reserved.is_empty() {
+            let endpoint = match &found {
+                Found::Callback(callback) => callback.endpoint(),
+                // It waits until it is enabled.
+                Found::Disabled => continue,
+                // What is not to be told is only recorded: it costs the endpoint nothing.
+                Found::Refused(_) | Found::NoProcess => {
+                    slots.forgive(due.callback_id);
+                    let (callback_id, project_id) = (due.callback_id, due.project_id);
+                    Endpoint { callback_id, project_id, max_in_flight: MAX_CLAIM, max_per_second: None }
+                }
+            };
+            let reserved = slots.reserve(&endpoint, MAX_CLAIM);
+            if reserved.slots.is_empty() {
                 slots.note_behind(due.callback_id, true);
             } else {
-                shares.insert(due.callback_id, Share { found, slots: reserved, bytes });
+                shares.insert(due.callback_id, Share { found, reserved });
             }
         }
         if shares.is_empty() {
@@ -113,8 +114,8 @@ impl Retrier {
         }
         let wanted = shares.iter().map(|(callback_id, share)| Wanted {
             callback_id: *callback_id,
-            deliveries: share.slots.len(),
-            bytes: share.bytes,
+            deliveries: share.reserved.slots.len(),
+            bytes: share.reserved.bytes,
         });
         let claimed = claim(&self.pool, &wanted.collect::<Vec<_>>(), now, now.plus(LEASE)).await?;
         self.begin(shares, claimed, attempts);
@@ -128,13 +129,13 @@ impl Retrier {
             batches.entry(claimed.delivery.callback_id).or_default().push(claimed);
         }
         for (callback_id, batch) in batches {
-            let Some(mut share) = shares.remove(&callback_id) else { continue };
+            let Some(Share { found, mut reserved }) = shares.remove(&callback_id) else { continue };
             let bytes = batch.iter().map(|claimed| claimed.delivery.body.len()).sum::<usize>();
-            let behind = batch.len() == share.slots.len() || bytes >= share.bytes;
+            let behind = batch.len() == reserved.slots.len() || bytes >= reserved.bytes;
             self.deliverer.slots.note_behind(callback_id, behind);
-            for (claimed, mut slot) in batch.into_iter().zip(share.slots.drain(..)) {
+            for (claimed, mut slot) in batch.into_iter().zip(reserved.slots.drain(..)) {
                 slot.weigh(claimed.delivery.body.len());
-                let (deliverer, found) = (self.deliverer.clone(), share.found.clone());
+                let (deliverer, found) = (self.deliverer.clone(), found.clone());
                 attempts.spawn(async move {
                     if let Err(Stopping) = retry(&deliverer, found, claimed, slot).await {
                         tracing::debug!("a claim is left to its lease");
@@ -153,6 +154,8 @@ async fn retry(deliverer: &Deliverer, found: Found, claimed: Claimed, slot: Slot
     let Claimed { delivery, attempts } = claimed;
     match found {
         Found::Callback(callback) => deliverer.attempt(&callback, delivery, Origin::Claim, attempts + 1, slot).await,
+        // Nothing of it is claimed; its lease runs out.
+        Found::Disabled => Ok(()),
         Found::Refused(why) => deliverer.give_up(delivery, Origin::Claim, why).await,
         Found::NoProcess => {
             let attempt = Attempt {
@@ -163,7 +166,7 @@ async fn retry(deliverer: &Deliverer, found: Found, claimed: Claimed, slot: Slot
                 response: None,
                 retry_after: None,
             };
-            deliverer.settle(delivery, Origin::Claim, attempts + 1, attempt).await
+            deliverer.settle(delivery, Origin::Claim, attempts + 1, attempt, None).await
         }
     }
 }

@@ -1,4 +1,6 @@
-//! 7 Deliver: which callbacks are disabled.
+//! 7 Deliver, 8 Retry: which callbacks are disabled, and which fail since when.
+
+use std::{collections::HashMap, sync::Arc};
 
 use contract::{ObjectId, Timestamp};
 use sqlx::PgPool;
@@ -7,23 +9,81 @@ use time::OffsetDateTime;
 use super::id;
 
 /// The callbacks that are disabled, and why.
-pub(crate) async fn disabled_callbacks(pool: &PgPool) -> sqlx::Result<Vec<(ObjectId, String)>> {
+pub(crate) async fn disabled_callbacks(pool: &PgPool) -> sqlx::Result<HashMap<ObjectId, Arc<str>>> {
     let rows = sqlx::query!(
         r#"SELECT callback_id AS "callback_id: [u8; 12]", reason FROM webhooks.callback_health WHERE enabled_at IS NULL"#
     )
     .fetch_all(pool)
     .await?;
-    Ok(rows.into_iter().map(|row| (id(row.callback_id), row.reason)).collect())
+    Ok(rows.into_iter().map(|row| (id(row.callback_id), row.reason.into())).collect())
 }
 
-/// Enables a callback. Returns whether it was disabled.
+/// The callbacks that have had nothing but failures, and since when.
+pub(crate) async fn failing_callbacks(pool: &PgPool) -> sqlx::Result<HashMap<ObjectId, Timestamp>> {
+    let rows =
+        sqlx::query!(r#"SELECT callback_id AS "callback_id: [u8; 12]", failing_since FROM webhooks.callback_failures"#)
+            .fetch_all(pool)
+            .await?;
+    Ok(rows.into_iter().map(|row| (id(row.callback_id), row.failing_since.into())).collect())
+}
+
+/// Records whose failures ended when, and whose began when. Of several replicas the first to fail counts.
+pub(crate) async fn tell(
+    pool: &PgPool,
+    ended: &HashMap<ObjectId, Timestamp>,
+    begun: &HashMap<ObjectId, Timestamp>,
+) -> sqlx::Result<()> {
+    let columns = |map: &HashMap<ObjectId, Timestamp>| -> (Vec<[u8; 12]>, Vec<OffsetDateTime>) {
+        map.iter().map(|(id, at)| (*id.as_bytes(), OffsetDateTime::from(*at))).unzip()
+    };
+    if !ended.is_empty() {
+        let (callback_ids, at) = columns(ended);
+        sqlx::query!(
+            r#"
+            DELETE FROM webhooks.callback_failures AS f
+            USING unnest($1::bytea[], $2::timestamptz[]) AS ended (callback_id, at)
+            WHERE f.callback_id = ended.callback_id AND f.failing_since <= ended.at
+            "#,
+            &callback_ids as &[[u8; 12]],
+            &at as &[OffsetDateTime],
+        )
+        .execute(pool)
+        .await?;
+    }
+    if !begun.is_empty() {
+        let (callback_ids, since) = columns(begun);
+        sqlx::query!(
+            r#"
+            INSERT INTO webhooks.callback_failures (callback_id, failing_since)
+            SELECT callback_id, since FROM unnest($1::bytea[], $2::timestamptz[]) AS begun (callback_id, since)
+            ORDER BY callback_id
+            ON CONFLICT (callback_id) DO NOTHING
+            "#,
+            &callback_ids as &[[u8; 12]],
+            &since as &[OffsetDateTime],
+        )
+        .execute(pool)
+        .await?;
+    }
+    Ok(())
+}
+
+/// Enables a callback; it starts anew. Returns whether it was disabled.
 pub(crate) async fn enable_callback(pool: &PgPool, callback_id: ObjectId, now: Timestamp) -> sqlx::Result<bool> {
-    let enabled = sqlx::query!(
-        "UPDATE webhooks.callback_health SET enabled_at = $2 WHERE callback_id = $1 AND enabled_at IS NULL",
+    let enabled = sqlx::query_scalar!(
+        r#"
+        WITH enabled AS (
+            UPDATE webhooks.callback_health SET enabled_at = $2 WHERE callback_id = $1 AND enabled_at IS NULL
+            RETURNING callback_id
+        ), forgiven AS (
+            DELETE FROM webhooks.callback_failures AS f USING enabled WHERE f.callback_id = enabled.callback_id
+        )
+        SELECT count(*) AS "count!" FROM enabled
+        "#,
         callback_id.as_bytes(),
         OffsetDateTime::from(now),
     )
-    .execute(pool)
+    .fetch_one(pool)
     .await?;
-    Ok(enabled.rows_affected() > 0)
+    Ok(enabled > 0)
 }
