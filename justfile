@@ -11,6 +11,10 @@ up *arguments="--demo":
 test *arguments:
     cargo test --workspace {{arguments}}
 
+# What the services take with a million deliveries or commands waiting; BACKLOG=100000 is quicker
+memory:
+    cargo test --release -p leadrelay-tests backlog -- --ignored --nocapture --test-threads 1
+
 # Formatting and lints
 lint:
     cargo fmt --check

@@ -159,7 +159,7 @@ async fn events_survive_the_notifiers_death() {
 }
 
 /// Waits for an event on a subject of the webhook events.
-async fn webhook_event(stack: &Stack, subject: &str) -> Value {
+pub(crate) async fn webhook_event(stack: &Stack, subject: &str) -> Value {
     let js = service_kit::nats::jetstream(&stack.client);
     let stream = js.get_stream(contract::streams::WEBHOOK_EVENTS).await.expect("the stream");
     eventually(SOON, subject, async || {

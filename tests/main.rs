@@ -1,10 +1,13 @@
 //! Leadrelay as a whole: its real binaries as processes, on real NATS and Postgres, each test with its own.
 
 mod audit;
+mod backlog;
 mod bad_input;
 mod continuity;
 mod deliveries;
 mod door;
+mod fairness;
+mod guard;
 mod history;
 mod main_job;
 mod model;

@@ -24,8 +24,7 @@ pub(crate) const SOON: Duration = Duration::from_secs(30);
 pub(crate) const CALL_IN_PROGRESS: &str = "Lead update is not allowed while a call is in progress for this lead";
 
 pub(crate) struct Stack {
-    /// Held, for it ends with this.
-    _gateway: Service,
+    pub(crate) gateway: Service,
     pub(crate) lead_state: Service,
     pub(crate) notifier: Service,
     pub(crate) receiver: Receiver,
@@ -84,7 +83,7 @@ impl Stack {
         let client = nats.connect().await.expect("a NATS client");
         let pool = PgPool::connect(&postgres.url()).await.expect("a Postgres client");
         let api = Api::create(format!("http://{listen}"), &client, "test").await;
-        Self { _gateway: gateway, lead_state, notifier, receiver, api, client, pool, nats, postgres }
+        Self { gateway, lead_state, notifier, receiver, api, client, pool, nats, postgres }
     }
 
     /// Asks a query or administers.

@@ -1,0 +1,256 @@
+//! Fairness: what one endpoint or tenant does, no other feels. With figures.
+
+use std::time::{Duration, Instant};
+
+use contract::{
+    ObjectId,
+    process::ProcessSpec,
+    rpc::{self, Applied},
+};
+use serde_json::{Value, json};
+use test_support::{Receiver, Reply, eventually, free_port};
+use tokio::{net::TcpListener, task::JoinSet};
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::stack::{Api, SOON, Stack, by_update, call};
+
+/// How many updates a figure is made of.
+const MEASURED: usize = 100;
+/// While others misbehave, the 99th percentile stays within this factor of what it was before…
+const FACTOR: u32 = 4;
+/// …and this much: what a busy machine with two cores may add by itself. Waiting for one hanging attempt would cost the
+/// attempt's five seconds.
+const SLACK: Duration = Duration::from_millis(1500);
+
+/// A project with a process, callbacks and a lead.
+struct Tenant {
+    api: Api,
+    applied: Applied,
+    lead_id: String,
+}
+
+impl Tenant {
+    async fn new(stack: &Stack, name: &str, callbacks: Value) -> Self {
+        let api = Api::create(stack.api.url.clone(), &stack.client, name).await;
+        let spec =
+            json!({"projectId": api.project_id, "name": "sales", "states": [{"name": "new"}], "callbacks": callbacks});
+        let spec: ProcessSpec = serde_json::from_value(spec).expect("a process");
+        let applied: Applied = call(&stack.client, rpc::PROCESS_APPLY, &spec).await;
+        let lead_id = api.initiate(applied.process.process_id.expect("an id"), None).await;
+        Self { api, applied, lead_id }
+    }
+
+    fn callback_id(&self) -> ObjectId {
+        self.applied.process.callbacks[0].callback_id
+    }
+
+    async fn update(&self, number: usize) -> String {
+        self.api.update(json!({"leadId": self.lead_id, "metadata": {"n": number}})).await
+    }
+}
+
+/// From the POST of an update to the receipt of its webhook: the median and the 99th percentile.
+#[derive(Debug, Clone, Copy)]
+struct Latency {
+    p50: Duration,
+    p99: Duration,
+}
+
+/// Measures a tenant with one callback, whose receiver is nobody else's; `between` runs before each update.
+async fn measure(tenant: &Tenant, receiver: &Receiver, mut between: impl AsyncFnMut(usize)) -> Latency {
+    let mut latencies = Vec::new();
+    for number in 0..MEASURED {
+        between(number).await;
+        let before = receiver.requests().len();
+        let begun = Instant::now();
+        tenant.update(number).await;
+        let requests = receiver.wait_for(SOON, |requests| requests.len() > before).await;
+        latencies.push(requests[before].received_at.duration_since(begun));
+    }
+    latencies.sort_unstable();
+    Latency { p50: latencies[MEASURED / 2], p99: latencies[MEASURED * 99 / 100] }
+}
+
+fn assert_flat(what: &str, before: Latency, during: Latency) {
+    println!("{what}: p50 {:?} -> {:?}, p99 {:?} -> {:?}", before.p50, during.p50, before.p99, during.p99);
+    assert!(during.p99 <= before.p99 * FACTOR + SLACK, "{what}: {before:?} became {during:?}");
+}
+
+/// Accepts connections, and never says a word.
+async fn silent() -> (String, AbortOnDropHandle<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let url = format!("http://{}/hook", listener.local_addr().expect("an address"));
+    let server = tokio::spawn(async move {
+        let mut held = Vec::new();
+        while let Ok((stream, _)) = listener.accept().await {
+            held.push(stream);
+        }
+    });
+    (url, AbortOnDropHandle::new(server))
+}
+
+#[tokio::test]
+async fn an_endpoint_that_hangs_delays_no_other_tenant() {
+    let stack = Stack::start().await;
+    let (url, _silent) = silent().await;
+    let healthy = Tenant::new(&stack, "healthy", json!([{"name": "crm", "url": stack.receiver.url("/crm")}])).await;
+    let hanging = json!([{"name": "hanging", "url": url, "timeoutSeconds": 5, "maxInFlight": 1000}]);
+    let hanging = Tenant::new(&stack, "hanging", hanging).await;
+    let before = measure(&healthy, &stack.receiver, async |_| {}).await;
+    let during = measure(&healthy, &stack.receiver, async |number| {
+        for more in 0..5 {
+            hanging.update(number * 5 + more).await;
+        }
+    })
+    .await;
+    assert_flat("one endpoint hangs", before, during);
+}
+
+#[tokio::test]
+async fn a_tenant_that_floods_delays_no_other() {
+    let stack = Stack::start().await;
+    let (slow, receiver) = (Receiver::start().await, &stack.receiver);
+    slow.on("/slow", [Reply::status(200).after(Duration::from_millis(200))]);
+    let healthy = Tenant::new(&stack, "healthy", json!([{"name": "crm", "url": receiver.url("/crm")}])).await;
+    let callbacks = json!([{"name": "slow", "url": slow.url("/slow")}, {"name": "slower", "url": slow.url("/slow")}]);
+    let flooding = Tenant::new(&stack, "flooding", callbacks).await;
+    let before = measure(&healthy, receiver, async |_| {}).await;
+    let mut floods = JoinSet::new();
+    for _ in 0..8 {
+        let (api, lead_id) = (flooding.api.clone(), flooding.lead_id.clone());
+        floods.spawn(async move {
+            loop {
+                api.update(json!({"leadId": lead_id, "name": "x"})).await;
+            }
+        });
+    }
+    let during = measure(&healthy, receiver, async |_| {}).await;
+    floods.shutdown().await;
+    println!("the flood: {} webhooks taken", slow.requests().len());
+    assert_flat("one tenant floods", before, during);
+}
+
+#[tokio::test]
+async fn a_process_with_a_hundred_dead_callbacks_delays_no_other_tenant() {
+    let stack = Stack::start().await;
+    let failing = Receiver::start().await;
+    failing.on("/500", [500]);
+    let (hanging, _silent) = silent().await;
+    let refusing = format!("http://127.0.0.1:{}/", free_port());
+    let urls = [refusing, hanging, failing.url("/500")];
+    let dead = (0..100)
+        .map(|number| json!({"name": format!("dead {number}"), "url": urls[number % urls.len()], "timeoutSeconds": 5}));
+    let healthy = Tenant::new(&stack, "healthy", json!([{"name": "crm", "url": stack.receiver.url("/crm")}])).await;
+    let dying = Tenant::new(&stack, "dying", Value::from_iter(dead)).await;
+    let before = measure(&healthy, &stack.receiver, async |_| {}).await;
+    let during = measure(&healthy, &stack.receiver, async |number| {
+        dying.update(number).await;
+    })
+    .await;
+    println!("the dead: {} requests answered 500", failing.requests().len());
+    assert_flat("a hundred callbacks are dead", before, during);
+}
+
+#[tokio::test]
+async fn what_waits_for_a_dead_endpoint_is_charged_no_attempt() {
+    // Without a breaker, an outage of a second would exhaust everything.
+    let stack = Stack::start_with(&[("RETRY_SCHEDULE", "0s,100ms,100ms,100ms")]).await;
+    stack.receiver.on("/dead", [500]);
+    let callbacks = json!([
+        {"name": "dead", "url": stack.receiver.url("/dead"), "maxInFlight": 4},
+        {"name": "healthy", "url": stack.receiver.url("/healthy")},
+    ]);
+    let tenant = Tenant::new(&stack, "tenant", callbacks).await;
+    for number in 0..100 {
+        tenant.update(number).await;
+    }
+    stack.receiver.wait_for_requests("/healthy", 100, SOON).await;
+    // Two probes more, whatever came before.
+    let before = stack.receiver.requests_to("/dead").len();
+    let requests = stack.receiver.wait_for_requests("/dead", before + 2, SOON).await;
+    let pause = requests[before + 1].received_at.duration_since(requests[before].received_at);
+    assert!(pause > Duration::from_millis(400), "one probe at a time: {pause:?}");
+    assert!(requests.len() < 30, "{} requests to a dead endpoint", requests.len());
+    stack.receiver.on("/dead", [200]);
+    // It comes back: what waited goes out, all of it in its first attempts.
+    let exhausted = stack.count("SELECT count(*) FROM webhooks.deliveries WHERE status = 'exhausted'").await;
+    let delivered = "SELECT count(*) FROM webhooks.deliveries WHERE status = 'delivered'";
+    stack.wait_for_count(delivered, 200 - exhausted, SOON * 2).await;
+    assert!(exhausted <= 5, "{exhausted} exhausted");
+    let once = "SELECT count(*) FROM webhooks.deliveries WHERE status = 'delivered' AND attempts = 1";
+    assert!(stack.count(once).await >= 180, "waiting costs no attempt");
+}
+
+#[tokio::test]
+async fn a_rate_limit_is_kept_loses_nothing_and_holds_up_no_other() {
+    const RATE: u32 = 2;
+    const UPDATES: u32 = 12;
+    let stack = Stack::start().await;
+    let callbacks = json!([
+        {"name": "paced", "url": stack.receiver.url("/paced"), "maxPerSecond": RATE},
+        {"name": "free", "url": stack.receiver.url("/free")},
+    ]);
+    let tenant = Tenant::new(&stack, "tenant", callbacks).await;
+    let begun = Instant::now();
+    for number in 0..UPDATES {
+        tenant.update(number as usize).await;
+    }
+    stack.receiver.wait_for_requests("/free", UPDATES as usize, SOON).await;
+    let free = begun.elapsed();
+    let requests = stack.receiver.wait_for_requests("/paced", UPDATES as usize, SOON).await;
+    println!("at {RATE}/s: {UPDATES} in {:?}; the other had all after {free:?}", begun.elapsed());
+    assert_eq!(by_update(&requests).len(), UPDATES as usize, "each once");
+    // In every span no more than the rate allows in it, one that was saved up, and one that came late before it.
+    for (from, first) in requests.iter().enumerate() {
+        for (count, last) in requests[from..].iter().enumerate() {
+            let span = last.received_at.duration_since(first.received_at).as_secs_f64();
+            let most = f64::from(RATE) * span + 2.0;
+            assert!(count as f64 + 1.0 <= most + 1e-3, "{} in {span} s", count + 1);
+        }
+    }
+    // Nor much slower than it may be.
+    assert!(begun.elapsed() < Duration::from_secs_f64(f64::from(UPDATES) / f64::from(RATE)) + SOON / 3);
+}
+
+#[tokio::test]
+async fn nothing_but_failures_for_long_enough_disables_a_callback_until_it_is_enabled() {
+    let schedule = ["0s"].into_iter().chain(std::iter::repeat_n("300ms", 60)).collect::<Vec<_>>().join(",");
+    let mut stack = Stack::start_with(&[("RETRY_SCHEDULE", &schedule), ("DISABLE_AFTER", "4s")]).await;
+    stack.receiver.on("/crm", [500]);
+    let tenant = Tenant::new(&stack, "tenant", json!([{"name": "crm", "url": stack.receiver.url("/crm")}])).await;
+    let update_id = tenant.update(1).await;
+    let count = "SELECT count(*) FROM webhooks.callback_failures";
+    stack.wait_for_count(count, 1, SOON).await;
+    let since = "SELECT (extract(epoch FROM failing_since) * 1000)::bigint FROM webhooks.callback_failures";
+    let since = stack.count(since).await;
+    // Since when it fails outlives the notifier.
+    stack.notifier.kill9().await;
+    stack.notifier.restart().await;
+    let status = eventually(SOON, "the callback is disabled", async || {
+        let query = rpc::ListCallbacks { project_id: tenant.api.project_id };
+        let list =
+            service_kit::rpc::call::<_, Vec<rpc::CallbackStatus>>(&stack.client, rpc::CALLBACK_LIST, &query).await;
+        let status = list.map_err(|e| e.to_string())?.pop().ok_or("no callback")?;
+        if status.state == rpc::CallbackState::Disabled { Ok(status) } else { Err(format!("{status:?}")) }
+    })
+    .await;
+    assert_eq!(status.failing_since.map(contract::Timestamp::millis), Some(since));
+    let reason = status.reason.unwrap_or_default();
+    assert!(reason.contains("nothing but failures since") && reason.contains("500"), "{reason}");
+    let subject =
+        format!("webhooks.evt.{}.{}.callback.disabled", tenant.api.project_id, status.process_id.expect("an id"));
+    let event = crate::deliveries::webhook_event(&stack, &subject).await;
+    assert!(event["reason"].as_str().is_some_and(|reason| reason.contains("nothing but failures")), "{event}");
+
+    // What was on its way waits; nothing is asked of the endpoint.
+    let asked = stack.receiver.requests_to("/crm").len();
+    let story = tenant.api.outcome(&update_id).await;
+    assert_eq!(story["deliveries"][0]["status"], "pending", "{story}");
+    stack.receiver.on("/crm", [200]);
+    let enable = rpc::EnableCallback { callback_id: tenant.callback_id() };
+    assert_eq!(stack.receiver.requests_to("/crm").len(), asked);
+    let enabled: rpc::Enabled = stack.call(rpc::CALLBACK_ENABLE, &enable).await;
+    assert!(enabled.was_disabled);
+    stack.wait_for_count("SELECT count(*) FROM webhooks.deliveries WHERE status = 'delivered'", 1, SOON).await;
+    stack.wait_for_count(count, 0, SOON).await;
+}
