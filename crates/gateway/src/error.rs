@@ -53,6 +53,8 @@ pub(crate) enum ApiError {
     UnsupportedMediaType,
     #[error("The Idempotency-Key was used with another body")]
     IdempotencyConflict,
+    #[error("Too many requests under this API key; try again in {0} s")]
+    RateLimited(u64),
     #[error("Internal error; the service's log says more")]
     Internal,
     #[error("The gateway has just started and does not know the API keys yet")]
@@ -108,6 +110,7 @@ impl ApiError {
             Self::BodyTooLarge(_) | Self::CommandTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::IdempotencyConflict => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::RateLimited(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Starting
             | Self::TooManyInFlight
@@ -126,6 +129,14 @@ impl ApiError {
     /// The stable code.
     pub(crate) fn code(&self) -> &str {
         match self {
+            Self::Query(e) => &e.code,
+            own => own.own_code().unwrap_or_default(),
+        }
+    }
+
+    /// The stable code of what the gateway itself refuses.
+    pub(crate) fn own_code(&self) -> Option<&'static str> {
+        Some(match self {
             Self::InvalidJson(_) => "invalid_json",
             Self::NotAnObject => "not_an_object",
             Self::UnreadableBody(_) => "unreadable_body",
@@ -143,6 +154,7 @@ impl ApiError {
             Self::CommandTooLarge => "command_too_large",
             Self::UnsupportedMediaType => "unsupported_media_type",
             Self::IdempotencyConflict => "idempotency_key_reused",
+            Self::RateLimited(_) => "rate_limited",
             Self::Internal => "internal",
             Self::Starting => "starting",
             Self::TooManyInFlight => "too_many_in_flight",
@@ -151,8 +163,8 @@ impl ApiError {
             Self::IdempotencyFull => "idempotency_full",
             Self::IdempotencyUnavailable => "idempotency_unavailable",
             Self::NotConfirmed(_) => "not_confirmed",
-            Self::Query(e) => &e.code,
-        }
+            Self::Query(_) => return None,
+        })
     }
 
     /// The whole answer.
@@ -169,11 +181,14 @@ impl ApiError {
         let refusal = Refusal { success: false, error: self.to_string(), code: self.code(), request_id };
         let mut response = json(status, &refusal);
         let headers = response.headers_mut();
-        match status {
-            StatusCode::UNAUTHORIZED => {
+        match (self, status) {
+            (Self::RateLimited(seconds), _) => {
+                headers.insert(RETRY_AFTER, (*seconds).into());
+            }
+            (_, StatusCode::UNAUTHORIZED) => {
                 headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             }
-            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
+            (_, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) => {
                 headers.insert(RETRY_AFTER, RETRY_AFTER_SECONDS.into());
             }
             _ => {}
@@ -215,6 +230,7 @@ mod tests {
             ApiError::CommandTooLarge,
             ApiError::UnsupportedMediaType,
             ApiError::IdempotencyConflict,
+            ApiError::RateLimited(3),
             ApiError::Internal,
             ApiError::Starting,
             ApiError::TooManyInFlight,
@@ -254,6 +270,7 @@ mod tests {
         413 command_too_large: The update is larger than the command log takes
         415 unsupported_media_type: The body must be JSON: Content-Type: application/json
         422 idempotency_key_reused: The Idempotency-Key was used with another body
+        429 rate_limited (retry): Too many requests under this API key; try again in 3 s
         500 internal: Internal error; the service's log says more
         503 starting (retry): The gateway has just started and does not know the API keys yet
         503 too_many_in_flight (retry): Too many updates are in flight; nothing was accepted

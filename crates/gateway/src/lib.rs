@@ -8,10 +8,13 @@ mod config;
 mod error;
 mod fields;
 mod idempotency;
+mod metrics;
+mod rate;
 mod routes;
 mod server;
+mod tls;
 
 pub use crate::{
     config::Config,
-    server::{run, run_on},
+    server::{ENDPOINTS, Endpoint, run, run_on},
 };

@@ -9,11 +9,11 @@ use std::{
 use async_nats::{Client, jetstream};
 use axum::{
     Router,
-    extract::Request,
+    extract::{Request, State},
     http::{HeaderMap, HeaderName, HeaderValue, StatusCode},
-    middleware::{Next, from_fn},
+    middleware::{Next, from_fn_with_state},
     response::{IntoResponse, Response},
-    routing::{get, post},
+    routing::{MethodFilter, MethodRouter, on},
 };
 use contract::{
     key::{ApiKey, Scope},
@@ -38,7 +38,10 @@ use crate::{
     config::Config,
     error::ApiError,
     idempotency::Records,
-    routes::{get_lead, get_update, initiate_lead, update_lead},
+    metrics::Metrics,
+    rate::{FORGET_INTERVAL, Rate, RateLimits, Standing},
+    routes::{Answer, get_lead, get_update, initiate_lead, update_lead},
+    tls::Certificate,
 };
 
 /// How long requests under way may take to finish once the gateway stops. Longer than a body may take to arrive; with
@@ -46,6 +49,26 @@ use crate::{
 const FINISH: Duration = Duration::from_secs(12);
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// An endpoint of the HTTP API.
+#[derive(Debug, Clone, Copy)]
+pub struct Endpoint {
+    /// `GET` (then also `HEAD`) or `POST`.
+    pub method: &'static str,
+    /// The path, parameters in braces.
+    pub path: &'static str,
+    /// What a key must be good for.
+    pub scope: Scope,
+    rate: Rate,
+}
+
+/// All endpoints. The router is made from this list, so whoever walks it walks everything that is served.
+pub const ENDPOINTS: [Endpoint; 4] = [
+    Endpoint { method: "POST", path: "/api/v1/leads/update", scope: Scope::LeadsWrite, rate: Rate::Updates },
+    Endpoint { method: "POST", path: "/api/v1/leads/initiate", scope: Scope::LeadsWrite, rate: Rate::Other },
+    Endpoint { method: "GET", path: "/api/v1/leads/get", scope: Scope::LeadsRead, rate: Rate::Other },
+    Endpoint { method: "GET", path: "/api/v1/updates/{updateId}", scope: Scope::LeadsRead, rate: Rate::Other },
+];
 
 /// What the handlers share.
 #[derive(Debug)]
@@ -56,6 +79,8 @@ pub(crate) struct App {
     broker: OnceLock<Broker>,
     pub(crate) command_log: CommandLog,
     pub(crate) idempotency: Records,
+    rates: RateLimits,
+    metrics: Metrics,
     pub(crate) max_body_bytes: usize,
 }
 
@@ -67,19 +92,16 @@ pub(crate) struct Broker {
 }
 
 impl App {
-    pub(crate) fn new(config: &Config, keys: View<ApiKey>) -> Self {
+    pub(crate) fn new(config: &Config, keys: View<ApiKey>, metrics: Metrics) -> Self {
         Self {
             keys,
             broker: OnceLock::new(),
             command_log: CommandLog::new(config.max_in_flight as usize),
             idempotency: Records::default(),
+            rates: RateLimits::new(config.update_rate, config.other_rate),
+            metrics,
             max_body_bytes: config.max_body_bytes as usize,
         }
-    }
-
-    /// The key that a request comes under, if it may do this now.
-    pub(crate) fn authorize(&self, headers: &HeaderMap, scope: Scope) -> Result<Arc<ApiKey>, ApiError> {
-        auth::authorize(&self.keys, headers, scope, clock::now())
     }
 
     /// The connection, once there is one. It may be lost at the moment.
@@ -98,25 +120,39 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
 pub async fn run_on(listener: TcpListener, config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
     let health_listener = http::bind(config.health.health_listen).await?;
     tracing::info!(address = %listener.local_addr()?, "HTTP API");
+    let certificate = match (&config.tls_cert, &config.tls_key) {
+        (Some(chain), Some(key)) => Some(Certificate::load(chain.clone(), key.clone()).await?),
+        _ => None,
+    };
     let readiness = Readiness::default();
     // All at once and before anybody can ask, lest it looks ready between two steps.
     for what in [LEAD_COMMANDS, API_KEYS] {
         readiness.not_ready(what, "not found yet");
     }
-    let app = Arc::new(App::new(&config, View::default()));
+    let mut registry = metrics::registry("gateway");
+    let app = Arc::new(App::new(&config, View::default(), Metrics::new(&mut registry)));
     let mut tasks = Tasks::new(shutdown.clone());
-    let registry = metrics::registry("gateway");
     tasks.spawn_background("health", health::serve(health_listener, readiness.clone(), registry, shutdown.clone()));
     tasks.spawn("api keys", follow_keys(app.clone(), config.clone(), readiness, shutdown.clone()));
+    tasks.spawn("rate limits", forget_idle(app.clone(), shutdown.clone()));
+    let mut tls = None;
+    if let Some(certificate) = certificate {
+        tls = Some(certificate.server_config()?);
+        tasks.spawn("tls certificate", certificate.follow(shutdown.clone()));
+    }
     tasks.spawn("http", async move {
-        // Twice what may be in flight: clients past that are told so rather than left waiting in the kernel's queue.
-        let limits = Limits { connections: 2 * config.max_in_flight as usize, ..Limits::default() };
+        let limits = Limits {
+            connections: config.max_connections as usize,
+            connections_per_address: config.max_connections_per_address as usize,
+            header_timeout: config.header_timeout.into(),
+            write_timeout: config.write_timeout.into(),
+        };
         let late = async {
             shutdown.cancelled().await;
             tokio::time::sleep(FINISH).await;
         };
         tokio::select! {
-            served = http::serve(listener, router(app.clone()), limits, shutdown.clone()) => served?,
+            served = http::serve_tls(listener, router(app.clone()), limits, tls, shutdown.clone()) => served?,
             () = late => tracing::warn!("requests that did not finish within {FINISH:?} are cut"),
         }
         app.command_log.drained().await;
@@ -147,21 +183,52 @@ async fn follow_keys(
     app.keys.follow(&broker.js, API_KEYS, readiness, shutdown).await
 }
 
+/// Forgets what need not be known of keys that are idle, until shutdown.
+async fn forget_idle(app: Arc<App>, shutdown: CancellationToken) -> anyhow::Result<()> {
+    while shutdown.run_until_cancelled(tokio::time::sleep(FORGET_INTERVAL)).await.is_some() {
+        app.rates.forget_idle();
+    }
+    Ok(())
+}
+
 /// The HTTP API.
 pub(crate) fn router(app: Arc<App>) -> Router {
+    let [update, initiate, get, story] = ENDPOINTS;
     Router::new()
-        .route("/api/v1/leads/update", post(update_lead::handle))
-        .route("/api/v1/leads/initiate", post(initiate_lead::handle))
-        .route("/api/v1/leads/get", get(get_lead::handle))
-        .route("/api/v1/updates/{updateId}", get(get_update::handle))
+        .route(update.path, served(update, update_lead::handle))
+        .route(initiate.path, served(initiate, initiate_lead::handle))
+        .route(get.path, served(get, get_lead::handle))
+        .route(story.path, served(story, get_update::handle))
         .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
         .fallback(async || ApiError::UnknownPath)
-        .layer(from_fn(finish))
+        .layer(from_fn_with_state(app.clone(), finish))
         .with_state(app)
 }
 
+/// An endpoint as it is served: to keys that may do this now, not too often.
+fn served<H, F>(endpoint: Endpoint, handle: H) -> MethodRouter<Arc<App>>
+where
+    H: Fn(Arc<App>, Arc<ApiKey>, Request) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Answer> + Send,
+{
+    let method = if endpoint.method == "GET" { MethodFilter::GET } else { MethodFilter::POST };
+    on(method, async move |State(app): State<Arc<App>>, request: Request| -> Answer {
+        // Before anything else is looked at: a stranger costs a hash and a look into a map.
+        let key = auth::authorize(&app.keys, request.headers(), endpoint.scope, clock::now())?;
+        let standing = app.rates.take(endpoint.rate, key.key_id);
+        let mut response = match standing.as_ref().and_then(Standing::refused_for) {
+            Some(seconds) => ApiError::RateLimited(seconds).into_response(),
+            None => handle(app, key, request).await.into_response(),
+        };
+        if let Some(standing) = standing {
+            standing.tell(response.headers_mut());
+        }
+        Ok(response)
+    })
+}
+
 /// Gives every answer its request id and every error its body, also where a handler panicked.
-async fn finish(request: Request, next: Next) -> Response {
+async fn finish(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let request_id = request_id(request.headers());
     let span = tracing::info_span!("request", id = request_id);
     let handled = AssertUnwindSafe(next.run(request).instrument(span.clone())).catch_unwind().await;
@@ -173,7 +240,10 @@ async fn finish(request: Request, next: Next) -> Response {
     });
     if let Some(error) = response.extensions_mut().remove::<ApiError>() {
         tracing::debug!(status = error.status().as_u16(), code = error.code(), "refused: {error}");
+        app.metrics.refused(&error);
+        let headers = std::mem::take(response.headers_mut());
         response = error.render(&request_id);
+        response.headers_mut().extend(headers);
     }
     if response.status() == StatusCode::INTERNAL_SERVER_ERROR {
         tracing::error!("the request failed");
@@ -203,7 +273,8 @@ mod tests {
         http::{Method, header},
     };
     use clap::Parser;
-    use contract::key::hash;
+    use contract::{ObjectId, key::hash};
+    use proptest::prelude::*;
     use tower::ServiceExt;
 
     use super::*;
@@ -217,10 +288,15 @@ mod tests {
 
     /// A gateway that knows a key and is not connected.
     fn gateway() -> Router {
-        let config = Cli::parse_from(["gateway", "--max-body-bytes", "1024"]).config;
-        let reader = ApiKey { scopes: [Scope::LeadsRead].into(), ..key() };
+        gateway_with(&["--update-rate", "0", "--other-rate", "0"])
+    }
+
+    fn gateway_with(arguments: &[&str]) -> Router {
+        let arguments = [&["gateway", "--max-body-bytes", "1024"], arguments].concat();
+        let config = Cli::parse_from(arguments).config;
+        let reader = ApiKey { key_id: ObjectId::from_bytes([0xbb; 12]), scopes: [Scope::LeadsRead].into(), ..key() };
         let keys = [(hash("good"), key()), (hash("reader"), reader)].into_iter().collect();
-        router(Arc::new(App::new(&config, keys)))
+        router(Arc::new(App::new(&config, keys, Metrics::default())))
     }
 
     fn request(method: Method, path: &str, secret: &str, body: &str) -> Request {
@@ -237,7 +313,9 @@ mod tests {
     async fn answer(router: Router, request: Request) -> String {
         let response = router.oneshot(request).await.unwrap();
         let mut text = response.status().as_u16().to_string();
-        for name in [header::ALLOW, header::CONTENT_TYPE, header::RETRY_AFTER, header::WWW_AUTHENTICATE, REQUEST_ID] {
+        let names = [header::ALLOW, header::CONTENT_TYPE, header::RETRY_AFTER, header::WWW_AUTHENTICATE, REQUEST_ID];
+        let rates = ["ratelimit-policy", "ratelimit"].map(HeaderName::from_static);
+        for name in names.into_iter().chain(rates) {
             if let Some(value) = response.headers().get(&name) {
                 text += &format!(" {name}={}", value.to_str().unwrap());
             }
@@ -341,16 +419,111 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_key_that_asks_too_often_is_told_when_to_come_again() {
+        let router = gateway_with(&["--update-rate", "2", "--other-rate", "1"]);
+        let lead = "/api/v1/leads/get";
+        let mut answers = Vec::new();
+        for (method, path, secret) in [
+            (Method::GET, lead, "reader"),
+            (Method::GET, lead, "reader"),
+            (Method::GET, lead, "good"),
+            (Method::POST, UPDATE, "good"),
+            (Method::POST, UPDATE, "good"),
+            (Method::POST, UPDATE, "good"),
+            (Method::POST, UPDATE, "bad"),
+        ] {
+            let answer = answer(router.clone(), request(method, path, secret, "{}")).await;
+            answers
+                .push(answer.split_once('\n').unwrap().0.replace("content-type=application/json x-request-id=r-1", ""));
+        }
+        insta::assert_snapshot!(answers.join("\n"), @r#"
+        400  ratelimit-policy="other";q=1;w=5 ratelimit="other";r=0
+        429 content-type=application/json retry-after=5 x-request-id=r-1 ratelimit-policy="other";q=1;w=5 ratelimit="other";r=0;t=5
+        400  ratelimit-policy="other";q=1;w=5 ratelimit="other";r=0
+        400  ratelimit-policy="updates";q=2;w=5 ratelimit="updates";r=1
+        400  ratelimit-policy="updates";q=2;w=5 ratelimit="updates";r=0
+        429 content-type=application/json retry-after=3 x-request-id=r-1 ratelimit-policy="updates";q=2;w=5 ratelimit="updates";r=0;t=3
+        401 content-type=application/json www-authenticate=Bearer x-request-id=r-1
+        "#);
+    }
+
+    #[tokio::test]
     async fn a_request_before_the_keys_are_known_is_told_to_come_again() {
         let config = Cli::parse_from(["gateway"]).config;
-        let router = router(Arc::new(App::new(&config, View::default())));
+        let router = router(Arc::new(App::new(&config, View::default(), Metrics::default())));
         let answer = answer(router, request(Method::POST, UPDATE, "good", BODY)).await;
         assert!(answer.starts_with("503 ") && answer.contains(r#""code":"starting""#), "{answer}");
     }
 
+    /// Header values and bodies that are almost right, and any others.
+    fn any_bytes() -> impl Strategy<Value = Vec<u8>> {
+        let near = prop::sample::select(vec![
+            BODY,
+            r#"{"lead":{"projectId":"111111111111111111111111","processId":"696102a4b8c1d2e3f4a5b6c7","phone":"1","name":"A"}}"#,
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+            "\"order-7\"",
+            "Bearer good",
+            "application/json; charset=utf-8",
+            "leadId=696102a4b8c1d2e3f4a5b6c7&masked=true",
+        ]);
+        let mangled =
+            (near, any::<prop::sample::Index>(), any::<u8>(), any::<bool>()).prop_map(|(text, at, byte, cut)| {
+                let mut bytes = text.as_bytes().to_vec();
+                let at = at.index(bytes.len());
+                bytes[at] = byte;
+                if cut {
+                    bytes.truncate(at);
+                }
+                bytes
+            });
+        prop_oneof![mangled, any::<Vec<u8>>()]
+    }
+
+    proptest! {
+        #[test]
+        fn any_request_is_answered_and_none_is_our_fault(
+            endpoint in prop::sample::select(ENDPOINTS.to_vec()),
+            method in prop::sample::select(vec!["", "", "", "HEAD", "PUT"]),
+            odd_path in prop::option::weighted(0.2, any_bytes()),
+            parameter in any_bytes(),
+            query in any_bytes(),
+            headers in prop::collection::vec((prop::sample::select(vec![
+                "authorization", "content-type", "idempotency-key", "traceparent", "x-request-id", "content-length",
+            ]), any_bytes()), 0..4),
+            body in any_bytes(),
+            keyless in prop::bool::weighted(0.1),
+        ) {
+            // As a client would write them, or as they are: what is no URI never reaches the router.
+            let escape = |bytes: &[u8]| bytes.iter().map(|byte| format!("%{byte:02x}")).collect::<String>();
+            let path = match &odd_path {
+                Some(path) => format!("/{}", String::from_utf8_lossy(path)),
+                None => endpoint.path.replace("{updateId}", &escape(&parameter)),
+            };
+            let query = std::str::from_utf8(&query).map_or_else(|_| escape(&query), str::to_owned);
+            let Ok(uri) = axum::http::Uri::try_from(format!("{path}?{query}")) else { return Ok(()) };
+            let method = if method.is_empty() { endpoint.method } else { method };
+            let mut request = Request::builder().method(method).uri(uri).body(Body::from(body)).unwrap();
+            if !keyless {
+                request.headers_mut().insert(header::AUTHORIZATION, HeaderValue::from_static("Bearer good"));
+            }
+            for (name, value) in headers {
+                let Ok(value) = HeaderValue::from_bytes(&value) else { continue };
+                request.headers_mut().append(HeaderName::from_static(name), value);
+            }
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+            let answer = runtime.block_on(answer(gateway(), request));
+            // This gateway is not connected: what it would take, it cannot.
+            let fault = answer.starts_with('5') && !answer.contains("broker_unavailable") && method != "HEAD";
+            prop_assert!(!fault && answer.contains("x-request-id="), "{}", answer);
+        }
+    }
+
     #[tokio::test]
     async fn a_panic_is_an_answer_too() {
-        let router = Router::new().route("/", get(async || -> &'static str { panic!("boom") })).layer(from_fn(finish));
+        let config = Cli::parse_from(["gateway"]).config;
+        let app = Arc::new(App::new(&config, View::default(), Metrics::default()));
+        let panics = on(MethodFilter::GET, async || -> &'static str { panic!("boom") });
+        let router = Router::new().route("/", panics).layer(from_fn_with_state(app, finish));
         insta::assert_snapshot!(answer(router, request(Method::GET, "/", "good", "")).await, @r#"
         500 content-type=application/json x-request-id=r-1
         {"success":false,"error":"Internal error; the service's log says more","code":"internal","requestId":"r-1"}

@@ -2,13 +2,10 @@
 
 use std::{borrow::Cow, sync::Arc};
 
-use axum::{
-    extract::{Request, State},
-    http::StatusCode,
-};
+use axum::{extract::Request, http::StatusCode};
 use contract::{
     ObjectId,
-    key::{ApiKey, Scope},
+    key::ApiKey,
     rpc::{self, Activity, GetLead, Lead},
 };
 use serde::Serialize;
@@ -64,8 +61,7 @@ impl<'a> From<&'a Activity> for ActivityView<'a> {
 }
 
 /// Answers with the lead and its last updates.
-pub(crate) async fn handle(State(app): State<Arc<App>>, request: Request) -> Answer {
-    let key = app.authorize(request.headers(), Scope::LeadsRead)?;
+pub(crate) async fn handle(app: Arc<App>, key: Arc<ApiKey>, request: Request) -> Answer {
     let (wanted, masked) = parse(request.uri().query().unwrap_or_default(), &key)?;
     let lead: Lead = service_kit::rpc::query(&app.broker()?.client, rpc::LEAD_GET, &wanted).await?;
     Ok(json(StatusCode::OK, &view(&lead, masked)))

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use axum::{
-    extract::{Path, Request, State, rejection::PathRejection},
+    RequestExt,
+    extract::{Path, Request},
     http::StatusCode,
 };
 use contract::{
     JsonObject, ObjectId,
     event::WebhookPayload,
-    key::Scope,
+    key::ApiKey,
     rpc::{self, Attempt, Delivery, DeliveryStatus, GetUpdate, RpcError, Update, UpdateStatus},
 };
 use serde::Serialize;
@@ -69,13 +70,10 @@ struct AttemptView<'a> {
 }
 
 /// Answers with the update, its outcome and its deliveries.
-pub(crate) async fn handle(
-    State(app): State<Arc<App>>,
-    update_id: Result<Path<String>, PathRejection>,
-    request: Request,
-) -> Answer {
-    let key = app.authorize(request.headers(), Scope::LeadsRead)?;
-    let update_id = update_id
+pub(crate) async fn handle(app: Arc<App>, key: Arc<ApiKey>, mut request: Request) -> Answer {
+    let update_id = request
+        .extract_parts::<Path<String>>()
+        .await
         .ok()
         .and_then(|Path(text)| text.parse().ok())
         .ok_or_else(|| ApiError::field("updateId", "must be 24 hex digits"))?;

@@ -5,14 +5,11 @@
 
 use std::sync::Arc;
 
-use axum::{
-    extract::{Request, State},
-    http::StatusCode,
-};
+use axum::{extract::Request, http::StatusCode};
 use contract::{
     JsonObject, ObjectId,
     command::MAX_TEXT_CHARS,
-    key::{ApiKey, Scope},
+    key::ApiKey,
     rpc::{self, GetLead, InitiateLead, Lead},
 };
 use serde::Serialize;
@@ -35,8 +32,7 @@ struct Initiated<'a> {
 }
 
 /// Answers with the lead.
-pub(crate) async fn handle(State(app): State<Arc<App>>, request: Request) -> Answer {
-    let key = app.authorize(request.headers(), Scope::LeadsWrite)?;
+pub(crate) async fn handle(app: Arc<App>, key: Arc<ApiKey>, request: Request) -> Answer {
     let body = body::read(request, app.max_body_bytes).await?;
     let (wanted, warnings) = parse(&body, &key)?;
     let client = &app.broker()?.client;

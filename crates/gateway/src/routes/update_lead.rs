@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::{
-    extract::{Request, State},
+    extract::Request,
     http::{HeaderMap, HeaderValue, StatusCode},
 };
 use contract::{
@@ -11,7 +11,7 @@ use contract::{
     command::UpdateCommand,
     headers,
     idempotency::{IdempotencyRecord, idempotency_key},
-    key::{ApiKey, Scope},
+    key::ApiKey,
     trace::is_traceparent,
 };
 use serde::Serialize;
@@ -37,8 +37,7 @@ struct Accepted {
 }
 
 /// Answers once the update is in the log.
-pub(crate) async fn handle(State(app): State<Arc<App>>, request: Request) -> Answer {
-    let key = app.authorize(request.headers(), Scope::LeadsWrite)?;
+pub(crate) async fn handle(app: Arc<App>, key: Arc<ApiKey>, request: Request) -> Answer {
     let traceparent = traceparent(request.headers()).unwrap_or_else(clock::new_traceparent);
     let client_key = idempotency::key(request.headers())?;
     let body = body::read(request, app.max_body_bytes).await?;
