@@ -25,6 +25,8 @@ pub(crate) const CALL_IN_PROGRESS: &str = "Lead update is not allowed while a ca
 
 pub(crate) struct Stack {
     pub(crate) gateway: Service,
+    /// The health port's page that says whether it is ready.
+    pub(crate) gateway_ready: String,
     pub(crate) lead_state: Service,
     pub(crate) notifier: Service,
     pub(crate) receiver: Receiver,
@@ -57,6 +59,10 @@ pub(crate) fn service(
     if name != "gateway" {
         command.env("DATABASE_URL", postgres.url());
     }
+    if name == "gateway" {
+        // Tests make all their requests under one key.
+        command.env("GATEWAY_UPDATE_RATE", "0").env("GATEWAY_OTHER_RATE", "0");
+    }
     if name == "webhook-notifier" {
         command.env("ALLOW_HTTP", "true").env("ALLOW_NETWORKS", "127.0.0.0/8");
     }
@@ -83,7 +89,7 @@ impl Stack {
         let client = nats.connect().await.expect("a NATS client");
         let pool = PgPool::connect(&postgres.url()).await.expect("a Postgres client");
         let api = Api::create(format!("http://{listen}"), &client, "test").await;
-        Self { gateway, lead_state, notifier, receiver, api, client, pool, nats, postgres }
+        Self { gateway, gateway_ready, lead_state, notifier, receiver, api, client, pool, nats, postgres }
     }
 
     /// Asks a query or administers.

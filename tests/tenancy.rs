@@ -1,0 +1,285 @@
+//! Tenancy: every endpoint and every query is walked with another project's key or id, and finds nothing of the first
+//! project's. An endpoint or a subject that is new and not walked here fails the test.
+
+use contract::{
+    ObjectId, Timestamp,
+    key::{ApiKey, Scope, hash, new_secret},
+    rpc::{self, CreateKey, ListKeys, RevokeKey, RpcError},
+};
+use serde_json::{Value, json};
+
+use crate::stack::{Api, SOON, Stack};
+
+/// Subjects that only an operator may ask, who serves all projects: NATS permissions keep others away. They name no
+/// project to answer for.
+const OPERATORS: [&str; 3] = [rpc::PROJECT_CREATE, rpc::KEY_REVOKE, rpc::CALLBACK_ENABLE];
+
+/// Words that stand in the first project's data and nowhere else.
+const SECRETS: [&str; 4] = ["tell-nobody", "Ada of the first", "4915100000001", "first-reference"];
+
+/// A project with a process, a lead and an update.
+struct Tenant {
+    api: Api,
+    process_id: ObjectId,
+    lead_id: String,
+    update_id: String,
+}
+
+impl Tenant {
+    /// The first project, whose callbacks are at `/first` and `/first-fallback`.
+    async fn first(stack: &Stack) -> Self {
+        let applied = stack.process(json!([{"name": "crm", "url": stack.receiver.url("/first")}])).await;
+        let api = stack.api.clone();
+        let callbacks = json!([{"name": "crm", "url": stack.receiver.url("/first-fallback")}]);
+        stack.fallback_of(api.project_id, callbacks).await;
+        let process_id = applied.process.process_id.expect("an id");
+        let (status, lead) = api
+            .post(
+                "/api/v1/leads/initiate",
+                &json!({"lead": {
+                    "projectId": api.project_id, "processId": process_id, "name": SECRETS[1], "phone": SECRETS[2],
+                    "referenceId": SECRETS[3], "metadata": {"secret": SECRETS[0]},
+                }}),
+            )
+            .await;
+        assert_eq!(status, 200, "{lead}");
+        let lead_id = lead["_id"].as_str().expect("an id").to_owned();
+        let update_id = api.update(json!({"leadId": lead_id, "targetState": "interested"})).await;
+        assert_eq!(api.outcome(&update_id).await["status"], "succeeded");
+        stack.receiver.wait_for_requests("/first", 1, SOON).await;
+        Self { api, process_id, lead_id, update_id }
+    }
+
+    /// The lead as its own project sees it.
+    async fn lead(&self) -> Value {
+        let (status, lead) = self.api.get(&format!("/api/v1/leads/get?leadId={}", self.lead_id)).await;
+        assert_eq!(status, 200, "{lead}");
+        lead
+    }
+}
+
+/// A key of a project, made as `leadctl` does.
+async fn new_key(
+    stack: &Stack,
+    project_id: ObjectId,
+    scopes: &[Scope],
+    expires_at: Option<Timestamp>,
+) -> (String, ApiKey) {
+    let secret = new_secret(rand::random());
+    let create = CreateKey {
+        project_id,
+        name: "walk".into(),
+        sha256: hash(&secret),
+        scopes: scopes.iter().copied().collect(),
+        expires_at,
+    };
+    let key = stack.call(rpc::KEY_CREATE, &create).await;
+    (secret, key)
+}
+
+#[track_caller]
+fn tells_nothing(what: &str, answer: &Value) {
+    let text = answer.to_string();
+    assert!(SECRETS.iter().all(|secret| !text.contains(secret)), "{what} tells of the first project: {text}");
+}
+
+/// Requests to an endpoint that reach for the first project's data, with the status that a key of another project gets.
+fn reaching(endpoint: &gateway::Endpoint, first: &Tenant, second: ObjectId) -> Vec<(String, Option<Value>, u16)> {
+    let Tenant { process_id, lead_id, update_id, .. } = first;
+    let project_id = first.api.project_id;
+    let reference = SECRETS[3];
+    let body = |body: Value, status| (endpoint.path.to_owned(), Some(body), status);
+    let query = |query: String, status| (format!("{}?{query}", endpoint.path), None, status);
+    match (endpoint.method, endpoint.path) {
+        // 200 is accepted, not applied: what becomes of these is looked at below.
+        ("POST", "/api/v1/leads/update") => vec![
+            body(json!({"leadId": lead_id, "name": "mine"}), 200),
+            body(json!({"leadId": lead_id, "projectId": second, "targetState": "lost"}), 200),
+            body(json!({"leadId": lead_id, "projectId": project_id, "name": "mine"}), 403),
+            body(
+                json!({"referenceId": reference, "projectId": project_id, "processId": process_id, "name": "mine"}),
+                403,
+            ),
+            body(json!({"referenceId": reference, "projectId": second, "processId": process_id, "name": "mine"}), 200),
+        ],
+        ("POST", "/api/v1/leads/initiate") => {
+            let lead = |project: ObjectId| json!({"projectId": project, "processId": process_id, "name": "x", "email": "x@example.com"});
+            vec![
+                body(json!({"leadId": lead_id}), 404),
+                body(json!({"lead": lead(project_id)}), 403),
+                body(json!({"lead": lead(second)}), 404),
+            ]
+        }
+        ("GET", "/api/v1/leads/get") => vec![
+            query(format!("leadId={lead_id}"), 404),
+            query(format!("leadId={lead_id}&projectId={project_id}"), 403),
+            query(format!("referenceId={reference}&projectId={project_id}&processId={process_id}"), 403),
+            query(format!("referenceId={reference}&projectId={second}&processId={process_id}"), 404),
+        ],
+        ("GET", "/api/v1/updates/{updateId}") => vec![(format!("/api/v1/updates/{update_id}"), None, 404)],
+        other => panic!("{other:?} is not walked: say how another project would reach for data there"),
+    }
+}
+
+async fn send(api: &Api, secret: Option<&str>, path: &str, body: Option<&Value>) -> (u16, Value) {
+    let url = format!("{}{path}", api.url);
+    let mut request = match body {
+        Some(body) => api.http.post(url).body(body.to_string()),
+        None => api.http.get(url),
+    };
+    if let Some(secret) = secret {
+        request = request.bearer_auth(secret);
+    }
+    let answer = request.send().await.expect("an answer");
+    let status = answer.status().as_u16();
+    (status, serde_json::from_slice(&answer.bytes().await.expect("a body")).expect("JSON"))
+}
+
+#[tokio::test]
+async fn no_endpoint_shows_or_touches_another_projects_data() {
+    let stack = Stack::start().await;
+    let first = Tenant::first(&stack).await;
+    let second = Api::create(stack.api.url.clone(), &stack.client, "second").await;
+    let fallback = json!([{"name": "crm", "url": stack.receiver.url("/second-fallback")}]);
+    stack.fallback_of(second.project_id, fallback).await;
+    let before = first.lead().await;
+    let told = stack.receiver.requests_to("/first").len();
+
+    // Keys of the first project itself that may not.
+    let project_id = first.api.project_id;
+    let now = service_kit::clock::now().millis();
+    let (revoked, key) = new_key(&stack, project_id, &Scope::ALL, None).await;
+    let (expired, _) = new_key(&stack, project_id, &Scope::ALL, Some(Timestamp::from_millis(now + 1))).await;
+    let (reader, _) = new_key(&stack, project_id, &[Scope::LeadsRead], None).await;
+    let (writer, _) = new_key(&stack, project_id, &[Scope::LeadsWrite], None).await;
+    let _: ApiKey = stack.call(rpc::KEY_REVOKE, &RevokeKey { key_id: key.key_id }).await;
+    test_support::eventually(SOON, "the gateway knows all keys", async || {
+        let get = format!("/api/v1/leads/get?leadId={}", first.lead_id);
+        let (of_reader, _) = send(&first.api, Some(&reader), &get, None).await;
+        let (of_writer, _) = send(&first.api, Some(&writer), &get, None).await;
+        let (_, of_revoked) = send(&first.api, Some(&revoked), &get, None).await;
+        of_reader == 200 && of_writer == 403 && of_revoked["error"].to_string().contains("revoked")
+    })
+    .await;
+
+    let mut accepted = Vec::new();
+    for endpoint in &gateway::ENDPOINTS {
+        let other_scope = if endpoint.scope == Scope::LeadsRead { &writer } else { &reader };
+        for (path, body, expected) in reaching(endpoint, &first, second.project_id) {
+            let what = format!("{} {path} {body:?}", endpoint.method);
+            for (secret, status, code) in [
+                (None, 401, "missing_api_key"),
+                (Some("lr_unknown"), 401, "invalid_api_key"),
+                (Some(revoked.as_str()), 401, "invalid_api_key"),
+                (Some(expired.as_str()), 401, "invalid_api_key"),
+                (Some(other_scope.as_str()), 403, "missing_scope"),
+            ] {
+                let (got, answer) = send(&first.api, secret, &path, body.as_ref()).await;
+                assert_eq!((got, &answer["code"]), (status, &json!(code)), "{what}: {answer}");
+                tells_nothing(&what, &answer);
+            }
+            let (got, answer) = send(&second, Some(&second.key), &path, body.as_ref()).await;
+            assert_eq!(got, expected, "{what}: {answer}");
+            tells_nothing(&what, &answer);
+            accepted.extend(answer["updateId"].as_str().map(str::to_owned));
+        }
+    }
+
+    // What was accepted fails, in the same words as for a lead that is nowhere, and only its own project hears of it.
+    assert_eq!(accepted.len(), 3);
+    let nowhere = second.update(json!({"leadId": "ffffffffffffffffffffffff", "name": "mine"})).await;
+    let nowhere = second.outcome(&nowhere).await;
+    for update_id in &accepted {
+        let mut story = second.outcome(update_id).await;
+        assert_eq!((&story["status"], &story["errorCode"]), (&json!("failed"), &nowhere["errorCode"]), "{story}");
+        assert_eq!(story["outcome"]["error"], nowhere["outcome"]["error"]);
+        assert_eq!(story["outcome"]["data"], Value::Null);
+        assert_eq!(first.api.get(&format!("/api/v1/updates/{update_id}")).await.0, 404);
+        // The command is what it asked itself, and a reference in the outcome is from there.
+        story["command"].take();
+        story["outcome"]["referenceId"].take();
+        tells_nothing("the story", &story);
+    }
+    for request in stack.receiver.wait_for_requests("/second-fallback", accepted.len() + 1, SOON).await {
+        assert_eq!(request.json()["data"], Value::Null);
+    }
+    // An update of its own project overtakes nothing: whatever was to be told is told by now.
+    let last = first.api.update(json!({"leadId": first.lead_id, "metadata": {"last": true}})).await;
+    first.api.outcome(&last).await;
+    let at_first = stack.receiver.wait_for_requests("/first", told + 1, SOON).await;
+    assert_eq!(at_first.len(), told + 1);
+    assert_eq!(at_first[told].json()["updateId"], json!(last));
+    assert!(stack.receiver.requests_to("/first-fallback").is_empty());
+    let mut after = first.lead().await;
+    assert_eq!(after["data"]["metadata"]["last"], true);
+    for changed in ["metadata", "updatedAt", "activities"] {
+        after["data"][changed] = before["data"][changed].clone();
+    }
+    assert_eq!(after, before, "nobody else changed the lead");
+}
+
+/// The subjects of the contract's table.
+fn subjects() -> Vec<&'static str> {
+    let table = include_str!("../crates/contract/src/rpc.rs").lines();
+    let constants =
+        table.filter_map(|line| line.strip_prefix("pub const ")?.split_once(": &str = \"")?.1.strip_suffix("\";"));
+    constants.collect()
+}
+
+#[tokio::test]
+async fn no_query_answers_for_another_project() {
+    let stack = Stack::start().await;
+    let first = Tenant::first(&stack).await;
+    let second = Api::create(stack.api.url.clone(), &stack.client, "second").await;
+    let (project_id, before) = (second.project_id, first.lead().await);
+    let Tenant { process_id, lead_id, update_id, .. } = &first;
+    let ask = async |subject: &str, query: Value| -> Result<Value, RpcError> {
+        service_kit::rpc::call(&stack.client, subject, &query).await
+    };
+    let all = subjects();
+    assert!(all.len() >= 10 && all.iter().all(|subject| subject.contains(".rpc.")), "{all:?}");
+    for subject in all.into_iter().filter(|subject| !OPERATORS.contains(subject)) {
+        let queries = match subject {
+            rpc::LEAD_GET => vec![
+                json!({"projectId": project_id, "leadId": lead_id}),
+                json!({"projectId": project_id, "processId": process_id, "referenceId": SECRETS[3]}),
+            ],
+            rpc::LEAD_INITIATE => {
+                vec![json!({"projectId": project_id, "processId": process_id, "name": "x", "metadata": {}})]
+            }
+            rpc::UPDATE_GET | rpc::DELIVERY_OF_UPDATE => vec![json!({"projectId": project_id, "updateId": update_id})],
+            // A process of the same name is another one.
+            rpc::PROCESS_APPLY => {
+                vec![json!({"projectId": project_id, "name": "sales", "states": [{"name": "new", "kind": "initial"}]})]
+            }
+            // A key that the first project has already does not change sides.
+            rpc::KEY_CREATE => vec![json!({
+                "projectId": project_id, "name": "x", "sha256": hash(&first.api.key), "scopes": ["leads:read"], "expiresAt": null,
+            })],
+            rpc::KEY_LIST => vec![json!({"projectId": project_id})],
+            new => panic!("{new} is not walked: say how another project would reach for data there"),
+        };
+        for query in queries {
+            let answer = ask(subject, query.clone()).await;
+            let what = format!("{subject} {query}: {answer:?}");
+            match (subject, &answer) {
+                (rpc::LEAD_GET | rpc::LEAD_INITIATE | rpc::UPDATE_GET, Err(e)) => assert_eq!(e.status, 404, "{what}"),
+                (rpc::DELIVERY_OF_UPDATE, Ok(deliveries)) => assert_eq!(deliveries, &json!([]), "{what}"),
+                (rpc::PROCESS_APPLY, Ok(applied)) => {
+                    assert_ne!(applied["process"]["processId"], json!(process_id), "{what}");
+                    assert_eq!(applied["process"]["callbacks"], json!([]), "{what}");
+                }
+                (rpc::KEY_CREATE, Err(_)) => {}
+                (rpc::KEY_LIST, Ok(keys)) => {
+                    let keys: Vec<ApiKey> = serde_json::from_value(keys.clone()).expect("keys");
+                    assert!(!keys.is_empty() && keys.iter().all(|key| key.project_id == project_id), "{what}");
+                }
+                _ => panic!("{what}"),
+            }
+            tells_nothing(&what, &answer.unwrap_or_default());
+        }
+    }
+    assert_eq!(first.lead().await, before);
+    let keys: rpc::Keys = stack.call(rpc::KEY_LIST, &ListKeys { project_id: first.api.project_id }).await;
+    assert!(keys.iter().all(|key| key.project_id == first.api.project_id && key.scopes == Scope::ALL.into()));
+}
