@@ -2,6 +2,12 @@
 
 /// JetStream's deduplication id. Commands and events carry their `updateId`.
 pub const MESSAGE_ID: &str = "Nats-Msg-Id";
+/// On a message of an atomic batch (NATS ADR-50): which batch. Stored with the message.
+pub const BATCH_ID: &str = "Nats-Batch-Id";
+/// On a message of an atomic batch: its place, from 1 on.
+pub const BATCH_SEQUENCE: &str = "Nats-Batch-Sequence";
+/// On the last message of an atomic batch: `1`.
+pub const BATCH_COMMIT: &str = "Nats-Batch-Commit";
 /// W3C trace context (<https://www.w3.org/TR/trace-context/>), from the client through every message to the webhook.
 pub const TRACEPARENT: &str = "traceparent";
 /// On a dead letter: what is wrong with it, in one sentence.

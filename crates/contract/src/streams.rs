@@ -59,13 +59,15 @@ pub fn streams(limits: StreamLimits) -> [Config; 4] {
         duplicate_window: Duration::from_secs(120),
         ..Config::default()
     };
+    // Published to in atomic batches, which servers before 2.12 do not know.
+    let batched = |stream| Config { allow_atomic_publish: true, ..stream };
     // Refuse rather than forget: what is in these two must be read before it may go.
     let refuse = DiscardPolicy::New;
     // Notices: the source of truth is in Postgres or gone for good, so the oldest make room.
     let forget = DiscardPolicy::Old;
     [
-        stream(LEAD_COMMANDS, subject::ALL_COMMANDS, refuse, limits.max_bytes),
-        stream(LEAD_EVENTS, subject::ALL_EVENTS, refuse, limits.max_bytes),
+        batched(stream(LEAD_COMMANDS, subject::ALL_COMMANDS, refuse, limits.max_bytes)),
+        batched(stream(LEAD_EVENTS, subject::ALL_EVENTS, refuse, limits.max_bytes)),
         stream(WEBHOOK_EVENTS, subject::ALL_WEBHOOK_EVENTS, forget, limits.max_bytes / 16),
         stream(LEAD_DEAD_LETTERS, subject::ALL_DEAD_LETTERS, forget, limits.max_bytes / 16),
     ]

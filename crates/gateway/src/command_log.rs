@@ -2,21 +2,24 @@
 //!
 //! A client may hang up at any time, and hyper then drops its handler wherever that waits. Before
 //! [`append`](CommandLog::append) nothing has happened; from its first poll the publish is a task of its own, which
-//! holds its place among those in flight and waits for the ack whether or not anyone still listens. So there is either
-//! a whole command in the log or none, no ack is dropped, and no place is leaked; shutdown waits for these tasks.
+//! holds its place among those in flight and waits for the ack whether or not anyone still listens, by itself or in a
+//! batch with others. So there is either a whole command in the log or none, no ack is dropped, and no place is leaked;
+//! shutdown waits for these tasks.
 
 use std::sync::{
     Arc,
     atomic::{AtomicBool, Ordering},
 };
 
-use async_nats::jetstream;
 use contract::{
     ObjectId,
     command::UpdateCommand,
     subject::{CommandKind, CommandSubject},
 };
-use service_kit::publish::{self, PublishError};
+use service_kit::{
+    batch::Publisher,
+    publish::{self, PublishError},
+};
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
@@ -45,7 +48,7 @@ impl CommandLog {
     /// Appends a command of a project, and waits until the log has it.
     pub(crate) async fn append(
         &self,
-        js: &jetstream::Context,
+        commands: &Publisher,
         project_id: ObjectId,
         update_id: ObjectId,
         command: &UpdateCommand,
@@ -55,13 +58,13 @@ impl CommandLog {
         let payload = serde_json::to_vec(command).map_err(|e| internal(&e))?;
         let subject = CommandSubject { project_id, kind: CommandKind::Update }.to_string();
         let message = publish::message(subject, &update_id.to_string(), Some(traceparent), payload.into());
-        let (js, failing) = (js.clone(), self.failing.clone());
+        let (commands, failing) = (commands.clone(), self.failing.clone());
         let publish = async move {
-            let published = publish::publish(&js, message).await;
+            let published = commands.publish(message).await;
             drop(slot);
             match &published {
-                Ok(ack) => {
-                    tracing::info!(%update_id, %project_id, sequence = ack.sequence, "update accepted");
+                Ok(stored) => {
+                    tracing::info!(%update_id, %project_id, sequence = stored.sequence, "update accepted");
                     if failing.swap(false, Ordering::Relaxed) {
                         tracing::info!("the command log takes updates again");
                     }

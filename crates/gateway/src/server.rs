@@ -21,6 +21,7 @@ use contract::{
 };
 use futures::FutureExt;
 use service_kit::{
+    batch::Publisher,
     clock,
     health::{self, Readiness},
     http::{self, Limits},
@@ -89,6 +90,7 @@ pub(crate) struct App {
 pub(crate) struct Broker {
     pub(crate) client: Client,
     pub(crate) js: jetstream::Context,
+    pub(crate) commands: Publisher,
 }
 
 impl App {
@@ -171,7 +173,8 @@ async fn follow_keys(
     let connect = async {
         let client = nats::connect(&config.nats, "gateway", &readiness).await?;
         let js = nats::jetstream(&client);
-        let broker = app.broker.get_or_init(|| Broker { client, js });
+        let commands = Publisher::new(js.clone());
+        let broker = app.broker.get_or_init(|| Broker { client, js, commands });
         nats::stream(&broker.js, LEAD_COMMANDS).await?;
         readiness.ready(LEAD_COMMANDS);
         anyhow::Ok(broker)

@@ -3,9 +3,10 @@
 use async_nats::jetstream;
 use contract::subject;
 use service_kit::{
+    batch::Publisher,
     clock,
     nats::{chain, patient},
-    publish::{message, publish_all},
+    publish::message,
 };
 use sqlx::PgPool;
 use tokio::sync::mpsc;
@@ -38,7 +39,7 @@ pub(crate) fn channel() -> (mpsc::Sender<Batch>, mpsc::Receiver<Batch>) {
 /// Publishes what the ledger holds behind `published_seq`, and from then on what is applied, until the channel ends.
 pub(crate) struct Announcer {
     pub(crate) pool: PgPool,
-    pub(crate) js: jetstream::Context,
+    pub(crate) events: Publisher,
     pub(crate) checkpoint: Checkpoint,
 }
 
@@ -71,7 +72,7 @@ impl Announcer {
     async fn announce(&self, announcements: &[Announcement], up_to: u64) -> Result<(), StoreError> {
         for delay in patient() {
             // Again all of them: those that are there already are known by their message ids.
-            match publish_all(&self.js, announcements.iter().map(outbound)).await {
+            match self.events.publish_all(announcements.iter().map(outbound)).await {
                 Ok(()) => break,
                 Err(e) => {
                     tracing::warn!(up_to, "cannot announce, trying again: {e}");

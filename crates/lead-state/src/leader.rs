@@ -10,6 +10,7 @@ use anyhow::Context as _;
 use async_nats::jetstream;
 use contract::streams::LEAD_COMMANDS;
 use service_kit::{
+    batch::Publisher,
     clock,
     config::DatabaseConfig,
     health::Readiness,
@@ -112,7 +113,7 @@ impl Leader {
         };
 
         // First what is applied and not announced, whatever the log looks like now.
-        let mut announcer = Announcer { pool: self.pool.clone(), js: self.js.clone(), checkpoint };
+        let mut announcer = Announcer { pool: self.pool.clone(), events: Publisher::new(self.js.clone()), checkpoint };
         let caught_up = tokio::select! {
             caught_up = announcer.catch_up() => caught_up,
             () = shutdown.cancelled() => return Ok(TermEnd::Shutdown),

@@ -48,10 +48,10 @@ impl NatsOptions {
         Self { dir: Some(dir.into()), sync: true, port: None }
     }
 
-    /// One that leaves nothing behind and never waits for the disk.
+    /// One that leaves nothing behind. It syncs like a durable one, for what is tested on it is meant for those.
     #[must_use]
     pub fn throwaway() -> Self {
-        Self::default()
+        Self { sync: true, ..Self::default() }
     }
 }
 

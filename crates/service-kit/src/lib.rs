@@ -1,6 +1,7 @@
 //! What every service needs around its part of the flow: configuration, telemetry, lifecycle, health, metrics, HTTP
 //! serving, NATS connection, streams, buckets and queries.
 
+pub mod batch;
 pub mod clock;
 pub mod config;
 pub mod health;
@@ -13,3 +14,4 @@ pub mod publish;
 pub mod retention;
 pub mod rpc;
 pub mod telemetry;
+pub mod version;

@@ -1,19 +1,26 @@
 //! The connection to NATS, and the streams and buckets that must be there.
 
-use std::{future::Future, time::Duration};
+use std::{
+    future::Future,
+    sync::{Arc, Mutex, OnceLock, PoisonError},
+    time::Duration,
+};
 
 use anyhow::Context;
 use async_nats::{
     Client, ConnectOptions, Event, ServerAddr,
     jetstream::{
-        self, kv,
+        self,
+        context::{RequestError, RequestErrorKind},
+        kv,
+        response::Response,
         stream::{self, Stream},
     },
 };
 use backon::{BackoffBuilder, ExponentialBuilder};
 use contract::streams::{StreamLimits, buckets, streams};
 
-use crate::{config::NatsConfig, health::Readiness};
+use crate::{config::NatsConfig, health::Readiness, version::ServerVersion};
 
 /// How often the connection is probed. A peer that vanished without a word is noticed after two to three of these.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
@@ -21,10 +28,13 @@ const PING_INTERVAL: Duration = Duration::from_secs(5);
 /// mistakes a slow disk for a lost message.
 const ACK_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Connects, and goes on trying until NATS is there; `readiness` follows the connection.
+/// Connects, and goes on trying until NATS is there; `readiness` follows the connection. Says what a server of that
+/// version cannot give, also when a later connection leads to another one. The connection stays until the process ends.
 pub async fn connect(config: &NatsConfig, name: &str, readiness: &Readiness) -> anyhow::Result<Client> {
     readiness.not_ready("nats", "not connected");
     let observed = readiness.clone();
+    let notice = Arc::new(VersionNotice::default());
+    let reconnected = notice.clone();
     let servers = config
         .nats_url
         .split(',')
@@ -39,11 +49,13 @@ pub async fn connect(config: &NatsConfig, name: &str, readiness: &Readiness) -> 
         .reconnect_delay_callback(|attempts| Duration::from_millis((attempts as u64 * 100).min(1000)))
         .event_callback(move |event| {
             let readiness = observed.clone();
+            let notice = reconnected.clone();
             async move {
                 match event {
                     Event::Connected => {
                         tracing::info!("connected to NATS");
                         readiness.ready("nats");
+                        notice.reconnected().await;
                     }
                     Event::Disconnected | Event::Closed => {
                         tracing::warn!("connection to NATS lost");
@@ -70,7 +82,39 @@ pub async fn connect(config: &NatsConfig, name: &str, readiness: &Readiness) -> 
     }
     let client = retry("connect to NATS", || options.clone().connect(&servers)).await?;
     readiness.ready("nats");
+    notice.client.get_or_init(|| client.clone());
+    notice.tell();
     Ok(client)
+}
+
+/// Says once of each server version what it cannot give. It keeps the connection that it is told about.
+#[derive(Default)]
+struct VersionNotice {
+    client: OnceLock<Client>,
+    told: Mutex<Option<String>>,
+}
+
+impl VersionNotice {
+    /// The client says that it is connected before it knows the new server; a flush gets through when it does.
+    async fn reconnected(&self) {
+        let Some(client) = self.client.get() else { return };
+        if let Ok(Ok(())) = tokio::time::timeout(Duration::from_secs(1), client.flush()).await {
+            self.tell();
+        }
+    }
+
+    fn tell(&self) {
+        let Some(version) = self.client.get().map(|client| client.server_info().version) else { return };
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.as_ref() == Some(&version) {
+            return;
+        }
+        tracing::info!(version, "the NATS server's version");
+        for lack in ServerVersion::parse(&version).cannot() {
+            tracing::warn!(version, "the NATS server is older than it should be: {lack}");
+        }
+        *told = Some(version);
+    }
 }
 
 /// A JetStream context of this connection.
@@ -84,15 +128,38 @@ pub fn jetstream(client: &Client) -> jetstream::Context {
         .build(client.clone())
 }
 
-/// Makes the streams and buckets that are not there yet. What is there is left as it is.
+/// Makes the streams and buckets that are not there yet. What is there is left as it is, except that a stream that an
+/// older server made is allowed the atomic batches that the server knows now.
 pub async fn create_streams(js: &jetstream::Context, limits: StreamLimits) -> anyhow::Result<()> {
-    for config in streams(limits) {
-        retry("create a stream", || js.get_or_create_stream(config.clone())).await?;
+    let version = ServerVersion::parse(&js.client().server_info().version);
+    for mut config in streams(limits) {
+        config.allow_atomic_publish &= version.knows_atomic_batches();
+        let stream = retry("create a stream", || js.get_or_create_stream(config.clone())).await?;
+        if config.allow_atomic_publish && !stream.cached_info().config.allow_atomic_publish {
+            tracing::info!("allowing atomic batches on {}", config.name);
+            retry("allow atomic batches", || allow_atomic_batches(js, &config.name)).await?;
+        }
     }
     for config in buckets(limits) {
         retry("create a bucket", || js.get_or_create_stream(bucket_stream(&config))).await?;
     }
     Ok(())
+}
+
+/// Sets this one thing of a stream's configuration. The rest goes back to the server as it came: a newer server may have
+/// settings that this client does not know.
+async fn allow_atomic_batches(js: &jetstream::Context, stream: &str) -> Result<(), RequestError> {
+    let failed = |error| RequestError::with_source(RequestErrorKind::Other, error);
+    let mut info = match js.request(format!("STREAM.INFO.{stream}"), &()).await? {
+        Response::Ok::<serde_json::Value>(info) => info,
+        Response::Err { error } => return Err(failed(error)),
+    };
+    let mut config = info["config"].take();
+    config["allow_atomic"] = true.into();
+    match js.request(format!("STREAM.UPDATE.{stream}"), &config).await? {
+        Response::Ok::<serde_json::Value>(_) => Ok(()),
+        Response::Err { error } => Err(failed(error)),
+    }
 }
 
 /// The stream that a bucket is (ADR-8). `create_key_value` asks for the account's figures first, and cannot read those

@@ -3,7 +3,7 @@
 use std::error::Error;
 
 use async_nats::{
-    HeaderMap,
+    Client, HeaderMap,
     connection::State,
     jetstream::{
         self, ErrorCode,
@@ -39,8 +39,7 @@ pub enum PublishError {
 
 impl From<jetstream::context::PublishError> for PublishError {
     fn from(error: jetstream::context::PublishError) -> Self {
-        let answer = error.source().and_then(|source| source.downcast_ref::<jetstream::Error>());
-        match (error.kind(), answer.map(jetstream::Error::error_code)) {
+        match (error.kind(), error_code(&error)) {
             (PublishErrorKind::MaxPayloadExceeded, _) | (_, Some(ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM)) => {
                 Self::TooLarge
             }
@@ -53,6 +52,11 @@ impl From<jetstream::context::PublishError> for PublishError {
     }
 }
 
+/// JetStream's own code of why it refused a message.
+pub(crate) fn error_code(error: &jetstream::context::PublishError) -> Option<ErrorCode> {
+    error.source()?.downcast_ref::<jetstream::Error>().map(jetstream::Error::error_code)
+}
+
 /// Makes a message with its deduplication id and trace context.
 pub fn message(subject: String, id: &str, traceparent: Option<&str>, payload: Bytes) -> OutboundMessage {
     let mut map = HeaderMap::new();
@@ -63,13 +67,19 @@ pub fn message(subject: String, id: &str, traceparent: Option<&str>, payload: By
     OutboundMessage { subject: subject.into(), payload, headers: Some(map) }
 }
 
-/// Sends a message; the future that comes back is its ack, and must be awaited.
-async fn send(js: &jetstream::Context, message: OutboundMessage) -> Result<PublishAckFuture, PublishError> {
-    use jetstream::context::traits::Publisher;
-    // The client would keep the message and send it after a reconnect, long after its caller gave up.
-    if js.client().connection_state() != State::Connected {
-        return Err(PublishError::Unavailable("not connected".into()));
+/// Refuses while there is no connection. The client would keep a message and send it after a reconnect, long after its
+/// caller gave up.
+pub(crate) fn connected(client: &Client) -> Result<(), PublishError> {
+    match client.connection_state() {
+        State::Connected => Ok(()),
+        _ => Err(PublishError::Unavailable("not connected".into())),
     }
+}
+
+/// Sends a message; the future that comes back is its ack, and must be awaited.
+pub(crate) async fn send(js: &jetstream::Context, message: OutboundMessage) -> Result<PublishAckFuture, PublishError> {
+    use jetstream::context::traits::Publisher;
+    connected(&js.client())?;
     Ok(js.publish_message(message).await?)
 }
 

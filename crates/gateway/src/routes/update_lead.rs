@@ -42,16 +42,16 @@ pub(crate) async fn handle(app: Arc<App>, key: Arc<ApiKey>, request: Request) ->
     let client_key = idempotency::key(request.headers())?;
     let body = body::read(request, app.max_body_bytes).await?;
     let (mut command, warnings) = parse(&body, &key)?;
-    let js = &app.broker()?.js;
+    let broker = app.broker()?;
     let mut claim = Claim { update_id: clock::new_id(), replayed: false };
     if let Some(client_key) = client_key {
         let record = IdempotencyRecord::new(&body, claim.update_id);
-        claim = app.idempotency.claim(js, &idempotency_key(key.project_id, &client_key), &record).await?;
+        claim = app.idempotency.claim(&broker.js, &idempotency_key(key.project_id, &client_key), &record).await?;
     }
     let Claim { update_id, replayed } = claim;
     command.update_id = Some(update_id);
     // Also when it was asked for before: whether the first one's command reached the log is not known.
-    app.command_log.append(js, key.project_id, update_id, &command, &traceparent).await?;
+    app.command_log.append(&broker.commands, key.project_id, update_id, &command, &traceparent).await?;
     let accepted = Accepted { success: true, message: "Lead update initiated", update_id, warnings };
     let mut response = json(StatusCode::OK, &accepted);
     if replayed {

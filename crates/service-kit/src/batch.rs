@@ -1,0 +1,362 @@
+//! 1 Accept, 6 Announce: messages that go into a stream together, as one atomic batch (NATS ADR-50).
+//!
+//! A server that syncs before it acks does so once per message, but only a few times per batch: a batch is a group
+//! commit. Nobody waits for company: a message goes at once and by itself unless so many are on their way that a batch
+//! is cheaper; then [`Publisher::publish`] sends together what has gathered while the batches before were on their way.
+//!
+//! A batch is stored as a whole or refused as a whole, for one message that is too large or was stored before (a
+//! repeated message id), or because the stream is full. So what was refused together is published again one by one,
+//! and every message has an outcome of its own. The same is done where batches gain nothing, on servers before 2.15, and
+//! where the stream does not allow them.
+
+use std::{
+    collections::VecDeque,
+    fmt,
+    future::ready,
+    mem,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use async_nats::{
+    Client, HeaderMap,
+    jetstream::{self, ErrorCode, message::OutboundMessage, publish::PublishAck},
+};
+use contract::headers;
+use futures::future::{Either, join_all};
+use tokio::sync::oneshot;
+
+use crate::{
+    publish::{self, PublishError},
+    version::ServerVersion,
+};
+
+/// Most messages of a batch: what the server takes.
+const BATCH_MESSAGES: usize = 1000;
+/// Most bytes of a batch. More delays those that wait for the next one, less syncs more often.
+const BATCH_BYTES: usize = 1 << 20;
+/// From how many messages on a batch is cheaper: for the server it is work like that of about ten messages (staged in a
+/// file of its own, which is synced too). Measured: docs/RELIABILITY.md.
+const WORTH_A_BATCH: usize = 16;
+/// Most batches on their way at once. More of them are smaller and sync more often, fewer leave the server idle while
+/// an ack travels. The server takes 50 of a stream, of all its publishers.
+const IN_FLIGHT: usize = 2;
+/// How often the version of the server is read, which is a copy of all that it says of itself.
+const READ_VERSION: Duration = Duration::from_secs(1);
+/// How long a stream that does not allow batches is not asked again. It may allow them after an upgrade.
+const REFUSED: Duration = Duration::from_secs(30);
+/// What a message takes beside its subject, payload and the values of its own headers.
+const OVERHEAD: usize = 256;
+
+/// Where a message stands in its stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stored {
+    /// Its sequence; of a duplicate, that of the first one.
+    pub sequence: u64,
+    /// Whether a message of this id was there already. Then this one was not stored again.
+    pub duplicate: bool,
+}
+
+impl From<PublishAck> for Stored {
+    fn from(ack: PublishAck) -> Self {
+        Self { sequence: ack.sequence, duplicate: ack.duplicate }
+    }
+}
+
+/// Publishes to one stream, in atomic batches where they pay and the stream allows them.
+#[derive(Clone)]
+pub struct Publisher {
+    shared: Arc<Shared>,
+}
+
+impl fmt::Debug for Publisher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Publisher").finish_non_exhaustive()
+    }
+}
+
+struct Shared {
+    js: jetstream::Context,
+    client: Client,
+    mode: Mutex<Mode>,
+    queue: Mutex<Queue>,
+}
+
+/// Whether to publish in batches, as far as is known.
+#[derive(Debug, Default)]
+struct Mode {
+    /// When the server's version was read: the next connection may lead to another server.
+    read_at: Option<Instant>,
+    server_gains: bool,
+    /// When the stream said that it does not allow batches.
+    refused_at: Option<Instant>,
+}
+
+/// Messages that wait for a batch, and what is on its way.
+#[derive(Default)]
+struct Queue {
+    waiting: VecDeque<Waiting>,
+    batches: usize,
+    alone: usize,
+}
+
+struct Waiting {
+    message: OutboundMessage,
+    outcome: oneshot::Sender<Result<Stored, PublishError>>,
+}
+
+impl Publisher {
+    /// A publisher on this connection.
+    pub fn new(js: jetstream::Context) -> Self {
+        let client = js.client();
+        Self { shared: Arc::new(Shared { js, client, mode: Mutex::default(), queue: Mutex::default() }) }
+    }
+
+    /// Publishes a message and waits until the stream has it. It may go in one batch with others that are published at
+    /// the same time; in what order is not said. Callers bound how many wait.
+    pub async fn publish(&self, message: OutboundMessage) -> Result<Stored, PublishError> {
+        if !self.shared.has_batches() {
+            return Ok(publish::publish(&self.shared.js, message).await?.into());
+        }
+        if let Some(_alone) = Alone::begin(&self.shared) {
+            return Ok(publish::publish(&self.shared.js, message).await?.into());
+        }
+        let (outcome, told) = oneshot::channel();
+        if let Some(turn) = Turn::begin(&self.shared, Waiting { message, outcome }) {
+            // Not supervised: those whose messages it carries wait for it, and are told when it dies.
+            tokio::spawn(turn.run());
+        }
+        told.await.unwrap_or(Err(PublishError::Unconfirmed))
+    }
+
+    /// Publishes messages in this order, then waits until the stream has them all.
+    ///
+    /// After an error some may be stored: publish them all again, their message ids keep them from being stored twice.
+    pub async fn publish_all(&self, messages: impl IntoIterator<Item = OutboundMessage>) -> Result<(), PublishError> {
+        if !self.shared.has_batches() {
+            return publish::publish_all(&self.shared.js, messages).await;
+        }
+        let mut messages = messages.into_iter().peekable();
+        while messages.peek().is_some() {
+            let mut batch = Vec::new();
+            let mut room = Room::default();
+            while let Some(message) = messages.next_if(|message| room.takes(size(message))) {
+                batch.push(message);
+            }
+            for outcome in self.shared.publish_together(batch).await {
+                outcome?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Shared {
+    fn lock_queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_mode(&self) -> MutexGuard<'_, Mode> {
+        self.mode.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether to try a batch.
+    fn has_batches(&self) -> bool {
+        let mut mode = self.lock_mode();
+        if mode.read_at.is_none_or(|at| at.elapsed() > READ_VERSION) {
+            mode.read_at = Some(Instant::now());
+            mode.server_gains = ServerVersion::parse(&self.client.server_info().version).syncs_batches_as_one();
+        }
+        mode.server_gains && mode.refused_at.is_none_or(|at| at.elapsed() > REFUSED)
+    }
+
+    /// Publishes messages in this order, together where that is possible; the outcome of each.
+    async fn publish_together(&self, messages: Vec<OutboundMessage>) -> Vec<Result<Stored, PublishError>> {
+        if messages.len() >= WORTH_A_BATCH {
+            match self.publish_batch(&messages).await {
+                Ok(outcomes) => return outcomes.into_iter().map(Ok).collect(),
+                // Whether the batch is there or not: as a whole.
+                Err(PublishError::Unconfirmed) => {
+                    return messages.iter().map(|_| Err(PublishError::Unconfirmed)).collect();
+                }
+                Err(e) => tracing::debug!(messages = messages.len(), "a batch was refused, publishing one by one: {e}"),
+            }
+        }
+        let mut acks = Vec::with_capacity(messages.len());
+        for message in messages {
+            acks.push(match publish::send(&self.js, message).await {
+                Ok(ack) => Either::Left(async { Ok(ack.await?.into()) }),
+                Err(e) => Either::Right(ready(Err(e))),
+            });
+        }
+        join_all(acks).await
+    }
+
+    /// Publishes messages as one batch. After an error other than [`PublishError::Unconfirmed`] none is stored, or those
+    /// that are will be known again by their message ids.
+    async fn publish_batch(&self, messages: &[OutboundMessage]) -> Result<Vec<Stored>, PublishError> {
+        let max_payload = self.client.max_payload();
+        if messages.iter().any(|message| size(message) > max_payload) {
+            return Err(PublishError::TooLarge);
+        }
+        publish::connected(&self.client)?;
+        let id = format!("{:016x}", rand::random::<u64>());
+        let Some((last, others)) = messages.split_last() else { return Ok(Vec::new()) };
+        for (place, message) in (1..).zip(others) {
+            let map = batch_headers(message, &id, place);
+            let sent = self.client.publish_with_headers(message.subject.clone(), map, message.payload.clone());
+            sent.await.map_err(|e| PublishError::Refused(e.to_string()))?;
+        }
+        let mut map = batch_headers(last, &id, messages.len());
+        map.insert(headers::BATCH_COMMIT, "1");
+        let commit =
+            OutboundMessage { subject: last.subject.clone(), payload: last.payload.clone(), headers: Some(map) };
+        let ack = match publish::send(&self.js, commit).await?.await {
+            Ok(ack) => ack,
+            Err(e) => {
+                if publish::error_code(&e) == Some(ErrorCode::ATOMIC_PUBLISH_DISABLED) {
+                    tracing::warn!("the stream does not allow atomic batches: publishing one by one");
+                    self.lock_mode().refused_at = Some(Instant::now());
+                }
+                return Err(e.into());
+            }
+        };
+        // A server that knows no batches, as there may be one in a cluster, acks the last message alone.
+        if ack.batch_id.as_deref() != Some(&id) || ack.batch_size != Some(messages.len() as u64) {
+            self.lock_mode().refused_at = Some(Instant::now());
+            return Err(PublishError::Refused("the stream's server does not know atomic batches".into()));
+        }
+        let first = ack.sequence + 1 - messages.len() as u64;
+        Ok((first..=ack.sequence).map(|sequence| Stored { sequence, duplicate: false }).collect())
+    }
+}
+
+fn batch_headers(message: &OutboundMessage, id: &str, place: usize) -> HeaderMap {
+    let mut map = message.headers.clone().unwrap_or_default();
+    map.insert(headers::BATCH_ID, id);
+    map.insert(headers::BATCH_SEQUENCE, place.to_string());
+    map
+}
+
+/// About how many bytes a message is on the wire, rather more.
+fn size(message: &OutboundMessage) -> usize {
+    message.subject.len() + message.payload.len() + OVERHEAD
+}
+
+/// What a batch can still take.
+#[derive(Debug, Default)]
+struct Room {
+    messages: usize,
+    bytes: usize,
+}
+
+impl Room {
+    /// Takes a message of this size, or says that the batch is full. The first one always fits.
+    fn takes(&mut self, size: usize) -> bool {
+        let fits = self.messages == 0 || (self.messages < BATCH_MESSAGES && self.bytes + size <= BATCH_BYTES);
+        if fits {
+            self.messages += 1;
+            self.bytes += size;
+        }
+        fits
+    }
+}
+
+/// A message on its way by itself.
+struct Alone<'a>(&'a Shared);
+
+impl<'a> Alone<'a> {
+    /// None when the message should wait for a batch.
+    fn begin(shared: &'a Shared) -> Option<Self> {
+        let mut queue = shared.lock_queue();
+        if queue.batches > 0 || queue.alone >= WORTH_A_BATCH {
+            return None;
+        }
+        queue.alone += 1;
+        Some(Self(shared))
+    }
+}
+
+impl Drop for Alone<'_> {
+    fn drop(&mut self) {
+        self.0.lock_queue().alone -= 1;
+    }
+}
+
+/// The right to have a batch on its way. Publishes what waits, batch after batch, until nothing does.
+struct Turn {
+    shared: Arc<Shared>,
+    over: bool,
+}
+
+impl Turn {
+    /// Lets a message wait; with a turn if it need not.
+    fn begin(shared: &Arc<Shared>, waiting: Waiting) -> Option<Self> {
+        let mut queue = shared.lock_queue();
+        queue.waiting.push_back(waiting);
+        if queue.batches == IN_FLIGHT {
+            return None;
+        }
+        queue.batches += 1;
+        Some(Self { shared: shared.clone(), over: false })
+    }
+
+    async fn run(mut self) {
+        while let Some(batch) = self.next() {
+            let (messages, outcomes): (Vec<_>, Vec<_>) = batch.into_iter().map(|w| (w.message, w.outcome)).unzip();
+            for (outcome, told) in self.shared.publish_together(messages).await.into_iter().zip(outcomes) {
+                // Nobody listens any more where a client hung up.
+                let _ = told.send(outcome);
+            }
+        }
+    }
+
+    /// What waits, as much as a batch takes. With nothing, the turn is over.
+    fn next(&mut self) -> Option<Vec<Waiting>> {
+        let mut queue = self.shared.lock_queue();
+        let mut room = Room::default();
+        let mut batch = Vec::new();
+        while let Some(waiting) = queue.waiting.pop_front_if(|waiting| room.takes(size(&waiting.message))) {
+            batch.push(waiting);
+        }
+        if batch.is_empty() {
+            queue.batches -= 1;
+            self.over = true;
+            return None;
+        }
+        Some(batch)
+    }
+}
+
+impl Drop for Turn {
+    /// A panic must not take the turn with it.
+    fn drop(&mut self) {
+        if !mem::replace(&mut self.over, true) {
+            self.shared.lock_queue().batches -= 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_batch_is_bounded_and_never_empty(sizes in prop::collection::vec(1..3 * BATCH_BYTES / 2, 1..50), small: bool) {
+            let sizes: Vec<_> = if small { sizes.iter().cycle().map(|size| size % 300).take(2500).collect() } else { sizes };
+            let mut left = sizes.as_slice();
+            while !left.is_empty() {
+                let mut room = Room::default();
+                let taken = left.iter().take_while(|size| room.takes(**size)).count();
+                let bytes: usize = left[..taken].iter().sum();
+                prop_assert!(taken == 1 || (2..=BATCH_MESSAGES).contains(&taken) && bytes <= BATCH_BYTES);
+                // And it takes what it can.
+                prop_assert!(taken == left.len() || taken == BATCH_MESSAGES || bytes + left[taken] > BATCH_BYTES);
+                left = &left[taken..];
+            }
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! Publishing to a real nats-server, whichever is there: in atomic batches where it syncs them as one, else one by one.
+//! What callers see is the same.
+#![expect(clippy::unwrap_used, reason = "clippy sees no test in the functions that tests share")]
+
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use async_nats::jetstream::{
+    self,
+    message::OutboundMessage,
+    stream::{Config, DiscardPolicy},
+};
+use contract::{
+    headers,
+    streams::{LEAD_COMMANDS, LEAD_EVENTS, StreamLimits, WEBHOOK_EVENTS},
+};
+use futures::{StreamExt, future::join_all};
+use service_kit::{
+    batch::{Publisher, Stored},
+    nats,
+    publish::{self, PublishError},
+};
+use test_support::{LocalNats, eventually};
+
+const SOON: Duration = Duration::from_secs(30);
+const LIMITS: StreamLimits = StreamLimits { max_bytes: 64 << 20, replicas: 1 };
+
+/// Whether this server syncs batches as one, so that they are to be used.
+fn batches(nats: &LocalNats) -> bool {
+    nats.version() >= (2, 15, 0)
+}
+
+async fn start() -> (LocalNats, jetstream::Context) {
+    let nats = test_support::nats().await;
+    let js = nats::jetstream(&nats.connect().await.unwrap());
+    nats::create_streams(&js, LIMITS).await.unwrap();
+    (nats, js)
+}
+
+fn command(id: &str, payload: impl Into<bytes::Bytes>) -> OutboundMessage {
+    publish::message("leads.cmd.p.update".into(), id, None, payload.into())
+}
+
+/// Publishes all at the same time; the outcome of each.
+async fn at_once(
+    publisher: &Publisher,
+    messages: impl IntoIterator<Item = OutboundMessage>,
+) -> Vec<Result<Stored, PublishError>> {
+    join_all(messages.into_iter().map(|message| publisher.publish(message))).await
+}
+
+/// The message ids of a stream in its order, and how many of the messages came in a batch.
+async fn stored(js: &jetstream::Context, stream: &str) -> (Vec<String>, usize) {
+    let mut stream = js.get_stream(stream).await.unwrap();
+    let count = stream.info().await.unwrap().state.messages as usize;
+    let consumer = stream.create_consumer(jetstream::consumer::pull::OrderedConfig::default()).await.unwrap();
+    let messages: Vec<_> = consumer.messages().await.unwrap().take(count).map(Result::unwrap).collect().await;
+    let header = |message: &jetstream::Message, name: &str| {
+        message.headers.as_ref().and_then(|map| map.get(name)).map(ToString::to_string)
+    };
+    let ids = messages.iter().map(|message| header(message, headers::MESSAGE_ID).unwrap()).collect();
+    (ids, messages.iter().filter(|message| header(message, headers::BATCH_ID).is_some()).count())
+}
+
+#[tokio::test]
+async fn what_is_published_at_the_same_time_goes_together_where_that_pays() {
+    let (nats, js) = start().await;
+    let publisher = Publisher::new(js.clone());
+    let outcomes = at_once(&publisher, (0..500).map(|n| command(&n.to_string(), "{}"))).await;
+    let (ids, batched) = stored(&js, LEAD_COMMANDS).await;
+    assert_eq!(ids.len(), 500);
+    for (n, outcome) in outcomes.into_iter().enumerate() {
+        let Stored { sequence, duplicate } = outcome.unwrap();
+        assert_eq!((ids[sequence as usize - 1].as_str(), duplicate), (n.to_string().as_str(), false));
+    }
+    assert_eq!(batched > 0, batches(&nats), "{batched} in batches");
+
+    // One alone is no batch.
+    publisher.publish(command("alone", "{}")).await.unwrap();
+    assert_eq!(stored(&js, LEAD_COMMANDS).await.1, batched);
+}
+
+#[tokio::test]
+async fn what_is_published_in_order_is_stored_in_order() {
+    let (nats, js) = start().await;
+    // More than a batch takes, by count; then by bytes.
+    let event = |n: usize, size: usize| {
+        publish::message("leads.evt.p.q.update.completed".into(), &n.to_string(), None, vec![b'x'; size].into())
+    };
+    let publisher = Publisher::new(js.clone());
+    publisher.publish_all((0..1500).map(|n| event(n, 100))).await.unwrap();
+    publisher.publish_all((1500..1540).map(|n| event(n, 100_000))).await.unwrap();
+    let (ids, batched) = stored(&js, LEAD_EVENTS).await;
+    assert_eq!(ids, (0..1540).map(|n| n.to_string()).collect::<Vec<_>>());
+    assert_eq!(batched, if batches(&nats) { 1500 } else { 0 }, "40 large ones are 10 a batch, fewer than one is worth");
+}
+
+#[tokio::test]
+async fn a_repeated_id_refuses_nobody() {
+    let (_nats, js) = start().await;
+    let publisher = Publisher::new(js.clone());
+    publisher.publish(command("7", "{}")).await.unwrap();
+    // One that is in the stream already, one that comes twice.
+    let ids: Vec<_> = (0..100).chain([42]).map(|n| n.to_string()).collect();
+    let outcomes = at_once(&publisher, ids.iter().map(|id| command(id, "{}"))).await;
+    let stands: Vec<_> = outcomes.into_iter().map(Result::unwrap).collect();
+    assert_eq!(stands[7], Stored { sequence: 1, duplicate: true });
+    assert_eq!(stands[42].sequence, stands[100].sequence);
+    assert_eq!(stands.iter().filter(|stored| stored.duplicate).count(), 2);
+    let (ids, _) = stored(&js, LEAD_COMMANDS).await;
+    assert_eq!((ids.len(), ids.iter().collect::<HashSet<_>>().len()), (100, 100));
+
+    // A crash between the acks and the checkpoint: all of them again, and more.
+    publisher.publish_all((0..200).map(|n| command(&n.to_string(), "{}"))).await.unwrap();
+    assert_eq!(stored(&js, LEAD_COMMANDS).await.0.len(), 200);
+}
+
+#[tokio::test]
+async fn one_message_that_is_too_large_is_refused_alone() {
+    let (_nats, js) = start().await;
+    let publisher = Publisher::new(js.clone());
+    let body = |n| if n == 50 { vec![b'x'; 5 << 20] } else { vec![b'x'; 100] };
+    let outcomes = at_once(&publisher, (0..100).map(|n| command(&n.to_string(), body(n)))).await;
+    for (n, outcome) in outcomes.into_iter().enumerate() {
+        match outcome {
+            Err(PublishError::TooLarge) => assert_eq!(n, 50),
+            outcome => assert!(outcome.is_ok() && n != 50, "{n}: {outcome:?}"),
+        }
+    }
+    assert_eq!(stored(&js, LEAD_COMMANDS).await.0.len(), 99);
+}
+
+#[tokio::test]
+async fn a_full_stream_takes_what_fits_and_says_so_of_the_rest() {
+    let (_nats, js) = start().await;
+    js.delete_stream(LEAD_COMMANDS).await.unwrap();
+    nats::create_streams(&js, StreamLimits { max_bytes: 100_000, replicas: 1 }).await.unwrap();
+    let publisher = Publisher::new(js.clone());
+    let outcomes = at_once(&publisher, (0..200).map(|n| command(&n.to_string(), vec![b'x'; 1000]))).await;
+    let (ids, _) = stored(&js, LEAD_COMMANDS).await;
+    let kept: HashSet<_> = ids.into_iter().collect();
+    assert!((50..100).contains(&kept.len()), "{}", kept.len());
+    for (n, outcome) in outcomes.into_iter().enumerate() {
+        match outcome {
+            Err(PublishError::Full) => assert!(!kept.contains(&n.to_string())),
+            outcome => assert!(outcome.is_ok() && kept.contains(&n.to_string()), "{n}: {outcome:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn without_a_connection_nothing_is_kept_for_later() {
+    let (mut nats, js) = start().await;
+    let publisher = Publisher::new(js.clone());
+    publisher.publish(command("0", "{}")).await.unwrap();
+    nats.kill9().await.unwrap();
+    eventually(SOON, "the client knows", async || {
+        js.client().connection_state() != async_nats::connection::State::Connected
+    })
+    .await;
+    for outcome in at_once(&publisher, (0..50).map(|n| command(&n.to_string(), "{}"))).await {
+        assert!(matches!(outcome, Err(PublishError::Unavailable(_))), "{outcome:?}");
+    }
+    assert!(matches!(publisher.publish_all([command("1", "{}")]).await, Err(PublishError::Unavailable(_))));
+}
+
+#[tokio::test]
+async fn a_stream_that_does_not_allow_batches_gets_none() {
+    let (_nats, js) = start().await;
+    js.delete_stream(LEAD_COMMANDS).await.unwrap();
+    let plain = Config { name: LEAD_COMMANDS.into(), subjects: vec!["leads.cmd.>".into()], ..Config::default() };
+    js.create_stream(plain).await.unwrap();
+    let publisher = Publisher::new(js.clone());
+    let outcomes = at_once(&publisher, (0..100).map(|n| command(&n.to_string(), "{}"))).await;
+    assert!(outcomes.iter().all(Result::is_ok), "{outcomes:?}");
+    let (ids, batched) = stored(&js, LEAD_COMMANDS).await;
+    assert_eq!((ids.len(), batched), (100, 0));
+}
+
+#[tokio::test]
+async fn a_stream_of_an_older_server_is_allowed_batches_and_else_left_alone() {
+    let (nats, js) = start().await;
+    js.delete_stream(LEAD_COMMANDS).await.unwrap();
+    let mine = Config {
+        name: LEAD_COMMANDS.into(),
+        subjects: vec!["leads.cmd.>".into(), "mine".into()],
+        max_bytes: 123_456,
+        discard: DiscardPolicy::New,
+        description: Some("an operator's".into()),
+        ..Config::default()
+    };
+    let before = js.create_stream(mine).await.unwrap().cached_info().config.clone();
+    nats::create_streams(&js, LIMITS).await.unwrap();
+    let config = async |name| js.get_stream(name).await.unwrap().cached_info().config.clone();
+    let knows = nats.version() >= (2, 12, 0);
+    let mut after = config(LEAD_COMMANDS).await;
+    assert_eq!(after.allow_atomic_publish, knows);
+    after.allow_atomic_publish = false;
+    // The server's own notes on its version and the request's.
+    after.metadata = before.metadata.clone();
+    assert_eq!(after, before);
+    assert_eq!(config(LEAD_EVENTS).await.allow_atomic_publish, knows);
+    assert!(!config(WEBHOOK_EVENTS).await.allow_atomic_publish);
+}
+
+#[tokio::test]
+async fn a_kill_loses_nothing_that_was_acked() {
+    let (mut nats, js) = start().await;
+    let publisher = Publisher::new(js.clone());
+    let acked = Arc::new(AtomicUsize::new(0));
+    let lanes: Vec<_> = (0..100)
+        .map(|lane| {
+            let (publisher, acked) = (publisher.clone(), acked.clone());
+            tokio::spawn(async move {
+                let mut ids = Vec::new();
+                // Until the kill.
+                for n in 0.. {
+                    let id = format!("{lane}-{n}");
+                    match publisher.publish(command(&id, vec![b'x'; 300])).await {
+                        Ok(_) => ids.push(id),
+                        Err(PublishError::Unconfirmed | PublishError::Unavailable(_)) => break,
+                        Err(e) => panic!("{e}"),
+                    }
+                    acked.fetch_add(1, Ordering::Relaxed);
+                }
+                ids
+            })
+        })
+        .collect();
+    eventually(SOON, "the load is under way", async || acked.load(Ordering::Relaxed) > 1000).await;
+    nats.kill9().await.unwrap();
+    let mut ids = Vec::new();
+    for lane in lanes {
+        ids.extend(lane.await.unwrap());
+    }
+    nats.restart().await.unwrap();
+    eventually(SOON, "the stream is back", async || js.get_stream(LEAD_COMMANDS).await.map(drop)).await;
+    let (kept, batched) = stored(&js, LEAD_COMMANDS).await;
+    let kept: HashSet<_> = kept.into_iter().collect();
+    let lost: Vec<_> = ids.iter().filter(|id| !kept.contains(*id)).collect();
+    assert!(lost.is_empty(), "acked and lost: {lost:?} of {}", ids.len());
+    assert_eq!(batched > 0, batches(&nats));
+    assert!(ids.len() > 1000);
+}
