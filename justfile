@@ -15,6 +15,14 @@ test *arguments:
 memory:
     cargo test --release -p leadrelay-tests backlog -- --ignored --nocapture --test-threads 1
 
+# The tests that talk to NATS, on a current nats-server rather than the one installed here
+test-current *arguments:
+    LEADRELAY_NATS_SERVER=$(.ci/nats-server) cargo test -p local-stack -p service-kit -p test-support -p leadrelay-tests {{arguments}}
+
+# Licenses, bans, sources and advisories of the dependencies
+deny:
+    .ci/deny
+
 # Formatting and lints
 lint:
     cargo fmt --check
