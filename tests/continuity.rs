@@ -15,7 +15,12 @@ use test_support::{Receiver, Service, binary, eventually};
 use crate::stack::{Api, SOON, Stack, by_update, service};
 
 /// What must hold of a project when everything has settled.
-async fn assert_settled(pool: &PgPool, project: ObjectId, accepted: &[String], requests: &[test_support::Request]) {
+pub(crate) async fn assert_settled(
+    pool: &PgPool,
+    project: ObjectId,
+    accepted: &[String],
+    requests: &[test_support::Request],
+) {
     let project = project.as_bytes();
     let ids: Vec<String> =
         sqlx::query_scalar("SELECT encode(update_id, 'hex') FROM lead_state.lead_updates WHERE project_id = $1")
@@ -59,7 +64,7 @@ async fn assert_settled(pool: &PgPool, project: ObjectId, accepted: &[String], r
 }
 
 /// Sends updates over a few connections until told to stop; the ids of those that were accepted.
-async fn load(api: Api, leads: Vec<String>, count: usize) -> Vec<String> {
+pub(crate) async fn load(api: Api, leads: Vec<String>, count: usize) -> Vec<String> {
     let lanes = leads.into_iter().map(|lead| {
         let api = api.clone();
         async move {

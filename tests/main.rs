@@ -9,6 +9,7 @@ mod door;
 mod fairness;
 mod guard;
 mod history;
+mod lifecycle;
 mod main_job;
 mod model;
 mod producers;

@@ -1,0 +1,155 @@
+//! How services end: not ready before they drain, with nothing lost and exit code 0; and non-zero when a task dies.
+
+use std::time::Duration;
+
+use serde_json::json;
+use test_support::{Reply, eventually, free_port, http_client};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+use crate::{
+    continuity::{assert_settled, load},
+    stack::{SOON, Stack, service},
+};
+
+/// Waits until a health port says that its service drains.
+async fn draining(ready: &str) {
+    let client = http_client();
+    eventually(SOON, "it is not ready and says why", async || {
+        let answer = client.get(ready).send().await.map_err(|e| e.to_string())?;
+        let (status, text) = (answer.status().as_u16(), answer.text().await.map_err(|e| e.to_string())?);
+        if status == 503 && text.contains("draining") { Ok(()) } else { Err(format!("{status} {text}")) }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn sigterm_under_load_loses_nothing() {
+    let mut stack = Stack::start().await;
+    let applied = stack.process(json!([{"name": "crm", "url": stack.receiver.url("/crm")}])).await;
+    let process_id = applied.process.process_id.expect("an id");
+    let mut leads = Vec::new();
+    for number in 0..8 {
+        leads.push(stack.api.initiate(process_id, Some(&format!("R-{number}"))).await);
+    }
+    let loading = tokio::spawn(load(stack.api.clone(), leads, 400));
+    for (round, service) in [&mut stack.gateway, &mut stack.notifier, &mut stack.lead_state].into_iter().enumerate() {
+        eventually(SOON, "the load goes on", async || {
+            let ledger = sqlx::query_scalar::<_, i64>("SELECT count(*) FROM lead_state.lead_updates");
+            ledger.fetch_one(&stack.pool).await.is_ok_and(|rows| rows > 150 * (round as i64 + 1))
+        })
+        .await;
+        assert!(!loading.is_finished(), "nothing is left for round {round}");
+        let status = service.terminate().await;
+        assert!(status.success(), "{status}:\n{}", service.log());
+        service.restart().await;
+    }
+    let accepted = loading.await.expect("the load");
+    let delivered = "SELECT count(*) FROM webhooks.deliveries WHERE status = 'delivered'";
+    // Not one more either: what the gateway took while it drained, it answered.
+    stack.wait_for_count(delivered, accepted.len() as i64, SOON * 2).await;
+    assert_eq!(stack.count("SELECT count(*) FROM lead_state.lead_updates").await, accepted.len() as i64);
+    assert_settled(&stack.pool, stack.api.project_id, &accepted, &stack.receiver.requests()).await;
+}
+
+#[tokio::test]
+async fn a_gateway_is_not_ready_before_it_drains_and_answers_what_it_took() {
+    let stack = Stack::start().await;
+    let applied = stack.process(json!([])).await;
+    let lead_id = stack.api.initiate(applied.process.process_id.expect("an id"), None).await;
+    let listen = format!("127.0.0.1:{}", free_port());
+    let (mut gateway, ready) = service("gateway", &stack.nats, &stack.postgres, &[("GATEWAY_LISTEN", &listen)]);
+    gateway.wait_for_http(&ready, SOON).await;
+
+    // A client in the middle of its request.
+    let mut client = TcpStream::connect(&listen).await.expect("a connection");
+    let body = json!({"leadId": lead_id, "name": "Grace"}).to_string();
+    let head = format!(
+        "POST /api/v1/leads/update HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\nContent-Length: {}\r\n\
+         Expect: 100-continue\r\n\r\n",
+        stack.api.key,
+        body.len()
+    );
+    client.write_all(format!("{head}{}", &body[..10]).as_bytes()).await.expect("half a request");
+    // It has begun to read the body when it says so.
+    let mut go_on = [0; 25];
+    client.read_exact(&mut go_on).await.expect("an interim answer");
+    assert_eq!(&go_on, b"HTTP/1.1 100 Continue\r\n\r\n");
+
+    let (status, answer) = tokio::join!(gateway.terminate(), async {
+        draining(&ready).await;
+        client.write_all(&body.as_bytes()[10..]).await.expect("the other half");
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.expect("an answer");
+        answer
+    });
+    assert!(status.success(), "{status}:\n{}", gateway.log());
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    let start = answer.find(r#""updateId":""#).expect("an id") + r#""updateId":""#.len();
+    assert_eq!(stack.api.outcome(&answer[start..start + 24]).await["status"], "succeeded");
+}
+
+#[tokio::test]
+async fn a_notifier_is_not_ready_before_it_drains_and_finishes_what_it_began() {
+    let mut stack = Stack::start().await;
+    let (mut notifier, ready) = service(
+        "webhook-notifier",
+        &stack.nats,
+        &stack.postgres,
+        &[("ALLOW_HTTP", "true"), ("ALLOW_NETWORKS", "127.0.0.0/8")],
+    );
+    notifier.wait_for_http(&ready, SOON).await;
+    // The only one from here on.
+    assert!(stack.notifier.terminate().await.success());
+    stack.receiver.on("/crm", [Reply::status(200).after(Duration::from_secs(2))]);
+    let applied = stack.process(json!([{"name": "crm", "url": stack.receiver.url("/crm")}])).await;
+    let lead_id = stack.api.initiate(applied.process.process_id.expect("an id"), None).await;
+    stack.api.update(json!({"leadId": lead_id, "name": "Grace"})).await;
+    stack.receiver.wait_for_requests("/crm", 1, SOON).await;
+
+    let (status, ()) = tokio::join!(notifier.terminate(), draining(&ready));
+    assert!(status.success(), "{status}:\n{}", notifier.log());
+    // Recorded before it ended, so nobody tells it again.
+    assert_eq!(stack.count("SELECT count(*) FROM webhooks.deliveries WHERE status = 'delivered'").await, 1);
+    assert_eq!(stack.receiver.requests_to("/crm").len(), 1);
+}
+
+#[tokio::test]
+async fn a_task_that_dies_takes_its_process_down() {
+    let mut stack = Stack::start().await;
+    let applied = stack.process(json!([{"name": "crm", "url": stack.receiver.url("/crm")}])).await;
+    let lead_id = stack.api.initiate(applied.process.process_id.expect("an id"), None).await;
+    // Stands for a schema of another version: no use to try again, nor to skip what cannot be applied.
+    let rename = async |from: &str, to: &str| {
+        let statement = format!("ALTER TABLE lead_state.{from} RENAME TO {to}");
+        sqlx::query(sqlx::AssertSqlSafe(statement)).execute(&stack.pool).await.expect("a rename");
+    };
+    rename("lead_updates", "elsewhere").await;
+    let update = stack.api.update(json!({"leadId": lead_id, "name": "Grace"})).await;
+    let status = tokio::time::timeout(SOON, stack.lead_state.exited()).await.expect("it ends by itself");
+    assert_eq!(status.code(), Some(1), "{status}");
+    assert!(stack.lead_state.log().contains("task leader failed"), "{}", stack.lead_state.log());
+
+    rename("elsewhere", "lead_updates").await;
+    stack.lead_state.restart().await;
+    let request = &stack.receiver.wait_for_requests("/crm", 1, SOON).await[0];
+    assert_eq!(request.json()["updateId"], json!(update));
+}
+
+#[tokio::test]
+async fn each_service_says_once_what_the_nats_server_cannot_give() {
+    let mut stack = Stack::start().await;
+    // Also not again of a server that is the same after a reconnect.
+    stack.nats.kill9().await.expect("kill");
+    stack.nats.restart().await.expect("restart");
+    let old = usize::from(stack.nats.version() < (2, 10, 0));
+    for service in [&stack.gateway, &stack.lead_state, &stack.notifier] {
+        eventually(SOON, "it is connected again", async || service.log().matches("connected to NATS").count() > 1)
+            .await;
+        let log = service.log();
+        assert_eq!(log.matches("the NATS server's version").count(), 1, "{log}");
+        assert_eq!(log.matches("but not a power cut").count(), old, "{log}");
+    }
+}
