@@ -3,7 +3,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use bytes::Bytes;
-use contract::{JsonObject, ObjectId, Timestamp, process::Rules};
+use contract::{JsonObject, ObjectId, Timestamp, process::Rules, rpc};
 use lead_state::{
     decide::{Lead, Limits},
     entry::{LogMessage, parse},
@@ -16,7 +16,7 @@ use sqlx::{PgPool, Row};
 
 use crate::{
     model::{self, Model},
-    stack::{SOON, Stack},
+    stack::{Api, SOON, Stack, call},
 };
 
 /// Whose updates are made up: a process with its leads, and one lead that nobody has.
@@ -307,7 +307,7 @@ async fn a_random_history_leaves_the_database_as_the_model_says() {
     let mut model = Model::default();
     let mut all = Vec::new();
     for spec in processes(&json!([])) {
-        all.push(prepare(&stack, spec, 4, &mut model).await);
+        all.push(prepare(&stack.api, &stack.client, spec, 4, &mut model).await);
     }
     let js = service_kit::nats::jetstream(&stack.client);
     let mut acks = Vec::new();
@@ -332,12 +332,21 @@ async fn a_random_history_leaves_the_database_as_the_model_says() {
 }
 
 /// Makes a process with leads, and tells the model of them.
-pub(crate) async fn prepare(stack: &Stack, spec: Value, count: usize, model: &mut Model) -> Leads {
-    let process_id = stack.apply_process(&spec).await.process.process_id.expect("an id");
-    let mut leads = Leads { project_id: stack.api.project_id, process_id, leads: Vec::new() };
+pub(crate) async fn prepare(
+    api: &Api,
+    client: &async_nats::Client,
+    spec: Value,
+    count: usize,
+    model: &mut Model,
+) -> Leads {
+    let mut of_project = spec.clone();
+    of_project["projectId"] = json!(api.project_id);
+    let applied: rpc::Applied = call(client, rpc::PROCESS_APPLY, &of_project).await;
+    let process_id = applied.process.process_id.expect("an id");
+    let mut leads = Leads { project_id: api.project_id, process_id, leads: Vec::new() };
     for number in 0..count {
         let reference = format!("R-{number}");
-        let lead_id = stack.api.initiate(process_id, Some(&reference)).await;
+        let lead_id = api.initiate(process_id, Some(&reference)).await;
         model.leads.insert(lead_id.clone(), new_lead(&leads, &reference));
         leads.leads.push((lead_id, reference));
     }

@@ -7,6 +7,7 @@ mod continuity;
 mod deliveries;
 mod door;
 mod fairness;
+mod faults;
 mod guard;
 mod history;
 mod lifecycle;

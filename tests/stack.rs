@@ -116,16 +116,9 @@ impl Stack {
         self.apply(json!({"projectId": project_id, "name": "_", "callbacks": callbacks})).await
     }
 
-    /// Applies a process of the project.
-    pub(crate) async fn apply_process(&self, spec: &Value) -> Applied {
-        let mut spec = spec.clone();
-        spec["projectId"] = json!(self.api.project_id);
-        self.apply(spec).await
-    }
-
     /// Waits until everything that is in the log is applied and announced; the log's last sequence.
     pub(crate) async fn wait_until_applied(&self) -> u64 {
-        wait_until_applied(&self.client, &self.pool).await
+        wait_until_applied(&self.client, &self.pool, SOON * 4).await
     }
 
     /// How many dead letters there are.
@@ -165,9 +158,9 @@ impl Stack {
 }
 
 /// Waits until everything that is in the log is applied and announced; the log's last sequence.
-pub(crate) async fn wait_until_applied(client: &async_nats::Client, pool: &PgPool) -> u64 {
+pub(crate) async fn wait_until_applied(client: &async_nats::Client, pool: &PgPool, deadline: Duration) -> u64 {
     let js = service_kit::nats::jetstream(client);
-    eventually(SOON * 4, "the log is applied", async || {
+    eventually(deadline, "the log is applied", async || {
         let mut log = js.get_stream(contract::streams::LEAD_COMMANDS).await.map_err(|e| e.to_string())?;
         let last = log.info().await.map_err(|e| e.to_string())?.state.last_sequence;
         let (applied, announced): (i64, i64) =

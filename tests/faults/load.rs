@@ -1,0 +1,232 @@
+//! A load of updates over HTTP and NATS, and the tap that reads the log along into the reference model.
+
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use anyhow::Context;
+use async_nats::jetstream::{
+    self,
+    consumer::{AckPolicy, DeliverPolicy, pull},
+    message::OutboundMessage,
+};
+use contract::streams::LEAD_COMMANDS;
+use futures::StreamExt;
+use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    history::{self, Leads},
+    model::Model,
+};
+
+/// How long a client waits for an answer before it asks again.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a client goes on asking. A fault is over long before.
+const STUBBORNNESS: Duration = Duration::from_secs(120);
+/// The mean pause of a client between two updates.
+const THINKING: Duration = Duration::from_millis(40);
+
+/// What the clients know of their updates.
+#[derive(Debug, Default)]
+pub(crate) struct Ledger {
+    accepted: Mutex<HashSet<String>>,
+    /// Updates that the HTTP clients meant: one each, however often they asked.
+    pub(crate) intended: AtomicU64,
+    /// Answers that were no acceptance, or none at all: the update was sent again.
+    pub(crate) repeated: AtomicU64,
+    /// Accepted by the gateways.
+    pub(crate) over_http: AtomicU64,
+    /// Acked by NATS.
+    pub(crate) over_nats: AtomicU64,
+}
+
+impl Ledger {
+    /// Ids of updates that were accepted, where the client knows one.
+    pub(crate) fn accepted(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.accepted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A client of the gateways.
+#[derive(Debug, Clone)]
+pub(crate) struct Client {
+    pub(crate) gateways: Vec<String>,
+    pub(crate) key: String,
+    pub(crate) http: reqwest::Client,
+}
+
+impl Client {
+    /// Sends an update to one gateway after the other until it is accepted; its id. Asking again is safe: under the
+    /// same idempotency key it is the same update.
+    pub(crate) async fn update(&self, body: &Value, ledger: &Ledger, random: &mut StdRng) -> String {
+        let idempotency_key = format!("{:032x}", random.random::<u128>());
+        ledger.intended.fetch_add(1, Ordering::Relaxed);
+        let deadline = Instant::now() + STUBBORNNESS;
+        loop {
+            let gateway = self.gateways.choose(random).expect("a gateway");
+            match self.ask(gateway, body, &idempotency_key).await {
+                Ok(update_id) => {
+                    ledger.over_http.fetch_add(1, Ordering::Relaxed);
+                    ledger.accepted().insert(update_id.clone());
+                    return update_id;
+                }
+                Err(e) => assert!(Instant::now() < deadline, "not accepted within {STUBBORNNESS:?}: {e:#}"),
+            }
+            ledger.repeated.fetch_add(1, Ordering::Relaxed);
+            tokio::time::sleep(Duration::from_millis(random.random_range(20..200))).await;
+        }
+    }
+
+    async fn ask(&self, gateway: &str, body: &Value, idempotency_key: &str) -> anyhow::Result<String> {
+        let request = self
+            .http
+            .post(format!("{gateway}/api/v1/leads/update"))
+            .bearer_auth(&self.key)
+            .header("idempotency-key", idempotency_key)
+            .timeout(PATIENCE)
+            .body(body.to_string());
+        let answer = request.send().await?.bytes().await?;
+        let answer: Value = serde_json::from_slice(&answer)?;
+        if answer["success"] != true {
+            // What is no fault of the servers would never be accepted.
+            let code = answer["code"].as_str().unwrap_or_default();
+            let unavailable = ["log_full", "too_many_in_flight", "not_confirmed", "starting", "broker_unavailable"];
+            assert!(unavailable.contains(&code), "an update was refused: {answer}");
+        }
+        answer["updateId"].as_str().filter(|_| answer["success"] == true).map(str::to_owned).context(answer.to_string())
+    }
+}
+
+/// Clients that go on until told to stop, each with a random history of its own.
+pub(crate) fn start(
+    client: &Client,
+    js: &jetstream::Context,
+    leads: &[Leads],
+    ledger: &Arc<Ledger>,
+    seed: u64,
+    stop: &CancellationToken,
+) -> JoinSet<()> {
+    let mut lanes = JoinSet::new();
+    for lane in 0..6 {
+        let (client, leads, ledger, stop) = (client.clone(), leads.to_vec(), ledger.clone(), stop.clone());
+        lanes.spawn(async move {
+            let mut random = StdRng::seed_from_u64(seed ^ lane);
+            while !stop.is_cancelled() {
+                let of = leads.choose(&mut random).expect("leads");
+                let body = history::update(of, &mut random);
+                let mut named = body.clone();
+                named["projectId"] = json!(of.project_id);
+                // The gateway refuses at the door what changes nothing.
+                if ["metadata", "name", "targetState"].iter().any(|field| named.get(field).is_some()) {
+                    client.update(&named, &ledger, &mut random).await;
+                }
+                think(&mut random).await;
+            }
+        });
+    }
+    for lane in 100..102 {
+        let (js, leads, ledger, stop) = (js.clone(), leads.to_vec(), ledger.clone(), stop.clone());
+        lanes.spawn(async move {
+            let mut random = StdRng::seed_from_u64(seed ^ lane);
+            let mut last = None;
+            while !stop.is_cancelled() {
+                let of = leads.choose(&mut random).expect("leads");
+                let now = service_kit::clock::now();
+                // Now and then a producer sends again what it sent before.
+                let again = last.take().filter(|_| random.random_bool(0.1));
+                let (subject, payload) = again.unwrap_or_else(|| history::message(of, now, &mut random));
+                produce(&js, &subject, &payload, &ledger, &mut random).await;
+                last = Some((subject, payload));
+                think(&mut random).await;
+            }
+        });
+    }
+    lanes
+}
+
+async fn think(random: &mut StdRng) {
+    tokio::time::sleep(THINKING.mul_f64(random.random_range(0.0..2.0))).await;
+}
+
+/// Publishes as an internal producer does, until the log has it.
+async fn produce(js: &jetstream::Context, subject: &str, payload: &bytes::Bytes, ledger: &Ledger, random: &mut StdRng) {
+    let deadline = Instant::now() + STUBBORNNESS;
+    loop {
+        let message = OutboundMessage { subject: subject.into(), payload: payload.clone(), headers: None };
+        match service_kit::publish::publish(js, message).await {
+            Ok(_) => break,
+            Err(e) => assert!(Instant::now() < deadline, "not in the log within {STUBBORNNESS:?}: {e}"),
+        }
+        ledger.repeated.fetch_add(1, Ordering::Relaxed);
+        tokio::time::sleep(Duration::from_millis(random.random_range(20..200))).await;
+    }
+    ledger.over_nats.fetch_add(1, Ordering::Relaxed);
+    let update_id =
+        serde_json::from_slice::<Value>(payload).ok().and_then(|body| body["updateId"].as_str().map(str::to_owned));
+    if let Some(update_id) = update_id.filter(|_| subject.ends_with(".update") && !subject.contains("somebody")) {
+        ledger.accepted().insert(update_id);
+    }
+}
+
+/// Reads the log along, from its beginning, into a model.
+pub(crate) struct Tap {
+    pub(crate) model: Arc<Mutex<Model>>,
+    read: Arc<AtomicU64>,
+    _task: tokio_util::task::AbortOnDropHandle<()>,
+}
+
+impl Tap {
+    pub(crate) fn start(js: jetstream::Context, model: Model) -> Self {
+        let (model, read) = (Arc::new(Mutex::new(model)), Arc::<AtomicU64>::default());
+        let (feed, count) = (model.clone(), read.clone());
+        let task = tokio::spawn(async move {
+            loop {
+                // The server may be away; the next consumer goes on where this one ended.
+                let _ = follow(&js, &feed, &count).await;
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        });
+        Self { model, read, _task: tokio_util::task::AbortOnDropHandle::new(task) }
+    }
+
+    /// The last sequence that was read.
+    pub(crate) fn read(&self) -> u64 {
+        self.read.load(Ordering::Acquire)
+    }
+}
+
+async fn follow(js: &jetstream::Context, model: &Mutex<Model>, read: &AtomicU64) -> anyhow::Result<()> {
+    let log = js.get_stream(LEAD_COMMANDS).await?;
+    let consumer = log
+        .create_consumer(pull::Config {
+            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: read.load(Ordering::Acquire) + 1 },
+            ack_policy: AckPolicy::None,
+            memory_storage: true,
+            inactive_threshold: Duration::from_secs(10),
+            ..Default::default()
+        })
+        .await?;
+    let mut messages =
+        consumer.stream().heartbeat(Duration::from_secs(1)).expires(Duration::from_secs(3)).messages().await?;
+    loop {
+        let message = messages.next().await.context("the consumer ended")??;
+        let info = message.info().map_err(|e| anyhow::anyhow!("{e}"))?;
+        let expected = read.load(Ordering::Acquire) + 1;
+        if info.stream_sequence < expected {
+            continue;
+        }
+        // Gone by retention, or a message was lost on the way: the next consumer tells which.
+        anyhow::ensure!(info.stream_sequence == expected, "a gap behind {}", expected - 1);
+        let mut model = model.lock().unwrap_or_else(PoisonError::into_inner);
+        model.feed(info.stream_sequence, info.published.into(), &message.subject, &message.payload);
+        read.store(info.stream_sequence, Ordering::Release);
+    }
+}

@@ -1,0 +1,348 @@
+//! The fault suite: a load of updates, a seeded random schedule of faults, and what must hold after it.
+//!
+//! The real services as processes, two of each; real NATS and Postgres, each service behind proxies of its own. Clients and
+//! internal producers go on all the while; the log is read along into the reference model. When everything has healed:
+//! every accepted update is in the ledger exactly once, every lead and outcome is what the model says, every callback that
+//! recovered was told of everything that it wants, and the audit finds nothing.
+//!
+//! `just faults MINUTES SEED` runs it for long and prints a table.
+
+mod endpoints;
+mod load;
+mod proxy;
+mod schedule;
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::{Arc, PoisonError, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use rand::{SeedableRng, rngs::StdRng};
+use serde_json::json;
+use sqlx::PgPool;
+use test_support::{binary, eventually, free_port, nats, postgres};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    history::{self, differences},
+    model::Model,
+    stack::{Api, SOON, service, wait_until_applied},
+};
+use endpoints::Endpoints;
+use load::{Client, Ledger, Tap};
+use proxy::Proxy;
+use schedule::{Fault, Member, Victims};
+
+/// Waits before each attempt: long enough that nothing exhausts during a run, short enough that what waits is told soon
+/// after the endpoint recovered.
+const RETRY_SCHEDULE: &str = "0s,200ms,500ms,1s,2s,5s";
+/// Further attempts, each after the last of these waits.
+const RETRIES: usize = 400;
+/// How long everything may take to settle at the end, for every minute of load.
+const SETTLING: Duration = Duration::from_secs(120);
+
+/// How long it goes on.
+enum Length {
+    /// Every fault once.
+    OneRound,
+    /// Rounds until the time is over.
+    For(Duration),
+}
+
+/// What a run has shown.
+struct Report {
+    faults: BTreeMap<Fault, (u32, Duration)>,
+    load: Duration,
+    settling: Duration,
+    accepted: u64,
+    over_http: u64,
+    over_nats: u64,
+    repeated: u64,
+    applied: usize,
+    failed: usize,
+    met_again: u64,
+    dead_letters: usize,
+    delivered: u64,
+    duplicates: u64,
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_lost_and_nothing_done_twice_whatever_fails() {
+    let report = run(1, Length::OneRound).await;
+    println!("{report}");
+}
+
+/// `just faults MINUTES SEED`
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes as long as it is told to: just faults MINUTES SEED"]
+async fn for_minutes() {
+    let number = |name: &str| {
+        let value = std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: use `just faults MINUTES SEED`"));
+        value.parse::<f64>().unwrap_or_else(|_| panic!("{name} must be a number"))
+    };
+    let (minutes, seed) = (number("FAULTS_MINUTES"), number("FAULTS_SEED"));
+    let report = run(seed as u64, Length::For(Duration::from_secs_f64(minutes * 60.0))).await;
+    println!("{report}");
+}
+
+async fn run(seed: u64, length: Length) -> Report {
+    let mut random = StdRng::seed_from_u64(seed);
+    let endpoints = Endpoints::start().await;
+    let (mut victims, client, leads, model, callbacks) = prepare(&endpoints).await;
+    let probe = leads[0].clone();
+    let ledger = Arc::<Ledger>::default();
+    let tap = Tap::start(victims.js.clone(), model);
+    let stop = CancellationToken::new();
+    let mut lanes = load::start(&client, &victims.js, &leads, &ledger, seed, &stop);
+
+    let began = Instant::now();
+    let mut faults = BTreeMap::new();
+    'rounds: loop {
+        for fault in schedule::shuffled(&mut random) {
+            if matches!(length, Length::For(time) if began.elapsed() >= time) {
+                break 'rounds;
+            }
+            eprintln!("{:7.1} s  {fault}", began.elapsed().as_secs_f64());
+            victims.suffer(fault, &mut random).await;
+            let healed = Instant::now();
+            recovered(&client, &probe, &ledger, &endpoints, &mut random).await;
+            let (count, longest) = faults.entry(fault).or_insert((0, Duration::ZERO));
+            *count += 1;
+            *longest = healed.elapsed().max(*longest);
+        }
+        if matches!(length, Length::OneRound) {
+            break;
+        }
+    }
+    stop.cancel();
+    while let Some(ended) = lanes.join_next().await {
+        ended.expect("a client");
+    }
+    let load = began.elapsed();
+    let ended = Instant::now();
+
+    endpoints.recover();
+    let deadline = SETTLING + load;
+    let last = wait_until_applied(&victims.js.client(), &victims.pool, deadline).await;
+    eventually(deadline, "the log is read along", async || {
+        if tap.read() == last { Ok(()) } else { Err(format!("{} of {last}", tap.read())) }
+    })
+    .await;
+    let told = told_in_full(&victims.pool, &endpoints, &callbacks, deadline).await;
+    let settling = ended.elapsed();
+
+    // The same moment for all: nothing moves any more.
+    let model = std::mem::take(&mut *tap.model.lock().unwrap_or_else(PoisonError::into_inner));
+    let differences = differences(&victims.pool, &model).await;
+    assert!(differences.is_empty(), "{} differences from the model, the first: {}", differences.len(), differences[0]);
+    let known: HashSet<&String> = model.outcomes.keys().map(|(_, update_id)| update_id).collect();
+    let lost: Vec<_> = ledger.accepted().iter().filter(|id| !known.contains(id)).cloned().collect();
+    assert!(lost.is_empty(), "{} accepted and not in the log: {lost:?}", lost.len());
+    for member in victims.members_mut() {
+        let ready = member.ready.clone();
+        member.service.wait_for_http(&ready, SOON).await;
+    }
+    let panics: Vec<_> = victims.members().flat_map(Member::panics).chain(victims.panics.clone()).collect();
+    assert!(panics.is_empty(), "{panics:?}");
+    audit(&victims).await;
+
+    Report {
+        faults,
+        load,
+        settling,
+        accepted: ledger.accepted().len() as u64,
+        over_http: ledger.over_http.load(Ordering::Relaxed),
+        over_nats: ledger.over_nats.load(Ordering::Relaxed),
+        repeated: ledger.repeated.load(Ordering::Relaxed),
+        applied: model.outcomes.len(),
+        failed: model.outcomes.values().filter(|outcome| outcome.error.is_some()).count(),
+        met_again: model.repeated,
+        dead_letters: model.dead_letters.len(),
+        delivered: told.values().map(|told| told.delivered).sum(),
+        duplicates: told.values().map(|told| told.duplicates).sum(),
+    }
+}
+
+/// Starts two of each service, behind proxies, and makes two processes with leads.
+async fn prepare(endpoints: &Endpoints) -> (Victims, Client, Vec<history::Leads>, Model, Vec<Wanted>) {
+    let (nats, postgres) = tokio::join!(nats(), postgres());
+    let schedule = format!("{RETRY_SCHEDULE}{}", ",5s".repeat(RETRIES));
+    let mut groups = Vec::new();
+    let mut gateways = Vec::new();
+    for name in ["lead-state", "gateway", "webhook-notifier"] {
+        let mut members = Vec::new();
+        for _ in 0..2 {
+            let (to_nats, to_postgres) = (Proxy::start(nats.port()).await, Proxy::start(postgres.port()).await);
+            let (nats_url, database_url) = (to_nats.url(&nats.url()), to_postgres.url(&postgres.url()));
+            let listen = format!("127.0.0.1:{}", free_port());
+            let mut extra = vec![("NATS_URL", nats_url.as_str()), ("RETRY_SCHEDULE", schedule.as_str())];
+            if name == "gateway" {
+                extra.push(("GATEWAY_LISTEN", listen.as_str()));
+                gateways.push(format!("http://{listen}"));
+            } else {
+                extra.push(("DATABASE_URL", database_url.as_str()));
+            }
+            let (service, ready) = service(name, &nats, &postgres, &extra);
+            members.push(Member { service, ready, nats: to_nats, postgres: to_postgres });
+        }
+        for member in &mut members {
+            let ready = member.ready.clone();
+            member.service.wait_for_http(&ready, SOON).await;
+        }
+        groups.push(members);
+    }
+    let [lead_states, gateway_members, notifiers] = <[_; 3]>::try_from(groups).unwrap_or_else(|_| unreachable!());
+    let nats_client = nats.connect().await.expect("a NATS client");
+    let pool = PgPool::connect(&postgres.url()).await.expect("a Postgres client");
+    let api = Api::create(gateways[0].clone(), &nats_client, "faults").await;
+
+    let callback = |name: &str, only_failed: bool| {
+        let mut callback = json!({"name": name, "url": endpoints.url(name), "timeoutSeconds": 1});
+        if only_failed {
+            callback["events"] = json!(["update.failed"]);
+        }
+        callback
+    };
+    let of_process = [
+        vec![callback("sales-fast", false), callback("sales-slow", true), callback("sales-flapping", false)],
+        vec![callback("support-fast", false), callback("support-failing", true), callback("support-hanging", true)],
+    ];
+    let mut model = Model::default();
+    let mut leads = Vec::new();
+    let mut wanted = Vec::new();
+    for (spec, callbacks) in history::processes(&json!([])).into_iter().zip(of_process) {
+        let mut spec = spec;
+        spec["callbacks"] = json!(callbacks);
+        let of = history::prepare(&api, &nats_client, spec, 8, &mut model).await;
+        wanted.extend(callbacks.iter().map(|callback| Wanted {
+            name: callback["name"].as_str().expect("a name").into(),
+            process_id: of.process_id.to_string(),
+            only_failed: callback.get("events").is_some(),
+        }));
+        leads.push(of);
+    }
+    let client = Client { gateways, key: api.key.clone(), http: test_support::http_client() };
+    let js = service_kit::nats::jetstream(&nats_client);
+    let victims =
+        Victims { gateways: gateway_members, lead_states, notifiers, nats, postgres, js, pool, panics: Vec::new() };
+    (victims, client, leads, model, wanted)
+}
+
+/// Waits until an update that is sent now has come all the way.
+async fn recovered(
+    client: &Client,
+    leads: &history::Leads,
+    ledger: &Ledger,
+    endpoints: &Endpoints,
+    random: &mut StdRng,
+) {
+    let body = json!({"leadId": leads.leads[0].0, "metadata": {"probe": true}});
+    let update_id = client.update(&body, ledger, random).await;
+    let what = format!("update {update_id}, sent after a fault was over, is told");
+    eventually(SOON * 3, &what, async || endpoints.knows("sales-fast", &update_id)).await;
+}
+
+/// A callback, and what it is to be told.
+struct Wanted {
+    name: String,
+    process_id: String,
+    only_failed: bool,
+}
+
+/// What a callback was told.
+struct ToldAll {
+    delivered: u64,
+    duplicates: u64,
+}
+
+/// Waits until every callback was told of every outcome that it wants, and of nothing else.
+async fn told_in_full(
+    pool: &PgPool,
+    endpoints: &Endpoints,
+    callbacks: &[Wanted],
+    deadline: Duration,
+) -> HashMap<String, ToldAll> {
+    let mut all = HashMap::new();
+    for callback in callbacks {
+        let expected: HashSet<String> = sqlx::query_scalar(
+            "SELECT encode(update_id, 'hex') FROM lead_state.lead_updates
+             WHERE encode(process_id, 'hex') = $1 AND NOT (success AND $2)",
+        )
+        .bind(&callback.process_id)
+        .bind(callback.only_failed)
+        .fetch_all(pool)
+        .await
+        .expect("the ledger")
+        .into_iter()
+        .collect();
+        let name = &callback.name;
+        let told = eventually(deadline, &format!("{name} is told of everything"), async || {
+            let told = endpoints.told(name);
+            let missing: Vec<_> = expected.iter().filter(|id| !told.contains_key(*id)).take(3).collect();
+            if missing.is_empty() {
+                Ok(told)
+            } else {
+                Err(format!("{} of {}: e.g. {missing:?} are missing", told.len(), expected.len()))
+            }
+        })
+        .await;
+        let strange: Vec<_> = told.keys().filter(|id| !expected.contains(*id)).collect();
+        assert!(strange.is_empty(), "{name} was told of what it does not want or nobody decided: {strange:?}");
+        let changed: Vec<_> = told.iter().filter(|(_, told)| told.changed).map(|(id, _)| id).collect();
+        assert!(changed.is_empty(), "{name} was told two stories: {changed:?}");
+        let times: u64 = told.values().map(|told| u64::from(told.times)).sum();
+        let delivered = told.len() as u64;
+        all.insert(name.clone(), ToldAll { delivered, duplicates: times - delivered });
+    }
+    // Told, and noted as told: the endpoint knows a moment earlier.
+    eventually(deadline, "no delivery is pending", async || {
+        let pending: i64 = sqlx::query_scalar("SELECT count(*) FROM webhooks.deliveries WHERE status = 'pending'")
+            .fetch_one(pool)
+            .await
+            .map_err(|e| e.to_string())?;
+        if pending == 0 { Ok(()) } else { Err(format!("{pending} pending")) }
+    })
+    .await;
+    all
+}
+
+/// The project's own word on it.
+async fn audit(victims: &Victims) {
+    let output = tokio::process::Command::new(binary("leadctl"))
+        .arg("audit")
+        .env("NATS_URL", victims.nats.url())
+        .env("DATABASE_URL", victims.postgres.url())
+        .output()
+        .await
+        .expect("leadctl");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+}
+
+impl std::fmt::Display for Report {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        writeln!(f, "| fault | times | longest recovery |\n|---|---|---|")?;
+        for (fault, (times, longest)) in &self.faults {
+            writeln!(f, "| {fault} | {times} | {:.1} s |", longest.as_secs_f64())?;
+        }
+        let times: u32 = self.faults.values().map(|(times, _)| times).sum();
+        let longest = self.faults.values().map(|(_, longest)| *longest).max().unwrap_or_default();
+        writeln!(f, "| **all** | {times} | {:.1} s |\n", longest.as_secs_f64())?;
+        writeln!(f, "| | |\n|---|---|")?;
+        writeln!(
+            f,
+            "| load, then settling | {:.0} s, {:.1} s |",
+            self.load.as_secs_f64(),
+            self.settling.as_secs_f64()
+        )?;
+        writeln!(f, "| updates accepted over HTTP, messages over NATS | {}, {} |", self.over_http, self.over_nats)?;
+        writeln!(f, "| sent again, for the answer was none or a refusal | {} |", self.repeated)?;
+        writeln!(f, "| accepted ids that the client knows, lost of them | {}, 0 |", self.accepted)?;
+        writeln!(f, "| applied: succeeded, failed | {}, {} |", self.applied - self.failed, self.failed)?;
+        writeln!(f, "| met again in the log and not applied again | {} |", self.met_again)?;
+        writeln!(f, "| dead letters | {} |", self.dead_letters)?;
+        writeln!(f, "| delivered to six callbacks | {} |", self.delivered)?;
+        write!(f, "| duplicates that receivers saw | {} |", self.duplicates)
+    }
+}

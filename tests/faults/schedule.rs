@@ -1,0 +1,252 @@
+//! The faults: what they are, which ones come when, and how each is done and undone.
+
+use std::{fmt, time::Duration};
+
+use async_nats::jetstream;
+use contract::streams::LEAD_COMMANDS;
+use rand::{Rng, rngs::StdRng, seq::SliceRandom};
+use sqlx::PgPool;
+use test_support::{LocalNats, LocalPostgres, Service};
+
+use super::proxy::{Proxy, Wire};
+
+/// A service under test, with its own wires to NATS and Postgres.
+pub(crate) struct Member {
+    pub(crate) service: Service,
+    pub(crate) ready: String,
+    pub(crate) nats: Proxy,
+    pub(crate) postgres: Proxy,
+}
+
+/// All that faults can hit.
+pub(crate) struct Victims {
+    pub(crate) gateways: Vec<Member>,
+    pub(crate) lead_states: Vec<Member>,
+    pub(crate) notifiers: Vec<Member>,
+    pub(crate) nats: LocalNats,
+    pub(crate) postgres: LocalPostgres,
+    pub(crate) js: jetstream::Context,
+    pub(crate) pool: PgPool,
+    /// Where a service panicked, as far as its log was seen before it was started again.
+    pub(crate) panics: Vec<String>,
+}
+
+/// A kind of fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Fault {
+    KillGateway,
+    KillLeadState,
+    KillLeader,
+    KillNotifier,
+    FreezeGateway,
+    FreezeLeader,
+    FreezeNotifier,
+    TwoLeaders,
+    KillNats,
+    KillPostgres,
+    CutNats,
+    DelayNats,
+    StallNats,
+    CutPostgres,
+    DelayPostgres,
+    StallPostgres,
+    FullLog,
+}
+
+impl Fault {
+    pub(crate) const ALL: [Self; 17] = [
+        Self::KillGateway,
+        Self::KillLeadState,
+        Self::KillLeader,
+        Self::KillNotifier,
+        Self::FreezeGateway,
+        Self::FreezeLeader,
+        Self::FreezeNotifier,
+        Self::TwoLeaders,
+        Self::KillNats,
+        Self::KillPostgres,
+        Self::CutNats,
+        Self::DelayNats,
+        Self::StallNats,
+        Self::CutPostgres,
+        Self::DelayPostgres,
+        Self::StallPostgres,
+        Self::FullLog,
+    ];
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::KillGateway => "kill -9 of a gateway",
+            Self::KillLeadState => "kill -9 of a lead-state",
+            Self::KillLeader => "kill -9 of the leader",
+            Self::KillNotifier => "kill -9 of a webhook-notifier",
+            Self::FreezeGateway => "SIGSTOP of a gateway",
+            Self::FreezeLeader => "SIGSTOP of the leader (a zombie later)",
+            Self::FreezeNotifier => "SIGSTOP of a webhook-notifier",
+            Self::TwoLeaders => "two leaders by force",
+            Self::KillNats => "kill -9 of NATS",
+            Self::KillPostgres => "Postgres stopped in immediate mode",
+            Self::CutNats => "connections to NATS cut",
+            Self::DelayNats => "connections to NATS delayed",
+            Self::StallNats => "connections to NATS stalled",
+            Self::CutPostgres => "connections to Postgres cut",
+            Self::DelayPostgres => "connections to Postgres delayed",
+            Self::StallPostgres => "connections to Postgres stalled",
+            Self::FullLog => "the log is full",
+        })
+    }
+}
+
+/// The faults in random order, each as often as the others: an endless run of shuffled rounds.
+pub(crate) fn shuffled(random: &mut StdRng) -> Vec<Fault> {
+    let mut round = Fault::ALL.to_vec();
+    round.shuffle(random);
+    round
+}
+
+impl Victims {
+    /// Does it, holds it for a while, and undoes it.
+    pub(crate) async fn suffer(&mut self, fault: Fault, random: &mut StdRng) {
+        let mut between = |low: u64, high: u64| Duration::from_millis(random.random_range(low..high));
+        match fault {
+            Fault::KillGateway | Fault::KillLeadState | Fault::KillLeader | Fault::KillNotifier => {
+                let gone = between(100, 2000);
+                let pick = between(0, 1000).as_millis() as usize;
+                let panics = self.victim(fault, pick).await.kill(gone).await;
+                self.panics.extend(panics);
+            }
+            Fault::FreezeGateway | Fault::FreezeLeader | Fault::FreezeNotifier => {
+                // Long enough for a standby to take over, and for a lease to be another's.
+                let frozen = between(1000, 7000);
+                let pick = between(0, 1000).as_millis() as usize;
+                let victim = self.victim(fault, pick).await;
+                victim.service.freeze();
+                tokio::time::sleep(frozen).await;
+                victim.service.thaw();
+            }
+            Fault::TwoLeaders => {
+                // The lease ends without a word to its holder, which is stopped in the middle of its work and goes on
+                // when another leads already.
+                let frozen = between(600, 2000);
+                let leader = self.leader().await;
+                self.lead_states[leader].service.freeze();
+                let _ = sqlx::query(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'lead-state leader'",
+                )
+                .execute(&self.pool)
+                .await;
+                tokio::time::sleep(frozen).await;
+                self.lead_states[leader].service.thaw();
+            }
+            Fault::KillNats => {
+                self.nats.kill9().await.expect("nats-server ends");
+                tokio::time::sleep(between(50, 3000)).await;
+                self.nats.restart().await.expect("nats-server starts");
+            }
+            Fault::KillPostgres => {
+                self.postgres.kill9().await.expect("Postgres ends");
+                tokio::time::sleep(between(50, 3000)).await;
+                self.postgres.restart().await.expect("Postgres starts");
+            }
+            Fault::CutNats | Fault::DelayNats | Fault::StallNats => {
+                let wire = wire(fault, between(20, 400));
+                let held = between(500, 7000);
+                // One of them, or all at once.
+                let one = between(0, 4000).as_millis() as usize;
+                let members: Vec<_> = self.members().collect();
+                let hit = if one < 1000 { &members[..] } else { std::slice::from_ref(&members[one % members.len()]) };
+                for member in hit {
+                    member.nats.set(wire);
+                }
+                tokio::time::sleep(held).await;
+                for member in hit {
+                    member.nats.set(Wire::Open);
+                }
+            }
+            Fault::CutPostgres | Fault::DelayPostgres | Fault::StallPostgres => {
+                let wire = wire(fault, between(20, 400));
+                let held = between(500, 7000);
+                let leader = self.leader().await;
+                self.lead_states[leader].postgres.set(wire);
+                self.notifiers[0].postgres.set(wire);
+                tokio::time::sleep(held).await;
+                self.lead_states[leader].postgres.set(Wire::Open);
+                self.notifiers[0].postgres.set(Wire::Open);
+            }
+            Fault::FullLog => {
+                let held = between(1000, 4000);
+                let stream = self.js.get_stream(LEAD_COMMANDS).await.expect("the log");
+                let info = stream.get_info().await.expect("the log's state");
+                let limit = i64::try_from(info.state.bytes.max(1)).expect("bytes");
+                let full = jetstream::stream::Config { max_bytes: limit, ..info.config.clone() };
+                self.js.update_stream(full).await.expect("a smaller log");
+                tokio::time::sleep(held).await;
+                self.js.update_stream(info.config).await.expect("a larger log");
+            }
+        }
+    }
+
+    pub(crate) fn members(&self) -> impl Iterator<Item = &Member> {
+        self.gateways.iter().chain(&self.lead_states).chain(&self.notifiers)
+    }
+
+    pub(crate) fn members_mut(&mut self) -> impl Iterator<Item = &mut Member> {
+        self.gateways.iter_mut().chain(&mut self.lead_states).chain(&mut self.notifiers)
+    }
+
+    async fn victim(&mut self, fault: Fault, pick: usize) -> &mut Member {
+        match fault {
+            Fault::KillGateway | Fault::FreezeGateway => pick_from(&mut self.gateways, pick),
+            Fault::KillNotifier | Fault::FreezeNotifier => pick_from(&mut self.notifiers, pick),
+            Fault::KillLeader | Fault::FreezeLeader => {
+                let leader = self.leader().await;
+                &mut self.lead_states[leader]
+            }
+            _ => pick_from(&mut self.lead_states, pick),
+        }
+    }
+
+    /// Who leads: the one through whose proxy the lease is held. The first one while nobody does.
+    async fn leader(&self) -> usize {
+        let port: Option<i32> = sqlx::query_scalar(
+            "SELECT client_port FROM pg_stat_activity a JOIN pg_locks l USING (pid)
+             WHERE l.locktype = 'advisory' AND l.granted AND a.application_name = 'lead-state leader' LIMIT 1",
+        )
+        .fetch_optional(&self.pool)
+        .await
+        .unwrap_or_default();
+        let owns = |member: &Member| port.is_some_and(|port| member.postgres.owns(port as u16));
+        self.lead_states.iter().position(owns).unwrap_or_default()
+    }
+}
+
+fn pick_from(members: &mut [Member], pick: usize) -> &mut Member {
+    let count = members.len();
+    &mut members[pick % count]
+}
+
+fn wire(fault: Fault, delay: Duration) -> Wire {
+    match fault {
+        Fault::CutNats | Fault::CutPostgres => Wire::Cut,
+        Fault::DelayNats | Fault::DelayPostgres => Wire::Delayed(delay),
+        _ => Wire::Stalled,
+    }
+}
+
+impl Member {
+    /// Kills it and starts it again after this time; what it said of panics until then.
+    async fn kill(&mut self, gone: Duration) -> Vec<String> {
+        let panics = self.panics();
+        self.service.kill9().await;
+        tokio::time::sleep(gone).await;
+        self.service.restart().await;
+        panics
+    }
+
+    /// Lines of its log that tell of a panic.
+    pub(crate) fn panics(&self) -> Vec<String> {
+        self.service.log().lines().filter(|line| line.contains("panicked at")).map(str::to_owned).collect()
+    }
+}
