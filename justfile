@@ -35,3 +35,7 @@ sqlx *arguments:
 # Everything that must hold before a merge
 ci:
     .ci/run
+
+# Faults for so many minutes, in an order that follows from the seed; prints a table
+faults minutes="10" seed="1":
+    FAULTS_MINUTES={{minutes}} FAULTS_SEED={{seed}} cargo test -p leadrelay-tests for_minutes -- --ignored --nocapture

@@ -222,6 +222,19 @@ impl Victims {
     }
 }
 
+/// A run that fails is explained by what the services said last.
+impl Drop for Victims {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for member in self.members() {
+                let log = member.service.log();
+                let lines: Vec<_> = log.lines().filter(|line| !line.contains("update accepted")).collect();
+                eprintln!("\n== {}\n{}", member.service.name(), lines[lines.len().saturating_sub(25)..].join("\n"));
+            }
+        }
+    }
+}
+
 fn pick_from(members: &mut [Member], pick: usize) -> &mut Member {
     let count = members.len();
     &mut members[pick % count]

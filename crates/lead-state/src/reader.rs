@@ -25,8 +25,13 @@ const READ_AHEAD_MESSAGES: usize = 4096;
 const PULL_BYTES: usize = 8 << 20;
 /// What a message has beside its payload: subject, reply subject, headers.
 const MESSAGE_OVERHEAD: usize = 64 << 10;
-/// How long the server may be silent before the consumer is made anew: it says something every half of that.
-const SILENCE: Duration = Duration::from_secs(10);
+/// How often the server says something when there is nothing to read. After two of these without a word the consumer is made
+/// anew: a server that was restarted knows nothing of it, and does not say so. Shorter costs a message each.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+/// How long a pull stands before the next one, and how long the server keeps a consumer that nobody pulls from.
+const PULL_EXPIRES: Duration = Duration::from_secs(30);
+/// How long the reader waits before it tries again, at most.
+const PAUSE: Duration = Duration::from_secs(2);
 
 /// A message that was read ahead; its bytes count until it is dropped.
 #[derive(Debug)]
@@ -63,7 +68,7 @@ pub(crate) async fn read(
             Ok(info) => info,
             Err(e) => {
                 tracing::warn!("cannot read the state of {LEAD_COMMANDS}, trying again: {e}");
-                tokio::time::sleep(delays.next().unwrap_or(SILENCE)).await;
+                tokio::time::sleep(delays.next().unwrap_or(PAUSE)).await;
                 continue;
             }
         };
@@ -81,7 +86,7 @@ pub(crate) async fn read(
         if after > before {
             delays = patient();
         }
-        tokio::time::sleep(delays.next().unwrap_or(SILENCE)).await;
+        tokio::time::sleep(delays.next().unwrap_or(PAUSE)).await;
     }
 }
 
@@ -101,7 +106,7 @@ async fn follow(
             replay_policy: ReplayPolicy::Instant,
             memory_storage: true,
             num_replicas: 1,
-            inactive_threshold: SILENCE * 3,
+            inactive_threshold: PULL_EXPIRES,
             ..pull::Config::default()
         })
         .await
@@ -110,8 +115,8 @@ async fn follow(
         .stream()
         .max_messages_per_batch(READ_AHEAD_MESSAGES)
         .max_bytes_per_batch(PULL_BYTES.max(js.client().server_info().max_payload + MESSAGE_OVERHEAD))
-        .expires(SILENCE * 3)
-        .heartbeat(SILENCE / 2)
+        .expires(PULL_EXPIRES)
+        .heartbeat(HEARTBEAT)
         .messages()
         .await
         .context("cannot pull")?;

@@ -111,6 +111,12 @@ impl Service {
         expect(self.process.exited().await)
     }
 
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Its pid; after its end, the one it had.
     #[must_use]
     pub fn pid(&self) -> u32 {
