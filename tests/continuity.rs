@@ -306,3 +306,27 @@ async fn a_killed_up_goes_on_where_it_was() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_log_whose_configuration_changes_is_still_the_same_log() {
+    let mut stack = Stack::start().await;
+    let applied = stack.process(json!([])).await;
+    let lead_id = stack.api.initiate(applied.process.process_id.expect("an id"), None).await;
+    stack.api.update(json!({"leadId": lead_id, "name": "a"})).await;
+    stack.wait_until_applied().await;
+    // What is changed after a restart and read back after another one: nats-server 2.9 gives the stream a new time of its
+    // making on the way.
+    stack.nats.restart().await.expect("nats-server");
+    let js = service_kit::nats::jetstream(&stack.client);
+    eventually(SOON, "the log is configured anew", async || {
+        let log = js.get_stream(contract::streams::LEAD_COMMANDS).await.map_err(|e| e.to_string())?;
+        let mut config = log.cached_info().config.clone();
+        config.max_bytes /= 2;
+        js.update_stream(config).await.map_err(|e| e.to_string())
+    })
+    .await;
+    stack.nats.restart().await.expect("nats-server");
+    stack.api.update_stubbornly(&json!({"leadId": lead_id, "name": "b"})).await;
+    stack.wait_for_count("SELECT version FROM lead_state.leads", 3, SOON).await;
+    assert_eq!(stack.count("SELECT epoch::bigint FROM lead_state.checkpoints").await, 1, "a new epoch");
+}

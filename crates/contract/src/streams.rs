@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use async_nats::jetstream::{
     kv,
-    stream::{Config, DiscardPolicy, RetentionPolicy, StorageType},
+    stream::{Config, DiscardPolicy, Info, RetentionPolicy, StorageType},
 };
 
-use crate::subject;
+use crate::{ObjectId, subject};
 
 /// The command log: totally ordered, durable, the source of every change.
 pub const LEAD_COMMANDS: &str = "LEAD_COMMANDS";
@@ -44,10 +44,23 @@ pub struct StreamLimits {
     pub replicas: usize,
 }
 
-/// The streams, as they should be.
-pub fn streams(limits: StreamLimits) -> [Config; 4] {
+/// What the description of a stream begins with; its mark follows.
+const MARKED: &str = "Leadrelay, stream ";
+
+/// A stream's identity: another one is another log, with sequences of its own.
+///
+/// It is the mark that the stream got when it was made. A stream without one goes by the time of its making, though that
+/// is no identity on every server: nats-server 2.9 changes it when a stream's configuration is changed after a restart.
+pub fn identity(info: &Info) -> String {
+    let mark = info.config.description.as_deref().and_then(|description| description.strip_prefix(MARKED));
+    mark.map_or_else(|| info.created.unix_timestamp_nanos().to_string(), str::to_owned)
+}
+
+/// The streams, as they should be; those that are made now get this mark.
+pub fn streams(limits: StreamLimits, mark: ObjectId) -> [Config; 4] {
     let stream = |name: &str, subjects: &str, discard, max_bytes| Config {
         name: name.into(),
+        description: Some(format!("{MARKED}{mark}")),
         subjects: vec![subjects.into()],
         retention: RetentionPolicy::Limits,
         storage: StorageType::File,

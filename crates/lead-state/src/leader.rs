@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use async_nats::jetstream;
-use contract::streams::LEAD_COMMANDS;
+use contract::streams::{self, LEAD_COMMANDS};
 use service_kit::{
     batch::Publisher,
     clock,
@@ -106,7 +106,7 @@ impl Leader {
             Ok(info) => info,
             Err(e) => return Ok(TermEnd::Again(format!("cannot read the state of {LEAD_COMMANDS}: {e}"))),
         };
-        let identity = reader::identity(&info);
+        let identity = streams::identity(&info);
         let checkpoint = match checkpoint::load(&self.pool, LEAD_COMMANDS, &identity, clock::now()).await {
             Ok(checkpoint) => checkpoint,
             Err(e) => return Ok(TermEnd::Again(format!("cannot read the checkpoint: {}", chain(&e)))),

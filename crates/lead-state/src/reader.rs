@@ -8,7 +8,7 @@ use async_nats::jetstream::{
     consumer::{AckPolicy, DeliverPolicy, ReplayPolicy, pull},
     stream::Stream,
 };
-use contract::streams::LEAD_COMMANDS;
+use contract::streams::{self, LEAD_COMMANDS};
 use futures::StreamExt;
 use service_kit::nats::patient;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -40,11 +40,6 @@ pub(crate) struct Read {
     _bytes: OwnedSemaphorePermit,
 }
 
-/// The identity of a log: when its stream was created, in nanoseconds.
-pub(crate) fn identity(info: &jetstream::stream::Info) -> String {
-    info.created.unix_timestamp_nanos().to_string()
-}
-
 /// Makes the channel that [`read`] fills.
 pub(crate) fn channel() -> (mpsc::Sender<Read>, mpsc::Receiver<Read>) {
     mpsc::channel(READ_AHEAD_MESSAGES)
@@ -72,7 +67,7 @@ pub(crate) async fn read(
                 continue;
             }
         };
-        if self::identity(&info) != identity {
+        if streams::identity(&info) != identity {
             anyhow::bail!("{LEAD_COMMANDS} was made anew while it was being read");
         }
         if info.state.last_sequence < after {

@@ -18,9 +18,12 @@ use async_nats::{
     },
 };
 use backon::{BackoffBuilder, ExponentialBuilder};
-use contract::streams::{StreamLimits, buckets, streams};
+use contract::{
+    ObjectId,
+    streams::{StreamLimits, buckets, streams},
+};
 
-use crate::{config::NatsConfig, health::Readiness, version::ServerVersion};
+use crate::{clock, config::NatsConfig, health::Readiness, version::ServerVersion};
 
 /// How often the connection is probed. A peer that vanished without a word is noticed after two to three of these.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
@@ -131,8 +134,9 @@ pub fn jetstream(client: &Client) -> jetstream::Context {
 /// Makes the streams and buckets that are not there yet. What is there is left as it is, except that a stream that an
 /// older server made is allowed the atomic batches that the server knows now.
 pub async fn create_streams(js: &jetstream::Context, limits: StreamLimits) -> anyhow::Result<()> {
+    let mark = ObjectId::new(clock::now(), rand::random());
     let version = ServerVersion::parse(&js.client().server_info().version);
-    for mut config in streams(limits) {
+    for mut config in streams(limits, mark) {
         config.allow_atomic_publish &= version.knows_atomic_batches();
         let stream = retry("create a stream", || js.get_or_create_stream(config.clone())).await?;
         if config.allow_atomic_publish && !stream.cached_info().config.allow_atomic_publish {
