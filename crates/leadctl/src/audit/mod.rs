@@ -188,7 +188,7 @@ async fn read(
     let state = &log.cached_info().state;
     let log_last = state.last_sequence;
     let log_whole = state.messages == 0 || state.messages == log_last + 1 - state.first_sequence;
-    let identity = log.cached_info().created.unix_timestamp_nanos().to_string();
+    let identity = contract::streams::identity(log.cached_info());
     let log_is_ours = snapshot.checkpoint.as_ref().is_some_and(|checkpoint| checkpoint.stream_created_at == identity);
     let subjects = |all: &str, prefix: &str| scope.project_id.map_or(all.to_owned(), |id| format!("{prefix}.{id}.>"));
 
