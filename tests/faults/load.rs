@@ -67,7 +67,7 @@ impl Client {
     /// Sends an update to one gateway after the other until it is accepted; its id. Asking again is safe: under the
     /// same idempotency key it is the same update.
     pub(crate) async fn update(&self, body: &Value, ledger: &Ledger, random: &mut StdRng) -> String {
-        let idempotency_key = format!("{:032x}", random.random::<u128>());
+        let idempotency_key = format!("{:032x}", rand::random::<u128>());
         ledger.intended.fetch_add(1, Ordering::Relaxed);
         let deadline = Instant::now() + STUBBORNNESS;
         loop {
