@@ -142,10 +142,11 @@ async fn run(seed: u64, length: Length) -> Report {
     let lost: Vec<_> = ledger.accepted().iter().filter(|id| !known.contains(id)).cloned().collect();
     assert!(lost.is_empty(), "{} accepted and not in the log: {lost:?}", lost.len());
     // However often its client had to ask.
-    let over_http: i64 = sqlx::query_scalar("SELECT count(*) FROM lead_state.lead_updates WHERE api_key_id IS NOT NULL")
-        .fetch_one(&victims.pool)
-        .await
-        .expect("the ledger");
+    let over_http: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM lead_state.lead_updates WHERE api_key_id IS NOT NULL")
+            .fetch_one(&victims.pool)
+            .await
+            .expect("the ledger");
     let intended = ledger.intended.load(Ordering::Relaxed);
     assert_eq!(over_http.cast_unsigned(), intended, "each update of an HTTP client is one update");
     for member in victims.members_mut() {
