@@ -252,7 +252,7 @@ async fn a_killed_up_goes_on_where_it_was() {
     let env = stack_env(data.path(), started).await;
     leadctl.wait_for_log("Ctrl-C", SOON).await;
 
-    let nats = service_kit::config::NatsConfig { nats_url: env["NATS_URL"].clone(), nats_creds: None, nats_ca: None };
+    let nats = service_kit::config::NatsConfig::at(&env["NATS_URL"]);
     let client = service_kit::nats::connect(&nats, "test", &Default::default()).await.expect("NATS");
     let api = Api::create(env["LEADRELAY_GATEWAY_URL"].clone(), &client, "load").await;
     let spec = json!({

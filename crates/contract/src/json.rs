@@ -27,6 +27,22 @@ pub enum JsonFault {
     Invalid(String),
 }
 
+/// What a message that is JSON, but not the one expected, got wrong, without the text that stands there: it may be a
+/// secret.
+pub fn mismatch(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    // serde quotes what it met: `invalid type: string "…", expected …`, "unknown variant `…`, expected …".
+    for (kind, quote) in [("string", '"'), ("unknown variant", '`')] {
+        let (from, to) = (text.find(&format!("{kind} {quote}")), text.rfind(&format!("{quote}, expected ")));
+        if let (Some(from), Some(to)) = (from, to)
+            && from < to
+        {
+            return format!("{}{kind}{}", &text[..from], &text[to + 1..]);
+        }
+    }
+    text
+}
+
 /// Checks a whole JSON text and returns it as `str`.
 pub fn check(bytes: &[u8]) -> Result<&str, JsonFault> {
     let text = std::str::from_utf8(bytes).map_err(|e| JsonFault::Utf8(e.valid_up_to()))?;
@@ -217,6 +233,17 @@ mod tests {
 
     fn fault(text: &str) -> String {
         check(text.as_bytes()).expect_err(text).to_string()
+    }
+
+    #[test]
+    fn a_mismatch_does_not_tell_the_text_that_it_met() {
+        let told = |text| mismatch(&serde_json::from_str::<Vec<crate::key::Scope>>(text).unwrap_err());
+        for text in [r#""whsec_AAAA""#, r#""whsec_\", expected ""#] {
+            let told = told(text);
+            assert!(told.starts_with("invalid type: string, expected a sequence at line 1"), "{told}");
+        }
+        assert!(told(r#"["whsec_AAAA"]"#).starts_with("unknown variant, expected `leads:read` or `leads:write` at"));
+        assert!(told("{}").starts_with("invalid type: map, expected a sequence at"));
     }
 
     #[test]

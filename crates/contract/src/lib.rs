@@ -16,6 +16,7 @@ pub mod process;
 #[cfg(test)]
 mod proto_schemas;
 pub mod rpc;
+pub mod sealed;
 pub mod streams;
 pub mod subject;
 pub mod time;

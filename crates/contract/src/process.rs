@@ -1,14 +1,20 @@
 //! The configuration of a process: its states and policies, and the callbacks that are told of outcomes.
 //!
 //! [`ProcessSpec`] is what an operator writes and applies; [`Process`] is what lead-state makes of it, stores,
-//! and projects to the `processes` bucket.
+//! and projects to the `processes` bucket. Secrets are in clear in the one and [sealed](crate::sealed) in the other.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
 
-use crate::{ObjectId, command::MAX_TEXT_CHARS, subject::NO_PROCESS};
+use crate::{
+    ObjectId,
+    command::MAX_TEXT_CHARS,
+    sealed::{Field, Place, Secret},
+    subject::NO_PROCESS,
+};
 
 /// A process as it is stored and watched.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -112,7 +118,7 @@ pub enum MetadataMerge {
 }
 
 /// A URL that is told of outcomes.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Callback {
     /// The callback's id: given on first apply, kept after.
@@ -124,8 +130,8 @@ pub struct Callback {
     /// How to authenticate to the endpoint, beside the signature.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub auth: Option<CallbackAuth>,
-    /// Signing secrets, `whsec_` + base64; every one of them signs, so that a rotation can overlap.
-    pub secrets: Vec<String>,
+    /// Signing secrets, `whsec_` + base64, sealed; every one of them signs, so that a rotation can overlap.
+    pub secrets: Vec<Secret>,
     /// Which outcomes it is told of; absent is all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub events: Option<BTreeSet<EventKind>>,
@@ -161,45 +167,53 @@ impl Callback {
         let kind = if success { EventKind::Succeeded } else { EventKind::Failed };
         self.enabled && self.events.as_ref().is_none_or(|events| events.contains(&kind))
     }
-}
 
-/// Leaves out what must not be logged.
-impl std::fmt::Debug for Callback {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Callback")
-            .field("callback_id", &self.callback_id)
-            .field("name", &self.name)
-            .field("url", &self.url)
-            .field("enabled", &self.enabled)
-            .finish_non_exhaustive()
+    /// All its secrets, as they are stored.
+    pub fn secrets(&self) -> impl Iterator<Item = &Secret> {
+        self.secrets.iter().chain(self.auth.as_ref().map(CallbackAuth::secret))
+    }
+
+    /// The same callback with other secrets: each is put through `change`, to be sealed or opened at its place.
+    pub fn with_secrets<E>(
+        &self,
+        project_id: ObjectId,
+        mut change: impl FnMut(&Place, &Secret) -> Result<Secret, E>,
+    ) -> Result<Self, E> {
+        let place = |field| Place { project_id, callback_id: self.callback_id, field };
+        let secrets =
+            self.secrets.iter().map(|secret| change(&place(Field::Secrets), secret)).collect::<Result<_, E>>()?;
+        let mut auth = self.auth.clone();
+        if let Some(CallbackAuth::Bearer { token: secret } | CallbackAuth::Header { value: secret, .. }) = &mut auth {
+            *secret = change(&place(Field::Auth), secret)?;
+        }
+        Ok(Self { secrets, auth, ..self.clone() })
     }
 }
 
 /// How to authenticate to an endpoint.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "camelCase")]
 pub enum CallbackAuth {
     /// `Authorization: Bearer {token}`.
     Bearer {
         /// The token.
-        token: String,
+        token: Secret,
     },
     /// A header of the endpoint's choice.
     Header {
         /// Its name.
         name: String,
         /// Its value.
-        value: String,
+        value: Secret,
     },
 }
 
-/// Leaves out what must not be logged.
-impl std::fmt::Debug for CallbackAuth {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Bearer { .. } => "Bearer(..)",
-            Self::Header { .. } => "Header(..)",
-        })
+impl CallbackAuth {
+    fn secret(&self) -> &Secret {
+        match self {
+            Self::Bearer { token } => token,
+            Self::Header { value, .. } => value,
+        }
     }
 }
 
@@ -244,7 +258,7 @@ pub struct ProcessSpec {
 }
 
 /// A callback as an operator writes it.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CallbackSpec {
     /// Its name, unique in the process, by which it is found again.
@@ -256,7 +270,7 @@ pub struct CallbackSpec {
     pub auth: Option<CallbackAuth>,
     /// Signing secrets, `whsec_` + base64 of 24 to 64 bytes. Absent: those it has; for a new one, a new one is made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub secrets: Option<Vec<String>>,
+    pub secrets: Option<Vec<Secret>>,
     /// Which outcomes it is told of; absent is all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub events: Option<BTreeSet<EventKind>>,
@@ -272,13 +286,6 @@ pub struct CallbackSpec {
     /// How many attempts may begin in a second, in one notifier, 1 to 10000; absent is as many as come.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_per_second: Option<u32>,
-}
-
-/// Leaves out what must not be logged.
-impl std::fmt::Debug for CallbackSpec {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("CallbackSpec").field("name", &self.name).field("url", &self.url).finish_non_exhaustive()
-    }
 }
 
 impl ProcessSpec {
@@ -361,7 +368,13 @@ impl CallbackSpec {
         if self.secrets.iter().flatten().any(|secret| signing_key(secret).is_none()) {
             fault("secrets: each must be whsec_ and the base64 of 24 to 64 bytes".into());
         }
-        let visible = |text: &str| !text.is_empty() && text.bytes().all(|b| (0x20..0x7f).contains(&b));
+        if self.auth.as_ref().is_some_and(|auth| auth.secret().is_sealed()) {
+            fault("auth: a secret must be in clear here; this one is sealed, and opens only where it came from".into());
+        }
+        let visible = |secret: &Secret| {
+            let text = secret.expose();
+            !text.is_empty() && text.bytes().all(|b| (0x20..0x7f).contains(&b))
+        };
         match &self.auth {
             Some(CallbackAuth::Bearer { token }) if !visible(token) => {
                 fault("auth.token must be visible ASCII characters".into());
@@ -404,14 +417,14 @@ fn check_name(what: &str, name: &str, faults: &mut Vec<String>) {
 
 /// The key bytes of a Standard Webhooks secret: 24 to 64 bytes in base64 behind `whsec_`
 /// (<https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md>).
-pub fn signing_key(secret: &str) -> Option<Vec<u8>> {
-    let key = BASE64_STANDARD.decode(secret.strip_prefix("whsec_")?).ok()?;
+pub fn signing_key(secret: &Secret) -> Option<Zeroizing<Vec<u8>>> {
+    let key = Zeroizing::new(BASE64_STANDARD.decode(secret.expose().strip_prefix("whsec_")?).ok()?);
     (24..=64).contains(&key.len()).then_some(key)
 }
 
 /// Makes the text of a new signing secret from 32 random bytes.
-pub fn new_signing_secret(random: [u8; 32]) -> String {
-    format!("whsec_{}", BASE64_STANDARD.encode(random))
+pub fn new_signing_secret(random: [u8; 32]) -> Secret {
+    format!("whsec_{}", BASE64_STANDARD.encode(random)).into()
 }
 
 #[cfg(test)]

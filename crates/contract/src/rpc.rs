@@ -13,6 +13,7 @@
 //! | `leads.rpc.key.create` | [`CreateKey`] → [`ApiKey`] | lead-state |
 //! | `leads.rpc.key.revoke` | [`RevokeKey`] → [`ApiKey`] | lead-state |
 //! | `leads.rpc.key.list` | [`ListKeys`] → list of [`ApiKey`] | lead-state |
+//! | `leads.rpc.secrets.rotate` | [`RotateSecrets`] → [`Rotated`] | lead-state |
 //! | `webhooks.rpc.delivery.of_update` | [`GetUpdate`] → list of [`Delivery`] | webhook-notifier |
 //! | `webhooks.rpc.callback.list` | [`ListCallbacks`] → list of [`CallbackStatus`] | webhook-notifier |
 //! | `webhooks.rpc.callback.enable` | [`EnableCallback`] → [`Enabled`] | webhook-notifier |
@@ -25,6 +26,7 @@ use crate::{
     JsonObject, ObjectId, Timestamp,
     key::{ApiKey, Scope},
     process::Process,
+    sealed::KeyId,
 };
 
 /// [`GetLead`] → [`Lead`].
@@ -43,6 +45,8 @@ pub const KEY_CREATE: &str = "leads.rpc.key.create";
 pub const KEY_REVOKE: &str = "leads.rpc.key.revoke";
 /// [`ListKeys`] → list of [`ApiKey`].
 pub const KEY_LIST: &str = "leads.rpc.key.list";
+/// [`RotateSecrets`] → [`Rotated`].
+pub const SECRETS_ROTATE: &str = "leads.rpc.secrets.rotate";
 /// [`GetUpdate`] → list of [`Delivery`].
 pub const DELIVERY_OF_UPDATE: &str = "webhooks.rpc.delivery.of_update";
 /// [`ListCallbacks`] → list of [`CallbackStatus`].
@@ -290,8 +294,46 @@ pub struct Applied {
     pub process: Process,
     /// Whether anything changed.
     pub changed: bool,
+    /// What is different from before, for people, a line each; none for a new process.
+    #[serde(default)]
+    pub changes: Vec<String>,
     /// The callbacks for which a signing secret was made just now: the one time that it is shown.
     pub new_secrets: Vec<ObjectId>,
+}
+
+/// Seals everything anew with the present key of whoever answers. Safe to repeat.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RotateSecrets {}
+
+/// How far a rotation came.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Rotated {
+    /// The present key.
+    pub key_id: KeyId,
+    /// Processes that were sealed anew by this call.
+    pub resealed: u64,
+    /// Processes that had nothing to seal anew.
+    pub unchanged: u64,
+    /// Processes that time did not suffice for: ask again.
+    pub remaining: u64,
+    /// Callbacks that stay as they are, because they cannot be opened.
+    pub locked: Vec<Locked>,
+}
+
+/// A callback whose secrets cannot be opened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Locked {
+    /// Its process, by name.
+    pub process: String,
+    /// Its project.
+    pub project_id: ObjectId,
+    /// The callback.
+    pub callback_id: ObjectId,
+    /// Why, for people. It names the key.
+    pub error: String,
 }
 
 /// A new API key. The key itself is made by the caller and does not travel.

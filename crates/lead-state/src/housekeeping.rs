@@ -1,4 +1,5 @@
-//! What the leader does beside the flow: partitions ahead, applied log entries purged, projection mended.
+//! What the leader does beside the flow: partitions ahead, applied log entries purged, projection mended, secrets that
+//! an older version stored in clear sealed.
 
 use std::{sync::Arc, time::Duration};
 
@@ -9,6 +10,7 @@ use sqlx::PgPool;
 
 use crate::{
     projection::Projector,
+    secrets::Sealer,
     store::{checkpoint, ledger},
 };
 
@@ -26,6 +28,7 @@ pub(crate) struct Housekeeper {
     pub(crate) pool: PgPool,
     pub(crate) log: Stream,
     pub(crate) projector: Arc<Projector>,
+    pub(crate) sealer: Arc<Sealer>,
     /// How long applied commands stay in the log.
     pub(crate) log_retention: Duration,
 }
@@ -35,7 +38,14 @@ impl Housekeeper {
     pub(crate) async fn run(self) -> anyhow::Result<()> {
         // A bucket that was lost is filled again when a leader starts.
         let mut everything = true;
+        let mut in_clear = true;
         loop {
+            if in_clear {
+                match self.sealer.seal_clear().await {
+                    Ok(()) => in_clear = false,
+                    Err(e) => tracing::warn!("cannot seal secrets that are stored in clear, trying again: {e:#}"),
+                }
+            }
             match self.projector.project_pending(everything).await {
                 Ok(()) => everything = false,
                 Err(e) => tracing::warn!("cannot project the configuration, trying again: {e:#}"),

@@ -28,6 +28,7 @@ use crate::{
     metrics::Metrics,
     projection::Projector,
     reader,
+    secrets::Sealer,
     store::{
         self,
         batch::RulesCache,
@@ -52,6 +53,7 @@ pub(crate) struct Leader {
     pub(crate) pool: PgPool,
     pub(crate) js: jetstream::Context,
     pub(crate) projector: Arc<Projector>,
+    pub(crate) sealer: Arc<Sealer>,
     pub(crate) readiness: Readiness,
     pub(crate) log_retention: Duration,
     pub(crate) metrics: Metrics,
@@ -169,6 +171,7 @@ impl Leader {
             pool: self.pool.clone(),
             log: log.clone(),
             projector: self.projector.clone(),
+            sealer: self.sealer.clone(),
             log_retention: self.log_retention,
         };
 

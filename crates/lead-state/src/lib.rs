@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 use anyhow::Context as _;
 use contract::{rpc, streams::StreamLimits};
 use service_kit::{
-    config::{DatabaseConfig, HealthConfig, NatsConfig},
+    config::{DatabaseConfig, HealthConfig, NatsConfig, SecretsConfig},
     health::{self, Readiness},
     http,
     lifecycle::{DRAIN_DEADLINE, Tasks},
@@ -31,6 +31,7 @@ mod metrics;
 mod projection;
 mod queries;
 mod reader;
+mod secrets;
 mod store;
 
 /// Longer keeps more of the story in NATS beside the ledger, and takes the disk for it.
@@ -45,6 +46,9 @@ pub struct Config {
     #[command(flatten)]
     #[allow(missing_docs, reason = "documented where they are declared")]
     pub database: DatabaseConfig,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "documented where they are declared")]
+    pub secrets: SecretsConfig,
     #[command(flatten)]
     #[allow(missing_docs, reason = "documented where they are declared")]
     pub health: HealthConfig,
@@ -74,6 +78,7 @@ async fn migrate_with(pool: &PgPool) -> anyhow::Result<()> {
 
 /// Runs the service until shutdown.
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let keys = config.secrets.keys()?;
     let readiness = Readiness::default();
     readiness.not_ready("start", "starting");
     let mut tasks = Tasks::new(shutdown.clone());
@@ -100,11 +105,13 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     };
 
     let projector = Arc::new(projection::Projector { pool: pool.clone(), js: js.clone() });
+    let sealer = Arc::new(secrets::Sealer { pool: pool.clone(), projector: projector.clone(), keys });
     let leader = leader::Leader {
         database: config.database.clone(),
         pool: pool.clone(),
         js: js.clone(),
         projector: projector.clone(),
+        sealer: sealer.clone(),
         readiness: readiness.clone(),
         log_retention: config.log_retention.into(),
         metrics,
@@ -112,7 +119,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     tasks.spawn("leader", leader.run(shutdown.clone()));
 
     let queries = queries::Queries { pool: pool.clone(), js };
-    let admin = admin::Admin { pool, projector };
+    let admin = admin::Admin { pool, projector, sealer: sealer.clone() };
     let micro = service(&client, "lead-state", "Leads, updates and configuration").await?;
     macro_rules! serve {
         ($subject:path, $handler:expr, $method:path) => {{
@@ -129,6 +136,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     serve!(rpc::KEY_CREATE, admin, admin::Admin::create_key);
     serve!(rpc::KEY_REVOKE, admin, admin::Admin::revoke_key);
     serve!(rpc::KEY_LIST, admin, admin::Admin::list_keys);
+    serve!(rpc::SECRETS_ROTATE, sealer, secrets::Sealer::rotate);
     readiness.ready("start");
     tasks.run(DRAIN_DEADLINE).await
 }

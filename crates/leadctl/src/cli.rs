@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::{audit, callback, key, migrate, process, project, up, update};
+use crate::{audit, callback, key, migrate, process, project, secrets, up, update};
 
 /// Runs Leadrelay on one machine, and administers it anywhere.
 #[derive(Debug, Parser)]
@@ -37,6 +37,9 @@ enum Command {
     /// Lead updates, over HTTP as a client sends them.
     #[command(subcommand)]
     Update(update::Update),
+    /// The keys that callbacks' secrets are sealed with.
+    #[command(subcommand)]
+    Secrets(secrets::Secrets),
     /// Callbacks: how they fare, and enabling those that their failures disabled.
     #[command(subcommand)]
     Callback(callback::Callback),
@@ -54,6 +57,14 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Update(update) => update.run().await?,
         Command::Callback(callback) => callback.run().await?,
         Command::Audit(audit) => return audit.run().await,
+        Command::Up(up) => up.run().await,
+        Command::Migrate(migrate) => migrate.run().await,
+        Command::Project(project) => project.run().await,
+        Command::Process(process) => process.run().await,
+        Command::Key(key) => key.run().await,
+        Command::Update(update) => update.run().await,
+        Command::Secrets(secrets) => secrets.run().await,
+        Command::Callback(callback) => callback.run().await,
     }
     Ok(ExitCode::SUCCESS)
 }

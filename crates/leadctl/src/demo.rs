@@ -16,6 +16,7 @@ use contract::{
         Applied, CreateKey, CreateProject, KEY_CREATE, KEY_LIST, Keys, ListKeys, PROCESS_APPLY, PROJECT_CREATE,
         Project, UpdateStatus,
     },
+    sealed::Secret,
     subject::{CommandKind, CommandSubject},
 };
 use serde::{Deserialize, Serialize};
@@ -59,7 +60,7 @@ const LEADS: [(&str, &str, &str, &str); 3] = [
 #[serde(rename_all = "camelCase")]
 struct State {
     /// By callback name. Made here, so that what arrives can be verified here.
-    signing_secrets: BTreeMap<String, String>,
+    signing_secrets: BTreeMap<String, Secret>,
     project_id: Option<ObjectId>,
     key: Option<Key>,
     process: Option<Process>,

@@ -80,16 +80,22 @@ impl DataDir {
         }
     }
 
-    /// Reads a file that `write_json` wrote; nothing when it is not there.
-    pub(crate) fn read_json<T: DeserializeOwned>(&self, name: &str) -> anyhow::Result<Option<T>> {
+    /// Reads a file; nothing when it is not there.
+    pub(crate) fn read(&self, name: &str) -> anyhow::Result<Option<String>> {
         let path = self.join(name);
         match fs::read_to_string(&path) {
-            Ok(text) => serde_json::from_str(&text)
-                .map(Some)
-                .with_context(|| format!("{} is damaged; remove it to start it anew", path.display())),
+            Ok(text) => Ok(Some(text)),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(e).with_context(|| format!("cannot read {}", path.display())),
         }
+    }
+
+    /// Reads a file that `write_json` wrote; nothing when it is not there.
+    pub(crate) fn read_json<T: DeserializeOwned>(&self, name: &str) -> anyhow::Result<Option<T>> {
+        let Some(text) = self.read(name)? else { return Ok(None) };
+        serde_json::from_str(&text)
+            .map(Some)
+            .with_context(|| format!("{} is damaged; remove it to start it anew", self.join(name).display()))
     }
 
     /// Writes a value as JSON.

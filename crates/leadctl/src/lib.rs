@@ -14,6 +14,7 @@ mod output;
 mod process;
 mod project;
 mod receiver;
+mod secrets;
 mod servers;
 mod story;
 mod up;

@@ -5,21 +5,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, bail};
-use async_nats::Client;
+use anyhow::{Context, anyhow, bail};
 use clap::Subcommand;
 use contract::{
-    process::{Process as Stored, ProcessSpec},
+    json::mismatch,
+    process::ProcessSpec,
     rpc::{Applied, PROCESS_APPLY},
-    streams::PROCESSES,
+    sealed::Secret,
 };
-use futures::TryStreamExt;
-use service_kit::nats::jetstream;
 
-use crate::{
-    admin::{self, Admin},
-    output,
-};
+use crate::{admin::Admin, output};
 
 /// Processes.
 #[derive(Debug, Subcommand)]
@@ -45,19 +40,17 @@ impl Process {
     pub(crate) async fn run(self) -> anyhow::Result<()> {
         let Self::Apply { file, admin } = self;
         let (text, source) = read(&file)?;
-        let spec: ProcessSpec =
-            serde_json::from_str(&text).with_context(|| format!("{source} does not describe a process"))?;
+        let spec: ProcessSpec = serde_json::from_str(&text)
+            .map_err(|e| anyhow!("{source} does not describe a process: {}", mismatch(&e)))?;
         let faults = spec.faults();
         if !faults.is_empty() {
             bail!("{source} does not describe a process:\n  {}", faults.join("\n  "));
         }
-        let client = admin.connect().await?;
-        let before = find(&client, &spec).await?;
-        let applied: Applied = admin::call(&client, PROCESS_APPLY, &spec).await?;
+        let applied: Applied = admin.call(PROCESS_APPLY, &spec).await?;
         if admin.json {
             return output::json(&applied);
         }
-        show(before.as_ref(), &applied, &spec);
+        show(&applied);
         Ok(())
     }
 }
@@ -72,89 +65,16 @@ fn read(file: &Path) -> anyhow::Result<(String, String)> {
     Ok((text, file.display().to_string()))
 }
 
-/// The process as it stands, if it is there. By name: its id is lead-state's to give.
-async fn find(client: &Client, spec: &ProcessSpec) -> anyhow::Result<Option<Stored>> {
-    let bucket = jetstream(client).get_key_value(PROCESSES).await;
-    let bucket = bucket.context("cannot find the bucket of processes; lead-state makes it when it starts")?;
-    let mut keys = bucket.keys().await.context("cannot list the processes")?;
-    let prefix = format!("{}.", spec.project_id);
-    while let Some(key) = keys.try_next().await.context("cannot list the processes")? {
-        if !key.starts_with(&prefix) {
-            continue;
-        }
-        let Some(value) = bucket.get(&key).await.context("cannot read a process")? else { continue };
-        let process: Stored =
-            serde_json::from_slice(&value).with_context(|| format!("the process {key} cannot be read"))?;
-        if process.name == spec.name {
-            return Ok(Some(process));
-        }
-    }
-    Ok(None)
-}
-
-/// What is different now, a line each. Secrets and tokens are compared, not shown.
-fn changes(before: &Stored, now: &ProcessSpec) -> Vec<String> {
-    let mut changes = Vec::new();
-    let rules = now.rules();
-    for state in rules.states.iter().filter(|state| before.rules.state(&state.name).is_none()) {
-        changes.push(format!("state {} added", state.name));
-    }
-    for state in &before.rules.states {
-        match rules.state(&state.name) {
-            None => changes.push(format!("state {} removed", state.name)),
-            Some(same) if same != state => changes.push(format!("state {} changed", state.name)),
-            Some(_) => {}
-        }
-    }
-    let mut compare = |what: &str, same: bool| {
-        if !same {
-            changes.push(format!("{what} changed"));
-        }
-    };
-    compare("transitions", rules.transitions == before.rules.transitions);
-    compare("metadataMerge", rules.metadata_merge == before.rules.metadata_merge);
-    compare("allowLeavingTerminal", rules.allow_leaving_terminal == before.rules.allow_leaving_terminal);
-    compare("callTimeoutSeconds", rules.call_timeout_seconds == before.rules.call_timeout_seconds);
-    for callback in &now.callbacks {
-        let Some(known) = before.callbacks.iter().find(|known| known.name == callback.name) else {
-            changes.push(format!("callback {} added", callback.name));
-            continue;
-        };
-        let fields = [
-            ("url", callback.url == known.url),
-            ("auth", callback.auth == known.auth),
-            ("secrets", callback.secrets.as_ref().is_none_or(|secrets| *secrets == known.secrets)),
-            ("events", callback.events == known.events),
-            ("enabled", callback.enabled == known.enabled),
-            ("timeoutSeconds", callback.timeout_seconds == known.timeout_seconds),
-            ("maxInFlight", callback.max_in_flight == known.max_in_flight),
-            ("maxPerSecond", callback.max_per_second == known.max_per_second),
-        ];
-        let differ = fields.iter().filter(|(_, same)| !same).map(|(field, _)| *field).collect::<Vec<_>>();
-        if !differ.is_empty() {
-            changes.push(format!("callback {}: {} changed", callback.name, differ.join(", ")));
-        }
-    }
-    for gone in &before.callbacks {
-        if !now.callbacks.iter().any(|callback| callback.name == gone.name) {
-            changes.push(format!("callback {} removed", gone.name));
-        }
-    }
-    changes
-}
-
-fn show(before: Option<&Stored>, applied: &Applied, spec: &ProcessSpec) {
-    let Applied { process, changed, new_secrets } = applied;
-    let what = match (changed, before) {
+fn show(applied: &Applied) {
+    let Applied { process, changed, changes, new_secrets } = applied;
+    let what = match (changed, changes.as_slice()) {
         (false, _) => "unchanged",
-        (true, None) => "created",
-        (true, Some(_)) => "changed",
+        (true, []) => "created",
+        (true, _) => "changed",
     };
     output::say(format_args!("process {:?} {what}", process.name));
-    if let Some(before) = before.filter(|_| *changed) {
-        for change in changes(before, spec) {
-            output::field("change", change);
-        }
+    for change in changes {
+        output::field("change", change);
     }
     if let Some(process_id) = process.process_id {
         output::field("processId", process_id);
@@ -166,45 +86,11 @@ fn show(before: Option<&Stored>, applied: &Applied, spec: &ProcessSpec) {
         let off = if callback.enabled { "" } else { " (switched off)" };
         output::field("callback", format_args!("{} {} {}{off}", callback.callback_id, callback.name, callback.url));
         if new_secrets.contains(&callback.callback_id) {
-            output::field("", format_args!("signing secret: {}", callback.secrets.join(" ")));
+            let secrets = callback.secrets.iter().map(Secret::expose).collect::<Vec<_>>();
+            output::field("", format_args!("signing secret: {}", secrets.join(" ")));
         }
     }
     if !new_secrets.is_empty() {
         output::say("Keep the signing secrets now: they are not shown again.");
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn changes_are_named_and_secrets_are_not_shown() {
-        let before: Stored = serde_json::from_str(
-            r#"{"projectId":"aaaaaaaaaaaaaaaaaaaaaaaa","processId":"bbbbbbbbbbbbbbbbbbbbbbbb","revision":1,"name":"p",
-                "states":[{"name":"new"},{"name":"old"}],
-                "callbacks":[{"callbackId":"cccccccccccccccccccccccc","name":"a","url":"http://a","secrets":["s"]},
-                             {"callbackId":"dddddddddddddddddddddddd","name":"b","url":"http://b","secrets":["s"]}]}"#,
-        )
-        .unwrap();
-        let now: ProcessSpec = serde_json::from_str(
-            r#"{"projectId":"aaaaaaaaaaaaaaaaaaaaaaaa","name":"p","callTimeoutSeconds":5,
-                "states":[{"name":"new","kind":"initial"},{"name":"lost"}],
-                "callbacks":[{"name":"a","url":"http://a2","auth":{"type":"bearer","token":"hidden"}},
-                             {"name":"c","url":"http://c"}]}"#,
-        )
-        .unwrap();
-        assert_eq!(
-            changes(&before, &now),
-            [
-                "state lost added",
-                "state new changed",
-                "state old removed",
-                "callTimeoutSeconds changed",
-                "callback a: url, auth changed",
-                "callback c added",
-                "callback b removed",
-            ]
-        );
     }
 }

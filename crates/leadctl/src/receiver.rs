@@ -16,7 +16,7 @@ use axum::{
     response::{Html, IntoResponse, Response},
     routing::get,
 };
-use contract::JsonObject;
+use contract::{JsonObject, sealed::Secret};
 use serde::Serialize;
 use serde_json::json;
 use service_kit::clock;
@@ -60,12 +60,12 @@ struct Shelf {
 #[derive(Debug, Clone)]
 pub(crate) struct Receiver {
     shelf: Arc<watch::Sender<Shelf>>,
-    secrets: Arc<BTreeMap<String, String>>,
+    secrets: Arc<BTreeMap<String, Secret>>,
 }
 
 impl Receiver {
     /// A receiver that knows the signing secrets of these paths.
-    pub(crate) fn new(secrets: BTreeMap<String, String>) -> Self {
+    pub(crate) fn new(secrets: BTreeMap<String, Secret>) -> Self {
         Self { shelf: Arc::default(), secrets: Arc::new(secrets) }
     }
 

@@ -35,7 +35,7 @@ impl Servers {
             LocalNats::start(options, &|line| output::field("note", line)).await.context("cannot start nats-server")?;
         let (major, minor, patch) = nats.version();
         output::field("NATS", format_args!("127.0.0.1:{} (nats-server {major}.{minor}.{patch})", nats.port()));
-        let config = NatsConfig { nats_url: nats.url(), nats_creds: None, nats_ca: None };
+        let config = NatsConfig::at(nats.url());
         self.nats = Some(nats);
         Ok(config)
     }

@@ -10,10 +10,11 @@ use clap::{Args, Parser};
 use contract::{
     ObjectId,
     rpc::{DELIVERY_OF_UPDATE, Delivery, GetUpdate, KEY_LIST, Keys, ListKeys},
+    sealed::new_key,
 };
 use local_stack::Install;
 use service_kit::{
-    config::{HealthConfig, LogConfig, LogFormat, NatsConfig},
+    config::{HealthConfig, LogConfig, LogFormat, NatsConfig, SecretsConfig},
     http,
     lifecycle::{self, DRAIN_DEADLINE, Tasks},
     telemetry,
@@ -42,6 +43,8 @@ const LOG: &str = "leadrelay.log";
 /// Where clients find what they need.
 const STACK_ENV: &str = "stack.env";
 const PORTS: &str = "ports.json";
+/// Where the key is that seals callbacks' secrets, unless the operator gave one.
+const SECRETS_KEY: &str = "secrets.key";
 
 /// Run the whole system on this machine: Postgres, NATS and the three services, until Ctrl-C. A second start continues
 /// where the first one was. What clients need stands in DATA_DIR/stack.env once everything is ready.
@@ -72,9 +75,18 @@ pub(crate) struct Up {
     /// A file of CA certificates for that NATS.
     #[arg(long, env = "NATS_CA", requires = "nats_url")]
     nats_ca: Option<PathBuf>,
+    /// A file with a certificate for that NATS.
+    #[arg(long, env = "NATS_CERT", requires_all = ["nats_url", "nats_key"])]
+    nats_cert: Option<PathBuf>,
+    /// A file with the private key of that certificate.
+    #[arg(long, env = "NATS_KEY", requires = "nats_cert")]
+    nats_key: Option<PathBuf>,
     /// Use this Postgres instead of a private one.
     #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
     database_url: Option<String>,
+    /// The keys that callbacks' secrets are sealed with. By default one is made, and kept in DATA_DIR/secrets.key.
+    #[command(flatten)]
+    secrets: SecretsConfig,
     /// Log to standard error instead of DATA_DIR/leadrelay.log.
     #[arg(long, short)]
     verbose: bool,
@@ -115,6 +127,22 @@ impl Up {
         ended.and(stopped)
     }
 
+    /// The operator's keys, or the one of this data directory, made on the first start.
+    fn secrets(&self, data: &DataDir) -> anyhow::Result<SecretsConfig> {
+        if self.secrets.secrets_key.is_some() {
+            return Ok(self.secrets.clone());
+        }
+        let key = match data.read(SECRETS_KEY)? {
+            Some(key) => key,
+            None => {
+                let key = new_key(rand::random());
+                data.write(SECRETS_KEY, &format!("{key}\n"))?;
+                key
+            }
+        };
+        Ok(SecretsConfig { secrets_key: Some(key.into()), ..self.secrets.clone() })
+    }
+
     fn start_log(&self, data: &DataDir) -> anyhow::Result<()> {
         if self.verbose {
             return telemetry::init(&self.log);
@@ -147,9 +175,13 @@ impl Up {
             None => servers.start_postgres(data).await?,
         };
         let nats = match &self.nats_url {
-            Some(url) => {
-                NatsConfig { nats_url: url.clone(), nats_creds: self.nats_creds.clone(), nats_ca: self.nats_ca.clone() }
-            }
+            Some(url) => NatsConfig {
+                nats_url: url.clone(),
+                nats_creds: self.nats_creds.clone(),
+                nats_ca: self.nats_ca.clone(),
+                nats_cert: self.nats_cert.clone(),
+                nats_key: self.nats_key.clone(),
+            },
             None => servers.start_nats(data).await?,
         };
 
@@ -173,7 +205,7 @@ impl Up {
         };
         data.write_json(PORTS, &ports)?;
 
-        spawn_services(tasks, gateway, &nats, &database_url, shutdown)?;
+        spawn_services(tasks, gateway, &nats, &database_url, &self.secrets(data)?, shutdown)?;
         // What listens on all addresses is reached here on this one.
         let host = if gateway_address.ip().is_unspecified() { "127.0.0.1".into() } else { host(gateway_address) };
         let gateway_url = format!("http://{host}:{}", gateway_address.port());
@@ -216,13 +248,14 @@ fn spawn_services(
     gateway: TcpListener,
     nats: &NatsConfig,
     database_url: &str,
+    secrets: &SecretsConfig,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<()> {
     let health = || HealthConfig { health_listen: ([127, 0, 0, 1], 0).into() };
     let database = ["--database-url", database_url];
 
     let mut config: lead_state::Config = config_of(&database)?;
-    (config.nats, config.health) = (nats.clone(), health());
+    (config.nats, config.health, config.secrets) = (nats.clone(), health(), secrets.clone());
     tasks.spawn("lead-state", lead_state::run(config, shutdown.clone()));
 
     let mut config: gateway::Config = config_of(&[])?;
@@ -230,7 +263,7 @@ fn spawn_services(
     tasks.spawn("gateway", gateway::run_on(gateway, config, shutdown.clone()));
 
     let mut config: webhook_notifier::Config = config_of(&database)?;
-    (config.nats, config.health) = (nats.clone(), health());
+    (config.nats, config.health, config.secrets) = (nats.clone(), health(), secrets.clone());
     // Whoever runs all of it on one machine has the endpoints there too.
     config.allow_http = true;
     for network in ["127.0.0.0/8", "::1/128"] {

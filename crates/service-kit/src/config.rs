@@ -2,7 +2,9 @@
 
 use std::{net::SocketAddr, path::PathBuf};
 
+use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
+use contract::sealed::{Keys, Secret};
 
 /// How to reach NATS.
 #[derive(Debug, Clone, Args)]
@@ -13,15 +15,29 @@ pub struct NatsConfig {
     /// A credentials file (JWT and seed) for NATS.
     #[arg(long, env = "NATS_CREDS")]
     pub nats_creds: Option<PathBuf>,
-    /// A file of CA certificates that NATS's certificate is checked against, for tls:// URLs.
+    /// A file of CA certificates that NATS's certificate is checked against, for tls:// URLs. By default the system's.
     #[arg(long, env = "NATS_CA")]
     pub nats_ca: Option<PathBuf>,
+    /// A file with this program's certificate, for a NATS that wants one.
+    #[arg(long, env = "NATS_CERT", requires = "nats_key")]
+    pub nats_cert: Option<PathBuf>,
+    /// A file with the private key of that certificate.
+    #[arg(long, env = "NATS_KEY", requires = "nats_cert")]
+    pub nats_key: Option<PathBuf>,
+}
+
+impl NatsConfig {
+    /// A NATS at this URL, without anything else.
+    pub fn at(nats_url: impl Into<String>) -> Self {
+        Self { nats_url: nats_url.into(), nats_creds: None, nats_ca: None, nats_cert: None, nats_key: None }
+    }
 }
 
 /// How to reach Postgres.
 #[derive(Clone, Args)]
 pub struct DatabaseConfig {
-    /// Where Postgres listens: postgres://user:password@host:port/database.
+    /// Where Postgres listens: postgres://user:password@host:port/database. With
+    /// ?sslmode=verify-full&sslrootcert=ca.pem only over TLS, to a server whose certificate these CAs vouch for.
     #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
     pub database_url: String,
     /// Most connections to Postgres that this process holds.
@@ -35,6 +51,39 @@ impl std::fmt::Debug for DatabaseConfig {
         f.debug_struct("DatabaseConfig")
             .field("database_connections", &self.database_connections)
             .finish_non_exhaustive()
+    }
+}
+
+/// The keys that callbacks' secrets are sealed with at rest.
+#[derive(Debug, Clone, Default, Args)]
+pub struct SecretsConfig {
+    /// The key that seals and opens: the base64 of 32 random bytes. `leadctl secrets new-key` makes one.
+    #[arg(long, env = "SECRETS_KEY", hide_env_values = true, value_name = "KEY")]
+    pub secrets_key: Option<Secret>,
+    /// Keys that only open any more, separated by commas: what was sealed before a rotation.
+    #[arg(long, env = "SECRETS_KEYS_OLD", hide_env_values = true, value_delimiter = ',', value_name = "KEYS")]
+    pub secrets_keys_old: Vec<Secret>,
+}
+
+impl SecretsConfig {
+    /// Reads the keys.
+    ///
+    /// # Errors
+    /// Without a present key, or when one of them is none: says how to make one, and tells none of them.
+    pub fn keys(&self) -> anyhow::Result<Keys> {
+        let is_set = |key: &&Secret| !key.expose().trim().is_empty();
+        let Some(present) = self.secrets_key.as_ref().filter(is_set) else {
+            bail!(
+                "SECRETS_KEY is not set: the secrets of callbacks are sealed with it. Make one with \
+                 `leadctl secrets new-key` or `openssl rand -base64 32`, and give the same to lead-state and \
+                 webhook-notifier"
+            );
+        };
+        let old = self.secrets_keys_old.iter().filter(is_set).map(Secret::expose);
+        Keys::parse(present.expose(), old).context(
+            "SECRETS_KEY or one of SECRETS_KEYS_OLD is not a key; `leadctl secrets new-key` or `openssl rand -base64 32` \
+             makes one",
+        )
     }
 }
 
@@ -66,4 +115,29 @@ pub enum LogFormat {
     Human,
     /// A JSON object a line.
     Json,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_asked_for_and_never_told() {
+        let config = |present: Option<&str>, old: &[&str]| SecretsConfig {
+            secrets_key: present.map(Secret::from),
+            secrets_keys_old: old.iter().copied().map(Secret::from).collect(),
+        };
+        let one = contract::sealed::new_key([1; 32]);
+        assert!(config(Some(&one), &[]).keys().is_ok());
+        // An empty variable is as good as none.
+        assert!(config(Some(&one), &[""]).keys().is_ok());
+        for missing in [config(None, &[]), config(Some(" "), &[])] {
+            let told = missing.keys().unwrap_err().to_string();
+            assert!(told.contains("leadctl secrets new-key") && told.contains("openssl rand -base64 32"), "{told}");
+        }
+        for wrong in [config(Some("t0psecret"), &[]), config(Some(&one), &["t0psecret"])] {
+            let told = format!("{:#} {wrong:?}", wrong.keys().unwrap_err());
+            assert!(told.contains("base64 of 32 random bytes") && !told.contains("t0psecret"), "{told}");
+        }
+    }
 }

@@ -11,13 +11,14 @@ use async_nats::jetstream::{
     self,
     kv::{Operation, Store},
 };
+use contract::json::mismatch;
 use futures::StreamExt;
 use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     health::Readiness,
-    nats::{bucket, chain, patient},
+    nats::{bucket, patient},
 };
 
 /// How long the watch may be silent before it is checked that it still hears everything.
@@ -120,7 +121,7 @@ impl<T: DeserializeOwned> View<T> {
                 Operation::Put => match serde_json::from_slice(&entry.value) {
                     Ok(value) => Some(Arc::new(value)),
                     Err(e) => {
-                        tracing::error!(bucket = %entry.bucket, key = %entry.key, "entry cannot be read: {}", chain(&e));
+                        tracing::error!(bucket = %entry.bucket, key = %entry.key, "entry cannot be read: {}", mismatch(&e));
                         None
                     }
                 },

@@ -9,7 +9,7 @@ use async_nats::{
     service::{NATS_SERVICE_ERROR, NATS_SERVICE_ERROR_CODE, Service, ServiceExt, error},
 };
 use bytes::Bytes;
-use contract::rpc::RpcError;
+use contract::{json::mismatch, rpc::RpcError};
 use futures::{StreamExt, stream::FuturesUnordered};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio_util::sync::CancellationToken;
@@ -65,7 +65,11 @@ where
                 async move {
                     let reply = match serde_json::from_slice(&request.message.payload) {
                         Ok(query) => handler(query).await,
-                        Err(e) => Err(RpcError::new(400, "invalid_query", format!("the query cannot be read: {e}"))),
+                        Err(e) => Err(RpcError::new(
+                            400,
+                            "invalid_query",
+                            format!("the query cannot be read: {}", mismatch(&e)),
+                        )),
                     };
                     let reply = reply.and_then(|reply| {
                         serde_json::to_vec(&reply).map(Bytes::from).map_err(|e| internal(subject, &e))

@@ -18,6 +18,7 @@ use reqwest::{
 use rustls::{ClientConfig, RootCertStore};
 use service_kit::{clock, nats::chain};
 use tokio::time::{Instant, timeout, timeout_at};
+use zeroize::Zeroizing;
 
 use crate::{
     delivery::{Attempt, Delivery},
@@ -104,7 +105,7 @@ impl Poster {
                 let status = response.status();
                 let retry_after = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
                 let retry_after = retry_after.map(ToOwned::to_owned);
-                let body = shown(&read(response).await);
+                let body = shown(&read(response).await, callback);
                 let attempt = Attempt { status: Some(status.as_u16()), ..attempt };
                 if status.is_success() {
                     attempt
@@ -139,11 +140,12 @@ fn headers(callback: &Callback, delivery: &Delivery, timestamp: u32) -> Result<H
     let mut headers = HeaderMap::new();
     match &callback.auth {
         Some(CallbackAuth::Bearer { token }) => {
-            headers.insert(AUTHORIZATION, secret(&format!("Bearer {token}"))?);
+            let value = Zeroizing::new(format!("Bearer {}", token.expose()));
+            headers.insert(AUTHORIZATION, secret(&value)?);
         }
         Some(CallbackAuth::Header { name, value }) => {
             let name = HeaderName::try_from(name).map_err(|_| "the callback's auth is not a header name")?;
-            headers.insert(name, secret(value)?);
+            headers.insert(name, secret(value.expose())?);
         }
         None => {}
     }
@@ -209,9 +211,13 @@ async fn read(mut response: Response) -> Vec<u8> {
     shown
 }
 
-/// Bytes as text that Postgres can hold; none when there are none.
-fn shown(bytes: &[u8]) -> Option<String> {
-    let text = String::from_utf8_lossy(bytes).replace('\0', "");
+/// Bytes as text that Postgres can hold, without the callback's secrets, should an endpoint echo them; none when there are
+/// none.
+fn shown(bytes: &[u8], callback: &Callback) -> Option<String> {
+    let mut text = String::from_utf8_lossy(bytes).replace('\0', "");
+    for secret in callback.secrets() {
+        text = text.replace(secret.expose(), "***");
+    }
     (!text.is_empty()).then_some(text)
 }
 
@@ -306,15 +312,15 @@ mod tests {
     #[tokio::test]
     async fn what_a_failure_said_is_kept_as_far_as_it_can_be_shown() {
         let mut answer =
-            b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 7\r\ncontent-length: 3000\r\n\r\nno\0\xff".to_vec();
-        answer.extend([b'x'; 2996]);
+            b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 7\r\ncontent-length: 3000\r\n\r\nno t-1\0\xff".to_vec();
+        answer.extend([b'x'; 2992]);
         let (url, _asked) = endpoint(vec![answer]).await;
         let attempt = poster().post(&callback(&url), &delivery()).await;
         assert_eq!(attempt.status, Some(503));
         assert_eq!(attempt.error.unwrap(), "the endpoint answered 503 Service Unavailable");
         assert_eq!(attempt.retry_after.unwrap(), "7");
         let response = attempt.response.unwrap();
-        assert!(response.starts_with("no\u{fffd}xxx"), "{response}");
+        assert!(response.starts_with("no ***\u{fffd}xxx"), "{response}");
         assert!(response.len() <= MAX_SHOWN + 2);
     }
 

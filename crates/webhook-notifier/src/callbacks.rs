@@ -1,17 +1,29 @@
 //! 7 Deliver, 8 Retry: who is told. The callbacks of an event, and how a delivery's callback stands now.
 
-use std::{ops::Deref, sync::Arc};
+use std::{
+    collections::HashSet,
+    ops::Deref,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use async_nats::jetstream::kv;
 use contract::{
     ObjectId,
     event::CompletionEvent,
+    json::mismatch,
     process::{Callback, Process},
+    sealed::{CannotOpen, Keys},
     subject::process_key,
 };
-use service_kit::{kv::View, nats::chain};
+use serde::Deserialize;
+use service_kit::{health::Readiness, kv::View, nats::chain};
+use tokio_util::sync::CancellationToken;
 
 use crate::{health::Health, slots::Endpoint};
+
+/// How often it is looked for secrets that cannot be opened. Longer is later to say so; it costs a look at memory.
+const LOCKED_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The configuration could not be read; nothing is known then, so nothing may be decided.
 #[derive(Debug, thiserror::Error)]
@@ -25,15 +37,52 @@ pub(crate) struct Unreadable {
 #[derive(Debug)]
 pub(crate) struct Callbacks {
     /// The `processes` bucket, watched.
-    pub(crate) view: Arc<View<Process>>,
+    pub(crate) view: Arc<View<Configured>>,
     bucket: kv::Store,
     pub(crate) health: Health,
+    keys: Keys,
+}
+
+/// A revision of a process, and of each of its callbacks the same with its secrets opened, once they were needed.
+#[derive(Debug, Deserialize)]
+#[serde(from = "Process")]
+pub(crate) struct Configured {
+    process: Process,
+    opened: Vec<OnceLock<Result<Callback, CannotOpen>>>,
+}
+
+impl From<Process> for Configured {
+    fn from(process: Process) -> Self {
+        let opened = process.callbacks.iter().map(|_| OnceLock::new()).collect();
+        Self { process, opened }
+    }
+}
+
+impl Configured {
+    /// Why the secrets of a callback cannot be opened, as far as it is known without opening them.
+    fn locked(&self, index: usize, keys: &Keys) -> Option<CannotOpen> {
+        match self.opened[index].get() {
+            Some(opened) => opened.as_ref().err().copied(),
+            None => {
+                let key_ids = self.callbacks[index].secrets().filter_map(|secret| secret.key_id());
+                key_ids.filter(|key_id| !keys.has(*key_id)).map(CannotOpen::UnknownKey).next()
+            }
+        }
+    }
+}
+
+impl Deref for Configured {
+    type Target = Process;
+
+    fn deref(&self) -> &Process {
+        &self.process
+    }
 }
 
 /// A callback, in the configuration that it was found in.
 #[derive(Debug, Clone)]
 pub(crate) struct Target {
-    process: Arc<Process>,
+    process: Arc<Configured>,
     index: usize,
 }
 
@@ -69,6 +118,8 @@ pub(crate) enum Found {
     Callback(Target),
     /// It is told nothing until it is enabled again.
     Disabled,
+    /// It is to be told, but its secrets cannot be opened: it waits until they can.
+    Locked,
     /// It will not be told, and why.
     Refused(String),
     /// Its process is not in the configuration. It may come back: a bucket can be lost and made anew.
@@ -77,8 +128,28 @@ pub(crate) enum Found {
 
 impl Callbacks {
     /// What is known of callbacks through this bucket.
-    pub(crate) fn new(bucket: kv::Store, health: Health) -> Self {
-        Self { view: Arc::default(), bucket, health }
+    pub(crate) fn new(bucket: kv::Store, health: Health, keys: Keys) -> Self {
+        Self { view: Arc::default(), bucket, health, keys }
+    }
+
+    /// The callback with its secrets in clear: opened for the first attempt under a revision of its process, then kept
+    /// as long as that revision is.
+    pub(crate) fn open<'a>(&self, target: &'a Target) -> Result<&'a Callback, CannotOpen> {
+        let Configured { process, opened } = target.process.as_ref();
+        let opened = opened[target.index]
+            .get_or_init(|| target.with_secrets(process.project_id, |place, secret| self.keys.open(place, secret)));
+        opened.as_ref().map_err(|e| *e)
+    }
+
+    /// The callbacks whose secrets cannot be opened, as far as that is known.
+    fn locked(&self) -> Vec<(ObjectId, CannotOpen)> {
+        let of = |process: &Configured| {
+            let callbacks = process.callbacks.iter().enumerate().filter(|(_, callback)| callback.enabled);
+            callbacks
+                .filter_map(|(index, callback)| Some((callback.callback_id, process.locked(index, &self.keys)?)))
+                .collect::<Vec<_>>()
+        };
+        self.view.all().iter().flat_map(|process| of(process)).collect()
     }
 
     /// The callbacks that are told of an event; none when its process is not in the configuration.
@@ -103,15 +174,18 @@ impl Callbacks {
         let Some(process) = self.process(project_id, process_id).await? else {
             return Ok(Found::NoProcess);
         };
-        let found = process.callbacks.iter().position(|callback| callback.callback_id == callback_id);
-        Ok(match found {
-            Some(index) if process.callbacks[index].enabled && self.health.disabled(callback_id).is_some() => {
-                Found::Disabled
-            }
-            Some(index) if process.callbacks[index].enabled => Found::Callback(Target { process, index }),
-            Some(_) => Found::Refused("the callback was switched off".into()),
-            None => Found::Refused("the callback was removed".into()),
-        })
+        let callbacks = &process.callbacks;
+        let Some(index) = callbacks.iter().position(|callback| callback.callback_id == callback_id) else {
+            return Ok(Found::Refused("the callback was removed".into()));
+        };
+        if !callbacks[index].enabled {
+            return Ok(Found::Refused("the callback was switched off".into()));
+        }
+        if self.health.disabled(callback_id).is_some() {
+            return Ok(Found::Disabled);
+        }
+        let target = Target { process, index };
+        Ok(if self.open(&target).is_ok() { Found::Callback(target) } else { Found::Locked })
     }
 
     /// What the view does not have may have been written a moment ago: the bucket itself has the last word.
@@ -119,20 +193,49 @@ impl Callbacks {
         &self,
         project_id: ObjectId,
         process_id: Option<ObjectId>,
-    ) -> Result<Option<Arc<Process>>, Unreadable> {
+    ) -> Result<Option<Arc<Configured>>, Unreadable> {
         let key = process_key(project_id, process_id);
         if let Some(process) = self.view.get(&key) {
             return Ok(Some(process));
         }
         let unreadable = |cause| Unreadable { key: key.clone(), cause };
         match self.bucket.get(&key).await.map_err(|e| unreadable(chain(&e)))? {
-            Some(value) => serde_json::from_slice(&value).map(Some).map_err(|e| unreadable(e.to_string())),
+            Some(value) => serde_json::from_slice(&value).map(Some).map_err(|e| unreadable(mismatch(&e))),
             None => Ok(None),
+        }
+    }
+
+    /// Says whose secrets cannot be opened, in the log once and in readiness as long as it is so, until shutdown.
+    pub(crate) async fn follow_locked(&self, readiness: &Readiness, shutdown: CancellationToken) -> anyhow::Result<()> {
+        let mut told = HashSet::new();
+        loop {
+            self.tell_locked(readiness, &mut told);
+            tokio::select! {
+                () = tokio::time::sleep(LOCKED_INTERVAL) => {}
+                () = shutdown.cancelled() => return Ok(()),
+            }
+        }
+    }
+
+    /// Says once of each callback that its secrets cannot be opened, and lets readiness show it as long as it is so.
+    fn tell_locked(&self, readiness: &Readiness, told: &mut HashSet<ObjectId>) {
+        let locked = self.locked();
+        told.retain(|callback_id| locked.iter().any(|(locked, _)| locked == callback_id));
+        for (callback_id, e) in &locked {
+            if told.insert(*callback_id) {
+                tracing::error!(%callback_id, "its secrets cannot be opened, so its deliveries wait: {e}");
+            }
+        }
+        match locked.first() {
+            None => readiness.ready("secrets"),
+            Some((callback_id, e)) => readiness
+                .not_ready("secrets", format!("of {} callbacks cannot be opened: {callback_id} is {e}", locked.len())),
         }
     }
 }
 
-fn who_wants(process: &Arc<Process>, success: bool) -> Vec<Target> {
-    let wants = |index: &usize| process.callbacks[*index].wants(success);
-    (0..process.callbacks.len()).filter(wants).map(|index| Target { process: process.clone(), index }).collect()
+fn who_wants(process: &Arc<Configured>, success: bool) -> Vec<Target> {
+    let callbacks = &process.callbacks;
+    let wants = |index: &usize| callbacks[*index].wants(success);
+    (0..callbacks.len()).filter(wants).map(|index| Target { process: process.clone(), index }).collect()
 }

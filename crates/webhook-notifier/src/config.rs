@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::Args;
 use ipnet::IpNet;
-use service_kit::config::{DatabaseConfig, HealthConfig, NatsConfig};
+use service_kit::config::{DatabaseConfig, HealthConfig, NatsConfig, SecretsConfig};
 
 use crate::{health::DisableAfter, schedule::Schedule};
 
@@ -20,6 +20,9 @@ pub struct Config {
     /// How to reach Postgres.
     #[command(flatten)]
     pub database: DatabaseConfig,
+    /// The keys that callbacks' secrets are sealed with.
+    #[command(flatten)]
+    pub secrets: SecretsConfig,
     /// Where health is answered.
     #[command(flatten)]
     pub health: HealthConfig,
@@ -49,22 +52,4 @@ pub struct Config {
     /// go at once.
     #[arg(long, env = "EVENT_RETENTION", default_value_t = EVENT_RETENTION.into(), value_name = "DURATION")]
     pub event_retention: humantime::Duration,
-}
-
-impl Config {
-    /// The default configuration for this NATS and Postgres.
-    pub fn new(nats: NatsConfig, database: DatabaseConfig) -> Self {
-        Self {
-            nats,
-            database,
-            health: HealthConfig { health_listen: ([127, 0, 0, 1], 0).into() },
-            no_migrate: false,
-            allow_http: false,
-            allow_networks: Vec::new(),
-            retry_schedule: Schedule::default(),
-            disable_after: DisableAfter::default(),
-            max_in_flight: MAX_IN_FLIGHT,
-            event_retention: EVENT_RETENTION.into(),
-        }
-    }
 }

@@ -290,12 +290,16 @@ impl Dispatcher {
         if let Some(reason) = self.deliverer.callbacks.health.disabled(target.callback_id) {
             return self.deliverer.give_up(delivery, Origin::Event, reason).await;
         }
+        let endpoint = target.endpoint();
+        // What cannot be signed waits in Postgres, where the retries find it as soon as it can.
+        let Ok(callback) = self.deliverer.callbacks.open(&target) else {
+            return self.deliverer.spill(delivery, &endpoint).await;
+        };
         // With little room left, waiting here would make others wait for the pull.
         let patience = if self.room.available_permits() > ROOM as usize / 2 { PATIENCE } else { Duration::ZERO };
         let slots = &self.deliverer.slots;
-        let endpoint = target.endpoint();
         match slots.take(&endpoint, delivery.body.len(), patience).await {
-            Some(slot) => self.deliverer.attempt(&target, delivery, Origin::Event, 1, slot).await,
+            Some(slot) => self.deliverer.attempt(callback, delivery, Origin::Event, 1, slot).await,
             None => self.deliverer.spill(delivery, &endpoint).await,
         }
     }

@@ -16,7 +16,10 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::Context;
 use async_nats::service::Service;
-use contract::streams::{LEAD_EVENTS, PROCESSES};
+use contract::{
+    sealed::Keys,
+    streams::{LEAD_EVENTS, PROCESSES},
+};
 use service_kit::{health::Readiness, http, lifecycle, lifecycle::Tasks, nats, rpc};
 use sqlx::PgPool;
 use tokio::{sync::Notify, task::JoinSet};
@@ -60,6 +63,7 @@ const FLUSH: Duration = Duration::from_secs(2);
 
 /// Runs a webhook-notifier until shutdown. Several share the work.
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let keys = config.secrets.keys()?;
     let readiness = Readiness::default();
     readiness.not_ready(dispatch::READY, "not pulling yet");
     let mut tasks = Tasks::new(shutdown.clone());
@@ -69,7 +73,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     tasks.spawn_background("health", service_kit::health::serve(health, readiness.clone(), registry, shutdown.clone()));
     // The micro service answers as long as it is held.
     let (client, _service) = tokio::select! {
-        started = start(&config, &mut tasks, &readiness, metrics, &shutdown) => started?,
+        started = start(&config, keys, &mut tasks, &readiness, metrics, &shutdown) => started?,
         () = shutdown.cancelled() => return Ok(()),
     };
     let ended = tasks.run(lifecycle::DRAIN_DEADLINE).await;
@@ -88,6 +92,7 @@ pub async fn migrate(pool: &PgPool) -> anyhow::Result<()> {
 /// Waits for everything that is needed, and starts the tasks.
 async fn start(
     config: &Config,
+    keys: Keys,
     tasks: &mut Tasks,
     readiness: &Readiness,
     metrics: Metrics,
@@ -106,7 +111,7 @@ async fn start(
     nats::stream(&js, LEAD_EVENTS).await?;
     let health = Health::new(config.disable_after);
     health.sync(&pool).await.context("cannot read how callbacks fare")?;
-    let callbacks = Arc::new(Callbacks::new(nats::bucket(&js, PROCESSES).await?, health));
+    let callbacks = Arc::new(Callbacks::new(nats::bucket(&js, PROCESSES).await?, health, keys));
     let to_announce = Arc::new(Notify::new());
     let (recorder, recording) = record::recorder(pool.clone(), readiness.clone(), to_announce.clone());
     let slots = Slots::new(config.max_in_flight);
@@ -125,6 +130,8 @@ async fn start(
     let (view, follow_js, follow_readiness, follow_token) =
         (callbacks.view.clone(), js.clone(), readiness.clone(), token());
     tasks.spawn("processes", async move { view.follow(&follow_js, PROCESSES, follow_readiness, follow_token).await });
+    let (locked, locked_readiness, locked_token) = (callbacks.clone(), readiness.clone(), token());
+    tasks.spawn("secrets", async move { locked.follow_locked(&locked_readiness, locked_token).await });
     let (health_pool, health_readiness, health_token) = (pool.clone(), readiness.clone(), token());
     tasks.spawn("callbacks", async move {
         callbacks.health.follow(&health_pool, &slots, &metrics, &health_readiness, health_token).await

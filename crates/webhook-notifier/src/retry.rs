@@ -93,8 +93,8 @@ impl Retrier {
             };
             let endpoint = match &found {
                 Found::Callback(callback) => callback.endpoint(),
-                // It waits until it is enabled.
-                Found::Disabled => continue,
+                // It waits until it is enabled, or its secrets can be opened.
+                Found::Disabled | Found::Locked => continue,
                 // What is not to be told is only recorded: it costs the endpoint nothing.
                 Found::Refused(_) | Found::NoProcess => {
                     slots.forgive(due.callback_id);
@@ -153,9 +153,12 @@ impl Retrier {
 async fn retry(deliverer: &Deliverer, found: Found, claimed: Claimed, slot: Slot) -> Result<(), Stopping> {
     let Claimed { delivery, attempts } = claimed;
     match found {
-        Found::Callback(callback) => deliverer.attempt(&callback, delivery, Origin::Claim, attempts + 1, slot).await,
+        Found::Callback(target) => match deliverer.callbacks.open(&target) {
+            Ok(callback) => deliverer.attempt(callback, delivery, Origin::Claim, attempts + 1, slot).await,
+            Err(_) => Ok(()),
+        },
         // Nothing of it is claimed; its lease runs out.
-        Found::Disabled => Ok(()),
+        Found::Disabled | Found::Locked => Ok(()),
         Found::Refused(why) => deliverer.give_up(delivery, Origin::Claim, why).await,
         Found::NoProcess => {
             let attempt = Attempt {

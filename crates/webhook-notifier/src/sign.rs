@@ -2,7 +2,7 @@
 //! (<https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md>).
 
 use base64::{Engine, prelude::BASE64_STANDARD};
-use contract::process::signing_key;
+use contract::{process::signing_key, sealed::Secret};
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
@@ -13,7 +13,7 @@ pub struct BadSecret;
 
 /// The value of `webhook-signature`: one signature per secret, so that a rotation can overlap. `timestamp` is in Unix
 /// seconds. Nothing is sent unsigned: without a secret, or with one that is not valid, there is no signature.
-pub fn signature(secrets: &[String], id: &str, timestamp: u32, body: &[u8]) -> Result<String, BadSecret> {
+pub fn signature(secrets: &[Secret], id: &str, timestamp: u32, body: &[u8]) -> Result<String, BadSecret> {
     if secrets.is_empty() {
         return Err(BadSecret);
     }
@@ -64,7 +64,7 @@ mod tests {
 
     #[test]
     fn nothing_is_sent_unsigned() {
-        for secrets in [vec![], vec!["whsec_AAAA".to_owned()], vec![ONE.0.to_owned(), "nonsense".to_owned()]] {
+        for secrets in [vec![], vec!["whsec_AAAA".into()], vec![ONE.0.into(), "nonsense".into()]] {
             assert_eq!(signature(&secrets, "id", 1, b"{}"), Err(BadSecret), "{secrets:?}");
         }
     }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use contract::{
     ObjectId, Timestamp,
+    json::mismatch,
     key::{ApiKey, Scope},
     process::Process,
     rpc,
@@ -54,12 +55,13 @@ pub(crate) async fn process(
     )
     .fetch_optional(connection)
     .await?;
-    config.map(|config| read_process(&config)).transpose()
-}
-
-fn read_process(config: &str) -> Result<Process, StoreError> {
-    serde_json::from_str(config)
-        .map_err(|e| StoreError::Corrupt { table: "processes", fault: format!("config {config}: {e}") })
+    let Some(config) = config else { return Ok(None) };
+    // Without the text that is wrong: it may be a secret.
+    let corrupt = |e| StoreError::Corrupt {
+        table: "processes",
+        fault: format!("config of {name:?} in {project_id}: {}", mismatch(&e)),
+    };
+    serde_json::from_str(&config).map(Some).map_err(corrupt)
 }
 
 /// The next revision of configuration.
