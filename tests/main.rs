@@ -1,5 +1,6 @@
 //! Leadrelay as a whole: its real binaries as processes, on real NATS and Postgres, each test with its own.
 
+mod accounts;
 mod audit;
 mod backlog;
 mod bad_input;
@@ -14,5 +15,7 @@ mod lifecycle;
 mod main_job;
 mod model;
 mod producers;
+mod secrets;
 mod stack;
 mod tenancy;
+mod tls;

@@ -14,11 +14,15 @@ use contract::{
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use service_kit::config::NatsConfig;
 use sqlx::PgPool;
 use test_support::{LocalNats, LocalPostgres, Receiver, Service, binary, eventually, free_port, nats, postgres};
 
 /// How long anything may take before a test gives up. Longer only makes a red test slower.
 pub(crate) const SOON: Duration = Duration::from_secs(30);
+
+/// The key that secrets are sealed with, unless a test says otherwise.
+pub(crate) const SECRETS_KEY: &str = "S2V5IG9mIHRoZSB0ZXN0cywgMzIgYnl0ZXMgbG9uZy4=";
 
 /// The exact words of the seed.
 pub(crate) const CALL_IN_PROGRESS: &str = "Lead update is not allowed while a call is in progress for this lead";
@@ -57,7 +61,7 @@ pub(crate) fn service(
     let mut command = Command::new(binary(name));
     command.env("NATS_URL", nats.url()).env("HEALTH_LISTEN", &health).env("RUST_LOG", "info");
     if name != "gateway" {
-        command.env("DATABASE_URL", postgres.url());
+        command.env("DATABASE_URL", postgres.url()).env("SECRETS_KEY", SECRETS_KEY);
     }
     if name == "gateway" {
         // Tests make all their requests under one key.
@@ -77,18 +81,38 @@ impl Stack {
 
     /// Starts everything; `extra` are environment variables that all services see.
     pub(crate) async fn start_with(extra: &[(&str, &str)]) -> Self {
-        let (nats, postgres, receiver) = tokio::join!(nats(), postgres(), Receiver::start());
+        let (nats, postgres) = tokio::join!(nats(), postgres());
+        let operator = NatsConfig::at(nats.url());
+        Self::start_on(nats, postgres, &operator, |_| {
+            extra.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+        })
+        .await
+    }
+
+    /// Starts everything on these servers. `operator` is how the test itself reaches NATS; `extra` are a service's
+    /// environment variables.
+    pub(crate) async fn start_on(
+        nats: LocalNats,
+        postgres: LocalPostgres,
+        operator: &NatsConfig,
+        extra: impl Fn(&str) -> Vec<(String, String)>,
+    ) -> Self {
         let listen = format!("127.0.0.1:{}", free_port());
-        let gateway_extra = [extra, &[("GATEWAY_LISTEN", listen.as_str())]].concat();
-        let (mut lead_state, lead_state_ready) = service("lead-state", &nats, &postgres, extra);
-        let (mut gateway, gateway_ready) = service("gateway", &nats, &postgres, &gateway_extra);
-        let (mut notifier, notifier_ready) = service("webhook-notifier", &nats, &postgres, extra);
+        let start = |name: &str, more: &[(String, String)]| {
+            let extra = [extra(name).as_slice(), more].concat();
+            let extra: Vec<_> = extra.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+            service(name, &nats, &postgres, &extra)
+        };
+        let (mut lead_state, lead_state_ready) = start("lead-state", &[]);
+        let (mut gateway, gateway_ready) = start("gateway", &[("GATEWAY_LISTEN".to_owned(), listen.clone())]);
+        let (mut notifier, notifier_ready) = start("webhook-notifier", &[]);
         lead_state.wait_for_http(&lead_state_ready, SOON).await;
         gateway.wait_for_http(&gateway_ready, SOON).await;
         notifier.wait_for_http(&notifier_ready, SOON).await;
-        let client = nats.connect().await.expect("a NATS client");
+        let client = service_kit::nats::connect(operator, "leadctl", &Default::default()).await.expect("a NATS client");
         let pool = PgPool::connect(&postgres.url()).await.expect("a Postgres client");
         let api = Api::create(format!("http://{listen}"), &client, "test").await;
+        let receiver = Receiver::start().await;
         Self { gateway, gateway_ready, lead_state, notifier, receiver, api, client, pool, nats, postgres }
     }
 
@@ -189,16 +213,21 @@ impl Api {
     /// A new project with a key of all scopes, good at the gateway.
     pub(crate) async fn create(url: String, client: &async_nats::Client, name: &str) -> Self {
         let project: Project = call(client, rpc::PROJECT_CREATE, &CreateProject { name: name.into() }).await;
+        Self::of_project(url, client, project.project_id).await
+    }
+
+    /// A key of all scopes for this project, good at the gateway.
+    pub(crate) async fn of_project(url: String, client: &async_nats::Client, project_id: ObjectId) -> Self {
         let key = new_secret(rand::random());
         let create = CreateKey {
-            project_id: project.project_id,
+            project_id,
             name: "test".into(),
             sha256: contract::key::hash(&key),
             scopes: Scope::ALL.into(),
             expires_at: None,
         };
         let _: contract::key::ApiKey = call(client, rpc::KEY_CREATE, &create).await;
-        let api = Self { url, key, project_id: project.project_id, http: test_support::http_client() };
+        let api = Self { url, key, project_id, http: test_support::http_client() };
         eventually(SOON, "the gateway knows the key", async || {
             let (status, body) = api.get("/api/v1/leads/get").await;
             if status == 401 { Err(body.to_string()) } else { Ok(()) }

@@ -9,6 +9,7 @@
 //! | `webhooks.evt.{projectId}.{processId}.{exhausted\|callback.disabled}` | [`WebhookEvent`](crate::event::WebhookEvent) | `WEBHOOK_EVENTS` |
 //! | `leads.dead.{reason}` | the message as it came | `LEAD_DEAD_LETTERS` |
 //! | `leads.rpc.…`, `webhooks.rpc.…` | queries, see [`rpc`](crate::rpc) | none |
+//! | `_INBOX_{program}.…` | replies to this program | none |
 //!
 //! Ids are 24 lower-case hex digits; `_` stands for an unknown process. The project is in the subject, not only in
 //! the body, so that NATS permissions can fence a producer; a body's own `projectId` is ignored.
@@ -88,6 +89,11 @@ pub fn process_key(project_id: ObjectId, process_id: Option<ObjectId>) -> String
         Some(process_id) => format!("{project_id}.{process_id}"),
         None => format!("{project_id}.{NO_PROCESS}"),
     }
+}
+
+/// Where a program gets its replies. Each has its own prefix, so that NATS permissions can keep them apart.
+pub fn inbox_prefix(program: &str) -> String {
+    format!("_INBOX_{program}")
 }
 
 /// The subject of a completion event.

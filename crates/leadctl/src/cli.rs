@@ -54,17 +54,10 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Project(project) => project.run().await?,
         Command::Process(process) => process.run().await?,
         Command::Key(key) => key.run().await?,
+        Command::Secrets(secrets) => secrets.run().await?,
         Command::Update(update) => update.run().await?,
         Command::Callback(callback) => callback.run().await?,
         Command::Audit(audit) => return audit.run().await,
-        Command::Up(up) => up.run().await,
-        Command::Migrate(migrate) => migrate.run().await,
-        Command::Project(project) => project.run().await,
-        Command::Process(process) => process.run().await,
-        Command::Key(key) => key.run().await,
-        Command::Update(update) => update.run().await,
-        Command::Secrets(secrets) => secrets.run().await,
-        Command::Callback(callback) => callback.run().await,
     }
     Ok(ExitCode::SUCCESS)
 }

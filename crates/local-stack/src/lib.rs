@@ -26,13 +26,15 @@ pub mod port;
 mod postgres;
 pub mod process;
 mod programs;
+mod tls;
 mod user;
 
 pub use crate::{
     error::Error,
-    nats::{LocalNats, NatsOptions},
+    nats::{Authorization, LocalNats, NatsOptions},
     postgres::{LocalPostgres, PostgresOptions},
     programs::{Install, NATS_SERVER_VARIABLE, ensure_installed},
+    tls::Tls,
     user::User,
 };
 

@@ -1,7 +1,7 @@
 //! A private nats-server with JetStream.
 
 use crate::{
-    Say,
+    Say, Tls,
     error::{During, Error},
     home::Home,
     port,
@@ -40,12 +40,36 @@ pub struct NatsOptions {
     pub sync: bool,
     /// The port to take if it is free; else, and by default, the one of last time if it is free, else any.
     pub port: Option<u16>,
+    /// Who is let in, and what they may do. By default one user, who may do everything.
+    pub authorization: Option<Authorization>,
+    /// TLS, and nothing else. By default nothing is encrypted.
+    pub tls: Option<Tls>,
+}
+
+/// Who is let in to a nats-server, and what they may do.
+#[derive(Clone)]
+pub struct Authorization {
+    /// Text of nats-server's configuration with an `authorization` block.
+    pub config: String,
+    /// Environment variables that the text refers to.
+    pub environment: Vec<(String, String)>,
+    /// Who the server's owner is in it.
+    pub user: String,
+    /// The owner's password.
+    pub password: String,
+}
+
+/// Leaves out the passwords.
+impl std::fmt::Debug for Authorization {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Authorization").field("user", &self.user).finish_non_exhaustive()
+    }
 }
 
 impl NatsOptions {
     /// One that keeps its data in `dir`, safe against power cuts where the server can.
     pub fn durable(dir: impl Into<PathBuf>) -> Self {
-        Self { dir: Some(dir.into()), sync: true, port: None }
+        Self { dir: Some(dir.into()), sync: true, ..Self::default() }
     }
 
     /// One that leaves nothing behind. It syncs like a durable one, for what is tested on it is meant for those.
@@ -66,8 +90,15 @@ pub struct LocalNats {
     program: PathBuf,
     version: (u32, u32, u32),
     sync: bool,
-    password: String,
+    access: Access,
     port: u16,
+}
+
+/// How the server is configured to be reached, and how its owner does.
+#[derive(Debug)]
+struct Access {
+    authorization: Authorization,
+    tls: Option<Tls>,
 }
 
 impl LocalNats {
@@ -91,7 +122,15 @@ impl LocalNats {
         let mark = home.join("nats.conf").display().to_string();
         clear_leftover(&home.join("nats.pid"), &mark, &[Signal::Term], PATIENCE).await?;
 
-        let password = home.secret("password")?;
+        let authorization = match options.authorization {
+            Some(authorization) => authorization,
+            None => {
+                let password = home.secret("password")?;
+                let config = format!("authorization {{ user: {USER}, password: \"{password}\" }}");
+                Authorization { config, environment: Vec::new(), user: USER.into(), password }
+            }
+        };
+        let access = Access { authorization, tls: options.tls };
         let mut wanted = [options.port, home.last_port()].into_iter().flatten().find(|port| port::is_free(*port));
         let mut attempt = 1;
         let (process, port) = loop {
@@ -99,20 +138,29 @@ impl LocalNats {
                 Some(port) => port,
                 None => port::free().during(|| "looking for a free port".to_owned())?,
             };
-            match launch(&program, &home, sync, &password, port).await {
+            match launch(&program, &home, sync, &access, port).await {
                 Ok(process) => break (process, port),
                 Err(Error::Died { log, .. }) if port_was_taken(&log) && attempt < PORT_ATTEMPTS => attempt += 1,
                 Err(error) => return Err(error),
             }
         };
         home.keep_port(port)?;
-        Ok(Self { process, home, program, version, sync, password, port })
+        Ok(Self { process, home, program, version, sync, access, port })
     }
 
-    /// `nats://user:password@127.0.0.1:port`: the same for as long as directory and port are.
+    /// `nats://user:password@127.0.0.1:port` of its owner, `tls://` with TLS: the same for as long as directory and port
+    /// are.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("nats://{USER}:{}@127.0.0.1:{}", self.password, self.port)
+        let Authorization { user, password, .. } = &self.access.authorization;
+        self.url_for(user, password)
+    }
+
+    /// The URL for another user.
+    #[must_use]
+    pub fn url_for(&self, user: &str, password: &str) -> String {
+        let scheme = if self.access.tls.is_some() { "tls" } else { "nats" };
+        format!("{scheme}://{user}:{password}@127.0.0.1:{}", self.port)
     }
 
     /// A client of it. `async_nats::connect` with the URL would not do: it ignores the user and password there.
@@ -120,7 +168,7 @@ impl LocalNats {
     /// # Errors
     /// When the server does not run.
     pub async fn connect(&self) -> Result<Client, ConnectError> {
-        connect(&self.password, self.port).await
+        connect(&self.access, self.port).await
     }
 
     /// The port on 127.0.0.1.
@@ -183,7 +231,7 @@ impl LocalNats {
     /// As for [`LocalNats::start`]; and [`Error::Died`] when somebody took the port in the meantime.
     pub async fn restart(&mut self) -> Result<(), Error> {
         self.stop().await?;
-        self.process = launch(&self.program, &self.home, self.sync, &self.password, self.port).await?;
+        self.process = launch(&self.program, &self.home, self.sync, &self.access, self.port).await?;
         Ok(())
     }
 
@@ -204,15 +252,28 @@ impl Drop for LocalNats {
     }
 }
 
-async fn launch(program: &Path, home: &Home, sync: bool, password: &str, port: u16) -> Result<Process, Error> {
+async fn launch(program: &Path, home: &Home, sync: bool, access: &Access, port: u16) -> Result<Process, Error> {
     let sync = if sync { "sync_interval: always" } else { "" };
     let quoted = |name: &str| format!("{:?}", home.join(name).display().to_string());
+    let tls = access.tls.as_ref().map(|tls| {
+        let file = |path: &Path| format!("{:?}", path.display().to_string());
+        format!(
+            "tls {{\n  cert_file: {}\n  key_file: {}\n  ca_file: {}\n  verify: {}\n}}\n",
+            file(&tls.certificate),
+            file(&tls.key),
+            file(&tls.ca),
+            tls.verify_clients
+        )
+    });
     let config = format!(
         "listen: \"127.0.0.1:{port}\"\n\
          max_payload: 4MB\n\
          pid_file: {pid_file}\n\
-         authorization {{ user: {USER}, password: \"{password}\" }}\n\
-         jetstream {{\n  store_dir: {store}\n  {sync}\n}}\n",
+         {authorization}\n\
+         jetstream {{\n  store_dir: {store}\n  {sync}\n}}\n\
+         {tls}",
+        authorization = access.authorization.config,
+        tls = tls.unwrap_or_default(),
         pid_file = quoted("nats.pid"),
         store = quoted("store"),
     );
@@ -220,6 +281,7 @@ async fn launch(program: &Path, home: &Home, sync: bool, password: &str, port: u
 
     let mut command = std::process::Command::new(program);
     command.arg("-c").arg(home.join("nats.conf")).current_dir(home.path());
+    command.envs(access.authorization.environment.iter().map(|(name, value)| (name, value)));
     let log = home.join("nats.log");
     let keep = Keep {
         name: "nats-server",
@@ -231,12 +293,19 @@ async fn launch(program: &Path, home: &Home, sync: bool, password: &str, port: u
     };
     let mut process = Process::spawn(&command, &keep)?;
     // The password is this directory's alone, so nobody else's server passes for ours.
-    process.ready(START_DEADLINE, async || connect(password, port).await.is_ok()).await?;
+    process.ready(START_DEADLINE, async || connect(access, port).await.is_ok()).await?;
     Ok(process)
 }
 
-async fn connect(password: &str, port: u16) -> Result<Client, ConnectError> {
-    let options = ConnectOptions::with_user_and_password(USER.to_owned(), password.to_owned());
+async fn connect(access: &Access, port: u16) -> Result<Client, ConnectError> {
+    let Authorization { user, password, .. } = &access.authorization;
+    let mut options = ConnectOptions::with_user_and_password(user.clone(), password.clone());
+    if let Some(tls) = &access.tls {
+        options = options.require_tls(true).add_root_certificates(tls.ca.clone());
+        if tls.verify_clients {
+            options = options.add_client_certificate(tls.certificate.clone(), tls.key.clone());
+        }
+    }
     options.connect(format!("nats://127.0.0.1:{port}")).await
 }
 

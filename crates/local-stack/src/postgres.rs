@@ -1,7 +1,7 @@
 //! A private Postgres.
 
 use crate::{
-    Say,
+    Say, Tls,
     error::{During, Error},
     home::Home,
     port,
@@ -42,6 +42,8 @@ pub struct PostgresOptions {
     /// A directory for a ready-made cluster, which saves a throw-away most of its start: made by the first, copied by
     /// the others. All of them have one password.
     pub template: Option<PathBuf>,
+    /// TLS, and nothing else. By default nothing is encrypted.
+    pub tls: Option<Tls>,
 }
 
 impl PostgresOptions {
@@ -67,6 +69,7 @@ pub struct LocalPostgres {
     home: Home,
     programs: PathBuf,
     fsync: bool,
+    tls: Option<Tls>,
     password: String,
     port: u16,
 }
@@ -99,20 +102,21 @@ impl LocalPostgres {
                 Some(port) => port,
                 None => port::free().during(|| "looking for a free port".to_owned())?,
             };
-            match launch(&programs, &home, options.fsync, &password, port).await {
+            match launch(&programs, &home, options.fsync, options.tls.as_ref(), &password, port).await {
                 Ok(process) => break (process, port),
                 Err(Error::Died { log, .. }) if port_was_taken(&log) && attempt < PORT_ATTEMPTS => attempt += 1,
                 Err(error) => return Err(error),
             }
         };
         home.keep_port(port)?;
-        Ok(Self { process, home, programs, fsync: options.fsync, password, port })
+        Ok(Self { process, home, programs, fsync: options.fsync, tls: options.tls, password, port })
     }
 
-    /// `postgres://user:password@127.0.0.1:port/leadrelay`: the same for as long as directory and port are.
+    /// `postgres://user:password@127.0.0.1:port/leadrelay`, with TLS and the server's certificate verified where it has
+    /// one: the same for as long as directory and port are.
     #[must_use]
     pub fn url(&self) -> String {
-        url(&self.password, self.port)
+        url(self.tls.as_ref(), &self.password, self.port)
     }
 
     /// The port on 127.0.0.1.
@@ -166,7 +170,8 @@ impl LocalPostgres {
     /// As for [`LocalPostgres::start`]; and [`Error::Died`] when somebody took the port in the meantime.
     pub async fn restart(&mut self) -> Result<(), Error> {
         self.stop().await?;
-        self.process = launch(&self.programs, &self.home, self.fsync, &self.password, self.port).await?;
+        self.process =
+            launch(&self.programs, &self.home, self.fsync, self.tls.as_ref(), &self.password, self.port).await?;
         Ok(())
     }
 
@@ -187,15 +192,23 @@ impl Drop for LocalPostgres {
     }
 }
 
-fn url(password: &str, port: u16) -> String {
-    format!("postgres://{NAME}:{password}@127.0.0.1:{port}/{NAME}")
+fn url(tls: Option<&Tls>, password: &str, port: u16) -> String {
+    let tls = tls.map(|tls| format!("?sslmode=verify-full&sslrootcert={}", tls.ca.display()));
+    format!("postgres://{NAME}:{password}@127.0.0.1:{port}/{NAME}{}", tls.unwrap_or_default())
 }
 
 pub(crate) fn port_was_taken(log: &str) -> bool {
     log.to_lowercase().contains("address already in use")
 }
 
-async fn launch(programs: &Path, home: &Home, fsync: bool, password: &str, port: u16) -> Result<Process, Error> {
+async fn launch(
+    programs: &Path,
+    home: &Home,
+    fsync: bool,
+    tls: Option<&Tls>,
+    password: &str,
+    port: u16,
+) -> Result<Process, Error> {
     let data = home.join("data");
     let mut command = std::process::Command::new(programs.join("postgres"));
     command.arg("-D").arg(&data).args(["-p", &port.to_string()]);
@@ -206,6 +219,23 @@ async fn launch(programs: &Path, home: &Home, fsync: bool, password: &str, port:
         // Not `synchronous_commit=off`: that would lose what was committed when the server dies.
         for setting in ["fsync=off", "full_page_writes=off", "shared_buffers=32MB"] {
             command.args(["-c", setting]);
+        }
+    }
+    if let Some(tls) = tls {
+        // Copied: Postgres takes no key that others can read, and may run as another user.
+        for (name, from) in [("server.crt", &tls.certificate), ("server.key", &tls.key)] {
+            let text = fs::read_to_string(from).during(|| format!("reading {}", from.display()))?;
+            home.write_private(name, &text)?;
+        }
+        home.write_private("hba.conf", "hostssl all all 127.0.0.1/32 scram-sha-256\n")?;
+        let setting = |name: &str, file: &str| format!("{name}={}", home.join(file).display());
+        for setting in [
+            "ssl=on".to_owned(),
+            setting("ssl_cert_file", "server.crt"),
+            setting("ssl_key_file", "server.key"),
+            setting("hba_file", "hba.conf"),
+        ] {
+            command.args(["-c", &setting]);
         }
     }
     // Messages in English: they are searched for.
@@ -220,7 +250,7 @@ async fn launch(programs: &Path, home: &Home, fsync: bool, password: &str, port:
         litter: home.litter(),
     };
     let mut process = Process::spawn(&command, &keep)?;
-    let url = url(password, port);
+    let url = url(tls, password, port);
     let data = data.display().to_string();
     process.ready(START_DEADLINE, async || answers(&url, &data).await).await?;
     Ok(process)

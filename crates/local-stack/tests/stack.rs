@@ -100,7 +100,7 @@ async fn postgres_keeps_data_and_url_through_a_crash_and_a_new_owner() {
 #[tokio::test]
 async fn nats_keeps_streams_and_url_through_a_crash_and_a_new_owner() {
     let dir = tempfile::tempdir().unwrap();
-    let options = NatsOptions { dir: Some(dir.path().join("nats")), sync: true, port: Some(port::free().unwrap()) };
+    let options = NatsOptions { port: Some(port::free().unwrap()), ..NatsOptions::durable(dir.path().join("nats")) };
     let mut nats = LocalNats::start(options.clone(), &quiet).await.unwrap();
     assert_eq!(Some(nats.port()), options.port);
     assert_eq!(nats.syncs(), nats.version() >= (2, 10, 0));

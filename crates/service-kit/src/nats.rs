@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::Context;
 use async_nats::{
-    Client, ConnectOptions, Event, ServerAddr,
+    Client, ConnectOptions, Event, ServerAddr, ServerError,
     jetstream::{
         self,
         context::{RequestError, RequestErrorKind},
@@ -21,6 +21,7 @@ use backon::{BackoffBuilder, ExponentialBuilder};
 use contract::{
     ObjectId,
     streams::{StreamLimits, buckets, streams},
+    subject::inbox_prefix,
 };
 
 use crate::{clock, config::NatsConfig, health::Readiness, version::ServerVersion};
@@ -31,8 +32,9 @@ const PING_INTERVAL: Duration = Duration::from_secs(5);
 /// mistakes a slow disk for a lost message.
 const ACK_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Connects, and goes on trying until NATS is there; `readiness` follows the connection. Says what a server of that
-/// version cannot give, also when a later connection leads to another one. The connection stays until the process ends.
+/// Connects under this name, with inboxes of its own, and goes on trying until NATS is there; `readiness` follows the
+/// connection. Says what a server of that version cannot give, also when a later connection leads to another one. The
+/// connection stays until the process ends.
 pub async fn connect(config: &NatsConfig, name: &str, readiness: &Readiness) -> anyhow::Result<Client> {
     readiness.not_ready("nats", "not connected");
     let observed = readiness.clone();
@@ -46,6 +48,7 @@ pub async fn connect(config: &NatsConfig, name: &str, readiness: &Readiness) -> 
         .context("NATS_URL is not a list of nats:// or tls:// URLs")?;
     let mut options = ConnectOptions::new()
         .name(name)
+        .custom_inbox_prefix(inbox_prefix(name))
         .ping_interval(PING_INTERVAL)
         .connection_timeout(ACK_TIMEOUT)
         // Ask again soon: the first reconnect at once, later ones at most a second apart.
@@ -63,6 +66,12 @@ pub async fn connect(config: &NatsConfig, name: &str, readiness: &Readiness) -> 
                     Event::Disconnected | Event::Closed => {
                         tracing::warn!("connection to NATS lost");
                         readiness.not_ready("nats", "not connected");
+                    }
+                    // Without this line a missing permission looks like a peer that does not answer.
+                    Event::ServerError(ServerError::Other(e))
+                        if e.to_ascii_lowercase().contains("permissions violation") =>
+                    {
+                        tracing::error!("NATS refuses: {e}");
                     }
                     Event::ClientError(e) => tracing::debug!("NATS: {e}"),
                     event => tracing::warn!("NATS: {event}"),
@@ -82,6 +91,9 @@ pub async fn connect(config: &NatsConfig, name: &str, readiness: &Readiness) -> 
     }
     if let Some(file) = &config.nats_ca {
         options = options.add_root_certificates(file.clone());
+    }
+    if let (Some(cert), Some(key)) = (&config.nats_cert, &config.nats_key) {
+        options = options.add_client_certificate(cert.clone(), key.clone());
     }
     let client = retry("connect to NATS", || options.clone().connect(&servers)).await?;
     readiness.ready("nats");

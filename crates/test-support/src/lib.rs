@@ -29,9 +29,9 @@ pub use crate::{
     receiver::{Receiver, Reply, Request},
     service::Service,
 };
-pub use local_stack::{LocalNats, LocalPostgres, process::Signal};
+pub use local_stack::{Authorization, LocalNats, LocalPostgres, NatsOptions, PostgresOptions, Tls, process::Signal};
 
-use local_stack::{Install, NatsOptions, PostgresOptions};
+use local_stack::Install;
 use std::{sync::Once, time::Duration};
 use tokio::sync::OnceCell;
 
@@ -41,11 +41,16 @@ use tokio::sync::OnceCell;
 /// # Panics
 /// When it does not start.
 pub async fn postgres() -> LocalPostgres {
+    postgres_with(PostgresOptions::throwaway()).await
+}
+
+/// The same with other options.
+///
+/// # Panics
+/// When it does not start.
+pub async fn postgres_with(options: PostgresOptions) -> LocalPostgres {
     installed().await;
-    let options = PostgresOptions {
-        template: Some(binaries::profile_dir().join("postgres-template")),
-        ..PostgresOptions::throwaway()
-    };
+    let options = PostgresOptions { template: Some(binaries::profile_dir().join("postgres-template")), ..options };
     LocalPostgres::start(options, &say).await.unwrap_or_else(|error| panic!("{error}"))
 }
 
@@ -54,8 +59,16 @@ pub async fn postgres() -> LocalPostgres {
 /// # Panics
 /// When it does not start.
 pub async fn nats() -> LocalNats {
+    nats_with(NatsOptions::throwaway()).await
+}
+
+/// The same with other options.
+///
+/// # Panics
+/// When it does not start.
+pub async fn nats_with(options: NatsOptions) -> LocalNats {
     installed().await;
-    LocalNats::start(NatsOptions::throwaway(), &say).await.unwrap_or_else(|error| panic!("{error}"))
+    LocalNats::start(options, &say).await.unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// A port of 127.0.0.1 that nobody listens on at this moment.
