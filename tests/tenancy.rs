@@ -12,7 +12,7 @@ use crate::stack::{Api, SOON, Stack};
 
 /// Subjects that only an operator may ask, who serves all projects: NATS permissions keep others away. They name no
 /// project to answer for.
-const OPERATORS: [&str; 3] = [rpc::PROJECT_CREATE, rpc::KEY_REVOKE, rpc::CALLBACK_ENABLE];
+const OPERATORS: [&str; 4] = [rpc::PROJECT_CREATE, rpc::KEY_REVOKE, rpc::CALLBACK_ENABLE, rpc::SECRETS_ROTATE];
 
 /// Words that stand in the first project's data and nowhere else.
 const SECRETS: [&str; 4] = ["tell-nobody", "Ada of the first", "4915100000001", "first-reference"];
@@ -256,7 +256,7 @@ async fn no_query_answers_for_another_project() {
             rpc::KEY_CREATE => vec![json!({
                 "projectId": project_id, "name": "x", "sha256": hash(&first.api.key), "scopes": ["leads:read"], "expiresAt": null,
             })],
-            rpc::KEY_LIST => vec![json!({"projectId": project_id})],
+            rpc::KEY_LIST | rpc::CALLBACK_LIST => vec![json!({"projectId": project_id})],
             new => panic!("{new} is not walked: say how another project would reach for data there"),
         };
         for query in queries {
@@ -264,6 +264,7 @@ async fn no_query_answers_for_another_project() {
             let what = format!("{subject} {query}: {answer:?}");
             match (subject, &answer) {
                 (rpc::LEAD_GET | rpc::LEAD_INITIATE | rpc::UPDATE_GET, Err(e)) => assert_eq!(e.status, 404, "{what}"),
+                (rpc::CALLBACK_LIST, Ok(callbacks)) => assert_eq!(callbacks, &json!([]), "{what}"),
                 (rpc::DELIVERY_OF_UPDATE, Ok(deliveries)) => assert_eq!(deliveries, &json!([]), "{what}"),
                 (rpc::PROCESS_APPLY, Ok(applied)) => {
                     assert_ne!(applied["process"]["processId"], json!(process_id), "{what}");
