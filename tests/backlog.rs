@@ -14,8 +14,8 @@ use test_support::{Service, eventually, free_port};
 
 use crate::stack::{SOON, Stack};
 
-/// What a service may take: 64 MiB, where it was built to run; without optimization its code and futures are larger.
-const MOST_KIB: u64 = if cfg!(debug_assertions) { 128 * 1024 } else { 64 * 1024 };
+/// What a service may take.
+const MOST_KIB: u64 = 64 * 1024;
 /// How many publishes may be unacked while the log is filled.
 const PIPELINED: usize = 4096;
 const EVERY: Duration = Duration::from_millis(250);

@@ -14,6 +14,8 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::stack::{Api, SOON, Stack, by_update, call};
 
+/// A small pool of slots, so that few hanging attempts would exhaust it.
+const SMALL_POOL: [(&str, &str); 1] = [("MAX_IN_FLIGHT", "64")];
 /// How many updates a figure is made of.
 const MEASURED: usize = 100;
 /// While others misbehave, the 99th percentile stays within this factor of what it was before…
@@ -91,7 +93,7 @@ async fn silent() -> (String, AbortOnDropHandle<()>) {
 
 #[tokio::test]
 async fn an_endpoint_that_hangs_delays_no_other_tenant() {
-    let stack = Stack::start().await;
+    let stack = Stack::start_with(&SMALL_POOL).await;
     let (url, _silent) = silent().await;
     let healthy = Tenant::new(&stack, "healthy", json!([{"name": "crm", "url": stack.receiver.url("/crm")}])).await;
     let hanging = json!([{"name": "hanging", "url": url, "timeoutSeconds": 5, "maxInFlight": 1000}]);
@@ -108,7 +110,7 @@ async fn an_endpoint_that_hangs_delays_no_other_tenant() {
 
 #[tokio::test]
 async fn a_tenant_that_floods_delays_no_other() {
-    let stack = Stack::start().await;
+    let stack = Stack::start_with(&SMALL_POOL).await;
     let (slow, receiver) = (Receiver::start().await, &stack.receiver);
     slow.on("/slow", [Reply::status(200).after(Duration::from_millis(200))]);
     let healthy = Tenant::new(&stack, "healthy", json!([{"name": "crm", "url": receiver.url("/crm")}])).await;
@@ -132,7 +134,7 @@ async fn a_tenant_that_floods_delays_no_other() {
 
 #[tokio::test]
 async fn a_process_with_a_hundred_dead_callbacks_delays_no_other_tenant() {
-    let stack = Stack::start().await;
+    let stack = Stack::start_with(&SMALL_POOL).await;
     let failing = Receiver::start().await;
     failing.on("/500", [500]);
     let (hanging, _silent) = silent().await;
