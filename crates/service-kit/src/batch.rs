@@ -221,14 +221,19 @@ impl Shared {
                 return Err(e.into());
             }
         };
-        // A server that knows no batches, as there may be one in a cluster, acks the last message alone.
-        if ack.batch_id.as_deref() != Some(&id) || ack.batch_size != Some(messages.len() as u64) {
+        let Some(first) = committed(&ack, &id, messages.len() as u64) else {
             self.lock_mode().refused_at = Some(Instant::now());
             return Err(PublishError::Refused("the stream's server does not know atomic batches".into()));
-        }
-        let first = ack.sequence + 1 - messages.len() as u64;
+        };
         Ok((first..=ack.sequence).map(|sequence| Stored { sequence, duplicate: false }).collect())
     }
+}
+
+/// The sequence of a batch's first message, if this acks the batch. A server that knows no batches, as there may be one
+/// in a cluster, acks the last message alone.
+fn committed(ack: &PublishAck, id: &str, messages: u64) -> Option<u64> {
+    let whole = ack.batch_id.as_deref() == Some(id) && ack.batch_size == Some(messages);
+    whole.then(|| (ack.sequence + 1).checked_sub(messages)).flatten()
 }
 
 fn batch_headers(message: &OutboundMessage, id: &str, place: usize) -> HeaderMap {
@@ -342,6 +347,20 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn an_ack_of_the_last_message_is_no_ack_of_the_batch() {
+        let ack = |batch_id: Option<&str>, batch_size| PublishAck {
+            sequence: 30,
+            batch_id: batch_id.map(str::to_owned),
+            batch_size,
+            ..PublishAck::default()
+        };
+        assert_eq!(committed(&ack(Some("b"), Some(20)), "b", 20), Some(11));
+        for alone in [ack(None, None), ack(Some("a"), Some(20)), ack(Some("b"), Some(19)), ack(Some("b"), None)] {
+            assert_eq!(committed(&alone, "b", 20), None, "{alone:?}");
+        }
+    }
 
     proptest! {
         #[test]
