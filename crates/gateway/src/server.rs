@@ -479,7 +479,9 @@ mod tests {
                 }
                 bytes
             });
-        prop_oneof![mangled, any::<Vec<u8>>()]
+        // What grammars are made of, in any order.
+        let signs = prop::sample::select(br#""\{}[]():;,.%&=?/+-_ 0a\u"#.to_vec());
+        prop_oneof![mangled, prop::collection::vec(signs, 0..12), any::<Vec<u8>>()]
     }
 
     proptest! {
