@@ -488,13 +488,13 @@ mod tests {
         #[test]
         fn any_request_is_answered_and_none_is_our_fault(
             endpoint in prop::sample::select(ENDPOINTS.to_vec()),
-            method in prop::sample::select(vec!["", "", "", "HEAD", "PUT"]),
-            odd_path in prop::option::weighted(0.2, any_bytes()),
+            other_method in prop::option::weighted(0.1, prop::sample::select(vec!["HEAD", "PUT"])),
+            odd_path in prop::option::weighted(0.1, any_bytes()),
             parameter in any_bytes(),
             query in any_bytes(),
             headers in prop::collection::vec((prop::sample::select(vec![
                 "authorization", "content-type", "idempotency-key", "traceparent", "x-request-id", "content-length",
-            ]), any_bytes()), 0..4),
+            ]), any_bytes()), 0..6),
             body in any_bytes(),
             keyless in prop::bool::weighted(0.1),
         ) {
@@ -506,12 +506,14 @@ mod tests {
             };
             let query = std::str::from_utf8(&query).map_or_else(|_| escape(&query), str::to_owned);
             let Ok(uri) = axum::http::Uri::try_from(format!("{path}?{query}")) else { return Ok(()) };
-            let method = if method.is_empty() { endpoint.method } else { method };
+            let method = other_method.unwrap_or(endpoint.method);
             let mut request = Request::builder().method(method).uri(uri).body(Body::from(body)).unwrap();
             if !keyless {
                 request.headers_mut().insert(header::AUTHORIZATION, HeaderValue::from_static("Bearer good"));
             }
-            for (name, value) in headers {
+            for (name, mut value) in headers {
+                // What else there may be in a header, hyper refuses.
+                value.retain(|byte| *byte == b'\t' || (*byte >= b' ' && *byte != 0x7f));
                 let Ok(value) = HeaderValue::from_bytes(&value) else { continue };
                 request.headers_mut().append(HeaderName::from_static(name), value);
             }
