@@ -15,6 +15,7 @@ mod lifecycle;
 mod main_job;
 mod model;
 mod producers;
+mod recover;
 mod secrets;
 mod stack;
 mod tenancy;

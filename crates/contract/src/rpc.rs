@@ -14,6 +14,8 @@
 //! | `leads.rpc.key.revoke` | [`RevokeKey`] → [`ApiKey`] | lead-state |
 //! | `leads.rpc.key.list` | [`ListKeys`] → list of [`ApiKey`] | lead-state |
 //! | `leads.rpc.secrets.rotate` | [`RotateSecrets`] → [`Rotated`] | lead-state |
+//! | `leads.rpc.recovery.get` | [`GetRecovery`] → [`Recovery`] | lead-state |
+//! | `leads.rpc.recovery.recover` | [`Recover`] → [`Recovery`] | lead-state |
 //! | `webhooks.rpc.delivery.of_update` | [`GetUpdate`] → list of [`Delivery`] | webhook-notifier |
 //! | `webhooks.rpc.callback.list` | [`ListCallbacks`] → list of [`CallbackStatus`] | webhook-notifier |
 //! | `webhooks.rpc.callback.enable` | [`EnableCallback`] → [`Enabled`] | webhook-notifier |
@@ -47,6 +49,10 @@ pub const KEY_REVOKE: &str = "leads.rpc.key.revoke";
 pub const KEY_LIST: &str = "leads.rpc.key.list";
 /// [`RotateSecrets`] → [`Rotated`].
 pub const SECRETS_ROTATE: &str = "leads.rpc.secrets.rotate";
+/// [`GetRecovery`] → [`Recovery`].
+pub const RECOVERY_GET: &str = "leads.rpc.recovery.get";
+/// [`Recover`] → [`Recovery`].
+pub const RECOVERY_RECOVER: &str = "leads.rpc.recovery.recover";
 /// [`GetUpdate`] → list of [`Delivery`].
 pub const DELIVERY_OF_UPDATE: &str = "webhooks.rpc.delivery.of_update";
 /// [`ListCallbacks`] → list of [`CallbackStatus`].
@@ -473,4 +479,86 @@ pub struct EnableCallback {
 pub struct Enabled {
     /// Whether it had been disabled.
     pub was_disabled: bool,
+}
+
+/// How do log, checkpoint and events stand to each other?
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GetRecovery {}
+
+/// A way out of what halted lead-state, or of what was not told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RecoveryKind {
+    /// Apply again what Postgres forgot: the log still holds it.
+    Replay,
+    /// Go on with the log as it is.
+    NewEpoch,
+    /// Announce again what was applied since some time.
+    Reannounce,
+}
+
+impl std::fmt::Display for RecoveryKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Replay => "replay",
+            Self::NewEpoch => "new-epoch",
+            Self::Reannounce => "reannounce",
+        })
+    }
+}
+
+/// Why lead-state does not go on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Halted {
+    /// For programs: `database_restored`, `log_lost_end`, `log_begins_late` or `log_replaced`.
+    pub reason: std::borrow::Cow<'static, str>,
+    /// For people.
+    pub text: String,
+    /// What mends it.
+    pub remedy: RecoveryKind,
+}
+
+/// How log, checkpoint and events stand to each other.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Recovery {
+    /// How often the announcements were taken back.
+    pub generation: i32,
+    /// Which of the logs there have been.
+    pub epoch: i32,
+    /// The last entry that was applied.
+    pub last_seq: u64,
+    /// The epoch of the last entry that was announced.
+    pub published_epoch: i32,
+    /// The last entry that was announced.
+    pub published_seq: u64,
+    /// The epoch of the last entry up to which the webhook-notifier acked everything.
+    pub told_epoch: i32,
+    /// The last entry up to which the webhook-notifier acked everything, as noted every ten seconds.
+    pub told_seq: u64,
+    /// The first entry that the log holds.
+    pub log_first: u64,
+    /// The last entry of the log.
+    pub log_last: u64,
+    /// Why lead-state does not go on; null when it does.
+    pub halted: Option<Halted>,
+}
+
+/// Recover, if the checkpoint is still where it was seen.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Recover {
+    /// How.
+    pub kind: RecoveryKind,
+    /// From when on to announce again; only for [`RecoveryKind::Reannounce`].
+    #[serde(default)]
+    pub since: Option<Timestamp>,
+    /// [`Recovery::generation`] as it was seen.
+    pub generation: i32,
+    /// [`Recovery::epoch`] as it was seen.
+    pub epoch: i32,
+    /// [`Recovery::last_seq`] as it was seen.
+    pub last_seq: u64,
 }

@@ -1,7 +1,7 @@
 //! 6 Announce: completion events from the ledger, acked by JetStream before `published_seq` moves on.
 
 use async_nats::jetstream;
-use contract::subject;
+use contract::{headers, subject};
 use service_kit::{
     batch::Publisher,
     clock,
@@ -45,37 +45,45 @@ pub(crate) struct Announcer {
 
 impl Announcer {
     pub(crate) async fn run(self, mut applied: mpsc::Receiver<Batch>) -> Result<(), StoreError> {
+        let epoch = self.checkpoint.epoch;
         while let Some(batch) = applied.recv().await {
-            self.announce(&batch.announcements, batch.up_to).await?;
+            self.announce(&batch.announcements, epoch, (epoch, batch.up_to)).await?;
         }
         Ok(())
     }
 
-    /// Announces what a crash left unannounced.
+    /// Announces what a crash left unannounced, or what was taken back: all of it, epoch by epoch.
     pub(crate) async fn catch_up(&mut self) -> Result<(), StoreError> {
-        let Checkpoint { last_seq, published_seq, .. } = self.checkpoint;
-        if published_seq < last_seq {
-            tracing::info!(published_seq, last_seq, "announcing what was applied but not announced");
+        let last = (self.checkpoint.epoch, self.checkpoint.last_seq);
+        if self.checkpoint.published() < last {
+            let Checkpoint { last_seq, published_epoch, published_seq, .. } = self.checkpoint;
+            tracing::info!(published_epoch, published_seq, last_seq, "announcing what was applied but not announced");
         }
-        while self.checkpoint.published_seq < last_seq {
-            let published = self.checkpoint.published_seq;
-            let rows = outbox(&self.pool, &self.checkpoint, published, last_seq, BACKLOG_ROWS).await?;
-            let whole = (rows.len() as i64) < BACKLOG_ROWS;
-            let up_to = rows.last().filter(|_| !whole).map_or(last_seq, |row| row.log_seq);
-            self.announce(&rows, up_to).await?;
-            self.checkpoint.published_seq = up_to;
+        while self.checkpoint.published() < last {
+            let (epoch, published) = self.checkpoint.published();
+            let end = if epoch == last.0 { last.1 } else { i64::MAX as u64 };
+            let rows = outbox(&self.pool, epoch, published, end, BACKLOG_ROWS).await?;
+            let up_to = match rows.last() {
+                Some(row) if rows.len() as i64 == BACKLOG_ROWS => (epoch, row.log_seq),
+                _ if epoch < last.0 => (epoch + 1, 0),
+                _ => last,
+            };
+            self.announce(&rows, epoch, up_to).await?;
+            (self.checkpoint.published_epoch, self.checkpoint.published_seq) = up_to;
         }
         Ok(())
     }
 
     /// Publishes events until JetStream has them all, then notes it.
-    async fn announce(&self, announcements: &[Announcement], up_to: u64) -> Result<(), StoreError> {
+    async fn announce(&self, announcements: &[Announcement], epoch: i32, up_to: (i32, u64)) -> Result<(), StoreError> {
         for delay in patient() {
             // Again all of them: those that are there already are known by their message ids.
-            match self.events.publish_all(announcements.iter().map(outbound)).await {
+            let messages: Vec<_> =
+                announcements.iter().map(|announcement| outbound(announcement, &self.checkpoint, epoch)).collect();
+            match self.events.publish_all(messages).await {
                 Ok(()) => break,
                 Err(e) => {
-                    tracing::warn!(up_to, "cannot announce, trying again: {e}");
+                    tracing::warn!(up_to = up_to.1, "cannot announce, trying again: {e}");
                     tokio::time::sleep(delay).await;
                 }
             }
@@ -84,7 +92,7 @@ impl Announcer {
             match set_published(&self.pool, &self.checkpoint, up_to, clock::now()).await {
                 Ok(()) => break,
                 Err(StoreError::Unavailable(e)) => {
-                    tracing::warn!(up_to, "cannot note what was announced, trying again: {}", chain(&e));
+                    tracing::warn!(up_to = up_to.1, "cannot note what was announced, trying again: {}", chain(&e));
                     tokio::time::sleep(delay).await;
                 }
                 Err(e) => return Err(e),
@@ -94,14 +102,23 @@ impl Announcer {
     }
 }
 
-fn outbound(announcement: &Announcement) -> jetstream::message::OutboundMessage {
+/// The message of an event. What is announced again after a recovery goes under an id of its own: JetStream would take it
+/// for the one that it still remembers.
+fn outbound(announcement: &Announcement, checkpoint: &Checkpoint, epoch: i32) -> jetstream::message::OutboundMessage {
     let event = &announcement.event;
     #[allow(clippy::expect_used, reason = "an event always serializes")]
     let payload = serde_json::to_vec(event).expect("an event serializes");
-    message(
+    let id = match checkpoint.generation {
+        0 => event.update_id.to_string(),
+        generation => format!("{}-{generation}", event.update_id),
+    };
+    let mut message = message(
         subject::event(event.project_id, event.process_id, event.success),
-        &event.update_id.to_string(),
+        &id,
         announcement.traceparent.as_deref(),
         payload.into(),
-    )
+    );
+    let position = checkpoint.position(epoch, announcement.log_seq);
+    message.headers.get_or_insert_default().insert(headers::POSITION, position.to_string());
+    message
 }

@@ -132,7 +132,9 @@ impl Applier {
 
     /// Applies messages in one transaction. With `refused`, the only message becomes a dead letter for that reason.
     async fn attempt(&mut self, messages: &[&LogMessage], refused: Option<&String>) -> Result<(), Failure> {
-        let Some(last_seq) = messages.last().map(|message| message.sequence) else { return Ok(()) };
+        let Some((last_seq, logged_at)) = messages.last().map(|message| (message.sequence, message.logged_at)) else {
+            return Ok(());
+        };
         let mut entries = Vec::with_capacity(messages.len());
         let mut dead_letters = Vec::new();
         for message in messages {
@@ -160,7 +162,7 @@ impl Applier {
         dead_letters.extend(plan.dead_letters.iter().cloned());
         // Before the checkpoint passes them. After a crash in between they are published again, under the same id.
         self.bury(messages, &dead_letters).await?;
-        batch::write(&self.pool, &self.checkpoint, last_seq, &plan, now).await?;
+        batch::write(&self.pool, &self.checkpoint, (last_seq, logged_at), &plan, now).await?;
         self.checkpoint.last_seq = last_seq;
         self.metrics.applied(&plan.rows);
         for dead in &dead_letters {
@@ -216,7 +218,7 @@ fn dead_letter(dead: &DeadLetter, message: &LogMessage, checkpoint: &Checkpoint,
     map.insert(headers::MESSAGE_ID, format!("dead-{}-{}", checkpoint.epoch, message.sequence));
     // A header is one line.
     map.insert(headers::DEAD_LETTER_ERROR, dead.error.replace(|c: char| c.is_control(), " "));
-    map.insert(headers::POSITION, checkpoint.position(message.sequence).to_string());
+    map.insert(headers::POSITION, checkpoint.position(checkpoint.epoch, message.sequence).to_string());
     map.insert(headers::ORIGIN_SUBJECT, message.subject.as_str());
     map.insert(headers::ORIGIN_SEQUENCE, message.sequence.to_string());
     map.insert(headers::ORIGIN_TIME, message.logged_at.to_iso());
@@ -265,9 +267,14 @@ mod tests {
         let checkpoint = Checkpoint {
             stream: "LEAD_COMMANDS".into(),
             stream_created_at: "1".into(),
+            generation: 0,
             epoch: 2,
             last_seq: 8,
+            last_logged_at: None,
+            published_epoch: 2,
             published_seq: 8,
+            told: (0, 0),
+            events_created_at: None,
         };
         let outbound = dead_letter(&dead, &message, &checkpoint, 4);
         assert_eq!(outbound.subject.as_str(), "leads.dead.invalid_subject");

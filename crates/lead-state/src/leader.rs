@@ -8,7 +8,10 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use async_nats::jetstream;
-use contract::streams::{self, LEAD_COMMANDS};
+use contract::{
+    rpc::Halted,
+    streams::{LEAD_COMMANDS, LEAD_EVENTS},
+};
 use service_kit::{
     batch::Publisher,
     clock,
@@ -28,6 +31,7 @@ use crate::{
     metrics::Metrics,
     projection::Projector,
     reader,
+    recovery::{self, Scene, diagnose, lost_events, taken_back},
     secrets::Sealer,
     store::{
         self,
@@ -66,7 +70,7 @@ enum TermEnd {
     /// This process is not the leader any more, or does not know where it stands: try for another term.
     Again(String),
     /// The log and the checkpoint contradict each other: an operator must look. Try again later.
-    Halt(String),
+    Halt(Halted),
 }
 
 impl Leader {
@@ -88,9 +92,14 @@ impl Leader {
                     tracing::warn!("the term ended, trying for another: {why}");
                     STANDBY_INTERVAL
                 }
-                TermEnd::Halt(why) => {
-                    tracing::error!("halted: {why}");
-                    self.readiness.not_ready("log", why);
+                TermEnd::Halt(halted) => {
+                    tracing::error!(
+                        reason = halted.reason.as_ref(),
+                        "halted: {}; `leadctl recover` says how to go on",
+                        halted.text
+                    );
+                    self.metrics.halted(Some(&halted.reason));
+                    self.readiness.not_ready("log", halted.text);
                     HALTED_INTERVAL
                 }
             };
@@ -103,21 +112,42 @@ impl Leader {
 
     /// One term: everything from the checkpoint on, until something ends it.
     async fn term(&self, shutdown: &CancellationToken) -> anyhow::Result<TermEnd> {
+        // All that is looked at below: whoever deleted a stream must make it again first.
+        nats::stream(&self.js, LEAD_EVENTS).await?;
         let log = nats::stream(&self.js, LEAD_COMMANDS).await?;
-        let info = match log.get_info().await {
-            Ok(info) => info,
-            Err(e) => return Ok(TermEnd::Again(format!("cannot read the state of {LEAD_COMMANDS}: {e}"))),
+        let scene = match Scene::look(&self.pool, &self.js).await {
+            Ok(scene) => scene,
+            Err(e) => return Ok(TermEnd::Again(format!("cannot see where the log stands: {e:#}"))),
         };
-        let identity = streams::identity(&info);
-        let checkpoint = match checkpoint::load(&self.pool, LEAD_COMMANDS, &identity, clock::now()).await {
-            Ok(checkpoint) => checkpoint,
-            Err(e) => return Ok(TermEnd::Again(format!("cannot read the checkpoint: {}", chain(&e)))),
-        };
+        if let Some(halted) = diagnose(&scene)
+            && halted.reason == "database_restored"
+        {
+            // What this database holds must not be announced before somebody looked.
+            return Ok(TermEnd::Halt(halted));
+        }
+        if let Some(lost) = lost_events(&scene) {
+            tracing::error!(
+                told_epoch = scene.checkpoint.told.0,
+                told_seq = scene.checkpoint.told.1,
+                "{LEAD_EVENTS} is not what it was, {lost}: announcing again what may not have been told"
+            );
+            return Ok(self.put(&scene, taken_back(&scene), "announcing again").await);
+        }
+        if let Err(e) = checkpoint::set_events(&self.pool, &scene.checkpoint, &scene.events_identity).await {
+            return Ok(TermEnd::Again(format!("cannot note where the events are: {}", chain(&e))));
+        }
 
         // First what is applied and not announced, whatever the log looks like now.
-        let mut announcer = Announcer { pool: self.pool.clone(), events: Publisher::new(self.js.clone()), checkpoint };
+        let mut announcer = Announcer {
+            pool: self.pool.clone(),
+            events: Publisher::new(self.js.clone()),
+            checkpoint: scene.checkpoint.clone(),
+        };
         let caught_up = tokio::select! {
             caught_up = announcer.catch_up() => caught_up,
+            why = recovery::watch(self.pool.clone(), self.js.clone(), scene.checkpoint.clone()) => {
+                return Ok(TermEnd::Again(why));
+            }
             () = shutdown.cancelled() => return Ok(TermEnd::Shutdown),
         };
         if let Err(e) = caught_up {
@@ -125,15 +155,33 @@ impl Leader {
         }
         let checkpoint = announcer.checkpoint.clone();
 
-        if checkpoint.stream_created_at != identity {
-            return Ok(match self.start_epoch(&checkpoint, &identity).await {
-                Ok(()) => TermEnd::Again("a new epoch".into()),
-                Err(e) => TermEnd::Again(format!("cannot start a new epoch: {}", chain(&e))),
-            });
+        if checkpoint.stream_created_at != scene.log_identity {
+            let scene = Scene { checkpoint, ..scene };
+            tracing::error!(
+                old_log = scene.checkpoint.stream_created_at,
+                new_log = scene.log_identity,
+                applied_up_to = scene.checkpoint.last_seq,
+                epoch = scene.checkpoint.epoch + 1,
+                "{LEAD_COMMANDS} is not the log that it was: commands of the old one behind the checkpoint, if there were \
+                 any, are lost; starting a new epoch"
+            );
+            // Nothing of the old one is announced again: its events are where they were.
+            let epoch = scene.checkpoint.epoch + 1;
+            let to = Checkpoint {
+                stream_created_at: scene.log_identity.clone(),
+                epoch,
+                last_seq: 0,
+                last_logged_at: None,
+                published_epoch: epoch,
+                published_seq: 0,
+                ..scene.checkpoint.clone()
+            };
+            return Ok(self.put(&scene, to, "a new epoch").await);
         }
-        if let Err(why) = check_log(&checkpoint, info.state.first_sequence, info.state.last_sequence) {
-            return Ok(TermEnd::Halt(why));
+        if let Some(halted) = diagnose(&scene) {
+            return Ok(TermEnd::Halt(halted));
         }
+        self.metrics.halted(None);
         self.readiness.ready("log");
         self.serve(log, checkpoint, announcer, shutdown).await
     }
@@ -157,7 +205,7 @@ impl Leader {
         }
         let (read, to_apply) = reader::channel();
         let (applied, to_announce) = announce::channel();
-        let after = checkpoint.last_seq;
+        let after = (checkpoint.last_seq, checkpoint.last_logged_at);
         let applier = Applier {
             pool: self.pool.clone(),
             js: self.js.clone(),
@@ -191,13 +239,15 @@ impl Leader {
             Ok(TermEnd::Shutdown)
         });
         let mut background: JoinSet<anyhow::Result<TermEnd>> = JoinSet::new();
-        let js = self.js.clone();
+        let (js, identity) = (self.js.clone(), checkpoint.stream_created_at.clone());
         background.spawn(async move {
-            Ok(match reader::read(js, log, checkpoint.stream_created_at, after, read).await {
+            Ok(match reader::read(js, log, identity, after, read).await {
                 Ok(()) => TermEnd::Again("the reader ended".into()),
                 Err(e) => TermEnd::Again(format!("{e:#}")),
             })
         });
+        let watch = recovery::watch(self.pool.clone(), self.js.clone(), checkpoint.clone());
+        background.spawn(async move { Ok(TermEnd::Again(watch.await)) });
         background.spawn(async move { housekeeper.run().await.map(|()| TermEnd::Again("housekeeping ended".into())) });
 
         loop {
@@ -218,36 +268,13 @@ impl Leader {
         }
     }
 
-    /// Starts over at a new log. What the old one held and was not applied is lost; nothing here can bring it back.
-    async fn start_epoch(&self, checkpoint: &Checkpoint, identity: &str) -> Result<(), store::StoreError> {
-        tracing::error!(
-            old_log = checkpoint.stream_created_at,
-            new_log = identity,
-            applied_up_to = checkpoint.last_seq,
-            epoch = checkpoint.epoch + 1,
-            "{LEAD_COMMANDS} is not the log that it was: commands of the old one behind the checkpoint, if there were \
-             any, are lost; starting a new epoch"
-        );
-        checkpoint::start_epoch(&self.pool, checkpoint, identity, clock::now()).await.map(|_| ())
+    /// Puts the checkpoint elsewhere; the term starts over either way.
+    async fn put(&self, scene: &Scene, to: Checkpoint, why: &str) -> TermEnd {
+        match checkpoint::put(&self.pool, &scene.checkpoint, &to, clock::now()).await {
+            Ok(_) => TermEnd::Again(why.into()),
+            Err(e) => TermEnd::Again(format!("cannot put the checkpoint elsewhere: {}", chain(&e))),
+        }
     }
-}
-
-/// Whether a log of the right identity still holds what the checkpoint expects of it.
-fn check_log(checkpoint: &Checkpoint, first: u64, last: u64) -> Result<(), String> {
-    let applied = checkpoint.last_seq;
-    if last < applied {
-        return Err(format!(
-            "{LEAD_COMMANDS} ends at {last}, but {applied} was applied: the log lost its end, and new commands would be \
-             taken for old ones"
-        ));
-    }
-    if first > applied + 1 {
-        return Err(format!(
-            "{LEAD_COMMANDS} begins at {first}, but only {applied} was applied: the commands between are not in the log \
-             any more (was the database restored to an older state?)"
-        ));
-    }
-    Ok(())
 }
 
 /// The lock that makes a leader.
@@ -298,29 +325,5 @@ impl Lease {
                 Err(_) => return "the database did not answer".into(),
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_log_that_lost_something_halts_the_leader() {
-        let at = |last_seq| Checkpoint {
-            stream: LEAD_COMMANDS.into(),
-            stream_created_at: "1".into(),
-            epoch: 1,
-            last_seq,
-            published_seq: 0,
-        };
-        // A new stream is at first 1 or 0, last 0.
-        assert_eq!(check_log(&at(0), 0, 0), Ok(()));
-        assert_eq!(check_log(&at(0), 1, 0), Ok(()));
-        assert_eq!(check_log(&at(7), 1, 7), Ok(()));
-        // Purged up to the checkpoint.
-        assert_eq!(check_log(&at(7), 8, 7), Ok(()));
-        assert!(check_log(&at(7), 1, 6).unwrap_err().contains("lost its end"));
-        assert!(check_log(&at(7), 9, 20).unwrap_err().contains("not in the log any more"));
     }
 }

@@ -31,6 +31,7 @@ mod metrics;
 mod projection;
 mod queries;
 mod reader;
+mod recovery;
 mod secrets;
 mod store;
 
@@ -118,6 +119,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     };
     tasks.spawn("leader", leader.run(shutdown.clone()));
 
+    let recoveries = recovery::Recoveries { pool: pool.clone(), js: js.clone() };
     let queries = queries::Queries { pool: pool.clone(), js };
     let admin = admin::Admin { pool, projector, sealer: sealer.clone() };
     let micro = service(&client, "lead-state", "Leads, updates and configuration").await?;
@@ -137,6 +139,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     serve!(rpc::KEY_REVOKE, admin, admin::Admin::revoke_key);
     serve!(rpc::KEY_LIST, admin, admin::Admin::list_keys);
     serve!(rpc::SECRETS_ROTATE, sealer, secrets::Sealer::rotate);
+    serve!(rpc::RECOVERY_GET, recoveries, recovery::Recoveries::get);
+    serve!(rpc::RECOVERY_RECOVER, recoveries, recovery::Recoveries::recover);
     readiness.ready("start");
     tasks.run(DRAIN_DEADLINE).await
 }

@@ -8,12 +8,15 @@ use async_nats::jetstream::{
     consumer::{AckPolicy, DeliverPolicy, ReplayPolicy, pull},
     stream::Stream,
 };
-use contract::streams::{self, LEAD_COMMANDS};
+use contract::{
+    Timestamp,
+    streams::{self, LEAD_COMMANDS},
+};
 use futures::StreamExt;
 use service_kit::nats::patient;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
-use crate::entry::LogMessage;
+use crate::{entry::LogMessage, recovery};
 
 /// Most bytes of messages that are read ahead of the applier. More keeps it busy over a slower network, and is held
 /// in memory.
@@ -45,7 +48,7 @@ pub(crate) fn channel() -> (mpsc::Sender<Read>, mpsc::Receiver<Read>) {
     mpsc::channel(READ_AHEAD_MESSAGES)
 }
 
-/// Reads the log behind `after` into a channel, until the channel is closed.
+/// Reads the log behind `after` into a channel, until the channel is closed; `after_at` is when the log stored that entry.
 ///
 /// # Errors
 /// When the log is not the one that it was, or lost what was already read: then the term must end.
@@ -53,7 +56,7 @@ pub(crate) async fn read(
     js: jetstream::Context,
     stream: Stream,
     identity: String,
-    mut after: u64,
+    (mut after, mut after_at): (u64, Option<Timestamp>),
     out: mpsc::Sender<Read>,
 ) -> anyhow::Result<()> {
     let bytes = Arc::new(Semaphore::new(READ_AHEAD_BYTES));
@@ -73,8 +76,20 @@ pub(crate) async fn read(
         if info.state.last_sequence < after {
             anyhow::bail!("{LEAD_COMMANDS} ends at {}, but {after} was read", info.state.last_sequence);
         }
+        // A log that was set back and went on from there ends late enough, and is another.
+        match (after_at, recovery::logged_at(&stream, after).await) {
+            (Some(was), Ok(Some(is))) if was != is => {
+                anyhow::bail!("entry {after} of {LEAD_COMMANDS} is not the one that was read");
+            }
+            (_, Ok(_)) => {}
+            (_, Err(e)) => {
+                tracing::warn!("cannot read {LEAD_COMMANDS}, trying again: {e:#}");
+                tokio::time::sleep(delays.next().unwrap_or(PAUSE)).await;
+                continue;
+            }
+        }
         let before = after;
-        match follow(&js, &stream, &mut after, &bytes, &out).await {
+        match follow(&js, &stream, (&mut after, &mut after_at), &bytes, &out).await {
             Ok(()) => return Ok(()),
             Err(e) => tracing::warn!(after, "reading {LEAD_COMMANDS} was interrupted, going on: {e:#}"),
         }
@@ -89,7 +104,7 @@ pub(crate) async fn read(
 async fn follow(
     js: &jetstream::Context,
     stream: &Stream,
-    after: &mut u64,
+    (after, after_at): (&mut u64, &mut Option<Timestamp>),
     bytes: &Arc<Semaphore>,
     out: &mpsc::Sender<Read>,
 ) -> anyhow::Result<()> {
@@ -126,7 +141,7 @@ async fn follow(
             anyhow::bail!("a message is missing behind {after}");
         }
         expected += 1;
-        let (sequence, logged_at) = (info.stream_sequence, info.published.into());
+        let (sequence, logged_at): (_, Timestamp) = (info.stream_sequence, info.published.into());
         let async_nats::Message { subject, payload, headers, length, .. } = message.message;
         let weight = u32::try_from(length.clamp(1, READ_AHEAD_BYTES)).unwrap_or(u32::MAX);
         let permit = bytes.clone().acquire_many_owned(weight).await.context("the read-ahead ended")?;
@@ -134,6 +149,6 @@ async fn follow(
         if out.send(Read { message, _bytes: permit }).await.is_err() {
             return Ok(());
         }
-        *after = sequence;
+        (*after, *after_at) = (sequence, Some(logged_at));
     }
 }

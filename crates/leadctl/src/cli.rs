@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::{audit, callback, key, migrate, process, project, secrets, up, update};
+use crate::{audit, callback, key, migrate, process, project, recover, secrets, up, update};
 
 /// Runs Leadrelay on one machine, and administers it anywhere.
 #[derive(Debug, Parser)]
@@ -44,6 +44,7 @@ enum Command {
     #[command(subcommand)]
     Callback(callback::Callback),
     Audit(audit::Audit),
+    Recover(recover::Recover),
 }
 
 /// Does what the command line says; what to exit with when nothing failed.
@@ -58,6 +59,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Update(update) => update.run().await?,
         Command::Callback(callback) => callback.run().await?,
         Command::Audit(audit) => return audit.run().await,
+        Command::Recover(recover) => recover.run().await?,
     }
     Ok(ExitCode::SUCCESS)
 }

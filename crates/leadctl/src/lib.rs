@@ -14,6 +14,7 @@ mod output;
 mod process;
 mod project;
 mod receiver;
+mod recover;
 mod secrets;
 mod servers;
 mod story;

@@ -219,24 +219,27 @@ impl From<sqlx::Error> for WriteError {
     }
 }
 
-/// Writes a batch in one transaction: checkpoint, leads, calls, ledger. All of it or nothing.
+/// Writes a batch that ends with the log's entry `last_seq` in one transaction: checkpoint, leads, calls, ledger. All of it
+/// or nothing.
 pub(crate) async fn write(
     pool: &PgPool,
     from: &Checkpoint,
-    last_seq: u64,
+    (last_seq, logged_at): (u64, Timestamp),
     plan: &Plan,
     now: Timestamp,
 ) -> Result<(), WriteError> {
     let mut transaction = pool.begin().await?;
     // First of all, and by compare-and-set: a zombie or a second reader gets no further.
     let moved = sqlx::query!(
-        r#"UPDATE lead_state.checkpoints SET last_seq = $1, updated_at = $2
-           WHERE stream = $3 AND epoch = $4 AND last_seq = $5"#,
+        r#"UPDATE lead_state.checkpoints SET last_seq = $1, updated_at = $2, last_logged_at = $6
+           WHERE stream = $3 AND epoch = $4 AND last_seq = $5 AND generation = $7"#,
         last_seq as i64,
         time(now),
         from.stream,
         from.epoch,
-        from.last_seq as i64
+        from.last_seq as i64,
+        time(logged_at),
+        from.generation
     )
     .execute(&mut *transaction)
     .await?;

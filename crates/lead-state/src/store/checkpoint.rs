@@ -1,7 +1,7 @@
 //! 3 Read in order, 6 Announce: how far the log was read and announced.
 
 use contract::{Timestamp, position::Position};
-use sqlx::PgPool;
+use sqlx::{PgExecutor, PgPool};
 
 use super::{StoreError, time};
 
@@ -12,18 +12,33 @@ pub(crate) struct Checkpoint {
     pub(crate) stream: String,
     /// The log's identity: when it was created.
     pub(crate) stream_created_at: String,
+    /// How often the announcements were taken back, by a recovery or because the events were lost.
+    pub(crate) generation: i32,
     /// Which of the logs there have been.
     pub(crate) epoch: i32,
     /// The last entry that was applied.
     pub(crate) last_seq: u64,
+    /// When the log stored it; none before the first.
+    pub(crate) last_logged_at: Option<Timestamp>,
+    /// The epoch of `published_seq`: behind `epoch` while an older one is announced again.
+    pub(crate) published_epoch: i32,
     /// The last entry whose event was announced.
     pub(crate) published_seq: u64,
+    /// The epoch and sequence up to which the webhook-notifier acked everything.
+    pub(crate) told: (i32, u64),
+    /// The identity of the stream of events; none before it was first seen.
+    pub(crate) events_created_at: Option<String>,
 }
 
 impl Checkpoint {
-    /// The position of an entry of this log.
-    pub(crate) fn position(&self, sequence: u64) -> Position {
-        Position { generation: 0, epoch: self.epoch, sequence }
+    /// The position of an entry.
+    pub(crate) fn position(&self, epoch: i32, sequence: u64) -> Position {
+        Position { generation: self.generation, epoch, sequence }
+    }
+
+    /// How far it is announced.
+    pub(crate) fn published(&self) -> (i32, u64) {
+        (self.published_epoch, self.published_seq)
     }
 }
 
@@ -47,61 +62,108 @@ pub(crate) async fn load(
 }
 
 /// Reads a log's checkpoint.
-pub(crate) async fn get(pool: &PgPool, stream: &str) -> Result<Option<Checkpoint>, StoreError> {
+pub(crate) async fn get(executor: impl PgExecutor<'_>, stream: &str) -> Result<Option<Checkpoint>, StoreError> {
     let row = sqlx::query!(
-        r#"SELECT stream, stream_created_at, epoch, last_seq, published_seq
+        r#"SELECT stream, stream_created_at, generation, epoch, last_seq, last_logged_at, published_epoch, published_seq,
+                  told_epoch, told_seq, events_created_at
            FROM lead_state.checkpoints WHERE stream = $1"#,
         stream
     )
-    .fetch_optional(pool)
+    .fetch_optional(executor)
     .await?;
     Ok(row.map(|row| Checkpoint {
         stream: row.stream,
         stream_created_at: row.stream_created_at,
+        generation: row.generation,
         epoch: row.epoch,
         last_seq: row.last_seq as u64,
+        last_logged_at: row.last_logged_at.map(Into::into),
+        published_epoch: row.published_epoch,
         published_seq: row.published_seq as u64,
+        told: (row.told_epoch, row.told_seq as u64),
+        events_created_at: row.events_created_at,
     }))
 }
 
-/// Starts a new epoch on a new log: whatever the old one held and was not applied is lost and not waited for.
-/// Compare-and-set: false if somebody else did it.
-pub(crate) async fn start_epoch(
-    pool: &PgPool,
-    from: &Checkpoint,
-    stream_created_at: &str,
-    now: Timestamp,
-) -> Result<bool, StoreError> {
+/// Puts the checkpoint elsewhere, by compare-and-set on all that a leader moves: false if somebody else moved it. Of `to`,
+/// everything but the stream's name is written. A leader of before is cut off by the generation or epoch, of which at
+/// least one must differ.
+pub(crate) async fn put(pool: &PgPool, from: &Checkpoint, to: &Checkpoint, now: Timestamp) -> Result<bool, StoreError> {
     let done = sqlx::query!(
         r#"UPDATE lead_state.checkpoints
-           SET stream_created_at = $1, epoch = epoch + 1, last_seq = 0, published_seq = 0, updated_at = $2
-           WHERE stream = $3 AND epoch = $4 AND last_seq = $5 AND published_seq = last_seq"#,
-        stream_created_at,
+           SET stream_created_at = $1, generation = $2, epoch = $3, last_seq = $4, last_logged_at = $5,
+               published_epoch = $6, published_seq = $7, told_epoch = $8, told_seq = $9, events_created_at = $10,
+               updated_at = $11
+           WHERE stream = $12 AND generation = $13 AND epoch = $14 AND last_seq = $15
+             AND published_epoch = $16 AND published_seq = $17"#,
+        to.stream_created_at,
+        to.generation,
+        to.epoch,
+        to.last_seq as i64,
+        to.last_logged_at.map(time),
+        to.published_epoch,
+        to.published_seq as i64,
+        to.told.0,
+        to.told.1 as i64,
+        to.events_created_at,
         time(now),
         from.stream,
+        from.generation,
         from.epoch,
-        from.last_seq as i64
+        from.last_seq as i64,
+        from.published_epoch,
+        from.published_seq as i64
     )
     .execute(pool)
     .await?;
     Ok(done.rows_affected() == 1)
 }
 
-/// Notes that everything up to `published_seq` is announced. Never moves back, and does nothing for a leader of
-/// another epoch.
+/// Notes that everything up to `published_seq` of this epoch is announced. Never moves back, and does nothing for a
+/// leader of another generation or epoch.
 pub(crate) async fn set_published(
     pool: &PgPool,
     of: &Checkpoint,
-    published_seq: u64,
+    (published_epoch, published_seq): (i32, u64),
     now: Timestamp,
 ) -> Result<(), StoreError> {
     sqlx::query!(
-        r#"UPDATE lead_state.checkpoints SET published_seq = $1, updated_at = $2
-           WHERE stream = $3 AND epoch = $4 AND published_seq < $1"#,
+        r#"UPDATE lead_state.checkpoints SET published_epoch = $1, published_seq = $2, updated_at = $3
+           WHERE stream = $4 AND generation = $5 AND epoch = $6 AND (published_epoch, published_seq) < ($1, $2)"#,
+        published_epoch,
         published_seq as i64,
         time(now),
         of.stream,
+        of.generation,
         of.epoch
+    )
+    .execute(pool)
+    .await?;
+    Ok(())
+}
+
+/// Notes that the webhook-notifier acked everything up to here. Never moves back, nor beyond what is announced.
+pub(crate) async fn set_told(pool: &PgPool, of: &Checkpoint, (epoch, seq): (i32, u64)) -> Result<(), StoreError> {
+    sqlx::query!(
+        r#"UPDATE lead_state.checkpoints SET told_epoch = $1, told_seq = $2
+           WHERE stream = $3 AND generation = $4 AND (told_epoch, told_seq) < ($1, $2)
+             AND ($1, $2) <= (published_epoch, published_seq)"#,
+        epoch,
+        seq as i64,
+        of.stream,
+        of.generation
+    )
+    .execute(pool)
+    .await?;
+    Ok(())
+}
+
+/// Notes which stream the events are in, where none was known.
+pub(crate) async fn set_events(pool: &PgPool, of: &Checkpoint, created_at: &str) -> Result<(), StoreError> {
+    sqlx::query!(
+        "UPDATE lead_state.checkpoints SET events_created_at = $1 WHERE stream = $2 AND events_created_at IS NULL",
+        created_at,
+        of.stream
     )
     .execute(pool)
     .await?;

@@ -7,7 +7,7 @@ use contract::{
 };
 use sqlx::PgPool;
 
-use super::{StoreError, checkpoint::Checkpoint, id, object, optional_id};
+use super::{StoreError, id, object, optional_id};
 
 const TABLE: &str = "lead_updates";
 
@@ -22,10 +22,10 @@ pub(crate) struct Announcement {
     pub(crate) event: CompletionEvent,
 }
 
-/// The events of the log's entries in `(after, up_to]`, in log order, at most `limit`.
+/// The events of an epoch's entries in `(after, up_to]`, in log order, at most `limit`.
 pub(crate) async fn outbox(
     pool: &PgPool,
-    checkpoint: &Checkpoint,
+    epoch: i32,
     after: u64,
     up_to: u64,
     limit: i64,
@@ -35,7 +35,7 @@ pub(crate) async fn outbox(
                   from_state, to_state, version, user_id, warnings, data::text AS data, traceparent, applied_at
            FROM lead_state.lead_updates
            WHERE epoch = $1 AND log_seq > $2 AND log_seq <= $3 ORDER BY log_seq LIMIT $4"#,
-        checkpoint.epoch,
+        epoch,
         after as i64,
         up_to as i64,
         limit
@@ -140,6 +140,31 @@ pub(crate) async fn activities(
             })
         })
         .collect()
+}
+
+/// The place of the last row up to this one.
+pub(crate) async fn last_up_to(pool: &PgPool, (epoch, seq): (i32, u64)) -> Result<Option<(i32, u64)>, StoreError> {
+    let row = sqlx::query!(
+        r#"SELECT epoch, log_seq FROM lead_state.lead_updates WHERE (epoch, log_seq) <= ($1, $2)
+           ORDER BY epoch DESC, log_seq DESC LIMIT 1"#,
+        epoch,
+        seq as i64
+    )
+    .fetch_optional(pool)
+    .await?;
+    Ok(row.map(|row| (row.epoch, row.log_seq as u64)))
+}
+
+/// The place of the first row that was applied at or after this time. Reads the whole ledger.
+pub(crate) async fn first_since(pool: &PgPool, since: Timestamp) -> Result<Option<(i32, u64)>, StoreError> {
+    let row = sqlx::query!(
+        r#"SELECT epoch, log_seq FROM lead_state.lead_updates WHERE applied_at >= $1
+           ORDER BY epoch, log_seq LIMIT 1"#,
+        super::time(since)
+    )
+    .fetch_optional(pool)
+    .await?;
+    Ok(row.map(|row| (row.epoch, row.log_seq as u64)))
 }
 
 /// Makes the partitions of the ledger for the months from `first` to `last`.

@@ -38,13 +38,15 @@ impl Scope {
 }
 
 /// How far the log was applied and announced.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Checkpoint {
     #[serde(skip)]
     pub(crate) stream_created_at: String,
+    pub(crate) generation: i32,
     pub(crate) epoch: i32,
     pub(crate) last_seq: i64,
+    pub(crate) published_epoch: i32,
     pub(crate) published_seq: i64,
 }
 
@@ -127,7 +129,8 @@ pub(crate) struct Law {
 const TABLES: &str = "
     CREATE TEMP TABLE audit_facts (
         from_time timestamptz, to_time timestamptz, project_id bytea,
-        epoch int NOT NULL, last_seq bigint NOT NULL, published_seq bigint NOT NULL,
+        epoch int NOT NULL, last_seq bigint NOT NULL, generation int NOT NULL, published_epoch int NOT NULL,
+        published_seq bigint NOT NULL,
         applied_seq bigint NOT NULL, log_first bigint NOT NULL, log_last bigint NOT NULL, log_whole boolean NOT NULL,
         letters_whole boolean NOT NULL, acked bigint NOT NULL, events_first bigint NOT NULL, overtaken boolean NOT NULL,
         ledger_since timestamptz NOT NULL, deliveries_since bytea NOT NULL);
@@ -194,7 +197,7 @@ const WANTED: &str = "
     -- Announced again, it is told again: the last time counts.
     LEFT JOIN (SELECT project_id, update_id, max(seq) AS seq FROM audit_events GROUP BY 1, 2) v
         ON v.project_id = r.project_id AND v.update_id = r.update_id
-    WHERE r.in_scope AND (r.epoch < f.epoch OR r.log_seq <= f.published_seq OR v.seq IS NOT NULL)
+    WHERE r.in_scope AND ((r.epoch, r.log_seq) <= (f.published_epoch, f.published_seq) OR v.seq IS NOT NULL)
       AND NOT EXISTS (SELECT FROM webhooks.deliveries d
                       WHERE d.update_id = r.update_id AND d.callback_id = c.callback_id)";
 
@@ -366,7 +369,8 @@ pub(crate) const LAWS: [Law; 9] = [
                 FROM audit_facts f WHERE f.applied_seq = f.last_seq AND f.log_last < f.last_seq
                 UNION ALL
                 SELECT 'checkpoint', format('%s was announced, but only %s applied', f.published_seq, f.last_seq)
-                FROM audit_facts f WHERE f.published_seq > f.last_seq
+                FROM audit_facts f
+                WHERE (f.published_epoch, f.published_seq) > (f.epoch, f.last_seq)
             ) AS offenders ORDER BY 1 LIMIT $1",
     },
     Law {
@@ -383,7 +387,7 @@ pub(crate) const LAWS: [Law; 9] = [
                    count(*) OVER ()
             FROM audit_rows r, audit_facts f, start s
             WHERE r.in_scope AND (r.epoch, r.log_seq) >= (s.epoch, s.log_seq)
-              AND (r.epoch < f.epoch OR r.epoch = f.epoch AND r.log_seq <= f.published_seq)
+              AND (r.epoch, r.log_seq) <= (f.published_epoch, f.published_seq)
               AND NOT EXISTS (SELECT FROM audit_events v
                               WHERE v.project_id = r.project_id AND v.update_id = r.update_id)
             ORDER BY r.epoch, r.log_seq LIMIT $1",
@@ -411,7 +415,9 @@ pub(crate) const LAWS: [Law; 9] = [
                 UNION ALL
                 SELECT d.update_id, d.callback_id, format('log entry %s, published_seq %s', r.log_seq, f.published_seq)
                 FROM webhooks.deliveries d JOIN audit_rows r USING (project_id, update_id), audit_facts f
-                WHERE r.in_scope AND r.epoch = f.epoch AND r.log_seq > f.published_seq
+                WHERE r.in_scope AND (r.epoch, r.log_seq) > (f.published_epoch, f.published_seq)
+                  -- Announcements that were taken back were made.
+                  AND f.generation = 0
                   -- Announced a moment ago: it is in the stream and will be noted. Unless it is purged by now.
                   AND f.events_first <= 1
                   AND NOT EXISTS (SELECT FROM audit_events v
@@ -470,7 +476,8 @@ impl Snapshot {
         sqlx::raw_sql(TABLES).execute(&mut connection).await.context("cannot make temporary tables")?;
         sqlx::raw_sql("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY").execute(&mut connection).await?;
         let row = sqlx::query(
-            "SELECT stream_created_at, epoch, last_seq, published_seq FROM lead_state.checkpoints WHERE stream = $1",
+            "SELECT stream_created_at, generation, epoch, last_seq, published_epoch, published_seq
+             FROM lead_state.checkpoints WHERE stream = $1",
         )
         .bind(contract::streams::LEAD_COMMANDS)
         .fetch_optional(&mut connection)
@@ -480,9 +487,11 @@ impl Snapshot {
             None => None,
             Some(row) => Some(Checkpoint {
                 stream_created_at: row.try_get(0)?,
-                epoch: row.try_get(1)?,
-                last_seq: row.try_get(2)?,
-                published_seq: row.try_get(3)?,
+                generation: row.try_get(1)?,
+                epoch: row.try_get(2)?,
+                last_seq: row.try_get(3)?,
+                published_epoch: row.try_get(4)?,
+                published_seq: row.try_get(5)?,
             }),
         };
         Ok(Self { connection, scope, checkpoint })
@@ -562,20 +571,23 @@ impl Snapshot {
         let ledger_since = oldest(connection, "lead_state.lead_updates").await?;
         let deliveries = oldest(connection, "webhooks.deliveries").await?;
         let deliveries_since = deliveries.max(oldest(connection, "webhooks.attempts").await?);
-        let (epoch, last_seq, published_seq) =
-            self.checkpoint.as_ref().map_or((0, 0, 0), |at| (at.epoch, at.last_seq, at.published_seq));
+        let at = self.checkpoint.clone().unwrap_or_default();
+        let last_seq = at.last_seq;
         // A log that is another holds nothing that was applied, and nothing to compare with.
         let (applied_seq, log_first) = if seen.log_is_ours { (last_seq, seen.log_first as i64) } else { (0, i64::MAX) };
         sqlx::query(
             "INSERT INTO audit_facts
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, webhooks.id_prefix($16))",
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17,
+                     webhooks.id_prefix($18))",
         )
         .bind(self.scope.from.map(OffsetDateTime::from))
         .bind(self.scope.to.map(OffsetDateTime::from))
         .bind(self.scope.project_id.map(|id| *id.as_bytes()))
-        .bind(epoch)
+        .bind(at.epoch)
         .bind(last_seq)
-        .bind(published_seq)
+        .bind(at.generation)
+        .bind(at.published_epoch)
+        .bind(at.published_seq)
         .bind(applied_seq)
         .bind(log_first)
         .bind(seen.log_last as i64)
