@@ -77,15 +77,17 @@ pub(crate) async fn read(
             anyhow::bail!("{LEAD_COMMANDS} ends at {}, but {after} was read", info.state.last_sequence);
         }
         // A log that was set back and went on from there ends late enough, and is another.
-        match (after_at, recovery::logged_at(&stream, after).await) {
-            (Some(was), Ok(Some(is))) if was != is => {
-                anyhow::bail!("entry {after} of {LEAD_COMMANDS} is not the one that was read");
-            }
-            (_, Ok(_)) => {}
-            (_, Err(e)) => {
-                tracing::warn!("cannot read {LEAD_COMMANDS}, trying again: {e:#}");
-                tokio::time::sleep(delays.next().unwrap_or(PAUSE)).await;
-                continue;
+        if let Some(was) = after_at {
+            match recovery::logged_at(&stream, after).await {
+                Ok(Some(is)) if was != is => {
+                    anyhow::bail!("entry {after} of {LEAD_COMMANDS} is not the one that was read");
+                }
+                Ok(_) => {}
+                Err(e) => {
+                    tracing::warn!("cannot read {LEAD_COMMANDS}, trying again: {e:#}");
+                    tokio::time::sleep(delays.next().unwrap_or(PAUSE)).await;
+                    continue;
+                }
             }
         }
         let before = after;

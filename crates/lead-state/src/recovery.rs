@@ -226,6 +226,9 @@ async fn note_told(pool: &PgPool, js: &jetstream::Context, now: &Checkpoint) -> 
     let events = js.get_stream(LEAD_EVENTS).await?;
     let Ok(consumer) = events.consumer_info(NOTIFIER_CONSUMER).await else { return Ok(()) };
     let acked = consumer.ack_floor.stream_sequence;
+    if acked == 0 {
+        return Ok(());
+    }
     let told = if acked >= events.cached_info().state.last_sequence && consumer.num_pending == 0 {
         // All there is; and all that counted as announced was there.
         Some(now.published())
