@@ -330,3 +330,30 @@ async fn a_log_whose_configuration_changes_is_still_the_same_log() {
     stack.wait_for_count("SELECT version FROM lead_state.leads", 3, SOON).await;
     assert_eq!(stack.count("SELECT epoch::bigint FROM lead_state.checkpoints").await, 1, "a new epoch");
 }
+
+#[tokio::test]
+async fn a_log_that_loses_what_nobody_applied_is_not_read_past_the_hole() {
+    let mut stack = Stack::start().await;
+    let applied = stack.process(json!([])).await;
+    let lead_id = stack.api.initiate(applied.process.process_id.expect("an id"), None).await;
+    // More than is read ahead while nothing can be applied.
+    stack.postgres.kill9().await.expect("Postgres ends");
+    let js = service_kit::nats::jetstream(&stack.client);
+    let subject = format!("leads.cmd.{}.update", stack.api.project_id);
+    let body = bytes::Bytes::from(json!({"leadId": lead_id, "name": "x"}).to_string());
+    for _ in 0..15 {
+        let mut acks = Vec::new();
+        for _ in 0..1000 {
+            acks.push(js.publish(subject.clone(), body.clone()).await.expect("a publish"));
+        }
+        for ack in acks {
+            ack.await.expect("an ack");
+        }
+    }
+    let log = js.get_stream(contract::streams::LEAD_COMMANDS).await.expect("the log");
+    log.purge().sequence(14_001).await.expect("a purge");
+    stack.postgres.restart().await.expect("Postgres starts");
+    stack.lead_state.wait_for_log("LEAD_COMMANDS begins at 14001", SOON * 2).await;
+    let last = stack.count("SELECT max(log_seq) FROM lead_state.lead_updates").await;
+    assert!(last < 14_000, "{last} was applied, behind a hole in the log");
+}

@@ -76,6 +76,11 @@ pub(crate) async fn read(
         if info.state.last_sequence < after {
             anyhow::bail!("{LEAD_COMMANDS} ends at {}, but {after} was read", info.state.last_sequence);
         }
+        if info.state.first_sequence > after + 1 {
+            // nats-server before 2.10.5 drops the oldest entry of a log that is all but full; or somebody purged it.
+            let first = info.state.first_sequence;
+            anyhow::bail!("{LEAD_COMMANDS} begins at {first}, but only {after} was read");
+        }
         // A log that was set back and went on from there ends late enough, and is another.
         if let Some(was) = after_at {
             match recovery::logged_at(&stream, after).await {
@@ -144,6 +149,15 @@ async fn follow(
         }
         expected += 1;
         let (sequence, logged_at): (_, Timestamp) = (info.stream_sequence, info.published.into());
+        if sequence != *after + 1 {
+            let first = stream.get_info().await.context("cannot read the state of the log")?.state.first_sequence;
+            anyhow::ensure!(first <= *after + 1, "the log lost what is behind {after}");
+            tracing::error!(
+                behind = *after,
+                before = sequence,
+                "somebody deleted entries from {LEAD_COMMANDS}: they are not applied"
+            );
+        }
         let async_nats::Message { subject, payload, headers, length, .. } = message.message;
         let weight = u32::try_from(length.clamp(1, READ_AHEAD_BYTES)).unwrap_or(u32::MAX);
         let permit = bytes.clone().acquire_many_owned(weight).await.context("the read-ahead ended")?;
