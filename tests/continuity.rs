@@ -337,7 +337,11 @@ async fn a_log_that_loses_what_nobody_applied_is_not_read_past_the_hole() {
     let applied = stack.process(json!([])).await;
     let lead_id = stack.api.initiate(applied.process.process_id.expect("an id"), None).await;
     // More than is read ahead while nothing can be applied.
-    stack.postgres.kill9().await.expect("Postgres ends");
+    let mut holding = stack.pool.begin().await.expect("a transaction");
+    sqlx::query("SELECT 1 FROM lead_state.checkpoints FOR UPDATE")
+        .execute(&mut *holding)
+        .await
+        .expect("the checkpoint");
     let js = service_kit::nats::jetstream(&stack.client);
     let subject = format!("leads.cmd.{}.update", stack.api.project_id);
     let body = bytes::Bytes::from(json!({"leadId": lead_id, "name": "x"}).to_string());
@@ -352,7 +356,7 @@ async fn a_log_that_loses_what_nobody_applied_is_not_read_past_the_hole() {
     }
     let log = js.get_stream(contract::streams::LEAD_COMMANDS).await.expect("the log");
     log.purge().sequence(14_001).await.expect("a purge");
-    stack.postgres.restart().await.expect("Postgres starts");
+    holding.rollback().await.expect("the end");
     stack.lead_state.wait_for_log("LEAD_COMMANDS begins at 14001", SOON * 2).await;
     let last = stack.count("SELECT max(log_seq) FROM lead_state.lead_updates").await;
     assert!(last < 14_000, "{last} was applied, behind a hole in the log");
