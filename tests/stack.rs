@@ -70,6 +70,8 @@ pub(crate) fn service(
     if name == "webhook-notifier" {
         command.env("ALLOW_HTTP", "true").env("ALLOW_NETWORKS", "127.0.0.0/8");
     }
+    // Unless the test says where.
+    command.env("GATEWAY_LISTEN", "127.0.0.1:0");
     command.envs(extra.iter().copied());
     (Service::spawn(name, command), format!("http://{health}/readyz"))
 }
