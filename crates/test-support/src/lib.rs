@@ -71,10 +71,10 @@ pub async fn nats_with(options: NatsOptions) -> LocalNats {
     LocalNats::start(options, &say).await.unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// A port of 127.0.0.1 that nobody listens on at this moment.
+/// A port of 127.0.0.1 that nobody listens on, and that no other test gets, in this process or another.
 ///
 /// # Panics
-/// When the system has none left.
+/// When none is left.
 #[must_use]
 pub fn free_port() -> u16 {
     local_stack::port::free().expect("a free port")
