@@ -12,7 +12,14 @@ use crate::stack::{Api, SOON, Stack};
 
 /// Subjects that only an operator may ask, who serves all projects: NATS permissions keep others away. They name no
 /// project to answer for.
-const OPERATORS: [&str; 4] = [rpc::PROJECT_CREATE, rpc::KEY_REVOKE, rpc::CALLBACK_ENABLE, rpc::SECRETS_ROTATE];
+const OPERATORS: [&str; 6] = [
+    rpc::PROJECT_CREATE,
+    rpc::KEY_REVOKE,
+    rpc::CALLBACK_ENABLE,
+    rpc::SECRETS_ROTATE,
+    rpc::RECOVERY_GET,
+    rpc::RECOVERY_RECOVER,
+];
 
 /// Words that stand in the first project's data and nowhere else.
 const SECRETS: [&str; 4] = ["tell-nobody", "Ada of the first", "4915100000001", "first-reference"];
