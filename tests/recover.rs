@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use contract::{ObjectId, rpc::Recovery, streams::LEAD_EVENTS};
+use contract::{ObjectId, headers, position::Position, rpc::Recovery, streams::LEAD_EVENTS};
 use serde_json::json;
 use test_support::{binary, eventually};
 
@@ -30,6 +30,20 @@ async fn wait_for_halt(stack: &Stack, reason: &str) -> Recovery {
         }
     })
     .await
+}
+
+/// Waits until the gauge shows that lead-state is halted for this reason alone, or not at all.
+async fn wait_for_gauge(stack: &Stack, halted: Option<&str>) {
+    let url = stack.lead_state_ready.replace("/readyz", "/metrics");
+    eventually(SOON, "the gauge shows why it is halted", async || {
+        let answer = test_support::http_client().get(&url).send().await.expect("an answer");
+        let text = answer.text().await.expect("the metrics");
+        let shown = text.lines().filter_map(|line| line.strip_prefix("leadrelay_lead_state_halted{reason=\""));
+        let shown: Vec<_> = shown.filter_map(|line| line.split_once("\"} ")).collect();
+        let halts: Vec<_> = shown.iter().filter(|(_, value)| *value == "1").map(|(reason, _)| *reason).collect();
+        if shown.len() == 4 && halts == halted.as_slice() { Ok(()) } else { Err(text) }
+    })
+    .await;
 }
 
 async fn copy(from: &Path, to: &Path) {
@@ -75,6 +89,7 @@ async fn a_database_that_was_restored_is_replayed_from_the_log() {
     stack.postgres.restart().await.expect("started");
     let seen = wait_for_halt(&stack, "database_restored").await;
     assert_eq!(seen.last_seq, 3);
+    wait_for_gauge(&stack, Some("database_restored")).await;
     assert_eq!(stack.count("SELECT count(*) FROM lead_state.lead_updates").await, 3);
 
     let (well, said) = recover(&stack, &[]).await;
@@ -111,15 +126,18 @@ async fn a_log_that_was_set_back_goes_on_in_a_new_epoch() {
     copy(&backup.path().join("store"), &store).await;
     stack.nats.restart().await.expect("started");
     wait_for_halt(&stack, "log_lost_end").await;
+    wait_for_gauge(&stack, Some("log_lost_end")).await;
     // It goes on where it was set back to, and passes the checkpoint: that is noticed all the same.
     for number in 0..3 {
         stack.api.update_stubbornly(&json!({"leadId": lead, "metadata": {"late": number}})).await;
     }
     wait_for_halt(&stack, "log_replaced").await;
+    wait_for_gauge(&stack, Some("log_replaced")).await;
     let (well, said) = recover(&stack, &["new-epoch", "--yes"]).await;
     assert!(well, "{said}");
     let found = settled(&stack).await;
     assert_eq!((&found["updates"]["succeeded"], &found["checkpoint"]["epoch"]), (&json!(8), &json!(2)), "{found}");
+    wait_for_gauge(&stack, None).await;
     updates(&stack, &lead, 1).await;
     settled(&stack).await;
 }
@@ -127,6 +145,9 @@ async fn a_log_that_was_set_back_goes_on_in_a_new_epoch() {
 #[tokio::test]
 async fn events_that_were_lost_are_announced_again_by_themselves() {
     let (mut stack, lead) = started().await;
+    let noted = "SELECT told_seq FROM lead_state.checkpoints";
+    stack.wait_for_count(noted, 3, SOON).await;
+    let before = by_update(&stack.receiver.requests());
     stack.notifier.kill9().await;
     let untold = updates(&stack, &lead, 3).await;
     let js = service_kit::nats::jetstream(&stack.client);
@@ -139,6 +160,70 @@ async fn events_that_were_lost_are_announced_again_by_themselves() {
     assert_eq!(found["checkpoint"]["generation"], 1, "{found}");
     let told = by_update(&stack.receiver.requests());
     assert!(untold.iter().all(|update| told.contains_key(update)));
+    // What was noted as told is not told again.
+    assert_eq!(before.len(), 3);
+    assert!(before.iter().all(|(update, bodies)| told[update].len() == bodies.len()));
+}
+
+/// Waits until lead-state waits for a lock in Postgres.
+async fn wait_until_blocked(stack: &Stack) {
+    let waiting =
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'lead-state' AND wait_event_type = 'Lock'";
+    stack.wait_for_count(waiting, 1, SOON).await;
+}
+
+#[tokio::test]
+async fn a_leader_of_before_a_recovery_neither_writes_nor_notes() {
+    let (stack, lead) = started().await;
+    // What a recovery writes that takes all announcements back.
+    let take_back = "UPDATE lead_state.checkpoints SET generation = generation + 1, published_seq = 0";
+    let told_again = async |times: usize| {
+        eventually(SOON, "all is told again", async || {
+            let told = by_update(&stack.receiver.requests());
+            if told.values().filter(|bodies| bodies.len() >= times).count() >= 3 { Ok(()) } else { Err(told.len()) }
+        })
+        .await;
+    };
+
+    // It comes to write a batch.
+    let mut recovery = stack.pool.begin().await.expect("a transaction");
+    sqlx::query(take_back).execute(&mut *recovery).await.expect("the checkpoint");
+    let late = stack.api.update(json!({"leadId": lead, "name": "late"})).await;
+    wait_until_blocked(&stack).await;
+    recovery.commit().await.expect("commit");
+    assert_eq!(stack.api.outcome(&late).await["status"], "succeeded");
+    told_again(2).await;
+    // The batch was written in the new generation only.
+    let events = service_kit::nats::jetstream(&stack.client).get_stream(LEAD_EVENTS).await.expect("the events");
+    let mut of_late = Vec::new();
+    for sequence in 1..=events.cached_info().state.last_sequence {
+        let event = events.get_raw_message(sequence).await.expect("an event");
+        let position: Position =
+            event.headers.get(headers::POSITION).expect("a position").as_str().parse().expect("one");
+        of_late.extend((position.sequence == 4).then_some(position.generation));
+    }
+    assert_eq!(of_late, [1]);
+
+    // It comes to note what it announced.
+    sqlx::raw_sql(
+        "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+             IF current_setting('application_name') = 'lead-state' THEN PERFORM pg_advisory_xact_lock(7); END IF;
+             RETURN NULL;
+         END $$;
+         CREATE TRIGGER wait BEFORE UPDATE OF published_seq ON lead_state.checkpoints EXECUTE FUNCTION wait()",
+    )
+    .execute(&stack.pool)
+    .await
+    .expect("a trigger");
+    let mut recovery = stack.pool.begin().await.expect("a transaction");
+    sqlx::query("SELECT pg_advisory_lock(7)").execute(&mut *recovery).await.expect("a lock");
+    stack.api.update(json!({"leadId": lead, "name": "later"})).await;
+    wait_until_blocked(&stack).await;
+    sqlx::query(take_back).execute(&mut *recovery).await.expect("the checkpoint");
+    sqlx::query("SELECT pg_advisory_unlock(7)").execute(&mut *recovery).await.expect("no lock");
+    recovery.commit().await.expect("commit");
+    told_again(3).await;
+    settled(&stack).await;
 }
 
 #[tokio::test]

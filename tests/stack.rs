@@ -32,6 +32,8 @@ pub(crate) struct Stack {
     /// The health port's page that says whether it is ready.
     pub(crate) gateway_ready: String,
     pub(crate) lead_state: Service,
+    /// The same of lead-state.
+    pub(crate) lead_state_ready: String,
     pub(crate) notifier: Service,
     pub(crate) receiver: Receiver,
     pub(crate) api: Api,
@@ -115,7 +117,19 @@ impl Stack {
         let pool = PgPool::connect(&postgres.url()).await.expect("a Postgres client");
         let api = Api::create(format!("http://{listen}"), &client, "test").await;
         let receiver = Receiver::start().await;
-        Self { gateway, gateway_ready, lead_state, notifier, receiver, api, client, pool, nats, postgres }
+        Self {
+            gateway,
+            gateway_ready,
+            lead_state,
+            lead_state_ready,
+            notifier,
+            receiver,
+            api,
+            client,
+            pool,
+            nats,
+            postgres,
+        }
     }
 
     /// Asks a query or administers.
