@@ -1,16 +1,21 @@
-//! Memory and promptness with a backlog: a million deliveries that wait for a dead endpoint, a million commands in the log.
+//! Memory and promptness with a backlog: a million deliveries that wait for a dead endpoint, a million commands in the log,
+//! a million updates to audit.
 //!
 //! Ignored, for they take minutes: `just memory` runs them. `BACKLOG` is another number than a million, `SAMPLE_SECONDS`
 //! another time than a minute.
 
 use std::{
+    collections::VecDeque,
     env,
+    process::Stdio,
     time::{Duration, Instant},
 };
 
+use async_nats::{HeaderMap, jetstream};
+use contract::{ObjectId, headers, subject};
 use futures::StreamExt;
 use serde_json::json;
-use test_support::{Service, eventually, free_port};
+use test_support::{Service, binary, eventually, free_port};
 
 use crate::stack::{SOON, Stack};
 
@@ -59,9 +64,27 @@ impl Peaks {
 
 /// The resident memory of a process, in KiB.
 fn memory(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the process's status");
-    let line = status.lines().find(|line| line.starts_with("VmRSS")).expect("VmRSS");
-    line.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).expect("a number")
+    status(pid, "VmRSS").expect("the process's status")
+}
+
+/// A number of a process's status; none when it has ended.
+fn status(pid: u32, name: &str) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    status.lines().find(|line| line.starts_with(name))?.split_whitespace().nth(1)?.parse().ok()
+}
+
+/// Publishes messages in order.
+async fn fill(js: &jetstream::Context, messages: impl Iterator<Item = (String, HeaderMap, String)>) {
+    let mut acks = VecDeque::new();
+    for (subject, headers, body) in messages {
+        acks.push_back(js.publish_with_headers(subject, headers, body.into()).await.expect("published"));
+        if acks.len() >= PIPELINED {
+            acks.pop_front().expect("one").await.expect("an ack");
+        }
+    }
+    for ack in acks {
+        ack.await.expect("an ack");
+    }
 }
 
 #[tokio::test]
@@ -173,4 +196,94 @@ async fn commands_that_wait_in_the_log_cost_no_memory() {
     println!("{done} of them applied in {:?}", begun.elapsed());
     eventually(SOON, "the first are applied", async || stack.count(applied).await > 0).await;
     peaks.assert_bounded(&stack, "a backlog of commands");
+}
+
+#[tokio::test]
+#[ignore = "takes minutes: just memory"]
+async fn an_audit_of_many_updates_costs_no_memory() {
+    let mut stack = Stack::start_with(&[("STREAM_MAX_BYTES", "2147483648")]).await;
+    let applied = stack.process(json!([{"name": "crm", "url": stack.receiver.url("/crm")}])).await;
+    let process_id = applied.process.process_id.expect("an id");
+    let mut leads = Vec::new();
+    for _ in 0..100 {
+        leads.push(stack.api.initiate(process_id, None).await);
+    }
+    stack.wait_for_count("SELECT count(*) FROM lead_state.checkpoints", 1, SOON).await;
+    stack.lead_state.terminate().await;
+    stack.notifier.terminate().await;
+
+    // As if every lead in turn had been updated.
+    let begun = Instant::now();
+    let (project_id, at) = (stack.api.project_id, service_kit::clock::now());
+    let id = |number: i64| ObjectId::new(at, number.to_be_bytes());
+    let js = service_kit::nats::jetstream(&stack.client);
+    let commands = (1..=backlog()).map(|number| {
+        let body = json!({"updateId": id(number), "leadId": leads[number as usize % leads.len()],
+            "metadata": {"n": number, "text": "x".repeat(100)}});
+        (format!("leads.cmd.{project_id}.update"), HeaderMap::new(), body.to_string())
+    });
+    let events = (1..=backlog()).map(|number| {
+        let mut map = HeaderMap::new();
+        map.insert(headers::MESSAGE_ID, id(number).to_string());
+        map.insert(headers::POSITION, format!("0.1.{number}"));
+        (subject::event(project_id, Some(process_id), true), map, "x".repeat(500))
+    });
+    tokio::join!(fill(&js, commands), fill(&js, events));
+    for statement in [
+        "INSERT INTO lead_state.lead_updates
+             (project_id, update_id, epoch, log_seq, logged_at, lead_id, process_id, command, success, from_state, to_state,
+              version, warnings, data, applied_at)
+         SELECT l.project_id, substring(int8send($1) FROM 5) || int8send(n), 1, n, now(), l.lead_id, l.process_id,
+                json_build_object('text', repeat('x', 100)), true, l.state, l.state,
+                1 + row_number() OVER (PARTITION BY l.lead_id ORDER BY n), '{}', l.metadata, now()
+         FROM generate_series(1, $2) AS n
+         JOIN unnest($3::text[]) WITH ORDINALITY AS leads (id, place) ON place = 1 + n % array_length($3, 1)
+         JOIN lead_state.leads l ON l.lead_id = decode(id, 'hex')",
+        "UPDATE lead_state.leads l SET version = (SELECT max(version) FROM lead_state.lead_updates u WHERE u.lead_id = l.lead_id)
+         WHERE $1 > 0 AND $2 > 0 AND $3::text[] IS NOT NULL",
+        "UPDATE lead_state.checkpoints SET last_seq = $2, published_seq = $2 WHERE $1 > 0 AND $3::text[] IS NOT NULL",
+        "INSERT INTO webhooks.deliveries
+             (update_id, callback_id, project_id, process_id, status, attempts, created_at, updated_at)
+         SELECT update_id, decode($3[1], 'hex'), project_id, process_id, 'delivered', 1, now(), now()
+         FROM lead_state.lead_updates WHERE $1 > 0 AND $2 > 0",
+        "INSERT INTO webhooks.attempts (update_id, callback_id, number, started_at, duration_ms, status_code)
+         SELECT update_id, callback_id, 1, now(), 1, 200 FROM webhooks.deliveries
+         WHERE $1 > 0 AND $2 > 0 AND $3::text[] IS NOT NULL",
+    ] {
+        let texts =
+            if statement.contains("$3[1]") { vec![applied.process.callbacks[0].callback_id.to_string()] } else { leads.clone() };
+        let query = sqlx::query(statement).bind(at.millis() / 1000).bind(backlog()).bind(texts);
+        query.execute(&stack.pool).await.expect(statement);
+    }
+    sqlx::query("ANALYZE").execute(&stack.pool).await.expect("statistics");
+    println!("{} updates made in {:?}", backlog(), begun.elapsed());
+
+    let begun = Instant::now();
+    let mut command = tokio::process::Command::new(binary("leadctl"));
+    command.args(["audit", "--json"]).env("DATABASE_URL", stack.postgres.url()).env("NATS_URL", stack.nats.url());
+    let child = command.stdout(Stdio::piped()).kill_on_drop(true).spawn().expect("leadctl");
+    let pid = child.id().expect("a pid");
+    let mut audit = Box::pin(child.wait_with_output());
+    let (mut memory, mut disk) = (0, 0);
+    let output = loop {
+        tokio::select! {
+            output = &mut audit => break output.expect("its end"),
+            () = tokio::time::sleep(EVERY) => {}
+        }
+        memory = memory.max(status(pid, "VmHWM").unwrap_or_default());
+        let temporary = "SELECT (SELECT coalesce(sum(pg_total_relation_size(oid)), 0)::bigint FROM pg_class
+                                 WHERE relpersistence = 't' AND relkind = 'r')
+                              + (SELECT coalesce(sum(size), 0)::bigint FROM pg_ls_tmpdir())";
+        disk = disk.max(stack.count(temporary).await);
+    };
+    let (memory, disk) = (memory / 1024, disk >> 20);
+    println!(
+        "audited in {:?}; leadctl took {memory} MiB at most, Postgres {disk} MiB of temporary disk",
+        begun.elapsed()
+    );
+    let text = String::from_utf8_lossy(&output.stdout);
+    let found: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!((output.status.code(), &found["updates"]["succeeded"]), (Some(0), &json!(backlog())), "{found}");
+    assert_eq!(found["callbacks"][0]["delivered"], json!(backlog()), "{found}");
+    assert!(memory < MOST_KIB / 1024, "leadctl takes {memory} MiB");
 }

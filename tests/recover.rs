@@ -4,7 +4,7 @@ use std::path::Path;
 
 use contract::{ObjectId, headers, position::Position, rpc::Recovery, streams::LEAD_EVENTS};
 use serde_json::json;
-use test_support::{binary, eventually};
+use test_support::{NatsOptions, binary, eventually, nats_with};
 
 use crate::{
     audit::settled,
@@ -140,6 +140,33 @@ async fn a_log_that_was_set_back_goes_on_in_a_new_epoch() {
     wait_for_gauge(&stack, None).await;
     updates(&stack, &lead, 1).await;
     settled(&stack).await;
+}
+
+#[tokio::test]
+async fn a_log_that_was_set_back_under_its_reader_is_not_read_on() {
+    let (mut stack, lead) = started().await;
+    let store = stack.nats.dir().join("store");
+    let elsewhere = tempfile::tempdir().expect("a directory");
+    stack.nats.stop().await.expect("stopped");
+    copy(&store, &elsewhere.path().join("store")).await;
+    stack.nats.restart().await.expect("started");
+    updates(&stack, &lead, 2).await;
+    settled(&stack).await;
+
+    // The reader waits for it, and sees it again only when it has passed what was read.
+    stack.nats.stop().await.expect("stopped");
+    let mut other = nats_with(NatsOptions::durable(elsewhere.path())).await;
+    let js = async_nats::jetstream::new(other.connect().await.expect("a client"));
+    for number in 0..3 {
+        let command = json!({"leadId": lead, "metadata": {"late": number}}).to_string();
+        let subject = format!("leads.cmd.{}.update", stack.api.project_id);
+        js.publish(subject, command.into()).await.expect("published").await.expect("an ack");
+    }
+    other.stop().await.expect("stopped");
+    copy(&elsewhere.path().join("store"), &store).await;
+    stack.nats.restart().await.expect("started");
+    wait_for_halt(&stack, "log_replaced").await;
+    assert_eq!(stack.count("SELECT count(*) FROM lead_state.lead_updates").await, 5);
 }
 
 #[tokio::test]
