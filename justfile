@@ -11,7 +11,7 @@ up *arguments="--demo":
 test *arguments:
     cargo test --workspace {{arguments}}
 
-# What the services take with a million deliveries or commands waiting; BACKLOG=100000 is quicker
+# What the services take with a million deliveries or commands waiting, and an audit of a million updates; BACKLOG=100000 is quicker
 memory:
     cargo test --release -p leadrelay-tests backlog -- --ignored --nocapture --test-threads 1
 

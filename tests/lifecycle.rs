@@ -51,7 +51,10 @@ async fn sigterm_under_load_loses_nothing() {
     // Not one more either: what the gateway took while it drained, it answered.
     stack.wait_for_count(delivered, accepted.len() as i64, SOON * 2).await;
     assert_eq!(stack.count("SELECT count(*) FROM lead_state.lead_updates").await, accepted.len() as i64);
-    assert_settled(&stack.pool, stack.api.project_id, &accepted, &stack.receiver.requests()).await;
+    let requests = stack.receiver.requests();
+    assert_settled(&stack.pool, stack.api.project_id, &accepted, &requests).await;
+    // Nor was anything told twice: what the webhook-notifier had begun, it recorded.
+    assert_eq!(requests.len(), accepted.len());
 }
 
 #[tokio::test]
