@@ -34,6 +34,8 @@ async fn sigterm_under_load_loses_nothing() {
     for number in 0..8 {
         leads.push(stack.api.initiate(process_id, Some(&format!("R-{number}"))).await);
     }
+    // So slow that some are under way whenever the webhook-notifier is told.
+    stack.receiver.on("/crm", std::iter::repeat_n(Reply::status(200).after(Duration::from_millis(100)), 8 * 400));
     let loading = tokio::spawn(load(stack.api.clone(), leads, 400));
     for (round, service) in [&mut stack.gateway, &mut stack.notifier, &mut stack.lead_state].into_iter().enumerate() {
         eventually(SOON, "the load goes on", async || {
