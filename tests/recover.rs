@@ -8,7 +8,7 @@ use test_support::{NatsOptions, binary, eventually, nats_with};
 
 use crate::{
     audit::settled,
-    stack::{SOON, Stack, by_update},
+    stack::{SOON, Stack, by_update, service},
 };
 
 /// Runs `leadctl recover`: whether it went well, and what it said.
@@ -32,9 +32,9 @@ async fn wait_for_halt(stack: &Stack, reason: &str) -> Recovery {
     .await
 }
 
-/// Waits until the gauge shows that lead-state is halted for this reason alone, or not at all.
-async fn wait_for_gauge(stack: &Stack, halted: Option<&str>) {
-    let url = stack.lead_state_ready.replace("/readyz", "/metrics");
+/// Waits until the gauge beside this page shows that lead-state is halted for this reason alone, or not at all.
+async fn wait_for_gauge(ready: &str, halted: Option<&str>) {
+    let url = ready.replace("/readyz", "/metrics");
     eventually(SOON, "the gauge shows why it is halted", async || {
         let answer = test_support::http_client().get(&url).send().await.expect("an answer");
         let text = answer.text().await.expect("the metrics");
@@ -89,7 +89,7 @@ async fn a_database_that_was_restored_is_replayed_from_the_log() {
     stack.postgres.restart().await.expect("started");
     let seen = wait_for_halt(&stack, "database_restored").await;
     assert_eq!(seen.last_seq, 3);
-    wait_for_gauge(&stack, Some("database_restored")).await;
+    wait_for_gauge(&stack.lead_state_ready, Some("database_restored")).await;
     assert_eq!(stack.count("SELECT count(*) FROM lead_state.lead_updates").await, 3);
 
     let (well, said) = recover(&stack, &[]).await;
@@ -126,18 +126,18 @@ async fn a_log_that_was_set_back_goes_on_in_a_new_epoch() {
     copy(&backup.path().join("store"), &store).await;
     stack.nats.restart().await.expect("started");
     wait_for_halt(&stack, "log_lost_end").await;
-    wait_for_gauge(&stack, Some("log_lost_end")).await;
+    wait_for_gauge(&stack.lead_state_ready, Some("log_lost_end")).await;
     // It goes on where it was set back to, and passes the checkpoint: that is noticed all the same.
     for number in 0..3 {
         stack.api.update_stubbornly(&json!({"leadId": lead, "metadata": {"late": number}})).await;
     }
     wait_for_halt(&stack, "log_replaced").await;
-    wait_for_gauge(&stack, Some("log_replaced")).await;
+    wait_for_gauge(&stack.lead_state_ready, Some("log_replaced")).await;
     let (well, said) = recover(&stack, &["new-epoch", "--yes"]).await;
     assert!(well, "{said}");
     let found = settled(&stack).await;
     assert_eq!((&found["updates"]["succeeded"], &found["checkpoint"]["epoch"]), (&json!(8), &json!(2)), "{found}");
-    wait_for_gauge(&stack, None).await;
+    wait_for_gauge(&stack.lead_state_ready, None).await;
     updates(&stack, &lead, 1).await;
     settled(&stack).await;
 }
@@ -167,6 +167,31 @@ async fn a_log_that_was_set_back_under_its_reader_is_not_read_on() {
     stack.nats.restart().await.expect("started");
     wait_for_halt(&stack, "log_replaced").await;
     assert_eq!(stack.count("SELECT count(*) FROM lead_state.lead_updates").await, 5);
+}
+
+#[tokio::test]
+async fn an_instance_that_halted_and_stands_by_now_shows_no_halt() {
+    let (stack, lead) = started().await;
+    let (mut standby, ready) = service("lead-state", &stack.nats, &stack.postgres, &[]);
+    standby.wait_for_http(&ready, SOON).await;
+    sqlx::query("UPDATE lead_state.checkpoints SET last_seq = last_seq + 99, published_seq = published_seq + 99")
+        .execute(&stack.pool)
+        .await
+        .expect("moved");
+    let body = json!({"leadId": lead, "name": "n"}).to_string();
+    stack.publish(format!("leads.cmd.{}.update", stack.api.project_id), body).await;
+    // They take turns in seeing it.
+    for ready in [&stack.lead_state_ready, &ready] {
+        wait_for_gauge(ready, Some("log_lost_end")).await;
+    }
+    let (well, said) = recover(&stack, &["new-epoch", "--yes"]).await;
+    assert!(well, "{said}");
+    // One leads, the other stands by, and neither is halted or waits for the log.
+    for ready in [&stack.lead_state_ready, &ready] {
+        wait_for_gauge(ready, None).await;
+        assert_eq!(test_support::http_client().get(ready).send().await.expect("an answer").status(), 200);
+    }
+    updates(&stack, &lead, 1).await;
 }
 
 #[tokio::test]

@@ -78,7 +78,7 @@ impl Leader {
     pub(crate) async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
         loop {
             let lease = tokio::select! {
-                lease = Lease::acquire(&self.database) => lease?,
+                lease = self.lease() => lease?,
                 () = shutdown.cancelled() => return Ok(()),
             };
             tracing::info!("leading");
@@ -90,6 +90,7 @@ impl Leader {
                 TermEnd::Shutdown => return Ok(()),
                 TermEnd::Again(why) => {
                     tracing::warn!("the term ended, trying for another: {why}");
+                    self.show(None);
                     STANDBY_INTERVAL
                 }
                 TermEnd::Halt(halted) => {
@@ -98,8 +99,7 @@ impl Leader {
                         "halted: {}; `leadctl recover` says how to go on",
                         halted.text
                     );
-                    self.metrics.halted(Some(&halted.reason));
-                    self.readiness.not_ready("log", halted.text);
+                    self.show(Some(&halted));
                     HALTED_INTERVAL
                 }
             };
@@ -107,6 +107,36 @@ impl Leader {
                 () = tokio::time::sleep(pause) => {}
                 () = shutdown.cancelled() => return Ok(()),
             }
+        }
+    }
+
+    /// Waits until nobody else leads. Whether the one who does is halted is for that one to show.
+    async fn lease(&self) -> anyhow::Result<Lease> {
+        let options = store::connect_options(&self.database)?
+            .application_name("lead-state leader")
+            .options([("idle_session_timeout", format!("{}ms", LEASE.as_millis()))]);
+        let mut told = false;
+        loop {
+            match Lease::try_acquire(&options).await {
+                Ok(Some(lease)) => return Ok(lease),
+                Ok(None) if told => {}
+                Ok(None) => {
+                    told = true;
+                    tracing::info!("standing by");
+                    self.show(None);
+                }
+                Err(e) => tracing::warn!("cannot ask for the lead, trying again: {}", chain(&e)),
+            }
+            tokio::time::sleep(STANDBY_INTERVAL).await;
+        }
+    }
+
+    /// Shows why this instance does not go on with the log, or that nothing keeps it from that.
+    fn show(&self, halted: Option<&Halted>) {
+        self.metrics.halted(halted.map(|halted| halted.reason.as_ref()));
+        match halted {
+            Some(halted) => self.readiness.not_ready("log", halted.text.clone()),
+            None => self.readiness.ready("log"),
         }
     }
 
@@ -181,8 +211,7 @@ impl Leader {
         if let Some(halted) = diagnose(&scene) {
             return Ok(TermEnd::Halt(halted));
         }
-        self.metrics.halted(None);
-        self.readiness.ready("log");
+        self.show(None);
         self.serve(log, checkpoint, announcer, shutdown).await
     }
 
@@ -283,26 +312,7 @@ struct Lease {
 }
 
 impl Lease {
-    /// Waits until nobody else leads.
-    async fn acquire(config: &DatabaseConfig) -> anyhow::Result<Self> {
-        let options = store::connect_options(config)?
-            .application_name("lead-state leader")
-            .options([("idle_session_timeout", format!("{}ms", LEASE.as_millis()))]);
-        let mut told = false;
-        loop {
-            match Self::try_acquire(&options).await {
-                Ok(Some(lease)) => return Ok(lease),
-                Ok(None) if told => {}
-                Ok(None) => {
-                    told = true;
-                    tracing::info!("standing by");
-                }
-                Err(e) => tracing::warn!("cannot ask for the lead, trying again: {}", chain(&e)),
-            }
-            tokio::time::sleep(STANDBY_INTERVAL).await;
-        }
-    }
-
+    /// Asks for the lead; none if somebody else has it.
     async fn try_acquire(options: &sqlx::postgres::PgConnectOptions) -> Result<Option<Self>, sqlx::Error> {
         let mut connection = PgConnection::connect_with(options).await?;
         let locked = sqlx::query_scalar!(r#"SELECT pg_try_advisory_lock($1) AS "locked!""#, LOCK)
