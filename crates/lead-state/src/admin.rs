@@ -15,7 +15,10 @@ use sqlx::PgPool;
 use crate::{
     projection::Projector,
     secrets::Sealer,
-    store::{StoreError, config},
+    store::{
+        StoreError,
+        config::{self, KeyInsert},
+    },
 };
 
 /// Administers.
@@ -123,8 +126,12 @@ impl Admin {
         let created_at = clock::now();
         let key =
             ApiKey { key_id: clock::new_id(), project_id, name, scopes, created_at, expires_at, revoked_at: None };
-        if !config::insert_key(&self.pool, &key, &sha256).await? {
-            return Err(no_project());
+        match config::insert_key(&self.pool, &key, &sha256).await? {
+            KeyInsert::Inserted => {}
+            KeyInsert::NoProject => return Err(no_project()),
+            KeyInsert::Exists => {
+                return Err(RpcError::new(409, "key_exists", "there is a key with this sha256 already"));
+            }
         }
         self.projector.key(&sha256).await.map_err(|e| not_projected("the key", &e))?;
         Ok(key)

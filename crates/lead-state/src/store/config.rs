@@ -108,8 +108,18 @@ pub(crate) async fn put_process(connection: &mut PgConnection, process: &Process
     Ok(())
 }
 
-/// Adds an API key; false if there is no such project.
-pub(crate) async fn insert_key(pool: &PgPool, key: &ApiKey, sha256: &str) -> Result<bool, StoreError> {
+/// What became of a key that was to be added.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum KeyInsert {
+    Inserted,
+    /// There is no such project.
+    NoProject,
+    /// There is a key with this hash already, of whatever project.
+    Exists,
+}
+
+/// Adds an API key.
+pub(crate) async fn insert_key(pool: &PgPool, key: &ApiKey, sha256: &str) -> Result<KeyInsert, StoreError> {
     let scopes: Vec<_> = key.scopes.iter().map(|scope| scope.as_str()).collect();
     let inserted = sqlx::query!(
         r#"INSERT INTO lead_state.api_keys
@@ -125,8 +135,13 @@ pub(crate) async fn insert_key(pool: &PgPool, key: &ApiKey, sha256: &str) -> Res
         key.expires_at.map(time)
     )
     .execute(pool)
-    .await?;
-    Ok(inserted.rows_affected() == 1)
+    .await;
+    match inserted {
+        Ok(inserted) if inserted.rows_affected() == 1 => Ok(KeyInsert::Inserted),
+        Ok(_) => Ok(KeyInsert::NoProject),
+        Err(sqlx::Error::Database(e)) if e.constraint() == Some("api_keys_sha256_key") => Ok(KeyInsert::Exists),
+        Err(e) => Err(e.into()),
+    }
 }
 
 /// Revokes a key, if it is not revoked yet; its hash, if there is such a key.
