@@ -6,10 +6,12 @@ use contract::{ObjectId, streams::LEAD_COMMANDS};
 use futures::StreamExt;
 use serde_json::json;
 use service_kit::config::NatsConfig;
-use test_support::{Authorization, LocalNats, NatsOptions, Service, nats_with, postgres};
+use test_support::{Authorization, LocalNats, NatsOptions, Service, binary, nats_with, postgres};
 use tokio::sync::mpsc;
 
 use crate::{
+    audit::settled,
+    dead_letters::{dead_letters, number, read, wait_for_letters},
     main_job::main_job,
     stack::{Api, SOON, Stack, service, verify},
 };
@@ -104,6 +106,23 @@ async fn the_main_job_needs_no_more_than_it_is_allowed() {
         letters.get_info().await.expect("its state").state.messages == 1
     })
     .await;
+
+    // What leadctl asks no service for.
+    let url = stack.nats.url();
+    let letter = number(&wait_for_letters(&url, 1).await[0]);
+    assert_eq!(read(&url, &["show", &letter]).await["body"], "nonsense");
+    let dir = tempfile::tempdir().expect("a directory");
+    let body = dir.path().join("mended");
+    std::fs::write(&body, json!({"leadId": lead_id, "name": "mended"}).to_string()).expect("a file");
+    read(&url, &["replay", &letter, "--body", body.to_str().expect("a path")]).await;
+    let nothing = dead_letters(&url, &["replay", "--all", "--reason", "invalid_json"]).await;
+    assert_eq!(nothing, (true, "nothing to send again\n".into()));
+    let found = settled(&stack).await;
+    assert_eq!(found["updates"]["deadLetters"], 1, "{found}");
+    let project = ["callback", "list", "--json", "--project", PROJECT];
+    let callbacks = tokio::process::Command::new(binary("leadctl")).args(project).env("NATS_URL", &url).output().await;
+    let callbacks = String::from_utf8(callbacks.expect("leadctl").stdout).expect("UTF-8");
+    assert!(callbacks.contains("\"name\":\"crm\"") && callbacks.contains("healthy"), "{callbacks}");
     for service in [&stack.gateway, &stack.lead_state, &stack.notifier] {
         assert!(!service.log().contains("NATS refuses"), "{}", service.log());
     }
@@ -152,6 +171,7 @@ async fn what_is_forbidden_is_refused() {
         ("lead-state", "$JS.API.STREAM.DELETE.LEAD_COMMANDS".into()),
         ("lead-state", "_INBOX_gateway.forged.1".into()),
         ("leadctl", format!("leads.evt.{own}._.update.succeeded")),
+        ("leadctl", "leads.dead.invalid_json".into()),
         ("leadctl", "$KV.processes.x".into()),
         ("leadctl", "$JS.API.STREAM.DELETE.LEAD_COMMANDS".into()),
     ];

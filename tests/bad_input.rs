@@ -1,10 +1,20 @@
 //! Bad input: a clear error, nothing accepted, nothing lost; and what cannot be parsed never stops the reader.
 
-use contract::{headers, streams::LEAD_DEAD_LETTERS};
+use std::collections::BTreeMap;
+
+use contract::{
+    headers,
+    rpc::{self, CreateKey, RpcError},
+    streams::LEAD_DEAD_LETTERS,
+};
 use futures::StreamExt;
 use serde_json::json;
 
-use crate::stack::{SOON, Stack};
+use crate::{
+    audit::settled,
+    dead_letters::{number, read, wait_for_letters},
+    stack::{SOON, Stack},
+};
 
 #[tokio::test]
 async fn poison_goes_whole_to_the_dead_letters_and_stops_nobody() {
@@ -21,9 +31,13 @@ async fn poison_goes_whole_to_the_dead_letters_and_stops_nobody() {
         (update.clone(), br#"{"metadata":{"a":1e999}}"#.to_vec(), "invalid_json"),
         (update.clone(), large.into_bytes(), "invalid_json"),
         (update.clone(), br#"{"leadId":17}"#.to_vec(), "invalid_command"),
+        (update.clone(), br#"{"metadata":"text"}"#.to_vec(), "invalid_command"),
+        (format!("leads.cmd.{project}.call.ended"), br#"{"leadId":{}}"#.to_vec(), "invalid_command"),
         (update.clone(), b"[1,2]".to_vec(), "invalid_command"),
         (format!("leads.cmd.{project}.explode"), b"{}".to_vec(), "invalid_subject"),
         ("leads.cmd.~odd~.update".into(), b"{}".to_vec(), "invalid_subject"),
+        ("leads.cmd.\u{e9}\u{202e}.update".into(), b"{}".to_vec(), "invalid_subject"),
+        (format!("{update}.update"), b"{}".to_vec(), "invalid_subject"),
         (
             format!("leads.cmd.{project}.call.started"),
             br#"{"leadId":"ffffffffffffffffffffffff"}"#.to_vec(),
@@ -34,11 +48,22 @@ async fn poison_goes_whole_to_the_dead_letters_and_stops_nobody() {
         stack.publish(subject.clone(), payload.clone()).await;
     }
     // Well-formed commands that ask for the impossible have an outcome instead.
-    stack.publish(update.clone(), r#"{"name":"nobody"}"#).await;
+    let huge = "y".repeat(1 << 20);
+    for (subject, body) in [
+        (update.clone(), json!({"name": "nobody"})),
+        (update.clone(), json!({"leadId": lead_id, "name": huge})),
+        (update.clone(), json!({"leadId": lead_id, "metadata": {"a": huge}})),
+        ("leads.cmd.ffffffffffffffffffffffff.update".into(), json!({"leadId": lead_id, "name": "stolen"})),
+    ] {
+        stack.publish(subject, body.to_string()).await;
+    }
     stack.publish(update, json!({"leadId": lead_id, "metadata": {"after": true}}).to_string()).await;
-    let request = &stack.receiver.wait_for_requests("/crm", 1, SOON).await[0];
-    assert_eq!(request.json()["data"]["after"], true);
+    // Told of this lead: the two that failed, and what came after them.
+    let requests = stack.receiver.wait_for_requests("/crm", 3, SOON).await;
+    assert!(requests.iter().any(|request| request.json()["data"]["after"] == true));
 
+    let url = stack.nats.url();
+    let listed = wait_for_letters(&url, poison.len()).await;
     let js = service_kit::nats::jetstream(&stack.client);
     let stream = js.get_stream(LEAD_DEAD_LETTERS).await.expect("dead letters");
     let consumer = stream
@@ -58,10 +83,56 @@ async fn poison_goes_whole_to_the_dead_letters_and_stops_nobody() {
         assert!(!map.get(headers::DEAD_LETTER_ERROR).expect("an error").as_str().is_empty());
         assert!(letter.payload == *payload, "{subject}: not whole");
     }
-    assert_eq!(
-        stack.count("SELECT count(*) FROM lead_state.lead_updates WHERE error_code = 'address_missing'").await,
-        1
-    );
+    let failed: Vec<(String,)> =
+        sqlx::query_as("SELECT error_code FROM lead_state.lead_updates WHERE NOT success ORDER BY log_seq")
+            .fetch_all(&stack.pool)
+            .await
+            .expect("the ledger");
+    let failed: Vec<_> = failed.iter().map(|(code,)| code.as_str()).collect();
+    assert_eq!(failed, ["address_missing", "text_too_long", "metadata_too_large", "lead_not_found"]);
+
+    // Counted, on the health port and by leadctl.
+    let mut counts = BTreeMap::new();
+    for (_, _, reason) in &poison {
+        *counts.entry(*reason).or_insert(0) += 1;
+    }
+    let metrics = stack.lead_state_ready.replace("/readyz", "/metrics");
+    let metrics = test_support::http_client().get(metrics).send().await.expect("an answer").text().await.expect("text");
+    for (reason, count) in &counts {
+        let line = format!("leadrelay_lead_state_dead_letters_total{{reason=\"{reason}\"}} {count}\n");
+        assert!(metrics.contains(&line), "{line}{metrics}");
+    }
+    assert_eq!(read(&url, &["list"]).await["counts"], json!(counts));
+
+    // Each of them can be sent again, mended: under another body, or in another place.
+    let dir = tempfile::tempdir().expect("a directory");
+    let (body, project) = (dir.path().join("mended"), project.to_string());
+    std::fs::write(&body, json!({"leadId": lead_id}).to_string()).expect("a file");
+    let body = body.to_str().expect("a path");
+    for letter in &listed {
+        read(&url, &["replay", &number(letter), "--body", body, "--project", &project]).await;
+    }
+    let found = settled(&stack).await;
+    assert_eq!(found["updates"]["deadLetters"], poison.len(), "{found}");
+    let updates = poison.iter().filter(|(subject, _, _)| !subject.contains(".call.")).count();
+    assert_eq!(found["updates"]["accepted"], 5 + updates, "{found}");
+}
+
+#[tokio::test]
+async fn a_key_with_the_hash_of_another_is_a_conflict() {
+    let stack = Stack::start().await;
+    let create = CreateKey {
+        project_id: stack.api.project_id,
+        name: "twin".into(),
+        // That of the key in use.
+        sha256: contract::key::hash(&stack.api.key),
+        scopes: contract::key::Scope::ALL.into(),
+        expires_at: None,
+    };
+    let answer: Result<contract::key::ApiKey, RpcError> =
+        service_kit::rpc::call(&stack.client, rpc::KEY_CREATE, &create).await;
+    let refused = answer.expect_err("a conflict");
+    assert_eq!((refused.status, refused.code.as_str()), (409, "key_exists"), "{refused}");
 }
 
 #[tokio::test]

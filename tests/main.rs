@@ -5,6 +5,7 @@ mod audit;
 mod backlog;
 mod bad_input;
 mod continuity;
+mod dead_letters;
 mod deliveries;
 mod door;
 mod fairness;

@@ -23,3 +23,9 @@ pub const ORIGIN_SEQUENCE: &str = "Leadrelay-Origin-Sequence";
 pub const ORIGIN_TIME: &str = "Leadrelay-Origin-Time";
 /// On a dead letter whose body had to be cut to fit the server's `max_payload`: the body's full length in bytes.
 pub const TRUNCATED_FROM: &str = "Leadrelay-Truncated-From";
+/// On a dead letter that was sent again, and on the dead letter that it became once more: the sequence of the first.
+pub const REPLAY_OF: &str = "Leadrelay-Replay-Of";
+/// On a note about a dead letter: its [`Replay`](crate::replay::Replay).
+pub const REPLAY: &str = "Leadrelay-Replay";
+/// JetStream stores the message only if this is the last sequence of its subject; 0 is none.
+pub const EXPECTED_LAST_SUBJECT_SEQUENCE: &str = "Nats-Expected-Last-Subject-Sequence";

@@ -15,6 +15,7 @@ pub mod position;
 pub mod process;
 #[cfg(test)]
 mod proto_schemas;
+pub mod replay;
 pub mod rpc;
 pub mod sealed;
 pub mod streams;

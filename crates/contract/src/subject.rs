@@ -8,13 +8,14 @@
 //! | `leads.evt.{projectId}.{processId}.update.{succeeded\|failed}` | [`CompletionEvent`](crate::event::CompletionEvent) | `LEAD_EVENTS` |
 //! | `webhooks.evt.{projectId}.{processId}.{exhausted\|callback.disabled}` | [`WebhookEvent`](crate::event::WebhookEvent) | `WEBHOOK_EVENTS` |
 //! | `leads.dead.{reason}` | the message as it came | `LEAD_DEAD_LETTERS` |
+//! | `leads.dead.replayed.{sequence}` | a note that this dead letter was sent again, see [`replay`](crate::replay) | `LEAD_DEAD_LETTERS` |
 //! | `leads.rpc.…`, `webhooks.rpc.…` | queries, see [`rpc`](crate::rpc) | none |
 //! | `_INBOX_{program}.…` | replies to this program | none |
 //!
 //! Ids are 24 lower-case hex digits; `_` stands for an unknown process. The project is in the subject, not only in
 //! the body, so that NATS permissions can fence a producer; a body's own `projectId` is ignored.
 
-use std::fmt;
+use std::{fmt, str::FromStr};
 
 use crate::ObjectId;
 
@@ -28,6 +29,8 @@ pub const ALL_WEBHOOK_EVENTS: &str = "webhooks.evt.>";
 pub const ALL_DEAD_LETTERS: &str = "leads.dead.>";
 /// What stands in a subject or a KV key where the process is not known.
 pub const NO_PROCESS: &str = "_";
+/// What the subjects of notes about dead letters begin with.
+const REPLAYED: &str = "leads.dead.replayed.";
 
 /// A subject of the command log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,6 +115,16 @@ pub fn callback_disabled(project_id: ObjectId, process_id: Option<ObjectId>) -> 
     format!("webhooks.evt.{}.callback.disabled", process_key(project_id, process_id))
 }
 
+/// The subject of notes that the dead letter of this sequence was sent again. It has more tokens than a dead letter's.
+pub fn replayed(letter: u64) -> String {
+    format!("{REPLAYED}{letter}")
+}
+
+/// The dead letter that a note is about; none if the subject is not that of a note.
+pub fn replayed_letter(subject: &str) -> Option<u64> {
+    subject.strip_prefix(REPLAYED)?.parse().ok()
+}
+
 /// Why a message of the command log is a dead letter: the last token of its subject.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum DeadLetterReason {
@@ -127,7 +140,24 @@ pub enum DeadLetterReason {
     Unapplicable,
 }
 
+/// The text is no reason.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("must be invalid_subject, invalid_json, invalid_command, unknown_lead or unapplicable")]
+pub struct NotAReason;
+
+impl FromStr for DeadLetterReason {
+    type Err = NotAReason;
+
+    fn from_str(text: &str) -> Result<Self, NotAReason> {
+        Self::ALL.into_iter().find(|reason| reason.as_str() == text).ok_or(NotAReason)
+    }
+}
+
 impl DeadLetterReason {
+    /// All of them.
+    pub const ALL: [Self; 5] =
+        [Self::InvalidSubject, Self::InvalidJson, Self::InvalidCommand, Self::UnknownLead, Self::Unapplicable];
+
     /// The token in the subject.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -164,6 +194,7 @@ mod tests {
             delivery_exhausted(project_id, Some(process_id)),
             callback_disabled(project_id, Some(process_id)),
             DeadLetterReason::InvalidJson.subject(),
+            replayed(17),
         ];
         insta::assert_snapshot!(subjects.join("\n"), @r"
         leads.cmd.abababababababababababab.update
@@ -174,6 +205,7 @@ mod tests {
         webhooks.evt.abababababababababababab.cdcdcdcdcdcdcdcdcdcdcdcd.exhausted
         webhooks.evt.abababababababababababab.cdcdcdcdcdcdcdcdcdcdcdcd.callback.disabled
         leads.dead.invalid_json
+        leads.dead.replayed.17
         ");
     }
 
@@ -192,6 +224,16 @@ mod tests {
         ] {
             assert_eq!(CommandSubject::parse(subject), Err(NotACommandSubject), "{subject}");
         }
+    }
+
+    #[test]
+    fn reasons_round_trip_and_notes_are_no_letters() {
+        for reason in DeadLetterReason::ALL {
+            assert_eq!(reason.as_str().parse(), Ok(reason));
+            assert_eq!(replayed_letter(&reason.subject()), None);
+        }
+        assert_eq!("replayed".parse::<DeadLetterReason>(), Err(NotAReason));
+        assert_eq!(replayed_letter(&replayed(17)), Some(17));
     }
 
     proptest! {

@@ -222,6 +222,9 @@ fn dead_letter(dead: &DeadLetter, message: &LogMessage, checkpoint: &Checkpoint,
     map.insert(headers::ORIGIN_SUBJECT, message.subject.as_str());
     map.insert(headers::ORIGIN_SEQUENCE, message.sequence.to_string());
     map.insert(headers::ORIGIN_TIME, message.logged_at.to_iso());
+    if let Some(letter) = message.headers.as_ref().and_then(|map| map.get(headers::REPLAY_OF)) {
+        map.insert(headers::REPLAY_OF, letter.clone());
+    }
     let mut payload = message.payload.clone();
     if payload.len() > limit {
         map.insert(headers::TRUNCATED_FROM, payload.len().to_string());
@@ -250,6 +253,7 @@ fn weight(world: &World, entries: &[Entry]) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use async_nats::HeaderName;
     use contract::{Timestamp, subject::DeadLetterReason};
 
     use super::*;
@@ -260,7 +264,7 @@ mod tests {
             sequence: 9,
             logged_at: Timestamp::from_millis(1_768_193_759_048),
             subject: "leads.cmd.x.update".into(),
-            headers: None,
+            headers: Some(HeaderMap::from_iter([(HeaderName::from_static(headers::REPLAY_OF), "7".into())])),
             payload: "0123456789".into(),
         };
         let dead = DeadLetter { sequence: 9, reason: DeadLetterReason::InvalidSubject, error: "a\r\nb".into() };
@@ -287,6 +291,7 @@ mod tests {
         assert_eq!(header(headers::ORIGIN_SEQUENCE), "9");
         assert_eq!(header(headers::POSITION), "0.2.9");
         assert_eq!(header(headers::ORIGIN_TIME), "2026-01-12T04:55:59.048Z");
+        assert_eq!(header(headers::REPLAY_OF), "7");
         assert_eq!(header(headers::TRUNCATED_FROM), "10");
         assert_eq!(dead_letter(&dead, &message, &checkpoint, 10).payload, "0123456789");
     }

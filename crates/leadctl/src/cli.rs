@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::{audit, callback, key, migrate, process, project, recover, secrets, up, update};
+use crate::{audit, callback, dead_letters, key, migrate, process, project, recover, secrets, up, update};
 
 /// Runs Leadrelay on one machine, and administers it anywhere.
 #[derive(Debug, Parser)]
@@ -45,6 +45,9 @@ enum Command {
     Callback(callback::Callback),
     Audit(audit::Audit),
     Recover(recover::Recover),
+    /// What could not be applied, whole: look at it, and send it again.
+    #[command(subcommand)]
+    DeadLetters(dead_letters::DeadLetters),
 }
 
 /// Does what the command line says; what to exit with when nothing failed.
@@ -60,6 +63,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Callback(callback) => callback.run().await?,
         Command::Audit(audit) => return audit.run().await,
         Command::Recover(recover) => recover.run().await?,
+        Command::DeadLetters(dead_letters) => dead_letters.run().await?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -4,7 +4,6 @@
 //! is: what the webhook-notifier acked; then a snapshot of both schemas, so that deliveries are no older than the acks;
 //! then the streams, which hold all that the snapshot can know of. What came after the snapshot is pending.
 
-mod progress;
 mod store;
 mod streams;
 
@@ -23,12 +22,12 @@ use service_kit::{clock, config::NatsConfig, nats};
 use sqlx::{Connection, PgConnection};
 use tokio::time::timeout;
 
-use self::{
+use self::store::{Checkpoint, LAWS, Offender, Scope, Seen, Snapshot, Told, Undecided, Updates};
+use crate::{
+    admin, output,
     progress::Progress,
-    store::{Checkpoint, LAWS, Offender, Scope, Seen, Snapshot, Told, Undecided, Updates},
-    streams::{CHUNK, Reading},
+    reading::{CHUNK, Reading},
 };
-use crate::{admin, output};
 
 /// How long to wait for Postgres.
 const CONNECT: Duration = Duration::from_secs(10);

@@ -236,7 +236,7 @@ const TOLD: &str = "
     GROUP BY callback_id ORDER BY max(c.name), callback_id";
 
 /// Why something cannot be decided: the law, the number, the reason.
-const UNDECIDED: [(&str, &str, &str); 5] = [
+const UNDECIDED: [(&str, &str, &str); 6] = [
     (
         "unlogged",
         "SELECT count(*) FROM audit_rows r, audit_facts f
@@ -250,6 +250,17 @@ const UNDECIDED: [(&str, &str, &str); 5] = [
            AND NOT EXISTS (SELECT FROM audit_letters l
                            WHERE l.origin = 'commands' AND l.epoch = f.epoch AND l.seq = e.seq)",
         "entries that cannot be read have no dead letter, but dead letters were removed",
+    ),
+    (
+        "unlogged",
+        "SELECT count(*) FROM audit_rows r, audit_facts f
+         WHERE r.in_scope AND r.epoch = f.epoch AND r.log_seq <= f.applied_seq AND NOT f.letters_whole
+           AND EXISTS (SELECT FROM audit_entries e
+                       WHERE e.kind = 'update' AND e.project_id = r.project_id AND e.update_id = r.update_id
+                         AND e.seq < r.log_seq
+                         AND NOT EXISTS (SELECT FROM audit_letters l
+                                         WHERE l.origin = 'commands' AND l.epoch = f.epoch AND l.seq = e.seq))",
+        "they were applied at their repetition, and the first may be a dead letter, but dead letters were removed",
     ),
     (
         "untold",
@@ -309,6 +320,9 @@ pub(crate) const LAWS: [Law; 9] = [
                 FROM audit_rows r JOIN audit_entries e USING (project_id, update_id), audit_facts f
                 WHERE r.in_scope AND e.kind = 'update' AND r.epoch = f.epoch AND e.seq < r.log_seq
                   AND r.log_seq <= f.applied_seq
+                  -- What the database refused at first, and took when its dead letter was sent again.
+                  AND f.letters_whole AND NOT EXISTS (SELECT FROM audit_letters l
+                                  WHERE l.origin = 'commands' AND l.epoch = f.epoch AND l.seq = e.seq)
                 GROUP BY r.epoch, r.log_seq, r.update_id
             ) AS offenders ORDER BY epoch, log_seq LIMIT $1",
     },

@@ -1,0 +1,215 @@
+//! The stream of dead letters: reading them, and sending one again so that it is noted.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, bail};
+use async_nats::{
+    HeaderMap,
+    jetstream::{
+        self,
+        message::StreamMessage,
+        stream::{LastRawMessageErrorKind, Stream},
+    },
+};
+use bytes::Bytes;
+use contract::{Timestamp, headers, replay::Replay, streams::LEAD_DEAD_LETTERS, subject};
+use serde::Serialize;
+use service_kit::{
+    clock, nats,
+    publish::{self, PublishError},
+};
+
+use crate::{admin::Admin, progress::Progress, reading::Reading};
+
+/// A dead letter, without its body.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Letter {
+    /// Its sequence in the stream.
+    pub(crate) number: u64,
+    pub(crate) reason: String,
+    pub(crate) error: String,
+    /// The subject that it came on.
+    pub(crate) subject: String,
+    pub(crate) buried_at: Timestamp,
+    /// How long its body was, if it was cut.
+    pub(crate) truncated_from: Option<u64>,
+    /// The dead letter that was sent again and became this one.
+    pub(crate) replay_of: Option<u64>,
+    /// The last note about it.
+    pub(crate) replay: Option<Note>,
+}
+
+/// A note about a dead letter.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(crate) struct Note {
+    #[serde(skip)]
+    pub(crate) sequence: u64,
+    pub(crate) at: Timestamp,
+    #[serde(flatten)]
+    pub(crate) replay: Replay,
+}
+
+impl Letter {
+    fn new(number: u64, buried_at: Timestamp, subject: &str, map: &HeaderMap) -> Self {
+        let header = |name| map.get(name).map(|value| value.as_str().to_owned());
+        let number_in = |name| header(name)?.parse().ok();
+        Self {
+            number,
+            reason: subject.rsplit('.').next().unwrap_or_default().to_owned(),
+            error: header(headers::DEAD_LETTER_ERROR).unwrap_or_default(),
+            subject: header(headers::ORIGIN_SUBJECT).unwrap_or_default(),
+            buried_at,
+            truncated_from: number_in(headers::TRUNCATED_FROM),
+            replay_of: number_in(headers::REPLAY_OF),
+            replay: None,
+        }
+    }
+
+    /// Whether it is known to have been sent again.
+    pub(crate) fn is_sent(&self) -> bool {
+        matches!(self.replay, Some(Note { replay: Replay::Sent { .. }, .. }))
+    }
+
+    /// What became of it, for the end of a line.
+    pub(crate) fn remarks(&self) -> String {
+        let mut remarks = String::new();
+        if let Some(bytes) = self.truncated_from {
+            remarks.push_str(&format!("  (cut from {bytes} bytes)"));
+        }
+        if let Some(letter) = self.replay_of {
+            remarks.push_str(&format!("  (was dead letter {letter}, sent again)"));
+        }
+        match self.replay.map(|note| note.replay) {
+            Some(Replay::Sent { sequence }) => remarks.push_str(&format!("  (sent again, entry {sequence})")),
+            Some(Replay::Begun) => remarks.push_str("  (perhaps sent again)"),
+            Some(Replay::NotSent) | None => {}
+        }
+        remarks
+    }
+}
+
+impl Note {
+    fn new(sequence: u64, at: Timestamp, map: &HeaderMap) -> anyhow::Result<Self> {
+        let replay = map.get(headers::REPLAY).map(|value| value.as_str().parse());
+        let replay = replay.with_context(|| format!("note {sequence} has no {}", headers::REPLAY))?;
+        Ok(Self { sequence, at, replay: replay.with_context(|| format!("note {sequence} cannot be read"))? })
+    }
+}
+
+/// The dead letters.
+pub(crate) struct Letters {
+    js: jetstream::Context,
+    stream: Stream,
+}
+
+impl Letters {
+    pub(crate) async fn open(admin: &Admin) -> anyhow::Result<Self> {
+        let js = nats::jetstream(&admin.connect().await?);
+        let stream = js.get_stream(LEAD_DEAD_LETTERS).await;
+        let stream =
+            stream.with_context(|| format!("cannot find the stream {LEAD_DEAD_LETTERS}; lead-state makes it"))?;
+        Ok(Self { js, stream })
+    }
+
+    /// Reads all, oldest first.
+    pub(crate) async fn all(&self) -> anyhow::Result<Vec<Letter>> {
+        let mut letters = BTreeMap::new();
+        let reading = Reading {
+            stream: &self.stream,
+            last: self.stream.cached_info().state.last_sequence,
+            from: None,
+            subjects: subject::ALL_DEAD_LETTERS.into(),
+            headers_only: true,
+        };
+        let mut progress = Progress::start();
+        let read = reading.run(&mut progress, async |message| {
+            let (sequence, at) = (message.sequence, message.logged_at);
+            let map = message.headers.unwrap_or_default();
+            match subject::replayed_letter(&message.subject) {
+                None => {
+                    letters.insert(sequence, Letter::new(sequence, at, &message.subject, &map));
+                }
+                // A note is younger than its letter, which may have made room.
+                Some(letter) => {
+                    if let Some(letter) = letters.get_mut(&letter) {
+                        letter.replay = Some(Note::new(sequence, at, &map)?);
+                    }
+                }
+            }
+            Ok(())
+        });
+        read.await?;
+        Ok(letters.into_values().collect())
+    }
+
+    /// Reads one, and what it says of itself.
+    pub(crate) async fn get(&self, number: u64) -> anyhow::Result<(Letter, StreamMessage)> {
+        let message = found(self.stream.get_raw_message(number).await).context("cannot read the dead letter")?;
+        let message = message.filter(|message| subject::replayed_letter(&message.subject).is_none());
+        let message = message
+            .with_context(|| format!("there is no dead letter {number}; `leadctl dead-letters list` shows them"))?;
+        let note = self.stream.get_last_raw_message_by_subject(&subject::replayed(number)).await;
+        let note = found(note).context("cannot read whether it was sent again")?;
+        let note = note.map(|note| Note::new(note.sequence, note.time.into(), &note.headers)).transpose()?;
+        let letter = Letter::new(number, message.time.into(), &message.subject, &message.headers);
+        Ok((Letter { replay: note, ..letter }, message))
+    }
+
+    /// Sends a letter again; its sequence in the command log.
+    ///
+    /// It is noted before, on condition that nobody else noted anything since the letter was read, and after. So two who
+    /// do this at once send it once, and whatever fails, it is not taken for one that was never sent.
+    ///
+    /// # Errors
+    /// When it could not be sent, or when that is not known; each says which.
+    pub(crate) async fn replay(&self, letter: &Letter, subject: String, body: Bytes) -> anyhow::Result<u64> {
+        let number = letter.number;
+        let last = letter.replay.map_or(0, |note| note.sequence);
+        let begun = self.note(number, last, Replay::Begun).await;
+        let begun = begun.with_context(|| {
+            format!("dead letter {number} was not sent, for that cannot be noted (is somebody else sending it?)")
+        })?;
+        let mut command = publish::message(subject, &format!("replay-{number}-{begun}"), None, body);
+        command.headers.get_or_insert_default().insert(headers::REPLAY_OF, number.to_string());
+        match publish::publish(&self.js, command).await {
+            Ok(ack) => {
+                let noted = self.note(number, begun, Replay::Sent { sequence: ack.sequence }).await;
+                noted.with_context(|| {
+                    format!("dead letter {number} was sent, entry {} of the log, but that is not noted", ack.sequence)
+                })?;
+                Ok(ack.sequence)
+            }
+            Err(e @ PublishError::Unconfirmed) => {
+                Err(e).with_context(|| format!("dead letter {number} may have been sent or not"))
+            }
+            Err(e) => {
+                if let Err(e) = self.note(number, begun, Replay::NotSent).await {
+                    bail!("dead letter {number} was not sent, but is noted as one that may have been: {e}");
+                }
+                Err(e).with_context(|| format!("dead letter {number} was not sent"))
+            }
+        }
+    }
+
+    /// Notes how far a replay is, if `last` is the last note about the letter; the note's sequence.
+    async fn note(&self, letter: u64, last: u64, replay: Replay) -> Result<u64, PublishError> {
+        let id = clock::new_id().to_string();
+        let mut note = publish::message(subject::replayed(letter), &id, None, Bytes::new());
+        let map = note.headers.get_or_insert_default();
+        map.insert(headers::REPLAY, replay.to_string());
+        map.insert(headers::EXPECTED_LAST_SUBJECT_SEQUENCE, last.to_string());
+        Ok(publish::publish(&self.js, note).await?.sequence)
+    }
+}
+
+/// What was asked for, or none if the stream does not have it.
+fn found(
+    message: Result<StreamMessage, async_nats::error::Error<LastRawMessageErrorKind>>,
+) -> anyhow::Result<Option<StreamMessage>> {
+    match message {
+        Ok(message) => Ok(Some(message)),
+        Err(e) if e.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
+        Err(e) => Err(e.into()),
+    }
+}
