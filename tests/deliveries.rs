@@ -135,6 +135,8 @@ async fn an_endpoint_that_hangs_holds_up_no_other() {
 async fn events_survive_the_notifiers_death() {
     let mut stack = Stack::start_with(&[("RETRY_SCHEDULE", "0s,200ms,200ms,200ms,200ms,200ms,200ms,200ms")]).await;
     stack.receiver.on("/flapping", [500, 500, 200]);
+    // So that some are under way whenever it dies.
+    stack.receiver.on("/steady", [Reply::status(200).after(Duration::from_millis(300))]);
     let applied = stack
         .process(json!([
             {"name": "steady", "url": stack.receiver.url("/steady")},
@@ -146,6 +148,11 @@ async fn events_survive_the_notifiers_death() {
     for number in 0..200 {
         updates.push(stack.api.update(json!({"leadId": lead_id, "metadata": {"n": number}})).await);
         if number % 60 == 59 {
+            let last = updates.last().expect("an update");
+            eventually(SOON, "the last one is on its way", async || {
+                stack.receiver.requests_to("/steady").iter().any(|request| request.json()["updateId"] == json!(last))
+            })
+            .await;
             stack.notifier.kill9().await;
             stack.notifier.restart().await;
         }
