@@ -429,6 +429,9 @@ pub fn new_signing_secret(random: [u8; 32]) -> Secret {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
     use super::*;
 
     fn spec(text: &str) -> ProcessSpec {
@@ -507,5 +510,54 @@ mod tests {
         insta::assert_snapshot!(text, @r#"{"projectId":"010101010101010101010101","processId":"020202020202020202020202","revision":3,"name":"sales","states":[{"name":"new","kind":"initial"}],"metadataMerge":"shallow","allowLeavingTerminal":false,"callTimeoutSeconds":7200,"callbacks":[{"callbackId":"030303030303030303030303","name":"crm","url":"https://crm.example/hook","auth":{"type":"bearer","token":"t"},"secrets":["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"],"enabled":true,"timeoutSeconds":15,"maxInFlight":64,"maxPerSecond":50}]}"#);
         assert_eq!(serde_json::from_str::<Process>(&text).unwrap(), process);
         assert!(!format!("{process:?}").contains("MfKQ9r8"));
+    }
+    fn arbitrary_value() -> impl Strategy<Value = Value> {
+        prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            ".{0,40}".prop_map(Value::from),
+            "(https?|ftp)://[a-z@:.\\[\\]/%0-9]{0,20}".prop_map(Value::from),
+            "whsec_[A-Za-z0-9+/=]{0,90}".prop_map(Value::from),
+            prop::collection::vec("[a-z_]{0,3}", 0..3).prop_map(Value::from),
+            Just(json!({"type": "header", "name": "a b", "value": "\r\n"})),
+            Just(json!({"type": "bearer", "token": "ä"})),
+            Just(json!([{"name": "new"}, {"name": "new"}])),
+            Just(json!({"new": ["gone"]})),
+        ]
+    }
+
+    proptest! {
+        /// Nothing panics, and a spec that is called good can be delivered under: its secrets are keys, and its URLs have a
+        /// scheme.
+        #[test]
+        fn arbitrary_specs_are_refused_or_good(
+            of_process in prop::option::of((
+                prop::sample::select(vec!["name", "states", "transitions", "callTimeoutSeconds", "metadataMerge", "callbacks"]),
+                arbitrary_value(),
+            )),
+            of_callback in prop::collection::vec((
+                prop::sample::select(vec!["name", "url", "auth", "secrets", "events", "enabled", "timeoutSeconds", "maxInFlight"]),
+                arbitrary_value(),
+            ), 0..3),
+        ) {
+            let mut callback = json!({"name": "crm", "url": "https://example.com/hook"});
+            for (member, value) in of_callback {
+                callback[member] = value;
+            }
+            let mut spec = json!({
+                "projectId": "010101010101010101010101", "name": "sales",
+                "states": [{"name": "new"}], "callbacks": [callback],
+            });
+            if let Some((member, value)) = of_process {
+                spec[member] = value;
+            }
+            if let Ok(spec) = serde_json::from_value::<ProcessSpec>(spec) && spec.faults().is_empty() {
+                for callback in &spec.callbacks {
+                    prop_assert!(callback.secrets.iter().flatten().all(|secret| signing_key(secret).is_some()));
+                    prop_assert!(callback.url.starts_with("http"));
+                }
+            }
+        }
     }
 }

@@ -18,6 +18,8 @@ pub fn new_traceparent(random: [u8; 24]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -34,6 +36,17 @@ mod tests {
             "00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01",
         ] {
             assert!(!is_traceparent(text), "{text}");
+        }
+    }
+    proptest! {
+        #[test]
+        fn arbitrary_text_never_panics_and_what_passes_can_be_a_header(
+            text in prop_oneof![".*", "0[01]-[0-9a-fA-F]{32}-[0-9a-fg]{16}-[0-9a-f]{2}(-.)?"]
+        ) {
+            if is_traceparent(&text) {
+                prop_assert_eq!(text.len(), 55);
+                prop_assert!(text.bytes().all(|byte| byte == b'-' || byte.is_ascii_hexdigit()));
+            }
         }
     }
 }

@@ -53,6 +53,8 @@ impl ServerVersion {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -85,6 +87,15 @@ mod tests {
         ] {
             let parsed = ServerVersion::parse(version);
             assert_eq!((parsed.knows_atomic_batches(), parsed.syncs_batches_as_one()), (knows, pays), "{version}");
+        }
+    }
+    proptest! {
+        #[test]
+        fn arbitrary_versions_never_panic_and_a_later_one_can_as_much(text in ".*", major: u32, minor: u32, patch: u32) {
+            let _ = ServerVersion::parse(&text).cannot();
+            let parsed = ServerVersion::parse(&format!("v{major}.{minor}.{patch}{text}"));
+            let later = ServerVersion::parse(&format!("{}.0.0", major.saturating_add(1)));
+            prop_assert!(later.cannot().len() <= parsed.cannot().len());
         }
     }
 }

@@ -359,6 +359,8 @@ fn may_still_come(published: Timestamp, now: Timestamp) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -376,5 +378,21 @@ mod tests {
         assert!(may_still_come(published, published.plus(Duration::from_secs(4))));
         assert!(!may_still_come(published, published.plus(PROJECTION_GRACE)));
         assert!(may_still_come(published, published.minus(Duration::from_secs(60))), "clocks differ");
+    }
+    proptest! {
+        /// Nothing panics, and what is not even JSON that may enter is called that.
+        #[test]
+        fn arbitrary_events_are_read_or_named(
+            payload in prop_oneof![
+                any::<Vec<u8>>(),
+                r#"\{"updateId":("[0-9a-f]{24}"|null|7),"projectId":"[0-9a-f]{24}","success":(true|1),"timestamp":-?[0-9]{1,20}\}"#
+                    .prop_map(String::into_bytes),
+            ]
+        ) {
+            match read(&payload) {
+                Ok(_) | Err((DeadLetterReason::InvalidCommand, _)) => prop_assert!(json::check(&payload).is_ok()),
+                Err((reason, _)) => prop_assert_eq!(reason, DeadLetterReason::InvalidJson),
+            }
+        }
     }
 }
