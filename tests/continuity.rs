@@ -361,3 +361,22 @@ async fn a_log_that_loses_what_nobody_applied_is_not_read_past_the_hole() {
     let last = stack.count("SELECT max(log_seq) FROM lead_state.lead_updates").await;
     assert!(last < 14_000, "{last} was applied, behind a hole in the log");
 }
+
+#[tokio::test]
+async fn what_was_applied_and_not_announced_is_announced_by_the_next_leader() {
+    let mut stack = Stack::start().await;
+    let applied = stack.process(json!([{"name": "crm", "url": stack.receiver.url("/crm")}])).await;
+    let lead_id = stack.api.initiate(applied.process.process_id.expect("an id"), None).await;
+    // Nobody takes events.
+    let js = service_kit::nats::jetstream(&stack.client);
+    let events = js.get_stream(contract::streams::LEAD_EVENTS).await.expect("the events").cached_info().config.clone();
+    let deaf = async_nats::jetstream::stream::Config { subjects: vec!["elsewhere".into()], ..events.clone() };
+    js.update_stream(deaf).await.expect("a deaf stream");
+    let update_id = stack.api.update(json!({"leadId": lead_id, "name": "x"})).await;
+    stack.wait_for_count("SELECT count(*) FROM lead_state.lead_updates", 1, SOON).await;
+    stack.lead_state.kill9().await;
+    js.update_stream(events).await.expect("a stream that listens");
+    stack.lead_state.restart().await;
+    let told = stack.receiver.wait_for_requests("/crm", 1, SOON).await;
+    assert_eq!(told[0].json()["updateId"], json!(update_id));
+}

@@ -58,6 +58,19 @@ async fn a_failing_endpoint_is_tried_again_under_one_webhook_id() {
 }
 
 #[tokio::test]
+async fn a_retry_that_takes_long_is_not_begun_again_beside_it() {
+    let stack = Stack::start_with(&[("RETRY_SCHEDULE", "0s,100ms,100ms,100ms")]).await;
+    // Longer than the retries look away.
+    let slow = Reply::status(200).after(Duration::from_secs(4));
+    stack.receiver.on("/crm", [Reply::status(500), slow]);
+    let applied = stack.process(json!([{"name": "crm", "url": stack.receiver.url("/crm")}])).await;
+    let lead_id = stack.api.initiate(applied.process.process_id.expect("an id"), None).await;
+    let update_id = stack.api.update(json!({"leadId": lead_id, "name": "x"})).await;
+    wait_for_status(&stack, &update_id, "delivered").await;
+    assert_eq!(stack.receiver.requests_to("/crm").len(), 2);
+}
+
+#[tokio::test]
 async fn retry_after_is_honoured() {
     let stack = Stack::start_with(&[("RETRY_SCHEDULE", "0s,100ms")]).await;
     stack.receiver.on("/crm", [Reply::status(503).retry_after(2), Reply::status(200)]);
