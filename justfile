@@ -39,3 +39,7 @@ ci:
 # Faults for so many minutes, in an order that follows from the seed; prints a table
 faults minutes="10" seed="1":
     FAULTS_MINUTES={{minutes}} FAULTS_SEED={{seed}} cargo test -p leadrelay-tests for_minutes -- --ignored --nocapture
+
+# Breaks one guarantee after the other, on purpose, and expects a test to notice
+mutations *names:
+    tests/mutations/run {{names}}
