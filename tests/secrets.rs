@@ -230,6 +230,12 @@ async fn keys_rotate_under_load_and_every_webhook_verifies() {
     let rotate = async || -> Rotated { stack.call(rpc::SECRETS_ROTATE, &RotateSecrets {}).await };
     let first = rotate().await;
     assert_eq!((first.resealed, first.remaining, first.locked.len()), (1, 0, 0));
+    // Whoever reads the bucket needs the old key no longer, either.
+    let bucket = service_kit::nats::jetstream(&stack.client).get_key_value(PROCESSES).await.expect("the bucket");
+    let key = contract::subject::process_key(stack.api.project_id, Some(process_id));
+    let entry = bucket.get(key.as_str()).await.expect("a get").expect("an entry");
+    let text = String::from_utf8_lossy(&entry);
+    assert!(text.contains(&format!("sealed:v1:{}:", first.key_id)), "the rotation is projected");
     let again = rotate().await;
     assert_eq!((again.resealed, again.unchanged, again.key_id), (0, 1, first.key_id));
     let output = Command::new(binary("leadctl"))

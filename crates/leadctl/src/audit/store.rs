@@ -362,7 +362,9 @@ pub(crate) const LAWS: [Law; 9] = [
                 FROM lead_state.leads l, audit_facts f
                 WHERE l.version <> 1 AND l.created_at >= f.ledger_since AND f.from_time IS NULL AND f.to_time IS NULL
                   AND (f.project_id IS NULL OR l.project_id = f.project_id)
-                  AND NOT EXISTS (SELECT FROM audit_rows r WHERE r.success AND r.lead_id = l.lead_id)
+                  -- Distinct first: one pass over the rows, not one for each lead.
+                  AND NOT EXISTS (SELECT FROM (SELECT DISTINCT lead_id FROM audit_rows WHERE success) r
+                                  WHERE r.lead_id = l.lead_id)
             ) AS offenders ORDER BY 1 LIMIT $1",
     },
     Law {
