@@ -165,7 +165,8 @@ async fn a_log_that_was_set_back_under_its_reader_is_not_read_on() {
     other.stop().await.expect("stopped");
     copy(&elsewhere.path().join("store"), &store).await;
     stack.nats.restart().await.expect("started");
-    wait_for_halt(&stack, "log_replaced").await;
+    // Not only the query sees it: the leader stops.
+    wait_for_gauge(&stack.lead_state_ready, Some("log_replaced")).await;
     assert_eq!(stack.count("SELECT count(*) FROM lead_state.lead_updates").await, 5);
 }
 
