@@ -115,8 +115,8 @@ async fn secrets_are_told_by_nobody() {
 
     let (database, streams) = (dump(&stack), streams(&stack).await);
     // What is looked for could be found.
-    assert!(database.contains("sealed:v1:") && database.contains(&lead_id) || database.contains("R-"), "{database}");
-    assert!(streams.contains("sealed:v1:") && streams.contains(&lead_id), "{streams}");
+    assert!(database.contains("sealed:v1:") && database.contains(&lead_id) || database.contains("R-"), "a strange dump");
+    assert!(streams.contains("sealed:v1:") && streams.contains(&lead_id), "strange streams");
     let logs = [&stack.gateway, &stack.lead_state, &stack.notifier].map(Service::log);
     assert!(logs.iter().all(|log| log.contains("connected to NATS")));
     let file = |dir: &std::path::Path, name: &str| std::fs::read_to_string(dir.join(name)).expect(name);
@@ -149,7 +149,8 @@ async fn without_a_key_the_services_say_how_to_make_one() {
     for name in ["lead-state", "webhook-notifier"] {
         for (key, expected) in [("", "SECRETS_KEY is not set"), ("dG9vIHNob3J0", "is not a key")] {
             let (mut service, _) = service(name, &nats, &postgres, &[("SECRETS_KEY", key)]);
-            assert!(!service.exited().await.success());
+            let status = tokio::time::timeout(SOON, service.exited()).await.expect("it does not start");
+            assert!(!status.success());
             let log = service.log();
             assert!(log.contains(expected) && log.contains("leadctl secrets new-key"), "{log}");
             assert!(key.is_empty() || !log.contains(key), "{log}");
