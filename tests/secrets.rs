@@ -115,7 +115,10 @@ async fn secrets_are_told_by_nobody() {
 
     let (database, streams) = (dump(&stack), streams(&stack).await);
     // What is looked for could be found.
-    assert!(database.contains("sealed:v1:") && database.contains(&lead_id) || database.contains("R-"), "a strange dump");
+    assert!(
+        database.contains("sealed:v1:") && database.contains(&lead_id) || database.contains("R-"),
+        "a strange dump"
+    );
     assert!(streams.contains("sealed:v1:") && streams.contains(&lead_id), "strange streams");
     let logs = [&stack.gateway, &stack.lead_state, &stack.notifier].map(Service::log);
     assert!(logs.iter().all(|log| log.contains("connected to NATS")));
