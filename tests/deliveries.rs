@@ -178,6 +178,25 @@ async fn events_survive_the_notifiers_death() {
     }
 }
 
+#[tokio::test]
+async fn a_consumer_that_is_lost_does_not_make_anything_told_again() {
+    let stack = Stack::start().await;
+    let applied = stack.process(json!([{"name": "crm", "url": stack.receiver.url("/crm")}])).await;
+    let lead_id = stack.api.initiate(applied.process.process_id.expect("an id"), None).await;
+    for number in 0..20 {
+        stack.api.update(json!({"leadId": lead_id, "metadata": {"n": number}})).await;
+    }
+    let delivered = "SELECT count(*) FROM webhooks.deliveries WHERE status = 'delivered'";
+    stack.wait_for_count(delivered, 20, SOON).await;
+    let js = service_kit::nats::jetstream(&stack.client);
+    let events = js.get_stream(contract::streams::LEAD_EVENTS).await.expect("the events");
+    events.delete_consumer(contract::streams::NOTIFIER_CONSUMER).await.expect("deleted");
+    stack.api.update(json!({"leadId": lead_id, "name": "last"})).await;
+    stack.wait_for_count(delivered, 21, SOON).await;
+    // The last event came behind all the others.
+    assert_eq!(stack.receiver.requests_to("/crm").len(), 21);
+}
+
 /// Waits for an event on a subject of the webhook events.
 pub(crate) async fn webhook_event(stack: &Stack, subject: &str) -> Value {
     let js = service_kit::nats::jetstream(&stack.client);

@@ -135,8 +135,9 @@ impl Dispatcher {
     /// Pulls for ever; after an error from a new consumer or stream.
     async fn pull(self: &Arc<Self>, events: &mut JoinSet<()>) -> anyhow::Result<()> {
         let mut delays = patient();
+        let mut highest = 0;
         loop {
-            let pulled = self.pull_stream(events, || delays = patient()).await;
+            let pulled = self.pull_stream(events, &mut highest, || delays = patient()).await;
             match pulled {
                 Ok(broken) => {
                     tracing::warn!("pulling events anew: {broken}");
@@ -152,6 +153,7 @@ impl Dispatcher {
     async fn pull_stream(
         self: &Arc<Self>,
         events: &mut JoinSet<()>,
+        highest: &mut u64,
         mut on_message: impl FnMut(),
     ) -> anyhow::Result<String> {
         let mut messages = match self.messages().await {
@@ -173,10 +175,17 @@ impl Dispatcher {
                 None => return Ok("the pull ended".into()),
             };
             on_message();
+            let about = match About::of(&message, highest) {
+                Ok(about) => about,
+                Err(e) => {
+                    tracing::error!("a message that is not JetStream's came with the events: {e}");
+                    continue;
+                }
+            };
             let units = (1 + (message.payload.len() / BYTES_PER_UNIT) as u32).min(ROOM);
             let room = self.room.clone().acquire_many_owned(units).await?;
             let dispatcher = self.clone();
-            events.spawn(async move { dispatcher.handle(message, room).await });
+            events.spawn(async move { dispatcher.handle(message, about, room).await });
         }
     }
 
@@ -204,15 +213,7 @@ impl Dispatcher {
     }
 
     /// Sees an event through, and settles it with JetStream.
-    async fn handle(&self, message: jetstream::Message, _room: OwnedSemaphorePermit) {
-        let about = match message.info() {
-            Ok(info) => About {
-                sequence: info.stream_sequence,
-                published: info.published.into(),
-                redelivered: info.delivered > 1,
-            },
-            Err(e) => return tracing::error!("a message that is not JetStream's came with the events: {e}"),
-        };
+    async fn handle(&self, message: jetstream::Message, about: About, _room: OwnedSemaphorePermit) {
         let (message, acker) = message.split();
         let kind = match keep(&acker, self.tell(message, about)).await {
             Ok(()) => AckKind::Ack,
@@ -325,7 +326,20 @@ impl Dispatcher {
 struct About {
     sequence: u64,
     published: Timestamp,
+    /// It may have come before, so that some of its deliveries may be recorded.
     redelivered: bool,
+}
+
+impl About {
+    /// Reads it off a message; `highest` is the highest sequence that came so far.
+    fn of(message: &jetstream::Message, highest: &mut u64) -> Result<Self, async_nats::Error> {
+        let info = message.info()?;
+        let sequence = info.stream_sequence;
+        // A server that lost its consumer counts anew, and sends everything as if for the first time.
+        let redelivered = info.delivered > 1 || sequence <= *highest;
+        *highest = sequence.max(*highest);
+        Ok(Self { sequence, published: info.published.into(), redelivered })
+    }
 }
 
 /// Asks for more time as long as the work goes on.
