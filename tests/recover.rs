@@ -220,8 +220,7 @@ async fn events_that_were_lost_are_announced_again_by_themselves() {
 
 /// Waits until lead-state waits for a lock in Postgres.
 async fn wait_until_blocked(stack: &Stack) {
-    let waiting =
-        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'lead-state' AND wait_event_type = 'Lock'";
+    let waiting = "SELECT least(count(*), 1) FROM pg_stat_activity WHERE application_name = 'lead-state' AND wait_event_type = 'Lock'";
     stack.wait_for_count(waiting, 1, SOON).await;
 }
 
