@@ -139,6 +139,12 @@ async fn a_task_that_dies_takes_its_process_down() {
     assert_eq!(status.code(), Some(1), "{status}");
     assert!(stack.lead_state.log().contains("task leader failed"), "{}", stack.lead_state.log());
 
+    // Nor does the next one lead, and try for ever.
+    stack.lead_state.restart().await;
+    let ended = tokio::time::timeout(SOON * 2, stack.lead_state.exited()).await;
+    let status = ended.unwrap_or_else(|_| panic!("it does not end by itself:\n{}", stack.lead_state.log()));
+    assert_eq!(status.code(), Some(1), "{status}");
+
     rename("elsewhere", "lead_updates").await;
     stack.lead_state.restart().await;
     let request = &stack.receiver.wait_for_requests("/crm", 1, SOON).await[0];

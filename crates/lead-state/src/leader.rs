@@ -63,6 +63,11 @@ pub(crate) struct Leader {
     pub(crate) metrics: Metrics,
 }
 
+/// Whether the database is not away but wrong: trying again would be for ever.
+fn is_fault(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref::<store::StoreError>(), Some(e) if !matches!(e, store::StoreError::Unavailable(_)))
+}
+
 /// Why a term ended.
 enum TermEnd {
     /// Told to.
@@ -147,6 +152,7 @@ impl Leader {
         let log = nats::stream(&self.js, LEAD_COMMANDS).await?;
         let scene = match Scene::look(&self.pool, &self.js).await {
             Ok(scene) => scene,
+            Err(e) if is_fault(&e) => return Err(e.context("cannot see where the log stands")),
             Err(e) => return Ok(TermEnd::Again(format!("cannot see where the log stands: {e:#}"))),
         };
         if let Some(halted) = diagnose(&scene)
@@ -181,7 +187,12 @@ impl Leader {
             () = shutdown.cancelled() => return Ok(TermEnd::Shutdown),
         };
         if let Err(e) = caught_up {
-            return Ok(TermEnd::Again(format!("cannot announce from the ledger: {}", chain(&e))));
+            return match e {
+                store::StoreError::Unavailable(e) => {
+                    Ok(TermEnd::Again(format!("cannot announce from the ledger: {}", chain(&e))))
+                }
+                e => Err(e).context("cannot announce from the ledger"),
+            };
         }
         let checkpoint = announcer.checkpoint.clone();
 
