@@ -34,7 +34,7 @@ use crate::{
     recovery::{self, Scene, diagnose, lost_events, taken_back},
     secrets::Sealer,
     store::{
-        self,
+        self, StoreError,
         batch::RulesCache,
         checkpoint::{self, Checkpoint},
     },
@@ -63,9 +63,13 @@ pub(crate) struct Leader {
     pub(crate) metrics: Metrics,
 }
 
-/// Whether the database is not away but wrong: trying again would be for ever.
-fn is_fault(error: &anyhow::Error) -> bool {
-    matches!(error.downcast_ref::<store::StoreError>(), Some(e) if !matches!(e, store::StoreError::Unavailable(_)))
+/// How a term ends that the database broke off. One that is away may be back for the next term; with one that is wrong,
+/// trying again would be for ever.
+fn broken_off(what: &str, error: StoreError) -> anyhow::Result<TermEnd> {
+    match error {
+        StoreError::Unavailable(e) => Ok(TermEnd::Again(format!("cannot {what}: {}", chain(&e)))),
+        e => Err(e).with_context(|| format!("cannot {what}")),
+    }
 }
 
 /// Why a term ended.
@@ -152,8 +156,12 @@ impl Leader {
         let log = nats::stream(&self.js, LEAD_COMMANDS).await?;
         let scene = match Scene::look(&self.pool, &self.js).await {
             Ok(scene) => scene,
-            Err(e) if is_fault(&e) => return Err(e.context("cannot see where the log stands")),
-            Err(e) => return Ok(TermEnd::Again(format!("cannot see where the log stands: {e:#}"))),
+            Err(e) => {
+                return match e.downcast() {
+                    Ok(e) => broken_off("see where the log stands", e),
+                    Err(e) => Ok(TermEnd::Again(format!("cannot see where the log stands: {e:#}"))),
+                };
+            }
         };
         if let Some(halted) = diagnose(&scene)
             && halted.reason == "database_restored"
@@ -167,10 +175,10 @@ impl Leader {
                 told_seq = scene.checkpoint.told.1,
                 "{LEAD_EVENTS} is not what it was, {lost}: announcing again what may not have been told"
             );
-            return Ok(self.put(&scene, taken_back(&scene), "announcing again").await);
+            return self.put(&scene, taken_back(&scene), "announcing again").await;
         }
         if let Err(e) = checkpoint::set_events(&self.pool, &scene.checkpoint, &scene.events_identity).await {
-            return Ok(TermEnd::Again(format!("cannot note where the events are: {}", chain(&e))));
+            return broken_off("note where the events are", e);
         }
 
         // First what is applied and not announced, whatever the log looks like now.
@@ -187,12 +195,7 @@ impl Leader {
             () = shutdown.cancelled() => return Ok(TermEnd::Shutdown),
         };
         if let Err(e) = caught_up {
-            return match e {
-                store::StoreError::Unavailable(e) => {
-                    Ok(TermEnd::Again(format!("cannot announce from the ledger: {}", chain(&e))))
-                }
-                e => Err(e).context("cannot announce from the ledger"),
-            };
+            return broken_off("announce from the ledger", e);
         }
         let checkpoint = announcer.checkpoint.clone();
 
@@ -217,7 +220,7 @@ impl Leader {
                 published_seq: 0,
                 ..scene.checkpoint.clone()
             };
-            return Ok(self.put(&scene, to, "a new epoch").await);
+            return self.put(&scene, to, "a new epoch").await;
         }
         if let Some(halted) = diagnose(&scene) {
             return Ok(TermEnd::Halt(halted));
@@ -309,10 +312,10 @@ impl Leader {
     }
 
     /// Puts the checkpoint elsewhere; the term starts over either way.
-    async fn put(&self, scene: &Scene, to: Checkpoint, why: &str) -> TermEnd {
+    async fn put(&self, scene: &Scene, to: Checkpoint, why: &str) -> anyhow::Result<TermEnd> {
         match checkpoint::put(&self.pool, &scene.checkpoint, &to, clock::now()).await {
-            Ok(_) => TermEnd::Again(why.into()),
-            Err(e) => TermEnd::Again(format!("cannot put the checkpoint elsewhere: {}", chain(&e))),
+            Ok(_) => Ok(TermEnd::Again(why.into())),
+            Err(e) => broken_off("put the checkpoint elsewhere", e),
         }
     }
 }
