@@ -101,7 +101,7 @@ async fn a_request_that_was_cut_in_two_is_completed_by_its_repetition() {
     let lead_id = lead(&stack).await;
     let body = json!({"leadId": lead_id, "name": "Ada"}).to_string();
     let first = ObjectId::from_bytes([7; 12]);
-    let record = serde_json::to_vec(&IdempotencyRecord::new(body.as_bytes(), first)).expect("a record");
+    let record = serde_json::to_vec(&IdempotencyRecord::new(body.as_bytes(), None, first)).expect("a record");
     let records = service_kit::nats::jetstream(&stack.client).get_key_value(IDEMPOTENCY).await.expect("the bucket");
     records.create(idempotency_key(stack.api.project_id, "k"), record.into()).await.expect("a record");
 

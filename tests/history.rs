@@ -78,6 +78,12 @@ pub(crate) fn update(leads: &Leads, random: &mut StdRng) -> Value {
     if random.random_bool(0.3) {
         body["userId"] = json!(format!("u-{}", random.random_range(0..5)));
     }
+    if random.random_bool(0.1) {
+        body["expectedState"] = json!(["new", "interested"].choose(random));
+    }
+    if random.random_bool(0.1) {
+        body["expectedVersion"] = json!(random.random_range(1..4));
+    }
     body
 }
 
@@ -120,6 +126,9 @@ pub(crate) fn message(leads: &Leads, at: Timestamp, random: &mut StdRng) -> (Str
         }
         93 => (subject("update"), Bytes::from_static(b"\xff not json")),
         94 => (subject("update"), json!({"leadId": 5}).to_string().into()),
+        95 if random.random_bool(0.5) => {
+            (subject("update"), json!({"leadId": leads.leads[0].0, "expectedVersion": -1}).to_string().into())
+        }
         95 => (subject("update"), json!({"metadata": "text", "leadId": leads.leads[0].0}).to_string().into()),
         96 => (subject("update"), json!({"leadId": leads.leads[0].0}).to_string().into()),
         97 => (subject("update"), json!([update(leads, random)]).to_string().into()),

@@ -17,6 +17,7 @@ mod main_job;
 mod model;
 mod producers;
 mod recover;
+mod requests;
 mod secrets;
 mod stack;
 mod tenancy;

@@ -73,6 +73,11 @@ impl Model {
                     target_state: text(message, "targetState")?,
                     disposition: text(message, "disposition")?,
                     user_id: text(message, "userId")?,
+                    expected_version: match message.get("expectedVersion") {
+                        None | Some(Value::Null) => None,
+                        Some(version) => Some(u32::try_from(version.as_u64()?).ok()?.into()),
+                    },
+                    expected_state: text(message, "expectedState")?,
                     metadata: match message.get("metadata") {
                         None | Some(Value::Null) => None,
                         Some(metadata) => Some(metadata.as_object()?.clone()),
@@ -160,6 +165,7 @@ impl Model {
             ("targetState", &command.target_state),
             ("disposition", &command.disposition),
             ("userId", &command.user_id),
+            ("expectedState", &command.expected_state),
         ];
         for (field, text) in texts {
             if text.as_ref().is_some_and(|text| text.chars().count() > 1024) {
@@ -168,6 +174,12 @@ impl Model {
         }
         let rules = self.rules(lead_id).clone();
         let mut lead = self.leads[lead_id].clone();
+        if let Some(expected) = command.expected_version.filter(|expected| lead.version != *expected) {
+            return Err(format!("Lead is at version {}, not at the expected version {expected}", lead.version));
+        }
+        if let Some(expected) = command.expected_state.filter(|expected| lead.state != *expected) {
+            return Err(format!("Lead is in the state {:?}, not in the expected state {expected:?}", lead.state));
+        }
         if let Some(target) = command.target_state {
             let state = |name: &str| {
                 rules["states"].as_array().and_then(|states| states.iter().find(|state| state["name"] == name))
@@ -218,6 +230,8 @@ struct Command {
     target_state: Option<String>,
     disposition: Option<String>,
     user_id: Option<String>,
+    expected_version: Option<i64>,
+    expected_state: Option<String>,
     metadata: Option<Map<String, Value>>,
 }
 

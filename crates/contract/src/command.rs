@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{JsonObject, ObjectId};
 
-/// Longest `name`, `referenceId`, `targetState`, `disposition`, `userId` or `callId`, in characters.
+/// Longest `name`, `referenceId`, `targetState`, `expectedState`, `disposition`, `userId` or `callId`, in characters.
 pub const MAX_TEXT_CHARS: usize = 1024;
 
 /// Change a lead: merge metadata, rename it, move it to another state.
@@ -47,6 +47,12 @@ pub struct UpdateCommand {
     /// The API key that the gateway accepted the update under; absent for internal producers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub api_key_id: Option<ObjectId>,
+    /// Change the lead only if it is still at this version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected_version: Option<u32>,
+    /// Change the lead only if it is still in this state.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected_state: Option<String>,
 }
 
 /// A call with a lead began: until it ends or expires, updates of the lead are refused.
@@ -108,9 +114,11 @@ mod tests {
             disposition: Some("callback".into()),
             user_id: Some("u-1".into()),
             api_key_id: Some(ObjectId::from_bytes([4; 12])),
+            expected_version: Some(4),
+            expected_state: Some("new".into()),
         };
         let text = serde_json::to_string(&command).unwrap();
-        insta::assert_snapshot!(text, @r#"{"updateId":"010101010101010101010101","leadId":"020202020202020202020202","referenceId":"AB123456789","processId":"030303030303030303030303","metadata":{"make":"Toyota","n":123456789012345678901234567890},"name":"Ada","targetState":"interested","disposition":"callback","userId":"u-1","apiKeyId":"040404040404040404040404"}"#);
+        insta::assert_snapshot!(text, @r#"{"updateId":"010101010101010101010101","leadId":"020202020202020202020202","referenceId":"AB123456789","processId":"030303030303030303030303","metadata":{"make":"Toyota","n":123456789012345678901234567890},"name":"Ada","targetState":"interested","disposition":"callback","userId":"u-1","apiKeyId":"040404040404040404040404","expectedVersion":4,"expectedState":"new"}"#);
         assert_eq!(serde_json::from_str::<UpdateCommand>(&text).unwrap(), command);
     }
 

@@ -60,6 +60,8 @@ fn commands() {
         disposition: text(),
         user_id: text(),
         api_key_id: Some(id(4)),
+        expected_version: Some(4),
+        expected_state: text(),
     };
     both_ways("UpdateCommand", &command);
     read("UpdateCommand", &UpdateCommand { metadata: Some(object()), ..command });

@@ -87,6 +87,12 @@ impl Fields {
         JsonObject::from_raw(raw).map(Some).map_err(|e| self.fault(name, &e.to_string()))
     }
 
+    /// Takes a whole number, as versions are.
+    pub(crate) fn whole_number(&mut self, name: &str) -> Result<Option<u32>, ApiError> {
+        let Some(raw) = self.take(name) else { return Ok(None) };
+        serde_json::from_str(raw.get()).map(Some).map_err(|_| self.fault(name, "must be a whole number"))
+    }
+
     /// Takes the fields that name a lead, which must be of the key's project.
     pub(crate) fn address(&mut self, key: &ApiKey) -> Result<Address, ApiError> {
         let lead_id = self.id("leadId")?;

@@ -8,6 +8,7 @@ mod config;
 mod error;
 mod fields;
 mod idempotency;
+mod if_match;
 mod metrics;
 mod rate;
 mod routes;

@@ -92,6 +92,22 @@ pub enum Refusal {
     /// The command asks for nothing.
     #[error("Nothing to change: give metadata, name or targetState")]
     NothingToChange,
+    /// The lead changed since the client looked at it.
+    #[error("Lead is at version {version}, not at the expected version {expected}")]
+    VersionMismatch {
+        /// The version that the update was meant for.
+        expected: u32,
+        /// The lead's version.
+        version: i64,
+    },
+    /// The lead moved since the client looked at it.
+    #[error("Lead is in the state {state:?}, not in the expected state {expected:?}")]
+    StateMismatch {
+        /// The state that the update was meant for.
+        expected: String,
+        /// The lead's state.
+        state: String,
+    },
     /// A text is too long.
     #[error("{field} is longer than {MAX_TEXT_CHARS} characters")]
     TextTooLong {
@@ -140,6 +156,8 @@ impl Refusal {
             Self::AddressMismatch => "address_mismatch",
             Self::CallInProgress => "call_in_progress",
             Self::NothingToChange => "nothing_to_change",
+            Self::VersionMismatch { .. } => "version_mismatch",
+            Self::StateMismatch { .. } => "state_mismatch",
             Self::TextTooLong { .. } => "text_too_long",
             Self::UnknownState { .. } => "unknown_state",
             Self::TransitionNotAllowed { .. } => "transition_not_allowed",
@@ -171,12 +189,14 @@ pub fn decide(
         ("targetState", &command.target_state),
         ("disposition", &command.disposition),
         ("userId", &command.user_id),
+        ("expectedState", &command.expected_state),
     ];
     for (field, text) in texts {
         if text.as_ref().is_some_and(|text| text.chars().count() > MAX_TEXT_CHARS) {
             return Err(Refusal::TextTooLong { field });
         }
     }
+    check_expectations(lead, command)?;
 
     let mut lead = lead.clone();
     let mut warnings = Vec::new();
@@ -208,6 +228,19 @@ pub fn decide(
     }
     lead.version += 1;
     Ok(Change { lead, warnings })
+}
+
+/// Whether the lead is still what the client made its update for.
+fn check_expectations(lead: &Lead, command: &UpdateCommand) -> Result<(), Refusal> {
+    if let Some(expected) = command.expected_version.filter(|expected| i64::from(*expected) != lead.version) {
+        return Err(Refusal::VersionMismatch { expected, version: lead.version });
+    }
+    match &command.expected_state {
+        Some(expected) if *expected != lead.state => {
+            Err(Refusal::StateMismatch { expected: expected.clone(), state: lead.state.clone() })
+        }
+        _ => Ok(()),
+    }
 }
 
 fn check_transition(from: &str, target: &str, rules: &Rules) -> Result<(), Refusal> {
@@ -329,6 +362,52 @@ mod tests {
     }
 
     #[test]
+    fn an_update_of_a_lead_that_changed_meanwhile_is_refused_with_what_it_is_now() {
+        let expecting = |version, state: Option<&str>| UpdateCommand {
+            expected_version: version,
+            expected_state: state.map(Into::into),
+            ..to("lost")
+        };
+        assert!(outcome(&lead("new"), &expecting(Some(4), Some("new"))).is_ok());
+        let refused = |version, state| outcome(&lead("new"), &expecting(version, state)).unwrap_err();
+        let [version, state, first] = [(Some(5), None), (None, Some("lost")), (Some(3), Some("lost"))]
+            .map(|(version, state)| refused(version, state));
+        assert_eq!(
+            (version.code(), version.to_string().as_str()),
+            ("version_mismatch", "Lead is at version 4, not at the expected version 5")
+        );
+        assert_eq!(
+            (state.code(), state.to_string().as_str()),
+            ("state_mismatch", "Lead is in the state \"new\", not in the expected state \"lost\"")
+        );
+        assert_eq!(first.code(), "version_mismatch");
+    }
+
+    #[test]
+    fn every_code_is_documented() {
+        let text = String::new;
+        let refusals = [
+            Refusal::AddressMissing,
+            Refusal::ProcessMissing,
+            Refusal::LeadNotFound,
+            Refusal::AddressMismatch,
+            Refusal::CallInProgress,
+            Refusal::NothingToChange,
+            Refusal::VersionMismatch { expected: 1, version: 2 },
+            Refusal::StateMismatch { expected: text(), state: text() },
+            Refusal::TextTooLong { field: "name" },
+            Refusal::UnknownState { target: text() },
+            Refusal::TransitionNotAllowed { from: text(), target: text() },
+            Refusal::TerminalState { from: text(), target: text() },
+            Refusal::MetadataTooLarge { bytes: 2, limit: 1 },
+        ];
+        let table = include_str!("../../../docs/HTTP.md").split_once("### Why an update fails").unwrap().1;
+        for refusal in refusals {
+            assert!(table.contains(&format!("`{}`", refusal.code())), "docs/HTTP.md lacks {}", refusal.code());
+        }
+    }
+
+    #[test]
     fn a_disposition_where_none_is_taken_is_ignored_with_a_warning() {
         for (command, warning) in [
             (to("followup_2"), "disposition was ignored: the state \"followup_2\" takes none"),
@@ -360,20 +439,36 @@ mod tests {
             target in prop::option::of(prop::sample::select(vec!["new", "followup_2", "interested", "lost", "gone"])),
             name in prop::option::of("[a-z]{0,4}"),
             expires in 0..2_000_000_i64,
+            expected_version in prop::option::weighted(0.3, 3..6_u32),
+            expected_state in prop::option::weighted(0.3, prop::sample::select(vec!["new", "lost", "gone"])),
         ) {
             let lead = lead(from);
             let call = Call { call_id: "c".into(), started_at: NOW, expires_at: Timestamp::from_millis(expires) };
-            let command = UpdateCommand { name: name.clone(), target_state: target.map(Into::into), ..Default::default() };
+            let command = UpdateCommand {
+                name: name.clone(),
+                target_state: target.map(Into::into),
+                expected_version,
+                expected_state: expected_state.map(Into::into),
+                ..Default::default()
+            };
+            let changed = expected_version.is_some_and(|version| i64::from(version) != lead.version)
+                || expected_state.is_some_and(|state| state != lead.state);
             match decide(&lead, &[call], &command, &rules(), NOW, LIMITS) {
                 Ok(change) => {
-                    prop_assert!(expires <= NOW.millis());
+                    prop_assert!(expires <= NOW.millis() && !changed);
                     prop_assert_eq!(change.lead.version, lead.version + 1);
                     prop_assert_eq!(&change.lead.state, target.unwrap_or(from));
                     prop_assert!(rules().state(&change.lead.state).is_some());
                     prop_assert_eq!(change.lead.name, name.or(lead.name));
                     prop_assert_eq!(change.lead.metadata, lead.metadata);
                 }
-                Err(refusal) => prop_assert_eq!(refusal == Refusal::CallInProgress, expires > NOW.millis()),
+                Err(refusal) => {
+                    prop_assert_eq!(refusal == Refusal::CallInProgress, expires > NOW.millis());
+                    // What comes from a wrong premise is told as that, unless there was nothing to do in any case.
+                    let told = refusal.code().ends_with("_mismatch");
+                    let told_otherwise = [Refusal::CallInProgress, Refusal::NothingToChange].contains(&refusal);
+                    prop_assert_eq!(told, changed && !told_otherwise);
+                }
             }
         }
     }

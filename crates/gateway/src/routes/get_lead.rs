@@ -2,7 +2,10 @@
 
 use std::{borrow::Cow, sync::Arc};
 
-use axum::{extract::Request, http::StatusCode};
+use axum::{
+    extract::Request,
+    http::{StatusCode, header::ETAG},
+};
 use contract::{
     ObjectId,
     key::ApiKey,
@@ -13,6 +16,7 @@ use serde::Serialize;
 use crate::{
     error::ApiError,
     fields::{Address, Fields},
+    if_match::etag,
     routes::{Answer, LeadView, json},
     server::App,
 };
@@ -64,7 +68,11 @@ impl<'a> From<&'a Activity> for ActivityView<'a> {
 pub(crate) async fn handle(app: Arc<App>, key: Arc<ApiKey>, request: Request) -> Answer {
     let (wanted, masked) = parse(request.uri().query().unwrap_or_default(), &key)?;
     let lead: Lead = service_kit::rpc::query(&app.broker()?.client, rpc::LEAD_GET, &wanted).await?;
-    Ok(json(StatusCode::OK, &view(&lead, masked)))
+    let mut response = json(StatusCode::OK, &view(&lead, masked));
+    if let Some(etag) = etag(lead.version) {
+        response.headers_mut().insert(ETAG, etag);
+    }
+    Ok(response)
 }
 
 /// Reads which lead a query string asks for, and whether its phone number is to be masked.

@@ -22,6 +22,7 @@ use crate::{
     error::ApiError,
     fields::{Address, Fields},
     idempotency::{self, Claim, IDEMPOTENT_REPLAYED},
+    if_match,
     routes::{Answer, json},
     server::App,
 };
@@ -40,12 +41,14 @@ struct Accepted {
 pub(crate) async fn handle(app: Arc<App>, key: Arc<ApiKey>, request: Request) -> Answer {
     let traceparent = traceparent(request.headers()).unwrap_or_else(clock::new_traceparent);
     let client_key = idempotency::key(request.headers())?;
+    let if_match = if_match::expected_version(request.headers())?;
     let body = body::read(request, app.max_body_bytes).await?;
     let (mut command, warnings) = parse(&body, &key)?;
+    command.expected_version = agree(if_match, command.expected_version)?;
     let broker = app.broker()?;
     let mut claim = Claim { update_id: clock::new_id(), replayed: false };
     if let Some(client_key) = client_key {
-        let record = IdempotencyRecord::new(&body, claim.update_id);
+        let record = IdempotencyRecord::new(&body, if_match, claim.update_id);
         claim = app.idempotency.claim(&broker.js, &idempotency_key(key.project_id, &client_key), &record).await?;
     }
     let Claim { update_id, replayed } = claim;
@@ -58,6 +61,16 @@ pub(crate) async fn handle(app: Arc<App>, key: Arc<ApiKey>, request: Request) ->
         response.headers_mut().insert(IDEMPOTENT_REPLAYED, HeaderValue::from_static("true"));
     }
     Ok(response)
+}
+
+/// The version that is expected by the header, the body, or both.
+fn agree(header: Option<u32>, body: Option<u32>) -> Result<Option<u32>, ApiError> {
+    match (header, body) {
+        (Some(header), Some(body)) if header != body => {
+            Err(ApiError::field("expectedVersion", "is not the version that If-Match names"))
+        }
+        (header, body) => Ok(header.or(body)),
+    }
 }
 
 /// The trace that the client's request belongs to.
@@ -74,6 +87,8 @@ fn parse(body: &[u8], key: &ApiKey) -> Result<(UpdateCommand, Vec<String>), ApiE
     let target_state = fields.text("targetState")?;
     let disposition = fields.text("disposition")?;
     let user_id = fields.text("userId")?;
+    let expected_version = fields.whole_number("expectedVersion")?;
+    let expected_state = fields.text("expectedState")?;
     let metadata = match fields.object("metadata")? {
         Some(metadata) => {
             fields.ignore_rest("because metadata is given");
@@ -100,6 +115,8 @@ fn parse(body: &[u8], key: &ApiKey) -> Result<(UpdateCommand, Vec<String>), ApiE
         disposition,
         user_id,
         api_key_id: Some(key.key_id),
+        expected_version,
+        expected_state,
     };
     Ok((command, fields.warnings))
 }
@@ -326,6 +343,41 @@ mod tests {
     }
 
     #[test]
+    fn a_lead_as_the_client_saw_it() {
+        insta::assert_snapshot!(answers(&[
+            r#"{"leadId":"LEAD","name":"Ada","expectedVersion":4,"expectedState":"new"}"#,
+            r#"{"leadId":"LEAD","name":"Ada","expectedVersion":null,"expectedState":""}"#,
+            r#"{"leadId":"LEAD","expectedVersion":4}"#,
+            r#"{"leadId":"LEAD","name":"Ada","expectedVersion":"4"}"#,
+            r#"{"leadId":"LEAD","name":"Ada","expectedVersion":-1}"#,
+            r#"{"leadId":"LEAD","name":"Ada","expectedVersion":4.0}"#,
+            r#"{"leadId":"LEAD","name":"Ada","expectedState":["new"]}"#,
+        ]), @r#"
+        {"leadId":"LEAD","name":"Ada","expectedVersion":4,"expectedState":"new"}
+            {"leadId":"LEAD","name":"Ada","expectedVersion":4,"expectedState":"new"}
+        {"leadId":"LEAD","name":"Ada","expectedVersion":null,"expectedState":""}
+            {"leadId":"LEAD","name":"Ada"}
+            warning: expectedState is empty and was ignored
+        {"leadId":"LEAD","expectedVersion":4}
+            400 nothing_to_change: Nothing to change: give metadata, name or targetState
+        {"leadId":"LEAD","name":"Ada","expectedVersion":"4"}
+            400 invalid_field: expectedVersion must be a whole number
+        {"leadId":"LEAD","name":"Ada","expectedVersion":-1}
+            400 invalid_field: expectedVersion must be a whole number
+        {"leadId":"LEAD","name":"Ada","expectedVersion":4.0}
+            400 invalid_field: expectedVersion must be a whole number
+        {"leadId":"LEAD","name":"Ada","expectedState":["new"]}
+            400 invalid_field: expectedState must be a string
+        "#);
+        assert_eq!(agree(None, None), Ok(None));
+        assert_eq!(
+            (agree(Some(4), None), agree(None, Some(4)), agree(Some(4), Some(4))),
+            (Ok(Some(4)), Ok(Some(4)), Ok(Some(4)))
+        );
+        insta::assert_snapshot!(agree(Some(4), Some(5)).unwrap_err(), @"expectedVersion is not the version that If-Match names");
+    }
+
+    #[test]
     fn only_a_sane_trace_is_taken_over() {
         let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
         let of = |text: &str| {
@@ -367,6 +419,8 @@ mod tests {
                 "targetState",
                 "disposition",
                 "userId",
+                "expectedVersion",
+                "expectedState",
             ])
             .prop_map(str::to_owned),
             "[a-z]{1,3}",

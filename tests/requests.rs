@@ -1,0 +1,65 @@
+//! What a request can ask for beyond the vendor's API: a lead as the client saw it.
+
+use serde_json::{Value, json};
+
+use crate::stack::{Api, Stack};
+
+const UPDATE: &str = "/api/v1/leads/update";
+
+/// Posts with these headers; status, headers and body of the answer.
+async fn post(api: &Api, headers: &[(&str, &str)], body: &Value) -> (u16, reqwest::header::HeaderMap, Value) {
+    let mut request = api.http.post(format!("{}{UPDATE}", api.url)).bearer_auth(&api.key);
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let answer = request.body(body.to_string()).send().await.expect("an answer");
+    let (status, headers) = (answer.status().as_u16(), answer.headers().clone());
+    (status, headers, serde_json::from_slice(&answer.bytes().await.expect("a body")).expect("JSON"))
+}
+
+/// A lead's entity tag.
+async fn etag(api: &Api, lead_id: &str) -> String {
+    let request = api.http.get(format!("{}/api/v1/leads/get?leadId={lead_id}", api.url)).bearer_auth(&api.key);
+    let answer = request.send().await.expect("an answer");
+    answer.headers()["etag"].to_str().expect("text").to_owned()
+}
+
+#[tokio::test]
+async fn an_update_is_for_the_lead_as_the_client_saw_it() {
+    let stack = Stack::start().await;
+    let applied = stack.process(json!([])).await;
+    let lead_id = &stack.api.initiate(applied.process.process_id.expect("an id"), None).await;
+    let seen = etag(&stack.api, lead_id).await;
+    assert_eq!(seen, "\"1\"");
+    let of =
+        |answer: &(u16, reqwest::header::HeaderMap, Value)| answer.2["updateId"].as_str().expect("an id").to_owned();
+
+    // Two clients saw the same version: one of them wins.
+    let first =
+        post(&stack.api, &[("if-match", &seen)], &json!({"leadId": lead_id, "targetState": "interested"})).await;
+    assert_eq!(stack.api.outcome(&of(&first)).await["status"], "succeeded");
+    let second = post(&stack.api, &[("if-match", &seen)], &json!({"leadId": lead_id, "name": "Eve"})).await;
+    let story = stack.api.outcome(&of(&second)).await;
+    assert_eq!((&story["status"], &story["errorCode"]), (&json!("failed"), &json!("version_mismatch")), "{story}");
+    assert_eq!(story["outcome"]["error"], "Lead is at version 2, not at the expected version 1");
+    assert_eq!(etag(&stack.api, lead_id).await, "\"2\"");
+
+    let by_state = json!({"leadId": lead_id, "name": "Eve", "expectedState": "new"});
+    let story = stack.api.outcome(&of(&post(&stack.api, &[], &by_state).await)).await;
+    assert_eq!((&story["status"], &story["errorCode"]), (&json!("failed"), &json!("state_mismatch")), "{story}");
+    assert_eq!(story["outcome"]["error"], "Lead is in the state \"interested\", not in the expected state \"new\"");
+    let both = json!({"leadId": lead_id, "name": "Eve", "expectedState": "interested", "expectedVersion": 2});
+    let story = stack.api.outcome(&of(&post(&stack.api, &[], &both).await)).await;
+    assert_eq!((&story["status"], &story["version"]), (&json!("succeeded"), &json!(3)), "{story}");
+
+    // What cannot be compared is refused, and the same key with another expectation is another request.
+    let (status, _, refused) = post(&stack.api, &[("if-match", "3")], &both).await;
+    assert_eq!((status, &refused["code"]), (400, &json!("invalid_field")), "{refused}");
+    let rename = json!({"leadId": lead_id, "name": "Ada"});
+    let keyed = async |version| post(&stack.api, &[("idempotency-key", "k"), ("if-match", version)], &rename).await;
+    let first = keyed("\"3\"").await;
+    assert_eq!(of(&keyed("\"3\"").await), of(&first));
+    let (status, _, refused) = keyed("\"4\"").await;
+    assert_eq!((status, &refused["code"]), (422, &json!("idempotency_key_reused")), "{refused}");
+    assert_eq!(stack.api.outcome(&of(&first)).await["status"], "succeeded");
+}
