@@ -1,4 +1,4 @@
-//! What a request can ask for beyond the vendor's API: a lead as the client saw it.
+//! What a request can ask for beyond the vendor's API: a lead as the client saw it, what would be.
 
 use serde_json::{Value, json};
 
@@ -62,4 +62,53 @@ async fn an_update_is_for_the_lead_as_the_client_saw_it() {
     let (status, _, refused) = keyed("\"4\"").await;
     assert_eq!((status, &refused["code"]), (422, &json!("idempotency_key_reused")), "{refused}");
     assert_eq!(stack.api.outcome(&of(&first)).await["status"], "succeeded");
+}
+
+#[tokio::test]
+async fn a_dry_run_says_what_would_be_and_leaves_no_trace() {
+    let stack = Stack::start().await;
+    let applied = stack.process(json!([{"name": "crm", "url": stack.receiver.url("/crm")}])).await;
+    let process_id = applied.process.process_id.expect("an id");
+    let lead_id = stack.api.initiate(process_id, Some("R")).await;
+    let dry = async |body: Value| {
+        let mut body = body;
+        body["dryRun"] = json!(true);
+        let (status, _, answer) = post(&stack.api, &[("idempotency-key", "k")], &body).await;
+        assert_eq!((status, &answer["dryRun"]), (200, &json!(true)), "{answer}");
+        assert!(answer.get("updateId").is_none(), "{answer}");
+        answer["outcome"].clone()
+    };
+    let change = json!({
+        "referenceId": "R", "projectId": stack.api.project_id, "processId": process_id, "targetState": "interested",
+        "metadata": {"n": 1.5},
+    });
+    let would_be = json!({
+        "success": true, "error": null, "errorCode": null, "leadId": lead_id, "referenceId": "R", "fromState": "new",
+        "toState": "interested", "version": 2, "data": {"source": "import", "n": 1.5},
+    });
+    assert_eq!(dry(change.clone()).await, would_be);
+    let refused = dry(json!({"leadId": lead_id, "targetState": "nowhere"})).await;
+    assert_eq!((&refused["success"], &refused["errorCode"]), (&json!(false), &json!("unknown_state")), "{refused}");
+    let stranger = dry(json!({"leadId": "00000000000000000000dead", "name": "Ada"})).await;
+    assert_eq!(
+        (&stranger["errorCode"], &stranger["fromState"]),
+        (&json!("lead_not_found"), &Value::Null),
+        "{stranger}"
+    );
+
+    // Nothing was logged, applied or told, and the idempotency key is still free. What was said would be, is.
+    let js = service_kit::nats::jetstream(&stack.client);
+    let log = js.get_stream(contract::streams::LEAD_COMMANDS).await.expect("the log");
+    assert_eq!(log.cached_info().state.last_sequence, 0);
+    assert_eq!(stack.count("SELECT count(*) FROM lead_state.lead_updates").await, 0);
+    assert_eq!(etag(&stack.api, &lead_id).await, "\"1\"");
+    let (status, headers, made) = post(&stack.api, &[("idempotency-key", "k")], &change).await;
+    assert_eq!((status, headers.get("idempotent-replayed")), (200, None), "{made}");
+    let story = stack.api.outcome(made["updateId"].as_str().expect("an id")).await;
+    assert_eq!(story["outcome"]["data"], would_be["data"]);
+    assert_eq!(
+        (&story["fromState"], &story["toState"], &story["version"]),
+        (&json!("new"), &json!("interested"), &json!(2))
+    );
+    assert_eq!(stack.receiver.wait_for_requests("/crm", 1, crate::stack::SOON).await.len(), 1);
 }

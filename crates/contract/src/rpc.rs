@@ -8,6 +8,7 @@
 //! | `leads.rpc.lead.get` | [`GetLead`] → [`Lead`] | lead-state |
 //! | `leads.rpc.lead.initiate` | [`InitiateLead`] → [`Lead`] | lead-state |
 //! | `leads.rpc.update.get` | [`GetUpdate`] → [`Update`] | lead-state |
+//! | `leads.rpc.update.try` | [`TryUpdate`] → [`CompletionEvent`](crate::event::CompletionEvent) | lead-state |
 //! | `leads.rpc.project.create` | [`CreateProject`] → [`Project`] | lead-state |
 //! | `leads.rpc.process.apply` | [`ProcessSpec`](crate::process::ProcessSpec) → [`Applied`] | lead-state |
 //! | `leads.rpc.key.create` | [`CreateKey`] → [`ApiKey`] | lead-state |
@@ -26,6 +27,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     JsonObject, ObjectId, Timestamp,
+    command::UpdateCommand,
     key::{ApiKey, Scope},
     process::Process,
     sealed::KeyId,
@@ -37,6 +39,8 @@ pub const LEAD_GET: &str = "leads.rpc.lead.get";
 pub const LEAD_INITIATE: &str = "leads.rpc.lead.initiate";
 /// [`GetUpdate`] → [`Update`].
 pub const UPDATE_GET: &str = "leads.rpc.update.get";
+/// [`TryUpdate`] → [`CompletionEvent`](crate::event::CompletionEvent).
+pub const UPDATE_TRY: &str = "leads.rpc.update.try";
 /// [`CreateProject`] → [`Project`].
 pub const PROJECT_CREATE: &str = "leads.rpc.project.create";
 /// [`ProcessSpec`](crate::process::ProcessSpec) → [`Applied`].
@@ -270,6 +274,16 @@ impl Update {
             data: None,
         }
     }
+}
+
+/// An update that is decided and not made. The reply is the event that would be announced, under an id that no update has.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TryUpdate {
+    /// Whose update.
+    pub project_id: ObjectId,
+    /// What is asked.
+    pub command: UpdateCommand,
 }
 
 /// A new project.

@@ -93,6 +93,12 @@ impl Fields {
         serde_json::from_str(raw.get()).map(Some).map_err(|_| self.fault(name, "must be a whole number"))
     }
 
+    /// Takes a truth value; false where it is absent.
+    pub(crate) fn flag(&mut self, name: &str) -> Result<bool, ApiError> {
+        let Some(raw) = self.take(name) else { return Ok(false) };
+        serde_json::from_str(raw.get()).map_err(|_| self.fault(name, "must be true or false"))
+    }
+
     /// Takes the fields that name a lead, which must be of the key's project.
     pub(crate) fn address(&mut self, key: &ApiKey) -> Result<Address, ApiError> {
         let lead_id = self.id("leadId")?;

@@ -133,6 +133,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     serve!(rpc::LEAD_GET, queries, queries::Queries::get_lead);
     serve!(rpc::LEAD_INITIATE, queries, queries::Queries::initiate_lead);
     serve!(rpc::UPDATE_GET, queries, queries::Queries::get_update);
+    serve!(rpc::UPDATE_TRY, queries, queries::Queries::try_update);
     serve!(rpc::PROJECT_CREATE, admin, admin::Admin::create_project);
     serve!(rpc::PROCESS_APPLY, admin, admin::Admin::apply_process);
     serve!(rpc::KEY_CREATE, admin, admin::Admin::create_key);

@@ -6,7 +6,8 @@ use async_nats::jetstream;
 use contract::{
     JsonObject, Timestamp,
     command::MAX_TEXT_CHARS,
-    rpc::{GetLead, GetUpdate, InitiateLead, Lead, RpcError, Update},
+    event::CompletionEvent,
+    rpc::{GetLead, GetUpdate, InitiateLead, Lead, RpcError, TryUpdate, Update},
     streams::LEAD_COMMANDS,
 };
 use service_kit::{clock, rpc::internal};
@@ -14,8 +15,12 @@ use sqlx::PgPool;
 
 use crate::{
     decide::Limits,
+    entry::{Body, Entry},
+    fold::{Names, fold},
     store::{
-        StoreError, checkpoint,
+        StoreError,
+        batch::{self, RulesCache},
+        checkpoint,
         leads::{self, Address},
         ledger,
     },
@@ -62,7 +67,7 @@ impl Queries {
 
     pub(crate) async fn initiate_lead(self, lead: InitiateLead) -> Result<Lead, RpcError> {
         let now = clock::now();
-        let limits = Limits::for_max_payload(self.js.client().server_info().max_payload);
+        let limits = self.limits();
         check(&lead, limits)?;
         let rules = leads::rules(&self.pool, lead.project_id, lead.process_id)
             .await?
@@ -92,6 +97,26 @@ impl Queries {
             updated_at: now,
             activities: vec![],
         })
+    }
+
+    /// Decides an update as it would be decided were it next in the log, and changes nothing.
+    pub(crate) async fn try_update(self, query: TryUpdate) -> Result<CompletionEvent, RpcError> {
+        let body = Body::Update {
+            update_id: clock::new_id(),
+            command: Box::new(query.command),
+            text: JsonObject::empty(),
+            traceparent: None,
+        };
+        let now = clock::now();
+        let entries = vec![Entry { sequence: 0, logged_at: now, project_id: query.project_id, body }];
+        let names = Names::of(&entries);
+        let world = batch::read(&self.pool, &names, &mut RulesCache::default(), usize::MAX).await?.unwrap_or_default();
+        let row = fold(world, entries, now, self.limits()).rows.pop();
+        row.map(|row| row.event).ok_or_else(|| RpcError::new(500, "internal", "the update was not decided"))
+    }
+
+    fn limits(&self) -> Limits {
+        Limits::for_max_payload(self.js.client().server_info().max_payload)
     }
 
     pub(crate) async fn get_update(self, query: GetUpdate) -> Result<Update, RpcError> {

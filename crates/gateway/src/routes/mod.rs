@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use crate::error::ApiError;
 
+pub(crate) mod dry_run;
 pub(crate) mod get_lead;
 pub(crate) mod get_update;
 pub(crate) mod initiate_lead;

@@ -23,7 +23,7 @@ use crate::{
     fields::{Address, Fields},
     idempotency::{self, Claim, IDEMPOTENT_REPLAYED},
     if_match,
-    routes::{Answer, json},
+    routes::{Answer, dry_run, json},
     server::App,
 };
 
@@ -43,8 +43,12 @@ pub(crate) async fn handle(app: Arc<App>, key: Arc<ApiKey>, request: Request) ->
     let client_key = idempotency::key(request.headers())?;
     let if_match = if_match::expected_version(request.headers())?;
     let body = body::read(request, app.max_body_bytes).await?;
-    let (mut command, warnings) = parse(&body, &key)?;
-    command.expected_version = agree(if_match, command.expected_version)?;
+    let mut asked = parse(&body, &key)?;
+    asked.command.expected_version = agree(if_match, asked.command.expected_version)?;
+    if asked.dry_run {
+        return dry_run::answer(&app, &key, asked).await;
+    }
+    let Asked { mut command, warnings, .. } = asked;
     let broker = app.broker()?;
     let mut claim = Claim { update_id: clock::new_id(), replayed: false };
     if let Some(client_key) = client_key {
@@ -79,8 +83,19 @@ fn traceparent(headers: &HeaderMap) -> Option<String> {
     is_traceparent(text).then(|| text.to_owned())
 }
 
-/// Makes the command that a body asks for, still without an id, and warnings of what is ignored.
-fn parse(body: &[u8], key: &ApiKey) -> Result<(UpdateCommand, Vec<String>), ApiError> {
+/// What a body asks for.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Asked {
+    /// Still without an id.
+    pub(crate) command: UpdateCommand,
+    /// What is ignored.
+    pub(crate) warnings: Vec<String>,
+    /// Whether it is only asked what would be.
+    pub(crate) dry_run: bool,
+}
+
+/// Reads what a body asks for.
+pub(crate) fn parse(body: &[u8], key: &ApiKey) -> Result<Asked, ApiError> {
     let mut fields = Fields::from_json(body)?;
     let Address { lead_id, reference_id, process_id } = fields.address(key)?;
     let name = fields.text("name")?;
@@ -89,6 +104,7 @@ fn parse(body: &[u8], key: &ApiKey) -> Result<(UpdateCommand, Vec<String>), ApiE
     let user_id = fields.text("userId")?;
     let expected_version = fields.whole_number("expectedVersion")?;
     let expected_state = fields.text("expectedState")?;
+    let dry_run = fields.flag("dryRun")?;
     let metadata = match fields.object("metadata")? {
         Some(metadata) => {
             fields.ignore_rest("because metadata is given");
@@ -118,7 +134,7 @@ fn parse(body: &[u8], key: &ApiKey) -> Result<(UpdateCommand, Vec<String>), ApiE
         expected_version,
         expected_state,
     };
-    Ok((command, fields.warnings))
+    Ok(Asked { command, warnings: fields.warnings, dry_run })
 }
 
 #[cfg(test)]
@@ -139,9 +155,10 @@ mod tests {
             // The ids that matter, by name.
             let body = input.replace("LEAD", LEAD).replace("OURS", "1".repeat(24).as_str()).replace("THEIRS", LEAD);
             match parse(body.as_bytes(), &key()) {
-                Ok((mut command, warnings)) => {
+                Ok(Asked { mut command, warnings, dry_run }) => {
                     assert_eq!(command.api_key_id.take(), Some(key().key_id));
                     let command = serde_json::to_string(&command).unwrap().replace(LEAD, "LEAD");
+                    let command = if dry_run { format!("dry run {command}") } else { command };
                     let warnings = warnings.iter().map(|warning| format!("\n    warning: {warning}"));
                     format!("{input}\n    {command}{}", warnings.collect::<String>())
                 }
@@ -352,6 +369,9 @@ mod tests {
             r#"{"leadId":"LEAD","name":"Ada","expectedVersion":-1}"#,
             r#"{"leadId":"LEAD","name":"Ada","expectedVersion":4.0}"#,
             r#"{"leadId":"LEAD","name":"Ada","expectedState":["new"]}"#,
+            r#"{"leadId":"LEAD","name":"Ada","dryRun":true}"#,
+            r#"{"leadId":"LEAD","name":"Ada","dryRun":false}"#,
+            r#"{"leadId":"LEAD","name":"Ada","dryRun":"yes"}"#,
         ]), @r#"
         {"leadId":"LEAD","name":"Ada","expectedVersion":4,"expectedState":"new"}
             {"leadId":"LEAD","name":"Ada","expectedVersion":4,"expectedState":"new"}
@@ -368,6 +388,12 @@ mod tests {
             400 invalid_field: expectedVersion must be a whole number
         {"leadId":"LEAD","name":"Ada","expectedState":["new"]}
             400 invalid_field: expectedState must be a string
+        {"leadId":"LEAD","name":"Ada","dryRun":true}
+            dry run {"leadId":"LEAD","name":"Ada"}
+        {"leadId":"LEAD","name":"Ada","dryRun":false}
+            {"leadId":"LEAD","name":"Ada"}
+        {"leadId":"LEAD","name":"Ada","dryRun":"yes"}
+            400 invalid_field: dryRun must be true or false
         "#);
         assert_eq!(agree(None, None), Ok(None));
         assert_eq!(
@@ -421,6 +447,7 @@ mod tests {
                 "userId",
                 "expectedVersion",
                 "expectedState",
+                "dryRun",
             ])
             .prop_map(str::to_owned),
             "[a-z]{1,3}",
@@ -450,7 +477,7 @@ mod tests {
 
         #[test]
         fn what_is_accepted_stays_what_it_is(body in any_body()) {
-            let Ok((command, _)) = parse(body.as_bytes(), &key()) else { return Ok(()) };
+            let Ok(Asked { command, .. }) = parse(body.as_bytes(), &key()) else { return Ok(()) };
             let text = serde_json::to_string(&command).unwrap();
             prop_assert_eq!(json::check(text.as_bytes()), Ok(text.as_str()));
             prop_assert_eq!(serde_json::from_str::<UpdateCommand>(&text).unwrap(), command.clone());
