@@ -1,8 +1,12 @@
-//! What a request can ask for beyond the vendor's API: a lead as the client saw it, what would be.
+//! What a request can ask for beyond the vendor's API: a lead as the client saw it, what would be,
+//! the outcome in the answer.
+
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use test_support::eventually;
 
-use crate::stack::{Api, Stack};
+use crate::stack::{Api, CALL_IN_PROGRESS, SOON, Stack, by_update};
 
 const UPDATE: &str = "/api/v1/leads/update";
 
@@ -110,5 +114,66 @@ async fn a_dry_run_says_what_would_be_and_leaves_no_trace() {
         (&story["fromState"], &story["toState"], &story["version"]),
         (&json!("new"), &json!("interested"), &json!(2))
     );
-    assert_eq!(stack.receiver.wait_for_requests("/crm", 1, crate::stack::SOON).await.len(), 1);
+    assert_eq!(stack.receiver.wait_for_requests("/crm", 1, SOON).await.len(), 1);
+}
+
+#[tokio::test]
+async fn an_answer_waits_for_the_outcome() {
+    let mut stack = Stack::start().await;
+    let applied = stack.process(json!([{"name": "crm", "url": stack.receiver.url("/crm")}])).await;
+    let api = stack.api.clone();
+    let lead_id = &api.initiate(applied.process.process_id.expect("an id"), Some("R")).await;
+    let wait = async |key: &str, seconds: u32, body: Value| {
+        let begun = Instant::now();
+        let preference = format!("respond-async, wait={seconds}");
+        let headers = [("prefer", preference.as_str()), ("idempotency-key", key)];
+        let (status, headers, answer) = post(&api, &headers, &body).await;
+        assert_eq!((status, &answer["success"]), (200, &json!(true)), "{answer}");
+        let applied = headers.get("preference-applied").map(|value| value.to_str().expect("text").to_owned());
+        (answer, applied, begun.elapsed())
+    };
+
+    // Of many who wait at once, each hears of its own; and hears the same when it asks again, long after.
+    for _ in 0..2 {
+        let many = (0..50).map(async |n| {
+            let body = json!({"leadId": lead_id, "metadata": {format!("k{n}"): n}});
+            (n, wait(&format!("many-{n}"), 30, body).await)
+        });
+        for (n, (answer, applied, took)) in futures::future::join_all(many).await {
+            assert_eq!(applied.as_deref(), Some("wait=30"), "{answer}");
+            let outcome = &answer["outcome"];
+            assert_eq!((&outcome["updateId"], &outcome["success"]), (&answer["updateId"], &json!(true)), "{answer}");
+            assert_eq!(outcome["data"][format!("k{n}")], n, "{answer}");
+            assert!(took < Duration::from_secs(10), "{took:?}");
+        }
+        stack.receiver.wait_for_requests("/crm", 50, SOON).await;
+    }
+    // It is what the webhook says.
+    let (answer, ..) = wait("many-7", 30, json!({"leadId": lead_id, "metadata": {"k7": 7}})).await;
+    let webhooks = by_update(&stack.receiver.requests_to("/crm"));
+    assert_eq!(webhooks[answer["updateId"].as_str().expect("an id")], [answer["outcome"].clone()]);
+
+    // A failure is an outcome, too.
+    stack.publish(format!("leads.cmd.{}.call.started", api.project_id), json!({"leadId": lead_id}).to_string()).await;
+    let (answer, ..) = wait("refused", 30, json!({"leadId": lead_id, "name": "Eve"})).await;
+    assert_eq!((&answer["outcome"]["success"], &answer["outcome"]["error"]), (&json!(false), &json!(CALL_IN_PROGRESS)));
+
+    // Nobody decides: the plain answer when time is up, and at once when the gateway stops.
+    stack.lead_state.terminate().await;
+    let js = service_kit::nats::jetstream(&stack.client);
+    let log = js.get_stream(contract::streams::LEAD_COMMANDS).await.expect("the log");
+    let logged = log.cached_info().state.last_sequence;
+    let (answer, applied, took) = wait("late", 1, json!({"leadId": lead_id, "name": "Eve"})).await;
+    assert!(answer["updateId"].is_string() && answer.get("outcome").is_none() && applied.is_none(), "{answer}");
+    assert!(took >= Duration::from_secs(1) && took < Duration::from_secs(10), "{took:?}");
+    let stopping = async {
+        eventually(SOON, "the update is logged", async || {
+            let last = log.get_info().await.expect("its state").state.last_sequence;
+            if last == logged + 2 { Ok(()) } else { Err(last) }
+        })
+        .await;
+        stack.gateway.terminate().await;
+    };
+    let (plain, _) = tokio::join!(wait("stopped", 30, json!({"leadId": lead_id, "name": "Eve"})), stopping);
+    assert!(plain.0["updateId"].is_string() && plain.1.is_none() && plain.2 < Duration::from_secs(10), "{plain:?}");
 }

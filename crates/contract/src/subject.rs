@@ -105,6 +105,11 @@ pub fn event(project_id: ObjectId, process_id: Option<ObjectId>, success: bool) 
     format!("leads.evt.{}.update.{outcome}", process_key(project_id, process_id))
 }
 
+/// The project of a completion event's subject.
+pub fn event_project(subject: &str) -> Option<ObjectId> {
+    subject.strip_prefix("leads.evt.")?.split('.').next()?.parse().ok()
+}
+
 /// The subject of the event that a delivery is exhausted.
 pub fn delivery_exhausted(project_id: ObjectId, process_id: Option<ObjectId>) -> String {
     format!("webhooks.evt.{}.exhausted", process_key(project_id, process_id))
@@ -207,6 +212,17 @@ mod tests {
         leads.dead.invalid_json
         leads.dead.replayed.17
         ");
+    }
+
+    #[test]
+    fn an_event_names_its_project() {
+        let project_id = ObjectId::from_bytes([0xab; 12]);
+        assert_eq!(event_project(&event(project_id, None, true)), Some(project_id));
+        for subject in
+            ["leads.evt", "leads.evt.", "leads.evt._._.update.failed", "leads.cmd.abababababababababababab.update"]
+        {
+            assert_eq!(event_project(subject), None, "{subject}");
+        }
     }
 
     #[test]

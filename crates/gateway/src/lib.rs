@@ -10,6 +10,8 @@ mod fields;
 mod idempotency;
 mod if_match;
 mod metrics;
+mod outcomes;
+mod prefer;
 mod rate;
 mod routes;
 mod server;

@@ -40,6 +40,7 @@ use crate::{
     error::ApiError,
     idempotency::Records,
     metrics::Metrics,
+    outcomes::Outcomes,
     rate::{FORGET_INTERVAL, Rate, RateLimits, Standing},
     routes::{Answer, get_lead, get_update, initiate_lead, update_lead},
     tls::Certificate,
@@ -80,6 +81,7 @@ pub(crate) struct App {
     broker: OnceLock<Broker>,
     pub(crate) command_log: CommandLog,
     pub(crate) idempotency: Records,
+    pub(crate) outcomes: Arc<Outcomes>,
     rates: RateLimits,
     metrics: Metrics,
     pub(crate) max_body_bytes: usize,
@@ -100,6 +102,7 @@ impl App {
             broker: OnceLock::new(),
             command_log: CommandLog::new(config.max_in_flight as usize),
             idempotency: Records::default(),
+            outcomes: Arc::default(),
             rates: RateLimits::new(config.update_rate, config.other_rate),
             metrics,
             max_body_bytes: config.max_body_bytes as usize,
@@ -151,6 +154,7 @@ pub async fn run_on(listener: TcpListener, config: Config, shutdown: Cancellatio
         };
         let late = async {
             shutdown.cancelled().await;
+            app.outcomes.close();
             tokio::time::sleep(FINISH).await;
         };
         tokio::select! {

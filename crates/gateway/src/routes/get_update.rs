@@ -86,22 +86,27 @@ pub(crate) async fn handle(app: Arc<App>, key: Arc<ApiKey>, mut request: Request
     Ok(json(StatusCode::OK, &view(&update?, &deliveries)))
 }
 
+/// What webhooks say of an update; none while it is pending.
+pub(crate) fn outcome(update: &Update) -> Option<WebhookPayload<'_>> {
+    let decided_at = (update.status != UpdateStatus::Pending).then_some(update.applied_at).flatten();
+    decided_at.map(|timestamp| WebhookPayload {
+        action_type: "update",
+        update_id: update.update_id,
+        success: update.status == UpdateStatus::Succeeded,
+        error: update.error.as_deref(),
+        lead_id: update.lead_id,
+        reference_id: update.reference_id.as_deref(),
+        timestamp,
+        data: update.data.as_ref(),
+    })
+}
+
 fn view<'a>(update: &'a Update, deliveries: &'a Result<Vec<Delivery>, RpcError>) -> Found<'a> {
-    let outcome = (update.status != UpdateStatus::Pending).then_some(update.applied_at).flatten();
     let data = Data {
         update_id: update.update_id,
         status: update.status,
         command: update.command.as_ref(),
-        outcome: outcome.map(|timestamp| WebhookPayload {
-            action_type: "update",
-            update_id: update.update_id,
-            success: update.status == UpdateStatus::Succeeded,
-            error: update.error.as_deref(),
-            lead_id: update.lead_id,
-            reference_id: update.reference_id.as_deref(),
-            timestamp,
-            data: update.data.as_ref(),
-        }),
+        outcome: outcome(update),
         error_code: update.error_code.as_deref(),
         warnings: &update.warnings,
         from_state: update.from_state.as_deref(),

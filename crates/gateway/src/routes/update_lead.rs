@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use async_nats::Client;
 use axum::{
     extract::Request,
     http::{HeaderMap, HeaderValue, StatusCode},
@@ -9,12 +10,15 @@ use axum::{
 use contract::{
     JsonObject, ObjectId,
     command::UpdateCommand,
+    event::{CompletionEvent, WebhookPayload},
     headers,
     idempotency::{IdempotencyRecord, idempotency_key},
     key::ApiKey,
+    rpc::{self, GetUpdate, Update},
     trace::is_traceparent,
 };
 use serde::Serialize;
+use serde_json::value::{RawValue, to_raw_value};
 use service_kit::clock;
 
 use crate::{
@@ -23,7 +27,9 @@ use crate::{
     fields::{Address, Fields},
     idempotency::{self, Claim, IDEMPOTENT_REPLAYED},
     if_match,
-    routes::{Answer, dry_run, json},
+    outcomes::Waiter,
+    prefer::{PREFERENCE_APPLIED, Wait},
+    routes::{Answer, dry_run, get_update, json},
     server::App,
 };
 
@@ -35,6 +41,9 @@ struct Accepted {
     update_id: ObjectId,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     warnings: Vec<String>,
+    /// As the webhook tells it; only where it was waited for, and came in time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    outcome: Option<Box<RawValue>>,
 }
 
 /// Answers once the update is in the log.
@@ -42,6 +51,7 @@ pub(crate) async fn handle(app: Arc<App>, key: Arc<ApiKey>, request: Request) ->
     let traceparent = traceparent(request.headers()).unwrap_or_else(clock::new_traceparent);
     let client_key = idempotency::key(request.headers())?;
     let if_match = if_match::expected_version(request.headers())?;
+    let wait = Wait::of(request.headers());
     let body = body::read(request, app.max_body_bytes).await?;
     let mut asked = parse(&body, &key)?;
     asked.command.expected_version = agree(if_match, asked.command.expected_version)?;
@@ -57,14 +67,71 @@ pub(crate) async fn handle(app: Arc<App>, key: Arc<ApiKey>, request: Request) ->
     }
     let Claim { update_id, replayed } = claim;
     command.update_id = Some(update_id);
+    let waiting = match wait {
+        Some(wait) => Waiting::begin(&app, &broker.client, wait, key.project_id, claim).await,
+        None => None,
+    };
     // Also when it was asked for before: whether the first one's command reached the log is not known.
     app.command_log.append(&broker.commands, key.project_id, update_id, &command, &traceparent).await?;
-    let accepted = Accepted { success: true, message: "Lead update initiated", update_id, warnings };
+    let mut preference_applied = None;
+    let mut outcome = None;
+    if let Some(waiting) = waiting {
+        preference_applied = waiting.wait.applied();
+        outcome = waiting.outcome().await;
+    }
+    let accepted = Accepted { success: true, message: "Lead update initiated", update_id, warnings, outcome };
     let mut response = json(StatusCode::OK, &accepted);
+    if let Some(applied) = preference_applied.filter(|_| accepted.outcome.is_some()) {
+        response.headers_mut().insert(PREFERENCE_APPLIED, applied);
+    }
     if replayed {
         response.headers_mut().insert(IDEMPOTENT_REPLAYED, HeaderValue::from_static("true"));
     }
     Ok(response)
+}
+
+/// An answer that waits for the outcome.
+struct Waiting<'a> {
+    client: &'a Client,
+    wait: Wait,
+    waiter: Waiter,
+    project_id: ObjectId,
+    claim: Claim,
+}
+
+impl<'a> Waiting<'a> {
+    /// Takes a place before the update is logged. None where there is none: then the answer does not wait.
+    async fn begin(app: &App, client: &'a Client, wait: Wait, project_id: ObjectId, claim: Claim) -> Option<Self> {
+        let waiter = app.outcomes.wait_for(client, project_id, claim.update_id).await?;
+        Some(Self { client, wait, waiter, project_id, claim })
+    }
+
+    /// The outcome, as the webhook tells it, if it comes in time.
+    async fn outcome(mut self) -> Option<Box<RawValue>> {
+        let limit = self.wait.duration();
+        tokio::time::timeout(limit, self.told_or_known()).await.ok().flatten()
+    }
+
+    async fn told_or_known(&mut self) -> Option<Box<RawValue>> {
+        let wanted = GetUpdate { project_id: self.project_id, update_id: self.claim.update_id };
+        let told = async {
+            let event: CompletionEvent = serde_json::from_slice(&self.waiter.event().await?).ok()?;
+            to_raw_value(&WebhookPayload::from(&event)).ok()
+        };
+        if !self.claim.replayed {
+            return told.await;
+        }
+        // It may have been told before anybody waited here. Asked once: what is pending will be told.
+        let known = async {
+            let update: Update = service_kit::rpc::query(self.client, rpc::UPDATE_GET, &wanted).await.ok()?;
+            to_raw_value(&get_update::outcome(&update)?).ok()
+        };
+        tokio::pin!(told);
+        tokio::select! {
+            Some(outcome) = known => Some(outcome),
+            outcome = &mut told => outcome,
+        }
+    }
 }
 
 /// The version that is expected by the header, the body, or both.
