@@ -137,6 +137,14 @@ impl LocalPostgres {
         self.home.path()
     }
 
+    /// Where another program of this Postgres is, such as `pgbench` or `pg_dump`. It may not be installed.
+    #[must_use]
+    pub fn program(&self, name: &str) -> PathBuf {
+        // `postgres` may be a link out of a directory that has it alone.
+        let postgres = self.programs.join("postgres");
+        postgres.canonicalize().unwrap_or(postgres).with_file_name(name)
+    }
+
     /// Resolves when the server ends, whoever ended it. May be dropped and called again.
     ///
     /// # Errors

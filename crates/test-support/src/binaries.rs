@@ -21,17 +21,13 @@ pub fn binary(name: &str) -> PathBuf {
     path
 }
 
-/// Where the binaries of this profile are: `target/debug` for a test that runs from `target/debug/deps`.
+/// Where the binaries of this profile are: `target/debug` for a test that runs from `target/debug/deps`, and for a program
+/// of the workspace itself.
 pub(crate) fn profile_dir() -> PathBuf {
     let test = env::current_exe().expect("the path of this program");
-    let mut dir = test.as_path();
-    while let Some(parent) = dir.parent() {
-        if dir.ends_with("deps") || dir.ends_with("examples") {
-            return parent.to_owned();
-        }
-        dir = parent;
-    }
-    panic!("{} is not in a target directory", test.display())
+    // Cargo's own records are in the directory of the profile, and nowhere else.
+    let profile = test.ancestors().find(|dir| dir.join(".fingerprint").is_dir());
+    profile.unwrap_or_else(|| panic!("{} is not in a target directory", test.display())).to_owned()
 }
 
 fn build() {

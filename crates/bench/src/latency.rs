@@ -1,0 +1,36 @@
+//! Latencies, summed up.
+
+use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
+
+/// The longest latency that is told from longer ones, in microseconds.
+const LONGEST_US: u64 = 120_000_000;
+
+/// An empty histogram of microseconds, true to three digits.
+pub(crate) fn histogram() -> Histogram<u64> {
+    #[allow(clippy::expect_used, reason = "the bounds are constants")]
+    Histogram::new_with_bounds(1, LONGEST_US, 3).expect("bounds of a histogram")
+}
+
+/// Notes a latency.
+pub(crate) fn record(histogram: &mut Histogram<u64>, latency: std::time::Duration) {
+    histogram.saturating_record(u64::try_from(latency.as_micros()).unwrap_or(LONGEST_US).max(1));
+}
+
+/// A distribution of latencies, in milliseconds.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Latency {
+    pub(crate) count: u64,
+    pub(crate) p50: f64,
+    pub(crate) p99: f64,
+    pub(crate) p999: f64,
+    pub(crate) max: f64,
+}
+
+impl From<&Histogram<u64>> for Latency {
+    fn from(histogram: &Histogram<u64>) -> Self {
+        let at = |quantile| histogram.value_at_quantile(quantile) as f64 / 1000.0;
+        Self { count: histogram.len(), p50: at(0.5), p99: at(0.99), p999: at(0.999), max: at(1.0) }
+    }
+}

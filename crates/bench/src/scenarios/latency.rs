@@ -1,0 +1,69 @@
+//! From POST to webhook at fixed rates: what an update that meets no queue takes.
+
+use std::time::Duration;
+
+use super::Plan;
+use crate::{
+    load::{Load, Pace},
+    report::{Report, Target},
+    stack::Stack,
+};
+
+const NAME: &str = "latency";
+
+/// What lies between the times that the story of an update tells. They are whole milliseconds, so means tell more than
+/// medians.
+const STAGES: [(&str, &str); 3] = [
+    (
+        "logged to decided",
+        "SELECT avg(ms)::float8, percentile_cont(0.99) WITHIN GROUP (ORDER BY ms)::float8
+         FROM (SELECT extract(epoch FROM applied_at - logged_at) * 1000 AS ms FROM lead_state.lead_updates
+               ORDER BY log_seq DESC LIMIT 1000) AS last",
+    ),
+    (
+        "decided to posted",
+        "SELECT avg(ms)::float8, percentile_cont(0.99) WITHIN GROUP (ORDER BY ms)::float8
+         FROM (SELECT extract(epoch FROM a.started_at - u.applied_at) * 1000 AS ms
+               FROM (SELECT * FROM lead_state.lead_updates ORDER BY log_seq DESC LIMIT 1000) AS u
+               JOIN webhooks.attempts a USING (update_id)) AS last",
+    ),
+    (
+        "posted to answered",
+        "SELECT avg(duration_ms)::float8, percentile_cont(0.99) WITHIN GROUP (ORDER BY duration_ms)::float8
+         FROM (SELECT a.duration_ms
+               FROM (SELECT * FROM lead_state.lead_updates ORDER BY log_seq DESC LIMIT 1000) AS u
+               JOIN webhooks.attempts a USING (update_id)) AS last",
+    ),
+];
+
+pub(crate) async fn run(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
+    let mut stack = Stack::start(false, 100_000).await?;
+    // Caches fill, statements are planned.
+    let warm = Load { pace: Pace::Rate(1000), ..stack.load(Duration::from_secs(2)) };
+    let posted = stack.driver.post(warm).await?;
+    stack.driver.received(posted.accepted, Duration::from_secs(30)).await?;
+    for rate in [100, 1000] {
+        let (mut accepted, mut p50, mut p99, mut p999, mut posts) = (vec![], vec![], vec![], vec![], vec![]);
+        for _ in 0..plan.runs {
+            stack.driver.reset().await?;
+            let posted = stack.driver.post(Load { pace: Pace::Rate(rate), ..stack.load(plan.lasting) }).await?;
+            let received = stack.driver.received(posted.accepted, Duration::from_secs(30)).await?;
+            report.detail(NAME, (rate, &posted, &received))?;
+            accepted.push(received.updates as f64 / posted.seconds);
+            p50.push(received.latency.p50);
+            p99.push(received.latency.p99);
+            p999.push(received.latency.p999);
+            posts.push(posted.latency.p50);
+        }
+        for (stage, sql) in STAGES {
+            let took: (f64, f64) = sqlx::query_as(sql).fetch_one(&stack.pool).await?;
+            report.figure(NAME, format!("at {rate}/s: {stage}, mean"), "ms", vec![took.0], None);
+            report.figure(NAME, format!("at {rate}/s: {stage}, p99"), "ms", vec![took.1], None);
+        }
+        report.figure(NAME, format!("at {rate}/s: POST to answer, p50"), "ms", posts, None);
+        report.figure(NAME, format!("at {rate}/s: POST to webhook, p50"), "ms", p50, Target::AtMost(2.5));
+        report.figure(NAME, format!("at {rate}/s: POST to webhook, p99"), "ms", p99, Target::AtMost(8.0));
+        report.figure(NAME, format!("at {rate}/s: POST to webhook, p99.9"), "ms", p999, None);
+    }
+    Ok(())
+}
