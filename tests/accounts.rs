@@ -98,6 +98,15 @@ async fn the_main_job_needs_no_more_than_it_is_allowed() {
     let update_id = requests[2].json()["updateId"].as_str().expect("an id").to_owned();
     assert_eq!(api.outcome(&update_id).await["status"], "succeeded");
 
+    // What the gateway asks, and hears, only when it is asked to.
+    let update = json!({"leadId": lead_id, "name": "Eve"});
+    let (status, tried) =
+        api.post("/api/v1/leads/update", &json!({"leadId": lead_id, "name": "Eve", "dryRun": true})).await;
+    assert_eq!((status, &tried["outcome"]["success"]), (200, &json!(true)), "{tried}");
+    let request = api.http.post(format!("{}/api/v1/leads/update", api.url)).bearer_auth(&api.key);
+    let waited = request.header("prefer", "wait=30").body(update.to_string()).send().await.expect("an answer");
+    assert_eq!(waited.headers()["preference-applied"], "wait=30");
+
     // What cannot be read is buried, and a restart takes up where it was: rarer paths need permissions too.
     stack.client.publish(format!("leads.cmd.{PROJECT}.update"), "nonsense".into()).await.expect("a publish");
     let js = service_kit::nats::jetstream(&stack.client);

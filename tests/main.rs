@@ -4,6 +4,7 @@ mod accounts;
 mod audit;
 mod backlog;
 mod bad_input;
+mod bulk;
 mod continuity;
 mod dead_letters;
 mod deliveries;

@@ -11,7 +11,7 @@ use crate::ObjectId;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct IdempotencyRecord {
-    /// The SHA-256 of the request's body, in hex; where it has an `If-Match`, of that, too.
+    /// The SHA-256 of the request's body, in hex; where it has an `If-Match`, of that, too. `bulk` of a bulk request.
     pub body_sha256: String,
     /// The update that the request became.
     pub update_id: ObjectId,
@@ -27,6 +27,12 @@ impl IdempotencyRecord {
             digest.update(format!("\nIf-Match: {version}"));
         }
         Self { body_sha256: hex::encode(digest.finalize()), update_id }
+    }
+
+    /// The record of a bulk request, whose body is not known yet when it is made: what its lines' ids follow from. No
+    /// other request has a digest like it.
+    pub fn of_bulk(update_id: ObjectId) -> Self {
+        Self { body_sha256: "bulk".into(), update_id }
     }
 }
 

@@ -36,9 +36,21 @@ pub(crate) async fn read(request: Request, max_bytes: usize) -> Result<Bytes, Ap
 
 /// Whether the body calls itself JSON, or nothing at all.
 fn is_json(headers: &HeaderMap) -> bool {
-    let Some(value) = headers.get(CONTENT_TYPE) else { return true };
-    let essence = value.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    let Some(essence) = media_type(headers) else { return true };
     essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"))
+}
+
+/// Whether the body calls itself JSON, or a JSON text per line, or nothing at all.
+pub(crate) fn is_json_or_lines(headers: &HeaderMap) -> bool {
+    // None of them is registered; all are in use.
+    let lines = ["application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines"];
+    is_json(headers) || media_type(headers).is_some_and(|essence| lines.contains(&essence.as_str()))
+}
+
+/// The content type without its parameters, if there is one.
+fn media_type(headers: &HeaderMap) -> Option<String> {
+    let value = headers.get(CONTENT_TYPE)?;
+    Some(value.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim().to_ascii_lowercase())
 }
 
 #[cfg(test)]
@@ -55,6 +67,9 @@ mod tests {
             assert!(!is_json(other), "{other}");
         }
         assert!(super::is_json(&HeaderMap::new()));
+        let lines = HeaderMap::from_iter([(CONTENT_TYPE, "application/x-ndjson; charset=utf-8".parse().unwrap())]);
+        assert!(is_json_or_lines(&lines) && !super::is_json(&lines));
+        assert!(!is_json_or_lines(&HeaderMap::from_iter([(CONTENT_TYPE, "text/csv".parse().unwrap())])));
     }
 
     #[tokio::test(start_paused = true)]

@@ -11,6 +11,7 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
+use bytes::Bytes;
 use contract::{
     ObjectId,
     command::UpdateCommand,
@@ -82,6 +83,50 @@ impl CommandLog {
         match self.publishing.spawn(publish.in_current_span()).await {
             Ok(published) => published.map(drop).map_err(|e| refusal(&e, update_id)),
             Err(e) => Err(internal(&e)),
+        }
+    }
+
+    /// Appends commands of a project in this order, and waits until the log has them; what became of each.
+    ///
+    /// They are not counted among those in flight: callers bound how many they bring at once.
+    pub(crate) async fn append_all(
+        &self,
+        commands: &Publisher,
+        project_id: ObjectId,
+        updates: Vec<(ObjectId, Bytes)>,
+        traceparent: &str,
+    ) -> Vec<Result<(), ApiError>> {
+        if updates.is_empty() {
+            return Vec::new();
+        }
+        let subject = CommandSubject { project_id, kind: CommandKind::Update }.to_string();
+        let ids: Vec<ObjectId> = updates.iter().map(|(update_id, _)| *update_id).collect();
+        let message = |(update_id, command): (ObjectId, Bytes)| {
+            publish::message(subject.clone(), &update_id.to_string(), Some(traceparent), command)
+        };
+        let messages: Vec<_> = updates.into_iter().map(message).collect();
+        let (commands, failing) = (commands.clone(), self.failing.clone());
+        let publish = async move {
+            let published = commands.publish_each(messages).await;
+            let accepted = published.iter().flatten().count();
+            tracing::info!(%project_id, updates = accepted, of = published.len(), "updates accepted");
+            let mut refused = published.iter().filter_map(|published| published.as_ref().err());
+            match refused.find(|e| !matches!(e, PublishError::TooLarge)) {
+                Some(e) if !failing.swap(true, Ordering::Relaxed) => {
+                    tracing::warn!("the command log does not take updates: {e}");
+                }
+                None if accepted > 0 && failing.swap(false, Ordering::Relaxed) => {
+                    tracing::info!("the command log takes updates again");
+                }
+                _ => {}
+            }
+            published
+        };
+        match self.publishing.spawn(publish.in_current_span()).await {
+            Ok(published) => {
+                published.into_iter().zip(ids).map(|(one, id)| one.map(drop).map_err(|e| refusal(&e, id))).collect()
+            }
+            Err(e) => vec![Err(internal(&e)); ids.len()],
         }
     }
 

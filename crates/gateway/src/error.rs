@@ -49,6 +49,10 @@ pub(crate) enum ApiError {
     BodyTooLarge(usize),
     #[error("The update is larger than the command log takes")]
     CommandTooLarge,
+    #[error("The update is larger than {0} bytes")]
+    LineTooLarge(usize),
+    #[error("A bulk request takes {0} updates; this one and what comes after it was not read")]
+    TooManyLines(usize),
     #[error("The body must be JSON: Content-Type: application/json")]
     UnsupportedMediaType,
     #[error("The Idempotency-Key was used with another body")]
@@ -61,6 +65,8 @@ pub(crate) enum ApiError {
     Starting,
     #[error("Too many updates are in flight; nothing was accepted")]
     TooManyInFlight,
+    #[error("Too many bulk requests are under way; nothing was accepted")]
+    TooManyBulkRequests,
     #[error("NATS cannot be reached; nothing was accepted")]
     BrokerUnavailable,
     #[error("The command log is full; nothing was accepted")]
@@ -101,19 +107,21 @@ impl ApiError {
             | Self::UnreadableBody(_)
             | Self::InvalidField { .. }
             | Self::MissingField(_)
-            | Self::NothingToChange => StatusCode::BAD_REQUEST,
+            | Self::NothingToChange
+            | Self::TooManyLines(_) => StatusCode::BAD_REQUEST,
             Self::MissingKey | Self::InvalidKey(_) => StatusCode::UNAUTHORIZED,
             Self::MissingScope(_) | Self::OtherProject => StatusCode::FORBIDDEN,
             Self::UnknownPath => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::BodyTimeout(_) => StatusCode::REQUEST_TIMEOUT,
-            Self::BodyTooLarge(_) | Self::CommandTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::BodyTooLarge(_) | Self::CommandTooLarge | Self::LineTooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::IdempotencyConflict => StatusCode::UNPROCESSABLE_ENTITY,
             Self::RateLimited(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Starting
             | Self::TooManyInFlight
+            | Self::TooManyBulkRequests
             | Self::BrokerUnavailable
             | Self::LogFull
             | Self::IdempotencyFull
@@ -152,12 +160,15 @@ impl ApiError {
             Self::BodyTimeout(_) => "body_timeout",
             Self::BodyTooLarge(_) => "body_too_large",
             Self::CommandTooLarge => "command_too_large",
+            Self::LineTooLarge(_) => "line_too_large",
+            Self::TooManyLines(_) => "too_many_lines",
             Self::UnsupportedMediaType => "unsupported_media_type",
             Self::IdempotencyConflict => "idempotency_key_reused",
             Self::RateLimited(_) => "rate_limited",
             Self::Internal => "internal",
             Self::Starting => "starting",
             Self::TooManyInFlight => "too_many_in_flight",
+            Self::TooManyBulkRequests => "too_many_bulk_requests",
             Self::BrokerUnavailable => "broker_unavailable",
             Self::LogFull => "log_full",
             Self::IdempotencyFull => "idempotency_full",
@@ -228,12 +239,15 @@ mod tests {
             ApiError::BodyTimeout(10),
             ApiError::BodyTooLarge(262_144),
             ApiError::CommandTooLarge,
+            ApiError::LineTooLarge(262_144),
+            ApiError::TooManyLines(10_000),
             ApiError::UnsupportedMediaType,
             ApiError::IdempotencyConflict,
             ApiError::RateLimited(3),
             ApiError::Internal,
             ApiError::Starting,
             ApiError::TooManyInFlight,
+            ApiError::TooManyBulkRequests,
             ApiError::BrokerUnavailable,
             ApiError::LogFull,
             ApiError::IdempotencyFull,
@@ -268,12 +282,15 @@ mod tests {
         408 body_timeout: The body did not arrive within 10 seconds
         413 body_too_large: The body is larger than 262144 bytes
         413 command_too_large: The update is larger than the command log takes
+        413 line_too_large: The update is larger than 262144 bytes
+        400 too_many_lines: A bulk request takes 10000 updates; this one and what comes after it was not read
         415 unsupported_media_type: The body must be JSON: Content-Type: application/json
         422 idempotency_key_reused: The Idempotency-Key was used with another body
         429 rate_limited (retry): Too many requests under this API key; try again in 3 s
         500 internal: Internal error; the service's log says more
         503 starting (retry): The gateway has just started and does not know the API keys yet
         503 too_many_in_flight (retry): Too many updates are in flight; nothing was accepted
+        503 too_many_bulk_requests (retry): Too many bulk requests are under way; nothing was accepted
         503 broker_unavailable (retry): NATS cannot be reached; nothing was accepted
         503 log_full (retry): The command log is full; nothing was accepted
         503 idempotency_full (retry): No room for more idempotency keys; nothing was accepted

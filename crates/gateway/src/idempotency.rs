@@ -11,8 +11,12 @@ use async_nats::jetstream::{
     kv::{CreateError, CreateErrorKind, Store},
 };
 use axum::http::{HeaderMap, HeaderName};
-use contract::{ObjectId, idempotency::IdempotencyRecord, streams::IDEMPOTENCY};
-use service_kit::nats::chain;
+use contract::{
+    ObjectId,
+    idempotency::{IdempotencyRecord, idempotency_key},
+    streams::IDEMPOTENCY,
+};
+use service_kit::{clock, nats::chain};
 use tokio::sync::OnceCell;
 
 use crate::error::ApiError;
@@ -84,6 +88,17 @@ pub(crate) struct Records {
 }
 
 impl Records {
+    /// The same as [`claim`](Self::claim), of a bulk request: the ids of its updates follow from the claim's.
+    pub(crate) async fn claim_bulk(
+        &self,
+        js: &jetstream::Context,
+        project_id: ObjectId,
+        client_key: &str,
+    ) -> Result<Claim, ApiError> {
+        let record = IdempotencyRecord::of_bulk(clock::new_id());
+        self.claim(js, &idempotency_key(project_id, client_key), &record).await
+    }
+
     /// Finds the record under a key, or makes it of this one.
     ///
     /// # Errors

@@ -9,6 +9,7 @@ mod error;
 mod fields;
 mod idempotency;
 mod if_match;
+mod lines;
 mod metrics;
 mod outcomes;
 mod prefer;

@@ -48,6 +48,17 @@ impl RateLimits {
         self.of(rate).map(|limit| limit.take(key_id))
     }
 
+    /// Takes tokens for many updates at once, or says how long to wait before trying again. More than
+    /// [`most_updates`](Self::most_updates) are never there.
+    pub(crate) fn take_updates(&self, key_id: ObjectId, count: NonZeroU32) -> Option<Duration> {
+        self.updates.as_ref()?.take_many(key_id, count)
+    }
+
+    /// How many updates a key may make at once; nothing where there is no limit.
+    pub(crate) fn most_updates(&self) -> Option<NonZeroU32> {
+        self.updates.as_ref().map(|limit| limit.requests)
+    }
+
     /// Forgets the keys that have made no requests of late.
     pub(crate) fn forget_idle(&self) {
         for limit in [Rate::Updates, Rate::Other].into_iter().filter_map(|rate| self.of(rate)) {
@@ -70,6 +81,7 @@ struct RateLimit<C: Clock = MonotonicClock> {
     name: &'static str,
     /// The header `RateLimit-Policy`.
     policy: HeaderValue,
+    requests: NonZeroU32,
     buckets: RateLimiter<ObjectId, HashMapStateStore<ObjectId>, C, StateInformationMiddleware>,
 }
 
@@ -81,7 +93,15 @@ impl<C: Clock> RateLimit<C> {
         let policy = format!("\"{name}\";q={requests};w={}", WINDOW.as_secs());
         let policy = HeaderValue::try_from(policy).unwrap_or(HeaderValue::from_static("\"requests\""));
         let buckets = RateLimiter::new(quota, HashMapStateStore::default(), clock);
-        Self { name, policy, buckets }
+        Self { name, policy, requests, buckets }
+    }
+
+    fn take_many(&self, key_id: ObjectId, count: NonZeroU32) -> Option<Duration> {
+        match self.buckets.check_key_n(&key_id, count) {
+            Ok(Ok(_)) => None,
+            Ok(Err(not_until)) => Some(not_until.wait_time_from(self.buckets.clock().now())),
+            Err(_) => Some(WINDOW),
+        }
     }
 
     fn take(&self, key_id: ObjectId) -> Standing {
@@ -148,6 +168,18 @@ mod tests {
         assert_eq!((take(CRM), take(CRM)), (Ok(0), Err(1)));
         clock.advance(WINDOW);
         assert_eq!(take(CRM), Ok(9));
+    }
+
+    #[test]
+    fn many_at_once_take_as_many_tokens_and_wait_for_no_more() {
+        let clock = FakeRelativeClock::default();
+        let limit = RateLimit::new("updates", NonZeroU32::new(10).unwrap(), clock.clone());
+        let many = |count| limit.take_many(CRM, NonZeroU32::new(count).unwrap());
+        assert_eq!(many(8), None);
+        assert_eq!(many(4), Some(Duration::from_secs(1)));
+        assert_eq!(limit.take(CRM).left, Ok(1));
+        clock.advance(Duration::from_millis(1500));
+        assert_eq!((many(4), limit.take(CRM).left), (None, Err(1)));
     }
 
     #[test]

@@ -29,7 +29,10 @@ use service_kit::{
     lifecycle::{DRAIN_DEADLINE, Tasks},
     metrics, nats,
 };
-use tokio::net::TcpListener;
+use tokio::{
+    net::TcpListener,
+    sync::{OwnedSemaphorePermit, Semaphore},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
@@ -42,13 +45,16 @@ use crate::{
     metrics::Metrics,
     outcomes::Outcomes,
     rate::{FORGET_INTERVAL, Rate, RateLimits, Standing},
-    routes::{Answer, get_lead, get_update, initiate_lead, update_lead},
+    routes::{Answer, bulk_initiate, bulk_update, get_lead, get_update, initiate_lead, update_lead},
     tls::Certificate,
 };
 
 /// How long requests under way may take to finish once the gateway stops. Longer than a body may take to arrive; with
 /// the wait for the last acks shorter than the drain deadline, so that a client that dawdles cannot spoil a shutdown.
 const FINISH: Duration = Duration::from_secs(12);
+
+/// Most bulk requests at once. Each may hold some MiB, and a dozen requests of lead-state or a batch of the log.
+const BULK_AT_ONCE: usize = 16;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -65,9 +71,12 @@ pub struct Endpoint {
 }
 
 /// All endpoints. The router is made from this list, so whoever walks it walks everything that is served.
-pub const ENDPOINTS: [Endpoint; 4] = [
+pub const ENDPOINTS: [Endpoint; 6] = [
     Endpoint { method: "POST", path: "/api/v1/leads/update", scope: Scope::LeadsWrite, rate: Rate::Updates },
+    // It takes a token of each update that it reads, too.
+    Endpoint { method: "POST", path: "/api/v1/leads/update/bulk", scope: Scope::LeadsWrite, rate: Rate::Other },
     Endpoint { method: "POST", path: "/api/v1/leads/initiate", scope: Scope::LeadsWrite, rate: Rate::Other },
+    Endpoint { method: "POST", path: "/api/v1/leads/bulk/initiate", scope: Scope::LeadsWrite, rate: Rate::Other },
     Endpoint { method: "GET", path: "/api/v1/leads/get", scope: Scope::LeadsRead, rate: Rate::Other },
     Endpoint { method: "GET", path: "/api/v1/updates/{updateId}", scope: Scope::LeadsRead, rate: Rate::Other },
 ];
@@ -82,8 +91,9 @@ pub(crate) struct App {
     pub(crate) command_log: CommandLog,
     pub(crate) idempotency: Records,
     pub(crate) outcomes: Arc<Outcomes>,
-    rates: RateLimits,
-    metrics: Metrics,
+    pub(crate) rates: RateLimits,
+    pub(crate) metrics: Metrics,
+    bulk: Arc<Semaphore>,
     pub(crate) max_body_bytes: usize,
 }
 
@@ -105,8 +115,14 @@ impl App {
             outcomes: Arc::default(),
             rates: RateLimits::new(config.update_rate, config.other_rate),
             metrics,
+            bulk: Arc::new(Semaphore::new(BULK_AT_ONCE)),
             max_body_bytes: config.max_body_bytes as usize,
         }
+    }
+
+    /// The right to a bulk request, until it is dropped.
+    pub(crate) fn bulk_slot(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+        self.bulk.clone().try_acquire_owned().map_err(|_| ApiError::TooManyBulkRequests)
     }
 
     /// The connection, once there is one. It may be lost at the moment.
@@ -200,10 +216,12 @@ async fn forget_idle(app: Arc<App>, shutdown: CancellationToken) -> anyhow::Resu
 
 /// The HTTP API.
 pub(crate) fn router(app: Arc<App>) -> Router {
-    let [update, initiate, get, story] = ENDPOINTS;
+    let [update, update_bulk, initiate, initiate_bulk, get, story] = ENDPOINTS;
     Router::new()
         .route(update.path, served(update, update_lead::handle))
+        .route(update_bulk.path, served(update_bulk, bulk_update::handle))
         .route(initiate.path, served(initiate, initiate_lead::handle))
+        .route(initiate_bulk.path, served(initiate_bulk, bulk_initiate::handle))
         .route(get.path, served(get, get_lead::handle))
         .route(story.path, served(story, get_update::handle))
         .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
@@ -469,6 +487,8 @@ mod tests {
             r#"{"lead":{"projectId":"111111111111111111111111","processId":"696102a4b8c1d2e3f4a5b6c7","phone":"1","name":"A"}}"#,
             "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
             "\"order-7\"",
+            "W/\"5\"",
+            "respond-async, wait=1",
             "Bearer good",
             "application/json; charset=utf-8",
             "leadId=696102a4b8c1d2e3f4a5b6c7&masked=true",
@@ -498,6 +518,7 @@ mod tests {
             query in any_bytes(),
             headers in prop::collection::vec((prop::sample::select(vec![
                 "authorization", "content-type", "idempotency-key", "traceparent", "x-request-id", "content-length",
+                "if-match", "prefer",
             ]), any_bytes()), 0..6),
             body in any_bytes(),
             keyless in prop::bool::weighted(0.1),

@@ -129,6 +129,18 @@ impl Publisher {
         told.await.unwrap_or(Err(PublishError::Unconfirmed))
     }
 
+    /// Publishes messages in this order, then waits for what became of each of them. Callers bound how many there are.
+    pub async fn publish_each(&self, messages: Vec<OutboundMessage>) -> Vec<Result<Stored, PublishError>> {
+        if !self.shared.has_batches() {
+            return self.shared.publish_apart(messages).await;
+        }
+        let mut outcomes = Vec::with_capacity(messages.len());
+        for batch in batches(messages) {
+            outcomes.extend(self.shared.publish_together(batch).await);
+        }
+        outcomes
+    }
+
     /// Publishes messages in this order, then waits until the stream has them all.
     ///
     /// After an error some may be stored: publish them all again, their message ids keep them from being stored twice.
@@ -136,13 +148,7 @@ impl Publisher {
         if !self.shared.has_batches() {
             return publish::publish_all(&self.shared.js, messages).await;
         }
-        let mut messages = messages.into_iter().peekable();
-        while messages.peek().is_some() {
-            let mut batch = Vec::new();
-            let mut room = Room::default();
-            while let Some(message) = messages.next_if(|message| room.takes(size(message))) {
-                batch.push(message);
-            }
+        for batch in batches(messages) {
             for outcome in self.shared.publish_together(batch).await {
                 outcome?;
             }
@@ -182,6 +188,11 @@ impl Shared {
                 Err(e) => tracing::debug!(messages = messages.len(), "a batch was refused, publishing one by one: {e}"),
             }
         }
+        self.publish_apart(messages).await
+    }
+
+    /// Publishes messages in this order, each by itself; the outcome of each.
+    async fn publish_apart(&self, messages: Vec<OutboundMessage>) -> Vec<Result<Stored, PublishError>> {
         let mut acks = Vec::with_capacity(messages.len());
         for message in messages {
             acks.push(match publish::send(&self.js, message).await {
@@ -246,6 +257,19 @@ fn batch_headers(message: &OutboundMessage, id: &str, place: usize) -> HeaderMap
 /// About how many bytes a message is on the wire, rather more.
 fn size(message: &OutboundMessage) -> usize {
     message.subject.len() + message.payload.len() + OVERHEAD
+}
+
+/// Messages in their order, as much in each batch as it takes.
+fn batches(messages: impl IntoIterator<Item = OutboundMessage>) -> impl Iterator<Item = Vec<OutboundMessage>> {
+    let mut messages = messages.into_iter().peekable();
+    std::iter::from_fn(move || {
+        let mut room = Room::default();
+        let mut batch = Vec::new();
+        while let Some(message) = messages.next_if(|message| room.takes(size(message))) {
+            batch.push(message);
+        }
+        (!batch.is_empty()).then_some(batch)
+    })
 }
 
 /// What a batch can still take.

@@ -137,6 +137,31 @@ async fn one_message_that_is_too_large_is_refused_alone() {
 }
 
 #[tokio::test]
+async fn what_is_published_in_order_has_an_outcome_each() {
+    let (nats, js) = start().await;
+    let publisher = Publisher::new(js.clone());
+    publisher.publish(command("7", "{}")).await.unwrap();
+    // The batch with the one that is there already, and the one that is too large, is refused as a whole.
+    let body = |n| vec![b'x'; if n == 50 { 5 << 20 } else { 100 }];
+    let outcomes = publisher.publish_each((0..100).map(|n| command(&n.to_string(), body(n))).collect()).await;
+    for (n, outcome) in outcomes.into_iter().enumerate() {
+        match outcome {
+            Err(PublishError::TooLarge) => assert_eq!(n, 50),
+            outcome => assert_eq!(outcome.unwrap().duplicate, n == 7, "{n}"),
+        }
+    }
+    let outcomes = publisher.publish_each((100..1500).map(|n| command(&n.to_string(), "{}")).collect()).await;
+    assert_eq!(
+        outcomes.into_iter().map(|stored| stored.unwrap().sequence).collect::<Vec<_>>(),
+        Vec::from_iter(100..1500)
+    );
+    let (ids, batched) = stored(&js, LEAD_COMMANDS).await;
+    let expected = [7].into_iter().chain((0..1500).filter(|n| ![7, 50].contains(n)));
+    assert_eq!(ids, expected.map(|n| n.to_string()).collect::<Vec<_>>());
+    assert_eq!(batched, if batches(&nats) { 1400 } else { 0 });
+}
+
+#[tokio::test]
 async fn a_full_stream_takes_what_fits_and_says_so_of_the_rest() {
     let (_nats, js) = start().await;
     js.delete_stream(LEAD_COMMANDS).await.unwrap();

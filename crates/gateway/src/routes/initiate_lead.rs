@@ -5,12 +5,13 @@
 
 use std::sync::Arc;
 
+use async_nats::Client;
 use axum::{extract::Request, http::StatusCode};
 use contract::{
     JsonObject, ObjectId,
     command::MAX_TEXT_CHARS,
     key::ApiKey,
-    rpc::{self, GetLead, InitiateLead, Lead},
+    rpc::{self, GetLead, InitiateLead, Lead, RpcError},
 };
 use serde::Serialize;
 
@@ -35,19 +36,25 @@ struct Initiated<'a> {
 pub(crate) async fn handle(app: Arc<App>, key: Arc<ApiKey>, request: Request) -> Answer {
     let body = body::read(request, app.max_body_bytes).await?;
     let (wanted, warnings) = parse(&body, &key)?;
-    let client = &app.broker()?.client;
-    let lead: Lead = match wanted {
-        Wanted::Known(lead) => service_kit::rpc::query(client, rpc::LEAD_GET, &lead).await?,
-        Wanted::New(lead) => service_kit::rpc::call(client, rpc::LEAD_INITIATE, &lead).await?,
-    };
+    let lead = wanted.ask(&app.broker()?.client).await?;
     Ok(json(StatusCode::OK, &Initiated { success: true, lead: (&lead).into(), warnings }))
 }
 
 /// What is asked of lead-state.
 #[derive(Debug)]
-enum Wanted {
+pub(crate) enum Wanted {
     Known(GetLead),
     New(InitiateLead),
+}
+
+impl Wanted {
+    /// Asks it.
+    pub(crate) async fn ask(&self, client: &Client) -> Result<Lead, RpcError> {
+        match self {
+            Self::Known(lead) => service_kit::rpc::query(client, rpc::LEAD_GET, lead).await,
+            Self::New(lead) => service_kit::rpc::call(client, rpc::LEAD_INITIATE, lead).await,
+        }
+    }
 }
 
 /// Reads what a body asks for, and warns of what is ignored. `init` is the vendor's switch to start calling the lead;
@@ -67,7 +74,8 @@ fn parse(body: &[u8], key: &ApiKey) -> Result<(Wanted, Vec<String>), ApiError> {
     Ok((Wanted::New(lead), fields.warnings))
 }
 
-fn parse_lead(mut fields: Fields, key: &ApiKey) -> Result<(InitiateLead, Vec<String>), ApiError> {
+/// Reads a new lead, and warns of what is ignored.
+pub(crate) fn parse_lead(mut fields: Fields, key: &ApiKey) -> Result<(InitiateLead, Vec<String>), ApiError> {
     let project_id = required_id(&mut fields, "projectId", "projectId is required in lead object")?;
     let process_id = required_id(&mut fields, "processId", "processId is required in lead object")?;
     if project_id != key.project_id {

@@ -12,6 +12,8 @@ use serde::Serialize;
 
 use crate::error::ApiError;
 
+pub(crate) mod bulk_initiate;
+pub(crate) mod bulk_update;
 pub(crate) mod dry_run;
 pub(crate) mod get_lead;
 pub(crate) mod get_update;

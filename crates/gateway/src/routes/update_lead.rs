@@ -145,7 +145,7 @@ fn agree(header: Option<u32>, body: Option<u32>) -> Result<Option<u32>, ApiError
 }
 
 /// The trace that the client's request belongs to.
-fn traceparent(headers: &HeaderMap) -> Option<String> {
+pub(crate) fn traceparent(headers: &HeaderMap) -> Option<String> {
     let text = headers.get(headers::TRACEPARENT)?.to_str().ok()?;
     is_traceparent(text).then(|| text.to_owned())
 }
