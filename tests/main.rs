@@ -21,5 +21,6 @@ mod recover;
 mod requests;
 mod secrets;
 mod stack;
+mod story;
 mod tenancy;
 mod tls;

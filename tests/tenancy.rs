@@ -123,6 +123,11 @@ fn reaching(endpoint: &gateway::Endpoint, first: &Tenant, second: ObjectId) -> V
             query(format!("referenceId={reference}&projectId={project_id}&processId={process_id}"), 403),
             query(format!("referenceId={reference}&projectId={second}&processId={process_id}"), 404),
         ],
+        ("GET", "/api/v1/leads") => vec![
+            query(String::new(), 200),
+            query(format!("processId={process_id}&state=interested"), 200),
+        ],
+        ("GET", "/api/v1/leads/{leadId}/updates") => vec![(format!("/api/v1/leads/{lead_id}/updates"), None, 404)],
         ("GET", "/api/v1/updates/{updateId}") => vec![(format!("/api/v1/updates/{update_id}"), None, 404)],
         other => panic!("{other:?} is not walked: say how another project would reach for data there"),
     }
@@ -188,6 +193,7 @@ async fn no_endpoint_shows_or_touches_another_projects_data() {
             let (got, answer) = send(&second, Some(&second.key), &path, body.as_ref()).await;
             assert_eq!(got, expected, "{what}: {answer}");
             tells_nothing(&what, &answer);
+            assert!(!answer.to_string().contains(&first.lead_id) || endpoint.method == "POST", "{what}: {answer}");
             accepted.extend(answer["updateId"].as_str().map(str::to_owned));
         }
     }
@@ -254,6 +260,8 @@ async fn no_query_answers_for_another_project() {
             rpc::LEAD_INITIATE => {
                 vec![json!({"projectId": project_id, "processId": process_id, "name": "x", "metadata": {}})]
             }
+            rpc::LEAD_LIST => vec![json!({"projectId": project_id, "processId": process_id, "limit": 10})],
+            rpc::LEAD_HISTORY => vec![json!({"projectId": project_id, "leadId": lead_id, "limit": 10})],
             rpc::UPDATE_GET | rpc::DELIVERY_OF_UPDATE => vec![json!({"projectId": project_id, "updateId": update_id})],
             // A process of the same name is another one.
             rpc::PROCESS_APPLY => {
@@ -270,7 +278,10 @@ async fn no_query_answers_for_another_project() {
             let answer = ask(subject, query.clone()).await;
             let what = format!("{subject} {query}: {answer:?}");
             match (subject, &answer) {
-                (rpc::LEAD_GET | rpc::LEAD_INITIATE | rpc::UPDATE_GET, Err(e)) => assert_eq!(e.status, 404, "{what}"),
+                (rpc::LEAD_GET | rpc::LEAD_INITIATE | rpc::LEAD_HISTORY | rpc::UPDATE_GET, Err(e)) => {
+                    assert_eq!(e.status, 404, "{what}");
+                }
+                (rpc::LEAD_LIST, Ok(page)) => assert_eq!(page, &json!({"items": [], "next": null}), "{what}"),
                 (rpc::CALLBACK_LIST, Ok(callbacks)) => assert_eq!(callbacks, &json!([]), "{what}"),
                 (rpc::DELIVERY_OF_UPDATE, Ok(deliveries)) => assert_eq!(deliveries, &json!([]), "{what}"),
                 (rpc::PROCESS_APPLY, Ok(applied)) => {

@@ -7,6 +7,8 @@
 //! |---|---|---|
 //! | `leads.rpc.lead.get` | [`GetLead`] → [`Lead`] | lead-state |
 //! | `leads.rpc.lead.initiate` | [`InitiateLead`] → [`Lead`] | lead-state |
+//! | `leads.rpc.lead.list` | [`ListLeads`] → [`Page`] of [`Lead`] | lead-state |
+//! | `leads.rpc.lead.history` | [`LeadHistory`] → [`Page`] of [`PastUpdate`] | lead-state |
 //! | `leads.rpc.update.get` | [`GetUpdate`] → [`Update`] | lead-state |
 //! | `leads.rpc.update.try` | [`TryUpdate`] → [`CompletionEvent`](crate::event::CompletionEvent) | lead-state |
 //! | `leads.rpc.project.create` | [`CreateProject`] → [`Project`] | lead-state |
@@ -21,6 +23,9 @@
 //! | `webhooks.rpc.callback.list` | [`ListCallbacks`] → list of [`CallbackStatus`] | webhook-notifier |
 //! | `webhooks.rpc.callback.enable` | [`EnableCallback`] → [`Enabled`] | webhook-notifier |
 
+mod lists;
+mod page;
+
 use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
@@ -33,10 +38,19 @@ use crate::{
     sealed::KeyId,
 };
 
+pub use self::{
+    lists::{LeadHistory, ListLeads, PastUpdate},
+    page::{Cursor, DEFAULT_LIMIT, MAX_LIMIT, Page, clamp},
+};
+
 /// [`GetLead`] → [`Lead`].
 pub const LEAD_GET: &str = "leads.rpc.lead.get";
 /// [`InitiateLead`] → [`Lead`].
 pub const LEAD_INITIATE: &str = "leads.rpc.lead.initiate";
+/// [`ListLeads`] → [`Page`] of [`Lead`], without their activities.
+pub const LEAD_LIST: &str = "leads.rpc.lead.list";
+/// [`LeadHistory`] → [`Page`] of [`PastUpdate`].
+pub const LEAD_HISTORY: &str = "leads.rpc.lead.history";
 /// [`GetUpdate`] → [`Update`].
 pub const UPDATE_GET: &str = "leads.rpc.update.get";
 /// [`TryUpdate`] → [`CompletionEvent`](crate::event::CompletionEvent).
@@ -157,7 +171,7 @@ pub struct Lead {
     pub created_at: Timestamp,
     /// When it last changed.
     pub updated_at: Timestamp,
-    /// Its last updates, newest first, at most [`LEAD_ACTIVITIES`].
+    /// Its last updates, newest first, at most [`LEAD_ACTIVITIES`]; none in lists.
     pub activities: Vec<Activity>,
 }
 

@@ -1,5 +1,7 @@
 //! Instants as the wire has them: milliseconds since the Unix epoch.
 
+use std::str::FromStr;
+
 use serde::{Deserialize, Serialize};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
@@ -46,6 +48,20 @@ impl Timestamp {
     }
 }
 
+/// The text is no time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("must be a time such as 2026-01-12T04:55:59Z")]
+pub struct InvalidTimestamp;
+
+/// ISO 8601 as RFC 3339 has it, with any offset; what is finer than a millisecond is cut off.
+impl FromStr for Timestamp {
+    type Err = InvalidTimestamp;
+
+    fn from_str(text: &str) -> Result<Self, InvalidTimestamp> {
+        OffsetDateTime::parse(text, &Rfc3339).map(Self::from).map_err(|_| InvalidTimestamp)
+    }
+}
+
 impl From<Timestamp> for OffsetDateTime {
     fn from(at: Timestamp) -> Self {
         OffsetDateTime::from_unix_timestamp_nanos(i128::from(at.0) * 1_000_000).unwrap_or(OffsetDateTime::UNIX_EPOCH)
@@ -73,5 +89,16 @@ mod tests {
         assert_eq!(Timestamp::from_millis(1_768_193_759_048).to_iso(), "2026-01-12T04:55:59.048Z");
         assert_eq!(Timestamp::from_millis(1_768_193_759_000).to_iso(), "2026-01-12T04:55:59.000Z");
         assert_eq!(Timestamp::from_millis(1_768_193_759_500).to_iso(), "2026-01-12T04:55:59.500Z");
+    }
+
+    #[test]
+    fn iso_is_read_with_any_offset() {
+        let at = Timestamp::from_millis(1_768_193_759_048);
+        for text in ["2026-01-12T04:55:59.048Z", "2026-01-12t05:55:59.0489+01:00"] {
+            assert_eq!(text.parse(), Ok(at), "{text}");
+        }
+        for odd in ["", "2026-01-12", "2026-01-12T04:55:59", "1768193759048", "2026-13-12T04:55:59Z"] {
+            assert_eq!(odd.parse::<Timestamp>(), Err(InvalidTimestamp), "{odd}");
+        }
     }
 }

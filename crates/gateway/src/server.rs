@@ -45,7 +45,9 @@ use crate::{
     metrics::Metrics,
     outcomes::Outcomes,
     rate::{FORGET_INTERVAL, Rate, RateLimits, Standing},
-    routes::{Answer, bulk_initiate, bulk_update, get_lead, get_update, initiate_lead, update_lead},
+    routes::{
+        Answer, bulk_initiate, bulk_update, get_lead, get_update, initiate_lead, lead_history, list_leads, update_lead,
+    },
     tls::Certificate,
 };
 
@@ -71,7 +73,7 @@ pub struct Endpoint {
 }
 
 /// All endpoints. The router is made from this list, so whoever walks it walks everything that is served.
-pub const ENDPOINTS: [Endpoint; 6] = [
+pub const ENDPOINTS: [Endpoint; 8] = [
     Endpoint { method: "POST", path: "/api/v1/leads/update", scope: Scope::LeadsWrite, rate: Rate::Updates },
     // It takes a token of each update that it reads, too.
     Endpoint { method: "POST", path: "/api/v1/leads/update/bulk", scope: Scope::LeadsWrite, rate: Rate::Other },
@@ -79,6 +81,8 @@ pub const ENDPOINTS: [Endpoint; 6] = [
     Endpoint { method: "POST", path: "/api/v1/leads/bulk/initiate", scope: Scope::LeadsWrite, rate: Rate::Other },
     Endpoint { method: "GET", path: "/api/v1/leads/get", scope: Scope::LeadsRead, rate: Rate::Other },
     Endpoint { method: "GET", path: "/api/v1/updates/{updateId}", scope: Scope::LeadsRead, rate: Rate::Other },
+    Endpoint { method: "GET", path: "/api/v1/leads", scope: Scope::LeadsRead, rate: Rate::Other },
+    Endpoint { method: "GET", path: "/api/v1/leads/{leadId}/updates", scope: Scope::LeadsRead, rate: Rate::Other },
 ];
 
 /// What the handlers share.
@@ -216,7 +220,7 @@ async fn forget_idle(app: Arc<App>, shutdown: CancellationToken) -> anyhow::Resu
 
 /// The HTTP API.
 pub(crate) fn router(app: Arc<App>) -> Router {
-    let [update, update_bulk, initiate, initiate_bulk, get, story] = ENDPOINTS;
+    let [update, update_bulk, initiate, initiate_bulk, get, story, leads, history] = ENDPOINTS;
     Router::new()
         .route(update.path, served(update, update_lead::handle))
         .route(update_bulk.path, served(update_bulk, bulk_update::handle))
@@ -224,6 +228,8 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route(initiate_bulk.path, served(initiate_bulk, bulk_initiate::handle))
         .route(get.path, served(get, get_lead::handle))
         .route(story.path, served(story, get_update::handle))
+        .route(leads.path, served(leads, list_leads::handle))
+        .route(history.path, served(history, lead_history::handle))
         .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
         .fallback(async || ApiError::UnknownPath)
         .layer(from_fn_with_state(app.clone(), finish))
@@ -527,7 +533,11 @@ mod tests {
             let escape = |bytes: &[u8]| bytes.iter().map(|byte| format!("%{byte:02x}")).collect::<String>();
             let path = match &odd_path {
                 Some(path) => format!("/{}", String::from_utf8_lossy(path)),
-                None => endpoint.path.replace("{updateId}", &escape(&parameter)),
+                None => {
+                    let parameter = escape(&parameter);
+                    let parts = endpoint.path.split('/').map(|part| if part.starts_with('{') { &parameter } else { part });
+                    parts.collect::<Vec<_>>().join("/")
+                }
             };
             let query = std::str::from_utf8(&query).map_or_else(|_| escape(&query), str::to_owned);
             let Ok(uri) = axum::http::Uri::try_from(format!("{path}?{query}")) else { return Ok(()) };

@@ -26,6 +26,7 @@ pub mod entry;
 pub mod fold;
 mod housekeeping;
 mod leader;
+mod lists;
 mod merge;
 mod metrics;
 mod projection;
@@ -120,6 +121,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     tasks.spawn("leader", leader.run(shutdown.clone()));
 
     let recoveries = recovery::Recoveries { pool: pool.clone(), js: js.clone() };
+    let lists = lists::Lists { pool: pool.clone() };
     let queries = queries::Queries { pool: pool.clone(), js };
     let admin = admin::Admin { pool, projector, sealer: sealer.clone() };
     let micro = service(&client, "lead-state", "Leads, updates and configuration").await?;
@@ -132,6 +134,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     }
     serve!(rpc::LEAD_GET, queries, queries::Queries::get_lead);
     serve!(rpc::LEAD_INITIATE, queries, queries::Queries::initiate_lead);
+    serve!(rpc::LEAD_LIST, lists, lists::Lists::leads);
+    serve!(rpc::LEAD_HISTORY, lists, lists::Lists::history);
     serve!(rpc::UPDATE_GET, queries, queries::Queries::get_update);
     serve!(rpc::UPDATE_TRY, queries, queries::Queries::try_update);
     serve!(rpc::PROJECT_CREATE, admin, admin::Admin::create_project);

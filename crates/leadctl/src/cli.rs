@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::{audit, callback, dead_letters, key, migrate, process, project, recover, secrets, up, update};
+use crate::{audit, callback, dead_letters, key, lead, migrate, process, project, recover, secrets, up, update};
 
 /// Runs Leadrelay on one machine, and administers it anywhere.
 #[derive(Debug, Parser)]
@@ -34,6 +34,9 @@ enum Command {
     /// API keys.
     #[command(subcommand)]
     Key(key::Key),
+    /// Leads: as they stand, and all that ever became of them.
+    #[command(subcommand)]
+    Lead(lead::Lead),
     /// Lead updates, over HTTP as a client sends them.
     #[command(subcommand)]
     Update(update::Update),
@@ -59,7 +62,8 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Process(process) => process.run().await?,
         Command::Key(key) => key.run().await?,
         Command::Secrets(secrets) => secrets.run().await?,
-        Command::Update(update) => update.run().await?,
+        Command::Lead(lead) => lead.run().await?,
+        Command::Update(update) => return update.run().await,
         Command::Callback(callback) => callback.run().await?,
         Command::Audit(audit) => return audit.run().await,
         Command::Recover(recover) => recover.run().await?,

@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context, anyhow};
+use contract::rpc::RpcError;
 use reqwest::{Method, StatusCode};
 use rustls::{ClientConfig, RootCertStore};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -83,9 +84,12 @@ impl Answer {
 
     /// What the gateway said against it.
     pub(crate) fn refusal(&self) -> anyhow::Error {
+        let status = self.status.as_u16();
         match serde_json::from_str(&self.body) {
-            Ok(Refusal { error, code }) => anyhow!("the gateway answered {}: {error} ({code})", self.status.as_u16()),
-            Err(_) => anyhow!("the gateway answered {}: {}", self.status.as_u16(), self.body),
+            Ok(Refusal { error, code }) => {
+                anyhow!(RpcError::new(status, &code, error)).context(format!("the gateway answered {status} {code}"))
+            }
+            Err(_) => anyhow!("the gateway answered {status}: {}", self.body),
         }
     }
 

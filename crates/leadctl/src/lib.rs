@@ -7,11 +7,15 @@ mod callback;
 mod cli;
 mod dead_letters;
 mod demo;
+mod exit;
 mod files;
 mod gateway_client;
 mod key;
+mod lead;
 mod migrate;
 mod output;
+mod pages;
+mod printable;
 mod process;
 mod progress;
 mod project;
@@ -23,5 +27,9 @@ mod servers;
 mod story;
 mod up;
 mod update;
+mod watch;
 
-pub use crate::cli::{Cli, run};
+pub use crate::{
+    cli::{Cli, run},
+    exit::code,
+};

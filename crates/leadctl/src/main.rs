@@ -10,7 +10,7 @@ async fn main() -> ExitCode {
         Ok(code) => code,
         Err(e) => {
             eprintln!("leadctl: {e:#}");
-            ExitCode::FAILURE
+            leadctl::code(&e).into()
         }
     }
 }

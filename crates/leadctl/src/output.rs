@@ -24,3 +24,28 @@ pub(crate) fn json<T: Serialize>(value: &T) -> anyhow::Result<()> {
     say(serde_json::to_string(value).context("cannot write the answer as JSON")?);
     Ok(())
 }
+
+/// A table: columns as wide as what stands in them, the last one as it is.
+pub(crate) fn table<const N: usize>(head: Option<[&str; N]>, rows: &[[String; N]]) -> String {
+    let head = head.map(|head| head.map(str::to_owned));
+    let lines = || head.iter().chain(rows);
+    let widths: [usize; N] =
+        std::array::from_fn(|column| lines().map(|line| line[column].chars().count()).max().unwrap_or(0));
+    let line = |line: &[String; N]| {
+        let cells = line.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}"));
+        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    };
+    lines().map(line).collect::<Vec<_>>().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_is_aligned_whatever_stands_in_it() {
+        let rows = [["ä", "b"].map(str::to_owned), ["ccc", ""].map(str::to_owned)];
+        assert_eq!(table(Some(["A", "LONG"]), &rows), "A    LONG\nä    b\nccc");
+        assert_eq!(table(None, &rows), "ä    b\nccc");
+    }
+}

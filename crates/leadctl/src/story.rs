@@ -64,7 +64,32 @@ struct Attempt {
     response: Option<String>,
 }
 
+/// Whether the callbacks know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Told {
+    /// There are no deliveries: no callbacks, or not yet.
+    None,
+    /// Something is still to come, or not known.
+    Waiting,
+    /// All of them do.
+    All,
+    /// One of them does not, and will not.
+    GivenUp,
+}
+
 impl Story {
+    /// Whether the callbacks know.
+    pub(crate) fn told(&self) -> Told {
+        let Some(deliveries) = &self.deliveries else { return Told::Waiting };
+        let any = |status| deliveries.iter().any(|one| one.status == status);
+        match () {
+            () if deliveries.is_empty() => Told::None,
+            () if any(DeliveryStatus::Pending) => Told::Waiting,
+            () if any(DeliveryStatus::Exhausted) => Told::GivenUp,
+            () => Told::All,
+        }
+    }
+
     /// Whether every callback was told.
     pub(crate) fn is_told(&self, callbacks: usize) -> bool {
         self.deliveries.as_ref().is_some_and(|deliveries| {
@@ -185,5 +210,6 @@ mod tests {
                         attempt 1 at T3, 12 ms: the endpoint answered 500: \"oh\"";
         assert_eq!(found.data.tell(&BTreeMap::new()), expected);
         assert!(!found.data.is_told(1));
+        assert_eq!(found.data.told(), Told::Waiting);
     }
 }

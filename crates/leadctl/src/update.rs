@@ -1,6 +1,6 @@
 //! `leadctl update`: the gateway's HTTP API, from the command line.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, process::ExitCode, time::Duration};
 
 use clap::{Args, Subcommand};
 use contract::{JsonObject, ObjectId, rpc::UpdateStatus};
@@ -11,6 +11,7 @@ use crate::{
     gateway_client::Gateway,
     output,
     story::{Found, status},
+    watch::watch,
 };
 
 /// How long `send` waits for the outcome before it says that the update is pending.
@@ -34,6 +35,18 @@ pub(crate) enum Update {
     Get {
         /// The update.
         update_id: ObjectId,
+        #[command(flatten)]
+        api: Api,
+    },
+    /// Watch an update until it is decided and every callback was told or given up on. Exits with 0 if it succeeded and all
+    /// were told, 5 if it failed, 6 if a callback was given up on, 7 if time ran out.
+    #[command(after_help = "Example:\n  leadctl update watch 6b0426971c73026dafa27e40 --timeout 10s && echo told")]
+    Watch {
+        /// The update.
+        update_id: ObjectId,
+        /// How long to watch at most.
+        #[arg(long, default_value = "60s", value_name = "DURATION")]
+        timeout: humantime::Duration,
         #[command(flatten)]
         api: Api,
     },
@@ -117,18 +130,19 @@ struct Sent {
 }
 
 impl Update {
-    pub(crate) async fn run(self) -> anyhow::Result<()> {
+    pub(crate) async fn run(self) -> anyhow::Result<ExitCode> {
         match self {
             Self::Send { body, api } => {
                 let gateway = Gateway::new(&api.gateway_url, &api.api_key)?;
                 let Accepted { update_id, warnings } = gateway.post("/api/v1/leads/update", &body).await?.read()?;
                 let status = outcome(&gateway, update_id).await?;
                 if api.json {
-                    return output::json(&Sent { update_id, status, warnings });
-                }
-                output::say(format_args!("{update_id} {}", self::status(status)));
-                for warning in warnings {
-                    output::field("warning", warning);
+                    output::json(&Sent { update_id, status, warnings })?;
+                } else {
+                    output::say(format_args!("{update_id} {}", self::status(status)));
+                    for warning in warnings {
+                        output::field("warning", warning);
+                    }
                 }
             }
             Self::Get { update_id, api } => {
@@ -141,8 +155,12 @@ impl Update {
                     output::say(found.data.tell(&BTreeMap::new()));
                 }
             }
+            Self::Watch { update_id, timeout, api } => {
+                let gateway = Gateway::new(&api.gateway_url, &api.api_key)?;
+                return watch(&gateway, update_id, timeout.into(), api.json).await;
+            }
         }
-        Ok(())
+        Ok(ExitCode::SUCCESS)
     }
 }
 

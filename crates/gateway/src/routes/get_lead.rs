@@ -17,7 +17,7 @@ use crate::{
     error::ApiError,
     fields::{Address, Fields},
     if_match::etag,
-    routes::{Answer, LeadView, json},
+    routes::{Answer, LeadView, json, list},
     server::App,
 };
 
@@ -79,11 +79,7 @@ pub(crate) async fn handle(app: Arc<App>, key: Arc<ApiKey>, request: Request) ->
 fn parse(query: &str, key: &ApiKey) -> Result<(GetLead, bool), ApiError> {
     let mut fields = Fields::from_query(query)?;
     let Address { lead_id, reference_id, process_id } = fields.address(key)?;
-    let masked = match fields.text("masked")?.as_deref() {
-        None | Some("false") => false,
-        Some("true") => true,
-        Some(_) => return Err(ApiError::field("masked", "must be true or false")),
-    };
+    let masked = list::flag(&mut fields, "masked")?;
     Ok((GetLead { project_id: key.project_id, lead_id, reference_id, process_id }, masked))
 }
 
@@ -101,7 +97,7 @@ fn view(lead: &Lead, masked: bool) -> Found<'_> {
 }
 
 /// Hides every digit of a phone number but the last four.
-fn mask(phone: &str) -> String {
+pub(crate) fn mask(phone: &str) -> String {
     let mut hidden = phone.chars().filter(char::is_ascii_digit).count().saturating_sub(4);
     let mut mask = |c: char| {
         if c.is_ascii_digit() && hidden > 0 {

@@ -18,6 +18,9 @@ pub(crate) mod dry_run;
 pub(crate) mod get_lead;
 pub(crate) mod get_update;
 pub(crate) mod initiate_lead;
+pub(crate) mod lead_history;
+pub(crate) mod list;
+pub(crate) mod list_leads;
 pub(crate) mod update_lead;
 
 /// What a handler answers.

@@ -17,6 +17,7 @@ pub(crate) mod checkpoint;
 pub(crate) mod config;
 pub(crate) mod leads;
 pub(crate) mod ledger;
+pub(crate) mod lists;
 
 /// Why the database did not do what was asked.
 #[derive(Debug, thiserror::Error)]

@@ -1,7 +1,6 @@
 //! `leadctl dead-letters`: 3 Read in order: what could not be applied, to look at and to send again.
 
 mod letters;
-mod printable;
 mod replay;
 
 use std::{collections::BTreeMap, fs, path::PathBuf};
@@ -15,10 +14,13 @@ use service_kit::clock;
 
 use self::{
     letters::{Letter, Letters},
-    printable::{block, line},
     replay::Mended,
 };
-use crate::{admin::Admin, output};
+use crate::{
+    admin::Admin,
+    output,
+    printable::{block, line},
+};
 
 /// How much of a body is shown.
 const SHOWN_BYTES: usize = 4096;

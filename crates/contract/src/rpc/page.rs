@@ -1,0 +1,134 @@
+//! Lists come in pages. Where a page ends is a place in the list's order, not a count: what is added or changed meanwhile
+//! moves no page.
+
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
+use serde::{Deserialize, Serialize};
+
+use super::RpcError;
+
+/// How many items a page has where nobody says.
+pub const DEFAULT_LIMIT: u32 = 50;
+/// Most items of a page. More saves questions, and is held in memory by everybody on the way.
+pub const MAX_LIMIT: u32 = 200;
+/// Most bytes of a page's items, unless the first alone is larger: the page must fit into a message of NATS (1 MiB).
+const MAX_BYTES: usize = 512 << 10;
+
+/// A place in a list: whatever comes behind it is the next page. Only the list that made it can read it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Cursor(String);
+
+impl Cursor {
+    /// The cursor of a place in this list.
+    pub fn new(list: &str, place: &str) -> Self {
+        Self(BASE64_URL_SAFE_NO_PAD.encode(format!("{list}:{place}")))
+    }
+
+    /// The place in this list.
+    ///
+    /// # Errors
+    /// It is no cursor, or another list's.
+    pub fn place(&self, list: &str) -> Result<String, RpcError> {
+        let text = BASE64_URL_SAFE_NO_PAD.decode(&self.0).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+        let place = text.as_deref().and_then(|text| text.strip_prefix(list)?.strip_prefix(':'));
+        place.map(str::to_owned).ok_or_else(Self::invalid)
+    }
+
+    /// The refusal of what is no place in a list.
+    pub fn invalid() -> RpcError {
+        let message = "cursor is not from this list: leave it out for the first page, then send each page's next";
+        RpcError::new(400, "invalid_cursor", message)
+    }
+
+    /// As a client gave it.
+    pub fn from_text(text: String) -> Self {
+        Self(text)
+    }
+
+    /// As a client gets it.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// A part of a list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Page<T> {
+    /// What stands there. It may be less than was asked for, even nothing, and yet more may follow.
+    pub items: Vec<T>,
+    /// Where it goes on; null at the end.
+    pub next: Option<Cursor>,
+}
+
+impl<T: Serialize> Page<T> {
+    /// The first of `items` that fit: at most `limit`, and no more bytes than a message takes. Where not all of them do,
+    /// it goes on behind the last that does, at its `place`; else at `rest`.
+    pub fn cut(mut items: Vec<T>, limit: u32, place: impl Fn(&T) -> Cursor, rest: Option<Cursor>) -> Self {
+        let (mut fitting, mut bytes) = (0, 0);
+        for item in items.iter().take(limit.max(1) as usize) {
+            bytes += serde_json::to_vec(item).map_or(0, |text| text.len());
+            if fitting > 0 && bytes > MAX_BYTES {
+                break;
+            }
+            fitting += 1;
+        }
+        let cut = fitting < items.len();
+        items.truncate(fitting);
+        let next = if cut { items.last().map(place) } else { rest };
+        Self { items, next }
+    }
+}
+
+/// How many items a page may have, of what was asked for.
+pub fn clamp(limit: u32) -> u32 {
+    limit.clamp(1, MAX_LIMIT)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn place(text: &str) -> Cursor {
+        Cursor::new("texts", text)
+    }
+
+    #[test]
+    fn a_page_is_bounded_in_items_and_bytes_yet_never_empty_for_long() {
+        let texts = |bytes: &[usize]| bytes.iter().map(|bytes| "x".repeat(*bytes)).collect::<Vec<_>>();
+        let cut = |bytes: &[usize], limit| {
+            let page = Page::cut(texts(bytes), limit, |text| place(text), Some(Cursor::new("texts", "rest")));
+            (page.items.len(), page.next.map(|next| next.place("texts").unwrap().len()))
+        };
+        assert_eq!(cut(&[], 3), (0, Some(4)));
+        assert_eq!(cut(&[1, 2, 3], 3), (3, Some(4)));
+        assert_eq!(cut(&[1, 2, 3], 2), (2, Some(2)));
+        assert_eq!(cut(&[MAX_BYTES * 2, 1], 2), (1, Some(MAX_BYTES * 2)));
+        assert_eq!(cut(&[1, MAX_BYTES], 2), (1, Some(1)));
+        assert_eq!(Page::cut(texts(&[1]), 1, |text| place(text), None).next, None);
+    }
+
+    #[test]
+    fn a_cursor_is_of_its_list() {
+        let cursor = Cursor::new("leads", "7");
+        assert_eq!(cursor.place("leads").unwrap(), "7");
+        assert_eq!(cursor.place("lead").unwrap_err().code, "invalid_cursor");
+        assert_eq!(cursor.place("updates").unwrap_err().code, "invalid_cursor");
+    }
+
+    proptest! {
+        #[test]
+        fn places_round_trip_in_url_safe_letters(place in ".*") {
+            let cursor = Cursor::new("list", &place);
+            prop_assert_eq!(cursor.place("list").unwrap(), place);
+            prop_assert!(cursor.as_str().bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_'));
+        }
+
+        #[test]
+        fn arbitrary_cursors_never_panic(text in ".*") {
+            let _ = Cursor::from_text(text).place("list");
+        }
+    }
+}
