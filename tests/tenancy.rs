@@ -123,10 +123,9 @@ fn reaching(endpoint: &gateway::Endpoint, first: &Tenant, second: ObjectId) -> V
             query(format!("referenceId={reference}&projectId={project_id}&processId={process_id}"), 403),
             query(format!("referenceId={reference}&projectId={second}&processId={process_id}"), 404),
         ],
-        ("GET", "/api/v1/leads") => vec![
-            query(String::new(), 200),
-            query(format!("processId={process_id}&state=interested"), 200),
-        ],
+        ("GET", "/api/v1/leads") => {
+            vec![query(String::new(), 200), query(format!("processId={process_id}&state=interested"), 200)]
+        }
         ("GET", "/api/v1/leads/{leadId}/updates") => vec![(format!("/api/v1/leads/{lead_id}/updates"), None, 404)],
         ("GET", "/api/v1/updates/{updateId}") => vec![(format!("/api/v1/updates/{update_id}"), None, 404)],
         other => panic!("{other:?} is not walked: say how another project would reach for data there"),

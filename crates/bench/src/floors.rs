@@ -83,8 +83,12 @@ struct Update<'a> {
 async fn gateway(nats: &str, listen: SocketAddr, stream: String) -> anyhow::Result<()> {
     let js = connect(nats).await?;
     let subject: async_nats::Subject = stream.clone().into();
-    js.get_or_create_stream(jetstream::stream::Config { name: stream.clone(), subjects: vec![stream], ..Default::default() })
-        .await?;
+    js.get_or_create_stream(jetstream::stream::Config {
+        name: stream.clone(),
+        subjects: vec![stream],
+        ..Default::default()
+    })
+    .await?;
     let listener = TcpListener::bind(listen).await?;
     loop {
         let (stream, _) = listener.accept().await?;
@@ -97,7 +101,9 @@ async fn gateway(nats: &str, listen: SocketAddr, stream: String) -> anyhow::Resu
                 let update: Update<'_> = serde_json::from_slice(&body)?;
                 ensure!(update.lead_id.len() == 24 && update.metadata.get().starts_with('{'), "not an update");
                 js.publish(subject, body).await?.await?;
-                anyhow::Ok(Response::new(Full::new(Bytes::from_static(br#"{"success":true,"message":"Lead update initiated"}"#))))
+                anyhow::Ok(Response::new(Full::new(Bytes::from_static(
+                    br#"{"success":true,"message":"Lead update initiated"}"#,
+                ))))
             }
         });
         tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service));
@@ -166,7 +172,10 @@ impl Rows {
 
     async fn write(&self, connection: &mut PgConnection, project: &[u8], process: &[u8]) -> sqlx::Result<()> {
         let mut transaction = connection.begin().await?;
-        sqlx::query("UPDATE floor.checkpoint SET last_seq = $1").bind(self.sequences.last()).execute(&mut *transaction).await?;
+        sqlx::query("UPDATE floor.checkpoint SET last_seq = $1")
+            .bind(self.sequences.last())
+            .execute(&mut *transaction)
+            .await?;
         self.write_rows(&mut transaction, project, process).await?;
         transaction.commit().await
     }

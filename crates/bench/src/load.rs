@@ -173,11 +173,7 @@ struct Client {
 }
 
 impl Client {
-    async fn connect(
-        load: Load,
-        book: Arc<Book>,
-        until: Instant,
-    ) -> anyhow::Result<Self> {
+    async fn connect(load: Load, book: Arc<Book>, until: Instant) -> anyhow::Result<Self> {
         let stream = TcpStream::connect(load.to).await.with_context(|| format!("cannot connect to {}", load.to))?;
         stream.set_nodelay(true)?;
         let head = format!(
@@ -204,7 +200,9 @@ impl Client {
                 return Ok(tally);
             }
             if let Pace::Window(_) = self.load.pace {
-                let Ok(permit) = timeout_at(self.until.into(), self.book.window.acquire()).await else { return Ok(tally) };
+                let Ok(permit) = timeout_at(self.until.into(), self.book.window.acquire()).await else {
+                    return Ok(tally);
+                };
                 permit?.forget();
             }
             let tag = self.book.next_tag();

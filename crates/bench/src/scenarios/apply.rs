@@ -48,7 +48,10 @@ pub(crate) async fn run(plan: &Plan, report: &mut Report) -> anyhow::Result<()> 
         let (taken, _) = meter.stop();
         let applied = (after.0 - before.0) as f64;
         let wal = (stack.written().await?[0] - written[0]) / applied;
-        report.detail(NAME, json!({"applied": applied, "announced": after.1 - before.1, "seconds": took, "taken": taken, "wal": wal}))?;
+        report.detail(
+            NAME,
+            json!({"applied": applied, "announced": after.1 - before.1, "seconds": took, "taken": taken, "wal": wal}),
+        )?;
         ours.push(applied / took);
         memory.push(taken["lead-state"].memory);
     }
@@ -91,7 +94,8 @@ async fn pgbench(stack: &Stack, seconds: &str) -> anyhow::Result<f64> {
         anyhow::Ok(text)
     };
     run(&["--initialize", "--scale=10", "--quiet"]).await?;
-    let text = run(&["--builtin=simple-update", "--client=16", "--jobs=2", "--protocol=prepared", "--time", seconds]).await?;
+    let text =
+        run(&["--builtin=simple-update", "--client=16", "--jobs=2", "--protocol=prepared", "--time", seconds]).await?;
     let rate = text.lines().find_map(|line| line.strip_prefix("tps = ")).and_then(|rest| rest.split(' ').next());
     rate.context("pgbench told no rate")?.parse().context("pgbench's rate")
 }
