@@ -11,7 +11,10 @@ use tokio::{
     time::timeout,
 };
 
-use crate::stack::{Api, SOON, Stack};
+use crate::{
+    guard::memory,
+    stack::{Api, SOON, Stack},
+};
 
 const UPDATES: &str = "/api/v1/leads/update/bulk";
 
@@ -204,6 +207,24 @@ async fn when_the_log_is_full_lines_are_told_and_no_later_one_is_accepted() {
     let js = service_kit::nats::jetstream(&stack.client);
     let log = js.get_stream(contract::streams::LEAD_COMMANDS).await.expect("the log");
     assert_eq!(log.cached_info().state.last_sequence, accepted as u64);
+}
+
+#[tokio::test]
+async fn a_body_of_any_size_costs_bounded_memory() {
+    const LINES: usize = 400;
+    let mut stack = Stack::start().await;
+    let process_id = process(&stack).await;
+    let lead_id = stack.api.initiate(process_id, None).await;
+    // Nobody need read all of it.
+    stack.lead_state.terminate().await;
+    let line = json!({"leadId": lead_id, "metadata": {"padding": "x".repeat(100 << 10)}}).to_string() + "\n";
+    let before = memory(stack.gateway.pid(), "VmRSS");
+    let body = line.repeat(LINES);
+    let size = body.len() >> 20;
+    assert_eq!(ids(&lines(request(&stack.api, body)).await).len(), LINES);
+    let peak = memory(stack.gateway.pid(), "VmHWM");
+    println!("a body of {size} MiB: {} MiB before, {} MiB at most", before / 1024, peak / 1024);
+    assert!(peak < before + 16 * 1024, "{before} KiB became {peak} KiB");
 }
 
 #[tokio::test]

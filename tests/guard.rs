@@ -129,7 +129,7 @@ async fn answer(mut stream: TcpStream) -> std::io::Result<()> {
 }
 
 /// The resident memory of a process in KiB, by the name that `/proc` has for it.
-fn memory(pid: u32, field: &str) -> u64 {
+pub(crate) fn memory(pid: u32, field: &str) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the process's status");
     let line = status.lines().find(|line| line.starts_with(field)).expect(field);
     line.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).expect("a number")
