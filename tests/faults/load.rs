@@ -1,7 +1,7 @@
 //! A load of updates over HTTP and NATS, and the tap that reads the log along into the reference model.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -38,6 +38,8 @@ const THINKING: Duration = Duration::from_millis(40);
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
     accepted: Mutex<HashSet<String>>,
+    /// Outcomes that answers told, by update: some clients prefer to wait for them.
+    outcomes: Mutex<HashMap<String, Value>>,
     /// Updates that the HTTP clients meant: one each, however often they asked.
     pub(crate) intended: AtomicU64,
     /// Answers that were no acceptance, or none at all: the update was sent again.
@@ -52,6 +54,11 @@ impl Ledger {
     /// Ids of updates that were accepted, where the client knows one.
     pub(crate) fn accepted(&self) -> MutexGuard<'_, HashSet<String>> {
         self.accepted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Outcomes that answers told.
+    pub(crate) fn outcomes(&self) -> MutexGuard<'_, HashMap<String, Value>> {
+        self.outcomes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -70,10 +77,14 @@ impl Client {
         let idempotency_key = format!("{:032x}", rand::random::<u128>());
         ledger.intended.fetch_add(1, Ordering::Relaxed);
         let deadline = Instant::now() + STUBBORNNESS;
+        let waits = random.random_bool(0.3);
         loop {
             let gateway = self.gateways.choose(random).expect("a gateway");
-            match self.ask(gateway, body, &idempotency_key).await {
-                Ok(update_id) => {
+            match self.ask(gateway, body, &idempotency_key, waits).await {
+                Ok((update_id, outcome)) => {
+                    if let Some(outcome) = outcome {
+                        ledger.outcomes().insert(update_id.clone(), outcome);
+                    }
                     ledger.over_http.fetch_add(1, Ordering::Relaxed);
                     ledger.accepted().insert(update_id.clone());
                     return update_id;
@@ -85,14 +96,24 @@ impl Client {
         }
     }
 
-    async fn ask(&self, gateway: &str, body: &Value, idempotency_key: &str) -> anyhow::Result<String> {
-        let request = self
+    /// Asks once; the update's id and, where it was waited for and came in time, its outcome.
+    async fn ask(
+        &self,
+        gateway: &str,
+        body: &Value,
+        idempotency_key: &str,
+        waits: bool,
+    ) -> anyhow::Result<(String, Option<Value>)> {
+        let mut request = self
             .http
             .post(format!("{gateway}/api/v1/leads/update"))
             .bearer_auth(&self.key)
             .header("idempotency-key", idempotency_key)
             .timeout(PATIENCE)
             .body(body.to_string());
+        if waits {
+            request = request.header("prefer", "wait=1");
+        }
         let answer = request.send().await?.bytes().await?;
         let answer: Value = serde_json::from_slice(&answer)?;
         if answer["success"] != true {
@@ -101,7 +122,8 @@ impl Client {
             let unavailable = ["log_full", "too_many_in_flight", "not_confirmed", "starting", "broker_unavailable"];
             assert!(unavailable.contains(&code), "an update was refused: {answer}");
         }
-        answer["updateId"].as_str().filter(|_| answer["success"] == true).map(str::to_owned).context(answer.to_string())
+        let update_id = answer["updateId"].as_str().filter(|_| answer["success"] == true).map(str::to_owned);
+        Ok((update_id.context(answer.to_string())?, answer.get("outcome").cloned()))
     }
 }
 

@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     history::{self, differences},
-    model::Model,
+    model::{self, Model},
     stack::{Api, SOON, service, wait_until_applied},
 };
 use endpoints::Endpoints;
@@ -59,6 +59,7 @@ struct Report {
     over_http: u64,
     over_nats: u64,
     repeated: u64,
+    outcomes: usize,
     applied: usize,
     failed: usize,
     met_again: u64,
@@ -141,6 +142,16 @@ async fn run(seed: u64, length: Length) -> Report {
     let known: HashSet<&String> = model.outcomes.keys().map(|(_, update_id)| update_id).collect();
     let lost: Vec<_> = ledger.accepted().iter().filter(|id| !known.contains(id)).cloned().collect();
     assert!(lost.is_empty(), "{} accepted and not in the log: {lost:?}", lost.len());
+    // What an answer told of an outcome was true.
+    let outcomes = std::mem::take(&mut *ledger.outcomes());
+    for (update_id, outcome) in &outcomes {
+        let key = (leads[0].project_id.to_string(), update_id.clone());
+        let model::Outcome { error, data, .. } = &model.outcomes[&key];
+        let expected = (json!(error.is_none()), json!(error), json!(data));
+        let told = (&outcome["success"], &outcome["error"], &outcome["data"]);
+        assert_eq!(told, (&expected.0, &expected.1, &expected.2), "{update_id}");
+    }
+    assert!(!outcomes.is_empty(), "nobody heard of an outcome");
     // However often its client had to ask.
     let over_http: i64 =
         sqlx::query_scalar("SELECT count(*) FROM lead_state.lead_updates WHERE api_key_id IS NOT NULL")
@@ -165,6 +176,7 @@ async fn run(seed: u64, length: Length) -> Report {
         over_http: ledger.over_http.load(Ordering::Relaxed),
         over_nats: ledger.over_nats.load(Ordering::Relaxed),
         repeated: ledger.repeated.load(Ordering::Relaxed),
+        outcomes: outcomes.len(),
         applied: model.outcomes.len(),
         failed: model.outcomes.values().filter(|outcome| outcome.error.is_some()).count(),
         met_again: model.repeated,
@@ -349,6 +361,7 @@ impl std::fmt::Display for Report {
         writeln!(f, "| updates accepted over HTTP, messages over NATS | {}, {} |", self.over_http, self.over_nats)?;
         writeln!(f, "| sent again, for the answer was none or a refusal | {} |", self.repeated)?;
         writeln!(f, "| accepted ids that the client knows, lost of them | {}, 0 |", self.accepted)?;
+        writeln!(f, "| outcomes that answers told, wrong ones among them | {}, 0 |", self.outcomes)?;
         writeln!(f, "| applied: succeeded, failed | {}, {} |", self.applied - self.failed, self.failed)?;
         writeln!(f, "| met again in the log and not applied again | {} |", self.met_again)?;
         writeln!(f, "| dead letters | {} |", self.dead_letters)?;
