@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::json;
-use test_support::{Reply, eventually, free_port, http_client};
+use test_support::{Reply, binary, eventually, free_port, http_client};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -164,5 +164,52 @@ async fn each_service_says_once_what_the_nats_server_cannot_give() {
         let log = service.log();
         assert_eq!(log.matches("the NATS server's version").count(), 1, "{log}");
         assert_eq!(log.matches("but not a power cut").count(), old, "{log}");
+    }
+}
+
+/// How upgrades go where a job migrates: the new version waits for it, and the one before goes on with what it made.
+#[tokio::test]
+async fn who_does_not_migrate_waits_for_the_schema_and_who_is_older_takes_a_newer_one() {
+    let (nats, postgres) = (test_support::nats().await, test_support::postgres().await);
+    let mut services =
+        ["lead-state", "webhook-notifier"].map(|name| service(name, &nats, &postgres, &[("NO_MIGRATE", "true")]));
+    let client = http_client();
+    for ((_, ready), schema) in services.iter().zip(["lead_state", "webhooks"]) {
+        eventually(SOON, "it says that it waits for the schema", async || {
+            let answer = client.get(ready).send().await.map_err(|e| e.to_string())?;
+            let (status, text) = (answer.status().as_u16(), answer.text().await.map_err(|e| e.to_string())?);
+            if status == 503 && text.contains(&format!("schema: {schema} lacks migrations [1, ")) {
+                Ok(())
+            } else {
+                Err(text)
+            }
+        })
+        .await;
+    }
+    let migrate = async || {
+        let output = tokio::process::Command::new(binary("leadctl"))
+            .args(["migrate", "--database-url", &postgres.url()])
+            .output()
+            .await
+            .expect("leadctl");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    migrate().await;
+    for (service, ready) in &mut services {
+        service.wait_for_http(ready, SOON).await;
+    }
+
+    let pool = sqlx::PgPool::connect(&postgres.url()).await.expect("Postgres");
+    for schema in ["lead_state", "webhooks"] {
+        let newer = format!(
+            "INSERT INTO {schema}._sqlx_migrations (version, description, success, checksum, execution_time) \
+             VALUES (9999, 'of a newer version', true, '', 0)"
+        );
+        sqlx::query(sqlx::AssertSqlSafe(newer)).execute(&pool).await.expect("a migration");
+    }
+    migrate().await;
+    for name in ["lead-state", "webhook-notifier"] {
+        let (mut service, ready) = service(name, &nats, &postgres, &[]);
+        service.wait_for_http(&ready, SOON).await;
     }
 }

@@ -64,7 +64,7 @@ pub struct Config {
     /// How long applied commands stay in the log. When it is more than half full they go at once.
     #[arg(long, env = "LOG_RETENTION", default_value_t = LOG_RETENTION.into(), value_name = "DURATION")]
     pub log_retention: humantime::Duration,
-    /// Do not migrate the schema at start: a job of its own does it.
+    /// Do not migrate the schema at start: `leadctl migrate` does it, and the service waits until it is done.
     #[arg(long, env = "NO_MIGRATE")]
     pub no_migrate: bool,
 }
@@ -91,7 +91,9 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
 
     let pool = store::pool(&config.database)?;
     let start = async {
-        if !config.no_migrate {
+        if config.no_migrate {
+            store::wait_for_schema(&pool, &readiness).await;
+        } else {
             store::wait(&pool).await;
             migrate_with(&pool).await?;
         }

@@ -26,7 +26,8 @@ pub struct Config {
     /// Where health is answered.
     #[command(flatten)]
     pub health: HealthConfig,
-    /// Do not bring the database schema up to date at start; something else does.
+    /// Do not bring the database schema up to date at start: `leadctl migrate` does it, and the service waits until it is
+    /// done.
     #[arg(long, env = "NO_MIGRATE")]
     pub no_migrate: bool,
     /// Let callbacks have http:// URLs. Their payloads then travel in clear.

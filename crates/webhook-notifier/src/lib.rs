@@ -102,7 +102,9 @@ async fn start(
     let poster = Poster::new(guard)?;
     let client = nats::connect(&config.nats, "webhook-notifier", readiness).await?;
     let pool = store::connect(&config.database, readiness).await?;
-    if !config.no_migrate {
+    if config.no_migrate {
+        store::wait_for_schema(&pool, readiness).await;
+    } else {
         migrate(&pool).await?;
     }
     // Before anything is recorded: what went to the default partition would have to be moved.

@@ -4,7 +4,11 @@ use std::str::FromStr;
 
 use anyhow::Context;
 use contract::{JsonObject, ObjectId, Timestamp};
-use service_kit::config::DatabaseConfig;
+use service_kit::{
+    config::DatabaseConfig,
+    health::Readiness,
+    nats::{chain, patient},
+};
 use sqlx::{
     PgPool,
     migrate::Migrator,
@@ -74,7 +78,35 @@ pub(crate) fn migrator() -> Migrator {
     let mut migrator = sqlx::migrate!();
     migrator.dangerous_set_table_name("lead_state._sqlx_migrations");
     migrator.create_schema("lead_state");
+    // A newer version may have migrated already: what it added, this one can live with.
+    migrator.set_ignore_missing(true);
     migrator
+}
+
+/// Waits until somebody else has brought the schema up to this version; `readiness` says what it lacks.
+pub(crate) async fn wait_for_schema(pool: &PgPool, readiness: &Readiness) {
+    for delay in patient() {
+        let why = match lacking(pool).await {
+            Ok(lacking) if lacking.is_empty() => break,
+            Ok(lacking) => format!("lead_state lacks migrations {lacking:?}: `leadctl migrate` makes them"),
+            Err(e) => chain(&e),
+        };
+        tracing::warn!("waiting for the schema: {why}");
+        readiness.not_ready("schema", why);
+        tokio::time::sleep(delay).await;
+    }
+    readiness.ready("schema");
+}
+
+/// This version's migrations that the database does not have.
+async fn lacking(pool: &PgPool) -> Result<Vec<i64>, sqlx::Error> {
+    let applied = sqlx::query_scalar!("SELECT version FROM lead_state._sqlx_migrations WHERE success");
+    let applied = match applied.fetch_all(pool).await {
+        // Before the first migration there is no such table.
+        Err(sqlx::Error::Database(e)) if e.code().as_deref() == Some("42P01") => Vec::new(),
+        applied => applied?,
+    };
+    Ok(migrator().iter().map(|migration| migration.version).filter(|version| !applied.contains(version)).collect())
 }
 
 /// Options of every connection: what was left behind by a process that hangs is cut by the server, so that a standby
@@ -123,7 +155,7 @@ fn time(at: Timestamp) -> OffsetDateTime {
 
 /// Waits until the database answers.
 pub(crate) async fn wait(pool: &PgPool) {
-    for delay in service_kit::nats::patient() {
+    for delay in patient() {
         match pool.acquire().await {
             Ok(_) => return,
             Err(e) => tracing::warn!("cannot connect to Postgres, trying again: {e}"),

@@ -53,13 +53,46 @@ pub(crate) async fn connect(config: &DatabaseConfig, readiness: &Readiness) -> a
     Ok(pool)
 }
 
-/// Brings the `webhooks` schema up to date.
-pub(crate) async fn migrate(pool: &PgPool) -> anyhow::Result<()> {
+/// The schema's migrations.
+fn migrator() -> Migrator {
     let mut migrator: Migrator = sqlx::migrate!();
     // In the schema that they make, so that several services can share a database.
     migrator.create_schema("webhooks");
     migrator.dangerous_set_table_name("webhooks._sqlx_migrations");
-    migrator.run(pool).await.context("cannot bring the webhooks schema up to date")
+    // A newer version may have migrated already: what it added, this one can live with.
+    migrator.set_ignore_missing(true);
+    migrator
+}
+
+/// Brings the `webhooks` schema up to date.
+pub(crate) async fn migrate(pool: &PgPool) -> anyhow::Result<()> {
+    migrator().run(pool).await.context("cannot bring the webhooks schema up to date")
+}
+
+/// Waits until somebody else has brought the schema up to this version; `readiness` says what it lacks.
+pub(crate) async fn wait_for_schema(pool: &PgPool, readiness: &Readiness) {
+    for delay in patient() {
+        let why = match lacking(pool).await {
+            Ok(lacking) if lacking.is_empty() => break,
+            Ok(lacking) => format!("webhooks lacks migrations {lacking:?}: `leadctl migrate` makes them"),
+            Err(e) => chain(&e),
+        };
+        tracing::warn!("waiting for the schema: {why}");
+        readiness.not_ready("schema", why);
+        tokio::time::sleep(delay).await;
+    }
+    readiness.ready("schema");
+}
+
+/// This version's migrations that the database does not have.
+async fn lacking(pool: &PgPool) -> Result<Vec<i64>, sqlx::Error> {
+    let applied = sqlx::query_scalar!("SELECT version FROM webhooks._sqlx_migrations WHERE success");
+    let applied = match applied.fetch_all(pool).await {
+        // Before the first migration there is no such table.
+        Err(sqlx::Error::Database(e)) if e.code().as_deref() == Some("42P01") => Vec::new(),
+        applied => applied?,
+    };
+    Ok(migrator().iter().map(|migration| migration.version).filter(|version| !applied.contains(version)).collect())
 }
 
 /// The id in a column that a CHECK keeps at twelve bytes.
