@@ -23,6 +23,21 @@ test-current *arguments:
 deny:
     .ci/deny
 
+# What is in deploy/, checked without a cluster
+deploy:
+    .ci/deploy
+
+# The container image, leadrelay:0.1.0
+image:
+    .ci/image
+
+# The whole system in a new cluster of kind on this machine
+kind: image
+    kind create cluster --name leadrelay
+    kind load docker-image leadrelay:0.1.0 --name leadrelay
+    kubectl apply -k deploy/kubernetes/overlays/local
+    kubectl -n leadrelay wait --for=condition=Available deployment --all --timeout=5m
+
 # Formatting and lints
 lint:
     cargo fmt --check
