@@ -46,6 +46,15 @@ pub(crate) struct Load {
     pub(crate) pace: Pace,
     /// For how long.
     pub(crate) lasting: Duration,
+    /// Leads whose webhooks nobody waits for: by number, the first so many of every so many.
+    pub(crate) unheard: Option<(u64, u64)>,
+}
+
+impl Load {
+    /// Whether the webhook of an update of this lead is waited for.
+    fn hears_of(&self, lead: u64) -> bool {
+        self.unheard.is_none_or(|(first, of)| lead % of >= first)
+    }
 }
 
 /// How requests follow each other.
@@ -64,6 +73,8 @@ pub(crate) enum Pace {
 pub(crate) struct Posted {
     /// Requests that were answered 200.
     pub(crate) accepted: u64,
+    /// How many of their webhooks are waited for.
+    pub(crate) expected: u64,
     /// Requests that were answered otherwise.
     pub(crate) refused: u64,
     /// The first answer that was another.
@@ -130,16 +141,18 @@ pub(crate) async fn post(load: Load, book: &Arc<Book>) -> anyhow::Result<Posted>
         // A thread: its sleep is finer than the runtime's.
         std::thread::spawn(move || pace(&dues, rate, begun, until));
     }
-    let mut posted = Tally { accepted: 0, refused: 0, refusal: None, latency: histogram() };
+    let mut posted = Tally::default();
     while let Some(client) = clients.join_next().await {
         let client = client??;
         posted.accepted += client.accepted;
+        posted.expected += client.expected;
         posted.refused += client.refused;
         posted.refusal = posted.refusal.or(client.refusal);
         posted.latency.add(&client.latency)?;
     }
-    let Tally { accepted, refused, refusal, latency } = posted;
-    Ok(Posted { accepted, refused, refusal, seconds: begun.elapsed().as_secs_f64(), latency: (&latency).into() })
+    let Tally { accepted, expected, refused, refusal, latency } = posted;
+    let seconds = begun.elapsed().as_secs_f64();
+    Ok(Posted { accepted, expected, refused, refusal, seconds, latency: (&latency).into() })
 }
 
 /// Tells the clients in turn when their next request is due.
@@ -159,9 +172,16 @@ fn pace(dues: &[mpsc::UnboundedSender<Instant>], rate: u32, begun: Instant, unti
 
 struct Tally {
     accepted: u64,
+    expected: u64,
     refused: u64,
     refusal: Option<String>,
     latency: hdrhistogram::Histogram<u64>,
+}
+
+impl Default for Tally {
+    fn default() -> Self {
+        Self { accepted: 0, expected: 0, refused: 0, refusal: None, latency: histogram() }
+    }
 }
 
 struct Client {
@@ -185,7 +205,7 @@ impl Client {
     }
 
     async fn run(mut self, mut due: Option<mpsc::UnboundedReceiver<Instant>>) -> anyhow::Result<Tally> {
-        let mut tally = Tally { accepted: 0, refused: 0, refusal: None, latency: histogram() };
+        let mut tally = Tally::default();
         let mut request = Vec::new();
         let mut buffer = BytesMut::with_capacity(4096);
         loop {
@@ -206,10 +226,13 @@ impl Client {
                 permit?.forget();
             }
             let tag = self.book.next_tag();
-            let body = body(any_lead(self.load.leads), tag);
+            let lead = any_lead(self.load.leads);
+            let (body, heard) = (body(lead, tag), self.load.hears_of(lead));
             request.clear();
             write!(request, "{}{}\r\n\r\n{body}", self.head, body.len())?;
-            self.book.expect(tag, if due.is_some() { at } else { Instant::now() });
+            if heard {
+                self.book.expect(tag, if due.is_some() { at } else { Instant::now() });
+            }
             self.stream.write_all(&request).await.context("the gateway hung up")?;
             let (head, length) = loop {
                 if let Some(head) = memmem::find(&buffer, b"\r\n\r\n") {
@@ -223,6 +246,7 @@ impl Client {
             record(&mut tally.latency, at.elapsed());
             if buffer.starts_with(b"HTTP/1.1 200") {
                 tally.accepted += 1;
+                tally.expected += u64::from(heard);
             } else {
                 tally.refused += 1;
                 let answer = || String::from_utf8_lossy(&buffer[..head + length]).into_owned();

@@ -11,10 +11,12 @@ use clap::{Parser, ValueEnum};
 use tokio::runtime::{self, Runtime};
 
 mod driver;
+mod environment;
 mod floors;
 mod latency;
 mod load;
 mod meter;
+mod plot;
 mod receiver;
 mod report;
 mod scenarios;
@@ -36,6 +38,9 @@ struct Cli {
     /// How long a run of a scenario measures.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=600))]
     seconds: u64,
+    /// Commands or retries that wait in backlog, and leads in scale, whose ledger has five times as many.
+    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..))]
+    size: u64,
     /// Runs of each scenario; the median counts.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=20))]
     runs: u32,
@@ -55,6 +60,13 @@ enum Part {
     /// Runs a floor.
     #[command(hide = true, subcommand)]
     Floor(Floor),
+    /// Draw what `--json` wrote: rates.svg and latency.svg.
+    Plot {
+        /// What `--json` wrote.
+        file: PathBuf,
+        /// Where the drawings go.
+        dir: PathBuf,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -69,8 +81,16 @@ enum Scenario {
     E2e,
     /// From POST to webhook at a low and at a moderate rate.
     Latency,
+    /// A million commands in the log; a million retries in Postgres.
+    Backlog,
+    /// Few leads and an empty ledger, many leads and a large one.
+    Scale,
+    /// Five hundred callbacks on hosts of their own, a tenth of them hanging.
+    Hosts,
     /// All of these.
     All,
+    /// Two minutes of what has a floor; fails where a ratio is lower than noise explains.
+    Smoke,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -79,33 +99,57 @@ fn main() -> anyhow::Result<()> {
         // One thread: it takes least of what is to be measured.
         Some(Part::Driver) => runtime::Builder::new_current_thread().enable_all().build()?.block_on(driver::run()),
         Some(Part::Floor(floor)) => Runtime::new()?.block_on(floor.run()),
+        Some(Part::Plot { file, dir }) => plot::draw(&Report::read(&file)?, &dir),
         None => Runtime::new()?.block_on(measure(&cli)),
     }
 }
 
 async fn measure(cli: &Cli) -> anyhow::Result<()> {
-    let plan = Plan { lasting: Duration::from_secs(cli.seconds), runs: cli.runs };
+    scenarios::progress("the services are built, which takes minutes the first time");
+    test_support::build(&["gateway", "lead-state", "webhook-notifier"]);
     let mut report = Report::default();
-    let wanted = |scenario| cli.scenario == scenario || cli.scenario == Scenario::All;
-    if wanted(Scenario::Gateway) {
-        scenarios::gateway::run(&plan, &mut report).await.context("gateway")?;
+    {
+        let (nats, postgres) = tokio::try_join!(stack::nats(false), stack::postgres())?;
+        report.environment = environment::environment(&nats, &postgres).await?;
     }
-    if wanted(Scenario::Apply) {
-        scenarios::apply::run(&plan, &mut report).await.context("apply")?;
-    }
-    if wanted(Scenario::Deliver) {
-        scenarios::deliver::run(&plan, &mut report).await.context("deliver")?;
-    }
-    if wanted(Scenario::E2e) {
-        scenarios::e2e::run(&plan, &mut report).await.context("e2e")?;
-    }
-    if wanted(Scenario::Latency) {
-        scenarios::latency::run(&plan, &mut report).await.context("latency")?;
-    }
+    let measured = run(cli, &mut report).await;
+    // What was measured is told even where the rest failed.
     println!("{}", report.table());
     if let Some(path) = &cli.json {
-        let text = serde_json::to_string_pretty(&report)?;
-        std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        report.write(path)?;
+    }
+    measured
+}
+
+async fn run(cli: &Cli, report: &mut Report) -> anyhow::Result<()> {
+    let plan = Plan { lasting: Duration::from_secs(cli.seconds), runs: cli.runs, size: cli.size };
+    if cli.scenario == Scenario::Smoke {
+        return scenarios::smoke::run(report).await;
+    }
+    let wanted = |scenario| cli.scenario == scenario || cli.scenario == Scenario::All;
+    if wanted(Scenario::Gateway) {
+        scenarios::gateway::run(&plan, report).await.context("gateway")?;
+    }
+    if wanted(Scenario::Apply) {
+        scenarios::apply::run(&plan, report).await.context("apply")?;
+    }
+    if wanted(Scenario::Deliver) {
+        scenarios::deliver::run(&plan, report).await.context("deliver")?;
+    }
+    if wanted(Scenario::E2e) {
+        scenarios::e2e::run(&plan, report).await.context("e2e")?;
+    }
+    if wanted(Scenario::Latency) {
+        scenarios::latency::run(&plan, report).await.context("latency")?;
+    }
+    if wanted(Scenario::Backlog) {
+        scenarios::backlog::run(&plan, report).await.context("backlog")?;
+    }
+    if wanted(Scenario::Scale) {
+        scenarios::scale::run(&plan, report).await.context("scale")?;
+    }
+    if wanted(Scenario::Hosts) {
+        scenarios::hosts::run(&plan, report).await.context("hosts")?;
     }
     Ok(())
 }

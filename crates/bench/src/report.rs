@@ -1,12 +1,13 @@
 //! What was measured, its verdicts, and how it is told.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::Path};
 
-use serde::Serialize;
+use anyhow::Context;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 /// A target.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) enum Target {
     /// The figure is at least this.
@@ -22,14 +23,28 @@ impl Target {
             Self::AtMost(bound) => figure <= bound,
         }
     }
+
+    pub(crate) fn bound(self) -> f64 {
+        match self {
+            Self::AtLeast(bound) | Self::AtMost(bound) => bound,
+        }
+    }
+
+    fn text(self) -> String {
+        let sign = match self {
+            Self::AtLeast(_) => "≥",
+            Self::AtMost(_) => "≤",
+        };
+        format!("{sign} {}", number(self.bound()))
+    }
 }
 
 /// A figure, from one or more runs.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Figure {
     /// The scenario it is of.
-    pub(crate) scenario: &'static str,
+    pub(crate) scenario: String,
     /// What was measured.
     pub(crate) what: String,
     /// The median of the runs.
@@ -37,51 +52,73 @@ pub(crate) struct Figure {
     /// All runs.
     pub(crate) runs: Vec<f64>,
     /// `/s`, `ms`, `MiB`, `x` for a ratio.
-    pub(crate) unit: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) unit: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) target: Option<Target>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) met: Option<bool>,
 }
 
 /// All that a run of the bench found.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Report {
     /// The machine and the versions of what ran on it.
-    pub(crate) environment: BTreeMap<&'static str, String>,
+    pub(crate) environment: BTreeMap<String, String>,
     pub(crate) figures: Vec<Figure>,
+    /// What could not be measured, and why.
+    pub(crate) unmeasured: Vec<String>,
     /// The raw results, by scenario.
-    pub(crate) details: BTreeMap<&'static str, Vec<Value>>,
+    pub(crate) details: BTreeMap<String, Vec<Value>>,
 }
 
 impl Report {
-    /// Notes a figure.
+    /// Notes a figure, and says it on standard error.
     pub(crate) fn figure(
         &mut self,
-        scenario: &'static str,
+        scenario: &str,
         what: impl Into<String>,
-        unit: &'static str,
+        unit: &str,
         runs: Vec<f64>,
         target: impl Into<Option<Target>>,
     ) -> f64 {
         let (median, target) = (median(&runs), target.into());
         let met = target.map(|target| target.is_met(median));
-        let figure = Figure { scenario, what: what.into(), median, runs, unit, target, met };
-        println!("{}", line(&figure));
+        let figure =
+            Figure { scenario: scenario.into(), what: what.into(), median, runs, unit: unit.into(), target, met };
+        eprintln!("{}", line(&figure));
         self.figures.push(figure);
         median
     }
 
     /// Notes raw results.
-    pub(crate) fn detail(&mut self, scenario: &'static str, value: impl Serialize) -> anyhow::Result<()> {
-        self.details.entry(scenario).or_default().push(serde_json::to_value(value)?);
+    pub(crate) fn detail(&mut self, scenario: &str, value: impl Serialize) -> anyhow::Result<()> {
+        self.details.entry(scenario.into()).or_default().push(serde_json::to_value(value)?);
         Ok(())
     }
 
-    /// Whether every target that was looked at is met.
-    pub(crate) fn all_met(&self) -> bool {
-        self.figures.iter().all(|figure| figure.met != Some(false))
+    /// Notes that something could not be measured.
+    pub(crate) fn unmeasured(&mut self, what: impl Into<String>) {
+        let what = what.into();
+        eprintln!("  not measured: {what}");
+        self.unmeasured.push(what);
+    }
+
+    /// The median of a figure that was noted.
+    pub(crate) fn median(&self, scenario: &str, what: &str) -> Option<f64> {
+        let figure = self.figures.iter().find(|figure| figure.scenario == scenario && figure.what == what);
+        figure.map(|figure| figure.median)
+    }
+
+    /// Reads what [`Report::write`] wrote.
+    pub(crate) fn read(path: &Path) -> anyhow::Result<Self> {
+        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        serde_json::from_str(&text).with_context(|| format!("{} is not what --json writes", path.display()))
+    }
+
+    pub(crate) fn write(&self, path: &Path) -> anyhow::Result<()> {
+        let text = serde_json::to_string_pretty(self)?;
+        std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
     }
 
     /// The table for people.
@@ -93,28 +130,42 @@ impl Report {
         let mut scenario = "";
         for figure in &self.figures {
             if figure.scenario != scenario {
-                scenario = figure.scenario;
+                scenario = &figure.scenario;
                 table += &format!("\n{scenario}\n");
             }
             table += &line(figure);
             table.push('\n');
         }
-        let judged = self.figures.iter().filter(|figure| figure.met.is_some());
-        let (met, missed): (Vec<_>, Vec<_>) = judged.partition(|figure| figure.met == Some(true));
-        table += &format!("\n{} targets met, {} missed\n", met.len(), missed.len());
+        table += &self.verdict();
         table
+    }
+
+    /// How many targets are met; those that are not, with how far they are off.
+    fn verdict(&self) -> String {
+        let judged = self.figures.iter().filter_map(|figure| Some((figure, figure.target?, figure.met?)));
+        let (met, missed): (Vec<_>, Vec<_>) = judged.partition(|(_, _, met)| *met);
+        let mut text = format!("\n{} targets met, {} missed\n", met.len(), missed.len());
+        for (figure, target, _) in missed {
+            text += &format!(
+                "  MISSED {}: {}: {} {}, {} × the target of {}\n",
+                figure.scenario,
+                figure.what.trim(),
+                number(figure.median),
+                figure.unit,
+                number(figure.median / target.bound()),
+                target.text(),
+            );
+        }
+        for what in &self.unmeasured {
+            text += &format!("  not measured: {what}\n");
+        }
+        text
     }
 }
 
 fn line(figure: &Figure) -> String {
     let verdict = match (figure.target, figure.met) {
-        (Some(target), Some(met)) => {
-            let (sign, bound) = match target {
-                Target::AtLeast(bound) => ("≥", bound),
-                Target::AtMost(bound) => ("≤", bound),
-            };
-            format!("{} {sign} {}", if met { "met   " } else { "MISSED" }, number(bound))
-        }
+        (Some(target), Some(met)) => format!("{} {}", if met { "met   " } else { "MISSED" }, target.text()),
         _ => String::new(),
     };
     let spread = match figure.runs.as_slice() {
@@ -122,11 +173,11 @@ fn line(figure: &Figure) -> String {
         runs => format!("({})", runs.iter().map(|run| number(*run)).collect::<Vec<_>>().join(", ")),
     };
     let value = format!("{} {}", number(figure.median), figure.unit);
-    format!("  {:<66} {value:>14}  {verdict:<18} {spread}", figure.what)
+    format!("  {:<66} {value:>14}  {verdict:<18} {spread}", figure.what).trim_end().to_owned()
 }
 
 /// As many digits as mean something.
-fn number(value: f64) -> String {
+pub(crate) fn number(value: f64) -> String {
     match value.abs() {
         0.0 => "0".into(),
         size if size >= 1000.0 => {
@@ -172,12 +223,31 @@ mod tests {
     }
 
     #[test]
-    fn a_missed_target_is_said() {
+    fn a_missed_target_is_said_with_its_ratio() {
         let mut report = Report::default();
         report.figure("gateway", "accepted", "/s", vec![3.0, 1.0, 2.0], Target::AtLeast(2.0));
-        assert!(report.all_met() && report.figures[0].median == 2.0);
-        report.figure("gateway", "memory", "MiB", vec![65.0], Target::AtMost(64.0));
-        assert!(!report.all_met());
-        assert!(report.table().contains("1 targets met, 1 missed"), "{}", report.table());
+        assert_eq!(report.median("gateway", "accepted"), Some(2.0));
+        assert!(report.table().contains("1 targets met, 0 missed"), "{}", report.table());
+        report.figure("gateway", "memory", "MiB", vec![80.0], Target::AtMost(64.0));
+        assert!(
+            report.table().ends_with(
+                "1 targets met, 1 missed\n  MISSED gateway: memory: 80.0 MiB, 1.25 × the target of ≤ 64.0\n"
+            ),
+            "{}",
+            report.table()
+        );
+    }
+
+    #[test]
+    fn what_is_written_can_be_read() {
+        let mut report = Report::default();
+        report.figure("gateway", "accepted", "/s", vec![2.0], Target::AtLeast(2.0));
+        report.detail("gateway", 7).expect("a detail");
+        report.unmeasured("something");
+        let file = std::env::temp_dir().join(format!("leadrelay-report-{}.json", std::process::id()));
+        report.write(&file).expect("written");
+        let read = Report::read(&file);
+        std::fs::remove_file(&file).expect("removed");
+        assert_eq!(read.expect("read").table(), report.table());
     }
 }

@@ -102,7 +102,7 @@ impl Stack {
         let callbacks = json!([{"name": "crm", "url": format!("http://{endpoint}/crm"), "maxInFlight": 256}]);
         let applied = apply(&client, project_id, "sales", callbacks).await?;
         let process_id = applied.process.process_id.context("a process without an id")?;
-        insert_leads(&pool, project_id, process_id, 0..leads).await?;
+        insert_leads(&pool, project_id, &[process_id], 0..leads).await?;
         let mut stack = Self {
             gateway,
             lead_state,
@@ -144,7 +144,15 @@ impl Stack {
 
     /// Updates for this time, as fast as they are answered.
     pub(crate) fn load(&self, lasting: Duration) -> Load {
-        Load { to: self.http, key: self.key.clone(), leads: self.leads, connections: 64, pace: Pace::Answered, lasting }
+        Load {
+            to: self.http,
+            key: self.key.clone(),
+            leads: self.leads,
+            connections: 64,
+            pace: Pace::Answered,
+            lasting,
+            unheard: None,
+        }
     }
 
     /// Starts a service again that was stopped.
@@ -256,24 +264,24 @@ async fn call<R: serde::de::DeserializeOwned>(
     service_kit::rpc::call(client, subject, query).await.map_err(|e| anyhow::anyhow!("{subject}: {} {e}", e.code))
 }
 
-/// Makes leads, as if they had been initiated.
+/// Makes leads, as if they had been initiated; the processes have them in turn.
 pub(crate) async fn insert_leads(
     pool: &PgPool,
     project_id: ObjectId,
-    process_id: ObjectId,
+    processes: &[ObjectId],
     numbers: std::ops::Range<u64>,
 ) -> anyhow::Result<()> {
     let prefix = lead_id(0).as_bytes()[..4].to_vec();
     sqlx::query(
         r#"INSERT INTO lead_state.leads
                (lead_id, project_id, process_id, reference_id, name, phone, state, metadata, version, created_at, updated_at)
-           SELECT $1 || int8send(n), $2, $3, 'crm-' || n, 'Ada Lovelace', '+4915112345678', 'new',
+           SELECT $1 || int8send(n), $2, $3[1 + n % cardinality($3)], 'crm-' || n, 'Ada Lovelace', '+4915112345678', 'new',
                   '{"source":"import","city":"Berlin"}', 1, now(), now()
            FROM generate_series($4, $5) AS n"#,
     )
     .bind(prefix)
     .bind(project_id.as_bytes())
-    .bind(process_id.as_bytes())
+    .bind(processes.iter().map(|process_id| process_id.as_bytes().as_slice()).collect::<Vec<_>>())
     .bind(numbers.start.cast_signed())
     .bind(numbers.end.cast_signed() - 1)
     .execute(pool)

@@ -4,21 +4,32 @@ use std::{
     env,
     path::{Path, PathBuf},
     process::Command,
-    sync::LazyLock,
+    sync::Once,
 };
 
-/// The path of one of the workspace's binaries. The first call builds them all, with the profile and into the target
-/// directory of the running test; Cargo lets go of its lock while tests run.
+static BUILT: Once = Once::new();
+
+/// The path of one of the workspace's binaries. The first call builds them all, unless [`build`] did before, with the
+/// profile and into the target directory of the running test; Cargo lets go of its lock while tests run.
 ///
 /// # Panics
 /// When the build fails, or there is no binary of that name.
 #[must_use]
 pub fn binary(name: &str) -> PathBuf {
-    static BUILT: LazyLock<()> = LazyLock::new(build);
-    LazyLock::force(&BUILT);
+    BUILT.call_once(|| cargo_build(&["--workspace"]));
     let path = profile_dir().join(format!("{name}{}", env::consts::EXE_SUFFIX));
     assert!(path.is_file(), "the workspace has no binary {name}: there is no {}", path.display());
     path
+}
+
+/// Builds the binaries of these packages, for a program that needs no others.
+///
+/// # Panics
+/// When the build fails, or something was built before.
+pub fn build(packages: &[&str]) {
+    assert!(!BUILT.is_completed(), "the workspace's binaries were built already");
+    let packages: Vec<_> = packages.iter().flat_map(|package| ["--package", package]).collect();
+    BUILT.call_once(|| cargo_build(&packages));
 }
 
 /// Where the binaries of this profile are: `target/debug` for a test that runs from `target/debug/deps`, and for a program
@@ -30,11 +41,11 @@ pub(crate) fn profile_dir() -> PathBuf {
     profile.unwrap_or_else(|| panic!("{} is not in a target directory", test.display())).to_owned()
 }
 
-fn build() {
+fn cargo_build(packages: &[&str]) {
     let profile_dir = profile_dir();
     let (profile, mut target) = (name(&profile_dir), parent(&profile_dir));
     let mut build = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    build.args(["build", "--quiet", "--workspace", "--bins", "--manifest-path"]);
+    build.args(["build", "--quiet", "--bins"]).args(packages).arg("--manifest-path");
     build.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../Cargo.toml"));
     // The profile `dev` is the one whose directory has another name.
     build.args(["--profile", if profile == "debug" { "dev" } else { profile }]);

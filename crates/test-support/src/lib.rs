@@ -24,7 +24,7 @@ mod receiver;
 mod service;
 
 pub use crate::{
-    binaries::binary,
+    binaries::{binary, build},
     eventually::{Outcome, eventually},
     receiver::{Receiver, Reply, Request},
     service::Service,

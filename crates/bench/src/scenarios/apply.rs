@@ -1,33 +1,42 @@
 //! 3–6: updates applied in a second from a full log, to 100 000 leads, a tenth of them in nine of ten updates.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, ensure};
 use async_nats::jetstream::message::OutboundMessage;
-use contract::streams::LEAD_COMMANDS;
+use contract::streams::{LEAD_COMMANDS, LEAD_EVENTS};
 use serde_json::json;
 use tokio::process::Command;
 
-use super::{Plan, fill, floor};
+use super::{Memory, Plan, fill, floor};
 use crate::{
     load::{any_lead, body},
+    meter::Taken,
     report::{Report, Target},
     stack::Stack,
 };
 
-const NAME: &str = "apply";
+pub(crate) const NAME: &str = "apply";
+pub(crate) const FLOOR: &str = "floor: the statements, 500 updates a transaction";
+pub(crate) const RATIO: &str = "applied, ratio to the floor of the statements";
+pub(crate) const TO_SINGLE: &str = "applied, ratio to a transaction per update";
 const LEADS: u64 = 100_000;
 /// Updates a second to have in the log, so that it does not run empty.
 const AT_MOST: u64 = 60_000;
+/// How long a million updates may take.
+const PATIENCE: Duration = Duration::from_secs(600);
 
 pub(crate) async fn run(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
     let mut stack = Stack::start(false, LEADS).await?;
     stack.notifier.terminate().await;
     let (mut ours, mut floors, mut reads, mut singles, mut pgbenches) = (vec![], vec![], vec![], vec![], vec![]);
-    let mut memory = vec![];
+    let mut memory = Memory::default();
     let seconds = plan.lasting.as_secs();
     let half = plan.lasting.as_secs().div_ceil(2).to_string();
-    for _ in 0..plan.runs {
+    for _ in plan.runs(NAME) {
         stack.settled(Duration::from_secs(120)).await?;
         stack.lead_state.terminate().await;
         fill_log(&stack, seconds * AT_MOST).await?;
@@ -53,19 +62,19 @@ pub(crate) async fn run(plan: &Plan, report: &mut Report) -> anyhow::Result<()> 
             json!({"applied": applied, "announced": after.1 - before.1, "seconds": took, "taken": taken, "wal": wal}),
         )?;
         ours.push(applied / took);
-        memory.push(taken["lead-state"].memory);
+        memory.note(&taken);
     }
     let ratio = |to: &[f64]| ours.iter().zip(to).map(|(ours, to)| ours / to).collect::<Vec<_>>();
     let (to_floor, to_single, to_pgbench) = (ratio(&floors), ratio(&singles), ratio(&pgbenches));
     report.figure(NAME, "floor: reading the log", "/s", reads, None);
-    report.figure(NAME, "floor: the statements, 500 updates a transaction", "/s", floors, None);
-    report.figure(NAME, "a transaction per update, 16 connections", "/s", singles, None);
-    report.figure(NAME, "pgbench simple-update, 16 connections", "/s", pgbenches, None);
+    report.figure(NAME, FLOOR, "/s", floors, None);
+    report.figure(NAME, "for comparison: a transaction per update, 16 connections", "/s", singles, None);
+    report.figure(NAME, "for comparison: pgbench simple-update, 16 connections", "/s", pgbenches, None);
     report.figure(NAME, "applied and announced", "/s", ours, None);
-    report.figure(NAME, "applied, ratio to the floor of the statements", "x", to_floor, Target::AtLeast(0.7));
-    report.figure(NAME, "applied, ratio to a transaction per update", "x", to_single, Target::AtLeast(6.0));
+    report.figure(NAME, RATIO, "x", to_floor, Target::AtLeast(0.7));
+    report.figure(NAME, TO_SINGLE, "x", to_single, Target::AtLeast(6.0));
     report.figure(NAME, "applied, ratio to pgbench simple-update", "x", to_pgbench, Target::AtLeast(5.0));
-    report.figure(NAME, "memory of lead-state", "MiB", memory, Target::AtMost(64.0));
+    memory.tell(NAME, report);
     Ok(())
 }
 
@@ -79,6 +88,30 @@ pub(crate) async fn fill_log(stack: &Stack, count: u64) -> anyhow::Result<()> {
         payload: body(any_lead(stack.leads), tag).into(),
     });
     fill(&js, commands).await
+}
+
+/// What it took to empty the log.
+pub(crate) struct Drained {
+    /// Updates applied in a second.
+    pub(crate) rate: f64,
+    pub(crate) taken: BTreeMap<&'static str, Taken>,
+}
+
+/// Puts so many commands into the log while nobody reads it, then applies and announces them to the last.
+pub(crate) async fn fill_and_drain(stack: &mut Stack, count: u64) -> anyhow::Result<Drained> {
+    stack.lead_state.terminate().await;
+    // Nobody delivers them, and the stream has room for so many only.
+    service_kit::nats::jetstream(&stack.client).get_stream(LEAD_EVENTS).await?.purge().await?;
+    fill_log(stack, count).await?;
+    // What earlier runs wrote is on the disk before this one is measured.
+    sqlx::query("CHECKPOINT").execute(&stack.pool).await?;
+    stack.restart(|stack| &mut stack.lead_state).await;
+    let meter = stack.meter();
+    let (before, begun) = (stack.checkpoint().await?, Instant::now());
+    stack.settled(PATIENCE).await?;
+    let (after, took) = (stack.checkpoint().await?, begun.elapsed().as_secs_f64());
+    let (taken, _) = meter.stop();
+    Ok(Drained { rate: (after.0 - before.0) as f64 / took, taken })
 }
 
 /// Postgres' own benchmark on the same cluster, in a database of its own.

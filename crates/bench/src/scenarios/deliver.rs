@@ -7,14 +7,16 @@ use async_nats::{HeaderMap, jetstream::message::OutboundMessage};
 use contract::{ObjectId, event::CompletionEvent, headers, streams::LEAD_EVENTS, subject};
 use serde_json::json;
 
-use super::{Plan, fill, floor};
+use super::{Memory, Plan, fill, floor};
 use crate::{
     load::{any_lead, body, lead_id},
     report::{Report, Target},
     stack::Stack,
 };
 
-const NAME: &str = "deliver";
+pub(crate) const NAME: &str = "deliver";
+pub(crate) const FLOOR: &str = "floor: a client that signs, posts and records nothing";
+pub(crate) const RATIO: &str = "delivered, ratio to the floor";
 /// Events a second to have in the stream, so that it does not run empty.
 const AT_MOST: u64 = 60_000;
 const DELIVERED: &str = "SELECT count(*) FROM webhooks.deliveries WHERE status = 'delivered'";
@@ -23,8 +25,8 @@ pub(crate) async fn run(plan: &Plan, report: &mut Report) -> anyhow::Result<()> 
     let mut stack = Stack::start(false, 1000).await?;
     stack.lead_state.terminate().await;
     stack.gateway.terminate().await;
-    let (mut ours, mut floors, mut memory) = (vec![], vec![], vec![]);
-    for _ in 0..plan.runs {
+    let (mut ours, mut floors, mut memory) = (vec![], vec![], Memory::default());
+    for _ in plan.runs(NAME) {
         let seconds = plan.lasting.as_secs();
         floors.push(floor(&["client", &stack.endpoint.to_string(), &seconds.to_string()].map(str::to_owned)).await?);
 
@@ -42,14 +44,14 @@ pub(crate) async fn run(plan: &Plan, report: &mut Report) -> anyhow::Result<()> 
         ensure!(after - before < (seconds * AT_MOST) as i64, "the stream ran empty");
         report.detail(NAME, json!({"recorded": recorded, "seconds": took, "taken": taken}))?;
         ours.push(recorded / took);
-        memory.push(taken["webhook-notifier"].memory);
+        memory.note(&taken);
         stack.driver.reset().await?;
     }
     let ratios = ours.iter().zip(&floors).map(|(ours, floor)| ours / floor).collect();
-    report.figure(NAME, "floor: a client that signs, posts and records nothing", "/s", floors, None);
+    report.figure(NAME, FLOOR, "/s", floors, None);
     report.figure(NAME, "delivered and recorded", "/s", ours, None);
-    report.figure(NAME, "delivered, ratio to the floor", "x", ratios, Target::AtLeast(0.4));
-    report.figure(NAME, "memory of webhook-notifier", "MiB", memory, Target::AtMost(64.0));
+    report.figure(NAME, RATIO, "x", ratios, Target::AtLeast(0.4));
+    memory.tell(NAME, report);
     Ok(())
 }
 

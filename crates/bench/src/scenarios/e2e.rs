@@ -1,17 +1,21 @@
 //! End to end: HTTP in, webhook received, everything recorded.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use serde_json::json;
 
-use super::Plan;
+use super::{Memory, Plan, apply, deliver, gateway};
 use crate::{
     load::{Load, Pace},
     report::{Report, Target, median},
     stack::Stack,
 };
 
-const NAME: &str = "e2e";
+pub(crate) const NAME: &str = "e2e";
+pub(crate) const RATIO: &str = "ratio to the floors of gateway, apply and deliver, one after the other";
 /// How many updates are between a client and its webhook.
 const WINDOW: usize = 2000;
 /// How many times longer than other scenarios a run is: whatever builds up is to be seen.
@@ -19,22 +23,23 @@ const TIMES: u32 = 6;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) async fn run(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
-    for sync in [false, true] {
-        let how = if sync { "synced before every ack" } else { "JetStream's default" };
-        if sync && !crate::stack::nats_syncs().await? {
-            println!("  this nats-server cannot sync before it acks: 2.10 or later can");
-            continue;
-        }
-        one(plan, report, sync, how).await?;
+    let default = one(plan, report, false).await?;
+    if !crate::stack::nats_syncs().await? {
+        report.unmeasured("e2e, synced before every ack: this nats-server cannot, 2.10 or later can");
+        return Ok(());
     }
+    let synced = one(plan, report, true).await?;
+    report.figure(NAME, "synced before every ack, ratio to JetStream's default", "x", vec![synced / default], None);
     Ok(())
 }
 
-async fn one(plan: &Plan, report: &mut Report, sync: bool, how: &str) -> anyhow::Result<()> {
+/// Measures with or without a sync before every ack; returns the rate.
+pub(crate) async fn one(plan: &Plan, report: &mut Report, sync: bool) -> anyhow::Result<f64> {
+    let how = if sync { "synced before every ack" } else { "JetStream's default" };
     let (mut rates, mut cpu, mut latency) = (vec![], vec![], vec![]);
-    let mut shares = std::collections::BTreeMap::<_, Vec<f64>>::new();
-    let (mut memory, mut written) = (vec![], [vec![], vec![], vec![]]);
-    for _ in 0..plan.runs {
+    let (mut shares, mut servers) = (BTreeMap::<_, Vec<f64>>::new(), BTreeMap::<_, Vec<f64>>::new());
+    let (mut memory, mut written) = (Memory::default(), [vec![], vec![], vec![]]);
+    for _ in plan.runs(&format!("{NAME}, {how}")) {
         let mut stack = Stack::start(sync, 100_000).await?;
         let before = stack.written().await?;
         let (meter, begun) = (stack.meter(), Instant::now());
@@ -58,23 +63,55 @@ async fn one(plan: &Plan, report: &mut Report, sync: bool, how: &str) -> anyhow:
         for (name, taken) in ours {
             shares.entry(*name).or_default().push(taken.cpu / updates * 1000.0);
         }
-        let services = ["gateway", "lead-state", "webhook-notifier"];
-        memory.push(services.iter().map(|name| taken[name].memory).fold(0.0, f64::max));
+        memory.note(&taken);
+        for server in ["nats-server", "postgres"] {
+            servers.entry(server).or_default().push(taken[server].memory);
+        }
         for (place, written) in written.iter_mut().enumerate() {
             written.push((after[place] - before[place]) / updates);
         }
     }
     let least = if sync { 8_000.0 } else { 10_000.0 };
-    report.figure(NAME, format!("HTTP in, webhook received, recorded; {how}"), "/s", rates, Target::AtLeast(least));
+    let what = format!("HTTP in, webhook received, recorded; {how}");
+    let rate = report.figure(NAME, what, "/s", rates, Target::AtLeast(least));
+    if let Some(floor) = floor(report).filter(|_| !sync) {
+        report.figure(NAME, RATIO, "x", vec![rate / floor], None);
+    }
     let most = (!sync).then_some(Target::AtMost(0.20));
     report.figure(NAME, "CPU per 1000 updates, ours + NATS + Postgres", "s", cpu, most);
     for (name, share) in shares {
         report.figure(NAME, format!("  {name}"), "s", share, None);
     }
     report.figure(NAME, format!("POST to webhook p50 with {WINDOW} on their way"), "ms", latency, None);
-    report.figure(NAME, "memory of the largest service", "MiB", memory, Target::AtMost(64.0));
+    memory.tell(NAME, report);
+    for (server, memory) in servers {
+        report.figure(NAME, format!("memory of {server}"), "MiB", memory, None);
+    }
     for (what, written) in ["of Postgres' write-ahead log", "of the command log", "of the events"].iter().zip(written) {
         report.figure(NAME, format!("bytes {what} per update"), "B", vec![median(&written)], None);
     }
-    Ok(())
+    Ok(rate)
+}
+
+/// What the floors would do if each update went through one after the other, on the cores that they share: none of them
+/// leaves another anything. Only where all three were taken.
+fn floor(report: &Report) -> Option<f64> {
+    let floors = [(gateway::NAME, gateway::FLOOR), (apply::NAME, apply::FLOOR), (deliver::NAME, deliver::FLOOR)];
+    let seconds = floors.iter().map(|(scenario, what)| Some(1.0 / report.median(scenario, what)?));
+    Some(1.0 / seconds.sum::<Option<f64>>()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_floor_is_of_all_three() {
+        let mut report = Report::default();
+        report.figure(gateway::NAME, gateway::FLOOR, "/s", vec![40_000.0], None);
+        report.figure(apply::NAME, apply::FLOOR, "/s", vec![40_000.0], None);
+        assert_eq!(floor(&report), None);
+        report.figure(deliver::NAME, deliver::FLOOR, "/s", vec![20_000.0], None);
+        assert_eq!(floor(&report).map(f64::round), Some(10_000.0));
+    }
 }

@@ -5,21 +5,24 @@ use std::net::SocketAddr;
 use serde_json::json;
 use test_support::free_port;
 
-use super::{Plan, serving_floor};
+use super::{Memory, Plan, serving_floor};
 use crate::{
     load::Load,
     report::{Report, Target},
     stack::Stack,
 };
 
-const NAME: &str = "gateway";
+pub(crate) const NAME: &str = "gateway";
+pub(crate) const FLOOR: &str = "floor: hyper, parses and publishes";
+pub(crate) const RATIO: &str = "accepted, ratio to the floor";
 
 pub(crate) async fn run(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
     let mut stack = Stack::start(false, 100_000).await?;
     stack.lead_state.terminate().await;
     stack.notifier.terminate().await;
-    let (mut ours, mut floors, mut ratios, mut memory, mut cpu) = (vec![], vec![], vec![], vec![], vec![]);
-    for run in 0..plan.runs {
+    let (mut ours, mut floors, mut ratios, mut cpu) = (vec![], vec![], vec![], vec![]);
+    let mut memory = Memory::default();
+    for run in plan.runs(NAME) {
         let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
         let arguments = ["gateway", &stack.nats.url(), &address.to_string(), &format!("floor{run}")].map(str::to_owned);
         let mut server = serving_floor(&arguments, address).await?;
@@ -33,13 +36,13 @@ pub(crate) async fn run(plan: &Plan, report: &mut Report) -> anyhow::Result<()> 
         ours.push(posted.rate());
         floors.push(floor.rate());
         ratios.push(posted.rate() / floor.rate());
-        memory.push(taken["gateway"].memory);
+        memory.note(&taken);
         cpu.push(taken["gateway"].cpu / posted.accepted as f64 * 1000.0);
     }
-    report.figure(NAME, "floor: hyper, parses and publishes", "/s", floors, None);
+    report.figure(NAME, FLOOR, "/s", floors, None);
     report.figure(NAME, "accepted", "/s", ours, None);
-    report.figure(NAME, "accepted, ratio to the floor", "x", ratios, Target::AtLeast(0.85));
+    report.figure(NAME, RATIO, "x", ratios, Target::AtLeast(0.85));
     report.figure(NAME, "CPU of the gateway per 1000", "s", cpu, None);
-    report.figure(NAME, "memory of the gateway", "MiB", memory, Target::AtMost(64.0));
+    memory.tell(NAME, report);
     Ok(())
 }
