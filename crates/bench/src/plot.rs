@@ -38,7 +38,10 @@ impl Svg {
     }
 
     fn line(&mut self, [x1, y1]: [f64; 2], [x2, y2]: [f64; 2], colour: &str) {
-        self.draw(format_args!(r#"<path d="M{x1:.1} {y1:.1}L{x2:.1} {y2:.1}" stroke="{colour}"/>"#));
+        let width = if colour == MARK { 2 } else { 1 };
+        self.draw(format_args!(
+            r#"<path d="M{x1:.1} {y1:.1}L{x2:.1} {y2:.1}" stroke="{colour}" stroke-width="{width}"/>"#
+        ));
     }
 
     fn draw(&mut self, element: std::fmt::Arguments<'_>) {
@@ -63,7 +66,7 @@ impl Svg {
 /// A bar for every rate, each scenario to a scale of its own.
 fn rates(report: &Report) -> String {
     const ROW: f64 = 24.0;
-    const LEFT: f64 = 400.0;
+    const LEFT: f64 = 430.0;
     const ROOM: f64 = WIDTH - LEFT - 100.0;
     let mut scenarios = Vec::<(&str, Vec<&Figure>)>::new();
     for figure in report.figures.iter().filter(|figure| figure.unit == "/s") {
@@ -78,7 +81,8 @@ fn rates(report: &Report) -> String {
         svg.text(16.0, y + 16.0, r#"font-weight="600""#, scenario);
         y += ROW;
         let ours = figures.iter().filter(|figure| !is_other(figure)).map(|figure| figure.median).fold(0.0, f64::max);
-        let most = figures.iter().map(|figure| figure.median).fold(0.0, f64::max);
+        let targets = figures.iter().filter_map(|figure| figure.target).map(Target::bound);
+        let most = figures.iter().map(|figure| figure.median).chain(targets).fold(0.0, f64::max);
         // A floor that is far beyond leaves the others to be seen.
         let full = if ours > 0.0 { most.min(2.5 * ours) } else { most };
         for figure in figures {
@@ -174,16 +178,6 @@ fn latencies(report: &Report) -> anyhow::Result<String> {
         let [x, _] = at(place, 1.0);
         svg.text(x, TOP + HEIGHT + 22.0, r#"text-anchor="middle""#, percentile);
     }
-    for (place, percentile) in PERCENTILES.iter().enumerate() {
-        let suffix = format!("POST to webhook, {percentile}");
-        let targets = report.figures.iter().filter(|figure| figure.what.ends_with(&suffix));
-        let bounds = targets.filter(|figure| figure.scenario == latency::NAME).filter_map(|figure| figure.target);
-        if let Some(bound) = bounds.map(Target::bound).reduce(f64::min) {
-            let [x, y] = at(place, bound);
-            svg.line([x - 14.0, y], [x + 14.0, y], MARK);
-            svg.text(x - 14.0, y - 5.0, &format!(r#"fill="{MARK}" font-size="11""#), &format!("target {bound} ms"));
-        }
-    }
     for (number, ((sync, rate), values)) in series.iter().enumerate() {
         let colour = COLOURS[number % COLOURS.len()];
         let points: Vec<_> = values.iter().enumerate().map(|(place, ms)| at(place, *ms)).collect();
@@ -197,6 +191,17 @@ fn latencies(report: &Report) -> anyhow::Result<String> {
         let how = if *sync { "synced before every ack" } else { "JetStream's default" };
         let [p50, _, p99, ..] = values.map(crate::report::number);
         svg.text(LEFT + 18.0, y, "", &format!("{rate} a second, {how}: p50 {p50} ms, p99 {p99} ms"));
+    }
+    for (place, percentile) in PERCENTILES.iter().enumerate() {
+        let suffix = format!("POST to webhook, {percentile}");
+        let targets = report.figures.iter().filter(|figure| figure.what.ends_with(&suffix));
+        let bounds = targets.filter(|figure| figure.scenario == latency::NAME).filter_map(|figure| figure.target);
+        if let Some(bound) = bounds.map(Target::bound).reduce(f64::min) {
+            let [x, y] = at(place, bound);
+            svg.line([x - 14.0, y], [x + 14.0, y], MARK);
+            let rest = format!(r##"fill="{MARK}" font-size="11" stroke="#fff" stroke-width="4" paint-order="stroke""##);
+            svg.text(x + 18.0, y + 4.0, &rest, &format!("target {bound} ms"));
+        }
     }
     Ok(svg.finish("From POST to webhook, at fixed rates", TOP + HEIGHT + 60.0 + 20.0 * series.len() as f64))
 }
