@@ -29,7 +29,7 @@ use crate::{
 /// How long anything may take that is not measured.
 const SOON: Duration = Duration::from_secs(60);
 /// Room for millions of messages in the log and in the events.
-const STREAM_BYTES: &str = "17179869184";
+const STREAM_BYTES: &str = "4294967296";
 /// The key that callbacks' secrets are sealed with.
 const SECRETS_KEY: &str = "S2V5IG9mIHRoZSBiZW5jaCwgMzIgYnl0ZXMgbG9uZy4=";
 

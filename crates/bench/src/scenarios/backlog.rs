@@ -107,6 +107,7 @@ impl Measured {
     ) -> anyhow::Result<()> {
         let load = |lasting| Load { pace: Pace::Rate(RATE), ..stack.load(lasting) };
         let (warm, load) = (load(Duration::from_secs(2)), load(plan.lasting));
+        stack.driver.reset().await?;
         let posted = stack.driver.post(warm).await?;
         stack.driver.received(posted.accepted, PATIENCE).await?;
         for _ in plan.runs(&format!("{NAME}, {what}")) {
