@@ -118,7 +118,8 @@ pub(crate) async fn fill_and_drain(stack: &mut Stack, count: u64) -> anyhow::Res
 async fn pgbench(stack: &Stack, seconds: &str) -> anyhow::Result<f64> {
     sqlx::query("DROP DATABASE IF EXISTS pgbench").execute(&stack.pool).await?;
     sqlx::query("CREATE DATABASE pgbench").execute(&stack.pool).await?;
-    let url = stack.postgres.url().replace("/leadrelay", "/pgbench");
+    let url = stack.postgres.url();
+    let url = format!("{}/pgbench", url.rsplit_once('/').map_or(url.as_str(), |(server, _)| server));
     let run = async |arguments: &[&str]| {
         let mut command = Command::new(stack.postgres.program("pgbench"));
         let output = command.args(arguments).arg(&url).output().await.context("cannot run pgbench")?;
