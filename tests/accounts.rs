@@ -14,6 +14,7 @@ use crate::{
     dead_letters::{dead_letters, number, read, wait_for_letters},
     main_job::main_job,
     stack::{Api, SOON, Stack, service, verify},
+    story::all_pages,
 };
 
 /// The project of the example producer.
@@ -107,6 +108,16 @@ async fn the_main_job_needs_no_more_than_it_is_allowed() {
     let waited = request.header("prefer", "wait=30").body(update.to_string()).send().await.expect("an answer");
     assert_eq!(waited.headers()["preference-applied"], "wait=30");
 
+    // What was told is told again, listed and followed.
+    let (told, _) = all_pages(&api, "/api/v1/deliveries?", 10).await;
+    assert_eq!(told[0]["status"], "delivered", "{told:?}");
+    let again = format!("/api/v1/deliveries/{}/redeliver", told[0]["deliveryId"].as_str().expect("an id"));
+    let (status, answer) = api.post(&again, &json!({})).await;
+    assert_eq!(status, 200, "{answer}");
+    stack.receiver.wait_for_requests("/retried", 4, SOON).await;
+    let events = api.http.get(format!("{}/api/v1/events", api.url)).bearer_auth(&api.key).send().await;
+    assert_eq!(events.expect("an answer").status().as_u16(), 200);
+
     // What cannot be read is buried, and a restart takes up where it was: rarer paths need permissions too.
     stack.client.publish(format!("leads.cmd.{PROJECT}.update"), "nonsense".into()).await.expect("a publish");
     let js = service_kit::nats::jetstream(&stack.client);
@@ -166,6 +177,10 @@ async fn what_is_forbidden_is_refused() {
         ("gateway", "$KV.api_keys.x".into()),
         ("gateway", "$JS.API.STREAM.INFO.KV_processes".into()),
         ("gateway", "$JS.API.STREAM.PURGE.LEAD_COMMANDS".into()),
+        ("gateway", "$JS.API.CONSUMER.CREATE.LEAD_EVENTS.spy".into()),
+        ("gateway", format!("$JS.API.CONSUMER.CREATE.LEAD_EVENTS.webhook-notifier.leads.evt.{own}.>")),
+        ("gateway", "$JS.API.CONSUMER.MSG.NEXT.LEAD_EVENTS.webhook-notifier".into()),
+        ("gateway", "$JS.API.CONSUMER.DELETE.LEAD_EVENTS.webhook-notifier".into()),
         ("gateway", "_INBOX_leadctl.forged.1".into()),
         ("webhook-notifier", format!("leads.cmd.{own}.update")),
         ("webhook-notifier", format!("leads.evt.{own}._.update.succeeded")),
@@ -174,6 +189,7 @@ async fn what_is_forbidden_is_refused() {
         ("webhook-notifier", "$JS.API.STREAM.INFO.KV_api_keys".into()),
         ("webhook-notifier", "$JS.API.STREAM.DELETE.LEAD_EVENTS".into()),
         ("webhook-notifier", "leads.rpc.lead.get".into()),
+        ("webhook-notifier", "leads.rpc.update.get".into()),
         ("lead-state", format!("leads.cmd.{own}.update")),
         ("lead-state", format!("webhooks.evt.{own}._.exhausted")),
         ("lead-state", "$JS.ACK.LEAD_EVENTS.webhook-notifier.1.1.1.1.1".into()),

@@ -1,6 +1,7 @@
 //! Leadrelay as a whole: its real binaries as processes, on real NATS and Postgres, each test with its own.
 
 mod accounts;
+mod again;
 mod audit;
 mod backlog;
 mod bad_input;

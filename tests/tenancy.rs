@@ -30,12 +30,14 @@ struct Tenant {
     process_id: ObjectId,
     lead_id: String,
     update_id: String,
+    callback_id: ObjectId,
 }
 
 impl Tenant {
     /// The first project, whose callbacks are at `/first` and `/first-fallback`.
     async fn first(stack: &Stack) -> Self {
         let applied = stack.process(json!([{"name": "crm", "url": stack.receiver.url("/first")}])).await;
+        let callback_id = applied.process.callbacks[0].callback_id;
         let api = stack.api.clone();
         let callbacks = json!([{"name": "crm", "url": stack.receiver.url("/first-fallback")}]);
         stack.fallback_of(api.project_id, callbacks).await;
@@ -54,7 +56,7 @@ impl Tenant {
         let update_id = api.update(json!({"leadId": lead_id, "targetState": "interested"})).await;
         assert_eq!(api.outcome(&update_id).await["status"], "succeeded");
         stack.receiver.wait_for_requests("/first", 1, SOON).await;
-        Self { api, process_id, lead_id, update_id }
+        Self { api, process_id, lead_id, update_id, callback_id }
     }
 
     /// The lead as its own project sees it.
@@ -92,7 +94,7 @@ fn tells_nothing(what: &str, answer: &Value) {
 
 /// Requests to an endpoint that reach for the first project's data, with the status that a key of another project gets.
 fn reaching(endpoint: &gateway::Endpoint, first: &Tenant, second: ObjectId) -> Vec<(String, Option<Value>, u16)> {
-    let Tenant { process_id, lead_id, update_id, .. } = first;
+    let Tenant { process_id, lead_id, update_id, callback_id, .. } = first;
     let project_id = first.api.project_id;
     let reference = SECRETS[3];
     let body = |body: Value, status| (endpoint.path.to_owned(), Some(body), status);
@@ -127,6 +129,25 @@ fn reaching(endpoint: &gateway::Endpoint, first: &Tenant, second: ObjectId) -> V
             vec![query(String::new(), 200), query(format!("processId={process_id}&state=interested"), 200)]
         }
         ("GET", "/api/v1/leads/{leadId}/updates") => vec![(format!("/api/v1/leads/{lead_id}/updates"), None, 404)],
+        ("GET", "/api/v1/deliveries") => vec![
+            query(String::new(), 200),
+            query("status=delivered".into(), 200),
+            query(format!("updateId={update_id}"), 200),
+            query(format!("leadId={lead_id}&callbackId={callback_id}"), 200),
+        ],
+        ("GET", "/api/v1/deliveries/{deliveryId}") => {
+            vec![(format!("/api/v1/deliveries/{update_id}-{callback_id}"), None, 404)]
+        }
+        ("POST", "/api/v1/deliveries/{deliveryId}/redeliver") => {
+            vec![(format!("/api/v1/deliveries/{update_id}-{callback_id}/redeliver"), Some(json!({})), 404)]
+        }
+        ("POST", "/api/v1/deliveries/recover") => ["delivered", "exhausted"]
+            .map(|status| {
+                body(json!({"since": "2000-01-01T00:00:00Z", "status": status, "callbackId": callback_id}), 200)
+            })
+            .into(),
+        // Its answer never ends; that it tells nothing of another project is looked at in again.rs.
+        ("GET", "/api/v1/events") => vec![query("lastEventId=nonsense".into(), 400)],
         ("GET", "/api/v1/updates/{updateId}") => vec![(format!("/api/v1/updates/{update_id}"), None, 404)],
         other => panic!("{other:?} is not walked: say how another project would reach for data there"),
     }
@@ -244,7 +265,7 @@ async fn no_query_answers_for_another_project() {
     let first = Tenant::first(&stack).await;
     let second = Api::create(stack.api.url.clone(), &stack.client, "second").await;
     let (project_id, before) = (second.project_id, first.lead().await);
-    let Tenant { process_id, lead_id, update_id, .. } = &first;
+    let Tenant { process_id, lead_id, update_id, callback_id, .. } = &first;
     let ask = async |subject: &str, query: Value| -> Result<Value, RpcError> {
         service_kit::rpc::call(&stack.client, subject, &query).await
     };
@@ -261,6 +282,26 @@ async fn no_query_answers_for_another_project() {
             }
             rpc::LEAD_LIST => vec![json!({"projectId": project_id, "processId": process_id, "limit": 10})],
             rpc::LEAD_HISTORY => vec![json!({"projectId": project_id, "leadId": lead_id, "limit": 10})],
+            rpc::UPDATE_LIST => vec![
+                json!({"projectId": project_id, "limit": 10}),
+                json!({"projectId": project_id, "leadId": lead_id, "limit": 10}),
+            ],
+            rpc::UPDATE_OUTCOMES => vec![json!({"projectId": project_id, "updateIds": [update_id]})],
+            rpc::DELIVERY_LIST => {
+                [json!({"updateId": update_id}), json!({"leadId": lead_id}), json!({"status": "exhausted"})]
+                    .map(|mut filter| {
+                        filter["projectId"] = json!(project_id);
+                        filter["limit"] = json!(10);
+                        filter
+                    })
+                    .into()
+            }
+            rpc::DELIVERY_GET | rpc::DELIVERY_REDELIVER => {
+                vec![json!({"projectId": project_id, "updateId": update_id, "callbackId": callback_id})]
+            }
+            rpc::DELIVERY_RECOVER => ["delivered", "exhausted"]
+                .map(|status| json!({"projectId": project_id, "since": 0, "status": status, "perSecond": 1}))
+                .into(),
             rpc::UPDATE_GET | rpc::DELIVERY_OF_UPDATE => vec![json!({"projectId": project_id, "updateId": update_id})],
             // A process of the same name is another one.
             rpc::PROCESS_APPLY => {
@@ -277,10 +318,20 @@ async fn no_query_answers_for_another_project() {
             let answer = ask(subject, query.clone()).await;
             let what = format!("{subject} {query}: {answer:?}");
             match (subject, &answer) {
-                (rpc::LEAD_GET | rpc::LEAD_INITIATE | rpc::LEAD_HISTORY | rpc::UPDATE_GET, Err(e)) => {
-                    assert_eq!(e.status, 404, "{what}");
+                (
+                    rpc::LEAD_GET
+                    | rpc::LEAD_INITIATE
+                    | rpc::LEAD_HISTORY
+                    | rpc::UPDATE_GET
+                    | rpc::DELIVERY_GET
+                    | rpc::DELIVERY_REDELIVER,
+                    Err(e),
+                ) => assert_eq!(e.status, 404, "{what}"),
+                (rpc::UPDATE_OUTCOMES, Ok(outcomes)) => assert_eq!(outcomes, &json!([]), "{what}"),
+                (rpc::DELIVERY_RECOVER, Ok(done)) => assert_eq!(done["deliveries"], 0, "{what}"),
+                (rpc::LEAD_LIST | rpc::UPDATE_LIST | rpc::DELIVERY_LIST, Ok(page)) => {
+                    assert_eq!(page, &json!({"items": [], "next": null}), "{what}")
                 }
-                (rpc::LEAD_LIST, Ok(page)) => assert_eq!(page, &json!({"items": [], "next": null}), "{what}"),
                 (rpc::CALLBACK_LIST, Ok(callbacks)) => assert_eq!(callbacks, &json!([]), "{what}"),
                 (rpc::DELIVERY_OF_UPDATE, Ok(deliveries)) => assert_eq!(deliveries, &json!([]), "{what}"),
                 (rpc::PROCESS_APPLY, Ok(applied)) => {

@@ -11,6 +11,8 @@
 //! | `leads.rpc.lead.history` | [`LeadHistory`] → [`Page`] of [`PastUpdate`] | lead-state |
 //! | `leads.rpc.update.get` | [`GetUpdate`] → [`Update`] | lead-state |
 //! | `leads.rpc.update.try` | [`TryUpdate`] → [`CompletionEvent`](crate::event::CompletionEvent) | lead-state |
+//! | `leads.rpc.update.list` | [`ListUpdates`] → [`Page`] of [`ListedUpdate`] | lead-state |
+//! | `leads.rpc.update.outcomes` | [`GetOutcomes`] → list of [`Outcome`], in this order, as many as fit | lead-state |
 //! | `leads.rpc.project.create` | [`CreateProject`] → [`Project`] | lead-state |
 //! | `leads.rpc.process.apply` | [`ProcessSpec`](crate::process::ProcessSpec) → [`Applied`] | lead-state |
 //! | `leads.rpc.key.create` | [`CreateKey`] → [`ApiKey`] | lead-state |
@@ -20,9 +22,14 @@
 //! | `leads.rpc.recovery.get` | [`GetRecovery`] → [`Recovery`] | lead-state |
 //! | `leads.rpc.recovery.recover` | [`Recover`] → [`Recovery`] | lead-state |
 //! | `webhooks.rpc.delivery.of_update` | [`GetUpdate`] → list of [`Delivery`] | webhook-notifier |
+//! | `webhooks.rpc.delivery.list` | [`ListDeliveries`] → [`Page`] of [`ListedDelivery`] | webhook-notifier |
+//! | `webhooks.rpc.delivery.get` | [`GetDelivery`] → [`Delivery`] | webhook-notifier |
+//! | `webhooks.rpc.delivery.redeliver` | [`GetDelivery`] → [`ListedDelivery`] | webhook-notifier |
+//! | `webhooks.rpc.delivery.recover` | [`RecoverDeliveries`] → [`Recovered`] | webhook-notifier |
 //! | `webhooks.rpc.callback.list` | [`ListCallbacks`] → list of [`CallbackStatus`] | webhook-notifier |
 //! | `webhooks.rpc.callback.enable` | [`EnableCallback`] → [`Enabled`] | webhook-notifier |
 
+mod deliveries;
 mod lists;
 mod page;
 
@@ -39,6 +46,10 @@ use crate::{
 };
 
 pub use self::{
+    deliveries::{
+        DeliveryId, GetDelivery, GetOutcomes, InvalidDeliveryId, ListDeliveries, ListUpdates, ListedDelivery,
+        ListedUpdate, MAX_PER_SECOND, Outcome, RecoverDeliveries, Recovered,
+    },
     lists::{LeadHistory, ListLeads, PastUpdate},
     page::{Cursor, DEFAULT_LIMIT, MAX_LIMIT, Page, clamp},
 };
@@ -55,6 +66,10 @@ pub const LEAD_HISTORY: &str = "leads.rpc.lead.history";
 pub const UPDATE_GET: &str = "leads.rpc.update.get";
 /// [`TryUpdate`] → [`CompletionEvent`](crate::event::CompletionEvent).
 pub const UPDATE_TRY: &str = "leads.rpc.update.try";
+/// [`ListUpdates`] → [`Page`] of [`ListedUpdate`].
+pub const UPDATE_LIST: &str = "leads.rpc.update.list";
+/// [`GetOutcomes`] → list of [`Outcome`], in the order of the question: as many as fit, and at least one if there is any.
+pub const UPDATE_OUTCOMES: &str = "leads.rpc.update.outcomes";
 /// [`CreateProject`] → [`Project`].
 pub const PROJECT_CREATE: &str = "leads.rpc.project.create";
 /// [`ProcessSpec`](crate::process::ProcessSpec) → [`Applied`].
@@ -73,6 +88,14 @@ pub const RECOVERY_GET: &str = "leads.rpc.recovery.get";
 pub const RECOVERY_RECOVER: &str = "leads.rpc.recovery.recover";
 /// [`GetUpdate`] → list of [`Delivery`].
 pub const DELIVERY_OF_UPDATE: &str = "webhooks.rpc.delivery.of_update";
+/// [`ListDeliveries`] → [`Page`] of [`ListedDelivery`].
+pub const DELIVERY_LIST: &str = "webhooks.rpc.delivery.list";
+/// [`GetDelivery`] → [`Delivery`].
+pub const DELIVERY_GET: &str = "webhooks.rpc.delivery.get";
+/// [`GetDelivery`] → [`ListedDelivery`].
+pub const DELIVERY_REDELIVER: &str = "webhooks.rpc.delivery.redeliver";
+/// [`RecoverDeliveries`] → [`Recovered`].
+pub const DELIVERY_RECOVER: &str = "webhooks.rpc.delivery.recover";
 /// [`ListCallbacks`] → list of [`CallbackStatus`].
 pub const CALLBACK_LIST: &str = "webhooks.rpc.callback.list";
 /// [`EnableCallback`] → [`Enabled`].

@@ -110,6 +110,11 @@ pub fn event_project(subject: &str) -> Option<ObjectId> {
     subject.strip_prefix("leads.evt.")?.split('.').next()?.parse().ok()
 }
 
+/// The completion events of a project.
+pub fn events_of(project_id: ObjectId) -> String {
+    format!("leads.evt.{project_id}.>")
+}
+
 /// The subject of the event that a delivery is exhausted.
 pub fn delivery_exhausted(project_id: ObjectId, process_id: Option<ObjectId>) -> String {
     format!("webhooks.evt.{}.exhausted", process_key(project_id, process_id))
@@ -196,6 +201,7 @@ mod tests {
             CommandSubject { project_id, kind: CommandKind::CallEnded }.to_string(),
             event(project_id, Some(process_id), true),
             event(project_id, None, false),
+            events_of(project_id),
             delivery_exhausted(project_id, Some(process_id)),
             callback_disabled(project_id, Some(process_id)),
             DeadLetterReason::InvalidJson.subject(),
@@ -207,6 +213,7 @@ mod tests {
         leads.cmd.abababababababababababab.call.ended
         leads.evt.abababababababababababab.cdcdcdcdcdcdcdcdcdcdcdcd.update.succeeded
         leads.evt.abababababababababababab._.update.failed
+        leads.evt.abababababababababababab.>
         webhooks.evt.abababababababababababab.cdcdcdcdcdcdcdcdcdcdcdcd.exhausted
         webhooks.evt.abababababababababababab.cdcdcdcdcdcdcdcdcdcdcdcd.callback.disabled
         leads.dead.invalid_json

@@ -33,6 +33,10 @@ pub struct Config {
     /// limit, for gateways behind a proxy, whose address all clients share.
     #[arg(long, env = "GATEWAY_MAX_CONNECTIONS_PER_ADDRESS", default_value_t = 1024)]
     pub max_connections_per_address: u32,
+    /// Most clients that follow events at once; a single API key gets at most a quarter of it. Each is a consumer in NATS
+    /// and holds, where its client is slow, up to 4 MiB.
+    #[arg(long, env = "GATEWAY_MAX_LISTENERS", default_value_t = 128, value_parser = value_parser!(u32).range(1..=65_536))]
+    pub max_listeners: u32,
     /// How long a client may take to send a request's head; how long an idle connection is kept.
     #[arg(long, env = "GATEWAY_HEADER_TIMEOUT", default_value = "30s")]
     pub header_timeout: humantime::Duration,

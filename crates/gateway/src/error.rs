@@ -59,6 +59,8 @@ pub(crate) enum ApiError {
     IdempotencyConflict,
     #[error("Too many requests under this API key; try again in {0} s")]
     RateLimited(u64),
+    #[error("The events behind this id are no longer kept, or not all of them")]
+    EventsGone,
     #[error("Internal error; the service's log says more")]
     Internal,
     #[error("The gateway has just started and does not know the API keys yet")]
@@ -67,6 +69,8 @@ pub(crate) enum ApiError {
     TooManyInFlight,
     #[error("Too many bulk requests are under way; nothing was accepted")]
     TooManyBulkRequests,
+    #[error("Too many clients follow events already")]
+    TooManyListeners,
     #[error("NATS cannot be reached; nothing was accepted")]
     BrokerUnavailable,
     #[error("The command log is full; nothing was accepted")]
@@ -115,6 +119,7 @@ impl ApiError {
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::BodyTimeout(_) => StatusCode::REQUEST_TIMEOUT,
             Self::BodyTooLarge(_) | Self::CommandTooLarge | Self::LineTooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::EventsGone => StatusCode::GONE,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::IdempotencyConflict => StatusCode::UNPROCESSABLE_ENTITY,
             Self::RateLimited(_) => StatusCode::TOO_MANY_REQUESTS,
@@ -122,6 +127,7 @@ impl ApiError {
             Self::Starting
             | Self::TooManyInFlight
             | Self::TooManyBulkRequests
+            | Self::TooManyListeners
             | Self::BrokerUnavailable
             | Self::LogFull
             | Self::IdempotencyFull
@@ -165,10 +171,12 @@ impl ApiError {
             Self::UnsupportedMediaType => "unsupported_media_type",
             Self::IdempotencyConflict => "idempotency_key_reused",
             Self::RateLimited(_) => "rate_limited",
+            Self::EventsGone => "events_gone",
             Self::Internal => "internal",
             Self::Starting => "starting",
             Self::TooManyInFlight => "too_many_in_flight",
             Self::TooManyBulkRequests => "too_many_bulk_requests",
+            Self::TooManyListeners => "too_many_listeners",
             Self::BrokerUnavailable => "broker_unavailable",
             Self::LogFull => "log_full",
             Self::IdempotencyFull => "idempotency_full",
@@ -244,10 +252,12 @@ mod tests {
             ApiError::UnsupportedMediaType,
             ApiError::IdempotencyConflict,
             ApiError::RateLimited(3),
+            ApiError::EventsGone,
             ApiError::Internal,
             ApiError::Starting,
             ApiError::TooManyInFlight,
             ApiError::TooManyBulkRequests,
+            ApiError::TooManyListeners,
             ApiError::BrokerUnavailable,
             ApiError::LogFull,
             ApiError::IdempotencyFull,
@@ -287,10 +297,12 @@ mod tests {
         415 unsupported_media_type: The body must be JSON: Content-Type: application/json
         422 idempotency_key_reused: The Idempotency-Key was used with another body
         429 rate_limited (retry): Too many requests under this API key; try again in 3 s
+        410 events_gone: The events behind this id are no longer kept, or not all of them
         500 internal: Internal error; the service's log says more
         503 starting (retry): The gateway has just started and does not know the API keys yet
         503 too_many_in_flight (retry): Too many updates are in flight; nothing was accepted
         503 too_many_bulk_requests (retry): Too many bulk requests are under way; nothing was accepted
+        503 too_many_listeners (retry): Too many clients follow events already
         503 broker_unavailable (retry): NATS cannot be reached; nothing was accepted
         503 log_full (retry): The command log is full; nothing was accepted
         503 idempotency_full (retry): No room for more idempotency keys; nothing was accepted

@@ -46,7 +46,8 @@ use crate::{
     outcomes::Outcomes,
     rate::{FORGET_INTERVAL, Rate, RateLimits, Standing},
     routes::{
-        Answer, bulk_initiate, bulk_update, get_lead, get_update, initiate_lead, lead_history, list_leads, update_lead,
+        Answer, bulk_initiate, bulk_update, deliveries, events, events::Listeners, get_lead, get_update, initiate_lead,
+        lead_history, list_leads, update_lead,
     },
     tls::Certificate,
 };
@@ -73,7 +74,7 @@ pub struct Endpoint {
 }
 
 /// All endpoints. The router is made from this list, so whoever walks it walks everything that is served.
-pub const ENDPOINTS: [Endpoint; 8] = [
+pub const ENDPOINTS: [Endpoint; 13] = [
     Endpoint { method: "POST", path: "/api/v1/leads/update", scope: Scope::LeadsWrite, rate: Rate::Updates },
     // It takes a token of each update that it reads, too.
     Endpoint { method: "POST", path: "/api/v1/leads/update/bulk", scope: Scope::LeadsWrite, rate: Rate::Other },
@@ -83,6 +84,16 @@ pub const ENDPOINTS: [Endpoint; 8] = [
     Endpoint { method: "GET", path: "/api/v1/updates/{updateId}", scope: Scope::LeadsRead, rate: Rate::Other },
     Endpoint { method: "GET", path: "/api/v1/leads", scope: Scope::LeadsRead, rate: Rate::Other },
     Endpoint { method: "GET", path: "/api/v1/leads/{leadId}/updates", scope: Scope::LeadsRead, rate: Rate::Other },
+    Endpoint { method: "GET", path: "/api/v1/deliveries", scope: Scope::LeadsRead, rate: Rate::Other },
+    Endpoint { method: "GET", path: "/api/v1/deliveries/{deliveryId}", scope: Scope::LeadsRead, rate: Rate::Other },
+    Endpoint {
+        method: "POST",
+        path: "/api/v1/deliveries/{deliveryId}/redeliver",
+        scope: Scope::LeadsWrite,
+        rate: Rate::Other,
+    },
+    Endpoint { method: "POST", path: "/api/v1/deliveries/recover", scope: Scope::LeadsWrite, rate: Rate::Other },
+    Endpoint { method: "GET", path: "/api/v1/events", scope: Scope::LeadsRead, rate: Rate::Other },
 ];
 
 /// What the handlers share.
@@ -95,6 +106,7 @@ pub(crate) struct App {
     pub(crate) command_log: CommandLog,
     pub(crate) idempotency: Records,
     pub(crate) outcomes: Arc<Outcomes>,
+    pub(crate) listeners: Arc<Listeners>,
     pub(crate) rates: RateLimits,
     pub(crate) metrics: Metrics,
     bulk: Arc<Semaphore>,
@@ -117,6 +129,7 @@ impl App {
             command_log: CommandLog::new(config.max_in_flight as usize),
             idempotency: Records::default(),
             outcomes: Arc::default(),
+            listeners: Arc::new(Listeners::new(config.max_listeners as usize)),
             rates: RateLimits::new(config.update_rate, config.other_rate),
             metrics,
             bulk: Arc::new(Semaphore::new(BULK_AT_ONCE)),
@@ -127,6 +140,11 @@ impl App {
     /// The right to a bulk request, until it is dropped.
     pub(crate) fn bulk_slot(&self) -> Result<OwnedSemaphorePermit, ApiError> {
         self.bulk.clone().try_acquire_owned().map_err(|_| ApiError::TooManyBulkRequests)
+    }
+
+    /// The key that a request comes under now, if it may do this.
+    pub(crate) fn authorize(&self, headers: &HeaderMap, scope: Scope) -> Result<Arc<ApiKey>, ApiError> {
+        auth::authorize(&self.keys, headers, scope, clock::now())
     }
 
     /// The connection, once there is one. It may be lost at the moment.
@@ -175,6 +193,7 @@ pub async fn run_on(listener: TcpListener, config: Config, shutdown: Cancellatio
         let late = async {
             shutdown.cancelled().await;
             app.outcomes.close();
+            app.listeners.stop();
             tokio::time::sleep(FINISH).await;
         };
         tokio::select! {
@@ -220,7 +239,21 @@ async fn forget_idle(app: Arc<App>, shutdown: CancellationToken) -> anyhow::Resu
 
 /// The HTTP API.
 pub(crate) fn router(app: Arc<App>) -> Router {
-    let [update, update_bulk, initiate, initiate_bulk, get, story, leads, history] = ENDPOINTS;
+    let [
+        update,
+        update_bulk,
+        initiate,
+        initiate_bulk,
+        get,
+        story,
+        leads,
+        history,
+        told,
+        delivery,
+        redeliver,
+        recover,
+        events,
+    ] = ENDPOINTS;
     Router::new()
         .route(update.path, served(update, update_lead::handle))
         .route(update_bulk.path, served(update_bulk, bulk_update::handle))
@@ -230,6 +263,11 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route(story.path, served(story, get_update::handle))
         .route(leads.path, served(leads, list_leads::handle))
         .route(history.path, served(history, lead_history::handle))
+        .route(told.path, served(told, deliveries::list))
+        .route(delivery.path, served(delivery, deliveries::get))
+        .route(redeliver.path, served(redeliver, deliveries::redeliver))
+        .route(recover.path, served(recover, deliveries::recover))
+        .route(events.path, served(events, events::handle))
         .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
         .fallback(async || ApiError::UnknownPath)
         .layer(from_fn_with_state(app.clone(), finish))
@@ -245,7 +283,7 @@ where
     let method = if endpoint.method == "GET" { MethodFilter::GET } else { MethodFilter::POST };
     on(method, async move |State(app): State<Arc<App>>, request: Request| -> Answer {
         // Before anything else is looked at: a stranger costs a hash and a look into a map.
-        let key = auth::authorize(&app.keys, request.headers(), endpoint.scope, clock::now())?;
+        let key = app.authorize(request.headers(), endpoint.scope)?;
         let standing = app.rates.take(endpoint.rate, key.key_id);
         let mut response = match standing.as_ref().and_then(Standing::refused_for) {
             Some(seconds) => ApiError::RateLimited(seconds).into_response(),

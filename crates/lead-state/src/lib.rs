@@ -35,6 +35,7 @@ mod reader;
 mod recovery;
 mod secrets;
 mod store;
+mod updates;
 
 /// Longer keeps more of the story in NATS beside the ledger, and takes the disk for it.
 const LOG_RETENTION: Duration = Duration::from_secs(24 * 60 * 60);
@@ -123,6 +124,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     tasks.spawn("leader", leader.run(shutdown.clone()));
 
     let recoveries = recovery::Recoveries { pool: pool.clone(), js: js.clone() };
+    let updates = updates::Updates { pool: pool.clone() };
     let lists = lists::Lists { pool: pool.clone() };
     let queries = queries::Queries { pool: pool.clone(), js };
     let admin = admin::Admin { pool, projector, sealer: sealer.clone() };
@@ -140,6 +142,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     serve!(rpc::LEAD_HISTORY, lists, lists::Lists::history);
     serve!(rpc::UPDATE_GET, queries, queries::Queries::get_update);
     serve!(rpc::UPDATE_TRY, queries, queries::Queries::try_update);
+    serve!(rpc::UPDATE_LIST, updates, updates::Updates::list);
+    serve!(rpc::UPDATE_OUTCOMES, updates, updates::Updates::outcomes);
     serve!(rpc::PROJECT_CREATE, admin, admin::Admin::create_project);
     serve!(rpc::PROCESS_APPLY, admin, admin::Admin::apply_process);
     serve!(rpc::KEY_CREATE, admin, admin::Admin::create_key);

@@ -56,11 +56,11 @@ fn lead_at(cursor: &Cursor) -> Result<ObjectId, RpcError> {
     cursor.place(LEADS)?.parse().map_err(|_| Cursor::invalid())
 }
 
-fn log_place(epoch: i32, log_seq: u64) -> Cursor {
+pub(crate) fn log_place(epoch: i32, log_seq: u64) -> Cursor {
     Cursor::new(HISTORY, &format!("{epoch}.{log_seq}"))
 }
 
-fn log_place_at(cursor: &Cursor) -> Result<(i32, u64), RpcError> {
+pub(crate) fn log_place_at(cursor: &Cursor) -> Result<(i32, u64), RpcError> {
     let place = cursor.place(HISTORY)?;
     let parts = place.split_once('.').and_then(|(epoch, seq)| Some((epoch.parse().ok()?, seq.parse().ok()?)));
     // What a log can hold, Postgres can.

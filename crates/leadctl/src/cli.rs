@@ -4,7 +4,10 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::{audit, callback, dead_letters, key, lead, migrate, process, project, recover, secrets, up, update};
+use crate::{
+    audit, callback, dead_letters, deliveries, events, key, lead, migrate, process, project, recover, secrets, up,
+    update,
+};
 
 /// Runs Leadrelay on one machine, and administers it anywhere.
 #[derive(Debug, Parser)]
@@ -46,6 +49,12 @@ enum Command {
     /// Callbacks: how they fare, and enabling those that their failures disabled.
     #[command(subcommand)]
     Callback(callback::Callback),
+    /// Deliveries: what was told to whom, and telling it again.
+    #[command(subcommand)]
+    Deliveries(deliveries::Deliveries),
+    /// The outcomes of updates, as they are announced.
+    #[command(subcommand)]
+    Events(events::Events),
     Audit(audit::Audit),
     Recover(recover::Recover),
     /// What could not be applied, whole: look at it, and send it again.
@@ -65,6 +74,8 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Lead(lead) => lead.run().await?,
         Command::Update(update) => return update.run().await,
         Command::Callback(callback) => callback.run().await?,
+        Command::Deliveries(deliveries) => deliveries.run().await?,
+        Command::Events(events) => events.run().await?,
         Command::Audit(audit) => return audit.run().await,
         Command::Recover(recover) => recover.run().await?,
         Command::DeadLetters(dead_letters) => dead_letters.run().await?,

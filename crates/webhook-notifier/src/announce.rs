@@ -90,8 +90,9 @@ async fn announce(js: &jetstream::Context, pool: &PgPool) -> Result<(), Announce
 
 fn message(event: &WebhookEvent) -> Result<jetstream::message::OutboundMessage, PublishError> {
     let (subject, id) = match event {
-        WebhookEvent::Exhausted { project_id, process_id, update_id, callback_id, .. } => {
-            (delivery_exhausted(*project_id, *process_id), format!("{update_id}-{callback_id}-exhausted"))
+        // What is made again may be exhausted again, after more attempts.
+        WebhookEvent::Exhausted { project_id, process_id, update_id, callback_id, attempts, .. } => {
+            (delivery_exhausted(*project_id, *process_id), format!("{update_id}-{callback_id}-exhausted-{attempts}"))
         }
         WebhookEvent::CallbackDisabled { project_id, process_id, callback_id, timestamp, .. } => {
             (callback_disabled(*project_id, *process_id), format!("{callback_id}-disabled-{}", timestamp.millis()))

@@ -7,7 +7,8 @@
 //!   and of whom nothing is asked for now ([`breaker`]); [`attempt`] signs ([`sign`]) and posts; [`health`] disables who
 //!   has failed for too long; [`schedule`] decides what comes of it; [`record`] writes it to Postgres. Then the event is
 //!   acked.
-//! - 8 Retry: [`retry`] claims what is due in Postgres, and goes the same way from [`attempt`] on.
+//! - 8 Retry: [`retry`] claims what is due in Postgres, and goes the same way from [`attempt`] on; [`again`] makes due what is
+//!   to be told again.
 //!
 //! Around it: [`announce`] publishes what is exhausted or disabled, [`queries`] answers, [`housekeeping`] makes room.
 //! All SQL is in [`store`].
@@ -25,6 +26,7 @@ use sqlx::PgPool;
 use tokio::{sync::Notify, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
+mod again;
 mod announce;
 mod attempt;
 mod breaker;
@@ -127,6 +129,7 @@ async fn start(
     });
     let service = rpc::service(&client, "webhook-notifier", "Tells callback URLs what became of updates").await?;
     queries::serve(tasks, &service, &pool, &callbacks, &slots, shutdown).await?;
+    again::serve(tasks, &service, &client, &pool, &callbacks, shutdown).await?;
 
     let token = || shutdown.clone();
     let (view, follow_js, follow_readiness, follow_token) =

@@ -51,7 +51,7 @@ struct Data<'a> {
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct DeliveryView<'a> {
+pub(crate) struct DeliveryView<'a> {
     callback_id: ObjectId,
     status: DeliveryStatus,
     next_attempt_at: Option<String>,

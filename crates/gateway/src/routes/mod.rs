@@ -14,7 +14,9 @@ use crate::error::ApiError;
 
 pub(crate) mod bulk_initiate;
 pub(crate) mod bulk_update;
+pub(crate) mod deliveries;
 pub(crate) mod dry_run;
+pub(crate) mod events;
 pub(crate) mod get_lead;
 pub(crate) mod get_update;
 pub(crate) mod initiate_lead;

@@ -22,6 +22,7 @@ pub(crate) mod config;
 pub(crate) mod leads;
 pub(crate) mod ledger;
 pub(crate) mod lists;
+pub(crate) mod updates;
 
 /// Why the database did not do what was asked.
 #[derive(Debug, thiserror::Error)]

@@ -67,7 +67,7 @@ pub(crate) struct Wanted {
 #[derive(Debug)]
 pub(crate) struct Claimed {
     pub(crate) delivery: Delivery,
-    /// How often it was tried before.
+    /// How often it was tried before on this schedule.
     pub(crate) attempts: u32,
 }
 
@@ -105,7 +105,7 @@ pub(crate) async fn claim(
         WHERE d.update_id = due.update_id AND d.callback_id = due.callback_id
         RETURNING d.update_id AS "update_id: [u8; 12]", d.callback_id AS "callback_id: [u8; 12]",
                   d.project_id AS "project_id: [u8; 12]", d.process_id AS "process_id: [u8; 12]",
-                  d.attempts, d.traceparent, d.payload AS "payload!"
+                  d.attempts - coalesce(d.schedule_from, 0) AS "attempts!", d.traceparent, d.payload AS "payload!"
         "#,
         &callback_ids as &[[u8; 12]],
         &deliveries,

@@ -16,6 +16,7 @@ use sqlx::{
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
+pub(crate) mod again;
 pub(crate) mod announce;
 pub(crate) mod claim;
 pub(crate) mod health;

@@ -1,0 +1,95 @@
+//! `leadctl events`: what becomes of updates, as it happens.
+
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
+use clap::Subcommand;
+use contract::{ObjectId, Timestamp, event::CompletionEvent, streams::LEAD_EVENTS, subject};
+use futures::StreamExt;
+
+use crate::{admin::Admin, output, pages, printable::line};
+
+/// How long NATS may be silent before the connection counts as lost.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+/// How long a pull waits at the server, and after how long that forgets a tail that is gone.
+const EXPIRES: Duration = Duration::from_secs(30);
+
+/// Events.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Events {
+    /// Print the outcomes of updates as they are announced, until it is stopped: a line each, or with --json the event.
+    #[command(
+        after_help = "Examples:\n  leadctl events tail --project 6b04…\n  leadctl events tail --since 1h --json | jq .error"
+    )]
+    Tail {
+        /// Only this project's. All by default.
+        #[arg(long)]
+        project: Option<ObjectId>,
+        /// Begin with those that were announced since: a time, or how long ago, e.g. 1h. Only new ones by default.
+        #[arg(long, value_name = "TIME", value_parser = pages::since)]
+        since: Option<Timestamp>,
+        /// Stop after so many.
+        #[arg(long, value_name = "COUNT")]
+        limit: Option<u64>,
+        #[command(flatten)]
+        admin: Admin,
+    },
+}
+
+impl Events {
+    pub(crate) async fn run(self) -> anyhow::Result<()> {
+        let Self::Tail { project, since, limit, admin } = self;
+        let nats = admin.connect().await?;
+        let stream = service_kit::nats::jetstream(&nats).get_stream(LEAD_EVENTS).await;
+        let stream = stream.context("cannot find the events; has lead-state run?")?;
+        let consumer = stream
+            .create_consumer(pull::Config {
+                deliver_policy: match since {
+                    Some(since) => DeliverPolicy::ByStartTime { start_time: since.into() },
+                    None => DeliverPolicy::New,
+                },
+                ack_policy: AckPolicy::None,
+                filter_subject: project.map_or(subject::ALL_EVENTS.to_owned(), subject::events_of),
+                memory_storage: true,
+                num_replicas: 1,
+                inactive_threshold: EXPIRES * 2,
+                ..Default::default()
+            })
+            .await
+            .context("cannot read the events")?;
+        let messages = consumer.stream().expires(EXPIRES).heartbeat(HEARTBEAT).messages();
+        let mut messages = messages.await.context("cannot read the events")?;
+        let mut read = 0;
+        while limit.is_none_or(|limit| read < limit) {
+            let message = messages.next().await.context("the events ended")?.context("the events broke off")?;
+            read += 1;
+            let info = message.info().map_err(|e| anyhow::anyhow!("an event without its place: {e}"))?;
+            if info.consumer_sequence != read {
+                bail!("an event went astray before number {}; --since reads it again", info.stream_sequence);
+            }
+            if admin.json {
+                output::say(String::from_utf8_lossy(&message.payload));
+                continue;
+            }
+            output::say(match serde_json::from_slice::<CompletionEvent>(&message.payload) {
+                Ok(event) => told(&event),
+                Err(e) => format!("{:>10}  cannot be read: {e}", info.stream_sequence),
+            });
+        }
+        Ok(())
+    }
+}
+
+fn told(event: &CompletionEvent) -> String {
+    let CompletionEvent { update_id, timestamp, success, .. } = event;
+    let outcome = if *success { "succeeded" } else { "failed" };
+    let lead = event.lead_id.map(|id| id.to_string()).or(event.reference_id.as_deref().map(line)).unwrap_or_default();
+    let what = match (&event.error, &event.from_state, &event.to_state) {
+        (Some(error), ..) => line(error),
+        (None, Some(from), Some(to)) if from != to => format!("{} → {}", line(from), line(to)),
+        (None, _, Some(state)) => line(state),
+        _ => String::new(),
+    };
+    format!("{}  {update_id}  {outcome:<9}  lead {lead}  {what}", timestamp.to_iso())
+}
