@@ -65,7 +65,7 @@ impl CommandLog {
             drop(slot);
             match &published {
                 Ok(stored) => {
-                    tracing::info!(%update_id, %project_id, sequence = stored.sequence, "update accepted");
+                    tracing::debug!(%update_id, %project_id, sequence = stored.sequence, "update accepted");
                     if failing.swap(false, Ordering::Relaxed) {
                         tracing::info!("the command log takes updates again");
                     }

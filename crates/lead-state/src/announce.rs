@@ -1,5 +1,7 @@
 //! 6 Announce: completion events from the ledger, acked by JetStream before `published_seq` moves on.
 
+use std::time::Duration;
+
 use async_nats::jetstream;
 use contract::{headers, subject};
 use service_kit::{
@@ -9,7 +11,10 @@ use service_kit::{
     publish::message,
 };
 use sqlx::PgPool;
-use tokio::sync::mpsc;
+use tokio::{
+    sync::{mpsc, watch},
+    time::timeout,
+};
 
 use crate::store::{
     StoreError,
@@ -19,6 +24,10 @@ use crate::store::{
 
 /// How many applied batches may wait to be announced. More of them hide a slower NATS, and are held in memory.
 const WAITING_BATCHES: usize = 2;
+/// How long nothing more may be applied before it is noted in a transaction of its own what is announced; else the next
+/// batch's transaction notes it. Longer announces more again after a crash, shorter competes with the applier for the
+/// checkpoint.
+const NOTE_AFTER: Duration = Duration::from_millis(20);
 /// How many events are read back from the ledger at once after a crash. They may hold a MiB each.
 const BACKLOG_ROWS: i64 = 64;
 
@@ -41,15 +50,30 @@ pub(crate) struct Announcer {
     pub(crate) pool: PgPool,
     pub(crate) events: Publisher,
     pub(crate) checkpoint: Checkpoint,
+    /// How far it is. Who applies notes that on the way.
+    pub(crate) announced: watch::Sender<(i32, u64)>,
 }
 
 impl Announcer {
     pub(crate) async fn run(self, mut applied: mpsc::Receiver<Batch>) -> Result<(), StoreError> {
         let epoch = self.checkpoint.epoch;
-        while let Some(batch) = applied.recv().await {
-            self.announce(&batch.announcements, epoch, (epoch, batch.up_to)).await?;
+        let mut noted = self.checkpoint.published();
+        loop {
+            let batch = match timeout(NOTE_AFTER, applied.recv()).await {
+                Ok(batch) => batch,
+                Err(_) if *self.announced.borrow() == noted => applied.recv().await,
+                Err(_) => {
+                    noted = *self.announced.borrow();
+                    self.note(noted).await?;
+                    continue;
+                }
+            };
+            let Some(batch) = batch else { break };
+            self.announce(&batch.announcements, epoch, batch.up_to).await;
+            self.announced.send_replace((epoch, batch.up_to));
         }
-        Ok(())
+        let announced = *self.announced.borrow();
+        self.note(announced).await
     }
 
     /// Announces what a crash left unannounced, or what was taken back: all of it, epoch by epoch.
@@ -68,14 +92,16 @@ impl Announcer {
                 _ if epoch < last.0 => (epoch + 1, 0),
                 _ => last,
             };
-            self.announce(&rows, epoch, up_to).await?;
+            self.announce(&rows, epoch, up_to.1).await;
+            self.note(up_to).await?;
             (self.checkpoint.published_epoch, self.checkpoint.published_seq) = up_to;
+            self.announced.send_replace(up_to);
         }
         Ok(())
     }
 
-    /// Publishes events until JetStream has them all, then notes it.
-    async fn announce(&self, announcements: &[Announcement], epoch: i32, up_to: (i32, u64)) -> Result<(), StoreError> {
+    /// Publishes events until JetStream has them all.
+    async fn announce(&self, announcements: &[Announcement], epoch: i32, up_to: u64) {
         for delay in patient() {
             // Again all of them: those that are there already are known by their message ids.
             let messages: Vec<_> =
@@ -83,11 +109,15 @@ impl Announcer {
             match self.events.publish_all(messages).await {
                 Ok(()) => break,
                 Err(e) => {
-                    tracing::warn!(up_to = up_to.1, "cannot announce, trying again: {e}");
+                    tracing::warn!(up_to, "cannot announce, trying again: {e}");
                     tokio::time::sleep(delay).await;
                 }
             }
         }
+    }
+
+    /// Notes how far it is announced.
+    async fn note(&self, up_to: (i32, u64)) -> Result<(), StoreError> {
         for delay in patient() {
             match set_published(&self.pool, &self.checkpoint, up_to, clock::now()).await {
                 Ok(()) => break,

@@ -8,7 +8,7 @@ use service_kit::{
     publish::{PublishError, publish_all},
 };
 use sqlx::PgPool;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -52,6 +52,10 @@ pub(crate) struct Applier {
     pub(crate) limits: Limits,
     pub(crate) checkpoint: Checkpoint,
     pub(crate) announcer: mpsc::Sender<Batch>,
+    /// How far the announcer is, to be noted on the way.
+    pub(crate) announced: watch::Receiver<(i32, u64)>,
+    /// Whether to look for updates that are in the ledger already before a batch is decided: while there are some.
+    pub(crate) look: bool,
     pub(crate) rules: RulesCache,
     pub(crate) metrics: Metrics,
 }
@@ -101,6 +105,12 @@ impl Applier {
                 match self.attempt(part, refused.as_ref()).await {
                     Ok(()) => break,
                     Err(Failure::Write(WriteError::Fenced)) => return Err(ApplyError::Fenced),
+                    // Only the leader writes the ledger: who looked knows them all.
+                    Err(Failure::Write(WriteError::Known)) if !self.look => self.look = true,
+                    Err(Failure::Write(WriteError::Known)) => {
+                        let fault = "an update is there that was not found".into();
+                        return Err(ApplyError::Stop(StoreError::Corrupt { table: "lead_updates", fault }));
+                    }
                     Err(Failure::TooLarge | Failure::Write(WriteError::Store(StoreError::Data(_))))
                         if part.len() > 1 =>
                     {
@@ -149,21 +159,24 @@ impl Applier {
 
         let alone = messages.len() == 1;
         let budget = if alone { usize::MAX } else { BATCH_BYTES };
-        let world = batch::read(&self.pool, &Names::of(&entries), &mut self.rules, budget)
+        let world = batch::read(&self.pool, &Names::of(&entries), &mut self.rules, budget, self.look)
             .await
             .map_err(WriteError::Store)?
             .ok_or(Failure::TooLarge)?;
         if !alone && weight(&world, &entries) > BATCH_BYTES {
             return Err(Failure::TooLarge);
         }
+        let look = !world.known.is_empty();
         let now = clock::now();
         let plan = fold(world, entries, now, self.limits);
 
         dead_letters.extend(plan.dead_letters.iter().cloned());
         // Before the checkpoint passes them. After a crash in between they are published again, under the same id.
         self.bury(messages, &dead_letters).await?;
-        batch::write(&self.pool, &self.checkpoint, (last_seq, logged_at), &plan, now).await?;
+        let announced = *self.announced.borrow();
+        batch::write(&self.pool, &self.checkpoint, (last_seq, logged_at), announced, &plan, now).await?;
         self.checkpoint.last_seq = last_seq;
+        self.look = look;
         self.metrics.applied(&plan.rows);
         for dead in &dead_letters {
             self.metrics.dead_letter(dead.reason);

@@ -20,7 +20,7 @@ use service_kit::{
     nats::{self, chain},
 };
 use sqlx::{Connection, PgConnection, PgPool};
-use tokio::task::JoinSet;
+use tokio::{sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -186,6 +186,7 @@ impl Leader {
             pool: self.pool.clone(),
             events: Publisher::new(self.js.clone()),
             checkpoint: scene.checkpoint.clone(),
+            announced: watch::Sender::new(scene.checkpoint.published()),
         };
         let caught_up = tokio::select! {
             caught_up = announcer.catch_up() => caught_up,
@@ -255,6 +256,8 @@ impl Leader {
             limits,
             checkpoint: checkpoint.clone(),
             announcer: applied,
+            announced: announcer.announced.subscribe(),
+            look: false,
             rules: RulesCache::default(),
             metrics: self.metrics.clone(),
         };

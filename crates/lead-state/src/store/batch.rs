@@ -1,6 +1,6 @@
 //! 5 Apply: what a batch reads, and the one transaction that it writes.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::{HashMap, HashSet}, sync::Arc};
 
 use contract::{ObjectId, Timestamp, process::Rules};
 use futures::TryStreamExt;
@@ -25,40 +25,31 @@ const CACHED_RULES: usize = 10_000;
 ///
 /// Outside of the batch's transaction: only the leader changes leads that are there, and a leader that is none any
 /// more fails at the checkpoint. So nothing here needs a lock. None if the leads' metadata is more than `budget` bytes.
+///
+/// Which of the updates are in the ledger already is looked up only with `look`: one that is there makes [`write()`] fail
+/// with [`WriteError::Known`].
 pub(crate) async fn read(
     pool: &PgPool,
     names: &Names,
     cache: &mut RulesCache,
     budget: usize,
+    look: bool,
 ) -> Result<Option<World>, StoreError> {
     let mut world = World::default();
-    let mut connection = pool.acquire().await?;
-    if !read_leads(&mut connection, names, &mut world, budget).await? {
-        return Ok(None);
+    // Of leads that are named by their ids the calls can be read at the same time.
+    let (read, calls, known) = tokio::try_join!(
+        read_leads(pool, names, &mut world, budget),
+        read_calls(pool, names.leads.iter().copied()),
+        async { if look { read_known(pool, names).await } else { Ok(HashSet::new()) } },
+    )?;
+    let Some(revisions) = read else { return Ok(None) };
+    world.known = known;
+    world.calls = calls;
+    if !names.references.is_empty() {
+        let others = world.leads.keys().filter(|lead| !names.leads.contains(lead)).copied();
+        world.calls.extend(read_calls(pool, others).await?);
     }
-    if !world.leads.is_empty() {
-        read_calls(&mut connection, &mut world).await?;
-        read_rules(&mut connection, &mut world, cache).await?;
-    }
-    if !names.updates.is_empty() {
-        let (projects, updates): (Vec<_>, Vec<_>) =
-            names.updates.iter().map(|(project, update)| (*project.as_bytes(), *update.as_bytes())).unzip();
-        let rows = sqlx::query!(
-            r#"SELECT u.project_id, u.update_id
-               FROM unnest($1::bytea[], $2::bytea[]) AS n (project_id, update_id)
-               JOIN lead_state.lead_updates u USING (project_id, update_id)"#,
-            &projects as _,
-            &updates as _
-        )
-        .fetch_all(&mut *connection)
-        .await?;
-        for row in rows {
-            world.known.insert((
-                id("lead_updates", "project_id", &row.project_id)?,
-                id("lead_updates", "update_id", &row.update_id)?,
-            ));
-        }
-    }
+    world.rules = read_rules(pool, revisions, cache).await?;
     Ok(Some(world))
 }
 
@@ -73,6 +64,8 @@ struct LeadRow {
     disposition: Option<String>,
     metadata: String,
     version: i64,
+    /// Of its process's rules.
+    revision: i64,
 }
 
 impl TryFrom<LeadRow> for Lead {
@@ -94,111 +87,153 @@ impl TryFrom<LeadRow> for Lead {
     }
 }
 
-/// Reads leads row by row, so that no more than the budget is ever held; false if that is not enough.
+/// Reads leads row by row, so that no more than the budget is ever held; none if that is not enough. Returns the revisions
+/// of their processes' rules.
 async fn read_leads(
-    connection: &mut PgConnection,
+    pool: &PgPool,
     names: &Names,
     world: &mut World,
     mut budget: usize,
-) -> Result<bool, StoreError> {
+) -> Result<Option<HashMap<ObjectId, i64>>, StoreError> {
+    let mut revisions = HashMap::new();
     if !names.leads.is_empty() {
         let ids: Vec<_> = names.leads.iter().map(|lead| *lead.as_bytes()).collect();
         let mut rows = sqlx::query_as!(
             LeadRow,
-            r#"SELECT lead_id, project_id, process_id, reference_id, name, state, disposition,
-                      metadata::text AS "metadata!", version
-               FROM lead_state.leads WHERE lead_id = ANY($1::bytea[])"#,
+            r#"SELECT l.lead_id, l.project_id, l.process_id, l.reference_id, l.name, l.state, l.disposition,
+                      l.metadata::text AS "metadata!", l.version,
+                      (SELECT p.revision FROM lead_state.processes p WHERE p.process_id = l.process_id) AS "revision!"
+               FROM lead_state.leads l WHERE l.lead_id = ANY($1::bytea[])"#,
             &ids as _
         )
-        .fetch(&mut *connection);
+        .fetch(pool);
         while let Some(row) = rows.try_next().await? {
-            let Some(left) = budget.checked_sub(row.metadata.len()) else { return Ok(false) };
+            let Some(left) = budget.checked_sub(row.metadata.len()) else { return Ok(None) };
             budget = left;
+            let revision = row.revision;
             let lead = Lead::try_from(row)?;
+            revisions.insert(lead.process_id, revision);
             world.leads.insert(lead.lead_id, lead);
         }
     }
     if !names.references.is_empty() {
         let (processes, references): (Vec<_>, Vec<_>) =
             names.references.iter().map(|(process, reference)| (*process.as_bytes(), reference.as_str())).unzip();
+        // Lateral with a limit: looked up one by one through the index, whatever the planner thinks of the table's size.
         let mut rows = sqlx::query_as!(
             LeadRow,
             r#"SELECT l.lead_id, l.project_id, l.process_id, l.reference_id, l.name, l.state, l.disposition,
-                      l.metadata::text AS "metadata!", l.version
+                      l.metadata::text AS "metadata!", l.version,
+                      (SELECT p.revision FROM lead_state.processes p WHERE p.process_id = l.process_id) AS "revision!"
                FROM unnest($1::bytea[], $2::text[]) AS n (process_id, reference_id)
-               JOIN lead_state.leads l ON l.process_id = n.process_id
-                   AND md5(l.reference_id) = md5(n.reference_id) AND l.reference_id = n.reference_id"#,
+               CROSS JOIN LATERAL (
+                   SELECT * FROM lead_state.leads l
+                   WHERE l.process_id = n.process_id
+                       AND md5(l.reference_id) = md5(n.reference_id) AND l.reference_id = n.reference_id
+                   LIMIT 1
+               ) AS l"#,
             &processes as _,
             &references as _
         )
-        .fetch(&mut *connection);
+        .fetch(pool);
         while let Some(row) = rows.try_next().await? {
-            let Some(left) = budget.checked_sub(row.metadata.len()) else { return Ok(false) };
+            let Some(left) = budget.checked_sub(row.metadata.len()) else { return Ok(None) };
             budget = left;
+            let revision = row.revision;
             let lead = Lead::try_from(row)?;
+            revisions.insert(lead.process_id, revision);
             if let Some(reference) = &lead.reference_id {
                 world.references.insert((lead.process_id, reference.clone()), lead.lead_id);
             }
             world.leads.insert(lead.lead_id, lead);
         }
     }
-    Ok(true)
+    Ok(Some(revisions))
 }
 
-async fn read_calls(connection: &mut PgConnection, world: &mut World) -> Result<(), StoreError> {
-    let ids: Vec<_> = world.leads.keys().map(|lead| *lead.as_bytes()).collect();
+async fn read_calls(
+    pool: &PgPool,
+    leads: impl Iterator<Item = ObjectId>,
+) -> Result<HashMap<ObjectId, Vec<Call>>, StoreError> {
+    let ids: Vec<_> = leads.map(|lead| *lead.as_bytes()).collect();
+    let mut calls = HashMap::<_, Vec<Call>>::new();
+    if ids.is_empty() {
+        return Ok(calls);
+    }
     let rows = sqlx::query!(
         r#"SELECT lead_id, call_id, started_at, expires_at FROM lead_state.active_calls WHERE lead_id = ANY($1::bytea[])"#,
         &ids as _
     )
-    .fetch_all(connection)
+    .fetch_all(pool)
     .await?;
     for row in rows {
-        world.calls.entry(id("active_calls", "lead_id", &row.lead_id)?).or_default().push(Call {
+        calls.entry(id("active_calls", "lead_id", &row.lead_id)?).or_default().push(Call {
             call_id: row.call_id,
             started_at: row.started_at.into(),
             expires_at: row.expires_at.into(),
         });
     }
-    Ok(())
+    Ok(calls)
 }
 
+/// Which of a batch's updates are in the ledger already.
+async fn read_known(pool: &PgPool, names: &Names) -> Result<HashSet<(ObjectId, ObjectId)>, StoreError> {
+    let (projects, updates): (Vec<_>, Vec<_>) =
+        names.updates.iter().map(|(project, update)| (*project.as_bytes(), *update.as_bytes())).unzip();
+    // Lateral with a limit: looked up one by one, each in its partition's index.
+    let rows = sqlx::query!(
+        r#"SELECT u.project_id, u.update_id
+           FROM unnest($1::bytea[], $2::bytea[]) AS n (project_id, update_id)
+           CROSS JOIN LATERAL (
+               SELECT u.project_id, u.update_id FROM lead_state.lead_updates u
+               WHERE u.project_id = n.project_id AND u.update_id = n.update_id
+               LIMIT 1
+           ) AS u"#,
+        &projects as _,
+        &updates as _
+    )
+    .fetch_all(pool)
+    .await?;
+    rows.iter()
+        .map(|row| {
+            let id = |column, bytes| id("lead_updates", column, bytes);
+            Ok((id("project_id", &row.project_id)?, id("update_id", &row.update_id)?))
+        })
+        .collect()
+}
+
+/// The rules of processes at these revisions; only what is not in the cache is read.
 async fn read_rules(
-    connection: &mut PgConnection,
-    world: &mut World,
+    pool: &PgPool,
+    revisions: HashMap<ObjectId, i64>,
     cache: &mut RulesCache,
-) -> Result<(), StoreError> {
+) -> Result<HashMap<ObjectId, Arc<Rules>>, StoreError> {
     if cache.rules.len() > CACHED_RULES {
         cache.rules.clear();
     }
-    let mut processes: Vec<_> = world.leads.values().map(|lead| lead.process_id).collect();
-    processes.sort_unstable();
-    processes.dedup();
-    let (ids, revisions): (Vec<_>, Vec<_>) = processes
-        .iter()
-        .map(|process| (*process.as_bytes(), cache.rules.get(process).map_or(0, |(revision, _)| *revision)))
-        .unzip();
-    // Only what changed since it was last read comes over.
-    let rows = sqlx::query!(
-        r#"SELECT p.process_id AS "process_id!", p.revision, p.config::text AS "config!"
-           FROM unnest($1::bytea[], $2::bigint[]) AS n (process_id, revision)
-           JOIN lead_state.processes p ON p.process_id = n.process_id AND p.revision <> n.revision"#,
-        &ids as _,
-        &revisions
-    )
-    .fetch_all(connection)
-    .await?;
-    for row in rows {
-        let process_id = id("processes", "process_id", &row.process_id)?;
-        let rules: Rules = serde_json::from_str(&row.config)
-            .map_err(|e| StoreError::Corrupt { table: "processes", fault: format!("config of {process_id}: {e}") })?;
-        cache.rules.insert(process_id, (row.revision, Arc::new(rules)));
+    let is_stale = |(process, revision): &(&ObjectId, &i64)| {
+        cache.rules.get(process).is_none_or(|(cached, _)| cached != *revision)
+    };
+    let stale: Vec<_> = revisions.iter().filter(is_stale).map(|(process, _)| *process.as_bytes()).collect();
+    if !stale.is_empty() {
+        let rows = sqlx::query!(
+            r#"SELECT process_id AS "process_id!", revision, config::text AS "config!"
+               FROM lead_state.processes WHERE process_id = ANY($1::bytea[])"#,
+            &stale as _
+        )
+        .fetch_all(pool)
+        .await?;
+        for row in rows {
+            let process_id = id("processes", "process_id", &row.process_id)?;
+            let rules: Rules = serde_json::from_str(&row.config).map_err(|e| StoreError::Corrupt {
+                table: "processes",
+                fault: format!("config of {process_id}: {e}"),
+            })?;
+            cache.rules.insert(process_id, (row.revision, Arc::new(rules)));
+        }
     }
-    world.rules = processes
-        .into_iter()
-        .filter_map(|process| cache.rules.get(&process).map(|(_, rules)| (process, rules.clone())))
-        .collect();
-    Ok(())
+    let rules = |process| cache.rules.get(&process).map(|(_, rules)| (process, rules.clone()));
+    Ok(revisions.into_keys().filter_map(rules).collect())
 }
 
 /// Why a batch was not written.
@@ -208,6 +243,9 @@ pub(crate) enum WriteError {
     /// went through unheard. Nothing was written.
     #[error("the checkpoint was moved by another reader")]
     Fenced,
+    /// An update is in the ledger already. Nothing was written; whoever looked before knows which.
+    #[error("an update is in the ledger already")]
+    Known,
     /// The database did not do it. Whether it was written is not known after a lost connection; the checkpoint tells.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -215,23 +253,30 @@ pub(crate) enum WriteError {
 
 impl From<sqlx::Error> for WriteError {
     fn from(error: sqlx::Error) -> Self {
-        Self::Store(error.into())
+        let is_known = error.as_database_error().is_some_and(|e| {
+            e.is_unique_violation() && e.table().is_some_and(|table| table.starts_with("lead_updates"))
+        });
+        if is_known { Self::Known } else { Self::Store(error.into()) }
     }
 }
 
 /// Writes a batch that ends with the log's entry `last_seq` in one transaction: checkpoint, leads, calls, ledger. All of it
-/// or nothing.
+/// or nothing. Notes on the way how far the announcements are.
 pub(crate) async fn write(
     pool: &PgPool,
     from: &Checkpoint,
     (last_seq, logged_at): (u64, Timestamp),
+    (published_epoch, published_seq): (i32, u64),
     plan: &Plan,
     now: Timestamp,
 ) -> Result<(), WriteError> {
     let mut transaction = pool.begin().await?;
     // First of all, and by compare-and-set: a zombie or a second reader gets no further.
     let moved = sqlx::query!(
-        r#"UPDATE lead_state.checkpoints SET last_seq = $1, updated_at = $2, last_logged_at = $6
+        r#"UPDATE lead_state.checkpoints
+           SET last_seq = $1, updated_at = $2, last_logged_at = $6,
+               published_epoch = greatest(published_epoch, $8),
+               published_seq = CASE WHEN (published_epoch, published_seq) < ($8, $9) THEN $9 ELSE published_seq END
            WHERE stream = $3 AND epoch = $4 AND last_seq = $5 AND generation = $7"#,
         last_seq as i64,
         time(now),
@@ -239,7 +284,9 @@ pub(crate) async fn write(
         from.epoch,
         from.last_seq as i64,
         time(logged_at),
-        from.generation
+        from.generation,
+        published_epoch,
+        published_seq as i64
     )
     .execute(&mut *transaction)
     .await?;
@@ -313,7 +360,7 @@ async fn write_calls(connection: &mut PgConnection, calls: &[(ObjectId, Vec<Call
     Ok(())
 }
 
-async fn write_ledger(connection: &mut PgConnection, epoch: i32, rows: &[LedgerRow]) -> Result<(), StoreError> {
+async fn write_ledger(connection: &mut PgConnection, epoch: i32, rows: &[LedgerRow]) -> Result<(), WriteError> {
     fn column<'a, T>(rows: &'a [LedgerRow], value: impl Fn(&'a LedgerRow) -> T) -> Vec<T> {
         rows.iter().map(value).collect()
     }
