@@ -7,14 +7,21 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::Context;
+use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::Bytes;
 use contract::process::{Callback, CallbackAuth};
-use reqwest::{
-    Client, Request, Response,
-    dns::Resolve,
-    header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER},
-    redirect,
+use http::{
+    Request, Uri,
+    header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER, USER_AGENT},
 };
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Body, Incoming};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::{TokioExecutor, TokioTimer},
+};
+use percent_encoding::percent_decode_str;
 use rustls::{ClientConfig, RootCertStore};
 use service_kit::{clock, nats::chain};
 use tokio::time::{Instant, timeout, timeout_at};
@@ -36,11 +43,14 @@ const BODY_PATIENCE: Duration = Duration::from_secs(1);
 const MAX_SHOWN: usize = 1024;
 /// How long an idle connection is kept. Longer saves handshakes, but meets more connections that the endpoint closed.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
-/// Idle connections kept per host.
-const MAX_IDLE_PER_HOST: usize = 32;
+/// Idle connections kept per host: as many as one callback may use at once by default, so that a lull between two batches of
+/// events does not close what the next one opens again.
+const MAX_IDLE_PER_HOST: usize = 256;
+/// How a delivery introduces itself.
+const USER: &str = concat!("Leadrelay/", env!("CARGO_PKG_VERSION"));
 
 /// Why there is no answer.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 enum Failure {
     #[error("refused: {0}")]
     Refused(#[from] Refused),
@@ -52,48 +62,97 @@ enum Failure {
     NoAnswer(String),
 }
 
+/// A callback with its secrets in clear, and what of a request is the same for all its deliveries.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    callback: Callback,
+    /// Where to, and the headers that authenticate; or why it is not called.
+    address: Result<(Uri, HeaderMap), Failure>,
+}
+
+impl Prepared {
+    /// Prepares deliveries to a callback, as far as the guard allows.
+    pub(crate) fn new(callback: Callback, guard: &Guard) -> Self {
+        let address = address(&callback, guard);
+        Self { callback, address }
+    }
+}
+
+/// Where a callback is called, and the headers that authenticate there.
+fn address(callback: &Callback, guard: &Guard) -> Result<(Uri, HeaderMap), Failure> {
+    let mut url = guard.check_url(&callback.url)?;
+    let secret = |value: &str| {
+        let mut value = HeaderValue::from_str(value)
+            .map_err(|_| Failure::NotSent("the callback's auth is not a header value".into()))?;
+        value.set_sensitive(true);
+        Ok::<_, Failure>(value)
+    };
+    let mut headers = HeaderMap::new();
+    match &callback.auth {
+        Some(CallbackAuth::Bearer { token }) => {
+            let value = Zeroizing::new(format!("Bearer {}", token.expose()));
+            headers.insert(AUTHORIZATION, secret(&value)?);
+        }
+        Some(CallbackAuth::Header { name, value }) => {
+            let name = HeaderName::try_from(name)
+                .map_err(|_| Failure::NotSent("the callback's auth is not a header name".into()))?;
+            headers.insert(name, secret(value.expose())?);
+        }
+        None => {}
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        let decoded = |text: &str| percent_decode_str(text).collect::<Vec<u8>>();
+        let both = [decoded(url.username()), b":".to_vec(), decoded(url.password().unwrap_or_default())].concat();
+        if !headers.contains_key(AUTHORIZATION) {
+            headers.insert(AUTHORIZATION, secret(&format!("Basic {}", BASE64_STANDARD.encode(both)))?);
+        }
+        // Such a URL has a host, so it can be without them.
+        let _ = (url.set_username(""), url.set_password(None));
+    }
+    // A fragment is the client's own; what else the parser made of the text is what is called.
+    url.set_fragment(None);
+    let uri = url.as_str().parse().map_err(|_| Failure::NotSent("the URL cannot be called".into()))?;
+    Ok((uri, headers))
+}
+
 /// The HTTP client for callbacks.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Poster {
-    client: Client,
-    guard: Guard,
+    client: Client<HttpsConnector<HttpConnector<Resolver>>, Full<Bytes>>,
 }
 
 impl Poster {
-    /// A client that reaches what the guard allows, and trusts the system's CA certificates.
+    /// A client that reaches what the guard allows, and trusts the system's CA certificates. It follows no redirect: that
+    /// leads where nobody checked; and knows no proxy, which would resolve names behind the guard's back.
     pub(crate) fn new(guard: Guard) -> anyhow::Result<Self> {
-        let resolver = Resolver { guard: guard.clone(), lookup: system_lookup };
-        Self::resolving(guard, resolver)
+        Self::resolving(Resolver::new(guard, system_lookup))
     }
 
-    fn resolving(guard: Guard, resolver: impl Resolve + 'static) -> anyhow::Result<Self> {
-        let client = Client::builder()
-            .tls_backend_preconfigured(tls()?)
-            .dns_resolver(resolver)
-            .user_agent(concat!("Leadrelay/", env!("CARGO_PKG_VERSION")))
-            .http1_only()
-            // A redirect leads where nobody checked; its answer is a failure.
-            .redirect(redirect::Policy::none())
-            // A proxy would resolve names behind the guard's back.
-            .no_proxy()
-            .referer(false)
+    fn resolving(resolver: Resolver) -> anyhow::Result<Self> {
+        let mut http = HttpConnector::new_with_resolver(resolver);
+        // Which schemes are allowed is the guard's business.
+        http.enforce_http(false);
+        http.set_nodelay(true);
+        let https = HttpsConnectorBuilder::new().with_tls_config(tls()?).https_or_http().enable_http1();
+        let client = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE_TIMEOUT)
             .pool_max_idle_per_host(MAX_IDLE_PER_HOST)
-            .build()
-            .context("cannot make the HTTP client")?;
-        Ok(Self { client, guard })
+            .build(https.wrap_connector(http));
+        Ok(Self { client })
     }
 
     /// Makes one attempt.
-    pub(crate) async fn post(&self, callback: &Callback, delivery: &Delivery) -> Attempt {
+    pub(crate) async fn post(&self, to: &Prepared, delivery: &Delivery) -> Attempt {
+        let callback = &to.callback;
         let started_at = clock::now();
         let begun = Instant::now();
         let deadline = begun + Duration::from_secs(callback.timeout_seconds.into());
         let answer = async {
-            let request = self.request(callback, delivery, started_at.unix_seconds())?;
-            match timeout_at(deadline, self.client.execute(request)).await {
+            let request = request(to, delivery, started_at.unix_seconds())?;
+            match timeout_at(deadline, self.client.request(request)).await {
                 Ok(Ok(response)) => Ok(response),
-                Ok(Err(e)) => Err(no_answer(e)),
+                Ok(Err(e)) => Err(no_answer(&e)),
                 Err(_) => Err(Failure::TimedOut(callback.timeout_seconds)),
             }
         };
@@ -105,7 +164,7 @@ impl Poster {
                 let status = response.status();
                 let retry_after = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
                 let retry_after = retry_after.map(ToOwned::to_owned);
-                let body = shown(&read(response).await, callback);
+                let body = shown(&read(response.into_body()).await, callback);
                 let attempt = Attempt { status: Some(status.as_u16()), ..attempt };
                 if status.is_success() {
                     attempt
@@ -117,38 +176,18 @@ impl Poster {
             Err(failure) => Attempt { error: Some(failure.to_string()), ..attempt },
         }
     }
-
-    fn request(&self, callback: &Callback, delivery: &Delivery, timestamp: u32) -> Result<Request, Failure> {
-        let url = self.guard.check_url(&callback.url)?;
-        let headers = headers(callback, delivery, timestamp).map_err(Failure::NotSent)?;
-        let body = Bytes::from_owner(Arc::<[u8]>::from(delivery.body.clone()));
-        self.client.post(url).headers(headers).body(body).build().map_err(no_answer)
-    }
 }
 
-/// The headers of a webhook.
-fn headers(callback: &Callback, delivery: &Delivery, timestamp: u32) -> Result<HeaderMap, String> {
+/// The request of a delivery.
+fn request(to: &Prepared, delivery: &Delivery, timestamp: u32) -> Result<Request<Full<Bytes>>, Failure> {
+    let (uri, auth) = to.address.as_ref().map_err(Clone::clone)?;
+    let not_sent = |e: &dyn std::fmt::Display| Failure::NotSent(e.to_string());
     let id = delivery.update_id.to_string();
     let signature =
-        signature(&callback.secrets, &id, timestamp, delivery.body.as_bytes()).map_err(|e| e.to_string())?;
-    let text = |text: &str| HeaderValue::from_str(text).map_err(|e| e.to_string());
-    let secret = |value: &str| {
-        let mut value = HeaderValue::from_str(value).map_err(|_| "the callback's auth is not a header value")?;
-        value.set_sensitive(true);
-        Ok::<_, String>(value)
-    };
-    let mut headers = HeaderMap::new();
-    match &callback.auth {
-        Some(CallbackAuth::Bearer { token }) => {
-            let value = Zeroizing::new(format!("Bearer {}", token.expose()));
-            headers.insert(AUTHORIZATION, secret(&value)?);
-        }
-        Some(CallbackAuth::Header { name, value }) => {
-            let name = HeaderName::try_from(name).map_err(|_| "the callback's auth is not a header name")?;
-            headers.insert(name, secret(value.expose())?);
-        }
-        None => {}
-    }
+        signature(&to.callback.secrets, &id, timestamp, delivery.body.as_bytes()).map_err(|e| not_sent(&e))?;
+    let text = |text: &str| HeaderValue::from_str(text).map_err(|e| not_sent(&e));
+    let mut headers = HeaderMap::with_capacity(16);
+    headers.insert(USER_AGENT, HeaderValue::from_static(USER));
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert("webhook-id", text(&id)?);
     headers.insert("webhook-timestamp", timestamp.into());
@@ -156,7 +195,11 @@ fn headers(callback: &Callback, delivery: &Delivery, timestamp: u32) -> Result<H
     if let Some(traceparent) = &delivery.traceparent {
         headers.insert(contract::headers::TRACEPARENT, text(traceparent)?);
     }
-    Ok(headers)
+    headers.extend(auth.iter().map(|(name, value)| (name.clone(), value.clone())));
+    let body = Bytes::from_owner(Arc::<[u8]>::from(delivery.body.clone()));
+    let mut request = Request::post(uri.clone()).body(Full::new(body)).map_err(|e| not_sent(&e))?;
+    *request.headers_mut() = headers;
+    Ok(request)
 }
 
 /// rustls with ring, and the system's CA certificates (`SSL_CERT_FILE` and `SSL_CERT_DIR` name others).
@@ -177,31 +220,30 @@ fn tls() -> anyhow::Result<ClientConfig> {
     Ok(config.with_root_certificates(roots).with_no_client_auth())
 }
 
-/// Says what went wrong, without the URL: it may hold a secret.
-fn no_answer(error: reqwest::Error) -> Failure {
-    let mut cause = std::error::Error::source(&error);
+/// Says what went wrong.
+fn no_answer(error: &hyper_util::client::legacy::Error) -> Failure {
+    let mut cause = std::error::Error::source(error);
     while let Some(inner) = cause {
         if let Some(refused) = inner.downcast_ref::<Refused>() {
             return Failure::Refused(refused.clone());
         }
         cause = inner.source();
     }
-    // The outermost layer only says that a request failed.
-    let error = error.without_url();
-    Failure::NoAnswer(match std::error::Error::source(&error) {
-        Some(source) => chain(source),
-        None => error.to_string(),
-    })
+    Failure::NoAnswer(chain(error))
 }
 
 /// The beginning of an answer's body, as far as it comes at once.
-async fn read(mut response: Response) -> Vec<u8> {
+async fn read(mut body: Incoming) -> Vec<u8> {
     let mut shown = Vec::new();
+    if body.is_end_stream() {
+        return shown;
+    }
     let mut length = 0;
     let read = async {
         while length < MAX_BODY
-            && let Ok(Some(chunk)) = response.chunk().await
+            && let Some(Ok(frame)) = body.frame().await
         {
+            let chunk = frame.into_data().unwrap_or_default();
             length += chunk.len();
             shown.extend_from_slice(&chunk[..chunk.len().min(MAX_SHOWN - shown.len())]);
         }
@@ -252,8 +294,14 @@ mod tests {
         }
     }
 
-    fn poster() -> Poster {
-        Poster::new(Guard { allow_networks: vec!["127.0.0.0/8".parse().unwrap()], allow_http: true }).unwrap()
+    fn guard(allow: &[&str]) -> Guard {
+        Guard { allow_networks: allow.iter().map(|network| network.parse().unwrap()).collect(), allow_http: true }
+    }
+
+    /// Posts to a URL as far as this machine's own addresses are concerned.
+    async fn post(url: &str) -> Attempt {
+        let guard = guard(&["127.0.0.0/8"]);
+        Poster::new(guard.clone()).unwrap().post(&Prepared::new(callback(url), &guard), &delivery()).await
     }
 
     /// Answers one request with these bytes, waiting between them; returns what was asked.
@@ -283,10 +331,8 @@ mod tests {
     #[tokio::test]
     async fn a_webhook_on_the_wire() {
         let (url, asked) = endpoint(vec![b"HTTP/1.1 204 No Content\r\n\r\n".to_vec()]).await;
-        let poster = poster();
-        let attempt = poster.post(&callback(&url), &delivery()).await;
+        let attempt = post(&url).await;
         assert_eq!((attempt.status, &attempt.error, &attempt.response), (Some(204), &None, &None));
-        drop(poster);
         let asked = asked.await.unwrap();
         let (head, body) = asked.split_once("\r\n\r\n").unwrap();
         assert_eq!(body, r#"{"success":true}"#);
@@ -315,7 +361,7 @@ mod tests {
             b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 7\r\ncontent-length: 3000\r\n\r\nno t-1\0\xff".to_vec();
         answer.extend([b'x'; 2992]);
         let (url, _asked) = endpoint(vec![answer]).await;
-        let attempt = poster().post(&callback(&url), &delivery()).await;
+        let attempt = post(&url).await;
         assert_eq!(attempt.status, Some(503));
         assert_eq!(attempt.error.unwrap(), "the endpoint answered 503 Service Unavailable");
         assert_eq!(attempt.retry_after.unwrap(), "7");
@@ -328,7 +374,7 @@ mod tests {
     async fn a_redirect_is_a_failure() {
         let answer = b"HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:1/\r\ncontent-length: 0\r\n\r\n".to_vec();
         let (url, _asked) = endpoint(vec![answer]).await;
-        let attempt = poster().post(&callback(&url), &delivery()).await;
+        let attempt = post(&url).await;
         assert_eq!(attempt.error.unwrap(), "the endpoint answered 302 Found");
     }
 
@@ -342,7 +388,7 @@ mod tests {
         for parts in [drip, flood] {
             let (url, _asked) = endpoint(parts).await;
             let begun = Instant::now();
-            let attempt = poster().post(&callback(&url), &delivery()).await;
+            let attempt = post(&url).await;
             assert_eq!((attempt.status, attempt.error), (Some(200), None));
             assert!(begun.elapsed() < Duration::from_millis(1500), "{:?}", begun.elapsed());
         }
@@ -351,10 +397,10 @@ mod tests {
     #[tokio::test]
     async fn no_answer_and_no_endpoint_are_failures_that_do_not_tell_the_url() {
         let (url, _asked) = endpoint(vec![b"HTTP/1.1 200 ".to_vec()]).await;
-        let attempt = poster().post(&callback(&url), &delivery()).await;
+        let attempt = post(&url).await;
         assert_eq!((attempt.status, attempt.error.as_deref()), (None, Some("no answer within 1 s")));
 
-        let attempt = poster().post(&callback("http://127.0.0.1:1/?key=k-1"), &delivery()).await;
+        let attempt = post("http://127.0.0.1:1/?key=k-1").await;
         let error = attempt.error.unwrap();
         assert!(error.contains("refused") && !error.contains("k-1"), "{error}");
     }
@@ -420,10 +466,8 @@ mod tests {
         allow: &[&str],
         lookup: impl Fn(String) -> Vec<std::net::SocketAddr> + Send + Sync + 'static,
     ) -> Poster {
-        let allow_networks = allow.iter().map(|network| network.parse().unwrap()).collect();
-        let guard = Guard { allow_networks, allow_http: true };
         let lookup = move |name| std::future::ready(Ok(lookup(name)));
-        Poster::resolving(guard.clone(), Resolver { guard, lookup }).unwrap()
+        Poster::resolving(Resolver::new(guard(allow), lookup)).unwrap()
     }
 
     #[tokio::test]
@@ -433,7 +477,8 @@ mod tests {
             for host in *hosts {
                 for url in [format!("http://{host}/hook"), format!("https://{host}:8443/hook?key=k-1")] {
                     // A backslash ends the host: what stands behind is the path.
-                    let attempt = poster.post(&callback(&url), &delivery()).await;
+                    let to = Prepared::new(callback(&url), &guard(&[]));
+                    let attempt = poster.post(&to, &delivery()).await;
                     let error = attempt.error.unwrap_or_default();
                     assert!(error.starts_with("refused: "), "{what}: {host}: {error:?}, {:?}", attempt.status);
                     assert!(!error.contains("k-1"), "{error}");
@@ -463,8 +508,9 @@ mod tests {
             }
         });
         let url = format!("http://rebinding.example:{port}/");
+        let to = Prepared::new(callback(&url), &guard(&["127.0.0.2/32"]));
         for number in 0..10 {
-            let attempt = poster.post(&callback(&url), &delivery()).await;
+            let attempt = poster.post(&to, &delivery()).await;
             let error = attempt.error.unwrap_or_default();
             match number % 2 {
                 0 => assert_eq!(attempt.status, Some(200), "{error}"),
@@ -478,8 +524,8 @@ mod tests {
 
     #[tokio::test]
     async fn the_system_s_names_are_checked_too() {
-        let poster = Poster::new(Guard { allow_networks: vec![], allow_http: true }).unwrap();
-        let error = poster.post(&callback("http://localhost:1/"), &delivery()).await.error.unwrap();
+        let to = Prepared::new(callback("http://localhost:1/"), &guard(&[]));
+        let error = Poster::new(guard(&[])).unwrap().post(&to, &delivery()).await.error.unwrap();
         assert!(error.starts_with("refused: the address ") && error.ends_with(" is not allowed: loopback"), "{error}");
     }
 }

@@ -20,7 +20,7 @@ use serde::Deserialize;
 use service_kit::{health::Readiness, kv::View, nats::chain};
 use tokio_util::sync::CancellationToken;
 
-use crate::{health::Health, slots::Endpoint};
+use crate::{attempt::Prepared, guard::Guard, health::Health, slots::Endpoint};
 
 /// How often it is looked for secrets that cannot be opened. Longer is later to say so; it costs a look at memory.
 const LOCKED_INTERVAL: Duration = Duration::from_secs(1);
@@ -41,6 +41,7 @@ pub(crate) struct Callbacks {
     bucket: kv::Store,
     pub(crate) health: Health,
     keys: Keys,
+    guard: Guard,
 }
 
 /// A revision of a process, and of each of its callbacks the same with its secrets opened, once they were needed.
@@ -48,7 +49,7 @@ pub(crate) struct Callbacks {
 #[serde(from = "Process")]
 pub(crate) struct Configured {
     process: Process,
-    opened: Vec<OnceLock<Result<Callback, CannotOpen>>>,
+    opened: Vec<OnceLock<Result<Prepared, CannotOpen>>>,
 }
 
 impl From<Process> for Configured {
@@ -128,16 +129,18 @@ pub(crate) enum Found {
 
 impl Callbacks {
     /// What is known of callbacks through this bucket.
-    pub(crate) fn new(bucket: kv::Store, health: Health, keys: Keys) -> Self {
-        Self { view: Arc::default(), bucket, health, keys }
+    pub(crate) fn new(bucket: kv::Store, health: Health, keys: Keys, guard: Guard) -> Self {
+        Self { view: Arc::default(), bucket, health, keys, guard }
     }
 
     /// The callback with its secrets in clear: opened for the first attempt under a revision of its process, then kept
     /// as long as that revision is.
-    pub(crate) fn open<'a>(&self, target: &'a Target) -> Result<&'a Callback, CannotOpen> {
+    pub(crate) fn open<'a>(&self, target: &'a Target) -> Result<&'a Prepared, CannotOpen> {
         let Configured { process, opened } = target.process.as_ref();
-        let opened = opened[target.index]
-            .get_or_init(|| target.with_secrets(process.project_id, |place, secret| self.keys.open(place, secret)));
+        let opened = opened[target.index].get_or_init(|| {
+            let callback = target.with_secrets(process.project_id, |place, secret| self.keys.open(place, secret))?;
+            Ok(Prepared::new(callback, &self.guard))
+        });
         opened.as_ref().map_err(|e| *e)
     }
 

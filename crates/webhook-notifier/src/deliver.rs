@@ -5,7 +5,7 @@ use std::sync::Arc;
 use service_kit::clock;
 
 use crate::{
-    attempt::Poster,
+    attempt::{Poster, Prepared},
     breaker::Sign,
     callbacks::Callbacks,
     delivery::{Attempt, Delivery, Origin, Report, Standing},
@@ -30,14 +30,14 @@ impl Deliverer {
     /// Makes an attempt, decides what comes of it and has it recorded. `number` is 1 for the first.
     pub(crate) async fn attempt(
         &self,
-        callback: &contract::process::Callback,
+        to: &Prepared,
         delivery: Delivery,
         origin: Origin,
         number: u32,
         mut slot: Slot,
     ) -> Result<(), Stopping> {
         slot.begin();
-        let attempt = self.poster.post(callback, &delivery).await;
+        let attempt = self.poster.post(to, &delivery).await;
         slot.end(Sign::of(attempt.status), rand::random());
         self.metrics.attempt(attempt.status);
         let health = &self.callbacks.health;

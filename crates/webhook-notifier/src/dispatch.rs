@@ -58,11 +58,11 @@ const PULL_EXPIRES: Duration = Duration::from_secs(30);
 const PULL_HEARTBEAT: Duration = Duration::from_secs(5);
 /// Room for the events under way, in units of 16 KiB begun. When it is used up the pull waits: more bridges longer
 /// pauses of Postgres, less holds less memory.
-const ROOM: u32 = 4096;
+const ROOM: u32 = 2048;
 const BYTES_PER_UNIT: usize = 16 * 1024;
 /// How long an event waits for a slot of its callback before it is spilled. Longer rides out bursts without a detour
-/// through Postgres, shorter keeps fewer events in memory.
-const PATIENCE: Duration = Duration::from_millis(100);
+/// through Postgres, shorter keeps fewer events of slow endpoints in memory.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// How long an event waits for its process to reach the bucket, which follows Postgres by a moment. Longer holds the
 /// events of a process that was removed, shorter may pass over the callbacks of one that was just made.
 const PROJECTION_GRACE: Duration = Duration::from_secs(5);
@@ -185,7 +185,8 @@ impl Dispatcher {
             let units = (1 + (message.payload.len() / BYTES_PER_UNIT) as u32).min(ROOM);
             let room = self.room.clone().acquire_many_owned(units).await?;
             let dispatcher = self.clone();
-            events.spawn(async move { dispatcher.handle(message, about, room).await });
+            // Boxed: the runtime would move all of it several times.
+            events.spawn(Box::pin(async move { dispatcher.handle(message, about, room).await }));
         }
     }
 
@@ -296,10 +297,7 @@ impl Dispatcher {
         let Ok(callback) = self.deliverer.callbacks.open(&target) else {
             return self.deliverer.spill(delivery, &endpoint).await;
         };
-        // With little room left, waiting here would make others wait for the pull.
-        let patience = if self.room.available_permits() > ROOM as usize / 2 { PATIENCE } else { Duration::ZERO };
-        let slots = &self.deliverer.slots;
-        match slots.take(&endpoint, delivery.body.len(), patience).await {
+        match self.deliverer.slots.take(&endpoint, delivery.body.len(), PATIENCE).await {
             Some(slot) => self.deliverer.attempt(callback, delivery, Origin::Event, 1, slot).await,
             None => self.deliverer.spill(delivery, &endpoint).await,
         }

@@ -1,19 +1,22 @@
 //! 7 Deliver: the guard that keeps callbacks out of internal networks.
 //!
 //! A tenant chooses the URL, so the URL must not choose a machine behind our firewall. What is checked is the address
-//! that is then connected to: literal addresses in the URL here, names in the [`reqwest`] resolver, whose answer is what
-//! the connection uses. A name that resolves to something else a moment later (DNS rebinding) gains nothing.
+//! that is then connected to: literal addresses in the URL here, names in the [`Resolver`], whose answer is what the
+//! connection uses. A name that resolves to something else a moment later (DNS rebinding) gains nothing.
 
 use std::{
-    io,
+    error::Error,
+    fmt, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+    task::{Context, Poll},
 };
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use reqwest::{
-    Url,
-    dns::{Addrs, Name, Resolve, Resolving},
-};
+use futures::future::BoxFuture;
+use hyper_util::client::legacy::connect::dns::Name;
+use tower_service::Service;
+use url::Url;
 
 /// Why a URL is not called.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -87,11 +90,29 @@ impl Guard {
     }
 }
 
+type Lookup = dyn Fn(String) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>> + Send + Sync;
+
 /// Resolves names to addresses that the guard allows. What `lookup` answers is what is connected to.
-#[derive(Debug, Clone)]
-pub(crate) struct Resolver<L> {
-    pub(crate) guard: Guard,
-    pub(crate) lookup: L,
+#[derive(Clone)]
+pub(crate) struct Resolver {
+    guard: Guard,
+    lookup: Arc<Lookup>,
+}
+
+impl fmt::Debug for Resolver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Resolver").field("guard", &self.guard).finish_non_exhaustive()
+    }
+}
+
+impl Resolver {
+    /// Looks names up with this.
+    pub(crate) fn new<F>(guard: Guard, lookup: impl Fn(String) -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = io::Result<Vec<SocketAddr>>> + Send + 'static,
+    {
+        Self { guard, lookup: Arc::new(move |name| Box::pin(lookup(name))) }
+    }
 }
 
 /// Looks a name up as the system does.
@@ -100,17 +121,18 @@ pub(crate) async fn system_lookup(name: String) -> io::Result<Vec<SocketAddr>> {
     Ok(tokio::net::lookup_host((name, 0)).await?.collect())
 }
 
-impl<L, F> Resolve for Resolver<L>
-where
-    L: Fn(String) -> F + Send + Sync + 'static,
-    F: Future<Output = io::Result<Vec<SocketAddr>>> + Send + 'static,
-{
-    fn resolve(&self, name: Name) -> Resolving {
+impl Service<Name> for Resolver {
+    type Response = std::vec::IntoIter<SocketAddr>;
+    type Error = Box<dyn Error + Send + Sync>;
+    type Future = BoxFuture<'static, Result<Self::Response, Self::Error>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, name: Name) -> Self::Future {
         let (guard, lookup) = (self.guard.clone(), (self.lookup)(name.as_str().to_owned()));
-        Box::pin(async move {
-            let allowed = guard.filter(name.as_str(), lookup.await?.into_iter())?;
-            Ok(Box::new(allowed.into_iter()) as Addrs)
-        })
+        Box::pin(async move { Ok(guard.filter(name.as_str(), lookup.await?.into_iter())?.into_iter()) })
     }
 }
 

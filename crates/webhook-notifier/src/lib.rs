@@ -101,7 +101,7 @@ async fn start(
     shutdown: &CancellationToken,
 ) -> anyhow::Result<(async_nats::Client, Service)> {
     let guard = Guard { allow_networks: config.allow_networks.clone(), allow_http: config.allow_http };
-    let poster = Poster::new(guard)?;
+    let poster = Poster::new(guard.clone())?;
     let client = nats::connect(&config.nats, "webhook-notifier", readiness).await?;
     let pool = store::connect(&config.database, readiness).await?;
     if config.no_migrate {
@@ -115,7 +115,7 @@ async fn start(
     nats::stream(&js, LEAD_EVENTS).await?;
     let health = Health::new(config.disable_after);
     health.sync(&pool).await.context("cannot read how callbacks fare")?;
-    let callbacks = Arc::new(Callbacks::new(nats::bucket(&js, PROCESSES).await?, health, keys));
+    let callbacks = Arc::new(Callbacks::new(nats::bucket(&js, PROCESSES).await?, health, keys, guard));
     let to_announce = Arc::new(Notify::new());
     let (recorder, recording) = record::recorder(pool.clone(), readiness.clone(), to_announce.clone());
     let slots = Slots::new(config.max_in_flight);

@@ -25,6 +25,13 @@ const BYTES_PER_UNIT: usize = 64 * 1024;
 /// How long an open breaker that nobody asks about is remembered beyond its time: the callback may be gone.
 const FORGET_AFTER: Duration = Duration::from_secs(60 * 60);
 
+/// How many first attempts may wait for slots of their callbacks, unless they will not wait for long: of one callback as
+/// many as are left for others, or as many as ended [`LATELY`]. More rides out bursts without a detour through Postgres,
+/// fewer leave more room for other callbacks' events.
+const WAITING: usize = 1024;
+/// What a callback got through in this time it will get through in this time again: its queue may be as long.
+const LATELY: Duration = Duration::from_millis(100);
+
 /// How much of the pool an attempt with a body of this length takes.
 fn units(bytes: usize) -> i64 {
     1 + (bytes / BYTES_PER_UNIT) as i64
@@ -64,6 +71,39 @@ struct State {
     /// What each project holds of it.
     projects: HashMap<ObjectId, i64>,
     callbacks: HashMap<ObjectId, Use>,
+    /// First attempts that wait for a slot of their callbacks.
+    waiting: usize,
+}
+
+/// How often something happened lately.
+#[derive(Debug, Default)]
+struct Count {
+    since: Option<Instant>,
+    now: usize,
+    before: usize,
+}
+
+impl Count {
+    fn turn(&mut self, now: Instant) {
+        let age = self.since.map(|since| now.duration_since(since));
+        if age.is_none_or(|age| age >= LATELY) {
+            // Before the last period nothing counts.
+            self.before = if age.is_some_and(|age| age < 2 * LATELY) { self.now } else { 0 };
+            self.now = 0;
+            self.since = Some(now);
+        }
+    }
+
+    fn add(&mut self, now: Instant) {
+        self.turn(now);
+        self.now += 1;
+    }
+
+    /// How often it happened in a period of [`LATELY`], the present or the last one.
+    fn lately(&mut self, now: Instant) -> usize {
+        self.turn(now);
+        self.before.max(self.now)
+    }
 }
 
 /// What a callback takes, and how it fares.
@@ -78,6 +118,10 @@ struct Use {
     behind: bool,
     /// When more of them can begin, if it is the rate that holds them up.
     paced_until: Option<Instant>,
+    /// First attempts that wait for a slot.
+    waiting: usize,
+    /// Attempts that ended.
+    ended: Count,
     freed: Arc<Notify>,
 }
 
@@ -133,6 +177,32 @@ impl State {
     }
 }
 
+/// What became of asking for a slot.
+enum Taken {
+    Slot(Slot),
+    /// Nothing may be asked of the callback now.
+    Refused,
+    /// When one of the callback's attempts has ended.
+    Later,
+}
+
+/// A first attempt that waits for a slot of its callback.
+struct Waiting {
+    slots: Arc<Slots>,
+    callback_id: ObjectId,
+    freed: Arc<Notify>,
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        let mut state = self.slots.lock();
+        state.waiting -= 1;
+        if let Some(usage) = state.callbacks.get_mut(&self.callback_id) {
+            usage.waiting -= 1;
+        }
+    }
+}
+
 /// What a callback was given for retries.
 #[derive(Debug)]
 pub(crate) struct Reserved {
@@ -145,7 +215,7 @@ pub(crate) struct Reserved {
 impl Slots {
     /// A pool of this many slots.
     pub(crate) fn new(size: u32) -> Arc<Self> {
-        let state = State { free: size.into(), projects: HashMap::new(), callbacks: HashMap::new() };
+        let state = State { free: size.into(), projects: HashMap::new(), callbacks: HashMap::new(), waiting: 0 };
         Arc::new(Self { state: Mutex::new(state), work: Notify::new() })
     }
 
@@ -154,33 +224,62 @@ impl Slots {
     }
 
     /// A slot for a first attempt, within this time. None when the callback's limit or share of the pool is used up; at
-    /// once when its breaker is open or its rate reached: it is left to the retries then.
-    pub(crate) async fn take(self: &Arc<Self>, endpoint: &Endpoint, bytes: usize, patience: Duration) -> Option<Slot> {
+    /// once when its breaker is open or its rate reached, or when too many wait for it already: it is left to the retries
+    /// then.
+    pub(crate) async fn take(
+        self: &Arc<Self>,
+        endpoint: &Endpoint,
+        bytes: usize,
+        patience: Duration,
+    ) -> Option<Slot> {
         let units = units(bytes);
+        let waiting = {
+            let mut state = self.lock();
+            match self.try_take(&mut state, endpoint, units) {
+                Taken::Slot(slot) => return Some(slot),
+                Taken::Refused => return None,
+                Taken::Later => {}
+            }
+            let left = WAITING.saturating_sub(state.waiting);
+            let usage = state.callbacks.entry(endpoint.callback_id).or_default();
+            if usage.waiting >= left.max(usage.ended.lately(Instant::now())) {
+                return None;
+            }
+            usage.waiting += 1;
+            let freed = usage.freed.clone();
+            state.waiting += 1;
+            Waiting { slots: self.clone(), callback_id: endpoint.callback_id, freed }
+        };
         let wait = async {
             loop {
-                let freed = {
-                    let mut state = self.lock();
-                    let room = state.room(endpoint);
-                    let usage = state.callbacks.entry(endpoint.callback_id).or_default();
-                    let (permits, probe) = usage.admitted(endpoint, Instant::now());
-                    if permits == 0 {
-                        return None;
-                    }
-                    // Whoever is behind keeps a quarter for what waits in Postgres, else it would wait for ever.
-                    let limit = endpoint.max_in_flight;
-                    let limit = if usage.behind { limit - limit.div_ceil(4) } else { limit };
-                    if usage.attempts < limit && units <= room {
-                        usage.begin(1, units, probe);
-                        state.hold(endpoint.project_id, units);
-                        return Some(self.slot(endpoint, units, probe));
-                    }
-                    usage.freed.clone()
-                };
-                freed.notified().await;
+                waiting.freed.notified().await;
+                match self.try_take(&mut self.lock(), endpoint, units) {
+                    Taken::Slot(slot) => return Some(slot),
+                    Taken::Refused => return None,
+                    Taken::Later => {}
+                }
             }
         };
         tokio::time::timeout(patience, wait).await.ok().flatten()
+    }
+
+    fn try_take(self: &Arc<Self>, state: &mut State, endpoint: &Endpoint, units: i64) -> Taken {
+        let room = state.room(endpoint);
+        let usage = state.callbacks.entry(endpoint.callback_id).or_default();
+        let (permits, probe) = usage.admitted(endpoint, Instant::now());
+        if permits == 0 {
+            return Taken::Refused;
+        }
+        // Whoever is behind keeps a quarter for what waits in Postgres, else it would wait for ever.
+        let limit = endpoint.max_in_flight;
+        let limit = if usage.behind { limit - limit.div_ceil(4) } else { limit };
+        if usage.attempts >= limit || units > room {
+            // Only its own attempts wake whoever waits.
+            return if usage.attempts > 0 { Taken::Later } else { Taken::Refused };
+        }
+        usage.begin(1, units, probe);
+        state.hold(endpoint.project_id, units);
+        Taken::Slot(self.slot(endpoint, units, probe))
     }
 
     /// Slots for retries, at most `at_most`.
@@ -264,8 +363,7 @@ impl Slots {
                 Breaker::Open { until, .. } => until + FORGET_AFTER < now,
                 breaker => breaker == Breaker::default(),
             };
-            // Whoever waits for a slot holds it, too.
-            let idle = usage.attempts == 0 && !usage.behind && Arc::strong_count(&usage.freed) == 1;
+            let idle = usage.attempts == 0 && usage.waiting == 0 && !usage.behind;
             !(idle && forgotten && usage.pace.is_none_or(|pace| pace.is_full(now)))
         });
         state.callbacks.values().filter(|usage| usage.breaker.is_open()).count()
@@ -277,6 +375,7 @@ impl Slots {
         let Some(usage) = state.callbacks.get_mut(&slot.endpoint.callback_id) else { return };
         usage.attempts -= 1;
         usage.units -= slot.units;
+        usage.ended.add(Instant::now());
         if slot.probe {
             usage.breaker = usage.breaker.probe_abandoned(Instant::now());
         }
@@ -408,6 +507,39 @@ mod tests {
         });
         assert!(taken.is_some());
         assert!(slots.take(&one, 0, SOON).await.is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_callback_has_a_short_queue_and_a_fast_one_a_long_one() {
+        let slots = Slots::new(100);
+        let one = endpoint(1, 1);
+        let held = take(&slots, one).await.unwrap();
+        let wait = || {
+            let slots = slots.clone();
+            tokio::spawn(async move { slots.take(&one, 0, Duration::from_secs(5)).await.is_some() })
+        };
+        // Each goes at once, and is counted as an attempt that ended.
+        let mut waiters = (0..WAITING).map(|_| wait()).collect::<Vec<_>>();
+        tokio::time::sleep(SOON).await;
+        assert_eq!(slots.lock().waiting, WAITING / 2, "half is left for others");
+        assert!(slots.take(&endpoint(2, 1), 0, SOON).await.is_some());
+        drop(held);
+        let mut taken = 0;
+        for waiter in waiters.drain(..) {
+            taken += usize::from(waiter.await.unwrap());
+        }
+        assert_eq!((taken, slots.lock().waiting), (WAITING / 2, 0));
+
+        // It got through so many in no time, so as many may wait, whatever is left.
+        let held = take(&slots, one).await.unwrap();
+        slots.lock().waiting = WAITING;
+        let waiters = (0..WAITING).map(|_| wait()).collect::<Vec<_>>();
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        assert!((WAITING / 2..WAITING).contains(&(slots.lock().waiting - WAITING)), "{}", slots.lock().waiting);
+        drop(held);
+        for waiter in waiters {
+            waiter.await.unwrap();
+        }
     }
 
     #[tokio::test]

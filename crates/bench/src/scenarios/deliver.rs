@@ -20,6 +20,8 @@ pub(crate) const RATIO: &str = "delivered, ratio to the floor";
 /// Events a second to have in the stream, so that it does not run empty.
 const AT_MOST: u64 = 60_000;
 const DELIVERED: &str = "SELECT count(*) FROM webhooks.deliveries WHERE status = 'delivered'";
+/// What did not go straight off its event.
+const SPILLED: &str = "SELECT count(*) FROM webhooks.deliveries WHERE updated_at > created_at OR status = 'pending'";
 
 pub(crate) async fn run(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
     let mut stack = Stack::start(false, 1000).await?;
@@ -42,7 +44,7 @@ pub(crate) async fn run(plan: &Plan, report: &mut Report) -> anyhow::Result<()> 
         let (taken, _) = meter.stop();
         let recorded = (after - before) as f64;
         ensure!(after - before < (seconds * AT_MOST) as i64, "the stream ran empty");
-        report.detail(NAME, json!({"recorded": recorded, "seconds": took, "taken": taken}))?;
+        report.detail(NAME, json!({"recorded": recorded, "spilled": stack.count(SPILLED).await?, "seconds": took, "taken": taken}))?;
         ours.push(recorded / took);
         memory.note(&taken);
         stack.driver.reset().await?;
