@@ -1,5 +1,10 @@
 //! 5 Apply: batches of what is there, one transaction each.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
 use async_nats::{HeaderMap, jetstream, jetstream::message::OutboundMessage};
 use contract::headers;
 use service_kit::{
@@ -14,10 +19,10 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     announce::Batch,
     decide::Limits,
-    entry::{Body, DeadLetter, Entry, LogMessage, parse},
+    entry::{Body, DeadLetter, Entry, LogMessage},
     fold::{Names, World, fold},
     metrics::Metrics,
-    reader::Read,
+    prefetch::{Ahead, Overlay, understand},
     store::{
         StoreError,
         batch::{self, RulesCache, WriteError},
@@ -25,13 +30,6 @@ use crate::{
         ledger::Announcement,
     },
 };
-
-/// Most log entries in a transaction. More of them apply faster and make each one wait longer: 2000 gain a tenth over
-/// 500 and take three times as long.
-const BATCH_MESSAGES: usize = 500;
-/// Most bytes of metadata that a batch reads or announces, unless a single entry has more. A larger bound costs memory, a
-/// smaller one splits batches of large leads.
-pub(crate) const BATCH_BYTES: usize = 32 << 20;
 
 /// Why applying stopped.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +54,10 @@ pub(crate) struct Applier {
     pub(crate) announced: watch::Receiver<(i32, u64)>,
     /// Whether to look for updates that are in the ledger already before a batch is decided: while there are some.
     pub(crate) look: bool,
+    /// How many batches were written.
+    pub(crate) written: Arc<AtomicU64>,
+    /// What those made of leads that may have been read before.
+    pub(crate) overlay: Overlay,
     pub(crate) rules: RulesCache,
     pub(crate) metrics: Metrics,
 }
@@ -75,34 +77,30 @@ enum Failure {
 impl Applier {
     pub(crate) async fn run(
         mut self,
-        mut log: mpsc::Receiver<Read>,
+        mut batches: mpsc::Receiver<Ahead>,
         shutdown: CancellationToken,
     ) -> Result<(), ApplyError> {
-        let mut read = Vec::with_capacity(BATCH_MESSAGES);
         loop {
-            // What is there, at least one: an update alone waits for no company.
-            let count = tokio::select! {
-                count = log.recv_many(&mut read, BATCH_MESSAGES) => count,
-                () = shutdown.cancelled() => 0,
+            let batch = tokio::select! {
+                batch = batches.recv() => batch,
+                () = shutdown.cancelled() => None,
             };
-            if count == 0 {
-                return Ok(());
-            }
+            let Some(mut batch) = batch else { return Ok(()) };
+            let read = std::mem::take(&mut batch.read);
             let messages: Vec<_> = read.iter().map(|read| &read.message).collect();
-            self.apply(&messages).await?;
-            read.clear();
+            self.apply(&messages, Some(batch)).await?;
         }
     }
 
     /// Applies messages, as one transaction where that is possible.
-    async fn apply(&mut self, messages: &[&LogMessage]) -> Result<(), ApplyError> {
+    async fn apply(&mut self, messages: &[&LogMessage], mut ahead: Option<Ahead>) -> Result<(), ApplyError> {
         // Parts still to be applied, the next one last.
         let mut parts = vec![messages];
         while let Some(part) = parts.pop() {
             let mut delays = patient();
             let mut refused = None;
             loop {
-                match self.attempt(part, refused.as_ref()).await {
+                match self.attempt(part, refused.as_ref(), ahead.take()).await {
                     Ok(()) => break,
                     Err(Failure::Write(WriteError::Fenced)) => return Err(ApplyError::Fenced),
                     // Only the leader writes the ledger: who looked knows them all.
@@ -140,30 +138,51 @@ impl Applier {
         Ok(())
     }
 
-    /// Applies messages in one transaction. With `refused`, the only message becomes a dead letter for that reason.
-    async fn attempt(&mut self, messages: &[&LogMessage], refused: Option<&String>) -> Result<(), Failure> {
+    /// Applies messages in one transaction. With `refused`, the only message becomes a dead letter for that reason. `ahead`
+    /// is what was read of them already.
+    async fn attempt(
+        &mut self,
+        messages: &[&LogMessage],
+        refused: Option<&String>,
+        ahead: Option<Ahead>,
+    ) -> Result<(), Failure> {
         let Some((last_seq, logged_at)) = messages.last().map(|message| (message.sequence, message.logged_at)) else {
             return Ok(());
         };
-        let mut entries = Vec::with_capacity(messages.len());
-        let mut dead_letters = Vec::new();
-        for message in messages {
-            match refused {
-                Some(error) => dead_letters.push(DeadLetter::unapplicable(message.sequence, error.clone())),
-                None => match parse(message) {
-                    Ok(entry) => entries.push(entry),
-                    Err(dead) => dead_letters.push(dead),
-                },
+        let (entries, mut dead_letters, fetched) = match (refused, ahead) {
+            (Some(error), _) => {
+                let refused = messages.iter().map(|message| DeadLetter::unapplicable(message.sequence, error.clone()));
+                (Vec::new(), refused.collect(), None)
             }
-        }
+            (None, Some(ahead)) => {
+                let fetched = ahead.fetched.map(|fetched| (fetched, ahead.written));
+                (ahead.entries, ahead.dead_letters, fetched)
+            }
+            (None, None) => {
+                let (entries, dead_letters) = understand(messages.iter().copied());
+                (entries, dead_letters, None)
+            }
+        };
 
         let alone = messages.len() == 1;
-        let budget = if alone { usize::MAX } else { BATCH_BYTES };
-        let world = batch::read(&self.pool, &Names::of(&entries), &mut self.rules, budget, self.look)
-            .await
-            .map_err(WriteError::Store)?
-            .ok_or(Failure::TooLarge)?;
-        if !alone && weight(&world, &entries) > BATCH_BYTES {
+        let names = Names::of(&entries);
+        let mut world = match fetched {
+            Some((fetched, written)) => {
+                let mut world =
+                    batch::complete(&self.pool, fetched, &mut self.rules).await.map_err(WriteError::Store)?;
+                self.overlay.bring_up_to_date(written, &mut world);
+                world
+            }
+            None => {
+                let budget = if alone { usize::MAX } else { batch::BYTES };
+                let read = batch::read(&self.pool, &names, &mut self.rules, budget).await;
+                read.map_err(WriteError::Store)?.ok_or(Failure::TooLarge)?
+            }
+        };
+        if self.look {
+            world.known = batch::read_known(&self.pool, &names).await.map_err(WriteError::Store)?;
+        }
+        if !alone && weight(&world, &entries) > batch::BYTES {
             return Err(Failure::TooLarge);
         }
         let look = !world.known.is_empty();
@@ -177,6 +196,8 @@ impl Applier {
         batch::write(&self.pool, &self.checkpoint, (last_seq, logged_at), announced, &plan, now).await?;
         self.checkpoint.last_seq = last_seq;
         self.look = look;
+        let written = self.written.fetch_add(1, Ordering::Release) + 1;
+        self.overlay.add(written, &plan);
         self.metrics.applied(&plan.rows);
         for dead in &dead_letters {
             self.metrics.dead_letter(dead.reason);

@@ -4,7 +4,10 @@
 //! that hangs is cut by the server, so that a standby takes over within [`LEASE`]. What a leader that was cut still
 //! has in hand fails at the checkpoint's compare-and-set.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::AtomicU64},
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use async_nats::jetstream;
@@ -20,7 +23,10 @@ use service_kit::{
     nats::{self, chain},
 };
 use sqlx::{Connection, PgConnection, PgPool};
-use tokio::{sync::watch, task::JoinSet};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -29,6 +35,7 @@ use crate::{
     decide::Limits,
     housekeeping::Housekeeper,
     metrics::Metrics,
+    prefetch::{Overlay, prefetch},
     projection::Projector,
     reader,
     recovery::{self, Scene, diagnose, lost_events, taken_back},
@@ -247,7 +254,10 @@ impl Leader {
                 "NATS takes only small messages: leads may hold less metadata"
             );
         }
-        let (read, to_apply) = reader::channel();
+        let (read, log_entries) = reader::channel();
+        // One batch ahead.
+        let (ahead, to_apply) = mpsc::channel(1);
+        let written = Arc::<AtomicU64>::default();
         let (applied, to_announce) = announce::channel();
         let after = (checkpoint.last_seq, checkpoint.last_logged_at);
         let applier = Applier {
@@ -258,6 +268,8 @@ impl Leader {
             announcer: applied,
             announced: announcer.announced.subscribe(),
             look: false,
+            written: written.clone(),
+            overlay: Overlay::default(),
             rules: RulesCache::default(),
             metrics: self.metrics.clone(),
         };
@@ -291,6 +303,12 @@ impl Leader {
                 Ok(()) => TermEnd::Again("the reader ended".into()),
                 Err(e) => TermEnd::Again(format!("{e:#}")),
             })
+        });
+        let prefetch = prefetch(self.pool.clone(), log_entries, written, ahead);
+        background.spawn(async move {
+            prefetch.await;
+            // Whoever ended at either side of it says why.
+            std::future::pending().await
         });
         let watch = recovery::watch(self.pool.clone(), self.js.clone(), checkpoint.clone());
         background.spawn(async move { Ok(TermEnd::Again(watch.await)) });

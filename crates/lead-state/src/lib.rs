@@ -29,6 +29,7 @@ mod leader;
 mod lists;
 mod merge;
 mod metrics;
+mod prefetch;
 mod projection;
 mod queries;
 mod reader;

@@ -110,7 +110,7 @@ impl Queries {
         let now = clock::now();
         let entries = vec![Entry { sequence: 0, logged_at: now, project_id: query.project_id, body }];
         let names = Names::of(&entries);
-        let world = batch::read(&self.pool, &names, &mut RulesCache::default(), usize::MAX, false).await?.unwrap_or_default();
+        let world = batch::read(&self.pool, &names, &mut RulesCache::default(), usize::MAX).await?.unwrap_or_default();
         let row = fold(world, entries, now, self.limits()).rows.pop();
         row.map(|row| row.event).ok_or_else(|| RpcError::new(500, "internal", "the update was not decided"))
     }

@@ -12,9 +12,9 @@ use std::{
     task::{Context, Poll},
 };
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use futures::future::BoxFuture;
 use hyper_util::client::legacy::connect::dns::Name;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tower_service::Service;
 use url::Url;
 

@@ -15,7 +15,7 @@ use sqlx::PgPool;
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::{
-    delivery::{Report, Standing},
+    delivery::{Origin, Report, Standing},
     store,
 };
 
@@ -103,6 +103,10 @@ impl Recording {
     }
 
     async fn try_write(&self, reports: &[Report]) -> sqlx::Result<()> {
+        if reports.iter().all(|report| report.origin == Origin::Event && report.disable.is_none()) {
+            // One statement, which is a transaction: what most batches are.
+            return store::record::record(&mut *self.pool.acquire().await?, reports).await;
+        }
         let mut transaction = self.pool.begin().await?;
         store::record::record(&mut transaction, reports).await?;
         transaction.commit().await
@@ -137,7 +141,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::delivery::{Delivery, Origin};
+    use crate::delivery::Delivery;
 
     fn report(update: u8, bytes: usize) -> Report {
         let id = ObjectId::from_bytes([1; 12]);

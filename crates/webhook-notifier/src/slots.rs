@@ -226,12 +226,7 @@ impl Slots {
     /// A slot for a first attempt, within this time. None when the callback's limit or share of the pool is used up; at
     /// once when its breaker is open or its rate reached, or when too many wait for it already: it is left to the retries
     /// then.
-    pub(crate) async fn take(
-        self: &Arc<Self>,
-        endpoint: &Endpoint,
-        bytes: usize,
-        patience: Duration,
-    ) -> Option<Slot> {
+    pub(crate) async fn take(self: &Arc<Self>, endpoint: &Endpoint, bytes: usize, patience: Duration) -> Option<Slot> {
         let units = units(bytes);
         let waiting = {
             let mut state = self.lock();

@@ -44,7 +44,10 @@ pub(crate) async fn run(plan: &Plan, report: &mut Report) -> anyhow::Result<()> 
         let (taken, _) = meter.stop();
         let recorded = (after - before) as f64;
         ensure!(after - before < (seconds * AT_MOST) as i64, "the stream ran empty");
-        report.detail(NAME, json!({"recorded": recorded, "spilled": stack.count(SPILLED).await?, "seconds": took, "taken": taken}))?;
+        report.detail(
+            NAME,
+            json!({"recorded": recorded, "spilled": stack.count(SPILLED).await?, "seconds": took, "taken": taken}),
+        )?;
         ours.push(recorded / took);
         memory.note(&taken);
         stack.driver.reset().await?;

@@ -17,7 +17,7 @@ use crate::{
 pub(crate) const NAME: &str = "e2e";
 pub(crate) const RATIO: &str = "ratio to the floors of gateway, apply and deliver, one after the other";
 /// How many updates are between a client and its webhook.
-const WINDOW: usize = 2000;
+const WINDOW: usize = 4000;
 /// How many times longer than other scenarios a run is: whatever builds up is to be seen.
 const TIMES: u32 = 6;
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -43,7 +43,7 @@ pub(crate) async fn one(plan: &Plan, report: &mut Report, sync: bool) -> anyhow:
         let mut stack = Stack::start(sync, 100_000).await?;
         let before = stack.written().await?;
         let (meter, begun) = (stack.meter(), Instant::now());
-        let load = Load { pace: Pace::Window(WINDOW), ..stack.load(plan.lasting * TIMES) };
+        let load = Load { connections: 256, pace: Pace::Window(WINDOW), ..stack.load(plan.lasting * TIMES) };
         let posted = stack.driver.post(load).await?;
         let received = stack.driver.received(posted.accepted, PATIENCE).await?;
         let took = begun.elapsed().as_secs_f64();

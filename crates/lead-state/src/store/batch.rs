@@ -1,15 +1,18 @@
 //! 5 Apply: what a batch reads, and the one transaction that it writes.
 
-use std::{collections::{HashMap, HashSet}, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use contract::{ObjectId, Timestamp, process::Rules};
 use futures::TryStreamExt;
-use sqlx::{PgConnection, PgPool};
+use sqlx::{PgConnection, PgExecutor, PgPool};
 
 use super::{StoreError, checkpoint::Checkpoint, id, object, time};
 use crate::{
     decide::{Call, Lead},
-    fold::{LedgerRow, Names, Plan, World},
+    fold::{Names, Plan, World},
 };
 
 /// The rules of processes, as last read, by process and revision.
@@ -21,36 +24,60 @@ pub(crate) struct RulesCache {
 /// Most processes whose rules are kept; past it the cache starts anew.
 const CACHED_RULES: usize = 10_000;
 
-/// Reads all that a batch names.
+/// Most bytes of metadata that a batch reads or announces, unless a single entry has more. A larger bound costs memory, a
+/// smaller one splits batches of large leads.
+pub(crate) const BYTES: usize = 16 << 20;
+
+/// What was read of all that a batch names, but the rules.
+#[derive(Debug, Default)]
+pub(crate) struct Fetched {
+    world: World,
+    /// Of the rules of the leads' processes.
+    revisions: HashMap<ObjectId, i64>,
+}
+
+/// Reads all that a batch names, but the rules. None if the leads' metadata is more than `budget` bytes.
 ///
 /// Outside of the batch's transaction: only the leader changes leads that are there, and a leader that is none any
-/// more fails at the checkpoint. So nothing here needs a lock. None if the leads' metadata is more than `budget` bytes.
+/// more fails at the checkpoint. So nothing here needs a lock.
+pub(crate) async fn fetch(pool: &PgPool, names: &Names, budget: usize) -> Result<Option<Fetched>, StoreError> {
+    let mut fetched = Fetched::default();
+    // Of leads that are named by their ids the calls can be read at the same time.
+    let (whole, calls) =
+        tokio::try_join!(read_leads(pool, names, &mut fetched, budget), read_calls(pool, names.leads.iter().copied()))?;
+    if !whole {
+        return Ok(None);
+    }
+    fetched.world.calls = calls;
+    if !names.references.is_empty() {
+        let others = fetched.world.leads.keys().filter(|lead| !names.leads.contains(lead)).copied();
+        let calls = read_calls(pool, others).await?;
+        fetched.world.calls.extend(calls);
+    }
+    Ok(Some(fetched))
+}
+
+/// Completes what was fetched with the rules of processes, of which only what is not in the cache is read.
+pub(crate) async fn complete(pool: &PgPool, fetched: Fetched, cache: &mut RulesCache) -> Result<World, StoreError> {
+    let Fetched { mut world, revisions } = fetched;
+    world.rules = read_rules(pool, revisions, cache).await?;
+    Ok(world)
+}
+
+/// Reads all that a batch names. None if the leads' metadata is more than `budget` bytes.
 ///
-/// Which of the updates are in the ledger already is looked up only with `look`: one that is there makes [`write()`] fail
-/// with [`WriteError::Known`].
+/// Which of the updates are in the ledger already is not looked up: one that is there makes [`write()`] fail with
+/// [`WriteError::Known`].
 pub(crate) async fn read(
     pool: &PgPool,
     names: &Names,
     cache: &mut RulesCache,
     budget: usize,
-    look: bool,
 ) -> Result<Option<World>, StoreError> {
-    let mut world = World::default();
-    // Of leads that are named by their ids the calls can be read at the same time.
-    let (read, calls, known) = tokio::try_join!(
-        read_leads(pool, names, &mut world, budget),
-        read_calls(pool, names.leads.iter().copied()),
-        async { if look { read_known(pool, names).await } else { Ok(HashSet::new()) } },
-    )?;
-    let Some(revisions) = read else { return Ok(None) };
-    world.known = known;
-    world.calls = calls;
-    if !names.references.is_empty() {
-        let others = world.leads.keys().filter(|lead| !names.leads.contains(lead)).copied();
-        world.calls.extend(read_calls(pool, others).await?);
+    match fetch(pool, names, budget).await? {
+        Some(fetched) => complete(pool, fetched, cache).await.map(Some),
+        None => Ok(None),
     }
-    world.rules = read_rules(pool, revisions, cache).await?;
-    Ok(Some(world))
 }
 
 /// A lead as it stands in the table.
@@ -87,15 +114,13 @@ impl TryFrom<LeadRow> for Lead {
     }
 }
 
-/// Reads leads row by row, so that no more than the budget is ever held; none if that is not enough. Returns the revisions
-/// of their processes' rules.
+/// Reads leads row by row, so that no more than the budget is ever held; false if that is not enough.
 async fn read_leads(
     pool: &PgPool,
     names: &Names,
-    world: &mut World,
+    Fetched { world, revisions }: &mut Fetched,
     mut budget: usize,
-) -> Result<Option<HashMap<ObjectId, i64>>, StoreError> {
-    let mut revisions = HashMap::new();
+) -> Result<bool, StoreError> {
     if !names.leads.is_empty() {
         let ids: Vec<_> = names.leads.iter().map(|lead| *lead.as_bytes()).collect();
         let mut rows = sqlx::query_as!(
@@ -108,7 +133,7 @@ async fn read_leads(
         )
         .fetch(pool);
         while let Some(row) = rows.try_next().await? {
-            let Some(left) = budget.checked_sub(row.metadata.len()) else { return Ok(None) };
+            let Some(left) = budget.checked_sub(row.metadata.len()) else { return Ok(false) };
             budget = left;
             let revision = row.revision;
             let lead = Lead::try_from(row)?;
@@ -137,7 +162,7 @@ async fn read_leads(
         )
         .fetch(pool);
         while let Some(row) = rows.try_next().await? {
-            let Some(left) = budget.checked_sub(row.metadata.len()) else { return Ok(None) };
+            let Some(left) = budget.checked_sub(row.metadata.len()) else { return Ok(false) };
             budget = left;
             let revision = row.revision;
             let lead = Lead::try_from(row)?;
@@ -148,7 +173,7 @@ async fn read_leads(
             world.leads.insert(lead.lead_id, lead);
         }
     }
-    Ok(Some(revisions))
+    Ok(true)
 }
 
 async fn read_calls(
@@ -177,7 +202,7 @@ async fn read_calls(
 }
 
 /// Which of a batch's updates are in the ledger already.
-async fn read_known(pool: &PgPool, names: &Names) -> Result<HashSet<(ObjectId, ObjectId)>, StoreError> {
+pub(crate) async fn read_known(pool: &PgPool, names: &Names) -> Result<HashSet<(ObjectId, ObjectId)>, StoreError> {
     let (projects, updates): (Vec<_>, Vec<_>) =
         names.updates.iter().map(|(project, update)| (*project.as_bytes(), *update.as_bytes())).unzip();
     // Lateral with a limit: looked up one by one, each in its partition's index.
@@ -236,6 +261,9 @@ async fn read_rules(
     Ok(revisions.into_keys().filter_map(rules).collect())
 }
 
+/// The SQLSTATE that `lead_state.all_there` raises.
+const GONE: &str = "LR001";
+
 /// Why a batch was not written.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum WriteError {
@@ -256,7 +284,12 @@ impl From<sqlx::Error> for WriteError {
         let is_known = error.as_database_error().is_some_and(|e| {
             e.is_unique_violation() && e.table().is_some_and(|table| table.starts_with("lead_updates"))
         });
-        if is_known { Self::Known } else { Self::Store(error.into()) }
+        let is_gone = error.as_database_error().is_some_and(|e| e.code().as_deref() == Some(GONE));
+        match error {
+            _ if is_known => Self::Known,
+            e if is_gone => Self::Store(StoreError::Corrupt { table: "leads", fault: e.to_string() }),
+            e => Self::Store(e.into()),
+        }
     }
 }
 
@@ -265,76 +298,117 @@ impl From<sqlx::Error> for WriteError {
 pub(crate) async fn write(
     pool: &PgPool,
     from: &Checkpoint,
+    to: (u64, Timestamp),
+    published: (i32, u64),
+    plan: &Plan,
+    now: Timestamp,
+) -> Result<(), WriteError> {
+    if plan.calls.is_empty() {
+        // A statement is a transaction: nothing more need be said to Postgres.
+        return write_updates(pool, from, to, published, plan, now).await;
+    }
+    let mut transaction = pool.begin().await?;
+    write_updates(&mut *transaction, from, to, published, plan, now).await?;
+    write_calls(&mut transaction, &plan.calls).await?;
+    transaction.commit().await?;
+    Ok(())
+}
+
+/// Moves the checkpoint by compare-and-set, and only if that went well changes leads and writes the ledger: a zombie or a
+/// second reader gets no further. One statement, for each costs a round trip, and most batches are small.
+async fn write_updates(
+    executor: impl PgExecutor<'_>,
+    from: &Checkpoint,
     (last_seq, logged_at): (u64, Timestamp),
     (published_epoch, published_seq): (i32, u64),
     plan: &Plan,
     now: Timestamp,
 ) -> Result<(), WriteError> {
-    let mut transaction = pool.begin().await?;
-    // First of all, and by compare-and-set: a zombie or a second reader gets no further.
-    let moved = sqlx::query!(
-        r#"UPDATE lead_state.checkpoints
-           SET last_seq = $1, updated_at = $2, last_logged_at = $6,
-               published_epoch = greatest(published_epoch, $8),
-               published_seq = CASE WHEN (published_epoch, published_seq) < ($8, $9) THEN $9 ELSE published_seq END
-           WHERE stream = $3 AND epoch = $4 AND last_seq = $5 AND generation = $7"#,
+    fn column<'a, R, T>(rows: &'a [R], value: impl Fn(&'a R) -> T) -> Vec<T> {
+        rows.iter().map(value).collect()
+    }
+    let Plan { leads, rows, .. } = plan;
+    let warnings = column(rows, |row| {
+        let warnings = &row.event.warnings;
+        (!warnings.is_empty()).then(|| serde_json::json!(warnings))
+    });
+    let moved = sqlx::query_scalar!(
+        r#"WITH moved AS (
+               UPDATE lead_state.checkpoints
+               SET last_seq = $1, updated_at = $2, last_logged_at = $3,
+                   published_epoch = greatest(published_epoch, $4),
+                   published_seq = CASE WHEN (published_epoch, published_seq) < ($4, $5) THEN $5 ELSE published_seq END
+               WHERE stream = $6 AND generation = $7 AND epoch = $8 AND last_seq = $9
+               RETURNING 1
+           ), changed AS (
+               UPDATE lead_state.leads AS l
+               SET name = n.name, state = n.state, disposition = n.disposition, metadata = n.metadata::json,
+                   version = n.version, updated_at = $2
+               FROM unnest($10::bytea[], $11::text[], $12::text[], $13::text[], $14::text[], $15::bigint[])
+                   AS n (lead_id, name, state, disposition, metadata, version)
+               WHERE l.lead_id = n.lead_id AND EXISTS (SELECT FROM moved)
+               RETURNING 1
+           ), logged AS (
+               INSERT INTO lead_state.lead_updates
+                   (project_id, update_id, epoch, log_seq, logged_at, lead_id, process_id, reference_id, command, success,
+                    error, error_code, from_state, to_state, disposition, version, user_id, api_key_id, warnings, data,
+                    traceparent, applied_at)
+               SELECT n.project_id, n.update_id, $8, n.log_seq, n.logged_at, n.lead_id, n.process_id, n.reference_id,
+                      n.command::json, n.error IS NULL, n.error, n.error_code, n.from_state, n.to_state, n.disposition,
+                      n.version, n.user_id, n.api_key_id,
+                      CASE WHEN n.warnings IS NULL THEN '{}' ELSE ARRAY(SELECT json_array_elements_text(n.warnings)) END,
+                      n.data::json, n.traceparent, n.applied_at
+               FROM unnest($16::bytea[], $17::bytea[], $18::bigint[], $19::timestamptz[], $20::bytea[], $21::bytea[],
+                           $22::text[], $23::text[], $24::text[], $25::text[], $26::text[], $27::text[], $28::text[],
+                           $29::bigint[], $30::text[], $31::bytea[], $32::json[], $33::text[], $34::text[],
+                           $35::timestamptz[])
+                   AS n (project_id, update_id, log_seq, logged_at, lead_id, process_id, reference_id, command, error,
+                         error_code, from_state, to_state, disposition, version, user_id, api_key_id, warnings, data,
+                         traceparent, applied_at)
+               WHERE EXISTS (SELECT FROM moved)
+           )
+           SELECT CASE WHEN EXISTS (SELECT FROM moved)
+                       THEN lead_state.all_there((SELECT count(*) FROM changed), $36) ELSE false END AS "moved!""#,
         last_seq as i64,
         time(now),
+        time(logged_at),
+        published_epoch,
+        published_seq as i64,
         from.stream,
+        from.generation,
         from.epoch,
         from.last_seq as i64,
-        time(logged_at),
-        from.generation,
-        published_epoch,
-        published_seq as i64
+        &column(leads, |lead| *lead.lead_id.as_bytes()) as _,
+        &column(leads, |lead| lead.name.as_deref()) as _,
+        &column(leads, |lead| lead.state.as_str()) as _,
+        &column(leads, |lead| lead.disposition.as_deref()) as _,
+        &column(leads, |lead| lead.metadata.get()) as _,
+        &column(leads, |lead| lead.version),
+        &column(rows, |row| *row.event.project_id.as_bytes()) as _,
+        &column(rows, |row| *row.event.update_id.as_bytes()) as _,
+        &column(rows, |row| row.log_seq as i64),
+        &column(rows, |row| time(row.logged_at)),
+        &column(rows, |row| row.event.lead_id.map(|id| *id.as_bytes())) as _,
+        &column(rows, |row| row.event.process_id.map(|id| *id.as_bytes())) as _,
+        &column(rows, |row| row.event.reference_id.as_deref()) as _,
+        &column(rows, |row| row.command.get()) as _,
+        &column(rows, |row| row.event.error.as_deref()) as _,
+        &column(rows, |row| row.event.error_code.as_deref()) as _,
+        &column(rows, |row| row.event.from_state.as_deref()) as _,
+        &column(rows, |row| row.event.to_state.as_deref()) as _,
+        &column(rows, |row| row.disposition.as_deref()) as _,
+        &column(rows, |row| row.event.version) as _,
+        &column(rows, |row| row.event.user_id.as_deref()) as _,
+        &column(rows, |row| row.api_key_id.map(|id| *id.as_bytes())) as _,
+        &warnings as _,
+        &column(rows, |row| row.event.data.as_ref().map(|data| data.get())) as _,
+        &column(rows, |row| row.traceparent.as_deref()) as _,
+        &column(rows, |row| time(row.event.timestamp)),
+        leads.len() as i64
     )
-    .execute(&mut *transaction)
+    .fetch_one(executor)
     .await?;
-    if moved.rows_affected() != 1 {
-        return Err(WriteError::Fenced);
-    }
-    if !plan.leads.is_empty() {
-        write_leads(&mut transaction, &plan.leads, now).await?;
-    }
-    if !plan.calls.is_empty() {
-        write_calls(&mut transaction, &plan.calls).await?;
-    }
-    if !plan.rows.is_empty() {
-        write_ledger(&mut transaction, from.epoch, &plan.rows).await?;
-    }
-    transaction.commit().await?;
-    Ok(())
-}
-
-async fn write_leads(connection: &mut PgConnection, leads: &[Lead], now: Timestamp) -> Result<(), StoreError> {
-    let ids: Vec<_> = leads.iter().map(|lead| *lead.lead_id.as_bytes()).collect();
-    let names: Vec<_> = leads.iter().map(|lead| lead.name.as_deref()).collect();
-    let states: Vec<_> = leads.iter().map(|lead| lead.state.as_str()).collect();
-    let dispositions: Vec<_> = leads.iter().map(|lead| lead.disposition.as_deref()).collect();
-    let metadata: Vec<_> = leads.iter().map(|lead| lead.metadata.get()).collect();
-    let versions: Vec<_> = leads.iter().map(|lead| lead.version).collect();
-    let written = sqlx::query!(
-        r#"UPDATE lead_state.leads AS l
-           SET name = n.name, state = n.state, disposition = n.disposition, metadata = n.metadata::json,
-               version = n.version, updated_at = $7
-           FROM unnest($1::bytea[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[])
-               AS n (lead_id, name, state, disposition, metadata, version)
-           WHERE l.lead_id = n.lead_id"#,
-        &ids as _,
-        &names as _,
-        &states as _,
-        &dispositions as _,
-        &metadata as _,
-        &versions,
-        time(now)
-    )
-    .execute(connection)
-    .await?;
-    if written.rows_affected() != leads.len() as u64 {
-        let fault = format!("{} leads to change, {} there", leads.len(), written.rows_affected());
-        return Err(StoreError::Corrupt { table: "leads", fault });
-    }
-    Ok(())
+    if moved { Ok(()) } else { Err(WriteError::Fenced) }
 }
 
 async fn write_calls(connection: &mut PgConnection, calls: &[(ObjectId, Vec<Call>)]) -> Result<(), StoreError> {
@@ -354,54 +428,6 @@ async fn write_calls(connection: &mut PgConnection, calls: &[(ObjectId, Vec<Call
         &ids as _,
         &starts,
         &ends
-    )
-    .execute(connection)
-    .await?;
-    Ok(())
-}
-
-async fn write_ledger(connection: &mut PgConnection, epoch: i32, rows: &[LedgerRow]) -> Result<(), WriteError> {
-    fn column<'a, T>(rows: &'a [LedgerRow], value: impl Fn(&'a LedgerRow) -> T) -> Vec<T> {
-        rows.iter().map(value).collect()
-    }
-    let warnings: Vec<_> = rows.iter().map(|row| serde_json::json!(row.event.warnings)).collect();
-    sqlx::query!(
-        r#"INSERT INTO lead_state.lead_updates
-               (project_id, update_id, epoch, log_seq, logged_at, lead_id, process_id, reference_id, command, success,
-                error, error_code, from_state, to_state, disposition, version, user_id, api_key_id, warnings, data,
-                traceparent, applied_at)
-           SELECT n.project_id, n.update_id, $1, n.log_seq, n.logged_at, n.lead_id, n.process_id, n.reference_id,
-                  n.command::json, n.error IS NULL, n.error, n.error_code, n.from_state, n.to_state, n.disposition,
-                  n.version, n.user_id, n.api_key_id, ARRAY(SELECT json_array_elements_text(n.warnings)),
-                  n.data::json, n.traceparent, n.applied_at
-           FROM unnest($2::bytea[], $3::bytea[], $4::bigint[], $5::timestamptz[], $6::bytea[], $7::bytea[],
-                       $8::text[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::text[],
-                       $15::bigint[], $16::text[], $17::bytea[], $18::json[], $19::text[], $20::text[],
-                       $21::timestamptz[])
-               AS n (project_id, update_id, log_seq, logged_at, lead_id, process_id, reference_id, command, error,
-                     error_code, from_state, to_state, disposition, version, user_id, api_key_id, warnings, data,
-                     traceparent, applied_at)"#,
-        epoch,
-        &column(rows, |row| *row.event.project_id.as_bytes()) as _,
-        &column(rows, |row| *row.event.update_id.as_bytes()) as _,
-        &column(rows, |row| row.log_seq as i64),
-        &column(rows, |row| time(row.logged_at)),
-        &column(rows, |row| row.event.lead_id.map(|id| *id.as_bytes())) as _,
-        &column(rows, |row| row.event.process_id.map(|id| *id.as_bytes())) as _,
-        &column(rows, |row| row.event.reference_id.as_deref()) as _,
-        &column(rows, |row| row.command.get()) as _,
-        &column(rows, |row| row.event.error.as_deref()) as _,
-        &column(rows, |row| row.event.error_code.as_deref()) as _,
-        &column(rows, |row| row.event.from_state.as_deref()) as _,
-        &column(rows, |row| row.event.to_state.as_deref()) as _,
-        &column(rows, |row| row.disposition.as_deref()) as _,
-        &column(rows, |row| row.event.version) as _,
-        &column(rows, |row| row.event.user_id.as_deref()) as _,
-        &column(rows, |row| row.api_key_id.map(|id| *id.as_bytes())) as _,
-        &warnings,
-        &column(rows, |row| row.event.data.as_ref().map(|data| data.get())) as _,
-        &column(rows, |row| row.traceparent.as_deref()) as _,
-        &column(rows, |row| time(row.event.timestamp))
     )
     .execute(connection)
     .await?;
