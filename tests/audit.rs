@@ -61,7 +61,7 @@ async fn sql(stack: &Stack, statements: &str) {
 
 #[tokio::test]
 async fn each_law_is_seen_broken_and_the_offender_named() {
-    let stack = Stack::start().await;
+    let mut stack = Stack::start().await;
     let callbacks = json!([
         {"name": "crm", "url": stack.receiver.url("/crm")},
         {"name": "failures", "url": stack.receiver.url("/failures"), "events": ["update.failed"]},
@@ -106,6 +106,8 @@ async fn each_law_is_seen_broken_and_the_offender_named() {
     assert_eq!(told("crm"), (json!(6), json!(6)));
     assert_eq!(told("failures"), (json!(1), json!(1)));
 
+    // A leader that begins a term meanwhile would mend some of what is broken here.
+    stack.lead_state.terminate().await;
     sql(
         &stack,
         "CREATE TABLE ledger AS TABLE lead_state.lead_updates;
