@@ -111,6 +111,15 @@ fn reaching(endpoint: &gateway::Endpoint, first: &Tenant, second: ObjectId) -> V
             ),
             body(json!({"referenceId": reference, "projectId": second, "processId": process_id, "name": "mine"}), 200),
         ],
+        // One line each, so that the answer is one too.
+        ("POST", "/api/v1/leads/update/bulk") => vec![
+            body(json!([{"leadId": lead_id, "name": "mine"}]), 200),
+            body(json!([{"leadId": lead_id, "projectId": project_id, "name": "mine"}]), 200),
+        ],
+        ("POST", "/api/v1/leads/bulk/initiate") => {
+            let lead = json!({"projectId": project_id, "processId": process_id, "name": "x", "email": "x@example.com"});
+            vec![body(json!({"leadIds": [lead_id]}), 200), body(json!({"leads": [lead]}), 200)]
+        }
         ("POST", "/api/v1/leads/initiate") => {
             let lead = |project: ObjectId| json!({"projectId": project, "processId": process_id, "name": "x", "email": "x@example.com"});
             vec![
@@ -214,12 +223,19 @@ async fn no_endpoint_shows_or_touches_another_projects_data() {
             assert_eq!(got, expected, "{what}: {answer}");
             tells_nothing(&what, &answer);
             assert!(!answer.to_string().contains(&first.lead_id) || endpoint.method == "POST", "{what}: {answer}");
+            if endpoint.path == "/api/v1/leads/bulk/initiate" {
+                assert_eq!(
+                    (&answer["success"], answer["errors"].as_array().map(Vec::len)),
+                    (&json!([]), Some(1)),
+                    "{answer}"
+                );
+            }
             accepted.extend(answer["updateId"].as_str().map(str::to_owned));
         }
     }
 
     // What was accepted fails, in the same words as for a lead that is nowhere, and only its own project hears of it.
-    assert_eq!(accepted.len(), 3);
+    assert_eq!(accepted.len(), 4);
     let nowhere = second.update(json!({"leadId": "ffffffffffffffffffffffff", "name": "mine"})).await;
     let nowhere = second.outcome(&nowhere).await;
     for update_id in &accepted {
@@ -286,6 +302,10 @@ async fn no_query_answers_for_another_project() {
                 json!({"projectId": project_id, "limit": 10}),
                 json!({"projectId": project_id, "leadId": lead_id, "limit": 10}),
             ],
+            rpc::UPDATE_TRY => vec![
+                json!({"projectId": project_id, "command": {"leadId": lead_id, "name": "mine"}}),
+                json!({"projectId": project_id, "command": {"processId": process_id, "referenceId": SECRETS[3], "name": "mine"}}),
+            ],
             rpc::UPDATE_OUTCOMES => vec![json!({"projectId": project_id, "updateIds": [update_id]})],
             rpc::DELIVERY_LIST => {
                 [json!({"updateId": update_id}), json!({"leadId": lead_id}), json!({"status": "exhausted"})]
@@ -327,6 +347,14 @@ async fn no_query_answers_for_another_project() {
                     | rpc::DELIVERY_REDELIVER,
                     Err(e),
                 ) => assert_eq!(e.status, 404, "{what}"),
+                (rpc::UPDATE_TRY, Ok(event)) => {
+                    assert_eq!(
+                        (&event["errorCode"], &event["data"]),
+                        (&json!("lead_not_found"), &Value::Null),
+                        "{what}"
+                    );
+                    continue;
+                }
                 (rpc::UPDATE_OUTCOMES, Ok(outcomes)) => assert_eq!(outcomes, &json!([]), "{what}"),
                 (rpc::DELIVERY_RECOVER, Ok(done)) => assert_eq!(done["deliveries"], 0, "{what}"),
                 (rpc::LEAD_LIST | rpc::UPDATE_LIST | rpc::DELIVERY_LIST, Ok(page)) => {
