@@ -104,3 +104,63 @@ impl Overlay {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use contract::{JsonObject, ObjectId, Timestamp};
+
+    use super::*;
+    use crate::decide::{Call, Lead};
+
+    fn lead(id: u8, version: i64) -> Lead {
+        let id = ObjectId::from_bytes([id; 12]);
+        Lead {
+            lead_id: id,
+            project_id: id,
+            process_id: id,
+            reference_id: None,
+            name: None,
+            state: "new".into(),
+            disposition: None,
+            metadata: JsonObject::empty(),
+            version,
+        }
+    }
+
+    fn world(leads: &[Lead]) -> World {
+        World { leads: leads.iter().map(|lead| (lead.lead_id, lead.clone())).collect(), ..World::default() }
+    }
+
+    #[test]
+    fn what_was_written_since_it_was_read_is_laid_over() {
+        let at = Timestamp::from_millis(0);
+        let call = Call { call_id: "c".into(), started_at: at, expires_at: at };
+        let mut overlay = Overlay::default();
+        let calls = vec![(lead(1, 0).lead_id, vec![call])];
+        overlay.add(1, &Plan { leads: vec![lead(1, 2), lead(2, 2)], calls, ..Plan::default() });
+        overlay.add(2, &Plan { leads: vec![lead(1, 3)], ..Plan::default() });
+
+        // Read before both were written.
+        let mut read = world(&[lead(1, 1), lead(3, 1)]);
+        overlay.bring_up_to_date(0, &mut read);
+        let versions = |world: &World| {
+            let mut versions: Vec<_> = world.leads.values().map(|lead| lead.version).collect();
+            versions.sort_unstable();
+            versions
+        };
+        assert_eq!(versions(&read), [1, 3], "the newest, and only of leads that are asked for");
+        assert_eq!(read.calls[&lead(1, 0).lead_id].len(), 1);
+
+        // Between the two; what it read of the first stays as it was read.
+        let mut read = world(&[lead(1, 2), lead(2, 7)]);
+        overlay.bring_up_to_date(1, &mut read);
+        assert_eq!(versions(&read), [3, 7]);
+        assert!(read.calls.is_empty());
+
+        // After both.
+        let mut read = world(&[lead(1, 9)]);
+        overlay.bring_up_to_date(2, &mut read);
+        assert_eq!(versions(&read), [9]);
+        assert!(overlay.batches.is_empty(), "nobody needs them any more");
+    }
+}
