@@ -46,6 +46,9 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Idle connections kept per host: as many as one callback may use at once by default, so that a lull between two batches of
 /// events does not close what the next one opens again.
 const MAX_IDLE_PER_HOST: usize = 256;
+/// How much of an answer is read at once, and its longest head. More lets an endless answer keep a processor from everything
+/// else for longer, less refuses heads that others accept.
+const MAX_READ: usize = 32 * 1024;
 /// How a delivery introduces itself.
 const USER: &str = concat!("Leadrelay/", env!("CARGO_PKG_VERSION"));
 
@@ -138,6 +141,7 @@ impl Poster {
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE_TIMEOUT)
             .pool_max_idle_per_host(MAX_IDLE_PER_HOST)
+            .http1_max_buf_size(MAX_READ)
             .build(https.wrap_connector(http));
         Ok(Self { client })
     }
