@@ -228,7 +228,7 @@ impl Drop for Victims {
         if std::thread::panicking() {
             for member in self.members() {
                 let log = member.service.log();
-                let lines: Vec<_> = log.lines().filter(|line| !line.contains("update accepted")).collect();
+                let lines: Vec<_> = log.lines().collect();
                 eprintln!("\n== {}\n{}", member.service.name(), lines[lines.len().saturating_sub(25)..].join("\n"));
             }
         }
