@@ -27,6 +27,10 @@ deny:
 deploy:
     .ci/deploy
 
+# The JSON Schemas and documents in proto-schemas/, written anew from the code
+schemas:
+    UPDATE_SCHEMAS=1 cargo test -p contract -p gateway schema
+
 # The container image, leadrelay:0.1.0
 image:
     .ci/image

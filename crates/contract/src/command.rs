@@ -14,6 +14,7 @@ pub const MAX_TEXT_CHARS: usize = 1024;
 /// The lead is addressed by `leadId`, or by `processId` + `referenceId`; where both are given they must name the
 /// same lead. The project is the subject's.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct UpdateCommand {
     /// The update's id; where the producer gives none it is made from the log entry
@@ -57,6 +58,7 @@ pub struct UpdateCommand {
 
 /// A call with a lead began: until it ends or expires, updates of the lead are refused.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct CallStarted {
     /// The lead.
@@ -79,6 +81,7 @@ pub struct CallStarted {
 
 /// A call with a lead ended.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct CallEnded {
     /// The lead.

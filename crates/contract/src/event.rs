@@ -6,6 +6,7 @@ use crate::{JsonObject, ObjectId, Timestamp};
 
 /// What became of an update: one per ledger row, message id = `update_id`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct CompletionEvent {
     /// The update.
@@ -43,8 +44,10 @@ pub struct CompletionEvent {
 
 /// The body of a webhook: exactly these eight fields, in this order (the seed's payload).
 #[derive(Debug, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct WebhookPayload<'a> {
     /// Always `update`.
+    #[cfg_attr(feature = "schema", schemars(extend("const" = "update")))]
     pub action_type: &'static str,
     #[serde(rename = "updateId")]
     /// The update.
@@ -82,6 +85,7 @@ impl<'a> From<&'a CompletionEvent> for WebhookPayload<'a> {
 
 /// Something that an operator or a program should know of a delivery or callback.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(tag = "type", rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum WebhookEvent {
     /// A delivery will not be tried again.

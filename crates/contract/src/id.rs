@@ -112,6 +112,21 @@ impl<'de> Deserialize<'de> for ObjectId {
     }
 }
 
+#[cfg(feature = "schema")]
+impl schemars::JsonSchema for ObjectId {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "ObjectId".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({"type": "string", "pattern": "^[0-9a-fA-F]{24}$"})
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -9,6 +9,7 @@ use crate::ObjectId;
 /// The first request under a key. It is written before the command is logged, so it may name an update that is not in
 /// the log (yet): whoever repeats the request logs the command under the same `updateId`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct IdempotencyRecord {
     /// The SHA-256 of the request's body, in hex; where it has an `If-Match`, of that, too. `bulk` of a bulk request.

@@ -225,6 +225,21 @@ impl<'de> Deserialize<'de> for JsonObject {
     }
 }
 
+#[cfg(feature = "schema")]
+impl schemars::JsonSchema for JsonObject {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "JsonObject".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({"type": "object"})
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -9,6 +9,7 @@ use crate::{ObjectId, Timestamp};
 
 /// What a key may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum Scope {
     /// Read leads and updates.
     #[serde(rename = "leads:read")]
@@ -44,6 +45,7 @@ impl std::str::FromStr for Scope {
 
 /// A key as it is stored, listed and watched.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct ApiKey {
     /// The key's id: what logs, the ledger and `leadctl key list` name.

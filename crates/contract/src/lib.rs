@@ -17,6 +17,10 @@ pub mod process;
 mod proto_schemas;
 pub mod replay;
 pub mod rpc;
+#[cfg(feature = "schema")]
+pub mod schema;
+#[cfg(test)]
+mod schema_files;
 pub mod sealed;
 pub mod streams;
 pub mod subject;

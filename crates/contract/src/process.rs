@@ -18,6 +18,7 @@ use crate::{
 
 /// A process as it is stored and watched.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Process {
     /// The project that the process belongs to.
@@ -37,6 +38,7 @@ pub struct Process {
 
 /// How leads of a process move and change: all that deciding needs to know of it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Rules {
     /// The states, in the order in which people should see them.
@@ -74,6 +76,7 @@ impl Rules {
 
 /// A state that leads can be in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct State {
     /// Its name, e.g. `followup_2`.
@@ -95,6 +98,7 @@ impl State {
 
 /// What kind of state it is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub enum StateKind {
     /// New leads start here.
@@ -108,6 +112,7 @@ pub enum StateKind {
 
 /// How a command's metadata is merged into the lead's.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub enum MetadataMerge {
     /// Key by key; new values replace old ones whole.
@@ -119,6 +124,7 @@ pub enum MetadataMerge {
 
 /// A URL that is told of outcomes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Callback {
     /// The callback's id: given on first apply, kept after.
@@ -192,6 +198,7 @@ impl Callback {
 
 /// How to authenticate to an endpoint.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(tag = "type", rename_all = "camelCase")]
 pub enum CallbackAuth {
     /// `Authorization: Bearer {token}`.
@@ -219,6 +226,7 @@ impl CallbackAuth {
 
 /// An outcome that a callback can be told of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum EventKind {
     /// The lead was changed.
     #[serde(rename = "update.succeeded")]
@@ -230,6 +238,7 @@ pub enum EventKind {
 
 /// What an operator applies. Applying the same twice changes nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ProcessSpec {
     /// The project.
@@ -259,6 +268,7 @@ pub struct ProcessSpec {
 
 /// A callback as an operator writes it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CallbackSpec {
     /// Its name, unique in the process, by which it is found again.

@@ -122,6 +122,7 @@ impl RpcError {
 
 /// How a lead is found: by id, or by reference and process. The project is the caller's.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct GetLead {
     /// Whose lead.
@@ -139,6 +140,7 @@ pub struct GetLead {
 
 /// A new lead.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct InitiateLead {
     /// Whose lead.
@@ -166,6 +168,7 @@ pub struct InitiateLead {
 
 /// A lead as it stands.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Lead {
     /// The lead.
@@ -203,6 +206,7 @@ pub const LEAD_ACTIVITIES: i64 = 20;
 
 /// An update in a lead's history.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Activity {
     /// The update.
@@ -225,6 +229,7 @@ pub struct Activity {
 
 /// Which update.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct GetUpdate {
     /// Whose update.
@@ -235,6 +240,7 @@ pub struct GetUpdate {
 
 /// Where an update stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub enum UpdateStatus {
     /// In the log, not decided yet.
@@ -247,6 +253,7 @@ pub enum UpdateStatus {
 
 /// An update's story up to its outcome.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Update {
     /// The update.
@@ -315,6 +322,7 @@ impl Update {
 
 /// An update that is decided and not made. The reply is the event that would be announced, under an id that no update has.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct TryUpdate {
     /// Whose update.
@@ -325,6 +333,7 @@ pub struct TryUpdate {
 
 /// A new project.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct CreateProject {
     /// Its name, unique.
@@ -333,6 +342,7 @@ pub struct CreateProject {
 
 /// A project.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Project {
     /// The project.
@@ -345,6 +355,7 @@ pub struct Project {
 
 /// What applying a process did.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Applied {
     /// The process as it stands now. Secrets are shown only of the callbacks named in `new_secrets`.
@@ -360,11 +371,13 @@ pub struct Applied {
 
 /// Seals everything anew with the present key of whoever answers. Safe to repeat.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct RotateSecrets {}
 
 /// How far a rotation came.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Rotated {
     /// The present key.
@@ -381,6 +394,7 @@ pub struct Rotated {
 
 /// A callback whose secrets cannot be opened.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Locked {
     /// Its process, by name.
@@ -395,6 +409,7 @@ pub struct Locked {
 
 /// A new API key. The key itself is made by the caller and does not travel.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct CreateKey {
     /// The project that the key is for.
@@ -411,6 +426,7 @@ pub struct CreateKey {
 
 /// Which key to revoke.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct RevokeKey {
     /// The key.
@@ -419,6 +435,7 @@ pub struct RevokeKey {
 
 /// Whose keys to list.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct ListKeys {
     /// The project.
@@ -430,6 +447,7 @@ pub type Keys = Vec<ApiKey>;
 
 /// Where a delivery stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub enum DeliveryStatus {
     /// It will be tried (again).
@@ -442,6 +460,7 @@ pub enum DeliveryStatus {
 
 /// A completion event on its way to one callback.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Delivery {
     /// The update it tells of; also its `webhook-id`.
@@ -458,6 +477,7 @@ pub struct Delivery {
 
 /// One POST to a callback.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Attempt {
     /// 1 for the first.
@@ -476,6 +496,7 @@ pub struct Attempt {
 
 /// Whose callbacks to list.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct ListCallbacks {
     /// The project.
@@ -484,6 +505,7 @@ pub struct ListCallbacks {
 
 /// How a callback stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub enum CallbackState {
     /// Its last attempt that there was, if any, was taken.
@@ -498,6 +520,7 @@ pub enum CallbackState {
 
 /// A callback, and how it fares.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct CallbackStatus {
     /// The callback.
@@ -518,6 +541,7 @@ pub struct CallbackStatus {
 
 /// Which callback to enable after it was disabled by its failures.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct EnableCallback {
     /// The callback.
@@ -526,6 +550,7 @@ pub struct EnableCallback {
 
 /// The reply of [`CALLBACK_ENABLE`].
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Enabled {
     /// Whether it had been disabled.
@@ -534,11 +559,13 @@ pub struct Enabled {
 
 /// How do log, checkpoint and events stand to each other?
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct GetRecovery {}
 
 /// A way out of what halted lead-state, or of what was not told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum RecoveryKind {
     /// Apply again what Postgres forgot: the log still holds it.
@@ -561,6 +588,7 @@ impl std::fmt::Display for RecoveryKind {
 
 /// Why lead-state does not go on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Halted {
     /// For programs: `database_restored`, `log_lost_end`, `log_begins_late` or `log_replaced`.
@@ -573,6 +601,7 @@ pub struct Halted {
 
 /// How log, checkpoint and events stand to each other.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Recovery {
     /// How often the announcements were taken back.
@@ -599,6 +628,7 @@ pub struct Recovery {
 
 /// Recover, if the checkpoint is still where it was seen.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Recover {
     /// How.

@@ -9,6 +9,7 @@ use crate::{JsonObject, ObjectId, Timestamp};
 
 /// Which delivery: `{updateId}-{callbackId}` for people and in URLs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct DeliveryId {
     /// The update that it tells of.
@@ -40,6 +41,7 @@ impl FromStr for DeliveryId {
 
 /// Which deliveries, those of the newest updates first. All that is given must hold.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct ListDeliveries {
     /// Whose deliveries.
@@ -68,6 +70,7 @@ pub struct ListDeliveries {
 
 /// A delivery in a list.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct ListedDelivery {
     /// Which one.
@@ -91,6 +94,7 @@ pub struct ListedDelivery {
 
 /// Which delivery to show.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct GetDelivery {
     /// Whose delivery.
@@ -102,6 +106,7 @@ pub struct GetDelivery {
 
 /// Has deliveries made again that are settled, so many a second, the oldest first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct RecoverDeliveries {
     /// Whose deliveries.
@@ -128,6 +133,7 @@ pub const MAX_PER_SECOND: u32 = 1000;
 
 /// What a recovery came to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Recovered {
     /// How many deliveries will be made again, by this call; or would be.
@@ -140,6 +146,7 @@ pub struct Recovered {
 
 /// Which updates of a project, by their ids; or of a lead, in the order of the log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct ListUpdates {
     /// Whose updates.
@@ -162,6 +169,7 @@ pub struct ListUpdates {
 
 /// An update in a list.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct ListedUpdate {
     /// The update.
@@ -172,6 +180,7 @@ pub struct ListedUpdate {
 
 /// Which outcomes to tell.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct GetOutcomes {
     /// Whose updates.
@@ -182,6 +191,7 @@ pub struct GetOutcomes {
 
 /// What became of an update.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Outcome {
     /// The update.

@@ -7,6 +7,7 @@ use crate::{ObjectId, Timestamp};
 
 /// Which leads, the newest first. All that is given must hold.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct ListLeads {
     /// Whose leads.
@@ -29,6 +30,7 @@ pub struct ListLeads {
 
 /// Which lead's updates, the last first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct LeadHistory {
     /// Whose lead.
@@ -44,6 +46,7 @@ pub struct LeadHistory {
 
 /// An update in a lead's history: who changed what from where to where, and when. [`Update`](super::Update) has all of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct PastUpdate {
     /// The update.

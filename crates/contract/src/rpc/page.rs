@@ -15,6 +15,7 @@ const MAX_BYTES: usize = 512 << 10;
 
 /// A place in a list: whatever comes behind it is the next page. Only the list that made it can read it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(transparent)]
 pub struct Cursor(String);
 
@@ -53,6 +54,7 @@ impl Cursor {
 
 /// A part of a list.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(rename = "PageOf{T}"))]
 #[serde(rename_all = "camelCase")]
 pub struct Page<T> {
     /// What stands there. It may be less than was asked for, even nothing, and yet more may follow.

@@ -1,0 +1,365 @@
+//! The documents that the types say: a JSON Schema of every message in `proto-schemas/json-schema/`, and the AsyncAPI document
+//! of the subjects, `proto-schemas/asyncapi.json`, which refers to them.
+//!
+//! `just schemas` writes them; without it a difference is a failure.
+
+use std::{collections::BTreeMap, fs};
+
+use schemars::JsonSchema;
+use serde_json::{Value, json};
+
+use crate::{
+    command, event, idempotency, key, process, rpc,
+    schema::{Side, keep, message},
+    streams,
+    subject::DeadLetterReason,
+};
+
+/// The schemas, by the names of their files.
+#[derive(Default)]
+struct Schemas(BTreeMap<String, Value>);
+
+impl Schemas {
+    fn add<T: JsonSchema>(&mut self, side: Side) {
+        self.0.insert(T::schema_name().into_owned(), message::<T>(side));
+    }
+}
+
+macro_rules! add {
+    ($schemas:ident, $side:ident: $($message:ty),* $(,)?) => { $($schemas.add::<$message>(Side::$side);)* };
+}
+
+fn schemas() -> BTreeMap<String, Value> {
+    let mut all = Schemas::default();
+    add!(all, Read: command::UpdateCommand, command::CallStarted, command::CallEnded);
+    add!(all, Written: event::CompletionEvent, event::WebhookPayload<'static>, event::WebhookEvent);
+    // What the buckets hold.
+    add!(all, Written: key::ApiKey, process::Process, idempotency::IdempotencyRecord);
+    // What is asked,
+    add!(all, Read:
+        rpc::GetLead, rpc::InitiateLead, rpc::ListLeads, rpc::LeadHistory, rpc::GetUpdate, rpc::TryUpdate,
+        rpc::ListUpdates, rpc::GetOutcomes, rpc::CreateProject, process::ProcessSpec, rpc::CreateKey, rpc::RevokeKey,
+        rpc::ListKeys, rpc::RotateSecrets, rpc::GetRecovery, rpc::Recover, rpc::ListDeliveries, rpc::GetDelivery,
+        rpc::RecoverDeliveries, rpc::ListCallbacks, rpc::EnableCallback,
+    );
+    // and answered.
+    add!(all, Written:
+        rpc::Lead, rpc::Page<rpc::Lead>, rpc::Page<rpc::PastUpdate>, rpc::Update, rpc::Page<rpc::ListedUpdate>,
+        rpc::Outcome, rpc::Project, rpc::Applied, rpc::Rotated, rpc::Recovery, rpc::Delivery,
+        rpc::Page<rpc::ListedDelivery>, rpc::ListedDelivery, rpc::Recovered, rpc::CallbackStatus, rpc::Enabled,
+    );
+    all.0
+}
+
+#[test]
+fn schemas_of_messages_are_kept() {
+    let schemas = schemas();
+    for (name, schema) in &schemas {
+        keep(&format!("json-schema/{name}.json"), schema);
+    }
+    for file in fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../../proto-schemas/json-schema")).unwrap() {
+        let name = file.unwrap().file_name().into_string().unwrap();
+        let known = name.strip_suffix(".json").is_some_and(|name| schemas.contains_key(name));
+        assert!(known, "proto-schemas/json-schema/{name} is of no message: remove it");
+    }
+}
+
+/// A query, as the table in `rpc.rs` has it.
+struct Query {
+    subject: &'static str,
+    request: &'static str,
+    reply: Reply,
+    served_by: &'static str,
+}
+
+enum Reply {
+    One(String),
+    List(&'static str),
+}
+
+const RPC: &str = include_str!("rpc.rs");
+
+fn queries() -> Vec<Query> {
+    let name =
+        |cell: &'static str| cell.rsplit("[`").next().and_then(|rest| rest.split_once("`]")).map(|(name, _)| name);
+    let row = |line: &'static str| {
+        let cells: Vec<_> = line.strip_prefix("//! | `")?.trim_end_matches(" |").split(" | ").collect();
+        let [subject, messages, served_by] = cells[..] else { panic!("not a row: {line}") };
+        let (request, reply) = messages.split_once(" → ")?;
+        let replied = name(reply)?;
+        let reply = match reply {
+            _ if reply.starts_with("list of ") => Reply::List(replied),
+            _ if reply.starts_with("[`Page`] of ") => Reply::One(format!("PageOf{replied}")),
+            _ => Reply::One(replied.to_owned()),
+        };
+        Some(Query { subject: subject.trim_end_matches('`'), request: name(request)?, reply, served_by })
+    };
+    RPC.lines().filter_map(row).collect()
+}
+
+#[test]
+fn every_query_is_in_the_table() {
+    let told: Vec<_> = queries().iter().map(|query| query.subject).collect();
+    let declared = RPC.lines().filter(|line| line.starts_with("pub const ")).filter_map(|line| {
+        let subject = line.split_once("= \"")?.1.strip_suffix("\";")?;
+        subject.contains(".rpc.").then_some(subject)
+    });
+    let declared: Vec<_> = declared.collect();
+    assert!(declared.len() > 20, "{declared:?}");
+    for subject in &declared {
+        assert!(told.contains(subject), "{subject} is missing in the table at the head of rpc.rs");
+    }
+    assert_eq!(told.len(), declared.len(), "the table at the head of rpc.rs has a row too many, or twice");
+}
+
+fn schema(name: &str) -> Value {
+    json!({
+        "schemaFormat": "application/schema+json;version=draft-07",
+        "schema": {"$ref": format!("./json-schema/{name}.json")},
+    })
+}
+
+fn list_of(name: &str) -> Value {
+    json!({
+        "schemaFormat": "application/schema+json;version=draft-07",
+        "schema": {"type": "array", "items": {"$ref": format!("./json-schema/{name}.json")}},
+    })
+}
+
+fn component(kind: &str, name: &str) -> Value {
+    json!({"$ref": format!("#/components/{kind}/{name}")})
+}
+
+/// `leads.rpc.lead.get` as a name that links can hold.
+fn channel_name(subject: &str) -> String {
+    subject.replace('.', "_")
+}
+
+fn asyncapi() -> Value {
+    let mut channels = json!({});
+    let mut operations = json!({});
+    let mut messages = json!({});
+
+    // What has a stream: who sends it, seen from Leadrelay, on which subject, where it is kept.
+    let streamed = [
+        (
+            "updateCommand",
+            "receive",
+            "leads.cmd.{projectId}.update",
+            streams::LEAD_COMMANDS,
+            "UpdateCommand",
+            "Change a lead. Any producer may publish it; the gateway does for its clients.",
+        ),
+        (
+            "callStarted",
+            "receive",
+            "leads.cmd.{projectId}.call.started",
+            streams::LEAD_COMMANDS,
+            "CallStarted",
+            "A call with a lead began.",
+        ),
+        (
+            "callEnded",
+            "receive",
+            "leads.cmd.{projectId}.call.ended",
+            streams::LEAD_COMMANDS,
+            "CallEnded",
+            "A call with a lead ended.",
+        ),
+        (
+            "updateSucceeded",
+            "send",
+            "leads.evt.{projectId}.{processId}.update.succeeded",
+            streams::LEAD_EVENTS,
+            "CompletionEvent",
+            "An update was applied.",
+        ),
+        (
+            "updateFailed",
+            "send",
+            "leads.evt.{projectId}.{processId}.update.failed",
+            streams::LEAD_EVENTS,
+            "CompletionEvent",
+            "An update was refused; nothing was changed.",
+        ),
+        (
+            "deliveryExhausted",
+            "send",
+            "webhooks.evt.{projectId}.{processId}.exhausted",
+            streams::WEBHOOK_EVENTS,
+            "WebhookEvent",
+            "A delivery will not be tried again.",
+        ),
+        (
+            "callbackDisabled",
+            "send",
+            "webhooks.evt.{projectId}.{processId}.callback.disabled",
+            streams::WEBHOOK_EVENTS,
+            "WebhookEvent",
+            "A callback gets nothing more until it is enabled again.",
+        ),
+        (
+            "deadLetter",
+            "send",
+            "leads.dead.{reason}",
+            streams::LEAD_DEAD_LETTERS,
+            "DeadLetter",
+            "A message of the command log that could not be applied, as it came.",
+        ),
+        (
+            "replayedDeadLetter",
+            "send",
+            "leads.dead.replayed.{sequence}",
+            streams::LEAD_DEAD_LETTERS,
+            "ReplayNote",
+            "A note that this dead letter was sent again; its body is empty.",
+        ),
+    ];
+    for (name, action, address, stream, message, summary) in streamed {
+        let parameters: serde_json::Map<_, _> = address
+            .split(['{', '}'])
+            .skip(1)
+            .step_by(2)
+            .map(|parameter| (parameter.to_owned(), component("parameters", parameter)))
+            .collect();
+        channels[name] = json!({
+            "address": address, "description": format!("Stream `{stream}`."), "parameters": parameters,
+            "messages": {message: component("messages", message)},
+        });
+        operations[name] = json!({
+            "action": action, "summary": summary, "channel": {"$ref": format!("#/channels/{name}")},
+            "messages": [{"$ref": format!("#/channels/{name}/messages/{message}")}],
+        });
+    }
+    for (message, headers) in [
+        ("UpdateCommand", "CommandHeaders"),
+        ("CallStarted", "CommandHeaders"),
+        ("CallEnded", "CommandHeaders"),
+        ("CompletionEvent", "EventHeaders"),
+        ("WebhookEvent", "EventHeaders"),
+    ] {
+        messages[message] =
+            json!({"name": message, "headers": component("schemas", headers), "payload": schema(message)});
+    }
+    messages["DeadLetter"] = json!({
+        "name": "DeadLetter", "contentType": "application/octet-stream",
+        "headers": component("schemas", "DeadLetterHeaders"),
+    });
+    messages["ReplayNote"] = json!({
+        "name": "ReplayNote", "contentType": "application/octet-stream",
+        "headers": component("schemas", "ReplayNoteHeaders"),
+    });
+    messages["Error"] = json!({
+        "name": "Error", "summary": "Why a query was not answered. The body is empty.",
+        "contentType": "application/octet-stream", "headers": component("schemas", "ErrorHeaders"),
+    });
+
+    for Query { subject, request, reply, served_by } in queries() {
+        let name = channel_name(subject);
+        let (reply_name, payload) = match &reply {
+            Reply::One(reply) => (reply.clone(), schema(reply)),
+            Reply::List(item) => (format!("ListOf{item}"), list_of(item)),
+        };
+        messages[request] = json!({"name": request, "payload": schema(request)});
+        if messages.get(&reply_name).is_none() {
+            messages[&reply_name] = json!({"name": reply_name, "payload": payload});
+        }
+        channels[&name] = json!({
+            "address": subject, "description": format!("A NATS micro service of {served_by}."),
+            "messages": {request: component("messages", request)},
+        });
+        channels[format!("{name}_reply")] = json!({
+            "address": null, "description": "The inbox that the request names.",
+            "messages": {&reply_name: component("messages", &reply_name), "Error": component("messages", "Error")},
+        });
+        operations[&name] = json!({
+            "action": "receive", "summary": format!("{request} → {reply_name}"),
+            "channel": {"$ref": format!("#/channels/{name}")},
+            "messages": [{"$ref": format!("#/channels/{name}/messages/{request}")}],
+            "reply": {
+                "channel": {"$ref": format!("#/channels/{name}_reply")},
+                "messages": [
+                    {"$ref": format!("#/channels/{name}_reply/messages/{reply_name}")},
+                    {"$ref": format!("#/channels/{name}_reply/messages/Error")},
+                ],
+            },
+        });
+    }
+
+    let text = |description: &str| json!({"type": "string", "description": description});
+    let message_id = text("JetStream's deduplication id: the `updateId` of an update");
+    let trace = text("W3C trace context, from the client through every message to the webhook");
+    let position =
+        text("Where in the command log the update or letter was: generation, epoch and sequence, with dots between");
+    json!({
+        "asyncapi": "3.1.0",
+        "info": {
+            "title": "Leadrelay on NATS",
+            "version": env!("CARGO_PKG_VERSION"),
+            "description": "What Leadrelay takes and tells over NATS JetStream, as JSON; the same messages are in protobuf \
+                in leadrelay/v1, whose proto3 JSON form is what is on the wire. Unknown fields are ignored on read; \
+                fields are added, never renamed or retyped. `receive` is what Leadrelay reads, `send` what it publishes.",
+            "license": {"name": "MIT OR Apache-2.0"},
+        },
+        "defaultContentType": "application/json",
+        "channels": channels,
+        "operations": operations,
+        "components": {
+            "messages": messages,
+            "parameters": {
+                "projectId": {"description": "24 lower-case hex digits. NATS permissions fence producers by it"},
+                "processId": {"description": "24 lower-case hex digits; _ where the process is not known"},
+                "reason": {
+                    "description": "Why the message is a dead letter",
+                    "enum": DeadLetterReason::ALL.map(DeadLetterReason::as_str),
+                },
+                "sequence": {"description": "The sequence of the dead letter in its stream"},
+            },
+            "schemas": {
+                "CommandHeaders": {"type": "object", "properties": {"Nats-Msg-Id": message_id, "traceparent": trace}},
+                "EventHeaders": {
+                    "type": "object",
+                    "properties": {"Nats-Msg-Id": message_id, "traceparent": trace, "Leadrelay-Position": position},
+                },
+                "DeadLetterHeaders": {
+                    "type": "object",
+                    "required": ["Leadrelay-Error", "Leadrelay-Origin-Subject", "Leadrelay-Origin-Sequence",
+                        "Leadrelay-Origin-Time"],
+                    "properties": {
+                        "Leadrelay-Error": text("What is wrong with it, in one sentence"),
+                        "Leadrelay-Origin-Subject": text("The subject it was published on"),
+                        "Leadrelay-Origin-Sequence": text("Its sequence in the stream that it was read from"),
+                        "Leadrelay-Origin-Time": text("When the command log stored it, ISO 8601"),
+                        "Leadrelay-Position": position,
+                        "Leadrelay-Truncated-From": text("Its full length in bytes, where it had to be cut"),
+                        "Leadrelay-Replay-Of": text("The sequence of the dead letter that this one was sent again from"),
+                    },
+                },
+                "ReplayNoteHeaders": {
+                    "type": "object",
+                    "required": ["Leadrelay-Replay"],
+                    "properties": {"Leadrelay-Replay": text("`begun`, `sent` and a sequence, or `not_sent`")},
+                },
+                "ErrorHeaders": {
+                    "type": "object",
+                    "required": ["Nats-Service-Error-Code", "Nats-Service-Error"],
+                    "properties": {
+                        "Nats-Service-Error-Code": text("An HTTP status"),
+                        "Nats-Service-Error": text("`{code}: {message}`; codes are in docs/ERRORS.md"),
+                    },
+                },
+            },
+        },
+    })
+}
+
+#[test]
+fn the_schema_of_subjects_is_kept() {
+    let document = asyncapi();
+    let schemas = schemas();
+    let text = document.to_string();
+    for file in text.split("\"./json-schema/").skip(1).map(|rest| rest.split_once(".json").unwrap().0) {
+        assert!(schemas.contains_key(file), "no schema of {file}: add the message to schemas() above");
+    }
+    keep("asyncapi.json", &document);
+}
