@@ -17,6 +17,7 @@ mod history;
 mod lifecycle;
 mod main_job;
 mod model;
+mod observability;
 mod producers;
 mod recover;
 mod requests;

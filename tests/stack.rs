@@ -35,6 +35,8 @@ pub(crate) struct Stack {
     /// The same of lead-state.
     pub(crate) lead_state_ready: String,
     pub(crate) notifier: Service,
+    /// The same of the webhook-notifier.
+    pub(crate) notifier_ready: String,
     pub(crate) receiver: Receiver,
     pub(crate) api: Api,
     pub(crate) client: async_nats::Client,
@@ -123,6 +125,7 @@ impl Stack {
             lead_state,
             lead_state_ready,
             notifier,
+            notifier_ready,
             receiver,
             api,
             client,

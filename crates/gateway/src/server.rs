@@ -9,7 +9,7 @@ use std::{
 use async_nats::{Client, jetstream};
 use axum::{
     Router,
-    extract::{Request, State},
+    extract::{MatchedPath, Request, State},
     http::{HeaderMap, HeaderName, HeaderValue, StatusCode},
     middleware::{Next, from_fn_with_state},
     response::{IntoResponse, Response},
@@ -216,7 +216,7 @@ async fn follow_keys(
     let connect = async {
         let client = nats::connect(&config.nats, "gateway", &readiness).await?;
         let js = nats::jetstream(&client);
-        let commands = Publisher::new(js.clone());
+        let commands = Publisher::observed(js.clone(), app.metrics.publishing.clone());
         let broker = app.broker.get_or_init(|| Broker { client, js, commands });
         nats::stream(&broker.js, LEAD_COMMANDS).await?;
         readiness.ready(LEAD_COMMANDS);
@@ -299,6 +299,7 @@ where
 /// Gives every answer its request id and every error its body, also where a handler panicked.
 async fn finish(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let request_id = request_id(request.headers());
+    let begun = app.metrics.begin(request.extensions().get::<MatchedPath>().map(MatchedPath::as_str));
     let span = tracing::info_span!("request", id = request_id);
     let handled = AssertUnwindSafe(next.run(request).instrument(span.clone())).catch_unwind().await;
     let _entered = span.entered();
@@ -317,6 +318,7 @@ async fn finish(State(app): State<Arc<App>>, request: Request, next: Next) -> Re
     if response.status() == StatusCode::INTERNAL_SERVER_ERROR {
         tracing::error!("the request failed");
     }
+    begun.answered(response.status());
     // What passes as an id is a header value.
     if let Ok(value) = HeaderValue::try_from(request_id) {
         response.headers_mut().insert(REQUEST_ID, value);
@@ -365,7 +367,7 @@ mod tests {
         let config = Cli::parse_from(arguments).config;
         let reader = ApiKey { key_id: ObjectId::from_bytes([0xbb; 12]), scopes: [Scope::LeadsRead].into(), ..key() };
         let keys = [(hash("good"), key()), (hash("reader"), reader)].into_iter().collect();
-        router(Arc::new(App::new(&config, keys, Metrics::default())))
+        router(Arc::new(App::new(&config, keys, Metrics::new(&mut metrics::registry("gateway")))))
     }
 
     fn request(method: Method, path: &str, secret: &str, body: &str) -> Request {
@@ -519,7 +521,8 @@ mod tests {
     #[tokio::test]
     async fn a_request_before_the_keys_are_known_is_told_to_come_again() {
         let config = Cli::parse_from(["gateway"]).config;
-        let router = router(Arc::new(App::new(&config, View::default(), Metrics::default())));
+        let router =
+            router(Arc::new(App::new(&config, View::default(), Metrics::new(&mut metrics::registry("gateway")))));
         let answer = answer(router, request(Method::POST, UPDATE, "good", BODY)).await;
         assert!(answer.starts_with("503 ") && answer.contains(r#""code":"starting""#), "{answer}");
     }
@@ -601,7 +604,7 @@ mod tests {
     #[tokio::test]
     async fn a_panic_is_an_answer_too() {
         let config = Cli::parse_from(["gateway"]).config;
-        let app = Arc::new(App::new(&config, View::default(), Metrics::default()));
+        let app = Arc::new(App::new(&config, View::default(), Metrics::new(&mut metrics::registry("gateway"))));
         let panics = on(MethodFilter::GET, async || -> &'static str { panic!("boom") });
         let router = Router::new().route("/", panics).layer(from_fn_with_state(app, finish));
         insta::assert_snapshot!(answer(router, request(Method::GET, "/", "good", "")).await, @r#"

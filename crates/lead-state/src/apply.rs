@@ -1,8 +1,11 @@
 //! 5 Apply: batches of what is there, one transaction each.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Instant,
 };
 
 use async_nats::{HeaderMap, jetstream, jetstream::message::OutboundMessage};
@@ -100,7 +103,10 @@ impl Applier {
             let mut delays = patient();
             let mut refused = None;
             loop {
-                match self.attempt(part, refused.as_ref(), ahead.take()).await {
+                let begun = Instant::now();
+                let attempt = self.attempt(part, refused.as_ref(), ahead.take()).await;
+                self.metrics.batch(part.len(), begun.elapsed());
+                match attempt {
                     Ok(()) => break,
                     Err(Failure::Write(WriteError::Fenced)) => return Err(ApplyError::Fenced),
                     // Only the leader writes the ledger: who looked knows them all.

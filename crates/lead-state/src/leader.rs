@@ -98,10 +98,12 @@ impl Leader {
                 () = shutdown.cancelled() => return Ok(()),
             };
             tracing::info!("leading");
+            self.metrics.leads(true);
             let end = tokio::select! {
                 end = self.term(&shutdown) => end?,
                 lost = lease.keep() => TermEnd::Again(format!("the lease was lost: {lost}")),
             };
+            self.metrics.leads(false);
             let pause = match end {
                 TermEnd::Shutdown => return Ok(()),
                 TermEnd::Again(why) => {
@@ -191,7 +193,7 @@ impl Leader {
         // First what is applied and not announced, whatever the log looks like now.
         let mut announcer = Announcer {
             pool: self.pool.clone(),
-            events: Publisher::new(self.js.clone()),
+            events: Publisher::observed(self.js.clone(), self.metrics.publishing.clone()),
             checkpoint: scene.checkpoint.clone(),
             announced: watch::Sender::new(scene.checkpoint.published()),
         };

@@ -25,6 +25,7 @@ pub mod decide;
 pub mod entry;
 pub mod fold;
 mod housekeeping;
+mod lag;
 mod leader;
 mod lists;
 mod merge;
@@ -120,8 +121,9 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         sealer: sealer.clone(),
         readiness: readiness.clone(),
         log_retention: config.log_retention.into(),
-        metrics,
+        metrics: metrics.clone(),
     };
+    tasks.spawn("lag", lag::watch(pool.clone(), js.clone(), metrics, shutdown.clone()));
     tasks.spawn("leader", leader.run(shutdown.clone()));
 
     let recoveries = recovery::Recoveries { pool: pool.clone(), js: js.clone() };

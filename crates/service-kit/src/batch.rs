@@ -27,6 +27,7 @@ use futures::future::{Either, join_all};
 use tokio::sync::oneshot;
 
 use crate::{
+    metrics::Publishing,
     publish::{self, PublishError},
     version::ServerVersion,
 };
@@ -80,6 +81,7 @@ struct Shared {
     client: Client,
     mode: Mutex<Mode>,
     queue: Mutex<Queue>,
+    metrics: Publishing,
 }
 
 /// Whether to publish in batches, as far as is known.
@@ -108,13 +110,29 @@ struct Waiting {
 impl Publisher {
     /// A publisher on this connection.
     pub fn new(js: jetstream::Context) -> Self {
+        Self::observed(js, Publishing::default())
+    }
+
+    /// A publisher on this connection, and where it notes how that goes.
+    pub fn observed(js: jetstream::Context, metrics: Publishing) -> Self {
         let client = js.client();
-        Self { shared: Arc::new(Shared { js, client, mode: Mutex::default(), queue: Mutex::default() }) }
+        Self { shared: Arc::new(Shared { js, client, mode: Mutex::default(), queue: Mutex::default(), metrics }) }
     }
 
     /// Publishes a message and waits until the stream has it. It may go in one batch with others that are published at
     /// the same time; in what order is not said. Callers bound how many wait.
     pub async fn publish(&self, message: OutboundMessage) -> Result<Stored, PublishError> {
+        self.timed(self.publish_one(message)).await
+    }
+
+    async fn timed<T>(&self, publish: impl Future<Output = T>) -> T {
+        let begun = Instant::now();
+        let published = publish.await;
+        self.shared.metrics.acks.observe(begun.elapsed().as_secs_f64());
+        published
+    }
+
+    async fn publish_one(&self, message: OutboundMessage) -> Result<Stored, PublishError> {
         if !self.shared.has_batches() {
             return Ok(publish::publish(&self.shared.js, message).await?.into());
         }
@@ -131,29 +149,35 @@ impl Publisher {
 
     /// Publishes messages in this order, then waits for what became of each of them. Callers bound how many there are.
     pub async fn publish_each(&self, messages: Vec<OutboundMessage>) -> Vec<Result<Stored, PublishError>> {
-        if !self.shared.has_batches() {
-            return self.shared.publish_apart(messages).await;
-        }
-        let mut outcomes = Vec::with_capacity(messages.len());
-        for batch in batches(messages) {
-            outcomes.extend(self.shared.publish_together(batch).await);
-        }
-        outcomes
+        let publish = async {
+            if !self.shared.has_batches() {
+                return self.shared.publish_apart(messages).await;
+            }
+            let mut outcomes = Vec::with_capacity(messages.len());
+            for batch in batches(messages) {
+                outcomes.extend(self.shared.publish_together(batch).await);
+            }
+            outcomes
+        };
+        self.timed(publish).await
     }
 
     /// Publishes messages in this order, then waits until the stream has them all.
     ///
     /// After an error some may be stored: publish them all again, their message ids keep them from being stored twice.
     pub async fn publish_all(&self, messages: impl IntoIterator<Item = OutboundMessage>) -> Result<(), PublishError> {
-        if !self.shared.has_batches() {
-            return publish::publish_all(&self.shared.js, messages).await;
-        }
-        for batch in batches(messages) {
-            for outcome in self.shared.publish_together(batch).await {
-                outcome?;
+        let publish = async {
+            if !self.shared.has_batches() {
+                return publish::publish_all(&self.shared.js, messages).await;
             }
-        }
-        Ok(())
+            for batch in batches(messages) {
+                for outcome in self.shared.publish_together(batch).await {
+                    outcome?;
+                }
+            }
+            Ok(())
+        };
+        self.timed(publish).await
     }
 }
 
@@ -180,7 +204,10 @@ impl Shared {
     async fn publish_together(&self, messages: Vec<OutboundMessage>) -> Vec<Result<Stored, PublishError>> {
         if messages.len() >= WORTH_A_BATCH {
             match self.publish_batch(&messages).await {
-                Ok(outcomes) => return outcomes.into_iter().map(Ok).collect(),
+                Ok(outcomes) => {
+                    self.metrics.batches.observe(messages.len() as f64);
+                    return outcomes.into_iter().map(Ok).collect();
+                }
                 // Whether the batch is there or not: as a whole.
                 Err(PublishError::Unconfirmed) => {
                     return messages.iter().map(|_| Err(PublishError::Unconfirmed)).collect();

@@ -39,7 +39,7 @@ impl Deliverer {
         slot.begin();
         let attempt = self.poster.post(to, &delivery).await;
         slot.end(Sign::of(attempt.status), rand::random());
-        self.metrics.attempt(attempt.status);
+        self.metrics.attempt(attempt.status, attempt.duration);
         let health = &self.callbacks.health;
         let worn_out = match &attempt.error {
             None => {

@@ -10,7 +10,8 @@
 //! - 8 Retry: [`retry`] claims what is due in Postgres, and goes the same way from [`attempt`] on; [`again`] makes due what is
 //!   to be told again.
 //!
-//! Around it: [`announce`] publishes what is exhausted or disabled, [`queries`] answers, [`housekeeping`] makes room.
+//! Around it: [`announce`] publishes what is exhausted or disabled, [`queries`] answers, [`housekeeping`] makes room,
+//! [`backlog`] shows what waits.
 //! All SQL is in [`store`].
 
 use std::{sync::Arc, time::Duration};
@@ -29,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 mod again;
 mod announce;
 mod attempt;
+mod backlog;
 mod breaker;
 mod callbacks;
 mod config;
@@ -117,7 +119,7 @@ async fn start(
     health.sync(&pool).await.context("cannot read how callbacks fare")?;
     let callbacks = Arc::new(Callbacks::new(nats::bucket(&js, PROCESSES).await?, health, keys, guard));
     let to_announce = Arc::new(Notify::new());
-    let (recorder, recording) = record::recorder(pool.clone(), readiness.clone(), to_announce.clone());
+    let (recorder, recording) = record::recorder(pool.clone(), readiness.clone(), to_announce.clone(), metrics.clone());
     let slots = Slots::new(config.max_in_flight);
     let deliverer = Arc::new(Deliverer {
         callbacks: callbacks.clone(),
@@ -137,6 +139,7 @@ async fn start(
     tasks.spawn("processes", async move { view.follow(&follow_js, PROCESSES, follow_readiness, follow_token).await });
     let (locked, locked_readiness, locked_token) = (callbacks.clone(), readiness.clone(), token());
     tasks.spawn("secrets", async move { locked.follow_locked(&locked_readiness, locked_token).await });
+    tasks.spawn("backlog", backlog::watch(pool.clone(), js.clone(), metrics.backlog.clone(), token()));
     let (health_pool, health_readiness, health_token) = (pool.clone(), readiness.clone(), token());
     tasks.spawn("callbacks", async move {
         callbacks.health.follow(&health_pool, &slots, &metrics, &health_readiness, health_token).await

@@ -5,6 +5,7 @@
 use std::{
     collections::{HashSet, VecDeque},
     sync::Arc,
+    time::Instant,
 };
 
 use service_kit::{
@@ -16,6 +17,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::{
     delivery::{Origin, Report, Standing},
+    metrics::Metrics,
     store,
 };
 
@@ -58,12 +60,18 @@ pub(crate) struct Recording {
     readiness: Readiness,
     /// Told when something is to be announced.
     announce: Arc<Notify>,
+    metrics: Metrics,
 }
 
 /// A recorder and its task.
-pub(crate) fn recorder(pool: PgPool, readiness: Readiness, announce: Arc<Notify>) -> (Recorder, Recording) {
+pub(crate) fn recorder(
+    pool: PgPool,
+    readiness: Readiness,
+    announce: Arc<Notify>,
+    metrics: Metrics,
+) -> (Recorder, Recording) {
     let (sender, queue) = mpsc::channel(QUEUE);
-    (Recorder(sender), Recording { queue, pool, readiness, announce })
+    (Recorder(sender), Recording { queue, pool, readiness, announce, metrics })
 }
 
 impl Recording {
@@ -74,7 +82,9 @@ impl Recording {
             waiting.extend(arrived.drain(..).map(|Pending { report, recorded }| (report, recorded)));
             while !waiting.is_empty() {
                 let (reports, recorded): (Vec<_>, Vec<_>) = next_batch(&mut waiting).into_iter().unzip();
+                let begun = Instant::now();
                 self.write(&reports).await;
+                self.metrics.recorded(reports.len(), begun.elapsed());
                 for recorded in recorded {
                     // Whoever waited may have been cut.
                     let _ = recorded.send(());

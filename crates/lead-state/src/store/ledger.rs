@@ -155,6 +155,30 @@ pub(crate) async fn last_up_to(pool: &PgPool, (epoch, seq): (i32, u64)) -> Resul
     Ok(row.map(|row| (row.epoch, row.log_seq as u64)))
 }
 
+/// When the first row behind this place was applied.
+pub(crate) async fn first_behind(pool: &PgPool, (epoch, seq): (i32, u64)) -> Result<Option<Timestamp>, StoreError> {
+    let applied_at = sqlx::query_scalar!(
+        r#"SELECT applied_at FROM lead_state.lead_updates WHERE (epoch, log_seq) > ($1, $2)
+           ORDER BY epoch, log_seq LIMIT 1"#,
+        epoch,
+        seq as i64
+    )
+    .fetch_optional(pool)
+    .await?;
+    Ok(applied_at.map(Into::into))
+}
+
+/// How many calls are in progress.
+pub(crate) async fn active_calls(pool: &PgPool, now: Timestamp) -> Result<i64, StoreError> {
+    let calls = sqlx::query_scalar!(
+        r#"SELECT count(*) AS "calls!" FROM lead_state.active_calls WHERE expires_at > $1"#,
+        super::time(now)
+    )
+    .fetch_one(pool)
+    .await?;
+    Ok(calls)
+}
+
 /// The place of the first row that was applied at or after this time. Reads the whole ledger.
 pub(crate) async fn first_since(pool: &PgPool, since: Timestamp) -> Result<Option<(i32, u64)>, StoreError> {
     let row = sqlx::query!(

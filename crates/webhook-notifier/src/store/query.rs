@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use contract::{
-    ObjectId,
+    ObjectId, Timestamp,
     rpc::{Attempt, Delivery, DeliveryStatus},
 };
 use sqlx::PgPool;
@@ -66,4 +66,47 @@ pub(crate) async fn of_update(pool: &PgPool, project_id: ObjectId, update_id: Ob
         }
     }
     Ok(deliveries.into_values().collect())
+}
+
+/// Most deliveries that are counted. More costs Postgres more, every few seconds, exactly when it has much to do.
+const COUNTED: i64 = 100_000;
+
+/// What waits to be tried.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Waiting {
+    /// How many deliveries, up to [`COUNTED`].
+    pub(crate) deliveries: i64,
+    /// When the oldest of them came.
+    pub(crate) since: Option<Timestamp>,
+}
+
+/// What waits to be tried. The oldest is that of the lowest id of each project, where a producer made ids up not quite.
+pub(crate) async fn pending(pool: &PgPool) -> sqlx::Result<Waiting> {
+    let row = sqlx::query!(
+        r#"
+        WITH RECURSIVE waiting AS (
+            (SELECT project_id FROM webhooks.deliveries
+             WHERE status <> 'delivered' AND status = 'pending' ORDER BY project_id LIMIT 1)
+            UNION ALL
+            SELECT (SELECT d.project_id FROM webhooks.deliveries d
+                    WHERE d.status <> 'delivered' AND d.status = 'pending' AND d.project_id > waiting.project_id
+                    ORDER BY d.project_id LIMIT 1)
+            FROM waiting
+            WHERE waiting.project_id IS NOT NULL
+        )
+        SELECT (SELECT count(*) FROM (SELECT FROM webhooks.deliveries WHERE status = 'pending' LIMIT $1) AS counted)
+                   AS "deliveries!",
+               (SELECT min(oldest.created_at) FROM waiting
+                CROSS JOIN LATERAL (
+                    SELECT d.created_at FROM webhooks.deliveries d
+                    WHERE d.status <> 'delivered' AND d.status = 'pending' AND d.project_id = waiting.project_id
+                    ORDER BY d.update_id
+                    LIMIT 1
+                ) AS oldest) AS since
+        "#,
+        COUNTED
+    )
+    .fetch_one(pool)
+    .await?;
+    Ok(Waiting { deliveries: row.deliveries, since: row.since.map(Into::into) })
 }

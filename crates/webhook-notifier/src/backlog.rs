@@ -1,0 +1,64 @@
+//! 7 Deliver, 8 Retry: what waits, for the metrics.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use async_nats::jetstream::{self, stream::RawMessageErrorKind};
+use contract::streams::{LEAD_EVENTS, NOTIFIER_CONSUMER};
+use service_kit::{clock, metrics::age, nats::chain};
+use sqlx::PgPool;
+use tokio_util::sync::CancellationToken;
+
+use crate::{metrics::Backlog, store};
+
+/// How often. Longer hides short waits, shorter asks NATS and Postgres more for nothing.
+const INTERVAL: Duration = Duration::from_secs(5);
+
+/// Shows what waits, until shutdown.
+pub(crate) async fn watch(
+    pool: PgPool,
+    js: jetstream::Context,
+    metrics: Backlog,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let watch = async {
+        loop {
+            let deliveries = deliveries(&pool, &metrics).await;
+            let events = events(&js, &metrics).await;
+            match deliveries.map_err(|e| anyhow::anyhow!(chain(&e))).and(events) {
+                Ok(()) => _ = metrics.seen.set(clock::now().millis() as f64 / 1000.0),
+                Err(e) => tracing::debug!("cannot see what waits: {e:#}"),
+            }
+            tokio::time::sleep(INTERVAL).await;
+        }
+    };
+    shutdown.run_until_cancelled(watch).await;
+    Ok(())
+}
+
+async fn deliveries(pool: &PgPool, metrics: &Backlog) -> sqlx::Result<()> {
+    let pending = store::query::pending(pool).await?;
+    metrics.pending.set(pending.deliveries);
+    metrics.oldest_pending.set(pending.since.map_or(0.0, |at| age(clock::now(), at)));
+    Ok(())
+}
+
+async fn events(js: &jetstream::Context, metrics: &Backlog) -> anyhow::Result<()> {
+    let stream = js.get_stream(LEAD_EVENTS).await.context("cannot find the stream of events")?;
+    let consumer = stream.consumer_info(NOTIFIER_CONSUMER).await.context("cannot read the consumer's state")?;
+    let waiting = consumer.num_pending + consumer.num_ack_pending as u64;
+    metrics.events.set(i64::try_from(waiting).unwrap_or(i64::MAX));
+    let oldest = match waiting {
+        0 => None,
+        _ => {
+            let first = stream.cached_info().state.first_sequence;
+            match stream.get_raw_message(first.max(consumer.ack_floor.stream_sequence + 1)).await {
+                Ok(message) => Some(message.time.into()),
+                Err(e) if e.kind() == RawMessageErrorKind::NoMessageFound => None,
+                Err(e) => return Err(e).context("cannot read the oldest event"),
+            }
+        }
+    };
+    metrics.oldest_event.set(oldest.map_or(0.0, |at| age(clock::now(), at)));
+    Ok(())
+}
