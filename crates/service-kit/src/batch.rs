@@ -6,8 +6,9 @@
 //!
 //! A batch is stored as a whole or refused as a whole, for one message that is too large or was stored before (a
 //! repeated message id), or because the stream is full. So what was refused together is published again one by one,
-//! and every message has an outcome of its own. The same is done where batches gain nothing, on servers before 2.15, and
-//! where the stream does not allow them.
+//! and every message has an outcome of its own. The same is done where batches gain nothing: on servers before 2.15,
+//! where the stream does not allow them, and where trying shows that each by itself is quicker (a server that does not
+//! sync before it acks does not say so).
 
 use std::{
     collections::VecDeque,
@@ -27,6 +28,7 @@ use futures::future::{Either, join_all};
 use tokio::sync::oneshot;
 
 use crate::{
+    choice::{Choice, Way},
     metrics::Publishing,
     publish::{self, PublishError},
     version::ServerVersion,
@@ -39,6 +41,9 @@ const BATCH_BYTES: usize = 1 << 20;
 /// From how many messages on a batch is cheaper: for the server it is work like that of about ten messages (staged in a
 /// file of its own, which is synced too). Measured: docs/RELIABILITY.md.
 const WORTH_A_BATCH: usize = 16;
+/// From how many messages on a batch is cheaper whether or not the server would sync for each of them, so that nothing
+/// needs to be tried: the one sync of the batch weighs less than so many messages.
+const SURELY_A_BATCH: usize = 256;
 /// Most batches on their way at once. More of them are smaller and sync more often, fewer leave the server idle while
 /// an ack travels. The server takes 50 of a stream, of all its publishers.
 const IN_FLIGHT: usize = 2;
@@ -81,6 +86,10 @@ struct Shared {
     client: Client,
     mode: Mutex<Mode>,
     queue: Mutex<Queue>,
+    /// The way of messages that come one by one, of many callers.
+    singles: Mutex<Choice>,
+    /// The way of messages that come together, of one caller: what these take cannot be compared with the others.
+    sequences: Mutex<Choice>,
     metrics: Publishing,
 }
 
@@ -116,7 +125,9 @@ impl Publisher {
     /// A publisher on this connection, and where it notes how that goes.
     pub fn observed(js: jetstream::Context, metrics: Publishing) -> Self {
         let client = js.client();
-        Self { shared: Arc::new(Shared { js, client, mode: Mutex::default(), queue: Mutex::default(), metrics }) }
+        let choice = || Mutex::new(Choice::new(Way::Batch));
+        let (mode, queue, singles, sequences) = (Mutex::default(), Mutex::default(), choice(), choice());
+        Self { shared: Arc::new(Shared { js, client, mode, queue, singles, sequences, metrics }) }
     }
 
     /// Publishes a message and waits until the stream has it. It may go in one batch with others that are published at
@@ -136,15 +147,22 @@ impl Publisher {
         if !self.shared.has_batches() {
             return Ok(publish::publish(&self.shared.js, message).await?.into());
         }
-        if let Some(_alone) = Alone::begin(&self.shared) {
-            return Ok(publish::publish(&self.shared.js, message).await?.into());
+        let way = lock(&self.shared.singles).way();
+        let begun = Instant::now();
+        let (outcome, contended) = if let Some(alone) = Alone::begin(&self.shared, way) {
+            (publish::publish(&self.shared.js, message).await.map(Stored::from), alone.contended)
+        } else {
+            let (outcome, told) = oneshot::channel();
+            if let Some(turn) = Turn::begin(&self.shared, Waiting { message, outcome }) {
+                // Not supervised: those whose messages it carries wait for it, and are told when it dies.
+                tokio::spawn(turn.run());
+            }
+            (told.await.unwrap_or(Err(PublishError::Unconfirmed)), true)
+        };
+        if contended && outcome.is_ok() {
+            self.shared.took(&self.shared.singles, way, begun.elapsed(), 1);
         }
-        let (outcome, told) = oneshot::channel();
-        if let Some(turn) = Turn::begin(&self.shared, Waiting { message, outcome }) {
-            // Not supervised: those whose messages it carries wait for it, and are told when it dies.
-            tokio::spawn(turn.run());
-        }
-        told.await.unwrap_or(Err(PublishError::Unconfirmed))
+        outcome
     }
 
     /// Publishes messages in this order, then waits for what became of each of them. Callers bound how many there are.
@@ -155,7 +173,7 @@ impl Publisher {
             }
             let mut outcomes = Vec::with_capacity(messages.len());
             for batch in batches(messages) {
-                outcomes.extend(self.shared.publish_together(batch).await);
+                outcomes.extend(self.shared.publish_sequence(batch).await);
             }
             outcomes
         };
@@ -171,7 +189,7 @@ impl Publisher {
                 return publish::publish_all(&self.shared.js, messages).await;
             }
             for batch in batches(messages) {
-                for outcome in self.shared.publish_together(batch).await {
+                for outcome in self.shared.publish_sequence(batch).await {
                     outcome?;
                 }
             }
@@ -182,17 +200,40 @@ impl Publisher {
 }
 
 impl Shared {
-    fn lock_queue(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Counts what messages took, each.
+    fn took(&self, choice: &Mutex<Choice>, way: Way, each: Duration, messages: usize) {
+        if lock(choice).took(way, each, messages, Instant::now()) {
+            match way {
+                Way::Batch => tracing::info!("atomic batches are quicker now: publishing in batches"),
+                Way::Apart => tracing::info!(
+                    "acks come sooner without atomic batches, as from a server that does not sync before it acks: publishing \
+                     each message by itself"
+                ),
+            }
+        }
     }
 
-    fn lock_mode(&self) -> MutexGuard<'_, Mode> {
-        self.mode.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Publishes messages that came together, the way that is quicker; the outcome of each.
+    async fn publish_sequence(&self, messages: Vec<OutboundMessage>) -> Vec<Result<Stored, PublishError>> {
+        let count = messages.len();
+        if !(WORTH_A_BATCH..SURELY_A_BATCH).contains(&count) {
+            return self.publish_together(messages).await;
+        }
+        let way = lock(&self.sequences).way();
+        let begun = Instant::now();
+        let outcomes = match way {
+            Way::Batch => self.publish_together(messages).await,
+            Way::Apart => self.publish_apart(messages).await,
+        };
+        if outcomes.iter().all(Result::is_ok) {
+            self.took(&self.sequences, way, begun.elapsed() / u32::try_from(count).unwrap_or(u32::MAX), count);
+        }
+        outcomes
     }
 
     /// Whether to try a batch.
     fn has_batches(&self) -> bool {
-        let mut mode = self.lock_mode();
+        let mut mode = lock(&self.mode);
         if mode.read_at.is_none_or(|at| at.elapsed() > READ_VERSION) {
             mode.read_at = Some(Instant::now());
             mode.server_gains = ServerVersion::parse(&self.client.server_info().version).syncs_batches_as_one();
@@ -254,13 +295,13 @@ impl Shared {
             Err(e) => {
                 if publish::error_code(&e) == Some(ErrorCode::ATOMIC_PUBLISH_DISABLED) {
                     tracing::warn!("the stream does not allow atomic batches: publishing one by one");
-                    self.lock_mode().refused_at = Some(Instant::now());
+                    lock(&self.mode).refused_at = Some(Instant::now());
                 }
                 return Err(e.into());
             }
         };
         let Some(first) = committed(&ack, &id, messages.len() as u64) else {
-            self.lock_mode().refused_at = Some(Instant::now());
+            lock(&self.mode).refused_at = Some(Instant::now());
             return Err(PublishError::Refused("the stream's server does not know atomic batches".into()));
         };
         Ok((first..=ack.sequence).map(|sequence| Stored { sequence, duplicate: false }).collect())
@@ -318,24 +359,33 @@ impl Room {
     }
 }
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// A message on its way by itself.
-struct Alone<'a>(&'a Shared);
+struct Alone<'a> {
+    shared: &'a Shared,
+    /// Whether it would have waited for a batch if batches were the quicker way.
+    contended: bool,
+}
 
 impl<'a> Alone<'a> {
     /// None when the message should wait for a batch.
-    fn begin(shared: &'a Shared) -> Option<Self> {
-        let mut queue = shared.lock_queue();
-        if queue.batches > 0 || queue.alone >= WORTH_A_BATCH {
+    fn begin(shared: &'a Shared, way: Way) -> Option<Self> {
+        let mut queue = lock(&shared.queue);
+        let contended = queue.batches > 0 || queue.alone >= WORTH_A_BATCH;
+        if contended && way == Way::Batch {
             return None;
         }
         queue.alone += 1;
-        Some(Self(shared))
+        Some(Self { shared, contended })
     }
 }
 
 impl Drop for Alone<'_> {
     fn drop(&mut self) {
-        self.0.lock_queue().alone -= 1;
+        lock(&self.shared.queue).alone -= 1;
     }
 }
 
@@ -348,7 +398,7 @@ struct Turn {
 impl Turn {
     /// Lets a message wait; with a turn if it need not.
     fn begin(shared: &Arc<Shared>, waiting: Waiting) -> Option<Self> {
-        let mut queue = shared.lock_queue();
+        let mut queue = lock(&shared.queue);
         queue.waiting.push_back(waiting);
         if queue.batches == IN_FLIGHT {
             return None;
@@ -369,7 +419,7 @@ impl Turn {
 
     /// What waits, as much as a batch takes. With nothing, the turn is over.
     fn next(&mut self) -> Option<Vec<Waiting>> {
-        let mut queue = self.shared.lock_queue();
+        let mut queue = lock(&self.shared.queue);
         let mut room = Room::default();
         let mut batch = Vec::new();
         while let Some(waiting) = queue.waiting.pop_front_if(|waiting| room.takes(size(&waiting.message))) {
@@ -388,7 +438,7 @@ impl Drop for Turn {
     /// A panic must not take the turn with it.
     fn drop(&mut self) {
         if !mem::replace(&mut self.over, true) {
-            self.shared.lock_queue().batches -= 1;
+            lock(&self.shared.queue).batches -= 1;
         }
     }
 }

@@ -2,6 +2,7 @@
 //! serving, NATS connection, streams, buckets and queries.
 
 pub mod batch;
+mod choice;
 pub mod clock;
 pub mod config;
 pub mod health;

@@ -3,7 +3,8 @@
 //!
 //! Straight attempts and retries share the slots. Nobody queues behind a slow endpoint: a project may hold no more of the
 //! pool than is still free, and a callback no more than its project could still take, so however many endpoints hang, some
-//! is left for the next one (the dynamic threshold of switch buffers, twice).
+//! is left for the next one (the dynamic threshold of switch buffers, twice). And a callback may have few attempts at once
+//! until it answers, so that endpoints that hang take little of what their project's other callbacks need.
 
 use std::{
     collections::HashMap,
@@ -31,6 +32,14 @@ const FORGET_AFTER: Duration = Duration::from_secs(60 * 60);
 const WAITING: usize = 1024;
 /// What a callback got through in this time it will get through in this time again: its queue may be as long.
 const LATELY: Duration = Duration::from_millis(100);
+/// How many attempts at once a callback may have that answered nothing lately. More wait for endpoints that hang, fewer
+/// make a callback slower to begin with.
+const UNPROVEN: u32 = 4;
+/// How many more it may have for each attempt that was answered in the last [`PROVEN_FOR`]: so many that the number grows,
+/// whatever else ends meanwhile.
+const PER_ANSWER: u32 = 2;
+/// How long an answer speaks for a callback. Longer suits endpoints that take seconds, shorter notices sooner that one hangs.
+const PROVEN_FOR: Duration = Duration::from_secs(1);
 
 /// How much of the pool an attempt with a body of this length takes.
 fn units(bytes: usize) -> i64 {
@@ -75,7 +84,7 @@ struct State {
     waiting: usize,
 }
 
-/// How often something happened lately.
+/// How often something happened lately, in periods that are always of the same length.
 #[derive(Debug, Default)]
 struct Count {
     since: Option<Instant>,
@@ -84,24 +93,24 @@ struct Count {
 }
 
 impl Count {
-    fn turn(&mut self, now: Instant) {
+    fn turn(&mut self, period: Duration, now: Instant) {
         let age = self.since.map(|since| now.duration_since(since));
-        if age.is_none_or(|age| age >= LATELY) {
+        if age.is_none_or(|age| age >= period) {
             // Before the last period nothing counts.
-            self.before = if age.is_some_and(|age| age < 2 * LATELY) { self.now } else { 0 };
+            self.before = if age.is_some_and(|age| age < 2 * period) { self.now } else { 0 };
             self.now = 0;
             self.since = Some(now);
         }
     }
 
-    fn add(&mut self, now: Instant) {
-        self.turn(now);
+    fn add(&mut self, period: Duration, now: Instant) {
+        self.turn(period, now);
         self.now += 1;
     }
 
-    /// How often it happened in a period of [`LATELY`], the present or the last one.
-    fn lately(&mut self, now: Instant) -> usize {
-        self.turn(now);
+    /// How often it happened in a period, the present or the last one.
+    fn lately(&mut self, period: Duration, now: Instant) -> usize {
+        self.turn(period, now);
         self.before.max(self.now)
     }
 }
@@ -122,6 +131,8 @@ struct Use {
     waiting: usize,
     /// Attempts that ended.
     ended: Count,
+    /// Attempts that were answered.
+    answered: Count,
     freed: Arc<Notify>,
 }
 
@@ -144,6 +155,12 @@ impl Use {
             Admission::Probe => (self.permits(endpoint, now).min(1), true),
             Admission::All => (self.permits(endpoint, now), false),
         }
+    }
+
+    /// How many attempts at once it may have, by its settings and by what it answers.
+    fn limit(&mut self, endpoint: &Endpoint, now: Instant) -> u32 {
+        let answered = u32::try_from(self.answered.lately(PROVEN_FOR, now)).unwrap_or(u32::MAX);
+        endpoint.max_in_flight.min(UNPROVEN.saturating_add(answered.saturating_mul(PER_ANSWER)))
     }
 
     /// Counts attempts that begin.
@@ -237,7 +254,7 @@ impl Slots {
             }
             let left = WAITING.saturating_sub(state.waiting);
             let usage = state.callbacks.entry(endpoint.callback_id).or_default();
-            if usage.waiting >= left.max(usage.ended.lately(Instant::now())) {
+            if usage.waiting >= left.max(usage.ended.lately(LATELY, Instant::now())) {
                 return None;
             }
             usage.waiting += 1;
@@ -261,18 +278,23 @@ impl Slots {
     fn try_take(self: &Arc<Self>, state: &mut State, endpoint: &Endpoint, units: i64) -> Taken {
         let room = state.room(endpoint);
         let usage = state.callbacks.entry(endpoint.callback_id).or_default();
-        let (permits, probe) = usage.admitted(endpoint, Instant::now());
+        let now = Instant::now();
+        let (permits, probe) = usage.admitted(endpoint, now);
         if permits == 0 {
             return Taken::Refused;
         }
         // Whoever is behind keeps a quarter for what waits in Postgres, else it would wait for ever.
-        let limit = endpoint.max_in_flight;
+        let limit = usage.limit(endpoint, now);
         let limit = if usage.behind { limit - limit.div_ceil(4) } else { limit };
         if usage.attempts >= limit || units > room {
             // Only its own attempts wake whoever waits.
             return if usage.attempts > 0 { Taken::Later } else { Taken::Refused };
         }
         usage.begin(1, units, probe);
+        // The limit grows with what is answered, so an attempt that ends may make room for more than the one it wakes.
+        if usage.waiting > 0 && usage.attempts < limit {
+            usage.freed.notify_one();
+        }
         state.hold(endpoint.project_id, units);
         Taken::Slot(self.slot(endpoint, units, probe))
     }
@@ -285,7 +307,7 @@ impl Slots {
         let usage = state.callbacks.entry(endpoint.callback_id).or_default();
         let (permits, probe) = usage.admitted(endpoint, now);
         let fitting =
-            endpoint.max_in_flight.saturating_sub(usage.attempts).min(u32::try_from(room).unwrap_or(u32::MAX));
+            usage.limit(endpoint, now).saturating_sub(usage.attempts).min(u32::try_from(room).unwrap_or(u32::MAX));
         let count = permits.min(at_most).min(fitting);
         let units = i64::from(count);
         usage.begin(count, units, probe && count > 0);
@@ -317,8 +339,9 @@ impl Slots {
         let mut state = self.lock();
         let room = state.room(endpoint);
         let usage = state.callbacks.entry(endpoint.callback_id).or_default();
-        let (permits, _) = usage.admitted(endpoint, Instant::now());
-        if permits > 0 && usage.attempts < endpoint.max_in_flight && room > 0 {
+        let now = Instant::now();
+        let (permits, _) = usage.admitted(endpoint, now);
+        if permits > 0 && usage.attempts < usage.limit(endpoint, now) && room > 0 {
             self.work.notify_one();
         } else {
             usage.behind = true;
@@ -370,7 +393,7 @@ impl Slots {
         let Some(usage) = state.callbacks.get_mut(&slot.endpoint.callback_id) else { return };
         usage.attempts -= 1;
         usage.units -= slot.units;
-        usage.ended.add(Instant::now());
+        usage.ended.add(LATELY, Instant::now());
         if slot.probe {
             usage.breaker = usage.breaker.probe_abandoned(Instant::now());
         }
@@ -418,8 +441,11 @@ impl Slot {
     pub(crate) fn end(&mut self, sign: Sign, random: f64) {
         let mut state = self.slots.lock();
         let usage = state.callbacks.entry(self.endpoint.callback_id).or_default();
-        let before = usage.breaker;
-        usage.breaker = before.after(sign, std::mem::take(&mut self.probe), Instant::now(), random);
+        let (before, now) = (usage.breaker, Instant::now());
+        usage.breaker = before.after(sign, std::mem::take(&mut self.probe), now, random);
+        if sign == Sign::Alive {
+            usage.answered.add(PROVEN_FOR, now);
+        }
         let callback_id = self.endpoint.callback_id;
         match (before.is_open(), usage.breaker.is_open()) {
             (false, true) => tracing::info!(%callback_id, "the endpoint fails: only probes go there for now"),
@@ -471,6 +497,13 @@ mod tests {
             held.push(slot);
         }
         held
+    }
+
+    /// Has attempts of a callback answered, enough for any limit.
+    async fn prove(slots: &Arc<Slots>, endpoint: Endpoint) {
+        for _ in 0..endpoint.max_in_flight {
+            take(slots, endpoint).await.unwrap().end(Sign::Alive, 0.0);
+        }
     }
 
     /// Has so many attempts of a callback fail.
@@ -537,9 +570,46 @@ mod tests {
         }
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_callback_may_have_more_at_once_when_it_answers_and_fewer_when_it_does_so_no_more() {
+        let slots = Slots::new(512);
+        let one = endpoint(1, 64);
+        let mut held = take_all(&slots, one).await;
+        assert_eq!(held.len(), 4);
+        // What waits goes as soon as there is room, though only one attempt ended.
+        let wait = || {
+            let slots = slots.clone();
+            tokio::spawn(async move { slots.take(&one, 0, Duration::from_secs(5)).await })
+        };
+        let waiters: Vec<_> = (0..3).map(|_| wait()).collect();
+        tokio::time::sleep(SOON).await;
+        held.pop().unwrap().end(Sign::Alive, 0.0);
+        for waiter in waiters {
+            held.push(waiter.await.unwrap().expect("a slot"));
+        }
+        assert_eq!((held.len(), take(&slots, one).await.is_none()), (6, true));
+        drop(held);
+        prove(&slots, one).await;
+        assert_eq!(take_all(&slots, one).await.len(), 64);
+        tokio::time::sleep(2 * PROVEN_FOR).await;
+        assert_eq!(slots.reserve(&one, 64).slots.len(), 4);
+    }
+
+    #[tokio::test]
+    async fn endpoints_that_answer_nothing_take_little_of_what_their_project_may_have() {
+        let slots = Slots::new(512);
+        let mut held = Vec::new();
+        for callback in 1..=50 {
+            held.extend(take_all(&slots, endpoint(callback, 1000)).await);
+        }
+        assert_eq!(held.len(), 200);
+        assert_eq!(take_all(&slots, endpoint(51, 1000)).await.len(), 4);
+    }
+
     #[tokio::test]
     async fn endpoints_that_hang_always_leave_room_for_another() {
         let slots = Slots::new(512);
+        prove(&slots, endpoint(1, 1000)).await;
         let one = take_all(&slots, endpoint(1, 1000)).await;
         assert_eq!(one.len(), 128, "a callback has half of what its project may have");
         let mut project = one;
@@ -561,6 +631,7 @@ mod tests {
         let large = slots.take(&endpoint(1, 64), 20 * BYTES_PER_UNIT, Duration::ZERO).await.unwrap();
         assert_eq!(slots.lock().free, 79);
         assert!(slots.take(&endpoint(1, 64), 20 * BYTES_PER_UNIT, Duration::ZERO).await.is_none());
+        prove(&slots, endpoint(2, 64)).await;
         let mut reserved = slots.reserve(&endpoint(2, 64), 10);
         assert_eq!((reserved.slots.len(), reserved.bytes), (10, 15 * BYTES_PER_UNIT));
         reserved.slots[0].weigh(3 * BYTES_PER_UNIT);
@@ -598,7 +669,7 @@ mod tests {
         tokio::time::sleep(Duration::from_millis(1)).await;
         take(&slots, one).await.unwrap().end(Sign::Alive, 0.0);
         assert!(slots.work().now_or_never().is_some(), "what waited goes out at once");
-        assert_eq!(slots.reserve(&one, 64).slots.len(), 25);
+        assert_eq!(slots.reserve(&one, 64).slots.len(), 6, "few until it has answered more");
     }
 
     #[tokio::test]
@@ -631,6 +702,7 @@ mod tests {
     #[tokio::test]
     async fn who_is_behind_keeps_a_quarter_for_what_waits() {
         let slots = Slots::new(1000);
+        prove(&slots, endpoint(1, 8)).await;
         slots.note_behind(id(1), true);
         let mut held = take_all(&slots, endpoint(1, 8)).await;
         assert_eq!(held.len(), 6);
