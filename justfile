@@ -27,6 +27,10 @@ deny:
 deploy:
     .ci/deploy
 
+# Clients in Python and JavaScript, webhooks under their reference library, and the HTTP API against its document
+interop:
+    .ci/interop
+
 # The JSON Schemas and documents in proto-schemas/, written anew from the code
 schemas:
     UPDATE_SCHEMAS=1 cargo test -p contract -p gateway schema

@@ -7,6 +7,7 @@ mod backlog;
 mod bad_input;
 mod bulk;
 mod continuity;
+mod contracts;
 mod dead_letters;
 mod deliveries;
 mod door;

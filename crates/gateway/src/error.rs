@@ -226,12 +226,12 @@ impl IntoResponse for ApiError {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    #[test]
-    fn every_refusal_with_its_status_code_and_text() {
-        let refusals = [
+    /// One of each.
+    pub(crate) fn refusals() -> Vec<ApiError> {
+        vec![
             ApiError::InvalidJson(JsonFault::Utf8(6)),
             ApiError::NotAnObject,
             ApiError::UnreadableBody("connection reset".into()),
@@ -265,8 +265,17 @@ mod tests {
             ApiError::NotConfirmed(ObjectId::from_bytes([1; 12])),
             RpcError::new(404, "lead_not_found", "Lead not found").into(),
             RpcError::new(503, "unavailable", "no service answers leads.rpc.lead.get").into(),
-            RpcError::new(200, "odd", "an error is never a success").into(),
-        ];
+        ]
+    }
+
+    #[test]
+    fn every_refusal_with_its_status_code_and_text() {
+        let mut refusals = refusals();
+        let own = include_str!("error.rs").split("fn own_code").nth(1).unwrap().split("=> return None").next().unwrap();
+        for code in own.split("=> \"").skip(1).map(|rest| rest.split('"').next().unwrap()) {
+            assert!(refusals.iter().any(|refusal| refusal.code() == code), "refusals() has no {code}");
+        }
+        refusals.push(RpcError::new(200, "odd", "an error is never a success").into());
         let documented = include_str!("../../../docs/HTTP.md");
         for refusal in refusals.iter().filter(|refusal| refusal.code() != "odd") {
             let row = format!("| {} | `{}` |", refusal.status().as_u16(), refusal.code());

@@ -11,6 +11,8 @@ mod idempotency;
 mod if_match;
 mod lines;
 mod metrics;
+#[cfg(test)]
+mod openapi;
 mod outcomes;
 mod prefer;
 mod rate;
@@ -20,5 +22,6 @@ mod tls;
 
 pub use crate::{
     config::Config,
+    routes::documents::{DOCUMENTS, Document},
     server::{ENDPOINTS, Endpoint, run, run_on},
 };

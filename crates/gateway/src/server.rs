@@ -46,8 +46,8 @@ use crate::{
     outcomes::Outcomes,
     rate::{FORGET_INTERVAL, Rate, RateLimits, Standing},
     routes::{
-        Answer, bulk_initiate, bulk_update, deliveries, events, events::Listeners, get_lead, get_update, initiate_lead,
-        lead_history, list_leads, update_lead,
+        Answer, bulk_initiate, bulk_update, deliveries, documents, events, events::Listeners, get_lead, get_update,
+        initiate_lead, lead_history, list_leads, update_lead,
     },
     tls::Certificate,
 };
@@ -268,6 +268,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route(redeliver.path, served(redeliver, deliveries::redeliver))
         .route(recover.path, served(recover, deliveries::recover))
         .route(events.path, served(events, events::handle))
+        .merge(documents::routes())
         .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
         .fallback(async || ApiError::UnknownPath)
         .layer(from_fn_with_state(app.clone(), finish))

@@ -35,7 +35,7 @@ use crate::{
 };
 
 /// Most leads in a request: the vendor's bound.
-const MAX_LEADS: usize = 1000;
+pub(crate) const MAX_LEADS: usize = 1000;
 /// Longest body, unless single requests may be longer: a thousand leads of 4 KiB.
 const MAX_BODY_BYTES: usize = 4 << 20;
 /// How many leads of one request are asked of lead-state at once. More would crowd out the requests of others.
@@ -45,9 +45,11 @@ const NAMED: usize = 10;
 
 /// A lead that was asked for and is not there.
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "LeadRefused"))]
 #[serde(rename_all = "camelCase")]
-struct Failed {
+pub(crate) struct Failed {
     /// What was given: a lead, or an id.
+    #[cfg_attr(test, schemars(with = "serde_json::Value"))]
     data: Box<RawValue>,
     reference_id: Option<String>,
     error: String,

@@ -40,7 +40,7 @@ use crate::{
 };
 
 /// Most updates in a body. Retries of more would be too much to do twice.
-const MAX_LINES: usize = 10_000;
+pub(crate) const MAX_LINES: usize = 10_000;
 /// Most updates that are published together. More of them wait longer for their answers, fewer sync the log more often.
 const CHUNK_LINES: usize = 500;
 /// Most bytes that are published together, unless one line has more.
@@ -280,8 +280,9 @@ fn line_id(ids: ObjectId, number: usize, text: &[u8]) -> ObjectId {
 
 /// A line of the answer.
 #[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "LineAnswer"))]
 #[serde(rename_all = "camelCase")]
-struct LineAnswer<'a> {
+pub(crate) struct LineAnswer<'a> {
     line: usize,
     success: bool,
     #[serde(skip_serializing_if = "Option::is_none")]

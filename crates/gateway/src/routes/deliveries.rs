@@ -25,8 +25,9 @@ use crate::{
 const PER_SECOND: u32 = 10;
 
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "ListedDelivery"))]
 #[serde(rename_all = "camelCase")]
-struct ListedView<'a> {
+pub(crate) struct ListedView<'a> {
     delivery_id: String,
     update_id: ObjectId,
     callback_id: ObjectId,
@@ -58,14 +59,16 @@ impl<'a> From<&'a ListedDelivery> for ListedView<'a> {
 
 /// An answer that is one thing.
 #[derive(Debug, Serialize)]
-struct Found<T> {
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "{T}Found"))]
+pub(crate) struct Found<T> {
     success: bool,
     data: T,
 }
 
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "Delivery"))]
 #[serde(rename_all = "camelCase")]
-struct Shown<'a> {
+pub(crate) struct Shown<'a> {
     delivery_id: String,
     update_id: ObjectId,
     #[serde(flatten)]
@@ -73,8 +76,9 @@ struct Shown<'a> {
 }
 
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "Recovered"))]
 #[serde(rename_all = "camelCase")]
-struct RecoveredView<'a> {
+pub(crate) struct RecoveredView<'a> {
     deliveries: u64,
     dry_run: bool,
     until: Option<String>,

@@ -15,8 +15,9 @@ use crate::{
 };
 
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "DryRun"))]
 #[serde(rename_all = "camelCase")]
-struct Tried<'a> {
+pub(crate) struct Tried<'a> {
     success: bool,
     message: &'static str,
     dry_run: bool,
@@ -27,6 +28,7 @@ struct Tried<'a> {
 
 /// What would be; without an `updateId`, for there is no update.
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "DryRunOutcome"))]
 #[serde(rename_all = "camelCase")]
 struct Outcome<'a> {
     success: bool,

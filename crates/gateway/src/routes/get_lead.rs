@@ -22,12 +22,14 @@ use crate::{
 };
 
 #[derive(Debug, Serialize)]
-struct Found<'a> {
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "LeadFound"))]
+pub(crate) struct Found<'a> {
     success: bool,
     data: Data<'a>,
 }
 
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "LeadDetails"))]
 #[serde(rename_all = "camelCase")]
 struct Data<'a> {
     #[serde(flatten)]
@@ -37,6 +39,7 @@ struct Data<'a> {
 }
 
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "Activity"))]
 #[serde(rename_all = "camelCase")]
 struct ActivityView<'a> {
     update_id: ObjectId,

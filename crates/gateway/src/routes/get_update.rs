@@ -22,7 +22,8 @@ use crate::{
 };
 
 #[derive(Debug, Serialize)]
-struct Found<'a> {
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "UpdateFound"))]
+pub(crate) struct Found<'a> {
     success: bool,
     data: Data<'a>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -30,6 +31,7 @@ struct Found<'a> {
 }
 
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "UpdateStory"))]
 #[serde(rename_all = "camelCase")]
 struct Data<'a> {
     update_id: ObjectId,
@@ -50,6 +52,7 @@ struct Data<'a> {
 }
 
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "UpdateDelivery"))]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct DeliveryView<'a> {
     callback_id: ObjectId,
@@ -59,6 +62,7 @@ pub(crate) struct DeliveryView<'a> {
 }
 
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "Attempt"))]
 #[serde(rename_all = "camelCase")]
 struct AttemptView<'a> {
     number: u32,

@@ -24,7 +24,8 @@ use crate::{
 };
 
 #[derive(Debug, Serialize)]
-struct Initiated<'a> {
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct Initiated<'a> {
     success: bool,
     #[serde(flatten)]
     lead: LeadView<'a>,

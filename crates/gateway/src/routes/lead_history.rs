@@ -17,8 +17,9 @@ use crate::{
 };
 
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "PastUpdate"))]
 #[serde(rename_all = "camelCase")]
-struct PastUpdateView<'a> {
+pub(crate) struct PastUpdateView<'a> {
     update_id: ObjectId,
     status: UpdateStatus,
     error: Option<&'a str>,

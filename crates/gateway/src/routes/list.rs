@@ -15,6 +15,7 @@ use crate::{error::ApiError, fields::Fields, routes::json};
 
 /// A page as it is answered.
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "PageOf{T}"))]
 pub(crate) struct Listed<'a, T> {
     success: bool,
     data: Vec<T>,

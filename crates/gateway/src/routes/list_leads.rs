@@ -17,8 +17,9 @@ use crate::{
 };
 
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
-struct ListedLead<'a> {
+pub(crate) struct ListedLead<'a> {
     #[serde(flatten)]
     lead: LeadView<'a>,
     last_disposition: Option<&'a str>,

@@ -15,6 +15,7 @@ use crate::error::ApiError;
 pub(crate) mod bulk_initiate;
 pub(crate) mod bulk_update;
 pub(crate) mod deliveries;
+pub(crate) mod documents;
 pub(crate) mod dry_run;
 pub(crate) mod events;
 pub(crate) mod get_lead;
@@ -45,6 +46,7 @@ pub(crate) fn json(status: StatusCode, body: &impl Serialize) -> Response {
 
 /// A lead in the vendor's shape.
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "Lead"))]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct LeadView<'a> {
     #[serde(rename = "_id")]

@@ -34,8 +34,9 @@ use crate::{
 };
 
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "UpdateAccepted"))]
 #[serde(rename_all = "camelCase")]
-struct Accepted {
+pub(crate) struct Accepted {
     success: bool,
     message: &'static str,
     update_id: ObjectId,
@@ -43,6 +44,7 @@ struct Accepted {
     warnings: Vec<String>,
     /// As the webhook tells it; only where it was waited for, and came in time.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, schemars(with = "Option<WebhookPayload<'static>>"))]
     outcome: Option<Box<RawValue>>,
 }
 

@@ -1,0 +1,139 @@
+"""Whether programs in other languages can use Leadrelay by its contracts: .ci/interop says how this is called.
+
+- proto-schemas/openapi.json and asyncapi.json are what their specifications say;
+- clients in Python and JavaScript publish commands, read events and verify webhooks, before, during and after a rotation of the
+  callbacks' secrets;
+- schemathesis asks the HTTP API what its document says, and what it does not: no answer is a server's error, and none is undocumented.
+
+Everything runs on a system of its own, in a temporary directory, with free ports.
+"""
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+BIN = Path(sys.executable).parent
+HERE = Path(__file__).parent / "clients"
+LEADCTL = os.environ["LEADCTL"]
+OLD, NEW = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"
+# The same examples every time: more find more, and take longer than the minute or so that it takes.
+SEED, EXAMPLES = "1", "25"
+# It answers for as long as one listens.
+ENDLESS = "/api/v1/events"
+
+
+def run(*command, env=None, **options):
+    return subprocess.run([str(part) for part in command], check=True, env={**os.environ, **(env or {})}, **options)
+
+
+def documents():
+    print("documents", flush=True)
+    run(BIN / "openapi-spec-validator", "proto-schemas/openapi.json")
+    run("node", HERE / "asyncapi.mjs", "proto-schemas/asyncapi.json")
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def leadctl(env, *arguments, stdin=None):
+    done = run(LEADCTL, *arguments, "--json", env=env, input=stdin, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout)
+
+
+def post(env, path, body):
+    request = urllib.request.Request(
+        env['LEADRELAY_GATEWAY_URL'] + path, json.dumps(body).encode(),
+        {"Authorization": f"Bearer {env['API_KEY']}", "Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.load(answer)
+
+
+def started(directory, up):
+    """What the system says of itself once it is there."""
+    file, deadline = directory / "data" / "stack.env", time.monotonic() + 120
+    while not file.exists():
+        if up.poll() is not None or time.monotonic() > deadline:
+            sys.exit("leadctl up did not come up:\n" + (directory / "up.log").read_text())
+        time.sleep(0.1)
+    lines = (line.split("=", 1) for line in file.read_text().splitlines() if "=" in line and not line.startswith("#"))
+    return {name: value.strip("'\"") for name, value in lines}
+
+
+def clients(env):
+    ports = {"python": free_port(), "javascript": free_port()}
+
+    def apply(secrets):
+        spec = {
+            "projectId": env["PROJECT_ID"], "name": "interop", "states": [{"name": "new", "kind": "initial"}],
+            "callbacks": [
+                {"name": name, "url": f"http://127.0.0.1:{port}/", "secrets": secrets} for name, port in ports.items()
+            ],
+        }
+        return leadctl(env, "process", "apply", "-", stdin=json.dumps(spec))["process"]["processId"]
+
+    process_id = apply([OLD])
+    new_lead = {"projectId": env["PROJECT_ID"], "processId": process_id, "name": "Ada", "phone": "+14155550123"}
+    lead_id = post(env, "/api/v1/leads/initiate", {"lead": new_lead})["_id"]
+    for title, secrets in [("before", [OLD]), ("during", [NEW, OLD]), ("after", [NEW])]:
+        print(f"clients, {title} a rotation of secrets", flush=True)
+        apply(secrets)
+        foreign = [secret for secret in (OLD, NEW) if secret not in secrets]
+        told = {"LEAD_ID": lead_id, "TRUSTED": " ".join(secrets), "FOREIGN": " ".join(foreign)}
+        run(sys.executable, HERE / "client.py", env={**env, **told, "PORT": str(ports["python"])})
+        run("node", HERE / "client.mjs", env={**env, **told, "PORT": str(ports["javascript"])})
+    return process_id, lead_id
+
+
+def schemathesis(env, directory, process_id, lead_id):
+    print("schemathesis", flush=True)
+    # Things that are there, so that not all answers are 404.
+    update_id = post(env, "/api/v1/leads/update", {"leadId": lead_id, "name": "Grace"})["updateId"]
+    known = {"leadId": lead_id, "updateId": update_id, "processId": process_id, "projectId": env["PROJECT_ID"]}
+    config = directory / "schemathesis.toml"
+    config.write_text("[parameters]\n" + "".join(f'"{name}" = "{value}"\n' for name, value in known.items()))
+    checks = (
+        "not_a_server_error,status_code_conformance,content_type_conformance,response_headers_conformance,"
+        "response_schema_conformance,unsupported_method,ignored_auth"
+    )
+    for title, options in [("things that are there", ["--config-file", config]), ("any others", [])]:
+        print(f"  {title}", flush=True)
+        run(
+            BIN / "schemathesis", *options, "--no-color", "run", Path("proto-schemas/openapi.json").resolve(), "--url", env["LEADRELAY_GATEWAY_URL"],
+            "--header", f"Authorization: Bearer {env['API_KEY']}", "--exclude-path", ENDLESS, "--checks", checks,
+            "--phases", "examples,coverage,fuzzing", "--max-examples", EXAMPLES, "--seed", SEED, "--generation-database", "none",
+            "--request-timeout", "20", "--continue-on-failure", "--warnings", "off", cwd=directory,
+        )
+
+
+def main():
+    documents()
+    with tempfile.TemporaryDirectory(prefix="interop-", ignore_cleanup_errors=True) as directory:
+        directory = Path(directory)
+        # Rates are for clients that mean well; here all requests come under one key at once.
+        env = {"GATEWAY_UPDATE_RATE": "0", "GATEWAY_OTHER_RATE": "0"}
+        with open(directory / "up.log", "w") as log:
+            up = subprocess.Popen(
+                [LEADCTL, "up", "--data-dir", directory / "data"], env={**os.environ, **env}, stdout=log, stderr=log,
+            )
+        try:
+            env = started(directory, up)
+            env["PROJECT_ID"] = leadctl(env, "project", "create", "--name", "interop")["projectId"]
+            env["API_KEY"] = leadctl(env, "key", "create", "--project", env["PROJECT_ID"], "--name", "interop")["apiKey"]
+            process_id, lead_id = clients(env)
+            schemathesis(env, directory, process_id, lead_id)
+        finally:
+            up.send_signal(signal.SIGTERM)
+            up.wait(timeout=60)
+
+
+main()

@@ -1,0 +1,245 @@
+//! What the services say on NATS and to callbacks is what the schemas in `proto-schemas/` say: the protobuf, and the JSON Schemas.
+//! And whoever verifies webhooks with the reference library of Standard Webhooks trusts them, also during a rotation.
+
+use std::{collections::BTreeMap, path::Path};
+
+use contract::{
+    event::WebhookEvent,
+    headers,
+    rpc::{self, GetUpdate, Update},
+    streams::{LEAD_COMMANDS, LEAD_DEAD_LETTERS, LEAD_EVENTS, WEBHOOK_EVENTS},
+};
+use jsonschema::Validator;
+use prost_reflect::{DescriptorPool, DeserializeOptions, DynamicMessage};
+use serde_json::{Map, Value, json};
+use test_support::eventually;
+
+use crate::stack::{SOON, Stack};
+
+/// The schemas, as other languages would read them.
+struct Schemas {
+    protobuf: DescriptorPool,
+    json: BTreeMap<String, Validator>,
+    /// How many messages of each kind were checked.
+    seen: BTreeMap<String, usize>,
+}
+
+impl Schemas {
+    fn load() -> Self {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../proto-schemas");
+        let files = protox::compile(["leadrelay/v1/commands.proto", "leadrelay/v1/events.proto"], [&dir]);
+        let protobuf = DescriptorPool::from_file_descriptor_set(files.expect("protobuf")).expect("descriptors");
+        let read = |path: &Path| -> Value {
+            let text = std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+            serde_json::from_slice(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+        };
+        let validator = |schema: &Value| jsonschema::validator_for(schema).expect("a schema");
+        let mut json = BTreeMap::new();
+        for file in std::fs::read_dir(dir.join("json-schema")).expect("the schemas") {
+            let path = file.expect("a file").path();
+            let name = path.file_stem().and_then(|name| name.to_str()).expect("a name").to_owned();
+            json.insert(name, validator(&read(&path)));
+        }
+        // Headers are described in the AsyncAPI document alone.
+        let asyncapi = read(&dir.join("asyncapi.json"));
+        for (name, schema) in asyncapi["components"]["schemas"].as_object().expect("schemas") {
+            json.insert(name.clone(), validator(schema));
+        }
+        Self { protobuf, json, seen: BTreeMap::new() }
+    }
+
+    /// Reads it by its JSON Schema, which must know everything in it.
+    fn check_json(&mut self, name: &str, value: &Value) {
+        let validator = self.json.get(name).unwrap_or_else(|| panic!("no schema of {name}"));
+        let faults: Vec<_> =
+            validator.iter_errors(value).map(|fault| format!("{}: {fault}", fault.instance_path())).collect();
+        assert!(faults.is_empty(), "{name} {value}: {faults:?}");
+        *self.seen.entry(name.to_owned()).or_default() += 1;
+    }
+
+    /// Reads it by both schemas; the protobuf knows each of its fields.
+    fn check(&mut self, name: &str, body: &[u8]) {
+        let value: Value = serde_json::from_slice(body).expect("JSON");
+        self.check_json(name, &value);
+        let schema = self.protobuf.get_message_by_name(&format!("leadrelay.v1.{name}")).expect(name);
+        let mut json = serde_json::Deserializer::from_slice(body);
+        let options = DeserializeOptions::new().deny_unknown_fields(true);
+        DynamicMessage::deserialize_with_options(schema, &mut json, &options)
+            .unwrap_or_else(|e| panic!("{name} {value}: {e}"));
+    }
+
+    /// A message of a stream, by its subject: the grammar of `contract::subject`.
+    fn check_message(&mut self, subject: &str, map: &async_nats::HeaderMap, body: &[u8]) {
+        let headers: Map<_, _> =
+            map.iter().filter_map(|(name, values)| Some((name.to_string(), json!(values.first()?.as_str())))).collect();
+        let headers = Value::Object(headers);
+        let tokens: Vec<_> = subject.split('.').collect();
+        match tokens[..] {
+            ["leads", "cmd", _, "update"] => self.check("UpdateCommand", body),
+            ["leads", "cmd", _, "call", "started"] => self.check("CallStarted", body),
+            ["leads", "cmd", _, "call", "ended"] => self.check("CallEnded", body),
+            ["leads", "evt", _, _, "update", outcome] => {
+                self.check("CompletionEvent", body);
+                self.check_json("EventHeaders", &headers);
+                *self.seen.entry(outcome.to_owned()).or_default() += 1;
+            }
+            ["webhooks", "evt", ..] => {
+                self.check("WebhookEvent", body);
+                let kind = match serde_json::from_slice(body).expect("an event") {
+                    WebhookEvent::Exhausted { .. } => "exhausted",
+                    WebhookEvent::CallbackDisabled { .. } => "callback disabled",
+                };
+                *self.seen.entry(kind.to_owned()).or_default() += 1;
+            }
+            ["leads", "dead", "replayed", _] => self.check_json("ReplayNoteHeaders", &headers),
+            ["leads", "dead", _] => self.check_json("DeadLetterHeaders", &headers),
+            _ => panic!("a message on {subject}, which the grammar does not know"),
+        }
+    }
+}
+
+/// Every message of a stream, in order.
+async fn messages(stack: &Stack, stream: &str) -> Vec<async_nats::jetstream::message::StreamMessage> {
+    let js = service_kit::nats::jetstream(&stack.client);
+    let mut stream = js.get_stream(stream).await.expect("the stream");
+    let state = stream.info().await.expect("its state").state.clone();
+    let mut all = Vec::new();
+    for sequence in state.first_sequence..=state.last_sequence {
+        all.push(stream.get_raw_message(sequence).await.expect("a message"));
+    }
+    all
+}
+
+#[tokio::test]
+async fn every_message_is_what_the_schemas_say() {
+    let stack = Stack::start_with(&[("RETRY_SCHEDULE", "0s,50ms")]).await;
+    stack.receiver.on("/away", vec![500; 100]);
+    stack.receiver.on("/gone", [410]);
+    let applied = stack
+        .process(json!([
+            {"name": "crm", "url": stack.receiver.url("/crm")},
+            {"name": "away", "url": stack.receiver.url("/away"), "events": ["update.failed"]},
+        ]))
+        .await;
+    stack.fallback_of(stack.api.project_id, json!([{"name": "gone", "url": stack.receiver.url("/gone")}])).await;
+    let (project_id, process_id) = (stack.api.project_id, applied.process.process_id.expect("an id"));
+    let lead = stack.api.initiate(process_id, Some("R-1")).await;
+    let subject = |what: &str| format!("leads.cmd.{project_id}.{what}");
+
+    // Applied, with everything that an update can have.
+    let whole = json!({
+        "leadId": lead, "referenceId": "R-1", "projectId": project_id, "processId": process_id, "name": "Ada",
+        "targetState": "interested", "disposition": "hot", "userId": "u-1", "expectedVersion": 1, "expectedState": "new",
+        "metadata": {"n": 7, "deep": [null, {"a": true}], "text": "é"},
+    });
+    let first = stack.api.update(whole).await;
+    stack.api.outcome(&first).await;
+    // Refused, with a lead and without one; and one that is applied with a warning.
+    let refused = stack.api.update(json!({"leadId": lead, "targetState": "nowhere"})).await;
+    let unknown = stack.api.update(json!({"leadId": "65e4b2d9f1a2000000000001", "name": "x"})).await;
+    let warned = stack.api.update(json!({"leadId": lead, "targetState": "followup_2", "disposition": "x"})).await;
+    // Internal producers: calls, an update without an id, and what cannot be applied.
+    stack
+        .publish(subject("call.started"), json!({"leadId": lead, "callId": "c-1", "timeoutSeconds": 60}).to_string())
+        .await;
+    stack.publish(subject("call.ended"), json!({"referenceId": "R-1", "processId": process_id}).to_string()).await;
+    stack.publish(subject("update"), json!({"leadId": lead, "metadata": {"a": 1}}).to_string()).await;
+    let letters = stack.dead_letters().await;
+    let at_home = stack.wait_until_applied().await;
+    stack.publish(subject("update"), "not JSON").await;
+    stack.publish(subject("update"), r#"{"leadId":7}"#).await;
+    stack.publish(subject("call.ended"), r#"{"leadId":"65e4b2d9f1a2000000000001"}"#).await;
+    stack.publish(subject("nonsense"), "{}").await;
+    let js = service_kit::nats::jetstream(&stack.client);
+    eventually(SOON, "the dead letters", async || {
+        let count = stack.dead_letters().await - letters;
+        if count == 4 { Ok(()) } else { Err(format!("{count}")) }
+    })
+    .await;
+    eventually(SOON, "a delivery is exhausted, and a callback disabled", async || {
+        let mut stream = js.get_stream(WEBHOOK_EVENTS).await.map_err(|e| e.to_string())?;
+        let count = stream.info().await.map_err(|e| e.to_string())?.state.messages;
+        if count >= 2 { Ok(()) } else { Err(format!("{count}")) }
+    })
+    .await;
+    for update in [&refused, &unknown, &warned] {
+        stack.api.outcome(update).await;
+    }
+    stack.receiver.wait_for_requests("/crm", 4, SOON).await;
+
+    let mut schemas = Schemas::load();
+    // What came after is not what the services emit, and on purpose no command.
+    for message in messages(&stack, LEAD_COMMANDS).await.into_iter().filter(|message| message.sequence <= at_home) {
+        schemas.check_message(&message.subject, &message.headers, &message.payload);
+    }
+    for stream in [LEAD_EVENTS, WEBHOOK_EVENTS, LEAD_DEAD_LETTERS] {
+        for message in messages(&stack, stream).await {
+            schemas.check_message(&message.subject, &message.headers, &message.payload);
+        }
+    }
+    for request in stack.receiver.requests() {
+        schemas.check("WebhookPayload", &request.body);
+    }
+    // A query and its answer, as other programs would ask.
+    let query = GetUpdate { project_id, update_id: first.parse().expect("an id") };
+    schemas.check_json("GetUpdate", &json!(query));
+    let update: Update = stack.call(rpc::UPDATE_GET, &query).await;
+    schemas.check_json("Update", &json!(update));
+
+    // Nothing passes because it was not there.
+    for (kind, least) in [
+        ("UpdateCommand", 5),
+        ("CallStarted", 1),
+        ("CallEnded", 1),
+        ("succeeded", 3),
+        ("failed", 2),
+        ("exhausted", 1),
+        ("callback disabled", 1),
+        ("DeadLetterHeaders", 4),
+        ("WebhookPayload", 6),
+    ] {
+        let seen = schemas.seen.get(kind).copied().unwrap_or_default();
+        assert!(seen >= least, "{seen} of {kind}: {:?}", schemas.seen);
+    }
+    let trace = |message: &async_nats::jetstream::message::StreamMessage| {
+        message.headers.get(headers::TRACEPARENT).map(|value| value.as_str().to_owned())
+    };
+    assert!(messages(&stack, LEAD_COMMANDS).await.first().and_then(trace).is_some());
+}
+
+#[tokio::test]
+async fn the_reference_library_verifies_webhooks_also_during_a_rotation() {
+    let stack = Stack::start().await;
+    let [old, new] = ["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"];
+    let mut lead = String::new();
+    for (round, secrets) in [vec![old], vec![new, old], vec![new]].into_iter().enumerate() {
+        let callback = json!({"name": "crm", "url": stack.receiver.url("/crm"), "secrets": secrets});
+        let applied = stack.process(json!([callback])).await;
+        if lead.is_empty() {
+            lead = stack.api.initiate(applied.process.process_id.expect("an id"), None).await;
+        }
+        // The notifier takes over what was applied a moment later.
+        let request = eventually(SOON, "webhooks are signed with these secrets", async || {
+            let before = stack.receiver.requests_to("/crm").len();
+            stack.api.update(json!({"leadId": lead, "metadata": {"round": round, "text": "é"}})).await;
+            let request = stack.receiver.wait_for_requests("/crm", before + 1, SOON).await.swap_remove(before);
+            let signatures = request.header("webhook-signature").expect("a signature").split(' ').count();
+            let trusted = verified(secrets[0], &request).is_ok();
+            if signatures == secrets.len() && trusted { Ok(request) } else { Err(format!("{signatures}, {trusted}")) }
+        })
+        .await;
+        for secret in [old, new] {
+            let verified = verified(secret, &request);
+            assert_eq!(verified.is_ok(), secrets.contains(&secret), "round {round}: {verified:?}");
+        }
+        let mut forged = request.clone();
+        forged.body = request.body.iter().copied().chain(*b" ").collect();
+        assert!(verified(secrets[0], &forged).is_err(), "a body that was changed");
+    }
+}
+
+/// As a receiver in Rust would do it.
+fn verified(secret: &str, request: &test_support::Request) -> Result<(), String> {
+    let webhook = standardwebhooks::Webhook::new(secret).map_err(|e| e.to_string())?;
+    webhook.verify(&request.body, &request.headers).map_err(|e| e.to_string())
+}
