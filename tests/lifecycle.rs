@@ -10,6 +10,7 @@ use tokio::{
 };
 
 use crate::{
+    audit::settled,
     continuity::{assert_settled, load},
     stack::{SOON, Stack, service},
 };
@@ -57,6 +58,49 @@ async fn sigterm_under_load_loses_nothing() {
     assert_settled(&stack.pool, stack.api.project_id, &accepted, &requests).await;
     // Nor was anything told twice: what the webhook-notifier had begun, it recorded.
     assert_eq!(requests.len(), accepted.len());
+}
+
+#[tokio::test]
+async fn restarts_one_at_a_time_and_all_at_once_under_load_leave_a_clean_audit() {
+    let mut stack = Stack::start().await;
+    let applied = stack.process(json!([{"name": "crm", "url": stack.receiver.url("/crm")}])).await;
+    let process_id = applied.process.process_id.expect("an id");
+    let mut leads = Vec::new();
+    for number in 0..8 {
+        leads.push(stack.api.initiate(process_id, Some(&format!("R-{number}"))).await);
+    }
+    let loading = tokio::spawn(load(stack.api.clone(), leads, 400));
+    let pool = stack.pool.clone();
+    let applied_more = async |than: i64| {
+        eventually(SOON, "the load goes on", async || {
+            let ledger = sqlx::query_scalar::<_, i64>("SELECT count(*) FROM lead_state.lead_updates");
+            ledger.fetch_one(&pool).await.is_ok_and(|rows| rows > than)
+        })
+        .await;
+    };
+    // One at a time, as a rolling upgrade does.
+    for (round, service) in [&mut stack.lead_state, &mut stack.notifier, &mut stack.gateway].into_iter().enumerate() {
+        applied_more(150 * (round as i64 + 1)).await;
+        let status = service.terminate().await;
+        assert!(status.success(), "{status}:\n{}", service.log());
+        service.restart().await;
+    }
+    // All at once, twice.
+    for round in 0..2 {
+        stack.gateway.wait_for_http(&stack.gateway_ready, SOON).await;
+        stack.lead_state.wait_for_http(&stack.lead_state_ready, SOON).await;
+        stack.notifier.wait_for_http(&stack.notifier_ready, SOON).await;
+        applied_more(600 + 300 * round).await;
+        assert!(!loading.is_finished(), "nothing is left for round {round}");
+        let ended = tokio::join!(stack.gateway.terminate(), stack.lead_state.terminate(), stack.notifier.terminate());
+        assert!(ended.0.success() && ended.1.success() && ended.2.success(), "{ended:?}");
+        tokio::join!(stack.gateway.restart(), stack.lead_state.restart(), stack.notifier.restart());
+    }
+    let accepted = loading.await.expect("the load");
+    let found = settled(&stack).await;
+    // An update whose answer was cut off is sent again as another one.
+    assert!(found["updates"]["succeeded"].as_u64() >= Some(accepted.len() as u64), "{found}");
+    assert_settled(&stack.pool, stack.api.project_id, &accepted, &stack.receiver.requests()).await;
 }
 
 #[tokio::test]

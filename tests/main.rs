@@ -10,6 +10,7 @@ mod continuity;
 mod contracts;
 mod dead_letters;
 mod deliveries;
+mod doctor;
 mod door;
 mod fairness;
 mod faults;

@@ -208,8 +208,10 @@ async fn what_alerts_and_dashboard_ask_for_is_there_and_says_what_happened() {
     }
 
     // No label that grows with tenants.
-    let known =
-        ["__name__", "code", "instance", "job", "le", "outcome", "reason", "result", "route", "status", "stream"];
+    let known = [
+        "__name__", "code", "instance", "job", "le", "outcome", "reason", "result", "route", "status", "stream",
+        "version",
+    ];
     for series in prometheus.query(r#"{__name__=~"leadrelay_.*"}"#).await.expect("series") {
         let labels = series["metric"].as_object().expect("labels");
         assert!(labels.keys().all(|label| known.contains(&label.as_str())), "{series}");

@@ -77,6 +77,11 @@ pub async fn migrate(database: &DatabaseConfig) -> anyhow::Result<()> {
     migrate_with(&store::pool(database)?).await
 }
 
+/// This version's migrations that the database does not have.
+pub async fn lacking_migrations(pool: &PgPool) -> anyhow::Result<Vec<i64>> {
+    store::lacking(pool).await.context("cannot read the migrations of lead_state")
+}
+
 async fn migrate_with(pool: &PgPool) -> anyhow::Result<()> {
     store::migrator().run(pool).await.context("cannot migrate the schema lead_state")
 }

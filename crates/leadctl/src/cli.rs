@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::{
-    audit, callback, dead_letters, deliveries, events, key, lead, migrate, process, project, recover, secrets, up,
-    update,
+    audit, callback, dead_letters, deliveries, doctor, events, key, lead, migrate, process, project, recover, secrets,
+    up, update,
 };
 
 /// Runs Leadrelay on one machine, and administers it anywhere.
@@ -56,6 +56,7 @@ enum Command {
     #[command(subcommand)]
     Events(events::Events),
     Audit(audit::Audit),
+    Doctor(doctor::Doctor),
     Recover(recover::Recover),
     /// What could not be applied, whole: look at it, and send it again.
     #[command(subcommand)]
@@ -77,6 +78,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Deliveries(deliveries) => deliveries.run().await?,
         Command::Events(events) => events.run().await?,
         Command::Audit(audit) => return audit.run().await,
+        Command::Doctor(doctor) => return doctor.run().await,
         Command::Recover(recover) => recover.run().await?,
         Command::DeadLetters(dead_letters) => dead_letters.run().await?,
     }

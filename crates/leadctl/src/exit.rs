@@ -10,6 +10,8 @@
 //! | 5 | `update watch`: the update failed |
 //! | 6 | `update watch`: a callback was not told, and will not be |
 //! | 7 | `update watch`: time ran out |
+//! | 8 | `doctor`: something is wrong |
+//! | 9 | `doctor`: nothing is wrong, but something should be looked at |
 
 use std::process::ExitCode;
 
@@ -29,6 +31,22 @@ impl From<Watched> for ExitCode {
             Watched::Failed => 5,
             Watched::NotTold => 6,
             Watched::TimedOut => 7,
+        })
+    }
+}
+
+/// What `doctor` came to, where not all is well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Examined {
+    Wrong,
+    Doubtful,
+}
+
+impl From<Examined> for ExitCode {
+    fn from(examined: Examined) -> Self {
+        Self::from(match examined {
+            Examined::Wrong => 8,
+            Examined::Doubtful => 9,
         })
     }
 }

@@ -100,7 +100,7 @@ impl Answer {
 }
 
 /// rustls with ring, and the system's CA certificates.
-fn tls() -> anyhow::Result<ClientConfig> {
+pub(crate) fn tls() -> anyhow::Result<ClientConfig> {
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))

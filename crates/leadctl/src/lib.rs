@@ -8,6 +8,7 @@ mod cli;
 mod dead_letters;
 mod deliveries;
 mod demo;
+mod doctor;
 mod events;
 mod exit;
 mod files;

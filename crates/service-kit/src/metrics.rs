@@ -6,7 +6,7 @@
 
 use std::{sync::atomic::AtomicU64, time::Duration};
 
-use prometheus_client::metrics::histogram::exponential_buckets;
+use prometheus_client::metrics::{histogram::exponential_buckets, info::Info};
 pub use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::{Registry, Unit},
@@ -77,7 +77,9 @@ pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0
 
 /// An empty registry whose metrics are named `leadrelay_{service}_…`; `service` in snake case.
 pub fn registry(service: &str) -> Registry {
-    Registry::with_prefix(format!("leadrelay_{service}"))
+    let mut registry = Registry::with_prefix(format!("leadrelay_{service}"));
+    registry.register("build", "Which version this is", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
+    registry
 }
 
 /// All metrics as text.
@@ -98,11 +100,14 @@ mod tests {
         let counter = Counter::<u64>::default();
         registry.register("updates", "Updates that were applied", counter.clone());
         counter.inc_by(3);
-        insta::assert_snapshot!(render(&registry), @r"
+        insta::assert_snapshot!(render(&registry), @r#"
+        # HELP leadrelay_lead_state_build Which version this is.
+        # TYPE leadrelay_lead_state_build info
+        leadrelay_lead_state_build_info{version="0.1.0"} 1
         # HELP leadrelay_lead_state_updates Updates that were applied.
         # TYPE leadrelay_lead_state_updates counter
         leadrelay_lead_state_updates_total 3
         # EOF
-        ");
+        "#);
     }
 }

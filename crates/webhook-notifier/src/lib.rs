@@ -93,6 +93,11 @@ pub async fn migrate(pool: &PgPool) -> anyhow::Result<()> {
     store::migrate(pool).await
 }
 
+/// This version's migrations that the database does not have.
+pub async fn lacking_migrations(pool: &PgPool) -> anyhow::Result<Vec<i64>> {
+    store::lacking(pool).await.context("cannot read the migrations of webhooks")
+}
+
 /// Waits for everything that is needed, and starts the tasks.
 async fn start(
     config: &Config,

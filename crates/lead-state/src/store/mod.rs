@@ -100,7 +100,7 @@ pub(crate) async fn wait_for_schema(pool: &PgPool, readiness: &Readiness) {
 }
 
 /// This version's migrations that the database does not have.
-async fn lacking(pool: &PgPool) -> Result<Vec<i64>, sqlx::Error> {
+pub(crate) async fn lacking(pool: &PgPool) -> Result<Vec<i64>, sqlx::Error> {
     let applied = sqlx::query_scalar!("SELECT version FROM lead_state._sqlx_migrations WHERE success");
     let applied = match applied.fetch_all(pool).await {
         // Before the first migration there is no such table.

@@ -1,0 +1,270 @@
+//! 3 to 8: what the doctor sees of Postgres.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use anyhow::Context;
+use async_nats::Client;
+use contract::{Timestamp, streams::LEAD_COMMANDS};
+use service_kit::{clock, nats};
+use sqlx::{PgPool, Row, postgres::PgPoolOptions};
+use time::OffsetDateTime;
+use tokio::time::timeout;
+
+use super::{Check, lag, skew, streams};
+
+/// How long to wait for Postgres.
+const CONNECT: Duration = Duration::from_secs(10);
+/// How late a delivery may be before somebody should look: longer than the longest pause of a breaker.
+const LATE: Duration = Duration::from_secs(10 * 60);
+/// Calls that expired are forgotten after a day.
+const CALLS_KEPT: Duration = Duration::from_secs(25 * 60 * 60);
+/// Most that is named.
+const NAMED: i64 = 10;
+
+/// Looks at the database; with NATS also at how far it is behind.
+pub(super) async fn examine(url: &str, client: Option<&Client>) -> Vec<Check> {
+    let connect = async {
+        let options = PgPoolOptions::new().max_connections(1);
+        timeout(CONNECT, options.connect(url))
+            .await
+            .with_context(|| format!("no answer within {CONNECT:?}"))?
+            .context("cannot connect")
+    };
+    let pool = match connect.await {
+        Ok(pool) => pool,
+        Err(e) => {
+            return vec![Check::wrong(
+                "postgres",
+                format!("{e:#}"),
+                "start Postgres, or say with DATABASE_URL where it is",
+            )];
+        }
+    };
+    let mut checks = match versions(&pool).await {
+        Ok(checks) => checks,
+        Err(e) => return vec![Check::wrong("postgres", format!("{e:#}"), "give the user leave to read both schemas")],
+    };
+    let lacks_schema = checks.iter().any(|check| check.what.starts_with("schema") && check.mend.is_some());
+    if !lacks_schema {
+        match state(&pool, client).await {
+            Ok(more) => checks.extend(more),
+            Err(e) => {
+                checks.push(Check::wrong("postgres", format!("{e:#}"), "give the user leave to read both schemas"))
+            }
+        }
+    }
+    pool.close().await;
+    checks
+}
+
+async fn versions(pool: &PgPool) -> anyhow::Result<Vec<Check>> {
+    let asked = clock::now();
+    let row = sqlx::query(
+        "SELECT clock_timestamp(), current_setting('server_version'), current_setting('server_version_num')::int",
+    )
+    .fetch_one(pool)
+    .await?;
+    let answered = clock::now();
+    let (said, version, number): (OffsetDateTime, String, i32) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+    let mut checks = vec![
+        if number >= 140_000 {
+            Check::ok("postgres version", version)
+        } else {
+            Check::wrong("postgres version", version, "upgrade Postgres to 14 or later")
+        },
+        skew("Postgres", asked, said.into(), answered, 0.0),
+    ];
+    let lacking = [
+        ("schema lead_state", lead_state::lacking_migrations(pool).await?),
+        ("schema webhooks", webhook_notifier::lacking_migrations(pool).await?),
+    ];
+    for (what, lacking) in lacking {
+        checks.push(if lacking.is_empty() {
+            Check::ok(what, "up to date")
+        } else {
+            Check::wrong(what, format!("lacks migrations {lacking:?}"), "leadctl migrate")
+        });
+    }
+    Ok(checks)
+}
+
+async fn state(pool: &PgPool, client: Option<&Client>) -> anyhow::Result<Vec<Check>> {
+    let mut checks = vec![leader(pool).await?];
+    if let Some(client) = client {
+        checks.extend(behind(pool, client).await?);
+    }
+    checks.push(partitions(pool, clock::now()).await?);
+    checks.push(callbacks(pool).await?);
+    checks.push(late(pool).await?);
+    checks.push(calls(pool).await?);
+    Ok(checks)
+}
+
+async fn leader(pool: &PgPool) -> anyhow::Result<Check> {
+    let leaders: i64 = sqlx::query_scalar(
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'lead-state leader' AND datname = current_database()
+         AND pid IN (SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted)",
+    )
+    .fetch_one(pool)
+    .await?;
+    Ok(match leaders {
+        0 => Check::wrong(
+            "leader",
+            "no lead-state leads: updates wait in the log",
+            "start lead-state; its log says why it does not lead",
+        ),
+        _ => Check::ok("leader", "there is one"),
+    })
+}
+
+/// How far the log is applied, and what is applied announced.
+async fn behind(pool: &PgPool, client: &Client) -> anyhow::Result<Vec<Check>> {
+    let checkpoint: Option<(i64, i64, i32, i32)> = sqlx::query_as(
+        "SELECT last_seq, published_seq, epoch, published_epoch FROM lead_state.checkpoints WHERE stream = $1",
+    )
+    .bind(LEAD_COMMANDS)
+    .fetch_optional(pool)
+    .await?;
+    let Some((applied, announced, epoch, announced_epoch)) = checkpoint else {
+        return Ok(vec![Check::wrong("log", "it was never read", "start lead-state")]);
+    };
+    let applied = u64::try_from(applied).unwrap_or_default();
+    let mut checks = Vec::new();
+    // A log that cannot be seen is told among the streams.
+    if let Ok(log) = nats::jetstream(client).get_stream(LEAD_COMMANDS).await {
+        let state = &log.cached_info().state;
+        let waiting = state.last_sequence.saturating_sub(applied);
+        let first = state.first_sequence.max(applied + 1);
+        let oldest = if waiting == 0 { None } else { streams::stored_since(&log, first).await };
+        checks.push(lag(
+            "log to apply",
+            waiting,
+            oldest,
+            "see lead-state's log: it does not apply, or not fast enough",
+        ));
+    }
+    let from = if announced_epoch < epoch { (announced_epoch, announced) } else { (epoch, announced) };
+    let oldest: Option<(OffsetDateTime, i64)> = sqlx::query_as(
+        "SELECT min(applied_at), count(*) FROM (
+             SELECT applied_at FROM lead_state.lead_updates WHERE (epoch, log_seq) > ($1, $2)
+             ORDER BY epoch, log_seq LIMIT 100000) AS waiting HAVING count(*) > 0",
+    )
+    .bind(from.0)
+    .bind(from.1)
+    .fetch_optional(pool)
+    .await?;
+    let (since, waiting) = match oldest {
+        Some((at, count)) => {
+            let millis = clock::now().millis() - Timestamp::from(at).millis();
+            (
+                Some(Duration::from_millis(u64::try_from(millis).unwrap_or_default())),
+                u64::try_from(count).unwrap_or_default(),
+            )
+        }
+        None => (None, 0),
+    };
+    checks.push(lag("updates to announce", waiting, since, "see lead-state's log: it cannot publish to LEAD_EVENTS"));
+    Ok(checks)
+}
+
+/// The months that must have their partitions: this one and the next.
+fn due(now: Timestamp) -> [String; 2] {
+    let now = OffsetDateTime::from(now);
+    let (year, month) = (now.year(), u8::from(now.month()));
+    let next = if month == 12 { (year + 1, 1) } else { (year, month + 1) };
+    [(year, month), next].map(|(year, month)| format!("{year:04}_{month:02}"))
+}
+
+async fn partitions(pool: &PgPool, now: Timestamp) -> anyhow::Result<Check> {
+    let there: BTreeSet<String> = sqlx::query_scalar(
+        "SELECT child.relname::text FROM pg_inherits JOIN pg_class AS child ON child.oid = inhrelid
+         JOIN pg_namespace AS n ON n.oid = child.relnamespace WHERE n.nspname IN ('lead_state', 'webhooks')",
+    )
+    .fetch_all(pool)
+    .await?
+    .into_iter()
+    .collect();
+    let tables = ["lead_updates", "deliveries", "attempts"];
+    let missing: Vec<String> = due(now)
+        .iter()
+        .flat_map(|month| tables.map(|table| format!("{table}_{month}")))
+        .filter(|name| !there.contains(name))
+        .collect();
+    Ok(if missing.is_empty() {
+        Check::ok("partitions", "this month and the next are there")
+    } else {
+        Check::wrong(
+            "partitions",
+            format!("{} missing: rows go to the default partition", missing.join(", ")),
+            "lead-state makes those of lead_updates within seconds, webhook-notifier the others within the hour or when it is \
+             restarted; their logs say why they cannot",
+        )
+    })
+}
+
+async fn callbacks(pool: &PgPool) -> anyhow::Result<Check> {
+    let disabled: Vec<(String, String, i64)> = sqlx::query_as(
+        "SELECT encode(callback_id, 'hex'), reason, count(*) OVER () FROM webhooks.callback_health
+         WHERE enabled_at IS NULL ORDER BY disabled_at LIMIT $1",
+    )
+    .bind(NAMED)
+    .fetch_all(pool)
+    .await?;
+    let Some((_, _, all)) = disabled.first() else { return Ok(Check::ok("callbacks", "none is disabled")) };
+    let named: Vec<_> = disabled.iter().map(|(callback_id, reason, _)| format!("{callback_id} ({reason})")).collect();
+    Ok(Check::warning(
+        "callbacks",
+        format!("{all} disabled: {}", named.join(", ")),
+        "have the endpoint mended, then leadctl callback enable CALLBACK_ID",
+    ))
+}
+
+async fn late(pool: &PgPool) -> anyhow::Result<Check> {
+    let late: Vec<(String, i64)> = sqlx::query_as(
+        "SELECT encode(d.callback_id, 'hex'), count(*) FROM (
+             SELECT callback_id FROM webhooks.deliveries
+             WHERE status = 'pending' AND next_attempt_at < $1
+               AND callback_id NOT IN (SELECT callback_id FROM webhooks.callback_health WHERE enabled_at IS NULL)
+             LIMIT 100000) AS d GROUP BY 1 ORDER BY 2 DESC LIMIT $2",
+    )
+    .bind(OffsetDateTime::from(clock::now().minus(LATE)))
+    .bind(NAMED)
+    .fetch_all(pool)
+    .await?;
+    if late.is_empty() {
+        return Ok(Check::ok("deliveries", "none is late"));
+    }
+    let named: Vec<_> = late.iter().map(|(callback_id, count)| format!("{count} to {callback_id}")).collect();
+    Ok(Check::warning(
+        "deliveries",
+        format!("late by more than {} minutes: {}", LATE.as_secs() / 60, named.join(", ")),
+        "their endpoints do not answer, or are slower than what comes for them; or start more webhook-notifiers",
+    ))
+}
+
+async fn calls(pool: &PgPool) -> anyhow::Result<Check> {
+    let kept: i64 = sqlx::query_scalar("SELECT count(*) FROM lead_state.active_calls WHERE expires_at < $1")
+        .bind(OffsetDateTime::from(clock::now().minus(CALLS_KEPT)))
+        .fetch_one(pool)
+        .await?;
+    Ok(match kept {
+        0 => Check::ok("calls", "none that expired is kept for too long"),
+        _ => Check::warning(
+            "calls",
+            format!("{kept} that expired more than a day ago are still there"),
+            "lead-state does not keep house: see its log",
+        ),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_months_that_are_due_end_with_the_year() {
+        let due = |text| due(crate::audit::time(text).unwrap());
+        assert_eq!(due("2026-01-31T23:59:59Z"), ["2026_01", "2026_02"]);
+        assert_eq!(due("2026-12-01T00:00:00Z"), ["2026_12", "2027_01"]);
+    }
+}
