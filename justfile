@@ -15,6 +15,10 @@ test *arguments:
 memory:
     cargo test --release -p leadrelay-tests backlog -- --ignored --nocapture --test-threads 1
 
+# A file of 100 000 rows through leadctl import, with the memory that it takes; IMPORT_ROWS=1000000 is longer
+import:
+    cargo test -p leadrelay-tests a_hundred_thousand_rows -- --ignored --nocapture
+
 # The tests that talk to NATS, on a current nats-server rather than the one installed here
 test-current *arguments:
     LEADRELAY_NATS_SERVER=$(.ci/nats-server) cargo test -p local-stack -p service-kit -p test-support -p leadrelay-tests {{arguments}}

@@ -133,3 +133,48 @@ async fn an_update_is_watched_to_its_end() {
     let nowhere = leadctl(&stack, &["update", "watch", "0123456789abcdef01234567"]).await;
     assert_eq!(nowhere.status.code(), Some(3), "{nowhere:?}");
 }
+
+#[tokio::test]
+async fn an_update_is_sent_with_all_that_the_gateway_takes() {
+    let mut stack = Stack::start().await;
+    let applied = stack.process(json!([])).await;
+    let lead = stack.api.initiate(applied.process.process_id.expect("an id"), None).await;
+    let send = async |stack: &Stack, args: &[&str]| {
+        let (code, mut told) = leadctl_json(stack, &[&["update", "send", "--lead-id", &lead], args].concat()).await;
+        (code, told.pop().unwrap_or_default())
+    };
+
+    let (code, told) = send(&stack, &["--target-state", "interested", "--dry-run"]).await;
+    assert_eq!((code, &told["outcome"]["toState"]), (Some(0), &json!("interested")), "{told}");
+    let (code, told) = send(&stack, &["--target-state", "nowhere", "--dry-run"]).await;
+    assert_eq!((code, &told["outcome"]["errorCode"]), (Some(5), &json!("unknown_state")), "{told}");
+
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), r#"{"make": "Kia", "price": 1.50}"#).expect("a file");
+    let metadata = format!("@{}", file.path().display());
+    let first = ["--metadata", &metadata, "--set", "make=Toyota", "--expected-version", "1", "--wait"];
+    let (code, told) = send(&stack, &first).await;
+    assert_eq!((code, &told["status"]), (Some(0), &json!("succeeded")), "{told}");
+    let (_, found) = stack.api.get(&format!("/api/v1/leads/get?leadId={lead}")).await;
+    assert_eq!(found["data"]["metadata"], json!({"source": "import", "make": "Toyota", "price": 1.50}));
+    let (code, told) = send(&stack, &["--name", "Eve", "--if-match", "1", "--wait=20"]).await;
+    assert_eq!((code, &told["status"]), (Some(5), &json!("failed")), "{told}");
+    assert!(told["error"].as_str().is_some_and(|error| error.contains('2')), "the version is named: {told}");
+    // Without --wait it is enough that it was accepted.
+    let (code, told) = send(&stack, &["--name", "Eve", "--expected-state", "lost"]).await;
+    assert_eq!((code, &told["status"]), (Some(0), &json!("failed")), "{told}");
+
+    let (_, one) = send(&stack, &["--name", "Eve", "--idempotency-key", "a \"key\""]).await;
+    let (code, two) = send(&stack, &["--name", "Eve", "--idempotency-key", "a \"key\""]).await;
+    assert_eq!((code, &one["updateId"], &two["status"]), (Some(0), &two["updateId"], &json!("succeeded")));
+    let (code, _) = send(&stack, &["--name", "Ida", "--idempotency-key", "a \"key\""]).await;
+    assert_eq!(code, Some(1), "another update under the same key");
+    let shown = leadctl(&stack, &["update", "get", two["updateId"].as_str().expect("an id")]).await;
+    assert!(String::from_utf8_lossy(&shown.stdout).contains("succeeded"), "{shown:?}");
+
+    stack.lead_state.terminate().await;
+    let (code, told) = send(&stack, &["--name", "Ida", "--wait=1"]).await;
+    assert_eq!((code, &told["status"]), (Some(7), &json!("pending")), "{told}");
+    stack.gateway.terminate().await;
+    assert_eq!(send(&stack, &["--name", "Ida"]).await.0, Some(4), "nobody answers");
+}

@@ -27,6 +27,9 @@ pub(crate) enum ApiError {
     UnreadableBody(String),
     #[error("{field} {fault}")]
     InvalidField { field: String, fault: String },
+    /// A field that holds what it may not, in the words in which the vendor's API says it.
+    #[error("{0}")]
+    UnfitField(&'static str),
     #[error("{0}")]
     MissingField(&'static str),
     #[error("Nothing to change: give metadata, name or targetState")]
@@ -110,6 +113,7 @@ impl ApiError {
             | Self::NotAnObject
             | Self::UnreadableBody(_)
             | Self::InvalidField { .. }
+            | Self::UnfitField(_)
             | Self::MissingField(_)
             | Self::NothingToChange
             | Self::TooManyLines(_) => StatusCode::BAD_REQUEST,
@@ -154,7 +158,7 @@ impl ApiError {
             Self::InvalidJson(_) => "invalid_json",
             Self::NotAnObject => "not_an_object",
             Self::UnreadableBody(_) => "unreadable_body",
-            Self::InvalidField { .. } => "invalid_field",
+            Self::InvalidField { .. } | Self::UnfitField(_) => "invalid_field",
             Self::MissingField(_) => "missing_field",
             Self::NothingToChange => "nothing_to_change",
             Self::MissingKey => "missing_api_key",

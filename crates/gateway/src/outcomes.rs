@@ -14,7 +14,7 @@ use async_nats::{Client, Message, SubscribeError, Subscriber};
 use bytes::Bytes;
 use contract::{ObjectId, headers::MESSAGE_ID, subject};
 use futures::StreamExt;
-use tokio::sync::watch;
+use tokio::{sync::watch, task::JoinHandle};
 
 /// Most requests that wait at once; further ones are answered at once, as if they had not asked to wait. Each is a
 /// connection and, once its event is there, the event.
@@ -30,8 +30,9 @@ type Key = (ObjectId, ObjectId);
 #[derive(Debug, Default)]
 pub(crate) struct Outcomes {
     waiting: Mutex<Waiting>,
-    /// Whether events are read. Locked while that changes, so that nobody goes on before the subscription is there.
-    reading: tokio::sync::Mutex<bool>,
+    /// What reads events, while they are read. Locked while that changes, so that nobody goes on before the subscription is
+    /// there.
+    reading: tokio::sync::Mutex<Option<JoinHandle<()>>>,
 }
 
 #[derive(Debug, Default)]
@@ -85,11 +86,15 @@ impl Outcomes {
     /// Makes sure that events are read.
     async fn read(self: &Arc<Self>, client: &Client) -> Result<(), SubscribeError> {
         let mut reading = self.reading.lock().await;
-        if !*reading {
+        if let Some(ended) = reading.take_if(|task| task.is_finished())
+            && let Err(e) = ended.await
+        {
+            tracing::error!("what reads outcomes died, and is started again: {e}");
+        }
+        if reading.is_none() {
             let events = client.subscribe(subject::ALL_EVENTS).await?;
-            // Not supervised: who waits gives up by the clock.
-            tokio::spawn(self.clone().follow(events));
-            *reading = true;
+            // Supervised by the next who waits; those who wait when it ends give up by the clock.
+            *reading = Some(tokio::spawn(self.clone().follow(events)));
         }
         Ok(())
     }
@@ -103,19 +108,19 @@ impl Outcomes {
             tokio::select! {
                 event = events.next() => match event {
                     Some(event) => self.tell(event),
-                    None => break,
+                    // The connection is gone for good.
+                    None => return,
                 },
                 _ = look.tick() => {
                     let mut reading = self.reading.lock().await;
-                    // Whoever comes from here on finds it false, and subscribes.
+                    // Whoever comes from here on finds nothing, and subscribes.
                     if std::mem::replace(&mut was_idle, self.is_idle()) && was_idle {
-                        *reading = false;
+                        *reading = None;
                         return;
                     }
                 }
             }
         }
-        *self.reading.lock().await = false;
     }
 
     /// Tells who waits for this event. Read off its envelope: most events are nobody's, and may be large.
@@ -202,6 +207,27 @@ mod tests {
         assert!(!outcomes.is_idle());
         outcomes.tell(event(PROJECT, &UPDATE.to_string(), "again"));
         assert_eq!(late.event().await.unwrap(), "again");
+    }
+
+    #[tokio::test]
+    async fn events_are_read_again_after_what_reads_them_died() {
+        let nats = test_support::nats().await;
+        let client = async_nats::connect(nats.url()).await.unwrap();
+        let outcomes = Arc::new(Outcomes::default());
+        for round in 0..3 {
+            let mut waiter = outcomes.wait_for(&client, PROJECT, UPDATE).await.unwrap();
+            let reader = outcomes.reading.lock().await.as_ref().map(JoinHandle::abort_handle).unwrap();
+            let mut headers = HeaderMap::new();
+            headers.insert(MESSAGE_ID, UPDATE.to_string());
+            let subject = subject::event(PROJECT, None, true);
+            client.publish_with_headers(subject, headers, "mine".into()).await.unwrap();
+            let heard = tokio::time::timeout(Duration::from_secs(10), waiter.event()).await;
+            assert_eq!(heard.unwrap().unwrap(), "mine", "round {round}");
+            reader.abort();
+            while !reader.is_finished() {
+                tokio::task::yield_now().await;
+            }
+        }
     }
 
     #[tokio::test]

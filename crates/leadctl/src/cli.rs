@@ -2,11 +2,12 @@
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
 
 use crate::{
-    audit, callback, dead_letters, deliveries, doctor, events, key, lead, migrate, process, project, recover, secrets,
-    up, update,
+    audit, callback, dead_letters, deliveries, doctor, events, exit, import, key, lead, migrate, output, process,
+    project, recover, secrets, up, update,
 };
 
 /// Runs Leadrelay on one machine, and administers it anywhere.
@@ -14,10 +15,13 @@ use crate::{
 #[command(
     name = "leadctl",
     version,
-    after_help = "Examples:\n  \
+    after_help = format!(
+        "Examples:\n  \
         leadctl up --demo                       the whole system on this machine, with something to look at\n  \
         leadctl project create --name Sales     then: process apply, key create\n  \
-        leadctl update get 6b0426971c73026dafa27e40"
+        leadctl update get 6b0426971c73026dafa27e40\n\n{}",
+        exit::TABLE
+    )
 )]
 pub struct Cli {
     #[command(subcommand)]
@@ -43,6 +47,7 @@ enum Command {
     /// Lead updates, over HTTP as a client sends them.
     #[command(subcommand)]
     Update(update::Update),
+    Import(import::Import),
     /// The keys that callbacks' secrets are sealed with.
     #[command(subcommand)]
     Secrets(secrets::Secrets),
@@ -61,6 +66,14 @@ enum Command {
     /// What could not be applied, whole: look at it, and send it again.
     #[command(subcommand)]
     DeadLetters(dead_letters::DeadLetters),
+    /// Print a script that makes a shell complete leadctl's commands and options.
+    #[command(after_help = "Examples:\n  source <(leadctl completions bash)\n  \
+                            leadctl completions zsh > ~/.zfunc/_leadctl\n  \
+                            leadctl completions fish > ~/.config/fish/completions/leadctl.fish")]
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
 }
 
 /// Does what the command line says; what to exit with when nothing failed.
@@ -74,6 +87,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Secrets(secrets) => secrets.run().await?,
         Command::Lead(lead) => lead.run().await?,
         Command::Update(update) => return update.run().await,
+        Command::Import(import) => return import.run().await,
         Command::Callback(callback) => callback.run().await?,
         Command::Deliveries(deliveries) => deliveries.run().await?,
         Command::Events(events) => events.run().await?,
@@ -81,18 +95,31 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Doctor(doctor) => return doctor.run().await,
         Command::Recover(recover) => recover.run().await?,
         Command::DeadLetters(dead_letters) => dead_letters.run().await?,
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "leadctl", &mut script);
+            output::say(String::from_utf8_lossy(&script).trim_end());
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn shells_complete_it() {
+        for shell in <Shell as clap::ValueEnum>::value_variants() {
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut Cli::command(), "leadctl", &mut script);
+            let script = String::from_utf8(script).unwrap();
+            assert!(["import", "dead-letters", "expected-version"].iter().all(|word| script.contains(word)), "{shell}");
+        }
     }
 }

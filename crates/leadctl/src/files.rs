@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, DirBuilder, File, Permissions, TryLockError},
-    io::Write,
+    io::{self, Write},
     os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::{Path, PathBuf},
 };
@@ -15,6 +15,50 @@ pub(crate) struct DataDir {
     path: PathBuf,
     /// Held, not read: the system lets go of it when the process ends, however it ends.
     _lock: File,
+}
+
+/// How long a log gets before another is begun.
+const LOG_BYTES: u64 = 32 << 20;
+
+/// A log to append to. When it is long it makes room: it becomes `NAME.1` in place of the one before, and a new one begins.
+pub(crate) struct Log {
+    path: PathBuf,
+    file: File,
+    bytes: u64,
+    limit: u64,
+}
+
+impl Log {
+    fn open(path: PathBuf, limit: u64) -> io::Result<Self> {
+        let file = File::options().create(true).append(true).open(&path)?;
+        file.set_permissions(Permissions::from_mode(0o600))?;
+        let bytes = file.metadata()?.len();
+        Ok(Self { path, file, bytes, limit })
+    }
+
+    fn begin_another(&mut self) -> io::Result<()> {
+        let mut older = self.path.clone().into_os_string();
+        older.push(".1");
+        fs::rename(&self.path, older)?;
+        *self = Self::open(self.path.clone(), self.limit)?;
+        Ok(())
+    }
+}
+
+impl Write for Log {
+    /// Writes a line: one is never in two logs.
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        if self.bytes > 0 && self.bytes + line.len() as u64 > self.limit {
+            self.begin_another()?;
+        }
+        let written = self.file.write(line)?;
+        self.bytes += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
 }
 
 /// The ports of last time, so that URLs stay what they are.
@@ -104,15 +148,11 @@ impl DataDir {
         self.write(name, &(text + "\n"))
     }
 
-    /// Opens a log to append to.
-    pub(crate) fn log(&self, name: &str) -> anyhow::Result<File> {
+    /// Opens a log to append to; it and the one before it have at most 64 MiB together.
+    pub(crate) fn log(&self, name: &str) -> anyhow::Result<Log> {
         let path = self.join(name);
-        let open = || {
-            let file = File::options().create(true).append(true).open(&path)?;
-            file.set_permissions(Permissions::from_mode(0o600))?;
-            Ok::<_, std::io::Error>(file)
-        };
-        open().with_context(|| format!("cannot open the log {}", path.display()))
+        let shown = path.display().to_string();
+        Log::open(path, LOG_BYTES).with_context(|| format!("cannot open the log {shown}"))
     }
 }
 
@@ -128,6 +168,23 @@ mod tests {
         assert!(DataDir::open(&path).err().unwrap().to_string().contains("another `leadctl up`"));
         drop(owner);
         assert!(DataDir::open(&path).is_ok());
+    }
+
+    #[test]
+    fn a_log_makes_room() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.log");
+        let open = || Log::open(path.clone(), 20).unwrap();
+        open().write_all(b"of before\n").unwrap();
+        let mut log = open();
+        for n in 1..=4 {
+            log.write_all(format!("line {n}\n").as_bytes()).unwrap();
+        }
+        let read = |name: &str| fs::read_to_string(dir.path().join(name)).unwrap();
+        assert_eq!((read("a.log.1"), read("a.log")), ("line 2\nline 3\n".into(), "line 4\n".into()));
+        log.write_all(b"a line that is longer than all of it\n").unwrap();
+        assert_eq!(read("a.log.1"), "line 4\n");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     }
 
     #[test]

@@ -78,6 +78,11 @@ pub(crate) enum Told {
 }
 
 impl Story {
+    /// Why it failed.
+    pub(crate) fn error(&self) -> Option<&str> {
+        self.outcome.as_ref()?.error.as_deref()
+    }
+
     /// Whether the callbacks know.
     pub(crate) fn told(&self) -> Told {
         let Some(deliveries) = &self.deliveries else { return Told::Waiting };

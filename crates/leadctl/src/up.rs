@@ -87,7 +87,7 @@ pub(crate) struct Up {
     /// The keys that callbacks' secrets are sealed with. By default one is made, and kept in DATA_DIR/secrets.key.
     #[command(flatten)]
     secrets: SecretsConfig,
-    /// Log to standard error instead of DATA_DIR/leadrelay.log.
+    /// Log to standard error instead of DATA_DIR/leadrelay.log, which makes room for itself: it and leadrelay.log.1 have at most 64 MiB.
     #[arg(long, short)]
     verbose: bool,
     #[command(flatten)]

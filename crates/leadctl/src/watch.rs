@@ -6,7 +6,7 @@ use contract::{ObjectId, rpc::UpdateStatus};
 use tokio::time::{Instant, sleep};
 
 use crate::{
-    exit::Watched,
+    exit::Came,
     gateway_client::Gateway,
     output,
     story::{Found, Told},
@@ -42,14 +42,14 @@ pub(crate) async fn watch(
             };
             match (told, story.status) {
                 (Told::Waiting, _) => {}
-                (Told::GivenUp, UpdateStatus::Succeeded) => return Ok(Watched::NotTold.into()),
+                (Told::GivenUp, UpdateStatus::Succeeded) => return Ok(Came::NotTold.into()),
                 (_, UpdateStatus::Succeeded) => return Ok(ExitCode::SUCCESS),
-                _ => return Ok(Watched::Failed.into()),
+                _ => return Ok(Came::Failed.into()),
             }
         }
         if Instant::now() >= deadline {
             eprintln!("leadctl: not at its end after {}", humantime::format_duration(patience));
-            return Ok(Watched::TimedOut.into());
+            return Ok(Came::TimedOut.into());
         }
         sleep(INTERVAL).await;
     }

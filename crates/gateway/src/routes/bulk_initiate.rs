@@ -34,7 +34,7 @@ use crate::{
     server::App,
 };
 
-/// Most leads in a request: the vendor's bound.
+/// Most leads in a request: the vendor's bound, which a refusal names.
 pub(crate) const MAX_LEADS: usize = 1000;
 /// Longest body, unless single requests may be longer: a thousand leads of 4 KiB.
 const MAX_BODY_BYTES: usize = 4 << 20;
@@ -104,7 +104,7 @@ fn parse(body: &[u8]) -> Result<Asked, ApiError> {
         Some(ids) => (ids, Kind::LeadIds),
         None => {
             let leads = fields.take("leads");
-            (leads.ok_or(ApiError::MissingField("Either leadIds or leads is required"))?, Kind::Leads)
+            (leads.ok_or(ApiError::MissingField("Either leadIds or leads array is required"))?, Kind::Leads)
         }
     };
     let (field, why) = match kind {
@@ -113,9 +113,12 @@ fn parse(body: &[u8]) -> Result<Asked, ApiError> {
     };
     fields.ignore_rest(why);
     let entries: Vec<Box<RawValue>> =
-        serde_json::from_str(name.get()).map_err(|_| ApiError::field(field, "must be a list"))?;
-    if !(1..=MAX_LEADS).contains(&entries.len()) {
-        return Err(ApiError::field(field, format!("must have 1 to {MAX_LEADS} entries")));
+        serde_json::from_str(name.get()).map_err(|_| ApiError::UnfitField("Input must be an array"))?;
+    if entries.len() > MAX_LEADS {
+        return Err(ApiError::UnfitField("Maximum of 1000 leads allowed per request"));
+    }
+    if entries.is_empty() {
+        return Err(ApiError::field(field, "must have an entry"));
     }
     Ok(Asked { kind, entries, warnings: fields.warnings })
 }
@@ -259,13 +262,13 @@ mod tests {
         });
         insta::assert_snapshot!(told.join("\n"), @r#"
         {}
-            400 missing_field: Either leadIds or leads is required
+            400 missing_field: Either leadIds or leads array is required
         {"leads":{}}
-            400 invalid_field: leads must be a list
+            400 invalid_field: Input must be an array
         {"leads":[]}
-            400 invalid_field: leads must have 1 to 1000 entries
+            400 invalid_field: leads must have an entry
         {"leadIds":[1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,
-            400 invalid_field: leadIds must have 1 to 1000 entries
+            400 invalid_field: Maximum of 1000 leads allowed per request
         {"leadIds":["a"],"leads":[{}],"init":true}
             LeadIds of 1 ["ignored because leadIds is given: leads"]
         {"leads":[{},7],"x":1}

@@ -143,7 +143,7 @@ fn parse_phone(text: String) -> Result<String, ApiError> {
         return fault("must be a phone number, best in E.164 form such as +14155550123");
     }
     if digits.iter().all(|digit| *digit == digits[0]) {
-        return fault("cannot be a phone number: all its digits are the same");
+        return Err(ApiError::UnfitField("Phone number contains repeating digits pattern"));
     }
     Ok(phone.to_owned())
 }
@@ -268,8 +268,8 @@ mod tests {
         lead.phone must be a phone number, best in E.164 form such as +14155550123
         lead.phone must be a phone number, best in E.164 form such as +14155550123
         lead.phone must be a phone number, best in E.164 form such as +14155550123
-        lead.phone cannot be a phone number: all its digits are the same
-        lead.phone cannot be a phone number: all its digits are the same
+        Phone number contains repeating digits pattern
+        Phone number contains repeating digits pattern
         ");
     }
 
