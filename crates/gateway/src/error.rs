@@ -240,6 +240,7 @@ pub(crate) mod tests {
             ApiError::NotAnObject,
             ApiError::UnreadableBody("connection reset".into()),
             ApiError::field("leadId", "must be 24 hex digits"),
+            ApiError::UnfitField("Input must be an array"),
             ApiError::MissingField("Either leadId or referenceId is required"),
             ApiError::NothingToChange,
             ApiError::MissingKey,
@@ -294,6 +295,7 @@ pub(crate) mod tests {
         400 not_an_object: The body must be a JSON object
         400 unreadable_body: The body could not be read: connection reset
         400 invalid_field: leadId must be 24 hex digits
+        400 invalid_field: Input must be an array
         400 missing_field: Either leadId or referenceId is required
         400 nothing_to_change: Nothing to change: give metadata, name or targetState
         401 missing_api_key: An API key is required, as Authorization: Bearer <key>
