@@ -212,7 +212,8 @@ mod tests {
     #[tokio::test]
     async fn events_are_read_again_after_what_reads_them_died() {
         let nats = test_support::nats().await;
-        let client = async_nats::connect(nats.url()).await.unwrap();
+        let config = service_kit::config::NatsConfig::at(nats.url());
+        let client = service_kit::nats::connect(&config, "gateway", &Default::default()).await.unwrap();
         let outcomes = Arc::new(Outcomes::default());
         for round in 0..3 {
             let mut waiter = outcomes.wait_for(&client, PROJECT, UPDATE).await.unwrap();

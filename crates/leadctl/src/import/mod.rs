@@ -239,8 +239,8 @@ struct Fault {
 impl Checked {
     fn of(path: &Path, format: Format, place: Place) -> anyhow::Result<Self> {
         let mut rows = Rows::open(path, format, place)?;
-        let mut checked = Self::default();
-        checked.metadata = rows.metadata_columns().into_iter().map(line).collect();
+        let metadata = rows.metadata_columns().into_iter().map(line).collect();
+        let mut checked = Self { metadata, ..Self::default() };
         while let Some(row) = rows.next().with_context(|| format!("{}", path.display()))? {
             checked.rows += 1;
             match row.body {

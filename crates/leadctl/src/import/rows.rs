@@ -204,7 +204,7 @@ fn of_record(number: u64, columns: &[(String, Column)], record: &ByteRecord, pla
     let mut row = Row { number, lead_id: None, reference_id: None, body: Err(Fault::of_row("")) };
     // The ids also where something else is wrong, so that its outcome says whose it was.
     for ((_, column), cell) in columns.iter().zip(record) {
-        let id = || Some(String::from_utf8_lossy(cell).trim().chars().take(MAX_ID_CHARS).collect()).filter(not_empty);
+        let id = || id_of(String::from_utf8_lossy(cell).trim());
         match column {
             Column::Id("leadId") => row.lead_id = id(),
             Column::Text("referenceId") => row.reference_id = id(),
@@ -215,8 +215,9 @@ fn of_record(number: u64, columns: &[(String, Column)], record: &ByteRecord, pla
     row
 }
 
-fn not_empty(text: &String) -> bool {
-    !text.is_empty()
+/// An id as it came with a row, if there is one.
+fn id_of(text: &str) -> Option<String> {
+    Some(text.chars().take(MAX_ID_CHARS).collect()).filter(|id: &String| !id.is_empty())
 }
 
 fn body_of_record(columns: &[(String, Column)], record: &ByteRecord, place: Place) -> Result<String, Fault> {
@@ -286,7 +287,7 @@ fn of_line(number: u64, text: &[u8], place: Place) -> Row {
     let mut members = object.members();
     let id = |name: &str| {
         let text: String = serde_json::from_str(members.get(name)?.get()).ok()?;
-        Some(text.chars().take(MAX_ID_CHARS).collect::<String>()).filter(not_empty)
+        id_of(&text)
     };
     let (lead_id, reference_id) = (id("leadId"), id("referenceId"));
     let body = address(&mut members, place).map(|changed| match changed {
