@@ -95,7 +95,8 @@ async fn each_law_is_seen_broken_and_the_offender_named() {
     stack.api.outcome(&last).await;
 
     let found = settled(&stack).await;
-    let expected = json!({"accepted": 6, "succeeded": 5, "failed": 1, "pending": 0, "duplicates": 1, "deadLetters": 1});
+    let expected =
+        json!({"accepted": 6, "succeeded": 5, "failed": 1, "pending": 0, "held": 0, "duplicates": 1, "deadLetters": 1});
     assert_eq!(found["updates"], expected, "{found}");
     assert_eq!(found["undecided"], json!([]), "{found}");
     let told = |callback: &str| {
@@ -116,6 +117,7 @@ async fn each_law_is_seen_broken_and_the_offender_named() {
     )
     .await;
     let restore = "
+        DELETE FROM lead_state.held_updates;
         DELETE FROM lead_state.lead_updates; INSERT INTO lead_state.lead_updates SELECT * FROM ledger;
         DELETE FROM webhooks.deliveries; INSERT INTO webhooks.deliveries SELECT * FROM deliveries;
         DELETE FROM webhooks.attempts; INSERT INTO webhooks.attempts SELECT * FROM attempts";
@@ -145,6 +147,16 @@ async fn each_law_is_seen_broken_and_the_offender_named() {
             "a ledger row stands at another's place",
             format!("UPDATE lead_state.lead_updates SET log_seq = 4 WHERE update_id = '\\x{failed}'"),
             vec![("unlogged", vec![failed.clone(), second.clone()])],
+        ),
+        (
+            "what is in the ledger is held as well",
+            format!(
+                "INSERT INTO lead_state.held_updates
+                     (project_id, update_id, lead_id, epoch, log_seq, logged_at, command)
+                 SELECT project_id, update_id, lead_id, epoch, log_seq, logged_at, command
+                 FROM lead_state.lead_updates WHERE update_id = '\\x{first}'"
+            ),
+            vec![("misheld", vec![first.clone()])],
         ),
         (
             "a version is another",

@@ -28,7 +28,8 @@ pub(crate) struct Leads {
     pub(crate) leads: Vec<(String, String)>,
 }
 
-/// Two processes with other rules each: one merges shallowly and is strict, the other deeply and lets leads come back.
+/// Two processes with other rules each: one merges shallowly and is strict, the other deeply, lets leads come back, and holds
+/// updates during calls.
 pub(crate) fn processes(callbacks: &Value) -> [Value; 2] {
     [
         json!({
@@ -40,7 +41,7 @@ pub(crate) fn processes(callbacks: &Value) -> [Value; 2] {
         }),
         json!({
             "name": "support", "callbacks": callbacks, "callTimeoutSeconds": 1, "metadataMerge": "deep",
-            "allowLeavingTerminal": true,
+            "allowLeavingTerminal": true, "duringCall": "queue",
             "states": [
                 {"name": "new", "kind": "initial"}, {"name": "interested"},
                 {"name": "followup_2", "takesDisposition": true}, {"name": "lost", "kind": "terminal"},
@@ -117,7 +118,12 @@ pub(crate) fn message(leads: &Leads, at: Timestamp, random: &mut StdRng) -> (Str
             }
             (subject("call.started"), body.to_string().into())
         }
-        85..93 => {
+        // A start is as likely as an end: histories with queues, and with calls that nobody ends.
+        85..87 => (
+            subject("call.expired"),
+            json!({"leadId": leads.leads.choose(random).expect("a lead").0}).to_string().into(),
+        ),
+        87..93 => {
             let mut body = address(leads, random);
             if random.random_bool(0.5) {
                 body["callId"] = json!("c-1");
@@ -220,17 +226,43 @@ fn fold_all(
         // Only what the batch names, as the database would answer.
         let referenced: Vec<_> = names.references.iter().filter_map(|name| world.references.get(name)).collect();
         let seen = |id: &ObjectId| names.leads.contains(id) || referenced.contains(&id);
+        let held_ids: Vec<_> =
+            world.held.values().flatten().map(|held| (held.update.project_id, held.update.update_id)).collect();
         let read = World {
             leads: world.leads.iter().filter(|(id, _)| seen(id)).map(|(id, lead)| (*id, lead.clone())).collect(),
             references: world.references.clone(),
             calls: world.calls.iter().filter(|(id, _)| seen(id)).map(|(id, calls)| (*id, calls.clone())).collect(),
             rules: world.rules.clone(),
-            known: world.known.intersection(&names.updates.iter().copied().collect()).copied().collect(),
+            known: names
+                .updates
+                .iter()
+                .filter(|id| world.known.contains(id) || held_ids.contains(id))
+                .copied()
+                .collect(),
+            held: world.held.iter().filter(|(id, _)| seen(id)).map(|(id, held)| (*id, held.clone())).collect(),
+            epoch: 1,
         };
         let plan = fold(read, entries, Timestamp::from_millis(0), Limits { metadata_bytes: 1 << 20 });
         dead.extend(plan.dead_letters.iter().map(|dead| dead.sequence));
         world.leads.extend(plan.leads.into_iter().map(|lead| (lead.lead_id, lead)));
         world.calls.extend(plan.calls);
+        // As it is written, and as it is laid over what was read ahead.
+        for held in world.held.values_mut() {
+            held.retain(|held| !plan.released.contains(&(held.update.project_id, held.update.update_id)));
+        }
+        for held in plan.newly_held {
+            world.held.entry(held.lead_id).or_default().push(held);
+        }
+        for held in world.held.values_mut() {
+            held.sort_by_key(|held| held.update.log_seq);
+        }
+        for (lead_id, held) in plan.held {
+            assert_eq!(world.held.get(&lead_id).cloned().unwrap_or_default(), held);
+        }
+        for (lead_id, held) in &world.held {
+            assert!(held.is_empty() || !world.calls[lead_id].is_empty(), "{lead_id} holds updates without a call");
+        }
+        assert!(plan.rows.is_sorted_by_key(|row| (row.decided_seq, row.log_seq)), "decided in the order of the log");
         for row in plan.rows {
             world.known.insert((row.event.project_id, row.event.update_id));
             outcomes.push((row.event.update_id.to_string(), row.event.error));
@@ -297,6 +329,11 @@ proptest! {
             let key = (project_id.to_string(), update_id);
             prop_assert_eq!(&error, &model.outcomes[&key].error, "{:?}", key);
         }
+        let mut held: Vec<_> = world.held.values().flatten().map(|held| held.update.update_id.to_string()).collect();
+        let mut expected: Vec<_> = model.held.values().flatten().map(|held| held.key.1.clone()).collect();
+        held.sort();
+        expected.sort();
+        prop_assert_eq!(held, expected);
         for (lead_id, lead) in &world.leads {
             let expected = &model.leads[&lead_id.to_string()];
             let metadata: Value = serde_json::from_str(lead.metadata.get()).expect("metadata");
@@ -331,7 +368,12 @@ async fn a_random_history_leaves_the_database_as_the_model_says() {
     for ack in acks {
         ack.await.expect("an ack");
     }
+    stack.wait_until_applied().await;
+    // The last calls expire, and what they held is decided.
+    stack.wait_for_count("SELECT count(*) FROM lead_state.held_updates", 0, SOON).await;
     let last = stack.wait_until_applied().await;
+    let decided_later = "SELECT count(*) FROM lead_state.lead_updates WHERE decided_seq IS NOT NULL";
+    assert!(stack.count(decided_later).await > 10, "the history is too tame");
     feed_log(&stack.client, &mut model, 1, last).await;
     let differences = differences(&stack.pool, &model).await;
     assert!(differences.is_empty(), "{} differences, the first: {}", differences.len(), differences[0]);

@@ -6,6 +6,7 @@ mod audit;
 mod backlog;
 mod bad_input;
 mod bulk;
+mod calls;
 mod continuity;
 mod contracts;
 mod dead_letters;

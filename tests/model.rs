@@ -28,6 +28,15 @@ pub(crate) struct Outcome {
     pub(crate) log_seq: u64,
 }
 
+/// An update that waits.
+#[derive(Debug, Clone)]
+pub(crate) struct Held {
+    /// Its project and id.
+    pub(crate) key: (String, String),
+    command: Command,
+    log_seq: u64,
+}
+
 /// The world after the messages that it was fed.
 #[derive(Debug, Default)]
 pub(crate) struct Model {
@@ -42,6 +51,8 @@ pub(crate) struct Model {
     pub(crate) repeated: u64,
     /// When each running call counts as ended, in milliseconds, by lead and call.
     calls: HashMap<String, HashMap<String, i64>>,
+    /// What waits for the end of a call, by lead, in the order of the log.
+    pub(crate) held: HashMap<String, Vec<Held>>,
 }
 
 impl Model {
@@ -55,7 +66,7 @@ impl Model {
     /// None where the message is a dead letter.
     fn understand(&mut self, sequence: u64, logged_at: Timestamp, subject: &str, payload: &[u8]) -> Option<()> {
         let (project, kind) = subject.strip_prefix("leads.cmd.")?.split_once('.')?;
-        if !is_id(project) || !["update", "call.started", "call.ended"].contains(&kind) {
+        if !is_id(project) || !["update", "call.started", "call.ended", "call.expired"].contains(&kind) {
             return None;
         }
         let message = serde_json::from_slice::<Value>(payload).ok()?;
@@ -85,16 +96,32 @@ impl Model {
                 };
                 let update_id = update_id.unwrap_or_else(|| ObjectId::from_log(sequence, logged_at).to_string());
                 let key = (project.to_lowercase(), update_id);
-                if self.outcomes.contains_key(&key) {
+                if self.outcomes.contains_key(&key) || self.held.values().flatten().any(|held| held.key == key) {
                     self.repeated += 1;
                     return Some(());
                 }
-                let changed = lead.and_then(|lead_id| self.update(&lead_id, command, logged_at));
-                let (error, data) = match changed {
-                    Ok(metadata) => (None, Some(metadata)),
-                    Err(error) => (Some(error), None),
-                };
-                self.outcomes.insert(key, Outcome { error, data, log_seq: sequence });
+                match lead {
+                    Err(error) => self.conclude(key, sequence, Err(error)),
+                    Ok(lead_id) => {
+                        self.release(&lead_id, logged_at);
+                        if !self.in_call(&lead_id, logged_at) {
+                            let changed = self.update(&lead_id, command);
+                            self.conclude(key, sequence, changed);
+                        } else if self.rules(&lead_id)["duringCall"] != "queue" {
+                            let error = "Lead update is not allowed while a call is in progress for this lead";
+                            self.conclude(key, sequence, Err(error.into()));
+                        } else {
+                            let held = self.held.entry(lead_id).or_default();
+                            if held.len() < 256 {
+                                held.push(Held { key, command, log_seq: sequence });
+                            } else {
+                                let error =
+                                    "256 updates of this lead wait for the end of its call; there is no room for more";
+                                self.conclude(key, sequence, Err(error.into()));
+                            }
+                        }
+                    }
+                }
             }
             "call.started" => {
                 let call_id = text(message, "callId")?.unwrap_or_default();
@@ -103,19 +130,25 @@ impl Model {
                     Some(seconds) => Some(u32::try_from(seconds.as_u64()?).ok()?),
                 };
                 let lead_id = lead.ok()?;
+                self.release(&lead_id, logged_at);
                 let configured = || self.rules(&lead_id)["callTimeoutSeconds"].as_u64().unwrap_or(2 * 60 * 60);
                 let seconds = timeout.map_or_else(configured, u64::from);
                 let end = logged_at.millis() + seconds as i64 * 1000;
                 self.calls.entry(lead_id).or_default().insert(call_id, end);
             }
-            _ => {
+            "call.ended" => {
                 let call_id = text(message, "callId")?;
                 let lead_id = lead.ok()?;
-                let calls = self.calls.entry(lead_id).or_default();
+                let calls = self.calls.entry(lead_id.clone()).or_default();
                 match call_id {
                     Some(call_id) => drop(calls.remove(&call_id)),
                     None => calls.clear(),
                 }
+                self.release(&lead_id, logged_at);
+            }
+            _ => {
+                lead_id?;
+                self.release(&lead.ok()?, logged_at);
             }
         }
         Some(())
@@ -151,12 +184,30 @@ impl Model {
         &self.processes[&self.leads[lead_id].process_id]
     }
 
-    /// The metadata after it, or why not.
-    fn update(&mut self, lead_id: &str, command: Command, now: Timestamp) -> Result<Value, String> {
-        let in_call = self.calls.get(lead_id).is_some_and(|calls| calls.values().any(|end| now.millis() < *end));
-        if in_call {
-            return Err("Lead update is not allowed while a call is in progress for this lead".into());
+    fn in_call(&self, lead_id: &str, now: Timestamp) -> bool {
+        self.calls.get(lead_id).is_some_and(|calls| calls.values().any(|end| now.millis() < *end))
+    }
+
+    /// What waits is done when no call is left.
+    fn release(&mut self, lead_id: &str, now: Timestamp) {
+        if !self.in_call(lead_id, now) {
+            for Held { key, command, log_seq } in self.held.remove(lead_id).unwrap_or_default() {
+                let changed = self.update(lead_id, command);
+                self.conclude(key, log_seq, changed);
+            }
         }
+    }
+
+    fn conclude(&mut self, key: (String, String), log_seq: u64, changed: Result<Value, String>) {
+        let (error, data) = match changed {
+            Ok(metadata) => (None, Some(metadata)),
+            Err(error) => (Some(error), None),
+        };
+        self.outcomes.insert(key, Outcome { error, data, log_seq });
+    }
+
+    /// The metadata after it, or why not.
+    fn update(&mut self, lead_id: &str, command: Command) -> Result<Value, String> {
         if command.name.is_none() && command.target_state.is_none() && command.metadata.is_none() {
             return Err("Nothing to change: give metadata, name or targetState".into());
         }
@@ -225,6 +276,7 @@ impl Model {
     }
 }
 
+#[derive(Debug, Clone)]
 struct Command {
     name: Option<String>,
     target_state: Option<String>,

@@ -112,6 +112,48 @@ async fn a_database_that_was_restored_is_replayed_from_the_log() {
 }
 
 #[tokio::test]
+async fn what_was_held_is_replayed_to_the_same_end() {
+    let (mut stack, _) = started().await;
+    let spec = json!({
+        "projectId": stack.api.project_id, "name": "queueing", "duringCall": "queue",
+        "states": [{"name": "new", "kind": "initial"}], "callbacks": [{"name": "crm", "url": stack.receiver.url("/queued")}],
+    });
+    let applied: contract::rpc::Applied = stack.call(contract::rpc::PROCESS_APPLY, &spec).await;
+    let lead = stack.api.initiate(applied.process.process_id.expect("an id"), None).await;
+    let call = format!("leads.cmd.{}.call", stack.api.project_id);
+    stack.publish(format!("{call}.started"), json!({"leadId": lead}).to_string()).await;
+    let update = async |stack: &Stack, n: u32| stack.api.update(json!({"leadId": lead, "metadata": {"n": n}})).await;
+    let mut ids = vec![update(&stack, 1).await];
+    stack.wait_until_applied().await;
+    let data = stack.postgres.dir().join("data");
+    let backup = tempfile::tempdir().expect("a directory");
+    stack.postgres.stop().await.expect("stopped");
+    copy(&data, &backup.path().join("data")).await;
+    stack.postgres.restart().await.expect("started");
+    ids.push(update(&stack, 2).await);
+    stack.publish(format!("{call}.ended"), json!({"leadId": lead}).to_string()).await;
+    ids.push(update(&stack, 3).await);
+    settled(&stack).await;
+    let mut told = Vec::new();
+    for id in &ids {
+        told.push(stack.api.outcome(id).await["version"].clone());
+    }
+    assert_eq!(told, [2, 3, 4]);
+
+    stack.postgres.stop().await.expect("stopped");
+    copy(&backup.path().join("data"), &data).await;
+    stack.postgres.restart().await.expect("started");
+    wait_for_halt(&stack, "database_restored").await;
+    assert_eq!(stack.count("SELECT count(*) FROM lead_state.held_updates").await, 1);
+    let (well, said) = recover(&stack, &["replay", "--yes"]).await;
+    assert!(well, "{said}");
+    settled(&stack).await;
+    for (id, version) in ids.iter().zip(told) {
+        assert_eq!(stack.api.outcome(id).await["version"], version);
+    }
+}
+
+#[tokio::test]
 async fn a_log_that_was_set_back_goes_on_in_a_new_epoch() {
     let (mut stack, lead) = started().await;
     let store = stack.nats.dir().join("store");

@@ -56,7 +56,7 @@ pub struct UpdateCommand {
     pub expected_state: Option<String>,
 }
 
-/// A call with a lead began: until it ends or expires, updates of the lead are refused.
+/// A call with a lead began: until it ends or expires, updates of the lead are refused, or held where the process says so.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
@@ -96,6 +96,17 @@ pub struct CallEnded {
     /// The call that ended; without it, every call of the lead.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub call_id: Option<String>,
+}
+
+/// The time of a lead's last call is up, and updates are held: whichever of its calls have expired by then hold nothing any
+/// more. lead-state puts it into its own log, so that what was held is decided at one place in it. It ends no call that has
+/// not expired, so it does no harm whoever sends it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct CallExpired {
+    /// The lead.
+    pub lead_id: ObjectId,
 }
 
 #[cfg(test)]
@@ -148,5 +159,7 @@ mod tests {
             ..Default::default()
         };
         insta::assert_snapshot!(serde_json::to_string(&ended).unwrap(), @r#"{"referenceId":"R","processId":"030303030303030303030303"}"#);
+        let expired = CallExpired { lead_id: ObjectId::from_bytes([2; 12]) };
+        insta::assert_snapshot!(serde_json::to_string(&expired).unwrap(), @r#"{"leadId":"020202020202020202020202"}"#);
     }
 }

@@ -56,6 +56,9 @@ pub struct Rules {
     /// After how many seconds a call that nobody ended counts as ended.
     #[serde(default = "default_call_timeout_seconds")]
     pub call_timeout_seconds: u32,
+    /// What becomes of updates while a call with their lead is in progress.
+    #[serde(default, skip_serializing_if = "DuringCall::is_reject")]
+    pub during_call: DuringCall,
 }
 
 const fn default_call_timeout_seconds() -> u32 {
@@ -108,6 +111,25 @@ pub enum StateKind {
     Active,
     /// Leads stay here, unless the process allows leaving.
     Terminal,
+}
+
+/// What becomes of updates while a call with their lead is in progress.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub enum DuringCall {
+    /// They fail.
+    #[default]
+    Reject,
+    /// They are held until the call ends or expires, and decided then, in order.
+    Queue,
+}
+
+impl DuringCall {
+    #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes fields by reference")]
+    fn is_reject(&self) -> bool {
+        *self == Self::Reject
+    }
 }
 
 /// How a command's metadata is merged into the lead's.
@@ -261,6 +283,9 @@ pub struct ProcessSpec {
     /// After how many seconds a call that nobody ended counts as ended.
     #[serde(default = "default_call_timeout_seconds")]
     pub call_timeout_seconds: u32,
+    /// What becomes of updates while a call with their lead is in progress.
+    #[serde(default, skip_serializing_if = "DuringCall::is_reject")]
+    pub during_call: DuringCall,
     /// Who is told of outcomes. A callback that is there but not in this list is removed.
     #[serde(default)]
     pub callbacks: Vec<CallbackSpec>,
@@ -312,6 +337,7 @@ impl ProcessSpec {
             metadata_merge: self.metadata_merge,
             allow_leaving_terminal: self.allow_leaving_terminal,
             call_timeout_seconds: self.call_timeout_seconds,
+            during_call: self.during_call,
         }
     }
 
@@ -322,6 +348,9 @@ impl ProcessSpec {
         if self.is_fallback() {
             if !self.states.is_empty() || self.transitions.is_some() {
                 faults.push("the process \"_\" stands for the project's fallback callbacks: it has no states".into());
+            }
+            if self.during_call == DuringCall::Queue {
+                faults.push("duringCall: the process \"_\" has no leads, so nothing can be queued".into());
             }
         } else if self.states.is_empty() {
             faults.push("states: a process needs at least one state".into());
@@ -453,12 +482,13 @@ mod tests {
         let spec = spec(
             r#"{"projectId":"010101010101010101010101","name":"sales","states":[{"name":"new","kind":"initial"},
             {"name":"interested"},{"name":"lost","kind":"terminal","takesDisposition":true}],
-            "transitions":{"new":["interested","lost"]},"metadataMerge":"deep","callbacks":[
+            "transitions":{"new":["interested","lost"]},"metadataMerge":"deep","duringCall":"queue","callbacks":[
             {"name":"crm","url":"https://crm.example/hook","auth":{"type":"header","name":"X-Key","value":"v"},
              "secrets":["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"],"events":["update.failed"]}]}"#,
         );
         assert_eq!(spec.faults(), Vec::<String>::new());
         assert_eq!(spec.rules().initial_state().unwrap().name, "new");
+        assert_eq!(spec.rules().during_call, DuringCall::Queue);
         assert!(!format!("{spec:?}").contains("MfKQ9r8"));
     }
 
@@ -501,6 +531,7 @@ mod tests {
             rules: Rules {
                 states: vec![State { name: "new".into(), kind: StateKind::Initial, takes_disposition: None }],
                 call_timeout_seconds: 7200,
+                during_call: DuringCall::Queue,
                 ..Rules::default()
             },
             callbacks: vec![Callback {
@@ -517,7 +548,7 @@ mod tests {
             }],
         };
         let text = serde_json::to_string(&process).unwrap();
-        insta::assert_snapshot!(text, @r#"{"projectId":"010101010101010101010101","processId":"020202020202020202020202","revision":3,"name":"sales","states":[{"name":"new","kind":"initial"}],"metadataMerge":"shallow","allowLeavingTerminal":false,"callTimeoutSeconds":7200,"callbacks":[{"callbackId":"030303030303030303030303","name":"crm","url":"https://crm.example/hook","auth":{"type":"bearer","token":"t"},"secrets":["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"],"enabled":true,"timeoutSeconds":15,"maxInFlight":64,"maxPerSecond":50}]}"#);
+        insta::assert_snapshot!(text, @r#"{"projectId":"010101010101010101010101","processId":"020202020202020202020202","revision":3,"name":"sales","states":[{"name":"new","kind":"initial"}],"metadataMerge":"shallow","allowLeavingTerminal":false,"callTimeoutSeconds":7200,"duringCall":"queue","callbacks":[{"callbackId":"030303030303030303030303","name":"crm","url":"https://crm.example/hook","auth":{"type":"bearer","token":"t"},"secrets":["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"],"enabled":true,"timeoutSeconds":15,"maxInFlight":64,"maxPerSecond":50}]}"#);
         assert_eq!(serde_json::from_str::<Process>(&text).unwrap(), process);
         assert!(!format!("{process:?}").contains("MfKQ9r8"));
     }

@@ -6,7 +6,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
     JsonObject, ObjectId, Timestamp,
-    command::{CallEnded, CallStarted, UpdateCommand},
+    command::{CallEnded, CallExpired, CallStarted, UpdateCommand},
     event::{CompletionEvent, WebhookEvent, WebhookPayload},
 };
 
@@ -71,6 +71,7 @@ fn commands() {
         &CallStarted { lead_id, reference_id: text(), process_id, call_id: text(), timeout_seconds: Some(60) },
     );
     both_ways("CallEnded", &CallEnded { lead_id, reference_id: text(), process_id, call_id: text() });
+    both_ways("CallExpired", &CallExpired { lead_id: id(2) });
 }
 
 #[test]

@@ -258,7 +258,7 @@ pub enum UpdateStatus {
 pub struct Update {
     /// The update.
     pub update_id: ObjectId,
-    /// Where it stands. While it is pending, all else is null.
+    /// Where it stands. While it is pending, all else is null, but for what is known of one that is held during a call.
     pub status: UpdateStatus,
     /// What was asked, as it stood in the log.
     pub command: Option<JsonObject>,
@@ -292,6 +292,9 @@ pub struct Update {
     pub applied_at: Option<Timestamp>,
     /// The lead's metadata after it.
     pub data: Option<JsonObject>,
+    /// While it is held during a call: when the call expires unless it ends before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_until: Option<Timestamp>,
 }
 
 impl Update {
@@ -316,6 +319,7 @@ impl Update {
             warnings: vec![],
             applied_at: None,
             data: None,
+            held_until: None,
         }
     }
 }

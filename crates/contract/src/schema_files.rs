@@ -31,7 +31,7 @@ macro_rules! add {
 
 fn schemas() -> BTreeMap<String, Value> {
     let mut all = Schemas::default();
-    add!(all, Read: command::UpdateCommand, command::CallStarted, command::CallEnded);
+    add!(all, Read: command::UpdateCommand, command::CallStarted, command::CallEnded, command::CallExpired);
     add!(all, Written: event::CompletionEvent, event::WebhookPayload<'static>, event::WebhookEvent);
     // What the buckets hold.
     add!(all, Written: key::ApiKey, process::Process, idempotency::IdempotencyRecord);
@@ -167,6 +167,14 @@ fn asyncapi() -> Value {
             "A call with a lead ended.",
         ),
         (
+            "callExpired",
+            "send",
+            "leads.cmd.{projectId}.call.expired",
+            streams::LEAD_COMMANDS,
+            "CallExpired",
+            "The last call with a lead, which held updates, may have expired.",
+        ),
+        (
             "updateSucceeded",
             "send",
             "leads.evt.{projectId}.{processId}.update.succeeded",
@@ -235,6 +243,7 @@ fn asyncapi() -> Value {
         ("UpdateCommand", "CommandHeaders"),
         ("CallStarted", "CommandHeaders"),
         ("CallEnded", "CommandHeaders"),
+        ("CallExpired", "CommandHeaders"),
         ("CompletionEvent", "EventHeaders"),
         ("WebhookEvent", "EventHeaders"),
     ] {

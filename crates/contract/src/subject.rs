@@ -5,6 +5,7 @@
 //! | `leads.cmd.{projectId}.update` | [`UpdateCommand`](crate::command::UpdateCommand) | `LEAD_COMMANDS` |
 //! | `leads.cmd.{projectId}.call.started` | [`CallStarted`](crate::command::CallStarted) | `LEAD_COMMANDS` |
 //! | `leads.cmd.{projectId}.call.ended` | [`CallEnded`](crate::command::CallEnded) | `LEAD_COMMANDS` |
+//! | `leads.cmd.{projectId}.call.expired` | [`CallExpired`](crate::command::CallExpired) | `LEAD_COMMANDS` |
 //! | `leads.evt.{projectId}.{processId}.update.{succeeded\|failed}` | [`CompletionEvent`](crate::event::CompletionEvent) | `LEAD_EVENTS` |
 //! | `webhooks.evt.{projectId}.{processId}.{exhausted\|callback.disabled}` | [`WebhookEvent`](crate::event::WebhookEvent) | `WEBHOOK_EVENTS` |
 //! | `leads.dead.{reason}` | the message as it came | `LEAD_DEAD_LETTERS` |
@@ -50,13 +51,15 @@ pub enum CommandKind {
     CallStarted,
     /// A call with a lead ended.
     CallEnded,
+    /// The last call with a lead may have expired.
+    CallExpired,
 }
 
 /// The subject is not one of the command log's.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "subject is none of leads.cmd.{{projectId}}.update, leads.cmd.{{projectId}}.call.started, \
-     leads.cmd.{{projectId}}.call.ended with a projectId of 24 hex digits"
+     leads.cmd.{{projectId}}.call.ended, leads.cmd.{{projectId}}.call.expired with a projectId of 24 hex digits"
 )]
 pub struct NotACommandSubject;
 
@@ -69,6 +72,7 @@ impl CommandSubject {
             "update" => CommandKind::Update,
             "call.started" => CommandKind::CallStarted,
             "call.ended" => CommandKind::CallEnded,
+            "call.expired" => CommandKind::CallExpired,
             _ => return Err(NotACommandSubject),
         };
         Ok(Self { project_id: project.parse().map_err(|_| NotACommandSubject)?, kind })
@@ -81,6 +85,7 @@ impl fmt::Display for CommandSubject {
             CommandKind::Update => "update",
             CommandKind::CallStarted => "call.started",
             CommandKind::CallEnded => "call.ended",
+            CommandKind::CallExpired => "call.expired",
         };
         write!(f, "leads.cmd.{}.{kind}", self.project_id)
     }

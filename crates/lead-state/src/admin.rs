@@ -234,6 +234,7 @@ fn changes(before: &Process, now: &Process) -> Vec<String> {
     compare("metadataMerge", rules.metadata_merge == before.rules.metadata_merge);
     compare("allowLeavingTerminal", rules.allow_leaving_terminal == before.rules.allow_leaving_terminal);
     compare("callTimeoutSeconds", rules.call_timeout_seconds == before.rules.call_timeout_seconds);
+    compare("duringCall", rules.during_call == before.rules.during_call);
     for callback in &now.callbacks {
         let Some(known) = before.callbacks.iter().find(|known| known.name == callback.name) else {
             changes.push(format!("callback {} added", callback.name));

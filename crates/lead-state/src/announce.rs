@@ -88,7 +88,7 @@ impl Announcer {
             let end = if epoch == last.0 { last.1 } else { i64::MAX as u64 };
             let rows = outbox(&self.pool, epoch, published, end, BACKLOG_ROWS).await?;
             let up_to = match rows.last() {
-                Some(row) if rows.len() as i64 == BACKLOG_ROWS => (epoch, row.log_seq),
+                Some(row) if rows.len() as i64 >= BACKLOG_ROWS => (epoch, row.seq),
                 _ if epoch < last.0 => (epoch + 1, 0),
                 _ => last,
             };
@@ -148,7 +148,7 @@ fn outbound(announcement: &Announcement, checkpoint: &Checkpoint, epoch: i32) ->
         announcement.traceparent.as_deref(),
         payload.into(),
     );
-    let position = checkpoint.position(epoch, announcement.log_seq);
+    let position = checkpoint.position(epoch, announcement.seq);
     message.headers.get_or_insert_default().insert(headers::POSITION, position.to_string());
     message
 }

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     announce::Batch,
-    decide::Limits,
+    decide::{Limits, weight_of_held},
     entry::{Body, DeadLetter, Entry, LogMessage},
     fold::{Names, World, fold},
     metrics::Metrics,
@@ -30,6 +30,7 @@ use crate::{
         StoreError,
         batch::{self, RulesCache, WriteError},
         checkpoint::Checkpoint,
+        held,
         ledger::Announcement,
     },
 };
@@ -57,6 +58,8 @@ pub(crate) struct Applier {
     pub(crate) announced: watch::Receiver<(i32, u64)>,
     /// Whether to look for updates that are in the ledger already before a batch is decided: while there are some.
     pub(crate) look: bool,
+    /// How many updates are held. While there are some, each batch is compared with them.
+    pub(crate) holding: u64,
     /// How many batches were written.
     pub(crate) written: Arc<AtomicU64>,
     /// What those made of leads that may have been read before.
@@ -192,6 +195,10 @@ impl Applier {
             return Err(Failure::TooLarge);
         }
         let look = !world.known.is_empty();
+        if self.holding > 0 {
+            world.known.extend(held::known(&self.pool, &names).await.map_err(WriteError::Store)?);
+        }
+        world.epoch = self.checkpoint.epoch;
         let now = clock::now();
         let plan = fold(world, entries, now, self.limits);
 
@@ -202,6 +209,7 @@ impl Applier {
         batch::write(&self.pool, &self.checkpoint, (last_seq, logged_at), announced, &plan, now).await?;
         self.checkpoint.last_seq = last_seq;
         self.look = look;
+        self.holding = (self.holding + plan.newly_held.len() as u64).saturating_sub(plan.released.len() as u64);
         let written = self.written.fetch_add(1, Ordering::Release) + 1;
         self.overlay.add(written, &plan);
         self.metrics.applied(&plan.rows);
@@ -220,7 +228,7 @@ impl Applier {
         let announcements = plan
             .rows
             .into_iter()
-            .map(|row| Announcement { log_seq: row.log_seq, traceparent: row.traceparent, event: row.event })
+            .map(|row| Announcement { seq: row.decided_seq, traceparent: row.traceparent, event: row.event })
             .collect();
         // If the announcer is gone, so is this term; the ledger still has the events.
         let _ = self.announcer.send(Batch { announcements, up_to: last_seq }).await;
@@ -273,22 +281,26 @@ fn dead_letter(dead: &DeadLetter, message: &LogMessage, checkpoint: &Checkpoint,
     OutboundMessage { subject: dead.reason.subject().into(), headers: Some(map), payload }
 }
 
-/// About how many bytes of metadata the outcomes of these entries carry.
+/// About how many bytes of metadata the outcomes of these entries, and of what they may release, carry.
 fn weight(world: &World, entries: &[Entry]) -> usize {
     let updates = entries.iter().filter_map(|entry| match &entry.body {
         Body::Update { command, text, .. } => Some((command, text)),
         _ => None,
     });
-    updates
-        .map(|(command, text)| {
-            let by_reference = || {
-                let key = (command.process_id?, command.reference_id.clone()?);
-                world.references.get(&key).copied()
-            };
-            let lead = command.lead_id.or_else(by_reference).and_then(|lead| world.leads.get(&lead));
-            text.get().len() + lead.map_or(0, |lead| lead.metadata.get().len())
-        })
-        .sum()
+    // Any entry of a lead may release what is held of it.
+    let held = world.held.iter().filter_map(|(lead_id, held)| {
+        let bytes = held.iter().map(|held| held.update.text.get().len()).sum();
+        Some(weight_of_held(world.leads.get(lead_id)?, held.len(), bytes))
+    });
+    let updates = updates.map(|(command, text)| {
+        let by_reference = || {
+            let key = (command.process_id?, command.reference_id.clone()?);
+            world.references.get(&key).copied()
+        };
+        let lead = command.lead_id.or_else(by_reference).and_then(|lead| world.leads.get(&lead));
+        text.get().len() + lead.map_or(0, |lead| lead.metadata.get().len())
+    });
+    updates.chain(held).sum()
 }
 
 #[cfg(test)]

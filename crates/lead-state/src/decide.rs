@@ -10,6 +10,11 @@ use crate::merge::merge;
 
 /// Most bytes of a lead's metadata, as text.
 pub const MAX_METADATA_BYTES: usize = 1 << 20;
+/// Most updates of a lead that are held during a call. They are decided in one transaction when it ends.
+pub const MAX_HELD: usize = 256;
+/// Most bytes that the outcomes of what is held of a lead may come to, unless a single one has more: they are in memory
+/// together.
+const HELD_BYTES: usize = 8 << 20;
 
 /// A lead, as far as deciding and applying need it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,6 +94,12 @@ pub enum Refusal {
     /// The seed's failure, word for word.
     #[error("Lead update is not allowed while a call is in progress for this lead")]
     CallInProgress,
+    /// No more of the lead's updates can wait for the end of its call.
+    #[error("{held} updates of this lead wait for the end of its call; there is no room for more")]
+    HeldFull {
+        /// How many there are.
+        held: usize,
+    },
     /// The command asks for nothing.
     #[error("Nothing to change: give metadata, name or targetState")]
     NothingToChange,
@@ -155,6 +166,7 @@ impl Refusal {
             Self::LeadNotFound => "lead_not_found",
             Self::AddressMismatch => "address_mismatch",
             Self::CallInProgress => "call_in_progress",
+            Self::HeldFull { .. } => "held_full",
             Self::NothingToChange => "nothing_to_change",
             Self::VersionMismatch { .. } => "version_mismatch",
             Self::StateMismatch { .. } => "state_mismatch",
@@ -178,7 +190,7 @@ pub fn decide(
     now: Timestamp,
     limits: Limits,
 ) -> Result<Change, Refusal> {
-    if calls.iter().any(|call| now < call.expires_at) {
+    if in_call(calls, now) {
         return Err(Refusal::CallInProgress);
     }
     if command.metadata.is_none() && command.name.is_none() && command.target_state.is_none() {
@@ -228,6 +240,29 @@ pub fn decide(
     }
     lead.version += 1;
     Ok(Change { lead, warnings })
+}
+
+/// Whether one of a lead's calls is in progress.
+pub fn in_call(calls: &[Call], now: Timestamp) -> bool {
+    calls.iter().any(|call| now < call.expires_at)
+}
+
+/// Whether an update of this many bytes can be held beside what is held of its lead already.
+pub fn room_to_hold(lead: &Lead, held: impl Iterator<Item = usize>, bytes: usize) -> Result<(), Refusal> {
+    let (mut count, mut all) = (0, bytes);
+    for bytes in held {
+        (count, all) = (count + 1, all + bytes);
+    }
+    if count == 0 || (count < MAX_HELD && weight_of_held(lead, count + 1, all) <= HELD_BYTES) {
+        Ok(())
+    } else {
+        Err(Refusal::HeldFull { held: count })
+    }
+}
+
+/// Most bytes that the outcomes of what is held come to: each has the lead's metadata, which grows by what is merged into it.
+pub fn weight_of_held(lead: &Lead, count: usize, bytes: usize) -> usize {
+    count * (lead.metadata.get().len() + bytes)
 }
 
 /// Whether the lead is still what the client made its update for.
@@ -347,6 +382,18 @@ mod tests {
     }
 
     #[test]
+    fn what_is_held_of_a_lead_is_bounded_in_number_and_in_what_it_comes_to() {
+        let lead = lead("new");
+        let held = |count: usize, bytes: usize| std::iter::repeat_n(bytes, count);
+        assert_eq!(room_to_hold(&lead, held(MAX_HELD - 1, 10), 10), Ok(()));
+        assert_eq!(room_to_hold(&lead, held(MAX_HELD, 10), 10), Err(Refusal::HeldFull { held: MAX_HELD }));
+        assert_eq!(room_to_hold(&lead, held(0, 0), HELD_BYTES), Ok(()), "a single one always fits");
+        assert_eq!(room_to_hold(&lead, held(1, 1 << 20), 1 << 20), Ok(()));
+        // Each of the three would carry the metadata of all.
+        assert_eq!(room_to_hold(&lead, held(2, 1 << 20), 1 << 20), Err(Refusal::HeldFull { held: 2 }));
+    }
+
+    #[test]
     fn transitions() {
         assert_eq!(outcome(&lead("new"), &to("gone")).unwrap_err().code(), "unknown_state");
         assert_eq!(outcome(&lead("followup_2"), &to("lost")).unwrap_err().code(), "transition_not_allowed");
@@ -392,6 +439,7 @@ mod tests {
             Refusal::LeadNotFound,
             Refusal::AddressMismatch,
             Refusal::CallInProgress,
+            Refusal::HeldFull { held: 1 },
             Refusal::NothingToChange,
             Refusal::VersionMismatch { expected: 1, version: 2 },
             Refusal::StateMismatch { expected: text(), state: text() },

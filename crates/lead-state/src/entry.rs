@@ -4,7 +4,7 @@ use async_nats::HeaderMap;
 use bytes::Bytes;
 use contract::{
     JsonObject, ObjectId, Timestamp,
-    command::{CallEnded, CallStarted, MAX_TEXT_CHARS, UpdateCommand},
+    command::{CallEnded, CallExpired, CallStarted, MAX_TEXT_CHARS, UpdateCommand},
     headers, json,
     subject::{CommandKind, CommandSubject, DeadLetterReason},
     trace,
@@ -57,6 +57,8 @@ pub enum Body {
     CallStarted(CallStarted),
     /// A call ended.
     CallEnded(CallEnded),
+    /// The last call with a lead may have expired.
+    CallExpired(CallExpired),
 }
 
 /// A message that goes to the dead letters.
@@ -96,6 +98,7 @@ pub fn parse(message: &LogMessage) -> Result<Entry, DeadLetter> {
         CommandKind::CallStarted => read::<CallStarted>(text)
             .and_then(|call| check_call_id(call.call_id.as_deref()).map(|()| Body::CallStarted(call))),
         CommandKind::CallEnded => read(text).map(Body::CallEnded),
+        CommandKind::CallExpired => read(text).map(Body::CallExpired),
     };
     let body = body.map_err(|error| dead(DeadLetterReason::InvalidCommand, error))?;
     Ok(Entry { sequence: message.sequence, logged_at: message.logged_at, project_id: subject.project_id, body })

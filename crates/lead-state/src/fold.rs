@@ -1,26 +1,26 @@
 //! 4 Decide: a batch of log entries, decided one after another on what was read of the database. Pure.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
     time::Duration,
 };
 
 use contract::{
     JsonObject, ObjectId, Timestamp,
-    command::{CallEnded, CallStarted, MAX_TEXT_CHARS, UpdateCommand},
+    command::{CallEnded, CallExpired, CallStarted, MAX_TEXT_CHARS, UpdateCommand},
     event::CompletionEvent,
-    process::Rules,
+    process::{DuringCall, Rules},
     subject::DeadLetterReason,
 };
 
 use crate::{
-    decide::{Call, Change, Lead, Limits, Refusal, decide},
+    decide::{Call, Change, Lead, Limits, Refusal, decide, in_call, room_to_hold},
     entry::{Body, DeadLetter, Entry},
 };
 
 /// What the database holds of all that a batch names.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct World {
     /// Leads by id.
     pub leads: HashMap<ObjectId, Lead>,
@@ -32,6 +32,41 @@ pub struct World {
     pub rules: HashMap<ObjectId, Arc<Rules>>,
     /// Updates of the batch that are in the ledger already, by project.
     pub known: HashSet<(ObjectId, ObjectId)>,
+    /// What is held by lead, in the order of the log. A lead of which something is held has a call in `calls`, which may have
+    /// expired.
+    pub held: HashMap<ObjectId, Vec<Arc<Held>>>,
+    /// Which of the logs there have been this is.
+    pub epoch: i32,
+}
+
+/// An update as it stands in the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Update {
+    /// Its project.
+    pub project_id: ObjectId,
+    /// Its id.
+    pub update_id: ObjectId,
+    /// Which of the logs there have been it is in.
+    pub epoch: i32,
+    /// Its place there.
+    pub log_seq: u64,
+    /// When the log stored it.
+    pub logged_at: Timestamp,
+    /// The command.
+    pub command: Box<UpdateCommand>,
+    /// Its text.
+    pub text: JsonObject,
+    /// The trace it belongs to.
+    pub traceparent: Option<String>,
+}
+
+/// An update that waits until no call with its lead is in progress.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Held {
+    /// The lead that it was found to be for.
+    pub lead_id: ObjectId,
+    /// The update.
+    pub update: Update,
 }
 
 /// What a batch names: what must be read to decide it.
@@ -48,10 +83,14 @@ pub struct Names {
 /// A row of the ledger: a command and its outcome.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LedgerRow {
-    /// The command's place in the log.
+    /// Which of the logs there have been the command is in.
+    pub epoch: i32,
+    /// Its place there.
     pub log_seq: u64,
     /// When the log stored it.
     pub logged_at: Timestamp,
+    /// The entry of the current log at which it was decided: its own, or the one that ended the call that held it.
+    pub decided_seq: u64,
     /// The command's text.
     pub command: JsonObject,
     /// The API key it came under.
@@ -71,7 +110,13 @@ pub struct Plan {
     pub leads: Vec<Lead>,
     /// The leads whose calls changed, with all their calls, by id.
     pub calls: Vec<(ObjectId, Vec<Call>)>,
-    /// One row per update that was not in the ledger, in log order.
+    /// The leads of which other updates are held than before, with all that are held of them, by id.
+    pub held: Vec<(ObjectId, Vec<Arc<Held>>)>,
+    /// Of these, what was not held before.
+    pub newly_held: Vec<Arc<Held>>,
+    /// What was held before and is decided, by project and update.
+    pub released: Vec<(ObjectId, ObjectId)>,
+    /// One row per update that is decided and was not in the ledger, in the order of the decisions.
     pub rows: Vec<LedgerRow>,
     /// What was understood but cannot be carried out and has no ledger row.
     pub dead_letters: Vec<DeadLetter>,
@@ -91,6 +136,7 @@ impl Names {
                 | Body::CallEnded(CallEnded { lead_id, process_id, reference_id, .. }) => {
                     names.lead(*lead_id, *process_id, reference_id.as_deref());
                 }
+                Body::CallExpired(CallExpired { lead_id }) => names.lead(Some(*lead_id), None, None),
             }
         }
         names
@@ -111,59 +157,157 @@ impl Names {
 }
 
 /// Decides a batch. `applied_at` is the time that the outcomes carry; decisions go by the log's time.
-pub fn fold(mut world: World, entries: Vec<Entry>, applied_at: Timestamp, limits: Limits) -> Plan {
-    let mut plan = Plan::default();
-    let mut changed = BTreeSet::new();
-    let mut calls_changed = BTreeSet::new();
+pub fn fold(world: World, entries: Vec<Entry>, applied_at: Timestamp, limits: Limits) -> Plan {
+    let mut folding = Folding {
+        world,
+        applied_at,
+        limits,
+        plan: Plan::default(),
+        changed: BTreeSet::new(),
+        calls_changed: BTreeSet::new(),
+        held_changed: BTreeSet::new(),
+        newly_held: BTreeMap::new(),
+    };
     for entry in entries {
-        let Entry { sequence, logged_at, project_id, body } = entry;
+        folding.enter(entry);
+    }
+    folding.plan()
+}
+
+/// A batch that is being decided.
+struct Folding {
+    /// As it is after the entries so far.
+    world: World,
+    applied_at: Timestamp,
+    limits: Limits,
+    plan: Plan,
+    changed: BTreeSet<ObjectId>,
+    calls_changed: BTreeSet<ObjectId>,
+    held_changed: BTreeSet<ObjectId>,
+    /// What this batch holds, by project and update.
+    newly_held: BTreeMap<(ObjectId, ObjectId), Arc<Held>>,
+}
+
+impl Folding {
+    fn enter(&mut self, Entry { sequence, logged_at, project_id, body }: Entry) {
         match body {
             Body::Update { update_id, command, text, traceparent } => {
-                if !world.known.insert((project_id, update_id)) {
+                if !self.world.known.insert((project_id, update_id)) {
                     tracing::info!(%update_id, sequence, "an update met again is not applied again");
-                    continue;
+                    return;
                 }
-                let (found, outcome) = world.update(project_id, &command, logged_at, limits);
-                let event = completion(project_id, update_id, &command, found.as_ref(), &outcome, applied_at);
-                if let Ok(change) = outcome {
-                    changed.insert(change.lead.lead_id);
-                    world.leads.insert(change.lead.lead_id, change.lead);
+                let epoch = self.world.epoch;
+                let found =
+                    self.world.find(project_id, command.lead_id, command.process_id, command.reference_id.as_deref());
+                let update =
+                    Update { project_id, update_id, epoch, log_seq: sequence, logged_at, command, text, traceparent };
+                match found {
+                    Ok(lead_id) => {
+                        self.release(lead_id, sequence, logged_at);
+                        self.update(lead_id, update);
+                    }
+                    Err(refusal) => self.conclude(update, sequence, None, Err(refusal)),
                 }
-                plan.rows.push(LedgerRow {
-                    log_seq: sequence,
-                    logged_at,
-                    command: text,
-                    api_key_id: command.api_key_id,
-                    disposition: command.disposition,
-                    traceparent,
-                    event,
-                });
             }
             Body::CallStarted(call) => {
-                match world.find(project_id, call.lead_id, call.process_id, call.reference_id.as_deref()) {
-                    Ok(lead_id) => {
-                        world.start_call(lead_id, call, logged_at);
-                        calls_changed.insert(lead_id);
-                    }
-                    Err(e) => plan.dead_letters.push(unknown_lead(sequence, &e)),
+                let found = self.world.find(project_id, call.lead_id, call.process_id, call.reference_id.as_deref());
+                if let Some(lead_id) = self.lead_of_call(sequence, found) {
+                    // What an expired call held is not held by the next one.
+                    self.release(lead_id, sequence, logged_at);
+                    self.world.start_call(lead_id, call, logged_at);
+                    self.calls_changed.insert(lead_id);
                 }
             }
             Body::CallEnded(call) => {
-                match world.find(project_id, call.lead_id, call.process_id, call.reference_id.as_deref()) {
-                    Ok(lead_id) => {
-                        let calls = world.calls.entry(lead_id).or_default();
-                        calls.retain(|running| call.call_id.as_ref().is_some_and(|ended| *ended != running.call_id));
-                        calls_changed.insert(lead_id);
-                    }
-                    Err(e) => plan.dead_letters.push(unknown_lead(sequence, &e)),
+                let found = self.world.find(project_id, call.lead_id, call.process_id, call.reference_id.as_deref());
+                if let Some(lead_id) = self.lead_of_call(sequence, found) {
+                    let calls = self.world.calls.entry(lead_id).or_default();
+                    calls.retain(|running| call.call_id.as_ref().is_some_and(|ended| *ended != running.call_id));
+                    self.calls_changed.insert(lead_id);
+                    self.release(lead_id, sequence, logged_at);
+                }
+            }
+            Body::CallExpired(CallExpired { lead_id }) => {
+                let found = self.world.find(project_id, Some(lead_id), None, None);
+                if let Some(lead_id) = self.lead_of_call(sequence, found) {
+                    self.release(lead_id, sequence, logged_at);
                 }
             }
         }
     }
-    plan.leads = changed.iter().filter_map(|lead_id| world.leads.remove(lead_id)).collect();
-    plan.calls =
-        calls_changed.into_iter().map(|lead_id| (lead_id, world.calls.remove(&lead_id).unwrap_or_default())).collect();
-    plan
+
+    /// The lead of a call event; one for nobody is a dead letter.
+    fn lead_of_call(&mut self, sequence: u64, found: Result<ObjectId, Refusal>) -> Option<ObjectId> {
+        found.map_err(|refusal| self.plan.dead_letters.push(unknown_lead(sequence, &refusal))).ok()
+    }
+
+    /// Decides an update, or holds it until the end of the call that it meets.
+    fn update(&mut self, lead_id: ObjectId, update: Update) {
+        let (lead, outcome) = self.world.decide(lead_id, &update.command, update.logged_at, self.limits);
+        let queues = || self.world.rules(lead.process_id).is_some_and(|rules| rules.during_call == DuringCall::Queue);
+        if outcome != Err(Refusal::CallInProgress) || !queues() {
+            let decided_seq = update.log_seq;
+            return self.conclude(update, decided_seq, Some(lead), outcome);
+        }
+        let held = self.world.held.entry(lead_id).or_default();
+        let texts = held.iter().map(|held| held.update.text.get().len());
+        if let Err(refusal) = room_to_hold(&lead, texts, update.text.get().len()) {
+            let decided_seq = update.log_seq;
+            return self.conclude(update, decided_seq, Some(lead), Err(refusal));
+        }
+        let new = Arc::new(Held { lead_id, update });
+        held.push(new.clone());
+        self.held_changed.insert(lead_id);
+        self.newly_held.insert((new.update.project_id, new.update.update_id), new);
+    }
+
+    /// Decides what is held of a lead, in the order of the log, if no call holds it any more at this entry.
+    fn release(&mut self, lead_id: ObjectId, sequence: u64, now: Timestamp) {
+        if self.world.held.get(&lead_id).is_none_or(Vec::is_empty) || self.world.in_call(lead_id, now) {
+            return;
+        }
+        self.held_changed.insert(lead_id);
+        for held in self.world.held.remove(&lead_id).unwrap_or_default() {
+            let key = (held.update.project_id, held.update.update_id);
+            if self.newly_held.remove(&key).is_none() {
+                self.plan.released.push(key);
+            }
+            let (lead, outcome) = self.world.decide(lead_id, &held.update.command, now, self.limits);
+            self.conclude(Arc::unwrap_or_clone(held).update, sequence, Some(lead), outcome);
+        }
+    }
+
+    /// Notes what became of an update of this lead.
+    fn conclude(&mut self, update: Update, decided_seq: u64, found: Option<Lead>, outcome: Result<Change, Refusal>) {
+        let event = completion(&update, found.as_ref(), &outcome, self.applied_at);
+        if let Ok(change) = outcome {
+            self.changed.insert(change.lead.lead_id);
+            self.world.leads.insert(change.lead.lead_id, change.lead);
+        }
+        let Update { epoch, log_seq, logged_at, command, text, traceparent, .. } = update;
+        self.plan.rows.push(LedgerRow {
+            epoch,
+            log_seq,
+            logged_at,
+            decided_seq,
+            command: text,
+            api_key_id: command.api_key_id,
+            disposition: command.disposition,
+            traceparent,
+            event,
+        });
+    }
+
+    fn plan(self) -> Plan {
+        let Self { mut world, mut plan, changed, calls_changed, held_changed, newly_held, .. } = self;
+        plan.leads = changed.iter().filter_map(|lead_id| world.leads.remove(lead_id)).collect();
+        let calls = |lead_id| (lead_id, world.calls.remove(&lead_id).unwrap_or_default());
+        plan.calls = calls_changed.into_iter().map(calls).collect();
+        let held = |lead_id| (lead_id, world.held.remove(&lead_id).unwrap_or_default());
+        plan.held = held_changed.into_iter().map(held).collect();
+        plan.newly_held = newly_held.into_values().collect();
+        plan
+    }
 }
 
 impl World {
@@ -194,22 +338,26 @@ impl World {
         if same_reference && same_process { Ok(lead.lead_id) } else { Err(Refusal::AddressMismatch) }
     }
 
-    /// Decides an update; also returns the lead it was for, where that was found.
-    fn update(
+    fn rules(&self, process_id: ObjectId) -> Option<&Rules> {
+        self.rules.get(&process_id).map(Arc::as_ref)
+    }
+
+    fn in_call(&self, lead_id: ObjectId, now: Timestamp) -> bool {
+        in_call(self.calls.get(&lead_id).map_or(&[][..], Vec::as_slice), now)
+    }
+
+    /// Decides an update of a lead that was found; also returns the lead.
+    fn decide(
         &self,
-        project_id: ObjectId,
+        lead_id: ObjectId,
         command: &UpdateCommand,
         now: Timestamp,
         limits: Limits,
-    ) -> (Option<Lead>, Result<Change, Refusal>) {
-        let reference_id = command.reference_id.as_deref();
-        let lead = match self.find(project_id, command.lead_id, command.process_id, reference_id) {
-            Ok(lead_id) => &self.leads[&lead_id],
-            Err(refusal) => return (None, Err(refusal)),
-        };
-        let calls = self.calls.get(&lead.lead_id).map_or(&[][..], Vec::as_slice);
+    ) -> (Lead, Result<Change, Refusal>) {
+        let lead = &self.leads[&lead_id];
+        let calls = self.calls.get(&lead_id).map_or(&[][..], Vec::as_slice);
         let rules = self.rules.get(&lead.process_id).cloned().unwrap_or_default();
-        (Some(lead.clone()), decide(lead, calls, command, &rules, now, limits))
+        (lead.clone(), decide(lead, calls, command, &rules, now, limits))
     }
 
     fn start_call(&mut self, lead_id: ObjectId, call: CallStarted, logged_at: Timestamp) {
@@ -232,13 +380,12 @@ fn unknown_lead(sequence: u64, refusal: &Refusal) -> DeadLetter {
 }
 
 fn completion(
-    project_id: ObjectId,
-    update_id: ObjectId,
-    command: &UpdateCommand,
+    update: &Update,
     found: Option<&Lead>,
     outcome: &Result<Change, Refusal>,
     applied_at: Timestamp,
 ) -> CompletionEvent {
+    let Update { project_id, update_id, ref command, .. } = *update;
     let change = outcome.as_ref().ok();
     let refusal = outcome.as_ref().err();
     CompletionEvent {
@@ -382,6 +529,63 @@ mod tests {
         assert_eq!(codes(&plan), ["call_in_progress", "call_in_progress", "ok", "call_in_progress", "ok"]);
         assert_eq!(plan.calls.len(), 1);
         assert_eq!(plan.calls[0].1.len(), 1, "the expired call stays until somebody sweeps it");
+    }
+
+    #[test]
+    fn what_a_call_holds_is_decided_where_it_ends_and_before_what_comes_later() {
+        let mut world = world();
+        let mut rules = world.rules[&PROCESS].as_ref().clone();
+        rules.during_call = DuringCall::Queue;
+        world.rules.insert(PROCESS, Arc::new(rules));
+        world.epoch = 3;
+        let start = |sequence, call: Option<&str>| {
+            let call = CallStarted { lead_id: Some(LEAD), call_id: call.map(Into::into), ..Default::default() };
+            entry(sequence, Body::CallStarted(call))
+        };
+        let end = |sequence, call: Option<&str>| {
+            let call = CallEnded { lead_id: Some(LEAD), call_id: call.map(Into::into), ..Default::default() };
+            entry(sequence, Body::CallEnded(call))
+        };
+        let expired = |sequence| entry(sequence, Body::CallExpired(CallExpired { lead_id: LEAD }));
+        let limits = Limits { metadata_bytes: 1000 };
+
+        // The first batch ends while one of two calls is in progress.
+        let first = vec![
+            start(1, Some("a")),
+            start(2, Some("b")),
+            update(3, 1, merge(r#"{"a":1}"#)),
+            end(4, Some("a")),
+            expired(5),
+            update(6, 2, merge(r#"{"a":2}"#)),
+        ];
+        let plan = fold(world.clone(), first, AT, limits);
+        assert!(plan.rows.is_empty() && plan.leads.is_empty() && plan.released.is_empty());
+        assert_eq!(plan.newly_held.iter().map(|held| held.update.log_seq).collect::<Vec<_>>(), [3, 6]);
+        assert_eq!(plan.held[0].1, plan.newly_held);
+
+        // In the second it ends by its time: the entry behind that is decided after what was held.
+        world.calls.extend(plan.calls);
+        world.held.extend(plan.held);
+        let plan = fold(world.clone(), vec![update(12, 3, merge(r#"{"b":3}"#)), end(13, None)], AT, limits);
+        let places: Vec<_> = plan.rows.iter().map(|row| (row.epoch, row.log_seq, row.decided_seq)).collect();
+        assert_eq!(places, [(3, 3, 12), (3, 6, 12), (3, 12, 12)]);
+        assert_eq!(plan.leads[0].metadata.get(), r#"{"a":2,"b":3}"#);
+        assert_eq!((plan.released.len(), plan.newly_held.len(), plan.held[0].1.len()), (2, 0, 0));
+
+        // Or the log says so, and a call that begins in the same moment holds nothing of before.
+        let plan = fold(
+            world.clone(),
+            vec![expired(11), expired(12), start(12, None), update(13, 3, merge("{}"))],
+            AT,
+            limits,
+        );
+        assert_eq!(plan.rows.iter().map(|row| row.decided_seq).collect::<Vec<_>>(), [12, 12]);
+        assert_eq!(plan.newly_held.len(), 1);
+
+        // What is held and let go in one batch is never written as held.
+        let batch = vec![start(13, None), update(14, 4, merge("{}")), end(15, None)];
+        let plan = fold(World { held: HashMap::new(), calls: HashMap::new(), ..world }, batch, AT, limits);
+        assert_eq!((plan.rows.len(), plan.newly_held.len(), plan.released.len()), (1, 0, 0));
     }
 
     #[test]

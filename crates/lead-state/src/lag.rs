@@ -21,7 +21,7 @@ use crate::{
     store::{
         StoreError,
         checkpoint::{self, Checkpoint},
-        ledger,
+        held, ledger,
     },
 };
 
@@ -68,6 +68,7 @@ async fn ask(pool: &PgPool, metrics: &Metrics, known: &mut Known) -> Result<(), 
     };
     known.checkpoint = checkpoint;
     metrics.lag.active_calls.set(ledger::active_calls(pool, clock::now()).await?);
+    metrics.lag.held_updates.set(i64::try_from(held::count(pool).await?).unwrap_or(i64::MAX));
     Ok(())
 }
 

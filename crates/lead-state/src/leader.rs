@@ -33,6 +33,7 @@ use crate::{
     announce::{self, Announcer},
     apply::{Applier, ApplyError},
     decide::Limits,
+    expiry,
     housekeeping::Housekeeper,
     metrics::Metrics,
     prefetch::{Overlay, prefetch},
@@ -44,6 +45,7 @@ use crate::{
         self, StoreError,
         batch::RulesCache,
         checkpoint::{self, Checkpoint},
+        held,
     },
 };
 
@@ -256,6 +258,10 @@ impl Leader {
                 "NATS takes only small messages: leads may hold less metadata"
             );
         }
+        let holding = match held::count(&self.pool).await {
+            Ok(holding) => holding,
+            Err(e) => return broken_off("count what is held", e),
+        };
         let (read, log_entries) = reader::channel();
         // One batch ahead.
         let (ahead, to_apply) = mpsc::channel(1);
@@ -270,6 +276,7 @@ impl Leader {
             announcer: applied,
             announced: announcer.announced.subscribe(),
             look: false,
+            holding,
             written: written.clone(),
             overlay: Overlay::default(),
             rules: RulesCache::default(),
@@ -305,6 +312,11 @@ impl Leader {
                 Ok(()) => TermEnd::Again("the reader ended".into()),
                 Err(e) => TermEnd::Again(format!("{e:#}")),
             })
+        });
+        let expiry = expiry::tell(self.pool.clone(), self.js.clone());
+        background.spawn(async move {
+            expiry.await;
+            Ok(TermEnd::Again("telling of expired calls ended".into()))
         });
         let prefetch = prefetch(self.pool.clone(), log_entries, written, ahead);
         background.spawn(async move {

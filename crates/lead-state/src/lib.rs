@@ -23,6 +23,7 @@ mod announce;
 mod apply;
 pub mod decide;
 pub mod entry;
+mod expiry;
 pub mod fold;
 mod housekeeping;
 mod lag;

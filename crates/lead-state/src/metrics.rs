@@ -31,6 +31,7 @@ pub(crate) struct Lag {
     pub(crate) announce_messages: Gauge,
     pub(crate) announce_seconds: Seconds,
     pub(crate) active_calls: Gauge,
+    pub(crate) held_updates: Gauge,
     pub(crate) stream_bytes: Family<Label, Gauge>,
     pub(crate) stream_max_bytes: Family<Label, Gauge>,
     /// When the above was last seen.
@@ -66,6 +67,7 @@ impl Lag {
             lag.announce_seconds.clone(),
         );
         registry.register("active_calls", "Calls in progress", lag.active_calls.clone());
+        registry.register("held_updates", "Updates that wait for the end of a call", lag.held_updates.clone());
         registry.register_with_unit("stream", "What a stream holds, by stream", Unit::Bytes, lag.stream_bytes.clone());
         registry.register_with_unit(
             "stream_max",

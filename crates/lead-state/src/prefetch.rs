@@ -67,7 +67,7 @@ pub(crate) fn understand<'a>(messages: impl Iterator<Item = &'a LogMessage>) -> 
     (entries, dead_letters)
 }
 
-/// What the last batches made of leads and calls, by how many batches were written with them.
+/// What the last batches made of leads, calls and what they hold, by how many batches were written with them.
 #[derive(Default)]
 pub(crate) struct Overlay {
     batches: VecDeque<(u64, World)>,
@@ -79,6 +79,7 @@ impl Overlay {
         let world = World {
             leads: plan.leads.iter().map(|lead| (lead.lead_id, lead.clone())).collect(),
             calls: plan.calls.iter().cloned().collect(),
+            held: plan.held.iter().cloned().collect(),
             ..World::default()
         };
         self.batches.push_back((written, world));
@@ -99,6 +100,11 @@ impl Overlay {
             for (lead_id, calls) in &newer.calls {
                 if world.leads.contains_key(lead_id) {
                     world.calls.insert(*lead_id, calls.clone());
+                }
+            }
+            for (lead_id, held) in &newer.held {
+                if world.leads.contains_key(lead_id) {
+                    world.held.insert(*lead_id, held.clone());
                 }
             }
         }

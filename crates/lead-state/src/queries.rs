@@ -5,7 +5,7 @@ use std::time::Duration;
 use async_nats::jetstream;
 use contract::{
     JsonObject, Timestamp,
-    command::MAX_TEXT_CHARS,
+    command::{CallEnded, MAX_TEXT_CHARS},
     event::CompletionEvent,
     rpc::{GetLead, GetUpdate, InitiateLead, Lead, RpcError, TryUpdate, Update},
     streams::LEAD_COMMANDS,
@@ -16,11 +16,11 @@ use sqlx::PgPool;
 use crate::{
     decide::Limits,
     entry::{Body, Entry},
-    fold::{Names, fold},
+    fold::{Names, World, fold},
     store::{
         StoreError,
         batch::{self, RulesCache},
-        checkpoint,
+        checkpoint, held,
         leads::{self, Address},
         ledger,
     },
@@ -111,8 +111,8 @@ impl Queries {
         let entries = vec![Entry { sequence: 0, logged_at: now, project_id: query.project_id, body }];
         let names = Names::of(&entries);
         let world = batch::read(&self.pool, &names, &mut RulesCache::default(), usize::MAX).await?.unwrap_or_default();
-        let row = fold(world, entries, now, self.limits()).rows.pop();
-        row.map(|row| row.event).ok_or_else(|| RpcError::new(500, "internal", "the update was not decided"))
+        try_on(world, entries, now, self.limits())
+            .ok_or_else(|| RpcError::new(500, "internal", "the update was not decided"))
     }
 
     fn limits(&self) -> Limits {
@@ -123,7 +123,10 @@ impl Queries {
         if let Some(update) = ledger::find(&self.pool, query.project_id, query.update_id).await? {
             return Ok(update);
         }
-        // Not in the ledger: either it is in the log and not applied yet, or there is none. The reader soon knows.
+        if let Some(update) = self.held_or_just_decided(&query).await? {
+            return Ok(update);
+        }
+        // Neither: either it is in the log and not applied yet, or there is none. The reader soon knows.
         let not_found = || RpcError::new(404, "update_not_found", "Update not found");
         let unavailable =
             |e: &dyn std::fmt::Display| RpcError::new(503, "unavailable", format!("the log is not available: {e}"));
@@ -134,7 +137,7 @@ impl Queries {
             let checkpoint = checkpoint::get(&self.pool, LEAD_COMMANDS).await?;
             let applied = checkpoint.map_or(0, |checkpoint| checkpoint.last_seq);
             if applied >= last_seq {
-                return ledger::find(&self.pool, query.project_id, query.update_id).await?.ok_or_else(not_found);
+                return self.held_or_just_decided(&query).await?.ok_or_else(not_found);
             }
             if tokio::time::Instant::now() >= deadline {
                 break applied;
@@ -149,6 +152,32 @@ impl Queries {
         }
         Ok(Update::pending(query.update_id))
     }
+
+    /// In this order: what is not held any more is in the ledger.
+    async fn held_or_just_decided(&self, query: &GetUpdate) -> Result<Option<Update>, StoreError> {
+        match held::find(&self.pool, query.project_id, query.update_id).await? {
+            None => ledger::find(&self.pool, query.project_id, query.update_id).await,
+            held => Ok(held),
+        }
+    }
+}
+
+/// What would become of the last of these entries, an update; of one that would be held, what would if the call ended now.
+fn try_on(world: World, mut entries: Vec<Entry>, now: Timestamp, limits: Limits) -> Option<CompletionEvent> {
+    let plan = fold(world.clone(), entries.clone(), now, limits);
+    let Some(held) = plan.newly_held.first() else { return plan.rows.into_iter().next_back().map(|row| row.event) };
+    let lead_id = Some(held.lead_id);
+    let calls = world.calls.get(&held.lead_id);
+    let until = calls.into_iter().flatten().map(|call| call.expires_at).max().unwrap_or(now);
+    let (project_id, sequence) = (held.update.project_id, held.update.log_seq + 1);
+    let body = Body::CallEnded(CallEnded { lead_id, ..CallEnded::default() });
+    entries.push(Entry { sequence, logged_at: now, project_id, body });
+    let mut event = fold(world, entries, now, limits).rows.into_iter().next_back()?.event;
+    event.warnings.push(format!(
+        "a call is in progress: the update would be held until it ends, at the latest until {}",
+        until.to_iso()
+    ));
+    Some(event)
 }
 
 fn check(lead: &InitiateLead, limits: Limits) -> Result<(), RpcError> {

@@ -234,7 +234,9 @@ async fn note_told(pool: &PgPool, js: &jetstream::Context, now: &Checkpoint) -> 
         Some(now.published())
     } else {
         let position = position_of(&events, acked).await?;
-        position.filter(|at| at.generation == now.generation).map(|at| (at.epoch, at.sequence))
+        // Not what it carries itself: several may, when a call ended that held updates.
+        let before = |at: Position| (at.epoch, at.sequence.saturating_sub(1));
+        position.filter(|at| at.generation == now.generation).map(before)
     };
     if let Some(told) = told {
         checkpoint::set_told(pool, now, told).await?;

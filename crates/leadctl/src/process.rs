@@ -25,6 +25,7 @@ pub(crate) enum Process {
         {\"projectId\": \"6b0426971c73026dafa27e40\", \"name\": \"Sales\",\n   \
          \"states\": [{\"name\": \"new\", \"kind\": \"initial\"}, {\"name\": \"interested\"},\n              \
                     {\"name\": \"lost\", \"kind\": \"terminal\"}],\n   \
+         \"duringCall\": \"queue\",\n   \
          \"transitions\": {\"new\": [\"interested\", \"lost\"], \"interested\": [\"lost\"]},\n   \
          \"callbacks\": [{\"name\": \"crm\", \"url\": \"https://crm.example.com/leads\",\n                  \
                        \"auth\": {\"type\": \"bearer\", \"token\": \"…\"}}]}")]

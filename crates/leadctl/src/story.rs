@@ -31,6 +31,7 @@ pub(crate) struct Story {
     version: Option<i64>,
     user_id: Option<String>,
     api_key_id: Option<ObjectId>,
+    held_until: Option<String>,
     logged_at: Option<String>,
     applied_at: Option<String>,
     deliveries: Option<Vec<Delivery>>,
@@ -137,6 +138,9 @@ impl Story {
             if let Some(at) = at {
                 line(name, at);
             }
+        }
+        if let Some(until) = &self.held_until {
+            line("held", &format!("until the call ends, or expires at {until}"));
         }
         for warning in &self.warnings {
             line("warning", warning);

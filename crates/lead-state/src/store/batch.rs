@@ -9,7 +9,7 @@ use contract::{ObjectId, Timestamp, process::Rules};
 use futures::TryStreamExt;
 use sqlx::{PgConnection, PgExecutor, PgPool};
 
-use super::{StoreError, checkpoint::Checkpoint, id, object, time};
+use super::{StoreError, checkpoint::Checkpoint, held, id, object, time};
 use crate::{
     decide::{Call, Lead},
     fold::{Names, Plan, World},
@@ -43,7 +43,7 @@ pub(crate) struct Fetched {
 pub(crate) async fn fetch(pool: &PgPool, names: &Names, budget: usize) -> Result<Option<Fetched>, StoreError> {
     let mut fetched = Fetched::default();
     // Of leads that are named by their ids the calls can be read at the same time.
-    let (whole, calls) =
+    let (whole, (calls, mut holding)) =
         tokio::try_join!(read_leads(pool, names, &mut fetched, budget), read_calls(pool, names.leads.iter().copied()))?;
     if !whole {
         return Ok(None);
@@ -51,8 +51,13 @@ pub(crate) async fn fetch(pool: &PgPool, names: &Names, budget: usize) -> Result
     fetched.world.calls = calls;
     if !names.references.is_empty() {
         let others = fetched.world.leads.keys().filter(|lead| !names.leads.contains(lead)).copied();
-        let calls = read_calls(pool, others).await?;
+        let (calls, others_holding) = read_calls(pool, others).await?;
         fetched.world.calls.extend(calls);
+        holding.extend(others_holding);
+    }
+    if !holding.is_empty() {
+        let Some(held) = held::of_leads(pool, holding.into_iter(), budget).await? else { return Ok(None) };
+        fetched.world.held = held;
     }
     Ok(Some(fetched))
 }
@@ -176,29 +181,37 @@ async fn read_leads(
     Ok(true)
 }
 
+/// The calls of leads, and of which of them updates are held.
 async fn read_calls(
     pool: &PgPool,
     leads: impl Iterator<Item = ObjectId>,
-) -> Result<HashMap<ObjectId, Vec<Call>>, StoreError> {
+) -> Result<(HashMap<ObjectId, Vec<Call>>, HashSet<ObjectId>), StoreError> {
     let ids: Vec<_> = leads.map(|lead| *lead.as_bytes()).collect();
     let mut calls = HashMap::<_, Vec<Call>>::new();
+    let mut holding = HashSet::new();
     if ids.is_empty() {
-        return Ok(calls);
+        return Ok((calls, holding));
     }
     let rows = sqlx::query!(
-        r#"SELECT lead_id, call_id, started_at, expires_at FROM lead_state.active_calls WHERE lead_id = ANY($1::bytea[])"#,
+        r#"SELECT c.lead_id, c.call_id, c.started_at, c.expires_at,
+                  EXISTS (SELECT FROM lead_state.held_updates h WHERE h.lead_id = c.lead_id) AS "holding!"
+           FROM lead_state.active_calls c WHERE c.lead_id = ANY($1::bytea[])"#,
         &ids as _
     )
     .fetch_all(pool)
     .await?;
     for row in rows {
-        calls.entry(id("active_calls", "lead_id", &row.lead_id)?).or_default().push(Call {
+        let lead_id = id("active_calls", "lead_id", &row.lead_id)?;
+        if row.holding {
+            holding.insert(lead_id);
+        }
+        calls.entry(lead_id).or_default().push(Call {
             call_id: row.call_id,
             started_at: row.started_at.into(),
             expires_at: row.expires_at.into(),
         });
     }
-    Ok(calls)
+    Ok((calls, holding))
 }
 
 /// Which of a batch's updates are in the ledger already.
@@ -271,7 +284,7 @@ pub(crate) enum WriteError {
     /// went through unheard. Nothing was written.
     #[error("the checkpoint was moved by another reader")]
     Fenced,
-    /// An update is in the ledger already. Nothing was written; whoever looked before knows which.
+    /// An update is in the ledger already, or held. Nothing was written; whoever looked before knows which.
     #[error("an update is in the ledger already")]
     Known,
     /// The database did not do it. Whether it was written is not known after a lost connection; the checkpoint tells.
@@ -293,7 +306,7 @@ impl From<sqlx::Error> for WriteError {
     }
 }
 
-/// Writes a batch that ends with the log's entry `last_seq` in one transaction: checkpoint, leads, calls, ledger. All of it
+/// Writes a batch that ends with the log's entry `last_seq` in one transaction: checkpoint, leads, calls, what is held, ledger. All of it
 /// or nothing. Notes on the way how far the announcements are.
 pub(crate) async fn write(
     pool: &PgPool,
@@ -303,13 +316,16 @@ pub(crate) async fn write(
     plan: &Plan,
     now: Timestamp,
 ) -> Result<(), WriteError> {
-    if plan.calls.is_empty() {
+    if plan.calls.is_empty() && plan.newly_held.is_empty() && plan.released.is_empty() {
         // A statement is a transaction: nothing more need be said to Postgres.
         return write_updates(pool, from, to, published, plan, now).await;
     }
     let mut transaction = pool.begin().await?;
     write_updates(&mut *transaction, from, to, published, plan, now).await?;
-    write_calls(&mut transaction, &plan.calls).await?;
+    if !plan.calls.is_empty() {
+        write_calls(&mut transaction, &plan.calls).await?;
+    }
+    held::write(&mut transaction, from, plan).await?;
     transaction.commit().await?;
     Ok(())
 }
@@ -352,23 +368,24 @@ async fn write_updates(
                INSERT INTO lead_state.lead_updates
                    (project_id, update_id, epoch, log_seq, logged_at, lead_id, process_id, reference_id, command, success,
                     error, error_code, from_state, to_state, disposition, version, user_id, api_key_id, warnings, data,
-                    traceparent, applied_at)
-               SELECT n.project_id, n.update_id, $8, n.log_seq, n.logged_at, n.lead_id, n.process_id, n.reference_id,
+                    traceparent, applied_at, decided_epoch, decided_seq)
+               SELECT n.project_id, n.update_id, n.epoch, n.log_seq, n.logged_at, n.lead_id, n.process_id, n.reference_id,
                       n.command::json, n.error IS NULL, n.error, n.error_code, n.from_state, n.to_state, n.disposition,
                       n.version, n.user_id, n.api_key_id,
                       CASE WHEN n.warnings IS NULL THEN '{}' ELSE ARRAY(SELECT json_array_elements_text(n.warnings)) END,
-                      n.data::json, n.traceparent, n.applied_at
+                      n.data::json, n.traceparent, n.applied_at, CASE WHEN n.decided_seq IS NOT NULL THEN $8 END,
+                      n.decided_seq
                FROM unnest($16::bytea[], $17::bytea[], $18::bigint[], $19::timestamptz[], $20::bytea[], $21::bytea[],
                            $22::text[], $23::text[], $24::text[], $25::text[], $26::text[], $27::text[], $28::text[],
                            $29::bigint[], $30::text[], $31::bytea[], $32::json[], $33::text[], $34::text[],
-                           $35::timestamptz[])
+                           $35::timestamptz[], $36::int[], $37::bigint[])
                    AS n (project_id, update_id, log_seq, logged_at, lead_id, process_id, reference_id, command, error,
                          error_code, from_state, to_state, disposition, version, user_id, api_key_id, warnings, data,
-                         traceparent, applied_at)
+                         traceparent, applied_at, epoch, decided_seq)
                WHERE EXISTS (SELECT FROM moved)
            )
            SELECT CASE WHEN EXISTS (SELECT FROM moved)
-                       THEN lead_state.all_there((SELECT count(*) FROM changed), $36) ELSE false END AS "moved!""#,
+                       THEN lead_state.all_there((SELECT count(*) FROM changed), $38) ELSE false END AS "moved!""#,
         last_seq as i64,
         time(now),
         time(logged_at),
@@ -404,6 +421,8 @@ async fn write_updates(
         &column(rows, |row| row.event.data.as_ref().map(|data| data.get())) as _,
         &column(rows, |row| row.traceparent.as_deref()) as _,
         &column(rows, |row| time(row.event.timestamp)),
+        &column(rows, |row| row.epoch),
+        &column(rows, |row| (row.decided_seq != row.log_seq || row.epoch != from.epoch).then_some(row.decided_seq as i64)) as _,
         leads.len() as i64
     )
     .fetch_one(executor)

@@ -14,15 +14,16 @@ const TABLE: &str = "lead_updates";
 /// An event to announce.
 #[derive(Debug, Clone)]
 pub(crate) struct Announcement {
-    /// The place of its command in the log.
-    pub(crate) log_seq: u64,
+    /// The log entry at which it was decided.
+    pub(crate) seq: u64,
     /// The trace that the command belongs to.
     pub(crate) traceparent: Option<String>,
     /// The event.
     pub(crate) event: CompletionEvent,
 }
 
-/// The events of an epoch's entries in `(after, up_to]`, in log order, at most `limit`.
+/// The events of what was decided at an epoch's entries in `(after, up_to]`, in this order: `limit`, and all that were decided
+/// at the same entry as the last one.
 pub(crate) async fn outbox(
     pool: &PgPool,
     epoch: i32,
@@ -31,10 +32,21 @@ pub(crate) async fn outbox(
     limit: i64,
 ) -> Result<Vec<Announcement>, StoreError> {
     let rows = sqlx::query!(
-        r#"SELECT project_id, update_id, log_seq, lead_id, process_id, reference_id, success, error, error_code,
-                  from_state, to_state, version, user_id, warnings, data::text AS data, traceparent, applied_at
-           FROM lead_state.lead_updates
-           WHERE epoch = $1 AND log_seq > $2 AND log_seq <= $3 ORDER BY log_seq LIMIT $4"#,
+        r#"WITH own AS (
+               SELECT *, log_seq AS seq FROM lead_state.lead_updates
+               WHERE epoch = $1 AND log_seq > $2 AND log_seq <= $3 AND decided_seq IS NULL ORDER BY log_seq LIMIT $4
+           ), later AS (
+               SELECT *, decided_seq AS seq FROM lead_state.lead_updates
+               WHERE decided_epoch = $1 AND decided_seq > $2 AND decided_seq <= $3 AND decided_seq IS NOT NULL
+               ORDER BY decided_seq FETCH FIRST ($4) ROWS WITH TIES
+           ), first AS (
+               SELECT * FROM (SELECT * FROM own UNION ALL SELECT * FROM later) AS all_of_them
+               ORDER BY seq FETCH FIRST ($4) ROWS WITH TIES
+           )
+           SELECT project_id AS "project_id!", update_id AS "update_id!", seq AS "seq!", lead_id, process_id, reference_id,
+                  success AS "success!", error, error_code, from_state, to_state, version, user_id,
+                  warnings AS "warnings!", data::text AS data, traceparent, applied_at AS "applied_at!"
+           FROM first ORDER BY seq, epoch, log_seq"#,
         epoch,
         after as i64,
         up_to as i64,
@@ -46,7 +58,7 @@ pub(crate) async fn outbox(
         .map(|row| {
             let update_id = id(TABLE, "update_id", &row.update_id)?;
             Ok(Announcement {
-                log_seq: row.log_seq as u64,
+                seq: row.seq as u64,
                 traceparent: row.traceparent,
                 event: CompletionEvent {
                     update_id,
@@ -105,6 +117,7 @@ pub(crate) async fn find(
             warnings: row.warnings,
             applied_at: Some(row.applied_at.into()),
             data: row.data.map(|text| object(TABLE, "data", update_id, text)).transpose()?,
+            held_until: None,
         })
     })
     .transpose()
@@ -142,17 +155,23 @@ pub(crate) async fn activities(
         .collect()
 }
 
-/// The place of the last row up to this one.
+/// The place of the last decision up to this one that is in the ledger.
 pub(crate) async fn last_up_to(pool: &PgPool, (epoch, seq): (i32, u64)) -> Result<Option<(i32, u64)>, StoreError> {
     let row = sqlx::query!(
-        r#"SELECT epoch, log_seq FROM lead_state.lead_updates WHERE (epoch, log_seq) <= ($1, $2)
-           ORDER BY epoch DESC, log_seq DESC LIMIT 1"#,
+        r#"SELECT epoch AS "epoch!", seq AS "seq!" FROM (
+               (SELECT epoch, log_seq AS seq FROM lead_state.lead_updates
+                WHERE (epoch, log_seq) <= ($1, $2) AND decided_seq IS NULL ORDER BY epoch DESC, log_seq DESC LIMIT 1)
+               UNION ALL
+               (SELECT decided_epoch, decided_seq FROM lead_state.lead_updates
+                WHERE (decided_epoch, decided_seq) <= ($1, $2) AND decided_seq IS NOT NULL
+                ORDER BY decided_epoch DESC, decided_seq DESC LIMIT 1)
+           ) AS last ORDER BY epoch DESC, seq DESC LIMIT 1"#,
         epoch,
         seq as i64
     )
     .fetch_optional(pool)
     .await?;
-    Ok(row.map(|row| (row.epoch, row.log_seq as u64)))
+    Ok(row.map(|row| (row.epoch, row.seq as u64)))
 }
 
 /// When the first row behind this place was applied.
@@ -179,16 +198,16 @@ pub(crate) async fn active_calls(pool: &PgPool, now: Timestamp) -> Result<i64, S
     Ok(calls)
 }
 
-/// The place of the first row that was applied at or after this time. Reads the whole ledger.
+/// The place of the first decision at or after this time. Reads the whole ledger.
 pub(crate) async fn first_since(pool: &PgPool, since: Timestamp) -> Result<Option<(i32, u64)>, StoreError> {
     let row = sqlx::query!(
-        r#"SELECT epoch, log_seq FROM lead_state.lead_updates WHERE applied_at >= $1
-           ORDER BY epoch, log_seq LIMIT 1"#,
+        r#"SELECT coalesce(decided_epoch, epoch) AS "epoch!", coalesce(decided_seq, log_seq) AS "seq!"
+           FROM lead_state.lead_updates WHERE applied_at >= $1 ORDER BY 1, 2 LIMIT 1"#,
         super::time(since)
     )
     .fetch_optional(pool)
     .await?;
-    Ok(row.map(|row| (row.epoch, row.log_seq as u64)))
+    Ok(row.map(|row| (row.epoch, row.seq as u64)))
 }
 
 /// Makes the partitions of the ledger for the months from `first` to `last`.
@@ -198,10 +217,14 @@ pub(crate) async fn ensure_partitions(pool: &PgPool, first: Timestamp, last: Tim
     Ok(())
 }
 
-/// Forgets calls that expired before this time.
+/// Forgets calls that expired before this time, but those that still hold something.
 pub(crate) async fn sweep_calls(pool: &PgPool, before: Timestamp) -> Result<u64, StoreError> {
-    let swept = sqlx::query!("DELETE FROM lead_state.active_calls WHERE expires_at < $1", super::time(before))
-        .execute(pool)
-        .await?;
+    let swept = sqlx::query!(
+        "DELETE FROM lead_state.active_calls c WHERE c.expires_at < $1
+             AND NOT EXISTS (SELECT FROM lead_state.held_updates h WHERE h.lead_id = c.lead_id)",
+        super::time(before)
+    )
+    .execute(pool)
+    .await?;
     Ok(swept.rows_affected())
 }

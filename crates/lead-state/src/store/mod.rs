@@ -19,6 +19,7 @@ use time::OffsetDateTime;
 pub(crate) mod batch;
 pub(crate) mod checkpoint;
 pub(crate) mod config;
+pub(crate) mod held;
 pub(crate) mod leads;
 pub(crate) mod ledger;
 pub(crate) mod lists;

@@ -266,10 +266,13 @@ async fn read(
 }
 
 fn show(report: &Report) {
-    let Updates { accepted, succeeded, failed, pending, duplicates, dead_letters } = report.updates;
+    let Updates { accepted, succeeded, failed, pending, held, duplicates, dead_letters } = report.updates;
     output::say(format_args!("{:>10} accepted", accepted));
     for (count, what) in [(succeeded, "succeeded"), (failed, "failed"), (pending, "pending")] {
         output::say(format_args!("{count:>10}   {what}"));
+    }
+    if held > 0 {
+        output::say(format_args!("{held:>10}     of these held during calls"));
     }
     output::say(format_args!("{duplicates:>10} duplicates, applied once"));
     output::say(format_args!("{dead_letters:>10} dead letters"));

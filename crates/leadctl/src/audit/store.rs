@@ -87,8 +87,10 @@ pub(crate) struct Updates {
     pub(crate) accepted: i64,
     pub(crate) succeeded: i64,
     pub(crate) failed: i64,
-    /// In the log, behind the checkpoint.
+    /// In the log behind the checkpoint, or held.
     pub(crate) pending: i64,
+    /// Held until a call ends.
+    pub(crate) held: i64,
     /// Entries of the log that repeat an update.
     pub(crate) duplicates: i64,
     pub(crate) dead_letters: i64,
@@ -137,7 +139,11 @@ const TABLES: &str = "
     -- The ledger within the scope, and of the leads in it the rest of what succeeded.
     CREATE TEMP TABLE audit_rows (
         project_id bytea, update_id bytea, epoch int, log_seq bigint, lead_id bytea, process_id bytea, success boolean,
-        from_state text, to_state text, version bigint, applied_at timestamptz, in_scope boolean);
+        from_state text, to_state text, version bigint, applied_at timestamptz, in_scope boolean,
+        -- Where it was decided: at its own place, or where the call ended that held it.
+        at_epoch int, at_seq bigint);
+    CREATE TEMP TABLE audit_held (
+        project_id bytea, update_id bytea, lead_id bytea, epoch int, log_seq bigint, in_scope boolean);
     CREATE TEMP TABLE audit_entries (seq bigint, kind text, project_id bytea, update_id bytea);
     CREATE TEMP TABLE audit_events (seq bigint, project_id bytea, update_id bytea, published_at timestamptz);
     CREATE TEMP TABLE audit_letters (origin text, epoch int, seq bigint);
@@ -158,7 +164,8 @@ const OLDEST_PARTITION: &str = r"
 const ROWS: &str = "
     INSERT INTO audit_rows
     SELECT u.project_id, u.update_id, u.epoch, u.log_seq, u.lead_id, coalesce(u.process_id, ''), u.success,
-           u.from_state, u.to_state, u.version, u.applied_at, true
+           u.from_state, u.to_state, u.version, u.applied_at, true, coalesce(u.decided_epoch, u.epoch),
+           coalesce(u.decided_seq, u.log_seq)
     FROM lead_state.lead_updates u, audit_facts f
     WHERE (f.from_time IS NULL OR u.logged_at >= f.from_time) AND (f.to_time IS NULL OR u.logged_at < f.to_time)
       AND (f.project_id IS NULL OR u.project_id = f.project_id)";
@@ -166,10 +173,18 @@ const ROWS: &str = "
 const OTHER_ROWS: &str = "
     INSERT INTO audit_rows
     SELECT u.project_id, u.update_id, u.epoch, u.log_seq, u.lead_id, coalesce(u.process_id, ''), u.success,
-           u.from_state, u.to_state, u.version, u.applied_at, false
+           u.from_state, u.to_state, u.version, u.applied_at, false, coalesce(u.decided_epoch, u.epoch),
+           coalesce(u.decided_seq, u.log_seq)
     FROM lead_state.lead_updates u
     WHERE u.success AND u.lead_id IN (SELECT lead_id FROM audit_rows WHERE success)
       AND NOT EXISTS (SELECT FROM audit_rows r WHERE r.project_id = u.project_id AND r.update_id = u.update_id)";
+
+const HELD: &str = "
+    INSERT INTO audit_held
+    SELECT h.project_id, h.update_id, h.lead_id, h.epoch, h.log_seq,
+           (f.from_time IS NULL OR h.logged_at >= f.from_time) AND (f.to_time IS NULL OR h.logged_at < f.to_time)
+               AND (f.project_id IS NULL OR h.project_id = f.project_id)
+    FROM lead_state.held_updates h, audit_facts f";
 
 const CALLBACKS: &str = r#"
     INSERT INTO audit_callbacks
@@ -197,7 +212,7 @@ const WANTED: &str = "
     -- Announced again, it is told again: the last time counts.
     LEFT JOIN (SELECT project_id, update_id, max(seq) AS seq FROM audit_events GROUP BY 1, 2) v
         ON v.project_id = r.project_id AND v.update_id = r.update_id
-    WHERE r.in_scope AND ((r.epoch, r.log_seq) <= (f.published_epoch, f.published_seq) OR v.seq IS NOT NULL)
+    WHERE r.in_scope AND ((r.at_epoch, r.at_seq) <= (f.published_epoch, f.published_seq) OR v.seq IS NOT NULL)
       AND NOT EXISTS (SELECT FROM webhooks.deliveries d
                       WHERE d.update_id = r.update_id AND d.callback_id = c.callback_id)";
 
@@ -209,13 +224,17 @@ const UPDATES: &str = "
             SELECT DISTINCT e.project_id, e.update_id FROM audit_entries e, audit_facts f
             WHERE e.kind = 'update' AND e.seq > f.applied_seq AND NOT EXISTS (
                 SELECT FROM lead_state.lead_updates u WHERE u.project_id = e.project_id AND u.update_id = e.update_id)
+              AND NOT EXISTS (SELECT FROM audit_held h WHERE h.project_id = e.project_id AND h.update_id = e.update_id)
         ) AS waiting),
+        (SELECT count(*) FROM audit_held WHERE in_scope),
         (SELECT count(*) FROM audit_entries e, audit_facts f
          WHERE e.kind = 'update' AND e.seq <= f.applied_seq
            AND NOT EXISTS (SELECT FROM audit_rows r WHERE r.epoch = f.epoch AND r.log_seq = e.seq
                              AND r.project_id = e.project_id AND r.update_id = e.update_id)
-           AND EXISTS (SELECT FROM lead_state.lead_updates u
-                       WHERE u.project_id = e.project_id AND u.update_id = e.update_id)),
+           AND (EXISTS (SELECT FROM lead_state.lead_updates u
+                        WHERE u.project_id = e.project_id AND u.update_id = e.update_id)
+                OR EXISTS (SELECT FROM audit_held h WHERE h.project_id = e.project_id AND h.update_id = e.update_id
+                             AND (h.epoch, h.log_seq) <> (f.epoch, e.seq)))),
         (SELECT count(*) FROM audit_letters)";
 
 const TOLD: &str = "
@@ -280,10 +299,10 @@ const UNDECIDED: [(&str, &str, &str); 6] = [
 ];
 
 /// The laws, in the order of the flow.
-pub(crate) const LAWS: [Law; 9] = [
+pub(crate) const LAWS: [Law; 10] = [
     Law {
         name: "unaccounted",
-        says: "every update in the log up to the checkpoint has a ledger row or a dead letter",
+        says: "every update in the log up to the checkpoint has a ledger row or a dead letter, or is held",
         sql: "
             SELECT coalesce(encode(e.update_id, 'hex'), 'LEAD_COMMANDS/' || e.seq),
                    format('log entry %s has neither a ledger row nor a dead letter', e.seq), count(*) OVER ()
@@ -292,6 +311,7 @@ pub(crate) const LAWS: [Law; 9] = [
               AND NOT EXISTS (SELECT FROM audit_rows r WHERE r.project_id = e.project_id AND r.update_id = e.update_id)
               AND NOT EXISTS (SELECT FROM audit_letters l
                               WHERE l.origin = 'commands' AND l.epoch = f.epoch AND l.seq = e.seq)
+              AND NOT EXISTS (SELECT FROM audit_held h WHERE h.project_id = e.project_id AND h.update_id = e.update_id)
               -- A repetition of an update outside of the scope.
               AND NOT EXISTS (SELECT FROM lead_state.lead_updates u
                               WHERE u.project_id = e.project_id AND u.update_id = e.update_id)
@@ -325,6 +345,28 @@ pub(crate) const LAWS: [Law; 9] = [
                                   WHERE l.origin = 'commands' AND l.epoch = f.epoch AND l.seq = e.seq)
                 GROUP BY r.epoch, r.log_seq, r.update_id
             ) AS offenders ORDER BY epoch, log_seq LIMIT $1",
+    },
+    Law {
+        name: "misheld",
+        says: "what is held has no ledger row and a call that holds it, and no later update of its lead went before it",
+        sql: "
+            SELECT encode(update_id, 'hex'), fault, count(*) OVER () FROM (
+                SELECT h.update_id, 'it is held, and in the ledger' AS fault FROM audit_held h
+                WHERE h.in_scope AND EXISTS (SELECT FROM lead_state.lead_updates u
+                                             WHERE u.project_id = h.project_id AND u.update_id = h.update_id)
+                UNION ALL
+                SELECT h.update_id, format('no call with lead %s holds it', encode(h.lead_id, 'hex')) FROM audit_held h
+                WHERE h.in_scope AND NOT EXISTS (SELECT FROM lead_state.active_calls c WHERE c.lead_id = h.lead_id)
+                UNION ALL
+                SELECT h.update_id, format('it is held since log entry %s; the checkpoint is at %s', h.log_seq, f.last_seq)
+                FROM audit_held h, audit_facts f WHERE h.in_scope AND (h.epoch, h.log_seq) > (f.epoch, f.last_seq)
+                UNION ALL
+                SELECT h.update_id, format('a later update of lead %s went before it', encode(h.lead_id, 'hex'))
+                FROM audit_held h
+                WHERE h.in_scope AND EXISTS (SELECT FROM lead_state.lead_updates u
+                                             WHERE u.lead_id = h.lead_id AND u.success
+                                               AND (u.epoch, u.log_seq) > (h.epoch, h.log_seq))
+            ) AS offenders ORDER BY 1 LIMIT $1",
     },
     Law {
         name: "out_of_order",
@@ -373,10 +415,10 @@ pub(crate) const LAWS: [Law; 9] = [
         sql: "
             SELECT id, fault, count(*) OVER () FROM (
                 SELECT encode(r.update_id, 'hex') AS id,
-                       format('epoch %s entry %s; the checkpoint is at epoch %s entry %s', r.epoch, r.log_seq, f.epoch,
+                       format('epoch %s entry %s; the checkpoint is at epoch %s entry %s', r.at_epoch, r.at_seq, f.epoch,
                               f.last_seq) AS fault
                 FROM audit_rows r, audit_facts f
-                WHERE r.in_scope AND (r.epoch > f.epoch OR r.epoch = f.epoch AND r.log_seq > f.last_seq)
+                WHERE r.in_scope AND (r.at_epoch > f.epoch OR r.at_epoch = f.epoch AND r.at_seq > f.last_seq)
                 UNION ALL
                 SELECT 'LEAD_COMMANDS', 'it is not the log that the checkpoint is of' FROM audit_facts f
                 WHERE f.applied_seq < f.last_seq
@@ -394,19 +436,19 @@ pub(crate) const LAWS: [Law; 9] = [
         says: "every row up to published_seq whose event cannot have been purged yet is in LEAD_EVENTS",
         sql: "
             WITH start AS (
-                SELECT r.epoch, r.log_seq FROM audit_events v JOIN audit_rows r USING (project_id, update_id), audit_facts f
+                SELECT r.at_epoch, r.at_seq FROM audit_events v JOIN audit_rows r USING (project_id, update_id), audit_facts f
                 WHERE v.seq >= f.events_first
                   -- What is announced again follows later ones: where the stream was purged it says nothing about those.
                   AND (f.events_first <= 1 OR v.published_at < r.applied_at + interval '120 s')
                 ORDER BY v.seq LIMIT 1)
-            SELECT encode(r.update_id, 'hex'), format('log entry %s, published_seq %s', r.log_seq, f.published_seq),
+            SELECT encode(r.update_id, 'hex'), format('log entry %s, published_seq %s', r.at_seq, f.published_seq),
                    count(*) OVER ()
             FROM audit_rows r, audit_facts f, start s
-            WHERE r.in_scope AND (r.epoch, r.log_seq) >= (s.epoch, s.log_seq)
-              AND (r.epoch, r.log_seq) <= (f.published_epoch, f.published_seq)
+            WHERE r.in_scope AND (r.at_epoch, r.at_seq) >= (s.at_epoch, s.at_seq)
+              AND (r.at_epoch, r.at_seq) <= (f.published_epoch, f.published_seq)
               AND NOT EXISTS (SELECT FROM audit_events v
                               WHERE v.project_id = r.project_id AND v.update_id = r.update_id)
-            ORDER BY r.epoch, r.log_seq LIMIT $1",
+            ORDER BY r.at_epoch, r.at_seq LIMIT $1",
     },
     Law {
         name: "untold",
@@ -429,9 +471,9 @@ pub(crate) const LAWS: [Law; 9] = [
                   AND NOT EXISTS (SELECT FROM lead_state.lead_updates u
                                   WHERE u.project_id = d.project_id AND u.update_id = d.update_id)
                 UNION ALL
-                SELECT d.update_id, d.callback_id, format('log entry %s, published_seq %s', r.log_seq, f.published_seq)
+                SELECT d.update_id, d.callback_id, format('log entry %s, published_seq %s', r.at_seq, f.published_seq)
                 FROM webhooks.deliveries d JOIN audit_rows r USING (project_id, update_id), audit_facts f
-                WHERE r.in_scope AND (r.epoch, r.log_seq) > (f.published_epoch, f.published_seq)
+                WHERE r.in_scope AND (r.at_epoch, r.at_seq) > (f.published_epoch, f.published_seq)
                   -- Announcements that were taken back were made.
                   AND f.generation = 0
                   -- Announced a moment ago: it is in the stream and will be noted. Unless it is purged by now.
@@ -622,9 +664,10 @@ impl Snapshot {
             sqlx::raw_sql("ANALYZE audit_rows").execute(&mut *connection).await?;
             sqlx::query(OTHER_ROWS).execute(&mut *connection).await.context("cannot read the ledger")?;
         }
+        sqlx::query(HELD).execute(&mut *connection).await.context("cannot read what is held")?;
         sqlx::query(CALLBACKS).execute(&mut *connection).await.context("cannot read the processes")?;
         let analyze = "ANALYZE audit_rows; ANALYZE audit_entries; ANALYZE audit_events; ANALYZE audit_letters;
-                       ANALYZE audit_callbacks; ANALYZE audit_facts";
+                       ANALYZE audit_callbacks; ANALYZE audit_facts; ANALYZE audit_held";
         sqlx::raw_sql(analyze).execute(&mut *connection).await?;
         sqlx::query(WANTED)
             .bind(CHANGE_GRACE)
@@ -636,10 +679,11 @@ impl Snapshot {
 
     /// What became of the updates; `unaccounted` are accepted as well.
     pub(crate) async fn updates(&mut self, unaccounted: i64) -> anyhow::Result<Updates> {
-        let (succeeded, failed, pending, duplicates, dead_letters): (i64, i64, i64, i64, i64) =
+        let (succeeded, failed, behind, held, duplicates, dead_letters): (i64, i64, i64, i64, i64, i64) =
             sqlx::query_as(UPDATES).fetch_one(&mut self.connection).await.context("cannot count the updates")?;
+        let pending = behind + held;
         let accepted = succeeded + failed + pending + unaccounted;
-        Ok(Updates { accepted, succeeded, failed, pending, duplicates, dead_letters })
+        Ok(Updates { accepted, succeeded, failed, pending, held, duplicates, dead_letters })
     }
 
     /// What became of what each callback was to be told.

@@ -53,7 +53,7 @@ pub(crate) fn entry(message: &LogMessage) -> Entry {
     let kind = match parse(message) {
         Ok(entry) => match entry.body {
             Body::Update { update_id, .. } => EntryKind::Update(entry.project_id, update_id),
-            Body::CallStarted(_) | Body::CallEnded(_) => EntryKind::Call,
+            Body::CallStarted(_) | Body::CallEnded(_) | Body::CallExpired(_) => EntryKind::Call,
         },
         Err(_) => EntryKind::Dead,
     };
