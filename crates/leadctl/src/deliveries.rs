@@ -47,6 +47,9 @@ pub(crate) enum Deliveries {
         admin: Admin,
     },
     /// Show a delivery with every attempt.
+    #[command(
+        after_help = "Example:\n  leadctl deliveries show --project 6b04… 6b0426971c73026dafa27e40-696102a4b8c1d2e3f4a5b604"
+    )]
     Show {
         /// The delivery, as `list` shows it.
         delivery: DeliveryId,
@@ -57,6 +60,9 @@ pub(crate) enum Deliveries {
         admin: Admin,
     },
     /// Make a delivery again that is delivered or exhausted: the same body under the same webhook-id.
+    #[command(
+        after_help = "Example:\n  leadctl deliveries redeliver --project 6b04… 6b0426971c73026dafa27e40-696102a4b8c1d2e3f4a5b604"
+    )]
     Redeliver {
         /// The delivery, as `list` shows it.
         delivery: DeliveryId,

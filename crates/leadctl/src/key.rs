@@ -35,6 +35,7 @@ pub(crate) enum Key {
         admin: Admin,
     },
     /// Revoke a key: the gateways refuse it within a second.
+    #[command(after_help = "Example:\n  leadctl key revoke 6b0426971c73026dafa27e40")]
     Revoke {
         /// The key's id, as `key list` shows it.
         key_id: ObjectId,
@@ -42,6 +43,7 @@ pub(crate) enum Key {
         admin: Admin,
     },
     /// List a project's keys.
+    #[command(after_help = "Example:\n  leadctl key list --project 6b04…")]
     List {
         /// The project.
         #[arg(long)]

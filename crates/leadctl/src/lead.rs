@@ -51,6 +51,7 @@ pub(crate) enum Lead {
         admin: Admin,
     },
     /// List a lead's updates, the last first: who changed what, and what was refused.
+    #[command(after_help = "Example:\n  leadctl lead history --project 6b04… 696102a4b8c1d2e3f4a5b6c7")]
     History {
         /// The lead.
         lead_id: ObjectId,

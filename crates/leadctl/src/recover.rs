@@ -31,13 +31,16 @@ enum Case {
     /// Postgres was restored to an older state, and the log still holds what came after: apply it again. The same updates
     /// under the same ids; what the webhook-notifier had not acked in that state is announced and told again. Leads that were
     /// initiated since are gone, and updates of them fail.
+    #[command(after_help = "Example:\n  leadctl recover replay --yes")]
     Replay(Way),
     /// The log lost its end, was set back, or lacks entries: go on with what it holds, as a new epoch. It is read from its
     /// first entry; updates that are in the ledger are known by their ids and not applied again. What is neither in the log
     /// nor in the ledger is lost.
+    #[command(after_help = "Example:\n  leadctl recover new-epoch --yes")]
     NewEpoch(Way),
     /// Events or deliveries were lost: announce again everything that was applied since then. Callbacks are told again under
     /// the same webhook-id, also those that had been told.
+    #[command(after_help = "Example:\n  leadctl recover reannounce --since 2h --yes")]
     Reannounce {
         /// How far back, e.g. 2h.
         #[arg(long, value_name = "DURATION")]

@@ -16,6 +16,7 @@ use crate::{
 #[derive(Debug, Subcommand)]
 pub(crate) enum Secrets {
     /// Make a key and print it: SECRETS_KEY of lead-state and webhook-notifier. It is stored nowhere.
+    #[command(after_help = "Example:\n  export SECRETS_KEY=$(leadctl secrets new-key)")]
     NewKey,
     /// Seal every secret anew with lead-state's present key, and say whether older keys are still needed. Safe to repeat.
     #[command(after_help = "Before:\n  1. leadctl secrets new-key\n  \

@@ -40,6 +40,7 @@ pub(crate) enum DeadLetters {
         admin: Admin,
     },
     /// Show one: its headers, which say what is wrong and where it came from, and its body; --json has all of the body.
+    #[command(after_help = "Example:\n  leadctl dead-letters show 17")]
     Show {
         /// Its number, as `list` shows it.
         number: u64,
