@@ -78,6 +78,7 @@ impl Schemas {
             ["leads", "cmd", _, "update"] => self.check("UpdateCommand", body),
             ["leads", "cmd", _, "call", "started"] => self.check("CallStarted", body),
             ["leads", "cmd", _, "call", "ended"] => self.check("CallEnded", body),
+            ["leads", "cmd", _, "call", "expired"] => self.check("CallExpired", body),
             ["leads", "evt", _, _, "update", outcome] => {
                 self.check("CompletionEvent", body);
                 self.check_json("EventHeaders", &headers);
@@ -242,4 +243,121 @@ async fn the_reference_library_verifies_webhooks_also_during_a_rotation() {
 fn verified(secret: &str, request: &test_support::Request) -> Result<(), String> {
     let webhook = standardwebhooks::Webhook::new(secret).map_err(|e| e.to_string())?;
     webhook.verify(&request.body, &request.headers).map_err(|e| e.to_string())
+}
+
+/// The sources of the services, without their tests.
+fn sources() -> Vec<(String, String)> {
+    fn walk(dir: &Path, sources: &mut Vec<(String, String)>) {
+        for entry in std::fs::read_dir(dir).expect("a directory") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                walk(&path, sources);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = std::fs::read_to_string(&path).expect("a source");
+                let code = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
+                let code = code.split("#[cfg(test)]\npub(crate) mod tests").next().unwrap_or_default();
+                sources.push((path.display().to_string(), code.to_owned()));
+            }
+        }
+    }
+    let mut sources = Vec::new();
+    for name in ["contract", "service-kit", "gateway", "lead-state", "webhook-notifier"] {
+        walk(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates").join(name).join("src"), &mut sources);
+    }
+    sources
+}
+
+const HTTP: &str = include_str!("../docs/HTTP.md");
+const ERRORS: &str = include_str!("../docs/ERRORS.md");
+const OPERATIONS: &str = include_str!("../docs/OPERATIONS.md");
+
+/// What stands behind `before` up to the next of `end`, wherever that is.
+fn behind<'a>(text: &'a str, before: &str, end: char) -> Vec<&'a str> {
+    text.split(before).skip(1).filter_map(|rest| Some(rest.split_once(end)?.0)).collect()
+}
+
+#[test]
+fn every_code_is_in_the_docs() {
+    let mut codes = 0;
+    for (file, text) in sources() {
+        // Refusals over NATS, which the gateway passes on.
+        for arguments in behind(&text, "RpcError::new(", ')') {
+            let mut parts = arguments.split(',').map(str::trim);
+            let (Some(status), Some(code)) = (parts.next(), parts.next()) else { continue };
+            let Some(code) = code.strip_prefix('"').and_then(|code| code.strip_suffix('"')) else { continue };
+            let row = format!("| {status} | `{code}` |");
+            let told = HTTP.contains(&row) || ERRORS.contains(&row);
+            assert!(
+                told,
+                "{file}: {status} {code} has no row: in docs/HTTP.md if clients of the gateway may see it, else in docs/ERRORS.md"
+            );
+            codes += 1;
+        }
+        if file.ends_with("lead-state/src/decide.rs") {
+            let refusals = text.split("pub const fn code(").nth(1).expect("the codes of refusals");
+            for code in behind(refusals.split("\n    }\n").next().unwrap_or_default(), "=> \"", '"') {
+                assert!(ERRORS.contains(&format!("\n| `{code}` | ")), "docs/ERRORS.md has no row of {code}");
+                codes += 1;
+            }
+        }
+        if file.ends_with("lead-state/src/recovery.rs") {
+            for reason in behind(&text, "return halted(\"", '"') {
+                assert!(
+                    OPERATIONS.contains(&format!("\n| `{reason}` | ")),
+                    "docs/OPERATIONS.md has no row of {reason}"
+                );
+                codes += 1;
+            }
+        }
+    }
+    for reason in contract::subject::DeadLetterReason::ALL.map(contract::subject::DeadLetterReason::as_str) {
+        assert!(OPERATIONS.contains(&format!("\n| `{reason}` | ")), "docs/OPERATIONS.md has no row of {reason}");
+    }
+    assert!(codes > 40, "only {codes} were found: the sources are written in another way, and this test is of no use");
+
+    // And the other way round: none is told that is not given any more.
+    let sources: String = sources().into_iter().map(|(_, text)| text).collect();
+    let rows = HTTP.lines().chain(ERRORS.lines()).filter_map(|line| {
+        let cells: Vec<_> = line.trim_matches('|').split('|').map(str::trim).collect();
+        let code = if cells.first()?.parse::<u16>().is_ok() { cells.get(1)? } else { cells.first()? };
+        let code = code.strip_prefix('`')?.strip_suffix('`')?;
+        let is_code = code.contains('_') && code.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
+        is_code.then_some(code)
+    });
+    for code in rows {
+        assert!(sources.contains(&format!("\"{code}\"")), "{code} is in the docs, and nowhere in the code");
+    }
+}
+
+#[test]
+fn every_warning_is_in_the_docs() {
+    // `{}` and what stands in it is a value.
+    let plain = |literal: &str| {
+        let mut parts = literal.split('{');
+        let mut text = parts.next().unwrap_or_default().to_owned();
+        for part in parts {
+            text.push('…');
+            text.push_str(part.split_once('}').map_or("", |(_, rest)| rest));
+        }
+        text.replace("……", "…")
+    };
+    let mut count = 0;
+    for (file, text) in sources() {
+        // However the lines are broken.
+        let text = text.split_whitespace().collect::<Vec<_>>().join(" ").replace("( ", "(");
+        let reasons = behind(&text, "ignore_rest(\"", '"').into_iter().map(|why| format!("ignored {why}: …"));
+        let mut warnings: Vec<_> = reasons.collect();
+        for call in ["warnings.push(\"", "warnings.push(format!(\""] {
+            warnings.extend(behind(&text, call, '"').into_iter().map(plain));
+        }
+        // All that `ignore_rest` says, without its reason.
+        for warning in warnings.into_iter().filter(|warning| warning != "ignored …: …") {
+            assert!(
+                ERRORS.contains(&format!("| `{warning}` |")),
+                "{file}: docs/ERRORS.md has no row of the warning `{warning}`"
+            );
+            count += 1;
+        }
+    }
+    assert!(count > 8, "only {count} were found: the sources are written in another way, and this test is of no use");
 }

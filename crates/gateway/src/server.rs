@@ -491,6 +491,26 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn documents_are_served_without_a_key_and_before_keys_are_known() {
+        let config = Cli::parse_from(["gateway"]).config;
+        let router =
+            router(Arc::new(App::new(&config, View::default(), Metrics::new(&mut metrics::registry("gateway")))));
+        for document in documents::DOCUMENTS {
+            let request = Request::builder().uri(document.path).body(Body::empty()).unwrap();
+            let response = router.clone().oneshot(request).await.unwrap();
+            assert_eq!(response.status(), 200, "{}", document.path);
+            assert!(response.headers().contains_key(REQUEST_ID) && !response.headers().contains_key("ratelimit"));
+            let gzipped = response.headers().contains_key(header::CONTENT_ENCODING);
+            let body = to_bytes(response.into_body(), usize::MAX).await.unwrap();
+            assert_eq!(body.starts_with(&[0x1f, 0x8b]), gzipped, "{}", document.path);
+            if document.path.ends_with(".json") {
+                let served: serde_json::Value = serde_json::from_slice(&body).unwrap();
+                assert_eq!(served["openapi"], "3.1.0");
+            }
+        }
+    }
+
+    #[tokio::test]
     async fn a_key_that_asks_too_often_is_told_when_to_come_again() {
         let router = gateway_with(&["--update-rate", "2", "--other-rate", "1"]);
         let lead = "/api/v1/leads/get";

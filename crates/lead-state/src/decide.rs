@@ -449,9 +449,9 @@ mod tests {
             Refusal::TerminalState { from: text(), target: text() },
             Refusal::MetadataTooLarge { bytes: 2, limit: 1 },
         ];
-        let table = include_str!("../../../docs/HTTP.md").split_once("### Why an update fails").unwrap().1;
+        let table = include_str!("../../../docs/ERRORS.md").split_once("## Updates that fail").unwrap().1;
         for refusal in refusals {
-            assert!(table.contains(&format!("`{}`", refusal.code())), "docs/HTTP.md lacks {}", refusal.code());
+            assert!(table.contains(&format!("`{}`", refusal.code())), "docs/ERRORS.md lacks {}", refusal.code());
         }
     }
 
