@@ -25,6 +25,7 @@ mod observability;
 mod producers;
 mod recover;
 mod requests;
+mod retention;
 mod secrets;
 mod stack;
 mod story;

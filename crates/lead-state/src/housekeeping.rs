@@ -1,11 +1,18 @@
-//! What the leader does beside the flow: partitions ahead, applied log entries purged, projection mended, secrets that
+//! What the leader does beside the flow: partitions ahead, old ones dropped, applied log entries purged, projection mended, secrets that
 //! an older version stored in clear sealed.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use async_nats::jetstream::stream::Stream;
 use contract::streams::LEAD_COMMANDS;
-use service_kit::{clock, nats::chain, retention::purge_read};
+use service_kit::{
+    clock,
+    nats::chain,
+    retention::{Keep, purge_read},
+};
 use sqlx::PgPool;
 
 use crate::{
@@ -16,6 +23,8 @@ use crate::{
 
 /// How often. Longer lets the log grow further past half of its bound before room is made.
 const INTERVAL: Duration = Duration::from_secs(10);
+/// How often old months are dropped. Each try may hold up a batch for a second while somebody reads the ledger.
+const DROP_INTERVAL: Duration = Duration::from_secs(60 * 60);
 /// How far ahead partitions are made.
 const PARTITIONS_AHEAD: Duration = Duration::from_secs(62 * 24 * 60 * 60);
 /// How far back: ids of late producers find their month as well.
@@ -31,6 +40,8 @@ pub(crate) struct Housekeeper {
     pub(crate) sealer: Arc<Sealer>,
     /// How long applied commands stay in the log.
     pub(crate) log_retention: Duration,
+    /// How long months of the ledger stay.
+    pub(crate) ledger_retention: Keep,
 }
 
 impl Housekeeper {
@@ -39,6 +50,7 @@ impl Housekeeper {
         // A bucket that was lost is filled again when a leader starts.
         let mut everything = true;
         let mut in_clear = true;
+        let mut dropped_at: Option<Instant> = None;
         loop {
             if in_clear {
                 match self.sealer.seal_clear().await {
@@ -53,6 +65,12 @@ impl Housekeeper {
             if let Err(e) = self.partitions().await {
                 tracing::warn!("cannot make the ledger's partitions, trying again: {}", chain(&e));
             }
+            if dropped_at.is_none_or(|at| at.elapsed() > DROP_INTERVAL) {
+                match self.forget().await {
+                    Ok(()) => dropped_at = Some(Instant::now()),
+                    Err(e) => tracing::warn!("cannot drop old months of the ledger, trying again: {}", chain(&e)),
+                }
+            }
             if let Err(e) = self.purge().await {
                 tracing::warn!("cannot purge {LEAD_COMMANDS}, trying again: {e:#}");
             }
@@ -64,6 +82,16 @@ impl Housekeeper {
         let now = clock::now();
         ledger::ensure_partitions(&self.pool, now.minus(PARTITIONS_BACK), now.plus(PARTITIONS_AHEAD)).await?;
         ledger::sweep_calls(&self.pool, now.minus(EXPIRED_CALLS_KEPT)).await?;
+        Ok(())
+    }
+
+    /// Drops the months that are too old. What is not announced and told yet stays.
+    async fn forget(&self) -> Result<(), crate::store::StoreError> {
+        let Some(cutoff) = self.ledger_retention.cutoff(clock::now()) else { return Ok(()) };
+        let dropped = ledger::drop_partitions(&self.pool, cutoff).await?;
+        if !dropped.is_empty() {
+            tracing::info!(dropped = dropped.join(", "), "months of the ledger were dropped");
+        }
         Ok(())
     }
 

@@ -21,6 +21,7 @@ use service_kit::{
     config::DatabaseConfig,
     health::Readiness,
     nats::{self, chain},
+    retention::Keep,
 };
 use sqlx::{Connection, PgConnection, PgPool};
 use tokio::{
@@ -69,6 +70,7 @@ pub(crate) struct Leader {
     pub(crate) sealer: Arc<Sealer>,
     pub(crate) readiness: Readiness,
     pub(crate) log_retention: Duration,
+    pub(crate) ledger_retention: Keep,
     pub(crate) metrics: Metrics,
 }
 
@@ -288,6 +290,7 @@ impl Leader {
             projector: self.projector.clone(),
             sealer: self.sealer.clone(),
             log_retention: self.log_retention,
+            ledger_retention: self.ledger_retention,
         };
 
         // The tasks end with this set, wherever they are: the term's lease may be gone.

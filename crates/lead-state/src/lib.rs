@@ -13,6 +13,7 @@ use service_kit::{
     http,
     lifecycle::{DRAIN_DEADLINE, Tasks},
     nats,
+    retention::Keep,
     rpc::{endpoint, service},
 };
 use sqlx::PgPool;
@@ -68,6 +69,10 @@ pub struct Config {
     /// How long applied commands stay in the log. When it is more than half full they go at once.
     #[arg(long, env = "LOG_RETENTION", default_value_t = LOG_RETENTION.into(), value_name = "DURATION")]
     pub log_retention: humantime::Duration,
+    /// How long months of the ledger stay, at least 62days and not shorter than LOG_RETENTION, or off. Older ones are dropped
+    /// when all that they hold is announced and told.
+    #[arg(long, env = "LEDGER_RETENTION", default_value_t, value_name = "DURATION")]
+    pub ledger_retention: Keep,
     /// Do not migrate the schema at start: `leadctl migrate` does it, and the service waits until it is done.
     #[arg(long, env = "NO_MIGRATE")]
     pub no_migrate: bool,
@@ -90,6 +95,9 @@ async fn migrate_with(pool: &PgPool) -> anyhow::Result<()> {
 /// Runs the service until shutdown.
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
     let keys = config.secrets.keys()?;
+    if config.ledger_retention.duration().is_some_and(|kept| kept < *config.log_retention) {
+        anyhow::bail!("LEDGER_RETENTION is shorter than LOG_RETENTION: what is in the log must be in the ledger");
+    }
     let readiness = Readiness::default();
     readiness.not_ready("start", "starting");
     let mut tasks = Tasks::new(shutdown.clone());
@@ -127,6 +135,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         sealer: sealer.clone(),
         readiness: readiness.clone(),
         log_retention: config.log_retention.into(),
+        ledger_retention: config.ledger_retention,
         metrics: metrics.clone(),
     };
     tasks.spawn("lag", lag::watch(pool.clone(), js.clone(), metrics, shutdown.clone()));
@@ -135,7 +144,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let recoveries = recovery::Recoveries { pool: pool.clone(), js: js.clone() };
     let updates = updates::Updates { pool: pool.clone() };
     let lists = lists::Lists { pool: pool.clone() };
-    let queries = queries::Queries { pool: pool.clone(), js };
+    let queries = queries::Queries { pool: pool.clone(), js, ledger_retention: config.ledger_retention };
     let admin = admin::Admin { pool, projector, sealer: sealer.clone() };
     let micro = service(&client, "lead-state", "Leads, updates and configuration").await?;
     macro_rules! serve {

@@ -10,7 +10,7 @@ use contract::{
     rpc::{GetLead, GetUpdate, InitiateLead, Lead, RpcError, TryUpdate, Update},
     streams::LEAD_COMMANDS,
 };
-use service_kit::{clock, rpc::internal};
+use service_kit::{clock, retention::Keep, rpc::internal};
 use sqlx::PgPool;
 
 use crate::{
@@ -51,6 +51,8 @@ impl From<StoreError> for RpcError {
 pub(crate) struct Queries {
     pub(crate) pool: PgPool,
     pub(crate) js: jetstream::Context,
+    /// How long what became of updates is kept.
+    pub(crate) ledger_retention: Keep,
 }
 
 impl Queries {
@@ -127,7 +129,17 @@ impl Queries {
             return Ok(update);
         }
         // Neither: either it is in the log and not applied yet, or there is none. The reader soon knows.
-        let not_found = || RpcError::new(404, "update_not_found", "Update not found");
+        let not_found = || {
+            let kept_since = self.ledger_retention.cutoff(clock::now());
+            let text = match kept_since.filter(|since| query.update_id.timestamp() < *since) {
+                Some(since) => format!(
+                    "Update not found; what became of updates from before {} need not be kept any more",
+                    &since.to_iso()[..10]
+                ),
+                None => "Update not found".into(),
+            };
+            RpcError::new(404, "update_not_found", text)
+        };
         let unavailable =
             |e: &dyn std::fmt::Display| RpcError::new(503, "unavailable", format!("the log is not available: {e}"));
         let log = self.js.get_stream(LEAD_COMMANDS).await.map_err(|e| unavailable(&e))?;

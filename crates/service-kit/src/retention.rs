@@ -1,10 +1,54 @@
-//! Making room in streams: what was read may go, after a while or when room is needed; what was not may never.
+//! Making room: what was read of a stream may go, after a while or when room is needed; what was not may never. Months of
+//! what is kept in Postgres may go when they are old enough.
 
-use std::time::Duration;
+use std::{fmt, str::FromStr, time::Duration};
 
 use anyhow::Context;
 use async_nats::jetstream::stream::Stream;
 use contract::Timestamp;
+
+/// For how long months in Postgres are kept: a duration, or off, which is for ever.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Keep(Option<Duration>);
+
+/// Shorter is of no use: the last two months are always there.
+const LEAST_KEPT: Duration = Duration::from_secs(62 * 24 * 60 * 60);
+
+impl Keep {
+    /// For how long; none is for ever.
+    pub fn duration(self) -> Option<Duration> {
+        self.0
+    }
+
+    /// Before when months may go, if any may.
+    pub fn cutoff(self, now: Timestamp) -> Option<Timestamp> {
+        self.0.map(|kept| now.minus(kept))
+    }
+}
+
+impl FromStr for Keep {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "off" {
+            return Ok(Self(None));
+        }
+        let kept = *text.parse::<humantime::Duration>().map_err(|e| format!("{e}; try 400days, or off"))?;
+        if kept < LEAST_KEPT {
+            return Err("must be at least 62days, or off".into());
+        }
+        Ok(Self(Some(kept)))
+    }
+}
+
+impl fmt::Display for Keep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(kept) => humantime::format_duration(kept).fmt(f),
+            None => f.write_str("off"),
+        }
+    }
+}
 
 /// Purges the prefix of a stream that ends at `read_up_to` (inclusive): all that is older than `window`, and all of it
 /// when the stream is more than half full. Returns how many messages went.
@@ -44,5 +88,23 @@ async fn logged_at(stream: &Stream, sequence: u64) -> anyhow::Result<Option<Time
         Ok(message) => Ok(Some(message.time.into())),
         Err(e) if e.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
         Err(e) => Err(e).context("cannot read a message's time"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_is_kept_for_long_or_for_ever() {
+        assert_eq!(Keep::default().to_string().parse(), Ok(Keep::default()));
+        let year = "400days".parse::<Keep>().unwrap();
+        assert_eq!(year.to_string().parse(), Ok(year));
+        let now = Timestamp::from_millis(1_768_193_759_048);
+        assert_eq!(year.cutoff(now).unwrap().to_iso(), "2024-12-08T04:55:59.048Z");
+        assert_eq!(Keep::default().cutoff(now), None);
+        for wrong in ["", "61days", "0s", "never"] {
+            assert!(wrong.parse::<Keep>().is_err(), "{wrong}");
+        }
     }
 }

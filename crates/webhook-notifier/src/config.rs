@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use clap::Args;
 use ipnet::IpNet;
-use service_kit::config::{DatabaseConfig, HealthConfig, NatsConfig, SecretsConfig};
+use service_kit::{
+    config::{DatabaseConfig, HealthConfig, NatsConfig, SecretsConfig},
+    retention::Keep,
+};
 
 use crate::{health::DisableAfter, schedule::Schedule};
 
@@ -49,6 +52,10 @@ pub struct Config {
     /// most half, and a single callback half of that. More wait longer for slow endpoints in parallel, fewer hold less memory.
     #[arg(long, env = "MAX_IN_FLIGHT", default_value_t = MAX_IN_FLIGHT, value_parser = clap::value_parser!(u32).range(8..=65_536))]
     pub max_in_flight: u32,
+    /// How long months of the delivery log stay, at least 62days, or off. Older ones are dropped when no delivery of theirs is
+    /// pending.
+    #[arg(long, env = "DELIVERY_RETENTION", default_value_t, value_name = "DURATION")]
+    pub delivery_retention: Keep,
     /// How long events stay in their stream after they were delivered or recorded. When it is more than half full they
     /// go at once.
     #[arg(long, env = "EVENT_RETENTION", default_value_t = EVENT_RETENTION.into(), value_name = "DURATION")]

@@ -1,11 +1,15 @@
-//! 7 Deliver: room ahead and room behind: next months' partitions, and events that everybody was told of.
+//! 7 Deliver: room ahead and room behind: next months' partitions, old ones, and events that everybody was told of.
 
 use std::time::Duration;
 
 use anyhow::Context;
 use async_nats::jetstream;
 use contract::streams::{LEAD_EVENTS, NOTIFIER_CONSUMER};
-use service_kit::{clock, nats::chain, retention::purge_read};
+use service_kit::{
+    clock,
+    nats::chain,
+    retention::{Keep, purge_read},
+};
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 
@@ -22,9 +26,23 @@ const PARTITIONS_AHEAD: Duration = DAY.saturating_mul(62);
 /// How often delivered events are purged. Longer lets a full stream stay full for longer.
 const PURGE_INTERVAL: Duration = Duration::from_secs(15);
 
-/// Keeps partitions ahead of time, until shutdown.
-pub(crate) async fn partitions(pool: PgPool, shutdown: CancellationToken) -> anyhow::Result<()> {
-    every(PARTITIONS_INTERVAL, shutdown, || make_partitions(&pool)).await
+/// Keeps partitions ahead of time, and drops those that are too old, until shutdown.
+pub(crate) async fn partitions(pool: PgPool, keep: Keep, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let keep_house = || async {
+        make_partitions(&pool).await;
+        drop_partitions(&pool, keep).await;
+    };
+    every(PARTITIONS_INTERVAL, shutdown, keep_house).await
+}
+
+/// Drops the months that are too old. What waits stays, and the month with it.
+async fn drop_partitions(pool: &PgPool, keep: Keep) {
+    let Some(cutoff) = keep.cutoff(clock::now()) else { return };
+    match store::partitions::drop_old(pool, cutoff).await {
+        Ok(dropped) if dropped.is_empty() => {}
+        Ok(dropped) => tracing::info!(dropped = dropped.join(", "), "months of the delivery log were dropped"),
+        Err(e) => tracing::warn!("cannot drop old months of the delivery log: {}", chain(&e)),
+    }
 }
 
 /// Makes the partitions of the next months.

@@ -149,7 +149,7 @@ async fn start(
     tasks.spawn("callbacks", async move {
         callbacks.health.follow(&health_pool, &slots, &metrics, &health_readiness, health_token).await
     });
-    tasks.spawn("partitions", housekeeping::partitions(pool.clone(), token()));
+    tasks.spawn("partitions", housekeeping::partitions(pool.clone(), config.delivery_retention, token()));
     tasks.spawn("retention", housekeeping::retention(js.clone(), config.event_retention.into(), token()));
     tasks.spawn("announce", announce::run(js.clone(), pool.clone(), to_announce, token()));
     // Ends when the two below, who report to it, have ended.

@@ -217,6 +217,18 @@ pub(crate) async fn ensure_partitions(pool: &PgPool, first: Timestamp, last: Tim
     Ok(())
 }
 
+/// Drops the ledger's months that ended before this time and are not needed any more; their names. Waits a moment only for
+/// whoever reads the ledger meanwhile: everything else would wait behind this.
+pub(crate) async fn drop_partitions(pool: &PgPool, cutoff: Timestamp) -> Result<Vec<String>, StoreError> {
+    let mut transaction = pool.begin().await?;
+    sqlx::query!("SET LOCAL lock_timeout = '1s'").execute(&mut *transaction).await?;
+    let dropped = sqlx::query_scalar!(r#"SELECT lead_state.drop_partitions($1) AS "dropped!""#, super::time(cutoff))
+        .fetch_one(&mut *transaction)
+        .await?;
+    transaction.commit().await?;
+    Ok(dropped)
+}
+
 /// Forgets calls that expired before this time, but those that still hold something.
 pub(crate) async fn sweep_calls(pool: &PgPool, before: Timestamp) -> Result<u64, StoreError> {
     let swept = sqlx::query!(
