@@ -118,6 +118,16 @@ async fn the_main_job_needs_no_more_than_it_is_allowed() {
     let events = api.http.get(format!("{}/api/v1/events", api.url)).bearer_auth(&api.key).send().await;
     assert_eq!(events.expect("an answer").status().as_u16(), 200);
 
+    // What is configured over HTTP, and tried.
+    let path = format!("/api/v1/processes/{}/callbacks", applied.process.process_id.expect("an id"));
+    let (status, made) =
+        api.post(&path, &json!({"name": "one more", "url": stack.receiver.url("/more"), "enabled": false})).await;
+    assert_eq!(status, 200, "{made}");
+    let test = format!("{path}/{}/test", made["data"]["callbackId"].as_str().expect("an id"));
+    let (status, tested) = api.post(&test, &json!({})).await;
+    assert_eq!((status, &tested["data"]["delivered"]), (200, &json!(true)), "{tested}");
+    assert_eq!(api.get("/api/v1/processes").await.0, 200);
+
     // What cannot be read is buried, and a restart takes up where it was: rarer paths need permissions too.
     stack.client.publish(format!("leads.cmd.{PROJECT}.update"), "nonsense".into()).await.expect("a publish");
     let js = service_kit::nats::jetstream(&stack.client);

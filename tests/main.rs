@@ -7,6 +7,7 @@ mod backlog;
 mod bad_input;
 mod bulk;
 mod calls;
+mod configure;
 mod continuity;
 mod contracts;
 mod dead_letters;

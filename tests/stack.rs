@@ -264,6 +264,18 @@ impl Api {
         self.send(self.http.get(format!("{}{path}", self.url))).await
     }
 
+    /// A request of any method, with headers.
+    pub(crate) async fn ask(
+        &self,
+        method: reqwest::Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &Value,
+    ) -> (u16, Value) {
+        let request = self.http.request(method, format!("{}{path}", self.url)).body(body.to_string());
+        self.send(headers.iter().fold(request, |request, (name, value)| request.header(*name, *value))).await
+    }
+
     async fn send(&self, request: reqwest::RequestBuilder) -> (u16, Value) {
         let answer = request.bearer_auth(&self.key).send().await.expect("an answer");
         let status = answer.status().as_u16();
@@ -321,8 +333,13 @@ impl Api {
     }
 }
 
-/// Whether a request carries a right Standard Webhooks signature, checked here anew.
+/// Asserts that a request carries a right Standard Webhooks signature.
 pub(crate) fn verify(request: &test_support::Request, secret: &str) {
+    assert!(verifies(request, secret), "signature");
+}
+
+/// Whether a request carries a right Standard Webhooks signature, checked here anew.
+pub(crate) fn verifies(request: &test_support::Request, secret: &str) -> bool {
     use base64::{Engine, prelude::BASE64_STANDARD};
     use hmac::{Hmac, KeyInit, Mac};
     let key = BASE64_STANDARD.decode(secret.strip_prefix("whsec_").expect("whsec_")).expect("base64");
@@ -331,7 +348,7 @@ pub(crate) fn verify(request: &test_support::Request, secret: &str) {
     mac.update(format!("{}.{}.", header("webhook-id"), header("webhook-timestamp")).as_bytes());
     mac.update(&request.body);
     let expected = format!("v1,{}", BASE64_STANDARD.encode(mac.finalize().into_bytes()));
-    assert!(header("webhook-signature").split(' ').any(|signature| signature == expected), "signature");
+    header("webhook-signature").split(' ').any(|signature| signature == expected)
 }
 
 /// Bodies by `updateId`, in the order in which they came.

@@ -12,7 +12,9 @@ use crate::stack::{Api, SOON, Stack};
 
 /// Subjects that only an operator may ask, who serves all projects: NATS permissions keep others away. They name no
 /// project to answer for.
-const OPERATORS: [&str; 6] = [
+const OPERATORS: [&str; 7] = [
+    // It says what the operator allows, to everybody alike.
+    rpc::CALLBACK_CHECK,
     rpc::PROJECT_CREATE,
     rpc::KEY_REVOKE,
     rpc::CALLBACK_ENABLE,
@@ -95,6 +97,11 @@ fn tells_nothing(what: &str, answer: &Value) {
 /// Requests to an endpoint that reach for the first project's data, with the status that a key of another project gets.
 fn reaching(endpoint: &gateway::Endpoint, first: &Tenant, second: ObjectId) -> Vec<(String, Option<Value>, u16)> {
     let Tenant { process_id, lead_id, update_id, callback_id, .. } = first;
+    let process_path = format!("/api/v1/processes/{process_id}");
+    let callback_path = format!("{process_path}/callbacks/{callback_id}");
+    // What else its own process has is no way to another's callback.
+    let fallback_path = format!("/api/v1/processes/_/callbacks/{callback_id}");
+    let callback = json!({"name": "mine", "url": "http://127.0.0.1:1/mine"});
     let project_id = first.api.project_id;
     let reference = SECRETS[3];
     let body = |body: Value, status| (endpoint.path.to_owned(), Some(body), status);
@@ -157,17 +164,47 @@ fn reaching(endpoint: &gateway::Endpoint, first: &Tenant, second: ObjectId) -> V
             .into(),
         // Its answer never ends; that it tells nothing of another project is looked at in again.rs.
         ("GET", "/api/v1/events") => vec![query("lastEventId=nonsense".into(), 400)],
+        ("GET", "/api/v1/processes") => vec![query(String::new(), 200)],
+        ("POST", "/api/v1/processes") => vec![
+            body(json!({"projectId": project_id, "name": "mine", "states": [{"name": "new"}]}), 403),
+            body(json!({"processId": process_id, "name": "mine", "states": [{"name": "new"}]}), 400),
+            body(
+                json!({"name": "mine", "states": [{"name": "new"}], "callbacks": [
+                {"callbackId": callback_id, "name": "mine", "url": "http://127.0.0.1:1/mine"}]}),
+                404,
+            ),
+        ],
+        ("GET", "/api/v1/processes/{processId}") => vec![(process_path, None, 404)],
+        ("PUT", "/api/v1/processes/{processId}") => {
+            vec![(process_path, Some(json!({"name": "mine", "states": [{"name": "new"}]})), 404)]
+        }
+        ("GET", "/api/v1/processes/{processId}/callbacks") => vec![(process_path + "/callbacks", None, 404)],
+        ("POST", "/api/v1/processes/{processId}/callbacks") => {
+            vec![(process_path + "/callbacks", Some(callback), 404)]
+        }
+        ("GET" | "DELETE", "/api/v1/processes/{processId}/callbacks/{callbackId}") => {
+            vec![(callback_path, None, 404), (fallback_path, None, 404)]
+        }
+        ("PUT", "/api/v1/processes/{processId}/callbacks/{callbackId}") => {
+            vec![(callback_path, Some(callback.clone()), 404), (fallback_path, Some(callback), 404)]
+        }
+        ("POST", "/api/v1/processes/{processId}/callbacks/{callbackId}/rotate-secret") => vec![
+            (callback_path + "/rotate-secret", Some(json!({"overlapSeconds": 0})), 404),
+            (fallback_path + "/rotate-secret", Some(json!({})), 404),
+        ],
+        ("POST", "/api/v1/processes/{processId}/callbacks/{callbackId}/test") => {
+            vec![(callback_path + "/test", Some(json!({})), 404), (fallback_path + "/test", Some(json!({})), 404)]
+        }
         ("GET", "/api/v1/updates/{updateId}") => vec![(format!("/api/v1/updates/{update_id}"), None, 404)],
         other => panic!("{other:?} is not walked: say how another project would reach for data there"),
     }
 }
 
-async fn send(api: &Api, secret: Option<&str>, path: &str, body: Option<&Value>) -> (u16, Value) {
-    let url = format!("{}{path}", api.url);
-    let mut request = match body {
-        Some(body) => api.http.post(url).body(body.to_string()),
-        None => api.http.get(url),
-    };
+async fn send(api: &Api, secret: Option<&str>, method: &str, path: &str, body: Option<&Value>) -> (u16, Value) {
+    let mut request = api.http.request(method.parse().expect("a method"), format!("{}{path}", api.url));
+    if let Some(body) = body {
+        request = request.body(body.to_string());
+    }
     if let Some(secret) = secret {
         request = request.bearer_auth(secret);
     }
@@ -184,6 +221,7 @@ async fn no_endpoint_shows_or_touches_another_projects_data() {
     let fallback = json!([{"name": "crm", "url": stack.receiver.url("/second-fallback")}]);
     stack.fallback_of(second.project_id, fallback).await;
     let before = first.lead().await;
+    let configured = first.api.get("/api/v1/processes").await;
     let told = stack.receiver.requests_to("/first").len();
 
     // Keys of the first project itself that may not.
@@ -193,19 +231,29 @@ async fn no_endpoint_shows_or_touches_another_projects_data() {
     let (expired, _) = new_key(&stack, project_id, &Scope::ALL, Some(Timestamp::from_millis(now + 1))).await;
     let (reader, _) = new_key(&stack, project_id, &[Scope::LeadsRead], None).await;
     let (writer, _) = new_key(&stack, project_id, &[Scope::LeadsWrite], None).await;
+    let mut all_but = Vec::new();
+    for scope in Scope::ALL {
+        let others = Scope::ALL.into_iter().filter(|other| *other != scope).collect::<Vec<_>>();
+        all_but.push((scope, new_key(&stack, project_id, &others, None).await.0));
+    }
     let _: ApiKey = stack.call(rpc::KEY_REVOKE, &RevokeKey { key_id: key.key_id }).await;
     test_support::eventually(SOON, "the gateway knows all keys", async || {
         let get = format!("/api/v1/leads/get?leadId={}", first.lead_id);
-        let (of_reader, _) = send(&first.api, Some(&reader), &get, None).await;
-        let (of_writer, _) = send(&first.api, Some(&writer), &get, None).await;
-        let (_, of_revoked) = send(&first.api, Some(&revoked), &get, None).await;
-        of_reader == 200 && of_writer == 403 && of_revoked["error"].to_string().contains("revoked")
+        let (of_reader, _) = send(&first.api, Some(&reader), "GET", &get, None).await;
+        let (of_writer, _) = send(&first.api, Some(&writer), "GET", &get, None).await;
+        let mut known = true;
+        for (scope, secret) in &all_but {
+            known &= send(&first.api, Some(secret), "GET", &get, None).await.0
+                == if *scope == Scope::LeadsRead { 403 } else { 200 };
+        }
+        let (_, of_revoked) = send(&first.api, Some(&revoked), "GET", &get, None).await;
+        known && of_reader == 200 && of_writer == 403 && of_revoked["error"].to_string().contains("revoked")
     })
     .await;
 
     let mut accepted = Vec::new();
     for endpoint in &gateway::ENDPOINTS {
-        let other_scope = if endpoint.scope == Scope::LeadsRead { &writer } else { &reader };
+        let (_, other_scope) = all_but.iter().find(|(scope, _)| *scope == endpoint.scope).expect("a key");
         for (path, body, expected) in reaching(endpoint, &first, second.project_id) {
             let what = format!("{} {path} {body:?}", endpoint.method);
             for (secret, status, code) in [
@@ -215,11 +263,11 @@ async fn no_endpoint_shows_or_touches_another_projects_data() {
                 (Some(expired.as_str()), 401, "invalid_api_key"),
                 (Some(other_scope.as_str()), 403, "missing_scope"),
             ] {
-                let (got, answer) = send(&first.api, secret, &path, body.as_ref()).await;
+                let (got, answer) = send(&first.api, secret, endpoint.method, &path, body.as_ref()).await;
                 assert_eq!((got, &answer["code"]), (status, &json!(code)), "{what}: {answer}");
                 tells_nothing(&what, &answer);
             }
-            let (got, answer) = send(&second, Some(&second.key), &path, body.as_ref()).await;
+            let (got, answer) = send(&second, Some(&second.key), endpoint.method, &path, body.as_ref()).await;
             assert_eq!(got, expected, "{what}: {answer}");
             tells_nothing(&what, &answer);
             assert!(!answer.to_string().contains(&first.lead_id) || endpoint.method == "POST", "{what}: {answer}");
@@ -265,6 +313,9 @@ async fn no_endpoint_shows_or_touches_another_projects_data() {
         after["data"][changed] = before["data"][changed].clone();
     }
     assert_eq!(after, before, "nobody else changed the lead");
+    assert_eq!(first.api.get("/api/v1/processes").await, configured, "nobody else changed how it is configured");
+    let own = second.get("/api/v1/processes").await.1;
+    assert_eq!(own["data"].as_array().map(Vec::len), Some(1), "nor made anything: {own}");
 }
 
 /// The subjects of the contract's table.
@@ -323,6 +374,26 @@ async fn no_query_answers_for_another_project() {
                 .map(|status| json!({"projectId": project_id, "since": 0, "status": status, "perSecond": 1}))
                 .into(),
             rpc::UPDATE_GET | rpc::DELIVERY_OF_UPDATE => vec![json!({"projectId": project_id, "updateId": update_id})],
+            rpc::PROCESS_LIST => vec![json!({"projectId": project_id, "limit": 10})],
+            rpc::PROCESS_GET => vec![json!({"projectId": project_id, "process": {"id": process_id}})],
+            rpc::PROCESS_CHANGE => {
+                let spec = json!({"projectId": first.api.project_id, "name": "sales", "states": [{"name": "mine"}]});
+                let own = json!({"projectId": project_id, "name": "sales", "states": [{"name": "mine"}]});
+                let callback = json!({"name": "mine", "url": "http://127.0.0.1:1"});
+                [
+                    json!({"put": {"spec": spec}}),
+                    json!({"put": {"spec": own}}),
+                    json!({"addCallback": {"callback": callback}}),
+                    json!({"putCallback": {"callbackId": callback_id, "callback": callback}}),
+                    json!({"removeCallback": {"callbackId": callback_id}}),
+                    json!({"rotateSecret": {"callbackId": callback_id, "overlapSeconds": 0}}),
+                ]
+                .map(|change| json!({"projectId": project_id, "process": {"id": process_id}, "change": change}))
+                .into()
+            }
+            rpc::CALLBACK_TEST => {
+                vec![json!({"projectId": project_id, "processId": process_id, "callbackId": callback_id})]
+            }
             // A process of the same name is another one.
             rpc::PROCESS_APPLY => {
                 vec![json!({"projectId": project_id, "name": "sales", "states": [{"name": "new", "kind": "initial"}]})]
@@ -344,9 +415,12 @@ async fn no_query_answers_for_another_project() {
                     | rpc::LEAD_HISTORY
                     | rpc::UPDATE_GET
                     | rpc::DELIVERY_GET
-                    | rpc::DELIVERY_REDELIVER,
+                    | rpc::DELIVERY_REDELIVER
+                    | rpc::PROCESS_GET
+                    | rpc::CALLBACK_TEST,
                     Err(e),
                 ) => assert_eq!(e.status, 404, "{what}"),
+                (rpc::PROCESS_CHANGE, Err(e)) => assert!(matches!(e.status, 400 | 404), "{what}"),
                 (rpc::UPDATE_TRY, Ok(event)) => {
                     assert_eq!(
                         (&event["errorCode"], &event["data"]),
@@ -359,6 +433,12 @@ async fn no_query_answers_for_another_project() {
                 (rpc::DELIVERY_RECOVER, Ok(done)) => assert_eq!(done["deliveries"], 0, "{what}"),
                 (rpc::LEAD_LIST | rpc::UPDATE_LIST | rpc::DELIVERY_LIST, Ok(page)) => {
                     assert_eq!(page, &json!({"items": [], "next": null}), "{what}")
+                }
+                // It has one of that name by now, its own.
+                (rpc::PROCESS_LIST, Ok(page)) => {
+                    let mut own = page["items"].as_array().expect("items").iter();
+                    assert!(own.all(|process| process["projectId"] == json!(project_id)), "{what}");
+                    assert!(!page.to_string().contains(&process_id.to_string()), "{what}");
                 }
                 (rpc::CALLBACK_LIST, Ok(callbacks)) => assert_eq!(callbacks, &json!([]), "{what}"),
                 (rpc::DELIVERY_OF_UPDATE, Ok(deliveries)) => assert_eq!(deliveries, &json!([]), "{what}"),

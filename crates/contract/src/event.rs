@@ -83,6 +83,23 @@ impl<'a> From<&'a CompletionEvent> for WebhookPayload<'a> {
     }
 }
 
+/// The body of a ping, by which a callback is tried: it tells of no update. Always these fields, in this order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct TestPayload {
+    /// Always `test`.
+    #[cfg_attr(feature = "schema", schemars(extend("const" = "test")))]
+    pub action_type: &'static str,
+    #[serde(rename = "callbackId")]
+    /// The callback that is tried.
+    pub callback_id: ObjectId,
+    #[serde(rename = "processId")]
+    /// Its process; null for the project's fallback callbacks.
+    pub process_id: Option<ObjectId>,
+    /// When, in milliseconds.
+    pub timestamp: Timestamp,
+}
+
 /// Something that an operator or a program should know of a delivery or callback.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -123,6 +140,17 @@ pub enum WebhookEvent {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_ping_on_the_wire() {
+        let ping = TestPayload {
+            action_type: "test",
+            callback_id: ObjectId::from_bytes([1; 12]),
+            process_id: None,
+            timestamp: Timestamp::from_millis(1_768_193_759_048),
+        };
+        insta::assert_snapshot!(serde_json::to_string(&ping).unwrap(), @r#"{"action_type":"test","callbackId":"010101010101010101010101","processId":null,"timestamp":1768193759048}"#);
+    }
 
     fn event() -> CompletionEvent {
         CompletionEvent {

@@ -257,7 +257,9 @@ mod tests {
             let told = told(text);
             assert!(told.starts_with("invalid type: string, expected a sequence at line 1"), "{told}");
         }
-        assert!(told(r#"["whsec_AAAA"]"#).starts_with("unknown variant, expected `leads:read` or `leads:write` at"));
+        assert!(told(r#"["whsec_AAAA"]"#).starts_with(
+            "unknown variant, expected one of `leads:read`, `leads:write`, `config:read`, `config:write` at"
+        ));
         assert!(told("{}").starts_with("invalid type: map, expected a sequence at"));
     }
 

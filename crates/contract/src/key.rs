@@ -17,17 +17,27 @@ pub enum Scope {
     /// Initiate and update leads.
     #[serde(rename = "leads:write")]
     LeadsWrite,
+    /// Read how processes and their callbacks are configured, but no secrets.
+    #[serde(rename = "config:read")]
+    ConfigRead,
+    /// Configure processes and their callbacks: whoever may do this decides who is told of every update.
+    #[serde(rename = "config:write")]
+    ConfigWrite,
 }
 
 impl Scope {
-    /// Every scope, the default of a new key.
-    pub const ALL: [Self; 2] = [Self::LeadsRead, Self::LeadsWrite];
+    /// Every scope.
+    pub const ALL: [Self; 4] = [Self::LeadsRead, Self::LeadsWrite, Self::ConfigRead, Self::ConfigWrite];
+    /// What a new key may do where nobody says: a client that updates leads need not decide who is told of it.
+    pub const DEFAULT: [Self; 2] = [Self::LeadsRead, Self::LeadsWrite];
 
     /// The scope's name.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::LeadsRead => "leads:read",
             Self::LeadsWrite => "leads:write",
+            Self::ConfigRead => "config:read",
+            Self::ConfigWrite => "config:write",
         }
     }
 }
@@ -36,10 +46,10 @@ impl std::str::FromStr for Scope {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        Self::ALL
-            .into_iter()
-            .find(|scope| scope.as_str() == text)
-            .ok_or_else(|| format!("unknown scope {text:?}: it must be one of leads:read, leads:write"))
+        Self::ALL.into_iter().find(|scope| scope.as_str() == text).ok_or_else(|| {
+            let known = Self::ALL.map(Self::as_str).join(", ");
+            format!("unknown scope {text:?}: it must be one of {known}")
+        })
     }
 }
 
@@ -96,7 +106,7 @@ mod tests {
             expires_at: Some(Timestamp::from_millis(10)),
             revoked_at: None,
         };
-        insta::assert_snapshot!(serde_json::to_string(&key).unwrap(), @r#"{"keyId":"010101010101010101010101","projectId":"020202020202020202020202","name":"crm","scopes":["leads:read","leads:write"],"createdAt":5,"expiresAt":10,"revokedAt":null}"#);
+        insta::assert_snapshot!(serde_json::to_string(&key).unwrap(), @r#"{"keyId":"010101010101010101010101","projectId":"020202020202020202020202","name":"crm","scopes":["leads:read","leads:write","config:read","config:write"],"createdAt":5,"expiresAt":10,"revokedAt":null}"#);
         assert!(key.is_valid(Timestamp::from_millis(9)));
         assert!(!key.is_valid(Timestamp::from_millis(10)));
         assert!(!ApiKey { revoked_at: Some(Timestamp::from_millis(1)), ..key }.is_valid(Timestamp::from_millis(9)));

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::{
-    ObjectId,
+    ObjectId, Timestamp,
     command::MAX_TEXT_CHARS,
     sealed::{Field, Place, Secret},
     subject::NO_PROCESS,
@@ -158,8 +158,12 @@ pub struct Callback {
     /// How to authenticate to the endpoint, beside the signature.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub auth: Option<CallbackAuth>,
-    /// Signing secrets, `whsec_` + base64, sealed; every one of them signs, so that a rotation can overlap.
+    /// Signing secrets, `whsec_` + base64, sealed; every one of them signs. None where they are not shown.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub secrets: Vec<Secret>,
+    /// Signing secrets that a rotation replaced: each signs as well, until its time.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub retiring_secrets: Vec<RetiringSecret>,
     /// Which outcomes it is told of; absent is all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub events: Option<BTreeSet<EventKind>>,
@@ -196,9 +200,16 @@ impl Callback {
         self.enabled && self.events.as_ref().is_none_or(|events| events.contains(&kind))
     }
 
+    /// The secrets that sign at this time, the newest first.
+    pub fn signing_secrets(&self, now: Timestamp) -> impl Iterator<Item = &Secret> {
+        let retiring = self.retiring_secrets.iter().filter(move |retiring| now < retiring.until);
+        self.secrets.iter().chain(retiring.map(|retiring| &retiring.secret))
+    }
+
     /// All its secrets, as they are stored.
     pub fn secrets(&self) -> impl Iterator<Item = &Secret> {
-        self.secrets.iter().chain(self.auth.as_ref().map(CallbackAuth::secret))
+        let retiring = self.retiring_secrets.iter().map(|retiring| &retiring.secret);
+        self.secrets.iter().chain(retiring).chain(self.auth.as_ref().map(CallbackAuth::secret))
     }
 
     /// The same callback with other secrets: each is put through `change`, to be sealed or opened at its place.
@@ -210,13 +221,36 @@ impl Callback {
         let place = |field| Place { project_id, callback_id: self.callback_id, field };
         let secrets =
             self.secrets.iter().map(|secret| change(&place(Field::Secrets), secret)).collect::<Result<_, E>>()?;
-        let mut auth = self.auth.clone();
-        if let Some(CallbackAuth::Bearer { token: secret } | CallbackAuth::Header { value: secret, .. }) = &mut auth {
-            *secret = change(&place(Field::Auth), secret)?;
+        let mut retiring_secrets = self.retiring_secrets.clone();
+        for retiring in &mut retiring_secrets {
+            retiring.secret = change(&place(Field::Secrets), &retiring.secret)?;
         }
-        Ok(Self { secrets, auth, ..self.clone() })
+        let mut auth = self.auth.clone();
+        if let Some(auth) = &mut auth {
+            *auth.secret_mut() = change(&place(Field::Auth), auth.secret())?;
+        }
+        Ok(Self { secrets, retiring_secrets, auth, ..self.clone() })
     }
 }
+
+/// A signing secret that is not used for much longer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct RetiringSecret {
+    /// The secret; empty where it is not shown.
+    #[serde(default, skip_serializing_if = "Secret::is_empty")]
+    pub secret: Secret,
+    /// From when on it signs no more.
+    pub until: Timestamp,
+}
+
+/// Most secrets of a callback that may be retiring at once: each makes every webhook's signature header longer.
+pub const MAX_RETIRING_SECRETS: usize = 4;
+/// How long a replaced secret stays valid where nobody says, in seconds.
+pub const DEFAULT_OVERLAP_SECONDS: u32 = 24 * 60 * 60;
+/// The longest that a replaced secret may stay valid, in seconds.
+pub const MAX_OVERLAP_SECONDS: u32 = 7 * 24 * 60 * 60;
 
 /// How to authenticate to an endpoint.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -225,23 +259,43 @@ impl Callback {
 pub enum CallbackAuth {
     /// `Authorization: Bearer {token}`.
     Bearer {
-        /// The token.
+        /// The token; empty where it is not shown, and in a spec where the one that is there stays.
+        #[serde(default, skip_serializing_if = "Secret::is_empty")]
         token: Secret,
     },
     /// A header of the endpoint's choice.
     Header {
         /// Its name.
         name: String,
-        /// Its value.
+        /// Its value; empty where it is not shown, and in a spec where the one that is there stays.
+        #[serde(default, skip_serializing_if = "Secret::is_empty")]
         value: Secret,
     },
 }
 
 impl CallbackAuth {
-    fn secret(&self) -> &Secret {
+    /// The secret in it.
+    pub fn secret(&self) -> &Secret {
         match self {
             Self::Bearer { token } => token,
             Self::Header { value, .. } => value,
+        }
+    }
+
+    /// The secret in it, to be changed.
+    pub fn secret_mut(&mut self) -> &mut Secret {
+        match self {
+            Self::Bearer { token } => token,
+            Self::Header { value, .. } => value,
+        }
+    }
+
+    /// Whether it is sent in the same way.
+    pub fn is_like(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Bearer { .. }, Self::Bearer { .. }) => true,
+            (Self::Header { name, .. }, Self::Header { name: other, .. }) => name.eq_ignore_ascii_case(other),
+            _ => false,
         }
     }
 }
@@ -296,6 +350,9 @@ pub struct ProcessSpec {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CallbackSpec {
+    /// The callback that it is about; absent: the one of this name, or else a new one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub callback_id: Option<ObjectId>,
     /// Its name, unique in the process, by which it is found again.
     pub name: String,
     /// Where to POST.
@@ -373,8 +430,11 @@ impl ProcessSpec {
                 faults.push(format!("transitions: {name:?} is not among the states"));
             }
         }
-        let mut names = HashSet::new();
+        let (mut names, mut ids) = (HashSet::new(), HashSet::new());
         for callback in &self.callbacks {
+            if let Some(id) = callback.callback_id.filter(|id| !ids.insert(*id)) {
+                faults.push(format!("callbacks: {id} stands twice"));
+            }
             if !names.insert(callback.name.as_str()) {
                 faults.push(format!("callbacks: {:?} stands twice", callback.name));
             }
@@ -385,6 +445,13 @@ impl ProcessSpec {
 }
 
 impl CallbackSpec {
+    /// Everything that is wrong with it, a sentence each.
+    pub fn faults(&self) -> Vec<String> {
+        let mut faults = Vec::new();
+        self.check(&mut faults);
+        faults
+    }
+
     fn check(&self, faults: &mut Vec<String>) {
         let mut fault = |text: String| faults.push(format!("callback {:?}: {text}", self.name));
         let rest = self.url.strip_prefix("https://").or_else(|| self.url.strip_prefix("http://"));
@@ -410,10 +477,7 @@ impl CallbackSpec {
         if self.auth.as_ref().is_some_and(|auth| auth.secret().is_sealed()) {
             fault("auth: a secret must be in clear here; this one is sealed, and opens only where it came from".into());
         }
-        let visible = |secret: &Secret| {
-            let text = secret.expose();
-            !text.is_empty() && text.bytes().all(|b| (0x20..0x7f).contains(&b))
-        };
+        let visible = |secret: &Secret| secret.expose().bytes().all(|b| (0x20..0x7f).contains(&b));
         match &self.auth {
             Some(CallbackAuth::Bearer { token }) if !visible(token) => {
                 fault("auth.token must be visible ASCII characters".into());
@@ -513,7 +577,6 @@ mod tests {
         callback "a": maxPerSecond must be 1 to 10000; leave it out for no limit
         callback "a": secrets: each must be whsec_ and the base64 of 24 to 64 bytes
         callback "a": auth.name "Webhook-Id" is a header that every webhook already carries
-        callback "a": auth.value must be visible ASCII characters
         callbacks: "a" stands twice
         callback "a": url "http:///x" is not an http or https URL
         callback "a": secrets: must not be empty; leave it out to have one made
@@ -540,6 +603,7 @@ mod tests {
                 url: "https://crm.example/hook".into(),
                 auth: Some(CallbackAuth::Bearer { token: "t".into() }),
                 secrets: vec!["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw".into()],
+                retiring_secrets: vec![RetiringSecret { secret: "whsec_old".into(), until: Timestamp::from_millis(7) }],
                 events: None,
                 enabled: true,
                 timeout_seconds: 15,
@@ -548,10 +612,16 @@ mod tests {
             }],
         };
         let text = serde_json::to_string(&process).unwrap();
-        insta::assert_snapshot!(text, @r#"{"projectId":"010101010101010101010101","processId":"020202020202020202020202","revision":3,"name":"sales","states":[{"name":"new","kind":"initial"}],"metadataMerge":"shallow","allowLeavingTerminal":false,"callTimeoutSeconds":7200,"duringCall":"queue","callbacks":[{"callbackId":"030303030303030303030303","name":"crm","url":"https://crm.example/hook","auth":{"type":"bearer","token":"t"},"secrets":["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"],"enabled":true,"timeoutSeconds":15,"maxInFlight":64,"maxPerSecond":50}]}"#);
+        insta::assert_snapshot!(text, @r#"{"projectId":"010101010101010101010101","processId":"020202020202020202020202","revision":3,"name":"sales","states":[{"name":"new","kind":"initial"}],"metadataMerge":"shallow","allowLeavingTerminal":false,"callTimeoutSeconds":7200,"duringCall":"queue","callbacks":[{"callbackId":"030303030303030303030303","name":"crm","url":"https://crm.example/hook","auth":{"type":"bearer","token":"t"},"secrets":["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"],"retiringSecrets":[{"secret":"whsec_old","until":7}],"enabled":true,"timeoutSeconds":15,"maxInFlight":64,"maxPerSecond":50}]}"#);
         assert_eq!(serde_json::from_str::<Process>(&text).unwrap(), process);
         assert!(!format!("{process:?}").contains("MfKQ9r8"));
+        let callback = &process.callbacks[0];
+        let signing = |at| callback.signing_secrets(Timestamp::from_millis(at)).map(Secret::expose).collect::<Vec<_>>();
+        assert_eq!(signing(6), ["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "whsec_old"]);
+        assert_eq!(signing(7), ["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"]);
+        assert_eq!(callback.secrets().count(), 3);
     }
+
     fn arbitrary_value() -> impl Strategy<Value = Value> {
         prop_oneof![
             Just(Value::Null),

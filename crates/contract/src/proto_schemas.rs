@@ -7,7 +7,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use crate::{
     JsonObject, ObjectId, Timestamp,
     command::{CallEnded, CallExpired, CallStarted, UpdateCommand},
-    event::{CompletionEvent, WebhookEvent, WebhookPayload},
+    event::{CompletionEvent, TestPayload, WebhookEvent, WebhookPayload},
 };
 
 /// Reads a message's JSON by its schema; unknown fields and wrong types are errors.
@@ -115,6 +115,14 @@ fn events() {
         unset(&read("WebhookPayload", &WebhookPayload::from(&failed))),
         ["success", "leadId", "referenceId", "data"]
     );
+}
+
+#[test]
+fn a_ping() {
+    let timestamp = Timestamp::from_millis(1);
+    let ping = TestPayload { action_type: "test", callback_id: id(5), process_id: Some(id(3)), timestamp };
+    assert_eq!(unset(&read("TestPayload", &ping)), NONE);
+    assert_eq!(unset(&read("TestPayload", &TestPayload { process_id: None, ..ping })), ["processId"]);
 }
 
 #[test]

@@ -15,6 +15,9 @@
 //! | `leads.rpc.update.outcomes` | [`GetOutcomes`] → list of [`Outcome`], in this order, as many as fit | lead-state |
 //! | `leads.rpc.project.create` | [`CreateProject`] → [`Project`] | lead-state |
 //! | `leads.rpc.process.apply` | [`ProcessSpec`](crate::process::ProcessSpec) → [`Applied`] | lead-state |
+//! | `leads.rpc.process.list` | [`ListProcesses`] → [`Page`] of [`Process`], without secrets | lead-state |
+//! | `leads.rpc.process.get` | [`GetProcess`] → [`Process`], without secrets | lead-state |
+//! | `leads.rpc.process.change` | [`ChangeProcess`] → [`Applied`] | lead-state |
 //! | `leads.rpc.key.create` | [`CreateKey`] → [`ApiKey`] | lead-state |
 //! | `leads.rpc.key.revoke` | [`RevokeKey`] → [`ApiKey`] | lead-state |
 //! | `leads.rpc.key.list` | [`ListKeys`] → list of [`ApiKey`] | lead-state |
@@ -28,7 +31,10 @@
 //! | `webhooks.rpc.delivery.recover` | [`RecoverDeliveries`] → [`Recovered`] | webhook-notifier |
 //! | `webhooks.rpc.callback.list` | [`ListCallbacks`] → list of [`CallbackStatus`] | webhook-notifier |
 //! | `webhooks.rpc.callback.enable` | [`EnableCallback`] → [`Enabled`] | webhook-notifier |
+//! | `webhooks.rpc.callback.check` | [`CheckUrls`] → list of [`UrlCheck`], in this order | webhook-notifier |
+//! | `webhooks.rpc.callback.test` | [`TestCallback`] → [`Tested`] | webhook-notifier |
 
+mod config;
 mod deliveries;
 mod lists;
 mod page;
@@ -46,6 +52,10 @@ use crate::{
 };
 
 pub use self::{
+    config::{
+        Change, ChangeProcess, CheckUrls, GetProcess, ListProcesses, TEST_TIMEOUT, TestCallback, Tested, UrlCheck,
+        Which,
+    },
     deliveries::{
         DeliveryId, GetDelivery, GetOutcomes, InvalidDeliveryId, ListDeliveries, ListUpdates, ListedDelivery,
         ListedUpdate, MAX_PER_SECOND, Outcome, RecoverDeliveries, Recovered,
@@ -74,6 +84,12 @@ pub const UPDATE_OUTCOMES: &str = "leads.rpc.update.outcomes";
 pub const PROJECT_CREATE: &str = "leads.rpc.project.create";
 /// [`ProcessSpec`](crate::process::ProcessSpec) → [`Applied`].
 pub const PROCESS_APPLY: &str = "leads.rpc.process.apply";
+/// [`ListProcesses`] → [`Page`] of [`Process`], without secrets.
+pub const PROCESS_LIST: &str = "leads.rpc.process.list";
+/// [`GetProcess`] → [`Process`], without secrets.
+pub const PROCESS_GET: &str = "leads.rpc.process.get";
+/// [`ChangeProcess`] → [`Applied`].
+pub const PROCESS_CHANGE: &str = "leads.rpc.process.change";
 /// [`CreateKey`] → [`ApiKey`].
 pub const KEY_CREATE: &str = "leads.rpc.key.create";
 /// [`RevokeKey`] → [`ApiKey`].
@@ -100,6 +116,10 @@ pub const DELIVERY_RECOVER: &str = "webhooks.rpc.delivery.recover";
 pub const CALLBACK_LIST: &str = "webhooks.rpc.callback.list";
 /// [`EnableCallback`] → [`Enabled`].
 pub const CALLBACK_ENABLE: &str = "webhooks.rpc.callback.enable";
+/// [`CheckUrls`] → list of [`UrlCheck`], in the order of the question.
+pub const CALLBACK_CHECK: &str = "webhooks.rpc.callback.check";
+/// [`TestCallback`] → [`Tested`]. It may take [`TEST_TIMEOUT`].
+pub const CALLBACK_TEST: &str = "webhooks.rpc.callback.test";
 
 /// Why a query was not answered.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -364,8 +384,11 @@ pub struct Project {
 pub struct Applied {
     /// The process as it stands now. Secrets are shown only of the callbacks named in `new_secrets`.
     pub process: Process,
-    /// Whether anything changed.
+    /// Whether anything changed, or would in a dry run.
     pub changed: bool,
+    /// Whether there was no such process before.
+    #[serde(default)]
+    pub created: bool,
     /// What is different from before, for people, a line each; none for a new process.
     #[serde(default)]
     pub changes: Vec<String>,

@@ -32,7 +32,7 @@ macro_rules! add {
 fn schemas() -> BTreeMap<String, Value> {
     let mut all = Schemas::default();
     add!(all, Read: command::UpdateCommand, command::CallStarted, command::CallEnded, command::CallExpired);
-    add!(all, Written: event::CompletionEvent, event::WebhookPayload<'static>, event::WebhookEvent);
+    add!(all, Written: event::CompletionEvent, event::WebhookPayload<'static>, event::TestPayload, event::WebhookEvent);
     // What the buckets hold.
     add!(all, Written: key::ApiKey, process::Process, idempotency::IdempotencyRecord);
     // What is asked,
@@ -40,13 +40,15 @@ fn schemas() -> BTreeMap<String, Value> {
         rpc::GetLead, rpc::InitiateLead, rpc::ListLeads, rpc::LeadHistory, rpc::GetUpdate, rpc::TryUpdate,
         rpc::ListUpdates, rpc::GetOutcomes, rpc::CreateProject, process::ProcessSpec, rpc::CreateKey, rpc::RevokeKey,
         rpc::ListKeys, rpc::RotateSecrets, rpc::GetRecovery, rpc::Recover, rpc::ListDeliveries, rpc::GetDelivery,
-        rpc::RecoverDeliveries, rpc::ListCallbacks, rpc::EnableCallback,
+        rpc::RecoverDeliveries, rpc::ListCallbacks, rpc::EnableCallback, rpc::ListProcesses,
+        rpc::GetProcess, rpc::ChangeProcess, rpc::CheckUrls, rpc::TestCallback,
     );
     // and answered.
     add!(all, Written:
         rpc::Lead, rpc::Page<rpc::Lead>, rpc::Page<rpc::PastUpdate>, rpc::Update, rpc::Page<rpc::ListedUpdate>,
         rpc::Outcome, rpc::Project, rpc::Applied, rpc::Rotated, rpc::Recovery, rpc::Delivery,
         rpc::Page<rpc::ListedDelivery>, rpc::ListedDelivery, rpc::Recovered, rpc::CallbackStatus, rpc::Enabled,
+        rpc::Page<process::Process>, rpc::UrlCheck, rpc::Tested,
     );
     all.0
 }

@@ -28,7 +28,7 @@ const PREFIX: &str = "sealed:";
 const VERSION: &str = "v1";
 
 /// A secret value, sealed or in clear. It is never shown by `Debug`, and wiped from memory when it is dropped.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(transparent)]
 pub struct Secret(String);
@@ -37,6 +37,11 @@ impl Secret {
     /// The text itself: for sealing, signing and sending, and for whoever is shown a new secret once.
     pub fn expose(&self) -> &str {
         &self.0
+    }
+
+    /// Whether there is nothing: what is not shown is empty.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     /// Whether it is sealed. What an older version stored is in clear.

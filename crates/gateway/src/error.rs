@@ -91,7 +91,8 @@ pub(crate) enum ApiError {
 
 impl From<RpcError> for ApiError {
     fn from(error: RpcError) -> Self {
-        if error.status == 503 {
+        // That something is stored and only waits for its effect is no secret.
+        if error.status == 503 && error.code != "not_projected" {
             // Which service and subject is the operator's to know, not the client's.
             tracing::warn!(code = error.code, "a query went unanswered: {error}");
             return Self::Query(RpcError { message: "The answer is not available now; try again".into(), ..error });

@@ -1,6 +1,6 @@
 //! 1 Accept: `If-Match` and `ETag`: an update of a lead as the client saw it, and of no later one (RFC 9110, 13.1.1 and 8.8.3).
 //!
-//! A lead's entity tag is its version. The comparison is lead-state's, when the update's turn comes.
+//! The entity tag of a lead, and of a process, is its version. The comparison is lead-state's, when the update's turn comes.
 
 use axum::http::{HeaderMap, HeaderValue, header::IF_MATCH};
 
@@ -19,9 +19,7 @@ pub(crate) fn expected_version(headers: &HeaderMap) -> Result<Option<u32>, ApiEr
     let version = quoted.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
     match version.filter(|digits| digits.bytes().all(|b| b.is_ascii_digit())).map(str::parse) {
         Some(Ok(version)) if values.next().is_none() => Ok(Some(version)),
-        _ => {
-            Err(ApiError::field("If-Match", "must be one version in double quotes, as GET /leads/get tells it in ETag"))
-        }
+        _ => Err(ApiError::field("If-Match", "must be one version in double quotes, as GET tells it in ETag")),
     }
 }
 

@@ -5,14 +5,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use contract::{event::WebhookPayload, schema::Side};
+use contract::{
+    event::{TestPayload, WebhookPayload},
+    process::{CallbackSpec, DEFAULT_OVERLAP_SECONDS, MAX_OVERLAP_SECONDS, ProcessSpec},
+    schema::Side,
+};
 use schemars::{JsonSchema, SchemaGenerator, generate::SchemaSettings};
 use serde_json::{Map, Value, json};
 
 use crate::{
     routes::{
-        LeadView, bulk_initiate, bulk_update, deliveries, documents::DOCUMENTS, dry_run, get_lead, get_update,
-        initiate_lead, lead_history, list::Listed, list_leads, update_lead,
+        LeadView, bulk_initiate, bulk_update, callbacks, deliveries, documents::DOCUMENTS, dry_run, get_lead,
+        get_update, initiate_lead, lead_history, list::Listed, list_leads, processes, update_lead,
     },
     server::ENDPOINTS,
 };
@@ -355,6 +359,179 @@ fn operations(schemas: &mut Schemas) -> Vec<Operation> {
             refusals: &[410],
         },
     ]
+    .into_iter()
+    .chain(configuration(schemas))
+    .collect()
+}
+
+/// The endpoints that configure processes.
+fn configuration(schemas: &mut Schemas) -> [Operation; 11] {
+    let process_id = || {
+        let schema = json!({"type": "string", "pattern": "^([0-9a-fA-F]{24}|_)$"});
+        path("processId", "The process; `_` are the project's fallback callbacks", schema)
+    };
+    let callback = || vec![process_id(), path("callbackId", "The callback", object_id())];
+    let change = |mut parameters: Vec<Value>| {
+        parameters.push(parameter("If-Match"));
+        parameters
+    };
+    let process = || json_body(schema("ProcessRequest"));
+    let callback_body = || json_body(schema("CallbackRequest"));
+    let changed_process = schemas.json::<processes::Changed<'static, processes::ProcessView<'static>>>();
+    let changed_callback = schemas.json::<processes::Changed<'static, processes::CallbackView>>();
+    let operation = |method, path, id, summary, description, parameters, body, answer| Operation {
+        method,
+        path,
+        id,
+        tag: "Configuration",
+        summary,
+        description,
+        parameters,
+        body,
+        answer,
+        headers: if method == "GET" { &["ETag"] } else { &[] },
+        refusals: &[404],
+    };
+    let made = |operation: Operation| Operation { headers: &["ETag"], refusals: &[404, 409, 412], ..operation };
+    [
+        Operation {
+            headers: &[],
+            refusals: &[],
+            ..operation(
+                "GET",
+                "/api/v1/processes",
+                "listProcesses",
+                "The project's processes, page by page",
+                "By name. Secrets are never shown.",
+                vec![parameter("limit"), parameter("cursor")],
+                None,
+                schemas.json::<Listed<'static, processes::ProcessView<'static>>>(),
+            )
+        },
+        made(operation(
+            "POST",
+            "/api/v1/processes",
+            "createProcess",
+            "Make a process",
+            "Signing secrets that are made for its callbacks are shown in this answer, and never again.",
+            change(vec![]),
+            process(),
+            changed_process.clone(),
+        )),
+        operation(
+            "GET",
+            "/api/v1/processes/{processId}",
+            "getProcess",
+            "How a process is configured",
+            "What is answered can be put back. Secrets are never shown.",
+            vec![process_id()],
+            None,
+            schemas.json::<deliveries::Found<processes::ProcessView<'static>>>(),
+        ),
+        made(operation(
+            "PUT",
+            "/api/v1/processes/{processId}",
+            "putProcess",
+            "Configure a process",
+            "It becomes what the body says. Without `callbacks` they stay; those that are not in the list go. Callbacks keep \
+                their ids and secrets.",
+            change(vec![process_id()]),
+            process(),
+            changed_process,
+        )),
+        operation(
+            "GET",
+            "/api/v1/processes/{processId}/callbacks",
+            "listCallbacks",
+            "Who is told of a process's outcomes",
+            "All on one page.",
+            vec![process_id()],
+            None,
+            schemas.json::<Listed<'static, processes::CallbackView>>(),
+        ),
+        made(operation(
+            "POST",
+            "/api/v1/processes/{processId}/callbacks",
+            "createCallback",
+            "Give a process one more callback",
+            "A signing secret that is made for it is shown in this answer, and never again.",
+            change(vec![process_id()]),
+            callback_body(),
+            changed_callback.clone(),
+        )),
+        operation(
+            "GET",
+            "/api/v1/processes/{processId}/callbacks/{callbackId}",
+            "getCallback",
+            "How a callback is configured",
+            "Secrets are never shown.",
+            callback(),
+            None,
+            schemas.json::<deliveries::Found<processes::CallbackView>>(),
+        ),
+        made(operation(
+            "PUT",
+            "/api/v1/processes/{processId}/callbacks/{callbackId}",
+            "putCallback",
+            "Configure a callback",
+            "It becomes what the body says. Secrets that are left out stay.",
+            change(callback()),
+            callback_body(),
+            changed_callback.clone(),
+        )),
+        made(operation(
+            "DELETE",
+            "/api/v1/processes/{processId}/callbacks/{callbackId}",
+            "removeCallback",
+            "Take a callback away",
+            "What was not delivered to it yet ends as exhausted.",
+            change(callback()),
+            None,
+            schemas.json::<processes::Changed<'static, Option<processes::CallbackView>>>(),
+        )),
+        made(operation(
+            "POST",
+            "/api/v1/processes/{processId}/callbacks/{callbackId}/rotate-secret",
+            "rotateSecret",
+            "Give a callback another signing secret",
+            "It is shown in this answer, and never again. Those before it sign as well until the overlap is over. No body is \
+                needed.",
+            change(callback()),
+            Some(json!({"content": {"application/json": {"schema": schema("RotateRequest")}}})),
+            changed_callback,
+        )),
+        Operation {
+            refusals: &[404, 409],
+            ..operation(
+                "POST",
+                "/api/v1/processes/{processId}/callbacks/{callbackId}/test",
+                "testCallback",
+                "Send a callback a signed ping",
+                "Answers how that went. It is no delivery, is not retried, and says nothing of how the callback fares. No body is \
+                    needed.",
+                callback(),
+                None,
+                schemas.json::<deliveries::Found<callbacks::TestedView<'static>>>(),
+            )
+        },
+    ]
+}
+
+/// What a request holds that is read as this type: complete in itself, with what is answered beside it and may be sent back.
+fn request<T: JsonSchema>(answered: &Value) -> Value {
+    let settings = SchemaSettings::draft2020_12().with(|settings| {
+        settings.meta_schema = None;
+        settings.inline_subschemas = true;
+    });
+    let mut schema = Side::Read.of(settings).into_generator().into_root_schema_for::<T>().to_value();
+    for (name, more) in answered.as_object().into_iter().flatten() {
+        schema["properties"][name] = more.clone();
+    }
+    if let Some(required) = schema["required"].as_array_mut() {
+        // It is the key's.
+        required.retain(|name| name != "projectId");
+    }
+    schema
 }
 
 const OBJECT_ID: &str = "^[0-9a-fA-F]{24}$";
@@ -363,6 +540,13 @@ const DELIVERY_ID: &str = "^[0-9a-fA-F]{24}-[0-9a-fA-F]{24}$";
 /// What requests hold. They are read field by field, so there is no type to ask.
 fn requests() -> Value {
     let metadata = json!({"type": ["object", "null"], "description": "Merged into the lead's metadata"});
+    let callback = request::<CallbackSpec>(&json!({
+        "retiringSecrets": {"type": "array", "description": "Not to be set"},
+    }));
+    let mut process = request::<ProcessSpec>(&json!({
+        "processId": id("Not to be set"), "version": {"type": "integer", "description": "Not to be set"},
+    }));
+    process["properties"]["callbacks"]["items"] = callback.clone();
     json!({
         "ObjectId": {"type": "string", "pattern": OBJECT_ID, "examples": ["696102a4b8c1d2e3f4a5b6c7"]},
         "UpdateRequest": {
@@ -417,6 +601,16 @@ fn requests() -> Value {
             },
             "anyOf": [{"required": ["lead"]}, {"required": ["leadId"]}],
         },
+        "ProcessRequest": process,
+        "CallbackRequest": callback,
+        "RotateRequest": {
+            "type": "object",
+            "additionalProperties": false,
+            "properties": {
+                "overlapSeconds": {"type": ["integer", "null"], "minimum": 0, "maximum": MAX_OVERLAP_SECONDS,
+                    "default": DEFAULT_OVERLAP_SECONDS, "description": "How long the secrets so far sign as well"},
+            },
+        },
         "RecoverRequest": {
             "type": "object",
             "required": ["since"],
@@ -454,7 +648,7 @@ fn parameters() -> Value {
         },
         "If-Match": {
             "name": "If-Match", "in": "header", "example": "\"4\"",
-            "description": "Change the lead only if it is still at this version",
+            "description": "Change the lead or process only if it is still at this version",
             "schema": {"type": "string", "pattern": "^(\\*|(W/)?\"[0-9]{1,9}\")$"},
         },
         "traceparent": {
@@ -474,7 +668,7 @@ fn headers() -> Value {
         "RateLimit": header("What remains of it", string()),
         "Retry-After": header("After how many seconds to come again", json!({"type": "integer", "minimum": 0})),
         "WWW-Authenticate": header("`Bearer`", string()),
-        "ETag": header("The lead's version, for `If-Match`", string()),
+        "ETag": header("The version of the lead or process, for `If-Match`", string()),
         "Idempotent-Replayed": header("`true` where the `Idempotency-Key` was used before", string()),
         "Preference-Applied": header("That the answer waited, and how long it would have", string()),
     })
@@ -619,6 +813,13 @@ fn document() -> Value {
             "410": {"description": "Never again: the callback is disabled"},
             "default": {"description": "Not taken: it is sent again, later and later; after `Retry-After` where that is given"},
         },
+    }}, "test": {"post": {
+        "operationId": "testWebhook",
+        "tags": ["Webhooks"],
+        "summary": "A ping, when a callback is tested",
+        "description": "Signed and authenticated like an update, of which it tells nothing.",
+        "requestBody": {"required": true, "content": schemas.json::<TestPayload>()},
+        "responses": {"2XX": {"description": "Taken"}, "default": {"description": "Not taken; it is not sent again"}},
     }}});
     let mut components = schemas.0.take_definitions(true);
     components
@@ -654,6 +855,7 @@ fn document() -> Value {
             {"name": "Updates", "description": "Changes of leads, and what became of them"},
             {"name": "Leads", "description": "Leads as they stand, and as they came to"},
             {"name": "Deliveries", "description": "What was told to whom, and telling it again"},
+            {"name": "Configuration", "description": "Processes, and who is told of outcomes"},
             {"name": "Webhooks", "description": "What Leadrelay sends"},
             {"name": "Documents", "description": "What you read"},
         ],

@@ -46,8 +46,8 @@ use crate::{
     outcomes::Outcomes,
     rate::{FORGET_INTERVAL, Rate, RateLimits, Standing},
     routes::{
-        Answer, bulk_initiate, bulk_update, deliveries, documents, events, events::Listeners, get_lead, get_update,
-        initiate_lead, lead_history, list_leads, update_lead,
+        Answer, bulk_initiate, bulk_update, callbacks, deliveries, documents, events, events::Listeners, get_lead,
+        get_update, initiate_lead, lead_history, list_leads, processes, update_lead,
     },
     tls::Certificate,
 };
@@ -64,7 +64,7 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// An endpoint of the HTTP API.
 #[derive(Debug, Clone, Copy)]
 pub struct Endpoint {
-    /// `GET` (then also `HEAD`) or `POST`.
+    /// `GET` (then also `HEAD`), `POST`, `PUT` or `DELETE`.
     pub method: &'static str,
     /// The path, parameters in braces.
     pub path: &'static str,
@@ -74,7 +74,7 @@ pub struct Endpoint {
 }
 
 /// All endpoints. The router is made from this list, so whoever walks it walks everything that is served.
-pub const ENDPOINTS: [Endpoint; 13] = [
+pub const ENDPOINTS: [Endpoint; 24] = [
     Endpoint { method: "POST", path: "/api/v1/leads/update", scope: Scope::LeadsWrite, rate: Rate::Updates },
     // It takes a token of each update that it reads, too.
     Endpoint { method: "POST", path: "/api/v1/leads/update/bulk", scope: Scope::LeadsWrite, rate: Rate::Other },
@@ -94,6 +94,52 @@ pub const ENDPOINTS: [Endpoint; 13] = [
     },
     Endpoint { method: "POST", path: "/api/v1/deliveries/recover", scope: Scope::LeadsWrite, rate: Rate::Other },
     Endpoint { method: "GET", path: "/api/v1/events", scope: Scope::LeadsRead, rate: Rate::Other },
+    Endpoint { method: "GET", path: "/api/v1/processes", scope: Scope::ConfigRead, rate: Rate::Other },
+    Endpoint { method: "POST", path: "/api/v1/processes", scope: Scope::ConfigWrite, rate: Rate::Other },
+    Endpoint { method: "GET", path: "/api/v1/processes/{processId}", scope: Scope::ConfigRead, rate: Rate::Other },
+    Endpoint { method: "PUT", path: "/api/v1/processes/{processId}", scope: Scope::ConfigWrite, rate: Rate::Other },
+    Endpoint {
+        method: "GET",
+        path: "/api/v1/processes/{processId}/callbacks",
+        scope: Scope::ConfigRead,
+        rate: Rate::Other,
+    },
+    Endpoint {
+        method: "POST",
+        path: "/api/v1/processes/{processId}/callbacks",
+        scope: Scope::ConfigWrite,
+        rate: Rate::Other,
+    },
+    Endpoint {
+        method: "GET",
+        path: "/api/v1/processes/{processId}/callbacks/{callbackId}",
+        scope: Scope::ConfigRead,
+        rate: Rate::Other,
+    },
+    Endpoint {
+        method: "PUT",
+        path: "/api/v1/processes/{processId}/callbacks/{callbackId}",
+        scope: Scope::ConfigWrite,
+        rate: Rate::Other,
+    },
+    Endpoint {
+        method: "DELETE",
+        path: "/api/v1/processes/{processId}/callbacks/{callbackId}",
+        scope: Scope::ConfigWrite,
+        rate: Rate::Other,
+    },
+    Endpoint {
+        method: "POST",
+        path: "/api/v1/processes/{processId}/callbacks/{callbackId}/rotate-secret",
+        scope: Scope::ConfigWrite,
+        rate: Rate::Other,
+    },
+    Endpoint {
+        method: "POST",
+        path: "/api/v1/processes/{processId}/callbacks/{callbackId}/test",
+        scope: Scope::ConfigWrite,
+        rate: Rate::Other,
+    },
 ];
 
 /// What the handlers share.
@@ -253,6 +299,17 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         redeliver,
         recover,
         events,
+        processes,
+        process_create,
+        process,
+        process_put,
+        callbacks,
+        callback_create,
+        callback,
+        callback_put,
+        callback_remove,
+        rotate_secret,
+        test,
     ] = ENDPOINTS;
     Router::new()
         .route(update.path, served(update, update_lead::handle))
@@ -268,6 +325,17 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route(redeliver.path, served(redeliver, deliveries::redeliver))
         .route(recover.path, served(recover, deliveries::recover))
         .route(events.path, served(events, events::handle))
+        .route(processes.path, served(processes, processes::list).merge(served(process_create, processes::create)))
+        .route(process.path, served(process, processes::get).merge(served(process_put, processes::put)))
+        .route(callbacks.path, served(callbacks, callbacks::list).merge(served(callback_create, callbacks::create)))
+        .route(
+            callback.path,
+            served(callback, callbacks::get)
+                .merge(served(callback_put, callbacks::put))
+                .merge(served(callback_remove, callbacks::remove)),
+        )
+        .route(rotate_secret.path, served(rotate_secret, callbacks::rotate_secret))
+        .route(test.path, served(test, callbacks::test))
         .merge(documents::routes())
         .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
         .fallback(async || ApiError::UnknownPath)
@@ -281,7 +349,12 @@ where
     H: Fn(Arc<App>, Arc<ApiKey>, Request) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Answer> + Send,
 {
-    let method = if endpoint.method == "GET" { MethodFilter::GET } else { MethodFilter::POST };
+    let method = match endpoint.method {
+        "GET" => MethodFilter::GET,
+        "PUT" => MethodFilter::PUT,
+        "DELETE" => MethodFilter::DELETE,
+        _ => MethodFilter::POST,
+    };
     on(method, async move |State(app): State<Arc<App>>, request: Request| -> Answer {
         // Before anything else is looked at: a stranger costs a hash and a look into a map.
         let key = app.authorize(request.headers(), endpoint.scope)?;
@@ -417,6 +490,11 @@ mod tests {
             request(Method::GET, UPDATE, "good", ""),
             request(Method::POST, "/api/v1/leads/get", "good", ""),
             request(Method::GET, "/api/v1/leads/get?leadId=696102a4b8c1d2e3f4a5b6c7", "good", ""),
+            request(Method::PATCH, "/api/v1/processes/_/callbacks/696102a4b8c1d2e3f4a5b6c7", "good", ""),
+            request(Method::GET, "/api/v1/processes", "reader", ""),
+            request(Method::PUT, "/api/v1/processes/7", "good", "{}"),
+            request(Method::PUT, "/api/v1/processes/_/callbacks/7", "good", "{}"),
+            request(Method::PUT, "/api/v1/processes/_", "good", r#"{"states":7}"#),
             request(Method::GET, "/api/v1/updates/7", "good", ""),
             request(Method::GET, "/api/v1/updates/%ff", "good", ""),
             request(Method::GET, "/api/v1/leads/update/", "good", ""),
@@ -471,6 +549,26 @@ mod tests {
         GET /api/v1/leads/get?leadId=696102a4b8c1d2e3f4a5b6c7
         503 content-type=application/json retry-after=2 x-request-id=r-1
         {"success":false,"error":"NATS cannot be reached; nothing was accepted","code":"broker_unavailable","requestId":"r-1"}
+
+        PATCH /api/v1/processes/_/callbacks/696102a4b8c1d2e3f4a5b6c7
+        405 allow=GET,HEAD,PUT,DELETE content-type=application/json x-request-id=r-1
+        {"success":false,"error":"This path does not take this method","code":"method_not_allowed","requestId":"r-1"}
+
+        GET /api/v1/processes
+        403 content-type=application/json x-request-id=r-1
+        {"success":false,"error":"The API key lacks the scope config:read","code":"missing_scope","requestId":"r-1"}
+
+        PUT /api/v1/processes/7
+        400 content-type=application/json x-request-id=r-1
+        {"success":false,"error":"processId must be 24 hex digits, or _ for the fallback callbacks","code":"invalid_field","requestId":"r-1"}
+
+        PUT /api/v1/processes/_/callbacks/7
+        400 content-type=application/json x-request-id=r-1
+        {"success":false,"error":"callbackId must be 24 hex digits","code":"invalid_field","requestId":"r-1"}
+
+        PUT /api/v1/processes/_
+        400 content-type=application/json x-request-id=r-1
+        {"success":false,"error":"The body does not describe a process: invalid type: integer `7`, expected a sequence","code":"invalid_process","requestId":"r-1"}
 
         GET /api/v1/updates/7
         400 content-type=application/json x-request-id=r-1

@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 mod admin;
 mod announce;
 mod apply;
+mod configure;
 pub mod decide;
 pub mod entry;
 mod expiry;
@@ -164,6 +165,9 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     serve!(rpc::UPDATE_OUTCOMES, updates, updates::Updates::outcomes);
     serve!(rpc::PROJECT_CREATE, admin, admin::Admin::create_project);
     serve!(rpc::PROCESS_APPLY, admin, admin::Admin::apply_process);
+    serve!(rpc::PROCESS_LIST, admin, admin::Admin::list_processes);
+    serve!(rpc::PROCESS_GET, admin, admin::Admin::get_process);
+    serve!(rpc::PROCESS_CHANGE, admin, admin::Admin::change_process);
     serve!(rpc::KEY_CREATE, admin, admin::Admin::create_key);
     serve!(rpc::KEY_REVOKE, admin, admin::Admin::revoke_key);
     serve!(rpc::KEY_LIST, admin, admin::Admin::list_keys);

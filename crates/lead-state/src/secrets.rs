@@ -48,7 +48,7 @@ impl Which {
 }
 
 impl Sealer {
-    /// A process as it is stored. Its secrets must be in clear.
+    /// A process as it is stored. What could not be opened before stays sealed as it is.
     pub(crate) fn seal(&self, process: &Process) -> Process {
         let callbacks = process.callbacks.iter().map(|callback| seal(&self.keys, process.project_id, callback));
         Process { callbacks: callbacks.collect(), ..process.clone() }
@@ -145,8 +145,10 @@ fn open(keys: &Keys, project_id: ObjectId, callback: &Callback) -> Result<Callba
 }
 
 fn seal(keys: &Keys, project_id: ObjectId, callback: &Callback) -> Callback {
-    let sealed = callback
-        .with_secrets(project_id, |place, secret| Ok::<_, Infallible>(keys.seal(place, rand::random(), secret)));
+    let sealed = callback.with_secrets(project_id, |place, secret| {
+        let sealed = if secret.is_sealed() { secret.clone() } else { keys.seal(place, rand::random(), secret) };
+        Ok::<_, Infallible>(sealed)
+    });
     let Ok(sealed) = sealed;
     sealed
 }

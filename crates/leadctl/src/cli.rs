@@ -51,7 +51,7 @@ enum Command {
     /// The keys that callbacks' secrets are sealed with.
     #[command(subcommand)]
     Secrets(secrets::Secrets),
-    /// Callbacks: how they fare, and enabling those that their failures disabled.
+    /// Callbacks: who is told of outcomes, by what secret; how they fare; trying them.
     #[command(subcommand)]
     Callback(callback::Callback),
     /// Deliveries: what was told to whom, and telling it again.

@@ -235,7 +235,7 @@ impl Demo {
             project_id,
             name: "demo".into(),
             sha256: hash(&secret),
-            scopes: Scope::ALL.into(),
+            scopes: Scope::DEFAULT.into(),
             expires_at: None,
         };
         let key: ApiKey = admin::call(nats, KEY_CREATE, &query).await.context("cannot create the API key")?;

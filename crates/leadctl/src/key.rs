@@ -25,7 +25,8 @@ pub(crate) enum Key {
         /// What it is for.
         #[arg(long)]
         name: String,
-        /// What it may do, leads:read or leads:write; may be given several times. Both by default.
+        /// What it may do: leads:read, leads:write, config:read or config:write; may be given several times. The first two
+        /// by default.
         #[arg(long = "scope")]
         scopes: Vec<Scope>,
         /// After how long it expires, e.g. 90d. Never by default.
@@ -66,7 +67,7 @@ impl Key {
         match self {
             Self::Create { project, name, scopes, expires_in, admin } => {
                 let secret = new_secret(rand::random());
-                let scopes = if scopes.is_empty() { Scope::ALL.into() } else { scopes.into_iter().collect() };
+                let scopes = if scopes.is_empty() { Scope::DEFAULT.into() } else { scopes.into_iter().collect() };
                 let expires_at = expires_in.map(|after| clock::now().plus(after.into()));
                 let query = CreateKey { project_id: project, name, sha256: hash(&secret), scopes, expires_at };
                 let key: ApiKey = admin.call(rpc::KEY_CREATE, &query).await.context("the key was not made")?;

@@ -112,7 +112,7 @@ impl Receiver {
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
         let verify = || {
             let timestamp = text("webhook-timestamp")?.parse().ok()?;
-            let expected = signature(std::slice::from_ref(secret), text("webhook-id")?, timestamp, body).ok()?;
+            let expected = signature([secret], text("webhook-id")?, timestamp, body).ok()?;
             Some(text("webhook-signature")?.split(' ').any(|one| one == expected))
         };
         Some(verify().unwrap_or(false))

@@ -120,13 +120,28 @@ pub async fn query<Q: Serialize, R: DeserializeOwned>(
 /// # Errors
 /// What the service answered; 503 `unavailable` when nobody answers.
 pub async fn call<Q: Serialize, R: DeserializeOwned>(client: &Client, subject: &str, query: &Q) -> Result<R, RpcError> {
+    call_within(client, subject, query, TIMEOUT).await
+}
+
+/// Asks once, for something that may take this long.
+///
+/// # Errors
+/// What the service answered; 503 `unavailable` when nobody answers.
+pub async fn call_within<Q: Serialize, R: DeserializeOwned>(
+    client: &Client,
+    subject: &str,
+    query: &Q,
+    patience: Duration,
+) -> Result<R, RpcError> {
     // The client would keep the query until it is connected again, and its caller waiting.
     if client.connection_state() != State::Connected {
         return Err(RpcError::new(503, "unavailable", format!("cannot ask {subject}: NATS is not connected")));
     }
     let payload = serde_json::to_vec(query).map_err(|e| internal(subject, &e))?;
-    let request = client.request(subject.to_owned(), payload.into());
-    let reply = match tokio::time::timeout(TIMEOUT, request).await {
+    // The client's own patience is for what it does itself; it must not end before ours.
+    let request = async_nats::Request::new().payload(payload.into()).timeout(Some(patience + TIMEOUT));
+    let request = client.send_request(subject.to_owned(), request);
+    let reply = match tokio::time::timeout(patience, request).await {
         Ok(Ok(reply)) => reply,
         Ok(Err(e)) if e.kind() == RequestErrorKind::NoResponders => {
             return Err(RpcError::new(503, "unavailable", format!("no service answers {subject}")));

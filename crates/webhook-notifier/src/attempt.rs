@@ -9,7 +9,10 @@ use std::{sync::Arc, time::Duration};
 use anyhow::Context;
 use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::Bytes;
-use contract::process::{Callback, CallbackAuth};
+use contract::{
+    Timestamp,
+    process::{Callback, CallbackAuth},
+};
 use http::{
     Request, Uri,
     header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER, USER_AGENT},
@@ -153,7 +156,7 @@ impl Poster {
         let begun = Instant::now();
         let deadline = begun + Duration::from_secs(callback.timeout_seconds.into());
         let answer = async {
-            let request = request(to, delivery, started_at.unix_seconds())?;
+            let request = request(to, delivery, started_at)?;
             match timeout_at(deadline, self.client.request(request)).await {
                 Ok(Ok(response)) => Ok(response),
                 Ok(Err(e)) => Err(no_answer(&e)),
@@ -168,13 +171,13 @@ impl Poster {
                 let status = response.status();
                 let retry_after = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
                 let retry_after = retry_after.map(ToOwned::to_owned);
-                let body = shown(&read(response.into_body()).await, callback);
-                let attempt = Attempt { status: Some(status.as_u16()), ..attempt };
+                let response = shown(&read(response.into_body()).await, callback);
+                let attempt = Attempt { status: Some(status.as_u16()), response, ..attempt };
                 if status.is_success() {
                     attempt
                 } else {
                     let error = Some(format!("the endpoint answered {status}"));
-                    Attempt { error, response: body, retry_after, ..attempt }
+                    Attempt { error, retry_after, ..attempt }
                 }
             }
             Err(failure) => Attempt { error: Some(failure.to_string()), ..attempt },
@@ -182,13 +185,13 @@ impl Poster {
     }
 }
 
-/// The request of a delivery.
-fn request(to: &Prepared, delivery: &Delivery, timestamp: u32) -> Result<Request<Full<Bytes>>, Failure> {
+/// The request of a delivery, signed with every secret that is valid now.
+fn request(to: &Prepared, delivery: &Delivery, now: Timestamp) -> Result<Request<Full<Bytes>>, Failure> {
     let (uri, auth) = to.address.as_ref().map_err(Clone::clone)?;
     let not_sent = |e: &dyn std::fmt::Display| Failure::NotSent(e.to_string());
     let id = delivery.update_id.to_string();
-    let signature =
-        signature(&to.callback.secrets, &id, timestamp, delivery.body.as_bytes()).map_err(|e| not_sent(&e))?;
+    let (secrets, timestamp) = (to.callback.signing_secrets(now), now.unix_seconds());
+    let signature = signature(secrets, &id, timestamp, delivery.body.as_bytes()).map_err(|e| not_sent(&e))?;
     let text = |text: &str| HeaderValue::from_str(text).map_err(|e| not_sent(&e));
     let mut headers = HeaderMap::with_capacity(16);
     headers.insert(USER_AGENT, HeaderValue::from_static(USER));
@@ -357,6 +360,29 @@ mod tests {
         ] {
             assert!(lines.iter().any(|line| line == expected), "{expected} is not in {head}");
         }
+    }
+
+    #[test]
+    fn a_secret_that_is_retiring_signs_until_its_time() {
+        let old = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
+        let mut callback = callback("http://127.0.0.1:1/");
+        let until = Timestamp::from_millis(1_768_193_760_000);
+        callback.retiring_secrets = vec![contract::process::RetiringSecret { secret: old.into(), until }];
+        let to = Prepared::new(callback, &guard(&["127.0.0.0/8"]));
+        let signatures = |millis| {
+            let now = Timestamp::from_millis(millis);
+            let request = request(&to, &delivery(), now).unwrap();
+            let header = request.headers()["webhook-signature"].to_str().unwrap().to_owned();
+            let by = |secrets: &[&str]| {
+                let secrets = secrets.iter().map(|secret| (*secret).into()).collect::<Vec<contract::sealed::Secret>>();
+                signature(&secrets, &"02".repeat(12), now.unix_seconds(), br#"{"success":true}"#).unwrap()
+            };
+            (header, by(&[SECRET, old]), by(&[SECRET]))
+        };
+        let (header, both, _) = signatures(1_768_193_759_999);
+        assert_eq!(header, both);
+        let (header, _, new) = signatures(1_768_193_760_000);
+        assert_eq!(header, new);
     }
 
     #[tokio::test]

@@ -20,7 +20,12 @@ use serde::Deserialize;
 use service_kit::{health::Readiness, kv::View, nats::chain};
 use tokio_util::sync::CancellationToken;
 
-use crate::{attempt::Prepared, guard::Guard, health::Health, slots::Endpoint};
+use crate::{
+    attempt::Prepared,
+    guard::{Guard, system_lookup},
+    health::Health,
+    slots::Endpoint,
+};
 
 /// How often it is looked for secrets that cannot be opened. Longer is later to say so; it costs a look at memory.
 const LOCKED_INTERVAL: Duration = Duration::from_secs(1);
@@ -191,6 +196,23 @@ impl Callbacks {
         Ok(if self.open(&target).is_ok() { Found::Callback(target) } else { Found::Locked })
     }
 
+    /// A callback as it is configured at this moment, whether or not it is told of anything.
+    pub(crate) async fn now(
+        &self,
+        project_id: ObjectId,
+        process_id: Option<ObjectId>,
+        callback_id: ObjectId,
+    ) -> Result<Option<Target>, Unreadable> {
+        let Some(process) = self.stored(&process_key(project_id, process_id)).await? else { return Ok(None) };
+        let index = process.callbacks.iter().position(|callback| callback.callback_id == callback_id);
+        Ok(index.map(|index| Target { process, index }))
+    }
+
+    /// Why a callback is not to have this URL.
+    pub(crate) async fn refusal(&self, url: &str) -> Option<String> {
+        self.guard.refusal(url, system_lookup).await
+    }
+
     /// What the view does not have may have been written a moment ago: the bucket itself has the last word.
     async fn process(
         &self,
@@ -198,11 +220,16 @@ impl Callbacks {
         process_id: Option<ObjectId>,
     ) -> Result<Option<Arc<Configured>>, Unreadable> {
         let key = process_key(project_id, process_id);
-        if let Some(process) = self.view.get(&key) {
-            return Ok(Some(process));
+        match self.view.get(&key) {
+            Some(process) => Ok(Some(process)),
+            None => self.stored(&key).await,
         }
-        let unreadable = |cause| Unreadable { key: key.clone(), cause };
-        match self.bucket.get(&key).await.map_err(|e| unreadable(chain(&e)))? {
+    }
+
+    /// What the bucket holds.
+    async fn stored(&self, key: &str) -> Result<Option<Arc<Configured>>, Unreadable> {
+        let unreadable = |cause| Unreadable { key: key.to_owned(), cause };
+        match self.bucket.get(key).await.map_err(|e| unreadable(chain(&e)))? {
             Some(value) => serde_json::from_slice(&value).map(Some).map_err(|e| unreadable(mismatch(&e))),
             None => Ok(None),
         }

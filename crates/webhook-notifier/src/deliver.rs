@@ -37,7 +37,11 @@ impl Deliverer {
         mut slot: Slot,
     ) -> Result<(), Stopping> {
         slot.begin();
-        let attempt = self.poster.post(to, &delivery).await;
+        let mut attempt = self.poster.post(to, &delivery).await;
+        if attempt.error.is_none() {
+            // What an endpoint says of what it took is not kept.
+            attempt.response = None;
+        }
         slot.end(Sign::of(attempt.status), rand::random());
         self.metrics.attempt(attempt.status, attempt.duration);
         let health = &self.callbacks.health;

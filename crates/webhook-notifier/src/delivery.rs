@@ -39,7 +39,7 @@ pub(crate) struct Attempt {
     pub(crate) status: Option<u16>,
     /// What went wrong; none when the endpoint took it.
     pub(crate) error: Option<String>,
-    /// The first bytes of the answer's body, when the endpoint did not take it.
+    /// The first bytes of the answer's body.
     pub(crate) response: Option<String>,
     /// When the endpoint wants to be asked again, as it said.
     pub(crate) retry_after: Option<String>,

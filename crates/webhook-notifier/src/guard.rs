@@ -10,6 +10,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use futures::future::BoxFuture;
@@ -17,6 +18,9 @@ use hyper_util::client::legacy::connect::dns::Name;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tower_service::Service;
 use url::Url;
+
+/// How long a name is looked up before a callback may have it. Longer keeps whoever configures it waiting.
+const LOOKUP: Duration = Duration::from_secs(2);
 
 /// Why a URL is not called.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -64,6 +68,27 @@ impl Guard {
             self.check_address(address)?;
         }
         Ok(url)
+    }
+
+    /// Why a callback is not to have this URL, as far as that can be told before it is called. A name whose address is not
+    /// found now is no reason: it may be given one yet, and every attempt looks anew.
+    pub(crate) async fn refusal<F>(&self, text: &str, lookup: impl FnOnce(String) -> F) -> Option<String>
+    where
+        F: Future<Output = io::Result<Vec<SocketAddr>>>,
+    {
+        let url = match self.check_url(text) {
+            Ok(url) => url,
+            Err(e) => return Some(e.to_string()),
+        };
+        if !url.username().is_empty() || url.password().is_some() {
+            return Some("the URL has a user or password in it, where everybody sees it: give auth instead".into());
+        }
+        let name = url.domain()?.to_owned();
+        let found = tokio::time::timeout(LOOKUP, lookup(name.clone())).await.ok()?.ok()?;
+        match self.filter(&name, found.into_iter()) {
+            Ok(_) | Err(Refused::NoAddress(_)) => None,
+            Err(e) => Some(e.to_string()),
+        }
     }
 
     /// Whether this address may be connected to.
@@ -349,6 +374,44 @@ mod tests {
             Err(Refused::Internal { .. })
         ));
         assert_eq!(guard.filter("a.example", [].into_iter()), Err(Refused::NoAddress("a.example".into())));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn at_the_door_a_url_is_refused_for_what_is_known_of_it() {
+        let guard = guard(&["127.0.0.0/8"]);
+        let socket = |address: &str| SocketAddr::new(address.parse().unwrap(), 0);
+        let refusal = async |url: &str| {
+            let lookup = |name: String| async move {
+                match name.as_str() {
+                    "public.example" => Ok(vec![socket("10.0.0.1"), socket("93.184.215.14")]),
+                    "internal.example" => Ok(vec![socket("10.0.0.1")]),
+                    "slow.example" => std::future::pending().await,
+                    "new.example" => Ok(Vec::new()),
+                    _ => Err(io::Error::other("no such name")),
+                }
+            };
+            guard.refusal(url, lookup).await
+        };
+        for fine in [
+            "https://public.example/x",
+            "https://slow.example/x",
+            "https://new.example/x",
+            "https://nowhere.example/x",
+            "http://127.0.0.1:9000/x",
+        ] {
+            assert_eq!(refusal(fine).await, None, "{fine}");
+        }
+        for (refused, why) in [
+            ("https://internal.example/x", "the address 10.0.0.1 is not allowed: a private network"),
+            ("http://0x0a.1/x", "the address 10.0.0.1 is not allowed: a private network"),
+            ("ftp://public.example/x", "the URL is ftp://, and only https is allowed"),
+            ("https://user@public.example/x", "the URL has a user or password in it"),
+            ("https://:password@public.example/x", "the URL has a user or password in it"),
+            ("https://", "the URL cannot be read"),
+        ] {
+            let told = refusal(refused).await.unwrap();
+            assert!(told.contains(why), "{refused}: {told}");
+        }
     }
 
     #[test]

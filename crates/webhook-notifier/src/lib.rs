@@ -10,8 +10,8 @@
 //! - 8 Retry: [`retry`] claims what is due in Postgres, and goes the same way from [`attempt`] on; [`again`] makes due what is
 //!   to be told again.
 //!
-//! Around it: [`announce`] publishes what is exhausted or disabled, [`queries`] answers, [`housekeeping`] makes room,
-//! [`backlog`] shows what waits.
+//! Around it: [`announce`] publishes what is exhausted or disabled, [`queries`] answers, [`ping`] tries a callback when asked,
+//! [`housekeeping`] makes room, [`backlog`] shows what waits.
 //! All SQL is in [`store`].
 
 use std::{sync::Arc, time::Duration};
@@ -43,6 +43,7 @@ mod health;
 mod housekeeping;
 mod metrics;
 mod pace;
+mod ping;
 mod queries;
 mod record;
 mod retry;
@@ -137,6 +138,7 @@ async fn start(
     let service = rpc::service(&client, "webhook-notifier", "Tells callback URLs what became of updates").await?;
     queries::serve(tasks, &service, &pool, &callbacks, &slots, shutdown).await?;
     again::serve(tasks, &service, &client, &pool, &callbacks, shutdown).await?;
+    ping::serve(tasks, &service, &deliverer, shutdown).await?;
 
     let token = || shutdown.clone();
     let (view, follow_js, follow_readiness, follow_token) =

@@ -13,18 +13,21 @@ pub struct BadSecret;
 
 /// The value of `webhook-signature`: one signature per secret, so that a rotation can overlap. `timestamp` is in Unix
 /// seconds. Nothing is sent unsigned: without a secret, or with one that is not valid, there is no signature.
-pub fn signature(secrets: &[Secret], id: &str, timestamp: u32, body: &[u8]) -> Result<String, BadSecret> {
-    if secrets.is_empty() {
-        return Err(BadSecret);
-    }
-    let signatures = secrets.iter().map(|secret| {
+pub fn signature<'a>(
+    secrets: impl IntoIterator<Item = &'a Secret>,
+    id: &str,
+    timestamp: u32,
+    body: &[u8],
+) -> Result<String, BadSecret> {
+    let signatures = secrets.into_iter().map(|secret| {
         let key = signing_key(secret).ok_or(BadSecret)?;
         let mut mac = Hmac::<Sha256>::new_from_slice(&key).map_err(|_| BadSecret)?;
         mac.update(format!("{id}.{timestamp}.").as_bytes());
         mac.update(body);
         Ok(format!("v1,{}", BASE64_STANDARD.encode(mac.finalize().into_bytes())))
     });
-    Ok(signatures.collect::<Result<Vec<_>, _>>()?.join(" "))
+    let signatures = signatures.collect::<Result<Vec<_>, _>>()?;
+    if signatures.is_empty() { Err(BadSecret) } else { Ok(signatures.join(" ")) }
 }
 
 #[cfg(test)]

@@ -299,6 +299,22 @@ impl Slots {
         Taken::Slot(self.slot(endpoint, units, probe))
     }
 
+    /// A slot for a ping, now or not at all. The callback's limit, its rate and its share of the pool hold; its breaker
+    /// holds nothing up, for a ping may be to see whether the endpoint is back, and hears nothing of it.
+    pub(crate) fn take_for_ping(self: &Arc<Self>, endpoint: &Endpoint, bytes: usize) -> Option<Slot> {
+        let units = units(bytes);
+        let mut state = self.lock();
+        let room = state.room(endpoint);
+        let usage = state.callbacks.entry(endpoint.callback_id).or_default();
+        let permits = usage.permits(endpoint, Instant::now());
+        if permits == 0 || usage.attempts >= endpoint.max_in_flight || units > room {
+            return None;
+        }
+        usage.begin(1, units, false);
+        state.hold(endpoint.project_id, units);
+        Some(self.slot(endpoint, units, false))
+    }
+
     /// Slots for retries, at most `at_most`.
     pub(crate) fn reserve(self: &Arc<Self>, endpoint: &Endpoint, at_most: u32) -> Reserved {
         let mut state = self.lock();

@@ -65,6 +65,12 @@ pub(crate) struct Found<T> {
     data: T,
 }
 
+impl<T> Found<T> {
+    pub(crate) fn new(data: T) -> Self {
+        Self { success: true, data }
+    }
+}
+
 #[derive(Debug, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "Delivery"))]
 #[serde(rename_all = "camelCase")]

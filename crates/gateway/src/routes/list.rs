@@ -2,7 +2,7 @@
 
 use axum::{
     RequestExt,
-    extract::{Path, Request},
+    extract::{RawPathParams, Request},
     http::StatusCode,
 };
 use contract::{
@@ -69,8 +69,9 @@ pub(crate) fn flag(fields: &mut Fields, name: &str) -> Result<bool, ApiError> {
     }
 }
 
-/// The one parameter of a request's path.
+/// A parameter of a request's path.
 pub(crate) async fn path<T: std::str::FromStr>(request: &mut Request, name: &str, fault: &str) -> Result<T, ApiError> {
-    let text = request.extract_parts::<Path<String>>().await.ok().map(|Path(text)| text);
+    let parameters = request.extract_parts::<RawPathParams>().await.ok();
+    let text = parameters.iter().flatten().find(|(of, _)| *of == name).map(|(_, text)| text);
     text.and_then(|text| text.parse().ok()).ok_or_else(|| ApiError::field(name, fault))
 }

@@ -14,6 +14,7 @@ use crate::error::ApiError;
 
 pub(crate) mod bulk_initiate;
 pub(crate) mod bulk_update;
+pub(crate) mod callbacks;
 pub(crate) mod deliveries;
 pub(crate) mod documents;
 pub(crate) mod dry_run;
@@ -24,6 +25,7 @@ pub(crate) mod initiate_lead;
 pub(crate) mod lead_history;
 pub(crate) mod list;
 pub(crate) mod list_leads;
+pub(crate) mod processes;
 pub(crate) mod update_lead;
 
 /// What a handler answers.

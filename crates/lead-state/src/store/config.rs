@@ -9,7 +9,7 @@ use contract::{
     process::Process,
     rpc,
 };
-use sqlx::{PgConnection, PgPool};
+use sqlx::{PgConnection, PgExecutor, PgPool};
 
 use super::{StoreError, id, time};
 
@@ -55,13 +55,74 @@ pub(crate) async fn process(
     )
     .fetch_optional(connection)
     .await?;
-    let Some(config) = config else { return Ok(None) };
+    config.map(|config| read_process(&config, project_id, &name)).transpose()
+}
+
+fn read_process(config: &str, project_id: ObjectId, name: &dyn std::fmt::Debug) -> Result<Process, StoreError> {
     // Without the text that is wrong: it may be a secret.
     let corrupt = |e| StoreError::Corrupt {
         table: "processes",
         fault: format!("config of {name:?} in {project_id}: {}", mismatch(&e)),
     };
-    serde_json::from_str(&config).map(Some).map_err(corrupt)
+    serde_json::from_str(config).map_err(corrupt)
+}
+
+/// The process of this id.
+pub(crate) async fn process_of_id(
+    executor: impl PgExecutor<'_>,
+    project_id: ObjectId,
+    process_id: ObjectId,
+) -> Result<Option<Process>, StoreError> {
+    let config = sqlx::query_scalar!(
+        r#"SELECT config::text AS "config!" FROM lead_state.processes WHERE process_id = $2 AND project_id = $1"#,
+        project_id.as_bytes(),
+        process_id.as_bytes()
+    )
+    .fetch_optional(executor)
+    .await?;
+    config.map(|config| read_process(&config, project_id, &process_id)).transpose()
+}
+
+/// Most bytes of configuration that are read for a page, the last process's aside: more than what fits into a page, so
+/// that whoever cuts it always sees that there is more.
+const MAX_BYTES: i64 = 1 << 20;
+
+/// A project's processes behind this name, in the order of their names: at most `limit`, and one more to show that there
+/// are more.
+pub(crate) async fn processes(
+    pool: &PgPool,
+    project_id: ObjectId,
+    after: &str,
+    limit: u32,
+) -> Result<Vec<Process>, StoreError> {
+    let rows = sqlx::query!(
+        r#"WITH wanted AS MATERIALIZED (
+               SELECT name, config::text AS config FROM lead_state.processes
+               WHERE project_id = $1 AND name > $2 ORDER BY name LIMIT $3
+           ), weighed AS (
+               SELECT *, sum(octet_length(config)) OVER (ORDER BY name) - octet_length(config) AS before FROM wanted
+           )
+           SELECT name AS "name!", config AS "config!" FROM weighed WHERE before <= $4 ORDER BY name"#,
+        project_id.as_bytes(),
+        after,
+        i64::from(limit) + 1,
+        MAX_BYTES
+    )
+    .fetch_all(pool)
+    .await?;
+    rows.into_iter().map(|row| read_process(&row.config, project_id, &row.name)).collect()
+}
+
+/// Gives a process another name, which must be free.
+pub(crate) async fn rename_process(
+    connection: &mut PgConnection,
+    process_id: ObjectId,
+    name: &str,
+) -> Result<(), StoreError> {
+    sqlx::query!("UPDATE lead_state.processes SET name = $2 WHERE process_id = $1", process_id.as_bytes(), name)
+        .execute(connection)
+        .await?;
+    Ok(())
 }
 
 /// The next revision of configuration.
