@@ -177,12 +177,18 @@ pub(crate) async fn last_up_to(pool: &PgPool, (epoch, seq): (i32, u64)) -> Resul
 /// When the first row behind this place was applied.
 pub(crate) async fn first_behind(pool: &PgPool, (epoch, seq): (i32, u64)) -> Result<Option<Timestamp>, StoreError> {
     let applied_at = sqlx::query_scalar!(
-        r#"SELECT applied_at FROM lead_state.lead_updates WHERE (epoch, log_seq) > ($1, $2)
-           ORDER BY epoch, log_seq LIMIT 1"#,
+        r#"SELECT min(applied_at) FROM (
+               (SELECT applied_at FROM lead_state.lead_updates
+                WHERE (epoch, log_seq) > ($1, $2) AND decided_seq IS NULL ORDER BY epoch, log_seq LIMIT 1)
+               UNION ALL
+               (SELECT applied_at FROM lead_state.lead_updates
+                WHERE (decided_epoch, decided_seq) > ($1, $2) AND decided_seq IS NOT NULL
+                ORDER BY decided_epoch, decided_seq LIMIT 1)
+           ) AS first"#,
         epoch,
         seq as i64
     )
-    .fetch_optional(pool)
+    .fetch_one(pool)
     .await?;
     Ok(applied_at.map(Into::into))
 }

@@ -97,6 +97,7 @@ async fn state(pool: &PgPool, client: Option<&Client>) -> anyhow::Result<Vec<Che
     checks.push(callbacks(pool).await?);
     checks.push(late(pool).await?);
     checks.push(calls(pool).await?);
+    checks.push(held(pool).await?);
     Ok(checks)
 }
 
@@ -243,16 +244,40 @@ async fn late(pool: &PgPool) -> anyhow::Result<Check> {
 }
 
 async fn calls(pool: &PgPool) -> anyhow::Result<Check> {
-    let kept: i64 = sqlx::query_scalar("SELECT count(*) FROM lead_state.active_calls WHERE expires_at < $1")
-        .bind(OffsetDateTime::from(clock::now().minus(CALLS_KEPT)))
-        .fetch_one(pool)
-        .await?;
+    let kept: i64 = sqlx::query_scalar(
+        "SELECT count(*) FROM lead_state.active_calls c WHERE expires_at < $1
+             AND NOT EXISTS (SELECT FROM lead_state.held_updates h WHERE h.lead_id = c.lead_id)",
+    )
+    .bind(OffsetDateTime::from(clock::now().minus(CALLS_KEPT)))
+    .fetch_one(pool)
+    .await?;
     Ok(match kept {
         0 => Check::ok("calls", "none that expired is kept for too long"),
         _ => Check::warning(
             "calls",
             format!("{kept} that expired more than a day ago are still there"),
             "lead-state does not keep house: see its log",
+        ),
+    })
+}
+
+async fn held(pool: &PgPool) -> anyhow::Result<Check> {
+    let leads: i64 = sqlx::query_scalar(
+        "SELECT count(DISTINCT h.lead_id) FROM lead_state.held_updates h
+         WHERE NOT EXISTS (SELECT FROM lead_state.active_calls c WHERE c.lead_id = h.lead_id AND c.expires_at > $1)",
+    )
+    .bind(OffsetDateTime::from(clock::now().minus(LATE)))
+    .fetch_one(pool)
+    .await?;
+    Ok(match leads {
+        0 => Check::ok("held updates", "none is held longer than a call"),
+        _ => Check::warning(
+            "held updates",
+            format!(
+                "of {leads} leads are held though their calls expired more than {} minutes ago",
+                LATE.as_secs() / 60
+            ),
+            "the log takes no entries or lead-state is behind: see the lines on the log above, and lead-state's log",
         ),
     })
 }
