@@ -23,6 +23,7 @@ mod lifecycle;
 mod main_job;
 mod model;
 mod observability;
+mod ordering;
 mod producers;
 mod recover;
 mod requests;

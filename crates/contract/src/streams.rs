@@ -33,6 +33,8 @@ pub const IDEMPOTENCY_AGE: Duration = Duration::from_hours(24);
 
 /// The durable consumer through which all webhook-notifiers share the events.
 pub const NOTIFIER_CONSUMER: &str = "webhook-notifier";
+/// The consumer by which webhook-notifiers take down what callbacks with an order are to be told, ahead of all attempts.
+pub const ORDER_CONSUMER: &str = "webhook-notifier-order";
 
 /// How much the streams may hold.
 #[derive(Debug, Clone, Copy)]

@@ -261,6 +261,7 @@ fn callback(
         timeout_seconds: spec.timeout_seconds,
         max_in_flight: spec.max_in_flight,
         max_per_second: spec.max_per_second,
+        ordering: spec.ordering,
     })
 }
 

@@ -127,6 +127,9 @@ pub(crate) struct New {
     /// How many attempts may begin in a second.
     #[arg(long)]
     max_per_second: Option<u32>,
+    /// Deliver a lead's updates one after the other.
+    #[arg(long)]
+    ordered: bool,
 }
 
 fn event(text: &str) -> Result<EventKind, String> {
@@ -146,7 +149,7 @@ impl New {
         let mut members = json!({
             "name": self.name, "url": self.url, "auth": auth, "enabled": !self.off,
             "timeoutSeconds": self.timeout_seconds, "maxInFlight": self.max_in_flight,
-            "maxPerSecond": self.max_per_second,
+            "maxPerSecond": self.max_per_second, "ordering": self.ordered.then_some("lead"),
         });
         if !self.events.is_empty() {
             members["events"] = json!(self.events);
@@ -314,9 +317,11 @@ mod tests {
             timeout_seconds: None,
             max_in_flight: None,
             max_per_second: Some(5),
+            ordered: true,
         };
         let expected = json!({"name": "crm", "url": "https://crm.example", "events": ["update.failed"],
-            "auth": {"type": "header", "name": "X-Key", "value": "a:b"}, "enabled": false, "maxPerSecond": 5});
+            "auth": {"type": "header", "name": "X-Key", "value": "a:b"}, "enabled": false, "maxPerSecond": 5,
+            "ordering": "lead"});
         assert_eq!(new.spec().unwrap(), serde_json::from_value(expected).unwrap());
         let wrong = New { url: "crm.example".into(), ..new };
         assert!(wrong.spec().unwrap_err().to_string().contains("not an http or https URL"));

@@ -27,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     callbacks::{Callbacks, Found},
     store::{self, again::Again},
+    turns::Turns,
 };
 
 /// What cursors say which list they are of.
@@ -49,6 +50,7 @@ struct Stories {
     client: async_nats::Client,
     pool: PgPool,
     callbacks: Arc<Callbacks>,
+    turns: Arc<Turns>,
 }
 
 /// Serves the queries, until shutdown.
@@ -57,10 +59,11 @@ pub(crate) async fn serve(
     service: &Service,
     client: &async_nats::Client,
     pool: &PgPool,
-    callbacks: &Arc<Callbacks>,
+    (callbacks, turns): (&Arc<Callbacks>, &Arc<Turns>),
     shutdown: &CancellationToken,
 ) -> anyhow::Result<()> {
-    let stories = Stories { client: client.clone(), pool: pool.clone(), callbacks: callbacks.clone() };
+    let stories =
+        Stories { client: client.clone(), pool: pool.clone(), callbacks: callbacks.clone(), turns: turns.clone() };
     macro_rules! serve {
         ($subject:path, $method:path) => {{
             let stories = stories.clone();
@@ -229,6 +232,7 @@ impl Stories {
         let now = clock::now();
         let again = store::again::requeue(&self.pool, project_id, &[Again { id, due: now, payload }], now).await;
         let again = again.map_err(failed)?.pop().ok_or_else(pending)?;
+        self.turns.ask_everybody();
         tracing::info!(update_id = %id.update_id, callback_id = %id.callback_id, "delivered again, as asked");
         Ok(again)
     }
@@ -332,6 +336,7 @@ impl Stories {
             *until = batch.last().map(|again| again.due).or(*until);
             let again = store::again::requeue(&self.pool, query.project_id, &batch, clock::now()).await;
             made += again.map_err(failed)?.len() as u64;
+            self.turns.ask_everybody();
             rest = later;
         }
         Ok(made)

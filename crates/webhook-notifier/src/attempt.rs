@@ -298,6 +298,7 @@ mod tests {
             process_id: None,
             body: r#"{"success":true}"#.into(),
             traceparent: Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".into()),
+            order: None,
         }
     }
 

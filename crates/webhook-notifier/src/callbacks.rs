@@ -12,7 +12,7 @@ use contract::{
     ObjectId,
     event::CompletionEvent,
     json::mismatch,
-    process::{Callback, Process},
+    process::{Callback, Ordering, Process},
     sealed::{CannotOpen, Keys},
     subject::process_key,
 };
@@ -158,6 +158,14 @@ impl Callbacks {
                 .collect::<Vec<_>>()
         };
         self.view.all().iter().flat_map(|process| of(process)).collect()
+    }
+
+    /// Whether any callback has an order.
+    pub(crate) fn any_in_order(&self) -> bool {
+        self.view
+            .all()
+            .iter()
+            .any(|process| process.callbacks.iter().any(|callback| callback.ordering == Ordering::Lead))
     }
 
     /// The callbacks that are told of an event; none when its process is not in the configuration.

@@ -13,6 +13,7 @@ use crate::{
     record::{Recorder, Stopping},
     schedule::{Decision, Reply, Schedule},
     slots::{Endpoint, Slot, Slots},
+    turns::{Lead, Turns},
 };
 
 /// What it takes to deliver.
@@ -24,6 +25,7 @@ pub(crate) struct Deliverer {
     pub(crate) schedule: Schedule,
     pub(crate) recorder: Recorder,
     pub(crate) metrics: Metrics,
+    pub(crate) turns: Arc<Turns>,
 }
 
 impl Deliverer {
@@ -94,15 +96,32 @@ impl Deliverer {
         match standing {
             Standing::Delivered => self.metrics.delivery(Counted::Delivered),
             Standing::Exhausted => self.metrics.delivery(Counted::Exhausted),
-            Standing::Pending { .. } => {}
+            Standing::Pending { .. } | Standing::Waiting => {}
         }
         let disable = if decision == Decision::Disabled { error.clone() } else { worn_out };
         if let Some(reason) = &disable {
             tracing::warn!(%update_id, %callback_id, number, "callback disabled: {reason}");
             self.callbacks.health.disable(callback_id, reason);
         }
+        let next = next_of(&delivery).filter(|_| matches!(standing, Standing::Delivered | Standing::Exhausted));
         let report = Report { delivery, origin, standing, attempt: Some(attempt), error, disable, at: now };
-        self.recorder.record(report).await
+        self.recorder.record(report).await?;
+        if let Some(next) = next {
+            self.turns.ask(next);
+        }
+        Ok(())
+    }
+
+    /// Has a delivery of a callback with an order recorded; it begins when its turn comes.
+    pub(crate) async fn line_up(&self, delivery: Delivery) -> Result<(), Stopping> {
+        let lead = next_of(&delivery);
+        let (origin, standing) = (Origin::Event, Standing::Waiting);
+        let report = Report { delivery, origin, standing, attempt: None, error: None, disable: None, at: clock::now() };
+        self.recorder.record(report).await?;
+        if let Some(lead) = lead {
+            self.turns.ask(lead);
+        }
+        Ok(())
     }
 
     /// Has it recorded that a delivery is due now.
@@ -123,7 +142,18 @@ impl Deliverer {
         self.metrics.delivery(Counted::Exhausted);
         let now = clock::now();
         let standing = Standing::Exhausted;
+        let next = next_of(&delivery);
         let report = Report { delivery, origin, standing, attempt: None, error: Some(error), disable: None, at: now };
-        self.recorder.record(report).await
+        self.recorder.record(report).await?;
+        if let Some(next) = next {
+            self.turns.ask(next);
+        }
+        Ok(())
     }
+}
+
+/// Whose next delivery waits for this one, if it has an order.
+fn next_of(delivery: &Delivery) -> Option<Lead> {
+    let order = delivery.order.as_ref()?;
+    Some(Lead { callback_id: delivery.callback_id, lead_id: order.lead_id })
 }

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use contract::{ObjectId, Timestamp};
+use contract::{ObjectId, Timestamp, position::Position};
 
 /// A completion event on its way to one callback. The update and the callback are its identity; the update's id is also
 /// its `webhook-id`, so one id tells the whole story.
@@ -16,6 +16,33 @@ pub(crate) struct Delivery {
     /// The exact bytes of the body.
     pub(crate) body: Arc<str>,
     pub(crate) traceparent: Option<Arc<str>>,
+    /// Of a callback with an order: its place among the lead's.
+    pub(crate) order: Option<Arc<Order>>,
+}
+
+/// Where a delivery comes among those of its lead to the same callback.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Order {
+    pub(crate) lead_id: ObjectId,
+    /// Position and sequence of the event, in bytes that compare as they do: the position goes on when LEAD_EVENTS is made
+    /// anew, the sequence tells apart what was decided at the same entry of the log.
+    pub(crate) place: Vec<u8>,
+    /// The stream that the event is in.
+    pub(crate) stream: Arc<str>,
+    /// Its sequence there.
+    pub(crate) sequence: u64,
+}
+
+impl Order {
+    /// The order of an event of this lead.
+    pub(crate) fn new(lead_id: ObjectId, position: Position, stream: Arc<str>, sequence: u64) -> Self {
+        let mut place = Vec::with_capacity(24);
+        place.extend(position.generation.to_be_bytes());
+        place.extend(position.epoch.to_be_bytes());
+        place.extend(position.sequence.to_be_bytes());
+        place.extend(sequence.to_be_bytes());
+        Self { lead_id, place, stream, sequence }
+    }
 }
 
 /// Where a delivery stands.
@@ -23,6 +50,8 @@ pub(crate) struct Delivery {
 pub(crate) enum Standing {
     /// It is tried (again) when it is due.
     Pending { due: Timestamp },
+    /// It waits until the lead's delivery before it is settled.
+    Waiting,
     /// The endpoint took it.
     Delivered,
     /// It is not tried again.

@@ -10,12 +10,15 @@ use async_nats::jetstream::{
     self, AckKind,
     consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull},
     message::Acker,
+    stream::Stream,
 };
 use contract::{
     Timestamp,
     event::{CompletionEvent, WebhookPayload},
     headers, json,
-    streams::{LEAD_EVENTS, NOTIFIER_CONSUMER},
+    position::Position,
+    process::Ordering,
+    streams::{self, LEAD_EVENTS, NOTIFIER_CONSUMER, ORDER_CONSUMER},
     subject::DeadLetterReason,
     trace::is_traceparent,
 };
@@ -36,7 +39,7 @@ use crate::{
     callbacks::{Target, Unreadable},
     dead_letter::{self, DeadLetter},
     deliver::Deliverer,
-    delivery::{Delivery, Origin},
+    delivery::{Delivery, Order, Origin},
     drain,
     record::Stopping,
     store,
@@ -69,11 +72,46 @@ const PROJECTION_GRACE: Duration = Duration::from_secs(5);
 /// When to look again at what could not be decided now.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
+/// The same two for events that are only recorded. The order of all that comes later waits for them.
+const RECORD_WAIT: Duration = Duration::from_secs(6);
+const RECORD_PROGRESS: Duration = Duration::from_secs(2);
+/// How long the consumer of what has an order stays when nobody pulls. Longer reads again what was recorded long ago.
+const ORDER_CONSUMER_KEPT: Duration = Duration::from_secs(30);
+/// How often it is looked whether a callback has an order.
+const ORDER_INTERVAL: Duration = Duration::from_secs(1);
+
 /// The readiness condition that is met while events are pulled.
 pub(crate) const READY: &str = "events";
 
+/// Which part of the work. Both read all events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lane {
+    /// Every callback is told, or its delivery recorded; so an event that is acked is done with.
+    All,
+    /// What callbacks with an order are to be told is recorded, and nothing is told: so it is known soon that it is
+    /// recorded up to an event, however long it takes to tell others. Idle while no callback has an order.
+    InOrder,
+}
+
+impl Lane {
+    fn ready(self) -> &'static str {
+        match self {
+            Self::All => READY,
+            Self::InOrder => "events in order",
+        }
+    }
+
+    fn progress(self) -> Duration {
+        match self {
+            Self::All => PROGRESS_INTERVAL,
+            Self::InOrder => RECORD_PROGRESS,
+        }
+    }
+}
+
 /// The task that dispatches events.
 pub(crate) struct Dispatcher {
+    lane: Lane,
     js: jetstream::Context,
     pool: PgPool,
     deliverer: Arc<Deliverer>,
@@ -113,12 +151,13 @@ impl From<sqlx::Error> for Setback {
 impl Dispatcher {
     /// A dispatcher with all its room.
     pub(crate) fn new(
+        lane: Lane,
         js: jetstream::Context,
         pool: PgPool,
         deliverer: Arc<Deliverer>,
         readiness: Readiness,
     ) -> Arc<Self> {
-        Arc::new(Self { js, pool, deliverer, readiness, room: Arc::new(Semaphore::new(ROOM as usize)) })
+        Arc::new(Self { lane, js, pool, deliverer, readiness, room: Arc::new(Semaphore::new(ROOM as usize)) })
     }
 
     /// Dispatches events until shutdown, then lets those under way finish.
@@ -137,11 +176,17 @@ impl Dispatcher {
         let mut delays = patient();
         let mut highest = 0;
         loop {
+            if !self.is_wanted() {
+                self.readiness.ready(self.lane.ready());
+                tokio::time::sleep(ORDER_INTERVAL).await;
+                continue;
+            }
             let pulled = self.pull_stream(events, &mut highest, || delays = patient()).await;
             match pulled {
+                Ok(_) if !self.is_wanted() => continue,
                 Ok(broken) => {
                     tracing::warn!("pulling events anew: {broken}");
-                    self.readiness.not_ready(READY, broken);
+                    self.readiness.not_ready(self.lane.ready(), broken);
                 }
                 Err(e) => return Err(e),
             }
@@ -156,11 +201,12 @@ impl Dispatcher {
         highest: &mut u64,
         mut on_message: impl FnMut(),
     ) -> anyhow::Result<String> {
-        let mut messages = match self.messages().await {
+        let (mut messages, stream) = match self.messages().await {
             Ok(messages) => messages,
             Err(e) => return Ok(format!("{e:#}")),
         };
-        self.readiness.ready(READY);
+        self.readiness.ready(self.lane.ready());
+        let mut look = tokio::time::interval(ORDER_INTERVAL);
         loop {
             let message = tokio::select! {
                 Some(ended) = events.join_next() => {
@@ -168,6 +214,10 @@ impl Dispatcher {
                     continue;
                 }
                 message = messages.next() => message,
+                _ = look.tick() => match self.is_wanted() {
+                    true => continue,
+                    false => return Ok("no callback has an order any more".into()),
+                },
             };
             let message = match message {
                 Some(Ok(message)) => message,
@@ -184,15 +234,35 @@ impl Dispatcher {
             };
             let units = (1 + (message.payload.len() / BYTES_PER_UNIT) as u32).min(ROOM);
             let room = self.room.clone().acquire_many_owned(units).await?;
-            let dispatcher = self.clone();
+            let (dispatcher, stream) = (self.clone(), stream.clone());
             // Boxed: the runtime would move all of it several times.
-            events.spawn(Box::pin(async move { dispatcher.handle(message, about, room).await }));
+            events.spawn(Box::pin(async move { dispatcher.handle(message, about, stream, room).await }));
         }
     }
 
-    /// Makes the consumer, or brings it up to date, and begins to pull.
-    async fn messages(&self) -> anyhow::Result<pull::Stream> {
+    /// Whether there is anything to do for this lane.
+    fn is_wanted(&self) -> bool {
+        self.lane == Lane::All || self.deliverer.callbacks.any_in_order()
+    }
+
+    /// Makes the consumer, or brings it up to date, and begins to pull. Also the stream's identity.
+    async fn messages(&self) -> anyhow::Result<(pull::Stream, Arc<str>)> {
         let stream = self.js.get_stream(LEAD_EVENTS).await.context("cannot find the stream of events")?;
+        let consumer = match self.lane {
+            Lane::All => Self::consumer(&stream).await?,
+            Lane::InOrder => Self::order_consumer(&stream).await?,
+        };
+        let messages = consumer
+            .stream()
+            .max_messages_per_batch(PULL_MESSAGES)
+            .max_bytes_per_batch(PULL_BYTES)
+            .expires(PULL_EXPIRES)
+            .heartbeat(PULL_HEARTBEAT)
+            .messages();
+        Ok((messages.await.context("cannot pull")?, streams::identity(stream.cached_info()).into()))
+    }
+
+    async fn consumer(stream: &Stream) -> anyhow::Result<PullConsumer> {
         let config = pull::Config {
             durable_name: Some(NOTIFIER_CONSUMER.into()),
             description: Some("Delivers events to callbacks; shared by all webhook-notifiers".into()),
@@ -202,21 +272,35 @@ impl Dispatcher {
             max_ack_pending: MAX_ACK_PENDING,
             ..Default::default()
         };
-        let consumer: PullConsumer = stream.create_consumer(config).await.context("cannot make the consumer")?;
-        let messages = consumer
-            .stream()
-            .max_messages_per_batch(PULL_MESSAGES)
-            .max_bytes_per_batch(PULL_BYTES)
-            .expires(PULL_EXPIRES)
-            .heartbeat(PULL_HEARTBEAT)
-            .messages();
-        messages.await.context("cannot pull")
+        stream.create_consumer(config).await.context("cannot make the consumer")
+    }
+
+    /// The consumer of what has an order begins with what is not acked by the other: all before is recorded.
+    async fn order_consumer(stream: &Stream) -> anyhow::Result<PullConsumer> {
+        if stream.consumer_info(ORDER_CONSUMER).await.is_ok() {
+            let found = stream.get_consumer(ORDER_CONSUMER).await;
+            return found.map_err(|e| anyhow::anyhow!("cannot find the consumer of what has an order: {e}"));
+        }
+        let main = stream.consumer_info(NOTIFIER_CONSUMER).await.context("cannot read how far events are told")?;
+        let config = pull::Config {
+            durable_name: Some(ORDER_CONSUMER.into()),
+            description: Some(
+                "Records what callbacks with an order are to be told; shared by all webhook-notifiers".into(),
+            ),
+            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: main.ack_floor.stream_sequence + 1 },
+            ack_policy: AckPolicy::Explicit,
+            ack_wait: RECORD_WAIT,
+            max_ack_pending: MAX_ACK_PENDING,
+            inactive_threshold: ORDER_CONSUMER_KEPT,
+            ..Default::default()
+        };
+        stream.create_consumer(config).await.context("cannot make the consumer of what has an order")
     }
 
     /// Sees an event through, and settles it with JetStream.
-    async fn handle(&self, message: jetstream::Message, about: About, _room: OwnedSemaphorePermit) {
+    async fn handle(&self, message: jetstream::Message, about: About, stream: Arc<str>, _room: OwnedSemaphorePermit) {
         let (message, acker) = message.split();
-        let kind = match keep(&acker, self.tell(message, about)).await {
+        let kind = match keep(&acker, self.lane.progress(), self.tell(message, about, stream)).await {
             Ok(()) => AckKind::Ack,
             Err(setback) => {
                 let sequence = about.sequence;
@@ -240,15 +324,19 @@ impl Dispatcher {
     }
 
     /// Tells every callback of the event, or has it recorded why not.
-    async fn tell(&self, message: async_nats::Message, about: About) -> Result<(), Setback> {
+    async fn tell(&self, message: async_nats::Message, about: About, stream: Arc<str>) -> Result<(), Setback> {
         let event = match read(&message.payload) {
             Ok(event) => event,
+            // The other lane buries it.
+            Err(_) if self.lane == Lane::InOrder => return Ok(()),
             Err((reason, error)) => return Err(self.bury(message, about, reason, error).await),
         };
         let Some(mut targets) = self.targets(&event, about).await? else {
             return Err(Setback::Later("its process is not in the configuration yet".into()));
         };
-        if about.redelivered {
+        if self.lane == Lane::InOrder {
+            targets.retain(|target| target.ordering == Ordering::Lead);
+        } else if about.redelivered {
             let recorded = store::query::recorded(&self.pool, event.update_id).await?;
             targets.retain(|target| !recorded.contains(&target.callback_id));
         }
@@ -260,6 +348,7 @@ impl Dispatcher {
         let body = serde_json::to_string(&WebhookPayload::from(&event)).map_err(|e| Setback::Later(e.to_string()))?;
         let body = Arc::<str>::from(body);
         let (update_id, project_id) = (event.update_id, event.project_id);
+        let order = order(&message, &event, about, stream).map(Arc::new);
         // Not needed any more, and the attempts may take long.
         drop((message, event));
         let told = targets.into_iter().map(|target| {
@@ -270,6 +359,7 @@ impl Dispatcher {
                 process_id: target.process_id(),
                 body: body.clone(),
                 traceparent: traceparent.clone(),
+                order: order.clone().filter(|_| target.ordering == Ordering::Lead),
             };
             self.tell_one(target, delivery)
         });
@@ -291,6 +381,9 @@ impl Dispatcher {
     async fn tell_one(&self, target: Target, delivery: Delivery) -> Result<(), Stopping> {
         if let Some(reason) = self.deliverer.callbacks.health.disabled(target.callback_id) {
             return self.deliverer.give_up(delivery, Origin::Event, reason).await;
+        }
+        if delivery.order.is_some() {
+            return self.deliverer.line_up(delivery).await;
         }
         let endpoint = target.endpoint();
         // What cannot be signed waits in Postgres, where the retries find it as soon as it can.
@@ -341,10 +434,10 @@ impl About {
 }
 
 /// Asks for more time as long as the work goes on.
-async fn keep<T>(acker: &Acker, work: impl Future<Output = T>) -> T {
+async fn keep<T>(acker: &Acker, interval: Duration, work: impl Future<Output = T>) -> T {
     let ask = async {
         loop {
-            tokio::time::sleep(PROGRESS_INTERVAL).await;
+            tokio::time::sleep(interval).await;
             if let Err(e) = acker.ack_with(AckKind::Progress).await {
                 tracing::debug!("cannot ask for more time: {e}");
             }
@@ -354,6 +447,20 @@ async fn keep<T>(acker: &Acker, work: impl Future<Output = T>) -> T {
         done = work => done,
         () = ask => unreachable!("asks for ever"),
     }
+}
+
+/// Where an event comes among those of its lead; what names no lead has no order.
+fn order(
+    message: &async_nats::Message,
+    event: &CompletionEvent,
+    About { sequence, .. }: About,
+    stream: Arc<str>,
+) -> Option<Order> {
+    let position = message.headers.as_ref().and_then(|headers| headers.get(headers::POSITION));
+    let position = position.and_then(|value| value.as_str().parse().ok());
+    // An event without one is of before all that have one.
+    let position = position.unwrap_or(Position { generation: 0, epoch: 0, sequence: 0 });
+    Some(Order::new(event.lead_id?, position, stream, sequence))
 }
 
 /// Reads an event.

@@ -51,13 +51,22 @@ pub mod schedule;
 pub mod sign;
 mod slots;
 mod store;
+mod turns;
 
 pub use config::Config;
 pub use health::DisableAfter;
 
 use crate::{
-    attempt::Poster, callbacks::Callbacks, deliver::Deliverer, dispatch::Dispatcher, guard::Guard, health::Health,
-    metrics::Metrics, retry::Retrier, slots::Slots,
+    attempt::Poster,
+    callbacks::Callbacks,
+    deliver::Deliverer,
+    dispatch::{Dispatcher, Lane},
+    guard::Guard,
+    health::Health,
+    metrics::Metrics,
+    retry::Retrier,
+    slots::Slots,
+    turns::Turns,
 };
 
 /// How long attempts under way may take after shutdown began. What is cut is told again: by another replica, or when its
@@ -127,6 +136,7 @@ async fn start(
     let to_announce = Arc::new(Notify::new());
     let (recorder, recording) = record::recorder(pool.clone(), readiness.clone(), to_announce.clone(), metrics.clone());
     let slots = Slots::new(config.max_in_flight);
+    let turns = Arc::new(Turns::default());
     let deliverer = Arc::new(Deliverer {
         callbacks: callbacks.clone(),
         slots: slots.clone(),
@@ -134,10 +144,11 @@ async fn start(
         schedule: config.retry_schedule.clone(),
         recorder,
         metrics: metrics.clone(),
+        turns: turns.clone(),
     });
     let service = rpc::service(&client, "webhook-notifier", "Tells callback URLs what became of updates").await?;
     queries::serve(tasks, &service, &pool, &callbacks, &slots, shutdown).await?;
-    again::serve(tasks, &service, &client, &pool, &callbacks, shutdown).await?;
+    again::serve(tasks, &service, &client, &pool, (&callbacks, &turns), shutdown).await?;
     ping::serve(tasks, &service, &deliverer, shutdown).await?;
 
     let token = || shutdown.clone();
@@ -158,7 +169,10 @@ async fn start(
     tasks.spawn("record", recording.run());
     let retrier = Retrier { pool: pool.clone(), deliverer: deliverer.clone(), readiness: readiness.clone() };
     tasks.spawn("retry", retrier.run(token()));
-    tasks.spawn("dispatch", Dispatcher::new(js, pool, deliverer, readiness.clone()).run(token()));
+    tasks.spawn("turns", turns.run(js.clone(), pool.clone(), deliverer.slots.clone(), token()));
+    let lining_up = Dispatcher::new(Lane::InOrder, js.clone(), pool.clone(), deliverer.clone(), readiness.clone());
+    tasks.spawn("line up", lining_up.run(token()));
+    tasks.spawn("dispatch", Dispatcher::new(Lane::All, js, pool, deliverer, readiness.clone()).run(token()));
     Ok((client, service))
 }
 

@@ -131,5 +131,8 @@ fn ping(project_id: ObjectId, target: &Target) -> (ObjectId, Delivery) {
     let payload = TestPayload { action_type: "test", callback_id, process_id, timestamp: clock::now() };
     #[allow(clippy::expect_used, reason = "ids and a number always serialize")]
     let body = serde_json::to_string(&payload).expect("a ping serializes").into();
-    (webhook_id, Delivery { update_id: webhook_id, callback_id, project_id, process_id, body, traceparent: None })
+    (
+        webhook_id,
+        Delivery { update_id: webhook_id, callback_id, project_id, process_id, body, traceparent: None, order: None },
+    )
 }

@@ -113,7 +113,10 @@ impl Recording {
     }
 
     async fn try_write(&self, reports: &[Report]) -> sqlx::Result<()> {
-        if reports.iter().all(|report| report.origin == Origin::Event && report.disable.is_none()) {
+        if reports
+            .iter()
+            .all(|report| report.origin == Origin::Event && report.disable.is_none() && report.delivery.order.is_none())
+        {
             // One statement, which is a transaction: what most batches are.
             return store::record::record(&mut *self.pool.acquire().await?, reports).await;
         }
@@ -163,6 +166,7 @@ mod tests {
                 process_id: None,
                 body: "x".repeat(bytes).into(),
                 traceparent: None,
+                order: None,
             },
             origin: Origin::Event,
             standing: Standing::Delivered,

@@ -364,6 +364,11 @@ impl Slots {
         }
     }
 
+    /// Says that something became due that may begin.
+    pub(crate) fn wake(&self) {
+        self.work.notify_one();
+    }
+
     /// Forgets how a callback's attempts went.
     pub(crate) fn forgive(&self, callback_id: ObjectId) {
         if let Some(usage) = self.lock().callbacks.get_mut(&callback_id)

@@ -154,7 +154,8 @@ pub(crate) struct Again<'a> {
     pub(crate) payload: Option<&'a str>,
 }
 
-/// Makes settled deliveries of a project pending, with their schedules from the beginning; returns those that are so now.
+/// Makes settled deliveries of a project pending, with their schedules from the beginning; returns those that are so now. Those of
+/// callbacks with an order are due when their turn comes.
 /// One that was settled otherwise or is pending meanwhile stays as it is.
 pub(crate) async fn requeue(
     pool: &PgPool,
@@ -170,7 +171,7 @@ pub(crate) async fn requeue(
         Row,
         r#"
         UPDATE webhooks.deliveries AS d SET
-            status = 'pending', next_attempt_at = again.due, payload = coalesce(d.payload, again.payload),
+            status = 'pending', next_attempt_at = CASE WHEN d.lead_id IS NULL THEN again.due END, payload = coalesce(d.payload, again.payload),
             schedule_from = d.attempts, exhausted_announced = false, updated_at = $6
         FROM unnest($2::bytea[], $3::bytea[], $4::timestamptz[], $5::text[])
             AS again (update_id, callback_id, due, payload)

@@ -1,11 +1,13 @@
 //! 8 Retry: finding what is due, and claiming it with a lease.
 
+use std::sync::Arc;
+
 use contract::{ObjectId, Timestamp};
 use sqlx::PgPool;
 use time::OffsetDateTime;
 
 use super::id;
-use crate::delivery::Delivery;
+use crate::delivery::{Delivery, Order};
 
 /// A callback that has something due.
 #[derive(Debug, Clone, Copy)]
@@ -105,7 +107,8 @@ pub(crate) async fn claim(
         WHERE d.update_id = due.update_id AND d.callback_id = due.callback_id
         RETURNING d.update_id AS "update_id: [u8; 12]", d.callback_id AS "callback_id: [u8; 12]",
                   d.project_id AS "project_id: [u8; 12]", d.process_id AS "process_id: [u8; 12]",
-                  d.attempts - coalesce(d.schedule_from, 0) AS "attempts!", d.traceparent, d.payload AS "payload!"
+                  d.attempts - coalesce(d.schedule_from, 0) AS "attempts!", d.traceparent, d.payload AS "payload!",
+                  d.lead_id AS "lead_id: [u8; 12]", d.place, d.event_stream, d.event_seq
         "#,
         &callback_ids as &[[u8; 12]],
         &deliveries,
@@ -123,6 +126,14 @@ pub(crate) async fn claim(
             process_id: row.process_id.map(id),
             body: row.payload.into(),
             traceparent: row.traceparent.map(Into::into),
+            order: row.lead_id.map(|lead_id| {
+                Arc::new(Order {
+                    lead_id: id(lead_id),
+                    place: row.place.unwrap_or_default(),
+                    stream: row.event_stream.unwrap_or_default().into(),
+                    sequence: row.event_seq.unwrap_or_default().cast_unsigned(),
+                })
+            }),
         },
         attempts: row.attempts.unsigned_abs(),
     });

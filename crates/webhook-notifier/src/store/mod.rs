@@ -23,6 +23,7 @@ pub(crate) mod health;
 pub(crate) mod partitions;
 pub(crate) mod query;
 pub(crate) mod record;
+pub(crate) mod turns;
 
 /// How long to wait for a connection. Longer hides that Postgres is gone, shorter fails while the pool is merely busy.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);

@@ -7,9 +7,11 @@ use crate::delivery::{Origin, Report, Standing};
 
 /// Records reports, in the caller's transaction. No two may be of the same delivery.
 pub(crate) async fn record(connection: &mut PgConnection, reports: &[Report]) -> sqlx::Result<()> {
-    let of = |origin| reports.iter().filter(|report| report.origin == origin).collect::<Vec<_>>();
-    record_from_events(connection, &of(Origin::Event)).await?;
-    record_from_claims(connection, &of(Origin::Claim)).await?;
+    let of = |origin| reports.iter().filter(move |report| report.origin == origin);
+    let (ordered, others): (Vec<_>, Vec<_>) = of(Origin::Event).partition(|report| report.delivery.order.is_some());
+    record_in_order(connection, &ordered).await?;
+    record_from_events(connection, &others).await?;
+    record_from_claims(connection, &of(Origin::Claim).collect::<Vec<_>>()).await?;
     disable_callbacks(connection, reports).await
 }
 
@@ -38,7 +40,7 @@ impl Attempts {
 
 fn status(standing: Standing) -> &'static str {
     match standing {
-        Standing::Pending { .. } => "pending",
+        Standing::Pending { .. } | Standing::Waiting => "pending",
         Standing::Delivered => "delivered",
         Standing::Exhausted => "exhausted",
     }
@@ -47,8 +49,62 @@ fn status(standing: Standing) -> &'static str {
 fn due(standing: Standing) -> Option<OffsetDateTime> {
     match standing {
         Standing::Pending { due } => Some(due.into()),
-        Standing::Delivered | Standing::Exhausted => None,
+        Standing::Waiting | Standing::Delivered | Standing::Exhausted => None,
     }
+}
+
+/// Deliveries of callbacks with an order, which are never attempted straight off the event. The event comes to several who record
+/// it: the first one counts.
+async fn record_in_order(connection: &mut PgConnection, reports: &[&Report]) -> sqlx::Result<()> {
+    let ordered = reports.iter().filter_map(|report| Some((*report, report.delivery.order.as_deref()?)));
+    let ordered = ordered.collect::<Vec<_>>();
+    if ordered.is_empty() {
+        return Ok(());
+    }
+    let update_ids = ordered.iter().map(|(r, _)| *r.delivery.update_id.as_bytes()).collect::<Vec<_>>();
+    let callback_ids = ordered.iter().map(|(r, _)| *r.delivery.callback_id.as_bytes()).collect::<Vec<_>>();
+    let project_ids = ordered.iter().map(|(r, _)| *r.delivery.project_id.as_bytes()).collect::<Vec<_>>();
+    let process_ids = ordered.iter().map(|(r, _)| r.delivery.process_id.map(|id| *id.as_bytes())).collect::<Vec<_>>();
+    let statuses = ordered.iter().map(|(r, _)| status(r.standing)).collect::<Vec<_>>();
+    let traceparents = ordered.iter().map(|(r, _)| r.delivery.traceparent.as_deref()).collect::<Vec<_>>();
+    let errors = ordered.iter().map(|(r, _)| r.error.as_deref()).collect::<Vec<_>>();
+    let payloads = ordered.iter().map(|(r, _)| &*r.delivery.body).collect::<Vec<_>>();
+    let at = ordered.iter().map(|(r, _)| r.at.into()).collect::<Vec<OffsetDateTime>>();
+    let leads = ordered.iter().map(|(_, order)| *order.lead_id.as_bytes()).collect::<Vec<_>>();
+    let places = ordered.iter().map(|(_, order)| order.place.clone()).collect::<Vec<_>>();
+    let streams = ordered.iter().map(|(_, order)| &*order.stream).collect::<Vec<_>>();
+    let sequences = ordered.iter().map(|(_, order)| order.sequence.cast_signed()).collect::<Vec<_>>();
+    sqlx::query!(
+        r#"
+        INSERT INTO webhooks.deliveries
+            (update_id, callback_id, project_id, process_id, status, attempts, created_at, updated_at, traceparent, last_error,
+             payload, lead_id, place, event_stream, event_seq)
+        SELECT r.update_id, r.callback_id, r.project_id, r.process_id, r.status, 0, r.at, r.at, r.traceparent, r.error,
+               r.payload, r.lead_id, r.place, r.event_stream, r.event_seq
+        FROM unnest($1::bytea[], $2::bytea[], $3::bytea[], $4::bytea[], $5::text[], $6::text[], $7::text[], $8::text[],
+                    $9::timestamptz[], $10::bytea[], $11::bytea[], $12::text[], $13::bigint[])
+            AS r (update_id, callback_id, project_id, process_id, status, traceparent, error, payload, at,
+                  lead_id, place, event_stream, event_seq)
+        ORDER BY r.update_id, r.callback_id
+        ON CONFLICT (update_id, callback_id) DO NOTHING
+        "#,
+        &update_ids as &[[u8; 12]],
+        &callback_ids as &[[u8; 12]],
+        &project_ids as &[[u8; 12]],
+        &process_ids as &[Option<[u8; 12]>],
+        &statuses as &[&str],
+        &traceparents as &[Option<&str>],
+        &errors as &[Option<&str>],
+        &payloads as &[&str],
+        &at as &[OffsetDateTime],
+        &leads as &[[u8; 12]],
+        &places as &[Vec<u8>],
+        &streams as &[&str],
+        &sequences,
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
 }
 
 /// Of a delivery that is recorded already only success is new: its schedule is the retries' to change.
