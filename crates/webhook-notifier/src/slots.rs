@@ -693,6 +693,22 @@ mod tests {
         assert_eq!(slots.reserve(&one, 64).slots.len(), 6, "few until it has answered more");
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_ping_goes_by_the_limits_and_past_the_breaker() {
+        let slots = Slots::new(100);
+        let ping = |endpoint| slots.take_for_ping(&endpoint, 300);
+        let held = ping(endpoint(1, 1)).unwrap();
+        assert!(ping(endpoint(1, 1)).is_none(), "one at once");
+        drop(held);
+        assert!(ping(endpoint(1, 1)).is_some());
+        let paced = Endpoint { max_per_second: Some(1), ..endpoint(2, 64) };
+        ping(paced).unwrap().begin();
+        assert!(ping(paced).is_none(), "one a second");
+        fail(&slots, 3, THRESHOLD).await;
+        assert!(ping(endpoint(3, 64)).is_some());
+        assert!(take(&slots, endpoint(3, 64)).await.is_none(), "the breaker hears nothing of it");
+    }
+
     #[tokio::test]
     async fn a_payload_that_is_refused_is_no_reason_to_stop() {
         let slots = Slots::new(100);
