@@ -174,8 +174,10 @@ async fn look(
             for turn in store::turns::give(pool, leads, floor, clock::now()).await? {
                 if turn.begun {
                     early.begun = true;
-                } else {
+                } else if early.leads.len() < REMEMBERED {
                     early.leads.push(turn.lead);
+                } else {
+                    early.everybody = true;
                 }
             }
         }
