@@ -92,7 +92,7 @@ async fn what_comes_during_a_call_is_decided_in_order_when_it_ends() {
 
     // What comes right behind the end of the call comes after what waited for it.
     let ended = format!("leads.cmd.{}.call.ended", stack.api.project_id);
-    stack.client.publish(ended, json!({"leadId": lead, "callId": "c-1"}).to_string().into()).await.expect("publish");
+    stack.publish(ended, json!({"leadId": lead, "callId": "c-1"}).to_string()).await;
     let after = stack.api.update(json!({"leadId": lead, "metadata": {"n": 3}, "expectedVersion": 4})).await;
     let mut versions = Vec::new();
     for update in held.iter().chain([&after]) {
@@ -142,7 +142,7 @@ async fn a_full_queue_refuses_and_is_announced_whole_after_a_crash() {
     let update = format!("leads.cmd.{}.update", stack.api.project_id);
     for number in 0..256 {
         let body = json!({"leadId": lead, "metadata": {format!("k{}", number % 7): number}}).to_string();
-        stack.client.publish(update.clone(), body.into()).await.expect("publish");
+        stack.publish(update.clone(), body).await;
     }
     stack.wait_until_applied().await;
     assert_eq!(stack.count(HELD).await, 256);

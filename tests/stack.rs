@@ -3,6 +3,10 @@
 use std::{
     collections::HashMap,
     process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -14,7 +18,7 @@ use contract::{
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use service_kit::config::NatsConfig;
+use service_kit::{config::NatsConfig, nats::chain};
 use sqlx::PgPool;
 use test_support::{LocalNats, LocalPostgres, Receiver, Service, binary, eventually, free_port, nats, postgres};
 
@@ -52,6 +56,8 @@ pub(crate) struct Api {
     pub(crate) key: String,
     pub(crate) project_id: ObjectId,
     pub(crate) http: reqwest::Client,
+    /// How often the gateway said that an update may or may not be in the log.
+    pub(crate) unconfirmed: Arc<AtomicUsize>,
 }
 
 /// Names a service's binary and what it must be told.
@@ -176,10 +182,9 @@ impl Stack {
         self.call(rpc::PROCESS_APPLY, &spec).await
     }
 
-    /// Publishes as an internal producer does: any client, no headers.
+    /// Publishes as an internal producer does, any client and no headers, and waits until the log has it.
     pub(crate) async fn publish(&self, subject: String, body: impl Into<bytes::Bytes>) {
-        self.client.publish(subject, body.into()).await.expect("publish");
-        self.client.flush().await.expect("flush");
+        self.client.request(subject, body.into()).await.expect("an ack");
     }
 
     /// The number of a query's one row.
@@ -246,7 +251,7 @@ impl Api {
             expires_at: None,
         };
         let _: contract::key::ApiKey = call(client, rpc::KEY_CREATE, &create).await;
-        let api = Self { url, key, project_id, http: test_support::http_client() };
+        let api = Self { url, key, project_id, http: test_support::http_client(), unconfirmed: Arc::default() };
         eventually(SOON, "the gateway knows the key", async || {
             let (status, body) = api.get("/api/v1/leads/get").await;
             if status == 401 { Err(body.to_string()) } else { Ok(()) }
@@ -309,6 +314,10 @@ impl Api {
                 Ok(update_id) => return update_id,
                 Err(fault) => fault,
             };
+            if fault.contains("not_confirmed") {
+                self.unconfirmed.fetch_add(1, Ordering::Relaxed);
+            }
+            eprintln!("not accepted, sent again: {fault}");
             assert!(Instant::now() < deadline, "the update is not accepted: {fault}");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
@@ -316,8 +325,8 @@ impl Api {
 
     async fn try_update(&self, body: &Value) -> Result<String, String> {
         let request = self.http.post(format!("{}/api/v1/leads/update", self.url)).bearer_auth(&self.key);
-        let answer = request.body(body.to_string()).send().await.map_err(|e| e.to_string())?;
-        let bytes = answer.bytes().await.map_err(|e| e.to_string())?;
+        let answer = request.body(body.to_string()).send().await.map_err(|e| chain(&e))?;
+        let bytes = answer.bytes().await.map_err(|e| chain(&e))?;
         let body: Value = serde_json::from_slice(&bytes).map_err(|e| e.to_string())?;
         body["updateId"].as_str().filter(|_| body["success"] == true).map(str::to_owned).ok_or(body.to_string())
     }
