@@ -3,23 +3,29 @@
 
 use std::{collections::BTreeMap, path::Path};
 
+use async_nats::HeaderMap;
 use contract::{
     event::WebhookEvent,
     headers,
-    rpc::{self, GetUpdate, Update},
+    key::{ApiKey, Scope},
+    rpc::{self, CreateKey, GetRecovery, ListCallbacks, ListKeys, Recover, Recovery, RecoveryKind, RevokeKey},
     streams::{LEAD_COMMANDS, LEAD_DEAD_LETTERS, LEAD_EVENTS, WEBHOOK_EVENTS},
 };
+use futures::StreamExt;
 use jsonschema::Validator;
 use prost_reflect::{DescriptorPool, DeserializeOptions, DynamicMessage};
+use reqwest::Method;
 use serde_json::{Map, Value, json};
 use test_support::eventually;
 
-use crate::stack::{SOON, Stack};
+use crate::stack::{Api, SOON, Stack};
 
 /// The schemas, as other languages would read them.
 struct Schemas {
     protobuf: DescriptorPool,
     json: BTreeMap<String, Validator>,
+    /// Of each query, by its subject, the messages of request and reply, as the AsyncAPI document has them.
+    queries: BTreeMap<String, [String; 2]>,
     /// How many messages of each kind were checked.
     seen: BTreeMap<String, usize>,
 }
@@ -27,7 +33,8 @@ struct Schemas {
 impl Schemas {
     fn load() -> Self {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../proto-schemas");
-        let files = protox::compile(["leadrelay/v1/commands.proto", "leadrelay/v1/events.proto"], [&dir]);
+        let files = ["commands", "events", "config", "rpc"].map(|file| format!("leadrelay/v1/{file}.proto"));
+        let files = protox::compile(files, [&dir]);
         let protobuf = DescriptorPool::from_file_descriptor_set(files.expect("protobuf")).expect("descriptors");
         let read = |path: &Path| -> Value {
             let text = std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
@@ -45,7 +52,14 @@ impl Schemas {
         for (name, schema) in asyncapi["components"]["schemas"].as_object().expect("schemas") {
             json.insert(name.clone(), validator(schema));
         }
-        Self { protobuf, json, seen: BTreeMap::new() }
+        let mut queries = BTreeMap::new();
+        for (name, operation) in asyncapi["operations"].as_object().expect("operations") {
+            let message = |reference: &Value| reference["$ref"].as_str()?.rsplit('/').next().map(str::to_owned);
+            let Some(reply) = message(&operation["reply"]["messages"][0]) else { continue };
+            let subject = asyncapi["channels"][name]["address"].as_str().expect("a subject").to_owned();
+            queries.insert(subject, [message(&operation["messages"][0]).expect("a request"), reply]);
+        }
+        Self { protobuf, json, queries, seen: BTreeMap::new() }
     }
 
     /// Reads it by its JSON Schema, which must know everything in it.
@@ -68,11 +82,57 @@ impl Schemas {
             .unwrap_or_else(|e| panic!("{name} {value}: {e}"));
     }
 
+    /// What a query was answered: a message, a list of them, or an error.
+    fn check_reply(&mut self, subject: &str, map: &HeaderMap, body: &[u8]) {
+        if map.get("Nats-Service-Error").is_some() {
+            assert!(body.is_empty(), "{subject}");
+            return self.check_json("ErrorHeaders", &object(map));
+        }
+        let [_, reply] = self.queries[subject].clone();
+        match reply.strip_prefix("ListOf") {
+            None => self.check(&reply, body),
+            Some(item) => {
+                let items: Vec<Box<serde_json::value::RawValue>> = serde_json::from_slice(body).expect("a list");
+                items.iter().for_each(|one| self.check(item, one.get().as_bytes()));
+            }
+        }
+        *self.seen.entry(subject.to_owned()).or_default() += 1;
+    }
+
+    /// All that was asked and answered, and all that was put into buckets.
+    fn check_traffic(&mut self, traffic: &[async_nats::Message]) {
+        let mut asked = BTreeMap::new();
+        for message in traffic {
+            let (subject, body) = (message.subject.as_str(), &message.payload);
+            let none = HeaderMap::new();
+            let headers = message.headers.as_ref().unwrap_or(&none);
+            let tokens: Vec<_> = subject.split('.').collect();
+            match tokens[..] {
+                [_, "rpc", ..] => {
+                    let [request, _] =
+                        self.queries.get(subject).unwrap_or_else(|| panic!("no query {subject}")).clone();
+                    self.check(&request, body);
+                    asked.insert(message.reply.clone().expect("an inbox"), subject);
+                }
+                // What is removed has no value.
+                ["$KV", ..] if body.is_empty() => {}
+                ["$KV", "api_keys", _] => self.check("ApiKey", body),
+                ["$KV", "processes", ..] => self.check("Process", body),
+                ["$KV", "idempotency", ..] => self.check("IdempotencyRecord", body),
+                ["$KV", ..] => panic!("an entry {subject}, of a bucket that nobody knows"),
+                _ => {
+                    if let Some(subject) = asked.remove(&message.subject) {
+                        self.check_reply(subject, headers, body);
+                    }
+                }
+            }
+        }
+        assert!(asked.is_empty(), "not answered: {asked:?}");
+    }
+
     /// A message of a stream, by its subject: the grammar of `contract::subject`.
-    fn check_message(&mut self, subject: &str, map: &async_nats::HeaderMap, body: &[u8]) {
-        let headers: Map<_, _> =
-            map.iter().filter_map(|(name, values)| Some((name.to_string(), json!(values.first()?.as_str())))).collect();
-        let headers = Value::Object(headers);
+    fn check_message(&mut self, subject: &str, map: &HeaderMap, body: &[u8]) {
+        let headers = object(map);
         let tokens: Vec<_> = subject.split('.').collect();
         match tokens[..] {
             ["leads", "cmd", _, "update"] => self.check("UpdateCommand", body),
@@ -99,6 +159,81 @@ impl Schemas {
     }
 }
 
+/// Headers, as their schemas see them.
+fn object(map: &HeaderMap) -> Value {
+    let headers: Map<_, _> =
+        map.iter().filter_map(|(name, values)| Some((name.to_string(), json!(values.first()?.as_str())))).collect();
+    Value::Object(headers)
+}
+
+/// Asks every query that there is, through the gateway where it asks it, and answers that are refused among them.
+async fn ask_everything(stack: &Stack, process_id: &str, lead: &str, first: &str, exhausted: &str) {
+    let api = &stack.api;
+    let ok = |(status, answer): (u16, Value)| {
+        assert_eq!(status, 200, "{answer}");
+        answer
+    };
+    let project_id = api.project_id;
+    let other = Api::create(api.url.clone(), &stack.client, "other").await;
+    ok(api.get(&format!("/api/v1/leads/get?leadId={lead}")).await);
+    ok(api.get("/api/v1/leads?limit=1").await);
+    ok(api.get(&format!("/api/v1/leads/{lead}/updates?limit=2")).await);
+    assert_eq!(other.get(&format!("/api/v1/leads/get?leadId={lead}")).await.0, 404);
+    ok(api.post("/api/v1/leads/update", &json!({"leadId": lead, "name": "Eve", "dryRun": true})).await);
+    let once = [("idempotency-key", "once")];
+    ok(api.ask(Method::POST, "/api/v1/leads/update", &once, &json!({"leadId": lead, "name": "Eve"})).await);
+
+    let listed = ok(api.get("/api/v1/deliveries?limit=2").await);
+    let delivery = listed["data"][0]["deliveryId"].as_str().expect("an id");
+    ok(api.get(&format!("/api/v1/deliveries/{delivery}")).await);
+    ok(api.post(&format!("/api/v1/deliveries/{exhausted}/redeliver"), &json!({})).await);
+    let all = json!({"since": "2026-01-01T00:00:00Z", "status": "delivered", "perSecond": 100});
+    ok(api.post("/api/v1/deliveries/recover", &all).await);
+
+    let process = format!("/api/v1/processes/{process_id}");
+    ok(api.get("/api/v1/processes?limit=1").await);
+    let mut spec = ok(api.get(&process).await)["data"].clone();
+    spec["transitions"] = json!({"new": ["interested", "lost"], "interested": []});
+    spec["states"][1]["takesDisposition"] = json!(true);
+    spec["callbacks"][0]["auth"] = json!({"type": "header", "name": "X-Key", "value": "v"});
+    spec["callbacks"][0]["maxPerSecond"] = json!(1000);
+    spec["duringCall"] = json!("queue");
+    ok(api.ask(Method::PUT, &process, &[], &spec).await);
+    assert_eq!(api.ask(Method::PUT, &process, &[("if-match", "\"0\"")], &spec).await.0, 412);
+    let new = json!({"name": "more", "url": stack.receiver.url("/more"), "auth": {"type": "bearer", "token": "t"},
+        "events": ["update.failed"], "ordering": "lead"});
+    let made = ok(api.post(&format!("{process}/callbacks"), &new).await);
+    let callback = format!("{process}/callbacks/{}", made["data"]["callbackId"].as_str().expect("an id"));
+    ok(api.ask(Method::PUT, &callback, &[], &new).await);
+    ok(api.post(&format!("{callback}/rotate-secret"), &json!({"overlapSeconds": 60})).await);
+    ok(api.post(&format!("{callback}/test"), &json!({})).await);
+    ok(api.post(&format!("{callback}/enable"), &json!({})).await);
+    ok(api.get(&process).await);
+    ok(api.ask(Method::DELETE, &callback, &[], &json!({})).await);
+
+    // What only operators ask.
+    let create = CreateKey {
+        project_id,
+        name: "short".into(),
+        sha256: contract::key::hash("short"),
+        scopes: [Scope::LeadsRead].into(),
+        expires_at: Some(contract::Timestamp::from_millis(1)),
+    };
+    let key: ApiKey = stack.call(rpc::KEY_CREATE, &create).await;
+    let _: ApiKey = stack.call(rpc::KEY_REVOKE, &RevokeKey { key_id: key.key_id }).await;
+    let _: rpc::Keys = stack.call(rpc::KEY_LIST, &ListKeys { project_id }).await;
+    let _: Vec<rpc::CallbackStatus> = stack.call(rpc::CALLBACK_LIST, &ListCallbacks { project_id }).await;
+    let _: rpc::Rotated = stack.call(rpc::SECRETS_ROTATE, &rpc::RotateSecrets {}).await;
+    stack.wait_until_applied().await;
+    let now: Recovery = stack.call(rpc::RECOVERY_GET, &GetRecovery {}).await;
+    let Recovery { generation, epoch, last_seq, .. } = now;
+    let since = Some(contract::Timestamp::from_millis(0));
+    let recover = Recover { kind: RecoveryKind::Reannounce, since, generation, epoch, last_seq };
+    let _: Recovery = stack.call(rpc::RECOVERY_RECOVER, &recover).await;
+    let story = ok(api.get(&format!("/api/v1/updates/{first}")).await);
+    assert!(story["data"]["deliveries"].is_array(), "{story}");
+}
+
 /// Every message of a stream, in order.
 async fn messages(stack: &Stack, stream: &str) -> Vec<async_nats::jetstream::message::StreamMessage> {
     let js = service_kit::nats::jetstream(&stack.client);
@@ -114,6 +249,8 @@ async fn messages(stack: &Stack, stream: &str) -> Vec<async_nats::jetstream::mes
 #[tokio::test]
 async fn every_message_is_what_the_schemas_say() {
     let stack = Stack::start_with(&[("RETRY_SCHEDULE", "0s,50ms")]).await;
+    let mut traffic = stack.client.subscribe(">").await.expect("a subscription");
+    stack.client.flush().await.expect("it is in force");
     stack.receiver.on("/away", vec![500; 100]);
     stack.receiver.on("/gone", [410]);
     let applied = stack
@@ -167,8 +304,29 @@ async fn every_message_is_what_the_schemas_say() {
         stack.api.outcome(update).await;
     }
     stack.receiver.wait_for_requests("/crm", 4, SOON).await;
+    let exhausted = eventually(SOON, "a delivery is exhausted", async || {
+        let (_, listed) = stack.api.get("/api/v1/deliveries?status=exhausted").await;
+        let away = listed["data"].as_array().into_iter().flatten().find(|one| one["processId"] == json!(process_id));
+        away.and_then(|one| one["deliveryId"].as_str().map(str::to_owned)).ok_or(listed.to_string())
+    })
+    .await;
+    ask_everything(&stack, &process_id.to_string(), &lead, &first, &exhausted).await;
 
     let mut schemas = Schemas::load();
+    // All that was said so far stands before what is said now.
+    stack.client.publish("end.of.test", "".into()).await.expect("a publish");
+    let mut said = Vec::new();
+    while let Some(message) = traffic.next().await
+        && message.subject.as_str() != "end.of.test"
+    {
+        said.push(message);
+    }
+    schemas.check_traffic(&said);
+    let asked: Vec<_> = schemas.queries.keys().cloned().collect();
+    assert!(asked.len() > 25, "{asked:?}");
+    for subject in asked {
+        assert!(schemas.seen.contains_key(&subject), "nobody was told anything by {subject}");
+    }
     // What came after is not what the services emit, and on purpose no command.
     for message in messages(&stack, LEAD_COMMANDS).await.into_iter().filter(|message| message.sequence <= at_home) {
         schemas.check_message(&message.subject, &message.headers, &message.payload);
@@ -179,13 +337,9 @@ async fn every_message_is_what_the_schemas_say() {
         }
     }
     for request in stack.receiver.requests() {
-        schemas.check("WebhookPayload", &request.body);
+        let ping = request.json()["action_type"] == "test";
+        schemas.check(if ping { "TestPayload" } else { "WebhookPayload" }, &request.body);
     }
-    // A query and its answer, as other programs would ask.
-    let query = GetUpdate { project_id, update_id: first.parse().expect("an id") };
-    schemas.check_json("GetUpdate", &json!(query));
-    let update: Update = stack.call(rpc::UPDATE_GET, &query).await;
-    schemas.check_json("Update", &json!(update));
 
     // Nothing passes because it was not there.
     for (kind, least) in [
@@ -198,6 +352,11 @@ async fn every_message_is_what_the_schemas_say() {
         ("callback disabled", 1),
         ("DeadLetterHeaders", 4),
         ("WebhookPayload", 6),
+        ("TestPayload", 1),
+        ("ErrorHeaders", 2),
+        ("Process", 5),
+        ("ApiKey", 5),
+        ("IdempotencyRecord", 1),
     ] {
         let seen = schemas.seen.get(kind).copied().unwrap_or_default();
         assert!(seen >= least, "{seen} of {kind}: {:?}", schemas.seen);

@@ -1,21 +1,33 @@
 //! The protobuf schemas in `proto-schemas/` say what these types say: every message, with every field set, is the
 //! proto3 JSON form of its schema, and no schema has a field that its message has not.
 
-use prost_reflect::{DescriptorPool, DeserializeOptions, DynamicMessage, ReflectMessage};
+use std::collections::{BTreeMap, BTreeSet};
+
+use prost_reflect::{DescriptorPool, DeserializeOptions, DynamicMessage, Kind, MessageDescriptor, ReflectMessage};
 use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value;
 
 use crate::{
     JsonObject, ObjectId, Timestamp,
     command::{CallEnded, CallExpired, CallStarted, UpdateCommand},
     event::{CompletionEvent, TestPayload, WebhookEvent, WebhookPayload},
+    schema_files,
 };
+
+/// What the schemas declare.
+fn pool() -> DescriptorPool {
+    let schemas = concat!(env!("CARGO_MANIFEST_DIR"), "/../../proto-schemas");
+    let files = ["commands", "events", "config", "rpc"].map(|file| format!("leadrelay/v1/{file}.proto"));
+    DescriptorPool::from_file_descriptor_set(protox::compile(files, [schemas]).unwrap()).unwrap()
+}
+
+fn schema(pool: &DescriptorPool, name: &str) -> Option<MessageDescriptor> {
+    pool.get_message_by_name(&format!("leadrelay.v1.{name}"))
+}
 
 /// Reads a message's JSON by its schema; unknown fields and wrong types are errors.
 fn read(name: &str, message: &impl Serialize) -> DynamicMessage {
-    let schemas = concat!(env!("CARGO_MANIFEST_DIR"), "/../../proto-schemas");
-    let files = protox::compile(["leadrelay/v1/commands.proto", "leadrelay/v1/events.proto"], [schemas]).unwrap();
-    let pool = DescriptorPool::from_file_descriptor_set(files).unwrap();
-    let schema = pool.get_message_by_name(&format!("leadrelay.v1.{name}")).unwrap();
+    let schema = schema(&pool(), name).unwrap();
     let text = serde_json::to_string(message).unwrap();
     let mut json = serde_json::Deserializer::from_str(&text);
     let options = DeserializeOptions::new().deny_unknown_fields(true);
@@ -145,4 +157,130 @@ fn events_about_deliveries() {
         timestamp: Timestamp::from_millis(1),
     };
     assert_eq!(unset(&read("WebhookEvent", &disabled)), ["processId", "updateId", "attempts", "error"]);
+}
+
+/// A JSON Schema of a type behind its references, and whether it may be null.
+fn resolved<'a>(root: &'a Value, mut schema: &'a Value) -> (&'a Value, bool) {
+    let mut nullable = false;
+    loop {
+        schema = if let Some(path) = schema["$ref"].as_str() {
+            root.pointer(path.trim_start_matches('#')).unwrap()
+        } else if let Some([one]) = schema["allOf"].as_array().map(Vec::as_slice) {
+            one
+        } else if let Some([one, null]) = schema["anyOf"].as_array().map(Vec::as_slice) {
+            assert_eq!(null["type"], "null", "{schema}");
+            nullable = true;
+            one
+        } else {
+            let types = schema["type"].as_array();
+            return (schema, nullable || types.is_some_and(|types| types.contains(&"null".into())));
+        }
+    }
+}
+
+/// The alternatives of a type, itself where it has none.
+fn alternatives(schema: &Value) -> Vec<&Value> {
+    schema["oneOf"].as_array().map_or_else(|| vec![schema], |all| all.iter().collect())
+}
+
+fn is(schema: &Value, kind: &str) -> bool {
+    schema["type"] == kind || schema["type"].as_array().is_some_and(|types| types.contains(&kind.into()))
+}
+
+/// The fields of an object, and of all its alternatives; with each, whether it is always there.
+fn fields(schema: &Value) -> BTreeMap<&str, (&Value, bool)> {
+    let alternatives = alternatives(schema);
+    let mut fields = BTreeMap::new();
+    for (name, field) in alternatives.iter().filter_map(|object| object["properties"].as_object()).flatten() {
+        let required =
+            |object: &&Value| object["required"].as_array().is_some_and(|all| all.contains(&name.as_str().into()));
+        fields.insert(name.as_str(), (field, alternatives.iter().all(required)));
+    }
+    fields
+}
+
+/// The protobuf type that reads what the JSON Schema lets pass: a scalar, a type of google.protobuf, or a message of ours.
+fn expected(schema: &Value) -> &'static str {
+    let alternatives = alternatives(schema);
+    let all = |kind| alternatives.iter().all(|alternative| is(alternative, kind));
+    let members = || alternatives.iter().any(|object| object["properties"].is_object());
+    match schema["format"].as_str() {
+        Some("int64" | "uint64") => "double",
+        Some("int32") => "int32",
+        Some("uint16" | "uint32") => "uint32",
+        _ if all("string") => "string",
+        _ if all("boolean") => "bool",
+        _ if all("object") && members() => "message",
+        _ if all("object") => "google.protobuf.Struct",
+        _ => "google.protobuf.Value",
+    }
+}
+
+fn actual(kind: &Kind) -> &str {
+    match kind {
+        Kind::Double => "double",
+        Kind::Int32 => "int32",
+        Kind::Uint32 => "uint32",
+        Kind::String => "string",
+        Kind::Bool => "bool",
+        Kind::Message(message) if message.package_name() == "google.protobuf" => message.full_name(),
+        Kind::Message(_) => "message",
+        _ => "a type that none of them needs",
+    }
+}
+
+/// Holds a message against its JSON Schema, and those in it against theirs.
+fn compare(root: &Value, schema: &Value, message: &MessageDescriptor, met: &mut BTreeSet<String>) {
+    let name = message.full_name();
+    met.insert(name.to_owned());
+    let fields = fields(schema);
+    let declared: BTreeSet<_> = message.fields().map(|field| field.json_name().to_owned()).collect();
+    assert!(declared.iter().eq(fields.keys()), "{name} has {declared:?}, and its JSON Schema {:?}", fields.keys());
+    for field in message.fields() {
+        let (schema, always) = fields[field.json_name()];
+        let (schema, nullable) = resolved(root, schema);
+        let kind = field.kind();
+        let path = format!("{name}.{}", field.name());
+        if is(schema, "array") && actual(&kind) == "google.protobuf.ListValue" {
+            continue;
+        }
+        assert_eq!(is(schema, "array"), field.is_list(), "{path}");
+        let item = if field.is_list() { resolved(root, &schema["items"]).0 } else { schema };
+        assert_eq!(actual(&kind), expected(item), "{path}");
+        if nullable || !always {
+            assert!(field.is_list() || field.supports_presence(), "{path} may be absent: declare it optional");
+        }
+        if let Kind::Message(inner) = &kind
+            && inner.package_name() != "google.protobuf"
+        {
+            compare(root, item, inner, met);
+        }
+    }
+}
+
+#[test]
+fn every_json_schema_has_a_message_of_the_same_fields_and_types() {
+    let pool = pool();
+    let mut met = BTreeSet::new();
+    for (name, json) in schema_files::schemas() {
+        let message = schema(&pool, &name).unwrap_or_else(|| panic!("no .proto has a message {name}"));
+        compare(&json, &json, &message, &mut met);
+    }
+    for message in pool.all_messages().filter(|message| message.package_name() == "leadrelay.v1") {
+        assert!(met.contains(message.full_name()), "{} is no message and in none", message.full_name());
+    }
+}
+
+#[test]
+fn every_query_is_in_rpc_proto() {
+    let rpc = include_str!("../../../proto-schemas/leadrelay/v1/rpc.proto");
+    let told: Vec<Vec<_>> = rpc
+        .lines()
+        .filter(|line| line.contains(".rpc."))
+        .map(|line| line.split_whitespace().skip(1).collect())
+        .collect();
+    let queries = schema_files::queries();
+    let queries: Vec<_> = queries.iter().map(schema_files::Query::row).collect();
+    let queries: Vec<Vec<_>> = queries.iter().map(|row| row.split_whitespace().collect()).collect();
+    assert_eq!(told, queries);
 }

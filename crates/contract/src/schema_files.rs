@@ -29,7 +29,8 @@ macro_rules! add {
     ($schemas:ident, $side:ident: $($message:ty),* $(,)?) => { $($schemas.add::<$message>(Side::$side);)* };
 }
 
-fn schemas() -> BTreeMap<String, Value> {
+/// The JSON Schemas of all messages, by the messages' names.
+pub(crate) fn schemas() -> BTreeMap<String, Value> {
     let mut all = Schemas::default();
     add!(all, Read: command::UpdateCommand, command::CallStarted, command::CallEnded, command::CallExpired);
     add!(all, Written: event::CompletionEvent, event::WebhookPayload<'static>, event::TestPayload, event::WebhookEvent);
@@ -67,7 +68,7 @@ fn schemas_of_messages_are_kept() {
 }
 
 /// A query, as the table in `rpc.rs` has it.
-struct Query {
+pub(crate) struct Query {
     subject: &'static str,
     request: &'static str,
     reply: Reply,
@@ -81,7 +82,19 @@ enum Reply {
 
 const RPC: &str = include_str!("rpc.rs");
 
-fn queries() -> Vec<Query> {
+impl Query {
+    /// As `rpc.proto` tells it.
+    pub(crate) fn row(&self) -> String {
+        let reply = match &self.reply {
+            Reply::One(reply) => reply.clone(),
+            Reply::List(item) => format!("list of {item}"),
+        };
+        format!("{} {} → {reply} {}", self.subject, self.request, self.served_by)
+    }
+}
+
+/// The rows of the table, in order.
+pub(crate) fn queries() -> Vec<Query> {
     let name =
         |cell: &'static str| cell.rsplit("[`").next().and_then(|rest| rest.split_once("`]")).map(|(name, _)| name);
     let row = |line: &'static str| {
@@ -307,8 +320,8 @@ fn asyncapi() -> Value {
         "info": {
             "title": "Leadrelay on NATS",
             "version": env!("CARGO_PKG_VERSION"),
-            "description": "What Leadrelay takes and tells over NATS JetStream, as JSON; the same messages are in protobuf \
-                in leadrelay/v1, whose proto3 JSON form is what is on the wire. Unknown fields are ignored on read; \
+            "description": "What Leadrelay takes and tells over NATS JetStream, as JSON; each message is in protobuf, too, under its name \
+                in leadrelay/v1, whose proto3 JSON form is what is on the wire (of a list: each of its items). Unknown fields are ignored on read; \
                 fields are added, never renamed or retyped. `receive` is what Leadrelay reads, `send` what it publishes.",
             "license": {"name": "MIT OR Apache-2.0"},
         },
