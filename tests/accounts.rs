@@ -126,6 +126,8 @@ async fn the_main_job_needs_no_more_than_it_is_allowed() {
     let test = format!("{path}/{}/test", made["data"]["callbackId"].as_str().expect("an id"));
     let (status, tested) = api.post(&test, &json!({})).await;
     assert_eq!((status, &tested["data"]["delivered"]), (200, &json!(true)), "{tested}");
+    let (status, enabled) = api.post(&test.replace("/test", "/enable"), &json!({})).await;
+    assert_eq!((status, &enabled["data"]["wasDisabled"]), (200, &json!(false)), "{enabled}");
     assert_eq!(api.get("/api/v1/processes").await.0, 200);
 
     // What cannot be read is buried, and a restart takes up where it was: rarer paths need permissions too.

@@ -149,6 +149,35 @@ async fn a_process_is_configured_from_nothing_and_its_secret_rotates() {
 }
 
 #[tokio::test]
+async fn a_callback_that_its_failures_disabled_is_enabled_over_http() {
+    let stack = Stack::start().await;
+    let api = &stack.api;
+    let applied = stack.process(json!([{"name": "crm", "url": stack.receiver.url("/crm")}])).await;
+    let process_id = applied.process.process_id.expect("an id");
+    let enable =
+        format!("/api/v1/processes/{process_id}/callbacks/{}/enable", applied.process.callbacks[0].callback_id);
+    let (status, idle) = api.post(&enable, &json!({})).await;
+    assert_eq!((status, idle), (200, json!({"success": true, "data": {"wasDisabled": false}})));
+
+    stack.receiver.on("/crm", [410]);
+    let lead_id = api.initiate(process_id, None).await;
+    api.update(json!({"leadId": lead_id, "metadata": {"n": 1}})).await;
+    stack.wait_for_count("SELECT count(*) FROM webhooks.callback_health WHERE enabled_at IS NULL", 1, SOON).await;
+    let (status, enabled) = api.ask(Method::POST, &enable, &[], &Value::Null).await;
+    assert_eq!((status, &enabled["data"]["wasDisabled"]), (200, &json!(true)), "{enabled}");
+    let told = api.update(json!({"leadId": lead_id, "metadata": {"n": 2}})).await;
+    let requests = stack.receiver.wait_for_requests("/crm", 2, SOON).await;
+    assert_eq!(requests[1].json()["updateId"], json!(told));
+
+    // A callback of another process, and one of none.
+    let elsewhere = enable.replace(&process_id.to_string(), "_");
+    for path in [elsewhere, enable.replace(&applied.process.callbacks[0].callback_id.to_string(), &lead_id)] {
+        let (status, refused) = api.post(&path, &json!({})).await;
+        assert_eq!((status, &refused["code"]), (404, &json!("callback_not_found")), "{path}: {refused}");
+    }
+}
+
+#[tokio::test]
 async fn what_is_got_can_be_put_back_and_nobody_overwrites_another() {
     let stack = Stack::start().await;
     let api = &stack.api;

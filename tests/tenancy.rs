@@ -195,6 +195,9 @@ fn reaching(endpoint: &gateway::Endpoint, first: &Tenant, second: ObjectId) -> V
         ("POST", "/api/v1/processes/{processId}/callbacks/{callbackId}/test") => {
             vec![(callback_path + "/test", Some(json!({})), 404), (fallback_path + "/test", Some(json!({})), 404)]
         }
+        ("POST", "/api/v1/processes/{processId}/callbacks/{callbackId}/enable") => {
+            vec![(callback_path + "/enable", Some(json!({})), 404), (fallback_path + "/enable", Some(json!({})), 404)]
+        }
         ("GET", "/api/v1/updates/{updateId}") => vec![(format!("/api/v1/updates/{update_id}"), None, 404)],
         other => panic!("{other:?} is not walked: say how another project would reach for data there"),
     }

@@ -365,7 +365,7 @@ fn operations(schemas: &mut Schemas) -> Vec<Operation> {
 }
 
 /// The endpoints that configure processes.
-fn configuration(schemas: &mut Schemas) -> [Operation; 11] {
+fn configuration(schemas: &mut Schemas) -> [Operation; 12] {
     let process_id = || {
         let schema = json!({"type": "string", "pattern": "^([0-9a-fA-F]{24}|_)$"});
         path("processId", "The process; `_` are the project's fallback callbacks", schema)
@@ -514,6 +514,16 @@ fn configuration(schemas: &mut Schemas) -> [Operation; 11] {
                 schemas.json::<deliveries::Found<callbacks::TestedView<'static>>>(),
             )
         },
+        operation(
+            "POST",
+            "/api/v1/processes/{processId}/callbacks/{callbackId}/enable",
+            "enableCallback",
+            "Tell a callback again",
+            "After its failures disabled it: what waited for it goes out. Whatever its configuration says stays. No body is needed.",
+            callback(),
+            None,
+            schemas.json::<deliveries::Found<callbacks::EnabledView>>(),
+        ),
     ]
 }
 

@@ -74,7 +74,7 @@ pub struct Endpoint {
 }
 
 /// All endpoints. The router is made from this list, so whoever walks it walks everything that is served.
-pub const ENDPOINTS: [Endpoint; 24] = [
+pub const ENDPOINTS: [Endpoint; 25] = [
     Endpoint { method: "POST", path: "/api/v1/leads/update", scope: Scope::LeadsWrite, rate: Rate::Updates },
     // It takes a token of each update that it reads, too.
     Endpoint { method: "POST", path: "/api/v1/leads/update/bulk", scope: Scope::LeadsWrite, rate: Rate::Other },
@@ -137,6 +137,12 @@ pub const ENDPOINTS: [Endpoint; 24] = [
     Endpoint {
         method: "POST",
         path: "/api/v1/processes/{processId}/callbacks/{callbackId}/test",
+        scope: Scope::ConfigWrite,
+        rate: Rate::Other,
+    },
+    Endpoint {
+        method: "POST",
+        path: "/api/v1/processes/{processId}/callbacks/{callbackId}/enable",
         scope: Scope::ConfigWrite,
         rate: Rate::Other,
     },
@@ -310,6 +316,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         callback_remove,
         rotate_secret,
         test,
+        enable,
     ] = ENDPOINTS;
     Router::new()
         .route(update.path, served(update, update_lead::handle))
@@ -336,6 +343,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         )
         .route(rotate_secret.path, served(rotate_secret, callbacks::rotate_secret))
         .route(test.path, served(test, callbacks::test))
+        .route(enable.path, served(enable, callbacks::enable))
         .merge(documents::routes())
         .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
         .fallback(async || ApiError::UnknownPath)

@@ -7,7 +7,7 @@ use contract::{
     ObjectId,
     key::ApiKey,
     process::{Callback, DEFAULT_OVERLAP_SECONDS, MAX_OVERLAP_SECONDS, Process},
-    rpc::{self, Change, Page, RpcError, TEST_TIMEOUT, TestCallback, Tested},
+    rpc::{self, Change, EnableCallback, Enabled, Page, RpcError, TEST_TIMEOUT, TestCallback, Tested},
 };
 use serde::Serialize;
 
@@ -49,6 +49,13 @@ impl<'a> From<&'a Tested> for TestedView<'a> {
             response: tested.response.as_deref(),
         }
     }
+}
+
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "Enabled"))]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct EnabledView {
+    was_disabled: bool,
 }
 
 /// The process and the callback that a request's path names.
@@ -144,6 +151,18 @@ pub(crate) async fn test(app: Arc<App>, key: Arc<ApiKey>, mut request: Request) 
     let client = &app.broker()?.client;
     let tested: Tested = service_kit::rpc::call_within(client, rpc::CALLBACK_TEST, &wanted, TEST_TIMEOUT).await?;
     Ok(json(StatusCode::OK, &Found::new(TestedView::from(&tested))))
+}
+
+/// Has a callback told again after its failures disabled it.
+pub(crate) async fn enable(app: Arc<App>, key: Arc<ApiKey>, mut request: Request) -> Answer {
+    let (process, callback_id) = named(&mut request).await?;
+    // The webhook-notifier enables whichever it is told to: whose it is, is looked at here.
+    let process = read(&app, &key, process).await?;
+    find(&process, |callback| callback.callback_id == callback_id)?;
+    let client = &app.broker()?.client;
+    let Enabled { was_disabled } =
+        service_kit::rpc::query(client, rpc::CALLBACK_ENABLE, &EnableCallback { callback_id }).await?;
+    Ok(json(StatusCode::OK, &Found::new(EnabledView { was_disabled })))
 }
 
 #[cfg(test)]
