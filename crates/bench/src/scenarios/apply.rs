@@ -100,8 +100,9 @@ pub(crate) struct Drained {
 /// Puts so many commands into the log while nobody reads it, then applies and announces them to the last.
 pub(crate) async fn fill_and_drain(stack: &mut Stack, count: u64) -> anyhow::Result<Drained> {
     stack.lead_state.terminate().await;
-    // Nobody delivers them, and the stream has room for so many only.
-    service_kit::nats::jetstream(&stack.client).get_stream(LEAD_EVENTS).await?.purge().await?;
+    // Nobody delivers them, and the stream has room for so many only. The last one stays: without it lead-state would see
+    // that events were lost, and announce all of them again.
+    service_kit::nats::jetstream(&stack.client).get_stream(LEAD_EVENTS).await?.purge().keep(1).await?;
     fill_log(stack, count).await?;
     // What earlier runs wrote is on the disk before this one is measured.
     sqlx::query("CHECKPOINT").execute(&stack.pool).await?;
