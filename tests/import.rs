@@ -125,6 +125,7 @@ async fn a_file_is_imported_once_though_it_is_killed_in_between() {
     );
     assert_eq!(outcomes[3]["code"], "invalid_field");
     assert!(outcomes[5]["error"].contains("nowhere"), "{:?}", outcomes[5]);
+    assert_eq!(outcomes[5]["code"], "unknown_state");
 
     // The ledger has each of them once, under the id that its row says.
     let accepted = (count("succeeded") + count("failed")) as i64;
@@ -193,6 +194,88 @@ async fn outcomes_that_were_missed_are_asked_for() {
     let text = std::fs::read_to_string(beside(&file, ".outcomes.ndjson")).expect("the outcomes");
     let last: Value = serde_json::from_str(text.lines().last().expect("a line")).expect("JSON");
     assert_eq!((&last["row"], &last["status"], &last["referenceId"]), (&json!(30), &json!("failed"), &json!("R-1")));
+    assert_eq!(last["code"], "unknown_state");
+}
+
+/// A file with so many updates of a new lead, every hundredth of which fails.
+async fn file(stack: &Stack, directory: &Path, rows: usize) -> PathBuf {
+    let process_id = stack.process(json!([])).await.process.process_id.expect("an id");
+    let lead = stack.api.initiate(process_id, None).await;
+    let state = |n| if n % 100 == 99 { "nowhere" } else { "interested" };
+    let text: String = (0..rows).map(|n| format!("{lead},{},{n}\n", state(n))).collect();
+    let file = directory.join("leads.csv");
+    std::fs::write(&file, format!("leadId,targetState,n\n{text}")).expect("a file");
+    file
+}
+
+/// Every row has its outcome, under the id by which the ledger has it, once.
+async fn all_have_their_outcomes(stack: &Stack, file: &Path, rows: usize) {
+    let outcomes = outcomes(file);
+    assert_eq!(outcomes.len(), rows);
+    for (n, row) in outcomes.iter().enumerate() {
+        let (status, code) = if n % 100 == 99 { ("failed", "unknown_state") } else { ("succeeded", "") };
+        let told = (row["row"].clone(), row["status"].as_str(), row["code"].as_str());
+        assert_eq!(told, ((n + 1).to_string(), status, code), "{row:?}");
+    }
+    let mut told: Vec<_> = outcomes.iter().map(|row| row["updateId"].clone()).collect();
+    stack.wait_until_applied().await;
+    let applied: Vec<Vec<u8>> = sqlx::query_scalar("SELECT update_id FROM lead_state.lead_updates ORDER BY update_id")
+        .fetch_all(&stack.pool)
+        .await
+        .expect("the ledger");
+    let applied: Vec<_> =
+        applied.iter().map(|id| id.iter().map(|byte| format!("{byte:02x}")).collect::<String>()).collect();
+    told.sort_unstable();
+    assert_eq!(told, applied);
+}
+
+#[tokio::test]
+async fn an_import_that_is_interrupted_goes_on_and_sends_no_row_twice() {
+    const ROWS: usize = 3000;
+    // The first 1500 at once; the others are slowed down.
+    let stack = Stack::start_with(&[("GATEWAY_UPDATE_RATE", "1500")]).await;
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = file(&stack, dir.path(), ROWS).await;
+    let child = import(&stack, &file, &[]).spawn().expect("leadctl");
+    eventually(SOON, "the second chunk is sent", async || {
+        let state = state(&file);
+        if state["sent"].as_u64() >= Some(2000) { Ok(()) } else { Err(state.to_string()) }
+    })
+    .await;
+    let pid = child.id().expect("a pid").to_string();
+    assert!(Command::new("kill").args(["-INT", &pid]).status().await.expect("kill").success());
+    let output = tokio::time::timeout(SOON, child.wait_with_output()).await.expect("in time").expect("leadctl");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(130), "{said}");
+    assert!(said.contains("--resume goes on"), "{said}");
+    assert!(outcomes(&file).len() < ROWS);
+
+    let (code, told) = imported(&stack, &file, &["--resume"]).await;
+    assert_eq!((code, &told["succeeded"], &told["failed"]), (Some(5), &json!(2970), &json!(30)), "{told}");
+    all_have_their_outcomes(&stack, &file, ROWS).await;
+}
+
+#[tokio::test]
+async fn outcomes_that_were_not_waited_for_are_there_once_it_is_resumed() {
+    const ROWS: usize = 1100;
+    let stack = Stack::start().await;
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = file(&stack, dir.path(), ROWS).await;
+    let (code, told) = imported(&stack, &file, &["--wait", "0s"]).await;
+    assert_eq!((code, &told["pending"]), (Some(7), &json!(ROWS)), "{told}");
+    let pending = outcomes(&file);
+    assert!(pending.iter().all(|row| row["status"] == "pending" && row["updateId"].len() == 24));
+    // Once more without waiting changes nothing.
+    let (code, told) = imported(&stack, &file, &["--resume", "--wait", "0s"]).await;
+    assert_eq!((code, &told["pending"]), (Some(7), &json!(ROWS)), "{told}");
+    assert_eq!(outcomes(&file), pending);
+    // They are told before anybody listens.
+    stack.wait_until_applied().await;
+    let (code, told) = imported(&stack, &file, &["--resume"]).await;
+    assert_eq!((code, &told["succeeded"], &told["failed"]), (Some(5), &json!(1089), &json!(11)), "{told}");
+    assert_eq!(told["rows"], json!(ROWS));
+    all_have_their_outcomes(&stack, &file, ROWS).await;
+    assert!(outcomes(&file).iter().zip(&pending).all(|(row, before)| row["updateId"] == before["updateId"]));
 }
 
 #[tokio::test]

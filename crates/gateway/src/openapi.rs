@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     routes::{
-        LeadView, bulk_initiate, bulk_update, callbacks, deliveries, documents::DOCUMENTS, dry_run, get_lead,
+        LeadView, bulk_initiate, bulk_update, callbacks, deliveries, documents::DOCUMENTS, dry_run, events, get_lead,
         get_update, initiate_lead, lead_history, list::Listed, list_leads, processes, update_lead,
     },
     server::ENDPOINTS,
@@ -346,7 +346,7 @@ fn operations(schemas: &mut Schemas) -> Vec<Operation> {
             id: "followEvents",
             tag: "Updates",
             summary: "Outcomes as they come about",
-            description: "Server-Sent Events; `data` of each is the body of the webhooks. Resumable: with `Last-Event-ID` it goes on \
+            description: "Server-Sent Events; `data` of each is the body of the webhooks, with `errorCode` beside it. Resumable: with `Last-Event-ID` it goes on \
                 behind that event.",
             parameters: vec![
                 json!({"name": "Last-Event-ID", "in": "header", "description": "Go on behind this event",
@@ -354,7 +354,7 @@ fn operations(schemas: &mut Schemas) -> Vec<Operation> {
                 query("lastEventId", "The same, where headers cannot be set", json!({"type": "string"})),
             ],
             body: None,
-            answer: texts_of("text/event-stream", "Events", schemas.of::<WebhookPayload<'static>>()),
+            answer: texts_of("text/event-stream", "Events", schemas.of::<events::Told<'static>>()),
             headers: &[],
             refusals: &[410],
         },

@@ -27,6 +27,7 @@ use crate::{
 #[derive(Debug, Subcommand)]
 pub(crate) enum Callback {
     /// List a project's callbacks and how they fare.
+    #[command(after_help = "Example:\n  leadctl callback list --project 6b04…")]
     List {
         /// The project.
         #[arg(long)]
@@ -50,6 +51,7 @@ pub(crate) enum Callback {
         admin: Admin,
     },
     /// Take a callback away. What was not delivered to it yet will not be.
+    #[command(after_help = "Example:\n  leadctl callback remove 6b0426971c73026dafa27e40 --project 6b04…")]
     Remove {
         /// The callback.
         callback_id: ObjectId,
@@ -60,6 +62,8 @@ pub(crate) enum Callback {
         admin: Admin,
     },
     /// Give a callback a new signing secret and print it, once. Webhooks are signed with both while the overlap lasts.
+    #[command(after_help = "Examples:\n  leadctl callback rotate-secret 6b0426971c73026dafa27e40 --project 6b04…\n  \
+                            leadctl callback rotate-secret 6b0426971c73026dafa27e40 --project 6b04… --overlap 0s    it got out")]
     RotateSecret {
         /// The callback.
         callback_id: ObjectId,
@@ -73,6 +77,7 @@ pub(crate) enum Callback {
         admin: Admin,
     },
     /// Send a callback a signed ping, and say how that went. It is no delivery, and no failure of the callback.
+    #[command(after_help = "Example:\n  leadctl callback test 6b0426971c73026dafa27e40 --project 6b04…")]
     Test {
         /// The callback.
         callback_id: ObjectId,
@@ -83,6 +88,7 @@ pub(crate) enum Callback {
         admin: Admin,
     },
     /// Enable a callback again after its failures disabled it. What is waiting for it goes out within seconds.
+    #[command(after_help = "Example:\n  leadctl callback enable 6b0426971c73026dafa27e40")]
     Enable {
         /// The callback.
         callback_id: ObjectId,

@@ -114,6 +114,24 @@ mod tests {
     }
 
     #[test]
+    fn every_commands_help_has_an_example() {
+        fn walk(command: &clap::Command, path: &str, without: &mut Vec<String>) {
+            let path = format!("{path} {}", command.get_name());
+            // A group of commands has none: theirs are shown with them.
+            if !command.has_subcommands() {
+                let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+                if !help.contains(path.trim_start()) {
+                    without.push(path.trim_start().to_owned());
+                }
+            }
+            command.get_subcommands().for_each(|command| walk(command, &path, without));
+        }
+        let mut without = Vec::new();
+        walk(&Cli::command(), "", &mut without);
+        assert!(without.is_empty(), "no example in the --help of {without:?}");
+    }
+
+    #[test]
     fn shells_complete_it() {
         for shell in <Shell as clap::ValueEnum>::value_variants() {
             let mut script = Vec::new();

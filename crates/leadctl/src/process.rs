@@ -32,6 +32,7 @@ use crate::{
 #[derive(Debug, Subcommand)]
 pub(crate) enum Process {
     /// List a project's processes, by name.
+    #[command(after_help = "Example:\n  leadctl process list --project 6b04…")]
     List {
         /// The project.
         #[arg(long)]

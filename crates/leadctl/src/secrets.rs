@@ -19,7 +19,7 @@ pub(crate) enum Secrets {
     #[command(after_help = "Example:\n  export SECRETS_KEY=$(leadctl secrets new-key)")]
     NewKey,
     /// Seal every secret anew with lead-state's present key, and say whether older keys are still needed. Safe to repeat.
-    #[command(after_help = "Before:\n  1. leadctl secrets new-key\n  \
+    #[command(after_help = "Example:\n  leadctl secrets rotate\n\nBefore:\n  1. leadctl secrets new-key\n  \
                       2. restart every webhook-notifier with the new key in SECRETS_KEY, the old one in SECRETS_KEYS_OLD\n  \
                       3. restart every lead-state likewise")]
     Rotate {

@@ -23,7 +23,7 @@ pub(crate) struct Story {
     pub(crate) status: UpdateStatus,
     command: Option<Box<RawValue>>,
     outcome: Option<Outcome>,
-    error_code: Option<String>,
+    pub(crate) error_code: Option<String>,
     #[serde(default)]
     warnings: Vec<String>,
     from_state: Option<String>,

@@ -36,6 +36,7 @@ use contract::{
     subject::events_of,
 };
 use futures::StreamExt;
+use serde::Serialize;
 use service_kit::clock;
 use tokio_util::sync::CancellationToken;
 
@@ -133,6 +134,22 @@ impl FromStr for EventId {
             Some((stream, sequence)) if !stream.is_empty() => Ok(Self { stream: stream.to_owned(), sequence }),
             _ => Err(ApiError::field("Last-Event-ID", "must be the id of an event")),
         }
+    }
+}
+
+/// What became of an update, as an event tells it: as the webhooks do, and why it failed for programs.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Told<'a> {
+    #[serde(flatten)]
+    payload: WebhookPayload<'a>,
+    error_code: Option<&'a str>,
+}
+
+impl<'a> From<&'a CompletionEvent> for Told<'a> {
+    fn from(event: &'a CompletionEvent) -> Self {
+        Self { payload: event.into(), error_code: event.error_code.as_deref() }
     }
 }
 
@@ -251,7 +268,7 @@ impl Listening {
             let sequence = self.sequence(&message)?;
             match serde_json::from_slice::<CompletionEvent>(&message.payload) {
                 Ok(event) => {
-                    let payload = serde_json::to_string(&WebhookPayload::from(&event)).ok()?;
+                    let payload = serde_json::to_string(&Told::from(&event)).ok()?;
                     return Some(frame(&EventId { stream: self.name.clone(), sequence }, &payload).into());
                 }
                 // The webhook-notifier puts it among the dead letters.

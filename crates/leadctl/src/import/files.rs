@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::import::{
     rows::Format,
-    window::{Fate, Record},
+    window::{Chunk, Fate, Record},
 };
 
 /// How many rows came out how.
@@ -60,6 +60,19 @@ pub(crate) struct State {
     pub(crate) sent_at: Option<Timestamp>,
     /// An event that was announced before any of the others was sent.
     pub(crate) heard: Option<String>,
+    /// Where the first chunk begins of which outcomes were not waited for.
+    #[serde(default)]
+    pub(crate) pending: Option<Pending>,
+}
+
+/// A chunk some of whose rows are pending: what the state was before it was written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Pending {
+    written: Counts,
+    outcomes_bytes: u64,
+    sent_at: Timestamp,
+    heard: Option<String>,
 }
 
 /// Both files of an import; nobody else writes them meanwhile.
@@ -143,10 +156,10 @@ impl Files {
             sent: 0,
             sent_at: None,
             heard: None,
+            pending: None,
         });
         let mut files = Self { format, outcomes, outcomes_path, state_path, state };
-        files.outcomes.set_len(files.state.outcomes_bytes).with_context(|| format!("cannot write {shown}"))?;
-        files.outcomes.seek(SeekFrom::End(0)).with_context(|| format!("cannot write {shown}"))?;
+        files.cut()?;
         if fresh {
             if format == Format::Csv {
                 files.append(format!("{}\n", HEAD.join(",")).as_bytes())?;
@@ -161,11 +174,36 @@ impl Files {
         &self.outcomes_path
     }
 
-    /// Writes the outcomes of the next rows. They count once the state is saved: what is cut off in between is written again.
-    pub(crate) fn write(&mut self, records: &[Record]) -> anyhow::Result<()> {
-        let bytes = text(self.format, records).context("cannot write outcomes")?;
+    /// Goes back to where the first row is pending, if its chunk was sent after this time: from there on outcomes are asked
+    /// for and written anew.
+    pub(crate) fn go_back(&mut self, oldest: Timestamp) -> anyhow::Result<()> {
+        let Some(pending) = self.state.pending.take_if(|pending| oldest < pending.sent_at) else { return Ok(()) };
+        let Pending { written, outcomes_bytes, sent_at, heard } = pending;
+        self.state = State { written, outcomes_bytes, sent_at: Some(sent_at), heard, ..self.state.clone() };
+        // First, so that what it counts is there whenever it is read.
+        self.save()?;
+        self.cut()
+    }
+
+    /// Cuts off what the state does not count.
+    fn cut(&mut self) -> anyhow::Result<()> {
+        let cut = self.outcomes.set_len(self.state.outcomes_bytes).and_then(|()| self.outcomes.seek(SeekFrom::End(0)));
+        cut.map(drop).with_context(|| format!("cannot write {}", self.outcomes_path.display()))
+    }
+
+    /// Writes the outcomes of the next chunk. They count once the state is saved: what is cut off in between is written again.
+    pub(crate) fn write(&mut self, chunk: &Chunk) -> anyhow::Result<()> {
+        let bytes = text(self.format, &chunk.records).context("cannot write outcomes")?;
+        if chunk.records.iter().any(|record| matches!(record.fate, Fate::Pending(_))) && self.state.pending.is_none() {
+            self.state.pending = Some(Pending {
+                written: self.state.written.clone(),
+                outcomes_bytes: self.state.outcomes_bytes,
+                sent_at: chunk.sent_at,
+                heard: chunk.heard.clone(),
+            });
+        }
         self.append(&bytes)?;
-        records.iter().for_each(|record| self.state.written.add(&record.fate));
+        chunk.records.iter().for_each(|record| self.state.written.add(&record.fate));
         Ok(())
     }
 
@@ -197,7 +235,9 @@ fn text(format: Format, records: &[Record]) -> anyhow::Result<Vec<u8>> {
             Fate::Refused { code, error } => (None, "refused", Some(code.as_str()), Some(error.as_str())),
             Fate::Waiting(id) | Fate::Pending(id) => (Some(id), "pending", None, None),
             Fate::Succeeded(id) => (Some(id), "succeeded", None, None),
-            Fate::Failed { update_id, error } => (Some(update_id), "failed", None, Some(error.as_str())),
+            Fate::Failed { update_id, code, error } => {
+                (Some(update_id), "failed", code.as_deref(), Some(error.as_str()))
+            }
             Fate::Unknown => {
                 (None, "unknown", None, Some("it may have been sent more than a day ago, and is not sent again"))
             }
@@ -241,7 +281,7 @@ mod tests {
         let id = ObjectId::from_bytes([1; 12]);
         let fates = [
             Fate::Succeeded(id),
-            Fate::Failed { update_id: id, error: "a \"call\", in progress".into() },
+            Fate::Failed { update_id: id, code: Some("c".into()), error: "a \"call\", in progress".into() },
             Fate::Pending(id),
             Fate::Refused { code: "invalid_field".into(), error: "no".into() },
             Fate::Invalid("name: is not UTF-8".into()),
@@ -262,7 +302,7 @@ mod tests {
     fn outcomes_as_they_are_written() {
         insta::assert_snapshot!(String::from_utf8(text(Format::Csv, &records()).unwrap()).unwrap(), @r#"
         1,0101,,010101010101010101010101,succeeded,,
-        2,,"R, 2",010101010101010101010101,failed,,"a ""call"", in progress"
+        2,,"R, 2",010101010101010101010101,failed,c,"a ""call"", in progress"
         3,,,010101010101010101010101,pending,,
         4,,,,refused,invalid_field,no
         5,,,,invalid,,name: is not UTF-8
@@ -271,7 +311,7 @@ mod tests {
         let lines = String::from_utf8(text(Format::Ndjson, &records()[..2]).unwrap()).unwrap();
         insta::assert_snapshot!(lines, @r#"
         {"row":1,"leadId":"0101","referenceId":null,"updateId":"010101010101010101010101","status":"succeeded","code":null,"error":null}
-        {"row":2,"leadId":null,"referenceId":"R, 2","updateId":"010101010101010101010101","status":"failed","code":null,"error":"a \"call\", in progress"}
+        {"row":2,"leadId":null,"referenceId":"R, 2","updateId":"010101010101010101010101","status":"failed","code":"c","error":"a \"call\", in progress"}
         "#);
     }
 
@@ -281,20 +321,34 @@ mod tests {
         let path = dir.path().join("leads.csv");
         let open = |digest: &str, url: &str, resume| Files::open(&path, Format::Csv, digest.into(), url, resume);
         let mut files = open("d", "u", true).unwrap();
+        let chunk = |records| Chunk { records, sent_at: Timestamp::from_millis(5), heard: Some("s-1".into()) };
+        let (chunk, settled) = (chunk(records()), chunk(records().drain(..2).collect()));
+        files.write(&settled).unwrap();
+        let before = files.state.clone();
         assert!(open("d", "u", true).err().unwrap().to_string().contains("under way"));
-        files.write(&records()).unwrap();
+        files.write(&chunk).unwrap();
         files.state.sent = 9;
         files.save().unwrap();
         let (saved, bytes) = (files.state.clone(), std::fs::read(files.outcomes_path()).unwrap());
-        assert_eq!((saved.written.rows(), saved.outcomes_bytes), (6, bytes.len() as u64));
+        assert_eq!((saved.written.rows(), saved.outcomes_bytes), (8, bytes.len() as u64));
         // Cut off before the state was saved.
-        files.write(&records()).unwrap();
+        files.write(&chunk).unwrap();
         drop(files);
         assert!(open("d", "u", false).err().unwrap().to_string().contains("--resume"));
         assert!(open("other", "u", true).err().unwrap().to_string().contains("is not what it was"));
         assert!(open("d", "other", true).err().unwrap().to_string().contains("began at u"));
-        let files = open("d", "u", true).unwrap();
+        let mut files = open("d", "u", true).unwrap();
         assert_eq!((&files.state, std::fs::read(files.outcomes_path()).unwrap()), (&saved, bytes));
+        // Back to where rows are pending, unless that is too long ago.
+        files.go_back(Timestamp::from_millis(5)).unwrap();
+        assert_eq!(files.state, saved);
+        files.go_back(Timestamp::from_millis(4)).unwrap();
+        let back = State { sent: 9, sent_at: Some(chunk.sent_at), heard: chunk.heard, ..before };
+        assert_eq!(files.state, back);
+        drop(files);
+        let files = open("d", "u", true).unwrap();
+        assert_eq!(files.state, back);
+        assert_eq!(std::fs::metadata(files.outcomes_path()).unwrap().len(), back.outcomes_bytes);
         drop(files);
         std::fs::remove_file(beside(&path, ".import.json")).unwrap();
         assert!(open("d", "u", true).err().unwrap().to_string().contains("not known"));

@@ -25,6 +25,8 @@ pub(crate) struct Outcome {
     pub(crate) lead_id: Option<ObjectId>,
     /// Why it failed; none where it did not.
     pub(crate) error: Option<String>,
+    /// The same for programs.
+    pub(crate) code: Option<String>,
 }
 
 /// What is heard.
@@ -132,13 +134,15 @@ struct Event {
     update_id: ObjectId,
     success: bool,
     error: Option<String>,
+    #[serde(default)]
+    error_code: Option<String>,
     lead_id: Option<ObjectId>,
 }
 
 fn read(data: &str) -> anyhow::Result<Outcome> {
     let event: Event = serde_json::from_str(data).context("the gateway tells an event that is none")?;
     let error = (!event.success).then(|| event.error.unwrap_or_default().chars().take(ERROR_CHARS).collect());
-    Ok(Outcome { update_id: event.update_id, lead_id: event.lead_id, error })
+    Ok(Outcome { update_id: event.update_id, lead_id: event.lead_id, error, code: event.error_code })
 }
 
 /// Asks what became of an update; none while it is pending.
@@ -155,7 +159,7 @@ pub(crate) async fn ask(gateway: &Gateway, update_id: ObjectId) -> anyhow::Resul
             UpdateStatus::Succeeded => None,
             UpdateStatus::Failed => Some(data.error().unwrap_or_default().chars().take(ERROR_CHARS).collect()),
         };
-        return Ok(Some(Outcome { update_id, lead_id: None, error }));
+        return Ok(Some(Outcome { update_id, lead_id: None, error, code: data.error_code }));
     }
 }
 
@@ -242,11 +246,16 @@ mod tests {
 
     #[test]
     fn outcomes_are_read_off_events() {
-        let event = r#"{"action_type":"update","updateId":"010101010101010101010101","success":false,"error":"no","leadId":null,"data":null}"#;
-        let failed = Outcome { update_id: ObjectId::from_bytes([1; 12]), lead_id: None, error: Some("no".into()) };
+        let event = r#"{"action_type":"update","updateId":"010101010101010101010101","success":false,"error":"no","leadId":null,"data":null,"errorCode":"c"}"#;
+        let failed = Outcome {
+            update_id: ObjectId::from_bytes([1; 12]),
+            lead_id: None,
+            error: Some("no".into()),
+            code: Some("c".into()),
+        };
         assert_eq!(read(event).unwrap(), failed);
-        let succeeded = event.replace("false", "true");
-        assert_eq!(read(&succeeded).unwrap(), Outcome { error: None, ..failed });
+        let succeeded = event.replace("false", "true").replace("\"c\"", "null");
+        assert_eq!(read(&succeeded).unwrap(), Outcome { error: None, code: None, ..failed });
     }
 
     proptest! {

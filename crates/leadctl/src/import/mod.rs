@@ -74,7 +74,8 @@ const SHOWN: usize = 20;
 /// column is a member of the metadata, as a text; metadata.KEY is one whatever KEY is. Empty cells are left out. A line of an
 /// NDJSON file is an update's body as the HTTP API takes it.
 ///
-/// It can be stopped or killed at any time: with --resume it goes on, and applies nothing twice. FILE.import.json is how far it is.
+/// It can be stopped or killed at any time: with --resume it goes on, and applies nothing twice. So it does where rows are pending, and
+/// asks for their outcomes anew, within 23 hours. FILE.import.json is how far it is.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     leadctl import leads.csv --dry-run\n  \
@@ -121,13 +122,17 @@ impl Import {
         };
         let gateway = Gateway::new(&self.gateway_url, api_key)?;
         let digest = digest(&self.file, place)?;
-        let files = Files::open(&self.file, format, digest, &self.gateway_url, self.resume)?;
+        let mut files = Files::open(&self.file, format, digest, &self.gateway_url, self.resume)?;
         let patience = Duration::from(self.wait);
+        if !patience.is_zero() {
+            files.go_back(clock::now().minus(KEYS_LAST))?;
+        }
         let begun = Instant::now();
         let importing = Importing {
             follower: (!patience.is_zero()).then(|| Follower::new(gateway.clone(), files.state.heard.clone())),
             gateway,
             rows: Rows::open(&self.file, format, place)?,
+            missed: files.state.heard.is_none(),
             before: files.state.clone(),
             files,
             window: Window::default(),
@@ -319,6 +324,9 @@ struct Importing {
     early: HashMap<ObjectId, Outcome>,
     /// Whether outcomes were missed.
     gap: bool,
+    /// Whether outcomes of what the import before this one sent are missed whenever it is sent again: nobody listened then, or
+    /// what there was to hear is gone.
+    missed: bool,
     patience: Duration,
     /// When an outcome was heard that was waited for, or waiting began.
     heard_at: Instant,
@@ -392,6 +400,7 @@ impl Importing {
             self.heard_at = Instant::now();
         }
         self.window.push(Chunk { records, sent_at, heard });
+        self.gap |= again && self.missed;
         for (_, outcome) in std::mem::take(&mut self.early) {
             self.hear(outcome);
         }
@@ -417,7 +426,7 @@ impl Importing {
     /// What the gateway says to lines. Meanwhile it is listened, except to what was sent before: nobody knows yet whose
     /// those outcomes are, and they are kept at the gateway.
     async fn told(&mut self, key: &str, body: Vec<u8>, lines: usize, again: bool) -> anyhow::Result<Vec<send::Line>> {
-        let Self { gateway, follower, window, early, gap, heard_at, bar, .. } = self;
+        let Self { gateway, follower, window, early, gap, missed, heard_at, bar, .. } = self;
         let complain = |error: &anyhow::Error| bar.say(format_args!("tried again: {error:#}"));
         let mut sending = pin!(send::send(gateway, key, body.into(), lines, complain));
         loop {
@@ -427,7 +436,7 @@ impl Importing {
                 heard = next(follower), if listening => heard?,
             };
             match heard {
-                Heard::Gap => *gap = true,
+                Heard::Gap => (*gap, *missed) = (true, true),
                 Heard::Outcome(outcome) => {
                     if window.hear(outcome.clone()) {
                         *heard_at = Instant::now();
@@ -445,7 +454,7 @@ impl Importing {
         match heard {
             Ok(Ok(Heard::Outcome(outcome))) => self.hear(outcome),
             Ok(Ok(Heard::Gap)) => {
-                self.gap = true;
+                (self.gap, self.missed) = (true, true);
                 self.mend_gap().await?;
             }
             Ok(Err(error)) => return Err(error),
@@ -478,7 +487,7 @@ impl Importing {
     /// Writes the outcomes of the chunks that have all of theirs.
     fn settle(&mut self) -> anyhow::Result<()> {
         while let Some(chunk) = self.window.take_settled() {
-            self.files.write(&chunk.records)?;
+            self.files.write(&chunk)?;
             let state = &mut self.files.state;
             state.sent = state.sent.max(state.written.rows());
             // What the import before this one sent is as old as it was, until it is written.

@@ -23,6 +23,7 @@ pub(crate) enum Fate {
     Succeeded(ObjectId),
     Failed {
         update_id: ObjectId,
+        code: Option<String>,
         error: String,
     },
     /// It was sent by an import that was cut off, too long ago to be sent again: it may have been accepted or not.
@@ -85,7 +86,7 @@ impl Window {
         record.lead_id = record.lead_id.take().or(outcome.lead_id.map(|id| id.to_string()));
         record.fate = match outcome.error {
             None => Fate::Succeeded(outcome.update_id),
-            Some(error) => Fate::Failed { update_id: outcome.update_id, error },
+            Some(error) => Fate::Failed { update_id: outcome.update_id, code: outcome.code, error },
         };
         *waiting -= 1;
         true
@@ -141,7 +142,12 @@ mod tests {
     }
 
     fn outcome(n: u8, error: Option<&str>) -> Outcome {
-        Outcome { update_id: id(n), lead_id: Some(id(9)), error: error.map(str::to_owned) }
+        Outcome {
+            update_id: id(n),
+            lead_id: Some(id(9)),
+            error: error.map(str::to_owned),
+            code: error.map(|_| "c".into()),
+        }
     }
 
     #[test]
@@ -160,7 +166,10 @@ mod tests {
         assert_eq!(first.records[0].lead_id, Some(id(9).to_string()));
         window.push(chunk([Fate::Waiting(id(3)), Fate::Waiting(id(4))]));
         let second = window.take_settled().unwrap();
-        assert_eq!(second.records[0].fate, Fate::Failed { update_id: id(2), error: "no".into() });
+        assert_eq!(
+            second.records[0].fate,
+            Fate::Failed { update_id: id(2), code: Some("c".into()), error: "no".into() }
+        );
         // Numbers of chunks go on where others were taken out.
         assert!(window.hear(outcome(4, None)) && window.take_settled().is_none());
         window.give_up_oldest();
