@@ -282,10 +282,10 @@ pub(crate) mod tests {
             assert!(refusals.iter().any(|refusal| refusal.code() == code), "refusals() has no {code}");
         }
         refusals.push(RpcError::new(200, "odd", "an error is never a success").into());
-        let documented = include_str!("../../../docs/HTTP.md");
+        let documented = include_str!("../../../docs/ERRORS.md");
         for refusal in refusals.iter().filter(|refusal| refusal.code() != "odd") {
-            let row = format!("| {} | `{}` |", refusal.status().as_u16(), refusal.code());
-            assert!(documented.contains(&row), "docs/HTTP.md lacks {row}");
+            let row = format!("| HTTP | {} | `{}` |", refusal.status().as_u16(), refusal.code());
+            assert!(documented.contains(&row), "docs/ERRORS.md lacks {row}");
         }
         let table = refusals.iter().map(|e| {
             let retry = if e.render("r").headers().contains_key(RETRY_AFTER) { " (retry)" } else { "" };

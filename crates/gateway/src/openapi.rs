@@ -21,8 +21,8 @@ use crate::{
     server::ENDPOINTS,
 };
 
-/// The table of errors, which is for people, too.
-const ERRORS: &str = include_str!("../../../docs/HTTP.md");
+/// The table of codes, which is for people, too.
+const ERRORS: &str = include_str!("../../../docs/ERRORS.md");
 
 /// What may happen to every request with a key. 429 and 503 ask to come again.
 const ALWAYS: [u16; 6] = [400, 401, 403, 429, 500, 503];
@@ -689,13 +689,13 @@ fn headers_of<'a>(names: impl IntoIterator<Item = &'a str>) -> Value {
     Value::Object(names.into_iter().map(link).collect())
 }
 
-/// The rows of the table of errors: code and meaning, by status.
+/// The errors of the HTTP API in the table: code and meaning, by status.
 fn errors() -> BTreeMap<u16, Vec<(&'static str, &'static str)>> {
     let mut errors = BTreeMap::<u16, Vec<_>>::new();
     for line in ERRORS.lines() {
         let cells: Vec<_> = line.trim_matches('|').split('|').map(str::trim).collect();
-        let [status, code, meaning, ..] = cells[..] else { continue };
-        let Ok(status @ 400..600) = status.parse() else { continue };
+        let ["HTTP", status, code, meaning, _] = cells[..] else { continue };
+        let Ok(status) = status.parse() else { panic!("not a status: {line}") };
         errors.entry(status).or_default().push((code.trim_matches('`'), meaning));
     }
     errors
