@@ -4,6 +4,7 @@ mod accounts;
 mod again;
 mod audit;
 mod backlog;
+mod backup;
 mod bad_input;
 mod bulk;
 mod calls;

@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// Runs `leadctl recover`: whether it went well, and what it said.
-async fn recover(stack: &Stack, args: &[&str]) -> (bool, String) {
+pub(crate) async fn recover(stack: &Stack, args: &[&str]) -> (bool, String) {
     let mut command = tokio::process::Command::new(binary("leadctl"));
     let output = command.arg("recover").args(args).env("NATS_URL", stack.nats.url()).output().await.expect("leadctl");
     let text = [output.stdout, output.stderr].concat();
@@ -20,7 +20,7 @@ async fn recover(stack: &Stack, args: &[&str]) -> (bool, String) {
 }
 
 /// Waits until lead-state is halted for this reason.
-async fn wait_for_halt(stack: &Stack, reason: &str) -> Recovery {
+pub(crate) async fn wait_for_halt(stack: &Stack, reason: &str) -> Recovery {
     eventually(SOON, reason, async || {
         let (_, text) = recover(stack, &["--json"]).await;
         let recovery: Recovery = serde_json::from_str(&text).map_err(|_| text.clone())?;

@@ -1,12 +1,18 @@
 //! Configuration on its way from Postgres to the buckets that gateway and webhook-notifier watch.
 
+use std::collections::HashSet;
+
 use anyhow::{Context as _, bail};
-use async_nats::jetstream::{self, kv::Store};
+use async_nats::jetstream::{
+    self,
+    kv::{Operation, Store},
+};
 use contract::{
     ObjectId,
     streams::{API_KEYS, PROCESSES},
     subject::process_key,
 };
+use futures::TryStreamExt;
 use serde::Serialize;
 use service_kit::nats::bucket;
 use sqlx::PgPool;
@@ -62,6 +68,27 @@ impl Projector {
         }
         for sha256 in config::keys_to_project(&self.pool, everything).await? {
             self.key(&sha256).await?;
+        }
+        if everything {
+            self.forget_keys().await?;
+        }
+        Ok(())
+    }
+
+    /// Takes keys out of their bucket that Postgres does not have, for it was restored to a state from before them: nobody
+    /// could see or revoke them. A row is there before its entry, so an entry without one is not on its way.
+    async fn forget_keys(&self) -> anyhow::Result<()> {
+        let bucket = bucket(&self.js, API_KEYS).await?;
+        let subjects = bucket.stream.info_with_subjects(format!("{}>", bucket.prefix)).await;
+        let subjects: Vec<_> = subjects.context("cannot list a bucket")?.try_collect().await?;
+        let known: HashSet<_> = config::keys_to_project(&self.pool, true).await?.into_iter().collect();
+        let listed = subjects.iter().filter_map(|(subject, _)| subject.strip_prefix(&bucket.prefix));
+        for sha256 in listed.filter(|sha256| !known.contains(*sha256)) {
+            let entry = bucket.entry(sha256).await.context("cannot read a bucket's entry")?;
+            let Some(entry) = entry.filter(|entry| entry.operation == Operation::Put) else { continue };
+            let deleted = bucket.delete_expect_revision(sha256, Some(entry.revision)).await;
+            deleted.context("cannot delete a bucket's entry")?;
+            tracing::warn!(sha256, "an API key that Postgres does not know is not valid any more");
         }
         Ok(())
     }
