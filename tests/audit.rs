@@ -20,7 +20,7 @@ pub(crate) async fn audit(stack: &Stack, args: &[&str]) -> (i32, Value) {
     command.args(["audit", "--json"]).args(args);
     command.env("DATABASE_URL", stack.postgres.url()).env("NATS_URL", stack.nats.url());
     let output = command.output().await.expect("leadctl");
-    let code = output.status.code().expect("a code");
+    let code = output.status.code().unwrap_or_else(|| panic!("{}", output.status));
     let text = String::from_utf8_lossy(&output.stdout);
     let found = serde_json::from_str(&text);
     let found = found.unwrap_or_else(|e| panic!("{e}: {code} {text} {}", String::from_utf8_lossy(&output.stderr)));

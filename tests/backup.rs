@@ -18,7 +18,8 @@ use contract::streams::{
 use futures::StreamExt;
 use reqwest::Method;
 use serde_json::{Value, json};
-use test_support::{LocalPostgres, eventually};
+use service_kit::config::NatsConfig;
+use test_support::{Authorization, LocalNats, LocalPostgres, NatsOptions, eventually, nats_with, postgres};
 use tokio::{process::Command, task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -28,6 +29,8 @@ use crate::{
     stack::{Api, SOON, Stack, by_update},
 };
 
+const BACKUP_PASSWORD: &str = "backup-password";
+
 /// A stream as `nats stream backup` keeps it in a directory.
 struct Snapshot {
     stream: String,
@@ -35,6 +38,28 @@ struct Snapshot {
     about: Value,
     /// `stream.tar.s2`, as it came: messages and consumers.
     chunks: Vec<Bytes>,
+}
+
+/// A NATS whose owner may do everything, and where the documentation's user for backups is let in.
+async fn nats() -> LocalNats {
+    let operations = include_str!("../docs/OPERATIONS.md");
+    let (_, user) = operations.split_once("```\n{\n  user: backup,").expect("the user");
+    let (user, _) = user.split_once("```").expect("its end");
+    let authorization = Authorization {
+        config: format!(
+            "authorization {{ users: [ {{ user: owner, password: owner-password }}, {{ user: backup,{user} ] }}"
+        ),
+        environment: vec![("NATS_BACKUP_PASSWORD".into(), BACKUP_PASSWORD.into())],
+        user: "owner".into(),
+        password: "owner-password".into(),
+    };
+    nats_with(NatsOptions { authorization: Some(authorization), ..NatsOptions::throwaway() }).await
+}
+
+/// A client as the `nats` CLI is one, of the documentation's user.
+async fn cli(nats: &LocalNats) -> Client {
+    let options = async_nats::ConnectOptions::with_user_and_password("backup".into(), BACKUP_PASSWORD.into());
+    options.connect(format!("nats://127.0.0.1:{}", nats.port())).await.expect("a client")
 }
 
 /// Asks JetStream's API; its answer, which is no error.
@@ -76,24 +101,37 @@ async fn restore(client: &Client, snapshot: &Snapshot) {
 }
 
 /// Backs up all streams, in the order that the documentation says.
-async fn back_up_streams(client: &Client) -> Vec<Snapshot> {
+async fn back_up_streams(nats: &LocalNats) -> Vec<Snapshot> {
+    let client = cli(nats).await;
     let bucket = |name| format!("KV_{name}");
     let mut snapshots = Vec::new();
     for stream in [LEAD_EVENTS, LEAD_COMMANDS, LEAD_DEAD_LETTERS, WEBHOOK_EVENTS].map(str::to_owned) {
-        snapshots.push(back_up(client, &stream).await);
+        snapshots.push(back_up(&client, &stream).await);
     }
     for stream in [IDEMPOTENCY, PROCESSES, API_KEYS].map(bucket) {
-        snapshots.push(back_up(client, &stream).await);
+        snapshots.push(back_up(&client, &stream).await);
     }
     snapshots
+}
+
+/// Restores all streams to a NATS that has none.
+async fn restore_streams(nats: &LocalNats, snapshots: &[Snapshot]) {
+    let client = cli(nats).await;
+    for snapshot in snapshots {
+        restore(&client, snapshot).await;
+    }
 }
 
 /// `pg_basebackup` into a directory.
 async fn back_up_postgres(postgres: &LocalPostgres, to: &Path) {
     let mut command = Command::new(postgres.program("pg_basebackup"));
     command.args(["--checkpoint=fast", "--dbname"]).arg(postgres.url()).arg("--pgdata").arg(to);
-    let output = command.output().await.expect("pg_basebackup");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let mut verify = Command::new(postgres.program("pg_verifybackup"));
+    verify.arg(to);
+    for command in [&mut command, &mut verify] {
+        let output = command.output().await.expect("a program of Postgres");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
 }
 
 /// Loses Postgres with all that it held.
@@ -179,7 +217,9 @@ impl Load {
 
 /// A stack with a process and leads.
 async fn started() -> (Stack, Vec<String>) {
-    let stack = Stack::start().await;
+    let (nats, postgres) = tokio::join!(nats(), postgres());
+    let operator = NatsConfig::at(nats.url());
+    let stack = Stack::start_on(nats, postgres, &operator, |_| Vec::new()).await;
     let applied = stack.process(json!([{"name": "crm", "url": stack.receiver.url("/crm")}])).await;
     // As if it had been so for long: of what follows a change at once the audit does not say who wanted it.
     let long_ago = "ALTER TABLE lead_state.processes DISABLE TRIGGER note_change;
@@ -207,7 +247,7 @@ async fn all_there(stack: &Stack, updates: &[String]) {
 async fn none_there(stack: &Stack, updates: &[String]) {
     for update in updates {
         let (status, body) = stack.api.get(&format!("/api/v1/updates/{update}")).await;
-        assert_eq!((status, &body["code"]), (404, &json!("update_not_found")), "{update}");
+        assert_eq!((status, &body["code"]), (404, &json!("update_not_found")), "{update}: {body}");
     }
 }
 
@@ -226,7 +266,7 @@ async fn both_are_lost_and_restored_while_updates_came() {
     back_up_postgres(&stack.postgres, &base).await;
     load.go_on(&stack.api, 20).await;
     let kept = load.accepted();
-    let streams = back_up_streams(&stack.client).await;
+    let streams = back_up_streams(&stack.nats).await;
     // One may have been on its way.
     load.go_on(&stack.api, 2).await;
     let since = load.accepted().len();
@@ -238,9 +278,7 @@ async fn both_are_lost_and_restored_while_updates_came() {
     lose_postgres(&mut stack).await;
 
     restore_postgres(&mut stack, &base).await;
-    for snapshot in &streams {
-        restore(&stack.client, snapshot).await;
-    }
+    restore_streams(&stack.nats, &streams).await;
     stack.lead_state.restart().await;
     let seen = wait_for_halt(&stack, "database_restored").await;
     assert!(seen.last_seq < seen.log_last, "{seen:?}");
@@ -252,6 +290,7 @@ async fn both_are_lost_and_restored_while_updates_came() {
     stack.gateway.restart().await;
     stack.gateway.wait_for_http(&stack.gateway_ready, SOON).await;
 
+    stack.wait_until_applied().await;
     settled(&stack).await;
     all_there(&stack, &kept).await;
     assert_eq!(stack.dead_letters().await, 1);
@@ -293,6 +332,7 @@ async fn a_postgres_that_is_lost_loses_nothing() {
     let (well, said) = recover(&stack, &["replay", "--yes"]).await;
     assert!(well, "{said}");
     let accepted = load.end().await;
+    stack.wait_until_applied().await;
     let found = settled(&stack).await;
     assert_eq!(found["updates"]["succeeded"], accepted.len(), "{found}");
     all_there(&stack, &accepted).await;
@@ -356,19 +396,19 @@ async fn a_nats_that_is_lost_is_restored_or_made_anew() {
     stack.publish(format!("leads.cmd.{}.update", stack.api.project_id), "{").await;
     let load = Load::start(&stack.api, leads.clone());
     load.go_on(&stack.api, 20).await;
-    let streams = back_up_streams(&stack.client).await;
+    let streams = back_up_streams(&stack.nats).await;
     load.go_on(&stack.api, 20).await;
     let applied = load.end().await;
     settled(&stack).await;
+    let all_noted = "SELECT count(*) FROM lead_state.checkpoints WHERE told_seq = last_seq";
+    stack.wait_for_count(all_noted, 1, SOON).await;
     // Accepted, and not applied when it is lost.
     stack.lead_state.kill9().await;
     let lost = stack.api.update(json!({"leadId": leads[0], "name": "lost"})).await;
     stop_services(&mut stack).await;
     lose_nats(&mut stack).await;
 
-    for snapshot in &streams {
-        restore(&stack.client, snapshot).await;
-    }
+    restore_streams(&stack.nats, &streams).await;
     stack.lead_state.restart().await;
     let seen = wait_for_halt(&stack, "log_lost_end").await;
     let (well, said) = recover(&stack, &["new-epoch", "--yes"]).await;
@@ -377,10 +417,13 @@ async fn a_nats_that_is_lost_is_restored_or_made_anew() {
         service.restart().await;
     }
     stack.gateway.wait_for_http(&stack.gateway_ready, SOON).await;
+    stack.wait_until_applied().await;
     let found = settled(&stack).await;
     assert_eq!(found["updates"]["succeeded"], applied.len(), "{found}");
     all_there(&stack, &applied).await;
     none_there(&stack, std::slice::from_ref(&lost)).await;
+    let told = by_update(&stack.receiver.requests());
+    assert!(applied.iter().all(|update| told[update].len() == 1), "told again though it was noted as told");
     // The bad one came again from the log, and is buried again.
     assert_eq!(stack.dead_letters().await, 2);
     let more = stack.api.update(json!({"leadId": leads[0], "name": "more"})).await;

@@ -76,6 +76,7 @@ async fn of_a_healthy_installation_there_is_nothing_to_say() {
         "callbacks",
         "deliveries",
         "calls",
+        "held updates",
     ] {
         assert!(whats.contains(&what), "{what} was not looked at: {whats:?}");
     }
@@ -99,6 +100,17 @@ async fn what_is_broken_is_named_with_what_mends_it() {
     let mut stack = Stack::start().await;
     let applied = stack.process(json!([{"name": "crm", "url": stack.receiver.url("/crm")}])).await;
     let callback_id = applied.process.callbacks[0].callback_id;
+    // An update that is held while a call goes on.
+    let spec = json!({
+        "projectId": stack.api.project_id, "name": "queueing", "duringCall": "queue",
+        "states": [{"name": "new", "kind": "initial"}],
+    });
+    let applied: contract::rpc::Applied = stack.call(contract::rpc::PROCESS_APPLY, &spec).await;
+    let lead_id = stack.api.initiate(applied.process.process_id.expect("an id"), None).await;
+    let call = format!("leads.cmd.{}.call.started", stack.api.project_id);
+    stack.publish(call, json!({"leadId": lead_id}).to_string()).await;
+    stack.api.update(json!({"leadId": lead_id, "name": "Grace"})).await;
+    stack.wait_for_count("SELECT count(*) FROM lead_state.held_updates", 1, SOON).await;
     assert_eq!(findings(&doctor(&stack, &[]).await.1), Vec::<Value>::new());
 
     // A stream that forgets what nobody read yet.
@@ -135,9 +147,10 @@ async fn what_is_broken_is_named_with_what_mends_it() {
     assert_eq!(found["found"], "1 leads.dead.invalid_json");
 
     // A schema of an older version.
-    sql(&stack, "DELETE FROM webhooks._sqlx_migrations WHERE version = 1").await;
+    sql(&stack, "UPDATE webhooks._sqlx_migrations SET version = -1 WHERE version = 1").await;
     let found = wait_for(&stack, "schema webhooks", "wrong").await;
     assert_eq!((&found["found"], &found["mend"]), (&json!("lacks migrations [1]"), &json!("leadctl migrate")));
+    sql(&stack, "UPDATE webhooks._sqlx_migrations SET version = 1 WHERE version = -1").await;
 
     // Services that are not there.
     let ready = stack.notifier_ready.clone();
@@ -157,6 +170,15 @@ async fn what_is_broken_is_named_with_what_mends_it() {
     wait_for(&stack, "lead-state", "wrong").await;
     let found = wait_for(&stack, "log, ledger and events", "wrong").await;
     assert!(found["mend"].as_str().expect("text").contains("start lead-state"), "{found}");
+
+    // Nobody says in the log that the call has expired.
+    let expired =
+        |minutes: u32| format!("UPDATE lead_state.active_calls SET expires_at = now() - interval '{minutes} minutes'");
+    sql(&stack, &expired(9)).await;
+    wait_for(&stack, "held updates", "ok").await;
+    sql(&stack, &expired(11)).await;
+    let found = wait_for(&stack, "held updates", "warning").await;
+    assert!(found["found"].as_str().expect("text").starts_with("of 1 leads are held"), "{found}");
 
     // Nothing at all.
     let mut command = tokio::process::Command::new(binary("leadctl"));

@@ -145,7 +145,8 @@ const TABLES: &str = "
     CREATE TEMP TABLE audit_held (
         project_id bytea, update_id bytea, lead_id bytea, epoch int, log_seq bigint, in_scope boolean);
     CREATE TEMP TABLE audit_entries (seq bigint, kind text, project_id bytea, update_id bytea);
-    CREATE TEMP TABLE audit_events (seq bigint, project_id bytea, update_id bytea, published_at timestamptz);
+    CREATE TEMP TABLE audit_events (
+        seq bigint, project_id bytea, update_id bytea, published_at timestamptz, generation int);
     CREATE TEMP TABLE audit_letters (origin text, epoch int, seq bigint);
     CREATE TEMP TABLE audit_callbacks (
         callback_id bytea, project_id bytea, process_id bytea, name text, wants_succeeded boolean, wants_failed boolean,
@@ -440,12 +441,17 @@ pub(crate) const LAWS: [Law; 10] = [
                 WHERE v.seq >= f.events_first
                   -- What is announced again follows later ones: where the stream was purged it says nothing about those.
                   AND (f.events_first <= 1 OR v.published_at < r.applied_at + interval '120 s')
-                ORDER BY v.seq LIMIT 1)
+                ORDER BY v.seq LIMIT 1),
+            -- Announcements that are taken back begin again behind what was told: the stream may have lost what is before.
+            taken_back AS (
+                SELECT r.at_epoch, r.at_seq FROM audit_events v JOIN audit_rows r USING (project_id, update_id), audit_facts f
+                WHERE v.generation = f.generation ORDER BY 1, 2 LIMIT 1)
             SELECT encode(r.update_id, 'hex'), format('log entry %s, published_seq %s', r.at_seq, f.published_seq),
                    count(*) OVER ()
             FROM audit_rows r, audit_facts f, start s
             WHERE r.in_scope AND (r.at_epoch, r.at_seq) >= (s.at_epoch, s.at_seq)
               AND (r.at_epoch, r.at_seq) <= (f.published_epoch, f.published_seq)
+              AND (f.generation = 0 OR (r.at_epoch, r.at_seq) >= (SELECT t.at_epoch, t.at_seq FROM taken_back t))
               AND NOT EXISTS (SELECT FROM audit_events v
                               WHERE v.project_id = r.project_id AND v.update_id = r.update_id)
             ORDER BY r.at_epoch, r.at_seq LIMIT $1",
@@ -589,12 +595,14 @@ impl Snapshot {
     /// Keeps events.
     pub(crate) async fn put_events(&mut self, events: &[Event]) -> anyhow::Result<()> {
         sqlx::query(
-            "INSERT INTO audit_events SELECT * FROM unnest($1::bigint[], $2::bytea[], $3::bytea[], $4::timestamptz[])",
+            "INSERT INTO audit_events
+             SELECT * FROM unnest($1::bigint[], $2::bytea[], $3::bytea[], $4::timestamptz[], $5::int[])",
         )
         .bind(events.iter().map(|event| event.sequence as i64).collect::<Vec<_>>())
         .bind(events.iter().map(|event| *event.project_id.as_bytes()).collect::<Vec<_>>())
         .bind(events.iter().map(|event| *event.update_id.as_bytes()).collect::<Vec<_>>())
         .bind(events.iter().map(|event| event.published_at.into()).collect::<Vec<OffsetDateTime>>())
+        .bind(events.iter().map(|event| event.generation).collect::<Vec<_>>())
         .execute(&mut self.connection)
         .await
         .context("cannot keep events")?;

@@ -31,6 +31,8 @@ pub(crate) struct Event {
     pub(crate) project_id: ObjectId,
     pub(crate) update_id: ObjectId,
     pub(crate) published_at: Timestamp,
+    /// How often the announcements had been taken back when it was announced.
+    pub(crate) generation: i32,
 }
 
 /// A dead letter.
@@ -60,12 +62,14 @@ pub(crate) fn entry(message: &LogMessage) -> Entry {
     Entry { sequence: message.sequence, kind }
 }
 
-/// Reads an event by its subject and message id.
+/// Reads an event by its subject and headers.
 pub(crate) fn event(message: &LogMessage) -> Option<Event> {
     let project_id = message.subject.strip_prefix("leads.evt.")?.split('.').next()?.parse().ok()?;
     // What is announced again has a suffix.
     let update_id = header(message.headers.as_ref(), headers::MESSAGE_ID)?.split('-').next()?.parse().ok()?;
-    Some(Event { sequence: message.sequence, project_id, update_id, published_at: message.logged_at })
+    let position = header(message.headers.as_ref(), headers::POSITION).and_then(|at| at.parse::<Position>().ok());
+    let generation = position.map_or(0, |at| at.generation);
+    Some(Event { sequence: message.sequence, project_id, update_id, published_at: message.logged_at, generation })
 }
 
 /// Reads a dead letter, if it belongs to the scope.
