@@ -3,7 +3,8 @@
 - proto-schemas/openapi.json and asyncapi.json are what their specifications say;
 - clients in Python and JavaScript publish commands, read events and verify webhooks, before, during and after a rotation of the
   callbacks' secrets;
-- schemathesis asks the HTTP API what its document says, and what it does not: no answer is a server's error, and none is undocumented.
+- schemathesis asks the HTTP API what its document says, and what it does not: no answer is a server's error, and none is undocumented;
+- the one answer that does not end, which schemathesis would wait for, is read as far as an event, and its refusals are.
 
 Everything runs on a system of its own, in a temporary directory, with free ports.
 """
@@ -15,8 +16,11 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
+
+from jsonschema import Draft202012Validator
 
 BIN = Path(sys.executable).parent
 HERE = Path(__file__).parent / "clients"
@@ -24,7 +28,7 @@ LEADCTL = os.environ["LEADCTL"]
 OLD, NEW = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"
 # The same examples every time: more find more, and take longer than the minute or so that it takes.
 SEED, EXAMPLES = "1", "25"
-# It answers for as long as one listens.
+# It answers for as long as one listens: schemathesis reads answers to their end. events() asks it.
 ENDLESS = "/api/v1/events"
 
 
@@ -94,6 +98,46 @@ def clients(env):
     return process_id, lead_id
 
 
+def events(env, lead_id):
+    """Whether the answers of the endpoint that schemathesis leaves out are what the document says."""
+    print("events", flush=True)
+    document = json.loads(Path("proto-schemas/openapi.json").read_text())
+    documented = document["paths"][ENDLESS]["get"]["responses"]
+
+    def ask(headers, query=""):
+        request = urllib.request.Request(env["LEADRELAY_GATEWAY_URL"] + ENDLESS + query, headers=headers)
+        try:
+            return urllib.request.urlopen(request, timeout=30)
+        except urllib.error.HTTPError as refused:
+            return refused
+
+    def described(status):
+        answer = documented[str(status)]
+        return document["components"]["responses"][answer["$ref"].rsplit("/", 1)[1]] if "$ref" in answer else answer
+
+    def valid(schema, value):
+        Draft202012Validator({**schema, "components": document["components"]}).validate(value)
+
+    key = {"Authorization": f"Bearer {env['API_KEY']}"}
+    for headers, query, expected in [
+        ({}, "", 401), ({"Authorization": "Bearer lr_nobody"}, "", 401), ({**key, "Last-Event-ID": "odd"}, "", 400),
+        (key, "?lastEventId=odd", 400), (key, "?lastEventId=a-1&lastEventId=b-2", 400), ({**key, "Last-Event-ID": "gone-1"}, "", 410),
+    ]:
+        with ask(headers, query) as answer:
+            assert answer.status == expected, (headers, query, answer.status)
+            assert answer.headers["Content-Type"] == "application/json" and answer.headers["X-Request-Id"]
+            valid(described(expected)["content"]["application/json"]["schema"], json.load(answer))
+    with ask(key) as answer:
+        content = described(answer.status)["content"]["text/event-stream"]
+        assert answer.headers["Content-Type"] == "text/event-stream", answer.headers
+        for state in (None, "nowhere"):
+            post(env, "/api/v1/leads/update", {"leadId": lead_id, "name": "Grace", "targetState": state})
+            data = next(line for line in answer if line.startswith(b"data: "))
+            event = json.loads(data.removeprefix(b"data: "))
+            valid(content["schema"]["contentSchema"], event)
+            assert event["success"] == (event["errorCode"] is None) == (state is None), event
+
+
 def schemathesis(env, directory, process_id, lead_id):
     print("schemathesis", flush=True)
     # Things that are there, so that not all answers are 404.
@@ -133,6 +177,7 @@ def main():
             scopes = [word for scope in ("leads:read", "leads:write", "config:read") for word in ("--scope", scope)]
             env["API_KEY"] = leadctl(env, "key", "create", "--project", env["PROJECT_ID"], "--name", "interop", *scopes)["apiKey"]
             process_id, lead_id = clients(env)
+            events(env, lead_id)
             schemathesis(env, directory, process_id, lead_id)
         finally:
             up.send_signal(signal.SIGTERM)

@@ -139,11 +139,12 @@ impl FromStr for EventId {
 
 /// What became of an update, as an event tells it: as the webhooks do, and why it failed for programs.
 #[derive(Debug, Serialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "Event"))]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Told<'a> {
     #[serde(flatten)]
     payload: WebhookPayload<'a>,
+    /// Why it failed, for programs.
     error_code: Option<&'a str>,
 }
 
