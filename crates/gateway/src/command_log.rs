@@ -20,6 +20,7 @@ use contract::{
 use service_kit::{
     batch::Publisher,
     publish::{self, PublishError},
+    traces::{Step, Traces},
 };
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
@@ -34,15 +35,17 @@ pub(crate) struct CommandLog {
     publishing: TaskTracker,
     /// Whether the last publish failed: logged when it changes, not for every request of an outage.
     failing: Arc<AtomicBool>,
+    traces: Traces,
 }
 
 impl CommandLog {
     /// Takes at most this many commands at once.
-    pub(crate) fn new(max_in_flight: usize) -> Self {
+    pub(crate) fn new(max_in_flight: usize, traces: Traces) -> Self {
         Self {
             in_flight: Arc::new(Semaphore::new(max_in_flight)),
             publishing: TaskTracker::new(),
             failing: Arc::default(),
+            traces,
         }
     }
 
@@ -58,13 +61,21 @@ impl CommandLog {
         let slot = self.in_flight.clone().try_acquire_owned().map_err(|_| ApiError::TooManyInFlight)?;
         let payload = serde_json::to_vec(command).map_err(|e| internal(&e))?;
         let subject = CommandSubject { project_id, kind: CommandKind::Update }.to_string();
+        let mut span = self.traces.begin(Step::Publish, Some(traceparent));
+        span.update(update_id);
+        let own = span.traceparent();
+        let traceparent = own.as_deref().unwrap_or(traceparent);
         let message = publish::message(subject, &update_id.to_string(), Some(traceparent), payload.into());
         let (commands, failing) = (commands.clone(), self.failing.clone());
         let publish = async move {
             let published = commands.publish(message).await;
             drop(slot);
+            if let Err(e) = &published {
+                span.fail(refusal(e, update_id).code().to_owned(), e);
+            }
             match &published {
                 Ok(stored) => {
+                    span.note(|| [("leadrelay.log.sequence", (stored.sequence as i64).into())]);
                     tracing::debug!(%update_id, %project_id, sequence = stored.sequence, "update accepted");
                     if failing.swap(false, Ordering::Relaxed) {
                         tracing::info!("the command log takes updates again");
@@ -101,6 +112,11 @@ impl CommandLog {
         }
         let subject = CommandSubject { project_id, kind: CommandKind::Update }.to_string();
         let ids: Vec<ObjectId> = updates.iter().map(|(update_id, _)| *update_id).collect();
+        // One for all of them: they go together.
+        let mut span = self.traces.begin(Step::Publish, Some(traceparent));
+        span.note(|| [("messaging.batch.message_count", (ids.len() as i64).into())]);
+        let own = span.traceparent();
+        let traceparent = own.as_deref().unwrap_or(traceparent);
         let message = |(update_id, command): (ObjectId, Bytes)| {
             publish::message(subject.clone(), &update_id.to_string(), Some(traceparent), command)
         };
@@ -112,8 +128,11 @@ impl CommandLog {
             tracing::info!(%project_id, updates = accepted, of = published.len(), "updates accepted");
             let mut refused = published.iter().filter_map(|published| published.as_ref().err());
             match refused.find(|e| !matches!(e, PublishError::TooLarge)) {
-                Some(e) if !failing.swap(true, Ordering::Relaxed) => {
-                    tracing::warn!("the command log does not take updates: {e}");
+                Some(e) => {
+                    span.fail("not_published", e);
+                    if !failing.swap(true, Ordering::Relaxed) {
+                        tracing::warn!("the command log does not take updates: {e}");
+                    }
                 }
                 None if accepted > 0 && failing.swap(false, Ordering::Relaxed) => {
                     tracing::info!("the command log takes updates again");

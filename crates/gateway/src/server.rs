@@ -28,6 +28,7 @@ use service_kit::{
     kv::View,
     lifecycle::{DRAIN_DEADLINE, Tasks},
     metrics, nats,
+    traces::Traces,
 };
 use tokio::{
     net::TcpListener,
@@ -75,9 +76,9 @@ pub struct Endpoint {
 
 /// All endpoints. The router is made from this list, so whoever walks it walks everything that is served.
 pub const ENDPOINTS: [Endpoint; 25] = [
-    Endpoint { method: "POST", path: "/api/v1/leads/update", scope: Scope::LeadsWrite, rate: Rate::Updates },
+    Endpoint { method: "POST", path: update_lead::ROUTE, scope: Scope::LeadsWrite, rate: Rate::Updates },
     // It takes a token of each update that it reads, too.
-    Endpoint { method: "POST", path: "/api/v1/leads/update/bulk", scope: Scope::LeadsWrite, rate: Rate::Other },
+    Endpoint { method: "POST", path: bulk_update::ROUTE, scope: Scope::LeadsWrite, rate: Rate::Other },
     Endpoint { method: "POST", path: "/api/v1/leads/initiate", scope: Scope::LeadsWrite, rate: Rate::Other },
     Endpoint { method: "POST", path: "/api/v1/leads/bulk/initiate", scope: Scope::LeadsWrite, rate: Rate::Other },
     Endpoint { method: "GET", path: "/api/v1/leads/get", scope: Scope::LeadsRead, rate: Rate::Other },
@@ -161,6 +162,7 @@ pub(crate) struct App {
     pub(crate) listeners: Arc<Listeners>,
     pub(crate) rates: RateLimits,
     pub(crate) metrics: Metrics,
+    pub(crate) traces: Traces,
     bulk: Arc<Semaphore>,
     pub(crate) max_body_bytes: usize,
 }
@@ -174,16 +176,17 @@ pub(crate) struct Broker {
 }
 
 impl App {
-    pub(crate) fn new(config: &Config, keys: View<ApiKey>, metrics: Metrics) -> Self {
+    pub(crate) fn new(config: &Config, keys: View<ApiKey>, metrics: Metrics, traces: Traces) -> Self {
         Self {
             keys,
             broker: OnceLock::new(),
-            command_log: CommandLog::new(config.max_in_flight as usize),
+            command_log: CommandLog::new(config.max_in_flight as usize, traces.clone()),
             idempotency: Records::default(),
             outcomes: Arc::default(),
             listeners: Arc::new(Listeners::new(config.max_listeners as usize)),
             rates: RateLimits::new(config.update_rate, config.other_rate),
             metrics,
+            traces,
             bulk: Arc::new(Semaphore::new(BULK_AT_ONCE)),
             max_body_bytes: config.max_body_bytes as usize,
         }
@@ -225,7 +228,8 @@ pub async fn run_on(listener: TcpListener, config: Config, shutdown: Cancellatio
         readiness.not_ready(what, "not found yet");
     }
     let mut registry = metrics::registry("gateway");
-    let app = Arc::new(App::new(&config, View::default(), Metrics::new(&mut registry)));
+    let traces = Traces::from_env("gateway")?;
+    let app = Arc::new(App::new(&config, View::default(), Metrics::new(&mut registry), traces.clone()));
     let mut tasks = Tasks::new(shutdown.clone());
     tasks.spawn_background("health", health::serve(health_listener, readiness.clone(), registry, shutdown.clone()));
     tasks.spawn("api keys", follow_keys(app.clone(), config.clone(), readiness, shutdown.clone()));
@@ -255,7 +259,9 @@ pub async fn run_on(listener: TcpListener, config: Config, shutdown: Cancellatio
         app.command_log.drained().await;
         Ok(())
     });
-    tasks.run(DRAIN_DEADLINE).await
+    let ended = tasks.run(DRAIN_DEADLINE).await;
+    traces.end().await;
+    ended
 }
 
 /// Connects, then watches the API keys. Requests that come before are told 503.
@@ -449,7 +455,7 @@ mod tests {
         let config = Cli::parse_from(arguments).config;
         let reader = ApiKey { key_id: ObjectId::from_bytes([0xbb; 12]), scopes: [Scope::LeadsRead].into(), ..key() };
         let keys = [(hash("good"), key()), (hash("reader"), reader)].into_iter().collect();
-        router(Arc::new(App::new(&config, keys, Metrics::new(&mut metrics::registry("gateway")))))
+        router(Arc::new(App::new(&config, keys, Metrics::new(&mut metrics::registry("gateway")), Traces::default())))
     }
 
     fn request(method: Method, path: &str, secret: &str, body: &str) -> Request {
@@ -599,8 +605,12 @@ mod tests {
     #[tokio::test]
     async fn documents_are_served_without_a_key_and_before_keys_are_known() {
         let config = Cli::parse_from(["gateway"]).config;
-        let router =
-            router(Arc::new(App::new(&config, View::default(), Metrics::new(&mut metrics::registry("gateway")))));
+        let router = router(Arc::new(App::new(
+            &config,
+            View::default(),
+            Metrics::new(&mut metrics::registry("gateway")),
+            Traces::default(),
+        )));
         for document in documents::DOCUMENTS {
             let request = Request::builder().uri(document.path).body(Body::empty()).unwrap();
             let response = router.clone().oneshot(request).await.unwrap();
@@ -648,8 +658,12 @@ mod tests {
     #[tokio::test]
     async fn a_request_before_the_keys_are_known_is_told_to_come_again() {
         let config = Cli::parse_from(["gateway"]).config;
-        let router =
-            router(Arc::new(App::new(&config, View::default(), Metrics::new(&mut metrics::registry("gateway")))));
+        let router = router(Arc::new(App::new(
+            &config,
+            View::default(),
+            Metrics::new(&mut metrics::registry("gateway")),
+            Traces::default(),
+        )));
         let answer = answer(router, request(Method::POST, UPDATE, "good", BODY)).await;
         assert!(answer.starts_with("503 ") && answer.contains(r#""code":"starting""#), "{answer}");
     }
@@ -731,7 +745,12 @@ mod tests {
     #[tokio::test]
     async fn a_panic_is_an_answer_too() {
         let config = Cli::parse_from(["gateway"]).config;
-        let app = Arc::new(App::new(&config, View::default(), Metrics::new(&mut metrics::registry("gateway"))));
+        let app = Arc::new(App::new(
+            &config,
+            View::default(),
+            Metrics::new(&mut metrics::registry("gateway")),
+            Traces::default(),
+        ));
         let panics = on(MethodFilter::GET, async || -> &'static str { panic!("boom") });
         let router = Router::new().route("/", panics).layer(from_fn_with_state(app, finish));
         insta::assert_snapshot!(answer(router, request(Method::GET, "/", "good", "")).await, @r#"

@@ -9,6 +9,7 @@ use service_kit::{
     clock,
     nats::{chain, patient},
     publish::message,
+    traces::{Span, Step, Traces},
 };
 use sqlx::PgPool;
 use tokio::{
@@ -52,6 +53,7 @@ pub(crate) struct Announcer {
     pub(crate) checkpoint: Checkpoint,
     /// How far it is. Who applies notes that on the way.
     pub(crate) announced: watch::Sender<(i32, u64)>,
+    pub(crate) traces: Traces,
 }
 
 impl Announcer {
@@ -102,10 +104,14 @@ impl Announcer {
 
     /// Publishes events until JetStream has them all.
     async fn announce(&self, announcements: &[Announcement], epoch: i32, up_to: u64) {
+        let spans: Vec<_> = announcements.iter().map(|announcement| self.begin(announcement)).collect();
         for delay in patient() {
             // Again all of them: those that are there already are known by their message ids.
-            let messages: Vec<_> =
-                announcements.iter().map(|announcement| outbound(announcement, &self.checkpoint, epoch)).collect();
+            let messages: Vec<_> = announcements
+                .iter()
+                .zip(&spans)
+                .map(|(announcement, span)| outbound(announcement, span, &self.checkpoint, epoch))
+                .collect();
             match self.events.publish_all(messages).await {
                 Ok(()) => break,
                 Err(e) => {
@@ -114,6 +120,12 @@ impl Announcer {
                 }
             }
         }
+    }
+
+    fn begin(&self, announcement: &Announcement) -> Span {
+        let mut span = self.traces.begin(Step::Announce, announcement.traceparent.as_deref());
+        span.update(announcement.event.update_id);
+        span
     }
 
     /// Notes how far it is announced.
@@ -134,8 +146,14 @@ impl Announcer {
 
 /// The message of an event. What is announced again after a recovery goes under an id of its own: JetStream would take it
 /// for the one that it still remembers.
-fn outbound(announcement: &Announcement, checkpoint: &Checkpoint, epoch: i32) -> jetstream::message::OutboundMessage {
+fn outbound(
+    announcement: &Announcement,
+    span: &Span,
+    checkpoint: &Checkpoint,
+    epoch: i32,
+) -> jetstream::message::OutboundMessage {
     let event = &announcement.event;
+    let own = span.traceparent();
     #[allow(clippy::expect_used, reason = "an event always serializes")]
     let payload = serde_json::to_vec(event).expect("an event serializes");
     let id = match checkpoint.generation {
@@ -145,7 +163,7 @@ fn outbound(announcement: &Announcement, checkpoint: &Checkpoint, epoch: i32) ->
     let mut message = message(
         subject::event(event.project_id, event.process_id, event.success),
         &id,
-        announcement.traceparent.as_deref(),
+        own.as_deref().or(announcement.traceparent.as_deref()),
         payload.into(),
     );
     let position = checkpoint.position(epoch, announcement.seq);

@@ -5,7 +5,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Instant,
+    time::{Instant, SystemTime},
 };
 
 use async_nats::{HeaderMap, jetstream, jetstream::message::OutboundMessage};
@@ -14,6 +14,7 @@ use service_kit::{
     clock,
     nats::{chain, patient},
     publish::{PublishError, publish_all},
+    traces::{Span, Step, Traces},
 };
 use sqlx::PgPool;
 use tokio::sync::{mpsc, watch};
@@ -23,7 +24,7 @@ use crate::{
     announce::Batch,
     decide::{Limits, weight_of_held},
     entry::{Body, DeadLetter, Entry, LogMessage},
-    fold::{Names, World, fold},
+    fold::{LedgerRow, Names, World, fold},
     metrics::Metrics,
     prefetch::{Ahead, Overlay, understand},
     store::{
@@ -66,6 +67,7 @@ pub(crate) struct Applier {
     pub(crate) overlay: Overlay,
     pub(crate) rules: RulesCache,
     pub(crate) metrics: Metrics,
+    pub(crate) traces: Traces,
 }
 
 /// What kept a batch from being applied this time.
@@ -94,12 +96,14 @@ impl Applier {
             let Some(mut batch) = batch else { return Ok(()) };
             let read = std::mem::take(&mut batch.read);
             let messages: Vec<_> = read.iter().map(|read| &read.message).collect();
-            self.apply(&messages, Some(batch)).await?;
+            self.apply(&messages, batch).await?;
         }
     }
 
     /// Applies messages, as one transaction where that is possible.
-    async fn apply(&mut self, messages: &[&LogMessage], mut ahead: Option<Ahead>) -> Result<(), ApplyError> {
+    async fn apply(&mut self, messages: &[&LogMessage], ahead: Ahead) -> Result<(), ApplyError> {
+        let read_at = ahead.read_at;
+        let mut ahead = Some(ahead);
         // Parts still to be applied, the next one last.
         let mut parts = vec![messages];
         while let Some(part) = parts.pop() {
@@ -107,7 +111,7 @@ impl Applier {
             let mut refused = None;
             loop {
                 let begun = Instant::now();
-                let attempt = self.attempt(part, refused.as_ref(), ahead.take()).await;
+                let attempt = self.attempt(part, refused.as_ref(), ahead.take(), read_at).await;
                 self.metrics.batch(part.len(), begun.elapsed());
                 match attempt {
                     Ok(()) => break,
@@ -154,6 +158,7 @@ impl Applier {
         messages: &[&LogMessage],
         refused: Option<&String>,
         ahead: Option<Ahead>,
+        read_at: SystemTime,
     ) -> Result<(), Failure> {
         let Some((last_seq, logged_at)) = messages.last().map(|message| (message.sequence, message.logged_at)) else {
             return Ok(());
@@ -200,13 +205,19 @@ impl Applier {
         }
         world.epoch = self.checkpoint.epoch;
         let now = clock::now();
-        let plan = fold(world, entries, now, self.limits);
+        let mut plan = fold(world, entries, now, self.limits);
 
         dead_letters.extend(plan.dead_letters.iter().cloned());
         // Before the checkpoint passes them. After a crash in between they are published again, under the same id.
         self.bury(messages, &dead_letters).await?;
         let announced = *self.announced.borrow();
-        batch::write(&self.pool, &self.checkpoint, (last_seq, logged_at), announced, &plan, now).await?;
+        let mut spans = self.begin(&mut plan.rows, read_at, messages.len());
+        let written = batch::write(&self.pool, &self.checkpoint, (last_seq, logged_at), announced, &plan, now).await;
+        if let Err(e) = &written {
+            spans.iter_mut().for_each(|span| span.fail("not_committed", e));
+        }
+        drop(spans);
+        written?;
         self.checkpoint.last_seq = last_seq;
         self.look = look;
         self.holding = (self.holding + plan.newly_held.len() as u64).saturating_sub(plan.released.len() as u64);
@@ -233,6 +244,28 @@ impl Applier {
         // If the announcer is gone, so is this term; the ledger still has the events.
         let _ = self.announcer.send(Batch { announcements, up_to: last_seq }).await;
         Ok(())
+    }
+
+    /// Begins the spans of updates; what is announced of these goes on from there.
+    fn begin(&self, rows: &mut [LedgerRow], read_at: SystemTime, messages: usize) -> Vec<Span> {
+        let begin = |row: &mut LedgerRow| {
+            let mut span = self.traces.begin_at(Step::Apply, row.traceparent.as_deref(), read_at);
+            row.traceparent = Some(span.traceparent()?);
+            span.update(row.event.update_id);
+            let outcome = if row.event.success { "applied" } else { "refused" };
+            span.note(|| {
+                [
+                    ("leadrelay.log.sequence", (row.log_seq as i64).into()),
+                    ("leadrelay.outcome", outcome.into()),
+                    ("messaging.batch.message_count", (messages as i64).into()),
+                ]
+            });
+            if let Some(code) = &row.event.error_code {
+                span.note(|| [("leadrelay.error_code", code.clone().into())]);
+            }
+            Some(span)
+        };
+        rows.iter_mut().filter_map(begin).collect()
     }
 
     async fn bury(&self, messages: &[&LogMessage], dead_letters: &[DeadLetter]) -> Result<(), PublishError> {

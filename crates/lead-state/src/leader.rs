@@ -22,6 +22,7 @@ use service_kit::{
     health::Readiness,
     nats::{self, chain},
     retention::Keep,
+    traces::Traces,
 };
 use sqlx::{Connection, PgConnection, PgPool};
 use tokio::{
@@ -72,6 +73,7 @@ pub(crate) struct Leader {
     pub(crate) log_retention: Duration,
     pub(crate) ledger_retention: Keep,
     pub(crate) metrics: Metrics,
+    pub(crate) traces: Traces,
 }
 
 /// How a term ends that the database broke off. One that is away may be back for the next term; with one that is wrong,
@@ -200,6 +202,7 @@ impl Leader {
             events: Publisher::observed(self.js.clone(), self.metrics.publishing.clone()),
             checkpoint: scene.checkpoint.clone(),
             announced: watch::Sender::new(scene.checkpoint.published()),
+            traces: self.traces.clone(),
         };
         let caught_up = tokio::select! {
             caught_up = announcer.catch_up() => caught_up,
@@ -283,6 +286,7 @@ impl Leader {
             overlay: Overlay::default(),
             rules: RulesCache::default(),
             metrics: self.metrics.clone(),
+            traces: self.traces.clone(),
         };
         let housekeeper = Housekeeper {
             pool: self.pool.clone(),

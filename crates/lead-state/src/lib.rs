@@ -15,6 +15,7 @@ use service_kit::{
     nats,
     retention::Keep,
     rpc::{endpoint, service},
+    traces::Traces,
 };
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
@@ -96,6 +97,7 @@ async fn migrate_with(pool: &PgPool) -> anyhow::Result<()> {
 /// Runs the service until shutdown.
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
     let keys = config.secrets.keys()?;
+    let traces = Traces::from_env("lead-state")?;
     if config.ledger_retention.duration().is_some_and(|kept| kept < *config.log_retention) {
         anyhow::bail!("LEDGER_RETENTION is shorter than LOG_RETENTION: what is in the log must be in the ledger");
     }
@@ -138,6 +140,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         log_retention: config.log_retention.into(),
         ledger_retention: config.ledger_retention,
         metrics: metrics.clone(),
+        traces: traces.clone(),
     };
     tasks.spawn("lag", lag::watch(pool.clone(), js.clone(), metrics, shutdown.clone()));
     tasks.spawn("leader", leader.run(shutdown.clone()));
@@ -175,5 +178,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     serve!(rpc::RECOVERY_GET, recoveries, recovery::Recoveries::get);
     serve!(rpc::RECOVERY_RECOVER, recoveries, recovery::Recoveries::recover);
     readiness.ready("start");
-    tasks.run(DRAIN_DEADLINE).await
+    let ended = tasks.run(DRAIN_DEADLINE).await;
+    traces.end().await;
+    ended
 }

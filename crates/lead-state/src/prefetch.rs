@@ -9,8 +9,10 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::SystemTime,
 };
 
+use service_kit::clock;
 use sqlx::PgPool;
 use tokio::sync::mpsc;
 
@@ -28,6 +30,8 @@ const BATCH_MESSAGES: usize = 500;
 /// What there was in the log, at least one message.
 pub(crate) struct Ahead {
     pub(crate) read: Vec<Read>,
+    /// When they were taken out of the log.
+    pub(crate) read_at: SystemTime,
     pub(crate) entries: Vec<Entry>,
     pub(crate) dead_letters: Vec<DeadLetter>,
     /// None where the database did not answer or has too much of it.
@@ -50,12 +54,13 @@ pub(crate) async fn prefetch(
         if log.recv_many(&mut read, BATCH_MESSAGES).await == 0 {
             return;
         }
+        let read_at = clock::precise();
         let written = written.load(Ordering::Acquire);
         let (entries, dead_letters) = understand(read.iter().map(|read| &read.message));
         let budget = if read.len() == 1 { usize::MAX } else { batch::BYTES };
         // The applier reads anew what could not be read, and says what is wrong.
         let fetched = batch::fetch(&pool, &Names::of(&entries), budget).await.ok().flatten();
-        room.send(Ahead { read, entries, dead_letters, fetched, written });
+        room.send(Ahead { read, read_at, entries, dead_letters, fetched, written });
     }
 }
 

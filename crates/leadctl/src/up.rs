@@ -37,7 +37,7 @@ use crate::{
 /// two; recovery of a large log takes longer.
 const READY: Duration = Duration::from_secs(60);
 /// What the services have beyond their own deadline to drain, so that theirs is the one that speaks.
-const LEEWAY: Duration = Duration::from_secs(2);
+const LEEWAY: Duration = Duration::from_secs(3);
 /// Where the services log.
 const LOG: &str = "leadrelay.log";
 /// Where clients find what they need.

@@ -1,10 +1,17 @@
 //! The one place where time and randomness come from. Decisions take them as arguments.
 
+use std::time::SystemTime;
+
 use contract::{ObjectId, Timestamp};
 
 /// The wall clock.
 pub fn now() -> Timestamp {
-    std::time::SystemTime::now().into()
+    precise().into()
+}
+
+/// The wall clock, finer than what crosses NATS: for spans, most of which take less than a millisecond or two.
+pub fn precise() -> SystemTime {
+    SystemTime::now()
 }
 
 /// A new id, of now.

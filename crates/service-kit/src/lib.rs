@@ -15,4 +15,6 @@ pub mod publish;
 pub mod retention;
 pub mod rpc;
 pub mod telemetry;
+pub mod tls;
+pub mod traces;
 pub mod version;

@@ -6,7 +6,6 @@
 
 use std::{sync::Arc, time::Duration};
 
-use anyhow::Context;
 use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::Bytes;
 use contract::{
@@ -25,8 +24,7 @@ use hyper_util::{
     rt::{TokioExecutor, TokioTimer},
 };
 use percent_encoding::percent_decode_str;
-use rustls::{ClientConfig, RootCertStore};
-use service_kit::{clock, nats::chain};
+use service_kit::{clock, nats::chain, tls};
 use tokio::time::{Instant, timeout, timeout_at};
 use zeroize::Zeroizing;
 
@@ -81,6 +79,13 @@ impl Prepared {
     pub(crate) fn new(callback: Callback, guard: &Guard) -> Self {
         let address = address(&callback, guard);
         Self { callback, address }
+    }
+
+    /// The server that is called, and its port.
+    pub(crate) fn server(&self) -> Option<(&str, u16)> {
+        let (uri, _) = self.address.as_ref().ok()?;
+        let default = if uri.scheme_str() == Some("http") { 80 } else { 443 };
+        Some((uri.host()?, uri.port_u16().unwrap_or(default)))
     }
 }
 
@@ -139,7 +144,7 @@ impl Poster {
         // Which schemes are allowed is the guard's business.
         http.enforce_http(false);
         http.set_nodelay(true);
-        let https = HttpsConnectorBuilder::new().with_tls_config(tls()?).https_or_http().enable_http1();
+        let https = HttpsConnectorBuilder::new().with_tls_config(tls::client()?).https_or_http().enable_http1();
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE_TIMEOUT)
@@ -149,14 +154,14 @@ impl Poster {
         Ok(Self { client })
     }
 
-    /// Makes one attempt.
-    pub(crate) async fn post(&self, to: &Prepared, delivery: &Delivery) -> Attempt {
+    /// Makes one attempt, of this trace.
+    pub(crate) async fn post(&self, to: &Prepared, delivery: &Delivery, traceparent: Option<&str>) -> Attempt {
         let callback = &to.callback;
         let started_at = clock::now();
         let begun = Instant::now();
         let deadline = begun + Duration::from_secs(callback.timeout_seconds.into());
         let answer = async {
-            let request = request(to, delivery, started_at)?;
+            let request = request(to, delivery, traceparent, started_at)?;
             match timeout_at(deadline, self.client.request(request)).await {
                 Ok(Ok(response)) => Ok(response),
                 Ok(Err(e)) => Err(no_answer(&e)),
@@ -186,7 +191,12 @@ impl Poster {
 }
 
 /// The request of a delivery, signed with every secret that is valid now.
-fn request(to: &Prepared, delivery: &Delivery, now: Timestamp) -> Result<Request<Full<Bytes>>, Failure> {
+fn request(
+    to: &Prepared,
+    delivery: &Delivery,
+    traceparent: Option<&str>,
+    now: Timestamp,
+) -> Result<Request<Full<Bytes>>, Failure> {
     let (uri, auth) = to.address.as_ref().map_err(Clone::clone)?;
     let not_sent = |e: &dyn std::fmt::Display| Failure::NotSent(e.to_string());
     let id = delivery.update_id.to_string();
@@ -199,7 +209,7 @@ fn request(to: &Prepared, delivery: &Delivery, now: Timestamp) -> Result<Request
     headers.insert("webhook-id", text(&id)?);
     headers.insert("webhook-timestamp", timestamp.into());
     headers.insert("webhook-signature", text(&signature)?);
-    if let Some(traceparent) = &delivery.traceparent {
+    if let Some(traceparent) = traceparent {
         headers.insert(contract::headers::TRACEPARENT, text(traceparent)?);
     }
     headers.extend(auth.iter().map(|(name, value)| (name.clone(), value.clone())));
@@ -207,24 +217,6 @@ fn request(to: &Prepared, delivery: &Delivery, now: Timestamp) -> Result<Request
     let mut request = Request::post(uri.clone()).body(Full::new(body)).map_err(|e| not_sent(&e))?;
     *request.headers_mut() = headers;
     Ok(request)
-}
-
-/// rustls with ring, and the system's CA certificates (`SSL_CERT_FILE` and `SSL_CERT_DIR` name others).
-fn tls() -> anyhow::Result<ClientConfig> {
-    let mut roots = RootCertStore::empty();
-    let found = rustls_native_certs::load_native_certs();
-    for e in &found.errors {
-        tracing::debug!("CA certificates: {e}");
-    }
-    roots.add_parsable_certificates(found.certs);
-    if roots.is_empty() {
-        tracing::warn!("no CA certificates found: https callbacks will fail until there are some");
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .context("cannot set TLS up")?;
-    Ok(config.with_root_certificates(roots).with_no_client_auth())
 }
 
 /// Says what went wrong.
@@ -280,6 +272,7 @@ mod tests {
 
     use super::*;
 
+    const TRACE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
     const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 
     fn callback(url: &str) -> Callback {
@@ -297,7 +290,7 @@ mod tests {
             project_id: ObjectId::from_bytes([3; 12]),
             process_id: None,
             body: r#"{"success":true}"#.into(),
-            traceparent: Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".into()),
+            traceparent: None,
             order: None,
         }
     }
@@ -309,7 +302,7 @@ mod tests {
     /// Posts to a URL as far as this machine's own addresses are concerned.
     async fn post(url: &str) -> Attempt {
         let guard = guard(&["127.0.0.0/8"]);
-        Poster::new(guard.clone()).unwrap().post(&Prepared::new(callback(url), &guard), &delivery()).await
+        Poster::new(guard.clone()).unwrap().post(&Prepared::new(callback(url), &guard), &delivery(), Some(TRACE)).await
     }
 
     /// Answers one request with these bytes, waiting between them; returns what was asked.
@@ -509,7 +502,7 @@ mod tests {
                 for url in [format!("http://{host}/hook"), format!("https://{host}:8443/hook?key=k-1")] {
                     // A backslash ends the host: what stands behind is the path.
                     let to = Prepared::new(callback(&url), &guard(&[]));
-                    let attempt = poster.post(&to, &delivery()).await;
+                    let attempt = poster.post(&to, &delivery(), Some(TRACE)).await;
                     let error = attempt.error.unwrap_or_default();
                     assert!(error.starts_with("refused: "), "{what}: {host}: {error:?}, {:?}", attempt.status);
                     assert!(!error.contains("k-1"), "{error}");
@@ -541,7 +534,7 @@ mod tests {
         let url = format!("http://rebinding.example:{port}/");
         let to = Prepared::new(callback(&url), &guard(&["127.0.0.2/32"]));
         for number in 0..10 {
-            let attempt = poster.post(&to, &delivery()).await;
+            let attempt = poster.post(&to, &delivery(), Some(TRACE)).await;
             let error = attempt.error.unwrap_or_default();
             match number % 2 {
                 0 => assert_eq!(attempt.status, Some(200), "{error}"),
@@ -556,7 +549,7 @@ mod tests {
     #[tokio::test]
     async fn the_system_s_names_are_checked_too() {
         let to = Prepared::new(callback("http://localhost:1/"), &guard(&[]));
-        let error = Poster::new(guard(&[])).unwrap().post(&to, &delivery()).await.error.unwrap();
+        let error = Poster::new(guard(&[])).unwrap().post(&to, &delivery(), Some(TRACE)).await.error.unwrap();
         assert!(error.starts_with("refused: the address ") && error.ends_with(" is not allowed: loopback"), "{error}");
     }
 }

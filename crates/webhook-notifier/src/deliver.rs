@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use service_kit::clock;
+use service_kit::{
+    clock,
+    traces::{Span, Step, Traces},
+};
 
 use crate::{
     attempt::{Poster, Prepared},
@@ -26,6 +29,7 @@ pub(crate) struct Deliverer {
     pub(crate) recorder: Recorder,
     pub(crate) metrics: Metrics,
     pub(crate) turns: Arc<Turns>,
+    pub(crate) traces: Traces,
 }
 
 impl Deliverer {
@@ -39,7 +43,14 @@ impl Deliverer {
         mut slot: Slot,
     ) -> Result<(), Stopping> {
         slot.begin();
-        let mut attempt = self.poster.post(to, &delivery).await;
+        let begun = clock::precise();
+        let mut span = self.traces.begin_at(Step::Attempt, delivery.traceparent.as_deref(), begun);
+        let own = span.traceparent();
+        let traceparent = own.as_deref().or(delivery.traceparent.as_deref());
+        let mut attempt = self.poster.post(to, &delivery, traceparent).await;
+        describe(&mut span, to, &delivery, number, &attempt);
+        // Until the answer's head was there; reading what follows is the notifier's own affair.
+        span.end_at(begun + attempt.duration);
         if attempt.error.is_none() {
             // What an endpoint says of what it took is not kept.
             attempt.response = None;
@@ -149,6 +160,30 @@ impl Deliverer {
             self.turns.ask(next);
         }
         Ok(())
+    }
+}
+
+/// Notes in an attempt's span what it was and how it went. Not the URL: it may hold secrets.
+fn describe(span: &mut Span, to: &Prepared, delivery: &Delivery, number: u32, attempt: &Attempt) {
+    span.update(delivery.update_id);
+    span.note(|| {
+        [
+            ("leadrelay.callback_id", delivery.callback_id.to_string().into()),
+            ("leadrelay.attempt", i64::from(number).into()),
+        ]
+    });
+    if let Some((host, port)) = to.server() {
+        span.note(|| [("server.address", host.to_owned().into()), ("server.port", i64::from(port).into())]);
+    }
+    if number > 1 {
+        span.note(|| [("http.request.resend_count", i64::from(number - 1).into())]);
+    }
+    if let Some(status) = attempt.status {
+        span.note(|| [("http.response.status_code", i64::from(status).into())]);
+    }
+    if let Some(error) = &attempt.error {
+        let kind = attempt.status.map_or("no_answer".into(), |status| status.to_string());
+        span.fail(kind, error);
     }
 }
 

@@ -27,6 +27,7 @@ use service_kit::{
     clock,
     health::Readiness,
     nats::{chain, patient},
+    traces::{Span, Step},
 };
 use sqlx::PgPool;
 use tokio::{
@@ -325,6 +326,7 @@ impl Dispatcher {
 
     /// Tells every callback of the event, or has it recorded why not.
     async fn tell(&self, message: async_nats::Message, about: About, stream: Arc<str>) -> Result<(), Setback> {
+        let arrived = clock::precise();
         let event = match read(&message.payload) {
             Ok(event) => event,
             // The other lane buries it.
@@ -344,7 +346,15 @@ impl Dispatcher {
             return Ok(());
         }
         let header = message.headers.as_ref().and_then(|headers| headers.get(headers::TRACEPARENT));
-        let traceparent = header.map(|value| value.as_str()).filter(|text| is_traceparent(text)).map(Arc::from);
+        let came = header.map(|value| value.as_str()).filter(|text| is_traceparent(text));
+        // The other lane only sees to the order: the event is one span, not two.
+        let mut span = (self.lane == Lane::All).then(|| self.deliverer.traces.begin_at(Step::Deliver, came, arrived));
+        if let Some(span) = &mut span {
+            span.update(event.update_id);
+            span.note(|| [("leadrelay.deliveries", (targets.len() as i64).into())]);
+        }
+        let own = span.as_ref().and_then(Span::traceparent);
+        let traceparent: Option<Arc<str>> = own.as_deref().or(came).map(Arc::from);
         let body = serde_json::to_string(&WebhookPayload::from(&event)).map_err(|e| Setback::Later(e.to_string()))?;
         let body = Arc::<str>::from(body);
         let (update_id, project_id) = (event.update_id, event.project_id);
@@ -363,7 +373,11 @@ impl Dispatcher {
             };
             self.tell_one(target, delivery)
         });
-        try_join_all(told).await?;
+        let told = try_join_all(told).await;
+        if let (Some(span), Err(e)) = (&mut span, &told) {
+            span.fail("stopping", e);
+        }
+        told?;
         Ok(())
     }
 

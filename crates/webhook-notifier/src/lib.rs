@@ -22,7 +22,7 @@ use contract::{
     sealed::Keys,
     streams::{LEAD_EVENTS, PROCESSES},
 };
-use service_kit::{health::Readiness, http, lifecycle, lifecycle::Tasks, nats, rpc};
+use service_kit::{health::Readiness, http, lifecycle, lifecycle::Tasks, nats, rpc, traces::Traces};
 use sqlx::PgPool;
 use tokio::{sync::Notify, task::JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -78,6 +78,7 @@ const FLUSH: Duration = Duration::from_secs(2);
 /// Runs a webhook-notifier until shutdown. Several share the work.
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
     let keys = config.secrets.keys()?;
+    let traces = Traces::from_env("webhook-notifier")?;
     let readiness = Readiness::default();
     readiness.not_ready(dispatch::READY, "not pulling yet");
     let mut tasks = Tasks::new(shutdown.clone());
@@ -87,12 +88,13 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     tasks.spawn_background("health", service_kit::health::serve(health, readiness.clone(), registry, shutdown.clone()));
     // The micro service answers as long as it is held.
     let (client, _service) = tokio::select! {
-        started = start(&config, keys, &mut tasks, &readiness, metrics, &shutdown) => started?,
+        started = start(&config, keys, &mut tasks, &readiness, (metrics, traces.clone()), &shutdown) => started?,
         () = shutdown.cancelled() => return Ok(()),
     };
     let ended = tasks.run(lifecycle::DRAIN_DEADLINE).await;
     // Acks are only handed to the client: without this the last ones might not leave.
-    if !matches!(tokio::time::timeout(FLUSH, client.flush()).await, Ok(Ok(()))) {
+    let (flushed, ()) = tokio::join!(tokio::time::timeout(FLUSH, client.flush()), traces.end());
+    if !matches!(flushed, Ok(Ok(()))) {
         tracing::warn!("the last acks may not have left: what they were for is looked at again");
     }
     ended
@@ -114,7 +116,7 @@ async fn start(
     keys: Keys,
     tasks: &mut Tasks,
     readiness: &Readiness,
-    metrics: Metrics,
+    (metrics, traces): (Metrics, Traces),
     shutdown: &CancellationToken,
 ) -> anyhow::Result<(async_nats::Client, Service)> {
     let guard = Guard { allow_networks: config.allow_networks.clone(), allow_http: config.allow_http };
@@ -145,6 +147,7 @@ async fn start(
         recorder,
         metrics: metrics.clone(),
         turns: turns.clone(),
+        traces,
     });
     let service = rpc::service(&client, "webhook-notifier", "Tells callback URLs what became of updates").await?;
     queries::serve(tasks, &service, &pool, &callbacks, &slots, shutdown).await?;

@@ -112,7 +112,7 @@ impl Pings {
         })?;
         slot.begin();
         let attempt = tokio::select! {
-            attempt = self.deliverer.poster.post(prepared, &delivery) => attempt,
+            attempt = self.deliverer.poster.post(prepared, &delivery, None) => attempt,
             () = self.shutdown.cancelled() => {
                 return Err(RpcError::new(503, "unavailable", "the webhook-notifier stops"));
             }

@@ -10,7 +10,7 @@ use axum::{
     body::{Body, BodyDataStream},
     extract::Request,
     http::{
-        HeaderValue,
+        HeaderMap, HeaderValue, StatusCode,
         header::{CONTENT_TYPE, IF_MATCH},
     },
     response::Response,
@@ -19,7 +19,7 @@ use bytes::Bytes;
 use contract::{ObjectId, json::JsonFault, key::ApiKey};
 use futures::{FutureExt, StreamExt, stream};
 use serde::Serialize;
-use service_kit::clock;
+use service_kit::{clock, traces::Span};
 use sha2::{Digest, Sha256};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
@@ -30,7 +30,7 @@ use tracing::Instrument;
 use crate::{
     body,
     error::ApiError,
-    idempotency::{self, IDEMPOTENT_REPLAYED},
+    idempotency::{self, Claim, IDEMPOTENT_REPLAYED},
     lines::{Cutter, Piece},
     routes::{
         Answer,
@@ -38,6 +38,9 @@ use crate::{
     },
     server::App,
 };
+
+/// Where it is served.
+pub(crate) const ROUTE: &str = "/api/v1/leads/update/bulk";
 
 /// Most updates in a body. Retries of more would be too much to do twice.
 pub(crate) const MAX_LINES: usize = 10_000;
@@ -55,21 +58,10 @@ const ERROR_CHARS: usize = 500;
 
 /// Answers with a line per update.
 pub(crate) async fn handle(app: Arc<App>, key: Arc<ApiKey>, request: Request) -> Answer {
-    let headers = request.headers();
-    if !body::is_json_or_lines(headers) {
-        return Err(ApiError::UnsupportedMediaType);
-    }
-    if headers.contains_key(IF_MATCH) {
-        return Err(ApiError::field("If-Match", "is about one lead: give expectedVersion in each line"));
-    }
-    let client_key = idempotency::key(headers)?;
-    let traceparent = update_lead::traceparent(headers).unwrap_or_else(clock::new_traceparent);
-    let slot = app.bulk_slot()?;
-    let broker = app.broker()?;
-    let claim = match client_key {
-        Some(client_key) => Some(app.idempotency.claim_bulk(&broker.js, key.project_id, &client_key).await?),
-        None => None,
-    };
+    let (mut span, traceparent) = update_lead::begin_trace(&app, ROUTE, request.headers());
+    let begun = begin(&app, &key, request.headers()).await;
+    update_lead::note_answer(&mut span, begun.as_ref().map(|_| StatusCode::OK));
+    let (slot, claim) = begun?;
     let (answers, told) = mpsc::unbounded_channel();
     let bulk = Bulk {
         app,
@@ -79,6 +71,7 @@ pub(crate) async fn handle(app: Arc<App>, key: Arc<ApiKey>, request: Request) ->
         answers: Answers { out: answers, room: Arc::new(Semaphore::new(ANSWER_BYTES)) },
         halted: None,
         _slot: slot,
+        _span: span,
     };
     // Not supervised: it ends with the connection, and what it published is supervised by the command log.
     tokio::spawn(bulk.run(request.into_body().into_data_stream()).in_current_span());
@@ -94,6 +87,28 @@ pub(crate) async fn handle(app: Arc<App>, key: Arc<ApiKey>, request: Request) ->
     Ok(response)
 }
 
+/// What a request needs before its body is read.
+async fn begin(
+    app: &App,
+    key: &ApiKey,
+    headers: &HeaderMap,
+) -> Result<(OwnedSemaphorePermit, Option<Claim>), ApiError> {
+    if !body::is_json_or_lines(headers) {
+        return Err(ApiError::UnsupportedMediaType);
+    }
+    if headers.contains_key(IF_MATCH) {
+        return Err(ApiError::field("If-Match", "is about one lead: give expectedVersion in each line"));
+    }
+    let client_key = idempotency::key(headers)?;
+    let slot = app.bulk_slot()?;
+    let broker = app.broker()?;
+    let claim = match client_key {
+        Some(client_key) => Some(app.idempotency.claim_bulk(&broker.js, key.project_id, &client_key).await?),
+        None => None,
+    };
+    Ok((slot, claim))
+}
+
 /// A bulk request under way.
 struct Bulk {
     app: Arc<App>,
@@ -105,6 +120,8 @@ struct Bulk {
     /// Why no more is published: the log is away or full, and to try again with every chunk would take for ever.
     halted: Option<ApiError>,
     _slot: OwnedSemaphorePermit,
+    /// The request's: it lasts until the body is read and answered.
+    _span: Span,
 }
 
 /// A line that was read.

@@ -6,6 +6,7 @@ use async_nats::Client;
 use axum::{
     extract::Request,
     http::{HeaderMap, HeaderValue, StatusCode},
+    response::Response,
 };
 use contract::{
     JsonObject, ObjectId,
@@ -19,7 +20,10 @@ use contract::{
 };
 use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
-use service_kit::clock;
+use service_kit::{
+    clock,
+    traces::{Span, Step},
+};
 
 use crate::{
     body,
@@ -32,6 +36,9 @@ use crate::{
     routes::{Answer, dry_run, get_update, json},
     server::App,
 };
+
+/// Where it is served.
+pub(crate) const ROUTE: &str = "/api/v1/leads/update";
 
 #[derive(Debug, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "UpdateAccepted"))]
@@ -50,15 +57,21 @@ pub(crate) struct Accepted {
 
 /// Answers once the update is in the log.
 pub(crate) async fn handle(app: Arc<App>, key: Arc<ApiKey>, request: Request) -> Answer {
-    let traceparent = traceparent(request.headers()).unwrap_or_else(clock::new_traceparent);
+    let (mut span, traceparent) = begin_trace(&app, ROUTE, request.headers());
+    let answer = accept(&app, &key, request, &traceparent, &mut span).await;
+    note_answer(&mut span, answer.as_ref().map(Response::status));
+    answer
+}
+
+async fn accept(app: &App, key: &ApiKey, request: Request, traceparent: &str, span: &mut Span) -> Answer {
     let client_key = idempotency::key(request.headers())?;
     let if_match = if_match::expected_version(request.headers())?;
     let wait = Wait::of(request.headers());
     let body = body::read(request, app.max_body_bytes).await?;
-    let mut asked = parse(&body, &key)?;
+    let mut asked = parse(&body, key)?;
     asked.command.expected_version = agree(if_match, asked.command.expected_version)?;
     if asked.dry_run {
-        return dry_run::answer(&app, &key, asked).await;
+        return dry_run::answer(app, key, asked).await;
     }
     let Asked { mut command, warnings, .. } = asked;
     let broker = app.broker()?;
@@ -69,12 +82,13 @@ pub(crate) async fn handle(app: Arc<App>, key: Arc<ApiKey>, request: Request) ->
     }
     let Claim { update_id, replayed } = claim;
     command.update_id = Some(update_id);
+    span.update(update_id);
     let waiting = match wait {
-        Some(wait) => Waiting::begin(&app, &broker.client, wait, key.project_id, claim).await,
+        Some(wait) => Waiting::begin(app, &broker.client, wait, key.project_id, claim).await,
         None => None,
     };
     // Also when it was asked for before: whether the first one's command reached the log is not known.
-    app.command_log.append(&broker.commands, key.project_id, update_id, &command, &traceparent).await?;
+    app.command_log.append(&broker.commands, key.project_id, update_id, &command, traceparent).await?;
     let mut preference_applied = None;
     let mut outcome = None;
     if let Some(waiting) = waiting {
@@ -146,8 +160,28 @@ fn agree(header: Option<u32>, body: Option<u32>) -> Result<Option<u32>, ApiError
     }
 }
 
+/// The span of a request, and the trace of what goes on from it: the client's, or a new one.
+pub(crate) fn begin_trace(app: &App, route: &'static str, headers: &HeaderMap) -> (Span, String) {
+    let client = traceparent(headers);
+    let span = app.traces.begin(Step::Request { route }, client.as_deref());
+    let traceparent = span.traceparent().or(client).unwrap_or_else(clock::new_traceparent);
+    (span, traceparent)
+}
+
+/// Notes in a request's span what was answered.
+pub(crate) fn note_answer(span: &mut Span, answer: Result<StatusCode, &ApiError>) {
+    let status = answer.unwrap_or_else(ApiError::status);
+    span.note(|| [("http.response.status_code", i64::from(status.as_u16()).into())]);
+    if let Err(error) = answer {
+        span.note(|| [("leadrelay.error_code", error.code().to_owned().into())]);
+        if status.is_server_error() {
+            span.fail(status.as_str().to_owned(), error);
+        }
+    }
+}
+
 /// The trace that the client's request belongs to.
-pub(crate) fn traceparent(headers: &HeaderMap) -> Option<String> {
+fn traceparent(headers: &HeaderMap) -> Option<String> {
     let text = headers.get(headers::TRACEPARENT)?.to_str().ok()?;
     is_traceparent(text).then(|| text.to_owned())
 }

@@ -1,0 +1,319 @@
+//! Traces: the spans of an update, exported over OTLP/HTTP where the standard variables say where to
+//! (<https://opentelemetry.io/docs/specs/otel/protocol/exporter/>), named as OpenTelemetry's conventions have it.
+//!
+//! A span hangs beneath the `traceparent` that came along, and what goes on from it carries the span's own. Where none is
+//! exported, what came along goes on as it came, and a span costs a look at an [`Option`].
+
+use std::{
+    borrow::Cow,
+    env,
+    error::Error,
+    sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, SystemTime},
+};
+
+use anyhow::Context as _;
+use async_trait::async_trait;
+use bytes::Bytes;
+use contract::trace::is_traceparent;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+pub use opentelemetry::Value;
+use opentelemetry::{
+    Context, KeyValue,
+    trace::{
+        Span as _, SpanBuilder, SpanContext, SpanId, SpanKind, Status, TraceContextExt, TraceFlags, TraceId,
+        TraceState, TracerProvider,
+    },
+};
+use opentelemetry_http::{HttpClient, HttpError, Request, Response};
+use opentelemetry_otlp::{
+    OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_EXPORTER_OTLP_TIMEOUT_DEFAULT, OTEL_EXPORTER_OTLP_TRACES_ENDPOINT, SpanExporter,
+    WithHttpConfig,
+};
+use opentelemetry_sdk::{
+    Resource,
+    error::OTelSdkResult,
+    trace::{SdkTracer, SdkTracerProvider, SpanData},
+};
+use tokio::runtime::Handle;
+
+use crate::{clock, nats::chain, tls};
+
+/// How long the last spans may take to leave when a service ends. Longer waits for a slow collector, shorter ends sooner.
+pub const FLUSH: Duration = Duration::from_secs(2);
+/// How much of a collector's answer is read.
+const MAX_ANSWER: usize = 64 << 10;
+
+/// A step of an update's way that is a span.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// 1 Accept: a client's request, until it is answered.
+    Request {
+        /// Its route.
+        route: &'static str,
+    },
+    /// 1 Accept: commands on their way into the log, until it acked them.
+    Publish,
+    /// 3 Read to 5 Apply: an update, from the reading of its batch to the commit.
+    Apply,
+    /// 6 Announce: an event, until the stream acked it.
+    Announce,
+    /// 7 Deliver: an event, from its arrival until its deliveries are recorded.
+    Deliver,
+    /// 7 Deliver, 8 Retry: one attempt at a callback.
+    Attempt,
+}
+
+impl Step {
+    fn name(self) -> Cow<'static, str> {
+        match self {
+            Self::Request { route } => format!("POST {route}").into(),
+            Self::Publish => "publish LEAD_COMMANDS".into(),
+            Self::Apply => "apply LEAD_COMMANDS".into(),
+            Self::Announce => "announce LEAD_EVENTS".into(),
+            Self::Deliver => "deliver LEAD_EVENTS".into(),
+            Self::Attempt => "POST".into(),
+        }
+    }
+
+    fn kind(self) -> SpanKind {
+        match self {
+            Self::Request { .. } => SpanKind::Server,
+            Self::Publish | Self::Announce => SpanKind::Producer,
+            Self::Apply | Self::Deliver => SpanKind::Consumer,
+            Self::Attempt => SpanKind::Client,
+        }
+    }
+
+    /// What is the same for all spans of the step.
+    fn attributes(self) -> Vec<KeyValue> {
+        let messaging = |operation, kind, stream| {
+            vec![
+                KeyValue::new("messaging.system", "nats"),
+                KeyValue::new("messaging.operation.name", operation),
+                KeyValue::new("messaging.operation.type", kind),
+                KeyValue::new("messaging.destination.name", stream),
+            ]
+        };
+        match self {
+            Self::Request { route } => {
+                vec![KeyValue::new("http.request.method", "POST"), KeyValue::new("http.route", route)]
+            }
+            Self::Publish => messaging("publish", "send", "LEAD_COMMANDS"),
+            Self::Apply => messaging("apply", "process", "LEAD_COMMANDS"),
+            Self::Announce => messaging("announce", "send", "LEAD_EVENTS"),
+            Self::Deliver => messaging("deliver", "process", "LEAD_EVENTS"),
+            Self::Attempt => vec![KeyValue::new("http.request.method", "POST")],
+        }
+    }
+}
+
+/// Where a service's spans go: to an exporter, or nowhere.
+#[derive(Debug, Clone, Default)]
+pub struct Traces(Option<Exporting>);
+
+#[derive(Debug, Clone)]
+struct Exporting {
+    provider: SdkTracerProvider,
+    tracer: SdkTracer,
+}
+
+impl Traces {
+    /// Exports what the environment says where it says so; to be called on a runtime.
+    ///
+    /// # Errors
+    /// When a variable holds what it cannot, such as an endpoint that is no URL.
+    pub fn from_env(service: &'static str) -> anyhow::Result<Self> {
+        let is_set = |name| env::var(name).is_ok_and(|value| !value.is_empty());
+        let disabled = env::var("OTEL_SDK_DISABLED").is_ok_and(|value| value.eq_ignore_ascii_case("true"));
+        if disabled || ![OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_EXPORTER_OTLP_TRACES_ENDPOINT].into_iter().any(is_set) {
+            return Ok(Self::default());
+        }
+        let exporter = SpanExporter::builder().with_http().with_http_client(Poster::new()?).build();
+        let exporter = exporter.context("cannot export traces as the OTEL_EXPORTER_OTLP variables say")?;
+        let mut resource = Resource::builder().with_attributes([
+            KeyValue::new("service.namespace", "leadrelay"),
+            KeyValue::new("service.version", env!("CARGO_PKG_VERSION")),
+        ]);
+        if !is_set("OTEL_SERVICE_NAME") {
+            resource = resource.with_service_name(service);
+        }
+        let provider =
+            SdkTracerProvider::builder().with_batch_exporter(Quietly(exporter)).with_resource(resource.build()).build();
+        tracing::info!("exporting traces");
+        Ok(Self::to(provider))
+    }
+
+    fn to(provider: SdkTracerProvider) -> Self {
+        let tracer = provider.tracer("leadrelay");
+        Self(Some(Exporting { provider, tracer }))
+    }
+
+    /// Begins a span now, beneath the `traceparent` that came along.
+    pub fn begin(&self, step: Step, parent: Option<&str>) -> Span {
+        match self.0 {
+            Some(_) => self.begin_at(step, parent, clock::precise()),
+            None => Span(None),
+        }
+    }
+
+    /// Begins a span of what began at this time.
+    pub fn begin_at(&self, step: Step, parent: Option<&str>, at: SystemTime) -> Span {
+        let Some(Exporting { tracer, .. }) = &self.0 else { return Span(None) };
+        let parent = parent.and_then(context);
+        let stays_out = parent.as_ref().is_some_and(|parent| !parent.is_sampled());
+        let context = match parent {
+            Some(parent) => Context::new().with_remote_span_context(parent),
+            None => Context::new(),
+        };
+        let builder = SpanBuilder::from_name(step.name()).with_kind(step.kind()).with_start_time(at);
+        let mut span = builder.start_with_context(tracer, &context);
+        if span.is_recording() {
+            span.set_attributes(step.attributes());
+        } else if stays_out || !span.span_context().is_valid() {
+            return Span(None);
+        }
+        Span(Some(Box::new(span)))
+    }
+
+    /// Exports what there is, in the time that [`FLUSH`] gives; then no more.
+    pub async fn end(self) {
+        let Some(Exporting { provider, .. }) = self.0 else { return };
+        let flush = move || provider.shutdown_with_timeout(FLUSH);
+        if !matches!(tokio::task::spawn_blocking(flush).await, Ok(Ok(()))) {
+            tracing::warn!("the last spans may not have left");
+        }
+    }
+}
+
+/// A span, until it is dropped.
+#[derive(Debug)]
+#[must_use]
+pub struct Span(Option<Box<opentelemetry_sdk::trace::Span>>);
+
+impl Span {
+    /// The `traceparent` of what goes on from here; none where what came along goes on as it came.
+    pub fn traceparent(&self) -> Option<String> {
+        let context = self.0.as_ref()?.span_context();
+        Some(format!("00-{}-{}-{:02x}", context.trace_id(), context.span_id(), context.trace_flags()))
+    }
+
+    /// Notes what is only worth making where somebody reads it.
+    pub fn note<const N: usize>(&mut self, attributes: impl FnOnce() -> [(&'static str, Value); N]) {
+        if let Some(span) = self.recording() {
+            span.set_attributes(attributes().map(|(key, value)| KeyValue::new(key, value)));
+        }
+    }
+
+    /// Notes whose update it is.
+    pub fn update(&mut self, update_id: contract::ObjectId) {
+        self.note(|| [("leadrelay.update_id", update_id.to_string().into())]);
+    }
+
+    /// Notes that it failed: `kind` has few values, `why` is for people.
+    pub fn fail(&mut self, kind: impl Into<Cow<'static, str>>, why: impl std::fmt::Display) {
+        if let Some(span) = self.recording() {
+            span.set_attribute(KeyValue::new("error.type", kind.into()));
+            span.set_status(Status::error(why.to_string()));
+        }
+    }
+
+    /// Ends it at this time.
+    pub fn end_at(mut self, at: SystemTime) {
+        if let Some(span) = self.recording() {
+            span.end_with_timestamp(at);
+        }
+    }
+
+    fn recording(&mut self) -> Option<&mut opentelemetry_sdk::trace::Span> {
+        self.0.as_deref_mut().filter(|span| span.is_recording())
+    }
+}
+
+/// The context that a `traceparent` names.
+fn context(traceparent: &str) -> Option<SpanContext> {
+    if !is_traceparent(traceparent) {
+        return None;
+    }
+    let trace_id = TraceId::from_hex(&traceparent[3..35]).ok()?;
+    let span_id = SpanId::from_hex(&traceparent[36..52]).ok()?;
+    let flags = TraceFlags::new(u8::from_str_radix(&traceparent[53..], 16).ok()?);
+    Some(SpanContext::new(trace_id, span_id, flags, true, TraceState::default()))
+}
+
+/// Keeps failures to itself: the [`Poster`] says so when it begins to fail, and not with every batch.
+#[derive(Debug)]
+struct Quietly(SpanExporter);
+
+impl opentelemetry_sdk::trace::SpanExporter for Quietly {
+    async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
+        if let Err(e) = self.0.export(batch).await {
+            tracing::debug!("spans are lost: {e}");
+        }
+        Ok(())
+    }
+
+    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
+        self.0.shutdown_with_timeout(timeout)
+    }
+
+    fn set_resource(&mut self, resource: &Resource) {
+        self.0.set_resource(resource);
+    }
+}
+
+/// The HTTP client of the exporter, which has a thread of its own: requests run on the service's runtime.
+#[derive(Debug)]
+struct Poster {
+    runtime: Handle,
+    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    /// Whether the last request failed: logged when it changes.
+    failing: AtomicBool,
+}
+
+impl Poster {
+    fn new() -> anyhow::Result<Self> {
+        let connector = HttpsConnectorBuilder::new().with_tls_config(tls::client()?).https_or_http().enable_http1();
+        let client = Client::builder(TokioExecutor::new()).build(connector.build());
+        Ok(Self { runtime: Handle::current(), client, failing: AtomicBool::new(false) })
+    }
+}
+
+#[async_trait]
+impl HttpClient for Poster {
+    async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
+        let endpoint = request.uri().clone();
+        let client = self.client.clone();
+        let post = async move {
+            let (head, body) = client.request(request.map(Full::new)).await?.into_parts();
+            let body = Limited::new(body, MAX_ANSWER).collect().await?.to_bytes();
+            Ok::<_, HttpError>(Response::from_parts(head, body))
+        };
+        let post = self.runtime.spawn(tokio::time::timeout(OTEL_EXPORTER_OTLP_TIMEOUT_DEFAULT, post));
+        let answer = match post.await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(e)) => Err(e.into()),
+            Err(e) => Err(e.into()),
+        };
+        let failure = match &answer {
+            Ok(answer) if answer.status().is_success() => None,
+            Ok(answer) => Some(format!("it answers {}", answer.status())),
+            Err(e) => Some(chain(&**e as &(dyn Error + 'static))),
+        };
+        match failure {
+            Some(why) if !self.failing.swap(true, Ordering::Relaxed) => {
+                tracing::warn!(%endpoint, "cannot export traces, they are lost until it goes again: {why}");
+            }
+            None if self.failing.swap(false, Ordering::Relaxed) => {
+                tracing::info!(%endpoint, "traces are exported again");
+            }
+            _ => {}
+        }
+        answer
+    }
+}
