@@ -38,8 +38,11 @@ SECRETS = {
     "secrets-keys": None,
     "nats-tls": {"tls.crt", "tls.key", "ca.crt"},
 }
-# Variables that no program of ours reads: parts of NATS_URL, and those of Postgres clients.
-OTHER_VARIABLES = {"NATS_SCHEME", "NATS_HOST", "NATS_PASSWORD", "PGSSLMODE", "PGSSLROOTCERT"}
+# Variables that no program of ours reads itself: parts of NATS_URL, those of Postgres clients, those of OpenTelemetry.
+OTHER_VARIABLES = {
+    "NATS_SCHEME", "NATS_HOST", "NATS_PASSWORD", "PGSSLMODE", "PGSSLROOTCERT",
+    "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_TRACES_SAMPLER", "OTEL_TRACES_SAMPLER_ARG",
+}
 
 faults = []
 

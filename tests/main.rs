@@ -34,4 +34,5 @@ mod stack;
 mod story;
 mod tenancy;
 mod tls;
+mod traces;
 mod vendor;

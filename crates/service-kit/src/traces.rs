@@ -294,7 +294,8 @@ impl HttpClient for Poster {
             let body = Limited::new(body, MAX_ANSWER).collect().await?.to_bytes();
             Ok::<_, HttpError>(Response::from_parts(head, body))
         };
-        let post = self.runtime.spawn(tokio::time::timeout(OTEL_EXPORTER_OTLP_TIMEOUT_DEFAULT, post));
+        // The timer, too, is the runtime's.
+        let post = self.runtime.spawn(async { tokio::time::timeout(OTEL_EXPORTER_OTLP_TIMEOUT_DEFAULT, post).await });
         let answer = match post.await {
             Ok(Ok(answer)) => answer,
             Ok(Err(e)) => Err(e.into()),
@@ -315,5 +316,97 @@ impl HttpClient for Poster {
             _ => {}
         }
         answer
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use opentelemetry_sdk::trace::Sampler;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SAMPLED: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    const UNSAMPLED: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00";
+
+    /// Keeps what is exported.
+    #[derive(Debug, Default, Clone)]
+    struct Kept(Arc<Mutex<Vec<SpanData>>>);
+
+    impl opentelemetry_sdk::trace::SpanExporter for Kept {
+        async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
+            self.0.lock().unwrap().extend(batch);
+            Ok(())
+        }
+    }
+
+    fn traces(sampler: Sampler) -> (Traces, Kept) {
+        let kept = Kept::default();
+        let provider = SdkTracerProvider::builder().with_simple_exporter(kept.clone()).with_sampler(sampler).build();
+        (Traces::to(provider), kept)
+    }
+
+    fn by_parent(root: Sampler) -> Sampler {
+        Sampler::ParentBased(Box::new(root))
+    }
+
+    #[test]
+    fn where_nothing_is_exported_all_goes_on_as_it_came() {
+        for parent in [Some(SAMPLED), Some(UNSAMPLED), Some("nonsense"), None] {
+            let mut span = Traces::default().begin(Step::Publish, parent);
+            span.note(|| -> [_; 1] { unreachable!("nobody reads it") });
+            assert_eq!(span.traceparent(), None);
+        }
+    }
+
+    #[test]
+    fn a_span_hangs_beneath_what_came_and_lends_its_own_id() {
+        let (traces, kept) = traces(by_parent(Sampler::AlwaysOn));
+        let mut span = traces.begin(Step::Apply, Some(SAMPLED));
+        let own = span.traceparent().unwrap();
+        assert!(is_traceparent(&own) && own[..36] == SAMPLED[..36] && own[53..] == SAMPLED[53..], "{own}");
+        assert_ne!(own[36..52], SAMPLED[36..52]);
+        span.fail("refused", "no");
+        let end = clock::precise() + Duration::from_secs(1);
+        span.end_at(end);
+        let span = kept.0.lock().unwrap().remove(0);
+        assert_eq!(
+            (span.parent_span_id.to_string().as_str(), span.span_context.span_id().to_string().as_str()),
+            (&SAMPLED[36..52], &own[36..52])
+        );
+        assert_eq!(
+            (span.name.as_ref(), span.span_kind, span.end_time),
+            ("apply LEAD_COMMANDS", SpanKind::Consumer, end)
+        );
+        assert_eq!(span.status, Status::error("no"));
+    }
+
+    #[test]
+    fn what_is_not_sampled_is_not_exported_and_the_decision_goes_on() {
+        let (on, kept) = traces(by_parent(Sampler::AlwaysOn));
+        assert_eq!(on.begin(Step::Apply, Some(UNSAMPLED)).traceparent(), None, "as it came");
+        let (off, kept_off) = traces(by_parent(Sampler::AlwaysOff));
+        let begun = off.begin(Step::Apply, None).traceparent().unwrap();
+        assert!(is_traceparent(&begun) && begun.ends_with("-00"), "{begun}");
+        assert!(kept.0.lock().unwrap().is_empty() && kept_off.0.lock().unwrap().is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_comes_what_goes_on_is_a_trace(
+            parent in prop_oneof![".*", "0[01]-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-.)?", "00-0{32}-[0-9a-f]{16}-01"]
+        ) {
+            let (traces, _) = traces(by_parent(Sampler::AlwaysOn));
+            let begun = traces.begin(Step::Deliver, Some(&parent)).traceparent();
+            match begun {
+                Some(begun) => {
+                    prop_assert!(is_traceparent(&begun));
+                    prop_assert!(!is_traceparent(&parent) || begun[..36] == parent[..36]);
+                }
+                None => prop_assert!(is_traceparent(&parent)),
+            }
+        }
     }
 }
