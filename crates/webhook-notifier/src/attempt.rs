@@ -365,7 +365,7 @@ mod tests {
         let to = Prepared::new(callback, &guard(&["127.0.0.0/8"]));
         let signatures = |millis| {
             let now = Timestamp::from_millis(millis);
-            let request = request(&to, &delivery(), now).unwrap();
+            let request = request(&to, &delivery(), Some(TRACE), now).unwrap();
             let header = request.headers()["webhook-signature"].to_str().unwrap().to_owned();
             let by = |secrets: &[&str]| {
                 let secrets = secrets.iter().map(|secret| (*secret).into()).collect::<Vec<contract::sealed::Secret>>();
