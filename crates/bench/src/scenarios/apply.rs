@@ -25,7 +25,7 @@ pub(crate) const RATIO: &str = "applied, ratio to the floor of the statements";
 pub(crate) const TO_SINGLE: &str = "applied, ratio to a transaction per update";
 const LEADS: u64 = 100_000;
 /// Updates a second to have in the log, so that it does not run empty.
-const AT_MOST: u64 = 60_000;
+const AT_MOST: u64 = 40_000;
 /// How long a million updates may take.
 const PATIENCE: Duration = Duration::from_secs(600);
 
@@ -55,6 +55,8 @@ pub(crate) async fn run(plan: &Plan, report: &mut Report) -> anyhow::Result<()> 
         let after = stack.checkpoint().await?;
         let took = begun.elapsed().as_secs_f64();
         let (taken, _) = meter.stop();
+        let (_, last) = stack.stream(LEAD_COMMANDS).await?;
+        ensure!(after.0 < last, "the log ran empty");
         let applied = (after.0 - before.0) as f64;
         let wal = (stack.written().await?[0] - written[0]) / applied;
         report.detail(
