@@ -1,10 +1,8 @@
 //! 5 Apply: batches of what is there, one transaction each.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    collections::BTreeSet,
+    sync::Arc,
     time::{Instant, SystemTime},
 };
 
@@ -13,6 +11,7 @@ use contract::headers;
 use service_kit::{
     clock,
     nats::{chain, patient},
+    postgres::Session,
     publish::{PublishError, publish_all},
     traces::{Span, Step, Traces},
 };
@@ -22,14 +21,15 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     announce::Batch,
+    cache::Shared,
     decide::{Limits, weight_of_held},
     entry::{Body, DeadLetter, Entry, LogMessage},
     fold::{LedgerRow, Names, World, fold},
     metrics::Metrics,
-    prefetch::{Ahead, Overlay, understand},
+    prefetch::{Ahead, learn, understand},
     store::{
         StoreError,
-        batch::{self, RulesCache, WriteError},
+        batch::{self, KnownRules, WriteError},
         checkpoint::Checkpoint,
         held,
         ledger::Announcement,
@@ -51,6 +51,8 @@ pub(crate) enum ApplyError {
 /// Applies what comes out of the log until shutdown, and hands every batch to the announcer.
 pub(crate) struct Applier {
     pub(crate) pool: PgPool,
+    /// Where batches are written.
+    pub(crate) session: Session,
     pub(crate) js: jetstream::Context,
     pub(crate) limits: Limits,
     pub(crate) checkpoint: Checkpoint,
@@ -61,11 +63,9 @@ pub(crate) struct Applier {
     pub(crate) look: bool,
     /// How many updates are held. While there are some, each batch is compared with them.
     pub(crate) holding: u64,
-    /// How many batches were written.
-    pub(crate) written: Arc<AtomicU64>,
-    /// What those made of leads that may have been read before.
-    pub(crate) overlay: Overlay,
-    pub(crate) rules: RulesCache,
+    /// What is known of leads, what the batches made of them included.
+    pub(crate) cache: Arc<Shared>,
+    pub(crate) rules: KnownRules,
     pub(crate) metrics: Metrics,
     pub(crate) traces: Traces,
 }
@@ -80,6 +80,9 @@ enum Failure {
     /// Too much to hold in memory at once.
     #[error("the batch is too large")]
     TooLarge,
+    /// A process was configured anew since its rules were read. Nothing was written.
+    #[error("it was decided by rules that are not valid any more")]
+    OtherRules,
 }
 
 impl Applier {
@@ -143,8 +146,8 @@ impl Applier {
                         tokio::time::sleep(delays.next().unwrap_or_default()).await;
                     }
                     Err(Failure::Write(WriteError::Store(e))) => return Err(ApplyError::Stop(e)),
-                    // A single message is never too large to try.
-                    Err(Failure::TooLarge) => {}
+                    // A single message is never too large to try. New rules are known by now.
+                    Err(Failure::TooLarge | Failure::OtherRules) => {}
                 }
             }
         }
@@ -163,15 +166,12 @@ impl Applier {
         let Some((last_seq, logged_at)) = messages.last().map(|message| (message.sequence, message.logged_at)) else {
             return Ok(());
         };
-        let (entries, mut dead_letters, fetched) = match (refused, ahead) {
+        let (entries, mut dead_letters, known) = match (refused, ahead) {
             (Some(error), _) => {
                 let refused = messages.iter().map(|message| DeadLetter::unapplicable(message.sequence, error.clone()));
                 (Vec::new(), refused.collect(), None)
             }
-            (None, Some(ahead)) => {
-                let fetched = ahead.fetched.map(|fetched| (fetched, ahead.written));
-                (ahead.entries, ahead.dead_letters, fetched)
-            }
+            (None, Some(ahead)) => (ahead.entries, ahead.dead_letters, ahead.unknown.zip(Some(ahead.written))),
             (None, None) => {
                 let (entries, dead_letters) = understand(messages.iter().copied());
                 (entries, dead_letters, None)
@@ -180,19 +180,16 @@ impl Applier {
 
         let alone = messages.len() == 1;
         let names = Names::of(&entries);
-        let mut world = match fetched {
-            Some((fetched, written)) => {
-                let mut world =
-                    batch::complete(&self.pool, fetched, &mut self.rules).await.map_err(WriteError::Store)?;
-                self.overlay.bring_up_to_date(written, &mut world);
-                world
-            }
-            None => {
-                let budget = if alone { usize::MAX } else { batch::BYTES };
-                let read = batch::read(&self.pool, &names, &mut self.rules, budget).await;
-                read.map_err(WriteError::Store)?.ok_or(Failure::TooLarge)?
-            }
+        let known = known.and_then(|(read, written)| {
+            let mut cache = self.cache.lock();
+            cache.remembers(written).then(|| cache.world(&names, read))
+        });
+        let mut world = match known {
+            Some(world) => world,
+            None => self.learn(&names, if alone { usize::MAX } else { batch::BYTES }).await?,
         };
+        let processes: BTreeSet<_> = world.leads.values().map(|lead| lead.process_id).collect();
+        world.rules = self.rules.of(&self.pool, &processes).await.map_err(WriteError::Store)?;
         if self.look {
             world.known = batch::read_known(&self.pool, &names).await.map_err(WriteError::Store)?;
         }
@@ -212,17 +209,24 @@ impl Applier {
         self.bury(messages, &dead_letters).await?;
         let announced = *self.announced.borrow();
         let mut spans = self.begin(&mut plan.rows, read_at, messages.len());
-        let written = batch::write(&self.pool, &self.checkpoint, (last_seq, logged_at), announced, &plan, now).await;
+        let revisions = self.rules.revisions(&processes);
+        let from = &self.checkpoint;
+        let batch = batch::Batch { from, last_seq, logged_at, revisions: &revisions, announced, plan: &plan };
+        let written = batch::write(&mut self.session, &batch, now).await;
         if let Err(e) = &written {
             spans.iter_mut().for_each(|span| span.fail("not_committed", e));
         }
         drop(spans);
+        if let Err(WriteError::Fenced) = written
+            && self.rules.renew(&self.pool, &processes).await.map_err(WriteError::Store)?
+        {
+            return Err(Failure::OtherRules);
+        }
         written?;
         self.checkpoint.last_seq = last_seq;
         self.look = look;
         self.holding = (self.holding + plan.newly_held.len() as u64).saturating_sub(plan.released.len() as u64);
-        let written = self.written.fetch_add(1, Ordering::Release) + 1;
-        self.overlay.add(written, &plan);
+        self.cache.lock().wrote(&plan);
         self.metrics.applied(&plan.rows);
         for dead in &dead_letters {
             self.metrics.dead_letter(dead.reason);
@@ -244,6 +248,14 @@ impl Applier {
         // If the announcer is gone, so is this term; the ledger still has the events.
         let _ = self.announcer.send(Batch { announcements, up_to: last_seq }).await;
         Ok(())
+    }
+
+    /// All that is known of what a batch names once what is not known was read, now.
+    async fn learn(&mut self, names: &Names, budget: usize) -> Result<World, Failure> {
+        // Nothing is forgotten meanwhile: only a batch that is written makes that happen.
+        let (unknown, _) = self.cache.lock().unknown(names);
+        let read = learn(&mut self.session, &unknown, budget).await.map_err(WriteError::Store)?;
+        Ok(self.cache.lock().world(names, read.ok_or(Failure::TooLarge)?))
     }
 
     /// Begins the spans of updates; what is announced of these goes on from there.

@@ -210,35 +210,44 @@ pub fn decide(
     }
     check_expectations(lead, command)?;
 
-    let mut lead = lead.clone();
-    let mut warnings = Vec::new();
     let taker = match &command.target_state {
         Some(target) => {
             let state = rules.state(target).ok_or_else(|| Refusal::UnknownState { target: target.clone() })?;
             check_transition(&lead.state, target, rules)?;
-            lead.state.clone_from(target);
             Some(state)
         }
         None => None,
     };
-    if let Some(disposition) = &command.disposition {
-        match taker {
-            Some(state) if state.takes_disposition() => lead.disposition = Some(disposition.clone()),
-            Some(state) => warnings.push(format!("disposition was ignored: the state {:?} takes none", state.name)),
-            None => warnings.push("disposition was ignored: it is stored with a targetState only".into()),
-        }
-    }
-    if let Some(name) = &command.name {
-        lead.name = Some(name.clone());
-    }
-    if let Some(patch) = &command.metadata {
-        lead.metadata = merge(&lead.metadata, patch, rules.metadata_merge);
-    }
-    let bytes = lead.metadata.get().len();
+    let metadata = match &command.metadata {
+        Some(patch) => merge(&lead.metadata, patch, rules.metadata_merge),
+        None => lead.metadata.clone(),
+    };
+    let bytes = metadata.get().len();
     if bytes > limits.metadata_bytes {
         return Err(Refusal::MetadataTooLarge { bytes, limit: limits.metadata_bytes });
     }
-    lead.version += 1;
+    let mut warnings = Vec::new();
+    let disposition = match (&command.disposition, taker) {
+        (Some(disposition), Some(state)) if state.takes_disposition() => Some(disposition),
+        (Some(_), Some(state)) => {
+            warnings.push(format!("disposition was ignored: the state {:?} takes none", state.name));
+            None
+        }
+        (Some(_), None) => {
+            warnings.push("disposition was ignored: it is stored with a targetState only".into());
+            None
+        }
+        (None, _) => None,
+    };
+    let lead = Lead {
+        reference_id: lead.reference_id.clone(),
+        name: command.name.as_ref().or(lead.name.as_ref()).cloned(),
+        state: command.target_state.as_ref().unwrap_or(&lead.state).clone(),
+        disposition: disposition.or(lead.disposition.as_ref()).cloned(),
+        metadata,
+        version: lead.version + 1,
+        ..*lead
+    };
     Ok(Change { lead, warnings })
 }
 

@@ -23,7 +23,7 @@ use crate::{
 #[derive(Debug, Clone, Default)]
 pub struct World {
     /// Leads by id.
-    pub leads: HashMap<ObjectId, Lead>,
+    pub leads: HashMap<ObjectId, Arc<Lead>>,
     /// Leads by process and external id.
     pub references: HashMap<(ObjectId, String), ObjectId>,
     /// Calls by lead.
@@ -107,7 +107,7 @@ pub struct LedgerRow {
 #[derive(Debug, Default)]
 pub struct Plan {
     /// The leads that changed, as they are after the batch, by id.
-    pub leads: Vec<Lead>,
+    pub leads: Vec<Arc<Lead>>,
     /// The leads whose calls changed, with all their calls, by id.
     pub calls: Vec<(ObjectId, Vec<Call>)>,
     /// The leads of which other updates are held than before, with all that are held of them, by id.
@@ -278,11 +278,11 @@ impl Folding {
     }
 
     /// Notes what became of an update of this lead.
-    fn conclude(&mut self, update: Update, decided_seq: u64, found: Option<Lead>, outcome: Result<Change, Refusal>) {
-        let event = completion(&update, found.as_ref(), &outcome, self.applied_at);
+    fn conclude(&mut self, update: Update, decided_seq: u64, found: Option<Arc<Lead>>, outcome: Result<Change, Refusal>) {
+        let event = completion(&update, found.as_deref(), &outcome, self.applied_at);
         if let Ok(change) = outcome {
             self.changed.insert(change.lead.lead_id);
-            self.world.leads.insert(change.lead.lead_id, change.lead);
+            self.world.leads.insert(change.lead.lead_id, Arc::new(change.lead));
         }
         let Update { epoch, log_seq, logged_at, command, text, traceparent, .. } = update;
         self.plan.rows.push(LedgerRow {
@@ -353,7 +353,7 @@ impl World {
         command: &UpdateCommand,
         now: Timestamp,
         limits: Limits,
-    ) -> (Lead, Result<Change, Refusal>) {
+    ) -> (Arc<Lead>, Result<Change, Refusal>) {
         let lead = &self.leads[&lead_id];
         let calls = self.calls.get(&lead_id).map_or(&[][..], Vec::as_slice);
         let rules = self.rules.get(&lead.process_id).cloned().unwrap_or_default();
@@ -439,7 +439,7 @@ mod tests {
             serde_json::from_str(r#"{"states":[{"name":"new"},{"name":"interested"}],"callTimeoutSeconds":10}"#)
                 .unwrap();
         World {
-            leads: [(LEAD, lead)].into(),
+            leads: [(LEAD, Arc::new(lead))].into(),
             references: [((PROCESS, "R".to_owned()), LEAD)].into(),
             rules: [(PROCESS, Arc::new(rules))].into(),
             ..World::default()

@@ -4,10 +4,7 @@
 //! that hangs is cut by the server, so that a standby takes over within [`LEASE`]. What a leader that was cut still
 //! has in hand fails at the checkpoint's compare-and-set.
 
-use std::{
-    sync::{Arc, atomic::AtomicU64},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use async_nats::jetstream;
@@ -21,6 +18,7 @@ use service_kit::{
     config::DatabaseConfig,
     health::Readiness,
     nats::{self, chain},
+    postgres::Session,
     retention::Keep,
     traces::Traces,
 };
@@ -34,18 +32,19 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     announce::{self, Announcer},
     apply::{Applier, ApplyError},
+    cache,
     decide::Limits,
     expiry,
     housekeeping::Housekeeper,
     metrics::Metrics,
-    prefetch::{Overlay, prefetch},
+    prefetch::prefetch,
     projection::Projector,
     reader,
     recovery::{self, Scene, diagnose, lost_events, taken_back},
     secrets::Sealer,
     store::{
         self, StoreError,
-        batch::RulesCache,
+        batch::KnownRules,
         checkpoint::{self, Checkpoint},
         held,
     },
@@ -270,11 +269,12 @@ impl Leader {
         let (read, log_entries) = reader::channel();
         // One batch ahead.
         let (ahead, to_apply) = mpsc::channel(1);
-        let written = Arc::<AtomicU64>::default();
+        let cache = Arc::<cache::Shared>::default();
         let (applied, to_announce) = announce::channel();
         let after = (checkpoint.last_seq, checkpoint.last_logged_at);
         let applier = Applier {
             pool: self.pool.clone(),
+            session: Session::new(self.pool.clone()),
             js: self.js.clone(),
             limits,
             checkpoint: checkpoint.clone(),
@@ -282,9 +282,8 @@ impl Leader {
             announced: announcer.announced.subscribe(),
             look: false,
             holding,
-            written: written.clone(),
-            overlay: Overlay::default(),
-            rules: RulesCache::default(),
+            cache: cache.clone(),
+            rules: KnownRules::default(),
             metrics: self.metrics.clone(),
             traces: self.traces.clone(),
         };
@@ -325,7 +324,7 @@ impl Leader {
             expiry.await;
             Ok(TermEnd::Again("telling of expired calls ended".into()))
         });
-        let prefetch = prefetch(self.pool.clone(), log_entries, written, ahead);
+        let prefetch = prefetch(self.pool.clone(), log_entries, cache, ahead);
         background.spawn(async move {
             prefetch.await;
             // Whoever ended at either side of it says why.

@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 mod admin;
 mod announce;
 mod apply;
+mod cache;
 mod configure;
 pub mod decide;
 pub mod entry;

@@ -19,7 +19,7 @@ use crate::{
     fold::{Names, World, fold},
     store::{
         StoreError,
-        batch::{self, RulesCache},
+        batch::{self, KnownRules},
         checkpoint, held,
         leads::{self, Address},
         ledger,
@@ -112,7 +112,11 @@ impl Queries {
         let now = clock::now();
         let entries = vec![Entry { sequence: 0, logged_at: now, project_id: query.project_id, body }];
         let names = Names::of(&entries);
-        let world = batch::read(&self.pool, &names, &mut RulesCache::default(), usize::MAX).await?.unwrap_or_default();
+        let mut connection = self.pool.acquire().await.map_err(StoreError::from)?;
+        let mut world = batch::read(&mut connection, &names, usize::MAX).await?.unwrap_or_default();
+        drop(connection);
+        let processes = world.leads.values().map(|lead| lead.process_id).collect();
+        world.rules = KnownRules::default().of(&self.pool, &processes).await?;
         try_on(world, entries, now, self.limits())
             .ok_or_else(|| RpcError::new(500, "internal", "the update was not decided"))
     }

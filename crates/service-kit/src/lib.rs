@@ -1,5 +1,5 @@
 //! What every service needs around its part of the flow: configuration, telemetry, lifecycle, health, metrics, HTTP
-//! serving, NATS connection, streams, buckets and queries.
+//! serving, NATS connection, streams, buckets and queries, and of Postgres what more than one of them needs.
 
 pub mod batch;
 mod choice;
@@ -11,6 +11,8 @@ pub mod kv;
 pub mod lifecycle;
 pub mod metrics;
 pub mod nats;
+#[cfg(feature = "postgres")]
+pub mod postgres;
 pub mod publish;
 pub mod retention;
 pub mod rpc;

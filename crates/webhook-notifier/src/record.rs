@@ -1,19 +1,24 @@
 //! 7 Deliver, 8 Retry: what was attempted and what comes next goes to Postgres, batch by batch.
 //!
-//! Reports that arrive while a batch is written are the next batch; one alone waits for nobody.
+//! Reports that arrive while a batch is written are the next batch. One that follows it closely waits a moment for company
+//! where nothing waits for it: a transaction takes much more than a report in it.
 
 use std::{
     collections::{HashSet, VecDeque},
     sync::Arc,
-    time::Instant,
+    time::Duration,
 };
 
 use service_kit::{
     health::Readiness,
     nats::{chain, patient},
+    postgres::Session,
 };
-use sqlx::PgPool;
-use tokio::sync::{Notify, mpsc, oneshot};
+use sqlx::{Connection, PgPool};
+use tokio::{
+    sync::{Notify, mpsc, oneshot},
+    time::{Instant, timeout_at},
+};
 
 use crate::{
     delivery::{Origin, Report, Standing},
@@ -27,6 +32,10 @@ const MAX_REPORTS: usize = 500;
 const MAX_BYTES: usize = 4 * 1024 * 1024;
 /// Reports that wait. Whoever brings one more waits, and with it the slots and the pull.
 const QUEUE: usize = 1024;
+
+/// How soon after the last transaction the next one begins, unless somebody waits for it or it is full. Longer makes fewer and
+/// larger ones; what a crash meets unrecorded is delivered again.
+const PACE: Duration = Duration::from_millis(10);
 
 /// The recorder is gone; it ends only with the service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -56,7 +65,7 @@ impl Recorder {
 #[derive(Debug)]
 pub(crate) struct Recording {
     queue: mpsc::Receiver<Pending>,
-    pool: PgPool,
+    session: Session,
     readiness: Readiness,
     /// Told when something is to be announced.
     announce: Arc<Notify>,
@@ -71,14 +80,17 @@ pub(crate) fn recorder(
     metrics: Metrics,
 ) -> (Recorder, Recording) {
     let (sender, queue) = mpsc::channel(QUEUE);
-    (Recorder(sender), Recording { queue, pool, readiness, announce, metrics })
+    (Recorder(sender), Recording { queue, session: Session::new(pool), readiness, announce, metrics })
 }
 
 impl Recording {
     pub(crate) async fn run(mut self) -> anyhow::Result<()> {
         let mut waiting = VecDeque::new();
         let mut arrived = Vec::new();
+        let mut next = Instant::now();
         while self.queue.recv_many(&mut arrived, MAX_REPORTS).await > 0 {
+            self.gather(&mut arrived, next).await;
+            next = Instant::now() + PACE;
             waiting.extend(arrived.drain(..).map(|Pending { report, recorded }| (report, recorded)));
             while !waiting.is_empty() {
                 let (reports, recorded): (Vec<_>, Vec<_>) = next_batch(&mut waiting).into_iter().unzip();
@@ -94,8 +106,20 @@ impl Recording {
         Ok(())
     }
 
+    /// Waits for more until it is time, a batch is full, or something that waits for its record has come.
+    async fn gather(&mut self, arrived: &mut Vec<Pending>, until: Instant) {
+        let mut seen = 0;
+        while arrived.len() < MAX_REPORTS && !arrived[seen..].iter().any(|pending| is_waited_for(&pending.report)) {
+            seen = arrived.len();
+            let room = MAX_REPORTS - seen;
+            if !matches!(timeout_at(until, self.queue.recv_many(arrived, room)).await, Ok(1..)) {
+                break;
+            }
+        }
+    }
+
     /// Writes a batch, and goes on trying until it is written.
-    async fn write(&self, reports: &[Report]) {
+    async fn write(&mut self, reports: &[Report]) {
         for delay in patient() {
             match self.try_write(reports).await {
                 Ok(()) => break,
@@ -112,18 +136,27 @@ impl Recording {
         }
     }
 
-    async fn try_write(&self, reports: &[Report]) -> sqlx::Result<()> {
+    async fn try_write(&mut self, reports: &[Report]) -> sqlx::Result<()> {
+        let mut connection = self.session.take().await?;
         if reports
             .iter()
             .all(|report| report.origin == Origin::Event && report.disable.is_none() && report.delivery.order.is_none())
         {
             // One statement, which is a transaction: what most batches are.
-            return store::record::record(&mut *self.pool.acquire().await?, reports).await;
+            store::record::record(&mut connection, reports).await?;
+        } else {
+            let mut transaction = connection.begin().await?;
+            store::record::record(&mut transaction, reports).await?;
+            transaction.commit().await?;
         }
-        let mut transaction = self.pool.begin().await?;
-        store::record::record(&mut transaction, reports).await?;
-        transaction.commit().await
+        self.session.keep(connection);
+        Ok(())
     }
+}
+
+/// Whether something goes on only when this is recorded: a claim's slot, or the next delivery of a callback with an order.
+fn is_waited_for(report: &Report) -> bool {
+    report.origin == Origin::Claim || report.delivery.order.is_some()
 }
 
 /// Takes the next batch off the queue: bounded, and no delivery twice in it; what does not fit keeps its order.

@@ -1,13 +1,14 @@
 //! 5 Apply: what a batch reads, and the one transaction that it writes.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::Arc,
 };
 
 use contract::{ObjectId, Timestamp, process::Rules};
 use futures::TryStreamExt;
-use sqlx::{PgConnection, PgExecutor, PgPool};
+use service_kit::postgres::Session;
+use sqlx::{Connection, PgConnection, PgPool};
 
 use super::{StoreError, checkpoint::Checkpoint, held, id, object, time};
 use crate::{
@@ -15,74 +16,35 @@ use crate::{
     fold::{Names, Plan, World},
 };
 
-/// The rules of processes, as last read, by process and revision.
-#[derive(Debug, Default)]
-pub(crate) struct RulesCache {
-    rules: HashMap<ObjectId, (i64, Arc<Rules>)>,
-}
-
-/// Most processes whose rules are kept; past it the cache starts anew.
-const CACHED_RULES: usize = 10_000;
+/// Most processes whose rules are kept; past it they are read anew.
+const KEPT_RULES: usize = 10_000;
 
 /// Most bytes of metadata that a batch reads or announces, unless a single entry has more. A larger bound costs memory, a
 /// smaller one splits batches of large leads.
 pub(crate) const BYTES: usize = 16 << 20;
 
-/// What was read of all that a batch names, but the rules.
-#[derive(Debug, Default)]
-pub(crate) struct Fetched {
-    world: World,
-    /// Of the rules of the leads' processes.
-    revisions: HashMap<ObjectId, i64>,
-}
-
 /// Reads all that a batch names, but the rules. None if the leads' metadata is more than `budget` bytes.
 ///
 /// Outside of the batch's transaction: only the leader changes leads that are there, and a leader that is none any
-/// more fails at the checkpoint. So nothing here needs a lock.
-pub(crate) async fn fetch(pool: &PgPool, names: &Names, budget: usize) -> Result<Option<Fetched>, StoreError> {
-    let mut fetched = Fetched::default();
-    // Of leads that are named by their ids the calls can be read at the same time.
-    let (whole, (calls, mut holding)) =
-        tokio::try_join!(read_leads(pool, names, &mut fetched, budget), read_calls(pool, names.leads.iter().copied()))?;
-    if !whole {
-        return Ok(None);
-    }
-    fetched.world.calls = calls;
-    if !names.references.is_empty() {
-        let others = fetched.world.leads.keys().filter(|lead| !names.leads.contains(lead)).copied();
-        let (calls, others_holding) = read_calls(pool, others).await?;
-        fetched.world.calls.extend(calls);
-        holding.extend(others_holding);
-    }
-    if !holding.is_empty() {
-        let Some(held) = held::of_leads(pool, holding.into_iter(), budget).await? else { return Ok(None) };
-        fetched.world.held = held;
-    }
-    Ok(Some(fetched))
-}
-
-/// Completes what was fetched with the rules of processes, of which only what is not in the cache is read.
-pub(crate) async fn complete(pool: &PgPool, fetched: Fetched, cache: &mut RulesCache) -> Result<World, StoreError> {
-    let Fetched { mut world, revisions } = fetched;
-    world.rules = read_rules(pool, revisions, cache).await?;
-    Ok(world)
-}
-
-/// Reads all that a batch names. None if the leads' metadata is more than `budget` bytes.
-///
-/// Which of the updates are in the ledger already is not looked up: one that is there makes [`write()`] fail with
-/// [`WriteError::Known`].
+/// more fails at the checkpoint. So nothing here needs a lock. Which of the updates are in the ledger already is not looked
+/// up: one that is there makes [`write()`] fail with [`WriteError::Known`].
 pub(crate) async fn read(
-    pool: &PgPool,
+    connection: &mut PgConnection,
     names: &Names,
-    cache: &mut RulesCache,
     budget: usize,
 ) -> Result<Option<World>, StoreError> {
-    match fetch(pool, names, budget).await? {
-        Some(fetched) => complete(pool, fetched, cache).await.map(Some),
-        None => Ok(None),
+    let mut world = World::default();
+    let Some(in_call) = read_leads(connection, names, &mut world, budget).await? else { return Ok(None) };
+    if in_call.is_empty() {
+        return Ok(Some(world));
     }
+    let (calls, holding) = read_calls(connection, &in_call).await?;
+    world.calls = calls;
+    if !holding.is_empty() {
+        let Some(held) = held::of_leads(connection, holding.into_iter(), budget).await? else { return Ok(None) };
+        world.held = held;
+    }
+    Ok(Some(world))
 }
 
 /// A lead as it stands in the table.
@@ -96,8 +58,7 @@ struct LeadRow {
     disposition: Option<String>,
     metadata: String,
     version: i64,
-    /// Of its process's rules.
-    revision: i64,
+    in_call: bool,
 }
 
 impl TryFrom<LeadRow> for Lead {
@@ -119,31 +80,41 @@ impl TryFrom<LeadRow> for Lead {
     }
 }
 
-/// Reads leads row by row, so that no more than the budget is ever held; false if that is not enough.
+/// Reads leads row by row, so that no more than the budget is ever held; which of them have calls. None if that is not
+/// enough.
 async fn read_leads(
-    pool: &PgPool,
+    connection: &mut PgConnection,
     names: &Names,
-    Fetched { world, revisions }: &mut Fetched,
+    world: &mut World,
     mut budget: usize,
-) -> Result<bool, StoreError> {
+) -> Result<Option<Vec<ObjectId>>, StoreError> {
+    let mut in_call = Vec::new();
+    let mut add = |row: LeadRow, world: &mut World| {
+        let Some(left) = budget.checked_sub(row.metadata.len()) else { return Ok(None) };
+        budget = left;
+        let has_call = row.in_call;
+        let lead = Arc::new(Lead::try_from(row)?);
+        if has_call {
+            in_call.push(lead.lead_id);
+        }
+        world.leads.insert(lead.lead_id, lead.clone());
+        Ok::<_, StoreError>(Some(lead))
+    };
     if !names.leads.is_empty() {
         let ids: Vec<_> = names.leads.iter().map(|lead| *lead.as_bytes()).collect();
         let mut rows = sqlx::query_as!(
             LeadRow,
             r#"SELECT l.lead_id, l.project_id, l.process_id, l.reference_id, l.name, l.state, l.disposition,
                       l.metadata::text AS "metadata!", l.version,
-                      (SELECT p.revision FROM lead_state.processes p WHERE p.process_id = l.process_id) AS "revision!"
+                      EXISTS (SELECT FROM lead_state.active_calls c WHERE c.lead_id = l.lead_id) AS "in_call!"
                FROM lead_state.leads l WHERE l.lead_id = ANY($1::bytea[])"#,
             &ids as _
         )
-        .fetch(pool);
+        .fetch(&mut *connection);
         while let Some(row) = rows.try_next().await? {
-            let Some(left) = budget.checked_sub(row.metadata.len()) else { return Ok(false) };
-            budget = left;
-            let revision = row.revision;
-            let lead = Lead::try_from(row)?;
-            revisions.insert(lead.process_id, revision);
-            world.leads.insert(lead.lead_id, lead);
+            if add(row, world)?.is_none() {
+                return Ok(None);
+            }
         }
     }
     if !names.references.is_empty() {
@@ -154,7 +125,7 @@ async fn read_leads(
             LeadRow,
             r#"SELECT l.lead_id, l.project_id, l.process_id, l.reference_id, l.name, l.state, l.disposition,
                       l.metadata::text AS "metadata!", l.version,
-                      (SELECT p.revision FROM lead_state.processes p WHERE p.process_id = l.process_id) AS "revision!"
+                      EXISTS (SELECT FROM lead_state.active_calls c WHERE c.lead_id = l.lead_id) AS "in_call!"
                FROM unnest($1::bytea[], $2::text[]) AS n (process_id, reference_id)
                CROSS JOIN LATERAL (
                    SELECT * FROM lead_state.leads l
@@ -165,40 +136,32 @@ async fn read_leads(
             &processes as _,
             &references as _
         )
-        .fetch(pool);
+        .fetch(&mut *connection);
         while let Some(row) = rows.try_next().await? {
-            let Some(left) = budget.checked_sub(row.metadata.len()) else { return Ok(false) };
-            budget = left;
-            let revision = row.revision;
-            let lead = Lead::try_from(row)?;
-            revisions.insert(lead.process_id, revision);
+            let Some(lead) = add(row, world)? else { return Ok(None) };
             if let Some(reference) = &lead.reference_id {
                 world.references.insert((lead.process_id, reference.clone()), lead.lead_id);
             }
-            world.leads.insert(lead.lead_id, lead);
         }
     }
-    Ok(true)
+    Ok(Some(in_call))
 }
 
 /// The calls of leads, and of which of them updates are held.
 async fn read_calls(
-    pool: &PgPool,
-    leads: impl Iterator<Item = ObjectId>,
+    connection: &mut PgConnection,
+    leads: &[ObjectId],
 ) -> Result<(HashMap<ObjectId, Vec<Call>>, HashSet<ObjectId>), StoreError> {
-    let ids: Vec<_> = leads.map(|lead| *lead.as_bytes()).collect();
+    let ids: Vec<_> = leads.iter().map(|lead| *lead.as_bytes()).collect();
     let mut calls = HashMap::<_, Vec<Call>>::new();
     let mut holding = HashSet::new();
-    if ids.is_empty() {
-        return Ok((calls, holding));
-    }
     let rows = sqlx::query!(
         r#"SELECT c.lead_id, c.call_id, c.started_at, c.expires_at,
                   EXISTS (SELECT FROM lead_state.held_updates h WHERE h.lead_id = c.lead_id) AS "holding!"
            FROM lead_state.active_calls c WHERE c.lead_id = ANY($1::bytea[])"#,
         &ids as _
     )
-    .fetch_all(pool)
+    .fetch_all(connection)
     .await?;
     for row in rows {
         let lead_id = id("active_calls", "lead_id", &row.lead_id)?;
@@ -240,24 +203,47 @@ pub(crate) async fn read_known(pool: &PgPool, names: &Names) -> Result<HashSet<(
         .collect()
 }
 
-/// The rules of processes at these revisions; only what is not in the cache is read.
-async fn read_rules(
-    pool: &PgPool,
-    revisions: HashMap<ObjectId, i64>,
-    cache: &mut RulesCache,
-) -> Result<HashMap<ObjectId, Arc<Rules>>, StoreError> {
-    if cache.rules.len() > CACHED_RULES {
-        cache.rules.clear();
+/// The rules of processes, as last read, with their revisions.
+#[derive(Debug, Default)]
+pub(crate) struct KnownRules(HashMap<ObjectId, (i64, Arc<Rules>)>);
+
+impl KnownRules {
+    /// The rules of processes; only those that are not known are read.
+    pub(crate) async fn of(
+        &mut self,
+        pool: &PgPool,
+        processes: &BTreeSet<ObjectId>,
+    ) -> Result<HashMap<ObjectId, Arc<Rules>>, StoreError> {
+        let unknown: Vec<_> = processes.iter().filter(|process| !self.0.contains_key(process)).copied().collect();
+        if self.0.len() + unknown.len() > KEPT_RULES {
+            self.0.clear();
+        }
+        self.read(pool, &unknown).await?;
+        let rules = |process: &ObjectId| self.0.get(process).map(|(_, rules)| (*process, rules.clone()));
+        Ok(processes.iter().filter_map(rules).collect())
     }
-    let is_stale = |(process, revision): &(&ObjectId, &i64)| {
-        cache.rules.get(process).is_none_or(|(cached, _)| cached != *revision)
-    };
-    let stale: Vec<_> = revisions.iter().filter(is_stale).map(|(process, _)| *process.as_bytes()).collect();
-    if !stale.is_empty() {
+
+    /// Reads the rules of processes again; whether they are others than were known.
+    pub(crate) async fn renew(&mut self, pool: &PgPool, processes: &BTreeSet<ObjectId>) -> Result<bool, StoreError> {
+        let known = self.revisions(processes);
+        self.read(pool, &processes.iter().copied().collect::<Vec<_>>()).await?;
+        Ok(self.revisions(processes) != known)
+    }
+
+    /// The processes of these whose rules are known, and their revisions.
+    pub(crate) fn revisions(&self, processes: &BTreeSet<ObjectId>) -> Vec<(ObjectId, i64)> {
+        processes.iter().filter_map(|process| Some((*process, self.0.get(process)?.0))).collect()
+    }
+
+    async fn read(&mut self, pool: &PgPool, processes: &[ObjectId]) -> Result<(), StoreError> {
+        if processes.is_empty() {
+            return Ok(());
+        }
+        let ids: Vec<_> = processes.iter().map(|process| *process.as_bytes()).collect();
         let rows = sqlx::query!(
             r#"SELECT process_id AS "process_id!", revision, config::text AS "config!"
                FROM lead_state.processes WHERE process_id = ANY($1::bytea[])"#,
-            &stale as _
+            &ids as _
         )
         .fetch_all(pool)
         .await?;
@@ -267,11 +253,10 @@ async fn read_rules(
                 table: "processes",
                 fault: format!("config of {process_id}: {e}"),
             })?;
-            cache.rules.insert(process_id, (row.revision, Arc::new(rules)));
+            self.0.insert(process_id, (row.revision, Arc::new(rules)));
         }
+        Ok(())
     }
-    let rules = |process| cache.rules.get(&process).map(|(_, rules)| (process, rules.clone()));
-    Ok(revisions.into_keys().filter_map(rules).collect())
 }
 
 /// The SQLSTATE that `lead_state.all_there` raises.
@@ -281,7 +266,7 @@ const GONE: &str = "LR001";
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum WriteError {
     /// The checkpoint is not where this reader left it: somebody else leads now, or the commit of this very batch
-    /// went through unheard. Nothing was written.
+    /// went through unheard. Or rules that it was decided by are not of these revisions any more. Nothing was written.
     #[error("the checkpoint was moved by another reader")]
     Fenced,
     /// An update is in the ledger already, or held. Nothing was written; whoever looked before knows which.
@@ -306,38 +291,48 @@ impl From<sqlx::Error> for WriteError {
     }
 }
 
-/// Writes a batch that ends with the log's entry `last_seq` in one transaction: checkpoint, leads, calls, what is held, ledger. All of it
-/// or nothing. Notes on the way how far the announcements are.
-pub(crate) async fn write(
-    pool: &PgPool,
-    from: &Checkpoint,
-    to: (u64, Timestamp),
-    published: (i32, u64),
-    plan: &Plan,
-    now: Timestamp,
-) -> Result<(), WriteError> {
+/// A batch to be written.
+#[derive(Debug)]
+pub(crate) struct Batch<'a> {
+    /// Where the checkpoint must be.
+    pub(crate) from: &'a Checkpoint,
+    /// The log entry that the batch ends with.
+    pub(crate) last_seq: u64,
+    /// When the log stored that.
+    pub(crate) logged_at: Timestamp,
+    /// The processes by whose rules it was decided, and the revisions of these.
+    pub(crate) revisions: &'a [(ObjectId, i64)],
+    /// How far the announcements are, to be noted on the way.
+    pub(crate) announced: (i32, u64),
+    /// What it changes.
+    pub(crate) plan: &'a Plan,
+}
+
+/// Writes a batch in one transaction: checkpoint, leads, calls, what is held, ledger. All of it or nothing.
+pub(crate) async fn write(session: &mut Session, batch: &Batch<'_>, now: Timestamp) -> Result<(), WriteError> {
+    let plan = batch.plan;
+    let mut connection = session.take().await?;
     if plan.calls.is_empty() && plan.newly_held.is_empty() && plan.released.is_empty() {
         // A statement is a transaction: nothing more need be said to Postgres.
-        return write_updates(pool, from, to, published, plan, now).await;
+        write_updates(&mut connection, batch, now).await?;
+    } else {
+        let mut transaction = connection.begin().await?;
+        write_updates(&mut transaction, batch, now).await?;
+        if !plan.calls.is_empty() {
+            write_calls(&mut transaction, &plan.calls).await?;
+        }
+        held::write(&mut transaction, batch.from, plan).await?;
+        transaction.commit().await?;
     }
-    let mut transaction = pool.begin().await?;
-    write_updates(&mut *transaction, from, to, published, plan, now).await?;
-    if !plan.calls.is_empty() {
-        write_calls(&mut transaction, &plan.calls).await?;
-    }
-    held::write(&mut transaction, from, plan).await?;
-    transaction.commit().await?;
+    session.keep(connection);
     Ok(())
 }
 
 /// Moves the checkpoint by compare-and-set, and only if that went well changes leads and writes the ledger: a zombie or a
-/// second reader gets no further. One statement, for each costs a round trip, and most batches are small.
+/// second reader gets no further, nor does who decided by rules of yesterday. One statement, for each costs a round trip, and most batches are small.
 async fn write_updates(
-    executor: impl PgExecutor<'_>,
-    from: &Checkpoint,
-    (last_seq, logged_at): (u64, Timestamp),
-    (published_epoch, published_seq): (i32, u64),
-    plan: &Plan,
+    connection: &mut PgConnection,
+    &Batch { from, last_seq, logged_at, revisions, announced: (published_epoch, published_seq), plan }: &Batch<'_>,
     now: Timestamp,
 ) -> Result<(), WriteError> {
     fn column<'a, R, T>(rows: &'a [R], value: impl Fn(&'a R) -> T) -> Vec<T> {
@@ -355,6 +350,8 @@ async fn write_updates(
                    published_epoch = greatest(published_epoch, $4),
                    published_seq = CASE WHEN (published_epoch, published_seq) < ($4, $5) THEN $5 ELSE published_seq END
                WHERE stream = $6 AND generation = $7 AND epoch = $8 AND last_seq = $9
+                   AND NOT EXISTS (SELECT FROM unnest($39::bytea[], $40::bigint[]) AS r (process_id, revision)
+                                   JOIN lead_state.processes p USING (process_id) WHERE p.revision <> r.revision)
                RETURNING 1
            ), changed AS (
                UPDATE lead_state.leads AS l
@@ -423,9 +420,11 @@ async fn write_updates(
         &column(rows, |row| time(row.event.timestamp)),
         &column(rows, |row| row.epoch),
         &column(rows, |row| (row.decided_seq != row.log_seq || row.epoch != from.epoch).then_some(row.decided_seq as i64)) as _,
-        leads.len() as i64
+        leads.len() as i64,
+        &column(revisions, |(process, _)| *process.as_bytes()) as _,
+        &column(revisions, |(_, revision)| *revision)
     )
-    .fetch_one(executor)
+    .fetch_one(connection)
     .await?;
     if moved { Ok(()) } else { Err(WriteError::Fenced) }
 }

@@ -29,7 +29,7 @@ pub(crate) async fn count(pool: &PgPool) -> Result<u64, StoreError> {
 
 /// What is held of these leads, in the order of the log. None if the commands are more than `budget` bytes.
 pub(crate) async fn of_leads(
-    pool: &PgPool,
+    connection: &mut PgConnection,
     leads: impl Iterator<Item = ObjectId>,
     mut budget: usize,
 ) -> Result<Option<HashMap<ObjectId, Vec<Arc<Held>>>>, StoreError> {
@@ -40,7 +40,7 @@ pub(crate) async fn of_leads(
            FROM lead_state.held_updates WHERE lead_id = ANY($1::bytea[]) ORDER BY lead_id, epoch, log_seq"#,
         &ids as _
     )
-    .fetch(pool);
+    .fetch(connection);
     while let Some(row) = rows.try_next().await? {
         let Some(left) = budget.checked_sub(row.command.len()) else { return Ok(None) };
         budget = left;
