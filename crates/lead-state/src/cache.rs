@@ -42,9 +42,11 @@ pub(crate) struct Cache {
     references: HashMap<(ObjectId, String), ObjectId>,
     bytes: usize,
     most: usize,
-    /// How many batches were written.
+    /// How many batches were decided.
+    decided: u64,
+    /// How many of these were written.
     written: u64,
-    /// How many had been written, at the most, when what is forgotten now was last used.
+    /// The last batch that used what is forgotten now.
     forgotten: Option<u64>,
 }
 
@@ -54,7 +56,7 @@ struct Known {
     lead: Arc<Lead>,
     calls: Vec<Call>,
     held: Vec<Arc<Held>>,
-    /// How many batches were written when it was last used.
+    /// The last batch that used it, by its number; the one before the oldest that may, where it was asked for ahead.
     used: u64,
 }
 
@@ -76,7 +78,7 @@ impl Default for Cache {
 impl Cache {
     fn of(most: usize) -> Self {
         let leads = LruCache::unbounded();
-        Self { leads, references: HashMap::new(), bytes: 0, most, written: 0, forgotten: None }
+        Self { leads, references: HashMap::new(), bytes: 0, most, decided: 0, written: 0, forgotten: None }
     }
 
     /// What of these names must be read, and how many batches are written.
@@ -84,14 +86,15 @@ impl Cache {
         let written = self.written;
         let mut unknown = |lead_id: &ObjectId| match self.leads.get_mut(lead_id) {
             Some(known) => {
-                known.used = written;
+                known.used = known.used.max(written);
                 false
             }
             None => true,
         };
         let leads = names.leads.iter().filter(|lead_id| unknown(lead_id)).copied().collect();
         let references = names.references.iter();
-        let references = references.filter(|name| self.references.get(name).is_none_or(&mut unknown)).cloned().collect();
+        let references =
+            references.filter(|name| self.references.get(name).is_none_or(&mut unknown)).cloned().collect();
         (Names { leads, references, ..Names::default() }, written)
     }
 
@@ -112,7 +115,7 @@ impl Cache {
         }
         for lead_id in names.leads.iter().chain(world.references.values()) {
             let Some(known) = self.leads.get_mut(lead_id) else { continue };
-            known.used = self.written;
+            known.used = self.decided + 1;
             world.leads.insert(*lead_id, known.lead.clone());
             if !known.calls.is_empty() {
                 world.calls.insert(*lead_id, known.calls.clone());
@@ -132,17 +135,17 @@ impl Cache {
             }
             let calls = calls.remove(&lead_id).unwrap_or_default();
             let held = held.remove(&lead_id).unwrap_or_default();
-            let known = Known { lead, calls, held, used: self.written };
+            let known = Known { lead, calls, held, used: self.decided };
             self.bytes += known.bytes();
             self.leads.put(lead_id, known);
         }
         self.references.extend(references);
     }
 
-    /// Notes what a batch made of the leads in its world, once that is written.
-    pub(crate) fn wrote(&mut self, plan: &Plan) {
+    /// Notes what the next batch makes of the leads in its world.
+    pub(crate) fn decided(&mut self, plan: &Plan) {
         let mut change = |lead_id: &ObjectId, change: &mut dyn FnMut(&mut Known)| {
-            // What is not known was forgotten since the batch was decided; nothing else is ever in a plan.
+            // All that a plan changes was in its world, and nothing is forgotten between the two.
             let Some(known) = self.leads.get_mut(lead_id) else { return };
             self.bytes -= known.bytes();
             change(known);
@@ -157,8 +160,15 @@ impl Cache {
         for (lead_id, held) in &plan.held {
             change(lead_id, &mut |known| known.held.clone_from(held));
         }
+        self.decided += 1;
+    }
+
+    /// Notes that the oldest batch that was decided is written, and forgets what is too much: not what those still to be
+    /// written made, which cannot be read.
+    pub(crate) fn written(&mut self) {
         self.written += 1;
         while self.bytes > self.most
+            && self.leads.peek_lru().is_some_and(|(_, known)| known.used <= self.written)
             && let Some((_, known)) = self.leads.pop_lru()
         {
             self.bytes -= known.bytes();
@@ -168,10 +178,21 @@ impl Cache {
             }
         }
     }
+
+    /// Forgets everything, because what was decided last is not written.
+    pub(crate) fn forget(&mut self) {
+        self.leads.clear();
+        self.references.clear();
+        self.bytes = 0;
+        self.decided = self.written;
+        self.forgotten = Some(self.written);
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::VecDeque;
+
     use contract::JsonObject;
     use proptest::prelude::*;
 
@@ -237,7 +258,8 @@ mod tests {
         assert!(cache.remembers(written));
         let world = cache.world(&both, read(&database, &unknown));
         assert_eq!(versions(&world), database);
-        cache.wrote(&Plan { leads: vec![lead(1, 6)], ..Plan::default() });
+        cache.decided(&Plan { leads: vec![lead(1, 6)], ..Plan::default() });
+        cache.written();
 
         let (unknown, _) = cache.unknown(&both);
         assert_eq!(unknown.leads, [id(3)].into(), "what is not there may be there next time");
@@ -247,43 +269,58 @@ mod tests {
     }
 
     proptest! {
-        /// However many batches are read ahead, and however little is kept: a batch is decided on what the database holds.
+        /// However many batches are read ahead, however late they are written, and however little is kept: a batch is decided on
+        /// what those before it made.
         #[test]
         fn a_batch_sees_what_those_before_it_made(
-            batches in prop::collection::vec((prop::collection::btree_set(0_u8..12, 1..6), any::<bool>()), 1..60),
+            batches in prop::collection::vec(
+                (prop::collection::btree_set(0_u8..12, 1..6), any::<bool>(), any::<bool>(), 0_u8..20), 1..60),
             ahead in 0_usize..3,
             keep in 0_usize..14,
         ) {
             let bytes = Known { lead: lead(1, 1), calls: vec![], held: vec![], used: 0 }.bytes();
             let mut cache = Cache::of(keep * bytes);
             let mut database: HashMap<u8, i64> = (0..10).map(|n| (n, 0)).collect();
-            let batches: Vec<_> =
-                batches.into_iter().map(|(leads, by_id)| (leads.into_iter().collect::<Vec<_>>(), by_id)).collect();
-            let mut read_ahead = std::collections::VecDeque::new();
+            // What was decided and is not written.
+            let mut pending = Vec::<(u8, i64)>::new();
+            let mut read_ahead = VecDeque::new();
             let mut next = batches.iter();
-            for (leads, by_id) in &batches {
-                while read_ahead.len() <= ahead && let Some((leads, by_id)) = next.next() {
-                    let (unknown, written) = cache.unknown(&names(leads, *by_id));
+            for (leads, by_id, waits, fails) in &batches {
+                let leads = leads.iter().copied().collect::<Vec<_>>();
+                while read_ahead.len() <= ahead && let Some((leads, by_id, ..)) = next.next() {
+                    let leads = leads.iter().copied().collect::<Vec<_>>();
+                    let (unknown, written) = cache.unknown(&names(&leads, *by_id));
                     read_ahead.push_back((read(&database, &unknown), written));
                 }
-                let names = names(leads, *by_id);
+                if *fails == 0 {
+                    pending.clear();
+                    cache.forget();
+                }
+                let names = names(&leads, *by_id);
                 let (known, written) = read_ahead.pop_front().unwrap();
                 let world = if cache.remembers(written) {
                     cache.world(&names, known)
                 } else {
-                    let (unknown, written) = cache.unknown(&names);
-                    prop_assert!(cache.remembers(written));
+                    let (unknown, _) = cache.unknown(&names);
                     cache.world(&names, read(&database, &unknown))
                 };
-                let there: HashMap<_, _> = database
-                    .iter().filter(|(n, _)| leads.contains(n)).map(|(n, version)| (*n, *version)).collect();
+                let mut there = database.clone();
+                there.extend(pending.iter().copied());
+                there.retain(|n, _| leads.contains(n));
                 prop_assert_eq!(versions(&world), there.clone());
                 let changed = there.into_iter().map(|(n, version)| lead(n, version + 1)).collect::<Vec<_>>();
-                for lead in &changed {
-                    database.insert(lead.lead_id.as_bytes()[0], lead.version);
+                cache.decided(&Plan { leads: changed.clone(), ..Plan::default() });
+                // At most one is written later than the next one is decided.
+                if cache.decided - cache.written > 1 {
+                    database.extend(pending.drain(..));
+                    cache.written();
                 }
-                cache.wrote(&Plan { leads: changed, ..Plan::default() });
-                prop_assert!(cache.bytes <= keep * bytes);
+                pending.extend(changed.iter().map(|lead| (lead.lead_id.as_bytes()[0], lead.version)));
+                if !waits {
+                    database.extend(pending.drain(..));
+                    cache.written();
+                    prop_assert!(cache.bytes <= keep * bytes);
+                }
                 prop_assert!(cache.references.len() <= cache.leads.len());
             }
         }

@@ -278,7 +278,13 @@ impl Folding {
     }
 
     /// Notes what became of an update of this lead.
-    fn conclude(&mut self, update: Update, decided_seq: u64, found: Option<Arc<Lead>>, outcome: Result<Change, Refusal>) {
+    fn conclude(
+        &mut self,
+        update: Update,
+        decided_seq: u64,
+        found: Option<Arc<Lead>>,
+        outcome: Result<Change, Refusal>,
+    ) {
         let event = completion(&update, found.as_deref(), &outcome, self.applied_at);
         if let Ok(change) = outcome {
             self.changed.insert(change.lead.lead_id);

@@ -31,12 +31,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     announce::{self, Announcer},
-    apply::{Applier, ApplyError},
+    apply::{Applier, ApplyError, Writer},
     cache,
     decide::Limits,
     expiry,
     housekeeping::Housekeeper,
     metrics::Metrics,
+    planner::Planner,
     prefetch::prefetch,
     projection::Projector,
     reader,
@@ -272,21 +273,23 @@ impl Leader {
         let cache = Arc::<cache::Shared>::default();
         let (applied, to_announce) = announce::channel();
         let after = (checkpoint.last_seq, checkpoint.last_logged_at);
-        let applier = Applier {
+        let planner = Planner {
             pool: self.pool.clone(),
-            session: Session::new(self.pool.clone()),
             js: self.js.clone(),
             limits,
             checkpoint: checkpoint.clone(),
-            announcer: applied,
-            announced: announcer.announced.subscribe(),
             look: false,
             holding,
             cache: cache.clone(),
             rules: KnownRules::default(),
-            metrics: self.metrics.clone(),
             traces: self.traces.clone(),
         };
+        let writer = Writer {
+            session: Session::new(self.pool.clone()),
+            checkpoint: checkpoint.clone(),
+            announced: announcer.announced.subscribe(),
+        };
+        let applier = Applier { planner, writer, announcer: applied, metrics: self.metrics.clone() };
         let housekeeper = Housekeeper {
             pool: self.pool.clone(),
             log: log.clone(),

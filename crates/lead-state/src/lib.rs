@@ -35,6 +35,7 @@ mod leader;
 mod lists;
 mod merge;
 mod metrics;
+mod planner;
 mod prefetch;
 mod projection;
 mod queries;
