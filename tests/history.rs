@@ -293,7 +293,7 @@ proptest! {
                 let reference = format!("R-{number}");
                 let lead = new_lead(&leads, &reference);
                 world.references.insert((process_id, reference.clone()), lead_id);
-                world.leads.insert(lead_id, Lead {
+                let known = Lead {
                     lead_id, project_id, process_id,
                     reference_id: Some(reference.clone()),
                     name: lead.name.clone(),
@@ -301,7 +301,8 @@ proptest! {
                     disposition: None,
                     metadata: JsonObject::from_text(lead.metadata.to_string()).expect("metadata"),
                     version: 1,
-                });
+                };
+                world.leads.insert(lead_id, Arc::new(known));
                 model.leads.insert(lead_id.to_string(), lead);
                 leads.leads.push((lead_id.to_string(), reference));
             }

@@ -3,7 +3,7 @@
 //! [`check`] refuses what Postgres or a receiver could not hold or would silently change: NUL characters, lone
 //! surrogates, numbers beyond an f64, duplicate keys, nesting past [`MAX_DEPTH`], invalid UTF-8.
 
-use std::{cell::Cell, collections::HashSet, fmt};
+use std::{borrow::Cow, cell::Cell, collections::HashSet, fmt};
 
 use indexmap::IndexMap;
 use serde::{
@@ -145,7 +145,7 @@ impl<'de> Visitor<'de> for Strict<'_> {
 
 /// A key, borrowed from the text where it has no escapes.
 #[derive(Deserialize)]
-struct Key<'a>(#[serde(borrow)] std::borrow::Cow<'a, str>);
+struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
 
 /// A JSON object as raw text: lead metadata. Its values are never parsed on the way, so a 30-digit number keeps
 /// its digits and keys keep their order.
@@ -158,8 +158,34 @@ pub struct JsonObject(Box<RawValue>);
 #[error("must be a JSON object")]
 pub struct NotAnObject;
 
-/// The members of an object in their order, values raw.
-pub type Members = IndexMap<String, Box<RawValue>>;
+/// The members of an object in their order, values raw, borrowed from its text where they stand there.
+pub type Members<'a> = IndexMap<Cow<'a, str>, Cow<'a, RawValue>>;
+
+/// The members of a text that must be an object.
+pub fn members(text: &str) -> Result<Members<'_>, serde_json::Error> {
+    let mut deserializer = serde_json::Deserializer::from_str(text);
+    let members = deserializer.deserialize_map(Collect)?;
+    deserializer.end()?;
+    Ok(members)
+}
+
+struct Collect;
+
+impl<'de> Visitor<'de> for Collect {
+    type Value = Members<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Self::Value, A::Error> {
+        let mut members = Members::with_capacity(8);
+        while let Some((Key(key), value)) = entries.next_entry::<Key<'_>, &RawValue>()? {
+            members.insert(key, Cow::Borrowed(value));
+        }
+        Ok(members)
+    }
+}
 
 impl JsonObject {
     /// `{}`.
@@ -178,7 +204,7 @@ impl JsonObject {
     }
 
     /// Writes members as one object, without space between them.
-    pub fn from_members(members: &Members) -> Self {
+    pub fn from_members(members: &Members<'_>) -> Self {
         #[allow(clippy::expect_used, reason = "string keys and raw values always serialize")]
         Self(serde_json::value::to_raw_value(members).expect("members serialize"))
     }
@@ -194,9 +220,9 @@ impl JsonObject {
     }
 
     /// The members in order; of a key that stands twice, the last value.
-    pub fn members(&self) -> Members {
+    pub fn members(&self) -> Members<'_> {
         // Checked to be an object when it was made.
-        serde_json::from_str(self.get()).unwrap_or_default()
+        members(self.get()).unwrap_or_default()
     }
 
     /// Whether there is no member.

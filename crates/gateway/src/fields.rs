@@ -1,5 +1,7 @@
 //! 1 Accept: the fields of a request, taken one by one and checked as they are taken.
 
+use std::borrow::Cow;
+
 use contract::{
     JsonObject, ObjectId,
     command::MAX_TEXT_CHARS,
@@ -17,10 +19,10 @@ const NAME_CHARS: usize = 64;
 /// The fields that were not taken yet. JSON null counts as absent, and so does an empty string where a text or an id
 /// is expected: clients of the vendor's API send both for what they have not.
 #[derive(Debug)]
-pub(crate) struct Fields {
+pub(crate) struct Fields<'a> {
     /// What stands before a field's name in messages: `lead.` inside the lead object.
     prefix: &'static str,
-    members: Members,
+    members: Members<'a>,
     /// What was given and is ignored, a sentence each.
     pub(crate) warnings: Vec<String>,
 }
@@ -33,16 +35,16 @@ pub(crate) struct Address {
     pub(crate) process_id: Option<ObjectId>,
 }
 
-impl Fields {
+impl<'a> Fields<'a> {
     /// The fields of a body.
-    pub(crate) fn from_json(body: &[u8]) -> Result<Self, ApiError> {
+    pub(crate) fn from_json(body: &'a [u8]) -> Result<Self, ApiError> {
         let text = json::check(body).map_err(ApiError::InvalidJson)?;
-        let members = serde_json::from_str(text).map_err(|_| ApiError::NotAnObject)?;
+        let members = json::members(text).map_err(|_| ApiError::NotAnObject)?;
         Ok(Self { prefix: "", members, warnings: Vec::new() })
     }
 
     /// The fields of an object that is itself a field.
-    pub(crate) fn from_object(prefix: &'static str, object: &JsonObject) -> Self {
+    pub(crate) fn from_object(prefix: &'static str, object: &'a JsonObject) -> Self {
         Self { prefix, members: object.members(), warnings: Vec::new() }
     }
 
@@ -54,7 +56,7 @@ impl Fields {
                 return Err(ApiError::field(name, "holds the NUL character"));
             }
             let value = serde_json::value::to_raw_value(&value).map_err(|_| ApiError::Internal)?;
-            if members.insert(name.clone().into_owned(), value).is_some() {
+            if members.insert(Cow::Owned(name.clone().into_owned()), Cow::Owned(value)).is_some() {
                 return Err(ApiError::field(name, "stands twice"));
             }
         }
@@ -84,7 +86,7 @@ impl Fields {
     /// Takes an object, as it is.
     pub(crate) fn object(&mut self, name: &str) -> Result<Option<JsonObject>, ApiError> {
         let Some(raw) = self.take(name) else { return Ok(None) };
-        JsonObject::from_raw(raw).map(Some).map_err(|e| self.fault(name, &e.to_string()))
+        JsonObject::from_raw(raw.into_owned()).map(Some).map_err(|e| self.fault(name, &e.to_string()))
     }
 
     /// Takes a whole number, as versions are.
@@ -118,13 +120,13 @@ impl Fields {
     }
 
     /// Takes a field unseen.
-    pub(crate) fn take(&mut self, name: &str) -> Option<Box<RawValue>> {
+    pub(crate) fn take(&mut self, name: &str) -> Option<Cow<'a, RawValue>> {
         // Shifting keeps the order of what stays, for it may become metadata.
         self.members.shift_remove(name).filter(|raw| raw.get() != "null")
     }
 
     /// Takes all that is left.
-    pub(crate) fn rest(&mut self) -> Members {
+    pub(crate) fn rest(&mut self) -> Members<'a> {
         std::mem::take(&mut self.members)
     }
 

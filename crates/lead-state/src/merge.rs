@@ -1,6 +1,10 @@
 //! 4 Decide: merging metadata. Values are moved as raw text, never parsed into numbers and written anew.
 
-use contract::{JsonObject, json::Members, process::MetadataMerge};
+use std::borrow::Cow;
+
+use contract::{JsonObject, process::MetadataMerge};
+use serde_json::value::RawValue;
+
 /// Merges a patch into metadata.
 pub(crate) fn merge(current: &JsonObject, patch: &JsonObject, how: MetadataMerge) -> JsonObject {
     match how {
@@ -15,18 +19,16 @@ pub(crate) fn merge(current: &JsonObject, patch: &JsonObject, how: MetadataMerge
 
 /// JSON Merge Patch of an object (RFC 7396, section 2).
 fn merge_patch(target: Option<&JsonObject>, patch: &JsonObject) -> JsonObject {
-    let mut members = target.map_or_else(Members::new, JsonObject::members);
+    let object = |value: &Cow<'_, RawValue>| JsonObject::from_raw(value.clone().into_owned()).ok();
+    let mut members = target.map(JsonObject::members).unwrap_or_default();
     for (key, value) in patch.members() {
         if value.get() == "null" {
             members.shift_remove(&key);
             continue;
         }
-        let value = match JsonObject::from_raw(value.clone()) {
-            Ok(patch) => {
-                let target = members.get(&key).and_then(|target| JsonObject::from_raw(target.clone()).ok());
-                merge_patch(target.as_ref(), &patch).into_raw()
-            }
-            Err(_) => value,
+        let value = match object(&value) {
+            Some(patch) => Cow::Owned(merge_patch(members.get(&key).and_then(object).as_ref(), &patch).into_raw()),
+            None => value,
         };
         members.insert(key, value);
     }

@@ -1,14 +1,10 @@
 //! `leadctl update send`: an update over HTTP, with all that the gateway takes beside it.
 
-use std::{collections::BTreeMap, process::ExitCode, time::Duration};
+use std::{borrow::Cow, collections::BTreeMap, process::ExitCode, time::Duration};
 
 use anyhow::Context;
 use clap::Args;
-use contract::{
-    JsonObject, ObjectId,
-    json::{self, Members},
-    rpc::UpdateStatus,
-};
+use contract::{JsonObject, ObjectId, json, rpc::UpdateStatus};
 use serde::{Deserialize, Serialize};
 use serde_json::value::to_raw_value;
 
@@ -137,9 +133,9 @@ fn with_members(metadata: Option<JsonObject>, set: Vec<(String, String)>) -> any
     if set.is_empty() {
         return Ok(metadata);
     }
-    let mut members = metadata.map_or_else(Members::new, |metadata| metadata.members());
+    let mut members = metadata.as_ref().map(JsonObject::members).unwrap_or_default();
     for (key, value) in set {
-        members.insert(key, to_raw_value(&value).context("cannot write the metadata")?);
+        members.insert(key.into(), Cow::Owned(to_raw_value(&value).context("cannot write the metadata")?));
     }
     Ok(Some(JsonObject::from_members(&members)))
 }

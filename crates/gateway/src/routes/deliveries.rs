@@ -116,7 +116,7 @@ fn parse(query: &str, key: &ApiKey) -> Result<(ListDeliveries, Vec<String>), Api
     Ok((wanted, fields.warnings))
 }
 
-fn status(fields: &mut Fields) -> Result<Option<DeliveryStatus>, ApiError> {
+fn status(fields: &mut Fields<'_>) -> Result<Option<DeliveryStatus>, ApiError> {
     Ok(match fields.text("status")?.as_deref() {
         None => None,
         Some("pending") => Some(DeliveryStatus::Pending),

@@ -76,7 +76,7 @@ fn parse(body: &[u8], key: &ApiKey) -> Result<(Wanted, Vec<String>), ApiError> {
 }
 
 /// Reads a new lead, and warns of what is ignored.
-pub(crate) fn parse_lead(mut fields: Fields, key: &ApiKey) -> Result<(InitiateLead, Vec<String>), ApiError> {
+pub(crate) fn parse_lead(mut fields: Fields<'_>, key: &ApiKey) -> Result<(InitiateLead, Vec<String>), ApiError> {
     let project_id = required_id(&mut fields, "projectId", "projectId is required in lead object")?;
     let process_id = required_id(&mut fields, "processId", "processId is required in lead object")?;
     if project_id != key.project_id {
@@ -102,12 +102,12 @@ pub(crate) fn parse_lead(mut fields: Fields, key: &ApiKey) -> Result<(InitiateLe
     Ok((lead, fields.warnings))
 }
 
-fn required_id(fields: &mut Fields, name: &str, missing: &'static str) -> Result<ObjectId, ApiError> {
+fn required_id(fields: &mut Fields<'_>, name: &str, missing: &'static str) -> Result<ObjectId, ApiError> {
     fields.id(name)?.ok_or(ApiError::MissingField(missing))
 }
 
 /// `name`, or else `firstName` and, where given, `lastName`.
-fn parse_name(fields: &mut Fields) -> Result<String, ApiError> {
+fn parse_name(fields: &mut Fields<'_>) -> Result<String, ApiError> {
     if let Some(name) = fields.text("name")? {
         for part in ["firstName", "lastName"] {
             if fields.take(part).is_some() {

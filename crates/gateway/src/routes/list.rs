@@ -39,7 +39,7 @@ impl<'a, T: Serialize> Listed<'a, T> {
 }
 
 /// Takes `cursor` and `limit`.
-pub(crate) fn page(fields: &mut Fields) -> Result<(Option<Cursor>, u32), ApiError> {
+pub(crate) fn page(fields: &mut Fields<'_>) -> Result<(Option<Cursor>, u32), ApiError> {
     let cursor = fields.text("cursor")?.map(Cursor::from_text);
     let limit = match fields.text("limit")? {
         None => DEFAULT_LIMIT,
@@ -53,7 +53,7 @@ pub(crate) fn page(fields: &mut Fields) -> Result<(Option<Cursor>, u32), ApiErro
 }
 
 /// Takes a time.
-pub(crate) fn time(fields: &mut Fields, name: &str) -> Result<Option<Timestamp>, ApiError> {
+pub(crate) fn time(fields: &mut Fields<'_>, name: &str) -> Result<Option<Timestamp>, ApiError> {
     let Some(text) = fields.text(name)? else { return Ok(None) };
     // A plus sign that was not escaped is a space by now.
     let at = text.replace(' ', "+").parse();
@@ -61,7 +61,7 @@ pub(crate) fn time(fields: &mut Fields, name: &str) -> Result<Option<Timestamp>,
 }
 
 /// Takes `true` or `false`; `false` where it is not given.
-pub(crate) fn flag(fields: &mut Fields, name: &str) -> Result<bool, ApiError> {
+pub(crate) fn flag(fields: &mut Fields<'_>, name: &str) -> Result<bool, ApiError> {
     match fields.text(name)?.as_deref() {
         None | Some("false") => Ok(false),
         Some("true") => Ok(true),

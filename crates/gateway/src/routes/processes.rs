@@ -1,6 +1,6 @@
 //! 1 Accept: `/api/v1/processes…`: how processes are configured; lead-state knows and changes it.
 
-use std::{str::FromStr, sync::Arc};
+use std::{borrow::Cow, str::FromStr, sync::Arc};
 
 use axum::{
     extract::Request,
@@ -225,7 +225,7 @@ fn parse(body: &[u8], key: &ApiKey, named: Option<Named>) -> Result<(ProcessSpec
     let mut members = given(fields.rest());
     let keep_callbacks = !members.contains_key("callbacks");
     if let Some(callbacks) = members.get_mut("callbacks")
-        && let Ok(each) = serde_json::from_str::<Vec<Members>>(callbacks.get())
+        && let Ok(each) = serde_json::from_str::<Vec<Members<'_>>>(callbacks.get())
     {
         *callbacks = raw(&each.into_iter().map(settable).collect::<Vec<_>>())?;
     }
@@ -247,24 +247,24 @@ pub(crate) fn parse_callback(body: &[u8]) -> Result<CallbackSpec, ApiError> {
 }
 
 /// Without what is null, which counts as absent.
-fn given(mut members: Members) -> Members {
+fn given(mut members: Members<'_>) -> Members<'_> {
     members.retain(|_, value| value.get() != "null");
     members
 }
 
 /// What can be set of a callback.
-fn settable(members: Members) -> Members {
+fn settable(members: Members<'_>) -> Members<'_> {
     let mut members = given(members);
     members.shift_remove("retiringSecrets");
     members
 }
 
-fn raw(value: &impl Serialize) -> Result<Box<RawValue>, ApiError> {
-    to_raw_value(value).map_err(|_| ApiError::Internal)
+fn raw(value: &impl Serialize) -> Result<Cow<'static, RawValue>, ApiError> {
+    to_raw_value(value).map(Cow::Owned).map_err(|_| ApiError::Internal)
 }
 
 /// Members as what they describe. What is wrong is said without the value, which may be a secret.
-fn typed<T: DeserializeOwned>(what: &str, members: &Members) -> Result<T, ApiError> {
+fn typed<T: DeserializeOwned>(what: &str, members: &Members<'_>) -> Result<T, ApiError> {
     let text = serde_json::to_string(members).map_err(|_| ApiError::Internal)?;
     serde_json::from_str(&text).map_err(|e| {
         let fault = mismatch(&e);

@@ -1,6 +1,7 @@
 //! The rows of a file: each as the body of an update, or what is wrong with it.
 
 use std::{
+    borrow::Cow,
     cell::Cell,
     fmt,
     fs::File,
@@ -12,7 +13,7 @@ use std::{
 use anyhow::{Context, bail};
 use contract::{
     JsonObject, ObjectId,
-    json::{self, Members},
+    json::{self, Members, NotAnObject},
 };
 use csv::ByteRecord;
 use serde::Serialize;
@@ -238,24 +239,24 @@ fn body_of_record(columns: &[(String, Column)], record: &ByteRecord, place: Plac
         let members = match column {
             Column::Id(field) => {
                 let id: ObjectId = text.trim().parse().map_err(|_| Fault::of(name, "must be 24 hex digits"))?;
-                body.insert((*field).to_owned(), raw(&id));
+                body.insert((*field).into(), raw(&id));
                 continue;
             }
             Column::Text(field) => {
-                body.insert((*field).to_owned(), raw(text));
+                body.insert((*field).into(), raw(text));
                 continue;
             }
             Column::Version => {
                 let version: u32 = text.trim().parse().map_err(|_| Fault::of(name, "must be a lead's version"))?;
-                body.insert(name.clone(), raw(&version));
+                body.insert(name.as_str().into(), raw(&version));
                 continue;
             }
             Column::Metadata => {
                 let text =
                     json::check(text.as_bytes()).map_err(|e| Fault::of(name, format_args!("is not JSON: {e}")))?;
-                JsonObject::from_text(text.trim().to_owned()).map_err(|e| Fault::of(name, e))?.members()
+                json::members(text).map_err(|_| Fault::of(name, NotAnObject))?
             }
-            Column::Member(key) => Members::from_iter([(key.clone(), raw(text))]),
+            Column::Member(key) => Members::from_iter([(key.as_str().into(), raw(text))]),
         };
         for (key, value) in members {
             if metadata.contains_key(&key) {
@@ -265,7 +266,7 @@ fn body_of_record(columns: &[(String, Column)], record: &ByteRecord, place: Plac
         }
     }
     if !metadata.is_empty() {
-        body.insert("metadata".to_owned(), JsonObject::from_members(&metadata).into_raw());
+        body.insert("metadata".into(), Cow::Owned(JsonObject::from_members(&metadata).into_raw()));
     }
     if !["metadata", "name", "targetState"].iter().any(|field| body.contains_key(*field)) {
         return Err(Fault::of_row("changes nothing: it has no targetState, no name and no metadata"));
@@ -298,9 +299,9 @@ fn of_line(number: u64, text: &[u8], place: Place) -> Row {
 }
 
 /// Makes sure that a body says which lead it is about; whether something had to be added to it.
-fn address(body: &mut Members, place: Place) -> Result<bool, Fault> {
+fn address(body: &mut Members<'_>, place: Place) -> Result<bool, Fault> {
     let given =
-        |body: &Members, name: &str| body.get(name).is_some_and(|value| !matches!(value.get(), "null" | "\"\""));
+        |body: &Members<'_>, name: &str| body.get(name).is_some_and(|value| !matches!(value.get(), "null" | "\"\""));
     if !given(body, "referenceId") {
         return match given(body, "leadId") {
             true => Ok(false),
@@ -316,16 +317,16 @@ fn address(body: &mut Members, place: Place) -> Result<bool, Fault> {
             let why = "has a referenceId, which needs projectId and processId: --project-id and --process-id give them";
             return Err(Fault::of_row(why));
         };
-        body.insert(name.to_owned(), raw(&id));
+        body.insert(name.into(), raw(&id));
         changed = true;
     }
     Ok(changed)
 }
 
 /// A text, id or number as JSON.
-fn raw<T: Serialize + ?Sized>(value: &T) -> Box<RawValue> {
+fn raw<T: Serialize + ?Sized>(value: &T) -> Cow<'static, RawValue> {
     // Nothing that is written so can fail.
-    to_raw_value(value).unwrap_or_else(|_| RawValue::NULL.to_owned())
+    to_raw_value(value).map_or(Cow::Borrowed(RawValue::NULL), Cow::Owned)
 }
 
 #[cfg(test)]
