@@ -163,6 +163,56 @@ async fn a_reader_whose_checkpoint_was_moved_writes_nothing() {
 }
 
 #[tokio::test]
+async fn what_was_decided_ahead_of_a_write_that_failed_is_decided_again() {
+    let stack = Stack::start().await;
+    let applied = stack.process(json!([])).await;
+    let lead_id = stack.api.initiate(applied.process.process_id.expect("an id"), None).await;
+    stack.wait_for_count("SELECT count(*) FROM lead_state.checkpoints", 1, SOON).await;
+
+    // The first update cannot be written while somebody holds the checkpoint; the others are decided meanwhile.
+    let mut other = stack.pool.begin().await.expect("a transaction");
+    sqlx::query("SELECT FROM lead_state.checkpoints FOR UPDATE").execute(&mut *other).await.expect("the checkpoint");
+    let mut updates = vec![stack.api.update(json!({"leadId": lead_id, "metadata": {"n": 0}})).await];
+    let waiting =
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'lead-state' AND wait_event_type = 'Lock'";
+    stack.wait_for_count(waiting, 1, SOON).await;
+    for number in 1..4 {
+        updates.push(stack.api.update(json!({"leadId": lead_id, "metadata": {"n": number}})).await);
+    }
+    let cut = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+               WHERE application_name = 'lead-state' AND wait_event_type = 'Lock'";
+    assert_eq!(stack.count(cut).await, 1);
+    other.rollback().await.expect("rollback");
+
+    for (number, update) in updates.iter().enumerate() {
+        let story = stack.api.outcome(update).await;
+        assert_eq!((&story["status"], &story["version"]), (&json!("succeeded"), &json!(number + 2)));
+    }
+    let metadata = "SELECT count(*) FROM lead_state.leads WHERE version = 5 AND metadata::text = '{\"n\":3}'";
+    assert_eq!(stack.count(metadata).await, 1);
+}
+
+#[tokio::test]
+async fn rules_that_change_decide_what_comes_later() {
+    let stack = Stack::start().await;
+    let applied = stack.process(json!([])).await;
+    let lead_id = stack.api.initiate(applied.process.process_id.expect("an id"), None).await;
+    for (number, state) in ["interested", "visited", "won"].into_iter().enumerate() {
+        let to = json!({"leadId": lead_id, "targetState": state});
+        if number > 0 {
+            let refused = stack.api.outcome(&stack.api.update(to.clone()).await).await;
+            assert_eq!(refused["errorCode"], "unknown_state", "{refused}");
+            // The leader knows the rules, and is told nothing.
+            let states = json!([{"name": "new", "kind": "initial"}, {"name": "interested"}, {"name": state}]);
+            let spec = json!({"projectId": stack.api.project_id, "name": "sales", "states": states});
+            stack.apply(spec).await;
+        }
+        let story = stack.api.outcome(&stack.api.update(to).await).await;
+        assert_eq!(story["status"], "succeeded", "{story}");
+    }
+}
+
+#[tokio::test]
 async fn a_log_that_was_made_anew_starts_a_new_epoch() {
     let mut stack = Stack::start().await;
     let applied = stack.process(json!([{"name": "crm", "url": stack.receiver.url("/crm")}])).await;

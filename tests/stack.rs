@@ -177,7 +177,7 @@ impl Stack {
         stream.info().await.expect("their state").state.messages
     }
 
-    async fn apply(&self, spec: Value) -> Applied {
+    pub(crate) async fn apply(&self, spec: Value) -> Applied {
         let spec: ProcessSpec = serde_json::from_value(spec).expect("a process");
         self.call(rpc::PROCESS_APPLY, &spec).await
     }
