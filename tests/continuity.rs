@@ -188,8 +188,8 @@ async fn what_was_decided_ahead_of_a_write_that_failed_is_decided_again() {
         let story = stack.api.outcome(update).await;
         assert_eq!((&story["status"], &story["version"]), (&json!("succeeded"), &json!(number + 2)));
     }
-    let metadata = "SELECT count(*) FROM lead_state.leads WHERE version = 5 AND metadata::text = '{\"n\":3}'";
-    assert_eq!(stack.count(metadata).await, 1);
+    let last = "SELECT count(*) FROM lead_state.leads WHERE version = 5 AND metadata->>'n' = '3'";
+    assert_eq!(stack.count(last).await, 1);
 }
 
 #[tokio::test]
@@ -197,13 +197,14 @@ async fn rules_that_change_decide_what_comes_later() {
     let stack = Stack::start().await;
     let applied = stack.process(json!([])).await;
     let lead_id = stack.api.initiate(applied.process.process_id.expect("an id"), None).await;
+    let mut states = vec![json!({"name": "new", "kind": "initial"}), json!({"name": "interested"})];
     for (number, state) in ["interested", "visited", "won"].into_iter().enumerate() {
         let to = json!({"leadId": lead_id, "targetState": state});
         if number > 0 {
             let refused = stack.api.outcome(&stack.api.update(to.clone()).await).await;
             assert_eq!(refused["errorCode"], "unknown_state", "{refused}");
             // The leader knows the rules, and is told nothing.
-            let states = json!([{"name": "new", "kind": "initial"}, {"name": "interested"}, {"name": state}]);
+            states.push(json!({"name": state}));
             let spec = json!({"projectId": stack.api.project_id, "name": "sales", "states": states});
             stack.apply(spec).await;
         }
