@@ -61,7 +61,7 @@ pub(crate) async fn prefetch(
 }
 
 /// Reads what is not known. None if it is more than `budget` bytes.
-pub(crate) async fn learn(session: &mut Session, unknown: &Names, budget: usize) -> Result<Option<World>, StoreError> {
+async fn learn(session: &mut Session, unknown: &Names, budget: usize) -> Result<Option<World>, StoreError> {
     if unknown.leads.is_empty() && unknown.references.is_empty() {
         return Ok(Some(World::default()));
     }
