@@ -106,7 +106,8 @@ fn main() -> anyhow::Result<()> {
 
 async fn measure(cli: &Cli) -> anyhow::Result<()> {
     scenarios::progress("the services are built, which takes minutes the first time");
-    test_support::build(&["gateway", "lead-state", "webhook-notifier"]);
+    // With the bench itself, as its dependencies say.
+    test_support::build(&["bench", "gateway", "lead-state", "webhook-notifier"]);
     let mut report = Report::default();
     {
         let (nats, postgres) = tokio::try_join!(stack::nats(false), stack::postgres())?;

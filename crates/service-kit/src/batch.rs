@@ -41,9 +41,6 @@ const BATCH_BYTES: usize = 1 << 20;
 /// From how many messages on a batch is cheaper: for the server it is work like that of about ten messages (staged in a
 /// file of its own, which is synced too). Measured: docs/RELIABILITY.md.
 const WORTH_A_BATCH: usize = 16;
-/// From how many messages on a batch is cheaper whether or not the server would sync for each of them, so that nothing
-/// needs to be tried: the one sync of the batch weighs less than so many messages.
-const SURELY_A_BATCH: usize = 256;
 /// Most batches on their way at once. More of them are smaller and sync more often, fewer leave the server idle while
 /// an ack travels. The server takes 50 of a stream, of all its publishers.
 const IN_FLIGHT: usize = 2;
@@ -213,14 +210,24 @@ impl Shared {
         }
     }
 
-    /// Publishes messages that came together, the way that is quicker; the outcome of each.
-    async fn publish_sequence(&self, messages: Vec<OutboundMessage>) -> Vec<Result<Stored, PublishError>> {
-        let count = messages.len();
-        if !(WORTH_A_BATCH..SURELY_A_BATCH).contains(&count) {
-            return self.publish_together(messages).await;
+    /// Publishes messages that came together, the way that is quicker; the outcome of each. Where the other way is tried, only so
+    /// many go that way as it takes to know: by themselves to a server that syncs for each of them, hundreds would take long.
+    async fn publish_sequence(&self, mut messages: Vec<OutboundMessage>) -> Vec<Result<Stored, PublishError>> {
+        if messages.len() < WORTH_A_BATCH {
+            return self.publish_apart(messages).await;
         }
-        let way = lock(&self.sequences).way();
-        let begun = Instant::now();
+        let most = lock(&self.sequences).most();
+        let rest = messages.split_off(most.min(messages.len()));
+        let mut outcomes = self.publish_timed(messages).await;
+        if !rest.is_empty() {
+            outcomes.extend(self.publish_timed(rest).await);
+        }
+        outcomes
+    }
+
+    /// Publishes messages the way that is to be taken now, and notes how long that took.
+    async fn publish_timed(&self, messages: Vec<OutboundMessage>) -> Vec<Result<Stored, PublishError>> {
+        let (way, count, begun) = (lock(&self.sequences).way(), messages.len(), Instant::now());
         let outcomes = match way {
             Way::Batch => self.publish_together(messages).await,
             Way::Apart => self.publish_apart(messages).await,

@@ -57,6 +57,11 @@ impl Choice {
         if self.trial { self.way.other() } else { self.way }
     }
 
+    /// How many messages may go that way together before it is asked again.
+    pub(crate) fn most(&self) -> usize {
+        if self.trial { TRIAL as usize } else { usize::MAX }
+    }
+
     /// Counts what messages took, each, on a way; true when the choice changed by that.
     pub(crate) fn took(&mut self, way: Way, each: Duration, messages: usize, now: Instant) -> bool {
         // Those that were still under way when the way changed.

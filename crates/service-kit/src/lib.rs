@@ -1,6 +1,11 @@
 //! What every service needs around its part of the flow: configuration, telemetry, lifecycle, health, metrics, HTTP
 //! serving, NATS connection, streams, buckets and queries, and of Postgres what more than one of them needs.
 
+/// Half of what the services' own code took of a processor was glibc's allocator, and musl's is slower still
+/// (docs/PERFORMANCE.md).
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 pub mod batch;
 mod choice;
 pub mod clock;
