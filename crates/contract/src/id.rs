@@ -76,11 +76,19 @@ impl FromStr for ObjectId {
     }
 }
 
+impl ObjectId {
+    /// Does something with its 24 hex digits.
+    fn with_digits<T>(&self, f: impl FnOnce(&str) -> T) -> T {
+        let mut digits = [0; 24];
+        #[allow(clippy::expect_used, reason = "twelve bytes are 24 digits, which are ASCII")]
+        hex::encode_to_slice(self.0, &mut digits).expect("24 digits");
+        f(std::str::from_utf8(&digits).unwrap_or_default())
+    }
+}
+
 impl fmt::Display for ObjectId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut text = [0; 24];
-        hex::encode_to_slice(self.0, &mut text).map_err(|_| fmt::Error)?;
-        f.pad(std::str::from_utf8(&text).map_err(|_| fmt::Error)?)
+        self.with_digits(|digits| f.pad(digits))
     }
 }
 
@@ -92,7 +100,7 @@ impl fmt::Debug for ObjectId {
 
 impl Serialize for ObjectId {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
+        self.with_digits(|digits| serializer.serialize_str(digits))
     }
 }
 

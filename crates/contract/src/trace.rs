@@ -13,7 +13,12 @@ pub fn is_traceparent(text: &str) -> bool {
 
 /// A new sampled trace from 24 random bytes.
 pub fn new_traceparent(random: [u8; 24]) -> String {
-    format!("00-{}-{}-01", hex::encode(&random[..16]), hex::encode(&random[16..]))
+    let [high, low, span] = [0, 8, 16].map(|from| {
+        let mut part = [0; 8];
+        part.copy_from_slice(&random[from..from + 8]);
+        u64::from_be_bytes(part)
+    });
+    format!("00-{high:016x}{low:016x}-{span:016x}-01")
 }
 
 #[cfg(test)]

@@ -11,7 +11,6 @@ use axum::{
     Router,
     extract::{MatchedPath, Request, State},
     http::{HeaderMap, HeaderName, HeaderValue, StatusCode},
-    middleware::{Next, from_fn_with_state},
     response::{IntoResponse, Response},
     routing::{MethodFilter, MethodRouter, on},
 };
@@ -351,9 +350,12 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route(test.path, served(test, callbacks::test))
         .route(enable.path, served(enable, callbacks::enable))
         .merge(documents::routes())
-        .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
-        .fallback(async || ApiError::UnknownPath)
-        .layer(from_fn_with_state(app.clone(), finish))
+        .method_not_allowed_fallback(async |State(app): State<Arc<App>>, request: Request| {
+            finish(&app, request, async |_| Err(ApiError::MethodNotAllowed)).await
+        })
+        .fallback(async |State(app): State<Arc<App>>, request: Request| {
+            finish(&app, request, async |_| Err(ApiError::UnknownPath)).await
+        })
         .with_state(app)
 }
 
@@ -369,29 +371,36 @@ where
         "DELETE" => MethodFilter::DELETE,
         _ => MethodFilter::POST,
     };
-    on(method, async move |State(app): State<Arc<App>>, request: Request| -> Answer {
-        // Before anything else is looked at: a stranger costs a hash and a look into a map.
-        let key = app.authorize(request.headers(), endpoint.scope)?;
-        let standing = app.rates.take(endpoint.rate, key.key_id);
-        let mut response = match standing.as_ref().and_then(Standing::refused_for) {
-            Some(seconds) => ApiError::RateLimited(seconds).into_response(),
-            None => handle(app, key, request).await.into_response(),
+    on(method, async move |State(app): State<Arc<App>>, request: Request| {
+        let answer = async |request: Request| -> Answer {
+            // Before anything else is looked at: a stranger costs a hash and a look into a map.
+            let key = app.authorize(request.headers(), endpoint.scope)?;
+            let standing = app.rates.take(endpoint.rate, key.key_id);
+            let mut response = match standing.as_ref().and_then(Standing::refused_for) {
+                Some(seconds) => ApiError::RateLimited(seconds).into_response(),
+                None => handle(app.clone(), key, request).await.into_response(),
+            };
+            if let Some(standing) = standing {
+                standing.tell(response.headers_mut());
+            }
+            Ok(response)
         };
-        if let Some(standing) = standing {
-            standing.tell(response.headers_mut());
-        }
-        Ok(response)
+        finish(&app, request, answer).await
     })
 }
 
-/// Gives every answer its request id and every error its body, also where a handler panicked.
-async fn finish(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+/// Gives an answer its request id and an error its body, also where a handler panicked. Not a layer of the router, which would
+/// box and move every request and its answer twice more.
+pub(crate) async fn finish<F>(app: &App, request: Request, answer: impl FnOnce(Request) -> F) -> Response
+where
+    F: Future<Output = Answer>,
+{
     let request_id = request_id(request.headers());
     let begun = app.metrics.begin(request.extensions().get::<MatchedPath>().map(MatchedPath::as_str));
     let span = tracing::info_span!("request", id = request_id);
-    let handled = AssertUnwindSafe(next.run(request).instrument(span.clone())).catch_unwind().await;
+    let handled = AssertUnwindSafe(answer(request).instrument(span.clone())).catch_unwind().await;
     let _entered = span.entered();
-    let mut response = handled.unwrap_or_else(|panic| {
+    let mut response = handled.map(Answer::into_response).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<&str>().copied().or(panic.downcast_ref::<String>().map(String::as_str));
         tracing::error!("a handler panicked: {}", text.unwrap_or("no message"));
         ApiError::Internal.into_response()
@@ -745,14 +754,11 @@ mod tests {
     #[tokio::test]
     async fn a_panic_is_an_answer_too() {
         let config = Cli::parse_from(["gateway"]).config;
-        let app = Arc::new(App::new(
-            &config,
-            View::default(),
-            Metrics::new(&mut metrics::registry("gateway")),
-            Traces::default(),
-        ));
-        let panics = on(MethodFilter::GET, async || -> &'static str { panic!("boom") });
-        let router = Router::new().route("/", panics).layer(from_fn_with_state(app, finish));
+        let keys = [(hash("good"), key())].into_iter().collect();
+        let app = App::new(&config, keys, Metrics::new(&mut metrics::registry("gateway")), Traces::default());
+        let endpoint = Endpoint { method: "GET", path: "/", scope: Scope::LeadsRead, rate: Rate::Other };
+        let panics = served(endpoint, async |_, _, _| -> Answer { panic!("boom") });
+        let router = Router::new().route("/", panics).with_state(Arc::new(app));
         insta::assert_snapshot!(answer(router, request(Method::GET, "/", "good", "")).await, @r#"
         500 content-type=application/json x-request-id=r-1
         {"success":false,"error":"Internal error; the service's log says more","code":"internal","requestId":"r-1"}

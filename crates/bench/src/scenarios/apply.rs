@@ -23,6 +23,10 @@ pub(crate) const NAME: &str = "apply";
 pub(crate) const FLOOR: &str = "floor: the statements, 500 updates a transaction";
 pub(crate) const RATIO: &str = "applied, ratio to the floor of the statements";
 pub(crate) const TO_SINGLE: &str = "applied, ratio to a transaction per update";
+/// How this machine compares, for whoever reads targets that are rates or times.
+const SPEED: &str = "speed of this machine by pgbench, ratio to the one that rates and times were set on";
+/// What that one did a second: 6 500 to 7 500.
+const PGBENCH: f64 = 7_000.0;
 const LEADS: u64 = 100_000;
 /// Updates a second to have in the log, so that it does not run empty.
 const AT_MOST: u64 = 40_000;
@@ -71,6 +75,7 @@ pub(crate) async fn run(plan: &Plan, report: &mut Report) -> anyhow::Result<()> 
     report.figure(NAME, "floor: reading the log", "/s", reads, None);
     report.figure(NAME, FLOOR, "/s", floors, None);
     report.figure(NAME, "for comparison: a transaction per update, 16 connections", "/s", singles, None);
+    report.figure(NAME, SPEED, "x", pgbenches.iter().map(|rate| rate / PGBENCH).collect(), None);
     report.figure(NAME, "for comparison: pgbench simple-update, 16 connections", "/s", pgbenches, None);
     report.figure(NAME, "applied and announced", "/s", ours, None);
     report.figure(NAME, RATIO, "x", to_floor, Target::AtLeast(0.7));

@@ -1,14 +1,19 @@
 //! 1 Accept: what the API is, for programs and people: its OpenAPI document, and a page that shows it. No key is asked for.
 
+use std::sync::Arc;
+
 use axum::{
     Router,
+    extract::{Request, State},
     http::{
         HeaderName, HeaderValue,
         header::{CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS},
     },
-    response::IntoResponse,
+    response::{IntoResponse, Response},
     routing::{MethodFilter, on},
 };
+
+use crate::server::{App, finish};
 
 /// A document that the gateway serves as it is.
 #[derive(Debug, Clone, Copy)]
@@ -54,14 +59,19 @@ pub const DOCUMENTS: [Document; 3] = [
 ];
 
 /// The documents, in a router.
-pub(crate) fn routes<S: Clone + Send + Sync + 'static>() -> Router<S> {
-    DOCUMENTS.into_iter().fold(Router::new(), |router, document| {
-        router.route(document.path, on(MethodFilter::GET, async move || document.answer()))
-    })
+pub(crate) fn routes() -> Router<Arc<App>> {
+    let serve = |document: Document| {
+        async move |State(app): State<Arc<App>>, request: Request| {
+            finish(&app, request, async |_| Ok(document.answer())).await
+        }
+    };
+    DOCUMENTS
+        .into_iter()
+        .fold(Router::new(), |router, document| router.route(document.path, on(MethodFilter::GET, serve(document))))
 }
 
 impl Document {
-    fn answer(self) -> impl IntoResponse {
+    fn answer(self) -> Response {
         let mut response = self.content.into_response();
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(self.content_type));

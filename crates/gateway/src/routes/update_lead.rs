@@ -70,21 +70,23 @@ async fn accept(app: &App, key: &ApiKey, request: Request, traceparent: &str, sp
     let body = body::read(request, app.max_body_bytes).await?;
     let mut asked = parse(&body, key)?;
     asked.command.expected_version = agree(if_match, asked.command.expected_version)?;
+    // Boxed, like all that most requests do without: the runtime moves the handler's whole state several times.
     if asked.dry_run {
-        return dry_run::answer(app, key, asked).await;
+        return Box::pin(dry_run::answer(app, key, asked)).await;
     }
     let Asked { mut command, warnings, .. } = asked;
     let broker = app.broker()?;
     let mut claim = Claim { update_id: clock::new_id(), replayed: false };
     if let Some(client_key) = client_key {
         let record = IdempotencyRecord::new(&body, if_match, claim.update_id);
-        claim = app.idempotency.claim(&broker.js, &idempotency_key(key.project_id, &client_key), &record).await?;
+        let record_key = idempotency_key(key.project_id, &client_key);
+        claim = Box::pin(app.idempotency.claim(&broker.js, &record_key, &record)).await?;
     }
     let Claim { update_id, replayed } = claim;
     command.update_id = Some(update_id);
     span.update(update_id);
     let waiting = match wait {
-        Some(wait) => Waiting::begin(app, &broker.client, wait, key.project_id, claim).await,
+        Some(wait) => Box::pin(Waiting::begin(app, &broker.client, wait, key.project_id, claim)).await,
         None => None,
     };
     // Also when it was asked for before: whether the first one's command reached the log is not known.
@@ -93,7 +95,7 @@ async fn accept(app: &App, key: &ApiKey, request: Request, traceparent: &str, sp
     let mut outcome = None;
     if let Some(waiting) = waiting {
         preference_applied = waiting.wait.applied();
-        outcome = waiting.outcome().await;
+        outcome = Box::pin(waiting.outcome()).await;
     }
     let accepted = Accepted { success: true, message: "Lead update initiated", update_id, warnings, outcome };
     let mut response = json(StatusCode::OK, &accepted);
