@@ -221,7 +221,7 @@ impl ApiError {
     }
 }
 
-/// The error travels as an extension: only the outermost layer knows the request id that the body names.
+/// The error travels as an extension: only what finishes every answer knows the request id that the body names.
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = self.status().into_response();

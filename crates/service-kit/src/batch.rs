@@ -2,13 +2,14 @@
 //!
 //! A server that syncs before it acks does so once per message, but only a few times per batch: a batch is a group
 //! commit. Nobody waits for company: a message goes at once and by itself unless so many are on their way that a batch
-//! is cheaper; then [`Publisher::publish`] sends together what has gathered while the batches before were on their way.
+//! is cheaper; then [`Publisher::publish`] sends together what has gathered while those before were on their way.
 //!
 //! A batch is stored as a whole or refused as a whole, for one message that is too large or was stored before (a
 //! repeated message id), or because the stream is full. So what was refused together is published again one by one,
 //! and every message has an outcome of its own. The same is done where batches gain nothing: on servers before 2.15,
 //! where the stream does not allow them, and where trying shows that each by itself is quicker (a server that does not
-//! sync before it acks does not say so).
+//! sync before it acks does not say so). There, what has gathered goes without waiting between its messages, which still saves
+//! both sides most of the reads and writes.
 
 use std::{
     collections::VecDeque,
@@ -41,8 +42,8 @@ const BATCH_BYTES: usize = 1 << 20;
 /// From how many messages on a batch is cheaper: for the server it is work like that of about ten messages (staged in a
 /// file of its own, which is synced too). Measured: docs/RELIABILITY.md.
 const WORTH_A_BATCH: usize = 16;
-/// Most batches on their way at once. More of them are smaller and sync more often, fewer leave the server idle while
-/// an ack travels. The server takes 50 of a stream, of all its publishers.
+/// Most batches, or other groups of what has gathered, on their way at once. More of them are smaller and sync more often, fewer
+/// leave the server idle while an ack travels. The server takes 50 of a stream, of all its publishers.
 const IN_FLIGHT: usize = 2;
 /// How often the version of the server is read, which is a copy of all that it says of itself.
 const READ_VERSION: Duration = Duration::from_secs(1);
@@ -83,9 +84,9 @@ struct Shared {
     client: Client,
     mode: Mutex<Mode>,
     queue: Mutex<Queue>,
-    /// The way of messages that come one by one, of many callers.
+    /// The way of messages that come one by one, of many callers, and gather.
     singles: Mutex<Choice>,
-    /// The way of messages that come together, of one caller: what these take cannot be compared with the others.
+    /// The way of messages that come together, of one caller.
     sequences: Mutex<Choice>,
     metrics: Publishing,
 }
@@ -100,11 +101,11 @@ struct Mode {
     refused_at: Option<Instant>,
 }
 
-/// Messages that wait for a batch, and what is on its way.
+/// Messages that wait to go with others, and what is on its way.
 #[derive(Default)]
 struct Queue {
     waiting: VecDeque<Waiting>,
-    batches: usize,
+    groups: usize,
     alone: usize,
 }
 
@@ -141,25 +142,15 @@ impl Publisher {
     }
 
     async fn publish_one(&self, message: OutboundMessage) -> Result<Stored, PublishError> {
-        if !self.shared.has_batches() {
-            return Ok(publish::publish(&self.shared.js, message).await?.into());
+        if let Some(_alone) = Alone::begin(&self.shared) {
+            return publish::publish(&self.shared.js, message).await.map(Stored::from);
         }
-        let way = lock(&self.shared.singles).way();
-        let begun = Instant::now();
-        let (outcome, contended) = if let Some(alone) = Alone::begin(&self.shared, way) {
-            (publish::publish(&self.shared.js, message).await.map(Stored::from), alone.contended)
-        } else {
-            let (outcome, told) = oneshot::channel();
-            if let Some(turn) = Turn::begin(&self.shared, Waiting { message, outcome }) {
-                // Not supervised: those whose messages it carries wait for it, and are told when it dies.
-                tokio::spawn(turn.run());
-            }
-            (told.await.unwrap_or(Err(PublishError::Unconfirmed)), true)
-        };
-        if contended && outcome.is_ok() {
-            self.shared.took(&self.shared.singles, way, begun.elapsed(), 1);
+        let (outcome, told) = oneshot::channel();
+        if let Some(turn) = Turn::begin(&self.shared, Waiting { message, outcome }) {
+            // Not supervised: those whose messages it carries wait for it, and are told when it dies.
+            tokio::spawn(turn.run());
         }
-        outcome
+        told.await.unwrap_or(Err(PublishError::Unconfirmed))
     }
 
     /// Publishes messages in this order, then waits for what became of each of them. Callers bound how many there are.
@@ -218,22 +209,30 @@ impl Shared {
         }
         let most = lock(&self.sequences).most();
         let rest = messages.split_off(most.min(messages.len()));
-        let mut outcomes = self.publish_timed(messages).await;
+        let mut outcomes = self.publish_timed(&self.sequences, messages).await;
         if !rest.is_empty() {
-            outcomes.extend(self.publish_timed(rest).await);
+            outcomes.extend(self.publish_timed(&self.sequences, rest).await);
         }
         outcomes
     }
 
-    /// Publishes messages the way that is to be taken now, and notes how long that took.
-    async fn publish_timed(&self, messages: Vec<OutboundMessage>) -> Vec<Result<Stored, PublishError>> {
-        let (way, count, begun) = (lock(&self.sequences).way(), messages.len(), Instant::now());
+    /// Publishes messages the way that is to be taken now, and notes how long that took each.
+    async fn publish_timed(
+        &self,
+        choice: &Mutex<Choice>,
+        messages: Vec<OutboundMessage>,
+    ) -> Vec<Result<Stored, PublishError>> {
+        if !self.has_batches() {
+            return self.publish_apart(messages).await;
+        }
+        let (way, count, begun) = (lock(choice).way(), messages.len(), Instant::now());
         let outcomes = match way {
             Way::Batch => self.publish_together(messages).await,
             Way::Apart => self.publish_apart(messages).await,
         };
-        if outcomes.iter().all(Result::is_ok) {
-            self.took(&self.sequences, way, begun.elapsed() / u32::try_from(count).unwrap_or(u32::MAX), count);
+        // As many as a batch takes at least: what fewer take tells nothing of the ways.
+        if count >= WORTH_A_BATCH && outcomes.iter().all(Result::is_ok) {
+            self.took(choice, way, begun.elapsed() / u32::try_from(count).unwrap_or(u32::MAX), count);
         }
         outcomes
     }
@@ -371,32 +370,27 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// A message on its way by itself.
-struct Alone<'a> {
-    shared: &'a Shared,
-    /// Whether it would have waited for a batch if batches were the quicker way.
-    contended: bool,
-}
+struct Alone<'a>(&'a Shared);
 
 impl<'a> Alone<'a> {
-    /// None when the message should wait for a batch.
-    fn begin(shared: &'a Shared, way: Way) -> Option<Self> {
+    /// None when the message should go with others.
+    fn begin(shared: &'a Shared) -> Option<Self> {
         let mut queue = lock(&shared.queue);
-        let contended = queue.batches > 0 || queue.alone >= WORTH_A_BATCH;
-        if contended && way == Way::Batch {
+        if queue.groups > 0 || queue.alone >= WORTH_A_BATCH {
             return None;
         }
         queue.alone += 1;
-        Some(Self { shared, contended })
+        Some(Self(shared))
     }
 }
 
 impl Drop for Alone<'_> {
     fn drop(&mut self) {
-        lock(&self.shared.queue).alone -= 1;
+        lock(&self.0.queue).alone -= 1;
     }
 }
 
-/// The right to have a batch on its way. Publishes what waits, batch after batch, until nothing does.
+/// The right to have messages on their way together. Publishes what waits, group after group, until nothing does.
 struct Turn {
     shared: Arc<Shared>,
     over: bool,
@@ -407,37 +401,42 @@ impl Turn {
     fn begin(shared: &Arc<Shared>, waiting: Waiting) -> Option<Self> {
         let mut queue = lock(&shared.queue);
         queue.waiting.push_back(waiting);
-        if queue.batches == IN_FLIGHT {
+        if queue.groups == IN_FLIGHT {
             return None;
         }
-        queue.batches += 1;
+        queue.groups += 1;
         Some(Self { shared: shared.clone(), over: false })
     }
 
     async fn run(mut self) {
-        while let Some(batch) = self.next() {
-            let (messages, outcomes): (Vec<_>, Vec<_>) = batch.into_iter().map(|w| (w.message, w.outcome)).unzip();
-            for (outcome, told) in self.shared.publish_together(messages).await.into_iter().zip(outcomes) {
+        while let Some(group) = self.next() {
+            let (messages, outcomes): (Vec<_>, Vec<_>) = group.into_iter().map(|w| (w.message, w.outcome)).unzip();
+            for (outcome, told) in
+                self.shared.publish_timed(&self.shared.singles, messages).await.into_iter().zip(outcomes)
+            {
                 // Nobody listens any more where a client hung up.
                 let _ = told.send(outcome);
             }
         }
     }
 
-    /// What waits, as much as a batch takes. With nothing, the turn is over.
+    /// What waits, as much as goes together. With nothing, the turn is over.
     fn next(&mut self) -> Option<Vec<Waiting>> {
+        let most = lock(&self.shared.singles).most();
         let mut queue = lock(&self.shared.queue);
         let mut room = Room::default();
-        let mut batch = Vec::new();
-        while let Some(waiting) = queue.waiting.pop_front_if(|waiting| room.takes(size(&waiting.message))) {
-            batch.push(waiting);
+        let mut group = Vec::new();
+        while group.len() < most
+            && let Some(waiting) = queue.waiting.pop_front_if(|waiting| room.takes(size(&waiting.message)))
+        {
+            group.push(waiting);
         }
-        if batch.is_empty() {
-            queue.batches -= 1;
+        if group.is_empty() {
+            queue.groups -= 1;
             self.over = true;
             return None;
         }
-        Some(batch)
+        Some(group)
     }
 }
 
@@ -445,7 +444,7 @@ impl Drop for Turn {
     /// A panic must not take the turn with it.
     fn drop(&mut self) {
         if !mem::replace(&mut self.over, true) {
-            lock(&self.shared.queue).batches -= 1;
+            lock(&self.shared.queue).groups -= 1;
         }
     }
 }
