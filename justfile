@@ -19,9 +19,9 @@ memory:
 import:
     cargo test -p leadrelay-tests a_hundred_thousand_rows -- --ignored --nocapture
 
-# The tests that talk to NATS, on a current nats-server rather than the one installed here
+# All tests on a current nats-server rather than the one installed here
 test-current *arguments:
-    LEADRELAY_NATS_SERVER=$(.ci/nats-server) cargo test -p local-stack -p service-kit -p test-support -p leadrelay-tests {{arguments}}
+    LEADRELAY_NATS_SERVER=$(.ci/nats-server) cargo test --workspace {{arguments}}
 
 # Licenses, bans, sources and advisories of the dependencies
 deny:
@@ -50,7 +50,7 @@ kind: image
     kubectl apply -k deploy/kubernetes/overlays/local
     kubectl -n leadrelay wait --for=condition=Available deployment --all --timeout=5m
 
-# How fast it is on this machine, against floors of the same run: 22 minutes, with nothing else running; --json FILE keeps it
+# How fast it is on this machine, against floors of the same run: 18 minutes, with nothing else running; --json FILE keeps it
 bench *arguments="all":
     LEADRELAY_NATS_SERVER=$(.ci/nats-server) cargo run --release -p bench -- {{arguments}}
 

@@ -12,10 +12,10 @@ const PLAN: Plan = Plan { lasting: Duration::from_secs(2), runs: 3, size: 0 };
 
 /// What must hold even where others use the machine too: about half of what is reached now. What falls below was not noise.
 const LEAST: [(&str, &str, f64); 5] = [
-    (gateway::NAME, gateway::RATIO, 0.28),
-    (apply::NAME, apply::RATIO, 0.24),
-    (apply::NAME, apply::TO_SINGLE, 2.5),
-    (deliver::NAME, deliver::RATIO, 0.15),
+    (gateway::NAME, gateway::RATIO, 0.3),
+    (apply::NAME, apply::RATIO, 0.35),
+    (apply::NAME, apply::TO_SINGLE, 4.0),
+    (deliver::NAME, deliver::RATIO, 0.18),
     (e2e::NAME, e2e::RATIO, 0.2),
 ];
 
@@ -57,7 +57,7 @@ mod tests {
         report.figures.remove(4);
         let said = below(&report);
         assert_eq!(said.len(), 3, "{said:?}");
-        assert!(said[0].starts_with("apply: ") && said[0].ends_with(": 0.10, should be 0.24 at least"), "{said:?}");
+        assert!(said[0].starts_with("apply: ") && said[0].ends_with(": 0.10, should be 0.35 at least"), "{said:?}");
         assert!(said[2].contains("not measured"), "{said:?}");
     }
 }
