@@ -60,7 +60,7 @@ impl Choice {
 
     /// How many messages may go that way together before it is asked again.
     pub(crate) fn most(&self) -> usize {
-        if self.trial { TRIAL as usize } else { usize::MAX }
+        if self.trial || self.known.is_none() { TRIAL as usize } else { usize::MAX }
     }
 
     /// Counts what messages took, each, on a way; true when the choice changed by that.
