@@ -50,7 +50,7 @@ kind: image
     kubectl apply -k deploy/kubernetes/overlays/local
     kubectl -n leadrelay wait --for=condition=Available deployment --all --timeout=5m
 
-# How fast it is on this machine, against floors of the same run: 17 minutes and the build, with nothing else running; --json FILE keeps it
+# How fast it is on this machine, against floors of the same run: about 17 minutes and the build, with nothing else running; --json FILE keeps it
 bench *arguments="all":
     LEADRELAY_NATS_SERVER=$(.ci/nats-server) cargo run --release -p bench -- {{arguments}}
 

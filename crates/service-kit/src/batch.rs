@@ -123,8 +123,8 @@ impl Publisher {
     /// A publisher on this connection, and where it notes how that goes.
     pub fn observed(js: jetstream::Context, metrics: Publishing) -> Self {
         let client = js.client();
-        // Where the server syncs, the first trial finds that out; where it does not, the two are too close for a trial to tell surely,
-        // and this is the one that takes less of both sides.
+        // Where the server syncs, the first trial finds that out. Where it does not, the two can be too close on a quick disk for a
+        // trial to tell, and this is the one that takes less of both sides.
         let choice = || Mutex::new(Choice::new(Way::Apart));
         let (mode, queue, singles, sequences) = (Mutex::default(), Mutex::default(), choice(), choice());
         Self { shared: Arc::new(Shared { js, client, mode, queue, singles, sequences, metrics }) }
@@ -209,25 +209,27 @@ impl Shared {
         if messages.len() < WORTH_A_BATCH {
             return self.publish_apart(messages).await;
         }
-        let most = lock(&self.sequences).most();
+        let (way, most) = lock(&self.sequences).next();
         let rest = messages.split_off(most.min(messages.len()));
-        let mut outcomes = self.publish_timed(&self.sequences, messages).await;
+        let mut outcomes = self.publish_timed(&self.sequences, way, messages).await;
         if !rest.is_empty() {
-            outcomes.extend(self.publish_timed(&self.sequences, rest).await);
+            let (way, _) = lock(&self.sequences).next();
+            outcomes.extend(self.publish_timed(&self.sequences, way, rest).await);
         }
         outcomes
     }
 
-    /// Publishes messages the way that is to be taken now, and notes how long that took each.
+    /// Publishes messages this way where there is a choice, and notes how long that took each.
     async fn publish_timed(
         &self,
         choice: &Mutex<Choice>,
+        way: Way,
         messages: Vec<OutboundMessage>,
     ) -> Vec<Result<Stored, PublishError>> {
         if !self.has_batches() {
             return self.publish_apart(messages).await;
         }
-        let (way, count, begun) = (lock(choice).way(), messages.len(), Instant::now());
+        let (count, begun) = (messages.len(), Instant::now());
         let outcomes = match way {
             Way::Batch => self.publish_together(messages).await,
             Way::Apart => self.publish_apart(messages).await,
@@ -411,10 +413,10 @@ impl Turn {
     }
 
     async fn run(mut self) {
-        while let Some(group) = self.next() {
+        while let Some((way, group)) = self.next() {
             let (messages, outcomes): (Vec<_>, Vec<_>) = group.into_iter().map(|w| (w.message, w.outcome)).unzip();
             for (outcome, told) in
-                self.shared.publish_timed(&self.shared.singles, messages).await.into_iter().zip(outcomes)
+                self.shared.publish_timed(&self.shared.singles, way, messages).await.into_iter().zip(outcomes)
             {
                 // Nobody listens any more where a client hung up.
                 let _ = told.send(outcome);
@@ -422,9 +424,9 @@ impl Turn {
         }
     }
 
-    /// What waits, as much as goes together. With nothing, the turn is over.
-    fn next(&mut self) -> Option<Vec<Waiting>> {
-        let most = lock(&self.shared.singles).most();
+    /// What waits, as much as goes together, and which way. With nothing, the turn is over.
+    fn next(&mut self) -> Option<(Way, Vec<Waiting>)> {
+        let (way, most) = lock(&self.shared.singles).next();
         let mut queue = lock(&self.shared.queue);
         let mut room = Room::default();
         let mut group = Vec::new();
@@ -438,7 +440,7 @@ impl Turn {
             self.over = true;
             return None;
         }
-        Some(group)
+        Some((way, group))
     }
 }
 

@@ -8,8 +8,7 @@ use std::time::{Duration, Instant};
 
 /// How many messages tell how quick a way is. More are surer, fewer suffer when the other way is slow.
 const TRIAL: u32 = 128;
-/// How much quicker the other way must be. Where the server syncs it is many times; where it does not, the two are less than half
-/// again apart, and a wrong choice costs as little.
+/// How much quicker the other way must be: less than that is noise. Where the server syncs, a batch is many times as quick.
 const CLEARLY: f64 = 1.2;
 /// When the other way is tried again after it lost once.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -54,13 +53,14 @@ impl Choice {
     }
 
     /// The way for the next message.
-    pub(crate) fn way(&self) -> Way {
+    fn way(&self) -> Way {
         if self.trial { self.way.other() } else { self.way }
     }
 
-    /// How many messages may go that way together before it is asked again.
-    pub(crate) fn most(&self) -> usize {
-        if self.trial || self.known.is_none() { TRIAL as usize } else { usize::MAX }
+    /// The way for the next messages, and how many may go it together before it is asked again.
+    pub(crate) fn next(&self) -> (Way, usize) {
+        let most = if self.trial || self.known.is_none() { TRIAL as usize } else { usize::MAX };
+        (self.way(), most)
     }
 
     /// Counts what messages took, each, on a way; true when the choice changed by that.
