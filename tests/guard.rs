@@ -163,7 +163,7 @@ async fn an_answer_of_any_size_or_slowness_costs_bounded_memory_and_time() {
         last = stack.api.update(json!({"leadId": lead_id, "metadata": {"n": number}})).await;
     }
     // Whatever is open by now waits for its breaker; of the last update those count that were attempted.
-    let first = "SELECT count(*) FROM webhooks.attempts";
+    let first = "SELECT count(*) FROM webhooks.every_attempt";
     eventually(SOON, "every delivery was attempted or waits for its breaker", async || {
         let waiting = "SELECT count(*) FROM webhooks.deliveries WHERE attempts = 0";
         let (attempted, waiting) = (stack.count(first).await, stack.count(waiting).await);
@@ -175,11 +175,11 @@ async fn an_answer_of_any_size_or_slowness_costs_bounded_memory_and_time() {
     let peak = memory(stack.notifier.pid(), "VmHWM");
     println!("hostile answers: {} MiB before, {} MiB at most, all over after {took:?}", before / 1024, peak / 1024);
     assert!(peak < before + 32 * 1024, "{before} KiB became {peak} KiB");
-    let longest = stack.count("SELECT max(duration_ms)::bigint FROM webhooks.attempts").await;
+    let longest = stack.count("SELECT max(duration_ms)::bigint FROM webhooks.every_attempt").await;
     // Endless answers keep a small machine busy, on which other tests run.
     assert!(longest < 10_000, "an attempt with 3 s took {longest} ms");
     assert_eq!(proxied.load(Ordering::Relaxed), 0, "no proxy is taken from the environment");
-    let redirected = stack.count("SELECT count(*) FROM webhooks.attempts WHERE status_code = 307").await;
+    let redirected = stack.count("SELECT count(*) FROM webhooks.every_attempt WHERE status_code = 307").await;
     assert!(redirected > 0, "a redirect is an answer like any other");
     let (status, _) = stack.api.get(&format!("/api/v1/updates/{last}")).await;
     assert_eq!(status, 200);

@@ -27,14 +27,14 @@ const STAGES: [(&str, &str); 3] = [
         "SELECT avg(ms)::float8, percentile_cont(0.99) WITHIN GROUP (ORDER BY ms)::float8
          FROM (SELECT extract(epoch FROM a.started_at - u.applied_at) * 1000 AS ms
                FROM (SELECT * FROM lead_state.lead_updates ORDER BY log_seq DESC LIMIT 400) AS u
-               JOIN webhooks.attempts a USING (update_id)) AS last",
+               JOIN webhooks.every_attempt a USING (update_id)) AS last",
     ),
     (
         "posted to answered",
         "SELECT avg(duration_ms)::float8, percentile_cont(0.99) WITHIN GROUP (ORDER BY duration_ms)::float8
          FROM (SELECT a.duration_ms
                FROM (SELECT * FROM lead_state.lead_updates ORDER BY log_seq DESC LIMIT 400) AS u
-               JOIN webhooks.attempts a USING (update_id)) AS last",
+               JOIN webhooks.every_attempt a USING (update_id)) AS last",
     ),
 ];
 

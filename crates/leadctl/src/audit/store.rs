@@ -503,12 +503,13 @@ pub(crate) const LAWS: [Law; 10] = [
                 CROSS JOIN audit_facts f
                 LEFT JOIN (SELECT update_id, callback_id, count(*) AS number, min(number) AS first, max(number) AS last,
                                   bool_or(status_code BETWEEN 200 AND 299) AS taken
-                           FROM webhooks.attempts GROUP BY 1, 2) a
+                           FROM webhooks.every_attempt GROUP BY 1, 2) a
                     ON a.update_id = d.update_id AND a.callback_id = d.callback_id
                 WHERE d.update_id >= f.deliveries_since
                   AND (coalesce(a.number, 0) <> d.attempts OR coalesce(a.last, 0) <> d.attempts
                        OR coalesce(a.first, 1) <> 1 OR d.status = 'delivered' AND NOT coalesce(a.taken, false))
                 UNION ALL
+                -- One that stands in a delivery's row has that.
                 SELECT a.update_id, a.callback_id, format('attempt %s has no delivery', a.number)
                 FROM webhooks.attempts a, audit_facts f
                 WHERE f.project_id IS NULL AND (f.from_time IS NULL OR a.started_at >= f.from_time)

@@ -30,7 +30,7 @@ pub(crate) async fn of_update(pool: &PgPool, project_id: ObjectId, update_id: Ob
                a.number AS "number?", a.started_at AS "started_at?", a.duration_ms AS "duration_ms?",
                a.status_code, a.error, a.response
         FROM webhooks.deliveries AS d
-        LEFT JOIN webhooks.attempts AS a ON a.update_id = $2 AND a.callback_id = d.callback_id
+        LEFT JOIN webhooks.every_attempt AS a ON a.update_id = $2 AND a.callback_id = d.callback_id
         WHERE d.update_id = $2 AND d.project_id = $1
         ORDER BY d.callback_id, a.number
         "#,
