@@ -109,6 +109,14 @@ async fn each_law_is_seen_broken_and_the_offender_named() {
 
     // A leader that begins a term meanwhile would mend some of what is broken here.
     stack.lead_state.terminate().await;
+    // An attempt with a row of its own, as each had before.
+    let apart = format!(
+        "INSERT INTO webhooks.attempts SELECT * FROM webhooks.every_attempt WHERE update_id = '\\x{second}';
+         UPDATE webhooks.deliveries SET first_started_at = NULL, first_duration_ms = NULL, first_status_code = NULL
+         WHERE update_id = '\\x{second}'"
+    );
+    sql(&stack, &apart).await;
+    assert_eq!(audit(&stack, &[]).await.0, 0);
     sql(
         &stack,
         "CREATE TABLE ledger AS TABLE lead_state.lead_updates;
@@ -185,10 +193,7 @@ async fn each_law_is_seen_broken_and_the_offender_named() {
         ),
         (
             "a delivery is gone",
-            format!(
-                "DELETE FROM webhooks.deliveries WHERE update_id = '\\x{first}';
-                 DELETE FROM webhooks.attempts WHERE update_id = '\\x{first}'"
-            ),
+            format!("DELETE FROM webhooks.deliveries WHERE update_id = '\\x{first}'"),
             vec![("untold", vec![of(&first, crm)])],
         ),
         (
@@ -201,19 +206,32 @@ async fn each_law_is_seen_broken_and_the_offender_named() {
             vec![("unfounded", vec![of(&unknown, crm)])],
         ),
         (
-            "an attempt is gone",
-            format!("DELETE FROM webhooks.attempts WHERE update_id = '\\x{first}'"),
-            vec![("attempts", vec![of(&first, crm)])],
+            "attempts are gone",
+            format!(
+                "UPDATE webhooks.deliveries SET first_started_at = NULL WHERE update_id = '\\x{first}';
+                 DELETE FROM webhooks.attempts WHERE update_id = '\\x{second}'"
+            ),
+            vec![("attempts", vec![of(&first, crm), of(&second, crm)])],
         ),
         (
             "what is delivered was refused",
-            format!("UPDATE webhooks.attempts SET status_code = 500 WHERE update_id = '\\x{first}'"),
+            format!(
+                "UPDATE webhooks.deliveries SET first_status_code = 500 WHERE update_id = '\\x{first}';
+                 UPDATE webhooks.attempts SET status_code = 500 WHERE update_id = '\\x{second}'"
+            ),
+            vec![("attempts", vec![of(&first, crm), of(&second, crm)])],
+        ),
+        (
+            "an attempt stands in both places",
+            format!(
+                "INSERT INTO webhooks.attempts SELECT * FROM webhooks.every_attempt WHERE update_id = '\\x{first}'"
+            ),
             vec![("attempts", vec![of(&first, crm)])],
         ),
         (
             "an attempt belongs to nothing",
-            format!("UPDATE webhooks.attempts SET update_id = '\\x{unknown}' WHERE update_id = '\\x{first}'"),
-            vec![("attempts", vec![of(&first, crm), of(&unknown, crm)])],
+            format!("UPDATE webhooks.attempts SET update_id = '\\x{unknown}' WHERE update_id = '\\x{second}'"),
+            vec![("attempts", vec![of(&second, crm), of(&unknown, crm)])],
         ),
     ];
     for (what, break_it, offenders) in cases {

@@ -243,12 +243,10 @@ async fn an_audit_of_many_updates_costs_no_memory() {
          WHERE $1 > 0 AND $2 > 0 AND $3::text[] IS NOT NULL",
         "UPDATE lead_state.checkpoints SET last_seq = $2, published_seq = $2 WHERE $1 > 0 AND $3::text[] IS NOT NULL",
         "INSERT INTO webhooks.deliveries
-             (update_id, callback_id, project_id, process_id, status, attempts, created_at, updated_at)
-         SELECT update_id, decode($3[1], 'hex'), project_id, process_id, 'delivered', 1, now(), now()
+             (update_id, callback_id, project_id, process_id, status, attempts, created_at, updated_at, first_started_at,
+              first_duration_ms, first_status_code)
+         SELECT update_id, decode($3[1], 'hex'), project_id, process_id, 'delivered', 1, now(), now(), now(), 1, 200
          FROM lead_state.lead_updates WHERE $1 > 0 AND $2 > 0",
-        "INSERT INTO webhooks.attempts (update_id, callback_id, number, started_at, duration_ms, status_code)
-         SELECT update_id, callback_id, 1, now(), 1, 200 FROM webhooks.deliveries
-         WHERE $1 > 0 AND $2 > 0 AND $3::text[] IS NOT NULL",
     ] {
         let texts =
             if statement.contains("$3[1]") { vec![applied.process.callbacks[0].callback_id.to_string()] } else { leads.clone() };

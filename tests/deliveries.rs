@@ -2,11 +2,15 @@
 
 use std::time::{Duration, Instant};
 
-use contract::rpc;
+use contract::{ObjectId, rpc};
 use serde_json::{Value, json};
 use test_support::{Reply, eventually};
 
-use crate::stack::{SOON, Stack};
+use crate::{
+    audit::settled,
+    recover::recover,
+    stack::{SOON, Stack},
+};
 
 /// The deliveries in an update's story.
 async fn deliveries(stack: &Stack, update_id: &str) -> Vec<Value> {
@@ -195,6 +199,118 @@ async fn a_consumer_that_is_lost_does_not_make_anything_told_again() {
     stack.wait_for_count(delivered, 21, SOON).await;
     // The last event came behind all the others.
     assert_eq!(stack.receiver.requests_to("/crm").len(), 21);
+}
+
+/// What the story tells of an update's delivery to a callback: the number and the answer of each attempt.
+async fn attempts(stack: &Stack, update_id: &str, callback_id: ObjectId) -> Vec<(u64, u64)> {
+    let deliveries = deliveries(stack, update_id).await;
+    let delivery = deliveries.iter().find(|delivery| delivery["callbackId"] == json!(callback_id)).expect("a delivery");
+    let attempts = delivery["attempts"].as_array().expect("a list").iter();
+    attempts.map(|a| (a["number"].as_u64().expect("a number"), a["statusCode"].as_u64().expect("an answer"))).collect()
+}
+
+const DELIVERED: &str = "SELECT count(*) FROM webhooks.deliveries WHERE status = 'delivered'";
+/// First attempts that stand in the delivery's row, and attempts that have a row each.
+const ROWS: [&str; 2] =
+    ["SELECT count(first_started_at) FROM webhooks.deliveries", "SELECT count(*) FROM webhooks.attempts"];
+
+async fn rows(stack: &Stack) -> [i64; 2] {
+    [stack.count(ROWS[0]).await, stack.count(ROWS[1]).await]
+}
+
+#[tokio::test]
+async fn what_is_taken_at_once_is_one_row() {
+    let stack = Stack::start_with(&[("RETRY_SCHEDULE", "0s,100ms,100ms")]).await;
+    stack.receiver.on("/flaky", [Reply::status(500).body("no"), Reply::status(200)]);
+    let applied = stack
+        .process(json!([
+            {"name": "crm", "url": stack.receiver.url("/crm")},
+            // Recorded before it is attempted.
+            {"name": "ordered", "url": stack.receiver.url("/ordered"), "ordering": "lead"},
+            {"name": "flaky", "url": stack.receiver.url("/flaky")},
+        ]))
+        .await;
+    let [crm, ordered, flaky] = [0, 1, 2].map(|place: usize| applied.process.callbacks[place].callback_id);
+    let lead_id = stack.api.initiate(applied.process.process_id.expect("an id"), None).await;
+    let update_id = stack.api.update(json!({"leadId": lead_id, "name": "x"})).await;
+    stack.wait_for_count(DELIVERED, 3, SOON).await;
+    assert_eq!(rows(&stack).await, [2, 2]);
+    assert_eq!(attempts(&stack, &update_id, crm).await, [(1, 200)]);
+    assert_eq!(attempts(&stack, &update_id, ordered).await, [(1, 200)]);
+    assert_eq!(attempts(&stack, &update_id, flaky).await, [(1, 500), (2, 200)]);
+    let story = stack.api.outcome(&update_id).await;
+    for delivery in story["deliveries"].as_array().expect("a list") {
+        let attempt = &delivery["attempts"][0];
+        assert!(attempt["startedAt"].as_str() >= story["appliedAt"].as_str(), "{story}");
+        assert!(attempt["durationMs"].as_u64().is_some_and(|ms| ms < 10_000), "{story}");
+        let failed = delivery["callbackId"] == json!(flaky);
+        assert_eq!((attempt["error"].is_string(), attempt["response"].is_string()), (failed, failed), "{story}");
+    }
+
+    // Announced again: what was told of it stays, and the attempts go on behind it.
+    let (well, said) = recover(&stack, &["reannounce", "--since", "1h", "--yes"]).await;
+    assert!(well, "{said}");
+    stack.wait_for_count(ROWS[1], 4, SOON).await;
+    // And made again.
+    let path = format!("/api/v1/deliveries/{update_id}-{crm}/redeliver");
+    assert_eq!(stack.api.post(&path, &json!({})).await.0, 200);
+    stack.wait_for_count(ROWS[1], 5, SOON).await;
+    assert_eq!(rows(&stack).await, [2, 5]);
+    assert_eq!(attempts(&stack, &update_id, crm).await, [(1, 200), (2, 200), (3, 200)]);
+    assert_eq!(attempts(&stack, &update_id, flaky).await, [(1, 500), (2, 200), (3, 200)]);
+    let first = &deliveries(&stack, &update_id).await[0]["attempts"][0];
+    assert_eq!(first, &story["deliveries"][0]["attempts"][0]);
+    settled(&stack).await;
+}
+
+#[tokio::test]
+async fn what_was_recorded_and_not_attempted_is_one_row_when_it_is_taken() {
+    let stack = Stack::start_with(&[("RETRY_SCHEDULE", "0s")]).await;
+    stack.receiver.on("/crm", [500, 200]);
+    let applied = stack.process(json!([{"name": "crm", "url": stack.receiver.url("/crm")}])).await;
+    let callback_id = applied.process.callbacks[0].callback_id;
+    let lead_id = stack.api.initiate(applied.process.process_id.expect("an id"), None).await;
+    let refused = stack.api.update(json!({"leadId": lead_id, "name": "x"})).await;
+    wait_for_status(&stack, &refused, "exhausted").await;
+    let untried = stack.api.update(json!({"leadId": lead_id, "name": "y"})).await;
+    wait_for_status(&stack, &untried, "delivered").await;
+    assert_eq!(rows(&stack).await, [1, 1]);
+    // As what comes while its callback is disabled.
+    let as_disabled = "
+        UPDATE webhooks.deliveries SET status = 'exhausted', attempts = 0, payload = '{}', first_started_at = NULL,
+            first_duration_ms = NULL, first_status_code = NULL
+        WHERE status = 'delivered'";
+    sqlx::query(as_disabled).execute(&stack.pool).await.expect("a row without an attempt");
+
+    let (well, said) = recover(&stack, &["reannounce", "--since", "1h", "--yes"]).await;
+    assert!(well, "{said}");
+    stack.wait_for_count(DELIVERED, 2, SOON).await;
+    assert_eq!(rows(&stack).await, [1, 2]);
+    assert_eq!(attempts(&stack, &refused, callback_id).await, [(1, 500), (2, 200)]);
+    assert_eq!(attempts(&stack, &untried, callback_id).await, [(1, 200)]);
+    settled(&stack).await;
+}
+
+/// As versions before recorded it, and as those that still run beside this one do.
+#[tokio::test]
+async fn a_first_attempt_with_a_row_of_its_own_is_told_too() {
+    let stack = Stack::start().await;
+    let applied = stack.process(json!([{"name": "crm", "url": stack.receiver.url("/crm")}])).await;
+    let callback_id = applied.process.callbacks[0].callback_id;
+    let lead_id = stack.api.initiate(applied.process.process_id.expect("an id"), None).await;
+    let update_id = stack.api.update(json!({"leadId": lead_id, "name": "x"})).await;
+    let story = wait_for_status(&stack, &update_id, "delivered").await;
+    let as_before = "
+        INSERT INTO webhooks.attempts SELECT * FROM webhooks.every_attempt;
+        UPDATE webhooks.deliveries SET first_started_at = NULL, first_duration_ms = NULL, first_status_code = NULL";
+    sqlx::raw_sql(as_before).execute(&stack.pool).await.expect("rows as before");
+    assert_eq!(deliveries(&stack, &update_id).await, [story]);
+    let path = format!("/api/v1/deliveries/{update_id}-{callback_id}/redeliver");
+    assert_eq!(stack.api.post(&path, &json!({})).await.0, 200);
+    stack.wait_for_count(ROWS[1], 2, SOON).await;
+    assert_eq!(rows(&stack).await, [0, 2]);
+    assert_eq!(attempts(&stack, &update_id, callback_id).await, [(1, 200), (2, 200)]);
+    settled(&stack).await;
 }
 
 /// Waits for an event on a subject of the webhook events.

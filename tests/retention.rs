@@ -32,10 +32,10 @@ async fn old_months_are_dropped_but_what_is_needed() {
     // was applied only now; of April it is not announced; in February a delivery is still pending.
     let months = "
         SELECT lead_state.ensure_partitions('2025-01-01', '2025-04-30');
-        SELECT webhooks.ensure_partitions('2025-01-01Z', '2025-04-30Z');
         CREATE TEMP TABLE rows AS SELECT * FROM lead_state.lead_updates;
         CREATE TEMP TABLE told AS SELECT * FROM webhooks.deliveries;
-        CREATE TEMP TABLE tries AS SELECT * FROM webhooks.attempts;
+        CREATE TEMP TABLE tries AS SELECT * FROM webhooks.every_attempt;
+        UPDATE tries SET number = 2;
         DO $$
         DECLARE month int; old_id bytea;
         BEGIN
@@ -52,11 +52,16 @@ async fn old_months_are_dropped_but_what_is_needed() {
                 INSERT INTO webhooks.deliveries SELECT * FROM told;
                 INSERT INTO webhooks.attempts SELECT * FROM tries;
             END LOOP;
-        END $$;";
+        END $$;
+        -- They move from the default partitions to their months.
+        SELECT webhooks.ensure_partitions('2025-01-01Z', '2025-04-30Z');";
     sqlx::raw_sql(months).execute(&stack.pool).await.expect("old months");
     for month in ["lead_state.lead_updates_2025_01", "webhooks.deliveries_2025_01", "webhooks.attempts_2025_01"] {
         assert!(is_there(&stack, month).await, "{month}");
     }
+    let first = "SELECT count(*) FROM webhooks.deliveries_2025_02 WHERE first_started_at <= updated_at AND first_status_code = 200";
+    assert_eq!(stack.count(first).await, 1);
+    assert_eq!(stack.count("SELECT count(*) FROM webhooks.attempts_2025_02 WHERE number = 2").await, 1);
 
     let (mut lead_state, lead_state_ready) =
         service("lead-state", &stack.nats, &stack.postgres, &[("LEDGER_RETENTION", "100days")]);

@@ -1,4 +1,7 @@
 //! 7 Deliver, 8 Retry: recording what was attempted and what comes next, in one transaction.
+//!
+//! The attempt that has number 1 and succeeds stands in its delivery's row, so most deliveries are one row; every other attempt has a
+//! row of its own (docs/adr/0036-what-succeeds-at-once-is-one-row.md).
 
 use sqlx::PgConnection;
 use time::OffsetDateTime;
@@ -136,9 +139,13 @@ async fn record_from_events(connection: &mut PgConnection, reports: &[&Report]) 
         ), recorded AS (
             INSERT INTO webhooks.deliveries AS d
                 (update_id, callback_id, project_id, process_id, status, attempts, next_attempt_at,
-                 created_at, updated_at, traceparent, last_error, payload)
+                 created_at, updated_at, traceparent, last_error, payload,
+                 first_started_at, first_duration_ms, first_status_code)
             SELECT update_id, callback_id, project_id, process_id, status, (started_at IS NOT NULL)::integer, due,
-                   at, at, traceparent, error, payload
+                   at, at, traceparent, error, payload,
+                   CASE WHEN status = 'delivered' THEN started_at END,
+                   CASE WHEN status = 'delivered' THEN duration_ms END,
+                   CASE WHEN status = 'delivered' THEN status_code END
             FROM reported
             ORDER BY update_id, callback_id
             ON CONFLICT (update_id, callback_id) DO UPDATE SET
@@ -147,14 +154,17 @@ async fn record_from_events(connection: &mut PgConnection, reports: &[&Report]) 
                 next_attempt_at = CASE WHEN excluded.status = 'delivered' THEN NULL ELSE d.next_attempt_at END,
                 payload = CASE WHEN excluded.status = 'delivered' THEN NULL ELSE d.payload END,
                 last_error = CASE WHEN excluded.status = 'delivered' THEN NULL ELSE d.last_error END,
-                updated_at = excluded.updated_at
+                updated_at = excluded.updated_at,
+                first_started_at = CASE d.attempts WHEN 0 THEN excluded.first_started_at ELSE d.first_started_at END,
+                first_duration_ms = CASE d.attempts WHEN 0 THEN excluded.first_duration_ms ELSE d.first_duration_ms END,
+                first_status_code = CASE d.attempts WHEN 0 THEN excluded.first_status_code ELSE d.first_status_code END
             RETURNING update_id, callback_id, attempts
         )
         INSERT INTO webhooks.attempts
             (update_id, callback_id, number, started_at, duration_ms, status_code, error, response)
         SELECT update_id, callback_id, attempts, started_at, duration_ms, status_code, error, response
         FROM reported JOIN recorded USING (update_id, callback_id)
-        WHERE started_at IS NOT NULL
+        WHERE started_at IS NOT NULL AND NOT (attempts = 1 AND status = 'delivered')
         "#,
         &update_ids as &[[u8; 12]],
         &callback_ids as &[[u8; 12]],
@@ -201,7 +211,13 @@ async fn record_from_claims(connection: &mut PgConnection, reports: &[&Report]) 
                 next_attempt_at = r.due,
                 payload = CASE WHEN r.status = 'delivered' THEN NULL ELSE d.payload END,
                 last_error = r.error,
-                updated_at = r.at
+                updated_at = r.at,
+                first_started_at =
+                    CASE WHEN d.attempts = 0 AND r.status = 'delivered' THEN r.started_at ELSE d.first_started_at END,
+                first_duration_ms =
+                    CASE WHEN d.attempts = 0 AND r.status = 'delivered' THEN r.duration_ms ELSE d.first_duration_ms END,
+                first_status_code =
+                    CASE WHEN d.attempts = 0 AND r.status = 'delivered' THEN r.status_code ELSE d.first_status_code END
             FROM reported AS r
             WHERE d.update_id = r.update_id AND d.callback_id = r.callback_id
                 AND (d.status = 'pending' OR r.status = 'delivered')
@@ -211,7 +227,7 @@ async fn record_from_claims(connection: &mut PgConnection, reports: &[&Report]) 
             (update_id, callback_id, number, started_at, duration_ms, status_code, error, response)
         SELECT update_id, callback_id, attempts, started_at, duration_ms, status_code, error, response
         FROM reported JOIN recorded USING (update_id, callback_id)
-        WHERE started_at IS NOT NULL
+        WHERE started_at IS NOT NULL AND NOT (attempts = 1 AND status = 'delivered')
         "#,
         &update_ids as &[[u8; 12]],
         &callback_ids as &[[u8; 12]],
