@@ -74,8 +74,8 @@ pub fn streams(limits: StreamLimits, mark: ObjectId) -> [Config; 4] {
         duplicate_window: Duration::from_secs(120),
         ..Config::default()
     };
-    // Published to in atomic batches, which servers before 2.12 do not know.
-    let batched = |stream| Config { allow_atomic_publish: true, ..stream };
+    // Published to in atomic batches, which servers before 2.12 do not know, and in fast-ingest batches, from 2.14 on.
+    let batched = |stream| Config { allow_atomic_publish: true, allow_batch_publish: true, ..stream };
     // Refuse rather than forget: what is in these two must be read before it may go.
     let refuse = DiscardPolicy::New;
     // Notices: the source of truth is in Postgres or gone for good, so the oldest make room.

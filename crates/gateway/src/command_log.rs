@@ -75,7 +75,9 @@ impl CommandLog {
             }
             match &published {
                 Ok(stored) => {
-                    span.note(|| [("leadrelay.log.sequence", (stored.sequence as i64).into())]);
+                    if let Some(sequence) = stored.sequence {
+                        span.note(|| [("leadrelay.log.sequence", (sequence as i64).into())]);
+                    }
                     tracing::debug!(%update_id, %project_id, sequence = stored.sequence, "update accepted");
                     if failing.swap(false, Ordering::Relaxed) {
                         tracing::info!("the command log takes updates again");

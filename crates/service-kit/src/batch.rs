@@ -9,7 +9,7 @@
 //! and every message has an outcome of its own. The same is done where batches gain nothing: on servers before 2.15,
 //! where the stream does not allow them, and where trying shows that each by itself is quicker (a server that does not
 //! sync before it acks does not say so). There, what has gathered goes without waiting between its messages, which still saves
-//! both sides most of the reads and writes.
+//! both sides most of the reads and writes, and as a fast-ingest batch where the server knows those, which saves most of the acks.
 
 use std::{
     collections::VecDeque,
@@ -30,7 +30,9 @@ use tokio::sync::oneshot;
 
 use crate::{
     choice::{Choice, Way},
+    ingest::{Ingest, IngestError},
     metrics::Publishing,
+    nats,
     publish::{self, PublishError},
     version::ServerVersion,
 };
@@ -42,6 +44,8 @@ const BATCH_BYTES: usize = 1 << 20;
 /// From how many messages on a batch is cheaper: for the server it is work like that of about ten messages (staged in a
 /// file of its own, which is synced too). Measured: docs/RELIABILITY.md.
 const WORTH_A_BATCH: usize = 16;
+/// From how many messages on one ack for all of them is cheaper than one each: the server acks the first one and the last one.
+const WORTH_ONE_ACK: usize = 4;
 /// Most batches, or other groups of what has gathered, on their way at once. More of them are smaller and sync more often, fewer
 /// leave the server idle while an ack travels. The server takes 50 of a stream, of all its publishers.
 const IN_FLIGHT: usize = 2;
@@ -52,18 +56,16 @@ const REFUSED: Duration = Duration::from_secs(30);
 /// What a message takes beside its subject, payload and the values of its own headers.
 const OVERHEAD: usize = 256;
 
-/// Where a message stands in its stream.
+/// That a message is in its stream, now or since one with its id was published before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stored {
-    /// Its sequence; of a duplicate, that of the first one.
-    pub sequence: u64,
-    /// Whether a message of this id was there already. Then this one was not stored again.
-    pub duplicate: bool,
+    /// Its sequence there. None where the ack was for others, too, and names the last one's alone.
+    pub sequence: Option<u64>,
 }
 
 impl From<PublishAck> for Stored {
     fn from(ack: PublishAck) -> Self {
-        Self { sequence: ack.sequence, duplicate: ack.duplicate }
+        Self { sequence: Some(ack.sequence) }
     }
 }
 
@@ -82,6 +84,7 @@ impl fmt::Debug for Publisher {
 struct Shared {
     js: jetstream::Context,
     client: Client,
+    ingest: Ingest,
     mode: Mutex<Mode>,
     queue: Mutex<Queue>,
     /// The way of messages that come one by one, of many callers, and gather.
@@ -91,14 +94,16 @@ struct Shared {
     metrics: Publishing,
 }
 
-/// Whether to publish in batches, as far as is known.
+/// How to publish together, as far as is known.
 #[derive(Debug, Default)]
 struct Mode {
     /// When the server's version was read: the next connection may lead to another server.
     read_at: Option<Instant>,
-    server_gains: bool,
-    /// When the stream said that it does not allow batches.
+    version: Option<ServerVersion>,
+    /// When the stream said that it does not allow atomic batches.
     refused_at: Option<Instant>,
+    /// When it said that it does not allow fast-ingest batches.
+    ingest_refused_at: Option<Instant>,
 }
 
 /// Messages that wait to go with others, and what is on its way.
@@ -126,8 +131,9 @@ impl Publisher {
         // Where the server syncs, the first trial finds that out. Where it does not, the two can be too close on a quick disk for a
         // trial to tell, and this is the one that takes less of both sides.
         let choice = || Mutex::new(Choice::new(Way::Apart));
+        let ingest = Ingest::new(client.clone(), nats::ACK_TIMEOUT);
         let (mode, queue, singles, sequences) = (Mutex::default(), Mutex::default(), choice(), choice());
-        Self { shared: Arc::new(Shared { js, client, mode, queue, singles, sequences, metrics }) }
+        Self { shared: Arc::new(Shared { js, client, ingest, mode, queue, singles, sequences, metrics }) }
     }
 
     /// Publishes a message and waits until the stream has it. It may go in one batch with others that are published at
@@ -158,9 +164,6 @@ impl Publisher {
     /// Publishes messages in this order, then waits for what became of each of them. Callers bound how many there are.
     pub async fn publish_each(&self, messages: Vec<OutboundMessage>) -> Vec<Result<Stored, PublishError>> {
         let publish = async {
-            if !self.shared.has_batches() {
-                return self.shared.publish_apart(messages).await;
-            }
             let mut outcomes = Vec::with_capacity(messages.len());
             for batch in batches(messages) {
                 outcomes.extend(self.shared.publish_sequence(batch).await);
@@ -175,9 +178,6 @@ impl Publisher {
     /// After an error some may be stored: publish them all again, their message ids keep them from being stored twice.
     pub async fn publish_all(&self, messages: impl IntoIterator<Item = OutboundMessage>) -> Result<(), PublishError> {
         let publish = async {
-            if !self.shared.has_batches() {
-                return publish::publish_all(&self.shared.js, messages).await;
-            }
             for batch in batches(messages) {
                 for outcome in self.shared.publish_sequence(batch).await {
                     outcome?;
@@ -241,14 +241,25 @@ impl Shared {
         outcomes
     }
 
-    /// Whether to try a batch.
+    /// Whether to try an atomic batch.
     fn has_batches(&self) -> bool {
+        let mode = self.mode();
+        mode.version.is_some_and(ServerVersion::syncs_batches_as_one) && !is_refused(mode.refused_at)
+    }
+
+    /// Whether to try a fast-ingest batch.
+    fn has_ingest(&self) -> bool {
+        let mode = self.mode();
+        mode.version.is_some_and(ServerVersion::knows_fast_ingest) && !is_refused(mode.ingest_refused_at)
+    }
+
+    fn mode(&self) -> MutexGuard<'_, Mode> {
         let mut mode = lock(&self.mode);
         if mode.read_at.is_none_or(|at| at.elapsed() > READ_VERSION) {
             mode.read_at = Some(Instant::now());
-            mode.server_gains = ServerVersion::parse(&self.client.server_info().version).syncs_batches_as_one();
+            mode.version = Some(ServerVersion::parse(&self.client.server_info().version));
         }
-        mode.server_gains && mode.refused_at.is_none_or(|at| at.elapsed() > REFUSED)
+        mode
     }
 
     /// Publishes messages in this order, together where that is possible; the outcome of each.
@@ -269,8 +280,22 @@ impl Shared {
         self.publish_apart(messages).await
     }
 
-    /// Publishes messages in this order, each by itself; the outcome of each.
+    /// Publishes messages in this order, each stored as it comes; the outcome of each. One ack is for all of them where the
+    /// stream allows that and all goes well.
     async fn publish_apart(&self, messages: Vec<OutboundMessage>) -> Vec<Result<Stored, PublishError>> {
+        if messages.len() >= WORTH_ONE_ACK && publish::connected(&self.client).is_ok() && self.has_ingest() {
+            match self.ingest.publish(&messages).await {
+                Ok(()) => return messages.iter().map(|_| Ok(Stored { sequence: None })).collect(),
+                Err(IngestError::Unconfirmed) => {
+                    return messages.iter().map(|_| Err(PublishError::Unconfirmed)).collect();
+                }
+                Err(IngestError::Disabled) => {
+                    tracing::warn!("the stream takes no fast-ingest batches: each message is acked by itself");
+                    lock(&self.mode).ingest_refused_at = Some(Instant::now());
+                }
+                Err(e) => tracing::debug!(messages = messages.len(), "publishing again, one by one: {e}"),
+            }
+        }
         let mut acks = Vec::with_capacity(messages.len());
         for message in messages {
             acks.push(match publish::send(&self.js, message).await {
@@ -314,8 +339,13 @@ impl Shared {
             lock(&self.mode).refused_at = Some(Instant::now());
             return Err(PublishError::Refused("the stream's server does not know atomic batches".into()));
         };
-        Ok((first..=ack.sequence).map(|sequence| Stored { sequence, duplicate: false }).collect())
+        Ok((first..=ack.sequence).map(|sequence| Stored { sequence: Some(sequence) }).collect())
     }
+}
+
+/// Whether the stream said so lately.
+fn is_refused(at: Option<Instant>) -> bool {
+    at.is_some_and(|at| at.elapsed() <= REFUSED)
 }
 
 /// The sequence of a batch's first message, if this acks the batch. A server that knows no batches, as there may be one

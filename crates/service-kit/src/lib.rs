@@ -11,6 +11,7 @@ pub mod clock;
 pub mod config;
 pub mod health;
 pub mod http;
+mod ingest;
 pub mod kv;
 pub mod lifecycle;
 pub mod metrics;

@@ -30,7 +30,7 @@ use crate::{clock, config::NatsConfig, health::Readiness, version::ServerVersion
 const PING_INTERVAL: Duration = Duration::from_secs(5);
 /// How long JetStream may take to answer or ack. Longer keeps clients waiting while a broker is gone, shorter
 /// mistakes a slow disk for a lost message.
-const ACK_TIMEOUT: Duration = Duration::from_secs(5);
+pub(crate) const ACK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Connects under this name, with inboxes of its own, and goes on trying until NATS is there; `readiness` follows the
 /// connection. Says what a server of that version cannot give, also when a later connection leads to another one. The
@@ -144,16 +144,22 @@ pub fn jetstream(client: &Client) -> jetstream::Context {
 }
 
 /// Makes the streams and buckets that are not there yet. What is there is left as it is, except that a stream that an
-/// older server made is allowed the atomic batches that the server knows now.
+/// older server made is allowed the batches that the server knows now.
 pub async fn create_streams(js: &jetstream::Context, limits: StreamLimits) -> anyhow::Result<()> {
     let mark = ObjectId::new(clock::now(), rand::random());
     let version = ServerVersion::parse(&js.client().server_info().version);
-    for mut config in streams(limits, mark) {
-        config.allow_atomic_publish &= version.knows_atomic_batches();
+    for config in streams(limits, mark) {
+        let config = version.known_of(config);
         let stream = retry("create a stream", || js.get_or_create_stream(config.clone())).await?;
-        if config.allow_atomic_publish && !stream.cached_info().config.allow_atomic_publish {
-            tracing::info!("allowing atomic batches on {}", config.name);
-            retry("allow atomic batches", || allow_atomic_batches(js, &config.name)).await?;
+        let allows = &stream.cached_info().config;
+        for (batches, wanted, allowed) in [
+            ("allow_atomic", config.allow_atomic_publish, allows.allow_atomic_publish),
+            ("allow_batched", config.allow_batch_publish, allows.allow_batch_publish),
+        ] {
+            if wanted && !allowed {
+                tracing::info!("setting {batches} on {}", config.name);
+                retry("allow batches", || allow(js, &config.name, batches)).await?;
+            }
         }
     }
     for config in buckets(limits) {
@@ -164,14 +170,14 @@ pub async fn create_streams(js: &jetstream::Context, limits: StreamLimits) -> an
 
 /// Sets this one thing of a stream's configuration. The rest goes back to the server as it came: a newer server may have
 /// settings that this client does not know.
-async fn allow_atomic_batches(js: &jetstream::Context, stream: &str) -> Result<(), RequestError> {
+async fn allow(js: &jetstream::Context, stream: &str, setting: &str) -> Result<(), RequestError> {
     let failed = |error| RequestError::with_source(RequestErrorKind::Other, error);
     let mut info = match js.request(format!("STREAM.INFO.{stream}"), &()).await? {
         Response::Ok::<serde_json::Value>(info) => info,
         Response::Err { error } => return Err(failed(error)),
     };
     let mut config = info["config"].take();
-    config["allow_atomic"] = true.into();
+    config[setting] = true.into();
     match js.request(format!("STREAM.UPDATE.{stream}"), &config).await? {
         Response::Ok::<serde_json::Value>(_) => Ok(()),
         Response::Err { error } => Err(failed(error)),

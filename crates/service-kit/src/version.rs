@@ -1,5 +1,7 @@
 //! What NATS can promise depends on the server's version.
 
+use async_nats::jetstream::stream::Config;
+
 /// The version of a NATS server: major, minor, patch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ServerVersion(Option<(u32, u32, u32)>);
@@ -14,8 +16,22 @@ impl ServerVersion {
     }
 
     /// Whether streams may allow atomic batches (NATS ADR-50). A server before 2.12 may refuse to hear of it.
-    pub fn knows_atomic_batches(self) -> bool {
+    fn knows_atomic_batches(self) -> bool {
         self >= Self(Some((2, 12, 0)))
+    }
+
+    /// Whether streams may allow fast-ingest batches (of the same ADR).
+    pub fn knows_fast_ingest(self) -> bool {
+        self >= Self(Some((2, 14, 0)))
+    }
+
+    /// What this server knows of a stream's settings.
+    pub fn known_of(self, config: Config) -> Config {
+        Config {
+            allow_atomic_publish: config.allow_atomic_publish && self.knows_atomic_batches(),
+            allow_batch_publish: config.allow_batch_publish && self.knows_fast_ingest(),
+            ..config
+        }
     }
 
     /// Whether an atomic batch is synced as one. Before 2.15 each of its messages is, and batches gain nothing.
@@ -77,16 +93,17 @@ mod tests {
 
     #[test]
     fn batches_come_with_2_12_and_pay_from_2_15_on() {
-        for (version, knows, pays) in [
-            ("", false, false),
-            ("2.9.10", false, false),
-            ("2.11.9", false, false),
-            ("v2.12", true, false),
-            ("2.14.0-RC.2", true, false),
-            ("2.15.1", true, true),
+        for (version, knows, ingests, pays) in [
+            ("", false, false, false),
+            ("2.9.10", false, false, false),
+            ("2.11.9", false, false, false),
+            ("v2.12", true, false, false),
+            ("2.14.0-RC.2", true, true, false),
+            ("2.15.1", true, true, true),
         ] {
             let parsed = ServerVersion::parse(version);
-            assert_eq!((parsed.knows_atomic_batches(), parsed.syncs_batches_as_one()), (knows, pays), "{version}");
+            let can = (parsed.knows_atomic_batches(), parsed.knows_fast_ingest(), parsed.syncs_batches_as_one());
+            assert_eq!(can, (knows, ingests, pays), "{version}");
         }
     }
     proptest! {

@@ -76,8 +76,9 @@ async fn what_is_published_at_the_same_time_goes_together_where_that_pays() {
     let (ids, batched) = stored(&js, LEAD_COMMANDS).await;
     assert_eq!(ids.len(), 500);
     for (n, outcome) in outcomes.into_iter().enumerate() {
-        let Stored { sequence, duplicate } = outcome.unwrap();
-        assert_eq!((ids[sequence as usize - 1].as_str(), duplicate), (n.to_string().as_str(), false));
+        if let Stored { sequence: Some(sequence) } = outcome.unwrap() {
+            assert_eq!(ids[sequence as usize - 1], n.to_string());
+        }
     }
     assert_eq!(batched > 0, batches(&nats), "{batched} in batches");
 
@@ -117,15 +118,41 @@ async fn a_repeated_id_refuses_nobody() {
     let ids: Vec<_> = (0..100).chain([42]).map(|n| n.to_string()).collect();
     let outcomes = at_once(&publisher, ids.iter().map(|id| command(id, "{}"))).await;
     let stands: Vec<_> = outcomes.into_iter().map(Result::unwrap).collect();
-    assert_eq!(stands[7], Stored { sequence: 1, duplicate: true });
-    assert_eq!(stands[42].sequence, stands[100].sequence);
-    assert_eq!(stands.iter().filter(|stored| stored.duplicate).count(), 2);
+    assert!([Some(1), None].contains(&stands[7].sequence), "{:?}", stands[7]);
     let (ids, _) = stored(&js, LEAD_COMMANDS).await;
     assert_eq!((ids.len(), ids.iter().collect::<HashSet<_>>().len()), (100, 100));
 
     // A crash between the acks and the checkpoint: all of them again, and more.
     publisher.publish_all((0..200).map(|n| command(&n.to_string(), "{}"))).await.unwrap();
     assert_eq!(stored(&js, LEAD_COMMANDS).await.0.len(), 200);
+}
+
+#[tokio::test]
+async fn what_goes_together_and_not_in_a_batch_has_one_ack_where_the_server_can_and_may() {
+    let (nats, js) = start().await;
+    let can = nats.version() >= (2, 14, 0);
+    let publisher = Publisher::new(js.clone());
+    let publish = async |ids: std::ops::Range<usize>| {
+        let outcomes = publisher.publish_each(ids.map(|n| command(&n.to_string(), "{}")).collect()).await;
+        outcomes.into_iter().map(|outcome| outcome.unwrap().sequence).collect::<Vec<_>>()
+    };
+    // Too few for an atomic batch, so that no trial interferes.
+    assert_eq!(publish(0..10).await, Vec::from_iter((1..=10).map(|n| Some(n).filter(|_| !can))));
+    // One is there already: the first, one in the middle, the last.
+    for (round, again) in [10, 15, 19].into_iter().enumerate() {
+        let base = 10 + 10 * round;
+        publisher.publish(command(&(base + again - 10).to_string(), "{}")).await.unwrap();
+        publish(base..base + 10).await;
+    }
+    let (ids, batched) = stored(&js, LEAD_COMMANDS).await;
+    assert_eq!((ids.iter().collect::<HashSet<_>>().len(), ids.len(), batched), (40, 40, 0));
+    assert_eq!(ids[..10], Vec::from_iter((0..10).map(|n| n.to_string())));
+    // A new stream of this name that does not allow it: the first to come find that out.
+    js.delete_stream(LEAD_COMMANDS).await.unwrap();
+    let plain = Config { name: LEAD_COMMANDS.into(), subjects: vec!["leads.cmd.>".into()], ..Config::default() };
+    js.create_stream(plain).await.unwrap();
+    assert_eq!(publish(40..50).await, Vec::from_iter((1..=10).map(Some)));
+    assert_eq!(publish(50..60).await, Vec::from_iter((11..=20).map(Some)));
 }
 
 #[tokio::test]
@@ -155,14 +182,13 @@ async fn what_is_published_in_order_has_an_outcome_each() {
     for (n, outcome) in outcomes.into_iter().enumerate() {
         match outcome {
             Err(PublishError::TooLarge) => assert_eq!(n, 50),
-            outcome => assert_eq!(outcome.unwrap().duplicate, n == 7, "{n}"),
+            outcome => assert!(outcome.is_ok() && n != 50, "{n}: {outcome:?}"),
         }
     }
     let outcomes = publisher.publish_each((100..1500).map(|n| command(&n.to_string(), "{}")).collect()).await;
-    assert_eq!(
-        outcomes.into_iter().map(|stored| stored.unwrap().sequence).collect::<Vec<_>>(),
-        Vec::from_iter(100..1500)
-    );
+    for (outcome, sequence) in outcomes.into_iter().zip(100..) {
+        assert!([Some(sequence), None].contains(&outcome.unwrap().sequence));
+    }
     let (ids, batched) = stored(&js, LEAD_COMMANDS).await;
     let expected = [7].into_iter().chain((0..1500).filter(|n| ![7, 50].contains(n)));
     assert_eq!(ids, expected.map(|n| n.to_string()).collect::<Vec<_>>());
@@ -231,15 +257,16 @@ async fn a_stream_of_an_older_server_is_allowed_batches_and_else_left_alone() {
     let before = js.create_stream(mine).await.unwrap().cached_info().config.clone();
     nats::create_streams(&js, LIMITS).await.unwrap();
     let config = async |name| js.get_stream(name).await.unwrap().cached_info().config.clone();
-    let knows = nats.version() >= (2, 12, 0);
+    let knows = (nats.version() >= (2, 12, 0), nats.version() >= (2, 14, 0));
+    let allows = |config: &Config| (config.allow_atomic_publish, config.allow_batch_publish);
     let mut after = config(LEAD_COMMANDS).await;
-    assert_eq!(after.allow_atomic_publish, knows);
-    after.allow_atomic_publish = false;
+    assert_eq!(allows(&after), knows);
+    (after.allow_atomic_publish, after.allow_batch_publish) = (false, false);
     // The server's own notes on its version and the request's.
     after.metadata = before.metadata.clone();
     assert_eq!(after, before);
-    assert_eq!(config(LEAD_EVENTS).await.allow_atomic_publish, knows);
-    assert!(!config(WEBHOOK_EVENTS).await.allow_atomic_publish);
+    assert_eq!(allows(&config(LEAD_EVENTS).await), knows);
+    assert_eq!(allows(&config(WEBHOOK_EVENTS).await), (false, false));
 }
 
 #[tokio::test]

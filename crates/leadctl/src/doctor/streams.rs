@@ -29,7 +29,7 @@ pub(super) async fn examine(js: &jetstream::Context, server: ServerVersion) -> V
     // Sizes and copies are the operator's to choose; the rest is not.
     let limits = StreamLimits { max_bytes: 1 << 30, replicas: 1 };
     let mut replicas = Vec::new();
-    for expected in streams::streams(limits, ObjectId::from_bytes([0; 12])) {
+    for expected in streams::streams(limits, ObjectId::from_bytes([0; 12])).map(|config| server.known_of(config)) {
         let what = format!("stream {}", expected.name);
         let stream = match js.get_stream(&expected.name).await {
             Ok(stream) => stream,
@@ -44,7 +44,7 @@ pub(super) async fn examine(js: &jetstream::Context, server: ServerVersion) -> V
         };
         let info = stream.cached_info();
         replicas.push(info.config.num_replicas);
-        let faults = faults(&expected, &info.config, server.knows_atomic_batches());
+        let faults = faults(&expected, &info.config);
         if faults.is_empty() {
             checks.push(Check::ok(what, fullness(info.state.bytes, info.config.max_bytes)));
         } else {
@@ -120,7 +120,7 @@ fn fullness(bytes: u64, max_bytes: i64) -> String {
 }
 
 /// What is not as it must be, each with what mends it.
-fn faults(expected: &Config, is: &Config, knows_batches: bool) -> Vec<(String, String)> {
+fn faults(expected: &Config, is: &Config) -> Vec<(String, String)> {
     let mut faults = Vec::new();
     let name = &expected.name;
     let mut fault = |found: String, mend: String| faults.push((found, mend));
@@ -170,11 +170,13 @@ fn faults(expected: &Config, is: &Config, knows_batches: bool) -> Vec<(String, S
     if is.sealed || is.deny_delete && is.deny_purge {
         fault("is sealed or cannot be purged: no room is ever made".into(), format!("make {name} anew"));
     }
-    if knows_batches && expected.allow_atomic_publish && !is.allow_atomic_publish {
-        fault(
-            "does not allow atomic batches: each message is synced by itself".into(),
-            "restart lead-state: it allows them".into(),
-        );
+    for (expected, is, what) in [
+        (expected.allow_atomic_publish, is.allow_atomic_publish, "atomic batches: each message is synced by itself"),
+        (expected.allow_batch_publish, is.allow_batch_publish, "fast-ingest batches: each message is acked by itself"),
+    ] {
+        if expected && !is {
+            fault(format!("does not allow {what}"), "restart lead-state: it allows them".into());
+        }
     }
     faults
 }
@@ -255,11 +257,13 @@ mod tests {
         let [commands, _, webhooks, _] = streams::streams(limits, ObjectId::from_bytes([1; 12]));
         let as_made =
             Config { max_messages: -1, max_messages_per_subject: -1, max_message_size: -1, ..commands.clone() };
-        assert_eq!(faults(&commands, &as_made, true), []);
-        let old = Config { allow_atomic_publish: false, ..as_made.clone() };
-        assert_eq!(faults(&commands, &old, false), [], "a server that does not know batches");
+        assert_eq!(faults(&commands, &as_made), []);
+        let old = Config { allow_atomic_publish: false, allow_batch_publish: false, ..as_made.clone() };
+        let known = ServerVersion::parse("2.11.0").known_of(commands.clone());
+        assert_eq!(faults(&known, &old), [], "a server that does not know batches");
         let changed = [
-            old,
+            Config { allow_atomic_publish: false, ..as_made.clone() },
+            Config { allow_batch_publish: false, ..as_made.clone() },
             Config { subjects: vec!["leads.>".into()], ..as_made.clone() },
             Config { discard: DiscardPolicy::Old, ..as_made.clone() },
             Config { retention: RetentionPolicy::WorkQueue, ..as_made.clone() },
@@ -273,9 +277,9 @@ mod tests {
             Config { sealed: true, ..as_made },
         ];
         for config in changed {
-            assert_eq!(faults(&commands, &config, true).len(), 1, "{config:?}");
+            assert_eq!(faults(&commands, &config).len(), 1, "{config:?}");
         }
         let refusing = Config { discard: DiscardPolicy::New, ..webhooks.clone() };
-        assert_eq!(faults(&webhooks, &refusing, true)[0].1, "nats stream edit WEBHOOK_EVENTS --discard=old");
+        assert_eq!(faults(&webhooks, &refusing)[0].1, "nats stream edit WEBHOOK_EVENTS --discard=old");
     }
 }
