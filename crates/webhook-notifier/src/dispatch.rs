@@ -62,7 +62,7 @@ const PULL_EXPIRES: Duration = Duration::from_secs(30);
 const PULL_HEARTBEAT: Duration = Duration::from_secs(5);
 /// Room for the events under way, in units of 16 KiB begun. When it is used up the pull waits: more bridges longer
 /// pauses of Postgres, less holds less memory.
-const ROOM: u32 = 2048;
+const ROOM: u32 = 1024;
 const BYTES_PER_UNIT: usize = 16 * 1024;
 /// How long an event waits for a slot of its callback before it is spilled. Longer rides out bursts without a detour
 /// through Postgres, shorter keeps fewer events of slow endpoints in memory.

@@ -112,6 +112,18 @@ struct State {
     streaks: Streaks,
 }
 
+/// Takes over who is disabled by what Postgres knows, which was asked when `known` were; returns who is not any more. Who was disabled
+/// meanwhile stays so: that is recorded with the attempt that was the reason.
+fn take_over(
+    disabled: &mut HashMap<ObjectId, Arc<str>>,
+    known: &HashMap<ObjectId, Arc<str>>,
+    stored: HashMap<ObjectId, Arc<str>>,
+) -> Vec<ObjectId> {
+    disabled.retain(|callback_id, _| !known.contains_key(callback_id));
+    disabled.extend(stored);
+    known.keys().filter(|callback_id| !disabled.contains_key(callback_id)).copied().collect()
+}
+
 /// How callbacks fare.
 #[derive(Debug)]
 pub(crate) struct Health {
@@ -166,14 +178,16 @@ impl Health {
 
     /// Brings memory and Postgres together. Returns who is not disabled any more.
     pub(crate) async fn sync(&self, pool: &PgPool) -> sqlx::Result<Vec<ObjectId>> {
-        let told = self.read().streaks.clone();
+        let (told, known) = {
+            let state = self.read();
+            (state.streaks.clone(), state.disabled.clone())
+        };
         store::health::tell(pool, &told.ended, &told.begun).await?;
         let failing = store::health::failing_callbacks(pool).await?;
         let disabled = store::health::disabled_callbacks(pool).await?;
         let mut state = self.write();
         state.streaks.synced(&told, failing);
-        let before = std::mem::replace(&mut state.disabled, disabled);
-        Ok(before.into_keys().filter(|callback_id| !state.disabled.contains_key(callback_id)).collect())
+        Ok(take_over(&mut state.disabled, &known, disabled))
     }
 
     /// Keeps memory and Postgres together until shutdown, whichever replica changed something.
@@ -265,6 +279,19 @@ mod tests {
         assert_eq!(streaks.failed(ID, at(9)), at(3));
         streaks.synced(&Streaks::default(), HashMap::new());
         assert_eq!(streaks.failed(ID, at(9)), at(9));
+    }
+
+    #[test]
+    fn who_is_disabled_while_postgres_is_asked_stays_disabled() {
+        let [first, second, third] = [1, 2, 3].map(|n| ObjectId::from_bytes([n; 12]));
+        let some = |ids: &[ObjectId]| ids.iter().map(|id| (*id, Arc::<str>::from("gone"))).collect::<HashMap<_, _>>();
+        let mut disabled = some(&[first, second, third]);
+        // The first was enabled by another replica, the third was disabled here after the question.
+        assert_eq!(take_over(&mut disabled, &some(&[first, second]), some(&[second])), [first]);
+        assert_eq!(disabled, some(&[second, third]));
+        // Next time Postgres knows of it, or it was enabled at once.
+        assert_eq!(take_over(&mut disabled, &some(&[second, third]), some(&[second])), [third]);
+        assert_eq!(disabled, some(&[second]));
     }
 
     proptest! {
