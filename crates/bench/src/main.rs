@@ -35,8 +35,8 @@ struct Cli {
     /// What to measure.
     #[arg(value_enum, default_value_t = Scenario::All)]
     scenario: Scenario,
-    /// How long a run of a scenario measures; of e2e, twelve times as long.
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=600))]
+    /// How long a run of a scenario measures; of e2e, fifteen times as long.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=600))]
     seconds: u64,
     /// Commands or retries that wait in backlog, and leads in scale, whose ledger has five times as many.
     #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..))]

@@ -19,7 +19,7 @@ pub(crate) const RATIO: &str = "ratio to the floors of gateway, apply and delive
 /// How many updates are between a client and its webhook.
 const WINDOW: usize = 4000;
 /// How many times longer than other scenarios a run is: whatever builds up is to be seen.
-const TIMES: u32 = 12;
+const TIMES: u32 = 15;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) async fn run(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use serde_json::json;
+use sqlx::AssertSqlSafe;
 
 use super::{Memory, Plan, apply::fill_and_drain, progress};
 use crate::{
@@ -65,6 +66,16 @@ async fn insert_ledger(stack: &Stack, updates: u64) -> anyhow::Result<()> {
     let prefix = lead_id(0).as_bytes()[..4].to_vec();
     // The ids of updates are made of the second and a number.
     let first_second = i64::from(service_kit::clock::now().unix_seconds()) - 24 * 60 * 60;
+    let mut connection = stack.pool.acquire().await?;
+    // Indexes are made at the end: row by row they take several times as long.
+    let indexes = sqlx::query_as::<_, (String, String)>(
+        "SELECT indexrelid::regclass::text, replace(pg_get_indexdef(indexrelid), ' ON ONLY ', ' ON ') FROM pg_index
+         WHERE indrelid = 'lead_state.lead_updates'::regclass AND NOT indisprimary",
+    );
+    let indexes = indexes.fetch_all(&mut *connection).await?;
+    for (name, _) in &indexes {
+        sqlx::query(AssertSqlSafe(format!("DROP INDEX {name}"))).execute(&mut *connection).await?;
+    }
     sqlx::query(
         r#"INSERT INTO lead_state.lead_updates
                (project_id, update_id, epoch, log_seq, logged_at, lead_id, process_id, command, success,
@@ -86,8 +97,14 @@ async fn insert_ledger(stack: &Stack, updates: u64) -> anyhow::Result<()> {
     .bind(prefix)
     .bind(stack.leads.cast_signed())
     .bind(stack.process_id.as_bytes())
-    .execute(&stack.pool)
+    .execute(&mut *connection)
     .await?;
-    sqlx::query("VACUUM ANALYZE lead_state.lead_updates").execute(&stack.pool).await?;
+    sqlx::query("SET maintenance_work_mem = '256MB'").execute(&mut *connection).await?;
+    for (_, definition) in indexes {
+        sqlx::query(AssertSqlSafe(definition)).execute(&mut *connection).await?;
+    }
+    sqlx::query("VACUUM ANALYZE lead_state.lead_updates").execute(&mut *connection).await?;
+    // With what was set on it.
+    connection.close().await?;
     Ok(())
 }
