@@ -97,9 +97,8 @@ struct Shared {
 /// How to publish together, as far as is known.
 #[derive(Debug, Default)]
 struct Mode {
-    /// When the server's version was read: the next connection may lead to another server.
-    read_at: Option<Instant>,
-    version: Option<ServerVersion>,
+    /// The server's version, and when it was read: the next connection may lead to another server.
+    version: Option<(Instant, ServerVersion)>,
     /// When the stream said that it does not allow atomic batches.
     refused_at: Option<Instant>,
     /// When it said that it does not allow fast-ingest batches.
@@ -243,23 +242,23 @@ impl Shared {
 
     /// Whether to try an atomic batch.
     fn has_batches(&self) -> bool {
-        let mode = self.mode();
-        mode.version.is_some_and(ServerVersion::syncs_batches_as_one) && !is_refused(mode.refused_at)
+        let mut mode = lock(&self.mode);
+        self.version(&mut mode).syncs_batches_as_one() && !is_refused(mode.refused_at)
     }
 
     /// Whether to try a fast-ingest batch.
     fn has_ingest(&self) -> bool {
-        let mode = self.mode();
-        mode.version.is_some_and(ServerVersion::knows_fast_ingest) && !is_refused(mode.ingest_refused_at)
+        let mut mode = lock(&self.mode);
+        self.version(&mut mode).knows_fast_ingest() && !is_refused(mode.ingest_refused_at)
     }
 
-    fn mode(&self) -> MutexGuard<'_, Mode> {
-        let mut mode = lock(&self.mode);
-        if mode.read_at.is_none_or(|at| at.elapsed() > READ_VERSION) {
-            mode.read_at = Some(Instant::now());
-            mode.version = Some(ServerVersion::parse(&self.client.server_info().version));
+    fn version(&self, mode: &mut Mode) -> ServerVersion {
+        if let Some((_, version)) = mode.version.filter(|(read_at, _)| read_at.elapsed() <= READ_VERSION) {
+            return version;
         }
-        mode
+        let version = ServerVersion::parse(&self.client.server_info().version);
+        mode.version = Some((Instant::now(), version));
+        version
     }
 
     /// Publishes messages in this order, together where that is possible; the outcome of each.

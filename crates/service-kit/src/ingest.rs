@@ -1,12 +1,12 @@
 //! 1 Accept, 6 Announce: messages that are stored one by one and acked together, as a fast-ingest batch (NATS ADR-50, nats-server 2.14).
 //!
-//! An ack for each message is a sixth of what a server that does not sync takes for it, and more of what its publisher takes. Here
+//! Where each message has its ack, the publisher keeps an entry, a channel and a timer for each. Here
 //! the server acks the first message, some on the way if others publish to the stream too, and the last one, for all.
 //! The ack says how many messages the batch had, not where each of them is: others may have come between.
 
 use std::{
     fmt::Write,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -19,6 +19,9 @@ use serde::Deserialize;
 
 /// How seldom the server may ack what is on its way, in messages. It acks more often where it wants to.
 const ACK_EVERY: u16 = 1000;
+
+/// Most subscriptions that are kept for batches to come. Fewer subscribe anew after a burst, more hold what a burst took.
+const MOST_KEPT: usize = 8;
 
 /// Why a batch is not known to be stored.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -39,7 +42,7 @@ pub(crate) enum IngestError {
 pub(crate) struct Ingest {
     client: Client,
     timeout: Duration,
-    /// Those that no batch uses: as many as there were batches at once.
+    /// Those that no batch uses.
     lines: Mutex<Vec<Line>>,
 }
 
@@ -83,12 +86,19 @@ impl Ingest {
         };
         tokio::time::timeout(self.timeout, acked).await.unwrap_or(Err(IngestError::Unconfirmed))?;
         // After anything else more answers may come, and the line is closed.
-        self.lines.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+        let mut lines = self.lines();
+        if lines.len() < MOST_KEPT {
+            lines.push(line);
+        }
         Ok(())
     }
 
+    fn lines(&self) -> MutexGuard<'_, Vec<Line>> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     async fn line(&self) -> Result<Line, IngestError> {
-        if let Some(line) = self.lines.lock().unwrap_or_else(PoisonError::into_inner).pop() {
+        if let Some(line) = self.lines().pop() {
             return Ok(line);
         }
         let inbox = self.client.new_inbox();
