@@ -29,6 +29,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use zeroize::Zeroizing;
 
 use crate::{
+    bounded::Bounded,
     delivery::{Attempt, Delivery},
     guard::{Guard, Refused, Resolver, system_lookup},
     sign::signature,
@@ -50,6 +51,8 @@ const MAX_IDLE_PER_HOST: usize = 256;
 /// How much of an answer is read at once, and its longest head. More lets an endless answer keep a processor from everything
 /// else for longer, less refuses heads that others accept.
 const MAX_READ: usize = 32 * 1024;
+/// How much of an answer is read in all: a head, its body as far as it is looked at, and room for interim heads before.
+const MAX_ANSWER: usize = MAX_BODY + 2 * MAX_READ;
 /// How a delivery introduces itself.
 const USER: &str = concat!("Leadrelay/", env!("CARGO_PKG_VERSION"));
 
@@ -129,7 +132,7 @@ fn address(callback: &Callback, guard: &Guard) -> Result<(Uri, HeaderMap), Failu
 /// The HTTP client for callbacks.
 #[derive(Debug)]
 pub(crate) struct Poster {
-    client: Client<HttpsConnector<HttpConnector<Resolver>>, Full<Bytes>>,
+    client: Client<Bounded<HttpsConnector<HttpConnector<Resolver>>>, Full<Bytes>>,
 }
 
 impl Poster {
@@ -150,7 +153,7 @@ impl Poster {
             .pool_idle_timeout(IDLE_TIMEOUT)
             .pool_max_idle_per_host(MAX_IDLE_PER_HOST)
             .http1_max_buf_size(MAX_READ)
-            .build(https.wrap_connector(http));
+            .build(Bounded { connector: https.wrap_connector(http), most: MAX_ANSWER });
         Ok(Self { client })
     }
 
@@ -416,6 +419,20 @@ mod tests {
             assert_eq!((attempt.status, attempt.error), (Some(200), None));
             assert!(begun.elapsed() < Duration::from_millis(1500), "{:?}", begun.elapsed());
         }
+    }
+
+    #[tokio::test]
+    async fn interim_answers_without_end_end_the_attempt() {
+        let interim = b"HTTP/1.1 103 Early Hints\r\nx: y\r\n\r\n";
+        let (url, _asked) = endpoint(vec![interim.repeat((16 << 20) / interim.len())]).await;
+        let attempt = post(&url).await;
+        let error = attempt.error.unwrap();
+        assert!(error.ends_with("the answer has no end within 131072 bytes"), "{error}");
+
+        let few = [&interim.repeat(100)[..], b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"].concat();
+        let (url, _asked) = endpoint(vec![few]).await;
+        let attempt = post(&url).await;
+        assert_eq!((attempt.status, attempt.error), (Some(200), None));
     }
 
     #[tokio::test]

@@ -31,6 +31,7 @@ mod again;
 mod announce;
 mod attempt;
 mod backlog;
+mod bounded;
 mod breaker;
 mod callbacks;
 mod config;
