@@ -196,6 +196,11 @@ pub(crate) fn number(value: f64) -> String {
     }
 }
 
+/// The ratio of each run to the one that it is compared with.
+pub(crate) fn ratios(runs: &[f64], to: &[f64]) -> Vec<f64> {
+    runs.iter().zip(to).map(|(run, to)| run / to).collect()
+}
+
 /// The middle one; of an even number the lower of the two.
 pub(crate) fn median(runs: &[f64]) -> f64 {
     let mut sorted = runs.to_vec();

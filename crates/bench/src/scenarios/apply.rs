@@ -15,7 +15,7 @@ use super::{Memory, Plan, fill, floor};
 use crate::{
     load::{any_lead, body},
     meter::Taken,
-    report::{Report, Target},
+    report::{Report, Target, ratios},
     stack::Stack,
 };
 
@@ -70,8 +70,8 @@ pub(crate) async fn run(plan: &Plan, report: &mut Report) -> anyhow::Result<()> 
         ours.push(applied / took);
         memory.note(&taken);
     }
-    let ratio = |to: &[f64]| ours.iter().zip(to).map(|(ours, to)| ours / to).collect::<Vec<_>>();
-    let (to_floor, to_single, to_pgbench) = (ratio(&floors), ratio(&singles), ratio(&pgbenches));
+    let (to_floor, to_single, to_pgbench) =
+        (ratios(&ours, &floors), ratios(&ours, &singles), ratios(&ours, &pgbenches));
     report.figure(NAME, "floor: reading the log", "/s", reads, None);
     report.figure(NAME, FLOOR, "/s", floors, None);
     report.figure(NAME, "for comparison: a transaction per update, 16 connections", "/s", singles, None);

@@ -9,7 +9,7 @@ use serde_json::json;
 use super::{Memory, Plan, apply::fill_and_drain, progress};
 use crate::{
     load::{Load, Pace},
-    report::{Report, Target, median},
+    report::{Report, Target, median, ratios},
     stack::{Stack, apply},
 };
 
@@ -40,7 +40,7 @@ async fn commands(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
         long.push(many.rate);
         memory.note(&many.taken);
     }
-    let ratios = long.iter().zip(&short).map(|(long, short)| long / short).collect();
+    let ratios = ratios(&long, &short);
     report.figure(NAME, format!("applied, {} commands in the log", plan.lasting.as_secs() * SHORT), "/s", short, None);
     report.figure(NAME, format!("applied, {} commands in the log", plan.size), "/s", long, None);
     report.figure(NAME, "applied from a backlog, ratio to none", "x", ratios, Target::AtLeast(0.9));

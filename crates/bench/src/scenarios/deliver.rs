@@ -10,7 +10,7 @@ use serde_json::json;
 use super::{Memory, Plan, fill, floor};
 use crate::{
     load::{any_lead, body, lead_id},
-    report::{Report, Target},
+    report::{Report, Target, ratios},
     stack::Stack,
 };
 
@@ -52,7 +52,7 @@ pub(crate) async fn run(plan: &Plan, report: &mut Report) -> anyhow::Result<()> 
         memory.note(&taken);
         stack.driver.reset().await?;
     }
-    let ratios = ours.iter().zip(&floors).map(|(ours, floor)| ours / floor).collect();
+    let ratios = ratios(&ours, &floors);
     report.figure(NAME, FLOOR, "/s", floors, None);
     report.figure(NAME, "delivered and recorded", "/s", ours, None);
     report.figure(NAME, RATIO, "x", ratios, Target::AtLeast(0.4));
