@@ -9,9 +9,10 @@ use anyhow::{Context, ensure};
 use async_nats::jetstream::message::OutboundMessage;
 use contract::streams::{LEAD_COMMANDS, LEAD_EVENTS};
 use serde_json::json;
+use service_kit::batch::Publisher;
 use tokio::process::Command;
 
-use super::{Memory, Plan, fill, floor};
+use super::{Memory, Plan, floor};
 use crate::{
     load::{any_lead, body},
     meter::Taken,
@@ -94,7 +95,7 @@ pub(crate) async fn fill_log(stack: &Stack, count: u64) -> anyhow::Result<()> {
         headers: None,
         payload: body(any_lead(stack.leads), tag).into(),
     });
-    fill(&js, commands).await
+    Ok(Publisher::new(js).publish_all(commands).await?)
 }
 
 /// What it took to empty the log.

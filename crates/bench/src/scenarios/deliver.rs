@@ -6,8 +6,9 @@ use anyhow::ensure;
 use async_nats::{HeaderMap, jetstream::message::OutboundMessage};
 use contract::{ObjectId, event::CompletionEvent, headers, streams::LEAD_EVENTS, subject};
 use serde_json::json;
+use service_kit::batch::Publisher;
 
-use super::{Memory, Plan, fill, floor};
+use super::{Memory, Plan, floor};
 use crate::{
     load::{any_lead, body, lead_id},
     report::{Report, Target, ratios},
@@ -94,6 +95,6 @@ pub(crate) async fn fill_events(stack: &Stack, count: u64) -> anyhow::Result<()>
             payload: serde_json::to_vec(&event).unwrap_or_default().into(),
         }
     });
-    fill(&js, events).await?;
+    Publisher::new(js).publish_all(events).await?;
     Ok(())
 }

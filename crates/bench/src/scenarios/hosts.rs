@@ -25,7 +25,7 @@ const LEADS: u64 = 100_000;
 /// there is to do makes all wait, hanging callbacks or not.
 const RATE: u32 = 500;
 /// How much longer than in other scenarios the runs are, for a pause of the machine must not be a hundredth of them.
-const LONGER: u32 = 3;
+const LONGER: u32 = 2;
 /// How long webhooks may take that are measured.
 const PATIENCE: Duration = Duration::from_secs(60);
 

@@ -9,8 +9,6 @@ use std::{
 };
 
 use anyhow::{Context, ensure};
-use async_nats::jetstream;
-use futures::{StreamExt, TryStreamExt};
 use tokio::process::{Child, Command};
 
 use crate::{
@@ -27,9 +25,6 @@ pub(crate) mod hosts;
 pub(crate) mod latency;
 pub(crate) mod scale;
 pub(crate) mod smoke;
-
-/// How many publishes may be unacked while a stream is filled.
-const PIPELINED: usize = 2048;
 
 /// How much is measured.
 #[derive(Debug, Clone, Copy)]
@@ -109,19 +104,6 @@ async fn serving_floor(arguments: &[String], address: SocketAddr) -> anyhow::Res
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     anyhow::bail!("the floor {} does not listen", arguments[0])
-}
-
-/// Publishes messages, many at once.
-async fn fill(
-    js: &jetstream::Context,
-    messages: impl Iterator<Item = jetstream::message::OutboundMessage>,
-) -> anyhow::Result<()> {
-    futures::stream::iter(messages)
-        .map(|message| service_kit::publish::publish(js, message))
-        .buffered(PIPELINED)
-        .try_for_each(|_| async { Ok(()) })
-        .await?;
-    Ok(())
 }
 
 #[cfg(test)]
