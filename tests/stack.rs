@@ -23,7 +23,7 @@ use sqlx::PgPool;
 use test_support::{LocalNats, LocalPostgres, Receiver, Service, binary, eventually, free_port, nats, postgres};
 
 /// How long anything may take before a test gives up. Longer only makes a red test slower.
-pub(crate) const SOON: Duration = Duration::from_secs(30);
+pub(crate) const SOON: Duration = Duration::from_secs(60);
 
 /// The key that secrets are sealed with, unless a test says otherwise.
 pub(crate) const SECRETS_KEY: &str = "S2V5IG9mIHRoZSB0ZXN0cywgMzIgYnl0ZXMgbG9uZy4=";
