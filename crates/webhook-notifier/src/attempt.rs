@@ -51,7 +51,7 @@ const MAX_IDLE_PER_HOST: usize = 256;
 /// How much of an answer is read at once, and its longest head. More lets an endless answer keep a processor from everything
 /// else for longer, less refuses heads that others accept.
 const MAX_READ: usize = 32 * 1024;
-/// How much of an answer is read in all: a head, its body as far as it is looked at, and room for interim heads before.
+/// After how much of an answer reading ends: a head, its body as far as it is looked at, and room for interim heads before.
 const MAX_ANSWER: usize = MAX_BODY + 2 * MAX_READ;
 /// How a delivery introduces itself.
 const USER: &str = concat!("Leadrelay/", env!("CARGO_PKG_VERSION"));

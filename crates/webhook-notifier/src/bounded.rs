@@ -18,7 +18,8 @@ use hyper_util::{
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tower_service::Service;
 
-/// Makes connections of which no more than `most` bytes are read after the last that was written.
+/// Makes connections of which reading fails when `most` bytes, or with the last read a few more, have come since the last that
+/// was written.
 #[derive(Debug, Clone)]
 pub(crate) struct Bounded<C> {
     pub(crate) connector: C,
@@ -44,7 +45,7 @@ impl<C: Service<Uri>> Service<Uri> for Bounded<C> {
     }
 }
 
-/// One of them.
+/// Such a connection.
 pub(crate) struct BoundedStream<T> {
     io: T,
     most: usize,

@@ -6,7 +6,7 @@ use anyhow::{Context, ensure};
 use contract::ObjectId;
 use serde_json::json;
 
-use super::{Memory, Plan, apply::fill_and_drain, progress};
+use super::{CALM, LONGER, Memory, Plan, apply::fill_and_drain, progress};
 use crate::{
     load::{Load, Pace},
     report::{Report, Target, ratios},
@@ -16,11 +16,6 @@ use crate::{
 const NAME: &str = "backlog";
 /// Updates, per second that a run is to last, that count as no backlog.
 const SHORT: u64 = 10_000;
-/// New updates a second while retries wait: so few that two slow cores are not busy with them alone. Where they are, whatever
-/// more there is to do makes all wait.
-const RATE: u32 = 500;
-/// How much longer these runs are than in other scenarios, for a pause of the machine must not be a hundredth of them.
-const LONGER: u32 = 2;
 /// Retries of a callback that is well again, that fall due each second meanwhile.
 const DUE: u64 = 20;
 /// How long anything may take that has no target.
@@ -67,8 +62,8 @@ async fn retries(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
         lates.push(late);
     }
     let ratios = ratios(&p99_many, &p99_none);
-    report.figure(NAME, format!("at {RATE}/s, no retries: POST to webhook, p99"), "ms", p99_none, None);
-    let what = format!("at {RATE}/s, {} retries wait: POST to webhook, p99", plan.size);
+    report.figure(NAME, format!("at {CALM}/s, no retries: POST to webhook, p99"), "ms", p99_none, None);
+    let what = format!("at {CALM}/s, {} retries wait: POST to webhook, p99", plan.size);
     report.figure(NAME, what, "ms", p99_many, None);
     report.figure(NAME, "p99 with retries waiting, ratio to none", "x", ratios, Target::AtMost(1.5));
     let what = format!("a retry that is due leaves, {} others wait: at most", plan.size);
@@ -103,7 +98,7 @@ impl Waiting {
     }
 
     fn load(&self, lasting: Duration) -> Load {
-        Load { pace: Pace::Rate(RATE), ..self.stack.load(lasting) }
+        Load { pace: Pace::Rate(CALM), ..self.stack.load(lasting) }
     }
 
     /// Connections are made and statements planned once.

@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context, ensure};
 use serde_json::json;
 
-use super::{Memory, Plan};
+use super::{CALM, LONGER, Memory, Plan};
 use crate::{
     load::{Load, Pace},
     report::{Report, Target, ratios},
@@ -21,11 +21,6 @@ const HOSTS: u16 = 500;
 /// How many of them hang.
 const HANGING: u16 = HOSTS / 10;
 const LEADS: u64 = 100_000;
-/// Updates a second, of all of them: so few that two slow cores are not busy with them alone. Where they are, whatever more
-/// there is to do makes all wait, hanging callbacks or not.
-const RATE: u32 = 500;
-/// How much longer than in other scenarios the runs are, for a pause of the machine must not be a hundredth of them.
-const LONGER: u32 = 2;
 /// How long webhooks may take that are measured.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -41,7 +36,7 @@ pub(crate) async fn run(plan: &Plan, report: &mut Report) -> anyhow::Result<()> 
         some.push(p99(&mut ill, plan, report, &mut memory, "a tenth hangs").await?);
     }
     let ratios = ratios(&some, &none);
-    let what = |how| format!("{HOSTS} callbacks at {RATE}/s, {how}: POST to a healthy one's webhook, p99");
+    let what = |how| format!("{HOSTS} callbacks at {CALM}/s, {how}: POST to a healthy one's webhook, p99");
     report.figure(NAME, what("none hangs"), "ms", none, None);
     report.figure(NAME, what("a tenth hangs"), "ms", some, None);
     report.figure(NAME, "healthy ones' p99, a tenth hanging, ratio to none", "x", ratios, Target::AtMost(1.5));
@@ -77,7 +72,7 @@ fn host(number: u16) -> SocketAddr {
 /// Updates to the leads of all hosts; webhooks are waited for of those hosts that never hang.
 fn load(stack: &Stack, lasting: Duration) -> Load {
     let unheard = Some((HANGING.into(), HOSTS.into()));
-    Load { pace: Pace::Rate(RATE), unheard, ..stack.load(lasting) }
+    Load { pace: Pace::Rate(CALM), unheard, ..stack.load(lasting) }
 }
 
 /// The p99 of a run, of those hosts that never hang.

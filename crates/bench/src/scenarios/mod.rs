@@ -80,6 +80,12 @@ impl Memory {
     }
 }
 
+/// Updates a second where the latencies of two states are compared: so few that two slow cores are not busy with them alone.
+/// Where they are, whatever more there is to do makes all wait.
+const CALM: u32 = 500;
+/// How much longer such runs are than others, for a pause of the machine must not be a hundredth of them.
+const LONGER: u32 = 2;
+
 fn floor_command(arguments: &[String]) -> anyhow::Result<Command> {
     let mut command = Command::new(std::env::current_exe()?);
     command.arg("floor").args(arguments).kill_on_drop(true);
