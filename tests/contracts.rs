@@ -496,13 +496,13 @@ fn every_code_is_in_the_table_and_no_other() {
         assert!(all.contains(&format!("\"{code}\"")), "{code} is in docs/ERRORS.md, and nowhere in the code");
     }
 
-    let decide = source(&sources, "lead-state/src/decide.rs");
+    let decide = source(&sources, "lead-state/src/core/decide.rs");
     let refusals = decide.split("pub const fn code(").nth(1).and_then(|rest| rest.split("\n    }\n").next());
     let refusals = behind(refusals.expect("the codes of refusals"), "=> \"", '"');
     assert_eq!(of_kind("failed update"), refusals.into_iter().map(str::to_owned).collect());
     let reasons = contract::subject::DeadLetterReason::ALL.map(|reason| reason.as_str().to_owned());
     assert_eq!(of_kind("dead letter"), reasons.into());
-    let recovery = source(&sources, "lead-state/src/recovery.rs");
+    let recovery = source(&sources, "lead-state/src/recovery/mod.rs");
     let reasons = behind(&recovery, "return halted(\"", '"');
     assert_eq!(of_kind("halted"), reasons.into_iter().map(str::to_owned).collect());
 }

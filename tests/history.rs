@@ -4,10 +4,10 @@ use std::{collections::HashMap, sync::Arc};
 
 use bytes::Bytes;
 use contract::{JsonObject, ObjectId, Timestamp, process::Rules, rpc};
-use lead_state::{
+use lead_state::core::{
+    batch::{Names, World, fold},
     decide::{Lead, Limits},
     entry::{LogMessage, parse},
-    fold::{Names, World, fold},
 };
 use proptest::prelude::*;
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};

@@ -14,9 +14,11 @@ use service_kit::{clock, retention::Keep, rpc::internal};
 use sqlx::PgPool;
 
 use crate::{
-    decide::Limits,
-    entry::{Body, Entry},
-    fold::{Names, World, fold},
+    core::{
+        batch::{Names, World, fold},
+        decide::Limits,
+        entry::{Body, Entry},
+    },
     store::{
         StoreError,
         batch::{self, KnownRules},

@@ -9,7 +9,7 @@ use async_nats::jetstream::{
 };
 use contract::Timestamp;
 use futures::StreamExt;
-use lead_state::entry::LogMessage;
+use lead_state::core::entry::LogMessage;
 
 use crate::progress::Progress;
 

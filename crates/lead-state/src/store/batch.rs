@@ -11,9 +11,9 @@ use service_kit::postgres::Session;
 use sqlx::{Connection, PgConnection, PgPool};
 
 use super::{StoreError, checkpoint::Checkpoint, held, id, object, time};
-use crate::{
+use crate::core::{
+    batch::{Names, Plan, World},
     decide::{Call, Lead},
-    fold::{Names, Plan, World},
 };
 
 /// Most processes whose rules are kept; past it they are read anew.

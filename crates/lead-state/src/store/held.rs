@@ -14,7 +14,7 @@ use futures::TryStreamExt;
 use sqlx::{PgConnection, PgPool};
 
 use super::{StoreError, batch::WriteError, checkpoint::Checkpoint, id, object, time};
-use crate::fold::{Held, Names, Plan, Update};
+use crate::core::batch::{Held, Names, Plan, Update};
 
 const TABLE: &str = "held_updates";
 

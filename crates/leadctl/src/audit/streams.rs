@@ -2,7 +2,7 @@
 
 use async_nats::HeaderMap;
 use contract::{ObjectId, Timestamp, headers, position::Position};
-use lead_state::entry::{Body, LogMessage, parse};
+use lead_state::core::entry::{Body, LogMessage, parse};
 
 use super::store::Scope;
 

@@ -6,7 +6,7 @@ use contract::{
     replay::Replay,
     subject::{CommandKind, CommandSubject},
 };
-use lead_state::entry::{LogMessage, parse};
+use lead_state::core::entry::{LogMessage, parse};
 
 use super::letters::Letter;
 

@@ -15,12 +15,14 @@ use service_kit::{
 };
 use sqlx::PgPool;
 
+use super::prefetch::{Ahead, understand};
 use crate::{
     cache::Shared,
-    decide::{Limits, weight_of_held},
-    entry::{Body, DeadLetter, Entry, LogMessage},
-    fold::{LedgerRow, Names, Plan, World, fold},
-    prefetch::{Ahead, understand},
+    core::{
+        batch::{LedgerRow, Names, Plan, World, fold},
+        decide::{Limits, weight_of_held},
+        entry::{Body, DeadLetter, Entry, LogMessage},
+    },
     store::{
         StoreError,
         batch::{self, KnownRules},

@@ -29,18 +29,20 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    announce::{self, Announcer},
-    apply::{Applier, ApplyError, Writer},
-    cache,
-    decide::Limits,
-    expiry,
-    housekeeping::Housekeeper,
-    metrics::Metrics,
+use super::{
+    announcer::{self, Announcer},
+    applier::{Applier, ApplyError, Writer},
+    call_expiry,
     planner::Planner,
     prefetch::prefetch,
-    projection::Projector,
     reader,
+};
+use crate::{
+    cache,
+    core::decide::Limits,
+    housekeeping::Housekeeper,
+    metrics::Metrics,
+    projection::Projector,
     recovery::{self, Scene, diagnose, lost_events, taken_back},
     secrets::Sealer,
     store::{
@@ -256,7 +258,7 @@ impl Leader {
     ) -> anyhow::Result<TermEnd> {
         let max_payload = self.js.client().server_info().max_payload;
         let limits = Limits::for_max_payload(max_payload);
-        if limits.metadata_bytes < crate::decide::MAX_METADATA_BYTES {
+        if limits.metadata_bytes < crate::core::decide::MAX_METADATA_BYTES {
             tracing::warn!(
                 max_payload,
                 metadata_bytes = limits.metadata_bytes,
@@ -271,7 +273,7 @@ impl Leader {
         // One batch ahead.
         let (ahead, to_apply) = mpsc::channel(1);
         let cache = Arc::<cache::Shared>::default();
-        let (applied, to_announce) = announce::channel();
+        let (applied, to_announce) = announcer::channel();
         let after = (checkpoint.last_seq, checkpoint.last_logged_at);
         let planner = Planner {
             pool: self.pool.clone(),
@@ -322,7 +324,7 @@ impl Leader {
                 Err(e) => TermEnd::Again(format!("{e:#}")),
             })
         });
-        let expiry = expiry::tell(self.pool.clone(), self.js.clone());
+        let expiry = call_expiry::tell(self.pool.clone(), self.js.clone());
         background.spawn(async move {
             expiry.await;
             Ok(TermEnd::Again("telling of expired calls ended".into()))

@@ -12,9 +12,9 @@ use std::{
 use contract::ObjectId;
 use lru::LruCache;
 
-use crate::{
+use crate::core::{
+    batch::{Held, Names, Plan, World},
     decide::{Call, Lead},
-    fold::{Held, Names, Plan, World},
 };
 
 /// Most bytes that are kept, about; a batch that names more than that is kept until it is written. More spares reading leads

@@ -6,7 +6,7 @@ use contract::{
     process::{Rules, StateKind},
 };
 
-use crate::merge::merge;
+use super::merge::merge;
 
 /// Most bytes of a lead's metadata, as text.
 pub const MAX_METADATA_BYTES: usize = 1 << 20;
@@ -458,7 +458,7 @@ mod tests {
             Refusal::TerminalState { from: text(), target: text() },
             Refusal::MetadataTooLarge { bytes: 2, limit: 1 },
         ];
-        let table = include_str!("../../../docs/ERRORS.md");
+        let table = include_str!("../../../../docs/ERRORS.md");
         for refusal in refusals {
             let row = format!("| failed update | | `{}` |", refusal.code());
             assert!(table.contains(&row), "docs/ERRORS.md lacks {row}");

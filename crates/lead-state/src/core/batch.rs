@@ -14,7 +14,7 @@ use contract::{
     subject::DeadLetterReason,
 };
 
-use crate::{
+use super::{
     decide::{Call, Change, Lead, Limits, Refusal, decide, in_call, room_to_hold},
     entry::{Body, DeadLetter, Entry},
 };

@@ -10,11 +10,13 @@ use service_kit::{clock, postgres::Session};
 use sqlx::PgPool;
 use tokio::sync::mpsc;
 
+use super::reader::Read;
 use crate::{
     cache::Shared,
-    entry::{DeadLetter, Entry, LogMessage, parse},
-    fold::{Names, World},
-    reader::Read,
+    core::{
+        batch::{Names, World},
+        entry::{DeadLetter, Entry, LogMessage, parse},
+    },
     store::{StoreError, batch},
 };
 

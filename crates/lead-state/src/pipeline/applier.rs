@@ -13,13 +13,15 @@ use service_kit::{
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    announce::Batch,
-    entry::LogMessage,
-    metrics::Metrics,
+use super::{
+    announcer::Batch,
     planner::{Decided, NoPlan, Planner},
     prefetch::Ahead,
     reader::Read,
+};
+use crate::{
+    core::entry::LogMessage,
+    metrics::Metrics,
     store::{
         StoreError,
         batch::{self, WriteError},

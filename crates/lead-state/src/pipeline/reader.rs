@@ -16,7 +16,7 @@ use futures::StreamExt;
 use service_kit::nats::patient;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
-use crate::{entry::LogMessage, recovery};
+use crate::{core::entry::LogMessage, recovery};
 
 /// Most bytes of messages that are read ahead of the applier. More keeps it busy over a slower network, and is held
 /// in memory.

@@ -1,0 +1,6 @@
+//! 4 Decide: pure functions. This module imports nothing else of the crate; time is an argument.
+
+pub mod batch;
+pub mod decide;
+pub mod entry;
+mod merge;

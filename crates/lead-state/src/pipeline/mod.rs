@@ -1,0 +1,9 @@
+//! 3–6: the tasks of the leader, which read the command log, decide, apply and announce.
+
+mod announcer;
+mod applier;
+mod call_expiry;
+pub(crate) mod leader;
+mod planner;
+mod prefetch;
+mod reader;

@@ -1,0 +1,160 @@
+//! The configuration of the service, and its tasks from start to end.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use contract::{rpc, streams::StreamLimits};
+use service_kit::{
+    config::{DatabaseConfig, HealthConfig, NatsConfig, SecretsConfig},
+    health::{self, Readiness},
+    http,
+    lifecycle::{DRAIN_DEADLINE, Tasks},
+    nats,
+    retention::Keep,
+    rpc::{endpoint, service},
+    traces::Traces,
+};
+use sqlx::PgPool;
+use tokio_util::sync::CancellationToken;
+
+use crate::{admin, lag, lists, metrics, pipeline::leader, projection, queries, recovery, secrets, store, updates};
+
+/// Longer keeps more of the story in NATS beside the ledger, and takes the disk for it.
+const LOG_RETENTION: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// The configuration of lead-state.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Config {
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "documented where they are declared")]
+    pub nats: NatsConfig,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "documented where they are declared")]
+    pub database: DatabaseConfig,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "documented where they are declared")]
+    pub secrets: SecretsConfig,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "documented where they are declared")]
+    pub health: HealthConfig,
+    /// Most bytes of the command log and, again, of the event stream, when they are made. A full log makes the gateway
+    /// answer 503.
+    #[arg(long, env = "STREAM_MAX_BYTES", default_value_t = 1 << 30, value_parser = clap::value_parser!(i64).range(1 << 20..))]
+    pub stream_max_bytes: i64,
+    /// Copies of the streams when they are made: 1 on a single NATS server, 3 on a cluster.
+    #[arg(long, env = "STREAM_REPLICAS", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=5))]
+    pub stream_replicas: u8,
+    /// How long applied commands stay in the log. When it is more than half full they go at once.
+    #[arg(long, env = "LOG_RETENTION", default_value_t = LOG_RETENTION.into(), value_name = "DURATION")]
+    pub log_retention: humantime::Duration,
+    /// How long months of the ledger stay, at least 62days and not shorter than LOG_RETENTION, or off. Older ones are dropped
+    /// when all that they hold is announced and told.
+    #[arg(long, env = "LEDGER_RETENTION", default_value_t, value_name = "DURATION")]
+    pub ledger_retention: Keep,
+    /// Do not migrate the schema at start: `leadctl migrate` does it, and the service waits until it is done.
+    #[arg(long, env = "NO_MIGRATE")]
+    pub no_migrate: bool,
+}
+
+/// Brings the schema up to this version. Forward only; safe beside running services of the version before.
+pub async fn migrate(database: &DatabaseConfig) -> anyhow::Result<()> {
+    migrate_with(&store::pool(database)?).await
+}
+
+/// This version's migrations that the database does not have.
+pub async fn lacking_migrations(pool: &PgPool) -> anyhow::Result<Vec<i64>> {
+    store::lacking(pool).await.context("cannot read the migrations of lead_state")
+}
+
+async fn migrate_with(pool: &PgPool) -> anyhow::Result<()> {
+    store::migrator().run(pool).await.context("cannot migrate the schema lead_state")
+}
+
+/// Runs the service until shutdown.
+pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let keys = config.secrets.keys()?;
+    let traces = Traces::from_env("lead-state")?;
+    if config.ledger_retention.duration().is_some_and(|kept| kept < *config.log_retention) {
+        anyhow::bail!("LEDGER_RETENTION is shorter than LOG_RETENTION: what is in the log must be in the ledger");
+    }
+    let readiness = Readiness::default();
+    readiness.not_ready("start", "starting");
+    let mut tasks = Tasks::new(shutdown.clone());
+    let listener = http::bind(config.health.health_listen).await?;
+    let mut registry = service_kit::metrics::registry("lead_state");
+    let metrics = metrics::Metrics::new(&mut registry);
+    tasks.spawn_background("health", health::serve(listener, readiness.clone(), registry, shutdown.clone()));
+
+    let pool = store::pool(&config.database)?;
+    let start = async {
+        if config.no_migrate {
+            store::wait_for_schema(&pool, &readiness).await;
+        } else {
+            store::wait(&pool).await;
+            migrate_with(&pool).await?;
+        }
+        let client = nats::connect(&config.nats, "lead-state", &readiness).await?;
+        let js = nats::jetstream(&client);
+        let limits = StreamLimits { max_bytes: config.stream_max_bytes, replicas: config.stream_replicas.into() };
+        nats::create_streams(&js, limits).await?;
+        anyhow::Ok((client, js))
+    };
+    let (client, js) = tokio::select! {
+        started = start => started?,
+        () = shutdown.cancelled() => return Ok(()),
+    };
+
+    let projector = Arc::new(projection::Projector { pool: pool.clone(), js: js.clone() });
+    let sealer = Arc::new(secrets::Sealer { pool: pool.clone(), projector: projector.clone(), keys });
+    let leader = leader::Leader {
+        database: config.database.clone(),
+        pool: pool.clone(),
+        js: js.clone(),
+        projector: projector.clone(),
+        sealer: sealer.clone(),
+        readiness: readiness.clone(),
+        log_retention: config.log_retention.into(),
+        ledger_retention: config.ledger_retention,
+        metrics: metrics.clone(),
+        traces: traces.clone(),
+    };
+    tasks.spawn("lag", lag::watch(pool.clone(), js.clone(), metrics, shutdown.clone()));
+    tasks.spawn("leader", leader.run(shutdown.clone()));
+
+    let recoveries = recovery::Recoveries { pool: pool.clone(), js: js.clone() };
+    let updates = updates::Updates { pool: pool.clone() };
+    let lists = lists::Lists { pool: pool.clone() };
+    let queries = queries::Queries { pool: pool.clone(), js, ledger_retention: config.ledger_retention };
+    let admin = admin::Admin { pool, projector, sealer: sealer.clone() };
+    let micro = service(&client, "lead-state", "Leads, updates and configuration").await?;
+    macro_rules! serve {
+        ($subject:path, $handler:expr, $method:path) => {{
+            let handler = $handler.clone();
+            endpoint(&mut tasks, &micro, $subject, shutdown.clone(), move |query| $method(handler.clone(), query))
+                .await?;
+        }};
+    }
+    serve!(rpc::LEAD_GET, queries, queries::Queries::get_lead);
+    serve!(rpc::LEAD_INITIATE, queries, queries::Queries::initiate_lead);
+    serve!(rpc::LEAD_LIST, lists, lists::Lists::leads);
+    serve!(rpc::LEAD_HISTORY, lists, lists::Lists::history);
+    serve!(rpc::UPDATE_GET, queries, queries::Queries::get_update);
+    serve!(rpc::UPDATE_TRY, queries, queries::Queries::try_update);
+    serve!(rpc::UPDATE_LIST, updates, updates::Updates::list);
+    serve!(rpc::UPDATE_OUTCOMES, updates, updates::Updates::outcomes);
+    serve!(rpc::PROJECT_CREATE, admin, admin::Admin::create_project);
+    serve!(rpc::PROCESS_APPLY, admin, admin::Admin::apply_process);
+    serve!(rpc::PROCESS_LIST, admin, admin::Admin::list_processes);
+    serve!(rpc::PROCESS_GET, admin, admin::Admin::get_process);
+    serve!(rpc::PROCESS_CHANGE, admin, admin::Admin::change_process);
+    serve!(rpc::KEY_CREATE, admin, admin::Admin::create_key);
+    serve!(rpc::KEY_REVOKE, admin, admin::Admin::revoke_key);
+    serve!(rpc::KEY_LIST, admin, admin::Admin::list_keys);
+    serve!(rpc::SECRETS_ROTATE, sealer, secrets::Sealer::rotate);
+    serve!(rpc::RECOVERY_GET, recoveries, recovery::Recoveries::get);
+    serve!(rpc::RECOVERY_RECOVER, recoveries, recovery::Recoveries::recover);
+    readiness.ready("start");
+    let ended = tasks.run(DRAIN_DEADLINE).await;
+    traces.end().await;
+    ended
+}
