@@ -21,7 +21,7 @@ use serde::Serialize;
 use serde_json::json;
 use service_kit::clock;
 use tokio::{sync::watch, time::timeout};
-use webhook_notifier::sign::signature;
+use webhook_notifier::signature;
 
 /// How much is kept: the oldest go first.
 const MOST: usize = 1000;

@@ -21,10 +21,10 @@ use service_kit::{health::Readiness, kv::View, nats::chain};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    attempt::Prepared,
-    guard::{Guard, system_lookup},
-    health::Health,
-    slots::Endpoint,
+    admission::limiter::Endpoint,
+    callback_health::Health,
+    http::client::Prepared,
+    http::guard::{Guard, system_lookup},
 };
 
 /// How often it is looked for secrets that cannot be opened. Longer is later to say so; it costs a look at memory.

@@ -9,7 +9,7 @@ use service_kit::{
     retention::Keep,
 };
 
-use crate::{health::DisableAfter, schedule::Schedule};
+use crate::{callback_health::DisableAfter, core::schedule::Schedule};
 
 const MAX_IN_FLIGHT: u32 = 512;
 const EVENT_RETENTION: Duration = Duration::from_secs(24 * 60 * 60);

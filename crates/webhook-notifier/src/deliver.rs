@@ -8,15 +8,15 @@ use service_kit::{
 };
 
 use crate::{
-    attempt::{Poster, Prepared},
-    breaker::Sign,
+    admission::breaker::Sign,
+    admission::limiter::{Endpoint, Slot, Slots},
     callbacks::Callbacks,
-    delivery::{Attempt, Delivery, Origin, Report, Standing},
+    core::delivery::{Attempt, Delivery, Origin, Report, Standing},
+    core::schedule::{Decision, Reply, Schedule},
+    dispatch::ordering::{Lead, Turns},
+    http::client::{Poster, Prepared},
     metrics::{Counted, Metrics},
-    record::{Recorder, Stopping},
-    schedule::{Decision, Reply, Schedule},
-    slots::{Endpoint, Slot, Slots},
-    turns::{Lead, Turns},
+    recorder::{Recorder, Stopping},
 };
 
 /// What it takes to deliver.

@@ -1,199 +1,37 @@
-//! The webhook-notifier: tells callback URLs what became of updates.
+//! The webhook-notifier: delivers the outcomes of lead updates to callback URLs.
 //!
-//! Its part of the flow (the numbers are those of docs/ARCHITECTURE.md), and where to read on:
+//! Its part of the flow (the numbers are those of docs/ARCHITECTURE.md):
 //!
-//! - 7 Deliver: [`dispatch`] pulls events from `LEAD_EVENTS` and has the first attempt for each callback made straight
-//!   away; [`callbacks`] knows who is told, [`guard`] where nobody is, [`slots`] how many at once and a second ([`pace`])
-//!   and of whom nothing is asked for now ([`breaker`]); [`attempt`] signs ([`sign`]) and posts; [`health`] disables who
-//!   has failed for too long; [`schedule`] decides what comes of it; [`record`] writes it to Postgres. Then the event is
-//!   acked.
-//! - 8 Retry: [`retry`] claims what is due in Postgres, and goes the same way from [`attempt`] on; [`again`] makes due what is
-//!   to be told again.
+//! - 7 Deliver: [`dispatch`] pulls completion events from `LEAD_EVENTS` and starts the first attempt for each callback.
+//!   [`callbacks`] finds the callbacks, [`admission`] limits how many attempts run at once and per second, [`http`] signs
+//!   and sends the request, [`core`] decides what follows from the response, [`recorder`] writes it to Postgres. Then the
+//!   event is acknowledged.
+//! - 8 Retry: [`retry`] claims due deliveries in Postgres and sends them the same way ([`deliver`]); [`api`] makes finished
+//!   deliveries due again on request.
 //!
-//! Around it: [`announce`] publishes what is exhausted or disabled, [`queries`] answers, [`ping`] tries a callback when asked,
-//! [`housekeeping`] makes room, [`backlog`] shows what waits.
-//! All SQL is in [`store`].
+//! [`outbox`] publishes events about exhausted deliveries and disabled callbacks, [`callback_health`] disables callbacks
+//! that fail for too long, [`housekeeping`] creates and drops partitions, [`backlog`] measures what waits. All SQL is in
+//! [`store`].
 
-use std::{sync::Arc, time::Duration};
-
-use anyhow::Context;
-use async_nats::service::Service;
-use contract::{
-    sealed::Keys,
-    streams::{LEAD_EVENTS, PROCESSES},
-};
-use service_kit::{health::Readiness, http, lifecycle, lifecycle::Tasks, nats, rpc, traces::Traces};
-use sqlx::PgPool;
-use tokio::{sync::Notify, task::JoinSet};
-use tokio_util::sync::CancellationToken;
-
-mod again;
-mod announce;
-mod attempt;
+mod admission;
+mod api;
 mod backlog;
-mod bounded;
-mod breaker;
+mod callback_health;
 mod callbacks;
 mod config;
-mod dead_letter;
+mod core;
 mod deliver;
-mod delivery;
 mod dispatch;
-pub mod guard;
-mod health;
 mod housekeeping;
+mod http;
 mod metrics;
-mod pace;
-mod ping;
-mod queries;
-mod record;
+mod outbox;
+mod recorder;
 mod retry;
-pub mod schedule;
-pub mod sign;
-mod slots;
+mod service;
 mod store;
-mod turns;
 
+pub use callback_health::DisableAfter;
 pub use config::Config;
-pub use health::DisableAfter;
-
-use crate::{
-    attempt::Poster,
-    callbacks::Callbacks,
-    deliver::Deliverer,
-    dispatch::{Dispatcher, Lane},
-    guard::Guard,
-    health::Health,
-    metrics::Metrics,
-    retry::Retrier,
-    slots::Slots,
-    turns::Turns,
-};
-
-/// How long attempts under way may take after shutdown began. What is cut is told again: by another replica, or when its
-/// lease has run out. Shorter than the service's deadline, so that what did finish can still be recorded and acked.
-const DRAIN: Duration = lifecycle::DRAIN_DEADLINE.saturating_sub(Duration::from_secs(3));
-/// How long the last acks may take to leave.
-const FLUSH: Duration = Duration::from_secs(2);
-
-/// Runs a webhook-notifier until shutdown. Several share the work.
-pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let keys = config.secrets.keys()?;
-    let traces = Traces::from_env("webhook-notifier")?;
-    let readiness = Readiness::default();
-    readiness.not_ready(dispatch::READY, "not pulling yet");
-    let mut tasks = Tasks::new(shutdown.clone());
-    let health = http::bind(config.health.health_listen).await?;
-    let mut registry = service_kit::metrics::registry("webhook_notifier");
-    let metrics = Metrics::new(&mut registry);
-    tasks.spawn_background("health", service_kit::health::serve(health, readiness.clone(), registry, shutdown.clone()));
-    // The micro service answers as long as it is held.
-    let (client, _service) = tokio::select! {
-        started = start(&config, keys, &mut tasks, &readiness, (metrics, traces.clone()), &shutdown) => started?,
-        () = shutdown.cancelled() => return Ok(()),
-    };
-    let ended = tasks.run(lifecycle::DRAIN_DEADLINE).await;
-    // Acks are only handed to the client: without this the last ones might not leave.
-    let (flushed, ()) = tokio::join!(tokio::time::timeout(FLUSH, client.flush()), traces.end());
-    if !matches!(flushed, Ok(Ok(()))) {
-        tracing::warn!("the last acks may not have left: what they were for is looked at again");
-    }
-    ended
-}
-
-/// Brings the `webhooks` schema up to date.
-pub async fn migrate(pool: &PgPool) -> anyhow::Result<()> {
-    store::migrate(pool).await
-}
-
-/// This version's migrations that the database does not have.
-pub async fn lacking_migrations(pool: &PgPool) -> anyhow::Result<Vec<i64>> {
-    store::lacking(pool).await.context("cannot read the migrations of webhooks")
-}
-
-/// Waits for everything that is needed, and starts the tasks.
-async fn start(
-    config: &Config,
-    keys: Keys,
-    tasks: &mut Tasks,
-    readiness: &Readiness,
-    (metrics, traces): (Metrics, Traces),
-    shutdown: &CancellationToken,
-) -> anyhow::Result<(async_nats::Client, Service)> {
-    let guard = Guard { allow_networks: config.allow_networks.clone(), allow_http: config.allow_http };
-    let poster = Poster::new(guard.clone())?;
-    let client = nats::connect(&config.nats, "webhook-notifier", readiness).await?;
-    let pool = store::connect(&config.database, readiness).await?;
-    if config.no_migrate {
-        store::wait_for_schema(&pool, readiness).await;
-    } else {
-        migrate(&pool).await?;
-    }
-    // Before anything is recorded: what went to the default partition would have to be moved.
-    housekeeping::make_partitions(&pool).await;
-    let js = nats::jetstream(&client);
-    nats::stream(&js, LEAD_EVENTS).await?;
-    let health = Health::new(config.disable_after);
-    health.sync(&pool).await.context("cannot read how callbacks fare")?;
-    let callbacks = Arc::new(Callbacks::new(nats::bucket(&js, PROCESSES).await?, health, keys, guard));
-    let to_announce = Arc::new(Notify::new());
-    let (recorder, recording) = record::recorder(pool.clone(), readiness.clone(), to_announce.clone(), metrics.clone());
-    let slots = Slots::new(config.max_in_flight);
-    let turns = Arc::new(Turns::default());
-    let deliverer = Arc::new(Deliverer {
-        callbacks: callbacks.clone(),
-        slots: slots.clone(),
-        poster,
-        schedule: config.retry_schedule.clone(),
-        recorder,
-        metrics: metrics.clone(),
-        turns: turns.clone(),
-        traces,
-    });
-    let service = rpc::service(&client, "webhook-notifier", "Tells callback URLs what became of updates").await?;
-    queries::serve(tasks, &service, &pool, &callbacks, &slots, shutdown).await?;
-    again::serve(tasks, &service, &client, &pool, (&callbacks, &turns), shutdown).await?;
-    ping::serve(tasks, &service, &deliverer, shutdown).await?;
-
-    let token = || shutdown.clone();
-    let (view, follow_js, follow_readiness, follow_token) =
-        (callbacks.view.clone(), js.clone(), readiness.clone(), token());
-    tasks.spawn("processes", async move { view.follow(&follow_js, PROCESSES, follow_readiness, follow_token).await });
-    let (locked, locked_readiness, locked_token) = (callbacks.clone(), readiness.clone(), token());
-    tasks.spawn("secrets", async move { locked.follow_locked(&locked_readiness, locked_token).await });
-    tasks.spawn("backlog", backlog::watch(pool.clone(), js.clone(), metrics.backlog.clone(), token()));
-    let (health_pool, health_readiness, health_token) = (pool.clone(), readiness.clone(), token());
-    tasks.spawn("callbacks", async move {
-        callbacks.health.follow(&health_pool, &slots, &metrics, &health_readiness, health_token).await
-    });
-    tasks.spawn("partitions", housekeeping::partitions(pool.clone(), config.delivery_retention, token()));
-    tasks.spawn("retention", housekeeping::retention(js.clone(), config.event_retention.into(), token()));
-    tasks.spawn("announce", announce::run(js.clone(), pool.clone(), to_announce, token()));
-    // Ends when the two below, who report to it, have ended.
-    tasks.spawn("record", recording.run());
-    let retrier = Retrier { pool: pool.clone(), deliverer: deliverer.clone(), readiness: readiness.clone() };
-    tasks.spawn("retry", retrier.run(token()));
-    tasks.spawn("turns", turns.run(js.clone(), pool.clone(), deliverer.slots.clone(), token()));
-    let lining_up = Dispatcher::new(Lane::InOrder, js.clone(), pool.clone(), deliverer.clone(), readiness.clone());
-    tasks.spawn("line up", lining_up.run(token()));
-    tasks.spawn("dispatch", Dispatcher::new(Lane::All, js, pool, deliverer, readiness.clone()).run(token()));
-    Ok((client, service))
-}
-
-/// Lets tasks finish within the time that shutdown leaves; then cuts them.
-async fn drain(mut tasks: JoinSet<()>) -> anyhow::Result<()> {
-    let finish = async {
-        while let Some(ended) = tasks.join_next().await {
-            ended.context("a task died while draining")?;
-        }
-        anyhow::Ok(())
-    };
-    match tokio::time::timeout(DRAIN, finish).await {
-        Ok(finished) => finished,
-        Err(_) => {
-            tracing::warn!(cut = tasks.len(), "not everything finished in time: it is tried again");
-            tasks.shutdown().await;
-            Ok(())
-        }
-    }
-}
+pub use http::signature::{BadSecret, signature};
+pub use service::{lacking_migrations, migrate, run};

@@ -15,12 +15,12 @@ use tokio::{task::JoinSet, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    admission::limiter::{Endpoint, Reserved, Slot},
     callbacks::Found,
+    core::delivery::{Attempt, Origin},
     deliver::Deliverer,
-    delivery::{Attempt, Origin},
-    drain,
-    record::Stopping,
-    slots::{Endpoint, Reserved, Slot},
+    recorder::Stopping,
+    service::drain,
     store::claim::{Claimed, Wanted, claim, due_callbacks},
 };
 

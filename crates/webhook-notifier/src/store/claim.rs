@@ -7,7 +7,7 @@ use sqlx::PgPool;
 use time::OffsetDateTime;
 
 use super::id;
-use crate::delivery::{Delivery, Order};
+use crate::core::delivery::{Delivery, Order};
 
 /// A callback that has something due.
 #[derive(Debug, Clone, Copy)]

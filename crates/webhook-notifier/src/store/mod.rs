@@ -16,14 +16,14 @@ use sqlx::{
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
-pub(crate) mod again;
-pub(crate) mod announce;
 pub(crate) mod claim;
+pub(crate) mod deliveries;
 pub(crate) mod health;
+pub(crate) mod ordering;
+pub(crate) mod outbox;
 pub(crate) mod partitions;
 pub(crate) mod query;
 pub(crate) mod record;
-pub(crate) mod turns;
 
 /// How long to wait for a connection. Longer hides that Postgres is gone, shorter fails while the pool is merely busy.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);

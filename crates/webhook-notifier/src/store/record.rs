@@ -6,7 +6,7 @@
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 
-use crate::delivery::{Origin, Report, Standing};
+use crate::core::delivery::{Origin, Report, Standing};
 
 /// Records reports, in the caller's transaction. No two may be of the same delivery.
 pub(crate) async fn record(connection: &mut PgConnection, reports: &[Report]) -> sqlx::Result<()> {

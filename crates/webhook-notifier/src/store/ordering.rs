@@ -5,7 +5,7 @@ use sqlx::PgPool;
 use time::OffsetDateTime;
 
 use super::id;
-use crate::turns::{Floor, Lead};
+use crate::dispatch::ordering::{Floor, Lead};
 
 /// What a lead's oldest delivery that waits came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -26,8 +26,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     callbacks::{Callbacks, Found},
-    store::{self, again::Again},
-    turns::Turns,
+    dispatch::ordering::Turns,
+    store::{self, deliveries::Again},
 };
 
 /// What cursors say which list they are of.
@@ -105,7 +105,7 @@ impl Stories {
             None => true,
         };
         let mut items = match of_lead {
-            true => store::again::of_updates(&self.pool, query.project_id, &[update_id]).await.map_err(failed)?,
+            true => store::deliveries::of_updates(&self.pool, query.project_id, &[update_id]).await.map_err(failed)?,
             false => Vec::new(),
         };
         let since = query.since.map_or(0, Timestamp::unix_seconds);
@@ -135,7 +135,7 @@ impl Stories {
         let mut items = Vec::new();
         for _ in 0..CHUNKS {
             let (pool, project_id) = (&self.pool, query.project_id);
-            let rows = store::again::unsettled(pool, project_id, status, query.since, before, CHUNK);
+            let rows = store::deliveries::unsettled(pool, project_id, status, query.since, before, CHUNK);
             let rows = rows.await.map_err(failed)?;
             let end = (rows.len() as i64) < CHUNK;
             before = rows.last().map(|row| row.id).or(before);
@@ -169,7 +169,7 @@ impl Stories {
             };
             let updates: Page<ListedUpdate> = self::query(&self.client, UPDATE_LIST, &wanted).await?;
             let ids = updates.items.iter().map(|update| update.update_id).collect::<Vec<_>>();
-            let found = store::again::of_updates(&self.pool, query.project_id, &ids).await.map_err(failed)?;
+            let found = store::deliveries::of_updates(&self.pool, query.project_id, &ids).await.map_err(failed)?;
             let mut found = found.into_iter().peekable();
             let mut last = None;
             for update in &updates.items {
@@ -203,7 +203,8 @@ impl Stories {
 
     async fn redeliver(self, query: GetDelivery) -> Result<ListedDelivery, RpcError> {
         let GetDelivery { project_id, id } = query;
-        let deliveries = store::again::of_updates(&self.pool, project_id, &[id.update_id]).await.map_err(failed)?;
+        let deliveries =
+            store::deliveries::of_updates(&self.pool, project_id, &[id.update_id]).await.map_err(failed)?;
         let delivery = deliveries.into_iter().find(|delivery| delivery.id == id).ok_or_else(not_found)?;
         let found = self.callbacks.find(project_id, delivery.process_id, id.callback_id).await;
         match found.map_err(|e| internal(DELIVERY_REDELIVER, &e))? {
@@ -230,7 +231,7 @@ impl Stories {
         }
         let payload = outcomes.first().map(|outcome| outcome.payload.get());
         let now = clock::now();
-        let again = store::again::requeue(&self.pool, project_id, &[Again { id, due: now, payload }], now).await;
+        let again = store::deliveries::requeue(&self.pool, project_id, &[Again { id, due: now, payload }], now).await;
         let again = again.map_err(failed)?.pop().ok_or_else(pending)?;
         self.turns.ask_everybody();
         tracing::info!(update_id = %id.update_id, callback_id = %id.callback_id, "delivered again, as asked");
@@ -278,7 +279,7 @@ impl Stories {
     /// The next exhausted deliveries.
     async fn exhausted(&self, query: &RecoverDeliveries, walk: &Walk) -> Result<Step, RpcError> {
         let after = walk.after.as_deref().map(str::parse).transpose().map_err(|_| Cursor::invalid())?;
-        let ids = store::again::exhausted_after(&self.pool, query.project_id, query.since, after, CHUNK).await;
+        let ids = store::deliveries::exhausted_after(&self.pool, query.project_id, query.since, after, CHUNK).await;
         let mut found = ids.map_err(failed)?;
         let more = found.len() as i64 == CHUNK;
         let after = found.last().filter(|_| more).map(ToString::to_string);
@@ -299,7 +300,7 @@ impl Stories {
         };
         let updates: Page<ListedUpdate> = self::query(&self.client, UPDATE_LIST, &wanted).await?;
         let ids = updates.items.iter().map(|update| update.update_id).collect::<Vec<_>>();
-        let mut found = store::again::of_updates(&self.pool, project_id, &ids).await.map_err(failed)?;
+        let mut found = store::deliveries::of_updates(&self.pool, project_id, &ids).await.map_err(failed)?;
         found.retain(|delivery| {
             delivery.status == DeliveryStatus::Delivered
                 && query.callback_id.is_none_or(|wanted| wanted == delivery.id.callback_id)
@@ -334,7 +335,7 @@ impl Stories {
             let batch = batch.into_iter().map(|(id, payload)| Again { id, due: walk.due(query.per_second), payload });
             let batch = batch.collect::<Vec<_>>();
             *until = batch.last().map(|again| again.due).or(*until);
-            let again = store::again::requeue(&self.pool, query.project_id, &batch, clock::now()).await;
+            let again = store::deliveries::requeue(&self.pool, query.project_id, &batch, clock::now()).await;
             made += again.map_err(failed)?.len() as u64;
             self.turns.ask_everybody();
             rest = later;

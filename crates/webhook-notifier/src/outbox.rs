@@ -68,8 +68,8 @@ pub(crate) async fn run(
 /// Empties the outbox.
 async fn announce(js: &jetstream::Context, pool: &PgPool) -> Result<(), AnnounceError> {
     loop {
-        let exhausted = store::announce::exhausted(pool, BATCH).await?;
-        let disabled = store::announce::disabled(pool, BATCH).await?;
+        let exhausted = store::outbox::exhausted(pool, BATCH).await?;
+        let disabled = store::outbox::disabled(pool, BATCH).await?;
         if exhausted.is_empty() && disabled.is_empty() {
             return Ok(());
         }
@@ -83,8 +83,8 @@ async fn announce(js: &jetstream::Context, pool: &PgPool) -> Result<(), Announce
             WebhookEvent::CallbackDisabled { callback_id, timestamp, .. } => Some((*callback_id, *timestamp)),
             WebhookEvent::Exhausted { .. } => None,
         });
-        store::announce::mark_exhausted(pool, &exhausted.collect::<Vec<_>>()).await?;
-        store::announce::mark_disabled(pool, &disabled.collect::<Vec<_>>()).await?;
+        store::outbox::mark_exhausted(pool, &exhausted.collect::<Vec<_>>()).await?;
+        store::outbox::mark_disabled(pool, &disabled.collect::<Vec<_>>()).await?;
     }
 }
 

@@ -38,11 +38,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     callbacks::{Target, Unreadable},
-    dead_letter::{self, DeadLetter},
+    core::delivery::{Delivery, Order, Origin},
     deliver::Deliverer,
-    delivery::{Delivery, Order, Origin},
-    drain,
-    record::Stopping,
+    dispatch::dead_letter::{self, DeadLetter},
+    recorder::Stopping,
+    service::drain,
     store,
 };
 

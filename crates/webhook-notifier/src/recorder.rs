@@ -21,7 +21,7 @@ use tokio::{
 };
 
 use crate::{
-    delivery::{Origin, Report, Standing},
+    core::delivery::{Origin, Report, Standing},
     metrics::Metrics,
     store,
 };
@@ -187,7 +187,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::delivery::Delivery;
+    use crate::core::delivery::Delivery;
 
     fn report(update: u8, bytes: usize) -> Report {
         let id = ObjectId::from_bytes([1; 12]);

@@ -23,8 +23,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     callbacks::Target,
+    core::delivery::{Attempt, Delivery},
     deliver::Deliverer,
-    delivery::{Attempt, Delivery},
 };
 
 /// Most pings of a project at once, in one notifier. More would let one project's slow endpoints keep the others waiting.

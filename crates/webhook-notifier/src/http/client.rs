@@ -29,10 +29,10 @@ use tokio::time::{Instant, timeout, timeout_at};
 use zeroize::Zeroizing;
 
 use crate::{
-    bounded::Bounded,
-    delivery::{Attempt, Delivery},
-    guard::{Guard, Refused, Resolver, system_lookup},
-    sign::signature,
+    core::delivery::{Attempt, Delivery},
+    http::guard::{Guard, Refused, Resolver, system_lookup},
+    http::response_limit::Bounded,
+    http::signature::signature,
 };
 
 /// How much of an answer's body is read before the connection is given up. More keeps connections to talkative

@@ -19,7 +19,7 @@ use service_kit::{
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 
-use crate::{callbacks::Callbacks, health::Health, slots::Slots, store};
+use crate::{admission::limiter::Slots, callback_health::Health, callbacks::Callbacks, store};
 
 /// Serves the queries, until shutdown.
 pub(crate) async fn serve(

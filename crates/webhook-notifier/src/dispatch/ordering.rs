@@ -22,7 +22,7 @@ use sqlx::PgPool;
 use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use crate::{slots::Slots, store};
+use crate::{admission::limiter::Slots, store};
 
 /// How often all leads are looked at. Longer holds up longer what a notifier that died had to begin, shorter costs Postgres
 /// more.
@@ -161,7 +161,7 @@ async fn look(
     loop {
         let mut last = !all;
         if leads.is_empty() && all {
-            leads = store::turns::waiting(pool, after, LEADS as i64).await?;
+            leads = store::ordering::waiting(pool, after, LEADS as i64).await?;
             after = leads.last().copied();
             last = leads.len() < LEADS;
         }
@@ -171,7 +171,7 @@ async fn look(
                 Some(floor) => floor,
                 None => floor.insert(self::floor(js).await?),
             };
-            for turn in store::turns::give(pool, leads, floor, clock::now()).await? {
+            for turn in store::ordering::give(pool, leads, floor, clock::now()).await? {
                 if turn.begun {
                     early.begun = true;
                 } else if early.leads.len() < REMEMBERED {

@@ -16,7 +16,7 @@ use service_kit::{health::Readiness, nats::chain};
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 
-use crate::{metrics::Metrics, slots::Slots, store};
+use crate::{admission::limiter::Slots, metrics::Metrics, store};
 
 /// How often memory and Postgres are brought together. Longer lets more attempts go out to an endpoint that is gone,
 /// shorter costs Postgres more of small queries.

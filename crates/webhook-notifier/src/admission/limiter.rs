@@ -16,8 +16,8 @@ use contract::ObjectId;
 use tokio::{sync::Notify, time::Instant};
 
 use crate::{
-    breaker::{Admission, Breaker, Sign},
-    pace::Pace,
+    admission::breaker::{Admission, Breaker, Sign},
+    admission::token_bucket::Pace,
 };
 
 /// An attempt counts once per this many bytes of its body begun, so that the pool bounds memory too. Larger lets large
@@ -491,7 +491,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::breaker::THRESHOLD;
+    use crate::admission::breaker::THRESHOLD;
 
     const SOON: Duration = Duration::from_millis(20);
 

@@ -1,0 +1,5 @@
+//! 7 Deliver: completion events from `LEAD_EVENTS` become deliveries.
+
+pub(crate) mod consumer;
+pub(crate) mod dead_letter;
+pub(crate) mod ordering;
