@@ -24,7 +24,7 @@ const LOOKUP: Duration = Duration::from_secs(2);
 
 /// Why a URL is not called.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Refused {
+pub(crate) enum Refused {
     /// It cannot be read.
     #[error("the URL cannot be read: {0}")]
     NotAUrl(String),
@@ -46,16 +46,16 @@ pub enum Refused {
 
 /// What callbacks may reach.
 #[derive(Debug, Clone, Default)]
-pub struct Guard {
+pub(crate) struct Guard {
     /// Internal networks that are allowed all the same.
-    pub allow_networks: Vec<IpNet>,
+    pub(crate) allow_networks: Vec<IpNet>,
     /// Whether http is allowed beside https.
-    pub allow_http: bool,
+    pub(crate) allow_http: bool,
 }
 
 impl Guard {
     /// Reads a URL that may be called, as far as that can be told without looking its name up.
-    pub fn check_url(&self, text: &str) -> Result<Url, Refused> {
+    pub(crate) fn check_url(&self, text: &str) -> Result<Url, Refused> {
         let url = Url::parse(text).map_err(|e| Refused::NotAUrl(e.to_string()))?;
         match url.scheme() {
             "https" => {}
@@ -92,7 +92,7 @@ impl Guard {
     }
 
     /// Whether this address may be connected to.
-    pub fn check_address(&self, address: IpAddr) -> Result<(), Refused> {
+    pub(crate) fn check_address(&self, address: IpAddr) -> Result<(), Refused> {
         match internal(address) {
             Some(network) if !self.allow_networks.iter().any(|allowed| allowed.contains(&address)) => {
                 Err(Refused::Internal { address, network })
