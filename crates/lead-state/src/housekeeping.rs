@@ -16,8 +16,8 @@ use service_kit::{
 use sqlx::PgPool;
 
 use crate::{
-    projection::Projector,
-    secrets::Sealer,
+    config::projection::Projector,
+    config::secrets::Sealer,
     store::{checkpoint, ledger},
 };
 

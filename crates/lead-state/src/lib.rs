@@ -3,21 +3,16 @@
 //! Only this service changes leads. [`core`] is pure, `pipeline` runs it on the command log under one leader at a time, and all SQL is
 //! in `store`.
 
-mod admin;
+mod api;
 mod cache;
-mod configure;
+mod config;
 pub mod core;
 mod housekeeping;
 mod lag;
-mod lists;
 mod metrics;
 mod pipeline;
-mod projection;
-mod queries;
 mod recovery;
-mod secrets;
 mod service;
 mod store;
-mod updates;
 
 pub use service::{Config, lacking_migrations, migrate, run};

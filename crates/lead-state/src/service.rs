@@ -17,7 +17,13 @@ use service_kit::{
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 
-use crate::{admin, lag, lists, metrics, pipeline::leader, projection, queries, recovery, secrets, store, updates};
+use crate::{
+    api::{admin, lists, queries, updates},
+    config::{projection, secrets},
+    lag, metrics,
+    pipeline::leader,
+    recovery, store,
+};
 
 /// Longer keeps more of the story in NATS beside the ledger, and takes the disk for it.
 const LOG_RETENTION: Duration = Duration::from_secs(24 * 60 * 60);

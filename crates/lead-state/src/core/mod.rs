@@ -4,3 +4,4 @@ pub mod batch;
 pub mod decide;
 pub mod entry;
 mod merge;
+pub(crate) mod process_change;

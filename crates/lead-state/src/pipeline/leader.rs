@@ -39,12 +39,11 @@ use super::{
 };
 use crate::{
     cache,
+    config::{projection::Projector, secrets::Sealer},
     core::decide::Limits,
     housekeeping::Housekeeper,
     metrics::Metrics,
-    projection::Projector,
     recovery::{self, Scene, diagnose, lost_events, taken_back},
-    secrets::Sealer,
     store::{
         self, StoreError,
         batch::KnownRules,

@@ -1,5 +1,5 @@
 //! Administration: projects, processes, API keys. Every change is in Postgres, then in its bucket, before the answer. What
-//! a change makes of a process is decided in [`configure`].
+//! a change makes of a process is decided in [`process_change`].
 
 use std::sync::Arc;
 
@@ -16,9 +16,8 @@ use service_kit::clock;
 use sqlx::PgPool;
 
 use crate::{
-    configure::{self, Known, hide_secrets},
-    projection::Projector,
-    secrets::Sealer,
+    config::{projection::Projector, secrets::Sealer},
+    core::process_change::{self, Known, hide_secrets},
     store::{
         StoreError,
         config::{self, KeyInsert},
@@ -72,7 +71,7 @@ impl Admin {
     }
 
     pub(crate) async fn change_process(self, query: ChangeProcess) -> Result<Applied, RpcError> {
-        configure::check(&query)?;
+        process_change::check(&query)?;
         let mut applied = self.store_change(&query).await?;
         if query.dry_run {
             // Nobody will ever have what was made for it.
@@ -97,16 +96,18 @@ impl Admin {
             Which::Named(name) => config::process(&mut transaction, query.project_id, name).await?,
             Which::Id(process_id) => {
                 let found = config::process_of_id(&mut *transaction, query.project_id, *process_id).await?;
-                Some(found.ok_or_else(configure::no_process)?)
+                Some(found.ok_or_else(process_change::no_process)?)
             }
         };
-        configure::check_revision(existing.as_ref(), query.expected_revision)?;
+        process_change::check_revision(existing.as_ref(), query.expected_revision)?;
         let existing = existing.map(|process| self.sealer.open(&process));
         let known = existing.as_ref().map_or(Known::Nothing(&query.process), Known::Process);
         let secret = || new_signing_secret(rand::random());
-        let mut made = configure::change(known, query.project_id, &query.change, clock::now(), clock::new_id, secret)?;
+        let mut made =
+            process_change::change(known, query.project_id, &query.change, clock::now(), clock::new_id, secret)?;
         let (changed, created) = (existing.as_ref() != Some(&made.process), existing.is_none());
-        let changes = existing.as_ref().map(|existing| configure::changes(existing, &made.process)).unwrap_or_default();
+        let changes =
+            existing.as_ref().map(|existing| process_change::changes(existing, &made.process)).unwrap_or_default();
         let renamed = existing.as_ref().is_none_or(|existing| existing.name != made.process.name);
         if renamed && config::process(&mut transaction, query.project_id, &made.process.name).await?.is_some() {
             let message = format!("there is a process {:?} already", made.process.name);
@@ -122,13 +123,13 @@ impl Admin {
             }
         }
         if changed && !query.dry_run {
-            configure::forget_retired(&mut made.process, clock::now());
+            process_change::forget_retired(&mut made.process, clock::now());
             if let (true, Some(Process { process_id: Some(process_id), .. })) = (renamed, &existing) {
                 config::rename_process(&mut transaction, *process_id, &made.process.name).await?;
             }
             made.process.revision = self.put_process(transaction, &made.process).await?;
         }
-        let configure::Made { process, new_secrets } = made;
+        let process_change::Made { process, new_secrets } = made;
         Ok(Applied { process, changed, created, changes, new_secrets })
     }
 
@@ -137,11 +138,11 @@ impl Admin {
             Which::New => None,
             Which::Named(name) => {
                 let found = config::current_process(&self.pool, query.project_id, name).await?;
-                found.or_else(|| (name == NO_PROCESS).then(|| configure::fallback(query.project_id)))
+                found.or_else(|| (name == NO_PROCESS).then(|| process_change::fallback(query.project_id)))
             }
             Which::Id(process_id) => config::process_of_id(&self.pool, query.project_id, *process_id).await?,
         };
-        let mut process = process.ok_or_else(configure::no_process)?;
+        let mut process = process.ok_or_else(process_change::no_process)?;
         hide_secrets(&mut process, &[]);
         Ok(process)
     }

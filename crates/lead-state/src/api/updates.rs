@@ -8,7 +8,7 @@ use contract::{
 use sqlx::PgPool;
 
 use crate::{
-    lists::{log_place, log_place_at},
+    api::lists::{log_place, log_place_at},
     store::{lists, updates},
 };
 

@@ -13,8 +13,8 @@ use sqlx::PgPool;
 use tokio::time::Instant;
 
 use crate::{
-    admin::not_projected,
-    projection::Projector,
+    api::admin::not_projected,
+    config::projection::Projector,
     store::{StoreError, config},
 };
 

@@ -1,4 +1,4 @@
-//! What a change makes of a process: decided without effects. [`admin`](crate::admin) reads, stores and projects.
+//! What a change makes of a process: decided without effects. `api::admin` reads, stores and projects.
 
 use std::time::Duration;
 
