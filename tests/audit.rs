@@ -125,7 +125,7 @@ async fn each_law_is_seen_broken_and_the_offender_named() {
     )
     .await;
     let restore = "
-        DELETE FROM lead_state.held_updates;
+        DELETE FROM lead_state.queued_updates;
         DELETE FROM lead_state.lead_updates; INSERT INTO lead_state.lead_updates SELECT * FROM ledger;
         DELETE FROM webhooks.deliveries; INSERT INTO webhooks.deliveries SELECT * FROM deliveries;
         DELETE FROM webhooks.attempts; INSERT INTO webhooks.attempts SELECT * FROM attempts";
@@ -142,7 +142,7 @@ async fn each_law_is_seen_broken_and_the_offender_named() {
             format!(
                 "INSERT INTO lead_state.lead_updates SELECT l.* FROM ledger g, json_populate_record(
                      NULL::lead_state.lead_updates,
-                     (to_jsonb(g) || jsonb_build_object('update_id', '\\x{unknown}', 'log_seq', 3))::json) l
+                     (to_jsonb(g) || jsonb_build_object('update_id', '\\x{unknown}', 'log_sequence', 3))::json) l
                  WHERE g.update_id = '\\x{failed}'"
             ),
             vec![
@@ -153,15 +153,15 @@ async fn each_law_is_seen_broken_and_the_offender_named() {
         ),
         (
             "a ledger row stands at another's place",
-            format!("UPDATE lead_state.lead_updates SET log_seq = 4 WHERE update_id = '\\x{failed}'"),
+            format!("UPDATE lead_state.lead_updates SET log_sequence = 4 WHERE update_id = '\\x{failed}'"),
             vec![("unlogged", vec![failed.clone(), second.clone()])],
         ),
         (
             "what is in the ledger is held as well",
             format!(
-                "INSERT INTO lead_state.held_updates
-                     (project_id, update_id, lead_id, epoch, log_seq, logged_at, command)
-                 SELECT project_id, update_id, lead_id, epoch, log_seq, logged_at, command
+                "INSERT INTO lead_state.queued_updates
+                     (project_id, update_id, lead_id, log_epoch, log_sequence, logged_at, command)
+                 SELECT project_id, update_id, lead_id, log_epoch, log_sequence, logged_at, command
                  FROM lead_state.lead_updates WHERE update_id = '\\x{first}'"
             ),
             vec![("misheld", vec![first.clone()])],
@@ -183,7 +183,7 @@ async fn each_law_is_seen_broken_and_the_offender_named() {
         ),
         (
             "the checkpoint is behind the ledger",
-            "UPDATE lead_state.checkpoints SET last_seq = last_seq - 1, published_seq = published_seq - 1".into(),
+            "UPDATE lead_state.checkpoints SET last_sequence = last_sequence - 1, announced_sequence = announced_sequence - 1".into(),
             vec![("beyond_checkpoint", vec![last.clone()])],
         ),
         (
@@ -249,8 +249,8 @@ async fn each_law_is_seen_broken_and_the_offender_named() {
         sql(
             &stack,
             "UPDATE lead_state.leads l SET version = b.version FROM leads b WHERE b.lead_id = l.lead_id;
-             UPDATE lead_state.checkpoints c SET stream_created_at = b.stream_created_at, last_seq = b.last_seq,
-                 published_seq = b.published_seq FROM checkpoints b;
+             UPDATE lead_state.checkpoints c SET stream_created_at = b.stream_created_at, last_sequence = b.last_sequence,
+                 announced_sequence = b.announced_sequence FROM checkpoints b;
              DROP TABLE leads; DROP TABLE checkpoints",
         )
         .await;
@@ -266,7 +266,7 @@ async fn each_law_is_seen_broken_and_the_offender_named() {
     let (code, found) = audit(&stack, &[]).await;
     let only = |law: &str, id: String| BTreeMap::from([(law.to_owned(), BTreeSet::from([id]))]);
     assert_eq!((code, broken(&found)), (1, only("unannounced", last.clone())), "{found}");
-    sql(&stack, "UPDATE lead_state.checkpoints SET published_seq = published_seq - 1").await;
+    sql(&stack, "UPDATE lead_state.checkpoints SET announced_sequence = announced_sequence - 1").await;
     let (code, found) = audit(&stack, &[]).await;
     assert_eq!((code, broken(&found)), (1, only("unfounded", of(&last, crm))), "{found}");
 }
@@ -285,7 +285,7 @@ async fn a_range_of_time_and_a_project_are_audited_alone() {
         async move {
             let times: Vec<String> = sqlx::query_scalar(
                 r#"SELECT to_char(logged_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')
-                   FROM lead_state.lead_updates ORDER BY log_seq"#,
+                   FROM lead_state.lead_updates ORDER BY log_sequence"#,
             )
             .fetch_all(&pool)
             .await
@@ -306,7 +306,7 @@ async fn a_range_of_time_and_a_project_are_audited_alone() {
         assert_eq!((code, &found["updates"]["accepted"]), (0, &json!(accepted)), "{args:?} {found}");
     }
     // A fault outside of the range is none of its business.
-    sql(&stack, "UPDATE lead_state.lead_updates SET from_state = 'lost' WHERE log_seq = 4").await;
+    sql(&stack, "UPDATE lead_state.lead_updates SET from_state = 'lost' WHERE log_sequence = 4").await;
     assert_eq!(audit(&stack, &["--to", &from]).await.0, 0);
     assert_eq!(audit(&stack, &["--from", &to]).await.0, 1);
 }

@@ -231,7 +231,7 @@ async fn an_audit_of_many_updates_costs_no_memory() {
     tokio::join!(fill(&js, commands), fill(&js, events));
     for statement in [
         "INSERT INTO lead_state.lead_updates
-             (project_id, update_id, epoch, log_seq, logged_at, lead_id, process_id, command, success, from_state, to_state,
+             (project_id, update_id, log_epoch, log_sequence, logged_at, lead_id, process_id, command, success, from_state, to_state,
               version, warnings, data, applied_at)
          SELECT l.project_id, substring(int8send($1) FROM 5) || int8send(n), 1, n, now(), l.lead_id, l.process_id,
                 json_build_object('text', repeat('x', 100)), true, l.state, l.state,
@@ -241,7 +241,7 @@ async fn an_audit_of_many_updates_costs_no_memory() {
          JOIN lead_state.leads l ON l.lead_id = decode(id, 'hex')",
         "UPDATE lead_state.leads l SET version = (SELECT max(version) FROM lead_state.lead_updates u WHERE u.lead_id = l.lead_id)
          WHERE $1 > 0 AND $2 > 0 AND $3::text[] IS NOT NULL",
-        "UPDATE lead_state.checkpoints SET last_seq = $2, published_seq = $2 WHERE $1 > 0 AND $3::text[] IS NOT NULL",
+        "UPDATE lead_state.checkpoints SET last_sequence = $2, announced_sequence = $2 WHERE $1 > 0 AND $3::text[] IS NOT NULL",
         "INSERT INTO webhooks.deliveries
              (update_id, callback_id, project_id, process_id, status, attempts, created_at, updated_at, first_started_at,
               first_duration_ms, first_status_code)

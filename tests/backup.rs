@@ -311,7 +311,7 @@ async fn a_postgres_that_is_lost_loses_nothing() {
     let load = Load::start(&stack.api, leads.clone());
     load.go_on(&stack.api, 20).await;
     // Noted every ten seconds.
-    stack.wait_for_count("SELECT least(told_seq, 1) FROM lead_state.checkpoints", 1, SOON).await;
+    stack.wait_for_count("SELECT least(delivered_sequence, 1) FROM lead_state.checkpoints", 1, SOON).await;
     let backup = tempfile::tempdir().expect("a directory");
     let base = backup.path().join("base");
     back_up_postgres(&stack.postgres, &base).await;
@@ -338,7 +338,7 @@ async fn a_postgres_that_is_lost_loses_nothing() {
     all_there(&stack, &accepted).await;
 
     // Told again is what was not noted as told, and nothing else.
-    let told_before = "SELECT encode(update_id, 'hex') FROM lead_state.lead_updates WHERE log_seq <= $1";
+    let told_before = "SELECT encode(update_id, 'hex') FROM lead_state.lead_updates WHERE log_sequence <= $1";
     let told_before: Vec<String> = sqlx::query_scalar(told_before)
         .bind(seen.told_seq.cast_signed())
         .fetch_all(&stack.pool)
@@ -400,7 +400,7 @@ async fn a_nats_that_is_lost_is_restored_or_made_anew() {
     load.go_on(&stack.api, 20).await;
     let applied = load.end().await;
     settled(&stack).await;
-    let all_noted = "SELECT count(*) FROM lead_state.checkpoints WHERE told_seq = last_seq";
+    let all_noted = "SELECT count(*) FROM lead_state.checkpoints WHERE delivered_sequence = last_sequence";
     stack.wait_for_count(all_noted, 1, SOON).await;
     // Accepted, and not applied when it is lost.
     stack.lead_state.kill9().await;

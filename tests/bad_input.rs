@@ -84,7 +84,7 @@ async fn poison_goes_whole_to_the_dead_letters_and_stops_nobody() {
         assert!(letter.payload == *payload, "{subject}: not whole");
     }
     let failed: Vec<(String,)> =
-        sqlx::query_as("SELECT error_code FROM lead_state.lead_updates WHERE NOT success ORDER BY log_seq")
+        sqlx::query_as("SELECT error_code FROM lead_state.lead_updates WHERE NOT success ORDER BY log_sequence")
             .fetch_all(&stack.pool)
             .await
             .expect("the ledger");

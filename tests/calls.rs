@@ -10,7 +10,7 @@ use crate::{
     stack::{Api, SOON, Stack, by_update},
 };
 
-const HELD: &str = "SELECT count(*) FROM lead_state.held_updates";
+const HELD: &str = "SELECT count(*) FROM lead_state.queued_updates";
 
 /// A stack with a process that queues, and one lead of it for each reference.
 async fn queueing<const N: usize>(references: [&str; N]) -> (Stack, [String; N]) {
@@ -156,7 +156,7 @@ async fn a_full_queue_refuses_and_is_announced_whole_after_a_crash() {
     // As if it had died before it noted that they are announced, and the events were lost as well: all that was decided
     // at one entry of the log is announced, not only as many as are read at once.
     stack.lead_state.kill9().await;
-    sqlx::query("UPDATE lead_state.checkpoints SET generation = generation + 1, published_seq = 0")
+    sqlx::query("UPDATE lead_state.checkpoints SET generation = generation + 1, announced_sequence = 0")
         .execute(&stack.pool)
         .await
         .expect("set back");

@@ -35,7 +35,7 @@ pub(crate) async fn assert_settled(
 
     // Applied once each, in the order of the log: versions run without gap, and every lead stands at its last one.
     let out_of_order: i64 = sqlx::query_scalar(
-        "SELECT count(*) FROM (SELECT version, row_number() OVER (PARTITION BY lead_id ORDER BY epoch, log_seq) AS place
+        "SELECT count(*) FROM (SELECT version, row_number() OVER (PARTITION BY lead_id ORDER BY log_epoch, log_sequence) AS place
                                FROM lead_state.lead_updates WHERE success AND project_id = $1) AS u
          WHERE version <> place + 1",
     )
@@ -146,7 +146,7 @@ async fn a_reader_whose_checkpoint_was_moved_writes_nothing() {
 
     // The leader has read the command and decided it, and comes to the checkpoint while somebody else moves it past.
     let mut other = stack.pool.begin().await.expect("a transaction");
-    sqlx::query("UPDATE lead_state.checkpoints SET last_seq = 1, published_seq = 1")
+    sqlx::query("UPDATE lead_state.checkpoints SET last_sequence = 1, announced_sequence = 1")
         .execute(&mut *other)
         .await
         .expect("the checkpoint");
@@ -416,7 +416,7 @@ async fn a_log_that_loses_what_nobody_applied_is_not_read_past_the_hole() {
     log.purge().sequence(14_001).await.expect("a purge");
     holding.rollback().await.expect("the end");
     stack.lead_state.wait_for_log("LEAD_COMMANDS begins at 14001", SOON * 2).await;
-    let last = stack.count("SELECT max(log_seq) FROM lead_state.lead_updates").await;
+    let last = stack.count("SELECT max(log_sequence) FROM lead_state.lead_updates").await;
     assert!(last < 14_000, "{last} was applied, behind a hole in the log");
 }
 

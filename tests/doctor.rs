@@ -110,7 +110,7 @@ async fn what_is_broken_is_named_with_what_mends_it() {
     let call = format!("leads.cmd.{}.call.started", stack.api.project_id);
     stack.publish(call, json!({"leadId": lead_id}).to_string()).await;
     stack.api.update(json!({"leadId": lead_id, "name": "Grace"})).await;
-    stack.wait_for_count("SELECT count(*) FROM lead_state.held_updates", 1, SOON).await;
+    stack.wait_for_count("SELECT count(*) FROM lead_state.queued_updates", 1, SOON).await;
     assert_eq!(findings(&doctor(&stack, &[]).await.1), Vec::<Value>::new());
 
     // A stream that forgets what nobody read yet.

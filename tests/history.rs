@@ -169,7 +169,7 @@ pub(crate) async fn differences(pool: &PgPool, model: &Model) -> Vec<String> {
         }
     }
     let rows = sqlx::query(
-        "SELECT encode(project_id, 'hex') AS project, encode(update_id, 'hex') AS id, error, data, log_seq
+        "SELECT encode(project_id, 'hex') AS project, encode(update_id, 'hex') AS id, error, data, log_sequence
          FROM lead_state.lead_updates",
     )
     .fetch_all(pool)
@@ -181,7 +181,7 @@ pub(crate) async fn differences(pool: &PgPool, model: &Model) -> Vec<String> {
         let stored = model::Outcome {
             error: row.get("error"),
             data: row.get("data"),
-            log_seq: row.get::<i64, _>("log_seq").cast_unsigned(),
+            log_seq: row.get::<i64, _>("log_sequence").cast_unsigned(),
         };
         match missing.remove(&key) {
             Some(outcome) if *outcome == stored => {}
@@ -371,9 +371,9 @@ async fn a_random_history_leaves_the_database_as_the_model_says() {
     }
     stack.wait_until_applied().await;
     // The last calls expire, and what they held is decided.
-    stack.wait_for_count("SELECT count(*) FROM lead_state.held_updates", 0, SOON).await;
+    stack.wait_for_count("SELECT count(*) FROM lead_state.queued_updates", 0, SOON).await;
     let last = stack.wait_until_applied().await;
-    let decided_later = "SELECT count(*) FROM lead_state.lead_updates WHERE decided_seq IS NOT NULL";
+    let decided_later = "SELECT count(*) FROM lead_state.lead_updates WHERE decided_sequence IS NOT NULL";
     assert!(stack.count(decided_later).await > 10, "the history is too tame");
     feed_log(&stack.client, &mut model, 1, last).await;
     let differences = differences(&stack.pool, &model).await;

@@ -144,7 +144,7 @@ async fn what_was_held_is_replayed_to_the_same_end() {
     copy(&backup.path().join("data"), &data).await;
     stack.postgres.restart().await.expect("started");
     wait_for_halt(&stack, "database_restored").await;
-    assert_eq!(stack.count("SELECT count(*) FROM lead_state.held_updates").await, 1);
+    assert_eq!(stack.count("SELECT count(*) FROM lead_state.queued_updates").await, 1);
     let (well, said) = recover(&stack, &["replay", "--yes"]).await;
     assert!(well, "{said}");
     settled(&stack).await;
@@ -217,7 +217,7 @@ async fn an_instance_that_halted_and_stands_by_now_shows_no_halt() {
     let (stack, lead) = started().await;
     let (mut standby, ready) = service("lead-state", &stack.nats, &stack.postgres, &[]);
     standby.wait_for_http(&ready, SOON).await;
-    sqlx::query("UPDATE lead_state.checkpoints SET last_seq = last_seq + 99, published_seq = published_seq + 99")
+    sqlx::query("UPDATE lead_state.checkpoints SET last_sequence = last_sequence + 99, announced_sequence = announced_sequence + 99")
         .execute(&stack.pool)
         .await
         .expect("moved");
@@ -240,7 +240,7 @@ async fn an_instance_that_halted_and_stands_by_now_shows_no_halt() {
 #[tokio::test]
 async fn events_that_were_lost_are_announced_again_by_themselves() {
     let (mut stack, lead) = started().await;
-    let noted = "SELECT told_seq FROM lead_state.checkpoints";
+    let noted = "SELECT delivered_sequence FROM lead_state.checkpoints";
     stack.wait_for_count(noted, 3, SOON).await;
     let before = by_update(&stack.receiver.requests());
     stack.notifier.kill9().await;
@@ -270,7 +270,7 @@ async fn wait_until_blocked(stack: &Stack) {
 async fn a_leader_of_before_a_recovery_neither_writes_nor_notes() {
     let (stack, lead) = started().await;
     // What a recovery writes that takes all announcements back.
-    let take_back = "UPDATE lead_state.checkpoints SET generation = generation + 1, published_seq = 0";
+    let take_back = "UPDATE lead_state.checkpoints SET generation = generation + 1, announced_sequence = 0";
     let told_again = async |times: usize| {
         eventually(SOON, "all is told again", async || {
             let told = by_update(&stack.receiver.requests());
@@ -304,7 +304,7 @@ async fn a_leader_of_before_a_recovery_neither_writes_nor_notes() {
              IF current_setting('application_name') = 'lead-state' THEN PERFORM pg_advisory_xact_lock(7); END IF;
              RETURN NULL;
          END $$;
-         CREATE TRIGGER wait BEFORE UPDATE OF published_seq ON lead_state.checkpoints EXECUTE FUNCTION wait()",
+         CREATE TRIGGER wait BEFORE UPDATE OF announced_sequence ON lead_state.checkpoints EXECUTE FUNCTION wait()",
     )
     .execute(&stack.pool)
     .await

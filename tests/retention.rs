@@ -23,7 +23,7 @@ async fn old_months_are_dropped_but_what_is_needed() {
     stack.wait_for_count("SELECT count(*) FROM webhooks.deliveries WHERE status = 'delivered'", 1, SOON).await;
     settled(&stack).await;
     // How far the webhook-notifier is, is noted every ten seconds.
-    stack.wait_for_count("SELECT count(*) FROM lead_state.checkpoints WHERE told_seq = last_seq", 1, SOON).await;
+    stack.wait_for_count("SELECT count(*) FROM lead_state.checkpoints WHERE delivered_sequence = last_sequence", 1, SOON).await;
     for service in [&mut stack.lead_state, &mut stack.notifier] {
         assert!(service.terminate().await.success());
     }
@@ -41,7 +41,7 @@ async fn old_months_are_dropped_but_what_is_needed() {
         BEGIN
             FOR month IN 1..4 LOOP
                 old_id := webhooks.id_prefix(make_timestamptz(2025, month, 15, 0, 0, 0, 'UTC')) || '\\x0000000000000001';
-                UPDATE rows SET update_id = old_id, epoch = CASE month WHEN 4 THEN 9 ELSE 0 END, log_seq = month,
+                UPDATE rows SET update_id = old_id, log_epoch = CASE month WHEN 4 THEN 9 ELSE 0 END, log_sequence = month,
                                 applied_at = CASE month WHEN 3 THEN now() ELSE '2025-05-01Z' END;
                 UPDATE told SET update_id = old_id,
                     status = CASE month WHEN 2 THEN 'pending' ELSE 'delivered' END,
@@ -92,7 +92,7 @@ async fn old_months_are_dropped_but_what_is_needed() {
     }
 
     // What is left of the old ones was made up for this test and is no account; without it the account adds up.
-    let forget = "DELETE FROM lead_state.lead_updates WHERE epoch <> 1;
+    let forget = "DELETE FROM lead_state.lead_updates WHERE log_epoch <> 1;
         DELETE FROM webhooks.deliveries WHERE update_id < webhooks.id_prefix('2025-06-01Z');
         DELETE FROM webhooks.attempts WHERE update_id < webhooks.id_prefix('2025-06-01Z')";
     sqlx::raw_sql(forget).execute(&stack.pool).await.expect("no rows of before");

@@ -212,7 +212,7 @@ pub(crate) async fn wait_until_applied(client: &async_nats::Client, pool: &PgPoo
         let mut log = js.get_stream(contract::streams::LEAD_COMMANDS).await.map_err(|e| e.to_string())?;
         let last = log.info().await.map_err(|e| e.to_string())?.state.last_sequence;
         let (applied, announced): (i64, i64) =
-            sqlx::query_as("SELECT last_seq, published_seq FROM lead_state.checkpoints")
+            sqlx::query_as("SELECT last_sequence, announced_sequence FROM lead_state.checkpoints")
                 .fetch_one(pool)
                 .await
                 .map_err(|e| e.to_string())?;

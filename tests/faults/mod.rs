@@ -129,7 +129,7 @@ async fn run(seed: u64, length: Length) -> Report {
     let deadline = SETTLING + load;
     wait_until_applied(&victims.js.client(), &victims.pool, deadline).await;
     eventually(deadline, "the last calls expire, and nothing is held any more", async || {
-        let held = sqlx::query_scalar("SELECT count(*) FROM lead_state.held_updates").fetch_one(&victims.pool).await;
+        let held = sqlx::query_scalar("SELECT count(*) FROM lead_state.queued_updates").fetch_one(&victims.pool).await;
         match held {
             Ok(0_i64) => Ok(()),
             held => Err(format!("{held:?}")),

@@ -157,7 +157,7 @@ async fn read_calls(
     let mut holding = HashSet::new();
     let rows = sqlx::query!(
         r#"SELECT c.lead_id, c.call_id, c.started_at, c.expires_at,
-                  EXISTS (SELECT FROM lead_state.held_updates h WHERE h.lead_id = c.lead_id) AS "holding!"
+                  EXISTS (SELECT FROM lead_state.queued_updates h WHERE h.lead_id = c.lead_id) AS "holding!"
            FROM lead_state.active_calls c WHERE c.lead_id = ANY($1::bytea[])"#,
         &ids as _
     )
@@ -259,7 +259,7 @@ impl KnownRules {
     }
 }
 
-/// The SQLSTATE that `lead_state.all_there` raises.
+/// The SQLSTATE that `lead_state.require_changed_leads` raises.
 const GONE: &str = "LR001";
 
 /// Why a batch was not written.
@@ -346,10 +346,10 @@ async fn write_updates(
     let moved = sqlx::query_scalar!(
         r#"WITH moved AS (
                UPDATE lead_state.checkpoints
-               SET last_seq = $1, updated_at = $2, last_logged_at = $3,
-                   published_epoch = greatest(published_epoch, $4),
-                   published_seq = CASE WHEN (published_epoch, published_seq) < ($4, $5) THEN $5 ELSE published_seq END
-               WHERE stream = $6 AND generation = $7 AND epoch = $8 AND last_seq = $9
+               SET last_sequence = $1, updated_at = $2, last_logged_at = $3,
+                   announced_epoch = greatest(announced_epoch, $4),
+                   announced_sequence = CASE WHEN (announced_epoch, announced_sequence) < ($4, $5) THEN $5 ELSE announced_sequence END
+               WHERE stream = $6 AND generation = $7 AND epoch = $8 AND last_sequence = $9
                    AND NOT EXISTS (SELECT FROM unnest($39::bytea[], $40::bigint[]) AS r (process_id, revision)
                                    JOIN lead_state.processes p USING (process_id) WHERE p.revision <> r.revision)
                RETURNING 1
@@ -363,26 +363,26 @@ async fn write_updates(
                RETURNING 1
            ), logged AS (
                INSERT INTO lead_state.lead_updates
-                   (project_id, update_id, epoch, log_seq, logged_at, lead_id, process_id, reference_id, command, success,
+                   (project_id, update_id, log_epoch, log_sequence, log_index, logged_at, lead_id, process_id, reference_id, command, success,
                     error, error_code, from_state, to_state, disposition, version, user_id, api_key_id, warnings, data,
-                    traceparent, applied_at, decided_epoch, decided_seq)
-               SELECT n.project_id, n.update_id, n.epoch, n.log_seq, n.logged_at, n.lead_id, n.process_id, n.reference_id,
+                    traceparent, applied_at, decided_epoch, decided_sequence, decided_index)
+               SELECT n.project_id, n.update_id, n.epoch, n.log_sequence, 0, n.logged_at, n.lead_id, n.process_id, n.reference_id,
                       n.command::json, n.error IS NULL, n.error, n.error_code, n.from_state, n.to_state, n.disposition,
                       n.version, n.user_id, n.api_key_id,
                       CASE WHEN n.warnings IS NULL THEN '{}' ELSE ARRAY(SELECT json_array_elements_text(n.warnings)) END,
-                      n.data::json, n.traceparent, n.applied_at, CASE WHEN n.decided_seq IS NOT NULL THEN $8 END,
-                      n.decided_seq
+                      n.data::json, n.traceparent, n.applied_at, CASE WHEN n.decided_sequence IS NOT NULL THEN $8 END,
+                      n.decided_sequence, CASE WHEN n.decided_sequence IS NOT NULL THEN 0 END
                FROM unnest($16::bytea[], $17::bytea[], $18::bigint[], $19::timestamptz[], $20::bytea[], $21::bytea[],
                            $22::text[], $23::text[], $24::text[], $25::text[], $26::text[], $27::text[], $28::text[],
                            $29::bigint[], $30::text[], $31::bytea[], $32::json[], $33::text[], $34::text[],
                            $35::timestamptz[], $36::int[], $37::bigint[])
-                   AS n (project_id, update_id, log_seq, logged_at, lead_id, process_id, reference_id, command, error,
+                   AS n (project_id, update_id, log_sequence, logged_at, lead_id, process_id, reference_id, command, error,
                          error_code, from_state, to_state, disposition, version, user_id, api_key_id, warnings, data,
-                         traceparent, applied_at, epoch, decided_seq)
+                         traceparent, applied_at, epoch, decided_sequence)
                WHERE EXISTS (SELECT FROM moved)
            )
            SELECT CASE WHEN EXISTS (SELECT FROM moved)
-                       THEN lead_state.all_there((SELECT count(*) FROM changed), $38) ELSE false END AS "moved!""#,
+                       THEN lead_state.require_changed_leads((SELECT count(*) FROM changed), $38) ELSE false END AS "moved!""#,
         last_seq as i64,
         time(now),
         time(logged_at),

@@ -50,8 +50,9 @@ pub(crate) async fn load(
     now: Timestamp,
 ) -> Result<Checkpoint, StoreError> {
     sqlx::query!(
-        r#"INSERT INTO lead_state.checkpoints (stream, stream_created_at, epoch, last_seq, published_seq, updated_at)
-           VALUES ($1, $2, 1, 0, 0, $3) ON CONFLICT DO NOTHING"#,
+        r#"INSERT INTO lead_state.checkpoints (stream, stream_created_at, epoch, last_sequence, last_index, announced_epoch, announced_sequence,
+                announced_index, delivered_epoch, delivered_sequence, delivered_index, updated_at)
+           VALUES ($1, $2, 1, 0, 0, 1, 0, 0, 0, 0, 0, $3) ON CONFLICT DO NOTHING"#,
         stream,
         stream_created_at,
         time(now)
@@ -64,8 +65,8 @@ pub(crate) async fn load(
 /// Reads a log's checkpoint.
 pub(crate) async fn get(executor: impl PgExecutor<'_>, stream: &str) -> Result<Option<Checkpoint>, StoreError> {
     let row = sqlx::query!(
-        r#"SELECT stream, stream_created_at, generation, epoch, last_seq, last_logged_at, published_epoch, published_seq,
-                  told_epoch, told_seq, events_created_at
+        r#"SELECT stream, stream_created_at, generation, epoch, last_sequence, last_logged_at, announced_epoch, announced_sequence,
+                  delivered_epoch, delivered_sequence, events_created_at
            FROM lead_state.checkpoints WHERE stream = $1"#,
         stream
     )
@@ -76,11 +77,11 @@ pub(crate) async fn get(executor: impl PgExecutor<'_>, stream: &str) -> Result<O
         stream_created_at: row.stream_created_at,
         generation: row.generation,
         epoch: row.epoch,
-        last_seq: row.last_seq as u64,
+        last_seq: row.last_sequence as u64,
         last_logged_at: row.last_logged_at.map(Into::into),
-        published_epoch: row.published_epoch,
-        published_seq: row.published_seq as u64,
-        told: (row.told_epoch, row.told_seq as u64),
+        published_epoch: row.announced_epoch,
+        published_seq: row.announced_sequence as u64,
+        told: (row.delivered_epoch, row.delivered_sequence as u64),
         events_created_at: row.events_created_at,
     }))
 }
@@ -91,11 +92,11 @@ pub(crate) async fn get(executor: impl PgExecutor<'_>, stream: &str) -> Result<O
 pub(crate) async fn put(pool: &PgPool, from: &Checkpoint, to: &Checkpoint, now: Timestamp) -> Result<bool, StoreError> {
     let done = sqlx::query!(
         r#"UPDATE lead_state.checkpoints
-           SET stream_created_at = $1, generation = $2, epoch = $3, last_seq = $4, last_logged_at = $5,
-               published_epoch = $6, published_seq = $7, told_epoch = $8, told_seq = $9, events_created_at = $10,
+           SET stream_created_at = $1, generation = $2, epoch = $3, last_sequence = $4, last_logged_at = $5,
+               announced_epoch = $6, announced_sequence = $7, delivered_epoch = $8, delivered_sequence = $9, events_created_at = $10,
                updated_at = $11
-           WHERE stream = $12 AND generation = $13 AND epoch = $14 AND last_seq = $15
-             AND published_epoch = $16 AND published_seq = $17"#,
+           WHERE stream = $12 AND generation = $13 AND epoch = $14 AND last_sequence = $15
+             AND announced_epoch = $16 AND announced_sequence = $17"#,
         to.stream_created_at,
         to.generation,
         to.epoch,
@@ -128,8 +129,8 @@ pub(crate) async fn set_published(
     now: Timestamp,
 ) -> Result<(), StoreError> {
     sqlx::query!(
-        r#"UPDATE lead_state.checkpoints SET published_epoch = $1, published_seq = $2, updated_at = $3
-           WHERE stream = $4 AND generation = $5 AND epoch = $6 AND (published_epoch, published_seq) < ($1, $2)"#,
+        r#"UPDATE lead_state.checkpoints SET announced_epoch = $1, announced_sequence = $2, updated_at = $3
+           WHERE stream = $4 AND generation = $5 AND epoch = $6 AND (announced_epoch, announced_sequence) < ($1, $2)"#,
         published_epoch,
         published_seq as i64,
         time(now),
@@ -145,9 +146,9 @@ pub(crate) async fn set_published(
 /// Notes that the webhook-notifier acked everything up to here. Never moves back, nor beyond what is announced.
 pub(crate) async fn set_told(pool: &PgPool, of: &Checkpoint, (epoch, seq): (i32, u64)) -> Result<(), StoreError> {
     sqlx::query!(
-        r#"UPDATE lead_state.checkpoints SET told_epoch = $1, told_seq = $2
-           WHERE stream = $3 AND generation = $4 AND (told_epoch, told_seq) < ($1, $2)
-             AND ($1, $2) <= (published_epoch, published_seq)"#,
+        r#"UPDATE lead_state.checkpoints SET delivered_epoch = $1, delivered_sequence = $2
+           WHERE stream = $3 AND generation = $4 AND (delivered_epoch, delivered_sequence) < ($1, $2)
+             AND ($1, $2) <= (announced_epoch, announced_sequence)"#,
         epoch,
         seq as i64,
         of.stream,

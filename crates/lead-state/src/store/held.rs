@@ -16,14 +16,14 @@ use sqlx::{PgConnection, PgPool};
 use super::{StoreError, batch::WriteError, checkpoint::Checkpoint, id, object, time};
 use crate::core::batch::{Held, Names, Plan, Update};
 
-const TABLE: &str = "held_updates";
+const TABLE: &str = "queued_updates";
 
 /// Most leads whose expired calls are looked for at once.
 const MAX_DUE: i64 = 500;
 
 /// How many updates are held.
 pub(crate) async fn count(pool: &PgPool) -> Result<u64, StoreError> {
-    let count = sqlx::query_scalar!(r#"SELECT count(*) AS "count!" FROM lead_state.held_updates"#).fetch_one(pool);
+    let count = sqlx::query_scalar!(r#"SELECT count(*) AS "count!" FROM lead_state.queued_updates"#).fetch_one(pool);
     Ok(count.await? as u64)
 }
 
@@ -36,8 +36,8 @@ pub(crate) async fn of_leads(
     let ids: Vec<_> = leads.map(|lead| *lead.as_bytes()).collect();
     let mut held = HashMap::<_, Vec<_>>::new();
     let mut rows = sqlx::query!(
-        r#"SELECT project_id, update_id, lead_id, epoch, log_seq, logged_at, command::text AS "command!", traceparent
-           FROM lead_state.held_updates WHERE lead_id = ANY($1::bytea[]) ORDER BY lead_id, epoch, log_seq"#,
+        r#"SELECT project_id, update_id, lead_id, log_epoch, log_sequence, logged_at, command::text AS "command!", traceparent
+           FROM lead_state.queued_updates WHERE lead_id = ANY($1::bytea[]) ORDER BY lead_id, log_epoch, log_sequence, log_index"#,
         &ids as _
     )
     .fetch(connection);
@@ -51,8 +51,8 @@ pub(crate) async fn of_leads(
         let update = Update {
             project_id: id(TABLE, "project_id", &row.project_id)?,
             update_id,
-            epoch: row.epoch,
-            log_seq: row.log_seq as u64,
+            epoch: row.log_epoch,
+            log_seq: row.log_sequence as u64,
             logged_at: row.logged_at.into(),
             command: Box::new(command),
             text: object(TABLE, "command", update_id, row.command)?,
@@ -72,7 +72,7 @@ pub(crate) async fn known(pool: &PgPool, names: &Names) -> Result<HashSet<(Objec
         r#"SELECT h.project_id, h.update_id
            FROM unnest($1::bytea[], $2::bytea[]) AS n (project_id, update_id)
            CROSS JOIN LATERAL (
-               SELECT h.project_id, h.update_id FROM lead_state.held_updates h
+               SELECT h.project_id, h.update_id FROM lead_state.queued_updates h
                WHERE h.project_id = n.project_id AND h.update_id = n.update_id
                LIMIT 1
            ) AS h"#,
@@ -92,9 +92,9 @@ pub(crate) async fn find(
     update_id: ObjectId,
 ) -> Result<Option<rpc::Update>, StoreError> {
     let row = sqlx::query!(
-        r#"SELECT h.log_seq, h.logged_at, h.lead_id, l.process_id, l.reference_id, h.command::text AS "command!",
+        r#"SELECT h.log_sequence, h.logged_at, h.lead_id, l.process_id, l.reference_id, h.command::text AS "command!",
                   (SELECT max(c.expires_at) FROM lead_state.active_calls c WHERE c.lead_id = h.lead_id) AS held_until
-           FROM lead_state.held_updates h JOIN lead_state.leads l USING (lead_id)
+           FROM lead_state.queued_updates h JOIN lead_state.leads l USING (lead_id)
            WHERE h.project_id = $1 AND h.update_id = $2"#,
         project_id.as_bytes(),
         update_id.as_bytes()
@@ -106,7 +106,7 @@ pub(crate) async fn find(
             .map_err(|e| StoreError::Corrupt { table: TABLE, fault: format!("command of {update_id}: {e}") })?;
         Ok(rpc::Update {
             status: UpdateStatus::Pending,
-            log_sequence: Some(row.log_seq as u64),
+            log_sequence: Some(row.log_sequence as u64),
             logged_at: Some(row.logged_at.into()),
             lead_id: Some(id(TABLE, "lead_id", &row.lead_id)?),
             process_id: Some(id("leads", "process_id", &row.process_id)?),
@@ -124,7 +124,7 @@ pub(crate) async fn find(
 /// Leads, with their projects, of which something is held though no call is in progress at this time.
 pub(crate) async fn due(pool: &PgPool, now: Timestamp) -> Result<Vec<(ObjectId, ObjectId)>, StoreError> {
     let rows = sqlx::query!(
-        r#"SELECT DISTINCT h.project_id, h.lead_id FROM lead_state.held_updates h
+        r#"SELECT DISTINCT h.project_id, h.lead_id FROM lead_state.queued_updates h
            WHERE NOT EXISTS (SELECT FROM lead_state.active_calls c WHERE c.lead_id = h.lead_id AND c.expires_at > $1)
            LIMIT $2"#,
         time(now),
@@ -142,7 +142,7 @@ pub(crate) async fn write(connection: &mut PgConnection, from: &Checkpoint, plan
         let (projects, updates): (Vec<_>, Vec<_>) =
             plan.released.iter().map(|(project, update)| (*project.as_bytes(), *update.as_bytes())).unzip();
         let done = sqlx::query!(
-            r#"DELETE FROM lead_state.held_updates h USING unnest($1::bytea[], $2::bytea[]) AS n (project_id, update_id)
+            r#"DELETE FROM lead_state.queued_updates h USING unnest($1::bytea[], $2::bytea[]) AS n (project_id, update_id)
                WHERE h.project_id = n.project_id AND h.update_id = n.update_id"#,
             &projects as _,
             &updates as _
@@ -165,11 +165,11 @@ pub(crate) async fn write(connection: &mut PgConnection, from: &Checkpoint, plan
         let traces: Vec<_> = updates.iter().map(|update| update.traceparent.as_deref()).collect();
         // What is in the ledger already is no more held than it would be applied.
         let done = sqlx::query!(
-            r#"INSERT INTO lead_state.held_updates
-                   (project_id, update_id, lead_id, epoch, log_seq, logged_at, command, traceparent)
-               SELECT n.project_id, n.update_id, n.lead_id, $1, n.log_seq, n.logged_at, n.command::json, n.traceparent
+            r#"INSERT INTO lead_state.queued_updates
+                   (project_id, update_id, lead_id, log_epoch, log_sequence, log_index, logged_at, command, traceparent)
+               SELECT n.project_id, n.update_id, n.lead_id, $1, n.log_sequence, 0, n.logged_at, n.command::json, n.traceparent
                FROM unnest($2::bytea[], $3::bytea[], $4::bytea[], $5::bigint[], $6::timestamptz[], $7::text[], $8::text[])
-                   AS n (project_id, update_id, lead_id, log_seq, logged_at, command, traceparent)
+                   AS n (project_id, update_id, lead_id, log_sequence, logged_at, command, traceparent)
                WHERE NOT EXISTS (SELECT FROM lead_state.lead_updates u
                                  WHERE u.project_id = n.project_id AND u.update_id = n.update_id)"#,
             from.epoch,

@@ -33,12 +33,13 @@ pub(crate) async fn outbox(
 ) -> Result<Vec<Announcement>, StoreError> {
     let rows = sqlx::query!(
         r#"WITH own AS (
-               SELECT *, log_seq AS seq FROM lead_state.lead_updates
-               WHERE epoch = $1 AND log_seq > $2 AND log_seq <= $3 AND decided_seq IS NULL ORDER BY log_seq LIMIT $4
+               SELECT *, log_sequence AS seq FROM lead_state.lead_updates
+               WHERE log_epoch = $1 AND log_sequence > $2 AND log_sequence <= $3 AND decided_sequence IS NULL
+               ORDER BY log_sequence LIMIT $4
            ), later AS (
-               SELECT *, decided_seq AS seq FROM lead_state.lead_updates
-               WHERE decided_epoch = $1 AND decided_seq > $2 AND decided_seq <= $3 AND decided_seq IS NOT NULL
-               ORDER BY decided_seq FETCH FIRST ($4) ROWS WITH TIES
+               SELECT *, decided_sequence AS seq FROM lead_state.lead_updates
+               WHERE decided_epoch = $1 AND decided_sequence > $2 AND decided_sequence <= $3 AND decided_sequence IS NOT NULL
+               ORDER BY decided_sequence FETCH FIRST ($4) ROWS WITH TIES
            ), first AS (
                SELECT * FROM (SELECT * FROM own UNION ALL SELECT * FROM later) AS all_of_them
                ORDER BY seq FETCH FIRST ($4) ROWS WITH TIES
@@ -46,7 +47,7 @@ pub(crate) async fn outbox(
            SELECT project_id AS "project_id!", update_id AS "update_id!", seq AS "seq!", lead_id, process_id, reference_id,
                   success AS "success!", error, error_code, from_state, to_state, version, user_id,
                   warnings AS "warnings!", data::text AS data, traceparent, applied_at AS "applied_at!"
-           FROM first ORDER BY seq, epoch, log_seq"#,
+           FROM first ORDER BY seq, log_epoch, log_sequence"#,
         epoch,
         after as i64,
         up_to as i64,
@@ -89,7 +90,7 @@ pub(crate) async fn find(
     update_id: ObjectId,
 ) -> Result<Option<rpc::Update>, StoreError> {
     let row = sqlx::query!(
-        r#"SELECT log_seq, logged_at, lead_id, process_id, reference_id, command::text AS "command!", success, error,
+        r#"SELECT log_sequence, logged_at, lead_id, process_id, reference_id, command::text AS "command!", success, error,
                   error_code, from_state, to_state, version, user_id, api_key_id, warnings, data::text AS data, applied_at
            FROM lead_state.lead_updates WHERE project_id = $1 AND update_id = $2"#,
         project_id.as_bytes(),
@@ -102,7 +103,7 @@ pub(crate) async fn find(
             update_id,
             status: if row.success { UpdateStatus::Succeeded } else { UpdateStatus::Failed },
             command: Some(object(TABLE, "command", update_id, row.command)?),
-            log_sequence: Some(row.log_seq as u64),
+            log_sequence: Some(row.log_sequence as u64),
             logged_at: Some(row.logged_at.into()),
             lead_id: optional_id(TABLE, "lead_id", row.lead_id.as_deref())?,
             process_id: optional_id(TABLE, "process_id", row.process_id.as_deref())?,
@@ -132,7 +133,7 @@ pub(crate) async fn activities(
     let rows = sqlx::query!(
         r#"SELECT update_id, success, error, from_state, to_state, disposition, user_id, applied_at
            FROM lead_state.lead_updates WHERE lead_id = $1 AND project_id = $2
-           ORDER BY epoch DESC, log_seq DESC LIMIT $3"#,
+           ORDER BY log_epoch DESC, log_sequence DESC, log_index DESC LIMIT $3"#,
         lead_id.as_bytes(),
         project_id.as_bytes(),
         rpc::LEAD_ACTIVITIES
@@ -159,12 +160,13 @@ pub(crate) async fn activities(
 pub(crate) async fn last_up_to(pool: &PgPool, (epoch, seq): (i32, u64)) -> Result<Option<(i32, u64)>, StoreError> {
     let row = sqlx::query!(
         r#"SELECT epoch AS "epoch!", seq AS "seq!" FROM (
-               (SELECT epoch, log_seq AS seq FROM lead_state.lead_updates
-                WHERE (epoch, log_seq) <= ($1, $2) AND decided_seq IS NULL ORDER BY epoch DESC, log_seq DESC LIMIT 1)
+               (SELECT log_epoch AS epoch, log_sequence AS seq FROM lead_state.lead_updates
+                WHERE (log_epoch, log_sequence) <= ($1, $2) AND decided_sequence IS NULL
+                ORDER BY log_epoch DESC, log_sequence DESC LIMIT 1)
                UNION ALL
-               (SELECT decided_epoch, decided_seq FROM lead_state.lead_updates
-                WHERE (decided_epoch, decided_seq) <= ($1, $2) AND decided_seq IS NOT NULL
-                ORDER BY decided_epoch DESC, decided_seq DESC LIMIT 1)
+               (SELECT decided_epoch, decided_sequence FROM lead_state.lead_updates
+                WHERE (decided_epoch, decided_sequence) <= ($1, $2) AND decided_sequence IS NOT NULL
+                ORDER BY decided_epoch DESC, decided_sequence DESC LIMIT 1)
            ) AS last ORDER BY epoch DESC, seq DESC LIMIT 1"#,
         epoch,
         seq as i64
@@ -179,11 +181,12 @@ pub(crate) async fn first_behind(pool: &PgPool, (epoch, seq): (i32, u64)) -> Res
     let applied_at = sqlx::query_scalar!(
         r#"SELECT min(applied_at) FROM (
                (SELECT applied_at FROM lead_state.lead_updates
-                WHERE (epoch, log_seq) > ($1, $2) AND decided_seq IS NULL ORDER BY epoch, log_seq LIMIT 1)
+                WHERE (log_epoch, log_sequence) > ($1, $2) AND decided_sequence IS NULL
+                ORDER BY log_epoch, log_sequence LIMIT 1)
                UNION ALL
                (SELECT applied_at FROM lead_state.lead_updates
-                WHERE (decided_epoch, decided_seq) > ($1, $2) AND decided_seq IS NOT NULL
-                ORDER BY decided_epoch, decided_seq LIMIT 1)
+                WHERE (decided_epoch, decided_sequence) > ($1, $2) AND decided_sequence IS NOT NULL
+                ORDER BY decided_epoch, decided_sequence LIMIT 1)
            ) AS first"#,
         epoch,
         seq as i64
@@ -207,7 +210,7 @@ pub(crate) async fn active_calls(pool: &PgPool, now: Timestamp) -> Result<i64, S
 /// The place of the first decision at or after this time. Reads the whole ledger.
 pub(crate) async fn first_since(pool: &PgPool, since: Timestamp) -> Result<Option<(i32, u64)>, StoreError> {
     let row = sqlx::query!(
-        r#"SELECT coalesce(decided_epoch, epoch) AS "epoch!", coalesce(decided_seq, log_seq) AS "seq!"
+        r#"SELECT coalesce(decided_epoch, log_epoch) AS "epoch!", coalesce(decided_sequence, log_sequence) AS "seq!"
            FROM lead_state.lead_updates WHERE applied_at >= $1 ORDER BY 1, 2 LIMIT 1"#,
         super::time(since)
     )
@@ -239,7 +242,7 @@ pub(crate) async fn drop_partitions(pool: &PgPool, cutoff: Timestamp) -> Result<
 pub(crate) async fn sweep_calls(pool: &PgPool, before: Timestamp) -> Result<u64, StoreError> {
     let swept = sqlx::query!(
         "DELETE FROM lead_state.active_calls c WHERE c.expires_at < $1
-             AND NOT EXISTS (SELECT FROM lead_state.held_updates h WHERE h.lead_id = c.lead_id)",
+             AND NOT EXISTS (SELECT FROM lead_state.queued_updates h WHERE h.lead_id = c.lead_id)",
         super::time(before)
     )
     .execute(pool)

@@ -140,10 +140,10 @@ pub(crate) async fn history(
     let (epoch, log_seq) = before.map_or((i32::MAX, i64::MAX), |(epoch, log_seq)| (epoch, log_seq as i64));
     let rows = sqlx::query!(
         r#"SELECT update_id, success, error, error_code, from_state, to_state, disposition, version, user_id, api_key_id,
-                  warnings, epoch, log_seq, logged_at, applied_at
+                  warnings, log_epoch, log_sequence, logged_at, applied_at
            FROM lead_state.lead_updates
-           WHERE lead_id = $1 AND project_id = $2 AND (epoch, log_seq) < ($3, $4)
-           ORDER BY epoch DESC, log_seq DESC LIMIT $5"#,
+           WHERE lead_id = $1 AND project_id = $2 AND (log_epoch, log_sequence) < ($3, $4)
+           ORDER BY log_epoch DESC, log_sequence DESC, log_index DESC LIMIT $5"#,
         lead_id.as_bytes(),
         project_id.as_bytes(),
         epoch,
@@ -166,8 +166,8 @@ pub(crate) async fn history(
                 user_id: row.user_id,
                 api_key_id: optional_id(TABLE, "api_key_id", row.api_key_id.as_deref())?,
                 warnings: row.warnings,
-                epoch: row.epoch,
-                log_sequence: row.log_seq as u64,
+                epoch: row.log_epoch,
+                log_sequence: row.log_sequence as u64,
                 logged_at: row.logged_at.into(),
                 applied_at: row.applied_at.into(),
             })

@@ -164,28 +164,28 @@ const OLDEST_PARTITION: &str = r"
 
 const ROWS: &str = "
     INSERT INTO audit_rows
-    SELECT u.project_id, u.update_id, u.epoch, u.log_seq, u.lead_id, coalesce(u.process_id, ''), u.success,
-           u.from_state, u.to_state, u.version, u.applied_at, true, coalesce(u.decided_epoch, u.epoch),
-           coalesce(u.decided_seq, u.log_seq)
+    SELECT u.project_id, u.update_id, u.log_epoch, u.log_sequence, u.lead_id, coalesce(u.process_id, ''), u.success,
+           u.from_state, u.to_state, u.version, u.applied_at, true, coalesce(u.decided_epoch, u.log_epoch),
+           coalesce(u.decided_sequence, u.log_sequence)
     FROM lead_state.lead_updates u, audit_facts f
     WHERE (f.from_time IS NULL OR u.logged_at >= f.from_time) AND (f.to_time IS NULL OR u.logged_at < f.to_time)
       AND (f.project_id IS NULL OR u.project_id = f.project_id)";
 
 const OTHER_ROWS: &str = "
     INSERT INTO audit_rows
-    SELECT u.project_id, u.update_id, u.epoch, u.log_seq, u.lead_id, coalesce(u.process_id, ''), u.success,
-           u.from_state, u.to_state, u.version, u.applied_at, false, coalesce(u.decided_epoch, u.epoch),
-           coalesce(u.decided_seq, u.log_seq)
+    SELECT u.project_id, u.update_id, u.log_epoch, u.log_sequence, u.lead_id, coalesce(u.process_id, ''), u.success,
+           u.from_state, u.to_state, u.version, u.applied_at, false, coalesce(u.decided_epoch, u.log_epoch),
+           coalesce(u.decided_sequence, u.log_sequence)
     FROM lead_state.lead_updates u
     WHERE u.success AND u.lead_id IN (SELECT lead_id FROM audit_rows WHERE success)
       AND NOT EXISTS (SELECT FROM audit_rows r WHERE r.project_id = u.project_id AND r.update_id = u.update_id)";
 
 const HELD: &str = "
     INSERT INTO audit_held
-    SELECT h.project_id, h.update_id, h.lead_id, h.epoch, h.log_seq,
+    SELECT h.project_id, h.update_id, h.lead_id, h.log_epoch, h.log_sequence,
            (f.from_time IS NULL OR h.logged_at >= f.from_time) AND (f.to_time IS NULL OR h.logged_at < f.to_time)
                AND (f.project_id IS NULL OR h.project_id = f.project_id)
-    FROM lead_state.held_updates h, audit_facts f";
+    FROM lead_state.queued_updates h, audit_facts f";
 
 const CALLBACKS: &str = r#"
     INSERT INTO audit_callbacks
@@ -366,7 +366,7 @@ pub(crate) const LAWS: [Law; 10] = [
                 FROM audit_held h
                 WHERE h.in_scope AND EXISTS (SELECT FROM lead_state.lead_updates u
                                              WHERE u.lead_id = h.lead_id AND u.success
-                                               AND (u.epoch, u.log_seq) > (h.epoch, h.log_seq))
+                                               AND (u.log_epoch, u.log_sequence) > (h.epoch, h.log_seq))
             ) AS offenders ORDER BY 1 LIMIT $1",
     },
     Law {
@@ -541,7 +541,7 @@ impl Snapshot {
         sqlx::raw_sql(TABLES).execute(&mut connection).await.context("cannot make temporary tables")?;
         sqlx::raw_sql("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY").execute(&mut connection).await?;
         let row = sqlx::query(
-            "SELECT stream_created_at, generation, epoch, last_seq, published_epoch, published_seq
+            "SELECT stream_created_at, generation, epoch, last_sequence, announced_epoch, announced_sequence
              FROM lead_state.checkpoints WHERE stream = $1",
         )
         .bind(contract::streams::LEAD_COMMANDS)

@@ -121,7 +121,7 @@ async fn leader(pool: &PgPool) -> anyhow::Result<Check> {
 /// How far the log is applied, and what is applied announced.
 async fn behind(pool: &PgPool, client: &Client) -> anyhow::Result<Vec<Check>> {
     let checkpoint: Option<(i64, i64, i32, i32)> = sqlx::query_as(
-        "SELECT last_seq, published_seq, epoch, published_epoch FROM lead_state.checkpoints WHERE stream = $1",
+        "SELECT last_sequence, announced_sequence, epoch, announced_epoch FROM lead_state.checkpoints WHERE stream = $1",
     )
     .bind(LEAD_COMMANDS)
     .fetch_optional(pool)
@@ -147,8 +147,8 @@ async fn behind(pool: &PgPool, client: &Client) -> anyhow::Result<Vec<Check>> {
     let from = if announced_epoch < epoch { (announced_epoch, announced) } else { (epoch, announced) };
     let oldest: Option<(OffsetDateTime, i64)> = sqlx::query_as(
         "SELECT min(applied_at), count(*) FROM (
-             SELECT applied_at FROM lead_state.lead_updates WHERE (epoch, log_seq) > ($1, $2)
-             ORDER BY epoch, log_seq LIMIT 100000) AS waiting HAVING count(*) > 0",
+             SELECT applied_at FROM lead_state.lead_updates WHERE (log_epoch, log_sequence) > ($1, $2)
+             ORDER BY log_epoch, log_sequence LIMIT 100000) AS waiting HAVING count(*) > 0",
     )
     .bind(from.0)
     .bind(from.1)
@@ -246,7 +246,7 @@ async fn late(pool: &PgPool) -> anyhow::Result<Check> {
 async fn calls(pool: &PgPool) -> anyhow::Result<Check> {
     let kept: i64 = sqlx::query_scalar(
         "SELECT count(*) FROM lead_state.active_calls c WHERE expires_at < $1
-             AND NOT EXISTS (SELECT FROM lead_state.held_updates h WHERE h.lead_id = c.lead_id)",
+             AND NOT EXISTS (SELECT FROM lead_state.queued_updates h WHERE h.lead_id = c.lead_id)",
     )
     .bind(OffsetDateTime::from(clock::now().minus(CALLS_KEPT)))
     .fetch_one(pool)
@@ -263,7 +263,7 @@ async fn calls(pool: &PgPool) -> anyhow::Result<Check> {
 
 async fn held(pool: &PgPool) -> anyhow::Result<Check> {
     let leads: i64 = sqlx::query_scalar(
-        "SELECT count(DISTINCT h.lead_id) FROM lead_state.held_updates h
+        "SELECT count(DISTINCT h.lead_id) FROM lead_state.queued_updates h
          WHERE NOT EXISTS (SELECT FROM lead_state.active_calls c WHERE c.lead_id = h.lead_id AND c.expires_at > $1)",
     )
     .bind(OffsetDateTime::from(clock::now().minus(LATE)))
