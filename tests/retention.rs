@@ -23,7 +23,9 @@ async fn old_months_are_dropped_but_what_is_needed() {
     stack.wait_for_count("SELECT count(*) FROM webhooks.deliveries WHERE status = 'delivered'", 1, SOON).await;
     settled(&stack).await;
     // How far the webhook-notifier is, is noted every ten seconds.
-    stack.wait_for_count("SELECT count(*) FROM lead_state.checkpoints WHERE delivered_sequence = last_sequence", 1, SOON).await;
+    stack
+        .wait_for_count("SELECT count(*) FROM lead_state.checkpoints WHERE delivered_sequence = last_sequence", 1, SOON)
+        .await;
     for service in [&mut stack.lead_state, &mut stack.notifier] {
         assert!(service.terminate().await.success());
     }

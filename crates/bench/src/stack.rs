@@ -185,7 +185,9 @@ impl Stack {
     /// How far the log is applied and announced.
     pub(crate) async fn checkpoint(&self) -> anyhow::Result<(u64, u64)> {
         let (applied, announced): (i64, i64) =
-            sqlx::query_as("SELECT last_sequence, announced_sequence FROM lead_state.checkpoints").fetch_one(&self.pool).await?;
+            sqlx::query_as("SELECT last_sequence, announced_sequence FROM lead_state.checkpoints")
+                .fetch_one(&self.pool)
+                .await?;
         Ok((applied.cast_unsigned(), announced.cast_unsigned()))
     }
 
