@@ -1,0 +1,129 @@
+//! Deliveries: listed, read, repeated.
+
+use contract::{
+    ObjectId,
+    rpc::{self, Cursor, DeliveryId, DeliveryStatus},
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{DateTime, Delivery, example, response_from};
+
+/// An item of `GET /api/v1/deliveries`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct ListedDelivery {
+    /// `{updateId}-{callbackId}`.
+    pub delivery_id: String,
+    /// The update.
+    pub update_id: ObjectId,
+    /// The callback.
+    pub callback_id: ObjectId,
+    /// The callback's process; null for the project's fallback callbacks.
+    pub process_id: Option<ObjectId>,
+    /// `pending`, `delivered`, or `exhausted`: given up.
+    pub status: DeliveryStatus,
+    /// The number of attempts so far.
+    pub attempts: u32,
+    /// When it is attempted next.
+    pub next_attempt_at: Option<DateTime>,
+    /// When it was recorded.
+    pub created_at: DateTime,
+    /// When it last changed.
+    pub updated_at: DateTime,
+    /// What went wrong in the last attempt.
+    pub error: Option<String>,
+}
+
+response_from!(delivery: rpc::ListedDelivery => ListedDelivery {
+    process_id, status, attempts, next_attempt_at, created_at, updated_at, error,
+} with {
+    delivery_id: delivery.id.to_string(),
+    update_id: delivery.id.update_id,
+    callback_id: delivery.id.callback_id,
+});
+
+/// `data` of `GET /api/v1/deliveries/{deliveryId}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct DeliveryDetails {
+    /// `{updateId}-{callbackId}`.
+    pub delivery_id: String,
+    /// The update.
+    pub update_id: ObjectId,
+    /// The delivery and its attempts.
+    #[serde(flatten)]
+    pub delivery: Delivery,
+}
+
+impl From<rpc::Delivery> for DeliveryDetails {
+    fn from(delivery: rpc::Delivery) -> Self {
+        let (update_id, callback_id) = (delivery.update_id, delivery.callback_id);
+        let delivery_id = DeliveryId { update_id, callback_id }.to_string();
+        Self { delivery_id, update_id, delivery: delivery.into() }
+    }
+}
+
+/// The body of `POST /api/v1/deliveries/recover`. Unknown fields are refused: ignoring a misspelt filter would repeat
+/// more deliveries than intended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RecoverRequest {
+    /// Only deliveries of updates made at this time or later.
+    pub since: DateTime,
+    /// `exhausted` (the default) or `delivered`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<DeliveryStatus>,
+    /// Only to this callback.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub callback_id: Option<ObjectId>,
+    /// How many become due in a second; 10 by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(range(min = 1, max = 1000)))]
+    pub per_second: Option<u32>,
+    /// Only count them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dry_run: Option<bool>,
+    /// `next` of the previous response.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<Cursor>,
+}
+
+/// `data` of `POST /api/v1/deliveries/recover`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct RecoverResult {
+    /// How many deliveries this request repeats, or would.
+    pub deliveries: u64,
+    /// Whether they were only counted.
+    pub dry_run: bool,
+    /// When the last of them is due.
+    pub until: Option<DateTime>,
+    /// There are more: send the request again with this as `cursor`.
+    pub next: Option<Cursor>,
+}
+
+impl RecoverResult {
+    /// The response to a recovery that was done, or only counted.
+    pub fn new(recovered: rpc::Recovered, dry_run: bool) -> Self {
+        let rpc::Recovered { deliveries, until, next } = recovered;
+        Self { deliveries, dry_run, until: until.map(DateTime), next }
+    }
+}
+
+example!(
+    listed_delivery: ListedDelivery,
+    r#"{"deliveryId":"6b0426971c73026dafa27e40-696102a4b8c1d2e3f4a5b604","updateId":"6b0426971c73026dafa27e40","callbackId":"696102a4b8c1d2e3f4a5b604","processId":"696102a4b8c1d2e3f4a5b602","status":"exhausted","attempts":10,"nextAttemptAt":null,"createdAt":"2026-01-12T09:30:00.004Z","updatedAt":"2026-01-13T18:02:11.310Z","error":"the endpoint answered 500 Internal Server Error"}"#
+);
+example!(
+    delivery_details: DeliveryDetails,
+    r#"{"deliveryId":"6b0426971c73026dafa27e40-696102a4b8c1d2e3f4a5b604","updateId":"6b0426971c73026dafa27e40","callbackId":"696102a4b8c1d2e3f4a5b604","status":"pending","nextAttemptAt":"2026-01-12T09:30:05.053Z","attempts":[{"number":1,"startedAt":"2026-01-12T09:30:00.012Z","durationMs":41,"statusCode":500,"error":"the endpoint answered 500 Internal Server Error","response":"out of memory"}]}"#
+);
+example!(
+    recover_request: RecoverRequest,
+    r#"{"since":"2026-01-12T00:00:00.000Z","status":"exhausted","callbackId":"696102a4b8c1d2e3f4a5b604","perSecond":50}"#
+);
+example!(recover_result: RecoverResult, r#"{"deliveries":1250,"dryRun":false,"until":"2026-01-14T08:00:25.000Z","next":null}"#);

@@ -1,0 +1,330 @@
+//! Leads: created, read, listed.
+
+use contract::{
+    JsonObject, ObjectId,
+    rpc::{self, UpdateStatus},
+};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::value::RawValue;
+
+use crate::{DateTime, example, read_both, response_from};
+
+/// A lead.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct Lead {
+    /// The lead's id, `leadId` everywhere else.
+    #[serde(rename = "_id")]
+    pub id: ObjectId,
+    /// Its name.
+    pub name: Option<String>,
+    /// Its phone number, masked where the request asks for that.
+    pub phone: Option<String>,
+    /// Its e-mail address, in lower case.
+    pub email: Option<String>,
+    /// Its project.
+    pub project_id: ObjectId,
+    /// Its process.
+    pub process_id: ObjectId,
+    /// Its external id, unique in its process.
+    pub reference_id: Option<String>,
+    /// The state of its process that it is in.
+    pub current_state: String,
+    /// Everything else about it.
+    pub metadata: JsonObject,
+    /// When it was created.
+    pub created_at: DateTime,
+    /// When it last changed.
+    pub updated_at: DateTime,
+}
+
+response_from!(lead: rpc::Lead => Lead {
+    name, phone, email, project_id, process_id, reference_id, metadata, created_at, updated_at,
+} with { id: lead.lead_id, current_state: lead.state });
+
+/// A lead with further fields beside its own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(rename = "{T}Lead"))]
+pub struct LeadWith<T> {
+    /// The lead.
+    #[serde(flatten)]
+    pub lead: Lead,
+    /// The further fields.
+    #[serde(flatten)]
+    pub more: T,
+}
+
+impl<'de, T: serde::de::DeserializeOwned> Deserialize<'de> for LeadWith<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        read_both(deserializer).map(|(lead, more)| Self { lead, more })
+    }
+}
+
+/// `data` of `GET /api/v1/leads/get`.
+pub type LeadDetails = LeadWith<Details>;
+
+/// An item of `GET /api/v1/leads`.
+pub type ListedLead = LeadWith<Versioned>;
+
+/// What a lead that is read alone shows beside its own fields.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(rename = "Detailed"))]
+#[serde(rename_all = "camelCase")]
+pub struct Details {
+    /// The disposition stored with the state that last took one.
+    pub last_disposition: Option<String>,
+    /// Its last updates, the newest first.
+    pub activities: Vec<Activity>,
+}
+
+/// What a lead in a list shows beside its own fields.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(rename = "Listed"))]
+#[serde(rename_all = "camelCase")]
+pub struct Versioned {
+    /// The disposition stored with the state that last took one.
+    pub last_disposition: Option<String>,
+    /// Its version, for `If-Match` and `expectedVersion`.
+    pub version: i64,
+}
+
+impl From<rpc::Lead> for LeadDetails {
+    fn from(mut lead: rpc::Lead) -> Self {
+        let activities = std::mem::take(&mut lead.activities).into_iter().map(Into::into).collect();
+        let more = Details { last_disposition: lead.disposition.take(), activities };
+        Self { lead: lead.into(), more }
+    }
+}
+
+impl From<rpc::Lead> for ListedLead {
+    fn from(mut lead: rpc::Lead) -> Self {
+        let more = Versioned { last_disposition: lead.disposition.take(), version: lead.version };
+        Self { lead: lead.into(), more }
+    }
+}
+
+/// A recent update of a lead.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct Activity {
+    /// The update.
+    pub update_id: ObjectId,
+    /// Whether the lead was changed.
+    pub success: bool,
+    /// Why the update failed.
+    pub error: Option<String>,
+    /// The state before.
+    pub from_state: Option<String>,
+    /// The state after.
+    pub to_state: Option<String>,
+    /// The disposition given with the update.
+    pub disposition: Option<String>,
+    /// Who changed the lead, as the update said.
+    pub user_id: Option<String>,
+    /// When the update was decided.
+    pub timestamp: DateTime,
+}
+
+response_from!(activity: rpc::Activity => Activity {
+    update_id, success, error, from_state, to_state, disposition, user_id, timestamp,
+});
+
+/// An item of `GET /api/v1/leads/{leadId}/updates`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct PastUpdate {
+    /// The update.
+    pub update_id: ObjectId,
+    /// `succeeded` or `failed`.
+    pub status: UpdateStatus,
+    /// Why it failed, for people.
+    pub error: Option<String>,
+    /// Why it failed, for programs.
+    pub error_code: Option<String>,
+    /// The state before.
+    pub from_state: Option<String>,
+    /// The state after.
+    pub to_state: Option<String>,
+    /// The disposition given with it.
+    pub disposition: Option<String>,
+    /// The lead's version after it.
+    pub version: Option<i64>,
+    /// Who changed the lead, as the update said.
+    pub user_id: Option<String>,
+    /// The API key it came under; null for internal producers.
+    pub api_key_id: Option<ObjectId>,
+    /// What it contained and was ignored.
+    pub warnings: Vec<String>,
+    /// When it was accepted.
+    pub logged_at: DateTime,
+    /// When it was decided and applied.
+    pub applied_at: DateTime,
+}
+
+response_from!(update: rpc::PastUpdate => PastUpdate {
+    update_id, error, error_code, from_state, to_state, disposition, version, user_id, api_key_id, warnings, logged_at,
+    applied_at,
+} with { status: if update.success { UpdateStatus::Succeeded } else { UpdateStatus::Failed } });
+
+/// A new lead.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct NewLead {
+    /// The API key's project.
+    pub project_id: ObjectId,
+    /// The process that the lead begins in.
+    pub process_id: ObjectId,
+    /// Its name, or else `firstName`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(length(max = 1024)))]
+    pub name: Option<String>,
+    /// Joined with `lastName` where there is no `name`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(length(max = 1024)))]
+    pub first_name: Option<String>,
+    /// Joined with `firstName`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(length(max = 1024)))]
+    pub last_name: Option<String>,
+    /// 5 to 15 digits, best as E.164; required without `email`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(length(max = 1024)))]
+    pub phone: Option<String>,
+    /// Stored in lower case; required without `phone`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(length(max = 1024)))]
+    pub email: Option<String>,
+    /// Its external id, unique in its process.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(length(max = 1024)))]
+    pub reference_id: Option<String>,
+    /// Stored, not interpreted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(length(max = 1024)))]
+    pub group_id: Option<String>,
+    /// Everything else about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metadata: Option<JsonObject>,
+}
+
+/// The body of `POST /api/v1/leads/initiate`: a lead to create, or the id of one to look up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", schemars(extend("anyOf" = [{"required": ["lead"]}, {"required": ["leadId"]}])))]
+#[serde(rename_all = "camelCase")]
+pub struct InitiateRequest {
+    /// The lead to create.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lead: Option<NewLead>,
+    /// The lead to look up instead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lead_id: Option<ObjectId>,
+    /// Accepted and ignored: Leadrelay makes no calls.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init: Option<bool>,
+}
+
+/// The response of `POST /api/v1/leads/initiate`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct InitiateResponse {
+    /// Always true.
+    pub success: bool,
+    /// The lead.
+    #[serde(flatten)]
+    pub lead: Lead,
+    /// What the request contained and was ignored.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+}
+
+impl<'de> Deserialize<'de> for InitiateResponse {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        struct Rest {
+            success: bool,
+            #[serde(default)]
+            warnings: Vec<String>,
+        }
+        let (lead, Rest { success, warnings }) = read_both(deserializer)?;
+        Ok(Self { success, lead, warnings })
+    }
+}
+
+/// The body of `POST /api/v1/leads/bulk/initiate`: leads to create, or the ids of leads to look up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", schemars(extend("anyOf" = [{"required": ["leads"]}, {"required": ["leadIds"]}])))]
+#[serde(rename_all = "camelCase")]
+pub struct BulkInitiateRequest {
+    /// The leads to create.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(length(min = 1, max = 1000)))]
+    pub leads: Option<Vec<NewLead>>,
+    /// The leads to look up instead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(length(min = 1, max = 1000)))]
+    pub lead_ids: Option<Vec<ObjectId>>,
+}
+
+/// The response of `POST /api/v1/leads/bulk/initiate`.
+#[derive(Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct BulkInitiateResponse {
+    /// The leads that were created or found, in the order of the request.
+    pub success: Vec<Lead>,
+    /// The others, in the order of the request.
+    pub errors: Vec<RefusedLead>,
+    /// What the request contained and was ignored.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+}
+
+/// A lead that was neither created nor found.
+#[derive(Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct RefusedLead {
+    /// The lead or the id, as the request had it.
+    #[cfg_attr(feature = "schema", schemars(with = "serde_json::Value"))]
+    pub data: Box<RawValue>,
+    /// Its external id, if it has one.
+    pub reference_id: Option<String>,
+    /// Why, for people.
+    pub error: String,
+    /// Why, for programs.
+    pub code: String,
+}
+
+example!(
+    lead_details: LeadDetails,
+    r#"{"_id":"696102a4b8c1d2e3f4a5b6c7","name":"Ada Lovelace","phone":"+14155550123","email":"ada@example.com","projectId":"696102a4b8c1d2e3f4a5b601","processId":"696102a4b8c1d2e3f4a5b602","referenceId":"AB123456789","currentState":"interested","metadata":{"make":"Toyota","model":"Camry"},"createdAt":"2026-01-12T04:55:59.048Z","updatedAt":"2026-01-12T09:30:00.000Z","lastDisposition":"callback","activities":[{"updateId":"6b0426971c73026dafa27e40","success":true,"error":null,"fromState":"new","toState":"interested","disposition":"callback","userId":"agent-7","timestamp":"2026-01-12T09:30:00.000Z"}]}"#
+);
+example!(
+    listed_lead: ListedLead,
+    r#"{"_id":"696102a4b8c1d2e3f4a5b6c7","name":"Ada Lovelace","phone":"+14155550123","email":"ada@example.com","projectId":"696102a4b8c1d2e3f4a5b601","processId":"696102a4b8c1d2e3f4a5b602","referenceId":"AB123456789","currentState":"interested","metadata":{"make":"Toyota","model":"Camry"},"createdAt":"2026-01-12T04:55:59.048Z","updatedAt":"2026-01-12T09:30:00.000Z","lastDisposition":"callback","version":2}"#
+);
+example!(
+    past_update: PastUpdate,
+    r#"{"updateId":"6b0426971c73026dafa27e40","status":"succeeded","error":null,"errorCode":null,"fromState":"new","toState":"interested","disposition":"callback","version":2,"userId":"agent-7","apiKeyId":"696102a4b8c1d2e3f4a5b603","warnings":[],"loggedAt":"2026-01-12T09:29:59.991Z","appliedAt":"2026-01-12T09:30:00.000Z"}"#
+);
+example!(
+    initiate_request: InitiateRequest,
+    r#"{"lead":{"projectId":"696102a4b8c1d2e3f4a5b601","processId":"696102a4b8c1d2e3f4a5b602","name":"Ada Lovelace","phone":"+14155550123","referenceId":"AB123456789","metadata":{"make":"Toyota"}}}"#
+);
+example!(
+    initiate_response: InitiateResponse,
+    r#"{"success":true,"_id":"696102a4b8c1d2e3f4a5b6c7","name":"Ada Lovelace","phone":"+14155550123","email":null,"projectId":"696102a4b8c1d2e3f4a5b601","processId":"696102a4b8c1d2e3f4a5b602","referenceId":"AB123456789","currentState":"new","metadata":{"make":"Toyota"},"createdAt":"2026-01-12T04:55:59.048Z","updatedAt":"2026-01-12T04:55:59.048Z"}"#
+);
+example!(
+    bulk_initiate_request: BulkInitiateRequest,
+    r#"{"leads":[{"projectId":"696102a4b8c1d2e3f4a5b601","processId":"696102a4b8c1d2e3f4a5b602","name":"Ada Lovelace","phone":"+14155550123"},{"projectId":"696102a4b8c1d2e3f4a5b601","processId":"696102a4b8c1d2e3f4a5b602","name":"Grace Hopper","referenceId":"AB123456790"}]}"#
+);
+example!(
+    bulk_initiate_response: BulkInitiateResponse,
+    r#"{"success":[{"_id":"696102a4b8c1d2e3f4a5b6c7","name":"Ada Lovelace","phone":"+14155550123","email":null,"projectId":"696102a4b8c1d2e3f4a5b601","processId":"696102a4b8c1d2e3f4a5b602","referenceId":null,"currentState":"new","metadata":{},"createdAt":"2026-01-12T04:55:59.048Z","updatedAt":"2026-01-12T04:55:59.048Z"}],"errors":[{"data":{"projectId":"696102a4b8c1d2e3f4a5b601","processId":"696102a4b8c1d2e3f4a5b602","name":"Grace Hopper","referenceId":"AB123456790"},"referenceId":"AB123456790","error":"phone or email is required in lead object","code":"missing_field"}]}"#
+);

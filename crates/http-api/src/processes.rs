@@ -1,0 +1,140 @@
+//! Processes and their callbacks: configured, read, tested. What configures them is
+//! [`ProcessSpec`](contract::process::ProcessSpec) and [`CallbackSpec`](contract::process::CallbackSpec).
+
+use contract::{
+    ObjectId,
+    process::{Callback, Process, Rules},
+    rpc,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{DateTime, example, response_from};
+
+/// A process without its secrets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct ConfiguredProcess {
+    /// The process; null for the project's fallback callbacks.
+    pub process_id: Option<ObjectId>,
+    /// Its project.
+    pub project_id: ObjectId,
+    /// Grows with every change; also in `ETag`, for `If-Match`.
+    pub version: i64,
+    /// Its name, unique in its project.
+    pub name: String,
+    /// How its leads move and change.
+    #[serde(flatten)]
+    pub rules: Rules,
+    /// The callbacks that its updates are delivered to.
+    pub callbacks: Vec<ConfiguredCallback>,
+}
+
+response_from!(process: Process => ConfiguredProcess { process_id, project_id, name, rules } with {
+    version: process.revision,
+    callbacks: process.callbacks.into_iter().map(Into::into).collect(),
+});
+
+/// A callback without its secrets, except for those that this request created.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct ConfiguredCallback {
+    /// The callback.
+    #[serde(flatten)]
+    pub callback: Callback,
+    /// The secrets that a rotation replaced and that still sign.
+    pub retiring_secrets: Vec<SecretExpiry>,
+}
+
+/// A secret that a rotation replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct SecretExpiry {
+    /// When it stops signing.
+    pub until: DateTime,
+}
+
+impl From<Callback> for ConfiguredCallback {
+    fn from(mut callback: Callback) -> Self {
+        let retiring = std::mem::take(&mut callback.retiring_secrets).into_iter();
+        let retiring_secrets = retiring.map(|secret| SecretExpiry { until: DateTime(secret.until) }).collect();
+        Self { callback, retiring_secrets }
+    }
+}
+
+/// The response to a change of a process or callback.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(rename = "{T}Change"))]
+pub struct ChangeResponse<T> {
+    /// Always true.
+    pub success: bool,
+    /// The process or callback after the change; null where a callback was removed.
+    pub data: T,
+    /// Whether anything changed.
+    pub changed: bool,
+    /// What changed, a line each, for people.
+    pub changes: Vec<String>,
+}
+
+/// The body of `POST /api/v1/processes/{processId}/callbacks/{callbackId}/rotate-secret`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RotateSecretRequest {
+    /// How long the replaced secrets still sign, in seconds; a day by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(range(max = 604_800)))]
+    pub overlap_seconds: Option<u32>,
+}
+
+/// How the test of a callback went.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct TestResult {
+    /// The `webhook-id` of the ping.
+    pub webhook_id: ObjectId,
+    /// Whether the endpoint accepted it.
+    pub delivered: bool,
+    /// When it was sent.
+    pub started_at: DateTime,
+    /// How long it took, in milliseconds.
+    pub duration_ms: u32,
+    /// The status of the endpoint's response, if there was one.
+    pub status_code: Option<u16>,
+    /// What went wrong; null when it was delivered.
+    pub error: Option<String>,
+    /// The first bytes of the response's body.
+    pub response: Option<String>,
+}
+
+response_from!(tested: rpc::Tested => TestResult {
+    webhook_id, started_at, duration_ms, status_code, response,
+} with { delivered: tested.error.is_none(), error: tested.error });
+
+/// The result of enabling a callback.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct EnableResult {
+    /// Whether its failures had disabled it.
+    pub was_disabled: bool,
+}
+
+response_from!(enabled: rpc::Enabled => EnableResult { was_disabled });
+
+example!(
+    configured_process: ConfiguredProcess,
+    r#"{"processId":"696102a4b8c1d2e3f4a5b602","projectId":"696102a4b8c1d2e3f4a5b601","version":3,"name":"car-sales","states":[{"name":"new","kind":"initial"},{"name":"interested","kind":"active"},{"name":"lost","kind":"terminal"}],"metadataMerge":"shallow","allowLeavingTerminal":false,"callTimeoutSeconds":7200,"callbacks":[{"callbackId":"696102a4b8c1d2e3f4a5b604","name":"crm","url":"https://crm.example.com/leadrelay","enabled":true,"timeoutSeconds":15,"maxInFlight":64,"retiringSecrets":[]}]}"#
+);
+example!(
+    configured_callback: ConfiguredCallback,
+    r#"{"callbackId":"696102a4b8c1d2e3f4a5b604","name":"crm","url":"https://crm.example.com/leadrelay","enabled":true,"timeoutSeconds":15,"maxInFlight":64,"retiringSecrets":[]}"#
+);
+example!(rotate_secret_request: RotateSecretRequest, r#"{"overlapSeconds":3600}"#);
+example!(
+    test_result: TestResult,
+    r#"{"webhookId":"6b0426971c73026dafa27e41","delivered":true,"startedAt":"2026-01-12T09:30:00.012Z","durationMs":41,"statusCode":200,"error":null,"response":null}"#
+);
+example!(enable_result: EnableResult, r#"{"wasDisabled":true}"#);

@@ -1,0 +1,66 @@
+//! What responses have in common.
+
+use contract::rpc::Cursor;
+use serde::{Deserialize, Serialize};
+
+use crate::example;
+
+/// A response that is one thing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(rename = "{T}Response"))]
+pub struct DataResponse<T> {
+    /// Always true.
+    pub success: bool,
+    /// What was asked for.
+    pub data: T,
+}
+
+impl<T> DataResponse<T> {
+    /// A response with this in it.
+    pub fn new(data: T) -> Self {
+        Self { success: true, data }
+    }
+}
+
+/// A page of a list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(rename = "ListOf{T}"))]
+pub struct ListResponse<T> {
+    /// Always true.
+    pub success: bool,
+    /// The items of this page: maybe fewer than `limit`, even none, although more follow.
+    pub data: Vec<T>,
+    /// The `cursor` of the next page; null at the end.
+    pub next: Option<Cursor>,
+    /// What the request contained and was ignored.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+}
+
+impl<T> ListResponse<T> {
+    /// A page of a service's list, its items converted.
+    pub fn new<I: Into<T>>(page: contract::rpc::Page<I>, warnings: Vec<String>) -> Self {
+        let data = page.items.into_iter().map(Into::into).collect();
+        Self { success: true, data, next: page.next, warnings }
+    }
+}
+
+/// The body of every error.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct ErrorResponse {
+    /// Always false.
+    pub success: bool,
+    /// What is wrong and what to do, in one sentence, for people.
+    pub error: String,
+    /// Stable, for programs.
+    pub code: String,
+    /// As in `X-Request-Id`, and in the gateway's log.
+    pub request_id: String,
+}
+
+example!(
+    error_response: ErrorResponse,
+    r#"{"success":false,"error":"Either leadId or referenceId is required","code":"missing_field","requestId":"6b042697a94eb229cf7757d0"}"#
+);
