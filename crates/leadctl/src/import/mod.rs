@@ -5,7 +5,7 @@
 //! is one chunk, and of at most [`WINDOW_ROWS`] rows whose they are and what became of them.
 //!
 //! A chunk's `Idempotency-Key` follows from the file's content and its first row. So whatever is cut off, and wherever, is
-//! sent again under the same key, and is the same updates (docs/adr/0029).
+//! sent again under the same key, and is the same updates (docs/adr/0029-resume-imports-by-resending-under-idempotency-keys.md).
 
 mod columns;
 mod files;

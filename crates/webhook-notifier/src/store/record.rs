@@ -1,7 +1,7 @@
 //! 7 Deliver, 8 Retry: recording what was attempted and what comes next, in one transaction.
 //!
 //! The attempt that has number 1 and succeeds stands in its delivery's row, so most deliveries are one row; every other attempt has a
-//! row of its own (docs/adr/0036-what-succeeds-at-once-is-one-row.md).
+//! row of its own (docs/adr/0036-store-a-successful-first-attempt-in-its-delivery-row.md).
 
 use sqlx::PgConnection;
 use time::OffsetDateTime;
