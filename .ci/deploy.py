@@ -236,7 +236,7 @@ class Overlay:
         made = self.named("Secret", name)
         keys = set(made["data"]) if made else SECRETS.get(name)
         if name not in SECRETS:
-            fault(where, f"the Secret {name} is not one that .ci/deploy.py and docs/OPERATIONS.md know")
+            fault(where, f"the Secret {name} is not one that .ci/deploy.py and docs/operations/kubernetes.md know")
         elif key and keys is not None and key not in keys and key not in SECRETS[name]:
             fault(where, f"there is no {key} in the Secret {name}")
 
@@ -413,13 +413,13 @@ def check_types(overlays):
 
 
 def check_docs():
-    text = pathlib.Path("docs/OPERATIONS.md").read_text()
+    text = pathlib.Path("docs/operations/kubernetes.md").read_text()
     for secret in SECRETS:
         if f"`{secret}`" not in text:
-            fault("docs/OPERATIONS.md", f"does not say what is in the Secret {secret}")
+            fault("docs/operations/kubernetes.md", f"does not say what is in the Secret {secret}")
     for component in DEPLOY.glob("kubernetes/components/*"):
         if f"`{component.name}`" not in text:
-            fault("docs/OPERATIONS.md", f"does not say what the component {component.name} is")
+            fault("docs/operations/kubernetes.md", f"does not say what the component {component.name} is")
 
 
 def main():

@@ -1,5 +1,5 @@
 //! Backups of Postgres and of the streams, taken while updates come; then one of the two is lost, or both, and restored as
-//! docs/OPERATIONS.md says.
+//! docs/operations/backup.md says.
 //!
 //! Postgres by `pg_basebackup`; streams over the server's API that `nats stream backup` and `nats stream restore` speak.
 
@@ -42,7 +42,7 @@ struct Snapshot {
 
 /// A NATS whose owner may do everything, and where the documentation's user for backups is let in.
 async fn nats() -> LocalNats {
-    let operations = include_str!("../docs/OPERATIONS.md");
+    let operations = include_str!("../docs/operations/backup.md");
     let (_, user) = operations.split_once("```\n{\n  user: backup,").expect("the user");
     let (user, _) = user.split_once("```").expect("its end");
     let authorization = Authorization {

@@ -9,7 +9,7 @@ use test_support::{Reply, Service, eventually, free_port, http_client};
 use crate::stack::{SOON, Stack};
 
 const OBSERVABILITY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/observability");
-const OPERATIONS: &str = include_str!("../docs/OPERATIONS.md");
+const OPERATIONS: &str = include_str!("../docs/operations/runbooks.md");
 const RULES: &str = include_str!("../deploy/observability/rules.yaml");
 const RULES_TEST: &str = include_str!("../deploy/observability/rules-test.yaml");
 
@@ -121,7 +121,7 @@ fn every_alert_has_its_section_and_its_test() {
         for part in ["**Means:**", "**Look at:**", "**Do:**"] {
             assert!(section.contains(part), "{alert} lacks {part}");
         }
-        assert!(RULES.contains(&format!("runbook: docs/OPERATIONS.md#{}\n", alert.to_lowercase())), "{alert}");
+        assert!(RULES.contains(&format!("runbook: docs/operations/runbooks.md#{}\n", alert.to_lowercase())), "{alert}");
         assert!(RULES_TEST.contains(&format!("alertname: {alert}\n        exp_alerts")), "{alert} is not tested");
     }
 }

@@ -223,7 +223,7 @@ async fn keys_rotate_under_load_and_every_webhook_verifies() {
         (task, stop)
     };
     let both = [("SECRETS_KEY", NEXT_KEY), ("SECRETS_KEYS_OLD", SECRETS_KEY)];
-    // The order that docs/OPERATIONS.md gives: who opens before who seals.
+    // The order that docs/operations/configuration.md gives: who opens before who seals.
     for (name, extra) in [("webhook-notifier", both), ("lead-state", both)] {
         let (mut next, ready) = service(name, &stack.nats, &stack.postgres, &extra);
         let before = if name == "lead-state" { &mut stack.lead_state } else { &mut stack.notifier };

@@ -103,7 +103,7 @@ async fn trace(collector: &Receiver, trace_id: &str, spans: usize) -> Vec<Collec
     of_trace
 }
 
-/// A trace as docs/OPERATIONS.md shows it: what hangs beneath what, when it began and how long it took.
+/// A trace as docs/operations/monitoring.md shows it: what hangs beneath what, when it began and how long it took.
 fn waterfall(spans: &[Collected], root: &str) -> String {
     fn rows(spans: &[Collected], parent: &str, depth: usize, text: &mut String) {
         let first = spans[0].span.start_time_unix_nano;

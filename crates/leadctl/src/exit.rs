@@ -1,4 +1,4 @@
-//! What leadctl exits with, for scripts. [`TABLE`] is its own help, and docs/OPERATIONS.md's.
+//! What leadctl exits with, for scripts. [`TABLE`] is its own help, and docs/operations/leadctl.md's.
 
 use std::process::ExitCode;
 
@@ -79,7 +79,7 @@ mod tests {
 
     #[test]
     fn the_documentation_has_the_same_codes() {
-        let documented = include_str!("../../../docs/OPERATIONS.md");
+        let documented = include_str!("../../../docs/operations/leadctl.md");
         for line in TABLE.lines().skip(1) {
             let (code, what) = line.trim().split_once(' ').unwrap();
             let row = format!("| {code} | {} |", what.trim());

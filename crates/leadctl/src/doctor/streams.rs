@@ -56,7 +56,7 @@ pub(super) async fn examine(js: &jetstream::Context, server: ServerVersion) -> V
             checks.push(Check::wrong(
                 format!("room in {}", expected.name),
                 fullness(info.state.bytes, info.config.max_bytes),
-                "whoever reads it is behind: see the lag, and docs/OPERATIONS.md, When a log fills up",
+                "whoever reads it is behind: see the lag, and docs/operations/nats.md, Full streams",
             ));
         }
         if expected.name == LEAD_EVENTS {
