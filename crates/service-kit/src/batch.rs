@@ -42,7 +42,7 @@ const BATCH_MESSAGES: usize = 1000;
 /// Most bytes of a batch. More delays those that wait for the next one, less syncs more often.
 const BATCH_BYTES: usize = 1 << 20;
 /// From how many messages on a batch is cheaper: for the server it is work like that of about ten messages (staged in a
-/// file of its own, which is synced too). Measured: docs/RELIABILITY.md.
+/// file of its own, which is synced too). Measured: docs/results/sync-before-ack.md.
 const WORTH_A_BATCH: usize = 16;
 /// From how many messages on one ack for all of them is cheaper than one each: the server acks the first one and the last one.
 const WORTH_ONE_ACK: usize = 4;
