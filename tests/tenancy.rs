@@ -356,7 +356,7 @@ async fn no_query_answers_for_another_project() {
                 json!({"projectId": project_id, "limit": 10}),
                 json!({"projectId": project_id, "leadId": lead_id, "limit": 10}),
             ],
-            rpc::UPDATE_TRY => vec![
+            rpc::UPDATE_DRY_RUN => vec![
                 json!({"projectId": project_id, "command": {"leadId": lead_id, "name": "mine"}}),
                 json!({"projectId": project_id, "command": {"processId": process_id, "referenceId": SECRETS[3], "name": "mine"}}),
             ],
@@ -424,7 +424,7 @@ async fn no_query_answers_for_another_project() {
                     Err(e),
                 ) => assert_eq!(e.status, 404, "{what}"),
                 (rpc::PROCESS_CHANGE, Err(e)) => assert!(matches!(e.status, 400 | 404), "{what}"),
-                (rpc::UPDATE_TRY, Ok(event)) => {
+                (rpc::UPDATE_DRY_RUN, Ok(event)) => {
                     assert_eq!(
                         (&event["errorCode"], &event["data"]),
                         (&json!("lead_not_found"), &Value::Null),

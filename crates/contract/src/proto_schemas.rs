@@ -11,6 +11,8 @@ use crate::{
     JsonObject, ObjectId, Timestamp,
     command::{CallEnded, CallExpired, CallStarted, UpdateCommand},
     event::{CompletionEvent, TestPayload, WebhookEvent, WebhookPayload},
+    rpc,
+    schema::QueryEntry,
     schema_files,
 };
 
@@ -274,13 +276,16 @@ fn every_json_schema_has_a_message_of_the_same_fields_and_types() {
 #[test]
 fn every_query_is_in_rpc_proto() {
     let rpc = include_str!("../../../proto-schemas/leadrelay/v1/rpc.proto");
-    let told: Vec<Vec<_>> = rpc
+    let documented: Vec<Vec<_>> = rpc
         .lines()
         .filter(|line| line.contains(".rpc."))
         .map(|line| line.split_whitespace().skip(1).collect())
         .collect();
-    let queries = schema_files::queries();
-    let queries: Vec<_> = queries.iter().map(schema_files::Query::row).collect();
-    let queries: Vec<Vec<_>> = queries.iter().map(|row| row.split_whitespace().collect()).collect();
-    assert_eq!(told, queries);
+    let row = |query: QueryEntry| {
+        let reply = if query.is_list { format!("list of {}", query.reply.0) } else { query.reply.0.clone() };
+        let row = format!("{} {} → {reply} {}", query.subject, query.request.0, query.service());
+        row.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let queries: Vec<_> = rpc::catalog().into_iter().map(row).collect();
+    assert_eq!(documented, queries);
 }

@@ -2,42 +2,13 @@
 //!
 //! An error comes in the `Nats-Service-Error-Code` header (an HTTP status) and `Nats-Service-Error`
 //! (`{code}: {message}`), the body empty.
-//!
-//! | subject | request → reply | served by |
-//! |---|---|---|
-//! | `leads.rpc.lead.get` | [`GetLead`] → [`Lead`] | lead-state |
-//! | `leads.rpc.lead.initiate` | [`InitiateLead`] → [`Lead`] | lead-state |
-//! | `leads.rpc.lead.list` | [`ListLeads`] → [`Page`] of [`Lead`] | lead-state |
-//! | `leads.rpc.lead.history` | [`LeadHistory`] → [`Page`] of [`PastUpdate`] | lead-state |
-//! | `leads.rpc.update.get` | [`GetUpdate`] → [`Update`] | lead-state |
-//! | `leads.rpc.update.try` | [`TryUpdate`] → [`CompletionEvent`](crate::event::CompletionEvent) | lead-state |
-//! | `leads.rpc.update.list` | [`ListUpdates`] → [`Page`] of [`ListedUpdate`] | lead-state |
-//! | `leads.rpc.update.outcomes` | [`GetOutcomes`] → list of [`Outcome`], in this order, as many as fit | lead-state |
-//! | `leads.rpc.project.create` | [`CreateProject`] → [`Project`] | lead-state |
-//! | `leads.rpc.process.apply` | [`ProcessSpec`](crate::process::ProcessSpec) → [`Applied`] | lead-state |
-//! | `leads.rpc.process.list` | [`ListProcesses`] → [`Page`] of [`Process`], without secrets | lead-state |
-//! | `leads.rpc.process.get` | [`GetProcess`] → [`Process`], without secrets | lead-state |
-//! | `leads.rpc.process.change` | [`ChangeProcess`] → [`Applied`] | lead-state |
-//! | `leads.rpc.key.create` | [`CreateKey`] → [`ApiKey`] | lead-state |
-//! | `leads.rpc.key.revoke` | [`RevokeKey`] → [`ApiKey`] | lead-state |
-//! | `leads.rpc.key.list` | [`ListKeys`] → list of [`ApiKey`] | lead-state |
-//! | `leads.rpc.secrets.rotate` | [`RotateSecrets`] → [`Rotated`] | lead-state |
-//! | `leads.rpc.recovery.get` | [`GetRecovery`] → [`Recovery`] | lead-state |
-//! | `leads.rpc.recovery.recover` | [`Recover`] → [`Recovery`] | lead-state |
-//! | `webhooks.rpc.delivery.of_update` | [`GetUpdate`] → list of [`Delivery`] | webhook-notifier |
-//! | `webhooks.rpc.delivery.list` | [`ListDeliveries`] → [`Page`] of [`ListedDelivery`] | webhook-notifier |
-//! | `webhooks.rpc.delivery.get` | [`GetDelivery`] → [`Delivery`] | webhook-notifier |
-//! | `webhooks.rpc.delivery.redeliver` | [`GetDelivery`] → [`ListedDelivery`] | webhook-notifier |
-//! | `webhooks.rpc.delivery.recover` | [`RecoverDeliveries`] → [`Recovered`] | webhook-notifier |
-//! | `webhooks.rpc.callback.list` | [`ListCallbacks`] → list of [`CallbackStatus`] | webhook-notifier |
-//! | `webhooks.rpc.callback.enable` | [`EnableCallback`] → [`Enabled`] | webhook-notifier |
-//! | `webhooks.rpc.callback.check` | [`CheckUrls`] → list of [`UrlCheck`], in this order | webhook-notifier |
-//! | `webhooks.rpc.callback.test` | [`TestCallback`] → [`Tested`] | webhook-notifier |
+//! [`Query`] says which reply belongs to which request, and on which subject.
 
 mod config;
 mod deliveries;
 mod lists;
 mod page;
+mod query;
 
 use std::collections::BTreeSet;
 
@@ -47,7 +18,7 @@ use crate::{
     JsonObject, ObjectId, Timestamp,
     command::UpdateCommand,
     key::{ApiKey, Scope},
-    process::Process,
+    process::{Process, ProcessSpec},
     sealed::KeyId,
 };
 
@@ -58,11 +29,14 @@ pub use self::{
     },
     deliveries::{
         DeliveryId, GetDelivery, GetOutcomes, InvalidDeliveryId, ListDeliveries, ListUpdates, ListedDelivery,
-        ListedUpdate, MAX_PER_SECOND, Outcome, RecoverDeliveries, Recovered,
+        ListedUpdate, MAX_PER_SECOND, Outcome, RecoverDeliveries, Recovered, Redeliver,
     },
-    lists::{LeadHistory, ListLeads, PastUpdate},
+    lists::{GetLeadHistory, ListLeads, PastUpdate},
     page::{Cursor, DEFAULT_LIMIT, MAX_LIMIT, Page, clamp},
+    query::{DEFAULT_TIMEOUT, Query},
 };
+#[cfg(feature = "schema")]
+pub use self::query::catalog;
 
 /// [`GetLead`] → [`Lead`].
 pub const LEAD_GET: &str = "leads.rpc.lead.get";
@@ -70,12 +44,12 @@ pub const LEAD_GET: &str = "leads.rpc.lead.get";
 pub const LEAD_INITIATE: &str = "leads.rpc.lead.initiate";
 /// [`ListLeads`] → [`Page`] of [`Lead`], without their activities.
 pub const LEAD_LIST: &str = "leads.rpc.lead.list";
-/// [`LeadHistory`] → [`Page`] of [`PastUpdate`].
+/// [`GetLeadHistory`] → [`Page`] of [`PastUpdate`].
 pub const LEAD_HISTORY: &str = "leads.rpc.lead.history";
 /// [`GetUpdate`] → [`Update`].
 pub const UPDATE_GET: &str = "leads.rpc.update.get";
-/// [`TryUpdate`] → [`CompletionEvent`](crate::event::CompletionEvent).
-pub const UPDATE_TRY: &str = "leads.rpc.update.try";
+/// [`DryRunUpdate`] → [`CompletionEvent`](crate::event::CompletionEvent).
+pub const UPDATE_DRY_RUN: &str = "leads.rpc.update.dry_run";
 /// [`ListUpdates`] → [`Page`] of [`ListedUpdate`].
 pub const UPDATE_LIST: &str = "leads.rpc.update.list";
 /// [`GetOutcomes`] → list of [`Outcome`], in the order of the question: as many as fit, and at least one if there is any.
@@ -103,7 +77,7 @@ pub const RECOVERY_GET: &str = "leads.rpc.recovery.get";
 /// [`Recover`] → [`Recovery`].
 pub const RECOVERY_RECOVER: &str = "leads.rpc.recovery.recover";
 /// [`GetUpdate`] → list of [`Delivery`].
-pub const DELIVERY_OF_UPDATE: &str = "webhooks.rpc.delivery.of_update";
+pub const DELIVERY_OF_UPDATE: &str = "webhooks.rpc.delivery.list_of_update";
 /// [`ListDeliveries`] → [`Page`] of [`ListedDelivery`].
 pub const DELIVERY_LIST: &str = "webhooks.rpc.delivery.list";
 /// [`GetDelivery`] → [`Delivery`].
@@ -348,7 +322,7 @@ impl Update {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
-pub struct TryUpdate {
+pub struct DryRunUpdate {
     /// Whose update.
     pub project_id: ObjectId,
     /// What is asked.
@@ -376,6 +350,12 @@ pub struct Project {
     /// When it was created.
     pub created_at: Timestamp,
 }
+
+/// Creates the process of this name, or makes it what the specification says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(transparent)]
+pub struct ApplyProcess(pub ProcessSpec);
 
 /// What applying a process did.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -500,6 +480,17 @@ pub struct Delivery {
     pub next_attempt_at: Option<Timestamp>,
     /// Its attempts, in order.
     pub attempts: Vec<Attempt>,
+}
+
+/// The deliveries of one update.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct ListUpdateDeliveries {
+    /// The update's project.
+    pub project_id: ObjectId,
+    /// The update.
+    pub update_id: ObjectId,
 }
 
 /// One POST to a callback.

@@ -5,6 +5,8 @@ use std::{env, fs, path::PathBuf};
 use schemars::{JsonSchema, generate::SchemaSettings};
 use serde_json::Value;
 
+use crate::rpc::Query;
+
 /// The variable that has the documents written instead of compared: `just schemas`.
 const UPDATE: &str = "UPDATE_SCHEMAS";
 
@@ -48,6 +50,39 @@ pub fn plain(mut schema: Value) -> Value {
         _ => {}
     }
     schema
+}
+
+/// A query, for the documents.
+#[derive(Debug)]
+pub struct QueryEntry {
+    /// The subject.
+    pub subject: &'static str,
+    /// Whether it may be sent more than once.
+    pub repeatable: bool,
+    /// The request's name and schema.
+    pub request: (String, Value),
+    /// The name and schema of the reply, or of the items of which the reply is a list.
+    pub reply: (String, Value),
+    /// Whether the reply is a JSON array.
+    pub is_list: bool,
+}
+
+impl QueryEntry {
+    /// Describes a query whose reply, or the item of its reply, is `R`.
+    pub fn new<Q: Query + JsonSchema, R: JsonSchema>(is_list: bool) -> Self {
+        Self {
+            subject: Q::SUBJECT,
+            repeatable: Q::REPEATABLE,
+            request: (Q::schema_name().into_owned(), message::<Q>(Side::Read)),
+            reply: (R::schema_name().into_owned(), message::<R>(Side::Written)),
+            is_list,
+        }
+    }
+
+    /// The service that answers it.
+    pub fn service(&self) -> &'static str {
+        if self.subject.starts_with("webhooks.") { "webhook-notifier" } else { "lead-state" }
+    }
 }
 
 /// ``[`Name`](path)`` and ``[`Name`]`` become `` `Name` ``.

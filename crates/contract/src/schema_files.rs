@@ -36,21 +36,9 @@ pub(crate) fn schemas() -> BTreeMap<String, Value> {
     add!(all, Written: event::CompletionEvent, event::WebhookPayload<'static>, event::TestPayload, event::WebhookEvent);
     // What the buckets hold.
     add!(all, Written: key::ApiKey, process::Process, idempotency::IdempotencyRecord);
-    // What is asked,
-    add!(all, Read:
-        rpc::GetLead, rpc::InitiateLead, rpc::ListLeads, rpc::LeadHistory, rpc::GetUpdate, rpc::TryUpdate,
-        rpc::ListUpdates, rpc::GetOutcomes, rpc::CreateProject, process::ProcessSpec, rpc::CreateKey, rpc::RevokeKey,
-        rpc::ListKeys, rpc::RotateSecrets, rpc::GetRecovery, rpc::Recover, rpc::ListDeliveries, rpc::GetDelivery,
-        rpc::RecoverDeliveries, rpc::ListCallbacks, rpc::EnableCallback, rpc::ListProcesses,
-        rpc::GetProcess, rpc::ChangeProcess, rpc::CheckUrls, rpc::TestCallback,
-    );
-    // and answered.
-    add!(all, Written:
-        rpc::Lead, rpc::Page<rpc::Lead>, rpc::Page<rpc::PastUpdate>, rpc::Update, rpc::Page<rpc::ListedUpdate>,
-        rpc::Outcome, rpc::Project, rpc::Applied, rpc::Rotated, rpc::Recovery, rpc::Delivery,
-        rpc::Page<rpc::ListedDelivery>, rpc::ListedDelivery, rpc::Recovered, rpc::CallbackStatus, rpc::Enabled,
-        rpc::Page<process::Process>, rpc::UrlCheck, rpc::Tested,
-    );
+    for query in rpc::catalog() {
+        all.0.extend([query.request, query.reply]);
+    }
     all.0
 }
 
@@ -65,66 +53,6 @@ fn schemas_of_messages_are_kept() {
         let known = name.strip_suffix(".json").is_some_and(|name| schemas.contains_key(name));
         assert!(known, "proto-schemas/json-schema/{name} is of no message: remove it");
     }
-}
-
-/// A query, as the table in `rpc.rs` has it.
-pub(crate) struct Query {
-    subject: &'static str,
-    request: &'static str,
-    reply: Reply,
-    served_by: &'static str,
-}
-
-enum Reply {
-    One(String),
-    List(&'static str),
-}
-
-const RPC: &str = include_str!("rpc.rs");
-
-impl Query {
-    /// As `rpc.proto` tells it.
-    pub(crate) fn row(&self) -> String {
-        let reply = match &self.reply {
-            Reply::One(reply) => reply.clone(),
-            Reply::List(item) => format!("list of {item}"),
-        };
-        format!("{} {} → {reply} {}", self.subject, self.request, self.served_by)
-    }
-}
-
-/// The rows of the table, in order.
-pub(crate) fn queries() -> Vec<Query> {
-    let name =
-        |cell: &'static str| cell.rsplit("[`").next().and_then(|rest| rest.split_once("`]")).map(|(name, _)| name);
-    let row = |line: &'static str| {
-        let cells: Vec<_> = line.strip_prefix("//! | `")?.trim_end_matches(" |").split(" | ").collect();
-        let [subject, messages, served_by] = cells[..] else { panic!("not a row: {line}") };
-        let (request, reply) = messages.split_once(" → ")?;
-        let replied = name(reply)?;
-        let reply = match reply {
-            _ if reply.starts_with("list of ") => Reply::List(replied),
-            _ if reply.starts_with("[`Page`] of ") => Reply::One(format!("PageOf{replied}")),
-            _ => Reply::One(replied.to_owned()),
-        };
-        Some(Query { subject: subject.trim_end_matches('`'), request: name(request)?, reply, served_by })
-    };
-    RPC.lines().filter_map(row).collect()
-}
-
-#[test]
-fn every_query_is_in_the_table() {
-    let told: Vec<_> = queries().iter().map(|query| query.subject).collect();
-    let declared = RPC.lines().filter(|line| line.starts_with("pub const ")).filter_map(|line| {
-        let subject = line.split_once("= \"")?.1.strip_suffix("\";")?;
-        subject.contains(".rpc.").then_some(subject)
-    });
-    let declared: Vec<_> = declared.collect();
-    assert!(declared.len() > 20, "{declared:?}");
-    for subject in &declared {
-        assert!(told.contains(subject), "{subject} is missing in the table at the head of rpc.rs");
-    }
-    assert_eq!(told.len(), declared.len(), "the table at the head of rpc.rs has a row too many, or twice");
 }
 
 fn schema(name: &str) -> Value {
@@ -278,11 +206,12 @@ fn asyncapi() -> Value {
         "contentType": "application/octet-stream", "headers": component("schemas", "ErrorHeaders"),
     });
 
-    for Query { subject, request, reply, served_by } in queries() {
+    for query in rpc::catalog() {
+        let (subject, request, served_by) = (query.subject, query.request.0.as_str(), query.service());
         let name = channel_name(subject);
-        let (reply_name, payload) = match &reply {
-            Reply::One(reply) => (reply.clone(), schema(reply)),
-            Reply::List(item) => (format!("ListOf{item}"), list_of(item)),
+        let (reply_name, payload) = match query.reply.0 {
+            item if query.is_list => (format!("ListOf{item}"), list_of(&item)),
+            reply => (reply.clone(), schema(&reply)),
         };
         messages[request] = json!({"name": request, "payload": schema(request)});
         if messages.get(&reply_name).is_none() {

@@ -3,7 +3,7 @@
 use clap::{Args, Subcommand};
 use contract::{
     ObjectId, Timestamp,
-    rpc::{self, Cursor, GetLead, Lead as Found, LeadHistory, ListLeads, Page, PastUpdate},
+    rpc::{self, Cursor, GetLead, Lead as Found, GetLeadHistory, ListLeads, Page, PastUpdate},
 };
 
 use crate::{
@@ -104,7 +104,7 @@ impl Lead {
             Self::History { lead_id, project, paging, admin } => {
                 let nats = admin.connect().await?;
                 let ask = async |cursor: Option<Cursor>, limit: u32| {
-                    let query = LeadHistory { project_id: project, lead_id, cursor, limit };
+                    let query = GetLeadHistory { project_id: project, lead_id, cursor, limit };
                     crate::admin::call::<_, Page<PastUpdate>>(&nats, rpc::LEAD_HISTORY, &query).await
                 };
                 let head = ["UPDATE", "OUTCOME", "VERSION", "APPLIED", "STATE", "BY", "WHY"];

@@ -1,4 +1,4 @@
-//! Queries over NATS: micro services that answer them, and the call that asks. See [`contract::rpc`].
+//! Queries over NATS: [`request`] sends them, [`serve`] answers them as a micro service. See [`contract::rpc`].
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -9,18 +9,20 @@ use async_nats::{
     service::{NATS_SERVICE_ERROR, NATS_SERVICE_ERROR_CODE, Service, ServiceExt, error},
 };
 use bytes::Bytes;
-use contract::{json::mismatch, rpc::RpcError};
+use contract::{
+    json::mismatch,
+    rpc::{DEFAULT_TIMEOUT, Query, RpcError},
+};
 use futures::{StreamExt, stream::FuturesUnordered};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio_util::sync::CancellationToken;
 
 use crate::lifecycle::Tasks;
 
-/// How long a query may take.
-pub const TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a query that can be repeated waits for one instance before it is put to another as well.
-const ASK_AGAIN: Duration = Duration::from_secs(1);
-/// Most queries of one kind that are answered at once; more wait in the client's buffer.
+/// How long a repeatable query waits before it is sent to another instance as well. Shorter multiplies the load when the
+/// services are slow, longer keeps clients waiting for an instance that hangs.
+const REPEAT_AFTER: Duration = Duration::from_secs(1);
+/// Concurrent requests of one query in one instance; more wait in the client's buffer.
 const CONCURRENCY: usize = 32;
 
 /// Registers a micro service; its instances share the queries.
@@ -33,7 +35,23 @@ pub async fn service(client: &Client, name: &str, description: &str) -> anyhow::
         .map_err(|e| anyhow!("cannot register the micro service {name}: {e}"))
 }
 
-/// Answers the queries on a subject, as a task, until shutdown.
+/// Answers the queries of one kind, as a task, until shutdown.
+///
+/// # Errors
+/// The endpoint cannot be registered.
+pub async fn serve<Q: Query, F>(
+    tasks: &mut Tasks,
+    service: &Service,
+    shutdown: CancellationToken,
+    handler: impl Fn(Q) -> F + Send + Sync + 'static,
+) -> anyhow::Result<()>
+where
+    F: Future<Output = Result<Q::Reply, RpcError>> + Send + 'static,
+{
+    endpoint(tasks, service, Q::SUBJECT, shutdown, handler).await
+}
+
+/// Replaced by [`serve`].
 pub async fn endpoint<Q, R, F>(
     tasks: &mut Tasks,
     service: &Service,
@@ -90,70 +108,137 @@ where
     Ok(())
 }
 
-/// An error that is our fault: its cause is logged, not told.
+/// An error of our own: the cause goes to the log, not to the client.
 pub fn internal(what: &str, cause: &(dyn std::error::Error + 'static)) -> RpcError {
     tracing::error!("{what}: {}", crate::nats::chain(cause));
-    RpcError::new(500, "internal", "internal error; the service's log says more")
+    RpcError::new(500, "internal", "internal error; see the service's log")
 }
 
-/// Asks for something that changes nothing. Asked anew every [`ASK_AGAIN`] until somebody answers: an instance that
-/// hangs swallows what is sent to it until NATS drops it.
+/// Why a query has no reply.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RequestError {
+    /// The query was not sent.
+    #[error("{subject} was not sent: NATS is not connected")]
+    NotConnected {
+        /// The query's subject.
+        subject: String,
+    },
+    /// No instance of the service runs, or this user may not reach it.
+    #[error("no service answers {subject}")]
+    NoResponder {
+        /// The query's subject.
+        subject: String,
+    },
+    /// The service may still carry it out.
+    #[error("{subject} was not answered within {} s", timeout.as_secs())]
+    TimedOut {
+        /// The query's subject.
+        subject: String,
+        /// How long the reply was awaited.
+        timeout: Duration,
+    },
+    /// The client could not send the query, or lost the connection while it waited.
+    #[error("{subject} failed: {reason}")]
+    Failed {
+        /// The query's subject.
+        subject: String,
+        /// What the NATS client says.
+        reason: String,
+    },
+    /// The service answered with an error.
+    #[error(transparent)]
+    Answered(#[from] RpcError),
+}
+
+impl From<RequestError> for RpcError {
+    fn from(error: RequestError) -> Self {
+        match error {
+            RequestError::Answered(error) => error,
+            error => Self::new(503, "unavailable", error.to_string()),
+        }
+    }
+}
+
+/// Sends a query and waits for the reply. A repeatable query is sent to one more instance every [`REPEAT_AFTER`] until one
+/// answers: an instance that hangs swallows requests until NATS drops its connection.
 ///
 /// # Errors
-/// What the service answered; 503 `unavailable` when nobody answers.
-pub async fn query<Q: Serialize, R: DeserializeOwned>(
-    client: &Client,
-    subject: &str,
-    query: &Q,
-) -> Result<R, RpcError> {
-    let mut asked = FuturesUnordered::from_iter([call(client, subject, query)]);
+/// No instance answered in time, or one answered with an error.
+pub async fn request<Q: Query>(client: &Client, query: &Q) -> Result<Q::Reply, RequestError> {
+    let send = || exchange(client, Q::SUBJECT, query, Q::TIMEOUT);
+    if Q::REPEATABLE { repeat(send).await } else { send().await }
+}
+
+async fn repeat<R, F: Future<Output = Result<R, RequestError>>>(send: impl Fn() -> F) -> Result<R, RequestError> {
+    let mut sent = FuturesUnordered::from_iter([send()]);
     loop {
         tokio::select! {
-            Some(answer) = asked.next() => return answer,
-            () = tokio::time::sleep(ASK_AGAIN) => asked.push(call(client, subject, query)),
+            Some(answer) = sent.next() => return answer,
+            () = tokio::time::sleep(REPEAT_AFTER) => sent.push(send()),
         }
     }
 }
 
-/// Asks once, for something that may change something.
-///
-/// # Errors
-/// What the service answered; 503 `unavailable` when nobody answers.
-pub async fn call<Q: Serialize, R: DeserializeOwned>(client: &Client, subject: &str, query: &Q) -> Result<R, RpcError> {
-    call_within(client, subject, query, TIMEOUT).await
-}
-
-/// Asks once, for something that may take this long.
-///
-/// # Errors
-/// What the service answered; 503 `unavailable` when nobody answers.
-pub async fn call_within<Q: Serialize, R: DeserializeOwned>(
+async fn exchange<Q: Serialize, R: DeserializeOwned>(
     client: &Client,
     subject: &str,
     query: &Q,
-    patience: Duration,
-) -> Result<R, RpcError> {
-    // The client would keep the query until it is connected again, and its caller waiting.
+    timeout: Duration,
+) -> Result<R, RequestError> {
+    let subject = || subject.to_owned();
+    // The client would hold the query, and its caller, until it is connected again.
     if client.connection_state() != State::Connected {
-        return Err(RpcError::new(503, "unavailable", format!("cannot ask {subject}: NATS is not connected")));
+        return Err(RequestError::NotConnected { subject: subject() });
     }
-    let payload = serde_json::to_vec(query).map_err(|e| internal(subject, &e))?;
-    // The client's own patience is for what it does itself; it must not end before ours.
-    let request = async_nats::Request::new().payload(payload.into()).timeout(Some(patience + TIMEOUT));
-    let request = client.send_request(subject.to_owned(), request);
-    let reply = match tokio::time::timeout(patience, request).await {
+    let payload = serde_json::to_vec(query).map_err(|e| internal(&subject(), &e))?;
+    // The client's own timeout must not end before ours.
+    let request = async_nats::Request::new().payload(payload.into()).timeout(Some(timeout + DEFAULT_TIMEOUT));
+    let reply = match tokio::time::timeout(timeout, client.send_request(subject(), request)).await {
         Ok(Ok(reply)) => reply,
         Ok(Err(e)) if e.kind() == RequestErrorKind::NoResponders => {
-            return Err(RpcError::new(503, "unavailable", format!("no service answers {subject}")));
+            return Err(RequestError::NoResponder { subject: subject() });
         }
-        Ok(Err(e)) => return Err(RpcError::new(503, "unavailable", format!("cannot ask {subject}: {e}"))),
-        Err(_) => return Err(RpcError::new(503, "unavailable", format!("{subject} did not answer in time"))),
+        Ok(Err(e)) => return Err(RequestError::Failed { subject: subject(), reason: e.to_string() }),
+        Err(_) => return Err(RequestError::TimedOut { subject: subject(), timeout }),
     };
     let header = |name| reply.headers.as_ref().and_then(|headers| headers.get(name)).map(|value| value.as_str());
     if let Some(error) = header(NATS_SERVICE_ERROR) {
         let (code, message) = error.split_once(": ").unwrap_or(("internal", error));
         let status = header(NATS_SERVICE_ERROR_CODE).and_then(|status| status.parse().ok()).unwrap_or(500);
-        return Err(RpcError::new(status, code, message));
+        return Err(RpcError::new(status, code, message).into());
     }
-    serde_json::from_slice(&reply.payload).map_err(|e| internal(subject, &e))
+    serde_json::from_slice(&reply.payload).map_err(|e| internal(&subject(), &e).into())
+}
+
+/// Replaced by [`request`].
+///
+/// # Errors
+/// What the service answered; 503 `unavailable` without an answer.
+pub async fn query<Q: Serialize, R: DeserializeOwned>(
+    client: &Client,
+    subject: &str,
+    query: &Q,
+) -> Result<R, RpcError> {
+    Ok(repeat(|| exchange(client, subject, query, DEFAULT_TIMEOUT)).await?)
+}
+
+/// Replaced by [`request`].
+///
+/// # Errors
+/// What the service answered; 503 `unavailable` without an answer.
+pub async fn call<Q: Serialize, R: DeserializeOwned>(client: &Client, subject: &str, query: &Q) -> Result<R, RpcError> {
+    Ok(exchange(client, subject, query, DEFAULT_TIMEOUT).await?)
+}
+
+/// Replaced by [`request`].
+///
+/// # Errors
+/// What the service answered; 503 `unavailable` without an answer.
+pub async fn call_within<Q: Serialize, R: DeserializeOwned>(
+    client: &Client,
+    subject: &str,
+    query: &Q,
+    timeout: Duration,
+) -> Result<R, RpcError> {
+    Ok(exchange(client, subject, query, timeout).await?)
 }

@@ -104,6 +104,18 @@ pub struct GetDelivery {
     pub id: DeliveryId,
 }
 
+/// Sends one completed or exhausted delivery again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct Redeliver {
+    /// The delivery's project.
+    pub project_id: ObjectId,
+    /// The delivery.
+    #[serde(flatten)]
+    pub id: DeliveryId,
+}
+
 /// Has deliveries made again that are settled, so many a second, the oldest first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]

@@ -32,7 +32,7 @@ pub struct ListLeads {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
-pub struct LeadHistory {
+pub struct GetLeadHistory {
     /// Whose lead.
     pub project_id: ObjectId,
     /// The lead.

@@ -5,7 +5,7 @@ use contract::{
     JsonObject, ObjectId,
     event::CompletionEvent,
     key::ApiKey,
-    rpc::{self, TryUpdate},
+    rpc::{self, DryRunUpdate},
 };
 use serde::Serialize;
 
@@ -45,8 +45,8 @@ struct Outcome<'a> {
 /// Answers with what would be.
 pub(crate) async fn answer(app: &App, key: &ApiKey, asked: Asked) -> Answer {
     let Asked { command, warnings, .. } = asked;
-    let wanted = TryUpdate { project_id: key.project_id, command };
-    let event = service_kit::rpc::query(&app.broker()?.client, rpc::UPDATE_TRY, &wanted).await?;
+    let wanted = DryRunUpdate { project_id: key.project_id, command };
+    let event = service_kit::rpc::query(&app.broker()?.client, rpc::UPDATE_DRY_RUN, &wanted).await?;
     Ok(json(StatusCode::OK, &view(&event, warnings)))
 }
 

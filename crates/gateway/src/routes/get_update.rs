@@ -221,7 +221,7 @@ mod tests {
             applied_at: Some(Timestamp::from_millis(1_768_193_759_048)),
             ..pending()
         };
-        let away = RpcError::new(503, "unavailable", "no service answers webhooks.rpc.delivery.of_update");
-        insta::assert_snapshot!(shown(&update, Err(away)), @r#"{"success":true,"data":{"updateId":"010101010101010101010101","status":"failed","command":null,"outcome":{"action_type":"update","updateId":"010101010101010101010101","success":false,"error":"Lead update is not allowed while a call is in progress for this lead","leadId":"020202020202020202020202","referenceId":null,"timestamp":1768193759048,"data":null},"errorCode":"call_in_progress","warnings":[],"fromState":null,"toState":null,"version":null,"userId":null,"apiKeyId":null,"loggedAt":null,"appliedAt":"2026-01-12T04:55:59.048Z","deliveries":null},"warnings":["deliveries are not known at the moment: no service answers webhooks.rpc.delivery.of_update"]}"#);
+        let away = RpcError::new(503, "unavailable", "no service answers webhooks.rpc.delivery.list_of_update");
+        insta::assert_snapshot!(shown(&update, Err(away)), @r#"{"success":true,"data":{"updateId":"010101010101010101010101","status":"failed","command":null,"outcome":{"action_type":"update","updateId":"010101010101010101010101","success":false,"error":"Lead update is not allowed while a call is in progress for this lead","leadId":"020202020202020202020202","referenceId":null,"timestamp":1768193759048,"data":null},"errorCode":"call_in_progress","warnings":[],"fromState":null,"toState":null,"version":null,"userId":null,"apiKeyId":null,"loggedAt":null,"appliedAt":"2026-01-12T04:55:59.048Z","deliveries":null},"warnings":["deliveries are not known at the moment: no service answers webhooks.rpc.delivery.list_of_update"]}"#);
     }
 }

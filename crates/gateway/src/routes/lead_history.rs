@@ -6,7 +6,7 @@ use axum::extract::Request;
 use contract::{
     ObjectId,
     key::ApiKey,
-    rpc::{self, LeadHistory, Page, PastUpdate, UpdateStatus},
+    rpc::{self, GetLeadHistory, Page, PastUpdate, UpdateStatus},
 };
 use serde::Serialize;
 
@@ -41,7 +41,7 @@ pub(crate) async fn handle(app: Arc<App>, key: Arc<ApiKey>, mut request: Request
     let mut fields = Fields::from_query(request.uri().query().unwrap_or_default())?;
     let (cursor, limit) = list::page(&mut fields)?;
     fields.ignore_rest("as unknown");
-    let wanted = LeadHistory { project_id: key.project_id, lead_id, cursor, limit };
+    let wanted = GetLeadHistory { project_id: key.project_id, lead_id, cursor, limit };
     let page: Page<PastUpdate> = service_kit::rpc::query(&app.broker()?.client, rpc::LEAD_HISTORY, &wanted).await?;
     Ok(list::Listed::new(&page, PastUpdateView::from, &fields.warnings).answer())
 }

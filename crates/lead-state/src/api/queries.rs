@@ -7,7 +7,7 @@ use contract::{
     JsonObject, Timestamp,
     command::{CallEnded, MAX_TEXT_CHARS},
     event::CompletionEvent,
-    rpc::{GetLead, GetUpdate, InitiateLead, Lead, RpcError, TryUpdate, Update},
+    rpc::{GetLead, GetUpdate, InitiateLead, Lead, RpcError, DryRunUpdate, Update},
     streams::LEAD_COMMANDS,
 };
 use service_kit::{clock, retention::Keep, rpc::internal};
@@ -104,7 +104,7 @@ impl Queries {
     }
 
     /// Decides an update as it would be decided were it next in the log, and changes nothing.
-    pub(crate) async fn try_update(self, query: TryUpdate) -> Result<CompletionEvent, RpcError> {
+    pub(crate) async fn try_update(self, query: DryRunUpdate) -> Result<CompletionEvent, RpcError> {
         let body = Body::Update {
             update_id: clock::new_id(),
             command: Box::new(query.command),

@@ -1,0 +1,86 @@
+//! The queries: one row ties a request to its subject, its reply, and to whether it may be sent more than once.
+
+use std::time::Duration;
+
+use serde::{Serialize, de::DeserializeOwned};
+
+use super::*;
+use crate::{event::CompletionEvent, key::ApiKey, process::Process};
+
+/// How long a query may take unless its row says otherwise.
+pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A request that one of the services answers.
+pub trait Query: Serialize + DeserializeOwned + Send + Sync + 'static {
+    /// The subject of the micro service's endpoint.
+    const SUBJECT: &'static str;
+    /// Whether several instances may answer the same request: it changes nothing, or leaves the same state as one answer.
+    const REPEATABLE: bool;
+    /// How long the caller waits for the reply.
+    const TIMEOUT: Duration = DEFAULT_TIMEOUT;
+    /// What the service answers.
+    type Reply: Serialize + DeserializeOwned + Send + 'static;
+}
+
+/// Implements [`Query`] for each row, and lists the rows for the generated documents.
+macro_rules! queries {
+    ($($request:ident $subject:literal $sent:ident $(within $timeout:ident)? => $shape:ident $reply:ident;)*) => {
+        $(impl Query for $request {
+            const SUBJECT: &'static str = $subject;
+            const REPEATABLE: bool = queries!(@repeatable $sent);
+            $(const TIMEOUT: Duration = $timeout;)?
+            type Reply = queries!(@reply $shape $reply);
+        })*
+
+        /// Every query, in the order of the documents.
+        #[cfg(feature = "schema")]
+        pub fn catalog() -> Vec<crate::schema::QueryEntry> {
+            vec![$(crate::schema::QueryEntry::new::<$request, queries!(@document $shape $reply)>(queries!(@list $shape))),*]
+        }
+    };
+    (@repeatable repeatable) => { true };
+    (@repeatable once) => { false };
+    (@reply one $reply:ident) => { $reply };
+    (@reply page $reply:ident) => { Page<$reply> };
+    (@reply list $reply:ident) => { Vec<$reply> };
+    (@document page $reply:ident) => { Page<$reply> };
+    (@document $shape:ident $reply:ident) => { $reply };
+    (@list list) => { true };
+    (@list $shape:ident) => { false };
+}
+
+queries! {
+    GetLead "leads.rpc.lead.get" repeatable => one Lead;
+    InitiateLead "leads.rpc.lead.initiate" once => one Lead;
+    // Leads in lists have no activities.
+    ListLeads "leads.rpc.lead.list" repeatable => page Lead;
+    GetLeadHistory "leads.rpc.lead.history" repeatable => page PastUpdate;
+    GetUpdate "leads.rpc.update.get" repeatable => one Update;
+    // The event that would be announced, under an id that no update has.
+    DryRunUpdate "leads.rpc.update.dry_run" repeatable => one CompletionEvent;
+    ListUpdates "leads.rpc.update.list" repeatable => page ListedUpdate;
+    // In the order of the request; as many as fit into a message, at least one if there is any.
+    GetOutcomes "leads.rpc.update.outcomes" repeatable => list Outcome;
+    CreateProject "leads.rpc.project.create" once => one Project;
+    ApplyProcess "leads.rpc.process.apply" once => one Applied;
+    // Processes are answered without their secrets.
+    ListProcesses "leads.rpc.process.list" repeatable => page Process;
+    GetProcess "leads.rpc.process.get" repeatable => one Process;
+    ChangeProcess "leads.rpc.process.change" once => one Applied;
+    CreateKey "leads.rpc.key.create" once => one ApiKey;
+    RevokeKey "leads.rpc.key.revoke" once => one ApiKey;
+    ListKeys "leads.rpc.key.list" repeatable => list ApiKey;
+    RotateSecrets "leads.rpc.secrets.rotate" once => one Rotated;
+    GetRecovery "leads.rpc.recovery.get" repeatable => one Recovery;
+    Recover "leads.rpc.recovery.recover" once => one Recovery;
+    ListUpdateDeliveries "webhooks.rpc.delivery.list_of_update" repeatable => list Delivery;
+    ListDeliveries "webhooks.rpc.delivery.list" repeatable => page ListedDelivery;
+    GetDelivery "webhooks.rpc.delivery.get" repeatable => one Delivery;
+    Redeliver "webhooks.rpc.delivery.redeliver" once => one ListedDelivery;
+    RecoverDeliveries "webhooks.rpc.delivery.recover" once => one Recovered;
+    ListCallbacks "webhooks.rpc.callback.list" repeatable => list CallbackStatus;
+    EnableCallback "webhooks.rpc.callback.enable" repeatable => one Enabled;
+    // In the order of the request.
+    CheckUrls "webhooks.rpc.callback.check" repeatable => list UrlCheck;
+    TestCallback "webhooks.rpc.callback.test" once within TEST_TIMEOUT => one Tested;
+}
