@@ -84,7 +84,7 @@ async fn the_main_job_needs_no_more_than_it_is_allowed() {
     let spec = json!({"projectId": project_id, "name": "p", "states": [{"name": "new"}, {"name": "lost"}],
         "callbacks": [{"name": "crm", "url": stack.receiver.url("/retried")}]});
     let spec: contract::process::ProcessSpec = serde_json::from_value(spec).expect("a process");
-    let applied: contract::rpc::Applied = stack.call(contract::rpc::PROCESS_APPLY, &spec).await;
+    let applied: contract::rpc::ProcessChangeResult = stack.call(contract::rpc::PROCESS_APPLY, &spec).await;
     let lead_id = api.initiate(applied.process.process_id.expect("an id"), None).await;
     let (producer, _) = client(&stack.nats, "producer").await;
     let mut events = producer.subscribe(format!("leads.evt.{PROJECT}.>")).await.expect("a subscription");

@@ -20,7 +20,7 @@ async fn queueing<const N: usize>(references: [&str; N]) -> (Stack, [String; N])
         "states": [{"name": "new", "kind": "initial"}, {"name": "interested"}, {"name": "lost", "kind": "terminal"}],
         "callbacks": [{"name": "crm", "url": stack.receiver.url("/crm")}],
     });
-    let applied: rpc::Applied = stack.call(rpc::PROCESS_APPLY, &spec).await;
+    let applied: rpc::ProcessChangeResult = stack.call(rpc::PROCESS_APPLY, &spec).await;
     let process_id = applied.process.process_id.expect("an id");
     let leads =
         futures::future::join_all(references.map(|reference| stack.api.initiate(process_id, Some(reference)))).await;
@@ -63,7 +63,7 @@ async fn what_comes_during_a_call_is_decided_in_order_when_it_ends() {
     for update in &held {
         let story = story(&stack.api, update).await;
         assert_eq!((&story["status"], &story["outcome"]), (&json!("pending"), &Value::Null), "{story}");
-        assert!(story["heldUntil"].is_string() && story["loggedAt"].is_string(), "{story}");
+        assert!(story["queuedUntil"].is_string() && story["loggedAt"].is_string(), "{story}");
         assert_eq!(story["command"]["leadId"], lead.as_str());
     }
     let (_, dry) =
@@ -97,7 +97,7 @@ async fn what_comes_during_a_call_is_decided_in_order_when_it_ends() {
     let mut versions = Vec::new();
     for update in held.iter().chain([&after]) {
         let story = stack.api.outcome(update).await;
-        assert!(story.get("heldUntil").is_none(), "{story}");
+        assert!(story.get("queuedUntil").is_none(), "{story}");
         versions.push((story["errorCode"].clone(), story["version"].clone()));
     }
     let ok = |version: u32| (Value::Null, json!(version));

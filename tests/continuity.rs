@@ -318,7 +318,8 @@ async fn a_killed_up_goes_on_where_it_was() {
         "callbacks": [{"name": "crm", "url": receiver.url("/crm")}],
     });
     let spec: contract::process::ProcessSpec = serde_json::from_value(spec).expect("a process");
-    let applied: contract::rpc::Applied = crate::stack::call(&client, contract::rpc::PROCESS_APPLY, &spec).await;
+    let applied: contract::rpc::ProcessChangeResult =
+        crate::stack::call(&client, contract::rpc::PROCESS_APPLY, &spec).await;
     let process_id = applied.process.process_id.expect("an id");
     let mut leads = Vec::new();
     for number in 0..16 {

@@ -12,7 +12,7 @@ use contract::{
     event::WebhookEvent,
     headers,
     key::{ApiKey, Scope},
-    rpc::{self, CreateKey, GetRecovery, ListCallbacks, ListKeys, Recover, Recovery, RecoveryKind, RevokeKey},
+    rpc::{self, CreateKey, GetRecovery, ListCallbacks, ListKeys, Recover, RecoveryKind, RecoveryStatus, RevokeKey},
     streams::{LEAD_COMMANDS, LEAD_DEAD_LETTERS, LEAD_EVENTS, WEBHOOK_EVENTS},
 };
 use futures::StreamExt;
@@ -227,13 +227,13 @@ async fn ask_everything(stack: &Stack, process_id: &str, lead: &str, first: &str
     let _: ApiKey = stack.call(rpc::KEY_REVOKE, &RevokeKey { key_id: key.key_id }).await;
     let _: rpc::Keys = stack.call(rpc::KEY_LIST, &ListKeys { project_id }).await;
     let _: Vec<rpc::CallbackStatus> = stack.call(rpc::CALLBACK_LIST, &ListCallbacks { project_id }).await;
-    let _: rpc::Rotated = stack.call(rpc::SECRETS_ROTATE, &rpc::RotateSecrets {}).await;
+    let _: rpc::RotationResult = stack.call(rpc::SECRETS_ROTATE, &rpc::RotateSecrets {}).await;
     stack.wait_until_applied().await;
-    let now: Recovery = stack.call(rpc::RECOVERY_GET, &GetRecovery {}).await;
-    let Recovery { generation, epoch, last_seq, .. } = now;
+    let now: RecoveryStatus = stack.call(rpc::RECOVERY_GET, &GetRecovery {}).await;
+    let RecoveryStatus { generation, epoch, last_seq, .. } = now;
     let since = Some(contract::Timestamp::from_millis(0));
     let recover = Recover { kind: RecoveryKind::Reannounce, since, generation, epoch, last_seq };
-    let _: Recovery = stack.call(rpc::RECOVERY_RECOVER, &recover).await;
+    let _: RecoveryStatus = stack.call(rpc::RECOVERY_RECOVER, &recover).await;
     let story = ok(api.get(&format!("/api/v1/updates/{first}")).await);
     assert!(story["data"]["deliveries"].is_array(), "{story}");
 }

@@ -122,7 +122,7 @@ async fn gone_disables_the_callback_until_it_is_enabled() {
     wait_for_status(&stack, &update_id, "exhausted").await;
     assert_eq!(stack.receiver.requests_to("/crm").len(), 1);
 
-    let enabled: rpc::Enabled = stack.call(rpc::CALLBACK_ENABLE, &rpc::EnableCallback { callback_id }).await;
+    let enabled: rpc::EnableResult = stack.call(rpc::CALLBACK_ENABLE, &rpc::EnableCallback { callback_id }).await;
     assert!(enabled.was_disabled);
     let update_id = stack.api.update(json!({"leadId": lead_id, "name": "z"})).await;
     wait_for_status(&stack, &update_id, "delivered").await;

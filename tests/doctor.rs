@@ -105,7 +105,7 @@ async fn what_is_broken_is_named_with_what_mends_it() {
         "projectId": stack.api.project_id, "name": "queueing", "duringCall": "queue",
         "states": [{"name": "new", "kind": "initial"}],
     });
-    let applied: contract::rpc::Applied = stack.call(contract::rpc::PROCESS_APPLY, &spec).await;
+    let applied: contract::rpc::ProcessChangeResult = stack.call(contract::rpc::PROCESS_APPLY, &spec).await;
     let lead_id = stack.api.initiate(applied.process.process_id.expect("an id"), None).await;
     let call = format!("leads.cmd.{}.call.started", stack.api.project_id);
     stack.publish(call, json!({"leadId": lead_id}).to_string()).await;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use contract::{
     ObjectId,
     process::ProcessSpec,
-    rpc::{self, Applied},
+    rpc::{self, ProcessChangeResult},
 };
 use serde_json::{Value, json};
 use test_support::{Receiver, Reply, eventually, free_port};
@@ -27,7 +27,7 @@ const SLACK: Duration = Duration::from_millis(1500);
 /// A project with a process, callbacks and a lead.
 struct Tenant {
     api: Api,
-    applied: Applied,
+    applied: ProcessChangeResult,
     lead_id: String,
 }
 
@@ -37,7 +37,7 @@ impl Tenant {
         let spec =
             json!({"projectId": api.project_id, "name": "sales", "states": [{"name": "new"}], "callbacks": callbacks});
         let spec: ProcessSpec = serde_json::from_value(spec).expect("a process");
-        let applied: Applied = call(&stack.client, rpc::PROCESS_APPLY, &spec).await;
+        let applied: ProcessChangeResult = call(&stack.client, rpc::PROCESS_APPLY, &spec).await;
         let lead_id = api.initiate(applied.process.process_id.expect("an id"), None).await;
         Self { api, applied, lead_id }
     }
@@ -251,7 +251,7 @@ async fn nothing_but_failures_for_long_enough_disables_a_callback_until_it_is_en
     stack.receiver.on("/crm", [200]);
     let enable = rpc::EnableCallback { callback_id: tenant.callback_id() };
     assert_eq!(stack.receiver.requests_to("/crm").len(), asked);
-    let enabled: rpc::Enabled = stack.call(rpc::CALLBACK_ENABLE, &enable).await;
+    let enabled: rpc::EnableResult = stack.call(rpc::CALLBACK_ENABLE, &enable).await;
     assert!(enabled.was_disabled);
     stack.wait_for_count("SELECT count(*) FROM webhooks.deliveries WHERE status = 'delivered'", 1, SOON).await;
     stack.wait_for_count(count, 0, SOON).await;

@@ -393,7 +393,7 @@ pub(crate) async fn prepare(
 ) -> Leads {
     let mut of_project = spec.clone();
     of_project["projectId"] = json!(api.project_id);
-    let applied: rpc::Applied = call(client, rpc::PROCESS_APPLY, &of_project).await;
+    let applied: rpc::ProcessChangeResult = call(client, rpc::PROCESS_APPLY, &of_project).await;
     let process_id = applied.process.process_id.expect("an id");
     let mut leads = Leads { project_id: api.project_id, process_id, leads: Vec::new() };
     for number in 0..count {

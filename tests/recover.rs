@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use contract::{ObjectId, headers, position::Position, rpc::Recovery, streams::LEAD_EVENTS};
+use contract::{ObjectId, headers, position::Position, rpc::RecoveryStatus, streams::LEAD_EVENTS};
 use serde_json::json;
 use test_support::{NatsOptions, binary, eventually, nats_with};
 
@@ -20,10 +20,10 @@ pub(crate) async fn recover(stack: &Stack, args: &[&str]) -> (bool, String) {
 }
 
 /// Waits until lead-state is halted for this reason.
-pub(crate) async fn wait_for_halt(stack: &Stack, reason: &str) -> Recovery {
+pub(crate) async fn wait_for_halt(stack: &Stack, reason: &str) -> RecoveryStatus {
     eventually(SOON, reason, async || {
         let (_, text) = recover(stack, &["--json"]).await;
-        let recovery: Recovery = serde_json::from_str(&text).map_err(|_| text.clone())?;
+        let recovery: RecoveryStatus = serde_json::from_str(&text).map_err(|_| text.clone())?;
         match &recovery.halted {
             Some(halted) if halted.reason == reason => Ok(recovery),
             _ => Err(text),
@@ -118,7 +118,7 @@ async fn what_was_held_is_replayed_to_the_same_end() {
         "projectId": stack.api.project_id, "name": "queueing", "duringCall": "queue",
         "states": [{"name": "new", "kind": "initial"}], "callbacks": [{"name": "crm", "url": stack.receiver.url("/queued")}],
     });
-    let applied: contract::rpc::Applied = stack.call(contract::rpc::PROCESS_APPLY, &spec).await;
+    let applied: contract::rpc::ProcessChangeResult = stack.call(contract::rpc::PROCESS_APPLY, &spec).await;
     let lead = stack.api.initiate(applied.process.process_id.expect("an id"), None).await;
     let call = format!("leads.cmd.{}.call", stack.api.project_id);
     stack.publish(format!("{call}.started"), json!({"leadId": lead}).to_string()).await;

@@ -5,7 +5,7 @@ use std::{process::Command, time::Duration};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use contract::{
     process::ProcessSpec,
-    rpc::{self, Applied, RotateSecrets, Rotated},
+    rpc::{self, ProcessChangeResult, RotateSecrets, RotationResult},
     streams::PROCESSES,
 };
 use futures::TryStreamExt;
@@ -92,7 +92,7 @@ async fn secrets_are_told_by_nobody() {
     ];
     let directory = tempfile::tempdir().expect("a directory");
     for spec in &refused {
-        let answer = service_kit::rpc::call::<_, Applied>(&stack.client, rpc::PROCESS_APPLY, spec).await;
+        let answer = service_kit::rpc::call::<_, ProcessChangeResult>(&stack.client, rpc::PROCESS_APPLY, spec).await;
         let answer = answer.expect_err("refused").to_string();
         let file = directory.path().join("process.json");
         std::fs::write(&file, spec.to_string()).expect("a file");
@@ -231,7 +231,7 @@ async fn keys_rotate_under_load_and_every_webhook_verifies() {
         next.wait_for_http(&ready, SOON).await;
         *before = next;
     }
-    let rotate = async || -> Rotated { stack.call(rpc::SECRETS_ROTATE, &RotateSecrets {}).await };
+    let rotate = async || -> RotationResult { stack.call(rpc::SECRETS_ROTATE, &RotateSecrets {}).await };
     let first = rotate().await;
     assert_eq!((first.resealed, first.remaining, first.locked.len()), (1, 0, 0));
     // Whoever reads the bucket needs the old key no longer, either.
@@ -298,7 +298,7 @@ async fn deliveries_wait_for_a_key_that_is_not_there() {
     assert!(stack.lead_state.terminate().await.success());
     lead_state.wait_for_http(&lead_state_ready, SOON).await;
     stack.lead_state = lead_state;
-    let rotated: Rotated = stack.call(rpc::SECRETS_ROTATE, &RotateSecrets {}).await;
+    let rotated: RotationResult = stack.call(rpc::SECRETS_ROTATE, &RotateSecrets {}).await;
     assert_eq!((rotated.resealed, rotated.locked.len()), (0, 1));
     assert!(rotated.locked[0].error.contains(&old), "{rotated:?}");
     let fallback = stack.fallback_of(stack.api.project_id, json!([{"name": "f", "url": other.url("/f")}])).await;
@@ -306,7 +306,7 @@ async fn deliveries_wait_for_a_key_that_is_not_there() {
     let spec = json!({"projectId": stack.api.project_id, "name": "sales", "states": applied.process.rules.states,
         "callbacks": [{"name": "crm", "url": stack.receiver.url("/moved")}]});
     let spec: ProcessSpec = serde_json::from_value(spec).expect("a process");
-    let refused = service_kit::rpc::call::<_, Applied>(&stack.client, rpc::PROCESS_APPLY, &spec).await;
+    let refused = service_kit::rpc::call::<_, ProcessChangeResult>(&stack.client, rpc::PROCESS_APPLY, &spec).await;
     assert_eq!(refused.expect_err("refused").code, "secrets_locked");
     stack.api.update(json!({"leadId": "0123456789abcdef01234567", "name": "x"})).await;
     other.wait_for_requests("/f", 1, SOON).await;

@@ -14,11 +14,11 @@ use contract::{
     ObjectId,
     key::{Scope, new_secret},
     process::ProcessSpec,
-    rpc::{self, Applied, CreateKey, CreateProject, Project},
+    rpc::{self, CreateKey, CreateProject, ProcessChangeResult, Project},
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use service_kit::{config::NatsConfig, nats::chain};
+use service_kit::{config::NatsConfig, nats::error_chain};
 use sqlx::PgPool;
 use test_support::{LocalNats, LocalPostgres, Receiver, Service, binary, eventually, free_port, nats, postgres};
 
@@ -147,7 +147,7 @@ impl Stack {
     }
 
     /// Applies a process with the usual states and these callbacks.
-    pub(crate) async fn process(&self, callbacks: Value) -> Applied {
+    pub(crate) async fn process(&self, callbacks: Value) -> ProcessChangeResult {
         let spec = json!({
             "projectId": self.api.project_id,
             "name": "sales",
@@ -161,7 +161,7 @@ impl Stack {
     }
 
     /// Gives a project fallback callbacks.
-    pub(crate) async fn fallback_of(&self, project_id: ObjectId, callbacks: Value) -> Applied {
+    pub(crate) async fn fallback_of(&self, project_id: ObjectId, callbacks: Value) -> ProcessChangeResult {
         self.apply(json!({"projectId": project_id, "name": "_", "callbacks": callbacks})).await
     }
 
@@ -177,7 +177,7 @@ impl Stack {
         stream.info().await.expect("their state").state.messages
     }
 
-    pub(crate) async fn apply(&self, spec: Value) -> Applied {
+    pub(crate) async fn apply(&self, spec: Value) -> ProcessChangeResult {
         let spec: ProcessSpec = serde_json::from_value(spec).expect("a process");
         self.call(rpc::PROCESS_APPLY, &spec).await
     }
@@ -325,8 +325,8 @@ impl Api {
 
     async fn try_update(&self, body: &Value) -> Result<String, String> {
         let request = self.http.post(format!("{}/api/v1/leads/update", self.url)).bearer_auth(&self.key);
-        let answer = request.body(body.to_string()).send().await.map_err(|e| chain(&e))?;
-        let bytes = answer.bytes().await.map_err(|e| chain(&e))?;
+        let answer = request.body(body.to_string()).send().await.map_err(|e| error_chain(&e))?;
+        let bytes = answer.bytes().await.map_err(|e| error_chain(&e))?;
         let body: Value = serde_json::from_slice(&bytes).map_err(|e| e.to_string())?;
         body["updateId"].as_str().filter(|_| body["success"] == true).map(str::to_owned).ok_or(body.to_string())
     }

@@ -11,7 +11,7 @@ use contract::{
     ObjectId,
     key::{Scope, new_secret},
     process::ProcessSpec,
-    rpc::{self, Applied, CreateKey, CreateProject, Project},
+    rpc::{self, CreateKey, CreateProject, ProcessChangeResult, Project},
     streams::{LEAD_COMMANDS, LEAD_EVENTS},
 };
 use local_stack::{Install, LocalNats, LocalPostgres, NatsOptions, PostgresOptions};
@@ -245,7 +245,7 @@ pub(crate) async fn apply(
     project_id: ObjectId,
     name: &str,
     callbacks: Value,
-) -> anyhow::Result<Applied> {
+) -> anyhow::Result<ProcessChangeResult> {
     let spec: ProcessSpec = serde_json::from_value(json!({
         "projectId": project_id,
         "name": name,

@@ -29,7 +29,7 @@ pub enum JsonFault {
 
 /// What a message that is JSON, but not the one expected, got wrong, without the text that stands there: it may be a
 /// secret.
-pub fn mismatch(error: &serde_json::Error) -> String {
+pub fn redacted_error(error: &serde_json::Error) -> String {
     let text = error.to_string();
     // serde quotes what it met: `invalid type: string "…", expected …`, "unknown variant `…`, expected …".
     for (kind, quote) in [("string", '"'), ("unknown variant", '`')] {
@@ -278,7 +278,7 @@ mod tests {
 
     #[test]
     fn a_mismatch_does_not_tell_the_text_that_it_met() {
-        let told = |text| mismatch(&serde_json::from_str::<Vec<crate::key::Scope>>(text).unwrap_err());
+        let told = |text| redacted_error(&serde_json::from_str::<Vec<crate::key::Scope>>(text).unwrap_err());
         for text in [r#""whsec_AAAA""#, r#""whsec_\", expected ""#] {
             let told = told(text);
             assert!(told.starts_with("invalid type: string, expected a sequence at line 1"), "{told}");

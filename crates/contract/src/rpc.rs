@@ -22,21 +22,21 @@ use crate::{
     sealed::KeyId,
 };
 
+#[cfg(feature = "schema")]
+pub use self::query::catalog;
 pub use self::{
     config::{
-        Change, ChangeProcess, CheckUrls, GetProcess, ListProcesses, TEST_TIMEOUT, TestCallback, Tested, UrlCheck,
-        Which,
+        ChangeProcess, CheckUrls, GetProcess, ListProcesses, ProcessChange, ProcessSelector, TEST_TIMEOUT,
+        TestCallback, TestResult, UrlCheck,
     },
     deliveries::{
         DeliveryId, GetDelivery, GetOutcomes, InvalidDeliveryId, ListDeliveries, ListUpdates, ListedDelivery,
-        ListedUpdate, MAX_PER_SECOND, Outcome, RecoverDeliveries, Recovered, Redeliver,
+        ListedUpdate, MAX_PER_SECOND, Outcome, RecoverDeliveries, RecoveredDeliveries, Redeliver,
     },
-    lists::{GetLeadHistory, ListLeads, PastUpdate},
+    lists::{GetLeadHistory, HistoryEntry, ListLeads},
     page::{Cursor, DEFAULT_LIMIT, MAX_LIMIT, Page, clamp},
     query::{DEFAULT_TIMEOUT, Query},
 };
-#[cfg(feature = "schema")]
-pub use self::query::catalog;
 
 /// [`GetLead`] → [`Lead`].
 pub const LEAD_GET: &str = "leads.rpc.lead.get";
@@ -44,7 +44,7 @@ pub const LEAD_GET: &str = "leads.rpc.lead.get";
 pub const LEAD_INITIATE: &str = "leads.rpc.lead.initiate";
 /// [`ListLeads`] → [`Page`] of [`Lead`], without their activities.
 pub const LEAD_LIST: &str = "leads.rpc.lead.list";
-/// [`GetLeadHistory`] → [`Page`] of [`PastUpdate`].
+/// [`GetLeadHistory`] → [`Page`] of [`HistoryEntry`].
 pub const LEAD_HISTORY: &str = "leads.rpc.lead.history";
 /// [`GetUpdate`] → [`Update`].
 pub const UPDATE_GET: &str = "leads.rpc.update.get";
@@ -56,13 +56,13 @@ pub const UPDATE_LIST: &str = "leads.rpc.update.list";
 pub const UPDATE_OUTCOMES: &str = "leads.rpc.update.outcomes";
 /// [`CreateProject`] → [`Project`].
 pub const PROJECT_CREATE: &str = "leads.rpc.project.create";
-/// [`ProcessSpec`](crate::process::ProcessSpec) → [`Applied`].
+/// [`ProcessSpec`](crate::process::ProcessSpec) → [`ProcessChangeResult`].
 pub const PROCESS_APPLY: &str = "leads.rpc.process.apply";
 /// [`ListProcesses`] → [`Page`] of [`Process`], without secrets.
 pub const PROCESS_LIST: &str = "leads.rpc.process.list";
 /// [`GetProcess`] → [`Process`], without secrets.
 pub const PROCESS_GET: &str = "leads.rpc.process.get";
-/// [`ChangeProcess`] → [`Applied`].
+/// [`ChangeProcess`] → [`ProcessChangeResult`].
 pub const PROCESS_CHANGE: &str = "leads.rpc.process.change";
 /// [`CreateKey`] → [`ApiKey`].
 pub const KEY_CREATE: &str = "leads.rpc.key.create";
@@ -70,11 +70,11 @@ pub const KEY_CREATE: &str = "leads.rpc.key.create";
 pub const KEY_REVOKE: &str = "leads.rpc.key.revoke";
 /// [`ListKeys`] → list of [`ApiKey`].
 pub const KEY_LIST: &str = "leads.rpc.key.list";
-/// [`RotateSecrets`] → [`Rotated`].
+/// [`RotateSecrets`] → [`RotationResult`].
 pub const SECRETS_ROTATE: &str = "leads.rpc.secrets.rotate";
-/// [`GetRecovery`] → [`Recovery`].
+/// [`GetRecovery`] → [`RecoveryStatus`].
 pub const RECOVERY_GET: &str = "leads.rpc.recovery.get";
-/// [`Recover`] → [`Recovery`].
+/// [`Recover`] → [`RecoveryStatus`].
 pub const RECOVERY_RECOVER: &str = "leads.rpc.recovery.recover";
 /// [`GetUpdate`] → list of [`Delivery`].
 pub const DELIVERY_OF_UPDATE: &str = "webhooks.rpc.delivery.list_of_update";
@@ -84,15 +84,15 @@ pub const DELIVERY_LIST: &str = "webhooks.rpc.delivery.list";
 pub const DELIVERY_GET: &str = "webhooks.rpc.delivery.get";
 /// [`GetDelivery`] → [`ListedDelivery`].
 pub const DELIVERY_REDELIVER: &str = "webhooks.rpc.delivery.redeliver";
-/// [`RecoverDeliveries`] → [`Recovered`].
+/// [`RecoverDeliveries`] → [`RecoveredDeliveries`].
 pub const DELIVERY_RECOVER: &str = "webhooks.rpc.delivery.recover";
 /// [`ListCallbacks`] → list of [`CallbackStatus`].
 pub const CALLBACK_LIST: &str = "webhooks.rpc.callback.list";
-/// [`EnableCallback`] → [`Enabled`].
+/// [`EnableCallback`] → [`EnableResult`].
 pub const CALLBACK_ENABLE: &str = "webhooks.rpc.callback.enable";
 /// [`CheckUrls`] → list of [`UrlCheck`], in the order of the question.
 pub const CALLBACK_CHECK: &str = "webhooks.rpc.callback.check";
-/// [`TestCallback`] → [`Tested`]. It may take [`TEST_TIMEOUT`].
+/// [`TestCallback`] → [`TestResult`]. It may take [`TEST_TIMEOUT`].
 pub const CALLBACK_TEST: &str = "webhooks.rpc.callback.test";
 
 /// Why a query was not answered.
@@ -288,7 +288,7 @@ pub struct Update {
     pub data: Option<JsonObject>,
     /// While it is held during a call: when the call expires unless it ends before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub held_until: Option<Timestamp>,
+    pub queued_until: Option<Timestamp>,
 }
 
 impl Update {
@@ -313,7 +313,7 @@ impl Update {
             warnings: vec![],
             applied_at: None,
             data: None,
-            held_until: None,
+            queued_until: None,
         }
     }
 }
@@ -361,7 +361,7 @@ pub struct ApplyProcess(pub ProcessSpec);
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
-pub struct Applied {
+pub struct ProcessChangeResult {
     /// The process as it stands now. Secrets are shown only of the callbacks named in `new_secrets`.
     pub process: Process,
     /// Whether anything changed, or would in a dry run.
@@ -386,7 +386,7 @@ pub struct RotateSecrets {}
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
-pub struct Rotated {
+pub struct RotationResult {
     /// The present key.
     pub key_id: KeyId,
     /// Processes that were sealed anew by this call.
@@ -396,14 +396,14 @@ pub struct Rotated {
     /// Processes that time did not suffice for: ask again.
     pub remaining: u64,
     /// Callbacks that stay as they are, because they cannot be opened.
-    pub locked: Vec<Locked>,
+    pub locked: Vec<LockedCallback>,
 }
 
 /// A callback whose secrets cannot be opened.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
-pub struct Locked {
+pub struct LockedCallback {
     /// Its process, by name.
     pub process: String,
     /// Its project.
@@ -570,7 +570,7 @@ pub struct EnableCallback {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
-pub struct Enabled {
+pub struct EnableResult {
     /// Whether it had been disabled.
     pub was_disabled: bool,
 }
@@ -621,7 +621,7 @@ pub struct Halted {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
-pub struct Recovery {
+pub struct RecoveryStatus {
     /// How often the announcements were taken back.
     pub generation: i32,
     /// Which of the logs there have been.
@@ -654,10 +654,10 @@ pub struct Recover {
     /// From when on to announce again; only for [`RecoveryKind::Reannounce`].
     #[serde(default)]
     pub since: Option<Timestamp>,
-    /// [`Recovery::generation`] as it was seen.
+    /// [`RecoveryStatus::generation`] as it was seen.
     pub generation: i32,
-    /// [`Recovery::epoch`] as it was seen.
+    /// [`RecoveryStatus::epoch`] as it was seen.
     pub epoch: i32,
-    /// [`Recovery::last_seq`] as it was seen.
+    /// [`RecoveryStatus::last_seq`] as it was seen.
     pub last_seq: u64,
 }

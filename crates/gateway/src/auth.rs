@@ -7,13 +7,13 @@ use contract::{
     Timestamp,
     key::{ApiKey, Scope, hash},
 };
-use service_kit::kv::View;
+use service_kit::kv::BucketCache;
 
 use crate::error::ApiError;
 
 /// Finds the key that a request comes under; it must be valid at this time and carry the scope.
 pub(crate) fn authorize(
-    keys: &View<ApiKey>,
+    keys: &BucketCache<ApiKey>,
     headers: &HeaderMap,
     scope: Scope,
     now: Timestamp,
@@ -59,7 +59,7 @@ pub(crate) mod tests {
         }
     }
 
-    fn ask(keys: &View<ApiKey>, authorization: Option<&str>, scope: Scope) -> Result<ObjectId, String> {
+    fn ask(keys: &BucketCache<ApiKey>, authorization: Option<&str>, scope: Scope) -> Result<ObjectId, String> {
         let mut headers = HeaderMap::new();
         if let Some(authorization) = authorization {
             headers.insert(AUTHORIZATION, authorization.parse().unwrap());
@@ -71,7 +71,7 @@ pub(crate) mod tests {
 
     #[test]
     fn who_may_and_who_may_not() {
-        let keys: View<ApiKey> = [
+        let keys: BucketCache<ApiKey> = [
             ("good", key()),
             ("late", ApiKey { expires_at: Some(Timestamp::from_millis(100)), ..key() }),
             ("gone", ApiKey { revoked_at: Some(Timestamp::from_millis(1)), ..key() }),
@@ -107,6 +107,10 @@ pub(crate) mod tests {
         Some("Bearer gone") -> 401 invalid_api_key: The API key was revoked
         Some("Bearer reader") -> 403 missing_scope: The API key lacks the scope leads:write
         "#);
-        assert!(ask(&View::default(), Some("Bearer good"), Scope::LeadsRead).unwrap_err().starts_with("503 starting"));
+        assert!(
+            ask(&BucketCache::default(), Some("Bearer good"), Scope::LeadsRead)
+                .unwrap_err()
+                .starts_with("503 starting")
+        );
     }
 }

@@ -16,7 +16,7 @@ use contract::{
     idempotency::{IdempotencyRecord, idempotency_key},
     streams::IDEMPOTENCY,
 };
-use service_kit::{clock, nats::chain};
+use service_kit::{clock, nats::error_chain};
 use tokio::sync::OnceCell;
 
 use crate::error::ApiError;
@@ -152,7 +152,7 @@ fn refusal(error: &CreateError) -> ApiError {
 }
 
 fn unavailable(error: &(dyn std::error::Error + 'static)) -> ApiError {
-    tracing::warn!("idempotency keys are not available: {}", chain(error));
+    tracing::warn!("idempotency keys are not available: {}", error_chain(error));
     ApiError::IdempotencyUnavailable
 }
 

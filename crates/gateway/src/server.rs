@@ -24,7 +24,7 @@ use service_kit::{
     clock,
     health::{self, Readiness},
     http::{self, Limits},
-    kv::View,
+    kv::BucketCache,
     lifecycle::{DRAIN_DEADLINE, Tasks},
     metrics, nats,
     traces::Traces,
@@ -152,7 +152,7 @@ pub const ENDPOINTS: [Endpoint; 25] = [
 #[derive(Debug)]
 pub(crate) struct App {
     /// The API keys, by their SHA-256.
-    keys: View<ApiKey>,
+    keys: BucketCache<ApiKey>,
     /// Empty until the first connection.
     broker: OnceLock<Broker>,
     pub(crate) command_log: CommandLog,
@@ -175,7 +175,7 @@ pub(crate) struct Broker {
 }
 
 impl App {
-    pub(crate) fn new(config: &Config, keys: View<ApiKey>, metrics: Metrics, traces: Traces) -> Self {
+    pub(crate) fn new(config: &Config, keys: BucketCache<ApiKey>, metrics: Metrics, traces: Traces) -> Self {
         Self {
             keys,
             broker: OnceLock::new(),
@@ -228,7 +228,7 @@ pub async fn run_on(listener: TcpListener, config: Config, shutdown: Cancellatio
     }
     let mut registry = metrics::registry("gateway");
     let traces = Traces::from_env("gateway")?;
-    let app = Arc::new(App::new(&config, View::default(), Metrics::new(&mut registry), traces.clone()));
+    let app = Arc::new(App::new(&config, BucketCache::default(), Metrics::new(&mut registry), traces.clone()));
     let mut tasks = Tasks::new(shutdown.clone());
     tasks.spawn_background("health", health::serve(health_listener, readiness.clone(), registry, shutdown.clone()));
     tasks.spawn("api keys", follow_keys(app.clone(), config.clone(), readiness, shutdown.clone()));
@@ -616,7 +616,7 @@ mod tests {
         let config = Cli::parse_from(["gateway"]).config;
         let router = router(Arc::new(App::new(
             &config,
-            View::default(),
+            BucketCache::default(),
             Metrics::new(&mut metrics::registry("gateway")),
             Traces::default(),
         )));
@@ -669,7 +669,7 @@ mod tests {
         let config = Cli::parse_from(["gateway"]).config;
         let router = router(Arc::new(App::new(
             &config,
-            View::default(),
+            BucketCache::default(),
             Metrics::new(&mut metrics::registry("gateway")),
             Traces::default(),
         )));

@@ -10,8 +10,8 @@ use async_nats::jetstream::stream::Stream;
 use contract::streams::LEAD_COMMANDS;
 use service_kit::{
     clock,
-    nats::chain,
-    retention::{Keep, purge_read},
+    nats::error_chain,
+    retention::{Retention, purge_read},
 };
 use sqlx::PgPool;
 
@@ -41,7 +41,7 @@ pub(crate) struct Housekeeper {
     /// How long applied commands stay in the log.
     pub(crate) log_retention: Duration,
     /// How long months of the ledger stay.
-    pub(crate) ledger_retention: Keep,
+    pub(crate) ledger_retention: Retention,
 }
 
 impl Housekeeper {
@@ -63,12 +63,12 @@ impl Housekeeper {
                 Err(e) => tracing::warn!("cannot project the configuration, trying again: {e:#}"),
             }
             if let Err(e) = self.partitions().await {
-                tracing::warn!("cannot make the ledger's partitions, trying again: {}", chain(&e));
+                tracing::warn!("cannot make the ledger's partitions, trying again: {}", error_chain(&e));
             }
             if dropped_at.is_none_or(|at| at.elapsed() > DROP_INTERVAL) {
                 match self.forget().await {
                     Ok(()) => dropped_at = Some(Instant::now()),
-                    Err(e) => tracing::warn!("cannot drop old months of the ledger, trying again: {}", chain(&e)),
+                    Err(e) => tracing::warn!("cannot drop old months of the ledger, trying again: {}", error_chain(&e)),
                 }
             }
             if let Err(e) = self.purge().await {

@@ -11,7 +11,7 @@ use contract::{
     Timestamp,
     streams::{LEAD_COMMANDS, LEAD_EVENTS},
 };
-use service_kit::{clock, metrics::age, nats::chain};
+use service_kit::{clock, metrics::age, nats::error_chain};
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 
@@ -47,7 +47,7 @@ pub(crate) async fn watch(
     let watch = async {
         loop {
             if let Err(e) = ask(&pool, &metrics, &mut known).await {
-                tracing::debug!("cannot read how far the log is applied: {}", chain(&e));
+                tracing::debug!("cannot read how far the log is applied: {}", error_chain(&e));
             }
             if let Err(e) = look(&js, &metrics, &known).await {
                 tracing::debug!("cannot see how far the log goes: {e:#}");

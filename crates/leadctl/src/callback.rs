@@ -6,11 +6,12 @@ use anyhow::{Context, anyhow, bail};
 use clap::{Args, Subcommand};
 use contract::{
     ObjectId, Timestamp,
-    json::mismatch,
+    json::redacted_error,
     process::{CallbackSpec, EventKind, MAX_OVERLAP_SECONDS},
     rpc::{
-        Applied, CALLBACK_ENABLE, CALLBACK_LIST, CALLBACK_TEST, CallbackState, CallbackStatus, Change, ChangeProcess,
-        EnableCallback, Enabled, ListCallbacks, PROCESS_CHANGE, TEST_TIMEOUT, TestCallback, Tested, Which,
+        CALLBACK_ENABLE, CALLBACK_LIST, CALLBACK_TEST, CallbackState, CallbackStatus, ChangeProcess, EnableCallback,
+        EnableResult, ListCallbacks, PROCESS_CHANGE, ProcessChange, ProcessChangeResult, ProcessSelector, TEST_TIMEOUT,
+        TestCallback, TestResult,
     },
 };
 use serde_json::{Value, json};
@@ -44,7 +45,7 @@ pub(crate) enum Callback {
         project: ObjectId,
         /// The process, by its id or name; _ are the project's fallback callbacks.
         #[arg(long, value_parser = which)]
-        process: Which,
+        process: ProcessSelector,
         #[command(flatten)]
         callback: New,
         #[command(flatten)]
@@ -165,7 +166,7 @@ impl New {
             members.retain(|_, value| !value.is_null());
         }
         let spec: CallbackSpec =
-            serde_json::from_value(members).map_err(|e| anyhow!("this is no callback: {}", mismatch(&e)))?;
+            serde_json::from_value(members).map_err(|e| anyhow!("this is no callback: {}", redacted_error(&e)))?;
         let faults = spec.faults();
         if !faults.is_empty() {
             bail!("{}", faults.join("\n  "));
@@ -198,15 +199,15 @@ impl Callback {
                 let query = ChangeProcess {
                     project_id: project,
                     process,
-                    change: Change::AddCallback { callback },
+                    change: ProcessChange::AddCallback { callback },
                     expected_revision: None,
                     dry_run: false,
                 };
-                let applied: Applied = admin::call(&nats, PROCESS_CHANGE, &query).await?;
+                let applied: ProcessChangeResult = admin::call(&nats, PROCESS_CHANGE, &query).await?;
                 show(&applied, admin.json)?;
             }
             Self::Remove { callback_id, project, admin } => {
-                let change = Change::RemoveCallback { callback_id };
+                let change = ProcessChange::RemoveCallback { callback_id };
                 show(&change_of(&admin, project, callback_id, change).await?, admin.json)?;
             }
             Self::RotateSecret { callback_id, project, overlap, admin } => {
@@ -215,7 +216,7 @@ impl Callback {
                 if overlap_seconds > MAX_OVERLAP_SECONDS {
                     bail!("--overlap must be at most 7days");
                 }
-                let change = Change::RotateSecret { callback_id, overlap_seconds };
+                let change = ProcessChange::RotateSecret { callback_id, overlap_seconds };
                 show(&change_of(&admin, project, callback_id, change).await?, admin.json)?;
             }
             Self::Test { callback_id, project, admin } => {
@@ -223,7 +224,7 @@ impl Callback {
                 let (process, callback) = find_callback(&nats, project, callback_id).await?;
                 let query = TestCallback { project_id: project, process_id: process.process_id, callback_id };
                 let tested = rpc::call_within(&nats, CALLBACK_TEST, &query, TEST_TIMEOUT).await;
-                let tested: Tested = tested.map_err(admin::explain)?;
+                let tested: TestResult = tested.map_err(admin::explain)?;
                 if admin.json {
                     output::json(&tested)?;
                 } else {
@@ -234,7 +235,7 @@ impl Callback {
                 }
             }
             Self::Enable { callback_id, admin } => {
-                let enabled: Enabled = admin.call(CALLBACK_ENABLE, &EnableCallback { callback_id }).await?;
+                let enabled: EnableResult = admin.call(CALLBACK_ENABLE, &EnableCallback { callback_id }).await?;
                 if admin.json {
                     return output::json(&enabled);
                 }
@@ -251,8 +252,8 @@ async fn change_of(
     admin: &Admin,
     project_id: ObjectId,
     callback_id: ObjectId,
-    change: Change,
-) -> anyhow::Result<Applied> {
+    change: ProcessChange,
+) -> anyhow::Result<ProcessChangeResult> {
     let nats = admin.connect().await?;
     let (process, _) = find_callback(&nats, project_id, callback_id).await?;
     let query =
@@ -261,7 +262,7 @@ async fn change_of(
 }
 
 /// Shows what changed, and secrets that nobody has seen yet.
-fn show(applied: &Applied, json: bool) -> anyhow::Result<()> {
+fn show(applied: &ProcessChangeResult, json: bool) -> anyhow::Result<()> {
     if json {
         return output::json(applied);
     }
@@ -280,7 +281,7 @@ fn show(applied: &Applied, json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn show_test(name: &str, tested: &Tested) {
+fn show_test(name: &str, tested: &TestResult) {
     let answered = tested.status_code.map_or_else(|| "no answer".to_owned(), |code| code.to_string());
     output::say(format_args!("callback {}: {answered} after {} ms", line(name), tested.duration_ms));
     output::field("webhook-id", tested.webhook_id);

@@ -5,7 +5,7 @@ use contract::{
     ObjectId, Timestamp,
     rpc::{
         self, Cursor, Delivery, DeliveryId, DeliveryStatus, GetDelivery, ListDeliveries, ListedDelivery,
-        MAX_PER_SECOND, Page, RecoverDeliveries, Recovered,
+        MAX_PER_SECOND, Page, RecoverDeliveries, RecoveredDeliveries,
     },
 };
 use serde::Serialize;
@@ -189,7 +189,7 @@ impl Deliveries {
                     cursor: None,
                 };
                 loop {
-                    let done: Recovered = admin::call(&nats, rpc::DELIVERY_RECOVER, &query).await?;
+                    let done: RecoveredDeliveries = admin::call(&nats, rpc::DELIVERY_RECOVER, &query).await?;
                     recovery.deliveries += done.deliveries;
                     recovery.until = done.until.or(recovery.until);
                     query.cursor = done.next;

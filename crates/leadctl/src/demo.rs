@@ -13,8 +13,8 @@ use contract::{
     key::{ApiKey, Scope, hash, new_secret},
     process::{ProcessSpec, new_signing_secret},
     rpc::{
-        Applied, CreateKey, CreateProject, KEY_CREATE, KEY_LIST, Keys, ListKeys, PROCESS_APPLY, PROJECT_CREATE,
-        Project, UpdateStatus,
+        CreateKey, CreateProject, KEY_CREATE, KEY_LIST, Keys, ListKeys, PROCESS_APPLY, PROJECT_CREATE,
+        ProcessChangeResult, Project, UpdateStatus,
     },
     sealed::Secret,
     subject::{CommandKind, CommandSubject},
@@ -252,7 +252,7 @@ impl Demo {
             return Ok(process.clone());
         }
         let spec = self.spec(project_id)?;
-        let Applied { process, .. } =
+        let ProcessChangeResult { process, .. } =
             admin::call(nats, PROCESS_APPLY, &spec).await.context("cannot apply the process")?;
         let process = Process {
             process_id: process.process_id.context("the process has no id")?,

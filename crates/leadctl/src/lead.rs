@@ -3,7 +3,7 @@
 use clap::{Args, Subcommand};
 use contract::{
     ObjectId, Timestamp,
-    rpc::{self, Cursor, GetLead, Lead as Found, GetLeadHistory, ListLeads, Page, PastUpdate},
+    rpc::{self, Cursor, GetLead, GetLeadHistory, HistoryEntry, Lead as Found, ListLeads, Page},
 };
 
 use crate::{
@@ -105,7 +105,7 @@ impl Lead {
                 let nats = admin.connect().await?;
                 let ask = async |cursor: Option<Cursor>, limit: u32| {
                     let query = GetLeadHistory { project_id: project, lead_id, cursor, limit };
-                    crate::admin::call::<_, Page<PastUpdate>>(&nats, rpc::LEAD_HISTORY, &query).await
+                    crate::admin::call::<_, Page<HistoryEntry>>(&nats, rpc::LEAD_HISTORY, &query).await
                 };
                 let head = ["UPDATE", "OUTCOME", "VERSION", "APPLIED", "STATE", "BY", "WHY"];
                 paging.print(admin.json, "no updates", head, ask, update_row).await
@@ -149,7 +149,7 @@ fn lead_row(lead: &Found) -> [String; 6] {
     [id, line(&lead.state), version, lead.updated_at.to_iso(), reference, name]
 }
 
-fn update_row(update: &PastUpdate) -> [String; 7] {
+fn update_row(update: &HistoryEntry) -> [String; 7] {
     let text = |text: &Option<String>| text.as_deref().map(line).unwrap_or_default();
     let state = match (text(&update.from_state), text(&update.to_state)) {
         (from, to) if from == to => from,

@@ -10,11 +10,11 @@ use async_nats::Client;
 use clap::Subcommand;
 use contract::{
     ObjectId,
-    json::mismatch,
+    json::redacted_error,
     process::{Callback, CallbackSpec, Process as Found, ProcessSpec, State, StateKind},
     rpc::{
-        Applied, CALLBACK_CHECK, Change, ChangeProcess, CheckUrls, Cursor, GetProcess, ListProcesses, MAX_LIMIT,
-        PROCESS_CHANGE, PROCESS_GET, PROCESS_LIST, Page, RpcError, UrlCheck, Which,
+        CALLBACK_CHECK, ChangeProcess, CheckUrls, Cursor, GetProcess, ListProcesses, MAX_LIMIT, PROCESS_CHANGE,
+        PROCESS_GET, PROCESS_LIST, Page, ProcessChange, ProcessChangeResult, ProcessSelector, RpcError, UrlCheck,
     },
     sealed::Secret,
 };
@@ -48,7 +48,7 @@ pub(crate) enum Process {
     Get {
         /// The process, by its id or name; _ are the project's fallback callbacks.
         #[arg(value_name = "PROCESS", value_parser = which)]
-        process: Which,
+        process: ProcessSelector,
         /// The project.
         #[arg(long)]
         project: ObjectId,
@@ -112,18 +112,18 @@ impl Process {
 
 async fn apply(file: &Path, dry_run: bool, admin: &Admin) -> anyhow::Result<()> {
     let (text, source) = read(file)?;
-    let spec: ProcessSpec =
-        serde_json::from_str(&text).map_err(|e| anyhow!("{source} does not describe a process: {}", mismatch(&e)))?;
+    let spec: ProcessSpec = serde_json::from_str(&text)
+        .map_err(|e| anyhow!("{source} does not describe a process: {}", redacted_error(&e)))?;
     let faults = spec.faults();
     if !faults.is_empty() {
         bail!("{source} does not describe a process:\n  {}", faults.join("\n  "));
     }
     let nats = admin.connect().await?;
     warn_of_urls(&nats, &spec.callbacks).await;
-    let (project_id, process) = (spec.project_id, Which::Named(spec.name.clone()));
-    let change = Change::Put { spec, keep_callbacks: false };
+    let (project_id, process) = (spec.project_id, ProcessSelector::Named(spec.name.clone()));
+    let change = ProcessChange::Put { spec, keep_callbacks: false };
     let query = ChangeProcess { project_id, process, change, expected_revision: None, dry_run };
-    let applied: Applied = admin::call(&nats, PROCESS_CHANGE, &query).await?;
+    let applied: ProcessChangeResult = admin::call(&nats, PROCESS_CHANGE, &query).await?;
     if admin.json {
         return output::json(&applied);
     }
@@ -132,13 +132,13 @@ async fn apply(file: &Path, dry_run: bool, admin: &Admin) -> anyhow::Result<()> 
 }
 
 /// A process by its id, or by its name.
-pub(crate) fn which(text: &str) -> Result<Which, std::convert::Infallible> {
-    Ok(text.parse().map_or_else(|_| Which::Named(text.to_owned()), Which::Id))
+pub(crate) fn which(text: &str) -> Result<ProcessSelector, std::convert::Infallible> {
+    Ok(text.parse().map_or_else(|_| ProcessSelector::Named(text.to_owned()), ProcessSelector::Id))
 }
 
 /// How a stored process is named.
-pub(crate) fn which_of(process: &Found) -> Which {
-    process.process_id.map_or_else(|| Which::Named(process.name.clone()), Which::Id)
+pub(crate) fn which_of(process: &Found) -> ProcessSelector {
+    process.process_id.map_or_else(|| ProcessSelector::Named(process.name.clone()), ProcessSelector::Id)
 }
 
 /// The process that has this callback, and the callback.
@@ -247,8 +247,8 @@ fn read(file: &Path) -> anyhow::Result<(String, String)> {
 }
 
 /// Shows what a change did, or would do.
-pub(crate) fn show(applied: &Applied, dry_run: bool) {
-    let Applied { process, changed, created, changes, new_secrets } = applied;
+pub(crate) fn show(applied: &ProcessChangeResult, dry_run: bool) {
+    let ProcessChangeResult { process, changed, created, changes, new_secrets } = applied;
     let what = match (changed, created, dry_run) {
         (false, ..) => "unchanged",
         (true, true, false) => "created",
@@ -309,7 +309,7 @@ mod tests {
 
     #[test]
     fn a_process_is_named_by_id_or_name() {
-        assert_eq!(which("bbbbbbbbbbbbbbbbbbbbbbbb"), Ok(Which::Id(ObjectId::from_bytes([0xbb; 12]))));
-        assert_eq!(which("Sales"), Ok(Which::Named("Sales".into())));
+        assert_eq!(which("bbbbbbbbbbbbbbbbbbbbbbbb"), Ok(ProcessSelector::Id(ObjectId::from_bytes([0xbb; 12]))));
+        assert_eq!(which("Sales"), Ok(ProcessSelector::Named("Sales".into())));
     }
 }

@@ -4,7 +4,7 @@ use anyhow::bail;
 use clap::{Args, Subcommand};
 use contract::{
     Timestamp,
-    rpc::{GetRecovery, RECOVERY_GET, RECOVERY_RECOVER, Recover as Query, Recovery, RecoveryKind},
+    rpc::{GetRecovery, RECOVERY_GET, RECOVERY_RECOVER, Recover as Query, RecoveryKind, RecoveryStatus},
 };
 use service_kit::clock;
 
@@ -63,7 +63,7 @@ impl Recover {
     pub(crate) async fn run(self) -> anyhow::Result<()> {
         let (kind, since, way) = match self.case {
             None => {
-                let recovery: Recovery = self.admin.call(RECOVERY_GET, &GetRecovery {}).await?;
+                let recovery: RecoveryStatus = self.admin.call(RECOVERY_GET, &GetRecovery {}).await?;
                 return show(&recovery, self.admin.json);
             }
             Some(Case::Replay(way)) => (RecoveryKind::Replay, None, way),
@@ -73,15 +73,15 @@ impl Recover {
             }
         };
         let client = way.admin.connect().await?;
-        let seen: Recovery = admin::call(&client, RECOVERY_GET, &GetRecovery {}).await?;
+        let seen: RecoveryStatus = admin::call(&client, RECOVERY_GET, &GetRecovery {}).await?;
         if !way.yes {
             show(&seen, way.admin.json)?;
             bail!("{}; nothing was done: say --yes to do it", cost(kind, &seen, since));
         }
         // Compare-and-set: what was seen is what is acted on.
-        let Recovery { generation, epoch, last_seq, .. } = seen;
+        let RecoveryStatus { generation, epoch, last_seq, .. } = seen;
         let query = Query { kind, since, generation, epoch, last_seq };
-        let recovery: Recovery = admin::call(&client, RECOVERY_RECOVER, &query).await?;
+        let recovery: RecoveryStatus = admin::call(&client, RECOVERY_RECOVER, &query).await?;
         if !way.admin.json {
             output::say(format_args!("done; {}", cost(kind, &seen, since)));
         }
@@ -90,8 +90,8 @@ impl Recover {
 }
 
 /// What a way out does, with figures.
-fn cost(kind: RecoveryKind, seen: &Recovery, since: Option<Timestamp>) -> String {
-    let Recovery { epoch, last_seq, log_first, log_last, told_epoch, told_seq, .. } = seen;
+fn cost(kind: RecoveryKind, seen: &RecoveryStatus, since: Option<Timestamp>) -> String {
+    let RecoveryStatus { epoch, last_seq, log_first, log_last, told_epoch, told_seq, .. } = seen;
     let again = format!("what was applied behind epoch {told_epoch} entry {told_seq} is announced and told again");
     match kind {
         RecoveryKind::Replay => {
@@ -109,11 +109,12 @@ fn cost(kind: RecoveryKind, seen: &Recovery, since: Option<Timestamp>) -> String
     }
 }
 
-fn show(recovery: &Recovery, json: bool) -> anyhow::Result<()> {
+fn show(recovery: &RecoveryStatus, json: bool) -> anyhow::Result<()> {
     if json {
         return output::json(recovery);
     }
-    let Recovery { generation, epoch, last_seq, published_epoch, published_seq, told_epoch, told_seq, .. } = recovery;
+    let RecoveryStatus { generation, epoch, last_seq, published_epoch, published_seq, told_epoch, told_seq, .. } =
+        recovery;
     match &recovery.halted {
         None => output::say("nothing is wrong: log, checkpoint and events fit together"),
         Some(halted) => {

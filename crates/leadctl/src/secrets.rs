@@ -3,7 +3,7 @@
 use anyhow::bail;
 use clap::Subcommand;
 use contract::{
-    rpc::{RotateSecrets, Rotated, SECRETS_ROTATE},
+    rpc::{RotateSecrets, RotationResult, SECRETS_ROTATE},
     sealed::new_key,
 };
 
@@ -44,10 +44,10 @@ async fn rotate(admin: &Admin) -> anyhow::Result<()> {
     let client = admin.connect().await?;
     let mut resealed = 0;
     let rotated = loop {
-        let rotated: Rotated = admin::call(&client, SECRETS_ROTATE, &RotateSecrets {}).await?;
+        let rotated: RotationResult = admin::call(&client, SECRETS_ROTATE, &RotateSecrets {}).await?;
         resealed += rotated.resealed;
         if rotated.remaining == 0 {
-            break Rotated { resealed, ..rotated };
+            break RotationResult { resealed, ..rotated };
         }
     };
     if admin.json {
@@ -61,8 +61,8 @@ async fn rotate(admin: &Admin) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn show(rotated: &Rotated) {
-    let Rotated { key_id, resealed, unchanged, locked, .. } = rotated;
+fn show(rotated: &RotationResult) {
+    let RotationResult { key_id, resealed, unchanged, locked, .. } = rotated;
     output::say(format_args!("present key {key_id}"));
     output::field("sealed anew", format_args!("{resealed} processes"));
     output::field("unchanged", format_args!("{unchanged} processes"));

@@ -31,7 +31,7 @@ pub(crate) struct Story {
     version: Option<i64>,
     user_id: Option<String>,
     api_key_id: Option<ObjectId>,
-    held_until: Option<String>,
+    queued_until: Option<String>,
     logged_at: Option<String>,
     applied_at: Option<String>,
     deliveries: Option<Vec<Delivery>>,
@@ -139,7 +139,7 @@ impl Story {
                 line(name, at);
             }
         }
-        if let Some(until) = &self.held_until {
+        if let Some(until) = &self.queued_until {
             line("held", &format!("until the call ends, or expires at {until}"));
         }
         for warning in &self.warnings {

@@ -11,14 +11,14 @@ use async_nats::jetstream::{
     self,
     kv::{Operation, Store},
 };
-use contract::json::mismatch;
+use contract::json::redacted_error;
 use futures::StreamExt;
 use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     health::Readiness,
-    nats::{bucket, patient},
+    nats::{bucket, retry_backoff},
 };
 
 /// How long the watch may be silent before it is checked that it still hears everything.
@@ -26,26 +26,26 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
 /// What a bucket holds, by key, in memory.
 #[derive(Debug)]
-pub struct View<T> {
+pub struct BucketCache<T> {
     /// Nothing until the bucket was read once.
     entries: RwLock<Option<HashMap<String, Arc<T>>>>,
 }
 
-impl<T> Default for View<T> {
+impl<T> Default for BucketCache<T> {
     fn default() -> Self {
         Self { entries: RwLock::default() }
     }
 }
 
 /// A whole picture that follows nothing yet.
-impl<T> FromIterator<(String, T)> for View<T> {
+impl<T> FromIterator<(String, T)> for BucketCache<T> {
     fn from_iter<I: IntoIterator<Item = (String, T)>>(entries: I) -> Self {
         let entries = entries.into_iter().map(|(key, value)| (key, Arc::new(value))).collect();
         Self { entries: RwLock::new(Some(entries)) }
     }
 }
 
-impl<T: DeserializeOwned> View<T> {
+impl<T: DeserializeOwned> BucketCache<T> {
     /// The entry under this key.
     pub fn get(&self, key: &str) -> Option<Arc<T>> {
         self.entries.read().unwrap_or_else(PoisonError::into_inner).as_ref()?.get(key).cloned()
@@ -73,7 +73,7 @@ impl<T: DeserializeOwned> View<T> {
     ) -> anyhow::Result<()> {
         readiness.not_ready(name, "not read yet");
         let follow = async {
-            for delay in patient() {
+            for delay in retry_backoff() {
                 let store = bucket(js, name).await?;
                 match self.watch(&store, || readiness.ready(name)).await {
                     Ok(()) => tracing::debug!(bucket = name, "the watch ended, watching again"),
@@ -121,7 +121,7 @@ impl<T: DeserializeOwned> View<T> {
                 Operation::Put => match serde_json::from_slice(&entry.value) {
                     Ok(value) => Some(Arc::new(value)),
                     Err(e) => {
-                        tracing::error!(bucket = %entry.bucket, key = %entry.key, "entry cannot be read: {}", mismatch(&e));
+                        tracing::error!(bucket = %entry.bucket, key = %entry.key, "entry cannot be read: {}", redacted_error(&e));
                         None
                     }
                 },

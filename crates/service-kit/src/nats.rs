@@ -219,11 +219,11 @@ where
     F: Future<Output = Result<T, E>>,
     E: std::error::Error + Send + Sync + 'static,
 {
-    for delay in patient() {
+    for delay in retry_backoff() {
         match attempt().await {
             Ok(value) => return Ok(value),
             Err(e) => {
-                tracing::warn!("cannot {what}, trying again: {}", chain(&e));
+                tracing::warn!("cannot {what}, trying again: {}", error_chain(&e));
                 tokio::time::sleep(delay).await;
             }
         }
@@ -232,7 +232,7 @@ where
 }
 
 /// The delays of a loop that never gives up: from 100 ms to 2 s, with jitter.
-pub fn patient() -> impl Iterator<Item = Duration> {
+pub fn retry_backoff() -> impl Iterator<Item = Duration> {
     ExponentialBuilder::default()
         .with_min_delay(Duration::from_millis(100))
         .with_max_delay(Duration::from_secs(2))
@@ -242,7 +242,7 @@ pub fn patient() -> impl Iterator<Item = Duration> {
 }
 
 /// An error with its causes, in one line.
-pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+pub fn error_chain(error: &(dyn std::error::Error + 'static)) -> String {
     let causes = std::iter::successors(Some(error), |e| e.source()).map(ToString::to_string).collect::<Vec<_>>();
     causes.join(": ")
 }

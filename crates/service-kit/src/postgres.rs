@@ -7,12 +7,12 @@ use sqlx::{Executor, PgPool, Postgres, pool::PoolConnection};
 
 /// A connection out of a pool, kept from one statement to the next as long as they succeed.
 #[derive(Debug)]
-pub struct Session {
+pub struct PinnedConnection {
     pool: PgPool,
     kept: Option<PoolConnection<Postgres>>,
 }
 
-impl Session {
+impl PinnedConnection {
     /// Takes its connection when it is first needed. It counts among those that the pool may have.
     pub fn new(pool: PgPool) -> Self {
         Self { pool, kept: None }

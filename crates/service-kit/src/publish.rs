@@ -15,7 +15,7 @@ use async_nats::{
 use bytes::Bytes;
 use contract::headers;
 
-use crate::nats::chain;
+use crate::nats::error_chain;
 
 /// Why a message is not in its stream.
 #[derive(Debug, thiserror::Error)]
@@ -47,7 +47,7 @@ impl From<jetstream::context::PublishError> for PublishError {
             (PublishErrorKind::StreamNotFound, _) => Self::Unavailable("no stream takes this subject".into()),
             // "maximum bytes exceeded" and "maximum messages exceeded" come under this code.
             (_, Some(ErrorCode::STREAM_STORE_FAILED)) => Self::Full,
-            _ => Self::Refused(chain(&error)),
+            _ => Self::Refused(error_chain(&error)),
         }
     }
 }

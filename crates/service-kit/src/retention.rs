@@ -9,12 +9,12 @@ use contract::Timestamp;
 
 /// For how long months in Postgres are kept: a duration, or off, which is for ever.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Keep(Option<Duration>);
+pub struct Retention(Option<Duration>);
 
 /// Shorter is of no use: the last two months are always there.
 const LEAST_KEPT: Duration = Duration::from_secs(62 * 24 * 60 * 60);
 
-impl Keep {
+impl Retention {
     /// For how long; none is for ever.
     pub fn duration(self) -> Option<Duration> {
         self.0
@@ -26,7 +26,7 @@ impl Keep {
     }
 }
 
-impl FromStr for Keep {
+impl FromStr for Retention {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -41,7 +41,7 @@ impl FromStr for Keep {
     }
 }
 
-impl fmt::Display for Keep {
+impl fmt::Display for Retention {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             Some(kept) => humantime::format_duration(kept).fmt(f),
@@ -97,14 +97,14 @@ mod tests {
 
     #[test]
     fn what_is_kept_is_kept_for_long_or_for_ever() {
-        assert_eq!(Keep::default().to_string().parse(), Ok(Keep::default()));
-        let year = "400days".parse::<Keep>().unwrap();
+        assert_eq!(Retention::default().to_string().parse(), Ok(Retention::default()));
+        let year = "400days".parse::<Retention>().unwrap();
         assert_eq!(year.to_string().parse(), Ok(year));
         let now = Timestamp::from_millis(1_768_193_759_048);
         assert_eq!(year.cutoff(now).unwrap().to_iso(), "2024-12-08T04:55:59.048Z");
-        assert_eq!(Keep::default().cutoff(now), None);
+        assert_eq!(Retention::default().cutoff(now), None);
         for wrong in ["", "61days", "0s", "never"] {
-            assert!(wrong.parse::<Keep>().is_err(), "{wrong}");
+            assert!(wrong.parse::<Retention>().is_err(), "{wrong}");
         }
     }
 }

@@ -10,7 +10,7 @@ use async_nats::{
 };
 use bytes::Bytes;
 use contract::{
-    json::mismatch,
+    json::redacted_error,
     rpc::{DEFAULT_TIMEOUT, Query, RpcError},
 };
 use futures::{StreamExt, stream::FuturesUnordered};
@@ -86,7 +86,7 @@ where
                         Err(e) => Err(RpcError::new(
                             400,
                             "invalid_query",
-                            format!("the query cannot be read: {}", mismatch(&e)),
+                            format!("the query cannot be read: {}", redacted_error(&e)),
                         )),
                     };
                     let reply = reply.and_then(|reply| {
@@ -110,7 +110,7 @@ where
 
 /// An error of our own: the cause goes to the log, not to the client.
 pub fn internal(what: &str, cause: &(dyn std::error::Error + 'static)) -> RpcError {
-    tracing::error!("{what}: {}", crate::nats::chain(cause));
+    tracing::error!("{what}: {}", crate::nats::error_chain(cause));
     RpcError::new(500, "internal", "internal error; see the service's log")
 }
 

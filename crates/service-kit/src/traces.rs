@@ -42,7 +42,7 @@ use opentelemetry_sdk::{
 };
 use tokio::runtime::Handle;
 
-use crate::{clock, nats::chain, tls};
+use crate::{clock, nats::error_chain, tls};
 
 /// How long the last spans may take to leave when a service ends. Longer waits for a slow collector, shorter ends sooner.
 pub const FLUSH: Duration = Duration::from_secs(2);
@@ -304,7 +304,7 @@ impl HttpClient for Poster {
         let failure = match &answer {
             Ok(answer) if answer.status().is_success() => None,
             Ok(answer) => Some(format!("it answers {}", answer.status())),
-            Err(e) => Some(chain(&**e as &(dyn Error + 'static))),
+            Err(e) => Some(error_chain(&**e as &(dyn Error + 'static))),
         };
         match failure {
             Some(why) if !self.failing.swap(true, Ordering::Relaxed) => {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Context;
 use async_nats::jetstream::{self, stream::RawMessageErrorKind};
 use contract::streams::{LEAD_EVENTS, NOTIFIER_CONSUMER};
-use service_kit::{clock, metrics::age, nats::chain};
+use service_kit::{clock, metrics::age, nats::error_chain};
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 
@@ -25,7 +25,7 @@ pub(crate) async fn watch(
         loop {
             let deliveries = deliveries(&pool, &metrics).await;
             let events = events(&js, &metrics).await;
-            match deliveries.map_err(|e| anyhow::anyhow!(chain(&e))).and(events) {
+            match deliveries.map_err(|e| anyhow::anyhow!(error_chain(&e))).and(events) {
                 Ok(()) => _ = metrics.seen.set(clock::now().millis() as f64 / 1000.0),
                 Err(e) => tracing::debug!("cannot see what waits: {e:#}"),
             }

@@ -12,7 +12,7 @@ use std::{
 };
 
 use contract::{ObjectId, Timestamp};
-use service_kit::{health::Readiness, nats::chain};
+use service_kit::{health::Readiness, nats::error_chain};
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 
@@ -208,8 +208,8 @@ impl Health {
                         enabled.into_iter().for_each(|callback_id| slots.forgive(callback_id));
                     }
                     Err(e) => {
-                        tracing::warn!("cannot read how callbacks fare: {}", chain(&e));
-                        readiness.not_ready("postgres", chain(&e));
+                        tracing::warn!("cannot read how callbacks fare: {}", error_chain(&e));
+                        readiness.not_ready("postgres", error_chain(&e));
                     }
                 }
                 metrics.callbacks(slots.tidy(), self.read().disabled.len());

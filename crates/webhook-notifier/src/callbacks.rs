@@ -11,13 +11,13 @@ use async_nats::jetstream::kv;
 use contract::{
     ObjectId,
     event::CompletionEvent,
-    json::mismatch,
+    json::redacted_error,
     process::{Callback, Ordering, Process},
     sealed::{CannotOpen, Keys},
     subject::process_key,
 };
 use serde::Deserialize;
-use service_kit::{health::Readiness, kv::View, nats::chain};
+use service_kit::{health::Readiness, kv::BucketCache, nats::error_chain};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -42,7 +42,7 @@ pub(crate) struct Unreadable {
 #[derive(Debug)]
 pub(crate) struct Callbacks {
     /// The `processes` bucket, watched.
-    pub(crate) view: Arc<View<Configured>>,
+    pub(crate) view: Arc<BucketCache<Configured>>,
     bucket: kv::Store,
     pub(crate) health: Health,
     keys: Keys,
@@ -237,8 +237,8 @@ impl Callbacks {
     /// What the bucket holds.
     async fn stored(&self, key: &str) -> Result<Option<Arc<Configured>>, Unreadable> {
         let unreadable = |cause| Unreadable { key: key.to_owned(), cause };
-        match self.bucket.get(key).await.map_err(|e| unreadable(chain(&e)))? {
-            Some(value) => serde_json::from_slice(&value).map(Some).map_err(|e| unreadable(mismatch(&e))),
+        match self.bucket.get(key).await.map_err(|e| unreadable(error_chain(&e)))? {
+            Some(value) => serde_json::from_slice(&value).map(Some).map_err(|e| unreadable(redacted_error(&e))),
             None => Ok(None),
         }
     }

@@ -6,7 +6,7 @@ use clap::Args;
 use ipnet::IpNet;
 use service_kit::{
     config::{DatabaseConfig, HealthConfig, NatsConfig, SecretsConfig},
-    retention::Keep,
+    retention::Retention,
 };
 
 use crate::{callback_health::DisableAfter, core::schedule::Schedule};
@@ -55,7 +55,7 @@ pub struct Config {
     /// How long months of the delivery log stay, at least 62days, or off. Older ones are dropped when no delivery of theirs is
     /// pending.
     #[arg(long, env = "DELIVERY_RETENTION", default_value_t, value_name = "DURATION")]
-    pub delivery_retention: Keep,
+    pub delivery_retention: Retention,
     /// How long events stay in their stream after they were delivered or recorded. When it is more than half full they
     /// go at once.
     #[arg(long, env = "EVENT_RETENTION", default_value_t = EVENT_RETENTION.into(), value_name = "DURATION")]

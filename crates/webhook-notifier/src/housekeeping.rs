@@ -7,8 +7,8 @@ use async_nats::jetstream;
 use contract::streams::{LEAD_EVENTS, NOTIFIER_CONSUMER};
 use service_kit::{
     clock,
-    nats::chain,
-    retention::{Keep, purge_read},
+    nats::error_chain,
+    retention::{Retention, purge_read},
 };
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
@@ -27,7 +27,7 @@ const PARTITIONS_AHEAD: Duration = DAY.saturating_mul(62);
 const PURGE_INTERVAL: Duration = Duration::from_secs(15);
 
 /// Keeps partitions ahead of time, and drops those that are too old, until shutdown.
-pub(crate) async fn partitions(pool: PgPool, keep: Keep, shutdown: CancellationToken) -> anyhow::Result<()> {
+pub(crate) async fn partitions(pool: PgPool, keep: Retention, shutdown: CancellationToken) -> anyhow::Result<()> {
     let keep_house = || async {
         make_partitions(&pool).await;
         drop_partitions(&pool, keep).await;
@@ -36,12 +36,12 @@ pub(crate) async fn partitions(pool: PgPool, keep: Keep, shutdown: CancellationT
 }
 
 /// Drops the months that are too old. What waits stays, and the month with it.
-async fn drop_partitions(pool: &PgPool, keep: Keep) {
+async fn drop_partitions(pool: &PgPool, keep: Retention) {
     let Some(cutoff) = keep.cutoff(clock::now()) else { return };
     match store::partitions::drop_old(pool, cutoff).await {
         Ok(dropped) if dropped.is_empty() => {}
         Ok(dropped) => tracing::info!(dropped = dropped.join(", "), "months of the delivery log were dropped"),
-        Err(e) => tracing::warn!("cannot drop old months of the delivery log: {}", chain(&e)),
+        Err(e) => tracing::warn!("cannot drop old months of the delivery log: {}", error_chain(&e)),
     }
 }
 
@@ -52,7 +52,7 @@ pub(crate) async fn make_partitions(pool: &PgPool) {
         Ok(0) => {}
         Ok(made) => tracing::info!(made, "made partitions of the delivery log"),
         // Meanwhile rows go to the default partition.
-        Err(e) => tracing::warn!("cannot make partitions of the delivery log: {}", chain(&e)),
+        Err(e) => tracing::warn!("cannot make partitions of the delivery log: {}", error_chain(&e)),
     }
 }
 

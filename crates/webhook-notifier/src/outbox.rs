@@ -11,7 +11,7 @@ use contract::{
     subject::{callback_disabled, delivery_exhausted},
 };
 use service_kit::{
-    nats::{chain, patient},
+    nats::{error_chain, retry_backoff},
     publish::{self, PublishError},
 };
 use sqlx::PgPool;
@@ -42,12 +42,12 @@ pub(crate) async fn run(
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let announce = async {
-        let mut delays = patient();
+        let mut delays = retry_backoff();
         loop {
             match announce(&js, &pool).await {
-                Ok(()) => delays = patient(),
+                Ok(()) => delays = retry_backoff(),
                 Err(e) => {
-                    tracing::warn!("cannot announce, trying again: {}", chain(&e));
+                    tracing::warn!("cannot announce, trying again: {}", error_chain(&e));
                     tokio::time::sleep(delays.next().unwrap_or(POLL_INTERVAL)).await;
                     continue;
                 }

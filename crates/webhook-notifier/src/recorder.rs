@@ -11,8 +11,8 @@ use std::{
 
 use service_kit::{
     health::Readiness,
-    nats::{chain, patient},
-    postgres::Session,
+    nats::{error_chain, retry_backoff},
+    postgres::PinnedConnection,
 };
 use sqlx::{Connection, PgPool};
 use tokio::{
@@ -65,7 +65,7 @@ impl Recorder {
 #[derive(Debug)]
 pub(crate) struct Recording {
     queue: mpsc::Receiver<Pending>,
-    session: Session,
+    session: PinnedConnection,
     readiness: Readiness,
     /// Told when something is to be announced.
     announce: Arc<Notify>,
@@ -80,7 +80,7 @@ pub(crate) fn recorder(
     metrics: Metrics,
 ) -> (Recorder, Recording) {
     let (sender, queue) = mpsc::channel(QUEUE);
-    (Recorder(sender), Recording { queue, session: Session::new(pool), readiness, announce, metrics })
+    (Recorder(sender), Recording { queue, session: PinnedConnection::new(pool), readiness, announce, metrics })
 }
 
 impl Recording {
@@ -120,12 +120,12 @@ impl Recording {
 
     /// Writes a batch, and goes on trying until it is written.
     async fn write(&mut self, reports: &[Report]) {
-        for delay in patient() {
+        for delay in retry_backoff() {
             match self.try_write(reports).await {
                 Ok(()) => break,
                 Err(e) => {
-                    tracing::error!(reports = reports.len(), "cannot record, trying again: {}", chain(&e));
-                    self.readiness.not_ready("postgres", chain(&e));
+                    tracing::error!(reports = reports.len(), "cannot record, trying again: {}", error_chain(&e));
+                    self.readiness.not_ready("postgres", error_chain(&e));
                     tokio::time::sleep(delay).await;
                 }
             }

@@ -9,7 +9,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use contract::ObjectId;
-use service_kit::{clock, health::Readiness, nats::chain};
+use service_kit::{clock, health::Readiness, nats::error_chain};
 use sqlx::PgPool;
 use tokio::{task::JoinSet, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
@@ -68,8 +68,8 @@ impl Retrier {
             match self.round(&mut attempts).await {
                 Ok(()) => self.readiness.ready("postgres"),
                 Err(e) => {
-                    tracing::warn!("cannot claim what is due, trying again: {}", chain(&e));
-                    self.readiness.not_ready("postgres", chain(&e));
+                    tracing::warn!("cannot claim what is due, trying again: {}", error_chain(&e));
+                    self.readiness.not_ready("postgres", error_chain(&e));
                     tokio::time::sleep(POLL_INTERVAL).await;
                 }
             }

@@ -32,7 +32,7 @@ pub struct GetProcess {
     /// Whose process.
     pub project_id: ObjectId,
     /// Which one.
-    pub process: Which,
+    pub process: ProcessSelector,
 }
 
 /// A change of a process's configuration: all of it or nothing.
@@ -43,9 +43,9 @@ pub struct ChangeProcess {
     /// Whose process.
     pub project_id: ObjectId,
     /// Which one.
-    pub process: Which,
+    pub process: ProcessSelector,
     /// What is to change.
-    pub change: Change,
+    pub change: ProcessChange,
     /// Only if the process is at this revision; 0 where there is none.
     #[serde(default)]
     pub expected_revision: Option<i64>,
@@ -58,7 +58,7 @@ pub struct ChangeProcess {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
-pub enum Which {
+pub enum ProcessSelector {
     /// One that there is not yet.
     New,
     /// The one of this name; putting makes it where there is none. `_` are the project's fallback callbacks, which are there
@@ -72,7 +72,7 @@ pub enum Which {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", rename_all_fields = "camelCase")]
-pub enum Change {
+pub enum ProcessChange {
     /// It is to be this.
     Put {
         /// What it is to be.
@@ -145,7 +145,7 @@ pub struct TestCallback {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
-pub struct Tested {
+pub struct TestResult {
     /// Its `webhook-id`.
     pub webhook_id: ObjectId,
     /// When it began.
@@ -169,10 +169,10 @@ mod tests {
         let id = ObjectId::from_bytes([1; 12]);
         let callback: CallbackSpec = serde_json::from_str(r#"{"name":"crm","url":"https://crm.example"}"#).unwrap();
         let changes = [
-            (Which::New, Change::AddCallback { callback: callback.clone() }),
-            (Which::Named("_".into()), Change::PutCallback { callback_id: id, callback }),
-            (Which::Id(id), Change::RemoveCallback { callback_id: id }),
-            (Which::Id(id), Change::RotateSecret { callback_id: id, overlap_seconds: 5 }),
+            (ProcessSelector::New, ProcessChange::AddCallback { callback: callback.clone() }),
+            (ProcessSelector::Named("_".into()), ProcessChange::PutCallback { callback_id: id, callback }),
+            (ProcessSelector::Id(id), ProcessChange::RemoveCallback { callback_id: id }),
+            (ProcessSelector::Id(id), ProcessChange::RotateSecret { callback_id: id, overlap_seconds: 5 }),
         ];
         let texts = changes.map(|(process, change)| {
             let change = ChangeProcess { project_id: id, process, change, expected_revision: Some(7), dry_run: false };

@@ -147,7 +147,7 @@ pub const MAX_PER_SECOND: u32 = 1000;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
-pub struct Recovered {
+pub struct RecoveredDeliveries {
     /// How many deliveries will be made again, by this call; or would be.
     pub deliveries: u64,
     /// When the last of them is due.

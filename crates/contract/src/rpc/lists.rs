@@ -48,7 +48,7 @@ pub struct GetLeadHistory {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
-pub struct PastUpdate {
+pub struct HistoryEntry {
     /// The update.
     pub update_id: ObjectId,
     /// Whether the lead was changed.

@@ -54,7 +54,7 @@ queries! {
     InitiateLead "leads.rpc.lead.initiate" once => one Lead;
     // Leads in lists have no activities.
     ListLeads "leads.rpc.lead.list" repeatable => page Lead;
-    GetLeadHistory "leads.rpc.lead.history" repeatable => page PastUpdate;
+    GetLeadHistory "leads.rpc.lead.history" repeatable => page HistoryEntry;
     GetUpdate "leads.rpc.update.get" repeatable => one Update;
     // The event that would be announced, under an id that no update has.
     DryRunUpdate "leads.rpc.update.dry_run" repeatable => one CompletionEvent;
@@ -62,25 +62,25 @@ queries! {
     // In the order of the request; as many as fit into a message, at least one if there is any.
     GetOutcomes "leads.rpc.update.outcomes" repeatable => list Outcome;
     CreateProject "leads.rpc.project.create" once => one Project;
-    ApplyProcess "leads.rpc.process.apply" once => one Applied;
+    ApplyProcess "leads.rpc.process.apply" once => one ProcessChangeResult;
     // Processes are answered without their secrets.
     ListProcesses "leads.rpc.process.list" repeatable => page Process;
     GetProcess "leads.rpc.process.get" repeatable => one Process;
-    ChangeProcess "leads.rpc.process.change" once => one Applied;
+    ChangeProcess "leads.rpc.process.change" once => one ProcessChangeResult;
     CreateKey "leads.rpc.key.create" once => one ApiKey;
     RevokeKey "leads.rpc.key.revoke" once => one ApiKey;
     ListKeys "leads.rpc.key.list" repeatable => list ApiKey;
-    RotateSecrets "leads.rpc.secrets.rotate" once => one Rotated;
-    GetRecovery "leads.rpc.recovery.get" repeatable => one Recovery;
-    Recover "leads.rpc.recovery.recover" once => one Recovery;
+    RotateSecrets "leads.rpc.secrets.rotate" once => one RotationResult;
+    GetRecovery "leads.rpc.recovery.get" repeatable => one RecoveryStatus;
+    Recover "leads.rpc.recovery.recover" once => one RecoveryStatus;
     ListUpdateDeliveries "webhooks.rpc.delivery.list_of_update" repeatable => list Delivery;
     ListDeliveries "webhooks.rpc.delivery.list" repeatable => page ListedDelivery;
     GetDelivery "webhooks.rpc.delivery.get" repeatable => one Delivery;
     Redeliver "webhooks.rpc.delivery.redeliver" once => one ListedDelivery;
-    RecoverDeliveries "webhooks.rpc.delivery.recover" once => one Recovered;
+    RecoverDeliveries "webhooks.rpc.delivery.recover" once => one RecoveredDeliveries;
     ListCallbacks "webhooks.rpc.callback.list" repeatable => list CallbackStatus;
-    EnableCallback "webhooks.rpc.callback.enable" repeatable => one Enabled;
+    EnableCallback "webhooks.rpc.callback.enable" repeatable => one EnableResult;
     // In the order of the request.
     CheckUrls "webhooks.rpc.callback.check" repeatable => list UrlCheck;
-    TestCallback "webhooks.rpc.callback.test" once within TEST_TIMEOUT => one Tested;
+    TestCallback "webhooks.rpc.callback.test" once within TEST_TIMEOUT => one TestResult;
 }

@@ -7,7 +7,7 @@ use contract::{
     ObjectId,
     key::ApiKey,
     process::{Callback, DEFAULT_OVERLAP_SECONDS, MAX_OVERLAP_SECONDS, Process},
-    rpc::{self, Change, EnableCallback, Enabled, Page, RpcError, TEST_TIMEOUT, TestCallback, Tested},
+    rpc::{self, EnableCallback, EnableResult, Page, ProcessChange, RpcError, TEST_TIMEOUT, TestCallback, TestResult},
 };
 use serde::Serialize;
 
@@ -37,8 +37,8 @@ pub(crate) struct TestedView<'a> {
     response: Option<&'a str>,
 }
 
-impl<'a> From<&'a Tested> for TestedView<'a> {
-    fn from(tested: &'a Tested) -> Self {
+impl<'a> From<&'a TestResult> for TestedView<'a> {
+    fn from(tested: &'a TestResult) -> Self {
         Self {
             webhook_id: tested.webhook_id,
             delivered: tested.error.is_none(),
@@ -91,7 +91,7 @@ pub(crate) async fn create(app: Arc<App>, key: Arc<ApiKey>, mut request: Request
     let callback = parse_callback(&body::read(request, app.max_body_bytes).await?)?;
     check_urls(&app, std::slice::from_ref(&callback)).await?;
     let name = callback.name.clone();
-    let applied = change(&app, &key, process.which(), expected, Change::AddCallback { callback }).await?;
+    let applied = change(&app, &key, process.which(), expected, ProcessChange::AddCallback { callback }).await?;
     let data = find(&applied.process, |callback| callback.name == name)?;
     Ok(changed(&applied, data))
 }
@@ -102,7 +102,7 @@ pub(crate) async fn put(app: Arc<App>, key: Arc<ApiKey>, mut request: Request) -
     let expected = expected(request.headers())?;
     let callback = parse_callback(&body::read(request, app.max_body_bytes).await?)?;
     check_urls(&app, std::slice::from_ref(&callback)).await?;
-    let change = Change::PutCallback { callback_id, callback };
+    let change = ProcessChange::PutCallback { callback_id, callback };
     let applied = self::change(&app, &key, process.which(), expected, change).await?;
     let data = find(&applied.process, |callback| callback.callback_id == callback_id)?;
     Ok(changed(&applied, data))
@@ -112,7 +112,7 @@ pub(crate) async fn put(app: Arc<App>, key: Arc<ApiKey>, mut request: Request) -
 pub(crate) async fn remove(app: Arc<App>, key: Arc<ApiKey>, mut request: Request) -> Answer {
     let (process, callback_id) = named(&mut request).await?;
     let expected = expected(request.headers())?;
-    let applied = change(&app, &key, process.which(), expected, Change::RemoveCallback { callback_id }).await?;
+    let applied = change(&app, &key, process.which(), expected, ProcessChange::RemoveCallback { callback_id }).await?;
     Ok(changed(&applied, None::<CallbackView>))
 }
 
@@ -121,7 +121,7 @@ pub(crate) async fn rotate_secret(app: Arc<App>, key: Arc<ApiKey>, mut request: 
     let (process, callback_id) = named(&mut request).await?;
     let expected = expected(request.headers())?;
     let overlap_seconds = parse_overlap(&body::read(request, app.max_body_bytes).await?)?;
-    let change = Change::RotateSecret { callback_id, overlap_seconds };
+    let change = ProcessChange::RotateSecret { callback_id, overlap_seconds };
     let applied = self::change(&app, &key, process.which(), expected, change).await?;
     let data = find(&applied.process, |callback| callback.callback_id == callback_id)?;
     Ok(changed(&applied, data))
@@ -149,7 +149,7 @@ pub(crate) async fn test(app: Arc<App>, key: Arc<ApiKey>, mut request: Request) 
     let (Named(process_id), callback_id) = named(&mut request).await?;
     let wanted = TestCallback { project_id: key.project_id, process_id, callback_id };
     let client = &app.broker()?.client;
-    let tested: Tested = service_kit::rpc::call_within(client, rpc::CALLBACK_TEST, &wanted, TEST_TIMEOUT).await?;
+    let tested: TestResult = service_kit::rpc::call_within(client, rpc::CALLBACK_TEST, &wanted, TEST_TIMEOUT).await?;
     Ok(json(StatusCode::OK, &Found::new(TestedView::from(&tested))))
 }
 
@@ -160,7 +160,7 @@ pub(crate) async fn enable(app: Arc<App>, key: Arc<ApiKey>, mut request: Request
     let process = read(&app, &key, process).await?;
     find(&process, |callback| callback.callback_id == callback_id)?;
     let client = &app.broker()?.client;
-    let Enabled { was_disabled } =
+    let EnableResult { was_disabled } =
         service_kit::rpc::query(client, rpc::CALLBACK_ENABLE, &EnableCallback { callback_id }).await?;
     Ok(json(StatusCode::OK, &Found::new(EnabledView { was_disabled })))
 }
@@ -189,7 +189,7 @@ mod tests {
 
     #[test]
     fn a_ping_as_it_is_shown() {
-        let tested = Tested {
+        let tested = TestResult {
             webhook_id: ObjectId::from_bytes([1; 12]),
             started_at: contract::Timestamp::from_millis(1_768_193_759_048),
             duration_ms: 12,

@@ -8,7 +8,7 @@ use contract::{
     key::ApiKey,
     rpc::{
         self, Cursor, Delivery, DeliveryId, DeliveryStatus, GetDelivery, ListDeliveries, ListedDelivery,
-        MAX_PER_SECOND, Page, RecoverDeliveries, Recovered,
+        MAX_PER_SECOND, Page, RecoverDeliveries, RecoveredDeliveries,
     },
 };
 use serde::Serialize;
@@ -156,7 +156,8 @@ pub(crate) async fn redeliver(app: Arc<App>, key: Arc<ApiKey>, mut request: Requ
 pub(crate) async fn recover(app: Arc<App>, key: Arc<ApiKey>, request: Request) -> Answer {
     let body = body::read(request, app.max_body_bytes).await?;
     let wanted = parse_recovery(&body, &key)?;
-    let done: Recovered = service_kit::rpc::call(&app.broker()?.client, rpc::DELIVERY_RECOVER, &wanted).await?;
+    let done: RecoveredDeliveries =
+        service_kit::rpc::call(&app.broker()?.client, rpc::DELIVERY_RECOVER, &wanted).await?;
     let data = RecoveredView {
         deliveries: done.deliveries,
         dry_run: wanted.dry_run,

@@ -46,7 +46,7 @@ struct Data<'a> {
     user_id: Option<&'a str>,
     api_key_id: Option<ObjectId>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    held_until: Option<String>,
+    queued_until: Option<String>,
     logged_at: Option<String>,
     applied_at: Option<String>,
     /// Null where webhook-notifier did not answer.
@@ -120,7 +120,7 @@ fn view<'a>(update: &'a Update, deliveries: &'a Result<Vec<Delivery>, RpcError>)
         version: update.version,
         user_id: update.user_id.as_deref(),
         api_key_id: update.api_key_id,
-        held_until: update.held_until.map(|at| at.to_iso()),
+        queued_until: update.queued_until.map(|at| at.to_iso()),
         logged_at: update.logged_at.map(|at| at.to_iso()),
         applied_at: update.applied_at.map(|at| at.to_iso()),
         deliveries: deliveries.as_ref().ok().map(|deliveries| deliveries.iter().map(DeliveryView::from).collect()),

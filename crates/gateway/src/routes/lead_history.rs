@@ -6,7 +6,7 @@ use axum::extract::Request;
 use contract::{
     ObjectId,
     key::ApiKey,
-    rpc::{self, GetLeadHistory, Page, PastUpdate, UpdateStatus},
+    rpc::{self, GetLeadHistory, HistoryEntry, Page, UpdateStatus},
 };
 use serde::Serialize;
 
@@ -42,12 +42,12 @@ pub(crate) async fn handle(app: Arc<App>, key: Arc<ApiKey>, mut request: Request
     let (cursor, limit) = list::page(&mut fields)?;
     fields.ignore_rest("as unknown");
     let wanted = GetLeadHistory { project_id: key.project_id, lead_id, cursor, limit };
-    let page: Page<PastUpdate> = service_kit::rpc::query(&app.broker()?.client, rpc::LEAD_HISTORY, &wanted).await?;
+    let page: Page<HistoryEntry> = service_kit::rpc::query(&app.broker()?.client, rpc::LEAD_HISTORY, &wanted).await?;
     Ok(list::Listed::new(&page, PastUpdateView::from, &fields.warnings).answer())
 }
 
-impl<'a> From<&'a PastUpdate> for PastUpdateView<'a> {
-    fn from(update: &'a PastUpdate) -> Self {
+impl<'a> From<&'a HistoryEntry> for PastUpdateView<'a> {
+    fn from(update: &'a HistoryEntry) -> Self {
         Self {
             update_id: update.update_id,
             status: if update.success { UpdateStatus::Succeeded } else { UpdateStatus::Failed },
@@ -75,7 +75,7 @@ mod tests {
     #[test]
     fn a_page_of_an_audit_trail() {
         let at = Timestamp::from_millis(1_768_193_759_048);
-        let update = PastUpdate {
+        let update = HistoryEntry {
             update_id: ObjectId::from_bytes([1; 12]),
             success: false,
             error: Some("No".into()),

@@ -9,11 +9,12 @@ use axum::{
 };
 use contract::{
     ObjectId,
-    json::{Members, mismatch},
+    json::{Members, redacted_error},
     key::ApiKey,
     process::{Callback, CallbackSpec, Process, ProcessSpec, RetiringSecret, Rules},
     rpc::{
-        self, Applied, Change, ChangeProcess, CheckUrls, GetProcess, ListProcesses, Page, RpcError, UrlCheck, Which,
+        self, ChangeProcess, CheckUrls, GetProcess, ListProcesses, Page, ProcessChange, ProcessChangeResult,
+        ProcessSelector, RpcError, UrlCheck,
     },
     subject::NO_PROCESS,
 };
@@ -47,8 +48,8 @@ impl Named {
         list::path(request, "processId", "must be 24 hex digits, or _ for the fallback callbacks").await
     }
 
-    pub(crate) fn which(self) -> Which {
-        self.0.map_or_else(|| Which::Named(NO_PROCESS.into()), Which::Id)
+    pub(crate) fn which(self) -> ProcessSelector {
+        self.0.map_or_else(|| ProcessSelector::Named(NO_PROCESS.into()), ProcessSelector::Id)
     }
 }
 
@@ -125,8 +126,8 @@ pub(crate) fn versioned(process: &Process, body: &impl Serialize) -> Response {
 }
 
 /// The answer to a change: what it is about now, and what is different.
-pub(crate) fn changed<T: Serialize>(applied: &Applied, data: T) -> Response {
-    let Applied { process, changed, changes, .. } = applied;
+pub(crate) fn changed<T: Serialize>(applied: &ProcessChangeResult, data: T) -> Response {
+    let ProcessChangeResult { process, changed, changes, .. } = applied;
     versioned(process, &Changed { success: true, data, changed: *changed, changes })
 }
 
@@ -168,8 +169,8 @@ async fn make(app: &App, key: &ApiKey, named: Option<Named>, request: Request) -
     let body = body::read(request, app.max_body_bytes).await?;
     let (spec, keep_callbacks) = parse(&body, key, named)?;
     check_urls(app, &spec.callbacks).await?;
-    let which = named.map_or(Which::New, Named::which);
-    let applied = change(app, key, which, expected, Change::Put { spec, keep_callbacks }).await?;
+    let which = named.map_or(ProcessSelector::New, Named::which);
+    let applied = change(app, key, which, expected, ProcessChange::Put { spec, keep_callbacks }).await?;
     Ok(changed(&applied, ProcessView::from(&applied.process)))
 }
 
@@ -182,10 +183,10 @@ pub(crate) fn expected(headers: &HeaderMap) -> Result<Option<i64>, ApiError> {
 pub(crate) async fn change(
     app: &App,
     key: &ApiKey,
-    process: Which,
+    process: ProcessSelector,
     expected_revision: Option<i64>,
-    change: Change,
-) -> Result<Applied, ApiError> {
+    change: ProcessChange,
+) -> Result<ProcessChangeResult, ApiError> {
     let change = ChangeProcess { project_id: key.project_id, process, change, expected_revision, dry_run: false };
     Ok(service_kit::rpc::call(&app.broker()?.client, rpc::PROCESS_CHANGE, &change).await?)
 }
@@ -267,7 +268,7 @@ fn raw(value: &impl Serialize) -> Result<Cow<'static, RawValue>, ApiError> {
 fn typed<T: DeserializeOwned>(what: &str, members: &Members<'_>) -> Result<T, ApiError> {
     let text = serde_json::to_string(members).map_err(|_| ApiError::Internal)?;
     serde_json::from_str(&text).map_err(|e| {
-        let fault = mismatch(&e);
+        let fault = redacted_error(&e);
         let fault = fault.split(" at line ").next().unwrap_or_default();
         invalid(&format!("The body does not describe {what}: {fault}"))
     })

@@ -2,7 +2,7 @@
 
 use contract::{
     ObjectId,
-    rpc::{Cursor, Lead, GetLeadHistory, ListLeads, Page, PastUpdate, RpcError, clamp},
+    rpc::{Cursor, GetLeadHistory, HistoryEntry, Lead, ListLeads, Page, RpcError, clamp},
 };
 use sqlx::PgPool;
 
@@ -36,7 +36,7 @@ impl Lists {
         Ok(Page::cut(leads, limit, |lead| lead_place(lead.lead_id), down_to.map(lead_place)))
     }
 
-    pub(crate) async fn history(self, query: GetLeadHistory) -> Result<Page<PastUpdate>, RpcError> {
+    pub(crate) async fn history(self, query: GetLeadHistory) -> Result<Page<HistoryEntry>, RpcError> {
         let GetLeadHistory { project_id, lead_id, cursor, limit } = query;
         let limit = clamp(limit);
         let before = cursor.map(|cursor| log_place_at(&cursor)).transpose()?;

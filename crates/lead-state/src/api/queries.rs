@@ -7,10 +7,10 @@ use contract::{
     JsonObject, Timestamp,
     command::{CallEnded, MAX_TEXT_CHARS},
     event::CompletionEvent,
-    rpc::{GetLead, GetUpdate, InitiateLead, Lead, RpcError, DryRunUpdate, Update},
+    rpc::{DryRunUpdate, GetLead, GetUpdate, InitiateLead, Lead, RpcError, Update},
     streams::LEAD_COMMANDS,
 };
-use service_kit::{clock, retention::Keep, rpc::internal};
+use service_kit::{clock, retention::Retention, rpc::internal};
 use sqlx::PgPool;
 
 use crate::{
@@ -54,7 +54,7 @@ pub(crate) struct Queries {
     pub(crate) pool: PgPool,
     pub(crate) js: jetstream::Context,
     /// How long what became of updates is kept.
-    pub(crate) ledger_retention: Keep,
+    pub(crate) ledger_retention: Retention,
 }
 
 impl Queries {

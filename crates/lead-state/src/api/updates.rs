@@ -3,7 +3,7 @@
 
 use contract::{
     ObjectId,
-    rpc::{Cursor, GetOutcomes, ListUpdates, ListedUpdate, MAX_LIMIT, Outcome, Page, PastUpdate, RpcError, clamp},
+    rpc::{Cursor, GetOutcomes, HistoryEntry, ListUpdates, ListedUpdate, MAX_LIMIT, Outcome, Page, RpcError, clamp},
 };
 use sqlx::PgPool;
 
@@ -39,7 +39,7 @@ impl Updates {
         let before = query.cursor.as_ref().map(log_place_at).transpose()?;
         let since = query.since.map_or(0, contract::Timestamp::unix_seconds);
         let history = lists::history(&self.pool, query.project_id, lead_id, before, limit).await?;
-        let listed = |update: &PastUpdate| ListedUpdate {
+        let listed = |update: &HistoryEntry| ListedUpdate {
             update_id: update.update_id,
             cursor: log_place(update.epoch, update.log_sequence),
         };

@@ -6,7 +6,7 @@ use std::{convert::Infallible, sync::Arc, time::Duration};
 use contract::{
     ObjectId,
     process::{Callback, Process},
-    rpc::{Locked, RotateSecrets, Rotated, RpcError},
+    rpc::{LockedCallback, RotateSecrets, RotationResult, RpcError},
     sealed::{CannotOpen, KeyId, Keys},
 };
 use sqlx::PgPool;
@@ -72,10 +72,10 @@ impl Sealer {
     }
 
     /// Seals everything with the present key, as far as time suffices.
-    pub(crate) async fn rotate(self: Arc<Self>, _: RotateSecrets) -> Result<Rotated, RpcError> {
+    pub(crate) async fn rotate(self: Arc<Self>, _: RotateSecrets) -> Result<RotationResult, RpcError> {
         let begun = Instant::now();
         let mut rotated =
-            Rotated { key_id: self.keys.present(), resealed: 0, unchanged: 0, remaining: 0, locked: Vec::new() };
+            RotationResult { key_id: self.keys.present(), resealed: 0, unchanged: 0, remaining: 0, locked: Vec::new() };
         // Oldest revision first: what was sealed anew comes last the next time.
         for (project_id, name) in config::processes_to_project(&self.pool, true).await? {
             if begun.elapsed() > ROTATE_FOR {
@@ -83,7 +83,7 @@ impl Sealer {
                 continue;
             }
             let (resealed, locked) = self.seal_stored(project_id, &name, Which::NotPresent).await?;
-            let locked = locked.into_iter().map(|(callback_id, error)| Locked {
+            let locked = locked.into_iter().map(|(callback_id, error)| LockedCallback {
                 process: name.clone(),
                 project_id,
                 callback_id,

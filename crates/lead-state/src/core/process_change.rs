@@ -8,7 +8,7 @@ use contract::{
         Callback, CallbackAuth, CallbackSpec, MAX_OVERLAP_SECONDS, MAX_RETIRING_SECRETS, Process, ProcessSpec,
         RetiringSecret, Rules,
     },
-    rpc::{Change, ChangeProcess, RpcError, Which},
+    rpc::{ChangeProcess, ProcessChange, ProcessSelector, RpcError},
     sealed::Secret,
     subject::NO_PROCESS,
 };
@@ -28,7 +28,7 @@ pub(crate) struct Made {
 pub(crate) enum Known<'a> {
     Process(&'a Process),
     /// No process that is named so.
-    Nothing(&'a Which),
+    Nothing(&'a ProcessSelector),
 }
 
 pub(crate) fn no_process() -> RpcError {
@@ -54,16 +54,16 @@ fn no_rules() -> Rules {
 /// Refuses what is wrong whatever there is.
 pub(crate) fn check(query: &ChangeProcess) -> Result<(), RpcError> {
     let faults = match &query.change {
-        Change::Put { spec, .. } if spec.project_id != query.project_id => {
+        ProcessChange::Put { spec, .. } if spec.project_id != query.project_id => {
             vec!["projectId: another project".to_owned()]
         }
-        Change::Put { spec, .. } => spec.faults(),
-        Change::AddCallback { callback } | Change::PutCallback { callback, .. } => callback.faults(),
-        Change::RotateSecret { overlap_seconds, .. } if *overlap_seconds > MAX_OVERLAP_SECONDS => {
+        ProcessChange::Put { spec, .. } => spec.faults(),
+        ProcessChange::AddCallback { callback } | ProcessChange::PutCallback { callback, .. } => callback.faults(),
+        ProcessChange::RotateSecret { overlap_seconds, .. } if *overlap_seconds > MAX_OVERLAP_SECONDS => {
             let message = format!("overlapSeconds must be a number from 0 to {MAX_OVERLAP_SECONDS}");
             return Err(RpcError::new(400, "invalid_field", message));
         }
-        Change::RemoveCallback { .. } | Change::RotateSecret { .. } => Vec::new(),
+        ProcessChange::RemoveCallback { .. } | ProcessChange::RotateSecret { .. } => Vec::new(),
     };
     if faults.is_empty() { Ok(()) } else { Err(invalid(&faults.join("; "))) }
 }
@@ -89,7 +89,7 @@ pub(crate) fn check_revision(existing: Option<&Process>, expected: Option<i64>) 
 pub(crate) fn change(
     known: Known<'_>,
     project_id: ObjectId,
-    change: &Change,
+    change: &ProcessChange,
     now: Timestamp,
     mut new_id: impl FnMut() -> ObjectId,
     mut new_secret: impl FnMut() -> Secret,
@@ -98,12 +98,12 @@ pub(crate) fn change(
         Known::Process(process) => Some(process),
         Known::Nothing(_) => None,
     };
-    if let Change::Put { spec, keep_callbacks } = change {
+    if let ProcessChange::Put { spec, keep_callbacks } = change {
         return put(spec, *keep_callbacks, existing, &mut new_id, &mut new_secret);
     }
     let mut process = match known {
         Known::Process(process) => process.clone(),
-        Known::Nothing(Which::Named(name)) if name == NO_PROCESS => fallback(project_id),
+        Known::Nothing(ProcessSelector::Named(name)) if name == NO_PROCESS => fallback(project_id),
         Known::Nothing(_) => return Err(no_process()),
     };
     let place = |process: &Process, callback_id: ObjectId| {
@@ -111,8 +111,8 @@ pub(crate) fn change(
     };
     let mut new_secrets = Vec::new();
     match change {
-        Change::Put { .. } => {}
-        Change::AddCallback { callback } => {
+        ProcessChange::Put { .. } => {}
+        ProcessChange::AddCallback { callback } => {
             if callback.callback_id.is_some() {
                 return Err(invalid("callbackId: a new callback is given its id"));
             }
@@ -120,7 +120,7 @@ pub(crate) fn change(
             let made = self::callback(callback, None, &mut new_id, &mut new_secret, &mut new_secrets)?;
             process.callbacks.push(made);
         }
-        Change::PutCallback { callback_id, callback } => {
+        ProcessChange::PutCallback { callback_id, callback } => {
             let at = place(&process, *callback_id)?;
             if callback.callback_id.is_some_and(|given| given != *callback_id) {
                 return Err(invalid("callbackId: it is another one"));
@@ -130,11 +130,11 @@ pub(crate) fn change(
             process.callbacks[at] =
                 self::callback(callback, Some(&before), &mut new_id, &mut new_secret, &mut new_secrets)?;
         }
-        Change::RemoveCallback { callback_id } => {
+        ProcessChange::RemoveCallback { callback_id } => {
             let at = place(&process, *callback_id)?;
             process.callbacks.remove(at);
         }
-        Change::RotateSecret { callback_id, overlap_seconds } => {
+        ProcessChange::RotateSecret { callback_id, overlap_seconds } => {
             let at = place(&process, *callback_id)?;
             rotate(&mut process.callbacks[at], *overlap_seconds, now, new_secret())?;
             new_secrets.push(*callback_id);
@@ -432,18 +432,18 @@ mod tests {
     }
 
     /// What a change makes at this second; new ids count from 1, new secrets are `made`.
-    fn make(existing: Option<&Process>, change: &Change, second: i64) -> Result<Made, RpcError> {
+    fn make(existing: Option<&Process>, change: &ProcessChange, second: i64) -> Result<Made, RpcError> {
         let mut next = existing.map_or(0, |process| process.callbacks.len() as u8 + 1);
         let new_id = || {
             next += 1;
             id(next)
         };
-        let known = existing.map_or(Known::Nothing(&Which::New), Known::Process);
+        let known = existing.map_or(Known::Nothing(&ProcessSelector::New), Known::Process);
         super::change(known, PROJECT, change, at(second), new_id, || format!("made at {second}").as_str().into())
     }
 
-    fn put(text: &str) -> Change {
-        Change::Put { spec: process_spec(text), keep_callbacks: false }
+    fn put(text: &str) -> ProcessChange {
+        ProcessChange::Put { spec: process_spec(text), keep_callbacks: false }
     }
 
     /// A process with the callbacks `a` (5) and `b` (6).
@@ -503,7 +503,7 @@ mod tests {
             r#"{"callbackId":"060606060606060606060606","name":"z","url":"https://a.example"},{"name":"b","url":"https://b.example"}"#,
         );
         assert_eq!(refused(make(Some(&process()), &same, 1)), (400, "invalid_process".into()));
-        let keep = Change::Put {
+        let keep = ProcessChange::Put {
             spec: process_spec(r#"{"projectId":"aaaaaaaaaaaaaaaaaaaaaaaa","name":"q","states":[{"name":"new"}]}"#),
             keep_callbacks: true,
         };
@@ -516,7 +516,7 @@ mod tests {
     #[test]
     fn callbacks_come_change_and_go() {
         let before = process();
-        let add = |text| Change::AddCallback { callback: callback_spec(text) };
+        let add = |text| ProcessChange::AddCallback { callback: callback_spec(text) };
         let made = make(Some(&before), &add(r#"{"name":"c","url":"https://c.example"}"#), 1).unwrap();
         assert_eq!(
             (made.process.callbacks.len(), &made.new_secrets),
@@ -525,7 +525,7 @@ mod tests {
         let taken = add(r#"{"name":"a","url":"https://c.example"}"#);
         assert_eq!(refused(make(Some(&before), &taken, 1)), (409, "callback_exists".into()));
         assert_eq!(refused(make(None, &taken, 1)), (404, "process_not_found".into()));
-        let put = |text| Change::PutCallback { callback_id: id(5), callback: callback_spec(text) };
+        let put = |text| ProcessChange::PutCallback { callback_id: id(5), callback: callback_spec(text) };
         let made = make(Some(&before), &put(r#"{"name":"a","url":"https://a.example","enabled":false}"#), 1).unwrap();
         assert_eq!(
             (made.process.callbacks[0].auth.as_ref(), &made.process.callbacks[0].secrets[0]),
@@ -533,16 +533,16 @@ mod tests {
         );
         assert_eq!(made.process.callbacks[1], before.callbacks[1]);
         let shown = callback_spec(r#"{"name":"b","url":"http://u:***@b.example/"}"#);
-        let shown = Change::PutCallback { callback_id: id(6), callback: shown };
+        let shown = ProcessChange::PutCallback { callback_id: id(6), callback: shown };
         assert_eq!(make(Some(&before), &shown, 1).unwrap().process, before);
         let taken = put(r#"{"name":"b","url":"https://a.example"}"#);
         assert_eq!(refused(make(Some(&before), &taken, 1)), (409, "callback_exists".into()));
-        let gone = make(Some(&before), &Change::RemoveCallback { callback_id: id(6) }, 1).unwrap().process;
+        let gone = make(Some(&before), &ProcessChange::RemoveCallback { callback_id: id(6) }, 1).unwrap().process;
         assert_eq!(gone.callbacks, before.callbacks[..1]);
-        let nowhere = Change::RemoveCallback { callback_id: id(9) };
+        let nowhere = ProcessChange::RemoveCallback { callback_id: id(9) };
         assert_eq!(refused(make(Some(&before), &nowhere, 1)), (404, "callback_not_found".into()));
         // The fallback callbacks are there before there are any.
-        let which = Which::Named("_".into());
+        let which = ProcessSelector::Named("_".into());
         let change = add(r#"{"name":"f","url":"https://f.example"}"#);
         let made = super::change(Known::Nothing(&which), PROJECT, &change, at(1), || id(1), || "s".into()).unwrap();
         assert_eq!((made.process.process_id, made.process.rules.call_timeout_seconds), (None, 7200));
@@ -552,7 +552,7 @@ mod tests {
     fn what_authenticates_stays_only_where_it_is_sent_to_the_same_place() {
         let put = |url: &str, auth: &str| {
             let text = format!(r#"{{"name":"a","url":"{url}","auth":{auth}}}"#);
-            let change = Change::PutCallback { callback_id: id(5), callback: callback_spec(&text) };
+            let change = ProcessChange::PutCallback { callback_id: id(5), callback: callback_spec(&text) };
             make(Some(&process()), &change, 1)
                 .map(|made| made.process.callbacks[0].auth.clone().unwrap().secret().clone())
         };
@@ -573,7 +573,7 @@ mod tests {
     #[test]
     fn a_secret_that_is_replaced_signs_until_the_overlap_is_over() {
         let rotate = |process: &Process, overlap_seconds, second| {
-            make(Some(process), &Change::RotateSecret { callback_id: id(5), overlap_seconds }, second)
+            make(Some(process), &ProcessChange::RotateSecret { callback_id: id(5), overlap_seconds }, second)
         };
         let signing = |process: &Process, second| {
             process.callbacks[0]
@@ -602,23 +602,25 @@ mod tests {
         let mut later = rotate(&process, 100, 99).err().map(|_| process.clone()).unwrap_or(process.clone());
         forget_retired(&mut later, at(101));
         assert_eq!(later.callbacks[0].retiring_secrets.len(), 2);
-        assert!(make(Some(&process), &Change::RotateSecret { callback_id: id(9), overlap_seconds: 0 }, 1).is_err());
+        assert!(
+            make(Some(&process), &ProcessChange::RotateSecret { callback_id: id(9), overlap_seconds: 0 }, 1).is_err()
+        );
     }
 
     #[test]
     fn secrets_that_cannot_be_opened_are_not_kept_but_can_be_replaced() {
         let mut process = process();
         process.callbacks[0].secrets = vec!["sealed:v1:d3efba69:AAAA".into()];
-        let put = |text| Change::PutCallback { callback_id: id(5), callback: callback_spec(text) };
+        let put = |text| ProcessChange::PutCallback { callback_id: id(5), callback: callback_spec(text) };
         let refused = make(Some(&process), &put(r#"{"name":"a","url":"http://a"}"#), 1).unwrap_err();
         assert_eq!((refused.status, refused.code.as_str()), (409, "secrets_locked"));
         assert!(refused.message.contains("d3efba69") && !refused.message.contains("AAAA"), "{refused}");
-        let rotate = Change::RotateSecret { callback_id: id(5), overlap_seconds: 5 };
+        let rotate = ProcessChange::RotateSecret { callback_id: id(5), overlap_seconds: 5 };
         assert_eq!(make(Some(&process), &rotate, 1).unwrap_err().code, "secrets_locked");
         let made = make(Some(&process), &put(r#"{"name":"a","url":"http://a","secrets":["s3"]}"#), 1).unwrap();
         assert_eq!(made.process.callbacks[0].secrets, [Secret::from("s3")]);
         // Others change all the same.
-        let made = make(Some(&process), &Change::RemoveCallback { callback_id: id(6) }, 1).unwrap().process;
+        let made = make(Some(&process), &ProcessChange::RemoveCallback { callback_id: id(6) }, 1).unwrap().process;
         assert_eq!(made.callbacks, process.callbacks[..1]);
     }
 

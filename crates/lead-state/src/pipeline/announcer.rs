@@ -7,7 +7,7 @@ use contract::{headers, subject};
 use service_kit::{
     batch::Publisher,
     clock,
-    nats::{chain, patient},
+    nats::{error_chain, retry_backoff},
     publish::message,
     traces::{Span, Step, Traces},
 };
@@ -105,7 +105,7 @@ impl Announcer {
     /// Publishes events until JetStream has them all.
     async fn announce(&self, announcements: &[Announcement], epoch: i32, up_to: u64) {
         let spans: Vec<_> = announcements.iter().map(|announcement| self.begin(announcement)).collect();
-        for delay in patient() {
+        for delay in retry_backoff() {
             // Again all of them: those that are there already are known by their message ids.
             let messages: Vec<_> = announcements
                 .iter()
@@ -130,11 +130,15 @@ impl Announcer {
 
     /// Notes how far it is announced.
     async fn note(&self, up_to: (i32, u64)) -> Result<(), StoreError> {
-        for delay in patient() {
+        for delay in retry_backoff() {
             match set_published(&self.pool, &self.checkpoint, up_to, clock::now()).await {
                 Ok(()) => break,
                 Err(StoreError::Unavailable(e)) => {
-                    tracing::warn!(up_to = up_to.1, "cannot note what was announced, trying again: {}", chain(&e));
+                    tracing::warn!(
+                        up_to = up_to.1,
+                        "cannot note what was announced, trying again: {}",
+                        error_chain(&e)
+                    );
                     tokio::time::sleep(delay).await;
                 }
                 Err(e) => return Err(e),

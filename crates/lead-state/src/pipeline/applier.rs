@@ -6,8 +6,8 @@ use std::{
 };
 
 use service_kit::{
-    nats::{chain, patient},
-    postgres::Session,
+    nats::{error_chain, retry_backoff},
+    postgres::PinnedConnection,
     publish::PublishError,
 };
 use tokio::sync::{mpsc, watch};
@@ -52,7 +52,7 @@ pub(crate) struct Applier {
 
 /// Writes what is decided.
 pub(crate) struct Writer {
-    pub(crate) session: Session,
+    pub(crate) session: PinnedConnection,
     /// How far everything is written.
     pub(crate) checkpoint: Checkpoint,
     /// How far the announcer is, to be noted on the way.
@@ -175,7 +175,7 @@ impl Applier {
         // Parts still to be applied, the next one last.
         let mut parts = vec![messages];
         while let Some(part) = parts.pop() {
-            let mut delays = patient();
+            let mut delays = retry_backoff();
             let mut refused = None;
             loop {
                 let attempt = match failure.take() {
@@ -203,11 +203,11 @@ impl Applier {
                     }
                     // One message that the database cannot take must not hold up all that come after it.
                     Err(Failure::Write(WriteError::Store(StoreError::Data(e)))) if refused.is_none() => {
-                        tracing::error!("the database refuses a command: {}", chain(&e));
+                        tracing::error!("the database refuses a command: {}", error_chain(&e));
                         refused = Some(format!("the database refused it: {e}"));
                     }
                     Err(Failure::Write(WriteError::Store(StoreError::Unavailable(e)))) => {
-                        tracing::warn!("cannot apply a batch, trying again: {}", chain(&e));
+                        tracing::warn!("cannot apply a batch, trying again: {}", error_chain(&e));
                         tokio::time::sleep(delays.next().unwrap_or_default()).await;
                     }
                     Err(Failure::DeadLetter(e)) => {

@@ -17,9 +17,9 @@ use service_kit::{
     clock,
     config::DatabaseConfig,
     health::Readiness,
-    nats::{self, chain},
-    postgres::Session,
-    retention::Keep,
+    nats::{self, error_chain},
+    postgres::PinnedConnection,
+    retention::Retention,
     traces::Traces,
 };
 use sqlx::{Connection, PgConnection, PgPool};
@@ -72,7 +72,7 @@ pub(crate) struct Leader {
     pub(crate) sealer: Arc<Sealer>,
     pub(crate) readiness: Readiness,
     pub(crate) log_retention: Duration,
-    pub(crate) ledger_retention: Keep,
+    pub(crate) ledger_retention: Retention,
     pub(crate) metrics: Metrics,
     pub(crate) traces: Traces,
 }
@@ -81,7 +81,7 @@ pub(crate) struct Leader {
 /// trying again would be for ever.
 fn broken_off(what: &str, error: StoreError) -> anyhow::Result<TermEnd> {
     match error {
-        StoreError::Unavailable(e) => Ok(TermEnd::Again(format!("cannot {what}: {}", chain(&e)))),
+        StoreError::Unavailable(e) => Ok(TermEnd::Again(format!("cannot {what}: {}", error_chain(&e)))),
         e => Err(e).with_context(|| format!("cannot {what}")),
     }
 }
@@ -150,7 +150,7 @@ impl Leader {
                     tracing::info!("standing by");
                     self.show(None);
                 }
-                Err(e) => tracing::warn!("cannot ask for the lead, trying again: {}", chain(&e)),
+                Err(e) => tracing::warn!("cannot ask for the lead, trying again: {}", error_chain(&e)),
             }
             tokio::time::sleep(STANDBY_INTERVAL).await;
         }
@@ -286,7 +286,7 @@ impl Leader {
             traces: self.traces.clone(),
         };
         let writer = Writer {
-            session: Session::new(self.pool.clone()),
+            session: PinnedConnection::new(self.pool.clone()),
             checkpoint: checkpoint.clone(),
             announced: announcer.announced.subscribe(),
         };
@@ -390,7 +390,7 @@ impl Lease {
             tokio::time::sleep(RENEW_INTERVAL).await;
             match tokio::time::timeout(LEASE, self.connection.ping()).await {
                 Ok(Ok(())) => {}
-                Ok(Err(e)) => return chain(&e),
+                Ok(Err(e)) => return error_chain(&e),
                 Err(_) => return "the database did not answer".into(),
             }
         }

@@ -6,7 +6,7 @@
 
 use std::{sync::Arc, time::SystemTime};
 
-use service_kit::{clock, postgres::Session};
+use service_kit::{clock, postgres::PinnedConnection};
 use sqlx::PgPool;
 use tokio::sync::mpsc;
 
@@ -44,7 +44,7 @@ pub(crate) async fn prefetch(
     cache: Arc<Shared>,
     out: mpsc::Sender<Ahead>,
 ) {
-    let mut session = Session::new(pool);
+    let mut session = PinnedConnection::new(pool);
     // No batch is begun before there is room for it: what comes meanwhile goes along.
     while let Ok(room) = out.reserve().await {
         let mut read = Vec::with_capacity(BATCH_MESSAGES.min(log.len().max(1)));
@@ -63,7 +63,7 @@ pub(crate) async fn prefetch(
 }
 
 /// Reads what is not known. None if it is more than `budget` bytes.
-async fn learn(session: &mut Session, unknown: &Names, budget: usize) -> Result<Option<World>, StoreError> {
+async fn learn(session: &mut PinnedConnection, unknown: &Names, budget: usize) -> Result<Option<World>, StoreError> {
     if unknown.leads.is_empty() && unknown.references.is_empty() {
         return Ok(Some(World::default()));
     }

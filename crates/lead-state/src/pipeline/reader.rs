@@ -13,7 +13,7 @@ use contract::{
     streams::{self, LEAD_COMMANDS},
 };
 use futures::StreamExt;
-use service_kit::nats::patient;
+use service_kit::nats::retry_backoff;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::{core::entry::LogMessage, recovery};
@@ -60,7 +60,7 @@ pub(crate) async fn read(
     out: mpsc::Sender<Read>,
 ) -> anyhow::Result<()> {
     let bytes = Arc::new(Semaphore::new(READ_AHEAD_BYTES));
-    let mut delays = patient();
+    let mut delays = retry_backoff();
     loop {
         let info = match stream.get_info().await {
             Ok(info) => info,
@@ -101,7 +101,7 @@ pub(crate) async fn read(
             Err(e) => tracing::warn!(after, "reading {LEAD_COMMANDS} was interrupted, going on: {e:#}"),
         }
         if after > before {
-            delays = patient();
+            delays = retry_backoff();
         }
         tokio::time::sleep(delays.next().unwrap_or(PAUSE)).await;
     }

@@ -14,10 +14,10 @@ use async_nats::jetstream::{
 use contract::{
     Timestamp, headers,
     position::Position,
-    rpc::{GetRecovery, Halted, Recover, Recovery, RecoveryKind, RpcError},
+    rpc::{GetRecovery, Halted, Recover, RecoveryKind, RecoveryStatus, RpcError},
     streams::{self, LEAD_COMMANDS, LEAD_EVENTS, NOTIFIER_CONSUMER},
 };
-use service_kit::{clock, nats::chain};
+use service_kit::{clock, nats::error_chain};
 use sqlx::PgPool;
 
 use crate::store::{
@@ -215,7 +215,7 @@ pub(crate) async fn watch(pool: PgPool, js: jetstream::Context, term: Checkpoint
                 }
             }
             Ok(_) => {}
-            Err(e) => tracing::debug!("cannot look at the checkpoint: {}", chain(&e)),
+            Err(e) => tracing::debug!("cannot look at the checkpoint: {}", error_chain(&e)),
         }
         looks = looks.wrapping_add(1);
     }
@@ -258,11 +258,11 @@ impl Recoveries {
             .map_err(|e| RpcError::new(503, "unavailable", format!("cannot see how things stand: {e:#}")))
     }
 
-    pub(crate) async fn get(self, _: GetRecovery) -> Result<Recovery, RpcError> {
+    pub(crate) async fn get(self, _: GetRecovery) -> Result<RecoveryStatus, RpcError> {
         Ok(told(&self.look().await?))
     }
 
-    pub(crate) async fn recover(self, recover: Recover) -> Result<Recovery, RpcError> {
+    pub(crate) async fn recover(self, recover: Recover) -> Result<RecoveryStatus, RpcError> {
         let scene = self.look().await?;
         let from = &scene.checkpoint;
         if (recover.generation, recover.epoch, recover.last_seq) != (from.generation, from.epoch, from.last_seq) {
@@ -317,9 +317,9 @@ fn moved() -> RpcError {
     RpcError::new(409, "moved_on", "the checkpoint has moved since; look again")
 }
 
-fn told(scene: &Scene) -> Recovery {
+fn told(scene: &Scene) -> RecoveryStatus {
     let checkpoint = &scene.checkpoint;
-    Recovery {
+    RecoveryStatus {
         generation: checkpoint.generation,
         epoch: checkpoint.epoch,
         last_seq: checkpoint.last_seq,

@@ -7,7 +7,7 @@ use std::{
 
 use contract::{ObjectId, Timestamp, process::Rules};
 use futures::TryStreamExt;
-use service_kit::postgres::Session;
+use service_kit::postgres::PinnedConnection;
 use sqlx::{Connection, PgConnection, PgPool};
 
 use super::{StoreError, checkpoint::Checkpoint, held, id, object, time};
@@ -309,7 +309,7 @@ pub(crate) struct Batch<'a> {
 }
 
 /// Writes a batch in one transaction: checkpoint, leads, calls, what is held, ledger. All of it or nothing.
-pub(crate) async fn write(session: &mut Session, batch: &Batch<'_>, now: Timestamp) -> Result<(), WriteError> {
+pub(crate) async fn write(session: &mut PinnedConnection, batch: &Batch<'_>, now: Timestamp) -> Result<(), WriteError> {
     let plan = batch.plan;
     let mut connection = session.take().await?;
     if plan.calls.is_empty() && plan.newly_held.is_empty() && plan.released.is_empty() {

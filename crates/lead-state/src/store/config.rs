@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use contract::{
     ObjectId, Timestamp,
-    json::mismatch,
+    json::redacted_error,
     key::{ApiKey, Scope},
     process::Process,
     rpc,
@@ -62,7 +62,7 @@ fn read_process(config: &str, project_id: ObjectId, name: &dyn std::fmt::Debug) 
     // Without the text that is wrong: it may be a secret.
     let corrupt = |e| StoreError::Corrupt {
         table: "processes",
-        fault: format!("config of {name:?} in {project_id}: {}", mismatch(&e)),
+        fault: format!("config of {name:?} in {project_id}: {}", redacted_error(&e)),
     };
     serde_json::from_str(config).map_err(corrupt)
 }

@@ -114,7 +114,7 @@ pub(crate) async fn find(
             user_id: command.user_id,
             api_key_id: command.api_key_id,
             command: Some(object(TABLE, "command", update_id, row.command)?),
-            held_until: row.held_until.map(Into::into),
+            queued_until: row.held_until.map(Into::into),
             ..rpc::Update::pending(update_id)
         })
     })

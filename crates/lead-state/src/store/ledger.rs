@@ -118,7 +118,7 @@ pub(crate) async fn find(
             warnings: row.warnings,
             applied_at: Some(row.applied_at.into()),
             data: row.data.map(|text| object(TABLE, "data", update_id, text)).transpose()?,
-            held_until: None,
+            queued_until: None,
         })
     })
     .transpose()

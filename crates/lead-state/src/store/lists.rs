@@ -2,7 +2,7 @@
 
 use contract::{
     ObjectId, Timestamp,
-    rpc::{Lead, PastUpdate},
+    rpc::{HistoryEntry, Lead},
 };
 use sqlx::PgPool;
 
@@ -135,7 +135,7 @@ pub(crate) async fn history(
     lead_id: ObjectId,
     before: Option<(i32, u64)>,
     limit: u32,
-) -> Result<Vec<PastUpdate>, StoreError> {
+) -> Result<Vec<HistoryEntry>, StoreError> {
     const TABLE: &str = "lead_updates";
     let (epoch, log_seq) = before.map_or((i32::MAX, i64::MAX), |(epoch, log_seq)| (epoch, log_seq as i64));
     let rows = sqlx::query!(
@@ -154,7 +154,7 @@ pub(crate) async fn history(
     .await?;
     rows.into_iter()
         .map(|row| {
-            Ok(PastUpdate {
+            Ok(HistoryEntry {
                 update_id: id(TABLE, "update_id", &row.update_id)?,
                 success: row.success,
                 error: row.error,

@@ -7,7 +7,7 @@ use contract::{JsonObject, ObjectId, Timestamp};
 use service_kit::{
     config::DatabaseConfig,
     health::Readiness,
-    nats::{chain, patient},
+    nats::{error_chain, retry_backoff},
 };
 use sqlx::{
     PgPool,
@@ -87,11 +87,11 @@ pub(crate) fn migrator() -> Migrator {
 
 /// Waits until somebody else has brought the schema up to this version; `readiness` says what it lacks.
 pub(crate) async fn wait_for_schema(pool: &PgPool, readiness: &Readiness) {
-    for delay in patient() {
+    for delay in retry_backoff() {
         let why = match lacking(pool).await {
             Ok(lacking) if lacking.is_empty() => break,
             Ok(lacking) => format!("lead_state lacks migrations {lacking:?}: `leadctl migrate` makes them"),
-            Err(e) => chain(&e),
+            Err(e) => error_chain(&e),
         };
         tracing::warn!("waiting for the schema: {why}");
         readiness.not_ready("schema", why);
@@ -157,7 +157,7 @@ fn time(at: Timestamp) -> OffsetDateTime {
 
 /// Waits until the database answers.
 pub(crate) async fn wait(pool: &PgPool) {
-    for delay in patient() {
+    for delay in retry_backoff() {
         match pool.acquire().await {
             Ok(_) => return,
             Err(e) => tracing::warn!("cannot connect to Postgres, trying again: {e}"),

@@ -12,7 +12,7 @@ use std::{process::ExitCode, time::Duration};
 use clap::Args;
 use contract::{
     Timestamp,
-    rpc::{GetRecovery, RECOVERY_GET, Recovery},
+    rpc::{GetRecovery, RECOVERY_GET, RecoveryStatus},
 };
 use serde::Serialize;
 use service_kit::{config::NatsConfig, nats, version::ServerVersion};
@@ -151,9 +151,9 @@ fn nats_version(version: &str, server: ServerVersion) -> Check {
 /// Whether lead-state answers, and goes on.
 async fn recovery(client: &async_nats::Client) -> Check {
     let what = "log, ledger and events";
-    match admin::call::<_, Recovery>(client, RECOVERY_GET, &GetRecovery {}).await {
-        Ok(Recovery { halted: None, .. }) => Check::ok(what, "fit together"),
-        Ok(Recovery { halted: Some(halted), .. }) => Check::wrong(
+    match admin::call::<_, RecoveryStatus>(client, RECOVERY_GET, &GetRecovery {}).await {
+        Ok(RecoveryStatus { halted: None, .. }) => Check::ok(what, "fit together"),
+        Ok(RecoveryStatus { halted: Some(halted), .. }) => Check::wrong(
             what,
             format!("halted: {}: {}", halted.reason, halted.text),
             format!("leadctl recover {}", halted.remedy),

@@ -8,7 +8,7 @@ use contract::{
     process::Process,
     rpc::{
         CALLBACK_ENABLE, CALLBACK_LIST, CallbackState, CallbackStatus, DELIVERY_OF_UPDATE, Delivery, EnableCallback,
-        Enabled, GetUpdate, ListCallbacks,
+        EnableResult, GetUpdate, ListCallbacks,
     },
 };
 use service_kit::{
@@ -57,7 +57,7 @@ pub(crate) async fn serve(
                 // The other replicas follow within a second.
                 callbacks.health.sync(&pool).await?;
                 slots.forgive(query.callback_id);
-                Ok(Enabled { was_disabled })
+                Ok(EnableResult { was_disabled })
             };
             enable.await.map_err(|e: sqlx::Error| internal(CALLBACK_ENABLE, &e))
         }

@@ -11,7 +11,7 @@ use async_nats::service::Service;
 use contract::{
     ObjectId,
     event::TestPayload,
-    rpc::{CALLBACK_CHECK, CALLBACK_TEST, CheckUrls, RpcError, TestCallback, Tested, UrlCheck},
+    rpc::{CALLBACK_CHECK, CALLBACK_TEST, CheckUrls, RpcError, TestCallback, TestResult, UrlCheck},
 };
 use futures::{StreamExt, stream};
 use service_kit::{
@@ -95,7 +95,7 @@ impl Pings {
         Ok(UnderWay { pings: self, project_id })
     }
 
-    async fn test(&self, query: TestCallback) -> Result<Tested, RpcError> {
+    async fn test(&self, query: TestCallback) -> Result<TestResult, RpcError> {
         let TestCallback { project_id, process_id, callback_id } = query;
         let _under_way = self.begin(project_id)?;
         let found = self.deliverer.callbacks.now(project_id, process_id, callback_id).await;
@@ -120,7 +120,7 @@ impl Pings {
         let Attempt { started_at, duration, status, error, response, .. } = attempt;
         tracing::info!(%callback_id, %webhook_id, status, "tested, as asked: {}", error.as_deref().unwrap_or("taken"));
         let duration_ms = u32::try_from(duration.as_millis()).unwrap_or(u32::MAX);
-        Ok(Tested { webhook_id, started_at, duration_ms, status_code: status, error, response })
+        Ok(TestResult { webhook_id, started_at, duration_ms, status_code: status, error, response })
     }
 }
 

@@ -12,7 +12,8 @@ use contract::{
     rpc::{
         Cursor, DELIVERY_GET, DELIVERY_LIST, DELIVERY_RECOVER, DELIVERY_REDELIVER, Delivery, DeliveryId,
         DeliveryStatus, GetDelivery, GetOutcomes, ListDeliveries, ListUpdates, ListedDelivery, ListedUpdate, MAX_LIMIT,
-        MAX_PER_SECOND, Outcome, Page, RecoverDeliveries, Recovered, RpcError, UPDATE_LIST, UPDATE_OUTCOMES, clamp,
+        MAX_PER_SECOND, Outcome, Page, RecoverDeliveries, RecoveredDeliveries, RpcError, UPDATE_LIST, UPDATE_OUTCOMES,
+        clamp,
     },
 };
 use service_kit::{
@@ -243,7 +244,7 @@ impl Stories {
         query(&self.client, UPDATE_OUTCOMES, &wanted).await
     }
 
-    async fn recover(self, query: RecoverDeliveries) -> Result<Recovered, RpcError> {
+    async fn recover(self, query: RecoverDeliveries) -> Result<RecoveredDeliveries, RpcError> {
         if !(1..=MAX_PER_SECOND).contains(&query.per_second) {
             let message = format!("perSecond must be a number from 1 to {MAX_PER_SECOND}");
             return Err(RpcError::new(400, "invalid_field", message));
@@ -271,7 +272,7 @@ impl Stories {
                 if deliveries > 0 && !query.dry_run {
                     tracing::info!(project_id = %query.project_id, deliveries, "deliveries are made again, as asked");
                 }
-                return Ok(Recovered { deliveries, until, next: (!end).then(|| walk.cursor()) });
+                return Ok(RecoveredDeliveries { deliveries, until, next: (!end).then(|| walk.cursor()) });
             }
         }
     }

@@ -26,7 +26,7 @@ use futures::{StreamExt, future::try_join_all};
 use service_kit::{
     clock,
     health::Readiness,
-    nats::{chain, patient},
+    nats::{error_chain, retry_backoff},
     traces::{Span, Step},
 };
 use sqlx::PgPool;
@@ -145,7 +145,7 @@ impl From<Unreadable> for Setback {
 
 impl From<sqlx::Error> for Setback {
     fn from(error: sqlx::Error) -> Self {
-        Self::Later(chain(&error))
+        Self::Later(error_chain(&error))
     }
 }
 
@@ -174,7 +174,7 @@ impl Dispatcher {
 
     /// Pulls for ever; after an error from a new consumer or stream.
     async fn pull(self: &Arc<Self>, events: &mut JoinSet<()>) -> anyhow::Result<()> {
-        let mut delays = patient();
+        let mut delays = retry_backoff();
         let mut highest = 0;
         loop {
             if !self.is_wanted() {
@@ -182,7 +182,7 @@ impl Dispatcher {
                 tokio::time::sleep(ORDER_INTERVAL).await;
                 continue;
             }
-            let pulled = self.pull_stream(events, &mut highest, || delays = patient()).await;
+            let pulled = self.pull_stream(events, &mut highest, || delays = retry_backoff()).await;
             match pulled {
                 Ok(_) if !self.is_wanted() => continue,
                 Ok(broken) => {
@@ -222,7 +222,7 @@ impl Dispatcher {
             };
             let message = match message {
                 Some(Ok(message)) => message,
-                Some(Err(e)) => return Ok(chain(&e)),
+                Some(Err(e)) => return Ok(error_chain(&e)),
                 None => return Ok("the pull ended".into()),
             };
             on_message();
@@ -421,7 +421,7 @@ impl Dispatcher {
         let letter = DeadLetter { message, sequence: about.sequence, logged_at: about.published, reason, error };
         match dead_letter::publish(&self.js, &letter).await {
             Ok(()) => Setback::Dead(letter.error),
-            Err(e) => Setback::Later(format!("it cannot be read, nor put among the dead letters: {}", chain(&e))),
+            Err(e) => Setback::Later(format!("it cannot be read, nor put among the dead letters: {}", error_chain(&e))),
         }
     }
 }

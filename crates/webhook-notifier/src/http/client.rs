@@ -24,7 +24,7 @@ use hyper_util::{
     rt::{TokioExecutor, TokioTimer},
 };
 use percent_encoding::percent_decode_str;
-use service_kit::{clock, nats::chain, tls};
+use service_kit::{clock, nats::error_chain, tls};
 use tokio::time::{Instant, timeout, timeout_at};
 use zeroize::Zeroizing;
 
@@ -231,7 +231,7 @@ fn no_answer(error: &hyper_util::client::legacy::Error) -> Failure {
         }
         cause = inner.source();
     }
-    Failure::NoAnswer(chain(error))
+    Failure::NoAnswer(error_chain(error))
 }
 
 /// The beginning of an answer's body, as far as it comes at once.

@@ -8,7 +8,7 @@ use anyhow::Context;
 use service_kit::{
     config::DatabaseConfig,
     health::Readiness,
-    nats::{chain, patient},
+    nats::{error_chain, retry_backoff},
 };
 use sqlx::{
     PgPool,
@@ -41,12 +41,12 @@ pub(crate) async fn connect(config: &DatabaseConfig, readiness: &Readiness) -> a
         .max_connections(config.database_connections)
         .acquire_timeout(ACQUIRE_TIMEOUT)
         .connect_lazy_with(options);
-    for delay in patient() {
+    for delay in retry_backoff() {
         match pool.acquire().await {
             Ok(_) => break,
             Err(e) => {
-                tracing::warn!("cannot connect to Postgres, trying again: {}", chain(&e));
-                readiness.not_ready("postgres", chain(&e));
+                tracing::warn!("cannot connect to Postgres, trying again: {}", error_chain(&e));
+                readiness.not_ready("postgres", error_chain(&e));
                 tokio::time::sleep(delay).await;
             }
         }
@@ -73,11 +73,11 @@ pub(crate) async fn migrate(pool: &PgPool) -> anyhow::Result<()> {
 
 /// Waits until somebody else has brought the schema up to this version; `readiness` says what it lacks.
 pub(crate) async fn wait_for_schema(pool: &PgPool, readiness: &Readiness) {
-    for delay in patient() {
+    for delay in retry_backoff() {
         let why = match lacking(pool).await {
             Ok(lacking) if lacking.is_empty() => break,
             Ok(lacking) => format!("webhooks lacks migrations {lacking:?}: `leadctl migrate` makes them"),
-            Err(e) => chain(&e),
+            Err(e) => error_chain(&e),
         };
         tracing::warn!("waiting for the schema: {why}");
         readiness.not_ready("schema", why);
