@@ -225,7 +225,7 @@ async fn an_audit_of_many_updates_costs_no_memory() {
     let events = (1..=backlog()).map(|number| {
         let mut map = HeaderMap::new();
         map.insert(headers::MESSAGE_ID, id(number).to_string());
-        map.insert(headers::POSITION, format!("0.1.{number}"));
+        map.insert(headers::POSITION, format!("0.1.{number}.0"));
         (subject::event(project_id, Some(process_id), true), map, "x".repeat(500))
     });
     tokio::join!(fill(&js, commands), fill(&js, events));

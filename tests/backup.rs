@@ -281,7 +281,7 @@ async fn both_are_lost_and_restored_while_updates_came() {
     restore_streams(&stack.nats, &streams).await;
     stack.lead_state.restart().await;
     let seen = wait_for_halt(&stack, "database_restored").await;
-    assert!(seen.last_seq < seen.log_last, "{seen:?}");
+    assert!(seen.applied.sequence < seen.log_last, "{seen:?}");
     let (well, said) = recover(&stack, &[]).await;
     assert!(well && said.contains("leadctl recover replay"), "{said}");
     let (well, said) = recover(&stack, &["replay", "--yes"]).await;
@@ -328,7 +328,7 @@ async fn a_postgres_that_is_lost_loses_nothing() {
     .await;
     restore_postgres(&mut stack, &base).await;
     let seen = wait_for_halt(&stack, "database_restored").await;
-    assert!(seen.told_seq > 0, "{seen:?}");
+    assert!(seen.delivered.sequence > 0, "{seen:?}");
     let (well, said) = recover(&stack, &["replay", "--yes"]).await;
     assert!(well, "{said}");
     let accepted = load.end().await;
@@ -340,7 +340,7 @@ async fn a_postgres_that_is_lost_loses_nothing() {
     // Told again is what was not noted as told, and nothing else.
     let told_before = "SELECT encode(update_id, 'hex') FROM lead_state.lead_updates WHERE log_sequence <= $1";
     let told_before: Vec<String> = sqlx::query_scalar(told_before)
-        .bind(seen.told_seq.cast_signed())
+        .bind(seen.delivered.sequence.cast_signed())
         .fetch_all(&stack.pool)
         .await
         .expect("updates");

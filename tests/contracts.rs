@@ -230,9 +230,9 @@ async fn ask_everything(stack: &Stack, process_id: &str, lead: &str, first: &str
     let _: rpc::RotationResult = stack.call(rpc::SECRETS_ROTATE, &rpc::RotateSecrets {}).await;
     stack.wait_until_applied().await;
     let now: RecoveryStatus = stack.call(rpc::RECOVERY_GET, &GetRecovery {}).await;
-    let RecoveryStatus { generation, epoch, last_seq, .. } = now;
+    let RecoveryStatus { generation, applied, .. } = now;
     let since = Some(contract::Timestamp::from_millis(0));
-    let recover = Recover { kind: RecoveryKind::Reannounce, since, generation, epoch, last_seq };
+    let recover = Recover { kind: RecoveryKind::Reannounce, since, generation, applied };
     let _: RecoveryStatus = stack.call(rpc::RECOVERY_RECOVER, &recover).await;
     let story = ok(api.get(&format!("/api/v1/updates/{first}")).await);
     assert!(story["data"]["deliveries"].is_array(), "{story}");

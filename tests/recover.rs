@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use contract::{ObjectId, headers, position::Position, rpc::RecoveryStatus, streams::LEAD_EVENTS};
+use contract::{ObjectId, headers, position::EventPosition, rpc::RecoveryStatus, streams::LEAD_EVENTS};
 use serde_json::json;
 use test_support::{NatsOptions, binary, eventually, nats_with};
 
@@ -88,7 +88,7 @@ async fn a_database_that_was_restored_is_replayed_from_the_log() {
     copy(&backup.path().join("data"), &data).await;
     stack.postgres.restart().await.expect("started");
     let seen = wait_for_halt(&stack, "database_restored").await;
-    assert_eq!(seen.last_seq, 3);
+    assert_eq!(seen.applied.sequence, 3);
     wait_for_gauge(&stack.lead_state_ready, Some("database_restored")).await;
     assert_eq!(stack.count("SELECT count(*) FROM lead_state.lead_updates").await, 3);
 
@@ -292,9 +292,9 @@ async fn a_leader_of_before_a_recovery_neither_writes_nor_notes() {
     let mut of_late = Vec::new();
     for sequence in 1..=events.cached_info().state.last_sequence {
         let event = events.get_raw_message(sequence).await.expect("an event");
-        let position: Position =
+        let position: EventPosition =
             event.headers.get(headers::POSITION).expect("a position").as_str().parse().expect("one");
-        of_late.extend((position.sequence == 4).then_some(position.generation));
+        of_late.extend((position.log.sequence == 4).then_some(position.generation));
     }
     assert_eq!(of_late, [1]);
 

@@ -14,8 +14,8 @@ pub const TRACEPARENT: &str = "traceparent";
 pub const DEAD_LETTER_ERROR: &str = "Leadrelay-Error";
 /// On a dead letter: the subject it was published on.
 pub const ORIGIN_SUBJECT: &str = "Leadrelay-Origin-Subject";
-/// On a completion event and on a dead letter of the command log: the [`Position`](crate::position::Position) of its
-/// command.
+/// On a completion event and on a dead letter of the command log: the
+/// [`EventPosition`](crate::position::EventPosition) of its command.
 pub const POSITION: &str = "Leadrelay-Position";
 /// On a dead letter: its sequence in the stream that it was read from.
 pub const ORIGIN_SEQUENCE: &str = "Leadrelay-Origin-Sequence";

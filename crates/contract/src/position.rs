@@ -1,38 +1,68 @@
-//! The place of a command among all that were ever logged: which log, and where in it.
+//! Places in the command log, across all logs of an installation.
 
 use std::{fmt, str::FromStr};
 
-/// The place of a command: `{generation}.{epoch}.{sequence}` in a header, e.g. `0.1.4711`. Later ones are greater.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Position {
-    /// How often an operator had recovered before.
-    pub generation: i32,
-    /// Which of the logs there have been; 1 is the first.
+use serde::{Deserialize, Serialize};
+
+/// The place of one update in the command log. Later places are greater.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct LogPosition {
+    /// One life of the command log; 1 is the first. It grows when an operator lets lead-state go on with another log.
     pub epoch: i32,
-    /// The sequence in that log.
+    /// The sequence of the message in that log.
     pub sequence: u64,
+    /// The index of the update in its message.
+    pub index: u32,
 }
 
-/// The text is no position.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("must be three numbers: generation.epoch.sequence")]
-pub struct InvalidPosition;
-
-impl fmt::Display for Position {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}.{}", self.generation, self.epoch, self.sequence)
+impl LogPosition {
+    /// The first update of a message.
+    pub const fn message(epoch: i32, sequence: u64) -> Self {
+        Self { epoch, sequence, index: 0 }
     }
 }
 
-impl FromStr for Position {
+impl fmt::Display for LogPosition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}.{}", self.epoch, self.sequence, self.index)
+    }
+}
+
+/// The place of an event or dead letter: `{generation}.{epoch}.{sequence}.{index}` in a header, e.g. `0.1.4711.0`. Events
+/// of the same update in a later generation are greater.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EventPosition {
+    /// How many times an operator had recovered before.
+    pub generation: i32,
+    /// The place of its command.
+    pub log: LogPosition,
+}
+
+/// The text is not a position.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("must be four numbers: generation.epoch.sequence.index")]
+pub struct InvalidPosition;
+
+impl fmt::Display for EventPosition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.generation, self.log)
+    }
+}
+
+impl FromStr for EventPosition {
     type Err = InvalidPosition;
 
     fn from_str(text: &str) -> Result<Self, InvalidPosition> {
-        let mut parts = text.splitn(3, '.');
+        fn number<T: FromStr>(text: &str) -> Result<T, InvalidPosition> {
+            text.parse().map_err(|_| InvalidPosition)
+        }
+        let mut parts = text.splitn(4, '.');
         let mut next = || parts.next().ok_or(InvalidPosition);
-        let number = |text: &str| text.parse().map_err(|_| InvalidPosition);
-        let (generation, epoch) = (number(next()?)?, number(next()?)?);
-        Ok(Self { generation, epoch, sequence: next()?.parse().map_err(|_| InvalidPosition)? })
+        let generation = number(next()?)?;
+        let log = LogPosition { epoch: number(next()?)?, sequence: number(next()?)?, index: number(next()?)? };
+        Ok(Self { generation, log })
     }
 }
 
@@ -42,16 +72,25 @@ mod tests {
 
     use super::*;
 
+    #[test]
+    fn a_position_has_four_numbers() {
+        let position = EventPosition { generation: 0, log: LogPosition::message(1, 4711) };
+        assert_eq!(position.to_string(), "0.1.4711.0");
+        for text in ["", "0.1.4711", "0.1.4711.", "0.1.4711.0.0", "0.1.x.0"] {
+            assert_eq!(text.parse::<EventPosition>(), Err(InvalidPosition), "{text}");
+        }
+    }
+
     proptest! {
         #[test]
-        fn text_round_trips(generation: i32, epoch: i32, sequence: u64) {
-            let position = Position { generation, epoch, sequence };
-            prop_assert_eq!(position.to_string().parse::<Position>(), Ok(position));
+        fn text_round_trips(generation: i32, epoch: i32, sequence: u64, index: u32) {
+            let position = EventPosition { generation, log: LogPosition { epoch, sequence, index } };
+            prop_assert_eq!(position.to_string().parse::<EventPosition>(), Ok(position));
         }
 
         #[test]
         fn arbitrary_text_never_panics(text in ".*") {
-            let _ = text.parse::<Position>();
+            let _ = text.parse::<EventPosition>();
         }
     }
 }

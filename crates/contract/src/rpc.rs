@@ -18,6 +18,7 @@ use crate::{
     JsonObject, ObjectId, Timestamp,
     command::UpdateCommand,
     key::{ApiKey, Scope},
+    position::LogPosition,
     process::{Process, ProcessSpec},
     sealed::KeyId,
 };
@@ -624,18 +625,12 @@ pub struct Halted {
 pub struct RecoveryStatus {
     /// How often the announcements were taken back.
     pub generation: i32,
-    /// Which of the logs there have been.
-    pub epoch: i32,
-    /// The last entry that was applied.
-    pub last_seq: u64,
-    /// The epoch of the last entry that was announced.
-    pub published_epoch: i32,
-    /// The last entry that was announced.
-    pub published_seq: u64,
-    /// The epoch of the last entry up to which the webhook-notifier acked everything.
-    pub told_epoch: i32,
-    /// The last entry up to which the webhook-notifier acked everything, as noted every ten seconds.
-    pub told_seq: u64,
+    /// The last update that was applied.
+    pub applied: LogPosition,
+    /// The last update whose event was announced.
+    pub announced: LogPosition,
+    /// The last update up to which the webhook-notifier acknowledged every event, as recorded every ten seconds.
+    pub delivered: LogPosition,
     /// The first entry that the log holds.
     pub log_first: u64,
     /// The last entry of the log.
@@ -656,8 +651,6 @@ pub struct Recover {
     pub since: Option<Timestamp>,
     /// [`RecoveryStatus::generation`] as it was seen.
     pub generation: i32,
-    /// [`RecoveryStatus::epoch`] as it was seen.
-    pub epoch: i32,
-    /// [`RecoveryStatus::last_seq`] as it was seen.
-    pub last_seq: u64,
+    /// [`RecoveryStatus::applied`] as it was seen.
+    pub applied: LogPosition,
 }

@@ -242,8 +242,9 @@ fn asyncapi() -> Value {
     let text = |description: &str| json!({"type": "string", "description": description});
     let message_id = text("JetStream's deduplication id: the `updateId` of an update");
     let trace = text("W3C trace context, from the client through every message to the webhook");
-    let position =
-        text("Where in the command log the update or letter was: generation, epoch and sequence, with dots between");
+    let position = text(
+        "Where in the command log the update or letter was: generation, epoch, sequence and index, with dots between",
+    );
     json!({
         "asyncapi": "3.1.0",
         "info": {

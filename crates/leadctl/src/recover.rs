@@ -4,6 +4,7 @@ use anyhow::bail;
 use clap::{Args, Subcommand};
 use contract::{
     Timestamp,
+    position::LogPosition,
     rpc::{GetRecovery, RECOVERY_GET, RECOVERY_RECOVER, Recover as Query, RecoveryKind, RecoveryStatus},
 };
 use service_kit::clock;
@@ -79,8 +80,8 @@ impl Recover {
             bail!("{}; nothing was done: say --yes to do it", cost(kind, &seen, since));
         }
         // Compare-and-set: what was seen is what is acted on.
-        let RecoveryStatus { generation, epoch, last_seq, .. } = seen;
-        let query = Query { kind, since, generation, epoch, last_seq };
+        let RecoveryStatus { generation, applied, .. } = seen;
+        let query = Query { kind, since, generation, applied };
         let recovery: RecoveryStatus = admin::call(&client, RECOVERY_RECOVER, &query).await?;
         if !way.admin.json {
             output::say(format_args!("done; {}", cost(kind, &seen, since)));
@@ -91,30 +92,32 @@ impl Recover {
 
 /// What a way out does, with figures.
 fn cost(kind: RecoveryKind, seen: &RecoveryStatus, since: Option<Timestamp>) -> String {
-    let RecoveryStatus { epoch, last_seq, log_first, log_last, told_epoch, told_seq, .. } = seen;
-    let again = format!("what was applied behind epoch {told_epoch} entry {told_seq} is announced and told again");
+    let RecoveryStatus { applied, delivered, log_first, log_last, .. } = seen;
+    let again = format!("what was applied behind {} is announced and delivered again", entry(delivered));
     match kind {
         RecoveryKind::Replay => {
-            format!("entries {} to {log_last} of the log are applied again; {again}", last_seq + 1)
+            format!("entries {} to {log_last} of the log are applied again; {again}", applied.sequence + 1)
         }
         RecoveryKind::NewEpoch => format!(
             "epoch {} begins at entry {log_first} of the log, which ends at {log_last}; updates that are in the ledger are \
              not applied again; {again}",
-            epoch + 1
+            applied.epoch + 1
         ),
         RecoveryKind::Reannounce => {
             let since = since.map_or_else(String::new, Timestamp::to_iso);
-            format!("everything that was applied since {since} is announced and told again")
+            format!("everything that was applied since {since} is announced and delivered again")
         }
     }
+}
+
+fn entry(position: &LogPosition) -> String {
+    format!("epoch {} entry {}", position.epoch, position.sequence)
 }
 
 fn show(recovery: &RecoveryStatus, json: bool) -> anyhow::Result<()> {
     if json {
         return output::json(recovery);
     }
-    let RecoveryStatus { generation, epoch, last_seq, published_epoch, published_seq, told_epoch, told_seq, .. } =
-        recovery;
     match &recovery.halted {
         None => output::say("nothing is wrong: log, checkpoint and events fit together"),
         Some(halted) => {
@@ -122,10 +125,10 @@ fn show(recovery: &RecoveryStatus, json: bool) -> anyhow::Result<()> {
             output::field("mend", format_args!("leadctl recover {}", halted.remedy));
         }
     }
-    output::field("applied", format_args!("epoch {epoch} entry {last_seq}"));
-    output::field("announced", format_args!("epoch {published_epoch} entry {published_seq}"));
-    output::field("told", format_args!("epoch {told_epoch} entry {told_seq} or later"));
+    output::field("applied", entry(&recovery.applied));
+    output::field("announced", entry(&recovery.announced));
+    output::field("delivered", format_args!("{} or later", entry(&recovery.delivered)));
     output::field("log", format_args!("entries {} to {}", recovery.log_first, recovery.log_last));
-    output::field("generation", generation);
+    output::field("generation", recovery.generation);
     Ok(())
 }

@@ -88,7 +88,7 @@ pub(crate) async fn fill_events(stack: &Stack, count: u64) -> anyhow::Result<()>
         };
         let mut map = HeaderMap::new();
         map.insert(headers::MESSAGE_ID, update_id.to_string());
-        map.insert(headers::POSITION, format!("0.1.{}", number + 1));
+        map.insert(headers::POSITION, format!("0.1.{}.0", number + 1));
         OutboundMessage {
             subject: subject::event(stack.project_id, Some(stack.process_id), true).into(),
             headers: Some(map),

@@ -321,7 +321,7 @@ mod tests {
         assert_eq!(header(headers::DEAD_LETTER_ERROR), "a  b");
         assert_eq!(header(headers::ORIGIN_SUBJECT), "leads.cmd.x.update");
         assert_eq!(header(headers::ORIGIN_SEQUENCE), "9");
-        assert_eq!(header(headers::POSITION), "0.2.9");
+        assert_eq!(header(headers::POSITION), "0.2.9.0");
         assert_eq!(header(headers::ORIGIN_TIME), "2026-01-12T04:55:59.048Z");
         assert_eq!(header(headers::REPLAY_OF), "7");
         assert_eq!(header(headers::TRUNCATED_FROM), "10");

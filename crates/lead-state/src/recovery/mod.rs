@@ -13,7 +13,7 @@ use async_nats::jetstream::{
 };
 use contract::{
     Timestamp, headers,
-    position::Position,
+    position::{EventPosition, LogPosition},
     rpc::{GetRecovery, Halted, Recover, RecoveryKind, RecoveryStatus, RpcError},
     streams::{self, LEAD_COMMANDS, LEAD_EVENTS, NOTIFIER_CONSUMER},
 };
@@ -40,7 +40,7 @@ pub(crate) struct Scene {
     /// The identity of the stream of events.
     pub(crate) events_identity: String,
     /// The position that the last event carries; none when the stream holds none.
-    pub(crate) last_event: Option<Position>,
+    pub(crate) last_event: Option<EventPosition>,
     pub(crate) checkpoint: Checkpoint,
     /// The last row of the ledger that counts as announced.
     pub(crate) last_announced: Option<(i32, u64)>,
@@ -88,7 +88,7 @@ impl Scene {
 }
 
 /// The position that an event carries.
-async fn position_of(events: &Stream, sequence: u64) -> anyhow::Result<Option<Position>> {
+async fn position_of(events: &Stream, sequence: u64) -> anyhow::Result<Option<EventPosition>> {
     match events.get_raw_message(sequence).await {
         Ok(message) => Ok(message.headers.get(headers::POSITION).and_then(|value| value.as_str().parse().ok())),
         Err(e) if e.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
@@ -190,7 +190,7 @@ pub(crate) fn taken_back(scene: &Scene) -> Checkpoint {
 
 /// The checkpoint at the beginning of a new epoch on the log as it is.
 pub(crate) fn new_epoch(scene: &Scene) -> Checkpoint {
-    let known = scene.last_event.map_or(0, |event| event.epoch);
+    let known = scene.last_event.map_or(0, |event| event.log.epoch);
     Checkpoint {
         stream_created_at: scene.log_identity.clone(),
         epoch: scene.checkpoint.epoch.max(known) + 1,
@@ -235,7 +235,7 @@ async fn note_told(pool: &PgPool, js: &jetstream::Context, now: &Checkpoint) -> 
     } else {
         let position = position_of(&events, acked).await?;
         // Not what it carries itself: several may, when a call ended that held updates.
-        let before = |at: Position| (at.epoch, at.sequence.saturating_sub(1));
+        let before = |at: EventPosition| (at.log.epoch, at.log.sequence.saturating_sub(1));
         position.filter(|at| at.generation == now.generation).map(before)
     };
     if let Some(told) = told {
@@ -265,7 +265,7 @@ impl Recoveries {
     pub(crate) async fn recover(self, recover: Recover) -> Result<RecoveryStatus, RpcError> {
         let scene = self.look().await?;
         let from = &scene.checkpoint;
-        if (recover.generation, recover.epoch, recover.last_seq) != (from.generation, from.epoch, from.last_seq) {
+        if (recover.generation, recover.applied) != (from.generation, LogPosition::message(from.epoch, from.last_seq)) {
             return Err(moved());
         }
         let halted = diagnose(&scene);
@@ -321,12 +321,9 @@ fn told(scene: &Scene) -> RecoveryStatus {
     let checkpoint = &scene.checkpoint;
     RecoveryStatus {
         generation: checkpoint.generation,
-        epoch: checkpoint.epoch,
-        last_seq: checkpoint.last_seq,
-        published_epoch: checkpoint.published_epoch,
-        published_seq: checkpoint.published_seq,
-        told_epoch: checkpoint.told.0,
-        told_seq: checkpoint.told.1,
+        applied: LogPosition::message(checkpoint.epoch, checkpoint.last_seq),
+        announced: LogPosition::message(checkpoint.published_epoch, checkpoint.published_seq),
+        delivered: LogPosition::message(checkpoint.told.0, checkpoint.told.1),
         log_first: scene.first,
         log_last: scene.last,
         halted: diagnose(scene),
@@ -341,7 +338,7 @@ mod tests {
         let at = Timestamp::from_millis(1_000);
         Scene {
             events_identity: "e".into(),
-            last_event: Some(Position { generation: 2, epoch: 3, sequence: 7 }),
+            last_event: Some(EventPosition { generation: 2, log: LogPosition::message(3, 7) }),
             checkpoint: Checkpoint {
                 stream: LEAD_COMMANDS.into(),
                 stream_created_at: "l".into(),
@@ -418,7 +415,7 @@ mod tests {
         assert_eq!(lost(&|_| {}), None);
         assert_eq!(lost(&|s| s.events_identity = "x".into()), Some("the stream was made anew"));
         assert_eq!(lost(&|s| s.last_event = None), Some("the stream is empty"));
-        let at = |sequence| Some(Position { generation: 2, epoch: 3, sequence });
+        let at = |sequence| Some(EventPosition { generation: 2, log: LogPosition::message(3, sequence) });
         assert_eq!(lost(&|s| s.last_event = at(6)), Some("the stream lost its end"));
         // Entries without an event.
         assert_eq!(lost(&|s| (s.last_event, s.last_announced) = (at(6), Some((3, 6)))), None);

@@ -1,6 +1,9 @@
 //! 3 Read in order, 6 Announce: how far the log was read and announced.
 
-use contract::{Timestamp, position::Position};
+use contract::{
+    Timestamp,
+    position::{EventPosition, LogPosition},
+};
 use sqlx::{PgExecutor, PgPool};
 
 use super::{StoreError, time};
@@ -32,8 +35,8 @@ pub(crate) struct Checkpoint {
 
 impl Checkpoint {
     /// The position of an entry.
-    pub(crate) fn position(&self, epoch: i32, sequence: u64) -> Position {
-        Position { generation: self.generation, epoch, sequence }
+    pub(crate) fn position(&self, epoch: i32, sequence: u64) -> EventPosition {
+        EventPosition { generation: self.generation, log: LogPosition::message(epoch, sequence) }
     }
 
     /// How far it is announced.

@@ -8,7 +8,10 @@
 use std::time::Duration;
 
 use anyhow::Context;
-use contract::{ObjectId, Timestamp, position::Position};
+use contract::{
+    ObjectId, Timestamp,
+    position::{EventPosition, LogPosition},
+};
 use serde::Serialize;
 use sqlx::{Connection, PgConnection, Row};
 use time::OffsetDateTime;
@@ -613,7 +616,9 @@ impl Snapshot {
     /// Keeps dead letters.
     pub(crate) async fn put_letters(&mut self, letters: &[Letter]) -> anyhow::Result<()> {
         let of = |letter: &Letter| match letter.origin {
-            Origin::Commands(Position { epoch, sequence, .. }) => ("commands", epoch, sequence as i64),
+            Origin::Commands(EventPosition { log: LogPosition { epoch, sequence, .. }, .. }) => {
+                ("commands", epoch, sequence as i64)
+            }
             Origin::Events(sequence) => ("events", 0, sequence as i64),
         };
         let rows: Vec<_> = letters.iter().map(of).collect();

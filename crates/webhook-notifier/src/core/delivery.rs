@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use contract::{ObjectId, Timestamp, position::Position};
+use contract::{ObjectId, Timestamp, position::EventPosition};
 
 /// A completion event on its way to one callback. The update and the callback are its identity; the update's id is also
 /// its `webhook-id`, so one id tells the whole story.
@@ -35,11 +35,11 @@ pub(crate) struct Order {
 
 impl Order {
     /// The order of an event of this lead.
-    pub(crate) fn new(lead_id: ObjectId, position: Position, stream: Arc<str>, sequence: u64) -> Self {
+    pub(crate) fn new(lead_id: ObjectId, position: EventPosition, stream: Arc<str>, sequence: u64) -> Self {
         let mut place = Vec::with_capacity(24);
         place.extend(position.generation.to_be_bytes());
-        place.extend(position.epoch.to_be_bytes());
-        place.extend(position.sequence.to_be_bytes());
+        place.extend(position.log.epoch.to_be_bytes());
+        place.extend(position.log.sequence.to_be_bytes());
         place.extend(sequence.to_be_bytes());
         Self { lead_id, place, stream, sequence }
     }

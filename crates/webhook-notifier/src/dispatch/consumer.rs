@@ -16,7 +16,7 @@ use contract::{
     Timestamp,
     event::{CompletionEvent, WebhookPayload},
     headers, json,
-    position::Position,
+    position::{EventPosition, LogPosition},
     process::Ordering,
     streams::{self, LEAD_EVENTS, NOTIFIER_CONSUMER, ORDER_CONSUMER},
     subject::DeadLetterReason,
@@ -473,7 +473,7 @@ fn order(
     let position = message.headers.as_ref().and_then(|headers| headers.get(headers::POSITION));
     let position = position.and_then(|value| value.as_str().parse().ok());
     // An event without one is of before all that have one.
-    let position = position.unwrap_or(Position { generation: 0, epoch: 0, sequence: 0 });
+    let position = position.unwrap_or(EventPosition { generation: 0, log: LogPosition::default() });
     Some(Order::new(event.lead_id?, position, stream, sequence))
 }
 
