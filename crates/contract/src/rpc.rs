@@ -353,10 +353,7 @@ pub struct Project {
 }
 
 /// Creates the process of this name, or makes it what the specification says.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(transparent)]
-pub struct ApplyProcess(pub ProcessSpec);
+pub type ApplyProcess = ProcessSpec;
 
 /// What applying a process did.
 #[derive(Debug, Clone, Serialize, Deserialize)]
