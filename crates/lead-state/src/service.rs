@@ -10,7 +10,7 @@ use service_kit::{
     http,
     lifecycle::{DRAIN_DEADLINE, Tasks},
     nats,
-    retention::Keep,
+    retention::Retention,
     rpc::{endpoint, service},
     traces::Traces,
 };
@@ -56,7 +56,7 @@ pub struct Config {
     /// How long months of the ledger stay, at least 62days and not shorter than LOG_RETENTION, or off. Older ones are dropped
     /// when all that they hold is announced and told.
     #[arg(long, env = "LEDGER_RETENTION", default_value_t, value_name = "DURATION")]
-    pub ledger_retention: Keep,
+    pub ledger_retention: Retention,
     /// Do not migrate the schema at start: `leadctl migrate` does it, and the service waits until it is done.
     #[arg(long, env = "NO_MIGRATE")]
     pub no_migrate: bool,
@@ -145,7 +145,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     serve!(rpc::LEAD_LIST, lists, lists::Lists::leads);
     serve!(rpc::LEAD_HISTORY, lists, lists::Lists::history);
     serve!(rpc::UPDATE_GET, queries, queries::Queries::get_update);
-    serve!(rpc::UPDATE_TRY, queries, queries::Queries::try_update);
+    serve!(rpc::UPDATE_DRY_RUN, queries, queries::Queries::try_update);
     serve!(rpc::UPDATE_LIST, updates, updates::Updates::list);
     serve!(rpc::UPDATE_OUTCOMES, updates, updates::Updates::outcomes);
     serve!(rpc::PROJECT_CREATE, admin, admin::Admin::create_project);

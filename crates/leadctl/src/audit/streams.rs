@@ -1,7 +1,7 @@
 //! What the audit reads of NATS: the log, the events and the dead letters, each once and in order.
 
 use async_nats::HeaderMap;
-use contract::{ObjectId, Timestamp, headers, position::Position};
+use contract::{ObjectId, Timestamp, headers, position::EventPosition};
 use lead_state::core::entry::{Body, LogMessage, parse};
 
 use super::store::Scope;
@@ -45,7 +45,7 @@ pub(crate) struct Letter {
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Origin {
     /// The command log.
-    Commands(Position),
+    Commands(EventPosition),
     /// The stream of events.
     Events(u64),
 }
@@ -67,7 +67,7 @@ pub(crate) fn event(message: &LogMessage) -> Option<Event> {
     let project_id = message.subject.strip_prefix("leads.evt.")?.split('.').next()?.parse().ok()?;
     // What is announced again has a suffix.
     let update_id = header(message.headers.as_ref(), headers::MESSAGE_ID)?.split('-').next()?.parse().ok()?;
-    let position = header(message.headers.as_ref(), headers::POSITION).and_then(|at| at.parse::<Position>().ok());
+    let position = header(message.headers.as_ref(), headers::POSITION).and_then(|at| at.parse::<EventPosition>().ok());
     let generation = position.map_or(0, |at| at.generation);
     Some(Event { sequence: message.sequence, project_id, update_id, published_at: message.logged_at, generation })
 }
