@@ -113,11 +113,11 @@ pub(crate) fn diagnose(scene: &Scene) -> Option<Halted> {
     let same_log = checkpoint.stream_created_at == *log_identity;
     let at = checkpoint.position(epoch, applied);
     if let Some(event) = last_event.filter(|event| *event > at && event.generation >= at.generation) {
-        let whole = same_log && *first <= applied + 1 && event.epoch == epoch && *last >= event.sequence;
+        let whole = same_log && *first <= applied + 1 && event.log.epoch == epoch && *last >= event.log.sequence;
         let text = format!(
             "entry {} of epoch {} was announced, but the checkpoint is at entry {applied} of epoch {epoch}: Postgres was \
              restored to an older state",
-            event.sequence, event.epoch
+            event.log.sequence, event.log.epoch
         );
         let remedy = if whole { RecoveryKind::Replay } else { RecoveryKind::NewEpoch };
         return halted("database_restored", text, remedy);
