@@ -7,8 +7,8 @@ use contract::{
     key::ApiKey,
     process::{Process, ProcessSpec, new_signing_secret},
     rpc::{
-        Applied, Change, ChangeProcess, CreateKey, CreateProject, Cursor, GetProcess, Keys, ListKeys, ListProcesses,
-        Page, Project, RevokeKey, RpcError, Which, clamp,
+        ChangeProcess, CreateKey, CreateProject, Cursor, GetProcess, Keys, ListKeys, ListProcesses, Page,
+        ProcessChange, ProcessChangeResult, ProcessSelector, Project, RevokeKey, RpcError, clamp,
     },
     subject::NO_PROCESS,
 };
@@ -63,14 +63,14 @@ impl Admin {
     }
 
     /// Makes the process of this name what a spec says.
-    pub(crate) async fn apply_process(self, spec: ProcessSpec) -> Result<Applied, RpcError> {
-        let (project_id, process) = (spec.project_id, Which::Named(spec.name.clone()));
-        let change = Change::Put { spec, keep_callbacks: false };
+    pub(crate) async fn apply_process(self, spec: ProcessSpec) -> Result<ProcessChangeResult, RpcError> {
+        let (project_id, process) = (spec.project_id, ProcessSelector::Named(spec.name.clone()));
+        let change = ProcessChange::Put { spec, keep_callbacks: false };
         self.change_process(ChangeProcess { project_id, process, change, expected_revision: None, dry_run: false })
             .await
     }
 
-    pub(crate) async fn change_process(self, query: ChangeProcess) -> Result<Applied, RpcError> {
+    pub(crate) async fn change_process(self, query: ChangeProcess) -> Result<ProcessChangeResult, RpcError> {
         process_change::check(&query)?;
         let mut applied = self.store_change(&query).await?;
         if query.dry_run {
@@ -86,15 +86,15 @@ impl Admin {
     }
 
     /// Stores what a change makes of a process; its secrets are in clear in what is returned.
-    async fn store_change(&self, query: &ChangeProcess) -> Result<Applied, RpcError> {
+    async fn store_change(&self, query: &ChangeProcess) -> Result<ProcessChangeResult, RpcError> {
         let mut transaction = self.pool.begin().await.map_err(StoreError::from)?;
         if !config::lock_project(&mut transaction, query.project_id).await? {
             return Err(no_project());
         }
         let existing = match &query.process {
-            Which::New => None,
-            Which::Named(name) => config::process(&mut transaction, query.project_id, name).await?,
-            Which::Id(process_id) => {
+            ProcessSelector::New => None,
+            ProcessSelector::Named(name) => config::process(&mut transaction, query.project_id, name).await?,
+            ProcessSelector::Id(process_id) => {
                 let found = config::process_of_id(&mut *transaction, query.project_id, *process_id).await?;
                 Some(found.ok_or_else(process_change::no_process)?)
             }
@@ -130,17 +130,17 @@ impl Admin {
             made.process.revision = self.put_process(transaction, &made.process).await?;
         }
         let process_change::Made { process, new_secrets } = made;
-        Ok(Applied { process, changed, created, changes, new_secrets })
+        Ok(ProcessChangeResult { process, changed, created, changes, new_secrets })
     }
 
     pub(crate) async fn get_process(self, query: GetProcess) -> Result<Process, RpcError> {
         let process = match &query.process {
-            Which::New => None,
-            Which::Named(name) => {
+            ProcessSelector::New => None,
+            ProcessSelector::Named(name) => {
                 let found = config::current_process(&self.pool, query.project_id, name).await?;
                 found.or_else(|| (name == NO_PROCESS).then(|| process_change::fallback(query.project_id)))
             }
-            Which::Id(process_id) => config::process_of_id(&self.pool, query.project_id, *process_id).await?,
+            ProcessSelector::Id(process_id) => config::process_of_id(&self.pool, query.project_id, *process_id).await?,
         };
         let mut process = process.ok_or_else(process_change::no_process)?;
         hide_secrets(&mut process, &[]);
