@@ -135,7 +135,7 @@ response_from!(activity: rpc::Activity => Activity {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
-pub struct PastUpdate {
+pub struct HistoryEntry {
     /// The update.
     pub update_id: ObjectId,
     /// `succeeded` or `failed`.
@@ -164,7 +164,7 @@ pub struct PastUpdate {
     pub applied_at: DateTime,
 }
 
-response_from!(update: rpc::PastUpdate => PastUpdate {
+response_from!(update: rpc::HistoryEntry => HistoryEntry {
     update_id, error, error_code, from_state, to_state, disposition, version, user_id, api_key_id, warnings, logged_at,
     applied_at,
 } with { status: if update.success { UpdateStatus::Succeeded } else { UpdateStatus::Failed } });
@@ -309,7 +309,7 @@ example!(
     r#"{"_id":"696102a4b8c1d2e3f4a5b6c7","name":"Ada Lovelace","phone":"+14155550123","email":"ada@example.com","projectId":"696102a4b8c1d2e3f4a5b601","processId":"696102a4b8c1d2e3f4a5b602","referenceId":"AB123456789","currentState":"interested","metadata":{"make":"Toyota","model":"Camry"},"createdAt":"2026-01-12T04:55:59.048Z","updatedAt":"2026-01-12T09:30:00.000Z","lastDisposition":"callback","version":2}"#
 );
 example!(
-    past_update: PastUpdate,
+    past_update: HistoryEntry,
     r#"{"updateId":"6b0426971c73026dafa27e40","status":"succeeded","error":null,"errorCode":null,"fromState":"new","toState":"interested","disposition":"callback","version":2,"userId":"agent-7","apiKeyId":"696102a4b8c1d2e3f4a5b603","warnings":[],"loggedAt":"2026-01-12T09:29:59.991Z","appliedAt":"2026-01-12T09:30:00.000Z"}"#
 );
 example!(

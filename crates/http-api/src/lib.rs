@@ -18,8 +18,8 @@ pub use crate::examples::Example;
 pub use crate::{
     deliveries::{DeliveryDetails, ListedDelivery, RecoverRequest, RecoverResult},
     leads::{
-        Activity, BulkInitiateRequest, BulkInitiateResponse, Details, InitiateRequest, InitiateResponse, Lead,
-        LeadDetails, LeadWith, ListedLead, NewLead, PastUpdate, RefusedLead, Versioned,
+        Activity, BulkInitiateRequest, BulkInitiateResponse, Details, HistoryEntry, InitiateRequest, InitiateResponse,
+        Lead, LeadDetails, LeadWith, ListedLead, NewLead, RefusedLead, Versioned,
     },
     processes::{
         ChangeResponse, ConfiguredCallback, ConfiguredProcess, EnableResult, RotateSecretRequest, SecretExpiry,

@@ -290,7 +290,7 @@ impl From<rpc::Update> for UpdateTimeline {
             version: update.version,
             user_id: update.user_id,
             api_key_id: update.api_key_id,
-            queued_until: update.held_until.map(DateTime),
+            queued_until: update.queued_until.map(DateTime),
             logged_at: update.logged_at.map(DateTime),
             applied_at: update.applied_at.map(DateTime),
             deliveries: None,
