@@ -108,8 +108,8 @@ pub struct RecoverResult {
 
 impl RecoverResult {
     /// The response to a recovery that was done, or only counted.
-    pub fn new(recovered: rpc::Recovered, dry_run: bool) -> Self {
-        let rpc::Recovered { deliveries, until, next } = recovered;
+    pub fn new(recovered: rpc::RecoveredDeliveries, dry_run: bool) -> Self {
+        let rpc::RecoveredDeliveries { deliveries, until, next } = recovered;
         Self { deliveries, dry_run, until: until.map(DateTime), next }
     }
 }

@@ -109,7 +109,7 @@ pub struct TestResult {
     pub response: Option<String>,
 }
 
-response_from!(tested: rpc::Tested => TestResult {
+response_from!(tested: rpc::TestResult => TestResult {
     webhook_id, started_at, duration_ms, status_code, response,
 } with { delivered: tested.error.is_none(), error: tested.error });
 
@@ -122,7 +122,7 @@ pub struct EnableResult {
     pub was_disabled: bool,
 }
 
-response_from!(enabled: rpc::Enabled => EnableResult { was_disabled });
+response_from!(enabled: rpc::EnableResult => EnableResult { was_disabled });
 
 example!(
     configured_process: ConfiguredProcess,
