@@ -1,80 +1,83 @@
-# The common commands; `just` lists them. None is needed: each is one line.
+# Common commands; `just` lists them. `just` is optional: each recipe is one line.
 
 _default:
     @just --list
 
-# The whole system on this machine, with something to look at
+# Start the whole system on this machine, with a demo
 up *arguments="--demo":
     cargo run --release -- up {{arguments}}
 
-# All tests
+# Run all tests
 test *arguments:
     cargo test --workspace {{arguments}}
 
-# What the services take with a million deliveries or commands waiting, and an audit of a million updates; BACKLOG=100000 is quicker
+# Measure memory with a million deliveries, commands and audited updates; BACKLOG=100000 is faster
 memory:
     cargo test --release -p leadrelay-tests backlog -- --ignored --nocapture --test-threads 1
 
-# A file of 100 000 rows through leadctl import, with the memory that it takes; IMPORT_ROWS=1000000 is longer
+# Import 100 000 rows with leadctl and measure its memory; IMPORT_ROWS=1000000 takes longer
 import:
     cargo test -p leadrelay-tests a_hundred_thousand_rows -- --ignored --nocapture
 
-# All tests on a current nats-server rather than the one installed here
+# Run all tests on a current nats-server instead of the installed one
 test-current *arguments:
     LEADRELAY_NATS_SERVER=$(.ci/nats-server) cargo test --workspace {{arguments}}
 
-# Licenses, bans, sources and advisories of the dependencies
+# Check licenses, bans, sources and advisories of the dependencies
 deny:
     .ci/deny
 
-# What is in deploy/, checked without a cluster
+# Check the manifests in deploy/ without a cluster
 deploy:
     .ci/deploy
 
-# Clients in Python and JavaScript, webhooks under their reference library, and the HTTP API against its document
+# Test with clients in Python and JavaScript, the Standard Webhooks library, and schemathesis
 interop:
     .ci/interop
 
-# The JSON Schemas and documents in proto-schemas/, written anew from the code
+# Regenerate proto-schemas/ from the code
 schemas:
     UPDATE_SCHEMAS=1 cargo test -p contract -p gateway schema
 
-# The container image, leadrelay:0.1.0
+# Build the container image leadrelay:0.1.0
 image:
     .ci/image
 
-# The whole system in a new cluster of kind on this machine
+# Start the whole system in a new kind cluster on this machine
 kind: image
     kind create cluster --name leadrelay
     kind load docker-image leadrelay:0.1.0 --name leadrelay
     kubectl apply -k deploy/kubernetes/overlays/local
     kubectl -n leadrelay wait --for=condition=Available deployment --all --timeout=5m
 
-# How fast it is on this machine, against floors of the same run: about 17 minutes and the build, with nothing else running; --json FILE keeps it
+# Measure performance against floors of the same run: about 17 minutes and the build, on an idle machine; --json FILE keeps the results
 bench *arguments="all":
     LEADRELAY_NATS_SERVER=$(.ci/nats-server) cargo run --release -p bench -- {{arguments}}
 
-# Two minutes of that; fails where a ratio to a floor is lower than noise explains
+# Measure for two minutes; fails if a ratio to a floor is lower than noise explains
 perf-smoke:
     cargo run --release -p bench -- smoke
 
-# Formatting and lints
+# Check formatting, lints, language, structure and links
 lint:
     cargo fmt --check
+    .ci/words
+    .ci/structure
+    .ci/links
     cargo clippy --workspace --all-targets -- -D warnings
 
-# What the checked SQL queries know of the database; --check only compares
+# Regenerate .sqlx from the migrations; --check only compares
 sqlx *arguments:
     .ci/sqlx {{arguments}}
 
-# Everything that must hold before a merge
+# Run everything that must pass before a merge
 ci:
     .ci/run
 
-# Faults for so many minutes, in an order that follows from the seed; prints a table
+# Inject faults under load for some minutes, in an order that follows from the seed; prints a table
 faults minutes="10" seed="1":
     FAULTS_MINUTES={{minutes}} FAULTS_SEED={{seed}} cargo test -p leadrelay-tests for_minutes -- --ignored --nocapture
 
-# Breaks one guarantee after the other, on purpose, and expects a test to notice
+# Break each guarantee on purpose and expect a named test to fail
 mutations *names:
     tests/mutations/run {{names}}
