@@ -24,6 +24,10 @@ mod stack;
 
 use crate::{floors::Floor, report::Report, scenarios::Plan};
 
+/// The floors run in this process, so they need the allocator of the services that are compared with them.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// Measures how fast Leadrelay is on this machine, against floors that are taken in the same run.
 ///
 /// A run takes everything that the machine has, for minutes; nothing else should run beside it.

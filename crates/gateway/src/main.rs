@@ -3,6 +3,10 @@
 use clap::Parser;
 use service_kit::{config::LogConfig, lifecycle, telemetry};
 
+#[cfg(feature = "jemalloc")]
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// Accepts lead updates over HTTP: each is in the command log before it is answered.
 #[derive(Debug, Parser)]
 #[command(version)]

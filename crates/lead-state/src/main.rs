@@ -3,6 +3,10 @@
 use clap::Parser;
 use service_kit::{config::LogConfig, lifecycle, telemetry};
 
+#[cfg(feature = "jemalloc")]
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// Applies lead updates, each exactly once, in the order of the log.
 ///
 /// Example: lead-state --nats-url nats://nats:4222 --database-url postgres://leadrelay@postgres/leadrelay

@@ -1,10 +1,6 @@
 //! What every service needs around its part of the flow: configuration, telemetry, lifecycle, health, metrics, HTTP
 //! serving, NATS connection, streams, buckets and queries, and of Postgres what more than one of them needs.
 
-/// Of every program that has this crate: docs/adr/0035-use-jemalloc.md.
-#[global_allocator]
-static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
-
 pub mod batch;
 mod choice;
 pub mod clock;

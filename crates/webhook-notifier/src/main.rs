@@ -4,6 +4,10 @@ use clap::Parser;
 use service_kit::{config::LogConfig, lifecycle, telemetry};
 use webhook_notifier::Config;
 
+#[cfg(feature = "jemalloc")]
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// Tells callback URLs what became of lead updates.
 #[derive(Debug, Parser)]
 #[command(
