@@ -125,7 +125,7 @@ async fn a_key_with_the_hash_of_another_is_a_conflict() {
         project_id: stack.api.project_id,
         name: "twin".into(),
         // That of the key in use.
-        sha256: contract::key::hash(&stack.api.key),
+        sha256: secrets::api_key::hash(&stack.api.key),
         scopes: contract::key::Scope::ALL.into(),
         expires_at: None,
     };
@@ -177,7 +177,7 @@ async fn refused_at_the_door_is_not_in_the_log() {
         assert_eq!(answer["success"], false);
     }
     let mut stranger = stack.api.clone();
-    stranger.key = contract::key::new_secret([1; 32]);
+    stranger.key = secrets::api_key::generate([1; 32]);
     assert_eq!(stranger.post("/api/v1/leads/update", &json!({"leadId": lead_id, "name": "y"})).await.0, 401);
     let js = service_kit::nats::jetstream(&stack.client);
     let log = js.get_stream(contract::streams::LEAD_COMMANDS).await.expect("the log");

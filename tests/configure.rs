@@ -2,10 +2,12 @@
 //! two editors do to each other.
 
 use contract::{
-    key::{ApiKey, Scope, hash, new_secret},
+    key::{ApiKey, Scope},
     rpc::{self, CreateKey},
 };
+
 use reqwest::Method;
+use secrets::api_key;
 use serde_json::{Value, json};
 use test_support::{Reply, Request, binary, eventually};
 use tokio::process::Command;
@@ -296,11 +298,11 @@ async fn a_key_that_may_read_the_configuration_may_not_change_it() {
     let applied = stack.process(json!([{"name": "crm", "url": stack.receiver.url("/crm")}])).await;
     let path = format!("/api/v1/processes/{}", applied.process.process_id.expect("an id"));
     let key = async |scopes: &[Scope]| {
-        let key = new_secret(rand::random());
+        let key = api_key::generate(rand::random());
         let create = CreateKey {
             project_id: stack.api.project_id,
             name: "scoped".into(),
-            sha256: hash(&key),
+            sha256: api_key::hash(&key),
             scopes: scopes.iter().copied().collect(),
             expires_at: None,
         };

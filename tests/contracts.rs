@@ -219,7 +219,7 @@ async fn ask_everything(stack: &Stack, process_id: &str, lead: &str, first: &str
     let create = CreateKey {
         project_id,
         name: "short".into(),
-        sha256: contract::key::hash("short"),
+        sha256: secrets::api_key::hash("short"),
         scopes: [Scope::LeadsRead].into(),
         expires_at: Some(contract::Timestamp::from_millis(1)),
     };

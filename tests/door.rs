@@ -9,12 +9,14 @@ use std::{
 use contract::{
     ObjectId, Timestamp,
     idempotency::{IdempotencyRecord, idempotency_key},
-    key::{ApiKey, Scope, hash, new_secret},
+    key::{ApiKey, Scope},
     rpc::{self, CreateKey, RevokeKey},
     streams::{IDEMPOTENCY, LEAD_COMMANDS},
 };
+
 use futures::{StreamExt, stream};
 use rustls::pki_types::CertificateDer;
+use secrets::api_key;
 use serde_json::{Value, json};
 use test_support::free_port;
 use tokio::{
@@ -424,11 +426,11 @@ async fn a_key_is_refused_everywhere_within_a_second_of_its_end() {
     let (_gateway, other) = second_gateway(&stack, &[]).await;
     let both = |key: &str| [&stack.api, &other].map(|api| Api { key: key.to_owned(), ..api.clone() });
     let create = async |expires_at: Option<Timestamp>| {
-        let secret = new_secret(rand::random());
+        let secret = api_key::generate(rand::random());
         let create = CreateKey {
             project_id: stack.api.project_id,
             name: "brief".into(),
-            sha256: hash(&secret),
+            sha256: api_key::hash(&secret),
             scopes: Scope::ALL.into(),
             expires_at,
         };

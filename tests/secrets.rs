@@ -278,7 +278,7 @@ async fn deliveries_wait_for_a_key_that_is_not_there() {
     let (mut locked, ready) = service("webhook-notifier", &stack.nats, &stack.postgres, &[("SECRETS_KEY", NEXT_KEY)]);
     // It says so before anything is to be delivered, names callback and key, and is not ready.
     let line = locked.wait_for_log("cannot be opened", SOON).await;
-    let old = contract::sealed::Keys::parse(SECRETS_KEY, []).expect("a key").present().to_string();
+    let old = secrets::SealingKeys::parse(SECRETS_KEY, []).expect("a key").present().to_string();
     assert!(
         line.contains(&callback.callback_id.to_string()) && line.contains(&old) && line.contains("ERROR"),
         "{line}"

@@ -12,10 +12,11 @@ use std::{
 
 use contract::{
     ObjectId,
-    key::{Scope, new_secret},
+    key::Scope,
     process::ProcessSpec,
     rpc::{self, CreateKey, CreateProject, ProcessChangeResult, Project},
 };
+use secrets::api_key;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use service_kit::{config::NatsConfig, nats::error_chain};
@@ -242,11 +243,11 @@ impl Api {
 
     /// A key of all scopes for this project, good at the gateway.
     pub(crate) async fn of_project(url: String, client: &async_nats::Client, project_id: ObjectId) -> Self {
-        let key = new_secret(rand::random());
+        let key = api_key::generate(rand::random());
         let create = CreateKey {
             project_id,
             name: "test".into(),
-            sha256: contract::key::hash(&key),
+            sha256: api_key::hash(&key),
             scopes: Scope::ALL.into(),
             expires_at: None,
         };

@@ -3,9 +3,10 @@
 
 use contract::{
     ObjectId, Timestamp,
-    key::{ApiKey, Scope, hash, new_secret},
+    key::{ApiKey, Scope},
     rpc::{self, CreateKey, ListKeys, RevokeKey, RpcError},
 };
+use secrets::api_key;
 use serde_json::{Value, json};
 
 use crate::stack::{Api, SOON, Stack};
@@ -76,11 +77,11 @@ async fn new_key(
     scopes: &[Scope],
     expires_at: Option<Timestamp>,
 ) -> (String, ApiKey) {
-    let secret = new_secret(rand::random());
+    let secret = api_key::generate(rand::random());
     let create = CreateKey {
         project_id,
         name: "walk".into(),
-        sha256: hash(&secret),
+        sha256: api_key::hash(&secret),
         scopes: scopes.iter().copied().collect(),
         expires_at,
     };
@@ -403,7 +404,7 @@ async fn no_query_answers_for_another_project() {
             }
             // A key that the first project has already does not change sides.
             rpc::KEY_CREATE => vec![json!({
-                "projectId": project_id, "name": "x", "sha256": hash(&first.api.key), "scopes": ["leads:read"], "expiresAt": null,
+                "projectId": project_id, "name": "x", "sha256": api_key::hash(&first.api.key), "scopes": ["leads:read"], "expiresAt": null,
             })],
             rpc::KEY_LIST | rpc::CALLBACK_LIST => vec![json!({"projectId": project_id})],
             new => panic!("{new} is not walked: say how another project would reach for data there"),

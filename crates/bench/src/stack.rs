@@ -9,12 +9,13 @@ use std::{
 use anyhow::{Context, ensure};
 use contract::{
     ObjectId,
-    key::{Scope, new_secret},
+    key::Scope,
     process::ProcessSpec,
     rpc::{self, CreateKey, CreateProject, ProcessChangeResult, Project},
     streams::{LEAD_COMMANDS, LEAD_EVENTS},
 };
 use local_stack::{Install, LocalNats, LocalPostgres, NatsOptions, PostgresOptions};
+use secrets::api_key;
 use serde_json::{Value, json};
 use service_kit::config::NatsConfig;
 use sqlx::PgPool;
@@ -227,11 +228,11 @@ impl Stack {
 
 async fn project(client: &async_nats::Client) -> anyhow::Result<(ObjectId, String)> {
     let project: Project = call(client, rpc::PROJECT_CREATE, &CreateProject { name: "bench".into() }).await?;
-    let key = new_secret(rand::random());
+    let key = api_key::generate(rand::random());
     let create = CreateKey {
         project_id: project.project_id,
         name: "bench".into(),
-        sha256: contract::key::hash(&key),
+        sha256: api_key::hash(&key),
         scopes: Scope::ALL.into(),
         expires_at: None,
     };

@@ -1,9 +1,8 @@
-//! API keys. The key itself is shown once and never stored; what is stored and watched is its SHA-256.
+//! API keys, as the services store and watch them: under the SHA-256 of the key's text.
 
 use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 use crate::{ObjectId, Timestamp};
 
@@ -79,16 +78,6 @@ impl ApiKey {
     pub fn is_valid(&self, now: Timestamp) -> bool {
         self.revoked_at.is_none() && self.expires_at.is_none_or(|at| now < at)
     }
-}
-
-/// Makes the text of a new key from 256 random bits.
-pub fn new_secret(random: [u8; 32]) -> String {
-    format!("lr_{}", hex::encode(random))
-}
-
-/// The SHA-256 of a key's text in hex: its key in the `api_keys` bucket.
-pub fn hash(secret: &str) -> String {
-    hex::encode(Sha256::digest(secret))
 }
 
 #[cfg(test)]

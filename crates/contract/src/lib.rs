@@ -21,7 +21,7 @@ pub mod rpc;
 pub mod schema;
 #[cfg(test)]
 mod schema_files;
-pub mod sealed;
+pub mod secret;
 pub mod streams;
 pub mod subject;
 pub mod time;

@@ -1,7 +1,7 @@
 //! The configuration of a process: its states and policies, and the callbacks that are told of outcomes.
 //!
 //! [`ProcessSpec`] is what an operator writes and applies; [`Process`] is what lead-state makes of it, stores,
-//! and projects to the `processes` bucket. Secrets are in clear in the one and [sealed](crate::sealed) in the other.
+//! and projects to the `processes` bucket. Secrets are in clear in the one and [sealed](crate::secret) in the other.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 use crate::{
     ObjectId, Timestamp,
     command::MAX_TEXT_CHARS,
-    sealed::{Field, Place, Secret},
+    secret::{Secret, SecretField},
     subject::NO_PROCESS,
 };
 
@@ -234,22 +234,23 @@ impl Callback {
         self.secrets.iter().chain(retiring).chain(self.auth.as_ref().map(CallbackAuth::secret))
     }
 
-    /// The same callback with other secrets: each is put through `change`, to be sealed or opened at its place.
+    /// The same callback with other secrets: each is put through `change`, which seals or opens it.
+    ///
+    /// # Errors
+    /// The first error of `change`.
     pub fn with_secrets<E>(
         &self,
-        project_id: ObjectId,
-        mut change: impl FnMut(&Place, &Secret) -> Result<Secret, E>,
+        mut change: impl FnMut(SecretField, &Secret) -> Result<Secret, E>,
     ) -> Result<Self, E> {
-        let place = |field| Place { project_id, callback_id: self.callback_id, field };
         let secrets =
-            self.secrets.iter().map(|secret| change(&place(Field::Secrets), secret)).collect::<Result<_, E>>()?;
+            self.secrets.iter().map(|secret| change(SecretField::Signing, secret)).collect::<Result<_, E>>()?;
         let mut retiring_secrets = self.retiring_secrets.clone();
         for retiring in &mut retiring_secrets {
-            retiring.secret = change(&place(Field::Secrets), &retiring.secret)?;
+            retiring.secret = change(SecretField::Signing, &retiring.secret)?;
         }
         let mut auth = self.auth.clone();
         if let Some(auth) = &mut auth {
-            *auth.secret_mut() = change(&place(Field::Auth), auth.secret())?;
+            *auth.secret_mut() = change(SecretField::Auth, auth.secret())?;
         }
         Ok(Self { secrets, retiring_secrets, auth, ..self.clone() })
     }

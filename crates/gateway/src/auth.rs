@@ -5,8 +5,9 @@ use std::sync::Arc;
 use axum::http::{HeaderMap, header::AUTHORIZATION};
 use contract::{
     Timestamp,
-    key::{ApiKey, Scope, hash},
+    key::{ApiKey, Scope},
 };
+use secrets::api_key;
 use service_kit::kv::BucketCache;
 
 use crate::error::ApiError;
@@ -21,7 +22,7 @@ pub(crate) fn authorize(
     let secret = bearer(headers).ok_or(ApiError::MissingKey)?;
     // Looked up by its digest, so how long this takes says nothing about the keys that exist.
     let key = keys
-        .get(&hash(secret))
+        .get(&api_key::hash(secret))
         .ok_or_else(|| if keys.is_complete() { ApiError::InvalidKey("is not known") } else { ApiError::Starting })?;
     if !key.is_valid(now) {
         let fault = if key.revoked_at.is_some() { "was revoked" } else { "has expired" };
@@ -78,7 +79,7 @@ pub(crate) mod tests {
             ("reader", ApiKey { scopes: [Scope::LeadsRead].into(), ..key() }),
         ]
         .into_iter()
-        .map(|(secret, key)| (hash(secret), key))
+        .map(|(secret, key)| (api_key::hash(secret), key))
         .collect();
         for header in ["Bearer good", "bearer good", "BEARER  good"] {
             assert_eq!(ask(&keys, Some(header), Scope::LeadsWrite), Ok(key().key_id), "{header}");

@@ -441,8 +441,9 @@ mod tests {
         http::{Method, header},
     };
     use clap::Parser;
-    use contract::{ObjectId, key::hash};
+    use contract::ObjectId;
     use proptest::prelude::*;
+    use secrets::api_key::hash;
     use tower::ServiceExt;
 
     use super::*;

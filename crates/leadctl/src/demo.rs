@@ -10,15 +10,16 @@ use async_nats::Client;
 use contract::{
     ObjectId,
     command::{CallEnded, CallStarted},
-    key::{ApiKey, Scope, hash, new_secret},
+    key::{ApiKey, Scope},
     process::{ProcessSpec, new_signing_secret},
     rpc::{
         CreateKey, CreateProject, KEY_CREATE, KEY_LIST, Keys, ListKeys, PROCESS_APPLY, PROJECT_CREATE,
         ProcessChangeResult, Project, UpdateStatus,
     },
-    sealed::Secret,
+    secret::Secret,
     subject::{CommandKind, CommandSubject},
 };
+use secrets::api_key;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use service_kit::{clock, nats::jetstream, publish, rpc};
@@ -230,11 +231,11 @@ impl Demo {
         if let Some(key) = &self.state.key {
             return Ok(key.secret.clone());
         }
-        let secret = new_secret(rand::random());
+        let secret = api_key::generate(rand::random());
         let query = CreateKey {
             project_id,
             name: "demo".into(),
-            sha256: hash(&secret),
+            sha256: api_key::hash(&secret),
             scopes: Scope::DEFAULT.into(),
             expires_at: None,
         };

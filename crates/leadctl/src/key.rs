@@ -4,9 +4,10 @@ use anyhow::Context;
 use clap::Subcommand;
 use contract::{
     ObjectId, Timestamp,
-    key::{ApiKey, Scope, hash, new_secret},
+    key::{ApiKey, Scope},
     rpc::{self, CreateKey, Keys, ListKeys, RevokeKey},
 };
+use secrets::api_key;
 use serde::Serialize;
 use service_kit::clock;
 
@@ -66,10 +67,10 @@ impl Key {
     pub(crate) async fn run(self) -> anyhow::Result<()> {
         match self {
             Self::Create { project, name, scopes, expires_in, admin } => {
-                let secret = new_secret(rand::random());
+                let secret = api_key::generate(rand::random());
                 let scopes = if scopes.is_empty() { Scope::DEFAULT.into() } else { scopes.into_iter().collect() };
                 let expires_at = expires_in.map(|after| clock::now().plus(after.into()));
-                let query = CreateKey { project_id: project, name, sha256: hash(&secret), scopes, expires_at };
+                let query = CreateKey { project_id: project, name, sha256: api_key::hash(&secret), scopes, expires_at };
                 let key: ApiKey = admin.call(rpc::KEY_CREATE, &query).await.context("the key was not made")?;
                 if admin.json {
                     return output::json(&Created { api_key: &secret, key: &key });

@@ -16,7 +16,7 @@ use contract::{
         CALLBACK_CHECK, ChangeProcess, CheckUrls, Cursor, GetProcess, ListProcesses, MAX_LIMIT, PROCESS_CHANGE,
         PROCESS_GET, PROCESS_LIST, Page, ProcessChange, ProcessChangeResult, ProcessSelector, RpcError, UrlCheck,
     },
-    sealed::Secret,
+    secret::Secret,
 };
 use serde_json::Value;
 use service_kit::rpc;

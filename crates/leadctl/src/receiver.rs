@@ -16,7 +16,7 @@ use axum::{
     response::{Html, IntoResponse, Response},
     routing::get,
 };
-use contract::{JsonObject, sealed::Secret};
+use contract::{JsonObject, secret::Secret};
 use serde::Serialize;
 use serde_json::json;
 use service_kit::clock;

@@ -2,10 +2,8 @@
 
 use anyhow::bail;
 use clap::Subcommand;
-use contract::{
-    rpc::{RotateSecrets, RotationResult, SECRETS_ROTATE},
-    sealed::new_key,
-};
+use contract::rpc::{RotateSecrets, RotationResult, SECRETS_ROTATE};
+use secrets::new_sealing_key;
 
 use crate::{
     admin::{self, Admin},
@@ -32,7 +30,7 @@ impl Secrets {
     pub(crate) async fn run(self) -> anyhow::Result<()> {
         match self {
             Self::NewKey => {
-                output::say(new_key(rand::random()));
+                output::say(new_sealing_key(rand::random()));
                 Ok(())
             }
             Self::Rotate { admin } => rotate(&admin).await,

@@ -10,9 +10,9 @@ use clap::{Args, Parser};
 use contract::{
     ObjectId,
     rpc::{DELIVERY_OF_UPDATE, Delivery, GetUpdate, KEY_LIST, Keys, ListKeys},
-    sealed::new_key,
 };
 use local_stack::Install;
+use secrets::new_sealing_key;
 use service_kit::{
     config::{HealthConfig, LogConfig, LogFormat, NatsConfig, SecretsConfig},
     http,
@@ -135,7 +135,7 @@ impl Up {
         let key = match data.read(SECRETS_KEY)? {
             Some(key) => key,
             None => {
-                let key = new_key(rand::random());
+                let key = new_sealing_key(rand::random());
                 data.write(SECRETS_KEY, &format!("{key}\n"))?;
                 key
             }

@@ -4,7 +4,8 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
-use contract::sealed::{Keys, Secret};
+use contract::secret::Secret;
+use secrets::SealingKeys;
 
 /// How to reach NATS.
 #[derive(Debug, Clone, Args)]
@@ -60,7 +61,7 @@ pub struct SecretsConfig {
     /// The key that seals and opens: the base64 of 32 random bytes. `leadctl secrets new-key` makes one.
     #[arg(long, env = "SECRETS_KEY", hide_env_values = true, value_name = "KEY")]
     pub secrets_key: Option<Secret>,
-    /// Keys that only open any more, separated by commas: what was sealed before a rotation.
+    /// SealingKeys that only open any more, separated by commas: what was sealed before a rotation.
     #[arg(long, env = "SECRETS_KEYS_OLD", hide_env_values = true, value_delimiter = ',', value_name = "KEYS")]
     pub secrets_keys_old: Vec<Secret>,
 }
@@ -70,7 +71,7 @@ impl SecretsConfig {
     ///
     /// # Errors
     /// Without a present key, or when one of them is none: says how to make one, and tells none of them.
-    pub fn keys(&self) -> anyhow::Result<Keys> {
+    pub fn keys(&self) -> anyhow::Result<SealingKeys> {
         let is_set = |key: &&Secret| !key.expose().trim().is_empty();
         let Some(present) = self.secrets_key.as_ref().filter(is_set) else {
             bail!(
@@ -80,7 +81,7 @@ impl SecretsConfig {
             );
         };
         let old = self.secrets_keys_old.iter().filter(is_set).map(Secret::expose);
-        Keys::parse(present.expose(), old).context(
+        SealingKeys::parse(present.expose(), old).context(
             "SECRETS_KEY or one of SECRETS_KEYS_OLD is not a key; `leadctl secrets new-key` or `openssl rand -base64 32` \
              makes one",
         )
@@ -127,7 +128,7 @@ mod tests {
             secrets_key: present.map(Secret::from),
             secrets_keys_old: old.iter().copied().map(Secret::from).collect(),
         };
-        let one = contract::sealed::new_key([1; 32]);
+        let one = secrets::new_sealing_key([1; 32]);
         assert!(config(Some(&one), &[]).keys().is_ok());
         // An empty variable is as good as none.
         assert!(config(Some(&one), &[""]).keys().is_ok());

@@ -13,9 +13,9 @@ use contract::{
     event::CompletionEvent,
     json::redacted_error,
     process::{Callback, Ordering, Process},
-    sealed::{CannotOpen, Keys},
     subject::process_key,
 };
+use secrets::{OpenError, SealingKeys};
 use serde::Deserialize;
 use service_kit::{health::Readiness, kv::BucketCache, nats::error_chain};
 use tokio_util::sync::CancellationToken;
@@ -45,7 +45,7 @@ pub(crate) struct Callbacks {
     pub(crate) view: Arc<BucketCache<Configured>>,
     bucket: kv::Store,
     pub(crate) health: Health,
-    keys: Keys,
+    keys: SealingKeys,
     guard: Guard,
 }
 
@@ -54,7 +54,7 @@ pub(crate) struct Callbacks {
 #[serde(from = "Process")]
 pub(crate) struct Configured {
     process: Process,
-    opened: Vec<OnceLock<Result<Prepared, CannotOpen>>>,
+    opened: Vec<OnceLock<Result<Prepared, OpenError>>>,
 }
 
 impl From<Process> for Configured {
@@ -66,12 +66,12 @@ impl From<Process> for Configured {
 
 impl Configured {
     /// Why the secrets of a callback cannot be opened, as far as it is known without opening them.
-    fn locked(&self, index: usize, keys: &Keys) -> Option<CannotOpen> {
+    fn locked(&self, index: usize, keys: &SealingKeys) -> Option<OpenError> {
         match self.opened[index].get() {
             Some(opened) => opened.as_ref().err().copied(),
             None => {
                 let key_ids = self.callbacks[index].secrets().filter_map(|secret| secret.key_id());
-                key_ids.filter(|key_id| !keys.has(*key_id)).map(CannotOpen::UnknownKey).next()
+                key_ids.filter(|key_id| !keys.has(*key_id)).map(OpenError::UnknownKey).next()
             }
         }
     }
@@ -134,23 +134,23 @@ pub(crate) enum Found {
 
 impl Callbacks {
     /// What is known of callbacks through this bucket.
-    pub(crate) fn new(bucket: kv::Store, health: Health, keys: Keys, guard: Guard) -> Self {
+    pub(crate) fn new(bucket: kv::Store, health: Health, keys: SealingKeys, guard: Guard) -> Self {
         Self { view: Arc::default(), bucket, health, keys, guard }
     }
 
     /// The callback with its secrets in clear: opened for the first attempt under a revision of its process, then kept
     /// as long as that revision is.
-    pub(crate) fn open<'a>(&self, target: &'a Target) -> Result<&'a Prepared, CannotOpen> {
+    pub(crate) fn open<'a>(&self, target: &'a Target) -> Result<&'a Prepared, OpenError> {
         let Configured { process, opened } = target.process.as_ref();
         let opened = opened[target.index].get_or_init(|| {
-            let callback = target.with_secrets(process.project_id, |place, secret| self.keys.open(place, secret))?;
+            let callback = self.keys.open_callback(process.project_id, target)?;
             Ok(Prepared::new(callback, &self.guard))
         });
         opened.as_ref().map_err(|e| *e)
     }
 
     /// The callbacks whose secrets cannot be opened, as far as that is known.
-    fn locked(&self) -> Vec<(ObjectId, CannotOpen)> {
+    fn locked(&self) -> Vec<(ObjectId, OpenError)> {
         let of = |process: &Configured| {
             let callbacks = process.callbacks.iter().enumerate().filter(|(_, callback)| callback.enabled);
             callbacks

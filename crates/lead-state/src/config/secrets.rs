@@ -1,14 +1,15 @@
 //! Secrets at rest: sealed before a process is stored, and sealed anew when another key has become the present one.
-//! See [`contract::sealed`].
+//! See [`secrets`].
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use contract::{
     ObjectId,
     process::{Callback, Process},
     rpc::{LockedCallback, RotateSecrets, RotationResult, RpcError},
-    sealed::{CannotOpen, KeyId, Keys},
+    secret::KeyId,
 };
+use secrets::{OpenError, SealingKeys};
 use sqlx::PgPool;
 use tokio::time::Instant;
 
@@ -26,7 +27,7 @@ const ROTATE_FOR: Duration = Duration::from_secs(3);
 pub(crate) struct Sealer {
     pub(crate) pool: PgPool,
     pub(crate) projector: Arc<Projector>,
-    pub(crate) keys: Keys,
+    pub(crate) keys: SealingKeys,
 }
 
 /// Which callbacks are to be sealed anew.
@@ -50,13 +51,17 @@ impl Which {
 impl Sealer {
     /// A process as it is stored. What could not be opened before stays sealed as it is.
     pub(crate) fn seal(&self, process: &Process) -> Process {
-        let callbacks = process.callbacks.iter().map(|callback| seal(&self.keys, process.project_id, callback));
+        let callbacks = process
+            .callbacks
+            .iter()
+            .map(|callback| self.keys.seal_callback(process.project_id, callback, rand::random));
         Process { callbacks: callbacks.collect(), ..process.clone() }
     }
 
     /// A stored process with its secrets in clear, as far as they can be opened.
     pub(crate) fn open(&self, process: &Process) -> Process {
-        let open = |callback: &Callback| open(&self.keys, process.project_id, callback).unwrap_or(callback.clone());
+        let open =
+            |callback: &Callback| self.keys.open_callback(process.project_id, callback).unwrap_or(callback.clone());
         Process { callbacks: process.callbacks.iter().map(open).collect(), ..process.clone() }
     }
 
@@ -110,7 +115,7 @@ impl Sealer {
         project_id: ObjectId,
         name: &str,
         which: Which,
-    ) -> Result<(bool, Vec<(ObjectId, CannotOpen)>), StoreError> {
+    ) -> Result<(bool, Vec<(ObjectId, OpenError)>), StoreError> {
         let present = self.keys.present();
         let includes = |process: &Process| process.callbacks.iter().any(|callback| which.includes(callback, present));
         if !config::current_process(&self.pool, project_id, name).await?.is_some_and(|process| includes(&process)) {
@@ -123,9 +128,9 @@ impl Sealer {
         };
         let (mut sealed, mut locked) = (false, Vec::new());
         for callback in process.callbacks.iter_mut().filter(|callback| which.includes(callback, present)) {
-            match open(&self.keys, project_id, callback) {
+            match self.keys.open_callback(project_id, callback) {
                 Ok(opened) => {
-                    *callback = seal(&self.keys, project_id, &opened);
+                    *callback = self.keys.seal_callback(project_id, &opened, rand::random);
                     sealed = true;
                 }
                 Err(e) => locked.push((callback.callback_id, e)),
@@ -138,17 +143,4 @@ impl Sealer {
         }
         Ok((sealed, locked))
     }
-}
-
-fn open(keys: &Keys, project_id: ObjectId, callback: &Callback) -> Result<Callback, CannotOpen> {
-    callback.with_secrets(project_id, |place, secret| keys.open(place, secret))
-}
-
-fn seal(keys: &Keys, project_id: ObjectId, callback: &Callback) -> Callback {
-    let sealed = callback.with_secrets(project_id, |place, secret| {
-        let sealed = if secret.is_sealed() { secret.clone() } else { keys.seal(place, rand::random(), secret) };
-        Ok::<_, Infallible>(sealed)
-    });
-    let Ok(sealed) = sealed;
-    sealed
 }

@@ -9,7 +9,7 @@ use contract::{
         RetiringSecret, Rules,
     },
     rpc::{ChangeProcess, ProcessChange, ProcessSelector, RpcError},
-    sealed::Secret,
+    secret::Secret,
     subject::NO_PROCESS,
 };
 use serde_json::Value;

@@ -371,7 +371,7 @@ mod tests {
             let request = request(&to, &delivery(), Some(TRACE), now).unwrap();
             let header = request.headers()["webhook-signature"].to_str().unwrap().to_owned();
             let by = |secrets: &[&str]| {
-                let secrets = secrets.iter().map(|secret| (*secret).into()).collect::<Vec<contract::sealed::Secret>>();
+                let secrets = secrets.iter().map(|secret| (*secret).into()).collect::<Vec<contract::secret::Secret>>();
                 signature(&secrets, &"02".repeat(12), now.unix_seconds(), br#"{"success":true}"#).unwrap()
             };
             (header, by(&[SECRET, old]), by(&[SECRET]))

@@ -2,7 +2,7 @@
 //! (<https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md>).
 
 use base64::{Engine, prelude::BASE64_STANDARD};
-use contract::{process::signing_key, sealed::Secret};
+use contract::{process::signing_key, secret::Secret};
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
