@@ -18,8 +18,8 @@ use contract::{
     subject::{CommandKind, CommandSubject},
 };
 use service_kit::{
-    batch::Publisher,
     publish::{self, PublishError},
+    publisher::Publisher,
     traces::{Step, Traces},
 };
 use tokio::sync::Semaphore;

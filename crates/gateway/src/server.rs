@@ -20,13 +20,13 @@ use contract::{
 };
 use futures::FutureExt;
 use service_kit::{
-    batch::Publisher,
     clock,
     health::{self, Readiness},
     http::{self, Limits},
     kv::BucketCache,
     lifecycle::{DRAIN_DEADLINE, Tasks},
     metrics, nats,
+    publisher::Publisher,
     traces::Traces,
 };
 use tokio::{

@@ -1,13 +1,10 @@
 //! What every service needs around its part of the flow: configuration, telemetry, lifecycle, health, metrics, HTTP
 //! serving, NATS connection, streams, buckets and queries, and of Postgres what more than one of them needs.
 
-pub mod batch;
-mod choice;
 pub mod clock;
 pub mod config;
 pub mod health;
 pub mod http;
-mod ingest;
 pub mod kv;
 pub mod lifecycle;
 pub mod metrics;
@@ -15,6 +12,7 @@ pub mod nats;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 pub mod publish;
+pub mod publisher;
 pub mod retention;
 pub mod rpc;
 pub mod telemetry;

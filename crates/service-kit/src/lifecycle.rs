@@ -10,6 +10,27 @@ use tokio_util::sync::CancellationToken;
 /// one here lets slower endpoints finish, a shorter one restarts faster.
 pub const DRAIN_DEADLINE: Duration = Duration::from_secs(20);
 
+/// Lets subtasks finish within `deadline`, then aborts the rest.
+///
+/// # Errors
+/// One of them panicked.
+pub async fn drain(mut subtasks: JoinSet<()>, deadline: Duration) -> anyhow::Result<()> {
+    let finish = async {
+        while let Some(ended) = subtasks.join_next().await {
+            ended.context("a task died while draining")?;
+        }
+        anyhow::Ok(())
+    };
+    match tokio::time::timeout(deadline, finish).await {
+        Ok(finished) => finished,
+        Err(_) => {
+            tracing::warn!(aborted = subtasks.len(), "not everything finished before the deadline; it will be retried");
+            subtasks.shutdown().await;
+            Ok(())
+        }
+    }
+}
+
 /// A token that is cancelled on SIGTERM or SIGINT.
 pub fn shutdown_on_signal() -> anyhow::Result<CancellationToken> {
     let mut terminate = tokio::signal::unix::signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;

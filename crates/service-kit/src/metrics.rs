@@ -1,5 +1,5 @@
-//! Metrics, in Prometheus' words. A service makes one registry, registers its own metrics there, and the health port shows
-//! them at `/metrics`.
+//! Prometheus metrics. A service makes one registry, registers its metrics there, and the health port shows them at
+//! `/metrics`.
 //!
 //! Labels have few values that are known beforehand: a reason, an outcome. Never a tenant, a lead or a URL; those belong in
 //! logs.
@@ -9,34 +9,59 @@ use std::{sync::atomic::AtomicU64, time::Duration};
 use prometheus_client::metrics::{histogram::exponential_buckets, info::Info};
 pub use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
-    registry::{Registry, Unit},
+    registry::{Metric, Registry, Unit},
 };
 
-/// A label's name and its value: what a [`Family`] with one label is told apart by.
+/// The name and value of the label of a [`Family`] with one.
 pub type Label = [(&'static str, &'static str); 1];
-/// The same of a [`Family`] with two labels.
+/// The labels of a [`Family`] with two.
 pub type Labels = [(&'static str, &'static str); 2];
 
-/// A gauge of what is no whole number, as seconds are.
+/// A gauge of seconds and other fractions.
 pub type Seconds = Gauge<f64, AtomicU64>;
 
-/// A histogram of durations, from half a millisecond to half a minute, each bound twice the one before. More bounds tell
-/// more, and each is a series of every route or result.
+/// A histogram of durations from half a millisecond to half a minute, each bound twice the one before. More bounds are more
+/// precise, and each is one more series per route or result.
 pub fn durations() -> Histogram {
     Histogram::new(exponential_buckets(0.0005, 2.0, 17))
 }
 
-/// A histogram of how many messages went together: 1, 2, 4 … 1024.
+/// A histogram of messages per batch: 1, 2, 4 … 1024.
 pub fn sizes() -> Histogram {
     Histogram::new(exponential_buckets(1.0, 2.0, 11))
 }
 
-/// What a [`Publisher`](crate::batch::Publisher) notes.
+/// Registers a metric and returns it, in one line.
+pub trait Register {
+    /// Registers a metric without a unit.
+    fn add<M: Metric + Clone>(&mut self, name: &str, help: &str, metric: M) -> M;
+    /// Registers a metric whose name ends with its unit.
+    fn add_unit<M: Metric + Clone>(&mut self, name: &str, unit: Unit, help: &str, metric: M) -> M;
+}
+
+impl Register for Registry {
+    fn add<M: Metric + Clone>(&mut self, name: &str, help: &str, metric: M) -> M {
+        self.register(name, help, metric.clone());
+        metric
+    }
+
+    fn add_unit<M: Metric + Clone>(&mut self, name: &str, unit: Unit, help: &str, metric: M) -> M {
+        self.register_with_unit(name, help, unit, metric.clone());
+        metric
+    }
+}
+
+/// The unit of metrics that count messages.
+pub fn messages() -> Unit {
+    Unit::Other("messages".into())
+}
+
+/// What a [`Publisher`](crate::publisher::Publisher) measures.
 #[derive(Debug, Clone)]
 pub struct Publishing {
-    /// How long the stream took to have what it was given, acks included.
+    /// Time until the stream acknowledged.
     pub(crate) acks: Histogram,
-    /// How many messages went together, for each atomic batch.
+    /// Messages per atomic batch.
     pub(crate) batches: Histogram,
 }
 
@@ -49,24 +74,16 @@ impl Default for Publishing {
 impl Publishing {
     /// Registers both.
     pub fn new(registry: &mut Registry) -> Self {
-        let publishing = Self::default();
-        registry.register_with_unit(
-            "publish_duration",
-            "How long the stream took to acknowledge what was published, one message or several at once",
-            Unit::Seconds,
-            publishing.acks.clone(),
-        );
-        registry.register_with_unit(
-            "publish_batch",
-            "Messages of each atomic batch; what goes alone is not counted here",
-            Unit::Other("messages".into()),
-            publishing.batches.clone(),
-        );
-        publishing
+        let acks = "Time until the stream acknowledged a message, or several messages that were published together";
+        let batches = "Messages per atomic batch; messages published singly are not counted";
+        Self {
+            acks: registry.add_unit("publish_duration", Unit::Seconds, acks, durations()),
+            batches: registry.add_unit("publish_batch", messages(), batches, sizes()),
+        }
     }
 }
 
-/// How long ago something was, and 0 where that is in the future: clocks differ.
+/// Seconds since `then`; 0 if it is in the future, as clocks differ.
 pub fn age(now: contract::Timestamp, then: contract::Timestamp) -> f64 {
     let millis = now.millis().saturating_sub(then.millis());
     Duration::from_millis(u64::try_from(millis).unwrap_or_default()).as_secs_f64()
@@ -78,7 +95,7 @@ pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0
 /// An empty registry whose metrics are named `leadrelay_{service}_…`; `service` in snake case.
 pub fn registry(service: &str) -> Registry {
     let mut registry = Registry::with_prefix(format!("leadrelay_{service}"));
-    registry.register("build", "Which version this is", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
+    registry.register("build", "Version of the service", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
     registry
 }
 
@@ -95,13 +112,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn metrics_on_the_wire() {
+    fn metrics_are_rendered_as_open_metrics() {
         let mut registry = registry("lead_state");
-        let counter = Counter::<u64>::default();
-        registry.register("updates", "Updates that were applied", counter.clone());
+        let counter: Counter = registry.add("updates", "Updates that were applied", Counter::default());
         counter.inc_by(3);
         insta::assert_snapshot!(render(&registry), @r#"
-        # HELP leadrelay_lead_state_build Which version this is.
+        # HELP leadrelay_lead_state_build Version of the service.
         # TYPE leadrelay_lead_state_build info
         leadrelay_lead_state_build_info{version="0.1.0"} 1
         # HELP leadrelay_lead_state_updates Updates that were applied.

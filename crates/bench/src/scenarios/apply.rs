@@ -9,7 +9,7 @@ use anyhow::{Context, ensure};
 use async_nats::jetstream::message::OutboundMessage;
 use contract::streams::{LEAD_COMMANDS, LEAD_EVENTS};
 use serde_json::json;
-use service_kit::batch::Publisher;
+use service_kit::publisher::Publisher;
 use tokio::process::Command;
 
 use super::{Memory, Plan, floor};

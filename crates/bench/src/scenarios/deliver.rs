@@ -6,7 +6,7 @@ use anyhow::ensure;
 use async_nats::{HeaderMap, jetstream::message::OutboundMessage};
 use contract::{ObjectId, event::CompletionEvent, headers, streams::LEAD_EVENTS, subject};
 use serde_json::json;
-use service_kit::batch::Publisher;
+use service_kit::publisher::Publisher;
 
 use super::{Memory, Plan, floor};
 use crate::{

@@ -5,10 +5,10 @@ use std::time::Duration;
 use async_nats::jetstream;
 use contract::{headers, subject};
 use service_kit::{
-    batch::Publisher,
     clock,
     nats::{error_chain, retry_backoff},
     publish::message,
+    publisher::Publisher,
     traces::{Span, Step, Traces},
 };
 use sqlx::PgPool;

@@ -13,12 +13,12 @@ use contract::{
     streams::{LEAD_COMMANDS, LEAD_EVENTS},
 };
 use service_kit::{
-    batch::Publisher,
     clock,
     config::DatabaseConfig,
     health::Readiness,
     nats::{self, error_chain},
     postgres::PinnedConnection,
+    publisher::Publisher,
     retention::Retention,
     traces::Traces,
 };

@@ -22,9 +22,9 @@ use contract::{
 };
 use futures::{StreamExt, future::join_all};
 use service_kit::{
-    batch::{Publisher, Stored},
     nats,
     publish::{self, PublishError},
+    publisher::{Publisher, Stored},
 };
 use test_support::{LocalNats, eventually};
 

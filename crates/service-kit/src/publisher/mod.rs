@@ -1,0 +1,534 @@
+//! 1 Accept, 6 Announce: publishes messages to a stream, many of them as one atomic batch (NATS ADR-50).
+//!
+//! A server that syncs before it acknowledges does so once per message, but only a few times per batch: a batch is a group
+//! commit. No message waits for a batch to fill: it is published at once and singly, unless so many are in flight that a
+//! batch is cheaper; then [`Publisher::publish`] publishes together what queued up behind those in flight.
+//!
+//! A batch is stored or refused as a whole: refused if one message is too large or a duplicate, or if the stream is full.
+//! The messages of a refused batch are published again one by one, so each has its own outcome. Messages are also
+//! published singly where batches gain nothing: on servers before 2.15, on streams that do not allow them, and where a
+//! trial shows that single messages are faster (a client cannot see whether the server syncs). They are then sent without
+//! queued between them, which saves limit of the reads and writes; on servers that support fast ingest, as one fast-ingest
+//! batch, which also saves limit of the acknowledgements.
+
+mod fast_ingest;
+mod strategy;
+
+use std::{
+    collections::VecDeque,
+    fmt,
+    future::ready,
+    mem,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use async_nats::{
+    Client, HeaderMap,
+    jetstream::{self, ErrorCode, message::OutboundMessage, publish::PublishAck},
+};
+use contract::headers;
+use futures::future::{Either, join_all};
+use tokio::sync::oneshot;
+
+use self::{
+    fast_ingest::{FastIngest, IngestError},
+    strategy::{PublishMode, PublishStrategy},
+};
+use crate::{
+    metrics::Publishing,
+    nats,
+    publish::{self, PublishError},
+    version::ServerVersion,
+};
+
+/// Messages per batch: the server's limit.
+const BATCH_MESSAGES: usize = 1000;
+/// Bytes per batch. More delays the messages of the next batch, fewer sync more often.
+const BATCH_BYTES: usize = 1 << 20;
+/// Messages from which on a batch is cheaper: it costs the server about as much as ten messages (a staging file, which is
+/// synced too). Measured: docs/results/sync-before-ack.md.
+const MIN_BATCH: usize = 16;
+/// Messages from which on a fast-ingest batch is cheaper: the server acknowledges its first and its last message.
+const MIN_FAST_INGEST: usize = 4;
+/// Groups of queued messages in flight at once. More groups are smaller and sync more often, fewer leave the server idle
+/// while an acknowledgement travels. The server allows 50 batches per stream, from all its publishers.
+const MAX_IN_FLIGHT: usize = 2;
+/// How often the server's version is read; reading copies all of the server's information.
+const READ_VERSION: Duration = Duration::from_secs(1);
+/// How long a stream that does not allow batches is not tried again. It may allow them after an upgrade.
+const RETRY_AFTER_REFUSAL: Duration = Duration::from_secs(30);
+/// Bytes of a message beside its subject, payload and header values.
+const OVERHEAD: usize = 256;
+
+/// A message is in its stream, stored now or by an earlier publish under the same message id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stored {
+    /// Its sequence in the stream. None if one acknowledgement covers several messages and names only the last.
+    pub sequence: Option<u64>,
+}
+
+impl From<PublishAck> for Stored {
+    fn from(ack: PublishAck) -> Self {
+        Self { sequence: Some(ack.sequence) }
+    }
+}
+
+/// Publishes to one stream, in atomic batches where they are faster and the stream allows them.
+#[derive(Clone)]
+pub struct Publisher {
+    shared: Arc<Shared>,
+}
+
+impl fmt::Debug for Publisher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Publisher").finish_non_exhaustive()
+    }
+}
+
+struct Shared {
+    js: jetstream::Context,
+    client: Client,
+    ingest: FastIngest,
+    support: Mutex<Support>,
+    queue: Mutex<Queue>,
+    /// For messages that many callers publish one at a time.
+    singles: Mutex<PublishStrategy>,
+    /// For messages that one caller publishes together.
+    sequences: Mutex<PublishStrategy>,
+    metrics: Publishing,
+}
+
+/// What the server and the stream support, as far as is known.
+#[derive(Debug, Default)]
+struct Support {
+    /// The server's version, and when it was read: the next connection may lead to another server.
+    version: Option<(Instant, ServerVersion)>,
+    /// When the stream refused an atomic batch as such.
+    refused_at: Option<Instant>,
+    /// When the stream refused a fast-ingest batch as such.
+    ingest_refused_at: Option<Instant>,
+}
+
+/// Queued messages, and the number of groups and single messages in flight.
+#[derive(Default)]
+struct Queue {
+    queued: VecDeque<Queued>,
+    groups: usize,
+    singles: usize,
+}
+
+struct Queued {
+    message: OutboundMessage,
+    outcome: oneshot::Sender<Result<Stored, PublishError>>,
+}
+
+impl Publisher {
+    /// A publisher on this connection.
+    pub fn new(js: jetstream::Context) -> Self {
+        Self::observed(js, Publishing::default())
+    }
+
+    /// A publisher on this connection that records metrics.
+    pub fn observed(js: jetstream::Context, metrics: Publishing) -> Self {
+        let client = js.client();
+        // If the server syncs, the first trial shows it. If it does not, a trial may not tell the two apart on a fast disk, and
+        // single messages take less CPU on both sides.
+        let strategy = || Mutex::new(PublishStrategy::new(PublishMode::Single));
+        let ingest = FastIngest::new(client.clone(), nats::ACK_TIMEOUT);
+        let (support, queue, singles, sequences) = (Mutex::default(), Mutex::default(), strategy(), strategy());
+        Self { shared: Arc::new(Shared { js, client, ingest, support, queue, singles, sequences, metrics }) }
+    }
+
+    /// Publishes a message and waits until the stream has it. It may share a batch with messages published at the same
+    /// time, in any order. Callers bound how many messages wait.
+    pub async fn publish(&self, message: OutboundMessage) -> Result<Stored, PublishError> {
+        self.timed(self.publish_one(message)).await
+    }
+
+    async fn timed<T>(&self, publish: impl Future<Output = T>) -> T {
+        let started = Instant::now();
+        let published = publish.await;
+        self.shared.metrics.acks.observe(started.elapsed().as_secs_f64());
+        published
+    }
+
+    async fn publish_one(&self, message: OutboundMessage) -> Result<Stored, PublishError> {
+        if let Some(_in_flight) = SinglePublish::begin(&self.shared) {
+            return publish::publish(&self.shared.js, message).await.map(Stored::from);
+        }
+        let (sender, outcome) = oneshot::channel();
+        if let Some(permit) = BatchPermit::begin(&self.shared, Queued { message, outcome: sender }) {
+            // Not supervised: its messages' callers wait for it, and get an error if it dies.
+            tokio::spawn(permit.run());
+        }
+        outcome.await.unwrap_or(Err(PublishError::Unconfirmed))
+    }
+
+    /// Publishes messages in this order and returns the outcome of each. Callers bound how many there are.
+    pub async fn publish_each(&self, messages: Vec<OutboundMessage>) -> Vec<Result<Stored, PublishError>> {
+        let publish = async {
+            let mut outcomes = Vec::with_capacity(messages.len());
+            for batch in batches(messages) {
+                outcomes.extend(self.shared.publish_sequence(batch).await);
+            }
+            outcomes
+        };
+        self.timed(publish).await
+    }
+
+    /// Publishes messages in this order and waits until the stream has them all.
+    ///
+    /// # Errors
+    /// Some may be stored. Publish all of them again; the stream recognizes duplicates by their message ids.
+    pub async fn publish_all(&self, messages: impl IntoIterator<Item = OutboundMessage>) -> Result<(), PublishError> {
+        let publish = async {
+            for batch in batches(messages) {
+                for outcome in self.shared.publish_sequence(batch).await {
+                    outcome?;
+                }
+            }
+            Ok(())
+        };
+        self.timed(publish).await
+    }
+}
+
+impl Shared {
+    /// Records the time per message of a mode.
+    fn observe(&self, strategy: &Mutex<PublishStrategy>, mode: PublishMode, each: Duration, messages: usize) {
+        if lock(strategy).observe(mode, each, messages, Instant::now()) {
+            match mode {
+                PublishMode::Batch => tracing::info!("publishing in atomic batches: they are faster now"),
+                PublishMode::Single => tracing::info!(
+                    "publishing single messages: they are faster than atomic batches now, as on a server that does not sync \
+                     before it acknowledges"
+                ),
+            }
+        }
+    }
+
+    /// Publishes the messages of one caller in the faster mode; returns the outcome of each. A trial of the other mode takes no
+    /// more messages than it needs: published singly to a server that syncs for each of them, hundreds would take long.
+    async fn publish_sequence(&self, mut messages: Vec<OutboundMessage>) -> Vec<Result<Stored, PublishError>> {
+        if messages.len() < MIN_BATCH {
+            return self.publish_singly(messages).await;
+        }
+        let (mode, limit) = lock(&self.sequences).next();
+        let rest = messages.split_off(limit.min(messages.len()));
+        let mut outcomes = self.publish_timed(&self.sequences, mode, messages).await;
+        if !rest.is_empty() {
+            let (mode, _) = lock(&self.sequences).next();
+            outcomes.extend(self.publish_timed(&self.sequences, mode, rest).await);
+        }
+        outcomes
+    }
+
+    /// Publishes messages in this mode if the server supports batches, and records the time per message.
+    async fn publish_timed(
+        &self,
+        strategy: &Mutex<PublishStrategy>,
+        mode: PublishMode,
+        messages: Vec<OutboundMessage>,
+    ) -> Vec<Result<Stored, PublishError>> {
+        if !self.has_batches() {
+            return self.publish_singly(messages).await;
+        }
+        let (count, started) = (messages.len(), Instant::now());
+        let outcomes = match mode {
+            PublishMode::Batch => self.publish_batched(messages).await,
+            PublishMode::Single => self.publish_singly(messages).await,
+        };
+        // Fewer messages than a batch needs say nothing about the modes.
+        if count >= MIN_BATCH && outcomes.iter().all(Result::is_ok) {
+            self.observe(strategy, mode, started.elapsed() / u32::try_from(count).unwrap_or(u32::MAX), count);
+        }
+        outcomes
+    }
+
+    /// Whether to try an atomic batch.
+    fn has_batches(&self) -> bool {
+        let mut support = lock(&self.support);
+        self.version(&mut support).syncs_batches_as_one() && !is_refused(support.refused_at)
+    }
+
+    /// Whether to try a fast-ingest batch.
+    fn has_ingest(&self) -> bool {
+        let mut support = lock(&self.support);
+        self.version(&mut support).knows_fast_ingest() && !is_refused(support.ingest_refused_at)
+    }
+
+    fn version(&self, support: &mut Support) -> ServerVersion {
+        if let Some((_, version)) = support.version.filter(|(read_at, _)| read_at.elapsed() <= READ_VERSION) {
+            return version;
+        }
+        let version = ServerVersion::parse(&self.client.server_info().version);
+        support.version = Some((Instant::now(), version));
+        version
+    }
+
+    /// Publishes messages in this order, as one batch if possible; returns the outcome of each.
+    async fn publish_batched(&self, messages: Vec<OutboundMessage>) -> Vec<Result<Stored, PublishError>> {
+        if messages.len() >= MIN_BATCH {
+            match self.publish_batch(&messages).await {
+                Ok(outcomes) => {
+                    self.metrics.batches.observe(messages.len() as f64);
+                    return outcomes.into_iter().map(Ok).collect();
+                }
+                // The batch is stored as a whole or not at all.
+                Err(PublishError::Unconfirmed) => {
+                    return messages.iter().map(|_| Err(PublishError::Unconfirmed)).collect();
+                }
+                Err(e) => tracing::debug!(
+                    messages = messages.len(),
+                    "the batch was refused, publishing its messages one by one: {e}"
+                ),
+            }
+        }
+        self.publish_singly(messages).await
+    }
+
+    /// Publishes messages in this order, each stored by itself; returns the outcome of each. Uses one acknowledgement for all
+    /// if the stream supports fast ingest.
+    async fn publish_singly(&self, messages: Vec<OutboundMessage>) -> Vec<Result<Stored, PublishError>> {
+        if messages.len() >= MIN_FAST_INGEST && publish::connected(&self.client).is_ok() && self.has_ingest() {
+            match self.ingest.publish(&messages).await {
+                Ok(()) => return messages.iter().map(|_| Ok(Stored { sequence: None })).collect(),
+                Err(IngestError::Unconfirmed) => {
+                    return messages.iter().map(|_| Err(PublishError::Unconfirmed)).collect();
+                }
+                Err(IngestError::Disabled) => {
+                    tracing::warn!(
+                        "the stream does not allow fast-ingest batches: each message is acknowledged by itself"
+                    );
+                    lock(&self.support).ingest_refused_at = Some(Instant::now());
+                }
+                Err(e) => tracing::debug!(messages = messages.len(), "publishing again, one by one: {e}"),
+            }
+        }
+        let mut acks = Vec::with_capacity(messages.len());
+        for message in messages {
+            acks.push(match publish::send(&self.js, message).await {
+                Ok(ack) => Either::Left(async { Ok(ack.await?.into()) }),
+                Err(e) => Either::Right(ready(Err(e))),
+            });
+        }
+        join_all(acks).await
+    }
+
+    /// Publishes messages as one batch. After an error other than [`PublishError::Unconfirmed`] none is stored, or the stream
+    /// recognizes those that are by their message ids.
+    async fn publish_batch(&self, messages: &[OutboundMessage]) -> Result<Vec<Stored>, PublishError> {
+        let max_payload = self.client.max_payload();
+        if messages.iter().any(|message| wire_size(message) > max_payload) {
+            return Err(PublishError::TooLarge);
+        }
+        publish::connected(&self.client)?;
+        let id = format!("{:016x}", rand::random::<u64>());
+        let Some((last, others)) = messages.split_last() else { return Ok(Vec::new()) };
+        for (place, message) in (1..).zip(others) {
+            let map = batch_headers(message, &id, place);
+            let sent = self.client.publish_with_headers(message.subject.clone(), map, message.payload.clone());
+            sent.await.map_err(|e| PublishError::Refused(e.to_string()))?;
+        }
+        let mut map = batch_headers(last, &id, messages.len());
+        map.insert(headers::BATCH_COMMIT, "1");
+        let commit =
+            OutboundMessage { subject: last.subject.clone(), payload: last.payload.clone(), headers: Some(map) };
+        let ack = match publish::send(&self.js, commit).await?.await {
+            Ok(ack) => ack,
+            Err(e) => {
+                if publish::error_code(&e) == Some(ErrorCode::ATOMIC_PUBLISH_DISABLED) {
+                    tracing::warn!("the stream does not allow atomic batches: publishing one by one");
+                    lock(&self.support).refused_at = Some(Instant::now());
+                }
+                return Err(e.into());
+            }
+        };
+        let Some(first) = committed(&ack, &id, messages.len() as u64) else {
+            lock(&self.support).refused_at = Some(Instant::now());
+            return Err(PublishError::Refused("the stream's server does not support atomic batches".into()));
+        };
+        Ok((first..=ack.sequence).map(|sequence| Stored { sequence: Some(sequence) }).collect())
+    }
+}
+
+fn is_refused(at: Option<Instant>) -> bool {
+    at.is_some_and(|at| at.elapsed() <= RETRY_AFTER_REFUSAL)
+}
+
+/// The sequence of a batch's first message, if `ack` is for the batch. A server without batches, as one member of a cluster
+/// may be, acknowledges only the last message.
+fn committed(ack: &PublishAck, id: &str, messages: u64) -> Option<u64> {
+    let whole = ack.batch_id.as_deref() == Some(id) && ack.batch_size == Some(messages);
+    whole.then(|| (ack.sequence + 1).checked_sub(messages)).flatten()
+}
+
+fn batch_headers(message: &OutboundMessage, id: &str, place: usize) -> HeaderMap {
+    let mut map = message.headers.clone().unwrap_or_default();
+    map.insert(headers::BATCH_ID, id);
+    map.insert(headers::BATCH_SEQUENCE, place.to_string());
+    map
+}
+
+/// An upper estimate of a message's bytes on the wire.
+fn wire_size(message: &OutboundMessage) -> usize {
+    message.subject.len() + message.payload.len() + OVERHEAD
+}
+
+/// Splits messages into batches, in order.
+fn batches(messages: impl IntoIterator<Item = OutboundMessage>) -> impl Iterator<Item = Vec<OutboundMessage>> {
+    let mut messages = messages.into_iter().peekable();
+    std::iter::from_fn(move || {
+        let mut budget = BatchBudget::default();
+        let mut batch = Vec::new();
+        while let Some(message) = messages.next_if(|message| budget.try_add(wire_size(message))) {
+            batch.push(message);
+        }
+        (!batch.is_empty()).then_some(batch)
+    })
+}
+
+/// The messages and bytes that a batch holds so far.
+#[derive(Debug, Default)]
+struct BatchBudget {
+    messages: usize,
+    bytes: usize,
+}
+
+impl BatchBudget {
+    /// Adds a message of this size, or returns false if the batch is full. The first message always fits.
+    fn try_add(&mut self, size: usize) -> bool {
+        let fits = self.messages == 0 || (self.messages < BATCH_MESSAGES && self.bytes + size <= BATCH_BYTES);
+        if fits {
+            self.messages += 1;
+            self.bytes += size;
+        }
+        fits
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Counts a message that is published singly, while it is in flight.
+struct SinglePublish<'a>(&'a Shared);
+
+impl<'a> SinglePublish<'a> {
+    /// None if the message should be published with others.
+    fn begin(shared: &'a Shared) -> Option<Self> {
+        let mut queue = lock(&shared.queue);
+        if queue.groups > 0 || queue.singles >= MIN_BATCH {
+            return None;
+        }
+        queue.singles += 1;
+        Some(Self(shared))
+    }
+}
+
+impl Drop for SinglePublish<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.queue).singles_in_flight -= 1;
+    }
+}
+
+/// The permit for a group in flight. Publishes queued messages, group after group, until the queue is empty.
+struct BatchPermit {
+    shared: Arc<Shared>,
+    returned: bool,
+}
+
+impl BatchPermit {
+    /// Queues a message; returns a permit if one is free.
+    fn begin(shared: &Arc<Shared>, queued: Queued) -> Option<Self> {
+        let mut queue = lock(&shared.queue);
+        queue.queued.push_back(queued);
+        if queue.groups == MAX_IN_FLIGHT {
+            return None;
+        }
+        queue.groups += 1;
+        Some(Self { shared: shared.clone(), returned: false })
+    }
+
+    async fn run(mut self) {
+        while let Some((mode, group)) = self.next() {
+            let (messages, senders): (Vec<_>, Vec<_>) =
+                group.into_iter().map(|queued| (queued.message, queued.outcome)).unzip();
+            for (outcome, sender) in
+                self.shared.publish_timed(&self.shared.singles, mode, messages).await.into_iter().zip(senders)
+            {
+                // The receiver is gone if the client hung up.
+                let _ = sender.send(outcome);
+            }
+        }
+    }
+
+    /// The next group and its mode; none returns the permit.
+    fn next(&mut self) -> Option<(PublishMode, Vec<Queued>)> {
+        let (mode, limit) = lock(&self.shared.singles).next();
+        let mut queue = lock(&self.shared.queue);
+        let mut budget = BatchBudget::default();
+        let mut group = Vec::new();
+        while group.len() < limit
+            && let Some(queued) = queue.queued.pop_front_if(|queued| budget.try_add(wire_size(&queued.message)))
+        {
+            group.push(queued);
+        }
+        if group.is_empty() {
+            queue.groups -= 1;
+            self.returned = true;
+            return None;
+        }
+        Some((mode, group))
+    }
+}
+
+impl Drop for BatchPermit {
+    /// Returns the permit after a panic, too.
+    fn drop(&mut self) {
+        if !mem::replace(&mut self.returned, true) {
+            lock(&self.shared.queue).groups -= 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn an_ack_of_the_last_message_alone_is_not_an_ack_of_the_batch() {
+        let ack = |batch_id: Option<&str>, batch_size| PublishAck {
+            sequence: 30,
+            batch_id: batch_id.map(str::to_owned),
+            batch_size,
+            ..PublishAck::default()
+        };
+        assert_eq!(committed(&ack(Some("b"), Some(20)), "b", 20), Some(11));
+        for singles_in_flight in
+            [ack(None, None), ack(Some("a"), Some(20)), ack(Some("b"), Some(19)), ack(Some("b"), None)]
+        {
+            assert_eq!(committed(&singles_in_flight, "b", 20), None, "{singles_in_flight:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_batch_is_bounded_and_never_empty(sizes in prop::collection::vec(1..3 * BATCH_BYTES / 2, 1..50), small: bool) {
+            let sizes: Vec<_> = if small { sizes.iter().cycle().map(|size| size % 300).take(2500).collect() } else { sizes };
+            let mut rest = sizes.as_slice();
+            while !rest.is_empty() {
+                let mut budget = BatchBudget::default();
+                let taken = rest.iter().take_while(|size| budget.try_add(**size)).count();
+                let bytes: usize = rest[..taken].iter().sum();
+                prop_assert!(taken == 1 || (2..=BATCH_MESSAGES).contains(&taken) && bytes <= BATCH_BYTES);
+                // The batch is as full as possible.
+                prop_assert!(taken == rest.len() || taken == BATCH_MESSAGES || bytes + rest[taken] > BATCH_BYTES);
+                rest = &rest[taken..];
+            }
+        }
+    }
+}
