@@ -20,7 +20,7 @@ use crate::{
     key::{ApiKey, Scope},
     position::LogPosition,
     process::{Process, ProcessSpec},
-    sealed::KeyId,
+    secret::KeyId,
 };
 
 #[cfg(feature = "schema")]

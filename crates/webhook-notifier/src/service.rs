@@ -5,9 +5,9 @@ use std::{sync::Arc, time::Duration};
 use anyhow::Context;
 use async_nats::service::Service;
 use contract::{
-    sealed::Keys,
     streams::{LEAD_EVENTS, PROCESSES},
 };
+use secrets::SealingKeys;
 use service_kit::{health::Readiness, http, lifecycle, lifecycle::Tasks, nats, rpc, traces::Traces};
 use sqlx::PgPool;
 use tokio::{sync::Notify, task::JoinSet};
@@ -76,7 +76,7 @@ pub async fn lacking_migrations(pool: &PgPool) -> anyhow::Result<Vec<i64>> {
 /// Waits for everything that is needed, and starts the tasks.
 async fn start(
     config: &Config,
-    keys: Keys,
+    keys: SealingKeys,
     tasks: &mut Tasks,
     readiness: &Readiness,
     (metrics, traces): (Metrics, Traces),
