@@ -163,7 +163,9 @@ fn refusal(error: &PublishError, update_id: ObjectId) -> ApiError {
         PublishError::Full => ApiError::LogFull,
         PublishError::TooLarge => ApiError::CommandTooLarge,
         PublishError::Unconfirmed => ApiError::NotConfirmed(update_id),
-        PublishError::Unavailable(_) | PublishError::Refused(_) => ApiError::BrokerUnavailable,
+        PublishError::NotConnected | PublishError::NoResponder | PublishError::Refused(_) => {
+            ApiError::BrokerUnavailable
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! Publishing to a stream, the ack always awaited.
+//! Publishes to a stream and waits for its acknowledgement.
 
 use std::error::Error;
 
@@ -18,22 +18,25 @@ use contract::headers;
 use crate::nats::error_chain;
 
 /// Why a message is not in its stream.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PublishError {
-    /// The stream is full and refuses. Nothing was stored; room comes when old entries are purged.
+    /// The message was not sent.
+    #[error("NATS is not connected")]
+    NotConnected,
+    /// No stream has the subject, or its servers have no leader. Nothing was stored.
+    #[error("no stream answers: it does not exist, or its servers have no leader")]
+    NoResponder,
+    /// The acknowledgement did not come in time: the message may or may not be stored.
+    #[error("JetStream did not acknowledge in time")]
+    Unconfirmed,
+    /// The stream is full. Nothing was stored; purging old messages makes space.
     #[error("the stream is full")]
     Full,
-    /// NATS is not connected, or nobody answers for the stream. Nothing was stored.
-    #[error("NATS is not available: {0}")]
-    Unavailable(String),
-    /// The ack did not come in time: the message may or may not be stored.
-    #[error("JetStream did not confirm in time")]
-    Unconfirmed,
-    /// The message is larger than the server takes. It will never be stored.
-    #[error("the message is larger than NATS takes (max_payload)")]
+    /// The message is larger than the server's `max_payload`. It will never be stored.
+    #[error("the message is larger than the max_payload of NATS")]
     TooLarge,
-    /// Anything else that JetStream answered. Nothing was stored.
-    #[error("JetStream refused: {0}")]
+    /// JetStream refused the message for another reason. Nothing was stored.
+    #[error("JetStream refused the message: {0}")]
     Refused(String),
 }
 
@@ -44,7 +47,7 @@ impl From<jetstream::context::PublishError> for PublishError {
                 Self::TooLarge
             }
             (PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe, _) => Self::Unconfirmed,
-            (PublishErrorKind::StreamNotFound, _) => Self::Unavailable("no stream takes this subject".into()),
+            (PublishErrorKind::StreamNotFound, _) => Self::NoResponder,
             // "maximum bytes exceeded" and "maximum messages exceeded" come under this code.
             (_, Some(ErrorCode::STREAM_STORE_FAILED)) => Self::Full,
             _ => Self::Refused(error_chain(&error)),
@@ -52,12 +55,12 @@ impl From<jetstream::context::PublishError> for PublishError {
     }
 }
 
-/// JetStream's own code of why it refused a message.
+/// JetStream's error code.
 pub(crate) fn error_code(error: &jetstream::context::PublishError) -> Option<ErrorCode> {
     error.source()?.downcast_ref::<jetstream::Error>().map(jetstream::Error::error_code)
 }
 
-/// Makes a message with its deduplication id and trace context.
+/// A message with its deduplication id and trace context.
 pub fn message(subject: String, id: &str, traceparent: Option<&str>, payload: Bytes) -> OutboundMessage {
     let mut map = HeaderMap::new();
     map.insert(headers::MESSAGE_ID, id);
@@ -67,16 +70,15 @@ pub fn message(subject: String, id: &str, traceparent: Option<&str>, payload: By
     OutboundMessage { subject: subject.into(), payload, headers: Some(map) }
 }
 
-/// Refuses while there is no connection. The client would keep a message and send it after a reconnect, long after its
-/// caller gave up.
+/// Fails without a connection. The client would keep a message and send it after a reconnect, long after its caller gave up.
 pub(crate) fn connected(client: &Client) -> Result<(), PublishError> {
     match client.connection_state() {
         State::Connected => Ok(()),
-        _ => Err(PublishError::Unavailable("not connected".into())),
+        _ => Err(PublishError::NotConnected),
     }
 }
 
-/// Sends a message; the future that comes back is its ack, and must be awaited.
+/// Sends a message; the returned future is its acknowledgement and must be awaited.
 pub(crate) async fn send(js: &jetstream::Context, message: OutboundMessage) -> Result<PublishAckFuture, PublishError> {
     use jetstream::context::traits::Publisher;
     connected(&js.client())?;
@@ -90,7 +92,8 @@ pub async fn publish(js: &jetstream::Context, message: OutboundMessage) -> Resul
 
 /// Publishes messages in this order without waiting between them, then waits until the stream has them all.
 ///
-/// After an error some may be stored: publish them all again, their message ids keep them from being stored twice.
+/// # Errors
+/// Some may be stored. Publish all of them again; the stream recognizes duplicates by their message ids.
 pub async fn publish_all(
     js: &jetstream::Context,
     messages: impl IntoIterator<Item = OutboundMessage>,

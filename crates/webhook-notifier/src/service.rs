@@ -4,9 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::Context;
 use async_nats::service::Service;
-use contract::{
-    streams::{LEAD_EVENTS, PROCESSES},
-};
+use contract::streams::{LEAD_EVENTS, PROCESSES};
 use secrets::SealingKeys;
 use service_kit::{health::Readiness, http, lifecycle, lifecycle::Tasks, nats, rpc, traces::Traces};
 use sqlx::PgPool;

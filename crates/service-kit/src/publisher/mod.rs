@@ -429,7 +429,7 @@ impl<'a> SinglePublish<'a> {
 
 impl Drop for SinglePublish<'_> {
     fn drop(&mut self) {
-        lock(&self.0.queue).singles_in_flight -= 1;
+        lock(&self.0.queue).singles -= 1;
     }
 }
 
