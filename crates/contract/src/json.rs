@@ -1,37 +1,36 @@
-//! JSON that may enter: checked once at the door, then carried as raw text, so that values stay what they are.
+//! JSON from outside: checked once when it arrives, then carried as raw text, so values keep their digits and order.
 //!
-//! [`check`] refuses what Postgres or a receiver could not hold or would silently change: NUL characters, lone
+//! [`check`] rejects what Postgres or a receiver could not hold or would silently change: NUL characters, lone
 //! surrogates, numbers beyond an f64, duplicate keys, nesting past [`MAX_DEPTH`], invalid UTF-8.
 
-use std::{borrow::Cow, cell::Cell, collections::HashSet, fmt};
+use std::{borrow::Cow, cell::Cell, collections::HashSet, fmt, sync::Arc};
 
 use indexmap::IndexMap;
 use serde::{
-    Deserialize, Deserializer, Serialize,
+    Deserialize, Deserializer, Serialize, Serializer,
     de::{self, DeserializeSeed, MapAccess, SeqAccess, Visitor},
 };
 use serde_json::value::RawValue;
 
-/// Objects and arrays inside one another, the outermost counted. Well below where common JSON libraries give up
-/// (protobuf's at 100, serde_json at 128), so that every receiver can read what we accept.
+/// Depth of nested objects and arrays. It is well below the limits of common JSON libraries (protobuf 100, serde_json 128),
+/// so every receiver can read what we accept.
 pub const MAX_DEPTH: usize = 64;
 
-/// Why a text is not JSON that may enter. Its message is for the client that sent it.
+/// Why a text is rejected. Its message is for the client that sent it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum JsonFault {
     /// The bytes are not UTF-8.
     #[error("not valid UTF-8 (byte {0})")]
     Utf8(usize),
-    /// The text is not JSON, or holds a value that may not enter.
+    /// The text is not JSON, or holds a rejected value.
     #[error("{0}")]
     Invalid(String),
 }
 
-/// What a message that is JSON, but not the one expected, got wrong, without the text that stands there: it may be a
-/// secret.
+/// The error of reading a message, without the text that it quotes: the text may be a secret.
 pub fn redacted_error(error: &serde_json::Error) -> String {
     let text = error.to_string();
-    // serde quotes what it met: `invalid type: string "…", expected …`, "unknown variant `…`, expected …".
+    // serde quotes the value: `invalid type: string "…", expected …`, "unknown variant `…`, expected …".
     for (kind, quote) in [("string", '"'), ("unknown variant", '`')] {
         let (from, to) = (text.find(&format!("{kind} {quote}")), text.rfind(&format!("{quote}, expected ")));
         if let (Some(from), Some(to)) = (from, to)
@@ -44,6 +43,9 @@ pub fn redacted_error(error: &serde_json::Error) -> String {
 }
 
 /// Checks a whole JSON text and returns it as `str`.
+///
+/// # Errors
+/// The text is not JSON, or holds a value that is rejected.
 pub fn check(bytes: &[u8]) -> Result<&str, JsonFault> {
     let text = std::str::from_utf8(bytes).map_err(|e| JsonFault::Utf8(e.valid_up_to()))?;
     let depth = Cell::new(0);
@@ -55,7 +57,7 @@ pub fn check(bytes: &[u8]) -> Result<&str, JsonFault> {
     Ok(text)
 }
 
-/// Walks a value, keeps nothing.
+/// Visits a value without keeping it.
 #[derive(Clone, Copy)]
 struct Strict<'a> {
     depth: &'a Cell<usize>,
@@ -75,7 +77,7 @@ impl Strict<'_> {
     }
 }
 
-fn refuse_nul<E: de::Error>(text: &str) -> Result<(), E> {
+fn reject_nul<E: de::Error>(text: &str) -> Result<(), E> {
     if text.contains('\0') {
         return Err(E::custom("a string holds the NUL character \\u0000, which cannot be stored"));
     }
@@ -118,7 +120,7 @@ impl<'de> Visitor<'de> for Strict<'_> {
     }
 
     fn visit_str<E: de::Error>(self, text: &str) -> Result<(), E> {
-        refuse_nul(text)
+        reject_nul(text)
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
@@ -132,10 +134,10 @@ impl<'de> Visitor<'de> for Strict<'_> {
         self.enter()?;
         let mut seen = HashSet::new();
         while let Some(Key(key)) = entries.next_key()? {
-            refuse_nul(&key)?;
+            reject_nul(&key)?;
             entries.next_value_seed(self)?;
             if let Some(key) = seen.replace(key) {
-                return Err(de::Error::custom(format_args!("the key {key:?} stands twice in one object")));
+                return Err(de::Error::custom(format_args!("the key {key:?} occurs twice in one object")));
             }
         }
         self.leave();
@@ -147,21 +149,23 @@ impl<'de> Visitor<'de> for Strict<'_> {
 #[derive(Deserialize)]
 struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
 
-/// A JSON object as raw text: lead metadata. Its values are never parsed on the way, so a 30-digit number keeps
-/// its digits and keys keep their order.
-#[derive(Clone, Serialize)]
-#[serde(transparent)]
-pub struct JsonObject(Box<RawValue>);
+/// A JSON object as raw text, e.g. lead metadata. Its values are not parsed, so a 30-digit number keeps its digits and keys
+/// keep their order. Clones share the text.
+#[derive(Clone)]
+pub struct JsonObject(Arc<RawValue>);
 
 /// The text is JSON, but not an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("must be a JSON object")]
 pub struct NotAnObject;
 
-/// The members of an object in their order, values raw, borrowed from its text where they stand there.
+/// The members of an object in their order, with raw values, borrowed from its text where possible.
 pub type Members<'a> = IndexMap<Cow<'a, str>, Cow<'a, RawValue>>;
 
 /// The members of a text that must be an object.
+///
+/// # Errors
+/// The text is not a JSON object.
 pub fn members(text: &str) -> Result<Members<'_>, serde_json::Error> {
     let mut deserializer = serde_json::Deserializer::from_str(text);
     let members = deserializer.deserialize_map(Collect)?;
@@ -194,24 +198,30 @@ impl JsonObject {
     }
 
     /// Takes a raw value that is an object.
+    ///
+    /// # Errors
+    /// It is not an object.
     pub fn from_raw(raw: Box<RawValue>) -> Result<Self, NotAnObject> {
-        if raw.get().starts_with('{') { Ok(Self(raw)) } else { Err(NotAnObject) }
+        if raw.get().starts_with('{') { Ok(Self(raw.into())) } else { Err(NotAnObject) }
     }
 
-    /// Takes a text that must be a JSON object. Does not do what [`check`] does.
+    /// Takes a text that must be a JSON object. It does not [`check`] the text.
+    ///
+    /// # Errors
+    /// It is not a JSON object.
     pub fn from_text(text: String) -> Result<Self, NotAnObject> {
         Self::from_raw(RawValue::from_string(text).map_err(|_| NotAnObject)?)
     }
 
-    /// Writes members as one object, without space between them.
+    /// Writes members as one object, without whitespace between them.
     pub fn from_members(members: &Members<'_>) -> Self {
         #[allow(clippy::expect_used, reason = "string keys and raw values always serialize")]
-        Self(serde_json::value::to_raw_value(members).expect("members serialize"))
+        Self(serde_json::value::to_raw_value(members).expect("members serialize").into())
     }
 
-    /// The raw value.
+    /// A copy as a raw value.
     pub fn into_raw(self) -> Box<RawValue> {
-        self.0
+        (*self.0).to_owned()
     }
 
     /// The object's text.
@@ -219,9 +229,9 @@ impl JsonObject {
         self.0.get()
     }
 
-    /// The members in order; of a key that stands twice, the last value.
+    /// The members in order; the last value of a key that occurs twice.
     pub fn members(&self) -> Members<'_> {
-        // Checked to be an object when it was made.
+        // The constructors accept objects only.
         members(self.get()).unwrap_or_default()
     }
 
@@ -244,6 +254,12 @@ impl PartialEq for JsonObject {
 }
 
 impl Eq for JsonObject {}
+
+impl Serialize for JsonObject {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.serialize(serializer)
+    }
+}
 
 impl<'de> Deserialize<'de> for JsonObject {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -277,24 +293,24 @@ mod tests {
     }
 
     #[test]
-    fn a_mismatch_does_not_tell_the_text_that_it_met() {
-        let told = |text| redacted_error(&serde_json::from_str::<Vec<crate::key::Scope>>(text).unwrap_err());
+    fn a_redacted_error_does_not_quote_the_value() {
+        let redacted = |text| redacted_error(&serde_json::from_str::<Vec<crate::key::Scope>>(text).unwrap_err());
         for text in [r#""whsec_AAAA""#, r#""whsec_\", expected ""#] {
-            let told = told(text);
-            assert!(told.starts_with("invalid type: string, expected a sequence at line 1"), "{told}");
+            let error = redacted(text);
+            assert!(error.starts_with("invalid type: string, expected a sequence at line 1"), "{error}");
         }
-        assert!(told(r#"["whsec_AAAA"]"#).starts_with(
+        assert!(redacted(r#"["whsec_AAAA"]"#).starts_with(
             "unknown variant, expected one of `leads:read`, `leads:write`, `config:read`, `config:write` at"
         ));
-        assert!(told("{}").starts_with("invalid type: map, expected a sequence at"));
+        assert!(redacted("{}").starts_with("invalid type: map, expected a sequence at"));
     }
 
     #[test]
-    fn what_cannot_be_kept_is_refused_with_its_reason() {
+    fn unstorable_values_are_rejected_with_the_reason() {
         assert!(fault(r#"{"a":"x\u0000y"}"#).contains("NUL"));
         assert!(fault(r#"{"a\u0000":1}"#).contains("NUL"));
-        assert!(fault(r#"{"a":[{"b":1,"b":2}]}"#).contains(r#""b" stands twice"#));
-        assert!(fault(r#"{"b":1,"\u0062":2}"#).contains(r#""b" stands twice"#));
+        assert!(fault(r#"{"a":[{"b":1,"b":2}]}"#).contains(r#""b" occurs twice"#));
+        assert!(fault(r#"{"b":1,"\u0062":2}"#).contains(r#""b" occurs twice"#));
         assert!(fault(r#"{"a":1e999}"#).contains("out of range"));
         assert!(fault(r#"{"a":"\ud800"}"#).contains("surrogate") || fault(r#"{"a":"\ud800"}"#).contains("escape"));
         assert!(fault(&"[".repeat(65)).contains("nested deeper"));
@@ -304,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_be_kept_enters_as_it_is() {
+    fn storable_values_are_accepted() {
         let nested = format!("{}{}", "[".repeat(64), "]".repeat(64));
         for text in [nested.as_str(), r#"{"n":123456789012345678901234567890,"s":"\ud83d\ude00é","f":1.50}"#, "null"] {
             assert_eq!(check(text.as_bytes()), Ok(text));
@@ -331,7 +347,7 @@ mod tests {
         }
 
         #[test]
-        fn what_passes_is_what_serde_json_reads(text in r#"[\[\]{}",:0-9a-z\\ ]{0,40}"#) {
+        fn accepted_texts_are_valid_json(text in r#"[\[\]{}",:0-9a-z\\ ]{0,40}"#) {
             if check(text.as_bytes()).is_ok() {
                 prop_assert!(serde_json::from_str::<serde_json::Value>(&text).is_ok());
             }

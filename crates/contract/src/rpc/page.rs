@@ -1,19 +1,19 @@
-//! Lists come in pages. Where a page ends is a place in the list's order, not a count: what is added or changed meanwhile
-//! moves no page.
+//! Pages of lists. A cursor is a position in the order of the list, not a count: items added or changed in the meantime do
+//! not shift the pages.
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use serde::{Deserialize, Serialize};
 
 use super::RpcError;
 
-/// How many items a page has where nobody says.
+/// The default number of items per page.
 pub const DEFAULT_LIMIT: u32 = 50;
-/// Most items of a page. More saves questions, and is held in memory by everybody on the way.
+/// The most items per page. More saves requests, and takes memory in every service on the way.
 pub const MAX_LIMIT: u32 = 200;
-/// Most bytes of a page's items, unless the first alone is larger: the page must fit into a message of NATS (1 MiB).
+/// The most bytes of a page's items, unless the first alone is larger: the page must fit into a NATS message (1 MiB).
 const MAX_BYTES: usize = 512 << 10;
 
-/// A place in a list: whatever comes behind it is the next page. Only the list that made it can read it.
+/// Where the next page of a list begins. Only the list that made it can read it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(transparent)]
@@ -28,44 +28,44 @@ impl Cursor {
     /// The place in this list.
     ///
     /// # Errors
-    /// It is no cursor, or another list's.
+    /// It is not a cursor, or it is from another list.
     pub fn place(&self, list: &str) -> Result<String, RpcError> {
         let text = BASE64_URL_SAFE_NO_PAD.decode(&self.0).ok().and_then(|bytes| String::from_utf8(bytes).ok());
         let place = text.as_deref().and_then(|text| text.strip_prefix(list)?.strip_prefix(':'));
         place.map(str::to_owned).ok_or_else(Self::invalid)
     }
 
-    /// The refusal of what is no place in a list.
+    /// The error for an invalid cursor.
     pub fn invalid() -> RpcError {
-        let message = "cursor is not from this list: leave it out for the first page, then send each page's next";
+        let message = "cursor is not from this list: omit it for the first page, then send the next of the page before";
         RpcError::new(400, "invalid_cursor", message)
     }
 
-    /// As a client gave it.
+    /// A cursor from a client; it may be invalid.
     pub fn from_text(text: String) -> Self {
         Self(text)
     }
 
-    /// As a client gets it.
+    /// The text for clients.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// A part of a list.
+/// A page of a list.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(rename = "PageOf{T}"))]
 #[serde(rename_all = "camelCase")]
 pub struct Page<T> {
-    /// What stands there. It may be less than was asked for, even nothing, and yet more may follow.
+    /// The items. There may be fewer than `limit`, even none, although more follow.
     pub items: Vec<T>,
-    /// Where it goes on; null at the end.
+    /// The cursor of the next page; null at the end.
     pub next: Option<Cursor>,
 }
 
 impl<T: Serialize> Page<T> {
-    /// The first of `items` that fit: at most `limit`, and no more bytes than a message takes. Where not all of them do,
-    /// it goes on behind the last that does, at its `place`; else at `rest`.
+    /// The first of `items`, up to `limit` and to the bytes of a message. If some are left over, the next page begins at the
+    /// `place` of the last item, otherwise at `rest`.
     pub fn cut(mut items: Vec<T>, limit: u32, place: impl Fn(&T) -> Cursor, rest: Option<Cursor>) -> Self {
         let (mut fitting, mut bytes) = (0, 0);
         for item in items.iter().take(limit.max(1) as usize) {
@@ -82,7 +82,7 @@ impl<T: Serialize> Page<T> {
     }
 }
 
-/// How many items a page may have, of what was asked for.
+/// Limits the number of items that a client asked for.
 pub fn clamp(limit: u32) -> u32 {
     limit.clamp(1, MAX_LIMIT)
 }
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_is_bounded_in_items_and_bytes_yet_never_empty_for_long() {
+    fn a_page_is_bounded_in_items_and_bytes_but_holds_the_first_item() {
         let texts = |bytes: &[usize]| bytes.iter().map(|bytes| "x".repeat(*bytes)).collect::<Vec<_>>();
         let cut = |bytes: &[usize], limit| {
             let page = Page::cut(texts(bytes), limit, |text| place(text), Some(Cursor::new("texts", "rest")));
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cursor_is_of_its_list() {
+    fn a_cursor_is_valid_in_its_list_only() {
         let cursor = Cursor::new("leads", "7");
         assert_eq!(cursor.place("leads").unwrap(), "7");
         assert_eq!(cursor.place("lead").unwrap_err().code, "invalid_cursor");

@@ -14,7 +14,7 @@ pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
 pub trait Query: Serialize + DeserializeOwned + Send + Sync + 'static {
     /// The subject of the micro service's endpoint.
     const SUBJECT: &'static str;
-    /// Whether several instances may answer the same request: it changes nothing, or leaves the same state as one answer.
+    /// Whether the request may be sent to several instances: several executions leave the same state as one.
     const REPEATABLE: bool;
     /// How long the caller waits for the reply.
     const TIMEOUT: Duration = DEFAULT_TIMEOUT;

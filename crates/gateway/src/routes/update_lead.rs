@@ -449,7 +449,7 @@ mod tests {
         {"leadId":"LEAD","name":"Ada"} {}
             400 invalid_json: The body cannot be accepted as JSON: trailing characters at line 1 column 52
         {"leadId":"LEAD","name":"Ada","name":"Bob"}
-            400 invalid_json: The body cannot be accepted as JSON: the key "name" stands twice in one object at line 1 column 63
+            400 invalid_json: The body cannot be accepted as JSON: the key "name" occurs twice in one object at line 1 column 63
         {"leadId":"LEAD","note":"a\u0000b"}
             400 invalid_json: The body cannot be accepted as JSON: a string holds the NUL character \u0000, which cannot be stored at line 1 column 54
         {"leadId":"LEAD","note":"\ud800"}

@@ -1,26 +1,26 @@
-//! Deliveries: listed, looked at, and made again.
+//! Deliveries: listed, read, and sent again.
 
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Cursor, DeliveryStatus};
-use crate::{JsonObject, ObjectId, Timestamp};
+use super::Cursor;
+use crate::{ObjectId, Timestamp};
 
-/// Which delivery: `{updateId}-{callbackId}` for people and in URLs.
+/// Identifies a delivery: `{updateId}-{callbackId}` for people and in URLs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct DeliveryId {
-    /// The update that it tells of.
+    /// The update that it reports.
     pub update_id: ObjectId,
-    /// The callback that is told.
+    /// The callback that it is sent to.
     pub callback_id: ObjectId,
 }
 
-/// The text is no id of a delivery.
+/// The text is not the id of a delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("must be the updateId and the callbackId, with a hyphen between")]
+#[error("must be the updateId and the callbackId, joined by a hyphen")]
 pub struct InvalidDeliveryId;
 
 impl fmt::Display for DeliveryId {
@@ -39,32 +39,92 @@ impl FromStr for DeliveryId {
     }
 }
 
-/// Which deliveries, those of the newest updates first. All that is given must hold.
+/// The status of a delivery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub enum DeliveryStatus {
+    /// It will be attempted (again).
+    Pending,
+    /// The endpoint accepted it.
+    Delivered,
+    /// It will not be attempted again.
+    Exhausted,
+}
+
+/// A completion event on its way to one callback.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct Delivery {
+    /// The update that it reports; also its `webhook-id`.
+    pub update_id: ObjectId,
+    /// The callback.
+    pub callback_id: ObjectId,
+    /// Its status.
+    pub status: DeliveryStatus,
+    /// When it is attempted next.
+    pub next_attempt_at: Option<Timestamp>,
+    /// Its attempts, in order.
+    pub attempts: Vec<Attempt>,
+}
+
+/// One POST to a callback.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct Attempt {
+    /// 1 for the first.
+    pub number: u32,
+    /// When it began.
+    pub started_at: Timestamp,
+    /// How long it took, in milliseconds.
+    pub duration_ms: u32,
+    /// The status of the endpoint's response, if there was one.
+    pub status_code: Option<u16>,
+    /// Why it failed; null if the endpoint accepted it.
+    pub error: Option<String>,
+    /// The first bytes of the response body, for failed attempts.
+    pub response: Option<String>,
+}
+
+/// Lists the deliveries of one update.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct ListUpdateDeliveries {
+    /// The update's project.
+    pub project_id: ObjectId,
+    /// The update.
+    pub update_id: ObjectId,
+}
+
+/// Lists the deliveries of a project that meet all conditions, those of the newest updates first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct ListDeliveries {
-    /// Whose deliveries.
+    /// The project.
     pub project_id: ObjectId,
-    /// Only those that stand so.
+    /// Only deliveries with this status.
     #[serde(default)]
     pub status: Option<DeliveryStatus>,
-    /// Only to this callback.
+    /// Only deliveries to this callback.
     #[serde(default)]
     pub callback_id: Option<ObjectId>,
-    /// Only of this update.
+    /// Only deliveries of this update.
     #[serde(default)]
     pub update_id: Option<ObjectId>,
-    /// Only of this lead's updates.
+    /// Only deliveries of this lead's updates.
     #[serde(default)]
     pub lead_id: Option<ObjectId>,
-    /// Only of updates that were made at this time or later, to the second.
+    /// Only deliveries of updates made at this time or later, to the second.
     #[serde(default)]
     pub since: Option<Timestamp>,
-    /// Where to go on.
+    /// The previous page's `next`.
     #[serde(default)]
     pub cursor: Option<Cursor>,
-    /// At most so many.
+    /// The most items to return.
     pub limit: u32,
 }
 
@@ -73,38 +133,38 @@ pub struct ListDeliveries {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct ListedDelivery {
-    /// Which one.
+    /// The delivery.
     #[serde(flatten)]
     pub id: DeliveryId,
-    /// The process in whose configuration the callback stands; null for the project's fallback callbacks.
+    /// The process that configures the callback; null for the project's fallback callbacks.
     pub process_id: Option<ObjectId>,
-    /// Where it stands.
+    /// Its status.
     pub status: DeliveryStatus,
-    /// How often it was tried.
+    /// The number of attempts so far.
     pub attempts: u32,
-    /// When it is tried next.
+    /// When it is attempted next.
     pub next_attempt_at: Option<Timestamp>,
     /// When it was first recorded.
     pub created_at: Timestamp,
     /// When it last changed.
     pub updated_at: Timestamp,
-    /// What went wrong the last time.
+    /// Why the last attempt failed.
     pub error: Option<String>,
 }
 
-/// Which delivery to show.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+/// Reads a delivery.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct GetDelivery {
-    /// Whose delivery.
+    /// The delivery's project.
     pub project_id: ObjectId,
-    /// Which one.
+    /// The delivery.
     #[serde(flatten)]
     pub id: DeliveryId,
 }
 
-/// Sends one completed or exhausted delivery again.
+/// Sends one delivered or exhausted delivery again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
@@ -116,100 +176,44 @@ pub struct Redeliver {
     pub id: DeliveryId,
 }
 
-/// Has deliveries made again that are settled, so many a second, the oldest first.
+/// Sends delivered or exhausted deliveries again at a limited rate, oldest first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct RecoverDeliveries {
-    /// Whose deliveries.
+    /// The deliveries' project.
     pub project_id: ObjectId,
-    /// Those of updates that were made at this time or later, to the second.
+    /// Only deliveries of updates made at this time or later, to the second.
     pub since: Timestamp,
-    /// Those that stand so: exhausted or delivered.
+    /// Only deliveries with this status, exhausted or delivered.
     pub status: DeliveryStatus,
-    /// Only to this callback.
+    /// Only deliveries to this callback.
     #[serde(default)]
     pub callback_id: Option<ObjectId>,
-    /// How many are due in a second.
+    /// How many become due per second.
     pub per_second: u32,
     /// Only count them.
     #[serde(default)]
     pub dry_run: bool,
-    /// Where to go on.
+    /// The previous reply's `next`.
     #[serde(default)]
     pub cursor: Option<Cursor>,
 }
 
-/// Most deliveries that a recovery makes due in a second.
+/// The most deliveries per second that a recovery makes due.
 pub const MAX_PER_SECOND: u32 = 1000;
 
-/// What a recovery came to.
+/// What one step of a recovery did.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct RecoveredDeliveries {
-    /// How many deliveries will be made again, by this call; or would be.
+    /// How many deliveries this call sends again, or would send.
     pub deliveries: u64,
     /// When the last of them is due.
     pub until: Option<Timestamp>,
-    /// Time did not suffice for all: call again with this.
+    /// Continues the recovery, if this call ran out of time.
     pub next: Option<Cursor>,
-}
-
-/// Which updates of a project, by their ids; or of a lead, in the order of the log.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(rename_all = "camelCase")]
-pub struct ListUpdates {
-    /// Whose updates.
-    pub project_id: ObjectId,
-    /// Only of this lead.
-    #[serde(default)]
-    pub lead_id: Option<ObjectId>,
-    /// Only those that were made at this time or later, to the second.
-    #[serde(default)]
-    pub since: Option<Timestamp>,
-    /// From the oldest to the newest; not of a lead.
-    #[serde(default)]
-    pub oldest_first: bool,
-    /// Where to go on.
-    #[serde(default)]
-    pub cursor: Option<Cursor>,
-    /// At most so many.
-    pub limit: u32,
-}
-
-/// An update in a list.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(rename_all = "camelCase")]
-pub struct ListedUpdate {
-    /// The update.
-    pub update_id: ObjectId,
-    /// The place behind it.
-    pub cursor: Cursor,
-}
-
-/// Which outcomes to tell.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(rename_all = "camelCase")]
-pub struct GetOutcomes {
-    /// Whose updates.
-    pub project_id: ObjectId,
-    /// The updates, at most [`MAX_LIMIT`](super::MAX_LIMIT).
-    pub update_ids: Vec<ObjectId>,
-}
-
-/// What became of an update.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(rename_all = "camelCase")]
-pub struct Outcome {
-    /// The update.
-    pub update_id: ObjectId,
-    /// The body of its webhooks, byte for byte.
-    pub payload: JsonObject,
 }
 
 #[cfg(test)]
@@ -219,7 +223,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_listed_delivery_on_the_wire() {
+    fn a_listed_delivery_has_this_wire_form() {
         let at = Timestamp::from_millis(5);
         let delivery = ListedDelivery {
             id: DeliveryId { update_id: ObjectId::from_bytes([1; 12]), callback_id: ObjectId::from_bytes([2; 12]) },

@@ -1,163 +1,130 @@
-//! The configuration of processes: asked for, changed, tried.
-
-use std::time::Duration;
+//! The configuration of processes: listed, read, changed.
 
 use serde::{Deserialize, Serialize};
 
 use super::Cursor;
 use crate::{
-    ObjectId, Timestamp,
-    process::{CallbackSpec, ProcessSpec},
+    ObjectId,
+    process::{CallbackSpec, Process, ProcessSpec},
 };
 
-/// Whose processes, by name.
+/// Lists the processes of a project by name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct ListProcesses {
     /// The project.
     pub project_id: ObjectId,
-    /// Where to go on.
+    /// The previous page's `next`.
     #[serde(default)]
     pub cursor: Option<Cursor>,
-    /// At most so many.
+    /// The most items to return.
     pub limit: u32,
 }
 
-/// Which process.
+/// Reads a process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct GetProcess {
-    /// Whose process.
+    /// The process's project.
     pub project_id: ObjectId,
-    /// Which one.
+    /// The process.
     pub process: ProcessSelector,
 }
 
-/// A change of a process's configuration: all of it or nothing.
+/// Creates the process of this name, or makes it what the specification says.
+pub type ApplyProcess = ProcessSpec;
+
+/// Changes the configuration of a process, completely or not at all.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct ChangeProcess {
-    /// Whose process.
+    /// The process's project.
     pub project_id: ObjectId,
-    /// Which one.
+    /// The process.
     pub process: ProcessSelector,
-    /// What is to change.
+    /// The change.
     pub change: ProcessChange,
-    /// Only if the process is at this revision; 0 where there is none.
+    /// Only if the process has this revision; 0 if it must not exist.
     #[serde(default)]
     pub expected_revision: Option<i64>,
-    /// Only say what would change.
+    /// Only report what would change.
     #[serde(default)]
     pub dry_run: bool,
 }
 
-/// How a process is named.
+/// Selects a process of a project.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub enum ProcessSelector {
-    /// One that there is not yet.
+    /// A process to be created.
     New,
-    /// The one of this name; putting makes it where there is none. `_` are the project's fallback callbacks, which are there
-    /// in any case.
+    /// The process of this name; `put` creates it if it does not exist. `_` selects the project's fallback callbacks, which
+    /// always exist.
     Named(String),
-    /// The one of this id.
+    /// The process of this id.
     Id(ObjectId),
 }
 
-/// What is to change of a process.
+/// A change of a process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum ProcessChange {
-    /// It is to be this.
+    /// Replaces the configuration.
     Put {
-        /// What it is to be.
+        /// The new configuration.
         spec: ProcessSpec,
-        /// But for its callbacks, which stay as they are.
+        /// Leaves the callbacks as they are.
         #[serde(default)]
         keep_callbacks: bool,
     },
-    /// One more callback.
+    /// Adds a callback.
     AddCallback {
-        /// What it is to be.
+        /// The new callback.
         callback: CallbackSpec,
     },
-    /// A callback is to be this.
+    /// Replaces a callback.
     PutCallback {
-        /// Which one.
+        /// The callback.
         callback_id: ObjectId,
-        /// What it is to be.
+        /// Its new configuration.
         callback: CallbackSpec,
     },
-    /// A callback is to go.
+    /// Removes a callback.
     RemoveCallback {
-        /// Which one.
+        /// The callback.
         callback_id: ObjectId,
     },
-    /// A callback gets a new signing secret. Those it has had so far stay valid for the overlap, and no longer.
+    /// Gives a callback a new signing secret. The previous secrets stay valid for the overlap.
     RotateSecret {
-        /// Which one.
+        /// The callback.
         callback_id: ObjectId,
-        /// For how long, in seconds, at most [`MAX_OVERLAP_SECONDS`](crate::process::MAX_OVERLAP_SECONDS).
+        /// The overlap in seconds, at most [`MAX_OVERLAP_SECONDS`](crate::process::MAX_OVERLAP_SECONDS).
         overlap_seconds: u32,
     },
 }
 
-/// May callbacks have these URLs?
+/// The result of a change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
-pub struct CheckUrls {
-    /// The URLs.
-    pub urls: Vec<String>,
-}
-
-/// Whether a callback may have a URL.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(rename_all = "camelCase")]
-pub struct UrlCheck {
-    /// Why not; null where it may.
-    pub refused: Option<String>,
-}
-
-/// How long a test may take: the longest timeout of a callback, and what it takes beside that.
-pub const TEST_TIMEOUT: Duration = Duration::from_secs(35);
-
-/// Which callback to send a ping.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(rename_all = "camelCase")]
-pub struct TestCallback {
-    /// Whose callback.
-    pub project_id: ObjectId,
-    /// Its process; null for the project's fallback callbacks.
-    pub process_id: Option<ObjectId>,
-    /// The callback.
-    pub callback_id: ObjectId,
-}
-
-/// How a ping went.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(rename_all = "camelCase")]
-pub struct TestResult {
-    /// Its `webhook-id`.
-    pub webhook_id: ObjectId,
-    /// When it began.
-    pub started_at: Timestamp,
-    /// How long it took, in milliseconds.
-    pub duration_ms: u32,
-    /// The status that the endpoint answered with, if it did.
-    pub status_code: Option<u16>,
-    /// What went wrong; null when the endpoint took it.
-    pub error: Option<String>,
-    /// The first bytes of the answer's body.
-    pub response: Option<String>,
+pub struct ProcessChangeResult {
+    /// The process after the change. It shows the secrets of the callbacks in `new_secrets` only.
+    pub process: Process,
+    /// Whether anything changed, or would change in a dry run.
+    pub changed: bool,
+    /// Whether the process is new.
+    #[serde(default)]
+    pub created: bool,
+    /// The differences, one line each, for people; empty for a new process.
+    #[serde(default)]
+    pub changes: Vec<String>,
+    /// The callbacks that got a new signing secret. It is shown only in this reply.
+    pub new_secrets: Vec<ObjectId>,
 }
 
 #[cfg(test)]
@@ -165,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn changes_on_the_wire() {
+    fn changes_have_this_wire_form() {
         let id = ObjectId::from_bytes([1; 12]);
         let callback: CallbackSpec = serde_json::from_str(r#"{"name":"crm","url":"https://crm.example"}"#).unwrap();
         let changes = [

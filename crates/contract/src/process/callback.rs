@@ -1,0 +1,215 @@
+//! Callbacks as they are stored, and their secrets.
+
+use std::collections::BTreeSet;
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use crate::{
+    ObjectId, Timestamp,
+    secret::{Secret, SecretField},
+};
+
+/// A URL that outcomes are delivered to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct Callback {
+    /// Its id, assigned when the callback is created.
+    pub callback_id: ObjectId,
+    /// Its name, unique in the process.
+    pub name: String,
+    /// Where to POST.
+    pub url: String,
+    /// How to authenticate to the endpoint, in addition to the signature.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auth: Option<CallbackAuth>,
+    /// Signing secrets, `whsec_` + base64, sealed; each of them signs. Empty where they are not shown.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<Secret>,
+    /// Signing secrets that a rotation replaced; each also signs until its time.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub retiring_secrets: Vec<RetiringSecret>,
+    /// The outcomes that it gets; absent means all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub events: Option<BTreeSet<EventKind>>,
+    /// Whether outcomes are delivered to it.
+    #[serde(default = "default_true")]
+    pub enabled: bool,
+    /// How long an attempt may take as a whole, in seconds.
+    #[serde(default = "default_timeout_seconds")]
+    pub timeout_seconds: u32,
+    /// How many attempts may run at once per notifier.
+    #[serde(default = "default_max_in_flight")]
+    pub max_in_flight: u32,
+    /// How many attempts may begin per second and notifier; absent means no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_per_second: Option<u32>,
+    /// Which of its deliveries wait for which.
+    #[serde(default, skip_serializing_if = "Ordering::is_none")]
+    pub ordering: Ordering,
+}
+
+/// Which of a callback's deliveries wait for which.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub enum Ordering {
+    /// Each is sent as soon as possible.
+    #[default]
+    None,
+    /// A delivery waits until the lead's previous one is delivered or exhausted. Other leads do not wait.
+    Lead,
+}
+
+impl Ordering {
+    #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes fields by reference")]
+    pub(super) fn is_none(&self) -> bool {
+        *self == Self::None
+    }
+}
+
+pub(super) const fn default_true() -> bool {
+    true
+}
+
+pub(super) const fn default_timeout_seconds() -> u32 {
+    15
+}
+
+pub(super) const fn default_max_in_flight() -> u32 {
+    64
+}
+
+impl Callback {
+    /// Whether the callback gets an outcome of this kind.
+    pub fn wants(&self, success: bool) -> bool {
+        let kind = if success { EventKind::Succeeded } else { EventKind::Failed };
+        self.enabled && self.events.as_ref().is_none_or(|events| events.contains(&kind))
+    }
+
+    /// The secrets that sign at this time, newest first.
+    pub fn signing_secrets(&self, now: Timestamp) -> impl Iterator<Item = &Secret> {
+        let retiring = self.retiring_secrets.iter().filter(move |retiring| now < retiring.until);
+        self.secrets.iter().chain(retiring.map(|retiring| &retiring.secret))
+    }
+
+    /// All of its secrets, as stored.
+    pub fn secrets(&self) -> impl Iterator<Item = &Secret> {
+        let retiring = self.retiring_secrets.iter().map(|retiring| &retiring.secret);
+        self.secrets.iter().chain(retiring).chain(self.auth.as_ref().map(CallbackAuth::secret))
+    }
+
+    /// The same callback with other secrets: each is put through `change`, which seals or opens it.
+    ///
+    /// # Errors
+    /// The first error of `change`.
+    pub fn with_secrets<E>(
+        &self,
+        mut change: impl FnMut(SecretField, &Secret) -> Result<Secret, E>,
+    ) -> Result<Self, E> {
+        let secrets =
+            self.secrets.iter().map(|secret| change(SecretField::Signing, secret)).collect::<Result<_, E>>()?;
+        let mut retiring_secrets = self.retiring_secrets.clone();
+        for retiring in &mut retiring_secrets {
+            retiring.secret = change(SecretField::Signing, &retiring.secret)?;
+        }
+        let mut auth = self.auth.clone();
+        if let Some(auth) = &mut auth {
+            *auth.secret_mut() = change(SecretField::Auth, auth.secret())?;
+        }
+        Ok(Self { secrets, retiring_secrets, auth, ..self.clone() })
+    }
+}
+
+/// A signing secret that was replaced and is still valid for a while.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct RetiringSecret {
+    /// The secret; empty where it is not shown.
+    #[serde(default, skip_serializing_if = "Secret::is_empty")]
+    pub secret: Secret,
+    /// When it stops signing.
+    pub until: Timestamp,
+}
+
+/// The most retiring secrets of a callback: each makes the signature header of every webhook longer.
+pub const MAX_RETIRING_SECRETS: usize = 4;
+/// How long a replaced secret stays valid by default, in seconds.
+pub const DEFAULT_OVERLAP_SECONDS: u32 = 24 * 60 * 60;
+/// The longest that a replaced secret may stay valid, in seconds.
+pub const MAX_OVERLAP_SECONDS: u32 = 7 * 24 * 60 * 60;
+
+/// How to authenticate to an endpoint.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(tag = "type", rename_all = "camelCase")]
+pub enum CallbackAuth {
+    /// `Authorization: Bearer {token}`.
+    Bearer {
+        /// The token; empty where it is not shown, and in a specification that keeps the current one.
+        #[serde(default, skip_serializing_if = "Secret::is_empty")]
+        token: Secret,
+    },
+    /// Another header.
+    Header {
+        /// Its name.
+        name: String,
+        /// Its value; empty where it is not shown, and in a specification that keeps the current one.
+        #[serde(default, skip_serializing_if = "Secret::is_empty")]
+        value: Secret,
+    },
+}
+
+impl CallbackAuth {
+    /// Its secret.
+    pub fn secret(&self) -> &Secret {
+        match self {
+            Self::Bearer { token } => token,
+            Self::Header { value, .. } => value,
+        }
+    }
+
+    /// Its secret, for changing it.
+    pub fn secret_mut(&mut self) -> &mut Secret {
+        match self {
+            Self::Bearer { token } => token,
+            Self::Header { value, .. } => value,
+        }
+    }
+
+    /// Whether both are sent in the same header.
+    pub fn is_like(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Bearer { .. }, Self::Bearer { .. }) => true,
+            (Self::Header { name, .. }, Self::Header { name: other, .. }) => name.eq_ignore_ascii_case(other),
+            _ => false,
+        }
+    }
+}
+
+/// A kind of outcome.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub enum EventKind {
+    /// The update changed the lead.
+    #[serde(rename = "update.succeeded")]
+    Succeeded,
+    /// The update did not change the lead.
+    #[serde(rename = "update.failed")]
+    Failed,
+}
+
+/// The key bytes of a Standard Webhooks secret: 24 to 64 bytes in base64 behind `whsec_`
+/// (<https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md>).
+pub fn signing_key(secret: &Secret) -> Option<Zeroizing<Vec<u8>>> {
+    let key = Zeroizing::new(BASE64_STANDARD.decode(secret.expose().strip_prefix("whsec_")?).ok()?);
+    (24..=64).contains(&key.len()).then_some(key)
+}
+
+/// Makes the text of a new signing secret from 32 random bytes.
+pub fn new_signing_secret(random: [u8; 32]) -> Secret {
+    format!("whsec_{}", BASE64_STANDARD.encode(random)).into()
+}

@@ -1,0 +1,327 @@
+//! The configuration that operators write, and its validation.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    CallbackAuth, DEFAULT_CALL_TIMEOUT_SECONDS, DuringCall, EventKind, MetadataMerge, Ordering, Rules, State,
+    StateKind, signing_key,
+};
+use crate::{ObjectId, command::MAX_TEXT_CHARS, secret::Secret, subject::NO_PROCESS};
+
+/// The configuration of a process as an operator writes it. Applying it twice changes nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ProcessSpec {
+    /// The project.
+    pub project_id: ObjectId,
+    /// Its name, unique in its project, which identifies it. `_` stands for the project's fallback callbacks and has no
+    /// states.
+    pub name: String,
+    /// The states, in display order.
+    #[serde(default)]
+    pub states: Vec<State>,
+    /// From each state, the states a lead may move to. Absent: any transition is allowed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transitions: Option<BTreeMap<String, BTreeSet<String>>>,
+    /// How metadata is merged.
+    #[serde(default)]
+    pub metadata_merge: MetadataMerge,
+    /// Whether leads may leave terminal states.
+    #[serde(default)]
+    pub allow_leaving_terminal: bool,
+    /// After how many seconds a call without an end counts as ended.
+    #[serde(default = "default_call_timeout_seconds")]
+    pub call_timeout_seconds: u32,
+    /// What happens to updates while a call with their lead is in progress.
+    #[serde(default, skip_serializing_if = "DuringCall::is_reject")]
+    pub during_call: DuringCall,
+    /// The callbacks that get outcomes. Existing callbacks that are not in this list are removed.
+    #[serde(default)]
+    pub callbacks: Vec<CallbackSpec>,
+}
+
+/// A callback as an operator writes it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CallbackSpec {
+    /// The callback to replace; absent: the one of this name, or else a new one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub callback_id: Option<ObjectId>,
+    /// Its name, unique in the process, which identifies it.
+    pub name: String,
+    /// Where to POST.
+    pub url: String,
+    /// How to authenticate to the endpoint, in addition to the signature.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auth: Option<CallbackAuth>,
+    /// Signing secrets, `whsec_` + base64 of 24 to 64 bytes. Absent: the current ones; a new callback gets a generated one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secrets: Option<Vec<Secret>>,
+    /// The outcomes that it gets; absent means all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub events: Option<BTreeSet<EventKind>>,
+    /// Whether outcomes are delivered to it.
+    #[serde(default = "super::callback::default_true")]
+    pub enabled: bool,
+    /// How long an attempt may take as a whole, in seconds, 1 to 30.
+    #[serde(default = "super::callback::default_timeout_seconds")]
+    pub timeout_seconds: u32,
+    /// How many attempts may run at once per notifier, 1 to 1000.
+    #[serde(default = "super::callback::default_max_in_flight")]
+    pub max_in_flight: u32,
+    /// How many attempts may begin per second and notifier, 1 to 10000; absent means no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_per_second: Option<u32>,
+    /// Whether a lead's next delivery waits for the previous one.
+    #[serde(default, skip_serializing_if = "Ordering::is_none")]
+    pub ordering: Ordering,
+}
+
+impl ProcessSpec {
+    /// Whether these are the project's fallback callbacks.
+    pub fn is_fallback(&self) -> bool {
+        self.name == NO_PROCESS
+    }
+
+    /// Its rules.
+    pub fn rules(&self) -> Rules {
+        Rules {
+            states: self.states.clone(),
+            transitions: self.transitions.clone(),
+            metadata_merge: self.metadata_merge,
+            allow_leaving_terminal: self.allow_leaving_terminal,
+            call_timeout_seconds: self.call_timeout_seconds,
+            during_call: self.during_call,
+        }
+    }
+
+    /// Its errors, one sentence each.
+    pub fn faults(&self) -> Vec<String> {
+        let mut faults = Vec::new();
+        check_name("name", &self.name, &mut faults);
+        if self.is_fallback() {
+            if !self.states.is_empty() || self.transitions.is_some() {
+                faults.push("the process \"_\" stands for the project's fallback callbacks: it has no states".into());
+            }
+            if self.during_call == DuringCall::Queue {
+                faults.push("duringCall: the process \"_\" has no leads, so nothing can be queued".into());
+            }
+        } else if self.states.is_empty() {
+            faults.push("states: a process needs at least one state".into());
+        }
+        if self.call_timeout_seconds == 0 {
+            faults.push("callTimeoutSeconds: must be at least 1".into());
+        }
+        let mut names = HashSet::new();
+        for state in &self.states {
+            check_name("states: a name", &state.name, &mut faults);
+            if !names.insert(state.name.as_str()) {
+                faults.push(format!("states: {:?} occurs twice", state.name));
+            }
+        }
+        if self.states.iter().filter(|state| state.kind == StateKind::Initial).count() > 1 {
+            faults.push("states: only one can be initial".into());
+        }
+        for (from, targets) in self.transitions.iter().flatten() {
+            for name in std::iter::once(from).chain(targets).filter(|name| !names.contains(name.as_str())) {
+                faults.push(format!("transitions: {name:?} is not among the states"));
+            }
+        }
+        let (mut names, mut ids) = (HashSet::new(), HashSet::new());
+        for callback in &self.callbacks {
+            if let Some(id) = callback.callback_id.filter(|id| !ids.insert(*id)) {
+                faults.push(format!("callbacks: {id} occurs twice"));
+            }
+            if !names.insert(callback.name.as_str()) {
+                faults.push(format!("callbacks: {:?} occurs twice", callback.name));
+            }
+            callback.check(&mut faults);
+        }
+        faults
+    }
+}
+
+impl CallbackSpec {
+    /// Its errors, one sentence each.
+    pub fn faults(&self) -> Vec<String> {
+        let mut faults = Vec::new();
+        self.check(&mut faults);
+        faults
+    }
+
+    fn check(&self, faults: &mut Vec<String>) {
+        let mut fault = |text: String| faults.push(format!("callback {:?}: {text}", self.name));
+        let rest = self.url.strip_prefix("https://").or_else(|| self.url.strip_prefix("http://"));
+        if rest.is_none_or(|rest| rest.is_empty() || rest.starts_with('/')) || self.url.chars().any(char::is_whitespace)
+        {
+            fault(format!("url {:?} is not an http or https URL", self.url));
+        }
+        if !(1..=30).contains(&self.timeout_seconds) {
+            fault("timeoutSeconds must be 1 to 30".into());
+        }
+        if !(1..=1000).contains(&self.max_in_flight) {
+            fault("maxInFlight must be 1 to 1000".into());
+        }
+        if self.max_per_second.is_some_and(|rate| !(1..=10_000).contains(&rate)) {
+            fault("maxPerSecond must be 1 to 10000; omit it for no limit".into());
+        }
+        if self.secrets.as_ref().is_some_and(Vec::is_empty) {
+            fault("secrets: must not be empty; omit it to have one generated".into());
+        }
+        if self.secrets.iter().flatten().any(|secret| signing_key(secret).is_none()) {
+            fault("secrets: each must be whsec_ and the base64 of 24 to 64 bytes".into());
+        }
+        if self.auth.as_ref().is_some_and(|auth| auth.secret().is_sealed()) {
+            fault("auth: the secret must be in clear; this one is sealed and opens only in the callback it was copied from".into());
+        }
+        let visible = |secret: &Secret| secret.expose().bytes().all(|b| (0x20..0x7f).contains(&b));
+        match &self.auth {
+            Some(CallbackAuth::Bearer { token }) if !visible(token) => {
+                fault("auth.token must be visible ASCII characters".into());
+            }
+            Some(CallbackAuth::Header { name, value }) => {
+                let is_token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+                if name.is_empty() || !name.bytes().all(is_token) {
+                    fault(format!("auth.name {name:?} is not a header name"));
+                }
+                let lower = name.to_ascii_lowercase();
+                if [
+                    "content-type",
+                    "content-length",
+                    "host",
+                    "user-agent",
+                    "traceparent",
+                    "connection",
+                    "transfer-encoding",
+                ]
+                .contains(&lower.as_str())
+                    || lower.starts_with("webhook-")
+                {
+                    fault(format!("auth.name {name:?} is a header that webhooks set themselves"));
+                }
+                if !visible(value) {
+                    fault("auth.value must be visible ASCII characters".into());
+                }
+            }
+            _ => {}
+        }
+        check_name("callbacks: a name", &self.name, faults);
+    }
+}
+
+const fn default_call_timeout_seconds() -> u32 {
+    DEFAULT_CALL_TIMEOUT_SECONDS
+}
+
+fn check_name(what: &str, name: &str, faults: &mut Vec<String>) {
+    if name.trim().is_empty() || name.chars().count() > MAX_TEXT_CHARS || name.chars().any(char::is_control) {
+        faults.push(format!("{what} must have 1 to {MAX_TEXT_CHARS} characters and no control characters"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn spec(text: &str) -> ProcessSpec {
+        serde_json::from_str(text).unwrap()
+    }
+
+    #[test]
+    fn a_valid_spec_has_no_faults() {
+        let spec = spec(
+            r#"{"projectId":"010101010101010101010101","name":"sales","states":[{"name":"new","kind":"initial"},
+            {"name":"interested"},{"name":"lost","kind":"terminal","takesDisposition":true}],
+            "transitions":{"new":["interested","lost"]},"metadataMerge":"deep","duringCall":"queue","callbacks":[
+            {"name":"crm","url":"https://crm.example/hook","auth":{"type":"header","name":"X-Key","value":"v"},
+             "secrets":["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"],"events":["update.failed"]}]}"#,
+        );
+        assert_eq!(spec.faults(), Vec::<String>::new());
+        assert_eq!(spec.rules().initial_state().unwrap().name, "new");
+        assert_eq!(spec.rules().during_call, DuringCall::Queue);
+        assert!(!format!("{spec:?}").contains("MfKQ9r8"));
+    }
+
+    #[test]
+    fn every_fault_is_listed() {
+        let spec = spec(
+            r#"{"projectId":"010101010101010101010101","name":" ","states":[{"name":"new","kind":"initial"},
+            {"name":"new","kind":"initial"}],"transitions":{"new":["gone"]},"callTimeoutSeconds":0,"callbacks":[
+            {"name":"a","url":"ftp://x","timeoutSeconds":31,"maxInFlight":0,"maxPerSecond":0,"secrets":["whsec_AAAA"],
+             "auth":{"type":"header","name":"Webhook-Id","value":""}},
+            {"name":"a","url":"http:///x","secrets":[],"auth":{"type":"bearer","token":"a\nb"}}]}"#,
+        );
+        insta::assert_snapshot!(spec.faults().join("\n"), @r#"
+        name must have 1 to 1024 characters and no control characters
+        callTimeoutSeconds: must be at least 1
+        states: "new" occurs twice
+        states: only one can be initial
+        transitions: "gone" is not among the states
+        callback "a": url "ftp://x" is not an http or https URL
+        callback "a": timeoutSeconds must be 1 to 30
+        callback "a": maxInFlight must be 1 to 1000
+        callback "a": maxPerSecond must be 1 to 10000; omit it for no limit
+        callback "a": secrets: each must be whsec_ and the base64 of 24 to 64 bytes
+        callback "a": auth.name "Webhook-Id" is a header that webhooks set themselves
+        callbacks: "a" occurs twice
+        callback "a": url "http:///x" is not an http or https URL
+        callback "a": secrets: must not be empty; omit it to have one generated
+        callback "a": auth.token must be visible ASCII characters
+        "#);
+    }
+
+    fn arbitrary_value() -> impl Strategy<Value = Value> {
+        prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            ".{0,40}".prop_map(Value::from),
+            "(https?|ftp)://[a-z@:.\\[\\]/%0-9]{0,20}".prop_map(Value::from),
+            "whsec_[A-Za-z0-9+/=]{0,90}".prop_map(Value::from),
+            prop::collection::vec("[a-z_]{0,3}", 0..3).prop_map(Value::from),
+            Just(json!({"type": "header", "name": "a b", "value": "\r\n"})),
+            Just(json!({"type": "bearer", "token": "ä"})),
+            Just(json!([{"name": "new"}, {"name": "new"}])),
+            Just(json!({"new": ["gone"]})),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn specs_without_faults_have_valid_secrets_and_urls(
+            of_process in prop::option::of((
+                prop::sample::select(vec!["name", "states", "transitions", "callTimeoutSeconds", "metadataMerge", "callbacks"]),
+                arbitrary_value(),
+            )),
+            of_callback in prop::collection::vec((
+                prop::sample::select(vec!["name", "url", "auth", "secrets", "events", "enabled", "timeoutSeconds", "maxInFlight"]),
+                arbitrary_value(),
+            ), 0..3),
+        ) {
+            let mut callback = json!({"name": "crm", "url": "https://example.com/hook"});
+            for (member, value) in of_callback {
+                callback[member] = value;
+            }
+            let mut spec = json!({
+                "projectId": "010101010101010101010101", "name": "sales",
+                "states": [{"name": "new"}], "callbacks": [callback],
+            });
+            if let Some((member, value)) = of_process {
+                spec[member] = value;
+            }
+            if let Ok(spec) = serde_json::from_value::<ProcessSpec>(spec) && spec.faults().is_empty() {
+                for callback in &spec.callbacks {
+                    prop_assert!(callback.secrets.iter().flatten().all(|secret| signing_key(secret).is_some()));
+                    prop_assert!(callback.url.starts_with("http"));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! Callbacks: their health, the check of their URLs, and test deliveries.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{ObjectId, Timestamp};
+
+/// Lists the callbacks of a project.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct ListCallbacks {
+    /// The project.
+    pub project_id: ObjectId,
+}
+
+/// The health of a callback.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub enum CallbackState {
+    /// Its last attempt succeeded, or there was none.
+    Healthy,
+    /// It has only failed for a while.
+    Failing,
+    /// Its deliveries wait until it is enabled again.
+    Disabled,
+    /// Its process has it switched off.
+    Off,
+}
+
+/// A callback and its health.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct CallbackStatus {
+    /// The callback.
+    pub callback_id: ObjectId,
+    /// Its name.
+    pub name: String,
+    /// Its process; null for the project's fallback callbacks.
+    pub process_id: Option<ObjectId>,
+    /// The name of its process.
+    pub process: String,
+    /// Its health.
+    pub state: CallbackState,
+    /// Since when it has only failed.
+    pub failing_since: Option<Timestamp>,
+    /// Why it is disabled.
+    pub reason: Option<String>,
+}
+
+/// Enables a callback that was disabled because it kept failing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct EnableCallback {
+    /// The callback.
+    pub callback_id: ObjectId,
+}
+
+/// The result of enabling a callback.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct EnableResult {
+    /// Whether it was disabled before.
+    pub was_disabled: bool,
+}
+
+/// Checks whether callbacks may have these URLs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct CheckUrls {
+    /// The URLs.
+    pub urls: Vec<String>,
+}
+
+/// Whether a callback may have a URL.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct UrlCheck {
+    /// Why it may not; null if it may.
+    pub refused: Option<String>,
+}
+
+/// How long a test may take: the longest timeout of a callback, and the overhead.
+pub const TEST_TIMEOUT: Duration = Duration::from_secs(35);
+
+/// Sends a test delivery to a callback.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct TestCallback {
+    /// The callback's project.
+    pub project_id: ObjectId,
+    /// The callback's process; null for the project's fallback callbacks.
+    pub process_id: Option<ObjectId>,
+    /// The callback.
+    pub callback_id: ObjectId,
+}
+
+/// The result of a test delivery.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct TestResult {
+    /// Its `webhook-id`.
+    pub webhook_id: ObjectId,
+    /// When it began.
+    pub started_at: Timestamp,
+    /// How long it took, in milliseconds.
+    pub duration_ms: u32,
+    /// The status of the endpoint's response, if there was one.
+    pub status_code: Option<u16>,
+    /// Why it failed; null if the endpoint accepted it.
+    pub error: Option<String>,
+    /// The first bytes of the response body.
+    pub response: Option<String>,
+}

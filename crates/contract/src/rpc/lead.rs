@@ -1,0 +1,189 @@
+//! Leads: created, read, listed, and their history.
+
+use serde::{Deserialize, Serialize};
+
+use super::Cursor;
+use crate::{JsonObject, ObjectId, Timestamp};
+
+/// Finds a lead of a project by its id, or by its external id and process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct GetLead {
+    /// The lead's project.
+    pub project_id: ObjectId,
+    /// The lead.
+    #[serde(default)]
+    pub lead_id: Option<ObjectId>,
+    /// The lead's external id.
+    #[serde(default)]
+    pub reference_id: Option<String>,
+    /// The process of the external id.
+    #[serde(default)]
+    pub process_id: Option<ObjectId>,
+}
+
+/// Creates a lead.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct InitiateLead {
+    /// The lead's project.
+    pub project_id: ObjectId,
+    /// The lead's process.
+    pub process_id: ObjectId,
+    /// The group of the vendor's API; stored, not interpreted.
+    #[serde(default)]
+    pub group_id: Option<String>,
+    /// The lead's external id, unique in its process.
+    #[serde(default)]
+    pub reference_id: Option<String>,
+    /// The lead's name.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// The lead's phone number.
+    #[serde(default)]
+    pub phone: Option<String>,
+    /// The lead's e-mail address, lower case.
+    #[serde(default)]
+    pub email: Option<String>,
+    /// The lead's metadata.
+    pub metadata: JsonObject,
+}
+
+/// A lead.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct Lead {
+    /// The lead.
+    pub lead_id: ObjectId,
+    /// Its project.
+    pub project_id: ObjectId,
+    /// Its process.
+    pub process_id: ObjectId,
+    /// Its external id.
+    pub reference_id: Option<String>,
+    /// Its name.
+    pub name: Option<String>,
+    /// Its phone number.
+    pub phone: Option<String>,
+    /// Its e-mail address.
+    pub email: Option<String>,
+    /// Its state.
+    pub state: String,
+    /// The disposition that was given with the last state that takes one.
+    pub disposition: Option<String>,
+    /// Its metadata.
+    pub metadata: JsonObject,
+    /// 1 for a new lead; grows by one with every applied update.
+    pub version: i64,
+    /// When it was created.
+    pub created_at: Timestamp,
+    /// When it last changed.
+    pub updated_at: Timestamp,
+    /// Its last updates, newest first, at most [`LEAD_ACTIVITIES`]; empty in lists.
+    pub activities: Vec<Activity>,
+}
+
+/// How many activities a lead shows.
+pub const LEAD_ACTIVITIES: i64 = 20;
+
+/// One of a lead's last updates.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct Activity {
+    /// The update.
+    pub update_id: ObjectId,
+    /// Whether the update changed the lead.
+    pub success: bool,
+    /// Why it failed.
+    pub error: Option<String>,
+    /// The state before.
+    pub from_state: Option<String>,
+    /// The state after.
+    pub to_state: Option<String>,
+    /// The disposition that the update gave.
+    pub disposition: Option<String>,
+    /// The user whom the command names.
+    pub user_id: Option<String>,
+    /// When it was decided.
+    pub timestamp: Timestamp,
+}
+
+/// Lists the leads of a project that meet all conditions, newest first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct ListLeads {
+    /// The project.
+    pub project_id: ObjectId,
+    /// Only leads of this process.
+    #[serde(default)]
+    pub process_id: Option<ObjectId>,
+    /// Only leads in this state.
+    #[serde(default)]
+    pub state: Option<String>,
+    /// Only leads that changed at this time or later.
+    #[serde(default)]
+    pub updated_since: Option<Timestamp>,
+    /// The previous page's `next`.
+    #[serde(default)]
+    pub cursor: Option<Cursor>,
+    /// The most items to return.
+    pub limit: u32,
+}
+
+/// Lists the updates of a lead, last one first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct GetLeadHistory {
+    /// The lead's project.
+    pub project_id: ObjectId,
+    /// The lead.
+    pub lead_id: ObjectId,
+    /// The previous page's `next`.
+    #[serde(default)]
+    pub cursor: Option<Cursor>,
+    /// The most items to return.
+    pub limit: u32,
+}
+
+/// An update in a lead's history. [`Update`](super::Update) has more of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct HistoryEntry {
+    /// The update.
+    pub update_id: ObjectId,
+    /// Whether the update changed the lead.
+    pub success: bool,
+    /// Why it failed, for people.
+    pub error: Option<String>,
+    /// Why it failed, for programs.
+    pub error_code: Option<String>,
+    /// The state before.
+    pub from_state: Option<String>,
+    /// The state after.
+    pub to_state: Option<String>,
+    /// The disposition that the update gave.
+    pub disposition: Option<String>,
+    /// The lead's version after the update.
+    pub version: Option<i64>,
+    /// The user whom the command names.
+    pub user_id: Option<String>,
+    /// The API key of the request; null for internal producers.
+    pub api_key_id: Option<ObjectId>,
+    /// What the update contained that was ignored.
+    pub warnings: Vec<String>,
+    /// The epoch of the command log.
+    pub epoch: i32,
+    /// The command's sequence in the log.
+    pub log_sequence: u64,
+    /// When the log stored the command.
+    pub logged_at: Timestamp,
+    /// When the update was decided and applied.
+    pub applied_at: Timestamp,
+}

@@ -1,0 +1,101 @@
+//! Projects, API keys, and the rotation of sealing keys.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{ObjectId, Timestamp, key::Scope, secret::KeyId};
+
+/// Creates a project.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct CreateProject {
+    /// Its name, unique.
+    pub name: String,
+}
+
+/// A project.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct Project {
+    /// The project.
+    pub project_id: ObjectId,
+    /// Its name.
+    pub name: String,
+    /// When it was created.
+    pub created_at: Timestamp,
+}
+
+/// Creates an API key. The caller makes the key; only its hash is sent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct CreateKey {
+    /// The project of the key.
+    pub project_id: ObjectId,
+    /// Its purpose, for people.
+    pub name: String,
+    /// The SHA-256 of the key in hex.
+    pub sha256: String,
+    /// What it allows.
+    pub scopes: BTreeSet<Scope>,
+    /// From when on it is refused.
+    pub expires_at: Option<Timestamp>,
+}
+
+/// Revokes an API key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct RevokeKey {
+    /// The key.
+    pub key_id: ObjectId,
+}
+
+/// Lists the API keys of a project.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct ListKeys {
+    /// The project.
+    pub project_id: ObjectId,
+}
+
+/// Seals all secrets again with lead-state's present key. Safe to repeat.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct RotateSecrets {}
+
+/// The progress of a rotation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct RotationResult {
+    /// The present key.
+    pub key_id: KeyId,
+    /// Processes that this call sealed again.
+    pub resealed: u64,
+    /// Processes that were sealed with the present key already.
+    pub unchanged: u64,
+    /// Processes left when the time ran out: repeat the query.
+    pub remaining: u64,
+    /// Callbacks that were left as they are, because their secrets cannot be opened.
+    pub locked: Vec<LockedCallback>,
+}
+
+/// A callback whose secrets cannot be opened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct LockedCallback {
+    /// The name of its process.
+    pub process: String,
+    /// Its project.
+    pub project_id: ObjectId,
+    /// The callback.
+    pub callback_id: ObjectId,
+    /// Why, for people. It names the key.
+    pub error: String,
+}

@@ -1,0 +1,170 @@
+//! Updates: read, listed, previewed, and their outcomes.
+
+use serde::{Deserialize, Serialize};
+
+use super::Cursor;
+use crate::{JsonObject, ObjectId, Timestamp, command::UpdateCommand};
+
+/// Reads an update.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct GetUpdate {
+    /// The update's project.
+    pub project_id: ObjectId,
+    /// The update.
+    pub update_id: ObjectId,
+}
+
+/// The status of an update.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub enum UpdateStatus {
+    /// In the log, not decided yet.
+    Pending,
+    /// The update changed the lead.
+    Succeeded,
+    /// The update did not change the lead.
+    Failed,
+}
+
+/// An update up to its outcome.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct Update {
+    /// The update.
+    pub update_id: ObjectId,
+    /// Its status. The other fields of a pending update are null, except what is known of a queued one.
+    pub status: UpdateStatus,
+    /// The command, as it is in the log.
+    pub command: Option<JsonObject>,
+    /// The command's sequence in the log.
+    pub log_sequence: Option<u64>,
+    /// When the log stored the command.
+    pub logged_at: Option<Timestamp>,
+    /// The lead.
+    pub lead_id: Option<ObjectId>,
+    /// The lead's process.
+    pub process_id: Option<ObjectId>,
+    /// The lead's external id.
+    pub reference_id: Option<String>,
+    /// Why it failed, for people.
+    pub error: Option<String>,
+    /// Why it failed, for programs.
+    pub error_code: Option<String>,
+    /// The state before.
+    pub from_state: Option<String>,
+    /// The state after.
+    pub to_state: Option<String>,
+    /// The lead's version after the update.
+    pub version: Option<i64>,
+    /// The user whom the command names.
+    pub user_id: Option<String>,
+    /// The API key of the request; null for internal producers.
+    pub api_key_id: Option<ObjectId>,
+    /// What the update contained that was ignored.
+    pub warnings: Vec<String>,
+    /// When the update was decided and applied.
+    pub applied_at: Option<Timestamp>,
+    /// The lead's metadata after the update.
+    pub data: Option<JsonObject>,
+    /// When the call expires for whose end a queued update waits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queued_until: Option<Timestamp>,
+}
+
+impl Update {
+    /// An update that is in the log and not decided yet.
+    pub fn pending(update_id: ObjectId) -> Self {
+        Self {
+            update_id,
+            status: UpdateStatus::Pending,
+            command: None,
+            log_sequence: None,
+            logged_at: None,
+            lead_id: None,
+            process_id: None,
+            reference_id: None,
+            error: None,
+            error_code: None,
+            from_state: None,
+            to_state: None,
+            version: None,
+            user_id: None,
+            api_key_id: None,
+            warnings: vec![],
+            applied_at: None,
+            data: None,
+            queued_until: None,
+        }
+    }
+}
+
+/// Decides an update without applying it. The reply is the event that would be announced, under an id of no update.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct DryRunUpdate {
+    /// The update's project.
+    pub project_id: ObjectId,
+    /// The update.
+    pub command: UpdateCommand,
+}
+
+/// Lists the updates of a project by their ids, or the updates of a lead in the order of the log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct ListUpdates {
+    /// The project.
+    pub project_id: ObjectId,
+    /// Only updates of this lead.
+    #[serde(default)]
+    pub lead_id: Option<ObjectId>,
+    /// Only updates made at this time or later, to the second.
+    #[serde(default)]
+    pub since: Option<Timestamp>,
+    /// Oldest first; not with `lead_id`.
+    #[serde(default)]
+    pub oldest_first: bool,
+    /// The previous page's `next`.
+    #[serde(default)]
+    pub cursor: Option<Cursor>,
+    /// The most items to return.
+    pub limit: u32,
+}
+
+/// An update in a list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct ListedUpdate {
+    /// The update.
+    pub update_id: ObjectId,
+    /// Lists what follows this update.
+    pub cursor: Cursor,
+}
+
+/// Reads the outcomes of updates.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct GetOutcomes {
+    /// The updates' project.
+    pub project_id: ObjectId,
+    /// The updates, at most [`MAX_LIMIT`](super::MAX_LIMIT).
+    pub update_ids: Vec<ObjectId>,
+}
+
+/// The outcome of an update.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct Outcome {
+    /// The update.
+    pub update_id: ObjectId,
+    /// The body of its webhooks, byte for byte.
+    pub payload: JsonObject,
+}
