@@ -10,6 +10,7 @@ use service_kit::{
     http,
     lifecycle::{DRAIN_DEADLINE, Tasks},
     nats,
+    postgres::schema::wait_for_postgres,
     retention::Retention,
     rpc::{endpoint, service},
     traces::Traces,
@@ -64,16 +65,12 @@ pub struct Config {
 
 /// Brings the schema up to this version. Forward only; safe beside running services of the version before.
 pub async fn migrate(database: &DatabaseConfig) -> anyhow::Result<()> {
-    migrate_with(&store::pool(database)?).await
+    store::schema().migrate(&store::pool(database)?).await
 }
 
 /// This version's migrations that the database does not have.
 pub async fn lacking_migrations(pool: &PgPool) -> anyhow::Result<Vec<i64>> {
-    store::lacking(pool).await.context("cannot read the migrations of lead_state")
-}
-
-async fn migrate_with(pool: &PgPool) -> anyhow::Result<()> {
-    store::migrator().run(pool).await.context("cannot migrate the schema lead_state")
+    store::schema().missing_migrations(pool).await.context("cannot read the migrations of lead_state")
 }
 
 /// Runs the service until shutdown.
@@ -94,10 +91,10 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let pool = store::pool(&config.database)?;
     let start = async {
         if config.no_migrate {
-            store::wait_for_schema(&pool, &readiness).await;
+            store::schema().wait_until_migrated(&pool, &readiness).await;
         } else {
-            store::wait(&pool).await;
-            migrate_with(&pool).await?;
+            wait_for_postgres(&pool, &readiness).await;
+            store::schema().migrate(&pool).await?;
         }
         let client = nats::connect(&config.nats, "lead-state", &readiness).await?;
         let js = nats::jetstream(&client);

@@ -10,18 +10,21 @@ use tokio_util::sync::CancellationToken;
 /// one here lets slower endpoints finish, a shorter one restarts faster.
 pub const DRAIN_DEADLINE: Duration = Duration::from_secs(20);
 
-/// Lets subtasks finish within `deadline`, then aborts the rest.
+/// How long the subtasks of a task may take to drain. The rest of [`DRAIN_DEADLINE`] is for recording their results.
+const SUBTASK_DRAIN_DEADLINE: Duration = DRAIN_DEADLINE.saturating_sub(Duration::from_secs(3));
+
+/// Lets subtasks finish before the deadline, then aborts the rest.
 ///
 /// # Errors
 /// One of them panicked.
-pub async fn drain(mut subtasks: JoinSet<()>, deadline: Duration) -> anyhow::Result<()> {
+pub async fn drain(mut subtasks: JoinSet<()>) -> anyhow::Result<()> {
     let finish = async {
         while let Some(ended) = subtasks.join_next().await {
             ended.context("a task died while draining")?;
         }
         anyhow::Ok(())
     };
-    match tokio::time::timeout(deadline, finish).await {
+    match tokio::time::timeout(SUBTASK_DRAIN_DEADLINE, finish).await {
         Ok(finished) => finished,
         Err(_) => {
             tracing::warn!(aborted = subtasks.len(), "not everything finished before the deadline; it will be retried");

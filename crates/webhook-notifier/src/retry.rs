@@ -9,7 +9,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use contract::ObjectId;
-use service_kit::{clock, health::Readiness, nats::error_chain};
+use service_kit::{clock, health::Readiness, lifecycle::drain, nats::error_chain};
 use sqlx::PgPool;
 use tokio::{task::JoinSet, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
@@ -20,7 +20,6 @@ use crate::{
     core::delivery::{Attempt, Origin},
     deliver::Deliverer,
     recorder::Stopping,
-    service::drain,
     store::claim::{Claimed, Wanted, claim, due_callbacks},
 };
 

@@ -8,7 +8,7 @@ use contract::streams::{LEAD_EVENTS, PROCESSES};
 use secrets::SealingKeys;
 use service_kit::{health::Readiness, http, lifecycle, lifecycle::Tasks, nats, rpc, traces::Traces};
 use sqlx::PgPool;
-use tokio::{sync::Notify, task::JoinSet};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -30,9 +30,6 @@ use crate::{
     store,
 };
 
-/// How long attempts under way may take after shutdown began. What is cut is told again: by another replica, or when its
-/// lease has run out. Shorter than the service's deadline, so that what did finish can still be recorded and acked.
-const DRAIN: Duration = lifecycle::DRAIN_DEADLINE.saturating_sub(Duration::from_secs(3));
 /// How long the last acks may take to leave.
 const FLUSH: Duration = Duration::from_secs(2);
 
@@ -63,12 +60,12 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
 
 /// Brings the `webhooks` schema up to date.
 pub async fn migrate(pool: &PgPool) -> anyhow::Result<()> {
-    store::migrate(pool).await
+    store::schema().migrate(pool).await
 }
 
 /// This version's migrations that the database does not have.
 pub async fn lacking_migrations(pool: &PgPool) -> anyhow::Result<Vec<i64>> {
-    store::lacking(pool).await.context("cannot read the migrations of webhooks")
+    store::schema().missing_migrations(pool).await.context("cannot read the migrations of webhooks")
 }
 
 /// Waits for everything that is needed, and starts the tasks.
@@ -85,7 +82,7 @@ async fn start(
     let client = nats::connect(&config.nats, "webhook-notifier", readiness).await?;
     let pool = store::connect(&config.database, readiness).await?;
     if config.no_migrate {
-        store::wait_for_schema(&pool, readiness).await;
+        store::schema().wait_until_migrated(&pool, readiness).await;
     } else {
         migrate(&pool).await?;
     }
@@ -139,22 +136,4 @@ async fn start(
     tasks.spawn("line up", lining_up.run(token()));
     tasks.spawn("dispatch", Dispatcher::new(Lane::All, js, pool, deliverer, readiness.clone()).run(token()));
     Ok((client, service))
-}
-
-/// Lets tasks finish within the time that shutdown leaves; then cuts them.
-pub(crate) async fn drain(mut tasks: JoinSet<()>) -> anyhow::Result<()> {
-    let finish = async {
-        while let Some(ended) = tasks.join_next().await {
-            ended.context("a task died while draining")?;
-        }
-        anyhow::Ok(())
-    };
-    match tokio::time::timeout(DRAIN, finish).await {
-        Ok(finished) => finished,
-        Err(_) => {
-            tracing::warn!(cut = tasks.len(), "not everything finished in time: it is tried again");
-            tasks.shutdown().await;
-            Ok(())
-        }
-    }
 }

@@ -4,14 +4,9 @@ use std::str::FromStr;
 
 use anyhow::Context;
 use contract::{JsonObject, ObjectId, Timestamp};
-use service_kit::{
-    config::DatabaseConfig,
-    health::Readiness,
-    nats::{error_chain, retry_backoff},
-};
+use service_kit::{config::DatabaseConfig, postgres::Schema};
 use sqlx::{
     PgPool,
-    migrate::Migrator,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 use time::OffsetDateTime;
@@ -75,40 +70,9 @@ impl From<sqlx::Error> for StoreError {
     }
 }
 
-/// The schema's migrations.
-pub(crate) fn migrator() -> Migrator {
-    let mut migrator = sqlx::migrate!();
-    migrator.dangerous_set_table_name("lead_state._sqlx_migrations");
-    migrator.create_schema("lead_state");
-    // A newer version may have migrated already: what it added, this one can live with.
-    migrator.set_ignore_missing(true);
-    migrator
-}
-
-/// Waits until somebody else has brought the schema up to this version; `readiness` says what it lacks.
-pub(crate) async fn wait_for_schema(pool: &PgPool, readiness: &Readiness) {
-    for delay in retry_backoff() {
-        let why = match lacking(pool).await {
-            Ok(lacking) if lacking.is_empty() => break,
-            Ok(lacking) => format!("lead_state lacks migrations {lacking:?}: `leadctl migrate` makes them"),
-            Err(e) => error_chain(&e),
-        };
-        tracing::warn!("waiting for the schema: {why}");
-        readiness.not_ready("schema", why);
-        tokio::time::sleep(delay).await;
-    }
-    readiness.ready("schema");
-}
-
-/// This version's migrations that the database does not have.
-pub(crate) async fn lacking(pool: &PgPool) -> Result<Vec<i64>, sqlx::Error> {
-    let applied = sqlx::query_scalar!("SELECT version FROM lead_state._sqlx_migrations WHERE success");
-    let applied = match applied.fetch_all(pool).await {
-        // Before the first migration there is no such table.
-        Err(sqlx::Error::Database(e)) if e.code().as_deref() == Some("42P01") => Vec::new(),
-        applied => applied?,
-    };
-    Ok(migrator().iter().map(|migration| migration.version).filter(|version| !applied.contains(version)).collect())
+/// The schema and its migrations.
+pub(crate) fn schema() -> Schema {
+    Schema::new("lead_state", sqlx::migrate!())
 }
 
 /// Options of every connection: what was left behind by a process that hangs is cut by the server, so that a standby
@@ -153,15 +117,4 @@ fn hex(bytes: &[u8]) -> String {
 
 fn time(at: Timestamp) -> OffsetDateTime {
     at.into()
-}
-
-/// Waits until the database answers.
-pub(crate) async fn wait(pool: &PgPool) {
-    for delay in retry_backoff() {
-        match pool.acquire().await {
-            Ok(_) => return,
-            Err(e) => tracing::warn!("cannot connect to Postgres, trying again: {e}"),
-        }
-        tokio::time::sleep(delay).await;
-    }
 }

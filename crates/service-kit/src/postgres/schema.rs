@@ -55,7 +55,7 @@ impl Schema {
         let name = self.name;
         retry_until_ready("schema", readiness, async || match self.missing_migrations(pool).await {
             Ok(missing) if missing.is_empty() => Ok(()),
-            Ok(missing) => Err(format!("the schema {name} lacks the migrations {missing:?}; run `leadctl migrate`")),
+            Ok(missing) => Err(format!("{name} lacks migrations {missing:?}; run `leadctl migrate`")),
             Err(e) => Err(error_chain(&e)),
         })
         .await;
@@ -67,7 +67,7 @@ pub async fn wait_for_postgres(pool: &PgPool, readiness: &Readiness) {
     readiness.not_ready("postgres", "not connected");
     retry_until_ready("postgres", readiness, async || match pool.acquire().await {
         Ok(_) => Ok(()),
-        Err(e) => Err(error_chain(&e)),
+        Err(e) => Err(format!("cannot connect to Postgres: {}", error_chain(&e))),
     })
     .await;
 }

@@ -26,6 +26,7 @@ use futures::{StreamExt, future::try_join_all};
 use service_kit::{
     clock,
     health::Readiness,
+    lifecycle::drain,
     nats::{error_chain, retry_backoff},
     traces::{Span, Step},
 };
@@ -42,7 +43,6 @@ use crate::{
     deliver::Deliverer,
     dispatch::dead_letter::{self, DeadLetter},
     recorder::Stopping,
-    service::drain,
     store,
 };
 

@@ -8,11 +8,10 @@ use anyhow::Context;
 use service_kit::{
     config::DatabaseConfig,
     health::Readiness,
-    nats::{error_chain, retry_backoff},
+    postgres::{Schema, schema::wait_for_postgres},
 };
 use sqlx::{
     PgPool,
-    migrate::Migrator,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
@@ -30,7 +29,6 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Connects, and goes on trying until Postgres is there.
 pub(crate) async fn connect(config: &DatabaseConfig, readiness: &Readiness) -> anyhow::Result<PgPool> {
-    readiness.not_ready("postgres", "not connected");
     let options = PgConnectOptions::from_str(&config.database_url)
         .context("DATABASE_URL is not a postgres:// URL")?
         .application_name("webhook-notifier")
@@ -41,60 +39,13 @@ pub(crate) async fn connect(config: &DatabaseConfig, readiness: &Readiness) -> a
         .max_connections(config.database_connections)
         .acquire_timeout(ACQUIRE_TIMEOUT)
         .connect_lazy_with(options);
-    for delay in retry_backoff() {
-        match pool.acquire().await {
-            Ok(_) => break,
-            Err(e) => {
-                tracing::warn!("cannot connect to Postgres, trying again: {}", error_chain(&e));
-                readiness.not_ready("postgres", error_chain(&e));
-                tokio::time::sleep(delay).await;
-            }
-        }
-    }
-    readiness.ready("postgres");
+    wait_for_postgres(&pool, readiness).await;
     Ok(pool)
 }
 
-/// The schema's migrations.
-fn migrator() -> Migrator {
-    let mut migrator: Migrator = sqlx::migrate!();
-    // In the schema that they make, so that several services can share a database.
-    migrator.create_schema("webhooks");
-    migrator.dangerous_set_table_name("webhooks._sqlx_migrations");
-    // A newer version may have migrated already: what it added, this one can live with.
-    migrator.set_ignore_missing(true);
-    migrator
-}
-
-/// Brings the `webhooks` schema up to date.
-pub(crate) async fn migrate(pool: &PgPool) -> anyhow::Result<()> {
-    migrator().run(pool).await.context("cannot bring the webhooks schema up to date")
-}
-
-/// Waits until somebody else has brought the schema up to this version; `readiness` says what it lacks.
-pub(crate) async fn wait_for_schema(pool: &PgPool, readiness: &Readiness) {
-    for delay in retry_backoff() {
-        let why = match lacking(pool).await {
-            Ok(lacking) if lacking.is_empty() => break,
-            Ok(lacking) => format!("webhooks lacks migrations {lacking:?}: `leadctl migrate` makes them"),
-            Err(e) => error_chain(&e),
-        };
-        tracing::warn!("waiting for the schema: {why}");
-        readiness.not_ready("schema", why);
-        tokio::time::sleep(delay).await;
-    }
-    readiness.ready("schema");
-}
-
-/// This version's migrations that the database does not have.
-pub(crate) async fn lacking(pool: &PgPool) -> Result<Vec<i64>, sqlx::Error> {
-    let applied = sqlx::query_scalar!("SELECT version FROM webhooks._sqlx_migrations WHERE success");
-    let applied = match applied.fetch_all(pool).await {
-        // Before the first migration there is no such table.
-        Err(sqlx::Error::Database(e)) if e.code().as_deref() == Some("42P01") => Vec::new(),
-        applied => applied?,
-    };
-    Ok(migrator().iter().map(|migration| migration.version).filter(|version| !applied.contains(version)).collect())
+/// The schema and its migrations.
+pub(crate) fn schema() -> Schema {
+    Schema::new("webhooks", sqlx::migrate!())
 }
 
 /// The id in a column that a CHECK keeps at twelve bytes.
