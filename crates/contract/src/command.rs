@@ -1,4 +1,4 @@
-//! What goes into the command log: update commands and call events. JSON, camelCase, version 1.
+//! The messages of the command log: update commands and call events. JSON, camelCase, version 1.
 //!
 //! Any NATS client may publish them on the subjects of [`subject`](crate::subject), with or without headers.
 
@@ -6,19 +6,19 @@ use serde::{Deserialize, Serialize};
 
 use crate::{JsonObject, ObjectId};
 
-/// Longest `name`, `referenceId`, `targetState`, `expectedState`, `disposition`, `userId` or `callId`, in characters.
+/// The longest `name`, `referenceId`, `targetState`, `expectedState`, `disposition`, `userId` or `callId`, in characters.
 pub const MAX_TEXT_CHARS: usize = 1024;
 
 /// Change a lead: merge metadata, rename it, move it to another state.
 ///
-/// The lead is addressed by `leadId`, or by `processId` + `referenceId`; where both are given they must name the
-/// same lead. The project is the subject's.
+/// The lead is addressed by `leadId`, or by `processId` + `referenceId`; if both are given they must identify the same
+/// lead. The project is the one in the subject.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct UpdateCommand {
-    /// The update's id; where the producer gives none it is made from the log entry
-    /// ([`ObjectId::from_log`]). The same id met twice in a project is applied and announced once.
+    /// The update's id; by default it is derived from the log entry ([`ObjectId::from_log`]). An id that occurs twice in a
+    /// project is applied and announced once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub update_id: Option<ObjectId>,
     /// The lead.
@@ -39,13 +39,13 @@ pub struct UpdateCommand {
     /// The state to move the lead to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_state: Option<String>,
-    /// Why, for states that take a disposition.
+    /// The reason, for states that take a disposition.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disposition: Option<String>,
-    /// Who changes the lead, for the audit trail.
+    /// The user who changes the lead, for the audit trail.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user_id: Option<String>,
-    /// The API key that the gateway accepted the update under; absent for internal producers.
+    /// The API key of the gateway's request; absent for internal producers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub api_key_id: Option<ObjectId>,
     /// Change the lead only if it is still at this version.
@@ -56,7 +56,7 @@ pub struct UpdateCommand {
     pub expected_state: Option<String>,
 }
 
-/// A call with a lead began: until it ends or expires, updates of the lead are refused, or held where the process says so.
+/// A call with a lead began. Until it ends or expires, updates of the lead fail, or are queued if the process says so.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
@@ -70,11 +70,10 @@ pub struct CallStarted {
     /// The process that `reference_id` belongs to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub process_id: Option<ObjectId>,
-    /// The call's id, where a lead can have several calls at once. A second start of the same call renews its expiry.
+    /// The call's id, if a lead can have several calls at once. A second start of the same call renews its expiry.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub call_id: Option<String>,
-    /// After how many seconds the call counts as ended though no end was heard of; by default the process's
-    /// `callTimeoutSeconds`.
+    /// After how many seconds a call without an end counts as ended; by default the process's `callTimeoutSeconds`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_seconds: Option<u32>,
 }
@@ -98,9 +97,8 @@ pub struct CallEnded {
     pub call_id: Option<String>,
 }
 
-/// The time of a lead's last call is up, and updates are held: whichever of its calls have expired by then hold nothing any
-/// more. lead-state puts it into its own log, so that what was held is decided at one place in it. It ends no call that has
-/// not expired, so it does no harm whoever sends it.
+/// The last call of a lead with queued updates may have expired. lead-state publishes it to its own log, so the queued
+/// updates are decided at one place in the log. It only ends calls that have expired, so any producer may send it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
@@ -114,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_update_command_on_the_wire() {
+    fn an_update_command_has_this_wire_form() {
         let command = UpdateCommand {
             update_id: Some(ObjectId::from_bytes([1; 12])),
             lead_id: Some(ObjectId::from_bytes([2; 12])),

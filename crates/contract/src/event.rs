@@ -1,10 +1,10 @@
-//! What comes out: completion events, the webhook payload made of them, and events about deliveries.
+//! Completion events, their webhook payload, and events about deliveries.
 
 use serde::{Deserialize, Serialize};
 
 use crate::{JsonObject, ObjectId, Timestamp};
 
-/// What became of an update: one per ledger row, message id = `update_id`.
+/// The outcome of an update: one event per ledger row, with the `update_id` as message id.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
@@ -15,15 +15,15 @@ pub struct CompletionEvent {
     pub project_id: ObjectId,
     /// The lead's process; null when the lead is unknown.
     pub process_id: Option<ObjectId>,
-    /// The lead; as the command named it when it is unknown.
+    /// The lead; of an unknown lead, the command's `leadId`.
     pub lead_id: Option<ObjectId>,
-    /// The lead's external id; as the command named it when the lead is unknown.
+    /// The lead's external id; of an unknown lead, the command's `referenceId`.
     pub reference_id: Option<String>,
-    /// Whether the lead was changed as asked.
+    /// Whether the update changed the lead.
     pub success: bool,
-    /// Why not, for people.
+    /// Why it failed, for people.
     pub error: Option<String>,
-    /// Why not, for programs: a stable snake_case code.
+    /// Why it failed, for programs: a stable snake_case code.
     pub error_code: Option<String>,
     /// The lead's state before.
     pub from_state: Option<String>,
@@ -31,9 +31,9 @@ pub struct CompletionEvent {
     pub to_state: Option<String>,
     /// The lead's version after.
     pub version: Option<i64>,
-    /// Who changed the lead, as the command said.
+    /// The user whom the command names.
     pub user_id: Option<String>,
-    /// What the update asked for and was ignored.
+    /// What the update contained that was ignored.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
     /// When it was decided.
@@ -52,9 +52,9 @@ pub struct WebhookPayload<'a> {
     #[serde(rename = "updateId")]
     /// The update.
     pub update_id: ObjectId,
-    /// Whether the lead was changed.
+    /// Whether the update changed the lead.
     pub success: bool,
-    /// Why not.
+    /// Why it failed.
     pub error: Option<&'a str>,
     #[serde(rename = "leadId")]
     /// The lead.
@@ -83,7 +83,7 @@ impl<'a> From<&'a CompletionEvent> for WebhookPayload<'a> {
     }
 }
 
-/// The body of a ping, by which a callback is tried: it tells of no update. Always these fields, in this order.
+/// The body of a test delivery, which reports no update. Always these fields, in this order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct TestPayload {
@@ -91,33 +91,33 @@ pub struct TestPayload {
     #[cfg_attr(feature = "schema", schemars(extend("const" = "test")))]
     pub action_type: &'static str,
     #[serde(rename = "callbackId")]
-    /// The callback that is tried.
+    /// The callback under test.
     pub callback_id: ObjectId,
     #[serde(rename = "processId")]
     /// Its process; null for the project's fallback callbacks.
     pub process_id: Option<ObjectId>,
-    /// When, in milliseconds.
+    /// The time of the test, in milliseconds.
     pub timestamp: Timestamp,
 }
 
-/// Something that an operator or a program should know of a delivery or callback.
+/// An event about a delivery or a callback, for operators and programs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(tag = "type", rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum WebhookEvent {
-    /// A delivery will not be tried again.
+    /// A delivery will not be attempted again.
     Exhausted {
-        /// The update that could not be told.
+        /// The update that was not delivered.
         update_id: ObjectId,
         /// The project.
         project_id: ObjectId,
         /// The process; null when it was not known.
         process_id: Option<ObjectId>,
-        /// The callback that did not take it.
+        /// The callback that did not accept it.
         callback_id: ObjectId,
-        /// How often it was tried.
+        /// The number of attempts.
         attempts: u32,
-        /// What happened the last time.
+        /// Why the last attempt failed.
         error: String,
         /// When.
         timestamp: Timestamp,

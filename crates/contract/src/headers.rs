@@ -1,4 +1,4 @@
-//! Message headers beside those of NATS itself.
+//! Message headers.
 
 /// JetStream's deduplication id. Commands and events carry their `updateId`.
 pub const MESSAGE_ID: &str = "Nats-Msg-Id";
@@ -10,7 +10,7 @@ pub const BATCH_SEQUENCE: &str = "Nats-Batch-Sequence";
 pub const BATCH_COMMIT: &str = "Nats-Batch-Commit";
 /// W3C trace context (<https://www.w3.org/TR/trace-context/>), from the client through every message to the webhook.
 pub const TRACEPARENT: &str = "traceparent";
-/// On a dead letter: what is wrong with it, in one sentence.
+/// On a dead letter: the error, in one sentence.
 pub const DEAD_LETTER_ERROR: &str = "Leadrelay-Error";
 /// On a dead letter: the subject it was published on.
 pub const ORIGIN_SUBJECT: &str = "Leadrelay-Origin-Subject";
@@ -21,9 +21,9 @@ pub const POSITION: &str = "Leadrelay-Position";
 pub const ORIGIN_SEQUENCE: &str = "Leadrelay-Origin-Sequence";
 /// On a dead letter: when the command log stored it, ISO 8601.
 pub const ORIGIN_TIME: &str = "Leadrelay-Origin-Time";
-/// On a dead letter whose body had to be cut to fit the server's `max_payload`: the body's full length in bytes.
+/// On a dead letter whose body was truncated to the server's `max_payload`: the full length in bytes.
 pub const TRUNCATED_FROM: &str = "Leadrelay-Truncated-From";
-/// On a dead letter that was sent again, and on the dead letter that it became once more: the sequence of the first.
+/// On a replayed dead letter, and on the dead letter that results if it fails again: the sequence of the first one.
 pub const REPLAY_OF: &str = "Leadrelay-Replay-Of";
 /// On a note about a dead letter: its [`Replay`](crate::replay::Replay).
 pub const REPLAY: &str = "Leadrelay-Replay";

@@ -1,6 +1,6 @@
 //! MongoDB ObjectIds: 12 bytes, written as 24 hex digits.
 //!
-//! The first four bytes are the Unix second of the id's making, big-endian
+//! The first four bytes are the Unix second of the id's creation, big-endian
 //! (<https://www.mongodb.com/docs/manual/reference/bson-types/#objectid>), so ids sort by age and tables are
 //! partitioned by them.
 
@@ -21,7 +21,7 @@ pub struct ObjectId([u8; 12]);
 pub struct InvalidObjectId;
 
 impl ObjectId {
-    /// Makes an id from the time of its making and eight random bytes.
+    /// Makes an id from the current time and eight random bytes.
     pub fn new(now: Timestamp, random: [u8; 8]) -> Self {
         let mut bytes = [0; 12];
         bytes[..4].copy_from_slice(&now.unix_seconds().to_be_bytes());
@@ -29,7 +29,7 @@ impl ObjectId {
         Self(bytes)
     }
 
-    /// The id of a log entry whose producer gave it none: the same entry read again yields the same id.
+    /// The id of a log entry without one: the same entry always gets the same id.
     ///
     /// `sequence` is the entry's stream sequence and `logged_at` the time at which the stream stored it.
     pub fn from_log(sequence: u64, logged_at: Timestamp) -> Self {
@@ -46,12 +46,12 @@ impl ObjectId {
         Self(bytes)
     }
 
-    /// The bytes, as they stand in Postgres.
+    /// The bytes, as they are stored in Postgres.
     pub const fn as_bytes(&self) -> &[u8; 12] {
         &self.0
     }
 
-    /// When the id was made, to the second.
+    /// When the id was created, to the second.
     pub fn timestamp(&self) -> Timestamp {
         let seconds = u32::from_be_bytes([self.0[0], self.0[1], self.0[2], self.0[3]]);
         Timestamp::from_millis(i64::from(seconds) * 1000)

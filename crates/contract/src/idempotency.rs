@@ -1,4 +1,4 @@
-//! What the gateway remembers of a request that carried an `Idempotency-Key`: an entry of the bucket
+//! The gateway's record of a request with an `Idempotency-Key`: an entry of the bucket
 //! [`IDEMPOTENCY`](crate::streams::IDEMPOTENCY).
 
 use serde::{Deserialize, Serialize};
@@ -6,15 +6,15 @@ use sha2::{Digest, Sha256};
 
 use crate::ObjectId;
 
-/// The first request under a key. It is written before the command is logged, so it may name an update that is not in
-/// the log (yet): whoever repeats the request logs the command under the same `updateId`.
+/// The first request with a key. It is written before the command is published, so its update may be missing in the log; a
+/// repeated request then publishes the command under the same `updateId`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct IdempotencyRecord {
-    /// The SHA-256 of the request's body, in hex; where it has an `If-Match`, of that, too. `bulk` of a bulk request.
+    /// The SHA-256 of the request's body and `If-Match`, in hex; `bulk` for a bulk request.
     pub body_sha256: String,
-    /// The update that the request became.
+    /// The update of the request.
     pub update_id: ObjectId,
 }
 
@@ -30,15 +30,15 @@ impl IdempotencyRecord {
         Self { body_sha256: hex::encode(digest.finalize()), update_id }
     }
 
-    /// The record of a bulk request, whose body is not known yet when it is made: what its lines' ids follow from. No
-    /// other request has a digest like it.
+    /// The record of a bulk request, whose body is not read yet: the ids of its lines follow from this id. No digest of
+    /// another request is equal to it.
     pub fn of_bulk(update_id: ObjectId) -> Self {
         Self { body_sha256: "bulk".into(), update_id }
     }
 }
 
-/// Where the record of a project's request is: `{projectId}.{SHA-256 of the client's key in hex}`. Clients' keys hold
-/// characters that keys of buckets may not, and projects may choose the same ones.
+/// The key of a request's record: `{projectId}.{SHA-256 of the client's key in hex}`. Clients' keys may contain characters
+/// that bucket keys may not, and projects may choose the same keys.
 pub fn idempotency_key(project_id: ObjectId, client_key: &str) -> String {
     format!("{project_id}.{}", hex::encode(Sha256::digest(client_key)))
 }
@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_record_on_the_wire() {
+    fn a_record_has_this_wire_form() {
         let record = IdempotencyRecord::new(b"{}", None, ObjectId::from_bytes([1; 12]));
         insta::assert_snapshot!(serde_json::to_string(&record).unwrap(), @r#"{"bodySha256":"44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a","updateId":"010101010101010101010101"}"#);
         let expecting = |version| IdempotencyRecord::new(b"{}", version, record.update_id).body_sha256;

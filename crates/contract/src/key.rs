@@ -16,10 +16,10 @@ pub enum Scope {
     /// Initiate and update leads.
     #[serde(rename = "leads:write")]
     LeadsWrite,
-    /// Read how processes and their callbacks are configured, but no secrets.
+    /// Read the configuration of processes and callbacks, without secrets.
     #[serde(rename = "config:read")]
     ConfigRead,
-    /// Configure processes and their callbacks: whoever may do this decides who is told of every update.
+    /// Configure processes and callbacks, and so decide where every outcome is delivered.
     #[serde(rename = "config:write")]
     ConfigWrite,
 }
@@ -27,7 +27,7 @@ pub enum Scope {
 impl Scope {
     /// Every scope.
     pub const ALL: [Self; 4] = [Self::LeadsRead, Self::LeadsWrite, Self::ConfigRead, Self::ConfigWrite];
-    /// What a new key may do where nobody says: a client that updates leads need not decide who is told of it.
+    /// The default scopes of a new key: a client that updates leads need not configure callbacks.
     pub const DEFAULT: [Self; 2] = [Self::LeadsRead, Self::LeadsWrite];
 
     /// The scope's name.
@@ -57,24 +57,24 @@ impl std::str::FromStr for Scope {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct ApiKey {
-    /// The key's id: what logs, the ledger and `leadctl key list` name.
+    /// The key's id, as in logs, the ledger and `leadctl key list`.
     pub key_id: ObjectId,
-    /// The one project that the key is good for.
+    /// The only project that the key gives access to.
     pub project_id: ObjectId,
     /// What the key is for, for people.
     pub name: String,
     /// What it may do.
     pub scopes: BTreeSet<Scope>,
-    /// When it was made.
+    /// When it was created.
     pub created_at: Timestamp,
-    /// From when on it is refused; null is never.
+    /// From when on it is refused; null means never.
     pub expires_at: Option<Timestamp>,
-    /// Since when it is revoked.
+    /// When it was revoked.
     pub revoked_at: Option<Timestamp>,
 }
 
 impl ApiKey {
-    /// Whether requests under this key are served at this time.
+    /// Whether requests with this key are accepted at this time.
     pub fn is_valid(&self, now: Timestamp) -> bool {
         self.revoked_at.is_none() && self.expires_at.is_none_or(|at| now < at)
     }
@@ -85,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_on_the_wire() {
+    fn a_key_has_this_wire_form() {
         let key = ApiKey {
             key_id: ObjectId::from_bytes([1; 12]),
             project_id: ObjectId::from_bytes([2; 12]),

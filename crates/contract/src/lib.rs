@@ -1,8 +1,7 @@
-//! What crosses NATS, and nothing else: subjects, streams, buckets, commands, events, queries and ids.
+//! Everything that crosses NATS: subjects, streams, buckets, commands, events, queries and ids.
 //!
-//! Every service speaks through the types of this crate. Each wire message is one frozen struct with a
-//! snapshot of its bytes; fields may be added as optional ones, never renamed or retyped. Unknown fields are
-//! ignored on read.
+//! Each wire message is one frozen struct with a snapshot of its bytes. Fields may be added as optional ones, never renamed
+//! or retyped. Unknown fields are ignored on read.
 
 pub mod command;
 pub mod event;

@@ -1,5 +1,5 @@
-//! The protobuf schemas in `proto-schemas/` say what these types say: every message, with every field set, is the
-//! proto3 JSON form of its schema, and no schema has a field that its message has not.
+//! The protobuf schemas in `proto-schemas/` match the types: every message, with every field set, is the proto3 JSON form of
+//! its schema, and no schema has a field that its message lacks.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,7 +16,7 @@ use crate::{
     schema_files,
 };
 
-/// What the schemas declare.
+/// The declared messages.
 fn pool() -> DescriptorPool {
     let schemas = concat!(env!("CARGO_MANIFEST_DIR"), "/../../proto-schemas");
     let files = ["commands", "events", "config", "rpc"].map(|file| format!("leadrelay/v1/{file}.proto"));
@@ -52,7 +52,7 @@ fn object() -> JsonObject {
     JsonObject::from_text(r#"{"n":123456789012345678901234567890,"a":[null,{"b":true}]}"#.into()).unwrap()
 }
 
-/// Commands may come from any producer: what it writes by the schema must be read here, too.
+/// Any producer may publish commands: what it writes by the schema must be readable here.
 fn both_ways<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(name: &str, message: &T) {
     let read = read(name, message);
     assert_eq!(unset(&read), NONE, "{name}");
@@ -132,7 +132,7 @@ fn events() {
 }
 
 #[test]
-fn a_ping() {
+fn test_payloads() {
     let timestamp = Timestamp::from_millis(1);
     let ping = TestPayload { action_type: "test", callback_id: id(5), process_id: Some(id(3)), timestamp };
     assert_eq!(unset(&read("TestPayload", &ping)), NONE);
@@ -231,7 +231,7 @@ fn actual(kind: &Kind) -> &str {
     }
 }
 
-/// Holds a message against its JSON Schema, and those in it against theirs.
+/// Compares a message and its nested messages with their JSON Schemas.
 fn compare(root: &Value, schema: &Value, message: &MessageDescriptor, met: &mut BTreeSet<String>) {
     let name = message.full_name();
     met.insert(name.to_owned());
@@ -269,7 +269,11 @@ fn every_json_schema_has_a_message_of_the_same_fields_and_types() {
         compare(&json, &json, &message, &mut met);
     }
     for message in pool.all_messages().filter(|message| message.package_name() == "leadrelay.v1") {
-        assert!(met.contains(message.full_name()), "{} is no message and in none", message.full_name());
+        assert!(
+            met.contains(message.full_name()),
+            "{} has no JSON Schema and occurs in no message",
+            message.full_name()
+        );
     }
 }
 

@@ -1,17 +1,17 @@
-//! 3 Read in order: what became of a dead letter that an operator sent again.
+//! 3 Read in order: the state of a dead letter that an operator sent again.
 //!
-//! It is noted beside the letters, under [`replayed`](crate::subject::replayed): once before the letter is sent, once
-//! after. The last note of a letter holds.
+//! It is recorded in the same stream, under [`replayed`](crate::subject::replayed), before and after the letter is sent. The
+//! last note of a letter is valid.
 
 use std::{fmt, str::FromStr};
 
 use serde::Serialize;
 
-/// How far the replay of a dead letter is: the header [`REPLAY`](crate::headers::REPLAY) of a note.
+/// The state of a replay: the header [`REPLAY`](crate::headers::REPLAY) of a note.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
 pub enum Replay {
-    /// `begun`: about to be sent. Where no other note follows, it may be in the log or not.
+    /// `begun`: about to be sent. Without a later note, it may be in the log or not.
     Begun,
     /// `sent 4711`: in the command log.
     Sent {
@@ -22,7 +22,7 @@ pub enum Replay {
     NotSent,
 }
 
-/// The text says of no replay how far it is.
+/// The text is not the state of a replay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("must be begun, not_sent, or sent and a sequence")]
 pub struct InvalidReplay;

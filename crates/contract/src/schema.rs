@@ -1,4 +1,4 @@
-//! JSON Schemas of what crosses NATS, made of the types; for tests, and the documents in `proto-schemas/` that they keep.
+//! JSON Schemas of the messages, generated from the types, and the documents in `proto-schemas/`.
 
 use std::{env, fs, path::PathBuf};
 
@@ -7,20 +7,20 @@ use serde_json::Value;
 
 use crate::rpc::Query;
 
-/// The variable that has the documents written instead of compared: `just schemas`.
+/// Set, the documents are written instead of compared: `just schemas`.
 const UPDATE: &str = "UPDATE_SCHEMAS";
 
-/// From which side a schema looks at a type.
+/// Whether a schema describes what is read or what is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
-    /// What is accepted: a field that may be missing is not required.
+    /// What is accepted: fields with a default are not required.
     Read,
-    /// What is sent: every field that is always there is required.
+    /// What is sent: fields that are always present are required.
     Written,
 }
 
 impl Side {
-    /// These settings, from this side.
+    /// These settings for this side.
     pub fn of(self, settings: SchemaSettings) -> SchemaSettings {
         match self {
             Self::Read => settings.for_deserialize(),
@@ -29,13 +29,13 @@ impl Side {
     }
 }
 
-/// The schema of a message, complete in itself. Draft 7 is what AsyncAPI, and every validator and generator of code, reads.
+/// The self-contained schema of a message. AsyncAPI, validators and code generators all read draft 7.
 pub fn message<T: JsonSchema>(side: Side) -> Value {
     let generator = side.of(SchemaSettings::draft07()).into_generator();
     plain(generator.into_root_schema_for::<T>().to_value())
 }
 
-/// The same with descriptions for people who do not read Rust: without links into the code, a paragraph a line.
+/// The schema with descriptions for readers without Rust: without links into the code.
 pub fn plain(mut schema: Value) -> Value {
     match &mut schema {
         Value::Array(items) => items.iter_mut().for_each(|item| *item = plain(item.take())),
@@ -87,26 +87,26 @@ impl QueryEntry {
 
 /// ``[`Name`](path)`` and ``[`Name`]`` become `` `Name` ``.
 fn without_links(text: &str) -> String {
-    let mut told = String::with_capacity(text.len());
+    let mut plain = String::with_capacity(text.len());
     let mut rest = text;
     while let Some((before, link)) = rest.split_once("[`") {
-        told.push_str(before);
+        plain.push_str(before);
         let Some((name, after)) = link.split_once("`]") else {
             rest = link;
             break;
         };
-        told.extend(["`", name, "`"]);
+        plain.extend(["`", name, "`"]);
         let target = after.strip_prefix('(').and_then(|target| target.split_once(')'));
         rest = target.map_or(after, |(_, after)| after);
     }
-    told.push_str(rest);
-    told
+    plain.push_str(rest);
+    plain
 }
 
-/// Holds a generated document of `proto-schemas/` against what it should be, or writes it.
+/// Compares a document of `proto-schemas/` with the generated one, or writes it.
 ///
 /// # Panics
-/// It is not what it should be.
+/// The documents differ.
 pub fn keep(file: &str, document: &Value) {
     let text = format!("{document:#}\n");
     let path = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../proto-schemas")).join(file);
@@ -118,9 +118,8 @@ pub fn keep(file: &str, document: &Value) {
     if kept != text {
         let line = kept.lines().zip(text.lines()).take_while(|(kept, made)| kept == made).count() + 1;
         panic!(
-            "proto-schemas/{file} is not what the code says, from line {line} on: `just schemas` \
-             (UPDATE_SCHEMAS=1 cargo test -p contract -p gateway schema) writes it anew; look at the difference, \
-             and commit it if clients may see it"
+            "proto-schemas/{file} differs from the code at line {line}: run `just schemas` \
+             (UPDATE_SCHEMAS=1 cargo test -p contract -p gateway schema), review the difference, and commit it"
         );
     }
 }

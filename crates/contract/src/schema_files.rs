@@ -1,7 +1,7 @@
-//! The documents that the types say: a JSON Schema of every message in `proto-schemas/json-schema/`, and the AsyncAPI document
-//! of the subjects, `proto-schemas/asyncapi.json`, which refers to them.
+//! Generated documents: a JSON Schema of every message in `proto-schemas/json-schema/`, and the AsyncAPI document of the
+//! subjects, `proto-schemas/asyncapi.json`, which refers to them.
 //!
-//! `just schemas` writes them; without it a difference is a failure.
+//! `just schemas` writes them; the tests fail if they differ.
 
 use std::{collections::BTreeMap, fs};
 
@@ -34,7 +34,7 @@ pub(crate) fn schemas() -> BTreeMap<String, Value> {
     let mut all = Schemas::default();
     add!(all, Read: command::UpdateCommand, command::CallStarted, command::CallEnded, command::CallExpired);
     add!(all, Written: event::CompletionEvent, event::WebhookPayload<'static>, event::TestPayload, event::WebhookEvent);
-    // What the buckets hold.
+    // The values of the buckets.
     add!(all, Written: key::ApiKey, process::Process, idempotency::IdempotencyRecord);
     for query in rpc::catalog() {
         all.0.extend([query.request, query.reply]);
@@ -51,7 +51,7 @@ fn schemas_of_messages_are_kept() {
     for file in fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../../proto-schemas/json-schema")).unwrap() {
         let name = file.unwrap().file_name().into_string().unwrap();
         let known = name.strip_suffix(".json").is_some_and(|name| schemas.contains_key(name));
-        assert!(known, "proto-schemas/json-schema/{name} is of no message: remove it");
+        assert!(known, "proto-schemas/json-schema/{name} is not the schema of a message: remove it");
     }
 }
 
@@ -83,7 +83,7 @@ fn asyncapi() -> Value {
     let mut operations = json!({});
     let mut messages = json!({});
 
-    // What has a stream: who sends it, seen from Leadrelay, on which subject, where it is kept.
+    // Messages in streams: name, direction as seen from Leadrelay, subject, stream, message, summary.
     let streamed = [
         (
             "updateCommand",
@@ -115,7 +115,7 @@ fn asyncapi() -> Value {
             "leads.cmd.{projectId}.call.expired",
             streams::LEAD_COMMANDS,
             "CallExpired",
-            "The last call with a lead, which held updates, may have expired.",
+            "The last call of a lead with queued updates may have expired.",
         ),
         (
             "updateSucceeded",
@@ -131,7 +131,7 @@ fn asyncapi() -> Value {
             "leads.evt.{projectId}.{processId}.update.failed",
             streams::LEAD_EVENTS,
             "CompletionEvent",
-            "An update was refused; nothing was changed.",
+            "An update failed; nothing was changed.",
         ),
         (
             "deliveryExhausted",
@@ -139,7 +139,7 @@ fn asyncapi() -> Value {
             "webhooks.evt.{projectId}.{processId}.exhausted",
             streams::WEBHOOK_EVENTS,
             "WebhookEvent",
-            "A delivery will not be tried again.",
+            "A delivery will not be attempted again.",
         ),
         (
             "callbackDisabled",
@@ -147,7 +147,7 @@ fn asyncapi() -> Value {
             "webhooks.evt.{projectId}.{processId}.callback.disabled",
             streams::WEBHOOK_EVENTS,
             "WebhookEvent",
-            "A callback gets nothing more until it is enabled again.",
+            "A callback is disabled: its deliveries wait until it is enabled again.",
         ),
         (
             "deadLetter",
@@ -155,7 +155,7 @@ fn asyncapi() -> Value {
             "leads.dead.{reason}",
             streams::LEAD_DEAD_LETTERS,
             "DeadLetter",
-            "A message of the command log that could not be applied, as it came.",
+            "A message of the command log that could not be applied, unchanged.",
         ),
         (
             "replayedDeadLetter",
@@ -242,16 +242,14 @@ fn asyncapi() -> Value {
     let text = |description: &str| json!({"type": "string", "description": description});
     let message_id = text("JetStream's deduplication id: the `updateId` of an update");
     let trace = text("W3C trace context, from the client through every message to the webhook");
-    let position = text(
-        "Where in the command log the update or letter was: generation, epoch, sequence and index, with dots between",
-    );
+    let position = text("The place of the command in the log: generation.epoch.sequence.index");
     json!({
         "asyncapi": "3.1.0",
         "info": {
             "title": "Leadrelay on NATS",
             "version": env!("CARGO_PKG_VERSION"),
-            "description": "What Leadrelay takes and tells over NATS JetStream, as JSON; each message is in protobuf, too, under its name \
-                in leadrelay/v1, whose proto3 JSON form is what is on the wire (of a list: each of its items). Unknown fields are ignored on read; \
+            "description": "The messages that Leadrelay reads and publishes over NATS JetStream, as JSON. leadrelay/v1 has a protobuf message \
+                of the same name for each; its proto3 JSON form is the form on the wire (of a list, the form of its items). Unknown fields are ignored on read; \
                 fields are added, never renamed or retyped. `receive` is what Leadrelay reads, `send` what it publishes.",
             "license": {"name": "MIT OR Apache-2.0"},
         },
@@ -261,8 +259,8 @@ fn asyncapi() -> Value {
         "components": {
             "messages": messages,
             "parameters": {
-                "projectId": {"description": "24 lower-case hex digits. NATS permissions fence producers by it"},
-                "processId": {"description": "24 lower-case hex digits; _ where the process is not known"},
+                "projectId": {"description": "24 lower-case hex digits. NATS permissions restrict producers by it"},
+                "processId": {"description": "24 lower-case hex digits; _ if the process is unknown"},
                 "reason": {
                     "description": "Why the message is a dead letter",
                     "enum": DeadLetterReason::ALL.map(DeadLetterReason::as_str),
@@ -280,12 +278,12 @@ fn asyncapi() -> Value {
                     "required": ["Leadrelay-Error", "Leadrelay-Origin-Subject", "Leadrelay-Origin-Sequence",
                         "Leadrelay-Origin-Time"],
                     "properties": {
-                        "Leadrelay-Error": text("What is wrong with it, in one sentence"),
+                        "Leadrelay-Error": text("The error, in one sentence"),
                         "Leadrelay-Origin-Subject": text("The subject it was published on"),
                         "Leadrelay-Origin-Sequence": text("Its sequence in the stream that it was read from"),
                         "Leadrelay-Origin-Time": text("When the command log stored it, ISO 8601"),
                         "Leadrelay-Position": position,
-                        "Leadrelay-Truncated-From": text("Its full length in bytes, where it had to be cut"),
+                        "Leadrelay-Truncated-From": text("The full length in bytes, if it was truncated"),
                         "Leadrelay-Replay-Of": text("The sequence of the dead letter that this one was sent again from"),
                     },
                 },

@@ -28,21 +28,21 @@ pub const ALL_EVENTS: &str = "leads.evt.>";
 pub const ALL_WEBHOOK_EVENTS: &str = "webhooks.evt.>";
 /// All dead letters.
 pub const ALL_DEAD_LETTERS: &str = "leads.dead.>";
-/// What stands in a subject or a KV key where the process is not known.
+/// The process in a subject or bucket key if it is unknown.
 pub const NO_PROCESS: &str = "_";
-/// What the subjects of notes about dead letters begin with.
+/// The beginning of the subjects of notes about dead letters.
 const REPLAYED: &str = "leads.dead.replayed.";
 
 /// A subject of the command log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CommandSubject {
-    /// The project that the producer speaks for.
+    /// The producer's project.
     pub project_id: ObjectId,
-    /// What the message is.
+    /// The kind of message.
     pub kind: CommandKind,
 }
 
-/// What a message of the command log is.
+/// The kind of a message in the command log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CommandKind {
     /// Change a lead.
@@ -55,27 +55,27 @@ pub enum CommandKind {
     CallExpired,
 }
 
-/// The subject is not one of the command log's.
+/// The subject is not one of the command log.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "subject is none of leads.cmd.{{projectId}}.update, leads.cmd.{{projectId}}.call.started, \
+    "the subject must be one of leads.cmd.{{projectId}}.update, leads.cmd.{{projectId}}.call.started, \
      leads.cmd.{{projectId}}.call.ended, leads.cmd.{{projectId}}.call.expired with a projectId of 24 hex digits"
 )]
-pub struct NotACommandSubject;
+pub struct InvalidCommandSubject;
 
 impl CommandSubject {
     /// Reads a subject of the command log.
-    pub fn parse(subject: &str) -> Result<Self, NotACommandSubject> {
-        let rest = subject.strip_prefix("leads.cmd.").ok_or(NotACommandSubject)?;
-        let (project, kind) = rest.split_once('.').ok_or(NotACommandSubject)?;
+    pub fn parse(subject: &str) -> Result<Self, InvalidCommandSubject> {
+        let rest = subject.strip_prefix("leads.cmd.").ok_or(InvalidCommandSubject)?;
+        let (project, kind) = rest.split_once('.').ok_or(InvalidCommandSubject)?;
         let kind = match kind {
             "update" => CommandKind::Update,
             "call.started" => CommandKind::CallStarted,
             "call.ended" => CommandKind::CallEnded,
             "call.expired" => CommandKind::CallExpired,
-            _ => return Err(NotACommandSubject),
+            _ => return Err(InvalidCommandSubject),
         };
-        Ok(Self { project_id: project.parse().map_err(|_| NotACommandSubject)?, kind })
+        Ok(Self { project_id: project.parse().map_err(|_| InvalidCommandSubject)?, kind })
     }
 }
 
@@ -91,7 +91,7 @@ impl fmt::Display for CommandSubject {
     }
 }
 
-/// `{projectId}.{processId|_}`: the middle of event subjects, and the key of a process in the `processes` bucket.
+/// `{projectId}.{processId|_}`: part of event subjects, and the key of a process in the bucket `processes`.
 pub fn process_key(project_id: ObjectId, process_id: Option<ObjectId>) -> String {
     match process_id {
         Some(process_id) => format!("{project_id}.{process_id}"),
@@ -99,7 +99,7 @@ pub fn process_key(project_id: ObjectId, process_id: Option<ObjectId>) -> String
     }
 }
 
-/// Where a program gets its replies. Each has its own prefix, so that NATS permissions can keep them apart.
+/// The prefix of a program's reply inboxes. Each program has its own, so NATS permissions can separate them.
 pub fn inbox_prefix(program: &str) -> String {
     format!("_INBOX_{program}")
 }
@@ -130,12 +130,12 @@ pub fn callback_disabled(project_id: ObjectId, process_id: Option<ObjectId>) -> 
     format!("webhooks.evt.{}.callback.disabled", process_key(project_id, process_id))
 }
 
-/// The subject of notes that the dead letter of this sequence was sent again. It has more tokens than a dead letter's.
+/// The subject of notes about the replay of this dead letter. It has more tokens than a dead letter's.
 pub fn replayed(letter: u64) -> String {
     format!("{REPLAYED}{letter}")
 }
 
-/// The dead letter that a note is about; none if the subject is not that of a note.
+/// The dead letter of a note; none if the subject is not a note's.
 pub fn replayed_letter(subject: &str) -> Option<u64> {
     subject.strip_prefix(REPLAYED)?.parse().ok()
 }
@@ -145,31 +145,31 @@ pub fn replayed_letter(subject: &str) -> Option<u64> {
 pub enum DeadLetterReason {
     /// Its subject is not in the grammar.
     InvalidSubject,
-    /// Its body is not JSON that may enter (see [`json::check`](crate::json::check)).
+    /// Its body is not acceptable JSON (see [`json::check`](crate::json::check)).
     InvalidJson,
-    /// Its body is JSON, but not the message that its subject announces.
+    /// Its body is JSON, but not the message of its subject.
     InvalidCommand,
     /// A call event for a lead that does not exist in its project.
     UnknownLead,
-    /// The database refuses to hold it.
+    /// The database rejects it.
     Unapplicable,
 }
 
-/// The text is no reason.
+/// The text is not a reason.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("must be invalid_subject, invalid_json, invalid_command, unknown_lead or unapplicable")]
-pub struct NotAReason;
+pub struct InvalidReason;
 
 impl FromStr for DeadLetterReason {
-    type Err = NotAReason;
+    type Err = InvalidReason;
 
-    fn from_str(text: &str) -> Result<Self, NotAReason> {
-        Self::ALL.into_iter().find(|reason| reason.as_str() == text).ok_or(NotAReason)
+    fn from_str(text: &str) -> Result<Self, InvalidReason> {
+        Self::ALL.into_iter().find(|reason| reason.as_str() == text).ok_or(InvalidReason)
     }
 }
 
 impl DeadLetterReason {
-    /// All of them.
+    /// All reasons.
     pub const ALL: [Self; 5] =
         [Self::InvalidSubject, Self::InvalidJson, Self::InvalidCommand, Self::UnknownLead, Self::Unapplicable];
 
@@ -250,7 +250,7 @@ mod tests {
             "leads.cmd._.update",
             "leads.evt.abababababababababababab.update",
         ] {
-            assert_eq!(CommandSubject::parse(subject), Err(NotACommandSubject), "{subject}");
+            assert_eq!(CommandSubject::parse(subject), Err(InvalidCommandSubject), "{subject}");
         }
     }
 
@@ -260,7 +260,7 @@ mod tests {
             assert_eq!(reason.as_str().parse(), Ok(reason));
             assert_eq!(replayed_letter(&reason.subject()), None);
         }
-        assert_eq!("replayed".parse::<DeadLetterReason>(), Err(NotAReason));
+        assert_eq!("replayed".parse::<DeadLetterReason>(), Err(InvalidReason));
         assert_eq!(replayed_letter(&replayed(17)), Some(17));
     }
 

@@ -1,4 +1,4 @@
-//! Instants as the wire has them: milliseconds since the Unix epoch.
+//! Instants on the wire: milliseconds since the Unix epoch.
 
 use std::str::FromStr;
 
@@ -21,7 +21,7 @@ impl Timestamp {
         self.0
     }
 
-    /// Seconds since the epoch, clamped to what an ObjectId can hold.
+    /// Seconds since the epoch, clamped to the range of an ObjectId.
     pub fn unix_seconds(self) -> u32 {
         self.0.div_euclid(1000).clamp(0, i64::from(u32::MAX)) as u32
     }
@@ -48,12 +48,12 @@ impl Timestamp {
     }
 }
 
-/// The text is no time.
+/// The text is not a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("must be a time such as 2026-01-12T04:55:59Z")]
 pub struct InvalidTimestamp;
 
-/// ISO 8601 as RFC 3339 has it, with any offset; what is finer than a millisecond is cut off.
+/// ISO 8601 as in RFC 3339, with any offset; fractions of a millisecond are cut off.
 impl FromStr for Timestamp {
     type Err = InvalidTimestamp;
 

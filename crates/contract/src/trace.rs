@@ -1,6 +1,6 @@
 //! W3C trace context, version 00 (<https://www.w3.org/TR/trace-context/#traceparent-header>).
 
-/// Whether a text is a `traceparent` that may be passed on: `00-{32 hex}-{16 hex}-{2 hex}`, lower case, ids not zero.
+/// Whether a text is a valid `traceparent`: `00-{32 hex}-{16 hex}-{2 hex}`, lower case, ids not zero.
 pub fn is_traceparent(text: &str) -> bool {
     let mut parts = text.split('-');
     let mut part = |length: usize| {
@@ -28,7 +28,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_well_formed_ones_pass() {
+    fn only_well_formed_values_are_valid() {
         assert!(is_traceparent("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"));
         assert!(is_traceparent(&new_traceparent([7; 24])));
         for text in [
@@ -45,7 +45,7 @@ mod tests {
     }
     proptest! {
         #[test]
-        fn arbitrary_text_never_panics_and_what_passes_can_be_a_header(
+        fn valid_values_can_be_headers(
             text in prop_oneof![".*", "0[01]-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-.)?"]
         ) {
             if is_traceparent(&text) {

@@ -1,4 +1,4 @@
-//! The one place where time and randomness come from. Decisions take them as arguments.
+//! The only source of time and randomness. Decisions take them as arguments.
 
 use std::time::SystemTime;
 
@@ -9,17 +9,17 @@ pub fn now() -> Timestamp {
     precise().into()
 }
 
-/// The wall clock, finer than what crosses NATS: for spans, most of which take less than a millisecond or two.
+/// The wall clock in full precision, for spans, most of which take less than two milliseconds.
 pub fn precise() -> SystemTime {
     SystemTime::now()
 }
 
-/// A new id, of now.
+/// A new id with the current time.
 pub fn new_id() -> ObjectId {
     ObjectId::new(now(), rand::random())
 }
 
-/// A new trace, for what came without one.
+/// A new trace, for a message without one.
 pub fn new_traceparent() -> String {
     contract::trace::new_traceparent(rand::random())
 }

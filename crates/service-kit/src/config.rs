@@ -10,16 +10,16 @@ use secrets::SealingKeys;
 /// How to reach NATS.
 #[derive(Debug, Clone, Args)]
 pub struct NatsConfig {
-    /// Where NATS listens, with user and password if it wants them; several servers of a cluster separated by commas.
+    /// The URL of NATS, with user and password if needed; the servers of a cluster separated by commas.
     #[arg(long, env = "NATS_URL", default_value = "nats://127.0.0.1:4222", hide_env_values = true)]
     pub nats_url: String,
     /// A credentials file (JWT and seed) for NATS.
     #[arg(long, env = "NATS_CREDS")]
     pub nats_creds: Option<PathBuf>,
-    /// A file of CA certificates that NATS's certificate is checked against, for tls:// URLs. By default the system's.
+    /// A file of CA certificates for tls:// URLs. By default the system's.
     #[arg(long, env = "NATS_CA")]
     pub nats_ca: Option<PathBuf>,
-    /// A file with this program's certificate, for a NATS that wants one.
+    /// A file with this program's certificate, if NATS requires one.
     #[arg(long, env = "NATS_CERT", requires = "nats_key")]
     pub nats_cert: Option<PathBuf>,
     /// A file with the private key of that certificate.
@@ -28,7 +28,7 @@ pub struct NatsConfig {
 }
 
 impl NatsConfig {
-    /// A NATS at this URL, without anything else.
+    /// NATS at this URL, without other settings.
     pub fn at(nats_url: impl Into<String>) -> Self {
         Self { nats_url: nats_url.into(), nats_creds: None, nats_ca: None, nats_cert: None, nats_key: None }
     }
@@ -37,11 +37,11 @@ impl NatsConfig {
 /// How to reach Postgres.
 #[derive(Clone, Args)]
 pub struct DatabaseConfig {
-    /// Where Postgres listens: postgres://user:password@host:port/database. With
-    /// ?sslmode=verify-full&sslrootcert=ca.pem only over TLS, to a server whose certificate these CAs vouch for.
+    /// The URL of Postgres: postgres://user:password@host:port/database. Add ?sslmode=verify-full&sslrootcert=ca.pem for TLS
+    /// with a verified certificate.
     #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
     pub database_url: String,
-    /// Most connections to Postgres that this process holds.
+    /// The most connections of this process to Postgres.
     #[arg(long, env = "DATABASE_CONNECTIONS", default_value_t = 8, value_parser = clap::value_parser!(u32).range(3..=200))]
     pub database_connections: u32,
 }
@@ -58,10 +58,10 @@ impl std::fmt::Debug for DatabaseConfig {
 /// The keys that callbacks' secrets are sealed with at rest.
 #[derive(Debug, Clone, Default, Args)]
 pub struct SecretsConfig {
-    /// The key that seals and opens: the base64 of 32 random bytes. `leadctl secrets new-key` makes one.
+    /// The key that seals and opens: the base64 of 32 random bytes. `leadctl secrets new-key` generates one.
     #[arg(long, env = "SECRETS_KEY", hide_env_values = true, value_name = "KEY")]
     pub secrets_key: Option<Secret>,
-    /// SealingKeys that only open any more, separated by commas: what was sealed before a rotation.
+    /// Keys from before rotations, which only open, separated by commas.
     #[arg(long, env = "SECRETS_KEYS_OLD", hide_env_values = true, value_delimiter = ',', value_name = "KEYS")]
     pub secrets_keys_old: Vec<Secret>,
 }
@@ -70,25 +70,24 @@ impl SecretsConfig {
     /// Reads the keys.
     ///
     /// # Errors
-    /// Without a present key, or when one of them is none: says how to make one, and tells none of them.
+    /// The present key is missing, or one of the keys is invalid. The error does not quote them.
     pub fn keys(&self) -> anyhow::Result<SealingKeys> {
         let is_set = |key: &&Secret| !key.expose().trim().is_empty();
         let Some(present) = self.secrets_key.as_ref().filter(is_set) else {
             bail!(
-                "SECRETS_KEY is not set: the secrets of callbacks are sealed with it. Make one with \
-                 `leadctl secrets new-key` or `openssl rand -base64 32`, and give the same to lead-state and \
-                 webhook-notifier"
+                "SECRETS_KEY is not set; it seals the secrets of callbacks. Generate one with `leadctl secrets new-key` or \
+                 `openssl rand -base64 32`, and give the same key to lead-state and webhook-notifier"
             );
         };
         let old = self.secrets_keys_old.iter().filter(is_set).map(Secret::expose);
         SealingKeys::parse(present.expose(), old).context(
-            "SECRETS_KEY or one of SECRETS_KEYS_OLD is not a key; `leadctl secrets new-key` or `openssl rand -base64 32` \
-             makes one",
+            "SECRETS_KEY or one of SECRETS_KEYS_OLD is not a key; generate one with `leadctl secrets new-key` or \
+             `openssl rand -base64 32`",
         )
     }
 }
 
-/// Where health and readiness are answered.
+/// The health port.
 #[derive(Debug, Clone, Args)]
 pub struct HealthConfig {
     /// Address of the health port: /healthz and /readyz. Port 0 takes a free one.
@@ -96,10 +95,10 @@ pub struct HealthConfig {
     pub health_listen: SocketAddr,
 }
 
-/// How to log.
+/// Logging.
 #[derive(Debug, Clone, Args)]
 pub struct LogConfig {
-    /// How log lines look. auto: for people in a terminal, JSON otherwise.
+    /// The format of log lines. auto: for people in a terminal, JSON otherwise.
     #[arg(long, env = "LOG_FORMAT", default_value = "auto")]
     pub log_format: LogFormat,
     /// What is logged, e.g. info or lead_state=debug,info.
@@ -107,7 +106,7 @@ pub struct LogConfig {
     pub log_filter: String,
 }
 
-/// How log lines look.
+/// The format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
     /// For people in a terminal, JSON otherwise.
@@ -123,22 +122,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_are_asked_for_and_never_told() {
+    fn missing_and_invalid_keys_are_reported_but_not_quoted() {
         let config = |present: Option<&str>, old: &[&str]| SecretsConfig {
             secrets_key: present.map(Secret::from),
             secrets_keys_old: old.iter().copied().map(Secret::from).collect(),
         };
         let one = secrets::new_sealing_key([1; 32]);
         assert!(config(Some(&one), &[]).keys().is_ok());
-        // An empty variable is as good as none.
+        // An empty variable counts as unset.
         assert!(config(Some(&one), &[""]).keys().is_ok());
         for missing in [config(None, &[]), config(Some(" "), &[])] {
-            let told = missing.keys().unwrap_err().to_string();
-            assert!(told.contains("leadctl secrets new-key") && told.contains("openssl rand -base64 32"), "{told}");
+            let error = missing.keys().unwrap_err().to_string();
+            assert!(error.contains("leadctl secrets new-key") && error.contains("openssl rand -base64 32"), "{error}");
         }
         for wrong in [config(Some("t0psecret"), &[]), config(Some(&one), &["t0psecret"])] {
-            let told = format!("{:#} {wrong:?}", wrong.keys().unwrap_err());
-            assert!(told.contains("base64 of 32 random bytes") && !told.contains("t0psecret"), "{told}");
+            let error = format!("{:#} {wrong:?}", wrong.keys().unwrap_err());
+            assert!(error.contains("base64 of 32 random bytes") && !error.contains("t0psecret"), "{error}");
         }
     }
 }

@@ -20,24 +20,24 @@ use crate::{
     metrics::{self, Registry},
 };
 
-/// What a service is waiting for. Ready when there is nothing.
+/// The conditions that a service waits for. It is ready when there are none.
 #[derive(Debug, Clone, Default)]
 pub struct Readiness {
     waiting: Arc<Mutex<BTreeMap<&'static str, String>>>,
 }
 
 impl Readiness {
-    /// Says that the service is not ready, and why; `what` names the condition.
+    /// Adds the condition `what`, with the reason.
     pub fn not_ready(&self, what: &'static str, why: impl Into<String>) {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(what, why.into());
     }
 
-    /// Says that this condition is met.
+    /// Removes a condition.
     pub fn ready(&self, what: &'static str) {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(what);
     }
 
-    /// What is not met yet, a line each.
+    /// The conditions with their reasons, one line each.
     pub fn waiting_for(&self) -> Vec<String> {
         let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         waiting.iter().map(|(what, why)| format!("{what}: {why}")).collect()

@@ -1,11 +1,11 @@
-//! Serving HTTP/1.1 on a hostile network: hyper's connections under axum's router, bounded in number and in time.
+//! Serves HTTP/1.1 on a hostile network: hyper connections under an axum router, bounded in number and in time.
 //!
-//! | a client that | is cut |
+//! | a client that | is disconnected |
 //! |---|---|
-//! | opens more connections than an address may have | at once |
-//! | dawdles over its TLS handshake, a request's head or the next request | after [`Limits::header_timeout`] |
-//! | dawdles over a request's body | by whoever reads the body |
-//! | does not take its answer | after [`Limits::write_timeout`] |
+//! | opens more connections than allowed per address | immediately |
+//! | is slow with its TLS handshake, a request's head or the next request | after [`Limits::header_timeout`] |
+//! | is slow with a request's body | by the handler that reads the body |
+//! | does not read its response | after [`Limits::write_timeout`] |
 
 use std::{
     collections::HashMap,
@@ -34,30 +34,30 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, rustls::ServerConfig};
 use tokio_util::sync::CancellationToken;
 
-/// What a server grants its clients.
+/// The limits of a server's clients.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Most connections at once; the next one waits in the kernel's queue.
+    /// The most connections; the next one waits in the kernel's queue.
     pub connections: usize,
-    /// Most connections at once from one IPv4 address or one IPv6 /64 network; the next one is closed. 0 is no limit.
+    /// The most connections from one IPv4 address or one IPv6 /64 network; the next one is closed. 0 means no limit.
     pub connections_per_address: usize,
     /// How long a client may take for its TLS handshake, and again to send a request's head; and how long an idle
     /// connection is kept.
     pub header_timeout: Duration,
-    /// How long a client may take to take an answer once the kernel's buffers are full of it.
+    /// How long a client may read nothing once the kernel's buffers are full of the response.
     pub write_timeout: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        let patience = Duration::from_secs(30);
-        Self { connections: 4096, connections_per_address: 0, header_timeout: patience, write_timeout: patience }
+        let timeout = Duration::from_secs(30);
+        Self { connections: 4096, connections_per_address: 0, header_timeout: timeout, write_timeout: timeout }
     }
 }
 
-/// What a connection may buffer before anybody reads it, in bytes: what strangers can make the process hold.
+/// Bytes that a connection may buffer before they are read, and so the memory that a stranger can occupy.
 const BUFFER: usize = 64 << 10;
-/// Longest head of a request, in bytes, and most fields in it; more is answered with 431.
+/// The longest head of a request, in bytes, and its most fields; a longer head gets 431.
 const MAX_HEADER_SIZE: usize = 16 << 10;
 const MAX_HEADERS: usize = 100;
 
@@ -66,7 +66,7 @@ pub async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))
 }
 
-/// Serves a router until shutdown, then lets the requests that are under way finish.
+/// Serves a router until shutdown, then lets the requests in progress finish.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
@@ -76,7 +76,7 @@ pub async fn serve(
     serve_tls(listener, router, limits, None, shutdown).await
 }
 
-/// Serves a router as [`serve`] does; where `tls` is given, over TLS only.
+/// Like [`serve`]; with `tls`, over TLS only.
 pub async fn serve_tls(
     listener: TcpListener,
     router: Router,
@@ -103,22 +103,22 @@ pub async fn serve_tls(
         let (stream, address, slot) = match accepted {
             Ok(accepted) => accepted,
             Err(e) => {
-                // Out of file descriptors, or a client that was gone already: neither ends the server.
+                // Out of file descriptors, or the client has gone already.
                 tracing::warn!("cannot accept a connection: {e}");
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
             }
         };
-        let Some(place) = addresses.enter(address.ip()) else {
+        let Some(permit) = addresses.acquire(address.ip()) else {
             tracing::debug!(%address, "too many connections from this address");
             continue;
         };
-        // Small answers go out at once; without this they may wait for the client's delayed ack.
+        // Without this a small response may wait for the client's delayed ack.
         let _ = stream.set_nodelay(true);
-        let stream = PatientWrites::new(stream, limits.write_timeout);
+        let stream = WriteTimeout::new(stream, limits.write_timeout);
         let service = TowerToHyperService::new(router.clone());
         let (builder, tls, watcher) = (builder.clone(), tls.clone(), graceful.watcher());
-        // Waited for by `graceful`; an error here is the client's.
+        // `graceful` waits for it; errors are the client's.
         tokio::spawn(async move {
             let served = match tls {
                 None => connection(&builder, stream, service, watcher).await,
@@ -131,7 +131,7 @@ pub async fn serve_tls(
             if let Err(e) = served {
                 tracing::debug!(%address, "connection ended: {e:#}");
             }
-            drop((place, slot));
+            drop((permit, slot));
         });
     }
     drop(listener);
@@ -139,7 +139,7 @@ pub async fn serve_tls(
     Ok(())
 }
 
-/// Serves one connection until it ends, or the server does.
+/// Serves one connection until it or the server ends.
 async fn connection(
     builder: &Builder,
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -161,32 +161,32 @@ async fn accept(
 /// How many connections each address has.
 #[derive(Debug)]
 struct Addresses {
-    most: usize,
-    /// Only addresses that have any.
+    limit: usize,
+    /// Only addresses with connections.
     connections: Mutex<HashMap<IpAddr, usize>>,
 }
 
 impl Addresses {
-    fn new(most: usize) -> Self {
-        Self { most, connections: Mutex::default() }
+    fn new(limit: usize) -> Self {
+        Self { limit, connections: Mutex::default() }
     }
 
-    /// A place for one more connection from this address, if it may have one.
-    fn enter(self: &Arc<Self>, address: IpAddr) -> Option<Place> {
+    /// A permit for one more connection from this address, unless it is at the limit.
+    fn acquire(self: &Arc<Self>, address: IpAddr) -> Option<ConnectionPermit> {
         let address = network(address);
-        if self.most > 0 {
+        if self.limit > 0 {
             let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
             let count = connections.entry(address).or_default();
-            if *count >= self.most {
+            if *count >= self.limit {
                 return None;
             }
             *count += 1;
         }
-        Some(Place { addresses: self.clone(), address })
+        Some(ConnectionPermit { addresses: self.clone(), address })
     }
 }
 
-/// What counts as one address: a single host usually has a whole IPv6 /64 network to itself.
+/// The key of the limit per address: a single host usually has a whole IPv6 /64 network.
 fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into(),
@@ -194,14 +194,14 @@ fn network(address: IpAddr) -> IpAddr {
     }
 }
 
-/// A connection's place among those of its address, given back when it is dropped.
+/// Counts a connection of an address until it is dropped.
 #[derive(Debug)]
-struct Place {
+struct ConnectionPermit {
     addresses: Arc<Addresses>,
     address: IpAddr,
 }
 
-impl Drop for Place {
+impl Drop for ConnectionPermit {
     fn drop(&mut self) {
         let mut connections = self.addresses.connections.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(count) = connections.get_mut(&self.address) {
@@ -213,25 +213,25 @@ impl Drop for Place {
     }
 }
 
-/// A stream whose writes fail when the peer does not take them in time. The time runs from the first write that has to
-/// wait until all is handed over, so a peer that takes a byte now and then gains nothing. A stream that never has to
-/// wait, as almost all, never sees a timer.
+/// A stream whose writes fail when the peer does not read them in time. The time runs from the first blocked write until
+/// everything is written, so a peer that reads a byte now and then gains nothing. A stream that never blocks, as almost
+/// all, never creates a timer.
 #[derive(Debug)]
-struct PatientWrites {
+struct WriteTimeout {
     stream: TcpStream,
     timeout: Duration,
-    /// Made at the first wait.
+    /// Created when a write first blocks.
     timer: Option<Pin<Box<Sleep>>>,
     /// Whether the timer runs.
     waiting: bool,
 }
 
-impl PatientWrites {
+impl WriteTimeout {
     fn new(stream: TcpStream, timeout: Duration) -> Self {
         Self { stream, timeout, timer: None, waiting: false }
     }
 
-    /// What a write came to; where it has to wait, for no longer than it may.
+    /// The result of a write; an error if it blocks for too long.
     fn bounded<T>(&mut self, cx: &mut TaskContext<'_>, write: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if write.is_ready() {
             return write;
@@ -243,17 +243,17 @@ impl PatientWrites {
             timer.as_mut().reset(deadline);
         }
         ready!(timer.as_mut().poll(cx));
-        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client does not take its answer")))
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client does not read the response")))
     }
 }
 
-impl AsyncRead for PatientWrites {
+impl AsyncRead for WriteTimeout {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
 
-impl AsyncWrite for PatientWrites {
+impl AsyncWrite for WriteTimeout {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let write = Pin::new(&mut self.stream).poll_write(cx, buf);
         self.bounded(cx, write)
@@ -272,7 +272,7 @@ impl AsyncWrite for PatientWrites {
         self.stream.is_write_vectored()
     }
 
-    /// Writers flush when they have nothing left to write: the peer has caught up.
+    /// Writers flush when everything is written, so the peer has caught up.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<io::Result<()>> {
         self.waiting = false;
         Pin::new(&mut self.stream).poll_flush(cx)
@@ -296,25 +296,25 @@ mod tests {
     const SOON: Duration = Duration::from_secs(10);
 
     #[test]
-    fn an_address_has_its_share_and_gives_it_back() {
+    fn connections_per_address_are_limited_until_one_closes() {
         let addresses = Arc::new(Addresses::new(2));
-        let enter = |address: &str| addresses.enter(address.parse().unwrap());
-        let held = [enter("10.0.0.1").unwrap(), enter("::ffff:10.0.0.1").unwrap()];
-        assert!(enter("10.0.0.1").is_none());
-        let others = [enter("10.0.0.2"), enter("2001:db8::1"), enter("2001:db8::ffff")];
+        let acquire = |address: &str| addresses.acquire(address.parse().unwrap());
+        let first = [acquire("10.0.0.1").unwrap(), acquire("::ffff:10.0.0.1").unwrap()];
+        assert!(acquire("10.0.0.1").is_none());
+        let others = [acquire("10.0.0.2"), acquire("2001:db8::1"), acquire("2001:db8::ffff")];
         assert!(others.iter().all(Option::is_some));
-        assert!(enter("2001:db8::2").is_none(), "the same /64");
-        assert!(enter("2001:db8:0:1::1").is_some());
-        drop(held);
-        assert!(enter("10.0.0.1").is_some());
+        assert!(acquire("2001:db8::2").is_none(), "the same /64");
+        assert!(acquire("2001:db8:0:1::1").is_some());
+        drop(first);
+        assert!(acquire("10.0.0.1").is_some());
         drop(others);
         assert!(addresses.connections.lock().unwrap().is_empty());
         let unlimited = Arc::new(Addresses::new(0));
-        let places: Vec<_> = (0..100).map(|_| unlimited.enter("10.0.0.1".parse().unwrap())).collect();
-        assert!(places.iter().all(Option::is_some));
+        let permits: Vec<_> = (0..100).map(|_| unlimited.acquire("10.0.0.1".parse().unwrap())).collect();
+        assert!(permits.iter().all(Option::is_some));
     }
 
-    /// A server whose answer is this many bytes long.
+    /// A server whose response has this many bytes.
     async fn server(limits: Limits, bytes: usize) -> (SocketAddr, CancellationToken) {
         let listener = bind(([127, 0, 0, 1], 0).into()).await.unwrap();
         let (address, shutdown) = (listener.local_addr().unwrap(), CancellationToken::new());
@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_answer_that_is_not_taken_is_not_waited_for() {
+    async fn a_client_that_does_not_read_its_response_is_disconnected() {
         const BYTES: usize = 64 << 20;
         let limits = Limits { connections: 1, write_timeout: Duration::from_millis(300), ..Limits::default() };
         let (address, _shutdown) = server(limits, BYTES).await;
@@ -338,24 +338,24 @@ mod tests {
                 }
                 std::future::pending::<()>().await;
             };
-            // The only place is free again once the slow one is cut; and who takes the answer gets all of it.
+            // The only connection is free once the slow client is disconnected, and the next client gets the whole response.
             let next = async {
                 let mut next = TcpStream::connect(address).await.unwrap();
                 next.write_all(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
-                let mut answer = Vec::new();
-                next.read_to_end(&mut answer).await.unwrap();
-                answer.len()
+                let mut response = Vec::new();
+                next.read_to_end(&mut response).await.unwrap();
+                response.len()
             };
             let length = tokio::select! {
                 () = hold => unreachable!(),
-                length = timeout(SOON, next) => length.expect("the slow client is cut"),
+                length = timeout(SOON, next) => length.expect("the slow client is disconnected"),
             };
             assert!(length > BYTES);
         }
     }
 
     #[tokio::test]
-    async fn a_server_that_stops_finishes_what_is_under_way() {
+    async fn a_stopping_server_finishes_requests_in_progress() {
         let (address, shutdown) = server(Limits::default(), 10).await;
         let mut client = TcpStream::connect(address).await.unwrap();
         client.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();

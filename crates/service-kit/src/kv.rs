@@ -1,4 +1,4 @@
-//! A bucket watched into memory.
+//! A copy of a bucket in memory that follows the bucket's changes.
 
 use std::{
     collections::HashMap,
@@ -21,13 +21,13 @@ use crate::{
     nats::{bucket, retry_backoff},
 };
 
-/// How long the watch may be silent before it is checked that it still hears everything.
+/// How long the watch may be silent before its progress is checked.
 const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
-/// What a bucket holds, by key, in memory.
+/// The entries of a bucket, by key, in memory.
 #[derive(Debug)]
 pub struct BucketCache<T> {
-    /// Nothing until the bucket was read once.
+    /// None until the whole bucket was read once.
     entries: RwLock<Option<HashMap<String, Arc<T>>>>,
 }
 
@@ -37,7 +37,7 @@ impl<T> Default for BucketCache<T> {
     }
 }
 
-/// A whole picture that follows nothing yet.
+/// A complete cache that follows no bucket.
 impl<T> FromIterator<(String, T)> for BucketCache<T> {
     fn from_iter<I: IntoIterator<Item = (String, T)>>(entries: I) -> Self {
         let entries = entries.into_iter().map(|(key, value)| (key, Arc::new(value))).collect();
@@ -51,19 +51,19 @@ impl<T: DeserializeOwned> BucketCache<T> {
         self.entries.read().unwrap_or_else(PoisonError::into_inner).as_ref()?.get(key).cloned()
     }
 
-    /// Whether the bucket was read as a whole: until then, what is missing here may be there.
+    /// Whether the whole bucket was read. Until then, a missing entry may exist in the bucket.
     pub fn is_complete(&self) -> bool {
         self.entries.read().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 
-    /// All entries, in no order.
+    /// All entries, in any order.
     pub fn all(&self) -> Vec<Arc<T>> {
         let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
         entries.iter().flat_map(HashMap::values).cloned().collect()
     }
 
-    /// Follows a bucket until shutdown. `readiness` waits for the first whole picture; when the connection is lost the
-    /// last picture stays until there is a new one.
+    /// Follows a bucket until shutdown. `readiness` waits for the first complete read. After a lost connection the entries
+    /// stay until the bucket was read again.
     pub async fn follow(
         &self,
         js: &jetstream::Context,
@@ -76,8 +76,8 @@ impl<T: DeserializeOwned> BucketCache<T> {
             for delay in retry_backoff() {
                 let store = bucket(js, name).await?;
                 match self.watch(&store, || readiness.ready(name)).await {
-                    Ok(()) => tracing::debug!(bucket = name, "the watch ended, watching again"),
-                    Err(e) => tracing::warn!(bucket = name, "the watch failed, watching again: {e:#}"),
+                    Ok(()) => tracing::debug!(bucket = name, "the watch ended; restarting it"),
+                    Err(e) => tracing::warn!(bucket = name, "the watch failed; restarting it: {e:#}"),
                 }
                 tokio::time::sleep(delay).await;
             }
@@ -89,7 +89,7 @@ impl<T: DeserializeOwned> BucketCache<T> {
         }
     }
 
-    /// Reads the whole bucket, then its changes, until the watch is known to be behind.
+    /// Reads the whole bucket, then its changes, until the watch has missed some.
     async fn watch(&self, store: &Store, mut on_complete: impl FnMut()) -> anyhow::Result<()> {
         let last = store.stream.get_info().await.context("cannot read the bucket's state")?.state.last_sequence;
         let mut watch = store.watch_with_history(">").await.context("cannot watch the bucket")?;
@@ -104,7 +104,7 @@ impl<T: DeserializeOwned> BucketCache<T> {
                 Ok(Some(entry)) => entry.context("the watch failed")?,
                 Ok(None) => return Ok(()),
                 Err(_) => {
-                    // A watch can fall silent, e.g. when the bucket was made anew behind its back.
+                    // A watch falls silent when the bucket is deleted and created again.
                     let state = store.stream.get_info().await.context("cannot read the bucket's state")?.state;
                     if state.last_sequence != seen.max(last) {
                         anyhow::bail!("the bucket is at {}, the watch at {seen}", state.last_sequence);

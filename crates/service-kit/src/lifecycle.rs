@@ -1,4 +1,4 @@
-//! How a service lives and dies: a task that ends takes the process down; a signal drains it.
+//! The life of a service: a task that ends stops the process; a signal drains it.
 
 use std::{future::Future, time::Duration};
 
@@ -6,8 +6,8 @@ use anyhow::{Context, anyhow};
 use tokio::{signal::unix::SignalKind, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
-/// How long a service may take to drain after it was told to stop. Kubernetes' grace period must be longer; a longer
-/// one here lets slower endpoints finish, a shorter one restarts faster.
+/// How long a service may take to drain after a signal. Kubernetes' grace period must be longer. A longer deadline lets
+/// slower endpoints finish, a shorter one restarts faster.
 pub const DRAIN_DEADLINE: Duration = Duration::from_secs(20);
 
 /// How long the subtasks of a task may take to drain. The rest of [`DRAIN_DEADLINE`] is for recording their results.
@@ -61,7 +61,7 @@ pub struct Tasks {
 }
 
 impl Tasks {
-    /// No tasks yet. Every task is expected to run until `shutdown`, then to drain and return.
+    /// No tasks yet. Every task must run until `shutdown`, then drain and return.
     pub fn new(shutdown: CancellationToken) -> Self {
         Self { set: JoinSet::new(), background: JoinSet::new(), shutdown }
     }
@@ -71,7 +71,7 @@ impl Tasks {
         self.set.spawn(async move { (name, task.await) });
     }
 
-    /// Starts a task that serves the others: it is not waited for, and cut when they are done.
+    /// Starts a task that serves the others; it is aborted when they are done.
     pub fn spawn_background(
         &mut self,
         name: &'static str,
@@ -80,8 +80,11 @@ impl Tasks {
         self.background.spawn(async move { (name, task.await) });
     }
 
-    /// Waits until all tasks are done. One that ends before shutdown, fails or panics ends all of them: the error
-    /// names it. After shutdown they have `deadline` to drain; what is left then is cut.
+    /// Waits until all tasks are done. A task that ends before shutdown, fails or panics stops all of them. After shutdown they
+    /// have `deadline` to drain; then they are aborted.
+    ///
+    /// # Errors
+    /// The task that failed or ended early; or tasks that did not drain.
     pub async fn run(mut self, deadline: Duration) -> anyhow::Result<()> {
         let mut result = Ok(());
         let cut = async {
@@ -101,7 +104,7 @@ impl Tasks {
             let failure = match ended {
                 None => return result,
                 Some(Ok((_, Ok(())))) if self.shutdown.is_cancelled() => continue,
-                Some(Ok((name, Ok(())))) => anyhow!("task {name} ended though nobody told it to"),
+                Some(Ok((name, Ok(())))) => anyhow!("task {name} ended before shutdown"),
                 Some(Ok((name, Err(e)))) => e.context(format!("task {name} failed")),
                 Some(Err(e)) => anyhow!(e).context("a task died"),
             };

@@ -1,4 +1,4 @@
-//! The connection to NATS, and the streams and buckets that must be there.
+//! The connection to NATS, and the streams and buckets that the services need.
 
 use std::{
     future::Future,
@@ -26,15 +26,18 @@ use contract::{
 
 use crate::{clock, config::NatsConfig, health::Readiness, version::ServerVersion};
 
-/// How often the connection is probed. A peer that vanished without a word is noticed after two to three of these.
+/// How often the connection is probed. A peer that vanished is noticed after two to three intervals.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
-/// How long JetStream may take to answer or ack. Longer keeps clients waiting while a broker is gone, shorter
-/// mistakes a slow disk for a lost message.
+/// How long JetStream may take to reply or acknowledge. Longer keeps clients waiting while a broker is down, shorter takes a
+/// slow disk for a lost message.
 pub(crate) const ACK_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Connects under this name, with inboxes of its own, and goes on trying until NATS is there; `readiness` follows the
-/// connection. Says what a server of that version cannot give, also when a later connection leads to another one. The
-/// connection stays until the process ends.
+/// Connects under this name, with inboxes of its own, and retries until NATS accepts; `readiness` follows the connection.
+/// Logs the limitations of the server's version, also after a reconnect to another one. The connection lasts until the
+/// process ends.
+///
+/// # Errors
+/// The configuration is invalid.
 pub async fn connect(config: &NatsConfig, name: &str, readiness: &Readiness) -> anyhow::Result<Client> {
     readiness.not_ready("nats", "not connected");
     let observed = readiness.clone();
@@ -51,7 +54,7 @@ pub async fn connect(config: &NatsConfig, name: &str, readiness: &Readiness) -> 
         .custom_inbox_prefix(inbox_prefix(name))
         .ping_interval(PING_INTERVAL)
         .connection_timeout(ACK_TIMEOUT)
-        // Ask again soon: the first reconnect at once, later ones at most a second apart.
+        // The first reconnect is immediate, later ones are at most a second apart.
         .reconnect_delay_callback(|attempts| Duration::from_millis((attempts as u64 * 100).min(1000)))
         .event_callback(move |event| {
             let readiness = observed.clone();
@@ -67,7 +70,7 @@ pub async fn connect(config: &NatsConfig, name: &str, readiness: &Readiness) -> 
                         tracing::warn!("connection to NATS lost");
                         readiness.not_ready("nats", "not connected");
                     }
-                    // Without this line a missing permission looks like a peer that does not answer.
+                    // Without this line a missing permission looks like a peer that does not reply.
                     Event::ServerError(ServerError::Other(e))
                         if e.to_ascii_lowercase().contains("permissions violation") =>
                     {
@@ -98,37 +101,37 @@ pub async fn connect(config: &NatsConfig, name: &str, readiness: &Readiness) -> 
     let client = retry("connect to NATS", || options.clone().connect(&servers)).await?;
     readiness.ready("nats");
     notice.client.get_or_init(|| client.clone());
-    notice.tell();
+    notice.log();
     Ok(client)
 }
 
-/// Says once of each server version what it cannot give. It keeps the connection that it is told about.
+/// Logs the limitations of each server version once.
 #[derive(Default)]
 struct VersionNotice {
     client: OnceLock<Client>,
-    told: Mutex<Option<String>>,
+    logged: Mutex<Option<String>>,
 }
 
 impl VersionNotice {
-    /// The client says that it is connected before it knows the new server; a flush gets through when it does.
+    /// The client reports a connection before it has the new server's information; a flush completes after it has.
     async fn reconnected(&self) {
         let Some(client) = self.client.get() else { return };
         if let Ok(Ok(())) = tokio::time::timeout(Duration::from_secs(1), client.flush()).await {
-            self.tell();
+            self.log();
         }
     }
 
-    fn tell(&self) {
+    fn log(&self) {
         let Some(version) = self.client.get().map(|client| client.server_info().version) else { return };
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        if told.as_ref() == Some(&version) {
+        let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
+        if logged.as_ref() == Some(&version) {
             return;
         }
         tracing::info!(version, "the NATS server's version");
-        for lack in ServerVersion::parse(&version).cannot() {
-            tracing::warn!(version, "the NATS server is older than it should be: {lack}");
+        for limitation in ServerVersion::parse(&version).limitations() {
+            tracing::warn!(version, "the NATS server is older than recommended: {limitation}");
         }
-        *told = Some(version);
+        *logged = Some(version);
     }
 }
 
@@ -137,19 +140,22 @@ pub fn jetstream(client: &Client) -> jetstream::Context {
     jetstream::ContextBuilder::new()
         .timeout(ACK_TIMEOUT)
         .ack_timeout(ACK_TIMEOUT)
-        // Callers bound what they have in flight; this bound is only the client's own book-keeping.
+        // Callers bound what they have in flight; this is only the client's own limit.
         .max_ack_inflight(65_536)
         .backpressure_on_inflight(true)
         .build(client.clone())
 }
 
-/// Makes the streams and buckets that are not there yet. What is there is left as it is, except that a stream that an
-/// older server made is allowed the batches that the server knows now.
+/// Creates missing streams and buckets. Existing ones stay as they are, except that batches are allowed on a stream that an
+/// older server created.
+///
+/// # Errors
+/// JetStream refuses.
 pub async fn create_streams(js: &jetstream::Context, limits: StreamLimits) -> anyhow::Result<()> {
     let mark = ObjectId::new(clock::now(), rand::random());
     let version = ServerVersion::parse(&js.client().server_info().version);
     for config in streams(limits, mark) {
-        let config = version.known_of(config);
+        let config = version.supported(config);
         let stream = retry("create a stream", || js.get_or_create_stream(config.clone())).await?;
         let allows = &stream.cached_info().config;
         for (batches, wanted, allowed) in [
@@ -168,8 +174,8 @@ pub async fn create_streams(js: &jetstream::Context, limits: StreamLimits) -> an
     Ok(())
 }
 
-/// Sets this one thing of a stream's configuration. The rest goes back to the server as it came: a newer server may have
-/// settings that this client does not know.
+/// Changes one setting of a stream. The other settings are sent back as raw JSON: a newer server may have settings that this
+/// client does not know.
 async fn allow(js: &jetstream::Context, stream: &str, setting: &str) -> Result<(), RequestError> {
     let failed = |error| RequestError::with_source(RequestErrorKind::Other, error);
     let mut info = match js.request(format!("STREAM.INFO.{stream}"), &()).await? {
@@ -184,8 +190,8 @@ async fn allow(js: &jetstream::Context, stream: &str, setting: &str) -> Result<(
     }
 }
 
-/// The stream that a bucket is (ADR-8). `create_key_value` asks for the account's figures first, and cannot read those
-/// of servers before 2.10.
+/// The stream of a bucket (NATS ADR-8). `create_key_value` reads the account's figures first and cannot parse those of
+/// servers before 2.10.
 fn bucket_stream(config: &kv::Config) -> stream::Config {
     stream::Config {
         name: format!("KV_{}", config.bucket),
@@ -203,17 +209,17 @@ fn bucket_stream(config: &kv::Config) -> stream::Config {
     }
 }
 
-/// Waits until a stream is there.
+/// Waits until a stream exists.
 pub async fn stream(js: &jetstream::Context, name: &'static str) -> anyhow::Result<Stream> {
-    retry(&format!("find the stream {name} (lead-state makes it)"), || js.get_stream(name)).await
+    retry(&format!("find the stream {name} (lead-state creates it)"), || js.get_stream(name)).await
 }
 
-/// Waits until a bucket is there.
+/// Waits until a bucket exists.
 pub async fn bucket(js: &jetstream::Context, name: &'static str) -> anyhow::Result<kv::Store> {
-    retry(&format!("find the bucket {name} (lead-state makes it)"), || js.get_key_value(name)).await
+    retry(&format!("find the bucket {name} (lead-state creates it)"), || js.get_key_value(name)).await
 }
 
-/// Tries until it works; callers stop it by dropping it.
+/// Retries until it succeeds; callers stop it by dropping the future.
 async fn retry<T, E, F>(what: &str, attempt: impl Fn() -> F) -> anyhow::Result<T>
 where
     F: Future<Output = Result<T, E>>,
@@ -231,7 +237,7 @@ where
     anyhow::bail!("gave up trying to {what}")
 }
 
-/// The delays of a loop that never gives up: from 100 ms to 2 s, with jitter.
+/// The delays of a retry loop without an end: from 100 ms to 2 s, with jitter.
 pub fn retry_backoff() -> impl Iterator<Item = Duration> {
     ExponentialBuilder::default()
         .with_min_delay(Duration::from_millis(100))
@@ -241,7 +247,7 @@ pub fn retry_backoff() -> impl Iterator<Item = Duration> {
         .build()
 }
 
-/// An error with its causes, in one line.
+/// An error and its causes in one line.
 pub fn error_chain(error: &(dyn std::error::Error + 'static)) -> String {
     let causes = std::iter::successors(Some(error), |e| e.source()).map(ToString::to_string).collect::<Vec<_>>();
     causes.join(": ")

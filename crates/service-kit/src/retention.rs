@@ -1,5 +1,5 @@
-//! Making room: what was read of a stream may go, after a while or when room is needed; what was not may never. Months of
-//! what is kept in Postgres may go when they are old enough.
+//! Retention: messages that were read may be purged from a stream when they are old or space is needed, unread ones never.
+//! Partitions in Postgres may be dropped when they are old enough.
 
 use std::{fmt, str::FromStr, time::Duration};
 
@@ -7,20 +7,20 @@ use anyhow::Context;
 use async_nats::jetstream::stream::Stream;
 use contract::Timestamp;
 
-/// For how long months in Postgres are kept: a duration, or off, which is for ever.
+/// How long monthly partitions in Postgres are kept: a duration, or off for no limit.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Retention(Option<Duration>);
 
-/// Shorter is of no use: the last two months are always there.
-const LEAST_KEPT: Duration = Duration::from_secs(62 * 24 * 60 * 60);
+/// The last two monthly partitions are always kept.
+const MIN_RETENTION: Duration = Duration::from_secs(62 * 24 * 60 * 60);
 
 impl Retention {
-    /// For how long; none is for ever.
+    /// The duration; none for no limit.
     pub fn duration(self) -> Option<Duration> {
         self.0
     }
 
-    /// Before when months may go, if any may.
+    /// The time before which partitions may be dropped; none for no limit.
     pub fn cutoff(self, now: Timestamp) -> Option<Timestamp> {
         self.0.map(|kept| now.minus(kept))
     }
@@ -34,7 +34,7 @@ impl FromStr for Retention {
             return Ok(Self(None));
         }
         let kept = *text.parse::<humantime::Duration>().map_err(|e| format!("{e}; try 400days, or off"))?;
-        if kept < LEAST_KEPT {
+        if kept < MIN_RETENTION {
             return Err("must be at least 62days, or off".into());
         }
         Ok(Self(Some(kept)))
@@ -50,18 +50,21 @@ impl fmt::Display for Retention {
     }
 }
 
-/// Purges the prefix of a stream that ends at `read_up_to` (inclusive): all that is older than `window`, and all of it
-/// when the stream is more than half full. Returns how many messages went.
+/// Purges messages up to `read_up_to` (inclusive): those older than `window`, or all of them if the stream is more than half
+/// full. Returns the number of purged messages.
+///
+/// # Errors
+/// The stream cannot be read or purged.
 pub async fn purge_read(stream: &Stream, read_up_to: u64, now: Timestamp, window: Duration) -> anyhow::Result<u64> {
     let info = stream.get_info().await.context("cannot read the stream's state")?;
     let (first, limit) = (info.state.first_sequence, info.config.max_bytes);
     if info.state.messages == 0 || read_up_to < first {
         return Ok(0);
     }
-    let needs_room = limit > 0 && info.state.bytes > limit as u64 / 2;
-    // Exclusive end of what goes: found by bisection, for a stream knows times by sequence only.
+    let needs_space = limit > 0 && info.state.bytes > limit as u64 / 2;
+    // The exclusive end of the purge. Bisection, because a stream can be searched by sequence only.
     let mut end = read_up_to + 1;
-    if !needs_room {
+    if !needs_space {
         let oldest_kept = now.minus(window);
         let (mut low, mut high) = (first, end);
         while low < high {
@@ -81,7 +84,7 @@ pub async fn purge_read(stream: &Stream, read_up_to: u64, now: Timestamp, window
     Ok(purged)
 }
 
-/// When a message was stored; none if it is not there any more.
+/// When a message was stored; none if it was deleted.
 async fn logged_at(stream: &Stream, sequence: u64) -> anyhow::Result<Option<Timestamp>> {
     use async_nats::jetstream::stream::RawMessageErrorKind;
     match stream.get_raw_message(sequence).await {
@@ -96,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_kept_is_kept_for_long_or_for_ever() {
+    fn a_retention_is_at_least_two_months_or_off() {
         assert_eq!(Retention::default().to_string().parse(), Ok(Retention::default()));
         let year = "400days".parse::<Retention>().unwrap();
         assert_eq!(year.to_string().parse(), Ok(year));

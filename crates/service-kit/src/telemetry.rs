@@ -7,7 +7,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config::{LogConfig, LogFormat};
 
-/// Sends this process's log lines to standard error. To be called once, first of all.
+/// Sends this process's log lines to standard error. Call it once, before anything else.
 pub fn init(config: &LogConfig) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(&config.log_filter)
         .with_context(|| format!("--log-filter {:?} is not a filter; try info", config.log_filter))?;

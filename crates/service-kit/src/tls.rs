@@ -1,4 +1,4 @@
-//! TLS towards others: whom clients trust.
+//! TLS of clients.
 
 use std::sync::Arc;
 
@@ -14,11 +14,11 @@ pub fn client() -> anyhow::Result<ClientConfig> {
     }
     roots.add_parsable_certificates(found.certs);
     if roots.is_empty() {
-        tracing::warn!("no CA certificates found: https URLs cannot be called until there are some");
+        tracing::warn!("no CA certificates found; requests to https URLs will fail");
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
-        .context("cannot set TLS up")?;
+        .context("cannot set up TLS")?;
     Ok(config.with_root_certificates(roots).with_no_client_auth())
 }

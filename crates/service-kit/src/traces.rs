@@ -1,8 +1,8 @@
-//! Traces: the spans of an update, exported over OTLP/HTTP where the standard variables say where to
-//! (<https://opentelemetry.io/docs/specs/otel/protocol/exporter/>), named as OpenTelemetry's conventions have it.
+//! The spans of an update, exported over OTLP/HTTP if the standard variables are set
+//! (<https://opentelemetry.io/docs/specs/otel/protocol/exporter/>), and named by OpenTelemetry's conventions.
 //!
-//! A span hangs beneath the `traceparent` that came along, and what goes on from it carries the span's own. Where none is
-//! exported, what came along goes on as it came, and a span costs a look at an [`Option`].
+//! The parent of a span is the message's `traceparent`, and later messages carry the span's own. Without an exporter a
+//! message's `traceparent` is passed on unchanged, and a span costs one check of an [`Option`].
 
 use std::{
     borrow::Cow,
@@ -44,24 +44,24 @@ use tokio::runtime::Handle;
 
 use crate::{clock, nats::error_chain, tls};
 
-/// How long the last spans may take to leave when a service ends. Longer waits for a slow collector, shorter ends sooner.
+/// How long exporting the last spans may take when a service ends. Longer waits for a slow collector, shorter ends sooner.
 pub const FLUSH: Duration = Duration::from_secs(2);
-/// How much of a collector's answer is read.
-const MAX_ANSWER: usize = 64 << 10;
+/// The bytes of a collector's response that are read.
+const MAX_RESPONSE: usize = 64 << 10;
 
-/// A step of an update's way that is a span.
+/// A step of an update that is a span.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
-    /// 1 Accept: a client's request, until it is answered.
+    /// 1 Accept: a client's request, until the response.
     Request {
         /// Its route.
         route: &'static str,
     },
-    /// 1 Accept: commands on their way into the log, until it acked them.
+    /// 1 Accept: commands being published, until the log acknowledges them.
     Publish,
-    /// 3 Read to 5 Apply: an update, from the reading of its batch to the commit.
+    /// 3 Read to 5 Apply: an update, from reading its batch to the commit.
     Apply,
-    /// 6 Announce: an event, until the stream acked it.
+    /// 6 Announce: an event, until the stream acknowledges it.
     Announce,
     /// 7 Deliver: an event, from its arrival until its deliveries are recorded.
     Deliver,
@@ -90,7 +90,7 @@ impl Step {
         }
     }
 
-    /// What is the same for all spans of the step.
+    /// The attributes of all spans of the step.
     fn attributes(self) -> Vec<KeyValue> {
         let messaging = |operation, kind, stream| {
             vec![
@@ -113,7 +113,7 @@ impl Step {
     }
 }
 
-/// Where a service's spans go: to an exporter, or nowhere.
+/// The exporter of a service's spans, if there is one.
 #[derive(Debug, Clone, Default)]
 pub struct Traces(Option<Exporting>);
 
@@ -124,10 +124,10 @@ struct Exporting {
 }
 
 impl Traces {
-    /// Exports what the environment says where it says so; to be called on a runtime.
+    /// Exports spans if the environment says so. Call it on a runtime.
     ///
     /// # Errors
-    /// When a variable holds what it cannot, such as an endpoint that is no URL.
+    /// A variable is invalid, such as an endpoint that is not a URL.
     pub fn from_env(service: &'static str) -> anyhow::Result<Self> {
         let is_set = |name| env::var(name).is_ok_and(|value| !value.is_empty());
         let disabled = env::var("OTEL_SDK_DISABLED").is_ok_and(|value| value.eq_ignore_ascii_case("true"));
@@ -135,7 +135,7 @@ impl Traces {
             return Ok(Self::default());
         }
         let exporter = SpanExporter::builder().with_http().with_http_client(Poster::new()?).build();
-        let exporter = exporter.context("cannot export traces as the OTEL_EXPORTER_OTLP variables say")?;
+        let exporter = exporter.context("cannot export traces with these OTEL_EXPORTER_OTLP variables")?;
         let mut resource = Resource::builder().with_attributes([
             KeyValue::new("service.namespace", "leadrelay"),
             KeyValue::new("service.version", env!("CARGO_PKG_VERSION")),
@@ -143,8 +143,10 @@ impl Traces {
         if !is_set("OTEL_SERVICE_NAME") {
             resource = resource.with_service_name(service);
         }
-        let provider =
-            SdkTracerProvider::builder().with_batch_exporter(Quietly(exporter)).with_resource(resource.build()).build();
+        let provider = SdkTracerProvider::builder()
+            .with_batch_exporter(QuietExporter(exporter))
+            .with_resource(resource.build())
+            .build();
         tracing::info!("exporting traces");
         Ok(Self::to(provider))
     }
@@ -154,7 +156,7 @@ impl Traces {
         Self(Some(Exporting { provider, tracer }))
     }
 
-    /// Begins a span now, beneath the `traceparent` that came along.
+    /// Begins a span now, with this `traceparent` as its parent.
     pub fn begin(&self, step: Step, parent: Option<&str>) -> Span {
         match self.0 {
             Some(_) => self.begin_at(step, parent, clock::precise()),
@@ -162,11 +164,11 @@ impl Traces {
         }
     }
 
-    /// Begins a span of what began at this time.
+    /// Begins a span at an earlier time.
     pub fn begin_at(&self, step: Step, parent: Option<&str>, at: SystemTime) -> Span {
         let Some(Exporting { tracer, .. }) = &self.0 else { return Span(None) };
         let parent = parent.and_then(context);
-        let stays_out = parent.as_ref().is_some_and(|parent| !parent.is_sampled());
+        let unsampled = parent.as_ref().is_some_and(|parent| !parent.is_sampled());
         let context = match parent {
             Some(parent) => Context::new().with_remote_span_context(parent),
             None => Context::new(),
@@ -175,18 +177,18 @@ impl Traces {
         let mut span = builder.start_with_context(tracer, &context);
         if span.is_recording() {
             span.set_attributes(step.attributes());
-        } else if stays_out || !span.span_context().is_valid() {
+        } else if unsampled || !span.span_context().is_valid() {
             return Span(None);
         }
         Span(Some(Box::new(span)))
     }
 
-    /// Exports what there is, in the time that [`FLUSH`] gives; then no more.
+    /// Exports the last spans within [`FLUSH`] and stops.
     pub async fn end(self) {
         let Some(Exporting { provider, .. }) = self.0 else { return };
         let flush = move || provider.shutdown_with_timeout(FLUSH);
         if !matches!(tokio::task::spawn_blocking(flush).await, Ok(Ok(()))) {
-            tracing::warn!("the last spans may not have left");
+            tracing::warn!("the last spans may not have been exported");
         }
     }
 }
@@ -197,25 +199,25 @@ impl Traces {
 pub struct Span(Option<Box<opentelemetry_sdk::trace::Span>>);
 
 impl Span {
-    /// The `traceparent` of what goes on from here; none where what came along goes on as it came.
+    /// The `traceparent` for later messages; none if the parent's is passed on.
     pub fn traceparent(&self) -> Option<String> {
         let context = self.0.as_ref()?.span_context();
         Some(format!("00-{}-{}-{:02x}", context.trace_id(), context.span_id(), context.trace_flags()))
     }
 
-    /// Notes what is only worth making where somebody reads it.
+    /// Sets attributes that are only computed for a recorded span.
     pub fn note<const N: usize>(&mut self, attributes: impl FnOnce() -> [(&'static str, Value); N]) {
         if let Some(span) = self.recording() {
             span.set_attributes(attributes().map(|(key, value)| KeyValue::new(key, value)));
         }
     }
 
-    /// Notes whose update it is.
+    /// Sets the update.
     pub fn update(&mut self, update_id: contract::ObjectId) {
         self.note(|| [("leadrelay.update_id", update_id.to_string().into())]);
     }
 
-    /// Notes that it failed: `kind` has few values, `why` is for people.
+    /// Marks the span as failed: `kind` has few values, `why` is for people.
     pub fn fail(&mut self, kind: impl Into<Cow<'static, str>>, why: impl std::fmt::Display) {
         if let Some(span) = self.recording() {
             span.set_attribute(KeyValue::new("error.type", kind.into()));
@@ -235,7 +237,7 @@ impl Span {
     }
 }
 
-/// The context that a `traceparent` names.
+/// The span context of a `traceparent`.
 fn context(traceparent: &str) -> Option<SpanContext> {
     if !is_traceparent(traceparent) {
         return None;
@@ -246,11 +248,11 @@ fn context(traceparent: &str) -> Option<SpanContext> {
     Some(SpanContext::new(trace_id, span_id, flags, true, TraceState::default()))
 }
 
-/// Keeps failures to itself: the [`Poster`] says so when it begins to fail, and not with every batch.
+/// Does not report failures: [`Poster`] logs when they begin, and not with every batch.
 #[derive(Debug)]
-struct Quietly(SpanExporter);
+struct QuietExporter(SpanExporter);
 
-impl opentelemetry_sdk::trace::SpanExporter for Quietly {
+impl opentelemetry_sdk::trace::SpanExporter for QuietExporter {
     async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
         if let Err(e) = self.0.export(batch).await {
             tracing::debug!("spans are lost: {e}");
@@ -267,7 +269,7 @@ impl opentelemetry_sdk::trace::SpanExporter for Quietly {
     }
 }
 
-/// The HTTP client of the exporter, which has a thread of its own: requests run on the service's runtime.
+/// The exporter's HTTP client. The exporter has its own thread; requests run on the service's runtime.
 #[derive(Debug)]
 struct Poster {
     runtime: Handle,
@@ -291,10 +293,10 @@ impl HttpClient for Poster {
         let client = self.client.clone();
         let post = async move {
             let (head, body) = client.request(request.map(Full::new)).await?.into_parts();
-            let body = Limited::new(body, MAX_ANSWER).collect().await?.to_bytes();
+            let body = Limited::new(body, MAX_RESPONSE).collect().await?.to_bytes();
             Ok::<_, HttpError>(Response::from_parts(head, body))
         };
-        // The timer, too, is the runtime's.
+        // The timer needs the runtime, too.
         let post = self.runtime.spawn(async { tokio::time::timeout(OTEL_EXPORTER_OTLP_TIMEOUT_DEFAULT, post).await });
         let answer = match post.await {
             Ok(Ok(answer)) => answer,
@@ -303,12 +305,12 @@ impl HttpClient for Poster {
         };
         let failure = match &answer {
             Ok(answer) if answer.status().is_success() => None,
-            Ok(answer) => Some(format!("it answers {}", answer.status())),
+            Ok(answer) => Some(format!("the collector answered {}", answer.status())),
             Err(e) => Some(error_chain(&**e as &(dyn Error + 'static))),
         };
         match failure {
             Some(why) if !self.failing.swap(true, Ordering::Relaxed) => {
-                tracing::warn!(%endpoint, "cannot export traces, they are lost until it goes again: {why}");
+                tracing::warn!(%endpoint, "cannot export traces; they are lost until the collector accepts them again: {why}");
             }
             None if self.failing.swap(false, Ordering::Relaxed) => {
                 tracing::info!(%endpoint, "traces are exported again");

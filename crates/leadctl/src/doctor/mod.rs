@@ -140,7 +140,7 @@ impl Doctor {
 }
 
 fn nats_version(version: &str, server: ServerVersion) -> Check {
-    match server.cannot().as_slice() {
+    match server.limitations().as_slice() {
         [] => Check::ok("nats version", version),
         lacks => {
             Check::warning("nats version", format!("{version}: {}", lacks.join("; ")), "upgrade NATS to 2.15 or later")

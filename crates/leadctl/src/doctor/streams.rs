@@ -29,7 +29,7 @@ pub(super) async fn examine(js: &jetstream::Context, server: ServerVersion) -> V
     // Sizes and copies are the operator's to choose; the rest is not.
     let limits = StreamLimits { max_bytes: 1 << 30, replicas: 1 };
     let mut replicas = Vec::new();
-    for expected in streams::streams(limits, ObjectId::from_bytes([0; 12])).map(|config| server.known_of(config)) {
+    for expected in streams::streams(limits, ObjectId::from_bytes([0; 12])).map(|config| server.supported(config)) {
         let what = format!("stream {}", expected.name);
         let stream = match js.get_stream(&expected.name).await {
             Ok(stream) => stream,
@@ -259,7 +259,7 @@ mod tests {
             Config { max_messages: -1, max_messages_per_subject: -1, max_message_size: -1, ..commands.clone() };
         assert_eq!(faults(&commands, &as_made), []);
         let old = Config { allow_atomic_publish: false, allow_batch_publish: false, ..as_made.clone() };
-        let known = ServerVersion::parse("2.11.0").known_of(commands.clone());
+        let known = ServerVersion::parse("2.11.0").supported(commands.clone());
         assert_eq!(faults(&known, &old), [], "a server that does not know batches");
         let changed = [
             Config { allow_atomic_publish: false, ..as_made.clone() },

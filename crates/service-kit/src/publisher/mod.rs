@@ -255,7 +255,7 @@ impl Shared {
     /// Whether to try a fast-ingest batch.
     fn has_ingest(&self) -> bool {
         let mut support = lock(&self.support);
-        self.version(&mut support).knows_fast_ingest() && !is_refused(support.ingest_refused_at)
+        self.version(&mut support).supports_fast_ingest() && !is_refused(support.ingest_refused_at)
     }
 
     fn version(&self, support: &mut Support) -> ServerVersion {
