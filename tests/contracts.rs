@@ -502,7 +502,7 @@ fn every_code_is_in_the_table_and_no_other() {
     assert_eq!(of_kind("failed update"), refusals.into_iter().map(str::to_owned).collect());
     let reasons = contract::subject::DeadLetterReason::ALL.map(|reason| reason.as_str().to_owned());
     assert_eq!(of_kind("dead letter"), reasons.into());
-    let recovery = source(&sources, "lead-state/src/recovery/mod.rs");
+    let recovery = source(&sources, "lead-state/src/recovery/diagnose.rs");
     let reasons = behind(&recovery, "return halted(\"", '"');
     assert_eq!(of_kind("halted"), reasons.into_iter().map(str::to_owned).collect());
 }

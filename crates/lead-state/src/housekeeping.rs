@@ -98,10 +98,10 @@ impl Housekeeper {
     async fn purge(&self) -> anyhow::Result<()> {
         let Some(checkpoint) = checkpoint::get(&self.pool, LEAD_COMMANDS).await? else { return Ok(()) };
         // Only what is announced as well: the log and the ledger tell the same story for as long as one is needed.
-        if checkpoint.published_epoch < checkpoint.epoch {
+        if checkpoint.announced.epoch < checkpoint.applied.epoch {
             return Ok(());
         }
-        let purged = purge_read(&self.log, checkpoint.published_seq, clock::now(), self.log_retention).await?;
+        let purged = purge_read(&self.log, checkpoint.announced.sequence, clock::now(), self.log_retention).await?;
         if purged > 0 {
             tracing::info!(purged, "applied commands left {LEAD_COMMANDS}");
         }

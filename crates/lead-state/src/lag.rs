@@ -1,7 +1,7 @@
-//! 3 Read in order, 6 Announce: how far behind the log everything is, for the metrics.
+//! 3 Read in order, 6 Announce: measures how far applying and announcing lag behind the log.
 //!
-//! Every instance looks for itself, the standbys too: a leader that hangs would show that all is well. While Postgres is
-//! away nothing is applied, so what was last seen of the checkpoint still holds, and the lag grows with the log.
+//! Every instance measures, standbys too: a leader that hangs would report that all is well. While Postgres is unavailable nothing is
+//! applied, so the last known checkpoint still holds, and the lag grows with the log.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     metrics::Metrics,
-    recovery::logged_at,
+    recovery::state::logged_at,
     store::{
         StoreError,
         checkpoint::{self, Checkpoint},
@@ -25,18 +25,18 @@ use crate::{
     },
 };
 
-/// How often. Longer hides short waits, shorter asks NATS and Postgres more for nothing.
+/// Longer intervals hide short waits, shorter ones cost requests.
 const INTERVAL: Duration = Duration::from_secs(5);
 
-/// What Postgres said last.
+/// The last values from Postgres.
 #[derive(Default)]
 struct Known {
     checkpoint: Option<Checkpoint>,
     /// When the oldest update was applied that is not announced.
-    waiting: Option<Timestamp>,
+    unannounced_since: Option<Timestamp>,
 }
 
-/// Shows how far behind everything is, until shutdown.
+/// Measures until shutdown.
 pub(crate) async fn watch(
     pool: PgPool,
     js: jetstream::Context,
@@ -46,11 +46,11 @@ pub(crate) async fn watch(
     let mut known = Known::default();
     let watch = async {
         loop {
-            if let Err(e) = ask(&pool, &metrics, &mut known).await {
-                tracing::debug!("cannot read how far the log is applied: {}", error_chain(&e));
+            if let Err(e) = read_postgres(&pool, &metrics, &mut known).await {
+                tracing::debug!("cannot read the checkpoint: {}", error_chain(&e));
             }
-            if let Err(e) = look(&js, &metrics, &known).await {
-                tracing::debug!("cannot see how far the log goes: {e:#}");
+            if let Err(e) = measure_streams(&js, &metrics, &known).await {
+                tracing::debug!("cannot read the state of the streams: {e:#}");
             }
             tokio::time::sleep(INTERVAL).await;
         }
@@ -59,47 +59,46 @@ pub(crate) async fn watch(
     Ok(())
 }
 
-/// Asks Postgres.
-async fn ask(pool: &PgPool, metrics: &Metrics, known: &mut Known) -> Result<(), StoreError> {
+async fn read_postgres(pool: &PgPool, metrics: &Metrics, known: &mut Known) -> Result<(), StoreError> {
     let checkpoint = checkpoint::get(pool, LEAD_COMMANDS).await?;
-    known.waiting = match &checkpoint {
-        Some(at) if at.published() < (at.epoch, at.last_seq) => ledger::first_behind(pool, at.published()).await?,
+    known.unannounced_since = match &checkpoint {
+        Some(at) if at.announced < at.applied => ledger::first_behind(pool, at.announced).await?,
         _ => None,
     };
     known.checkpoint = checkpoint;
     metrics.lag.active_calls.set(ledger::active_calls(pool, clock::now()).await?);
-    metrics.lag.held_updates.set(i64::try_from(held::count(pool).await?).unwrap_or(i64::MAX));
+    metrics.lag.queued_updates.set(i64::try_from(held::count(pool).await?).unwrap_or(i64::MAX));
     Ok(())
 }
 
-/// Looks at the streams, and shows what is known now.
-async fn look(js: &jetstream::Context, metrics: &Metrics, known: &Known) -> anyhow::Result<()> {
+async fn measure_streams(js: &jetstream::Context, metrics: &Metrics, known: &Known) -> anyhow::Result<()> {
     let lag = &metrics.lag;
-    let log = js.get_stream(LEAD_COMMANDS).await.context("cannot find the log")?;
-    let events = js.get_stream(LEAD_EVENTS).await.context("cannot find the events")?;
+    let log = js.get_stream(LEAD_COMMANDS).await.with_context(|| format!("cannot find {LEAD_COMMANDS}"))?;
+    let events = js.get_stream(LEAD_EVENTS).await.with_context(|| format!("cannot find {LEAD_EVENTS}"))?;
     for (name, stream) in [(LEAD_COMMANDS, &log), (LEAD_EVENTS, &events)] {
         let info = stream.cached_info();
         let bytes = i64::try_from(info.state.bytes).unwrap_or(i64::MAX);
         lag.stream_bytes.get_or_create(&[("stream", name)]).set(bytes);
-        // Without a bound there is no number that says so.
+        // An unbounded stream has no sample.
         if info.config.max_bytes > 0 {
             lag.stream_max_bytes.get_or_create(&[("stream", name)]).set(info.config.max_bytes);
         }
     }
     let Some(checkpoint) = &known.checkpoint else { return Ok(()) };
+    let (applied, announced) = (checkpoint.applied, checkpoint.announced);
     let state = &log.cached_info().state;
-    let behind = state.last_sequence.saturating_sub(checkpoint.last_seq);
+    let behind = state.last_sequence.saturating_sub(applied.sequence);
     let oldest = match behind {
         0 => None,
-        _ => logged_at(&log, state.first_sequence.max(checkpoint.last_seq + 1)).await?,
+        _ => logged_at(&log, state.first_sequence.max(applied.sequence + 1)).await?,
     };
     let now = clock::now();
     lag.log_messages.set(i64::try_from(behind).unwrap_or(i64::MAX));
     lag.log_seconds.set(oldest.map_or(0.0, |at| age(now, at)));
-    // Of an older epoch that is announced again it is not known how long it was.
-    let from = if checkpoint.published_epoch < checkpoint.epoch { 0 } else { checkpoint.published_seq };
-    lag.announce_messages.set(i64::try_from(checkpoint.last_seq.saturating_sub(from)).unwrap_or(i64::MAX));
-    lag.announce_seconds.set(known.waiting.map_or(0.0, |at| age(now, at)));
-    lag.seen.set(now.millis() as f64 / 1000.0);
+    // The length of an older epoch that is announced again is unknown.
+    let from = if announced.epoch < applied.epoch { 0 } else { announced.sequence };
+    lag.announce_messages.set(i64::try_from(applied.sequence.saturating_sub(from)).unwrap_or(i64::MAX));
+    lag.announce_seconds.set(known.unannounced_since.map_or(0.0, |at| age(now, at)));
+    lag.measured_at.set(now.millis() as f64 / 1000.0);
     Ok(())
 }

@@ -7,7 +7,7 @@ use service_kit::metrics::{
     Counter, Family, Gauge, Histogram, Label, Publishing, Registry, Seconds, Unit, durations, sizes,
 };
 
-use crate::{core::batch::LedgerRow, recovery::HALT_REASONS};
+use crate::{core::batch::LedgerRow, recovery::diagnose::HALT_REASONS};
 
 /// The metrics of lead-state. What a leader counts stands still with a standby; how far behind the log is, every instance
 /// sees for itself.

@@ -22,8 +22,9 @@ use crate::{
     api::{admin, lists, queries, updates},
     config::{projection, secrets},
     lag, metrics,
-    pipeline::leader,
-    recovery, store,
+    pipeline::{leader::Leader, term::TermContext},
+    recovery::api::RecoveryApi,
+    store,
 };
 
 /// Longer keeps more of the story in NATS beside the ledger, and takes the disk for it.
@@ -109,22 +110,24 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
 
     let projector = Arc::new(projection::Projector { pool: pool.clone(), js: js.clone() });
     let sealer = Arc::new(secrets::Sealer { pool: pool.clone(), projector: projector.clone(), keys });
-    let leader = leader::Leader {
+    let leader = Leader {
         database: config.database.clone(),
-        pool: pool.clone(),
-        js: js.clone(),
-        projector: projector.clone(),
-        sealer: sealer.clone(),
         readiness: readiness.clone(),
-        log_retention: config.log_retention.into(),
-        ledger_retention: config.ledger_retention,
-        metrics: metrics.clone(),
-        traces: traces.clone(),
+        context: TermContext {
+            pool: pool.clone(),
+            js: js.clone(),
+            projector: projector.clone(),
+            sealer: sealer.clone(),
+            log_retention: config.log_retention.into(),
+            ledger_retention: config.ledger_retention,
+            metrics: metrics.clone(),
+            traces: traces.clone(),
+        },
     };
     tasks.spawn("lag", lag::watch(pool.clone(), js.clone(), metrics, shutdown.clone()));
     tasks.spawn("leader", leader.run(shutdown.clone()));
 
-    let recoveries = recovery::Recoveries { pool: pool.clone(), js: js.clone() };
+    let recoveries = RecoveryApi { pool: pool.clone(), js: js.clone() };
     let updates = updates::Updates { pool: pool.clone() };
     let lists = lists::Lists { pool: pool.clone() };
     let queries = queries::Queries { pool: pool.clone(), js, ledger_retention: config.ledger_retention };
@@ -154,8 +157,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     serve!(rpc::KEY_REVOKE, admin, admin::Admin::revoke_key);
     serve!(rpc::KEY_LIST, admin, admin::Admin::list_keys);
     serve!(rpc::SECRETS_ROTATE, sealer, secrets::Sealer::rotate);
-    serve!(rpc::RECOVERY_GET, recoveries, recovery::Recoveries::get);
-    serve!(rpc::RECOVERY_RECOVER, recoveries, recovery::Recoveries::recover);
+    serve!(rpc::RECOVERY_GET, recoveries, RecoveryApi::get);
+    serve!(rpc::RECOVERY_RECOVER, recoveries, RecoveryApi::recover);
     readiness.ready("start");
     let ended = tasks.run(DRAIN_DEADLINE).await;
     traces.end().await;

@@ -7,6 +7,7 @@ use contract::{
     JsonObject, Timestamp,
     command::{CallEnded, MAX_TEXT_CHARS},
     event::CompletionEvent,
+    position::LogPosition,
     rpc::{DryRunUpdate, GetLead, GetUpdate, InitiateLead, Lead, RpcError, Update},
     streams::LEAD_COMMANDS,
 };
@@ -15,9 +16,9 @@ use sqlx::PgPool;
 
 use crate::{
     core::{
-        batch::{Names, World, fold},
+        batch::{BatchState, LeadKeys, decide_batch},
         decide::Limits,
-        entry::{Body, Entry},
+        entry::{CallChange, CallEvent, Entry, Update},
     },
     store::{
         StoreError,
@@ -105,21 +106,23 @@ impl Queries {
 
     /// Decides an update as it would be decided were it next in the log, and changes nothing.
     pub(crate) async fn try_update(self, query: DryRunUpdate) -> Result<CompletionEvent, RpcError> {
-        let body = Body::Update {
+        let now = clock::now();
+        let entries = vec![Entry::Update(Update {
+            position: LogPosition::default(),
+            logged_at: now,
+            project_id: query.project_id,
             update_id: clock::new_id(),
             command: Box::new(query.command),
-            text: JsonObject::empty(),
+            text: "{}".into(),
             traceparent: None,
-        };
-        let now = clock::now();
-        let entries = vec![Entry { sequence: 0, logged_at: now, project_id: query.project_id, body }];
-        let names = Names::of(&entries);
+        })];
+        let keys = LeadKeys::of(&entries);
         let mut connection = self.pool.acquire().await.map_err(StoreError::from)?;
-        let mut world = batch::read(&mut connection, &names, usize::MAX).await?.unwrap_or_default();
+        let mut state = batch::read(&mut connection, &keys, usize::MAX).await?.unwrap_or_default();
         drop(connection);
-        let processes = world.leads.values().map(|lead| lead.process_id).collect();
-        world.rules = KnownRules::default().of(&self.pool, &processes).await?;
-        try_on(world, entries, now, self.limits())
+        let processes = state.leads.values().map(|lead| lead.process_id).collect();
+        state.rules = KnownRules::default().of(&self.pool, &processes).await?;
+        try_on(state, entries, now, self.limits())
             .ok_or_else(|| RpcError::new(500, "internal", "the update was not decided"))
     }
 
@@ -153,7 +156,7 @@ impl Queries {
         let deadline = tokio::time::Instant::now() + CATCH_UP;
         let applied = loop {
             let checkpoint = checkpoint::get(&self.pool, LEAD_COMMANDS).await?;
-            let applied = checkpoint.map_or(0, |checkpoint| checkpoint.last_seq);
+            let applied = checkpoint.map_or(0, |checkpoint| checkpoint.applied.sequence);
             if applied >= last_seq {
                 return self.held_or_just_decided(&query).await?.ok_or_else(not_found);
             }
@@ -181,16 +184,16 @@ impl Queries {
 }
 
 /// What would become of the last of these entries, an update; of one that would be held, what would if the call ended now.
-fn try_on(world: World, mut entries: Vec<Entry>, now: Timestamp, limits: Limits) -> Option<CompletionEvent> {
-    let plan = fold(world.clone(), entries.clone(), now, limits);
-    let Some(held) = plan.newly_held.first() else { return plan.rows.into_iter().next_back().map(|row| row.event) };
-    let lead_id = Some(held.lead_id);
-    let calls = world.calls.get(&held.lead_id);
+fn try_on(state: BatchState, mut entries: Vec<Entry>, now: Timestamp, limits: Limits) -> Option<CompletionEvent> {
+    let plan = decide_batch(state.clone(), entries.clone(), now, limits);
+    let Some(queued) = plan.newly_queued.first() else { return plan.rows.into_iter().next_back().map(|row| row.event) };
+    let lead_id = Some(queued.lead_id);
+    let calls = state.calls.get(&queued.lead_id);
     let until = calls.into_iter().flatten().map(|call| call.expires_at).max().unwrap_or(now);
-    let (project_id, sequence) = (held.update.project_id, held.update.log_seq + 1);
-    let body = Body::CallEnded(CallEnded { lead_id, ..CallEnded::default() });
-    entries.push(Entry { sequence, logged_at: now, project_id, body });
-    let mut event = fold(world, entries, now, limits).rows.into_iter().next_back()?.event;
+    let Update { project_id, position, .. } = queued.update;
+    let change = CallChange::Ended(CallEnded { lead_id, ..CallEnded::default() });
+    entries.push(Entry::Call(CallEvent { position, logged_at: now, project_id, change }));
+    let mut event = decide_batch(state, entries, now, limits).rows.into_iter().next_back()?.event;
     event.warnings.push(format!(
         "a call is in progress: the update would be held until it ends, at the latest until {}",
         until.to_iso()

@@ -1,8 +1,7 @@
-//! 4 Decide: what the leader knows of leads, so that it need not read again what it read or wrote a while ago.
+//! 4 Decide: the leader's cache of leads, so that a batch reads only the leads that earlier batches neither read nor wrote.
 //!
-//! Leads that are there change in the leader's batches alone (ADR 2), so what it knows of one is what the database holds. It stops being
-//! that when somebody else moves the checkpoint, and then nothing that is decided on it is written any more. What is
-//! known is of one term.
+//! Only the leader changes existing leads (ADR 2), so a cached lead equals its row until the checkpoint moves; after that nothing that
+//! was decided on the cache can be written. A cache lives for one term.
 
 use std::{
     collections::HashMap,
@@ -13,179 +12,178 @@ use contract::ObjectId;
 use lru::LruCache;
 
 use crate::core::{
-    batch::{Held, Names, Plan, World},
+    batch::{BatchState, LeadKeys, Plan, QueuedUpdate},
     decide::{Call, Lead},
 };
 
-/// Most bytes that are kept, about; a batch that names more than that is kept until it is written. More spares reading leads
-/// that change seldom, and is memory.
-const BYTES: usize = 12 << 20;
-/// What a lead takes beside its texts.
-const OVERHEAD: usize = 512;
+/// Approximate limit of the cached bytes. A batch that needs more is kept until it is written. A larger cache saves reads of leads that
+/// change rarely, and costs memory.
+const MAX_BYTES: usize = 12 << 20;
+/// Size of a lead without its texts.
+const LEAD_OVERHEAD: usize = 512;
 
-/// What the leader knows, for who reads ahead and for who applies.
+/// A cache shared by the prefetcher and the applier.
 #[derive(Debug, Default)]
-pub(crate) struct Shared(Mutex<Cache>);
+pub(crate) struct SharedCache(Mutex<LeadCache>);
 
-impl Shared {
-    pub(crate) fn lock(&self) -> MutexGuard<'_, Cache> {
-        // Whoever panicked ended the term, and with it this.
+impl SharedCache {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, LeadCache> {
+        // A task that panics ends the term, and the cache with it.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// What the leader knows of leads.
 #[derive(Debug)]
-pub(crate) struct Cache {
-    leads: LruCache<ObjectId, Known>,
-    /// Of leads that were named so.
+pub(crate) struct LeadCache {
+    leads: LruCache<ObjectId, CachedLead>,
+    /// Ids of cached leads that a batch addressed by process and external id.
     references: HashMap<(ObjectId, String), ObjectId>,
     bytes: usize,
-    most: usize,
-    /// How many batches were decided.
+    max_bytes: usize,
+    /// Number of batches decided so far.
     decided: u64,
-    /// How many of these were written.
+    /// Number of those that are written.
     written: u64,
-    /// The last batch that used what is forgotten now.
-    forgotten: Option<u64>,
+    /// The greatest `last_used` of all evicted leads.
+    evicted: Option<u64>,
 }
 
-/// A lead, its calls, and what they hold.
 #[derive(Debug)]
-struct Known {
+struct CachedLead {
     lead: Arc<Lead>,
     calls: Vec<Call>,
-    held: Vec<Arc<Held>>,
-    /// The last batch that used it, by its number; the one before the oldest that may, where it was asked for ahead.
-    used: u64,
+    queued: Vec<Arc<QueuedUpdate>>,
+    /// Number of the last batch that used the lead. A prefetched batch counts as the last one written, because its number is not known
+    /// yet.
+    last_used: u64,
 }
 
-impl Known {
+impl CachedLead {
     fn bytes(&self) -> usize {
         let Lead { reference_id, name, state, disposition, metadata, .. } = &*self.lead;
         let texts = [reference_id, name, disposition].into_iter().flatten().map(String::len).sum::<usize>();
-        let held = self.held.iter().map(|held| OVERHEAD + held.update.text.get().len()).sum::<usize>();
-        OVERHEAD + texts + state.len() + metadata.get().len() + held
+        let queued = self.queued.iter().map(|queued| LEAD_OVERHEAD + queued.update.text.len()).sum::<usize>();
+        LEAD_OVERHEAD + texts + state.len() + metadata.get().len() + queued
     }
 }
 
-impl Default for Cache {
+impl Default for LeadCache {
     fn default() -> Self {
-        Self::of(BYTES)
+        Self::with_max_bytes(MAX_BYTES)
     }
 }
 
-impl Cache {
-    fn of(most: usize) -> Self {
+impl LeadCache {
+    fn with_max_bytes(max_bytes: usize) -> Self {
         let leads = LruCache::unbounded();
-        Self { leads, references: HashMap::new(), bytes: 0, most, decided: 0, written: 0, forgotten: None }
+        Self { leads, references: HashMap::new(), bytes: 0, max_bytes, decided: 0, written: 0, evicted: None }
     }
 
-    /// What of these names must be read, and how many batches are written.
-    pub(crate) fn unknown(&mut self, names: &Names) -> (Names, u64) {
+    /// The keys that must be read, and the number of batches written at this moment.
+    pub(crate) fn missing(&mut self, keys: &LeadKeys) -> (LeadKeys, u64) {
         let written = self.written;
-        let mut unknown = |lead_id: &ObjectId| match self.leads.get_mut(lead_id) {
-            Some(known) => {
-                known.used = known.used.max(written);
+        let mut is_missing = |lead_id: &ObjectId| match self.leads.get_mut(lead_id) {
+            Some(cached) => {
+                cached.last_used = cached.last_used.max(written);
                 false
             }
             None => true,
         };
-        let leads = names.leads.iter().filter(|lead_id| unknown(lead_id)).copied().collect();
-        let references = names.references.iter();
+        let leads = keys.leads.iter().filter(|lead_id| is_missing(lead_id)).copied().collect();
+        let references = keys.references.iter();
         let references =
-            references.filter(|name| self.references.get(name).is_none_or(&mut unknown)).cloned().collect();
-        (Names { leads, references, ..Names::default() }, written)
+            references.filter(|key| self.references.get(key).is_none_or(&mut is_missing)).cloned().collect();
+        (LeadKeys { leads, references, ..LeadKeys::default() }, written)
     }
 
-    /// Whether all that was known when so many batches were written, and all that is newer, is still known. Else what was
-    /// read then does not complete it, and may be older than what was forgotten.
-    pub(crate) fn remembers(&self, written: u64) -> bool {
-        self.forgotten.is_none_or(|used| used < written)
+    /// Whether everything is still cached that was cached or newer when `written` batches were written. Otherwise the rows read then
+    /// leave gaps, and may be older than what was evicted.
+    pub(crate) fn is_complete_since(&self, written: u64) -> bool {
+        self.evicted.is_none_or(|last_used| last_used < written)
     }
 
-    /// All that is known of what a batch names, the rules aside, with what was read of it.
-    pub(crate) fn world(&mut self, names: &Names, read: World) -> World {
-        self.learn(read);
-        let mut world = World::default();
-        for name in &names.references {
-            if let Some(lead_id) = self.references.get(name) {
-                world.references.insert(name.clone(), *lead_id);
+    /// The state of a batch, except for its rules, from the cache and the rows read for it.
+    pub(crate) fn batch_state(&mut self, keys: &LeadKeys, read: BatchState) -> BatchState {
+        self.insert_missing(read);
+        let mut state = BatchState::default();
+        for key in &keys.references {
+            if let Some(lead_id) = self.references.get(key) {
+                state.references.insert(key.clone(), *lead_id);
             }
         }
-        for lead_id in names.leads.iter().chain(world.references.values()) {
-            let Some(known) = self.leads.get_mut(lead_id) else { continue };
-            known.used = self.decided + 1;
-            world.leads.insert(*lead_id, known.lead.clone());
-            if !known.calls.is_empty() {
-                world.calls.insert(*lead_id, known.calls.clone());
+        for lead_id in keys.leads.iter().chain(state.references.values()) {
+            let Some(cached) = self.leads.get_mut(lead_id) else { continue };
+            cached.last_used = self.decided + 1;
+            state.leads.insert(*lead_id, cached.lead.clone());
+            if !cached.calls.is_empty() {
+                state.calls.insert(*lead_id, cached.calls.clone());
             }
-            if !known.held.is_empty() {
-                world.held.insert(*lead_id, known.held.clone());
+            if !cached.queued.is_empty() {
+                state.queued.insert(*lead_id, cached.queued.clone());
             }
         }
-        world
+        state
     }
 
-    /// Notes what was read. What is known already is as new or newer.
-    fn learn(&mut self, World { leads, references, mut calls, mut held, .. }: World) {
+    /// Adds what was read. A lead that is cached already is as new or newer.
+    fn insert_missing(&mut self, BatchState { leads, references, mut calls, mut queued, .. }: BatchState) {
         for (lead_id, lead) in leads {
             if self.leads.contains(&lead_id) {
                 continue;
             }
             let calls = calls.remove(&lead_id).unwrap_or_default();
-            let held = held.remove(&lead_id).unwrap_or_default();
-            let known = Known { lead, calls, held, used: self.decided };
-            self.bytes += known.bytes();
-            self.leads.put(lead_id, known);
+            let queued = queued.remove(&lead_id).unwrap_or_default();
+            let cached = CachedLead { lead, calls, queued, last_used: self.decided };
+            self.bytes += cached.bytes();
+            self.leads.put(lead_id, cached);
         }
         self.references.extend(references);
     }
 
-    /// Notes what the next batch makes of the leads in its world.
-    pub(crate) fn decided(&mut self, plan: &Plan) {
-        let mut change = |lead_id: &ObjectId, change: &mut dyn FnMut(&mut Known)| {
-            // All that a plan changes was in its world, and nothing is forgotten between the two.
-            let Some(known) = self.leads.get_mut(lead_id) else { return };
-            self.bytes -= known.bytes();
-            change(known);
-            self.bytes += known.bytes();
+    /// Applies the plan of the batch decided last, before it is written.
+    pub(crate) fn record_decided(&mut self, plan: &Plan) {
+        let mut change = |lead_id: &ObjectId, change: &mut dyn FnMut(&mut CachedLead)| {
+            // Every lead in a plan was in the batch's state, and nothing was evicted since.
+            let Some(cached) = self.leads.get_mut(lead_id) else { return };
+            self.bytes -= cached.bytes();
+            change(cached);
+            self.bytes += cached.bytes();
         };
         for lead in &plan.leads {
-            change(&lead.lead_id, &mut |known| known.lead = lead.clone());
+            change(&lead.lead_id, &mut |cached| cached.lead = lead.clone());
         }
         for (lead_id, calls) in &plan.calls {
-            change(lead_id, &mut |known| known.calls.clone_from(calls));
+            change(lead_id, &mut |cached| cached.calls.clone_from(calls));
         }
-        for (lead_id, held) in &plan.held {
-            change(lead_id, &mut |known| known.held.clone_from(held));
+        for (lead_id, queued) in &plan.queued {
+            change(lead_id, &mut |cached| cached.queued.clone_from(queued));
         }
         self.decided += 1;
     }
 
-    /// Notes that the oldest batch that was decided is written, and forgets what is too much: not what those still to be
-    /// written made, which cannot be read.
-    pub(crate) fn written(&mut self) {
+    /// Records that the oldest decided batch is written, and evicts leads over the limit. Leads of batches still to be written stay:
+    /// Postgres does not have their state yet.
+    pub(crate) fn record_written(&mut self) {
         self.written += 1;
-        while self.bytes > self.most
-            && self.leads.peek_lru().is_some_and(|(_, known)| known.used <= self.written)
-            && let Some((_, known)) = self.leads.pop_lru()
+        while self.bytes > self.max_bytes
+            && self.leads.peek_lru().is_some_and(|(_, cached)| cached.last_used <= self.written)
+            && let Some((_, cached)) = self.leads.pop_lru()
         {
-            self.bytes -= known.bytes();
-            self.forgotten = self.forgotten.max(Some(known.used));
-            if let Some(reference) = &known.lead.reference_id {
-                self.references.remove(&(known.lead.process_id, reference.clone()));
+            self.bytes -= cached.bytes();
+            self.evicted = self.evicted.max(Some(cached.last_used));
+            if let Some(reference) = &cached.lead.reference_id {
+                self.references.remove(&(cached.lead.process_id, reference.clone()));
             }
         }
     }
 
-    /// Forgets everything, because what was decided last is not written.
-    pub(crate) fn forget(&mut self) {
+    /// Evicts everything, because the batches decided last were not written.
+    pub(crate) fn clear(&mut self) {
         self.leads.clear();
         self.references.clear();
         self.bytes = 0;
         self.decided = self.written;
-        self.forgotten = Some(self.written);
+        self.evicted = Some(self.written);
     }
 }
 
@@ -216,110 +214,109 @@ mod tests {
         })
     }
 
-    /// Leads by their ids, in even batches, or by their external ids.
-    fn names(leads: &[u8], by_id: bool) -> Names {
-        let mut names = Names::default();
+    /// The keys of leads by id or by external id.
+    fn keys(leads: &[u8], by_id: bool) -> LeadKeys {
+        let mut keys = LeadKeys::default();
         for lead in leads {
             if by_id {
-                names.leads.insert(id(*lead));
+                keys.leads.insert(id(*lead));
             } else {
-                names.references.insert((id(0), lead.to_string()));
+                keys.references.insert((id(0), lead.to_string()));
             }
         }
-        names
+        keys
     }
 
-    /// What the database holds, as far as it is named.
-    fn read(database: &HashMap<u8, i64>, unknown: &Names) -> World {
-        let mut world = World::default();
+    fn read(database: &HashMap<u8, i64>, missing: &LeadKeys) -> BatchState {
+        let mut state = BatchState::default();
         for (n, version) in database {
             let (lead, reference) = (lead(*n, *version), (id(0), n.to_string()));
-            if unknown.references.contains(&reference) {
-                world.references.insert(reference, lead.lead_id);
-            } else if !unknown.leads.contains(&lead.lead_id) {
+            if missing.references.contains(&reference) {
+                state.references.insert(reference, lead.lead_id);
+            } else if !missing.leads.contains(&lead.lead_id) {
                 continue;
             }
-            world.leads.insert(lead.lead_id, lead);
+            state.leads.insert(lead.lead_id, lead);
         }
-        world
+        state
     }
 
-    fn versions(world: &World) -> HashMap<u8, i64> {
-        world.leads.values().map(|lead| (lead.lead_id.as_bytes()[0], lead.version)).collect()
+    fn versions(state: &BatchState) -> HashMap<u8, i64> {
+        state.leads.values().map(|lead| (lead.lead_id.as_bytes()[0], lead.version)).collect()
     }
 
     #[test]
-    fn what_is_known_is_not_read_again() {
-        let mut cache = Cache::default();
+    fn cached_leads_are_not_read_again() {
+        let mut cache = LeadCache::default();
         let database = HashMap::from([(1, 5), (2, 5)]);
-        let both = names(&[1, 2, 3], true);
-        let (unknown, written) = cache.unknown(&both);
-        assert_eq!(unknown.leads.len(), 3);
-        assert!(cache.remembers(written));
-        let world = cache.world(&both, read(&database, &unknown));
-        assert_eq!(versions(&world), database);
-        cache.decided(&Plan { leads: vec![lead(1, 6)], ..Plan::default() });
-        cache.written();
+        let three = keys(&[1, 2, 3], true);
+        let (missing, written) = cache.missing(&three);
+        assert_eq!(missing.leads.len(), 3);
+        assert!(cache.is_complete_since(written));
+        let state = cache.batch_state(&three, read(&database, &missing));
+        assert_eq!(versions(&state), database);
 
-        let (unknown, _) = cache.unknown(&both);
-        assert_eq!(unknown.leads, [id(3)].into(), "what is not there may be there next time");
-        assert_eq!(versions(&cache.world(&both, World::default())), [(1, 6), (2, 5)].into());
-        let (unknown, _) = cache.unknown(&names(&[1], false));
-        assert_eq!(unknown.references.len(), 1, "not known by that name");
+        cache.record_decided(&Plan { leads: vec![lead(1, 6)], ..Plan::default() });
+        cache.record_written();
+
+        let (missing, _) = cache.missing(&three);
+        assert_eq!(missing.leads, [id(3)].into(), "a lead that does not exist is read each time");
+        assert_eq!(versions(&cache.batch_state(&three, BatchState::default())), [(1, 6), (2, 5)].into());
+        let (missing, _) = cache.missing(&keys(&[1], false));
+        assert_eq!(missing.references.len(), 1, "cached by id only");
     }
 
     proptest! {
-        /// However many batches are read ahead, however late they are written, and however little is kept: a batch is decided on
-        /// what those before it made.
+        /// However many batches are prefetched, however late they are written, and however small the cache is.
         #[test]
-        fn a_batch_sees_what_those_before_it_made(
+        fn a_batch_sees_the_changes_of_all_earlier_batches(
             batches in prop::collection::vec(
                 (prop::collection::btree_set(0_u8..12, 1..6), any::<bool>(), any::<bool>(), 0_u8..20), 1..60),
-            ahead in 0_usize..3,
-            keep in 0_usize..14,
+            prefetch in 0_usize..3,
+            cached_leads in 0_usize..14,
         ) {
-            let bytes = Known { lead: lead(1, 1), calls: vec![], held: vec![], used: 0 }.bytes();
-            let mut cache = Cache::of(keep * bytes);
+            let bytes = CachedLead { lead: lead(1, 1), calls: vec![], queued: vec![], last_used: 0 }.bytes();
+            let mut cache = LeadCache::with_max_bytes(cached_leads * bytes);
             let mut database: HashMap<u8, i64> = (0..10).map(|n| (n, 0)).collect();
-            // What was decided and is not written.
+            // Decided, not written.
             let mut pending = Vec::<(u8, i64)>::new();
-            let mut read_ahead = VecDeque::new();
+            let mut prefetched = VecDeque::new();
             let mut next = batches.iter();
-            for (leads, by_id, waits, fails) in &batches {
+            for (leads, by_id, stays_pending, fails) in &batches {
                 let leads = leads.iter().copied().collect::<Vec<_>>();
-                while read_ahead.len() <= ahead && let Some((leads, by_id, ..)) = next.next() {
+                while prefetched.len() <= prefetch && let Some((leads, by_id, ..)) = next.next() {
                     let leads = leads.iter().copied().collect::<Vec<_>>();
-                    let (unknown, written) = cache.unknown(&names(&leads, *by_id));
-                    read_ahead.push_back((read(&database, &unknown), written));
+                    let (missing, written) = cache.missing(&keys(&leads, *by_id));
+                    prefetched.push_back((read(&database, &missing), written));
                 }
                 if *fails == 0 {
                     pending.clear();
-                    cache.forget();
+                    cache.clear();
                 }
-                let names = names(&leads, *by_id);
-                let (known, written) = read_ahead.pop_front().unwrap();
-                let world = if cache.remembers(written) {
-                    cache.world(&names, known)
+                let keys = keys(&leads, *by_id);
+                let (rows, written) = prefetched.pop_front().unwrap();
+                let state = if cache.is_complete_since(written) {
+                    cache.batch_state(&keys, rows)
                 } else {
-                    let (unknown, _) = cache.unknown(&names);
-                    cache.world(&names, read(&database, &unknown))
+                    let (missing, _) = cache.missing(&keys);
+                    cache.batch_state(&keys, read(&database, &missing))
                 };
-                let mut there = database.clone();
-                there.extend(pending.iter().copied());
-                there.retain(|n, _| leads.contains(n));
-                prop_assert_eq!(versions(&world), there.clone());
-                let changed = there.into_iter().map(|(n, version)| lead(n, version + 1)).collect::<Vec<_>>();
-                cache.decided(&Plan { leads: changed.clone(), ..Plan::default() });
-                // At most one is written later than the next one is decided.
+                let mut expected = database.clone();
+                expected.extend(pending.iter().copied());
+                expected.retain(|n, _| leads.contains(n));
+                prop_assert_eq!(versions(&state), expected.clone());
+                let changed = expected.into_iter().map(|(n, version)| lead(n, version + 1)).collect::<Vec<_>>();
+                cache.record_decided(&Plan { leads: changed.clone(), ..Plan::default() });
+                // At most one batch is decided before the batch before it is written.
                 if cache.decided - cache.written > 1 {
                     database.extend(pending.drain(..));
-                    cache.written();
+                    cache.record_written();
                 }
                 pending.extend(changed.iter().map(|lead| (lead.lead_id.as_bytes()[0], lead.version)));
-                if !waits {
+                if !stays_pending {
                     database.extend(pending.drain(..));
-                    cache.written();
-                    prop_assert!(cache.bytes <= keep * bytes);
+                    cache.record_written();
+                    prop_assert!(cache.bytes <= cached_leads * bytes);
                 }
                 prop_assert!(cache.references.len() <= cache.leads.len());
             }

@@ -1,4 +1,4 @@
-//! 4 Decide: a batch of log entries, decided one after another on what was read of the database. Pure.
+//! 4 Decide: a batch of log entries, decided one after another on the state that the cache and Postgres provided. Pure.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -7,329 +7,314 @@ use std::{
 };
 
 use contract::{
-    JsonObject, ObjectId, Timestamp,
-    command::{CallEnded, CallExpired, CallStarted, MAX_TEXT_CHARS, UpdateCommand},
+    ObjectId, Timestamp,
+    command::{CallStarted, MAX_TEXT_CHARS, UpdateCommand},
     event::CompletionEvent,
+    position::LogPosition,
     process::{DuringCall, Rules},
     subject::DeadLetterReason,
 };
 
 use super::{
-    decide::{Call, Change, Lead, Limits, Refusal, decide, in_call, room_to_hold},
-    entry::{Body, DeadLetter, Entry},
+    decide::{Call, Change, Lead, Limits, Refusal, decide, in_call, room_to_queue},
+    entry::{CallChange, CallEvent, DeadLetter, Entry, Update},
 };
 
-/// What the database holds of all that a batch names.
+/// A project and the id of one of its updates.
+pub type UpdateKey = (ObjectId, ObjectId);
+
+/// All that the decisions of a batch depend on, beside its entries.
 #[derive(Debug, Clone, Default)]
-pub struct World {
-    /// Leads by id.
+pub struct BatchState {
     pub leads: HashMap<ObjectId, Arc<Lead>>,
-    /// Leads by process and external id.
+    /// Lead ids by process and external id.
     pub references: HashMap<(ObjectId, String), ObjectId>,
     /// Calls by lead.
     pub calls: HashMap<ObjectId, Vec<Call>>,
     /// Rules by process.
     pub rules: HashMap<ObjectId, Arc<Rules>>,
-    /// Updates of the batch that are in the ledger already, by project.
-    pub known: HashSet<(ObjectId, ObjectId)>,
-    /// What is held by lead, in the order of the log. A lead of which something is held has a call in `calls`, which may have
-    /// expired.
-    pub held: HashMap<ObjectId, Vec<Arc<Held>>>,
-    /// Which of the logs there have been this is.
-    pub epoch: i32,
-}
-
-/// An update as it stands in the log.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Update {
-    /// Its project.
-    pub project_id: ObjectId,
-    /// Its id.
-    pub update_id: ObjectId,
-    /// Which of the logs there have been it is in.
-    pub epoch: i32,
-    /// Its place there.
-    pub log_seq: u64,
-    /// When the log stored it.
-    pub logged_at: Timestamp,
-    /// The command.
-    pub command: Box<UpdateCommand>,
-    /// Its text.
-    pub text: JsonObject,
-    /// The trace it belongs to.
-    pub traceparent: Option<String>,
+    /// Updates that are in the ledger or queued already. An entry with one of these keys is a duplicate.
+    pub recorded: HashSet<UpdateKey>,
+    /// Queued updates by lead, in log order. A lead with queued updates has a call in `calls`, which may have expired.
+    pub queued: HashMap<ObjectId, Vec<Arc<QueuedUpdate>>>,
 }
 
 /// An update that waits until no call with its lead is in progress.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Held {
-    /// The lead that it was found to be for.
+pub struct QueuedUpdate {
+    /// The lead that the command's address resolved to.
     pub lead_id: ObjectId,
-    /// The update.
     pub update: Update,
 }
 
-/// What a batch names: what must be read to decide it.
+/// The keys that a batch's entries name: what must be read to decide it.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Names {
-    /// Leads named by id.
+pub struct LeadKeys {
     pub leads: BTreeSet<ObjectId>,
-    /// Leads named by process and external id.
+    /// Process and external id.
     pub references: BTreeSet<(ObjectId, String)>,
-    /// Updates, by project.
-    pub updates: BTreeSet<(ObjectId, ObjectId)>,
+    pub updates: BTreeSet<UpdateKey>,
 }
 
-/// A row of the ledger: a command and its outcome.
+/// A row of the ledger: an update and its outcome.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LedgerRow {
-    /// Which of the logs there have been the command is in.
-    pub epoch: i32,
-    /// Its place there.
-    pub log_seq: u64,
-    /// When the log stored it.
-    pub logged_at: Timestamp,
-    /// The entry of the current log at which it was decided: its own, or the one that ended the call that held it.
-    pub decided_seq: u64,
-    /// The command's text.
-    pub command: JsonObject,
-    /// The API key it came under.
-    pub api_key_id: Option<ObjectId>,
-    /// The disposition it gave.
-    pub disposition: Option<String>,
-    /// The trace it belongs to.
-    pub traceparent: Option<String>,
-    /// The outcome, as it is announced.
+    /// The command's metadata is dropped by now; the text has it.
+    pub update: Update,
+    /// The entry at which it was decided: its own, or the one that ended the call it was queued behind.
+    pub decided_at: LogPosition,
     pub event: CompletionEvent,
 }
 
-/// All that a batch changes.
+/// All changes that a batch makes.
 #[derive(Debug, Default)]
 pub struct Plan {
-    /// The leads that changed, as they are after the batch, by id.
+    /// The changed leads as they are after the batch, by id.
     pub leads: Vec<Arc<Lead>>,
-    /// The leads whose calls changed, with all their calls, by id.
+    /// All calls of each lead whose calls changed, by lead id.
     pub calls: Vec<(ObjectId, Vec<Call>)>,
-    /// The leads of which other updates are held than before, with all that are held of them, by id.
-    pub held: Vec<(ObjectId, Vec<Arc<Held>>)>,
-    /// Of these, what was not held before.
-    pub newly_held: Vec<Arc<Held>>,
-    /// What was held before and is decided, by project and update.
-    pub released: Vec<(ObjectId, ObjectId)>,
-    /// One row per update that is decided and was not in the ledger, in the order of the decisions.
+    /// All queued updates of each lead whose queue changed, by lead id.
+    pub queued: Vec<(ObjectId, Vec<Arc<QueuedUpdate>>)>,
+    /// Those of `queued` that this batch added.
+    pub newly_queued: Vec<Arc<QueuedUpdate>>,
+    /// Updates that were queued before this batch and are decided by it.
+    pub released: Vec<UpdateKey>,
+    /// One row per decided update that was not recorded before, in the order of the decisions.
     pub rows: Vec<LedgerRow>,
-    /// What was understood but cannot be carried out and has no ledger row.
+    /// Valid entries that cannot be carried out and have no ledger row.
     pub dead_letters: Vec<DeadLetter>,
 }
 
-impl Names {
-    /// Collects what entries name.
+impl Plan {
+    /// Whether it writes nothing but leads and ledger rows.
+    pub fn is_plain(&self) -> bool {
+        self.calls.is_empty() && self.newly_queued.is_empty() && self.released.is_empty()
+    }
+}
+
+impl LeadKeys {
     pub fn of(entries: &[Entry]) -> Self {
-        let mut names = Self::default();
+        let mut keys = Self::default();
         for entry in entries {
-            match &entry.body {
-                Body::Update { update_id, command, .. } => {
-                    names.updates.insert((entry.project_id, *update_id));
-                    names.lead(command.lead_id, command.process_id, command.reference_id.as_deref());
+            if let Entry::Update(update) = entry {
+                keys.updates.insert(update.key());
+            }
+            match entry.address() {
+                Address { lead_id: Some(lead_id), .. } => {
+                    keys.leads.insert(lead_id);
                 }
-                Body::CallStarted(CallStarted { lead_id, process_id, reference_id, .. })
-                | Body::CallEnded(CallEnded { lead_id, process_id, reference_id, .. }) => {
-                    names.lead(*lead_id, *process_id, reference_id.as_deref());
+                // No lead has a longer reference, so there is nothing to read.
+                Address { process_id: Some(process_id), reference_id: Some(reference_id), .. }
+                    if reference_id.chars().count() <= MAX_TEXT_CHARS =>
+                {
+                    keys.references.insert((process_id, reference_id.to_owned()));
                 }
-                Body::CallExpired(CallExpired { lead_id }) => names.lead(Some(*lead_id), None, None),
+                _ => {}
             }
         }
-        names
+        keys
     }
+}
 
-    fn lead(&mut self, lead_id: Option<ObjectId>, process_id: Option<ObjectId>, reference_id: Option<&str>) {
-        match (lead_id, process_id, reference_id) {
-            (Some(lead_id), ..) => {
-                self.leads.insert(lead_id);
-            }
-            // A longer one is in no lead; it is not looked for.
-            (None, Some(process_id), Some(reference_id)) if reference_id.chars().count() <= MAX_TEXT_CHARS => {
-                self.references.insert((process_id, reference_id.to_owned()));
-            }
-            _ => {}
+/// How an entry names its lead.
+#[derive(Debug, Clone, Copy)]
+struct Address<'a> {
+    lead_id: Option<ObjectId>,
+    process_id: Option<ObjectId>,
+    reference_id: Option<&'a str>,
+}
+
+impl Entry {
+    fn address(&self) -> Address<'_> {
+        match self {
+            Self::Update(update) => update.address(),
+            Self::Call(call) => call.address(),
         }
     }
 }
 
-/// Decides a batch. `applied_at` is the time that the outcomes carry; decisions go by the log's time.
-pub fn fold(world: World, entries: Vec<Entry>, applied_at: Timestamp, limits: Limits) -> Plan {
-    let mut folding = Folding {
-        world,
+impl Update {
+    pub fn key(&self) -> UpdateKey {
+        (self.project_id, self.update_id)
+    }
+
+    fn address(&self) -> Address<'_> {
+        let UpdateCommand { lead_id, process_id, ref reference_id, .. } = *self.command;
+        Address { lead_id, process_id, reference_id: reference_id.as_deref() }
+    }
+}
+
+impl CallEvent {
+    fn address(&self) -> Address<'_> {
+        let (lead_id, process_id, reference_id) = match &self.change {
+            CallChange::Started(call) => (call.lead_id, call.process_id, call.reference_id.as_deref()),
+            CallChange::Ended(call) => (call.lead_id, call.process_id, call.reference_id.as_deref()),
+            CallChange::Expired(call) => (Some(call.lead_id), None, None),
+        };
+        Address { lead_id, process_id, reference_id }
+    }
+}
+
+/// Decides a batch. `applied_at` is the time that the outcomes carry; decisions depend only on the log's time.
+pub fn decide_batch(state: BatchState, entries: Vec<Entry>, applied_at: Timestamp, limits: Limits) -> Plan {
+    let mut decider = BatchDecider {
+        state,
         applied_at,
         limits,
         plan: Plan::default(),
-        changed: BTreeSet::new(),
-        calls_changed: BTreeSet::new(),
-        held_changed: BTreeSet::new(),
-        newly_held: BTreeMap::new(),
+        changed_leads: BTreeSet::new(),
+        changed_calls: BTreeSet::new(),
+        changed_queues: BTreeSet::new(),
+        newly_queued: BTreeMap::new(),
     };
     for entry in entries {
-        folding.enter(entry);
+        decider.apply_entry(entry);
     }
-    folding.plan()
+    decider.into_plan()
 }
 
-/// A batch that is being decided.
-struct Folding {
-    /// As it is after the entries so far.
-    world: World,
+struct BatchDecider {
+    /// The state after the entries decided so far.
+    state: BatchState,
     applied_at: Timestamp,
     limits: Limits,
     plan: Plan,
-    changed: BTreeSet<ObjectId>,
-    calls_changed: BTreeSet<ObjectId>,
-    held_changed: BTreeSet<ObjectId>,
-    /// What this batch holds, by project and update.
-    newly_held: BTreeMap<(ObjectId, ObjectId), Arc<Held>>,
+    changed_leads: BTreeSet<ObjectId>,
+    changed_calls: BTreeSet<ObjectId>,
+    changed_queues: BTreeSet<ObjectId>,
+    newly_queued: BTreeMap<UpdateKey, Arc<QueuedUpdate>>,
 }
 
-impl Folding {
-    fn enter(&mut self, Entry { sequence, logged_at, project_id, body }: Entry) {
-        match body {
-            Body::Update { update_id, command, text, traceparent } => {
-                if !self.world.known.insert((project_id, update_id)) {
-                    tracing::info!(%update_id, sequence, "an update met again is not applied again");
-                    return;
-                }
-                let epoch = self.world.epoch;
-                let found =
-                    self.world.find(project_id, command.lead_id, command.process_id, command.reference_id.as_deref());
-                let update =
-                    Update { project_id, update_id, epoch, log_seq: sequence, logged_at, command, text, traceparent };
-                match found {
-                    Ok(lead_id) => {
-                        self.release(lead_id, sequence, logged_at);
-                        self.update(lead_id, update);
-                    }
-                    Err(refusal) => self.conclude(update, sequence, None, Err(refusal)),
-                }
-            }
-            Body::CallStarted(call) => {
-                let found = self.world.find(project_id, call.lead_id, call.process_id, call.reference_id.as_deref());
-                if let Some(lead_id) = self.lead_of_call(sequence, found) {
-                    // What an expired call held is not held by the next one.
-                    self.release(lead_id, sequence, logged_at);
-                    self.world.start_call(lead_id, call, logged_at);
-                    self.calls_changed.insert(lead_id);
-                }
-            }
-            Body::CallEnded(call) => {
-                let found = self.world.find(project_id, call.lead_id, call.process_id, call.reference_id.as_deref());
-                if let Some(lead_id) = self.lead_of_call(sequence, found) {
-                    let calls = self.world.calls.entry(lead_id).or_default();
-                    calls.retain(|running| call.call_id.as_ref().is_some_and(|ended| *ended != running.call_id));
-                    self.calls_changed.insert(lead_id);
-                    self.release(lead_id, sequence, logged_at);
-                }
-            }
-            Body::CallExpired(CallExpired { lead_id }) => {
-                let found = self.world.find(project_id, Some(lead_id), None, None);
-                if let Some(lead_id) = self.lead_of_call(sequence, found) {
-                    self.release(lead_id, sequence, logged_at);
-                }
-            }
+/// The place and time of the log entry that is being decided.
+#[derive(Clone, Copy)]
+struct Moment {
+    position: LogPosition,
+    logged_at: Timestamp,
+}
+
+impl BatchDecider {
+    fn apply_entry(&mut self, entry: Entry) {
+        match entry {
+            Entry::Update(update) => self.apply_update(update),
+            Entry::Call(call) => self.apply_call(call),
         }
     }
 
-    /// The lead of a call event; one for nobody is a dead letter.
-    fn lead_of_call(&mut self, sequence: u64, found: Result<ObjectId, Refusal>) -> Option<ObjectId> {
-        found.map_err(|refusal| self.plan.dead_letters.push(unknown_lead(sequence, &refusal))).ok()
-    }
-
-    /// Decides an update, or holds it until the end of the call that it meets.
-    fn update(&mut self, lead_id: ObjectId, update: Update) {
-        let (lead, outcome) = self.world.decide(lead_id, &update.command, update.logged_at, self.limits);
-        let queues = || self.world.rules(lead.process_id).is_some_and(|rules| rules.during_call == DuringCall::Queue);
-        if outcome != Err(Refusal::CallInProgress) || !queues() {
-            let decided_seq = update.log_seq;
-            return self.conclude(update, decided_seq, Some(lead), outcome);
-        }
-        let held = self.world.held.entry(lead_id).or_default();
-        let texts = held.iter().map(|held| held.update.text.get().len());
-        if let Err(refusal) = room_to_hold(&lead, texts, update.text.get().len()) {
-            let decided_seq = update.log_seq;
-            return self.conclude(update, decided_seq, Some(lead), Err(refusal));
-        }
-        let new = Arc::new(Held { lead_id, update });
-        held.push(new.clone());
-        self.held_changed.insert(lead_id);
-        self.newly_held.insert((new.update.project_id, new.update.update_id), new);
-    }
-
-    /// Decides what is held of a lead, in the order of the log, if no call holds it any more at this entry.
-    fn release(&mut self, lead_id: ObjectId, sequence: u64, now: Timestamp) {
-        if self.world.held.get(&lead_id).is_none_or(Vec::is_empty) || self.world.in_call(lead_id, now) {
+    fn apply_update(&mut self, update: Update) {
+        let at = Moment { position: update.position, logged_at: update.logged_at };
+        if !self.state.recorded.insert(update.key()) {
+            let Update { update_id, position, .. } = update;
+            tracing::info!(%update_id, sequence = position.sequence, "skipping a duplicate update");
             return;
         }
-        self.held_changed.insert(lead_id);
-        for held in self.world.held.remove(&lead_id).unwrap_or_default() {
-            let key = (held.update.project_id, held.update.update_id);
-            if self.newly_held.remove(&key).is_none() {
+        match self.state.find_lead(update.project_id, update.address()) {
+            Ok(lead_id) => {
+                self.release_queued(lead_id, at);
+                self.decide_or_queue(lead_id, update);
+            }
+            Err(refusal) => self.record_outcome(update, at.position, None, Err(refusal)),
+        }
+    }
+
+    fn apply_call(&mut self, call: CallEvent) {
+        let at = Moment { position: call.position, logged_at: call.logged_at };
+        let lead_id = match self.state.find_lead(call.project_id, call.address()) {
+            Ok(lead_id) => lead_id,
+            Err(refusal) => {
+                let (reason, error) = (DeadLetterReason::UnknownLead, refusal.to_string());
+                return self.plan.dead_letters.push(DeadLetter { position: call.position, reason, error });
+            }
+        };
+        match call.change {
+            CallChange::Started(call) => {
+                // Updates queued behind an expired call do not wait for the next one.
+                self.release_queued(lead_id, at);
+                self.state.start_call(lead_id, call, at.logged_at);
+                self.changed_calls.insert(lead_id);
+            }
+            CallChange::Ended(call) => {
+                let calls = self.state.calls.entry(lead_id).or_default();
+                calls.retain(|running| call.call_id.as_ref().is_some_and(|ended| *ended != running.call_id));
+                self.changed_calls.insert(lead_id);
+                self.release_queued(lead_id, at);
+            }
+            CallChange::Expired(_) => self.release_queued(lead_id, at),
+        }
+    }
+
+    /// Decides an update, or queues it until the end of a call in progress.
+    fn decide_or_queue(&mut self, lead_id: ObjectId, update: Update) {
+        let (lead, outcome) = self.state.decide(lead_id, &update.command, update.logged_at, self.limits);
+        let queues =
+            || self.state.rules.get(&lead.process_id).is_some_and(|rules| rules.during_call == DuringCall::Queue);
+        if outcome != Err(Refusal::CallInProgress) || !queues() {
+            let decided_at = update.position;
+            return self.record_outcome(update, decided_at, Some(lead), outcome);
+        }
+        let queue = self.state.queued.entry(lead_id).or_default();
+        let bytes = queue.iter().map(|queued| queued.update.text.len());
+        if let Err(refusal) = room_to_queue(&lead, bytes, update.text.len()) {
+            let decided_at = update.position;
+            return self.record_outcome(update, decided_at, Some(lead), Err(refusal));
+        }
+        let queued = Arc::new(QueuedUpdate { lead_id, update });
+        queue.push(queued.clone());
+        self.changed_queues.insert(lead_id);
+        self.newly_queued.insert(queued.update.key(), queued);
+    }
+
+    /// Decides a lead's queued updates in log order, unless a call with the lead is in progress at this entry.
+    fn release_queued(&mut self, lead_id: ObjectId, at: Moment) {
+        if self.state.queued.get(&lead_id).is_none_or(Vec::is_empty) || self.state.in_call(lead_id, at.logged_at) {
+            return;
+        }
+        self.changed_queues.insert(lead_id);
+        for queued in self.state.queued.remove(&lead_id).unwrap_or_default() {
+            let key = queued.update.key();
+            if self.newly_queued.remove(&key).is_none() {
                 self.plan.released.push(key);
             }
-            let (lead, outcome) = self.world.decide(lead_id, &held.update.command, now, self.limits);
-            self.conclude(Arc::unwrap_or_clone(held).update, sequence, Some(lead), outcome);
+            let (lead, outcome) = self.state.decide(lead_id, &queued.update.command, at.logged_at, self.limits);
+            self.record_outcome(Arc::unwrap_or_clone(queued).update, at.position, Some(lead), outcome);
         }
     }
 
-    /// Notes what became of an update of this lead.
-    fn conclude(
+    fn record_outcome(
         &mut self,
-        update: Update,
-        decided_seq: u64,
-        found: Option<Arc<Lead>>,
+        mut update: Update,
+        decided_at: LogPosition,
+        lead: Option<Arc<Lead>>,
         outcome: Result<Change, Refusal>,
     ) {
-        let event = completion(&update, found.as_deref(), &outcome, self.applied_at);
+        let event = completion_event(&update, lead.as_deref(), &outcome, self.applied_at);
         if let Ok(change) = outcome {
-            self.changed.insert(change.lead.lead_id);
-            self.world.leads.insert(change.lead.lead_id, Arc::new(change.lead));
+            self.changed_leads.insert(change.lead.lead_id);
+            self.state.leads.insert(change.lead.lead_id, Arc::new(change.lead));
         }
-        let Update { epoch, log_seq, logged_at, command, text, traceparent, .. } = update;
-        self.plan.rows.push(LedgerRow {
-            epoch,
-            log_seq,
-            logged_at,
-            decided_seq,
-            command: text,
-            api_key_id: command.api_key_id,
-            disposition: command.disposition,
-            traceparent,
-            event,
-        });
+        update.command.metadata = None;
+        self.plan.rows.push(LedgerRow { update, decided_at, event });
     }
 
-    fn plan(self) -> Plan {
-        let Self { mut world, mut plan, changed, calls_changed, held_changed, newly_held, .. } = self;
-        plan.leads = changed.iter().filter_map(|lead_id| world.leads.remove(lead_id)).collect();
-        let calls = |lead_id| (lead_id, world.calls.remove(&lead_id).unwrap_or_default());
-        plan.calls = calls_changed.into_iter().map(calls).collect();
-        let held = |lead_id| (lead_id, world.held.remove(&lead_id).unwrap_or_default());
-        plan.held = held_changed.into_iter().map(held).collect();
-        plan.newly_held = newly_held.into_values().collect();
+    fn into_plan(self) -> Plan {
+        let Self { mut state, mut plan, changed_leads, changed_calls, changed_queues, newly_queued, .. } = self;
+        plan.leads = changed_leads.iter().filter_map(|lead_id| state.leads.remove(lead_id)).collect();
+        let calls = |lead_id| (lead_id, state.calls.remove(&lead_id).unwrap_or_default());
+        plan.calls = changed_calls.into_iter().map(calls).collect();
+        let queue = |lead_id| (lead_id, state.queued.remove(&lead_id).unwrap_or_default());
+        plan.queued = changed_queues.into_iter().map(queue).collect();
+        plan.newly_queued = newly_queued.into_values().collect();
         plan
     }
 }
 
-impl World {
-    /// The lead that a message of this project addresses.
-    fn find(
-        &self,
-        project_id: ObjectId,
-        lead_id: Option<ObjectId>,
-        process_id: Option<ObjectId>,
-        reference_id: Option<&str>,
-    ) -> Result<ObjectId, Refusal> {
+impl BatchState {
+    fn find_lead(&self, project_id: ObjectId, address: Address<'_>) -> Result<ObjectId, Refusal> {
+        let Address { lead_id, process_id, reference_id } = address;
         let found = match (lead_id, process_id, reference_id) {
             (None, _, None) => return Err(Refusal::AddressMissing),
             (None, None, Some(_)) => return Err(Refusal::ProcessMissing),
             (None, Some(process_id), Some(reference_id)) => {
-                // Looked up by a tuple of owned values; made only for commands without a leadId.
+                // The key owns its text, so this allocates; only commands without a leadId get here.
                 self.references.get(&(process_id, reference_id.to_owned())).copied()
             }
             (Some(lead_id), ..) => Some(lead_id),
@@ -344,15 +329,15 @@ impl World {
         if same_reference && same_process { Ok(lead.lead_id) } else { Err(Refusal::AddressMismatch) }
     }
 
-    fn rules(&self, process_id: ObjectId) -> Option<&Rules> {
-        self.rules.get(&process_id).map(Arc::as_ref)
+    fn calls(&self, lead_id: ObjectId) -> &[Call] {
+        self.calls.get(&lead_id).map_or(&[][..], Vec::as_slice)
     }
 
     fn in_call(&self, lead_id: ObjectId, now: Timestamp) -> bool {
-        in_call(self.calls.get(&lead_id).map_or(&[][..], Vec::as_slice), now)
+        in_call(self.calls(lead_id), now)
     }
 
-    /// Decides an update of a lead that was found; also returns the lead.
+    /// Decides an update of a lead in `leads`; also returns that lead.
     fn decide(
         &self,
         lead_id: ObjectId,
@@ -361,9 +346,8 @@ impl World {
         limits: Limits,
     ) -> (Arc<Lead>, Result<Change, Refusal>) {
         let lead = &self.leads[&lead_id];
-        let calls = self.calls.get(&lead_id).map_or(&[][..], Vec::as_slice);
         let rules = self.rules.get(&lead.process_id).cloned().unwrap_or_default();
-        (lead.clone(), decide(lead, calls, command, &rules, now, limits))
+        (lead.clone(), decide(lead, self.calls(lead_id), command, &rules, now, limits))
     }
 
     fn start_call(&mut self, lead_id: ObjectId, call: CallStarted, logged_at: Timestamp) {
@@ -375,41 +359,38 @@ impl World {
             expires_at: logged_at.plus(Duration::from_secs(timeout.into())),
         };
         let calls = self.calls.entry(lead_id).or_default();
-        // What expired is no longer needed to decide anything that comes later in the log.
+        // An expired call decides no later entry.
         calls.retain(|running| running.call_id != call.call_id && logged_at < running.expires_at);
         calls.push(call);
     }
 }
 
-fn unknown_lead(sequence: u64, refusal: &Refusal) -> DeadLetter {
-    DeadLetter { sequence, reason: DeadLetterReason::UnknownLead, error: refusal.to_string() }
-}
-
-fn completion(
+fn completion_event(
     update: &Update,
-    found: Option<&Lead>,
+    lead: Option<&Lead>,
     outcome: &Result<Change, Refusal>,
     applied_at: Timestamp,
 ) -> CompletionEvent {
     let Update { project_id, update_id, ref command, .. } = *update;
     let change = outcome.as_ref().ok();
     let refusal = outcome.as_ref().err();
+    let truncated = |text: &String| text.chars().take(MAX_TEXT_CHARS).collect();
     CompletionEvent {
         update_id,
         project_id,
-        process_id: found.map(|lead| lead.process_id),
-        lead_id: found.map(|lead| lead.lead_id).or(command.lead_id),
-        reference_id: match found {
+        process_id: lead.map(|lead| lead.process_id),
+        lead_id: lead.map(|lead| lead.lead_id).or(command.lead_id),
+        reference_id: match lead {
             Some(lead) => lead.reference_id.clone(),
-            None => command.reference_id.as_ref().map(|text| text.chars().take(MAX_TEXT_CHARS).collect()),
+            None => command.reference_id.as_ref().map(truncated),
         },
         success: change.is_some(),
         error: refusal.map(ToString::to_string),
         error_code: refusal.map(|refusal| refusal.code().to_owned()),
-        from_state: found.map(|lead| lead.state.clone()),
+        from_state: lead.map(|lead| lead.state.clone()),
         to_state: change.map(|change| change.lead.state.clone()),
         version: change.map(|change| change.lead.version),
-        user_id: command.user_id.as_ref().map(|text| text.chars().take(MAX_TEXT_CHARS).collect()),
+        user_id: command.user_id.as_ref().map(truncated),
         warnings: change.map(|change| change.warnings.clone()).unwrap_or_default(),
         timestamp: applied_at,
         data: change.map(|change| change.lead.metadata.clone()),
@@ -418,18 +399,22 @@ fn completion(
 
 #[cfg(test)]
 mod tests {
+    use contract::{
+        JsonObject,
+        command::{CallEnded, CallExpired},
+    };
+
     use super::*;
 
     const PROJECT: ObjectId = ObjectId::from_bytes([2; 12]);
     const PROCESS: ObjectId = ObjectId::from_bytes([3; 12]);
     const LEAD: ObjectId = ObjectId::from_bytes([1; 12]);
-    const AT: Timestamp = Timestamp::from_millis(9_000_000);
 
     fn object(text: &str) -> JsonObject {
         JsonObject::from_text(text.into()).unwrap()
     }
 
-    fn world() -> World {
+    fn state() -> BatchState {
         let lead = Lead {
             lead_id: LEAD,
             project_id: PROJECT,
@@ -444,39 +429,88 @@ mod tests {
         let rules: Rules =
             serde_json::from_str(r#"{"states":[{"name":"new"},{"name":"interested"}],"callTimeoutSeconds":10}"#)
                 .unwrap();
-        World {
+        BatchState {
             leads: [(LEAD, Arc::new(lead))].into(),
             references: [((PROCESS, "R".to_owned()), LEAD)].into(),
             rules: [(PROCESS, Arc::new(rules))].into(),
-            ..World::default()
+            ..BatchState::default()
         }
     }
 
-    /// An entry at second `sequence` of the log.
-    fn entry(sequence: u64, body: Body) -> Entry {
-        Entry { sequence, logged_at: Timestamp::from_millis(sequence as i64 * 1000), project_id: PROJECT, body }
+    fn queueing() -> BatchState {
+        let mut state = state();
+        let rules = Rules { during_call: DuringCall::Queue, ..state.rules[&PROCESS].as_ref().clone() };
+        state.rules.insert(PROCESS, Arc::new(rules));
+        state
+    }
+
+    fn at(sequence: u64) -> LogPosition {
+        LogPosition::message(3, sequence)
+    }
+
+    /// Every entry is logged at second `sequence`.
+    fn time(sequence: u64) -> Timestamp {
+        Timestamp::from_millis(sequence as i64 * 1000)
+    }
+
+    fn call(sequence: u64, change: CallChange) -> Entry {
+        Entry::Call(CallEvent { position: at(sequence), logged_at: time(sequence), project_id: PROJECT, change })
+    }
+
+    fn start(sequence: u64, call_id: Option<&str>) -> Entry {
+        let started = CallStarted { lead_id: Some(LEAD), call_id: call_id.map(Into::into), ..Default::default() };
+        call(sequence, CallChange::Started(started))
+    }
+
+    fn end(sequence: u64, call_id: Option<&str>) -> Entry {
+        let ended = CallEnded {
+            reference_id: Some("R".into()),
+            process_id: Some(PROCESS),
+            call_id: call_id.map(Into::into),
+            ..Default::default()
+        };
+        call(sequence, CallChange::Ended(ended))
+    }
+
+    fn expired(sequence: u64) -> Entry {
+        call(sequence, CallChange::Expired(CallExpired { lead_id: LEAD }))
+    }
+
+    fn update_of(project_id: ObjectId, sequence: u64, id: u8, command: UpdateCommand) -> Entry {
+        Entry::Update(Update {
+            position: at(sequence),
+            logged_at: time(sequence),
+            project_id,
+            update_id: ObjectId::from_bytes([id; 12]),
+            command: Box::new(command),
+            text: "{}".into(),
+            traceparent: None,
+        })
     }
 
     fn update(sequence: u64, id: u8, command: UpdateCommand) -> Entry {
-        let body = Body::Update {
-            update_id: ObjectId::from_bytes([id; 12]),
-            command: Box::new(command),
-            text: JsonObject::empty(),
-            traceparent: None,
-        };
-        entry(sequence, body)
+        update_of(PROJECT, sequence, id, command)
     }
 
     fn merge(text: &str) -> UpdateCommand {
         UpdateCommand { lead_id: Some(LEAD), metadata: Some(object(text)), ..Default::default() }
     }
 
+    fn run_on(state: BatchState, entries: Vec<Entry>) -> Plan {
+        decide_batch(state, entries, Timestamp::from_millis(9_000_000), Limits { metadata_bytes: 1000 })
+    }
+
     fn run(entries: Vec<Entry>) -> Plan {
-        fold(world(), entries, AT, Limits { metadata_bytes: 1000 })
+        run_on(state(), entries)
     }
 
     fn codes(plan: &Plan) -> Vec<&str> {
         plan.rows.iter().map(|row| row.event.error_code.as_deref().unwrap_or("ok")).collect()
+    }
+
+    /// The sequences of an update and of its decision.
+    fn places(plan: &Plan) -> Vec<(u64, u64)> {
+        plan.rows.iter().map(|row| (row.update.position.sequence, row.decided_at.sequence)).collect()
     }
 
     #[test]
@@ -486,40 +520,33 @@ mod tests {
             update(2, 2, UpdateCommand { target_state: Some("gone".into()), ..merge(r#"{"x":1}"#) }),
             update(3, 3, merge(r#"{"b":2}"#)),
         ]);
+
         assert_eq!(codes(&plan), ["ok", "unknown_state", "ok"]);
-        let data: Vec<_> = plan.rows.iter().map(|row| row.event.data.as_ref().map(|d| d.get().to_owned())).collect();
-        assert_eq!(data, [Some(r#"{"a":1}"#.into()), None, Some(r#"{"a":1,"b":2}"#.into())]);
+        let data: Vec<_> = plan.rows.iter().map(|row| row.event.data.as_ref().map(JsonObject::get)).collect();
+        assert_eq!(data, [Some(r#"{"a":1}"#), None, Some(r#"{"a":1,"b":2}"#)]);
         assert_eq!(plan.leads.len(), 1);
         assert_eq!((plan.leads[0].metadata.get(), plan.leads[0].version), (r#"{"a":1,"b":2}"#, 3));
     }
 
     #[test]
-    fn an_update_met_twice_counts_once() {
+    fn a_duplicate_within_a_batch_is_skipped() {
         let plan = run(vec![update(1, 1, merge(r#"{"a":1}"#)), update(2, 1, merge(r#"{"a":2}"#))]);
+
         assert_eq!(codes(&plan), ["ok"]);
         assert_eq!(plan.leads[0].metadata.get(), r#"{"a":1}"#);
+    }
 
-        let mut world = world();
-        world.known.insert((PROJECT, ObjectId::from_bytes([1; 12])));
-        let plan = fold(world, vec![update(1, 1, merge("{}"))], AT, Limits { metadata_bytes: 1000 });
+    #[test]
+    fn a_recorded_update_is_skipped() {
+        let recorded = [(PROJECT, ObjectId::from_bytes([1; 12]))].into();
+
+        let plan = run_on(BatchState { recorded, ..state() }, vec![update(1, 1, merge("{}"))]);
+
         assert!(plan.rows.is_empty() && plan.leads.is_empty());
     }
 
     #[test]
-    fn calls_refuse_between_their_start_and_their_end_or_expiry() {
-        let start = |sequence, call: Option<&str>| {
-            let call = CallStarted { lead_id: Some(LEAD), call_id: call.map(Into::into), ..Default::default() };
-            entry(sequence, Body::CallStarted(call))
-        };
-        let end = |sequence, call: Option<&str>| {
-            let call = CallEnded {
-                reference_id: Some("R".into()),
-                process_id: Some(PROCESS),
-                call_id: call.map(Into::into),
-                ..Default::default()
-            };
-            entry(sequence, Body::CallEnded(call))
-        };
+    fn updates_fail_between_the_start_and_the_end_or_expiry_of_a_call() {
         let plan = run(vec![
             start(1, Some("a")),
             start(1, Some("b")),
@@ -532,125 +559,127 @@ mod tests {
             update(16, 4, merge("{}")),
             update(17, 5, merge("{}")),
         ]);
+
         assert_eq!(codes(&plan), ["call_in_progress", "call_in_progress", "ok", "call_in_progress", "ok"]);
         assert_eq!(plan.calls.len(), 1);
-        assert_eq!(plan.calls[0].1.len(), 1, "the expired call stays until somebody sweeps it");
+        assert_eq!(plan.calls[0].1.len(), 1, "the expired call stays until housekeeping deletes it");
     }
 
-    #[test]
-    fn what_a_call_holds_is_decided_where_it_ends_and_before_what_comes_later() {
-        let mut world = world();
-        let mut rules = world.rules[&PROCESS].as_ref().clone();
-        rules.during_call = DuringCall::Queue;
-        world.rules.insert(PROCESS, Arc::new(rules));
-        world.epoch = 3;
-        let start = |sequence, call: Option<&str>| {
-            let call = CallStarted { lead_id: Some(LEAD), call_id: call.map(Into::into), ..Default::default() };
-            entry(sequence, Body::CallStarted(call))
-        };
-        let end = |sequence, call: Option<&str>| {
-            let call = CallEnded { lead_id: Some(LEAD), call_id: call.map(Into::into), ..Default::default() };
-            entry(sequence, Body::CallEnded(call))
-        };
-        let expired = |sequence| entry(sequence, Body::CallExpired(CallExpired { lead_id: LEAD }));
-        let limits = Limits { metadata_bytes: 1000 };
-
-        // The first batch ends while one of two calls is in progress.
-        let first = vec![
-            start(1, Some("a")),
-            start(2, Some("b")),
-            update(3, 1, merge(r#"{"a":1}"#)),
-            end(4, Some("a")),
-            expired(5),
-            update(6, 2, merge(r#"{"a":2}"#)),
-        ];
-        let plan = fold(world.clone(), first, AT, limits);
-        assert!(plan.rows.is_empty() && plan.leads.is_empty() && plan.released.is_empty());
-        assert_eq!(plan.newly_held.iter().map(|held| held.update.log_seq).collect::<Vec<_>>(), [3, 6]);
-        assert_eq!(plan.held[0].1, plan.newly_held);
-
-        // In the second it ends by its time: the entry behind that is decided after what was held.
-        world.calls.extend(plan.calls);
-        world.held.extend(plan.held);
-        let plan = fold(world.clone(), vec![update(12, 3, merge(r#"{"b":3}"#)), end(13, None)], AT, limits);
-        let places: Vec<_> = plan.rows.iter().map(|row| (row.epoch, row.log_seq, row.decided_seq)).collect();
-        assert_eq!(places, [(3, 3, 12), (3, 6, 12), (3, 12, 12)]);
-        assert_eq!(plan.leads[0].metadata.get(), r#"{"a":2,"b":3}"#);
-        assert_eq!((plan.released.len(), plan.newly_held.len(), plan.held[0].1.len()), (2, 0, 0));
-
-        // Or the log says so, and a call that begins in the same moment holds nothing of before.
-        let plan = fold(
-            world.clone(),
-            vec![expired(11), expired(12), start(12, None), update(13, 3, merge("{}"))],
-            AT,
-            limits,
+    /// Two calls begin, one of them ends, and two updates are queued.
+    fn queued_batch() -> (BatchState, Plan) {
+        let mut state = queueing();
+        let plan = run_on(
+            state.clone(),
+            vec![
+                start(1, Some("a")),
+                start(2, Some("b")),
+                update(3, 1, merge(r#"{"a":1}"#)),
+                end(4, Some("a")),
+                expired(5),
+                update(6, 2, merge(r#"{"a":2}"#)),
+            ],
         );
-        assert_eq!(plan.rows.iter().map(|row| row.decided_seq).collect::<Vec<_>>(), [12, 12]);
-        assert_eq!(plan.newly_held.len(), 1);
-
-        // What is held and let go in one batch is never written as held.
-        let batch = vec![start(13, None), update(14, 4, merge("{}")), end(15, None)];
-        let plan = fold(World { held: HashMap::new(), calls: HashMap::new(), ..world }, batch, AT, limits);
-        assert_eq!((plan.rows.len(), plan.newly_held.len(), plan.released.len()), (1, 0, 0));
+        state.calls.extend(plan.calls.clone());
+        state.queued.extend(plan.queued.clone());
+        (state, plan)
     }
 
     #[test]
-    fn addresses() {
+    fn updates_are_queued_while_any_call_is_in_progress() {
+        let (_, plan) = queued_batch();
+
+        assert!(plan.rows.is_empty() && plan.leads.is_empty() && plan.released.is_empty());
+        let queued: Vec<_> = plan.newly_queued.iter().map(|queued| queued.update.position.sequence).collect();
+        assert_eq!(queued, [3, 6]);
+        assert_eq!(plan.queued[0].1, plan.newly_queued);
+    }
+
+    #[test]
+    fn the_first_entry_after_an_expiry_is_decided_after_the_queued_updates() {
+        let (state, _) = queued_batch();
+
+        let plan = run_on(state, vec![update(12, 3, merge(r#"{"b":3}"#)), end(13, None)]);
+
+        assert_eq!(places(&plan), [(3, 12), (6, 12), (12, 12)]);
+        assert_eq!(plan.leads[0].metadata.get(), r#"{"a":2,"b":3}"#);
+        assert_eq!((plan.released.len(), plan.newly_queued.len(), plan.queued[0].1.len()), (2, 0, 0));
+    }
+
+    #[test]
+    fn a_logged_expiry_releases_queued_updates_before_the_next_call() {
+        let (state, _) = queued_batch();
+
+        let plan = run_on(state, vec![expired(11), expired(12), start(12, None), update(13, 3, merge("{}"))]);
+
+        assert_eq!(places(&plan), [(3, 12), (6, 12)]);
+        assert_eq!(plan.newly_queued.len(), 1);
+    }
+
+    #[test]
+    fn an_update_queued_and_released_in_one_batch_is_written_to_the_ledger_only() {
+        let plan = run_on(queueing(), vec![start(13, None), update(14, 4, merge("{}")), end(15, None)]);
+
+        assert_eq!((plan.rows.len(), plan.newly_queued.len(), plan.released.len()), (1, 0, 0));
+    }
+
+    #[test]
+    fn leads_are_found_by_id_or_reference_within_their_project() {
         let by_reference = UpdateCommand {
             reference_id: Some("R".into()),
             process_id: Some(PROCESS),
             name: Some("x".into()),
             ..Default::default()
         };
-        let plan = run(vec![
-            update(1, 1, by_reference.clone()),
-            update(2, 2, UpdateCommand { lead_id: Some(LEAD), ..by_reference.clone() }),
-            update(3, 3, UpdateCommand { reference_id: Some("other".into()), ..merge("{}") }),
-            update(4, 4, UpdateCommand { process_id: Some(LEAD), ..merge("{}") }),
-            update(5, 5, UpdateCommand { process_id: None, ..by_reference.clone() }),
-            update(6, 6, UpdateCommand { reference_id: None, ..by_reference.clone() }),
-            update(7, 7, UpdateCommand { reference_id: Some("none".into()), ..by_reference.clone() }),
-            Entry { project_id: PROCESS, ..update(8, 8, merge("{}")) },
-        ]);
-        assert_eq!(
-            codes(&plan),
-            [
-                "ok",
-                "ok",
-                "address_mismatch",
-                "address_mismatch",
-                "process_missing",
-                "address_missing",
-                "lead_not_found",
-                "lead_not_found"
-            ]
-        );
-        let strangers = &plan.rows[7].event;
-        assert_eq!((strangers.process_id, strangers.lead_id, &strangers.reference_id), (None, Some(LEAD), &None));
+        for (code, command) in [
+            ("ok", by_reference.clone()),
+            ("ok", UpdateCommand { lead_id: Some(LEAD), ..by_reference.clone() }),
+            ("address_mismatch", UpdateCommand { reference_id: Some("other".into()), ..merge("{}") }),
+            ("address_mismatch", UpdateCommand { process_id: Some(LEAD), ..merge("{}") }),
+            ("process_missing", UpdateCommand { process_id: None, ..by_reference.clone() }),
+            ("address_missing", UpdateCommand { reference_id: None, ..by_reference.clone() }),
+            ("lead_not_found", UpdateCommand { reference_id: Some("none".into()), ..by_reference }),
+        ] {
+            assert_eq!(codes(&run(vec![update(1, 1, command.clone())])), [code], "{command:?}");
+        }
     }
 
     #[test]
-    fn a_call_event_for_nobody_is_a_dead_letter() {
-        let call = CallStarted { lead_id: Some(PROJECT), ..Default::default() };
-        let plan = run(vec![entry(4, Body::CallStarted(call))]);
+    fn the_failure_for_a_lead_of_another_project_reveals_nothing_about_it() {
+        let plan = run(vec![update_of(PROCESS, 8, 8, merge("{}"))]);
+
+        let event = &plan.rows[0].event;
+        assert_eq!(event.error_code.as_deref(), Some("lead_not_found"));
+        assert_eq!((event.process_id, event.lead_id, &event.reference_id), (None, Some(LEAD), &None));
+    }
+
+    #[test]
+    fn a_call_event_of_an_unknown_lead_is_a_dead_letter() {
+        let started = CallStarted { lead_id: Some(PROJECT), ..Default::default() };
+
+        let plan = run(vec![call(4, CallChange::Started(started))]);
+
         assert_eq!(plan.dead_letters.len(), 1);
-        assert_eq!((plan.dead_letters[0].sequence, plan.dead_letters[0].reason), (4, DeadLetterReason::UnknownLead));
+        assert_eq!(
+            (plan.dead_letters[0].position, plan.dead_letters[0].reason),
+            (at(4), DeadLetterReason::UnknownLead)
+        );
     }
 
     #[test]
-    fn what_a_batch_names_is_what_is_read() {
-        let long = "x".repeat(MAX_TEXT_CHARS + 1);
-        let names = Names::of(&[
+    fn keys_of_a_batch_are_collected_once_and_overlong_references_are_left_out() {
+        let by_reference = |reference_id: String| UpdateCommand {
+            reference_id: Some(reference_id),
+            process_id: Some(PROCESS),
+            ..Default::default()
+        };
+        let keys = LeadKeys::of(&[
             update(1, 1, merge("{}")),
-            update(
-                2,
-                1,
-                UpdateCommand { reference_id: Some("R".into()), process_id: Some(PROCESS), ..Default::default() },
-            ),
-            update(3, 4, UpdateCommand { reference_id: Some(long), process_id: Some(PROCESS), ..Default::default() }),
+            update(2, 1, by_reference("R".into())),
+            update(3, 4, by_reference("x".repeat(MAX_TEXT_CHARS + 1))),
         ]);
-        assert_eq!(names.leads, [LEAD].into());
-        assert_eq!(names.references, [(PROCESS, "R".to_owned())].into());
-        assert_eq!(names.updates.len(), 2);
+
+        assert_eq!(keys.leads, [LEAD].into());
+        assert_eq!(keys.references, [(PROCESS, "R".to_owned())].into());
+        assert_eq!(keys.updates.len(), 2);
     }
 }

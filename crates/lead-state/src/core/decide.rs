@@ -8,157 +8,97 @@ use contract::{
 
 use super::merge::merge;
 
-/// Most bytes of a lead's metadata, as text.
+/// Limit of a lead's metadata, in bytes of text.
 pub const MAX_METADATA_BYTES: usize = 1 << 20;
-/// Most updates of a lead that are held during a call. They are decided in one transaction when it ends.
-pub const MAX_HELD: usize = 256;
-/// Most bytes that the outcomes of what is held of a lead may come to, unless a single one has more: they are in memory
-/// together.
-const HELD_BYTES: usize = 8 << 20;
+/// Limit of a lead's queued updates. All of them are decided in one transaction when the call ends.
+pub const MAX_QUEUED: usize = 256;
+/// Limit of the bytes of the outcomes of a lead's queued updates, which are in memory together. One update alone may exceed it.
+const QUEUED_BYTES: usize = 8 << 20;
 
-/// A lead, as far as deciding and applying need it.
+/// The part of a lead that decisions depend on or change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lead {
-    /// The lead.
     pub lead_id: ObjectId,
-    /// Its project.
     pub project_id: ObjectId,
-    /// Its process.
     pub process_id: ObjectId,
-    /// Its external id.
     pub reference_id: Option<String>,
-    /// Its name.
     pub name: Option<String>,
-    /// Its state.
     pub state: String,
-    /// The disposition stored with the state that last took one.
+    /// From the last state that takes one.
     pub disposition: Option<String>,
-    /// What else is known of it.
     pub metadata: JsonObject,
-    /// Grows by one with every applied update.
+    /// Incremented by every applied update.
     pub version: i64,
 }
 
-/// A call with a lead that nobody ended yet.
+/// A call that was started and not ended. It may have expired.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Call {
-    /// The call; empty where the producer gave no id.
+    /// Empty where the producer gave no id.
     pub call_id: String,
-    /// When it began.
     pub started_at: Timestamp,
-    /// From when on it counts as ended.
     pub expires_at: Timestamp,
 }
 
-/// What the decision depends on beside the lead, its process and the command.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Most bytes of merged metadata: [`MAX_METADATA_BYTES`], or less where NATS takes no event of that size.
+    /// Limit of the merged metadata: [`MAX_METADATA_BYTES`], or less where NATS refuses events of that size.
     pub metadata_bytes: usize,
 }
 
-/// Room in an event for all that is not metadata: ids, texts of at most 1024 characters, headers.
+/// Reserved in an event for everything but metadata: ids, texts of at most 1024 characters, headers.
 const EVENT_ROOM: usize = 64 << 10;
 
 impl Limits {
-    /// What fits where NATS takes messages of at most `max_payload` bytes.
     pub fn for_max_payload(max_payload: usize) -> Self {
         Self { metadata_bytes: max_payload.saturating_sub(EVENT_ROOM).min(MAX_METADATA_BYTES) }
     }
 }
 
-/// A lead changed as asked.
+/// A successful update.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
-    /// The lead after it.
     pub lead: Lead,
-    /// What was asked for and ignored.
+    /// For fields that were ignored.
     pub warnings: Vec<String>,
 }
 
-/// Why an update changes nothing. The texts are for the client, in the webhook's `error`.
+/// Why an update fails. The texts are for the client, in the webhook's `error`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// Neither id is given.
     #[error("Either leadId or referenceId is required")]
     AddressMissing,
-    /// A reference without its process.
     #[error("processId is required when using referenceId")]
     ProcessMissing,
-    /// No such lead in the project.
     #[error("Lead not found")]
     LeadNotFound,
-    /// Both ids are given, of different leads.
     #[error("leadId and referenceId name different leads")]
     AddressMismatch,
-    /// The seed's failure, word for word.
+    /// Clients compare this text.
     #[error("Lead update is not allowed while a call is in progress for this lead")]
     CallInProgress,
-    /// No more of the lead's updates can wait for the end of its call.
-    #[error("{held} updates of this lead wait for the end of its call; there is no room for more")]
-    HeldFull {
-        /// How many there are.
-        held: usize,
-    },
-    /// The command asks for nothing.
+    #[error("{queued} updates of this lead are queued until its call ends, and the queue is full")]
+    QueueFull { queued: usize },
     #[error("Nothing to change: give metadata, name or targetState")]
     NothingToChange,
-    /// The lead changed since the client looked at it.
     #[error("Lead is at version {version}, not at the expected version {expected}")]
-    VersionMismatch {
-        /// The version that the update was meant for.
-        expected: u32,
-        /// The lead's version.
-        version: i64,
-    },
-    /// The lead moved since the client looked at it.
+    VersionMismatch { expected: u32, version: i64 },
     #[error("Lead is in the state {state:?}, not in the expected state {expected:?}")]
-    StateMismatch {
-        /// The state that the update was meant for.
-        expected: String,
-        /// The lead's state.
-        state: String,
-    },
-    /// A text is too long.
+    StateMismatch { expected: String, state: String },
     #[error("{field} is longer than {MAX_TEXT_CHARS} characters")]
-    TextTooLong {
-        /// Which one.
-        field: &'static str,
-    },
-    /// The process has no such state.
+    TextTooLong { field: &'static str },
     #[error("targetState {target:?} is not a state of the lead's process")]
-    UnknownState {
-        /// The state asked for.
-        target: String,
-    },
-    /// The process lists transitions, and not this one.
+    UnknownState { target: String },
     #[error("Transition from {from:?} to {target:?} is not allowed")]
-    TransitionNotAllowed {
-        /// The lead's state.
-        from: String,
-        /// The state asked for.
-        target: String,
-    },
-    /// The lead is in a terminal state.
+    TransitionNotAllowed { from: String, target: String },
     #[error("Lead is in the terminal state {from:?} and cannot be moved to {target:?}")]
-    TerminalState {
-        /// The lead's state.
-        from: String,
-        /// The state asked for.
-        target: String,
-    },
-    /// The lead would grow too large.
+    TerminalState { from: String, target: String },
     #[error("Merged metadata would be {bytes} bytes, more than the {limit} allowed")]
-    MetadataTooLarge {
-        /// What it would be.
-        bytes: usize,
-        /// What it may be.
-        limit: usize,
-    },
+    MetadataTooLarge { bytes: usize, limit: usize },
 }
 
 impl Refusal {
-    /// The stable code, for programs.
+    /// The stable code for programs.
     pub const fn code(&self) -> &'static str {
         match self {
             Self::AddressMissing => "address_missing",
@@ -166,7 +106,7 @@ impl Refusal {
             Self::LeadNotFound => "lead_not_found",
             Self::AddressMismatch => "address_mismatch",
             Self::CallInProgress => "call_in_progress",
-            Self::HeldFull { .. } => "held_full",
+            Self::QueueFull { .. } => "queue_full",
             Self::NothingToChange => "nothing_to_change",
             Self::VersionMismatch { .. } => "version_mismatch",
             Self::StateMismatch { .. } => "state_mismatch",
@@ -179,9 +119,9 @@ impl Refusal {
     }
 }
 
-/// Decides an update of a lead that was found. All or nothing: a refusal leaves the lead as it was.
+/// Decides an update of a lead. All or nothing: a refusal leaves the lead unchanged.
 ///
-/// `now` is when the log stored the command, not when it is read: a replay decides the same.
+/// `now` is when the log stored the command, so a replay decides the same.
 pub fn decide(
     lead: &Lead,
     calls: &[Call],
@@ -210,7 +150,7 @@ pub fn decide(
     }
     check_expectations(lead, command)?;
 
-    let taker = match &command.target_state {
+    let target_state = match &command.target_state {
         Some(target) => {
             let state = rules.state(target).ok_or_else(|| Refusal::UnknownState { target: target.clone() })?;
             check_transition(&lead.state, target, rules)?;
@@ -227,7 +167,7 @@ pub fn decide(
         return Err(Refusal::MetadataTooLarge { bytes, limit: limits.metadata_bytes });
     }
     let mut warnings = Vec::new();
-    let disposition = match (&command.disposition, taker) {
+    let disposition = match (&command.disposition, target_state) {
         (Some(disposition), Some(state)) if state.takes_disposition() => Some(disposition),
         (Some(_), Some(state)) => {
             warnings.push(format!("disposition was ignored: the state {:?} takes none", state.name));
@@ -251,30 +191,30 @@ pub fn decide(
     Ok(Change { lead, warnings })
 }
 
-/// Whether one of a lead's calls is in progress.
+/// Whether a call is in progress.
 pub fn in_call(calls: &[Call], now: Timestamp) -> bool {
     calls.iter().any(|call| now < call.expires_at)
 }
 
-/// Whether an update of this many bytes can be held beside what is held of its lead already.
-pub fn room_to_hold(lead: &Lead, held: impl Iterator<Item = usize>, bytes: usize) -> Result<(), Refusal> {
+/// Checks that an update of this many bytes fits into the lead's queue, whose updates have `queued` bytes each.
+pub fn room_to_queue(lead: &Lead, queued: impl Iterator<Item = usize>, bytes: usize) -> Result<(), Refusal> {
     let (mut count, mut all) = (0, bytes);
-    for bytes in held {
+    for bytes in queued {
         (count, all) = (count + 1, all + bytes);
     }
-    if count == 0 || (count < MAX_HELD && weight_of_held(lead, count + 1, all) <= HELD_BYTES) {
+    if count == 0 || (count < MAX_QUEUED && queue_outcome_bytes(lead, count + 1, all) <= QUEUED_BYTES) {
         Ok(())
     } else {
-        Err(Refusal::HeldFull { held: count })
+        Err(Refusal::QueueFull { queued: count })
     }
 }
 
-/// Most bytes that the outcomes of what is held come to: each has the lead's metadata, which grows by what is merged into it.
-pub fn weight_of_held(lead: &Lead, count: usize, bytes: usize) -> usize {
+/// Upper bound of the bytes of the outcomes of `count` queued updates: each carries the lead's metadata, into which `bytes` in all are
+/// merged.
+pub fn queue_outcome_bytes(lead: &Lead, count: usize, bytes: usize) -> usize {
     count * (lead.metadata.get().len() + bytes)
 }
 
-/// Whether the lead is still what the client made its update for.
 fn check_expectations(lead: &Lead, command: &UpdateCommand) -> Result<(), Refusal> {
     if let Some(expected) = command.expected_version.filter(|expected| i64::from(*expected) != lead.version) {
         return Err(Refusal::VersionMismatch { expected, version: lead.version });
@@ -358,19 +298,21 @@ mod tests {
         UpdateCommand { target_state: Some(target.into()), ..Default::default() }
     }
 
-    fn outcome(lead: &Lead, command: &UpdateCommand) -> Result<Change, Refusal> {
+    fn decide_idle(lead: &Lead, command: &UpdateCommand) -> Result<Change, Refusal> {
         decide(lead, &[], command, &rules(), NOW, LIMITS)
     }
 
     #[test]
-    fn everything_at_once() {
+    fn one_update_changes_metadata_name_state_and_disposition() {
         let command = UpdateCommand {
             metadata: Some(object(r#"{"b":2}"#)),
             name: Some("Grace".into()),
             disposition: Some("hot".into()),
             ..to("interested")
         };
-        let change = outcome(&lead("new"), &command).unwrap();
+
+        let change = decide_idle(&lead("new"), &command).unwrap();
+
         let expected = Lead {
             name: Some("Grace".into()),
             disposition: Some("hot".into()),
@@ -382,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_refuses_until_it_expires() {
+    fn updates_fail_during_a_call_until_it_expires() {
         let call = Call { call_id: String::new(), started_at: NOW, expires_at: NOW };
         assert!(decide(&lead("new"), std::slice::from_ref(&call), &to("lost"), &rules(), NOW, LIMITS).is_ok());
         let call = Call { expires_at: Timestamp::from_millis(NOW.millis() + 1), ..call };
@@ -391,26 +333,33 @@ mod tests {
     }
 
     #[test]
-    fn what_is_held_of_a_lead_is_bounded_in_number_and_in_what_it_comes_to() {
+    fn a_leads_queue_is_bounded_in_updates_and_in_bytes_of_outcomes() {
         let lead = lead("new");
-        let held = |count: usize, bytes: usize| std::iter::repeat_n(bytes, count);
-        assert_eq!(room_to_hold(&lead, held(MAX_HELD - 1, 10), 10), Ok(()));
-        assert_eq!(room_to_hold(&lead, held(MAX_HELD, 10), 10), Err(Refusal::HeldFull { held: MAX_HELD }));
-        assert_eq!(room_to_hold(&lead, held(0, 0), HELD_BYTES), Ok(()), "a single one always fits");
-        assert_eq!(room_to_hold(&lead, held(1, 1 << 20), 1 << 20), Ok(()));
-        // Each of the three would carry the metadata of all.
-        assert_eq!(room_to_hold(&lead, held(2, 1 << 20), 1 << 20), Err(Refusal::HeldFull { held: 2 }));
+        let queued = |count: usize, bytes: usize| std::iter::repeat_n(bytes, count);
+        assert_eq!(room_to_queue(&lead, queued(MAX_QUEUED - 1, 10), 10), Ok(()));
+        assert_eq!(room_to_queue(&lead, queued(MAX_QUEUED, 10), 10), Err(Refusal::QueueFull { queued: MAX_QUEUED }));
+        assert_eq!(room_to_queue(&lead, queued(0, 0), QUEUED_BYTES), Ok(()), "one update always fits");
+        assert_eq!(room_to_queue(&lead, queued(1, 1 << 20), 1 << 20), Ok(()));
+        // Each of the three outcomes carries the metadata of all three.
+        assert_eq!(room_to_queue(&lead, queued(2, 1 << 20), 1 << 20), Err(Refusal::QueueFull { queued: 2 }));
     }
 
     #[test]
-    fn transitions() {
-        assert_eq!(outcome(&lead("new"), &to("gone")).unwrap_err().code(), "unknown_state");
-        assert_eq!(outcome(&lead("followup_2"), &to("lost")).unwrap_err().code(), "transition_not_allowed");
-        assert_eq!(outcome(&lead("interested"), &to("new")).unwrap_err().code(), "transition_not_allowed");
-        assert_eq!(outcome(&lead("lost"), &to("new")).unwrap_err().code(), "terminal_state");
-        assert_eq!(outcome(&lead("lost"), &to("lost")).unwrap().lead.state, "lost");
-        assert_eq!(outcome(&lead("new"), &to("new")).unwrap().lead.state, "new");
+    fn transitions_outside_the_rules_fail() {
+        assert_eq!(decide_idle(&lead("new"), &to("gone")).unwrap_err().code(), "unknown_state");
+        assert_eq!(decide_idle(&lead("followup_2"), &to("lost")).unwrap_err().code(), "transition_not_allowed");
+        assert_eq!(decide_idle(&lead("interested"), &to("new")).unwrap_err().code(), "transition_not_allowed");
+        assert_eq!(decide_idle(&lead("lost"), &to("new")).unwrap_err().code(), "terminal_state");
+    }
 
+    #[test]
+    fn the_same_state_is_always_allowed() {
+        assert_eq!(decide_idle(&lead("lost"), &to("lost")).unwrap().lead.state, "lost");
+        assert_eq!(decide_idle(&lead("new"), &to("new")).unwrap().lead.state, "new");
+    }
+
+    #[test]
+    fn a_process_may_allow_leaving_terminal_states_and_any_transition() {
         let leaving = Rules { allow_leaving_terminal: true, ..rules() };
         assert_eq!(decide(&lead("lost"), &[], &to("new"), &leaving, NOW, LIMITS).unwrap().lead.state, "new");
         let free = Rules { transitions: None, ..rules() };
@@ -418,29 +367,26 @@ mod tests {
     }
 
     #[test]
-    fn an_update_of_a_lead_that_changed_meanwhile_is_refused_with_what_it_is_now() {
+    fn an_update_with_a_wrong_expectation_fails_with_the_actual_value() {
         let expecting = |version, state: Option<&str>| UpdateCommand {
             expected_version: version,
             expected_state: state.map(Into::into),
             ..to("lost")
         };
-        assert!(outcome(&lead("new"), &expecting(Some(4), Some("new"))).is_ok());
-        let refused = |version, state| outcome(&lead("new"), &expecting(version, state)).unwrap_err();
-        let [version, state, first] = [(Some(5), None), (None, Some("lost")), (Some(3), Some("lost"))]
-            .map(|(version, state)| refused(version, state));
-        assert_eq!(
-            (version.code(), version.to_string().as_str()),
-            ("version_mismatch", "Lead is at version 4, not at the expected version 5")
-        );
-        assert_eq!(
-            (state.code(), state.to_string().as_str()),
-            ("state_mismatch", "Lead is in the state \"new\", not in the expected state \"lost\"")
-        );
-        assert_eq!(first.code(), "version_mismatch");
+        assert!(decide_idle(&lead("new"), &expecting(Some(4), Some("new"))).is_ok());
+        let refused = |version, state| {
+            let refusal = decide_idle(&lead("new"), &expecting(version, state)).unwrap_err();
+            (refusal.code(), refusal.to_string())
+        };
+        let version_5 = ("version_mismatch", "Lead is at version 4, not at the expected version 5".to_owned());
+        assert_eq!(refused(Some(5), None), version_5);
+        assert_eq!(refused(Some(5), Some("lost")), version_5);
+        let state_lost = "Lead is in the state \"new\", not in the expected state \"lost\"".to_owned();
+        assert_eq!(refused(None, Some("lost")), ("state_mismatch", state_lost));
     }
 
     #[test]
-    fn every_code_is_documented() {
+    fn every_error_code_is_in_the_documentation() {
         let text = String::new;
         let refusals = [
             Refusal::AddressMissing,
@@ -448,7 +394,7 @@ mod tests {
             Refusal::LeadNotFound,
             Refusal::AddressMismatch,
             Refusal::CallInProgress,
-            Refusal::HeldFull { held: 1 },
+            Refusal::QueueFull { queued: 1 },
             Refusal::NothingToChange,
             Refusal::VersionMismatch { expected: 1, version: 2 },
             Refusal::StateMismatch { expected: text(), state: text() },
@@ -466,7 +412,7 @@ mod tests {
     }
 
     #[test]
-    fn a_disposition_where_none_is_taken_is_ignored_with_a_warning() {
+    fn a_disposition_is_ignored_with_a_warning_where_the_state_takes_none() {
         for (command, warning) in [
             (to("followup_2"), "disposition was ignored: the state \"followup_2\" takes none"),
             (
@@ -474,23 +420,28 @@ mod tests {
                 "disposition was ignored: it is stored with a targetState only",
             ),
         ] {
-            let change = outcome(&lead("new"), &UpdateCommand { disposition: Some("hot".into()), ..command }).unwrap();
+            let change =
+                decide_idle(&lead("new"), &UpdateCommand { disposition: Some("hot".into()), ..command }).unwrap();
             assert_eq!(change.lead.disposition.as_deref(), Some("old"));
             assert_eq!(change.warnings, [warning]);
         }
     }
 
     #[test]
-    fn nothing_and_too_much() {
-        assert_eq!(outcome(&lead("new"), &UpdateCommand::default()), Err(Refusal::NothingToChange));
+    fn an_update_without_changes_fails() {
+        assert_eq!(decide_idle(&lead("new"), &UpdateCommand::default()), Err(Refusal::NothingToChange));
+    }
+
+    #[test]
+    fn texts_and_metadata_are_limited() {
         let long = UpdateCommand { name: Some("é".repeat(1025)), ..Default::default() };
-        assert_eq!(outcome(&lead("new"), &long), Err(Refusal::TextTooLong { field: "name" }));
+        assert_eq!(decide_idle(&lead("new"), &long), Err(Refusal::TextTooLong { field: "name" }));
         let large = UpdateCommand { metadata: Some(object(&format!(r#"{{"b":"{}"}}"#, "x".repeat(60)))), ..to("lost") };
-        assert_eq!(outcome(&lead("new"), &large), Err(Refusal::MetadataTooLarge { bytes: 74, limit: 64 }));
+        assert_eq!(decide_idle(&lead("new"), &large), Err(Refusal::MetadataTooLarge { bytes: 74, limit: 64 }));
     }
 
     proptest! {
-        /// A refusal has no lead to write; a change never leaves the process's states and always moves the version.
+        /// A change never leaves the process's states and always increments the version.
         #[test]
         fn a_change_stays_within_the_rules(
             from in prop::sample::select(vec!["new", "followup_2", "interested", "lost"]),
@@ -509,11 +460,11 @@ mod tests {
                 expected_state: expected_state.map(Into::into),
                 ..Default::default()
             };
-            let changed = expected_version.is_some_and(|version| i64::from(version) != lead.version)
+            let mismatch = expected_version.is_some_and(|version| i64::from(version) != lead.version)
                 || expected_state.is_some_and(|state| state != lead.state);
             match decide(&lead, &[call], &command, &rules(), NOW, LIMITS) {
                 Ok(change) => {
-                    prop_assert!(expires <= NOW.millis() && !changed);
+                    prop_assert!(expires <= NOW.millis() && !mismatch);
                     prop_assert_eq!(change.lead.version, lead.version + 1);
                     prop_assert_eq!(&change.lead.state, target.unwrap_or(from));
                     prop_assert!(rules().state(&change.lead.state).is_some());
@@ -522,10 +473,9 @@ mod tests {
                 }
                 Err(refusal) => {
                     prop_assert_eq!(refusal == Refusal::CallInProgress, expires > NOW.millis());
-                    // What comes from a wrong premise is told as that, unless there was nothing to do in any case.
-                    let told = refusal.code().ends_with("_mismatch");
-                    let told_otherwise = [Refusal::CallInProgress, Refusal::NothingToChange].contains(&refusal);
-                    prop_assert_eq!(told, changed && !told_otherwise);
+                    // Expectations are checked before states, but after these two.
+                    let earlier = [Refusal::CallInProgress, Refusal::NothingToChange].contains(&refusal);
+                    prop_assert_eq!(refusal.code().ends_with("_mismatch"), mismatch && !earlier);
                 }
             }
         }

@@ -1,122 +1,124 @@
-//! 3 Read in order: one message of the command log, parsed. What cannot be parsed is a dead letter, with its reason.
+//! 3 Read in order: parses the messages of the command log. A message that cannot be parsed is a dead letter with a reason.
 
 use async_nats::HeaderMap;
 use bytes::Bytes;
 use contract::{
-    JsonObject, ObjectId, Timestamp,
+    ObjectId, Timestamp,
     command::{CallEnded, CallExpired, CallStarted, MAX_TEXT_CHARS, UpdateCommand},
     headers, json,
+    position::LogPosition,
     subject::{CommandKind, CommandSubject, DeadLetterReason},
     trace,
 };
 use serde::de::DeserializeOwned;
 
-/// A message of the command log, as it came.
+/// A message of the command log, unparsed.
 #[derive(Debug, Clone)]
 pub struct LogMessage {
-    /// Its place in the log.
     pub sequence: u64,
     /// When the log stored it.
     pub logged_at: Timestamp,
-    /// The subject it was published on.
     pub subject: String,
-    /// Its headers.
     pub headers: Option<HeaderMap>,
-    /// Its body.
     pub payload: Bytes,
 }
 
-/// A message of the command log, understood.
+/// A message of the command log, parsed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
-    /// Its place in the log.
-    pub sequence: u64,
-    /// When the log stored it: the time that decisions go by.
+pub enum Entry {
+    Update(Update),
+    Call(CallEvent),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Update {
+    pub position: LogPosition,
+    /// When the log stored it: the time that its decision depends on.
     pub logged_at: Timestamp,
-    /// The project that its subject names.
     pub project_id: ObjectId,
-    /// What it is.
-    pub body: Body,
+    /// The command's own id, or one derived from the log entry.
+    pub update_id: ObjectId,
+    pub command: Box<UpdateCommand>,
+    /// The command's text, for the ledger.
+    pub text: Box<str>,
+    pub traceparent: Option<String>,
 }
 
-/// What an entry is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Body {
-    /// Change a lead.
-    Update {
-        /// The update's id: the command's own, else made from the entry.
-        update_id: ObjectId,
-        /// The command.
-        command: Box<UpdateCommand>,
-        /// The command's text, for the ledger.
-        text: JsonObject,
-        /// The trace it belongs to.
-        traceparent: Option<String>,
-    },
-    /// A call began.
-    CallStarted(CallStarted),
-    /// A call ended.
-    CallEnded(CallEnded),
-    /// The last call with a lead may have expired.
-    CallExpired(CallExpired),
+pub struct CallEvent {
+    pub position: LogPosition,
+    pub logged_at: Timestamp,
+    pub project_id: ObjectId,
+    pub change: CallChange,
 }
 
-/// A message that goes to the dead letters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CallChange {
+    Started(CallStarted),
+    Ended(CallEnded),
+    /// The lead's last call may have expired; the log's time decides whether it has.
+    Expired(CallExpired),
+}
+
+/// An entry that is published to the dead letters instead of being applied.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{error}")]
 pub struct DeadLetter {
-    /// Its place in the log.
-    pub sequence: u64,
-    /// Why, for programs.
+    pub position: LogPosition,
     pub reason: DeadLetterReason,
-    /// Why, for people.
     pub error: String,
 }
 
 impl DeadLetter {
-    /// A message that was understood, and that the database refuses to hold.
-    pub fn unapplicable(sequence: u64, error: String) -> Self {
-        Self { sequence, reason: DeadLetterReason::Unapplicable, error }
+    /// A valid entry that the database cannot store.
+    pub fn unapplicable(position: LogPosition, error: String) -> Self {
+        Self { position, reason: DeadLetterReason::Unapplicable, error }
     }
 }
 
-/// Parses a message.
-pub fn parse(message: &LogMessage) -> Result<Entry, DeadLetter> {
-    let dead = |reason, error: String| DeadLetter { sequence: message.sequence, reason, error };
+/// Parses a message of the log with this epoch.
+pub fn parse(message: &LogMessage, epoch: i32) -> Result<Entry, DeadLetter> {
+    let position = LogPosition::message(epoch, message.sequence);
+    let logged_at = message.logged_at;
+    let dead = |reason, error: String| DeadLetter { position, reason, error };
     let subject = CommandSubject::parse(&message.subject)
         .map_err(|e| dead(DeadLetterReason::InvalidSubject, format!("{:?}: {e}", message.subject)))?;
     let text = json::check(&message.payload).map_err(|e| dead(DeadLetterReason::InvalidJson, e.to_string()))?;
-    let body = match subject.kind {
-        CommandKind::Update => read::<UpdateCommand>(text).and_then(|command| {
-            Ok(Body::Update {
-                update_id: command.update_id.unwrap_or_else(|| ObjectId::from_log(message.sequence, message.logged_at)),
+    let project_id = subject.project_id;
+    let change = match subject.kind {
+        CommandKind::Update => {
+            let command: UpdateCommand = read(text).map_err(|e| dead(DeadLetterReason::InvalidCommand, e))?;
+            return Ok(Entry::Update(Update {
+                position,
+                logged_at,
+                project_id,
+                update_id: command.update_id.unwrap_or_else(|| ObjectId::from_log(message.sequence, logged_at)),
                 command: Box::new(command),
-                text: JsonObject::from_text(text.trim().to_owned()).map_err(|e| e.to_string())?,
+                text: text.trim().into(),
                 traceparent: traceparent(message.headers.as_ref()),
-            })
-        }),
-        CommandKind::CallStarted => read::<CallStarted>(text)
-            .and_then(|call| check_call_id(call.call_id.as_deref()).map(|()| Body::CallStarted(call))),
-        CommandKind::CallEnded => read(text).map(Body::CallEnded),
-        CommandKind::CallExpired => read(text).map(Body::CallExpired),
+            }));
+        }
+        CommandKind::CallStarted => read(text).and_then(check_call_id).map(CallChange::Started),
+        CommandKind::CallEnded => read(text).map(CallChange::Ended),
+        CommandKind::CallExpired => read(text).map(CallChange::Expired),
     };
-    let body = body.map_err(|error| dead(DeadLetterReason::InvalidCommand, error))?;
-    Ok(Entry { sequence: message.sequence, logged_at: message.logged_at, project_id: subject.project_id, body })
+    let change = change.map_err(|e| dead(DeadLetterReason::InvalidCommand, e))?;
+    Ok(Entry::Call(CallEvent { position, logged_at, project_id, change }))
 }
 
 fn read<T: DeserializeOwned>(text: &str) -> Result<T, String> {
     if !text.trim_start().starts_with('{') {
-        // serde would read a struct from an array as well.
+        // serde reads a struct from an array, too.
         return Err("the body must be a JSON object".into());
     }
     serde_json::from_str(text).map_err(|e| e.to_string())
 }
 
-fn check_call_id(call_id: Option<&str>) -> Result<(), String> {
-    if call_id.is_some_and(|id| id.chars().count() > MAX_TEXT_CHARS) {
+fn check_call_id(call: CallStarted) -> Result<CallStarted, String> {
+    if call.call_id.as_ref().is_some_and(|id| id.chars().count() > MAX_TEXT_CHARS) {
         return Err(format!("callId is longer than {MAX_TEXT_CHARS} characters"));
     }
-    Ok(())
+    Ok(call)
 }
 
 fn traceparent(headers: Option<&HeaderMap>) -> Option<String> {
@@ -142,31 +144,41 @@ mod tests {
 
     const UPDATE: &str = "leads.cmd.020202020202020202020202.update";
 
-    #[test]
-    fn an_update_without_id_gets_the_one_of_its_entry() {
-        let entry = parse(&message(UPDATE, br#" {"leadId":"010101010101010101010101","name":"x"} "#)).unwrap();
-        assert_eq!(entry.project_id, ObjectId::from_bytes([2; 12]));
-        let Body::Update { update_id, command, text, traceparent } = entry.body else { panic!("{entry:?}") };
-        assert_eq!(update_id, ObjectId::from_log(7, entry.logged_at));
-        assert_eq!(command.name.as_deref(), Some("x"));
-        assert_eq!(text.get(), r#"{"leadId":"010101010101010101010101","name":"x"}"#);
-        assert_eq!(traceparent, None);
+    fn parse_update(message: &LogMessage) -> Update {
+        match parse(message, 3) {
+            Ok(Entry::Update(update)) => update,
+            other => panic!("{other:?}"),
+        }
     }
 
     #[test]
-    fn an_id_and_a_trace_are_kept() {
+    fn an_update_without_id_gets_one_from_its_log_entry() {
+        let update = parse_update(&message(UPDATE, br#" {"leadId":"010101010101010101010101","name":"x"} "#));
+
+        assert_eq!(update.position, LogPosition::message(3, 7));
+        assert_eq!(update.project_id, ObjectId::from_bytes([2; 12]));
+        assert_eq!(update.update_id, ObjectId::from_log(7, update.logged_at));
+        assert_eq!(update.command.name.as_deref(), Some("x"));
+        assert_eq!(&*update.text, r#"{"leadId":"010101010101010101010101","name":"x"}"#);
+        assert_eq!(update.traceparent, None);
+    }
+
+    #[test]
+    fn the_commands_update_id_and_trace_are_kept() {
         let mut message = message(UPDATE, br#"{"updateId":"030303030303030303030303"}"#);
         let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
         let mut headers = HeaderMap::new();
         headers.insert(headers::TRACEPARENT, trace);
         message.headers = Some(headers);
-        let Body::Update { update_id, traceparent, .. } = parse(&message).unwrap().body else { panic!() };
-        assert_eq!(update_id, ObjectId::from_bytes([3; 12]));
-        assert_eq!(traceparent.as_deref(), Some(trace));
+
+        let update = parse_update(&message);
+
+        assert_eq!(update.update_id, ObjectId::from_bytes([3; 12]));
+        assert_eq!(update.traceparent.as_deref(), Some(trace));
     }
 
     #[test]
-    fn poison_is_named() {
+    fn an_invalid_message_is_a_dead_letter_with_a_reason() {
         use DeadLetterReason::{InvalidCommand, InvalidJson, InvalidSubject};
         for (subject, payload, reason) in [
             (UPDATE, &b"not json"[..], InvalidJson),
@@ -181,17 +193,17 @@ mod tests {
             ("leads.cmd.x.update", b"{}", InvalidSubject),
             ("leads.cmd.020202020202020202020202.call.started", br#"{"timeoutSeconds":-1}"#, InvalidCommand),
         ] {
-            let dead = parse(&message(subject, payload)).expect_err(subject);
+            let dead = parse(&message(subject, payload), 3).expect_err(subject);
             assert_eq!(dead.reason, reason, "{subject} {payload:?}: {dead}");
-            assert_eq!(dead.sequence, 7);
+            assert_eq!(dead.position.sequence, 7);
         }
     }
 
     proptest! {
         #[test]
         fn arbitrary_messages_never_panic(subject in ".*", payload: Vec<u8>) {
-            let _ = parse(&message(&subject, &payload));
-            let _ = parse(&message(UPDATE, &payload));
+            let _ = parse(&message(&subject, &payload), 3);
+            let _ = parse(&message(UPDATE, &payload), 3);
         }
     }
 }

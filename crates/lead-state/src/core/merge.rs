@@ -1,13 +1,12 @@
-//! 4 Decide: merging metadata. Values are moved as raw text, never parsed into numbers and written anew.
+//! 4 Decide: merging metadata. Values are copied as raw text, so numbers keep their digits.
 
 use std::borrow::Cow;
 
 use contract::{JsonObject, process::MetadataMerge};
 use serde_json::value::RawValue;
 
-/// Merges a patch into metadata.
-pub(crate) fn merge(current: &JsonObject, patch: &JsonObject, how: MetadataMerge) -> JsonObject {
-    match how {
+pub(crate) fn merge(current: &JsonObject, patch: &JsonObject, mode: MetadataMerge) -> JsonObject {
+    match mode {
         MetadataMerge::Shallow => {
             let mut members = current.members();
             members.extend(patch.members());
@@ -51,7 +50,7 @@ mod tests {
     }
 
     #[test]
-    fn shallow_replaces_key_by_key_and_keeps_digits_and_order() {
+    fn shallow_merge_replaces_key_by_key_and_keeps_digits_and_order() {
         assert_eq!(
             merged(
                 r#"{"b":{"x":1},"a":123456789012345678901234567890}"#,
@@ -62,9 +61,9 @@ mod tests {
         );
     }
 
-    /// The examples of RFC 7396, appendix A, that are objects.
+    /// Appendix A, as far as the examples are objects.
     #[test]
-    fn deep_is_rfc_7396() {
+    fn deep_merge_follows_the_examples_of_rfc_7396() {
         for (current, patch, result) in [
             (r#"{"a":"b"}"#, r#"{"a":"c"}"#, r#"{"a":"c"}"#),
             (r#"{"a":"b"}"#, r#"{"b":"c"}"#, r#"{"a":"b","b":"c"}"#),
@@ -102,8 +101,8 @@ mod tests {
             .prop_map(|members| Value::Object(members.into_iter().collect()))
     }
 
-    /// RFC 7396, section 2, as written there.
-    fn reference(target: Value, patch: Value) -> Value {
+    /// The pseudocode of RFC 7396, section 2.
+    fn rfc_merge_patch(target: Value, patch: Value) -> Value {
         let Value::Object(patch) = patch else { return patch };
         let mut target = if let Value::Object(target) = target { target } else { serde_json::Map::new() };
         for (key, value) in patch {
@@ -111,7 +110,7 @@ mod tests {
                 target.remove(&key);
             } else {
                 let old = target.remove(&key).unwrap_or(Value::Null);
-                target.insert(key, reference(old, value));
+                target.insert(key, rfc_merge_patch(old, value));
             }
         }
         Value::Object(target)
@@ -119,13 +118,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn deep_agrees_with_the_reference(current in json_object(), patch in json_object()) {
+        fn deep_merge_agrees_with_the_rfc(current in json_object(), patch in json_object()) {
             let got: Value = serde_json::from_str(&merged(&current.to_string(), &patch.to_string(), MetadataMerge::Deep)).unwrap();
-            prop_assert_eq!(got, reference(current, patch));
+            prop_assert_eq!(got, rfc_merge_patch(current, patch));
         }
 
         #[test]
-        fn shallow_agrees_with_a_map(current in json_object(), patch in json_object()) {
+        fn shallow_merge_agrees_with_map_extension(current in json_object(), patch in json_object()) {
             let got: Value = serde_json::from_str(&merged(&current.to_string(), &patch.to_string(), MetadataMerge::Shallow)).unwrap();
             let (Value::Object(mut expected), Value::Object(patch)) = (current, patch) else { unreachable!() };
             expected.extend(patch);

@@ -1,9 +1,14 @@
-//! 6 Announce: completion events from the ledger, acked by JetStream before `published_seq` moves on.
+//! 6 Announce: publishes completion events from the ledger. JetStream acks them before the announce watermark moves.
 
 use std::time::Duration;
 
-use async_nats::jetstream;
-use contract::{headers, subject};
+use async_nats::jetstream::message::OutboundMessage;
+use bytes::Bytes;
+use contract::{
+    headers,
+    position::{EventPosition, LogPosition},
+    subject,
+};
 use service_kit::{
     clock,
     nats::{error_chain, retry_backoff},
@@ -19,126 +24,120 @@ use tokio::{
 
 use crate::store::{
     StoreError,
-    checkpoint::{Checkpoint, set_published},
+    checkpoint::{Checkpoint, set_announced},
     ledger::{Announcement, outbox},
 };
 
-/// How many applied batches may wait to be announced. More of them hide a slower NATS, and are held in memory.
+/// Limit of the applied batches that wait for the announcer. More of them hide a slower NATS, and are held in memory.
 const WAITING_BATCHES: usize = 2;
-/// How long nothing more may be applied before it is noted in a transaction of its own what is announced; else the next
-/// batch's transaction notes it. Longer announces more again after a crash, shorter competes with the applier for the
-/// checkpoint.
-const NOTE_AFTER: Duration = Duration::from_millis(20);
-/// How many events are read back from the ledger at once after a crash. They may hold a MiB each.
+/// How long the applier may be idle before the watermark is written in a transaction of its own. Otherwise the next batch writes it. A
+/// longer time announces more events again after a crash; a shorter one competes with the applier for the checkpoint's row.
+const WRITE_AFTER: Duration = Duration::from_millis(20);
+/// How many events are read from the ledger at once after a crash. They may have a MiB each.
 const BACKLOG_ROWS: i64 = 64;
 
-/// The events of an applied batch.
+/// The events of a batch that is written.
 #[derive(Debug)]
-pub(crate) struct Batch {
+pub(crate) struct AppliedBatch {
     /// In log order.
     pub(crate) announcements: Vec<Announcement>,
-    /// The last log entry of the batch.
-    pub(crate) up_to: u64,
+    /// The position of the last message.
+    pub(crate) last: LogPosition,
 }
 
-/// Makes the channel between the applier and the announcer.
-pub(crate) fn channel() -> (mpsc::Sender<Batch>, mpsc::Receiver<Batch>) {
+pub(crate) fn channel() -> (mpsc::Sender<AppliedBatch>, mpsc::Receiver<AppliedBatch>) {
     mpsc::channel(WAITING_BATCHES)
 }
 
-/// Publishes what the ledger holds behind `published_seq`, and from then on what is applied, until the channel ends.
 pub(crate) struct Announcer {
     pub(crate) pool: PgPool,
     pub(crate) events: Publisher,
     pub(crate) checkpoint: Checkpoint,
-    /// How far it is. Who applies notes that on the way.
-    pub(crate) announced: watch::Sender<(i32, u64)>,
+    /// The announce watermark. The applier writes it with its next batch.
+    pub(crate) announced: watch::Sender<LogPosition>,
     pub(crate) traces: Traces,
 }
 
 impl Announcer {
-    pub(crate) async fn run(self, mut applied: mpsc::Receiver<Batch>) -> Result<(), StoreError> {
-        let epoch = self.checkpoint.epoch;
-        let mut noted = self.checkpoint.published();
+    /// Announces every applied batch, until the channel is closed.
+    pub(crate) async fn run(self, mut applied: mpsc::Receiver<AppliedBatch>) -> Result<(), StoreError> {
+        let mut written = self.checkpoint.announced;
         loop {
-            let batch = match timeout(NOTE_AFTER, applied.recv()).await {
+            let batch = match timeout(WRITE_AFTER, applied.recv()).await {
                 Ok(batch) => batch,
-                Err(_) if *self.announced.borrow() == noted => applied.recv().await,
+                Err(_) if *self.announced.borrow() == written => applied.recv().await,
                 Err(_) => {
-                    noted = *self.announced.borrow();
-                    self.note(noted).await?;
+                    written = *self.announced.borrow();
+                    self.write_watermark(written).await?;
                     continue;
                 }
             };
             let Some(batch) = batch else { break };
-            self.announce(&batch.announcements, epoch, batch.up_to).await;
-            self.announced.send_replace((epoch, batch.up_to));
+            self.announce(&batch.announcements, batch.last).await;
+            self.announced.send_replace(batch.last);
         }
         let announced = *self.announced.borrow();
-        self.note(announced).await
+        self.write_watermark(announced).await
     }
 
-    /// Announces what a crash left unannounced, or what was taken back: all of it, epoch by epoch.
+    /// Announces the ledger's rows between the watermark and the checkpoint, which a crash or a rewind left, epoch by epoch.
     pub(crate) async fn catch_up(&mut self) -> Result<(), StoreError> {
-        let last = (self.checkpoint.epoch, self.checkpoint.last_seq);
-        if self.checkpoint.published() < last {
-            let Checkpoint { last_seq, published_epoch, published_seq, .. } = self.checkpoint;
-            tracing::info!(published_epoch, published_seq, last_seq, "announcing what was applied but not announced");
+        let applied = self.checkpoint.applied;
+        if self.checkpoint.announced < applied {
+            tracing::info!(announced = %self.checkpoint.announced, %applied, "announcing the ledger's backlog");
         }
-        while self.checkpoint.published() < last {
-            let (epoch, published) = self.checkpoint.published();
-            let end = if epoch == last.0 { last.1 } else { i64::MAX as u64 };
-            let rows = outbox(&self.pool, epoch, published, end, BACKLOG_ROWS).await?;
+        while self.checkpoint.announced < applied {
+            let announced = self.checkpoint.announced;
+            let end = LogPosition { epoch: announced.epoch, sequence: i64::MAX as u64, index: u32::MAX };
+            let rows = outbox(&self.pool, announced, applied.min(end), BACKLOG_ROWS).await?;
             let up_to = match rows.last() {
-                Some(row) if rows.len() as i64 >= BACKLOG_ROWS => (epoch, row.seq),
-                _ if epoch < last.0 => (epoch + 1, 0),
-                _ => last,
+                Some(row) if rows.len() as i64 >= BACKLOG_ROWS => row.decided_at,
+                _ if announced.epoch < applied.epoch => LogPosition::message(announced.epoch + 1, 0),
+                _ => applied,
             };
-            self.announce(&rows, epoch, up_to.1).await;
-            self.note(up_to).await?;
-            (self.checkpoint.published_epoch, self.checkpoint.published_seq) = up_to;
+            self.announce(&rows, up_to).await;
+            self.write_watermark(up_to).await?;
+            self.checkpoint.announced = up_to;
             self.announced.send_replace(up_to);
         }
         Ok(())
     }
 
-    /// Publishes events until JetStream has them all.
-    async fn announce(&self, announcements: &[Announcement], epoch: i32, up_to: u64) {
-        let spans: Vec<_> = announcements.iter().map(|announcement| self.begin(announcement)).collect();
+    /// Publishes events until JetStream has acked all of them.
+    async fn announce(&self, announcements: &[Announcement], up_to: LogPosition) {
+        let prepared: Vec<_> = announcements.iter().map(|announcement| self.serialize(announcement)).collect();
         for delay in retry_backoff() {
-            // Again all of them: those that are there already are known by their message ids.
+            // A retry publishes all of them; JetStream drops those that it has by their message ids.
             let messages: Vec<_> = announcements
                 .iter()
-                .zip(&spans)
-                .map(|(announcement, span)| outbound(announcement, span, &self.checkpoint, epoch))
+                .zip(&prepared)
+                .map(|(announcement, event)| outbound(announcement, event, self.checkpoint.generation))
                 .collect();
             match self.events.publish_all(messages).await {
                 Ok(()) => break,
                 Err(e) => {
-                    tracing::warn!(up_to, "cannot announce, trying again: {e}");
+                    tracing::warn!(%up_to, "cannot announce, retrying: {e}");
                     tokio::time::sleep(delay).await;
                 }
             }
         }
     }
 
-    fn begin(&self, announcement: &Announcement) -> Span {
+    fn serialize(&self, announcement: &Announcement) -> SerializedEvent {
+        let event = &announcement.event;
         let mut span = self.traces.begin(Step::Announce, announcement.traceparent.as_deref());
-        span.update(announcement.event.update_id);
-        span
+        span.update(event.update_id);
+        #[allow(clippy::expect_used, reason = "a completion event always serializes")]
+        let payload = serde_json::to_vec(event).expect("a completion event serializes").into();
+        SerializedEvent { payload, span }
     }
 
-    /// Notes how far it is announced.
-    async fn note(&self, up_to: (i32, u64)) -> Result<(), StoreError> {
+    async fn write_watermark(&self, up_to: LogPosition) -> Result<(), StoreError> {
         for delay in retry_backoff() {
-            match set_published(&self.pool, &self.checkpoint, up_to, clock::now()).await {
+            match set_announced(&self.pool, &self.checkpoint, up_to, clock::now()).await {
                 Ok(()) => break,
                 Err(StoreError::Unavailable(e)) => {
-                    tracing::warn!(
-                        up_to = up_to.1,
-                        "cannot note what was announced, trying again: {}",
-                        error_chain(&e)
-                    );
+                    tracing::warn!(%up_to, "cannot write the announce watermark, retrying: {}", error_chain(&e));
                     tokio::time::sleep(delay).await;
                 }
                 Err(e) => return Err(e),
@@ -148,29 +147,27 @@ impl Announcer {
     }
 }
 
-/// The message of an event. What is announced again after a recovery goes under an id of its own: JetStream would take it
-/// for the one that it still remembers.
-fn outbound(
-    announcement: &Announcement,
-    span: &Span,
-    checkpoint: &Checkpoint,
-    epoch: i32,
-) -> jetstream::message::OutboundMessage {
-    let event = &announcement.event;
-    let own = span.traceparent();
-    #[allow(clippy::expect_used, reason = "an event always serializes")]
-    let payload = serde_json::to_vec(event).expect("an event serializes");
-    let id = match checkpoint.generation {
-        0 => event.update_id.to_string(),
-        generation => format!("{}-{generation}", event.update_id),
+struct SerializedEvent {
+    payload: Bytes,
+    /// Until JetStream has acked it.
+    span: Span,
+}
+
+fn outbound(announcement: &Announcement, event: &SerializedEvent, generation: i32) -> OutboundMessage {
+    let Announcement { decided_at, traceparent, event: completion } = announcement;
+    // JetStream remembers the ids of the generation before and would drop the event as a duplicate.
+    let id = match generation {
+        0 => completion.update_id.to_string(),
+        generation => format!("{}-{generation}", completion.update_id),
     };
+    let own = event.span.traceparent();
     let mut message = message(
-        subject::event(event.project_id, event.process_id, event.success),
+        subject::event(completion.project_id, completion.process_id, completion.success),
         &id,
-        own.as_deref().or(announcement.traceparent.as_deref()),
-        payload.into(),
+        own.as_deref().or(traceparent.as_deref()),
+        event.payload.clone(),
     );
-    let position = checkpoint.position(epoch, announcement.seq);
+    let position = EventPosition { generation, log: *decided_at };
     message.headers.get_or_insert_default().insert(headers::POSITION, position.to_string());
     message
 }

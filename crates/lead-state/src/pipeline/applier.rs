@@ -1,129 +1,158 @@
-//! 5 Apply: batches of what is there, one transaction each; the next one is decided meanwhile.
+//! 5 Apply: writes batches, one transaction each. The next batch is planned while one is being written.
 
 use std::{
     pin::pin,
     time::{Instant, SystemTime},
 };
 
+use contract::position::LogPosition;
 use service_kit::{
     nats::{error_chain, retry_backoff},
     postgres::PinnedConnection,
-    publish::PublishError,
+    traces::{Span, Step, Traces},
 };
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    announcer::Batch,
-    planner::{Decided, NoPlan, Planner},
-    prefetch::Ahead,
-    reader::Read,
+    announcer::AppliedBatch,
+    dead_letters::DeadLetterPublisher,
+    planner::{PlannedBatch, Planner},
+    prefetch::{ParsedBatch, PrefetchedBatch, PrefetchedRows, parse_messages},
+    reader::ReadMessage,
+    retry::{ApplyError, Attempt, NextStep, next_step},
 };
 use crate::{
-    core::entry::LogMessage,
+    core::{
+        batch::LedgerRow,
+        entry::{DeadLetter, LogMessage},
+    },
     metrics::Metrics,
     store::{
-        StoreError,
         batch::{self, WriteError},
         checkpoint::Checkpoint,
         ledger::Announcement,
     },
 };
 
-/// Why applying stopped.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum ApplyError {
-    /// Somebody else moved the checkpoint: this is not the leader any more, or does not know where it stands. The
-    /// term must end.
-    #[error("the checkpoint was moved by another reader")]
-    Fenced,
-    /// The database holds or says what it must not: somebody must look.
-    #[error(transparent)]
-    Stop(StoreError),
-}
-
-/// Applies what comes out of the log until shutdown, and hands every batch to the announcer.
+/// Applies batches until shutdown, and hands every written batch to the announcer.
 pub(crate) struct Applier {
-    pub(crate) planner: Planner,
+    pub(crate) preparer: Preparer,
     pub(crate) writer: Writer,
-    pub(crate) announcer: mpsc::Sender<Batch>,
+    pub(crate) announcer: mpsc::Sender<AppliedBatch>,
     pub(crate) metrics: Metrics,
 }
 
-/// Writes what is decided.
+/// Does everything for a batch that comes before its transaction.
+pub(crate) struct Preparer {
+    pub(crate) planner: Planner,
+    pub(crate) dead_letters: DeadLetterPublisher,
+    pub(crate) traces: Traces,
+}
+
 pub(crate) struct Writer {
-    pub(crate) session: PinnedConnection,
-    /// How far everything is written.
+    pub(crate) connection: PinnedConnection,
+    /// Where the last batch left it.
     pub(crate) checkpoint: Checkpoint,
-    /// How far the announcer is, to be noted on the way.
-    pub(crate) announced: watch::Receiver<(i32, u64)>,
+    /// The announce watermark, written with each batch.
+    pub(crate) announced: watch::Receiver<LogPosition>,
 }
 
-/// What kept a batch from being applied this time.
-#[derive(Debug, thiserror::Error)]
-enum Failure {
-    #[error(transparent)]
-    Write(#[from] WriteError),
-    #[error("cannot publish a dead letter: {0}")]
-    DeadLetter(PublishError),
-    /// Too much to hold in memory at once.
-    #[error("the batch is too large")]
-    TooLarge,
-    /// A process was configured anew since its rules were read. Nothing was written.
-    #[error("it was decided by rules that are not valid any more")]
-    OtherRules,
+/// A batch that is planned and whose dead letters are published.
+struct PreparedBatch {
+    planned: PlannedBatch,
+    /// Of its updates, until it is written.
+    spans: Vec<Span>,
 }
 
-impl From<NoPlan> for Failure {
-    fn from(error: NoPlan) -> Self {
-        match error {
-            NoPlan::Store(e) => Self::Write(e.into()),
-            NoPlan::DeadLetter(e) => Self::DeadLetter(e),
-            NoPlan::TooLarge => Self::TooLarge,
-        }
-    }
-}
-
-/// A batch on its way.
-struct Trial {
-    read: Vec<Read>,
+struct InFlightBatch {
+    messages: Vec<ReadMessage>,
     read_at: SystemTime,
-    decided: Result<Decided, NoPlan>,
+    prepared: Result<PreparedBatch, ApplyError>,
 }
 
-impl Trial {
-    async fn begin(planner: &mut Planner, mut batch: Ahead) -> Self {
-        let (read, read_at) = (std::mem::take(&mut batch.read), batch.read_at);
-        let decided = planner.plan(&messages(&read), None, Some(batch), read_at).await;
-        Self { read, read_at, decided }
-    }
+/// Messages of a failed batch that are still to be applied in one transaction.
+struct Part<'a> {
+    messages: &'a [&'a LogMessage],
+    read_at: SystemTime,
+    failures: usize,
+    /// Why the database refuses the only message, which then becomes a dead letter.
+    refusal: Option<String>,
 }
 
-fn messages(read: &[Read]) -> Vec<&LogMessage> {
+fn messages(read: &[ReadMessage]) -> Vec<&LogMessage> {
     read.iter().map(|read| &read.message).collect()
 }
 
+impl Preparer {
+    async fn prefetched(&mut self, batch: PrefetchedBatch) -> InFlightBatch {
+        let PrefetchedBatch { messages: read, read_at, parsed, rows } = batch;
+        let prepared = self.prepare(&messages(&read), parsed, rows, read_at).await;
+        InFlightBatch { messages: read, read_at, prepared }
+    }
+
+    async fn prepare(
+        &mut self,
+        messages: &[&LogMessage],
+        parsed: ParsedBatch,
+        rows: Option<PrefetchedRows>,
+        read_at: SystemTime,
+    ) -> Result<PreparedBatch, ApplyError> {
+        let mut planned = self.planner.plan(parsed, rows).await?;
+        self.dead_letters.publish_dead_letters(messages, &planned.dead_letters).await?;
+        let spans = begin_spans(&self.traces, &mut planned.plan.rows, read_at, planned.messages);
+        Ok(PreparedBatch { planned, spans })
+    }
+}
+
+/// Begins the span of each update, and makes it the parent of what follows the update's announcement.
+fn begin_spans(traces: &Traces, rows: &mut [LedgerRow], read_at: SystemTime, messages: usize) -> Vec<Span> {
+    let begin = |row: &mut LedgerRow| {
+        let update = &mut row.update;
+        let mut span = traces.begin_at(Step::Apply, update.traceparent.as_deref(), read_at);
+        update.traceparent = Some(span.traceparent()?);
+        span.update(update.update_id);
+        let outcome = if row.event.success { "applied" } else { "refused" };
+        span.note(|| {
+            [
+                ("leadrelay.log.sequence", (update.position.sequence as i64).into()),
+                ("leadrelay.outcome", outcome.into()),
+                ("messaging.batch.message_count", (messages as i64).into()),
+            ]
+        });
+        if let Some(code) = &row.event.error_code {
+            span.note(|| [("leadrelay.error_code", code.clone().into())]);
+        }
+        Some(span)
+    };
+    rows.iter_mut().filter_map(begin).collect()
+}
+
 impl Writer {
-    /// Writes a batch in one transaction, and only behind the one before it.
-    async fn write(&mut self, decided: &Decided) -> Result<(), WriteError> {
-        let &Decided { last_seq, logged_at, applied_at, ref revisions, ref plan, .. } = decided;
+    /// Writes a batch in one transaction, provided that the batch before it is the last one written.
+    async fn write(&mut self, batch: &PlannedBatch) -> Result<(), WriteError> {
+        let &PlannedBatch { last, logged_at, applied_at, ref revisions, ref plan, .. } = batch;
         let announced = *self.announced.borrow();
-        let batch = batch::Batch { from: &self.checkpoint, last_seq, logged_at, revisions, announced, plan };
-        batch::write(&mut self.session, &batch, applied_at).await?;
-        self.checkpoint.last_seq = last_seq;
+        let batch = batch::Batch { from: &self.checkpoint, last, logged_at, revisions, announced, plan };
+        batch::write(&mut self.connection, &batch, applied_at).await?;
+        self.checkpoint.applied = last;
         Ok(())
     }
 }
 
 impl Applier {
+    /// Returns after shutdown.
+    ///
+    /// # Errors
+    /// Ends the term.
     pub(crate) async fn run(
         mut self,
-        mut batches: mpsc::Receiver<Ahead>,
+        mut batches: mpsc::Receiver<PrefetchedBatch>,
         shutdown: CancellationToken,
     ) -> Result<(), ApplyError> {
         let mut next = None;
         loop {
-            let batch = match next.take() {
+            let InFlightBatch { messages: read, read_at, prepared } = match next.take() {
                 Some(batch) => batch,
                 None => {
                     let batch = tokio::select! {
@@ -131,126 +160,133 @@ impl Applier {
                         () = shutdown.cancelled() => None,
                     };
                     let Some(batch) = batch else { return Ok(()) };
-                    Trial::begin(&mut self.planner, batch).await
+                    self.preparer.prefetched(batch).await
                 }
             };
-            let failed = match batch.decided {
-                Ok(decided) => {
-                    let begun = Instant::now();
-                    let goes_ahead = decided.is_plain() && self.planner.may_go_ahead() && !shutdown.is_cancelled();
-                    let written = {
-                        let mut write = pin!(self.writer.write(&decided));
-                        loop {
-                            tokio::select! {
-                                // First, so that it is on its way to Postgres before the next one is decided.
-                                biased;
-                                written = &mut write => break written,
-                                Some(batch) = batches.recv(), if goes_ahead && next.is_none() => {
-                                    next = Some(Trial::begin(&mut self.planner, batch).await);
-                                }
-                            }
-                        }
-                    };
-                    self.metrics.batch(decided.messages, decided.took + begun.elapsed());
-                    self.conclude(decided, written).await
-                }
-                Err(e) => Err(e.into()),
+            let applied = match prepared {
+                Ok(prepared) => self.apply(prepared, &mut batches, &mut next, &shutdown).await,
+                Err(e) => Err(e),
             };
-            let Err(failure) = failed else { continue };
-            self.apply_again(&messages(&batch.read), batch.read_at, Some(failure)).await?;
-            if let Some(batch) = next.take() {
-                // It was decided on what became of nothing.
-                self.apply_again(&messages(&batch.read), batch.read_at, None).await?;
+            let Err(error) = applied else { continue };
+            let messages_of_failed = messages(&read);
+            let mut parts = Vec::new();
+            let failed = Part { messages: &messages_of_failed, read_at, failures: 0, refusal: None };
+            self.reschedule(failed, &error, &mut parts).await.map_err(|()| error)?;
+            self.apply_parts(parts).await?;
+            if let Some(InFlightBatch { messages: read, read_at, .. }) = next.take() {
+                // Its plan builds on one that was discarded.
+                let part = Part { messages: &messages(&read), read_at, failures: 0, refusal: None };
+                self.apply_parts(vec![part]).await?;
             }
         }
     }
 
-    /// Applies messages after a first failure, as one transaction where that is possible.
-    async fn apply_again(
+    /// Writes a batch, and meanwhile prepares the next one, if there is one and it can be planned ahead.
+    async fn apply(
         &mut self,
-        messages: &[&LogMessage],
-        read_at: SystemTime,
-        mut failure: Option<Failure>,
+        batch: PreparedBatch,
+        batches: &mut mpsc::Receiver<PrefetchedBatch>,
+        next: &mut Option<InFlightBatch>,
+        shutdown: &CancellationToken,
     ) -> Result<(), ApplyError> {
-        // Parts still to be applied, the next one last.
-        let mut parts = vec![messages];
-        while let Some(part) = parts.pop() {
-            let mut delays = retry_backoff();
-            let mut refused = None;
+        let planned = &batch.planned;
+        let started = Instant::now();
+        let ahead = planned.plan.is_plain() && self.preparer.planner.can_plan_ahead() && !shutdown.is_cancelled();
+        let written = {
+            let mut write = pin!(self.writer.write(planned));
             loop {
-                let attempt = match failure.take() {
-                    Some(failure) => Err(failure),
-                    None => self.attempt(part, refused.as_ref(), read_at).await,
-                };
-                if attempt.is_err() {
-                    self.planner.forget();
+                tokio::select! {
+                    // Sends the statement to Postgres before the next batch is planned.
+                    biased;
+                    written = &mut write => break written,
+                    Some(batch) = batches.recv(), if ahead && next.is_none() => {
+                        *next = Some(self.preparer.prefetched(batch).await);
+                    }
                 }
-                match attempt {
-                    Ok(()) => break,
-                    Err(Failure::Write(WriteError::Fenced)) => return Err(ApplyError::Fenced),
-                    // Only the leader writes the ledger: who looked knows them all.
-                    Err(Failure::Write(WriteError::Known)) if !self.planner.look => self.planner.look = true,
-                    Err(Failure::Write(WriteError::Known)) => {
-                        let fault = "an update is there that was not found".into();
-                        return Err(ApplyError::Stop(StoreError::Corrupt { table: "lead_updates", fault }));
-                    }
-                    Err(Failure::TooLarge | Failure::Write(WriteError::Store(StoreError::Data(_))))
-                        if part.len() > 1 =>
-                    {
-                        let (first, second) = part.split_at(part.len() / 2);
-                        parts.extend([second, first]);
-                        break;
-                    }
-                    // One message that the database cannot take must not hold up all that come after it.
-                    Err(Failure::Write(WriteError::Store(StoreError::Data(e)))) if refused.is_none() => {
-                        tracing::error!("the database refuses a command: {}", error_chain(&e));
-                        refused = Some(format!("the database refused it: {e}"));
-                    }
-                    Err(Failure::Write(WriteError::Store(StoreError::Unavailable(e)))) => {
-                        tracing::warn!("cannot apply a batch, trying again: {}", error_chain(&e));
-                        tokio::time::sleep(delays.next().unwrap_or_default()).await;
-                    }
-                    Err(Failure::DeadLetter(e)) => {
-                        tracing::warn!("cannot publish a dead letter, trying again: {e}");
-                        tokio::time::sleep(delays.next().unwrap_or_default()).await;
-                    }
-                    Err(Failure::Write(WriteError::Store(e))) => return Err(ApplyError::Stop(e)),
-                    // A single message is never too large to try. New rules are known by now.
-                    Err(Failure::TooLarge | Failure::OtherRules) => {}
-                }
+            }
+        };
+        self.metrics.batch(planned.messages, planned.took + started.elapsed());
+        self.conclude(batch, written).await
+    }
+
+    /// Applies the parts of failed batches, the last one first.
+    async fn apply_parts(&mut self, mut parts: Vec<Part<'_>>) -> Result<(), ApplyError> {
+        while let Some(part) = parts.pop() {
+            if let Err(error) = self.attempt(&part).await {
+                self.reschedule(part, &error, &mut parts).await.map_err(|()| error)?;
             }
         }
         Ok(())
     }
 
-    /// Applies messages in one transaction. With `refused`, the only message becomes a dead letter for that reason.
-    async fn attempt(
-        &mut self,
-        messages: &[&LogMessage],
-        refused: Option<&String>,
-        read_at: SystemTime,
-    ) -> Result<(), Failure> {
-        let decided = self.planner.plan(messages, refused, None, read_at).await?;
-        let begun = Instant::now();
-        let written = self.writer.write(&decided).await;
-        self.metrics.batch(decided.messages, decided.took + begun.elapsed());
-        self.conclude(decided, written).await
+    async fn attempt(&mut self, part: &Part<'_>) -> Result<(), ApplyError> {
+        let epoch = self.writer.checkpoint.applied.epoch;
+        let Some(mut parsed) = parse_messages(part.messages.iter().copied(), epoch) else { return Ok(()) };
+        if let Some(refusal) = &part.refusal {
+            parsed.entries.clear();
+            parsed.dead_letters = vec![DeadLetter::unapplicable(parsed.last, refusal.clone())];
+        }
+        let batch = self.preparer.prepare(part.messages, parsed, None, part.read_at).await?;
+        let started = Instant::now();
+        let written = self.writer.write(&batch.planned).await;
+        self.metrics.batch(batch.planned.messages, batch.planned.took + started.elapsed());
+        self.conclude(batch, written).await
     }
 
-    /// Notes what became of a batch, and has it announced if it was written.
-    async fn conclude(&mut self, mut decided: Decided, written: Result<(), WriteError>) -> Result<(), Failure> {
-        if let Err(e) = &written {
-            decided.spans.iter_mut().for_each(|span| span.fail("not_committed", e));
+    /// Puts a part that failed back on the list, as one or as two. Fails if the term must end.
+    async fn reschedule<'a>(
+        &mut self,
+        mut part: Part<'a>,
+        error: &ApplyError,
+        parts: &mut Vec<Part<'a>>,
+    ) -> Result<(), ()> {
+        let planner = &mut self.preparer.planner;
+        planner.discard_plans();
+        let attempt = Attempt {
+            messages: part.messages.len(),
+            checked_duplicates: planner.check_duplicates,
+            dead_lettered: part.refusal.is_some(),
+        };
+        match next_step(error, attempt) {
+            NextStep::Retry => {}
+            NextStep::RetryLater => {
+                tracing::warn!("cannot apply a batch, retrying: {}", error_chain(error));
+                tokio::time::sleep(retry_backoff().nth(part.failures).unwrap_or_default()).await;
+                part.failures += 1;
+            }
+            NextStep::CheckDuplicates => planner.check_duplicates = true,
+            NextStep::Split => {
+                let (first, second) = part.messages.split_at(part.messages.len() / 2);
+                let of = |messages| Part { messages, read_at: part.read_at, failures: 0, refusal: None };
+                parts.extend([of(second), of(first)]);
+                return Ok(());
+            }
+            NextStep::DeadLetter => {
+                tracing::error!("the database refuses a command: {}", error_chain(error));
+                part.refusal = Some(error.to_string());
+            }
+            NextStep::Stop => return Err(()),
         }
-        decided.spans.clear();
+        parts.push(part);
+        Ok(())
+    }
+
+    /// Ends the spans of a batch, and hands it to the announcer if it was written.
+    async fn conclude(&mut self, batch: PreparedBatch, written: Result<(), WriteError>) -> Result<(), ApplyError> {
+        let PreparedBatch { planned, mut spans } = batch;
+        if let Err(e) = &written {
+            spans.iter_mut().for_each(|span| span.fail("not_committed", e));
+        }
+        drop(spans);
+        let planner = &mut self.preparer.planner;
         if let Err(WriteError::Fenced) = written
-            && self.planner.renew_rules(&decided).await.map_err(WriteError::Store)?
+            && planner.reload_rules(&planned).await.map_err(WriteError::Store)?
         {
-            return Err(Failure::OtherRules);
+            return Err(ApplyError::RulesChanged);
         }
         written?;
-        self.planner.written(&decided);
-        let Decided { plan, last_seq, messages, dead_letters, .. } = decided;
+        planner.record_written(&planned);
+        let PlannedBatch { plan, last, messages, dead_letters, .. } = planned;
         self.metrics.applied(&plan.rows);
         for dead in &dead_letters {
             self.metrics.dead_letter(dead.reason);
@@ -260,16 +296,12 @@ impl Applier {
             updates = plan.rows.len(),
             leads = plan.leads.len(),
             dead_letters = dead_letters.len(),
-            last_seq,
-            "applied"
+            last_sequence = last.sequence,
+            "applied a batch"
         );
-        let announcements = plan
-            .rows
-            .into_iter()
-            .map(|row| Announcement { seq: row.decided_seq, traceparent: row.traceparent, event: row.event })
-            .collect();
-        // If the announcer is gone, so is this term; the ledger still has the events.
-        let _ = self.announcer.send(Batch { announcements, up_to: last_seq }).await;
+        let announcements = plan.rows.into_iter().map(Announcement::from).collect();
+        // If the announcer has ended, the term ends, too, and the next one announces from the ledger.
+        let _ = self.announcer.send(AppliedBatch { announcements, last }).await;
         Ok(())
     }
 }

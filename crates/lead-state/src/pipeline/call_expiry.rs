@@ -1,8 +1,7 @@
-//! 2 Log, 4 Decide: calls that expire while updates are held.
+//! 2 Log, 4 Decide: logs the expiry of calls that updates are queued behind.
 //!
-//! What is decided, is decided at a place in the log: so an expiry that nothing else in the log tells of is put into it. A
-//! timer that decided by itself would need a place of its own between the entries, and after a restore of the database
-//! it would decide elsewhere. What is said twice does no harm, nor what is said too early: only the log's time counts.
+//! Every decision has a place in the log. A timer that released the queue by itself would decide between two entries, and elsewhere
+//! after Postgres was restored. An entry that is logged twice or too early does no harm, because only the log's time decides.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -21,32 +20,31 @@ use sqlx::PgPool;
 
 use crate::store::{checkpoint, held};
 
-/// How often the leader looks for held updates whose call has expired. Longer holds them longer, shorter asks Postgres more
-/// often.
+/// How often the leader looks for queued updates behind expired calls. Longer delays them, shorter costs queries.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// How rarely it looks, at most, while what it said had no effect: the log's clock is behind, or the database refuses
-/// what was held.
+/// The longest interval, reached while logged expiries have no effect: the log's clock is behind, or the database refuses the queued
+/// updates.
 const MAX_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Puts into the log that calls have expired, until it is dropped. What fails is tried again the next time.
-pub(crate) async fn tell(pool: PgPool, js: jetstream::Context) {
-    let mut told = HashSet::new();
+/// Logs expired calls until it is dropped.
+pub(crate) async fn log_expired_calls(pool: PgPool, js: jetstream::Context) {
+    let mut logged = HashSet::new();
     let mut pause = INTERVAL;
     loop {
         tokio::time::sleep(pause).await;
-        match round(&pool, &js).await {
+        match log_due(&pool, &js).await {
             Ok(leads) => {
-                let in_vain = leads.iter().any(|lead| told.contains(lead));
-                pause = if in_vain { MAX_INTERVAL.min(pause * 2) } else { INTERVAL };
-                told = leads;
+                let without_effect = leads.iter().any(|lead| logged.contains(lead));
+                pause = if without_effect { MAX_INTERVAL.min(pause * 2) } else { INTERVAL };
+                logged = leads;
             }
-            Err(e) => tracing::warn!("cannot tell that calls have expired, trying again: {e:#}"),
+            Err(e) => tracing::warn!("cannot log expired calls, retrying: {e:#}"),
         }
     }
 }
 
-/// Tells of all that are due now, and waits until that is applied; which leads those were.
-async fn round(pool: &PgPool, js: &jetstream::Context) -> anyhow::Result<HashSet<ObjectId>> {
+/// Logs the calls that have expired by now, and waits until that is applied. Returns their leads.
+async fn log_due(pool: &PgPool, js: &jetstream::Context) -> anyhow::Result<HashSet<ObjectId>> {
     let now = clock::now();
     let mut last = 0;
     let mut leads = HashSet::new();
@@ -57,8 +55,8 @@ async fn round(pool: &PgPool, js: &jetstream::Context) -> anyhow::Result<HashSet
         last = publish(js, message(subject, &id, None, payload.into())).await?.sequence;
         leads.insert(lead_id);
     }
-    // Until then the same ones are due.
-    while last > 0 && checkpoint::get(pool, LEAD_COMMANDS).await?.is_none_or(|checkpoint| checkpoint.last_seq < last) {
+    // Until then the same leads are due.
+    while last > 0 && checkpoint::get(pool, LEAD_COMMANDS).await?.is_none_or(|at| at.applied.sequence < last) {
         tokio::time::sleep(INTERVAL).await;
     }
     Ok(leads)

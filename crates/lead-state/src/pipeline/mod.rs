@@ -3,7 +3,10 @@
 mod announcer;
 mod applier;
 mod call_expiry;
+mod dead_letters;
 pub(crate) mod leader;
 mod planner;
 mod prefetch;
 mod reader;
+mod retry;
+pub(crate) mod term;

@@ -1,82 +1,117 @@
-//! 4 Decide: a batch's entries and what must be read of the database to decide them, read while the batch before is still
-//! being written.
+//! 4 Decide: parses the next batch, and reads what the cache lacks of it, while the batch before is being written.
 //!
-//! So what is read may be older than what the batches before make of it. Each batch says how many were written when it was
-//! read; the [cache](crate::cache) has what the others made.
+//! The rows read may therefore be older than what earlier batches make of them. Each prefetched batch carries the number of batches
+//! written at that time; the [cache](crate::cache) has the changes of the others.
 
 use std::{sync::Arc, time::SystemTime};
 
+use contract::{Timestamp, position::LogPosition};
 use service_kit::{clock, postgres::PinnedConnection};
 use sqlx::PgPool;
 use tokio::sync::mpsc;
 
-use super::reader::Read;
+use super::reader::ReadMessage;
 use crate::{
-    cache::Shared,
+    cache::SharedCache,
     core::{
-        batch::{Names, World},
+        batch::{BatchState, LeadKeys},
         entry::{DeadLetter, Entry, LogMessage, parse},
     },
     store::{StoreError, batch},
 };
 
-/// Most log entries in a transaction. More of them apply faster and make each one wait longer: 2000 gain a tenth over
-/// 500 and take three times as long.
+/// Limit of the messages in a transaction. A larger batch applies faster and delays each update: 2000 gain a tenth over 500 and take
+/// three times as long.
 const BATCH_MESSAGES: usize = 500;
 
-/// What there was in the log, at least one message.
-pub(crate) struct Ahead {
-    pub(crate) read: Vec<Read>,
-    /// When they were taken out of the log.
+pub(crate) struct PrefetchedBatch {
+    pub(crate) messages: Vec<ReadMessage>,
+    /// When they were taken from the reader.
     pub(crate) read_at: SystemTime,
+    pub(crate) parsed: ParsedBatch,
+    /// None if Postgres did not answer or has more than fits.
+    pub(crate) rows: Option<PrefetchedRows>,
+}
+
+/// Consecutive messages of the log, parsed. At least one.
+pub(crate) struct ParsedBatch {
     pub(crate) entries: Vec<Entry>,
     pub(crate) dead_letters: Vec<DeadLetter>,
-    /// What was not known of what they name. None where the database did not answer or has too much of it.
-    pub(crate) unknown: Option<World>,
-    /// How many batches were written before that was read.
+    pub(crate) messages: usize,
+    /// The position of the last message.
+    pub(crate) last: LogPosition,
+    /// When the log stored the last message.
+    pub(crate) logged_at: Timestamp,
+}
+
+pub(crate) struct PrefetchedRows {
+    pub(crate) state: BatchState,
+    /// How many batches were written before the rows were read.
     pub(crate) written: u64,
 }
 
-/// Takes batches out of the log and reads their worlds, one ahead of whoever takes them, until either end is closed.
+/// Prefetches one batch ahead of the applier, until either channel is closed.
 pub(crate) async fn prefetch(
     pool: PgPool,
-    mut log: mpsc::Receiver<Read>,
-    cache: Arc<Shared>,
-    out: mpsc::Sender<Ahead>,
+    epoch: i32,
+    mut log: mpsc::Receiver<ReadMessage>,
+    cache: Arc<SharedCache>,
+    out: mpsc::Sender<PrefetchedBatch>,
 ) {
-    let mut session = PinnedConnection::new(pool);
-    // No batch is begun before there is room for it: what comes meanwhile goes along.
+    let mut connection = PinnedConnection::new(pool);
+    // A batch starts only when the applier has room for it; until then messages collect in the channel.
     while let Ok(room) = out.reserve().await {
-        let mut read = Vec::with_capacity(BATCH_MESSAGES.min(log.len().max(1)));
-        // What is there, at least one: an update alone waits for no company.
-        if log.recv_many(&mut read, BATCH_MESSAGES).await == 0 {
-            return;
-        }
+        let mut messages = Vec::with_capacity(BATCH_MESSAGES.min(log.len().max(1)));
+        // All available messages, at least one: a single update is not delayed to fill a batch.
+        log.recv_many(&mut messages, BATCH_MESSAGES).await;
         let read_at = clock::precise();
-        let (entries, dead_letters) = understand(read.iter().map(|read| &read.message));
-        let (unknown, written) = cache.lock().unknown(&Names::of(&entries));
-        let budget = if read.len() == 1 { usize::MAX } else { batch::BYTES };
-        // The applier reads anew what could not be read, and says what is wrong.
-        let unknown = learn(&mut session, &unknown, budget).await.ok().flatten();
-        room.send(Ahead { read, read_at, entries, dead_letters, unknown, written });
+        let Some(parsed) = parse_messages(messages.iter().map(|read| &read.message), epoch) else { return };
+        let (missing, written) = cache.lock().missing(&LeadKeys::of(&parsed.entries));
+        let budget = if messages.len() == 1 { usize::MAX } else { batch::BYTES };
+        // After an error the applier reads again, and reports what is wrong.
+        let state = load_missing(&mut connection, &missing, budget).await.ok().flatten();
+        let rows = state.map(|state| PrefetchedRows { state, written });
+        room.send(PrefetchedBatch { messages, read_at, parsed, rows });
     }
 }
 
-/// Reads what is not known. None if it is more than `budget` bytes.
-async fn learn(session: &mut PinnedConnection, unknown: &Names, budget: usize) -> Result<Option<World>, StoreError> {
-    if unknown.leads.is_empty() && unknown.references.is_empty() {
-        return Ok(Some(World::default()));
+/// None if it is more than `budget` bytes.
+async fn load_missing(
+    pinned: &mut PinnedConnection,
+    missing: &LeadKeys,
+    budget: usize,
+) -> Result<Option<BatchState>, StoreError> {
+    if missing.leads.is_empty() && missing.references.is_empty() {
+        return Ok(Some(BatchState::default()));
     }
-    let mut connection = session.take().await?;
-    let world = batch::read(&mut connection, unknown, budget).await?;
-    session.keep(connection);
-    Ok(world)
+    let mut connection = pinned.take().await?;
+    let state = batch::read(&mut connection, missing, budget).await?;
+    pinned.keep(connection);
+    Ok(state)
 }
 
-/// Parses messages; those that cannot be are dead letters.
-pub(crate) fn understand<'a>(messages: impl Iterator<Item = &'a LogMessage>) -> (Vec<Entry>, Vec<DeadLetter>) {
-    let mut dead_letters = Vec::new();
-    let entries = messages.filter_map(|message| parse(message).map_err(|dead| dead_letters.push(dead)).ok());
-    let entries = entries.collect();
-    (entries, dead_letters)
+/// None if there are no messages.
+pub(crate) fn parse_messages<'a>(
+    messages: impl IntoIterator<Item = &'a LogMessage>,
+    epoch: i32,
+) -> Option<ParsedBatch> {
+    let mut messages = messages.into_iter().peekable();
+    let first: &LogMessage = messages.peek().copied()?;
+    let mut batch = ParsedBatch {
+        entries: Vec::with_capacity(messages.size_hint().0),
+        dead_letters: Vec::new(),
+        messages: 0,
+        last: LogPosition::message(epoch, first.sequence),
+        logged_at: first.logged_at,
+    };
+    for message in messages {
+        match parse(message, epoch) {
+            Ok(entry) => batch.entries.push(entry),
+            Err(dead) => batch.dead_letters.push(dead),
+        }
+        batch.messages += 1;
+        batch.last = LogPosition::message(epoch, message.sequence);
+        batch.logged_at = message.logged_at;
+    }
+    Some(batch)
 }

@@ -1,4 +1,4 @@
-//! 3 Read in order: the command log from the checkpoint on, without acks.
+//! 3 Read in order: reads the command log from the checkpoint on, without acks.
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,109 +16,110 @@ use futures::StreamExt;
 use service_kit::nats::retry_backoff;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
-use crate::{core::entry::LogMessage, recovery};
+use crate::{core::entry::LogMessage, recovery::state::logged_at};
 
-/// Most bytes of messages that are read ahead of the applier. More keeps it busy over a slower network, and is held
-/// in memory.
+/// Limit of the bytes read ahead of the applier. More keeps it busy over a slower network, and is held in memory.
 const READ_AHEAD_BYTES: usize = 16 << 20;
-/// Most messages that are read ahead.
 const READ_AHEAD_MESSAGES: usize = 4096;
-/// Least bytes asked of the server at once; at least one message of the largest that NATS takes must fit, or it is never
-/// sent.
+/// Least bytes requested from the server at once. A message that does not fit is never sent, so NATS's largest one must.
 const PULL_BYTES: usize = 8 << 20;
-/// What a message has beside its payload: subject, reply subject, headers.
+/// Size of a message's subject, reply subject and headers.
 const MESSAGE_OVERHEAD: usize = 64 << 10;
-/// How often the server says something when there is nothing to read. After two of these without a word the consumer is made
-/// anew: a server that was restarted knows nothing of it, and does not say so. Shorter costs a message each.
+/// Interval of the server's heartbeats while there is nothing to read. After two missing ones the consumer is created again: a
+/// restarted server has lost it without notice. Shorter intervals cost a message each.
 const HEARTBEAT: Duration = Duration::from_secs(1);
-/// How long a pull stands before the next one, and how long the server keeps a consumer that nobody pulls from.
+/// How long a pull request lasts, and how long the server keeps a consumer without one.
 const PULL_EXPIRES: Duration = Duration::from_secs(30);
-/// How long the reader waits before it tries again, at most.
-const PAUSE: Duration = Duration::from_secs(2);
+const MAX_PAUSE: Duration = Duration::from_secs(2);
 
-/// A message that was read ahead; its bytes count until it is dropped.
+/// A message read ahead. Its bytes count against the limit until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Read {
+pub(crate) struct ReadMessage {
     pub(crate) message: LogMessage,
     _bytes: OwnedSemaphorePermit,
 }
 
-/// Makes the channel that [`read`] fills.
-pub(crate) fn channel() -> (mpsc::Sender<Read>, mpsc::Receiver<Read>) {
+pub(crate) fn channel() -> (mpsc::Sender<ReadMessage>, mpsc::Receiver<ReadMessage>) {
     mpsc::channel(READ_AHEAD_MESSAGES)
 }
 
-/// Reads the log behind `after` into a channel, until the channel is closed; `after_at` is when the log stored that entry.
+/// The last entry that was read.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ReadPosition {
+    pub(crate) sequence: u64,
+    /// When the log stored it; None before the first.
+    pub(crate) logged_at: Option<Timestamp>,
+}
+
+/// Reads the entries after `last` into a channel, until the channel is closed.
 ///
 /// # Errors
-/// When the log is not the one that it was, or lost what was already read: then the term must end.
+/// When the log was replaced, or has lost entries that were read. The term must end then.
 pub(crate) async fn read(
     js: jetstream::Context,
     stream: Stream,
     identity: String,
-    (mut after, mut after_at): (u64, Option<Timestamp>),
-    out: mpsc::Sender<Read>,
+    mut last: ReadPosition,
+    out: mpsc::Sender<ReadMessage>,
 ) -> anyhow::Result<()> {
     let bytes = Arc::new(Semaphore::new(READ_AHEAD_BYTES));
     let mut delays = retry_backoff();
     loop {
-        let info = match stream.get_info().await {
-            Ok(info) => info,
-            Err(e) => {
-                tracing::warn!("cannot read the state of {LEAD_COMMANDS}, trying again: {e}");
-                tokio::time::sleep(delays.next().unwrap_or(PAUSE)).await;
-                continue;
-            }
-        };
-        if streams::identity(&info) != identity {
-            anyhow::bail!("{LEAD_COMMANDS} was made anew while it was being read");
+        let before = last.sequence;
+        match check_log(&stream, &identity, last).await? {
+            Err(e) => tracing::warn!("cannot read the state of {LEAD_COMMANDS}, retrying: {e:#}"),
+            Ok(()) => match follow(&js, &stream, &mut last, &bytes, &out).await {
+                Ok(()) => return Ok(()),
+                Err(e) => tracing::warn!(last = last.sequence, "reading {LEAD_COMMANDS} failed, retrying: {e:#}"),
+            },
         }
-        if info.state.last_sequence < after {
-            anyhow::bail!("{LEAD_COMMANDS} ends at {}, but {after} was read", info.state.last_sequence);
-        }
-        if info.state.first_sequence > after + 1 {
-            // nats-server before 2.10.5 drops the oldest entry of a log that is all but full; or somebody purged it.
-            let first = info.state.first_sequence;
-            anyhow::bail!("{LEAD_COMMANDS} begins at {first}, but only {after} was read");
-        }
-        // A log that was set back and went on from there ends late enough, and is another.
-        if let Some(was) = after_at {
-            match recovery::logged_at(&stream, after).await {
-                Ok(Some(is)) if was != is => {
-                    anyhow::bail!("entry {after} of {LEAD_COMMANDS} is not the one that was read");
-                }
-                Ok(_) => {}
-                Err(e) => {
-                    tracing::warn!("cannot read {LEAD_COMMANDS}, trying again: {e:#}");
-                    tokio::time::sleep(delays.next().unwrap_or(PAUSE)).await;
-                    continue;
-                }
-            }
-        }
-        let before = after;
-        match follow(&js, &stream, (&mut after, &mut after_at), &bytes, &out).await {
-            Ok(()) => return Ok(()),
-            Err(e) => tracing::warn!(after, "reading {LEAD_COMMANDS} was interrupted, going on: {e:#}"),
-        }
-        if after > before {
+        if last.sequence > before {
             delays = retry_backoff();
         }
-        tokio::time::sleep(delays.next().unwrap_or(PAUSE)).await;
+        tokio::time::sleep(delays.next().unwrap_or(MAX_PAUSE)).await;
     }
 }
 
-/// Reads through one consumer until it fails; returns when nobody wants more.
+/// Checks that the log continues what was read. The inner error is temporary.
+async fn check_log(stream: &Stream, identity: &str, last: ReadPosition) -> anyhow::Result<anyhow::Result<()>> {
+    let info = match stream.get_info().await {
+        Ok(info) => info,
+        Err(e) => return Ok(Err(e.into())),
+    };
+    let ReadPosition { sequence, logged_at: read_at } = last;
+    if streams::identity(&info) != identity {
+        anyhow::bail!("{LEAD_COMMANDS} was deleted and created again while it was being read");
+    }
+    if info.state.last_sequence < sequence {
+        anyhow::bail!("{LEAD_COMMANDS} ends at {}, but {sequence} was read", info.state.last_sequence);
+    }
+    if info.state.first_sequence > sequence + 1 {
+        // nats-server before 2.10.5 drops the oldest entry of an almost full log. Or an operator purged it.
+        anyhow::bail!("{LEAD_COMMANDS} begins at {}, but only {sequence} was read", info.state.first_sequence);
+    }
+    // A log that was restored to an older state and then grew ends late enough, but holds other entries.
+    let Some(read_at) = read_at else { return Ok(Ok(())) };
+    match logged_at(stream, sequence).await {
+        Ok(Some(now)) if now != read_at => {
+            anyhow::bail!("entry {sequence} of {LEAD_COMMANDS} is not the one that was read")
+        }
+        Ok(_) => Ok(Ok(())),
+        Err(e) => Ok(Err(e)),
+    }
+}
+
+/// Reads through one consumer until it fails, or until the channel is closed.
 async fn follow(
     js: &jetstream::Context,
     stream: &Stream,
-    (after, after_at): (&mut u64, &mut Option<Timestamp>),
+    last: &mut ReadPosition,
     bytes: &Arc<Semaphore>,
-    out: &mpsc::Sender<Read>,
+    out: &mpsc::Sender<ReadMessage>,
 ) -> anyhow::Result<()> {
     let consumer = stream
         .create_consumer(pull::Config {
-            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: *after + 1 },
-            // The checkpoint in Postgres says what was read; nothing is acked, and nothing sent again.
+            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: last.sequence + 1 },
+            // The checkpoint in Postgres records what was read, so no entry is acked or redelivered.
             ack_policy: AckPolicy::None,
             replay_policy: ReplayPolicy::Instant,
             memory_storage: true,
@@ -127,7 +128,7 @@ async fn follow(
             ..pull::Config::default()
         })
         .await
-        .context("cannot make a consumer")?;
+        .context("cannot create a consumer")?;
     let mut messages = consumer
         .stream()
         .max_messages_per_batch(READ_AHEAD_MESSAGES)
@@ -143,28 +144,28 @@ async fn follow(
             message = messages.next() => message.context("the consumer ended")?.context("the pull failed")?,
             () = out.closed() => return Ok(()),
         };
-        let info = message.info().map_err(|e| anyhow::anyhow!("a message without its place in the log: {e}"))?;
+        let info = message.info().map_err(|e| anyhow::anyhow!("a message has no position in the log: {e}"))?;
         if info.consumer_sequence != expected {
-            anyhow::bail!("a message is missing behind {after}");
+            anyhow::bail!("a message after {} is missing", last.sequence);
         }
         expected += 1;
         let (sequence, logged_at): (_, Timestamp) = (info.stream_sequence, info.published.into());
-        if sequence != *after + 1 {
+        if sequence != last.sequence + 1 {
             let first = stream.get_info().await.context("cannot read the state of the log")?.state.first_sequence;
-            anyhow::ensure!(first <= *after + 1, "the log lost what is behind {after}");
+            anyhow::ensure!(first <= last.sequence + 1, "the log lost the entries after {}", last.sequence);
             tracing::error!(
-                behind = *after,
+                after = last.sequence,
                 before = sequence,
-                "somebody deleted entries from {LEAD_COMMANDS}: they are not applied"
+                "entries of {LEAD_COMMANDS} were deleted and are not applied"
             );
         }
         let async_nats::Message { subject, payload, headers, length, .. } = message.message;
         let weight = u32::try_from(length.clamp(1, READ_AHEAD_BYTES)).unwrap_or(u32::MAX);
         let permit = bytes.clone().acquire_many_owned(weight).await.context("the read-ahead ended")?;
         let message = LogMessage { sequence, logged_at, subject: subject.into_string(), headers, payload };
-        if out.send(Read { message, _bytes: permit }).await.is_err() {
+        if out.send(ReadMessage { message, _bytes: permit }).await.is_err() {
             return Ok(());
         }
-        (*after, *after_at) = (sequence, Some(logged_at));
+        *last = ReadPosition { sequence, logged_at: Some(logged_at) };
     }
 }

@@ -5,14 +5,14 @@ use std::{
     sync::Arc,
 };
 
-use contract::{ObjectId, Timestamp, process::Rules};
+use contract::{ObjectId, Timestamp, position::LogPosition, process::Rules};
 use futures::TryStreamExt;
 use service_kit::postgres::PinnedConnection;
 use sqlx::{Connection, PgConnection, PgPool};
 
 use super::{StoreError, checkpoint::Checkpoint, held, id, object, time};
 use crate::core::{
-    batch::{Names, Plan, World},
+    batch::{BatchState, LeadKeys, Plan, UpdateKey},
     decide::{Call, Lead},
 };
 
@@ -23,28 +23,28 @@ const KEPT_RULES: usize = 10_000;
 /// smaller one splits batches of large leads.
 pub(crate) const BYTES: usize = 16 << 20;
 
-/// Reads all that a batch names, but the rules. None if the leads' metadata is more than `budget` bytes.
+/// Reads all that a batch keys, but the rules. None if the leads' metadata is more than `budget` bytes.
 ///
 /// Outside of the batch's transaction: only the leader changes leads that are there, and a leader that is none any
 /// more fails at the checkpoint. So nothing here needs a lock. Which of the updates are in the ledger already is not looked
 /// up: one that is there makes [`write()`] fail with [`WriteError::Known`].
 pub(crate) async fn read(
     connection: &mut PgConnection,
-    names: &Names,
+    keys: &LeadKeys,
     budget: usize,
-) -> Result<Option<World>, StoreError> {
-    let mut world = World::default();
-    let Some(in_call) = read_leads(connection, names, &mut world, budget).await? else { return Ok(None) };
+) -> Result<Option<BatchState>, StoreError> {
+    let mut state = BatchState::default();
+    let Some(in_call) = read_leads(connection, keys, &mut state, budget).await? else { return Ok(None) };
     if in_call.is_empty() {
-        return Ok(Some(world));
+        return Ok(Some(state));
     }
     let (calls, holding) = read_calls(connection, &in_call).await?;
-    world.calls = calls;
+    state.calls = calls;
     if !holding.is_empty() {
         let Some(held) = held::of_leads(connection, holding.into_iter(), budget).await? else { return Ok(None) };
-        world.held = held;
+        state.queued = held;
     }
-    Ok(Some(world))
+    Ok(Some(state))
 }
 
 /// A lead as it stands in the table.
@@ -84,12 +84,12 @@ impl TryFrom<LeadRow> for Lead {
 /// enough.
 async fn read_leads(
     connection: &mut PgConnection,
-    names: &Names,
-    world: &mut World,
+    keys: &LeadKeys,
+    state: &mut BatchState,
     mut budget: usize,
 ) -> Result<Option<Vec<ObjectId>>, StoreError> {
     let mut in_call = Vec::new();
-    let mut add = |row: LeadRow, world: &mut World| {
+    let mut add = |row: LeadRow, state: &mut BatchState| {
         let Some(left) = budget.checked_sub(row.metadata.len()) else { return Ok(None) };
         budget = left;
         let has_call = row.in_call;
@@ -97,11 +97,11 @@ async fn read_leads(
         if has_call {
             in_call.push(lead.lead_id);
         }
-        world.leads.insert(lead.lead_id, lead.clone());
+        state.leads.insert(lead.lead_id, lead.clone());
         Ok::<_, StoreError>(Some(lead))
     };
-    if !names.leads.is_empty() {
-        let ids: Vec<_> = names.leads.iter().map(|lead| *lead.as_bytes()).collect();
+    if !keys.leads.is_empty() {
+        let ids: Vec<_> = keys.leads.iter().map(|lead| *lead.as_bytes()).collect();
         let mut rows = sqlx::query_as!(
             LeadRow,
             r#"SELECT l.lead_id, l.project_id, l.process_id, l.reference_id, l.name, l.state, l.disposition,
@@ -112,14 +112,14 @@ async fn read_leads(
         )
         .fetch(&mut *connection);
         while let Some(row) = rows.try_next().await? {
-            if add(row, world)?.is_none() {
+            if add(row, state)?.is_none() {
                 return Ok(None);
             }
         }
     }
-    if !names.references.is_empty() {
+    if !keys.references.is_empty() {
         let (processes, references): (Vec<_>, Vec<_>) =
-            names.references.iter().map(|(process, reference)| (*process.as_bytes(), reference.as_str())).unzip();
+            keys.references.iter().map(|(process, reference)| (*process.as_bytes(), reference.as_str())).unzip();
         // Lateral with a limit: looked up one by one through the index, whatever the planner thinks of the table's size.
         let mut rows = sqlx::query_as!(
             LeadRow,
@@ -138,9 +138,9 @@ async fn read_leads(
         )
         .fetch(&mut *connection);
         while let Some(row) = rows.try_next().await? {
-            let Some(lead) = add(row, world)? else { return Ok(None) };
+            let Some(lead) = add(row, state)? else { return Ok(None) };
             if let Some(reference) = &lead.reference_id {
-                world.references.insert((lead.process_id, reference.clone()), lead.lead_id);
+                state.references.insert((lead.process_id, reference.clone()), lead.lead_id);
             }
         }
     }
@@ -178,9 +178,9 @@ async fn read_calls(
 }
 
 /// Which of a batch's updates are in the ledger already.
-pub(crate) async fn read_known(pool: &PgPool, names: &Names) -> Result<HashSet<(ObjectId, ObjectId)>, StoreError> {
+pub(crate) async fn read_known(pool: &PgPool, keys: &LeadKeys) -> Result<HashSet<UpdateKey>, StoreError> {
     let (projects, updates): (Vec<_>, Vec<_>) =
-        names.updates.iter().map(|(project, update)| (*project.as_bytes(), *update.as_bytes())).unzip();
+        keys.updates.iter().map(|(project, update)| (*project.as_bytes(), *update.as_bytes())).unzip();
     // Lateral with a limit: looked up one by one, each in its partition's index.
     let rows = sqlx::query!(
         r#"SELECT u.project_id, u.update_id
@@ -296,14 +296,14 @@ impl From<sqlx::Error> for WriteError {
 pub(crate) struct Batch<'a> {
     /// Where the checkpoint must be.
     pub(crate) from: &'a Checkpoint,
-    /// The log entry that the batch ends with.
-    pub(crate) last_seq: u64,
-    /// When the log stored that.
+    /// The last log entry of the batch.
+    pub(crate) last: LogPosition,
+    /// When the log stored it.
     pub(crate) logged_at: Timestamp,
     /// The processes by whose rules it was decided, and the revisions of these.
     pub(crate) revisions: &'a [(ObjectId, i64)],
-    /// How far the announcements are, to be noted on the way.
-    pub(crate) announced: (i32, u64),
+    /// The announce watermark, written with the batch.
+    pub(crate) announced: LogPosition,
     /// What it changes.
     pub(crate) plan: &'a Plan,
 }
@@ -312,7 +312,7 @@ pub(crate) struct Batch<'a> {
 pub(crate) async fn write(session: &mut PinnedConnection, batch: &Batch<'_>, now: Timestamp) -> Result<(), WriteError> {
     let plan = batch.plan;
     let mut connection = session.take().await?;
-    if plan.calls.is_empty() && plan.newly_held.is_empty() && plan.released.is_empty() {
+    if plan.is_plain() {
         // A statement is a transaction: nothing more need be said to Postgres.
         write_updates(&mut connection, batch, now).await?;
     } else {
@@ -332,7 +332,7 @@ pub(crate) async fn write(session: &mut PinnedConnection, batch: &Batch<'_>, now
 /// second reader gets no further, nor does who decided by rules of yesterday. One statement, for each costs a round trip, and most batches are small.
 async fn write_updates(
     connection: &mut PgConnection,
-    &Batch { from, last_seq, logged_at, revisions, announced: (published_epoch, published_seq), plan }: &Batch<'_>,
+    &Batch { from, last, logged_at, revisions, announced, plan }: &Batch<'_>,
     now: Timestamp,
 ) -> Result<(), WriteError> {
     fn column<'a, R, T>(rows: &'a [R], value: impl Fn(&'a R) -> T) -> Vec<T> {
@@ -383,15 +383,15 @@ async fn write_updates(
            )
            SELECT CASE WHEN EXISTS (SELECT FROM moved)
                        THEN lead_state.require_changed_leads((SELECT count(*) FROM changed), $38) ELSE false END AS "moved!""#,
-        last_seq as i64,
+        last.sequence as i64,
         time(now),
         time(logged_at),
-        published_epoch,
-        published_seq as i64,
+        announced.epoch,
+        announced.sequence as i64,
         from.stream,
         from.generation,
-        from.epoch,
-        from.last_seq as i64,
+        from.applied.epoch,
+        from.applied.sequence as i64,
         &column(leads, |lead| *lead.lead_id.as_bytes()) as _,
         &column(leads, |lead| lead.name.as_deref()) as _,
         &column(leads, |lead| lead.state.as_str()) as _,
@@ -400,26 +400,26 @@ async fn write_updates(
         &column(leads, |lead| lead.version),
         &column(rows, |row| *row.event.project_id.as_bytes()) as _,
         &column(rows, |row| *row.event.update_id.as_bytes()) as _,
-        &column(rows, |row| row.log_seq as i64),
-        &column(rows, |row| time(row.logged_at)),
+        &column(rows, |row| row.update.position.sequence as i64),
+        &column(rows, |row| time(row.update.logged_at)),
         &column(rows, |row| row.event.lead_id.map(|id| *id.as_bytes())) as _,
         &column(rows, |row| row.event.process_id.map(|id| *id.as_bytes())) as _,
         &column(rows, |row| row.event.reference_id.as_deref()) as _,
-        &column(rows, |row| row.command.get()) as _,
+        &column(rows, |row| &*row.update.text) as _,
         &column(rows, |row| row.event.error.as_deref()) as _,
         &column(rows, |row| row.event.error_code.as_deref()) as _,
         &column(rows, |row| row.event.from_state.as_deref()) as _,
         &column(rows, |row| row.event.to_state.as_deref()) as _,
-        &column(rows, |row| row.disposition.as_deref()) as _,
+        &column(rows, |row| row.update.command.disposition.as_deref()) as _,
         &column(rows, |row| row.event.version) as _,
         &column(rows, |row| row.event.user_id.as_deref()) as _,
-        &column(rows, |row| row.api_key_id.map(|id| *id.as_bytes())) as _,
+        &column(rows, |row| row.update.command.api_key_id.map(|id| *id.as_bytes())) as _,
         &warnings as _,
         &column(rows, |row| row.event.data.as_ref().map(|data| data.get())) as _,
-        &column(rows, |row| row.traceparent.as_deref()) as _,
+        &column(rows, |row| row.update.traceparent.as_deref()) as _,
         &column(rows, |row| time(row.event.timestamp)),
-        &column(rows, |row| row.epoch),
-        &column(rows, |row| (row.decided_seq != row.log_seq || row.epoch != from.epoch).then_some(row.decided_seq as i64)) as _,
+        &column(rows, |row| row.update.position.epoch),
+        &column(rows, |row| (row.decided_at != row.update.position).then_some(row.decided_at.sequence as i64)) as _,
         leads.len() as i64,
         &column(revisions, |(process, _)| *process.as_bytes()) as _,
         &column(revisions, |(_, revision)| *revision)

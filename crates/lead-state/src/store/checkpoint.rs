@@ -1,9 +1,6 @@
 //! 3 Read in order, 6 Announce: how far the log was read and announced.
 
-use contract::{
-    Timestamp,
-    position::{EventPosition, LogPosition},
-};
+use contract::{Timestamp, position::LogPosition};
 use sqlx::{PgExecutor, PgPool};
 
 use super::{StoreError, time};
@@ -15,34 +12,18 @@ pub(crate) struct Checkpoint {
     pub(crate) stream: String,
     /// The log's identity: when it was created.
     pub(crate) stream_created_at: String,
-    /// How often the announcements were taken back, by a recovery or because the events were lost.
+    /// How often the announcements were rewound, by a recovery or because events were lost.
     pub(crate) generation: i32,
-    /// Which of the logs there have been.
-    pub(crate) epoch: i32,
-    /// The last entry that was applied.
-    pub(crate) last_seq: u64,
-    /// When the log stored it; none before the first.
+    /// The last entry that was applied. Its epoch is the current one.
+    pub(crate) applied: LogPosition,
+    /// When the log stored it; None before the first.
     pub(crate) last_logged_at: Option<Timestamp>,
-    /// The epoch of `published_seq`: behind `epoch` while an older one is announced again.
-    pub(crate) published_epoch: i32,
-    /// The last entry whose event was announced.
-    pub(crate) published_seq: u64,
-    /// The epoch and sequence up to which the webhook-notifier acked everything.
-    pub(crate) told: (i32, u64),
-    /// The identity of the stream of events; none before it was first seen.
+    /// The last entry whose event was announced. Its epoch is an older one while that is announced again.
+    pub(crate) announced: LogPosition,
+    /// The position up to which the webhook-notifier acked all events.
+    pub(crate) delivered: LogPosition,
+    /// The identity of the stream of events; None before a leader first read it.
     pub(crate) events_created_at: Option<String>,
-}
-
-impl Checkpoint {
-    /// The position of an entry.
-    pub(crate) fn position(&self, epoch: i32, sequence: u64) -> EventPosition {
-        EventPosition { generation: self.generation, log: LogPosition::message(epoch, sequence) }
-    }
-
-    /// How far it is announced.
-    pub(crate) fn published(&self) -> (i32, u64) {
-        (self.published_epoch, self.published_seq)
-    }
 }
 
 /// Reads a log's checkpoint; makes one at 0 for a database that has none.
@@ -79,12 +60,10 @@ pub(crate) async fn get(executor: impl PgExecutor<'_>, stream: &str) -> Result<O
         stream: row.stream,
         stream_created_at: row.stream_created_at,
         generation: row.generation,
-        epoch: row.epoch,
-        last_seq: row.last_sequence as u64,
+        applied: LogPosition::message(row.epoch, row.last_sequence as u64),
         last_logged_at: row.last_logged_at.map(Into::into),
-        published_epoch: row.announced_epoch,
-        published_seq: row.announced_sequence as u64,
-        told: (row.delivered_epoch, row.delivered_sequence as u64),
+        announced: LogPosition::message(row.announced_epoch, row.announced_sequence as u64),
+        delivered: LogPosition::message(row.delivered_epoch, row.delivered_sequence as u64),
         events_created_at: row.events_created_at,
     }))
 }
@@ -102,58 +81,58 @@ pub(crate) async fn put(pool: &PgPool, from: &Checkpoint, to: &Checkpoint, now: 
              AND announced_epoch = $16 AND announced_sequence = $17"#,
         to.stream_created_at,
         to.generation,
-        to.epoch,
-        to.last_seq as i64,
+        to.applied.epoch,
+        to.applied.sequence as i64,
         to.last_logged_at.map(time),
-        to.published_epoch,
-        to.published_seq as i64,
-        to.told.0,
-        to.told.1 as i64,
+        to.announced.epoch,
+        to.announced.sequence as i64,
+        to.delivered.epoch,
+        to.delivered.sequence as i64,
         to.events_created_at,
         time(now),
         from.stream,
         from.generation,
-        from.epoch,
-        from.last_seq as i64,
-        from.published_epoch,
-        from.published_seq as i64
+        from.applied.epoch,
+        from.applied.sequence as i64,
+        from.announced.epoch,
+        from.announced.sequence as i64
     )
     .execute(pool)
     .await?;
     Ok(done.rows_affected() == 1)
 }
 
-/// Notes that everything up to `published_seq` of this epoch is announced. Never moves back, and does nothing for a
+/// Moves the announce watermark. Never moves back, and does nothing for a
 /// leader of another generation or epoch.
-pub(crate) async fn set_published(
+pub(crate) async fn set_announced(
     pool: &PgPool,
     of: &Checkpoint,
-    (published_epoch, published_seq): (i32, u64),
+    announced: LogPosition,
     now: Timestamp,
 ) -> Result<(), StoreError> {
     sqlx::query!(
         r#"UPDATE lead_state.checkpoints SET announced_epoch = $1, announced_sequence = $2, updated_at = $3
            WHERE stream = $4 AND generation = $5 AND epoch = $6 AND (announced_epoch, announced_sequence) < ($1, $2)"#,
-        published_epoch,
-        published_seq as i64,
+        announced.epoch,
+        announced.sequence as i64,
         time(now),
         of.stream,
         of.generation,
-        of.epoch
+        of.applied.epoch
     )
     .execute(pool)
     .await?;
     Ok(())
 }
 
-/// Notes that the webhook-notifier acked everything up to here. Never moves back, nor beyond what is announced.
-pub(crate) async fn set_told(pool: &PgPool, of: &Checkpoint, (epoch, seq): (i32, u64)) -> Result<(), StoreError> {
+/// Moves the delivered watermark: never back, nor beyond the announce watermark.
+pub(crate) async fn set_delivered(pool: &PgPool, of: &Checkpoint, delivered: LogPosition) -> Result<(), StoreError> {
     sqlx::query!(
         r#"UPDATE lead_state.checkpoints SET delivered_epoch = $1, delivered_sequence = $2
            WHERE stream = $3 AND generation = $4 AND (delivered_epoch, delivered_sequence) < ($1, $2)
              AND ($1, $2) <= (announced_epoch, announced_sequence)"#,
-        epoch,
-        seq as i64,
+        delivered.epoch,
+        delivered.sequence as i64,
         of.stream,
         of.generation
     )

@@ -8,13 +8,17 @@ use std::{
 use contract::{
     ObjectId, Timestamp,
     command::UpdateCommand,
+    position::LogPosition,
     rpc::{self, UpdateStatus},
 };
 use futures::TryStreamExt;
 use sqlx::{PgConnection, PgPool};
 
 use super::{StoreError, batch::WriteError, checkpoint::Checkpoint, id, object, time};
-use crate::core::batch::{Held, Names, Plan, Update};
+use crate::core::{
+    batch::{LeadKeys, Plan, QueuedUpdate, UpdateKey},
+    entry::Update,
+};
 
 const TABLE: &str = "queued_updates";
 
@@ -32,7 +36,7 @@ pub(crate) async fn of_leads(
     connection: &mut PgConnection,
     leads: impl Iterator<Item = ObjectId>,
     mut budget: usize,
-) -> Result<Option<HashMap<ObjectId, Vec<Arc<Held>>>>, StoreError> {
+) -> Result<Option<HashMap<ObjectId, Vec<Arc<QueuedUpdate>>>>, StoreError> {
     let ids: Vec<_> = leads.map(|lead| *lead.as_bytes()).collect();
     let mut held = HashMap::<_, Vec<_>>::new();
     let mut rows = sqlx::query!(
@@ -51,22 +55,21 @@ pub(crate) async fn of_leads(
         let update = Update {
             project_id: id(TABLE, "project_id", &row.project_id)?,
             update_id,
-            epoch: row.log_epoch,
-            log_seq: row.log_sequence as u64,
+            position: LogPosition::message(row.log_epoch, row.log_sequence as u64),
             logged_at: row.logged_at.into(),
             command: Box::new(command),
-            text: object(TABLE, "command", update_id, row.command)?,
+            text: row.command.into(),
             traceparent: row.traceparent,
         };
-        held.entry(lead_id).or_default().push(Arc::new(Held { lead_id, update }));
+        held.entry(lead_id).or_default().push(Arc::new(QueuedUpdate { lead_id, update }));
     }
     Ok(Some(held))
 }
 
 /// Which of a batch's updates are held already.
-pub(crate) async fn known(pool: &PgPool, names: &Names) -> Result<HashSet<(ObjectId, ObjectId)>, StoreError> {
+pub(crate) async fn known(pool: &PgPool, keys: &LeadKeys) -> Result<HashSet<UpdateKey>, StoreError> {
     let (projects, updates): (Vec<_>, Vec<_>) =
-        names.updates.iter().map(|(project, update)| (*project.as_bytes(), *update.as_bytes())).unzip();
+        keys.updates.iter().map(|(project, update)| (*project.as_bytes(), *update.as_bytes())).unzip();
     // Lateral with a limit: looked up one by one through the index, whatever the planner thinks of the table's size.
     let rows = sqlx::query!(
         r#"SELECT h.project_id, h.update_id
@@ -154,14 +157,14 @@ pub(crate) async fn write(connection: &mut PgConnection, from: &Checkpoint, plan
             return Err(StoreError::Corrupt { table: TABLE, fault }.into());
         }
     }
-    if !plan.newly_held.is_empty() {
-        let updates: Vec<_> = plan.newly_held.iter().map(|held| &held.update).collect();
-        let leads: Vec<_> = plan.newly_held.iter().map(|held| *held.lead_id.as_bytes()).collect();
+    if !plan.newly_queued.is_empty() {
+        let updates: Vec<_> = plan.newly_queued.iter().map(|held| &held.update).collect();
+        let leads: Vec<_> = plan.newly_queued.iter().map(|held| *held.lead_id.as_bytes()).collect();
         let projects: Vec<_> = updates.iter().map(|update| *update.project_id.as_bytes()).collect();
         let ids: Vec<_> = updates.iter().map(|update| *update.update_id.as_bytes()).collect();
-        let seqs: Vec<_> = updates.iter().map(|update| update.log_seq as i64).collect();
+        let seqs: Vec<_> = updates.iter().map(|update| update.position.sequence as i64).collect();
         let times: Vec<_> = updates.iter().map(|update| time(update.logged_at)).collect();
-        let commands: Vec<_> = updates.iter().map(|update| update.text.get()).collect();
+        let commands: Vec<_> = updates.iter().map(|update| &*update.text).collect();
         let traces: Vec<_> = updates.iter().map(|update| update.traceparent.as_deref()).collect();
         // What is in the ledger already is no more held than it would be applied.
         let done = sqlx::query!(
@@ -172,7 +175,7 @@ pub(crate) async fn write(connection: &mut PgConnection, from: &Checkpoint, plan
                    AS n (project_id, update_id, lead_id, log_sequence, logged_at, command, traceparent)
                WHERE NOT EXISTS (SELECT FROM lead_state.lead_updates u
                                  WHERE u.project_id = n.project_id AND u.update_id = n.update_id)"#,
-            from.epoch,
+            from.applied.epoch,
             &projects as _,
             &ids as _,
             &leads as _,
@@ -183,7 +186,7 @@ pub(crate) async fn write(connection: &mut PgConnection, from: &Checkpoint, plan
         )
         .execute(connection)
         .await?;
-        if done.rows_affected() != plan.newly_held.len() as u64 {
+        if done.rows_affected() != plan.newly_queued.len() as u64 {
             return Err(WriteError::Known);
         }
     }

@@ -3,11 +3,13 @@
 use contract::{
     ObjectId, Timestamp,
     event::CompletionEvent,
+    position::LogPosition,
     rpc::{self, Activity, UpdateStatus},
 };
 use sqlx::PgPool;
 
 use super::{StoreError, id, object, optional_id};
+use crate::core::batch::LedgerRow;
 
 const TABLE: &str = "lead_updates";
 
@@ -15,20 +17,23 @@ const TABLE: &str = "lead_updates";
 #[derive(Debug, Clone)]
 pub(crate) struct Announcement {
     /// The log entry at which it was decided.
-    pub(crate) seq: u64,
-    /// The trace that the command belongs to.
+    pub(crate) decided_at: LogPosition,
     pub(crate) traceparent: Option<String>,
-    /// The event.
     pub(crate) event: CompletionEvent,
 }
 
-/// The events of what was decided at an epoch's entries in `(after, up_to]`, in this order: `limit`, and all that were decided
+impl From<LedgerRow> for Announcement {
+    fn from(row: LedgerRow) -> Self {
+        Self { decided_at: row.decided_at, traceparent: row.update.traceparent, event: row.event }
+    }
+}
+
+/// The events of what was decided at the entries in `(after, up_to]` of one epoch, in this order: `limit`, and all that were decided
 /// at the same entry as the last one.
 pub(crate) async fn outbox(
     pool: &PgPool,
-    epoch: i32,
-    after: u64,
-    up_to: u64,
+    after: LogPosition,
+    up_to: LogPosition,
     limit: i64,
 ) -> Result<Vec<Announcement>, StoreError> {
     let rows = sqlx::query!(
@@ -48,9 +53,9 @@ pub(crate) async fn outbox(
                   success AS "success!", error, error_code, from_state, to_state, version, user_id,
                   warnings AS "warnings!", data::text AS data, traceparent, applied_at AS "applied_at!"
            FROM first ORDER BY seq, log_epoch, log_sequence"#,
-        epoch,
-        after as i64,
-        up_to as i64,
+        after.epoch,
+        after.sequence as i64,
+        up_to.sequence as i64,
         limit
     )
     .fetch_all(pool)
@@ -59,7 +64,7 @@ pub(crate) async fn outbox(
         .map(|row| {
             let update_id = id(TABLE, "update_id", &row.update_id)?;
             Ok(Announcement {
-                seq: row.seq as u64,
+                decided_at: LogPosition::message(after.epoch, row.seq as u64),
                 traceparent: row.traceparent,
                 event: CompletionEvent {
                     update_id,
@@ -157,7 +162,7 @@ pub(crate) async fn activities(
 }
 
 /// The place of the last decision up to this one that is in the ledger.
-pub(crate) async fn last_up_to(pool: &PgPool, (epoch, seq): (i32, u64)) -> Result<Option<(i32, u64)>, StoreError> {
+pub(crate) async fn last_up_to(pool: &PgPool, at: LogPosition) -> Result<Option<LogPosition>, StoreError> {
     let row = sqlx::query!(
         r#"SELECT epoch AS "epoch!", seq AS "seq!" FROM (
                (SELECT log_epoch AS epoch, log_sequence AS seq FROM lead_state.lead_updates
@@ -168,16 +173,16 @@ pub(crate) async fn last_up_to(pool: &PgPool, (epoch, seq): (i32, u64)) -> Resul
                 WHERE (decided_epoch, decided_sequence) <= ($1, $2) AND decided_sequence IS NOT NULL
                 ORDER BY decided_epoch DESC, decided_sequence DESC LIMIT 1)
            ) AS last ORDER BY epoch DESC, seq DESC LIMIT 1"#,
-        epoch,
-        seq as i64
+        at.epoch,
+        at.sequence as i64
     )
     .fetch_optional(pool)
     .await?;
-    Ok(row.map(|row| (row.epoch, row.seq as u64)))
+    Ok(row.map(|row| LogPosition::message(row.epoch, row.seq as u64)))
 }
 
 /// When the first row behind this place was applied.
-pub(crate) async fn first_behind(pool: &PgPool, (epoch, seq): (i32, u64)) -> Result<Option<Timestamp>, StoreError> {
+pub(crate) async fn first_behind(pool: &PgPool, at: LogPosition) -> Result<Option<Timestamp>, StoreError> {
     let applied_at = sqlx::query_scalar!(
         r#"SELECT min(applied_at) FROM (
                (SELECT applied_at FROM lead_state.lead_updates
@@ -188,8 +193,8 @@ pub(crate) async fn first_behind(pool: &PgPool, (epoch, seq): (i32, u64)) -> Res
                 WHERE (decided_epoch, decided_sequence) > ($1, $2) AND decided_sequence IS NOT NULL
                 ORDER BY decided_epoch, decided_sequence LIMIT 1)
            ) AS first"#,
-        epoch,
-        seq as i64
+        at.epoch,
+        at.sequence as i64
     )
     .fetch_one(pool)
     .await?;
@@ -208,7 +213,7 @@ pub(crate) async fn active_calls(pool: &PgPool, now: Timestamp) -> Result<i64, S
 }
 
 /// The place of the first decision at or after this time. Reads the whole ledger.
-pub(crate) async fn first_since(pool: &PgPool, since: Timestamp) -> Result<Option<(i32, u64)>, StoreError> {
+pub(crate) async fn first_since(pool: &PgPool, since: Timestamp) -> Result<Option<LogPosition>, StoreError> {
     let row = sqlx::query!(
         r#"SELECT coalesce(decided_epoch, log_epoch) AS "epoch!", coalesce(decided_sequence, log_sequence) AS "seq!"
            FROM lead_state.lead_updates WHERE applied_at >= $1 ORDER BY 1, 2 LIMIT 1"#,
@@ -216,7 +221,7 @@ pub(crate) async fn first_since(pool: &PgPool, since: Timestamp) -> Result<Optio
     )
     .fetch_optional(pool)
     .await?;
-    Ok(row.map(|row| (row.epoch, row.seq as u64)))
+    Ok(row.map(|row| LogPosition::message(row.epoch, row.seq as u64)))
 }
 
 /// Makes the partitions of the ledger for the months from `first` to `last`.

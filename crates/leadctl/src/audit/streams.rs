@@ -2,7 +2,7 @@
 
 use async_nats::HeaderMap;
 use contract::{ObjectId, Timestamp, headers, position::EventPosition};
-use lead_state::core::entry::{Body, LogMessage, parse};
+use lead_state::core::entry::{Entry as LogEntry, LogMessage, parse};
 
 use super::store::Scope;
 
@@ -52,11 +52,10 @@ pub(crate) enum Origin {
 
 /// Reads an entry as lead-state does.
 pub(crate) fn entry(message: &LogMessage) -> Entry {
-    let kind = match parse(message) {
-        Ok(entry) => match entry.body {
-            Body::Update { update_id, .. } => EntryKind::Update(entry.project_id, update_id),
-            Body::CallStarted(_) | Body::CallEnded(_) | Body::CallExpired(_) => EntryKind::Call,
-        },
+    // The epoch plays no part in what an entry is.
+    let kind = match parse(message, 0) {
+        Ok(LogEntry::Update(update)) => EntryKind::Update(update.project_id, update.update_id),
+        Ok(LogEntry::Call(_)) => EntryKind::Call,
         Err(_) => EntryKind::Dead,
     };
     Entry { sequence: message.sequence, kind }

@@ -60,7 +60,7 @@ pub(crate) fn command(letter: &Letter, payload: Bytes, mended: Mended) -> Result
     };
     // Read as lead-state will read it; its place and time do not matter for that.
     let message = LogMessage { sequence: 0, logged_at: Timestamp::from_millis(0), subject, headers: None, payload };
-    match parse(&message) {
+    match parse(&message, 0) {
         Ok(_) => Ok((message.subject, message.payload)),
         Err(dead) => Err(Refusal::DeadAgain(dead.error)),
     }
