@@ -18,7 +18,7 @@ use crate::{
     core::{
         batch::{BatchState, LeadKeys, decide_batch},
         decide::Limits,
-        entry::{CallChange, CallEvent, Entry, Update},
+        entry::{CallChange, CallEntry, Entry, UpdateEntry},
     },
     store::{
         StoreError,
@@ -107,7 +107,7 @@ impl Queries {
     /// Decides an update as it would be decided were it next in the log, and changes nothing.
     pub(crate) async fn try_update(self, query: DryRunUpdate) -> Result<CompletionEvent, RpcError> {
         let now = clock::now();
-        let entries = vec![Entry::Update(Update {
+        let entries = vec![Entry::Update(UpdateEntry {
             position: LogPosition::default(),
             logged_at: now,
             project_id: query.project_id,
@@ -190,9 +190,9 @@ fn try_on(state: BatchState, mut entries: Vec<Entry>, now: Timestamp, limits: Li
     let lead_id = Some(queued.lead_id);
     let calls = state.calls.get(&queued.lead_id);
     let until = calls.into_iter().flatten().map(|call| call.expires_at).max().unwrap_or(now);
-    let Update { project_id, position, .. } = queued.update;
+    let UpdateEntry { project_id, position, .. } = queued.update;
     let change = CallChange::Ended(CallEnded { lead_id, ..CallEnded::default() });
-    entries.push(Entry::Call(CallEvent { position, logged_at: now, project_id, change }));
+    entries.push(Entry::Call(CallEntry { position, logged_at: now, project_id, change }));
     let mut event = decide_batch(state, entries, now, limits).rows.into_iter().next_back()?.event;
     event.warnings.push(format!(
         "a call is in progress: the update would be held until it ends, at the latest until {}",

@@ -17,7 +17,7 @@ use contract::{
 
 use super::{
     decide::{Call, Change, Lead, Limits, Refusal, decide, in_call, room_to_queue},
-    entry::{CallChange, CallEvent, DeadLetter, Entry, Update},
+    entry::{CallChange, CallEntry, DeadLetter, Entry, UpdateEntry},
 };
 
 /// A project and the id of one of its updates.
@@ -44,7 +44,7 @@ pub struct BatchState {
 pub struct QueuedUpdate {
     /// The lead that the command's address resolved to.
     pub lead_id: ObjectId,
-    pub update: Update,
+    pub update: UpdateEntry,
 }
 
 /// The keys that a batch's entries name: what must be read to decide it.
@@ -60,7 +60,7 @@ pub struct LeadKeys {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LedgerRow {
     /// The command's metadata is dropped by now; the text has it.
-    pub update: Update,
+    pub update: UpdateEntry,
     /// The entry at which it was decided: its own, or the one that ended the call it was queued behind.
     pub decided_at: LogPosition,
     pub event: CompletionEvent,
@@ -133,7 +133,7 @@ impl Entry {
     }
 }
 
-impl Update {
+impl UpdateEntry {
     pub fn key(&self) -> UpdateKey {
         (self.project_id, self.update_id)
     }
@@ -144,7 +144,7 @@ impl Update {
     }
 }
 
-impl CallEvent {
+impl CallEntry {
     fn address(&self) -> Address<'_> {
         let (lead_id, process_id, reference_id) = match &self.change {
             CallChange::Started(call) => (call.lead_id, call.process_id, call.reference_id.as_deref()),
@@ -200,10 +200,10 @@ impl BatchDecider {
         }
     }
 
-    fn apply_update(&mut self, update: Update) {
+    fn apply_update(&mut self, update: UpdateEntry) {
         let at = Moment { position: update.position, logged_at: update.logged_at };
         if !self.state.recorded.insert(update.key()) {
-            let Update { update_id, position, .. } = update;
+            let UpdateEntry { update_id, position, .. } = update;
             tracing::info!(%update_id, sequence = position.sequence, "skipping a duplicate update");
             return;
         }
@@ -216,7 +216,7 @@ impl BatchDecider {
         }
     }
 
-    fn apply_call(&mut self, call: CallEvent) {
+    fn apply_call(&mut self, call: CallEntry) {
         let at = Moment { position: call.position, logged_at: call.logged_at };
         let lead_id = match self.state.find_lead(call.project_id, call.address()) {
             Ok(lead_id) => lead_id,
@@ -243,7 +243,7 @@ impl BatchDecider {
     }
 
     /// Decides an update, or queues it until the end of a call in progress.
-    fn decide_or_queue(&mut self, lead_id: ObjectId, update: Update) {
+    fn decide_or_queue(&mut self, lead_id: ObjectId, update: UpdateEntry) {
         let (lead, outcome) = self.state.decide(lead_id, &update.command, update.logged_at, self.limits);
         let queues =
             || self.state.rules.get(&lead.process_id).is_some_and(|rules| rules.during_call == DuringCall::Queue);
@@ -281,7 +281,7 @@ impl BatchDecider {
 
     fn record_outcome(
         &mut self,
-        mut update: Update,
+        mut update: UpdateEntry,
         decided_at: LogPosition,
         lead: Option<Arc<Lead>>,
         outcome: Result<Change, Refusal>,
@@ -366,12 +366,12 @@ impl BatchState {
 }
 
 fn completion_event(
-    update: &Update,
+    update: &UpdateEntry,
     lead: Option<&Lead>,
     outcome: &Result<Change, Refusal>,
     applied_at: Timestamp,
 ) -> CompletionEvent {
-    let Update { project_id, update_id, ref command, .. } = *update;
+    let UpdateEntry { project_id, update_id, ref command, .. } = *update;
     let change = outcome.as_ref().ok();
     let refusal = outcome.as_ref().err();
     let truncated = |text: &String| text.chars().take(MAX_TEXT_CHARS).collect();
@@ -454,7 +454,7 @@ mod tests {
     }
 
     fn call(sequence: u64, change: CallChange) -> Entry {
-        Entry::Call(CallEvent { position: at(sequence), logged_at: time(sequence), project_id: PROJECT, change })
+        Entry::Call(CallEntry { position: at(sequence), logged_at: time(sequence), project_id: PROJECT, change })
     }
 
     fn start(sequence: u64, call_id: Option<&str>) -> Entry {
@@ -477,7 +477,7 @@ mod tests {
     }
 
     fn update_of(project_id: ObjectId, sequence: u64, id: u8, command: UpdateCommand) -> Entry {
-        Entry::Update(Update {
+        Entry::Update(UpdateEntry {
             position: at(sequence),
             logged_at: time(sequence),
             project_id,

@@ -26,12 +26,12 @@ pub struct LogMessage {
 /// A message of the command log, parsed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Entry {
-    Update(Update),
-    Call(CallEvent),
+    Update(UpdateEntry),
+    Call(CallEntry),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Update {
+pub struct UpdateEntry {
     pub position: LogPosition,
     /// When the log stored it: the time that its decision depends on.
     pub logged_at: Timestamp,
@@ -45,7 +45,7 @@ pub struct Update {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CallEvent {
+pub struct CallEntry {
     pub position: LogPosition,
     pub logged_at: Timestamp,
     pub project_id: ObjectId,
@@ -88,7 +88,7 @@ pub fn parse(message: &LogMessage, epoch: i32) -> Result<Entry, DeadLetter> {
     let change = match subject.kind {
         CommandKind::Update => {
             let command: UpdateCommand = read(text).map_err(|e| dead(DeadLetterReason::InvalidCommand, e))?;
-            return Ok(Entry::Update(Update {
+            return Ok(Entry::Update(UpdateEntry {
                 position,
                 logged_at,
                 project_id,
@@ -103,7 +103,7 @@ pub fn parse(message: &LogMessage, epoch: i32) -> Result<Entry, DeadLetter> {
         CommandKind::CallExpired => read(text).map(CallChange::Expired),
     };
     let change = change.map_err(|e| dead(DeadLetterReason::InvalidCommand, e))?;
-    Ok(Entry::Call(CallEvent { position, logged_at, project_id, change }))
+    Ok(Entry::Call(CallEntry { position, logged_at, project_id, change }))
 }
 
 fn read<T: DeserializeOwned>(text: &str) -> Result<T, String> {
@@ -144,7 +144,7 @@ mod tests {
 
     const UPDATE: &str = "leads.cmd.020202020202020202020202.update";
 
-    fn parse_update(message: &LogMessage) -> Update {
+    fn parse_update(message: &LogMessage) -> UpdateEntry {
         match parse(message, 3) {
             Ok(Entry::Update(update)) => update,
             other => panic!("{other:?}"),

@@ -205,7 +205,7 @@ impl Applier {
                 }
             }
         };
-        self.metrics.batch(planned.messages, planned.took + started.elapsed());
+        self.metrics.observe_batch(planned.messages, planned.took + started.elapsed());
         self.conclude(batch, written).await
     }
 
@@ -229,7 +229,7 @@ impl Applier {
         let batch = self.preparer.prepare(part.messages, parsed, None, part.read_at).await?;
         let started = Instant::now();
         let written = self.writer.write(&batch.planned).await;
-        self.metrics.batch(batch.planned.messages, batch.planned.took + started.elapsed());
+        self.metrics.observe_batch(batch.planned.messages, batch.planned.took + started.elapsed());
         self.conclude(batch, written).await
     }
 
@@ -287,9 +287,9 @@ impl Applier {
         written?;
         planner.record_written(&planned);
         let PlannedBatch { plan, last, messages, dead_letters, .. } = planned;
-        self.metrics.applied(&plan.rows);
+        self.metrics.count_updates(&plan.rows);
         for dead in &dead_letters {
-            self.metrics.dead_letter(dead.reason);
+            self.metrics.count_dead_letter(dead.reason);
         }
         tracing::debug!(
             messages,

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use anyhow::Context as _;
 use async_nats::jetstream::{self, stream::Stream};
 use contract::rpc::Halted;
-use service_kit::{nats::chain, postgres::PinnedConnection, retention::Retention, traces::Traces};
+use service_kit::{nats::error_chain, postgres::PinnedConnection, retention::Retention, traces::Traces};
 use sqlx::PgPool;
 use tokio::{sync::mpsc, task::JoinSet};
 use tokio_util::sync::CancellationToken;

@@ -17,7 +17,7 @@ use sqlx::{PgConnection, PgPool};
 use super::{StoreError, batch::WriteError, checkpoint::Checkpoint, id, object, time};
 use crate::core::{
     batch::{LeadKeys, Plan, QueuedUpdate, UpdateKey},
-    entry::Update,
+    entry::UpdateEntry,
 };
 
 const TABLE: &str = "queued_updates";
@@ -52,7 +52,7 @@ pub(crate) async fn of_leads(
         let command: UpdateCommand = serde_json::from_str(&row.command)
             .map_err(|e| StoreError::Corrupt { table: TABLE, fault: format!("command of {update_id}: {e}") })?;
         let lead_id = id(TABLE, "lead_id", &row.lead_id)?;
-        let update = Update {
+        let update = UpdateEntry {
             project_id: id(TABLE, "project_id", &row.project_id)?,
             update_id,
             position: LogPosition::message(row.log_epoch, row.log_sequence as u64),
