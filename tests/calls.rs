@@ -148,7 +148,7 @@ async fn a_full_queue_refuses_and_is_announced_whole_after_a_crash() {
     assert_eq!(stack.count(HELD).await, 256);
     let one_too_many = stack.api.update(json!({"leadId": lead, "name": "Grace"})).await;
     let story = stack.api.outcome(&one_too_many).await;
-    assert_eq!((&story["status"], &story["errorCode"]), (&json!("failed"), &json!("held_full")), "{story}");
+    assert_eq!((&story["status"], &story["errorCode"]), (&json!("failed"), &json!("queue_full")), "{story}");
 
     call(&stack, "ended", json!({"leadId": lead})).await;
     assert_eq!(stack.count(HELD).await, 0);

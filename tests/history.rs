@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc};
 use bytes::Bytes;
 use contract::{JsonObject, ObjectId, Timestamp, process::Rules, rpc};
 use lead_state::core::{
-    batch::{Names, World, fold},
+    batch::{BatchState, LeadKeys, UpdateKey, decide_batch},
     decide::{Lead, Limits},
     entry::{LogMessage, parse},
 };
@@ -207,9 +207,9 @@ pub(crate) fn new_lead(leads: &Leads, reference_id: &str) -> model::Lead {
     }
 }
 
-/// Feeds messages to the real decisions, in batches, on a world that is kept as the database keeps it.
-fn fold_all(
-    world: &mut World,
+/// Decides messages in batches, on a state that is kept as the database keeps it.
+fn decide_all(
+    state: &mut BatchState,
     messages: &[LogMessage],
     random: &mut StdRng,
 ) -> (Vec<u64>, Vec<(String, Option<String>)>) {
@@ -219,56 +219,54 @@ fn fold_all(
     while !rest.is_empty() {
         let (batch, later) = rest.split_at(random.random_range(1..=rest.len()));
         rest = later;
-        let (entries, unreadable): (Vec<_>, Vec<_>) = batch.iter().map(parse).partition(Result::is_ok);
+        let (entries, unreadable): (Vec<_>, Vec<_>) =
+            batch.iter().map(|message| parse(message, 1)).partition(Result::is_ok);
         let entries: Vec<_> = entries.into_iter().flatten().collect();
-        dead.extend(unreadable.into_iter().filter_map(Result::err).map(|dead| dead.sequence));
-        let names = Names::of(&entries);
-        // Only what the batch names, as the database would answer.
-        let referenced: Vec<_> = names.references.iter().filter_map(|name| world.references.get(name)).collect();
-        let seen = |id: &ObjectId| names.leads.contains(id) || referenced.contains(&id);
-        let held_ids: Vec<_> =
-            world.held.values().flatten().map(|held| (held.update.project_id, held.update.update_id)).collect();
-        let read = World {
-            leads: world.leads.iter().filter(|(id, _)| seen(id)).map(|(id, lead)| (*id, lead.clone())).collect(),
-            references: world.references.clone(),
-            calls: world.calls.iter().filter(|(id, _)| seen(id)).map(|(id, calls)| (*id, calls.clone())).collect(),
-            rules: world.rules.clone(),
-            known: names
-                .updates
-                .iter()
-                .filter(|id| world.known.contains(id) || held_ids.contains(id))
-                .copied()
-                .collect(),
-            held: world.held.iter().filter(|(id, _)| seen(id)).map(|(id, held)| (*id, held.clone())).collect(),
-            epoch: 1,
-        };
-        let plan = fold(read, entries, Timestamp::from_millis(0), Limits { metadata_bytes: 1 << 20 });
-        dead.extend(plan.dead_letters.iter().map(|dead| dead.sequence));
-        world.leads.extend(plan.leads.into_iter().map(|lead| (lead.lead_id, lead)));
-        world.calls.extend(plan.calls);
-        // As it is written, and as it is laid over what was read ahead.
-        for held in world.held.values_mut() {
-            held.retain(|held| !plan.released.contains(&(held.update.project_id, held.update.update_id)));
+        dead.extend(unreadable.into_iter().filter_map(Result::err).map(|dead| dead.position.sequence));
+        let read = read_state(state, &LeadKeys::of(&entries));
+        let plan = decide_batch(read, entries, Timestamp::from_millis(0), Limits { metadata_bytes: 1 << 20 });
+        dead.extend(plan.dead_letters.iter().map(|dead| dead.position.sequence));
+        state.leads.extend(plan.leads.into_iter().map(|lead| (lead.lead_id, lead)));
+        state.calls.extend(plan.calls);
+        for queue in state.queued.values_mut() {
+            queue.retain(|queued| !plan.released.contains(&queued.update.key()));
         }
-        for held in plan.newly_held {
-            world.held.entry(held.lead_id).or_default().push(held);
+        for queued in plan.newly_queued {
+            state.queued.entry(queued.lead_id).or_default().push(queued);
         }
-        for held in world.held.values_mut() {
-            held.sort_by_key(|held| held.update.log_seq);
+        for queue in state.queued.values_mut() {
+            queue.sort_by_key(|queued| queued.update.position);
         }
-        for (lead_id, held) in plan.held {
-            assert_eq!(world.held.get(&lead_id).cloned().unwrap_or_default(), held);
+        // What the cache keeps is what the database has.
+        for (lead_id, queue) in plan.queued {
+            assert_eq!(state.queued.get(&lead_id).cloned().unwrap_or_default(), queue);
         }
-        for (lead_id, held) in &world.held {
-            assert!(held.is_empty() || !world.calls[lead_id].is_empty(), "{lead_id} holds updates without a call");
+        for (lead_id, queue) in &state.queued {
+            assert!(queue.is_empty() || !state.calls[lead_id].is_empty(), "{lead_id} has queued updates without a call");
         }
-        assert!(plan.rows.is_sorted_by_key(|row| (row.decided_seq, row.log_seq)), "decided in the order of the log");
+        assert!(plan.rows.is_sorted_by_key(|row| (row.decided_at, row.update.position)), "decided in log order");
         for row in plan.rows {
-            world.known.insert((row.event.project_id, row.event.update_id));
+            state.recorded.insert(row.update.key());
             outcomes.push((row.event.update_id.to_string(), row.event.error));
         }
     }
     (dead, outcomes)
+}
+
+/// The part of the state that the database answers with for these keys.
+fn read_state(state: &BatchState, keys: &LeadKeys) -> BatchState {
+    let referenced: Vec<_> = keys.references.iter().filter_map(|key| state.references.get(key)).collect();
+    let is_read = |id: &ObjectId| keys.leads.contains(id) || referenced.contains(&id);
+    let queued: Vec<UpdateKey> = state.queued.values().flatten().map(|queued| queued.update.key()).collect();
+    let is_recorded = |key: &&UpdateKey| state.recorded.contains(*key) || queued.contains(key);
+    BatchState {
+        leads: state.leads.iter().filter(|(id, _)| is_read(id)).map(|(id, lead)| (*id, lead.clone())).collect(),
+        references: state.references.clone(),
+        calls: state.calls.iter().filter(|(id, _)| is_read(id)).map(|(id, calls)| (*id, calls.clone())).collect(),
+        rules: state.rules.clone(),
+        recorded: keys.updates.iter().filter(is_recorded).copied().collect(),
+        queued: state.queued.iter().filter(|(id, _)| is_read(id)).map(|(id, queue)| (*id, queue.clone())).collect(),
+    }
 }
 
 proptest! {
@@ -280,19 +278,19 @@ proptest! {
         let mut random = StdRng::seed_from_u64(seed);
         let project_id = ObjectId::from_bytes([2; 12]);
         let mut model = Model::default();
-        let mut world = World::default();
+        let mut state = BatchState::default();
         let mut all = Vec::new();
         for (number, spec) in processes(&json!([])).into_iter().enumerate() {
             let process_id = ObjectId::from_bytes([number as u8 + 3; 12]);
             let mut leads = Leads { project_id, process_id, leads: Vec::new() };
             let rules: Rules = serde_json::from_value(spec.clone()).expect("rules");
-            world.rules.insert(process_id, Arc::new(rules));
+            state.rules.insert(process_id, Arc::new(rules));
             model.processes.insert(process_id.to_string(), spec);
             for number in 0..2_u8 {
                 let lead_id = ObjectId::from_bytes([process_id.as_bytes()[0] * 16 + number; 12]);
                 let reference = format!("R-{number}");
                 let lead = new_lead(&leads, &reference);
-                world.references.insert((process_id, reference.clone()), lead_id);
+                state.references.insert((process_id, reference.clone()), lead_id);
                 let known = Lead {
                     lead_id, project_id, process_id,
                     reference_id: Some(reference.clone()),
@@ -302,7 +300,7 @@ proptest! {
                     metadata: JsonObject::from_text(lead.metadata.to_string()).expect("metadata"),
                     version: 1,
                 };
-                world.leads.insert(lead_id, Arc::new(known));
+                state.leads.insert(lead_id, Arc::new(known));
                 model.leads.insert(lead_id.to_string(), lead);
                 leads.leads.push((lead_id.to_string(), reference));
             }
@@ -323,19 +321,19 @@ proptest! {
             model.feed(sequence, logged_at, &subject, &payload);
             messages.push(LogMessage { sequence, logged_at, subject, headers: None, payload });
         }
-        let (dead, outcomes) = fold_all(&mut world, &messages, &mut random);
+        let (dead, outcomes) = decide_all(&mut state, &messages, &mut random);
         prop_assert_eq!(dead.into_iter().collect::<std::collections::HashSet<_>>(), model.dead_letters);
         prop_assert_eq!(outcomes.len(), model.outcomes.len());
         for (update_id, error) in outcomes {
             let key = (project_id.to_string(), update_id);
             prop_assert_eq!(&error, &model.outcomes[&key].error, "{:?}", key);
         }
-        let mut held: Vec<_> = world.held.values().flatten().map(|held| held.update.update_id.to_string()).collect();
+        let mut held: Vec<_> = state.held.values().flatten().map(|held| held.update.update_id.to_string()).collect();
         let mut expected: Vec<_> = model.held.values().flatten().map(|held| held.key.1.clone()).collect();
         held.sort();
         expected.sort();
         prop_assert_eq!(held, expected);
-        for (lead_id, lead) in &world.leads {
+        for (lead_id, lead) in &state.leads {
             let expected = &model.leads[&lead_id.to_string()];
             let metadata: Value = serde_json::from_str(lead.metadata.get()).expect("metadata");
             prop_assert_eq!(&metadata, &expected.metadata);

@@ -116,7 +116,7 @@ impl Model {
                                 held.push(Held { key, command, log_seq: sequence });
                             } else {
                                 let error =
-                                    "256 updates of this lead wait for the end of its call; there is no room for more";
+                                    "256 updates of this lead are queued until its call ends, and the queue is full";
                                 self.conclude(key, sequence, Err(error.into()));
                             }
                         }

@@ -1,7 +1,7 @@
 //! 3 Read in order, 6 Announce: measures how far applying and announcing lag behind the log.
 //!
-//! Every instance measures, standbys too: a leader that hangs would report that all is well. While Postgres is unavailable nothing is
-//! applied, so the last known checkpoint still holds, and the lag grows with the log.
+//! Every instance measures, standbys too: a leader that hangs would report that all is well. While Postgres is
+//! unavailable nothing is applied, so the last known checkpoint still holds, and the lag grows with the log.
 
 use std::time::Duration;
 

@@ -68,7 +68,7 @@ impl Lag {
             lag.stream_max_bytes.clone(),
         );
         registry.register_with_unit(
-            "lag_measured_timestamp",
+            "lag_seen_timestamp",
             "When the lag was last measured",
             Unit::Seconds,
             lag.measured_at.clone(),

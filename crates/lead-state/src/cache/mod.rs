@@ -1,7 +1,8 @@
-//! 4 Decide: the leader's cache of leads, so that a batch reads only the leads that earlier batches neither read nor wrote.
+//! 4 Decide: the leader's cache of leads, so that a batch reads only the leads that earlier batches neither read nor
+//! wrote.
 //!
-//! Only the leader changes existing leads (ADR 2), so a cached lead equals its row until the checkpoint moves; after that nothing that
-//! was decided on the cache can be written. A cache lives for one term.
+//! Only the leader changes existing leads (ADR 2), so a cached lead equals its row until the checkpoint moves; after
+//! that nothing that was decided on the cache can be written. A cache lives for one term.
 
 use std::{
     collections::HashMap,
@@ -16,8 +17,8 @@ use crate::core::{
     decide::{Call, Lead},
 };
 
-/// Approximate limit of the cached bytes. A batch that needs more is kept until it is written. A larger cache saves reads of leads that
-/// change rarely, and costs memory.
+/// Approximate limit of the cached bytes. A batch that needs more is kept until it is written. A larger cache saves
+/// reads of leads that change rarely, and costs memory.
 const MAX_BYTES: usize = 12 << 20;
 /// Size of a lead without its texts.
 const LEAD_OVERHEAD: usize = 512;
@@ -53,8 +54,8 @@ struct CachedLead {
     lead: Arc<Lead>,
     calls: Vec<Call>,
     queued: Vec<Arc<QueuedUpdate>>,
-    /// Number of the last batch that used the lead. A prefetched batch counts as the last one written, because its number is not known
-    /// yet.
+    /// Number of the last batch that used the lead. A prefetched batch counts as the last one written, because its
+    /// number is not known yet.
     last_used: u64,
 }
 
@@ -96,8 +97,8 @@ impl LeadCache {
         (LeadKeys { leads, references, ..LeadKeys::default() }, written)
     }
 
-    /// Whether everything is still cached that was cached or newer when `written` batches were written. Otherwise the rows read then
-    /// leave gaps, and may be older than what was evicted.
+    /// Whether everything is still cached that was cached or newer when `written` batches were written. Otherwise the
+    /// rows read then leave gaps, and may be older than what was evicted.
     pub(crate) fn is_complete_since(&self, written: u64) -> bool {
         self.evicted.is_none_or(|last_used| last_used < written)
     }
@@ -161,8 +162,8 @@ impl LeadCache {
         self.decided += 1;
     }
 
-    /// Records that the oldest decided batch is written, and evicts leads over the limit. Leads of batches still to be written stay:
-    /// Postgres does not have their state yet.
+    /// Records that the oldest decided batch is written, and evicts leads over the limit. Leads of batches still to be
+    /// written stay: Postgres does not have their state yet.
     pub(crate) fn record_written(&mut self) {
         self.written += 1;
         while self.bytes > self.max_bytes

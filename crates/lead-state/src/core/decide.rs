@@ -12,7 +12,8 @@ use super::merge::merge;
 pub const MAX_METADATA_BYTES: usize = 1 << 20;
 /// Limit of a lead's queued updates. All of them are decided in one transaction when the call ends.
 pub const MAX_QUEUED: usize = 256;
-/// Limit of the bytes of the outcomes of a lead's queued updates, which are in memory together. One update alone may exceed it.
+/// Limit of the bytes of the outcomes of a lead's queued updates, which are in memory together. One update alone may
+/// exceed it.
 const QUEUED_BYTES: usize = 8 << 20;
 
 /// The part of a lead that decisions depend on or change.
@@ -209,8 +210,8 @@ pub fn room_to_queue(lead: &Lead, queued: impl Iterator<Item = usize>, bytes: us
     }
 }
 
-/// Upper bound of the bytes of the outcomes of `count` queued updates: each carries the lead's metadata, into which `bytes` in all are
-/// merged.
+/// Upper bound of the bytes of the outcomes of `count` queued updates: each carries the lead's metadata, into which
+/// `bytes` in all are merged.
 pub fn queue_outcome_bytes(lead: &Lead, count: usize, bytes: usize) -> usize {
     count * (lead.metadata.get().len() + bytes)
 }

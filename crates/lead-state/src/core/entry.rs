@@ -1,4 +1,5 @@
-//! 3 Read in order: parses the messages of the command log. A message that cannot be parsed is a dead letter with a reason.
+//! 3 Read in order: parses the messages of the command log. A message that cannot be parsed is a dead letter with a
+//! reason.
 
 use async_nats::HeaderMap;
 use bytes::Bytes;

@@ -30,8 +30,9 @@ use crate::store::{
 
 /// Limit of the applied batches that wait for the announcer. More of them hide a slower NATS, and are held in memory.
 const WAITING_BATCHES: usize = 2;
-/// How long the applier may be idle before the watermark is written in a transaction of its own. Otherwise the next batch writes it. A
-/// longer time announces more events again after a crash; a shorter one competes with the applier for the checkpoint's row.
+/// How long the applier may be idle before the watermark is written in a transaction of its own. Otherwise the next
+/// batch writes it. A longer time announces more events again after a crash; a shorter one competes with the applier
+/// for the checkpoint's row.
 const WRITE_AFTER: Duration = Duration::from_millis(20);
 /// How many events are read from the ledger at once after a crash. They may have a MiB each.
 const BACKLOG_ROWS: i64 = 64;
@@ -80,7 +81,8 @@ impl Announcer {
         self.write_watermark(announced).await
     }
 
-    /// Announces the ledger's rows between the watermark and the checkpoint, which a crash or a rewind left, epoch by epoch.
+    /// Announces the ledger's rows between the watermark and the checkpoint, which a crash or a rewind left, epoch by
+    /// epoch.
     pub(crate) async fn catch_up(&mut self) -> Result<(), StoreError> {
         let applied = self.checkpoint.applied;
         if self.checkpoint.announced < applied {

@@ -1,7 +1,8 @@
 //! 2 Log, 4 Decide: logs the expiry of calls that updates are queued behind.
 //!
-//! Every decision has a place in the log. A timer that released the queue by itself would decide between two entries, and elsewhere
-//! after Postgres was restored. An entry that is logged twice or too early does no harm, because only the log's time decides.
+//! Every decision has a place in the log. A timer that released the queue by itself would decide between two entries,
+//! and elsewhere after Postgres was restored. An entry that is logged twice or too early does no harm, because only the
+//! log's time decides.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -22,8 +23,8 @@ use crate::store::{checkpoint, held};
 
 /// How often the leader looks for queued updates behind expired calls. Longer delays them, shorter costs queries.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// The longest interval, reached while logged expiries have no effect: the log's clock is behind, or the database refuses the queued
-/// updates.
+/// The longest interval, reached while logged expiries have no effect: the log's clock is behind, or the database
+/// refuses the queued updates.
 const MAX_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Logs expired calls until it is dropped.

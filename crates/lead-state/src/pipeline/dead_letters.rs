@@ -16,8 +16,8 @@ pub(crate) struct DeadLetterPublisher {
 }
 
 impl DeadLetterPublisher {
-    /// Must succeed before the checkpoint passes the messages. After a crash in between they are published again under the same message
-    /// ids.
+    /// Must succeed before the checkpoint passes the messages. After a crash in between they are published again under
+    /// the same message ids.
     pub(crate) async fn publish_dead_letters(
         &self,
         messages: &[&LogMessage],

@@ -1,8 +1,8 @@
 //! 3–6: one leader reads, decides, applies and announces; the other instances stand by.
 //!
-//! Leadership is a session-level advisory lock in Postgres. The leader pings its session every second; the server cuts a session that
-//! is silent for [`LEASE`], so that a standby takes over. Whatever the old leader still writes fails at the checkpoint's
-//! compare-and-set.
+//! Leadership is a session-level advisory lock in Postgres. The leader pings its session every second; the server cuts
+//! a session that is silent for [`LEASE`], so that a standby takes over. Whatever the old leader still writes fails at
+//! the checkpoint's compare-and-set.
 
 use std::time::Duration;
 
@@ -38,7 +38,8 @@ use crate::{
     },
 };
 
-/// How long a leader that hangs keeps its lock. Shorter mistakes a slow network for a dead leader, longer lets updates wait.
+/// How long a leader that hangs keeps its lock. Shorter mistakes a slow network for a dead leader, longer lets updates
+/// wait.
 const LEASE: Duration = Duration::from_secs(3);
 const RENEW_INTERVAL: Duration = Duration::from_secs(1);
 /// How often a standby tries to acquire the lock.

@@ -129,8 +129,8 @@ impl Planner {
         Ok(self.cache.lock().batch_state(keys, read))
     }
 
-    /// Whether a batch can be planned before the one before it is written: planning must not read tables that the other is about to
-    /// change.
+    /// Whether a batch can be planned before the one before it is written: planning must not read tables that the other
+    /// is about to change.
     pub(crate) fn can_plan_ahead(&self) -> bool {
         !self.check_duplicates && self.queued == 0
     }

@@ -1,7 +1,7 @@
 //! 4 Decide: parses the next batch, and reads what the cache lacks of it, while the batch before is being written.
 //!
-//! The rows read may therefore be older than what earlier batches make of them. Each prefetched batch carries the number of batches
-//! written at that time; the [cache](crate::cache) has the changes of the others.
+//! The rows read may therefore be older than what earlier batches make of them. Each prefetched batch carries the
+//! number of batches written at that time; the [cache](crate::cache) has the changes of the others.
 
 use std::{sync::Arc, time::SystemTime};
 
@@ -20,8 +20,8 @@ use crate::{
     store::{StoreError, batch},
 };
 
-/// Limit of the messages in a transaction. A larger batch applies faster and delays each update: 2000 gain a tenth over 500 and take
-/// three times as long.
+/// Limit of the messages in a transaction. A larger batch applies faster and delays each update: 2000 gain a tenth over
+/// 500 and take three times as long.
 const BATCH_MESSAGES: usize = 500;
 
 pub(crate) struct PrefetchedBatch {

@@ -21,12 +21,13 @@ use crate::{core::entry::LogMessage, recovery::state::logged_at};
 /// Limit of the bytes read ahead of the applier. More keeps it busy over a slower network, and is held in memory.
 const READ_AHEAD_BYTES: usize = 16 << 20;
 const READ_AHEAD_MESSAGES: usize = 4096;
-/// Least bytes requested from the server at once. A message that does not fit is never sent, so NATS's largest one must.
+/// Least bytes requested from the server at once. A message that does not fit is never sent, so NATS's largest one
+/// must.
 const PULL_BYTES: usize = 8 << 20;
 /// Size of a message's subject, reply subject and headers.
 const MESSAGE_OVERHEAD: usize = 64 << 10;
-/// Interval of the server's heartbeats while there is nothing to read. After two missing ones the consumer is created again: a
-/// restarted server has lost it without notice. Shorter intervals cost a message each.
+/// Interval of the server's heartbeats while there is nothing to read. After two missing ones the consumer is created
+/// again: a restarted server has lost it without notice. Shorter intervals cost a message each.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 /// How long a pull request lasts, and how long the server keeps a consumer without one.
 const PULL_EXPIRES: Duration = Duration::from_secs(30);

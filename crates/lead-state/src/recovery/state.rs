@@ -18,8 +18,8 @@ use crate::store::{
     ledger,
 };
 
-/// The state of events, checkpoint and log, read in this order. While all is well, an event is therefore never younger than the
-/// checkpoint, nor the checkpoint than the log.
+/// The state of events, checkpoint and log, read in this order. While all is well, an event is therefore never younger
+/// than the checkpoint, nor the checkpoint than the log.
 #[derive(Debug, Clone)]
 pub(crate) struct RecoveryState {
     /// The identity of `LEAD_EVENTS`.

@@ -14,7 +14,8 @@ use super::state::event_position;
 use crate::store::checkpoint::{self, Checkpoint};
 
 const INTERVAL: Duration = Duration::from_secs(1);
-/// The delivered watermark is recorded once in so many intervals. Less often means more repeated deliveries when the events are lost.
+/// The delivered watermark is recorded once in so many intervals. Less often means more repeated deliveries when the
+/// events are lost.
 const RECORD_EVERY: u32 = 10;
 
 /// Returns when the checkpoint is not that of this term any more.
@@ -59,7 +60,8 @@ async fn delivered_watermark(js: &jetstream::Context, checkpoint: &Checkpoint) -
         return Ok(Some(checkpoint.announced));
     }
     let position = event_position(&events, acked).await?;
-    // Several events share a position when a call ended and released queued updates, so only the position before is certain.
+    // Several events share a position when a call ended and released queued updates, so only the position before is
+    // certain.
     let before = |at: EventPosition| LogPosition::message(at.log.epoch, at.log.sequence.saturating_sub(1));
     Ok(position.filter(|at| at.generation == checkpoint.generation).map(before))
 }
