@@ -242,7 +242,10 @@ fn decide_all(
             assert_eq!(state.queued.get(&lead_id).cloned().unwrap_or_default(), queue);
         }
         for (lead_id, queue) in &state.queued {
-            assert!(queue.is_empty() || !state.calls[lead_id].is_empty(), "{lead_id} has queued updates without a call");
+            assert!(
+                queue.is_empty() || !state.calls[lead_id].is_empty(),
+                "{lead_id} has queued updates without a call"
+            );
         }
         assert!(plan.rows.is_sorted_by_key(|row| (row.decided_at, row.update.position)), "decided in log order");
         for row in plan.rows {
