@@ -256,7 +256,7 @@ async fn no_endpoint_shows_or_touches_another_projects_data() {
     .await;
 
     let mut accepted = Vec::new();
-    for endpoint in &gateway::ENDPOINTS {
+    for endpoint in gateway::ENDPOINTS {
         let (_, other_scope) = all_but.iter().find(|(scope, _)| *scope == endpoint.scope).expect("a key");
         for (path, body, expected) in reaching(endpoint, &first, second.project_id) {
             let what = format!("{} {path} {body:?}", endpoint.method);

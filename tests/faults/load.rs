@@ -119,7 +119,8 @@ impl Client {
         if answer["success"] != true {
             // What is no fault of the servers would never be accepted.
             let code = answer["code"].as_str().unwrap_or_default();
-            let unavailable = ["log_full", "too_many_in_flight", "not_confirmed", "starting", "broker_unavailable"];
+            let unavailable =
+                ["log_full", "too_many_in_flight", "not_confirmed", "starting", "broker_unavailable", "log_refused"];
             assert!(unavailable.contains(&code), "an update was refused: {answer}");
         }
         let update_id = answer["updateId"].as_str().filter(|_| answer["success"] == true).map(str::to_owned);

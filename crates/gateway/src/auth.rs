@@ -1,4 +1,4 @@
-//! 1 Accept: who is asking, and whether they may.
+//! 1 Accept: authentication and authorization of requests.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use service_kit::kv::BucketCache;
 
 use crate::error::ApiError;
 
-/// Finds the key that a request comes under; it must be valid at this time and carry the scope.
+/// The API key of a request, if it is valid at this time and has the scope.
 pub(crate) fn authorize(
     keys: &BucketCache<ApiKey>,
     headers: &HeaderMap,
@@ -20,10 +20,10 @@ pub(crate) fn authorize(
     now: Timestamp,
 ) -> Result<Arc<ApiKey>, ApiError> {
     let secret = bearer(headers).ok_or(ApiError::MissingKey)?;
-    // Looked up by its digest, so how long this takes says nothing about the keys that exist.
+    // Looked up by its digest, so that the duration reveals nothing about the existing keys.
     let key = keys
         .get(&api_key::hash(secret))
-        .ok_or_else(|| if keys.is_complete() { ApiError::InvalidKey("is not known") } else { ApiError::Starting })?;
+        .ok_or_else(|| if keys.is_complete() { ApiError::InvalidKey("is unknown") } else { ApiError::Starting })?;
     if !key.is_valid(now) {
         let fault = if key.revoked_at.is_some() { "was revoked" } else { "has expired" };
         return Err(ApiError::InvalidKey(fault));
@@ -71,7 +71,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn who_may_and_who_may_not() {
+    fn only_valid_keys_with_the_scope_are_authorized() {
         let keys: BucketCache<ApiKey> = [
             ("good", key()),
             ("late", ApiKey { expires_at: Some(Timestamp::from_millis(100)), ..key() }),
@@ -103,7 +103,7 @@ pub(crate) mod tests {
         Some("Bearer") -> 401 missing_api_key: An API key is required, as Authorization: Bearer <key>
         Some("Bearer ") -> 401 missing_api_key: An API key is required, as Authorization: Bearer <key>
         Some("Basic good") -> 401 missing_api_key: An API key is required, as Authorization: Bearer <key>
-        Some("Bearer bad") -> 401 invalid_api_key: The API key is not known
+        Some("Bearer bad") -> 401 invalid_api_key: The API key is unknown
         Some("Bearer late") -> 401 invalid_api_key: The API key has expired
         Some("Bearer gone") -> 401 invalid_api_key: The API key was revoked
         Some("Bearer reader") -> 403 missing_scope: The API key lacks the scope leads:write

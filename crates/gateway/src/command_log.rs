@@ -1,10 +1,9 @@
-//! 1 Accept: putting a command into the log. An update is accepted when JetStream has acked it, and not before.
+//! 1 Accept: publishes commands to the command log. An update is accepted once JetStream has acked it, and not before.
 //!
-//! A client may hang up at any time, and hyper then drops its handler wherever that waits. Before
-//! [`append`](CommandLog::append) nothing has happened; from its first poll the publish is a task of its own, which
-//! holds its place among those in flight and waits for the ack whether or not anyone still listens, by itself or in a
-//! batch with others. So there is either a whole command in the log or none, no ack is dropped, and no place is leaked;
-//! shutdown waits for these tasks.
+//! A client may hang up at any time, and hyper then drops its handler at any await. Before
+//! [`append`](CommandLog::append) nothing has happened; from its first poll the publish is a task of its own, which holds
+//! its in-flight permit and waits for the ack even if the client is gone. So the log has the whole command or nothing of
+//! it, no ack is dropped, and no permit is leaked; shutdown waits for these tasks.
 
 use std::sync::{
     Arc,
@@ -28,18 +27,16 @@ use tracing::Instrument;
 
 use crate::error::ApiError;
 
-/// The way into the command log.
 #[derive(Debug)]
 pub(crate) struct CommandLog {
     in_flight: Arc<Semaphore>,
     publishing: TaskTracker,
-    /// Whether the last publish failed: logged when it changes, not for every request of an outage.
+    /// Whether the last publish failed. Only changes are logged, not every request of an outage.
     failing: Arc<AtomicBool>,
     traces: Traces,
 }
 
 impl CommandLog {
-    /// Takes at most this many commands at once.
     pub(crate) fn new(max_in_flight: usize, traces: Traces) -> Self {
         Self {
             in_flight: Arc::new(Semaphore::new(max_in_flight)),
@@ -49,7 +46,7 @@ impl CommandLog {
         }
     }
 
-    /// Appends a command of a project, and waits until the log has it.
+    /// Publishes a command and waits for the ack.
     pub(crate) async fn append(
         &self,
         commands: &Publisher,
@@ -80,14 +77,14 @@ impl CommandLog {
                     }
                     tracing::debug!(%update_id, %project_id, sequence = stored.sequence, "update accepted");
                     if failing.swap(false, Ordering::Relaxed) {
-                        tracing::info!("the command log takes updates again");
+                        tracing::info!("the command log accepts updates again");
                     }
                 }
-                // The client's doing.
+                // The client's mistake, not the log's.
                 Err(PublishError::TooLarge) => {}
                 Err(e) => {
                     if !failing.swap(true, Ordering::Relaxed) {
-                        tracing::warn!("the command log does not take updates: {e}");
+                        tracing::warn!("the command log does not accept updates: {e}");
                     }
                 }
             }
@@ -99,9 +96,9 @@ impl CommandLog {
         }
     }
 
-    /// Appends commands of a project in this order, and waits until the log has them; what became of each.
+    /// Publishes commands in this order, waits for their acks, and returns the result of each.
     ///
-    /// They are not counted among those in flight: callers bound how many they bring at once.
+    /// They do not count as in flight: callers bound how many they publish at once.
     pub(crate) async fn append_all(
         &self,
         commands: &Publisher,
@@ -114,7 +111,7 @@ impl CommandLog {
         }
         let subject = CommandSubject { project_id, kind: CommandKind::Update }.to_string();
         let ids: Vec<ObjectId> = updates.iter().map(|(update_id, _)| *update_id).collect();
-        // One for all of them: they go together.
+        // One span for all of them: they are published together.
         let mut span = self.traces.begin(Step::Publish, Some(traceparent));
         span.note(|| [("messaging.batch.message_count", (ids.len() as i64).into())]);
         let own = span.traceparent();
@@ -133,11 +130,11 @@ impl CommandLog {
                 Some(e) => {
                     span.fail("not_published", e);
                     if !failing.swap(true, Ordering::Relaxed) {
-                        tracing::warn!("the command log does not take updates: {e}");
+                        tracing::warn!("the command log does not accept updates: {e}");
                     }
                 }
                 None if accepted > 0 && failing.swap(false, Ordering::Relaxed) => {
-                    tracing::info!("the command log takes updates again");
+                    tracing::info!("the command log accepts updates again");
                 }
                 _ => {}
             }
@@ -151,7 +148,7 @@ impl CommandLog {
         }
     }
 
-    /// Waits until nothing is in flight; to be called when no more requests come.
+    /// Waits until nothing is in flight. Called after the last request.
     pub(crate) async fn drained(&self) {
         self.publishing.close();
         self.publishing.wait().await;
@@ -163,9 +160,9 @@ fn refusal(error: &PublishError, update_id: ObjectId) -> ApiError {
         PublishError::Full => ApiError::LogFull,
         PublishError::TooLarge => ApiError::CommandTooLarge,
         PublishError::Unconfirmed => ApiError::NotConfirmed(update_id),
-        PublishError::NotConnected | PublishError::NoResponder | PublishError::Refused(_) => {
-            ApiError::BrokerUnavailable
-        }
+        PublishError::NotConnected => ApiError::BrokerUnavailable,
+        PublishError::NoResponder => ApiError::LogUnavailable,
+        PublishError::Refused(_) => ApiError::LogRefused(error.to_string()),
     }
 }
 

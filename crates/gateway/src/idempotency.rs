@@ -1,10 +1,10 @@
-//! 1 Accept: `Idempotency-Key`: a request that is sent again becomes the same update, not a second one
+//! 1 Accept: `Idempotency-Key`: a repeated request is the same update, not a second one
 //! (draft-ietf-httpapi-idempotency-key-header-07).
 //!
-//! The key's record, with the `updateId`, is created before the command is logged, by compare-and-set: of any number
-//! of requests, at any gateways, one makes it and all find it. Each then logs the same command under the same
-//! `updateId`, which JetStream (by message id) and the ledger keep from being applied twice. So whatever dies between
-//! the two writes, the next request with the key completes the first.
+//! The record of a key, with the `updateId`, is created before the command is logged, by compare-and-set: of concurrent
+//! requests at any gateways, one creates it and all read it. Each then logs the same command under the same `updateId`,
+//! and JetStream (by message id) and the ledger apply it once. After a crash between the two writes, the next request
+//! with the key completes the first.
 
 use async_nats::jetstream::{
     self, ErrorCode,
@@ -21,26 +21,25 @@ use tokio::sync::OnceCell;
 
 use crate::error::ApiError;
 
-/// The request's header.
 pub(crate) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
-/// On an answer: the key was seen before, and the update is that of the first request.
+/// In a response: the key was used before, and the update is that of the first request.
 pub(crate) const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 
 /// Longest key, in characters.
 const MAX_CHARS: usize = 255;
 
-/// How often a record that is there for one who writes and not for one who reads is looked for again: it expired
-/// between the two, or the reader was answered by a replica that is behind.
+/// How often a record is read that could not be created and is not found: it expired in between, or a replica that is
+/// behind answered the read.
 const ATTEMPTS: usize = 3;
 
-/// The key that a request carries. It is a string as in RFC 8941, 3.3.3 (`"order-7"`); the quotes may be missing, as
-/// many clients leave them out, and both spellings are one key.
+/// The key of a request: a string as in RFC 8941, 3.3.3 (`"order-7"`). Many clients leave the quotes out, so both spellings
+/// are the same key.
 pub(crate) fn key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
     let mut values = headers.get_all(&IDEMPOTENCY_KEY).iter();
     let Some(value) = values.next() else { return Ok(None) };
     let fault = |fault: &str| Err(ApiError::field("Idempotency-Key", fault));
     if values.next().is_some() {
-        return fault("stands twice");
+        return fault("is given twice");
     }
     let Some(key) = value.to_str().ok().map(str::trim).and_then(unquote) else {
         return fault("must be a string of printable ASCII characters, best in double quotes");
@@ -72,23 +71,22 @@ fn unquote(text: &str) -> Option<String> {
     Some(key)
 }
 
-/// The update that a request with a key is.
+/// The update that a request with a key became.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Claim {
     pub(crate) update_id: ObjectId,
-    /// Whether an earlier request made it.
+    /// Whether an earlier request created it.
     pub(crate) replayed: bool,
 }
 
-/// The records of the last day.
 #[derive(Debug, Default)]
-pub(crate) struct Records {
-    /// Empty until the first request that carries a key.
+pub(crate) struct IdempotencyStore {
+    /// Empty until the first request with a key.
     store: OnceCell<Store>,
 }
 
-impl Records {
-    /// The same as [`claim`](Self::claim), of a bulk request: the ids of its updates follow from the claim's.
+impl IdempotencyStore {
+    /// Like [`claim`](Self::claim), for a bulk request: the ids of its updates are derived from the claim's.
     pub(crate) async fn claim_bulk(
         &self,
         js: &jetstream::Context,
@@ -99,10 +97,7 @@ impl Records {
         self.claim(js, &idempotency_key(project_id, client_key), &record).await
     }
 
-    /// Finds the record under a key, or makes it of this one.
-    ///
-    /// # Errors
-    /// The key was used with another body; or the records cannot be read or written, and nothing was accepted.
+    /// Reads the record of a key, or creates it.
     pub(crate) async fn claim(
         &self,
         js: &jetstream::Context,
@@ -111,7 +106,7 @@ impl Records {
     ) -> Result<Claim, ApiError> {
         let store = self.store.get_or_try_init(|| js.get_key_value(IDEMPOTENCY)).await.map_err(|e| unavailable(&e))?;
         let value = serde_json::to_vec(record).map_err(|e| {
-            tracing::error!("an idempotency record cannot be written: {e}");
+            tracing::error!("cannot serialize an idempotency record: {e}");
             ApiError::Internal
         })?;
         for _ in 0..ATTEMPTS {
@@ -124,15 +119,15 @@ impl Records {
                 return decide(&first, record);
             }
         }
-        Err(unavailable(&std::io::Error::other("a record is there and is not")))
+        Err(unavailable(&std::io::Error::other("a record exists and cannot be found")))
     }
 }
 
-/// What a request is when this is the first one's record. The record may be this request's own, where the answer to
-/// its creation was lost.
+/// Compares a request with the first one under its key. The stored record may be this request's own, if the reply to its
+/// creation was lost.
 fn decide(first: &[u8], record: &IdempotencyRecord) -> Result<Claim, ApiError> {
     let first: IdempotencyRecord = serde_json::from_slice(first).map_err(|e| {
-        tracing::error!("an idempotency record cannot be read: {e}");
+        tracing::error!("cannot parse an idempotency record: {e}");
         ApiError::Internal
     })?;
     if first.body_sha256 != record.body_sha256 {
@@ -144,7 +139,7 @@ fn decide(first: &[u8], record: &IdempotencyRecord) -> Result<Claim, ApiError> {
 fn refusal(error: &CreateError) -> ApiError {
     let mut causes = std::iter::successors(Some(error as &dyn std::error::Error), |e| e.source());
     let answer = causes.find_map(|cause| cause.downcast_ref::<jetstream::Error>());
-    // "maximum bytes exceeded" comes under this code.
+    // The code of "maximum bytes exceeded".
     if answer.is_some_and(|answer| answer.error_code() == ErrorCode::STREAM_STORE_FAILED) {
         return ApiError::IdempotencyFull;
     }
@@ -152,7 +147,7 @@ fn refusal(error: &CreateError) -> ApiError {
 }
 
 fn unavailable(error: &(dyn std::error::Error + 'static)) -> ApiError {
-    tracing::warn!("idempotency keys are not available: {}", error_chain(error));
+    tracing::warn!("idempotency keys are unavailable: {}", error_chain(error));
     ApiError::IdempotencyUnavailable
 }
 
@@ -193,11 +188,11 @@ mod tests {
             of(&[format!("{long}x").as_bytes()]),
             Err("400 Idempotency-Key must have 1 to 255 characters".into())
         );
-        assert_eq!(of(&[b"a", b"a"]), Err("400 Idempotency-Key stands twice".into()));
+        assert_eq!(of(&[b"a", b"a"]), Err("400 Idempotency-Key is given twice".into()));
     }
 
     #[test]
-    fn the_first_record_decides() {
+    fn a_key_belongs_to_its_first_body() {
         let (mine, other) = (ObjectId::from_bytes([1; 12]), ObjectId::from_bytes([2; 12]));
         let record = IdempotencyRecord::new(b"{}", None, mine);
         let first = |body, id| serde_json::to_vec(&IdempotencyRecord::new(body, None, id)).unwrap();
@@ -209,7 +204,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_header_is_a_key_or_a_400(bytes in prop_oneof![
+        fn arbitrary_headers_are_a_key_or_a_400(bytes in prop_oneof![
             any::<Vec<u8>>(),
             prop::collection::vec(prop::sample::select(br#""\ab ;=,"#.to_vec()), 0..8),
         ]) {
@@ -221,7 +216,7 @@ mod tests {
         }
 
         #[test]
-        fn what_is_quoted_is_what_was_meant(text in "[ -~]{1,255}") {
+        fn quoted_keys_round_trip(text in "[ -~]{1,255}") {
             let quoted = format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""));
             prop_assert_eq!(of(&[quoted.as_bytes()]), Ok(Some(text)));
         }

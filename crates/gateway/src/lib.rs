@@ -1,27 +1,32 @@
-//! 1 Accept: the HTTP API. A request is authenticated, validated and made a command; the answer goes out once
-//! JetStream has it. Queries are asked of lead-state and webhook-notifier. The gateway itself stores nothing.
+//! 1 Accept: the HTTP API. A request is authenticated, validated and made a command; the response is sent once JetStream has
+//! it. Queries go to lead-state and webhook-notifier. The gateway itself stores nothing.
 
+mod app;
 mod auth;
-mod body;
 mod command_log;
 mod config;
 mod error;
-mod fields;
+mod event_subscribers;
 mod idempotency;
-mod if_match;
-mod lines;
+mod json_splitter;
 mod metrics;
 #[cfg(test)]
 mod openapi;
-mod outcomes;
-mod prefer;
-mod rate;
+mod outcome_waiters;
+mod rate_limit;
+mod request;
+mod response;
+mod router;
 mod routes;
 mod server;
 mod tls;
 
 pub use crate::{
     config::Config,
-    routes::documents::{DOCUMENTS, Document},
-    server::{ENDPOINTS, Endpoint, run, run_on},
+    router::Endpoint,
+    routes::{
+        ENDPOINTS,
+        docs::{DOCUMENTS, Document},
+    },
+    server::{run, run_on},
 };

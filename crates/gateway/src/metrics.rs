@@ -1,20 +1,17 @@
-//! 1 Accept: what the gateway counts.
+//! 1 Accept: the gateway's metrics.
 
 use std::{collections::HashMap, time::Instant};
 
 use axum::http::StatusCode;
 use service_kit::metrics::{Counter, Family, Gauge, Histogram, Label, Labels, Publishing, Registry, Unit, durations};
 
-use crate::{error::ApiError, server::ENDPOINTS};
-
-/// The route of a request for a path that there is not.
+/// The route of requests for unknown paths.
 const NO_ROUTE: &str = "none";
 
-/// How requests ended: by the class of the answer's status, or with a client that hung up before there was an answer.
+/// How requests end: with a class of status, or with a client that hung up before the response.
 const ENDS: [&str; 6] = ["1xx", "2xx", "3xx", "4xx", "5xx", "gone"];
 const GONE: usize = ENDS.len() - 1;
 
-/// The metrics of the gateway.
 #[derive(Debug)]
 pub(crate) struct Metrics {
     refused: Family<Label, Counter>,
@@ -23,7 +20,7 @@ pub(crate) struct Metrics {
     pub(crate) publishing: Publishing,
 }
 
-/// What is noted of a route. Looked up once, so that a request takes no lock of a family.
+/// The metrics of a route, resolved once so that a request locks no family.
 #[derive(Debug)]
 struct Route {
     ends: [Counter; ENDS.len()],
@@ -31,65 +28,61 @@ struct Route {
 }
 
 impl Metrics {
-    /// Registers them.
-    pub(crate) fn new(registry: &mut Registry) -> Self {
+    /// Registers the metrics; `paths` are the routes.
+    pub(crate) fn new(registry: &mut Registry, paths: impl Iterator<Item = &'static str>) -> Self {
         let refused = Family::<Label, Counter>::default();
         registry.register("requests_refused", "Requests that were refused, by code", refused.clone());
         let in_flight = Gauge::default();
-        registry.register("requests_in_flight", "Requests that have no answer yet", in_flight.clone());
+        registry.register("requests_in_flight", "Requests without a response yet", in_flight.clone());
         let requests = Family::<Labels, Counter>::default();
         registry.register(
             "requests",
-            "Requests, by route and by the class of the answer's status (gone: the client hung up before)",
+            "Requests, by route and class of the response's status (gone: the client hung up first)",
             requests.clone(),
         );
         let durations = Family::<Label, Histogram>::new_with_constructor(durations);
         registry.register_with_unit(
             "request_duration",
-            "From a request's head to the head of its answer, by route",
+            "From the head of a request to the head of its response, by route",
             Unit::Seconds,
             durations.clone(),
         );
-        let routes = ENDPOINTS.iter().map(|endpoint| endpoint.path).chain([NO_ROUTE]).map(|path| {
+        let routes = paths.chain([NO_ROUTE]).map(|path| {
             let ends = ENDS.map(|end| requests.get_or_create_owned(&[("route", path), ("status", end)]));
             (path, Route { ends, duration: durations.get_or_create_owned(&[("route", path)]) })
         });
         Self { refused, in_flight, routes: routes.collect(), publishing: Publishing::new(registry) }
     }
 
-    /// Counts a refusal.
-    pub(crate) fn refused(&self, error: &ApiError) {
-        // The codes of other services are theirs to count, and no list known here.
-        let code = error.own_code().unwrap_or("query");
+    /// Counts a refused request or line.
+    pub(crate) fn count_refusal(&self, code: &'static str) {
         self.refused.get_or_create(&[("code", code)]).inc();
     }
 
-    /// Notes that a request for a route begins. It ends when this is dropped, at the latest.
-    pub(crate) fn begin(&self, route: Option<&str>) -> Begun<'_> {
+    /// Starts the timer of a request. Dropped without [`stop`](RequestTimer::stop), it counts as gone.
+    pub(crate) fn start(&self, route: Option<&str>) -> RequestTimer<'_> {
         let route = route.and_then(|path| self.routes.get(path)).or_else(|| self.routes.get(NO_ROUTE));
         self.in_flight.inc();
-        Begun { in_flight: &self.in_flight, route, at: Instant::now(), end: GONE }
+        RequestTimer { in_flight: &self.in_flight, route, at: Instant::now(), end: GONE }
     }
 }
 
-/// A request under way.
 #[derive(Debug)]
-pub(crate) struct Begun<'a> {
+pub(crate) struct RequestTimer<'a> {
     in_flight: &'a Gauge,
     route: Option<&'a Route>,
     at: Instant,
     end: usize,
 }
 
-impl Begun<'_> {
-    /// Notes how it is answered.
-    pub(crate) fn answered(mut self, status: StatusCode) {
-        // A status has three digits, the first from 1 on.
+impl RequestTimer<'_> {
+    pub(crate) fn stop(mut self, status: StatusCode) {
+        // A status has three digits, the first at least 1.
         self.end = usize::from(status.as_u16() / 100 - 1).min(GONE - 1);
     }
 }
 
-impl Drop for Begun<'_> {
+impl Drop for RequestTimer<'_> {
     fn drop(&mut self) {
         self.in_flight.dec();
         if let Some(route) = self.route {

@@ -1,4 +1,4 @@
-//! 1 Accept: TLS for the HTTP API, with a certificate that may be renewed at any time.
+//! 1 Accept: TLS for the HTTP API, with a certificate that can be renewed at any time.
 
 use std::{
     path::PathBuf,
@@ -16,7 +16,7 @@ use rustls::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// How often the files are read to see whether they were renewed.
+/// How often the files are checked for renewal.
 const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
 /// A certificate chain and its private key, in PEM files.
@@ -28,7 +28,7 @@ pub(crate) struct Certificate {
     served: RwLock<Arc<CertifiedKey>>,
 }
 
-/// What the two files hold.
+/// The contents of the two files.
 #[derive(Debug, PartialEq, Eq)]
 struct Pem {
     chain: Vec<u8>,
@@ -36,14 +36,13 @@ struct Pem {
 }
 
 impl Certificate {
-    /// Reads the files for the first time.
     pub(crate) async fn load(chain: PathBuf, key: PathBuf) -> anyhow::Result<Arc<Self>> {
         let provider = Arc::new(ring::default_provider());
         let served = RwLock::new(parse(&read(&chain, &key).await?, &provider)?);
         Ok(Arc::new(Self { chain, key, provider, served }))
     }
 
-    /// A configuration that serves the certificate as it is at each handshake.
+    /// A configuration that uses the current certificate for each handshake.
     pub(crate) fn server_config(self: &Arc<Self>) -> anyhow::Result<Arc<ServerConfig>> {
         let mut config = ServerConfig::builder_with_provider(self.provider.clone())
             .with_safe_default_protocol_versions()?
@@ -53,8 +52,8 @@ impl Certificate {
         Ok(Arc::new(config))
     }
 
-    /// Takes over renewals until shutdown. What cannot be served, as files that are only half replaced, leaves the
-    /// certificate as it is.
+    /// Watches the files until shutdown. Files that cannot be served, as during a replacement, leave the certificate
+    /// unchanged.
     pub(crate) async fn follow(self: Arc<Self>, shutdown: CancellationToken) -> anyhow::Result<()> {
         let mut seen = None;
         while shutdown.run_until_cancelled(tokio::time::sleep(CHECK_INTERVAL)).await.is_some() {
@@ -100,7 +99,7 @@ fn parse(pem: &Pem, provider: &CryptoProvider) -> anyhow::Result<Arc<CertifiedKe
     let chain: Vec<_> =
         CertificateDer::pem_slice_iter(&pem.chain).collect::<Result<_, _>>().context("the certificates are not PEM")?;
     let key = PrivateKeyDer::from_pem_slice(&pem.key).context("the private key is not PEM")?;
-    Ok(Arc::new(CertifiedKey::from_der(chain, key, provider).context("the certificate and its key do not fit")?))
+    Ok(Arc::new(CertifiedKey::from_der(chain, key, provider).context("the certificate and its key do not match")?))
 }
 
 #[cfg(test)]
@@ -118,8 +117,8 @@ mod tests {
         let (mine, other) = (pem(), pem());
         assert!(parse(&mine, &provider).is_ok());
         for (chain, key, fault) in [
-            (&mine.chain[..], &other.key[..], "do not fit"),
-            (&[], &mine.key, "do not fit"),
+            (&mine.chain[..], &other.key[..], "do not match"),
+            (&[], &mine.key, "do not match"),
             (&mine.chain[..40], &mine.key, "not PEM"),
             (&mine.chain, &mine.key[..40], "not PEM"),
             (&mine.chain, &mine.chain, "not PEM"),

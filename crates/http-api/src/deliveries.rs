@@ -6,7 +6,7 @@ use contract::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{DateTime, Delivery, example, response_from};
+use crate::{convert::response_from, examples::example, time::DateTime, updates::Delivery};
 
 /// An item of `GET /api/v1/deliveries`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

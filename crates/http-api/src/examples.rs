@@ -2,8 +2,6 @@
 
 use serde::de::DeserializeOwned;
 
-use crate::{DataResponse, ListResponse};
-
 /// A type with a realistic example.
 pub trait Example {
     /// A value as clients send or receive it.
@@ -18,14 +16,31 @@ pub(crate) fn parse<T: DeserializeOwned>(text: &str) -> T {
     serde_json::from_str(text).unwrap_or_else(|e| panic!("the example {text} of {}: {e}", std::any::type_name::<T>()))
 }
 
-impl<T: Example> Example for DataResponse<T> {
+/// Of what was removed.
+impl<T> Example for Option<T> {
     fn example() -> Self {
-        Self::new(T::example())
+        None
     }
 }
 
-impl<T: Example> Example for ListResponse<T> {
-    fn example() -> Self {
-        Self { success: true, data: vec![T::example()], next: None, warnings: vec![] }
-    }
+/// Gives a type its [`Example`], from JSON as it is on the wire; a test in a module of this name holds them together.
+macro_rules! example {
+    ($name:ident: $Type:ty, $text:expr) => {
+        impl $crate::examples::Example for $Type {
+            fn example() -> Self {
+                $crate::examples::parse($text)
+            }
+        }
+
+        #[cfg(test)]
+        mod $name {
+            use super::*;
+
+            #[test]
+            fn the_example_is_written_as_it_is_read() {
+                assert_eq!(serde_json::to_string(&<$Type as $crate::examples::Example>::example()).unwrap(), $text);
+            }
+        }
+    };
 }
+pub(crate) use example;

@@ -7,7 +7,11 @@ use contract::{
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
-use crate::{DateTime, example, read_both, response_from};
+use crate::{
+    convert::{read_both, response_from},
+    examples::example,
+    time::DateTime,
+};
 
 /// A lead.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -309,7 +313,7 @@ example!(
     r#"{"_id":"696102a4b8c1d2e3f4a5b6c7","name":"Ada Lovelace","phone":"+14155550123","email":"ada@example.com","projectId":"696102a4b8c1d2e3f4a5b601","processId":"696102a4b8c1d2e3f4a5b602","referenceId":"AB123456789","currentState":"interested","metadata":{"make":"Toyota","model":"Camry"},"createdAt":"2026-01-12T04:55:59.048Z","updatedAt":"2026-01-12T09:30:00.000Z","lastDisposition":"callback","version":2}"#
 );
 example!(
-    past_update: HistoryEntry,
+    history_entry: HistoryEntry,
     r#"{"updateId":"6b0426971c73026dafa27e40","status":"succeeded","error":null,"errorCode":null,"fromState":"new","toState":"interested","disposition":"callback","version":2,"userId":"agent-7","apiKeyId":"696102a4b8c1d2e3f4a5b603","warnings":[],"loggedAt":"2026-01-12T09:29:59.991Z","appliedAt":"2026-01-12T09:30:00.000Z"}"#
 );
 example!(

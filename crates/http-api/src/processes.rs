@@ -8,7 +8,11 @@ use contract::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{DateTime, example, response_from};
+use crate::{
+    convert::response_from,
+    examples::{Example, example},
+    time::DateTime,
+};
 
 /// A process without its secrets.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -123,6 +127,15 @@ pub struct EnableResult {
 }
 
 response_from!(enabled: rpc::EnableResult => EnableResult { was_disabled });
+
+impl<T: Example> Example for ChangeResponse<T> {
+    fn example() -> Self {
+        let changes = vec![
+            r#"callback "crm": url "https://old.example.com/leadrelay" -> "https://crm.example.com/leadrelay""#.into(),
+        ];
+        Self { success: true, data: T::example(), changed: true, changes }
+    }
+}
 
 example!(
     configured_process: ConfiguredProcess,

@@ -3,7 +3,7 @@
 use contract::rpc::Cursor;
 use serde::{Deserialize, Serialize};
 
-use crate::example;
+use crate::examples::{Example, example};
 
 /// A response that is one thing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,6 +58,18 @@ pub struct ErrorResponse {
     pub code: String,
     /// As in `X-Request-Id`, and in the gateway's log.
     pub request_id: String,
+}
+
+impl<T: Example> Example for DataResponse<T> {
+    fn example() -> Self {
+        Self::new(T::example())
+    }
+}
+
+impl<T: Example> Example for ListResponse<T> {
+    fn example() -> Self {
+        Self { success: true, data: vec![T::example()], next: None, warnings: vec![] }
+    }
 }
 
 example!(

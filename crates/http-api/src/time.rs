@@ -39,26 +39,3 @@ impl schemars::JsonSchema for DateTime {
         schemars::json_schema!({"type": "string", "format": "date-time"})
     }
 }
-
-/// How a field of a reply becomes the field of the same name of a response.
-pub(crate) trait Convert<T> {
-    fn convert(self) -> T;
-}
-
-impl<T> Convert<T> for T {
-    fn convert(self) -> T {
-        self
-    }
-}
-
-impl Convert<DateTime> for Timestamp {
-    fn convert(self) -> DateTime {
-        DateTime(self)
-    }
-}
-
-impl Convert<Option<DateTime>> for Option<Timestamp> {
-    fn convert(self) -> Option<DateTime> {
-        self.map(DateTime)
-    }
-}

@@ -9,7 +9,11 @@ use contract::{
 };
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::{DateTime, example, read_both, response_from};
+use crate::{
+    convert::{read_both, response_from},
+    examples::example,
+    time::DateTime,
+};
 
 /// The body of `POST /api/v1/leads/update`, and a line of `POST /api/v1/leads/update/bulk`.
 ///

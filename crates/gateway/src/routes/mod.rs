@@ -1,84 +1,119 @@
-//! 1 Accept: a module per endpoint, and the shapes that they share.
+//! 1 Accept: the endpoints, a row each: method, path, scope, rate class, and the module with its handler.
+//!
+//! A new endpoint is a file, its `mod` line and its row here. The file has the handler (`handle`), its part of the
+//! OpenAPI document (`operation`) and its tests.
 
-use std::borrow::Cow;
+use std::sync::Arc;
 
-use axum::{
-    body::Body,
-    http::{HeaderValue, StatusCode, header::CONTENT_TYPE},
-    response::{IntoResponse, Response},
+use axum::{Router, routing::MethodFilter};
+use contract::key::Scope;
+
+use crate::{
+    app::App,
+    rate_limit::RateClass,
+    router::{self, Endpoint},
 };
-use contract::{JsonObject, ObjectId, rpc::Lead};
-use serde::Serialize;
 
-use crate::error::ApiError;
+pub(crate) mod docs;
 
-pub(crate) mod bulk_initiate;
-pub(crate) mod bulk_update;
-pub(crate) mod callbacks;
-pub(crate) mod deliveries;
-pub(crate) mod documents;
-pub(crate) mod dry_run;
-pub(crate) mod events;
-pub(crate) mod get_lead;
-pub(crate) mod get_update;
-pub(crate) mod initiate_lead;
-pub(crate) mod lead_history;
-pub(crate) mod list;
-pub(crate) mod list_leads;
-pub(crate) mod processes;
-pub(crate) mod update_lead;
+pub(crate) mod leads {
+    pub(crate) mod bulk_initiate;
+    pub(crate) mod bulk_update;
+    pub(crate) mod dry_run;
+    pub(crate) mod get;
+    pub(crate) mod history;
+    pub(crate) mod initiate;
+    pub(crate) mod list;
+    pub(crate) mod update;
+}
 
-/// What a handler answers.
-pub(crate) type Answer = Result<Response, ApiError>;
+pub(crate) mod updates {
+    pub(crate) mod get;
+}
 
-/// An answer with a JSON body.
-pub(crate) fn json(status: StatusCode, body: &impl Serialize) -> Response {
-    let text = match serde_json::to_vec(body) {
-        Ok(text) => text,
-        Err(e) => {
-            tracing::error!("an answer cannot be written: {e}");
-            return ApiError::Internal.into_response();
+pub(crate) mod events {
+    pub(crate) mod follow;
+}
+
+pub(crate) mod deliveries {
+    pub(crate) mod get;
+    pub(crate) mod list;
+    pub(crate) mod recover;
+    pub(crate) mod redeliver;
+}
+
+pub(crate) mod processes {
+    pub(crate) mod change;
+    pub(crate) mod create;
+    pub(crate) mod get;
+    pub(crate) mod list;
+    pub(crate) mod put;
+    pub(crate) mod spec;
+}
+
+pub(crate) mod callbacks {
+    pub(crate) mod create;
+    pub(crate) mod delete;
+    pub(crate) mod enable;
+    pub(crate) mod get;
+    pub(crate) mod list;
+    pub(crate) mod put;
+    pub(crate) mod rotate_secret;
+    pub(crate) mod test;
+}
+
+#[cfg(test)]
+mod tests;
+
+macro_rules! endpoints {
+    ($($method:ident $path:literal $scope:ident $rate:ident $($module:ident)::+;)*) => {
+        /// All endpoints that need an API key. The router is made from the same rows.
+        pub const ENDPOINTS: &[Endpoint] =
+            &[$(Endpoint::new(stringify!($method), $path, Scope::$scope, RateClass::$rate)),*];
+
+        /// The HTTP API.
+        pub(crate) fn router(app: Arc<App>) -> Router {
+            let router = Router::new();
+            $(
+                let row = Endpoint::new(stringify!($method), $path, Scope::$scope, RateClass::$rate);
+                let router = router.route($path, router::endpoint(MethodFilter::$method, row, $($module)::+::handle));
+            )*
+            router::with_fallbacks(router.merge(docs::routes()), app)
+        }
+
+        /// What the OpenAPI document has of them.
+        #[cfg(test)]
+        pub(crate) fn operations() -> Vec<(Endpoint, crate::openapi::Operation)> {
+            ENDPOINTS.iter().copied().zip([$($($module)::+::operation()),*]).collect()
         }
     };
-    let mut response = Response::new(Body::from(text));
-    *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    response
 }
 
-/// A lead in the vendor's shape.
-#[derive(Debug, Serialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "Lead"))]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct LeadView<'a> {
-    #[serde(rename = "_id")]
-    id: ObjectId,
-    name: Option<&'a str>,
-    phone: Option<Cow<'a, str>>,
-    email: Option<&'a str>,
-    project_id: ObjectId,
-    process_id: ObjectId,
-    reference_id: Option<&'a str>,
-    current_state: &'a str,
-    metadata: &'a JsonObject,
-    created_at: String,
-    updated_at: String,
-}
-
-impl<'a> From<&'a Lead> for LeadView<'a> {
-    fn from(lead: &'a Lead) -> Self {
-        Self {
-            id: lead.lead_id,
-            name: lead.name.as_deref(),
-            phone: lead.phone.as_deref().map(Cow::Borrowed),
-            email: lead.email.as_deref(),
-            project_id: lead.project_id,
-            process_id: lead.process_id,
-            reference_id: lead.reference_id.as_deref(),
-            current_state: &lead.state,
-            metadata: &lead.metadata,
-            created_at: lead.created_at.to_iso(),
-            updated_at: lead.updated_at.to_iso(),
-        }
-    }
+endpoints! {
+    POST   "/api/v1/leads/update"                                             LeadsWrite  Updates leads::update;
+    // Each update in the body counts against the rate of updates, too.
+    POST   "/api/v1/leads/update/bulk"                                        LeadsWrite  Other   leads::bulk_update;
+    GET    "/api/v1/updates/{updateId}"                                       LeadsRead   Other   updates::get;
+    POST   "/api/v1/leads/initiate"                                           LeadsWrite  Other   leads::initiate;
+    POST   "/api/v1/leads/bulk/initiate"                                      LeadsWrite  Other   leads::bulk_initiate;
+    GET    "/api/v1/leads/get"                                                LeadsRead   Other   leads::get;
+    GET    "/api/v1/leads"                                                    LeadsRead   Other   leads::list;
+    GET    "/api/v1/leads/{leadId}/updates"                                   LeadsRead   Other   leads::history;
+    GET    "/api/v1/events"                                                   LeadsRead   Other   events::follow;
+    GET    "/api/v1/deliveries"                                               LeadsRead   Other   deliveries::list;
+    GET    "/api/v1/deliveries/{deliveryId}"                                  LeadsRead   Other   deliveries::get;
+    POST   "/api/v1/deliveries/{deliveryId}/redeliver"                        LeadsWrite  Other   deliveries::redeliver;
+    POST   "/api/v1/deliveries/recover"                                       LeadsWrite  Other   deliveries::recover;
+    GET    "/api/v1/processes"                                                ConfigRead  Other   processes::list;
+    POST   "/api/v1/processes"                                                ConfigWrite Other   processes::create;
+    GET    "/api/v1/processes/{processId}"                                    ConfigRead  Other   processes::get;
+    PUT    "/api/v1/processes/{processId}"                                    ConfigWrite Other   processes::put;
+    GET    "/api/v1/processes/{processId}/callbacks"                          ConfigRead  Other   callbacks::list;
+    POST   "/api/v1/processes/{processId}/callbacks"                          ConfigWrite Other   callbacks::create;
+    GET    "/api/v1/processes/{processId}/callbacks/{callbackId}"             ConfigRead  Other   callbacks::get;
+    PUT    "/api/v1/processes/{processId}/callbacks/{callbackId}"             ConfigWrite Other   callbacks::put;
+    DELETE "/api/v1/processes/{processId}/callbacks/{callbackId}"             ConfigWrite Other   callbacks::delete;
+    POST   "/api/v1/processes/{processId}/callbacks/{callbackId}/rotate-secret" ConfigWrite Other callbacks::rotate_secret;
+    POST   "/api/v1/processes/{processId}/callbacks/{callbackId}/test"        ConfigWrite Other   callbacks::test;
+    POST   "/api/v1/processes/{processId}/callbacks/{callbackId}/enable"      ConfigWrite Other   callbacks::enable;
 }

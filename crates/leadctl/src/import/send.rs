@@ -17,9 +17,10 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// How long to wait before the next try, where the gateway does not say.
 const AGAIN: Duration = Duration::from_secs(1);
 /// What a line is told that may be accepted a little later.
-const PASSING: [&str; 8] = [
+const PASSING: [&str; 9] = [
     "log_full",
     "broker_unavailable",
+    "log_refused",
     "not_confirmed",
     "too_many_in_flight",
     "starting",

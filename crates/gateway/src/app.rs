@@ -1,0 +1,128 @@
+//! 1 Accept: the state that requests share.
+
+use std::sync::{Arc, OnceLock};
+
+use async_nats::{Client, jetstream};
+use axum::http::HeaderMap;
+use contract::{
+    key::{ApiKey, Scope},
+    rpc::Query,
+};
+use service_kit::{
+    clock,
+    kv::BucketCache,
+    publisher::Publisher,
+    rpc::{self, RequestError},
+    traces::Traces,
+};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::{
+    auth, command_log::CommandLog, config::Config, error::ApiError, event_subscribers::EventSubscribers,
+    idempotency::IdempotencyStore, metrics::Metrics, outcome_waiters::OutcomeWaiters, rate_limit::RateLimits,
+};
+
+/// Most bulk requests at once. Each may hold some MiB, and a dozen requests of lead-state or a batch of the log.
+const MAX_BULK_REQUESTS: usize = 16;
+
+#[derive(Debug)]
+pub(crate) struct App {
+    /// The API keys, by their SHA-256.
+    pub(crate) keys: BucketCache<ApiKey>,
+    /// Empty until the first connection.
+    pub(crate) broker: OnceLock<Broker>,
+    pub(crate) command_log: CommandLog,
+    pub(crate) idempotency: IdempotencyStore,
+    pub(crate) outcome_waiters: Arc<OutcomeWaiters>,
+    pub(crate) event_subscribers: Arc<EventSubscribers>,
+    pub(crate) rates: RateLimits,
+    pub(crate) metrics: Metrics,
+    pub(crate) traces: Traces,
+    bulk_requests: Arc<Semaphore>,
+    pub(crate) max_body_bytes: usize,
+}
+
+/// The connection to NATS.
+#[derive(Debug)]
+pub(crate) struct Broker {
+    pub(crate) client: Client,
+    pub(crate) js: jetstream::Context,
+    pub(crate) commands: Publisher,
+}
+
+impl App {
+    pub(crate) fn new(config: &Config, keys: BucketCache<ApiKey>, metrics: Metrics, traces: Traces) -> Self {
+        Self {
+            keys,
+            broker: OnceLock::new(),
+            command_log: CommandLog::new(config.max_in_flight as usize, traces.clone()),
+            idempotency: IdempotencyStore::default(),
+            outcome_waiters: Arc::default(),
+            event_subscribers: Arc::new(EventSubscribers::new(config.max_listeners as usize)),
+            rates: RateLimits::new(config.update_rate, config.other_rate),
+            metrics,
+            traces,
+            bulk_requests: Arc::new(Semaphore::new(MAX_BULK_REQUESTS)),
+            max_body_bytes: config.max_body_bytes as usize,
+        }
+    }
+
+    /// The API key of a request, if it is valid now and has the scope.
+    pub(crate) fn authorize(&self, headers: &HeaderMap, scope: Scope) -> Result<Arc<ApiKey>, ApiError> {
+        auth::authorize(&self.keys, headers, scope, clock::now())
+    }
+
+    pub(crate) fn bulk_permit(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+        self.bulk_requests.clone().try_acquire_owned().map_err(|_| ApiError::TooManyBulkRequests)
+    }
+
+    /// The connection, to accept updates. It may be lost at the moment.
+    pub(crate) fn broker(&self) -> Result<&Broker, ApiError> {
+        self.broker.get().ok_or(ApiError::BrokerUnavailable)
+    }
+
+    /// The connection, to answer requests.
+    pub(crate) fn connection(&self) -> Result<&Broker, ApiError> {
+        self.broker.get().ok_or(ApiError::Unavailable)
+    }
+
+    /// Sends a query to lead-state or webhook-notifier.
+    pub(crate) async fn request<Q: Query>(&self, query: &Q) -> Result<Q::Reply, ApiError> {
+        rpc::request(&self.connection()?.client, query).await.map_err(|error| query_error(error, Q::REPEATABLE))
+    }
+}
+
+/// The error of a query for the client. Which service and subject was unavailable is logged for operators.
+fn query_error(error: RequestError, repeatable: bool) -> ApiError {
+    let (sent, error) = match error {
+        RequestError::Answered(error) if error.code != "unavailable" => return ApiError::Query(error),
+        error @ (RequestError::NotConnected { .. } | RequestError::NoResponder { .. }) => (false, error),
+        error => (true, error),
+    };
+    tracing::warn!("a query failed: {error}");
+    if sent && !repeatable { ApiError::Unconfirmed } else { ApiError::Unavailable }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use contract::rpc::RpcError;
+
+    use super::*;
+
+    #[test]
+    fn only_a_change_that_was_sent_may_have_been_made() {
+        let subject = || "leads.rpc.lead.initiate".to_owned();
+        let timed_out = || RequestError::TimedOut { subject: subject(), timeout: Duration::from_secs(5) };
+        let answered = |status, code| RequestError::Answered(RpcError::new(status, code, "no"));
+
+        assert_eq!(query_error(timed_out(), true), ApiError::Unavailable);
+        assert_eq!(query_error(timed_out(), false), ApiError::Unconfirmed);
+        assert_eq!(query_error(RequestError::NoResponder { subject: subject() }, false), ApiError::Unavailable);
+        assert_eq!(query_error(RequestError::NotConnected { subject: subject() }, false), ApiError::Unavailable);
+        assert_eq!(query_error(answered(503, "unavailable"), false), ApiError::Unconfirmed);
+        assert_eq!(query_error(answered(404, "lead_not_found"), false).code(), "lead_not_found");
+        assert_eq!(query_error(answered(503, "not_projected"), false).code(), "not_projected");
+    }
+}

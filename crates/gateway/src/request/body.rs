@@ -1,0 +1,92 @@
+//! 1 Accept: reading a request's body, bounded in length and time.
+
+use std::time::Duration;
+
+use axum::{
+    body::Body,
+    extract::Request,
+    http::{HeaderMap, header::CONTENT_TYPE},
+};
+use bytes::Bytes;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+
+use crate::error::ApiError;
+
+/// How long a body may take to arrive. Longer, and it would be cut when the gateway stops (see the server's
+/// `REQUEST_DRAIN`); shorter would refuse honest clients on slow links.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Reads a JSON body whole.
+pub(crate) async fn read(request: Request, max_bytes: usize) -> Result<Bytes, ApiError> {
+    if !is_json(request.headers()) {
+        return Err(ApiError::UnsupportedMediaType);
+    }
+    // A body whose Content-Length is too long is not read at all.
+    if http_body::Body::size_hint(request.body()).lower() > max_bytes as u64 {
+        return Err(ApiError::BodyTooLarge(max_bytes));
+    }
+    let body = Limited::<Body>::new(request.into_body(), max_bytes).collect();
+    match tokio::time::timeout(TIMEOUT, body).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(e)) if e.is::<LengthLimitError>() => Err(ApiError::BodyTooLarge(max_bytes)),
+        Ok(Err(e)) => Err(ApiError::UnreadableBody(e.to_string())),
+        Err(_) => Err(ApiError::BodyTimeout(TIMEOUT.as_secs())),
+    }
+}
+
+/// Whether the content type is JSON or absent.
+fn is_json(headers: &HeaderMap) -> bool {
+    let Some(essence) = media_type(headers) else { return true };
+    essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"))
+}
+
+/// Whether the content type is JSON, a JSON text per line, or absent.
+pub(crate) fn is_json_or_lines(headers: &HeaderMap) -> bool {
+    // None of them is registered, but all are in use.
+    let lines = ["application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines"];
+    is_json(headers) || media_type(headers).is_some_and(|essence| lines.contains(&essence.as_str()))
+}
+
+/// The content type without its parameters, if there is one.
+fn media_type(headers: &HeaderMap) -> Option<String> {
+    let value = headers.get(CONTENT_TYPE)?;
+    Some(value.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim().to_ascii_lowercase())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_content_type_is_json_or_absent() {
+        let is_json = |value: &str| is_json(&HeaderMap::from_iter([(CONTENT_TYPE, value.parse().unwrap())]));
+        for json in ["application/json", "Application/JSON; charset=utf-8", "application/merge-patch+json"] {
+            assert!(is_json(json), "{json}");
+        }
+        for other in ["", "text/plain", "application/x-www-form-urlencoded", "application/jsonx", "text/x+json"] {
+            assert!(!is_json(other), "{other}");
+        }
+        assert!(super::is_json(&HeaderMap::new()));
+        let lines = HeaderMap::from_iter([(CONTENT_TYPE, "application/x-ndjson; charset=utf-8".parse().unwrap())]);
+        assert!(is_json_or_lines(&lines) && !super::is_json(&lines));
+        assert!(!is_json_or_lines(&HeaderMap::from_iter([(CONTENT_TYPE, "text/csv".parse().unwrap())])));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_does_not_arrive_times_out() {
+        let never = Body::from_stream(futures::stream::pending::<Result<Bytes, std::io::Error>>());
+        assert_eq!(read(Request::new(never), 10).await, Err(ApiError::BodyTimeout(10)));
+    }
+
+    #[tokio::test]
+    async fn a_body_may_be_as_long_as_the_limit() {
+        let stream = |text: &'static str| {
+            Body::from_stream(futures::stream::iter(
+                text.as_bytes().chunks(2).map(|chunk| Ok::<_, std::io::Error>(Bytes::from_static(chunk))),
+            ))
+        };
+        assert_eq!(read(Request::new(stream("123456")), 6).await.unwrap(), "123456");
+        assert_eq!(read(Request::new(stream("1234567")), 6).await, Err(ApiError::BodyTooLarge(6)));
+        assert_eq!(read(Request::new(Body::from("1234567")), 6).await, Err(ApiError::BodyTooLarge(6)));
+    }
+}

@@ -1,0 +1,42 @@
+//! 1 Accept: the parameters of lists.
+
+use contract::{
+    Timestamp,
+    rpc::{Cursor, DEFAULT_LIMIT, MAX_LIMIT},
+};
+
+use super::fields::Fields;
+use crate::error::ApiError;
+
+impl Fields<'_> {
+    /// Takes `cursor` and `limit`.
+    pub(crate) fn page(&mut self) -> Result<(Option<Cursor>, u32), ApiError> {
+        let cursor = self.text("cursor")?.map(Cursor::from_text);
+        let limit = match self.text("limit")? {
+            None => DEFAULT_LIMIT,
+            Some(text) => text
+                .parse()
+                .ok()
+                .filter(|limit| (1..=MAX_LIMIT).contains(limit))
+                .ok_or_else(|| ApiError::field("limit", format!("must be a number from 1 to {MAX_LIMIT}")))?,
+        };
+        Ok((cursor, limit))
+    }
+
+    /// Takes a time.
+    pub(crate) fn time(&mut self, name: &str) -> Result<Option<Timestamp>, ApiError> {
+        let Some(text) = self.text(name)? else { return Ok(None) };
+        // A plus sign that was not escaped is a space by now.
+        let at = text.replace(' ', "+").parse();
+        at.map(Some).map_err(|e: contract::time::InvalidTimestamp| ApiError::field(name, e.to_string()))
+    }
+
+    /// Takes `true` or `false` of a query string; `false` if absent.
+    pub(crate) fn query_flag(&mut self, name: &str) -> Result<bool, ApiError> {
+        match self.text(name)?.as_deref() {
+            None | Some("false") => Ok(false),
+            Some("true") => Ok(true),
+            Some(_) => Err(ApiError::field(name, "must be true or false")),
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! 1 Accept: how an endpoint is served: authorized, rate limited, handled, and its response completed.
+
+use std::{panic::AssertUnwindSafe, sync::Arc};
+
+use axum::{
+    Router,
+    extract::{MatchedPath, Request, State},
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode},
+    response::{IntoResponse, Response},
+    routing::{MethodFilter, MethodRouter, on},
+};
+use contract::key::Scope;
+use futures::FutureExt;
+use service_kit::clock;
+use tracing::Instrument;
+
+use crate::{
+    app::App,
+    error::ApiError,
+    rate_limit::{RateClass, RateLimitStatus},
+    request::Handler,
+    response::{self, HandlerResult},
+};
+
+pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// An endpoint of the HTTP API.
+#[derive(Debug, Clone, Copy)]
+pub struct Endpoint {
+    /// `GET` (then also `HEAD`), `POST`, `PUT` or `DELETE`.
+    pub method: &'static str,
+    /// The path, parameters in braces.
+    pub path: &'static str,
+    /// The scope that an API key needs.
+    pub scope: Scope,
+    rate: RateClass,
+}
+
+impl Endpoint {
+    pub(crate) const fn new(method: &'static str, path: &'static str, scope: Scope, rate: RateClass) -> Self {
+        Self { method, path, scope, rate }
+    }
+}
+
+/// Serves an endpoint.
+pub(crate) fn endpoint<H, Inputs>(method: MethodFilter, endpoint: Endpoint, handler: H) -> MethodRouter<Arc<App>>
+where
+    H: Handler<Inputs>,
+    Inputs: 'static,
+{
+    on(method, async move |State(app): State<Arc<App>>, request: Request| {
+        let respond = async |request: Request| -> HandlerResult {
+            // First, so that a request without a valid key costs a hash and a look into a map.
+            let key = app.authorize(request.headers(), endpoint.scope)?;
+            let status = app.rates.take(endpoint.rate, key.key_id);
+            let mut response = match status.as_ref().and_then(RateLimitStatus::retry_after) {
+                Some(seconds) => ApiError::RateLimited(seconds).into_response(),
+                None => handler.call(app.clone(), key, request).await.into_response(),
+            };
+            if let Some(status) = status {
+                status.write_headers(response.headers_mut());
+            }
+            Ok(response)
+        };
+        finish(&app, request, respond).await
+    })
+}
+
+/// Serves a response that needs no key.
+pub(crate) fn document(respond: impl Fn() -> Response + Clone + Send + Sync + 'static) -> MethodRouter<Arc<App>> {
+    on(MethodFilter::GET, async move |State(app): State<Arc<App>>, request: Request| {
+        finish(&app, request, async |_| Ok(respond())).await
+    })
+}
+
+/// Adds the errors of paths and methods that there are not.
+pub(crate) fn with_fallbacks(router: Router<Arc<App>>, app: Arc<App>) -> Router {
+    router
+        .method_not_allowed_fallback(async |State(app): State<Arc<App>>, request: Request| {
+            finish(&app, request, async |_| Err(ApiError::MethodNotAllowed)).await
+        })
+        .fallback(async |State(app): State<Arc<App>>, request: Request| {
+            finish(&app, request, async |_| Err(ApiError::UnknownPath)).await
+        })
+        .with_state(app)
+}
+
+/// Gives a response its request id and an error its body, also if a handler panicked. Not a layer of the router, which
+/// would box and move every request and response twice more.
+async fn finish<F>(app: &App, request: Request, respond: impl FnOnce(Request) -> F) -> Response
+where
+    F: Future<Output = HandlerResult>,
+{
+    let request_id = request_id(request.headers());
+    let timer = app.metrics.start(request.extensions().get::<MatchedPath>().map(MatchedPath::as_str));
+    let span = tracing::info_span!("request", id = request_id);
+    let handled = AssertUnwindSafe(respond(request).instrument(span.clone())).catch_unwind().await;
+    let _entered = span.entered();
+    let mut response = handled.map(HandlerResult::into_response).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<&str>().copied().or(panic.downcast_ref::<String>().map(String::as_str));
+        tracing::error!("a handler panicked: {}", text.unwrap_or("no message"));
+        ApiError::Internal.into_response()
+    });
+    if let Some(error) = response.extensions_mut().remove::<ApiError>() {
+        tracing::debug!(status = error.status().as_u16(), code = error.code(), "refused: {error}");
+        app.metrics.count_refusal(error.label());
+        let headers = std::mem::take(response.headers_mut());
+        response = response::error(&error, &request_id);
+        response.headers_mut().extend(headers);
+    }
+    if response.status() == StatusCode::INTERNAL_SERVER_ERROR {
+        tracing::error!("the request failed");
+    }
+    timer.stop(response.status());
+    // Every sane request id is a header value.
+    if let Ok(value) = HeaderValue::try_from(request_id) {
+        response.headers_mut().insert(REQUEST_ID, value);
+    }
+    response
+}
+
+/// The client's own id of its request if it is sane, else a new one.
+fn request_id(headers: &HeaderMap) -> String {
+    let is_sane = |id: &&str| {
+        (1..=128).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+    };
+    match headers.get(REQUEST_ID).and_then(|value| value.to_str().ok()).filter(is_sane) {
+        Some(id) => id.to_owned(),
+        None => clock::new_id().to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_sane_request_id_is_kept() {
+        let id = |text: &str| request_id(&HeaderMap::from_iter([(REQUEST_ID, text.parse().unwrap())]));
+        let long = "x".repeat(128);
+        for sane in ["a", "A.b_c-9", &long] {
+            assert_eq!(id(sane), sane);
+        }
+        for odd in ["", "a b", "a/b", "<b>", &format!("{long}x")] {
+            assert_eq!(id(odd).len(), 24, "{odd}");
+        }
+        assert_eq!(request_id(&HeaderMap::new()).len(), 24);
+    }
+}

@@ -1,0 +1,38 @@
+//! 1 Accept: `POST /api/v1/processes/{processId}/callbacks`.
+
+use std::sync::Arc;
+
+use contract::{key::ApiKey, process::CallbackSpec, rpc::ProcessChange};
+
+use crate::{
+    app::App,
+    request::{Body, IfMatch, path::ProcessPath},
+    response::HandlerResult,
+    routes::{callbacks::get::find, processes::change},
+};
+
+pub(crate) async fn handle(
+    app: Arc<App>,
+    key: Arc<ApiKey>,
+    process: ProcessPath,
+    IfMatch(expected): IfMatch,
+    Body(callback): Body<CallbackSpec>,
+) -> HandlerResult {
+    change::check_urls(&app, std::slice::from_ref(&callback)).await?;
+    let name = callback.name.clone();
+    let result =
+        change::change(&app, &key, process.selector(), expected, ProcessChange::AddCallback { callback }).await?;
+    change::respond(result, |process| find(process, |callback| callback.name == name))
+}
+
+#[cfg(test)]
+pub(crate) fn operation() -> crate::openapi::Operation {
+    use http_api::{ChangeResponse, ConfiguredCallback};
+    crate::openapi::Operation::new("Callbacks", "createCallback", "Create a callback")
+        .description("A signing secret that is generated for it is shown in this response, and never again.")
+        .header("If-Match")
+        .body_component("CallbackRequest")
+        .returns::<ChangeResponse<ConfiguredCallback>>()
+        .response_header("ETag")
+        .errors(&[404, 409, 412])
+}

@@ -1,0 +1,76 @@
+//! 1 Accept: reading and changing the configuration of processes, which lead-state stores.
+
+use contract::{
+    key::ApiKey,
+    process::{CallbackSpec, Process},
+    rpc::{ChangeProcess, CheckUrls, GetProcess, ProcessChange, ProcessChangeResult, ProcessSelector, RpcError},
+};
+use http_api::{ChangeResponse, ConfiguredProcess};
+use serde::Serialize;
+
+use super::spec::ProcessBody;
+use crate::{
+    app::App,
+    error::ApiError,
+    request::path::ProcessPath,
+    response::{self, HandlerResult},
+};
+
+/// Reads a process.
+pub(crate) async fn read(app: &App, key: &ApiKey, process: ProcessPath) -> Result<Process, ApiError> {
+    let query = GetProcess { project_id: key.project_id, process: process.selector() };
+    app.request(&query).await
+}
+
+/// Creates or configures a process.
+pub(crate) async fn put(
+    app: &App,
+    key: &ApiKey,
+    process: ProcessSelector,
+    expected_version: Option<u32>,
+    ProcessBody { spec, keep_callbacks }: ProcessBody,
+) -> HandlerResult {
+    check_urls(app, &spec.callbacks).await?;
+    let result = change(app, key, process, expected_version, ProcessChange::Put { spec, keep_callbacks }).await?;
+    respond(result, |process| Ok(ConfiguredProcess::from(process)))
+}
+
+/// Makes a change, all of it or nothing.
+pub(crate) async fn change(
+    app: &App,
+    key: &ApiKey,
+    process: ProcessSelector,
+    expected_version: Option<u32>,
+    change: ProcessChange,
+) -> Result<ProcessChangeResult, ApiError> {
+    let expected_revision = expected_version.map(i64::from);
+    let change = ChangeProcess { project_id: key.project_id, process, change, expected_revision, dry_run: false };
+    app.request(&change).await
+}
+
+/// The response to a change: `data` of the process as it is now, and what changed.
+pub(crate) fn respond<T: Serialize>(
+    result: ProcessChangeResult,
+    data: impl FnOnce(Process) -> Result<T, ApiError>,
+) -> HandlerResult {
+    let ProcessChangeResult { process, changed, changes, .. } = result;
+    let version = process.revision;
+    response::versioned(version, &ChangeResponse { success: true, data: data(process)?, changed, changes })
+}
+
+/// Refuses URLs that webhook-notifier would not call.
+pub(crate) async fn check_urls(app: &App, callbacks: &[CallbackSpec]) -> Result<(), ApiError> {
+    app.connection()?;
+    if callbacks.is_empty() {
+        return Ok(());
+    }
+    let urls = CheckUrls { urls: callbacks.iter().map(|callback| callback.url.clone()).collect() };
+    let checks = app.request(&urls).await?;
+    let refused = callbacks.iter().zip(checks).find_map(|(callback, check)| Some((&callback.name, check.refused?)));
+    match refused {
+        None => Ok(()),
+        Some((name, why)) => {
+            Err(ApiError::Query(RpcError::new(400, "url_refused", format!("callback {name:?}: {why}"))))
+        }
+    }
+}
