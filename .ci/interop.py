@@ -1,10 +1,10 @@
-"""Whether programs in other languages can use Leadrelay by its contracts: .ci/interop says how this is called.
+"""Tests whether programs in other languages can use Leadrelay by its contracts. Called by .ci/interop.
 
-- proto-schemas/openapi.json and asyncapi.json are what their specifications say;
+- proto-schemas/openapi.json and asyncapi.json satisfy their specifications;
 - clients in Python and JavaScript publish commands, read events and verify webhooks, before, during and after a rotation of the
   callbacks' secrets;
-- schemathesis asks the HTTP API what its document says, and what it does not: no answer is a server's error, and none is undocumented;
-- the one answer that does not end, which schemathesis would wait for, is read as far as an event, and its refusals are.
+- schemathesis sends documented and undocumented requests to the HTTP API: no response is a server error, and none is undocumented;
+- the endless response of /events, which schemathesis would wait for, is read up to an event, and its errors are checked.
 
 Everything runs on a system of its own, in a temporary directory, with free ports.
 """
@@ -26,9 +26,9 @@ BIN = Path(sys.executable).parent
 HERE = Path(__file__).parent / "clients"
 LEADCTL = os.environ["LEADCTL"]
 OLD, NEW = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"
-# The same examples every time: more find more, and take longer than the minute or so that it takes.
+# A fixed seed gives the same examples every time. More examples find more, but take longer than a minute.
 SEED, EXAMPLES = "1", "25"
-# It answers for as long as one listens: schemathesis reads answers to their end. events() asks it.
+# Its response never ends, and schemathesis reads responses to their end. events() tests it.
 ENDLESS = "/api/v1/events"
 
 
@@ -63,7 +63,7 @@ def post(env, path, body):
 
 
 def started(directory, up):
-    """What the system says of itself once it is there."""
+    """The variables that the system writes once it is ready."""
     file, deadline = directory / "data" / "stack.env", time.monotonic() + 120
     while not file.exists():
         if up.poll() is not None or time.monotonic() > deadline:
@@ -92,14 +92,14 @@ def clients(env):
         print(f"clients, {title} a rotation of secrets", flush=True)
         apply(secrets)
         foreign = [secret for secret in (OLD, NEW) if secret not in secrets]
-        told = {"LEAD_ID": lead_id, "TRUSTED": " ".join(secrets), "FOREIGN": " ".join(foreign)}
-        run(sys.executable, HERE / "client.py", env={**env, **told, "PORT": str(ports["python"])})
-        run("node", HERE / "client.mjs", env={**env, **told, "PORT": str(ports["javascript"])})
+        variables = {"LEAD_ID": lead_id, "TRUSTED": " ".join(secrets), "FOREIGN": " ".join(foreign)}
+        run(sys.executable, HERE / "client.py", env={**env, **variables, "PORT": str(ports["python"])})
+        run("node", HERE / "client.mjs", env={**env, **variables, "PORT": str(ports["javascript"])})
     return process_id, lead_id
 
 
 def events(env, lead_id):
-    """Whether the answers of the endpoint that schemathesis leaves out are what the document says."""
+    """Checks the endpoint that schemathesis leaves out against the document."""
     print("events", flush=True)
     document = json.loads(Path("proto-schemas/openapi.json").read_text())
     documented = document["paths"][ENDLESS]["get"]["responses"]
@@ -120,7 +120,7 @@ def events(env, lead_id):
 
     key = {"Authorization": f"Bearer {env['API_KEY']}"}
     for headers, query, expected in [
-        ({}, "", 401), ({"Authorization": "Bearer lr_nobody"}, "", 401), ({**key, "Last-Event-ID": "odd"}, "", 400),
+        ({}, "", 401), ({"Authorization": "Bearer lr_unknown"}, "", 401), ({**key, "Last-Event-ID": "odd"}, "", 400),
         (key, "?lastEventId=odd", 400), (key, "?lastEventId=a-1&lastEventId=b-2", 400), ({**key, "Last-Event-ID": "gone-1"}, "", 410),
     ]:
         with ask(headers, query) as answer:
@@ -140,17 +140,17 @@ def events(env, lead_id):
 
 def schemathesis(env, directory, process_id, lead_id):
     print("schemathesis", flush=True)
-    # Things that are there, so that not all answers are 404.
+    # Ids that exist, so that not all responses are 404.
     update_id = post(env, "/api/v1/leads/update", {"leadId": lead_id, "name": "Grace"})["updateId"]
     known = {"leadId": lead_id, "updateId": update_id, "processId": process_id, "projectId": env["PROJECT_ID"]}
-    # Not under the name that schemathesis finds by itself: the second run is without it.
+    # Not the file name that schemathesis finds by itself, because the second run does not use it.
     config = directory / "known.toml"
     config.write_text("[parameters]\n" + "".join(f'"{name}" = "{value}"\n' for name, value in known.items()))
     checks = (
         "not_a_server_error,status_code_conformance,content_type_conformance,response_headers_conformance,"
         "response_schema_conformance,unsupported_method,ignored_auth"
     )
-    for title, options in [("things that are there", ["--config-file", config]), ("any others", [])]:
+    for title, options in [("existing ids", ["--config-file", config]), ("other ids", [])]:
         print(f"  {title}", flush=True)
         run(
             BIN / "schemathesis", *options, "--no-color", "run", Path("proto-schemas/openapi.json").resolve(), "--url", env["LEADRELAY_GATEWAY_URL"],
@@ -164,7 +164,7 @@ def main():
     documents()
     with tempfile.TemporaryDirectory(prefix="interop-", ignore_cleanup_errors=True) as directory:
         directory = Path(directory)
-        # Rates are for clients that mean well; here all requests come under one key at once.
+        # No rate limits, because all requests use one key.
         env = {"GATEWAY_UPDATE_RATE": "0", "GATEWAY_OTHER_RATE": "0"}
         with open(directory / "up.log", "w") as log:
             up = subprocess.Popen(
@@ -173,7 +173,7 @@ def main():
         try:
             env = started(directory, up)
             env["PROJECT_ID"] = leadctl(env, "project", "create", "--name", "interop")["projectId"]
-            # Not config:write: made-up callbacks would be looked up, and pinged.
+            # Without config:write, because generated callbacks would be resolved and pinged.
             scopes = [word for scope in ("leads:read", "leads:write", "config:read") for word in ("--scope", scope)]
             env["API_KEY"] = leadctl(env, "key", "create", "--project", env["PROJECT_ID"], "--name", "interop", *scopes)["apiKey"]
             process_id, lead_id = clients(env)

@@ -1,4 +1,4 @@
-// A producer and receiver as others write them, in JavaScript: what client.py says.
+// A third-party producer and receiver in JavaScript; see client.py.
 import { createServer } from "node:http";
 import { once } from "node:events";
 import { randomBytes } from "node:crypto";
@@ -68,8 +68,8 @@ async function roundTrip(number) {
   assert.match(message.subject, /\.update\.succeeded$/);
   assert.deepEqual([event.success, event.data.javascript, event.userId], [true, number, "nats.js"]);
   const webhook = await until("webhook", () => webhooks.get(updateId));
-  const told = JSON.parse(webhook.body);
-  assert.deepEqual([told.data, told.leadId, told.action_type], [event.data, LEAD_ID, "update"]);
+  const payload = JSON.parse(webhook.body);
+  assert.deepEqual([payload.data, payload.leadId, payload.action_type], [event.data, LEAD_ID, "update"]);
   return webhook;
 }
 

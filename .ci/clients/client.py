@@ -1,8 +1,8 @@
-"""A producer and receiver as others write them: nats-py publishes a command and reads what became of it, and what comes to the
-callback is verified with the reference library of Standard Webhooks. client.mjs does the same in JavaScript.
+"""A third-party producer and receiver: publishes a command and reads its outcome with nats-py, and verifies the webhook with the
+reference library of Standard Webhooks. client.mjs does the same in JavaScript.
 
-Environment: NATS_URL, PROJECT_ID, LEAD_ID, PORT of the callback; TRUSTED and FOREIGN, the secrets that must verify webhooks and those
-that must not, with spaces between.
+Environment: NATS_URL, PROJECT_ID, LEAD_ID, PORT of the callback; TRUSTED and FOREIGN, the secrets that must and must not verify
+webhooks, separated by spaces.
 """
 import asyncio
 import json
@@ -70,8 +70,8 @@ async def round_trip(js, events, number):
     assert message.subject.endswith(".update.succeeded"), message.subject
     assert event["success"] and event["data"]["python"] == number and event["userId"] == "nats-py", event
     headers, body = await webhook_of(update_id, deadline)
-    told = json.loads(body)
-    assert told["data"] == event["data"] and told["leadId"] == lead and told["action_type"] == "update", told
+    payload = json.loads(body)
+    assert payload["data"] == event["data"] and payload["leadId"] == lead and payload["action_type"] == "update", payload
     return headers, body
 
 
@@ -80,11 +80,11 @@ async def main():
     Thread(target=receiver.serve_forever, daemon=True).start()
     nc = await nats.connect(os.environ["NATS_URL"])
     js = nc.jetstream()
-    # A consumer of its own, in order, from now on.
+    # An ordered consumer, from now on.
     events = await js.subscribe(
         f"leads.evt.{project}.>", stream="LEAD_EVENTS", ordered_consumer=True, deliver_policy=nats.js.api.DeliverPolicy.NEW
     )
-    # Secrets that were applied just now are used a moment later.
+    # New secrets take effect a moment after they are applied.
     deadline, number = time.monotonic() + PATIENCE, 0
     while True:
         number += 1

@@ -13,7 +13,7 @@ const modules = process.env.NODE_PATH;
 const require = createRequire(join(modules, "package.json"));
 const ts = require("typescript");
 
-// Which package knows the resources of an API group; of all others, the one of Kubernetes itself.
+// The package with the resources of an API group; by default, that of Kubernetes itself.
 const PACKAGES = {
   "keda.sh": "@kubernetes-models/keda",
   "monitoring.coreos.com": "@kubernetes-models/prometheus-operator",
@@ -44,7 +44,7 @@ for (const [index, resource] of resources.entries()) {
   const name = `${resource.kind} ${resource.metadata.name}`;
   const known = schemaOf(resource);
   if (!known) {
-    faults.push(`${name}: no package in .ci/schemas knows a ${resource.kind} of ${resource.apiVersion}`);
+    faults.push(`${name}: no package in .ci/schemas has a ${resource.kind} of ${resource.apiVersion}`);
     continue;
   }
   const { apiVersion, kind, ...props } = resource;
