@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fs, process::Command, thread};
 
-use local_stack::{LocalNats, LocalPostgres};
+use dev_stack::{LocalNats, LocalPostgres};
 use sqlx::{Connection, PgConnection};
 
 /// Looks at the machine, and asks the servers.

@@ -14,7 +14,7 @@ use contract::{
     rpc::{self, CreateKey, CreateProject, ProcessChangeResult, Project},
     streams::{LEAD_COMMANDS, LEAD_EVENTS},
 };
-use local_stack::{Install, LocalNats, LocalPostgres, NatsOptions, PostgresOptions};
+use dev_stack::{Install, LocalNats, LocalPostgres, NatsOptions, PostgresOptions};
 use secrets::api_key;
 use serde_json::{Value, json};
 use service_kit::config::NatsConfig;
@@ -56,14 +56,14 @@ pub(crate) struct Stack {
 
 /// A Postgres as one would run it: every commit is on the disk before it is answered.
 pub(crate) async fn postgres() -> anyhow::Result<LocalPostgres> {
-    local_stack::ensure_installed(Install::Allowed, &|line| eprintln!("{line}")).await?;
-    Ok(LocalPostgres::start(PostgresOptions { fsync: true, ..PostgresOptions::default() }, &local_stack::quiet).await?)
+    dev_stack::ensure_installed(Install::Allowed, &|line| eprintln!("{line}")).await?;
+    Ok(LocalPostgres::start(PostgresOptions { fsync: true, ..PostgresOptions::default() }, &dev_stack::quiet).await?)
 }
 
 /// A nats-server; with `sync` it syncs before it acks.
 pub(crate) async fn nats(sync: bool) -> anyhow::Result<LocalNats> {
-    local_stack::ensure_installed(Install::Allowed, &|line| eprintln!("{line}")).await?;
-    let nats = LocalNats::start(NatsOptions { sync, ..NatsOptions::default() }, &local_stack::quiet).await?;
+    dev_stack::ensure_installed(Install::Allowed, &|line| eprintln!("{line}")).await?;
+    let nats = LocalNats::start(NatsOptions { sync, ..NatsOptions::default() }, &dev_stack::quiet).await?;
     ensure!(nats.syncs() == sync, "this nats-server cannot sync before it acks");
     Ok(nats)
 }
@@ -296,7 +296,7 @@ pub(crate) async fn insert_leads(
 
 /// Whether this machine's nats-server can sync before it acks.
 pub(crate) async fn nats_syncs() -> anyhow::Result<bool> {
-    local_stack::ensure_installed(Install::Allowed, &|line| eprintln!("{line}")).await?;
+    dev_stack::ensure_installed(Install::Allowed, &|line| eprintln!("{line}")).await?;
     let options = NatsOptions { sync: true, ..NatsOptions::default() };
-    Ok(LocalNats::start(options, &local_stack::quiet).await?.syncs())
+    Ok(LocalNats::start(options, &dev_stack::quiet).await?.syncs())
 }

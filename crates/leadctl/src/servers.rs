@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, anyhow};
-use local_stack::{LocalNats, LocalPostgres, NatsOptions, PostgresOptions};
+use dev_stack::{LocalNats, LocalPostgres, NatsOptions, PostgresOptions};
 use service_kit::config::NatsConfig;
 
 use crate::{files::DataDir, output};
@@ -87,7 +87,7 @@ impl Servers {
     }
 }
 
-fn died(what: &str, ended: Result<std::process::ExitStatus, local_stack::Error>, log: &Path) -> anyhow::Error {
+fn died(what: &str, ended: Result<std::process::ExitStatus, dev_stack::Error>, log: &Path) -> anyhow::Error {
     let how = ended.map_or_else(|e| e.to_string(), |status| status.to_string());
     anyhow!("{what} ended though nobody told it to ({how}); its log is {}", log.display())
 }

@@ -11,7 +11,7 @@ use contract::{
     ObjectId,
     rpc::{DELIVERY_OF_UPDATE, Delivery, GetUpdate, KEY_LIST, Keys, ListKeys},
 };
-use local_stack::Install;
+use dev_stack::Install;
 use secrets::new_sealing_key;
 use service_kit::{
     config::{HealthConfig, LogConfig, LogFormat, NatsConfig, SecretsConfig},
@@ -168,7 +168,7 @@ impl Up {
     ) -> anyhow::Result<Running> {
         if self.nats_url.is_none() || self.database_url.is_none() {
             let install = if self.no_install { Install::Forbidden } else { Install::Allowed };
-            local_stack::ensure_installed(install, &|line| output::field("note", line)).await?;
+            dev_stack::ensure_installed(install, &|line| output::field("note", line)).await?;
         }
         let database_url = match &self.database_url {
             Some(url) => url.clone(),

@@ -29,9 +29,9 @@ pub use crate::{
     receiver::{Receiver, Reply, Request},
     service::Service,
 };
-pub use local_stack::{Authorization, LocalNats, LocalPostgres, NatsOptions, PostgresOptions, Tls, process::Signal};
+pub use dev_stack::{Authorization, LocalNats, LocalPostgres, NatsOptions, PostgresOptions, Tls, process::Signal};
 
-use local_stack::Install;
+use dev_stack::Install;
 use std::{sync::Once, time::Duration};
 use tokio::sync::OnceCell;
 
@@ -77,7 +77,7 @@ pub async fn nats_with(options: NatsOptions) -> LocalNats {
 /// When none is left.
 #[must_use]
 pub fn free_port() -> u16 {
-    local_stack::port::free().expect("a free port")
+    dev_stack::port::free().expect("a free port")
 }
 
 /// An HTTP client that follows no redirects and gives up after 30 s.
@@ -101,7 +101,7 @@ pub fn http_client() -> reqwest::Client {
 
 async fn installed() {
     static INSTALLED: OnceCell<()> = OnceCell::const_new();
-    let install = async || match local_stack::ensure_installed(Install::Allowed, &say).await {
+    let install = async || match dev_stack::ensure_installed(Install::Allowed, &say).await {
         Ok(()) => (),
         Err(error) => panic!("{error}"),
     };

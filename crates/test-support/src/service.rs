@@ -1,7 +1,7 @@
 //! A program under test, as a child process.
 
 use crate::http_client;
-use local_stack::{
+use dev_stack::{
     Error,
     process::{Keep, Process, Signal},
 };

@@ -1,7 +1,7 @@
 //! Real servers: their data outlives them, and they do not outlive their owner.
 #![expect(clippy::unwrap_used, reason = "clippy sees no test in the functions that tests share")]
 
-use local_stack::{
+use dev_stack::{
     Error, LocalNats, LocalPostgres, NatsOptions, PostgresOptions, port,
     process::{Keep, Process, Signal},
     quiet,

@@ -7,11 +7,11 @@
 //! what an owner left running in it after all is stopped before the next start.
 //!
 //! ```no_run
-//! # async fn example() -> Result<(), local_stack::Error> {
-//! use local_stack::{Install, LocalNats, LocalPostgres, NatsOptions, PostgresOptions};
+//! # async fn example() -> Result<(), dev_stack::Error> {
+//! use dev_stack::{Install, LocalNats, LocalPostgres, NatsOptions, PostgresOptions};
 //!
 //! let say = |line: &str| eprintln!("{line}");
-//! local_stack::ensure_installed(Install::Allowed, &say).await?;
+//! dev_stack::ensure_installed(Install::Allowed, &say).await?;
 //! let postgres = LocalPostgres::start(PostgresOptions::durable("data/postgres"), &say).await?;
 //! let nats = LocalNats::start(NatsOptions::durable("data/nats"), &say).await?;
 //! println!("{}\n{}", postgres.url(), nats.url());

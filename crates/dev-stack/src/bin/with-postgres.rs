@@ -4,7 +4,7 @@
 //! command with `DATABASE_URL` set, and exits as it did. `cargo sqlx prepare` and the like run under it.
 
 use anyhow::{Context, Result, ensure};
-use local_stack::{Install, LocalPostgres, PostgresOptions};
+use dev_stack::{Install, LocalPostgres, PostgresOptions};
 use sqlx::{Connection, PgConnection, migrate::Migrator};
 use std::{
     os::unix::process::ExitStatusExt,
@@ -22,7 +22,7 @@ async fn main() -> Result<ExitCode> {
     ensure!(!command.is_empty(), USAGE);
 
     let say = |line: &str| eprintln!("{line}");
-    local_stack::ensure_installed(Install::Allowed, &say).await?;
+    dev_stack::ensure_installed(Install::Allowed, &say).await?;
     let mut postgres = LocalPostgres::start(PostgresOptions::throwaway(), &say).await?;
     let mut connection = PgConnection::connect(&postgres.url()).await.context("connecting to the new Postgres")?;
     for migration in migrations {

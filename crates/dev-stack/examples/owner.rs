@@ -1,7 +1,7 @@
 //! `owner [DIR]`: keeps a Postgres and a nats-server, in DIR or as throw-aways, until it is killed. Prints their pids
 //! and directories first. The tests kill it.
 
-use local_stack::{Error, LocalNats, LocalPostgres, NatsOptions, PostgresOptions};
+use dev_stack::{Error, LocalNats, LocalPostgres, NatsOptions, PostgresOptions};
 use std::path::PathBuf;
 
 #[tokio::main]
