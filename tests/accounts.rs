@@ -148,7 +148,7 @@ async fn the_main_job_needs_no_more_than_it_is_allowed() {
     std::fs::write(&body, json!({"leadId": lead_id, "name": "mended"}).to_string()).expect("a file");
     read(&url, &["replay", &letter, "--body", body.to_str().expect("a path")]).await;
     let nothing = dead_letters(&url, &["replay", "--all", "--reason", "invalid_json"]).await;
-    assert_eq!(nothing, (true, "nothing to send again\n".into()));
+    assert_eq!(nothing, (true, "no dead letters to replay\n".into()));
     let found = settled(&stack).await;
     assert_eq!(found["updates"]["deadLetters"], 1, "{found}");
     let project = ["callback", "list", "--json", "--project", PROJECT];

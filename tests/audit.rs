@@ -30,11 +30,11 @@ pub(crate) async fn audit(stack: &Stack, args: &[&str]) -> (i32, Value) {
 /// The laws that are broken, each with who breaks it.
 fn broken(found: &Value) -> BTreeMap<String, BTreeSet<String>> {
     let text = |value: &Value| value.as_str().expect("text").to_owned();
-    let laws = found["laws"].as_array().expect("laws").iter().filter(|law| law["count"] != 0);
+    let laws = found["invariants"].as_array().expect("laws").iter().filter(|law| law["count"] != 0);
     laws.map(|law| {
-        let offenders = law["offenders"].as_array().expect("offenders");
+        let offenders = law["violations"].as_array().expect("offenders");
         assert_eq!(law["count"], offenders.len(), "{law}");
-        (text(&law["law"]), offenders.iter().map(|offender| text(&offender["id"])).collect())
+        (text(&law["invariant"]), offenders.iter().map(|offender| text(&offender["id"])).collect())
     })
     .collect()
 }
@@ -46,7 +46,7 @@ pub(crate) async fn settled(stack: &Stack) -> Value {
         let waiting = |told: &Value| told["pending"] != 0;
         let pending = found["updates"]["pending"] != 0
             || found["callbacks"].as_array().expect("callbacks").iter().any(waiting)
-            || found["checkpoint"]["publishedSeq"] != found["checkpoint"]["lastSeq"];
+            || found["checkpoint"]["announcedSequence"] != found["checkpoint"]["lastSequence"];
         if code == 0 && !pending { Ok(found) } else { Err(found.to_string()) }
     })
     .await
@@ -95,10 +95,9 @@ async fn each_law_is_seen_broken_and_the_offender_named() {
     stack.api.outcome(&last).await;
 
     let found = settled(&stack).await;
-    let expected =
-        json!({"accepted": 6, "succeeded": 5, "failed": 1, "pending": 0, "held": 0, "duplicates": 1, "deadLetters": 1});
+    let expected = json!({"accepted": 6, "succeeded": 5, "failed": 1, "pending": 0, "queued": 0, "duplicates": 1, "deadLetters": 1});
     assert_eq!(found["updates"], expected, "{found}");
-    assert_eq!(found["undecided"], json!([]), "{found}");
+    assert_eq!(found["unchecked"], json!([]), "{found}");
     let told = |callback: &str| {
         let callbacks = found["callbacks"].as_array().expect("callbacks");
         let told = callbacks.iter().find(|told| told["name"] == callback).expect(callback);
@@ -148,7 +147,7 @@ async fn each_law_is_seen_broken_and_the_offender_named() {
             vec![
                 ("unlogged", vec![unknown.clone()]),
                 ("unannounced", vec![unknown.clone()]),
-                ("untold", vec![of(&unknown, crm), of(&unknown, failures)]),
+                ("undelivered", vec![of(&unknown, crm), of(&unknown, failures)]),
             ],
         ),
         (
@@ -164,7 +163,7 @@ async fn each_law_is_seen_broken_and_the_offender_named() {
                  SELECT project_id, update_id, lead_id, log_epoch, log_sequence, logged_at, command
                  FROM lead_state.lead_updates WHERE update_id = '\\x{first}'"
             ),
-            vec![("misheld", vec![first.clone()])],
+            vec![("queue_inconsistent", vec![first.clone()])],
         ),
         (
             "a version is another",
@@ -194,7 +193,7 @@ async fn each_law_is_seen_broken_and_the_offender_named() {
         (
             "a delivery is gone",
             format!("DELETE FROM webhooks.deliveries WHERE update_id = '\\x{first}'"),
-            vec![("untold", vec![of(&first, crm)])],
+            vec![("undelivered", vec![of(&first, crm)])],
         ),
         (
             "a delivery is made up",
@@ -366,7 +365,7 @@ async fn what_cannot_be_audited_is_not_called_clean() {
         command.arg("audit").env("DATABASE_URL", stack.postgres.url()).env("NATS_URL", stack.nats.url());
         let output = command.env(variable, url).output().await.expect("leadctl");
         assert_eq!(output.status.code(), Some(2));
-        assert!(String::from_utf8_lossy(&output.stderr).contains("could not audit"));
+        assert!(String::from_utf8_lossy(&output.stderr).contains("the audit could not run"));
         assert!(output.stdout.is_empty());
     }
 }

@@ -382,7 +382,12 @@ async fn deliveries_that_a_restored_postgres_does_not_know_are_named_and_told_ag
     stack.lead_state.wait_for_http(&stack.lead_state_ready, SOON).await;
     stack.gateway.wait_for_http(&stack.gateway_ready, SOON).await;
     let (_, found) = audit(&stack, &[]).await;
-    let untold = found["laws"].as_array().expect("laws").iter().find(|law| law["law"] == "untold").expect("the law");
+    let untold = found["invariants"]
+        .as_array()
+        .expect("laws")
+        .iter()
+        .find(|law| law["invariant"] == "undelivered")
+        .expect("the law");
     assert_eq!(untold["count"], 1, "{found}");
     let (well, said) = recover(&stack, &["reannounce", "--since", "1h", "--yes"]).await;
     assert!(well, "{said}");

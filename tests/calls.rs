@@ -85,7 +85,7 @@ async fn what_comes_during_a_call_is_decided_in_order_when_it_ends() {
     let (_, found) = audit(&stack, &[]).await;
     assert_eq!(
         found["updates"],
-        json!({"accepted": 5, "succeeded": 2, "failed": 0, "pending": 3, "held": 3, "duplicates": 2, "deadLetters": 0}),
+        json!({"accepted": 5, "succeeded": 2, "failed": 0, "pending": 3, "queued": 3, "duplicates": 2, "deadLetters": 0}),
         "{found}"
     );
     assert_eq!(found["clean"], true, "{found}");

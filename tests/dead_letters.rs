@@ -135,10 +135,10 @@ async fn a_letter_is_sent_again_once_where_it_belongs() {
     let nonsense = file(&dir, b"nonsense");
     for (args, why) in [
         (vec![misled.as_str()], "--project"),
-        (vec![broken.as_str()], "would be a dead letter again"),
-        (vec![broken.as_str(), "--body", nonsense.to_str().expect("a path")], "would be a dead letter again"),
+        (vec![broken.as_str()], "would become a dead letter again"),
+        (vec![broken.as_str(), "--body", nonsense.to_str().expect("a path")], "would become a dead letter again"),
         (vec![broken.as_str(), "--body", "/nowhere"], "cannot read /nowhere"),
-        (vec!["--all", "--reason", "invalid_json"], "0 sent again, 1 left"),
+        (vec!["--all", "--reason", "invalid_json"], "0 replayed, 1 skipped"),
         (vec!["--all"], "--reason"),
     ] {
         let (well, said) = dead_letters(&url, &[&["replay"], args.as_slice()].concat()).await;
@@ -148,7 +148,7 @@ async fn a_letter_is_sent_again_once_where_it_belongs() {
 
     let project_arg = project.to_string();
     let sent = read(&url, &["replay", &misled, "--project", &project_arg]).await;
-    assert_eq!(sent["sent"][0]["sequence"], logged + 1);
+    assert_eq!(sent["replayed"][0]["sequence"], logged + 1);
     let mended = file(&dir, update(2).as_bytes());
     read(&url, &["replay", &broken, "--body", mended.to_str().expect("a path")]).await;
     let requests = stack.receiver.wait_for_requests("/crm", 2, SOON).await;
@@ -160,9 +160,9 @@ async fn a_letter_is_sent_again_once_where_it_belongs() {
     assert_eq!(letters[1]["replay"]["state"], "sent");
     assert_eq!(letters[1]["replay"]["sequence"], logged + 1);
     let (well, said) = dead_letters(&url, &["replay", &misled, "--project", &project_arg]).await;
-    assert!(!well && said.contains("sent again before") && said.contains("--again"), "{said}");
+    assert!(!well && said.contains("already replayed") && said.contains("--again"), "{said}");
     let said = dead_letters(&url, &["replay", "--all", "--reason", "invalid_json"]).await;
-    assert_eq!(said, (true, "nothing to send again\n".into()));
+    assert_eq!(said, (true, "no dead letters to replay\n".into()));
     assert_eq!(held(&stack, LEAD_COMMANDS).await, logged + 2);
     read(&url, &["replay", &misled, "--project", &project_arg, "--again"]).await;
     stack.receiver.wait_for_requests("/crm", 3, SOON).await;
@@ -194,12 +194,12 @@ async fn a_replay_that_fails_again_is_another_letter_that_names_the_first() {
     // It can be read, so it is sent; and is buried once more.
     let first = number(unknown);
     let replayed = read(&url, &["replay", "--all", "--reason", "unknown_lead"]).await;
-    assert_eq!((&replayed["sent"][0]["number"], &replayed["left"]), (&unknown["number"], &json!([])));
+    assert_eq!((&replayed["replayed"][0]["number"], &replayed["skipped"]), (&unknown["number"], &json!([])));
     let again = wait_for_letters(&url, 3).await.remove(0);
     assert_eq!((&again["replayOf"], &again["replay"]), (&unknown["number"], &Value::Null));
     let (_, said) = dead_letters(&url, &["list"]).await;
-    assert!(said.contains(&format!("(was dead letter {first}, sent again)")), "{said}");
-    assert_eq!(said.matches("(sent again, entry ").count(), 1, "{said}");
+    assert!(said.contains(&format!("(replay of dead letter {first})")), "{said}");
+    assert_eq!(said.matches("(replayed as entry ").count(), 1, "{said}");
 
     // What the database takes by now succeeds under its own id.
     sqlx::query("ALTER TABLE lead_state.lead_updates DROP CONSTRAINT odd").execute(&stack.pool).await.expect("dropped");
@@ -220,16 +220,16 @@ async fn what_was_cut_is_not_sent_without_a_body() {
     assert_eq!(letters[0]["truncatedFrom"], room);
     let cut = number(&letters[0]);
     let (well, said) = dead_letters(&url, &["replay", &cut]).await;
-    assert!(!well && said.contains("was cut") && said.contains("--body"), "{said}");
+    assert!(!well && said.contains("truncated") && said.contains("--body"), "{said}");
     let (_, said) = dead_letters(&url, &["list"]).await;
-    assert!(said.contains(&format!("(cut from {room} bytes)")), "{said}");
+    assert!(said.contains(&format!("(truncated from {room} bytes)")), "{said}");
     let (well, said) = dead_letters(&url, &["replay", "--all", "--reason", "invalid_json"]).await;
-    assert!(!well && said.contains("was cut"), "{said}");
+    assert!(!well && said.contains("truncated"), "{said}");
     // Too large for NATS with what a replay adds: refused, and free to be sent again.
     let pad = room - 12;
     let large = file(&dir, format!("{{\"name\":\"{}\"}}", "x".repeat(pad - 10)).as_bytes());
     let (well, said) = dead_letters(&url, &["replay", &cut, "--body", large.to_str().expect("a path")]).await;
-    assert!(!well && said.contains("was not sent") && said.contains("max_payload"), "{said}");
+    assert!(!well && said.contains("was not replayed") && said.contains("max_payload"), "{said}");
     let mended = file(&dir, json!({"leadId": lead, "name": "n"}).to_string().as_bytes());
     read(&url, &["replay", &cut, "--body", mended.to_str().expect("a path")]).await;
     stack.receiver.wait_for_requests("/crm", 1, SOON).await;
@@ -259,13 +259,13 @@ async fn two_who_send_it_at_once_send_it_once_and_what_is_in_doubt_waits_for_a_w
     assert_eq!(held(&stack, LEAD_COMMANDS).await, logged + 1);
 
     let (well, said) = dead_letters(&url, &["replay", &doubtful]).await;
-    assert!(!well && said.contains("nobody noted whether it was"), "{said}");
+    assert!(!well && said.contains("its result is unknown"), "{said}");
     let (_, said) = dead_letters(&url, &["list"]).await;
-    assert!(said.contains("(perhaps sent again)"), "{said}");
+    assert!(said.contains("(maybe replayed)"), "{said}");
     // The raced one is a dead letter again, and sent; the doubtful one is left.
     wait_for_letters(&url, 3).await;
     let (well, said) = dead_letters(&url, &["replay", "--all", "--reason", "unknown_lead"]).await;
-    assert!(!well && said.contains("1 sent again, 1 left"), "{said}");
+    assert!(!well && said.contains("1 replayed, 1 skipped"), "{said}");
     read(&url, &["replay", &doubtful, "--again"]).await;
     assert_eq!(held(&stack, LEAD_COMMANDS).await, logged + 3);
 }

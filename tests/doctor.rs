@@ -22,7 +22,7 @@ async fn doctor(stack: &Stack, args: &[&str]) -> (i32, Vec<Value>) {
 /// What is neither well nor unknown. An old server is none of the test's doing.
 fn findings(checks: &[Value]) -> Vec<Value> {
     let amiss = |check: &&Value| {
-        check["what"] != "nats version" && !["ok", "unknown"].contains(&check["state"].as_str().expect("a state"))
+        check["check"] != "nats version" && !["ok", "unknown"].contains(&check["state"].as_str().expect("a state"))
     };
     checks.iter().filter(amiss).cloned().collect()
 }
@@ -31,7 +31,7 @@ fn findings(checks: &[Value]) -> Vec<Value> {
 async fn wait_for(stack: &Stack, what: &str, state: &str) -> Value {
     eventually(SOON, what, async || {
         let (_, checks) = doctor(stack, &[]).await;
-        let found = checks.iter().find(|check| check["what"] == what && check["state"] == state);
+        let found = checks.iter().find(|check| check["check"] == what && check["state"] == state);
         found.cloned().ok_or_else(|| format!("{checks:?}"))
     })
     .await
@@ -56,7 +56,7 @@ async fn of_a_healthy_installation_there_is_nothing_to_say() {
     let (code, checks) = doctor(&stack, &["--health", &health.join(",")]).await;
     assert_eq!(findings(&checks), Vec::<Value>::new());
     assert_eq!(code, if old { 9 } else { 0 }, "{checks:?}");
-    let whats: Vec<_> = checks.iter().map(|check| check["what"].as_str().expect("what")).collect();
+    let whats: Vec<_> = checks.iter().map(|check| check["check"].as_str().expect("what")).collect();
     for what in [
         "stream LEAD_COMMANDS",
         "bucket api_keys",
@@ -76,23 +76,23 @@ async fn of_a_healthy_installation_there_is_nothing_to_say() {
         "callbacks",
         "deliveries",
         "calls",
-        "held updates",
+        "queued updates",
     ] {
         assert!(whats.contains(&what), "{what} was not looked at: {whats:?}");
     }
     for service in ["gateway", "lead_state", "webhook_notifier"] {
         let of = |check: &&Value| {
-            check["what"].as_str().is_some_and(|what| what.starts_with(&format!("{service} at http://")))
+            check["check"].as_str().is_some_and(|what| what.starts_with(&format!("{service} at http://")))
         };
         let check = checks.iter().find(of).unwrap_or_else(|| panic!("{service}: {whats:?}"));
-        assert_eq!(check["found"], concat!("ready, version ", env!("CARGO_PKG_VERSION")));
+        assert_eq!(check["finding"], concat!("ready, version ", env!("CARGO_PKG_VERSION")));
     }
     // For people.
     let mut command = tokio::process::Command::new(binary("leadctl"));
     command.arg("doctor").env("DATABASE_URL", stack.postgres.url()).env("NATS_URL", stack.nats.url());
     let output = command.output().await.expect("leadctl");
     let text = String::from_utf8_lossy(&output.stdout);
-    assert!(text.contains("\nHEALTHY") && !text.contains("WRONG"), "{text}");
+    assert!(text.contains("\nHEALTHY") && !text.contains("FAILED"), "{text}");
 }
 
 #[tokio::test]
@@ -119,8 +119,8 @@ async fn what_is_broken_is_named_with_what_mends_it() {
     let as_it_was = stream.info().await.expect("its state").config.clone();
     let config = async_nats::jetstream::stream::Config { max_age: Duration::from_secs(3600), ..as_it_was.clone() };
     js.update_stream(config).await.expect("an update");
-    let found = wait_for(&stack, "stream LEAD_EVENTS", "wrong").await;
-    assert_eq!(found["mend"], "nats stream edit LEAD_EVENTS --max-age=0", "{found}");
+    let found = wait_for(&stack, "stream LEAD_EVENTS", "failed").await;
+    assert_eq!(found["advice"], "nats stream edit LEAD_EVENTS --max-age=0", "{found}");
     js.update_stream(as_it_was).await.expect("an update");
 
     // A partition that is not there, a callback that is disabled, a delivery that is late, a call that nobody swept.
@@ -138,47 +138,47 @@ async fn what_is_broken_is_named_with_what_mends_it() {
         ),
     )
     .await;
-    let found = wait_for(&stack, "partitions", "wrong").await;
-    assert!(found["found"].as_str().expect("text").starts_with(&format!("lead_updates_{next} missing")), "{found}");
+    let found = wait_for(&stack, "partitions", "failed").await;
+    assert!(found["finding"].as_str().expect("text").starts_with(&format!("lead_updates_{next} missing")), "{found}");
     let found = wait_for(&stack, "callbacks", "warning").await;
-    assert_eq!(found["found"], format!("1 disabled: {callback_id} (410 Gone)"));
+    assert_eq!(found["finding"], format!("1 disabled: {callback_id} (410 Gone)"));
     stack.publish(format!("leads.cmd.{}.update", stack.api.project_id), "{").await;
     let found = wait_for(&stack, "dead letters", "warning").await;
-    assert_eq!(found["found"], "1 leads.dead.invalid_json");
+    assert_eq!(found["finding"], "1 leads.dead.invalid_json");
 
     // A schema of an older version.
     sql(&stack, "UPDATE webhooks._sqlx_migrations SET version = -1 WHERE version = 1").await;
-    let found = wait_for(&stack, "schema webhooks", "wrong").await;
-    assert_eq!((&found["found"], &found["mend"]), (&json!("lacks migrations [1]"), &json!("leadctl migrate")));
+    let found = wait_for(&stack, "schema webhooks", "failed").await;
+    assert_eq!((&found["finding"], &found["advice"]), (&json!("lacks migrations [1]"), &json!("leadctl migrate")));
     sql(&stack, "UPDATE webhooks._sqlx_migrations SET version = 1 WHERE version = -1").await;
 
     // Services that are not there.
     let ready = stack.notifier_ready.clone();
     assert!(stack.notifier.terminate().await.success());
-    let found = wait_for(&stack, "webhook-notifier", "wrong").await;
-    assert_eq!(found["found"], "none answers");
-    wait_for(&stack, "events to deliver", "wrong").await;
+    let found = wait_for(&stack, "webhook-notifier", "failed").await;
+    assert_eq!(found["finding"], "no replica answers");
+    wait_for(&stack, "events to deliver", "failed").await;
     let (code, checks) = doctor(&stack, &["--health", &ready, "--nats-monitor", "http://127.0.0.1:9"]).await;
     assert_eq!(code, 8);
     let wrong = |what: &str| {
         checks
             .iter()
-            .any(|check| check["what"].as_str().is_some_and(|w| w.starts_with(what)) && check["state"] == "wrong")
+            .any(|check| check["check"].as_str().is_some_and(|w| w.starts_with(what)) && check["state"] == "failed")
     };
     assert!(wrong("service at http://") && wrong("nats at http://"), "{checks:?}");
     assert!(stack.lead_state.terminate().await.success());
-    wait_for(&stack, "lead-state", "wrong").await;
-    let found = wait_for(&stack, "log, ledger and events", "wrong").await;
-    assert!(found["mend"].as_str().expect("text").contains("start lead-state"), "{found}");
+    wait_for(&stack, "lead-state", "failed").await;
+    let found = wait_for(&stack, "log, ledger and events", "failed").await;
+    assert!(found["advice"].as_str().expect("text").contains("start lead-state"), "{found}");
 
     // Nobody says in the log that the call has expired.
     let expired =
         |minutes: u32| format!("UPDATE lead_state.active_calls SET expires_at = now() - interval '{minutes} minutes'");
     sql(&stack, &expired(9)).await;
-    wait_for(&stack, "held updates", "ok").await;
+    wait_for(&stack, "queued updates", "ok").await;
     sql(&stack, &expired(11)).await;
-    let found = wait_for(&stack, "held updates", "warning").await;
-    assert!(found["found"].as_str().expect("text").starts_with("of 1 leads are held"), "{found}");
+    let found = wait_for(&stack, "queued updates", "warning").await;
+    assert!(found["finding"].as_str().expect("text").starts_with("of 1 leads are still queued"), "{found}");
 
     // Nothing at all.
     let mut command = tokio::process::Command::new(binary("leadctl"));
@@ -190,7 +190,7 @@ async fn what_is_broken_is_named_with_what_mends_it() {
     assert_eq!(output.status.code(), Some(8));
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(
-        text.contains(r#""what":"postgres","state":"wrong""#) && text.contains(r#""what":"nats","state":"wrong""#),
+        text.contains(r#""check":"postgres","state":"failed""#) && text.contains(r#""check":"nats","state":"failed""#),
         "{text}"
     );
 }

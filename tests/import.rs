@@ -79,7 +79,7 @@ async fn a_file_is_imported_once_though_it_is_killed_in_between() {
         let (row, status) = match n {
             _ if n % 101 == 7 => (format!("nonsense,,,{n},yes"), "invalid"),
             _ if n % 97 == 5 => (format!("{lead},nowhere,,{n},yes"), "failed"),
-            _ if n % 89 == 3 => (format!("{lead},,{},{n},yes", "x".repeat(1025)), "refused"),
+            _ if n % 89 == 3 => (format!("{lead},,{},{n},yes", "x".repeat(1025)), "rejected"),
             _ => (format!("{lead},interested,\"Ada, {n}\",{n},yes"), "succeeded"),
         };
         text.push_str(&format!("{row}\n"));
@@ -91,7 +91,7 @@ async fn a_file_is_imported_once_though_it_is_killed_in_between() {
     let (code, told) = imported(&stack, &file, &["--dry-run"]).await;
     assert_eq!((code, &told["rows"], &told["invalid"]), (Some(5), &json!(ROWS), &json!(count("invalid"))), "{told}");
     assert_eq!(told["metadata"], json!(["n", "metadata.seen"]));
-    assert_eq!(told["faults"][0], json!({"row": 8, "error": "leadId: must be 24 hex digits"}));
+    assert_eq!(told["errors"][0], json!({"row": 8, "error": "leadId: must be 24 hex digits"}));
     assert!(!beside(&file, ".import.json").exists(), "nothing is written");
 
     // Killed while the third chunk is under way, and once more when it was sent again.
@@ -110,7 +110,7 @@ async fn a_file_is_imported_once_though_it_is_killed_in_between() {
     assert_eq!((code, told), (Some(1), Value::Null), "it is said that it was begun");
     let (code, told) = imported(&stack, &file, &["--resume"]).await;
     assert_eq!(code, Some(5), "{told}");
-    for status in ["succeeded", "failed", "refused", "invalid"] {
+    for status in ["succeeded", "failed", "rejected", "invalid"] {
         assert_eq!(told[status], json!(count(status)), "{status}: {told}");
     }
     assert_eq!((&told["rows"], &told["pending"], &told["unknown"]), (&json!(ROWS), &json!(0), &json!(0)));
@@ -175,7 +175,7 @@ async fn outcomes_that_were_missed_are_asked_for() {
     let other = dir.path().join("other.ndjson");
     std::fs::copy(&file, &other).expect("a copy");
     let (code, told) = imported(&stack, &other, &[&place[..], &["--wait", "1s"]].concat()).await;
-    assert_eq!((code, &told["pending"], &told["refused"]), (Some(5), &json!(27), &json!(3)), "{told}");
+    assert_eq!((code, &told["pending"], &told["rejected"]), (Some(5), &json!(27), &json!(3)), "{told}");
 
     // The same content is the same import, wherever it is; this one waits, and is killed.
     let child = import(&stack, &file, &place).spawn().expect("leadctl");
@@ -189,7 +189,7 @@ async fn outcomes_that_were_missed_are_asked_for() {
     events.purge().await.expect("no events");
     let (code, told) = imported(&stack, &file, &[&place[..], &["--resume"]].concat()).await;
     assert_eq!(code, Some(5), "{told}");
-    assert_eq!((&told["succeeded"], &told["failed"], &told["refused"]), (&json!(24), &json!(3), &json!(3)), "{told}");
+    assert_eq!((&told["succeeded"], &told["failed"], &told["rejected"]), (&json!(24), &json!(3), &json!(3)), "{told}");
     assert_eq!(stack.count("SELECT count(*) FROM lead_state.lead_updates").await, 27);
     let text = std::fs::read_to_string(beside(&file, ".outcomes.ndjson")).expect("the outcomes");
     let last: Value = serde_json::from_str(text.lines().last().expect("a line")).expect("JSON");
@@ -247,7 +247,7 @@ async fn an_import_that_is_interrupted_goes_on_and_sends_no_row_twice() {
     let output = tokio::time::timeout(SOON, child.wait_with_output()).await.expect("in time").expect("leadctl");
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(130), "{said}");
-    assert!(said.contains("--resume goes on"), "{said}");
+    assert!(said.contains("--resume to continue"), "{said}");
     assert!(outcomes(&file).len() < ROWS);
 
     let (code, told) = imported(&stack, &file, &["--resume"]).await;

@@ -248,7 +248,7 @@ async fn keys_rotate_under_load_and_every_webhook_verifies() {
         .output()
         .expect("leadctl");
     let said = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success() && said.contains("needed no longer"), "{said}");
+    assert!(output.status.success() && said.contains("needed only to restore"), "{said}");
 
     // Now the old key can go.
     let (mut next, ready) = service("webhook-notifier", &stack.nats, &stack.postgres, &[("SECRETS_KEY", NEXT_KEY)]);

@@ -1,5 +1,5 @@
-//! `owner [DIR]`: keeps a Postgres and a nats-server, in DIR or as throw-aways, until it is killed. Prints their pids
-//! and directories first. The tests kill it.
+//! `owner [DIR]`: runs a Postgres and a nats-server, in DIR or in temporary directories, and prints their pids and
+//! directories. The tests kill it.
 
 use dev_stack::{Error, LocalNats, LocalPostgres, NatsOptions, PostgresOptions};
 use std::path::PathBuf;

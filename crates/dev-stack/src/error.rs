@@ -1,63 +1,63 @@
-//! What can go wrong with a child, told so that its user can act on it.
+//! Errors of child processes.
 
 use std::{io, path::PathBuf, process::ExitStatus, time::Duration};
 
 /// Why a child could not be started, kept or stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A program is on none of the usual places, and may not or cannot be installed from here.
+    /// A program was not found, and may not or cannot be installed.
     #[error("{program} is not installed: {hint}")]
     Missing {
-        /// The program looked for.
+        /// The program.
         program: &'static str,
-        /// What to install and how.
+        /// How to install it.
         hint: String,
     },
-    /// A helper command ended in failure.
+    /// A helper command failed.
     #[error("`{command}` failed:\n{output}")]
     Command {
         /// The command line.
         command: String,
-        /// What it printed.
+        /// Its output.
         output: String,
     },
-    /// The operating system refused.
+    /// A system call failed.
     #[error("{what}")]
     Io {
-        /// What was being done.
+        /// The action.
         what: String,
-        /// The refusal.
+        /// The error.
         source: io::Error,
     },
-    /// Another process that lives owns the directory.
+    /// Another running process owns the directory.
     #[error("{} is in use by another process", .0.display())]
     InUse(PathBuf),
-    /// Postgres does not run as root, and its own user cannot be found or cannot reach the directory.
+    /// Postgres does not run as root, and its user does not exist or cannot reach the directory.
     #[error("{0}")]
     User(String),
     /// The child ended before it was ready.
     #[error("{name} ended before it was ready ({status}); its log ends with:\n{log}")]
     Died {
-        /// Which child.
+        /// The child.
         name: String,
-        /// How it ended.
+        /// Its exit status.
         status: ExitStatus,
-        /// The end of what it logged since this start.
+        /// The end of its log since this start.
         log: String,
     },
     /// The child runs, but was not ready in time.
     #[error("{name} was not ready within {deadline:?}; its log ends with:\n{log}")]
     NotReady {
-        /// Which child.
+        /// The child.
         name: String,
-        /// The time it was given.
+        /// The deadline.
         deadline: Duration,
-        /// The end of what it logged since this start.
+        /// The end of its log since this start.
         log: String,
     },
 }
 
-/// Names what was being done when the operating system refused.
+/// Adds the action to an I/O error.
 pub(crate) trait During<T> {
     fn during(self, what: impl FnOnce() -> String) -> Result<T, Error>;
 }

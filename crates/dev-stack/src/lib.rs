@@ -1,10 +1,11 @@
-//! A private Postgres and a private nats-server as child processes: for `leadctl up`, for tests and for benches.
+//! A private Postgres and a private nats-server as child processes, for tests, benches and `leadctl up`; and, with the
+//! feature `up`, `leadctl up` itself: both servers, the three services and a demo.
 //!
-//! Each server lives in one directory: data, log and password, so that a start on the same directory continues
-//! where the last one ended, under the same URL. Without a directory it is a throw-away that leaves nothing behind.
+//! Each server has one directory for data, log and password. A second start on the same directory continues with the
+//! same data under the same URL. Without a directory the server is temporary and leaves no files behind.
 //!
-//! No server outlives its owner, however the owner ends: see [`process`]. A directory has one owner at a time, and
-//! what an owner left running in it after all is stopped before the next start.
+//! No server outlives its owner, however the owner ends: see [`process`]. A directory has one owner at a time; a server
+//! that a previous owner left running is stopped before the next start.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), dev_stack::Error> {
@@ -20,13 +21,15 @@
 //! ```
 
 mod error;
-mod home;
 mod nats;
 pub mod port;
 mod postgres;
 pub mod process;
 mod programs;
+mod server_dir;
 mod tls;
+#[cfg(feature = "up")]
+pub mod up;
 mod user;
 
 pub use crate::{
@@ -38,8 +41,8 @@ pub use crate::{
     user::User,
 };
 
-/// Where progress goes, one line at a time.
+/// Receives progress messages, one line each.
 pub type Say<'a> = &'a (dyn Fn(&str) + Sync);
 
-/// Tells nobody.
+/// Ignores progress.
 pub fn quiet(_line: &str) {}

@@ -3,11 +3,11 @@
 use crate::{
     Say, Tls,
     error::{During, Error},
-    home::Home,
     port,
     postgres::port_was_taken,
-    process::{Keep, Process, Signal, clear_leftover},
+    process::{ChildOptions, Process, Signal, clear_leftover},
     programs::{self, run},
+    server_dir::ServerDir,
 };
 use async_nats::{Client, ConnectError, ConnectOptions};
 use std::{
@@ -19,41 +19,41 @@ use tokio::process::Command;
 
 const USER: &str = "leadrelay";
 
-/// From start to the first accepted connection. The recovery of the streams is in it.
+/// From start to the first accepted connection, including the recovery of the streams.
 const START_DEADLINE: Duration = Duration::from_secs(30);
 
-/// How long it may take to end before it is killed.
-const PATIENCE: Duration = Duration::from_secs(15);
+/// How long a shutdown may take before SIGKILL.
+const GRACE_PERIOD: Duration = Duration::from_secs(15);
 
-/// Ports tried before giving up, when others keep taking them first.
+/// Ports to try if other processes take them first.
 const PORT_ATTEMPTS: usize = 5;
 
-/// The first server that can sync before it acks.
+/// The first version that can sync before it acks.
 const SYNCS_SINCE: (u32, u32) = (2, 10);
 
-/// What kind of nats-server to start.
+/// Options of a nats-server.
 #[derive(Clone, Debug, Default)]
 pub struct NatsOptions {
-    /// The directory it lives in, made if need be; `None` is a throw-away.
+    /// Its directory, created if necessary; `None` for a temporary one.
     pub dir: Option<PathBuf>,
     /// Whether JetStream syncs before it acks. A server before 2.10 cannot: see [`LocalNats::syncs`].
     pub sync: bool,
-    /// The port to take if it is free; else, and by default, the one of last time if it is free, else any.
+    /// The preferred port. If it is not free: the port of the previous start, or any free port.
     pub port: Option<u16>,
-    /// Who is let in, and what they may do. By default one user, who may do everything.
+    /// Users and permissions. By default one user with all permissions.
     pub authorization: Option<Authorization>,
-    /// TLS, and nothing else. By default nothing is encrypted.
+    /// With TLS, unencrypted connections are rejected. By default there is no TLS.
     pub tls: Option<Tls>,
 }
 
-/// Who is let in to a nats-server, and what they may do.
+/// Users and permissions of a nats-server.
 #[derive(Clone)]
 pub struct Authorization {
-    /// Text of nats-server's configuration with an `authorization` block.
+    /// An `authorization` block of nats-server's configuration.
     pub config: String,
     /// Environment variables that the text refers to.
     pub environment: Vec<(String, String)>,
-    /// Who the server's owner is in it.
+    /// The user of the server's owner.
     pub user: String,
     /// The owner's password.
     pub password: String,
@@ -67,26 +67,26 @@ impl std::fmt::Debug for Authorization {
 }
 
 impl NatsOptions {
-    /// One that keeps its data in `dir`, safe against power cuts where the server can.
+    /// Keeps its data in `dir`; survives power cuts if the server can sync.
     pub fn durable(dir: impl Into<PathBuf>) -> Self {
         Self { dir: Some(dir.into()), sync: true, ..Self::default() }
     }
 
-    /// One that leaves nothing behind. It syncs like a durable one, for what is tested on it is meant for those.
+    /// A temporary server that leaves no files behind. It syncs like a durable one, so that tests behave like production.
     #[must_use]
     pub fn throwaway() -> Self {
         Self { sync: true, ..Self::default() }
     }
 }
 
-/// A nats-server of one's own on 127.0.0.1, with JetStream and messages of up to 4 MB.
+/// A private nats-server on 127.0.0.1, with JetStream and messages of up to 4 MB.
 ///
-/// It runs until this value is dropped, the process ends, or one of the methods ends it.
+/// It runs until this value is dropped, the process ends, or a method stops it.
 #[derive(Debug)]
 pub struct LocalNats {
-    // In this order: a throw-away's directory goes after its server.
+    // Dropped in this order: the server first, then its temporary directory.
     process: Process,
-    home: Home,
+    home: ServerDir,
     program: PathBuf,
     version: (u32, u32, u32),
     sync: bool,
@@ -94,7 +94,7 @@ pub struct LocalNats {
     port: u16,
 }
 
-/// How the server is configured to be reached, and how its owner does.
+/// How clients and the owner connect.
 #[derive(Debug)]
 struct Access {
     authorization: Authorization,
@@ -102,7 +102,7 @@ struct Access {
 }
 
 impl LocalNats {
-    /// Starts it and waits until it accepts a client.
+    /// Starts the server and waits until it accepts a client.
     ///
     /// # Errors
     /// [`Error::Missing`] without nats-server; [`Error::InUse`] when another process has the directory;
@@ -113,14 +113,14 @@ impl LocalNats {
         let sync = options.sync && (version.0, version.1) >= SYNCS_SINCE;
         if options.sync && !sync {
             say(&format!(
-                "nats-server {}.{}.{} cannot sync before it acks: what it acked survives a crash of any process, \
-                 but no power cut (2.10 and later can)",
+                "nats-server {}.{}.{} cannot sync before it acks: acked messages survive a crash, but not a power \
+                 cut; use 2.10 or later for that",
                 version.0, version.1, version.2
             ));
         }
-        let home = Home::open(options.dir.as_deref(), None, say)?;
+        let home = ServerDir::open(options.dir.as_deref(), None, say)?;
         let mark = home.join("nats.conf").display().to_string();
-        clear_leftover(&home.join("nats.pid"), &mark, &[Signal::Term], PATIENCE).await?;
+        clear_leftover(&home.join("nats.pid"), &mark, &[Signal::Term], GRACE_PERIOD).await?;
 
         let authorization = match options.authorization {
             Some(authorization) => authorization,
@@ -144,12 +144,11 @@ impl LocalNats {
                 Err(error) => return Err(error),
             }
         };
-        home.keep_port(port)?;
+        home.save_port(port)?;
         Ok(Self { process, home, program, version, sync, access, port })
     }
 
-    /// `nats://user:password@127.0.0.1:port` of its owner, `tls://` with TLS: the same for as long as directory and port
-    /// are.
+    /// The owner's URL, `nats://user:password@127.0.0.1:port` (`tls://` with TLS). It is stable for a directory and port.
     #[must_use]
     pub fn url(&self) -> String {
         let Authorization { user, password, .. } = &self.access.authorization;
@@ -163,10 +162,10 @@ impl LocalNats {
         format!("{scheme}://{user}:{password}@127.0.0.1:{}", self.port)
     }
 
-    /// A client of it. `async_nats::connect` with the URL would not do: it ignores the user and password there.
+    /// Connects a client. `async_nats::connect` ignores the user and password in the URL.
     ///
     /// # Errors
-    /// When the server does not run.
+    /// The server does not run.
     pub async fn connect(&self) -> Result<Client, ConnectError> {
         connect(&self.access, self.port).await
     }
@@ -177,13 +176,13 @@ impl LocalNats {
         self.port
     }
 
-    /// The server's pid; after its end, the one it had.
+    /// The server's pid, also after it has ended.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.process.pid()
     }
 
-    /// The directory it lives in.
+    /// The server's directory.
     #[must_use]
     pub fn dir(&self) -> &Path {
         self.home.path()
@@ -201,44 +200,44 @@ impl LocalNats {
         self.sync
     }
 
-    /// Resolves when the server ends, whoever ended it. May be dropped and called again.
+    /// Resolves when the server ends for any reason. Cancel-safe.
     ///
     /// # Errors
-    /// When the system cannot wait for it.
+    /// The system cannot wait for it.
     pub async fn exited(&mut self) -> Result<ExitStatus, Error> {
         self.process.exited().await
     }
 
-    /// Ends it in order; harsher after 15 s.
+    /// Stops it gracefully; kills it after 15 s.
     ///
     /// # Errors
-    /// When the system refuses to signal or to wait.
+    /// The system cannot signal or wait.
     pub async fn stop(&mut self) -> Result<ExitStatus, Error> {
         self.process.stop(&[Signal::Term]).await
     }
 
-    /// Ends it with SIGKILL.
+    /// Kills it with SIGKILL.
     ///
     /// # Errors
-    /// When the system refuses to signal or to wait.
+    /// The system cannot signal or wait.
     pub async fn kill9(&mut self) -> Result<ExitStatus, Error> {
         self.process.stop(&[]).await
     }
 
-    /// Starts it again on the same data, port and URL, after it ended or was ended.
+    /// Stops it if it runs, and starts it with the same data, port and URL.
     ///
     /// # Errors
-    /// As for [`LocalNats::start`]; and [`Error::Died`] when somebody took the port in the meantime.
+    /// As for [`LocalNats::start`]; and [`Error::Died`] when another process took the port in the meantime.
     pub async fn restart(&mut self) -> Result<(), Error> {
         self.stop().await?;
         self.process = launch(&self.program, &self.home, self.sync, &self.access, self.port).await?;
         Ok(())
     }
 
-    /// Sends a signal, such as [`Signal::Stop`] to freeze it and [`Signal::Cont`] to let it go on.
+    /// Sends a signal, such as [`Signal::Stop`] to freeze it and [`Signal::Cont`] to resume it.
     ///
     /// # Errors
-    /// When the system refuses.
+    /// The system cannot signal.
     pub fn signal(&self, signal: Signal) -> Result<(), Error> {
         self.process.signal(signal)
     }
@@ -247,12 +246,12 @@ impl LocalNats {
 impl Drop for LocalNats {
     fn drop(&mut self) {
         if self.process.is_watched() {
-            self.home.leave_to_watcher();
+            self.home.leave_cleanup_to_watcher();
         }
     }
 }
 
-async fn launch(program: &Path, home: &Home, sync: bool, access: &Access, port: u16) -> Result<Process, Error> {
+async fn launch(program: &Path, home: &ServerDir, sync: bool, access: &Access, port: u16) -> Result<Process, Error> {
     let sync = if sync { "sync_interval: always" } else { "" };
     let quoted = |name: &str| format!("{:?}", home.join(name).display().to_string());
     let tls = access.tls.as_ref().map(|tls| {
@@ -283,16 +282,16 @@ async fn launch(program: &Path, home: &Home, sync: bool, access: &Access, port: 
     command.arg("-c").arg(home.join("nats.conf")).current_dir(home.path());
     command.envs(access.authorization.environment.iter().map(|(name, value)| (name, value)));
     let log = home.join("nats.log");
-    let keep = Keep {
+    let options = ChildOptions {
         name: "nats-server",
         log: &log,
         user: None,
-        signals: if home.litter().is_some() { &[] } else { &[Signal::Term] },
-        patience: PATIENCE,
-        litter: home.litter(),
+        signals: if home.cleanup_dir().is_some() { &[] } else { &[Signal::Term] },
+        grace_period: GRACE_PERIOD,
+        cleanup_dir: home.cleanup_dir(),
     };
-    let mut process = Process::spawn(&command, &keep)?;
-    // The password is this directory's alone, so nobody else's server passes for ours.
+    let mut process = Process::spawn(&command, &options)?;
+    // The password is unique to this directory, so another server on this port is not mistaken for ours.
     process.ready(START_DEADLINE, async || connect(access, port).await.is_ok()).await?;
     Ok(process)
 }
@@ -309,7 +308,7 @@ async fn connect(access: &Access, port: u16) -> Result<Client, ConnectError> {
     options.connect(format!("nats://127.0.0.1:{port}")).await
 }
 
-/// The version `nats-server --version` tells: `nats-server: v2.9.10`.
+/// Parses `nats-server --version`: `nats-server: v2.9.10`.
 async fn version(program: &Path) -> Result<(u32, u32, u32), Error> {
     let what = format!("{} --version", program.display());
     let printed = run(Command::new(program).arg("--version"), &what).await?;
@@ -318,7 +317,7 @@ async fn version(program: &Path) -> Result<(u32, u32, u32), Error> {
 
 fn parse_version(printed: &str) -> Option<(u32, u32, u32)> {
     let version = printed.trim().rsplit_once(' ')?.1.trim_start_matches('v');
-    // A build between releases has a suffix: `2.12.0-dev`.
+    // A development build has a suffix: `2.12.0-dev`.
     let mut parts = version.split(['.', '-', '+']);
     let mut number = || parts.next()?.parse().ok();
     Some((number()?, number()?, number()?))
@@ -329,7 +328,7 @@ mod tests {
     use super::parse_version;
 
     #[test]
-    fn version_of_releases_and_of_builds_between_them() {
+    fn versions_of_releases_and_development_builds_are_parsed() {
         assert_eq!(parse_version("nats-server: v2.9.10\n"), Some((2, 9, 10)));
         assert_eq!(parse_version("nats-server: v2.12.0-dev"), Some((2, 12, 0)));
         assert_eq!(parse_version("nats-server"), None);

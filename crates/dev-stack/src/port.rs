@@ -7,28 +7,26 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-/// Where ports are handed out from: below those that Linux gives to whoever connects or asks for any port, and above
-/// the usual ones of servers.
+/// Below Linux's ephemeral ports and above the usual ports of servers.
 const RANGE: Range<u16> = 10_240..32_768;
-/// How many of them a process claims at once. More leave room for fewer processes, fewer cost more sockets.
+/// Ports that a process claims at once. Larger blocks allow fewer processes, smaller ones need more sockets.
 const BLOCK: u16 = 64;
 
-/// What this process claimed.
 #[derive(Debug, Default)]
 struct Claimed {
-    /// The ports of the last block that were not handed out yet.
+    /// The unused ports of the last block.
     left: Range<u16>,
-    /// How many blocks were looked at.
+    /// Blocks tried so far.
     blocks: u16,
-    /// The claims, for as long as the process runs.
+    /// One socket per claimed block, open until the process ends.
     marks: Vec<UdpSocket>,
 }
 
-/// A port of 127.0.0.1 that nobody listens on, and that no other call of this returns: in this process never again, in
-/// others not before this one ended. So a server may be stopped and started on it, and whoever asked for any port has another.
+/// A free port of 127.0.0.1 that no other call returns: never again in this process, and in other processes not before this
+/// one ends. So a server can be stopped and started again on its port.
 ///
 /// # Errors
-/// When none is left.
+/// No port is left.
 pub fn free() -> io::Result<u16> {
     static CLAIMED: Mutex<Claimed> = Mutex::new(Claimed { left: 0..0, blocks: 0, marks: Vec::new() });
     let mut claimed = CLAIMED.lock().unwrap_or_else(PoisonError::into_inner);
@@ -41,11 +39,11 @@ pub fn free() -> io::Result<u16> {
 }
 
 impl Claimed {
-    /// Claims another block. The claim is a UDP socket on its first port, for the system gives that to one process alone
-    /// and takes it back at its end; no program here speaks UDP.
+    /// Claims another block by binding a UDP socket to its first port: only one process can do that, and the system releases
+    /// it when the process ends. No program here uses UDP.
     fn claim(&mut self) -> io::Result<()> {
         let blocks = RANGE.len() as u16 / BLOCK;
-        // Each process begins elsewhere.
+        // Each process starts at another block.
         let first = std::process::id() as u16 % blocks;
         while self.blocks < blocks {
             let start = RANGE.start + (first + self.blocks) % blocks * BLOCK;
@@ -60,7 +58,7 @@ impl Claimed {
     }
 }
 
-/// Whether nobody listens on the port of 127.0.0.1 at this moment.
+/// Whether the port of 127.0.0.1 is free at this moment.
 #[must_use]
 pub fn is_free(port: u16) -> bool {
     TcpListener::bind(("127.0.0.1", port)).is_ok()
@@ -73,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_port_is_given_twice() {
+    fn no_port_is_returned_twice() {
         let ports = (0..4).map(|_| std::thread::spawn(|| (0..100).map(|_| free().unwrap()).collect::<Vec<_>>()));
         let ports: Vec<_> = ports.collect::<Vec<_>>().into_iter().flat_map(|thread| thread.join().unwrap()).collect();
         assert_eq!(ports.iter().collect::<HashSet<_>>().len(), 400);
@@ -81,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn what_another_process_claimed_is_passed_over() {
+    fn blocks_of_other_processes_are_skipped() {
         let (mut ours, mut theirs) = (Claimed::default(), Claimed::default());
         ours.claim().unwrap();
         theirs.claim().unwrap();

@@ -3,10 +3,10 @@
 use crate::{
     Say, Tls,
     error::{During, Error},
-    home::Home,
     port,
-    process::{Keep, Process, Signal, clear_leftover},
+    process::{ChildOptions, Process, Signal, clear_leftover},
     programs::{self, run},
+    server_dir::ServerDir,
     user::User,
 };
 use sqlx::{Connection, PgConnection};
@@ -18,55 +18,55 @@ use std::{
 };
 use tokio::{io::AsyncWriteExt, process::Command};
 
-/// The database, and the role that owns it.
+/// The database and its owner.
 const NAME: &str = "leadrelay";
 
-/// From start to the first answered query. Recovery after a crash is in it.
+/// From start to the first answered query, including recovery after a crash.
 const START_DEADLINE: Duration = Duration::from_secs(30);
 
-/// How long a shutdown may take before the next, harsher signal. A shutdown writes all that is in memory to disk.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a shutdown may take before the next, stronger signal. A shutdown writes all buffers to disk.
+const GRACE_PERIOD: Duration = Duration::from_secs(30);
 
-/// Ports tried before giving up, when others keep taking them first.
+/// Ports to try if other processes take them first.
 const PORT_ATTEMPTS: usize = 5;
 
-/// What kind of Postgres to start.
+/// Options of a Postgres.
 #[derive(Clone, Debug, Default)]
 pub struct PostgresOptions {
-    /// The directory it lives in, made if need be; `None` is a throw-away.
+    /// Its directory, created if necessary; `None` for a temporary one.
     pub dir: Option<PathBuf>,
-    /// Whether a commit waits for the disk. Without, data survives the death of every process, but no power cut.
+    /// Whether a commit waits for the disk. Without fsync, data survives crashes of processes, but not a power cut.
     pub fsync: bool,
-    /// The port to take if it is free; else, and by default, the one of last time if it is free, else any.
+    /// The preferred port. If it is not free: the port of the previous start, or any free port.
     pub port: Option<u16>,
-    /// A directory for a ready-made cluster, which saves a throw-away most of its start: made by the first, copied by
-    /// the others. All of them have one password.
+    /// A directory for an initialized cluster, which temporary servers copy to start faster. The first server creates it.
+    /// All copies have the same password.
     pub template: Option<PathBuf>,
-    /// TLS, and nothing else. By default nothing is encrypted.
+    /// With TLS, unencrypted connections are rejected. By default there is no TLS.
     pub tls: Option<Tls>,
 }
 
 impl PostgresOptions {
-    /// One that keeps its data in `dir`, safe against power cuts.
+    /// Keeps its data in `dir`; survives power cuts.
     pub fn durable(dir: impl Into<PathBuf>) -> Self {
         Self { dir: Some(dir.into()), fsync: true, ..Self::default() }
     }
 
-    /// One that leaves nothing behind and never waits for the disk.
+    /// A temporary server that leaves no files behind and does not wait for the disk.
     #[must_use]
     pub fn throwaway() -> Self {
         Self::default()
     }
 }
 
-/// A Postgres of one's own on 127.0.0.1, with a database `leadrelay`.
+/// A private Postgres on 127.0.0.1, with a database `leadrelay`.
 ///
-/// It runs until this value is dropped, the process ends, or one of the methods ends it.
+/// It runs until this value is dropped, the process ends, or a method stops it.
 #[derive(Debug)]
 pub struct LocalPostgres {
-    // In this order: a throw-away's directory goes after its server.
+    // Dropped in this order: the server first, then its temporary directory.
     process: Process,
-    home: Home,
+    home: ServerDir,
     programs: PathBuf,
     fsync: bool,
     tls: Option<Tls>,
@@ -75,7 +75,7 @@ pub struct LocalPostgres {
 }
 
 impl LocalPostgres {
-    /// Starts it and waits until it answers a query: about a second for a new directory, a tenth for a known one.
+    /// Starts the server and waits until it answers a query: about 1 s for a new directory, 0.1 s for an existing one.
     ///
     /// # Errors
     /// [`Error::Missing`] without postgres and initdb; [`Error::InUse`] when another process has the directory;
@@ -83,16 +83,16 @@ impl LocalPostgres {
     pub async fn start(options: PostgresOptions, say: Say<'_>) -> Result<Self, Error> {
         let programs = programs::postgres()?;
         let data = options.dir.as_deref().unwrap_or(Path::new("")).join("data");
-        let home = Home::open(options.dir.as_deref(), User::for_postgres(&data)?, say)?;
+        let home = ServerDir::open(options.dir.as_deref(), User::for_postgres(&data)?, say)?;
         let data = home.join("data");
         if !data.exists() {
             match &options.template {
-                Some(template) => copy_or_make(&programs, &home, template).await?,
-                None => initialise(&programs, &home, options.fsync).await?,
+                Some(template) => copy_or_create(&programs, &home, template).await?,
+                None => initialize(&programs, &home, options.fsync).await?,
             }
         }
         let mark = data.display().to_string();
-        clear_leftover(&data.join("postmaster.pid"), &mark, &[Signal::Int, Signal::Quit], PATIENCE).await?;
+        clear_leftover(&data.join("postmaster.pid"), &mark, &[Signal::Int, Signal::Quit], GRACE_PERIOD).await?;
 
         let password = home.secret("password")?;
         let mut wanted = [options.port, home.last_port()].into_iter().flatten().find(|port| port::is_free(*port));
@@ -108,12 +108,12 @@ impl LocalPostgres {
                 Err(error) => return Err(error),
             }
         };
-        home.keep_port(port)?;
+        home.save_port(port)?;
         Ok(Self { process, home, programs, fsync: options.fsync, tls: options.tls, password, port })
     }
 
-    /// `postgres://user:password@127.0.0.1:port/leadrelay`, with TLS and the server's certificate verified where it has
-    /// one: the same for as long as directory and port are.
+    /// `postgres://user:password@127.0.0.1:port/leadrelay`; with TLS, clients verify the certificate. The URL is stable for a
+    /// directory and port.
     #[must_use]
     pub fn url(&self) -> String {
         url(self.tls.as_ref(), &self.password, self.port)
@@ -125,57 +125,56 @@ impl LocalPostgres {
         self.port
     }
 
-    /// The postmaster's pid; after its end, the one it had.
+    /// The postmaster's pid, also after it has ended.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.process.pid()
     }
 
-    /// The directory it lives in.
+    /// The server's directory.
     #[must_use]
     pub fn dir(&self) -> &Path {
         self.home.path()
     }
 
-    /// Where another program of this Postgres is, such as `pgbench` or `pg_dump`. It may not be installed.
+    /// The path of another program of this Postgres, such as `pgbench` or `pg_dump`, which may not be installed.
     #[must_use]
     pub fn program(&self, name: &str) -> PathBuf {
-        // `postgres` may be a link out of a directory that has it alone.
+        // `postgres` may be a link into the directory of the other programs.
         let postgres = self.programs.join("postgres");
         postgres.canonicalize().unwrap_or(postgres).with_file_name(name)
     }
 
-    /// Resolves when the server ends, whoever ended it. May be dropped and called again.
+    /// Resolves when the server ends for any reason. Cancel-safe.
     ///
     /// # Errors
-    /// When the system cannot wait for it.
+    /// The system cannot wait for it.
     pub async fn exited(&mut self) -> Result<ExitStatus, Error> {
         self.process.exited().await
     }
 
-    /// Disconnects everybody, writes everything to disk and ends. Harsher after 30 s.
+    /// Disconnects all clients, writes all buffers to disk and stops; uses stronger signals after 30 s.
     ///
     /// # Errors
-    /// When the system refuses to signal or to wait.
+    /// The system cannot signal or wait.
     pub async fn stop(&mut self) -> Result<ExitStatus, Error> {
         self.process.stop(&[Signal::Int, Signal::Quit]).await
     }
 
-    /// Ends it and all its backends at once, as a crash would: no checkpoint, nothing said to clients, and the next
-    /// start recovers.
+    /// Stops it and its backends at once, as a crash would: without a checkpoint, so that the next start recovers.
     ///
-    /// This is SIGQUIT, Postgres' own "immediate" end: SIGKILL would leave its backends to find out for themselves.
+    /// This is SIGQUIT, Postgres' "immediate" shutdown: after SIGKILL, the backends would keep running for a while.
     ///
     /// # Errors
-    /// When the system refuses to signal or to wait.
+    /// The system cannot signal or wait.
     pub async fn kill9(&mut self) -> Result<ExitStatus, Error> {
         self.process.stop(&[Signal::Quit]).await
     }
 
-    /// Starts it again on the same data, port and URL, after it ended or was ended.
+    /// Stops it if it runs, and starts it with the same data, port and URL.
     ///
     /// # Errors
-    /// As for [`LocalPostgres::start`]; and [`Error::Died`] when somebody took the port in the meantime.
+    /// As for [`LocalPostgres::start`]; and [`Error::Died`] when another process took the port in the meantime.
     pub async fn restart(&mut self) -> Result<(), Error> {
         self.stop().await?;
         self.process =
@@ -183,10 +182,10 @@ impl LocalPostgres {
         Ok(())
     }
 
-    /// Freezes the postmaster or lets it go on: new connections hang, those there are work on.
+    /// Freezes or resumes the postmaster: new connections hang, existing ones keep working.
     ///
     /// # Errors
-    /// When the system refuses.
+    /// The system cannot signal.
     pub fn signal(&self, signal: Signal) -> Result<(), Error> {
         self.process.signal(signal)
     }
@@ -195,7 +194,7 @@ impl LocalPostgres {
 impl Drop for LocalPostgres {
     fn drop(&mut self) {
         if self.process.is_watched() {
-            self.home.leave_to_watcher();
+            self.home.leave_cleanup_to_watcher();
         }
     }
 }
@@ -211,7 +210,7 @@ pub(crate) fn port_was_taken(log: &str) -> bool {
 
 async fn launch(
     programs: &Path,
-    home: &Home,
+    home: &ServerDir,
     fsync: bool,
     tls: Option<&Tls>,
     password: &str,
@@ -224,17 +223,17 @@ async fn launch(
         command.args(["-c", setting]);
     }
     if fsync {
-        // Updates at full speed write the default of a gigabyte within a minute or two, and each checkpoint has every page written
-        // whole once more.
+        // At full speed the default of 1 GB fills within two minutes, and after each checkpoint Postgres writes every page in
+        // full once more.
         command.args(["-c", "max_wal_size=4GB"]);
     } else {
-        // Not `synchronous_commit=off`: that would lose what was committed when the server dies.
+        // Not `synchronous_commit=off`, which would lose commits in a crash of the server.
         for setting in ["fsync=off", "full_page_writes=off", "shared_buffers=32MB"] {
             command.args(["-c", setting]);
         }
     }
     if let Some(tls) = tls {
-        // Copied: Postgres takes no key that others can read, and may run as another user.
+        // Copied, because Postgres rejects a key that others can read, and may run as another user.
         for (name, from) in [("server.crt", &tls.certificate), ("server.key", &tls.key)] {
             let text = fs::read_to_string(from).during(|| format!("reading {}", from.display()))?;
             home.write_private(name, &text)?;
@@ -250,25 +249,25 @@ async fn launch(
             command.args(["-c", &setting]);
         }
     }
-    // Messages in English: they are searched for.
+    // Messages in English, because this module searches them.
     command.env("LC_ALL", "C").current_dir(home.path());
     let log = home.join("postgres.log");
-    let keep = Keep {
+    let options = ChildOptions {
         name: "postgres",
         log: &log,
         user: home.user(),
-        signals: if home.litter().is_some() { &[Signal::Quit] } else { &[Signal::Int, Signal::Quit] },
-        patience: PATIENCE,
-        litter: home.litter(),
+        signals: if home.cleanup_dir().is_some() { &[Signal::Quit] } else { &[Signal::Int, Signal::Quit] },
+        grace_period: GRACE_PERIOD,
+        cleanup_dir: home.cleanup_dir(),
     };
-    let mut process = Process::spawn(&command, &keep)?;
+    let mut process = Process::spawn(&command, &options)?;
     let url = url(tls, password, port);
     let data = data.display().to_string();
     process.ready(START_DEADLINE, async || answers(&url, &data).await).await?;
     Ok(process)
 }
 
-/// Whether the server of this very data directory answers: a port may have become another's.
+/// Whether a server with this data directory answers: another server may have taken the port.
 async fn answers(url: &str, data: &str) -> bool {
     let Ok(mut connection) = PgConnection::connect(url).await else { return false };
     let serving: Result<String, _> =
@@ -277,8 +276,8 @@ async fn answers(url: &str, data: &str) -> bool {
     serving.is_ok_and(|serving| serving == data)
 }
 
-/// Makes the cluster and its database. Renamed into place at the end, so that there is a whole one or none.
-async fn initialise(programs: &Path, home: &Home, fsync: bool) -> Result<(), Error> {
+/// Creates the cluster and its database. The directory is renamed into place at the end, so it is never incomplete.
+async fn initialize(programs: &Path, home: &ServerDir, fsync: bool) -> Result<(), Error> {
     home.secret("password")?;
     let fresh = home.join("data.new");
     if fresh.exists() {
@@ -288,7 +287,7 @@ async fn initialise(programs: &Path, home: &Home, fsync: bool) -> Result<(), Err
     initdb.arg("-D").arg(&fresh).args(["-U", NAME, "--auth=scram-sha-256", "--encoding=UTF8", "--locale=C"]);
     initdb.arg("--pwfile").arg(home.join("password"));
     if !fsync {
-        // A throw-away has little to log, and a small log is quickly made and copied.
+        // Small WAL segments are faster to create and to copy.
         initdb.args(["--no-sync", "--wal-segsize=1"]);
     }
     run(&mut initdb, "initdb").await?;
@@ -305,22 +304,22 @@ async fn initialise(programs: &Path, home: &Home, fsync: bool) -> Result<(), Err
         stdin.write_all(format!("create database {NAME};\n").as_bytes()).await.during(creating)?;
     }
     let output = child.wait_with_output().await.during(creating)?;
-    // In this mode an error of the statement does not show in the exit status.
-    let said = String::from_utf8_lossy(&output.stderr);
-    if !output.status.success() || said.contains("ERROR:") {
-        return Err(Error::Command { command: "postgres --single".to_owned(), output: said.trim().to_owned() });
+    // In single-user mode, a failed statement does not change the exit status.
+    let printed = String::from_utf8_lossy(&output.stderr);
+    if !output.status.success() || printed.contains("ERROR:") {
+        return Err(Error::Command { command: "postgres --single".to_owned(), output: printed.trim().to_owned() });
     }
     let data = home.join("data");
     fs::rename(&fresh, &data).during(|| format!("renaming {}", fresh.display()))
 }
 
-/// Fills a fresh home from the template, or makes the template on the way.
-async fn copy_or_make(programs: &Path, home: &Home, template: &Path) -> Result<(), Error> {
+/// Copies the template into a new directory, or creates the template first.
+async fn copy_or_create(programs: &Path, home: &ServerDir, template: &Path) -> Result<(), Error> {
     let version = run(Command::new(programs.join("postgres")).arg("--version"), "postgres --version").await?;
     let template = template.join(version.trim().replace([' ', '/'], "-"));
     if template.join("data").exists() {
         copy(&template, home.path()).await?;
-        // The template may have been made by another user.
+        // Another user may have created the template.
         return match home.user() {
             Some(user) => {
                 run(Command::new("chown").arg("-R").arg(format!("{}:{}", user.uid, user.gid)).arg(home.path()), "chown")
@@ -330,12 +329,12 @@ async fn copy_or_make(programs: &Path, home: &Home, template: &Path) -> Result<(
             None => Ok(()),
         };
     }
-    initialise(programs, home, false).await?;
+    initialize(programs, home, false).await?;
     if let Some(parent) = template.parent() {
         fs::create_dir_all(parent).during(|| format!("creating {}", parent.display()))?;
         let draft = tempfile::tempdir_in(parent).during(|| format!("creating a directory in {}", parent.display()))?;
         copy(home.path(), draft.path()).await?;
-        // When another process was faster, its template is as good.
+        // If another process was faster, its template is used.
         if fs::rename(draft.path(), &template).is_ok() {
             let _ = draft.keep();
         }
@@ -349,7 +348,7 @@ async fn copy(from: &Path, to: &Path) -> Result<(), Error> {
     run(&mut cp, "cp").await.map(drop)
 }
 
-fn as_user(program: &Path, home: &Home) -> Command {
+fn as_user(program: &Path, home: &ServerDir) -> Command {
     let mut command = std::process::Command::new(program);
     command.env("LC_ALL", "C").current_dir(home.path()).stdin(Stdio::null());
     if let Some(user) = home.user() {

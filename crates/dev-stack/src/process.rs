@@ -1,9 +1,9 @@
 //! A child process that never outlives its owner.
 //!
-//! The child is started through a few lines of shell (`supervise.sh`) that become the program itself and leave a
-//! watcher behind, on a pipe whose other end only the owner holds. When the owner drops the [`Process`], exits or is
-//! killed with SIGKILL, the pipe closes and the watcher stops the child and removes what it was told to. The child is
-//! in a process group of its own: a terminal's Ctrl-C reaches the owner alone, which decides the order of the end.
+//! The child is started by a shell script (`supervise.sh`) that forks a watcher and then executes the program. The watcher
+//! reads a pipe whose other end only the owner holds. When the owner drops the [`Process`], exits or is killed with
+//! SIGKILL, the pipe closes; the watcher then stops the child and removes its temporary directory. The child has its own
+//! process group: Ctrl-C in a terminal reaches only the owner, which decides the order of the shutdown.
 
 use crate::{
     error::{During, Error},
@@ -25,32 +25,32 @@ use tokio::{
 
 const SUPERVISE: &str = include_str!("supervise.sh");
 
-/// How often an unready child is asked again. Shorter finds it ready sooner and burns the processor it starts on.
+/// Pause between two readiness probes. A shorter pause finds the child ready sooner and takes CPU from it.
 const PROBE_INTERVAL: Duration = Duration::from_millis(20);
 
-/// How much of a log goes into an error.
+/// The part of a log that goes into an error.
 const TAIL_BYTES: u64 = 4 * 1024;
 const TAIL_LINES: usize = 30;
 
-/// The signals a child is sent.
+/// A signal for a child.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Signal {
-    /// SIGINT: for Postgres, disconnect everybody and shut down cleanly.
+    /// SIGINT: for Postgres, disconnect all clients and shut down cleanly.
     Int,
-    /// SIGTERM: end in order.
+    /// SIGTERM: shut down.
     Term,
-    /// SIGQUIT: for Postgres, end at once without a checkpoint; the next start recovers.
+    /// SIGQUIT: for Postgres, stop at once without a checkpoint; the next start recovers.
     Quit,
-    /// SIGKILL: end now, uncaught.
+    /// SIGKILL: cannot be caught.
     Kill,
-    /// SIGSTOP: freeze, uncaught.
+    /// SIGSTOP: freeze; cannot be caught.
     Stop,
-    /// SIGCONT: go on after [`Signal::Stop`].
+    /// SIGCONT: resume after [`Signal::Stop`].
     Cont,
 }
 
 impl Signal {
-    /// As `kill -s` calls it.
+    /// The name for `kill -s`.
     fn name(self) -> &'static str {
         match self {
             Self::Int => "INT",
@@ -75,24 +75,24 @@ impl Signal {
     }
 }
 
-/// How a child is kept.
+/// How a child is run and stopped.
 #[derive(Clone, Debug)]
-pub struct Keep<'a> {
-    /// What errors call it.
+pub struct ChildOptions<'a> {
+    /// Its name in errors.
     pub name: &'a str,
-    /// The file its standard output and standard error are appended to.
+    /// The file for its standard output and standard error.
     pub log: &'a Path,
-    /// The user it runs as, when not the caller's own.
+    /// The user it runs as; by default the caller.
     pub user: Option<User>,
-    /// The signals that stop it when its owner is gone, each tried for `patience`; SIGKILL is the last in any case.
+    /// The signals that stop it after its owner has ended, one per `grace_period`; SIGKILL is the last one.
     pub signals: &'a [Signal],
-    /// How long it may take to end after a signal.
-    pub patience: Duration,
-    /// The directory that goes when the owner is gone and the child has ended.
-    pub litter: Option<&'a Path>,
+    /// How long it may take to stop after a signal.
+    pub grace_period: Duration,
+    /// The directory that is removed after owner and child have ended.
+    pub cleanup_dir: Option<&'a Path>,
 }
 
-/// What a child has printed since it was started. The file may hold more, of earlier ones.
+/// The log of a child since its start. The file may contain logs of earlier starts.
 #[derive(Clone, Debug)]
 pub struct Log {
     path: PathBuf,
@@ -106,10 +106,10 @@ impl Log {
         &self.path
     }
 
-    /// All of it.
+    /// The whole log.
     ///
     /// # Errors
-    /// When the file cannot be read.
+    /// The file cannot be read.
     pub fn text(&self) -> io::Result<String> {
         self.last(u64::MAX)
     }
@@ -142,37 +142,37 @@ pub struct Process {
     name: String,
     child: Child,
     pid: u32,
-    /// Open for as long as the watcher shall leave the child alone.
-    leash: Option<ChildStdin>,
-    patience: Duration,
+    /// The watcher stops the child when this pipe closes.
+    watcher_pipe: Option<ChildStdin>,
+    grace_period: Duration,
     log: Log,
 }
 
 impl Process {
-    /// Starts the program with the arguments, environment and working directory of `command`; its other settings
-    /// (standard streams, user) are this function's business.
+    /// Starts the program with the arguments, environment and working directory of `command`. Its other settings (standard
+    /// streams, user) are ignored.
     ///
-    /// A program that does not exist shows as an exit status of 127.
+    /// If the program does not exist, the child exits with 127.
     ///
     /// # Errors
-    /// When the log cannot be written or the system starts no more processes.
+    /// The log cannot be written, or the process cannot be started.
     ///
     /// # Panics
     /// Outside a Tokio runtime.
-    pub fn spawn(command: &Command, keep: &Keep<'_>) -> Result<Self, Error> {
+    pub fn spawn(command: &Command, options: &ChildOptions<'_>) -> Result<Self, Error> {
         let log = File::options()
             .append(true)
             .create(true)
-            .open(keep.log)
-            .during(|| format!("opening the log {}", keep.log.display()))?;
+            .open(options.log)
+            .during(|| format!("opening the log {}", options.log.display()))?;
         let start = log.metadata().map_or(0, |metadata| metadata.len());
-        let signals: Vec<&str> = keep.signals.iter().map(|signal| signal.name()).collect();
+        let signals: Vec<&str> = options.signals.iter().map(|signal| signal.name()).collect();
 
-        let starting = || format!("starting {}", keep.name);
+        let starting = || format!("starting {}", options.name);
         let mut supervised = Command::new("/bin/sh");
-        supervised.args(["-c", SUPERVISE, keep.name, &signals.join(" ")]);
-        supervised.arg((keep.patience.as_millis() / 100).to_string());
-        supervised.arg(keep.litter.unwrap_or(Path::new("")));
+        supervised.args(["-c", SUPERVISE, options.name, &signals.join(" ")]);
+        supervised.arg((options.grace_period.as_millis() / 100).to_string());
+        supervised.arg(options.cleanup_dir.unwrap_or(Path::new("")));
         supervised.arg(command.get_program()).args(command.get_args());
         for (key, value) in command.get_envs() {
             match value {
@@ -183,36 +183,36 @@ impl Process {
         if let Some(dir) = command.get_current_dir() {
             supervised.current_dir(dir);
         }
-        if let Some(user) = keep.user {
+        if let Some(user) = options.user {
             user.apply(&mut supervised);
         }
         supervised.process_group(0).stdin(Stdio::piped()).stdout(log.try_clone().during(starting)?).stderr(log);
 
         let mut child = tokio::process::Command::from(supervised).spawn().during(starting)?;
-        let pid = child.id().expect("a child that nobody waited for has a pid");
-        let leash = child.stdin.take();
+        let pid = child.id().expect("a child that was not waited for has a pid");
+        let watcher_pipe = child.stdin.take();
         Ok(Self {
-            name: keep.name.to_owned(),
+            name: options.name.to_owned(),
             child,
             pid,
-            leash,
-            patience: keep.patience,
-            log: Log { path: keep.log.to_owned(), start },
+            watcher_pipe,
+            grace_period: options.grace_period,
+            log: Log { path: options.log.to_owned(), start },
         })
     }
 
-    /// The pid of the program itself; after its end, the one it had.
+    /// The pid of the program, also after it has ended.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.pid
     }
 
-    /// Whether a watcher still stands by, which will remove the litter.
+    /// Whether the watcher still runs; it removes the temporary directory.
     pub(crate) fn is_watched(&self) -> bool {
-        self.leash.is_some()
+        self.watcher_pipe.is_some()
     }
 
-    /// Waits until `probe` says yes.
+    /// Waits until `probe` returns true.
     ///
     /// # Errors
     /// [`Error::Died`] as soon as the child has ended, [`Error::NotReady`] after `deadline`, both with the log's end.
@@ -226,7 +226,7 @@ impl Process {
             biased;
             status = self.child.wait() => {
                 let status = status.during(|| format!("waiting for {}", self.name))?;
-                self.disarm().await;
+                self.end_watcher().await;
                 Err(Error::Died { name: self.name.clone(), status, log: self.log.tail() })
             }
             () = probing => Ok(()),
@@ -234,36 +234,36 @@ impl Process {
         }
     }
 
-    /// Resolves when the child ends; at once when it has ended already. May be dropped and called again.
+    /// Resolves when the child has ended. Cancel-safe.
     ///
     /// # Errors
-    /// When the system cannot wait for it.
+    /// The system cannot wait for it.
     pub async fn exited(&mut self) -> Result<ExitStatus, Error> {
         let status = self.child.wait().await.during(|| format!("waiting for {}", self.name))?;
-        self.disarm().await;
+        self.end_watcher().await;
         Ok(status)
     }
 
-    /// Sends a signal. Does nothing when the child is known to have ended.
+    /// Sends a signal, unless the child is known to have ended.
     ///
     /// # Errors
-    /// When the system refuses.
+    /// The system cannot signal.
     pub fn signal(&self, signal: Signal) -> Result<(), Error> {
-        // While nobody waited for it, its pid cannot belong to another.
+        // Until the child is waited for, its pid cannot be reused.
         let Some(pid) = self.child.id() else { return Ok(()) };
         send(pid, signal).during(|| format!("sending SIG{} to {}", signal.name(), self.name))
     }
 
-    /// Sends the signals one after the other, and SIGKILL at last, until the child has ended.
+    /// Sends the signals one after the other, and finally SIGKILL, until the child has ended.
     ///
     /// # Errors
-    /// When the system refuses to signal or to wait.
+    /// The system cannot signal or wait.
     pub async fn stop(&mut self, signals: &[Signal]) -> Result<ExitStatus, Error> {
         for signal in signals {
             self.signal(*signal)?;
-            // A frozen child would see the signal only when it goes on.
+            // A frozen child gets the signal only after it is resumed.
             self.signal(Signal::Cont)?;
-            if let Ok(status) = timeout(self.patience, self.exited()).await {
+            if let Ok(status) = timeout(self.grace_period, self.exited()).await {
                 return status;
             }
         }
@@ -271,17 +271,17 @@ impl Process {
         self.exited().await
     }
 
-    /// What it prints.
+    /// The child's log.
     #[must_use]
     pub fn log(&self) -> &Log {
         &self.log
     }
 
-    /// Sends the watcher home: there is nothing left to stop, and the pid may soon be another's.
-    async fn disarm(&mut self) {
-        if let Some(mut leash) = self.leash.take() {
-            // It fails only when the watcher is gone already.
-            let _ = leash.write_all(b"\n").await;
+    /// Ends the watcher: the child has ended, and its pid may be reused.
+    async fn end_watcher(&mut self) {
+        if let Some(mut watcher_pipe) = self.watcher_pipe.take() {
+            // Writing fails only if the watcher has ended already.
+            let _ = watcher_pipe.write_all(b"\n").await;
         }
     }
 }
@@ -298,17 +298,17 @@ fn raw(pid: u32) -> Option<rustix::process::Pid> {
     rustix::process::Pid::from_raw(i32::try_from(pid).ok()?)
 }
 
-/// Stops what an earlier owner left running: the process whose pid is on the first line of `pid_file`, if its command
-/// line contains `mark`. A pid that became another program's is left alone and the file removed, lest the program
-/// about to start mistakes it for one of its own.
+/// Stops a server that an earlier owner left running: the process whose pid is on the first line of `pid_file`, if its
+/// command line contains `mark`. If the pid now belongs to another program, only the file is removed: the server that is
+/// about to start would take that program for an instance of its own.
 ///
 /// # Errors
-/// When the leftover cannot be signalled, or survives even SIGKILL.
+/// The process cannot be signalled, or survives SIGKILL.
 pub(crate) async fn clear_leftover(
     pid_file: &Path,
     mark: &str,
     signals: &[Signal],
-    patience: Duration,
+    grace_period: Duration,
 ) -> Result<(), Error> {
     let Ok(text) = fs::read_to_string(pid_file) else { return Ok(()) };
     let Some(pid) = text.lines().next().and_then(|line| line.trim().parse().ok()) else { return Ok(()) };
@@ -319,13 +319,16 @@ pub(crate) async fn clear_leftover(
         }
         send(pid, *signal).during(|| format!("stopping the leftover process {pid}"))?;
         send(pid, Signal::Cont).during(|| format!("stopping the leftover process {pid}"))?;
-        let deadline = Instant::now() + patience;
+        let deadline = Instant::now() + grace_period;
         while ours() && Instant::now() < deadline {
             sleep(PROBE_INTERVAL).await;
         }
     }
     if ours() {
-        return Err(Error::Command { command: format!("kill -s KILL {pid}"), output: "it still runs".to_owned() });
+        return Err(Error::Command {
+            command: format!("kill -s KILL {pid}"),
+            output: "the process still runs".to_owned(),
+        });
     }
     let taken = raw(pid).is_some_and(|pid| rustix::process::test_kill_process(pid) != Err(rustix::io::Errno::SRCH));
     if taken && pid_file.exists() {
@@ -334,7 +337,7 @@ pub(crate) async fn clear_leftover(
     Ok(())
 }
 
-/// The command line of a process; `None` when there is no such process, or only its zombie.
+/// The command line of a process; `None` if it does not exist or is a zombie.
 fn command_line(pid: u32) -> Option<String> {
     let line = if Path::new("/proc/self/cmdline").exists() {
         String::from_utf8_lossy(&fs::read(format!("/proc/{pid}/cmdline")).ok()?).replace('\0', " ")

@@ -13,14 +13,14 @@ use std::{
 };
 use tokio::process::Command;
 
-/// Names another nats-server than the one on the `PATH`.
+/// Environment variable with the path of a nats-server that is not on the `PATH`.
 pub const NATS_SERVER_VARIABLE: &str = "LEADRELAY_NATS_SERVER";
 
-/// Where programs are that are not on the `PATH`: distributions keep daemons off it.
+/// Directories to search after the `PATH`: distributions install daemons outside it.
 const USUAL: [&str; 6] =
     ["/usr/sbin", "/usr/local/bin", "/usr/local/sbin", "/usr/local/pgsql/bin", "/opt/homebrew/bin", "/usr/bin"];
 
-/// Directories with one Postgres per version: parent and the prefix of the version.
+/// Directories with one Postgres per version: parent directory and prefix of the version.
 const VERSIONED: [(&str, &str); 4] = [
     ("/usr/lib/postgresql", ""),
     ("/usr", "pgsql-"),
@@ -31,36 +31,36 @@ const VERSIONED: [(&str, &str); 4] = [
 /// Whether missing programs may be installed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Install {
-    /// Yes, with apt-get, as root or through a sudo that asks no password. The command is told before it runs.
+    /// Yes, with apt-get, as root or with a sudo that needs no password. The command is printed before it runs.
     Allowed,
-    /// No: what is missing is an error.
+    /// No: a missing program is an error.
     Forbidden,
 }
 
-/// Makes sure that postgres, initdb and nats-server are there.
+/// Ensures that postgres, initdb and nats-server are installed.
 ///
-/// What is installed is not started: nothing takes the ports of this machine now. A machine with systemd starts the
-/// packages' services at its next boot, unless they are disabled.
+/// The installed services are not started now. A machine with systemd starts them at its next boot, unless they are
+/// disabled.
 ///
 /// # Errors
-/// [`Error::Missing`] when something is missing and may not or cannot be installed; [`Error::Command`] when the
+/// [`Error::Missing`] when a program is missing and may not or cannot be installed; [`Error::Command`] when the
 /// installation failed.
 pub async fn ensure_installed(install: Install, say: Say<'_>) -> Result<(), Error> {
     let packages = missing();
     let Some(program) = packages.first() else { return Ok(()) };
     let command = format!("apt-get update && apt-get install -y --no-install-recommends {}", packages.join(" "));
-    let give_up = |why: &str| Err(Error::Missing { program, hint: format!("{why}{}", advice(&command)) });
+    let missing_error = |reason: &str| Err(Error::Missing { program, hint: format!("{reason}{}", advice(&command)) });
     if install == Install::Forbidden {
-        return give_up("");
+        return missing_error("");
     }
     if find(search_path(), &["apt-get"]).is_none() {
-        return give_up("only apt-get is known here; ");
+        return missing_error("automatic installation needs apt-get; ");
     }
     if !is_root() && !succeeds(Command::new("sudo").args(["-n", "true"])).await {
-        return give_up("installing needs root or a sudo that asks no password; ");
+        return missing_error("automatic installation needs root, or a sudo without password; ");
     }
 
-    // Another process may be at it: wait for it, then look again.
+    // Wait if another process is installing them, then check again.
     let waiting = || "waiting for another installation".to_owned();
     let _lock = tokio::task::spawn_blocking(lock).await.map_err(std::io::Error::from).during(waiting)??;
     let packages = missing();
@@ -68,11 +68,11 @@ pub async fn ensure_installed(install: Install, say: Say<'_>) -> Result<(), Erro
         return Ok(());
     }
     let sudo = if is_root() { "" } else { "sudo " };
-    say(&format!("installing what is missing: {}", command.replace("apt-get", &format!("{sudo}apt-get"))));
+    say(&format!("installing missing programs: {}", command.replace("apt-get", &format!("{sudo}apt-get"))));
     run_apt(&packages).await?;
     match missing().first() {
         None => Ok(()),
-        Some(program) => Err(Error::Missing { program, hint: "the installation did not bring it".to_owned() }),
+        Some(program) => Err(Error::Missing { program, hint: "the installed packages do not contain it".to_owned() }),
     }
 }
 
@@ -92,7 +92,7 @@ pub(crate) fn nats_server() -> Result<PathBuf, Error> {
         .ok_or_else(|| Error::Missing { program: "nats-server", hint: advice("apt-get install nats-server") })
 }
 
-/// The packages that would bring what is missing.
+/// The packages of the missing programs.
 fn missing() -> Vec<&'static str> {
     let mut packages = Vec::new();
     if nats_server().is_err() {
@@ -138,7 +138,7 @@ fn find(mut dirs: impl Iterator<Item = PathBuf>, programs: &[&str]) -> Option<Pa
 }
 
 fn lock() -> Result<File, Error> {
-    // One per user: nobody may write to another's file in a shared directory.
+    // One lock per user, because users cannot write to each other's files in a shared directory.
     let path = env::temp_dir().join(format!("leadrelay-install-{}.lock", rustix::process::geteuid().as_raw()));
     let during = || format!("locking {}", path.display());
     let file = File::options().create(true).append(true).open(&path).during(during)?;
@@ -147,7 +147,7 @@ fn lock() -> Result<File, Error> {
 }
 
 async fn run_apt(packages: &[&str]) -> Result<(), Error> {
-    // Debian asks policy-rc.d before a package starts its service; 101 is "no". One that is there already stays.
+    // Debian runs policy-rc.d before a package starts its service; exit code 101 forbids it. An existing file is kept.
     const INSTALL: &str = r#"
         set -e
         policy=/usr/sbin/policy-rc.d
@@ -172,7 +172,7 @@ async fn run_apt(packages: &[&str]) -> Result<(), Error> {
     run(command.stdin(Stdio::null()), "apt-get install").await.map(drop)
 }
 
-/// Runs a helper to its end and returns what it printed.
+/// Runs a helper command and returns its output.
 pub(crate) async fn run(command: &mut Command, what: &str) -> Result<String, Error> {
     let output = command.output().await.during(|| format!("running {what}"))?;
     let printed = String::from_utf8_lossy(&output.stdout).into_owned();

@@ -1,16 +1,16 @@
-# sh -c THIS name SIGNALS PATIENCE LITTER PROGRAM ARGUMENTS...
+# sh -c THIS name SIGNALS GRACE_PERIOD CLEANUP_DIR PROGRAM ARGUMENTS...
 #
-# Becomes PROGRAM, so that its pid, its exit status and its signals are the owner's to see without detour, and
-# leaves a watcher behind. The watcher reads standard input, a pipe that only the owner holds open:
-#   a line       the owner has seen the end of PROGRAM itself: nothing is left to do
-#   end of file  the owner is gone or has let go: stop PROGRAM with one of SIGNALS after the other, each given
-#                PATIENCE tenths of a second, and remove LITTER
-signals=$1 patience=$2 litter=$3
+# Forks a watcher and executes PROGRAM in its own place, so that the owner sees PROGRAM's pid and exit status directly. The
+# watcher reads standard input, a pipe that only the owner holds open:
+#   a line       the owner has seen PROGRAM end: exit
+#   end of file  the owner has ended or dropped the process: send SIGNALS one after the other, each with GRACE_PERIOD
+#                tenths of a second to stop, and remove CLEANUP_DIR
+signals=$1 grace_period=$2 cleanup_dir=$3
 shift 3
 exec 3<&0
 
 alive() {
-    # A zombie answers `kill -0` for as long as nobody reaps it.
+    # `kill -0` succeeds for a zombie until it is reaped.
     kill -0 $$ 2>/dev/null && ! grep -qs '^State:[[:space:]]*Z' "/proc/$$/status"
 }
 
@@ -19,7 +19,7 @@ watch() {
     read -r _ && return
     for signal in $signals KILL; do
         kill -s "$signal" $$ 2>/dev/null
-        left=$patience
+        left=$grace_period
         while alive; do
             [ "$left" -gt 0 ] || continue 2
             left=$((left - 1))
@@ -27,9 +27,9 @@ watch() {
         done
         break
     done
-    [ -z "$litter" ] || rm -rf "$litter"
+    [ -z "$cleanup_dir" ] || rm -rf "$cleanup_dir"
 }
 
-# Forked twice, for PROGRAM must not meet a child that it did not start: Postgres would take it for a crashed backend.
+# Forked twice, so that the watcher is no child of PROGRAM: Postgres would take it for a crashed backend.
 (watch <&3 >/dev/null 2>&1 &)
 exec "$@" <&- </dev/null 3<&-

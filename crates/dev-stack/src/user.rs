@@ -1,4 +1,4 @@
-//! The user a child runs as. Postgres refuses to run as root, so root hands it to somebody else.
+//! The user of a child process. Postgres refuses to run as root, so root runs it as another user.
 
 use crate::error::{During, Error};
 use std::{
@@ -11,21 +11,21 @@ use std::{
     process::Command,
 };
 
-/// Who, in order of preference, runs Postgres for root.
+/// The users that run Postgres for root, in order of preference.
 const CANDIDATES: [&str; 2] = ["postgres", "nobody"];
 
-/// A user and its group, by number.
+/// A user and its group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct User {
-    /// The user's number.
+    /// The user id.
     pub uid: u32,
-    /// The group's number.
+    /// The group id.
     pub gid: u32,
 }
 
 impl User {
-    /// Who shall run Postgres on `data`: `None` for the caller itself; for root, whoever owns the data already, else
-    /// one of [`CANDIDATES`].
+    /// The user for a Postgres on `data`: `None` for the caller; for root, the owner of existing data, or one of
+    /// [`CANDIDATES`].
     pub(crate) fn for_postgres(data: &Path) -> Result<Option<Self>, Error> {
         if !is_root() {
             return Ok(None);
@@ -48,23 +48,23 @@ impl User {
         Some(Self { uid: number("-u")?, gid: number("-g")? })
     }
 
-    /// Makes the command run as this user, without any other group of the caller.
+    /// Runs the command as this user, without the caller's groups.
     pub(crate) fn apply(self, command: &mut Command) {
         command.uid(self.uid).gid(self.gid);
     }
 
-    /// Whether this user can enter the directory: tried, since ancestors, groups and access lists all have a say.
+    /// Whether this user can enter the directory. It is tried, because parent directories, groups and access lists matter.
     pub(crate) fn can_enter(self, dir: &Path) -> Result<bool, Error> {
         let mut command = Command::new("/bin/sh");
         command.args(["-c", r#"cd "$1""#, "sh"]).arg(dir).current_dir("/");
         self.apply(&mut command);
-        let output = command.output().during(|| format!("looking whether {} is reachable", dir.display()))?;
+        let output = command.output().during(|| format!("checking whether {} is reachable", dir.display()))?;
         Ok(output.status.success())
     }
 
-    /// Gives the file or directory to this user.
+    /// Changes the owner of a file or directory to this user.
     pub(crate) fn give(self, path: &Path) -> Result<(), Error> {
-        chown(path, Some(self.uid), Some(self.gid)).during(|| format!("giving {} to its user", path.display()))
+        chown(path, Some(self.uid), Some(self.gid)).during(|| format!("changing the owner of {}", path.display()))
     }
 }
 

@@ -1,9 +1,9 @@
-//! Real servers: their data outlives them, and they do not outlive their owner.
+//! Real servers: their data survives restarts, and no server outlives its owner.
 #![expect(clippy::unwrap_used, reason = "clippy sees no test in the functions that tests share")]
 
 use dev_stack::{
     Error, LocalNats, LocalPostgres, NatsOptions, PostgresOptions, port,
-    process::{Keep, Process, Signal},
+    process::{ChildOptions, Process, Signal},
     quiet,
 };
 use sqlx::{Connection, PgConnection};
@@ -21,7 +21,7 @@ fn postgres_in(dir: &Path) -> PostgresOptions {
     PostgresOptions { dir: Some(dir.to_owned()), ..PostgresOptions::throwaway() }
 }
 
-/// A directory that Postgres' user can reach even when root makes it.
+/// A directory that Postgres' user can reach even if root created it.
 fn open_dir() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
@@ -38,7 +38,7 @@ async fn notes(url: &str) -> Vec<String> {
     sqlx::query_scalar("select text from notes order by text").fetch_all(&mut connection).await.unwrap()
 }
 
-/// State, parent and process group of a process, from the part of `/proc/PID/stat` behind its name.
+/// State, parent and process group of a process, from `/proc/PID/stat`.
 fn stat(pid: u32) -> Option<(char, u32, u32)> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let mut fields = stat.rsplit_once(") ")?.1.split(' ');
@@ -57,7 +57,7 @@ fn until(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
-/// The example `owner`, and the pid and directory of each of its servers.
+/// Starts the example `owner`; returns it with the pid and directory of each server.
 fn owner(dir: Option<&Path>) -> (std::process::Child, Vec<(u32, PathBuf)>) {
     let tests = std::env::current_exe().unwrap();
     let program = tests.parent().unwrap().with_file_name("examples").join("owner");
@@ -131,7 +131,7 @@ async fn nats_keeps_streams_and_url_through_a_crash_and_a_new_owner() {
 }
 
 #[tokio::test]
-async fn throwaways_leave_nothing_behind() {
+async fn temporary_servers_leave_no_files_behind() {
     let template = tempfile::tempdir().unwrap();
     let options = PostgresOptions { template: Some(template.path().join("template")), ..PostgresOptions::throwaway() };
     let made = LocalPostgres::start(options.clone(), &quiet).await.unwrap();
@@ -148,13 +148,13 @@ async fn throwaways_leave_nothing_behind() {
     let mut ended = LocalNats::start(NatsOptions::throwaway(), &quiet).await.unwrap();
     ended.stop().await.unwrap();
     let dir = ended.dir().to_owned();
-    assert!(dir.exists(), "a stopped throw-away can be started again");
+    assert!(dir.exists(), "a stopped temporary server can be started again");
     drop(ended);
     assert!(!dir.exists());
 }
 
 #[test]
-fn servers_and_throwaway_directories_go_with_a_killed_owner() {
+fn servers_and_temporary_directories_are_removed_after_the_owner_is_killed() {
     let (mut owner, servers) = owner(None);
     for (pid, dir) in &servers {
         assert!(runs(*pid) && dir.exists());
@@ -166,7 +166,7 @@ fn servers_and_throwaway_directories_go_with_a_killed_owner() {
 }
 
 #[tokio::test]
-async fn leftovers_of_an_owner_killed_with_its_watchers_are_cleared() {
+async fn servers_left_by_an_owner_killed_with_its_watchers_are_stopped() {
     let dir = open_dir();
     let (mut owner, servers) = owner(Some(dir.path()));
     for entry in fs::read_dir("/proc").unwrap().flatten() {
@@ -189,33 +189,33 @@ async fn leftovers_of_an_owner_killed_with_its_watchers_are_cleared() {
     postgres.stop().await.unwrap();
     nats.stop().await.unwrap();
 
-    // A stale pid file whose pid is somebody else's by now: that process is none of ours.
-    let mut stranger = Command::new("sleep").arg("60").spawn().unwrap();
+    // A stale pid file whose pid belongs to another process: that process is left alone.
+    let mut other = Command::new("sleep").arg("60").spawn().unwrap();
     let pid_file = dir.path().join("postgres/data/postmaster.pid");
-    fs::write(&pid_file, format!("{}\n", stranger.id())).unwrap();
+    fs::write(&pid_file, format!("{}\n", other.id())).unwrap();
     drop(postgres);
     let mut postgres = LocalPostgres::start(postgres_in(&dir.path().join("postgres")), &quiet).await.unwrap();
-    assert!(runs(stranger.id()));
-    stranger.kill().unwrap();
-    stranger.wait().unwrap();
+    assert!(runs(other.id()));
+    other.kill().unwrap();
+    other.wait().unwrap();
     postgres.stop().await.unwrap();
 }
 
 #[tokio::test]
 async fn a_directory_that_postgres_cannot_reach_is_replaced_by_a_link() {
-    // Root's temporary directories are closed to others, which makes the case; for anybody else it does not arise.
+    // Root's temporary directories are closed to other users. As another user, the directory stays reachable.
     let closed = tempfile::tempdir().unwrap();
     let dir = closed.path().join("postgres");
-    let said = Mutex::new(Vec::new());
-    let say = |line: &str| said.lock().unwrap().push(line.to_owned());
+    let messages = Mutex::new(Vec::new());
+    let say = |line: &str| messages.lock().unwrap().push(line.to_owned());
     let mut postgres = LocalPostgres::start(postgres_in(&dir), &say).await.unwrap();
     postgres.stop().await.unwrap();
-    assert_eq!(dir.is_symlink(), !said.lock().unwrap().is_empty());
+    assert_eq!(dir.is_symlink(), !messages.lock().unwrap().is_empty());
     let (url, place) = (postgres.url(), postgres.dir().to_owned());
     drop(postgres);
     let mut postgres = LocalPostgres::start(postgres_in(&dir), &say).await.unwrap();
     assert_eq!((postgres.url(), postgres.dir()), (url, &*place));
-    assert!(said.lock().unwrap().len() <= 1, "{said:?}");
+    assert!(messages.lock().unwrap().len() <= 1, "{messages:?}");
     postgres.stop().await.unwrap();
     drop(postgres);
     fs::remove_dir_all(place).unwrap();
@@ -231,18 +231,18 @@ async fn a_server_that_does_not_start_shows_its_log() {
 }
 
 #[tokio::test]
-async fn a_process_shows_its_own_status_and_minds_its_signals() {
+async fn a_process_reports_its_status_and_is_stopped_by_signals() {
     let dir = tempfile::tempdir().unwrap();
     let log = dir.path().join("log");
-    let keep = Keep {
+    let options = ChildOptions {
         name: "a shell",
         log: &log,
         user: None,
         signals: &[Signal::Term],
-        patience: Duration::from_millis(500),
-        litter: None,
+        grace_period: Duration::from_millis(500),
+        cleanup_dir: None,
     };
-    let spawn = |script: &str| Process::spawn(Command::new("sh").args(["-c", script]), &keep).unwrap();
+    let spawn = |script: &str| Process::spawn(Command::new("sh").args(["-c", script]), &options).unwrap();
 
     let error = spawn("echo out; echo err >&2; exit 3").ready(Duration::from_secs(5), async || false).await;
     match error.unwrap_err() {
@@ -259,13 +259,13 @@ async fn a_process_shows_its_own_status_and_minds_its_signals() {
     until("it goes on", || stat(slow.pid()).unwrap().0 != 'T');
     assert_eq!(slow.stop(&[Signal::Term]).await.unwrap().to_string(), "signal: 15 (SIGTERM)");
 
-    let mut deaf = spawn("trap '' TERM; echo deaf; while :; do sleep 0.05; done");
-    until("it is deaf", || deaf.log().tail().contains("deaf"));
-    assert_eq!(deaf.stop(&[Signal::Term]).await.unwrap().to_string(), "signal: 9 (SIGKILL)");
+    let mut ignoring = spawn("trap '' TERM; echo ready; while :; do sleep 0.05; done");
+    until("it ignores SIGTERM", || ignoring.log().tail().contains("ready"));
+    assert_eq!(ignoring.stop(&[Signal::Term]).await.unwrap().to_string(), "signal: 9 (SIGKILL)");
 
-    let stubborn = spawn("trap '' TERM; echo deaf; while :; do sleep 0.05; done");
-    until("it is deaf", || stubborn.log().tail().contains("deaf"));
-    let pid = stubborn.pid();
-    drop(stubborn);
+    let dropped = spawn("trap '' TERM; echo ready; while :; do sleep 0.05; done");
+    until("it ignores SIGTERM", || dropped.log().tail().contains("ready"));
+    let pid = dropped.pid();
+    drop(dropped);
     until("the watcher has killed it", || !runs(pid));
 }

@@ -1,4 +1,4 @@
-//! The command line, and which module does what.
+//! The command line.
 
 use std::process::ExitCode;
 
@@ -6,8 +6,10 @@ use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
 use crate::{
-    audit, callback, dead_letters, deliveries, doctor, events, exit, import, key, lead, migrate, output, process,
-    project, recover, secrets, up, update,
+    audit,
+    commands::{callback, deliveries, events, key, lead, migrate, process, project, recover, secrets, update},
+    dead_letters, doctor, exit_status, import,
+    output::{self, timeline},
 };
 
 /// Runs Leadrelay on one machine, and administers it anywhere.
@@ -17,10 +19,10 @@ use crate::{
     version,
     after_help = format!(
         "Examples:\n  \
-        leadctl up --demo                       the whole system on this machine, with something to look at\n  \
-        leadctl project create --name Sales     then: process apply, key create\n  \
+        leadctl up --demo                       the whole system on this machine, with a demo\n  \
+        leadctl project create --name Sales     first step; then process apply, key create\n  \
         leadctl update get 6b0426971c73026dafa27e40\n\n{}",
-        exit::TABLE
+        exit_status::TABLE
     )
 )]
 pub struct Cli {
@@ -30,43 +32,43 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Up(up::Up),
+    Up(dev_stack::up::Up),
     Migrate(migrate::Migrate),
-    /// Projects: whose leads, processes and keys are kept apart.
+    /// Projects: each has its own leads, processes and keys.
     #[command(subcommand)]
     Project(project::Project),
     /// Processes: states, transitions, callbacks and policies.
     #[command(subcommand)]
     Process(process::Process),
-    /// API keys.
+    /// API keys of the HTTP API.
     #[command(subcommand)]
     Key(key::Key),
-    /// Leads: as they stand, and all that ever became of them.
+    /// Leads and their history.
     #[command(subcommand)]
     Lead(lead::Lead),
-    /// Lead updates, over HTTP as a client sends them.
+    /// Lead updates, over the HTTP API.
     #[command(subcommand)]
     Update(update::Update),
     Import(import::Import),
-    /// The keys that callbacks' secrets are sealed with.
+    /// Keys that seal callbacks' secrets.
     #[command(subcommand)]
     Secrets(secrets::Secrets),
-    /// Callbacks: who is told of outcomes, by what secret; how they fare; trying them.
+    /// Callbacks: URLs that get the outcomes of updates.
     #[command(subcommand)]
     Callback(callback::Callback),
-    /// Deliveries: what was told to whom, and telling it again.
+    /// Deliveries of outcomes to callbacks: list, show and repeat them.
     #[command(subcommand)]
     Deliveries(deliveries::Deliveries),
-    /// The outcomes of updates, as they are announced.
+    /// Completion events: outcomes of updates as they are announced.
     #[command(subcommand)]
     Events(events::Events),
     Audit(audit::Audit),
     Doctor(doctor::Doctor),
     Recover(recover::Recover),
-    /// What could not be applied, whole: look at it, and send it again.
+    /// Messages that could not be applied: show and replay them.
     #[command(subcommand)]
     DeadLetters(dead_letters::DeadLetters),
-    /// Print a script that makes a shell complete leadctl's commands and options.
+    /// Print a completion script for a shell.
     #[command(after_help = "Examples:\n  source <(leadctl completions bash)\n  \
                             leadctl completions zsh > ~/.zfunc/_leadctl\n  \
                             leadctl completions fish > ~/.config/fish/completions/leadctl.fish")]
@@ -76,10 +78,10 @@ enum Command {
     },
 }
 
-/// Does what the command line says; what to exit with when nothing failed.
+/// Runs the command; returns the exit code if there was no error.
 pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
-        Command::Up(up) => up.run().await?,
+        Command::Up(up) => up.run(timeline::render).await?,
         Command::Migrate(migrate) => migrate.run().await?,
         Command::Project(project) => project.run().await?,
         Command::Process(process) => process.run().await?,
@@ -109,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_command_line_is_consistent() {
+    fn the_command_line_is_valid() {
         Cli::command().debug_assert();
     }
 
@@ -117,7 +119,7 @@ mod tests {
     fn every_commands_help_has_an_example() {
         fn walk(command: &clap::Command, path: &str, without: &mut Vec<String>) {
             let path = format!("{path} {}", command.get_name());
-            // A group of commands has none: theirs are shown with them.
+            // A group of commands has no example of its own.
             if !command.has_subcommands() {
                 let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
                 if !help.contains(path.trim_start()) {
@@ -132,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn shells_complete_it() {
+    fn completion_scripts_contain_commands_and_options() {
         for shell in <Shell as clap::ValueEnum>::value_variants() {
             let mut script = Vec::new();
             clap_complete::generate(*shell, &mut Cli::command(), "leadctl", &mut script);

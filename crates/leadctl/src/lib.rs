@@ -1,40 +1,18 @@
-//! `leadctl`, the operator's command: the whole system on one machine (`up`, with a demo), migrations, projects,
-//! processes, API keys, updates and callbacks.
+//! `leadctl`, the operator's command: projects, processes, API keys, updates and callbacks; imports, audits, diagnosis and
+//! recovery. `leadctl up` is in the crate `dev-stack`.
 
-mod admin;
+mod arguments;
 mod audit;
-mod callback;
 mod cli;
+mod clients;
+mod commands;
 mod dead_letters;
-mod deliveries;
-mod demo;
 mod doctor;
-mod events;
-mod exit;
-mod files;
-mod gateway_client;
+mod exit_status;
 mod import;
-mod key;
-mod lead;
-mod migrate;
 mod output;
-mod pages;
-mod printable;
-mod process;
-mod progress;
-mod project;
-mod reading;
-mod receiver;
-mod recover;
-mod secrets;
-mod send;
-mod servers;
-mod story;
-mod up;
-mod update;
-mod watch;
 
 pub use crate::{
     cli::{Cli, run},
-    exit::code,
+    exit_status::error_code,
 };

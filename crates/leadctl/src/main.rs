@@ -1,4 +1,4 @@
-//! `leadctl`, the operator's command, as a program.
+//! The program `leadctl`.
 
 use std::process::ExitCode;
 
@@ -10,7 +10,7 @@ async fn main() -> ExitCode {
         Ok(code) => code,
         Err(e) => {
             eprintln!("leadctl: {e:#}");
-            leadctl::code(&e).into()
+            leadctl::error_code(&e).into()
         }
     }
 }

@@ -1,7 +1,7 @@
 //! `with-postgres SCHEMA=MIGRATIONS... -- COMMAND ARGUMENTS...`
 //!
-//! Starts a throw-away Postgres, runs each directory of migrations into its schema, in the order given, then runs the
-//! command with `DATABASE_URL` set, and exits as it did. `cargo sqlx prepare` and the like run under it.
+//! Starts a temporary Postgres, applies each directory of migrations to its schema in the given order, runs the command with
+//! `DATABASE_URL` set, and exits with its exit code. Used to run `cargo sqlx prepare` and `cargo check`.
 
 use anyhow::{Context, Result, ensure};
 use dev_stack::{Install, LocalPostgres, PostgresOptions};
@@ -36,12 +36,12 @@ async fn main() -> Result<ExitCode> {
 
     let mut command_line = tokio::process::Command::new(&command[0]);
     let status = command_line.args(&command[1..]).env("DATABASE_URL", postgres.url()).status().await;
-    // Not merely dropped: whoever looks next finds it gone.
+    // Stopped here, because dropping it stops it only in the background.
     postgres.kill9().await?;
     Ok(code(status.with_context(|| format!("running {}", command[0]))?))
 }
 
-/// As a shell tells it: a death by signal is 128 and the signal.
+/// As in a shell: 128 plus the signal's number for a process killed by a signal.
 fn code(status: ExitStatus) -> ExitCode {
     let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
     ExitCode::from(u8::try_from(code).unwrap_or(1))

@@ -1,92 +1,124 @@
-//! What the audit reads of NATS: the log, the events and the dead letters, each once and in order.
+//! Reads the log, the events and the dead letters, each once and in order, into the snapshot.
 
-use async_nats::HeaderMap;
-use contract::{ObjectId, Timestamp, headers, position::EventPosition};
-use lead_state::core::entry::{Entry as LogEntry, LogMessage, parse};
+use anyhow::Context;
+use async_nats::jetstream::{self, stream::Stream};
+use contract::{
+    streams::{LEAD_COMMANDS, LEAD_DEAD_LETTERS, NOTIFIER_CONSUMER},
+    subject,
+};
+use lead_state::core::entry::LogMessage;
 
-use super::store::Scope;
+use super::{
+    messages::{StreamBounds, dead_letter_origin, entry, event},
+    scope::Scope,
+    snapshot::Snapshot,
+};
+use crate::{
+    clients::stream_reader::{CHUNK, StreamReader},
+    output::progress::Progress,
+};
 
-/// An entry of the log.
-#[derive(Debug, Clone)]
-pub(crate) struct Entry {
-    pub(crate) sequence: u64,
-    pub(crate) kind: EntryKind,
+pub(crate) async fn open(js: &jetstream::Context, name: &'static str) -> anyhow::Result<Stream> {
+    js.get_stream(name).await.with_context(|| format!("cannot find the stream {name}; lead-state creates it"))
 }
 
-/// What an entry is, read as lead-state reads it.
-#[derive(Debug, Clone)]
-pub(crate) enum EntryKind {
-    /// An update: its project and id.
-    Update(ObjectId, ObjectId),
-    /// A call event.
-    Call,
-    /// It cannot be read.
-    Dead,
-}
-
-/// A completion event.
-#[derive(Debug, Clone)]
-pub(crate) struct Event {
-    pub(crate) sequence: u64,
-    pub(crate) project_id: ObjectId,
-    pub(crate) update_id: ObjectId,
-    pub(crate) published_at: Timestamp,
-    /// How often the announcements had been taken back when it was announced.
-    pub(crate) generation: i32,
-}
-
-/// A dead letter.
-#[derive(Debug, Clone)]
-pub(crate) struct Letter {
-    pub(crate) origin: Origin,
-}
-
-/// Where a dead letter came from.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Origin {
-    /// The command log.
-    Commands(EventPosition),
-    /// The stream of events.
-    Events(u64),
-}
-
-/// Reads an entry as lead-state does.
-pub(crate) fn entry(message: &LogMessage) -> Entry {
-    // The epoch plays no part in what an entry is.
-    let kind = match parse(message, 0) {
-        Ok(LogEntry::Update(update)) => EntryKind::Update(update.project_id, update.update_id),
-        Ok(LogEntry::Call(_)) => EntryKind::Call,
-        Err(_) => EntryKind::Dead,
-    };
-    Entry { sequence: message.sequence, kind }
-}
-
-/// Reads an event by its subject and headers.
-pub(crate) fn event(message: &LogMessage) -> Option<Event> {
-    let project_id = message.subject.strip_prefix("leads.evt.")?.split('.').next()?.parse().ok()?;
-    // What is announced again has a suffix.
-    let update_id = header(message.headers.as_ref(), headers::MESSAGE_ID)?.split('-').next()?.parse().ok()?;
-    let position = header(message.headers.as_ref(), headers::POSITION).and_then(|at| at.parse::<EventPosition>().ok());
-    let generation = position.map_or(0, |at| at.generation);
-    Some(Event { sequence: message.sequence, project_id, update_id, published_at: message.logged_at, generation })
-}
-
-/// Reads a dead letter, if it belongs to the scope.
-pub(crate) fn letter(message: &LogMessage, scope: &Scope) -> Option<Letter> {
-    let header = |name| header(message.headers.as_ref(), name);
-    let subject = header(headers::ORIGIN_SUBJECT)?;
-    if scope.project_id.is_some_and(|id| !subject.split('.').any(|token| token == id.to_string())) {
-        return None;
+/// The sequence up to which webhook-notifier has acked all events.
+pub(crate) async fn acked(events: &Stream) -> anyhow::Result<u64> {
+    use async_nats::jetstream::{ErrorCode, context::ConsumerInfoErrorKind};
+    match events.consumer_info(NOTIFIER_CONSUMER).await {
+        Ok(consumer) => Ok(consumer.ack_floor.stream_sequence),
+        // No webhook-notifier has ever run.
+        Err(e) if e.kind() == ConsumerInfoErrorKind::NotFound => Ok(0),
+        Err(e) => match e.kind() {
+            ConsumerInfoErrorKind::JetStream(e) if e.error_code() == ErrorCode::CONSUMER_NOT_FOUND => Ok(0),
+            _ => Err(e).context("cannot read the progress of webhook-notifier"),
+        },
     }
-    let origin = if subject.starts_with("leads.evt.") {
-        Origin::Events(header(headers::ORIGIN_SEQUENCE)?.parse().ok()?)
-    } else {
-        Origin::Commands(header(headers::POSITION)?.parse().ok()?)
-    };
-    // It was buried after it was logged.
-    (scope.from.is_none_or(|from| message.logged_at >= from)).then_some(Letter { origin })
 }
 
-fn header<'a>(headers: Option<&'a HeaderMap>, name: &str) -> Option<&'a str> {
-    headers?.get(name).map(|value| value.as_str())
+/// Reads the streams into the snapshot. `acked` was read before the snapshot was taken.
+pub(crate) async fn read(
+    js: &jetstream::Context,
+    mut events: Stream,
+    acked: u64,
+    snapshot: &mut Snapshot,
+    scope: Scope,
+    progress: &mut Progress,
+) -> anyhow::Result<StreamBounds> {
+    let log = open(js, LEAD_COMMANDS).await?;
+    let state = &log.cached_info().state;
+    let log_last = state.last_sequence;
+    let log_complete = state.messages == 0 || state.messages == log_last + 1 - state.first_sequence;
+    let identity = contract::streams::identity(log.cached_info());
+    let checkpoint = snapshot.checkpoint.as_ref();
+    let is_checkpoint_stream = checkpoint.is_some_and(|checkpoint| checkpoint.stream_created_at == identity);
+
+    let reader = StreamReader {
+        stream: &log,
+        last: log_last,
+        from: scope.from,
+        subjects: scope.subjects(subject::ALL_COMMANDS, "leads.cmd"),
+        headers_only: false,
+    };
+    let entry = |message: &LogMessage| scope.contains(message.logged_at).then(|| entry(message));
+    load(reader, snapshot, progress, entry, Snapshot::insert_entries).await?;
+    let log_first = log.get_info().await.context("cannot read the state of the log")?.state.first_sequence;
+
+    let last = events.info().await.context("cannot read the state of the events")?.state.last_sequence;
+    // An event is published after its update was logged, so `from` misses none.
+    let reader = StreamReader {
+        stream: &events,
+        last,
+        from: scope.from,
+        subjects: scope.subjects(subject::ALL_EVENTS, "leads.evt"),
+        headers_only: true,
+    };
+    load(reader, snapshot, progress, event, Snapshot::insert_events).await?;
+    let events_first = events.get_info().await.context("cannot read the state of the events")?.state.first_sequence;
+
+    let dead_letters = open(js, LEAD_DEAD_LETTERS).await?;
+    let state = &dead_letters.cached_info().state;
+    let dead_letters_complete = state.messages == state.last_sequence;
+    let reader = StreamReader {
+        stream: &dead_letters,
+        last: state.last_sequence,
+        from: scope.from,
+        subjects: subject::ALL_DEAD_LETTERS.into(),
+        headers_only: true,
+    };
+    let origin = |message: &LogMessage| dead_letter_origin(message, &scope);
+    load(reader, snapshot, progress, origin, Snapshot::insert_dead_letters).await?;
+    Ok(StreamBounds {
+        is_checkpoint_stream,
+        log_first,
+        log_last,
+        log_complete,
+        dead_letters_complete,
+        acked,
+        events_first,
+        // Only acked events are purged, but some may have been acked after the snapshot was taken.
+        events_overtaken: events_first > acked + 1,
+    })
+}
+
+/// Reads a stream into a table of the snapshot, in chunks.
+async fn load<T>(
+    reader: StreamReader<'_>,
+    snapshot: &mut Snapshot,
+    progress: &mut Progress,
+    parse: impl Fn(&LogMessage) -> Option<T>,
+    insert: impl AsyncFn(&mut Snapshot, &[T]) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let mut chunk = Vec::with_capacity(CHUNK);
+    reader
+        .run(progress, async |message| {
+            chunk.extend(parse(&message));
+            if chunk.len() == CHUNK {
+                insert(snapshot, &chunk).await?;
+                chunk.clear();
+            }
+            Ok(())
+        })
+        .await?;
+    insert(snapshot, &chunk).await
 }

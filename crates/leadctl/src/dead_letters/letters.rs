@@ -1,4 +1,4 @@
-//! The stream of dead letters: reading them, and sending one again so that it is noted.
+//! Reads the stream of dead letters, and replays letters with a note in the same stream.
 
 use std::collections::BTreeMap;
 
@@ -19,7 +19,10 @@ use service_kit::{
     publish::{self, PublishError},
 };
 
-use crate::{admin::Admin, progress::Progress, reading::Reading};
+use crate::{
+    clients::{admin::Admin, stream_reader::StreamReader},
+    output::progress::Progress,
+};
 
 /// A dead letter, without its body.
 #[derive(Debug, Clone, Serialize)]
@@ -29,18 +32,18 @@ pub(crate) struct Letter {
     pub(crate) number: u64,
     pub(crate) reason: String,
     pub(crate) error: String,
-    /// The subject that it came on.
+    /// The subject of the original message.
     pub(crate) subject: String,
-    pub(crate) buried_at: Timestamp,
-    /// How long its body was, if it was cut.
+    pub(crate) dead_since: Timestamp,
+    /// The original length of a truncated body.
     pub(crate) truncated_from: Option<u64>,
-    /// The dead letter that was sent again and became this one.
+    /// The dead letter whose replay became this one.
     pub(crate) replay_of: Option<u64>,
-    /// The last note about it.
+    /// The last note about a replay.
     pub(crate) replay: Option<Note>,
 }
 
-/// A note about a dead letter.
+/// A note about a replay.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub(crate) struct Note {
     #[serde(skip)]
@@ -51,7 +54,7 @@ pub(crate) struct Note {
 }
 
 impl Letter {
-    fn new(number: u64, buried_at: Timestamp, subject: &str, map: &HeaderMap) -> Self {
+    fn new(number: u64, dead_since: Timestamp, subject: &str, map: &HeaderMap) -> Self {
         let header = |name| map.get(name).map(|value| value.as_str().to_owned());
         let number_in = |name| header(name)?.parse().ok();
         Self {
@@ -59,30 +62,29 @@ impl Letter {
             reason: subject.rsplit('.').next().unwrap_or_default().to_owned(),
             error: header(headers::DEAD_LETTER_ERROR).unwrap_or_default(),
             subject: header(headers::ORIGIN_SUBJECT).unwrap_or_default(),
-            buried_at,
+            dead_since,
             truncated_from: number_in(headers::TRUNCATED_FROM),
             replay_of: number_in(headers::REPLAY_OF),
             replay: None,
         }
     }
 
-    /// Whether it is known to have been sent again.
-    pub(crate) fn is_sent(&self) -> bool {
+    pub(crate) fn was_replayed(&self) -> bool {
         matches!(self.replay, Some(Note { replay: Replay::Sent { .. }, .. }))
     }
 
-    /// What became of it, for the end of a line.
+    /// Remarks for the end of a line.
     pub(crate) fn remarks(&self) -> String {
         let mut remarks = String::new();
         if let Some(bytes) = self.truncated_from {
-            remarks.push_str(&format!("  (cut from {bytes} bytes)"));
+            remarks.push_str(&format!("  (truncated from {bytes} bytes)"));
         }
         if let Some(letter) = self.replay_of {
-            remarks.push_str(&format!("  (was dead letter {letter}, sent again)"));
+            remarks.push_str(&format!("  (replay of dead letter {letter})"));
         }
         match self.replay.map(|note| note.replay) {
-            Some(Replay::Sent { sequence }) => remarks.push_str(&format!("  (sent again, entry {sequence})")),
-            Some(Replay::Begun) => remarks.push_str("  (perhaps sent again)"),
+            Some(Replay::Sent { sequence }) => remarks.push_str(&format!("  (replayed as entry {sequence})")),
+            Some(Replay::Begun) => remarks.push_str("  (maybe replayed)"),
             Some(Replay::NotSent) | None => {}
         }
         remarks
@@ -93,11 +95,10 @@ impl Note {
     fn new(sequence: u64, at: Timestamp, map: &HeaderMap) -> anyhow::Result<Self> {
         let replay = map.get(headers::REPLAY).map(|value| value.as_str().parse());
         let replay = replay.with_context(|| format!("note {sequence} has no {}", headers::REPLAY))?;
-        Ok(Self { sequence, at, replay: replay.with_context(|| format!("note {sequence} cannot be read"))? })
+        Ok(Self { sequence, at, replay: replay.with_context(|| format!("note {sequence} cannot be parsed"))? })
     }
 }
 
-/// The dead letters.
 pub(crate) struct Letters {
     js: jetstream::Context,
     stream: Stream,
@@ -108,14 +109,14 @@ impl Letters {
         let js = nats::jetstream(&admin.connect().await?);
         let stream = js.get_stream(LEAD_DEAD_LETTERS).await;
         let stream =
-            stream.with_context(|| format!("cannot find the stream {LEAD_DEAD_LETTERS}; lead-state makes it"))?;
+            stream.with_context(|| format!("cannot find the stream {LEAD_DEAD_LETTERS}; lead-state creates it"))?;
         Ok(Self { js, stream })
     }
 
-    /// Reads all, oldest first.
+    /// Reads all letters, oldest first.
     pub(crate) async fn all(&self) -> anyhow::Result<Vec<Letter>> {
         let mut letters = BTreeMap::new();
-        let reading = Reading {
+        let reader = StreamReader {
             stream: &self.stream,
             last: self.stream.cached_info().state.last_sequence,
             from: None,
@@ -123,14 +124,14 @@ impl Letters {
             headers_only: true,
         };
         let mut progress = Progress::start();
-        let read = reading.run(&mut progress, async |message| {
+        let read = reader.run(&mut progress, async |message| {
             let (sequence, at) = (message.sequence, message.logged_at);
             let map = message.headers.unwrap_or_default();
             match subject::replayed_letter(&message.subject) {
                 None => {
                     letters.insert(sequence, Letter::new(sequence, at, &message.subject, &map));
                 }
-                // A note is younger than its letter, which may have made room.
+                // The letter of a note may have been deleted.
                 Some(letter) => {
                     if let Some(letter) = letters.get_mut(&letter) {
                         letter.replay = Some(Note::new(sequence, at, &map)?);
@@ -143,56 +144,59 @@ impl Letters {
         Ok(letters.into_values().collect())
     }
 
-    /// Reads one, and what it says of itself.
+    /// Reads one letter.
     pub(crate) async fn get(&self, number: u64) -> anyhow::Result<(Letter, StreamMessage)> {
-        let message = found(self.stream.get_raw_message(number).await).context("cannot read the dead letter")?;
+        let message = optional(self.stream.get_raw_message(number).await).context("cannot read the dead letter")?;
         let message = message.filter(|message| subject::replayed_letter(&message.subject).is_none());
         let message = message
-            .with_context(|| format!("there is no dead letter {number}; `leadctl dead-letters list` shows them"))?;
+            .with_context(|| format!("there is no dead letter {number}; list them with leadctl dead-letters list"))?;
         let note = self.stream.get_last_raw_message_by_subject(&subject::replayed(number)).await;
-        let note = found(note).context("cannot read whether it was sent again")?;
+        let note = optional(note).context("cannot read the notes about its replays")?;
         let note = note.map(|note| Note::new(note.sequence, note.time.into(), &note.headers)).transpose()?;
         let letter = Letter::new(number, message.time.into(), &message.subject, &message.headers);
         Ok((Letter { replay: note, ..letter }, message))
     }
 
-    /// Sends a letter again; its sequence in the command log.
+    /// Replays a letter; returns its sequence in the command log.
     ///
-    /// It is noted before, on condition that nobody else noted anything since the letter was read, and after. So two who
-    /// do this at once send it once, and whatever fails, it is not taken for one that was never sent.
+    /// A note is written before and after. The first one is a compare-and-set on the letter's last note, so of two concurrent
+    /// replays one fails. After a crash in between, the first note shows that the letter may have been sent.
     ///
     /// # Errors
-    /// When it could not be sent, or when that is not known; each says which.
+    /// The letter was not sent, or it is unknown whether it was; the text says which.
     pub(crate) async fn replay(&self, letter: &Letter, subject: String, body: Bytes) -> anyhow::Result<u64> {
         let number = letter.number;
         let last = letter.replay.map_or(0, |note| note.sequence);
-        let begun = self.note(number, last, Replay::Begun).await;
-        let begun = begun.with_context(|| {
-            format!("dead letter {number} was not sent, for that cannot be noted (is somebody else sending it?)")
+        let started = self.note(number, last, Replay::Begun).await;
+        let started = started.with_context(|| {
+            format!("dead letter {number} was not replayed: its note was rejected (is another replay running?)")
         })?;
-        let mut command = publish::message(subject, &format!("replay-{number}-{begun}"), None, body);
+        let mut command = publish::message(subject, &format!("replay-{number}-{started}"), None, body);
         command.headers.get_or_insert_default().insert(headers::REPLAY_OF, number.to_string());
         match publish::publish(&self.js, command).await {
             Ok(ack) => {
-                let noted = self.note(number, begun, Replay::Sent { sequence: ack.sequence }).await;
+                let noted = self.note(number, started, Replay::Sent { sequence: ack.sequence }).await;
                 noted.with_context(|| {
-                    format!("dead letter {number} was sent, entry {} of the log, but that is not noted", ack.sequence)
+                    format!(
+                        "dead letter {number} was replayed as entry {} of the log, but this could not be noted",
+                        ack.sequence
+                    )
                 })?;
                 Ok(ack.sequence)
             }
             Err(e @ PublishError::Unconfirmed) => {
-                Err(e).with_context(|| format!("dead letter {number} may have been sent or not"))
+                Err(e).with_context(|| format!("it is unknown whether dead letter {number} was replayed"))
             }
             Err(e) => {
-                if let Err(e) = self.note(number, begun, Replay::NotSent).await {
-                    bail!("dead letter {number} was not sent, but is noted as one that may have been: {e}");
+                if let Err(e) = self.note(number, started, Replay::NotSent).await {
+                    bail!("dead letter {number} was not replayed, but its note says that it may have been: {e}");
                 }
-                Err(e).with_context(|| format!("dead letter {number} was not sent"))
+                Err(e).with_context(|| format!("dead letter {number} was not replayed"))
             }
         }
     }
 
-    /// Notes how far a replay is, if `last` is the last note about the letter; the note's sequence.
+    /// Writes a note if `last` is the letter's last note; returns the note's sequence.
     async fn note(&self, letter: u64, last: u64, replay: Replay) -> Result<u64, PublishError> {
         let id = clock::new_id().to_string();
         let mut note = publish::message(subject::replayed(letter), &id, None, Bytes::new());
@@ -203,8 +207,8 @@ impl Letters {
     }
 }
 
-/// What was asked for, or none if the stream does not have it.
-fn found(
+/// None if the stream does not have the message.
+fn optional(
     message: Result<StreamMessage, async_nats::error::Error<LastRawMessageErrorKind>>,
 ) -> anyhow::Result<Option<StreamMessage>> {
     match message {

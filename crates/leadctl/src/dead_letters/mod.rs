@@ -1,4 +1,4 @@
-//! `leadctl dead-letters`: 3 Read in order: what could not be applied, to look at and to send again.
+//! `leadctl dead-letters`: shows and replays messages that could not be applied.
 
 mod letters;
 mod replay;
@@ -14,62 +14,64 @@ use service_kit::clock;
 
 use self::{
     letters::{Letter, Letters},
-    replay::Mended,
+    replay::Correction,
 };
 use crate::{
-    admin::Admin,
-    output,
-    printable::{block, line},
+    clients::admin::Admin,
+    output::{
+        self,
+        escape::{escaped, escaped_block},
+    },
 };
 
-/// How much of a body is shown.
+/// Bytes of a body that are shown.
 const SHOWN_BYTES: usize = 4096;
 
 /// Dead letters.
 #[derive(Debug, Subcommand)]
 pub(crate) enum DeadLetters {
-    /// Count them by reason, and list them, the newest first.
+    /// Count dead letters by reason, and list them, newest first.
     #[command(after_help = "Example:\n  leadctl dead-letters list --reason invalid_json --since 1d")]
     List {
         #[command(flatten)]
         filter: Filter,
-        /// How many are listed at most. All are counted.
+        /// Maximum number of listed letters. The counts include all.
         #[arg(long, default_value_t = 50)]
         limit: usize,
         #[command(flatten)]
         admin: Admin,
     },
-    /// Show one: its headers, which say what is wrong and where it came from, and its body; --json has all of the body.
+    /// Show a dead letter: its headers (with the error and the origin) and the start of its body; --json has the whole body.
     #[command(after_help = "Example:\n  leadctl dead-letters show 17")]
     Show {
-        /// Its number, as `list` shows it.
+        /// The letter's number, as shown by `dead-letters list`.
         number: u64,
         #[command(flatten)]
         admin: Admin,
     },
-    /// Send a letter again, on the subject that it came on. What would only be a dead letter again is not sent: --body or
-    /// --project mends it. A second time needs --again.
+    /// Replay a dead letter on its original subject. A letter that would become a dead letter again is not sent; correct it
+    /// with --body or --project. A second replay requires --again.
     #[command(
-        after_help = "Examples:\n  leadctl dead-letters replay 17\n  leadctl dead-letters replay 17 --body mended.json\n  \
+        after_help = "Examples:\n  leadctl dead-letters replay 17\n  leadctl dead-letters replay 17 --body corrected.json\n  \
                             leadctl dead-letters replay --all --reason unknown_lead"
     )]
     Replay {
-        /// Its number, as `list` shows it.
+        /// The letter's number, as shown by `dead-letters list`.
         #[arg(required_unless_present = "all")]
         number: Option<u64>,
-        /// All of a reason that were not sent again yet.
+        /// Replay all letters of a reason that were not replayed yet.
         #[arg(long, requires = "reason", conflicts_with_all = ["number", "body", "project", "again"])]
         all: bool,
-        /// The reason that --all is for.
+        /// The reason for --all.
         #[arg(long, requires = "all")]
         reason: Option<DeadLetterReason>,
-        /// A file with a mended body to send instead.
+        /// A file with a corrected body.
         #[arg(long, value_name = "FILE")]
         body: Option<PathBuf>,
-        /// The project to send it to, where the subject was wrong.
+        /// The project, if the original subject was wrong.
         #[arg(long)]
         project: Option<ObjectId>,
-        /// Even if it was sent again before, or may have been.
+        /// Replay it even if it was, or may have been, replayed before.
         #[arg(long)]
         again: bool,
         #[command(flatten)]
@@ -77,66 +79,64 @@ pub(crate) enum DeadLetters {
     },
 }
 
-/// Which ones.
 #[derive(Debug, Args)]
 pub(crate) struct Filter {
-    /// Only this reason, e.g. invalid_json.
+    /// Only letters with this reason, e.g. invalid_json.
     #[arg(long)]
     reason: Option<DeadLetterReason>,
-    /// Only those whose subject names this project.
+    /// Only letters whose subject names this project.
     #[arg(long)]
     project: Option<ObjectId>,
-    /// Only those that were buried within this time, e.g. 1d.
+    /// Only letters of this time span, e.g. 1d.
     #[arg(long, value_name = "DURATION")]
     since: Option<humantime::Duration>,
 }
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Listed<'a> {
+struct LetterList<'a> {
     counts: &'a BTreeMap<&'a str, u64>,
     letters: Vec<&'a Letter>,
 }
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Shown<'a> {
+struct LetterDetails<'a> {
     #[serde(flatten)]
     letter: &'a Letter,
     headers: &'a BTreeMap<String, String>,
     bytes: usize,
     #[serde(flatten)]
-    body: ShownBody<'a>,
+    body: LetterBody<'a>,
 }
 
-/// A body that programs get as it is.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-enum ShownBody<'a> {
+enum LetterBody<'a> {
     Body(&'a str),
     BodyBase64(String),
 }
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Replayed {
-    sent: Vec<Sent>,
-    left: Vec<Left>,
+struct ReplayReport {
+    replayed: Vec<Replayed>,
+    skipped: Vec<Skipped>,
 }
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Sent {
+struct Replayed {
     number: u64,
-    /// Its sequence in the command log.
+    /// In the command log.
     sequence: u64,
 }
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Left {
+struct Skipped {
     number: u64,
-    why: String,
+    reason: String,
 }
 
 impl DeadLetters {
@@ -155,44 +155,50 @@ impl DeadLetters {
             }
             Self::Replay { number: Some(number), all: _, reason: _, body, project, again, admin } => {
                 let body = body.map(|file| fs::read(&file).with_context(|| format!("cannot read {}", file.display())));
-                let mended = Mended { body: body.transpose()?.map(Into::into), project };
+                let correction = Correction { body: body.transpose()?.map(Into::into), project };
                 let letters = Letters::open(&admin).await?;
                 let (letter, message) = letters.get(number).await?;
-                let refused = || format!("dead letter {number} is not sent again");
-                if let Some(why) = replay::earlier(&letter).filter(|_| !again) {
-                    return Err(why).with_context(refused);
+                let rejected = || format!("dead letter {number} is not replayed");
+                if let Some(objection) = replay::objection(&letter).filter(|_| !again) {
+                    return Err(objection).with_context(rejected);
                 }
-                let (subject, body) = replay::command(&letter, message.payload, mended).with_context(refused)?;
+                let (subject, body) = replay::command(&letter, message.payload, correction).with_context(rejected)?;
                 let sequence = letters.replay(&letter, subject, body).await?;
-                told(&Replayed { sent: vec![Sent { number, sequence }], left: Vec::new() }, admin.json)
+                let report = ReplayReport { replayed: vec![Replayed { number, sequence }], skipped: Vec::new() };
+                report.show(admin.json)
             }
             Self::Replay { number: None, reason, admin, .. } => {
                 let letters = Letters::open(&admin).await?;
-                let reason = reason.map(DeadLetterReason::as_str);
-                let mut replayed = Replayed { sent: Vec::new(), left: Vec::new() };
-                for letter in letters.all().await?.iter().filter(|letter| Some(letter.reason.as_str()) == reason) {
-                    let number = letter.number;
-                    if letter.is_sent() {
-                        continue;
-                    }
-                    // As it is now: somebody else may be at it.
-                    let (letter, message) = letters.get(number).await?;
-                    let command = match replay::earlier(&letter) {
-                        Some(why) => Err(why),
-                        None => replay::command(&letter, message.payload, Mended::default()),
-                    };
-                    match command {
-                        Ok((subject, body)) => {
-                            let sequence = letters.replay(&letter, subject, body).await?;
-                            replayed.sent.push(Sent { number, sequence });
-                        }
-                        Err(why) => replayed.left.push(Left { number, why: why.to_string() }),
-                    }
-                }
-                told(&replayed, admin.json)
+                let report = replay_all(&letters, reason.map(DeadLetterReason::as_str)).await?;
+                report.show(admin.json)
             }
         }
     }
+}
+
+/// Replays all letters of a reason that were not replayed yet.
+async fn replay_all(letters: &Letters, reason: Option<&str>) -> anyhow::Result<ReplayReport> {
+    let mut report = ReplayReport { replayed: Vec::new(), skipped: Vec::new() };
+    for letter in letters.all().await?.iter().filter(|letter| Some(letter.reason.as_str()) == reason) {
+        let number = letter.number;
+        if letter.was_replayed() {
+            continue;
+        }
+        // Read again: another operator may be replaying letters, too.
+        let (letter, message) = letters.get(number).await?;
+        let command = match replay::objection(&letter) {
+            Some(objection) => Err(objection),
+            None => replay::command(&letter, message.payload, Correction::default()),
+        };
+        match command {
+            Ok((subject, body)) => {
+                let sequence = letters.replay(&letter, subject, body).await?;
+                report.replayed.push(Replayed { number, sequence });
+            }
+            Err(reason) => report.skipped.push(Skipped { number, reason: reason.to_string() }),
+        }
+    }
+    Ok(report)
 }
 
 impl Filter {
@@ -202,13 +208,13 @@ impl Filter {
         let holds = |letter: &Letter| {
             self.reason.is_none_or(|reason| reason.as_str() == letter.reason)
                 && project.as_deref().is_none_or(|id| letter.subject.split('.').nth(2) == Some(id))
-                && since.is_none_or(|since| letter.buried_at >= since)
+                && since.is_none_or(|since| letter.dead_since >= since)
         };
         letters.into_iter().filter(holds).collect()
     }
 }
 
-/// Prints counts, then letters; they come oldest first.
+/// Prints the counts and the newest letters. `letters` is sorted from old to new.
 fn list(letters: &[Letter], limit: usize, json: bool) -> anyhow::Result<()> {
     let mut counts = BTreeMap::new();
     for letter in letters {
@@ -216,19 +222,19 @@ fn list(letters: &[Letter], limit: usize, json: bool) -> anyhow::Result<()> {
     }
     let newest: Vec<_> = letters.iter().rev().take(limit).collect();
     if json {
-        return output::json(&Listed { counts: &counts, letters: newest });
+        return output::json(&LetterList { counts: &counts, letters: newest });
     }
     if letters.is_empty() {
         output::say("no dead letters");
     }
     for (reason, count) in &counts {
-        output::say(format_args!("{count:>10} {}", line(reason)));
+        output::say(format_args!("{count:>10} {}", escaped(reason)));
     }
     for letter in newest {
-        let Letter { number, reason, error, subject, buried_at, .. } = letter;
-        let (at, reason, subject) = (buried_at.to_iso(), line(reason), line(subject));
+        let Letter { number, reason, error, subject, dead_since, .. } = letter;
+        let (at, reason, subject) = (dead_since.to_iso(), escaped(reason), escaped(subject));
         let remarks = letter.remarks();
-        output::say(format_args!("{number:>6}  {at}  {reason}  {subject}: {}{remarks}", line(error)));
+        output::say(format_args!("{number:>6}  {at}  {reason}  {subject}: {}{remarks}", escaped(error)));
     }
     Ok(())
 }
@@ -237,39 +243,39 @@ fn show(letter: &Letter, headers: &BTreeMap<String, String>, body: &[u8], json: 
     if json {
         let bytes = body.len();
         let body = match std::str::from_utf8(body) {
-            Ok(text) => ShownBody::Body(text),
-            Err(_) => ShownBody::BodyBase64(BASE64_STANDARD.encode(body)),
+            Ok(text) => LetterBody::Body(text),
+            Err(_) => LetterBody::BodyBase64(BASE64_STANDARD.encode(body)),
         };
-        return output::json(&Shown { letter, headers, bytes, body });
+        return output::json(&LetterDetails { letter, headers, bytes, body });
     }
     let Letter { number, reason, .. } = letter;
     let remarks = letter.remarks();
-    output::say(format_args!("dead letter {number}: {}, {} bytes{remarks}", line(reason), body.len()));
+    output::say(format_args!("dead letter {number}: {}, {} bytes{remarks}", escaped(reason), body.len()));
     for (name, value) in headers {
-        output::say(format_args!("  {}: {}", line(name), line(value)));
+        output::say(format_args!("  {}: {}", escaped(name), escaped(value)));
     }
-    output::say(block(body, SHOWN_BYTES));
+    output::say(escaped_block(body, SHOWN_BYTES));
     Ok(())
 }
 
-/// Says what was sent again; what was left although it was asked for is an error.
-fn told(replayed: &Replayed, json: bool) -> anyhow::Result<()> {
-    let Replayed { sent, left } = replayed;
-    if json {
-        output::json(replayed)?;
-    } else {
-        for Sent { number, sequence } in sent {
-            output::say(format_args!("dead letter {number}: sent again, entry {sequence} of the log"));
+impl ReplayReport {
+    /// Shows the report. Skipped letters are an error.
+    fn show(&self, json: bool) -> anyhow::Result<()> {
+        let Self { replayed, skipped } = self;
+        output::show(json, self, |_| {
+            for Replayed { number, sequence } in replayed {
+                output::say(format_args!("dead letter {number}: replayed as entry {sequence} of the log"));
+            }
+            for Skipped { number, reason } in skipped {
+                output::say(format_args!("dead letter {number}: skipped: {}", escaped(reason)));
+            }
+            if replayed.is_empty() && skipped.is_empty() {
+                output::say("no dead letters to replay");
+            }
+        })?;
+        if !skipped.is_empty() {
+            bail!("{} replayed, {} skipped", replayed.len(), skipped.len());
         }
-        for Left { number, why } in left {
-            output::say(format_args!("dead letter {number}: not sent again: {}", line(why)));
-        }
-        if sent.is_empty() && left.is_empty() {
-            output::say("nothing to send again");
-        }
+        Ok(())
     }
-    if !left.is_empty() {
-        bail!("{} sent again, {} left", sent.len(), left.len());
-    }
-    Ok(())
 }

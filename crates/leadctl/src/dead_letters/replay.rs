@@ -1,4 +1,4 @@
-//! Whether a dead letter may be sent again, and as what.
+//! Decides whether a dead letter may be replayed, and with which subject and body.
 
 use bytes::Bytes;
 use contract::{
@@ -10,69 +10,62 @@ use lead_state::core::entry::{LogMessage, parse};
 
 use super::letters::Letter;
 
-/// What an operator mended.
+/// Corrections by the operator.
 #[derive(Debug, Default)]
-pub(crate) struct Mended {
+pub(crate) struct Correction {
     pub(crate) body: Option<Bytes>,
     pub(crate) project: Option<ObjectId>,
 }
 
-/// Why a letter is not sent again.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Refusal {
-    /// It is in the log already.
-    #[error("it was sent again before, as entry {0} of the log; --again sends it once more")]
+pub(crate) enum Objection {
+    #[error("it was already replayed, as entry {0} of the log; use --again to replay it once more")]
     Sent(u64),
-    /// Nobody knows whether it is in the log.
-    #[error("it was to be sent again at {0}, and nobody noted whether it was; --again sends it (once more)")]
+    #[error("a replay was started at {0}, and its result is unknown; use --again to replay it, maybe a second time")]
     InDoubt(String),
-    /// It lacks its end.
-    #[error("its body was cut, {0} bytes did not fit; --body brings a whole one")]
+    #[error("its body of {0} bytes was truncated; use --body with a complete one")]
     Cut(u64),
-    /// It was never a command.
-    #[error("it is an event; `leadctl recover reannounce` announces events again")]
+    #[error("it is an event, not a command; use leadctl recover reannounce")]
     Event,
-    /// Nobody could take it there.
-    #[error("its subject names no project and kind of command; --project says which project it is for")]
+    #[error("its subject is not a command subject; use --project to name its project")]
     Subject,
-    /// As it is, nothing is gained.
-    #[error("it would be a dead letter again: {0}; --body brings a mended one")]
+    #[error("it would become a dead letter again: {0}; use --body with a corrected one")]
     DeadAgain(String),
 }
 
-/// What was noted about earlier replays that speaks against another one.
-pub(crate) fn earlier(letter: &Letter) -> Option<Refusal> {
+/// The objection to another replay, from the notes about earlier ones.
+pub(crate) fn objection(letter: &Letter) -> Option<Objection> {
     let note = letter.replay?;
     match note.replay {
-        Replay::Sent { sequence } => Some(Refusal::Sent(sequence)),
-        Replay::Begun => Some(Refusal::InDoubt(note.at.to_iso())),
+        Replay::Sent { sequence } => Some(Objection::Sent(sequence)),
+        Replay::Begun => Some(Objection::InDoubt(note.at.to_iso())),
         Replay::NotSent => None,
     }
 }
 
-/// The subject and body to send: those of the letter where nothing is mended.
-pub(crate) fn command(letter: &Letter, payload: Bytes, mended: Mended) -> Result<(String, Bytes), Refusal> {
-    let subject = subject(&letter.subject, mended.project)?.to_string();
-    let payload = match (mended.body, letter.truncated_from) {
+/// The subject and body to send: those of the letter, with the operator's corrections.
+pub(crate) fn command(letter: &Letter, payload: Bytes, correction: Correction) -> Result<(String, Bytes), Objection> {
+    let subject = subject(&letter.subject, correction.project)?.to_string();
+    let payload = match (correction.body, letter.truncated_from) {
         (Some(body), _) => body,
-        (None, Some(bytes)) => return Err(Refusal::Cut(bytes)),
+        (None, Some(bytes)) => return Err(Objection::Cut(bytes)),
         (None, None) => payload,
     };
-    // Read as lead-state will read it; its place and time do not matter for that.
+    // Parsed as lead-state will parse it; position and time do not matter for that.
     let message = LogMessage { sequence: 0, logged_at: Timestamp::from_millis(0), subject, headers: None, payload };
     match parse(&message, 0) {
         Ok(_) => Ok((message.subject, message.payload)),
-        Err(dead) => Err(Refusal::DeadAgain(dead.error)),
+        Err(dead) => Err(Objection::DeadAgain(dead.error)),
     }
 }
 
-/// Where to send it: where it came from, or the same in another project. What names no kind of command is an update.
-fn subject(origin: &str, project: Option<ObjectId>) -> Result<CommandSubject, Refusal> {
+/// The letter's subject, or the same kind of command in another project. A letter without a kind becomes an update.
+fn subject(origin: &str, project: Option<ObjectId>) -> Result<CommandSubject, Objection> {
     if origin.starts_with("leads.evt.") {
-        return Err(Refusal::Event);
+        return Err(Objection::Event);
     }
     let Some(project_id) = project else {
-        return CommandSubject::parse(origin).map_err(|_| Refusal::Subject);
+        return CommandSubject::parse(origin).map_err(|_| Objection::Subject);
     };
     let kind = origin.splitn(4, '.').nth(3).unwrap_or_default();
     let subject = CommandSubject::parse(&format!("leads.cmd.{project_id}.{kind}"));
@@ -93,56 +86,57 @@ mod tests {
             reason: "invalid_json".into(),
             error: "e".into(),
             subject: subject.into(),
-            buried_at: Timestamp::from_millis(0),
+            dead_since: Timestamp::from_millis(0),
             truncated_from: None,
             replay_of: None,
             replay: None,
         }
     }
 
-    fn to(project: &str) -> Mended {
-        Mended { body: None, project: project.parse().ok() }
+    fn to(project: &str) -> Correction {
+        Correction { body: None, project: project.parse().ok() }
     }
 
     #[test]
-    fn it_goes_where_it_came_from_or_to_the_project_that_is_named() {
-        let sent =
-            |origin: &str, mended| command(&letter(origin), "{\"leadId\":\"abababababababababababab\"}".into(), mended);
-        let subject = |origin: &str, mended| sent(origin, mended).map(|(subject, _)| subject);
+    fn a_letter_is_replayed_on_its_subject_or_in_the_given_project() {
+        let sent = |origin: &str, corrected| {
+            command(&letter(origin), "{\"leadId\":\"abababababababababababab\"}".into(), corrected)
+        };
+        let subject = |origin: &str, corrected| sent(origin, corrected).map(|(subject, _)| subject);
         let own = format!("leads.cmd.{PROJECT}.call.ended");
-        assert_eq!(subject(&own, Mended::default()), Ok(own.clone()));
+        assert_eq!(subject(&own, Correction::default()), Ok(own.clone()));
         assert_eq!(subject(&own, to(OTHER)), Ok(format!("leads.cmd.{OTHER}.call.ended")));
         for odd in ["leads.cmd.~odd~.update", "leads.cmd.~odd~.explode", "leads.cmd.update", ""] {
-            assert_eq!(subject(odd, Mended::default()), Err(Refusal::Subject), "{odd}");
+            assert_eq!(subject(odd, Correction::default()), Err(Objection::Subject), "{odd}");
             assert_eq!(subject(odd, to(OTHER)), Ok(format!("leads.cmd.{OTHER}.update")), "{odd}");
         }
         let event = format!("leads.evt.{PROJECT}._.update.failed");
-        assert_eq!(subject(&event, Mended::default()), Err(Refusal::Event));
-        assert_eq!(subject(&event, to(OTHER)), Err(Refusal::Event));
+        assert_eq!(subject(&event, Correction::default()), Err(Objection::Event));
+        assert_eq!(subject(&event, to(OTHER)), Err(Objection::Event));
     }
 
     #[test]
-    fn what_was_cut_or_cannot_be_read_needs_another_body() {
+    fn a_truncated_or_invalid_letter_needs_a_corrected_body() {
         let own = format!("leads.cmd.{PROJECT}.update");
-        let mended = || Mended { body: Some("{\"name\":\"n\"}".into()), project: None };
+        let corrected = || Correction { body: Some("{\"name\":\"n\"}".into()), project: None };
         let cut = Letter { truncated_from: Some(99), ..letter(&own) };
-        assert_eq!(command(&cut, "{}".into(), Mended::default()), Err(Refusal::Cut(99)));
-        assert_eq!(command(&cut, "{}".into(), mended()), Ok((own.clone(), "{\"name\":\"n\"}".into())));
-        let refused = command(&letter(&own), "{".into(), Mended::default());
-        assert!(matches!(refused, Err(Refusal::DeadAgain(_))), "{refused:?}");
-        let refused = command(&letter(&own), "{}".into(), Mended { body: Some("[]".into()), project: None });
-        assert!(matches!(refused, Err(Refusal::DeadAgain(_))), "{refused:?}");
+        assert_eq!(command(&cut, "{}".into(), Correction::default()), Err(Objection::Cut(99)));
+        assert_eq!(command(&cut, "{}".into(), corrected()), Ok((own.clone(), "{\"name\":\"n\"}".into())));
+        let refused = command(&letter(&own), "{".into(), Correction::default());
+        assert!(matches!(refused, Err(Objection::DeadAgain(_))), "{refused:?}");
+        let refused = command(&letter(&own), "{}".into(), Correction { body: Some("[]".into()), project: None });
+        assert!(matches!(refused, Err(Objection::DeadAgain(_))), "{refused:?}");
     }
 
     #[test]
-    fn what_was_sent_or_may_have_been_is_not_sent_by_mistake() {
+    fn a_letter_that_was_or_may_have_been_replayed_is_not_replayed_again() {
         let noted = |replay| {
             let note = Note { sequence: 1, at: Timestamp::from_millis(0), replay };
-            earlier(&Letter { replay: Some(note), ..letter("x") })
+            objection(&Letter { replay: Some(note), ..letter("x") })
         };
-        assert_eq!(noted(Replay::Sent { sequence: 4711 }), Some(Refusal::Sent(4711)));
-        assert!(matches!(noted(Replay::Begun), Some(Refusal::InDoubt(_))));
+        assert_eq!(noted(Replay::Sent { sequence: 4711 }), Some(Objection::Sent(4711)));
+        assert!(matches!(noted(Replay::Begun), Some(Objection::InDoubt(_))));
         assert_eq!(noted(Replay::NotSent), None);
-        assert_eq!(earlier(&letter("x")), None);
+        assert_eq!(objection(&letter("x")), None);
     }
 }

@@ -1,4 +1,4 @@
-//! 3 to 8: what the doctor sees of Postgres.
+//! Checks of Postgres.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -10,46 +10,43 @@ use sqlx::{PgPool, Row, postgres::PgPoolOptions};
 use time::OffsetDateTime;
 use tokio::time::timeout;
 
-use super::{Check, lag, skew, streams};
+use super::check::{Check, State, lag, skew};
+use crate::clients::{postgres::CONNECT_TIMEOUT, stream_reader::age_of};
 
-/// How long to wait for Postgres.
-const CONNECT: Duration = Duration::from_secs(10);
-/// How late a delivery may be before somebody should look: longer than the longest pause of a breaker.
+/// A delivery that is later than this is a warning: longer than the longest pause of a circuit breaker.
 const LATE: Duration = Duration::from_secs(10 * 60);
-/// Calls that expired are forgotten after a day.
-const CALLS_KEPT: Duration = Duration::from_secs(25 * 60 * 60);
-/// Most that is named.
-const NAMED: i64 = 10;
+/// lead-state deletes expired calls after a day.
+const CALL_RETENTION: Duration = Duration::from_secs(25 * 60 * 60);
+/// Ids listed in a finding.
+const MAX_LISTED: i64 = 10;
 
-/// Looks at the database; with NATS also at how far it is behind.
+/// Checks the database, and with a NATS client also its lag behind the log.
 pub(super) async fn examine(url: &str, client: Option<&Client>) -> Vec<Check> {
     let connect = async {
         let options = PgPoolOptions::new().max_connections(1);
-        timeout(CONNECT, options.connect(url))
+        timeout(CONNECT_TIMEOUT, options.connect(url))
             .await
-            .with_context(|| format!("no answer within {CONNECT:?}"))?
+            .with_context(|| format!("no answer within {CONNECT_TIMEOUT:?}"))?
             .context("cannot connect")
     };
     let pool = match connect.await {
         Ok(pool) => pool,
         Err(e) => {
-            return vec![Check::wrong(
-                "postgres",
-                format!("{e:#}"),
-                "start Postgres, or say with DATABASE_URL where it is",
-            )];
+            return vec![Check::failed("postgres", format!("{e:#}"), "start Postgres, or correct --database-url")];
         }
     };
     let mut checks = match versions(&pool).await {
         Ok(checks) => checks,
-        Err(e) => return vec![Check::wrong("postgres", format!("{e:#}"), "give the user leave to read both schemas")],
+        Err(e) => {
+            return vec![Check::failed("postgres", format!("{e:#}"), "grant the user read access to both schemas")];
+        }
     };
-    let lacks_schema = checks.iter().any(|check| check.what.starts_with("schema") && check.mend.is_some());
+    let lacks_schema = checks.iter().any(|check| check.check.starts_with("schema") && check.state == State::Failed);
     if !lacks_schema {
         match state(&pool, client).await {
             Ok(more) => checks.extend(more),
             Err(e) => {
-                checks.push(Check::wrong("postgres", format!("{e:#}"), "give the user leave to read both schemas"))
+                checks.push(Check::failed("postgres", format!("{e:#}"), "grant the user read access to both schemas"))
             }
         }
     }
@@ -58,31 +55,31 @@ pub(super) async fn examine(url: &str, client: Option<&Client>) -> Vec<Check> {
 }
 
 async fn versions(pool: &PgPool) -> anyhow::Result<Vec<Check>> {
-    let asked = clock::now();
+    let sent = clock::now();
     let row = sqlx::query(
         "SELECT clock_timestamp(), current_setting('server_version'), current_setting('server_version_num')::int",
     )
     .fetch_one(pool)
     .await?;
-    let answered = clock::now();
-    let (said, version, number): (OffsetDateTime, String, i32) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+    let received = clock::now();
+    let (remote, version, number): (OffsetDateTime, String, i32) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
     let mut checks = vec![
         if number >= 140_000 {
             Check::ok("postgres version", version)
         } else {
-            Check::wrong("postgres version", version, "upgrade Postgres to 14 or later")
+            Check::failed("postgres version", version, "upgrade Postgres to 14 or later")
         },
-        skew("Postgres", asked, said.into(), answered, 0.0),
+        skew("Postgres", sent, remote.into(), received, 0.0),
     ];
     let lacking = [
         ("schema lead_state", lead_state::lacking_migrations(pool).await?),
         ("schema webhooks", webhook_notifier::lacking_migrations(pool).await?),
     ];
-    for (what, lacking) in lacking {
+    for (schema, lacking) in lacking {
         checks.push(if lacking.is_empty() {
-            Check::ok(what, "up to date")
+            Check::ok(schema, "up to date")
         } else {
-            Check::wrong(what, format!("lacks migrations {lacking:?}"), "leadctl migrate")
+            Check::failed(schema, format!("lacks migrations {lacking:?}"), "leadctl migrate")
         });
     }
     Ok(checks)
@@ -97,7 +94,7 @@ async fn state(pool: &PgPool, client: Option<&Client>) -> anyhow::Result<Vec<Che
     checks.push(callbacks(pool).await?);
     checks.push(late(pool).await?);
     checks.push(calls(pool).await?);
-    checks.push(held(pool).await?);
+    checks.push(queued_updates(pool).await?);
     Ok(checks)
 }
 
@@ -109,16 +106,16 @@ async fn leader(pool: &PgPool) -> anyhow::Result<Check> {
     .fetch_one(pool)
     .await?;
     Ok(match leaders {
-        0 => Check::wrong(
+        0 => Check::failed(
             "leader",
-            "no lead-state leads: updates wait in the log",
+            "no replica of lead-state leads; updates wait in the log",
             "start lead-state; its log says why it does not lead",
         ),
-        _ => Check::ok("leader", "there is one"),
+        _ => Check::ok("leader", "present"),
     })
 }
 
-/// How far the log is applied, and what is applied announced.
+/// The backlogs of applying and announcing.
 async fn behind(pool: &PgPool, client: &Client) -> anyhow::Result<Vec<Check>> {
     let checkpoint: Option<(i64, i64, i32, i32)> = sqlx::query_as(
         "SELECT last_sequence, announced_sequence, epoch, announced_epoch FROM lead_state.checkpoints WHERE stream = $1",
@@ -127,21 +124,21 @@ async fn behind(pool: &PgPool, client: &Client) -> anyhow::Result<Vec<Check>> {
     .fetch_optional(pool)
     .await?;
     let Some((applied, announced, epoch, announced_epoch)) = checkpoint else {
-        return Ok(vec![Check::wrong("log", "it was never read", "start lead-state")]);
+        return Ok(vec![Check::failed("log", "never read", "start lead-state")]);
     };
     let applied = u64::try_from(applied).unwrap_or_default();
     let mut checks = Vec::new();
-    // A log that cannot be seen is told among the streams.
+    // If the log cannot be read, the check of the streams reports it.
     if let Ok(log) = nats::jetstream(client).get_stream(LEAD_COMMANDS).await {
         let state = &log.cached_info().state;
         let waiting = state.last_sequence.saturating_sub(applied);
         let first = state.first_sequence.max(applied + 1);
-        let oldest = if waiting == 0 { None } else { streams::stored_since(&log, first).await };
+        let oldest = if waiting == 0 { None } else { age_of(&log, first).await };
         checks.push(lag(
             "log to apply",
             waiting,
             oldest,
-            "see lead-state's log: it does not apply, or not fast enough",
+            "see lead-state's log: it does not apply updates, or not fast enough",
         ));
     }
     let from = if announced_epoch < epoch { (announced_epoch, announced) } else { (epoch, announced) };
@@ -168,7 +165,7 @@ async fn behind(pool: &PgPool, client: &Client) -> anyhow::Result<Vec<Check>> {
     Ok(checks)
 }
 
-/// The months that must have their partitions: this one and the next.
+/// The months that must have partitions: this one and the next.
 fn due(now: Timestamp) -> [String; 2] {
     let now = OffsetDateTime::from(now);
     let (year, month) = (now.year(), u8::from(now.month()));
@@ -192,13 +189,13 @@ async fn partitions(pool: &PgPool, now: Timestamp) -> anyhow::Result<Check> {
         .filter(|name| !there.contains(name))
         .collect();
     Ok(if missing.is_empty() {
-        Check::ok("partitions", "this month and the next are there")
+        Check::ok("partitions", "present for this month and the next")
     } else {
-        Check::wrong(
+        Check::failed(
             "partitions",
-            format!("{} missing: rows go to the default partition", missing.join(", ")),
-            "lead-state makes those of lead_updates within seconds, webhook-notifier the others within the hour or when it is \
-             restarted; their logs say why they cannot",
+            format!("{} missing; rows go to the default partition", missing.join(", ")),
+            "lead-state creates those of lead_updates within seconds, webhook-notifier the others within the hour or at a \
+             restart; their logs have the reason if they cannot",
         )
     })
 }
@@ -208,15 +205,15 @@ async fn callbacks(pool: &PgPool) -> anyhow::Result<Check> {
         "SELECT encode(callback_id, 'hex'), reason, count(*) OVER () FROM webhooks.callback_health
          WHERE enabled_at IS NULL ORDER BY disabled_at LIMIT $1",
     )
-    .bind(NAMED)
+    .bind(MAX_LISTED)
     .fetch_all(pool)
     .await?;
-    let Some((_, _, all)) = disabled.first() else { return Ok(Check::ok("callbacks", "none is disabled")) };
+    let Some((_, _, all)) = disabled.first() else { return Ok(Check::ok("callbacks", "none disabled")) };
     let named: Vec<_> = disabled.iter().map(|(callback_id, reason, _)| format!("{callback_id} ({reason})")).collect();
     Ok(Check::warning(
         "callbacks",
         format!("{all} disabled: {}", named.join(", ")),
-        "have the endpoint mended, then leadctl callback enable CALLBACK_ID",
+        "repair the endpoint, then run leadctl callback enable CALLBACK_ID",
     ))
 }
 
@@ -229,17 +226,17 @@ async fn late(pool: &PgPool) -> anyhow::Result<Check> {
              LIMIT 100000) AS d GROUP BY 1 ORDER BY 2 DESC LIMIT $2",
     )
     .bind(OffsetDateTime::from(clock::now().minus(LATE)))
-    .bind(NAMED)
+    .bind(MAX_LISTED)
     .fetch_all(pool)
     .await?;
     if late.is_empty() {
-        return Ok(Check::ok("deliveries", "none is late"));
+        return Ok(Check::ok("deliveries", "none late"));
     }
     let named: Vec<_> = late.iter().map(|(callback_id, count)| format!("{count} to {callback_id}")).collect();
     Ok(Check::warning(
         "deliveries",
-        format!("late by more than {} minutes: {}", LATE.as_secs() / 60, named.join(", ")),
-        "their endpoints do not answer, or are slower than what comes for them; or start more webhook-notifiers",
+        format!("more than {} minutes late: {}", LATE.as_secs() / 60, named.join(", ")),
+        "their endpoints do not answer or are too slow for their load; repair them, or start more webhook-notifiers",
     ))
 }
 
@@ -248,20 +245,20 @@ async fn calls(pool: &PgPool) -> anyhow::Result<Check> {
         "SELECT count(*) FROM lead_state.active_calls c WHERE expires_at < $1
              AND NOT EXISTS (SELECT FROM lead_state.queued_updates h WHERE h.lead_id = c.lead_id)",
     )
-    .bind(OffsetDateTime::from(clock::now().minus(CALLS_KEPT)))
+    .bind(OffsetDateTime::from(clock::now().minus(CALL_RETENTION)))
     .fetch_one(pool)
     .await?;
     Ok(match kept {
-        0 => Check::ok("calls", "none that expired is kept for too long"),
+        0 => Check::ok("calls", "no expired call is left over"),
         _ => Check::warning(
             "calls",
-            format!("{kept} that expired more than a day ago are still there"),
-            "lead-state does not keep house: see its log",
+            format!("{kept} expired more than a day ago and were not deleted"),
+            "lead-state's housekeeping does not run; see its log",
         ),
     })
 }
 
-async fn held(pool: &PgPool) -> anyhow::Result<Check> {
+async fn queued_updates(pool: &PgPool) -> anyhow::Result<Check> {
     let leads: i64 = sqlx::query_scalar(
         "SELECT count(DISTINCT h.lead_id) FROM lead_state.queued_updates h
          WHERE NOT EXISTS (SELECT FROM lead_state.active_calls c WHERE c.lead_id = h.lead_id AND c.expires_at > $1)",
@@ -270,14 +267,14 @@ async fn held(pool: &PgPool) -> anyhow::Result<Check> {
     .fetch_one(pool)
     .await?;
     Ok(match leads {
-        0 => Check::ok("held updates", "none is held longer than a call"),
+        0 => Check::ok("queued updates", "none outlives its call"),
         _ => Check::warning(
-            "held updates",
+            "queued updates",
             format!(
-                "of {leads} leads are held though their calls expired more than {} minutes ago",
+                "of {leads} leads are still queued, although their calls expired more than {} minutes ago",
                 LATE.as_secs() / 60
             ),
-            "the log takes no entries or lead-state is behind: see the lines on the log above, and lead-state's log",
+            "the log is full or lead-state is behind: see the checks of the log above, and lead-state's log",
         ),
     })
 }
@@ -287,8 +284,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_months_that_are_due_end_with_the_year() {
-        let due = |text| due(crate::audit::time(text).unwrap());
+    fn december_is_followed_by_january_of_the_next_year() {
+        let due = |text| due(crate::arguments::parse_time(text).unwrap());
         assert_eq!(due("2026-01-31T23:59:59Z"), ["2026_01", "2026_02"]);
         assert_eq!(due("2026-12-01T00:00:00Z"), ["2026_12", "2027_01"]);
     }

@@ -1,16 +1,14 @@
-//! 2 Log: what the doctor sees of NATS.
-
-use std::time::Duration;
+//! Checks of the streams, buckets, consumer and dead letters in NATS.
 
 use async_nats::{
     Client,
     jetstream::{
-        self,
+        self, kv,
         stream::{Config, DiscardPolicy, RetentionPolicy, StorageType, Stream},
     },
 };
 use contract::{
-    ObjectId, Timestamp,
+    ObjectId,
     streams::{self, LEAD_COMMANDS, LEAD_DEAD_LETTERS, LEAD_EVENTS, NOTIFIER_CONSUMER, StreamLimits},
     subject,
 };
@@ -18,96 +16,92 @@ use futures::TryStreamExt;
 use serde::Deserialize;
 use service_kit::{clock, version::ServerVersion};
 
-use super::{Check, State, lag, skew};
+use super::check::{Check, lag, skew};
+use crate::{arguments::parse_time, clients::stream_reader::age_of};
 
-/// From where on a stream is too full. From half on its reader makes room.
-const FULL: f64 = 0.7;
+/// A stream that is fuller than this is a failure: its reader should have made room from one half on.
+const MAX_FULLNESS: f64 = 0.7;
 
-/// Looks at streams, buckets, the consumer and the dead letters.
 pub(super) async fn examine(js: &jetstream::Context, server: ServerVersion) -> Vec<Check> {
     let mut checks = Vec::new();
-    // Sizes and copies are the operator's to choose; the rest is not.
+    // The operator chooses sizes and replicas; all other settings are fixed.
     let limits = StreamLimits { max_bytes: 1 << 30, replicas: 1 };
     let mut replicas = Vec::new();
     for expected in streams::streams(limits, ObjectId::from_bytes([0; 12])).map(|config| server.supported(config)) {
-        let what = format!("stream {}", expected.name);
-        let stream = match js.get_stream(&expected.name).await {
-            Ok(stream) => stream,
-            Err(e) => {
-                checks.push(Check::wrong(
-                    what,
-                    format!("cannot be seen: {e}"),
-                    "restart lead-state: it makes streams that are not there",
-                ));
-                continue;
-            }
-        };
-        let info = stream.cached_info();
-        replicas.push(info.config.num_replicas);
-        let faults = faults(&expected, &info.config);
-        if faults.is_empty() {
-            checks.push(Check::ok(what, fullness(info.state.bytes, info.config.max_bytes)));
-        } else {
-            let (found, mend): (Vec<_>, Vec<_>) = faults.into_iter().unzip();
-            checks.push(Check::wrong(what, found.join("; "), mend.join("; ")));
-        }
-        let refuses = expected.discard == DiscardPolicy::New;
-        if refuses && info.config.max_bytes > 0 && info.state.bytes as f64 > FULL * info.config.max_bytes as f64 {
-            checks.push(Check::wrong(
-                format!("room in {}", expected.name),
-                fullness(info.state.bytes, info.config.max_bytes),
-                "whoever reads it is behind: see the lag, and docs/operations/nats.md, Full streams",
-            ));
-        }
-        if expected.name == LEAD_EVENTS {
-            checks.push(consumer(&stream).await);
-        }
-        if expected.name == LEAD_DEAD_LETTERS {
-            checks.push(dead_letters(&stream).await);
-        }
-    }
-    for expected in streams::buckets(limits) {
-        let what = format!("bucket {}", expected.bucket);
-        let name = format!("KV_{}", expected.bucket);
-        match js.get_stream(&name).await {
+        match js.get_stream(&expected.name).await {
             Ok(stream) => {
-                let is = &stream.cached_info().config;
-                let mut faults = Vec::new();
-                if is.max_messages_per_subject != expected.history {
-                    faults.push(format!(
-                        "keeps {} values of a key, not {}",
-                        is.max_messages_per_subject, expected.history
-                    ));
-                }
-                if is.max_age != expected.max_age {
-                    faults.push(format!("its entries go after {:?}, not {:?}", is.max_age, expected.max_age));
-                }
-                checks.push(if faults.is_empty() {
-                    Check::ok(what, fullness(stream.cached_info().state.bytes, is.max_bytes))
-                } else {
-                    let age = expected.max_age.as_secs();
-                    Check::wrong(
-                        what,
-                        faults.join("; "),
-                        format!("nats stream edit {name} --max-msgs-per-subject={} --max-age={age}s", expected.history),
-                    )
-                });
+                replicas.push(stream.cached_info().config.num_replicas);
+                checks.extend(check_stream(&expected, &stream).await);
             }
-            Err(e) => checks.push(Check::wrong(
-                what,
-                format!("cannot be seen: {e}"),
-                "restart lead-state: it makes buckets that are not there, and fills them",
+            Err(e) => checks.push(Check::failed(
+                format!("stream {}", expected.name),
+                format!("cannot be read: {e}"),
+                "restart lead-state: it creates missing streams",
             )),
         }
     }
+    for expected in streams::buckets(limits) {
+        checks.push(check_bucket(js, &expected).await);
+    }
     if replicas.windows(2).any(|pair| pair[0] != pair[1]) {
-        checks.push(Check::warning(
-            "copies of the streams",
-            format!("differ: {replicas:?}"),
-            "nats stream edit STREAM --replicas=3",
-        ));
+        let finding = format!("differ: {replicas:?}");
+        checks.push(Check::warning("replicas of the streams", finding, "nats stream edit STREAM --replicas=3"));
     }
     checks
+}
+
+async fn check_stream(expected: &Config, stream: &Stream) -> Vec<Check> {
+    let info = stream.cached_info();
+    let (bytes, max_bytes) = (info.state.bytes, info.config.max_bytes);
+    let check = format!("stream {}", expected.name);
+    let faults = faults(expected, &info.config);
+    let mut checks = vec![if faults.is_empty() {
+        Check::ok(check, fullness(bytes, max_bytes))
+    } else {
+        let (findings, advice): (Vec<_>, Vec<_>) = faults.into_iter().unzip();
+        Check::failed(check, findings.join("; "), advice.join("; "))
+    }];
+    let refuses_when_full = expected.discard == DiscardPolicy::New;
+    if refuses_when_full && max_bytes > 0 && bytes as f64 > MAX_FULLNESS * max_bytes as f64 {
+        checks.push(Check::failed(
+            format!("room in {}", expected.name),
+            fullness(bytes, max_bytes),
+            "its reader is behind: see its backlog, and docs/operations/runbooks.md",
+        ));
+    }
+    match expected.name.as_str() {
+        LEAD_EVENTS => checks.push(consumer(stream).await),
+        LEAD_DEAD_LETTERS => checks.push(dead_letters(stream).await),
+        _ => {}
+    }
+    checks
+}
+
+async fn check_bucket(js: &jetstream::Context, expected: &kv::Config) -> Check {
+    let check = format!("bucket {}", expected.bucket);
+    let name = format!("KV_{}", expected.bucket);
+    let stream = match js.get_stream(&name).await {
+        Ok(stream) => stream,
+        Err(e) => {
+            let advice = "restart lead-state: it creates missing buckets and fills them";
+            return Check::failed(check, format!("cannot be read: {e}"), advice);
+        }
+    };
+    let actual = &stream.cached_info().config;
+    let mut findings = Vec::new();
+    if actual.max_messages_per_subject != expected.history {
+        let (actual, expected) = (actual.max_messages_per_subject, expected.history);
+        findings.push(format!("keeps {actual} values per key instead of {expected}"));
+    }
+    if actual.max_age != expected.max_age {
+        findings.push(format!("entries expire after {:?} instead of {:?}", actual.max_age, expected.max_age));
+    }
+    if findings.is_empty() {
+        return Check::ok(check, fullness(stream.cached_info().state.bytes, actual.max_bytes));
+    }
+    let (history, age) = (expected.history, expected.max_age.as_secs());
+    let advice = format!("nats stream edit {name} --max-msgs-per-subject={history} --max-age={age}s");
+    Check::failed(check, findings.join("; "), advice)
 }
 
 fn fullness(bytes: u64, max_bytes: i64) -> String {
@@ -119,94 +113,99 @@ fn fullness(bytes: u64, max_bytes: i64) -> String {
     }
 }
 
-/// What is not as it must be, each with what mends it.
-fn faults(expected: &Config, is: &Config) -> Vec<(String, String)> {
+/// Settings that differ from the expected ones, each with advice.
+fn faults(expected: &Config, actual: &Config) -> Vec<(String, String)> {
     let mut faults = Vec::new();
     let name = &expected.name;
-    let mut fault = |found: String, mend: String| faults.push((found, mend));
+    let mut fault = |finding: String, advice: String| faults.push((finding, advice));
     let edit = |flags: &str| format!("nats stream edit {name} {flags}");
-    if is.subjects != expected.subjects {
+    if actual.subjects != expected.subjects {
         let subjects = expected.subjects.join(",");
-        fault(format!("takes {}, not {subjects}", is.subjects.join(", ")), edit(&format!("--subjects='{subjects}'")));
+        fault(
+            format!("has the subjects {} instead of {subjects}", actual.subjects.join(", ")),
+            edit(&format!("--subjects='{subjects}'")),
+        );
     }
-    if is.discard != expected.discard {
+    if actual.discard != expected.discard {
         match expected.discard {
             DiscardPolicy::New => {
-                fault("drops the oldest when it is full: what was not read is lost".into(), edit("--discard=new"))
+                fault("drops the oldest messages when it is full, read or not".into(), edit("--discard=new"))
             }
-            DiscardPolicy::Old => fault("refuses when it is full".into(), edit("--discard=old")),
+            DiscardPolicy::Old => fault("refuses messages when it is full".into(), edit("--discard=old")),
         }
     }
-    if is.retention != RetentionPolicy::Limits {
+    if actual.retention != RetentionPolicy::Limits {
         fault(
-            "forgets what was acked or is of interest to nobody".into(),
-            format!("its retention cannot be changed: make {name} anew"),
+            "deletes messages that are acked or have no consumer".into(),
+            format!("its retention policy cannot be changed: delete {name} and restart lead-state"),
         );
     }
-    if is.storage != StorageType::File {
+    if actual.storage != StorageType::File {
         fault(
-            "is in memory: a restart of NATS loses it".into(),
-            format!("its storage cannot be changed: make {name} anew"),
+            "is kept in memory: a restart of NATS loses it".into(),
+            format!("its storage cannot be changed: delete {name} and restart lead-state"),
         );
     }
-    if !is.max_age.is_zero() {
-        fault(format!("forgets what is older than {:?}, read or not", is.max_age), edit("--max-age=0"));
+    if !actual.max_age.is_zero() {
+        fault(format!("deletes messages older than {:?}, read or not", actual.max_age), edit("--max-age=0"));
     }
-    if is.max_messages > 0 || is.max_messages_per_subject > 0 {
-        fault("holds only so many messages".into(), edit("--max-msgs=-1 --max-msgs-per-subject=-1"));
+    if actual.max_messages > 0 || actual.max_messages_per_subject > 0 {
+        fault("limits the number of messages".into(), edit("--max-msgs=-1 --max-msgs-per-subject=-1"));
     }
-    if is.max_message_size > 0 {
-        fault(format!("takes only messages of up to {} bytes", is.max_message_size), edit("--max-msg-size=-1"));
+    if actual.max_message_size > 0 {
+        fault(format!("limits messages to {} bytes", actual.max_message_size), edit("--max-msg-size=-1"));
     }
-    if is.max_bytes <= 0 {
-        fault("has no bound: it fills the disk".into(), edit("--max-bytes=1GB"));
+    if actual.max_bytes <= 0 {
+        fault("has no size limit: it can fill the disk".into(), edit("--max-bytes=1GB"));
     }
-    if is.duplicate_window < expected.duplicate_window {
+    if actual.duplicate_window < expected.duplicate_window {
         fault(
-            format!("knows a repeated message for {:?} only", is.duplicate_window),
+            format!("detects duplicates for {:?} only", actual.duplicate_window),
             edit(&format!("--dupe-window={}s", expected.duplicate_window.as_secs())),
         );
     }
-    if is.sealed || is.deny_delete && is.deny_purge {
-        fault("is sealed or cannot be purged: no room is ever made".into(), format!("make {name} anew"));
+    if actual.sealed || actual.deny_delete && actual.deny_purge {
+        fault("is sealed or cannot be purged, so it fills up".into(), format!("delete {name} and restart lead-state"));
     }
-    for (expected, is, what) in [
-        (expected.allow_atomic_publish, is.allow_atomic_publish, "atomic batches: each message is synced by itself"),
-        (expected.allow_batch_publish, is.allow_batch_publish, "fast-ingest batches: each message is acked by itself"),
+    for (expected, actual, feature) in [
+        (
+            expected.allow_atomic_publish,
+            actual.allow_atomic_publish,
+            "atomic batches: each message is synced separately",
+        ),
+        (
+            expected.allow_batch_publish,
+            actual.allow_batch_publish,
+            "fast-ingest batches: each message is acked separately",
+        ),
     ] {
-        if expected && !is {
-            fault(format!("does not allow {what}"), "restart lead-state: it allows them".into());
+        if expected && !actual {
+            fault(format!("does not allow {feature}"), "restart lead-state: it allows them".into());
         }
     }
     faults
 }
 
-/// The consumer that the webhook-notifiers share.
+/// Checks the consumer of the webhook-notifiers.
 async fn consumer(events: &Stream) -> Check {
-    let what = "events to deliver";
-    let mend = "start webhook-notifier; its log and /readyz say what it waits for";
+    let check = "events to deliver";
+    let advice = "start webhook-notifier; its log and /readyz say what it waits for";
     let consumer = match events.consumer_info(NOTIFIER_CONSUMER).await {
         Ok(consumer) => consumer,
-        Err(e) => return Check::wrong(what, format!("the consumer {NOTIFIER_CONSUMER} cannot be seen: {e}"), mend),
+        Err(e) => return Check::failed(check, format!("cannot read the consumer {NOTIFIER_CONSUMER}: {e}"), advice),
     };
     let waiting = consumer.num_pending + consumer.num_ack_pending as u64;
     let first = events.cached_info().state.first_sequence.max(consumer.ack_floor.stream_sequence + 1);
-    let oldest = if waiting == 0 { None } else { stored_since(events, first).await };
+    let oldest = if waiting == 0 { None } else { age_of(events, first).await };
     if consumer.num_waiting == 0 && consumer.num_ack_pending == 0 {
-        return Check::wrong(what, format!("no webhook-notifier asks for events; {waiting} wait"), mend);
+        return Check::failed(check, format!("no webhook-notifier reads events; {waiting} waiting"), advice);
     }
-    lag(what, waiting, oldest, mend)
+    lag(check, waiting, oldest, advice)
 }
 
-/// How long ago a message was stored; none if it is not there.
-pub(super) async fn stored_since(stream: &Stream, sequence: u64) -> Option<Duration> {
-    let stored: Timestamp = stream.get_raw_message(sequence).await.ok()?.time.into();
-    Some(Duration::from_millis(u64::try_from(clock::now().millis() - stored.millis()).unwrap_or_default()))
-}
-
-/// Dead letters, by reason. The notes about those that were sent again stand beside them.
+/// Counts dead letters by reason, without the notes about replays in the same stream.
 async fn dead_letters(stream: &Stream) -> Check {
-    let what = "dead letters";
+    let check = "dead letters";
     let notes = subject::replayed(0);
     let notes = notes.trim_end_matches('0');
     let counted = async {
@@ -215,66 +214,63 @@ async fn dead_letters(stream: &Stream) -> Check {
     };
     let subjects = match counted.await {
         Ok(subjects) => subjects,
-        Err(e) => return Check { what: what.into(), state: State::Unknown, found: e, mend: None },
+        Err(e) => return Check::unknown(check, e),
     };
     let mut reasons: Vec<_> = subjects.into_iter().filter(|(subject, _)| !subject.starts_with(notes)).collect();
     reasons.sort();
     if reasons.is_empty() {
-        return Check::ok(what, "none");
+        return Check::ok(check, "none");
     }
     let counts: Vec<_> = reasons.iter().map(|(subject, count)| format!("{count} {subject}")).collect();
-    Check::warning(what, counts.join(", "), "leadctl dead-letters list, show, replay")
+    Check::warning(check, counts.join(", "), "leadctl dead-letters list, show, replay")
 }
 
-/// The server's clock, of servers that tell it.
+/// Checks the server's clock, if the server reports it.
 pub(super) async fn clock(client: &Client) -> Check {
     #[derive(Deserialize)]
-    struct Told {
+    struct Info {
         ts: Option<String>,
     }
-    let asked = clock::now();
+    let sent = clock::now();
     let answer = client.request(format!("$JS.API.STREAM.INFO.{LEAD_COMMANDS}"), "".into()).await;
-    let answered = clock::now();
-    let told = answer.ok().and_then(|answer| serde_json::from_slice::<Told>(&answer.payload).ok()?.ts);
-    match told.and_then(|text| crate::audit::time(&text).ok()) {
-        Some(said) => skew("NATS", asked, said, answered, 0.0),
-        None => Check {
-            what: "clock of NATS".into(),
-            state: State::Unknown,
-            found: "servers before 2.10 do not tell it".into(),
-            mend: None,
-        },
+    let received = clock::now();
+    let time = answer.ok().and_then(|answer| serde_json::from_slice::<Info>(&answer.payload).ok()?.ts);
+    match time.and_then(|text| parse_time(&text).ok()) {
+        Some(remote) => skew("NATS", sent, remote, received, 0.0),
+        None => Check::unknown("clock of NATS", "servers before 2.10 do not report it"),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
-    fn every_setting_that_matters_is_looked_at() {
+    fn every_fixed_setting_is_checked() {
         let limits = StreamLimits { max_bytes: 1 << 20, replicas: 3 };
         let [commands, _, webhooks, _] = streams::streams(limits, ObjectId::from_bytes([1; 12]));
-        let as_made =
+        let as_created =
             Config { max_messages: -1, max_messages_per_subject: -1, max_message_size: -1, ..commands.clone() };
-        assert_eq!(faults(&commands, &as_made), []);
-        let old = Config { allow_atomic_publish: false, allow_batch_publish: false, ..as_made.clone() };
+        assert_eq!(faults(&commands, &as_created), []);
+        let old = Config { allow_atomic_publish: false, allow_batch_publish: false, ..as_created.clone() };
         let known = ServerVersion::parse("2.11.0").supported(commands.clone());
         assert_eq!(faults(&known, &old), [], "a server that does not know batches");
         let changed = [
-            Config { allow_atomic_publish: false, ..as_made.clone() },
-            Config { allow_batch_publish: false, ..as_made.clone() },
-            Config { subjects: vec!["leads.>".into()], ..as_made.clone() },
-            Config { discard: DiscardPolicy::Old, ..as_made.clone() },
-            Config { retention: RetentionPolicy::WorkQueue, ..as_made.clone() },
-            Config { storage: StorageType::Memory, ..as_made.clone() },
-            Config { max_age: Duration::from_secs(1), ..as_made.clone() },
-            Config { max_messages: 5, ..as_made.clone() },
-            Config { max_messages_per_subject: 5, ..as_made.clone() },
-            Config { max_message_size: 5, ..as_made.clone() },
-            Config { max_bytes: -1, ..as_made.clone() },
-            Config { duplicate_window: Duration::from_secs(1), ..as_made.clone() },
-            Config { sealed: true, ..as_made },
+            Config { allow_atomic_publish: false, ..as_created.clone() },
+            Config { allow_batch_publish: false, ..as_created.clone() },
+            Config { subjects: vec!["leads.>".into()], ..as_created.clone() },
+            Config { discard: DiscardPolicy::Old, ..as_created.clone() },
+            Config { retention: RetentionPolicy::WorkQueue, ..as_created.clone() },
+            Config { storage: StorageType::Memory, ..as_created.clone() },
+            Config { max_age: Duration::from_secs(1), ..as_created.clone() },
+            Config { max_messages: 5, ..as_created.clone() },
+            Config { max_messages_per_subject: 5, ..as_created.clone() },
+            Config { max_message_size: 5, ..as_created.clone() },
+            Config { max_bytes: -1, ..as_created.clone() },
+            Config { duplicate_window: Duration::from_secs(1), ..as_created.clone() },
+            Config { sealed: true, ..as_created },
         ];
         for config in changed {
             assert_eq!(faults(&commands, &config).len(), 1, "{config:?}");

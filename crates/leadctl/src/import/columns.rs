@@ -1,33 +1,32 @@
-//! What the columns of a CSV file are, by its header.
+//! The meaning of the columns of a CSV file, by its header.
 
-/// A column.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Column {
-    /// A field that is an id.
+    /// An id field.
     Id(&'static str),
-    /// A field that is a text.
+    /// A text field.
     Text(&'static str),
     /// `expectedVersion`.
     Version,
-    /// Metadata, as a JSON object.
+    /// A JSON object to merge into the metadata.
     Metadata,
-    /// A member of the metadata, as a text.
+    /// A text member of the metadata.
     Member(String),
 }
 
-/// Begins the name of a column that is a member of the metadata, whatever the rest of it is.
+/// Prefix of columns that are metadata members even if the rest is the name of a field.
 const PREFIX: &str = "metadata.";
 
-/// The columns under this header, or what is wrong with it.
+/// Parses a header.
 pub(crate) fn columns(header: &[&str]) -> Result<Vec<Column>, String> {
     let columns = header.iter().map(|name| column(name)).collect::<Result<Vec<_>, _>>()?;
     for (n, column) in columns.iter().enumerate() {
         if columns[..n].contains(column) {
-            return Err(format!("the column {:?} stands twice", header[n]));
+            return Err(format!("the column {:?} occurs twice", header[n]));
         }
     }
     if !columns.iter().any(|column| matches!(column, Column::Id("leadId") | Column::Text("referenceId"))) {
-        return Err("it has neither a column leadId nor referenceId; the first line names the columns".to_owned());
+        return Err("the first line must name the columns, and one of them must be leadId or referenceId".to_owned());
     }
     Ok(columns)
 }
@@ -59,12 +58,16 @@ fn column(name: &str) -> Result<Column, String> {
     if name.is_empty() || name == PREFIX {
         return Err("a column has no name".to_owned());
     }
-    // A field that is misspelt must not become metadata in silence.
+    // A misspelt field must not become metadata silently.
     let plain = |name: &str| name.to_lowercase().replace(['_', '-', ' '], "");
     let meant = KNOWN.iter().map(|(known, _)| *known).chain(["metadata"]).find(|known| plain(known) == plain(name));
     match meant {
-        Some(meant) => Err(format!("{name:?} must be written {meant:?}; metadata of that name is \"{PREFIX}{name}\"")),
-        None if name == "dryRun" => Err("\"dryRun\" is for single updates".to_owned()),
+        Some(meant) => {
+            Err(format!("{name:?} must be written {meant:?}; for metadata of that name use \"{PREFIX}{name}\""))
+        }
+        None if name == "dryRun" => {
+            Err("\"dryRun\" is not available in imports; use leadctl update send --dry-run".to_owned())
+        }
         None => Ok(Column::Member(name.to_owned())),
     }
 }
@@ -74,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn headers_that_are_right_and_that_are_not() {
+    fn headers_are_parsed_and_errors_name_the_column() {
         let member = |name: &str| Column::Member(name.to_owned());
         assert_eq!(
             columns(&["referenceId", "make", "metadata.name", "metadata", "processId"]),
@@ -87,17 +90,17 @@ mod tests {
             ])
         );
         for (header, fault) in [
-            (&["leadId", "name", "name"][..], "the column \"name\" stands twice"),
-            (&["leadId", "make", "metadata.make"], "the column \"metadata.make\" stands twice"),
+            (&["leadId", "name", "name"][..], "the column \"name\" occurs twice"),
+            (&["leadId", "make", "metadata.make"], "the column \"metadata.make\" occurs twice"),
             (&["lead_id", "name"], "must be written \"leadId\""),
             (&["leadId", "target state"], "must be written \"targetState\""),
             (&["leadId", ""], "has no name"),
-            (&["leadId", "dryRun"], "single updates"),
-            (&["a", "b"], "neither a column leadId nor referenceId"),
-            (&[], "neither a column leadId nor referenceId"),
+            (&["leadId", "dryRun"], "not available in imports"),
+            (&["a", "b"], "must be leadId or referenceId"),
+            (&[], "must be leadId or referenceId"),
         ] {
-            let told = columns(header).unwrap_err();
-            assert!(told.contains(fault), "{header:?}: {told}");
+            let error = columns(header).unwrap_err();
+            assert!(error.contains(fault), "{header:?}: {error}");
         }
     }
 }

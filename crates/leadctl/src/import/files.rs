@@ -1,4 +1,4 @@
-//! What an import writes beside its file: the outcomes, and how far it is.
+//! The files that an import writes: outcomes and progress.
 
 use std::{
     fs::{File, TryLockError},
@@ -12,82 +12,81 @@ use serde::{Deserialize, Serialize};
 
 use crate::import::{
     rows::Format,
-    window::{Chunk, Fate, Record},
+    window::{Chunk, RowRecord, RowStatus},
 };
 
-/// How many rows came out how.
+/// Rows by status.
 #[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Counts {
     pub(crate) succeeded: u64,
     pub(crate) failed: u64,
     pub(crate) pending: u64,
-    pub(crate) refused: u64,
+    pub(crate) rejected: u64,
     pub(crate) invalid: u64,
     pub(crate) unknown: u64,
 }
 
 impl Counts {
-    /// All of them.
     pub(crate) fn rows(&self) -> u64 {
-        let Self { succeeded, failed, pending, refused, invalid, unknown } = self;
-        succeeded + failed + pending + refused + invalid + unknown
+        let Self { succeeded, failed, pending, rejected, invalid, unknown } = self;
+        succeeded + failed + pending + rejected + invalid + unknown
     }
 
-    fn add(&mut self, fate: &Fate) {
-        *match fate {
-            Fate::Succeeded(_) => &mut self.succeeded,
-            Fate::Failed { .. } => &mut self.failed,
-            Fate::Pending(_) | Fate::Waiting(_) => &mut self.pending,
-            Fate::Refused { .. } => &mut self.refused,
-            Fate::Invalid(_) => &mut self.invalid,
-            Fate::Unknown => &mut self.unknown,
+    fn add(&mut self, status: &RowStatus) {
+        *match status {
+            RowStatus::Succeeded(_) => &mut self.succeeded,
+            RowStatus::Failed { .. } => &mut self.failed,
+            RowStatus::Pending(_) | RowStatus::Awaited(_) => &mut self.pending,
+            RowStatus::Rejected { .. } => &mut self.rejected,
+            RowStatus::Invalid(_) => &mut self.invalid,
+            RowStatus::Unknown => &mut self.unknown,
         } += 1;
     }
 }
 
-/// How far an import is: as much as the next one must know to go on.
+/// The progress of an import, as `--resume` needs it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct State {
-    /// Of what is imported, and how.
+pub(crate) struct ImportState {
+    /// Of the file and the options.
     pub(crate) digest: String,
     pub(crate) gateway_url: String,
-    /// The rows whose outcomes are written, and how long the file is with them.
+    /// Rows whose outcomes are written, and the length of the outcomes file with them.
     pub(crate) written: Counts,
     pub(crate) outcomes_bytes: u64,
-    /// The rows that may have been sent, those included, and when the oldest of the others was.
+    /// Rows that may have been sent, including those written, and when the oldest of the others was sent.
     pub(crate) sent: u64,
     pub(crate) sent_at: Option<Timestamp>,
-    /// An event that was announced before any of the others was sent.
-    pub(crate) heard: Option<String>,
-    /// Where the first chunk begins of which outcomes were not waited for.
+    /// An event before the others were sent.
+    pub(crate) last_event_id: Option<String>,
+    /// The start of the first chunk with pending rows.
     #[serde(default)]
     pub(crate) pending: Option<Pending>,
 }
 
-/// A chunk some of whose rows are pending: what the state was before it was written.
+/// The state before a chunk with pending rows was written.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Pending {
     written: Counts,
     outcomes_bytes: u64,
     sent_at: Timestamp,
-    heard: Option<String>,
+    last_event_id: Option<String>,
 }
 
-/// Both files of an import; nobody else writes them meanwhile.
-pub(crate) struct Files {
+/// Both files of an import, locked against another import.
+pub(crate) struct ImportFiles {
     format: Format,
     outcomes: File,
     outcomes_path: PathBuf,
     state_path: PathBuf,
-    pub(crate) state: State,
+    pub(crate) state: ImportState,
 }
 
-/// A row of the outcomes.
+/// A row of the outcomes file.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Written<'a> {
+struct OutcomeRow<'a> {
     row: u64,
     lead_id: Option<&'a str>,
     reference_id: Option<&'a str>,
@@ -97,17 +96,17 @@ struct Written<'a> {
     error: Option<&'a str>,
 }
 
-const HEAD: [&str; 7] = ["row", "leadId", "referenceId", "updateId", "status", "code", "error"];
+const HEADER: [&str; 7] = ["row", "leadId", "referenceId", "updateId", "status", "code", "error"];
 
-/// A file beside this one.
-fn beside(path: &Path, suffix: &str) -> PathBuf {
+/// The path with a suffix.
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     name.into()
 }
 
-impl Files {
-    /// Begins an import, or goes on with the one that began.
+impl ImportFiles {
+    /// Creates the files, or with `resume` opens those of an interrupted import.
     pub(crate) fn open(
         path: &Path,
         format: Format,
@@ -115,28 +114,28 @@ impl Files {
         gateway_url: &str,
         resume: bool,
     ) -> anyhow::Result<Self> {
-        let outcomes_path = beside(path, &format!(".outcomes.{}", format.extension()));
-        let state_path = beside(path, ".import.json");
+        let outcomes_path = with_suffix(path, &format!(".outcomes.{}", format.extension()));
+        let state_path = with_suffix(path, ".import.json");
         let (shown, state_shown) = (outcomes_path.display().to_string(), state_path.display().to_string());
-        let before = match std::fs::read_to_string(&state_path) {
+        let previous = match std::fs::read_to_string(&state_path) {
             Ok(text) => {
-                Some(serde_json::from_str::<State>(&text).with_context(|| format!("{state_shown} is damaged"))?)
+                Some(serde_json::from_str::<ImportState>(&text).with_context(|| format!("{state_shown} is damaged"))?)
             }
             Err(e) if e.kind() == ErrorKind::NotFound => None,
             Err(e) => return Err(e).with_context(|| format!("cannot read {state_shown}")),
         };
-        match &before {
-            _ if !resume && (before.is_some() || outcomes_path.exists()) => bail!(
-                "this file is being imported, or was: --resume goes on; to begin anew, remove {shown} and {state_shown}"
+        match &previous {
+            _ if !resume && (previous.is_some() || outcomes_path.exists()) => bail!(
+                "an import of this file exists: continue it with --resume, or remove {shown} and {state_shown} to start again"
             ),
             None if outcomes_path.exists() => {
-                bail!("{shown} is there and {state_shown} is not: how far that import came is not known")
+                bail!("{shown} exists without {state_shown}, so its progress is unknown; remove it to start again")
             }
-            Some(before) if before.digest != digest => {
-                bail!("the file, --project-id or --process-id is not what it was when the import began")
+            Some(previous) if previous.digest != digest => {
+                bail!("the file, --project-id or --process-id has changed since the import started")
             }
-            Some(before) if before.gateway_url != gateway_url => {
-                bail!("the import began at {}, not at {gateway_url}", before.gateway_url)
+            Some(previous) if previous.gateway_url != gateway_url => {
+                bail!("the import was started with the gateway {}, not {gateway_url}", previous.gateway_url)
             }
             _ => {}
         }
@@ -144,70 +143,72 @@ impl Files {
         let outcomes = open.with_context(|| format!("cannot open {shown}"))?;
         match outcomes.try_lock() {
             Ok(()) => {}
-            Err(TryLockError::WouldBlock) => bail!("another import of this file is under way"),
+            Err(TryLockError::WouldBlock) => bail!("another import of this file is running"),
             Err(TryLockError::Error(e)) => return Err(e).with_context(|| format!("cannot lock {shown}")),
         }
-        let fresh = before.is_none();
-        let state = before.unwrap_or_else(|| State {
+        let fresh = previous.is_none();
+        let state = previous.unwrap_or_else(|| ImportState {
             digest,
             gateway_url: gateway_url.to_owned(),
             written: Counts::default(),
             outcomes_bytes: 0,
             sent: 0,
             sent_at: None,
-            heard: None,
+            last_event_id: None,
             pending: None,
         });
         let mut files = Self { format, outcomes, outcomes_path, state_path, state };
-        files.cut()?;
+        files.truncate()?;
         if fresh {
             if format == Format::Csv {
-                files.append(format!("{}\n", HEAD.join(",")).as_bytes())?;
+                files.append(format!("{}\n", HEADER.join(",")).as_bytes())?;
             }
             files.save()?;
         }
         Ok(files)
     }
 
-    /// Where the outcomes are.
     pub(crate) fn outcomes_path(&self) -> &Path {
         &self.outcomes_path
     }
 
-    /// Goes back to where the first row is pending, if its chunk was sent after this time: from there on outcomes are asked
-    /// for and written anew.
-    pub(crate) fn go_back(&mut self, oldest: Timestamp) -> anyhow::Result<()> {
+    /// Goes back to the first chunk with pending rows, if it was sent after `oldest`: from there on, outcomes are requested
+    /// and written again.
+    pub(crate) fn rewind_to_pending(&mut self, oldest: Timestamp) -> anyhow::Result<()> {
         let Some(pending) = self.state.pending.take_if(|pending| oldest < pending.sent_at) else { return Ok(()) };
-        let Pending { written, outcomes_bytes, sent_at, heard } = pending;
-        self.state = State { written, outcomes_bytes, sent_at: Some(sent_at), heard, ..self.state.clone() };
-        // First, so that what it counts is there whenever it is read.
+        let Pending { written, outcomes_bytes, sent_at, last_event_id } = pending;
+        self.state =
+            ImportState { written, outcomes_bytes, sent_at: Some(sent_at), last_event_id, ..self.state.clone() };
+        // Saved before the file is truncated: the state must not count rows that the file lacks.
         self.save()?;
-        self.cut()
+        self.truncate()
     }
 
-    /// Cuts off what the state does not count.
-    fn cut(&mut self) -> anyhow::Result<()> {
+    /// Removes rows from the outcomes file that the state does not count.
+    fn truncate(&mut self) -> anyhow::Result<()> {
         let cut = self.outcomes.set_len(self.state.outcomes_bytes).and_then(|()| self.outcomes.seek(SeekFrom::End(0)));
         cut.map(drop).with_context(|| format!("cannot write {}", self.outcomes_path.display()))
     }
 
-    /// Writes the outcomes of the next chunk. They count once the state is saved: what is cut off in between is written again.
+    /// Writes the outcomes of the next chunk. They count once the state is saved; until then a crash discards them.
     pub(crate) fn write(&mut self, chunk: &Chunk) -> anyhow::Result<()> {
         let bytes = text(self.format, &chunk.records).context("cannot write outcomes")?;
-        if chunk.records.iter().any(|record| matches!(record.fate, Fate::Pending(_))) && self.state.pending.is_none() {
+        if chunk.records.iter().any(|record| matches!(record.status, RowStatus::Pending(_)))
+            && self.state.pending.is_none()
+        {
             self.state.pending = Some(Pending {
                 written: self.state.written.clone(),
                 outcomes_bytes: self.state.outcomes_bytes,
                 sent_at: chunk.sent_at,
-                heard: chunk.heard.clone(),
+                last_event_id: chunk.last_event_id.clone(),
             });
         }
         self.append(&bytes)?;
-        chunk.records.iter().for_each(|record| self.state.written.add(&record.fate));
+        chunk.records.iter().for_each(|record| self.state.written.add(&record.status));
         Ok(())
     }
 
-    /// Saves the state, as a whole or not at all.
+    /// Saves the state atomically.
     pub(crate) fn save(&self) -> anyhow::Result<()> {
         let save = || {
             let dir = self.state_path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -228,21 +229,21 @@ impl Files {
     }
 }
 
-fn text(format: Format, records: &[Record]) -> anyhow::Result<Vec<u8>> {
+fn text(format: Format, records: &[RowRecord]) -> anyhow::Result<Vec<u8>> {
     let written = records.iter().map(|record| {
-        let (update_id, status, code, error) = match &record.fate {
-            Fate::Invalid(error) => (None, "invalid", None, Some(error.as_str())),
-            Fate::Refused { code, error } => (None, "refused", Some(code.as_str()), Some(error.as_str())),
-            Fate::Waiting(id) | Fate::Pending(id) => (Some(id), "pending", None, None),
-            Fate::Succeeded(id) => (Some(id), "succeeded", None, None),
-            Fate::Failed { update_id, code, error } => {
+        let (update_id, status, code, error) = match &record.status {
+            RowStatus::Invalid(error) => (None, "invalid", None, Some(error.as_str())),
+            RowStatus::Rejected { code, error } => (None, "rejected", Some(code.as_str()), Some(error.as_str())),
+            RowStatus::Awaited(id) | RowStatus::Pending(id) => (Some(id), "pending", None, None),
+            RowStatus::Succeeded(id) => (Some(id), "succeeded", None, None),
+            RowStatus::Failed { update_id, code, error } => {
                 (Some(update_id), "failed", code.as_deref(), Some(error.as_str()))
             }
-            Fate::Unknown => {
-                (None, "unknown", None, Some("it may have been sent more than a day ago, and is not sent again"))
+            RowStatus::Unknown => {
+                (None, "unknown", None, Some("may have been sent more than a day ago; not sent again"))
             }
         };
-        Written {
+        OutcomeRow {
             row: record.number,
             lead_id: record.lead_id.as_deref(),
             reference_id: record.reference_id.as_deref(),
@@ -277,36 +278,36 @@ mod tests {
 
     use super::*;
 
-    fn records() -> Vec<Record> {
+    fn records() -> Vec<RowRecord> {
         let id = ObjectId::from_bytes([1; 12]);
-        let fates = [
-            Fate::Succeeded(id),
-            Fate::Failed { update_id: id, code: Some("c".into()), error: "a \"call\", in progress".into() },
-            Fate::Pending(id),
-            Fate::Refused { code: "invalid_field".into(), error: "no".into() },
-            Fate::Invalid("name: is not UTF-8".into()),
-            Fate::Unknown,
+        let statuses = [
+            RowStatus::Succeeded(id),
+            RowStatus::Failed { update_id: id, code: Some("c".into()), error: "a \"call\", in progress".into() },
+            RowStatus::Pending(id),
+            RowStatus::Rejected { code: "invalid_field".into(), error: "no".into() },
+            RowStatus::Invalid("name: is not UTF-8".into()),
+            RowStatus::Unknown,
         ];
-        let records = fates.into_iter().zip(1..);
+        let records = statuses.into_iter().zip(1..);
         let lead_id = |number| (number == 1).then(|| "0101".to_owned());
-        let records = records.map(|(fate, number)| Record {
+        let records = records.map(|(status, number)| RowRecord {
             number,
             lead_id: lead_id(number),
             reference_id: (number == 2).then(|| "R, 2".to_owned()),
-            fate,
+            status,
         });
         records.collect()
     }
 
     #[test]
-    fn outcomes_as_they_are_written() {
+    fn outcomes_are_written_as_csv_and_ndjson() {
         insta::assert_snapshot!(String::from_utf8(text(Format::Csv, &records()).unwrap()).unwrap(), @r#"
         1,0101,,010101010101010101010101,succeeded,,
         2,,"R, 2",010101010101010101010101,failed,c,"a ""call"", in progress"
         3,,,010101010101010101010101,pending,,
-        4,,,,refused,invalid_field,no
+        4,,,,rejected,invalid_field,no
         5,,,,invalid,,name: is not UTF-8
-        6,,,,unknown,,"it may have been sent more than a day ago, and is not sent again"
+        6,,,,unknown,,"may have been sent more than a day ago; not sent again"
         "#);
         let lines = String::from_utf8(text(Format::Ndjson, &records()[..2]).unwrap()).unwrap();
         insta::assert_snapshot!(lines, @r#"
@@ -316,41 +317,41 @@ mod tests {
     }
 
     #[test]
-    fn an_import_goes_on_where_its_state_says() {
+    fn an_import_continues_from_its_saved_state() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("leads.csv");
-        let open = |digest: &str, url: &str, resume| Files::open(&path, Format::Csv, digest.into(), url, resume);
+        let open = |digest: &str, url: &str, resume| ImportFiles::open(&path, Format::Csv, digest.into(), url, resume);
         let mut files = open("d", "u", true).unwrap();
-        let chunk = |records| Chunk { records, sent_at: Timestamp::from_millis(5), heard: Some("s-1".into()) };
+        let chunk = |records| Chunk { records, sent_at: Timestamp::from_millis(5), last_event_id: Some("s-1".into()) };
         let (chunk, settled) = (chunk(records()), chunk(records().drain(..2).collect()));
         files.write(&settled).unwrap();
         let before = files.state.clone();
-        assert!(open("d", "u", true).err().unwrap().to_string().contains("under way"));
+        assert!(open("d", "u", true).err().unwrap().to_string().contains("running"));
         files.write(&chunk).unwrap();
         files.state.sent = 9;
         files.save().unwrap();
         let (saved, bytes) = (files.state.clone(), std::fs::read(files.outcomes_path()).unwrap());
         assert_eq!((saved.written.rows(), saved.outcomes_bytes), (8, bytes.len() as u64));
-        // Cut off before the state was saved.
+        // Interrupted before the state was saved.
         files.write(&chunk).unwrap();
         drop(files);
         assert!(open("d", "u", false).err().unwrap().to_string().contains("--resume"));
-        assert!(open("other", "u", true).err().unwrap().to_string().contains("is not what it was"));
-        assert!(open("d", "other", true).err().unwrap().to_string().contains("began at u"));
+        assert!(open("other", "u", true).err().unwrap().to_string().contains("has changed"));
+        assert!(open("d", "other", true).err().unwrap().to_string().contains("gateway u"));
         let mut files = open("d", "u", true).unwrap();
         assert_eq!((&files.state, std::fs::read(files.outcomes_path()).unwrap()), (&saved, bytes));
-        // Back to where rows are pending, unless that is too long ago.
-        files.go_back(Timestamp::from_millis(5)).unwrap();
+        // Rewinds to the pending rows, unless they are too old.
+        files.rewind_to_pending(Timestamp::from_millis(5)).unwrap();
         assert_eq!(files.state, saved);
-        files.go_back(Timestamp::from_millis(4)).unwrap();
-        let back = State { sent: 9, sent_at: Some(chunk.sent_at), heard: chunk.heard, ..before };
+        files.rewind_to_pending(Timestamp::from_millis(4)).unwrap();
+        let back = ImportState { sent: 9, sent_at: Some(chunk.sent_at), last_event_id: chunk.last_event_id, ..before };
         assert_eq!(files.state, back);
         drop(files);
         let files = open("d", "u", true).unwrap();
         assert_eq!(files.state, back);
         assert_eq!(std::fs::metadata(files.outcomes_path()).unwrap().len(), back.outcomes_bytes);
         drop(files);
-        std::fs::remove_file(beside(&path, ".import.json")).unwrap();
-        assert!(open("d", "u", true).err().unwrap().to_string().contains("not known"));
+        std::fs::remove_file(with_suffix(&path, ".import.json")).unwrap();
+        assert!(open("d", "u", true).err().unwrap().to_string().contains("unknown"));
     }
 }

@@ -1,23 +1,22 @@
-//! Sending a chunk, again and again under the same key until its answer is whole.
+//! Sends a chunk, and repeats it under the same idempotency key until the response is complete.
 
 use std::time::Duration;
 
 use anyhow::Context;
 use bytes::Bytes;
-use contract::{ObjectId, rpc::RpcError};
+use contract::rpc::RpcError;
+use http_api::BulkUpdateResult;
 use reqwest::StatusCode;
-use serde::Deserialize;
 use tokio::time::{Instant, sleep};
 
-use crate::gateway_client::{Answer, Gateway};
+use crate::clients::gateway::{GatewayClient, GatewayResponse};
 
-/// How long it is tried again while the gateway is away, or refuses for now. Longer rides out a longer stop; what is given up
-/// can be resumed.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// How long to wait before the next try, where the gateway does not say.
-const AGAIN: Duration = Duration::from_secs(1);
-/// What a line is told that may be accepted a little later.
-const PASSING: [&str; 9] = [
+/// How long a chunk is retried. A longer time survives a longer outage; afterwards the import can be resumed.
+const RETRY_TIMEOUT: Duration = Duration::from_secs(60);
+/// Pause before a retry, unless the gateway sends `Retry-After`.
+const RETRY_DELAY: Duration = Duration::from_secs(1);
+/// Error codes of lines that may be accepted later.
+const TRANSIENT_CODES: [&str; 9] = [
     "log_full",
     "broker_unavailable",
     "log_refused",
@@ -29,75 +28,64 @@ const PASSING: [&str; 9] = [
     "unavailable",
 ];
 
-/// What the gateway says to a line.
-#[derive(Debug, Deserialize, PartialEq, Eq)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct Line {
-    line: usize,
-    pub(crate) update_id: Option<ObjectId>,
-    pub(crate) error: Option<String>,
-    pub(crate) code: Option<String>,
-}
-
-/// What an answer comes to.
 #[derive(Debug)]
-enum Verdict {
-    Whole(Vec<Line>),
-    Again { after: Duration, error: anyhow::Error },
-    Never(anyhow::Error),
+enum SendResult {
+    Complete(Vec<BulkUpdateResult>),
+    Retry { after: Duration, error: anyhow::Error },
+    Failed(anyhow::Error),
 }
 
-/// Sends so many lines; what each was told. `again` hears why they are sent again.
+/// Sends a body of `lines` lines and returns the result of each. `on_retry` is called before each retry.
 pub(crate) async fn send(
-    gateway: &Gateway,
+    gateway: &GatewayClient,
     key: &str,
     body: Bytes,
     lines: usize,
-    mut again: impl FnMut(&anyhow::Error),
-) -> anyhow::Result<Vec<Line>> {
-    let begun = Instant::now();
+    mut on_retry: impl FnMut(&anyhow::Error),
+) -> anyhow::Result<Vec<BulkUpdateResult>> {
+    let started = Instant::now();
     loop {
-        let verdict = match gateway.bulk(key, body.clone()).await {
-            Ok(answer) => judge(&answer, lines),
-            Err(error) => Verdict::Again { after: AGAIN, error },
+        let result = match gateway.bulk(key, body.clone()).await {
+            Ok(answer) => classify(&answer, lines),
+            Err(error) => SendResult::Retry { after: RETRY_DELAY, error },
         };
-        match verdict {
-            Verdict::Whole(lines) => return Ok(lines),
-            Verdict::Never(error) => return Err(error),
-            Verdict::Again { after, error } if begun.elapsed() + after > PATIENCE => {
-                return Err(error).context("given up; the same with --resume goes on");
+        match result {
+            SendResult::Complete(lines) => return Ok(lines),
+            SendResult::Failed(error) => return Err(error),
+            SendResult::Retry { after, error } if started.elapsed() + after > RETRY_TIMEOUT => {
+                return Err(error).context("gave up; run the same command with --resume to continue");
             }
-            Verdict::Again { after, error } => {
-                again(&error);
+            SendResult::Retry { after, error } => {
+                on_retry(&error);
                 sleep(after).await;
             }
         }
     }
 }
 
-/// Whether an answer to so many lines is the last word.
-fn judge(answer: &Answer, lines: usize) -> Verdict {
-    let again = |error| Verdict::Again { after: answer.retry_after.unwrap_or(AGAIN), error };
+fn classify(answer: &GatewayResponse, lines: usize) -> SendResult {
+    let retry = |error| SendResult::Retry { after: answer.retry_after.unwrap_or(RETRY_DELAY), error };
     match answer.status {
         StatusCode::OK => {}
-        StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT => return again(answer.refusal()),
-        status if status.is_server_error() => return again(answer.refusal()),
-        _ => return Verdict::Never(answer.refusal()),
+        StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT => return retry(answer.error()),
+        status if status.is_server_error() => return retry(answer.error()),
+        _ => return SendResult::Failed(answer.error()),
     }
-    let told = answer.body.lines().map(serde_json::from_str).collect::<Result<Vec<Line>, _>>();
-    match told {
-        Ok(told) if told.len() == lines && told.iter().zip(1..).all(|(line, n)| line.line == n) => {
-            let passing = told.iter().find_map(|line| line.code.as_deref().filter(|code| PASSING.contains(code)));
-            match passing {
-                Some(code) => again(RpcError::new(503, code, "the gateway cannot accept it now").into()),
-                None => Verdict::Whole(told),
+    let results = answer.body.lines().map(serde_json::from_str).collect::<Result<Vec<BulkUpdateResult>, _>>();
+    match results {
+        Ok(results) if results.len() == lines && results.iter().zip(1..).all(|(line, n)| line.line == n) => {
+            let transient =
+                results.iter().find_map(|line| line.code.as_deref().filter(|code| TRANSIENT_CODES.contains(code)));
+            match transient {
+                Some(code) => retry(RpcError::new(503, code, "the gateway cannot accept updates now").into()),
+                None => SendResult::Complete(results),
             }
         }
-        // It broke off, or ends with a line about the body.
-        told => {
-            let last = told.ok().and_then(|mut told| told.pop()?.error);
-            let error = last.unwrap_or_else(|| "its answer broke off".to_owned());
-            again(RpcError::new(503, "unavailable", error).into())
+        // The response is incomplete, or its last line is an error about the whole body.
+        results => {
+            let last = results.ok().and_then(|mut results| results.pop()?.error);
+            let error = last.unwrap_or_else(|| "the response is incomplete".to_owned());
+            retry(RpcError::new(503, "unavailable", error).into())
         }
     }
 }
@@ -106,30 +94,30 @@ fn judge(answer: &Answer, lines: usize) -> Verdict {
 mod tests {
     use super::*;
 
-    fn answer(status: u16, body: &str) -> Answer {
+    fn answer(status: u16, body: &str) -> GatewayResponse {
         let retry_after = (status == 429).then_some(Duration::from_secs(7));
-        Answer { status: StatusCode::from_u16(status).unwrap(), retry_after, body: body.to_owned() }
+        GatewayResponse { status: StatusCode::from_u16(status).unwrap(), retry_after, body: body.to_owned() }
     }
 
     #[test]
-    fn what_answers_come_to() {
+    fn incomplete_and_transient_responses_are_retried() {
         let good = r#"{"line":1,"success":true,"updateId":"010101010101010101010101","warnings":["w"]}"#;
         let bad = r#"{"line":2,"success":false,"error":"no","code":"invalid_field"}"#;
         let full = r#"{"line":2,"success":false,"error":"full","code":"log_full"}"#;
         let timed_out = r#"{"line":3,"success":false,"error":"late","code":"body_timeout"}"#;
-        let told = |status, lines: &[&str]| match judge(&answer(status, &lines.join("\n")), 2) {
-            Verdict::Whole(_) => "whole".to_owned(),
-            Verdict::Again { after, .. } => format!("after {after:?}"),
-            Verdict::Never(_) => "never".to_owned(),
+        let result = |status, lines: &[&str]| match classify(&answer(status, &lines.join("\n")), 2) {
+            SendResult::Complete(_) => "whole".to_owned(),
+            SendResult::Retry { after, .. } => format!("after {after:?}"),
+            SendResult::Failed(_) => "never".to_owned(),
         };
-        assert_eq!(told(200, &[good, bad]), "whole");
+        assert_eq!(result(200, &[good, bad]), "whole");
         for lines in [&[good][..], &[], &[good, full], &[good, bad, timed_out], &[good, "{\"line"], &[good, good]] {
-            assert_eq!(told(200, lines), "after 1s", "{lines:?}");
+            assert_eq!(result(200, lines), "after 1s", "{lines:?}");
         }
-        assert_eq!(told(429, &[]), "after 7s");
-        assert_eq!(told(503, &[]), "after 1s");
+        assert_eq!(result(429, &[]), "after 7s");
+        assert_eq!(result(503, &[]), "after 1s");
         for status in [400, 401, 403, 404, 415, 422] {
-            assert_eq!(told(status, &[]), "never", "{status}");
+            assert_eq!(result(status, &[]), "never", "{status}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The rows that were sent and whose outcomes are not written yet: a bounded number of chunks.
+//! The chunks that were sent and whose outcomes are not written yet.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -6,19 +6,18 @@ use contract::{ObjectId, Timestamp};
 
 use crate::import::follow::Outcome;
 
-/// What is known of a row.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Fate {
-    /// It is wrong, and was not sent.
+pub(crate) enum RowStatus {
+    /// The row itself is wrong; it was not sent.
     Invalid(String),
     /// The gateway did not accept it.
-    Refused {
+    Rejected {
         code: String,
         error: String,
     },
-    /// Accepted; its outcome is awaited.
-    Waiting(ObjectId),
-    /// Accepted; its outcome was not waited for any longer.
+    /// Accepted; the import waits for the outcome.
+    Awaited(ObjectId),
+    /// Accepted; the outcome did not arrive in time.
     Pending(ObjectId),
     Succeeded(ObjectId),
     Failed {
@@ -26,104 +25,100 @@ pub(crate) enum Fate {
         code: Option<String>,
         error: String,
     },
-    /// It was sent by an import that was cut off, too long ago to be sent again: it may have been accepted or not.
+    /// An interrupted import sent it too long ago to repeat it: it may have been accepted or not.
     Unknown,
 }
 
-/// A row, and what became of it.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Record {
+pub(crate) struct RowRecord {
     pub(crate) number: u64,
     pub(crate) lead_id: Option<String>,
     pub(crate) reference_id: Option<String>,
-    pub(crate) fate: Fate,
+    pub(crate) status: RowStatus,
 }
 
-/// Rows that were sent in one request.
+/// The rows of one request.
 #[derive(Debug)]
 pub(crate) struct Chunk {
-    pub(crate) records: Vec<Record>,
-    /// When it was first sent.
+    pub(crate) records: Vec<RowRecord>,
+    /// The time of the first attempt.
     pub(crate) sent_at: Timestamp,
-    /// An event that was announced before it was sent.
-    pub(crate) heard: Option<String>,
+    /// An event before the first attempt: following from it misses no outcome of the chunk.
+    pub(crate) last_event_id: Option<String>,
 }
 
 impl Chunk {
-    fn waiting(&self) -> usize {
-        self.records.iter().filter(|record| matches!(record.fate, Fate::Waiting(_))).count()
+    fn awaited(&self) -> usize {
+        self.records.iter().filter(|record| matches!(record.status, RowStatus::Awaited(_))).count()
     }
 }
 
 /// The chunks whose outcomes are not written yet, in the order of the file.
 #[derive(Debug, Default)]
 pub(crate) struct Window {
-    /// With how many of its rows wait.
+    /// Each with its number of awaited rows.
     chunks: VecDeque<(Chunk, usize)>,
-    /// How many chunks were taken out.
-    taken: usize,
-    /// Where the updates are that are waited for: chunk, counted from the first ever, and row.
-    places: HashMap<ObjectId, (usize, usize)>,
+    /// Chunks removed so far.
+    removed: usize,
+    /// Chunk number (counted from the first chunk of the import) and row index of each awaited update.
+    positions: HashMap<ObjectId, (usize, usize)>,
 }
 
 impl Window {
     pub(crate) fn push(&mut self, chunk: Chunk) {
-        let number = self.taken + self.chunks.len();
+        let number = self.removed + self.chunks.len();
         for (n, record) in chunk.records.iter().enumerate() {
-            if let Fate::Waiting(update_id) = record.fate {
-                self.places.insert(update_id, (number, n));
+            if let RowStatus::Awaited(update_id) = record.status {
+                self.positions.insert(update_id, (number, n));
             }
         }
-        let waiting = chunk.waiting();
-        self.chunks.push_back((chunk, waiting));
+        let awaited = chunk.awaited();
+        self.chunks.push_back((chunk, awaited));
     }
 
-    /// Hears of an outcome; whether it was waited for.
-    pub(crate) fn hear(&mut self, outcome: Outcome) -> bool {
-        let Some((chunk, row)) = self.places.remove(&outcome.update_id) else { return false };
-        let Some((chunk, waiting)) = self.chunks.get_mut(chunk - self.taken) else { return false };
+    /// Records an outcome; returns whether it was awaited.
+    pub(crate) fn record(&mut self, outcome: Outcome) -> bool {
+        let Some((chunk, row)) = self.positions.remove(&outcome.update_id) else { return false };
+        let Some((chunk, awaited)) = self.chunks.get_mut(chunk - self.removed) else { return false };
         let record = &mut chunk.records[row];
         record.lead_id = record.lead_id.take().or(outcome.lead_id.map(|id| id.to_string()));
-        record.fate = match outcome.error {
-            None => Fate::Succeeded(outcome.update_id),
-            Some(error) => Fate::Failed { update_id: outcome.update_id, code: outcome.code, error },
+        record.status = match outcome.error {
+            None => RowStatus::Succeeded(outcome.update_id),
+            Some(error) => RowStatus::Failed { update_id: outcome.update_id, code: outcome.code, error },
         };
-        *waiting -= 1;
+        *awaited -= 1;
         true
     }
 
-    /// Stops waiting for the outcomes of the oldest chunk.
-    pub(crate) fn give_up_oldest(&mut self) {
-        let Some((chunk, waiting)) = self.chunks.front_mut() else { return };
-        *waiting = 0;
+    /// Marks the oldest chunk's awaited rows as pending.
+    pub(crate) fn stop_waiting_for_oldest(&mut self) {
+        let Some((chunk, awaited)) = self.chunks.front_mut() else { return };
+        *awaited = 0;
         for record in &mut chunk.records {
-            if let Fate::Waiting(update_id) = record.fate {
-                self.places.remove(&update_id);
-                record.fate = Fate::Pending(update_id);
+            if let RowStatus::Awaited(update_id) = record.status {
+                self.positions.remove(&update_id);
+                record.status = RowStatus::Pending(update_id);
             }
         }
     }
 
-    /// Takes the oldest chunk out if none of its rows wait.
-    pub(crate) fn take_settled(&mut self) -> Option<Chunk> {
-        let (chunk, _) = self.chunks.pop_front_if(|(_, waiting)| *waiting == 0)?;
-        self.taken += 1;
+    /// Removes and returns the oldest chunk if none of its rows is awaited.
+    pub(crate) fn pop_complete(&mut self) -> Option<Chunk> {
+        let (chunk, _) = self.chunks.pop_front_if(|(_, awaited)| *awaited == 0)?;
+        self.removed += 1;
         Some(chunk)
     }
 
-    /// The oldest chunk.
     pub(crate) fn oldest(&self) -> Option<&Chunk> {
         self.chunks.front().map(|(chunk, _)| chunk)
     }
 
-    /// How many rows are in it.
     pub(crate) fn rows(&self) -> usize {
         self.chunks.iter().map(|(chunk, _)| chunk.records.len()).sum()
     }
 
-    /// The updates whose outcomes are awaited.
-    pub(crate) fn waiting(&self) -> impl ExactSizeIterator<Item = ObjectId> + '_ {
-        self.places.keys().copied()
+    pub(crate) fn awaited(&self) -> impl ExactSizeIterator<Item = ObjectId> + '_ {
+        self.positions.keys().copied()
     }
 }
 
@@ -135,10 +130,10 @@ mod tests {
         ObjectId::from_bytes([n; 12])
     }
 
-    fn chunk(fates: impl IntoIterator<Item = Fate>) -> Chunk {
-        let records = fates.into_iter().zip(1..);
-        let records = records.map(|(fate, number)| Record { number, lead_id: None, reference_id: None, fate });
-        Chunk { records: records.collect(), sent_at: Timestamp::from_millis(0), heard: None }
+    fn chunk(statuses: impl IntoIterator<Item = RowStatus>) -> Chunk {
+        let records = statuses.into_iter().zip(1..);
+        let records = records.map(|(status, number)| RowRecord { number, lead_id: None, reference_id: None, status });
+        Chunk { records: records.collect(), sent_at: Timestamp::from_millis(0), last_event_id: None }
     }
 
     fn outcome(n: u8, error: Option<&str>) -> Outcome {
@@ -151,32 +146,34 @@ mod tests {
     }
 
     #[test]
-    fn chunks_are_settled_in_order_whatever_order_outcomes_come_in() {
+    fn chunks_are_completed_in_file_order_with_outcomes_in_any_order() {
         let mut window = Window::default();
-        window.push(chunk([Fate::Waiting(id(1)), Fate::Invalid("odd".into())]));
-        window.push(chunk([Fate::Waiting(id(2))]));
+        window.push(chunk([RowStatus::Awaited(id(1)), RowStatus::Invalid("odd".into())]));
+        window.push(chunk([RowStatus::Awaited(id(2))]));
         assert!(
-            window.hear(outcome(2, Some("no"))) && !window.hear(outcome(2, None)) && !window.hear(outcome(7, None))
+            window.record(outcome(2, Some("no")))
+                && !window.record(outcome(2, None))
+                && !window.record(outcome(7, None))
         );
-        assert!(window.take_settled().is_none(), "the first one waits");
-        assert_eq!((window.rows(), window.waiting().collect::<Vec<_>>()), (3, vec![id(1)]));
-        assert!(window.hear(outcome(1, None)));
-        let first = window.take_settled().unwrap();
-        assert_eq!(first.records[0].fate, Fate::Succeeded(id(1)));
+        assert!(window.pop_complete().is_none(), "the first chunk is incomplete");
+        assert_eq!((window.rows(), window.awaited().collect::<Vec<_>>()), (3, vec![id(1)]));
+        assert!(window.record(outcome(1, None)));
+        let first = window.pop_complete().unwrap();
+        assert_eq!(first.records[0].status, RowStatus::Succeeded(id(1)));
         assert_eq!(first.records[0].lead_id, Some(id(9).to_string()));
-        window.push(chunk([Fate::Waiting(id(3)), Fate::Waiting(id(4))]));
-        let second = window.take_settled().unwrap();
+        window.push(chunk([RowStatus::Awaited(id(3)), RowStatus::Awaited(id(4))]));
+        let second = window.pop_complete().unwrap();
         assert_eq!(
-            second.records[0].fate,
-            Fate::Failed { update_id: id(2), code: Some("c".into()), error: "no".into() }
+            second.records[0].status,
+            RowStatus::Failed { update_id: id(2), code: Some("c".into()), error: "no".into() }
         );
-        // Numbers of chunks go on where others were taken out.
-        assert!(window.hear(outcome(4, None)) && window.take_settled().is_none());
-        window.give_up_oldest();
-        assert!(!window.hear(outcome(3, None)), "it is not waited for any more");
-        let third = window.take_settled().unwrap();
-        assert_eq!(third.records[0].fate, Fate::Pending(id(3)));
-        assert_eq!(third.records[1].fate, Fate::Succeeded(id(4)));
-        assert!(window.oldest().is_none() && window.waiting().len() == 0);
+        // Chunk numbers keep counting after chunks were removed.
+        assert!(window.record(outcome(4, None)) && window.pop_complete().is_none());
+        window.stop_waiting_for_oldest();
+        assert!(!window.record(outcome(3, None)), "its chunk is no longer awaited");
+        let third = window.pop_complete().unwrap();
+        assert_eq!(third.records[0].status, RowStatus::Pending(id(3)));
+        assert_eq!(third.records[1].status, RowStatus::Succeeded(id(4)));
+        assert!(window.oldest().is_none() && window.awaited().len() == 0);
     }
 }

@@ -1,0 +1,344 @@
+//! `leadctl up`: the whole system on this machine, in the foreground.
+//!
+//! Postgres and NATS are child processes, the three services are tasks of this process. If any of them ends on its own,
+//! everything stops. A signal drains the services first, then stops the servers.
+
+mod client;
+mod data_dir;
+mod demo;
+mod output;
+mod receiver;
+mod servers;
+mod services;
+
+use std::{net::SocketAddr, path::PathBuf, sync::Mutex, time::Duration};
+
+use anyhow::{Context, anyhow};
+use clap::Args;
+use secrets::new_sealing_key;
+use service_kit::{
+    config::{LogConfig, LogFormat, NatsConfig, SecretsConfig},
+    http,
+    lifecycle::{self, DRAIN_DEADLINE, Tasks},
+    telemetry,
+};
+use sqlx::migrate::MigrateError;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+pub use self::demo::RenderTimeline;
+use crate::{
+    Install,
+    up::{
+        data_dir::{DataDir, Ports},
+        demo::Demo,
+        output::{field, say},
+        receiver::Receiver,
+        servers::Servers,
+    },
+};
+
+/// How long the services may take until all of them answer. A first start migrates and creates streams within a second
+/// or two; recovery of a large log takes longer.
+const READY_TIMEOUT: Duration = Duration::from_secs(60);
+/// Added to the services' own drain deadline, so that their error is the one that is printed.
+const DRAIN_LEEWAY: Duration = Duration::from_secs(3);
+/// The services' log.
+const LOG: &str = "leadrelay.log";
+/// Environment variables for clients.
+const STACK_ENV: &str = "stack.env";
+const PORTS: &str = "ports.json";
+/// The key that seals callbacks' secrets, unless the operator passes one.
+const SECRETS_KEY: &str = "secrets.key";
+
+/// Run the whole system on this machine: Postgres, NATS and the three services, until Ctrl-C. A second start continues
+/// with the data of the first. Once everything is ready, DATA_DIR/stack.env holds the settings that clients need.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  leadctl up --demo\n  leadctl up --data-dir /var/lib/leadrelay --listen 127.0.0.1:8080\n  \
+                  set -a; . .leadrelay/stack.env; leadctl update get UPDATE_ID"
+)]
+pub struct Up {
+    /// The directory of all data; only one `up` can use it at a time.
+    #[arg(long, env = "LEADRELAY_DATA_DIR", default_value = ".leadrelay")]
+    data_dir: PathBuf,
+    /// Address of the HTTP API. Default: the port of the previous start on 127.0.0.1, or a free one.
+    #[arg(long, env = "GATEWAY_LISTEN")]
+    listen: Option<SocketAddr>,
+    /// Create a demo project with leads and a webhook receiver, send two updates and show what happens.
+    #[arg(long)]
+    demo: bool,
+    /// If Postgres or NATS is missing, print how to install it instead of installing it.
+    #[arg(long)]
+    no_install: bool,
+    /// Use this NATS instead of a private one.
+    #[arg(long, env = "NATS_URL", hide_env_values = true)]
+    nats_url: Option<String>,
+    /// Credentials file for the NATS of --nats-url.
+    #[arg(long, env = "NATS_CREDS", requires = "nats_url")]
+    nats_creds: Option<PathBuf>,
+    /// CA certificates (PEM) for the NATS of --nats-url.
+    #[arg(long, env = "NATS_CA", requires = "nats_url")]
+    nats_ca: Option<PathBuf>,
+    /// Client certificate (PEM) for the NATS of --nats-url.
+    #[arg(long, env = "NATS_CERT", requires_all = ["nats_url", "nats_key"])]
+    nats_cert: Option<PathBuf>,
+    /// Private key (PEM) of the client certificate.
+    #[arg(long, env = "NATS_KEY", requires = "nats_cert")]
+    nats_key: Option<PathBuf>,
+    /// Use this Postgres instead of a private one.
+    #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
+    database_url: Option<String>,
+    // By default a key is created and kept in DATA_DIR/secrets.key.
+    #[command(flatten)]
+    secrets: SecretsConfig,
+    /// Log to standard error instead of DATA_DIR/leadrelay.log (rotated to leadrelay.log.1; at most 64 MiB in all).
+    #[arg(long, short)]
+    verbose: bool,
+    #[command(flatten)]
+    log: LogConfig,
+}
+
+struct Running {
+    gateway_url: String,
+    nats: NatsConfig,
+    database_url: String,
+    demo: Option<Demo>,
+}
+
+impl Up {
+    /// Runs the stack until a signal, or until a part of it fails.
+    ///
+    /// # Errors
+    /// The first failure: a server or service that does not start, or that ends on its own.
+    pub async fn run(self, render_timeline: RenderTimeline) -> anyhow::Result<()> {
+        let shutdown = lifecycle::shutdown_on_signal()?;
+        let data = DataDir::open(&self.data_dir)?;
+        // The previous start's settings do not hold until this start is ready.
+        data.remove(STACK_ENV)?;
+        self.start_log(&data)?;
+        say("Starting Leadrelay");
+        field("data", data.path().display());
+
+        let mut servers = Servers::default();
+        let mut tasks = Tasks::new(shutdown.clone());
+        let started = shutdown.run_until_cancelled(self.start(&data, &mut servers, &mut tasks, &shutdown)).await;
+        let ended = match started {
+            Some(Ok(running)) => supervise(&data, &mut servers, tasks, running, &shutdown, render_timeline).await,
+            Some(Err(e)) => Err(e),
+            None => Ok(()),
+        };
+        let stopped = servers.stop().await;
+        if ended.is_ok() && stopped.is_ok() {
+            say("Stopped.");
+        }
+        ended.and(stopped)
+    }
+
+    /// The operator's keys, or the data directory's, which the first start creates.
+    fn secrets(&self, data: &DataDir) -> anyhow::Result<SecretsConfig> {
+        if self.secrets.secrets_key.is_some() {
+            return Ok(self.secrets.clone());
+        }
+        let key = match data.read(SECRETS_KEY)? {
+            Some(key) => key,
+            None => {
+                let key = new_sealing_key(rand::random());
+                data.write(SECRETS_KEY, &format!("{key}\n"))?;
+                key
+            }
+        };
+        Ok(SecretsConfig { secrets_key: Some(key.into()), ..self.secrets.clone() })
+    }
+
+    fn start_log(&self, data: &DataDir) -> anyhow::Result<()> {
+        if self.verbose {
+            return telemetry::init(&self.log);
+        }
+        let filter = EnvFilter::try_new(&self.log.log_filter).with_context(|| {
+            format!("--log-filter {:?} is not a valid filter; use for example info", self.log.log_filter)
+        })?;
+        let file = Mutex::new(data.log(LOG)?);
+        let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(file).with_ansi(false);
+        let started = match self.log.log_format {
+            LogFormat::Json => builder.json().flatten_event(true).try_init(),
+            LogFormat::Auto | LogFormat::Human => builder.compact().try_init(),
+        };
+        started.map_err(|e| anyhow!("cannot start logging: {e}"))
+    }
+
+    /// Starts the servers, then the services as tasks.
+    async fn start(
+        &self,
+        data: &DataDir,
+        servers: &mut Servers,
+        tasks: &mut Tasks,
+        shutdown: &CancellationToken,
+    ) -> anyhow::Result<Running> {
+        if self.nats_url.is_none() || self.database_url.is_none() {
+            let install = if self.no_install { Install::Forbidden } else { Install::Allowed };
+            crate::ensure_installed(install, &|line| field("note", line)).await?;
+        }
+        let database_url = match &self.database_url {
+            Some(url) => url.clone(),
+            None => servers.start_postgres(data).await?,
+        };
+        let nats = match &self.nats_url {
+            Some(url) => NatsConfig {
+                nats_url: url.clone(),
+                nats_creds: self.nats_creds.clone(),
+                nats_ca: self.nats_ca.clone(),
+                nats_cert: self.nats_cert.clone(),
+                nats_key: self.nats_key.clone(),
+            },
+            None => servers.start_nats(data).await?,
+        };
+
+        let mut ports = data.read_json::<Ports>(PORTS)?.unwrap_or_default();
+        let gateway = match self.listen {
+            Some(address) => http::bind(address).await?,
+            None => listen(ports.gateway).await?,
+        };
+        let gateway_address = gateway.local_addr().context("cannot read the gateway's address")?;
+        ports.gateway = Some(gateway_address.port());
+        let demo = match self.demo {
+            false => None,
+            true => {
+                let listener = listen(ports.receiver).await?;
+                let address = listener.local_addr().context("cannot read the receiver's address")?;
+                ports.receiver = Some(address.port());
+                let demo = Demo::open(data, format!("http://{address}"))?;
+                serve_receiver(tasks, listener, demo.receiver.clone());
+                Some(demo)
+            }
+        };
+        data.write_json(PORTS, &ports)?;
+
+        services::spawn(tasks, gateway, &nats, &database_url, &self.secrets(data)?, shutdown)?;
+        // A gateway that listens on all addresses is reached here on 127.0.0.1.
+        let host = if gateway_address.ip().is_unspecified() { "127.0.0.1".into() } else { host(gateway_address) };
+        let gateway_url = format!("http://{host}:{}", gateway_address.port());
+        field("gateway", &gateway_url);
+        if let Some(demo) = &demo {
+            field("receiver", demo.receiver_url());
+        }
+        if !self.verbose {
+            field("log", data.join(LOG).display());
+        }
+        Ok(Running { gateway_url, nats, database_url, demo })
+    }
+}
+
+fn host(address: SocketAddr) -> String {
+    if address.is_ipv6() { format!("[{}]", address.ip()) } else { address.ip().to_string() }
+}
+
+/// Listens on the port of the previous start, or on a free one.
+async fn listen(last: Option<u16>) -> anyhow::Result<TcpListener> {
+    let local = |port| SocketAddr::from(([127, 0, 0, 1], port));
+    if let Some(port) = last
+        && let Ok(listener) = TcpListener::bind(local(port)).await
+    {
+        return Ok(listener);
+    }
+    http::bind(local(0)).await
+}
+
+/// The receiver runs until the process ends, so that it takes the deliveries of draining services.
+fn serve_receiver(tasks: &mut Tasks, listener: TcpListener, receiver: Receiver) {
+    let router = receiver.router();
+    tasks
+        .spawn_background("receiver", http::serve(listener, router, http::Limits::default(), CancellationToken::new()));
+}
+
+/// Prepares the stack for clients, then waits until a part of it ends.
+async fn supervise(
+    data: &DataDir,
+    servers: &mut Servers,
+    tasks: Tasks,
+    running: Running,
+    shutdown: &CancellationToken,
+    render_timeline: RenderTimeline,
+) -> anyhow::Result<()> {
+    let services = tasks.run(DRAIN_DEADLINE + DRAIN_LEEWAY);
+    tokio::pin!(services);
+    let prepare = async {
+        match shutdown.run_until_cancelled(prepare(data, running, render_timeline)).await {
+            Some(Err(e)) => e,
+            Some(Ok(())) | None => std::future::pending().await,
+        }
+    };
+    let failure = tokio::select! {
+        ended = &mut services => return ended.map_err(|e| explain_old_data(e, data)),
+        error = prepare => error,
+        error = servers.died() => error,
+    };
+    shutdown.cancel();
+    // Later failures are consequences of the first one.
+    let _ = services.await;
+    Err(failure)
+}
+
+/// Replaces the error about changed migrations, which says nothing about what to do.
+fn explain_old_data(error: anyhow::Error, data: &DataDir) -> anyhow::Error {
+    let is_old = |cause: &(dyn std::error::Error + 'static)| {
+        matches!(cause.downcast_ref::<MigrateError>(), Some(MigrateError::VersionMismatch(_)))
+    };
+    if !error.chain().any(is_old) {
+        return error;
+    }
+    anyhow!(
+        "the database is from an earlier, incompatible version of Leadrelay: to start with an empty one, remove {} (or with \
+         --database-url, drop the schemas lead_state and webhooks)",
+        data.path().display()
+    )
+}
+
+/// Waits until the services answer, runs the demo, and writes the settings for clients.
+async fn prepare(data: &DataDir, running: Running, render_timeline: RenderTimeline) -> anyhow::Result<()> {
+    let Running { gateway_url, nats: config, database_url, demo } = running;
+    tokio::time::timeout(READY_TIMEOUT, services::ready(&gateway_url, &config)).await.map_err(|_| {
+        anyhow!("the services were not ready within {READY_TIMEOUT:?}; see {}", data.join(LOG).display())
+    })??;
+    say("Everything is ready.");
+
+    let mut environment = vec![("LEADRELAY_GATEWAY_URL", gateway_url.clone())];
+    let mut ending = None;
+    if let Some(mut demo) = demo {
+        let client = services::connect(&config).await?;
+        let shown = demo.run(data, &client, &gateway_url, render_timeline).await.context("the demo failed")?;
+        environment.extend(shown.environment);
+        ending = Some(shown.ending);
+    }
+    environment.extend([("NATS_URL", config.nats_url), ("DATABASE_URL", database_url)]);
+    let lines = environment.into_iter().map(|(name, value)| format!("{name}={value}\n"));
+    data.write(STACK_ENV, &lines.collect::<String>())?;
+
+    say("");
+    if let Some(ending) = ending {
+        say(ending);
+        say("");
+    }
+    field("settings", data.join(STACK_ENV).display());
+    say("Ctrl-C stops everything.");
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_old_database_is_reported_with_the_directory_to_remove() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = DataDir::open(dir.path()).unwrap();
+        let old = anyhow::Error::from(MigrateError::VersionMismatch(1)).context("cannot migrate the schema lead_state");
+
+        let explained = explain_old_data(old, &data).to_string();
+        let other = explain_old_data(anyhow!("other"), &data).to_string();
+
+        assert!(explained.contains(&format!("remove {}", data.path().display())), "{explained}");
+        assert_eq!(other, "other");
+    }
+}

@@ -1,0 +1,17 @@
+//! What `up` prints on standard output.
+
+use std::{
+    fmt::Display,
+    io::{self, Write},
+};
+
+/// Prints a line at once. A closed pipe (`leadctl up | head`) does not stop the stack.
+pub(super) fn say(line: impl Display) {
+    let mut out = io::stdout().lock();
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+}
+
+/// Prints a name and its value, aligned with its neighbours.
+pub(super) fn field(name: &str, value: impl Display) {
+    say(format_args!("  {name:<12}{value}"));
+}

@@ -1,0 +1,127 @@
+//! The report of an audit, as JSON and as text.
+
+use serde::Serialize;
+
+use crate::output::{self, say};
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Report {
+    pub(crate) clean: bool,
+    pub(crate) checkpoint: Option<Checkpoint>,
+    pub(crate) updates: UpdateCounts,
+    pub(crate) callbacks: Vec<CallbackCounts>,
+    pub(crate) invariants: Vec<CheckedInvariant>,
+    pub(crate) unchecked: Vec<Unchecked>,
+}
+
+/// How far the log is applied and announced.
+#[derive(Debug, Clone, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Checkpoint {
+    #[serde(skip)]
+    pub(crate) stream_created_at: String,
+    pub(crate) generation: i32,
+    pub(crate) epoch: i32,
+    pub(crate) last_sequence: i64,
+    pub(crate) announced_epoch: i32,
+    pub(crate) announced_sequence: i64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct UpdateCounts {
+    pub(crate) accepted: i64,
+    pub(crate) succeeded: i64,
+    pub(crate) failed: i64,
+    /// In the log behind the checkpoint, or queued.
+    pub(crate) pending: i64,
+    /// Queued until a call ends.
+    pub(crate) queued: i64,
+    /// Log entries that repeat an update.
+    pub(crate) duplicates: i64,
+    pub(crate) dead_letters: i64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct CallbackCounts {
+    pub(crate) callback_id: String,
+    /// Null if the callback was removed.
+    pub(crate) name: Option<String>,
+    pub(crate) announced: i64,
+    pub(crate) delivered: i64,
+    pub(crate) exhausted: i64,
+    /// With another attempt to come, or announced and not dispatched yet.
+    pub(crate) pending: i64,
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct CheckedInvariant {
+    pub(crate) invariant: &'static str,
+    pub(crate) statement: &'static str,
+    pub(crate) count: i64,
+    pub(crate) violations: Vec<Violation>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct Violation {
+    /// The update, delivery (`updateId/callbackId`), lead or stream.
+    pub(crate) id: String,
+    pub(crate) fault: String,
+}
+
+/// Rows that could not be checked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct Unchecked {
+    pub(crate) invariant: &'static str,
+    pub(crate) count: i64,
+    pub(crate) reason: &'static str,
+}
+
+impl Report {
+    pub(crate) fn show(&self) {
+        let UpdateCounts { accepted, succeeded, failed, pending, queued, duplicates, dead_letters } = self.updates;
+        say(format_args!("{accepted:>10} accepted"));
+        for (count, what) in [(succeeded, "succeeded"), (failed, "failed"), (pending, "pending")] {
+            say(format_args!("{count:>10}   {what}"));
+        }
+        if queued > 0 {
+            say(format_args!("{queued:>10}     of these queued during calls"));
+        }
+        say(format_args!("{duplicates:>10} duplicates, applied once"));
+        say(format_args!("{dead_letters:>10} dead letters"));
+        if !self.callbacks.is_empty() {
+            let row = |callback: &CallbackCounts| {
+                let CallbackCounts { callback_id, name, announced, delivered, exhausted, pending } = callback;
+                let counts = [announced, delivered, exhausted, pending].map(|count| format!("{count:>9}"));
+                let [announced, delivered, exhausted, pending] = counts;
+                let name = name.clone().unwrap_or_else(|| "(removed)".to_owned());
+                [callback_id.clone(), announced, delivered, exhausted, pending, name]
+            };
+            let head = ["CALLBACK", "ANNOUNCED", "DELIVERED", "EXHAUSTED", "  PENDING", "NAME"];
+            let rows: Vec<_> = self.callbacks.iter().map(row).collect();
+            say(format_args!("\n{}", output::table(Some(head), &rows)));
+        }
+        say("");
+        for Unchecked { invariant, count, reason } in &self.unchecked {
+            say(format_args!("not checked  {invariant}: {count}: {reason}"));
+        }
+        let violated: Vec<_> = self.invariants.iter().filter(|checked| checked.count > 0).collect();
+        for CheckedInvariant { invariant, statement, count, violations } in &violated {
+            say(format_args!("VIOLATED  {invariant}: {count} violations of: {statement}"));
+            for Violation { id, fault } in violations {
+                say(format_args!("  {id}  {fault}"));
+            }
+            let more = count - violations.len() as i64;
+            if more > 0 {
+                say(format_args!("  and {more} more; --json lists all"));
+            }
+        }
+        let all = self.invariants.len();
+        match violated.len() {
+            0 => say(format_args!("CLEAN: all {all} invariants hold")),
+            some => say(format_args!("NOT CLEAN: {some} of {all} invariants are violated")),
+        }
+    }
+}

@@ -1,0 +1,381 @@
+//! A snapshot of both schemas, with the contents of the streams in temporary tables beside it.
+//!
+//! With everything in Postgres, an invariant is one statement over sets, and leadctl does not hold a million rows in
+//! memory. The temporary tables are created before the transaction, which is otherwise read-only.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use contract::{
+    ObjectId,
+    position::{EventPosition, LogPosition},
+};
+use sqlx::{Connection, PgConnection, Row};
+use time::OffsetDateTime;
+
+use super::{
+    invariants::{EXEMPTIONS, Invariant},
+    messages::{DeadLetterOrigin, Entry, EntryKind, Event, StreamBounds},
+    report::{CallbackCounts, Checkpoint, Unchecked, UpdateCounts, Violation},
+    scope::Scope,
+};
+
+/// How long a new configuration may take to reach every webhook-notifier. An update that was applied sooner after a change
+/// may have been delivered under the previous configuration.
+const CHANGE_GRACE: Duration = Duration::from_secs(5);
+
+const TABLES: &str = "
+    CREATE TEMP TABLE audit_facts (
+        from_time timestamptz, to_time timestamptz, project_id bytea,
+        epoch int NOT NULL, last_seq bigint NOT NULL, generation int NOT NULL, announced_epoch int NOT NULL,
+        announced_seq bigint NOT NULL,
+        applied_seq bigint NOT NULL, log_first bigint NOT NULL, log_last bigint NOT NULL, log_complete boolean NOT NULL,
+        dead_letters_complete boolean NOT NULL, acked bigint NOT NULL, events_first bigint NOT NULL,
+        overtaken boolean NOT NULL,
+        ledger_since timestamptz NOT NULL, deliveries_since bytea NOT NULL);
+    -- Ledger rows in the scope, and the other successful rows of their leads.
+    CREATE TEMP TABLE audit_rows (
+        project_id bytea, update_id bytea, epoch int, log_seq bigint, lead_id bytea, process_id bytea, success boolean,
+        from_state text, to_state text, version bigint, applied_at timestamptz, in_scope boolean,
+        -- Where it was decided: at its own entry, or for a queued update at the entry that ended the call.
+        at_epoch int, at_seq bigint);
+    CREATE TEMP TABLE audit_queued (
+        project_id bytea, update_id bytea, lead_id bytea, epoch int, log_seq bigint, in_scope boolean);
+    CREATE TEMP TABLE audit_entries (seq bigint, kind text, project_id bytea, update_id bytea);
+    CREATE TEMP TABLE audit_events (
+        seq bigint, project_id bytea, update_id bytea, published_at timestamptz, generation int);
+    CREATE TEMP TABLE audit_dead_letters (origin text, epoch int, seq bigint);
+    CREATE TEMP TABLE audit_callbacks (
+        callback_id bytea, project_id bytea, process_id bytea, name text, on_succeeded boolean, on_failed boolean,
+        known_since timestamptz);
+    -- Announced updates without a delivery to a callback that subscribes to them.
+    CREATE TEMP TABLE audit_missing_deliveries (update_id bytea, callback_id bytea, verdict text);
+";
+
+/// The month of a table's oldest partition. Older rows may have been dropped.
+const OLDEST_PARTITION: &str = r"
+    SELECT coalesce(min(to_date(substring(c.relname FROM '\d{4}_\d{2}$'), 'YYYY_MM')::timestamp AT TIME ZONE 'UTC'),
+                    to_timestamp(0))
+    FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+    WHERE i.inhparent = $1::regclass AND c.relname ~ '_\d{4}_\d{2}$'";
+
+macro_rules! insert_ledger_rows {
+    ($in_scope:literal, $from:literal) => {
+        concat!(
+            "
+    INSERT INTO audit_rows
+    SELECT u.project_id, u.update_id, u.log_epoch, u.log_sequence, u.lead_id, coalesce(u.process_id, ''), u.success,
+           u.from_state, u.to_state, u.version, u.applied_at, ",
+            $in_scope,
+            ", coalesce(u.decided_epoch, u.log_epoch), coalesce(u.decided_sequence, u.log_sequence)
+    FROM lead_state.lead_updates u",
+            $from
+        )
+    };
+}
+
+const ROWS_IN_SCOPE: &str = insert_ledger_rows!(
+    true,
+    ", audit_facts f
+    WHERE (f.from_time IS NULL OR u.logged_at >= f.from_time) AND (f.to_time IS NULL OR u.logged_at < f.to_time)
+      AND (f.project_id IS NULL OR u.project_id = f.project_id)"
+);
+
+const OTHER_ROWS_OF_LEADS: &str = insert_ledger_rows!(
+    false,
+    "
+    WHERE u.success AND u.lead_id IN (SELECT lead_id FROM audit_rows WHERE success)
+      AND NOT EXISTS (SELECT FROM audit_rows r WHERE r.project_id = u.project_id AND r.update_id = u.update_id)"
+);
+
+const QUEUED: &str = "
+    INSERT INTO audit_queued
+    SELECT h.project_id, h.update_id, h.lead_id, h.log_epoch, h.log_sequence,
+           (f.from_time IS NULL OR h.logged_at >= f.from_time) AND (f.to_time IS NULL OR h.logged_at < f.to_time)
+               AND (f.project_id IS NULL OR h.project_id = f.project_id)
+    FROM lead_state.queued_updates h, audit_facts f";
+
+const CALLBACKS: &str = r#"
+    INSERT INTO audit_callbacks
+    SELECT decode(c->>'callbackId', 'hex'), p.project_id, coalesce(p.process_id, ''), c->>'name',
+           enabled AND coalesce(events ? 'update.succeeded', true), enabled AND coalesce(events ? 'update.failed', true),
+           CASE WHEN p.projected_revision = p.revision THEN p.changed_at ELSE 'infinity' END
+    FROM lead_state.processes p, audit_facts f, json_array_elements(p.config->'callbacks') c,
+         LATERAL (SELECT coalesce((c->>'enabled')::boolean, true) AS enabled,
+                         nullif((c->'events')::jsonb, 'null') AS events) AS settings
+    WHERE f.project_id IS NULL OR p.project_id = f.project_id"#;
+
+const MISSING_DELIVERIES: &str = "
+    INSERT INTO audit_missing_deliveries
+    SELECT r.update_id, c.callback_id,
+           CASE WHEN v.seq > f.acked THEN 'pending'
+                WHEN v.seq IS NULL AND f.overtaken THEN 'overtaken'
+                WHEN r.applied_at < c.known_since + $1 THEN 'changed'
+                WHEN r.update_id < f.deliveries_since THEN 'dropped'
+                WHEN EXISTS (SELECT FROM audit_dead_letters l WHERE l.origin = 'events' AND l.seq = v.seq) THEN 'dead_letter'
+                ELSE 'undelivered' END
+    FROM audit_facts f
+    CROSS JOIN audit_rows r
+    JOIN audit_callbacks c ON c.project_id = r.project_id AND c.process_id = r.process_id
+        AND CASE WHEN r.success THEN c.on_succeeded ELSE c.on_failed END
+    -- An update that is announced again is delivered again: its last event counts.
+    LEFT JOIN (SELECT project_id, update_id, max(seq) AS seq FROM audit_events GROUP BY 1, 2) v
+        ON v.project_id = r.project_id AND v.update_id = r.update_id
+    WHERE r.in_scope AND ((r.at_epoch, r.at_seq) <= (f.announced_epoch, f.announced_seq) OR v.seq IS NOT NULL)
+      AND NOT EXISTS (SELECT FROM webhooks.deliveries d
+                      WHERE d.update_id = r.update_id AND d.callback_id = c.callback_id)";
+
+const COUNT_UPDATES: &str = "
+    SELECT
+        (SELECT count(*) FROM audit_rows WHERE in_scope AND success),
+        (SELECT count(*) FROM audit_rows WHERE in_scope AND NOT success),
+        (SELECT count(*) FROM (
+            SELECT DISTINCT e.project_id, e.update_id FROM audit_entries e, audit_facts f
+            WHERE e.kind = 'update' AND e.seq > f.applied_seq AND NOT EXISTS (
+                SELECT FROM lead_state.lead_updates u WHERE u.project_id = e.project_id AND u.update_id = e.update_id)
+              AND NOT EXISTS (SELECT FROM audit_queued h WHERE h.project_id = e.project_id AND h.update_id = e.update_id)
+        ) AS behind),
+        (SELECT count(*) FROM audit_queued WHERE in_scope),
+        (SELECT count(*) FROM audit_entries e, audit_facts f
+         WHERE e.kind = 'update' AND e.seq <= f.applied_seq
+           AND NOT EXISTS (SELECT FROM audit_rows r WHERE r.epoch = f.epoch AND r.log_seq = e.seq
+                             AND r.project_id = e.project_id AND r.update_id = e.update_id)
+           AND (EXISTS (SELECT FROM lead_state.lead_updates u
+                        WHERE u.project_id = e.project_id AND u.update_id = e.update_id)
+                OR EXISTS (SELECT FROM audit_queued h WHERE h.project_id = e.project_id AND h.update_id = e.update_id
+                             AND (h.epoch, h.log_seq) <> (f.epoch, e.seq)))),
+        (SELECT count(*) FROM audit_dead_letters)";
+
+const COUNT_DELIVERIES: &str = "
+    SELECT encode(callback_id, 'hex'), max(c.name), sum(delivered)::bigint, sum(exhausted)::bigint, sum(pending)::bigint,
+           sum(undelivered)::bigint
+    FROM (
+        SELECT d.callback_id, count(*) FILTER (WHERE d.status = 'delivered') AS delivered,
+               count(*) FILTER (WHERE d.status = 'exhausted') AS exhausted,
+               count(*) FILTER (WHERE d.status = 'pending') AS pending, 0 AS undelivered
+        FROM webhooks.deliveries d
+        JOIN audit_rows r ON r.update_id = d.update_id AND r.project_id = d.project_id AND r.in_scope
+        GROUP BY d.callback_id
+        UNION ALL
+        SELECT callback_id, 0, 0, count(*) FILTER (WHERE verdict = 'pending'), count(*) FILTER (WHERE verdict = 'undelivered')
+        FROM audit_missing_deliveries GROUP BY callback_id
+    ) AS parts
+    LEFT JOIN audit_callbacks c USING (callback_id)
+    GROUP BY callback_id ORDER BY max(c.name), callback_id";
+
+pub(crate) struct Snapshot {
+    connection: PgConnection,
+    scope: Scope,
+    /// None before lead-state has led for the first time.
+    pub(crate) checkpoint: Option<Checkpoint>,
+}
+
+impl Snapshot {
+    pub(crate) async fn take(mut connection: PgConnection, scope: Scope) -> anyhow::Result<Self> {
+        sqlx::raw_sql(
+            "SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0; SET jit = off; SET work_mem = '64MB';
+             SET client_min_messages = warning",
+        )
+        .execute(&mut connection)
+        .await
+        .context("cannot configure the session")?;
+        sqlx::raw_sql(TABLES).execute(&mut connection).await.context("cannot create temporary tables")?;
+        sqlx::raw_sql("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY").execute(&mut connection).await?;
+        let row = sqlx::query(
+            "SELECT stream_created_at, generation, epoch, last_sequence, announced_epoch, announced_sequence
+             FROM lead_state.checkpoints WHERE stream = $1",
+        )
+        .bind(contract::streams::LEAD_COMMANDS)
+        .fetch_optional(&mut connection)
+        .await
+        .context("cannot read the checkpoint; does the schema lead_state exist?")?;
+        let checkpoint = match row {
+            None => None,
+            Some(row) => Some(Checkpoint {
+                stream_created_at: row.try_get(0)?,
+                generation: row.try_get(1)?,
+                epoch: row.try_get(2)?,
+                last_sequence: row.try_get(3)?,
+                announced_epoch: row.try_get(4)?,
+                announced_sequence: row.try_get(5)?,
+            }),
+        };
+        Ok(Self { connection, scope, checkpoint })
+    }
+
+    pub(crate) async fn insert_entries(&mut self, entries: &[Entry]) -> anyhow::Result<()> {
+        let seqs: Vec<_> = entries.iter().map(|entry| entry.sequence as i64).collect();
+        let kinds: Vec<_> = entries
+            .iter()
+            .map(|entry| match entry.kind {
+                EntryKind::Update(..) => "update",
+                EntryKind::Call => "call",
+                EntryKind::Unreadable => "dead",
+            })
+            .collect();
+        let ids = |of: fn(&(ObjectId, ObjectId)) -> ObjectId| -> Vec<_> {
+            let id = |entry: &Entry| match &entry.kind {
+                EntryKind::Update(project_id, update_id) => Some(*of(&(*project_id, *update_id)).as_bytes()),
+                EntryKind::Call | EntryKind::Unreadable => None,
+            };
+            entries.iter().map(id).collect()
+        };
+        sqlx::query(
+            "INSERT INTO audit_entries SELECT * FROM unnest($1::bigint[], $2::text[], $3::bytea[], $4::bytea[])",
+        )
+        .bind(seqs)
+        .bind(kinds)
+        .bind(ids(|ids| ids.0))
+        .bind(ids(|ids| ids.1))
+        .execute(&mut self.connection)
+        .await
+        .context("cannot store log entries")?;
+        Ok(())
+    }
+
+    pub(crate) async fn insert_events(&mut self, events: &[Event]) -> anyhow::Result<()> {
+        sqlx::query(
+            "INSERT INTO audit_events
+             SELECT * FROM unnest($1::bigint[], $2::bytea[], $3::bytea[], $4::timestamptz[], $5::int[])",
+        )
+        .bind(events.iter().map(|event| event.sequence as i64).collect::<Vec<_>>())
+        .bind(events.iter().map(|event| *event.project_id.as_bytes()).collect::<Vec<_>>())
+        .bind(events.iter().map(|event| *event.update_id.as_bytes()).collect::<Vec<_>>())
+        .bind(events.iter().map(|event| event.published_at.into()).collect::<Vec<OffsetDateTime>>())
+        .bind(events.iter().map(|event| event.generation).collect::<Vec<_>>())
+        .execute(&mut self.connection)
+        .await
+        .context("cannot store events")?;
+        Ok(())
+    }
+
+    pub(crate) async fn insert_dead_letters(&mut self, origins: &[DeadLetterOrigin]) -> anyhow::Result<()> {
+        let row = |origin: &DeadLetterOrigin| match origin {
+            DeadLetterOrigin::Commands(EventPosition { log: LogPosition { epoch, sequence, .. }, .. }) => {
+                ("commands", *epoch, *sequence as i64)
+            }
+            DeadLetterOrigin::Events(sequence) => ("events", 0, *sequence as i64),
+        };
+        let rows: Vec<_> = origins.iter().map(row).collect();
+        sqlx::query("INSERT INTO audit_dead_letters SELECT * FROM unnest($1::text[], $2::int[], $3::bigint[])")
+            .bind(rows.iter().map(|row| row.0).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| row.1).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| row.2).collect::<Vec<_>>())
+            .execute(&mut self.connection)
+            .await
+            .context("cannot store dead letters")?;
+        Ok(())
+    }
+
+    /// Fills the tables that the invariants compare.
+    pub(crate) async fn prepare(&mut self, bounds: StreamBounds) -> anyhow::Result<()> {
+        let connection = &mut self.connection;
+        let oldest = async |connection: &mut PgConnection, table: &str| {
+            let oldest: Result<OffsetDateTime, _> =
+                sqlx::query_scalar(OLDEST_PARTITION).bind(table).fetch_one(connection).await;
+            oldest.with_context(|| format!("cannot read the partitions of {table}; does its schema exist?"))
+        };
+        let ledger_since = oldest(connection, "lead_state.lead_updates").await?;
+        let deliveries = oldest(connection, "webhooks.deliveries").await?;
+        let deliveries_since = deliveries.max(oldest(connection, "webhooks.attempts").await?);
+        let checkpoint = self.checkpoint.clone().unwrap_or_default();
+        let last_seq = checkpoint.last_sequence;
+        // Another stream contains no applied entries, and no entries to compare with.
+        let (applied_seq, log_first) =
+            if bounds.is_checkpoint_stream { (last_seq, bounds.log_first as i64) } else { (0, i64::MAX) };
+        sqlx::query(
+            "INSERT INTO audit_facts
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17,
+                     webhooks.id_prefix($18))",
+        )
+        .bind(self.scope.from.map(OffsetDateTime::from))
+        .bind(self.scope.to.map(OffsetDateTime::from))
+        .bind(self.scope.project_id.map(|id| *id.as_bytes()))
+        .bind(checkpoint.epoch)
+        .bind(last_seq)
+        .bind(checkpoint.generation)
+        .bind(checkpoint.announced_epoch)
+        .bind(checkpoint.announced_sequence)
+        .bind(applied_seq)
+        .bind(log_first)
+        .bind(bounds.log_last as i64)
+        .bind(bounds.log_complete)
+        .bind(bounds.dead_letters_complete)
+        .bind(bounds.acked as i64)
+        .bind(bounds.events_first as i64)
+        .bind(bounds.events_overtaken)
+        .bind(ledger_since)
+        .bind(deliveries_since)
+        .execute(&mut *connection)
+        .await
+        .context("cannot store the state of the streams")?;
+        sqlx::query(ROWS_IN_SCOPE).execute(&mut *connection).await.context("cannot read the ledger")?;
+        if self.scope.from.is_some() || self.scope.to.is_some() {
+            sqlx::raw_sql("ANALYZE audit_rows").execute(&mut *connection).await?;
+            sqlx::query(OTHER_ROWS_OF_LEADS).execute(&mut *connection).await.context("cannot read the ledger")?;
+        }
+        sqlx::query(QUEUED).execute(&mut *connection).await.context("cannot read the queued updates")?;
+        sqlx::query(CALLBACKS).execute(&mut *connection).await.context("cannot read the processes")?;
+        let analyze = "ANALYZE audit_rows; ANALYZE audit_entries; ANALYZE audit_events; ANALYZE audit_dead_letters;
+                       ANALYZE audit_callbacks; ANALYZE audit_facts; ANALYZE audit_queued";
+        sqlx::raw_sql(analyze).execute(&mut *connection).await?;
+        sqlx::query(MISSING_DELIVERIES)
+            .bind(CHANGE_GRACE)
+            .execute(&mut *connection)
+            .await
+            .context("cannot compare the events with the deliveries")?;
+        Ok(())
+    }
+
+    /// Counts the updates. Those that are `unaccounted` were accepted as well.
+    pub(crate) async fn count_updates(&mut self, unaccounted: i64) -> anyhow::Result<UpdateCounts> {
+        let (succeeded, failed, behind, queued, duplicates, dead_letters): (i64, i64, i64, i64, i64, i64) =
+            sqlx::query_as(COUNT_UPDATES).fetch_one(&mut self.connection).await.context("cannot count the updates")?;
+        let pending = behind + queued;
+        let accepted = succeeded + failed + pending + unaccounted;
+        Ok(UpdateCounts { accepted, succeeded, failed, pending, queued, duplicates, dead_letters })
+    }
+
+    pub(crate) async fn count_deliveries(&mut self) -> anyhow::Result<Vec<CallbackCounts>> {
+        let rows: Vec<(String, Option<String>, i64, i64, i64, i64)> = sqlx::query_as(COUNT_DELIVERIES)
+            .fetch_all(&mut self.connection)
+            .await
+            .context("cannot count the deliveries")?;
+        let counts = rows.into_iter().map(|(callback_id, name, delivered, exhausted, pending, undelivered)| {
+            let announced = delivered + exhausted + pending + undelivered;
+            CallbackCounts { callback_id, name, announced, delivered, exhausted, pending }
+        });
+        Ok(counts.collect())
+    }
+
+    /// Checks an invariant: the number of violations, and at most `limit` of them.
+    pub(crate) async fn violations(
+        &mut self,
+        invariant: &Invariant,
+        limit: Option<i64>,
+    ) -> anyhow::Result<(i64, Vec<Violation>)> {
+        let rows: Vec<(String, String, i64)> = sqlx::query_as(invariant.sql)
+            .bind(limit)
+            .fetch_all(&mut self.connection)
+            .await
+            .with_context(|| format!("cannot check the invariant {}", invariant.name))?;
+        let count = rows.first().map_or(0, |(_, _, count)| *count);
+        Ok((count, rows.into_iter().map(|(id, fault, _)| Violation { id, fault }).collect()))
+    }
+
+    /// Counts the rows that could not be checked.
+    pub(crate) async fn unchecked(&mut self) -> anyhow::Result<Vec<Unchecked>> {
+        let mut unchecked = Vec::new();
+        for exemption in &EXEMPTIONS {
+            let count: i64 = sqlx::query_scalar(exemption.sql).fetch_one(&mut self.connection).await?;
+            if count > 0 {
+                unchecked.push(Unchecked { invariant: exemption.invariant, count, reason: exemption.reason });
+            }
+        }
+        Ok(unchecked)
+    }
+
+    pub(crate) async fn close(self) -> anyhow::Result<()> {
+        self.connection.close().await.context("cannot disconnect from Postgres")
+    }
+}

@@ -1,0 +1,132 @@
+//! HTTP client of the gateway.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use anyhow::{Context, anyhow};
+use bytes::Bytes;
+use contract::rpc::RpcError;
+use http_api::ErrorResponse;
+use reqwest::{Method, RequestBuilder, Response, StatusCode, header::RETRY_AFTER};
+use rustls::{ClientConfig, RootCertStore};
+use serde::{Serialize, de::DeserializeOwned};
+
+/// Longer than the gateway's own deadline.
+const TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a response stream may be silent: longer than the gateway's heartbeat interval.
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+#[derive(Clone)]
+pub(crate) struct GatewayClient {
+    http: reqwest::Client,
+    url: String,
+    key: String,
+}
+
+pub(crate) struct GatewayResponse {
+    pub(crate) status: StatusCode,
+    /// The `Retry-After` header.
+    pub(crate) retry_after: Option<Duration>,
+    pub(crate) body: String,
+}
+
+impl GatewayClient {
+    pub(crate) fn new(url: &str, key: &str) -> anyhow::Result<Self> {
+        let mut builder = reqwest::Client::builder()
+            .tls_backend_preconfigured(tls()?)
+            .user_agent(concat!("leadctl/", env!("CARGO_PKG_VERSION")))
+            .connect_timeout(CONNECT_TIMEOUT)
+            .read_timeout(READ_TIMEOUT);
+        // A proxy cannot reach this machine's loopback addresses.
+        if ["://127.", "://localhost", "://[::1]"].iter().any(|local| url.contains(local)) {
+            builder = builder.no_proxy();
+        }
+        let http = builder.build().context("cannot create the HTTP client")?;
+        Ok(Self { http, url: url.trim_end_matches('/').to_owned(), key: key.to_owned() })
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> anyhow::Result<GatewayResponse> {
+        self.send(self.request(Method::GET, path).timeout(TIMEOUT)).await
+    }
+
+    /// `POST` of a JSON body; `longer` is added to the timeout.
+    pub(crate) async fn post<B: Serialize>(
+        &self,
+        path: &str,
+        body: &B,
+        headers: &BTreeMap<&str, String>,
+        longer: Duration,
+    ) -> anyhow::Result<GatewayResponse> {
+        let body = serde_json::to_string(body).context("cannot write the request as JSON")?;
+        let mut request = self.request(Method::POST, path).timeout(TIMEOUT + longer);
+        for (name, value) in headers {
+            request = request.header(*name, value);
+        }
+        self.send(request.header("content-type", "application/json").body(body)).await
+    }
+
+    /// Sends updates as NDJSON. Repeating the request with the same idempotency key creates no further updates.
+    pub(crate) async fn bulk(&self, key: &str, body: Bytes) -> anyhow::Result<GatewayResponse> {
+        let request = self.request(Method::POST, "/api/v1/leads/update/bulk");
+        let request = request.header("content-type", "application/x-ndjson");
+        self.send(request.header("idempotency-key", format!("\"{key}\"")).body(body)).await
+    }
+
+    /// Opens the event stream after the event `last_id`, or at its end.
+    pub(crate) async fn events(&self, last_id: Option<&str>) -> anyhow::Result<Response> {
+        let mut request = self.request(Method::GET, "/api/v1/events");
+        if let Some(id) = last_id {
+            request = request.header("last-event-id", id);
+        }
+        request.send().await.with_context(|| self.no_answer())
+    }
+
+    pub(crate) async fn read(&self, response: Response) -> anyhow::Result<GatewayResponse> {
+        let status = response.status();
+        let seconds = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+        let body = response.text().await.with_context(|| self.no_answer())?;
+        Ok(GatewayResponse { status, retry_after: seconds.map(Duration::from_secs), body })
+    }
+
+    fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.http.request(method, format!("{}{path}", self.url)).bearer_auth(&self.key)
+    }
+
+    async fn send(&self, request: RequestBuilder) -> anyhow::Result<GatewayResponse> {
+        self.read(request.send().await.with_context(|| self.no_answer())?).await
+    }
+
+    fn no_answer(&self) -> String {
+        format!("the gateway at {} does not answer", self.url)
+    }
+}
+
+impl GatewayResponse {
+    /// Parses the body of a success.
+    pub(crate) fn json<T: DeserializeOwned>(&self) -> anyhow::Result<T> {
+        if !self.status.is_success() {
+            return Err(self.error());
+        }
+        serde_json::from_str(&self.body).with_context(|| format!("unexpected answer of the gateway: {}", self.body))
+    }
+
+    pub(crate) fn error(&self) -> anyhow::Error {
+        let status = self.status.as_u16();
+        match serde_json::from_str(&self.body) {
+            Ok(ErrorResponse { error, code, .. }) => {
+                anyhow!(RpcError::new(status, &code, error)).context(format!("the gateway answered {status} {code}"))
+            }
+            Err(_) => anyhow!("the gateway answered {status}: {}", self.body),
+        }
+    }
+}
+
+/// rustls with ring and the system's CA certificates.
+pub(crate) fn tls() -> anyhow::Result<ClientConfig> {
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .context("cannot set TLS up")?;
+    Ok(config.with_root_certificates(roots).with_no_client_auth())
+}

@@ -1,0 +1,6 @@
+//! Clients of NATS, Postgres and the gateway.
+
+pub(crate) mod admin;
+pub(crate) mod gateway;
+pub(crate) mod postgres;
+pub(crate) mod stream_reader;

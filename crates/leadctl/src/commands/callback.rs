@@ -1,0 +1,289 @@
+//! `leadctl callback`: configures, tests and enables callbacks.
+
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail};
+use clap::{Args, Subcommand};
+use contract::{
+    ObjectId, Timestamp,
+    json::redacted_error,
+    process::{CallbackSpec, EventKind, MAX_OVERLAP_SECONDS},
+    rpc::{
+        CallbackState, CallbackStatus, ChangeProcess, EnableCallback, EnableResult, ListCallbacks, ProcessChange,
+        ProcessChangeResult, ProcessSelector, TestCallback, TestResult,
+    },
+};
+use serde_json::{Value, json};
+
+use crate::{
+    arguments::InProject,
+    clients::admin::{self, Admin},
+    commands::process::{find_callback, parse_selector, selector_of, show_secrets, warn_of_urls},
+    output::{self, escape::escaped},
+};
+
+/// Callbacks.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Callback {
+    /// List a project's callbacks and their state.
+    #[command(after_help = "Example:\n  leadctl callback list --project 6b04…")]
+    List {
+        #[command(flatten)]
+        scope: InProject,
+    },
+    /// Add a callback to a process. Its signing secret is printed, once.
+    #[command(after_help = "Example:\n  leadctl callback add --project 6b04… --process Sales --name crm \\\n    \
+                            --url https://crm.example.com/leads --event update.failed")]
+    Add {
+        /// The process, by id or name; _ for the project's fallback callbacks.
+        #[arg(long, value_parser = parse_selector)]
+        process: ProcessSelector,
+        #[command(flatten)]
+        callback: NewCallback,
+        #[command(flatten)]
+        scope: InProject,
+    },
+    /// Remove a callback. Its pending deliveries are discarded.
+    #[command(after_help = "Example:\n  leadctl callback remove 6b0426971c73026dafa27e40 --project 6b04…")]
+    Remove {
+        /// The callback.
+        callback_id: ObjectId,
+        #[command(flatten)]
+        scope: InProject,
+    },
+    /// Generate a new signing secret for a callback and print it, once. During the overlap, webhooks are signed with both.
+    #[command(after_help = "Examples:\n  leadctl callback rotate-secret 6b0426971c73026dafa27e40 --project 6b04…\n  \
+                            leadctl callback rotate-secret 6b0426971c73026dafa27e40 --project 6b04… --overlap 0s    after a leak")]
+    RotateSecret {
+        /// The callback.
+        callback_id: ObjectId,
+        /// How long the previous secrets stay valid, at most 7days; 0s removes them at once.
+        #[arg(long, default_value = "1day", value_name = "DURATION")]
+        overlap: humantime::Duration,
+        #[command(flatten)]
+        scope: InProject,
+    },
+    /// Send a signed ping to a callback and show the answer. A ping is not recorded and does not count as a failure.
+    #[command(after_help = "Example:\n  leadctl callback test 6b0426971c73026dafa27e40 --project 6b04…")]
+    Test {
+        /// The callback.
+        callback_id: ObjectId,
+        #[command(flatten)]
+        scope: InProject,
+    },
+    /// Enable a callback that was disabled after failures. Its pending deliveries are sent within seconds.
+    #[command(after_help = "Example:\n  leadctl callback enable 6b0426971c73026dafa27e40")]
+    Enable {
+        /// The callback.
+        callback_id: ObjectId,
+        #[command(flatten)]
+        admin: Admin,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct NewCallback {
+    /// A name, unique in the process.
+    #[arg(long)]
+    name: String,
+    /// The URL to POST to.
+    #[arg(long)]
+    url: String,
+    /// A bearer token for the endpoint. Prefer the environment variable: other users of this machine can see arguments.
+    #[arg(long, env = "CALLBACK_BEARER_TOKEN", hide_env_values = true, value_name = "TOKEN")]
+    bearer_token: Option<String>,
+    /// A header for the endpoint instead, as in "X-Api-Key: value".
+    #[arg(
+        long,
+        env = "CALLBACK_AUTH_HEADER",
+        hide_env_values = true,
+        value_name = "HEADER",
+        conflicts_with = "bearer_token"
+    )]
+    auth_header: Option<String>,
+    /// Send only this event, update.succeeded or update.failed; can be repeated. Default: all events.
+    #[arg(long = "event", value_parser = parse_event)]
+    events: Vec<EventKind>,
+    /// Create the callback switched off.
+    #[arg(long)]
+    off: bool,
+    /// Timeout of an attempt, in seconds.
+    #[arg(long)]
+    timeout_seconds: Option<u32>,
+    /// Maximum number of concurrent attempts.
+    #[arg(long)]
+    max_in_flight: Option<u32>,
+    /// Maximum number of attempts per second.
+    #[arg(long)]
+    max_per_second: Option<u32>,
+    /// Deliver each lead's updates in order, one at a time.
+    #[arg(long)]
+    ordered: bool,
+}
+
+fn parse_event(text: &str) -> Result<EventKind, String> {
+    serde_json::from_value(text.into()).map_err(|_| "must be update.succeeded or update.failed".to_owned())
+}
+
+impl NewCallback {
+    fn spec(&self) -> anyhow::Result<CallbackSpec> {
+        let auth = match (&self.bearer_token, &self.auth_header) {
+            (Some(token), _) => json!({"type": "bearer", "token": token}),
+            (None, Some(header)) => {
+                let (name, value) = header.split_once(':').context("--auth-header must be NAME: VALUE")?;
+                json!({"type": "header", "name": name.trim(), "value": value.trim()})
+            }
+            (None, None) => Value::Null,
+        };
+        let mut members = json!({
+            "name": self.name, "url": self.url, "auth": auth, "enabled": !self.off,
+            "timeoutSeconds": self.timeout_seconds, "maxInFlight": self.max_in_flight,
+            "maxPerSecond": self.max_per_second, "ordering": self.ordered.then_some("lead"),
+        });
+        if !self.events.is_empty() {
+            members["events"] = json!(self.events);
+        }
+        // Absent members get their defaults.
+        if let Some(members) = members.as_object_mut() {
+            members.retain(|_, value| !value.is_null());
+        }
+        let spec: CallbackSpec =
+            serde_json::from_value(members).map_err(|e| anyhow!("invalid callback: {}", redacted_error(&e)))?;
+        let faults = spec.faults();
+        if !faults.is_empty() {
+            bail!("{}", faults.join("\n  "));
+        }
+        Ok(spec)
+    }
+}
+
+impl Callback {
+    pub(crate) async fn run(self) -> anyhow::Result<()> {
+        match self {
+            Self::List { scope: InProject { project_id, admin } } => {
+                let head = ["CALLBACK", "STATE", "PROCESS", "NAME", "REASON"];
+                let show = |callbacks: &Vec<CallbackStatus>| output::list("no callbacks", head, callbacks, row);
+                admin.show(&ListCallbacks { project_id }, show).await
+            }
+            Self::Add { process, callback, scope: InProject { project_id, admin } } => {
+                let callback = callback.spec()?;
+                let client = admin.connect().await?;
+                warn_of_urls(&client, std::slice::from_ref(&callback)).await;
+                let change = ProcessChange::AddCallback { callback };
+                let query = ChangeProcess { project_id, process, change, expected_revision: None, dry_run: false };
+                output::show(admin.json, &admin::request(&client, &query).await?, show)
+            }
+            Self::Remove { callback_id, scope } => {
+                change_callback(&scope, callback_id, ProcessChange::RemoveCallback { callback_id }).await
+            }
+            Self::RotateSecret { callback_id, overlap, scope } => {
+                let overlap: Duration = overlap.into();
+                let overlap_seconds = u32::try_from(overlap.as_secs()).unwrap_or(u32::MAX);
+                if overlap_seconds > MAX_OVERLAP_SECONDS {
+                    bail!("--overlap must be at most 7days");
+                }
+                let change = ProcessChange::RotateSecret { callback_id, overlap_seconds };
+                change_callback(&scope, callback_id, change).await
+            }
+            Self::Test { callback_id, scope: InProject { project_id, admin } } => {
+                let client = admin.connect().await?;
+                let (process, callback) = find_callback(&client, project_id, callback_id).await?;
+                let query = TestCallback { project_id, process_id: process.process_id, callback_id };
+                let result = admin::request(&client, &query).await?;
+                output::show(admin.json, &result, |result| show_test(&callback.name, result))?;
+                if result.error.is_some() {
+                    bail!("the callback did not accept the ping");
+                }
+                Ok(())
+            }
+            Self::Enable { callback_id, admin } => {
+                let show = |result: &EnableResult| {
+                    let text = if result.was_disabled { "enabled" } else { "was not disabled; nothing to do" };
+                    output::say(format_args!("callback {callback_id}: {text}"));
+                };
+                admin.show(&EnableCallback { callback_id }, show).await
+            }
+        }
+    }
+}
+
+/// Changes the process of a callback, and shows the result.
+async fn change_callback(scope: &InProject, callback_id: ObjectId, change: ProcessChange) -> anyhow::Result<()> {
+    let InProject { project_id, admin } = scope;
+    let client = admin.connect().await?;
+    let (process, _) = find_callback(&client, *project_id, callback_id).await?;
+    let process = selector_of(&process);
+    let query = ChangeProcess { project_id: *project_id, process, change, expected_revision: None, dry_run: false };
+    output::show(admin.json, &admin::request(&client, &query).await?, show)
+}
+
+/// Shows a change, and new signing secrets.
+fn show(result: &ProcessChangeResult) {
+    output::say(format_args!("process {:?} changed to version {}", result.process.name, result.process.revision));
+    for change in &result.changes {
+        output::field("change", escaped(change));
+    }
+    for callback in result.process.callbacks.iter().filter(|one| result.new_secrets.contains(&one.callback_id)) {
+        output::field("callback", format_args!("{} {}", callback.callback_id, escaped(&callback.name)));
+        show_secrets(callback);
+        if let Some(until) = callback.retiring_secrets.iter().map(|retiring| retiring.until).max() {
+            output::field("", format_args!("previous secrets stay valid until {}", until.to_iso()));
+        }
+        output::say("Save the signing secret now: it cannot be shown again.");
+    }
+}
+
+fn show_test(name: &str, result: &TestResult) {
+    let answer = result.status_code.map_or_else(|| "no answer".to_owned(), |code| code.to_string());
+    output::say(format_args!("callback {}: {answer} after {} ms", escaped(name), result.duration_ms));
+    output::field("webhook-id", result.webhook_id);
+    if let Some(error) = &result.error {
+        output::field("error", escaped(error));
+    }
+    if let Some(response) = &result.response {
+        output::field("response", escaped(response));
+    }
+}
+
+fn row(callback: &CallbackStatus) -> [String; 5] {
+    let state = match callback.state {
+        CallbackState::Healthy => "healthy",
+        CallbackState::Failing => "failing",
+        CallbackState::Disabled => "disabled",
+        CallbackState::Off => "off",
+    };
+    let why = match (&callback.reason, callback.failing_since.map(Timestamp::to_iso)) {
+        (Some(reason), _) => escaped(reason),
+        (None, Some(since)) => format!("since {since}"),
+        (None, None) => String::new(),
+    };
+    [callback.callback_id.to_string(), state.to_owned(), escaped(&callback.process), escaped(&callback.name), why]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_that_are_not_given_get_their_defaults() {
+        let new = NewCallback {
+            name: "crm".into(),
+            url: "https://crm.example".into(),
+            bearer_token: None,
+            auth_header: Some("X-Key: a:b".into()),
+            events: vec![parse_event("update.failed").unwrap()],
+            off: true,
+            timeout_seconds: None,
+            max_in_flight: None,
+            max_per_second: Some(5),
+            ordered: true,
+        };
+        let expected = json!({"name": "crm", "url": "https://crm.example", "events": ["update.failed"],
+            "auth": {"type": "header", "name": "X-Key", "value": "a:b"}, "enabled": false, "maxPerSecond": 5,
+            "ordering": "lead"});
+        assert_eq!(new.spec().unwrap(), serde_json::from_value(expected).unwrap());
+        let wrong = NewCallback { url: "crm.example".into(), ..new };
+        assert!(wrong.spec().unwrap_err().to_string().contains("not an http or https URL"));
+        assert!(parse_event("update.lost").is_err());
+    }
+}

@@ -1,0 +1,211 @@
+//! `leadctl deliveries`: lists deliveries and repeats them.
+
+use clap::{Args, Subcommand, ValueEnum};
+use contract::{
+    ObjectId, Timestamp,
+    rpc::{
+        Attempt, Delivery, DeliveryId, DeliveryStatus, GetDelivery, ListDeliveries, ListedDelivery, MAX_PER_SECOND,
+        RecoverDeliveries, Redeliver,
+    },
+};
+use serde::Serialize;
+
+use crate::{
+    arguments::{InProject, parse_since},
+    clients::admin,
+    commands::paging::Paging,
+    output::{self, escape::escaped},
+};
+
+/// Deliveries.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Deliveries {
+    /// List a project's deliveries, those of the newest updates first.
+    #[command(after_help = "Example:\n  leadctl deliveries list --project 6b04… --status exhausted --since 1d")]
+    List {
+        /// Only deliveries with this status.
+        #[arg(long)]
+        status: Option<Status>,
+        /// Only deliveries to this callback.
+        #[arg(long)]
+        callback: Option<ObjectId>,
+        /// Only deliveries of this update.
+        #[arg(long)]
+        update: Option<ObjectId>,
+        /// Only deliveries of this lead's updates.
+        #[arg(long)]
+        lead: Option<ObjectId>,
+        /// Only deliveries of updates since this time, or this long ago, e.g. 1d.
+        #[arg(long, value_name = "TIME", value_parser = parse_since)]
+        since: Option<Timestamp>,
+        #[command(flatten)]
+        paging: Paging,
+        #[command(flatten)]
+        scope: InProject,
+    },
+    /// Show a delivery and its attempts.
+    #[command(
+        after_help = "Example:\n  leadctl deliveries show --project 6b04… 6b0426971c73026dafa27e40-696102a4b8c1d2e3f4a5b604"
+    )]
+    Show {
+        /// The delivery's id, as shown by `deliveries list`.
+        delivery: DeliveryId,
+        #[command(flatten)]
+        scope: InProject,
+    },
+    /// Repeat a delivery that is delivered or exhausted: the same body under the same webhook-id.
+    #[command(
+        after_help = "Example:\n  leadctl deliveries redeliver --project 6b04… 6b0426971c73026dafa27e40-696102a4b8c1d2e3f4a5b604"
+    )]
+    Redeliver {
+        /// The delivery's id, as shown by `deliveries list`.
+        delivery: DeliveryId,
+        #[command(flatten)]
+        scope: InProject,
+    },
+    /// Repeat all deliveries that are exhausted (or delivered), at a limited rate.
+    #[command(after_help = "Example:\n  leadctl deliveries recover --project 6b04… --since 6h --dry-run")]
+    Recover(RecoverArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RecoverArgs {
+    /// Only deliveries of updates since this time, or this long ago, e.g. 6h.
+    #[arg(long, value_name = "TIME", value_parser = parse_since)]
+    since: Timestamp,
+    /// The status of the deliveries to repeat. With `delivered`, receivers get them a second time.
+    #[arg(long, default_value = "exhausted")]
+    status: Status,
+    /// Only deliveries to this callback.
+    #[arg(long)]
+    callback: Option<ObjectId>,
+    /// Deliveries per second.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_PER_SECOND)))]
+    per_second: u32,
+    /// Only count the deliveries.
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    scope: InProject,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum Status {
+    Pending,
+    Delivered,
+    Exhausted,
+}
+
+impl From<Status> for DeliveryStatus {
+    fn from(status: Status) -> Self {
+        match status {
+            Status::Pending => Self::Pending,
+            Status::Delivered => Self::Delivered,
+            Status::Exhausted => Self::Exhausted,
+        }
+    }
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct RecoverSummary {
+    deliveries: u64,
+    dry_run: bool,
+    until: Option<Timestamp>,
+}
+
+impl Deliveries {
+    pub(crate) async fn run(self) -> anyhow::Result<()> {
+        match self {
+            Self::List { status, callback, update, lead, since, paging, scope } => {
+                let query = |cursor, limit| ListDeliveries {
+                    project_id: scope.project_id,
+                    status: status.map(Into::into),
+                    callback_id: callback,
+                    update_id: update,
+                    lead_id: lead,
+                    since,
+                    cursor,
+                    limit,
+                };
+                let head = ["DELIVERY", "STATUS", "ATTEMPTS", "UPDATED", "NEXT ATTEMPT", "ERROR"];
+                paging.print(&scope.admin, "no deliveries", head, query, row).await
+            }
+            Self::Show { delivery, scope: InProject { project_id, admin } } => {
+                let query = GetDelivery { project_id, id: delivery };
+                admin.show(&query, |found| show(delivery, found)).await
+            }
+            Self::Redeliver { delivery, scope: InProject { project_id, admin } } => {
+                let text = format!("delivery {delivery} is due now; see leadctl deliveries show {delivery}");
+                admin.show(&Redeliver { project_id, id: delivery }, |_| output::say(text)).await
+            }
+            Self::Recover(recover) => recover.run().await,
+        }
+    }
+}
+
+impl RecoverArgs {
+    async fn run(self) -> anyhow::Result<()> {
+        let Self { since, status, callback, per_second, dry_run, scope: InProject { project_id, admin } } = self;
+        let client = admin.connect().await?;
+        let mut summary = RecoverSummary { deliveries: 0, dry_run, until: None };
+        let mut query = RecoverDeliveries {
+            project_id,
+            since,
+            status: status.into(),
+            callback_id: callback,
+            per_second,
+            dry_run,
+            cursor: None,
+        };
+        loop {
+            let page = admin::request(&client, &query).await?;
+            summary.deliveries += page.deliveries;
+            summary.until = page.until.or(summary.until);
+            query.cursor = page.next;
+            if query.cursor.is_none() {
+                break;
+            }
+            eprintln!("leadctl: {} deliveries so far", summary.deliveries);
+        }
+        output::show(admin.json, &summary, |RecoverSummary { deliveries, until, .. }| {
+            let status = name(status.into());
+            output::say(match until {
+                _ if dry_run => format!("{deliveries} {status} deliveries would be repeated"),
+                Some(until) => {
+                    format!("{deliveries} {status} deliveries will be repeated, the last one at {}", until.to_iso())
+                }
+                None => format!("no {status} deliveries to repeat"),
+            });
+        })
+    }
+}
+
+fn name(status: DeliveryStatus) -> &'static str {
+    match status {
+        DeliveryStatus::Pending => "pending",
+        DeliveryStatus::Delivered => "delivered",
+        DeliveryStatus::Exhausted => "exhausted",
+    }
+}
+
+fn row(delivery: &ListedDelivery) -> [String; 6] {
+    let next = delivery.next_attempt_at.map(Timestamp::to_iso).unwrap_or_default();
+    let error = delivery.error.as_deref().map(escaped).unwrap_or_default();
+    let (id, attempts) = (delivery.id.to_string(), delivery.attempts.to_string());
+    [id, name(delivery.status).to_owned(), attempts, delivery.updated_at.to_iso(), next, error]
+}
+
+fn show(id: DeliveryId, delivery: &Delivery) {
+    output::say(format_args!("delivery {id} {}", name(delivery.status)));
+    if let Some(at) = delivery.next_attempt_at {
+        output::field("next", at.to_iso());
+    }
+    for Attempt { number, started_at, duration_ms, status_code, error, response, .. } in &delivery.attempts {
+        let status = status_code.map(|code| code.to_string());
+        let result = error.as_deref().map(escaped).or(status).unwrap_or_default();
+        let response = response.as_deref().map(|body| format!(": {}", escaped(body))).unwrap_or_default();
+        let at = started_at.to_iso();
+        output::say(format_args!("  attempt {number} at {at}, {duration_ms} ms: {result}{response}"));
+    }
+}

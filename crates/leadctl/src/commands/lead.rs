@@ -1,0 +1,145 @@
+//! `leadctl lead`: shows leads and their history.
+
+use clap::{Args, Subcommand};
+use contract::{
+    ObjectId, Timestamp,
+    rpc::{GetLead, GetLeadHistory, HistoryEntry, ListLeads},
+};
+
+use crate::{
+    arguments::{InProject, parse_since},
+    commands::paging::Paging,
+    output::{self, escape::escaped},
+};
+
+/// Leads.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Lead {
+    /// Show a lead.
+    #[command(after_help = "Examples:\n  leadctl lead get --project 6b04… 696102a4b8c1d2e3f4a5b6c7\n  \
+                            leadctl lead get --project 6b04… --process 6b05… --reference-id AB123456789")]
+    Get {
+        #[command(flatten)]
+        address: LeadAddress,
+        #[command(flatten)]
+        scope: InProject,
+    },
+    /// List a project's leads, newest first.
+    #[command(
+        after_help = "Example:\n  leadctl lead list --project 6b04… --state interested --updated-since 1d --json"
+    )]
+    List {
+        /// Only leads of this process.
+        #[arg(long)]
+        process: Option<ObjectId>,
+        /// Only leads in this state.
+        #[arg(long)]
+        state: Option<String>,
+        /// Only leads changed since this time, or this long ago, e.g. 1d.
+        #[arg(long, value_name = "TIME", value_parser = parse_since)]
+        updated_since: Option<Timestamp>,
+        #[command(flatten)]
+        paging: Paging,
+        #[command(flatten)]
+        scope: InProject,
+    },
+    /// List a lead's updates, newest first, including failed ones.
+    #[command(after_help = "Example:\n  leadctl lead history --project 6b04… 696102a4b8c1d2e3f4a5b6c7")]
+    History {
+        /// The lead.
+        lead_id: ObjectId,
+        #[command(flatten)]
+        paging: Paging,
+        #[command(flatten)]
+        scope: InProject,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LeadAddress {
+    /// The lead.
+    #[arg(required_unless_present = "reference_id", conflicts_with = "reference_id")]
+    lead_id: Option<ObjectId>,
+    /// The lead's external id, instead of its leadId.
+    #[arg(long, requires = "process")]
+    reference_id: Option<String>,
+    /// The process of the external id.
+    #[arg(long, requires = "reference_id")]
+    process: Option<ObjectId>,
+}
+
+impl Lead {
+    pub(crate) async fn run(self) -> anyhow::Result<()> {
+        match self {
+            Self::Get { address, scope: InProject { project_id, admin } } => {
+                let LeadAddress { lead_id, reference_id, process } = address;
+                let query = GetLead { project_id, lead_id, reference_id, process_id: process };
+                admin.show(&query, show).await
+            }
+            Self::List { process, state, updated_since, paging, scope: InProject { project_id, admin } } => {
+                let query = |cursor, limit| {
+                    let state = state.clone();
+                    ListLeads { project_id, process_id: process, state, updated_since, cursor, limit }
+                };
+                let head = ["LEAD", "STATE", "VERSION", "UPDATED", "REFERENCE", "NAME"];
+                paging.print(&admin, "no leads", head, query, lead_row).await
+            }
+            Self::History { lead_id, paging, scope: InProject { project_id, admin } } => {
+                let query = |cursor, limit| GetLeadHistory { project_id, lead_id, cursor, limit };
+                let head = ["UPDATE", "OUTCOME", "VERSION", "APPLIED", "STATE", "USER", "ERROR"];
+                paging.print(&admin, "no updates", head, query, update_row).await
+            }
+        }
+    }
+}
+
+fn show(lead: &contract::rpc::Lead) {
+    output::say(format_args!("lead {}", lead.lead_id));
+    let text = |name, text: &Option<String>| {
+        if let Some(text) = text {
+            output::field(name, escaped(text));
+        }
+    };
+    text("name", &lead.name);
+    text("phone", &lead.phone);
+    text("email", &lead.email);
+    text("reference", &lead.reference_id);
+    output::field("process", lead.process_id);
+    output::field("state", escaped(&lead.state));
+    text("disposition", &lead.disposition);
+    output::field("version", lead.version);
+    output::field("created", lead.created_at.to_iso());
+    output::field("updated", lead.updated_at.to_iso());
+    output::field("metadata", escaped(lead.metadata.get()));
+    if !lead.activities.is_empty() {
+        output::say("last updates (all: leadctl lead history):");
+    }
+    for activity in &lead.activities {
+        let outcome = if activity.success { "succeeded" } else { "failed" };
+        let why = activity.error.as_deref().map(|error| format!(": {}", escaped(error))).unwrap_or_default();
+        output::say(format_args!("  {}  {}  {outcome}{why}", activity.update_id, activity.timestamp.to_iso()));
+    }
+}
+
+fn lead_row(lead: &contract::rpc::Lead) -> [String; 6] {
+    let text = |text: &Option<String>| text.as_deref().map(escaped).unwrap_or_default();
+    let (reference, name) = (text(&lead.reference_id), text(&lead.name));
+    let (id, version) = (lead.lead_id.to_string(), lead.version.to_string());
+    [id, escaped(&lead.state), version, lead.updated_at.to_iso(), reference, name]
+}
+
+fn update_row(update: &HistoryEntry) -> [String; 7] {
+    let text = |text: &Option<String>| text.as_deref().map(escaped).unwrap_or_default();
+    let state = match (text(&update.from_state), text(&update.to_state)) {
+        (from, to) if from == to => from,
+        (from, to) => format!("{from} → {to}"),
+    };
+    let by = match (&update.user_id, update.api_key_id) {
+        (Some(user), _) => escaped(user),
+        (None, Some(key)) => format!("key {key}"),
+        (None, None) => String::new(),
+    };
+    let outcome = if update.success { "succeeded" } else { "failed" }.to_owned();
+    let version = update.version.map(|version| version.to_string()).unwrap_or_default();
+    [update.update_id.to_string(), outcome, version, update.applied_at.to_iso(), state, by, text(&update.error)]
+}

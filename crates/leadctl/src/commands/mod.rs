@@ -1,0 +1,14 @@
+//! One module per subcommand; the larger ones (import, audit, doctor, dead-letters) have modules of their own.
+
+pub(crate) mod callback;
+pub(crate) mod deliveries;
+pub(crate) mod events;
+pub(crate) mod key;
+pub(crate) mod lead;
+pub(crate) mod migrate;
+mod paging;
+pub(crate) mod process;
+pub(crate) mod project;
+pub(crate) mod recover;
+pub(crate) mod secrets;
+pub(crate) mod update;

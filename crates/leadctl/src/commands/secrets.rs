@@ -1,0 +1,71 @@
+//! `leadctl secrets`.
+
+use anyhow::bail;
+use clap::Subcommand;
+use contract::rpc::{RotateSecrets, RotationResult};
+use secrets::new_sealing_key;
+
+use crate::{
+    clients::admin::{self, Admin},
+    output,
+};
+
+/// Keys that seal callbacks' secrets.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Secrets {
+    /// Generate a key for SECRETS_KEY of lead-state and webhook-notifier, and print it. It is not stored.
+    #[command(after_help = "Example:\n  export SECRETS_KEY=$(leadctl secrets new-key)")]
+    NewKey,
+    /// Seal every secret with lead-state's current key, and report whether older keys are still needed. Safe to repeat.
+    #[command(after_help = "Example:\n  leadctl secrets rotate\n\nFirst:\n  1. leadctl secrets new-key\n  \
+                      2. restart every webhook-notifier with the new key in SECRETS_KEY, the old one in SECRETS_KEYS_OLD\n  \
+                      3. restart every lead-state in the same way")]
+    Rotate {
+        #[command(flatten)]
+        admin: Admin,
+    },
+}
+
+impl Secrets {
+    pub(crate) async fn run(self) -> anyhow::Result<()> {
+        match self {
+            Self::NewKey => {
+                output::say(new_sealing_key(rand::random()));
+                Ok(())
+            }
+            Self::Rotate { admin } => rotate(&admin).await,
+        }
+    }
+}
+
+async fn rotate(admin: &Admin) -> anyhow::Result<()> {
+    let client = admin.connect().await?;
+    let mut resealed = 0;
+    let rotated = loop {
+        let rotated = admin::request(&client, &RotateSecrets {}).await?;
+        resealed += rotated.resealed;
+        if rotated.remaining == 0 {
+            break RotationResult { resealed, ..rotated };
+        }
+    };
+    output::show(admin.json, &rotated, show)?;
+    if !rotated.locked.is_empty() {
+        bail!("the secrets of {} callbacks are not sealed with the current key", rotated.locked.len());
+    }
+    Ok(())
+}
+
+fn show(rotated: &RotationResult) {
+    let RotationResult { key_id, resealed, unchanged, locked, .. } = rotated;
+    output::say(format_args!("current key {key_id}"));
+    output::field("resealed", format_args!("{resealed} processes"));
+    output::field("unchanged", format_args!("{unchanged} processes"));
+    for callback in locked {
+        output::field("locked", format_args!("{} of {:?}: {}", callback.callback_id, callback.process, callback.error));
+    }
+    if locked.is_empty() {
+        output::say(
+            "Every secret is sealed with the current key. Older keys are needed only to restore an older backup.",
+        );
+    }
+}

@@ -1,0 +1,233 @@
+//! `leadctl update send`: sends an update over HTTP.
+
+use std::{borrow::Cow, collections::BTreeMap, process::ExitCode, time::Duration};
+
+use anyhow::Context;
+use clap::Args;
+use contract::{JsonObject, ObjectId, json, rpc::UpdateStatus};
+use http_api::{DryRunOutcome, DryRunResponse, UpdateAccepted, UpdateRequest};
+use serde::Serialize;
+use serde_json::value::to_raw_value;
+
+use crate::{
+    arguments::GatewayArgs,
+    exit_status::ExitStatus,
+    output::{self, escape::escaped, timeline::status_name},
+};
+
+/// How long to wait for the outcome without --wait, in seconds.
+const DEFAULT_WAIT: u64 = 5;
+/// The longest wait that the gateway accepts, in seconds.
+const MAX_WAIT: u64 = 30;
+
+/// Send an update, and show its outcome if it is known within five seconds.
+///
+/// Exits with 0 once the update is accepted. With --wait, exits with 5 if the update failed and with 7 if its outcome is still
+/// pending. With --dry-run, exits with 5 if the update would fail.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    leadctl update send --lead-id 6b0426971c73026dafa27e40 --target-state interested --set make=Toyota\n  \
+    leadctl update send --lead-id 6b0426971c73026dafa27e40 --metadata @car.json --expected-version 4 --wait\n  \
+    leadctl update send --lead-id 6b0426971c73026dafa27e40 --target-state lost --dry-run")]
+pub(crate) struct SendUpdate {
+    #[command(flatten)]
+    fields: UpdateFields,
+    /// A text to merge into the metadata; can be repeated, and takes precedence over --metadata.
+    #[arg(long, value_name = "KEY=VALUE", value_parser = parse_member)]
+    set: Vec<(String, String)>,
+    /// Show what the update would do, without doing it.
+    #[arg(long, conflicts_with_all = ["wait", "idempotency_key"])]
+    dry_run: bool,
+    /// Wait this many seconds for the outcome; 30 without a number.
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "30",
+        value_parser = clap::value_parser!(u64).range(1..=MAX_WAIT)
+    )]
+    wait: Option<u64>,
+    /// Makes it safe to repeat the command: within a day, one key creates only one update.
+    #[arg(long, value_name = "KEY")]
+    idempotency_key: Option<String>,
+    #[command(flatten)]
+    gateway: GatewayArgs,
+}
+
+#[derive(Debug, Args)]
+struct UpdateFields {
+    /// The lead.
+    #[arg(long, required_unless_present = "reference_id")]
+    lead_id: Option<ObjectId>,
+    /// The lead's external id; requires --process-id and --project-id.
+    #[arg(long, requires = "process_id", requires = "project_id")]
+    reference_id: Option<String>,
+    /// The process of the external id.
+    #[arg(long)]
+    process_id: Option<ObjectId>,
+    /// The API key's project.
+    #[arg(long)]
+    project_id: Option<ObjectId>,
+    /// A JSON object to merge into the lead's metadata, or @FILE.
+    #[arg(long, value_name = "JSON|@FILE", value_parser = parse_metadata)]
+    metadata: Option<JsonObject>,
+    /// The lead's new name.
+    #[arg(long)]
+    name: Option<String>,
+    /// The state to move the lead to.
+    #[arg(long)]
+    target_state: Option<String>,
+    /// The reason, for states that take a disposition.
+    #[arg(long)]
+    disposition: Option<String>,
+    /// The user who changes the lead, for the audit trail.
+    #[arg(long)]
+    user_id: Option<String>,
+    /// Change the lead only if it has this version, as shown by `leadctl lead get`.
+    #[arg(long, visible_alias = "if-match", value_name = "VERSION")]
+    expected_version: Option<u32>,
+    /// Change the lead only if it is in this state.
+    #[arg(long, value_name = "STATE")]
+    expected_state: Option<String>,
+}
+
+fn parse_metadata(text: &str) -> Result<JsonObject, String> {
+    let text = match text.strip_prefix('@') {
+        Some(path) => std::fs::read_to_string(path).map_err(|e| format!("cannot read {path}: {e}"))?,
+        None => text.to_owned(),
+    };
+    json::check(text.as_bytes()).map_err(|e| e.to_string())?;
+    JsonObject::from_text(text.trim().to_owned()).map_err(|e| e.to_string())
+}
+
+fn parse_member(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("must be KEY=VALUE")?;
+    if key.is_empty() {
+        return Err("has no key".to_owned());
+    }
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+fn with_members(metadata: Option<JsonObject>, set: Vec<(String, String)>) -> anyhow::Result<Option<JsonObject>> {
+    if set.is_empty() {
+        return Ok(metadata);
+    }
+    let mut members = metadata.as_ref().map(JsonObject::members).unwrap_or_default();
+    for (key, value) in set {
+        members.insert(key.into(), Cow::Owned(to_raw_value(&value).context("cannot write the metadata")?));
+    }
+    Ok(Some(JsonObject::from_members(&members)))
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct SentUpdate {
+    update_id: ObjectId,
+    status: UpdateStatus,
+    error: Option<String>,
+    warnings: Vec<String>,
+}
+
+impl SendUpdate {
+    pub(crate) async fn run(self) -> anyhow::Result<ExitCode> {
+        let Self { fields, set, dry_run, wait, idempotency_key, gateway } = self;
+        let request = UpdateRequest {
+            lead_id: fields.lead_id,
+            reference_id: fields.reference_id,
+            project_id: fields.project_id,
+            process_id: fields.process_id,
+            name: fields.name,
+            target_state: fields.target_state,
+            disposition: fields.disposition,
+            user_id: fields.user_id,
+            metadata: with_members(fields.metadata, set)?,
+            expected_version: fields.expected_version,
+            expected_state: fields.expected_state,
+            dry_run: dry_run.then_some(true),
+        };
+        let mut headers = BTreeMap::new();
+        headers.extend(idempotency_key.map(|key| ("idempotency-key", quoted(&key))));
+        let seconds = wait.unwrap_or(DEFAULT_WAIT);
+        if !dry_run {
+            headers.insert("prefer", format!("wait={seconds}"));
+        }
+        let client = gateway.client()?;
+        let response = client.post("/api/v1/leads/update", &request, &headers, Duration::from_secs(seconds)).await?;
+        if dry_run {
+            let DryRunResponse { outcome, warnings, .. } = response.json()?;
+            if gateway.json {
+                output::say(response.body.trim_end());
+            } else {
+                output::say(preview(&outcome));
+                warnings.iter().for_each(|warning| output::field("warning", escaped(warning)));
+            }
+            return Ok(if outcome.success { ExitCode::SUCCESS } else { ExitStatus::UpdateFailed.into() });
+        }
+        let UpdateAccepted { update_id, warnings, outcome, .. } = response.json()?;
+        let status = match &outcome {
+            None => UpdateStatus::Pending,
+            Some(outcome) if outcome.success => UpdateStatus::Succeeded,
+            Some(_) => UpdateStatus::Failed,
+        };
+        let sent = SentUpdate { update_id, status, error: outcome.and_then(|outcome| outcome.error), warnings };
+        output::show(gateway.json, &sent, |SentUpdate { error, warnings, .. }| {
+            output::say(format_args!("{update_id} {}", status_name(status)));
+            error.iter().for_each(|error| output::field("error", escaped(error)));
+            warnings.iter().for_each(|warning| output::field("warning", escaped(warning)));
+        })?;
+        Ok(match status {
+            UpdateStatus::Failed if wait.is_some() => ExitStatus::UpdateFailed.into(),
+            UpdateStatus::Pending if wait.is_some() => ExitStatus::TimedOut.into(),
+            _ => ExitCode::SUCCESS,
+        })
+    }
+}
+
+/// A string as in RFC 8941, 3.3.3.
+fn quoted(key: &str) -> String {
+    format!("\"{}\"", key.replace('\\', "\\\\").replace('"', "\\\""))
+}
+
+fn preview(outcome: &DryRunOutcome) -> String {
+    let DryRunOutcome { success, error, error_code, from_state, to_state, version, .. } = outcome;
+    if !success {
+        let code = error_code.as_deref().map(|code| format!(" ({code})")).unwrap_or_default();
+        return format!("would fail: {}{code}", escaped(error.as_deref().unwrap_or_default()));
+    }
+    let states = match (from_state, to_state) {
+        (Some(from), Some(to)) if from != to => format!(": {} → {}", escaped(from), escaped(to)),
+        _ => String::new(),
+    };
+    let version = version.map(|version| format!(", version {version}")).unwrap_or_default();
+    format!("would succeed{states}{version}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn members_are_added_to_metadata_from_a_file() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), " {\"make\": \"Kia\", \"n\": 1.50}\n").unwrap();
+        let object = parse_metadata(&format!("@{}", file.path().display())).unwrap();
+        let set = ["make=Toyota", "note=a=b", "empty="].map(|text| parse_member(text).unwrap());
+        let metadata = with_members(Some(object), set.to_vec()).unwrap().unwrap();
+        assert_eq!(metadata.get(), r#"{"make":"Toyota","n":1.50,"note":"a=b","empty":""}"#);
+        assert!(with_members(None, vec![]).unwrap().is_none());
+    }
+
+    #[test]
+    fn invalid_metadata_and_members_are_rejected() {
+        for invalid in ["[]", "{\"a\":1,\"a\":2}", "@/does/not/exist", "{"] {
+            assert!(parse_metadata(invalid).is_err(), "{invalid}");
+        }
+        assert!(parse_member("=x").is_err() && parse_member("x").is_err());
+    }
+
+    #[test]
+    fn idempotency_keys_are_quoted() {
+        assert_eq!(quoted(r#"a"\"#), r#""a\"\\""#);
+    }
+}
