@@ -3,7 +3,7 @@
 use crate::http_client;
 use dev_stack::{
     Error,
-    process::{Keep, Process, Signal},
+    process::{ChildOptions, Process, Signal},
 };
 use std::{
     path::Path,
@@ -135,16 +135,16 @@ impl Service {
 
 fn start(name: &str, command: &Command, dir: &Path) -> Process {
     let log = dir.join("log");
-    let keep = Keep {
+    let options = ChildOptions {
         name,
         log: &log,
         user: None,
         // A test that is over has no use for an orderly end.
         signals: &[],
-        patience: PATIENCE,
-        litter: Some(dir),
+        grace_period: PATIENCE,
+        cleanup_dir: Some(dir),
     };
-    expect(Process::spawn(command, &keep))
+    expect(Process::spawn(command, &options))
 }
 
 fn expect<T>(result: Result<T, Error>) -> T {
