@@ -1,4 +1,4 @@
-//! 7 Deliver, 8 Retry: what waits, for the metrics.
+//! 7 Deliver, 8 Retry: measures the backlog for the metrics.
 
 use std::time::Duration;
 
@@ -9,12 +9,15 @@ use service_kit::{clock, metrics::age, nats::error_chain};
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 
-use crate::{metrics::Backlog, store};
+use crate::{
+    metrics::Backlog,
+    store::{self, error::StoreError},
+};
 
-/// How often. Longer hides short waits, shorter asks NATS and Postgres more for nothing.
+/// How often. Longer hides short backlogs, shorter costs NATS and Postgres more queries.
 const INTERVAL: Duration = Duration::from_secs(5);
 
-/// Shows what waits, until shutdown.
+/// Measures until shutdown.
 pub(crate) async fn watch(
     pool: PgPool,
     js: jetstream::Context,
@@ -27,7 +30,7 @@ pub(crate) async fn watch(
             let events = events(&js, &metrics).await;
             match deliveries.map_err(|e| anyhow::anyhow!(error_chain(&e))).and(events) {
                 Ok(()) => _ = metrics.seen.set(clock::now().millis() as f64 / 1000.0),
-                Err(e) => tracing::debug!("cannot see what waits: {e:#}"),
+                Err(e) => tracing::debug!("cannot measure the backlog: {e:#}"),
             }
             tokio::time::sleep(INTERVAL).await;
         }
@@ -36,15 +39,15 @@ pub(crate) async fn watch(
     Ok(())
 }
 
-async fn deliveries(pool: &PgPool, metrics: &Backlog) -> sqlx::Result<()> {
-    let pending = store::query::pending(pool).await?;
-    metrics.pending.set(pending.deliveries);
-    metrics.oldest_pending.set(pending.since.map_or(0.0, |at| age(clock::now(), at)));
+async fn deliveries(pool: &PgPool, metrics: &Backlog) -> Result<(), StoreError> {
+    let pending = store::backlog::pending(pool).await?;
+    metrics.pending.set(pending.count);
+    metrics.oldest_pending.set(pending.oldest_at.map_or(0.0, |at| age(clock::now(), at)));
     Ok(())
 }
 
 async fn events(js: &jetstream::Context, metrics: &Backlog) -> anyhow::Result<()> {
-    let stream = js.get_stream(LEAD_EVENTS).await.context("cannot find the stream of events")?;
+    let stream = js.get_stream(LEAD_EVENTS).await.context("cannot find the stream LEAD_EVENTS")?;
     let consumer = stream.consumer_info(NOTIFIER_CONSUMER).await.context("cannot read the consumer's state")?;
     let waiting = consumer.num_pending + consumer.num_ack_pending as u64;
     metrics.events.set(i64::try_from(waiting).unwrap_or(i64::MAX));

@@ -1,4 +1,4 @@
-//! Configuration of the webhook-notifier: flags that are also environment variables.
+//! Configuration: flags that are also environment variables.
 
 use std::time::Duration;
 
@@ -26,38 +26,36 @@ pub struct Config {
     /// The keys that callbacks' secrets are sealed with.
     #[command(flatten)]
     pub secrets: SecretsConfig,
-    /// Where health is answered.
+    /// Where the health port listens.
     #[command(flatten)]
     pub health: HealthConfig,
-    /// Do not bring the database schema up to date at start: `leadctl migrate` does it, and the service waits until it is
-    /// done.
+    /// Do not bring the database schema up to date at start. The service waits until `leadctl migrate` has done it.
     #[arg(long, env = "NO_MIGRATE")]
     pub no_migrate: bool,
-    /// Let callbacks have http:// URLs. Their payloads then travel in clear.
+    /// Let callbacks have http:// URLs. Their payloads are then sent unencrypted.
     #[arg(long, env = "ALLOW_HTTP")]
     pub allow_http: bool,
-    /// An internal network that callbacks may reach all the same, e.g. 10.20.0.0/16; may be given several times, or
-    /// several separated by commas.
+    /// An internal network that callbacks may reach, e.g. 10.20.0.0/16. May be repeated, or separated by commas.
     #[arg(long = "allow-network", env = "ALLOW_NETWORKS", value_delimiter = ',', value_name = "CIDR")]
     pub allow_networks: Vec<IpNet>,
-    /// How long to wait before each attempt of a delivery, the first included; each wait is up to a tenth longer.
+    /// The delay before each attempt of a delivery, including the first. Each delay is up to a tenth longer.
     /// After the last attempt the delivery is exhausted.
     #[arg(long, env = "RETRY_SCHEDULE", default_value_t, value_name = "DELAYS")]
     pub retry_schedule: Schedule,
-    /// After how long of nothing but failures a callback is disabled: a duration, or off. It gets nothing then until it is
-    /// enabled with leadctl callback enable.
+    /// How long a callback may have nothing but failures before it is disabled: a duration, or off. A disabled callback
+    /// receives nothing until leadctl callback enable.
     #[arg(long, env = "DISABLE_AFTER", default_value_t, value_name = "DURATION")]
     pub disable_after: DisableAfter,
-    /// Most attempts under way at once, of all callbacks; one of a large body counts as several. A single project gets at
-    /// most half, and a single callback half of that. More wait longer for slow endpoints in parallel, fewer hold less memory.
+    /// Most attempts in flight, of all callbacks. A large body counts as several. A project gets at most half of them, and a
+    /// callback half of that. More allows more slow endpoints in parallel, fewer takes less memory.
     #[arg(long, env = "MAX_IN_FLIGHT", default_value_t = MAX_IN_FLIGHT, value_parser = clap::value_parser!(u32).range(8..=65_536))]
     pub max_in_flight: u32,
-    /// How long months of the delivery log stay, at least 62days, or off. Older ones are dropped when no delivery of theirs is
-    /// pending.
+    /// How long months of the delivery log are kept, at least 62days, or off. Older months without pending deliveries are
+    /// dropped.
     #[arg(long, env = "DELIVERY_RETENTION", default_value_t, value_name = "DURATION")]
     pub delivery_retention: Retention,
-    /// How long events stay in their stream after they were delivered or recorded. When it is more than half full they
-    /// go at once.
+    /// How long events stay in their stream after they were delivered or recorded. While it is more than half full, they are
+    /// purged at once.
     #[arg(long, env = "EVENT_RETENTION", default_value_t = EVENT_RETENTION.into(), value_name = "DURATION")]
     pub event_retention: humantime::Duration,
 }

@@ -1,4 +1,4 @@
-//! 7 Deliver, 8 Retry: an attempt, its decision, its record: what straight deliveries and retries have in common.
+//! 7 Deliver, 8 Retry: makes an attempt, decides the delivery's next state and has it recorded.
 
 use std::sync::Arc;
 
@@ -8,163 +8,148 @@ use service_kit::{
 };
 
 use crate::{
-    admission::breaker::Sign,
-    admission::limiter::{Endpoint, Slot, Slots},
+    admission::{
+        endpoint::Endpoint,
+        limiter::{AttemptPermit, ConcurrencyLimiter},
+    },
     callbacks::Callbacks,
-    core::delivery::{Attempt, Delivery, Origin, Report, Standing},
-    core::schedule::{Decision, Reply, Schedule},
-    dispatch::ordering::{Lead, Turns},
-    http::client::{Poster, Prepared},
-    metrics::{Counted, Metrics},
+    core::{
+        delivery::{DeliveryRecord, DeliverySource, DeliveryState, PendingDelivery},
+        ordering::LeadQueue,
+        outcome::Attempt,
+        schedule::Schedule,
+    },
+    http::{client::CallbackClient, request::PreparedCallback},
+    metrics::Metrics,
     recorder::{Recorder, Stopping},
 };
 
-/// What it takes to deliver.
 #[derive(Debug)]
 pub(crate) struct Deliverer {
     pub(crate) callbacks: Arc<Callbacks>,
-    pub(crate) slots: Arc<Slots>,
-    pub(crate) poster: Poster,
+    pub(crate) limiter: Arc<ConcurrencyLimiter>,
+    pub(crate) client: CallbackClient,
     pub(crate) schedule: Schedule,
     pub(crate) recorder: Recorder,
     pub(crate) metrics: Metrics,
-    pub(crate) turns: Arc<Turns>,
+    pub(crate) lead_queue: Arc<LeadQueue>,
     pub(crate) traces: Traces,
 }
 
 impl Deliverer {
-    /// Makes an attempt, decides what comes of it and has it recorded. `number` is 1 for the first.
+    /// Makes an attempt and records it. `number` is 1 for the first.
     pub(crate) async fn attempt(
         &self,
-        to: &Prepared,
-        delivery: Delivery,
-        origin: Origin,
+        callback: &PreparedCallback,
+        delivery: PendingDelivery,
+        source: DeliverySource,
         number: u32,
-        mut slot: Slot,
+        mut permit: AttemptPermit,
     ) -> Result<(), Stopping> {
-        slot.begin();
-        let begun = clock::precise();
-        let mut span = self.traces.begin_at(Step::Attempt, delivery.traceparent.as_deref(), begun);
+        permit.start();
+        let started = clock::precise();
+        let mut span = self.traces.begin_at(Step::Attempt, delivery.traceparent.as_deref(), started);
         let own = span.traceparent();
         let traceparent = own.as_deref().or(delivery.traceparent.as_deref());
-        let mut attempt = self.poster.post(to, &delivery, traceparent).await;
-        describe(&mut span, to, &delivery, number, &attempt);
-        // Until the answer's head was there; reading what follows is the notifier's own affair.
-        span.end_at(begun + attempt.duration);
-        if attempt.error.is_none() {
-            // What an endpoint says of what it took is not kept.
-            attempt.response = None;
-        }
-        slot.end(Sign::of(attempt.status), rand::random());
-        self.metrics.attempt(attempt.status, attempt.duration);
+        let mut attempt = self.client.send(callback, &delivery, traceparent).await;
+        describe(&mut span, callback, &delivery, number, &attempt);
+        // The span ends with the head of the response. Reading the body is not the endpoint's time.
+        span.end_at(started + attempt.duration);
+        permit.finish(attempt.outcome.endpoint_health(), rand::random());
+        self.metrics.attempt(&attempt);
         let health = &self.callbacks.health;
-        let worn_out = match &attempt.error {
+        let disable_callback = match attempt.outcome.error() {
             None => {
-                health.succeeded(delivery.callback_id, clock::now());
+                health.note_success(delivery.callback_id, clock::now());
+                // The response of a successful attempt is not kept.
+                attempt.response = None;
                 None
             }
-            Some(error) => health.failed(delivery.callback_id, clock::now(), error),
+            Some(error) => health.note_failure(delivery.callback_id, clock::now(), error),
         };
-        // While a first attempt is recorded its slot is free for the next one: how many wait is bounded by the events
-        // under way. Of claims the slots are the only bound.
-        let _held = (origin == Origin::Claim).then_some(slot);
-        self.settle(delivery, origin, number, attempt, worn_out).await
+        // While a first attempt is recorded, its permit is free for the next one: the events in flight limit how many
+        // records wait. Of claims, the permits are the only limit.
+        let _held = (source == DeliverySource::Claim).then_some(permit);
+        self.record_attempt(delivery, source, number, attempt, disable_callback).await
     }
 
-    /// Decides what comes of an attempt and has it recorded. `worn_out` says why the callback is to be disabled after this
-    /// and all the failures before it, if it is.
-    pub(crate) async fn settle(
+    /// Decides what follows from an attempt and records both. `disable_callback` is the reason to disable the callback
+    /// after a long series of failures.
+    pub(crate) async fn record_attempt(
         &self,
-        delivery: Delivery,
-        origin: Origin,
+        delivery: PendingDelivery,
+        source: DeliverySource,
         number: u32,
         attempt: Attempt,
-        worn_out: Option<String>,
+        disable_callback: Option<String>,
     ) -> Result<(), Stopping> {
-        let reply = match attempt.status {
-            Some(code) => Reply::Status { code, retry_after: attempt.retry_after.as_deref() },
-            None => Reply::Nothing,
-        };
         let now = clock::now();
-        let decision = self.schedule.decide(number, reply, now, rand::random());
-        let standing = match decision {
-            Decision::Delivered => Standing::Delivered,
-            Decision::RetryAt(due) => Standing::Pending { due },
-            Decision::Exhausted | Decision::Disabled => Standing::Exhausted,
-        };
+        let state = self.schedule.next_state(number, &attempt.outcome, now, rand::random());
         let (update_id, callback_id) = (delivery.update_id, delivery.callback_id);
-        let error = attempt.error.clone();
-        match (decision, error.as_deref()) {
-            (Decision::Delivered, _) | (_, None) => tracing::debug!(%update_id, %callback_id, number, "delivered"),
-            (Decision::RetryAt(at), Some(error)) => {
-                tracing::debug!(%update_id, %callback_id, number, next = at.to_iso(), "attempt failed: {error}");
+        let error = attempt.outcome.error().map(str::to_owned);
+        let message = error.as_deref().unwrap_or_default();
+        let is_gone = attempt.outcome.is_gone();
+        match state {
+            DeliveryState::RetryAt(at) => {
+                tracing::debug!(%update_id, %callback_id, number, next = at.to_iso(), "attempt failed: {message}");
             }
-            (Decision::Exhausted, Some(error)) => {
-                tracing::warn!(%update_id, %callback_id, number, "delivery exhausted: {error}");
+            DeliveryState::Exhausted if !is_gone => {
+                tracing::warn!(%update_id, %callback_id, number, "delivery exhausted: {message}");
             }
-            (Decision::Disabled, Some(_)) => {}
+            DeliveryState::Exhausted | DeliveryState::Queued => {}
+            DeliveryState::Delivered => tracing::debug!(%update_id, %callback_id, number, "delivered"),
         }
-        match standing {
-            Standing::Delivered => self.metrics.delivery(Counted::Delivered),
-            Standing::Exhausted => self.metrics.delivery(Counted::Exhausted),
-            Standing::Pending { .. } | Standing::Waiting => {}
-        }
-        let disable = if decision == Decision::Disabled { error.clone() } else { worn_out };
-        if let Some(reason) = &disable {
+        let disable_callback = if is_gone { error.clone() } else { disable_callback };
+        if let Some(reason) = &disable_callback {
             tracing::warn!(%update_id, %callback_id, number, "callback disabled: {reason}");
             self.callbacks.health.disable(callback_id, reason);
         }
-        let next = next_of(&delivery).filter(|_| matches!(standing, Standing::Delivered | Standing::Exhausted));
-        let report = Report { delivery, origin, standing, attempt: Some(attempt), error, disable, at: now };
-        self.recorder.record(report).await?;
-        if let Some(next) = next {
-            self.turns.ask(next);
-        }
-        Ok(())
+        let attempt = Some(attempt);
+        self.record(DeliveryRecord { delivery, source, state, attempt, error, disable_callback, at: now }).await
     }
 
-    /// Has a delivery of a callback with an order recorded; it begins when its turn comes.
-    pub(crate) async fn line_up(&self, delivery: Delivery) -> Result<(), Stopping> {
-        let lead = next_of(&delivery);
-        let (origin, standing) = (Origin::Event, Standing::Waiting);
-        let report = Report { delivery, origin, standing, attempt: None, error: None, disable: None, at: clock::now() };
-        self.recorder.record(report).await?;
-        if let Some(lead) = lead {
-            self.turns.ask(lead);
-        }
-        Ok(())
+    /// Records a delivery of an ordered callback. It becomes due once it is the lead's next one.
+    pub(crate) async fn enqueue_ordered(&self, delivery: PendingDelivery) -> Result<(), Stopping> {
+        self.record(DeliveryRecord::new(delivery, DeliverySource::Event, DeliveryState::Queued, clock::now())).await
     }
 
-    /// Has it recorded that a delivery is due now.
-    pub(crate) async fn spill(&self, delivery: Delivery, endpoint: &Endpoint) -> Result<(), Stopping> {
-        self.metrics.delivery(Counted::Spilled);
+    /// Records a delivery as due now and leaves its first attempt to the retries.
+    pub(crate) async fn defer_to_retry(&self, delivery: PendingDelivery, endpoint: &Endpoint) -> Result<(), Stopping> {
+        self.metrics.delivery_deferred();
         let now = clock::now();
-        let standing = Standing::Pending { due: now };
-        let report =
-            Report { delivery, origin: Origin::Event, standing, attempt: None, error: None, disable: None, at: now };
-        self.recorder.record(report).await?;
-        self.slots.note_spilled(endpoint);
+        self.record(DeliveryRecord::new(delivery, DeliverySource::Event, DeliveryState::RetryAt(now), now)).await?;
+        self.limiter.note_deferred(endpoint);
         Ok(())
     }
 
-    /// Has it recorded that a delivery will not be tried (again), and why.
-    pub(crate) async fn give_up(&self, delivery: Delivery, origin: Origin, error: String) -> Result<(), Stopping> {
-        tracing::debug!(update_id = %delivery.update_id, callback_id = %delivery.callback_id, "given up: {error}");
-        self.metrics.delivery(Counted::Exhausted);
-        let now = clock::now();
-        let standing = Standing::Exhausted;
-        let next = next_of(&delivery);
-        let report = Report { delivery, origin, standing, attempt: None, error: Some(error), disable: None, at: now };
-        self.recorder.record(report).await?;
-        if let Some(next) = next {
-            self.turns.ask(next);
+    /// Records that a delivery is not attempted (again).
+    pub(crate) async fn mark_exhausted(
+        &self,
+        delivery: PendingDelivery,
+        source: DeliverySource,
+        error: String,
+    ) -> Result<(), Stopping> {
+        tracing::debug!(update_id = %delivery.update_id, callback_id = %delivery.callback_id, "exhausted: {error}");
+        let record = DeliveryRecord::new(delivery, source, DeliveryState::Exhausted, clock::now());
+        self.record(DeliveryRecord { error: Some(error), ..record }).await
+    }
+
+    async fn record(&self, record: DeliveryRecord) -> Result<(), Stopping> {
+        let (state, lead) = (record.state, record.delivery.ordered_lead());
+        self.metrics.delivery_state(state);
+        self.recorder.record(record).await?;
+        // A new ordered delivery may be the lead's next one; a completed one makes room for the next.
+        if let Some(lead) = lead
+            && (state.is_final() || state == DeliveryState::Queued)
+        {
+            self.lead_queue.push(lead);
         }
         Ok(())
     }
 }
 
-/// Notes in an attempt's span what it was and how it went. Not the URL: it may hold secrets.
-fn describe(span: &mut Span, to: &Prepared, delivery: &Delivery, number: u32, attempt: &Attempt) {
+/// Describes the attempt in its span. Without the URL, which may contain secrets.
+fn describe(span: &mut Span, callback: &PreparedCallback, delivery: &PendingDelivery, number: u32, attempt: &Attempt) {
     span.update(delivery.update_id);
     span.note(|| {
         [
@@ -172,23 +157,17 @@ fn describe(span: &mut Span, to: &Prepared, delivery: &Delivery, number: u32, at
             ("leadrelay.attempt", i64::from(number).into()),
         ]
     });
-    if let Some((host, port)) = to.server() {
+    if let Some((host, port)) = callback.server() {
         span.note(|| [("server.address", host.to_owned().into()), ("server.port", i64::from(port).into())]);
     }
     if number > 1 {
         span.note(|| [("http.request.resend_count", i64::from(number - 1).into())]);
     }
-    if let Some(status) = attempt.status {
+    let status = attempt.outcome.status();
+    if let Some(status) = status {
         span.note(|| [("http.response.status_code", i64::from(status).into())]);
     }
-    if let Some(error) = &attempt.error {
-        let kind = attempt.status.map_or("no_answer".into(), |status| status.to_string());
-        span.fail(kind, error);
+    if let Some(error) = attempt.outcome.error() {
+        span.fail(status.map_or("no_answer".into(), |status| status.to_string()), error);
     }
-}
-
-/// Whose next delivery waits for this one, if it has an order.
-fn next_of(delivery: &Delivery) -> Option<Lead> {
-    let order = delivery.order.as_ref()?;
-    Some(Lead { callback_id: delivery.callback_id, lead_id: order.lead_id })
 }

@@ -1,4 +1,4 @@
-//! 7 Deliver: room ahead and room behind: next months' partitions, old ones, and events that everybody was told of.
+//! 7 Deliver: creates and drops partitions of the delivery log, and purges delivered events.
 
 use std::time::Duration;
 
@@ -15,48 +15,47 @@ use tokio_util::sync::CancellationToken;
 
 use crate::store;
 
-/// How often the partitions are looked after.
+/// How often partitions are created and dropped.
 const PARTITIONS_INTERVAL: Duration = Duration::from_secs(60 * 60);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-/// How far back the first start makes partitions: events may have waited in their stream.
+/// How far back the first start creates partitions: events may have waited in their stream.
 const PARTITIONS_BACK: Duration = DAY.saturating_mul(31);
-/// How far ahead there are partitions. More bridges a longer time without a notifier, after which rows go to the default
-/// partition and must be moved.
+/// How far ahead partitions are created. More bridges a longer time without a notifier, after which rows go to the default
+/// partition and have to be moved.
 const PARTITIONS_AHEAD: Duration = DAY.saturating_mul(62);
 /// How often delivered events are purged. Longer lets a full stream stay full for longer.
 const PURGE_INTERVAL: Duration = Duration::from_secs(15);
 
-/// Keeps partitions ahead of time, and drops those that are too old, until shutdown.
-pub(crate) async fn partitions(pool: PgPool, keep: Retention, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let keep_house = || async {
-        make_partitions(&pool).await;
-        drop_partitions(&pool, keep).await;
+/// Creates and drops partitions until shutdown.
+pub(crate) async fn partitions(pool: PgPool, retention: Retention, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let maintain = || async {
+        create_partitions(&pool).await;
+        drop_partitions(&pool, retention).await;
     };
-    every(PARTITIONS_INTERVAL, shutdown, keep_house).await
+    every(PARTITIONS_INTERVAL, shutdown, maintain).await
 }
 
-/// Drops the months that are too old. What waits stays, and the month with it.
-async fn drop_partitions(pool: &PgPool, keep: Retention) {
-    let Some(cutoff) = keep.cutoff(clock::now()) else { return };
+/// Drops old months. A month with a pending delivery stays.
+async fn drop_partitions(pool: &PgPool, retention: Retention) {
+    let Some(cutoff) = retention.cutoff(clock::now()) else { return };
     match store::partitions::drop_old(pool, cutoff).await {
         Ok(dropped) if dropped.is_empty() => {}
-        Ok(dropped) => tracing::info!(dropped = dropped.join(", "), "months of the delivery log were dropped"),
+        Ok(dropped) => tracing::info!(dropped = dropped.join(", "), "dropped months of the delivery log"),
         Err(e) => tracing::warn!("cannot drop old months of the delivery log: {}", error_chain(&e)),
     }
 }
 
-/// Makes the partitions of the next months.
-pub(crate) async fn make_partitions(pool: &PgPool) {
+pub(crate) async fn create_partitions(pool: &PgPool) {
     let now = clock::now();
     match store::partitions::ensure(pool, now.minus(PARTITIONS_BACK), now.plus(PARTITIONS_AHEAD)).await {
         Ok(0) => {}
-        Ok(made) => tracing::info!(made, "made partitions of the delivery log"),
+        Ok(created) => tracing::info!(created, "created partitions of the delivery log"),
         // Meanwhile rows go to the default partition.
-        Err(e) => tracing::warn!("cannot make partitions of the delivery log: {}", error_chain(&e)),
+        Err(e) => tracing::warn!("cannot create partitions of the delivery log: {}", error_chain(&e)),
     }
 }
 
-/// Purges the events that every notifier is done with and that are older than `window`, until shutdown.
+/// Purges acknowledged events older than `window`, until shutdown.
 pub(crate) async fn retention(
     js: jetstream::Context,
     window: Duration,
@@ -74,12 +73,12 @@ async fn purge_delivered(js: &jetstream::Context, window: Duration) {
 }
 
 async fn purge(js: &jetstream::Context, window: Duration) -> anyhow::Result<u64> {
-    let stream = js.get_stream(LEAD_EVENTS).await.context("cannot find the stream of events")?;
+    let stream = js.get_stream(LEAD_EVENTS).await.context("cannot find the stream LEAD_EVENTS")?;
     let consumer = stream.consumer_info(NOTIFIER_CONSUMER).await.context("cannot read the consumer's state")?;
     purge_read(&stream, consumer.ack_floor.stream_sequence, clock::now(), window).await
 }
 
-/// Does something now and after every interval, until shutdown.
+/// Runs a task now and after every interval, until shutdown.
 async fn every<F: Future<Output = ()>>(
     interval: Duration,
     shutdown: CancellationToken,

@@ -8,7 +8,7 @@ use webhook_notifier::Config;
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-/// Tells callback URLs what became of lead updates.
+/// Delivers the outcomes of lead updates to callback URLs.
 #[derive(Debug, Parser)]
 #[command(
     version,

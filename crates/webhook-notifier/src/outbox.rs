@@ -1,6 +1,6 @@
-//! 7 Deliver, 8 Retry: that a delivery is exhausted or a callback disabled is told on `WEBHOOK_EVENTS`.
+//! 7 Deliver, 8 Retry: publishes events about exhausted deliveries and disabled callbacks to `WEBHOOK_EVENTS`.
 //!
-//! Postgres is the outbox: what is not marked as announced is published, then marked. After a crash between the two it is
+//! Postgres is the outbox: rows that are not announced are published, then marked. After a crash between the two they are
 //! published again, under the same message id.
 
 use std::{sync::Arc, time::Duration};
@@ -18,36 +18,36 @@ use sqlx::PgPool;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::store;
+use crate::store::{self, error::StoreError};
 
-/// How often is looked for what another replica, or a crash, left. What is recorded here is announced at once.
+/// How often rows of other replicas or from before a crash are looked for. Rows of this process are announced at once.
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
-/// Most events published between two looks at Postgres.
+/// Most events of a kind per round.
 const BATCH: i64 = 500;
 
-/// Why the outbox is not empty. Either way it is tried again.
+/// Why a round failed. It is retried in any case.
 #[derive(Debug, thiserror::Error)]
-enum AnnounceError {
+enum OutboxError {
     #[error(transparent)]
     Publish(#[from] PublishError),
     #[error(transparent)]
-    Store(#[from] sqlx::Error),
+    Store(#[from] StoreError),
 }
 
-/// Announces until shutdown.
+/// Publishes until shutdown.
 pub(crate) async fn run(
     js: jetstream::Context,
     pool: PgPool,
     recorded: Arc<Notify>,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let announce = async {
+    let publish = async {
         let mut delays = retry_backoff();
         loop {
-            match announce(&js, &pool).await {
+            match publish_pending(&js, &pool).await {
                 Ok(()) => delays = retry_backoff(),
                 Err(e) => {
-                    tracing::warn!("cannot announce, trying again: {}", error_chain(&e));
+                    tracing::warn!("cannot publish webhook events, trying again: {}", error_chain(&e));
                     tokio::time::sleep(delays.next().unwrap_or(POLL_INTERVAL)).await;
                     continue;
                 }
@@ -59,14 +59,14 @@ pub(crate) async fn run(
         }
     };
     tokio::select! {
-        () = announce => {}
+        () = publish => {}
         () = shutdown.cancelled() => {}
     }
     Ok(())
 }
 
-/// Empties the outbox.
-async fn announce(js: &jetstream::Context, pool: &PgPool) -> Result<(), AnnounceError> {
+/// Publishes and marks rows until none is left.
+async fn publish_pending(js: &jetstream::Context, pool: &PgPool) -> Result<(), OutboxError> {
     loop {
         let exhausted = store::outbox::exhausted(pool, BATCH).await?;
         let disabled = store::outbox::disabled(pool, BATCH).await?;
@@ -83,14 +83,14 @@ async fn announce(js: &jetstream::Context, pool: &PgPool) -> Result<(), Announce
             WebhookEvent::CallbackDisabled { callback_id, timestamp, .. } => Some((*callback_id, *timestamp)),
             WebhookEvent::Exhausted { .. } => None,
         });
-        store::outbox::mark_exhausted(pool, &exhausted.collect::<Vec<_>>()).await?;
-        store::outbox::mark_disabled(pool, &disabled.collect::<Vec<_>>()).await?;
+        store::outbox::mark_exhausted_announced(pool, &exhausted.collect::<Vec<_>>()).await?;
+        store::outbox::mark_disabled_announced(pool, &disabled.collect::<Vec<_>>()).await?;
     }
 }
 
 fn message(event: &WebhookEvent) -> Result<jetstream::message::OutboundMessage, PublishError> {
     let (subject, id) = match event {
-        // What is made again may be exhausted again, after more attempts.
+        // A redelivery may be exhausted again, after more attempts.
         WebhookEvent::Exhausted { project_id, process_id, update_id, callback_id, attempts, .. } => {
             (delivery_exhausted(*project_id, *process_id), format!("{update_id}-{callback_id}-exhausted-{attempts}"))
         }

@@ -1,7 +1,7 @@
-//! 7 Deliver, 8 Retry: what was attempted and what comes next goes to Postgres, batch by batch.
+//! 7 Deliver, 8 Retry: writes delivery records to Postgres in batches.
 //!
-//! Reports that arrive while a batch is written are the next batch. One that follows it closely waits a moment for company
-//! where nothing waits for it: a transaction takes much more than a report in it.
+//! Records that arrive while a batch is written form the next batch. Records that nothing waits for are collected for up to
+//! 10 ms: a transaction costs much more than a record in it.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -21,84 +21,83 @@ use tokio::{
 };
 
 use crate::{
-    core::delivery::{Origin, Report, Standing},
+    core::delivery::{DeliveryRecord, DeliverySource, DeliveryState},
     metrics::Metrics,
-    store,
+    store::{self, error::StoreError},
 };
 
-/// Most reports in a transaction. More saves commits under load, fewer keeps a batch's latency down.
-const MAX_REPORTS: usize = 500;
-/// Most bytes of bodies in a transaction, the last report's aside: what it costs in memory, several times over.
+/// Most records in a transaction. More saves commits under load, fewer keeps a batch's latency down.
+const MAX_RECORDS: usize = 500;
+/// Most bytes of bodies in a transaction, without the last record's: a transaction takes several times as much memory.
 const MAX_BYTES: usize = 4 * 1024 * 1024;
-/// Reports that wait. Whoever brings one more waits, and with it the slots and the pull.
+/// Records that wait to be written. Beyond that, attempts wait with their permits, and the pull of events with them.
 const QUEUE: usize = 1024;
 
-/// How soon after the last transaction the next one begins, unless somebody waits for it or it is full. Longer makes fewer and
-/// larger ones; what a crash meets unrecorded is delivered again.
-const PACE: Duration = Duration::from_millis(10);
+/// How soon after the last transaction the next one starts, unless something waits for it or it is full. Longer makes fewer
+/// and larger transactions; records that a crash loses are delivered again.
+const MIN_INTERVAL: Duration = Duration::from_millis(10);
 
-/// The recorder is gone; it ends only with the service.
+/// The recording task ended, which it does only with the service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the service is stopping")]
 pub(crate) struct Stopping;
 
-/// Where reports go.
+/// Sends records to the recording task.
 #[derive(Debug, Clone)]
 pub(crate) struct Recorder(mpsc::Sender<Pending>);
 
 #[derive(Debug)]
 struct Pending {
-    report: Report,
+    record: DeliveryRecord,
     recorded: oneshot::Sender<()>,
 }
 
 impl Recorder {
-    /// Has a report recorded, and waits until it is.
-    pub(crate) async fn record(&self, report: Report) -> Result<(), Stopping> {
+    /// Waits until the record is written.
+    pub(crate) async fn record(&self, record: DeliveryRecord) -> Result<(), Stopping> {
         let (recorded, done) = oneshot::channel();
-        self.0.send(Pending { report, recorded }).await.map_err(|_| Stopping)?;
+        self.0.send(Pending { record, recorded }).await.map_err(|_| Stopping)?;
         done.await.map_err(|_| Stopping)
     }
 }
 
-/// The task that records: runs until every [`Recorder`] is dropped.
+/// The task that writes records: runs until every [`Recorder`] is dropped.
 #[derive(Debug)]
-pub(crate) struct Recording {
+pub(crate) struct RecordingTask {
     queue: mpsc::Receiver<Pending>,
     session: PinnedConnection,
     readiness: Readiness,
-    /// Told when something is to be announced.
-    announce: Arc<Notify>,
+    /// Notified when the outbox has a new event.
+    outbox: Arc<Notify>,
     metrics: Metrics,
 }
 
-/// A recorder and its task.
 pub(crate) fn recorder(
     pool: PgPool,
     readiness: Readiness,
-    announce: Arc<Notify>,
+    outbox: Arc<Notify>,
     metrics: Metrics,
-) -> (Recorder, Recording) {
+) -> (Recorder, RecordingTask) {
     let (sender, queue) = mpsc::channel(QUEUE);
-    (Recorder(sender), Recording { queue, session: PinnedConnection::new(pool), readiness, announce, metrics })
+    (Recorder(sender), RecordingTask { queue, session: PinnedConnection::new(pool), readiness, outbox, metrics })
 }
 
-impl Recording {
+impl RecordingTask {
     pub(crate) async fn run(mut self) -> anyhow::Result<()> {
         let mut waiting = VecDeque::new();
         let mut arrived = Vec::new();
         let mut next = Instant::now();
-        while self.queue.recv_many(&mut arrived, MAX_REPORTS).await > 0 {
+        while self.queue.recv_many(&mut arrived, MAX_RECORDS).await > 0 {
             self.gather(&mut arrived, next).await;
-            next = Instant::now() + PACE;
-            waiting.extend(arrived.drain(..).map(|Pending { report, recorded }| (report, recorded)));
+            next = Instant::now() + MIN_INTERVAL;
+            waiting.extend(arrived.drain(..).map(|Pending { record, recorded }| (record, recorded)));
             while !waiting.is_empty() {
-                let (reports, recorded): (Vec<_>, Vec<_>) = next_batch(&mut waiting).into_iter().unzip();
-                let begun = Instant::now();
-                self.write(&reports).await;
-                self.metrics.recorded(reports.len(), begun.elapsed());
+                let (records, recorded): (Vec<_>, Vec<_>) = next_batch(&mut waiting).into_iter().unzip();
+                let started = Instant::now();
+                self.write(&records).await;
+                self.metrics.recorded(records.len(), started.elapsed());
                 for recorded in recorded {
-                    // Whoever waited may have been cut.
+                    // The receiver is gone where shutdown cut an attempt.
                     let _ = recorded.send(());
                 }
             }
@@ -106,47 +105,53 @@ impl Recording {
         Ok(())
     }
 
-    /// Waits for more until it is time, a batch is full, or something that waits for its record has come.
+    /// Collects records until it is time, the batch is full, or it contains a record that something waits for.
     async fn gather(&mut self, arrived: &mut Vec<Pending>, until: Instant) {
         let mut seen = 0;
-        while arrived.len() < MAX_REPORTS && !arrived[seen..].iter().any(|pending| is_waited_for(&pending.report)) {
+        while arrived.len() < MAX_RECORDS && !arrived[seen..].iter().any(|pending| is_waited_for(&pending.record)) {
             seen = arrived.len();
-            let room = MAX_REPORTS - seen;
+            let room = MAX_RECORDS - seen;
             if !matches!(timeout_at(until, self.queue.recv_many(arrived, room)).await, Ok(1..)) {
                 break;
             }
         }
     }
 
-    /// Writes a batch, and goes on trying until it is written.
-    async fn write(&mut self, reports: &[Report]) {
+    /// Writes a batch, and retries until it is written.
+    async fn write(&mut self, records: &[DeliveryRecord]) {
         for delay in retry_backoff() {
-            match self.try_write(reports).await {
+            match self.try_write(records).await {
                 Ok(()) => break,
                 Err(e) => {
-                    tracing::error!(reports = reports.len(), "cannot record, trying again: {}", error_chain(&e));
+                    tracing::error!(
+                        records = records.len(),
+                        "cannot record deliveries, trying again: {}",
+                        error_chain(&e)
+                    );
                     self.readiness.not_ready("postgres", error_chain(&e));
                     tokio::time::sleep(delay).await;
                 }
             }
         }
         self.readiness.ready("postgres");
-        if reports.iter().any(|report| report.standing == Standing::Exhausted || report.disable.is_some()) {
-            self.announce.notify_one();
+        if records.iter().any(|record| record.state == DeliveryState::Exhausted || record.disable_callback.is_some()) {
+            self.outbox.notify_one();
         }
     }
 
-    async fn try_write(&mut self, reports: &[Report]) -> sqlx::Result<()> {
+    async fn try_write(&mut self, records: &[DeliveryRecord]) -> Result<(), StoreError> {
         let mut connection = self.session.take().await?;
-        if reports
-            .iter()
-            .all(|report| report.origin == Origin::Event && report.disable.is_none() && report.delivery.order.is_none())
-        {
-            // One statement, which is a transaction: what most batches are.
-            store::record::record(&mut connection, reports).await?;
+        let is_one_statement = |record: &DeliveryRecord| {
+            record.source == DeliverySource::Event
+                && record.disable_callback.is_none()
+                && record.delivery.order.is_none()
+        };
+        if records.iter().all(is_one_statement) {
+            // One statement is a transaction of its own. Most batches are.
+            store::record::write(&mut connection, records).await?;
         } else {
             let mut transaction = connection.begin().await?;
-            store::record::record(&mut transaction, reports).await?;
+            store::record::write(&mut transaction, records).await?;
             transaction.commit().await?;
         }
         self.session.keep(connection);
@@ -154,26 +159,26 @@ impl Recording {
     }
 }
 
-/// Whether something goes on only when this is recorded: a claim's slot, or the next delivery of a callback with an order.
-fn is_waited_for(report: &Report) -> bool {
-    report.origin == Origin::Claim || report.delivery.order.is_some()
+/// Whether something waits for the record: the permit of a claim, or the next delivery of an ordered callback.
+fn is_waited_for(record: &DeliveryRecord) -> bool {
+    record.source == DeliverySource::Claim || record.delivery.order.is_some()
 }
 
-/// Takes the next batch off the queue: bounded, and no delivery twice in it; what does not fit keeps its order.
-fn next_batch<T>(waiting: &mut VecDeque<(Report, T)>) -> Vec<(Report, T)> {
+/// Takes the next batch off the queue: limited in size, and without two records of one delivery. The rest keeps its order.
+fn next_batch<T>(waiting: &mut VecDeque<(DeliveryRecord, T)>) -> Vec<(DeliveryRecord, T)> {
     let mut seen = HashSet::new();
     let mut batch = Vec::new();
     let mut later = VecDeque::new();
     let mut bytes = 0;
-    while batch.len() < MAX_REPORTS
+    while batch.len() < MAX_RECORDS
         && bytes < MAX_BYTES
-        && let Some((report, recorded)) = waiting.pop_front()
+        && let Some((record, recorded)) = waiting.pop_front()
     {
-        if seen.insert((report.delivery.update_id, report.delivery.callback_id)) {
-            bytes += report.delivery.body.len();
-            batch.push((report, recorded));
+        if seen.insert((record.delivery.update_id, record.delivery.callback_id)) {
+            bytes += record.delivery.body.len();
+            batch.push((record, recorded));
         } else {
-            later.push_back((report, recorded));
+            later.push_back((record, recorded));
         }
     }
     later.append(waiting);
@@ -187,47 +192,40 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::core::delivery::Delivery;
+    use crate::core::delivery::PendingDelivery;
 
-    fn report(update: u8, bytes: usize) -> Report {
+    fn record(update: u8, bytes: usize) -> DeliveryRecord {
         let id = ObjectId::from_bytes([1; 12]);
-        Report {
-            delivery: Delivery {
-                update_id: ObjectId::from_bytes([update; 12]),
-                callback_id: id,
-                project_id: id,
-                process_id: None,
-                body: "x".repeat(bytes).into(),
-                traceparent: None,
-                order: None,
-            },
-            origin: Origin::Event,
-            standing: Standing::Delivered,
-            attempt: None,
-            error: None,
-            disable: None,
-            at: Timestamp::from_millis(0),
-        }
+        let delivery = PendingDelivery {
+            update_id: ObjectId::from_bytes([update; 12]),
+            callback_id: id,
+            project_id: id,
+            process_id: None,
+            body: "x".repeat(bytes).into(),
+            traceparent: None,
+            order: None,
+        };
+        DeliveryRecord::new(delivery, DeliverySource::Event, DeliveryState::Delivered, Timestamp::from_millis(0))
     }
 
     #[test]
-    fn a_batch_is_bounded_in_bytes_yet_never_empty() {
-        let mut waiting = (0..4).map(|n| (report(n, MAX_BYTES / 2 + n as usize), n)).collect::<VecDeque<_>>();
+    fn a_batch_is_limited_in_bytes_and_never_empty() {
+        let mut waiting = (0..4).map(|n| (record(n, MAX_BYTES / 2 + n as usize), n)).collect::<VecDeque<_>>();
         let batch = next_batch(&mut waiting).into_iter().map(|(_, n)| n).collect::<Vec<_>>();
         assert_eq!(batch, [0, 1]);
-        let mut waiting = VecDeque::from([(report(1, 3 * MAX_BYTES), 1)]);
+        let mut waiting = VecDeque::from([(record(1, 3 * MAX_BYTES), 1)]);
         assert_eq!(next_batch(&mut waiting).len(), 1);
     }
 
     proptest! {
         #[test]
-        fn every_report_comes_once_and_those_of_a_delivery_in_order(updates in prop::collection::vec(0_u8..20, 0..200)) {
-            let mut waiting = updates.iter().enumerate().map(|(n, update)| (report(*update, 1), n)).collect();
+        fn every_record_is_written_once_and_those_of_a_delivery_in_order(updates in prop::collection::vec(0_u8..20, 0..200)) {
+            let mut waiting = updates.iter().enumerate().map(|(n, update)| (record(*update, 1), n)).collect();
             let mut written = Vec::new();
             while let batch = next_batch(&mut waiting)
                 && !batch.is_empty()
             {
-                let distinct = batch.iter().map(|(report, _)| report.delivery.update_id).collect::<HashSet<_>>();
+                let distinct = batch.iter().map(|(record, _)| record.delivery.update_id).collect::<HashSet<_>>();
                 prop_assert_eq!(distinct.len(), batch.len());
                 written.extend(batch.into_iter().map(|(_, n)| n));
             }

@@ -1,9 +1,8 @@
-//! 8 Retry: what is due in Postgres is claimed with a lease, and tried.
+//! 8 Retry: claims due deliveries in Postgres under a lease, and attempts them.
 //!
-//! A round claims of every callback that has something due as much as may begin now, so a million due deliveries of a slow
-//! endpoint delay nobody; of one whose breaker is open or that is disabled it claims nothing. Rounds come with the poll, and
-//! as soon as something was spilled that may begin, a slot came free, or a rate allows more: so a callback catches up at its
-//! own pace.
+//! A round claims of each callback as many deliveries as may start now, so a million due deliveries of a slow endpoint
+//! delay no other; of a callback that is disabled or whose breaker is open it claims none. A round starts with each poll,
+//! and as soon as a delivery was deferred that may start, a permit was freed, or a rate limit allows more.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -15,23 +14,31 @@ use tokio::{task::JoinSet, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    admission::limiter::{Endpoint, Reserved, Slot},
-    callbacks::Found,
-    core::delivery::{Attempt, Origin},
+    admission::{
+        endpoint::Endpoint,
+        limiter::{AttemptPermit, Reservation},
+    },
+    callbacks::CallbackLookup,
+    core::{
+        delivery::DeliverySource,
+        outcome::{Attempt, AttemptOutcome},
+    },
     deliver::Deliverer,
     recorder::Stopping,
-    store::claim::{Claimed, Wanted, claim, due_callbacks},
+    store::{
+        claim::{ClaimRequest, ClaimedDelivery, claim, due_callbacks},
+        error::StoreError,
+    },
 };
 
-/// How often is looked for what is due. Longer makes retries later by as much, shorter costs Postgres more when there is
-/// nothing.
+/// How often due deliveries are looked for. Longer delays retries by as much, shorter costs an idle Postgres more.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
-/// How long a round waits for more slots to come free. Longer claims more at once, shorter leaves slots idle less.
-const LINGER: Duration = Duration::from_millis(5);
-/// How long a claim is ours: well beyond the longest attempt (30 s) and its record. Longer delays what a crashed notifier
-/// had claimed, shorter tries a delivery twice when Postgres pauses.
+/// How long a round waits for more permits to be freed. Longer claims more at once, shorter leaves permits idle for less.
+const ROUND_DELAY: Duration = Duration::from_millis(5);
+/// How long a claim is exclusive: well beyond the longest attempt (30 s) and its record. Longer delays what a crashed
+/// notifier had claimed, shorter attempts a delivery twice when Postgres pauses.
 const LEASE: Duration = Duration::from_secs(60);
-/// Most deliveries of a callback in a round. More saves rounds, fewer let the callbacks take turns.
+/// Most deliveries of a callback in a round. More saves rounds, fewer lets callbacks alternate.
 const MAX_CLAIM: u32 = 100;
 
 /// The task that retries.
@@ -42,14 +49,14 @@ pub(crate) struct Retrier {
     pub(crate) readiness: Readiness,
 }
 
-/// What a round reserved for a callback.
-struct Share {
-    found: Found,
-    reserved: Reserved,
+/// What a round may claim of a callback.
+struct CallbackRound {
+    callback: CallbackLookup,
+    reservation: Reservation,
 }
 
 impl Retrier {
-    /// Retries until shutdown, then lets the attempts under way finish.
+    /// Retries until shutdown, then lets the attempts in flight finish.
     pub(crate) async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
         let mut attempts = JoinSet::new();
         let mut poll = tokio::time::interval(POLL_INTERVAL);
@@ -59,15 +66,15 @@ impl Retrier {
                 () = shutdown.cancelled() => break Ok(()),
                 Some(ended) = attempts.join_next() => match ended {
                     Ok(()) => continue,
-                    Err(e) => break Err(e).context("a retry's task died"),
+                    Err(e) => break Err(e).context("the task of a retry died"),
                 },
                 _ = poll.tick() => {}
-                () = self.deliverer.slots.work() => tokio::time::sleep(LINGER).await,
+                () = self.deliverer.limiter.retry_work() => tokio::time::sleep(ROUND_DELAY).await,
             }
             match self.round(&mut attempts).await {
                 Ok(()) => self.readiness.ready("postgres"),
                 Err(e) => {
-                    tracing::warn!("cannot claim what is due, trying again: {}", error_chain(&e));
+                    tracing::warn!("cannot claim due deliveries, trying again: {}", error_chain(&e));
                     self.readiness.not_ready("postgres", error_chain(&e));
                     tokio::time::sleep(POLL_INTERVAL).await;
                 }
@@ -77,98 +84,104 @@ impl Retrier {
         retried
     }
 
-    /// Claims what is due and may begin, and begins to try it.
-    async fn round(&self, attempts: &mut JoinSet<()>) -> sqlx::Result<()> {
+    /// Claims the due deliveries that may start, and starts them.
+    async fn round(&self, attempts: &mut JoinSet<()>) -> Result<(), StoreError> {
         let now = clock::now();
-        let slots = &self.deliverer.slots;
-        let mut shares = HashMap::new();
+        let limiter = &self.deliverer.limiter;
+        let mut rounds = HashMap::new();
         for due in due_callbacks(&self.pool, now).await? {
-            let found = match self.deliverer.callbacks.find(due.project_id, due.process_id, due.callback_id).await {
-                Ok(found) => found,
+            let callback = self.deliverer.callbacks.look_up(due.project_id, due.process_id, due.callback_id).await;
+            let callback = match callback {
+                Ok(callback) => callback,
                 Err(e) => {
                     tracing::warn!(callback_id = %due.callback_id, "{e}");
                     continue;
                 }
             };
-            let endpoint = match &found {
-                Found::Callback(callback) => callback.endpoint(),
-                // It waits until it is enabled, or its secrets can be opened.
-                Found::Disabled | Found::Locked => continue,
-                // What is not to be told is only recorded: it costs the endpoint nothing.
-                Found::Refused(_) | Found::NoProcess => {
-                    slots.forgive(due.callback_id);
+            let endpoint = match &callback {
+                CallbackLookup::Enabled(target) => target.endpoint(),
+                CallbackLookup::Disabled | CallbackLookup::Locked => continue,
+                // These deliveries are only recorded, without a request to the endpoint.
+                CallbackLookup::Unavailable(_) | CallbackLookup::NoProcess => {
+                    limiter.reset_breaker(due.callback_id);
                     let (callback_id, project_id) = (due.callback_id, due.project_id);
                     Endpoint { callback_id, project_id, max_in_flight: MAX_CLAIM, max_per_second: None }
                 }
             };
-            let reserved = slots.reserve(&endpoint, MAX_CLAIM);
-            if reserved.slots.is_empty() {
-                slots.note_behind(due.callback_id, true);
+            let reservation = limiter.reserve(&endpoint, MAX_CLAIM);
+            if reservation.permits.is_empty() {
+                limiter.set_due_retries(due.callback_id, true);
             } else {
-                shares.insert(due.callback_id, Share { found, reserved });
+                rounds.insert(due.callback_id, CallbackRound { callback, reservation });
             }
         }
-        if shares.is_empty() {
+        if rounds.is_empty() {
             return Ok(());
         }
-        let wanted = shares.iter().map(|(callback_id, share)| Wanted {
+        let requests = rounds.iter().map(|(callback_id, round)| ClaimRequest {
             callback_id: *callback_id,
-            deliveries: share.reserved.slots.len(),
-            bytes: share.reserved.bytes,
+            max_deliveries: round.reservation.permits.len(),
+            max_bytes: round.reservation.max_bytes,
         });
-        let claimed = claim(&self.pool, &wanted.collect::<Vec<_>>(), now, now.plus(LEASE)).await?;
-        self.begin(shares, claimed, attempts);
+        let claimed = claim(&self.pool, &requests.collect::<Vec<_>>(), now, now.plus(LEASE)).await?;
+        self.start(rounds, claimed, attempts);
         Ok(())
     }
 
-    /// Begins to try what was claimed. Slots that nothing was found for are given back.
-    fn begin(&self, mut shares: HashMap<ObjectId, Share>, claimed: Vec<Claimed>, attempts: &mut JoinSet<()>) {
+    /// Starts the claimed deliveries, and returns the permits that found none.
+    fn start(
+        &self,
+        mut rounds: HashMap<ObjectId, CallbackRound>,
+        claimed: Vec<ClaimedDelivery>,
+        attempts: &mut JoinSet<()>,
+    ) {
         let mut batches = HashMap::<_, Vec<_>>::new();
         for claimed in claimed {
             batches.entry(claimed.delivery.callback_id).or_default().push(claimed);
         }
         for (callback_id, batch) in batches {
-            let Some(Share { found, mut reserved }) = shares.remove(&callback_id) else { continue };
+            let Some(CallbackRound { callback, mut reservation }) = rounds.remove(&callback_id) else { continue };
             let bytes = batch.iter().map(|claimed| claimed.delivery.body.len()).sum::<usize>();
-            let behind = batch.len() == reserved.slots.len() || bytes >= reserved.bytes;
-            self.deliverer.slots.note_behind(callback_id, behind);
-            for (claimed, mut slot) in batch.into_iter().zip(reserved.slots.drain(..)) {
-                slot.weigh(claimed.delivery.body.len());
-                let (deliverer, found) = (self.deliverer.clone(), found.clone());
+            let has_more = batch.len() == reservation.permits.len() || bytes >= reservation.max_bytes;
+            self.deliverer.limiter.set_due_retries(callback_id, has_more);
+            for (claimed, mut permit) in batch.into_iter().zip(reservation.permits.drain(..)) {
+                permit.set_body_size(claimed.delivery.body.len());
+                let (deliverer, callback) = (self.deliverer.clone(), callback.clone());
                 attempts.spawn(async move {
-                    if let Err(Stopping) = retry(&deliverer, found, claimed, slot).await {
-                        tracing::debug!("a claim is left to its lease");
+                    if let Err(Stopping) = retry(&deliverer, callback, claimed, permit).await {
+                        tracing::debug!("a claim is left until its lease ends");
                     }
                 });
             }
         }
-        // Claimed by somebody else, or nothing left.
-        for callback_id in shares.keys() {
-            self.deliverer.slots.note_behind(*callback_id, false);
+        // Another notifier claimed these, or nothing is left.
+        for callback_id in rounds.keys() {
+            self.deliverer.limiter.set_due_retries(*callback_id, false);
         }
     }
 }
 
-async fn retry(deliverer: &Deliverer, found: Found, claimed: Claimed, slot: Slot) -> Result<(), Stopping> {
-    let Claimed { delivery, attempts } = claimed;
-    match found {
-        Found::Callback(target) => match deliverer.callbacks.open(&target) {
-            Ok(callback) => deliverer.attempt(callback, delivery, Origin::Claim, attempts + 1, slot).await,
+async fn retry(
+    deliverer: &Deliverer,
+    callback: CallbackLookup,
+    claimed: ClaimedDelivery,
+    permit: AttemptPermit,
+) -> Result<(), Stopping> {
+    let ClaimedDelivery { delivery, attempts } = claimed;
+    let (source, number) = (DeliverySource::Claim, attempts + 1);
+    match callback {
+        CallbackLookup::Enabled(target) => match deliverer.callbacks.prepare(&target) {
+            Ok(callback) => deliverer.attempt(callback, delivery, source, number, permit).await,
             Err(_) => Ok(()),
         },
-        // Nothing of it is claimed; its lease runs out.
-        Found::Disabled | Found::Locked => Ok(()),
-        Found::Refused(why) => deliverer.give_up(delivery, Origin::Claim, why).await,
-        Found::NoProcess => {
-            let attempt = Attempt {
-                started_at: clock::now(),
-                duration: Duration::ZERO,
-                status: None,
-                error: Some("not sent: the callback's process is not in the configuration".into()),
-                response: None,
-                retry_after: None,
-            };
-            deliverer.settle(delivery, Origin::Claim, attempts + 1, attempt, None).await
+        // Never claimed. If they were, the lease would end.
+        CallbackLookup::Disabled | CallbackLookup::Locked => Ok(()),
+        CallbackLookup::Unavailable(reason) => deliverer.mark_exhausted(delivery, source, reason).await,
+        CallbackLookup::NoProcess => {
+            let error = "not sent: the callback's process is not in the configuration".into();
+            let (started_at, outcome) = (clock::now(), AttemptOutcome::NoResponse { error });
+            let attempt = Attempt { started_at, duration: Duration::ZERO, outcome, response: None };
+            deliverer.record_attempt(delivery, source, number, attempt, None).await
         }
     }
 }

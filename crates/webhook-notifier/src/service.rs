@@ -1,4 +1,4 @@
-//! Starts and stops the webhook-notifier: what it waits for, and the tasks that it runs.
+//! Starts and stops the webhook-notifier: waits for its dependencies, then runs its tasks.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,128 +12,186 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Config,
-    admission::limiter::Slots,
-    api, backlog,
-    callback_health::Health,
+    admission::limiter::ConcurrencyLimiter,
+    api::{callbacks::CallbackApi, deliveries::DeliveryApi, ping::serve_pings},
+    backlog,
+    callback_health::CallbackHealth,
     callbacks::Callbacks,
+    config::Config,
     deliver::Deliverer,
-    dispatch,
-    dispatch::consumer::{Dispatcher, Lane},
-    dispatch::ordering::Turns,
+    dispatch::{
+        consumer::EventConsumer,
+        event::{ConsumerRole, EventDispatcher},
+        ordering::LeadOrdering,
+    },
     housekeeping,
-    http::client::Poster,
-    http::guard::Guard,
+    http::{client::CallbackClient, guard::Guard},
     metrics::Metrics,
-    outbox, recorder,
+    outbox,
+    recorder::{RecordingTask, recorder},
     retry::Retrier,
     store,
 };
 
-/// How long the last acks may take to leave.
+/// How long the last acks may take to be sent.
 const FLUSH: Duration = Duration::from_secs(2);
 
-/// Runs a webhook-notifier until shutdown. Several share the work.
+/// Runs a webhook-notifier until shutdown. Replicas share the work.
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
     let keys = config.secrets.keys()?;
     let traces = Traces::from_env("webhook-notifier")?;
     let readiness = Readiness::default();
-    readiness.not_ready(dispatch::consumer::READY, "not pulling yet");
+    readiness.not_ready(ConsumerRole::Deliver.readiness(), "not pulling yet");
     let mut tasks = Tasks::new(shutdown.clone());
     let health = http::bind(config.health.health_listen).await?;
     let mut registry = service_kit::metrics::registry("webhook_notifier");
     let metrics = Metrics::new(&mut registry);
     tasks.spawn_background("health", service_kit::health::serve(health, readiness.clone(), registry, shutdown.clone()));
-    // The micro service answers as long as it is held.
+    let start = Start { config: &config, keys, readiness, metrics, traces: traces.clone(), shutdown: shutdown.clone() };
+    // The micro service answers until it is dropped.
     let (client, _service) = tokio::select! {
-        started = start(&config, keys, &mut tasks, &readiness, (metrics, traces.clone()), &shutdown) => started?,
+        started = start.start(&mut tasks) => started?,
         () = shutdown.cancelled() => return Ok(()),
     };
     let ended = tasks.run(lifecycle::DRAIN_DEADLINE).await;
-    // Acks are only handed to the client: without this the last ones might not leave.
+    // The client buffers acks: without a flush the last ones might be lost.
     let (flushed, ()) = tokio::join!(tokio::time::timeout(FLUSH, client.flush()), traces.end());
     if !matches!(flushed, Ok(Ok(()))) {
-        tracing::warn!("the last acks may not have left: what they were for is looked at again");
+        tracing::warn!("the last acks may be lost: their events are redelivered");
     }
     ended
 }
 
-/// Brings the `webhooks` schema up to date.
+/// Brings the schema `webhooks` up to date.
 pub async fn migrate(pool: &PgPool) -> anyhow::Result<()> {
     store::schema().migrate(pool).await
 }
 
-/// This version's migrations that the database does not have.
+/// The migrations of this version that the database lacks.
 pub async fn lacking_migrations(pool: &PgPool) -> anyhow::Result<Vec<i64>> {
-    store::schema().missing_migrations(pool).await.context("cannot read the migrations of webhooks")
+    store::schema().missing_migrations(pool).await.context("cannot read the migrations of the schema webhooks")
 }
 
-/// Waits for everything that is needed, and starts the tasks.
-async fn start(
-    config: &Config,
+/// What is needed to start.
+struct Start<'a> {
+    config: &'a Config,
     keys: SealingKeys,
-    tasks: &mut Tasks,
-    readiness: &Readiness,
-    (metrics, traces): (Metrics, Traces),
-    shutdown: &CancellationToken,
-) -> anyhow::Result<(async_nats::Client, Service)> {
-    let guard = Guard { allow_networks: config.allow_networks.clone(), allow_http: config.allow_http };
-    let poster = Poster::new(guard.clone())?;
-    let client = nats::connect(&config.nats, "webhook-notifier", readiness).await?;
-    let pool = store::connect(&config.database, readiness).await?;
-    if config.no_migrate {
-        store::schema().wait_until_migrated(&pool, readiness).await;
-    } else {
-        migrate(&pool).await?;
-    }
-    // Before anything is recorded: what went to the default partition would have to be moved.
-    housekeeping::make_partitions(&pool).await;
-    let js = nats::jetstream(&client);
-    nats::stream(&js, LEAD_EVENTS).await?;
-    let health = Health::new(config.disable_after);
-    health.sync(&pool).await.context("cannot read how callbacks fare")?;
-    let callbacks = Arc::new(Callbacks::new(nats::bucket(&js, PROCESSES).await?, health, keys, guard));
-    let to_announce = Arc::new(Notify::new());
-    let (recorder, recording) =
-        recorder::recorder(pool.clone(), readiness.clone(), to_announce.clone(), metrics.clone());
-    let slots = Slots::new(config.max_in_flight);
-    let turns = Arc::new(Turns::default());
-    let deliverer = Arc::new(Deliverer {
-        callbacks: callbacks.clone(),
-        slots: slots.clone(),
-        poster,
-        schedule: config.retry_schedule.clone(),
-        recorder,
-        metrics: metrics.clone(),
-        turns: turns.clone(),
-        traces,
-    });
-    let service = rpc::service(&client, "webhook-notifier", "Tells callback URLs what became of updates").await?;
-    api::callbacks::serve(tasks, &service, &pool, &callbacks, &slots, shutdown).await?;
-    api::recovery::serve(tasks, &service, &client, &pool, (&callbacks, &turns), shutdown).await?;
-    api::ping::serve(tasks, &service, &deliverer, shutdown).await?;
+    readiness: Readiness,
+    metrics: Metrics,
+    traces: Traces,
+    shutdown: CancellationToken,
+}
 
-    let token = || shutdown.clone();
-    let (view, follow_js, follow_readiness, follow_token) =
-        (callbacks.view.clone(), js.clone(), readiness.clone(), token());
-    tasks.spawn("processes", async move { view.follow(&follow_js, PROCESSES, follow_readiness, follow_token).await });
-    let (locked, locked_readiness, locked_token) = (callbacks.clone(), readiness.clone(), token());
-    tasks.spawn("secrets", async move { locked.follow_locked(&locked_readiness, locked_token).await });
-    tasks.spawn("backlog", backlog::watch(pool.clone(), js.clone(), metrics.backlog.clone(), token()));
-    let (health_pool, health_readiness, health_token) = (pool.clone(), readiness.clone(), token());
-    tasks.spawn("callbacks", async move {
-        callbacks.health.follow(&health_pool, &slots, &metrics, &health_readiness, health_token).await
-    });
-    tasks.spawn("partitions", housekeeping::partitions(pool.clone(), config.delivery_retention, token()));
-    tasks.spawn("retention", housekeeping::retention(js.clone(), config.event_retention.into(), token()));
-    tasks.spawn("announce", outbox::run(js.clone(), pool.clone(), to_announce, token()));
-    // Ends when the two below, who report to it, have ended.
-    tasks.spawn("record", recording.run());
-    let retrier = Retrier { pool: pool.clone(), deliverer: deliverer.clone(), readiness: readiness.clone() };
-    tasks.spawn("retry", retrier.run(token()));
-    tasks.spawn("turns", turns.run(js.clone(), pool.clone(), deliverer.slots.clone(), token()));
-    let lining_up = Dispatcher::new(Lane::InOrder, js.clone(), pool.clone(), deliverer.clone(), readiness.clone());
-    tasks.spawn("line up", lining_up.run(token()));
-    tasks.spawn("dispatch", Dispatcher::new(Lane::All, js, pool, deliverer, readiness.clone()).run(token()));
-    Ok((client, service))
+impl Start<'_> {
+    /// Waits for the dependencies and starts the tasks.
+    async fn start(self, tasks: &mut Tasks) -> anyhow::Result<(async_nats::Client, Service)> {
+        let Self { config, keys, readiness, metrics, traces, shutdown } = self;
+        let guard = Guard { allow_networks: config.allow_networks.clone(), allow_http: config.allow_http };
+        let http_client = CallbackClient::new(guard.clone())?;
+        let client = nats::connect(&config.nats, "webhook-notifier", &readiness).await?;
+        let pool = store::connect(&config.database, &readiness).await?;
+        if config.no_migrate {
+            store::schema().wait_until_migrated(&pool, &readiness).await;
+        } else {
+            migrate(&pool).await?;
+        }
+        // Before anything is recorded: rows in the default partition would have to be moved.
+        housekeeping::create_partitions(&pool).await;
+        let js = nats::jetstream(&client);
+        nats::stream(&js, LEAD_EVENTS).await?;
+        let health = CallbackHealth::new(config.disable_after);
+        health.sync(&pool).await.context("cannot read the disabled callbacks")?;
+        let processes = nats::bucket(&js, PROCESSES).await?;
+        let callbacks = Arc::new(Callbacks::new(processes, health, keys, guard));
+        let outbox = Arc::new(Notify::new());
+        let (recorder, recording) = recorder(pool.clone(), readiness.clone(), outbox.clone(), metrics.clone());
+        let deliverer = Arc::new(Deliverer {
+            callbacks,
+            limiter: ConcurrencyLimiter::new(config.max_in_flight),
+            client: http_client,
+            schedule: config.retry_schedule.clone(),
+            recorder,
+            metrics,
+            lead_queue: Arc::default(),
+            traces,
+        });
+        let running = Running { config, client, js, pool, readiness, deliverer, shutdown };
+        let service = running.serve(tasks).await?;
+        running.spawn_deliveries(tasks, recording);
+        running.spawn_upkeep(tasks, outbox);
+        Ok((running.client, service))
+    }
+}
+
+/// What the tasks share.
+struct Running<'a> {
+    config: &'a Config,
+    client: async_nats::Client,
+    js: async_nats::jetstream::Context,
+    pool: PgPool,
+    readiness: Readiness,
+    deliverer: Arc<Deliverer>,
+    shutdown: CancellationToken,
+}
+
+impl Running<'_> {
+    /// Answers queries.
+    async fn serve(&self, tasks: &mut Tasks) -> anyhow::Result<Service> {
+        let description = "Delivers the outcomes of lead updates to callback URLs";
+        let service = rpc::service(&self.client, "webhook-notifier", description).await?;
+        let (pool, callbacks) = (self.pool.clone(), self.deliverer.callbacks.clone());
+        let (client, lead_queue) = (self.client.clone(), self.deliverer.lead_queue.clone());
+        let deliveries = DeliveryApi { client, pool, callbacks, lead_queue };
+        deliveries.serve(tasks, &service, &self.shutdown).await?;
+        let (pool, callbacks) = (self.pool.clone(), self.deliverer.callbacks.clone());
+        let callbacks = CallbackApi { pool, callbacks, limiter: self.deliverer.limiter.clone() };
+        callbacks.serve(tasks, &service, &self.shutdown).await?;
+        serve_pings(tasks, &service, &self.deliverer, &self.shutdown).await?;
+        Ok(service)
+    }
+
+    /// Delivers and retries.
+    fn spawn_deliveries(&self, tasks: &mut Tasks, recording: RecordingTask) {
+        let (pool, readiness, deliverer) = (self.pool.clone(), self.readiness.clone(), self.deliverer.clone());
+        let retrier = Retrier { pool, deliverer, readiness };
+        tasks.spawn("retry", retrier.run(self.shutdown.clone()));
+        let ordering = LeadOrdering {
+            queue: self.deliverer.lead_queue.clone(),
+            js: self.js.clone(),
+            pool: self.pool.clone(),
+            limiter: self.deliverer.limiter.clone(),
+        };
+        tasks.spawn("ordering", ordering.run(self.shutdown.clone()));
+        for (name, role) in [("record ordered", ConsumerRole::RecordOrdered), ("deliver", ConsumerRole::Deliver)] {
+            let (js, pool, deliverer) = (self.js.clone(), self.pool.clone(), self.deliverer.clone());
+            let dispatcher = EventDispatcher { role, js, pool, deliverer };
+            tasks.spawn(name, EventConsumer::new(dispatcher, self.readiness.clone()).run(self.shutdown.clone()));
+        }
+        // Ends after the tasks above, which send it records.
+        tasks.spawn("record", recording.run());
+    }
+
+    /// Follows the configuration, publishes events and cleans up.
+    fn spawn_upkeep(&self, tasks: &mut Tasks, outbox: Arc<Notify>) {
+        let Self { js, pool, shutdown, config, .. } = self;
+        let callbacks = &self.deliverer.callbacks;
+        let (view, cache_js, readiness, token) =
+            (callbacks.view.clone(), js.clone(), self.readiness.clone(), shutdown.clone());
+        tasks.spawn("processes", async move { view.follow(&cache_js, PROCESSES, readiness, token).await });
+        let (locked, readiness, token) = (callbacks.clone(), self.readiness.clone(), shutdown.clone());
+        tasks.spawn("secrets", async move { locked.watch_locked(&readiness, token).await });
+        let (deliverer, health_pool) = (self.deliverer.clone(), pool.clone());
+        let (readiness, token) = (self.readiness.clone(), shutdown.clone());
+        tasks.spawn("callbacks", async move {
+            let Deliverer { callbacks, limiter, metrics, .. } = &*deliverer;
+            callbacks.health.run(&health_pool, limiter, metrics, &readiness, token).await
+        });
+        let backlog = self.deliverer.metrics.backlog.clone();
+        tasks.spawn("backlog", backlog::watch(pool.clone(), js.clone(), backlog, shutdown.clone()));
+        tasks.spawn("outbox", outbox::run(js.clone(), pool.clone(), outbox, shutdown.clone()));
+        let partitions = housekeeping::partitions(pool.clone(), config.delivery_retention, shutdown.clone());
+        tasks.spawn("partitions", partitions);
+        let retention = housekeeping::retention(js.clone(), config.event_retention.into(), shutdown.clone());
+        tasks.spawn("retention", retention);
+    }
 }

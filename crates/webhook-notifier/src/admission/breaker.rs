@@ -1,80 +1,54 @@
-//! 7 Deliver, 8 Retry: the circuit breaker of a callback. A pure state machine; time and chance are arguments.
+//! The circuit breaker of a callback: a pure state machine. Time and randomness are arguments.
 //!
-//! Closed, every attempt may be made. After [`THRESHOLD`] failures in a row it opens, and nothing is asked of the endpoint
-//! for a while. Then one attempt may be made, the probe: its success closes the breaker, its failure opens it for longer.
-//! A delivery that waits for an open breaker is charged no attempt.
+//! A closed breaker admits every attempt. After [`THRESHOLD`] consecutive failures it opens and admits none for a while.
+//! Then it admits one attempt, the probe: its success closes the breaker, its failure opens it for longer. Waiting for an
+//! open breaker does not count as an attempt of the delivery.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// So many failures in a row open the breaker. More asks a dead endpoint more often, fewer gives up on one that hiccups.
+use crate::core::outcome::EndpointHealth;
+
+/// Consecutive failures that open the breaker. More sends more requests to a dead endpoint, fewer opens it after a hiccup.
 pub(crate) const THRESHOLD: u32 = 5;
-/// The longest that the breaker is open the first time. Longer spares the endpoint, shorter notices sooner that it is back.
+/// How long the first opening lasts at most. Longer spares the endpoint, shorter notices sooner that it is back.
 const FIRST_OPEN: Duration = Duration::from_secs(1);
-/// The longest that it is ever open: so much later, at most, an endpoint that is back is noticed.
+/// How long any opening lasts at most: an endpoint that is back is noticed within this time.
 const LONGEST_OPEN: Duration = Duration::from_secs(30);
 
-/// What an attempt says of its endpoint.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Sign {
-    /// It answers. That it may refuse this one delivery says nothing of the others.
-    Alive,
-    /// It does not answer, or says that it cannot take anything now.
-    Failing,
-}
-
-impl Sign {
-    /// What an answer's status says; none when there was no answer.
-    pub(crate) fn of(status: Option<u16>) -> Self {
-        match status {
-            None | Some(429 | 500..) => Self::Failing,
-            Some(_) => Self::Alive,
-        }
-    }
-}
-
-/// Whether attempts may be made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Admission {
-    /// As many as there are slots for.
+    /// Any number of attempts.
     All,
-    /// One, which is the probe.
+    /// One attempt, the probe.
     Probe,
-    /// None.
     None,
 }
 
-/// A callback's circuit breaker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Breaker {
-    /// Attempts may be made.
     Closed {
-        /// How many failed in a row.
-        failures: u32,
+        consecutive_failures: u32,
     },
-    /// Until then none may be made; after it, the probe.
+    /// Half open from `until` on.
     Open {
-        /// When it is half open.
         until: Instant,
-        /// How often it opened in a row.
-        trips: u32,
+        consecutive_openings: u32,
     },
-    /// The probe is under way.
+    /// The probe is in flight.
     Probing {
-        /// How often it opened in a row.
-        trips: u32,
+        consecutive_openings: u32,
     },
 }
 
 impl Default for Breaker {
     fn default() -> Self {
-        Self::Closed { failures: 0 }
+        Self::Closed { consecutive_failures: 0 }
     }
 }
 
 impl Breaker {
-    /// Whether attempts may be made.
     pub(crate) fn admission(self, now: Instant) -> Admission {
         match self {
             Self::Closed { .. } => Admission::All,
@@ -83,49 +57,53 @@ impl Breaker {
         }
     }
 
-    /// Whether it is not closed.
+    /// Open or half open.
     pub(crate) fn is_open(self) -> bool {
         !matches!(self, Self::Closed { .. })
     }
 
-    /// The breaker when the probe begins.
+    /// The breaker once the probe is in flight.
     pub(crate) fn probing(self) -> Self {
         match self {
-            Self::Open { trips, .. } => Self::Probing { trips },
+            Self::Open { consecutive_openings, .. } => Self::Probing { consecutive_openings },
             other => other,
         }
     }
 
-    /// The breaker when the probe came to nothing: another may be made.
+    /// The breaker after a probe that sent no request: another probe may start.
     pub(crate) fn probe_abandoned(self, now: Instant) -> Self {
         match self {
-            Self::Probing { trips } => Self::Open { until: now, trips },
+            Self::Probing { consecutive_openings } => Self::Open { until: now, consecutive_openings },
             other => other,
         }
     }
 
-    /// The breaker after an attempt. `probe`: it was the probe; `random` is from 0 to 1.
-    pub(crate) fn after(self, sign: Sign, probe: bool, now: Instant, random: f64) -> Self {
-        match (sign, self) {
-            // Also of one that began before the breaker opened: an endpoint that answers is there.
-            (Sign::Alive, _) => Self::default(),
-            (Sign::Failing, Self::Closed { failures }) if failures + 1 < THRESHOLD => {
-                Self::Closed { failures: failures + 1 }
+    /// The breaker after an attempt; `random` is from 0 to 1.
+    pub(crate) fn after(self, health: EndpointHealth, is_probe: bool, now: Instant, random: f64) -> Self {
+        match (health, self) {
+            // Also an attempt that started before the breaker opened: the endpoint responds.
+            (EndpointHealth::Responding, _) => Self::default(),
+            (EndpointHealth::Failing, Self::Closed { consecutive_failures })
+                if consecutive_failures + 1 < THRESHOLD =>
+            {
+                Self::Closed { consecutive_failures: consecutive_failures + 1 }
             }
-            (Sign::Failing, Self::Closed { .. }) => Self::Open { until: now + open_for(1, random), trips: 1 },
-            (Sign::Failing, Self::Probing { trips }) if probe => {
-                let trips = trips.saturating_add(1);
-                Self::Open { until: now + open_for(trips, random), trips }
+            (EndpointHealth::Failing, Self::Closed { .. }) => {
+                Self::Open { until: now + open_for(1, random), consecutive_openings: 1 }
             }
-            // Attempts that began before it opened tell nothing new.
-            (Sign::Failing, other) => other,
+            (EndpointHealth::Failing, Self::Probing { consecutive_openings }) if is_probe => {
+                let consecutive_openings = consecutive_openings.saturating_add(1);
+                Self::Open { until: now + open_for(consecutive_openings, random), consecutive_openings }
+            }
+            // The failure of an attempt that started before the breaker opened says nothing new.
+            (EndpointHealth::Failing, other) => other,
         }
     }
 }
 
-/// How long the breaker is open: doubling, and up to half of it left to chance, so that replicas do not probe together.
-fn open_for(trips: u32, random: f64) -> Duration {
-    let longest = FIRST_OPEN.saturating_mul(1 << (trips.max(1) - 1).min(16)).min(LONGEST_OPEN);
+/// How long an opening lasts: twice as long each time. Up to half of it is random, so that replicas do not probe together.
+fn open_for(consecutive_openings: u32, random: f64) -> Duration {
+    let longest = FIRST_OPEN.saturating_mul(1 << (consecutive_openings.max(1) - 1).min(16)).min(LONGEST_OPEN);
     longest.mul_f64(1.0 - 0.5 * random.clamp(0.0, 1.0))
 }
 
@@ -137,59 +115,48 @@ mod tests {
 
     /// A breaker that has just opened.
     fn open(now: Instant) -> Breaker {
-        let failed = |breaker: Breaker| breaker.after(Sign::Failing, false, now, 0.0);
+        let failed = |breaker: Breaker| breaker.after(EndpointHealth::Failing, false, now, 0.0);
         (0..THRESHOLD).fold(Breaker::default(), |breaker, _| failed(breaker))
     }
 
     #[test]
-    fn what_an_answer_says_of_its_endpoint() {
-        for status in [None, Some(429), Some(500), Some(503), Some(599)] {
-            assert_eq!(Sign::of(status), Sign::Failing, "{status:?}");
-        }
-        for status in [200, 204, 301, 400, 401, 404, 410, 422] {
-            assert_eq!(Sign::of(Some(status)), Sign::Alive, "{status}");
-        }
-    }
-
-    #[test]
-    fn it_opens_is_probed_and_closes() {
+    fn a_breaker_opens_is_probed_and_closes() {
         let now = Instant::now();
         let breaker = open(now);
-        assert_eq!(breaker, Breaker::Open { until: now + FIRST_OPEN, trips: 1 });
+        assert_eq!(breaker, Breaker::Open { until: now + FIRST_OPEN, consecutive_openings: 1 });
         assert_eq!(breaker.admission(now), Admission::None);
         let later = now + FIRST_OPEN;
         assert_eq!(breaker.admission(later), Admission::Probe);
         let probing = breaker.probing();
         assert_eq!(probing.admission(later), Admission::None, "a single probe");
         assert_eq!(probing.probe_abandoned(later).admission(later), Admission::Probe);
-        let longer = probing.after(Sign::Failing, true, later, 0.0);
-        assert_eq!(longer, Breaker::Open { until: later + FIRST_OPEN * 2, trips: 2 });
-        assert_eq!(probing.after(Sign::Alive, true, later, 0.0), Breaker::default());
+        let longer = probing.after(EndpointHealth::Failing, true, later, 0.0);
+        assert_eq!(longer, Breaker::Open { until: later + FIRST_OPEN * 2, consecutive_openings: 2 });
+        assert_eq!(probing.after(EndpointHealth::Responding, true, later, 0.0), Breaker::default());
     }
 
     #[test]
-    fn what_began_before_it_opened_can_only_close_it() {
+    fn attempts_from_before_the_opening_can_only_close_it() {
         let now = Instant::now();
         let breaker = open(now);
-        assert_eq!(breaker.after(Sign::Failing, false, now, 0.0), breaker);
-        assert_eq!(breaker.probing().after(Sign::Failing, false, now, 0.0), breaker.probing());
-        assert_eq!(breaker.after(Sign::Alive, false, now, 0.0), Breaker::default());
+        assert_eq!(breaker.after(EndpointHealth::Failing, false, now, 0.0), breaker);
+        assert_eq!(breaker.probing().after(EndpointHealth::Failing, false, now, 0.0), breaker.probing());
+        assert_eq!(breaker.after(EndpointHealth::Responding, false, now, 0.0), Breaker::default());
     }
 
     proptest! {
         #[test]
-        fn an_open_time_grows_and_is_bounded(trips in 1_u32.., first in 0.0..=1.0_f64, second in 0.0..=1.0_f64) {
-            let open = open_for(trips, first);
+        fn openings_grow_up_to_a_bound(openings in 1_u32.., first in 0.0..=1.0_f64, second in 0.0..=1.0_f64) {
+            let open = open_for(openings, first);
             prop_assert!(open >= FIRST_OPEN / 2 && open <= LONGEST_OPEN);
-            // Whatever chance adds, until it is as long as it gets.
-            let next = open_for(trips.saturating_add(1), second);
+            let next = open_for(openings.saturating_add(1), second);
             prop_assert!(next >= open || next >= LONGEST_OPEN / 2);
         }
 
-        /// Whatever happens in whatever order: at most one probe is under way, an open breaker is half open again within
-        /// its bound, one that is alive is closed, and it never opens before enough failures in a row.
+        /// In any order of events: at most one probe is in flight, an open breaker is half open within its bound, a
+        /// response closes it, and it never opens before THRESHOLD failures.
         #[test]
-        fn it_holds_in_any_order(steps in prop::collection::vec((0_u8..4, 0_u64..40_000, 0.0..=1.0_f64), 0..200)) {
+        fn the_invariants_hold_in_any_order(steps in prop::collection::vec((0_u8..4, 0_u64..40_000, 0.0..=1.0_f64), 0..200)) {
             let mut now = Instant::now();
             let (mut breaker, mut probes, mut failures) = (Breaker::default(), 0, 0);
             for (step, pause, random) in steps {
@@ -207,15 +174,15 @@ mod tests {
                         probes -= u32::from(probe);
                         failures += 1;
                         let before = breaker;
-                        breaker = breaker.after(Sign::Failing, probe, now, random);
+                        breaker = breaker.after(EndpointHealth::Failing, probe, now, random);
                         prop_assert!(failures >= THRESHOLD || !breaker.is_open());
-                        if let (Breaker::Probing { trips }, true) = (before, probe) {
-                            let longer = matches!(breaker, Breaker::Open { trips: next, .. } if next == trips + 1);
+                        if let (Breaker::Probing { consecutive_openings }, true) = (before, probe) {
+                            let longer = matches!(breaker, Breaker::Open { consecutive_openings: next, .. } if next == consecutive_openings + 1);
                             prop_assert!(longer);
                         }
                     }
                     _ => {
-                        breaker = breaker.after(Sign::Alive, false, now, random);
+                        breaker = breaker.after(EndpointHealth::Responding, false, now, random);
                         (probes, failures) = (0, 0);
                         prop_assert_eq!(breaker.admission(now), Admission::All);
                     }

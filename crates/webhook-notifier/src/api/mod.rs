@@ -1,5 +1,6 @@
-//! Queries over NATS.
+//! Answers queries over NATS.
 
 pub(crate) mod callbacks;
+pub(crate) mod deliveries;
 pub(crate) mod ping;
 pub(crate) mod recovery;

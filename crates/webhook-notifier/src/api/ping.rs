@@ -1,6 +1,5 @@
-//! 7 Deliver: a ping: one POST to a callback that tells of no update, to see whether it can be told. It goes the way of
-//! every attempt, by the same guard, signatures, limits and authentication; it is no delivery, is not recorded, and says
-//! nothing about how the callback fares.
+//! A ping: one test request to a callback, sent like every attempt, with the same guard, limits, signatures and
+//! authentication. It is not a delivery, is not recorded, and does not change the state of the callback.
 
 use std::{
     collections::HashMap,
@@ -11,128 +10,122 @@ use async_nats::service::Service;
 use contract::{
     ObjectId,
     event::TestPayload,
-    rpc::{CALLBACK_CHECK, CALLBACK_TEST, CheckUrls, RpcError, TestCallback, TestResult, UrlCheck},
+    rpc::{Query, RpcError, TestCallback, TestResult},
 };
-use futures::{StreamExt, stream};
 use service_kit::{
     clock,
     lifecycle::Tasks,
-    rpc::{endpoint, internal},
+    rpc::{internal, serve},
 };
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     callbacks::Target,
-    core::delivery::{Attempt, Delivery},
+    core::{delivery::PendingDelivery, outcome::Attempt},
     deliver::Deliverer,
 };
 
-/// Most pings of a project at once, in one notifier. More would let one project's slow endpoints keep the others waiting.
-const AT_ONCE: u32 = 4;
-/// How many names are looked up at once.
-const LOOKUPS: usize = 16;
+/// Most pings of a project in flight in one notifier. More lets one project with slow endpoints delay the others.
+const MAX_IN_FLIGHT: u32 = 4;
 
-/// Makes pings.
 #[derive(Debug)]
-struct Pings {
+struct PingApi {
     deliverer: Arc<Deliverer>,
-    under_way: Mutex<HashMap<ObjectId, u32>>,
+    in_flight: Mutex<HashMap<ObjectId, u32>>,
     shutdown: CancellationToken,
 }
 
-/// Serves pings, and the question which URLs callbacks may have, until shutdown.
-pub(crate) async fn serve(
+/// Answers until shutdown.
+pub(crate) async fn serve_pings(
     tasks: &mut Tasks,
     service: &Service,
     deliverer: &Arc<Deliverer>,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<()> {
-    let callbacks = deliverer.callbacks.clone();
-    endpoint(tasks, service, CALLBACK_CHECK, shutdown.clone(), move |query: CheckUrls| {
-        let callbacks = callbacks.clone();
-        async move {
-            let check = async |url: String| UrlCheck { refused: callbacks.refusal(&url).await };
-            Ok(stream::iter(query.urls).map(check).buffered(LOOKUPS).collect::<Vec<_>>().await)
-        }
-    })
-    .await?;
-    let pings =
-        Arc::new(Pings { deliverer: deliverer.clone(), under_way: Mutex::default(), shutdown: shutdown.clone() });
-    endpoint(tasks, service, CALLBACK_TEST, shutdown.clone(), move |query: TestCallback| {
-        let pings = pings.clone();
-        async move { pings.test(query).await }
+    let (deliverer, in_flight) = (deliverer.clone(), Mutex::default());
+    let api = Arc::new(PingApi { deliverer, in_flight, shutdown: shutdown.clone() });
+    serve(tasks, service, shutdown.clone(), move |query: TestCallback| {
+        let api = api.clone();
+        async move { api.test(query).await }
     })
     .await
 }
 
-/// The right to make a ping.
-struct UnderWay<'a> {
-    pings: &'a Pings,
+/// The right to send a ping.
+struct PingPermit<'a> {
+    api: &'a PingApi,
     project_id: ObjectId,
 }
 
-impl Drop for UnderWay<'_> {
+impl Drop for PingPermit<'_> {
     fn drop(&mut self) {
-        let mut under_way = self.pings.under_way.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = under_way.get_mut(&self.project_id) {
+        let mut in_flight = self.api.in_flight.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = in_flight.get_mut(&self.project_id) {
             *count -= 1;
             if *count == 0 {
-                under_way.remove(&self.project_id);
+                in_flight.remove(&self.project_id);
             }
         }
     }
 }
 
-impl Pings {
-    fn begin(&self, project_id: ObjectId) -> Result<UnderWay<'_>, RpcError> {
-        let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = under_way.entry(project_id).or_default();
-        if *count >= AT_ONCE {
-            let message = format!("{AT_ONCE} callbacks of the project are being tested already");
+impl PingApi {
+    fn acquire(&self, project_id: ObjectId) -> Result<PingPermit<'_>, RpcError> {
+        let mut in_flight = self.in_flight.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = in_flight.entry(project_id).or_default();
+        if *count >= MAX_IN_FLIGHT {
+            let message = format!("{MAX_IN_FLIGHT} callbacks of the project are being tested already");
             return Err(RpcError::new(429, "too_many_tests", message));
         }
         *count += 1;
-        Ok(UnderWay { pings: self, project_id })
+        Ok(PingPermit { api: self, project_id })
     }
 
     async fn test(&self, query: TestCallback) -> Result<TestResult, RpcError> {
         let TestCallback { project_id, process_id, callback_id } = query;
-        let _under_way = self.begin(project_id)?;
-        let found = self.deliverer.callbacks.now(project_id, process_id, callback_id).await;
-        let target = found.map_err(|e| internal(CALLBACK_TEST, &e))?;
+        let _ping_permit = self.acquire(project_id)?;
+        let target = self.deliverer.callbacks.read(project_id, process_id, callback_id).await;
+        let target = target.map_err(|e| internal(TestCallback::SUBJECT, &e))?;
         let target = target.ok_or_else(|| RpcError::new(404, "callback_not_found", "Callback not found"))?;
         let (webhook_id, delivery) = ping(project_id, &target);
-        let prepared = self.deliverer.callbacks.open(&target).map_err(|e| {
+        let callback = self.deliverer.callbacks.prepare(&target).map_err(|e| {
             RpcError::new(409, "secrets_locked", format!("the secrets of the callback cannot be opened: {e}"))
         })?;
-        let slot = self.deliverer.slots.take_for_ping(&target.endpoint(), delivery.body.len());
-        let mut slot = slot.ok_or_else(|| {
-            let message = "The callback has as many attempts under way, or begun in this second, as it may: try again";
+        let permit = self.deliverer.limiter.acquire_for_test(&target.endpoint(), delivery.body.len());
+        let mut permit = permit.ok_or_else(|| {
+            let message = "The callback has as many attempts in flight or started in this second as it may: try again";
             RpcError::new(429, "callback_busy", message)
         })?;
-        slot.begin();
+        permit.start();
         let attempt = tokio::select! {
-            attempt = self.deliverer.poster.post(prepared, &delivery, None) => attempt,
+            attempt = self.deliverer.client.send(callback, &delivery, None) => attempt,
             () = self.shutdown.cancelled() => {
-                return Err(RpcError::new(503, "unavailable", "the webhook-notifier stops"));
+                return Err(RpcError::new(503, "unavailable", "webhook-notifier is shutting down: try again"));
             }
         };
-        let Attempt { started_at, duration, status, error, response, .. } = attempt;
-        tracing::info!(%callback_id, %webhook_id, status, "tested, as asked: {}", error.as_deref().unwrap_or("taken"));
+        let Attempt { started_at, duration, outcome, response } = attempt;
+        let (status_code, error) = (outcome.status(), outcome.error().map(str::to_owned));
+        tracing::info!(%callback_id, %webhook_id, status_code, "callback tested: {}", error.as_deref().unwrap_or("accepted"));
         let duration_ms = u32::try_from(duration.as_millis()).unwrap_or(u32::MAX);
-        Ok(TestResult { webhook_id, started_at, duration_ms, status_code: status, error, response })
+        Ok(TestResult { webhook_id, started_at, duration_ms, status_code, error, response })
     }
 }
 
-/// A ping under an id of its own, which is no update's.
-fn ping(project_id: ObjectId, target: &Target) -> (ObjectId, Delivery) {
+/// A ping with its own id, which is no update's.
+fn ping(project_id: ObjectId, target: &Target) -> (ObjectId, PendingDelivery) {
     let webhook_id = clock::new_id();
     let (callback_id, process_id) = (target.callback_id, target.process_id());
     let payload = TestPayload { action_type: "test", callback_id, process_id, timestamp: clock::now() };
     #[allow(clippy::expect_used, reason = "ids and a number always serialize")]
     let body = serde_json::to_string(&payload).expect("a ping serializes").into();
-    (
-        webhook_id,
-        Delivery { update_id: webhook_id, callback_id, project_id, process_id, body, traceparent: None, order: None },
-    )
+    let delivery = PendingDelivery {
+        update_id: webhook_id,
+        callback_id,
+        project_id,
+        process_id,
+        body,
+        traceparent: None,
+        order: None,
+    };
+    (webhook_id, delivery)
 }

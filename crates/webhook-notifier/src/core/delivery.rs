@@ -1,99 +1,117 @@
-//! 7 Deliver, 8 Retry: a delivery and what is reported of it.
+//! A delivery, its states, and what is recorded of it.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
-use contract::{ObjectId, Timestamp, position::EventPosition};
+use contract::{ObjectId, Timestamp, position::EventPosition, rpc::DeliveryStatus};
 
-/// A completion event on its way to one callback. The update and the callback are its identity; the update's id is also
-/// its `webhook-id`, so one id tells the whole story.
+use super::{ordering::LeadKey, outcome::Attempt};
+
+/// A completion event on its way to one callback. Update and callback identify it. The update's id is also its
+/// `webhook-id`.
 #[derive(Debug, Clone)]
-pub(crate) struct Delivery {
+pub(crate) struct PendingDelivery {
     pub(crate) update_id: ObjectId,
     pub(crate) callback_id: ObjectId,
     pub(crate) project_id: ObjectId,
-    /// The process in whose configuration the callback stands; none for the project's fallback callbacks.
+    /// The process whose configuration contains the callback; none for the project's fallback callbacks.
     pub(crate) process_id: Option<ObjectId>,
-    /// The exact bytes of the body.
+    /// The exact bytes of the request's body.
     pub(crate) body: Arc<str>,
     pub(crate) traceparent: Option<Arc<str>>,
-    /// Of a callback with an order: its place among the lead's.
-    pub(crate) order: Option<Arc<Order>>,
+    /// Only for callbacks with `ordering: "lead"`.
+    pub(crate) order: Option<Arc<LeadOrder>>,
 }
 
-/// Where a delivery comes among those of its lead to the same callback.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Order {
-    pub(crate) lead_id: ObjectId,
-    /// Position and sequence of the event, in bytes that compare as they do: the position goes on when LEAD_EVENTS is made
-    /// anew, the sequence tells apart what was decided at the same entry of the log.
-    pub(crate) place: Vec<u8>,
-    /// The stream that the event is in.
-    pub(crate) stream: Arc<str>,
-    /// Its sequence there.
-    pub(crate) sequence: u64,
-}
-
-impl Order {
-    /// The order of an event of this lead.
-    pub(crate) fn new(lead_id: ObjectId, position: EventPosition, stream: Arc<str>, sequence: u64) -> Self {
-        let mut place = Vec::with_capacity(24);
-        place.extend(position.generation.to_be_bytes());
-        place.extend(position.log.epoch.to_be_bytes());
-        place.extend(position.log.sequence.to_be_bytes());
-        place.extend(sequence.to_be_bytes());
-        Self { lead_id, place, stream, sequence }
+impl PendingDelivery {
+    /// The lead whose next delivery waits for this one, if the callback is ordered.
+    pub(crate) fn ordered_lead(&self) -> Option<LeadKey> {
+        let order = self.order.as_ref()?;
+        Some(LeadKey { callback_id: self.callback_id, lead_id: order.lead_id })
     }
 }
 
-/// Where a delivery stands.
+/// The position of a delivery among those of its lead to the same callback.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct LeadOrder {
+    pub(crate) lead_id: ObjectId,
+    /// Big-endian, so that bytes compare like positions.
+    pub(crate) key: Vec<u8>,
+    /// The identity of the event's stream, and the event's sequence in it.
+    pub(crate) event_stream: Arc<str>,
+    pub(crate) event_sequence: u64,
+}
+
+impl LeadOrder {
+    pub(crate) fn new(lead_id: ObjectId, position: EventPosition, event_stream: Arc<str>, event_sequence: u64) -> Self {
+        // The position survives a new LEAD_EVENTS; the event's sequence orders what was decided at one position.
+        let mut key = Vec::with_capacity(28);
+        key.extend(position.generation.to_be_bytes());
+        key.extend(position.log.epoch.to_be_bytes());
+        key.extend(position.log.sequence.to_be_bytes());
+        key.extend(position.log.index.to_be_bytes());
+        key.extend(event_sequence.to_be_bytes());
+        Self { lead_id, key, event_stream, event_sequence }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Standing {
-    /// It is tried (again) when it is due.
-    Pending { due: Timestamp },
-    /// It waits until the lead's delivery before it is settled.
-    Waiting,
-    /// The endpoint took it.
+pub(crate) enum DeliveryState {
+    /// Attempted (again) at this time.
+    RetryAt(Timestamp),
+    /// Waits until the lead's earlier deliveries are completed.
+    Queued,
     Delivered,
-    /// It is not tried again.
+    /// Not attempted again.
     Exhausted,
 }
 
-/// How one POST went.
-#[derive(Debug, Clone)]
-pub(crate) struct Attempt {
-    pub(crate) started_at: Timestamp,
-    /// Until the answer's head was complete, or the attempt was given up.
-    pub(crate) duration: Duration,
-    /// The status that the endpoint answered with, if it did.
-    pub(crate) status: Option<u16>,
-    /// What went wrong; none when the endpoint took it.
-    pub(crate) error: Option<String>,
-    /// The first bytes of the answer's body.
-    pub(crate) response: Option<String>,
-    /// When the endpoint wants to be asked again, as it said.
-    pub(crate) retry_after: Option<String>,
+impl DeliveryState {
+    pub(crate) fn status(self) -> DeliveryStatus {
+        match self {
+            Self::RetryAt(_) | Self::Queued => DeliveryStatus::Pending,
+            Self::Delivered => DeliveryStatus::Delivered,
+            Self::Exhausted => DeliveryStatus::Exhausted,
+        }
+    }
+
+    pub(crate) fn next_attempt_at(self) -> Option<Timestamp> {
+        match self {
+            Self::RetryAt(at) => Some(at),
+            Self::Queued | Self::Delivered | Self::Exhausted => None,
+        }
+    }
+
+    pub(crate) fn is_final(self) -> bool {
+        matches!(self, Self::Delivered | Self::Exhausted)
+    }
 }
 
-/// Who speaks for a delivery: that decides what a report may change of one that is recorded already.
+/// Where a delivery was taken from: this decides what a record may change in an existing row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Origin {
-    /// The event. It may have been seen before, so of a recorded delivery only success is believed.
+pub(crate) enum DeliverySource {
+    /// The event. It may have been delivered before, so a record may only turn an existing row into delivered.
     Event,
-    /// The claim of a recorded delivery.
+    /// A row claimed under a lease.
     Claim,
 }
 
-/// What is to be recorded of a delivery.
+/// What is recorded of a delivery.
 #[derive(Debug)]
-pub(crate) struct Report {
-    pub(crate) delivery: Delivery,
-    pub(crate) origin: Origin,
-    pub(crate) standing: Standing,
-    /// The attempt that was made, if one was.
+pub(crate) struct DeliveryRecord {
+    pub(crate) delivery: PendingDelivery,
+    pub(crate) source: DeliverySource,
+    pub(crate) state: DeliveryState,
     pub(crate) attempt: Option<Attempt>,
     /// Why it is not delivered.
     pub(crate) error: Option<String>,
-    /// Why the callback gets nothing more, if that is so.
-    pub(crate) disable: Option<String>,
+    /// Why the callback is disabled with this record, if it is.
+    pub(crate) disable_callback: Option<String>,
     pub(crate) at: Timestamp,
+}
+
+impl DeliveryRecord {
+    /// A record without an attempt.
+    pub(crate) fn new(delivery: PendingDelivery, source: DeliverySource, state: DeliveryState, at: Timestamp) -> Self {
+        Self { delivery, source, state, attempt: None, error: None, disable_callback: None, at }
+    }
 }

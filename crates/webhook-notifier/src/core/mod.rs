@@ -1,4 +1,6 @@
-//! 7 Deliver, 8 Retry: types and decisions without effects. Imports nothing else of the crate.
+//! Types and decisions without effects. Imports nothing else of the crate.
 
 pub(crate) mod delivery;
+pub(crate) mod ordering;
+pub(crate) mod outcome;
 pub(crate) mod schedule;

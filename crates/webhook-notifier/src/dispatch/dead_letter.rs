@@ -1,14 +1,13 @@
-//! 7 Deliver: an event that cannot be read goes, whole, to `LEAD_DEAD_LETTERS`, with where it came from.
+//! 7 Deliver: publishes events that cannot be parsed to `LEAD_DEAD_LETTERS`, with their origin.
 
 use async_nats::jetstream;
 use bytes::Bytes;
 use contract::{Timestamp, headers, streams::LEAD_EVENTS, subject::DeadLetterReason};
 use service_kit::publish::{self, PublishError};
 
-/// How much of a body is kept when it does not fit beside the headers of a dead letter.
-const MAX_CUT: usize = 64 * 1024;
+/// How much of a body is kept when it does not fit into a message beside the headers.
+const MAX_TRUNCATED: usize = 64 * 1024;
 
-/// A message that cannot be read.
 #[derive(Debug)]
 pub(crate) struct DeadLetter {
     pub(crate) message: async_nats::Message,
@@ -18,11 +17,11 @@ pub(crate) struct DeadLetter {
     pub(crate) error: String,
 }
 
-/// Publishes a dead letter, cut if it is too large, and waits until the stream has it.
+/// Publishes a dead letter, truncated if it is too large, and waits for the ack.
 pub(crate) async fn publish(js: &jetstream::Context, letter: &DeadLetter) -> Result<(), PublishError> {
     let body = &letter.message.payload;
     match publish_body(js, letter, body.clone()).await {
-        Err(PublishError::TooLarge) => publish_body(js, letter, body.slice(..body.len().min(MAX_CUT))).await,
+        Err(PublishError::TooLarge) => publish_body(js, letter, body.slice(..body.len().min(MAX_TRUNCATED))).await,
         published => published,
     }
 }
@@ -32,7 +31,7 @@ async fn publish_body(js: &jetstream::Context, letter: &DeadLetter, body: Bytes)
     let id = format!("{LEAD_EVENTS}-{}", letter.sequence);
     let mut message = publish::message(letter.reason.subject(), &id, None, body);
     let headers = message.headers.get_or_insert_default();
-    // A header holds one line.
+    // A header is one line.
     headers.insert(headers::DEAD_LETTER_ERROR, letter.error.replace(['\r', '\n'], " "));
     headers.insert(headers::ORIGIN_SUBJECT, letter.message.subject.as_str());
     headers.insert(headers::ORIGIN_SEQUENCE, letter.sequence.to_string());

@@ -2,4 +2,5 @@
 
 pub(crate) mod consumer;
 pub(crate) mod dead_letter;
+pub(crate) mod event;
 pub(crate) mod ordering;

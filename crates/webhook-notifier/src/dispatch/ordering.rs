@@ -1,203 +1,142 @@
-//! 7 Deliver, 8 Retry: callbacks with an order (`ordering: "lead"`): a lead's next delivery waits for the one before.
+//! 7 Deliver, 8 Retry: callbacks with `ordering: "lead"` receive a lead's deliveries one after the other.
 //!
-//! What such a callback is told is recorded first, without a time. Its turn has come when it is the oldest of its lead that is
-//! pending, and nothing can come before it any more: every event before its own is recorded. Then it becomes due, and is a
-//! retry like any other. That is looked at when it was recorded and when the one before was settled, by whoever did that; and
-//! for all leads now and then, for whoever died in between.
+//! Ordered deliveries are inserted with `next_attempt_at = NULL`. A delivery becomes due once it is the lead's oldest
+//! pending one and every earlier event is recorded; from then on it is retried like any other. Leads are checked after each
+//! insert and after each completed delivery; a sweep over all leads covers notifiers that crashed in between.
 
-use std::{
-    collections::HashSet,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use async_nats::jetstream;
-use contract::{
-    ObjectId,
-    streams::{self, LEAD_EVENTS, NOTIFIER_CONSUMER, ORDER_CONSUMER},
-};
+use contract::streams::{self, LEAD_EVENTS, NOTIFIER_CONSUMER, ORDER_CONSUMER};
 use service_kit::clock;
 use sqlx::PgPool;
-use tokio::{sync::Notify, time::Instant};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::{admission::limiter::Slots, store};
+use crate::{
+    admission::limiter::ConcurrencyLimiter,
+    core::ordering::{LeadKey, LeadQueue, PendingLeads, RecordedWatermark},
+    store,
+};
 
-/// How often all leads are looked at. Longer holds up longer what a notifier that died had to begin, shorter costs Postgres
-/// more.
-const EVERYBODY: Duration = Duration::from_secs(10);
-/// Most leads that are looked at in one statement.
-const LEADS: usize = 500;
-/// Most leads that are remembered; past it all are looked at. More takes memory.
-const REMEMBERED: usize = 10_000;
-/// How long until it is looked again whether all before an event is recorded by now: at first, and at most.
-const LOOK_AGAIN: Duration = Duration::from_millis(5);
-const LOOK_AGAIN_AT_MOST: Duration = Duration::from_millis(320);
+/// How often all leads are checked. Longer delays what a crashed notifier had to make due, shorter costs Postgres more.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
+/// Most leads in one statement.
+const MAX_BATCH: usize = 500;
+/// How soon a lead with an earlier unrecorded event is checked again: at first, and at most.
+const FIRST_DELAY: Duration = Duration::from_millis(5);
+const MAX_DELAY: Duration = Duration::from_millis(320);
 
-/// A lead, to a callback with an order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct Lead {
-    pub(crate) callback_id: ObjectId,
-    pub(crate) lead_id: ObjectId,
+/// The task that makes ordered deliveries due.
+#[derive(Debug)]
+pub(crate) struct LeadOrdering {
+    pub(crate) queue: Arc<LeadQueue>,
+    pub(crate) js: jetstream::Context,
+    pub(crate) pool: PgPool,
+    pub(crate) limiter: Arc<ConcurrencyLimiter>,
 }
 
-/// Up to where nothing can come any more: all before this event of the stream is recorded.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Floor {
-    pub(crate) stream: String,
-    pub(crate) reached: u64,
+/// What a check left to be checked again, and whether it made any delivery due.
+#[derive(Default)]
+struct Checked {
+    early: PendingLeads,
+    any_due: bool,
 }
 
-/// The leads to look at.
-#[derive(Debug, Default)]
-pub(crate) struct Turns {
-    asked: Mutex<Asked>,
-    told: Notify,
-}
-
-#[derive(Debug, Default)]
-struct Asked {
-    leads: HashSet<Lead>,
-    everybody: bool,
-}
-
-impl Turns {
-    fn lock(&self) -> MutexGuard<'_, Asked> {
-        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Has it looked at whose turn it is of a lead.
-    pub(crate) fn ask(&self, lead: Lead) {
-        let mut asked = self.lock();
-        if asked.leads.len() < REMEMBERED {
-            asked.leads.insert(lead);
-        } else {
-            asked.everybody = true;
-        }
-        drop(asked);
-        self.told.notify_one();
-    }
-
-    /// Has it looked at all leads.
-    pub(crate) fn ask_everybody(&self) {
-        self.lock().everybody = true;
-        self.told.notify_one();
-    }
-
-    /// Gives turns until shutdown.
-    pub(crate) async fn run(
-        self: Arc<Self>,
-        js: jetstream::Context,
-        pool: PgPool,
-        slots: Arc<Slots>,
-        shutdown: CancellationToken,
-    ) -> anyhow::Result<()> {
-        let mut everybody_at = Instant::now();
-        let mut again = LOOK_AGAIN;
+impl LeadOrdering {
+    pub(crate) async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
+        let mut next_sweep = Instant::now();
+        let mut delay = FIRST_DELAY;
         loop {
-            let Asked { leads, everybody } = std::mem::take(&mut *self.lock());
-            let all = everybody || Instant::now() >= everybody_at;
-            if all {
-                everybody_at = Instant::now() + EVERYBODY;
+            let PendingLeads { leads, all } = self.queue.take();
+            let sweep = all || Instant::now() >= next_sweep;
+            if sweep {
+                next_sweep = Instant::now() + SWEEP_INTERVAL;
             }
-            let early = match look(&js, &pool, &slots, &leads, all).await {
-                Ok(early) => early,
+            let Checked { early, any_due } = match self.check(&leads, sweep).await {
+                Ok(checked) => checked,
                 Err(e) => {
-                    tracing::warn!("cannot see whose turn it is, trying again: {e:#}");
-                    again = LOOK_AGAIN_AT_MOST;
-                    Early { leads: leads.into_iter().collect(), begun: false, everybody: all }
+                    tracing::warn!("cannot order deliveries, trying again: {e:#}");
+                    delay = MAX_DELAY;
+                    Checked { early: PendingLeads { leads, all: sweep }, any_due: false }
                 }
             };
-            let wait = if early.leads.is_empty() && !early.everybody {
-                again = LOOK_AGAIN;
-                everybody_at
+            let next_check = if early.is_empty() {
+                delay = FIRST_DELAY;
+                next_sweep
             } else {
-                again = if early.begun { LOOK_AGAIN } else { (again * 2).min(LOOK_AGAIN_AT_MOST) };
-                let mut asked = self.lock();
-                asked.leads.extend(early.leads);
-                asked.everybody |= early.everybody;
-                Instant::now() + again
+                delay = if any_due { FIRST_DELAY } else { (delay * 2).min(MAX_DELAY) };
+                self.queue.put_back(early);
+                next_sweep.min(Instant::now() + delay)
             };
-            // What is asked meanwhile is looked at together with what is early, unless there is nothing of that.
-            let told = async {
-                if again == LOOK_AGAIN {
-                    self.told.notified().await;
+            // Leads that are added during a backoff are checked together with the early ones.
+            let added = async {
+                if delay == FIRST_DELAY {
+                    self.queue.added().await;
                 } else {
                     std::future::pending().await
                 }
             };
             tokio::select! {
-                () = tokio::time::sleep_until(wait.min(everybody_at)) => {}
-                () = told => {}
+                () = tokio::time::sleep_until(next_check) => {}
+                () = added => {}
                 () = shutdown.cancelled() => return Ok(()),
             }
         }
     }
-}
 
-/// What is left of a look.
-struct Early {
-    /// Before whose next delivery something may still come.
-    leads: Vec<Lead>,
-    /// Whether others were not early.
-    begun: bool,
-    /// Whether all must be looked at once more.
-    everybody: bool,
-}
-
-/// Looks at these leads, or at all.
-async fn look(
-    js: &jetstream::Context,
-    pool: &PgPool,
-    slots: &Slots,
-    leads: &HashSet<Lead>,
-    all: bool,
-) -> anyhow::Result<Early> {
-    let mut early = Early { leads: Vec::new(), begun: false, everybody: false };
-    let mut leads = leads.iter().copied().collect::<Vec<_>>();
-    let mut after = None;
-    let mut floor = None;
-    loop {
-        let mut last = !all;
-        if leads.is_empty() && all {
-            leads = store::ordering::waiting(pool, after, LEADS as i64).await?;
-            after = leads.last().copied();
-            last = leads.len() < LEADS;
+    /// Checks these leads, and with `sweep` all others.
+    async fn check(&self, leads: &HashSet<LeadKey>, sweep: bool) -> anyhow::Result<Checked> {
+        let mut checked = Checked::default();
+        let mut watermark = None;
+        let leads = leads.iter().copied().collect::<Vec<_>>();
+        self.make_due(&leads, &mut watermark, &mut checked).await?;
+        let mut after = None;
+        let mut swept = !sweep;
+        while !swept {
+            let waiting = store::ordering::waiting_leads(&self.pool, after, MAX_BATCH as i64).await?;
+            self.make_due(&waiting, &mut watermark, &mut checked).await?;
+            swept = waiting.len() < MAX_BATCH;
+            after = waiting.last().copied();
         }
-        for leads in leads.chunks(LEADS) {
-            // Read before the deliveries are: what is recorded later is behind it.
-            let floor = match &floor {
-                Some(floor) => floor,
-                None => floor.insert(self::floor(js).await?),
+        if checked.any_due {
+            self.limiter.wake_retries();
+        }
+        Ok(checked)
+    }
+
+    /// Reads the watermark once, before the first deliveries are read: what is recorded later has a higher sequence.
+    async fn make_due(
+        &self,
+        leads: &[LeadKey],
+        watermark: &mut Option<RecordedWatermark>,
+        checked: &mut Checked,
+    ) -> anyhow::Result<()> {
+        for leads in leads.chunks(MAX_BATCH) {
+            let watermark = match watermark {
+                Some(watermark) => &*watermark,
+                None => watermark.insert(self.recorded_watermark().await?),
             };
-            for turn in store::ordering::give(pool, leads, floor, clock::now()).await? {
-                if turn.begun {
-                    early.begun = true;
-                } else if early.leads.len() < REMEMBERED {
-                    early.leads.push(turn.lead);
+            for head in store::ordering::make_heads_due(&self.pool, leads, watermark, clock::now()).await? {
+                if head.is_due {
+                    checked.any_due = true;
                 } else {
-                    early.everybody = true;
+                    checked.early.insert(head.lead);
                 }
             }
         }
-        leads.clear();
-        if last {
-            break;
-        }
+        Ok(())
     }
-    if early.begun {
-        slots.wake();
-    }
-    Ok(early)
-}
 
-/// How far all is recorded.
-async fn floor(js: &jetstream::Context) -> anyhow::Result<Floor> {
-    let stream = js.get_stream(LEAD_EVENTS).await.context("cannot find the stream of events")?;
-    // Who acks has recorded, whichever of the two; the one that only records is mostly further, and need not be there.
-    let told = stream.consumer_info(NOTIFIER_CONSUMER).await.context("cannot read how far events are told")?;
-    let recorded = stream.consumer_info(ORDER_CONSUMER).await.map_or(0, |consumer| consumer.ack_floor.stream_sequence);
-    let reached = recorded.max(told.ack_floor.stream_sequence) + 1;
-    Ok(Floor { stream: streams::identity(stream.cached_info()), reached })
+    async fn recorded_watermark(&self) -> anyhow::Result<RecordedWatermark> {
+        let stream = self.js.get_stream(LEAD_EVENTS).await.context("cannot find the stream LEAD_EVENTS")?;
+        // Both consumers acknowledge an event once it is recorded. The one that only records is mostly ahead, and exists
+        // only while a callback is ordered.
+        let delivered = stream.consumer_info(NOTIFIER_CONSUMER).await.context("cannot read the consumer's state")?;
+        let recorded = stream.consumer_info(ORDER_CONSUMER).await;
+        let recorded = recorded.map_or(0, |consumer| consumer.ack_floor.stream_sequence);
+        let sequence = recorded.max(delivered.ack_floor.stream_sequence) + 1;
+        Ok(RecordedWatermark { stream: streams::identity(stream.cached_info()), sequence })
+    }
 }

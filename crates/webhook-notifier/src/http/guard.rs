@@ -1,8 +1,8 @@
-//! 7 Deliver: the guard that keeps callbacks out of internal networks.
+//! Keeps callbacks out of internal networks.
 //!
-//! A tenant chooses the URL, so the URL must not choose a machine behind our firewall. What is checked is the address
-//! that is then connected to: literal addresses in the URL here, names in the [`Resolver`], whose answer is what the
-//! connection uses. A name that resolves to something else a moment later (DNS rebinding) gains nothing.
+//! Tenants choose the URLs of callbacks, so a URL must not reach a machine behind the firewall. The guard checks the address
+//! that the connection then uses: literal addresses in [`Guard::check_url`], names in the [`Resolver`]. A name that resolves
+//! to another address a moment later (DNS rebinding) gains nothing.
 
 use std::{
     error::Error,
@@ -19,50 +19,40 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tower_service::Service;
 use url::Url;
 
-/// How long a name is looked up before a callback may have it. Longer keeps whoever configures it waiting.
-const LOOKUP: Duration = Duration::from_secs(2);
+/// How long the name in a new URL is looked up. Longer keeps the client that configures it waiting.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Why a URL is not called.
+/// Why a URL must not be called.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Refused {
-    /// It cannot be read.
-    #[error("the URL cannot be read: {0}")]
-    NotAUrl(String),
-    /// It is not https.
+    #[error("the URL is invalid: {0}")]
+    InvalidUrl(String),
     #[error("the URL is {0}://, and only https is allowed")]
     Scheme(String),
-    /// Its address is internal.
     #[error("the address {address} is not allowed: {network}")]
-    Internal {
-        /// The address.
-        address: IpAddr,
-        /// What is there.
-        network: &'static str,
-    },
-    /// Its name has no address.
+    Internal { address: IpAddr, network: &'static str },
     #[error("the name {0} has no address")]
     NoAddress(String),
 }
 
-/// What callbacks may reach.
+/// The addresses and schemes that callbacks may use.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Guard {
-    /// Internal networks that are allowed all the same.
+    /// Internal networks that are allowed.
     pub(crate) allow_networks: Vec<IpNet>,
-    /// Whether http is allowed beside https.
     pub(crate) allow_http: bool,
 }
 
 impl Guard {
-    /// Reads a URL that may be called, as far as that can be told without looking its name up.
+    /// Parses and checks a URL, except for its name, which the [`Resolver`] checks.
     pub(crate) fn check_url(&self, text: &str) -> Result<Url, Refused> {
-        let url = Url::parse(text).map_err(|e| Refused::NotAUrl(e.to_string()))?;
+        let url = Url::parse(text).map_err(|e| Refused::InvalidUrl(e.to_string()))?;
         match url.scheme() {
             "https" => {}
             "http" if self.allow_http => {}
             scheme => return Err(Refused::Scheme(scheme.into())),
         }
-        // The parser has made dotted decimals of other spellings of an IPv4 address (0x7f.1, 2130706433).
+        // The parser turns all spellings of an IPv4 address (0x7f.1, 2130706433) into dotted decimals.
         let host = url.host_str().unwrap_or_default();
         if let Ok(address) = host.trim_matches(['[', ']']).parse() {
             self.check_address(address)?;
@@ -70,8 +60,8 @@ impl Guard {
         Ok(url)
     }
 
-    /// Why a callback is not to have this URL, as far as that can be told before it is called. A name whose address is not
-    /// found now is no reason: it may be given one yet, and every attempt looks anew.
+    /// Why a callback may not have this URL. A name without an address is no reason: it may get one later, and every attempt
+    /// looks it up again.
     pub(crate) async fn refusal<F>(&self, text: &str, lookup: impl FnOnce(String) -> F) -> Option<String>
     where
         F: Future<Output = io::Result<Vec<SocketAddr>>>,
@@ -81,19 +71,18 @@ impl Guard {
             Err(e) => return Some(e.to_string()),
         };
         if !url.username().is_empty() || url.password().is_some() {
-            return Some("the URL has a user or password in it, where everybody sees it: give auth instead".into());
+            return Some("the URL contains a user or password, which is shown with it: use auth instead".into());
         }
         let name = url.domain()?.to_owned();
-        let found = tokio::time::timeout(LOOKUP, lookup(name.clone())).await.ok()?.ok()?;
+        let found = tokio::time::timeout(LOOKUP_TIMEOUT, lookup(name.clone())).await.ok()?.ok()?;
         match self.filter(&name, found.into_iter()) {
             Ok(_) | Err(Refused::NoAddress(_)) => None,
             Err(e) => Some(e.to_string()),
         }
     }
 
-    /// Whether this address may be connected to.
     pub(crate) fn check_address(&self, address: IpAddr) -> Result<(), Refused> {
-        match internal(address) {
+        match internal_network(address) {
             Some(network) if !self.allow_networks.iter().any(|allowed| allowed.contains(&address)) => {
                 Err(Refused::Internal { address, network })
             }
@@ -101,7 +90,7 @@ impl Guard {
         }
     }
 
-    /// The addresses of a name that may be connected to. None is an error.
+    /// The allowed addresses of a name; an error if there is none.
     fn filter(&self, name: &str, addresses: impl Iterator<Item = SocketAddr>) -> Result<Vec<SocketAddr>, Refused> {
         let mut refused = Refused::NoAddress(name.to_owned());
         let mut allowed = Vec::new();
@@ -117,7 +106,7 @@ impl Guard {
 
 type Lookup = dyn Fn(String) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>> + Send + Sync;
 
-/// Resolves names to addresses that the guard allows. What `lookup` answers is what is connected to.
+/// Resolves names to addresses that the guard allows. The connection uses these addresses.
 #[derive(Clone)]
 pub(crate) struct Resolver {
     guard: Guard,
@@ -131,7 +120,6 @@ impl fmt::Debug for Resolver {
 }
 
 impl Resolver {
-    /// Looks names up with this.
     pub(crate) fn new<F>(guard: Guard, lookup: impl Fn(String) -> F + Send + Sync + 'static) -> Self
     where
         F: Future<Output = io::Result<Vec<SocketAddr>>> + Send + 'static,
@@ -140,9 +128,8 @@ impl Resolver {
     }
 }
 
-/// Looks a name up as the system does.
 pub(crate) async fn system_lookup(name: String) -> io::Result<Vec<SocketAddr>> {
-    // The port is the URL's: the connector sets it.
+    // The connector sets the port of the URL.
     Ok(tokio::net::lookup_host((name, 0)).await?.collect())
 }
 
@@ -169,9 +156,9 @@ const fn v6(a: u16, b: u16, c: u16, prefix: u8) -> Ipv6Net {
     Ipv6Net::new_assert(Ipv6Addr::new(a, b, c, 0, 0, 0, 0, 0), prefix)
 }
 
-/// What is not a public unicast address: IANA's special-purpose registry
-/// (<https://www.iana.org/assignments/iana-ipv4-special-registry>), multicast, and the one public address behind which a
-/// cloud has its metadata.
+/// Addresses that are not public unicast: IANA's special-purpose registry
+/// (<https://www.iana.org/assignments/iana-ipv4-special-registry>), multicast, and the one public address with the metadata
+/// service of a cloud.
 const INTERNAL_V4: [(Ipv4Net, &str); 19] = [
     (v4(0, 0, 0, 0, 8), "this network"),
     (v4(10, 0, 0, 0, 8), "a private network"),
@@ -194,8 +181,8 @@ const INTERNAL_V4: [(Ipv4Net, &str); 19] = [
     (v4(168, 63, 129, 16, 32), "a cloud's metadata"),
 ];
 
-/// The same for IPv6 (<https://www.iana.org/assignments/iana-ipv6-special-registry>); what wraps an IPv4 address is
-/// refused whole. The first that matches names it; all that is not in 2000::/3 is refused in any case.
+/// The same for IPv6 (<https://www.iana.org/assignments/iana-ipv6-special-registry>). Ranges that wrap IPv4 addresses are
+/// refused as a whole. The first match names the network; everything outside 2000::/3 is refused in any case.
 const INTERNAL_V6: [(Ipv6Net, &str); 18] = [
     (Ipv6Net::new_assert(Ipv6Addr::UNSPECIFIED, 128), "unspecified"),
     (Ipv6Net::new_assert(Ipv6Addr::LOCALHOST, 128), "loopback"),
@@ -217,11 +204,11 @@ const INTERNAL_V6: [(Ipv6Net, &str); 18] = [
     (v6(0xff00, 0, 0, 8), "multicast"),
 ];
 
-/// The addresses that IANA gives out: what is outside is not on the internet.
+/// The addresses that IANA assigns.
 const GLOBAL_V6: Ipv6Net = v6(0x2000, 0, 0, 3);
 
-/// What internal network an address belongs to, if any.
-fn internal(address: IpAddr) -> Option<&'static str> {
+/// The internal network of an address, if it is in one.
+fn internal_network(address: IpAddr) -> Option<&'static str> {
     match address {
         IpAddr::V4(address) => {
             INTERNAL_V4.iter().find(|(network, _)| network.contains(&address)).map(|(_, name)| *name)
@@ -294,7 +281,7 @@ mod tests {
             ("4000::1", "not a public address"),
             ("::ffff:0:127.0.0.1", "not a public address"),
         ] {
-            assert_eq!(internal(address.parse().unwrap()), Some(network), "{address}");
+            assert_eq!(internal_network(address.parse().unwrap()), Some(network), "{address}");
         }
     }
 
@@ -315,25 +302,24 @@ mod tests {
     ];
 
     #[test]
-    fn the_list_agrees_with_iana() {
+    fn the_lists_match_the_iana_registries() {
         for row in IANA {
             let network = row.parse::<IpNet>().unwrap();
             for address in [network.network(), network.broadcast()] {
-                assert!(internal(address).is_some(), "{row}: {address}");
+                assert!(internal_network(address).is_some(), "{row}: {address}");
             }
         }
-        // And the other way round: what is refused beyond the registries is multicast, what IANA deprecated or never gave
-        // out, and one cloud.
+        // Beyond the registries only multicast, deprecated and unassigned ranges and one cloud are refused.
         let beyond = ["224.0.0.0/4", "168.63.129.16/32", "::/96", "fec0::/10", "ff00::/8"];
         let known = IANA.iter().chain(&beyond).map(|row| row.parse::<IpNet>().unwrap()).collect::<Vec<_>>();
         let listed = INTERNAL_V4.iter().map(|(network, _)| IpNet::from(*network));
         for network in listed.chain(INTERNAL_V6.iter().map(|(network, _)| IpNet::from(*network))) {
-            assert!(known.iter().any(|known| known.contains(&network)), "{network} stands in no registry");
+            assert!(known.iter().any(|known| known.contains(&network)), "{network} is in no registry");
         }
     }
 
     #[test]
-    fn public_addresses_are_not() {
+    fn public_addresses_are_allowed() {
         for address in [
             "1.1.1.1",
             "8.8.8.8",
@@ -358,12 +344,12 @@ mod tests {
             "2a00:1450::1",
             "3ffe::1",
         ] {
-            assert_eq!(internal(address.parse().unwrap()), None, "{address}");
+            assert_eq!(internal_network(address.parse().unwrap()), None, "{address}");
         }
     }
 
     #[test]
-    fn names_are_refused_by_what_they_resolve_to() {
+    fn names_are_refused_by_their_addresses() {
         let socket = |address: &str| SocketAddr::new(address.parse().unwrap(), 0);
         let public = socket("93.184.215.14");
         let guard = guard(&[]);
@@ -377,7 +363,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn at_the_door_a_url_is_refused_for_what_is_known_of_it() {
+    async fn new_urls_are_checked_as_far_as_their_names_resolve() {
         let guard = guard(&["127.0.0.0/8"]);
         let socket = |address: &str| SocketAddr::new(address.parse().unwrap(), 0);
         let refusal = async |url: &str| {
@@ -401,16 +387,16 @@ mod tests {
         ] {
             assert_eq!(refusal(fine).await, None, "{fine}");
         }
-        for (refused, why) in [
+        for (refused, reason) in [
             ("https://internal.example/x", "the address 10.0.0.1 is not allowed: a private network"),
             ("http://0x0a.1/x", "the address 10.0.0.1 is not allowed: a private network"),
             ("ftp://public.example/x", "the URL is ftp://, and only https is allowed"),
-            ("https://user@public.example/x", "the URL has a user or password in it"),
-            ("https://:password@public.example/x", "the URL has a user or password in it"),
-            ("https://", "the URL cannot be read"),
+            ("https://user@public.example/x", "the URL contains a user or password"),
+            ("https://:password@public.example/x", "the URL contains a user or password"),
+            ("https://", "the URL is invalid"),
         ] {
-            let told = refusal(refused).await.unwrap();
-            assert!(told.contains(why), "{refused}: {told}");
+            let refusal = refusal(refused).await.unwrap();
+            assert!(refusal.contains(reason), "{refused}: {refusal}");
         }
     }
 
@@ -421,7 +407,7 @@ mod tests {
         assert!(guard.check_url("http://[fd12:3456::1]/").is_ok());
         assert!(guard.check_url("http://10.0.0.1/").is_err());
         assert!(guard.check_url("http://[fd12:3457::1]/").is_err());
-        // A mapped address is another address: it has to be allowed by itself.
+        // A mapped address is a different address, which is not allowed.
         assert!(guard.check_url("http://[::ffff:127.0.0.1]/").is_err());
     }
 
@@ -431,7 +417,7 @@ mod tests {
         assert!(strict.check_url("https://crm.example/hook").is_ok());
         assert_eq!(strict.check_url("http://crm.example/hook"), Err(Refused::Scheme("http".into())));
         assert_eq!(guard(&[]).check_url("ftp://crm.example/hook"), Err(Refused::Scheme("ftp".into())));
-        assert!(matches!(guard(&[]).check_url("https://"), Err(Refused::NotAUrl(_))));
+        assert!(matches!(guard(&[]).check_url("https://"), Err(Refused::InvalidUrl(_))));
     }
 
     proptest! {
@@ -444,7 +430,7 @@ mod tests {
         fn an_ipv4_address_hidden_in_ipv6_is_never_public(bytes: [u8; 4]) {
             let inner = Ipv4Addr::from(bytes);
             for address in [inner.to_ipv6_mapped(), inner.to_ipv6_compatible()] {
-                prop_assert!(internal(address.into()).is_some());
+                prop_assert!(internal_network(address.into()).is_some());
             }
         }
     }

@@ -2,5 +2,6 @@
 
 pub(crate) mod client;
 pub(crate) mod guard;
+pub(crate) mod request;
 pub(crate) mod response_limit;
 pub(crate) mod signature;

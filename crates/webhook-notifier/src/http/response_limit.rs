@@ -1,7 +1,7 @@
-//! 7 Deliver: an answer has an end.
+//! Limits the length of a response.
 //!
-//! hyper bounds an answer's head, but not how many interim ones (1xx, RFC 9110, section 15.2) come before it, and it parses
-//! whatever there is before anything else gets the thread. So what is read between two requests is counted.
+//! hyper limits the head of a response, but not how many interim (1xx) heads come before it (RFC 9110, section 15.2), and
+//! parses all that has arrived before another task gets the thread. So the bytes read between two requests are counted.
 
 use std::{
     io::{self, IoSlice},
@@ -18,18 +18,17 @@ use hyper_util::{
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tower_service::Service;
 
-/// Makes connections of which reading fails when `most` bytes, or with the last read a few more, have come since the last that
-/// was written.
+/// Makes connections that fail to read once about `max_response` bytes arrived since the last write.
 #[derive(Debug, Clone)]
-pub(crate) struct Bounded<C> {
+pub(crate) struct LimitedConnector<C> {
     pub(crate) connector: C,
-    pub(crate) most: usize,
+    pub(crate) max_response: usize,
 }
 
 /// A connection as hyper takes it.
-type Io<T> = TokioIo<BoundedStream<TokioIo<T>>>;
+type Io<T> = TokioIo<LimitedStream<TokioIo<T>>>;
 
-impl<C: Service<Uri>> Service<Uri> for Bounded<C> {
+impl<C: Service<Uri>> Service<Uri> for LimitedConnector<C> {
     type Response = Io<C::Response>;
     type Error = C::Error;
     type Future = MapOk<C::Future, Box<dyn FnOnce(C::Response) -> Io<C::Response> + Send>>;
@@ -39,29 +38,32 @@ impl<C: Service<Uri>> Service<Uri> for Bounded<C> {
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
-        let most = self.most;
-        let bounded = move |io| TokioIo::new(BoundedStream { io: TokioIo::new(io), most, left: most });
-        self.connector.call(uri).map_ok(Box::new(bounded))
+        let max_response = self.max_response;
+        let limited = move |io| TokioIo::new(LimitedStream { io: TokioIo::new(io), max_response, left: max_response });
+        self.connector.call(uri).map_ok(Box::new(limited))
     }
 }
 
-/// Such a connection.
-pub(crate) struct BoundedStream<T> {
+#[derive(Debug)]
+pub(crate) struct LimitedStream<T> {
     io: T,
-    most: usize,
+    max_response: usize,
     left: usize,
 }
 
-impl<T: Connection> Connection for BoundedStream<T> {
+impl<T: Connection> Connection for LimitedStream<T> {
     fn connected(&self) -> Connected {
         self.io.connected()
     }
 }
 
-impl<T: AsyncRead + Unpin> AsyncRead for BoundedStream<T> {
+impl<T: AsyncRead + Unpin> AsyncRead for LimitedStream<T> {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, to: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.left == 0 {
-            return Poll::Ready(Err(io::Error::other(format!("the answer has no end within {} bytes", self.most))));
+            return Poll::Ready(Err(io::Error::other(format!(
+                "the response is longer than {} bytes",
+                self.max_response
+            ))));
         }
         let before = to.filled().len();
         ready!(Pin::new(&mut self.io).poll_read(context, to))?;
@@ -70,17 +72,17 @@ impl<T: AsyncRead + Unpin> AsyncRead for BoundedStream<T> {
     }
 }
 
-impl<T: AsyncWrite + Unpin> BoundedStream<T> {
-    /// What was written is part of a request, which has an answer of its own.
+impl<T: AsyncWrite + Unpin> LimitedStream<T> {
+    /// A write is part of the next request, whose response may again have the full length.
     fn wrote(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if matches!(written, Poll::Ready(Ok(1..))) {
-            self.left = self.most;
+            self.left = self.max_response;
         }
         written
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for BoundedStream<T> {
+impl<T: AsyncWrite + Unpin> AsyncWrite for LimitedStream<T> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, from: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.io).poll_write(context, from);
         self.wrote(written)

@@ -1,4 +1,4 @@
-//! 7 Deliver: the signature of a webhook, by Standard Webhooks
+//! The signature of a webhook, as in Standard Webhooks
 //! (<https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md>).
 
 use base64::{Engine, prelude::BASE64_STANDARD};
@@ -11,8 +11,8 @@ use sha2::Sha256;
 #[error("the callback has no valid signing secret")]
 pub struct BadSecret;
 
-/// The value of `webhook-signature`: one signature per secret, so that a rotation can overlap. `timestamp` is in Unix
-/// seconds. Nothing is sent unsigned: without a secret, or with one that is not valid, there is no signature.
+/// The value of `webhook-signature`: one signature per secret, so that rotations can overlap. `timestamp` is in Unix
+/// seconds. Without a secret, or with an invalid one, it is an error, so that nothing is sent unsigned.
 pub fn signature<'a>(
     secrets: impl IntoIterator<Item = &'a Secret>,
     id: &str,
@@ -50,7 +50,7 @@ mod tests {
     );
 
     #[test]
-    fn the_published_vectors() {
+    fn signatures_match_the_published_vectors() {
         for (secret, id, timestamp, body, expected) in [ONE, TWO] {
             assert_eq!(signature(&[secret.into()], id, timestamp, body.as_bytes()).unwrap(), expected);
         }
@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_sent_unsigned() {
+    fn a_missing_or_invalid_secret_is_an_error() {
         for secrets in [vec![], vec!["whsec_AAAA".into()], vec![ONE.0.into(), "nonsense".into()]] {
             assert_eq!(signature(&secrets, "id", 1, b"{}"), Err(BadSecret), "{secrets:?}");
         }

@@ -1,4 +1,4 @@
-//! 8 Retry: finding what is due, and claiming it with a lease.
+//! Finds due deliveries and claims them with a lease.
 
 use std::sync::Arc;
 
@@ -6,21 +6,21 @@ use contract::{ObjectId, Timestamp};
 use sqlx::PgPool;
 use time::OffsetDateTime;
 
-use super::id;
-use crate::core::delivery::{Delivery, Order};
+use super::{error::StoreError, id};
+use crate::core::delivery::{LeadOrder, PendingDelivery};
 
-/// A callback that has something due.
+/// A callback with due deliveries.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Due {
+pub(crate) struct DueCallback {
     pub(crate) callback_id: ObjectId,
     pub(crate) project_id: ObjectId,
     pub(crate) process_id: Option<ObjectId>,
 }
 
-/// The callbacks that have something due, the longest due first.
+/// The callbacks with due deliveries, the longest due first.
 ///
-/// Skips from callback to callback through the index, so a million due deliveries of one cost no more than one.
-pub(crate) async fn due_callbacks(pool: &PgPool, now: Timestamp) -> sqlx::Result<Vec<Due>> {
+/// Skips from callback to callback through the index, so a million due deliveries of one callback cost as much as one.
+pub(crate) async fn due_callbacks(pool: &PgPool, now: Timestamp) -> Result<Vec<DueCallback>, StoreError> {
     let rows = sqlx::query!(
         r#"
         WITH RECURSIVE waiting AS (
@@ -48,7 +48,7 @@ pub(crate) async fn due_callbacks(pool: &PgPool, now: Timestamp) -> sqlx::Result
     )
     .fetch_all(pool)
     .await?;
-    let due = rows.into_iter().map(|row| Due {
+    let due = rows.into_iter().map(|row| DueCallback {
         callback_id: id(row.callback_id),
         project_id: id(row.project_id),
         process_id: row.process_id.map(id),
@@ -56,59 +56,59 @@ pub(crate) async fn due_callbacks(pool: &PgPool, now: Timestamp) -> sqlx::Result
     Ok(due.collect())
 }
 
-/// How much of a callback's due deliveries to claim.
+/// How many of a callback's due deliveries to claim.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Wanted {
+pub(crate) struct ClaimRequest {
     pub(crate) callback_id: ObjectId,
-    pub(crate) deliveries: usize,
-    /// Bytes of bodies in all; the last one may go beyond.
-    pub(crate) bytes: usize,
+    pub(crate) max_deliveries: usize,
+    /// Of all bodies together; the last one may exceed it.
+    pub(crate) max_bytes: usize,
 }
 
-/// A delivery that is ours until its lease runs out.
+/// A delivery that no other notifier claims until its lease ends.
 #[derive(Debug)]
-pub(crate) struct Claimed {
-    pub(crate) delivery: Delivery,
-    /// How often it was tried before on this schedule.
+pub(crate) struct ClaimedDelivery {
+    pub(crate) delivery: PendingDelivery,
+    /// Earlier attempts that its schedule counts.
     pub(crate) attempts: u32,
 }
 
-/// Claims due deliveries, of each callback the longest due first. Whoever claims at the same time gets others.
+/// Claims due deliveries, of each callback the longest due first. Concurrent claims get different ones.
 pub(crate) async fn claim(
     pool: &PgPool,
-    wanted: &[Wanted],
+    requests: &[ClaimRequest],
     now: Timestamp,
     lease_until: Timestamp,
-) -> sqlx::Result<Vec<Claimed>> {
-    let callback_ids = wanted.iter().map(|wanted| *wanted.callback_id.as_bytes()).collect::<Vec<_>>();
-    let deliveries = wanted.iter().map(|wanted| wanted.deliveries as i64).collect::<Vec<_>>();
-    let bytes = wanted.iter().map(|wanted| wanted.bytes as i64).collect::<Vec<_>>();
+) -> Result<Vec<ClaimedDelivery>, StoreError> {
+    let callback_ids = requests.iter().map(|request| *request.callback_id.as_bytes()).collect::<Vec<_>>();
+    let deliveries = requests.iter().map(|request| request.max_deliveries as i64).collect::<Vec<_>>();
+    let bytes = requests.iter().map(|request| request.max_bytes as i64).collect::<Vec<_>>();
     let rows = sqlx::query!(
         r#"
         WITH due AS MATERIALIZED (
-            SELECT fitting.update_id, fitting.callback_id
-            FROM unnest($1::bytea[], $2::bigint[], $3::bigint[]) AS wanted (callback_id, deliveries, bytes)
+            SELECT fitting.update_id, fitting.callback_id, fitting.kind
+            FROM unnest($1::bytea[], $2::bigint[], $3::bigint[]) AS request (callback_id, max_deliveries, max_bytes)
             CROSS JOIN LATERAL (
-                SELECT locked.update_id, locked.callback_id,
-                       sum(locked.length) OVER (ORDER BY locked.next_attempt_at, locked.update_id) - locked.length AS before
+                SELECT locked.update_id, locked.callback_id, locked.kind,
+                       sum(locked.length) OVER (ORDER BY locked.next_attempt_at, locked.update_id) - locked.length AS bytes_before
                 FROM (
-                    SELECT d.update_id, d.callback_id, d.next_attempt_at, octet_length(d.payload) AS length
+                    SELECT d.update_id, d.callback_id, d.kind, d.next_attempt_at, octet_length(d.payload) AS length
                     FROM webhooks.deliveries AS d
-                    WHERE d.status = 'pending' AND d.callback_id = wanted.callback_id AND d.next_attempt_at <= $4
+                    WHERE d.status = 'pending' AND d.callback_id = request.callback_id AND d.next_attempt_at <= $4
                     ORDER BY d.next_attempt_at
-                    LIMIT wanted.deliveries
+                    LIMIT request.max_deliveries
                     FOR UPDATE SKIP LOCKED
                 ) AS locked
             ) AS fitting
-            WHERE fitting.before < wanted.bytes
+            WHERE fitting.bytes_before < request.max_bytes
         )
         UPDATE webhooks.deliveries AS d SET next_attempt_at = $5
         FROM due
-        WHERE d.update_id = due.update_id AND d.callback_id = due.callback_id
+        WHERE d.update_id = due.update_id AND d.callback_id = due.callback_id AND d.kind = due.kind
         RETURNING d.update_id AS "update_id: [u8; 12]", d.callback_id AS "callback_id: [u8; 12]",
                   d.project_id AS "project_id: [u8; 12]", d.process_id AS "process_id: [u8; 12]",
-                  d.attempts - coalesce(d.schedule_from, 0) AS "attempts!", d.traceparent, d.payload AS "payload!",
-                  d.lead_id AS "lead_id: [u8; 12]", d.place, d.event_stream, d.event_seq
+                  d.attempts - coalesce(d.schedule_offset, 0) AS "attempts!", d.traceparent, d.payload AS "payload!",
+                  d.lead_id AS "lead_id: [u8; 12]", d.order_key, d.event_stream, d.event_sequence
         "#,
         &callback_ids as &[[u8; 12]],
         &deliveries,
@@ -118,8 +118,8 @@ pub(crate) async fn claim(
     )
     .fetch_all(pool)
     .await?;
-    let claimed = rows.into_iter().map(|row| Claimed {
-        delivery: Delivery {
+    let claimed = rows.into_iter().map(|row| ClaimedDelivery {
+        delivery: PendingDelivery {
             update_id: id(row.update_id),
             callback_id: id(row.callback_id),
             project_id: id(row.project_id),
@@ -127,11 +127,11 @@ pub(crate) async fn claim(
             body: row.payload.into(),
             traceparent: row.traceparent.map(Into::into),
             order: row.lead_id.map(|lead_id| {
-                Arc::new(Order {
+                Arc::new(LeadOrder {
                     lead_id: id(lead_id),
-                    place: row.place.unwrap_or_default(),
-                    stream: row.event_stream.unwrap_or_default().into(),
-                    sequence: row.event_seq.unwrap_or_default().cast_unsigned(),
+                    key: row.order_key.unwrap_or_default(),
+                    event_stream: row.event_stream.unwrap_or_default().into(),
+                    event_sequence: row.event_sequence.unwrap_or_default().cast_unsigned(),
                 })
             }),
         },

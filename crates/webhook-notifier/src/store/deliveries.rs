@@ -1,15 +1,38 @@
-//! 8 Retry: deliveries listed, and settled ones made pending again. No statement looks at more rows than it is told.
+//! Reads the delivery log, and makes completed deliveries pending again. Every statement reads a limited number of rows.
+
+use std::collections::{BTreeMap, HashSet};
 
 use contract::{
     ObjectId, Timestamp,
-    rpc::{DeliveryId, DeliveryStatus, ListedDelivery},
+    rpc::{Attempt, Delivery, DeliveryId, DeliveryStatus, ListedDelivery},
 };
 use sqlx::PgPool;
 use time::OffsetDateTime;
 
-use super::id;
+use super::{error::StoreError, id};
 
-/// A row as it is listed.
+pub(crate) fn status_name(status: DeliveryStatus) -> &'static str {
+    match status {
+        DeliveryStatus::Pending => "pending",
+        DeliveryStatus::Delivered => "delivered",
+        DeliveryStatus::Exhausted => "exhausted",
+    }
+}
+
+fn parse_status(text: &str, id: DeliveryId) -> Result<DeliveryStatus, StoreError> {
+    match text {
+        "pending" => Ok(DeliveryStatus::Pending),
+        "delivered" => Ok(DeliveryStatus::Delivered),
+        "exhausted" => Ok(DeliveryStatus::Exhausted),
+        other => Err(StoreError::Corrupt {
+            table: "deliveries",
+            column: "status",
+            id: id.to_string(),
+            value: other.to_owned(),
+        }),
+    }
+}
+
 struct Row {
     update_id: [u8; 12],
     callback_id: [u8; 12],
@@ -22,93 +45,149 @@ struct Row {
     last_error: Option<String>,
 }
 
-impl From<Row> for ListedDelivery {
-    fn from(row: Row) -> Self {
-        Self {
-            id: DeliveryId { update_id: id(row.update_id), callback_id: id(row.callback_id) },
-            process_id: row.process_id.map(id),
-            status: match row.status.as_str() {
-                "delivered" => DeliveryStatus::Delivered,
-                "exhausted" => DeliveryStatus::Exhausted,
-                // A CHECK leaves no fourth.
-                _ => DeliveryStatus::Pending,
-            },
+impl TryFrom<Row> for ListedDelivery {
+    type Error = StoreError;
+
+    fn try_from(row: Row) -> Result<Self, StoreError> {
+        let id = DeliveryId { update_id: id(row.update_id), callback_id: id(row.callback_id) };
+        Ok(Self {
+            id,
+            process_id: row.process_id.map(super::id),
+            status: parse_status(&row.status, id)?,
             attempts: row.attempts.unsigned_abs(),
             next_attempt_at: row.next_attempt_at.map(Into::into),
             created_at: row.created_at.into(),
             updated_at: row.updated_at.into(),
             error: row.last_error,
-        }
+        })
     }
 }
 
-pub(crate) fn name(status: DeliveryStatus) -> &'static str {
-    match status {
-        DeliveryStatus::Pending => "pending",
-        DeliveryStatus::Delivered => "delivered",
-        DeliveryStatus::Exhausted => "exhausted",
-    }
+fn listed(rows: Vec<Row>) -> Result<Vec<ListedDelivery>, StoreError> {
+    rows.into_iter().map(TryInto::try_into).collect()
 }
 
-/// What the ids of updates since this second begin with, or are greater than.
-fn prefix(since: Option<Timestamp>) -> Vec<u8> {
+/// The prefix of update ids from this second on.
+fn id_prefix(since: Option<Timestamp>) -> Vec<u8> {
     since.map(|at| at.unix_seconds().to_be_bytes().to_vec()).unwrap_or_default()
 }
 
-/// Beyond every id. A bound that is always there is met by index under any plan.
+/// Greater than every id. With a bound that is always there, every plan uses the index.
 const BEYOND_IDS: [u8; 13] = [0xff; 13];
 
-/// A project's deliveries that stand so, but not those that are delivered: the newest first, before this one.
-pub(crate) async fn unsettled(
+/// The callbacks with a recorded delivery of this update.
+pub(crate) async fn recorded_callbacks(pool: &PgPool, update_id: ObjectId) -> Result<HashSet<ObjectId>, StoreError> {
+    let rows = sqlx::query_scalar!(
+        r#"
+        SELECT callback_id AS "callback_id: [u8; 12]" FROM webhooks.deliveries
+        WHERE update_id = $1 AND kind = 'update'
+        "#,
+        update_id.as_bytes(),
+    )
+    .fetch_all(pool)
+    .await?;
+    Ok(rows.into_iter().map(id).collect())
+}
+
+/// The deliveries of a project's update with their attempts, ordered by callback.
+pub(crate) async fn with_attempts(
+    pool: &PgPool,
+    project_id: ObjectId,
+    update_id: ObjectId,
+) -> Result<Vec<Delivery>, StoreError> {
+    // One statement, so that status and attempts are consistent.
+    let rows = sqlx::query!(
+        r#"
+        SELECT d.callback_id AS "callback_id: [u8; 12]", d.status, d.next_attempt_at,
+               a.number AS "number?", a.started_at AS "started_at?", a.duration_ms AS "duration_ms?",
+               a.status_code, a.error, a.response
+        FROM webhooks.deliveries AS d
+        LEFT JOIN webhooks.every_attempt AS a
+            ON a.update_id = $2 AND a.callback_id = d.callback_id AND a.kind = d.kind
+        WHERE d.update_id = $2 AND d.project_id = $1 AND d.kind = 'update'
+        ORDER BY d.callback_id, a.number
+        "#,
+        project_id.as_bytes(),
+        update_id.as_bytes(),
+    )
+    .fetch_all(pool)
+    .await?;
+    let mut deliveries = BTreeMap::new();
+    for row in rows {
+        let callback_id = id(row.callback_id);
+        let status = parse_status(&row.status, DeliveryId { update_id, callback_id })?;
+        let delivery = deliveries.entry(callback_id).or_insert_with(|| Delivery {
+            update_id,
+            callback_id,
+            status,
+            next_attempt_at: row.next_attempt_at.map(Into::into),
+            attempts: Vec::new(),
+        });
+        if let (Some(number), Some(started_at)) = (row.number, row.started_at) {
+            delivery.attempts.push(Attempt {
+                number: number.unsigned_abs(),
+                started_at: started_at.into(),
+                duration_ms: row.duration_ms.unwrap_or_default().unsigned_abs(),
+                status_code: row.status_code.and_then(|code| u16::try_from(code).ok()),
+                error: row.error,
+                response: row.response,
+            });
+        }
+    }
+    Ok(deliveries.into_values().collect())
+}
+
+/// A project's deliveries with this status, which is not `delivered`: the newest first, before `before`.
+pub(crate) async fn undelivered(
     pool: &PgPool,
     project_id: ObjectId,
     status: DeliveryStatus,
     since: Option<Timestamp>,
     before: Option<DeliveryId>,
     limit: i64,
-) -> sqlx::Result<Vec<ListedDelivery>> {
+) -> Result<Vec<ListedDelivery>, StoreError> {
     let rows = sqlx::query_as!(
         Row,
         r#"
         SELECT update_id AS "update_id: [u8; 12]", callback_id AS "callback_id: [u8; 12]",
                process_id AS "process_id: [u8; 12]", status, attempts, next_attempt_at, created_at, updated_at, last_error
         FROM webhooks.deliveries
-        WHERE project_id = $1 AND status = $2 AND status <> 'delivered'
+        WHERE project_id = $1 AND status = $2 AND status <> 'delivered' AND kind = 'update'
             AND update_id >= $3 AND (update_id, callback_id) < ($4, $5)
         ORDER BY update_id DESC, callback_id DESC
         LIMIT $6
         "#,
         project_id.as_bytes(),
-        name(status),
-        prefix(since),
+        status_name(status),
+        id_prefix(since),
         before.as_ref().map_or(&BEYOND_IDS[..], |id| id.update_id.as_bytes()),
         before.as_ref().map_or(&[][..], |id| id.callback_id.as_bytes()),
         limit,
     )
     .fetch_all(pool)
     .await?;
-    Ok(rows.into_iter().map(Into::into).collect())
+    listed(rows)
 }
 
-/// A project's exhausted deliveries, the oldest first, after this one.
-pub(crate) async fn exhausted_after(
+/// A project's exhausted deliveries, the oldest first, after `after`.
+pub(crate) async fn exhausted(
     pool: &PgPool,
     project_id: ObjectId,
     since: Timestamp,
     after: Option<DeliveryId>,
     limit: i64,
-) -> sqlx::Result<Vec<DeliveryId>> {
+) -> Result<Vec<DeliveryId>, StoreError> {
     let rows = sqlx::query!(
         r#"
         SELECT update_id AS "update_id: [u8; 12]", callback_id AS "callback_id: [u8; 12]"
         FROM webhooks.deliveries
-        WHERE project_id = $1 AND status = 'exhausted' AND status <> 'delivered'
+        WHERE project_id = $1 AND status = 'exhausted' AND status <> 'delivered' AND kind = 'update'
             AND update_id >= $2 AND (update_id, callback_id) > ($3, $4)
         ORDER BY update_id, callback_id
         LIMIT $5
         "#,
         project_id.as_bytes(),
-        prefix(Some(since)),
+        id_prefix(Some(since)),
         after.as_ref().map_or(&[][..], |id| id.update_id.as_bytes()),
         after.as_ref().map_or(&[][..], |id| id.callback_id.as_bytes()),
         limit,
@@ -124,7 +203,7 @@ pub(crate) async fn of_updates(
     pool: &PgPool,
     project_id: ObjectId,
     update_ids: &[ObjectId],
-) -> sqlx::Result<Vec<ListedDelivery>> {
+) -> Result<Vec<ListedDelivery>, StoreError> {
     let update_ids = update_ids.iter().map(|id| *id.as_bytes()).collect::<Vec<_>>();
     let rows = sqlx::query_as!(
         Row,
@@ -132,51 +211,50 @@ pub(crate) async fn of_updates(
         SELECT d.update_id AS "update_id: [u8; 12]", d.callback_id AS "callback_id: [u8; 12]",
                d.process_id AS "process_id: [u8; 12]", d.status, d.attempts, d.next_attempt_at, d.created_at, d.updated_at,
                d.last_error
-        FROM unnest($2::bytea[]) WITH ORDINALITY AS u (update_id, place)
+        FROM unnest($2::bytea[]) WITH ORDINALITY AS u (update_id, number)
         JOIN webhooks.deliveries AS d ON d.update_id = u.update_id
-        WHERE d.project_id = $1
-        ORDER BY u.place, d.callback_id DESC
+        WHERE d.project_id = $1 AND d.kind = 'update'
+        ORDER BY u.number, d.callback_id DESC
         "#,
         project_id.as_bytes(),
         &update_ids as &[[u8; 12]],
     )
     .fetch_all(pool)
     .await?;
-    Ok(rows.into_iter().map(Into::into).collect())
+    listed(rows)
 }
 
-/// A delivery to be made again.
+/// A completed delivery that is to be made again.
 #[derive(Debug, Clone)]
-pub(crate) struct Again<'a> {
+pub(crate) struct Redelivery<'a> {
     pub(crate) id: DeliveryId,
     pub(crate) due: Timestamp,
-    /// Its body, where it was delivered and none was kept.
+    /// The body, for a delivered one, which has none stored.
     pub(crate) payload: Option<&'a str>,
 }
 
-/// Makes settled deliveries of a project pending, with their schedules from the beginning; returns those that are so now. Those of
-/// callbacks with an order are due when their turn comes.
-/// One that was settled otherwise or is pending meanwhile stays as it is.
+/// Makes completed deliveries of a project pending and starts their schedules again. Ordered ones become due when they are
+/// their lead's next. Deliveries that are pending already are not changed, and not returned.
 pub(crate) async fn requeue(
     pool: &PgPool,
     project_id: ObjectId,
-    deliveries: &[Again<'_>],
+    redeliveries: &[Redelivery<'_>],
     now: Timestamp,
-) -> sqlx::Result<Vec<ListedDelivery>> {
-    let update_ids = deliveries.iter().map(|d| *d.id.update_id.as_bytes()).collect::<Vec<_>>();
-    let callback_ids = deliveries.iter().map(|d| *d.id.callback_id.as_bytes()).collect::<Vec<_>>();
-    let dues = deliveries.iter().map(|d| d.due.into()).collect::<Vec<OffsetDateTime>>();
-    let payloads = deliveries.iter().map(|d| d.payload).collect::<Vec<_>>();
+) -> Result<Vec<ListedDelivery>, StoreError> {
+    let update_ids = redeliveries.iter().map(|d| *d.id.update_id.as_bytes()).collect::<Vec<_>>();
+    let callback_ids = redeliveries.iter().map(|d| *d.id.callback_id.as_bytes()).collect::<Vec<_>>();
+    let due = redeliveries.iter().map(|d| d.due.into()).collect::<Vec<OffsetDateTime>>();
+    let payloads = redeliveries.iter().map(|d| d.payload).collect::<Vec<_>>();
     let rows = sqlx::query_as!(
         Row,
         r#"
         UPDATE webhooks.deliveries AS d SET
-            status = 'pending', next_attempt_at = CASE WHEN d.lead_id IS NULL THEN again.due END, payload = coalesce(d.payload, again.payload),
-            schedule_from = d.attempts, exhausted_announced = false, updated_at = $6
-        FROM unnest($2::bytea[], $3::bytea[], $4::timestamptz[], $5::text[])
-            AS again (update_id, callback_id, due, payload)
-        WHERE d.update_id = again.update_id AND d.callback_id = again.callback_id AND d.project_id = $1
-            AND d.status <> 'pending' AND coalesce(d.payload, again.payload) IS NOT NULL
+            status = 'pending', next_attempt_at = CASE WHEN d.lead_id IS NULL THEN r.due END,
+            payload = coalesce(d.payload, r.payload), schedule_offset = d.attempts, exhausted_announced = false,
+            updated_at = $6
+        FROM unnest($2::bytea[], $3::bytea[], $4::timestamptz[], $5::text[]) AS r (update_id, callback_id, due, payload)
+        WHERE d.update_id = r.update_id AND d.callback_id = r.callback_id AND d.kind = 'update' AND d.project_id = $1
+            AND d.status <> 'pending' AND coalesce(d.payload, r.payload) IS NOT NULL
         RETURNING d.update_id AS "update_id: [u8; 12]", d.callback_id AS "callback_id: [u8; 12]",
                   d.process_id AS "process_id: [u8; 12]", d.status, d.attempts, d.next_attempt_at, d.created_at,
                   d.updated_at, d.last_error
@@ -184,11 +262,33 @@ pub(crate) async fn requeue(
         project_id.as_bytes(),
         &update_ids as &[[u8; 12]],
         &callback_ids as &[[u8; 12]],
-        &dues as &[OffsetDateTime],
+        &due as &[OffsetDateTime],
         &payloads as &[Option<&str>],
         OffsetDateTime::from(now),
     )
     .fetch_all(pool)
     .await?;
-    Ok(rows.into_iter().map(Into::into).collect())
+    listed(rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_status_is_an_error_that_names_the_row() {
+        let id = DeliveryId { update_id: ObjectId::from_bytes([1; 12]), callback_id: ObjectId::from_bytes([2; 12]) };
+
+        let error = parse_status("lost", id).unwrap_err().to_string();
+
+        assert_eq!(error, format!("corrupt row {id} in webhooks.deliveries: status is \"lost\""));
+    }
+
+    #[test]
+    fn every_status_is_stored_under_its_name() {
+        let id = DeliveryId { update_id: ObjectId::from_bytes([1; 12]), callback_id: ObjectId::from_bytes([2; 12]) };
+        for status in [DeliveryStatus::Pending, DeliveryStatus::Delivered, DeliveryStatus::Exhausted] {
+            assert_eq!(parse_status(status_name(status), id).unwrap(), status);
+        }
+    }
 }

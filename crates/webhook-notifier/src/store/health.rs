@@ -1,4 +1,4 @@
-//! 7 Deliver, 8 Retry: which callbacks are disabled, and which fail since when.
+//! The disabled callbacks, and the callbacks with nothing but failures.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -6,10 +6,10 @@ use contract::{ObjectId, Timestamp};
 use sqlx::PgPool;
 use time::OffsetDateTime;
 
-use super::id;
+use super::{error::StoreError, id};
 
-/// The callbacks that are disabled, and why.
-pub(crate) async fn disabled_callbacks(pool: &PgPool) -> sqlx::Result<HashMap<ObjectId, Arc<str>>> {
+/// The disabled callbacks, and why.
+pub(crate) async fn disabled_callbacks(pool: &PgPool) -> Result<HashMap<ObjectId, Arc<str>>, StoreError> {
     let rows = sqlx::query!(
         r#"SELECT callback_id AS "callback_id: [u8; 12]", reason FROM webhooks.callback_health WHERE enabled_at IS NULL"#
     )
@@ -18,8 +18,8 @@ pub(crate) async fn disabled_callbacks(pool: &PgPool) -> sqlx::Result<HashMap<Ob
     Ok(rows.into_iter().map(|row| (id(row.callback_id), row.reason.into())).collect())
 }
 
-/// The callbacks that have had nothing but failures, and since when.
-pub(crate) async fn failing_callbacks(pool: &PgPool) -> sqlx::Result<HashMap<ObjectId, Timestamp>> {
+/// The callbacks with nothing but failures, and since when.
+pub(crate) async fn failing_callbacks(pool: &PgPool) -> Result<HashMap<ObjectId, Timestamp>, StoreError> {
     let rows =
         sqlx::query!(r#"SELECT callback_id AS "callback_id: [u8; 12]", failing_since FROM webhooks.callback_failures"#)
             .fetch_all(pool)
@@ -27,12 +27,12 @@ pub(crate) async fn failing_callbacks(pool: &PgPool) -> sqlx::Result<HashMap<Obj
     Ok(rows.into_iter().map(|row| (id(row.callback_id), row.failing_since.into())).collect())
 }
 
-/// Records whose failures ended when, and whose began when. Of several replicas the first to fail counts.
-pub(crate) async fn tell(
+/// Writes which streaks of failures ended and began, and when. Of several replicas the first failure counts.
+pub(crate) async fn write_streaks(
     pool: &PgPool,
     ended: &HashMap<ObjectId, Timestamp>,
     begun: &HashMap<ObjectId, Timestamp>,
-) -> sqlx::Result<()> {
+) -> Result<(), StoreError> {
     let columns = |map: &HashMap<ObjectId, Timestamp>| -> (Vec<[u8; 12]>, Vec<OffsetDateTime>) {
         map.iter().map(|(id, at)| (*id.as_bytes(), OffsetDateTime::from(*at))).unzip()
     };
@@ -68,14 +68,14 @@ pub(crate) async fn tell(
     Ok(())
 }
 
-/// Enables a callback; it starts anew. Returns whether it was disabled.
-pub(crate) async fn enable_callback(pool: &PgPool, callback_id: ObjectId, now: Timestamp) -> sqlx::Result<bool> {
+/// Enables a callback and ends its streak of failures. Returns whether it was disabled.
+pub(crate) async fn enable_callback(pool: &PgPool, callback_id: ObjectId, now: Timestamp) -> Result<bool, StoreError> {
     let enabled = sqlx::query_scalar!(
         r#"
         WITH enabled AS (
             UPDATE webhooks.callback_health SET enabled_at = $2 WHERE callback_id = $1 AND enabled_at IS NULL
             RETURNING callback_id
-        ), forgiven AS (
+        ), streak AS (
             DELETE FROM webhooks.callback_failures AS f USING enabled WHERE f.callback_id = enabled.callback_id
         )
         SELECT count(*) AS "count!" FROM enabled

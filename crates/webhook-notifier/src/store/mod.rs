@@ -1,6 +1,4 @@
-//! 7 Deliver, 8 Retry: what stands in Postgres, and all SQL. Set-based, checked at compile time.
-//!
-//! Every statement can be repeated, so an error here means one thing: try again.
+//! The schema `webhooks`: all SQL of this service, checked at compile time. Every statement can be repeated.
 
 use std::{str::FromStr, time::Duration};
 
@@ -15,25 +13,26 @@ use sqlx::{
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
+pub(crate) mod backlog;
 pub(crate) mod claim;
 pub(crate) mod deliveries;
+pub(crate) mod error;
 pub(crate) mod health;
 pub(crate) mod ordering;
 pub(crate) mod outbox;
 pub(crate) mod partitions;
-pub(crate) mod query;
 pub(crate) mod record;
 
-/// How long to wait for a connection. Longer hides that Postgres is gone, shorter fails while the pool is merely busy.
+/// How long to wait for a connection. Longer hides that Postgres is away, shorter fails while the pool is only busy.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Connects, and goes on trying until Postgres is there.
+/// Connects, and retries until Postgres is available.
 pub(crate) async fn connect(config: &DatabaseConfig, readiness: &Readiness) -> anyhow::Result<PgPool> {
     let options = PgConnectOptions::from_str(&config.database_url)
         .context("DATABASE_URL is not a postgres:// URL")?
         .application_name("webhook-notifier")
-        // Every statement here finds its rows by index. A plan that was cached while a table was small would scan it when
-        // it is large; and compiling such short statements costs more than running them.
+        // Every statement finds its rows by index. A plan that was cached while a table was small would scan it once it is
+        // large; and JIT compilation of short statements costs more than running them.
         .options([("enable_seqscan", "off"), ("jit", "off")]);
     let pool = PgPoolOptions::new()
         .max_connections(config.database_connections)
@@ -43,12 +42,10 @@ pub(crate) async fn connect(config: &DatabaseConfig, readiness: &Readiness) -> a
     Ok(pool)
 }
 
-/// The schema and its migrations.
 pub(crate) fn schema() -> Schema {
     Schema::new("webhooks", sqlx::migrate!())
 }
 
-/// The id in a column that a CHECK keeps at twelve bytes.
 fn id(bytes: [u8; 12]) -> contract::ObjectId {
     contract::ObjectId::from_bytes(bytes)
 }

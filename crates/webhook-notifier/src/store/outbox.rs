@@ -1,20 +1,20 @@
-//! 7 Deliver, 8 Retry: the outbox of events about deliveries and callbacks.
+//! The outbox of events about deliveries and callbacks.
 
 use contract::{ObjectId, Timestamp, event::WebhookEvent};
 use sqlx::PgPool;
 use time::OffsetDateTime;
 
-use super::id;
+use super::{error::StoreError, id};
 
-/// The deliveries that are exhausted and not announced, at most this many.
-pub(crate) async fn exhausted(pool: &PgPool, limit: i64) -> sqlx::Result<Vec<WebhookEvent>> {
+/// The exhausted deliveries that are not announced.
+pub(crate) async fn exhausted(pool: &PgPool, limit: i64) -> Result<Vec<WebhookEvent>, StoreError> {
     let rows = sqlx::query!(
         r#"
         SELECT update_id AS "update_id: [u8; 12]", callback_id AS "callback_id: [u8; 12]",
                project_id AS "project_id: [u8; 12]", process_id AS "process_id: [u8; 12]",
                attempts, last_error, updated_at
         FROM webhooks.deliveries
-        WHERE status = 'exhausted' AND NOT exhausted_announced
+        WHERE status = 'exhausted' AND NOT exhausted_announced AND kind = 'update'
         ORDER BY update_id, callback_id
         LIMIT $1
         "#,
@@ -34,15 +34,18 @@ pub(crate) async fn exhausted(pool: &PgPool, limit: i64) -> sqlx::Result<Vec<Web
     Ok(events.collect())
 }
 
-/// Marks deliveries as announced: pairs of update and callback.
-pub(crate) async fn mark_exhausted(pool: &PgPool, deliveries: &[(ObjectId, ObjectId)]) -> sqlx::Result<()> {
+/// Marks deliveries, as pairs of update and callback, as announced.
+pub(crate) async fn mark_exhausted_announced(
+    pool: &PgPool,
+    deliveries: &[(ObjectId, ObjectId)],
+) -> Result<(), StoreError> {
     let update_ids = deliveries.iter().map(|(update_id, _)| *update_id.as_bytes()).collect::<Vec<_>>();
     let callback_ids = deliveries.iter().map(|(_, callback_id)| *callback_id.as_bytes()).collect::<Vec<_>>();
     sqlx::query!(
         r#"
         UPDATE webhooks.deliveries AS d SET exhausted_announced = true
         FROM unnest($1::bytea[], $2::bytea[]) AS announced (update_id, callback_id)
-        WHERE d.update_id = announced.update_id AND d.callback_id = announced.callback_id
+        WHERE d.update_id = announced.update_id AND d.callback_id = announced.callback_id AND d.kind = 'update'
         "#,
         &update_ids as &[[u8; 12]],
         &callback_ids as &[[u8; 12]],
@@ -52,8 +55,8 @@ pub(crate) async fn mark_exhausted(pool: &PgPool, deliveries: &[(ObjectId, Objec
     Ok(())
 }
 
-/// The callbacks that were disabled and not announced.
-pub(crate) async fn disabled(pool: &PgPool, limit: i64) -> sqlx::Result<Vec<WebhookEvent>> {
+/// The disabled callbacks that are not announced.
+pub(crate) async fn disabled(pool: &PgPool, limit: i64) -> Result<Vec<WebhookEvent>, StoreError> {
     let rows = sqlx::query!(
         r#"
         SELECT callback_id AS "callback_id: [u8; 12]", project_id AS "project_id: [u8; 12]",
@@ -76,8 +79,11 @@ pub(crate) async fn disabled(pool: &PgPool, limit: i64) -> sqlx::Result<Vec<Webh
     Ok(events.collect())
 }
 
-/// Marks callbacks as announced, unless they were disabled anew since: pairs of callback and time of disabling.
-pub(crate) async fn mark_disabled(pool: &PgPool, callbacks: &[(ObjectId, Timestamp)]) -> sqlx::Result<()> {
+/// Marks callbacks as announced, unless they were disabled again since. Pairs of callback and time of its disabling.
+pub(crate) async fn mark_disabled_announced(
+    pool: &PgPool,
+    callbacks: &[(ObjectId, Timestamp)],
+) -> Result<(), StoreError> {
     let callback_ids = callbacks.iter().map(|(callback_id, _)| *callback_id.as_bytes()).collect::<Vec<_>>();
     let disabled_at = callbacks.iter().map(|(_, at)| (*at).into()).collect::<Vec<OffsetDateTime>>();
     sqlx::query!(

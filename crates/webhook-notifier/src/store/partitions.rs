@@ -1,12 +1,14 @@
-//! 7 Deliver, 8 Retry: the monthly partitions of the delivery log.
+//! The monthly partitions of the delivery log.
 
 use contract::Timestamp;
 use sqlx::PgPool;
 use time::OffsetDateTime;
 
-/// Drops the months that ended before this time and in which nothing is left to do; their names. Waits a moment only for
-/// whoever reads them meanwhile: everything else would wait behind this.
-pub(crate) async fn drop_old(pool: &PgPool, cutoff: Timestamp) -> sqlx::Result<Vec<String>> {
+use super::error::StoreError;
+
+/// Drops the months that ended before this time and have no work left. Returns their names. Waits only a moment for
+/// concurrent readers: all other statements wait behind this one.
+pub(crate) async fn drop_old(pool: &PgPool, cutoff: Timestamp) -> Result<Vec<String>, StoreError> {
     let mut transaction = pool.begin().await?;
     sqlx::query!("SET LOCAL lock_timeout = '1s'").execute(&mut *transaction).await?;
     let dropped =
@@ -17,13 +19,14 @@ pub(crate) async fn drop_old(pool: &PgPool, cutoff: Timestamp) -> sqlx::Result<V
     Ok(dropped)
 }
 
-/// Makes the partitions of all months of this span that are not there yet. Returns how many were made.
-pub(crate) async fn ensure(pool: &PgPool, since: Timestamp, until: Timestamp) -> sqlx::Result<i32> {
-    sqlx::query_scalar!(
-        r#"SELECT webhooks.ensure_partitions($1, $2) AS "made!""#,
+/// Creates the missing partitions of all months of this span. Returns how many were created.
+pub(crate) async fn ensure(pool: &PgPool, since: Timestamp, until: Timestamp) -> Result<i32, StoreError> {
+    let created = sqlx::query_scalar!(
+        r#"SELECT webhooks.ensure_partitions($1, $2) AS "created!""#,
         OffsetDateTime::from(since),
         OffsetDateTime::from(until),
     )
     .fetch_one(pool)
-    .await
+    .await?;
+    Ok(created)
 }

@@ -1,135 +1,149 @@
-//! 7 Deliver, 8 Retry: recording what was attempted and what comes next, in one transaction.
+//! Records deliveries and their attempts.
 //!
-//! The attempt that has number 1 and succeeds stands in its delivery's row, so most deliveries are one row; every other attempt has a
-//! row of its own (docs/adr/0036-store-a-successful-first-attempt-in-its-delivery-row.md).
+//! Attempt 1, if the endpoint accepted it, is stored in the row of its delivery, so most deliveries are one row. Every other
+//! attempt has its own row (docs/adr/0036-store-a-successful-first-attempt-in-its-delivery-row.md).
 
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 
-use crate::core::delivery::{Origin, Report, Standing};
+use super::{deliveries::status_name, error::StoreError};
+use crate::core::delivery::{DeliveryRecord, DeliverySource, DeliveryState, LeadOrder};
 
-/// Records reports, in the caller's transaction. No two may be of the same delivery.
-pub(crate) async fn record(connection: &mut PgConnection, reports: &[Report]) -> sqlx::Result<()> {
-    let of = |origin| reports.iter().filter(move |report| report.origin == origin);
-    let (ordered, others): (Vec<_>, Vec<_>) = of(Origin::Event).partition(|report| report.delivery.order.is_some());
-    record_in_order(connection, &ordered).await?;
-    record_from_events(connection, &others).await?;
-    record_from_claims(connection, &of(Origin::Claim).collect::<Vec<_>>()).await?;
-    disable_callbacks(connection, reports).await
+/// Writes records, in the caller's transaction. No two may be of the same delivery.
+pub(crate) async fn write(connection: &mut PgConnection, records: &[DeliveryRecord]) -> Result<(), StoreError> {
+    let from = |source| records.iter().filter(move |record| record.source == source);
+    let (ordered, others): (Vec<_>, Vec<_>) =
+        from(DeliverySource::Event).partition(|record| record.delivery.order.is_some());
+    insert_ordered(connection, &ordered).await?;
+    upsert_from_events(connection, &others).await?;
+    update_claimed(connection, &from(DeliverySource::Claim).collect::<Vec<_>>()).await?;
+    disable_callbacks(connection, records).await?;
+    Ok(())
 }
 
-/// The columns of attempts. A delivery that was not attempted has none of them.
+/// The columns that every record has.
+struct Columns<'a> {
+    update_ids: Vec<[u8; 12]>,
+    callback_ids: Vec<[u8; 12]>,
+    statuses: Vec<&'static str>,
+    due: Vec<Option<OffsetDateTime>>,
+    errors: Vec<Option<&'a str>>,
+    at: Vec<OffsetDateTime>,
+}
+
+impl<'a> Columns<'a> {
+    fn of(records: &[&'a DeliveryRecord]) -> Self {
+        Self {
+            update_ids: records.iter().map(|r| *r.delivery.update_id.as_bytes()).collect(),
+            callback_ids: records.iter().map(|r| *r.delivery.callback_id.as_bytes()).collect(),
+            statuses: records.iter().map(|r| status_name(r.state.status())).collect(),
+            due: records.iter().map(|r| r.state.next_attempt_at().map(Into::into)).collect(),
+            errors: records.iter().map(|r| r.error.as_deref()).collect(),
+            at: records.iter().map(|r| r.at.into()).collect(),
+        }
+    }
+}
+
+/// The columns of new rows.
+struct NewColumns<'a> {
+    project_ids: Vec<[u8; 12]>,
+    process_ids: Vec<Option<[u8; 12]>>,
+    traceparents: Vec<Option<&'a str>>,
+}
+
+impl<'a> NewColumns<'a> {
+    fn of(records: &[&'a DeliveryRecord]) -> Self {
+        Self {
+            project_ids: records.iter().map(|r| *r.delivery.project_id.as_bytes()).collect(),
+            process_ids: records.iter().map(|r| r.delivery.process_id.map(|id| *id.as_bytes())).collect(),
+            traceparents: records.iter().map(|r| r.delivery.traceparent.as_deref()).collect(),
+        }
+    }
+}
+
+/// The columns of attempts; null for a record without one.
 #[derive(Default)]
-struct Attempts {
+struct AttemptColumns<'a> {
     started_at: Vec<Option<OffsetDateTime>>,
     duration_ms: Vec<Option<i32>>,
-    status_code: Vec<Option<i32>>,
-    response: Vec<Option<String>>,
+    status_codes: Vec<Option<i32>>,
+    responses: Vec<Option<&'a str>>,
 }
 
-impl Attempts {
-    fn of(reports: &[&Report]) -> Self {
+impl<'a> AttemptColumns<'a> {
+    fn of(records: &[&'a DeliveryRecord]) -> Self {
         let mut columns = Self::default();
-        for attempt in reports.iter().map(|report| report.attempt.as_ref()) {
+        for attempt in records.iter().map(|record| record.attempt.as_ref()) {
             columns.started_at.push(attempt.map(|attempt| attempt.started_at.into()));
             let duration = attempt.map(|attempt| i32::try_from(attempt.duration.as_millis()).unwrap_or(i32::MAX));
             columns.duration_ms.push(duration);
-            columns.status_code.push(attempt.and_then(|attempt| attempt.status).map(i32::from));
-            columns.response.push(attempt.and_then(|attempt| attempt.response.clone()));
+            columns.status_codes.push(attempt.and_then(|attempt| attempt.outcome.status()).map(i32::from));
+            columns.responses.push(attempt.and_then(|attempt| attempt.response.as_deref()));
         }
         columns
     }
 }
 
-fn status(standing: Standing) -> &'static str {
-    match standing {
-        Standing::Pending { .. } | Standing::Waiting => "pending",
-        Standing::Delivered => "delivered",
-        Standing::Exhausted => "exhausted",
-    }
-}
-
-fn due(standing: Standing) -> Option<OffsetDateTime> {
-    match standing {
-        Standing::Pending { due } => Some(due.into()),
-        Standing::Waiting | Standing::Delivered | Standing::Exhausted => None,
-    }
-}
-
-/// Deliveries of callbacks with an order, which are never attempted straight off the event. The event comes to several who record
-/// it: the first one counts.
-async fn record_in_order(connection: &mut PgConnection, reports: &[&Report]) -> sqlx::Result<()> {
-    let ordered = reports.iter().filter_map(|report| Some((*report, report.delivery.order.as_deref()?)));
-    let ordered = ordered.collect::<Vec<_>>();
-    if ordered.is_empty() {
+/// Inserts deliveries of ordered callbacks, which have no attempt yet. Several notifiers may receive the event: the first
+/// insert counts.
+async fn insert_ordered(connection: &mut PgConnection, records: &[&DeliveryRecord]) -> sqlx::Result<()> {
+    if records.is_empty() {
         return Ok(());
     }
-    let update_ids = ordered.iter().map(|(r, _)| *r.delivery.update_id.as_bytes()).collect::<Vec<_>>();
-    let callback_ids = ordered.iter().map(|(r, _)| *r.delivery.callback_id.as_bytes()).collect::<Vec<_>>();
-    let project_ids = ordered.iter().map(|(r, _)| *r.delivery.project_id.as_bytes()).collect::<Vec<_>>();
-    let process_ids = ordered.iter().map(|(r, _)| r.delivery.process_id.map(|id| *id.as_bytes())).collect::<Vec<_>>();
-    let statuses = ordered.iter().map(|(r, _)| status(r.standing)).collect::<Vec<_>>();
-    let traceparents = ordered.iter().map(|(r, _)| r.delivery.traceparent.as_deref()).collect::<Vec<_>>();
-    let errors = ordered.iter().map(|(r, _)| r.error.as_deref()).collect::<Vec<_>>();
-    let payloads = ordered.iter().map(|(r, _)| &*r.delivery.body).collect::<Vec<_>>();
-    let at = ordered.iter().map(|(r, _)| r.at.into()).collect::<Vec<OffsetDateTime>>();
-    let leads = ordered.iter().map(|(_, order)| *order.lead_id.as_bytes()).collect::<Vec<_>>();
-    let places = ordered.iter().map(|(_, order)| order.place.clone()).collect::<Vec<_>>();
-    let streams = ordered.iter().map(|(_, order)| &*order.stream).collect::<Vec<_>>();
-    let sequences = ordered.iter().map(|(_, order)| order.sequence.cast_signed()).collect::<Vec<_>>();
+    let columns = Columns::of(records);
+    let new = NewColumns::of(records);
+    let payloads = records.iter().map(|r| &*r.delivery.body).collect::<Vec<_>>();
+    let orders = records.iter().filter_map(|r| r.delivery.order.as_deref()).collect::<Vec<&LeadOrder>>();
+    let lead_ids = orders.iter().map(|order| *order.lead_id.as_bytes()).collect::<Vec<_>>();
+    let order_keys = orders.iter().map(|order| &*order.key).collect::<Vec<_>>();
+    let event_streams = orders.iter().map(|order| &*order.event_stream).collect::<Vec<_>>();
+    let event_sequences = orders.iter().map(|order| order.event_sequence.cast_signed()).collect::<Vec<_>>();
     sqlx::query!(
         r#"
         INSERT INTO webhooks.deliveries
             (update_id, callback_id, project_id, process_id, status, attempts, created_at, updated_at, traceparent, last_error,
-             payload, lead_id, place, event_stream, event_seq)
+             payload, lead_id, order_key, event_stream, event_sequence)
         SELECT r.update_id, r.callback_id, r.project_id, r.process_id, r.status, 0, r.at, r.at, r.traceparent, r.error,
-               r.payload, r.lead_id, r.place, r.event_stream, r.event_seq
+               r.payload, r.lead_id, r.order_key, r.event_stream, r.event_sequence
         FROM unnest($1::bytea[], $2::bytea[], $3::bytea[], $4::bytea[], $5::text[], $6::text[], $7::text[], $8::text[],
                     $9::timestamptz[], $10::bytea[], $11::bytea[], $12::text[], $13::bigint[])
             AS r (update_id, callback_id, project_id, process_id, status, traceparent, error, payload, at,
-                  lead_id, place, event_stream, event_seq)
+                  lead_id, order_key, event_stream, event_sequence)
         ORDER BY r.update_id, r.callback_id
-        ON CONFLICT (update_id, callback_id) DO NOTHING
+        ON CONFLICT (update_id, callback_id, kind) DO NOTHING
         "#,
-        &update_ids as &[[u8; 12]],
-        &callback_ids as &[[u8; 12]],
-        &project_ids as &[[u8; 12]],
-        &process_ids as &[Option<[u8; 12]>],
-        &statuses as &[&str],
-        &traceparents as &[Option<&str>],
-        &errors as &[Option<&str>],
+        &columns.update_ids as &[[u8; 12]],
+        &columns.callback_ids as &[[u8; 12]],
+        &new.project_ids as &[[u8; 12]],
+        &new.process_ids as &[Option<[u8; 12]>],
+        &columns.statuses as &[&str],
+        &new.traceparents as &[Option<&str>],
+        &columns.errors as &[Option<&str>],
         &payloads as &[&str],
-        &at as &[OffsetDateTime],
-        &leads as &[[u8; 12]],
-        &places as &[Vec<u8>],
-        &streams as &[&str],
-        &sequences,
+        &columns.at as &[OffsetDateTime],
+        &lead_ids as &[[u8; 12]],
+        &order_keys as &[&[u8]],
+        &event_streams as &[&str],
+        &event_sequences,
     )
     .execute(connection)
     .await?;
     Ok(())
 }
 
-/// Of a delivery that is recorded already only success is new: its schedule is the retries' to change.
-async fn record_from_events(connection: &mut PgConnection, reports: &[&Report]) -> sqlx::Result<()> {
-    if reports.is_empty() {
+/// Of an existing row, only a success changes the state: otherwise the retries own it.
+async fn upsert_from_events(connection: &mut PgConnection, records: &[&DeliveryRecord]) -> sqlx::Result<()> {
+    if records.is_empty() {
         return Ok(());
     }
-    let update_ids = reports.iter().map(|r| *r.delivery.update_id.as_bytes()).collect::<Vec<_>>();
-    let callback_ids = reports.iter().map(|r| *r.delivery.callback_id.as_bytes()).collect::<Vec<_>>();
-    let project_ids = reports.iter().map(|r| *r.delivery.project_id.as_bytes()).collect::<Vec<_>>();
-    let process_ids = reports.iter().map(|r| r.delivery.process_id.map(|id| *id.as_bytes())).collect::<Vec<_>>();
-    let statuses = reports.iter().map(|r| status(r.standing)).collect::<Vec<_>>();
-    let dues = reports.iter().map(|r| due(r.standing)).collect::<Vec<_>>();
-    let traceparents = reports.iter().map(|r| r.delivery.traceparent.as_deref()).collect::<Vec<_>>();
-    let errors = reports.iter().map(|r| r.error.as_deref()).collect::<Vec<_>>();
-    let payloads =
-        reports.iter().map(|r| (r.standing != Standing::Delivered).then_some(&*r.delivery.body)).collect::<Vec<_>>();
-    let at = reports.iter().map(|r| r.at.into()).collect::<Vec<OffsetDateTime>>();
-    let attempts = Attempts::of(reports);
+    let columns = Columns::of(records);
+    let new = NewColumns::of(records);
+    let payloads = records.iter().map(|r| (r.state != DeliveryState::Delivered).then_some(&*r.delivery.body));
+    let payloads = payloads.collect::<Vec<_>>();
+    let attempts = AttemptColumns::of(records);
     sqlx::query!(
         r#"
-        WITH reported AS MATERIALIZED (
+        WITH records AS MATERIALIZED (
             SELECT * FROM unnest($1::bytea[], $2::bytea[], $3::bytea[], $4::bytea[], $5::text[], $6::timestamptz[],
                                  $7::text[], $8::text[], $9::text[], $10::timestamptz[],
                                  $11::timestamptz[], $12::integer[], $13::integer[], $14::text[])
@@ -146,9 +160,9 @@ async fn record_from_events(connection: &mut PgConnection, reports: &[&Report]) 
                    CASE WHEN status = 'delivered' THEN started_at END,
                    CASE WHEN status = 'delivered' THEN duration_ms END,
                    CASE WHEN status = 'delivered' THEN status_code END
-            FROM reported
+            FROM records
             ORDER BY update_id, callback_id
-            ON CONFLICT (update_id, callback_id) DO UPDATE SET
+            ON CONFLICT (update_id, callback_id, kind) DO UPDATE SET
                 attempts = d.attempts + excluded.attempts,
                 status = CASE WHEN excluded.status = 'delivered' THEN 'delivered' ELSE d.status END,
                 next_attempt_at = CASE WHEN excluded.status = 'delivered' THEN NULL ELSE d.next_attempt_at END,
@@ -163,44 +177,39 @@ async fn record_from_events(connection: &mut PgConnection, reports: &[&Report]) 
         INSERT INTO webhooks.attempts
             (update_id, callback_id, number, started_at, duration_ms, status_code, error, response)
         SELECT update_id, callback_id, attempts, started_at, duration_ms, status_code, error, response
-        FROM reported JOIN recorded USING (update_id, callback_id)
+        FROM records JOIN recorded USING (update_id, callback_id)
         WHERE started_at IS NOT NULL AND NOT (attempts = 1 AND status = 'delivered')
         "#,
-        &update_ids as &[[u8; 12]],
-        &callback_ids as &[[u8; 12]],
-        &project_ids as &[[u8; 12]],
-        &process_ids as &[Option<[u8; 12]>],
-        &statuses as &[&str],
-        &dues as &[Option<OffsetDateTime>],
-        &traceparents as &[Option<&str>],
-        &errors as &[Option<&str>],
+        &columns.update_ids as &[[u8; 12]],
+        &columns.callback_ids as &[[u8; 12]],
+        &new.project_ids as &[[u8; 12]],
+        &new.process_ids as &[Option<[u8; 12]>],
+        &columns.statuses as &[&str],
+        &columns.due as &[Option<OffsetDateTime>],
+        &new.traceparents as &[Option<&str>],
+        &columns.errors as &[Option<&str>],
         &payloads as &[Option<&str>],
-        &at as &[OffsetDateTime],
+        &columns.at as &[OffsetDateTime],
         &attempts.started_at as &[Option<OffsetDateTime>],
         &attempts.duration_ms as &[Option<i32>],
-        &attempts.status_code as &[Option<i32>],
-        &attempts.response as &[Option<String>],
+        &attempts.status_codes as &[Option<i32>],
+        &attempts.responses as &[Option<&str>],
     )
     .execute(connection)
     .await?;
     Ok(())
 }
 
-/// A claim may have run out and been taken over, so what is settled stays settled; but success is success.
-async fn record_from_claims(connection: &mut PgConnection, reports: &[&Report]) -> sqlx::Result<()> {
-    if reports.is_empty() {
+/// A lease may have ended and another notifier claimed the row, so a completed delivery only changes by a success.
+async fn update_claimed(connection: &mut PgConnection, records: &[&DeliveryRecord]) -> sqlx::Result<()> {
+    if records.is_empty() {
         return Ok(());
     }
-    let update_ids = reports.iter().map(|r| *r.delivery.update_id.as_bytes()).collect::<Vec<_>>();
-    let callback_ids = reports.iter().map(|r| *r.delivery.callback_id.as_bytes()).collect::<Vec<_>>();
-    let statuses = reports.iter().map(|r| status(r.standing)).collect::<Vec<_>>();
-    let dues = reports.iter().map(|r| due(r.standing)).collect::<Vec<_>>();
-    let errors = reports.iter().map(|r| r.error.as_deref()).collect::<Vec<_>>();
-    let at = reports.iter().map(|r| r.at.into()).collect::<Vec<OffsetDateTime>>();
-    let attempts = Attempts::of(reports);
+    let columns = Columns::of(records);
+    let attempts = AttemptColumns::of(records);
     sqlx::query!(
         r#"
-        WITH reported AS MATERIALIZED (
+        WITH records AS MATERIALIZED (
             SELECT * FROM unnest($1::bytea[], $2::bytea[], $3::text[], $4::timestamptz[], $5::text[], $6::timestamptz[],
                                  $7::timestamptz[], $8::integer[], $9::integer[], $10::text[])
                 AS r (update_id, callback_id, status, due, error, at, started_at, duration_ms, status_code, response)
@@ -218,36 +227,37 @@ async fn record_from_claims(connection: &mut PgConnection, reports: &[&Report]) 
                     CASE WHEN d.attempts = 0 AND r.status = 'delivered' THEN r.duration_ms ELSE d.first_duration_ms END,
                 first_status_code =
                     CASE WHEN d.attempts = 0 AND r.status = 'delivered' THEN r.status_code ELSE d.first_status_code END
-            FROM reported AS r
-            WHERE d.update_id = r.update_id AND d.callback_id = r.callback_id
+            FROM records AS r
+            WHERE d.update_id = r.update_id AND d.callback_id = r.callback_id AND d.kind = 'update'
                 AND (d.status = 'pending' OR r.status = 'delivered')
             RETURNING d.update_id, d.callback_id, d.attempts
         )
         INSERT INTO webhooks.attempts
             (update_id, callback_id, number, started_at, duration_ms, status_code, error, response)
         SELECT update_id, callback_id, attempts, started_at, duration_ms, status_code, error, response
-        FROM reported JOIN recorded USING (update_id, callback_id)
+        FROM records JOIN recorded USING (update_id, callback_id)
         WHERE started_at IS NOT NULL AND NOT (attempts = 1 AND status = 'delivered')
         "#,
-        &update_ids as &[[u8; 12]],
-        &callback_ids as &[[u8; 12]],
-        &statuses as &[&str],
-        &dues as &[Option<OffsetDateTime>],
-        &errors as &[Option<&str>],
-        &at as &[OffsetDateTime],
+        &columns.update_ids as &[[u8; 12]],
+        &columns.callback_ids as &[[u8; 12]],
+        &columns.statuses as &[&str],
+        &columns.due as &[Option<OffsetDateTime>],
+        &columns.errors as &[Option<&str>],
+        &columns.at as &[OffsetDateTime],
         &attempts.started_at as &[Option<OffsetDateTime>],
         &attempts.duration_ms as &[Option<i32>],
-        &attempts.status_code as &[Option<i32>],
-        &attempts.response as &[Option<String>],
+        &attempts.status_codes as &[Option<i32>],
+        &attempts.responses as &[Option<&str>],
     )
     .execute(connection)
     .await?;
     Ok(())
 }
 
-/// One that is disabled already stays as it is.
-async fn disable_callbacks(connection: &mut PgConnection, reports: &[Report]) -> sqlx::Result<()> {
-    let disabling = reports.iter().filter_map(|report| Some((report, report.disable.as_deref()?))).collect::<Vec<_>>();
+/// Keeps the first reason of a callback that is disabled already.
+async fn disable_callbacks(connection: &mut PgConnection, records: &[DeliveryRecord]) -> sqlx::Result<()> {
+    let disabling = records.iter().filter_map(|record| Some((record, record.disable_callback.as_deref()?)));
+    let disabling = disabling.collect::<Vec<_>>();
     if disabling.is_empty() {
         return Ok(());
     }

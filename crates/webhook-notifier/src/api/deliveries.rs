@@ -1,0 +1,263 @@
+//! Queries about deliveries, and redelivering one.
+
+use std::sync::Arc;
+
+use async_nats::service::Service;
+use contract::{
+    ObjectId, Timestamp,
+    rpc::{
+        Cursor, Delivery, DeliveryId, DeliveryStatus, GetDelivery, GetOutcomes, ListDeliveries, ListUpdateDeliveries,
+        ListUpdates, ListedDelivery, MAX_LIMIT, Outcome, Page, Query, Redeliver, RpcError, clamp,
+    },
+};
+use service_kit::{
+    clock,
+    lifecycle::Tasks,
+    rpc::{internal, request, serve},
+};
+use sqlx::PgPool;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    callbacks::{CallbackLookup, Callbacks},
+    core::ordering::LeadQueue,
+    store::{self, deliveries::Redelivery, error::StoreError},
+};
+
+/// The lists that cursors belong to.
+const BY_STATUS: &str = "deliveries-by-status";
+const BY_UPDATE: &str = "deliveries-by-update";
+/// Rows per statement. More finds rare deliveries sooner, and takes more memory.
+pub(super) const CHUNK: i64 = 500;
+/// Chunks that are searched for a page.
+const MAX_CHUNKS: usize = 10;
+
+/// Answers queries about deliveries and makes completed ones due again.
+///
+/// A redelivery is a row that becomes due like every retry, so windows, rate limits and breakers apply. Its body is the
+/// stored one or, for a delivered one, comes from the ledger. Only the ledger can list the updates of a project or lead.
+#[derive(Debug, Clone)]
+pub(crate) struct DeliveryApi {
+    pub(crate) client: async_nats::Client,
+    pub(crate) pool: PgPool,
+    pub(crate) callbacks: Arc<Callbacks>,
+    pub(crate) lead_queue: Arc<LeadQueue>,
+}
+
+pub(super) fn store_failed(e: StoreError) -> RpcError {
+    internal("a query of the delivery log failed", &e)
+}
+
+fn not_found() -> RpcError {
+    RpcError::new(404, "delivery_not_found", "Delivery not found")
+}
+
+impl DeliveryApi {
+    /// Answers until shutdown.
+    pub(crate) async fn serve(
+        self,
+        tasks: &mut Tasks,
+        service: &Service,
+        shutdown: &CancellationToken,
+    ) -> anyhow::Result<()> {
+        macro_rules! serve {
+            ($method:path) => {{
+                let api = self.clone();
+                serve(tasks, service, shutdown.clone(), move |query| $method(api.clone(), query)).await?;
+            }};
+        }
+        serve!(Self::list_of_update);
+        serve!(Self::list);
+        serve!(Self::get);
+        serve!(Self::redeliver);
+        serve!(Self::recover);
+        Ok(())
+    }
+
+    async fn list_of_update(self, query: ListUpdateDeliveries) -> Result<Vec<Delivery>, RpcError> {
+        let deliveries = store::deliveries::with_attempts(&self.pool, query.project_id, query.update_id).await;
+        deliveries.map_err(store_failed)
+    }
+
+    async fn get(self, query: GetDelivery) -> Result<Delivery, RpcError> {
+        let deliveries = store::deliveries::with_attempts(&self.pool, query.project_id, query.id.update_id).await;
+        let deliveries = deliveries.map_err(store_failed)?;
+        deliveries.into_iter().find(|delivery| delivery.callback_id == query.id.callback_id).ok_or_else(not_found)
+    }
+
+    async fn list(self, query: ListDeliveries) -> Result<Page<ListedDelivery>, RpcError> {
+        match query {
+            ListDeliveries { update_id: Some(update_id), .. } => self.list_by_id(&query, update_id).await,
+            ListDeliveries {
+                lead_id: None,
+                status: Some(status @ (DeliveryStatus::Pending | DeliveryStatus::Exhausted)),
+                ..
+            } => self.list_by_status(&query, status).await,
+            // Delivered ones have no index, which would slow down every delivery. The ledger has an index of its updates.
+            _ => self.list_by_update(&query).await,
+        }
+    }
+
+    async fn list_by_id(&self, query: &ListDeliveries, update_id: ObjectId) -> Result<Page<ListedDelivery>, RpcError> {
+        let is_of_lead = match query.lead_id {
+            Some(lead_id) => self.is_of_lead(query.project_id, update_id, lead_id).await?,
+            None => true,
+        };
+        let mut items = match is_of_lead {
+            true => self.of_updates(query.project_id, &[update_id]).await?,
+            false => Vec::new(),
+        };
+        let since = query.since.map_or(0, Timestamp::unix_seconds);
+        items.retain(|delivery| matches(query, delivery) && update_id.timestamp().unix_seconds() >= since);
+        Ok(Page { items, next: None })
+    }
+
+    async fn is_of_lead(&self, project_id: ObjectId, update_id: ObjectId, lead_id: ObjectId) -> Result<bool, RpcError> {
+        let outcomes = self.outcomes(project_id, vec![update_id]).await?;
+        let lead = |outcome: &Outcome| outcome.payload.members().get("leadId").map(|raw| raw.get().to_owned());
+        Ok(outcomes.first().and_then(lead).is_some_and(|text| text == format!("\"{lead_id}\"")))
+    }
+
+    /// By the index of deliveries that are not delivered.
+    async fn list_by_status(
+        &self,
+        query: &ListDeliveries,
+        status: DeliveryStatus,
+    ) -> Result<Page<ListedDelivery>, RpcError> {
+        let limit = clamp(query.limit);
+        let cursor = |id: DeliveryId| Cursor::new(BY_STATUS, &id.to_string());
+        let mut before = match &query.cursor {
+            Some(cursor) => Some(cursor.place(BY_STATUS)?.parse().map_err(|_| Cursor::invalid())?),
+            None => None,
+        };
+        let mut items = Vec::new();
+        for _ in 0..MAX_CHUNKS {
+            let (pool, project_id) = (&self.pool, query.project_id);
+            let rows = store::deliveries::undelivered(pool, project_id, status, query.since, before, CHUNK);
+            let rows = rows.await.map_err(store_failed)?;
+            let is_last = (rows.len() as i64) < CHUNK;
+            before = rows.last().map(|row| row.id).or(before);
+            items.extend(rows.into_iter().filter(|row| matches(query, row)));
+            if is_last || items.len() > limit as usize {
+                let rest = if is_last { None } else { before.map(cursor) };
+                return Ok(Page::cut(items, limit, |row| cursor(row.id), rest));
+            }
+        }
+        Ok(Page::cut(items, limit, |row| cursor(row.id), before.map(cursor)))
+    }
+
+    /// Update by update, in the order of the ledger. The deliveries of an update stay together, even where they exceed
+    /// `limit`.
+    async fn list_by_update(&self, query: &ListDeliveries) -> Result<Page<ListedDelivery>, RpcError> {
+        let limit = clamp(query.limit) as usize;
+        let mut cursor = match &query.cursor {
+            Some(cursor) => Some(Cursor::from_text(cursor.place(BY_UPDATE)?)),
+            None => None,
+        };
+        let after = |cursor: &Cursor| Cursor::new(BY_UPDATE, cursor.as_str());
+        let mut items: Vec<ListedDelivery> = Vec::new();
+        for _ in 0..MAX_CHUNKS {
+            let list = ListUpdates {
+                project_id: query.project_id,
+                lead_id: query.lead_id,
+                since: query.since,
+                oldest_first: false,
+                cursor,
+                limit: MAX_LIMIT,
+            };
+            let updates = request(&self.client, &list).await?;
+            let ids = updates.items.iter().map(|update| update.update_id).collect::<Vec<_>>();
+            let mut found = self.of_updates(query.project_id, &ids).await?.into_iter().peekable();
+            let mut last = None;
+            for update in &updates.items {
+                let mut of_update = Vec::new();
+                while let Some(delivery) = found.next_if(|delivery| delivery.id.update_id == update.update_id) {
+                    if matches(query, &delivery) {
+                        of_update.push(delivery);
+                    }
+                }
+                if !items.is_empty() && items.len() + of_update.len() > limit {
+                    // After the update before this one, which may be where this page started.
+                    let next = last.or(list.cursor.as_ref()).map(after);
+                    return Ok(Page { items, next });
+                }
+                items.extend(of_update);
+                last = Some(&update.cursor);
+            }
+            cursor = updates.next;
+            if cursor.is_none() {
+                break;
+            }
+        }
+        Ok(Page { items, next: cursor.as_ref().map(after) })
+    }
+
+    async fn redeliver(self, query: Redeliver) -> Result<ListedDelivery, RpcError> {
+        let Redeliver { project_id, id } = query;
+        let deliveries = self.of_updates(project_id, &[id.update_id]).await?;
+        let delivery = deliveries.into_iter().find(|delivery| delivery.id == id).ok_or_else(not_found)?;
+        let callback = self.callbacks.look_up(project_id, delivery.process_id, id.callback_id).await;
+        match callback.map_err(|e| internal(Redeliver::SUBJECT, &e))? {
+            CallbackLookup::Enabled(_) | CallbackLookup::Locked => {}
+            CallbackLookup::Disabled => {
+                let message = "The callback is disabled: leadctl callback enable enables it again";
+                return Err(RpcError::new(409, "callback_disabled", message));
+            }
+            CallbackLookup::Unavailable(reason) => {
+                return Err(RpcError::new(409, "callback_gone", format!("The delivery cannot be sent: {reason}")));
+            }
+            CallbackLookup::NoProcess => {
+                return Err(RpcError::new(409, "callback_gone", "The callback's process is not in the configuration"));
+            }
+        }
+        let pending = || RpcError::new(409, "delivery_pending", "The delivery is pending already");
+        let outcomes = match delivery.status {
+            DeliveryStatus::Pending => return Err(pending()),
+            DeliveryStatus::Delivered => self.outcomes(project_id, vec![id.update_id]).await?,
+            DeliveryStatus::Exhausted => Vec::new(),
+        };
+        if delivery.status == DeliveryStatus::Delivered && outcomes.is_empty() {
+            return Err(RpcError::new(410, "outcome_gone", "The ledger no longer has the outcome of the update"));
+        }
+        let payload = outcomes.first().map(|outcome| outcome.payload.get());
+        let now = clock::now();
+        let requeued = self.requeue(project_id, &[Redelivery { id, due: now, payload }], now).await?;
+        let requeued = requeued.into_iter().next().ok_or_else(pending)?;
+        tracing::info!(update_id = %id.update_id, callback_id = %id.callback_id, "redelivery requested");
+        Ok(requeued)
+    }
+
+    /// Makes completed deliveries pending again. Returns those that were not pending already.
+    pub(super) async fn requeue(
+        &self,
+        project_id: ObjectId,
+        redeliveries: &[Redelivery<'_>],
+        now: Timestamp,
+    ) -> Result<Vec<ListedDelivery>, RpcError> {
+        let requeued = store::deliveries::requeue(&self.pool, project_id, redeliveries, now).await;
+        let requeued = requeued.map_err(store_failed)?;
+        self.lead_queue.push_all();
+        Ok(requeued)
+    }
+
+    pub(super) async fn of_updates(
+        &self,
+        project_id: ObjectId,
+        update_ids: &[ObjectId],
+    ) -> Result<Vec<ListedDelivery>, RpcError> {
+        store::deliveries::of_updates(&self.pool, project_id, update_ids).await.map_err(store_failed)
+    }
+
+    pub(super) async fn outcomes(
+        &self,
+        project_id: ObjectId,
+        update_ids: Vec<ObjectId>,
+    ) -> Result<Vec<Outcome>, RpcError> {
+        Ok(request(&self.client, &GetOutcomes { project_id, update_ids }).await?)
+    }
+}
+
+fn matches(query: &ListDeliveries, delivery: &ListedDelivery) -> bool {
+    query.status.is_none_or(|status| status == delivery.status)
+        && query.callback_id.is_none_or(|callback_id| callback_id == delivery.id.callback_id)
+}

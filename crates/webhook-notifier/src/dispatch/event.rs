@@ -1,0 +1,300 @@
+//! 7 Deliver: from a completion event to its deliveries. The first attempts start at once.
+//!
+//! An attempt that gets no permit soon, exceeds its callback's rate limit or meets an open breaker is deferred: recorded as
+//! due now, for the retries.
+
+use std::{sync::Arc, time::Duration};
+
+use async_nats::jetstream;
+use contract::{
+    Timestamp,
+    event::{CompletionEvent, WebhookPayload},
+    headers, json,
+    position::{EventPosition, LogPosition},
+    process::Ordering,
+    subject::DeadLetterReason,
+    trace::is_traceparent,
+};
+use futures::future::try_join_all;
+use service_kit::{
+    clock,
+    nats::error_chain,
+    traces::{Span, Step},
+};
+use sqlx::PgPool;
+
+use super::dead_letter::{self, DeadLetter};
+use crate::{
+    callbacks::{ProcessUnreadable, Target},
+    core::delivery::{DeliverySource, LeadOrder, PendingDelivery},
+    deliver::Deliverer,
+    recorder::Stopping,
+    store::{self, error::StoreError},
+};
+
+/// How long a first attempt waits for a permit before it is deferred. Longer bridges bursts without a detour through
+/// Postgres, shorter keeps fewer events of slow endpoints in memory.
+const PERMIT_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long an event waits for its process to reach the bucket, which follows Postgres by a moment. Longer delays the events
+/// of removed processes, shorter may skip the callbacks of a process that was just created.
+const PROCESS_GRACE: Duration = Duration::from_secs(5);
+
+/// Which of the two consumers. Both read all events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ConsumerRole {
+    /// Starts or records every delivery of an event.
+    Deliver,
+    /// Only records the deliveries of ordered callbacks, without waiting for any endpoint: this moves the watermark that
+    /// ordered deliveries wait for. Idle while no callback is ordered.
+    RecordOrdered,
+}
+
+impl ConsumerRole {
+    /// The readiness condition that is met while events are pulled.
+    pub(crate) fn readiness(self) -> &'static str {
+        match self {
+            Self::Deliver => "events",
+            Self::RecordOrdered => "ordered events",
+        }
+    }
+}
+
+/// What becomes of an event's message.
+#[derive(Debug)]
+pub(crate) enum AckDecision {
+    Ack,
+    /// The event cannot be parsed and was published as a dead letter: it is not redelivered.
+    DeadLettered(String),
+    /// The event is redelivered after a while.
+    RetryLater(String),
+    /// The event is redelivered at once, to another notifier.
+    Stopping,
+}
+
+impl From<Stopping> for AckDecision {
+    fn from(Stopping: Stopping) -> Self {
+        Self::Stopping
+    }
+}
+
+impl From<ProcessUnreadable> for AckDecision {
+    fn from(error: ProcessUnreadable) -> Self {
+        Self::RetryLater(error.to_string())
+    }
+}
+
+impl From<StoreError> for AckDecision {
+    fn from(error: StoreError) -> Self {
+        Self::RetryLater(error_chain(&error))
+    }
+}
+
+/// What JetStream says about an event.
+#[derive(Debug, Clone)]
+pub(crate) struct EventMeta {
+    /// The identity of the stream.
+    stream: Arc<str>,
+    pub(crate) sequence: u64,
+    published_at: Timestamp,
+    /// The event may have been received before, so some of its deliveries may be recorded.
+    may_be_recorded: bool,
+}
+
+impl EventMeta {
+    /// Reads a message; `highest_sequence` is the highest sequence received so far.
+    pub(crate) fn read(
+        message: &jetstream::Message,
+        stream: &Arc<str>,
+        highest_sequence: &mut u64,
+    ) -> Result<Self, async_nats::Error> {
+        let info = message.info()?;
+        let sequence = info.stream_sequence;
+        // A server that lost its consumer counts deliveries from 1 again, and sends every event again.
+        let may_be_recorded = info.delivered > 1 || sequence <= *highest_sequence;
+        *highest_sequence = sequence.max(*highest_sequence);
+        Ok(Self { stream: stream.clone(), sequence, published_at: info.published.into(), may_be_recorded })
+    }
+}
+
+/// Makes deliveries of events.
+pub(crate) struct EventDispatcher {
+    pub(crate) role: ConsumerRole,
+    pub(crate) js: jetstream::Context,
+    pub(crate) pool: PgPool,
+    pub(crate) deliverer: Arc<Deliverer>,
+}
+
+impl EventDispatcher {
+    /// Starts or records every delivery of the event.
+    pub(crate) async fn dispatch(&self, message: async_nats::Message, meta: EventMeta) -> AckDecision {
+        match self.deliver(message, meta).await {
+            Ok(()) => AckDecision::Ack,
+            Err(decision) => decision,
+        }
+    }
+
+    async fn deliver(&self, message: async_nats::Message, meta: EventMeta) -> Result<(), AckDecision> {
+        let received_at = clock::precise();
+        let event = match parse(&message.payload) {
+            Ok(event) => event,
+            // The other consumer publishes the dead letter.
+            Err(_) if self.role == ConsumerRole::RecordOrdered => return Ok(()),
+            Err((reason, error)) => return Err(self.publish_dead_letter(message, &meta, reason, error).await),
+        };
+        let targets = self.targets(&event, &meta).await?;
+        if targets.is_empty() {
+            return Ok(());
+        }
+        let header = message.headers.as_ref().and_then(|headers| headers.get(headers::TRACEPARENT));
+        let parent = header.map(|value| value.as_str()).filter(|text| is_traceparent(text));
+        // One span per event: the other consumer makes none.
+        let is_traced = self.role == ConsumerRole::Deliver;
+        let mut span = is_traced.then(|| self.deliverer.traces.begin_at(Step::Deliver, parent, received_at));
+        if let Some(span) = &mut span {
+            span.update(event.update_id);
+            span.note(|| [("leadrelay.deliveries", (targets.len() as i64).into())]);
+        }
+        let own = span.as_ref().and_then(Span::traceparent);
+        let traceparent: Option<Arc<str>> = own.as_deref().or(parent).map(Arc::from);
+        let body = serde_json::to_string(&WebhookPayload::from(&event));
+        let body = Arc::<str>::from(body.map_err(|e| AckDecision::RetryLater(e.to_string()))?);
+        let (update_id, project_id) = (event.update_id, event.project_id);
+        let order = lead_order(&message, &event, &meta).map(Arc::new);
+        // Frees the memory: the attempts may take long.
+        drop((message, event));
+        let deliveries = targets.into_iter().map(|target| {
+            let delivery = PendingDelivery {
+                update_id,
+                callback_id: target.callback_id,
+                project_id,
+                process_id: target.process_id(),
+                body: body.clone(),
+                traceparent: traceparent.clone(),
+                order: order.clone().filter(|_| target.ordering == Ordering::Lead),
+            };
+            self.deliver_to(target, delivery)
+        });
+        let delivered = try_join_all(deliveries).await;
+        if let (Some(span), Err(e)) = (&mut span, &delivered) {
+            span.fail("stopping", e);
+        }
+        delivered?;
+        Ok(())
+    }
+
+    /// The callbacks that the event is delivered to by this consumer.
+    async fn targets(&self, event: &CompletionEvent, meta: &EventMeta) -> Result<Vec<Target>, AckDecision> {
+        let callbacks = &self.deliverer.callbacks;
+        let mut targets = match callbacks.for_event(event).await? {
+            Some(targets) => targets,
+            None if event.process_id.is_none() => Vec::new(),
+            None if process_may_arrive(meta.published_at, clock::now()) => {
+                return Err(AckDecision::RetryLater("its process is not in the configuration yet".into()));
+            }
+            None => callbacks.fallback(event).await?,
+        };
+        if self.role == ConsumerRole::RecordOrdered {
+            targets.retain(|target| target.ordering == Ordering::Lead);
+        } else if meta.may_be_recorded {
+            let recorded = store::deliveries::recorded_callbacks(&self.pool, event.update_id).await?;
+            targets.retain(|target| !recorded.contains(&target.callback_id));
+        }
+        Ok(targets)
+    }
+
+    async fn deliver_to(&self, target: Target, delivery: PendingDelivery) -> Result<(), Stopping> {
+        if let Some(reason) = self.deliverer.callbacks.health.disabled_reason(target.callback_id) {
+            return self.deliverer.mark_exhausted(delivery, DeliverySource::Event, reason).await;
+        }
+        if delivery.order.is_some() {
+            return self.deliverer.enqueue_ordered(delivery).await;
+        }
+        let endpoint = target.endpoint();
+        // A delivery that cannot be signed waits in Postgres until the retries can sign it.
+        let Ok(callback) = self.deliverer.callbacks.prepare(&target) else {
+            return self.deliverer.defer_to_retry(delivery, &endpoint).await;
+        };
+        match self.deliverer.limiter.acquire(&endpoint, delivery.body.len(), PERMIT_TIMEOUT).await {
+            Some(permit) => self.deliverer.attempt(callback, delivery, DeliverySource::Event, 1, permit).await,
+            None => self.deliverer.defer_to_retry(delivery, &endpoint).await,
+        }
+    }
+
+    async fn publish_dead_letter(
+        &self,
+        message: async_nats::Message,
+        meta: &EventMeta,
+        reason: DeadLetterReason,
+        error: String,
+    ) -> AckDecision {
+        let letter = DeadLetter { message, sequence: meta.sequence, logged_at: meta.published_at, reason, error };
+        match dead_letter::publish(&self.js, &letter).await {
+            Ok(()) => AckDecision::DeadLettered(letter.error),
+            Err(e) => AckDecision::RetryLater(format!(
+                "it cannot be parsed, nor published to LEAD_DEAD_LETTERS: {}",
+                error_chain(&e)
+            )),
+        }
+    }
+}
+
+/// The order of an event among those of its lead; none without a lead.
+fn lead_order(message: &async_nats::Message, event: &CompletionEvent, meta: &EventMeta) -> Option<LeadOrder> {
+    let position = message.headers.as_ref().and_then(|headers| headers.get(headers::POSITION));
+    let position = position.and_then(|value| value.as_str().parse().ok());
+    // An event without a position comes before all that have one.
+    let position = position.unwrap_or(EventPosition { generation: 0, log: LogPosition::default() });
+    Some(LeadOrder::new(event.lead_id?, position, meta.stream.clone(), meta.sequence))
+}
+
+fn parse(payload: &[u8]) -> Result<CompletionEvent, (DeadLetterReason, String)> {
+    serde_json::from_slice(payload).map_err(|e| match json::check(payload) {
+        Ok(_) => (DeadLetterReason::InvalidCommand, format!("not a completion event: {e}")),
+        Err(fault) => (DeadLetterReason::InvalidJson, fault.to_string()),
+    })
+}
+
+/// Whether the process of an event may still be on its way to the bucket.
+fn process_may_arrive(published_at: Timestamp, now: Timestamp) -> bool {
+    now < published_at.plus(PROCESS_GRACE)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn unreadable_events_have_a_reason() {
+        let reason = |payload: &[u8]| parse(payload).unwrap_err().0;
+        assert_eq!(reason(b"nonsense"), DeadLetterReason::InvalidJson);
+        assert_eq!(reason(b"\xff"), DeadLetterReason::InvalidJson);
+        assert_eq!(reason(b"{}"), DeadLetterReason::InvalidCommand);
+        assert_eq!(reason(br#"{"updateId":"short"}"#), DeadLetterReason::InvalidCommand);
+    }
+
+    #[test]
+    fn a_missing_process_may_arrive_within_the_grace_period() {
+        let published = Timestamp::from_millis(1_768_193_759_000);
+        assert!(process_may_arrive(published, published.plus(Duration::from_secs(4))));
+        assert!(!process_may_arrive(published, published.plus(PROCESS_GRACE)));
+        assert!(process_may_arrive(published, published.minus(Duration::from_secs(60))), "a clock that is ahead");
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_events_are_parsed_or_rejected_by_reason(
+            payload in prop_oneof![
+                any::<Vec<u8>>(),
+                r#"\{"updateId":("[0-9a-f]{24}"|null|7),"projectId":"[0-9a-f]{24}","success":(true|1),"timestamp":-?[0-9]{1,20}\}"#
+                    .prop_map(String::into_bytes),
+            ]
+        ) {
+            match parse(&payload) {
+                Ok(_) | Err((DeadLetterReason::InvalidCommand, _)) => prop_assert!(json::check(&payload).is_ok()),
+                Err((reason, _)) => prop_assert_eq!(reason, DeadLetterReason::InvalidJson),
+            }
+        }
+    }
+}

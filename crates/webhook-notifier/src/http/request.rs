@@ -1,0 +1,155 @@
+//! The request of a delivery: URL, authentication, signature and trace.
+
+use std::sync::Arc;
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use bytes::Bytes;
+use contract::{
+    Timestamp,
+    process::{Callback, CallbackAuth},
+};
+use http::{
+    Request, Uri,
+    header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT},
+};
+use http_body_util::Full;
+use percent_encoding::percent_decode_str;
+use zeroize::Zeroizing;
+
+use super::{
+    guard::{Guard, Refused},
+    signature::signature,
+};
+use crate::core::delivery::PendingDelivery;
+
+const LEADRELAY: &str = concat!("Leadrelay/", env!("CARGO_PKG_VERSION"));
+
+/// Why there is no response.
+#[derive(Debug, Clone, thiserror::Error)]
+pub(crate) enum RequestError {
+    #[error("refused: {0}")]
+    Refused(#[from] Refused),
+    #[error("not sent: {0}")]
+    NotSent(String),
+    #[error("no response within {0} s")]
+    TimedOut(u32),
+    #[error("no response: {0}")]
+    NoResponse(String),
+}
+
+/// A callback with its secrets in clear, and the parts that all its requests share.
+#[derive(Debug)]
+pub(crate) struct PreparedCallback {
+    pub(crate) callback: Callback,
+    /// URL and authentication; or why the callback cannot be called.
+    target: Result<(Uri, HeaderMap), RequestError>,
+}
+
+impl PreparedCallback {
+    pub(crate) fn new(callback: Callback, guard: &Guard) -> Self {
+        let target = target(&callback, guard);
+        Self { callback, target }
+    }
+
+    /// Host and port of the URL.
+    pub(crate) fn server(&self) -> Option<(&str, u16)> {
+        let (uri, _) = self.target.as_ref().ok()?;
+        let default = if uri.scheme_str() == Some("http") { 80 } else { 443 };
+        Some((uri.host()?, uri.port_u16().unwrap_or(default)))
+    }
+
+    /// The request of a delivery, signed with every secret that is valid now.
+    pub(crate) fn request(
+        &self,
+        delivery: &PendingDelivery,
+        traceparent: Option<&str>,
+        now: Timestamp,
+    ) -> Result<Request<Full<Bytes>>, RequestError> {
+        let (uri, auth) = self.target.as_ref().map_err(Clone::clone)?;
+        let not_sent = |e: &dyn std::fmt::Display| RequestError::NotSent(e.to_string());
+        let id = delivery.update_id.to_string();
+        let (secrets, timestamp) = (self.callback.signing_secrets(now), now.unix_seconds());
+        let signature = signature(secrets, &id, timestamp, delivery.body.as_bytes()).map_err(|e| not_sent(&e))?;
+        let value = |text: &str| HeaderValue::from_str(text).map_err(|e| not_sent(&e));
+        let mut headers = HeaderMap::with_capacity(16);
+        headers.insert(USER_AGENT, HeaderValue::from_static(LEADRELAY));
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert("webhook-id", value(&id)?);
+        headers.insert("webhook-timestamp", timestamp.into());
+        headers.insert("webhook-signature", value(&signature)?);
+        if let Some(traceparent) = traceparent {
+            headers.insert(contract::headers::TRACEPARENT, value(traceparent)?);
+        }
+        headers.extend(auth.iter().map(|(name, value)| (name.clone(), value.clone())));
+        let body = Bytes::from_owner(Arc::<[u8]>::from(delivery.body.clone()));
+        let mut request = Request::post(uri.clone()).body(Full::new(body)).map_err(|e| not_sent(&e))?;
+        *request.headers_mut() = headers;
+        Ok(request)
+    }
+}
+
+fn target(callback: &Callback, guard: &Guard) -> Result<(Uri, HeaderMap), RequestError> {
+    let mut url = guard.check_url(&callback.url)?;
+    let secret = |value: &str| {
+        let mut value = HeaderValue::from_str(value)
+            .map_err(|_| RequestError::NotSent("the callback's auth is not a valid header value".into()))?;
+        value.set_sensitive(true);
+        Ok::<_, RequestError>(value)
+    };
+    let mut headers = HeaderMap::new();
+    match &callback.auth {
+        Some(CallbackAuth::Bearer { token }) => {
+            let value = Zeroizing::new(format!("Bearer {}", token.expose()));
+            headers.insert(AUTHORIZATION, secret(&value)?);
+        }
+        Some(CallbackAuth::Header { name, value }) => {
+            let name = HeaderName::try_from(name)
+                .map_err(|_| RequestError::NotSent("the callback's auth is not a valid header name".into()))?;
+            headers.insert(name, secret(value.expose())?);
+        }
+        None => {}
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        let decoded = |text: &str| percent_decode_str(text).collect::<Vec<u8>>();
+        let both = [decoded(url.username()), b":".to_vec(), decoded(url.password().unwrap_or_default())].concat();
+        if !headers.contains_key(AUTHORIZATION) {
+            headers.insert(AUTHORIZATION, secret(&format!("Basic {}", BASE64_STANDARD.encode(both)))?);
+        }
+        // Fails only for URLs without a host; this one has a user.
+        let _ = (url.set_username(""), url.set_password(None));
+    }
+    // A fragment is not part of a request.
+    url.set_fragment(None);
+    let uri =
+        url.as_str().parse().map_err(|_| RequestError::NotSent("the URL is not a valid request target".into()))?;
+    Ok((uri, headers))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::client::tests::{SECRET, TRACE, callback, delivery, guard};
+
+    #[test]
+    fn a_retiring_secret_signs_until_its_end() {
+        let old = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
+        let mut callback = callback("http://127.0.0.1:1/");
+        let until = Timestamp::from_millis(1_768_193_760_000);
+        callback.retiring_secrets = vec![contract::process::RetiringSecret { secret: old.into(), until }];
+        let prepared = PreparedCallback::new(callback, &guard(&["127.0.0.0/8"]));
+        let signatures = |millis| {
+            let now = Timestamp::from_millis(millis);
+            let request = prepared.request(&delivery(), Some(TRACE), now).unwrap();
+            let header = request.headers()["webhook-signature"].to_str().unwrap().to_owned();
+            let by = |secrets: &[&str]| {
+                let secrets = secrets.iter().map(|secret| (*secret).into()).collect::<Vec<contract::secret::Secret>>();
+                signature(&secrets, &"02".repeat(12), now.unix_seconds(), br#"{"success":true}"#).unwrap()
+            };
+            (header, by(&[SECRET, old]), by(&[SECRET]))
+        };
+        let (header, both, _) = signatures(1_768_193_759_999);
+        assert_eq!(header, both);
+        let (header, _, new) = signatures(1_768_193_760_000);
+        assert_eq!(header, new);
+    }
+}
