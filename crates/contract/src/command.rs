@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn call_events_on_the_wire() {
+    fn call_events_have_this_wire_form() {
         let started = CallStarted {
             lead_id: Some(ObjectId::from_bytes([2; 12])),
             call_id: Some("c-1".into()),

@@ -142,7 +142,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_ping_on_the_wire() {
+    fn a_test_payload_has_this_wire_form() {
         let ping = TestPayload {
             action_type: "test",
             callback_id: ObjectId::from_bytes([1; 12]),
@@ -173,14 +173,14 @@ mod tests {
     }
 
     #[test]
-    fn a_completion_event_on_the_wire() {
+    fn a_completion_event_has_this_wire_form() {
         let text = serde_json::to_string(&event()).unwrap();
         insta::assert_snapshot!(text, @r#"{"updateId":"010101010101010101010101","projectId":"020202020202020202020202","processId":"030303030303030303030303","leadId":"040404040404040404040404","referenceId":"AB123456789","success":true,"error":null,"errorCode":null,"fromState":"new","toState":"interested","version":2,"userId":null,"timestamp":1768193759048,"data":{"make":"Toyota","model":"Camry"}}"#);
         assert_eq!(serde_json::from_str::<CompletionEvent>(&text).unwrap(), event());
     }
 
     #[test]
-    fn the_webhook_payload_is_the_seeds() {
+    fn a_webhook_payload_has_this_wire_form() {
         let text = serde_json::to_string(&WebhookPayload::from(&event())).unwrap();
         insta::assert_snapshot!(text, @r#"{"action_type":"update","updateId":"010101010101010101010101","success":true,"error":null,"leadId":"040404040404040404040404","referenceId":"AB123456789","timestamp":1768193759048,"data":{"make":"Toyota","model":"Camry"}}"#);
         let failed = CompletionEvent {
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn webhook_events_on_the_wire() {
+    fn webhook_events_have_this_wire_form() {
         let disabled = WebhookEvent::CallbackDisabled {
             project_id: ObjectId::from_bytes([2; 12]),
             process_id: None,

@@ -142,7 +142,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_log_entry_always_yields_the_same_id_and_another_entry_another() {
+    fn the_id_of_a_log_entry_is_stable_and_unique() {
         let at = Timestamp::from_millis(1_768_193_759_048);
         let id = ObjectId::from_log(7, at);
         assert_eq!(id, ObjectId::from_log(7, at));

@@ -197,7 +197,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_grammar() {
+    fn subjects_are_built_and_parsed() {
         let project_id = ObjectId::from_bytes([0xab; 12]);
         let process_id = ObjectId::from_bytes([0xcd; 12]);
         let subjects = [
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_names_its_project() {
+    fn the_project_of_an_event_is_parsed() {
         let project_id = ObjectId::from_bytes([0xab; 12]);
         assert_eq!(event_project(&event(project_id, None, true)), Some(project_id));
         for subject in
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn odd_subjects_are_refused() {
+    fn other_subjects_are_rejected() {
         for subject in [
             "leads.cmd",
             "leads.cmd.",
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn reasons_round_trip_and_notes_are_no_letters() {
+    fn reasons_round_trip_and_notes_are_not_letters() {
         for reason in DeadLetterReason::ALL {
             assert_eq!(reason.as_str().parse(), Ok(reason));
             assert_eq!(replayed_letter(&reason.subject()), None);

@@ -100,14 +100,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn iso_has_three_fraction_digits_always() {
+    fn iso_text_has_three_fraction_digits() {
         assert_eq!(Timestamp::from_millis(1_768_193_759_048).to_iso(), "2026-01-12T04:55:59.048Z");
         assert_eq!(Timestamp::from_millis(1_768_193_759_000).to_iso(), "2026-01-12T04:55:59.000Z");
         assert_eq!(Timestamp::from_millis(1_768_193_759_500).to_iso(), "2026-01-12T04:55:59.500Z");
     }
 
     #[test]
-    fn iso_is_read_with_any_offset() {
+    fn iso_text_is_read_with_any_offset() {
         let at = Timestamp::from_millis(1_768_193_759_048);
         for text in ["2026-01-12T04:55:59.048Z", "2026-01-12t05:55:59.0489+01:00"] {
             assert_eq!(text.parse(), Ok(at), "{text}");

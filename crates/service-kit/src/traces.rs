@@ -355,16 +355,16 @@ mod tests {
     }
 
     #[test]
-    fn where_nothing_is_exported_all_goes_on_as_it_came() {
+    fn without_an_exporter_the_parent_is_passed_on() {
         for parent in [Some(SAMPLED), Some(UNSAMPLED), Some("nonsense"), None] {
             let mut span = Traces::default().begin(Step::Publish, parent);
-            span.note(|| -> [_; 1] { unreachable!("nobody reads it") });
+            span.note(|| -> [_; 1] { unreachable!("the span is not recorded") });
             assert_eq!(span.traceparent(), None);
         }
     }
 
     #[test]
-    fn a_span_hangs_beneath_what_came_and_lends_its_own_id() {
+    fn a_span_has_its_parent_and_its_own_id() {
         let (traces, kept) = traces(by_parent(Sampler::AlwaysOn));
         let mut span = traces.begin(Step::Apply, Some(SAMPLED));
         let own = span.traceparent().unwrap();
@@ -386,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_sampled_is_not_exported_and_the_decision_goes_on() {
+    fn unsampled_spans_are_not_exported_and_pass_the_decision_on() {
         let (on, kept) = traces(by_parent(Sampler::AlwaysOn));
         assert_eq!(on.begin(Step::Apply, Some(UNSAMPLED)).traceparent(), None, "as it came");
         let (off, kept_off) = traces(by_parent(Sampler::AlwaysOff));

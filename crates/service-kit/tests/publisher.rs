@@ -1,5 +1,5 @@
-//! Publishing to a real nats-server, whichever is there: in atomic batches where it syncs them as one, else one by one.
-//! What callers see is the same.
+//! Publishes to a real nats-server of any version, in atomic batches if it syncs them as a whole and singly otherwise.
+//! Callers see the same outcomes.
 #![expect(clippy::unwrap_used, reason = "clippy sees no test in the functions that tests share")]
 
 use std::{
@@ -31,7 +31,7 @@ use test_support::{LocalNats, eventually};
 const SOON: Duration = Duration::from_secs(30);
 const LIMITS: StreamLimits = StreamLimits { max_bytes: 64 << 20, replicas: 1 };
 
-/// Whether this server syncs batches as one, so that they are to be used.
+/// Whether this server syncs batches as a whole, so that the publisher uses them.
 fn batches(nats: &LocalNats) -> bool {
     nats.version() >= (2, 15, 0)
 }
@@ -47,7 +47,7 @@ fn command(id: &str, payload: impl Into<bytes::Bytes>) -> OutboundMessage {
     publish::message("leads.cmd.p.update".into(), id, None, payload.into())
 }
 
-/// Publishes all at the same time; the outcome of each.
+/// Publishes all messages at the same time; returns the outcome of each.
 async fn at_once(
     publisher: &Publisher,
     messages: impl IntoIterator<Item = OutboundMessage>,
@@ -55,7 +55,7 @@ async fn at_once(
     join_all(messages.into_iter().map(|message| publisher.publish(message))).await
 }
 
-/// The message ids of a stream in its order, and how many of the messages came in a batch.
+/// The message ids of a stream in order, and how many of its messages came in batches.
 async fn stored(js: &jetstream::Context, stream: &str) -> (Vec<String>, usize) {
     let mut stream = js.get_stream(stream).await.unwrap();
     let count = stream.info().await.unwrap().state.messages as usize;
@@ -69,7 +69,7 @@ async fn stored(js: &jetstream::Context, stream: &str) -> (Vec<String>, usize) {
 }
 
 #[tokio::test]
-async fn what_is_published_at_the_same_time_goes_together_where_that_pays() {
+async fn concurrent_messages_share_batches_where_batches_are_faster() {
     let (nats, js) = start().await;
     let publisher = Publisher::new(js.clone());
     let outcomes = at_once(&publisher, (0..500).map(|n| command(&n.to_string(), "{}"))).await;
@@ -82,21 +82,22 @@ async fn what_is_published_at_the_same_time_goes_together_where_that_pays() {
     }
     assert_eq!(batched > 0, batches(&nats), "{batched} in batches");
 
-    // One alone is no batch.
+    // A single message is not published as a batch.
     publisher.publish(command("alone", "{}")).await.unwrap();
     assert_eq!(stored(&js, LEAD_COMMANDS).await.1, batched);
 }
 
-/// Where batches may pay, they were tried with all of a sequence but its beginning; what came later went the way that was quicker.
+/// If the server syncs batches as a whole, the trial used them for all of the sequence but its beginning; later messages used
+/// the faster mode.
 fn assert_batched(nats: &LocalNats, batched: usize, most: usize) {
     let expected = if batches(nats) { 800..=most } else { 0..=0 };
     assert!(expected.contains(&batched), "{batched} in batches, not {expected:?}");
 }
 
 #[tokio::test]
-async fn what_is_published_in_order_is_stored_in_order() {
+async fn a_sequence_is_stored_in_order() {
     let (nats, js) = start().await;
-    // More than a batch takes, by count; then by bytes.
+    // More than fit into a batch, first by count, then by bytes.
     let event = |n: usize, size: usize| {
         publish::message("leads.evt.p.q.update.completed".into(), &n.to_string(), None, vec![b'x'; size].into())
     };
@@ -105,16 +106,16 @@ async fn what_is_published_in_order_is_stored_in_order() {
     publisher.publish_all((1500..1540).map(|n| event(n, 100_000))).await.unwrap();
     let (ids, batched) = stored(&js, LEAD_EVENTS).await;
     assert_eq!(ids, (0..1540).map(|n| n.to_string()).collect::<Vec<_>>());
-    // The 40 large ones are 10 a batch, fewer than one is worth.
+    // Ten of the 40 large messages fit into a batch, which is below the minimum.
     assert_batched(&nats, batched, 1500);
 }
 
 #[tokio::test]
-async fn a_repeated_id_refuses_nobody() {
+async fn a_duplicate_does_not_refuse_other_messages() {
     let (_nats, js) = start().await;
     let publisher = Publisher::new(js.clone());
     publisher.publish(command("7", "{}")).await.unwrap();
-    // One that is in the stream already, one that comes twice.
+    // One message is in the stream already, one occurs twice.
     let ids: Vec<_> = (0..100).chain([42]).map(|n| n.to_string()).collect();
     let outcomes = at_once(&publisher, ids.iter().map(|id| command(id, "{}"))).await;
     let stands: Vec<_> = outcomes.into_iter().map(Result::unwrap).collect();
@@ -122,13 +123,13 @@ async fn a_repeated_id_refuses_nobody() {
     let (ids, _) = stored(&js, LEAD_COMMANDS).await;
     assert_eq!((ids.len(), ids.iter().collect::<HashSet<_>>().len()), (100, 100));
 
-    // A crash between the acks and the checkpoint: all of them again, and more.
+    // After a crash between the acknowledgements and the checkpoint, all of them are published again, with more.
     publisher.publish_all((0..200).map(|n| command(&n.to_string(), "{}"))).await.unwrap();
     assert_eq!(stored(&js, LEAD_COMMANDS).await.0.len(), 200);
 }
 
 #[tokio::test]
-async fn what_goes_together_and_not_in_a_batch_has_one_ack_where_the_server_can_and_may() {
+async fn fast_ingest_acknowledges_messages_together_where_supported() {
     let (nats, js) = start().await;
     let can = nats.version() >= (2, 14, 0);
     let publisher = Publisher::new(js.clone());
@@ -136,9 +137,9 @@ async fn what_goes_together_and_not_in_a_batch_has_one_ack_where_the_server_can_
         let outcomes = publisher.publish_each(ids.map(|n| command(&n.to_string(), "{}")).collect()).await;
         outcomes.into_iter().map(|outcome| outcome.unwrap().sequence).collect::<Vec<_>>()
     };
-    // Too few for an atomic batch, so that no trial interferes.
+    // Too few for an atomic batch, so no trial interferes.
     assert_eq!(publish(0..10).await, Vec::from_iter((1..=10).map(|n| Some(n).filter(|_| !can))));
-    // One is there already: the first, one in the middle, the last.
+    // A duplicate at the beginning, in the middle, and at the end.
     for (round, again) in [10, 15, 19].into_iter().enumerate() {
         let base = 10 + 10 * round;
         publisher.publish(command(&(base + again - 10).to_string(), "{}")).await.unwrap();
@@ -147,7 +148,7 @@ async fn what_goes_together_and_not_in_a_batch_has_one_ack_where_the_server_can_
     let (ids, batched) = stored(&js, LEAD_COMMANDS).await;
     assert_eq!((ids.iter().collect::<HashSet<_>>().len(), ids.len(), batched), (40, 40, 0));
     assert_eq!(ids[..10], Vec::from_iter((0..10).map(|n| n.to_string())));
-    // A new stream of this name that does not allow it: the first to come find that out.
+    // A new stream of this name does not allow fast ingest: the first messages are refused and published singly.
     js.delete_stream(LEAD_COMMANDS).await.unwrap();
     let plain = Config { name: LEAD_COMMANDS.into(), subjects: vec!["leads.cmd.>".into()], ..Config::default() };
     js.create_stream(plain).await.unwrap();
@@ -156,7 +157,7 @@ async fn what_goes_together_and_not_in_a_batch_has_one_ack_where_the_server_can_
 }
 
 #[tokio::test]
-async fn one_message_that_is_too_large_is_refused_alone() {
+async fn only_the_message_that_is_too_large_is_refused() {
     let (_nats, js) = start().await;
     let publisher = Publisher::new(js.clone());
     let body = |n| if n == 50 { vec![b'x'; 5 << 20] } else { vec![b'x'; 100] };
@@ -171,12 +172,12 @@ async fn one_message_that_is_too_large_is_refused_alone() {
 }
 
 #[tokio::test]
-async fn what_is_published_in_order_has_an_outcome_each() {
+async fn each_message_of_a_sequence_has_its_outcome() {
     let (nats, js) = start().await;
     let publisher = Publisher::new(js.clone());
     publisher.publish(command("7", "{}")).await.unwrap();
-    // The first 50 are a batch that is refused, for one of them is there already; the one that is too large is none; the
-    // last 49 are a batch.
+    // The first 50 are a batch that is refused, because one of them is a duplicate; the message that is too large is in no
+    // batch; the last 49 are a batch.
     let body = |n| vec![b'x'; if n == 50 { 5 << 20 } else { 100 }];
     let outcomes = publisher.publish_each((0..100).map(|n| command(&n.to_string(), body(n))).collect()).await;
     for (n, outcome) in outcomes.into_iter().enumerate() {
@@ -196,7 +197,7 @@ async fn what_is_published_in_order_has_an_outcome_each() {
 }
 
 #[tokio::test]
-async fn a_full_stream_takes_what_fits_and_says_so_of_the_rest() {
+async fn a_full_stream_stores_what_fits_and_refuses_the_rest() {
     let (_nats, js) = start().await;
     js.delete_stream(LEAD_COMMANDS).await.unwrap();
     nats::create_streams(&js, StreamLimits { max_bytes: 100_000, replicas: 1 }).await.unwrap();
@@ -214,7 +215,7 @@ async fn a_full_stream_takes_what_fits_and_says_so_of_the_rest() {
 }
 
 #[tokio::test]
-async fn without_a_connection_nothing_is_kept_for_later() {
+async fn messages_are_not_kept_without_a_connection() {
     let (mut nats, js) = start().await;
     let publisher = Publisher::new(js.clone());
     publisher.publish(command("0", "{}")).await.unwrap();
@@ -230,7 +231,7 @@ async fn without_a_connection_nothing_is_kept_for_later() {
 }
 
 #[tokio::test]
-async fn a_stream_that_does_not_allow_batches_gets_none() {
+async fn a_stream_that_does_not_allow_batches_gets_single_messages() {
     let (_nats, js) = start().await;
     js.delete_stream(LEAD_COMMANDS).await.unwrap();
     let plain = Config { name: LEAD_COMMANDS.into(), subjects: vec!["leads.cmd.>".into()], ..Config::default() };
@@ -243,7 +244,7 @@ async fn a_stream_that_does_not_allow_batches_gets_none() {
 }
 
 #[tokio::test]
-async fn a_stream_of_an_older_server_is_allowed_batches_and_else_left_alone() {
+async fn batches_are_allowed_on_an_existing_stream_and_nothing_else_changes() {
     let (nats, js) = start().await;
     js.delete_stream(LEAD_COMMANDS).await.unwrap();
     let mine = Config {
@@ -262,7 +263,7 @@ async fn a_stream_of_an_older_server_is_allowed_batches_and_else_left_alone() {
     let mut after = config(LEAD_COMMANDS).await;
     assert_eq!(allows(&after), knows);
     (after.allow_atomic_publish, after.allow_batch_publish) = (false, false);
-    // The server's own notes on its version and the request's.
+    // The server's metadata about its version and the request's.
     after.metadata = before.metadata.clone();
     assert_eq!(after, before);
     assert_eq!(allows(&config(LEAD_EVENTS).await), knows);
@@ -270,7 +271,7 @@ async fn a_stream_of_an_older_server_is_allowed_batches_and_else_left_alone() {
 }
 
 #[tokio::test]
-async fn a_kill_loses_nothing_that_was_acked() {
+async fn a_killed_server_keeps_what_it_acknowledged() {
     let (mut nats, js) = start().await;
     let publisher = Publisher::new(js.clone());
     let acked = Arc::new(AtomicUsize::new(0));
