@@ -23,7 +23,7 @@ pub use self::{
     page::{Cursor, DEFAULT_LIMIT, MAX_LIMIT, Page, clamp},
     process::*,
     project::*,
-    query::{DEFAULT_TIMEOUT, Query},
+    query::{DEFAULT_TIMEOUT, Query, SUBJECTS},
     recovery::*,
     subjects::*,
     update::*,

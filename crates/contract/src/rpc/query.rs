@@ -32,6 +32,9 @@ macro_rules! queries {
             type Reply = queries!(@reply $shape $reply);
         })*
 
+        /// The subjects of all queries.
+        pub const SUBJECTS: &[&str] = &[$($subject),*];
+
         /// Every query, in the order of the documents.
         #[cfg(feature = "schema")]
         pub fn catalog() -> Vec<crate::schema::QueryEntry> {
