@@ -331,7 +331,7 @@ proptest! {
             let key = (project_id.to_string(), update_id);
             prop_assert_eq!(&error, &model.outcomes[&key].error, "{:?}", key);
         }
-        let mut held: Vec<_> = state.held.values().flatten().map(|held| held.update.update_id.to_string()).collect();
+        let mut held: Vec<_> = state.queued.values().flatten().map(|held| held.update.update_id.to_string()).collect();
         let mut expected: Vec<_> = model.held.values().flatten().map(|held| held.key.1.clone()).collect();
         held.sort();
         expected.sort();
