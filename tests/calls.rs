@@ -68,7 +68,7 @@ async fn what_comes_during_a_call_is_decided_in_order_when_it_ends() {
     }
     let (_, dry) =
         stack.api.post("/api/v1/leads/update", &json!({"leadId": lead, "metadata": {"x": 1}, "dryRun": true})).await;
-    assert!(dry["warnings"][0].as_str().expect("a warning").contains("would be held"), "{dry}");
+    assert!(dry["warnings"][0].as_str().expect("a warning").contains("would be queued"), "{dry}");
     assert_eq!((&dry["outcome"]["version"], &dry["outcome"]["data"]["n"]), (&json!(5), &json!(2)), "{dry}");
 
     // A producer repeats itself; another leader takes over; the other call ends. All of it changes nothing.

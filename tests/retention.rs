@@ -104,7 +104,7 @@ async fn old_months_are_dropped_but_what_is_needed() {
     eventually(SOON, "the old one is said not to be kept", async || {
         let (status, body) = stack.api.get("/api/v1/updates/6786fe000000000000000001").await;
         let text = body["error"].as_str().unwrap_or_default().to_owned();
-        let said = status == 404 && body["code"] == "update_not_found" && text.contains("need not be kept any more");
+        let said = status == 404 && body["code"] == "update_not_found" && text.contains("may have been deleted");
         if said { Ok(()) } else { Err(format!("{status} {body}")) }
     })
     .await;

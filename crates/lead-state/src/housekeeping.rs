@@ -1,5 +1,5 @@
-//! What the leader does beside the flow: partitions ahead, old ones dropped, applied log entries purged, projection mended, secrets that
-//! an older version stored in clear sealed.
+//! Periodic tasks of the leader: partitions, retention of the ledger and of the command log, projection of the configuration, and
+//! sealing of secrets that an earlier version stored in clear.
 
 use std::{
     sync::Arc,
@@ -16,23 +16,21 @@ use service_kit::{
 use sqlx::PgPool;
 
 use crate::{
-    config::projection::Projector,
-    config::secrets::Sealer,
-    store::{checkpoint, ledger},
+    config::{projection::Projector, sealer::Sealer},
+    store::{self, StoreError, checkpoint, housekeeping},
 };
 
-/// How often. Longer lets the log grow further past half of its bound before room is made.
+/// The pause between two rounds. During a longer one the log grows further beyond half of its limit before it is purged.
 const INTERVAL: Duration = Duration::from_secs(10);
-/// How often old months are dropped. Each try may hold up a batch for a second while somebody reads the ledger.
+/// How often old months are dropped. Each attempt may delay a batch by a second while the ledger is being read.
 const DROP_INTERVAL: Duration = Duration::from_secs(60 * 60);
-/// How far ahead partitions are made.
+/// How far ahead partitions are created.
 const PARTITIONS_AHEAD: Duration = Duration::from_secs(62 * 24 * 60 * 60);
-/// How far back: ids of late producers find their month as well.
+/// How far back, for ids that were generated long before their updates were logged.
 const PARTITIONS_BACK: Duration = Duration::from_secs(31 * 24 * 60 * 60);
-/// How long expired calls stay for people to see. Nothing is decided by them.
+/// How long expired calls are kept for people to see. No decision depends on them.
 const EXPIRED_CALLS_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// The leader's housekeeping.
 pub(crate) struct Housekeeper {
     pub(crate) pool: PgPool,
     pub(crate) log: Stream,
@@ -40,70 +38,71 @@ pub(crate) struct Housekeeper {
     pub(crate) sealer: Arc<Sealer>,
     /// How long applied commands stay in the log.
     pub(crate) log_retention: Duration,
-    /// How long months of the ledger stay.
+    /// How long months of the ledger are kept.
     pub(crate) ledger_retention: Retention,
 }
 
 impl Housekeeper {
-    /// Keeps house until it is dropped. What fails is tried again the next time.
+    /// Runs until it is dropped. A task that fails is retried in the next round.
     pub(crate) async fn run(self) -> anyhow::Result<()> {
         // A bucket that was lost is filled again when a leader starts.
-        let mut everything = true;
-        let mut in_clear = true;
+        let mut project_everything = true;
+        let mut seal_clear = true;
         let mut dropped_at: Option<Instant> = None;
         loop {
-            if in_clear {
+            if seal_clear {
                 match self.sealer.seal_clear().await {
-                    Ok(()) => in_clear = false,
-                    Err(e) => tracing::warn!("cannot seal secrets that are stored in clear, trying again: {e:#}"),
+                    Ok(()) => seal_clear = false,
+                    Err(e) => tracing::warn!("cannot seal secrets that are stored in clear, retrying: {e:#}"),
                 }
             }
-            match self.projector.project_pending(everything).await {
-                Ok(()) => everything = false,
-                Err(e) => tracing::warn!("cannot project the configuration, trying again: {e:#}"),
+            match self.projector.project_pending(project_everything).await {
+                Ok(()) => project_everything = false,
+                Err(e) => tracing::warn!("cannot project the configuration, retrying: {e:#}"),
             }
-            if let Err(e) = self.partitions().await {
-                tracing::warn!("cannot make the ledger's partitions, trying again: {}", error_chain(&e));
+            if let Err(e) = self.maintain_tables().await {
+                tracing::warn!("cannot create the ledger's partitions, retrying: {}", error_chain(&e));
             }
             if dropped_at.is_none_or(|at| at.elapsed() > DROP_INTERVAL) {
-                match self.forget().await {
+                match self.drop_old_months().await {
                     Ok(()) => dropped_at = Some(Instant::now()),
-                    Err(e) => tracing::warn!("cannot drop old months of the ledger, trying again: {}", error_chain(&e)),
+                    Err(e) => tracing::warn!("cannot drop old months of the ledger, retrying: {}", error_chain(&e)),
                 }
             }
-            if let Err(e) = self.purge().await {
-                tracing::warn!("cannot purge {LEAD_COMMANDS}, trying again: {e:#}");
+            if let Err(e) = self.purge_log().await {
+                tracing::warn!("cannot purge {LEAD_COMMANDS}, retrying: {e:#}");
             }
             tokio::time::sleep(INTERVAL).await;
         }
     }
 
-    async fn partitions(&self) -> Result<(), crate::store::StoreError> {
+    async fn maintain_tables(&self) -> Result<(), StoreError> {
         let now = clock::now();
-        ledger::ensure_partitions(&self.pool, now.minus(PARTITIONS_BACK), now.plus(PARTITIONS_AHEAD)).await?;
-        ledger::sweep_calls(&self.pool, now.minus(EXPIRED_CALLS_KEPT)).await?;
+        let mut connection = store::acquire(&self.pool).await?;
+        let (first, last) = (now.minus(PARTITIONS_BACK), now.plus(PARTITIONS_AHEAD));
+        housekeeping::ensure_partitions(&mut connection, first, last).await?;
+        housekeeping::delete_expired_calls(&mut connection, now.minus(EXPIRED_CALLS_KEPT)).await?;
         Ok(())
     }
 
-    /// Drops the months that are too old. What is not announced and told yet stays.
-    async fn forget(&self) -> Result<(), crate::store::StoreError> {
+    async fn drop_old_months(&self) -> Result<(), StoreError> {
         let Some(cutoff) = self.ledger_retention.cutoff(clock::now()) else { return Ok(()) };
-        let dropped = ledger::drop_partitions(&self.pool, cutoff).await?;
+        let dropped = housekeeping::drop_partitions(&mut *store::acquire(&self.pool).await?, cutoff).await?;
         if !dropped.is_empty() {
             tracing::info!(dropped = dropped.join(", "), "months of the ledger were dropped");
         }
         Ok(())
     }
 
-    async fn purge(&self) -> anyhow::Result<()> {
+    async fn purge_log(&self) -> anyhow::Result<()> {
         let Some(checkpoint) = checkpoint::get(&self.pool, LEAD_COMMANDS).await? else { return Ok(()) };
-        // Only what is announced as well: the log and the ledger tell the same story for as long as one is needed.
+        // Entries that are not announced stay, so that log and ledger hold the same updates as long as they are needed.
         if checkpoint.announced.epoch < checkpoint.applied.epoch {
             return Ok(());
         }
         let purged = purge_read(&self.log, checkpoint.announced.sequence, clock::now(), self.log_retention).await?;
         if purged > 0 {
-            tracing::info!(purged, "applied commands left {LEAD_COMMANDS}");
+            tracing::info!(purged, "purged applied commands from {LEAD_COMMANDS}");
         }
         Ok(())
     }

@@ -21,7 +21,7 @@ use crate::{
     store::{
         StoreError,
         checkpoint::{self, Checkpoint},
-        held, ledger,
+        housekeeping, ledger, queued_updates,
     },
 };
 
@@ -62,12 +62,12 @@ pub(crate) async fn watch(
 async fn read_postgres(pool: &PgPool, metrics: &Metrics, known: &mut Known) -> Result<(), StoreError> {
     let checkpoint = checkpoint::get(pool, LEAD_COMMANDS).await?;
     known.unannounced_since = match &checkpoint {
-        Some(at) if at.announced < at.applied => ledger::first_behind(pool, at.announced).await?,
+        Some(at) if at.announced < at.applied => ledger::first_applied_after(pool, at.announced).await?,
         _ => None,
     };
     known.checkpoint = checkpoint;
-    metrics.lag.active_calls.set(ledger::active_calls(pool, clock::now()).await?);
-    metrics.lag.queued_updates.set(i64::try_from(held::count(pool).await?).unwrap_or(i64::MAX));
+    metrics.lag.active_calls.set(housekeeping::count_active_calls(pool, clock::now()).await?);
+    metrics.lag.queued_updates.set(i64::try_from(queued_updates::count(pool).await?).unwrap_or(i64::MAX));
     Ok(())
 }
 

@@ -2,8 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use anyhow::Context as _;
-use contract::{rpc, streams::StreamLimits};
+use contract::streams::StreamLimits;
 use service_kit::{
     config::{DatabaseConfig, HealthConfig, NatsConfig, SecretsConfig},
     health::{self, Readiness},
@@ -12,18 +11,16 @@ use service_kit::{
     nats,
     postgres::schema::wait_for_postgres,
     retention::Retention,
-    rpc::{endpoint, service},
     traces::Traces,
 };
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    api::{admin, lists, queries, updates},
-    config::{projection, secrets},
+    api::Api,
+    config::{projection::Projector, sealer::Sealer},
     lag, metrics,
     pipeline::{leader::Leader, term::TermContext},
-    recovery::api::RecoveryApi,
     store,
 };
 
@@ -66,12 +63,12 @@ pub struct Config {
 
 /// Brings the schema up to this version. Forward only; safe beside running services of the version before.
 pub async fn migrate(database: &DatabaseConfig) -> anyhow::Result<()> {
-    store::schema().migrate(&store::pool(database)?).await
+    Ok(store::schema().migrate(&store::pool(database)?).await?)
 }
 
 /// This version's migrations that the database does not have.
 pub async fn lacking_migrations(pool: &PgPool) -> anyhow::Result<Vec<i64>> {
-    store::schema().missing_migrations(pool).await.context("cannot read the migrations of lead_state")
+    Ok(store::schema().missing_migrations(pool).await?)
 }
 
 /// Runs the service until shutdown.
@@ -92,7 +89,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let pool = store::pool(&config.database)?;
     let start = async {
         if config.no_migrate {
-            store::schema().wait_until_migrated(&pool, &readiness).await;
+            store::schema().wait_until_migrated(&pool, &readiness).await?;
         } else {
             wait_for_postgres(&pool, &readiness).await;
             store::schema().migrate(&pool).await?;
@@ -108,8 +105,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         () = shutdown.cancelled() => return Ok(()),
     };
 
-    let projector = Arc::new(projection::Projector { pool: pool.clone(), js: js.clone() });
-    let sealer = Arc::new(secrets::Sealer { pool: pool.clone(), projector: projector.clone(), keys });
+    let projector = Arc::new(Projector { pool: pool.clone(), js: js.clone() });
+    let sealer = Arc::new(Sealer { pool: pool.clone(), projector: projector.clone(), keys });
     let leader = Leader {
         database: config.database.clone(),
         readiness: readiness.clone(),
@@ -127,38 +124,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     tasks.spawn("lag", lag::watch(pool.clone(), js.clone(), metrics, shutdown.clone()));
     tasks.spawn("leader", leader.run(shutdown.clone()));
 
-    let recoveries = RecoveryApi { pool: pool.clone(), js: js.clone() };
-    let updates = updates::Updates { pool: pool.clone() };
-    let lists = lists::Lists { pool: pool.clone() };
-    let queries = queries::Queries { pool: pool.clone(), js, ledger_retention: config.ledger_retention };
-    let admin = admin::Admin { pool, projector, sealer: sealer.clone() };
-    let micro = service(&client, "lead-state", "Leads, updates and configuration").await?;
-    macro_rules! serve {
-        ($subject:path, $handler:expr, $method:path) => {{
-            let handler = $handler.clone();
-            endpoint(&mut tasks, &micro, $subject, shutdown.clone(), move |query| $method(handler.clone(), query))
-                .await?;
-        }};
-    }
-    serve!(rpc::LEAD_GET, queries, queries::Queries::get_lead);
-    serve!(rpc::LEAD_INITIATE, queries, queries::Queries::initiate_lead);
-    serve!(rpc::LEAD_LIST, lists, lists::Lists::leads);
-    serve!(rpc::LEAD_HISTORY, lists, lists::Lists::history);
-    serve!(rpc::UPDATE_GET, queries, queries::Queries::get_update);
-    serve!(rpc::UPDATE_DRY_RUN, queries, queries::Queries::try_update);
-    serve!(rpc::UPDATE_LIST, updates, updates::Updates::list);
-    serve!(rpc::UPDATE_OUTCOMES, updates, updates::Updates::outcomes);
-    serve!(rpc::PROJECT_CREATE, admin, admin::Admin::create_project);
-    serve!(rpc::PROCESS_APPLY, admin, admin::Admin::apply_process);
-    serve!(rpc::PROCESS_LIST, admin, admin::Admin::list_processes);
-    serve!(rpc::PROCESS_GET, admin, admin::Admin::get_process);
-    serve!(rpc::PROCESS_CHANGE, admin, admin::Admin::change_process);
-    serve!(rpc::KEY_CREATE, admin, admin::Admin::create_key);
-    serve!(rpc::KEY_REVOKE, admin, admin::Admin::revoke_key);
-    serve!(rpc::KEY_LIST, admin, admin::Admin::list_keys);
-    serve!(rpc::SECRETS_ROTATE, sealer, secrets::Sealer::rotate);
-    serve!(rpc::RECOVERY_GET, recoveries, RecoveryApi::get);
-    serve!(rpc::RECOVERY_RECOVER, recoveries, RecoveryApi::recover);
+    let ledger_retention = config.ledger_retention;
+    Api { pool, js, projector, sealer, ledger_retention }.serve(&client, &mut tasks, &shutdown).await?;
     readiness.ready("start");
     let ended = tasks.run(DRAIN_DEADLINE).await;
     traces.end().await;

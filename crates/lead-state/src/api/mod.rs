@@ -1,6 +1,93 @@
 //! The queries that lead-state answers over NATS. Every instance answers, not only the leader.
 
-pub(crate) mod admin;
-pub(crate) mod lists;
-pub(crate) mod queries;
-pub(crate) mod updates;
+use std::sync::Arc;
+
+use async_nats::{Client, jetstream};
+use contract::rpc::RpcError;
+use service_kit::{
+    lifecycle::Tasks,
+    retention::Retention,
+    rpc::{internal, serve, service},
+};
+use sqlx::PgPool;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    config::{projection::Projector, sealer::Sealer},
+    recovery::api::RecoveryApi,
+    store::StoreError,
+};
+
+mod cursors;
+mod dry_run;
+mod keys;
+mod leads;
+mod processes;
+mod updates;
+
+/// What the queries need.
+#[derive(Debug, Clone)]
+pub(crate) struct Api {
+    pub(crate) pool: PgPool,
+    pub(crate) js: jetstream::Context,
+    pub(crate) projector: Arc<Projector>,
+    pub(crate) sealer: Arc<Sealer>,
+    pub(crate) ledger_retention: Retention,
+}
+
+impl Api {
+    /// Registers the micro service, and answers its queries until shutdown.
+    pub(crate) async fn serve(
+        self,
+        client: &Client,
+        tasks: &mut Tasks,
+        shutdown: &CancellationToken,
+    ) -> anyhow::Result<()> {
+        let service = service(client, "lead-state", "Leads, updates and configuration").await?;
+        let (sealer, recovery) = (self.sealer.clone(), RecoveryApi { pool: self.pool.clone(), js: self.js.clone() });
+        macro_rules! serve {
+            ($($api:ident: $($handler:path),*;)*) => {$($({
+                let api = $api.clone();
+                serve(tasks, &service, shutdown.clone(), move |query| $handler(api.clone(), query)).await?;
+            })*)*};
+        }
+        let api = self;
+        serve! {
+            api: Self::get_lead, Self::initiate_lead, Self::list_leads, Self::get_lead_history;
+            api: Self::get_update, Self::dry_run_update, Self::list_updates, Self::get_outcomes;
+            api: Self::create_project, Self::apply_process, Self::change_process, Self::get_process, Self::list_processes;
+            api: Self::create_key, Self::revoke_key, Self::list_keys;
+            sealer: Sealer::rotate;
+            recovery: RecoveryApi::get, RecoveryApi::recover;
+        }
+        Ok(())
+    }
+}
+
+impl From<StoreError> for RpcError {
+    fn from(error: StoreError) -> Self {
+        match &error {
+            StoreError::Unavailable(_) => {
+                tracing::warn!("{error}");
+                Self::new(503, "unavailable", "the database is unavailable; try again")
+            }
+            _ => internal("a query failed", &error),
+        }
+    }
+}
+
+fn lead_not_found() -> RpcError {
+    RpcError::new(404, "lead_not_found", "Lead not found")
+}
+
+fn project_not_found() -> RpcError {
+    RpcError::new(404, "project_not_found", "Project not found")
+}
+
+/// Rejects an invalid name of a project or key.
+fn validate_name(name: &str) -> Result<(), RpcError> {
+    if name.trim().is_empty() || name.len() > 255 || name.chars().any(char::is_control) {
+        return Err(RpcError::new(400, "invalid_name", "name must have 1 to 255 bytes and no control characters"));
+    }
+    Ok(())
+}

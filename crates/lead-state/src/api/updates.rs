@@ -1,70 +1,118 @@
-//! Lists of updates, and their outcomes as webhooks tell them: what the webhook-notifier asks for when something is to be told
-//! again; answered by every instance.
+//! Updates: their timelines, lists of them, and their outcomes as webhooks carry them.
+
+use std::{fmt::Display, time::Duration};
 
 use contract::{
-    ObjectId,
-    rpc::{Cursor, GetOutcomes, HistoryEntry, ListUpdates, ListedUpdate, MAX_LIMIT, Outcome, Page, RpcError, clamp},
+    ObjectId, Timestamp,
+    position::LogPosition,
+    rpc::{
+        GetOutcomes, GetUpdate, HistoryEntry, ListUpdates, ListedUpdate, MAX_LIMIT, Outcome, Page, RpcError, Update,
+        clamp,
+    },
+    streams::LEAD_COMMANDS,
 };
-use sqlx::PgPool;
+use service_kit::clock;
+use tokio::time::{Instant, sleep};
 
-use crate::{
-    api::lists::{log_place, log_place_at},
-    store::{lists, updates},
-};
+use super::{Api, cursors};
+use crate::store::{StoreError, checkpoint, queued_updates, updates};
 
-/// What cursors say which list they are of.
-const UPDATES: &str = "updates";
+/// How long a query for an unknown update waits until the leader has applied the entries that were in the log before. Shorter
+/// than the time after which callers send the query to another instance.
+const CATCH_UP: Duration = Duration::from_millis(700);
+const CATCH_UP_INTERVAL: Duration = Duration::from_millis(10);
+/// The largest difference between the clocks of the log and of a client that generates ids.
+const CLOCK_SKEW: Duration = Duration::from_secs(60);
 
-/// Answers with updates.
-#[derive(Debug, Clone)]
-pub(crate) struct Updates {
-    pub(crate) pool: PgPool,
-}
+impl Api {
+    pub(super) async fn get_update(self, query: GetUpdate) -> Result<Update, RpcError> {
+        if let Some(update) = updates::find(&self.pool, query.project_id, query.update_id).await? {
+            return Ok(update);
+        }
+        if let Some(update) = self.find_queued(&query).await? {
+            return Ok(update);
+        }
+        // The update is either in the log and not applied yet, or it does not exist.
+        let unavailable = |e: &dyn Display| RpcError::new(503, "unavailable", format!("the log is unavailable: {e}"));
+        let log = self.js.get_stream(LEAD_COMMANDS).await.map_err(|e| unavailable(&e))?;
+        let last = log.cached_info().state.last_sequence;
+        let deadline = Instant::now() + CATCH_UP;
+        let applied = loop {
+            let checkpoint = checkpoint::get(&self.pool, LEAD_COMMANDS).await?;
+            let applied = checkpoint.map_or(0, |checkpoint| checkpoint.applied.sequence);
+            if applied >= last {
+                return self.find_queued(&query).await?.ok_or_else(|| self.update_not_found(query.update_id));
+            }
+            if Instant::now() >= deadline {
+                break applied;
+            }
+            sleep(CATCH_UP_INTERVAL).await;
+        };
+        // There is a backlog. An update with an id that is older than the next entry cannot be in it.
+        let next = log.get_raw_message(applied + 1).await.map_err(|e| unavailable(&e))?;
+        if query.update_id.timestamp() < Timestamp::from(next.time).minus(CLOCK_SKEW) {
+            return Err(self.update_not_found(query.update_id));
+        }
+        Ok(Update::pending(query.update_id))
+    }
 
-impl Updates {
-    pub(crate) async fn list(self, query: ListUpdates) -> Result<Page<ListedUpdate>, RpcError> {
-        let limit = clamp(query.limit);
-        match query.lead_id {
-            Some(lead_id) => self.of_lead(&query, lead_id, limit).await,
-            None => self.of_project(&query, limit).await,
+    /// An update that is queued, or was until just now. In this order, because an update that leaves the queue is in the ledger.
+    async fn find_queued(&self, query: &GetUpdate) -> Result<Option<Update>, StoreError> {
+        match queued_updates::find(&self.pool, query.project_id, query.update_id).await? {
+            None => updates::find(&self.pool, query.project_id, query.update_id).await,
+            queued => Ok(queued),
         }
     }
 
-    async fn of_lead(
+    fn update_not_found(&self, update_id: ObjectId) -> RpcError {
+        let kept_since = self.ledger_retention.cutoff(clock::now());
+        let text = match kept_since.filter(|since| update_id.timestamp() < *since) {
+            Some(since) => {
+                format!("Update not found; updates from before {} may have been deleted", &since.to_iso()[..10])
+            }
+            None => "Update not found".into(),
+        };
+        RpcError::new(404, "update_not_found", text)
+    }
+
+    pub(super) async fn list_updates(self, query: ListUpdates) -> Result<Page<ListedUpdate>, RpcError> {
+        let limit = clamp(query.limit);
+        match query.lead_id {
+            Some(lead_id) => self.list_updates_of_lead(&query, lead_id, limit).await,
+            None => self.list_updates_of_project(&query, limit).await,
+        }
+    }
+
+    async fn list_updates_of_lead(
         &self,
         query: &ListUpdates,
         lead_id: ObjectId,
         limit: u32,
     ) -> Result<Page<ListedUpdate>, RpcError> {
-        let before = query.cursor.as_ref().map(log_place_at).transpose()?;
-        let since = query.since.map_or(0, contract::Timestamp::unix_seconds);
-        let history = lists::history(&self.pool, query.project_id, lead_id, before, limit).await?;
+        let before = query.cursor.as_ref().map(cursors::parse_history).transpose()?;
+        let since = query.since.map_or(0, Timestamp::unix_seconds);
+        let history = updates::history_of_lead(&self.pool, query.project_id, lead_id, before, limit).await?;
         let listed = |update: &HistoryEntry| ListedUpdate {
             update_id: update.update_id,
-            cursor: log_place(update.epoch, update.log_sequence),
+            cursor: cursors::history(LogPosition::message(update.epoch, update.log_sequence)),
         };
         let mut page = Page::cut(history.iter().map(listed).collect(), limit, |update| update.cursor.clone(), None);
-        // In the order of the log older ids may come later: all of a lead's are looked at.
+        // The log is not in the order of the ids, so an older id does not end the list.
         page.items.retain(|update| update.update_id.timestamp().unix_seconds() >= since);
         Ok(page)
     }
 
-    async fn of_project(&self, query: &ListUpdates, limit: u32) -> Result<Page<ListedUpdate>, RpcError> {
-        let place = match &query.cursor {
-            Some(cursor) => Some(cursor.place(UPDATES)?.parse().map_err(|_| Cursor::invalid())?),
-            None => None,
-        };
+    async fn list_updates_of_project(&self, query: &ListUpdates, limit: u32) -> Result<Page<ListedUpdate>, RpcError> {
+        let at = query.cursor.as_ref().map(cursors::parse_update).transpose()?;
         let ListUpdates { project_id, since, oldest_first, .. } = *query;
-        let ids = updates::of_project(&self.pool, project_id, since, oldest_first, place, limit).await?;
-        let listed = ids
-            .into_iter()
-            .map(|update_id| ListedUpdate { update_id, cursor: Cursor::new(UPDATES, &update_id.to_string()) });
+        let ids = updates::ids_of_project(&self.pool, project_id, since, oldest_first, at, limit).await?;
+        let listed = ids.into_iter().map(|update_id| ListedUpdate { update_id, cursor: cursors::update(update_id) });
         Ok(Page::cut(listed.collect(), limit, |update| update.cursor.clone(), None))
     }
 
-    pub(crate) async fn outcomes(self, query: GetOutcomes) -> Result<Vec<Outcome>, RpcError> {
+    pub(super) async fn get_outcomes(self, query: GetOutcomes) -> Result<Vec<Outcome>, RpcError> {
         if query.update_ids.len() > MAX_LIMIT as usize {
-            let message = format!("at most {MAX_LIMIT} outcomes are told at once");
+            let message = format!("a query can name at most {MAX_LIMIT} updates");
             return Err(RpcError::new(400, "too_many_updates", message));
         }
         Ok(updates::outcomes(&self.pool, query.project_id, &query.update_ids).await?)

@@ -1,4 +1,4 @@
-//! Configuration: what a change makes of a process, its secrets at rest, and its projection into NATS buckets.
+//! Configuration: secrets at rest, and the projection into NATS buckets.
 
 pub(crate) mod projection;
-pub(crate) mod secrets;
+pub(crate) mod sealer;

@@ -1,4 +1,4 @@
-//! Configuration on its way from Postgres to the buckets that gateway and webhook-notifier watch.
+//! Projects configuration from Postgres into the NATS buckets that the gateway and the webhook-notifier watch.
 
 use std::collections::HashSet;
 
@@ -9,6 +9,7 @@ use async_nats::jetstream::{
 };
 use contract::{
     ObjectId,
+    rpc::RpcError,
     streams::{API_KEYS, PROCESSES},
     subject::process_key,
 };
@@ -17,13 +18,13 @@ use serde::Serialize;
 use service_kit::nats::bucket;
 use sqlx::PgPool;
 
-use crate::store::config;
+use crate::store::{self, api_keys, processes};
 
-/// How often a lost race for an entry is run again.
+/// Attempts to write an entry that others write concurrently.
 const ATTEMPTS: usize = 16;
 
-/// Projects configuration. Any number of them may run: each reads the entry's revision, then the row, then writes the
-/// entry if it is still at that revision. So an older row never replaces a newer one.
+/// Projects configuration. Any number of them may run: each reads the entry's revision, then the row, then writes the entry if it
+/// is still at that revision. So an older row never replaces a newer one.
 #[derive(Debug)]
 pub(crate) struct Projector {
     pub(crate) pool: PgPool,
@@ -31,76 +32,86 @@ pub(crate) struct Projector {
 }
 
 impl Projector {
-    /// Projects a process.
-    pub(crate) async fn process(&self, project_id: ObjectId, name: &str) -> anyhow::Result<()> {
+    pub(crate) async fn project_process(&self, project_id: ObjectId, name: &str) -> anyhow::Result<()> {
         let bucket = bucket(&self.js, PROCESSES).await?;
         for _ in 0..ATTEMPTS {
-            let Some(current) = config::current_process(&self.pool, project_id, name).await? else { return Ok(()) };
+            let Some(current) = processes::find_by_name(&self.pool, project_id, name).await? else { return Ok(()) };
             let key = process_key(project_id, current.process_id);
             let revision = entry_revision(&bucket, &key).await?;
-            let Some(process) = config::current_process(&self.pool, project_id, name).await? else { return Ok(()) };
+            let Some(process) = processes::find_by_name(&self.pool, project_id, name).await? else { return Ok(()) };
             if put(&bucket, &key, &process, revision).await? {
-                config::process_projected(&self.pool, project_id, name, process.revision).await?;
+                let mut connection = store::acquire(&self.pool).await?;
+                processes::set_projected(&mut connection, project_id, name, process.revision).await?;
                 return Ok(());
             }
         }
-        bail!("the entry of process {name:?} in the bucket {PROCESSES} changes all the time")
+        bail!(
+            "cannot write process {name:?} to the bucket {PROCESSES}: others wrote its entry in each of {ATTEMPTS} attempts"
+        )
     }
 
-    /// Projects an API key.
-    pub(crate) async fn key(&self, sha256: &str) -> anyhow::Result<()> {
+    pub(crate) async fn project_key(&self, sha256: &str) -> anyhow::Result<()> {
         let bucket = bucket(&self.js, API_KEYS).await?;
         for _ in 0..ATTEMPTS {
             let revision = entry_revision(&bucket, sha256).await?;
-            let Some((key, key_revision)) = config::key(&self.pool, sha256).await? else { return Ok(()) };
+            let Some((key, key_revision)) = api_keys::find(&self.pool, sha256).await? else { return Ok(()) };
             if put(&bucket, sha256, &key, revision).await? {
-                config::key_projected(&self.pool, sha256, key_revision).await?;
+                api_keys::set_projected(&mut *store::acquire(&self.pool).await?, sha256, key_revision).await?;
                 return Ok(());
             }
         }
-        bail!("an entry in the bucket {API_KEYS} changes all the time")
+        bail!("cannot write an API key to the bucket {API_KEYS}: others wrote its entry in each of {ATTEMPTS} attempts")
     }
 
-    /// Projects what has not reached its bucket, or everything.
+    /// Projects the revisions that are not projected yet, or everything.
     pub(crate) async fn project_pending(&self, everything: bool) -> anyhow::Result<()> {
-        for (project_id, name) in config::processes_to_project(&self.pool, everything).await? {
-            self.process(project_id, &name).await?;
+        for (project_id, name) in processes::list_to_project(&self.pool, everything).await? {
+            self.project_process(project_id, &name).await?;
         }
-        for sha256 in config::keys_to_project(&self.pool, everything).await? {
-            self.key(&sha256).await?;
+        for sha256 in api_keys::list_to_project(&self.pool, everything).await? {
+            self.project_key(&sha256).await?;
         }
         if everything {
-            self.forget_keys().await?;
+            self.remove_unknown_keys().await?;
         }
         Ok(())
     }
 
-    /// Takes keys out of their bucket that Postgres does not have, for it was restored to a state from before them: nobody
-    /// could see or revoke them. A row is there before its entry, so an entry without one is not on its way.
-    async fn forget_keys(&self) -> anyhow::Result<()> {
+    /// Removes keys from the bucket that are not in Postgres, because it was restored to a state from before they were created:
+    /// they could be neither listed nor revoked. Rows are inserted before their entries, so such an entry is not a new one.
+    async fn remove_unknown_keys(&self) -> anyhow::Result<()> {
         let bucket = bucket(&self.js, API_KEYS).await?;
         let subjects = bucket.stream.info_with_subjects(format!("{}>", bucket.prefix)).await;
         let subjects: Vec<_> = subjects.context("cannot list a bucket")?.try_collect().await?;
-        let known: HashSet<_> = config::keys_to_project(&self.pool, true).await?.into_iter().collect();
+        let stored: HashSet<_> = api_keys::list_to_project(&self.pool, true).await?.into_iter().collect();
         let listed = subjects.iter().filter_map(|(subject, _)| subject.strip_prefix(&bucket.prefix));
-        for sha256 in listed.filter(|sha256| !known.contains(*sha256)) {
+        for sha256 in listed.filter(|sha256| !stored.contains(*sha256)) {
             let entry = bucket.entry(sha256).await.context("cannot read a bucket's entry")?;
             let Some(entry) = entry.filter(|entry| entry.operation == Operation::Put) else { continue };
             let deleted = bucket.delete_expect_revision(sha256, Some(entry.revision)).await;
             deleted.context("cannot delete a bucket's entry")?;
-            tracing::warn!(sha256, "an API key that Postgres does not know is not valid any more");
+            tracing::warn!(sha256, "removed an API key that is not in Postgres");
         }
         Ok(())
     }
 }
 
-/// The revision of an entry; 0 if there is none, or it was deleted.
+/// The answer to a change that is stored but not projected: the leader projects it later.
+pub(crate) fn not_projected(change: &str, error: &anyhow::Error) -> RpcError {
+    tracing::error!("cannot project {change}: {error:#}");
+    let message = format!(
+        "{change} is stored, but not in effect yet, because NATS is unavailable; it will take effect within seconds of its return"
+    );
+    RpcError::new(503, "not_projected", message)
+}
+
+/// The revision of an entry; 0 if it is absent or deleted.
 async fn entry_revision(bucket: &Store, key: &str) -> anyhow::Result<u64> {
     let entry = bucket.entry(key).await.context("cannot read a bucket's entry")?;
     Ok(entry.map_or(0, |entry| entry.revision))
 }
 
-/// Writes an entry if it is still at this revision.
+/// Writes an entry if it is still at this revision. Returns whether it was.
 async fn put<T: Serialize>(bucket: &Store, key: &str, value: &T, revision: u64) -> anyhow::Result<bool> {
     use async_nats::jetstream::kv::UpdateErrorKind;
     let value = serde_json::to_vec(value)?;

@@ -5,3 +5,4 @@ pub mod decide;
 pub mod entry;
 mod merge;
 pub(crate) mod process_change;
+pub(crate) mod process_diff;

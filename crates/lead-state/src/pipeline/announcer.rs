@@ -23,7 +23,7 @@ use tokio::{
 };
 
 use crate::store::{
-    StoreError,
+    self, StoreError,
     checkpoint::{Checkpoint, set_announced},
     ledger::{Announcement, outbox},
 };
@@ -136,7 +136,11 @@ impl Announcer {
 
     async fn write_watermark(&self, up_to: LogPosition) -> Result<(), StoreError> {
         for delay in retry_backoff() {
-            match set_announced(&self.pool, &self.checkpoint, up_to, clock::now()).await {
+            let written = async {
+                let mut connection = store::acquire(&self.pool).await?;
+                set_announced(&mut connection, &self.checkpoint, up_to, clock::now()).await
+            };
+            match written.await {
                 Ok(()) => break,
                 Err(StoreError::Unavailable(e)) => {
                     tracing::warn!(%up_to, "cannot write the announce watermark, retrying: {}", error_chain(&e));

@@ -29,7 +29,8 @@ use crate::{
     },
     metrics::Metrics,
     store::{
-        batch::{self, WriteError},
+        StoreError,
+        batch::{self, Batch},
         checkpoint::Checkpoint,
         ledger::Announcement,
     },
@@ -130,10 +131,10 @@ fn begin_spans(traces: &Traces, rows: &mut [LedgerRow], read_at: SystemTime, mes
 
 impl Writer {
     /// Writes a batch in one transaction, provided that the batch before it is the last one written.
-    async fn write(&mut self, batch: &PlannedBatch) -> Result<(), WriteError> {
+    async fn write(&mut self, batch: &PlannedBatch) -> Result<(), StoreError> {
         let &PlannedBatch { last, logged_at, applied_at, ref revisions, ref plan, .. } = batch;
         let announced = *self.announced.borrow();
-        let batch = batch::Batch { from: &self.checkpoint, last, logged_at, revisions, announced, plan };
+        let batch = Batch { from: &self.checkpoint, last, logged_at, revisions, announced, plan };
         batch::write(&mut self.connection, &batch, applied_at).await?;
         self.checkpoint.applied = last;
         Ok(())
@@ -272,15 +273,15 @@ impl Applier {
     }
 
     /// Ends the spans of a batch, and hands it to the announcer if it was written.
-    async fn conclude(&mut self, batch: PreparedBatch, written: Result<(), WriteError>) -> Result<(), ApplyError> {
+    async fn conclude(&mut self, batch: PreparedBatch, written: Result<(), StoreError>) -> Result<(), ApplyError> {
         let PreparedBatch { planned, mut spans } = batch;
         if let Err(e) = &written {
             spans.iter_mut().for_each(|span| span.fail("not_committed", e));
         }
         drop(spans);
         let planner = &mut self.preparer.planner;
-        if let Err(WriteError::Fenced) = written
-            && planner.reload_rules(&planned).await.map_err(WriteError::Store)?
+        if let Err(StoreError::Fenced) = written
+            && planner.reload_rules(&planned).await?
         {
             return Err(ApplyError::RulesChanged);
         }

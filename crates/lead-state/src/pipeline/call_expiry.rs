@@ -19,7 +19,7 @@ use service_kit::{
 };
 use sqlx::PgPool;
 
-use crate::store::{checkpoint, held};
+use crate::store::{checkpoint, queued_updates};
 
 /// How often the leader looks for queued updates behind expired calls. Longer delays them, shorter costs queries.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -49,7 +49,7 @@ async fn log_due(pool: &PgPool, js: &jetstream::Context) -> anyhow::Result<HashS
     let now = clock::now();
     let mut last = 0;
     let mut leads = HashSet::new();
-    for (project_id, lead_id) in held::due(pool, now).await? {
+    for (project_id, lead_id) in queued_updates::due_leads(pool, now).await? {
         let subject = CommandSubject { project_id, kind: CommandKind::CallExpired }.to_string();
         let payload = serde_json::to_vec(&CallExpired { lead_id })?;
         let id = format!("expired-{lead_id}-{}", now.millis());

@@ -147,7 +147,11 @@ impl Leader {
             tracing::error!(%delivered, "{LEAD_EVENTS} lost events, {lost}: announcing again from the delivered watermark");
             return self.put_checkpoint(&state, rewind_announcements(&state), "announcing again").await;
         }
-        if let Err(e) = checkpoint::set_events(pool, &state.checkpoint, &state.events_identity).await {
+        let recorded = async {
+            let mut connection = store::acquire(pool).await?;
+            checkpoint::set_events(&mut connection, &state.checkpoint, &state.events_identity).await
+        };
+        if let Err(e) = recorded.await {
             return end_after(e, "record the identity of the events");
         }
         // The ledger's backlog is announced whatever the log looks like.
@@ -214,7 +218,11 @@ impl Leader {
 
     /// Moves the checkpoint. The term ends even if another instance moved it first.
     async fn put_checkpoint(&self, state: &RecoveryState, to: Checkpoint, why: &str) -> anyhow::Result<TermEnd> {
-        match checkpoint::put(&self.context.pool, &state.checkpoint, &to, clock::now()).await {
+        let replaced = async {
+            let mut connection = store::acquire(&self.context.pool).await?;
+            checkpoint::replace(&mut connection, &state.checkpoint, &to, clock::now()).await
+        };
+        match replaced.await {
             Ok(_) => Ok(TermEnd::Retry(why.into())),
             Err(e) => end_after(e, "move the checkpoint"),
         }

@@ -18,11 +18,7 @@ use crate::{
         decide::{Limits, queue_outcome_bytes},
         entry::{DeadLetter, Entry},
     },
-    store::{
-        StoreError,
-        batch::{self, KnownRules},
-        held,
-    },
+    store::{StoreError, batch_state, ledger, queued_updates, rules::RulesCache},
 };
 
 #[derive(Debug, thiserror::Error)]
@@ -41,7 +37,7 @@ pub(crate) struct Planner {
     /// Number of queued updates. While there are any, each batch is searched for duplicates of them.
     pub(crate) queued: u64,
     pub(crate) cache: Arc<SharedCache>,
-    pub(crate) rules: KnownRules,
+    pub(crate) rules: RulesCache,
 }
 
 /// A decided batch.
@@ -94,23 +90,23 @@ impl Planner {
         rows: Option<PrefetchedRows>,
         messages: usize,
     ) -> Result<AssembledState, PlanError> {
-        let budget = if messages == 1 { usize::MAX } else { batch::BYTES };
+        let budget = if messages == 1 { usize::MAX } else { batch_state::MAX_BYTES };
         let keys = LeadKeys::of(entries);
         let mut state = match rows.and_then(|rows| self.complete_prefetched(&keys, rows)) {
             Some(state) => state,
             None => self.load_state(&keys, budget).await?,
         };
         let processes: BTreeSet<_> = state.leads.values().map(|lead| lead.process_id).collect();
-        state.rules = self.rules.of(&self.pool, &processes).await?;
+        state.rules = self.rules.load(&self.pool, &processes).await?;
         if self.check_duplicates {
-            state.recorded = batch::read_known(&self.pool, &keys).await?;
+            state.recorded = ledger::duplicates(&self.pool, &keys).await?;
         }
         if budget < usize::MAX && outcome_bytes(&state, entries) > budget {
             return Err(PlanError::TooLarge);
         }
         let has_duplicates = !state.recorded.is_empty();
         if self.queued > 0 {
-            state.recorded.extend(held::known(&self.pool, &keys).await?);
+            state.recorded.extend(queued_updates::duplicates(&self.pool, &keys).await?);
         }
         Ok(AssembledState { state, processes, has_duplicates })
     }
@@ -125,7 +121,7 @@ impl Planner {
         // Nothing is evicted between the two locks: only `record_written` evicts.
         let (missing, _) = self.cache.lock().missing(keys);
         let mut connection = self.pool.acquire().await.map_err(StoreError::from)?;
-        let read = batch::read(&mut connection, &missing, budget).await?.ok_or(PlanError::TooLarge)?;
+        let read = batch_state::read(&mut connection, &missing, budget).await?.ok_or(PlanError::TooLarge)?;
         Ok(self.cache.lock().batch_state(keys, read))
     }
 
@@ -151,7 +147,7 @@ impl Planner {
     /// Reads the rules again that a batch was decided by. Returns whether they changed.
     pub(crate) async fn reload_rules(&mut self, batch: &PlannedBatch) -> Result<bool, StoreError> {
         let processes = batch.revisions.iter().map(|(process, _)| *process).collect();
-        self.rules.renew(&self.pool, &processes).await
+        self.rules.reload(&self.pool, &processes).await
     }
 }
 

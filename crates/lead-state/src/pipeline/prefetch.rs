@@ -17,7 +17,7 @@ use crate::{
         batch::{BatchState, LeadKeys},
         entry::{DeadLetter, Entry, LogMessage, parse},
     },
-    store::{StoreError, batch},
+    store::{StoreError, batch_state},
 };
 
 /// Limit of the messages in a transaction. A larger batch applies faster and delays each update: 2000 gain a tenth over
@@ -67,7 +67,7 @@ pub(crate) async fn prefetch(
         let read_at = clock::precise();
         let Some(parsed) = parse_messages(messages.iter().map(|read| &read.message), epoch) else { return };
         let (missing, written) = cache.lock().missing(&LeadKeys::of(&parsed.entries));
-        let budget = if messages.len() == 1 { usize::MAX } else { batch::BYTES };
+        let budget = if messages.len() == 1 { usize::MAX } else { batch_state::MAX_BYTES };
         // After an error the applier reads again, and reports what is wrong.
         let state = load_missing(&mut connection, &missing, budget).await.ok().flatten();
         let rows = state.map(|state| PrefetchedRows { state, written });
@@ -85,7 +85,7 @@ async fn load_missing(
         return Ok(Some(BatchState::default()));
     }
     let mut connection = pinned.take().await?;
-    let state = batch::read(&mut connection, missing, budget).await?;
+    let state = batch_state::read(&mut connection, missing, budget).await?;
     pinned.keep(connection);
     Ok(state)
 }

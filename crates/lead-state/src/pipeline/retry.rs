@@ -3,13 +3,13 @@
 use service_kit::publish::PublishError;
 
 use super::planner::PlanError;
-use crate::store::{StoreError, batch::WriteError};
+use crate::store::StoreError;
 
 /// Why an attempt at a batch failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ApplyError {
     #[error(transparent)]
-    Write(#[from] WriteError),
+    Write(#[from] StoreError),
     #[error("cannot publish a dead letter: {0}")]
     DeadLetter(#[from] PublishError),
     #[error("the batch needs more memory than a batch may have")]
@@ -21,7 +21,7 @@ pub(crate) enum ApplyError {
 impl From<PlanError> for ApplyError {
     fn from(error: PlanError) -> Self {
         match error {
-            PlanError::Store(e) => Self::Write(e.into()),
+            PlanError::Store(e) => Self::Write(e),
             PlanError::TooLarge => Self::TooLarge,
         }
     }
@@ -55,18 +55,16 @@ pub(crate) enum NextStep {
 
 pub(crate) fn next_step(error: &ApplyError, attempt: Attempt) -> NextStep {
     match error {
-        ApplyError::DeadLetter(_) | ApplyError::Write(WriteError::Store(StoreError::Unavailable(_))) => {
-            NextStep::RetryLater
-        }
-        ApplyError::TooLarge | ApplyError::Write(WriteError::Store(StoreError::Data(_))) if attempt.messages > 1 => {
+        ApplyError::DeadLetter(_) | ApplyError::Write(StoreError::Unavailable(_)) => NextStep::RetryLater,
+        ApplyError::TooLarge | ApplyError::Write(StoreError::InvalidValue(_)) if attempt.messages > 1 => {
             NextStep::Split
         }
         // A single message has no memory limit. The changed rules were read when the write failed.
         ApplyError::TooLarge | ApplyError::RulesChanged => NextStep::Retry,
         // One message that the database cannot store must not delay all later ones.
-        ApplyError::Write(WriteError::Store(StoreError::Data(_))) if !attempt.dead_lettered => NextStep::DeadLetter,
+        ApplyError::Write(StoreError::InvalidValue(_)) if !attempt.dead_lettered => NextStep::DeadLetter,
         // Only the leader writes the ledger, so one search finds every duplicate.
-        ApplyError::Write(WriteError::Known) if !attempt.checked_duplicates => NextStep::CheckDuplicates,
+        ApplyError::Write(StoreError::Duplicate) if !attempt.checked_duplicates => NextStep::CheckDuplicates,
         ApplyError::Write(_) => NextStep::Stop,
     }
 }
@@ -79,7 +77,7 @@ mod tests {
     const MANY: Attempt = Attempt { messages: 8, ..FIRST };
 
     fn store(error: impl Fn(sqlx::Error) -> StoreError) -> ApplyError {
-        ApplyError::Write(error(sqlx::Error::RowNotFound).into())
+        ApplyError::Write(error(sqlx::Error::RowNotFound))
     }
 
     #[test]
@@ -92,9 +90,12 @@ mod tests {
 
     #[test]
     fn a_refused_batch_is_split_until_the_refused_message_is_alone_and_becomes_a_dead_letter() {
-        assert_eq!(next_step(&store(StoreError::Data), MANY), NextStep::Split);
-        assert_eq!(next_step(&store(StoreError::Data), FIRST), NextStep::DeadLetter);
-        assert_eq!(next_step(&store(StoreError::Data), Attempt { dead_lettered: true, ..FIRST }), NextStep::Stop);
+        assert_eq!(next_step(&store(StoreError::InvalidValue), MANY), NextStep::Split);
+        assert_eq!(next_step(&store(StoreError::InvalidValue), FIRST), NextStep::DeadLetter);
+        assert_eq!(
+            next_step(&store(StoreError::InvalidValue), Attempt { dead_lettered: true, ..FIRST }),
+            NextStep::Stop
+        );
     }
 
     #[test]
@@ -105,7 +106,7 @@ mod tests {
 
     #[test]
     fn duplicates_are_searched_once() {
-        let duplicate = ApplyError::Write(WriteError::Known);
+        let duplicate = ApplyError::Write(StoreError::Duplicate);
         assert_eq!(next_step(&duplicate, MANY), NextStep::CheckDuplicates);
         assert_eq!(next_step(&duplicate, Attempt { checked_duplicates: true, ..MANY }), NextStep::Stop);
     }
@@ -113,9 +114,9 @@ mod tests {
     #[test]
     fn changed_rules_are_retried_and_a_moved_checkpoint_ends_the_term() {
         assert_eq!(next_step(&ApplyError::RulesChanged, MANY), NextStep::Retry);
-        assert_eq!(next_step(&ApplyError::Write(WriteError::Fenced), MANY), NextStep::Stop);
+        assert_eq!(next_step(&ApplyError::Write(StoreError::Fenced), MANY), NextStep::Stop);
         assert_eq!(next_step(&store(StoreError::Refused), MANY), NextStep::Stop);
-        let corrupt = StoreError::Corrupt { table: "leads", fault: "x".into() };
-        assert_eq!(next_step(&ApplyError::Write(corrupt.into()), MANY), NextStep::Stop);
+        let inconsistent = StoreError::Inconsistent("x".into());
+        assert_eq!(next_step(&ApplyError::Write(inconsistent), MANY), NextStep::Stop);
     }
 }

@@ -22,17 +22,12 @@ use super::{
 };
 use crate::{
     cache::SharedCache,
-    config::{projection::Projector, secrets::Sealer},
+    config::{projection::Projector, sealer::Sealer},
     core::decide::{Limits, MAX_METADATA_BYTES},
     housekeeping::Housekeeper,
     metrics::Metrics,
     recovery::watch::watch_checkpoint,
-    store::{
-        StoreError,
-        batch::{KnownRules, WriteError},
-        checkpoint::Checkpoint,
-        held,
-    },
+    store::{StoreError, checkpoint::Checkpoint, queued_updates, rules::RulesCache},
 };
 
 /// Why a term ended.
@@ -74,7 +69,7 @@ impl TermContext {
         announcer: Announcer,
         shutdown: &CancellationToken,
     ) -> anyhow::Result<TermEnd> {
-        let queued = match held::count(&self.pool).await {
+        let queued = match queued_updates::count(&self.pool).await {
             Ok(queued) => queued,
             Err(e) => return end_after(e, "count the queued updates"),
         };
@@ -91,7 +86,7 @@ impl TermContext {
                     check_duplicates: false,
                     queued,
                     cache: cache.clone(),
-                    rules: KnownRules::default(),
+                    rules: RulesCache::default(),
                 },
                 dead_letters: DeadLetterPublisher { js: self.js.clone(), generation: checkpoint.generation },
                 traces: self.traces.clone(),
@@ -112,7 +107,7 @@ impl TermContext {
             match applier.run(to_apply, stop).await {
                 // The announcer ends after it has announced what was applied.
                 Ok(()) => Ok(TermEnd::Shutdown),
-                Err(ApplyError::Write(WriteError::Fenced)) => {
+                Err(ApplyError::Write(StoreError::Fenced)) => {
                     Ok(TermEnd::Retry("another reader moved the checkpoint".into()))
                 }
                 Err(e) => Err(e).context("cannot apply"),

@@ -14,6 +14,7 @@ use super::{
     state::RecoveryState,
 };
 use crate::store::{
+    self,
     checkpoint::{self, Checkpoint},
     ledger,
 };
@@ -53,7 +54,7 @@ impl RecoveryApi {
             }
             (kind, None) => return Err(not_applicable(format!("there is nothing to repair by {kind}"))),
         };
-        if !checkpoint::put(&self.pool, from, &to, clock::now()).await? {
+        if !checkpoint::replace(&mut *store::acquire(&self.pool).await?, from, &to, clock::now()).await? {
             return Err(moved());
         }
         tracing::warn!(

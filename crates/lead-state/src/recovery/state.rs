@@ -14,6 +14,7 @@ use service_kit::clock;
 use sqlx::PgPool;
 
 use crate::store::{
+    self,
     checkpoint::{self, Checkpoint},
     ledger,
 };
@@ -49,8 +50,13 @@ impl RecoveryState {
         };
         // The identity only initializes a new database; the log's state is read after the checkpoint.
         let log = js.get_stream(LEAD_COMMANDS).await.with_context(|| format!("cannot find {LEAD_COMMANDS}"))?;
-        let checkpoint =
-            checkpoint::load(pool, LEAD_COMMANDS, &streams::identity(log.cached_info()), clock::now()).await?;
+        let checkpoint = checkpoint::load(
+            &mut *store::acquire(pool).await?,
+            LEAD_COMMANDS,
+            &streams::identity(log.cached_info()),
+            clock::now(),
+        )
+        .await?;
         let last_announced = ledger::last_up_to(pool, checkpoint.announced).await?;
         let info = log.get_info().await.with_context(|| format!("cannot read the state of {LEAD_COMMANDS}"))?;
         let applied_entry_at = match checkpoint.applied.sequence {

@@ -11,7 +11,10 @@ use service_kit::nats::error_chain;
 use sqlx::PgPool;
 
 use super::state::event_position;
-use crate::store::checkpoint::{self, Checkpoint};
+use crate::store::{
+    self,
+    checkpoint::{self, Checkpoint},
+};
 
 const INTERVAL: Duration = Duration::from_secs(1);
 /// The delivered watermark is recorded once in so many intervals. Less often means more repeated deliveries when the
@@ -42,7 +45,7 @@ pub(crate) async fn watch_checkpoint(pool: PgPool, js: jetstream::Context, term:
 /// `checkpoint` must have been read before.
 async fn record_delivered(pool: &PgPool, js: &jetstream::Context, checkpoint: &Checkpoint) -> anyhow::Result<()> {
     if let Some(delivered) = delivered_watermark(js, checkpoint).await? {
-        checkpoint::set_delivered(pool, checkpoint, delivered).await?;
+        checkpoint::set_delivered(&mut *store::acquire(pool).await?, checkpoint, delivered).await?;
     }
     Ok(())
 }

@@ -1,9 +1,12 @@
-//! 3 Read in order, 6 Announce: how far the log was read and announced.
+//! 3 Read in order, 6 Announce: how far a command log is applied, announced and delivered.
 
 use contract::{Timestamp, position::LogPosition};
-use sqlx::{PgExecutor, PgPool};
+use sqlx::{PgConnection, PgExecutor};
 
-use super::{StoreError, time};
+use super::{
+    StoreError,
+    row::{Row, position_columns, time},
+};
 
 /// A log's checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,129 +29,164 @@ pub(crate) struct Checkpoint {
     pub(crate) events_created_at: Option<String>,
 }
 
-/// Reads a log's checkpoint; makes one at 0 for a database that has none.
+/// Reads a log's checkpoint. Inserts one at position 0 into a database that has none.
 pub(crate) async fn load(
-    pool: &PgPool,
+    connection: &mut PgConnection,
     stream: &str,
     stream_created_at: &str,
     now: Timestamp,
 ) -> Result<Checkpoint, StoreError> {
     sqlx::query!(
-        r#"INSERT INTO lead_state.checkpoints (stream, stream_created_at, epoch, last_sequence, last_index, announced_epoch, announced_sequence,
+        r#"INSERT INTO lead_state.checkpoints
+               (stream, stream_created_at, epoch, last_sequence, last_index, announced_epoch, announced_sequence,
                 announced_index, delivered_epoch, delivered_sequence, delivered_index, updated_at)
            VALUES ($1, $2, 1, 0, 0, 1, 0, 0, 0, 0, 0, $3) ON CONFLICT DO NOTHING"#,
         stream,
         stream_created_at,
         time(now)
     )
-    .execute(pool)
+    .execute(&mut *connection)
     .await?;
-    get(pool, stream).await?.ok_or_else(|| StoreError::Corrupt { table: "checkpoints", fault: format!("no {stream}") })
+    let checkpoint = get(connection, stream).await?;
+    checkpoint.ok_or_else(|| StoreError::Inconsistent(format!("checkpoints has no row for {stream}")))
 }
 
-/// Reads a log's checkpoint.
 pub(crate) async fn get(executor: impl PgExecutor<'_>, stream: &str) -> Result<Option<Checkpoint>, StoreError> {
     let row = sqlx::query!(
-        r#"SELECT stream, stream_created_at, generation, epoch, last_sequence, last_logged_at, announced_epoch, announced_sequence,
-                  delivered_epoch, delivered_sequence, events_created_at
+        r#"SELECT stream, stream_created_at, generation, epoch, last_sequence, last_index, last_logged_at, announced_epoch,
+                  announced_sequence, announced_index, delivered_epoch, delivered_sequence, delivered_index,
+                  events_created_at
            FROM lead_state.checkpoints WHERE stream = $1"#,
         stream
     )
     .fetch_optional(executor)
     .await?;
-    Ok(row.map(|row| Checkpoint {
-        stream: row.stream,
+    let Some(row) = row else { return Ok(None) };
+    let stored = Row::new("checkpoints", &stream);
+    Ok(Some(Checkpoint {
         stream_created_at: row.stream_created_at,
         generation: row.generation,
-        applied: LogPosition::message(row.epoch, row.last_sequence as u64),
+        applied: stored.position("last_sequence", (row.epoch, row.last_sequence, row.last_index))?,
         last_logged_at: row.last_logged_at.map(Into::into),
-        announced: LogPosition::message(row.announced_epoch, row.announced_sequence as u64),
-        delivered: LogPosition::message(row.delivered_epoch, row.delivered_sequence as u64),
+        announced: stored
+            .position("announced_sequence", (row.announced_epoch, row.announced_sequence, row.announced_index))?,
+        delivered: stored
+            .position("delivered_sequence", (row.delivered_epoch, row.delivered_sequence, row.delivered_index))?,
         events_created_at: row.events_created_at,
+        stream: row.stream,
     }))
 }
 
-/// Puts the checkpoint elsewhere, by compare-and-set on all that a leader moves: false if somebody else moved it. Of `to`,
-/// everything but the stream's name is written. A leader of before is cut off by the generation or epoch, of which at
-/// least one must differ.
-pub(crate) async fn put(pool: &PgPool, from: &Checkpoint, to: &Checkpoint, now: Timestamp) -> Result<bool, StoreError> {
-    let done = sqlx::query!(
+/// Replaces the checkpoint, except the stream's name, by compare-and-set on the columns that a leader moves. Returns whether
+/// `from` was still the current one. A former leader can write nothing afterwards if the generation or the epoch changes, so at
+/// least one of them must.
+pub(crate) async fn replace(
+    connection: &mut PgConnection,
+    from: &Checkpoint,
+    to: &Checkpoint,
+    now: Timestamp,
+) -> Result<bool, StoreError> {
+    let (epoch, last_sequence, last_index) = position_columns(to.applied);
+    let (announced_epoch, announced_sequence, announced_index) = position_columns(to.announced);
+    let (delivered_epoch, delivered_sequence, delivered_index) = position_columns(to.delivered);
+    let (from_epoch, from_sequence, from_index) = position_columns(from.applied);
+    let (from_announced_epoch, from_announced_sequence, from_announced_index) = position_columns(from.announced);
+    let updated = sqlx::query!(
         r#"UPDATE lead_state.checkpoints
-           SET stream_created_at = $1, generation = $2, epoch = $3, last_sequence = $4, last_logged_at = $5,
-               announced_epoch = $6, announced_sequence = $7, delivered_epoch = $8, delivered_sequence = $9, events_created_at = $10,
-               updated_at = $11
-           WHERE stream = $12 AND generation = $13 AND epoch = $14 AND last_sequence = $15
-             AND announced_epoch = $16 AND announced_sequence = $17"#,
+           SET stream_created_at = $1, generation = $2, epoch = $3, last_sequence = $4, last_index = $5, last_logged_at = $6,
+               announced_epoch = $7, announced_sequence = $8, announced_index = $9, delivered_epoch = $10,
+               delivered_sequence = $11, delivered_index = $12, events_created_at = $13, updated_at = $14
+           WHERE stream = $15 AND generation = $16 AND (epoch, last_sequence, last_index) = ($17, $18, $19)
+             AND (announced_epoch, announced_sequence, announced_index) = ($20, $21, $22)"#,
         to.stream_created_at,
         to.generation,
-        to.applied.epoch,
-        to.applied.sequence as i64,
+        epoch,
+        last_sequence,
+        last_index,
         to.last_logged_at.map(time),
-        to.announced.epoch,
-        to.announced.sequence as i64,
-        to.delivered.epoch,
-        to.delivered.sequence as i64,
+        announced_epoch,
+        announced_sequence,
+        announced_index,
+        delivered_epoch,
+        delivered_sequence,
+        delivered_index,
         to.events_created_at,
         time(now),
         from.stream,
         from.generation,
-        from.applied.epoch,
-        from.applied.sequence as i64,
-        from.announced.epoch,
-        from.announced.sequence as i64
+        from_epoch,
+        from_sequence,
+        from_index,
+        from_announced_epoch,
+        from_announced_sequence,
+        from_announced_index
     )
-    .execute(pool)
+    .execute(connection)
     .await?;
-    Ok(done.rows_affected() == 1)
+    Ok(updated.rows_affected() == 1)
 }
 
-/// Moves the announce watermark. Never moves back, and does nothing for a
-/// leader of another generation or epoch.
+/// Moves the announce watermark: never back, and not for a leader of another generation or epoch.
 pub(crate) async fn set_announced(
-    pool: &PgPool,
-    of: &Checkpoint,
+    connection: &mut PgConnection,
+    checkpoint: &Checkpoint,
     announced: LogPosition,
     now: Timestamp,
 ) -> Result<(), StoreError> {
+    let (epoch, sequence, index) = position_columns(announced);
     sqlx::query!(
-        r#"UPDATE lead_state.checkpoints SET announced_epoch = $1, announced_sequence = $2, updated_at = $3
-           WHERE stream = $4 AND generation = $5 AND epoch = $6 AND (announced_epoch, announced_sequence) < ($1, $2)"#,
-        announced.epoch,
-        announced.sequence as i64,
+        r#"UPDATE lead_state.checkpoints
+           SET announced_epoch = $1, announced_sequence = $2, announced_index = $3, updated_at = $4
+           WHERE stream = $5 AND generation = $6 AND epoch = $7
+             AND (announced_epoch, announced_sequence, announced_index) < ($1, $2, $3)"#,
+        epoch,
+        sequence,
+        index,
         time(now),
-        of.stream,
-        of.generation,
-        of.applied.epoch
+        checkpoint.stream,
+        checkpoint.generation,
+        checkpoint.applied.epoch
     )
-    .execute(pool)
+    .execute(connection)
     .await?;
     Ok(())
 }
 
 /// Moves the delivered watermark: never back, nor beyond the announce watermark.
-pub(crate) async fn set_delivered(pool: &PgPool, of: &Checkpoint, delivered: LogPosition) -> Result<(), StoreError> {
+pub(crate) async fn set_delivered(
+    connection: &mut PgConnection,
+    checkpoint: &Checkpoint,
+    delivered: LogPosition,
+) -> Result<(), StoreError> {
+    let (epoch, sequence, index) = position_columns(delivered);
     sqlx::query!(
-        r#"UPDATE lead_state.checkpoints SET delivered_epoch = $1, delivered_sequence = $2
-           WHERE stream = $3 AND generation = $4 AND (delivered_epoch, delivered_sequence) < ($1, $2)
-             AND ($1, $2) <= (announced_epoch, announced_sequence)"#,
-        delivered.epoch,
-        delivered.sequence as i64,
-        of.stream,
-        of.generation
+        r#"UPDATE lead_state.checkpoints SET delivered_epoch = $1, delivered_sequence = $2, delivered_index = $3
+           WHERE stream = $4 AND generation = $5
+             AND (delivered_epoch, delivered_sequence, delivered_index) < ($1, $2, $3)
+             AND ($1, $2, $3) <= (announced_epoch, announced_sequence, announced_index)"#,
+        epoch,
+        sequence,
+        index,
+        checkpoint.stream,
+        checkpoint.generation
     )
-    .execute(pool)
+    .execute(connection)
     .await?;
     Ok(())
 }
 
-/// Notes which stream the events are in, where none was known.
-pub(crate) async fn set_events(pool: &PgPool, of: &Checkpoint, created_at: &str) -> Result<(), StoreError> {
+/// Sets the identity of the stream of events, unless one is set.
+pub(crate) async fn set_events(
+    connection: &mut PgConnection,
+    checkpoint: &Checkpoint,
+    created_at: &str,
+) -> Result<(), StoreError> {
     sqlx::query!(
         "UPDATE lead_state.checkpoints SET events_created_at = $1 WHERE stream = $2 AND events_created_at IS NULL",
         created_at,
-        of.stream
+        checkpoint.stream
     )
-    .execute(pool)
+    .execute(connection)
     .await?;
     Ok(())
 }

@@ -1,32 +1,43 @@
-//! Leads: looked up and initiated. Existing ones change in [`batch`](super::batch) only.
+//! Leads: found, listed and inserted. Only a [batch](super::batch) updates them.
 
-use contract::{ObjectId, Timestamp, process::Rules, rpc};
-use sqlx::PgPool;
+use contract::{ObjectId, Timestamp, rpc};
+use sqlx::{PgConnection, PgPool};
 
-use super::{StoreError, id, ledger, object, time};
+use super::{
+    StoreError,
+    row::{Hex, Row, time, upper_bound},
+    updates,
+};
 
-/// Which lead.
+const TABLE: &str = "leads";
+
+/// Most bytes of metadata that are read for a page, the last lead's aside. More than a page holds, so that the page is cut and
+/// its cursor shows that there are more.
+const MAX_PAGE_BYTES: i64 = 1 << 20;
+
+/// How a query names a lead.
 #[derive(Debug, Clone)]
-pub(crate) enum Address {
-    /// By its id.
+pub(crate) enum LeadAddress {
     Id(ObjectId),
-    /// By process and external id.
+    /// Process and external id.
     Reference(ObjectId, String),
 }
 
-/// Finds a lead of a project, with its last updates.
+/// A lead of a project, with its latest updates.
 pub(crate) async fn find(
     pool: &PgPool,
     project_id: ObjectId,
-    address: &Address,
+    address: &LeadAddress,
 ) -> Result<Option<rpc::Lead>, StoreError> {
     let (lead_id, process_id, reference_id) = match address {
-        Address::Id(lead_id) => (Some(lead_id.as_bytes()), None, None),
-        Address::Reference(process_id, reference_id) => (None, Some(process_id.as_bytes()), Some(reference_id)),
+        LeadAddress::Id(lead_id) => (Some(lead_id.as_bytes()), None, None),
+        LeadAddress::Reference(process_id, reference_id) => (None, Some(process_id.as_bytes()), Some(reference_id)),
     };
-    let row = sqlx::query!(
-        r#"SELECT lead_id, process_id, reference_id, name, phone, email, state, disposition,
-                  metadata::text AS "metadata!", version, created_at, updated_at
+    let row = sqlx::query_as!(
+        LeadRow,
+        r#"SELECT lead_id AS "lead_id!", process_id AS "process_id!", reference_id, name, phone, email, state AS "state!",
+                  disposition, metadata::text AS "metadata!", version AS "version!", created_at AS "created_at!",
+                  updated_at AS "updated_at!"
            FROM lead_state.leads
            WHERE project_id = $1 AND (lead_id = $2
                OR (process_id = $3 AND md5(reference_id) = md5($4) AND reference_id = $4))"#,
@@ -38,49 +49,139 @@ pub(crate) async fn find(
     .fetch_optional(pool)
     .await?;
     let Some(row) = row else { return Ok(None) };
-    let lead_id = id("leads", "lead_id", &row.lead_id)?;
-    Ok(Some(rpc::Lead {
-        lead_id,
-        project_id,
-        process_id: id("leads", "process_id", &row.process_id)?,
-        reference_id: row.reference_id,
-        name: row.name,
-        phone: row.phone,
-        email: row.email,
-        state: row.state,
-        disposition: row.disposition,
-        metadata: object("leads", "metadata", lead_id, row.metadata)?,
-        version: row.version,
-        created_at: row.created_at.into(),
-        updated_at: row.updated_at.into(),
-        activities: ledger::activities(pool, project_id, lead_id).await?,
-    }))
+    let lead = row.into_lead(project_id)?;
+    let activities = updates::latest_of_lead(pool, project_id, lead.lead_id).await?;
+    Ok(Some(rpc::Lead { activities, ..lead }))
 }
 
-/// The rules of a process of this project.
-pub(crate) async fn rules(
+struct LeadRow {
+    lead_id: Vec<u8>,
+    process_id: Vec<u8>,
+    reference_id: Option<String>,
+    name: Option<String>,
+    phone: Option<String>,
+    email: Option<String>,
+    state: String,
+    disposition: Option<String>,
+    metadata: String,
+    version: i64,
+    created_at: time::OffsetDateTime,
+    updated_at: time::OffsetDateTime,
+}
+
+impl LeadRow {
+    fn into_lead(self, project_id: ObjectId) -> Result<rpc::Lead, StoreError> {
+        let id = Hex(&self.lead_id);
+        let stored = Row::new(TABLE, &id);
+        Ok(rpc::Lead {
+            lead_id: stored.id("lead_id", &self.lead_id)?,
+            project_id,
+            process_id: stored.id("process_id", &self.process_id)?,
+            reference_id: self.reference_id,
+            name: self.name,
+            phone: self.phone,
+            email: self.email,
+            state: self.state,
+            disposition: self.disposition,
+            metadata: stored.object("metadata", self.metadata)?,
+            version: self.version,
+            created_at: self.created_at.into(),
+            updated_at: self.updated_at.into(),
+            activities: Vec::new(),
+        })
+    }
+}
+
+/// The leads of a project that a list includes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LeadFilter<'a> {
+    pub(crate) process_id: Option<ObjectId>,
+    pub(crate) state: Option<&'a str>,
+    pub(crate) updated_since: Option<Timestamp>,
+}
+
+impl LeadFilter<'_> {
+    pub(crate) fn includes_all(&self) -> bool {
+        matches!(self, Self { process_id: None, state: None, updated_since: None })
+    }
+}
+
+/// The `count`-th lead below `before`, newest first; None if there are fewer.
+pub(crate) async fn nth_below(
     pool: &PgPool,
     project_id: ObjectId,
-    process_id: ObjectId,
-) -> Result<Option<Rules>, StoreError> {
-    let config = sqlx::query_scalar!(
-        r#"SELECT config::text AS "config!" FROM lead_state.processes WHERE process_id = $1 AND project_id = $2"#,
-        process_id.as_bytes(),
-        project_id.as_bytes()
+    before: Option<ObjectId>,
+    count: u32,
+) -> Result<Option<ObjectId>, StoreError> {
+    let lead_id = sqlx::query_scalar!(
+        r#"SELECT lead_id FROM lead_state.leads
+           WHERE project_id = $1 AND lead_id < $2
+           ORDER BY lead_id DESC OFFSET $3 LIMIT 1"#,
+        project_id.as_bytes(),
+        upper_bound(before.as_ref()),
+        i64::from(count) - 1
     )
     .fetch_optional(pool)
     .await?;
-    config
-        .map(|config| {
-            serde_json::from_str(&config)
-                .map_err(|e| StoreError::Corrupt { table: "processes", fault: format!("config of {process_id}: {e}") })
-        })
-        .transpose()
+    lead_id.map(|bytes| Row::new(TABLE, &Hex(&bytes)).id("lead_id", &bytes)).transpose()
 }
 
-/// Adds a lead; false if its external id is taken in its process.
-pub(crate) async fn insert(
+/// A project's leads below `before` and not below `down_to`, newest first: `limit` of them, and one more to show that there are
+/// more.
+pub(crate) async fn list(
     pool: &PgPool,
+    project_id: ObjectId,
+    filter: LeadFilter<'_>,
+    before: Option<ObjectId>,
+    down_to: Option<ObjectId>,
+    limit: u32,
+) -> Result<Vec<rpc::Lead>, StoreError> {
+    let rows = sqlx::query_as!(
+        LeadRow,
+        r#"WITH requested AS MATERIALIZED (
+               SELECT lead_id, process_id, reference_id, name, phone, email, state, disposition, metadata::text AS metadata,
+                      version, created_at, updated_at
+               FROM lead_state.leads
+               WHERE project_id = $1 AND lead_id < $2 AND lead_id >= $3
+                   AND ($4::bytea IS NULL OR process_id = $4) AND ($5::text IS NULL OR state = $5)
+                   AND ($6::timestamptz IS NULL OR updated_at >= $6)
+               ORDER BY lead_id DESC LIMIT $7
+           ), sized AS (
+               SELECT *, sum(octet_length(metadata)) OVER (ORDER BY lead_id DESC) - octet_length(metadata) AS before
+               FROM requested
+           )
+           SELECT lead_id AS "lead_id!", process_id AS "process_id!", reference_id, name, phone, email,
+                  state AS "state!", disposition, metadata AS "metadata!", version AS "version!",
+                  created_at AS "created_at!", updated_at AS "updated_at!"
+           FROM sized WHERE before <= $8 ORDER BY lead_id DESC"#,
+        project_id.as_bytes(),
+        upper_bound(before.as_ref()),
+        down_to.as_ref().map_or(&[][..], |id| id.as_bytes()),
+        filter.process_id.as_ref().map(|id| id.as_bytes()) as _,
+        filter.state,
+        filter.updated_since.map(time),
+        i64::from(limit) + 1,
+        MAX_PAGE_BYTES
+    )
+    .fetch_all(pool)
+    .await?;
+    rows.into_iter().map(|row| row.into_lead(project_id)).collect()
+}
+
+pub(crate) async fn exists(pool: &PgPool, project_id: ObjectId, lead_id: ObjectId) -> Result<bool, StoreError> {
+    let exists = sqlx::query_scalar!(
+        r#"SELECT EXISTS (SELECT FROM lead_state.leads WHERE lead_id = $1 AND project_id = $2) AS "exists!""#,
+        lead_id.as_bytes(),
+        project_id.as_bytes()
+    )
+    .fetch_one(pool)
+    .await?;
+    Ok(exists)
+}
+
+/// Inserts a lead. Returns false if its process has a lead with this external id.
+pub(crate) async fn insert(
+    connection: &mut PgConnection,
     lead_id: ObjectId,
     lead: &rpc::InitiateLead,
     state: &str,
@@ -104,7 +205,7 @@ pub(crate) async fn insert(
         lead.metadata.get(),
         time(now)
     )
-    .execute(pool)
+    .execute(connection)
     .await?;
     Ok(inserted.rows_affected() == 1)
 }

@@ -1,26 +1,154 @@
-//! A project's updates by their ids, and their outcomes as webhooks tell them.
+//! Updates by their ids: timelines, lists, and outcomes as webhooks carry them.
 
-use contract::{JsonObject, ObjectId, Timestamp, event::WebhookPayload, rpc::Outcome};
+use contract::{
+    JsonObject, ObjectId, Timestamp,
+    event::WebhookPayload,
+    position::LogPosition,
+    rpc::{self, Activity, HistoryEntry, Outcome, UpdateStatus},
+};
 use sqlx::PgPool;
 
-use super::{StoreError, id, object, optional_id};
+use super::{
+    StoreError,
+    ledger::TABLE,
+    row::{Hex, Row, position_columns, upper_bound},
+};
 
-const TABLE: &str = "lead_updates";
-/// Beyond every id. A bound that is always there is met by index under any plan.
-const BEYOND_IDS: [u8; 13] = [0xff; 13];
-/// Most bytes of outcomes that are told at once, the last one aside: they must fit into a message of NATS (1 MiB).
-const MAX_BYTES: i64 = 256 << 10;
+/// Most bytes of outcomes in one answer, the last one aside: it must fit into a NATS message (1 MiB).
+const MAX_OUTCOME_BYTES: i64 = 256 << 10;
 
-/// The updates of a project that were made since, the newest first, before this one; or the oldest first, after it.
-pub(crate) async fn of_project(
+/// A decided update.
+pub(crate) async fn find(
+    pool: &PgPool,
+    project_id: ObjectId,
+    update_id: ObjectId,
+) -> Result<Option<rpc::Update>, StoreError> {
+    let row = sqlx::query!(
+        r#"SELECT log_sequence, logged_at, lead_id, process_id, reference_id, command::text AS "command!", success, error,
+                  error_code, from_state, to_state, version, user_id, api_key_id, warnings, data::text AS data, applied_at
+           FROM lead_state.lead_updates WHERE project_id = $1 AND update_id = $2"#,
+        project_id.as_bytes(),
+        update_id.as_bytes()
+    )
+    .fetch_optional(pool)
+    .await?;
+    let Some(row) = row else { return Ok(None) };
+    let stored = Row::new(TABLE, &update_id);
+    Ok(Some(rpc::Update {
+        update_id,
+        status: if row.success { UpdateStatus::Succeeded } else { UpdateStatus::Failed },
+        command: Some(stored.object("command", row.command)?),
+        log_sequence: Some(row.log_sequence as u64),
+        logged_at: Some(row.logged_at.into()),
+        lead_id: stored.optional_id("lead_id", row.lead_id.as_deref())?,
+        process_id: stored.optional_id("process_id", row.process_id.as_deref())?,
+        reference_id: row.reference_id,
+        error: row.error,
+        error_code: row.error_code,
+        from_state: row.from_state,
+        to_state: row.to_state,
+        version: row.version,
+        user_id: row.user_id,
+        api_key_id: stored.optional_id("api_key_id", row.api_key_id.as_deref())?,
+        warnings: row.warnings,
+        applied_at: Some(row.applied_at.into()),
+        data: stored.optional_object("data", row.data)?,
+        queued_until: None,
+    }))
+}
+
+/// A lead's latest updates, newest first.
+pub(super) async fn latest_of_lead(
+    pool: &PgPool,
+    project_id: ObjectId,
+    lead_id: ObjectId,
+) -> Result<Vec<Activity>, StoreError> {
+    let rows = sqlx::query!(
+        r#"SELECT update_id, success, error, from_state, to_state, disposition, user_id, applied_at
+           FROM lead_state.lead_updates WHERE lead_id = $1 AND project_id = $2
+           ORDER BY log_epoch DESC, log_sequence DESC, log_index DESC LIMIT $3"#,
+        lead_id.as_bytes(),
+        project_id.as_bytes(),
+        rpc::LEAD_ACTIVITIES
+    )
+    .fetch_all(pool)
+    .await?;
+    rows.into_iter()
+        .map(|row| {
+            Ok(Activity {
+                update_id: Row::new(TABLE, &Hex(&row.update_id)).id("update_id", &row.update_id)?,
+                success: row.success,
+                error: row.error,
+                from_state: row.from_state,
+                to_state: row.to_state,
+                disposition: row.disposition,
+                user_id: row.user_id,
+                timestamp: row.applied_at.into(),
+            })
+        })
+        .collect()
+}
+
+/// A lead's updates before this log position, newest first: `limit` of them, and one more to show that there are more.
+pub(crate) async fn history_of_lead(
+    pool: &PgPool,
+    project_id: ObjectId,
+    lead_id: ObjectId,
+    before: Option<LogPosition>,
+    limit: u32,
+) -> Result<Vec<HistoryEntry>, StoreError> {
+    let (epoch, sequence, index) = before.map_or((i32::MAX, i64::MAX, i32::MAX), position_columns);
+    let rows = sqlx::query!(
+        r#"SELECT update_id, success, error, error_code, from_state, to_state, disposition, version, user_id, api_key_id,
+                  warnings, log_epoch, log_sequence, logged_at, applied_at
+           FROM lead_state.lead_updates
+           WHERE lead_id = $1 AND project_id = $2 AND (log_epoch, log_sequence, log_index) < ($3, $4, $5)
+           ORDER BY log_epoch DESC, log_sequence DESC, log_index DESC LIMIT $6"#,
+        lead_id.as_bytes(),
+        project_id.as_bytes(),
+        epoch,
+        sequence,
+        index,
+        i64::from(limit) + 1
+    )
+    .fetch_all(pool)
+    .await?;
+    rows.into_iter()
+        .map(|row| {
+            let id = Hex(&row.update_id);
+            let stored = Row::new(TABLE, &id);
+            Ok(HistoryEntry {
+                update_id: stored.id("update_id", &row.update_id)?,
+                success: row.success,
+                error: row.error,
+                error_code: row.error_code,
+                from_state: row.from_state,
+                to_state: row.to_state,
+                disposition: row.disposition,
+                version: row.version,
+                user_id: row.user_id,
+                api_key_id: stored.optional_id("api_key_id", row.api_key_id.as_deref())?,
+                warnings: row.warnings,
+                epoch: row.log_epoch,
+                log_sequence: row.log_sequence as u64,
+                logged_at: row.logged_at.into(),
+                applied_at: row.applied_at.into(),
+            })
+        })
+        .collect()
+}
+
+/// The ids of a project's updates made since: newest first and before `at`, or oldest first and after it. `limit` of them, and
+/// one more to show that there are more.
+pub(crate) async fn ids_of_project(
     pool: &PgPool,
     project_id: ObjectId,
     since: Option<Timestamp>,
     oldest_first: bool,
-    place: Option<ObjectId>,
+    at: Option<ObjectId>,
     limit: u32,
 ) -> Result<Vec<ObjectId>, StoreError> {
-    // The ids of a second begin with it.
+    // Ids begin with the second in which they were made.
     let since = since.map(|at| at.unix_seconds().to_be_bytes().to_vec()).unwrap_or_default();
     let limit = i64::from(limit) + 1;
     let rows = if oldest_first {
@@ -29,7 +157,7 @@ pub(crate) async fn of_project(
                WHERE project_id = $1 AND update_id >= $2 AND update_id > $3 ORDER BY update_id LIMIT $4"#,
             project_id.as_bytes(),
             since,
-            place.as_ref().map_or(&[][..], |id| id.as_bytes()),
+            at.as_ref().map_or(&[][..], |id| id.as_bytes()),
             limit
         )
         .fetch_all(pool)
@@ -40,16 +168,16 @@ pub(crate) async fn of_project(
                WHERE project_id = $1 AND update_id >= $2 AND update_id < $3 ORDER BY update_id DESC LIMIT $4"#,
             project_id.as_bytes(),
             since,
-            place.as_ref().map_or(&BEYOND_IDS[..], |id| id.as_bytes()),
+            upper_bound(at.as_ref()),
             limit
         )
         .fetch_all(pool)
         .await?
     };
-    rows.iter().map(|bytes| id(TABLE, "update_id", bytes)).collect()
+    rows.iter().map(|bytes| Row::new(TABLE, &Hex(bytes)).id("update_id", bytes)).collect()
 }
 
-/// What became of these updates, in their order: as many as fit, and at least one if there is any.
+/// The outcomes of these updates, in their order: as many as fit into an answer, and at least one if there is any.
 pub(crate) async fn outcomes(
     pool: &PgPool,
     project_id: ObjectId,
@@ -57,43 +185,41 @@ pub(crate) async fn outcomes(
 ) -> Result<Vec<Outcome>, StoreError> {
     let update_ids = update_ids.iter().map(|id| id.as_bytes().to_vec()).collect::<Vec<_>>();
     let rows = sqlx::query!(
-        r#"WITH wanted AS MATERIALIZED (
-               SELECT u.place, l.update_id, l.success, l.error, l.lead_id, l.reference_id, l.applied_at, l.data::text AS data
-               FROM unnest($2::bytea[]) WITH ORDINALITY AS u (update_id, place)
-               JOIN lead_state.lead_updates AS l ON l.project_id = $1 AND l.update_id = u.update_id
-           ), weighed AS (
+        r#"WITH requested AS MATERIALIZED (
+               SELECT r.place, u.update_id, u.success, u.error, u.lead_id, u.reference_id, u.applied_at, u.data::text AS data
+               FROM unnest($2::bytea[]) WITH ORDINALITY AS r (update_id, place)
+               JOIN lead_state.lead_updates AS u ON u.project_id = $1 AND u.update_id = r.update_id
+           ), sized AS (
                SELECT *, sum(coalesce(octet_length(data), 0)) OVER (ORDER BY place) - coalesce(octet_length(data), 0) AS before
-               FROM wanted
+               FROM requested
            )
            SELECT update_id AS "update_id!", success AS "success!", error, lead_id, reference_id,
                   applied_at AS "applied_at!", data
-           FROM weighed WHERE before <= $3 ORDER BY place"#,
+           FROM sized WHERE before <= $3 ORDER BY place"#,
         project_id.as_bytes(),
         &update_ids[..],
-        MAX_BYTES
+        MAX_OUTCOME_BYTES
     )
     .fetch_all(pool)
     .await?;
     rows.into_iter()
         .map(|row| {
-            let update_id = id(TABLE, "update_id", &row.update_id)?;
-            let data = row.data.map(|text| object(TABLE, "data", update_id, text)).transpose()?;
+            let id = Hex(&row.update_id);
+            let stored = Row::new(TABLE, &id);
+            let update_id = stored.id("update_id", &row.update_id)?;
+            let data = stored.optional_object("data", row.data)?;
             let payload = WebhookPayload {
                 action_type: "update",
                 update_id,
                 success: row.success,
                 error: row.error.as_deref(),
-                lead_id: optional_id(TABLE, "lead_id", row.lead_id.as_deref())?,
+                lead_id: stored.optional_id("lead_id", row.lead_id.as_deref())?,
                 reference_id: row.reference_id.as_deref(),
                 timestamp: row.applied_at.into(),
                 data: data.as_ref(),
             };
-            let corrupt = |e: &dyn std::fmt::Display| StoreError::Corrupt {
-                table: TABLE,
-                fault: format!("the outcome of {update_id} cannot be told: {e}"),
-            };
-            let text = serde_json::to_string(&payload).map_err(|e| corrupt(&e))?;
-            Ok(Outcome { update_id, payload: JsonObject::from_text(text).map_err(|e| corrupt(&e))? })
+            let text = serde_json::to_string(&payload).map_err(|e| stored.corrupt("data", e))?;
+            Ok(Outcome { update_id, payload: JsonObject::from_text(text).map_err(|e| stored.corrupt("data", e))? })
         })
         .collect()
 }

@@ -2,13 +2,32 @@
 
 use std::future::Future;
 
-use anyhow::Context;
-use sqlx::{AssertSqlSafe, PgPool, migrate::Migrator};
+use sqlx::{
+    AssertSqlSafe, PgPool,
+    migrate::{MigrateError, Migrator},
+};
 
 use crate::{
     health::Readiness,
     nats::{error_chain, retry_backoff},
 };
+
+/// Why a schema is not at this version.
+#[derive(Debug, thiserror::Error)]
+pub enum SchemaError {
+    /// A migration that ran has changed since. Nothing was written.
+    #[error(
+        "the schema {0} was created by an earlier version and cannot be migrated: start again with an empty database (for \
+         `leadctl up`, remove its data directory: rm -r .leadrelay)"
+    )]
+    Outdated(&'static str),
+    /// A migration failed.
+    #[error("cannot migrate the schema {0}")]
+    Migrate(&'static str, #[source] MigrateError),
+    /// The migrations that ran are unknown.
+    #[error("cannot read the migrations of the schema {0}")]
+    Read(&'static str, #[source] sqlx::Error),
+}
 
 /// The schema of one service. Its migrations are recorded in the schema itself, so several services can share a database.
 #[derive(Debug)]
@@ -31,34 +50,48 @@ impl Schema {
     ///
     /// # Errors
     /// A migration failed, or differs from the one that ran under its number.
-    pub async fn migrate(&self, pool: &PgPool) -> anyhow::Result<()> {
-        self.migrator.run(pool).await.with_context(|| format!("cannot migrate the schema {}", self.name))
+    pub async fn migrate(&self, pool: &PgPool) -> Result<(), SchemaError> {
+        self.migrator.run(pool).await.map_err(|e| match e {
+            MigrateError::VersionMismatch(_) | MigrateError::VersionMissing(_) => SchemaError::Outdated(self.name),
+            e => SchemaError::Migrate(self.name, e),
+        })
     }
 
     /// The versions of the migrations that the database lacks.
     ///
     /// # Errors
-    /// The database cannot be read.
-    pub async fn missing_migrations(&self, pool: &PgPool) -> sqlx::Result<Vec<i64>> {
-        let sql = AssertSqlSafe(format!("SELECT version FROM {}._sqlx_migrations WHERE success", self.name));
-        let applied: Vec<i64> = match sqlx::query_scalar(sql).fetch_all(pool).await {
+    /// The database cannot be read, or one of its migrations differs from this version's.
+    pub async fn missing_migrations(&self, pool: &PgPool) -> Result<Vec<i64>, SchemaError> {
+        let sql = AssertSqlSafe(format!("SELECT version, checksum FROM {}._sqlx_migrations WHERE success", self.name));
+        let applied: Vec<(i64, Vec<u8>)> = match sqlx::query_as(sql).fetch_all(pool).await {
             // The table is created by the first migration.
             Err(sqlx::Error::Database(e)) if e.code().as_deref() == Some("42P01") => Vec::new(),
-            applied => applied?,
+            applied => applied.map_err(|e| SchemaError::Read(self.name, e))?,
         };
-        let versions = self.migrator.iter().map(|migration| migration.version);
-        Ok(versions.filter(|version| !applied.contains(version)).collect())
+        let mut missing = Vec::new();
+        for migration in self.migrator.iter() {
+            match applied.iter().find(|(version, _)| *version == migration.version) {
+                None => missing.push(migration.version),
+                Some((_, checksum)) if *checksum == *migration.checksum => {}
+                Some(_) => return Err(SchemaError::Outdated(self.name)),
+            }
+        }
+        Ok(missing)
     }
 
     /// Waits until another program has run the migrations; `readiness` shows which ones are missing.
-    pub async fn wait_until_migrated(&self, pool: &PgPool, readiness: &Readiness) {
+    ///
+    /// # Errors
+    /// One of the database's migrations differs from this version's.
+    pub async fn wait_until_migrated(&self, pool: &PgPool, readiness: &Readiness) -> Result<(), SchemaError> {
         let name = self.name;
         retry_until_ready("schema", readiness, async || match self.missing_migrations(pool).await {
-            Ok(missing) if missing.is_empty() => Ok(()),
+            Ok(missing) if missing.is_empty() => Ok(Ok(())),
             Ok(missing) => Err(format!("{name} lacks migrations {missing:?}; run `leadctl migrate`")),
+            Err(e @ SchemaError::Outdated(_)) => Ok(Err(e)),
             Err(e) => Err(error_chain(&e)),
         })
-        .await;
+        .await
     }
 }
 
@@ -72,16 +105,23 @@ pub async fn wait_for_postgres(pool: &PgPool, readiness: &Readiness) {
     .await;
 }
 
-async fn retry_until_ready<F: Future<Output = Result<(), String>>>(
+/// Repeats an attempt until it succeeds; `readiness` shows why it does not.
+async fn retry_until_ready<T, F: Future<Output = Result<T, String>>>(
     what: &'static str,
     readiness: &Readiness,
     attempt: impl Fn() -> F,
-) {
-    for delay in retry_backoff() {
-        let Err(reason) = attempt().await else { break };
+) -> T {
+    let mut delays = retry_backoff();
+    loop {
+        let reason = match attempt().await {
+            Ok(value) => {
+                readiness.ready(what);
+                return value;
+            }
+            Err(reason) => reason,
+        };
         tracing::warn!("waiting for {what}: {reason}");
         readiness.not_ready(what, reason);
-        tokio::time::sleep(delay).await;
+        tokio::time::sleep(delays.next().unwrap_or_default()).await;
     }
-    readiness.ready(what);
 }

@@ -1,0 +1,63 @@
+//! The dry run of an update: decided like the next entry of the log, without any effect.
+
+use std::collections::BTreeSet;
+
+use contract::{
+    Timestamp,
+    command::CallEnded,
+    event::CompletionEvent,
+    position::LogPosition,
+    rpc::{DryRunUpdate, RpcError},
+};
+use service_kit::clock;
+
+use super::Api;
+use crate::{
+    core::{
+        batch::{BatchState, LeadKeys, decide_batch},
+        decide::Limits,
+        entry::{CallChange, CallEntry, Entry, UpdateEntry},
+    },
+    store::{self, batch_state, rules::RulesCache},
+};
+
+impl Api {
+    pub(super) async fn dry_run_update(self, query: DryRunUpdate) -> Result<CompletionEvent, RpcError> {
+        let now = clock::now();
+        let entries = vec![Entry::Update(UpdateEntry {
+            position: LogPosition::default(),
+            logged_at: now,
+            project_id: query.project_id,
+            update_id: clock::new_id(),
+            command: Box::new(query.command),
+            text: "{}".into(),
+            traceparent: None,
+        })];
+        let keys = LeadKeys::of(&entries);
+        let mut connection = store::acquire(&self.pool).await?;
+        let mut state = batch_state::read(&mut connection, &keys, usize::MAX).await?.unwrap_or_default();
+        drop(connection);
+        let processes: BTreeSet<_> = state.leads.values().map(|lead| lead.process_id).collect();
+        state.rules = RulesCache::default().load(&self.pool, &processes).await?;
+        preview(state, entries, now, self.limits())
+            .ok_or_else(|| RpcError::new(500, "internal", "the update was not decided"))
+    }
+}
+
+/// The event of the last entry, an update. If the update would be queued, the event that it would have if the call ended now.
+fn preview(state: BatchState, mut entries: Vec<Entry>, now: Timestamp, limits: Limits) -> Option<CompletionEvent> {
+    let plan = decide_batch(state.clone(), entries.clone(), now, limits);
+    let Some(queued) = plan.newly_queued.first() else { return plan.rows.into_iter().next_back().map(|row| row.event) };
+    let lead_id = Some(queued.lead_id);
+    let calls = state.calls.get(&queued.lead_id);
+    let until = calls.into_iter().flatten().map(|call| call.expires_at).max().unwrap_or(now);
+    let UpdateEntry { project_id, position, .. } = queued.update;
+    let change = CallChange::Ended(CallEnded { lead_id, ..CallEnded::default() });
+    entries.push(Entry::Call(CallEntry { position, logged_at: now, project_id, change }));
+    let mut event = decide_batch(state, entries, now, limits).rows.into_iter().next_back()?.event;
+    event.warnings.push(format!(
+        "a call is in progress: the update would be queued until it ends, at the latest until {}",
+        until.to_iso()
+    ));
+    Some(event)
+}

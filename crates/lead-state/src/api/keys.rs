@@ -1,0 +1,54 @@
+//! API keys.
+
+use contract::{
+    key::ApiKey,
+    rpc::{CreateKey, ListKeys, RevokeKey, RpcError},
+};
+use service_kit::clock;
+
+use super::{Api, project_not_found, validate_name};
+use crate::{
+    config::projection::not_projected,
+    store::{
+        self,
+        api_keys::{self, KeyInsert},
+    },
+};
+
+impl Api {
+    pub(super) async fn create_key(self, key: CreateKey) -> Result<ApiKey, RpcError> {
+        validate_name(&key.name)?;
+        if key.sha256.len() != 64 || !key.sha256.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+            return Err(RpcError::new(400, "invalid_hash", "sha256 must be 64 lower-case hex digits"));
+        }
+        if key.scopes.is_empty() {
+            return Err(RpcError::new(400, "no_scopes", "a key needs at least one scope"));
+        }
+        let CreateKey { project_id, name, sha256, scopes, expires_at } = key;
+        let created_at = clock::now();
+        let key =
+            ApiKey { key_id: clock::new_id(), project_id, name, scopes, created_at, expires_at, revoked_at: None };
+        match api_keys::insert(&mut *store::acquire(&self.pool).await?, &key, &sha256).await? {
+            KeyInsert::Inserted => {}
+            KeyInsert::NoProject => return Err(project_not_found()),
+            KeyInsert::Exists => {
+                return Err(RpcError::new(409, "key_exists", "there is a key with this sha256 already"));
+            }
+        }
+        self.projector.project_key(&sha256).await.map_err(|e| not_projected("the key", &e))?;
+        Ok(key)
+    }
+
+    pub(super) async fn revoke_key(self, revoke: RevokeKey) -> Result<ApiKey, RpcError> {
+        let not_found = || RpcError::new(404, "key_not_found", "API key not found");
+        let revoked = api_keys::revoke(&mut *store::acquire(&self.pool).await?, revoke.key_id, clock::now()).await?;
+        let sha256 = revoked.ok_or_else(not_found)?;
+        self.projector.project_key(&sha256).await.map_err(|e| not_projected("the revocation", &e))?;
+        let (key, _) = api_keys::find(&self.pool, &sha256).await?.ok_or_else(not_found)?;
+        Ok(key)
+    }
+
+    pub(super) async fn list_keys(self, query: ListKeys) -> Result<Vec<ApiKey>, RpcError> {
+        Ok(api_keys::list(&self.pool, query.project_id).await?)
+    }
+}

@@ -1,0 +1,123 @@
+//! Leads: read, listed and initiated.
+
+use contract::{
+    JsonObject,
+    command::MAX_TEXT_CHARS,
+    position::LogPosition,
+    rpc::{GetLead, GetLeadHistory, HistoryEntry, InitiateLead, Lead, ListLeads, Page, RpcError, clamp},
+};
+use service_kit::clock;
+
+use super::{Api, cursors, lead_not_found};
+use crate::{
+    core::{decide::Limits, process_change::process_not_found},
+    store::{
+        self,
+        leads::{self, LeadAddress, LeadFilter},
+        processes, updates,
+    },
+};
+
+/// How many leads are searched for a page with a filter. More finds rare leads with fewer queries, each of which takes longer.
+const SEARCHED_LEADS: u32 = 10_000;
+
+impl Api {
+    pub(super) async fn get_lead(self, query: GetLead) -> Result<Lead, RpcError> {
+        let address = match (query.lead_id, query.process_id, query.reference_id) {
+            (Some(lead_id), ..) => LeadAddress::Id(lead_id),
+            (None, Some(process_id), Some(reference_id)) => LeadAddress::Reference(process_id, reference_id),
+            _ => return Err(RpcError::new(400, "address_missing", "Either leadId or referenceId is required")),
+        };
+        leads::find(&self.pool, query.project_id, &address).await?.ok_or_else(lead_not_found)
+    }
+
+    pub(super) async fn initiate_lead(self, lead: InitiateLead) -> Result<Lead, RpcError> {
+        let now = clock::now();
+        validate(&lead, self.limits())?;
+        let process = processes::find_by_id(&self.pool, lead.project_id, lead.process_id).await?;
+        let rules = process.ok_or_else(process_not_found)?.rules;
+        let state = rules
+            .initial_state()
+            .ok_or_else(|| RpcError::new(400, "process_has_no_states", "The process has no states"))?;
+        let lead_id = clock::new_id();
+        let mut connection = store::acquire(&self.pool).await?;
+        if !leads::insert(&mut connection, lead_id, &lead, &state.name, now).await? {
+            let reference = lead.reference_id.as_deref().unwrap_or_default();
+            let message = format!("Lead with referenceId {reference:?} already exists for this project and process");
+            return Err(RpcError::new(400, "reference_exists", message));
+        }
+        Ok(Lead {
+            lead_id,
+            project_id: lead.project_id,
+            process_id: lead.process_id,
+            reference_id: lead.reference_id,
+            name: lead.name,
+            phone: lead.phone,
+            email: lead.email,
+            state: state.name.clone(),
+            disposition: None,
+            metadata: lead.metadata,
+            version: 1,
+            created_at: now,
+            updated_at: now,
+            activities: vec![],
+        })
+    }
+
+    pub(super) async fn list_leads(self, query: ListLeads) -> Result<Page<Lead>, RpcError> {
+        let ListLeads { project_id, process_id, state, updated_since, cursor, limit } = query;
+        let limit = clamp(limit);
+        let before = cursor.as_ref().map(cursors::parse_lead).transpose()?;
+        let filter = LeadFilter { process_id, state: state.as_deref(), updated_since };
+        // Filters have no index, because an index on a column that changes would slow down every update.
+        let down_to = match filter.includes_all() {
+            true => None,
+            false => leads::nth_below(&self.pool, project_id, before, SEARCHED_LEADS).await?,
+        };
+        let leads = leads::list(&self.pool, project_id, filter, before, down_to, limit).await?;
+        Ok(Page::cut(leads, limit, |lead| cursors::lead(lead.lead_id), down_to.map(cursors::lead)))
+    }
+
+    pub(super) async fn get_lead_history(self, query: GetLeadHistory) -> Result<Page<HistoryEntry>, RpcError> {
+        let GetLeadHistory { project_id, lead_id, cursor, limit } = query;
+        let limit = clamp(limit);
+        let before = cursor.as_ref().map(cursors::parse_history).transpose()?;
+        if !leads::exists(&self.pool, project_id, lead_id).await? {
+            return Err(lead_not_found());
+        }
+        let updates = updates::history_of_lead(&self.pool, project_id, lead_id, before, limit).await?;
+        Ok(Page::cut(
+            updates,
+            limit,
+            |update| cursors::history(LogPosition::message(update.epoch, update.log_sequence)),
+            None,
+        ))
+    }
+
+    pub(super) fn limits(&self) -> Limits {
+        Limits::for_max_payload(self.js.client().server_info().max_payload)
+    }
+}
+
+fn validate(lead: &InitiateLead, limits: Limits) -> Result<(), RpcError> {
+    let texts = [
+        ("name", &lead.name),
+        ("referenceId", &lead.reference_id),
+        ("phone", &lead.phone),
+        ("email", &lead.email),
+        ("groupId", &lead.group_id),
+    ];
+    for (field, text) in texts {
+        let Some(text) = text else { continue };
+        if text.chars().count() > MAX_TEXT_CHARS || text.contains('\0') {
+            let message = format!("{field} must have at most {MAX_TEXT_CHARS} characters and no NUL");
+            return Err(RpcError::new(400, "text_too_long", message));
+        }
+    }
+    let bytes = JsonObject::get(&lead.metadata).len();
+    if bytes > limits.metadata_bytes {
+        let message = format!("metadata is {bytes} bytes, more than the {} allowed", limits.metadata_bytes);
+        return Err(RpcError::new(400, "metadata_too_large", message));
+    }
+    Ok(())
+}

@@ -1,0 +1,145 @@
+//! Secrets at rest: sealed before a process is stored, and again when another key has become the present one. See
+//! [`secrets`].
+
+use std::{sync::Arc, time::Duration};
+
+use contract::{
+    ObjectId,
+    process::{Callback, Process},
+    rpc::{LockedCallback, RotateSecrets, RotationResult, RpcError},
+    secret::KeyId,
+};
+use secrets::{OpenError, SealingKeys};
+use sqlx::PgPool;
+use tokio::time::Instant;
+
+use super::projection::{Projector, not_projected};
+use crate::store::{self, StoreError, processes};
+
+/// How long one call rotates before it answers how many processes remain: less than the timeout of a query.
+const ROTATE_FOR: Duration = Duration::from_secs(3);
+
+/// Seals and opens the secrets of stored processes.
+#[derive(Debug)]
+pub(crate) struct Sealer {
+    pub(crate) pool: PgPool,
+    pub(crate) projector: Arc<Projector>,
+    pub(crate) keys: SealingKeys,
+}
+
+/// The callbacks that are sealed again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ResealFilter {
+    /// Those with a secret in clear, from an earlier version.
+    InClear,
+    /// Those with a secret that is not sealed with the present key.
+    NotWithPresentKey,
+}
+
+impl ResealFilter {
+    fn includes(self, callback: &Callback, present: KeyId) -> bool {
+        callback.secrets().any(|secret| match self {
+            Self::InClear => !secret.is_sealed(),
+            Self::NotWithPresentKey => secret.key_id() != Some(present),
+        })
+    }
+}
+
+/// The result of resealing one process.
+struct Resealed {
+    stored: bool,
+    /// Callbacks whose secrets cannot be opened.
+    locked: Vec<(ObjectId, OpenError)>,
+}
+
+impl Sealer {
+    /// A process as it is stored. Secrets that could not be opened stay sealed as they are.
+    pub(crate) fn seal(&self, process: &Process) -> Process {
+        let callbacks = process.callbacks.iter().map(|callback| self.seal_callback(process.project_id, callback));
+        Process { callbacks: callbacks.collect(), ..process.clone() }
+    }
+
+    /// A stored process with its secrets in clear, except those that cannot be opened.
+    pub(crate) fn open(&self, process: &Process) -> Process {
+        let open =
+            |callback: &Callback| self.keys.open_callback(process.project_id, callback).unwrap_or(callback.clone());
+        Process { callbacks: process.callbacks.iter().map(open).collect(), ..process.clone() }
+    }
+
+    /// Seals the secrets that an earlier version stored in clear.
+    pub(crate) async fn seal_clear(&self) -> anyhow::Result<()> {
+        for (project_id, name) in processes::list_to_project(&self.pool, true).await? {
+            if self.reseal(project_id, &name, ResealFilter::InClear).await?.stored {
+                tracing::info!(%project_id, process = name, "sealed secrets that were stored in clear");
+                self.projector.project_process(project_id, &name).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Seals all processes with the present key, as many as time permits.
+    pub(crate) async fn rotate(self: Arc<Self>, _: RotateSecrets) -> Result<RotationResult, RpcError> {
+        let started = Instant::now();
+        let key_id = self.keys.present();
+        let mut result = RotationResult { key_id, resealed: 0, unchanged: 0, remaining: 0, locked: Vec::new() };
+        // By revision: a process that is sealed again comes last in the next call.
+        for (project_id, name) in processes::list_to_project(&self.pool, true).await? {
+            if started.elapsed() > ROTATE_FOR {
+                result.remaining += 1;
+                continue;
+            }
+            let Resealed { stored, locked } = self.reseal(project_id, &name, ResealFilter::NotWithPresentKey).await?;
+            result.locked.extend(locked.into_iter().map(|(callback_id, error)| LockedCallback {
+                process: name.clone(),
+                project_id,
+                callback_id,
+                error: error.to_string(),
+            }));
+            if stored {
+                result.resealed += 1;
+                let projected = self.projector.project_process(project_id, &name).await;
+                projected.map_err(|e| not_projected("the rotation", &e))?;
+            } else {
+                result.unchanged += 1;
+            }
+        }
+        // An earlier rotation may have stored processes without projecting them.
+        self.projector.project_pending(false).await.map_err(|e| not_projected("the rotation", &e))?;
+        tracing::info!(%key_id, result.resealed, result.remaining, "sealed the secrets with the present key");
+        Ok(result)
+    }
+
+    /// Seals a stored process again, under the lock that every change of its project takes.
+    async fn reseal(&self, project_id: ObjectId, name: &str, filter: ResealFilter) -> Result<Resealed, StoreError> {
+        let mut result = Resealed { stored: false, locked: Vec::new() };
+        let present = self.keys.present();
+        let is_included = |callback: &Callback| filter.includes(callback, present);
+        let stored = processes::find_by_name(&self.pool, project_id, name).await?;
+        if !stored.is_some_and(|process| process.callbacks.iter().any(is_included)) {
+            return Ok(result);
+        }
+        let mut transaction = store::begin(&self.pool).await?;
+        processes::lock_project(&mut transaction, project_id).await?;
+        let stored = processes::find_by_name(&mut *transaction, project_id, name).await?;
+        let Some(mut process) = stored else { return Ok(result) };
+        for callback in process.callbacks.iter_mut().filter(|callback| is_included(callback)) {
+            match self.keys.open_callback(project_id, callback) {
+                Ok(opened) => {
+                    *callback = self.seal_callback(project_id, &opened);
+                    result.stored = true;
+                }
+                Err(e) => result.locked.push((callback.callback_id, e)),
+            }
+        }
+        if result.stored {
+            process.revision = processes::next_revision(&mut transaction).await?;
+            processes::put(&mut transaction, &process).await?;
+            transaction.commit().await?;
+        }
+        Ok(result)
+    }
+
+    fn seal_callback(&self, project_id: ObjectId, callback: &Callback) -> Callback {
+        self.keys.seal_callback(project_id, callback, rand::random)
+    }
+}

@@ -1,0 +1,68 @@
+//! Errors of the store. The variant says what the caller does next.
+
+use sqlx::error::DatabaseError;
+
+/// Why the database did not do what was requested.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StoreError {
+    /// Retry: the database is unavailable, busy or restarting. If the connection was lost during a commit, only the checkpoint
+    /// shows whether the transaction took effect.
+    #[error("the database is unavailable: {0}")]
+    Unavailable(#[source] sqlx::Error),
+    /// Read the checkpoint and the rules again: another reader moved the checkpoint, the commit of this very batch succeeded
+    /// without its answer arriving, or a process that the batch was decided by has changed. Nothing was written.
+    #[error("the checkpoint was moved by another reader")]
+    Fenced,
+    /// Look up duplicates and decide again: an update of the batch is already in the ledger or queued. Nothing was written.
+    #[error("an update of the batch is already in the ledger or queued")]
+    Duplicate,
+    /// Reject the value: the database cannot store it. Statements without it would succeed.
+    #[error("the database cannot store a value: {0}")]
+    InvalidValue(#[source] sqlx::Error),
+    /// Stop: a stored value cannot be read.
+    #[error("corrupt row in lead_state.{table}: {column} of {id}: {fault}")]
+    Corrupt { table: &'static str, column: &'static str, id: String, fault: String },
+    /// Stop: the tables contradict what the leader decided on.
+    #[error("lead_state is inconsistent: {0}")]
+    Inconsistent(String),
+    /// Stop: the statement or the schema is wrong.
+    #[error("the database refused a statement: {0}")]
+    Refused(#[source] sqlx::Error),
+}
+
+impl From<sqlx::Error> for StoreError {
+    fn from(error: sqlx::Error) -> Self {
+        match &error {
+            sqlx::Error::Database(e) if is_transient(e.as_ref()) => Self::Unavailable(error),
+            sqlx::Error::Database(e) if is_duplicate_update(e.as_ref()) => Self::Duplicate,
+            sqlx::Error::Database(e) if is_invalid_value(e.as_ref()) => Self::InvalidValue(error),
+            sqlx::Error::Io(_)
+            | sqlx::Error::Tls(_)
+            | sqlx::Error::Protocol(_)
+            | sqlx::Error::PoolTimedOut
+            | sqlx::Error::PoolClosed
+            | sqlx::Error::WorkerCrashed => Self::Unavailable(error),
+            _ => Self::Refused(error),
+        }
+    }
+}
+
+fn has_class(error: &dyn DatabaseError, classes: &[&str]) -> bool {
+    error.code().is_some_and(|code| classes.iter().any(|class| code.starts_with(class)))
+}
+
+/// Class 08 connection, 40 rollback, 53 resources, 57 operator intervention (shutdown, cancel), 58 system; 25P03 and 25P04 idle
+/// session cut, 55P03 lock not available.
+fn is_transient(error: &dyn DatabaseError) -> bool {
+    has_class(error, &["08", "40", "53", "57", "58", "25P03", "25P04", "55P03"])
+}
+
+/// Class 22 data exception, 23 constraint violation, 54 program limit exceeded.
+fn is_invalid_value(error: &dyn DatabaseError) -> bool {
+    has_class(error, &["22", "23", "54"])
+}
+
+/// Only a batch inserts into the ledger, so its key is violated only by a duplicate.
+fn is_duplicate_update(error: &dyn DatabaseError) -> bool {
+    error.is_unique_violation() && error.table().is_some_and(|table| table.starts_with("lead_updates"))
+}

@@ -1,0 +1,70 @@
+//! The rules of processes, cached with their revisions. A batch is written only if its revisions are still the current ones.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
+
+use contract::{ObjectId, process::Rules};
+use sqlx::PgPool;
+
+use super::{
+    StoreError,
+    row::{Hex, Row},
+};
+
+/// Limit of cached processes; beyond it the cache starts empty again.
+const MAX_PROCESSES: usize = 10_000;
+
+#[derive(Debug, Default)]
+pub(crate) struct RulesCache(HashMap<ObjectId, (i64, Arc<Rules>)>);
+
+impl RulesCache {
+    /// The rules of processes. Reads those that are not cached.
+    pub(crate) async fn load(
+        &mut self,
+        pool: &PgPool,
+        processes: &BTreeSet<ObjectId>,
+    ) -> Result<HashMap<ObjectId, Arc<Rules>>, StoreError> {
+        let missing: Vec<_> = processes.iter().filter(|process| !self.0.contains_key(process)).copied().collect();
+        if self.0.len() + missing.len() > MAX_PROCESSES {
+            self.0.clear();
+        }
+        self.read(pool, &missing).await?;
+        let rules = |process: &ObjectId| self.0.get(process).map(|(_, rules)| (*process, rules.clone()));
+        Ok(processes.iter().filter_map(rules).collect())
+    }
+
+    /// Reads the rules of processes again. Returns whether a revision has changed.
+    pub(crate) async fn reload(&mut self, pool: &PgPool, processes: &BTreeSet<ObjectId>) -> Result<bool, StoreError> {
+        let cached = self.revisions(processes);
+        self.read(pool, &processes.iter().copied().collect::<Vec<_>>()).await?;
+        Ok(self.revisions(processes) != cached)
+    }
+
+    /// The cached revisions of processes.
+    pub(crate) fn revisions(&self, processes: &BTreeSet<ObjectId>) -> Vec<(ObjectId, i64)> {
+        processes.iter().filter_map(|process| Some((*process, self.0.get(process)?.0))).collect()
+    }
+
+    async fn read(&mut self, pool: &PgPool, processes: &[ObjectId]) -> Result<(), StoreError> {
+        if processes.is_empty() {
+            return Ok(());
+        }
+        let ids: Vec<_> = processes.iter().map(|process| *process.as_bytes()).collect();
+        let rows = sqlx::query!(
+            r#"SELECT process_id AS "process_id!", revision, config::text AS "config!"
+               FROM lead_state.processes WHERE process_id = ANY($1::bytea[])"#,
+            &ids as _
+        )
+        .fetch_all(pool)
+        .await?;
+        for row in rows {
+            let id = Hex(&row.process_id);
+            let stored = Row::new("processes", &id);
+            let rules = Arc::new(stored.json("config", &row.config)?);
+            self.0.insert(stored.id("process_id", &row.process_id)?, (row.revision, rules));
+        }
+        Ok(())
+    }
+}
