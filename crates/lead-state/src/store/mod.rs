@@ -24,6 +24,8 @@ pub(crate) mod processes;
 pub(crate) mod queued_updates;
 mod row;
 pub(crate) mod rules;
+#[cfg(test)]
+mod tests;
 pub(crate) mod updates;
 
 pub(crate) use error::StoreError;
