@@ -1,7 +1,7 @@
--- The schema lead_state. Only lead-state writes it; no other service reads it.
--- Ids are MongoDB ObjectIds, 12 bytes: encode(lead_id, 'hex') is the form that clients see.
--- A position in the command log is (epoch, sequence, index): the epoch counts the logs, the sequence is the log entry's, the
--- index numbers the updates within one entry and is 0 as long as an entry holds one update.
+-- The schema lead_state. Only lead-state writes it; no other service reads it. Ids are MongoDB ObjectIds, 12 bytes:
+-- encode(lead_id, 'hex') is the form that clients see. A position in the command log is (epoch, sequence, index): the
+-- epoch counts the logs, the sequence is the log entry's, the index numbers the updates within one entry and is 0 as
+-- long as an entry holds one update.
 
 CREATE TABLE lead_state.projects (
     project_id bytea PRIMARY KEY CHECK (octet_length(project_id) = 12),
@@ -9,8 +9,8 @@ CREATE TABLE lead_state.projects (
     created_at timestamptz NOT NULL
 );
 
--- Increases with every change of configuration. A row whose projected_revision is less than its revision is not in its NATS
--- bucket yet.
+-- Increases with every change of configuration. A row whose projected_revision is less than its revision is not in its
+-- NATS bucket yet.
 CREATE SEQUENCE lead_state.config_revision;
 
 CREATE TABLE lead_state.processes (
@@ -52,9 +52,9 @@ CREATE TABLE lead_state.api_keys (
 );
 CREATE INDEX api_keys_of_project ON lead_state.api_keys (project_id, key_id);
 
--- No CHECK on the tables that every update writes (leads, lead_updates): Postgres parses their constraints again for every
--- statement, which is a tenth of the cost of a small batch. The batch statement writes ids from twelve bytes and derives
--- `success` from `error`.
+-- No CHECK on the tables that every update writes (leads, lead_updates): Postgres parses their constraints again for
+-- every statement, which is a tenth of the cost of a small batch. The batch statement writes ids from twelve bytes and
+-- derives `success` from `error`.
 CREATE TABLE lead_state.leads (
     lead_id      bytea PRIMARY KEY,
     project_id   bytea       NOT NULL,
@@ -105,8 +105,8 @@ CREATE TABLE lead_state.lead_updates (
     data             json,
     traceparent      text,
     applied_at       timestamptz NOT NULL,
-    -- For an update that was queued: the log entry at which it was decided; its event is announced at that position. Null for
-    -- an update that was decided at its own log entry.
+    -- For an update that was queued: the log entry at which it was decided; its event is announced at that position.
+    -- Null for an update that was decided at its own log entry.
     decided_epoch    int,
     decided_sequence bigint,
     decided_index    int,
@@ -120,8 +120,8 @@ CREATE INDEX lead_updates_decided_later ON lead_state.lead_updates (decided_epoc
 -- Takes rows whose month has no partition: producers may give an update any id.
 CREATE TABLE lead_state.lead_updates_default PARTITION OF lead_state.lead_updates DEFAULT;
 
--- Creates the ledger's partitions from the month of first_day to the month of last_day. Rows of such a month in the default
--- partition move to the new one.
+-- Creates the ledger's partitions from the month of first_day to the month of last_day. Rows of such a month in the
+-- default partition move to the new one.
 CREATE FUNCTION lead_state.ensure_partitions(first_day date, last_day date) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -133,27 +133,31 @@ BEGIN
     WHILE month <= last_day LOOP
         part := 'lead_updates_' || to_char(month, 'YYYY_MM');
         IF to_regclass('lead_state.' || part) IS NULL THEN
-            -- Inserts wait here, before they are routed: a row already routed to the default partition would violate its
-            -- constraint when the month's own partition is attached.
+            -- Inserts wait here, before they are routed: a row already routed to the default partition would violate
+            -- its constraint when the month's own partition is attached.
             LOCK TABLE lead_state.lead_updates IN ACCESS EXCLUSIVE MODE;
         END IF;
         IF to_regclass('lead_state.' || part) IS NULL THEN
             -- An ObjectId begins with its Unix second, big-endian: four bytes bound a month.
-            low  := decode(lpad(to_hex(extract(epoch FROM month::timestamp AT TIME ZONE 'UTC')::bigint), 8, '0'), 'hex');
-            high := decode(lpad(to_hex(extract(epoch FROM (month + interval '1 month') AT TIME ZONE 'UTC')::bigint), 8, '0'), 'hex');
+            low  := decode(lpad(to_hex(extract(epoch FROM month::timestamp AT TIME ZONE 'UTC')::bigint),
+                                8, '0'), 'hex');
+            high := decode(lpad(to_hex(extract(epoch FROM (month + interval '1 month') AT TIME ZONE 'UTC')::bigint),
+                                8, '0'), 'hex');
             EXECUTE format('CREATE TABLE lead_state.%I (LIKE lead_state.lead_updates INCLUDING ALL)', part);
             EXECUTE format(
-                'WITH moved AS (DELETE FROM lead_state.lead_updates_default WHERE update_id >= %L AND update_id < %L RETURNING *)
+                'WITH moved AS (DELETE FROM lead_state.lead_updates_default
+                                WHERE update_id >= %L AND update_id < %L RETURNING *)
                  INSERT INTO lead_state.%I SELECT * FROM moved', low, high, part);
-            EXECUTE format('ALTER TABLE lead_state.lead_updates ATTACH PARTITION lead_state.%I FOR VALUES FROM (%L) TO (%L)',
+            EXECUTE format(
+                'ALTER TABLE lead_state.lead_updates ATTACH PARTITION lead_state.%I FOR VALUES FROM (%L) TO (%L)',
                 part, low, high);
         END IF;
         month := month + interval '1 month';
     END LOOP;
 END $$;
 
--- Drops the ledger's months that ended at or before `cutoff` and whose rows were all applied before it, are announced, and
--- were acknowledged by the webhook-notifier. Returns the dropped partitions. The default partition stays.
+-- Drops the ledger's months that ended at or before `cutoff` and whose rows were all applied before it, are announced,
+-- and were acknowledged by the webhook-notifier. Returns the dropped partitions. The default partition stays.
 CREATE FUNCTION lead_state.drop_partitions(cutoff timestamptz) RETURNS text[]
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -168,8 +172,8 @@ BEGIN
         ORDER BY c.relname
     LOOP
         FOR round IN 1..2 LOOP
-            -- Rows are applied in log order, so the last row stands for all of them. Queued updates are decided later than
-            -- their log position says; the last decided one stands for those.
+            -- Rows are applied in log order, so the last row stands for all of them. Queued updates are decided later
+            -- than their log position says; the last decided one stands for those.
             EXECUTE format(
                 'SELECT EXISTS (
                      SELECT FROM (
@@ -199,7 +203,8 @@ BEGIN
     RETURN dropped;
 END $$;
 
--- Fails the statement, and with it everything that the statement wrote, unless the expected number of leads was changed.
+-- Fails the statement, and with it everything that the statement wrote, unless the expected number of leads was
+-- changed.
 CREATE FUNCTION lead_state.require_changed_leads(changed bigint, expected bigint) RETURNS boolean
 LANGUAGE plpgsql AS $$
 BEGIN
@@ -219,8 +224,8 @@ CREATE TABLE lead_state.active_calls (
 CREATE INDEX active_calls_of_lead ON lead_state.active_calls (lead_id);
 CREATE INDEX active_calls_by_expiry ON lead_state.active_calls (expires_at);
 
--- Updates that wait for the end of a call (duringCall: "queue"). A queued update has no ledger row until it is decided; then
--- it leaves this table in the same transaction. A lead with queued updates has a row in active_calls.
+-- Updates that wait for the end of a call (duringCall: "queue"). A queued update has no ledger row until it is decided;
+-- then it leaves this table in the same transaction. A lead with queued updates has a row in active_calls.
 CREATE TABLE lead_state.queued_updates (
     project_id   bytea       NOT NULL,
     update_id    bytea       NOT NULL CHECK (octet_length(update_id) = 12),
@@ -251,8 +256,8 @@ CREATE TABLE lead_state.checkpoints (
     announced_epoch    int         NOT NULL,
     announced_sequence bigint      NOT NULL,
     announced_index    int         NOT NULL,
-    -- The delivered watermark: every event up to here was acknowledged by the webhook-notifier. Events after it are announced
-    -- again when LEAD_EVENTS is lost.
+    -- The delivered watermark: every event up to here was acknowledged by the webhook-notifier. Events after it are
+    -- announced again when LEAD_EVENTS is lost.
     delivered_epoch    int         NOT NULL,
     delivered_sequence bigint      NOT NULL,
     delivered_index    int         NOT NULL,

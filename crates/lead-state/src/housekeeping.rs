@@ -1,5 +1,5 @@
-//! Periodic tasks of the leader: partitions, retention of the ledger and of the command log, projection of the configuration, and
-//! sealing of secrets that an earlier version stored in clear.
+//! Periodic tasks of the leader: partitions, retention of the ledger and of the command log, projection of the
+//! configuration, and sealing of secrets that an earlier version stored in clear.
 
 use std::{
     sync::Arc,
@@ -20,7 +20,8 @@ use crate::{
     store::{self, StoreError, checkpoint, housekeeping},
 };
 
-/// The pause between two rounds. During a longer one the log grows further beyond half of its limit before it is purged.
+/// The pause between two rounds. During a longer one the log grows further beyond half of its limit before it is
+/// purged.
 const INTERVAL: Duration = Duration::from_secs(10);
 /// How often old months are dropped. Each attempt may delay a batch by a second while the ledger is being read.
 const DROP_INTERVAL: Duration = Duration::from_secs(60 * 60);

@@ -44,7 +44,8 @@ impl Api {
     }
 }
 
-/// The event of the last entry, an update. If the update would be queued, the event that it would have if the call ended now.
+/// The event of the last entry, an update. If the update would be queued, the event that it would have if the call
+/// ended now.
 fn preview(state: BatchState, mut entries: Vec<Entry>, now: Timestamp, limits: Limits) -> Option<CompletionEvent> {
     let plan = decide_batch(state.clone(), entries.clone(), now, limits);
     let Some(queued) = plan.newly_queued.first() else { return plan.rows.into_iter().next_back().map(|row| row.event) };

@@ -18,7 +18,8 @@ use crate::{
     },
 };
 
-/// How many leads are searched for a page with a filter. More finds rare leads with fewer queries, each of which takes longer.
+/// How many leads are searched for a page with a filter. More finds rare leads with fewer queries, each of which takes
+/// longer.
 const SEARCHED_LEADS: u32 = 10_000;
 
 impl Api {

@@ -17,8 +17,8 @@ use tokio::time::{Instant, sleep};
 use super::{Api, cursors};
 use crate::store::{StoreError, checkpoint, queued_updates, updates};
 
-/// How long a query for an unknown update waits until the leader has applied the entries that were in the log before. Shorter
-/// than the time after which callers send the query to another instance.
+/// How long a query for an unknown update waits until the leader has applied the entries that were in the log before.
+/// Shorter than the time after which callers send the query to another instance.
 const CATCH_UP: Duration = Duration::from_millis(700);
 const CATCH_UP_INTERVAL: Duration = Duration::from_millis(10);
 /// The largest difference between the clocks of the log and of a client that generates ids.
@@ -56,7 +56,8 @@ impl Api {
         Ok(Update::pending(query.update_id))
     }
 
-    /// An update that is queued, or was until just now. In this order, because an update that leaves the queue is in the ledger.
+    /// An update that is queued, or was until just now. In this order, because an update that leaves the queue is in
+    /// the ledger.
     async fn find_queued(&self, query: &GetUpdate) -> Result<Option<Update>, StoreError> {
         match queued_updates::find(&self.pool, query.project_id, query.update_id).await? {
             None => updates::find(&self.pool, query.project_id, query.update_id).await,

@@ -23,8 +23,8 @@ use crate::store::{self, api_keys, processes};
 /// Attempts to write an entry that others write concurrently.
 const ATTEMPTS: usize = 16;
 
-/// Projects configuration. Any number of them may run: each reads the entry's revision, then the row, then writes the entry if it
-/// is still at that revision. So an older row never replaces a newer one.
+/// Projects configuration. Any number of them may run: each reads the entry's revision, then the row, then writes the
+/// entry if it is still at that revision. So an older row never replaces a newer one.
 #[derive(Debug)]
 pub(crate) struct Projector {
     pub(crate) pool: PgPool,
@@ -45,9 +45,7 @@ impl Projector {
                 return Ok(());
             }
         }
-        bail!(
-            "cannot write process {name:?} to the bucket {PROCESSES}: others wrote its entry in each of {ATTEMPTS} attempts"
-        )
+        bail!("cannot write process {name:?} to the bucket {PROCESSES}: another writer won {ATTEMPTS} times in a row")
     }
 
     pub(crate) async fn project_key(&self, sha256: &str) -> anyhow::Result<()> {
@@ -60,7 +58,7 @@ impl Projector {
                 return Ok(());
             }
         }
-        bail!("cannot write an API key to the bucket {API_KEYS}: others wrote its entry in each of {ATTEMPTS} attempts")
+        bail!("cannot write an API key to the bucket {API_KEYS}: another writer won {ATTEMPTS} times in a row")
     }
 
     /// Projects the revisions that are not projected yet, or everything.
@@ -77,8 +75,9 @@ impl Projector {
         Ok(())
     }
 
-    /// Removes keys from the bucket that are not in Postgres, because it was restored to a state from before they were created:
-    /// they could be neither listed nor revoked. Rows are inserted before their entries, so such an entry is not a new one.
+    /// Removes keys from the bucket that are not in Postgres, because it was restored to a state from before they were
+    /// created: they could be neither listed nor revoked. Rows are inserted before their entries, so such an entry is
+    /// not a new one.
     async fn remove_unknown_keys(&self) -> anyhow::Result<()> {
         let bucket = bucket(&self.js, API_KEYS).await?;
         let subjects = bucket.stream.info_with_subjects(format!("{}>", bucket.prefix)).await;
@@ -100,7 +99,8 @@ impl Projector {
 pub(crate) fn not_projected(change: &str, error: &anyhow::Error) -> RpcError {
     tracing::error!("cannot project {change}: {error:#}");
     let message = format!(
-        "{change} is stored, but not in effect yet, because NATS is unavailable; it will take effect within seconds of its return"
+        "{change} is stored, but not in effect yet, because NATS is unavailable; it takes effect \
+         within seconds of its return"
     );
     RpcError::new(503, "not_projected", message)
 }

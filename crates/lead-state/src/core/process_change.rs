@@ -86,8 +86,8 @@ pub(crate) fn check_revision(existing: Option<&Process>, expected: Option<i64>) 
     }
 }
 
-/// Plans a change of the stored process, if there is one. Secrets are in clear, except those that could not be opened: a change
-/// that keeps such a secret of a callback that it writes is rejected.
+/// Plans a change of the stored process, if there is one. Secrets are in clear, except those that could not be opened:
+/// a change that keeps such a secret of a callback that it writes is rejected.
 pub(crate) fn plan_change(
     query: &ChangeProcess,
     existing: Option<&Process>,
@@ -193,8 +193,8 @@ fn rotate_secret(callback: &mut Callback, overlap_seconds: u32, now: Timestamp, 
     let retiring: Vec<_> = present.chain(before).filter(|retiring| now < retiring.until).collect();
     if retiring.len() > MAX_RETIRING_SECRETS {
         let message = format!(
-            "{MAX_RETIRING_SECRETS} earlier secrets of the callback are still valid: wait until one expires, or end all of \
-             them with overlapSeconds 0"
+            "{MAX_RETIRING_SECRETS} earlier secrets of the callback are still valid: wait until one expires, or end \
+             all of them with overlapSeconds 0"
         );
         return Err(RpcError::new(409, "too_many_secrets", message));
     }
@@ -291,8 +291,8 @@ fn callback_from_spec(
     })
 }
 
-/// The authentication of a callback. An absent secret keeps the stored one only if it is still sent to the same origin in the
-/// same way. Otherwise a key that may change URLs could redirect the secret to an endpoint of its own.
+/// The authentication of a callback. An absent secret keeps the stored one only if it is still sent to the same origin
+/// in the same way. Otherwise a key that may change URLs could redirect the secret to an endpoint of its own.
 fn auth_from_spec(spec: &CallbackSpec, before: Option<&Callback>) -> Result<Option<CallbackAuth>, RpcError> {
     let Some(auth) = spec.auth.as_ref().filter(|auth| auth.secret().is_empty()) else { return Ok(spec.auth.clone()) };
     let before = before.filter(|before| have_same_origin(&before.url, &spec.url));
@@ -303,8 +303,8 @@ fn auth_from_spec(spec: &CallbackSpec, before: Option<&Callback>) -> Result<Opti
         }
         Some(kept) => Ok(Some(kept.clone())),
         None => Err(invalid(&format!(
-            "callback {:?}: auth: its secret is missing; it can be absent only if the callback has one that is sent to the \
-             same scheme, host and port in the same way",
+            "callback {:?}: auth: its secret is missing; it can be absent only if the callback has one that is sent to \
+             the same scheme, host and port in the same way",
             spec.name
         ))),
     }

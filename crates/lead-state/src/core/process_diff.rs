@@ -64,7 +64,8 @@ fn describe_callback(before: &Callback, after: &Callback) -> Option<String> {
     }
 }
 
-/// The differences between the JSON members of two values of one type, including members that are added to the type later.
+/// The differences between the JSON members of two values of one type, including members that are added to the type
+/// later.
 fn differing_members(before: &impl Serialize, after: &impl Serialize, except: &[&str]) -> Vec<String> {
     let members = |value: Result<Value, _>| match value {
         Ok(Value::Object(members)) => members,

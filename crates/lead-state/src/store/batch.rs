@@ -55,9 +55,9 @@ pub(crate) async fn write(
     Ok(())
 }
 
-/// Moves the checkpoint by compare-and-set, and changes leads and the ledger only if that succeeded and no process has changed
-/// since its rules were read. So a former leader, a second reader, and a decision by outdated rules write nothing. One statement,
-/// because each costs a round trip and most batches are small.
+/// Moves the checkpoint by compare-and-set, and changes leads and the ledger only if that succeeded and no process has
+/// changed since its rules were read. So a former leader, a second reader, and a decision by outdated rules write
+/// nothing. One statement, because each costs a round trip and most batches are small.
 async fn write_updates(connection: &mut PgConnection, batch: &Batch<'_>, now: Timestamp) -> Result<(), StoreError> {
     let &Batch { from, last, logged_at, revisions, announced, plan: Plan { leads, rows, .. } } = batch;
     let (epoch, applied_sequence, applied_index) = position_columns(from.applied);
@@ -85,10 +85,8 @@ async fn write_updates(connection: &mut PgConnection, batch: &Batch<'_>, now: Ti
         "                        JOIN lead_state.processes p USING (process_id) WHERE p.revision <> n.revision)
              RETURNING 1
          ), changed AS (
-             UPDATE lead_state.leads AS l
-             SET name = n.name, state = n.state, disposition = n.disposition, metadata = n.metadata::json,
-                 version = n.version, updated_at = $3
-             FROM "
+             UPDATE lead_state.leads AS l SET name = n.name, state = n.state, disposition = n.disposition,
+                 metadata = n.metadata::json, version = n.version, updated_at = $3 FROM "
         unnest(leads) {
             "lead_id" "bytea[]" = |lead| *lead.lead_id.as_bytes();
             "name" "text[]" = |lead| lead.name.as_deref();
@@ -97,8 +95,7 @@ async fn write_updates(connection: &mut PgConnection, batch: &Batch<'_>, now: Ti
             "metadata" "text[]" = |lead| lead.metadata.get();
             "version" "bigint[]" = |lead| lead.version;
         }
-        "    WHERE l.lead_id = n.lead_id AND EXISTS (SELECT FROM moved)
-             RETURNING 1
+        "    WHERE l.lead_id = n.lead_id AND EXISTS (SELECT FROM moved) RETURNING 1
          ), logged AS (
              INSERT INTO lead_state.lead_updates"
         insert(rows) {
@@ -131,10 +128,9 @@ async fn write_updates(connection: &mut PgConnection, batch: &Batch<'_>, now: Ti
             "decided_sequence" "bigint[]" = |row| decided_later(row).map(|(_, sequence, _)| sequence);
             "decided_index" "int[]" = |row| decided_later(row).map(|(_, _, index)| index);
         }
-        "    WHERE EXISTS (SELECT FROM moved)
-         )
-         SELECT CASE WHEN EXISTS (SELECT FROM moved)
-                     THEN lead_state.require_changed_leads((SELECT count(*) FROM changed), $13)
+        "    WHERE EXISTS (SELECT FROM moved))
+         SELECT CASE WHEN EXISTS (SELECT FROM moved) THEN
+                     lead_state.require_changed_leads((SELECT count(*) FROM changed), $13)
                      ELSE false END AS \"is_current!\""
     )
     .fetch_one(connection)

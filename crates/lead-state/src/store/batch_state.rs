@@ -1,6 +1,7 @@
 //! 4 Decide: reads the rows that a batch's entries name.
 //!
-//! None of these reads takes a lock: only the leader updates leads, and a leader that lost its lease fails at the checkpoint.
+//! None of these reads takes a lock: only the leader updates leads, and a leader that lost its lease fails at the
+//! checkpoint.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -20,12 +21,12 @@ use crate::core::{
     decide::{Call, Lead},
 };
 
-/// Most bytes of metadata that a batch reads or announces, unless a single entry has more. A larger bound costs memory, a
-/// smaller one splits batches of large leads.
+/// Most bytes of metadata that a batch reads or announces, unless a single entry has more. A larger bound costs memory,
+/// a smaller one splits batches of large leads.
 pub(crate) const MAX_BYTES: usize = 16 << 20;
 
-/// Reads leads, their calls and queued updates; the rules are in [`rules`](super::rules). None if there are more than `budget`
-/// bytes of metadata and commands.
+/// Reads leads, their calls and queued updates; the rules are in [`rules`](super::rules). None if there are more than
+/// `budget` bytes of metadata and commands.
 ///
 /// Updates that are recorded already are not looked up: with one of them, [`write`](super::batch::write) fails with
 /// [`StoreError::Duplicate`].
@@ -85,7 +86,8 @@ impl TryFrom<LeadRow> for Lead {
     }
 }
 
-/// Reads leads row by row, so that memory never holds more than the budget. The methods return false when it is exceeded.
+/// Reads leads row by row, so that memory never holds more than the budget. The methods return false when it is
+/// exceeded.
 struct LeadReader {
     state: BatchState,
     in_call: Vec<ObjectId>,

@@ -53,9 +53,9 @@ pub(crate) async fn load(
 
 pub(crate) async fn get(executor: impl PgExecutor<'_>, stream: &str) -> Result<Option<Checkpoint>, StoreError> {
     let row = sqlx::query!(
-        r#"SELECT stream, stream_created_at, generation, epoch, last_sequence, last_index, last_logged_at, announced_epoch,
-                  announced_sequence, announced_index, delivered_epoch, delivered_sequence, delivered_index,
-                  events_created_at
+        r#"SELECT stream, stream_created_at, generation, epoch, last_sequence, last_index, last_logged_at,
+                  announced_epoch, announced_sequence, announced_index, delivered_epoch, delivered_sequence,
+                  delivered_index, events_created_at
            FROM lead_state.checkpoints WHERE stream = $1"#,
         stream
     )
@@ -77,9 +77,9 @@ pub(crate) async fn get(executor: impl PgExecutor<'_>, stream: &str) -> Result<O
     }))
 }
 
-/// Replaces the checkpoint, except the stream's name, by compare-and-set on the columns that a leader moves. Returns whether
-/// `from` was still the current one. A former leader can write nothing afterwards if the generation or the epoch changes, so at
-/// least one of them must.
+/// Replaces the checkpoint, except the stream's name, by compare-and-set on the columns that a leader moves. Returns
+/// whether `from` was still the current one. A former leader can write nothing afterwards if the generation or the
+/// epoch changes, so at least one of them must.
 pub(crate) async fn replace(
     connection: &mut PgConnection,
     from: &Checkpoint,
@@ -93,9 +93,9 @@ pub(crate) async fn replace(
     let (from_announced_epoch, from_announced_sequence, from_announced_index) = position_columns(from.announced);
     let updated = sqlx::query!(
         r#"UPDATE lead_state.checkpoints
-           SET stream_created_at = $1, generation = $2, epoch = $3, last_sequence = $4, last_index = $5, last_logged_at = $6,
-               announced_epoch = $7, announced_sequence = $8, announced_index = $9, delivered_epoch = $10,
-               delivered_sequence = $11, delivered_index = $12, events_created_at = $13, updated_at = $14
+           SET stream_created_at = $1, generation = $2, epoch = $3, last_sequence = $4, last_index = $5,
+               last_logged_at = $6, announced_epoch = $7, announced_sequence = $8, announced_index = $9,
+               delivered_epoch = $10, delivered_sequence = $11, delivered_index = $12, events_created_at = $13, updated_at = $14
            WHERE stream = $15 AND generation = $16 AND (epoch, last_sequence, last_index) = ($17, $18, $19)
              AND (announced_epoch, announced_sequence, announced_index) = ($20, $21, $22)"#,
         to.stream_created_at,

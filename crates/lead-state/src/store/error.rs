@@ -5,15 +5,17 @@ use sqlx::error::DatabaseError;
 /// Why the database did not do what was requested.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StoreError {
-    /// Retry: the database is unavailable, busy or restarting. If the connection was lost during a commit, only the checkpoint
-    /// shows whether the transaction took effect.
+    /// Retry: the database is unavailable, busy or restarting. If the connection was lost during a commit, only the
+    /// checkpoint shows whether the transaction took effect.
     #[error("the database is unavailable: {0}")]
     Unavailable(#[source] sqlx::Error),
-    /// Read the checkpoint and the rules again: another reader moved the checkpoint, the commit of this very batch succeeded
-    /// without its answer arriving, or a process that the batch was decided by has changed. Nothing was written.
+    /// Read the checkpoint and the rules again: another reader moved the checkpoint, the commit of this very batch
+    /// succeeded without its answer arriving, or a process that the batch was decided by has changed. Nothing was
+    /// written.
     #[error("the checkpoint was moved by another reader")]
     Fenced,
-    /// Look up duplicates and decide again: an update of the batch is already in the ledger or queued. Nothing was written.
+    /// Look up duplicates and decide again: an update of the batch is already in the ledger or queued. Nothing was
+    /// written.
     #[error("an update of the batch is already in the ledger or queued")]
     Duplicate,
     /// Reject the value: the database cannot store it. Statements without it would succeed.
@@ -51,8 +53,8 @@ fn has_class(error: &dyn DatabaseError, classes: &[&str]) -> bool {
     error.code().is_some_and(|code| classes.iter().any(|class| code.starts_with(class)))
 }
 
-/// Class 08 connection, 40 rollback, 53 resources, 57 operator intervention (shutdown, cancel), 58 system; 25P03 and 25P04 idle
-/// session cut, 55P03 lock not available.
+/// Class 08 connection, 40 rollback, 53 resources, 57 operator intervention (shutdown, cancel), 58 system; 25P03 and
+/// 25P04 idle session cut, 55P03 lock not available.
 fn is_transient(error: &dyn DatabaseError) -> bool {
     has_class(error, &["08", "40", "53", "57", "58", "25P03", "25P04", "55P03"])
 }

@@ -17,8 +17,8 @@ pub(crate) async fn ensure_partitions(
     Ok(())
 }
 
-/// Drops the ledger's months that ended before this time and are not needed any more. Returns the dropped partitions. Waits at
-/// most a second for readers of the ledger, because every other statement on the ledger waits behind this one.
+/// Drops the ledger's months that ended before this time and are not needed any more. Returns the dropped partitions.
+/// Waits at most a second for readers of the ledger, because every other statement on the ledger waits behind this one.
 pub(crate) async fn drop_partitions(
     connection: &mut PgConnection,
     cutoff: Timestamp,

@@ -11,8 +11,8 @@ use super::{
 
 const TABLE: &str = "leads";
 
-/// Most bytes of metadata that are read for a page, the last lead's aside. More than a page holds, so that the page is cut and
-/// its cursor shows that there are more.
+/// Most bytes of metadata that are read for a page, the last lead's aside. More than a page holds, so that the page is
+/// cut and its cursor shows that there are more.
 const MAX_PAGE_BYTES: i64 = 1 << 20;
 
 /// How a query names a lead.
@@ -35,9 +35,9 @@ pub(crate) async fn find(
     };
     let row = sqlx::query_as!(
         LeadRow,
-        r#"SELECT lead_id AS "lead_id!", process_id AS "process_id!", reference_id, name, phone, email, state AS "state!",
-                  disposition, metadata::text AS "metadata!", version AS "version!", created_at AS "created_at!",
-                  updated_at AS "updated_at!"
+        r#"SELECT lead_id AS "lead_id!", process_id AS "process_id!", reference_id, name, phone, email,
+                  state AS "state!", disposition, metadata::text AS "metadata!", version AS "version!",
+                  created_at AS "created_at!", updated_at AS "updated_at!"
            FROM lead_state.leads
            WHERE project_id = $1 AND (lead_id = $2
                OR (process_id = $3 AND md5(reference_id) = md5($4) AND reference_id = $4))"#,
@@ -126,8 +126,8 @@ pub(crate) async fn nth_below(
     lead_id.map(|bytes| Row::new(TABLE, &Hex(&bytes)).id("lead_id", &bytes)).transpose()
 }
 
-/// A project's leads below `before` and not below `down_to`, newest first: `limit` of them, and one more to show that there are
-/// more.
+/// A project's leads below `before` and not below `down_to`, newest first: `limit` of them, and one more to show that
+/// there are more.
 pub(crate) async fn list(
     pool: &PgPool,
     project_id: ObjectId,
@@ -139,8 +139,8 @@ pub(crate) async fn list(
     let rows = sqlx::query_as!(
         LeadRow,
         r#"WITH requested AS MATERIALIZED (
-               SELECT lead_id, process_id, reference_id, name, phone, email, state, disposition, metadata::text AS metadata,
-                      version, created_at, updated_at
+               SELECT lead_id, process_id, reference_id, name, phone, email, state, disposition, metadata::text
+                      AS metadata, version, created_at, updated_at
                FROM lead_state.leads
                WHERE project_id = $1 AND lead_id < $2 AND lead_id >= $3
                    AND ($4::bytea IS NULL OR process_id = $4) AND ($5::text IS NULL OR state = $5)

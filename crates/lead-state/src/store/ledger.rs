@@ -29,8 +29,8 @@ impl From<LedgerRow> for Announcement {
     }
 }
 
-/// The events of the updates that were decided at the positions in `(after, up_to]` of one epoch, in this order: at least
-/// `limit` of them if there are as many, and no position only in part.
+/// The events of the updates that were decided at the positions in `(after, up_to]` of one epoch, in this order: at
+/// least `limit` of them if there are as many, and no position only in part.
 pub(crate) async fn outbox(
     pool: &PgPool,
     after: LogPosition,
@@ -54,9 +54,9 @@ pub(crate) async fn outbox(
                SELECT * FROM (SELECT * FROM own UNION ALL SELECT * FROM later) AS decided
                ORDER BY sequence, index FETCH FIRST ($6) ROWS WITH TIES
            )
-           SELECT project_id AS "project_id!", update_id AS "update_id!", sequence AS "sequence!", index AS "index!", lead_id,
-                  process_id, reference_id, success AS "success!", error, error_code, from_state, to_state, version,
-                  user_id, warnings AS "warnings!", data::text AS data, traceparent, applied_at AS "applied_at!"
+           SELECT project_id AS "project_id!", update_id AS "update_id!", sequence AS "sequence!", index AS "index!",
+                  lead_id, process_id, reference_id, success AS "success!", error, error_code, from_state, to_state,
+                  version, user_id, warnings AS "warnings!", data::text AS data, traceparent, applied_at AS "applied_at!"
            FROM first ORDER BY sequence, index, log_epoch, log_sequence, log_index"#,
         epoch,
         after_sequence,
@@ -164,8 +164,8 @@ pub(crate) async fn first_applied_after(pool: &PgPool, at: LogPosition) -> Resul
 /// The position of the first decision at or after this time. Reads the whole ledger.
 pub(crate) async fn first_since(pool: &PgPool, since: Timestamp) -> Result<Option<LogPosition>, StoreError> {
     let row = sqlx::query!(
-        r#"SELECT coalesce(decided_epoch, log_epoch) AS "epoch!", coalesce(decided_sequence, log_sequence) AS "sequence!",
-                  coalesce(decided_index, log_index) AS "index!"
+        r#"SELECT coalesce(decided_epoch, log_epoch) AS "epoch!", coalesce(decided_sequence, log_sequence)
+                  AS "sequence!", coalesce(decided_index, log_index) AS "index!"
            FROM lead_state.lead_updates WHERE applied_at >= $1 ORDER BY 1, 2, 3 LIMIT 1"#,
         time(since)
     )

@@ -30,15 +30,16 @@ pub(crate) mod updates;
 
 pub(crate) use error::StoreError;
 
-/// How long to wait for a connection of the pool. Longer hides that Postgres is gone, shorter fails while the pool is busy.
+/// How long to wait for a connection of the pool. Longer hides that Postgres is gone, shorter fails while the pool is
+/// busy.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(crate) fn schema() -> Schema {
     Schema::new("lead_state", sqlx::migrate!())
 }
 
-/// The options of every connection. The server closes connections that a stopped process left open, so that a standby does not
-/// wait for their locks.
+/// The options of every connection. The server closes connections that a stopped process left open, so that a standby
+/// does not wait for their locks.
 pub(crate) fn connect_options(config: &DatabaseConfig) -> anyhow::Result<PgConnectOptions> {
     let options = PgConnectOptions::from_str(&config.database_url).context("DATABASE_URL is not a postgres:// URL")?;
     Ok(options.application_name("lead-state").options([

@@ -10,8 +10,8 @@ use super::{
 
 const TABLE: &str = "processes";
 
-/// Most bytes of configuration that are read for a page, the last process's aside. More than a page holds, so that the page is
-/// cut and its cursor shows that there are more.
+/// Most bytes of configuration that are read for a page, the last process's aside. More than a page holds, so that the
+/// page is cut and its cursor shows that there are more.
 const MAX_PAGE_BYTES: i64 = 1 << 20;
 
 /// Inserts a project; None if the name is taken.

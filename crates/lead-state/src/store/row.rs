@@ -1,4 +1,5 @@
-//! Conversion between columns and domain types. A value that cannot be converted is reported with table, column and row id.
+//! Conversion between columns and domain types. A value that cannot be converted is reported with table, column and row
+//! id.
 
 use std::fmt::{self, Display};
 

@@ -1,4 +1,5 @@
-//! The rules of processes, cached with their revisions. A batch is written only if its revisions are still the current ones.
+//! The rules of processes, cached with their revisions. A batch is written only if its revisions are still the current
+//! ones.
 
 use std::{
     collections::{BTreeSet, HashMap},

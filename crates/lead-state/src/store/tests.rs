@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use contract::{JsonObject, ObjectId, Timestamp, command::UpdateCommand, event::CompletionEvent, position::LogPosition};
+use contract::{
+    JsonObject, ObjectId, Timestamp, command::UpdateCommand, event::CompletionEvent, position::LogPosition,
+};
 use serde_json::{Value, json};
 use service_kit::postgres::{PinnedConnection, schema::SchemaError};
 use sqlx::{AssertSqlSafe, PgPool};
@@ -124,10 +126,10 @@ async fn with_lead() -> (PgPool, Checkpoint, impl Sized) {
         INSERT INTO lead_state.projects VALUES (decode(repeat('01', 12), 'hex'), 'p', now());
         INSERT INTO lead_state.processes (project_id, name, process_id, config, revision)
             VALUES (decode(repeat('01', 12), 'hex'), 'p', decode(repeat('02', 12), 'hex'), '{}', 1);
-        INSERT INTO lead_state.leads (lead_id, project_id, process_id, reference_id, state, metadata, version, created_at,
-                                      updated_at)
-            VALUES (decode(repeat('03', 12), 'hex'), decode(repeat('01', 12), 'hex'), decode(repeat('02', 12), 'hex'), 'r',
-                    'new', '{}', 1, now(), now())";
+        INSERT INTO lead_state.leads
+                (lead_id, project_id, process_id, reference_id, state, metadata, version, created_at, updated_at)
+            VALUES (decode(repeat('03', 12), 'hex'), decode(repeat('01', 12), 'hex'), decode(repeat('02', 12), 'hex'),
+                    'r', 'new', '{}', 1, now(), now())";
     sqlx::raw_sql(setup).execute(&pool).await.unwrap();
     let mut connection = pool.acquire().await.unwrap();
     let first = checkpoint::load(&mut connection, "LOG", "created", at(0)).await.unwrap();
@@ -183,8 +185,7 @@ async fn a_batch_writes_every_column() {
         failed[column] = value;
     }
     assert_eq!(rows(&pool, "lead_updates", "update_id").await, [succeeded, failed]);
-    let calls =
-        [json!({"lead_id": hex(3), "call_id": "call", "started_at": time(1), "expires_at": time(100)})];
+    let calls = [json!({"lead_id": hex(3), "call_id": "call", "started_at": time(1), "expires_at": time(100)})];
     assert_eq!(rows(&pool, "active_calls", "call_id").await, calls);
     let queued = json!({
         "project_id": hex(1), "update_id": hex(6), "lead_id": hex(3), "log_epoch": 2, "log_sequence": 9, "log_index": 4,

@@ -24,8 +24,9 @@ pub(crate) async fn find(
     update_id: ObjectId,
 ) -> Result<Option<rpc::Update>, StoreError> {
     let row = sqlx::query!(
-        r#"SELECT log_sequence, logged_at, lead_id, process_id, reference_id, command::text AS "command!", success, error,
-                  error_code, from_state, to_state, version, user_id, api_key_id, warnings, data::text AS data, applied_at
+        r#"SELECT log_sequence, logged_at, lead_id, process_id, reference_id, command::text AS "command!", success,
+                  error, error_code, from_state, to_state, version, user_id, api_key_id, warnings, data::text AS data,
+                  applied_at
            FROM lead_state.lead_updates WHERE project_id = $1 AND update_id = $2"#,
         project_id.as_bytes(),
         update_id.as_bytes()
@@ -99,8 +100,8 @@ pub(crate) async fn history_of_lead(
 ) -> Result<Vec<HistoryEntry>, StoreError> {
     let (epoch, sequence, index) = before.map_or((i32::MAX, i64::MAX, i32::MAX), position_columns);
     let rows = sqlx::query!(
-        r#"SELECT update_id, success, error, error_code, from_state, to_state, disposition, version, user_id, api_key_id,
-                  warnings, log_epoch, log_sequence, logged_at, applied_at
+        r#"SELECT update_id, success, error, error_code, from_state, to_state, disposition, version, user_id,
+                  api_key_id, warnings, log_epoch, log_sequence, logged_at, applied_at
            FROM lead_state.lead_updates
            WHERE lead_id = $1 AND project_id = $2 AND (log_epoch, log_sequence, log_index) < ($3, $4, $5)
            ORDER BY log_epoch DESC, log_sequence DESC, log_index DESC LIMIT $6"#,
@@ -138,8 +139,8 @@ pub(crate) async fn history_of_lead(
         .collect()
 }
 
-/// The ids of a project's updates made since: newest first and before `at`, or oldest first and after it. `limit` of them, and
-/// one more to show that there are more.
+/// The ids of a project's updates made since: newest first and before `at`, or oldest first and after it. `limit` of
+/// them, and one more to show that there are more.
 pub(crate) async fn ids_of_project(
     pool: &PgPool,
     project_id: ObjectId,
@@ -186,11 +187,13 @@ pub(crate) async fn outcomes(
     let update_ids = update_ids.iter().map(|id| id.as_bytes().to_vec()).collect::<Vec<_>>();
     let rows = sqlx::query!(
         r#"WITH requested AS MATERIALIZED (
-               SELECT r.place, u.update_id, u.success, u.error, u.lead_id, u.reference_id, u.applied_at, u.data::text AS data
+               SELECT r.place, u.update_id, u.success, u.error, u.lead_id, u.reference_id, u.applied_at,
+                      u.data::text AS data
                FROM unnest($2::bytea[]) WITH ORDINALITY AS r (update_id, place)
                JOIN lead_state.lead_updates AS u ON u.project_id = $1 AND u.update_id = r.update_id
            ), sized AS (
-               SELECT *, sum(coalesce(octet_length(data), 0)) OVER (ORDER BY place) - coalesce(octet_length(data), 0) AS before
+               SELECT *, sum(coalesce(octet_length(data), 0)) OVER (ORDER BY place)
+                   - coalesce(octet_length(data), 0) AS before
                FROM requested
            )
            SELECT update_id AS "update_id!", success AS "success!", error, lead_id, reference_id,
