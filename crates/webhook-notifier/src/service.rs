@@ -64,7 +64,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
 
 /// Brings the schema `webhooks` up to date.
 pub async fn migrate(pool: &PgPool) -> anyhow::Result<()> {
-    store::schema().migrate(pool).await
+    Ok(store::schema().migrate(pool).await?)
 }
 
 /// The migrations of this version that the database lacks.
