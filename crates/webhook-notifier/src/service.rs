@@ -91,7 +91,7 @@ impl Start<'_> {
         let client = nats::connect(&config.nats, "webhook-notifier", &readiness).await?;
         let pool = store::connect(&config.database, &readiness).await?;
         if config.no_migrate {
-            store::schema().wait_until_migrated(&pool, &readiness).await;
+            store::schema().wait_until_migrated(&pool, &readiness).await?;
         } else {
             migrate(&pool).await?;
         }
