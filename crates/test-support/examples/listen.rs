@@ -1,4 +1,4 @@
-//! `listen PORT`: answers HTTP with 200 until it is ended. The tests of `Service` run it.
+//! `listen PORT`: answers HTTP with 200 until it is stopped. The tests of `Service` run it.
 
 use test_support::Receiver;
 

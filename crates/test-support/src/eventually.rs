@@ -1,14 +1,14 @@
-//! Waiting for what comes about by itself.
+//! Waiting for a condition.
 
 use std::{fmt::Display, time::Duration};
 use tokio::time::{sleep, timeout};
 
-/// How often the question is asked again. Shorter ends a wait sooner and burns what the services under test need.
+/// The pause between two probes. A shorter one ends a wait sooner and takes CPU time from the services under test.
 const INTERVAL: Duration = Duration::from_millis(20);
 
-/// The answer of a probe: what was waited for, or why not yet.
+/// The result of a probe: the value waited for, or why there is none yet.
 pub trait Outcome {
-    /// What is waited for.
+    /// The value waited for.
     type Value;
 
     /// The value, or why there is none yet.
@@ -39,21 +39,18 @@ impl<T, E: Display> Outcome for Result<T, E> {
     }
 }
 
-/// Asks `probe` again and again until it answers `true`, `Some` or `Ok`.
-///
-/// # Panics
-/// When that has not come about by `deadline`: with `what` was waited for, and the last answer.
+/// Calls `probe` until it returns `true`, `Some` or `Ok`. Panics at the deadline, with the last result.
 pub async fn eventually<O: Outcome>(deadline: Duration, what: &str, mut probe: impl AsyncFnMut() -> O) -> O::Value {
-    let mut last = "no answer".to_owned();
-    let asking = async {
+    let mut last = "none".to_owned();
+    let probing = async {
         loop {
             match probe().await.outcome() {
                 Ok(value) => break value,
-                Err(answer) => last = answer,
+                Err(result) => last = result,
             }
             sleep(INTERVAL).await;
         }
     };
-    let value = timeout(deadline, asking).await;
-    value.unwrap_or_else(|_| panic!("not within {deadline:?}: {what}; the last answer was: {last}"))
+    let value = timeout(deadline, probing).await;
+    value.unwrap_or_else(|_| panic!("not within {deadline:?}: {what}; the last result was: {last}"))
 }

@@ -1,7 +1,7 @@
 //! Building blocks for tests against real servers and real services, each test with its own.
 //!
-//! Everything here panics where a test would unwrap: with what was expected, what came instead, and the end of the
-//! log of whatever failed to do it. Everything started goes with the value that holds it, and with the test process.
+//! Everything here panics where a test would unwrap, with what was expected, what happened instead, and the end of the failed
+//! process's log. Everything started ends when the value that holds it is dropped, and with the test process.
 //!
 //! ```no_run
 //! # async fn example() {
@@ -35,60 +35,42 @@ use dev_stack::Install;
 use std::{sync::Once, time::Duration};
 use tokio::sync::OnceCell;
 
-/// A fresh Postgres with an empty database, ready in a fraction of a second: most of it is copied from a template in
-/// the target directory. It keeps what was committed when it is killed, but not through a power cut.
-///
-/// # Panics
-/// When it does not start.
+/// A fresh Postgres with an empty database, ready in a fraction of a second: most of it is copied from a template in the target
+/// directory. Commits survive a kill, but not a power cut.
 pub async fn postgres() -> LocalPostgres {
     postgres_with(PostgresOptions::throwaway()).await
 }
 
-/// The same with other options.
-///
-/// # Panics
-/// When it does not start.
+/// A fresh Postgres with these options.
 pub async fn postgres_with(options: PostgresOptions) -> LocalPostgres {
     installed().await;
     let options = PostgresOptions { template: Some(binaries::profile_dir().join("postgres-template")), ..options };
     LocalPostgres::start(options, &say).await.unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// A fresh nats-server with JetStream and nothing in it.
-///
-/// # Panics
-/// When it does not start.
+/// A fresh nats-server with JetStream and no streams.
 pub async fn nats() -> LocalNats {
     nats_with(NatsOptions::throwaway()).await
 }
 
-/// The same with other options.
-///
-/// # Panics
-/// When it does not start.
+/// A fresh nats-server with these options.
 pub async fn nats_with(options: NatsOptions) -> LocalNats {
     installed().await;
     LocalNats::start(options, &say).await.unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// A port of 127.0.0.1 that nobody listens on, and that no other test gets, in this process or another.
-///
-/// # Panics
-/// When none is left.
+/// A free port of 127.0.0.1, which no other test gets, in this process or another.
 #[must_use]
 pub fn free_port() -> u16 {
     dev_stack::port::free().expect("a free port")
 }
 
-/// An HTTP client that follows no redirects and gives up after 30 s.
-///
-/// # Panics
-/// When it cannot be made.
+/// An HTTP client that follows no redirects, with a timeout of 30 s.
 #[must_use]
 pub fn http_client() -> reqwest::Client {
     static PROVIDER: Once = Once::new();
     PROVIDER.call_once(|| {
-        // It fails when the test has installed one already, which is as good.
+        // It fails if the test has installed one already, which is fine.
         let _ = rustls::crypto::ring::default_provider().install_default();
     });
     reqwest::Client::builder()

@@ -1,4 +1,4 @@
-//! An HTTP receiver that does as it is told, and remembers everything.
+//! An HTTP receiver that replies by a script and records all requests.
 
 use bytes::Bytes;
 use futures::stream;
@@ -28,9 +28,7 @@ use tokio::{
 };
 use tokio_util::task::AbortOnDropHandle;
 
-/// How the receiver answers one request.
-///
-/// A number is a reply with that status, so `receiver.on("/hook", [503, 200])` is a script.
+/// How the receiver answers one request. A number is a reply with that status: `receiver.on("/hook", [503, 200])`.
 #[derive(Clone, Debug)]
 pub struct Reply {
     after: Duration,
@@ -46,9 +44,6 @@ enum End {
 
 impl Reply {
     /// An answer with this status, and no body.
-    ///
-    /// # Panics
-    /// When it is no status of HTTP.
     #[must_use]
     pub fn status(status: u16) -> Self {
         let status = StatusCode::from_u16(status).expect("a status of HTTP");
@@ -69,30 +64,21 @@ impl Reply {
     }
 
     /// A redirect (302) to `location`.
-    ///
-    /// # Panics
-    /// When it cannot stand in a header.
     #[must_use]
     pub fn redirect(location: &str) -> Self {
         Self::status(302).header(LOCATION.as_str(), location)
     }
 
     /// Adds `Retry-After`, in seconds or as a date.
-    ///
-    /// # Panics
-    /// When it cannot stand in a header, or this is no answer.
     #[must_use]
     pub fn retry_after(self, value: impl fmt::Display) -> Self {
         self.header(RETRY_AFTER.as_str(), &value.to_string())
     }
 
     /// Adds a header.
-    ///
-    /// # Panics
-    /// When it is no header, or this is no answer.
     #[must_use]
     pub fn header(mut self, name: &str, value: &str) -> Self {
-        let End::Answer { headers, .. } = &mut self.end else { panic!("no headers without an answer") };
+        let End::Answer { headers, .. } = &mut self.end else { panic!("a reply that is no answer has no headers") };
         headers.append(
             HeaderName::from_bytes(name.as_bytes()).expect("the name of a header"),
             HeaderValue::from_str(value).expect("the value of a header"),
@@ -101,28 +87,22 @@ impl Reply {
     }
 
     /// Sets the body.
-    ///
-    /// # Panics
-    /// When this is no answer.
     #[must_use]
     pub fn body(mut self, content: impl Into<Bytes>) -> Self {
-        let End::Answer { body, .. } = &mut self.end else { panic!("no body without an answer") };
+        let End::Answer { body, .. } = &mut self.end else { panic!("a reply that is no answer has no body") };
         *body = content.into();
         self
     }
 
     /// Sends the body one byte at a time, `interval` apart. Status and headers go at once.
-    ///
-    /// # Panics
-    /// When this is no answer.
     #[must_use]
     pub fn drip(mut self, interval: Duration) -> Self {
-        let End::Answer { drip, .. } = &mut self.end else { panic!("no body without an answer") };
+        let End::Answer { drip, .. } = &mut self.end else { panic!("a reply that is no answer has no body") };
         *drip = Some(interval);
         self
     }
 
-    /// Waits so long before it does anything, once the request is read and remembered.
+    /// Waits this long, once the request is read and recorded, before it answers.
     #[must_use]
     pub fn after(mut self, delay: Duration) -> Self {
         self.after = delay;
@@ -136,7 +116,7 @@ impl From<u16> for Reply {
     }
 }
 
-/// A request as it came.
+/// A recorded request.
 #[derive(Clone, Debug)]
 pub struct Request {
     /// The method.
@@ -145,9 +125,9 @@ pub struct Request {
     pub uri: Uri,
     /// All headers.
     pub headers: HeaderMap,
-    /// The body, byte by byte.
+    /// The body.
     pub body: Bytes,
-    /// When its last byte had come.
+    /// When its last byte was received.
     pub received_at: Instant,
 }
 
@@ -158,27 +138,20 @@ impl Request {
         self.uri.path()
     }
 
-    /// A header's value; `None` when there is none of that name.
-    ///
-    /// # Panics
-    /// When it is not text.
+    /// The value of a header, if there is one.
     #[must_use]
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).map(|value| value.to_str().expect("a header of text"))
     }
 
     /// The body as JSON.
-    ///
-    /// # Panics
-    /// When it is none.
     #[must_use]
     pub fn json(&self) -> serde_json::Value {
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {:?}", self.body))
     }
 }
 
-/// An HTTP/1.1 server on 127.0.0.1. It answers 200 where nothing else was said, and goes, with its connections, when it
-/// is dropped.
+/// An HTTP/1.1 server on 127.0.0.1. It answers 200 on paths without a script, and ends with its connections when it is dropped.
 #[derive(Debug)]
 pub struct Receiver {
     address: SocketAddr,
@@ -194,17 +167,11 @@ struct Shared {
 
 impl Receiver {
     /// Starts one on a free port.
-    ///
-    /// # Panics
-    /// When it cannot listen.
     pub async fn start() -> Self {
         Self::start_on(0).await
     }
 
-    /// Starts one on this port, for a receiver that comes back, or comes late.
-    ///
-    /// # Panics
-    /// When it cannot listen.
+    /// Starts one on this port, for a receiver that comes back or starts late.
     pub async fn start_on(port: u16) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", port)).await.expect("a port to listen on");
         let address = listener.local_addr().expect("the address of a listener");
@@ -213,7 +180,7 @@ impl Receiver {
         Self { address, shared, _server: server }
     }
 
-    /// Where it listens.
+    /// The address that it listens on.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
@@ -225,32 +192,26 @@ impl Receiver {
         format!("http://{}{path}", self.address)
     }
 
-    /// From now on, requests to `path` get these replies, one each and in this order; the last one stays.
-    ///
-    /// # Panics
-    /// Without any reply.
+    /// From now on, requests to `path` get these replies in this order; the last one is repeated.
     pub fn on<R: Into<Reply>>(&self, path: &str, replies: impl IntoIterator<Item = R>) {
         let replies: VecDeque<Reply> = replies.into_iter().map(Into::into).collect();
         assert!(!replies.is_empty(), "no reply for {path}");
         self.shared.scripts().insert(path.to_owned(), replies);
     }
 
-    /// Every request so far, in the order they came.
+    /// All requests so far, in order.
     #[must_use]
     pub fn requests(&self) -> Vec<Request> {
         self.shared.requests.borrow().clone()
     }
 
-    /// Every request to `path` so far, in the order they came.
+    /// All requests to `path` so far, in order.
     #[must_use]
     pub fn requests_to(&self, path: &str) -> Vec<Request> {
         self.requests().into_iter().filter(|request| request.path() == path).collect()
     }
 
     /// Waits until the requests so far satisfy `enough`, and returns them.
-    ///
-    /// # Panics
-    /// When they do not by `deadline`: with the requests there were.
     pub async fn wait_for(&self, deadline: Duration, enough: impl Fn(&[Request]) -> bool) -> Vec<Request> {
         let mut requests = self.shared.requests.subscribe();
         let waiting = requests.wait_for(|requests| enough(requests));
@@ -260,10 +221,7 @@ impl Receiver {
         }
     }
 
-    /// Waits for `count` requests to `path`, and returns all to it.
-    ///
-    /// # Panics
-    /// When there are fewer by `deadline`: with the requests there were.
+    /// Waits for `count` requests to `path`, and returns all requests to it.
     pub async fn wait_for_requests(&self, path: &str, count: usize, deadline: Duration) -> Vec<Request> {
         let to_path = |request: &&Request| request.path() == path;
         self.wait_for(deadline, |requests| requests.iter().filter(to_path).count() >= count).await;
@@ -273,7 +231,6 @@ impl Receiver {
 
 impl Shared {
     fn scripts(&self) -> MutexGuard<'_, HashMap<String, VecDeque<Reply>>> {
-        // A test that panicked while it held the lock has failed already.
         self.scripts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -296,12 +253,12 @@ fn summary(requests: &[Request]) -> String {
 
 async fn serve(listener: TcpListener, shared: Arc<Shared>) {
     let mut connections = JoinSet::new();
-    // When the listener fails, the receiver is over and its test will notice.
+    // If the listener fails, the receiver ends, and its test notices.
     while let Ok((stream, _)) = listener.accept().await {
         let shared = shared.clone();
         connections.spawn(async move {
             let service = service_fn(move |request| answer(request, shared.clone()));
-            // An error is a client that went, or a reply that was told to fail.
+            // An error means that the client closed the connection, or that the script drops it.
             let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
         });
         while connections.try_join_next().is_some() {}
@@ -330,7 +287,7 @@ async fn answer(request: hyper::Request<Incoming>, shared: Arc<Shared>) -> io::R
             Ok(response)
         }
         End::Hang => std::future::pending().await,
-        End::Drop => Err(io::Error::other("told to drop the connection")),
+        End::Drop => Err(io::Error::other("the script drops the connection")),
     }
 }
 

@@ -12,10 +12,10 @@ use std::{
 };
 use tempfile::TempDir;
 
-/// How long a service may take to drain before it is killed, and the test fails.
+/// How long a service may take to drain before it is killed.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A running program, or one that has ended. It goes with this value, and with the test process.
+/// A program that runs or has ended. It is killed when this value is dropped, and with the test process.
 #[derive(Debug)]
 pub struct Service {
     process: Process,
@@ -25,36 +25,26 @@ pub struct Service {
 }
 
 impl Service {
-    /// Starts the program, with the test's environment and what `command` adds to it. What it prints goes to
-    /// [`Service::log`].
-    ///
-    /// # Panics
-    /// When it cannot be started; and outside a Tokio runtime.
+    /// Starts the program, in the test's environment with what `command` adds. Its output is in [`Service::log`].
     #[must_use]
     pub fn spawn(name: &str, command: Command) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
         Self { process: start(name, &command, dir.path()), command, name: name.to_owned(), dir }
     }
 
-    /// Waits until the URL answers with a status of 2xx.
-    ///
-    /// # Panics
-    /// With the end of its log, when the service ends before, or the deadline passes.
+    /// Waits until the URL answers with a status of 2xx. Panics with the end of the log if the program ends first.
     pub async fn wait_for_http(&mut self, url: &str, deadline: Duration) {
         let client = http_client();
         let probe = async || client.get(url).send().await.is_ok_and(|response| response.status().is_success());
         expect(self.process.ready(deadline, probe).await);
     }
 
-    /// Waits for a line with `text` in what the program has printed since its last start, and returns the line.
-    ///
-    /// # Panics
-    /// With the end of its log, when the service ends before, or the deadline passes.
+    /// Waits for a line with `text` in the output since the last start, and returns the line.
     pub async fn wait_for_log(&mut self, text: &str, deadline: Duration) -> String {
         let log = self.process.log().clone();
         let line = || {
             let log = log.text().ok()?;
-            // Only whole lines: the rest of the last one may still be on its way.
+            // Only whole lines: the last one may be incomplete.
             let whole = log.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n'));
             whole.into_iter().find(|line| line.contains(text)).map(str::to_owned)
         };
@@ -62,51 +52,33 @@ impl Service {
         line().expect("a line that was there a moment ago")
     }
 
-    /// Ends it with SIGKILL and waits until it is gone.
-    ///
-    /// # Panics
-    /// When the system refuses.
+    /// Ends it with SIGKILL and waits until it has ended.
     pub async fn kill9(&mut self) {
         expect(self.process.stop(&[]).await);
     }
 
-    /// Asks it to end with SIGTERM and waits until it has; SIGKILL after 30 s shows in the status.
-    ///
-    /// # Panics
-    /// When the system refuses.
+    /// Ends it with SIGTERM and waits until it has ended; after 30 s with SIGKILL, which the status shows.
     pub async fn terminate(&mut self) -> ExitStatus {
         expect(self.process.stop(&[Signal::Term]).await)
     }
 
-    /// Starts it again with the same arguments and environment, after it ended; one that runs is terminated first.
-    ///
-    /// # Panics
-    /// When it cannot be started.
+    /// Starts it again with the same arguments and environment; if it runs, it is terminated first.
     pub async fn restart(&mut self) {
         self.terminate().await;
         self.process = start(&self.name, &self.command, self.dir.path());
     }
 
-    /// Stops its clock: it holds its connections and does nothing, until [`Service::thaw`].
-    ///
-    /// # Panics
-    /// When the system refuses.
+    /// Suspends it (SIGSTOP): it keeps its connections and does nothing until [`Service::thaw`].
     pub fn freeze(&self) {
         expect(self.process.signal(Signal::Stop));
     }
 
-    /// Lets it go on after [`Service::freeze`].
-    ///
-    /// # Panics
-    /// When the system refuses.
+    /// Continues it after [`Service::freeze`].
     pub fn thaw(&self) {
         expect(self.process.signal(Signal::Cont));
     }
 
     /// Waits until it ends by itself.
-    ///
-    /// # Panics
-    /// When the system cannot wait for it.
     pub async fn exited(&mut self) -> ExitStatus {
         expect(self.process.exited().await)
     }
@@ -117,16 +89,13 @@ impl Service {
         &self.name
     }
 
-    /// Its pid; after its end, the one it had.
+    /// Its pid; after its end, the last one.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.process.pid()
     }
 
-    /// What it has printed since its last start.
-    ///
-    /// # Panics
-    /// When the log cannot be read.
+    /// Its output since the last start.
     #[must_use]
     pub fn log(&self) -> String {
         self.process.log().text().expect("the log of the service")
@@ -139,7 +108,7 @@ fn start(name: &str, command: &Command, dir: &Path) -> Process {
         name,
         log: &log,
         user: None,
-        // A test that is over has no use for an orderly end.
+        // An orderly end is of no use when a test is over.
         signals: &[],
         grace_period: PATIENCE,
         cleanup_dir: Some(dir),

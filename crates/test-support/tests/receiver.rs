@@ -1,17 +1,17 @@
-//! The receiver does as it is told, and remembers everything.
+//! The receiver replies by its script and records all requests; `eventually`.
 #![expect(clippy::unwrap_used, reason = "clippy sees no test in the functions that tests share")]
 
 use std::time::{Duration, Instant};
 use test_support::{Receiver, Reply, eventually, http_client};
 
-const SOON: Duration = Duration::from_secs(5);
+const TEST_TIMEOUT: Duration = Duration::from_secs(5);
 
 async fn status(url: &str) -> u16 {
     http_client().get(url).send().await.unwrap().status().as_u16()
 }
 
 #[tokio::test]
-async fn it_remembers_requests_as_they_came() {
+async fn requests_are_recorded_unchanged() {
     let receiver = Receiver::start().await;
     let post = http_client().post(receiver.url("/hook?a=1")).header("X-Mark", "here").body("{\"b\": 1.50}").send();
     let response = post.await.unwrap();
@@ -22,12 +22,12 @@ async fn it_remembers_requests_as_they_came() {
     assert_eq!((request.method.as_str(), request.path(), request.uri.query()), ("POST", "/hook", Some("a=1")));
     assert_eq!((request.header("x-mark"), &request.body[..]), (Some("here"), &b"{\"b\": 1.50}"[..]));
     assert_eq!(request.json()["b"], 1.5);
-    assert!(request.received_at.elapsed() < SOON);
+    assert!(request.received_at.elapsed() < TEST_TIMEOUT);
     assert_eq!((request.header("x-none"), receiver.requests_to("/other").len()), (None, 0));
 }
 
 #[tokio::test]
-async fn scripts_are_per_path_and_their_last_reply_stays() {
+async fn scripts_are_per_path_and_repeat_their_last_reply() {
     let receiver = Receiver::start().await;
     receiver.on("/a", [503, 429, 201]);
     receiver.on("/b", [Reply::status(429).retry_after(7), Reply::redirect("http://127.0.0.1:1/")]);
@@ -49,7 +49,7 @@ async fn scripts_are_per_path_and_their_last_reply_stays() {
 }
 
 #[tokio::test]
-async fn it_is_slow_silent_or_rude_on_demand() {
+async fn replies_are_delayed_missing_or_cut_off_by_the_script() {
     let receiver = Receiver::start().await;
     let client = http_client();
     receiver.on("/slow", [Reply::status(200).after(Duration::from_millis(300))]);
@@ -76,46 +76,46 @@ async fn it_is_slow_silent_or_rude_on_demand() {
     let port = receiver.address().port();
     let url = receiver.url("/");
     drop(receiver);
-    let refused = eventually(SOON, "the port is closed", async || client.get(&url).send().await.err()).await;
+    let refused = eventually(TEST_TIMEOUT, "the port is closed", async || client.get(&url).send().await.err()).await;
     assert!(refused.is_connect(), "{refused:?}");
     assert_eq!(status(&Receiver::start_on(port).await.url("/")).await, 200);
 }
 
 #[tokio::test]
-async fn waiting_ends_with_the_request_that_is_waited_for() {
+async fn waiting_ends_with_the_expected_request() {
     let receiver = Receiver::start().await;
     let sending = async {
         for path in ["/a", "/b", "/a"] {
             status(&receiver.url(path)).await;
         }
     };
-    let (to_a, ()) = tokio::join!(receiver.wait_for_requests("/a", 2, SOON), sending);
+    let (to_a, ()) = tokio::join!(receiver.wait_for_requests("/a", 2, TEST_TIMEOUT), sending);
     assert_eq!(to_a.len(), 2);
-    assert_eq!(receiver.wait_for(SOON, |requests| requests.len() == 3).await.len(), 3);
+    assert_eq!(receiver.wait_for(TEST_TIMEOUT, |requests| requests.len() == 3).await.len(), 3);
 }
 
 #[tokio::test]
 #[should_panic(expected = "the requests so far:\n  GET /a ")]
-async fn waiting_in_vain_tells_what_came() {
+async fn a_wait_in_vain_panics_with_the_requests_so_far() {
     let receiver = Receiver::start().await;
     status(&receiver.url("/a")).await;
     receiver.wait_for_requests("/a", 2, Duration::from_millis(100)).await;
 }
 
 #[tokio::test]
-async fn eventually_takes_the_first_yes() {
-    let mut asked = 0;
+async fn eventually_returns_the_first_success() {
+    let mut probes = 0;
     let mut count = async || {
-        asked += 1;
-        (asked == 3).then_some(asked)
+        probes += 1;
+        (probes == 3).then_some(probes)
     };
-    assert_eq!(eventually(SOON, "three", &mut count).await, 3);
-    eventually(SOON, "true", async || true).await;
-    assert_eq!(eventually(SOON, "a number", async || "7".parse::<u8>()).await, 7);
+    assert_eq!(eventually(TEST_TIMEOUT, "three", &mut count).await, 3);
+    eventually(TEST_TIMEOUT, "true", async || true).await;
+    assert_eq!(eventually(TEST_TIMEOUT, "a number", async || "7".parse::<u8>()).await, 7);
 }
 
 #[tokio::test]
-#[should_panic(expected = "a number; the last answer was: invalid digit")]
-async fn eventually_tells_the_last_answer() {
+#[should_panic(expected = "a number; the last result was: invalid digit")]
+async fn eventually_panics_with_the_last_result() {
     eventually(Duration::from_millis(50), "a number", async || "x".parse::<u8>()).await;
 }
