@@ -1,8 +1,8 @@
 //! Memory and promptness with a backlog: a million deliveries that wait for a dead endpoint, a million commands in the log,
 //! a million updates to audit.
 //!
-//! Ignored, for they take minutes: `just memory` runs them. `BACKLOG` is another number than a million, `SAMPLE_SECONDS`
-//! another time than a minute.
+//! Ignored because they take minutes: `just memory` runs them. `BACKLOG` replaces the million, `SAMPLE_SECONDS` the minute for
+//! which memory is sampled.
 
 use std::{
     collections::VecDeque,
@@ -15,15 +15,16 @@ use async_nats::{HeaderMap, jetstream};
 use contract::{ObjectId, headers, subject};
 use futures::StreamExt;
 use serde_json::json;
-use test_support::{Service, binary, eventually, free_port};
+use test_support::{Service, eventually, free_port};
 
-use crate::stack::{SOON, Stack};
+use crate::support::{LEDGER_ROWS, Stack, TEST_TIMEOUT, memory_kib, process_id};
 
-/// What a service may take.
+/// The memory that a service may take.
 const MOST_KIB: u64 = 64 * 1024;
-/// How many publishes may be unacked while the log is filled.
+/// The number of unacknowledged publishes while the log is filled.
 const PIPELINED: usize = 4096;
-const EVERY: Duration = Duration::from_millis(250);
+/// The pause between two samples.
+const INTERVAL: Duration = Duration::from_millis(250);
 
 fn from_env(name: &str, default: u64) -> u64 {
     env::var(name).map_or(default, |text| text.parse().expect(name))
@@ -37,7 +38,7 @@ fn sample_for() -> Duration {
     Duration::from_secs(from_env("SAMPLE_SECONDS", 60))
 }
 
-/// The most that each service was seen to take, in KiB.
+/// The peak memory of each service, in KiB.
 #[derive(Default)]
 struct Peaks([u64; 3]);
 
@@ -48,7 +49,7 @@ impl Peaks {
 
     fn sample(&mut self, stack: &Stack) {
         for (peak, (_, service)) in self.0.iter_mut().zip(Self::services(stack)) {
-            *peak = (*peak).max(memory(service.pid()));
+            *peak = (*peak).max(memory_kib(service.pid(), "VmRSS").expect("a running service"));
         }
     }
 
@@ -60,17 +61,6 @@ impl Peaks {
             assert!(*peak < MOST_KIB, "{what}: {name} takes {peak} KiB");
         }
     }
-}
-
-/// The resident memory of a process, in KiB.
-fn memory(pid: u32) -> u64 {
-    status(pid, "VmRSS").expect("the process's status")
-}
-
-/// A number of a process's status; none when it has ended.
-fn status(pid: u32, name: &str) -> Option<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    status.lines().find(|line| line.starts_with(name))?.split_whitespace().nth(1)?.parse().ok()
 }
 
 /// Publishes messages in order.
@@ -89,7 +79,7 @@ async fn fill(js: &jetstream::Context, messages: impl Iterator<Item = (String, H
 
 #[tokio::test]
 #[ignore = "takes minutes: just memory"]
-async fn deliveries_that_wait_for_a_dead_endpoint_cost_nothing() {
+async fn a_million_deliveries_to_a_dead_endpoint_cost_bounded_memory_and_delay_nothing() {
     let mut stack = Stack::start_with(&[("RETRY_SCHEDULE", "0s,1s,1h")]).await;
     // Each retry fails its first attempt.
     stack.receiver.on("/retried", [500, 200].repeat(1000));
@@ -101,7 +91,7 @@ async fn deliveries_that_wait_for_a_dead_endpoint_cost_nothing() {
             {"name": "retried", "url": stack.receiver.url("/retried")},
         ]))
         .await;
-    let process_id = applied.process.process_id.expect("an id");
+    let process_id = process_id(&applied);
     let lead_id = stack.api.initiate(process_id, None).await;
 
     stack.notifier.terminate().await;
@@ -132,13 +122,13 @@ async fn deliveries_that_wait_for_a_dead_endpoint_cost_nothing() {
         let posted = Instant::now();
         let before = ["/healthy", "/retried"].map(|path| stack.receiver.requests_to(path).len());
         stack.api.update(json!({"leadId": lead_id, "metadata": {"n": firsts.len()}})).await;
-        let requests = stack.receiver.wait_for_requests("/healthy", before[0] + 1, SOON).await;
+        let requests = stack.receiver.wait_for_requests("/healthy", before[0] + 1, TEST_TIMEOUT).await;
         firsts.push(requests[before[0]].received_at.duration_since(posted));
-        let requests = stack.receiver.wait_for_requests("/retried", before[1] + 2, SOON).await;
+        let requests = stack.receiver.wait_for_requests("/retried", before[1] + 2, TEST_TIMEOUT).await;
         // Due a second after the first attempt, and up to a tenth later.
         retries.push(requests[before[1] + 1].received_at.duration_since(requests[before[1]].received_at));
         peaks.sample(&stack);
-        tokio::time::sleep(EVERY).await;
+        tokio::time::sleep(INTERVAL).await;
     }
     firsts.sort_unstable();
     retries.sort_unstable();
@@ -151,27 +141,22 @@ async fn deliveries_that_wait_for_a_dead_endpoint_cost_nothing() {
         firsts.len(),
     );
     let attempts = stack.count("SELECT coalesce(sum(attempts), 0)::bigint FROM webhooks.deliveries").await;
-    let to_the_dead = attempts - 3 * i64::try_from(firsts.len()).expect("a few");
-    println!("the dead endpoint was asked {to_the_dead} times");
+    let to_dead = attempts - 3 * i64::try_from(firsts.len()).expect("a few");
+    println!("the dead endpoint was sent {to_dead} requests");
     assert!(firsts[firsts.len() - 1] < Duration::from_secs(5), "{:?}", firsts[firsts.len() - 1]);
     assert!(retries[retries.len() - 1] < Duration::from_secs(5), "{:?}", retries[retries.len() - 1]);
-    // Before its breaker opened, as many as run at once.
-    assert!(to_the_dead < 150, "{to_the_dead}");
+    // Until its breaker opened, as many as run at once.
+    assert!(to_dead < 150, "{to_dead}");
     peaks.assert_bounded(&stack, "a backlog of deliveries");
 }
 
 #[tokio::test]
 #[ignore = "takes minutes: just memory"]
-async fn commands_that_wait_in_the_log_cost_no_memory() {
+async fn a_million_commands_in_the_log_cost_bounded_memory() {
     let mut stack = Stack::start_with(&[("STREAM_MAX_BYTES", "8589934592")]).await;
-    let applied = stack.process(json!([])).await;
-    let process_id = applied.process.process_id.expect("an id");
-    let mut leads = Vec::new();
-    for _ in 0..100 {
-        leads.push(stack.api.initiate(process_id, None).await);
-    }
+    let leads = stack.leads(&[], 100).await;
     stack.lead_state.terminate().await;
-    let js = service_kit::nats::jetstream(&stack.client);
+    let js = stack.js();
     let subject = format!("leads.cmd.{}.update", stack.api.project_id);
     let begun = Instant::now();
     let publishes = futures::stream::iter(0..backlog()).map(|number| {
@@ -186,37 +171,24 @@ async fn commands_that_wait_in_the_log_cost_no_memory() {
 
     let mut peaks = Peaks::default();
     let begun = Instant::now();
-    let applied = "SELECT count(*) FROM lead_state.lead_updates";
+    let applied = LEDGER_ROWS;
     let mut done = 0;
     while done < backlog() && begun.elapsed() < sample_for() {
         peaks.sample(&stack);
-        tokio::time::sleep(EVERY).await;
+        tokio::time::sleep(INTERVAL).await;
         done = stack.count(applied).await;
     }
     println!("{done} of them applied in {:?}", begun.elapsed());
-    eventually(SOON, "the first are applied", async || stack.count(applied).await > 0).await;
+    eventually(TEST_TIMEOUT, "the first are applied", async || stack.count(applied).await > 0).await;
     peaks.assert_bounded(&stack, "a backlog of commands");
 }
 
-#[tokio::test]
-#[ignore = "takes minutes: just memory"]
-async fn an_audit_of_many_updates_costs_no_memory() {
-    let mut stack = Stack::start_with(&[("STREAM_MAX_BYTES", "2147483648")]).await;
-    let applied = stack.process(json!([{"name": "crm", "url": stack.receiver.url("/crm")}])).await;
-    let process_id = applied.process.process_id.expect("an id");
-    let mut leads = Vec::new();
-    for _ in 0..100 {
-        leads.push(stack.api.initiate(process_id, None).await);
-    }
-    stack.wait_for_count("SELECT count(*) FROM lead_state.checkpoints", 1, SOON).await;
-    stack.lead_state.terminate().await;
-    stack.notifier.terminate().await;
-
-    // As if every lead in turn had been updated.
+/// Makes the log, the ledger, the events and the deliveries look as if all leads had been updated in turn and delivered to a callback.
+async fn make_updates(stack: &Stack, leads: &[String], process_id: ObjectId, callback_id: ObjectId) {
     let begun = Instant::now();
     let (project_id, at) = (stack.api.project_id, service_kit::clock::now());
     let id = |number: i64| ObjectId::new(at, number.to_be_bytes());
-    let js = service_kit::nats::jetstream(&stack.client);
+    let js = stack.js();
     let commands = (1..=backlog()).map(|number| {
         let body = json!({"updateId": id(number), "leadId": leads[number as usize % leads.len()],
             "metadata": {"n": number, "text": "x".repeat(100)}});
@@ -249,16 +221,31 @@ async fn an_audit_of_many_updates_costs_no_memory() {
          FROM lead_state.lead_updates WHERE $1 > 0 AND $2 > 0",
     ] {
         let texts =
-            if statement.contains("$3[1]") { vec![applied.process.callbacks[0].callback_id.to_string()] } else { leads.clone() };
+            if statement.contains("$3[1]") { vec![callback_id.to_string()] } else { leads.to_vec() };
         let query = sqlx::query(statement).bind(at.millis() / 1000).bind(backlog()).bind(texts);
         query.execute(&stack.pool).await.expect(statement);
     }
     sqlx::query("ANALYZE").execute(&stack.pool).await.expect("statistics");
     println!("{} updates made in {:?}", backlog(), begun.elapsed());
+}
 
+#[tokio::test]
+#[ignore = "takes minutes: just memory"]
+async fn an_audit_of_a_million_updates_costs_bounded_memory() {
+    let mut stack = Stack::start_with(&[("STREAM_MAX_BYTES", "2147483648")]).await;
+    let applied = stack.process_calling(&["crm"]).await;
+    let process_id = process_id(&applied);
+    let mut leads = Vec::new();
+    for _ in 0..100 {
+        leads.push(stack.api.initiate(process_id, None).await);
+    }
+    stack.wait_for_count("SELECT count(*) FROM lead_state.checkpoints", 1).await;
+    stack.lead_state.terminate().await;
+    stack.notifier.terminate().await;
+
+    make_updates(&stack, &leads, process_id, applied.process.callbacks[0].callback_id).await;
     let begun = Instant::now();
-    let mut command = tokio::process::Command::new(binary("leadctl"));
-    command.args(["audit", "--json"]).env("DATABASE_URL", stack.postgres.url()).env("NATS_URL", stack.nats.url());
+    let mut command = stack.leadctl_command(&["audit", "--json"]);
     let child = command.stdout(Stdio::piped()).kill_on_drop(true).spawn().expect("leadctl");
     let pid = child.id().expect("a pid");
     let mut audit = Box::pin(child.wait_with_output());
@@ -266,9 +253,9 @@ async fn an_audit_of_many_updates_costs_no_memory() {
     let output = loop {
         tokio::select! {
             output = &mut audit => break output.expect("its end"),
-            () = tokio::time::sleep(EVERY) => {}
+            () = tokio::time::sleep(INTERVAL) => {}
         }
-        memory = memory.max(status(pid, "VmHWM").unwrap_or_default());
+        memory = memory.max(memory_kib(pid, "VmHWM").unwrap_or_default());
         let temporary = "SELECT (SELECT coalesce(sum(pg_total_relation_size(oid)), 0)::bigint FROM pg_class
                                  WHERE relpersistence = 't' AND relkind = 'r')
                               + (SELECT coalesce(sum(size), 0)::bigint FROM pg_ls_tmpdir())";
@@ -280,8 +267,8 @@ async fn an_audit_of_many_updates_costs_no_memory() {
         begun.elapsed()
     );
     let text = String::from_utf8_lossy(&output.stdout);
-    let found: serde_json::Value = serde_json::from_str(&text).expect("JSON");
-    assert_eq!((output.status.code(), &found["updates"]["succeeded"]), (Some(0), &json!(backlog())), "{found}");
-    assert_eq!(found["callbacks"][0]["delivered"], json!(backlog()), "{found}");
+    let report: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!((output.status.code(), &report["updates"]["succeeded"]), (Some(0), &json!(backlog())), "{report}");
+    assert_eq!(report["callbacks"][0]["delivered"], json!(backlog()), "{report}");
     assert!(memory < MOST_KIB / 1024, "leadctl takes {memory} MiB");
 }

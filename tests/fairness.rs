@@ -1,10 +1,9 @@
-//! Fairness: what one endpoint or tenant does, no other feels. With figures.
+//! Fairness: no endpoint or tenant delays another. Latencies are measured before and meanwhile.
 
 use std::time::{Duration, Instant};
 
 use contract::{
     ObjectId,
-    process::ProcessSpec,
     rpc::{self, ProcessChangeResult},
 };
 use serde_json::{Value, json};
@@ -12,16 +11,15 @@ use test_support::{Receiver, Reply, eventually, free_port};
 use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::stack::{Api, SOON, Stack, by_update, call};
+use crate::support::{Api, DELIVERED, Stack, TEST_TIMEOUT, by_update, process_id};
 
-/// A small pool of slots, so that few hanging attempts would exhaust it.
+/// A small pool of slots: a few hanging attempts would exhaust it.
 const SMALL_POOL: [(&str, &str); 1] = [("MAX_IN_FLIGHT", "64")];
-/// How many updates a figure is made of.
+/// The number of updates per measurement.
 const MEASURED: usize = 100;
 /// While others misbehave, the 99th percentile stays within this factor of what it was before…
 const FACTOR: u32 = 4;
-/// …and this much: what a busy machine with two cores may add by itself. Waiting for one hanging attempt would cost the
-/// attempt's five seconds.
+/// …plus this much, which a busy machine with two cores may add. To wait for one hanging attempt would take its five seconds.
 const SLACK: Duration = Duration::from_millis(1500);
 
 /// A project with a process, callbacks and a lead.
@@ -36,9 +34,8 @@ impl Tenant {
         let api = Api::create(stack.api.url.clone(), &stack.client, name).await;
         let spec =
             json!({"projectId": api.project_id, "name": "sales", "states": [{"name": "new"}], "callbacks": callbacks});
-        let spec: ProcessSpec = serde_json::from_value(spec).expect("a process");
-        let applied: ProcessChangeResult = call(&stack.client, rpc::PROCESS_APPLY, &spec).await;
-        let lead_id = api.initiate(applied.process.process_id.expect("an id"), None).await;
+        let applied = stack.apply(spec).await;
+        let lead_id = api.initiate(process_id(&applied), None).await;
         Self { api, applied, lead_id }
     }
 
@@ -58,7 +55,7 @@ struct Latency {
     p99: Duration,
 }
 
-/// Measures a tenant with one callback, whose receiver is nobody else's; `between` runs before each update.
+/// Measures a tenant with one callback, whose receiver it shares with no other; `between` runs before each update.
 async fn measure(tenant: &Tenant, receiver: &Receiver, mut between: impl AsyncFnMut(usize)) -> Latency {
     let mut latencies = Vec::new();
     for number in 0..MEASURED {
@@ -66,7 +63,7 @@ async fn measure(tenant: &Tenant, receiver: &Receiver, mut between: impl AsyncFn
         let before = receiver.requests().len();
         let begun = Instant::now();
         tenant.update(number).await;
-        let requests = receiver.wait_for(SOON, |requests| requests.len() > before).await;
+        let requests = receiver.wait_for(TEST_TIMEOUT, |requests| requests.len() > before).await;
         latencies.push(requests[before].received_at.duration_since(begun));
     }
     latencies.sort_unstable();
@@ -78,7 +75,7 @@ fn assert_flat(what: &str, before: Latency, during: Latency) {
     assert!(during.p99 <= before.p99 * FACTOR + SLACK, "{what}: {before:?} became {during:?}");
 }
 
-/// Accepts connections, and never says a word.
+/// A server that accepts connections and never answers.
 async fn silent() -> (String, AbortOnDropHandle<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let url = format!("http://{}/hook", listener.local_addr().expect("an address"));
@@ -109,6 +106,25 @@ async fn an_endpoint_that_hangs_delays_no_other_tenant() {
 }
 
 #[tokio::test]
+async fn a_callback_that_hangs_delays_no_other_callback_of_its_process() {
+    let stack = Stack::start().await;
+    stack.receiver.on("/hanging", [Reply::hang()]);
+    let callbacks = json!([
+        {"name": "hanging", "url": stack.receiver.url("/hanging"), "timeoutSeconds": 30},
+        {"name": "healthy", "url": stack.receiver.url("/healthy")},
+    ]);
+    let tenant = Tenant::new(&stack, "tenant", callbacks).await;
+
+    let begun = Instant::now();
+    for number in 0..300 {
+        tenant.update(number).await;
+    }
+
+    stack.receiver.wait_for_requests("/healthy", 300, TEST_TIMEOUT).await;
+    assert!(begun.elapsed() < Duration::from_secs(20), "it waited for the hanging one: {:?}", begun.elapsed());
+}
+
+#[tokio::test]
 async fn a_tenant_that_floods_delays_no_other() {
     let stack = Stack::start_with(&SMALL_POOL).await;
     let (slow, receiver) = (Receiver::start().await, &stack.receiver);
@@ -128,7 +144,7 @@ async fn a_tenant_that_floods_delays_no_other() {
     }
     let during = measure(&healthy, receiver, async |_| {}).await;
     floods.shutdown().await;
-    println!("the flood: {} webhooks taken", slow.requests().len());
+    println!("the flood: {} webhooks accepted", slow.requests().len());
     assert_flat("one tenant floods", before, during);
 }
 
@@ -154,7 +170,7 @@ async fn a_process_with_a_hundred_dead_callbacks_delays_no_other_tenant() {
 }
 
 #[tokio::test]
-async fn what_waits_for_a_dead_endpoint_is_charged_no_attempt() {
+async fn waiting_for_a_dead_endpoint_costs_no_attempt() {
     // Without a breaker, an outage of a second would exhaust everything.
     let stack = Stack::start_with(&[("RETRY_SCHEDULE", "0s,100ms,100ms,100ms")]).await;
     stack.receiver.on("/dead", [500]);
@@ -166,25 +182,25 @@ async fn what_waits_for_a_dead_endpoint_is_charged_no_attempt() {
     for number in 0..100 {
         tenant.update(number).await;
     }
-    stack.receiver.wait_for_requests("/healthy", 100, SOON).await;
-    // Two probes more, whatever came before.
+    stack.receiver.wait_for_requests("/healthy", 100, TEST_TIMEOUT).await;
+    // Two more probes.
     let before = stack.receiver.requests_to("/dead").len();
-    let requests = stack.receiver.wait_for_requests("/dead", before + 2, SOON).await;
+    let requests = stack.receiver.wait_for_requests("/dead", before + 2, TEST_TIMEOUT).await;
     let pause = requests[before + 1].received_at.duration_since(requests[before].received_at);
     assert!(pause > Duration::from_millis(400), "one probe at a time: {pause:?}");
     assert!(requests.len() < 30, "{} requests to a dead endpoint", requests.len());
     stack.receiver.on("/dead", [200]);
-    // It comes back: what waited goes out, all of it in its first attempts.
+    // When it works again, the deliveries that waited succeed in their first attempts.
     let exhausted = stack.count("SELECT count(*) FROM webhooks.deliveries WHERE status = 'exhausted'").await;
-    let delivered = "SELECT count(*) FROM webhooks.deliveries WHERE status = 'delivered'";
-    stack.wait_for_count(delivered, 200 - exhausted, SOON * 2).await;
+    let delivered = DELIVERED;
+    stack.wait_for_count_within(TEST_TIMEOUT * 2, delivered, 200 - exhausted).await;
     assert!(exhausted <= 5, "{exhausted} exhausted");
     let once = "SELECT count(*) FROM webhooks.deliveries WHERE status = 'delivered' AND attempts = 1";
     assert!(stack.count(once).await >= 180, "waiting costs no attempt");
 }
 
 #[tokio::test]
-async fn a_rate_limit_is_kept_loses_nothing_and_holds_up_no_other() {
+async fn a_callback_with_a_rate_limit_is_paced_without_loss_and_delays_no_other() {
     const RATE: u32 = 2;
     const UPDATES: u32 = 12;
     let stack = Stack::start().await;
@@ -197,12 +213,12 @@ async fn a_rate_limit_is_kept_loses_nothing_and_holds_up_no_other() {
     for number in 0..UPDATES {
         tenant.update(number as usize).await;
     }
-    stack.receiver.wait_for_requests("/free", UPDATES as usize, SOON).await;
+    stack.receiver.wait_for_requests("/free", UPDATES as usize, TEST_TIMEOUT).await;
     let free = begun.elapsed();
-    let requests = stack.receiver.wait_for_requests("/paced", UPDATES as usize, SOON).await;
+    let requests = stack.receiver.wait_for_requests("/paced", UPDATES as usize, TEST_TIMEOUT).await;
     println!("at {RATE}/s: {UPDATES} in {:?}; the other had all after {free:?}", begun.elapsed());
     assert_eq!(by_update(&requests).len(), UPDATES as usize, "each once");
-    // In every span no more than the rate allows in it, one that was saved up, and one that came late before it.
+    // In every span no more than the rate allows, plus one saved up and one that was late.
     for (from, first) in requests.iter().enumerate() {
         for (count, last) in requests[from..].iter().enumerate() {
             let span = last.received_at.duration_since(first.received_at).as_secs_f64();
@@ -210,25 +226,25 @@ async fn a_rate_limit_is_kept_loses_nothing_and_holds_up_no_other() {
             assert!(count as f64 + 1.0 <= most + 1e-3, "{} in {span} s", count + 1);
         }
     }
-    // Nor much slower than it may be.
-    assert!(begun.elapsed() < Duration::from_secs_f64(f64::from(UPDATES) / f64::from(RATE)) + SOON / 6);
+    // Nor is it much slower than the rate.
+    assert!(begun.elapsed() < Duration::from_secs_f64(f64::from(UPDATES) / f64::from(RATE)) + TEST_TIMEOUT / 6);
 }
 
 #[tokio::test]
-async fn nothing_but_failures_for_long_enough_disables_a_callback_until_it_is_enabled() {
+async fn a_callback_that_only_fails_is_disabled_until_it_is_enabled() {
     let schedule = ["0s"].into_iter().chain(std::iter::repeat_n("300ms", 60)).collect::<Vec<_>>().join(",");
     let mut stack = Stack::start_with(&[("RETRY_SCHEDULE", &schedule), ("DISABLE_AFTER", "4s")]).await;
     stack.receiver.on("/crm", [500]);
     let tenant = Tenant::new(&stack, "tenant", json!([{"name": "crm", "url": stack.receiver.url("/crm")}])).await;
     let update_id = tenant.update(1).await;
     let count = "SELECT count(*) FROM webhooks.callback_failures";
-    stack.wait_for_count(count, 1, SOON).await;
+    stack.wait_for_count(count, 1).await;
     let since = "SELECT (extract(epoch FROM failing_since) * 1000)::bigint FROM webhooks.callback_failures";
     let since = stack.count(since).await;
-    // Since when it fails outlives the notifier.
+    // The start of the failures survives the notifier.
     stack.notifier.kill9().await;
     stack.notifier.restart().await;
-    let status = eventually(SOON, "the callback is disabled", async || {
+    let status = eventually(TEST_TIMEOUT, "the callback is disabled", async || {
         let query = rpc::ListCallbacks { project_id: tenant.api.project_id };
         let list =
             service_kit::rpc::call::<_, Vec<rpc::CallbackStatus>>(&stack.client, rpc::CALLBACK_LIST, &query).await;
@@ -241,18 +257,18 @@ async fn nothing_but_failures_for_long_enough_disables_a_callback_until_it_is_en
     assert!(reason.contains("nothing but failures since") && reason.contains("500"), "{reason}");
     let subject =
         format!("webhooks.evt.{}.{}.callback.disabled", tenant.api.project_id, status.process_id.expect("an id"));
-    let event = crate::deliveries::webhook_event(&stack, &subject).await;
+    let event = stack.wait_for_webhook_event(&subject).await;
     assert!(event["reason"].as_str().is_some_and(|reason| reason.contains("nothing but failures")), "{event}");
 
-    // What was on its way waits; nothing is asked of the endpoint.
-    let asked = stack.receiver.requests_to("/crm").len();
-    let story = tenant.api.outcome(&update_id).await;
-    assert_eq!(story["deliveries"][0]["status"], "pending", "{story}");
+    // The pending delivery waits; the endpoint is sent nothing.
+    let sent = stack.receiver.requests_to("/crm").len();
+    let timeline = tenant.api.outcome(&update_id).await;
+    assert_eq!(timeline["deliveries"][0]["status"], "pending", "{timeline}");
     stack.receiver.on("/crm", [200]);
     let enable = rpc::EnableCallback { callback_id: tenant.callback_id() };
-    assert_eq!(stack.receiver.requests_to("/crm").len(), asked);
+    assert_eq!(stack.receiver.requests_to("/crm").len(), sent);
     let enabled: rpc::EnableResult = stack.call(rpc::CALLBACK_ENABLE, &enable).await;
     assert!(enabled.was_disabled);
-    stack.wait_for_count("SELECT count(*) FROM webhooks.deliveries WHERE status = 'delivered'", 1, SOON).await;
-    stack.wait_for_count(count, 0, SOON).await;
+    stack.wait_for_count(DELIVERED, 1).await;
+    stack.wait_for_count(count, 0).await;
 }

@@ -1,4 +1,4 @@
-//! `leadctl import`: updates from a file, with what became of each row written beside it.
+//! `leadctl import`: updates from a file, with the outcome of each row written beside it.
 
 use std::{
     collections::HashMap,
@@ -7,26 +7,23 @@ use std::{
     time::{Duration, Instant},
 };
 
-use contract::ObjectId;
+use contract::streams::LEAD_EVENTS;
 use serde_json::{Value, json};
-use test_support::{binary, eventually};
+use tempfile::TempDir;
+use test_support::eventually;
 use tokio::process::{Child, Command};
 
-use crate::{
-    guard::memory,
-    stack::{SOON, Stack},
-};
+use crate::support::{LEDGER_ROWS, Stack, TEST_TIMEOUT, assert_includes, memory_kib, process_id};
 
-/// An import of a file, as a process.
+/// The command that imports a file.
 fn import(stack: &Stack, file: &Path, args: &[&str]) -> Command {
-    let mut command = Command::new(binary("leadctl"));
-    command.env("LEADRELAY_GATEWAY_URL", &stack.api.url).env("LEADRELAY_API_KEY", &stack.api.key);
-    command.arg("import").arg(file).arg("--json").args(args).kill_on_drop(true);
+    let mut command = stack.leadctl_command(&["import"]);
+    command.arg(file).arg("--json").args(args).kill_on_drop(true);
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
 
-/// Runs one to its end; its code, and what it says.
+/// Imports a file; the exit code, and the report.
 async fn imported(stack: &Stack, file: &Path, args: &[&str]) -> (Option<i32>, Value) {
     let output = import(stack, file, args).output().await.expect("leadctl");
     println!("{}", String::from_utf8_lossy(&output.stderr));
@@ -37,22 +34,29 @@ fn beside(file: &Path, suffix: &str) -> PathBuf {
     PathBuf::from(format!("{}{suffix}", file.display()))
 }
 
-/// How far an import is, as it noted.
+/// The state file of an import.
 fn state(file: &Path) -> Value {
     let text = std::fs::read_to_string(beside(file, ".import.json")).unwrap_or_default();
     serde_json::from_str(&text).unwrap_or_default()
 }
 
-async fn kill(mut child: Child) {
-    child.kill().await.expect("killed");
+/// Waits until an import has sent this many rows; its process.
+async fn import_until_sent(stack: &Stack, file: &Path, args: &[&str], rows: u64) -> Child {
+    let child = import(stack, file, args).spawn().expect("leadctl");
+    eventually(TEST_TIMEOUT, "the rows are sent", async || {
+        let state = state(file);
+        if state["sent"].as_u64() >= Some(rows) { Ok(()) } else { Err(state.to_string()) }
+    })
+    .await;
+    child
 }
 
-/// The outcomes of a CSV file: a map by column per row.
+/// The outcomes of a CSV file: a map of columns per row.
 fn outcomes(file: &Path) -> Vec<HashMap<String, String>> {
     let text = std::fs::read_to_string(beside(file, ".outcomes.csv")).expect("the outcomes");
     let mut lines = text.lines();
     let head: Vec<_> = lines.next().expect("a header").split(',').collect();
-    // What is quoted is only ever the last cell.
+    // Only the last cell can be quoted.
     let row = |line: &str| {
         let cells = line.splitn(head.len(), ',').map(|cell| cell.trim_matches('"').to_owned());
         head.iter().map(|name| (*name).to_owned()).zip(cells).collect()
@@ -60,21 +64,17 @@ fn outcomes(file: &Path) -> Vec<HashMap<String, String>> {
     lines.map(row).collect()
 }
 
-#[tokio::test]
-async fn a_file_is_imported_once_though_it_is_killed_in_between() {
-    const ROWS: usize = 4000;
-    // All but the first 2500 are slowed down, so that there is an in-between.
-    let stack = Stack::start_with(&[("GATEWAY_UPDATE_RATE", "2500")]).await;
-    let process_id = stack.process(json!([])).await.process.process_id.expect("an id");
-    let mut leads = Vec::new();
-    for _ in 0..7 {
-        leads.push(stack.api.initiate(process_id, None).await);
-    }
-    let dir = tempfile::tempdir().expect("a directory");
-    let file = dir.path().join("leads.csv");
+/// Exit codes of leadctl.
+const ERROR: i32 = 1;
+const ROWS_FAILED: i32 = 5;
+const PENDING: i32 = 7;
+
+/// A file of updates of seven leads that succeed, fail, are refused or are invalid; the leads, and the status of each row.
+async fn mixed_file(stack: &Stack, file: &Path, rows: usize) -> (Vec<String>, Vec<&'static str>) {
+    let leads = stack.leads(&[], 7).await;
     let mut text = String::from("leadId,targetState,name,n,metadata.seen\n");
     let mut expected = Vec::new();
-    for n in 0..ROWS {
+    for n in 0..rows {
         let lead = &leads[n % leads.len()];
         let (row, status) = match n {
             _ if n % 101 == 7 => (format!("nonsense,,,{n},yes"), "invalid"),
@@ -85,81 +85,92 @@ async fn a_file_is_imported_once_though_it_is_killed_in_between() {
         text.push_str(&format!("{row}\n"));
         expected.push(status);
     }
-    std::fs::write(&file, text).expect("a file");
-    let count = |status: &str| expected.iter().filter(|one| **one == status).count();
-
-    let (code, told) = imported(&stack, &file, &["--dry-run"]).await;
-    assert_eq!((code, &told["rows"], &told["invalid"]), (Some(5), &json!(ROWS), &json!(count("invalid"))), "{told}");
-    assert_eq!(told["metadata"], json!(["n", "metadata.seen"]));
-    assert_eq!(told["errors"][0], json!({"row": 8, "error": "leadId: must be 24 hex digits"}));
-    assert!(!beside(&file, ".import.json").exists(), "nothing is written");
-
-    // Killed while the third chunk is under way, and once more when it was sent again.
-    for _ in 0..2 {
-        let child = import(&stack, &file, &["--resume"]).spawn().expect("leadctl");
-        eventually(SOON, "the third chunk is sent", async || {
-            let state = state(&file);
-            let sent = state["sent"].as_u64().unwrap_or_default();
-            if sent >= 3000 { Ok(()) } else { Err(state.to_string()) }
-        })
-        .await;
-        kill(child).await;
-    }
-    assert!(state(&file)["written"]["succeeded"].as_u64().expect("a number") < 3000);
-    let (code, told) = imported(&stack, &file, &[]).await;
-    assert_eq!((code, told), (Some(1), Value::Null), "it is said that it was begun");
-    let (code, told) = imported(&stack, &file, &["--resume"]).await;
-    assert_eq!(code, Some(5), "{told}");
-    for status in ["succeeded", "failed", "rejected", "invalid"] {
-        assert_eq!(told[status], json!(count(status)), "{status}: {told}");
-    }
-    assert_eq!((&told["rows"], &told["pending"], &told["unknown"]), (&json!(ROWS), &json!(0), &json!(0)));
-
-    let outcomes = outcomes(&file);
-    let statuses: Vec<_> = outcomes.iter().map(|row| row["status"].as_str()).collect();
-    assert_eq!(statuses, expected);
-    assert!(outcomes.iter().zip(1..).all(|(row, number)| row["row"] == number.to_string()));
-    assert_eq!(
-        (outcomes[7]["error"].as_str(), outcomes[7]["leadId"].as_str()),
-        ("leadId: must be 24 hex digits", "nonsense")
-    );
-    assert_eq!(outcomes[3]["code"], "invalid_field");
-    assert!(outcomes[5]["error"].contains("nowhere"), "{:?}", outcomes[5]);
-    assert_eq!(outcomes[5]["code"], "unknown_state");
-
-    // The ledger has each of them once, under the id that its row says.
-    let accepted = (count("succeeded") + count("failed")) as i64;
-    stack.wait_until_applied().await;
-    assert_eq!(stack.count("SELECT count(*) FROM lead_state.lead_updates").await, accepted);
-    assert_eq!(
-        stack.count("SELECT count(*) FROM lead_state.lead_updates WHERE success").await,
-        count("succeeded") as i64
-    );
-    assert_eq!(stack.count("SELECT sum(version - 1)::bigint FROM lead_state.leads").await, count("succeeded") as i64);
-    for row in [0, 1500, 2500, 2999, 3998] {
-        let (_, story) = stack.api.get(&format!("/api/v1/updates/{}", outcomes[row]["updateId"])).await;
-        assert_eq!(story["data"]["command"]["metadata"]["n"], json!(row.to_string()), "{story}");
-        assert_eq!(story["data"]["status"], outcomes[row]["status"].as_str());
-    }
-    // In the file's order: the last one that succeeded is what its lead is.
-    let last = (0..ROWS).rev().find(|n| expected[*n] == "succeeded").expect("one");
-    let (_, lead) = stack.api.get(&format!("/api/v1/leads/get?leadId={}", leads[last % leads.len()])).await;
-    assert_eq!(lead["data"]["metadata"]["n"], json!(last.to_string()));
-    assert_eq!(lead["data"]["name"], json!(format!("Ada, {last}")));
-
-    // Once more is none.
-    let (code, again) = imported(&stack, &file, &["--resume"]).await;
-    assert_eq!((code, &again["rows"]), (Some(5), &json!(ROWS)));
-    assert_eq!(stack.wait_until_applied().await, stack.wait_until_applied().await);
-    assert_eq!(stack.count("SELECT count(*) FROM lead_state.lead_updates").await, accepted);
+    std::fs::write(file, text).expect("a file");
+    (leads, expected)
 }
 
 #[tokio::test]
-async fn outcomes_that_were_missed_are_asked_for() {
-    let mut stack = Stack::start().await;
-    let process_id = stack.process(json!([])).await.process.process_id.expect("an id");
-    stack.api.initiate(process_id, Some("R-1")).await;
+async fn a_dry_run_reports_invalid_rows_and_writes_nothing() {
+    let stack = Stack::start().await;
     let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("leads.csv");
+    let (_, expected) = mixed_file(&stack, &file, 400).await;
+
+    let (code, report) = imported(&stack, &file, &["--dry-run"]).await;
+
+    let invalid = expected.iter().filter(|status| **status == "invalid").count();
+    assert_eq!(code, Some(ROWS_FAILED));
+    assert_includes(&report, json!({"rows": 400, "invalid": invalid, "metadata": ["n", "metadata.seen"]}));
+    assert_eq!(report["errors"][0], json!({"row": 8, "error": "leadId: must be 24 hex digits"}));
+    assert!(!beside(&file, ".import.json").exists(), "nothing is written");
+}
+
+#[tokio::test]
+async fn a_file_is_imported_once_through_repeated_kills() {
+    const ROWS: usize = 4000;
+    // Rows behind the first 2500 are slowed down, so that the import can be killed while it sends.
+    let stack = Stack::start_with(&[("GATEWAY_UPDATE_RATE", "2500")]).await;
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("leads.csv");
+    let (leads, expected) = mixed_file(&stack, &file, ROWS).await;
+    let count = |status: &str| expected.iter().filter(|one| **one == status).count();
+
+    // Killed while the third chunk is under way, and again when it was sent a second time.
+    for _ in 0..2 {
+        import_until_sent(&stack, &file, &["--resume"], 3000).await.kill().await.expect("killed");
+    }
+    assert!(state(&file)["written"]["succeeded"].as_u64().expect("a number") < 3000);
+    assert_eq!(imported(&stack, &file, &[]).await, (Some(ERROR), Value::Null), "without --resume it is refused");
+    let (code, report) = imported(&stack, &file, &["--resume"]).await;
+
+    assert_eq!(code, Some(ROWS_FAILED), "{report}");
+    for status in ["succeeded", "failed", "rejected", "invalid"] {
+        assert_eq!(report[status], json!(count(status)), "{status}: {report}");
+    }
+    assert_includes(&report, json!({"rows": ROWS, "pending": 0, "unknown": 0}));
+    let outcomes = outcomes(&file);
+    assert_eq!(outcomes.iter().map(|row| row["status"].as_str()).collect::<Vec<_>>(), expected);
+    assert!(outcomes.iter().zip(1..).all(|(row, number)| row["row"] == number.to_string()));
+    let invalid = (outcomes[7]["error"].as_str(), outcomes[7]["leadId"].as_str());
+    assert_eq!(invalid, ("leadId: must be 24 hex digits", "nonsense"));
+    assert_eq!((outcomes[3]["code"].as_str(), outcomes[5]["code"].as_str()), ("invalid_field", "unknown_state"));
+    assert!(outcomes[5]["error"].contains("nowhere"), "{:?}", outcomes[5]);
+    assert_ledger_has_each_row_once(&stack, &outcomes, &leads, &expected).await;
+
+    // Resumed once more it sends nothing.
+    let (code, again) = imported(&stack, &file, &["--resume"]).await;
+    assert_eq!((code, &again["rows"]), (Some(ROWS_FAILED), &json!(ROWS)));
+    assert_ledger_has_each_row_once(&stack, &outcomes, &leads, &expected).await;
+}
+
+/// Asserts that the ledger has every accepted row once, under the id in its outcome, and that the leads have the last ones.
+async fn assert_ledger_has_each_row_once(
+    stack: &Stack,
+    outcomes: &[HashMap<String, String>],
+    leads: &[String],
+    expected: &[&str],
+) {
+    let count = |status: &str| expected.iter().filter(|one| **one == status).count() as i64;
+    stack.wait_until_applied().await;
+    assert_eq!(stack.count(LEDGER_ROWS).await, count("succeeded") + count("failed"));
+    let succeeded = "SELECT count(*) FROM lead_state.lead_updates WHERE success";
+    assert_eq!(stack.count(succeeded).await, count("succeeded"));
+    assert_eq!(stack.count("SELECT sum(version - 1)::bigint FROM lead_state.leads").await, count("succeeded"));
+    for row in [0, 1500, 2500, 2999, 3998] {
+        let timeline = stack.api.outcome(&outcomes[row]["updateId"]).await;
+        assert_eq!(timeline["command"]["metadata"]["n"], json!(row.to_string()), "{timeline}");
+        assert_eq!(timeline["status"], outcomes[row]["status"].as_str());
+    }
+    // The rows are applied in the order of the file.
+    let last = expected.iter().rposition(|status| *status == "succeeded").expect("a row");
+    let lead = stack.api.lead(&leads[last % leads.len()]).await;
+    assert_includes(&lead, json!({"name": format!("Ada, {last}"), "metadata": {"n": last.to_string()}}));
+}
+
+/// A file of 30 updates by reference in NDJSON: 24 succeed, 3 fail, 3 are refused; and the arguments that name its process.
+async fn ndjson_file(stack: &Stack, dir: &TempDir) -> (PathBuf, [String; 4]) {
+    let process_id = process_id(&stack.process_calling(&[]).await);
+    stack.api.initiate(process_id, Some("R-1")).await;
     let file = dir.path().join("leads.ndjson");
     let rows = (0..30).map(|n| match n % 10 {
         9 => json!({"referenceId": "R-1", "targetState": "nowhere"}),
@@ -167,40 +178,52 @@ async fn outcomes_that_were_missed_are_asked_for() {
         _ => json!({"referenceId": "R-1", "n": n}),
     });
     std::fs::write(&file, rows.map(|row| format!("{row}\n\n")).collect::<String>()).expect("a file");
-    let (project, process) = (stack.api.project_id.to_string(), process_id.to_string());
-    let place = ["--project-id", &project, "--process-id", &process];
-
-    // Nobody decides them: what is not known in time is pending.
-    stack.lead_state.terminate().await;
-    let other = dir.path().join("other.ndjson");
-    std::fs::copy(&file, &other).expect("a copy");
-    let (code, told) = imported(&stack, &other, &[&place[..], &["--wait", "1s"]].concat()).await;
-    assert_eq!((code, &told["pending"], &told["rejected"]), (Some(5), &json!(27), &json!(3)), "{told}");
-
-    // The same content is the same import, wherever it is; this one waits, and is killed.
-    let child = import(&stack, &file, &place).spawn().expect("leadctl");
-    eventually(SOON, "all are sent", async || state(&file)["sent"] == json!(30)).await;
-    kill(child).await;
-    stack.lead_state.restart().await;
-    stack.lead_state.wait_for_http(&stack.lead_state_ready.clone(), SOON).await;
-    stack.wait_until_applied().await;
-    let js = service_kit::nats::jetstream(&stack.client);
-    let events = js.get_stream(contract::streams::LEAD_EVENTS).await.expect("the events");
-    events.purge().await.expect("no events");
-    let (code, told) = imported(&stack, &file, &[&place[..], &["--resume"]].concat()).await;
-    assert_eq!(code, Some(5), "{told}");
-    assert_eq!((&told["succeeded"], &told["failed"], &told["rejected"]), (&json!(24), &json!(3), &json!(3)), "{told}");
-    assert_eq!(stack.count("SELECT count(*) FROM lead_state.lead_updates").await, 27);
-    let text = std::fs::read_to_string(beside(&file, ".outcomes.ndjson")).expect("the outcomes");
-    let last: Value = serde_json::from_str(text.lines().last().expect("a line")).expect("JSON");
-    assert_eq!((&last["row"], &last["status"], &last["referenceId"]), (&json!(30), &json!("failed"), &json!("R-1")));
-    assert_eq!(last["code"], "unknown_state");
+    let project = stack.api.project_id.to_string();
+    (file, ["--project-id".into(), project, "--process-id".into(), process_id.to_string()])
 }
 
-/// A file with so many updates of a new lead, every hundredth of which fails.
+#[tokio::test]
+async fn rows_without_an_outcome_in_time_are_pending() {
+    let mut stack = Stack::start().await;
+    let dir = tempfile::tempdir().expect("a directory");
+    let (file, of_process) = ndjson_file(&stack, &dir).await;
+    let of_process = of_process.each_ref().map(String::as_str);
+    stack.lead_state.terminate().await;
+
+    let (code, report) = imported(&stack, &file, &[&of_process[..], &["--wait", "1s"]].concat()).await;
+
+    assert_eq!(code, Some(ROWS_FAILED));
+    assert_includes(&report, json!({"pending": 27, "rejected": 3}));
+}
+
+#[tokio::test]
+async fn outcomes_whose_events_were_missed_are_queried() {
+    let mut stack = Stack::start().await;
+    let dir = tempfile::tempdir().expect("a directory");
+    let (file, of_process) = ndjson_file(&stack, &dir).await;
+    let of_process = of_process.each_ref().map(String::as_str);
+    stack.lead_state.terminate().await;
+    import_until_sent(&stack, &file, &of_process, 30).await.kill().await.expect("killed");
+    stack.lead_state.restart().await;
+    stack.wait_until_ready().await;
+    stack.wait_until_applied().await;
+    let events = stack.js().get_stream(LEAD_EVENTS).await.expect("the events");
+    events.purge().await.expect("no events");
+
+    let (code, report) = imported(&stack, &file, &[&of_process[..], &["--resume"]].concat()).await;
+
+    assert_eq!(code, Some(ROWS_FAILED), "{report}");
+    assert_includes(&report, json!({"succeeded": 24, "failed": 3, "rejected": 3}));
+    assert_eq!(stack.count(LEDGER_ROWS).await, 27);
+    let text = std::fs::read_to_string(beside(&file, ".outcomes.ndjson")).expect("the outcomes");
+    let last: Value = serde_json::from_str(text.lines().last().expect("a line")).expect("JSON");
+    let expected = json!({"row": 30, "status": "failed", "referenceId": "R-1", "code": "unknown_state"});
+    assert_includes(&last, expected);
+}
+
+/// A file of updates of a new lead, every hundredth of which fails.
 async fn file(stack: &Stack, directory: &Path, rows: usize) -> PathBuf {
-    let process_id = stack.process(json!([])).await.process.process_id.expect("an id");
-    let lead = stack.api.initiate(process_id, None).await;
+    let lead = stack.lead(&[]).await;
     let state = |n| if n % 100 == 99 { "nowhere" } else { "interested" };
     let text: String = (0..rows).map(|n| format!("{lead},{},{n}\n", state(n))).collect();
     let file = directory.join("leads.csv");
@@ -208,115 +231,109 @@ async fn file(stack: &Stack, directory: &Path, rows: usize) -> PathBuf {
     file
 }
 
-/// Every row has its outcome, under the id by which the ledger has it, once.
-async fn all_have_their_outcomes(stack: &Stack, file: &Path, rows: usize) {
+/// Asserts that every row has its outcome, and that the ledger has each of their ids once.
+async fn assert_every_row_has_its_outcome(stack: &Stack, file: &Path, rows: usize) {
     let outcomes = outcomes(file);
     assert_eq!(outcomes.len(), rows);
     for (n, row) in outcomes.iter().enumerate() {
-        let (status, code) = if n % 100 == 99 { ("failed", "unknown_state") } else { ("succeeded", "") };
-        let told = (row["row"].clone(), row["status"].as_str(), row["code"].as_str());
-        assert_eq!(told, ((n + 1).to_string(), status, code), "{row:?}");
+        let expected = if n % 100 == 99 { ("failed", "unknown_state") } else { ("succeeded", "") };
+        assert_eq!((row["status"].as_str(), row["code"].as_str()), expected, "{row:?}");
+        assert_eq!(row["row"], (n + 1).to_string());
     }
-    let mut told: Vec<_> = outcomes.iter().map(|row| row["updateId"].clone()).collect();
+    let mut ids: Vec<_> = outcomes.iter().map(|row| row["updateId"].clone()).collect();
+    ids.sort_unstable();
     stack.wait_until_applied().await;
-    let applied: Vec<Vec<u8>> = sqlx::query_scalar("SELECT update_id FROM lead_state.lead_updates ORDER BY update_id")
-        .fetch_all(&stack.pool)
-        .await
-        .expect("the ledger");
-    let applied: Vec<_> =
-        applied.iter().map(|id| id.iter().map(|byte| format!("{byte:02x}")).collect::<String>()).collect();
-    told.sort_unstable();
-    assert_eq!(told, applied);
+    let applied: Vec<String> =
+        sqlx::query_scalar("SELECT encode(update_id, 'hex') FROM lead_state.lead_updates ORDER BY update_id")
+            .fetch_all(&stack.pool)
+            .await
+            .expect("the ledger");
+    assert_eq!(ids, applied);
 }
 
 #[tokio::test]
-async fn an_import_that_is_interrupted_goes_on_and_sends_no_row_twice() {
+async fn an_interrupted_import_resumes_and_sends_no_row_twice() {
     const ROWS: usize = 3000;
-    // The first 1500 at once; the others are slowed down.
+    // Rows behind the first 1500 are slowed down, so that the import can be interrupted while it sends.
     let stack = Stack::start_with(&[("GATEWAY_UPDATE_RATE", "1500")]).await;
     let dir = tempfile::tempdir().expect("a directory");
     let file = file(&stack, dir.path(), ROWS).await;
-    let child = import(&stack, &file, &[]).spawn().expect("leadctl");
-    eventually(SOON, "the second chunk is sent", async || {
-        let state = state(&file);
-        if state["sent"].as_u64() >= Some(2000) { Ok(()) } else { Err(state.to_string()) }
-    })
-    .await;
+    let child = import_until_sent(&stack, &file, &[], 2000).await;
+
     let pid = child.id().expect("a pid").to_string();
     assert!(Command::new("kill").args(["-INT", &pid]).status().await.expect("kill").success());
-    let output = tokio::time::timeout(SOON, child.wait_with_output()).await.expect("in time").expect("leadctl");
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(130), "{said}");
-    assert!(said.contains("--resume to continue"), "{said}");
+    let output = tokio::time::timeout(TEST_TIMEOUT, child.wait_with_output()).await.expect("in time").expect("leadctl");
+    let printed = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(130), "{printed}");
+    assert!(printed.contains("--resume to continue"), "{printed}");
     assert!(outcomes(&file).len() < ROWS);
 
-    let (code, told) = imported(&stack, &file, &["--resume"]).await;
-    assert_eq!((code, &told["succeeded"], &told["failed"]), (Some(5), &json!(2970), &json!(30)), "{told}");
-    all_have_their_outcomes(&stack, &file, ROWS).await;
+    let (code, report) = imported(&stack, &file, &["--resume"]).await;
+    assert_eq!(code, Some(ROWS_FAILED));
+    assert_includes(&report, json!({"succeeded": 2970, "failed": 30}));
+    assert_every_row_has_its_outcome(&stack, &file, ROWS).await;
 }
 
 #[tokio::test]
-async fn outcomes_that_were_not_waited_for_are_there_once_it_is_resumed() {
+async fn an_import_without_waiting_gets_its_outcomes_when_it_is_resumed() {
     const ROWS: usize = 1100;
     let stack = Stack::start().await;
     let dir = tempfile::tempdir().expect("a directory");
     let file = file(&stack, dir.path(), ROWS).await;
-    let (code, told) = imported(&stack, &file, &["--wait", "0s"]).await;
-    assert_eq!((code, &told["pending"]), (Some(7), &json!(ROWS)), "{told}");
+
+    let (code, report) = imported(&stack, &file, &["--wait", "0s"]).await;
+    assert_eq!((code, &report["pending"]), (Some(PENDING), &json!(ROWS)), "{report}");
     let pending = outcomes(&file);
     assert!(pending.iter().all(|row| row["status"] == "pending" && row["updateId"].len() == 24));
-    // Once more without waiting changes nothing.
-    let (code, told) = imported(&stack, &file, &["--resume", "--wait", "0s"]).await;
-    assert_eq!((code, &told["pending"]), (Some(7), &json!(ROWS)), "{told}");
+    // Resumed without waiting it changes nothing.
+    let (code, report) = imported(&stack, &file, &["--resume", "--wait", "0s"]).await;
+    assert_eq!((code, &report["pending"]), (Some(PENDING), &json!(ROWS)), "{report}");
     assert_eq!(outcomes(&file), pending);
-    // They are told before anybody listens.
+    // The events are over when it is resumed with waiting.
     stack.wait_until_applied().await;
-    let (code, told) = imported(&stack, &file, &["--resume"]).await;
-    assert_eq!((code, &told["succeeded"], &told["failed"]), (Some(5), &json!(1089), &json!(11)), "{told}");
-    assert_eq!(told["rows"], json!(ROWS));
-    all_have_their_outcomes(&stack, &file, ROWS).await;
+    let (code, report) = imported(&stack, &file, &["--resume"]).await;
+
+    assert_eq!(code, Some(ROWS_FAILED));
+    assert_includes(&report, json!({"rows": ROWS, "succeeded": 1089, "failed": 11}));
+    assert_every_row_has_its_outcome(&stack, &file, ROWS).await;
     assert!(outcomes(&file).iter().zip(&pending).all(|(row, before)| row["updateId"] == before["updateId"]));
 }
 
 #[tokio::test]
-async fn an_import_waits_for_a_gateway_that_is_away_and_stops_where_it_may_not() {
+async fn an_import_retries_while_the_gateway_is_away_and_stops_when_it_is_refused() {
     let mut stack = Stack::start().await;
-    let process_id = stack.process(json!([])).await.process.process_id.expect("an id");
-    let lead = stack.api.initiate(process_id, None).await;
+    let lead = stack.lead(&[]).await;
     let dir = tempfile::tempdir().expect("a directory");
     let file = dir.path().join("leads.csv");
     std::fs::write(&file, format!("leadId,n\n{lead},1\n{lead},2\n")).expect("a file");
+
     let mut stranger = import(&stack, &file, &[]);
-    let refused = stranger.env("LEADRELAY_API_KEY", "lr_nobody").output().await.expect("leadctl");
-    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+    let refused = stranger.env("LEADRELAY_API_KEY", "lr_invalid").output().await.expect("leadctl");
+    assert_eq!(refused.status.code(), Some(ERROR), "{refused:?}");
+
     stack.gateway.terminate().await;
     let child = import(&stack, &file, &["--resume"]).spawn().expect("leadctl");
     stack.gateway.restart().await;
-    let output = tokio::time::timeout(SOON * 2, child.wait_with_output()).await.expect("in time").expect("leadctl");
-    assert_eq!(output.status.code(), Some(0), "{output:?}");
-    // Its header makes no sense: nothing is sent.
+    let output = tokio::time::timeout(TEST_TIMEOUT * 2, child.wait_with_output()).await.expect("in time");
+    assert_eq!(output.expect("leadctl").status.code(), Some(0));
+
     std::fs::write(&file, format!("lead_id,n\n{lead},1\n")).expect("a file");
     let output = import(&stack, &file, &["--dry-run"]).output().await.expect("leadctl");
-    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(output.status.code(), Some(ERROR));
     assert!(String::from_utf8_lossy(&output.stderr).contains("must be written \"leadId\""), "{output:?}");
 }
 
-/// `just import`: so many rows, with the memory and time that leadctl takes.
+/// `just import`: measures the time and memory that leadctl takes.
 #[tokio::test]
 #[ignore = "takes minutes: just import"]
 async fn a_hundred_thousand_rows_in_bounded_memory() {
     let rows: usize = std::env::var("IMPORT_ROWS").map_or(100_000, |text| text.parse().expect("a number"));
     let stack = Stack::start().await;
-    let process_id: ObjectId = stack.process(json!([])).await.process.process_id.expect("an id");
-    let mut leads = Vec::new();
-    for _ in 0..1000 {
-        leads.push(stack.api.initiate(process_id, None).await);
-    }
+    let leads = stack.leads(&[], 1000).await;
     let dir = tempfile::tempdir().expect("a directory");
     let file = dir.path().join("leads.csv");
     let mut text = String::from("leadId,targetState,disposition,make,model,note\n");
     for n in 0..rows {
-        // A hundredth fails.
         let state = if n % 100 == 99 { "nowhere" } else { "interested" };
         let lead = &leads[n % leads.len()];
         text.push_str(&format!("{lead},{state},callback,Toyota,Camry,\"row {n}, {}\"\n", "x".repeat(100)));
@@ -330,26 +347,24 @@ async fn a_hundred_thousand_rows_in_bounded_memory() {
     let output = loop {
         tokio::select! {
             output = &mut ended => break output.expect("leadctl"),
-            // The highest so far; it is gone when the process is.
+            // The kernel forgets the peak when the process ends.
             () = tokio::time::sleep(Duration::from_millis(20)) => {
-                if std::fs::read_to_string(format!("/proc/{pid}/status")).is_ok_and(|text| text.contains("VmHWM")) {
-                    peak = peak.max(memory(pid, "VmHWM"));
-                }
+                peak = peak.max(memory_kib(pid, "VmHWM").unwrap_or_default());
             }
         }
     };
     let took = begun.elapsed();
-    let told: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
     println!(
-        "{rows} rows, {} MiB: {:.1} s, {:.0} a second, {:.1} MiB at most in leadctl: {told}",
+        "{rows} rows, {} MiB: {:.1} s, {:.0} a second, {:.1} MiB at most in leadctl: {report}",
         text.len() >> 20,
         took.as_secs_f64(),
         rows as f64 / took.as_secs_f64(),
         peak as f64 / 1024.0
     );
-    assert_eq!(output.status.code(), Some(5), "{told}");
-    assert_eq!((&told["succeeded"], &told["failed"]), (&json!(rows - rows / 100), &json!(rows / 100)), "{told}");
+    assert_eq!(output.status.code(), Some(ROWS_FAILED), "{report}");
+    assert_eq!((&report["succeeded"], &report["failed"]), (&json!(rows - rows / 100), &json!(rows / 100)), "{report}");
     assert_eq!(outcomes(&file).len(), rows);
-    assert_eq!(stack.count("SELECT count(*) FROM lead_state.lead_updates").await, rows as i64);
+    assert_eq!(stack.count(LEDGER_ROWS).await, rows as i64);
     assert!(peak < 64 * 1024, "{peak} KiB");
 }

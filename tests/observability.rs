@@ -1,15 +1,15 @@
-//! What an operator sees: a real Prometheus scrapes the services, and everything that the alerts and the dashboard ask for is
-//! there and says what happened.
+//! Metrics: a real Prometheus scrapes the services, and every series that the alerts and the dashboard use exists and has the right
+//! value.
 
 use std::{collections::BTreeSet, path::Path, process::Command};
 
 use serde_json::{Value, json};
 use test_support::{Reply, Service, eventually, free_port, http_client};
 
-use crate::stack::{SOON, Stack};
+use crate::support::{Stack, TEST_TIMEOUT};
 
 const OBSERVABILITY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/observability");
-const OPERATIONS: &str = include_str!("../docs/operations/runbooks.md");
+const RUNBOOKS: &str = include_str!("../docs/operations/runbooks.md");
 const RULES: &str = include_str!("../deploy/observability/rules.yaml");
 const RULES_TEST: &str = include_str!("../deploy/observability/rules-test.yaml");
 
@@ -22,13 +22,13 @@ struct Prometheus {
 }
 
 impl Prometheus {
-    /// None where it cannot be installed.
+    /// None where Prometheus cannot be installed.
     async fn start(targets: &[&str]) -> Option<Self> {
         let installed = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.ci/prometheus")).output();
         let directory = match installed {
             Ok(output) if output.status.success() => String::from_utf8(output.stdout).expect("a path"),
             other => {
-                eprintln!("NOT TESTED, for there is no Prometheus: {other:?}");
+                eprintln!("NOT TESTED: there is no Prometheus: {other:?}");
                 return None;
             }
         };
@@ -45,11 +45,11 @@ impl Prometheus {
         command.arg("--config.file").arg(file).arg("--storage.tsdb.path").arg(data.path().join("data"));
         command.arg("--web.listen-address").arg(&listen);
         let mut process = Service::spawn("prometheus", command);
-        process.wait_for_http(&format!("http://{listen}/-/ready"), SOON).await;
+        process.wait_for_http(&format!("http://{listen}/-/ready"), TEST_TIMEOUT).await;
         Some(Self { _process: process, url: format!("http://{listen}"), http: http_client(), _data: data })
     }
 
-    async fn ask(&self, path: &str) -> Result<Value, String> {
+    async fn get(&self, path: &str) -> Result<Value, String> {
         let answer = self.http.get(format!("{}{path}", self.url)).send().await.map_err(|e| e.to_string())?;
         let body: Value = serde_json::from_str(&answer.text().await.map_err(|e| e.to_string())?).expect("JSON");
         if body["status"] == "success" { Ok(body["data"].clone()) } else { Err(body.to_string()) }
@@ -58,13 +58,13 @@ impl Prometheus {
     /// The series of an expression.
     async fn query(&self, expression: &str) -> Result<Vec<Value>, String> {
         let escaped: String = expression.bytes().map(|byte| format!("%{byte:02x}")).collect();
-        let data = self.ask(&format!("/api/v1/query?query={escaped}")).await?;
+        let data = self.get(&format!("/api/v1/query?query={escaped}")).await?;
         Ok(data["result"].as_array().cloned().unwrap_or_default())
     }
 
     /// Waits until an expression has this one value.
     async fn wait_for(&self, expression: &str, expected: &str) {
-        eventually(SOON, expression, async || {
+        eventually(TEST_TIMEOUT, expression, async || {
             let series = self.query(expression).await?;
             match series.as_slice() {
                 [one] if one["value"][1] == expected => Ok(()),
@@ -76,14 +76,14 @@ impl Prometheus {
 
     /// The names of the alerts that fire.
     async fn firing(&self) -> BTreeSet<String> {
-        let data = self.ask("/api/v1/alerts").await.expect("alerts");
+        let data = self.get("/api/v1/alerts").await.expect("alerts");
         let alerts = data["alerts"].as_array().cloned().unwrap_or_default();
         let firing = alerts.iter().filter(|alert| alert["state"] == "firing");
         firing.map(|alert| alert["labels"]["alertname"].as_str().expect("a name").to_owned()).collect()
     }
 }
 
-/// The metrics of an expression, each with what selects among its series.
+/// The metrics in an expression, each with its label selector.
 fn selectors(expression: &str) -> Vec<&str> {
     let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let starts = expression.match_indices("leadrelay_").map(|(at, _)| at);
@@ -96,13 +96,13 @@ fn selectors(expression: &str) -> Vec<&str> {
     selectors.collect()
 }
 
-/// The labels that an expression keeps apart.
+/// The labels that an expression groups by.
 fn labels(expression: &str) -> Vec<&str> {
     let lists = expression.split("by (").skip(1).map(|rest| rest.split(')').next().expect("a list"));
     lists.flat_map(|list| list.split(',')).map(str::trim).collect()
 }
 
-/// What the dashboard asks.
+/// The expressions of the dashboard.
 fn dashboard() -> Vec<String> {
     let text = std::fs::read_to_string(format!("{OBSERVABILITY}/dashboard.json")).expect("the dashboard");
     let dashboard: Value = serde_json::from_str(&text).expect("JSON");
@@ -112,11 +112,11 @@ fn dashboard() -> Vec<String> {
 }
 
 #[test]
-fn every_alert_has_its_section_and_its_test() {
+fn every_alert_has_a_runbook_and_a_test() {
     let alerts: Vec<_> = RULES.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
     assert!(alerts.len() > 10, "{alerts:?}");
     for alert in alerts {
-        let (_, section) = OPERATIONS.split_once(&format!("\n### {alert}\n")).unwrap_or_else(|| panic!("{alert}"));
+        let (_, section) = RUNBOOKS.split_once(&format!("\n### {alert}\n")).unwrap_or_else(|| panic!("{alert}"));
         let section = section.split("\n#").next().unwrap_or_default();
         for part in ["**Means:**", "**Look at:**", "**Do:**"] {
             assert!(section.contains(part), "{alert} lacks {part}");
@@ -126,33 +126,59 @@ fn every_alert_has_its_section_and_its_test() {
     }
 }
 
-#[tokio::test]
-async fn what_alerts_and_dashboard_ask_for_is_there_and_says_what_happened() {
-    let stack = Stack::start_with(&[("RETRY_SCHEDULE", "0s,1h")]).await;
-    let ports = [&stack.gateway_ready, &stack.lead_state_ready, &stack.notifier_ready];
-    let targets = ports.map(|url| url.trim_start_matches("http://").trim_end_matches("/readyz"));
-    let Some(prometheus) = Prometheus::start(&targets).await else { return };
-    // Counters have grown only if they were seen before.
-    prometheus.wait_for("count(up == 1)", "3").await;
-    let quiet = prometheus.firing().await;
-    assert!(quiet.is_empty(), "{quiet:?}");
-
+/// Brings about everything that is measured: updates that succeed and fail, webhooks that fail, a dead letter, a call.
+async fn make_everything_happen(stack: &Stack) {
     stack.receiver.on("/gone", [Reply::status(410)]);
     stack.receiver.on("/down", std::iter::repeat_n(Reply::status(500), 10));
-    let callback = |name: &str| json!({"name": name, "url": stack.receiver.url(&format!("/{name}"))});
-    let applied = stack.process(json!([callback("crm"), callback("gone"), callback("down")])).await;
-    let lead_id = stack.api.initiate(applied.process.process_id.expect("an id"), None).await;
+    let lead_id = stack.lead(&["crm", "gone", "down"]).await;
     let update = stack.api.update(json!({"leadId": lead_id, "name": "Grace"})).await;
     assert_eq!(stack.api.outcome(&update).await["status"], "succeeded");
     let update = stack.api.update(json!({"leadId": lead_id, "targetState": "nowhere"})).await;
     assert_eq!(stack.api.outcome(&update).await["status"], "failed");
     assert_eq!(stack.api.get("/api/v1/nowhere").await.0, 404);
-    let subject = format!("leads.cmd.{}.update", stack.api.project_id);
-    stack.publish(subject, "{").await;
-    let call = json!({"leadId": lead_id, "callId": "c-1"}).to_string();
-    stack.publish(format!("leads.cmd.{}.call.started", stack.api.project_id), call).await;
+    stack.publish(format!("leads.cmd.{}.update", stack.api.project_id), "{").await;
+    stack.publish_call("started", &json!({"leadId": lead_id, "callId": "c-1"})).await;
     let settled = "SELECT count(*) FROM webhooks.deliveries WHERE attempts > 0 OR status = 'exhausted'";
-    stack.wait_for_count(settled, 6, SOON).await;
+    stack.wait_for_count(settled, 6).await;
+}
+
+/// Asserts that every rule is evaluated, and that every series and label exists that a rule or the dashboard uses.
+async fn assert_expressions_have_series(prometheus: &Prometheus) {
+    let groups = prometheus.get("/api/v1/rules").await.expect("rules");
+    let rules = groups["groups"][0]["rules"].as_array().expect("rules").clone();
+    let mut expressions = dashboard();
+    for rule in &rules {
+        assert_eq!(rule["health"], "ok", "{rule}");
+        expressions.push(rule["query"].as_str().expect("an expression").to_owned());
+    }
+    assert!(expressions.len() > 40, "{}", expressions.len());
+    for expression in expressions {
+        prometheus.query(&expression).await.unwrap_or_else(|e| panic!("{expression}: {e}"));
+        let selectors = selectors(&expression);
+        assert!(!selectors.is_empty(), "{expression}");
+        for selector in selectors {
+            assert!(!prometheus.query(selector).await.expect("series").is_empty(), "no series of {selector}");
+            let metric = selector.split('{').next().expect("a name");
+            for label in labels(&expression) {
+                let labelled = format!(r#"{metric}{{{label}!=""}}"#);
+                assert!(!prometheus.query(&labelled).await.expect("series").is_empty(), "no series of {labelled}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_series_of_the_alerts_and_the_dashboard_exists_with_its_value() {
+    let stack = Stack::start_with(&[("RETRY_SCHEDULE", "0s,1h")]).await;
+    let ports = [&stack.gateway_ready, &stack.lead_state_ready, &stack.notifier_ready];
+    let targets = ports.map(|url| url.trim_start_matches("http://").trim_end_matches("/readyz"));
+    let Some(prometheus) = Prometheus::start(&targets).await else { return };
+    // An increase is seen only if the counter was scraped before.
+    prometheus.wait_for("count(up == 1)", "3").await;
+    let quiet = prometheus.firing().await;
+    assert!(quiet.is_empty(), "{quiet:?}");
+
+    make_everything_happen(&stack).await;
 
     for (expression, expected) in [
         (r#"leadrelay_gateway_requests_total{route="/api/v1/leads/update",status="2xx"}"#, "2"),
@@ -178,36 +204,15 @@ async fn what_alerts_and_dashboard_ask_for_is_there_and_says_what_happened() {
         prometheus.wait_for(expression, expected).await;
     }
 
-    // Every rule is evaluated, and those fire whose reason is there.
+    // Every rule is evaluated, and the right ones fire.
     let expected = ["LeadrelayCallbacksDisabled", "LeadrelayDeadLetters", "LeadrelayDeliveriesExhausted"];
-    eventually(SOON, "the alerts fire", async || {
+    eventually(TEST_TIMEOUT, "the alerts fire", async || {
         let firing = prometheus.firing().await;
         if firing.iter().eq(expected) { Ok(()) } else { Err(format!("{firing:?}")) }
     })
     .await;
-    let groups = prometheus.ask("/api/v1/rules").await.expect("rules");
-    let rules = groups["groups"][0]["rules"].as_array().expect("rules").clone();
-    let mut expressions = dashboard();
-    for rule in &rules {
-        assert_eq!(rule["health"], "ok", "{rule}");
-        expressions.push(rule["query"].as_str().expect("an expression").to_owned());
-    }
-    assert!(expressions.len() > 40, "{}", expressions.len());
-    for expression in expressions {
-        prometheus.query(&expression).await.unwrap_or_else(|e| panic!("{expression}: {e}"));
-        let selectors = selectors(&expression);
-        assert!(!selectors.is_empty(), "{expression}");
-        for selector in selectors {
-            assert!(!prometheus.query(selector).await.expect("series").is_empty(), "nothing has {selector}");
-            let metric = selector.split('{').next().expect("a name");
-            for label in labels(&expression) {
-                let labelled = format!(r#"{metric}{{{label}!=""}}"#);
-                assert!(!prometheus.query(&labelled).await.expect("series").is_empty(), "nothing has {labelled}");
-            }
-        }
-    }
-
-    // No label that grows with tenants.
+    assert_expressions_have_series(&prometheus).await;
+    // No label has a value per tenant.
     let known = [
         "__name__", "code", "instance", "job", "le", "outcome", "reason", "result", "route", "status", "stream",
         "version",

@@ -1,17 +1,18 @@
-//! Callbacks with an order (`ordering: "lead"`): a lead's next delivery waits for the one before, however many notifiers there are
-//! and whichever dies; other leads do not wait, nor for anybody's slow endpoint.
+//! Callbacks with an order (`ordering: "lead"`): each delivery of a lead waits for the one before, through any number of notifiers
+//! and the death of one; other leads do not wait, nor do slow endpoints of other callbacks delay any.
 
 use std::{
     collections::BTreeMap,
     time::{Duration, Instant},
 };
 
+use contract::rpc::ProcessChangeResult;
 use serde_json::{Value, json};
 use test_support::{Reply, Request, Service};
 
-use crate::stack::{SOON, Stack, service};
+use crate::support::{Stack, TEST_TIMEOUT, assert_ok, process_id, service};
 
-/// The numbers that the updates of each lead carried, in the order in which they came.
+/// The numbers in the metadata of each lead's updates, in the order of their delivery.
 fn numbers(requests: &[Request]) -> BTreeMap<String, Vec<u64>> {
     let mut numbers = BTreeMap::<_, Vec<_>>::new();
     for request in requests {
@@ -22,13 +23,19 @@ fn numbers(requests: &[Request]) -> BTreeMap<String, Vec<u64>> {
     numbers
 }
 
-/// A stack with another notifier.
-async fn two_notifiers(schedule: &str) -> (Stack, Service) {
+/// A stack with two notifiers, and a process with an ordered callback, `crm`, and perhaps one that hangs.
+async fn two_notifiers(schedule: &str, one_hangs: bool) -> (Stack, Service, ProcessChangeResult) {
     let extra = [("RETRY_SCHEDULE", schedule)];
     let stack = Stack::start_with(&extra).await;
     let (mut second, ready) = service("webhook-notifier", &stack.nats, &stack.postgres, &extra);
-    second.wait_for_http(&ready, SOON).await;
-    (stack, second)
+    second.wait_for_http(&ready, TEST_TIMEOUT).await;
+    stack.receiver.on("/slow", [Reply::hang()]);
+    let mut callbacks = vec![json!({"name": "crm", "url": stack.receiver.url("/crm"), "ordering": "lead"})];
+    if one_hangs {
+        callbacks.push(json!({"name": "slow", "url": stack.receiver.url("/slow"), "timeoutSeconds": 20}));
+    }
+    let applied = stack.process(json!(callbacks)).await;
+    (stack, second, applied)
 }
 
 async fn update(stack: &Stack, lead: &str, n: u32) -> String {
@@ -36,82 +43,77 @@ async fn update(stack: &Stack, lead: &str, n: u32) -> String {
 }
 
 #[tokio::test]
-async fn a_leads_deliveries_come_one_after_the_other_and_nobody_else_waits() {
-    let (stack, _second) = two_notifiers("0s,3s,3s").await;
-    // Somebody whose attempts take long: the order of others does not wait for that.
-    stack.receiver.on("/slow", vec![Reply::hang(); 100]);
-    let applied = stack
-        .process(json!([
-            {"name": "crm", "url": stack.receiver.url("/crm"), "ordering": "lead"},
-            {"name": "slow", "url": stack.receiver.url("/slow"), "timeoutSeconds": 20},
-        ]))
-        .await;
-    let process_id = applied.process.process_id.expect("an id");
+async fn a_retry_delays_only_later_deliveries_of_the_same_lead() {
+    let (stack, _second, applied) = two_notifiers("0s,3s,3s", true).await;
     let crm = applied.process.callbacks[0].callback_id;
-    let (a, b) = (stack.api.initiate(process_id, Some("A")).await, stack.api.initiate(process_id, Some("B")).await);
-
+    let [a, b] =
+        [stack.api.initiate(process_id(&applied), None).await, stack.api.initiate(process_id(&applied), None).await];
     stack.receiver.on("/crm", [500, 200]);
-    let first = update(&stack, &a, 1).await;
-    stack.receiver.wait_for_requests("/crm", 1, SOON).await;
+
+    update(&stack, &a, 1).await;
+    stack.receiver.wait_for_requests("/crm", 1, TEST_TIMEOUT).await;
     let failed = Instant::now();
     let second = update(&stack, &a, 2).await;
     update(&stack, &a, 3).await;
     for n in 1..=3 {
         update(&stack, &b, n).await;
     }
-    let came = stack.receiver.wait_for_requests("/crm", 4, SOON).await;
+
+    // The other lead's deliveries arrive before the retry.
+    let requests = stack.receiver.wait_for_requests("/crm", 4, TEST_TIMEOUT).await;
     assert!(failed.elapsed() < Duration::from_secs(3), "{:?}", failed.elapsed());
-    assert_eq!(numbers(&came), [(a.clone(), vec![1]), (b.clone(), vec![1, 2, 3])].into());
-    let (_, story) = stack.api.get(&format!("/api/v1/deliveries/{second}-{crm}")).await;
-    let waiting = (&story["data"]["status"], &story["data"]["nextAttemptAt"], &story["data"]["attempts"]);
-    assert_eq!(waiting, (&json!("pending"), &Value::Null, &json!([])), "{story}");
+    assert_eq!(numbers(&requests), [(a.clone(), vec![1]), (b.clone(), vec![1, 2, 3])].into());
+    let waiting = assert_ok(stack.api.get(&format!("/api/v1/deliveries/{second}-{crm}")).await)["data"].take();
+    let waiting = (&waiting["status"], &waiting["nextAttemptAt"], &waiting["attempts"]);
+    assert_eq!(waiting, (&json!("pending"), &Value::Null, &json!([])));
+    let requests = stack.receiver.wait_for_requests("/crm", 7, TEST_TIMEOUT).await;
+    assert_eq!(numbers(&requests)[&a], [1, 1, 2, 3]);
+}
 
-    stack.receiver.on("/crm", [500, 200]);
-    let came = stack.receiver.wait_for_requests("/crm", 8, SOON).await;
-    assert_eq!(numbers(&came)[&a], [1, 1, 1, 2, 3]);
-
-    // One that is given up lets the next one go.
+#[tokio::test]
+async fn an_exhausted_delivery_is_followed_by_the_next_and_a_redelivery_comes_again() {
+    let (stack, _second, applied) = two_notifiers("0s,500ms,500ms", false).await;
+    let crm = applied.process.callbacks[0].callback_id;
+    let lead = stack.api.initiate(process_id(&applied), None).await;
     stack.receiver.on("/crm", [500, 500, 500, 200]);
-    update(&stack, &a, 4).await;
-    update(&stack, &a, 5).await;
-    let came = stack.receiver.wait_for_requests("/crm", 12, SOON).await;
-    assert_eq!(numbers(&came)[&a][5..], [4, 4, 4, 5]);
-    // What is told again comes again.
-    let (status, answer) = stack.api.post(&format!("/api/v1/deliveries/{first}-{crm}/redeliver"), &json!({})).await;
-    assert_eq!(status, 200, "{answer}");
-    update(&stack, &a, 6).await;
-    let came = stack.receiver.wait_for_requests("/crm", 14, SOON).await;
-    assert_eq!(numbers(&came)[&a][9..], [1, 6]);
-    assert_eq!(numbers(&came)[&b], [1, 2, 3]);
+
+    let first = update(&stack, &lead, 1).await;
+    update(&stack, &lead, 2).await;
+    stack.receiver.wait_for_requests("/crm", 4, TEST_TIMEOUT).await;
+    assert_ok(stack.api.post(&format!("/api/v1/deliveries/{first}-{crm}/redeliver"), &json!({})).await);
+    update(&stack, &lead, 3).await;
+
+    let requests = stack.receiver.wait_for_requests("/crm", 6, TEST_TIMEOUT).await;
+    assert_eq!(numbers(&requests)[&lead], [1, 1, 1, 2, 1, 3]);
 }
 
 #[tokio::test]
 async fn the_order_survives_the_death_of_a_notifier() {
-    let (mut stack, _second) = two_notifiers("0s,1s,1s,1s").await;
-    stack.receiver.on("/crm", vec![Reply::status(200).after(Duration::from_millis(40)); 1000]);
-    let applied = stack.process(json!([{"name": "crm", "url": stack.receiver.url("/crm"), "ordering": "lead"}])).await;
-    let process_id = applied.process.process_id.expect("an id");
+    let (mut stack, _second, applied) = two_notifiers("0s,1s,1s,1s", false).await;
+    stack.receiver.on("/crm", [Reply::status(200).after(Duration::from_millis(40))]);
     let mut leads = Vec::new();
     for _ in 0..4 {
-        leads.push(stack.api.initiate(process_id, None).await);
+        leads.push(stack.api.initiate(process_id(&applied), None).await);
     }
     for n in 0..20 {
         for lead in &leads {
             update(&stack, lead, n).await;
         }
     }
-    stack.receiver.wait_for_requests("/crm", 15, SOON).await;
+
+    stack.receiver.wait_for_requests("/crm", 15, TEST_TIMEOUT).await;
     stack.notifier.kill9().await;
-    // What it had claimed is left to its lease, what it had read is given out again.
-    let came = stack
+
+    // Its claims expire with their lease, and its unacknowledged events are sent to the other one.
+    let requests = stack
         .receiver
-        .wait_for(SOON * 5, |requests| {
+        .wait_for(TEST_TIMEOUT * 5, |requests| {
             let numbers = numbers(requests);
             numbers.len() == 4 && numbers.values().all(|numbers| numbers.contains(&19))
         })
         .await;
-    for (lead, numbers) in numbers(&came) {
-        // At least once: what was on its way when it died comes again, before anything else of the lead.
+    for (lead, numbers) in numbers(&requests) {
+        // At least once: a delivery under way at the death comes again, before any later one of its lead.
         assert!(numbers.is_sorted(), "{lead}: {numbers:?}");
         let mut distinct = numbers.clone();
         distinct.dedup();

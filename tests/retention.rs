@@ -1,121 +1,114 @@
-//! Months that are too old are dropped, and nobody misses them; what somebody still needs stays.
+//! Partitions of months beyond the retention are dropped, unless a row in them is still needed.
 
 use serde_json::json;
 use test_support::eventually;
 
-use crate::{
-    audit::{audit, settled},
-    stack::{SOON, Stack, service},
-};
+use crate::support::{DELIVERED, Stack, TEST_TIMEOUT, service};
 
-/// Whether a table is there.
-async fn is_there(stack: &Stack, table: &str) -> bool {
+/// Four months of 2025, each with a copy of the one update: at positions of an older log, since they have none in this one.
+/// In February a delivery is pending; the update of March was applied only now; the one of April is not announced.
+const OLD_MONTHS: &str = "
+    SELECT lead_state.ensure_partitions('2025-01-01', '2025-04-30');
+    CREATE TEMP TABLE rows AS SELECT * FROM lead_state.lead_updates;
+    CREATE TEMP TABLE sent AS SELECT * FROM webhooks.deliveries;
+    CREATE TEMP TABLE attempts AS SELECT * FROM webhooks.every_attempt;
+    UPDATE attempts SET number = 2;
+    DO $$
+    DECLARE month int; old_id bytea;
+    BEGIN
+        FOR month IN 1..4 LOOP
+            old_id := webhooks.id_prefix(make_timestamptz(2025, month, 15, 0, 0, 0, 'UTC')) || '\\x0000000000000001';
+            UPDATE rows SET update_id = old_id, log_epoch = CASE month WHEN 4 THEN 9 ELSE 0 END, log_sequence = month,
+                            applied_at = CASE month WHEN 3 THEN now() ELSE '2025-05-01Z' END;
+            UPDATE sent SET update_id = old_id,
+                status = CASE month WHEN 2 THEN 'pending' ELSE 'delivered' END,
+                next_attempt_at = CASE month WHEN 2 THEN now() + interval '1 day' END,
+                payload = CASE month WHEN 2 THEN '{}' END;
+            UPDATE attempts SET update_id = old_id;
+            INSERT INTO lead_state.lead_updates SELECT * FROM rows;
+            INSERT INTO webhooks.deliveries SELECT * FROM sent;
+            INSERT INTO webhooks.attempts SELECT * FROM attempts;
+        END LOOP;
+    END $$;
+    -- They move from the default partitions to their months.
+    SELECT webhooks.ensure_partitions('2025-01-01Z', '2025-04-30Z');";
+
+async fn exists(stack: &Stack, table: &str) -> bool {
     let found = sqlx::query_scalar("SELECT to_regclass($1) IS NOT NULL").bind(table).fetch_one(&stack.pool).await;
     found.expect("a table or none")
 }
 
-#[tokio::test]
-async fn old_months_are_dropped_but_what_is_needed() {
+/// A stack with one delivered update and old months, with the services stopped that drop them; the update's id.
+async fn with_old_months() -> (Stack, String) {
     let mut stack = Stack::start().await;
-    let applied = stack.process(json!([{"name": "crm", "url": stack.receiver.url("/crm")}])).await;
-    let lead_id = stack.api.initiate(applied.process.process_id.expect("an id"), None).await;
+    let lead_id = stack.lead(&["crm"]).await;
     let update_id = stack.api.update(json!({"leadId": lead_id, "name": "Grace"})).await;
-    stack.wait_for_count("SELECT count(*) FROM webhooks.deliveries WHERE status = 'delivered'", 1, SOON).await;
-    settled(&stack).await;
-    // How far the webhook-notifier is, is noted every ten seconds.
-    stack
-        .wait_for_count("SELECT count(*) FROM lead_state.checkpoints WHERE delivered_sequence = last_sequence", 1, SOON)
-        .await;
+    stack.wait_for_count(DELIVERED, 1).await;
+    stack.wait_for_clean_audit().await;
+    let all_delivered = "SELECT count(*) FROM lead_state.checkpoints WHERE delivered_sequence = last_sequence";
+    stack.wait_for_count(all_delivered, 1).await;
     for service in [&mut stack.lead_state, &mut stack.notifier] {
         assert!(service.terminate().await.success());
     }
-
-    // Months long ago, each with an update as it was: of an older log, so that it has no place in this one. Of March 2025 it
-    // was applied only now; of April it is not announced; in February a delivery is still pending.
-    let months = "
-        SELECT lead_state.ensure_partitions('2025-01-01', '2025-04-30');
-        CREATE TEMP TABLE rows AS SELECT * FROM lead_state.lead_updates;
-        CREATE TEMP TABLE told AS SELECT * FROM webhooks.deliveries;
-        CREATE TEMP TABLE tries AS SELECT * FROM webhooks.every_attempt;
-        UPDATE tries SET number = 2;
-        DO $$
-        DECLARE month int; old_id bytea;
-        BEGIN
-            FOR month IN 1..4 LOOP
-                old_id := webhooks.id_prefix(make_timestamptz(2025, month, 15, 0, 0, 0, 'UTC')) || '\\x0000000000000001';
-                UPDATE rows SET update_id = old_id, log_epoch = CASE month WHEN 4 THEN 9 ELSE 0 END, log_sequence = month,
-                                applied_at = CASE month WHEN 3 THEN now() ELSE '2025-05-01Z' END;
-                UPDATE told SET update_id = old_id,
-                    status = CASE month WHEN 2 THEN 'pending' ELSE 'delivered' END,
-                    next_attempt_at = CASE month WHEN 2 THEN now() + interval '1 day' END,
-                    payload = CASE month WHEN 2 THEN '{}' END;
-                UPDATE tries SET update_id = old_id;
-                INSERT INTO lead_state.lead_updates SELECT * FROM rows;
-                INSERT INTO webhooks.deliveries SELECT * FROM told;
-                INSERT INTO webhooks.attempts SELECT * FROM tries;
-            END LOOP;
-        END $$;
-        -- They move from the default partitions to their months.
-        SELECT webhooks.ensure_partitions('2025-01-01Z', '2025-04-30Z');";
-    sqlx::raw_sql(months).execute(&stack.pool).await.expect("old months");
+    stack.sql(OLD_MONTHS).await;
     for month in ["lead_state.lead_updates_2025_01", "webhooks.deliveries_2025_01", "webhooks.attempts_2025_01"] {
-        assert!(is_there(&stack, month).await, "{month}");
+        assert!(exists(&stack, month).await, "{month}");
     }
     let first = "SELECT count(*) FROM webhooks.deliveries_2025_02 WHERE first_started_at <= updated_at AND first_status_code = 200";
     assert_eq!(stack.count(first).await, 1);
     assert_eq!(stack.count("SELECT count(*) FROM webhooks.attempts_2025_02 WHERE number = 2").await, 1);
+    (stack, update_id)
+}
 
-    let (mut lead_state, lead_state_ready) =
-        service("lead-state", &stack.nats, &stack.postgres, &[("LEDGER_RETENTION", "100days")]);
-    let (mut notifier, notifier_ready) =
-        service("webhook-notifier", &stack.nats, &stack.postgres, &[("DELIVERY_RETENTION", "100days")]);
-    lead_state.wait_for_http(&lead_state_ready, SOON).await;
-    notifier.wait_for_http(&notifier_ready, SOON).await;
-    lead_state.wait_for_log("months of the ledger were dropped", SOON).await;
-    notifier.wait_for_log("months of the delivery log were dropped", SOON).await;
+#[tokio::test]
+async fn old_months_are_dropped_unless_a_row_is_still_needed() {
+    let (stack, update_id) = with_old_months().await;
 
-    for dropped in [
-        "lead_state.lead_updates_2025_01",
-        "lead_state.lead_updates_2025_02",
-        "webhooks.deliveries_2025_01",
-        "webhooks.attempts_2025_01",
-        "webhooks.deliveries_2025_03",
-        "webhooks.attempts_2025_03",
+    let ledger = [("LEDGER_RETENTION", "100days")];
+    let (mut lead_state, lead_state_ready) = service("lead-state", &stack.nats, &stack.postgres, &ledger);
+    let deliveries = [("DELIVERY_RETENTION", "100days")];
+    let (mut notifier, notifier_ready) = service("webhook-notifier", &stack.nats, &stack.postgres, &deliveries);
+    lead_state.wait_for_http(&lead_state_ready, TEST_TIMEOUT).await;
+    notifier.wait_for_http(&notifier_ready, TEST_TIMEOUT).await;
+    lead_state.wait_for_log("months of the ledger were dropped", TEST_TIMEOUT).await;
+    notifier.wait_for_log("months of the delivery log were dropped", TEST_TIMEOUT).await;
+
+    for (table, dropped, kept) in [
+        ("lead_state.lead_updates", ["01", "02"], &["03", "04"][..]),
+        ("webhooks.deliveries", ["01", "03"], &["02"]),
+        ("webhooks.attempts", ["01", "03"], &["02"]),
     ] {
-        assert!(!is_there(&stack, dropped).await, "{dropped} is still there");
+        for month in dropped {
+            assert!(!exists(&stack, &format!("{table}_2025_{month}")).await, "{table} of {month} still exists");
+        }
+        for month in kept {
+            assert!(exists(&stack, &format!("{table}_2025_{month}")).await, "{table} of {month} is needed");
+        }
     }
-    for kept in [
-        "lead_state.lead_updates_2025_03",
-        "lead_state.lead_updates_2025_04",
-        "webhooks.deliveries_2025_02",
-        "webhooks.attempts_2025_02",
-    ] {
-        assert!(is_there(&stack, kept).await, "{kept} is needed");
-    }
-
-    // What is left of the old ones was made up for this test and is no account; without it the account adds up.
+    assert_eq!(stack.api.outcome(&update_id).await["status"], "succeeded");
+    eventually(TEST_TIMEOUT, "an old update is reported as no longer kept", async || {
+        let (status, body) = stack.api.get("/api/v1/updates/6786fe000000000000000001").await;
+        let text = body["error"].as_str().unwrap_or_default().to_owned();
+        let gone = status == 404 && body["code"] == "update_not_found" && text.contains("may have been deleted");
+        if gone { Ok(()) } else { Err(format!("{status} {body}")) }
+    })
+    .await;
+    // The audit is clean without the rows that were made up for this test.
     let forget = "DELETE FROM lead_state.lead_updates WHERE log_epoch <> 1;
         DELETE FROM webhooks.deliveries WHERE update_id < webhooks.id_prefix('2025-06-01Z');
         DELETE FROM webhooks.attempts WHERE update_id < webhooks.id_prefix('2025-06-01Z')";
-    sqlx::raw_sql(forget).execute(&stack.pool).await.expect("no rows of before");
-    let (code, found) = audit(&stack, &[]).await;
-    assert_eq!(code, 0, "{found}");
-    assert_eq!(stack.api.outcome(&update_id).await["status"], "succeeded");
-    eventually(SOON, "the old one is said not to be kept", async || {
-        let (status, body) = stack.api.get("/api/v1/updates/6786fe000000000000000001").await;
-        let text = body["error"].as_str().unwrap_or_default().to_owned();
-        let said = status == 404 && body["code"] == "update_not_found" && text.contains("may have been deleted");
-        if said { Ok(()) } else { Err(format!("{status} {body}")) }
-    })
-    .await;
+    stack.sql(forget).await;
+    let (code, report) = stack.audit(&[]).await;
+    assert_eq!(code, 0, "{report}");
+}
 
-    // What cannot be is refused.
-    let (mut refused, _) = service(
-        "lead-state",
-        &stack.nats,
-        &stack.postgres,
-        &[("LEDGER_RETENTION", "100days"), ("LOG_RETENTION", "101days")],
-    );
+#[tokio::test]
+async fn a_ledger_retention_shorter_than_that_of_the_log_is_refused_at_the_start() {
+    let (nats, postgres) = tokio::join!(test_support::nats(), test_support::postgres());
+    let extra = [("LEDGER_RETENTION", "100days"), ("LOG_RETENTION", "101days")];
+
+    let (mut refused, _) = service("lead-state", &nats, &postgres, &extra);
+
     assert!(!refused.exited().await.success());
     assert!(refused.log().contains("LEDGER_RETENTION is shorter than LOG_RETENTION"), "{}", refused.log());
 }

@@ -1,5 +1,5 @@
-//! Tenancy: every endpoint and every query is walked with another project's key or id, and finds nothing of the first
-//! project's. An endpoint or a subject that is new and not walked here fails the test.
+//! Tenancy: every endpoint and every query is sent with the key or id of another project, and finds nothing of the first
+//! project. An endpoint or a subject that is missing here fails the test.
 
 use contract::{
     ObjectId, Timestamp,
@@ -8,13 +8,13 @@ use contract::{
 };
 use secrets::api_key;
 use serde_json::{Value, json};
+use test_support::eventually;
 
-use crate::stack::{Api, SOON, Stack};
+use crate::support::{Api, Stack, TEST_TIMEOUT, assert_includes, process_id, send};
 
-/// Subjects that only an operator may ask, who serves all projects: NATS permissions keep others away. They name no
-/// project to answer for.
+/// Subjects for operators, who serve all projects: NATS permissions keep others away. Their queries name no project.
 const OPERATORS: [&str; 7] = [
-    // It says what the operator allows, to everybody alike.
+    // Its answer is the same for every project.
     rpc::CALLBACK_CHECK,
     rpc::PROJECT_CREATE,
     rpc::KEY_REVOKE,
@@ -24,8 +24,8 @@ const OPERATORS: [&str; 7] = [
     rpc::RECOVERY_RECOVER,
 ];
 
-/// Words that stand in the first project's data and nowhere else.
-const SECRETS: [&str; 4] = ["tell-nobody", "Ada of the first", "4915100000001", "first-reference"];
+/// Words that occur in the first project's data and nowhere else.
+const SECRETS: [&str; 4] = ["top-secret", "Ada of the first", "4915100000001", "first-reference"];
 
 /// A project with a process, a lead and an update.
 struct Tenant {
@@ -44,7 +44,7 @@ impl Tenant {
         let api = stack.api.clone();
         let callbacks = json!([{"name": "crm", "url": stack.receiver.url("/first-fallback")}]);
         stack.fallback_of(api.project_id, callbacks).await;
-        let process_id = applied.process.process_id.expect("an id");
+        let process_id = process_id(&applied);
         let (status, lead) = api
             .post(
                 "/api/v1/leads/initiate",
@@ -58,7 +58,7 @@ impl Tenant {
         let lead_id = lead["_id"].as_str().expect("an id").to_owned();
         let update_id = api.update(json!({"leadId": lead_id, "targetState": "interested"})).await;
         assert_eq!(api.outcome(&update_id).await["status"], "succeeded");
-        stack.receiver.wait_for_requests("/first", 1, SOON).await;
+        stack.receiver.wait_for_requests("/first", 1, TEST_TIMEOUT).await;
         Self { api, process_id, lead_id, update_id, callback_id }
     }
 
@@ -70,7 +70,7 @@ impl Tenant {
     }
 }
 
-/// A key of a project, made as `leadctl` does.
+/// Creates a key of a project.
 async fn new_key(
     stack: &Stack,
     project_id: ObjectId,
@@ -80,7 +80,7 @@ async fn new_key(
     let secret = api_key::generate(rand::random());
     let create = CreateKey {
         project_id,
-        name: "walk".into(),
+        name: "tenancy".into(),
         sha256: api_key::hash(&secret),
         scopes: scopes.iter().copied().collect(),
         expires_at,
@@ -90,17 +90,17 @@ async fn new_key(
 }
 
 #[track_caller]
-fn tells_nothing(what: &str, answer: &Value) {
+fn assert_reveals_nothing(what: &str, answer: &Value) {
     let text = answer.to_string();
-    assert!(SECRETS.iter().all(|secret| !text.contains(secret)), "{what} tells of the first project: {text}");
+    assert!(SECRETS.iter().all(|secret| !text.contains(secret)), "{what} reveals data of the first project: {text}");
 }
 
-/// Requests to an endpoint that reach for the first project's data, with the status that a key of another project gets.
+/// Requests to an endpoint that reach for the first project's data, each with the status for a key of another project.
 fn reaching(endpoint: &gateway::Endpoint, first: &Tenant, second: ObjectId) -> Vec<(String, Option<Value>, u16)> {
     let Tenant { process_id, lead_id, update_id, callback_id, .. } = first;
     let process_path = format!("/api/v1/processes/{process_id}");
     let callback_path = format!("{process_path}/callbacks/{callback_id}");
-    // What else its own process has is no way to another's callback.
+    // The id of the first project's callback, below a process that the second one has.
     let fallback_path = format!("/api/v1/processes/_/callbacks/{callback_id}");
     let callback = json!({"name": "mine", "url": "http://127.0.0.1:1/mine"});
     let project_id = first.api.project_id;
@@ -108,7 +108,7 @@ fn reaching(endpoint: &gateway::Endpoint, first: &Tenant, second: ObjectId) -> V
     let body = |body: Value, status| (endpoint.path.to_owned(), Some(body), status);
     let query = |query: String, status| (format!("{}?{query}", endpoint.path), None, status);
     match (endpoint.method, endpoint.path) {
-        // 200 is accepted, not applied: what becomes of these is looked at below.
+        // 200 is accepted, not applied: the outcomes are checked later.
         ("POST", "/api/v1/leads/update") => vec![
             body(json!({"leadId": lead_id, "name": "mine"}), 200),
             body(json!({"leadId": lead_id, "projectId": second, "targetState": "lost"}), 200),
@@ -119,7 +119,7 @@ fn reaching(endpoint: &gateway::Endpoint, first: &Tenant, second: ObjectId) -> V
             ),
             body(json!({"referenceId": reference, "projectId": second, "processId": process_id, "name": "mine"}), 200),
         ],
-        // One line each, so that the answer is one too.
+        // One line each, so that the answer is one JSON value.
         ("POST", "/api/v1/leads/update/bulk") => vec![
             body(json!([{"leadId": lead_id, "name": "mine"}]), 200),
             body(json!([{"leadId": lead_id, "projectId": project_id, "name": "mine"}]), 200),
@@ -163,7 +163,7 @@ fn reaching(endpoint: &gateway::Endpoint, first: &Tenant, second: ObjectId) -> V
                 body(json!({"since": "2000-01-01T00:00:00Z", "status": status, "callbackId": callback_id}), 200)
             })
             .into(),
-        // Its answer never ends; that it tells nothing of another project is looked at in again.rs.
+        // Its answer never ends; event_stream.rs checks that it has events of one project only.
         ("GET", "/api/v1/events") => vec![query("lastEventId=nonsense".into(), 400)],
         ("GET", "/api/v1/processes") => vec![query(String::new(), 200)],
         ("POST", "/api/v1/processes") => vec![
@@ -200,25 +200,86 @@ fn reaching(endpoint: &gateway::Endpoint, first: &Tenant, second: ObjectId) -> V
             vec![(callback_path + "/enable", Some(json!({})), 404), (fallback_path + "/enable", Some(json!({})), 404)]
         }
         ("GET", "/api/v1/updates/{updateId}") => vec![(format!("/api/v1/updates/{update_id}"), None, 404)],
-        other => panic!("{other:?} is not walked: say how another project would reach for data there"),
+        other => panic!("{other:?} is not checked: add how another project would reach for data there"),
     }
 }
 
-async fn send(api: &Api, secret: Option<&str>, method: &str, path: &str, body: Option<&Value>) -> (u16, Value) {
+async fn ask_as(api: &Api, key: Option<&str>, method: &str, path: &str, body: Option<&Value>) -> (u16, Value) {
     let mut request = api.http.request(method.parse().expect("a method"), format!("{}{path}", api.url));
     if let Some(body) = body {
         request = request.body(body.to_string());
     }
-    if let Some(secret) = secret {
-        request = request.bearer_auth(secret);
+    if let Some(key) = key {
+        request = request.bearer_auth(key);
     }
-    let answer = request.send().await.expect("an answer");
-    let status = answer.status().as_u16();
-    (status, serde_json::from_slice(&answer.bytes().await.expect("a body")).expect("JSON"))
+    send(request).await
+}
+
+/// Keys of the first project that must be refused.
+struct RefusedKeys {
+    revoked: String,
+    expired: String,
+    /// For each scope a key with all other scopes.
+    all_but: Vec<(Scope, String)>,
+}
+
+impl RefusedKeys {
+    /// Creates them, and waits until the gateway has them.
+    async fn create(stack: &Stack, first: &Tenant) -> Self {
+        let project_id = first.api.project_id;
+        let soon = Timestamp::from_millis(service_kit::clock::now().millis() + 1);
+        let (revoked, key) = new_key(stack, project_id, &Scope::ALL, None).await;
+        let (expired, _) = new_key(stack, project_id, &Scope::ALL, Some(soon)).await;
+        let mut all_but = Vec::new();
+        for scope in Scope::ALL {
+            let others = Scope::ALL.into_iter().filter(|other| *other != scope).collect::<Vec<_>>();
+            all_but.push((scope, new_key(stack, project_id, &others, None).await.0));
+        }
+        let _: ApiKey = stack.call(rpc::KEY_REVOKE, &RevokeKey { key_id: key.key_id }).await;
+        let keys = Self { revoked, expired, all_but };
+        eventually(TEST_TIMEOUT, "the gateway has all keys", async || {
+            let get = format!("/api/v1/leads/get?leadId={}", first.lead_id);
+            let mut known = true;
+            for (scope, key) in &keys.all_but {
+                let (status, _) = ask_as(&first.api, Some(key), "GET", &get, None).await;
+                known &= status == if *scope == Scope::LeadsRead { 403 } else { 200 };
+            }
+            let (_, of_revoked) = ask_as(&first.api, Some(&keys.revoked), "GET", &get, None).await;
+            known && of_revoked["error"].to_string().contains("revoked")
+        })
+        .await;
+        keys
+    }
 }
 
 #[tokio::test]
-async fn no_endpoint_shows_or_touches_another_projects_data() {
+async fn every_endpoint_refuses_missing_invalid_and_insufficient_keys() {
+    let stack = Stack::start().await;
+    let first = Tenant::first(&stack).await;
+    let second = Api::create(stack.api.url.clone(), &stack.client, "second").await;
+    let keys = RefusedKeys::create(&stack, &first).await;
+
+    for endpoint in gateway::ENDPOINTS {
+        let (_, other_scopes) = keys.all_but.iter().find(|(scope, _)| *scope == endpoint.scope).expect("a key");
+        for (path, body, _) in reaching(endpoint, &first, second.project_id) {
+            let what = format!("{} {path} {body:?}", endpoint.method);
+            for (key, status, code) in [
+                (None, 401, "missing_api_key"),
+                (Some("lr_unknown"), 401, "invalid_api_key"),
+                (Some(keys.revoked.as_str()), 401, "invalid_api_key"),
+                (Some(keys.expired.as_str()), 401, "invalid_api_key"),
+                (Some(other_scopes.as_str()), 403, "missing_scope"),
+            ] {
+                let (got, answer) = ask_as(&first.api, key, endpoint.method, &path, body.as_ref()).await;
+                assert_eq!((got, &answer["code"]), (status, &json!(code)), "{what}: {answer}");
+                assert_reveals_nothing(&what, &answer);
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn no_endpoint_shows_or_changes_the_data_of_another_project() {
     let stack = Stack::start().await;
     let first = Tenant::first(&stack).await;
     let second = Api::create(stack.api.url.clone(), &stack.client, "second").await;
@@ -226,109 +287,74 @@ async fn no_endpoint_shows_or_touches_another_projects_data() {
     stack.fallback_of(second.project_id, fallback).await;
     let before = first.lead().await;
     let configured = first.api.get("/api/v1/processes").await;
-    let told = stack.receiver.requests_to("/first").len();
-
-    // Keys of the first project itself that may not.
-    let project_id = first.api.project_id;
-    let now = service_kit::clock::now().millis();
-    let (revoked, key) = new_key(&stack, project_id, &Scope::ALL, None).await;
-    let (expired, _) = new_key(&stack, project_id, &Scope::ALL, Some(Timestamp::from_millis(now + 1))).await;
-    let (reader, _) = new_key(&stack, project_id, &[Scope::LeadsRead], None).await;
-    let (writer, _) = new_key(&stack, project_id, &[Scope::LeadsWrite], None).await;
-    let mut all_but = Vec::new();
-    for scope in Scope::ALL {
-        let others = Scope::ALL.into_iter().filter(|other| *other != scope).collect::<Vec<_>>();
-        all_but.push((scope, new_key(&stack, project_id, &others, None).await.0));
-    }
-    let _: ApiKey = stack.call(rpc::KEY_REVOKE, &RevokeKey { key_id: key.key_id }).await;
-    test_support::eventually(SOON, "the gateway knows all keys", async || {
-        let get = format!("/api/v1/leads/get?leadId={}", first.lead_id);
-        let (of_reader, _) = send(&first.api, Some(&reader), "GET", &get, None).await;
-        let (of_writer, _) = send(&first.api, Some(&writer), "GET", &get, None).await;
-        let mut known = true;
-        for (scope, secret) in &all_but {
-            known &= send(&first.api, Some(secret), "GET", &get, None).await.0
-                == if *scope == Scope::LeadsRead { 403 } else { 200 };
-        }
-        let (_, of_revoked) = send(&first.api, Some(&revoked), "GET", &get, None).await;
-        known && of_reader == 200 && of_writer == 403 && of_revoked["error"].to_string().contains("revoked")
-    })
-    .await;
+    let delivered = stack.receiver.requests_to("/first").len();
 
     let mut accepted = Vec::new();
     for endpoint in gateway::ENDPOINTS {
-        let (_, other_scope) = all_but.iter().find(|(scope, _)| *scope == endpoint.scope).expect("a key");
         for (path, body, expected) in reaching(endpoint, &first, second.project_id) {
             let what = format!("{} {path} {body:?}", endpoint.method);
-            for (secret, status, code) in [
-                (None, 401, "missing_api_key"),
-                (Some("lr_unknown"), 401, "invalid_api_key"),
-                (Some(revoked.as_str()), 401, "invalid_api_key"),
-                (Some(expired.as_str()), 401, "invalid_api_key"),
-                (Some(other_scope.as_str()), 403, "missing_scope"),
-            ] {
-                let (got, answer) = send(&first.api, secret, endpoint.method, &path, body.as_ref()).await;
-                assert_eq!((got, &answer["code"]), (status, &json!(code)), "{what}: {answer}");
-                tells_nothing(&what, &answer);
-            }
-            let (got, answer) = send(&second, Some(&second.key), endpoint.method, &path, body.as_ref()).await;
-            assert_eq!(got, expected, "{what}: {answer}");
-            tells_nothing(&what, &answer);
-            assert!(!answer.to_string().contains(&first.lead_id) || endpoint.method == "POST", "{what}: {answer}");
+            let (status, mut answer) = ask_as(&second, Some(&second.key), endpoint.method, &path, body.as_ref()).await;
+            assert_eq!(status, expected, "{what}: {answer}");
+            assert_reveals_nothing(&what, &answer);
             if endpoint.path == "/api/v1/leads/bulk/initiate" {
-                assert_eq!(
-                    (&answer["success"], answer["errors"].as_array().map(Vec::len)),
-                    (&json!([]), Some(1)),
-                    "{answer}"
-                );
+                assert_eq!(answer["success"], json!([]), "{what}: {answer}");
+                let errors = answer["errors"].as_array_mut().expect("errors");
+                assert_eq!(errors.len(), 1, "{what}");
+                // It repeats the request.
+                errors[0]["data"].take();
             }
+            assert!(!answer.to_string().contains(&first.lead_id), "{what}: {answer}");
             accepted.extend(answer["updateId"].as_str().map(str::to_owned));
         }
     }
 
-    // What was accepted fails, in the same words as for a lead that is nowhere, and only its own project hears of it.
     assert_eq!(accepted.len(), 4);
-    let nowhere = second.update(json!({"leadId": "ffffffffffffffffffffffff", "name": "mine"})).await;
-    let nowhere = second.outcome(&nowhere).await;
-    for update_id in &accepted {
-        let mut story = second.outcome(update_id).await;
-        assert_eq!((&story["status"], &story["errorCode"]), (&json!("failed"), &nowhere["errorCode"]), "{story}");
-        assert_eq!(story["outcome"]["error"], nowhere["outcome"]["error"]);
-        assert_eq!(story["outcome"]["data"], Value::Null);
-        assert_eq!(first.api.get(&format!("/api/v1/updates/{update_id}")).await.0, 404);
-        // The command is what it asked itself, and a reference in the outcome is from there.
-        story["command"].take();
-        story["outcome"]["referenceId"].take();
-        tells_nothing("the story", &story);
-    }
-    for request in stack.receiver.wait_for_requests("/second-fallback", accepted.len() + 1, SOON).await {
-        assert_eq!(request.json()["data"], Value::Null);
-    }
-    // An update of its own project overtakes nothing: whatever was to be told is told by now.
+    assert_failed_like_an_unknown_lead(&stack, &first, &second, &accepted).await;
+    // Events are delivered in order: with this one delivered, any other to the first project would have arrived.
     let last = first.api.update(json!({"leadId": first.lead_id, "metadata": {"last": true}})).await;
     first.api.outcome(&last).await;
-    let at_first = stack.receiver.wait_for_requests("/first", told + 1, SOON).await;
-    assert_eq!(at_first.len(), told + 1);
-    assert_eq!(at_first[told].json()["updateId"], json!(last));
+    let at_first = stack.receiver.wait_for_requests("/first", delivered + 1, TEST_TIMEOUT).await;
+    assert_eq!(at_first.len(), delivered + 1);
+    assert_eq!(at_first[delivered].json()["updateId"], json!(last));
     assert!(stack.receiver.requests_to("/first-fallback").is_empty());
     let mut after = first.lead().await;
     assert_eq!(after["data"]["metadata"]["last"], true);
     for changed in ["metadata", "updatedAt", "activities"] {
         after["data"][changed] = before["data"][changed].clone();
     }
-    assert_eq!(after, before, "nobody else changed the lead");
-    assert_eq!(first.api.get("/api/v1/processes").await, configured, "nobody else changed how it is configured");
+    assert_eq!(after, before, "the lead was changed");
+    assert_eq!(first.api.get("/api/v1/processes").await, configured, "the configuration was changed");
     let own = second.get("/api/v1/processes").await.1;
-    assert_eq!(own["data"].as_array().map(Vec::len), Some(1), "nor made anything: {own}");
+    assert_eq!(own["data"].as_array().map(Vec::len), Some(1), "a process was created: {own}");
 }
 
-/// The subjects of all queries.
+/// Asserts that accepted updates of the first project's lead fail with the error of a lead that does not exist, and that only the
+/// second project is told.
+async fn assert_failed_like_an_unknown_lead(stack: &Stack, first: &Tenant, second: &Api, accepted: &[String]) {
+    let unknown = second.update_and_wait(json!({"leadId": "ffffffffffffffffffffffff", "name": "mine"})).await;
+    for update_id in accepted {
+        let mut timeline = second.outcome(update_id).await;
+        assert_includes(&timeline, json!({"status": "failed", "errorCode": unknown["errorCode"]}));
+        let outcome = json!({"error": unknown["outcome"]["error"], "data": null});
+        assert_includes(&timeline["outcome"], outcome);
+        assert_eq!(first.api.get(&format!("/api/v1/updates/{update_id}")).await.0, 404);
+        // The command is the second project's own, and so is a reference in the outcome.
+        timeline["command"].take();
+        timeline["outcome"]["referenceId"].take();
+        assert_reveals_nothing("the timeline", &timeline);
+    }
+    for request in stack.receiver.wait_for_requests("/second-fallback", accepted.len() + 1, TEST_TIMEOUT).await {
+        assert_eq!(request.json()["data"], Value::Null);
+    }
+}
+
+/// The subjects that the contract defines.
 fn subjects() -> Vec<&'static str> {
     rpc::SUBJECTS.to_vec()
 }
 
 #[tokio::test]
-async fn no_query_answers_for_another_project() {
+async fn no_query_returns_the_data_of_another_project() {
     let stack = Stack::start().await;
     let first = Tenant::first(&stack).await;
     let second = Api::create(stack.api.url.clone(), &stack.client, "second").await;
@@ -399,12 +425,12 @@ async fn no_query_answers_for_another_project() {
             rpc::PROCESS_APPLY => {
                 vec![json!({"projectId": project_id, "name": "sales", "states": [{"name": "new", "kind": "initial"}]})]
             }
-            // A key that the first project has already does not change sides.
+            // A key of the first project does not move to another one.
             rpc::KEY_CREATE => vec![json!({
                 "projectId": project_id, "name": "x", "sha256": api_key::hash(&first.api.key), "scopes": ["leads:read"], "expiresAt": null,
             })],
             rpc::KEY_LIST | rpc::CALLBACK_LIST => vec![json!({"projectId": project_id})],
-            new => panic!("{new} is not walked: say how another project would reach for data there"),
+            new => panic!("{new} is not checked: add how another project would reach for data there"),
         };
         for query in queries {
             let answer = ask(subject, query.clone()).await;
@@ -435,7 +461,7 @@ async fn no_query_answers_for_another_project() {
                 (rpc::LEAD_LIST | rpc::UPDATE_LIST | rpc::DELIVERY_LIST, Ok(page)) => {
                     assert_eq!(page, &json!({"items": [], "next": null}), "{what}")
                 }
-                // It has one of that name by now, its own.
+                // By now it has one of that name, its own.
                 (rpc::PROCESS_LIST, Ok(page)) => {
                     let mut own = page["items"].as_array().expect("items").iter();
                     assert!(own.all(|process| process["projectId"] == json!(project_id)), "{what}");
@@ -454,7 +480,7 @@ async fn no_query_answers_for_another_project() {
                 }
                 _ => panic!("{what}"),
             }
-            tells_nothing(&what, &answer.unwrap_or_default());
+            assert_reveals_nothing(&what, &answer.unwrap_or_default());
         }
     }
     assert_eq!(first.lead().await, before);

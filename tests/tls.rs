@@ -1,22 +1,28 @@
-//! TLS to NATS and Postgres, with certificates on both sides of NATS: it works, and it is checked.
+//! TLS: to NATS, with certificates on both sides, and to Postgres; and between clients and the gateway.
 
 use std::{
+    io::{Read, Write},
     path::{Path, PathBuf},
-    process::Command,
+    sync::Arc,
 };
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+use rustls::pki_types::CertificateDer;
 use service_kit::config::NatsConfig;
 use sqlx::{Connection, PgConnection};
-use test_support::{LocalNats, LocalPostgres, NatsOptions, PostgresOptions, Tls, binary, nats_with, postgres_with};
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
-
-use crate::{
-    main_job::main_job,
-    stack::{SOON, Stack, service},
+use test_support::{
+    LocalNats, LocalPostgres, NatsOptions, PostgresOptions, Tls, binary, eventually, nats_with, postgres_with,
+};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    net::TcpStream,
+    process::Command,
+    time::timeout,
 };
 
-/// A CA of one's own.
+use crate::support::{LeadctlRun, Stack, TEST_TIMEOUT, assert_main_job, service};
+
+/// A certificate authority.
 struct Ca {
     issuer: Issuer<'static, KeyPair>,
     file: PathBuf,
@@ -33,7 +39,7 @@ impl Ca {
         Self { issuer: Issuer::new(params, key), file }
     }
 
-    /// A certificate for this host, for servers and clients.
+    /// Certifies a host, for servers and clients.
     fn certify(&self, dir: &Path, host: &str) -> Tls {
         let mut params = CertificateParams::new([host.to_owned()]).expect("a certificate");
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
@@ -56,11 +62,28 @@ async fn servers(tls: &Tls) -> (LocalNats, LocalPostgres) {
     tokio::join!(nats, postgres)
 }
 
+/// Servers with certificates of a new authority in a directory, and another authority.
+struct Certified {
+    dir: tempfile::TempDir,
+    tls: Tls,
+    stranger: Ca,
+    nats: LocalNats,
+    postgres: LocalPostgres,
+}
+
+impl Certified {
+    async fn start() -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        let tls = Ca::new(dir.path(), "ca").certify(dir.path(), "127.0.0.1");
+        let stranger = Ca::new(dir.path(), "stranger");
+        let (nats, postgres) = servers(&tls).await;
+        Self { dir, tls, stranger, nats, postgres }
+    }
+}
+
 #[tokio::test]
-async fn the_main_job_over_tls() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let tls = Ca::new(dir.path(), "ca").certify(dir.path(), "127.0.0.1");
-    let (nats, postgres) = servers(&tls).await;
+async fn the_main_job_works_over_tls() {
+    let Certified { dir: _dir, tls, nats, postgres, .. } = Certified::start().await;
     assert!(nats.url().starts_with("tls://") && postgres.url().contains("sslmode=verify-full"));
     let operator = NatsConfig {
         nats_ca: Some(tls.ca.clone()),
@@ -70,68 +93,38 @@ async fn the_main_job_over_tls() {
     };
     let files = [("NATS_CA", &tls.ca), ("NATS_CERT", &tls.certificate), ("NATS_KEY", &tls.key)];
     let files = files.map(|(name, file)| (name.to_owned(), text(file)));
-    let stack = Stack::start_on(nats, postgres, &operator, |_| files.to_vec()).await;
-    main_job(&stack).await;
-    let clear: i64 = stack
-        .count("SELECT count(*) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE client_addr IS NOT NULL AND NOT ssl")
-        .await;
-    assert_eq!(clear, 0, "every connection to Postgres is encrypted");
 
+    let stack = Stack::start_on(nats, postgres, &operator, |_| files.to_vec()).await;
+
+    assert_main_job(&stack).await;
+    let in_clear =
+        "SELECT count(*) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE client_addr IS NOT NULL AND NOT ssl";
+    assert_eq!(stack.count(in_clear).await, 0, "connections to Postgres are encrypted");
     let project = stack.api.project_id.to_string();
-    for arguments in [vec!["key", "list", "--project", &project], vec!["migrate"]] {
-        let mut leadctl = Command::new(binary("leadctl"));
-        leadctl.args(arguments).env("NATS_URL", stack.nats.url()).env("DATABASE_URL", stack.postgres.url());
-        let output = leadctl.envs(files.iter().map(|(name, value)| (name, value))).output().expect("leadctl");
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    for args in [&["key", "list", "--project", &project][..], &["migrate"]] {
+        let mut command = stack.leadctl_command(args);
+        command.envs(files.iter().map(|(name, value)| (name, value)));
+        LeadctlRun::of(command).await.assert_ok();
     }
 }
 
 #[tokio::test]
-async fn what_cannot_be_verified_is_refused_and_says_why() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let (ca, stranger) = (Ca::new(dir.path(), "ca"), Ca::new(dir.path(), "stranger"));
-    let tls = ca.certify(dir.path(), "127.0.0.1");
-    let (nats, postgres) = servers(&tls).await;
-    let (good, wrong) = (text(&tls.ca), text(&stranger.file));
-    let (cert, key) = (text(&tls.certificate), text(&tls.key));
+async fn an_unverified_nats_is_refused_with_the_reason() {
+    let Certified { dir: _dir, tls, stranger, nats, postgres } = Certified::start().await;
+    let (good, wrong, cert, key) = (text(&tls.ca), text(&stranger.file), text(&tls.certificate), text(&tls.key));
 
-    // A CA that did not certify the server; no certificate where the server wants one.
-    let cases = [
+    // A CA that did not certify the server; no certificate where the server requires one.
+    for (extra, expected) in [
         (vec![("NATS_CA", wrong.as_str()), ("NATS_CERT", &cert), ("NATS_KEY", &key)], "UnknownIssuer"),
         (vec![("NATS_CA", good.as_str())], "ertificate"),
-    ];
-    for (extra, expected) in cases {
+    ] {
         let (mut gateway, _) = service("gateway", &nats, &postgres, &extra);
-        let line = gateway.wait_for_log("cannot connect to NATS", SOON).await;
+        let line = gateway.wait_for_log("cannot connect to NATS", TEST_TIMEOUT).await;
         assert!(line.contains(expected), "{line}");
     }
 
-    // The same for Postgres: by its CA, and by its name.
-    let other = postgres_with(PostgresOptions::throwaway()).await;
-    let wrong_ca = postgres.url().replace(&good, &wrong);
-    let no_tls = format!("{}?sslmode=verify-full&sslrootcert={good}", other.url());
-    let plaintext = postgres.url().replace("sslmode=verify-full", "sslmode=disable");
-    let by_name = postgres.url().replace("127.0.0.1", "localhost");
-    for (url, expected) in [
-        (wrong_ca.as_str(), "UnknownIssuer"),
-        (&by_name, "not valid for name"),
-        (&no_tls, "does not support TLS"),
-        (&plaintext, "no encryption"),
-    ] {
-        let refused = PgConnection::connect(url).await.expect_err("refused").to_string();
-        let output = Command::new(binary("leadctl")).arg("migrate").env("DATABASE_URL", url).output().expect("leadctl");
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        for said in [&refused, &said] {
-            assert!(said.contains(expected), "{said} instead of {expected}");
-        }
-    }
-    let extra = [("DATABASE_URL", wrong_ca.as_str()), ("NATS_CA", &good), ("NATS_CERT", &cert), ("NATS_KEY", &key)];
-    let (mut lead_state, _) = service("lead-state", &nats, &postgres, &extra);
-    let line = lead_state.wait_for_log("cannot connect to Postgres", SOON).await;
-    assert!(line.contains("UnknownIssuer"), "{line}");
-
-    // NATS takes nothing in clear.
-    let stream = tokio::net::TcpStream::connect(("127.0.0.1", nats.port())).await.expect("a connection");
+    // Nor does NATS accept a client in clear.
+    let stream = TcpStream::connect(("127.0.0.1", nats.port())).await.expect("a connection");
     let mut lines = BufReader::new(stream);
     let mut answer = String::new();
     lines.read_line(&mut answer).await.expect("INFO");
@@ -140,4 +133,91 @@ async fn what_cannot_be_verified_is_refused_and_says_why() {
     answer.clear();
     while matches!(lines.read_line(&mut answer).await, Ok(read) if read > 0) {}
     assert!(!answer.contains("PONG"), "{answer}");
+}
+
+#[tokio::test]
+async fn an_unverified_postgres_is_refused_with_the_reason() {
+    let Certified { dir: _dir, tls, stranger, nats, postgres } = Certified::start().await;
+    let (good, wrong, cert, key) = (text(&tls.ca), text(&stranger.file), text(&tls.certificate), text(&tls.key));
+    let plain = postgres_with(PostgresOptions::throwaway()).await;
+    let wrong_ca = postgres.url().replace(&good, &wrong);
+
+    for (url, expected) in [
+        (wrong_ca.clone(), "UnknownIssuer"),
+        (postgres.url().replace("127.0.0.1", "localhost"), "not valid for name"),
+        (format!("{}?sslmode=verify-full&sslrootcert={good}", plain.url()), "does not support TLS"),
+        (postgres.url().replace("sslmode=verify-full", "sslmode=disable"), "no encryption"),
+    ] {
+        let refused = PgConnection::connect(&url).await.expect_err("refused").to_string();
+        assert!(refused.contains(expected), "{refused}");
+        let mut command = Command::new(binary("leadctl"));
+        command.arg("migrate").env("DATABASE_URL", &url);
+        LeadctlRun::of(command).await.assert_fails(expected);
+    }
+    let extra = [("DATABASE_URL", wrong_ca.as_str()), ("NATS_CA", &good), ("NATS_CERT", &cert), ("NATS_KEY", &key)];
+    let (mut lead_state, _) = service("lead-state", &nats, &postgres, &extra);
+    let line = lead_state.wait_for_log("cannot connect to Postgres", TEST_TIMEOUT).await;
+    assert!(line.contains("UnknownIssuer"), "{line}");
+}
+
+/// Sends a request over TLS, trusting only this certificate; the negotiated protocol and the status line.
+fn request_over_tls(address: &str, trusted: &CertificateDer<'static>) -> Result<(Vec<u8>, String), String> {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(trusted.clone()).expect("a root");
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    let connection = rustls::ClientConnection::new(Arc::new(config), "localhost".try_into().expect("a name"));
+    let tcp = std::net::TcpStream::connect(address).map_err(|e| e.to_string())?;
+    tcp.set_read_timeout(Some(TEST_TIMEOUT)).expect("a timeout");
+    let mut stream = rustls::StreamOwned::new(connection.expect("a connection"), tcp);
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n").map_err(|e| e.to_string())?;
+    let mut status = vec![0; 12];
+    stream.read_exact(&mut status).map_err(|e| e.to_string())?;
+    let agreed = stream.conn.alpn_protocol().unwrap_or_default().to_vec();
+    Ok((agreed, String::from_utf8_lossy(&status).into_owned()))
+}
+
+#[tokio::test]
+async fn the_gateway_serves_tls_and_takes_a_renewed_certificate_without_a_restart() {
+    let stack = Stack::start().await;
+    let dir = tempfile::tempdir().expect("a directory");
+    let (chain, key) = (dir.path().join("tls.crt"), dir.path().join("tls.key"));
+    let generate = || rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+    let (first, renewed) = (generate(), generate());
+    std::fs::write(&chain, first.cert.pem()).expect("written");
+    std::fs::write(&key, first.signing_key.serialize_pem()).expect("written");
+    let (chain_path, key_path) = (text(&chain), text(&key));
+    let extra = [
+        ("GATEWAY_TLS_CERT", chain_path.as_str()),
+        ("GATEWAY_TLS_KEY", key_path.as_str()),
+        ("GATEWAY_HEADER_TIMEOUT", "1s"),
+    ];
+    let (mut gateway, api) = stack.second_gateway(&extra).await;
+    let address = api.url.strip_prefix("http://").expect("http").to_owned();
+    let request = |trusted: &CertificateDer<'static>| request_over_tls(&address, trusted);
+
+    let answered = Ok((b"http/1.1".to_vec(), "HTTP/1.1 404".to_owned()));
+    assert_eq!(request(first.cert.der()), answered);
+    assert!(request(renewed.cert.der()).is_err_and(|e| e.contains("certificate")));
+    // A client without a handshake, and one that sends HTTP in clear.
+    for bytes in [&b""[..], b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n"] {
+        let mut plain = TcpStream::connect(&address).await.expect("a connection");
+        plain.write_all(bytes).await.expect("sent");
+        let mut answer = Vec::new();
+        let _ = timeout(TEST_TIMEOUT, plain.read_to_end(&mut answer)).await.expect("cut");
+        assert!(!answer.starts_with(b"HTTP"), "{answer:?}");
+    }
+
+    // A certificate without its key is not taken; with its key it is.
+    std::fs::write(&chain, renewed.cert.pem()).expect("written");
+    gateway.wait_for_log("the TLS certificate stays as it is", TEST_TIMEOUT).await;
+    assert_eq!(request(first.cert.der()), answered);
+    std::fs::write(&key, renewed.signing_key.serialize_pem()).expect("written");
+    eventually(TEST_TIMEOUT, "the renewed certificate is served", async || request(renewed.cert.der())).await;
+    assert!(request(first.cert.der()).is_err());
 }

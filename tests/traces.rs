@@ -12,13 +12,13 @@ use opentelemetry_proto::tonic::{
     trace::v1::{Span, span::SpanKind, status::StatusCode},
 };
 use prost::Message;
+use reqwest::Method;
 use serde_json::{Value, json};
 use service_kit::config::NatsConfig;
-use test_support::{Receiver, Reply, eventually, free_port, nats, postgres};
+use test_support::{Receiver, Reply, Request, eventually, free_port, nats, postgres};
 
-use crate::stack::{SOON, Stack};
+use crate::support::{Stack, TEST_TIMEOUT, UPDATE};
 
-const UPDATE: &str = "/api/v1/leads/update";
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const CLIENT: &str = "00f067aa0ba902b7";
 
@@ -65,7 +65,7 @@ fn attribute(attributes: &[KeyValue], key: &str) -> Option<String> {
     }
 }
 
-/// All spans that a collector received.
+/// The spans that a collector received.
 fn collected(collector: &Receiver) -> Vec<Collected> {
     let mut spans = Vec::new();
     for request in collector.requests_to("/v1/traces") {
@@ -83,9 +83,9 @@ fn collected(collector: &Receiver) -> Vec<Collected> {
     spans
 }
 
-/// The spans of a trace, by when they began, once there are so many.
+/// Waits until a trace has this many spans; the spans in the order of their start.
 async fn trace(collector: &Receiver, trace_id: &str, spans: usize) -> Vec<Collected> {
-    let mut of_trace = eventually(SOON, "the spans", async || {
+    let mut of_trace = eventually(TEST_TIMEOUT, "the spans", async || {
         let mut all = collected(collector);
         all.retain(|collected| hex(&collected.span.trace_id) == trace_id);
         if all.len() >= spans {
@@ -103,7 +103,7 @@ async fn trace(collector: &Receiver, trace_id: &str, spans: usize) -> Vec<Collec
     of_trace
 }
 
-/// A trace as docs/operations/monitoring.md shows it: what hangs beneath what, when it began and how long it took.
+/// A trace as docs/operations/monitoring.md shows it: the tree of spans with start and duration.
 fn waterfall(spans: &[Collected], root: &str) -> String {
     fn rows(spans: &[Collected], parent: &str, depth: usize, text: &mut String) {
         let first = spans[0].span.start_time_unix_nano;
@@ -126,7 +126,7 @@ fn waterfall(spans: &[Collected], root: &str) -> String {
     text
 }
 
-/// What makes a service export to this collector, without much delay.
+/// The settings of a service that exports to this collector almost at once.
 fn exporting(endpoint: &str) -> [(&str, &str); 4] {
     [
         ("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint),
@@ -136,31 +136,23 @@ fn exporting(endpoint: &str) -> [(&str, &str); 4] {
     ]
 }
 
-/// Gives a project a callback; a lead of its.
-async fn lead(stack: &Stack) -> String {
-    let applied = stack.process(json!([{"name": "crm", "url": stack.receiver.url("/crm")}])).await;
-    stack.api.initiate(applied.process.process_id.expect("an id"), None).await
-}
-
-/// Posts an update that belongs to this trace; its id.
+/// Posts an update with this trace context; its id.
 async fn update(stack: &Stack, traceparent: &str, body: &Value) -> String {
-    let (status, answer) = stack.api.ask(reqwest::Method::POST, UPDATE, &[("traceparent", traceparent)], body).await;
+    let (status, answer) = stack.api.ask(Method::POST, UPDATE, &[("traceparent", traceparent)], body).await;
     assert_eq!(status, 200, "{answer}");
     answer["updateId"].as_str().expect("an id").to_owned()
 }
 
 #[tokio::test]
 async fn an_update_is_one_trace_from_the_request_to_the_webhook() {
-    let collector = Receiver::start().await;
-    let stack = Stack::start_with(&exporting(&collector.url(""))).await;
-    let lead_id = lead(&stack).await;
+    let (collector, stack, lead_id) = exporting_stack().await;
     stack.receiver.on("/crm", [500, 204]);
     let update_id = update(&stack, &format!("00-{TRACE}-{CLIENT}-01"), &json!({"leadId": lead_id, "name": "x"})).await;
-    let requests = stack.receiver.wait_for_requests("/crm", 2, SOON).await;
+    let requests = stack.receiver.wait_for_requests("/crm", 2, TEST_TIMEOUT).await;
     let spans = trace(&collector, TRACE, 7).await;
     eprintln!("{}", waterfall(&spans, CLIENT));
 
-    // Each hangs beneath the one before, but both attempts beneath the delivery.
+    // Each is a child of the one before, and both attempts of the delivery.
     let names = [
         ("gateway", "POST /api/v1/leads/update", SpanKind::Server),
         ("gateway", "publish LEAD_COMMANDS", SpanKind::Producer),
@@ -198,7 +190,7 @@ async fn an_update_is_one_trace_from_the_request_to_the_webhook() {
     for (place, status) in [(5, "500"), (6, "204")] {
         assert_eq!(attribute(place, "http.response.status_code").as_deref(), Some(status));
         assert_eq!(attribute(place, "leadrelay.attempt"), Some((place - 4).to_string()));
-        // What the endpoint does goes on from the attempt that reached it.
+        // The trace continues at the endpoint from the attempt that reached it.
         let expected = format!("00-{TRACE}-{}-01", spans[place].id());
         assert_eq!(requests[place - 5].header("traceparent"), Some(expected.as_str()));
     }
@@ -206,93 +198,110 @@ async fn an_update_is_one_trace_from_the_request_to_the_webhook() {
     assert_eq!(attribute(6, "http.request.resend_count").as_deref(), Some("1"));
 }
 
-#[tokio::test]
-async fn a_trace_is_exported_when_its_client_or_the_sampler_says_so() {
+/// A collector, a stack that exports to it, and a lead.
+async fn exporting_stack() -> (Receiver, Stack, String) {
     let collector = Receiver::start().await;
     let stack = Stack::start_with(&exporting(&collector.url(""))).await;
-    let lead_id = lead(&stack).await;
+    let lead_id = stack.lead(&["crm"]).await;
+    (collector, stack, lead_id)
+}
 
-    // Not sampled: it goes on as it came.
+/// The id of the trace that a webhook continues.
+fn trace_id(request: &Request) -> String {
+    request.header("traceparent").expect("a trace")[3..35].to_owned()
+}
+
+#[tokio::test]
+async fn an_unsampled_trace_is_passed_on_and_not_exported() {
+    let (collector, stack, lead_id) = exporting_stack().await;
     let unsampled = format!("00-{}-{CLIENT}-00", "ab".repeat(16));
-    update(&stack, &unsampled, &json!({"leadId": lead_id, "name": "x"})).await;
-    let requests = stack.receiver.wait_for_requests("/crm", 1, SOON).await;
-    assert_eq!(requests[0].header("traceparent"), Some(unsampled.as_str()));
 
-    // A refused update without a trace: it begins one.
+    update(&stack, &unsampled, &json!({"leadId": lead_id, "name": "x"})).await;
+    stack.api.update(json!({"leadId": lead_id, "name": "y"})).await;
+
+    let requests = stack.receiver.wait_for_requests("/crm", 2, TEST_TIMEOUT).await;
+    assert_eq!(requests[0].header("traceparent"), Some(unsampled.as_str()));
+    // Spans are exported in order: with those of the second update, the others would be there.
+    trace(&collector, &trace_id(&requests[1]), 6).await;
+    let all = collected(&collector);
+    assert!(!all.iter().any(|collected| hex(&collected.span.trace_id) == unsampled[3..35]), "{all:#?}");
+}
+
+#[tokio::test]
+async fn an_update_without_a_trace_starts_one_at_its_entry() {
+    let (collector, stack, lead_id) = exporting_stack().await;
+
     let refused = stack.api.update(json!({"leadId": lead_id, "targetState": "nowhere"})).await;
-    let requests = stack.receiver.wait_for_requests("/crm", 2, SOON).await;
-    let new = requests[1].header("traceparent").expect("a trace").to_owned();
-    let spans = trace(&collector, &new[3..35], 6).await;
+    let requests = stack.receiver.wait_for_requests("/crm", 1, TEST_TIMEOUT).await;
+    let spans = trace(&collector, &trace_id(&requests[0]), 6).await;
     assert_eq!(spans[0].parent(), "");
     assert_eq!(spans[2].attribute("leadrelay.outcome").as_deref(), Some("refused"));
     assert_eq!(spans[2].attribute("leadrelay.error_code").as_deref(), Some("unknown_state"));
     assert_eq!(spans[2].attribute("leadrelay.update_id"), Some(refused));
     assert!(!spans[2].failed(), "a refusal is an outcome");
 
-    // A producer's command without a trace, too.
+    // The command of a producer enters at lead-state.
     let command = json!({"updateId": ObjectId::from_bytes([7; 12]), "leadId": lead_id, "name": "y"});
-    stack.publish(format!("leads.cmd.{}.update", stack.api.project_id), command.to_string()).await;
-    let requests = stack.receiver.wait_for_requests("/crm", 3, SOON).await;
-    let new = requests[2].header("traceparent").expect("a trace").to_owned();
-    let spans = trace(&collector, &new[3..35], 4).await;
+    stack.publish_update(&command).await;
+    let requests = stack.receiver.wait_for_requests("/crm", 2, TEST_TIMEOUT).await;
+    let spans = trace(&collector, &trace_id(&requests[1]), 4).await;
     assert_eq!((spans[0].span.name.as_str(), spans[0].parent()), ("apply LEAD_COMMANDS", String::new()));
+}
 
-    // Two updates in one body: one way into the log, and each its own from there.
+#[tokio::test]
+async fn the_updates_of_a_bulk_request_share_the_spans_up_to_the_log() {
+    let (collector, stack, lead_id) = exporting_stack().await;
+
     let line = |name| json!({"leadId": lead_id, "name": name}).to_string();
-    let bulk = stack.api.http.post(format!("{}/api/v1/leads/update/bulk", stack.api.url)).bearer_auth(&stack.api.key);
+    let bulk = stack.api.request(Method::POST, "/api/v1/leads/update/bulk");
     let bulk = bulk.header("traceparent", format!("00-{TRACE}-{CLIENT}-01")).body([line("a"), line("b")].join("\n"));
     assert_eq!(bulk.send().await.expect("an answer").text().await.expect("a body").lines().count(), 2);
+
     let spans = trace(&collector, TRACE, 10).await;
     eprintln!("{}", waterfall(&spans, CLIENT));
     let publish: Vec<_> = spans.iter().filter(|collected| collected.kind() == SpanKind::Producer).collect();
     assert_eq!(publish[0].attribute("messaging.batch.message_count").as_deref(), Some("2"));
     let applied = spans.iter().filter(|collected| collected.parent() == publish[0].id());
     assert_eq!(applied.filter(|collected| collected.span.name == "apply LEAD_COMMANDS").count(), 2);
-
-    let all = collected(&collector);
-    assert!(!all.iter().any(|collected| hex(&collected.span.trace_id) == unsampled[3..35]), "{all:#?}");
 }
 
 #[tokio::test]
-async fn a_collector_that_is_away_or_hangs_disturbs_nothing() {
+async fn a_collector_that_is_unreachable_hangs_or_refuses_delays_nothing() {
     let collector = Receiver::start().await;
     collector.on("/hangs/v1/traces", [Reply::hang()]);
     collector.on("/refuses/v1/traces", [403]);
-    let nobody = format!("http://127.0.0.1:{}", free_port());
+    let unreachable = format!("http://127.0.0.1:{}", free_port());
     let (nats, postgres) = tokio::join!(nats(), postgres());
     let operator = NatsConfig::at(nats.url());
     let mut stack = Stack::start_on(nats, postgres, &operator, |service| {
         let endpoint = match service {
-            "gateway" => nobody.clone(),
+            "gateway" => unreachable.clone(),
             "lead-state" => collector.url("/hangs"),
             _ => collector.url("/refuses"),
         };
         exporting(&endpoint).map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec()
     })
     .await;
-    let lead_id = lead(&stack).await;
+    let lead_id = stack.lead(&["crm"]).await;
     for number in 1..=3 {
         let update_id = stack.api.update(json!({"leadId": lead_id, "name": format!("x{number}")})).await;
-        let requests = stack.receiver.wait_for_requests("/crm", number, SOON).await;
+        let requests = stack.receiver.wait_for_requests("/crm", number, TEST_TIMEOUT).await;
         assert_eq!(requests[number - 1].json()["updateId"], update_id);
     }
-    let away = "cannot export traces";
-    stack.gateway.wait_for_log(away, SOON).await;
-    stack.notifier.wait_for_log(away, SOON).await;
-    // Until one of its batches hangs.
-    eventually(SOON, "lead-state exports", async || {
-        let asked = collector.requests_to("/hangs/v1/traces").len();
-        if asked > 0 { Ok(()) } else { Err("nothing came".to_owned()) }
-    })
-    .await;
+    let failure = "cannot export traces";
+    stack.gateway.wait_for_log(failure, TEST_TIMEOUT).await;
+    stack.notifier.wait_for_log(failure, TEST_TIMEOUT).await;
+    // One of its exports must hang when it stops.
+    eventually(TEST_TIMEOUT, "lead-state exports", async || !collector.requests_to("/hangs/v1/traces").is_empty())
+        .await;
     for service in [&mut stack.gateway, &mut stack.lead_state, &mut stack.notifier] {
-        let asked = Instant::now();
+        let stopping = Instant::now();
         let status = service.terminate().await;
         assert!(status.success(), "{}: {status}", service.name());
-        assert!(asked.elapsed() < Duration::from_secs(8), "{}: {:?}", service.name(), asked.elapsed());
+        assert!(stopping.elapsed() < Duration::from_secs(8), "{}: {:?}", service.name(), stopping.elapsed());
     }
     for service in [&stack.gateway, &stack.notifier] {
         let log = service.log();
-        assert_eq!(log.matches(away).count(), 1, "{log}");
+        assert_eq!(log.matches(failure).count(), 1, "{log}");
     }
 }

@@ -1,5 +1,4 @@
-//! The callbacks under load: fast, slow, flapping, failing and hanging ones. They remember what they were told, not the
-//! words.
+//! The callbacks under load: fast, slow, flapping, failing and hanging ones. They count what they receive and keep hashes of the bodies.
 
 use std::{
     collections::HashMap,
@@ -16,21 +15,21 @@ use serde_json::Value;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-/// How the flapping one changes its mind.
+/// The interval at which the flapping endpoint fails and works.
 const FLAP: Duration = Duration::from_secs(2);
 
-/// What an endpoint was told of an update.
+/// What an endpoint received of an update.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Told {
-    /// How often it accepted it.
+pub(crate) struct Received {
+    /// The number of accepted requests.
     pub(crate) times: u32,
-    /// The body's hash; every time the same.
+    /// The hash of the first body.
     body: u64,
     /// Whether a body differed from the first.
     pub(crate) changed: bool,
 }
 
-/// A server with all of them, under `/{name}`.
+/// A server with all endpoints, each at `/{name}`.
 #[derive(Debug)]
 pub(crate) struct Endpoints {
     port: u16,
@@ -41,15 +40,15 @@ pub(crate) struct Endpoints {
 #[derive(Debug)]
 struct Shared {
     started: Instant,
-    /// Whether the failing and the hanging one are well again.
+    /// Whether the failing and the hanging endpoint work.
     recovered: AtomicBool,
     /// By endpoint and update: what was answered with success.
-    told: Mutex<HashMap<String, HashMap<String, Told>>>,
+    received: Mutex<HashMap<String, HashMap<String, Received>>>,
 }
 
 impl Shared {
-    fn told(&self) -> MutexGuard<'_, HashMap<String, HashMap<String, Told>>> {
-        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    fn received(&self) -> MutexGuard<'_, HashMap<String, HashMap<String, Received>>> {
+        self.received.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -58,7 +57,7 @@ impl Endpoints {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let port = listener.local_addr().expect("an address").port();
         let shared =
-            Arc::new(Shared { started: Instant::now(), recovered: AtomicBool::new(false), told: Mutex::default() });
+            Arc::new(Shared { started: Instant::now(), recovered: AtomicBool::new(false), received: Mutex::default() });
         let router = Router::new().fallback(receive).with_state(shared.clone());
         let limits = service_kit::http::Limits::default();
         let server = service_kit::http::serve(listener, router, limits, CancellationToken::new());
@@ -69,19 +68,18 @@ impl Endpoints {
         format!("http://127.0.0.1:{}/{name}", self.port)
     }
 
-    /// Lets the failing and the hanging one recover.
+    /// Lets the failing and the hanging endpoint recover.
     pub(crate) fn recover(&self) {
         self.shared.recovered.store(true, Ordering::Relaxed);
     }
 
-    /// What this one accepted, by update.
-    pub(crate) fn told(&self, name: &str) -> HashMap<String, Told> {
-        self.shared.told().get(name).cloned().unwrap_or_default()
+    /// What an endpoint received, by update.
+    pub(crate) fn received(&self, name: &str) -> HashMap<String, Received> {
+        self.shared.received().get(name).cloned().unwrap_or_default()
     }
 
-    /// Whether this one accepted news of an update.
-    pub(crate) fn knows(&self, name: &str, update_id: &str) -> bool {
-        self.shared.told().get(name).is_some_and(|told| told.contains_key(update_id))
+    pub(crate) fn has_received(&self, name: &str, update_id: &str) -> bool {
+        self.shared.received().get(name).is_some_and(|received| received.contains_key(update_id))
     }
 }
 
@@ -103,10 +101,11 @@ async fn receive(State(shared): State<Arc<Shared>>, uri: Uri, body: Bytes) -> St
     let mut hasher = DefaultHasher::new();
     body.hash(&mut hasher);
     let hash = hasher.finish();
-    let mut told = shared.told();
-    let known = told.entry(name.to_owned()).or_default();
-    let told = known.entry(update_id.to_owned()).or_insert(Told { times: 0, body: hash, changed: false });
-    told.times += 1;
-    told.changed |= told.body != hash;
+    let mut all = shared.received();
+    let of_endpoint = all.entry(name.to_owned()).or_default();
+    let of_update = Received { times: 0, body: hash, changed: false };
+    let received = of_endpoint.entry(update_id.to_owned()).or_insert(of_update);
+    received.times += 1;
+    received.changed |= received.body != hash;
     StatusCode::OK
 }

@@ -1,4 +1,4 @@
-//! A load of updates over HTTP and NATS, and the tap that reads the log along into the reference model.
+//! A load of updates over HTTP and NATS, and the tap that feeds the log to the reference model.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -22,27 +22,27 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::{
+use crate::support::{
     history::{self, Leads},
     model::Model,
 };
 
-/// How long a client waits for an answer before it asks again.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// How long a client goes on asking. A fault is over long before.
-const STUBBORNNESS: Duration = Duration::from_secs(120);
+/// How long a client waits for an answer before it sends again.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a client goes on sending an update. A fault is over long before.
+const GIVE_UP_AFTER: Duration = Duration::from_secs(120);
 /// The mean pause of a client between two updates.
-const THINKING: Duration = Duration::from_millis(40);
+const PAUSE: Duration = Duration::from_millis(40);
 
-/// What the clients know of their updates.
+/// What the clients know about their updates.
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
     accepted: Mutex<HashSet<String>>,
-    /// Outcomes that answers told, by update: some clients prefer to wait for them.
+    /// Outcomes in answers, by update: some clients prefer to wait for them.
     outcomes: Mutex<HashMap<String, Value>>,
-    /// Updates that the HTTP clients meant: one each, however often they asked.
+    /// Updates of the HTTP clients, each counted once.
     pub(crate) intended: AtomicU64,
-    /// Answers that were no acceptance, or none at all: the update was sent again.
+    /// Requests that were refused or not answered: the update was sent again.
     pub(crate) repeated: AtomicU64,
     /// Accepted by the gateways.
     pub(crate) over_http: AtomicU64,
@@ -51,12 +51,11 @@ pub(crate) struct Ledger {
 }
 
 impl Ledger {
-    /// Ids of updates that were accepted, where the client knows one.
+    /// Ids of accepted updates, as far as a client has the id.
     pub(crate) fn accepted(&self) -> MutexGuard<'_, HashSet<String>> {
         self.accepted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Outcomes that answers told.
     pub(crate) fn outcomes(&self) -> MutexGuard<'_, HashMap<String, Value>> {
         self.outcomes.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -71,16 +70,15 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    /// Sends an update to one gateway after the other until it is accepted; its id. Asking again is safe: under the
-    /// same idempotency key it is the same update.
+    /// Sends an update to one gateway after the other until it is accepted; its id. Under one idempotency key it is one update.
     pub(crate) async fn update(&self, body: &Value, ledger: &Ledger, random: &mut StdRng) -> String {
         let idempotency_key = format!("{:032x}", rand::random::<u128>());
         ledger.intended.fetch_add(1, Ordering::Relaxed);
-        let deadline = Instant::now() + STUBBORNNESS;
+        let deadline = Instant::now() + GIVE_UP_AFTER;
         let waits = random.random_bool(0.3);
         loop {
             let gateway = self.gateways.choose(random).expect("a gateway");
-            match self.ask(gateway, body, &idempotency_key, waits).await {
+            match self.try_update(gateway, body, &idempotency_key, waits).await {
                 Ok((update_id, outcome)) => {
                     if let Some(outcome) = outcome {
                         ledger.outcomes().insert(update_id.clone(), outcome);
@@ -89,15 +87,15 @@ impl Client {
                     ledger.accepted().insert(update_id.clone());
                     return update_id;
                 }
-                Err(e) => assert!(Instant::now() < deadline, "not accepted within {STUBBORNNESS:?}: {e:#}"),
+                Err(e) => assert!(Instant::now() < deadline, "not accepted within {GIVE_UP_AFTER:?}: {e:#}"),
             }
             ledger.repeated.fetch_add(1, Ordering::Relaxed);
             tokio::time::sleep(Duration::from_millis(random.random_range(20..200))).await;
         }
     }
 
-    /// Asks once; the update's id and, where it was waited for and came in time, its outcome.
-    async fn ask(
+    /// Sends an update once; its id and, if it was waited for and came in time, its outcome.
+    async fn try_update(
         &self,
         gateway: &str,
         body: &Value,
@@ -109,7 +107,7 @@ impl Client {
             .post(format!("{gateway}/api/v1/leads/update"))
             .bearer_auth(&self.key)
             .header("idempotency-key", idempotency_key)
-            .timeout(PATIENCE)
+            .timeout(REQUEST_TIMEOUT)
             .body(body.to_string());
         if waits {
             request = request.header("prefer", "wait=1");
@@ -117,7 +115,7 @@ impl Client {
         let answer = request.send().await?.bytes().await?;
         let answer: Value = serde_json::from_slice(&answer)?;
         if answer["success"] != true {
-            // What is no fault of the servers would never be accepted.
+            // A refusal that is no fault of the servers would be repeated for ever.
             let code = answer["code"].as_str().unwrap_or_default();
             let unavailable =
                 ["log_full", "too_many_in_flight", "not_confirmed", "starting", "broker_unavailable", "log_refused"];
@@ -128,7 +126,7 @@ impl Client {
     }
 }
 
-/// Clients that go on until told to stop, each with a random history of its own.
+/// Clients that send until they are stopped, each with its own random history.
 pub(crate) fn start(
     client: &Client,
     js: &jetstream::Context,
@@ -137,56 +135,56 @@ pub(crate) fn start(
     seed: u64,
     stop: &CancellationToken,
 ) -> JoinSet<()> {
-    let mut lanes = JoinSet::new();
-    for lane in 0..6 {
+    let mut clients = JoinSet::new();
+    for number in 0..6 {
         let (client, leads, ledger, stop) = (client.clone(), leads.to_vec(), ledger.clone(), stop.clone());
-        lanes.spawn(async move {
-            let mut random = StdRng::seed_from_u64(seed ^ lane);
+        clients.spawn(async move {
+            let mut random = StdRng::seed_from_u64(seed ^ number);
             while !stop.is_cancelled() {
                 let of = leads.choose(&mut random).expect("leads");
                 let body = history::update(of, &mut random);
                 let mut named = body.clone();
                 named["projectId"] = json!(of.project_id);
-                // The gateway refuses at the door what changes nothing.
+                // The gateway refuses updates that change nothing.
                 if ["metadata", "name", "targetState"].iter().any(|field| named.get(field).is_some()) {
                     client.update(&named, &ledger, &mut random).await;
                 }
-                think(&mut random).await;
+                pause(&mut random).await;
             }
         });
     }
-    for lane in 100..102 {
+    for number in 100..102 {
         let (js, leads, ledger, stop) = (js.clone(), leads.to_vec(), ledger.clone(), stop.clone());
-        lanes.spawn(async move {
-            let mut random = StdRng::seed_from_u64(seed ^ lane);
+        clients.spawn(async move {
+            let mut random = StdRng::seed_from_u64(seed ^ number);
             let mut last = None;
             while !stop.is_cancelled() {
                 let of = leads.choose(&mut random).expect("leads");
                 let now = service_kit::clock::now();
-                // Now and then a producer sends again what it sent before.
+                // Sometimes a producer repeats its last message.
                 let again = last.take().filter(|_| random.random_bool(0.1));
                 let (subject, payload) = again.unwrap_or_else(|| history::message(of, now, &mut random));
                 produce(&js, &subject, &payload, &ledger, &mut random).await;
                 last = Some((subject, payload));
-                think(&mut random).await;
+                pause(&mut random).await;
             }
         });
     }
-    lanes
+    clients
 }
 
-async fn think(random: &mut StdRng) {
-    tokio::time::sleep(THINKING.mul_f64(random.random_range(0.0..2.0))).await;
+async fn pause(random: &mut StdRng) {
+    tokio::time::sleep(PAUSE.mul_f64(random.random_range(0.0..2.0))).await;
 }
 
 /// Publishes as an internal producer does, until the log has it.
 async fn produce(js: &jetstream::Context, subject: &str, payload: &bytes::Bytes, ledger: &Ledger, random: &mut StdRng) {
-    let deadline = Instant::now() + STUBBORNNESS;
+    let deadline = Instant::now() + GIVE_UP_AFTER;
     loop {
         let message = OutboundMessage { subject: subject.into(), payload: payload.clone(), headers: None };
         match service_kit::publish::publish(js, message).await {
             Ok(_) => break,
-            Err(e) => assert!(Instant::now() < deadline, "not in the log within {STUBBORNNESS:?}: {e}"),
+            Err(e) => assert!(Instant::now() < deadline, "not in the log within {GIVE_UP_AFTER:?}: {e}"),
         }
         ledger.repeated.fetch_add(1, Ordering::Relaxed);
         tokio::time::sleep(Duration::from_millis(random.random_range(20..200))).await;
@@ -194,12 +192,12 @@ async fn produce(js: &jetstream::Context, subject: &str, payload: &bytes::Bytes,
     ledger.over_nats.fetch_add(1, Ordering::Relaxed);
     let update_id =
         serde_json::from_slice::<Value>(payload).ok().and_then(|body| body["updateId"].as_str().map(str::to_owned));
-    if let Some(update_id) = update_id.filter(|_| subject.ends_with(".update") && !subject.contains("somebody")) {
+    if let Some(update_id) = update_id.filter(|_| subject.ends_with(".update") && !subject.contains("no-project")) {
         ledger.accepted().insert(update_id);
     }
 }
 
-/// Reads the log along, from its beginning, into a model.
+/// Feeds the log to a model, from its beginning and as it grows.
 pub(crate) struct Tap {
     pub(crate) model: Arc<Mutex<Model>>,
     read: Arc<AtomicU64>,
@@ -212,7 +210,7 @@ impl Tap {
         let (feed, count) = (model.clone(), read.clone());
         let task = tokio::spawn(async move {
             loop {
-                // The server may be away; the next consumer goes on where this one ended.
+                // The server may be away; the next consumer continues where this one ended.
                 let _ = follow(&js, &feed, &count).await;
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
@@ -246,7 +244,7 @@ async fn follow(js: &jetstream::Context, model: &Mutex<Model>, read: &AtomicU64)
         if info.stream_sequence < expected {
             continue;
         }
-        // Gone by retention, or a message was lost on the way: the next consumer tells which.
+        // Either retention removed messages or one was lost on the way: the next consumer shows which.
         anyhow::ensure!(info.stream_sequence == expected, "a gap behind {}", expected - 1);
         let mut model = model.lock().unwrap_or_else(PoisonError::into_inner);
         model.feed(info.stream_sequence, info.published.into(), &message.subject, &message.payload);

@@ -1,9 +1,8 @@
 //! The fault suite: a load of updates, a seeded random schedule of faults, and what must hold after it.
 //!
-//! The real services as processes, two of each; real NATS and Postgres, each service behind proxies of its own. Clients and
-//! internal producers go on all the while; the log is read along into the reference model. When everything has healed:
-//! every accepted update is in the ledger exactly once, every lead and outcome is what the model says, every callback that
-//! recovered was told of everything that it wants, and the audit finds nothing.
+//! Two of each service run as processes, each behind its own proxies to real NATS and Postgres. Clients and internal producers send
+//! all the time, and the log is fed to the reference model. In the end every accepted update is in the ledger exactly once, every
+//! lead and outcome equals the model, every callback received everything that it subscribed to, and the audit is clean.
 //!
 //! `just faults MINUTES SEED` runs it for long and prints a table.
 
@@ -24,25 +23,26 @@ use sqlx::PgPool;
 use test_support::{binary, eventually, free_port, nats, postgres};
 use tokio_util::sync::CancellationToken;
 
-use crate::{
+use crate::support::{
+    Api, TEST_TIMEOUT,
     history::{self, differences},
     model::{self, Model},
-    stack::{Api, SOON, service, wait_until_applied},
+    service, wait_until_applied,
 };
 use endpoints::Endpoints;
 use load::{Client, Ledger, Tap};
 use proxy::Proxy;
 use schedule::{Fault, Member, Victims};
 
-/// Waits before each attempt: long enough that nothing exhausts during a run, short enough that what waits is told soon
-/// after the endpoint recovered.
+/// Waits before the attempts: with the retries below long enough that no delivery is exhausted during a run, and short enough that
+/// deliveries are made soon after an endpoint recovers.
 const RETRY_SCHEDULE: &str = "0s,200ms,500ms,1s,2s,5s";
-/// Further attempts, each after the last of these waits.
+/// Further attempts, each after the longest wait.
 const RETRIES: usize = 400;
-/// How long everything may take to settle at the end, for every minute of load.
+/// How long everything may take to settle at the end, in addition to the duration of the load.
 const SETTLING: Duration = Duration::from_secs(120);
 
-/// How long it goes on.
+/// The length of a run.
 enum Length {
     /// Every fault once.
     OneRound,
@@ -50,7 +50,7 @@ enum Length {
     For(Duration),
 }
 
-/// What a run has shown.
+/// The results of a run.
 struct Report {
     faults: BTreeMap<Fault, (u32, Duration)>,
     load: Duration,
@@ -62,21 +62,21 @@ struct Report {
     outcomes: usize,
     applied: usize,
     failed: usize,
-    met_again: u64,
+    repeated_commands: u64,
     dead_letters: usize,
     delivered: u64,
     duplicates: u64,
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_is_lost_and_nothing_done_twice_whatever_fails() {
+async fn no_fault_loses_an_update_or_applies_one_twice() {
     let report = run(1, Length::OneRound).await;
     println!("{report}");
 }
 
 /// `just faults MINUTES SEED`
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "takes as long as it is told to: just faults MINUTES SEED"]
+#[ignore = "takes the minutes it is given: just faults MINUTES SEED"]
 async fn for_minutes() {
     let number = |name: &str| {
         let value = std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: use `just faults MINUTES SEED`"));
@@ -95,7 +95,7 @@ async fn run(seed: u64, length: Length) -> Report {
     let ledger = Arc::<Ledger>::default();
     let tap = Tap::start(victims.js.clone(), model);
     let stop = CancellationToken::new();
-    let mut lanes = load::start(&client, &victims.js, &leads, &ledger, seed, &stop);
+    let mut clients = load::start(&client, &victims.js, &leads, &ledger, seed, &stop);
 
     let began = Instant::now();
     let mut faults = BTreeMap::new();
@@ -105,21 +105,21 @@ async fn run(seed: u64, length: Length) -> Report {
                 break 'rounds;
             }
             eprintln!("{:7.1} s  {fault}", began.elapsed().as_secs_f64());
-            victims.suffer(fault, &mut random).await;
+            victims.inject(fault, &mut random).await;
             let healed = Instant::now();
-            recovered(&client, &probe, &ledger, &endpoints, &mut random).await;
+            wait_until_recovered(&client, &probe, &ledger, &endpoints, &mut random).await;
             let (count, longest) = faults.entry(fault).or_insert((0, Duration::ZERO));
             *count += 1;
             *longest = healed.elapsed().max(*longest);
         }
-        // On live data, too: clients go on all the while.
+        // On live data: the clients go on sending.
         audit(&victims).await;
         if matches!(length, Length::OneRound) {
             break;
         }
     }
     stop.cancel();
-    while let Some(ended) = lanes.join_next().await {
+    while let Some(ended) = clients.join_next().await {
         ended.expect("a client");
     }
     let load = began.elapsed();
@@ -128,40 +128,40 @@ async fn run(seed: u64, length: Length) -> Report {
     endpoints.recover();
     let deadline = SETTLING + load;
     wait_until_applied(&victims.js.client(), &victims.pool, deadline).await;
-    eventually(deadline, "the last calls expire, and nothing is held any more", async || {
-        let held = sqlx::query_scalar("SELECT count(*) FROM lead_state.queued_updates").fetch_one(&victims.pool).await;
-        match held {
+    eventually(deadline, "the last calls expire, and no update is queued", async || {
+        let queued = sqlx::query_scalar("SELECT count(*) FROM lead_state.queued_updates");
+        match queued.fetch_one(&victims.pool).await {
             Ok(0_i64) => Ok(()),
-            held => Err(format!("{held:?}")),
+            queued => Err(format!("{queued:?}")),
         }
     })
     .await;
     let last = wait_until_applied(&victims.js.client(), &victims.pool, deadline).await;
-    eventually(deadline, "the log is read along", async || {
+    eventually(deadline, "the log is read", async || {
         if tap.read() == last { Ok(()) } else { Err(format!("{} of {last}", tap.read())) }
     })
     .await;
-    let told = told_in_full(&victims.pool, &endpoints, &callbacks, deadline).await;
+    let received = wait_for_all_deliveries(&victims.pool, &endpoints, &callbacks, deadline).await;
     let settling = ended.elapsed();
 
-    // The same moment for all: nothing moves any more.
+    // Nothing changes any more.
     let model = std::mem::take(&mut *tap.model.lock().unwrap_or_else(PoisonError::into_inner));
     let differences = differences(&victims.pool, &model).await;
     assert!(differences.is_empty(), "{} differences from the model, the first: {}", differences.len(), differences[0]);
     let known: HashSet<&String> = model.outcomes.keys().map(|(_, update_id)| update_id).collect();
     let lost: Vec<_> = ledger.accepted().iter().filter(|id| !known.contains(id)).cloned().collect();
     assert!(lost.is_empty(), "{} accepted and not in the log: {lost:?}", lost.len());
-    // What an answer told of an outcome was true.
+    // Outcomes in answers were the right ones.
     let outcomes = std::mem::take(&mut *ledger.outcomes());
     for (update_id, outcome) in &outcomes {
         let key = (leads[0].project_id.to_string(), update_id.clone());
         let model::Outcome { error, data, .. } = &model.outcomes[&key];
         let expected = (json!(error.is_none()), json!(error), json!(data));
-        let told = (&outcome["success"], &outcome["error"], &outcome["data"]);
-        assert_eq!(told, (&expected.0, &expected.1, &expected.2), "{update_id}");
+        let answered = (&outcome["success"], &outcome["error"], &outcome["data"]);
+        assert_eq!(answered, (&expected.0, &expected.1, &expected.2), "{update_id}");
     }
-    assert!(!outcomes.is_empty(), "nobody heard of an outcome");
-    // However often its client had to ask.
+    assert!(!outcomes.is_empty(), "no answer had an outcome");
+    // Repeated requests made no further updates.
     let over_http: i64 =
         sqlx::query_scalar("SELECT count(*) FROM lead_state.lead_updates WHERE api_key_id IS NOT NULL")
             .fetch_one(&victims.pool)
@@ -171,7 +171,7 @@ async fn run(seed: u64, length: Length) -> Report {
     assert_eq!(over_http.cast_unsigned(), intended, "each update of an HTTP client is one update");
     for member in victims.members_mut() {
         let ready = member.ready.clone();
-        member.service.wait_for_http(&ready, SOON).await;
+        member.service.wait_for_http(&ready, TEST_TIMEOUT).await;
     }
     let panics: Vec<_> = victims.members().flat_map(Member::panics).chain(victims.panics.clone()).collect();
     assert!(panics.is_empty(), "{panics:?}");
@@ -188,15 +188,15 @@ async fn run(seed: u64, length: Length) -> Report {
         outcomes: outcomes.len(),
         applied: model.outcomes.len(),
         failed: model.outcomes.values().filter(|outcome| outcome.error.is_some()).count(),
-        met_again: model.repeated,
+        repeated_commands: model.repeated,
         dead_letters: model.dead_letters.len(),
-        delivered: told.values().map(|told| told.delivered).sum(),
-        duplicates: told.values().map(|told| told.duplicates).sum(),
+        delivered: received.values().map(|received| received.delivered).sum(),
+        duplicates: received.values().map(|received| received.duplicates).sum(),
     }
 }
 
 /// Starts two of each service, behind proxies, and makes two processes with leads.
-async fn prepare(endpoints: &Endpoints) -> (Victims, Client, Vec<history::Leads>, Model, Vec<Wanted>) {
+async fn prepare(endpoints: &Endpoints) -> (Victims, Client, Vec<history::Leads>, Model, Vec<Subscription>) {
     let (nats, postgres) = tokio::join!(nats(), postgres());
     let schedule = format!("{RETRY_SCHEDULE}{}", ",5s".repeat(RETRIES));
     let mut groups = Vec::new();
@@ -219,7 +219,7 @@ async fn prepare(endpoints: &Endpoints) -> (Victims, Client, Vec<history::Leads>
         }
         for member in &mut members {
             let ready = member.ready.clone();
-            member.service.wait_for_http(&ready, SOON).await;
+            member.service.wait_for_http(&ready, TEST_TIMEOUT).await;
         }
         groups.push(members);
     }
@@ -241,12 +241,12 @@ async fn prepare(endpoints: &Endpoints) -> (Victims, Client, Vec<history::Leads>
     ];
     let mut model = Model::default();
     let mut leads = Vec::new();
-    let mut wanted = Vec::new();
+    let mut subscriptions = Vec::new();
     for (spec, callbacks) in history::processes(&json!([])).into_iter().zip(of_process) {
         let mut spec = spec;
         spec["callbacks"] = json!(callbacks);
         let of = history::prepare(&api, &nats_client, spec, 8, &mut model).await;
-        wanted.extend(callbacks.iter().map(|callback| Wanted {
+        subscriptions.extend(callbacks.iter().map(|callback| Subscription {
             name: callback["name"].as_str().expect("a name").into(),
             process_id: of.process_id.to_string(),
             only_failed: callback.get("events").is_some(),
@@ -257,11 +257,11 @@ async fn prepare(endpoints: &Endpoints) -> (Victims, Client, Vec<history::Leads>
     let js = service_kit::nats::jetstream(&nats_client);
     let victims =
         Victims { gateways: gateway_members, lead_states, notifiers, nats, postgres, js, pool, panics: Vec::new() };
-    (victims, client, leads, model, wanted)
+    (victims, client, leads, model, subscriptions)
 }
 
-/// Waits until an update that is sent now has come all the way.
-async fn recovered(
+/// Waits until an update that is sent now is delivered.
+async fn wait_until_recovered(
     client: &Client,
     leads: &history::Leads,
     ledger: &Ledger,
@@ -270,30 +270,30 @@ async fn recovered(
 ) {
     let body = json!({"leadId": leads.leads[0].0, "metadata": {"probe": true}});
     let update_id = client.update(&body, ledger, random).await;
-    let what = format!("update {update_id}, sent after a fault was over, is told");
-    eventually(SOON * 3, &what, async || endpoints.knows("sales-fast", &update_id)).await;
+    let what = format!("update {update_id}, sent after a fault was over, is delivered");
+    eventually(TEST_TIMEOUT * 3, &what, async || endpoints.has_received("sales-fast", &update_id)).await;
 }
 
-/// A callback, and what it is to be told.
-struct Wanted {
+/// A callback, and the outcomes that it subscribes to.
+struct Subscription {
     name: String,
     process_id: String,
     only_failed: bool,
 }
 
-/// What a callback was told.
-struct ToldAll {
+/// The deliveries of a callback.
+struct DeliveryCounts {
     delivered: u64,
     duplicates: u64,
 }
 
-/// Waits until every callback was told of every outcome that it wants, and of nothing else.
-async fn told_in_full(
+/// Waits until every callback has received every outcome that it subscribes to, and nothing else.
+async fn wait_for_all_deliveries(
     pool: &PgPool,
     endpoints: &Endpoints,
-    callbacks: &[Wanted],
+    callbacks: &[Subscription],
     deadline: Duration,
-) -> HashMap<String, ToldAll> {
+) -> HashMap<String, DeliveryCounts> {
     let mut all = HashMap::new();
     for callback in callbacks {
         let expected: HashSet<String> = sqlx::query_scalar(
@@ -308,25 +308,28 @@ async fn told_in_full(
         .into_iter()
         .collect();
         let name = &callback.name;
-        let told = eventually(deadline, &format!("{name} is told of everything"), async || {
-            let told = endpoints.told(name);
-            let missing: Vec<_> = expected.iter().filter(|id| !told.contains_key(*id)).take(3).collect();
+        let received = eventually(deadline, &format!("{name} has received everything"), async || {
+            let received = endpoints.received(name);
+            let missing: Vec<_> = expected.iter().filter(|id| !received.contains_key(*id)).take(3).collect();
             if missing.is_empty() {
-                Ok(told)
+                Ok(received)
             } else {
-                Err(format!("{} of {}: e.g. {missing:?} are missing", told.len(), expected.len()))
+                Err(format!("{} of {}: e.g. {missing:?} are missing", received.len(), expected.len()))
             }
         })
         .await;
-        let strange: Vec<_> = told.keys().filter(|id| !expected.contains(*id)).collect();
-        assert!(strange.is_empty(), "{name} was told of what it does not want or nobody decided: {strange:?}");
-        let changed: Vec<_> = told.iter().filter(|(_, told)| told.changed).map(|(id, _)| id).collect();
-        assert!(changed.is_empty(), "{name} was told two stories: {changed:?}");
-        let times: u64 = told.values().map(|told| u64::from(told.times)).sum();
-        let delivered = told.len() as u64;
-        all.insert(name.clone(), ToldAll { delivered, duplicates: times - delivered });
+        let unexpected: Vec<_> = received.keys().filter(|id| !expected.contains(*id)).collect();
+        assert!(
+            unexpected.is_empty(),
+            "{name} received updates that it does not subscribe to, or that were not decided: {unexpected:?}"
+        );
+        let changed: Vec<_> = received.iter().filter(|(_, received)| received.changed).map(|(id, _)| id).collect();
+        assert!(changed.is_empty(), "{name} received one update with two bodies: {changed:?}");
+        let times: u64 = received.values().map(|received| u64::from(received.times)).sum();
+        let delivered = received.len() as u64;
+        all.insert(name.clone(), DeliveryCounts { delivered, duplicates: times - delivered });
     }
-    // Told, and noted as told: the endpoint knows a moment earlier.
+    // The endpoint has a delivery a moment before it is recorded.
     eventually(deadline, "no delivery is pending", async || {
         let pending: i64 = sqlx::query_scalar("SELECT count(*) FROM webhooks.deliveries WHERE status = 'pending'")
             .fetch_one(pool)
@@ -338,7 +341,7 @@ async fn told_in_full(
     all
 }
 
-/// The project's own word on it.
+/// Runs `leadctl audit`, which must be clean.
 async fn audit(victims: &Victims) {
     let output = tokio::process::Command::new(binary("leadctl"))
         .arg("audit")
@@ -368,13 +371,13 @@ impl std::fmt::Display for Report {
             self.settling.as_secs_f64()
         )?;
         writeln!(f, "| updates accepted over HTTP, messages over NATS | {}, {} |", self.over_http, self.over_nats)?;
-        writeln!(f, "| sent again, for the answer was none or a refusal | {} |", self.repeated)?;
-        writeln!(f, "| accepted ids that the client knows, lost of them | {}, 0 |", self.accepted)?;
-        writeln!(f, "| outcomes that answers told, wrong ones among them | {}, 0 |", self.outcomes)?;
+        writeln!(f, "| sent again after no answer or a refusal | {} |", self.repeated)?;
+        writeln!(f, "| accepted ids known to clients, lost of them | {}, 0 |", self.accepted)?;
+        writeln!(f, "| outcomes in answers, wrong ones among them | {}, 0 |", self.outcomes)?;
         writeln!(f, "| applied: succeeded, failed | {}, {} |", self.applied - self.failed, self.failed)?;
-        writeln!(f, "| met again in the log and not applied again | {} |", self.met_again)?;
+        writeln!(f, "| repeated in the log and not applied again | {} |", self.repeated_commands)?;
         writeln!(f, "| dead letters | {} |", self.dead_letters)?;
         writeln!(f, "| delivered to six callbacks | {} |", self.delivered)?;
-        write!(f, "| duplicates that receivers saw | {} |", self.duplicates)
+        write!(f, "| duplicates received | {} |", self.duplicates)
     }
 }

@@ -18,14 +18,14 @@ use tokio::{
 };
 use tokio_util::task::AbortOnDropHandle;
 
-/// What the proxy does with what passes.
+/// What the proxy does with bytes.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Wire {
-    /// Passes it on.
+    /// Forwards them.
     Open,
-    /// Passes it on, this much later.
+    /// Forwards them after this time.
     Delayed(Duration),
-    /// Holds it; neither side is told.
+    /// Holds them; neither side notices.
     Stalled,
     /// Closes every connection, also new ones.
     Cut,
@@ -53,7 +53,7 @@ impl Proxy {
             while let Ok((client, _)) = listener.accept().await {
                 let (watched, open) = (watched.clone(), open.clone());
                 connections.spawn(async move {
-                    // Errors are what it is here for.
+                    // Errors are expected.
                     let _ = pass(client, server, watched, &open).await;
                 });
                 while connections.try_join_next().is_some() {}

@@ -1,4 +1,4 @@
-//! The faults: what they are, which ones come when, and how each is done and undone.
+//! The faults: their kinds, their order, and how each is injected and undone.
 
 use std::{fmt, time::Duration};
 
@@ -10,7 +10,7 @@ use test_support::{LocalNats, LocalPostgres, Service};
 
 use super::proxy::{Proxy, Wire};
 
-/// A service under test, with its own wires to NATS and Postgres.
+/// A service under test, with its own proxies to NATS and Postgres.
 pub(crate) struct Member {
     pub(crate) service: Service,
     pub(crate) ready: String,
@@ -18,7 +18,7 @@ pub(crate) struct Member {
     pub(crate) postgres: Proxy,
 }
 
-/// All that faults can hit.
+/// Everything that faults can hit.
 pub(crate) struct Victims {
     pub(crate) gateways: Vec<Member>,
     pub(crate) lead_states: Vec<Member>,
@@ -27,7 +27,7 @@ pub(crate) struct Victims {
     pub(crate) postgres: LocalPostgres,
     pub(crate) js: jetstream::Context,
     pub(crate) pool: PgPool,
-    /// Where a service panicked, as far as its log was seen before it was started again.
+    /// Lines about panics, from the logs of services before they were restarted.
     pub(crate) panics: Vec<String>,
 }
 
@@ -99,7 +99,7 @@ impl fmt::Display for Fault {
     }
 }
 
-/// The faults in random order, each as often as the others: an endless run of shuffled rounds.
+/// One round: every fault once, in random order.
 pub(crate) fn shuffled(random: &mut StdRng) -> Vec<Fault> {
     let mut round = Fault::ALL.to_vec();
     round.shuffle(random);
@@ -107,8 +107,8 @@ pub(crate) fn shuffled(random: &mut StdRng) -> Vec<Fault> {
 }
 
 impl Victims {
-    /// Does it, holds it for a while, and undoes it.
-    pub(crate) async fn suffer(&mut self, fault: Fault, random: &mut StdRng) {
+    /// Injects a fault, holds it for a while, and undoes it.
+    pub(crate) async fn inject(&mut self, fault: Fault, random: &mut StdRng) {
         let mut between = |low: u64, high: u64| Duration::from_millis(random.random_range(low..high));
         match fault {
             Fault::KillGateway | Fault::KillLeadState | Fault::KillLeader | Fault::KillNotifier => {
@@ -118,7 +118,7 @@ impl Victims {
                 self.panics.extend(panics);
             }
             Fault::FreezeGateway | Fault::FreezeLeader | Fault::FreezeNotifier => {
-                // Long enough for a standby to take over, and for a lease to be another's.
+                // Long enough for a standby to take over, and for a lease to pass to another instance.
                 let frozen = between(1000, 7000);
                 let pick = between(0, 1000).as_millis() as usize;
                 let victim = self.victim(fault, pick).await;
@@ -127,8 +127,8 @@ impl Victims {
                 victim.service.thaw();
             }
             Fault::TwoLeaders => {
-                // The lease ends without a word to its holder, which is stopped in the middle of its work and goes on
-                // when another leads already.
+                // The holder of the lease is stopped in the middle of its work, loses the lease unnoticed, and goes on when
+                // another instance leads.
                 let frozen = between(600, 2000);
                 let leader = self.leader().await;
                 self.lead_states[leader].service.freeze();
@@ -208,7 +208,7 @@ impl Victims {
         }
     }
 
-    /// Who leads: the one through whose proxy the lease is held. The first one while nobody does.
+    /// The index of the leader, whose proxy has the connection that holds the lease; 0 if there is none.
     async fn leader(&self) -> usize {
         let port: Option<i32> = sqlx::query_scalar(
             "SELECT client_port FROM pg_stat_activity a JOIN pg_locks l USING (pid)
@@ -222,7 +222,7 @@ impl Victims {
     }
 }
 
-/// A run that fails is explained by what the services said last.
+/// A failed run prints the ends of the services' logs.
 impl Drop for Victims {
     fn drop(&mut self) {
         if std::thread::panicking() {
@@ -249,7 +249,7 @@ fn wire(fault: Fault, delay: Duration) -> Wire {
 }
 
 impl Member {
-    /// Kills it and starts it again after this time; what it said of panics until then.
+    /// Kills it and starts it again after this time; the lines about panics until then.
     async fn kill(&mut self, gone: Duration) -> Vec<String> {
         let panics = self.panics();
         self.service.kill9().await;
@@ -258,7 +258,7 @@ impl Member {
         panics
     }
 
-    /// Lines of its log that tell of a panic.
+    /// The lines about panics in its log.
     pub(crate) fn panics(&self) -> Vec<String> {
         self.service.log().lines().filter(|line| line.contains("panicked at")).map(str::to_owned).collect()
     }

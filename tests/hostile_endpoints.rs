@@ -1,4 +1,4 @@
-//! What an endpoint cannot do to the webhook-notifier: have it reach an internal address, fill its memory, hold it up.
+//! What an endpoint cannot do to the webhook-notifier: make it connect to an internal address, fill its memory, delay it.
 
 use std::{
     sync::{
@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde_json::{Value, json};
+use serde_json::json;
 use test_support::eventually;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -17,9 +17,9 @@ use tokio::{
 };
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::stack::{SOON, Stack};
+use crate::support::{Stack, TEST_TIMEOUT, memory_kib, process_id};
 
-/// A listener that counts who connects, and says nothing.
+/// A listener that counts connections and closes them.
 async fn counting(address: &str) -> (u16, Arc<AtomicUsize>, AbortOnDropHandle<()>) {
     let listener = TcpListener::bind(address).await.expect("a port");
     let port = listener.local_addr().expect("an address").port();
@@ -34,29 +34,26 @@ async fn counting(address: &str) -> (u16, Arc<AtomicUsize>, AbortOnDropHandle<()
     (port, count, AbortOnDropHandle::new(server))
 }
 
-/// The attempts of an update's deliveries, once each delivery has one.
-async fn attempts(stack: &Stack, update_id: &str, callbacks: usize, deadline: Duration) -> Vec<Value> {
-    eventually(deadline, "every delivery was attempted", async || {
-        let (_, story) = stack.api.get(&format!("/api/v1/updates/{update_id}")).await;
-        let deliveries = story["data"]["deliveries"].as_array().cloned().unwrap_or_default();
-        let first = deliveries.iter().filter_map(|delivery| delivery["attempts"].get(0).cloned()).collect::<Vec<_>>();
-        if first.len() == callbacks { Ok(first) } else { Err(story.to_string()) }
-    })
-    .await
-}
-
 #[tokio::test]
-async fn an_internal_address_is_never_connected_to_however_it_is_spelled() {
+async fn no_spelling_of_an_internal_address_is_connected_to() {
     let (port, connections, _listening) = counting("127.0.0.1:0").await;
-    // Another network is allowed: this one is not.
+    // Only another network is allowed.
     let stack = Stack::start_with(&[("ALLOW_NETWORKS", "192.0.2.0/24")]).await;
     let hosts = ["127.0.0.1", "2130706433", "0x7f.1", "0177.0.0.1", "[::ffff:127.0.0.1]", "localhost", "①②⑦.0.0.1"];
-    let callbacks =
-        hosts.iter().map(|host| json!({"name": host, "url": format!("http://{host}:{port}/hook")})).collect::<Vec<_>>();
-    let applied = stack.process(json!(callbacks)).await;
-    let lead_id = stack.api.initiate(applied.process.process_id.expect("an id"), None).await;
+    let callback = |host| json!({"name": host, "url": format!("http://{host}:{port}/hook")});
+    let applied = stack.process(hosts.iter().map(callback).collect()).await;
+    let lead_id = stack.api.initiate(process_id(&applied), None).await;
+
     let update_id = stack.api.update(json!({"leadId": lead_id, "name": "x"})).await;
-    for attempt in attempts(&stack, &update_id, hosts.len(), SOON).await {
+
+    let attempts = eventually(TEST_TIMEOUT, "every delivery was attempted", async || {
+        let timeline = stack.api.outcome(&update_id).await;
+        let deliveries = timeline["deliveries"].as_array().cloned().unwrap_or_default();
+        let first: Vec<_> = deliveries.iter().filter_map(|delivery| delivery["attempts"].get(0).cloned()).collect();
+        if first.len() == hosts.len() { Ok(first) } else { Err(timeline.to_string()) }
+    })
+    .await;
+    for attempt in attempts {
         let error = attempt["error"].as_str().unwrap_or_default();
         assert!(error.starts_with("refused: the address ") && error.contains("not allowed"), "{attempt}");
     }
@@ -67,7 +64,7 @@ async fn an_internal_address_is_never_connected_to_however_it_is_spelled() {
 const HOSTILE: &[&str] =
     &["huge", "drip-head", "drip-body", "endless-headers", "endless-line", "endless-interim", "bomb", "redirect"];
 
-/// How much they send.
+/// The bytes that they send.
 const LENGTH: usize = 300 * 1024 * 1024;
 
 async fn flood(stream: &mut TcpStream, bytes: &[u8]) -> std::io::Result<()> {
@@ -118,8 +115,7 @@ async fn answer(mut stream: TcpStream) -> std::io::Result<()> {
         }
         "endless-interim" => flood(&mut stream, b"HTTP/1.1 103 Early Hints\r\nx: y\r\n\r\n").await,
         "bomb" => {
-            // 1 MiB of zeros, deflated a thousandfold, again and again: what it would be if it were inflated is beside the
-            // point, as nobody looks at it.
+            // A body that would inflate a thousandfold.
             let head = "HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ntransfer-encoding: chunked\r\n\r\n";
             stream.write_all(head.as_bytes()).await?;
             flood(&mut stream, &[b"400\r\n", [0x1f; 1024].as_slice(), b"\r\n"].concat()).await
@@ -128,11 +124,17 @@ async fn answer(mut stream: TcpStream) -> std::io::Result<()> {
     }
 }
 
-/// The resident memory of a process in KiB, by the name that `/proc` has for it.
-pub(crate) fn memory(pid: u32, field: &str) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the process's status");
-    let line = status.lines().find(|line| line.starts_with(field)).expect(field);
-    line.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).expect("a number")
+/// A server with the hostile answers, each at its own path; its address.
+async fn hostile_server() -> (std::net::SocketAddr, AbortOnDropHandle<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let server = tokio::spawn(async move {
+        let mut answering = JoinSet::new();
+        while let Ok((stream, _)) = listener.accept().await {
+            answering.spawn(answer(stream));
+        }
+    });
+    (address, AbortOnDropHandle::new(server))
 }
 
 #[tokio::test]
@@ -142,46 +144,33 @@ async fn an_answer_of_any_size_or_slowness_costs_bounded_memory_and_time() {
     let proxies = ["HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"];
     let extra = proxies.map(|name| (name, proxy.as_str()));
     let stack = Stack::start_with(&[extra.as_slice(), &[("RETRY_SCHEDULE", "0s,1h")]].concat()).await;
-    let hostile = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let address = hostile.local_addr().expect("an address");
-    let _serving = AbortOnDropHandle::new(tokio::spawn(async move {
-        let mut answering = JoinSet::new();
-        while let Ok((stream, _)) = hostile.accept().await {
-            answering.spawn(answer(stream));
-        }
-    }));
-    let callbacks = HOSTILE
-        .iter()
-        .map(|path| json!({"name": path, "url": format!("http://{address}/{path}"), "timeoutSeconds": 3}))
-        .collect::<Vec<_>>();
-    let applied = stack.process(json!(callbacks)).await;
-    let lead_id = stack.api.initiate(applied.process.process_id.expect("an id"), None).await;
-    let before = memory(stack.notifier.pid(), "VmRSS");
+    let (address, _server) = hostile_server().await;
+    let callback = |path| json!({"name": path, "url": format!("http://{address}/{path}"), "timeoutSeconds": 3});
+    let applied = stack.process(HOSTILE.iter().map(callback).collect()).await;
+    let lead_id = stack.api.initiate(process_id(&applied), None).await;
+    let memory = |field| memory_kib(stack.notifier.pid(), field).expect("the notifier's memory");
+    let before = memory("VmRSS");
+
     let begun = Instant::now();
-    let mut last = String::new();
     for number in 0..8 {
-        last = stack.api.update(json!({"leadId": lead_id, "metadata": {"n": number}})).await;
+        stack.api.update(json!({"leadId": lead_id, "metadata": {"n": number}})).await;
     }
-    // Whatever is open by now waits for its breaker; of the last update those count that were attempted.
-    let first = "SELECT count(*) FROM webhooks.every_attempt";
-    eventually(SOON, "every delivery was attempted or waits for its breaker", async || {
-        let waiting = "SELECT count(*) FROM webhooks.deliveries WHERE attempts = 0";
-        let (attempted, waiting) = (stack.count(first).await, stack.count(waiting).await);
+    eventually(TEST_TIMEOUT, "every delivery was attempted or waits for its breaker", async || {
+        let attempted = stack.count("SELECT count(*) FROM webhooks.every_attempt").await;
+        let waiting = stack.count("SELECT count(*) FROM webhooks.deliveries WHERE attempts = 0").await;
         let all = 8 * i64::try_from(HOSTILE.len()).expect("a few");
         if attempted + waiting >= all { Ok(()) } else { Err(format!("{attempted} and {waiting} of {all}")) }
     })
     .await;
-    let took = begun.elapsed();
-    let peak = memory(stack.notifier.pid(), "VmHWM");
+
+    let (took, peak) = (begun.elapsed(), memory("VmHWM"));
     println!("hostile answers: {} MiB before, {} MiB at most, all over after {took:?}", before / 1024, peak / 1024);
     assert!(peak < before + 32 * 1024, "{before} KiB became {peak} KiB");
     let longest = stack.count("SELECT max(duration_ms)::bigint FROM webhooks.every_attempt").await;
     println!("the longest attempt: {longest} ms");
     // Other tests run on the same machine, which may be a small one.
-    assert!(longest < 10_000, "an attempt with 3 s took {longest} ms");
+    assert!(longest < 10_000, "an attempt with a timeout of 3 s took {longest} ms");
     assert_eq!(proxied.load(Ordering::Relaxed), 0, "no proxy is taken from the environment");
     let redirected = stack.count("SELECT count(*) FROM webhooks.every_attempt WHERE status_code = 307").await;
-    assert!(redirected > 0, "a redirect is an answer like any other");
-    let (status, _) = stack.api.get(&format!("/api/v1/updates/{last}")).await;
-    assert_eq!(status, 200);
+    assert!(redirected > 0, "a redirect is recorded as an answer");
 }

@@ -1,12 +1,12 @@
-//! The reference model: what the domain rules say of a log, told anew in the plainest way, on JSON values, one message
-//! after the other. No batches, no database; it shares nothing with lead-state but the grammar of ids.
+//! The reference model: the domain rules applied to a log in the simplest way, on JSON values, one message after the other.
+//! No batches, no database; it shares nothing with lead-state but the format of ids.
 
 use std::collections::{HashMap, HashSet};
 
 use contract::{ObjectId, Timestamp};
 use serde_json::{Map, Value};
 
-/// A lead as the rules see it.
+/// A lead.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Lead {
     pub(crate) project_id: String,
@@ -19,7 +19,7 @@ pub(crate) struct Lead {
     pub(crate) version: i64,
 }
 
-/// What became of an update.
+/// The outcome of an update.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Outcome {
     pub(crate) error: Option<String>,
@@ -28,16 +28,16 @@ pub(crate) struct Outcome {
     pub(crate) log_seq: u64,
 }
 
-/// An update that waits.
+/// A queued update.
 #[derive(Debug, Clone)]
-pub(crate) struct Held {
+pub(crate) struct QueuedUpdate {
     /// Its project and id.
     pub(crate) key: (String, String),
     command: Command,
     log_seq: u64,
 }
 
-/// The world after the messages that it was fed.
+/// The state after the messages that it was fed.
 #[derive(Debug, Default)]
 pub(crate) struct Model {
     /// Process specifications, as they were applied, by process id.
@@ -45,26 +45,26 @@ pub(crate) struct Model {
     pub(crate) leads: HashMap<String, Lead>,
     /// By project and update.
     pub(crate) outcomes: HashMap<(String, String), Outcome>,
-    /// Sequences of what is a dead letter.
+    /// Sequences of dead letters.
     pub(crate) dead_letters: HashSet<u64>,
-    /// Updates that came again.
+    /// The number of repeated updates.
     pub(crate) repeated: u64,
-    /// When each running call counts as ended, in milliseconds, by lead and call.
+    /// The time at which each call expires, in milliseconds, by lead and call.
     calls: HashMap<String, HashMap<String, i64>>,
-    /// What waits for the end of a call, by lead, in the order of the log.
-    pub(crate) held: HashMap<String, Vec<Held>>,
+    /// Queued updates by lead, in log order.
+    pub(crate) queued: HashMap<String, Vec<QueuedUpdate>>,
 }
 
 impl Model {
     /// The next message of the log.
     pub(crate) fn feed(&mut self, sequence: u64, logged_at: Timestamp, subject: &str, payload: &[u8]) {
-        if self.understand(sequence, logged_at, subject, payload).is_none() {
+        if self.apply(sequence, logged_at, subject, payload).is_none() {
             self.dead_letters.insert(sequence);
         }
     }
 
     /// None where the message is a dead letter.
-    fn understand(&mut self, sequence: u64, logged_at: Timestamp, subject: &str, payload: &[u8]) -> Option<()> {
+    fn apply(&mut self, sequence: u64, logged_at: Timestamp, subject: &str, payload: &[u8]) -> Option<()> {
         let (project, kind) = subject.strip_prefix("leads.cmd.")?.split_once('.')?;
         if !is_id(project) || !["update", "call.started", "call.ended", "call.expired"].contains(&kind) {
             return None;
@@ -96,28 +96,28 @@ impl Model {
                 };
                 let update_id = update_id.unwrap_or_else(|| ObjectId::from_log(sequence, logged_at).to_string());
                 let key = (project.to_lowercase(), update_id);
-                if self.outcomes.contains_key(&key) || self.held.values().flatten().any(|held| held.key == key) {
+                if self.outcomes.contains_key(&key) || self.queued.values().flatten().any(|queued| queued.key == key) {
                     self.repeated += 1;
                     return Some(());
                 }
                 match lead {
-                    Err(error) => self.conclude(key, sequence, Err(error)),
+                    Err(error) => self.record_outcome(key, sequence, Err(error)),
                     Ok(lead_id) => {
                         self.release(&lead_id, logged_at);
                         if !self.in_call(&lead_id, logged_at) {
                             let changed = self.update(&lead_id, command);
-                            self.conclude(key, sequence, changed);
+                            self.record_outcome(key, sequence, changed);
                         } else if self.rules(&lead_id)["duringCall"] != "queue" {
                             let error = "Lead update is not allowed while a call is in progress for this lead";
-                            self.conclude(key, sequence, Err(error.into()));
+                            self.record_outcome(key, sequence, Err(error.into()));
                         } else {
-                            let held = self.held.entry(lead_id).or_default();
-                            if held.len() < 256 {
-                                held.push(Held { key, command, log_seq: sequence });
+                            let queued = self.queued.entry(lead_id).or_default();
+                            if queued.len() < 256 {
+                                queued.push(QueuedUpdate { key, command, log_seq: sequence });
                             } else {
                                 let error =
                                     "256 updates of this lead are queued until its call ends, and the queue is full";
-                                self.conclude(key, sequence, Err(error.into()));
+                                self.record_outcome(key, sequence, Err(error.into()));
                             }
                         }
                     }
@@ -188,17 +188,17 @@ impl Model {
         self.calls.get(lead_id).is_some_and(|calls| calls.values().any(|end| now.millis() < *end))
     }
 
-    /// What waits is done when no call is left.
+    /// Decides queued updates when no call is left.
     fn release(&mut self, lead_id: &str, now: Timestamp) {
         if !self.in_call(lead_id, now) {
-            for Held { key, command, log_seq } in self.held.remove(lead_id).unwrap_or_default() {
+            for QueuedUpdate { key, command, log_seq } in self.queued.remove(lead_id).unwrap_or_default() {
                 let changed = self.update(lead_id, command);
-                self.conclude(key, log_seq, changed);
+                self.record_outcome(key, log_seq, changed);
             }
         }
     }
 
-    fn conclude(&mut self, key: (String, String), log_seq: u64, changed: Result<Value, String>) {
+    fn record_outcome(&mut self, key: (String, String), log_seq: u64, changed: Result<Value, String>) {
         let (error, data) = match changed {
             Ok(metadata) => (None, Some(metadata)),
             Err(error) => (Some(error), None),
@@ -206,7 +206,7 @@ impl Model {
         self.outcomes.insert(key, Outcome { error, data, log_seq });
     }
 
-    /// The metadata after it, or why not.
+    /// The metadata after the update, or the error.
     fn update(&mut self, lead_id: &str, command: Command) -> Result<Value, String> {
         if command.name.is_none() && command.target_state.is_none() && command.metadata.is_none() {
             return Err("Nothing to change: give metadata, name or targetState".into());

@@ -1,0 +1,104 @@
+//! API keys: a gateway refuses one within a second of its end, and stored hashes are unique.
+
+use std::time::{Duration, Instant};
+
+use contract::{
+    Timestamp,
+    key::{ApiKey, Scope},
+    rpc::{self, CreateKey, RevokeKey, RpcError},
+};
+use secrets::api_key;
+use serde_json::Value;
+use test_support::eventually;
+use tokio::time::{sleep, timeout};
+
+use crate::support::{Api, Stack, TEST_TIMEOUT};
+
+/// A lead that does not exist: 404 with a valid key.
+const PROBE: &str = "/api/v1/leads/get?leadId=ffffffffffffffffffffffff";
+/// How long a key may be accepted after its end.
+const EFFECTIVE_WITHIN: Duration = Duration::from_secs(1);
+
+/// Creates a key and waits until both gateways accept it; both with the key.
+async fn new_key(stack: &Stack, other: &Api, expires_at: Option<Timestamp>) -> ([Api; 2], ApiKey) {
+    let secret = api_key::generate(rand::random());
+    let create = CreateKey {
+        project_id: stack.api.project_id,
+        name: "brief".into(),
+        sha256: api_key::hash(&secret),
+        scopes: Scope::ALL.into(),
+        expires_at,
+    };
+    let key: ApiKey = stack.call(rpc::KEY_CREATE, &create).await;
+    let both = [&stack.api, other].map(|api| Api { key: secret.clone(), ..api.clone() });
+    for api in &both {
+        eventually(TEST_TIMEOUT, "the gateway accepts the key", async || api.get(PROBE).await.0 == 404).await;
+    }
+    (both, key)
+}
+
+/// Waits until a gateway refuses a key; the answer.
+async fn wait_until_refused(api: &Api) -> Value {
+    loop {
+        let (status, answer) = api.get(PROBE).await;
+        match status {
+            401 => return answer,
+            404 => sleep(Duration::from_millis(5)).await,
+            _ => panic!("{status} {answer}"),
+        }
+    }
+}
+
+async fn wait_until_both_refuse([one, other]: &[Api; 2], why: &str) {
+    let both = async { tokio::join!(wait_until_refused(one), wait_until_refused(other)) };
+    let (one, other) = timeout(TEST_TIMEOUT, both).await.expect("refused");
+    for answer in [one, other] {
+        assert!(answer["error"].as_str().is_some_and(|text| text.contains(why)), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_revoked_key_is_refused_by_every_gateway_within_a_second() {
+    let stack = Stack::start().await;
+    let (_gateway, other) = stack.second_gateway(&[]).await;
+    let (both, key) = new_key(&stack, &other, None).await;
+
+    let begun = Instant::now();
+    let _: ApiKey = stack.call(rpc::KEY_REVOKE, &RevokeKey { key_id: key.key_id }).await;
+    wait_until_both_refuse(&both, "was revoked").await;
+
+    let took = begun.elapsed();
+    println!("revoked at two gateways within {took:?}");
+    assert!(took < EFFECTIVE_WITHIN, "a revoked key was accepted for {took:?}");
+}
+
+#[tokio::test]
+async fn an_expired_key_is_refused_by_every_gateway_within_a_second() {
+    let stack = Stack::start().await;
+    let (_gateway, other) = stack.second_gateway(&[]).await;
+    let end = service_kit::clock::now().millis() + 2_000;
+    let (both, _) = new_key(&stack, &other, Some(Timestamp::from_millis(end))).await;
+
+    wait_until_both_refuse(&both, "has expired").await;
+
+    let late = u64::try_from(service_kit::clock::now().millis() - end).expect("not before its end");
+    println!("expired at two gateways within {late} ms");
+    assert!(Duration::from_millis(late) < EFFECTIVE_WITHIN, "an expired key was accepted for {late} ms");
+}
+
+#[tokio::test]
+async fn a_key_with_the_hash_of_another_is_a_conflict() {
+    let stack = Stack::start().await;
+    let create = CreateKey {
+        project_id: stack.api.project_id,
+        name: "twin".into(),
+        sha256: api_key::hash(&stack.api.key),
+        scopes: Scope::ALL.into(),
+        expires_at: None,
+    };
+
+    let answer: Result<ApiKey, RpcError> = service_kit::rpc::call(&stack.client, rpc::KEY_CREATE, &create).await;
+
+    let refused = answer.expect_err("a conflict");
+    assert_eq!((refused.status, refused.code.as_str()), (409, "key_exists"), "{refused}");
+}

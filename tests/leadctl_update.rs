@@ -1,0 +1,111 @@
+//! `leadctl update`: an update is sent with everything that the gateway accepts, and watched to its end.
+
+use serde_json::{Value, json};
+use test_support::Reply;
+
+use crate::support::{Stack, TEST_TIMEOUT, assert_includes};
+
+/// Exit codes of leadctl.
+const NOT_FOUND: i32 = 3;
+const UNAVAILABLE: i32 = 4;
+const UPDATE_FAILED: i32 = 5;
+const DELIVERY_EXHAUSTED: i32 = 6;
+const PENDING: i32 = 7;
+
+/// Runs `leadctl update send` for a lead: the exit code, and the last value printed.
+async fn send(stack: &Stack, lead: &str, args: &[&str]) -> (i32, Value) {
+    let run = stack.leadctl(&[&["update", "send", "--lead-id", lead, "--json"], args].concat()).await;
+    (run.code, run.json_lines().pop().unwrap_or_default())
+}
+
+#[tokio::test]
+async fn watch_ends_with_the_deliveries_and_exits_by_their_outcome() {
+    let stack = Stack::start_with(&[("RETRY_SCHEDULE", "0s,100ms")]).await;
+    let lead = stack.lead(&["crm"]).await;
+    stack.receiver.on("/crm", [Reply::status(500), Reply::status(200), Reply::status(200), Reply::status(500)]);
+
+    for (state, code, status, delivery) in [
+        ("interested", 0, "succeeded", "delivered"),
+        ("nowhere", UPDATE_FAILED, "failed", "delivered"),
+        ("followup_2", DELIVERY_EXHAUSTED, "succeeded", "exhausted"),
+    ] {
+        let update = stack.api.update(json!({"leadId": lead, "targetState": state})).await;
+        let run = stack.leadctl(&["update", "watch", &update, "--json"]).await.assert_code(code);
+        let last = &run.json_lines().pop().expect("a timeline")["data"];
+        assert_eq!((&last["status"], &last["deliveries"][0]["status"]), (&json!(status), &json!(delivery)), "{last}");
+    }
+    stack.receiver.wait_for_requests("/crm", 5, TEST_TIMEOUT).await;
+    stack.leadctl(&["update", "watch", "0123456789abcdef01234567"]).await.assert_code(NOT_FOUND);
+}
+
+#[tokio::test]
+async fn a_dry_run_shows_the_outcome_and_exits_by_it() {
+    let stack = Stack::start().await;
+    let lead = stack.lead(&[]).await;
+
+    let (code, answer) = send(&stack, &lead, &["--target-state", "interested", "--dry-run"]).await;
+    assert_eq!((code, &answer["outcome"]["toState"]), (0, &json!("interested")), "{answer}");
+
+    let (code, answer) = send(&stack, &lead, &["--target-state", "nowhere", "--dry-run"]).await;
+    assert_eq!((code, &answer["outcome"]["errorCode"]), (UPDATE_FAILED, &json!("unknown_state")), "{answer}");
+}
+
+#[tokio::test]
+async fn metadata_comes_from_a_file_and_single_fields() {
+    let stack = Stack::start().await;
+    let lead = stack.lead(&[]).await;
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), r#"{"make": "Kia", "price": 1.50}"#).expect("a file");
+
+    let metadata = format!("@{}", file.path().display());
+    let args = ["--metadata", &metadata, "--set", "make=Toyota", "--expected-version", "1", "--wait"];
+    let (code, answer) = send(&stack, &lead, &args).await;
+
+    assert_eq!((code, &answer["status"]), (0, &json!("succeeded")), "{answer}");
+    let lead = stack.api.lead(&lead).await;
+    assert_eq!(lead["metadata"], json!({"source": "import", "make": "Toyota", "price": 1.50}));
+}
+
+#[tokio::test]
+async fn an_unmet_expectation_fails_the_update_and_with_wait_the_command() {
+    let stack = Stack::start().await;
+    let lead = stack.lead(&[]).await;
+
+    let (code, answer) = send(&stack, &lead, &["--name", "Eve", "--if-match", "2", "--wait=20"]).await;
+    assert_eq!((code, &answer["status"]), (UPDATE_FAILED, &json!("failed")), "{answer}");
+    assert!(answer["error"].as_str().is_some_and(|error| error.contains('1')), "the version is named: {answer}");
+
+    // Without --wait the exit code says only that the update was accepted.
+    let (code, answer) = send(&stack, &lead, &["--name", "Eve", "--expected-state", "lost"]).await;
+    assert_eq!((code, &answer["status"]), (0, &json!("failed")), "{answer}");
+}
+
+#[tokio::test]
+async fn one_idempotency_key_sends_one_update() {
+    let stack = Stack::start().await;
+    let lead = stack.lead(&[]).await;
+    let keyed = ["--idempotency-key", "a \"key\"", "--name"];
+
+    let (_, one) = send(&stack, &lead, &[&keyed[..], &["Eve"]].concat()).await;
+    let (code, two) = send(&stack, &lead, &[&keyed[..], &["Eve"]].concat()).await;
+    let (code_of_other, _) = send(&stack, &lead, &[&keyed[..], &["Ida"]].concat()).await;
+
+    assert_eq!(code, 0);
+    assert_includes(&two, json!({"updateId": one["updateId"], "status": "succeeded"}));
+    assert_eq!(code_of_other, 1, "another update under the same key");
+    let shown = stack.leadctl(&["update", "get", two["updateId"].as_str().expect("an id")]).await;
+    shown.assert_prints(&["succeeded"]);
+}
+
+#[tokio::test]
+async fn an_undecided_update_is_pending_and_a_missing_gateway_unavailable() {
+    let mut stack = Stack::start().await;
+    let lead = stack.lead(&[]).await;
+
+    stack.lead_state.terminate().await;
+    let (code, answer) = send(&stack, &lead, &["--name", "Ida", "--wait=1"]).await;
+    assert_eq!((code, &answer["status"]), (PENDING, &json!("pending")), "{answer}");
+
+    stack.gateway.terminate().await;
+    assert_eq!(send(&stack, &lead, &["--name", "Ida"]).await.0, UNAVAILABLE);
+}

@@ -1,0 +1,81 @@
+//! Leads and their histories are listed page by page, over HTTP and with leadctl.
+
+use contract::ObjectId;
+use serde_json::json;
+
+use crate::support::{Stack, all_pages, assert_includes, assert_refused, ids, process_id};
+
+#[tokio::test]
+async fn leads_are_listed_newest_first_and_by_each_filter() {
+    let stack = Stack::start().await;
+    let applied = stack.process_calling(&[]).await;
+    let mut leads = Vec::new();
+    for number in 0..7 {
+        leads.push(stack.api.initiate(process_id(&applied), Some(&format!("R{number}"))).await);
+    }
+    let since = service_kit::clock::now().to_iso();
+    stack.api.update_and_wait(json!({"leadId": leads[2], "targetState": "lost", "metadata": {"n": 4}})).await;
+    // The ids of one second are in no order.
+    let mut newest_first = leads.clone();
+    newest_first.sort_by(|one, other| other.cmp(one));
+
+    let (listed, pages) = all_pages(&stack.api, "/api/v1/leads?", 3).await;
+
+    assert_eq!((ids(&listed, "_id"), pages), (newest_first.clone(), 3));
+    let of_process = format!("processId={}&state=lost&", process_id(&applied));
+    for query in ["state=lost&", &format!("updatedSince={since}&"), &of_process] {
+        let (found, _) = all_pages(&stack.api, &format!("/api/v1/leads?{query}"), 1).await;
+        assert_eq!(ids(&found, "_id"), [leads[2].clone()], "{query}");
+        assert_includes(&found[0], json!({"metadata": {"n": 4}, "version": 2}));
+    }
+    let (others, _) = all_pages(&stack.api, "/api/v1/leads?state=new&", 4).await;
+    assert_eq!(others.len(), 6);
+    let unknown = format!("/api/v1/leads?processId={}&", ObjectId::from_bytes([1; 12]));
+    assert_eq!(all_pages(&stack.api, &unknown, 5).await, (vec![], 1));
+    let listed = stack.leadctl_of_project(&["lead", "list", "--all", "--json"]).await.assert_ok().json_lines();
+    assert_eq!(ids(&listed, "leadId"), newest_first);
+}
+
+#[tokio::test]
+async fn the_history_of_a_lead_is_listed_newest_first() {
+    let stack = Stack::start().await;
+    let lead = stack.lead(&[]).await;
+    let mut updates = Vec::new();
+    for (number, state) in ["interested", "followup_2", "nowhere", "interested", "lost"].iter().enumerate() {
+        let user = format!("u-{number}");
+        updates.push(stack.api.update(json!({"leadId": lead, "targetState": state, "userId": user})).await);
+    }
+    stack.api.outcome(&updates[4]).await;
+    updates.reverse();
+
+    let path = format!("/api/v1/leads/{lead}/updates?");
+    let (history, pages) = all_pages(&stack.api, &path, 2).await;
+
+    assert_eq!((ids(&history, "updateId"), pages), (updates.clone(), 3));
+    assert_eq!(history[0]["fromState"], "interested");
+    assert_includes(&history[2], json!({"status": "failed", "errorCode": "unknown_state"}));
+    assert_eq!(history[4]["userId"], "u-0");
+    let listed = stack.leadctl_of_project(&["lead", "history", &lead, "--json"]).await.assert_ok().json_lines();
+    assert_eq!(ids(&listed, "updateId"), updates);
+    let shown = stack.leadctl_of_project(&["lead", "get", &lead]).await.assert_ok();
+    shown.assert_prints(&["state       lost", &updates[0]]);
+}
+
+#[tokio::test]
+async fn foreign_cursors_and_unknown_leads_are_refused() {
+    let stack = Stack::start().await;
+    let applied = stack.process_calling(&[]).await;
+    let lead = stack.api.initiate(process_id(&applied), None).await;
+    stack.api.initiate(process_id(&applied), None).await;
+    let (_, page) = stack.api.get("/api/v1/leads?limit=1").await;
+    let cursor_of_leads = page["next"].as_str().expect("a cursor");
+
+    for (path, status, code) in [
+        (format!("/api/v1/leads/{lead}/updates?cursor={cursor_of_leads}"), 400, "invalid_cursor"),
+        ("/api/v1/leads?cursor=nonsense".into(), 400, "invalid_cursor"),
+        ("/api/v1/leads/ffffffffffffffffffffffff/updates".into(), 404, "lead_not_found"),
+    ] {
+        assert_refused(stack.api.get(&path).await, status, code);
+    }
+    stack.leadctl_of_project(&["lead", "get", "ffffffffffffffffffffffff"]).await.assert_code(3);
+}

@@ -1,0 +1,291 @@
+//! NATS with least privilege: under deploy/nats/accounts.conf everything works, and what it forbids is refused.
+
+use std::time::Duration;
+
+use contract::{ObjectId, streams::LEAD_COMMANDS};
+use futures::StreamExt;
+use reqwest::Method;
+use serde_json::json;
+use service_kit::config::NatsConfig;
+use test_support::{Authorization, LocalNats, NatsOptions, Service, eventually, nats_with, postgres};
+use tokio::sync::mpsc;
+
+use crate::support::{
+    Api, LEDGER_ROWS, Stack, TEST_TIMEOUT, UPDATE, all_pages, assert_includes, assert_main_job, assert_ok,
+    letter_number, process_id, secret, service, verify,
+};
+
+/// The project of the example producer.
+const PROJECT: &str = "65e4b2d9f1a2000000000001";
+const OTHER: &str = "65e4b2d9f1a2000000000002";
+const USERS: [&str; 5] = ["gateway", "lead-state", "webhook-notifier", "leadctl", "producer"];
+
+fn password(user: &str) -> String {
+    format!("password of {user}").replace(' ', "-")
+}
+
+async fn nats() -> LocalNats {
+    let config = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/nats/accounts.conf"));
+    let variable = |user: &str| format!("NATS_{}_PASSWORD", user.to_uppercase().replace('-', "_"));
+    let authorization = Authorization {
+        config: config.expect("accounts.conf"),
+        environment: USERS.map(|user| (variable(user), password(user))).into(),
+        user: "leadctl".into(),
+        password: password("leadctl"),
+    };
+    nats_with(NatsOptions { authorization: Some(authorization), ..NatsOptions::throwaway() }).await
+}
+
+async fn stack() -> Stack {
+    let (nats, postgres) = tokio::join!(nats(), postgres());
+    let operator = NatsConfig::at(nats.url());
+    let urls = USERS.map(|user| (user, nats.url_for(user, &password(user))));
+    Stack::start_on(nats, postgres, &operator, |name| {
+        let (_, url) = urls.iter().find(|(user, _)| *user == name).expect("a user");
+        vec![("NATS_URL".into(), url.clone()), ("RETRY_SCHEDULE".into(), "0s,100ms,100ms".into())]
+    })
+    .await
+}
+
+/// A client of a user, and the errors that the server sends it.
+async fn client(nats: &LocalNats, user: &str) -> (async_nats::Client, mpsc::UnboundedReceiver<String>) {
+    let (refused, refusals) = mpsc::unbounded_channel();
+    let client = async_nats::ConnectOptions::with_user_and_password(user.to_owned(), password(user))
+        .custom_inbox_prefix(contract::subject::inbox_prefix(user))
+        .event_callback(move |event| {
+            let refused = refused.clone();
+            async move {
+                if let async_nats::Event::ServerError(e) = event {
+                    let _ = refused.send(e.to_string());
+                }
+            }
+        })
+        .connect(format!("nats://127.0.0.1:{}", nats.port()))
+        .await;
+    (client.expect(user), refusals)
+}
+
+/// Asserts that NATS refused nothing to any service.
+fn assert_nothing_refused(stack: &Stack) {
+    for service in [&stack.gateway, &stack.lead_state, &stack.notifier] {
+        assert!(!service.log().contains("NATS refuses"), "{}", service.log());
+    }
+}
+
+/// The project that the example producer may publish to, with a process and a lead; its client, and the secret of its callback.
+async fn producers_project(stack: &Stack) -> (Api, ObjectId, String, String) {
+    let project_id: ObjectId = PROJECT.parse().expect("an id");
+    sqlx::query("INSERT INTO lead_state.projects VALUES ($1, 'produced', now())")
+        .bind(project_id.as_bytes())
+        .execute(&stack.pool)
+        .await
+        .expect("a project");
+    let api = Api::of_project(stack.api.url.clone(), &stack.client, project_id).await;
+    let spec = json!({"projectId": project_id, "name": "p", "states": [{"name": "new"}, {"name": "lost"}],
+        "callbacks": [{"name": "crm", "url": stack.receiver.url("/retried")}]});
+    let applied = stack.apply(spec).await;
+    let lead_id = api.initiate(process_id(&applied), None).await;
+    (api, process_id(&applied), lead_id, secret(&applied.process, "crm"))
+}
+
+#[tokio::test]
+async fn the_main_job_is_permitted() {
+    let stack = stack().await;
+
+    assert_main_job(&stack).await;
+
+    assert_nothing_refused(&stack);
+}
+
+#[tokio::test]
+async fn a_producer_may_publish_commands_and_read_the_events_of_its_project() {
+    let stack = stack().await;
+    let (api, _, lead_id, secret) = producers_project(&stack).await;
+    stack.receiver.on("/retried", [503, 503, 200]);
+    let (producer, _) = client(&stack.nats, "producer").await;
+    let mut events = producer.subscribe(format!("leads.evt.{PROJECT}.>")).await.expect("a subscription");
+    let js = service_kit::nats::jetstream(&producer);
+
+    let command = json!({"leadId": lead_id, "targetState": "lost"}).to_string();
+    let ack = js.publish(format!("leads.cmd.{PROJECT}.update"), command.into()).await.expect("a publish");
+
+    assert_eq!(ack.await.expect("an ack").stream, LEAD_COMMANDS);
+    let event = tokio::time::timeout(TEST_TIMEOUT, events.next()).await.expect("an event in time").expect("an event");
+    assert!(event.subject.ends_with(".update.succeeded"), "{}", event.subject);
+    let requests = stack.receiver.wait_for_requests("/retried", 3, TEST_TIMEOUT).await;
+    verify(&requests[2], &secret);
+    let body = requests[2].json();
+    assert_eq!(api.outcome(body["updateId"].as_str().expect("an id")).await["status"], "succeeded");
+    assert_nothing_refused(&stack);
+}
+
+#[tokio::test]
+async fn every_feature_of_the_gateway_is_permitted() {
+    let stack = stack().await;
+    let (api, process_id, lead_id, _) = producers_project(&stack).await;
+
+    let dry_run = json!({"leadId": lead_id, "name": "Eve", "dryRun": true});
+    assert_includes(&assert_ok(api.post(UPDATE, &dry_run).await), json!({"outcome": {"success": true}}));
+    let update = json!({"leadId": lead_id, "name": "Eve"});
+    let request = api.request(Method::POST, UPDATE).header("prefer", "wait=30").body(update.to_string());
+    assert_eq!(request.send().await.expect("an answer").headers()["preference-applied"], "wait=30");
+
+    let delivery = eventually(TEST_TIMEOUT, "a delivery", async || {
+        let (deliveries, _) = all_pages(&api, "/api/v1/deliveries?status=delivered&", 10).await;
+        deliveries.first().map(|delivery| delivery["deliveryId"].as_str().expect("an id").to_owned())
+    })
+    .await;
+    assert_ok(api.post(&format!("/api/v1/deliveries/{delivery}/redeliver"), &json!({})).await);
+    stack.receiver.wait_for_requests("/retried", 2, TEST_TIMEOUT).await;
+    let events = api.request(Method::GET, "/api/v1/events").send().await.expect("an answer");
+    assert_eq!(events.status().as_u16(), 200);
+
+    let path = format!("/api/v1/processes/{process_id}/callbacks");
+    let callback = json!({"name": "one more", "url": stack.receiver.url("/more"), "enabled": false});
+    let created = assert_ok(api.post(&path, &callback).await);
+    let callback = format!("{path}/{}", created["data"]["callbackId"].as_str().expect("an id"));
+    let tested = assert_ok(api.post(&format!("{callback}/test"), &json!({})).await);
+    assert_eq!(tested["data"]["delivered"], true, "{tested}");
+    let enabled = assert_ok(api.post(&format!("{callback}/enable"), &json!({})).await);
+    assert_eq!(enabled["data"]["wasDisabled"], false, "{enabled}");
+    assert_ok(api.get("/api/v1/processes").await);
+    assert_nothing_refused(&stack);
+}
+
+#[tokio::test]
+async fn dead_letters_and_every_command_of_leadctl_are_permitted() {
+    let stack = stack().await;
+    let (_, _, lead_id, _) = producers_project(&stack).await;
+    stack.client.publish(format!("leads.cmd.{PROJECT}.update"), "nonsense".into()).await.expect("a publish");
+
+    let letter = letter_number(&stack.wait_for_letters(1).await[0]);
+    assert_eq!(stack.dead_letters_json(&["show", &letter]).await["body"], "nonsense");
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), json!({"leadId": lead_id, "name": "mended"}).to_string()).expect("a file");
+    stack.dead_letters_json(&["replay", &letter, "--body", file.path().to_str().expect("a path")]).await;
+    let nothing = stack.leadctl(&["dead-letters", "replay", "--all", "--reason", "invalid_json"]).await;
+    nothing.assert_ok().assert_prints(&["no dead letters to replay\n"]);
+    let report = stack.wait_for_clean_audit().await;
+    assert_eq!(report["updates"]["deadLetters"], 1, "{report}");
+    let callbacks = stack.leadctl(&["callback", "list", "--json", "--project", PROJECT]).await;
+    callbacks.assert_prints(&["\"name\":\"crm\"", "healthy"]);
+    assert_nothing_refused(&stack);
+}
+
+/// Subjects that a user may not publish to. `OWN` stands for the producer's project, `OTHER` for another one.
+const FORBIDDEN_TO_PUBLISH: [(&str, &str); 44] = [
+    // Another project's command, and all that is not a command.
+    ("producer", "leads.cmd.OTHER.update"),
+    ("producer", "leads.evt.OWN._.update.succeeded"),
+    ("producer", "$KV.processes.OWN._"),
+    ("producer", "$KV.api_keys.x"),
+    ("producer", "leads.rpc.key.create"),
+    ("producer", "leads.rpc.lead.get"),
+    // Reading, emptying and deleting streams.
+    ("producer", "$JS.API.STREAM.MSG.GET.LEAD_COMMANDS"),
+    ("producer", "$JS.API.DIRECT.GET.KV_processes"),
+    ("producer", "$JS.API.CONSUMER.CREATE.LEAD_COMMANDS.spy"),
+    ("producer", "$JS.API.CONSUMER.CREATE.LEAD_EVENTS.spy"),
+    ("producer", "$JS.API.CONSUMER.MSG.NEXT.LEAD_EVENTS.webhook-notifier"),
+    ("producer", "$JS.API.STREAM.PURGE.LEAD_COMMANDS"),
+    ("producer", "$JS.API.STREAM.DELETE.LEAD_COMMANDS"),
+    ("producer", "_INBOX_gateway.forged.1"),
+    ("gateway", "leads.evt.OWN._.update.succeeded"),
+    ("gateway", "leads.dead.invalid_json"),
+    ("gateway", "leads.rpc.key.create"),
+    ("gateway", "leads.rpc.process.apply"),
+    ("gateway", "leads.rpc.secrets.rotate"),
+    ("gateway", "$KV.api_keys.x"),
+    ("gateway", "$JS.API.STREAM.INFO.KV_processes"),
+    ("gateway", "$JS.API.STREAM.PURGE.LEAD_COMMANDS"),
+    ("gateway", "$JS.API.CONSUMER.CREATE.LEAD_EVENTS.spy"),
+    ("gateway", "$JS.API.CONSUMER.CREATE.LEAD_EVENTS.webhook-notifier.leads.evt.OWN.>"),
+    ("gateway", "$JS.API.CONSUMER.MSG.NEXT.LEAD_EVENTS.webhook-notifier"),
+    ("gateway", "$JS.API.CONSUMER.DELETE.LEAD_EVENTS.webhook-notifier"),
+    ("gateway", "_INBOX_leadctl.forged.1"),
+    ("webhook-notifier", "leads.cmd.OWN.update"),
+    ("webhook-notifier", "leads.evt.OWN._.update.succeeded"),
+    ("webhook-notifier", "$KV.processes.x"),
+    ("webhook-notifier", "$JS.API.STREAM.INFO.LEAD_COMMANDS"),
+    ("webhook-notifier", "$JS.API.STREAM.INFO.KV_api_keys"),
+    ("webhook-notifier", "$JS.API.STREAM.DELETE.LEAD_EVENTS"),
+    ("webhook-notifier", "leads.rpc.lead.get"),
+    ("webhook-notifier", "leads.rpc.update.get"),
+    ("lead-state", "leads.cmd.OWN.update"),
+    ("lead-state", "webhooks.evt.OWN._.exhausted"),
+    ("lead-state", "$JS.ACK.LEAD_EVENTS.webhook-notifier.1.1.1.1.1"),
+    ("lead-state", "$JS.API.STREAM.DELETE.LEAD_COMMANDS"),
+    ("lead-state", "_INBOX_gateway.forged.1"),
+    ("leadctl", "leads.evt.OWN._.update.succeeded"),
+    ("leadctl", "leads.dead.invalid_json"),
+    ("leadctl", "$KV.processes.x"),
+    ("leadctl", "$JS.API.STREAM.DELETE.LEAD_COMMANDS"),
+];
+
+/// Subjects that a user may not subscribe to.
+const FORBIDDEN_TO_SUBSCRIBE: [(&str, &str); 17] = [
+    ("producer", ">"),
+    ("producer", "_INBOX.>"),
+    ("producer", "_INBOX_gateway.>"),
+    ("producer", "leads.cmd.OWN.>"),
+    ("producer", "leads.evt.OTHER.>"),
+    ("producer", "leads.evt.>"),
+    ("producer", "$KV.processes.>"),
+    ("gateway", "_INBOX_lead-state.>"),
+    ("gateway", "leads.cmd.>"),
+    ("gateway", "leads.rpc.key.create"),
+    ("webhook-notifier", "_INBOX_gateway.>"),
+    ("webhook-notifier", "leads.rpc.process.apply"),
+    ("webhook-notifier", "leads.cmd.>"),
+    ("lead-state", "_INBOX_leadctl.>"),
+    ("lead-state", "webhooks.rpc.>"),
+    ("leadctl", "leads.rpc.process.apply"),
+    ("leadctl", "_INBOX_lead-state.>"),
+];
+
+#[tokio::test]
+async fn forbidden_subjects_are_refused_to_each_user() {
+    let stack = stack().await;
+    let subjects = |table: &'static [(&str, &str)], user: &str| -> Vec<String> {
+        let of_user = table.iter().filter(|(of, _)| *of == user);
+        of_user.map(|(_, subject)| subject.replace("OWN", PROJECT).replace("OTHER", OTHER)).collect()
+    };
+    for user in USERS {
+        let (client, mut refusals) = client(&stack.nats, user).await;
+        let mut expect_refusal = async |what: &str, subject: &str| {
+            let expected = format!("permissions violation for {what} to \"{subject}\"").to_lowercase();
+            let refusal = tokio::time::timeout(TEST_TIMEOUT, refusals.recv()).await;
+            let refusal = refusal.unwrap_or_else(|_| panic!("{user} is not refused the {what} to {subject}"));
+            let refusal = refusal.expect("an open channel").to_lowercase();
+            assert!(refusal.contains(&expected), "{user}: {refusal} instead of {expected}");
+        };
+        for subject in subjects(&FORBIDDEN_TO_PUBLISH, user) {
+            client.publish(subject.clone(), "{}".into()).await.expect("a publish");
+            client.flush().await.expect("a flush");
+            expect_refusal("publish", &subject).await;
+        }
+        for subject in subjects(&FORBIDDEN_TO_SUBSCRIBE, user) {
+            let _subscription = client.subscribe(subject.clone()).await.expect("a subscription");
+            client.flush().await.expect("a flush");
+            expect_refusal("subscription", &subject).await;
+        }
+    }
+
+    // A client without a user, or with a wrong password, is refused.
+    let url = format!("nats://127.0.0.1:{}", stack.nats.port());
+    assert!(async_nats::connect(&url).await.is_err());
+    let wrong = async_nats::ConnectOptions::with_user_and_password("gateway".into(), "wrong".into());
+    assert!(wrong.connect(&url).await.is_err());
+    assert_eq!(stack.count(LEDGER_ROWS).await, 0);
+}
+
+#[tokio::test]
+async fn a_missing_permission_is_logged_as_an_error() {
+    let (nats, postgres) = tokio::join!(nats(), postgres());
+    // The user of a producer may neither subscribe to the gateway's inbox nor read its streams.
+    let url = nats.url_for("producer", &password("producer"));
+    let (mut gateway, _): (Service, _) = service("gateway", &nats, &postgres, &[("NATS_URL", &url)]);
+    let line = gateway.wait_for_log("NATS refuses", TEST_TIMEOUT + Duration::from_secs(10)).await;
+    assert!(line.contains("ERROR") && line.to_lowercase().contains("permissions violation"), "{line}");
+    assert!(!gateway.log().contains(&password("producer")));
+}

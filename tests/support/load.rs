@@ -1,0 +1,81 @@
+//! Updates sent in the background.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use serde_json::json;
+use test_support::eventually;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::{Api, TEST_TIMEOUT};
+
+/// Sends `count` updates to each lead, all leads at once; the ids of the updates.
+pub(crate) async fn update_each(api: Api, leads: Vec<String>, count: usize) -> Vec<String> {
+    let updates = leads.into_iter().map(|lead| {
+        let api = api.clone();
+        async move {
+            let mut accepted = Vec::new();
+            for number in 0..count {
+                accepted.push(api.update_until_accepted(&json!({"leadId": lead, "metadata": {"n": number}})).await);
+            }
+            accepted
+        }
+    });
+    futures::future::join_all(updates).await.concat()
+}
+
+/// An endless sequence of updates, to one lead after the other: few enough that a test can check each of them.
+pub(crate) struct Load {
+    stop: CancellationToken,
+    accepted: Arc<Mutex<Vec<String>>>,
+    task: JoinHandle<()>,
+}
+
+impl Load {
+    pub(crate) fn start(api: &Api, leads: Vec<String>) -> Self {
+        let (stop, accepted) = (CancellationToken::new(), Arc::<Mutex<Vec<String>>>::default());
+        let (api, stopped, ids) = (api.clone(), stop.clone(), accepted.clone());
+        let task = tokio::spawn(async move {
+            for (n, lead) in leads.iter().cycle().enumerate() {
+                if stopped.is_cancelled() {
+                    return;
+                }
+                let id = api.update_until_accepted(&json!({"leadId": lead, "metadata": {"n": n}})).await;
+                ids.lock().unwrap_or_else(PoisonError::into_inner).push(id);
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        });
+        Self { stop, accepted, task }
+    }
+
+    /// The ids of the updates accepted so far.
+    pub(crate) fn accepted(&self) -> Vec<String> {
+        self.accepted.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Waits until this many more are accepted.
+    pub(crate) async fn wait_for_more(&self, more: usize) {
+        let before = self.accepted().len();
+        eventually(TEST_TIMEOUT, "more is accepted", async || {
+            let accepted = self.accepted().len();
+            if accepted >= before + more { Ok(()) } else { Err(accepted) }
+        })
+        .await;
+    }
+
+    /// Waits until this many more are accepted and have their outcome.
+    pub(crate) async fn wait_for_more_applied(&self, api: &Api, more: usize) {
+        self.wait_for_more(more).await;
+        api.outcome(self.accepted().last().expect("an update")).await;
+    }
+
+    /// Ends it; the ids of all updates.
+    pub(crate) async fn end(self) -> Vec<String> {
+        self.stop.cancel();
+        self.task.await.expect("the load");
+        self.accepted.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}

@@ -1,0 +1,235 @@
+//! The system under test: NATS, Postgres, the three services and a receiver of webhooks.
+
+use std::process::Command;
+
+use async_nats::jetstream;
+use contract::{
+    ObjectId,
+    process::ProcessSpec,
+    rpc::{self, ProcessChangeResult},
+};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use service_kit::config::NatsConfig;
+use sqlx::PgPool;
+use test_support::{LocalNats, LocalPostgres, Receiver, Service, binary, free_port, nats, postgres};
+
+use super::{Api, TEST_TIMEOUT};
+
+/// The key that secrets are sealed with, unless a test says otherwise.
+pub(crate) const SECRETS_KEY: &str = "S2V5IG9mIHRoZSB0ZXN0cywgMzIgYnl0ZXMgbG9uZy4=";
+
+pub(crate) struct Stack {
+    pub(crate) gateway: Service,
+    /// The URL of `/readyz` on its health port.
+    pub(crate) gateway_ready: String,
+    pub(crate) lead_state: Service,
+    pub(crate) lead_state_ready: String,
+    pub(crate) notifier: Service,
+    pub(crate) notifier_ready: String,
+    pub(crate) receiver: Receiver,
+    pub(crate) api: Api,
+    pub(crate) client: async_nats::Client,
+    pub(crate) pool: PgPool,
+    pub(crate) nats: LocalNats,
+    pub(crate) postgres: LocalPostgres,
+}
+
+/// Starts a service with `extra` in its environment; the process, and the URL of its `/readyz`.
+pub(crate) fn service(
+    name: &str,
+    nats: &LocalNats,
+    postgres: &LocalPostgres,
+    extra: &[(&str, &str)],
+) -> (Service, String) {
+    let health = format!("127.0.0.1:{}", free_port());
+    let mut command = Command::new(binary(name));
+    command.env("NATS_URL", nats.url()).env("HEALTH_LISTEN", &health).env("RUST_LOG", "info");
+    if name != "gateway" {
+        command.env("DATABASE_URL", postgres.url()).env("SECRETS_KEY", SECRETS_KEY);
+    }
+    if name == "gateway" {
+        // Tests send all their requests with one key.
+        command.env("GATEWAY_UPDATE_RATE", "0").env("GATEWAY_OTHER_RATE", "0").env("GATEWAY_LISTEN", "127.0.0.1:0");
+    }
+    if name == "webhook-notifier" {
+        command.env("ALLOW_HTTP", "true").env("ALLOW_NETWORKS", "127.0.0.0/8");
+    }
+    command.envs(extra.iter().copied());
+    (Service::spawn(name, command), format!("http://{health}/readyz"))
+}
+
+impl Stack {
+    pub(crate) async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    /// Starts everything; `extra` are environment variables that all services see.
+    pub(crate) async fn start_with(extra: &[(&str, &str)]) -> Self {
+        let (nats, postgres) = tokio::join!(nats(), postgres());
+        let operator = NatsConfig::at(nats.url());
+        Self::start_on(nats, postgres, &operator, |_| {
+            extra.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+        })
+        .await
+    }
+
+    /// Starts everything on these servers. `operator` is how the test itself reaches NATS; `extra` are a service's
+    /// environment variables.
+    pub(crate) async fn start_on(
+        nats: LocalNats,
+        postgres: LocalPostgres,
+        operator: &NatsConfig,
+        extra: impl Fn(&str) -> Vec<(String, String)>,
+    ) -> Self {
+        let listen = format!("127.0.0.1:{}", free_port());
+        let start = |name: &str, more: &[(String, String)]| {
+            let extra = [extra(name).as_slice(), more].concat();
+            let extra: Vec<_> = extra.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+            service(name, &nats, &postgres, &extra)
+        };
+        let (mut lead_state, lead_state_ready) = start("lead-state", &[]);
+        let (mut gateway, gateway_ready) = start("gateway", &[("GATEWAY_LISTEN".to_owned(), listen.clone())]);
+        let (mut notifier, notifier_ready) = start("webhook-notifier", &[]);
+        lead_state.wait_for_http(&lead_state_ready, TEST_TIMEOUT).await;
+        gateway.wait_for_http(&gateway_ready, TEST_TIMEOUT).await;
+        notifier.wait_for_http(&notifier_ready, TEST_TIMEOUT).await;
+        let client = service_kit::nats::connect(operator, "leadctl", &Default::default()).await.expect("a NATS client");
+        let pool = PgPool::connect(&postgres.url()).await.expect("a Postgres client");
+        let api = Api::create(format!("http://{listen}"), &client, "test").await;
+        let receiver = Receiver::start().await;
+        Self {
+            gateway,
+            gateway_ready,
+            lead_state,
+            lead_state_ready,
+            notifier,
+            notifier_ready,
+            receiver,
+            api,
+            client,
+            pool,
+            nats,
+            postgres,
+        }
+    }
+
+    pub(crate) async fn call<R: DeserializeOwned>(&self, subject: &str, query: &impl serde::Serialize) -> R {
+        call(&self.client, subject, query).await
+    }
+
+    /// Applies a process with the usual states and these callbacks.
+    pub(crate) async fn process(&self, callbacks: Value) -> ProcessChangeResult {
+        let spec = json!({
+            "projectId": self.api.project_id,
+            "name": "sales",
+            "states": [
+                {"name": "new", "kind": "initial"}, {"name": "interested"}, {"name": "followup_2"},
+                {"name": "lost", "kind": "terminal"},
+            ],
+            "callbacks": callbacks,
+        });
+        self.apply(spec).await
+    }
+
+    /// Applies the fallback process of a project with these callbacks.
+    pub(crate) async fn fallback_of(&self, project_id: ObjectId, callbacks: Value) -> ProcessChangeResult {
+        self.apply(json!({"projectId": project_id, "name": "_", "callbacks": callbacks})).await
+    }
+
+    /// The number of messages in the stream of dead letters.
+    pub(crate) async fn dead_letters(&self) -> u64 {
+        self.stream_state(contract::streams::LEAD_DEAD_LETTERS).await.messages
+    }
+
+    pub(crate) async fn apply(&self, spec: Value) -> ProcessChangeResult {
+        let spec: ProcessSpec = serde_json::from_value(spec).expect("a process");
+        self.call(rpc::PROCESS_APPLY, &spec).await
+    }
+
+    pub(crate) fn js(&self) -> jetstream::Context {
+        service_kit::nats::jetstream(&self.client)
+    }
+
+    /// The present state of a stream.
+    pub(crate) async fn stream_state(&self, stream: &str) -> jetstream::stream::State {
+        let stream = self.js().get_stream(stream).await.expect("a stream");
+        stream.cached_info().state.clone()
+    }
+
+    /// Applies a process with callbacks of these names, each at the receiver's path of that name.
+    pub(crate) async fn process_calling(&self, callbacks: &[&str]) -> ProcessChangeResult {
+        let callback = |name: &&str| json!({"name": name, "url": self.receiver.url(&format!("/{name}"))});
+        self.process(callbacks.iter().map(callback).collect()).await
+    }
+
+    /// A lead of such a process.
+    pub(crate) async fn lead(&self, callbacks: &[&str]) -> String {
+        self.leads(callbacks, 1).await.remove(0)
+    }
+
+    /// So many leads of such a process, with the references `R-0`, `R-1`, …
+    pub(crate) async fn leads(&self, callbacks: &[&str], count: usize) -> Vec<String> {
+        let applied = self.process_calling(callbacks).await;
+        let mut leads = Vec::new();
+        for number in 0..count {
+            leads.push(self.api.initiate(process_id(&applied), Some(&format!("R-{number}"))).await);
+        }
+        leads
+    }
+
+    /// Publishes an update of this stack's project as an internal producer does.
+    pub(crate) async fn publish_update(&self, body: &Value) {
+        self.publish(format!("leads.cmd.{}.update", self.api.project_id), body.to_string()).await;
+    }
+
+    /// Publishes a call event (`started`, `ended`, `expired`) of this stack's project.
+    pub(crate) async fn publish_call(&self, event: &str, body: &Value) {
+        self.publish(format!("leads.cmd.{}.call.{event}", self.api.project_id), body.to_string()).await;
+    }
+
+    /// Publishes as an internal producer does, any client and no headers, and waits until the log has it.
+    pub(crate) async fn publish(&self, subject: String, body: impl Into<bytes::Bytes>) {
+        self.client.request(subject, body.into()).await.expect("an ack");
+    }
+
+    /// A second gateway with `extra` in its environment, and the same project's client of it.
+    pub(crate) async fn second_gateway(&self, extra: &[(&str, &str)]) -> (Service, Api) {
+        let listen = format!("127.0.0.1:{}", free_port());
+        let extra = [extra, &[("GATEWAY_LISTEN", listen.as_str())]].concat();
+        let (mut gateway, ready) = service("gateway", &self.nats, &self.postgres, &extra);
+        gateway.wait_for_http(&ready, TEST_TIMEOUT).await;
+        (gateway, Api { url: format!("http://{listen}"), ..self.api.clone() })
+    }
+
+    /// Makes the processes look as if they had not changed for an hour: the audit does not judge what directly follows a change.
+    pub(crate) async fn backdate_processes(&self) {
+        let backdate = "ALTER TABLE lead_state.processes DISABLE TRIGGER note_change;
+            UPDATE lead_state.processes SET changed_at = now() - interval '1 hour'";
+        self.sql(backdate).await;
+    }
+
+    /// Runs statements that return nothing.
+    pub(crate) async fn sql(&self, statements: &str) {
+        let ran = sqlx::raw_sql(sqlx::AssertSqlSafe(statements.to_owned())).execute(&self.pool).await;
+        if let Err(e) = ran {
+            panic!("{statements}: {e}");
+        }
+    }
+}
+
+pub(crate) async fn call<R: DeserializeOwned>(
+    client: &async_nats::Client,
+    subject: &str,
+    query: &impl serde::Serialize,
+) -> R {
+    match service_kit::rpc::call(client, subject, query).await {
+        Ok(reply) => reply,
+        Err(e) => panic!("{subject}: {} {e}", e.code),
+    }
+}
+
+/// The id of a process that was applied.
+pub(crate) fn process_id(applied: &ProcessChangeResult) -> ObjectId {
+    applied.process.process_id.expect("the id of a process")
+}
