@@ -183,5 +183,5 @@ async fn unreachable_servers_are_reported() {
 
     let run = LeadctlRun::of(command).await.assert_code(FAILED);
 
-    run.assert_prints(&[r#""what":"postgres","state":"failed""#, r#""what":"nats","state":"failed""#]);
+    run.assert_prints(&[r#""check":"postgres","state":"failed""#, r#""check":"nats","state":"failed""#]);
 }
