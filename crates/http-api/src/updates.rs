@@ -1,4 +1,4 @@
-//! Updates: sent, followed, and what became of them.
+//! Updates and their outcomes.
 
 use std::borrow::Cow;
 
@@ -85,7 +85,7 @@ pub struct UpdateAccepted {
     /// What the request contained and was ignored.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
-    /// What became of the update, as webhooks report it; only with `Prefer: wait`, and if it came in time.
+    /// The outcome, as webhooks report it; only with `Prefer: wait`, and if it came in time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outcome: Option<Outcome>,
 }
@@ -99,7 +99,7 @@ pub enum ActionType {
     Update,
 }
 
-/// What became of an update: the body of its webhooks.
+/// The outcome of an update: the body of its webhooks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
@@ -132,7 +132,7 @@ response_from!(event: CompletionEvent => Outcome {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Event {
-    /// What became of the update.
+    /// The outcome.
     #[serde(flatten)]
     pub outcome: Outcome,
     /// Why it failed, for programs.
@@ -251,7 +251,7 @@ pub struct UpdateTimeline {
     pub status: UpdateStatus,
     /// The command, as it was logged.
     pub command: Option<JsonObject>,
-    /// What became of it, as its webhooks report it.
+    /// The outcome, as its webhooks report it.
     pub outcome: Option<Outcome>,
     /// Why it failed, for programs.
     pub error_code: Option<String>,

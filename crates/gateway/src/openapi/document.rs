@@ -158,7 +158,7 @@ fn document() -> Value {
         "servers": [{"url": "/"}],
         // In this order on the page.
         "tags": [
-            {"name": "Updates", "description": "Change leads, and read what became of a change"},
+            {"name": "Updates", "description": "Change leads, and read the outcomes"},
             {"name": "Leads", "description": "Create, read and list leads"},
             {"name": "Events", "description": "Follow outcomes as a stream"},
             {"name": "Webhooks", "description": "The requests that Leadrelay sends to callbacks"},

@@ -1,5 +1,8 @@
 //! The OpenAPI document, `proto-schemas/openapi.json`: made from the operations beside the handlers, the types of
 //! `http_api`, and the table of errors in docs/ERRORS.md. A test writes it and fails when it is out of date.
+//!
+//! The schemas come from schemars, which also describes the messages over NATS. utoipa would derive a second schema from
+//! each type, be a dependency of the gateway rather than of its tests, and not take errors from the table.
 
 mod components;
 mod document;

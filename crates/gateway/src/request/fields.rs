@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 use crate::error::ApiError;
 
 /// How many ignored fields a warning names, and how much of each name, so that a warning does not repeat a whole body.
-const NAMED: usize = 10;
+const MAX_NAMES: usize = 10;
 const NAME_CHARS: usize = 64;
 
 /// The fields that were not taken yet. JSON null counts as absent, and so does an empty string where a text or an id is
@@ -130,11 +130,11 @@ impl<'a> Fields<'a> {
         }
         let mut names: Vec<String> = rest
             .keys()
-            .take(NAMED)
+            .take(MAX_NAMES)
             .map(|name| format!("{}{}", self.prefix, name.chars().take(NAME_CHARS).collect::<String>()))
             .collect();
-        if rest.len() > NAMED {
-            names.push(format!("{} more", rest.len() - NAMED));
+        if rest.len() > MAX_NAMES {
+            names.push(format!("{} more", rest.len() - MAX_NAMES));
         }
         self.warnings.push(format!("ignored {why}: {}", names.join(", ")));
     }
