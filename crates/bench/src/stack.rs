@@ -11,7 +11,7 @@ use contract::{
     ObjectId,
     key::Scope,
     process::ProcessSpec,
-    rpc::{self, CreateKey, CreateProject, ProcessChangeResult, Project},
+    rpc::{CreateKey, CreateProject, ProcessChangeResult, Project, Query},
     streams::{LEAD_COMMANDS, LEAD_EVENTS},
 };
 use dev_stack::{Install, LocalNats, LocalPostgres, NatsOptions, PostgresOptions};
@@ -227,7 +227,7 @@ impl Stack {
 }
 
 async fn project(client: &async_nats::Client) -> anyhow::Result<(ObjectId, String)> {
-    let project: Project = call(client, rpc::PROJECT_CREATE, &CreateProject { name: "bench".into() }).await?;
+    let project: Project = request(client, &CreateProject { name: "bench".into() }).await?;
     let key = api_key::generate(rand::random());
     let create = CreateKey {
         project_id: project.project_id,
@@ -236,7 +236,7 @@ async fn project(client: &async_nats::Client) -> anyhow::Result<(ObjectId, Strin
         scopes: Scope::ALL.into(),
         expires_at: None,
     };
-    let _: contract::key::ApiKey = call(client, rpc::KEY_CREATE, &create).await?;
+    let _: contract::key::ApiKey = request(client, &create).await?;
     Ok((project.project_id, key))
 }
 
@@ -256,15 +256,11 @@ pub(crate) async fn apply(
         ],
         "callbacks": callbacks,
     }))?;
-    call(client, rpc::PROCESS_APPLY, &spec).await
+    request(client, &spec).await
 }
 
-async fn call<R: serde::de::DeserializeOwned>(
-    client: &async_nats::Client,
-    subject: &str,
-    query: &impl serde::Serialize,
-) -> anyhow::Result<R> {
-    service_kit::rpc::call(client, subject, query).await.map_err(|e| anyhow::anyhow!("{subject}: {} {e}", e.code))
+async fn request<Q: Query>(client: &async_nats::Client, query: &Q) -> anyhow::Result<Q::Reply> {
+    service_kit::rpc::request(client, query).await.with_context(|| Q::SUBJECT)
 }
 
 /// Makes leads, as if they had been initiated; the processes have them in turn.

@@ -179,7 +179,11 @@ async fn repeat<R, F: Future<Output = Result<R, RequestError>>>(send: impl Fn() 
     }
 }
 
-async fn exchange<Q: Serialize, R: DeserializeOwned>(
+/// Sends a request to a subject that is known at run time only. [`request`] is for everything else.
+///
+/// # Errors
+/// No instance answered in time, or one answered with an error.
+pub async fn exchange<Q: Serialize, R: DeserializeOwned>(
     client: &Client,
     subject: &str,
     query: &Q,
