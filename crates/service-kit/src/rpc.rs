@@ -48,25 +48,10 @@ pub async fn serve<Q: Query, F>(
 where
     F: Future<Output = Result<Q::Reply, RpcError>> + Send + 'static,
 {
-    endpoint(tasks, service, Q::SUBJECT, shutdown, handler).await
-}
-
-/// Replaced by [`serve`].
-pub async fn endpoint<Q, R, F>(
-    tasks: &mut Tasks,
-    service: &Service,
-    subject: &'static str,
-    shutdown: CancellationToken,
-    handler: impl Fn(Q) -> F + Send + Sync + 'static,
-) -> anyhow::Result<()>
-where
-    Q: DeserializeOwned + Send + 'static,
-    R: Serialize + Send + 'static,
-    F: Future<Output = Result<R, RpcError>> + Send + 'static,
-{
+    let subject = Q::SUBJECT;
     let mut endpoint = service
         .endpoint_builder()
-        // Endpoint names may hold no dots.
+        // Names of endpoints may not contain dots.
         .name(subject.replace('.', "_"))
         .add(subject)
         .await
@@ -218,31 +203,6 @@ pub async fn exchange<Q: Serialize, R: DeserializeOwned>(
 ///
 /// # Errors
 /// What the service answered; 503 `unavailable` without an answer.
-pub async fn query<Q: Serialize, R: DeserializeOwned>(
-    client: &Client,
-    subject: &str,
-    query: &Q,
-) -> Result<R, RpcError> {
-    Ok(repeat(|| exchange(client, subject, query, DEFAULT_TIMEOUT)).await?)
-}
-
-/// Replaced by [`request`].
-///
-/// # Errors
-/// What the service answered; 503 `unavailable` without an answer.
 pub async fn call<Q: Serialize, R: DeserializeOwned>(client: &Client, subject: &str, query: &Q) -> Result<R, RpcError> {
     Ok(exchange(client, subject, query, DEFAULT_TIMEOUT).await?)
-}
-
-/// Replaced by [`request`].
-///
-/// # Errors
-/// What the service answered; 503 `unavailable` without an answer.
-pub async fn call_within<Q: Serialize, R: DeserializeOwned>(
-    client: &Client,
-    subject: &str,
-    query: &Q,
-    timeout: Duration,
-) -> Result<R, RpcError> {
-    Ok(exchange(client, subject, query, timeout).await?)
 }
