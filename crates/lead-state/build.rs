@@ -1,4 +1,4 @@
-//! Builds the crate anew when a migration is added: `sqlx::migrate!` embeds the folder but does not watch it.
+//! Rebuilds the crate when a migration is added: `sqlx::migrate!` embeds the folder but does not watch it.
 
 fn main() {
     println!("cargo:rerun-if-changed=migrations");

@@ -53,7 +53,7 @@ pub struct Config {
     #[arg(long, env = "LOG_RETENTION", default_value_t = LOG_RETENTION.into(), value_name = "DURATION")]
     pub log_retention: humantime::Duration,
     /// How long months of the ledger stay, at least 62days and not shorter than LOG_RETENTION, or off. Older ones are dropped
-    /// when all that they hold is announced and told.
+    /// once all their events are announced and delivered.
     #[arg(long, env = "LEDGER_RETENTION", default_value_t, value_name = "DURATION")]
     pub ledger_retention: Retention,
     /// Do not migrate the schema at start: `leadctl migrate` does it, and the service waits until it is done.

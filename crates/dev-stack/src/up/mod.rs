@@ -20,9 +20,9 @@ use service_kit::{
     config::{LogConfig, LogFormat, NatsConfig, SecretsConfig},
     http,
     lifecycle::{self, DRAIN_DEADLINE, Tasks},
+    postgres::schema::SchemaError,
     telemetry,
 };
-use sqlx::migrate::MigrateError;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -280,10 +280,10 @@ async fn supervise(
     Err(failure)
 }
 
-/// Replaces the error about changed migrations, which says nothing about what to do.
+/// Replaces the error about an outdated schema, which does not know the data directory.
 fn explain_old_data(error: anyhow::Error, data: &DataDir) -> anyhow::Error {
     let is_old = |cause: &(dyn std::error::Error + 'static)| {
-        matches!(cause.downcast_ref::<MigrateError>(), Some(MigrateError::VersionMismatch(_)))
+        matches!(cause.downcast_ref::<SchemaError>(), Some(SchemaError::Outdated(_)))
     };
     if !error.chain().any(is_old) {
         return error;
@@ -333,7 +333,7 @@ mod tests {
     fn an_old_database_is_reported_with_the_directory_to_remove() {
         let dir = tempfile::tempdir().unwrap();
         let data = DataDir::open(dir.path()).unwrap();
-        let old = anyhow::Error::from(MigrateError::VersionMismatch(1)).context("cannot migrate the schema lead_state");
+        let old = anyhow::Error::from(SchemaError::Outdated("lead_state")).context("task lead-state failed");
 
         let explained = explain_old_data(old, &data).to_string();
         let other = explain_old_data(anyhow!("other"), &data).to_string();
