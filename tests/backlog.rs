@@ -1,8 +1,8 @@
-//! Memory and promptness with a backlog: a million deliveries that wait for a dead endpoint, a million commands in the log,
-//! a million updates to audit.
+//! Memory and promptness with a backlog: a million deliveries that wait for a dead endpoint, a million commands in the
+//! log, a million updates to audit.
 //!
-//! Ignored because they take minutes: `just memory` runs them. `BACKLOG` replaces the million, `SAMPLE_SECONDS` the minute for
-//! which memory is sampled.
+//! Ignored because they take minutes: `just memory` runs them. `BACKLOG` replaces the million, `SAMPLE_SECONDS` the
+//! minute for which memory is sampled.
 
 use std::{
     collections::VecDeque,
@@ -183,7 +183,8 @@ async fn a_million_commands_in_the_log_cost_bounded_memory() {
     peaks.assert_bounded(&stack, "a backlog of commands");
 }
 
-/// Makes the log, the ledger, the events and the deliveries look as if all leads had been updated in turn and delivered to a callback.
+/// Makes the log, the ledger, the events and the deliveries look as if all leads had been updated in turn and delivered
+/// to a callback.
 async fn make_updates(stack: &Stack, leads: &[String], process_id: ObjectId, callback_id: ObjectId) {
     let begun = Instant::now();
     let (project_id, at) = (stack.api.project_id, service_kit::clock::now());

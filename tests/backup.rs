@@ -1,5 +1,5 @@
-//! Postgres and the streams are backed up while updates arrive; then one of the two is lost, or both, and restored as the
-//! operations guide describes.
+//! Postgres and the streams are backed up while updates arrive; then one of the two is lost, or both, and restored as
+//! the operations guide describes.
 //!
 //! Postgres by `pg_basebackup`; streams by the server API that `nats stream backup` and `nats stream restore` use.
 

@@ -1,5 +1,5 @@
-//! Processes configured over HTTP and with leadctl: created, changed, previewed; secrets that rotate; test requests; concurrent
-//! editors, and keys without the scope.
+//! Processes configured over HTTP and with leadctl: created, changed, previewed; secrets that rotate; test requests;
+//! concurrent editors, and keys without the scope.
 
 use contract::{
     ObjectId,

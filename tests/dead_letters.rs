@@ -44,8 +44,8 @@ fn other_project() -> ObjectId {
     ObjectId::from_bytes([0xcd; 12])
 }
 
-/// A stack with four dead letters: one with control characters, one that is not UTF-8, one with an unknown subject, and one of
-/// 10 001 bytes; and their numbers, the newest first.
+/// A stack with four dead letters: one with control characters, one that is not UTF-8, one with an unknown subject, and
+/// one of 10 001 bytes; and their numbers, the newest first.
 async fn with_four_letters() -> (Stack, Vec<Value>) {
     let stack = Stack::start().await;
     let (project, other) = (stack.api.project_id, other_project());

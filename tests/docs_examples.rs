@@ -2,13 +2,14 @@
 //!
 //! The convention, for README.md, docs/guide/ and docs/operations/:
 //!
-//! - A ```` ```sh ```` block whose first word is `curl` or `leadctl` is an example. It is run with `bash -euo pipefail`, and
-//!   must exit with 0. `curl` fails on every status of 400 and above (`--fail-with-body`).
+//! - A ```` ```sh ```` block whose first word is `curl` or `leadctl` is an example. It is run with `bash -euo pipefail`,
+//!   and must exit with 0. `curl` fails on every status of 400 and above (`--fail-with-body`).
 //! - Blocks of one file run from top to bottom in one directory, each in a shell of its own, on one system per file.
 //! - A block that shows a refusal is fenced as ```` ```sh refused ````: it must exit with another code than 0.
 //! - A block that cannot be run here is fenced as ```` ```sh not-run ````.
 //! - The environment has what `leadctl up --demo` writes to `stack.env`: `LEADRELAY_GATEWAY_URL`, `LEADRELAY_API_KEY`,
-//!   `LEADRELAY_PROJECT_ID`, `LEADRELAY_PROCESS_ID`, `LEADRELAY_LEAD_ID`, `LEADRELAY_REFERENCE_ID`, `NATS_URL`, `DATABASE_URL`.
+//!   `LEADRELAY_PROJECT_ID`, `LEADRELAY_PROCESS_ID`, `LEADRELAY_LEAD_ID`, `LEADRELAY_REFERENCE_ID`, `NATS_URL`,
+//!   `DATABASE_URL`.
 //!   Beyond that `LEADRELAY_UPDATE_ID` (a delivered update of the lead), `LEADRELAY_DELIVERY_ID` (its delivery),
 //!   `LEADRELAY_CALLBACK_ID` and `LEADRELAY_RECEIVER_URL` (a URL that answers 200).
 //! - The process has the states `new`, `interested`, `followup_2` and `lost` (terminal); the lead is in `new`.

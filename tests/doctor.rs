@@ -1,4 +1,4 @@
-//! `leadctl doctor`: a healthy installation has no findings; what is broken by hand is named, with the command that mends it.
+//! `leadctl doctor`: a healthy installation has no findings; a fault made by hand is named, with the command that mends it.
 
 use std::time::Duration;
 

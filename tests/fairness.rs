@@ -19,7 +19,8 @@ const SMALL_POOL: [(&str, &str); 1] = [("MAX_IN_FLIGHT", "64")];
 const MEASURED: usize = 100;
 /// While others misbehave, the 99th percentile stays within this factor of what it was before…
 const FACTOR: u32 = 4;
-/// …plus this much, which a busy machine with two cores may add. To wait for one hanging attempt would take its five seconds.
+/// …plus this much, which a busy machine with two cores may add. To wait for one hanging attempt would take its five
+/// seconds.
 const SLACK: Duration = Duration::from_millis(1500);
 
 /// A project with a process, callbacks and a lead.

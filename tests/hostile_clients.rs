@@ -1,5 +1,5 @@
-//! Hostile clients of the gateway: endless requests, unread answers, too many connections and oversized heads are cut off, and a
-//! healthy client is served beside them.
+//! Hostile clients of the gateway: endless requests, unread answers, too many connections and oversized heads are cut
+//! off, and a healthy client is served beside them.
 
 use std::time::Duration;
 

@@ -1,4 +1,5 @@
-//! What an endpoint cannot do to the webhook-notifier: make it connect to an internal address, fill its memory, delay it.
+//! What an endpoint cannot do to the webhook-notifier: make it connect to an internal address, fill its memory, delay
+//! it.
 
 use std::{
     sync::{

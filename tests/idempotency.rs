@@ -1,5 +1,5 @@
-//! `Idempotency-Key`: a request that is sent again is the same update, also when the client hung up, the gateway died, or another
-//! gateway answers.
+//! `Idempotency-Key`: a request that is sent again is the same update, also when the client hung up, the gateway died, or
+//! another gateway answers.
 
 use std::{
     collections::{HashMap, HashSet},

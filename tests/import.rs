@@ -69,7 +69,8 @@ const ERROR: i32 = 1;
 const ROWS_FAILED: i32 = 5;
 const PENDING: i32 = 7;
 
-/// A file of updates of seven leads that succeed, fail, are refused or are invalid; the leads, and the status of each row.
+/// A file of updates of seven leads that succeed, fail, are refused or are invalid; the leads, and the status of each
+/// row.
 async fn mixed_file(stack: &Stack, file: &Path, rows: usize) -> (Vec<String>, Vec<&'static str>) {
     let leads = stack.leads(&[], 7).await;
     let mut text = String::from("leadId,targetState,name,n,metadata.seen\n");
@@ -143,7 +144,8 @@ async fn a_file_is_imported_once_through_repeated_kills() {
     assert_ledger_has_each_row_once(&stack, &outcomes, &leads, &expected).await;
 }
 
-/// Asserts that the ledger has every accepted row once, under the id in its outcome, and that the leads have the last ones.
+/// Asserts that the ledger has every accepted row once, under the id in its outcome, and that the leads have the last
+/// ones.
 async fn assert_ledger_has_each_row_once(
     stack: &Stack,
     outcomes: &[HashMap<String, String>],
@@ -167,7 +169,8 @@ async fn assert_ledger_has_each_row_once(
     assert_includes(&lead, json!({"name": format!("Ada, {last}"), "metadata": {"n": last.to_string()}}));
 }
 
-/// A file of 30 updates by reference in NDJSON: 24 succeed, 3 fail, 3 are refused; and the arguments that name its process.
+/// A file of 30 updates by reference in NDJSON: 24 succeed, 3 fail, 3 are refused; and the arguments that name its
+/// process.
 async fn ndjson_file(stack: &Stack, dir: &TempDir) -> (PathBuf, [String; 4]) {
     let process_id = process_id(&stack.process_calling(&[]).await);
     stack.api.initiate(process_id, Some("R-1")).await;

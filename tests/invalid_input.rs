@@ -1,4 +1,5 @@
-//! Invalid input: a clear error, nothing accepted, nothing lost; and a command that cannot be parsed or applied delays no other.
+//! Invalid input: a clear error, nothing accepted, nothing lost; and a command that cannot be parsed or applied delays
+//! no other.
 
 use std::collections::BTreeMap;
 

@@ -1,5 +1,5 @@
-//! How services end: unready before they drain, with nothing lost and exit code 0; and with another code when a task dies. How
-//! they start: on a schema that another version migrated.
+//! How services end: unready before they drain, with nothing lost and exit code 0; and with another code when a task
+//! dies. How they start: on a schema that another version migrated.
 
 use std::{sync::atomic::Ordering, time::Duration};
 
@@ -39,7 +39,7 @@ async fn sigterm_under_load_loses_nothing_and_delivers_nothing_twice() {
     let accepted = load.await.expect("the load");
     stack.wait_for_clean_audit().await;
 
-    // Nor is there an update that no client was told of, but those that the gateway answered with `not_confirmed`.
+    // Nor is there an update without an acceptance, except those that the gateway answered with `not_confirmed`.
     let applied = stack.count(LEDGER_ROWS).await as usize;
     let unconfirmed = stack.api.unconfirmed.load(Ordering::Relaxed);
     assert!((accepted.len()..=accepted.len() + unconfirmed).contains(&applied), "{applied}, {unconfirmed} unconfirmed");

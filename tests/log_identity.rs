@@ -1,4 +1,5 @@
-//! Which log this is: a recreated one starts a new epoch, a reconfigured one does not, and a hole in it is not read past.
+//! Which log this is: a recreated one starts a new epoch, a reconfigured one does not, and a hole in it is not read
+//! past.
 
 use contract::streams::LEAD_COMMANDS;
 use serde_json::json;

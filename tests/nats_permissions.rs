@@ -72,7 +72,8 @@ fn assert_nothing_refused(stack: &Stack) {
     }
 }
 
-/// The project that the example producer may publish to, with a process and a lead; its client, and the secret of its callback.
+/// The project that the example producer may publish to, with a process and a lead; its client, and the secret of its
+/// callback.
 async fn producers_project(stack: &Stack) -> (Api, ObjectId, String, String) {
     let project_id: ObjectId = PROJECT.parse().expect("an id");
     sqlx::query("INSERT INTO lead_state.projects VALUES ($1, 'produced', now())")
@@ -172,8 +173,9 @@ async fn dead_letters_and_every_command_of_leadctl_are_permitted() {
     assert_nothing_refused(&stack);
 }
 
-/// Subjects that each user may not publish to: commands of another project, events, buckets, queries, inboxes of others, and the
-/// API that reads, empties and deletes streams. `OWN` stands for the producer's project, `OTHER` for another one.
+/// Subjects that each user may not publish to: commands of another project, events, buckets, queries, inboxes of
+/// others, and the API that reads, empties and deletes streams. `OWN` stands for the producer's project, `OTHER` for
+/// another one.
 const FORBIDDEN_TO_PUBLISH: &str = "
     producer: leads.cmd.OTHER.update leads.evt.OWN._.update.succeeded $KV.processes.OWN._ $KV.api_keys.x
         leads.rpc.key.create leads.rpc.lead.get $JS.API.STREAM.MSG.GET.LEAD_COMMANDS $JS.API.DIRECT.GET.KV_processes

@@ -1,5 +1,5 @@
-//! Metrics: a real Prometheus scrapes the services, and every series that the alerts and the dashboard use exists and has the right
-//! value.
+//! Metrics: a real Prometheus scrapes the services, and every series that the alerts and the dashboard use exists and
+//! has the right value.
 
 use std::{collections::BTreeSet, path::Path, process::Command};
 

@@ -1,5 +1,5 @@
-//! Callbacks with an order (`ordering: "lead"`): each delivery of a lead waits for the one before, through any number of notifiers
-//! and the death of one; other leads do not wait, nor do slow endpoints of other callbacks delay any.
+//! Callbacks with an order (`ordering: "lead"`): each delivery of a lead waits for the one before, through any number
+//! of notifiers and the death of one; other leads do not wait, nor do slow endpoints of other callbacks delay any.
 
 use std::{
     collections::BTreeMap,

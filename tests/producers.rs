@@ -1,4 +1,5 @@
-//! Internal producers: any NATS client, with or without JetStream headers, takes the same path and gets the same webhook.
+//! Internal producers: any NATS client, with or without JetStream headers, takes the same path and gets the same
+//! webhook.
 
 use async_nats::HeaderMap;
 use serde_json::{Value, json};

@@ -1,5 +1,5 @@
-//! Updates that are queued during calls (`duringCall: "queue"`): they wait for the end of the call or its expiry, and are then
-//! decided in log order, once, through any crash; other leads do not wait.
+//! Updates that are queued during calls (`duringCall: "queue"`): they wait for the end of the call or its expiry, and
+//! are then decided in log order, once, through any crash; other leads do not wait.
 
 use contract::streams::LEAD_EVENTS;
 use serde_json::{Value, json};
@@ -34,8 +34,8 @@ async fn timeline(stack: &Stack, update_id: &str) -> Value {
     assert_ok(stack.api.get(&format!("/api/v1/updates/{update_id}")).await)["data"].take()
 }
 
-/// Queues three updates of a lead during two calls, `c-1` and `c-2`: one that succeeds, one that fails, and one that depends
-/// on the first. An update before them has succeeded.
+/// Queues three updates of a lead during two calls, `c-1` and `c-2`: one that succeeds, one that fails, and one that
+/// depends on the first. An update before them has succeeded.
 async fn queue_three(stack: &Stack, lead: &str) -> Vec<String> {
     stack.api.update_and_wait(json!({"leadId": lead, "metadata": {"n": 0}})).await;
     call(stack, "started", json!({"leadId": lead, "callId": "c-1"})).await;
@@ -155,8 +155,8 @@ async fn a_full_queue_refuses_and_is_announced_completely_after_a_crash() {
     call(&stack, "ended", json!({"leadId": lead})).await;
     assert_eq!(stack.count(QUEUED).await, 0);
     stack.wait_for_clean_audit().await;
-    // As if it had died before it recorded the announcements: all 256 rows decided at one entry of the log are announced
-    // again, not only as many as one read returns.
+    // As if it had died before it recorded the announcements: all 256 rows decided at one entry of the log are
+    // announced again, not only as many as one read returns.
     stack.lead_state.kill9().await;
     stack.sql("UPDATE lead_state.checkpoints SET generation = generation + 1, announced_sequence = 0").await;
     stack.lead_state.restart().await;

@@ -1,5 +1,5 @@
-//! A database or a log set back to an older state, each without the other: detected, reported, and mended by one command, after
-//! which the audit is clean.
+//! A database or a log set back to an older state, each without the other: detected, reported, and mended by one
+//! command, after which the audit is clean.
 
 use std::path::Path;
 
@@ -12,7 +12,8 @@ use crate::support::{
     DELIVERED, LEDGER_ROWS, Stack, TEST_TIMEOUT, assert_includes, by_update, health_page, process_id, service,
 };
 
-/// Waits until the metrics beside this readiness page show that lead-state is halted for this reason alone, or not at all.
+/// Waits until the metrics beside this readiness page show that lead-state is halted for this reason alone, or not at
+/// all.
 async fn wait_for_gauge(ready: &str, halted: Option<&str>) {
     eventually(TEST_TIMEOUT, "the gauge shows why it is halted", async || {
         let (_, text) = health_page(ready, "/metrics").await?;
@@ -226,7 +227,7 @@ async fn lost_events_are_announced_again_without_an_operator() {
     stack.js().delete_stream(LEAD_EVENTS).await.expect("deleted");
     // lead-state creates the streams when it starts.
     stack.lead_state.restart().await;
-    stack.lead_state.wait_for_log("announcing again what may not have been told", TEST_TIMEOUT).await;
+    stack.lead_state.wait_for_log("announcing again from the delivered watermark", TEST_TIMEOUT).await;
     stack.notifier.restart().await;
 
     let report = stack.wait_for_clean_audit().await;

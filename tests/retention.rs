@@ -5,8 +5,8 @@ use test_support::eventually;
 
 use crate::support::{DELIVERED, Stack, TEST_TIMEOUT, service};
 
-/// Four months of 2025, each with a copy of the one update: at positions of an older log, since they have none in this one.
-/// In February a delivery is pending; the update of March was applied only now; the one of April is not announced.
+/// Four months of 2025, each with a copy of the one update: at positions of an older log, since they have none in this
+/// one. In February a delivery is pending; the update of March was applied only now; the one of April is not announced.
 const OLD_MONTHS: &str = "
     SELECT lead_state.ensure_partitions('2025-01-01', '2025-04-30');
     CREATE TEMP TABLE rows AS SELECT * FROM lead_state.lead_updates;
@@ -71,7 +71,7 @@ async fn old_months_are_dropped_unless_a_row_is_still_needed() {
     lead_state.wait_for_http(&lead_state_ready, TEST_TIMEOUT).await;
     notifier.wait_for_http(&notifier_ready, TEST_TIMEOUT).await;
     lead_state.wait_for_log("months of the ledger were dropped", TEST_TIMEOUT).await;
-    notifier.wait_for_log("months of the delivery log were dropped", TEST_TIMEOUT).await;
+    notifier.wait_for_log("dropped months of the delivery log", TEST_TIMEOUT).await;
 
     for (table, dropped, kept) in [
         ("lead_state.lead_updates", ["01", "02"], &["03", "04"][..]),

@@ -1,4 +1,5 @@
-//! Every message on NATS and every webhook conforms to the schemas in `proto-schemas/`: the protobuf and the JSON Schemas.
+//! Every message on NATS and every webhook conforms to the schemas in `proto-schemas/`: the protobuf and the JSON
+//! Schemas.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -244,8 +245,8 @@ async fn messages(stack: &Stack, stream: &str) -> Vec<StreamMessage> {
     all
 }
 
-/// Sends commands of every kind, some of which become dead letters; the id of the first update, and the last sequence in the log
-/// before those.
+/// Sends commands of every kind, some of which become dead letters; the id of the first update, and the last sequence
+/// in the log before those.
 async fn send_every_command(stack: &Stack, process_id: ObjectId, lead: &str) -> (String, u64) {
     // With every field that an update can have.
     let whole = json!({

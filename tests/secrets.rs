@@ -57,7 +57,8 @@ const BEARER: &str = "bearer-of-the-test-77";
 const NEXT_BEARER: &str = "bearer-of-the-test-88";
 const IN_REFUSED_SPEC: &str = "refused-secret-of-the-test";
 
-/// Applies specifications that are refused for different reasons, over NATS and with leadctl: neither answer has the secrets.
+/// Applies specifications that are refused for different reasons, over NATS and with leadctl: neither answer has the
+/// secrets.
 async fn assert_refusals_hide_secrets(stack: &Stack, wrong: &str) {
     let spec = |change: fn(&mut Value), text: &str| {
         let mut spec = json!({"projectId": stack.api.project_id, "name": "sales", "states": [{"name": "new"}],

@@ -1,5 +1,5 @@
-//! Tenancy: every endpoint and every query is sent with the key or id of another project, and finds nothing of the first
-//! project. An endpoint or a subject that is missing here fails the test.
+//! Tenancy: every endpoint and every query is sent with the key or id of another project, and finds nothing of the
+//! first project. An endpoint or a subject that is missing here fails the test.
 
 use contract::{
     ObjectId, Timestamp,
@@ -328,8 +328,8 @@ async fn no_endpoint_shows_or_changes_the_data_of_another_project() {
     assert_eq!(own["data"].as_array().map(Vec::len), Some(1), "a process was created: {own}");
 }
 
-/// Asserts that accepted updates of the first project's lead fail with the error of a lead that does not exist, and that only the
-/// second project is told.
+/// Asserts that accepted updates of the first project's lead fail with the error of a lead that does not exist, and
+/// that only the second project receives it.
 async fn assert_failed_like_an_unknown_lead(stack: &Stack, first: &Tenant, second: &Api, accepted: &[String]) {
     let unknown = second.update_and_wait(json!({"leadId": "ffffffffffffffffffffffff", "name": "mine"})).await;
     for update_id in accepted {

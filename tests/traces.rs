@@ -1,4 +1,5 @@
-//! Traces: the spans of an update, from the client's request to the webhook, as a collector receives them over OTLP/HTTP.
+//! Traces: the spans of an update, from the client's request to the webhook, as a collector receives them over
+//! OTLP/HTTP.
 
 use std::{
     collections::HashMap,

@@ -1,5 +1,5 @@
-//! What an update request may ask for beyond the vendor's API: a lead as the client saw it (`If-Match`, `expectedState`), a preview
-//! (`dryRun`), and the outcome in the answer (`Prefer: wait`).
+//! What an update request may ask for beyond the vendor's API: a lead as the client saw it (`If-Match`,
+//! `expectedState`), a preview (`dryRun`), and the outcome in the answer (`Prefer: wait`).
 
 use std::time::{Duration, Instant};
 

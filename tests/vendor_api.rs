@@ -1,5 +1,6 @@
-//! A client of the vendor's lead API works at our base URL, by nothing but what the vendor's reference documents: the fields it sends
-//! and reads, statuses, and the errors that the reference quotes. What Leadrelay adds is not checked here.
+//! A client of the vendor's lead API works at our base URL, by nothing but what the vendor's reference documents: the
+//! fields it sends and reads, statuses, and the errors that the reference quotes. What Leadrelay adds is not checked
+//! here.
 
 use std::collections::BTreeSet;
 

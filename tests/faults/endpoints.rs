@@ -1,4 +1,5 @@
-//! The callbacks under load: fast, slow, flapping, failing and hanging ones. They count what they receive and keep hashes of the bodies.
+//! The callbacks under load: fast, slow, flapping, failing and hanging ones. They count what they receive and keep
+//! hashes of the bodies.
 
 use std::{
     collections::HashMap,

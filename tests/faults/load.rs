@@ -70,7 +70,8 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    /// Sends an update to one gateway after the other until it is accepted; its id. Under one idempotency key it is one update.
+    /// Sends an update to one gateway after the other until it is accepted; its id. Under one idempotency key it is one
+    /// update.
     pub(crate) async fn update(&self, body: &Value, ledger: &Ledger, random: &mut StdRng) -> String {
         let idempotency_key = format!("{:032x}", rand::random::<u128>());
         ledger.intended.fetch_add(1, Ordering::Relaxed);

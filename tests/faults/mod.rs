@@ -1,8 +1,9 @@
 //! The fault suite: a load of updates, a seeded random schedule of faults, and what must hold after it.
 //!
-//! Two of each service run as processes, each behind its own proxies to real NATS and Postgres. Clients and internal producers send
-//! all the time, and the log is fed to the reference model. In the end every accepted update is in the ledger exactly once, every
-//! lead and outcome equals the model, every callback received everything that it subscribed to, and the audit is clean.
+//! Two of each service run as processes, each behind its own proxies to real NATS and Postgres. Clients and internal
+//! producers send all the time, and the log is fed to the reference model. In the end every accepted update is in the
+//! ledger exactly once, every lead and outcome equals the model, every callback received everything that it subscribed
+//! to, and the audit is clean.
 //!
 //! `just faults MINUTES SEED` runs it for long and prints a table.
 
@@ -34,8 +35,8 @@ use load::{Client, Ledger, Tap};
 use proxy::Proxy;
 use schedule::{Fault, Member, Victims};
 
-/// Waits before the attempts: with the retries below long enough that no delivery is exhausted during a run, and short enough that
-/// deliveries are made soon after an endpoint recovers.
+/// Waits before the attempts: with the retries below long enough that no delivery is exhausted during a run, and short
+/// enough that deliveries are made soon after an endpoint recovers.
 const RETRY_SCHEDULE: &str = "0s,200ms,500ms,1s,2s,5s";
 /// Further attempts, each after the longest wait.
 const RETRIES: usize = 400;

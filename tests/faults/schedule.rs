@@ -127,8 +127,8 @@ impl Victims {
                 victim.service.thaw();
             }
             Fault::TwoLeaders => {
-                // The holder of the lease is stopped in the middle of its work, loses the lease unnoticed, and goes on when
-                // another instance leads.
+                // The holder of the lease is stopped in the middle of its work, loses the lease unnoticed, and goes on
+                // when another instance leads.
                 let frozen = between(600, 2000);
                 let leader = self.leader().await;
                 self.lead_states[leader].service.freeze();

@@ -29,8 +29,8 @@ impl Stack {
     }
 }
 
-/// Asserts that every accepted update of a project is in the ledger exactly once, was applied in the order of the log, and
-/// was delivered with one body.
+/// Asserts that every accepted update of a project is in the ledger exactly once, was applied in the order of the log,
+/// and was delivered with one body.
 pub(crate) async fn assert_exactly_once(pool: &PgPool, project: ObjectId, accepted: &[String], requests: &[Request]) {
     let project = project.as_bytes();
     let ids: Vec<String> =

@@ -23,8 +23,8 @@ pub(crate) struct Leads {
     pub(crate) leads: Vec<(String, String)>,
 }
 
-/// Two processes with different rules: one is strict and merges shallowly; the other merges deeply, lets leads leave the terminal
-/// state, and queues updates during calls.
+/// Two processes with different rules: one is strict and merges shallowly; the other merges deeply, lets leads leave
+/// the terminal state, and queues updates during calls.
 pub(crate) fn processes(callbacks: &Value) -> [Value; 2] {
     [
         json!({

@@ -1,5 +1,5 @@
-//! The reference model: the domain rules applied to a log in the simplest way, on JSON values, one message after the other.
-//! No batches, no database; it shares nothing with lead-state but the format of ids.
+//! The reference model: the domain rules applied to a log in the simplest way, on JSON values, one message after the
+//! other. No batches, no database; it shares nothing with lead-state but the format of ids.
 
 use std::collections::{HashMap, HashSet};
 

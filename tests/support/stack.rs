@@ -202,9 +202,10 @@ impl Stack {
         (gateway, Api { url: format!("http://{listen}"), ..self.api.clone() })
     }
 
-    /// Makes the processes look as if they had not changed for an hour: the audit does not judge what directly follows a change.
+    /// Makes the processes look as if they had not changed for an hour: the audit does not judge what directly follows
+    /// a change.
     pub(crate) async fn backdate_processes(&self) {
-        let backdate = "ALTER TABLE lead_state.processes DISABLE TRIGGER note_change;
+        let backdate = "ALTER TABLE lead_state.processes DISABLE TRIGGER set_changed_at;
             UPDATE lead_state.processes SET changed_at = now() - interval '1 hour'";
         self.sql(backdate).await;
     }

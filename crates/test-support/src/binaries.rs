@@ -9,8 +9,8 @@ use std::{
 
 static BUILT: Once = Once::new();
 
-/// The path of one of the workspace's binaries. The first call builds them all, unless [`build`] was called before, with the profile
-/// and into the target directory of the running test; Cargo does not hold its lock while tests run.
+/// The path of one of the workspace's binaries. The first call builds them all, unless [`build`] was called before,
+/// with the profile and into the target directory of the running test; Cargo does not hold its lock while tests run.
 #[must_use]
 pub fn binary(name: &str) -> PathBuf {
     BUILT.call_once(|| cargo_build(&["--workspace"]));
@@ -26,7 +26,8 @@ pub fn build(packages: &[&str]) {
     BUILT.call_once(|| cargo_build(&packages));
 }
 
-/// The directory of this profile's binaries: `target/debug` for a test in `target/debug/deps` and for a program in `target/debug`.
+/// The directory of this profile's binaries: `target/debug` for a test in `target/debug/deps` and for a program in
+/// `target/debug`.
 pub(crate) fn profile_dir() -> PathBuf {
     let test = env::current_exe().expect("the path of this program");
     // Only the directory of a profile has Cargo's own records.
@@ -48,8 +49,8 @@ fn cargo_build(packages: &[&str]) {
         target = parent(target);
     }
     build.arg("--target-dir").arg(target);
-    // Variables about the package of this test would make build scripts run again that read them, and everything that depends
-    // on those.
+    // Variables about the package of this test would make build scripts run again that read them, and everything that
+    // depends on those.
     let of_package = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_CRATE_", "CARGO_BIN_"];
     for (key, _) in env::vars_os() {
         if of_package.iter().any(|prefix| key.to_string_lossy().starts_with(prefix)) {

@@ -1,7 +1,7 @@
 //! Building blocks for tests against real servers and real services, each test with its own.
 //!
-//! Everything here panics where a test would unwrap, with what was expected, what happened instead, and the end of the failed
-//! process's log. Everything started ends when the value that holds it is dropped, and with the test process.
+//! Everything here panics where a test would unwrap, with what was expected, what happened instead, and the end of the
+//! failed process's log. Everything started ends when the value that holds it is dropped, and with the test process.
 //!
 //! ```no_run
 //! # async fn example() {
@@ -35,8 +35,8 @@ use dev_stack::Install;
 use std::{sync::Once, time::Duration};
 use tokio::sync::OnceCell;
 
-/// A fresh Postgres with an empty database, ready in a fraction of a second: most of it is copied from a template in the target
-/// directory. Commits survive a kill, but not a power cut.
+/// A fresh Postgres with an empty database, ready in a fraction of a second: most of it is copied from a template in
+/// the target directory. Commits survive a kill, but not a power cut.
 pub async fn postgres() -> LocalPostgres {
     postgres_with(PostgresOptions::throwaway()).await
 }

@@ -151,7 +151,8 @@ impl Request {
     }
 }
 
-/// An HTTP/1.1 server on 127.0.0.1. It answers 200 on paths without a script, and ends with its connections when it is dropped.
+/// An HTTP/1.1 server on 127.0.0.1. It answers 200 on paths without a script, and ends with its connections when it is
+/// dropped.
 #[derive(Debug)]
 pub struct Receiver {
     address: SocketAddr,
