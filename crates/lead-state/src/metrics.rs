@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use contract::subject::DeadLetterReason;
 use service_kit::metrics::{
-    Counter, Family, Gauge, Histogram, Label, Publishing, Registry, Seconds, Unit, durations, sizes,
+    Counter, Family, Gauge, Histogram, Label, Publishing, Register, Registry, Seconds, Unit, durations, messages, sizes,
 };
 
 use crate::{core::batch::LedgerRow, recovery::diagnose::HALT_REASONS};
@@ -22,7 +22,7 @@ pub(crate) struct Metrics {
     pub(crate) lag: Lag,
 }
 
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(crate) struct Lag {
     pub(crate) log_messages: Gauge,
     pub(crate) log_seconds: Seconds,
@@ -37,86 +37,41 @@ pub(crate) struct Lag {
 
 impl Lag {
     fn new(registry: &mut Registry) -> Self {
-        let lag = Self::default();
-        let messages = || Unit::Other("messages".into());
-        registry.register_with_unit("log_lag", "Log entries not applied yet", messages(), lag.log_messages.clone());
-        registry.register_with_unit(
-            "log_lag",
-            "Age of the oldest log entry not applied yet",
-            Unit::Seconds,
-            lag.log_seconds.clone(),
-        );
-        registry.register_with_unit(
-            "announce_lag",
-            "Applied log entries whose events are not announced yet",
-            messages(),
-            lag.announce_messages.clone(),
-        );
-        registry.register_with_unit(
-            "announce_lag",
-            "Time since the oldest unannounced update was applied",
-            Unit::Seconds,
-            lag.announce_seconds.clone(),
-        );
-        registry.register("active_calls", "Calls in progress", lag.active_calls.clone());
-        registry.register("queued_updates", "Updates queued until a call ends", lag.queued_updates.clone());
-        registry.register_with_unit("stream", "Size of a stream", Unit::Bytes, lag.stream_bytes.clone());
-        registry.register_with_unit(
-            "stream_max",
-            "Size limit of a stream; a full stream refuses messages",
-            Unit::Bytes,
-            lag.stream_max_bytes.clone(),
-        );
-        registry.register_with_unit(
-            "lag_seen_timestamp",
-            "When the lag was last measured",
-            Unit::Seconds,
-            lag.measured_at.clone(),
-        );
-        lag
+        let r = registry;
+        let announce_messages = "Applied log entries whose events are not announced yet";
+        let announce_seconds = "Time since the oldest unannounced update was applied";
+        let log_seconds = "Age of the oldest log entry not applied yet";
+        let stream_max = "Size limit of a stream; a full one refuses messages";
+        let measured_at = "When the lag was last measured";
+        Self {
+            log_messages: r.add_unit("log_lag", messages(), "Log entries not applied yet", Gauge::default()),
+            log_seconds: r.add_unit("log_lag", Unit::Seconds, log_seconds, Seconds::default()),
+            announce_messages: r.add_unit("announce_lag", messages(), announce_messages, Gauge::default()),
+            announce_seconds: r.add_unit("announce_lag", Unit::Seconds, announce_seconds, Seconds::default()),
+            active_calls: r.add("active_calls", "Calls in progress", Gauge::default()),
+            queued_updates: r.add("queued_updates", "Updates queued until a call ends", Gauge::default()),
+            stream_bytes: r.add_unit("stream", Unit::Bytes, "Size of a stream", Family::default()),
+            stream_max_bytes: r.add_unit("stream_max", Unit::Bytes, stream_max, Family::default()),
+            measured_at: r.add_unit("lag_seen_timestamp", Unit::Seconds, measured_at, Seconds::default()),
+        }
     }
 }
 
 impl Metrics {
     pub(crate) fn new(registry: &mut Registry) -> Self {
+        let r = registry;
+        let halted = "1 while the leader is halted and an operator must recover, by reason";
+        let apply = "Duration of applying a batch, from planning to commit, failed attempts included";
         let metrics = Self {
-            updates: Family::default(),
-            dead_letters: Family::default(),
-            halted: Family::default(),
-            leader: Gauge::default(),
-            batches: sizes(),
-            apply: durations(),
-            publishing: Publishing::new(registry),
-            lag: Lag::new(registry),
+            updates: r.add("updates", "Updates applied by this instance, by outcome", Family::default()),
+            dead_letters: r.add("dead_letters", "Log messages that became dead letters, by reason", Family::default()),
+            halted: r.add("halted", halted, Family::default()),
+            leader: r.add("leader", "1 while this instance is the leader, 0 while it is a standby", Gauge::default()),
+            batches: r.add_unit("batch", messages(), "Log entries applied in one transaction", sizes()),
+            apply: r.add_unit("apply_duration", Unit::Seconds, apply, durations()),
+            publishing: Publishing::new(r),
+            lag: Lag::new(r),
         };
-        registry.register("updates", "Updates applied by this instance, by outcome", metrics.updates.clone());
-        registry.register(
-            "dead_letters",
-            "Log messages that became dead letters, by reason",
-            metrics.dead_letters.clone(),
-        );
-        registry.register(
-            "halted",
-            "1 while the leader is halted and an operator must recover, by reason",
-            metrics.halted.clone(),
-        );
-        registry.register(
-            "leader",
-            "1 while this instance is the leader, 0 while it is a standby",
-            metrics.leader.clone(),
-        );
-        registry.register_with_unit(
-            "batch",
-            "Log entries applied in one transaction",
-            Unit::Other("messages".into()),
-            metrics.batches.clone(),
-        );
-        registry.register_with_unit(
-            "apply_duration",
-            "Duration of applying a batch, from planning to commit, failed attempts included",
-            Unit::Seconds,
-            metrics.apply.clone(),
-        );
         // A series that appears with its first event has no rate before it.
         for outcome in ["succeeded", "failed"] {
             drop(metrics.updates.get_or_create(&[("outcome", outcome)]));

@@ -24,39 +24,35 @@ use crate::{
     store,
 };
 
-/// Longer keeps more of the story in NATS beside the ledger, and takes the disk for it.
+/// A longer time keeps more commands in NATS beside the ledger, and takes disk space.
 const LOG_RETENTION: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The configuration of lead-state.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Config {
     #[command(flatten)]
-    #[allow(missing_docs, reason = "documented where they are declared")]
     pub nats: NatsConfig,
     #[command(flatten)]
-    #[allow(missing_docs, reason = "documented where they are declared")]
     pub database: DatabaseConfig,
     #[command(flatten)]
-    #[allow(missing_docs, reason = "documented where they are declared")]
     pub secrets: SecretsConfig,
     #[command(flatten)]
-    #[allow(missing_docs, reason = "documented where they are declared")]
     pub health: HealthConfig,
-    /// Most bytes of the command log and, again, of the event stream, when they are made. A full log makes the gateway
-    /// answer 503.
+    /// Size limit of the command log and, again, of the event stream, when they are created. The gateway answers 503 while
+    /// the log is full.
     #[arg(long, env = "STREAM_MAX_BYTES", default_value_t = 1 << 30, value_parser = clap::value_parser!(i64).range(1 << 20..))]
     pub stream_max_bytes: i64,
-    /// Copies of the streams when they are made: 1 on a single NATS server, 3 on a cluster.
+    /// Replicas of the streams when they are created: 1 on a single NATS server, 3 on a cluster.
     #[arg(long, env = "STREAM_REPLICAS", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=5))]
     pub stream_replicas: u8,
-    /// How long applied commands stay in the log. When it is more than half full they go at once.
+    /// How long applied commands stay in the log. They are purged earlier when it is more than half full.
     #[arg(long, env = "LOG_RETENTION", default_value_t = LOG_RETENTION.into(), value_name = "DURATION")]
     pub log_retention: humantime::Duration,
-    /// How long months of the ledger stay, at least 62days and not shorter than LOG_RETENTION, or off. Older ones are dropped
-    /// once all their events are announced and delivered.
+    /// How long months of the ledger stay, at least 62days and not shorter than LOG_RETENTION, or off. A month is dropped
+    /// only when all of its updates are announced and delivered.
     #[arg(long, env = "LEDGER_RETENTION", default_value_t, value_name = "DURATION")]
     pub ledger_retention: Retention,
-    /// Do not migrate the schema at start: `leadctl migrate` does it, and the service waits until it is done.
+    /// Do not migrate the schema at start: the service waits until `leadctl migrate` has done it.
     #[arg(long, env = "NO_MIGRATE")]
     pub no_migrate: bool,
 }
