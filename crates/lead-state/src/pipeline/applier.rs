@@ -86,7 +86,7 @@ fn messages(read: &[ReadMessage]) -> Vec<&LogMessage> {
 }
 
 impl Preparer {
-    async fn prefetched(&mut self, batch: PrefetchedBatch) -> InFlightBatch {
+    async fn prepare_prefetched(&mut self, batch: PrefetchedBatch) -> InFlightBatch {
         let PrefetchedBatch { messages: read, read_at, parsed, rows } = batch;
         let prepared = self.prepare(&messages(&read), parsed, rows, read_at).await;
         InFlightBatch { messages: read, read_at, prepared }
@@ -161,7 +161,7 @@ impl Applier {
                         () = shutdown.cancelled() => None,
                     };
                     let Some(batch) = batch else { return Ok(()) };
-                    self.preparer.prefetched(batch).await
+                    self.preparer.prepare_prefetched(batch).await
                 }
             };
             let applied = match prepared {
@@ -169,9 +169,9 @@ impl Applier {
                 Err(e) => Err(e),
             };
             let Err(error) = applied else { continue };
-            let messages_of_failed = messages(&read);
+            let failed_messages = messages(&read);
             let mut parts = Vec::new();
-            let failed = Part { messages: &messages_of_failed, read_at, failures: 0, refusal: None };
+            let failed = Part { messages: &failed_messages, read_at, failures: 0, refusal: None };
             self.reschedule(failed, &error, &mut parts).await.map_err(|()| error)?;
             self.apply_parts(parts).await?;
             if let Some(InFlightBatch { messages: read, read_at, .. }) = next.take() {
@@ -201,7 +201,7 @@ impl Applier {
                     biased;
                     written = &mut write => break written,
                     Some(batch) = batches.recv(), if ahead && next.is_none() => {
-                        *next = Some(self.preparer.prefetched(batch).await);
+                        *next = Some(self.preparer.prepare_prefetched(batch).await);
                     }
                 }
             }
