@@ -1,10 +1,10 @@
--- The schema `webhooks`: the delivery log. Owned by webhook-notifier; no other service reads it.
--- Ids are MongoDB ObjectIds, 12 bytes: clients see encode(update_id, 'hex'). Their first four bytes are the Unix second of
--- their creation, so a range of ids is a range of time.
+-- The schema `webhooks`: the delivery log. Owned by webhook-notifier; no other service reads it. Ids are MongoDB
+-- ObjectIds, 12 bytes: clients see encode(update_id, 'hex'). Their first four bytes are the Unix second of their
+-- creation, so a range of ids is a range of time.
 
--- An event of an update on its way to one callback.
--- Without CHECKs on ids, status and payload: Postgres parses them again for every statement, which takes a tenth of a small
--- batch, and they cannot fail: ids are written from twelve bytes, the status from an enumeration.
+-- An event of an update on its way to one callback. Without CHECKs on ids, status and payload: Postgres parses them
+-- again for every statement, which takes a tenth of a small batch, and they cannot fail: ids are written from twelve
+-- bytes, the status from an enumeration.
 CREATE TABLE webhooks.deliveries (
     update_id           bytea       NOT NULL,
     callback_id         bytea       NOT NULL,
@@ -30,14 +30,15 @@ CREATE TABLE webhooks.deliveries (
     last_error          text,
     -- The exact bytes of the request's body. Null once it is delivered.
     payload             text,
-    -- Attempt 1, if the endpoint accepted it: most deliveries then write no row in `attempts`. Null where attempt 1 failed
-    -- or is in `attempts`. Nulls take no space.
+    -- Attempt 1, if the endpoint accepted it: most deliveries then write no row in `attempts`. Null where attempt 1
+    -- failed or is in `attempts`. Nulls take no space.
     first_started_at    timestamptz,
     first_duration_ms   integer,
     first_status_code   integer,
     -- Only of callbacks with `ordering: "lead"`: the lead whose deliveries are ordered,
     lead_id             bytea,
-    -- the delivery's position among them: log position and event sequence, big-endian, so that bytes compare like numbers,
+    -- the delivery's position among them: log position and event sequence, big-endian, so that bytes compare like
+    -- numbers,
     order_key           bytea,
     -- and its event: the identity of the stream, and the sequence in it.
     event_stream        text,
@@ -116,8 +117,8 @@ CREATE FUNCTION webhooks.id_prefix(at timestamptz) RETURNS bytea LANGUAGE sql ST
     SELECT substring(int8send(extract(epoch FROM at)::bigint) FROM 5 FOR 4)
 $$;
 
--- Creates the monthly partitions (UTC) from the month of `since` to the month of `until`, and moves rows of such a month out
--- of the default partition. Returns how many partitions were created.
+-- Creates the monthly partitions (UTC) from the month of `since` to the month of `until`, and moves rows of such a
+-- month out of the default partition. Returns how many partitions were created.
 CREATE FUNCTION webhooks.ensure_partitions(since timestamptz, until timestamptz) RETURNS integer LANGUAGE plpgsql AS $$
 DECLARE
     month    timestamp := date_trunc('month', since AT TIME ZONE 'UTC');
@@ -135,8 +136,8 @@ BEGIN
         FOREACH parent IN ARRAY ARRAY['deliveries', 'attempts'] LOOP
             part := parent || to_char(month, '_YYYY_MM');
             IF to_regclass('webhooks.' || part) IS NULL THEN
-                -- The strongest lock first, which avoids deadlocks with transactions that wait for it; and on the parent,
-                -- so that no insert is routed to the default partition while the month is attached.
+                -- The strongest lock first, which avoids deadlocks with transactions that wait for it; and on the
+                -- parent, so that no insert is routed to the default partition while the month is attached.
                 EXECUTE format('LOCK TABLE webhooks.%I IN ACCESS EXCLUSIVE MODE', parent);
                 EXECUTE format('CREATE TABLE webhooks.%I (LIKE webhooks.%I INCLUDING ALL)', part, parent);
                 EXECUTE format(
@@ -153,8 +154,8 @@ BEGIN
 END
 $$;
 
--- Drops the months that ended at or before `cutoff` and have no work left: no delivery is pending, and every exhausted one
--- is announced. Returns the dropped months. Rows in the default partitions stay.
+-- Drops the months that ended at or before `cutoff` and have no work left: no delivery is pending, and every exhausted
+-- one is announced. Returns the dropped months. Rows in the default partitions stay.
 CREATE FUNCTION webhooks.drop_partitions(cutoff timestamptz) RETURNS text[] LANGUAGE plpgsql AS $$
 DECLARE
     month   text;

@@ -1,7 +1,7 @@
 //! 7 Deliver, 8 Retry: which callbacks are disabled, and since when a callback has had nothing but failures.
 //!
-//! Postgres has both for all replicas and for restarts. Memory is synchronized with Postgres every second, so an attempt
-//! only reads memory and writes nothing.
+//! Postgres has both for all replicas and for restarts. Memory is synchronized with Postgres every second, so an
+//! attempt only reads memory and writes nothing.
 
 use std::{
     collections::HashMap,
@@ -22,8 +22,8 @@ use crate::{
     store::{self, error::StoreError},
 };
 
-/// How often memory is synchronized with Postgres. Longer sends more attempts to an endpoint that another replica disabled,
-/// shorter costs Postgres more queries.
+/// How often memory is synchronized with Postgres. Longer sends more attempts to an endpoint that another replica
+/// disabled, shorter costs Postgres more queries.
 const SYNC_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How long a callback may have nothing but failures before it is disabled; or off.
@@ -113,8 +113,9 @@ struct State {
     streaks: FailureStreaks,
 }
 
-/// Replaces the in-memory set of disabled callbacks with the rows read from Postgres. Keeps callbacks disabled after the read
-/// started, when the set was `before`: they are recorded with the attempt that disabled them. Returns the re-enabled ones.
+/// Replaces the in-memory set of disabled callbacks with the rows read from Postgres. Keeps callbacks disabled after
+/// the read started, when the set was `before`: they are recorded with the attempt that disabled them. Returns the
+/// re-enabled ones.
 fn merge_disabled(
     disabled: &mut HashMap<ObjectId, Arc<str>>,
     before: &HashMap<ObjectId, Arc<str>>,
@@ -296,7 +297,7 @@ mod tests {
     proptest! {
         /// Against a model of one replica and Postgres.
         #[test]
-        fn after_a_synchronization_memory_and_postgres_have_the_same_streak(steps in prop::collection::vec(0_u8..4, 0..100)) {
+        fn memory_and_postgres_agree_after_synchronizing(steps in prop::collection::vec(0_u8..4, 0..100)) {
             let mut streaks = FailureStreaks::default();
             let mut postgres = HashMap::<ObjectId, Timestamp>::new();
             let mut since = None;

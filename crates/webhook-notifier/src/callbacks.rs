@@ -29,7 +29,8 @@ use crate::{
     },
 };
 
-/// How often callbacks are checked for secrets that cannot be opened. Longer reports them later; a check reads memory only.
+/// How often callbacks are checked for secrets that cannot be opened. Longer reports them later; a check reads memory
+/// only.
 const LOCKED_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The configuration could not be read, so nothing may be decided about the delivery.
@@ -136,8 +137,8 @@ impl Callbacks {
         Self { view: Arc::default(), bucket, health, keys, guard }
     }
 
-    /// The callback with its secrets in clear: opened for the first attempt under a revision of its process, and kept as
-    /// long as the revision.
+    /// The callback with its secrets in clear: opened for the first attempt under a revision of its process, and kept
+    /// as long as the revision.
     pub(crate) fn prepare<'a>(&self, target: &'a Target) -> Result<&'a PreparedCallback, OpenError> {
         let ConfiguredProcess { process, prepared } = target.process.as_ref();
         let prepared = prepared[target.index].get_or_init(|| {

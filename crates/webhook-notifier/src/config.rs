@@ -46,16 +46,16 @@ pub struct Config {
     /// receives nothing until leadctl callback enable.
     #[arg(long, env = "DISABLE_AFTER", default_value_t, value_name = "DURATION")]
     pub disable_after: DisableAfter,
-    /// Most attempts in flight, of all callbacks. A large body counts as several. A project gets at most half of them, and a
-    /// callback half of that. More allows more slow endpoints in parallel, fewer takes less memory.
+    /// Most attempts in flight, of all callbacks. A large body counts as several. A project gets at most half of them,
+    /// and a callback half of that. More allows more slow endpoints in parallel, fewer takes less memory.
     #[arg(long, env = "MAX_IN_FLIGHT", default_value_t = MAX_IN_FLIGHT, value_parser = clap::value_parser!(u32).range(8..=65_536))]
     pub max_in_flight: u32,
-    /// How long months of the delivery log are kept, at least 62days, or off. Older months without pending deliveries are
-    /// dropped.
+    /// How long months of the delivery log are kept, at least 62days, or off. Older months without pending deliveries
+    /// are dropped.
     #[arg(long, env = "DELIVERY_RETENTION", default_value_t, value_name = "DURATION")]
     pub delivery_retention: Retention,
-    /// How long events stay in their stream after they were delivered or recorded. While it is more than half full, they are
-    /// purged at once.
+    /// How long events stay in their stream after they were delivered or recorded. While it is more than half full,
+    /// they are purged at once.
     #[arg(long, env = "EVENT_RETENTION", default_value_t = EVENT_RETENTION.into(), value_name = "DURATION")]
     pub event_retention: humantime::Duration,
 }

@@ -20,8 +20,8 @@ const PARTITIONS_INTERVAL: Duration = Duration::from_secs(60 * 60);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// How far back the first start creates partitions: events may have waited in their stream.
 const PARTITIONS_BACK: Duration = DAY.saturating_mul(31);
-/// How far ahead partitions are created. More bridges a longer time without a notifier, after which rows go to the default
-/// partition and have to be moved.
+/// How far ahead partitions are created. More bridges a longer time without a notifier, after which rows go to the
+/// default partition and have to be moved.
 const PARTITIONS_AHEAD: Duration = DAY.saturating_mul(62);
 /// How often delivered events are purged. Longer lets a full stream stay full for longer.
 const PURGE_INTERVAL: Duration = Duration::from_secs(15);

@@ -3,15 +3,15 @@
 //! Its part of the flow (the numbers are those of docs/ARCHITECTURE.md):
 //!
 //! - 7 Deliver: [`dispatch`] pulls completion events from `LEAD_EVENTS` and starts the first attempt for each callback.
-//!   [`callbacks`] finds the callbacks, [`admission`] limits how many attempts run at once and per second, [`http`] signs
-//!   and sends the request, [`core`] decides what follows from the response, [`recorder`] writes it to Postgres. Then the
-//!   event is acknowledged.
-//! - 8 Retry: [`retry`] claims due deliveries in Postgres and sends them the same way ([`deliver`]); [`api`] makes finished
-//!   deliveries due again on request.
+//!   [`callbacks`] finds the callbacks, [`admission`] limits how many attempts run at once and per second, [`http`]
+//!   signs and sends the request, [`core`] decides what follows from the response, [`recorder`] writes it to Postgres.
+//!   Then the event is acknowledged.
+//! - 8 Retry: [`retry`] claims due deliveries in Postgres and sends them the same way ([`deliver`]); [`api`] makes
+//!   finished deliveries due again on request.
 //!
-//! [`outbox`] publishes events about exhausted deliveries and disabled callbacks, [`callback_health`] disables callbacks
-//! that fail for too long, [`housekeeping`] creates and drops partitions, [`backlog`] measures what waits. All SQL is in
-//! [`store`].
+//! [`outbox`] publishes events about exhausted deliveries and disabled callbacks, [`callback_health`] disables
+//! callbacks that fail for too long, [`housekeeping`] creates and drops partitions, [`backlog`] measures what waits.
+//! All SQL is in [`store`].
 
 mod admission;
 mod api;

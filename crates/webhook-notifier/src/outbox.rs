@@ -1,7 +1,7 @@
 //! 7 Deliver, 8 Retry: publishes events about exhausted deliveries and disabled callbacks to `WEBHOOK_EVENTS`.
 //!
-//! Postgres is the outbox: rows that are not announced are published, then marked. After a crash between the two they are
-//! published again, under the same message id.
+//! Postgres is the outbox: rows that are not announced are published, then marked. After a crash between the two they
+//! are published again, under the same message id.
 
 use std::{sync::Arc, time::Duration};
 

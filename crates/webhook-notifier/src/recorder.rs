@@ -1,7 +1,7 @@
 //! 7 Deliver, 8 Retry: writes delivery records to Postgres in batches.
 //!
-//! Records that arrive while a batch is written form the next batch. Records that nothing waits for are collected for up to
-//! 10 ms: a transaction costs much more than a record in it.
+//! Records that arrive while a batch is written form the next batch. Records that nothing waits for are collected for
+//! up to 10 ms: a transaction costs much more than a record in it.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -33,8 +33,8 @@ const MAX_BYTES: usize = 4 * 1024 * 1024;
 /// Records that wait to be written. Beyond that, attempts wait with their permits, and the pull of events with them.
 const QUEUE: usize = 1024;
 
-/// How soon after the last transaction the next one starts, unless something waits for it or it is full. Longer makes fewer
-/// and larger transactions; records that a crash loses are delivered again.
+/// How soon after the last transaction the next one starts, unless something waits for it or it is full. Longer makes
+/// fewer and larger transactions; records that a crash loses are delivered again.
 const MIN_INTERVAL: Duration = Duration::from_millis(10);
 
 /// The recording task ended, which it does only with the service.
@@ -164,7 +164,8 @@ fn is_waited_for(record: &DeliveryRecord) -> bool {
     record.source == DeliverySource::Claim || record.delivery.order.is_some()
 }
 
-/// Takes the next batch off the queue: limited in size, and without two records of one delivery. The rest keeps its order.
+/// Takes the next batch off the queue: limited in size, and without two records of one delivery. The rest keeps its
+/// order.
 fn next_batch<T>(waiting: &mut VecDeque<(DeliveryRecord, T)>) -> Vec<(DeliveryRecord, T)> {
     let mut seen = HashSet::new();
     let mut batch = Vec::new();
@@ -219,7 +220,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_record_is_written_once_and_those_of_a_delivery_in_order(updates in prop::collection::vec(0_u8..20, 0..200)) {
+        fn records_are_written_once_and_in_order_per_delivery(updates in prop::collection::vec(0_u8..20, 0..200)) {
             let mut waiting = updates.iter().enumerate().map(|(n, update)| (record(*update, 1), n)).collect();
             let mut written = Vec::new();
             while let batch = next_batch(&mut waiting)

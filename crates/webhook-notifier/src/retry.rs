@@ -1,8 +1,8 @@
 //! 8 Retry: claims due deliveries in Postgres under a lease, and attempts them.
 //!
 //! A round claims of each callback as many deliveries as may start now, so a million due deliveries of a slow endpoint
-//! delay no other; of a callback that is disabled or whose breaker is open it claims none. A round starts with each poll,
-//! and as soon as a delivery was deferred that may start, a permit was freed, or a rate limit allows more.
+//! delay no other; of a callback that is disabled or whose breaker is open it claims none. A round starts with each
+//! poll, and as soon as a delivery was deferred that may start, a permit was freed, or a rate limit allows more.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -33,7 +33,8 @@ use crate::{
 
 /// How often due deliveries are looked for. Longer delays retries by as much, shorter costs an idle Postgres more.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
-/// How long a round waits for more permits to be freed. Longer claims more at once, shorter leaves permits idle for less.
+/// How long a round waits for more permits to be freed. Longer claims more at once, shorter leaves permits idle for
+/// less.
 const ROUND_DELAY: Duration = Duration::from_millis(5);
 /// How long a claim is exclusive: well beyond the longest attempt (30 s) and its record. Longer delays what a crashed
 /// notifier had claimed, shorter attempts a delivery twice when Postgres pauses.

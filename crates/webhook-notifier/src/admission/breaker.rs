@@ -1,8 +1,8 @@
 //! The circuit breaker of a callback: a pure state machine. Time and randomness are arguments.
 //!
-//! A closed breaker admits every attempt. After [`THRESHOLD`] consecutive failures it opens and admits none for a while.
-//! Then it admits one attempt, the probe: its success closes the breaker, its failure opens it for longer. Waiting for an
-//! open breaker does not count as an attempt of the delivery.
+//! A closed breaker admits every attempt. After [`THRESHOLD`] consecutive failures it opens and admits none for a
+//! while. Then it admits one attempt, the probe: its success closes the breaker, its failure opens it for longer.
+//! Waiting for an open breaker does not count as an attempt of the delivery.
 
 use std::time::Duration;
 
@@ -10,7 +10,8 @@ use tokio::time::Instant;
 
 use crate::core::outcome::EndpointHealth;
 
-/// Consecutive failures that open the breaker. More sends more requests to a dead endpoint, fewer opens it after a hiccup.
+/// Consecutive failures that open the breaker. More sends more requests to a dead endpoint, fewer opens it after a
+/// hiccup.
 pub(crate) const THRESHOLD: u32 = 5;
 /// How long the first opening lasts at most. Longer spares the endpoint, shorter notices sooner that it is back.
 const FIRST_OPEN: Duration = Duration::from_secs(1);
@@ -101,7 +102,8 @@ impl Breaker {
     }
 }
 
-/// How long an opening lasts: twice as long each time. Up to half of it is random, so that replicas do not probe together.
+/// How long an opening lasts: twice as long each time. Up to half of it is random, so that replicas do not probe
+/// together.
 fn open_for(consecutive_openings: u32, random: f64) -> Duration {
     let longest = FIRST_OPEN.saturating_mul(1 << (consecutive_openings.max(1) - 1).min(16)).min(LONGEST_OPEN);
     longest.mul_f64(1.0 - 0.5 * random.clamp(0.0, 1.0))

@@ -1,7 +1,7 @@
 //! The pool of attempts in flight, shared by first attempts and retries.
 //!
-//! No attempt waits behind the slow endpoint of another: what an endpoint cannot start now is deferred to Postgres, where
-//! the retries find it.
+//! No attempt waits behind the slow endpoint of another: what an endpoint cannot start now is deferred to Postgres,
+//! where the retries find it.
 
 use std::{
     collections::HashMap,
@@ -19,12 +19,12 @@ use super::{
 };
 use crate::core::outcome::EndpointHealth;
 
-/// An attempt counts as one unit per this many bytes of its body begun, so that the pool bounds memory too. A larger unit
-/// lets large bodies take more memory, a smaller one makes them wait longer.
+/// An attempt counts as one unit per this many bytes of its body begun, so that the pool bounds memory too. A larger
+/// unit lets large bodies take more memory, a smaller one makes them wait longer.
 const BYTES_PER_UNIT: usize = 64 * 1024;
-/// How many first attempts may wait for a permit, of all endpoints. One endpoint may have as many waiting as are left for
-/// the others, or as many as it finished lately. More bridges bursts without a detour through Postgres, fewer leaves more
-/// room for the events of other endpoints.
+/// How many first attempts may wait for a permit, of all endpoints. One endpoint may have as many waiting as are left
+/// for the others, or as many as it finished lately. More bridges bursts without a detour through Postgres, fewer
+/// leaves more room for the events of other endpoints.
 const MAX_WAITING: usize = 1024;
 
 /// How many units of the pool an attempt with a body of this length takes.
@@ -126,9 +126,9 @@ impl ConcurrencyLimiter {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A permit for a first attempt, within `max_wait`. None when the endpoint's window or share is used up for so long;
-    /// at once when its breaker is open, its rate limit reached or its queue full. The delivery is then deferred to the
-    /// retries.
+    /// A permit for a first attempt, within `max_wait`. None when the endpoint's window or share is used up for so
+    /// long; at once when its breaker is open, its rate limit reached or its queue full. The delivery is then deferred
+    /// to the retries.
     pub(crate) async fn acquire(
         self: &Arc<Self>,
         endpoint: &Endpoint,
@@ -214,8 +214,8 @@ impl ConcurrencyLimiter {
         let count = admitted.min(fitting);
         let units = i64::from(count);
         endpoint_state.start(count, units, is_probe && count > 0);
-        // Where the rate limit holds retries up, they are worth another round once it is full. Open breakers are left to
-        // the poll.
+        // Where the rate limit holds retries up, they are worth another round once it is full. Open breakers are left
+        // to the poll.
         let rate_limited = admitted < fitting && endpoint_state.breaker.admission(now) != Admission::None;
         let bucket = endpoint_state.bucket.filter(|_| rate_limited);
         endpoint_state.rate_limited_until =

@@ -1,11 +1,11 @@
 //! How much of the pool an endpoint may take: pure functions.
 //!
 //! A project holds at most as much as is still free, and an endpoint at most as much as its project could still take.
-//! However many endpoints hang, some of the pool is left for the next one. This is the dynamic threshold of shared switch
-//! buffers, applied twice.
+//! However many endpoints hang, some of the pool is left for the next one. This is the dynamic threshold of shared
+//! switch buffers, applied twice.
 
-/// How many attempts an endpoint that answered nothing lately may have in flight. A larger window lets endpoints that hang
-/// take more of the pool, a smaller one slows down the start of every endpoint.
+/// How many attempts an endpoint that answered nothing lately may have in flight. A larger window lets endpoints that
+/// hang take more of the pool, a smaller one slows down the start of every endpoint.
 pub(crate) const INITIAL_WINDOW: u32 = 4;
 /// How far each recent answer opens the window. Must exceed 1, else the window does not grow while attempts end.
 const WINDOW_PER_ANSWER: u32 = 2;

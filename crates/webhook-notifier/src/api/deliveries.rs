@@ -35,7 +35,8 @@ const MAX_CHUNKS: usize = 10;
 /// Answers queries about deliveries and makes completed ones due again.
 ///
 /// A redelivery is a row that becomes due like every retry, so windows, rate limits and breakers apply. Its body is the
-/// stored one or, for a delivered one, comes from the ledger. Only the ledger can list the updates of a project or lead.
+/// stored one or, for a delivered one, comes from the ledger. Only the ledger can list the updates of a project or
+/// lead.
 #[derive(Debug, Clone)]
 pub(crate) struct DeliveryApi {
     pub(crate) client: async_nats::Client,
@@ -93,7 +94,8 @@ impl DeliveryApi {
                 status: Some(status @ (DeliveryStatus::Pending | DeliveryStatus::Exhausted)),
                 ..
             } => self.list_by_status(&query, status).await,
-            // Delivered ones have no index, which would slow down every delivery. The ledger has an index of its updates.
+            // Delivered ones have no index, which would slow down every delivery. The ledger has an index of its
+            // updates.
             _ => self.list_by_update(&query).await,
         }
     }

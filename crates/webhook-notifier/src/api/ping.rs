@@ -105,7 +105,8 @@ impl PingApi {
         };
         let Attempt { started_at, duration, outcome, response } = attempt;
         let (status_code, error) = (outcome.status(), outcome.error().map(str::to_owned));
-        tracing::info!(%callback_id, %webhook_id, status_code, "callback tested: {}", error.as_deref().unwrap_or("accepted"));
+        let result = error.as_deref().unwrap_or("accepted");
+        tracing::info!(%callback_id, %webhook_id, status_code, "callback tested: {result}");
         let duration_ms = u32::try_from(duration.as_millis()).unwrap_or(u32::MAX);
         Ok(TestResult { webhook_id, started_at, duration_ms, status_code, error, response })
     }

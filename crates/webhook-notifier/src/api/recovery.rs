@@ -168,8 +168,8 @@ impl DeliveryApi {
     }
 }
 
-/// The deliveries whose payloads arrived, and those whose payloads are to be requested next: a reply has as many as fit, in
-/// the order of the request. A payload that is missing in between is no longer in the ledger.
+/// The deliveries whose payloads arrived, and those whose payloads are to be requested next: a reply has as many as
+/// fit, in the order of the request. A payload that is missing in between is no longer in the ledger.
 fn with_payloads<'d, 'o>(
     deliveries: &'d [DeliveryId],
     outcomes: &'o [Outcome],

@@ -1,7 +1,7 @@
 //! 7 Deliver: pulls completion events from `LEAD_EVENTS` and acknowledges them.
 //!
-//! Every event is a task of its own, so no event waits for the endpoint of another. An event is acknowledged once all its
-//! deliveries are recorded.
+//! Every event is a task of its own, so no event waits for the endpoint of another. An event is acknowledged once all
+//! its deliveries are recorded.
 
 use std::{sync::Arc, time::Duration};
 
@@ -27,8 +27,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::event::{AckDecision, ConsumerRole, EventDispatcher, EventMeta};
 
-/// How soon an event without an ack is redelivered. Progress acks extend it, so it only delays events after a crash. Shorter
-/// redelivers events of a notifier that stalls.
+/// How soon an event without an ack is redelivered. Progress acks extend it, so it only delays events after a crash.
+/// Shorter redelivers events of a notifier that stalls.
 const ACK_WAIT: Duration = Duration::from_secs(30);
 /// How often a progress ack is sent: often enough that losing one does no harm.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);
@@ -40,8 +40,8 @@ const PULL_BYTES: usize = 8 * 1024 * 1024;
 /// How long a pull waits at the server, and how long it may be silent before the connection counts as lost.
 const PULL_EXPIRES: Duration = Duration::from_secs(30);
 const PULL_HEARTBEAT: Duration = Duration::from_secs(5);
-/// The memory of events in flight, in units of 16 KiB begun. While it is used up, the pull waits. More bridges longer pauses
-/// of Postgres, less takes less memory.
+/// The memory of events in flight, in units of 16 KiB begun. While it is used up, the pull waits. More bridges longer
+/// pauses of Postgres, less takes less memory.
 const MAX_UNITS: u32 = 1024;
 const BYTES_PER_UNIT: usize = 16 * 1024;
 /// How soon an event is redelivered that could not be decided.
@@ -51,7 +51,8 @@ const RETRY_DELAY: Duration = Duration::from_millis(500);
 /// deliveries.
 const RECORD_ACK_WAIT: Duration = Duration::from_secs(6);
 const RECORD_PROGRESS_INTERVAL: Duration = Duration::from_secs(2);
-/// How long the consumer of ordered events is kept while no notifier pulls. Longer reads again what was recorded long ago.
+/// How long the consumer of ordered events is kept while no notifier pulls. Longer reads again what was recorded long
+/// ago.
 const ORDER_CONSUMER_RETENTION: Duration = Duration::from_secs(30);
 /// How often it is checked whether any callback is ordered.
 const ORDER_CHECK_INTERVAL: Duration = Duration::from_secs(1);

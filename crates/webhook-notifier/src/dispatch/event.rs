@@ -1,7 +1,7 @@
 //! 7 Deliver: from a completion event to its deliveries. The first attempts start at once.
 //!
-//! An attempt that gets no permit soon, exceeds its callback's rate limit or meets an open breaker is deferred: recorded as
-//! due now, for the retries.
+//! An attempt that gets no permit soon, exceeds its callback's rate limit or meets an open breaker is deferred:
+//! recorded as due now, for the retries.
 
 use std::{sync::Arc, time::Duration};
 
@@ -35,8 +35,8 @@ use crate::{
 /// How long a first attempt waits for a permit before it is deferred. Longer bridges bursts without a detour through
 /// Postgres, shorter keeps fewer events of slow endpoints in memory.
 const PERMIT_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long an event waits for its process to reach the bucket, which follows Postgres by a moment. Longer delays the events
-/// of removed processes, shorter may skip the callbacks of a process that was just created.
+/// How long an event waits for its process to reach the bucket, which follows Postgres by a moment. Longer delays the
+/// events of removed processes, shorter may skip the callbacks of a process that was just created.
 const PROCESS_GRACE: Duration = Duration::from_secs(5);
 
 /// Which of the two consumers. Both read all events.
@@ -44,8 +44,8 @@ const PROCESS_GRACE: Duration = Duration::from_secs(5);
 pub(crate) enum ConsumerRole {
     /// Starts or records every delivery of an event.
     Deliver,
-    /// Only records the deliveries of ordered callbacks, without waiting for any endpoint: this moves the watermark that
-    /// ordered deliveries wait for. Idle while no callback is ordered.
+    /// Only records the deliveries of ordered callbacks, without waiting for any endpoint: this moves the watermark
+    /// that ordered deliveries wait for. Idle while no callback is ordered.
     RecordOrdered,
 }
 

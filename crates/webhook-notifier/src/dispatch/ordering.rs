@@ -1,8 +1,8 @@
 //! 7 Deliver, 8 Retry: callbacks with `ordering: "lead"` receive a lead's deliveries one after the other.
 //!
 //! Ordered deliveries are inserted with `next_attempt_at = NULL`. A delivery becomes due once it is the lead's oldest
-//! pending one and every earlier event is recorded; from then on it is retried like any other. Leads are checked after each
-//! insert and after each completed delivery; a sweep over all leads covers notifiers that crashed in between.
+//! pending one and every earlier event is recorded; from then on it is retried like any other. Leads are checked after
+//! each insert and after each completed delivery; a sweep over all leads covers notifiers that crashed in between.
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
@@ -131,8 +131,8 @@ impl LeadOrdering {
 
     async fn recorded_watermark(&self) -> anyhow::Result<RecordedWatermark> {
         let stream = self.js.get_stream(LEAD_EVENTS).await.context("cannot find the stream LEAD_EVENTS")?;
-        // Both consumers acknowledge an event once it is recorded. The one that only records is mostly ahead, and exists
-        // only while a callback is ordered.
+        // Both consumers acknowledge an event once it is recorded. The one that only records is mostly ahead, and
+        // exists only while a callback is ordered.
         let delivered = stream.consumer_info(NOTIFIER_CONSUMER).await.context("cannot read the consumer's state")?;
         let recorded = stream.consumer_info(ORDER_CONSUMER).await;
         let recorded = recorded.map_or(0, |consumer| consumer.ack_floor.stream_sequence);

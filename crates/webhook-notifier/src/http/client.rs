@@ -1,8 +1,8 @@
 //! Sends one request to a callback and reads its response.
 //!
-//! The endpoint accepted the delivery when the head of its response says 2xx before the callback's timeout. The body of the
-//! response is read only while it is short and arrives at once: to reuse the connection, and to show the response of a
-//! failed attempt. An endpoint that drips or floods its response delays and fills nothing.
+//! The endpoint accepted the delivery when the head of its response says 2xx before the callback's timeout. The body of
+//! the response is read only while it is short and arrives at once: to reuse the connection, and to show the response
+//! of a failed attempt. An endpoint that drips or floods its response delays and fills nothing.
 
 use std::time::Duration;
 
@@ -29,20 +29,21 @@ use crate::core::{
     outcome::{Attempt, AttemptOutcome},
 };
 
-/// How much of a body is read before the connection is closed. More reuses connections of endpoints with long responses,
-/// less reads fewer unused bytes.
+/// How much of a body is read before the connection is closed. More reuses connections of endpoints with long
+/// responses, less reads fewer unused bytes.
 const MAX_BODY: usize = 64 * 1024;
-/// How long a body may take after the head. Longer reuses the connections of slow bodies, shorter frees the permit sooner.
+/// How long a body may take after the head. Longer reuses the connections of slow bodies, shorter frees the permit
+/// sooner.
 const BODY_TIMEOUT: Duration = Duration::from_secs(1);
 /// How much of a failed attempt's body is kept.
 const MAX_KEPT_BODY: usize = 1024;
 /// How long an idle connection is kept. Longer saves handshakes, but meets more connections that the endpoint closed.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
-/// Idle connections per host: as many as one callback may use at once by default, so that a pause between two batches of
-/// events closes no connection that the next batch opens again.
+/// Idle connections per host: as many as one callback may use at once by default, so that a pause between two batches
+/// of events closes no connection that the next batch opens again.
 const MAX_IDLE_PER_HOST: usize = 256;
-/// The read buffer, and so the longest head. More lets an endless response occupy a thread for longer, less rejects heads
-/// that other clients accept.
+/// The read buffer, and so the longest head. More lets an endless response occupy a thread for longer, less rejects
+/// heads that other clients accept.
 const MAX_READ: usize = 32 * 1024;
 /// The most that is read of a response: head, body, and some room for interim (1xx) heads.
 const MAX_RESPONSE: usize = MAX_BODY + 2 * MAX_READ;
@@ -53,8 +54,8 @@ pub(crate) struct CallbackClient {
 }
 
 impl CallbackClient {
-    /// A client that reaches what the guard allows and trusts the system's CA certificates. It follows no redirects, which
-    /// lead to URLs that the guard did not check, and uses no proxy, which would resolve names without the guard.
+    /// A client that reaches what the guard allows and trusts the system's CA certificates. It follows no redirects,
+    /// which lead to URLs that the guard did not check, and uses no proxy, which would resolve names without the guard.
     pub(crate) fn new(guard: Guard) -> anyhow::Result<Self> {
         Self::with_resolver(Resolver::new(guard, system_lookup))
     }

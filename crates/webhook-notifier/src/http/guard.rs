@@ -1,8 +1,8 @@
 //! Keeps callbacks out of internal networks.
 //!
-//! Tenants choose the URLs of callbacks, so a URL must not reach a machine behind the firewall. The guard checks the address
-//! that the connection then uses: literal addresses in [`Guard::check_url`], names in the [`Resolver`]. A name that resolves
-//! to another address a moment later (DNS rebinding) gains nothing.
+//! Tenants choose the URLs of callbacks, so a URL must not reach a machine behind the firewall. The guard checks the
+//! address that the connection then uses: literal addresses in [`Guard::check_url`], names in the [`Resolver`]. A name
+//! that resolves to another address a moment later (DNS rebinding) gains nothing.
 
 use std::{
     error::Error,
@@ -60,8 +60,8 @@ impl Guard {
         Ok(url)
     }
 
-    /// Why a callback may not have this URL. A name without an address is no reason: it may get one later, and every attempt
-    /// looks it up again.
+    /// Why a callback may not have this URL. A name without an address is no reason: it may get one later, and every
+    /// attempt looks it up again.
     pub(crate) async fn refusal<F>(&self, text: &str, lookup: impl FnOnce(String) -> F) -> Option<String>
     where
         F: Future<Output = io::Result<Vec<SocketAddr>>>,
@@ -157,8 +157,8 @@ const fn v6(a: u16, b: u16, c: u16, prefix: u8) -> Ipv6Net {
 }
 
 /// Addresses that are not public unicast: IANA's special-purpose registry
-/// (<https://www.iana.org/assignments/iana-ipv4-special-registry>), multicast, and the one public address with the metadata
-/// service of a cloud.
+/// (<https://www.iana.org/assignments/iana-ipv4-special-registry>), multicast, and the one public address with the
+/// metadata service of a cloud.
 const INTERNAL_V4: [(Ipv4Net, &str); 19] = [
     (v4(0, 0, 0, 0, 8), "this network"),
     (v4(10, 0, 0, 0, 8), "a private network"),
@@ -181,8 +181,8 @@ const INTERNAL_V4: [(Ipv4Net, &str); 19] = [
     (v4(168, 63, 129, 16, 32), "a cloud's metadata"),
 ];
 
-/// The same for IPv6 (<https://www.iana.org/assignments/iana-ipv6-special-registry>). Ranges that wrap IPv4 addresses are
-/// refused as a whole. The first match names the network; everything outside 2000::/3 is refused in any case.
+/// The same for IPv6 (<https://www.iana.org/assignments/iana-ipv6-special-registry>). Ranges that wrap IPv4 addresses
+/// are refused as a whole. The first match names the network; everything outside 2000::/3 is refused in any case.
 const INTERNAL_V6: [(Ipv6Net, &str); 18] = [
     (Ipv6Net::new_assert(Ipv6Addr::UNSPECIFIED, 128), "unspecified"),
     (Ipv6Net::new_assert(Ipv6Addr::LOCALHOST, 128), "loopback"),

@@ -1,7 +1,8 @@
 //! Limits the length of a response.
 //!
-//! hyper limits the head of a response, but not how many interim (1xx) heads come before it (RFC 9110, section 15.2), and
-//! parses all that has arrived before another task gets the thread. So the bytes read between two requests are counted.
+//! hyper limits the head of a response, but not how many interim (1xx) heads come before it (RFC 9110, section 15.2),
+//! and parses all that has arrived before another task gets the thread. So the bytes read between two requests are
+//! counted.
 
 use std::{
     io::{self, IoSlice},

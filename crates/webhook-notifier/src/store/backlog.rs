@@ -16,8 +16,8 @@ pub(crate) struct PendingDeliveries {
     pub(crate) oldest_at: Option<Timestamp>,
 }
 
-/// The pending deliveries of all callbacks. The oldest is found by the lowest id of each project, which is not exact for ids
-/// that a producer made up.
+/// The pending deliveries of all callbacks. The oldest is found by the lowest id of each project, which is not exact
+/// for ids that a producer made up.
 pub(crate) async fn pending(pool: &PgPool) -> Result<PendingDeliveries, StoreError> {
     let row = sqlx::query!(
         r#"

@@ -1,4 +1,5 @@
-//! Reads the delivery log, and makes completed deliveries pending again. Every statement reads a limited number of rows.
+//! Reads the delivery log, and makes completed deliveries pending again. Every statement reads a limited number of
+//! rows.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -233,8 +234,8 @@ pub(crate) struct Redelivery<'a> {
     pub(crate) payload: Option<&'a str>,
 }
 
-/// Makes completed deliveries of a project pending and starts their schedules again. Ordered ones become due when they are
-/// their lead's next. Deliveries that are pending already are not changed, and not returned.
+/// Makes completed deliveries of a project pending and starts their schedules again. Ordered ones become due when they
+/// are their lead's next. Deliveries that are pending already are not changed, and not returned.
 pub(crate) async fn requeue(
     pool: &PgPool,
     project_id: ObjectId,

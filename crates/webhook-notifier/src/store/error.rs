@@ -22,8 +22,8 @@ impl From<sqlx::Error> for StoreError {
             let code = error.as_database_error().and_then(|e| e.code());
             code.is_some_and(|code| classes.iter().any(|class| code.starts_with(class)))
         };
-        // Class 08 connection, 40 rollback, 53 resources, 57 operator intervention (shutdown, cancel), 58 system; 25P03 and
-        // 25P04 idle session closed, 55P03 lock not available.
+        // Class 08 connection, 40 rollback, 53 resources, 57 operator intervention (shutdown, cancel), 58 system; 25P03
+        // and 25P04 idle session closed, 55P03 lock not available.
         let is_unavailable = has_class(&["08", "40", "53", "57", "58", "25P03", "25P04", "55P03"])
             || matches!(
                 error,

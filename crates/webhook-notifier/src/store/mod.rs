@@ -31,8 +31,8 @@ pub(crate) async fn connect(config: &DatabaseConfig, readiness: &Readiness) -> a
     let options = PgConnectOptions::from_str(&config.database_url)
         .context("DATABASE_URL is not a postgres:// URL")?
         .application_name("webhook-notifier")
-        // Every statement finds its rows by index. A plan that was cached while a table was small would scan it once it is
-        // large; and JIT compilation of short statements costs more than running them.
+        // Every statement finds its rows by index. A plan that was cached while a table was small would scan it once it
+        // is large; and JIT compilation of short statements costs more than running them.
         .options([("enable_seqscan", "off"), ("jit", "off")]);
     let pool = PgPoolOptions::new()
         .max_connections(config.database_connections)

@@ -7,7 +7,8 @@ use time::OffsetDateTime;
 use super::{error::StoreError, id};
 use crate::core::ordering::{LeadHead, LeadKey, RecordedWatermark};
 
-/// Makes the oldest pending delivery of each of these leads due, if it has no time yet and all earlier events are recorded.
+/// Makes the oldest pending delivery of each of these leads due, if it has no time yet and all earlier events are
+/// recorded.
 pub(crate) async fn make_heads_due(
     pool: &PgPool,
     leads: &[LeadKey],

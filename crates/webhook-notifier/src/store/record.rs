@@ -1,7 +1,7 @@
 //! Records deliveries and their attempts.
 //!
-//! Attempt 1, if the endpoint accepted it, is stored in the row of its delivery, so most deliveries are one row. Every other
-//! attempt has its own row (docs/adr/0036-store-a-successful-first-attempt-in-its-delivery-row.md).
+//! Attempt 1, if the endpoint accepted it, is stored in the row of its delivery, so most deliveries are one row. Every
+//! other attempt has its own row (docs/adr/0036-store-a-successful-first-attempt-in-its-delivery-row.md).
 
 use sqlx::PgConnection;
 use time::OffsetDateTime;
@@ -84,8 +84,8 @@ impl<'a> AttemptColumns<'a> {
     }
 }
 
-/// Inserts deliveries of ordered callbacks, which have no attempt yet. Several notifiers may receive the event: the first
-/// insert counts.
+/// Inserts deliveries of ordered callbacks, which have no attempt yet. Several notifiers may receive the event: the
+/// first insert counts.
 async fn insert_ordered(connection: &mut PgConnection, records: &[&DeliveryRecord]) -> sqlx::Result<()> {
     if records.is_empty() {
         return Ok(());
