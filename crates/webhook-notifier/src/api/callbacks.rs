@@ -5,26 +5,14 @@ use std::sync::Arc;
 use async_nats::service::Service;
 use contract::{
     process::{Callback, Process},
-    rpc::{
-        CallbackState, CallbackStatus, CheckUrls, EnableCallback, EnableResult, ListCallbacks, Query, RpcError,
-        UrlCheck,
-    },
+    rpc::{CallbackState, CallbackStatus, CheckUrls, EnableCallback, EnableResult, ListCallbacks, RpcError, UrlCheck},
 };
 use futures::{StreamExt, stream};
-use service_kit::{
-    clock,
-    lifecycle::Tasks,
-    rpc::{internal, serve},
-};
+use service_kit::{clock, lifecycle::Tasks, rpc::serve};
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    admission::limiter::ConcurrencyLimiter,
-    callback_health::CallbackHealth,
-    callbacks::Callbacks,
-    store::{self, error::StoreError},
-};
+use crate::{admission::limiter::ConcurrencyLimiter, callback_health::CallbackHealth, callbacks::Callbacks, store};
 
 /// How many names are looked up at once.
 const LOOKUPS: usize = 16;
@@ -66,14 +54,11 @@ impl CallbackApi {
     }
 
     async fn enable(self, query: EnableCallback) -> Result<EnableResult, RpcError> {
-        let enable = async {
-            let was_disabled = store::health::enable_callback(&self.pool, query.callback_id, clock::now()).await?;
-            // The other replicas follow within a second.
-            self.callbacks.health.sync(&self.pool).await?;
-            self.limiter.reset_breaker(query.callback_id);
-            Ok(EnableResult { was_disabled })
-        };
-        enable.await.map_err(|e: StoreError| internal(EnableCallback::SUBJECT, &e))
+        let was_disabled = store::health::enable_callback(&self.pool, query.callback_id, clock::now()).await?;
+        // The other replicas follow within a second.
+        self.callbacks.health.sync(&self.pool).await?;
+        self.limiter.reset_breaker(query.callback_id);
+        Ok(EnableResult { was_disabled })
     }
 }
 

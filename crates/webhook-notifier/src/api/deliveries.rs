@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     callbacks::{CallbackLookup, Callbacks},
     core::ordering::LeadQueue,
-    store::{self, deliveries::Redelivery, error::StoreError},
+    store::{self, deliveries::Redelivery},
 };
 
 /// The lists that cursors belong to.
@@ -43,10 +43,6 @@ pub(crate) struct DeliveryApi {
     pub(crate) pool: PgPool,
     pub(crate) callbacks: Arc<Callbacks>,
     pub(crate) lead_queue: Arc<LeadQueue>,
-}
-
-pub(super) fn store_failed(e: StoreError) -> RpcError {
-    internal("a query of the delivery log failed", &e)
 }
 
 fn not_found() -> RpcError {
@@ -76,14 +72,13 @@ impl DeliveryApi {
     }
 
     async fn list_of_update(self, query: ListUpdateDeliveries) -> Result<Vec<Delivery>, RpcError> {
-        let deliveries = store::deliveries::with_attempts(&self.pool, query.project_id, query.update_id).await;
-        deliveries.map_err(store_failed)
+        Ok(store::deliveries::with_attempts(&self.pool, query.project_id, query.update_id).await?)
     }
 
     async fn get(self, query: GetDelivery) -> Result<Delivery, RpcError> {
-        let deliveries = store::deliveries::with_attempts(&self.pool, query.project_id, query.id.update_id).await;
-        let deliveries = deliveries.map_err(store_failed)?;
-        deliveries.into_iter().find(|delivery| delivery.callback_id == query.id.callback_id).ok_or_else(not_found)
+        let GetDelivery { project_id, id } = query;
+        let deliveries = store::deliveries::with_attempts(&self.pool, project_id, id.update_id).await?;
+        deliveries.into_iter().find(|delivery| delivery.callback_id == id.callback_id).ok_or_else(not_found)
     }
 
     async fn list(self, query: ListDeliveries) -> Result<Page<ListedDelivery>, RpcError> {
@@ -136,7 +131,7 @@ impl DeliveryApi {
         for _ in 0..MAX_CHUNKS {
             let (pool, project_id) = (&self.pool, query.project_id);
             let rows = store::deliveries::undelivered(pool, project_id, status, query.since, before, CHUNK);
-            let rows = rows.await.map_err(store_failed)?;
+            let rows = rows.await?;
             let is_last = (rows.len() as i64) < CHUNK;
             before = rows.last().map(|row| row.id).or(before);
             items.extend(rows.into_iter().filter(|row| matches(query, row)));
@@ -236,8 +231,7 @@ impl DeliveryApi {
         redeliveries: &[Redelivery<'_>],
         now: Timestamp,
     ) -> Result<Vec<ListedDelivery>, RpcError> {
-        let requeued = store::deliveries::requeue(&self.pool, project_id, redeliveries, now).await;
-        let requeued = requeued.map_err(store_failed)?;
+        let requeued = store::deliveries::requeue(&self.pool, project_id, redeliveries, now).await?;
         self.lead_queue.push_all();
         Ok(requeued)
     }
@@ -247,7 +241,7 @@ impl DeliveryApi {
         project_id: ObjectId,
         update_ids: &[ObjectId],
     ) -> Result<Vec<ListedDelivery>, RpcError> {
-        store::deliveries::of_updates(&self.pool, project_id, update_ids).await.map_err(store_failed)
+        Ok(store::deliveries::of_updates(&self.pool, project_id, update_ids).await?)
     }
 
     pub(super) async fn outcomes(

@@ -12,7 +12,7 @@ use contract::{
 use service_kit::{clock, rpc::request};
 use tokio::time::Instant;
 
-use super::deliveries::{CHUNK, DeliveryApi, store_failed};
+use super::deliveries::{CHUNK, DeliveryApi};
 use crate::store::{self, deliveries::Redelivery};
 
 /// The list that recovery cursors belong to.
@@ -103,8 +103,7 @@ impl DeliveryApi {
 
     async fn exhausted_page(&self, query: &RecoverDeliveries, after: Option<&str>) -> Result<RecoveryPage, RpcError> {
         let after = after.map(str::parse).transpose().map_err(|_| Cursor::invalid())?;
-        let found = store::deliveries::exhausted(&self.pool, query.project_id, query.since, after, CHUNK).await;
-        let mut found = found.map_err(store_failed)?;
+        let mut found = store::deliveries::exhausted(&self.pool, query.project_id, query.since, after, CHUNK).await?;
         let has_more = found.len() as i64 == CHUNK;
         let next = found.last().filter(|_| has_more).map(ToString::to_string);
         found.retain(|id| query.callback_id.is_none_or(|callback_id| callback_id == id.callback_id));

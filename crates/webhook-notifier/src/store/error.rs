@@ -1,5 +1,8 @@
 //! Errors of the store: what failed, and whether trying again can help.
 
+use contract::rpc::RpcError;
+use service_kit::rpc::internal;
+
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StoreError {
     /// Postgres is away, busy or restarting: try again.
@@ -41,5 +44,11 @@ impl From<sqlx::Error> for StoreError {
             (_, true) => Self::Data(error),
             _ => Self::Rejected(error),
         }
+    }
+}
+
+impl From<StoreError> for RpcError {
+    fn from(error: StoreError) -> Self {
+        internal("a query of the delivery log failed", &error)
     }
 }
