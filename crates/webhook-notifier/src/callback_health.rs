@@ -75,32 +75,32 @@ impl DisableAfter {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct FailureStreaks {
     stored: HashMap<ObjectId, Timestamp>,
-    begun: HashMap<ObjectId, Timestamp>,
+    started: HashMap<ObjectId, Timestamp>,
     ended: HashMap<ObjectId, Timestamp>,
 }
 
 impl FailureStreaks {
     fn since(&self, callback_id: ObjectId) -> Option<Timestamp> {
-        self.stored.get(&callback_id).or(self.begun.get(&callback_id)).copied()
+        self.stored.get(&callback_id).or(self.started.get(&callback_id)).copied()
     }
 
     /// Notes a failure. Returns since when the callback has failed.
     fn note_failure(&mut self, callback_id: ObjectId, at: Timestamp) -> Timestamp {
         match self.since(callback_id) {
             Some(since) => since,
-            None => *self.begun.entry(callback_id).or_insert(at),
+            None => *self.started.entry(callback_id).or_insert(at),
         }
     }
 
     fn note_success(&mut self, callback_id: ObjectId, at: Timestamp) {
-        if self.stored.remove(&callback_id).is_some() | self.begun.remove(&callback_id).is_some() {
+        if self.stored.remove(&callback_id).is_some() | self.started.remove(&callback_id).is_some() {
             self.ended.insert(callback_id, at);
         }
     }
 
     /// Replaces the rows with those read after `written` was written. Keeps what was noted meanwhile.
     fn merge_rows(&mut self, written: &Self, stored: HashMap<ObjectId, Timestamp>) {
-        self.begun.retain(|id, since| written.begun.get(id) != Some(since));
+        self.started.retain(|id, since| written.started.get(id) != Some(since));
         self.ended.retain(|id, at| written.ended.get(id) != Some(at));
         self.stored = stored;
         self.stored.retain(|id, since| self.ended.get(id).is_none_or(|ended| ended < since));
@@ -181,7 +181,7 @@ impl CallbackHealth {
             let state = self.read();
             (state.streaks.clone(), state.disabled.clone())
         };
-        store::health::write_streaks(pool, &written.ended, &written.begun).await?;
+        store::health::write_streaks(pool, &written.ended, &written.started).await?;
         let failing = store::health::failing_callbacks(pool).await?;
         let disabled = store::health::disabled_callbacks(pool).await?;
         let mut state = self.write();
@@ -315,7 +315,7 @@ mod tests {
                     _ => {
                         let written = streaks.clone();
                         postgres.retain(|id, since| written.ended.get(id).is_none_or(|ended| ended < since));
-                        for (id, since) in &written.begun {
+                        for (id, since) in &written.started {
                             postgres.entry(*id).or_insert(*since);
                         }
                         streaks.merge_rows(&written, postgres.clone());

@@ -19,8 +19,8 @@ use super::{
 };
 use crate::core::outcome::EndpointHealth;
 
-/// An attempt counts as one unit per this many bytes of its body begun, so that the pool bounds memory too. A larger
-/// unit lets large bodies take more memory, a smaller one makes them wait longer.
+/// An attempt counts as one unit per started block of this many bytes of its body, so that the pool bounds memory too.
+/// A larger unit lets large bodies take more memory, a smaller one makes them wait longer.
 const BYTES_PER_UNIT: usize = 64 * 1024;
 /// How many first attempts may wait for a permit, of all endpoints. One endpoint may have as many waiting as are left
 /// for the others, or as many as it finished lately. More bridges bursts without a detour through Postgres, fewer

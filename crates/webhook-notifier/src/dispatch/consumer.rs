@@ -40,7 +40,7 @@ const PULL_BYTES: usize = 8 * 1024 * 1024;
 /// How long a pull waits at the server, and how long it may be silent before the connection counts as lost.
 const PULL_EXPIRES: Duration = Duration::from_secs(30);
 const PULL_HEARTBEAT: Duration = Duration::from_secs(5);
-/// The memory of events in flight, in units of 16 KiB begun. While it is used up, the pull waits. More bridges longer
+/// The memory of events in flight, in units of up to 16 KiB. While it is used up, the pull waits. More bridges longer
 /// pauses of Postgres, less takes less memory.
 const MAX_UNITS: u32 = 1024;
 const BYTES_PER_UNIT: usize = 16 * 1024;

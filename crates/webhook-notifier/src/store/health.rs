@@ -31,7 +31,7 @@ pub(crate) async fn failing_callbacks(pool: &PgPool) -> Result<HashMap<ObjectId,
 pub(crate) async fn write_streaks(
     pool: &PgPool,
     ended: &HashMap<ObjectId, Timestamp>,
-    begun: &HashMap<ObjectId, Timestamp>,
+    started: &HashMap<ObjectId, Timestamp>,
 ) -> Result<(), StoreError> {
     let columns = |map: &HashMap<ObjectId, Timestamp>| -> (Vec<[u8; 12]>, Vec<OffsetDateTime>) {
         map.iter().map(|(id, at)| (*id.as_bytes(), OffsetDateTime::from(*at))).unzip()
@@ -50,8 +50,8 @@ pub(crate) async fn write_streaks(
         .execute(pool)
         .await?;
     }
-    if !begun.is_empty() {
-        let (callback_ids, since) = columns(begun);
+    if !started.is_empty() {
+        let (callback_ids, since) = columns(started);
         sqlx::query!(
             r#"
             INSERT INTO webhooks.callback_failures (callback_id, failing_since)
