@@ -307,7 +307,7 @@ mod tests {
         3,,,010101010101010101010101,pending,,
         4,,,,rejected,invalid_field,no
         5,,,,invalid,,name: is not UTF-8
-        6,,,,unknown,,"may have been sent more than a day ago; not sent again"
+        6,,,,unknown,,may have been sent more than a day ago; not sent again
         "#);
         let lines = String::from_utf8(text(Format::Ndjson, &records()[..2]).unwrap()).unwrap();
         insta::assert_snapshot!(lines, @r#"
