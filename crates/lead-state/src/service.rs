@@ -121,7 +121,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     tasks.spawn("leader", leader.run(shutdown.clone()));
 
     let ledger_retention = config.ledger_retention;
-    Api { pool, js, projector, sealer, ledger_retention }.serve(&client, &mut tasks, &shutdown).await?;
+    let api = Api { pool, js, projector, sealer, ledger_retention };
+    let _service = api.serve(&client, &mut tasks, &shutdown).await?;
     readiness.ready("start");
     let ended = tasks.run(DRAIN_DEADLINE).await;
     traces.end().await;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use async_nats::{Client, jetstream};
+use async_nats::{Client, jetstream, service::Service};
 use contract::rpc::RpcError;
 use service_kit::{
     lifecycle::Tasks,
@@ -36,13 +36,14 @@ pub(crate) struct Api {
 }
 
 impl Api {
-    /// Registers the micro service, and answers its queries until shutdown.
+    /// Registers the micro service, and answers its queries until shutdown. The subscriptions end when the returned service is
+    /// dropped, so the caller keeps it until its tasks have ended.
     pub(crate) async fn serve(
         self,
         client: &Client,
         tasks: &mut Tasks,
         shutdown: &CancellationToken,
-    ) -> anyhow::Result<()> {
+    ) -> anyhow::Result<Service> {
         let service = service(client, "lead-state", "Leads, updates and configuration").await?;
         let (sealer, recovery) = (self.sealer.clone(), RecoveryApi { pool: self.pool.clone(), js: self.js.clone() });
         macro_rules! serve {
@@ -61,7 +62,7 @@ impl Api {
             sealer: Sealer::rotate;
             recovery: RecoveryApi::get, RecoveryApi::recover;
         }
-        Ok(())
+        Ok(service)
     }
 }
 
