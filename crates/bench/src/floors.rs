@@ -1,4 +1,4 @@
-//! The floors: the least code that does the same job, each in a process of its own, as the service that it stands for.
+//! The floors: the least code that does the same job as a service, each in its own process.
 
 use std::{
     net::SocketAddr,
@@ -32,21 +32,20 @@ use tokio::{
     task::JoinSet,
 };
 
-use crate::load::{any_lead, body, lead_id};
+use crate::load::{lead_id, random_lead, update_body};
 
-/// A floor, as the bench starts it.
 #[derive(Debug, Clone, Subcommand)]
 pub(crate) enum Floor {
-    /// Parses bodies and publishes them to JetStream with the ack awaited.
+    /// Parse bodies, publish them to JetStream, and await each ack.
     Gateway { nats: String, listen: SocketAddr, stream: String },
-    /// Reads a stream from its beginning, without acks; prints messages a second.
+    /// Read a stream from its start without acks; print messages per second.
     Read { nats: String, stream: String },
-    /// Writes batches of 500 updates with the applier's statements and nothing else; prints updates a second.
+    /// Write batches of 500 updates with lead-state's statements only; print updates per second.
     Apply { postgres: String, leads: u64, seconds: u64 },
-    /// The same with a transaction for every update, on 16 connections; prints updates a second.
+    /// Write each update in its own transaction, on 16 connections; print updates per second.
     OneByOne { postgres: String, leads: u64, seconds: u64 },
-    /// Signs and posts, 64 at once; prints posts a second.
-    Client { to: SocketAddr, seconds: u64 },
+    /// Sign and post on 64 connections; print posts per second.
+    Client { endpoint: SocketAddr, seconds: u64 },
 }
 
 impl Floor {
@@ -58,7 +57,7 @@ impl Floor {
             Self::OneByOne { postgres, leads, seconds } => {
                 one_by_one(&postgres, leads, Duration::from_secs(seconds)).await?
             }
-            Self::Client { to, seconds } => client(to, Duration::from_secs(seconds)).await?,
+            Self::Client { endpoint, seconds } => client(endpoint, Duration::from_secs(seconds)).await?,
         };
         println!("{rate}");
         Ok(())
@@ -70,7 +69,7 @@ async fn connect(nats: &str) -> anyhow::Result<jetstream::Context> {
     Ok(service_kit::nats::jetstream(&client))
 }
 
-/// As much of an update as must be understood to answer for it.
+/// The fields that must be parsed before an update can be accepted.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Update<'a> {
@@ -99,7 +98,10 @@ async fn gateway(nats: &str, listen: SocketAddr, stream: String) -> anyhow::Resu
             async move {
                 let body = request.into_body().collect().await?.to_bytes();
                 let update: Update<'_> = serde_json::from_slice(&body)?;
-                ensure!(update.lead_id.len() == 24 && update.metadata.get().starts_with('{'), "not an update");
+                ensure!(
+                    update.lead_id.len() == 24 && update.metadata.get().starts_with('{'),
+                    "leadId or metadata is invalid"
+                );
                 js.publish(subject, body).await?.await?;
                 anyhow::Ok(Response::new(Full::new(Bytes::from_static(
                     br#"{"success":true,"message":"Lead update initiated"}"#,
@@ -121,22 +123,22 @@ async fn read(nats: &str, stream: &str) -> anyhow::Result<f64> {
             ..Default::default()
         })
         .await?;
-    let begun = Instant::now();
-    let mut read = consumer.stream().max_messages_per_batch(4096).messages().await?.take(messages as usize);
+    let start = Instant::now();
+    let mut received = consumer.stream().max_messages_per_batch(4096).messages().await?.take(messages as usize);
     let mut bytes = 0;
-    while let Some(message) = read.next().await {
+    while let Some(message) = received.next().await {
         bytes += message?.payload.len();
     }
-    ensure!(bytes > 0, "nothing to read");
-    Ok(messages as f64 / begun.elapsed().as_secs_f64())
+    ensure!(bytes > 0, "the stream is empty");
+    Ok(messages as f64 / start.elapsed().as_secs_f64())
 }
 
-/// Ids of a project and a process that exist.
-async fn owner(connection: &mut PgConnection) -> anyhow::Result<(Vec<u8>, Vec<u8>)> {
+/// The ids of the project and the process of the leads.
+async fn project_and_process(connection: &mut PgConnection) -> anyhow::Result<(Vec<u8>, Vec<u8>)> {
     Ok(sqlx::query_as("SELECT project_id, process_id FROM lead_state.leads LIMIT 1").fetch_one(connection).await?)
 }
 
-/// Columns of what an applied update writes.
+/// The columns that a batch of updates writes.
 #[derive(Default)]
 struct Rows {
     leads: Vec<[u8; 12]>,
@@ -148,17 +150,17 @@ struct Rows {
 }
 
 impl Rows {
-    /// So many updates of different leads, the way the traffic is.
-    fn any(count: usize, leads: u64, sequence: &AtomicU64) -> Self {
+    /// Updates of different leads, distributed like the driver's.
+    fn random(count: usize, leads: u64, sequence: &AtomicU64) -> Self {
         let mut rows = Self::default();
         let mut seen = std::collections::HashSet::new();
         while rows.leads.len() < count {
-            let lead = any_lead(leads);
+            let lead = random_lead(leads);
             if !seen.insert(lead) {
                 continue;
             }
             let tag = sequence.fetch_add(1, Relaxed);
-            let command = body(lead, tag);
+            let command = update_body(lead, tag);
             let update = ObjectId::new(service_kit::clock::now(), rand::random());
             rows.leads.push(*lead_id(lead).as_bytes());
             rows.updates.push(*update.as_bytes());
@@ -215,9 +217,9 @@ impl Rows {
     }
 }
 
-async fn apply(postgres: &str, leads: u64, lasting: Duration) -> anyhow::Result<f64> {
+async fn apply(postgres: &str, leads: u64, duration: Duration) -> anyhow::Result<f64> {
     let mut connection = PgConnection::connect(postgres).await?;
-    let (project, process) = owner(&mut connection).await?;
+    let (project, process) = project_and_process(&mut connection).await?;
     sqlx::raw_sql(
         "CREATE SCHEMA IF NOT EXISTS floor; CREATE TABLE IF NOT EXISTS floor.checkpoint (last_seq bigint);
          TRUNCATE floor.checkpoint; INSERT INTO floor.checkpoint VALUES (0)",
@@ -225,29 +227,29 @@ async fn apply(postgres: &str, leads: u64, lasting: Duration) -> anyhow::Result<
     .execute(&mut connection)
     .await?;
     let sequence = AtomicU64::new(1);
-    let (begun, mut written) = (Instant::now(), 0);
-    while begun.elapsed() < lasting {
-        let rows = Rows::any(500, leads, &sequence);
+    let (start, mut written) = (Instant::now(), 0);
+    while start.elapsed() < duration {
+        let rows = Rows::random(500, leads, &sequence);
         rows.write(&mut connection, &project, &process).await?;
         written += rows.leads.len();
     }
-    Ok(written as f64 / begun.elapsed().as_secs_f64())
+    Ok(written as f64 / start.elapsed().as_secs_f64())
 }
 
-async fn one_by_one(postgres: &str, leads: u64, lasting: Duration) -> anyhow::Result<f64> {
+async fn one_by_one(postgres: &str, leads: u64, duration: Duration) -> anyhow::Result<f64> {
     let pool = PgPool::connect(postgres).await?;
-    let (project, process) = owner(&mut *pool.acquire().await?).await?;
+    let (project, process) = project_and_process(&mut *pool.acquire().await?).await?;
     let (project, process) = (Arc::new(project), Arc::new(process));
     let sequence = Arc::new(AtomicU64::new(1));
     let mut writers = JoinSet::new();
-    let begun = Instant::now();
+    let start = Instant::now();
     for _ in 0..16 {
         let mut connection = PgConnection::connect(postgres).await?;
         let (project, process, sequence) = (project.clone(), process.clone(), sequence.clone());
         writers.spawn(async move {
             let mut written = 0_u64;
-            while begun.elapsed() < lasting {
-                let rows = Rows::any(1, leads, &sequence);
+            while start.elapsed() < duration {
+                let rows = Rows::random(1, leads, &sequence);
                 let mut transaction = connection.begin().await?;
                 sqlx::query("SELECT state, metadata::text FROM lead_state.leads WHERE lead_id = $1 FOR UPDATE")
                     .bind(rows.leads[0])
@@ -261,14 +263,14 @@ async fn one_by_one(postgres: &str, leads: u64, lasting: Duration) -> anyhow::Re
         });
     }
     let mut written = 0;
-    while let Some(one) = writers.join_next().await {
-        written += one??;
+    while let Some(count) = writers.join_next().await {
+        written += count??;
     }
-    Ok(written as f64 / begun.elapsed().as_secs_f64())
+    Ok(written as f64 / start.elapsed().as_secs_f64())
 }
 
-/// What the webhook of a benched update weighs.
-fn webhook(tag: u64) -> String {
+/// A body of the same size as the webhooks of the scenarios.
+fn webhook_body(tag: u64) -> String {
     format!(
         r#"{{"action_type":"update","updateId":"{}","success":true,"error":null,"leadId":"{}","referenceId":"crm-1","timestamp":1768193759048,"data":{{"source":"import","city":"Berlin","tag":"{tag:012}","campaign":"autumn","score":1,"note":"asked for an offer, call back on thursday afternoon"}}}}"#,
         lead_id(tag),
@@ -276,37 +278,37 @@ fn webhook(tag: u64) -> String {
     )
 }
 
-async fn client(to: SocketAddr, lasting: Duration) -> anyhow::Result<f64> {
+async fn client(endpoint: SocketAddr, duration: Duration) -> anyhow::Result<f64> {
     let posted = Arc::new(AtomicU64::new(0));
-    let begun = Instant::now();
+    let start = Instant::now();
     let mut clients = JoinSet::new();
     for _ in 0..64 {
         let posted = posted.clone();
         clients.spawn(async move {
-            let stream = TcpStream::connect(to).await?;
+            let stream = TcpStream::connect(endpoint).await?;
             stream.set_nodelay(true)?;
             let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
             tokio::spawn(connection);
-            let key = Hmac::<sha2::Sha256>::new_from_slice(&[7; 32]).context("a key")?;
-            while begun.elapsed() < lasting {
+            let key = Hmac::<sha2::Sha256>::new_from_slice(&[7; 32]).context("cannot create the signing key")?;
+            while start.elapsed() < duration {
                 let tag = posted.fetch_add(1, Relaxed);
-                let (id, body) = (lead_id(tag).to_string(), webhook(tag));
+                let (id, body) = (lead_id(tag).to_string(), webhook_body(tag));
                 let timestamp = service_kit::clock::now().unix_seconds();
                 let mut mac = key.clone();
                 mac.update(format!("{id}.{timestamp}.").as_bytes());
                 mac.update(body.as_bytes());
                 let signature = format!("v1,{}", BASE64_STANDARD.encode(mac.finalize().into_bytes()));
                 let request = Request::post("/crm")
-                    .header("host", to.to_string())
+                    .header("host", endpoint.to_string())
                     .header("content-type", "application/json")
                     .header("user-agent", "floor")
                     .header("webhook-id", id)
                     .header("webhook-timestamp", timestamp)
                     .header("webhook-signature", signature)
                     .body(Full::new(Bytes::from(body)))?;
-                let answer = sender.send_request(request).await?;
-                ensure!(answer.status().is_success(), "{}", answer.status());
-                answer.into_body().collect().await?;
+                let response = sender.send_request(request).await?;
+                ensure!(response.status().is_success(), "{}", response.status());
+                response.into_body().collect().await?;
             }
             anyhow::Ok(())
         });
@@ -314,5 +316,5 @@ async fn client(to: SocketAddr, lasting: Duration) -> anyhow::Result<f64> {
     while let Some(client) = clients.join_next().await {
         client??;
     }
-    Ok(posted.load(Relaxed) as f64 / begun.elapsed().as_secs_f64())
+    Ok(posted.load(Relaxed) as f64 / start.elapsed().as_secs_f64())
 }

@@ -1,23 +1,22 @@
-//! Latencies, summed up.
+//! Histograms of latencies.
 
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
-/// The longest latency that is told from longer ones, in microseconds.
-const LONGEST_US: u64 = 120_000_000;
+/// Longer latencies count as this one.
+const MAX_US: u64 = 120_000_000;
 
-/// An empty histogram of microseconds, true to three digits.
+/// An empty histogram of microseconds with three significant digits.
 pub(crate) fn histogram() -> Histogram<u64> {
     #[allow(clippy::expect_used, reason = "the bounds are constants")]
-    Histogram::new_with_bounds(1, LONGEST_US, 3).expect("bounds of a histogram")
+    Histogram::new_with_bounds(1, MAX_US, 3).expect("bounds of a histogram")
 }
 
-/// Notes a latency.
 pub(crate) fn record(histogram: &mut Histogram<u64>, latency: std::time::Duration) {
-    histogram.saturating_record(u64::try_from(latency.as_micros()).unwrap_or(LONGEST_US).max(1));
+    histogram.saturating_record(u64::try_from(latency.as_micros()).unwrap_or(MAX_US).max(1));
 }
 
-/// A distribution of latencies, in milliseconds.
+/// Percentiles in milliseconds.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Latency {

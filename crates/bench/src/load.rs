@@ -1,9 +1,7 @@
-//! The clients: updates to random leads, as fast as they are answered, at a fixed rate, or as fast as they come out at the
-//! other end.
+//! The clients: they post updates to random leads, paced by responses, by a fixed rate or by received webhooks.
 
 use std::{
     io::Write,
-    net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -12,7 +10,6 @@ use anyhow::{Context, ensure};
 use bytes::{Buf, BytesMut};
 use contract::ObjectId;
 use memchr::memmem;
-use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -22,91 +19,27 @@ use tokio::{
 };
 
 use crate::{
-    latency::{Latency, histogram, record},
-    receiver::{Book, content_length},
+    latency::{histogram, record},
+    protocol::{Load, Pace, Posted, TAG, content_length},
+    receiver::Tally,
 };
 
-/// What stands before the tag of an update: twelve digits in its lead's metadata, by which its webhook is known.
-pub(crate) const TAG: &str = r#""tag":""#;
-/// How close to its time a request leaves, at best.
-const TICK: Duration = Duration::from_micros(200);
+/// The pacing thread's shortest sleep, and so the precision of due times.
+const MIN_SLEEP: Duration = Duration::from_micros(200);
 
-/// What to post, how.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct Load {
-    /// Where the gateway listens.
-    pub(crate) to: SocketAddr,
-    /// The API key.
-    pub(crate) key: String,
-    /// How many leads there are; see [`lead_id`].
-    pub(crate) leads: u64,
-    /// Connections, each with one request at a time.
-    pub(crate) connections: usize,
-    /// How it is paced.
-    pub(crate) pace: Pace,
-    /// For how long.
-    pub(crate) lasting: Duration,
-    /// Leads whose webhooks nobody waits for: by number, the first so many of every so many.
-    pub(crate) unheard: Option<(u64, u64)>,
-}
-
-impl Load {
-    /// Whether the webhook of an update of this lead is waited for.
-    fn hears_of(&self, lead: u64) -> bool {
-        self.unheard.is_none_or(|(first, of)| lead % of >= first)
-    }
-}
-
-/// How requests follow each other.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-pub(crate) enum Pace {
-    /// The next one as soon as one is answered.
-    Answered,
-    /// So many a second, whatever becomes of those before: a request that is late counts from when it was due.
-    Rate(u32),
-    /// So many on their way to their webhooks.
-    Window(usize),
-}
-
-/// What came of it.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct Posted {
-    /// Requests that were answered 200.
-    pub(crate) accepted: u64,
-    /// How many of their webhooks are waited for.
-    pub(crate) expected: u64,
-    /// Requests that were answered otherwise.
-    pub(crate) refused: u64,
-    /// The first answer that was another.
-    pub(crate) refusal: Option<String>,
-    /// How long it took, in seconds.
-    pub(crate) seconds: f64,
-    /// From when a request was due to its answer.
-    pub(crate) latency: Latency,
-}
-
-impl Posted {
-    /// Accepted updates in a second.
-    pub(crate) fn rate(&self) -> f64 {
-        self.accepted as f64 / self.seconds
-    }
-}
-
-/// The id of the lead with this number.
 pub(crate) fn lead_id(number: u64) -> ObjectId {
     let mut bytes = [0x69; 12];
     bytes[4..].copy_from_slice(&number.to_be_bytes());
     ObjectId::from_bytes(bytes)
 }
 
-/// A lead at random: one of the first tenth nine times out of ten.
-pub(crate) fn any_lead(leads: u64) -> u64 {
+/// A random lead: nine in ten are among the first tenth.
+pub(crate) fn random_lead(leads: u64) -> u64 {
     let hot = (leads / 10).max(1);
     if rand::random_range(0..10) < 9 { rand::random_range(0..hot) } else { rand::random_range(0..leads) }
 }
 
-/// The body of an update.
-pub(crate) fn body(lead: u64, tag: u64) -> String {
+pub(crate) fn update_body(lead: u64, tag: u64) -> String {
     let state = if tag.is_multiple_of(2) { "interested" } else { "followup_2" };
     format!(
         r#"{{"leadId":"{}","metadata":{{{TAG}{tag:012}","campaign":"autumn","score":{},"note":"asked for an offer, call back on thursday afternoon"}},"targetState":"{state}","userId":"agent-0042"}}"#,
@@ -115,62 +48,60 @@ pub(crate) fn body(lead: u64, tag: u64) -> String {
     )
 }
 
-/// Posts.
-pub(crate) async fn post(load: Load, book: &Arc<Book>) -> anyhow::Result<Posted> {
-    let begun = Instant::now();
-    let until = begun + load.lasting;
+/// Posts updates over all connections until the load's duration has passed.
+pub(crate) async fn post(load: Load, tally: &Arc<Tally>) -> anyhow::Result<Posted> {
+    let start = Instant::now();
+    let end = start + load.duration;
     if let Pace::Window(size) = load.pace {
-        book.window.forget_permits(Semaphore::MAX_PERMITS);
-        book.window.add_permits(size);
+        tally.window.forget_permits(Semaphore::MAX_PERMITS);
+        tally.window.add_permits(size);
     }
     let mut clients = JoinSet::new();
-    let mut dues = Vec::new();
+    let mut schedules = Vec::new();
     for _ in 0..load.connections {
-        let due = match load.pace {
-            Pace::Rate(_) => {
-                let (sender, due) = mpsc::unbounded_channel();
-                dues.push(sender);
-                Some(due)
-            }
-            Pace::Answered | Pace::Window(_) => None,
-        };
-        let (load, book) = (load.clone(), book.clone());
-        clients.spawn(async move { Client::connect(load, book, until).await?.run(due).await });
+        let due_times = matches!(load.pace, Pace::Rate(_)).then(|| {
+            let (schedule, due_times) = mpsc::unbounded_channel();
+            schedules.push(schedule);
+            due_times
+        });
+        let (load, tally) = (load.clone(), tally.clone());
+        clients.spawn(async move { Client::connect(load, tally, end).await?.run(due_times).await });
     }
     if let Pace::Rate(rate) = load.pace {
-        // A thread: its sleep is finer than the runtime's.
-        std::thread::spawn(move || pace(&dues, rate, begun, until));
+        // A thread of its own sleeps more precisely than the runtime.
+        std::thread::spawn(move || schedule_requests(&schedules, rate, start, end));
     }
-    let mut posted = Tally::default();
+    let mut total = ConnectionResult::default();
     while let Some(client) = clients.join_next().await {
         let client = client??;
-        posted.accepted += client.accepted;
-        posted.expected += client.expected;
-        posted.refused += client.refused;
-        posted.refusal = posted.refusal.or(client.refusal);
-        posted.latency.add(&client.latency)?;
+        total.accepted += client.accepted;
+        total.expected += client.expected;
+        total.refused += client.refused;
+        total.refusal = total.refusal.or(client.refusal);
+        total.latency.add(&client.latency)?;
     }
-    let Tally { accepted, expected, refused, refusal, latency } = posted;
-    let seconds = begun.elapsed().as_secs_f64();
+    let ConnectionResult { accepted, expected, refused, refusal, latency } = total;
+    let seconds = start.elapsed().as_secs_f64();
     Ok(Posted { accepted, expected, refused, refusal, seconds, latency: (&latency).into() })
 }
 
-/// Tells the clients in turn when their next request is due.
-fn pace(dues: &[mpsc::UnboundedSender<Instant>], rate: u32, begun: Instant, until: Instant) {
-    let due = |number: u64| begun + Duration::from_nanos(number * 1_000_000_000 / u64::from(rate));
+/// Sends the due times of requests to the clients, round robin.
+fn schedule_requests(clients: &[mpsc::UnboundedSender<Instant>], rate: u32, start: Instant, end: Instant) {
+    let due = |number: u64| start + Duration::from_nanos(number * 1_000_000_000 / u64::from(rate));
     let mut number = 0;
-    while due(number) < until {
+    while due(number) < end {
         let now = Instant::now();
         while due(number) <= now {
-            // A client that failed says so itself.
-            let _ = dues[number as usize % dues.len()].send(due(number));
+            // A failed client returns its error itself.
+            let _ = clients[number as usize % clients.len()].send(due(number));
             number += 1;
         }
-        std::thread::sleep((due(number) - now).max(TICK));
+        std::thread::sleep((due(number) - now).max(MIN_SLEEP));
     }
 }
 
-struct Tally {
+/// The responses on one connection.
+struct ConnectionResult {
     accepted: u64,
     expected: u64,
     refused: u64,
@@ -178,7 +109,7 @@ struct Tally {
     latency: hdrhistogram::Histogram<u64>,
 }
 
-impl Default for Tally {
+impl Default for ConnectionResult {
     fn default() -> Self {
         Self { accepted: 0, expected: 0, refused: 0, refusal: None, latency: histogram() }
     }
@@ -188,69 +119,73 @@ struct Client {
     stream: TcpStream,
     head: String,
     load: Load,
-    book: Arc<Book>,
-    until: Instant,
+    tally: Arc<Tally>,
+    end: Instant,
 }
 
 impl Client {
-    async fn connect(load: Load, book: Arc<Book>, until: Instant) -> anyhow::Result<Self> {
-        let stream = TcpStream::connect(load.to).await.with_context(|| format!("cannot connect to {}", load.to))?;
+    async fn connect(load: Load, tally: Arc<Tally>, end: Instant) -> anyhow::Result<Self> {
+        let stream = TcpStream::connect(load.gateway)
+            .await
+            .with_context(|| format!("cannot connect to the gateway at {}", load.gateway))?;
         stream.set_nodelay(true)?;
         let head = format!(
             "POST /api/v1/leads/update HTTP/1.1\r\nhost: {}\r\nauthorization: Bearer {}\r\n\
              content-type: application/json\r\ncontent-length: ",
-            load.to, load.key
+            load.gateway, load.api_key
         );
-        Ok(Self { stream, head, load, book, until })
+        Ok(Self { stream, head, load, tally, end })
     }
 
-    async fn run(mut self, mut due: Option<mpsc::UnboundedReceiver<Instant>>) -> anyhow::Result<Tally> {
-        let mut tally = Tally::default();
+    /// Sends requests at their due times if there are any, otherwise one after the other.
+    async fn run(
+        mut self,
+        mut due_times: Option<mpsc::UnboundedReceiver<Instant>>,
+    ) -> anyhow::Result<ConnectionResult> {
+        let mut result = ConnectionResult::default();
         let mut request = Vec::new();
         let mut buffer = BytesMut::with_capacity(4096);
         loop {
-            let at = match &mut due {
-                Some(due) => match due.recv().await {
-                    Some(at) => at,
-                    None => return Ok(tally),
-                },
-                None => Instant::now(),
+            let due = match &mut due_times {
+                Some(due_times) => due_times.recv().await,
+                None => Some(Instant::now()).filter(|now| *now < self.end),
             };
-            if due.is_none() && at >= self.until {
-                return Ok(tally);
-            }
+            let Some(due) = due else { return Ok(result) };
             if let Pace::Window(_) = self.load.pace {
-                let Ok(permit) = timeout_at(self.until.into(), self.book.window.acquire()).await else {
-                    return Ok(tally);
+                let Ok(permit) = timeout_at(self.end.into(), self.tally.window.acquire()).await else {
+                    return Ok(result);
                 };
                 permit?.forget();
             }
-            let tag = self.book.next_tag();
-            let lead = any_lead(self.load.leads);
-            let (body, heard) = (body(lead, tag), self.load.hears_of(lead));
+            let tag = self.tally.next_tag();
+            let lead = random_lead(self.load.leads);
+            let (body, expected) = (update_body(lead, tag), self.load.expects_webhook(lead));
             request.clear();
             write!(request, "{}{}\r\n\r\n{body}", self.head, body.len())?;
-            if heard {
-                self.book.expect(tag, if due.is_some() { at } else { Instant::now() });
+            if expected {
+                self.tally.expect(tag, if due_times.is_some() { due } else { Instant::now() });
             }
-            self.stream.write_all(&request).await.context("the gateway hung up")?;
+            self.stream.write_all(&request).await.context("the gateway closed the connection")?;
             let (head, length) = loop {
                 if let Some(head) = memmem::find(&buffer, b"\r\n\r\n") {
-                    break (head + 4, content_length(&buffer[..head]).context("an answer without a length")?);
+                    break (
+                        head + 4,
+                        content_length(&buffer[..head]).context("the gateway's response has no content-length")?,
+                    );
                 }
-                ensure!(self.stream.read_buf(&mut buffer).await? > 0, "the gateway hung up");
+                ensure!(self.stream.read_buf(&mut buffer).await? > 0, "the gateway closed the connection");
             };
             while buffer.len() < head + length {
-                ensure!(self.stream.read_buf(&mut buffer).await? > 0, "the gateway hung up");
+                ensure!(self.stream.read_buf(&mut buffer).await? > 0, "the gateway closed the connection");
             }
-            record(&mut tally.latency, at.elapsed());
+            record(&mut result.latency, due.elapsed());
             if buffer.starts_with(b"HTTP/1.1 200") {
-                tally.accepted += 1;
-                tally.expected += u64::from(heard);
+                result.accepted += 1;
+                result.expected += u64::from(expected);
             } else {
-                tally.refused += 1;
-                let answer = || String::from_utf8_lossy(&buffer[..head + length]).into_owned();
-                tally.refusal.get_or_insert_with(answer);
+                result.refused += 1;
+                let response = || String::from_utf8_lossy(&buffer[..head + length]).into_owned();
+                result.refusal.get_or_insert_with(response);
             }
             buffer.advance(head + length);
         }

@@ -1,8 +1,8 @@
-//! How fast Leadrelay is, as ratios to floors that are taken in the same run.
+//! Measures how fast Leadrelay is, as ratios to floors measured in the same run.
 //!
-//! [`stack`] starts a real NATS, a real Postgres and the release services; [`driver`] plays clients and endpoints from a
-//! process of its own ([`load`], [`receiver`]); [`floors`] are the least code that does a part's job; [`meter`] counts
-//! processor time and memory; [`scenarios`] put them together, and [`report`] tells.
+//! [`stack`] starts a real NATS, a real Postgres and the release services; [`driver`] is a separate process that plays
+//! clients ([`load`]) and endpoints ([`receiver`]); [`floors`] contains the least code that does the same job as a service;
+//! [`meter`] measures CPU time and memory; [`scenarios`] combines them, and [`report`] prints the results.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -17,6 +17,7 @@ mod latency;
 mod load;
 mod meter;
 mod plot;
+mod protocol;
 mod receiver;
 mod report;
 mod scenarios;
@@ -24,13 +25,13 @@ mod stack;
 
 use crate::{floors::Floor, report::Report, scenarios::Plan};
 
-/// The floors run in this process, so they need the allocator of the services that are compared with them.
+/// The floors run in this program, so they need the allocator of the services that are compared with them.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-/// Measures how fast Leadrelay is on this machine, against floors that are taken in the same run.
+/// Measure how fast Leadrelay is on this machine, compared with floors measured in the same run.
 ///
-/// A run takes everything that the machine has, for minutes; nothing else should run beside it.
+/// A run uses all cores for minutes; stop other work first.
 #[derive(Debug, Parser)]
 #[command(
     after_help = "Examples:\n  cargo run --release -p bench -- all\n  cargo run --release -p bench -- gateway --seconds 5 --runs 1\n  cargo run --release -p bench -- e2e --json e2e.json"
@@ -39,36 +40,35 @@ struct Cli {
     /// What to measure.
     #[arg(value_enum, default_value_t = Scenario::All)]
     scenario: Scenario,
-    /// How long a run of a scenario measures; of e2e, fifteen times as long.
+    /// Seconds that a run of a scenario measures; e2e runs 15 times as long.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=600))]
     seconds: u64,
-    /// Commands or retries that wait in backlog, and leads in scale, whose ledger has five times as many.
+    /// Commands or retries in the backlog scenario; leads in the scale scenario, with five times as many ledger rows.
     #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..))]
     size: u64,
-    /// Runs of each scenario; the median counts.
+    /// Runs of each scenario; the table shows the median.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=20))]
     runs: u32,
-    /// Write everything that was measured to this file.
+    /// Write all figures, the environment and the raw results to this file.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     #[command(subcommand)]
-    part: Option<Part>,
+    command: Option<Command>,
 }
 
-/// A part of the bench that it starts as a process of its own.
 #[derive(Debug, Clone, clap::Subcommand)]
-enum Part {
-    /// Plays clients and endpoints.
+enum Command {
+    /// Play clients and endpoints; the bench starts this itself.
     #[command(hide = true)]
     Driver,
-    /// Runs a floor.
+    /// Run a floor; the bench starts this itself.
     #[command(hide = true, subcommand)]
     Floor(Floor),
-    /// Draw what `--json` wrote: rates.svg and latency.svg.
+    /// Draw rates.svg and latency.svg from the file that `--json` wrote.
     Plot {
-        /// What `--json` wrote.
+        /// The file that `--json` wrote.
         file: PathBuf,
-        /// Where the drawings go.
+        /// The directory for the drawings.
         dir: PathBuf,
     },
 }
@@ -81,36 +81,36 @@ enum Scenario {
     Apply,
     /// Webhooks delivered from a full stream of events.
     Deliver,
-    /// HTTP in, webhook out, everything recorded.
+    /// HTTP in, webhook received, everything recorded.
     E2e,
-    /// From POST to webhook at a low and at a moderate rate.
+    /// Latency from POST to webhook at 100 and at 1000 updates per second.
     Latency,
     /// A million commands in the log; a million retries in Postgres.
     Backlog,
-    /// Few leads and an empty ledger, many leads and a large one.
+    /// Updates applied with few leads and an empty ledger, and with many leads and a large ledger.
     Scale,
-    /// Five hundred callbacks on hosts of their own, a tenth of them hanging.
+    /// 500 callbacks on their own hosts, a tenth of which never answer.
     Hosts,
-    /// All of these.
+    /// All of the above.
     All,
-    /// Two minutes of what has a floor; fails where a ratio is lower than noise explains.
+    /// The scenarios with floors for two minutes; fails if a ratio is lower than noise explains.
     Smoke,
 }
 
 fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
-    match cli.part.clone() {
-        // One thread: it takes least of what is to be measured.
-        Some(Part::Driver) => runtime::Builder::new_current_thread().enable_all().build()?.block_on(driver::run()),
-        Some(Part::Floor(floor)) => Runtime::new()?.block_on(floor.run()),
-        Some(Part::Plot { file, dir }) => plot::draw(&Report::read(&file)?, &dir),
+    match cli.command.clone() {
+        // One thread, so that the driver uses as little as possible of the CPU that is measured.
+        Some(Command::Driver) => runtime::Builder::new_current_thread().enable_all().build()?.block_on(driver::run()),
+        Some(Command::Floor(floor)) => Runtime::new()?.block_on(floor.run()),
+        Some(Command::Plot { file, dir }) => plot::draw(&Report::read(&file)?, &dir),
         None => Runtime::new()?.block_on(measure(&cli)),
     }
 }
 
 async fn measure(cli: &Cli) -> anyhow::Result<()> {
-    scenarios::progress("the services are built, which takes minutes the first time");
-    // With the bench itself, as its dependencies say.
+    scenarios::progress("building the services, which takes minutes the first time");
+    // Together with the bench, so that shared dependencies have the same features and are built once.
     test_support::build(&["bench", "gateway", "lead-state", "webhook-notifier"]);
     let mut report = Report::default();
     {
@@ -118,7 +118,7 @@ async fn measure(cli: &Cli) -> anyhow::Result<()> {
         report.environment = environment::environment(&nats, &postgres).await?;
     }
     let measured = run(cli, &mut report).await;
-    // What was measured is told even where the rest failed.
+    // If a scenario failed, the figures of the others are still printed.
     println!("{}", report.table());
     if let Some(path) = &cli.json {
         report.write(path)?;
@@ -127,34 +127,23 @@ async fn measure(cli: &Cli) -> anyhow::Result<()> {
 }
 
 async fn run(cli: &Cli, report: &mut Report) -> anyhow::Result<()> {
-    let plan = Plan { lasting: Duration::from_secs(cli.seconds), runs: cli.runs, size: cli.size };
-    if cli.scenario == Scenario::Smoke {
-        return scenarios::smoke::run(report).await;
-    }
-    let wanted = |scenario| cli.scenario == scenario || cli.scenario == Scenario::All;
-    if wanted(Scenario::Gateway) {
-        scenarios::gateway::run(&plan, report).await.context("gateway")?;
-    }
-    if wanted(Scenario::Apply) {
-        scenarios::apply::run(&plan, report).await.context("apply")?;
-    }
-    if wanted(Scenario::Deliver) {
-        scenarios::deliver::run(&plan, report).await.context("deliver")?;
-    }
-    if wanted(Scenario::E2e) {
-        scenarios::e2e::run(&plan, report).await.context("e2e")?;
-    }
-    if wanted(Scenario::Latency) {
-        scenarios::latency::run(&plan, report).await.context("latency")?;
-    }
-    if wanted(Scenario::Backlog) {
-        scenarios::backlog::run(&plan, report).await.context("backlog")?;
-    }
-    if wanted(Scenario::Scale) {
-        scenarios::scale::run(&plan, report).await.context("scale")?;
-    }
-    if wanted(Scenario::Hosts) {
-        scenarios::hosts::run(&plan, report).await.context("hosts")?;
+    let plan = Plan { duration: Duration::from_secs(cli.seconds), runs: cli.runs, size: cli.size };
+    let all = Scenario::value_variants().iter().filter(|scenario| !matches!(scenario, Scenario::All | Scenario::Smoke));
+    let selected = if cli.scenario == Scenario::All { all.copied().collect() } else { vec![cli.scenario] };
+    for scenario in selected {
+        let result = match scenario {
+            Scenario::Gateway => scenarios::gateway::run(&plan, report).await,
+            Scenario::Apply => scenarios::apply::run(&plan, report).await,
+            Scenario::Deliver => scenarios::deliver::run(&plan, report).await,
+            Scenario::E2e => scenarios::e2e::run(&plan, report).await,
+            Scenario::Latency => scenarios::latency::run(&plan, report).await,
+            Scenario::Backlog => scenarios::backlog::run(&plan, report).await,
+            Scenario::Scale => scenarios::scale::run(&plan, report).await,
+            Scenario::Hosts => scenarios::hosts::run(&plan, report).await,
+            Scenario::Smoke => scenarios::smoke::run(report).await,
+            Scenario::All => Ok(()),
+        };
+        result.with_context(|| format!("the scenario {scenario:?} failed"))?;
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Drawings of a report: rates against their floors, and latencies.
+//! Charts of a report: rates next to their floors, and latencies.
 
 use std::{collections::BTreeMap, fmt::Write, fs, path::Path};
 
@@ -11,16 +11,16 @@ use crate::{
     scenarios::latency,
 };
 
-/// What figures begin with that are not ours.
+/// Prefixes of figures that do not measure Leadrelay.
 const OTHERS: [&str; 2] = ["floor: ", "for comparison: "];
 const OURS: &str = "#2563eb";
 const OTHER: &str = "#b6bcc6";
 const MARK: &str = "#b91c1c";
 const WIDTH: f64 = 960.0;
 
-/// Draws both into a directory.
+/// Writes rates.svg and latency.svg to a directory.
 pub(crate) fn draw(report: &Report, dir: &Path) -> anyhow::Result<()> {
-    fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
     for (name, drawing) in [("rates.svg", rates(report)), ("latency.svg", latencies(report)?)] {
         let path = dir.join(name);
         fs::write(&path, drawing).with_context(|| format!("cannot write {}", path.display()))?;
@@ -28,7 +28,7 @@ pub(crate) fn draw(report: &Report, dir: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A drawing in the making.
+/// The elements of a chart.
 struct Svg(String);
 
 impl Svg {
@@ -45,11 +45,11 @@ impl Svg {
     }
 
     fn draw(&mut self, element: std::fmt::Arguments<'_>) {
-        // Text takes everything.
+        // Writing to a string cannot fail.
         let _ = writeln!(self.0, "{element}");
     }
 
-    /// All of it, with a title, on white: a page may be dark.
+    /// The document, with a title, on white because the page around it may be dark.
     fn finish(self, title: &str, height: f64) -> String {
         format!(
             r##"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:.0}" font-family="system-ui, sans-serif" font-size="13" fill="#1f2937">
@@ -63,7 +63,7 @@ impl Svg {
     }
 }
 
-/// A bar for every rate, each scenario to a scale of its own.
+/// A bar for each rate; each scenario has its own scale.
 fn rates(report: &Report) -> String {
     const ROW: f64 = 24.0;
     const LEFT: f64 = 430.0;
@@ -83,7 +83,7 @@ fn rates(report: &Report) -> String {
         let ours = figures.iter().filter(|figure| !is_other(figure)).map(|figure| figure.median).fold(0.0, f64::max);
         let targets = figures.iter().filter_map(|figure| figure.target).map(Target::bound);
         let most = figures.iter().map(|figure| figure.median).chain(targets).fold(0.0, f64::max);
-        // A floor that is far beyond leaves the others to be seen.
+        // The bar of a much faster floor is cut off, so that the other bars stay readable.
         let full = if ours > 0.0 { most.min(2.5 * ours) } else { most };
         for figure in figures {
             let (colour, cut) = (if is_other(figure) { OTHER } else { OURS }, figure.median > full);
@@ -123,7 +123,7 @@ fn is_other(figure: &Figure) -> bool {
     OTHERS.iter().any(|prefix| figure.what.starts_with(prefix))
 }
 
-/// What the latency scenario notes of a run.
+/// The raw result of a run of the latency scenario.
 #[derive(Deserialize)]
 struct Run {
     sync: bool,
@@ -136,7 +136,7 @@ struct Received {
     latency: Latency,
 }
 
-/// A line over the percentiles for every rate.
+/// A line over the percentiles for each rate.
 fn latencies(report: &Report) -> anyhow::Result<String> {
     const PERCENTILES: [&str; 5] = ["p50", "p90", "p99", "p99.9", "max"];
     const COLOURS: [&str; 4] = [OURS, "#0f766e", "#93b4f5", "#7cc4bd"];
@@ -146,27 +146,27 @@ fn latencies(report: &Report) -> anyhow::Result<String> {
     const HEIGHT: f64 = 300.0;
     let mut series = BTreeMap::<_, [Vec<f64>; 5]>::new();
     for detail in report.details.get(latency::NAME).into_iter().flatten() {
-        let run = Run::deserialize(detail).context("a detail of latency")?;
+        let run = Run::deserialize(detail).context("unexpected raw result of the latency scenario")?;
         let Latency { p50, p90, p99, p999, max, .. } = run.received.latency;
         let runs = series.entry((run.sync, run.rate)).or_default();
         for (runs, value) in runs.iter_mut().zip([p50, p90, p99, p999, max]) {
             runs.push(value);
         }
     }
-    let series: Vec<_> = series.into_iter().map(|(of, runs)| (of, runs.map(|runs| median(&runs)))).collect();
+    let series: Vec<_> = series.into_iter().map(|(key, runs)| (key, runs.map(|runs| median(&runs)))).collect();
     let all = series.iter().flat_map(|(_, values)| values.iter().copied());
     let decades = all.clone().fold(1.0_f64, f64::max).log10().ceil().max(1.0);
     let lowest = all.fold(1.0_f64, f64::min).log10().floor();
-    let at = |place: usize, ms: f64| {
+    let point = |index: usize, ms: f64| {
         let height = (ms.max(1e-3).log10() - lowest) / (decades - lowest);
-        [LEFT + 30.0 + STEP * place as f64, TOP + HEIGHT * (1.0 - height)]
+        [LEFT + 30.0 + STEP * index as f64, TOP + HEIGHT * (1.0 - height)]
     };
     let mut svg = Svg(String::new());
     let right = LEFT + 60.0 + STEP * 4.0;
     for decade in lowest as i32..=decades as i32 {
         for times in [1.0, 2.0, 5.0] {
             let ms = times * 10_f64.powi(decade);
-            let [_, y] = at(0, ms);
+            let [_, y] = point(0, ms);
             if y < TOP - 1.0 {
                 continue;
             }
@@ -174,13 +174,13 @@ fn latencies(report: &Report) -> anyhow::Result<String> {
             svg.text(LEFT - 8.0, y + 4.0, r#"text-anchor="end""#, &format!("{ms} ms"));
         }
     }
-    for (place, percentile) in PERCENTILES.iter().enumerate() {
-        let [x, _] = at(place, 1.0);
+    for (index, percentile) in PERCENTILES.iter().enumerate() {
+        let [x, _] = point(index, 1.0);
         svg.text(x, TOP + HEIGHT + 22.0, r#"text-anchor="middle""#, percentile);
     }
     for (number, ((sync, rate), values)) in series.iter().enumerate() {
         let colour = COLOURS[number % COLOURS.len()];
-        let points: Vec<_> = values.iter().enumerate().map(|(place, ms)| at(place, *ms)).collect();
+        let points: Vec<_> = values.iter().enumerate().map(|(index, ms)| point(index, *ms)).collect();
         let path: Vec<_> = points.iter().map(|[x, y]| format!("{x:.1} {y:.1}")).collect();
         svg.draw(format_args!(r#"<path d="M{}" fill="none" stroke="{colour}" stroke-width="2"/>"#, path.join("L")));
         for [x, y] in &points {
@@ -188,16 +188,16 @@ fn latencies(report: &Report) -> anyhow::Result<String> {
         }
         let y = TOP + HEIGHT + 50.0 + 20.0 * number as f64;
         svg.draw(format_args!(r#"<rect x="{LEFT}" y="{:.1}" width="12" height="12" fill="{colour}"/>"#, y - 10.0));
-        let how = if *sync { "synced before every ack" } else { "JetStream's default" };
+        let durability = if *sync { "synced before every ack" } else { "JetStream's default" };
         let [p50, _, p99, ..] = values.map(crate::report::number);
-        svg.text(LEFT + 18.0, y, "", &format!("{rate} a second, {how}: p50 {p50} ms, p99 {p99} ms"));
+        svg.text(LEFT + 18.0, y, "", &format!("{rate} a second, {durability}: p50 {p50} ms, p99 {p99} ms"));
     }
-    for (place, percentile) in PERCENTILES.iter().enumerate() {
+    for (index, percentile) in PERCENTILES.iter().enumerate() {
         let suffix = format!("POST to webhook, {percentile}");
         let targets = report.figures.iter().filter(|figure| figure.what.ends_with(&suffix));
         let bounds = targets.filter(|figure| figure.scenario == latency::NAME).filter_map(|figure| figure.target);
         if let Some(bound) = bounds.map(Target::bound).reduce(f64::min) {
-            let [x, y] = at(place, bound);
+            let [x, y] = point(index, bound);
             svg.line([x - 14.0, y], [x + 14.0, y], MARK);
             let rest = format!(r##"fill="{MARK}" font-size="11" stroke="#fff" stroke-width="4" paint-order="stroke""##);
             svg.text(x + 18.0, y + 4.0, &rest, &format!("target {bound} ms"));
@@ -213,7 +213,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rates_are_bars_and_latencies_are_lines() {
+    fn rates_are_drawn_as_bars_and_latencies_as_lines() {
         let mut report = Report::default();
         report.figure("gateway", "floor: hyper & such", "/s", vec![40_000.0], None);
         report.figure("gateway", "accepted", "/s", vec![30_000.0], Target::AtLeast(20_000.0));

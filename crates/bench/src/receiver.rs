@@ -1,4 +1,4 @@
-//! The callbacks' endpoints: take every POST at once, and note when which update was heard of.
+//! The callbacks' endpoints: they answer every POST at once and record when the webhook of each update arrived.
 
 use std::{
     collections::HashSet,
@@ -21,40 +21,39 @@ use tokio::{
 };
 
 use crate::{
-    driver::Received,
     latency::{histogram, record},
-    load::TAG,
+    protocol::{Received, TAG, content_length},
 };
 
-/// How many updates' times are known: more than are ever on their way.
-const TIMES: usize = 1 << 21;
+/// The size of the ring of due times; more updates than are ever in flight.
+const DUE_TIMES: usize = 1 << 21;
 
-/// When updates were to be posted, and what was heard of them.
-pub(crate) struct Book {
+/// The due times of posted updates, and the counters of their webhooks.
+pub(crate) struct Tally {
     epoch: Instant,
-    /// By tag modulo their number: nanoseconds since the epoch, 0 where nothing is expected.
-    times: Vec<AtomicU64>,
+    /// By tag modulo [`DUE_TIMES`]: nanoseconds since the epoch, 0 if no webhook is expected.
+    due_times: Vec<AtomicU64>,
     webhooks: AtomicU64,
     updates: AtomicU64,
     first: AtomicU64,
     last: AtomicU64,
     latency: Mutex<Histogram<u64>>,
-    tags: AtomicU64,
-    /// Gets a permit for every update that was heard of.
+    next_tag: AtomicU64,
+    /// Gets a permit for each update whose webhook is received.
     pub(crate) window: Semaphore,
 }
 
-impl Book {
+impl Tally {
     pub(crate) fn new() -> Self {
         Self {
             epoch: Instant::now(),
-            times: (0..TIMES).map(|_| AtomicU64::new(0)).collect(),
+            due_times: (0..DUE_TIMES).map(|_| AtomicU64::new(0)).collect(),
             webhooks: AtomicU64::new(0),
             updates: AtomicU64::new(0),
             first: AtomicU64::new(0),
             last: AtomicU64::new(0),
             latency: Mutex::new(histogram()),
-            tags: AtomicU64::new(1),
+            next_tag: AtomicU64::new(1),
             window: Semaphore::new(0),
         }
     }
@@ -67,31 +66,31 @@ impl Book {
         u64::try_from(at.saturating_duration_since(self.epoch).as_nanos()).unwrap_or(u64::MAX).max(1)
     }
 
-    /// A tag that no update has had.
+    /// Returns an unused tag.
     pub(crate) fn next_tag(&self) -> u64 {
-        self.tags.fetch_add(1, Relaxed)
+        self.next_tag.fetch_add(1, Relaxed)
     }
 
-    /// An update with this tag was to be posted at this time.
-    pub(crate) fn expect(&self, tag: u64, at: Instant) {
-        self.times[tag as usize % TIMES].store(self.nanos(at), Relaxed);
+    /// Expects a webhook with this tag; its latency counts from `due`.
+    pub(crate) fn expect(&self, tag: u64, due: Instant) {
+        self.due_times[tag as usize % DUE_TIMES].store(self.nanos(due), Relaxed);
     }
 
-    fn hear(&self, tag: Option<u64>) {
+    fn record_webhook(&self, tag: Option<u64>) {
         let now = self.nanos(Instant::now());
         self.webhooks.fetch_add(1, Relaxed);
         let _ = self.first.compare_exchange(0, now, Relaxed, Relaxed);
         self.last.store(now, Relaxed);
         let Some(tag) = tag else { return };
-        let then = self.times[tag as usize % TIMES].swap(0, Relaxed);
-        if then != 0 {
+        let due = self.due_times[tag as usize % DUE_TIMES].swap(0, Relaxed);
+        if due != 0 {
             self.updates.fetch_add(1, Relaxed);
-            record(&mut self.latency(), Duration::from_nanos(now.saturating_sub(then)));
+            record(&mut self.latency(), Duration::from_nanos(now.saturating_sub(due)));
             self.window.add_permits(1);
         }
     }
 
-    /// How many updates were heard of since the last reset.
+    /// The updates whose webhooks were received since the last reset.
     pub(crate) fn updates(&self) -> u64 {
         self.updates.load(Relaxed)
     }
@@ -113,30 +112,30 @@ impl Book {
     }
 }
 
-/// Listens; see [`Book`] for what it notes.
+/// The endpoints of all callbacks.
 pub(crate) struct Receiver {
-    book: Arc<Book>,
+    tally: Arc<Tally>,
     hanging: Arc<RwLock<HashSet<SocketAddr>>>,
 }
 
 impl Receiver {
-    pub(crate) fn new(book: Arc<Book>) -> Self {
-        Self { book, hanging: Arc::default() }
+    pub(crate) fn new(tally: Arc<Tally>) -> Self {
+        Self { tally, hanging: Arc::default() }
     }
 
-    pub(crate) async fn listen(&mut self, addresses: Vec<SocketAddr>) -> anyhow::Result<Vec<SocketAddr>> {
+    pub(crate) async fn listen(&self, addresses: Vec<SocketAddr>) -> anyhow::Result<Vec<SocketAddr>> {
         let mut listening = Vec::new();
         for address in addresses {
             let listener = TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
             let address = listener.local_addr()?;
             listening.push(address);
-            let (book, hanging) = (self.book.clone(), self.hanging.clone());
+            let (tally, hanging) = (self.tally.clone(), self.hanging.clone());
             tokio::spawn(async move {
                 while let Ok((stream, _)) = listener.accept().await {
-                    let (book, hanging) = (book.clone(), hanging.clone());
+                    let (tally, hanging) = (tally.clone(), hanging.clone());
                     tokio::spawn(async move {
-                        // A client that hangs up has had enough.
-                        let _ = serve(stream, &book, || {
+                        // Closed connections are no error.
+                        let _ = serve(stream, &tally, || {
                             hanging.read().unwrap_or_else(PoisonError::into_inner).contains(&address)
                         })
                         .await;
@@ -154,8 +153,8 @@ impl Receiver {
     }
 }
 
-/// Answers request after request; no more than HTTP/1.1 asks of such a server.
-async fn serve(mut stream: TcpStream, book: &Book, hangs: impl Fn() -> bool) -> anyhow::Result<()> {
+/// Answers the requests of a connection with the least HTTP/1.1 that suffices.
+async fn serve(mut stream: TcpStream, tally: &Tally, hangs: impl Fn() -> bool) -> anyhow::Result<()> {
     stream.set_nodelay(true)?;
     let mut buffer = BytesMut::with_capacity(8192);
     loop {
@@ -172,7 +171,7 @@ async fn serve(mut stream: TcpStream, book: &Book, hangs: impl Fn() -> bool) -> 
                 return Ok(());
             }
         }
-        book.hear(tag(&buffer[head..head + length]));
+        tally.record_webhook(read_tag(&buffer[head..head + length]));
         buffer.advance(head + length);
         if hangs() {
             std::future::pending::<()>().await;
@@ -181,19 +180,10 @@ async fn serve(mut stream: TcpStream, book: &Book, hangs: impl Fn() -> bool) -> 
     }
 }
 
-/// The value of a head's `Content-Length`.
-pub(crate) fn content_length(head: &[u8]) -> Option<usize> {
-    const NAME: &[u8] = b"content-length:";
-    let line = head
-        .split(|byte| *byte == b'\n')
-        .find(|line| line.len() > NAME.len() && line[..NAME.len()].eq_ignore_ascii_case(NAME))?;
-    std::str::from_utf8(&line[NAME.len()..]).ok()?.trim().parse().ok()
-}
-
-/// The tag in a body, as [`crate::load`] wrote it.
-fn tag(body: &[u8]) -> Option<u64> {
-    let at = memmem::find(body, TAG.as_bytes())? + TAG.len();
-    std::str::from_utf8(body.get(at..at + 12)?).ok()?.parse().ok()
+/// The tag that [`crate::load::update_body`] wrote.
+fn read_tag(body: &[u8]) -> Option<u64> {
+    let start = memmem::find(body, TAG.as_bytes())? + TAG.len();
+    std::str::from_utf8(body.get(start..start + 12)?).ok()?.parse().ok()
 }
 
 #[cfg(test)]
@@ -201,21 +191,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn heads_and_tags_are_read() {
-        assert_eq!(content_length(b"POST / HTTP/1.1\r\nContent-Length: 17\r\nhost: x"), Some(17));
-        assert_eq!(content_length(b"POST / HTTP/1.1\r\nhost: x"), None);
-        assert_eq!(tag(br#"{"data":{"tag":"000000000042"}}"#), Some(42));
-        assert_eq!(tag(br#"{"data":null}"#), None);
+    fn the_tag_is_read_from_a_webhook() {
+        assert_eq!(read_tag(br#"{"data":{"tag":"000000000042"}}"#), Some(42));
+        assert_eq!(read_tag(br#"{"data":null}"#), None);
     }
 
     #[test]
-    fn an_update_is_heard_of_once() {
-        let book = Book::new();
-        book.expect(7, Instant::now());
+    fn a_repeated_webhook_counts_as_one_update() {
+        let tally = Tally::new();
+        tally.expect(7, Instant::now());
+
         for _ in 0..2 {
-            book.hear(Some(7));
+            tally.record_webhook(Some(7));
         }
-        let received = book.received();
+
+        let received = tally.received();
         assert_eq!((received.webhooks, received.updates, received.latency.count), (2, 1, 1));
     }
 }

@@ -1,4 +1,4 @@
-//! What was measured, its verdicts, and how it is told.
+//! The measured figures, their targets, and the printed table.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -6,13 +6,10 @@ use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// A target.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) enum Target {
-    /// The figure is at least this.
     AtLeast(f64),
-    /// The figure is at most this.
     AtMost(f64),
 }
 
@@ -39,17 +36,14 @@ impl Target {
     }
 }
 
-/// A figure, from one or more runs.
+/// A measure with its values.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Figure {
-    /// The scenario it is of.
     pub(crate) scenario: String,
-    /// What was measured.
     pub(crate) what: String,
-    /// The median of the runs.
     pub(crate) median: f64,
-    /// All runs.
+    /// The value of each run.
     pub(crate) runs: Vec<f64>,
     /// `/s`, `ms`, `MiB`, `x` for a ratio.
     pub(crate) unit: String,
@@ -59,21 +53,20 @@ pub(crate) struct Figure {
     pub(crate) met: Option<bool>,
 }
 
-/// All that a run of the bench found.
+/// The results of one execution of the bench.
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Report {
-    /// The machine and the versions of what ran on it.
     pub(crate) environment: BTreeMap<String, String>,
     pub(crate) figures: Vec<Figure>,
-    /// What could not be measured, and why.
+    /// The measurements that are not possible here, with reasons.
     pub(crate) unmeasured: Vec<String>,
-    /// The raw results, by scenario.
+    /// The raw results by scenario.
     pub(crate) details: BTreeMap<String, Vec<Value>>,
 }
 
 impl Report {
-    /// Notes a figure, and says it on standard error.
+    /// Adds a figure, prints it to standard error, and returns its median.
     pub(crate) fn figure(
         &mut self,
         scenario: &str,
@@ -91,29 +84,42 @@ impl Report {
         median
     }
 
-    /// Notes raw results.
+    /// Adds the figures of a baseline, of what is compared with it, and of their ratio.
+    pub(crate) fn comparison(
+        &mut self,
+        scenario: &str,
+        unit: &str,
+        (baseline_name, baseline): (impl Into<String>, Vec<f64>),
+        (what, runs): (impl Into<String>, Vec<f64>),
+        (ratio_name, target): (&str, Target),
+    ) {
+        let ratios = ratios(&runs, &baseline);
+        self.figure(scenario, baseline_name, unit, baseline, None);
+        self.figure(scenario, what, unit, runs, None);
+        self.figure(scenario, ratio_name, "x", ratios, target);
+    }
+
+    /// Adds raw results.
     pub(crate) fn detail(&mut self, scenario: &str, value: impl Serialize) -> anyhow::Result<()> {
         self.details.entry(scenario.into()).or_default().push(serde_json::to_value(value)?);
         Ok(())
     }
 
-    /// Notes that something could not be measured.
+    /// Records that a measurement is not possible here.
     pub(crate) fn unmeasured(&mut self, what: impl Into<String>) {
         let what = what.into();
         eprintln!("  not measured: {what}");
         self.unmeasured.push(what);
     }
 
-    /// The median of a figure that was noted.
     pub(crate) fn median(&self, scenario: &str, what: &str) -> Option<f64> {
         let figure = self.figures.iter().find(|figure| figure.scenario == scenario && figure.what == what);
         figure.map(|figure| figure.median)
     }
 
-    /// Reads what [`Report::write`] wrote.
     pub(crate) fn read(path: &Path) -> anyhow::Result<Self> {
         let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-        serde_json::from_str(&text).with_context(|| format!("{} is not what --json writes", path.display()))
+        serde_json::from_str(&text).with_context(|| format!("{} is no file written by --json", path.display()))
     }
 
     pub(crate) fn write(&self, path: &Path) -> anyhow::Result<()> {
@@ -121,7 +127,6 @@ impl Report {
         std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
     }
 
-    /// The table for people.
     pub(crate) fn table(&self) -> String {
         let mut table = String::from("\n");
         for (name, value) in &self.environment {
@@ -140,10 +145,10 @@ impl Report {
         table
     }
 
-    /// How many targets are met; those that are not, with how far they are off.
+    /// The number of met targets; the missed ones with their distance.
     fn verdict(&self) -> String {
-        let judged = self.figures.iter().filter_map(|figure| Some((figure, figure.target?, figure.met?)));
-        let (met, missed): (Vec<_>, Vec<_>) = judged.partition(|(_, _, met)| *met);
+        let with_target = self.figures.iter().filter_map(|figure| Some((figure, figure.target?, figure.met?)));
+        let (met, missed): (Vec<_>, Vec<_>) = with_target.partition(|(_, _, met)| *met);
         let mut text = format!("\n{} targets met, {} missed\n", met.len(), missed.len());
         for (figure, target, _) in missed {
             text += &format!(
@@ -176,7 +181,7 @@ fn line(figure: &Figure) -> String {
     format!("  {:<66} {value:>14}  {verdict:<18} {spread}", figure.what).trim_end().to_owned()
 }
 
-/// As many digits as mean something.
+/// Formats a number with two to four significant digits.
 pub(crate) fn number(value: f64) -> String {
     match value.abs() {
         0.0 => "0".into(),
@@ -196,12 +201,12 @@ pub(crate) fn number(value: f64) -> String {
     }
 }
 
-/// The ratio of each run to the one that it is compared with.
-pub(crate) fn ratios(runs: &[f64], to: &[f64]) -> Vec<f64> {
-    runs.iter().zip(to).map(|(run, to)| run / to).collect()
+/// The ratio of each run to the run of the baseline that it alternated with.
+pub(crate) fn ratios(runs: &[f64], baseline: &[f64]) -> Vec<f64> {
+    runs.iter().zip(baseline).map(|(run, baseline)| run / baseline).collect()
 }
 
-/// The middle one; of an even number the lower of the two.
+/// The median; of an even number the lower of the two middle values.
 pub(crate) fn median(runs: &[f64]) -> f64 {
     let mut sorted = runs.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -213,7 +218,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_have_the_digits_that_mean_something() {
+    fn numbers_are_printed_with_significant_digits() {
         for (value, text) in [
             (0.0, "0"),
             (0.0123, "0.0123"),
@@ -228,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missed_target_is_said_with_its_ratio() {
+    fn a_missed_target_is_printed_with_its_ratio() {
         let mut report = Report::default();
         report.figure("gateway", "accepted", "/s", vec![3.0, 1.0, 2.0], Target::AtLeast(2.0));
         assert_eq!(report.median("gateway", "accepted"), Some(2.0));
@@ -244,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_can_be_read() {
+    fn a_written_report_can_be_read() {
         let mut report = Report::default();
         report.figure("gateway", "accepted", "/s", vec![2.0], Target::AtLeast(2.0));
         report.detail("gateway", 7).expect("a detail");

@@ -1,20 +1,20 @@
-//! From POST to webhook at fixed rates: what an update that meets no queue takes.
+//! The latency from POST to webhook at fixed rates that the services can follow.
 
 use std::time::Duration;
 
 use serde_json::json;
 
-use super::Plan;
+use super::{Plan, sync_is_measurable};
 use crate::{
-    load::{Load, Pace},
+    protocol::{Load, Pace},
     report::{Report, Target},
     stack::Stack,
 };
 
 pub(crate) const NAME: &str = "latency";
 
-/// What lies between the times that the story of an update tells. They are whole milliseconds, so means tell more than
-/// medians.
+/// The stages of an update's timeline, with queries for their mean and p99. Times are recorded in whole milliseconds, so
+/// the mean says more than the median.
 const STAGES: [(&str, &str); 3] = [
     (
         "logged to decided",
@@ -39,28 +39,25 @@ const STAGES: [(&str, &str); 3] = [
 ];
 
 pub(crate) async fn run(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
-    one(plan, report, false).await?;
-    if !crate::stack::nats_syncs().await? {
-        report.unmeasured("latency, synced before every ack: this nats-server cannot, 2.10 or later can");
-        return Ok(());
+    measure(plan, report, false).await?;
+    if sync_is_measurable(NAME, report).await? {
+        measure(plan, report, true).await?;
     }
-    one(plan, report, true).await
+    Ok(())
 }
 
-async fn one(plan: &Plan, report: &mut Report, sync: bool) -> anyhow::Result<()> {
-    let how = if sync { ", synced before every ack" } else { "" };
+async fn measure(plan: &Plan, report: &mut Report, sync: bool) -> anyhow::Result<()> {
+    let durability = if sync { ", synced before every ack" } else { "" };
     let mut stack = Stack::start(sync, 100_000).await?;
-    // Caches fill, statements are planned.
-    let warm = Load { pace: Pace::Rate(1000), ..stack.load(Duration::from_secs(2)) };
-    let posted = stack.driver.post(warm).await?;
-    stack.driver.received(posted.accepted, Duration::from_secs(30)).await?;
+    // Fills caches and plans statements.
+    let warm_up = Load { pace: Pace::Rate(1000), ..stack.load(Duration::from_secs(2)) };
+    stack.post_and_receive(warm_up).await?;
     for rate in [100, 1000] {
-        let at = format!("at {rate}/s{how}");
+        let at = format!("at {rate}/s{durability}");
         let (mut p50, mut p99, mut p999, mut posts) = (vec![], vec![], vec![], vec![]);
         for _ in plan.runs(&format!("{NAME} {at}")) {
-            stack.driver.reset().await?;
-            let posted = stack.driver.post(Load { pace: Pace::Rate(rate), ..stack.load(plan.lasting) }).await?;
-            let received = stack.driver.received(posted.accepted, Duration::from_secs(30)).await?;
+            let load = Load { pace: Pace::Rate(rate), ..stack.load(plan.duration) };
+            let (posted, received) = stack.post_and_receive(load).await?;
             report.detail(NAME, json!({"sync": sync, "rate": rate, "posted": posted, "received": received}))?;
             p50.push(received.latency.p50);
             p99.push(received.latency.p99);
@@ -68,11 +65,11 @@ async fn one(plan: &Plan, report: &mut Report, sync: bool) -> anyhow::Result<()>
             posts.push(posted.latency.p50);
         }
         for (stage, sql) in STAGES {
-            let took: (f64, f64) = sqlx::query_as(sql).fetch_one(&stack.pool).await?;
-            report.figure(NAME, format!("{at}: {stage}, mean"), "ms", vec![took.0], None);
-            report.figure(NAME, format!("{at}: {stage}, p99"), "ms", vec![took.1], None);
+            let (mean, p99): (f64, f64) = sqlx::query_as(sql).fetch_one(&stack.pool).await?;
+            report.figure(NAME, format!("{at}: {stage}, mean"), "ms", vec![mean], None);
+            report.figure(NAME, format!("{at}: {stage}, p99"), "ms", vec![p99], None);
         }
-        // What a guarantee costs is told; the targets are of JetStream's default.
+        // The targets apply to JetStream's default; with sync the latency is only reported.
         let at_most = |bound| (!sync).then_some(Target::AtMost(bound));
         report.figure(NAME, format!("{at}: POST to answer, p50"), "ms", posts, None);
         report.figure(NAME, format!("{at}: POST to webhook, p50"), "ms", p50, at_most(2.5));

@@ -1,4 +1,4 @@
-//! The scenarios: each starts what it needs, measures ours and the floor in turns, and reports.
+//! The scenarios: each starts a stack, measures Leadrelay and the floor alternately, and adds the figures to the report.
 
 use std::{
     collections::BTreeMap,
@@ -12,8 +12,9 @@ use anyhow::{Context, ensure};
 use tokio::process::{Child, Command};
 
 use crate::{
-    meter::Taken,
+    meter::Usages,
     report::{Report, Target},
+    stack::nats_can_sync,
 };
 
 pub(crate) mod apply;
@@ -26,82 +27,90 @@ pub(crate) mod latency;
 pub(crate) mod scale;
 pub(crate) mod smoke;
 
-/// How much is measured.
+/// The options of all scenarios.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Plan {
-    /// How long a run measures.
-    pub(crate) lasting: Duration,
-    /// How many runs there are.
+    /// The duration of one run.
+    pub(crate) duration: Duration,
     pub(crate) runs: u32,
-    /// How much waits, or is there already, where that is what matters.
+    /// The number of waiting commands or retries, or of leads.
     pub(crate) size: u64,
 }
 
 impl Plan {
-    /// The runs of a scenario, each told on standard error when it begins.
+    /// The runs of a scenario; prints each to standard error when it starts.
     pub(crate) fn runs(&self, what: &str) -> impl Iterator<Item = u32> {
         (1..=self.runs).inspect(move |run| progress(&format!("{what}, run {run} of {}", self.runs)))
     }
 }
 
-/// Says on standard error what is done now, and how long the bench has run.
+/// Prints the current step to standard error, with the time since the start of the bench.
 pub(crate) fn progress(what: &str) {
-    static BEGUN: LazyLock<Instant> = LazyLock::new(Instant::now);
-    let seconds = BEGUN.elapsed().as_secs();
+    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+    let seconds = START.elapsed().as_secs();
     eprintln!("[{:>2}:{:02}] {what}", seconds / 60, seconds % 60);
 }
 
-/// What our services may take, in MiB.
-const MEMORY: f64 = 64.0;
-/// By how much they may grow and count as flat, in MiB: a tenth of what they may take.
-const GROWTH: f64 = MEMORY / 10.0;
+/// The most memory of a service, in MiB.
+const MAX_MEMORY: f64 = 64.0;
+/// Memory that grows less counts as constant, in MiB.
+const MAX_GROWTH: f64 = MAX_MEMORY / 10.0;
 const SERVICES: [&str; 3] = ["gateway", "lead-state", "webhook-notifier"];
 
-/// The memory of our services over the runs of a scenario: the most that each took, and by how much it grew.
+/// The peak and the growth of each service's memory in each run of a scenario.
 #[derive(Debug, Default)]
-pub(crate) struct Memory(BTreeMap<&'static str, [Vec<f64>; 2]>);
+pub(crate) struct MemoryUsage(BTreeMap<&'static str, [Vec<f64>; 2]>);
 
-impl Memory {
-    /// Notes a run, of those services that were there.
-    pub(crate) fn note(&mut self, taken: &BTreeMap<&'static str, Taken>) {
-        for (name, taken) in taken.iter().filter(|(name, taken)| SERVICES.contains(name) && taken.memory > 0.0) {
+impl MemoryUsage {
+    /// Adds a run; ignores services that were stopped.
+    pub(crate) fn add(&mut self, usages: &Usages) {
+        for (name, usage) in usages.iter().filter(|(name, usage)| SERVICES.contains(name) && usage.memory > 0.0) {
             let [peaks, growths] = self.0.entry(*name).or_default();
-            peaks.push(taken.memory);
-            growths.push(taken.growth);
+            peaks.push(usage.memory);
+            growths.push(usage.growth);
         }
     }
 
-    pub(crate) fn tell(self, scenario: &str, report: &mut Report) {
+    pub(crate) fn report(self, scenario: &str, report: &mut Report) {
         for (name, [peaks, growths]) in self.0 {
-            report.figure(scenario, format!("memory of {name}"), "MiB", peaks, Target::AtMost(MEMORY));
+            report.figure(scenario, format!("memory of {name}"), "MiB", peaks, Target::AtMost(MAX_MEMORY));
             let what = format!("memory of {name}, growth from the second quarter to the last");
-            report.figure(scenario, what, "MiB", growths, Target::AtMost(GROWTH));
+            report.figure(scenario, what, "MiB", growths, Target::AtMost(MAX_GROWTH));
         }
     }
 }
 
-/// Updates a second where the latencies of two states are compared: so few that two slow cores are not busy with them alone.
-/// Where they are, whatever more there is to do makes all wait.
-const CALM: u32 = 500;
-/// How much longer such runs are than others, for a pause of the machine must not be a hundredth of them.
-const LONGER: u32 = 2;
+/// Updates per second where latencies are compared. On two busy cores any additional work would delay every update, so
+/// this is low enough to leave them idle time.
+const MODERATE_RATE: u32 = 500;
+/// Such runs are this many times longer, so that one pause of the machine does not determine the p99.
+const LATENCY_RUN_FACTOR: u32 = 2;
 
-fn floor_command(arguments: &[String]) -> anyhow::Result<Command> {
+/// Whether nats-server can sync before it acks; otherwise the report names the scenario as not measured.
+async fn sync_is_measurable(scenario: &str, report: &mut Report) -> anyhow::Result<bool> {
+    let can_sync = nats_can_sync().await?;
+    if !can_sync {
+        report.unmeasured(format!("{scenario}, synced before every ack: needs nats-server 2.10 or later"));
+    }
+    Ok(can_sync)
+}
+
+fn floor_command(arguments: &[&str]) -> anyhow::Result<Command> {
     let mut command = Command::new(std::env::current_exe()?);
     command.arg("floor").args(arguments).kill_on_drop(true);
     Ok(command)
 }
 
 /// Runs a floor that prints its rate.
-async fn floor(arguments: &[String]) -> anyhow::Result<f64> {
+async fn run_floor(arguments: &[&str]) -> anyhow::Result<f64> {
     let output = floor_command(arguments)?.stderr(Stdio::inherit()).output().await?;
     ensure!(output.status.success(), "the floor {} failed", arguments[0]);
     let text = String::from_utf8_lossy(&output.stdout);
-    text.trim().parse().with_context(|| format!("the floor {} said {text:?}", arguments[0]))
+    text.trim().parse().with_context(|| format!("the floor {} printed {text:?} instead of a rate", arguments[0]))
 }
 
-/// Starts a floor that serves, and waits until it listens.
-async fn serving_floor(arguments: &[String], address: SocketAddr) -> anyhow::Result<Child> {
+/// Starts a floor that is a server, and waits until it listens.
+async fn start_floor(arguments: &[&str], address: SocketAddr) -> anyhow::Result<Child> {
     let child = floor_command(arguments)?.spawn()?;
     for _ in 0..500 {
         if tokio::net::TcpStream::connect(address).await.is_ok() {
@@ -115,20 +124,21 @@ async fn serving_floor(arguments: &[String], address: SocketAddr) -> anyhow::Res
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::meter::ResourceUsage;
 
     #[test]
-    fn memory_is_of_our_services_that_were_there() {
-        let taken = |memory, growth| Taken { cpu: 1.0, memory, growth };
-        let mut memory = Memory::default();
-        memory.note(&BTreeMap::from([
-            ("gateway", taken(0.0, 0.0)),
-            ("lead-state", taken(30.0, 7.0)),
-            ("postgres", taken(300.0, 100.0)),
+    fn memory_is_reported_of_running_services_only() {
+        let usage = |memory, growth| ResourceUsage { cpu: 1.0, memory, growth };
+        let mut memory = MemoryUsage::default();
+        memory.add(&BTreeMap::from([
+            ("gateway", usage(0.0, 0.0)),
+            ("lead-state", usage(30.0, 7.0)),
+            ("postgres", usage(300.0, 100.0)),
         ]));
         let mut report = Report::default();
-        memory.tell("apply", &mut report);
-        let told: Vec<_> = report.figures.iter().map(|figure| (figure.what.as_str(), figure.met)).collect();
+        memory.report("apply", &mut report);
+        let figures: Vec<_> = report.figures.iter().map(|figure| (figure.what.as_str(), figure.met)).collect();
         let growth = "memory of lead-state, growth from the second quarter to the last";
-        assert_eq!(told, [("memory of lead-state", Some(true)), (growth, Some(false))]);
+        assert_eq!(figures, [("memory of lead-state", Some(true)), (growth, Some(false))]);
     }
 }

@@ -1,25 +1,25 @@
-//! Whether applying slows down as leads and ledger grow.
+//! The rate of applied updates as leads and ledger grow.
 
 use std::time::Instant;
 
 use serde_json::json;
 use sqlx::AssertSqlSafe;
 
-use super::{Memory, Plan, apply::fill_and_drain, progress};
+use super::{MemoryUsage, Plan, apply::fill_and_drain, progress};
 use crate::{
     load::lead_id,
-    report::{Report, Target, ratios},
+    report::{Report, Target},
     stack::{Stack, insert_leads},
 };
 
 const NAME: &str = "scale";
-/// Leads at the beginning.
+/// Leads of the small stack.
 const FEW: u64 = 10_000;
-/// Updates in the ledger per lead, when both have grown.
+/// Ledger rows per lead of the large stack.
 const UPDATES_PER_LEAD: u64 = 5;
-/// Updates of a run, per second that other scenarios' runs last. So many that the runs meet pages again that they have met:
-/// the first time after a checkpoint Postgres logs a page whole, which in a short run all of a million leads' pages are, and
-/// in the five minutes between two checkpoints few.
+/// Updates of a run per second of `--seconds`. Postgres logs a page in full at its first change after a checkpoint. In a
+/// short run that would be every page of a million leads, in the five minutes between two checkpoints it is few, so a run is
+/// long enough to change pages repeatedly.
 const RATE: u64 = 35_000;
 
 pub(crate) async fn run(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
@@ -27,45 +27,43 @@ pub(crate) async fn run(plan: &Plan, report: &mut Report) -> anyhow::Result<()> 
     small.notifier.terminate().await;
 
     let (leads, updates) = (plan.size.max(FEW), plan.size * UPDATES_PER_LEAD);
-    progress(&format!("{NAME}, {leads} leads and a ledger of {updates} are made"));
-    let begun = Instant::now();
+    progress(&format!("{NAME}, {leads} leads and a ledger of {updates} are being inserted"));
+    let start = Instant::now();
     let mut large = Stack::start(false, FEW).await?;
     large.notifier.terminate().await;
     large.lead_state.terminate().await;
     insert_leads(&large.pool, large.project_id, &[large.process_id], FEW..leads).await?;
     large.leads = leads;
     insert_ledger(&large, updates).await?;
-    report.detail(NAME, json!({"leads": leads, "ledger": updates, "madeIn": begun.elapsed().as_secs_f64()}))?;
+    report.detail(NAME, json!({"leads": leads, "ledger": updates, "insertSeconds": start.elapsed().as_secs_f64()}))?;
 
-    let (mut few, mut many) = (Vec::new(), Vec::new());
-    let mut memory = Memory::default();
+    let (mut few, mut many, mut memory) = (vec![], vec![], MemoryUsage::default());
     for _ in plan.runs(NAME) {
-        few.push(rate(&mut small, plan, report, &mut memory).await?);
-        many.push(rate(&mut large, plan, report, &mut memory).await?);
+        few.push(measure(&mut small, plan, report, &mut memory).await?);
+        many.push(measure(&mut large, plan, report, &mut memory).await?);
     }
-    let ratios = ratios(&many, &few);
-    report.figure(NAME, format!("applied, {FEW} leads, ledger from 0 on"), "/s", few, None);
-    report.figure(NAME, format!("applied, {leads} leads, ledger from {updates} on"), "/s", many, None);
-    report.figure(NAME, "applied with many, ratio to few", "x", ratios, Target::AtLeast(0.8));
-    memory.tell(NAME, report);
+    let few = (format!("applied, {FEW} leads, ledger from 0 on"), few);
+    let many = (format!("applied, {leads} leads, ledger from {updates} on"), many);
+    report.comparison(NAME, "/s", few, many, ("applied with many, ratio to few", Target::AtLeast(0.8)));
+    memory.report(NAME, report);
     Ok(())
 }
 
-/// The rate of a run.
-async fn rate(stack: &mut Stack, plan: &Plan, report: &mut Report, memory: &mut Memory) -> anyhow::Result<f64> {
-    let drained = fill_and_drain(stack, plan.lasting.as_secs() * RATE).await?;
-    report.detail(NAME, json!({"leads": stack.leads, "rate": drained.rate, "taken": drained.taken}))?;
-    memory.note(&drained.taken);
+/// Returns the rate of a run.
+async fn measure(stack: &mut Stack, plan: &Plan, report: &mut Report, memory: &mut MemoryUsage) -> anyhow::Result<f64> {
+    let drained = fill_and_drain(stack, plan.duration.as_secs() * RATE).await?;
+    report.detail(NAME, json!({"leads": stack.leads, "rate": drained.rate, "usage": drained.usage}))?;
+    memory.add(&drained.usage);
     Ok(drained.rate)
 }
 
-/// Makes ledger rows of all leads, as if they had been updated through a day, one after the other, before the log began.
+/// Inserts ledger rows that look like a day of updates to all leads, from before the log began.
 async fn insert_ledger(stack: &Stack, updates: u64) -> anyhow::Result<()> {
     let prefix = lead_id(0).as_bytes()[..4].to_vec();
-    // The ids of updates are made of the second and a number.
+    // Update ids consist of the second and a number.
     let first_second = i64::from(service_kit::clock::now().unix_seconds()) - 24 * 60 * 60;
     let mut connection = stack.pool.acquire().await?;
-    // Indexes are made at the end: row by row they take several times as long.
+    // Building the indexes at the end is several times faster than maintaining them row by row.
     let indexes = sqlx::query_as::<_, (String, String)>(
         "SELECT indexrelid::regclass::text, replace(pg_get_indexdef(indexrelid), ' ON ONLY ', ' ON ') FROM pg_index
          WHERE indrelid = 'lead_state.lead_updates'::regclass AND NOT indisprimary",
@@ -102,9 +100,9 @@ async fn insert_ledger(stack: &Stack, updates: u64) -> anyhow::Result<()> {
         sqlx::query(AssertSqlSafe(definition)).execute(&mut *connection).await?;
     }
     sqlx::query("VACUUM ANALYZE lead_state.lead_updates").execute(&mut *connection).await?;
-    // Else all of this would be written to the disk while others are measured.
+    // Otherwise Postgres would flush these rows during the measurement.
     sqlx::query("CHECKPOINT").execute(&mut *connection).await?;
-    // With what was set on it.
+    // Its maintenance_work_mem must not return to the pool.
     connection.close().await?;
     Ok(())
 }
