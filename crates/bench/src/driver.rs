@@ -1,7 +1,7 @@
 //! The driver: a separate process that plays the clients and the callbacks' endpoints.
 //!
-//! It reads one [`DriverCommand`] per line from its standard input and answers each with one line of JSON on its standard
-//! output.
+//! It reads one [`DriverCommand`] per line from its standard input and answers each with one line of JSON on its
+//! standard output.
 
 use std::{
     net::SocketAddr,

@@ -1,8 +1,8 @@
 //! Measures how fast Leadrelay is, as ratios to floors measured in the same run.
 //!
 //! [`stack`] starts a real NATS, a real Postgres and the release services; [`driver`] is a separate process that plays
-//! clients ([`load`]) and endpoints ([`receiver`]); [`floors`] contains the least code that does the same job as a service;
-//! [`meter`] measures CPU time and memory; [`scenarios`] combines them, and [`report`] prints the results.
+//! clients ([`load`]) and endpoints ([`receiver`]); [`floors`] contains the least code that does the same job as a
+//! service; [`meter`] measures CPU time and memory; [`scenarios`] combines them, and [`report`] prints the results.
 
 use std::{path::PathBuf, time::Duration};
 

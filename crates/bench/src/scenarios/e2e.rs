@@ -89,8 +89,8 @@ pub(crate) async fn measure(plan: &Plan, report: &mut Report, sync: bool) -> any
     Ok(rate)
 }
 
-/// The rate at which the three floors would process updates one after the other on shared cores; `None` unless all three
-/// were measured.
+/// The rate at which the three floors would process updates one after the other on shared cores; `None` unless all
+/// three were measured.
 fn combined_floor(report: &Report) -> Option<f64> {
     let floors = [(gateway::NAME, gateway::FLOOR), (apply::NAME, apply::FLOOR), (deliver::NAME, deliver::FLOOR)];
     let seconds = floors.iter().map(|(scenario, what)| Some(1.0 / report.median(scenario, what)?));

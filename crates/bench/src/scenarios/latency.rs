@@ -13,8 +13,8 @@ use crate::{
 
 pub(crate) const NAME: &str = "latency";
 
-/// The stages of an update's timeline, with queries for their mean and p99. Times are recorded in whole milliseconds, so
-/// the mean says more than the median.
+/// The stages of an update's timeline, with queries for their mean and p99. Times are recorded in whole milliseconds,
+/// so the mean says more than the median.
 const STAGES: [(&str, &str); 3] = [
     (
         "logged to decided",

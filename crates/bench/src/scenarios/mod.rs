@@ -1,4 +1,5 @@
-//! The scenarios: each starts a stack, measures Leadrelay and the floor alternately, and adds the figures to the report.
+//! The scenarios: each starts a stack, measures Leadrelay and the floor alternately, and adds the figures to the
+//! report.
 
 use std::{
     collections::BTreeMap,

@@ -17,9 +17,9 @@ const NAME: &str = "scale";
 const FEW: u64 = 10_000;
 /// Ledger rows per lead of the large stack.
 const UPDATES_PER_LEAD: u64 = 5;
-/// Updates of a run per second of `--seconds`. Postgres logs a page in full at its first change after a checkpoint. In a
-/// short run that would be every page of a million leads, in the five minutes between two checkpoints it is few, so a run is
-/// long enough to change pages repeatedly.
+/// Updates of a run per second of `--seconds`. Postgres logs a page in full at its first change after a checkpoint. In
+/// a short run that would be every page of a million leads, in the five minutes between two checkpoints it is few, so a
+/// run is long enough to change pages repeatedly.
 const RATE: u64 = 35_000;
 
 pub(crate) async fn run(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
