@@ -13,6 +13,9 @@ use crate::support::{Stack, assert_includes, process_id, update_each};
 /// The violated invariants, each with the ids that violate it.
 type Violations = BTreeMap<String, BTreeSet<String>>;
 
+/// Invariants, each with the ids that violate it.
+type Breached = Vec<(&'static str, Vec<String>)>;
+
 /// The violations in a report.
 fn violations(report: &Value) -> Violations {
     let text = |value: &Value| value.as_str().expect("text").to_owned();
@@ -77,7 +80,7 @@ impl Audited {
     }
 
     /// Each breach of an invariant: what it is, the SQL that makes it, and the violations that must be reported.
-    fn breaches(&self, unknown: &str) -> Vec<(&'static str, String, Vec<(&'static str, Vec<String>)>)> {
+    fn breaches(&self, unknown: &str) -> Vec<(&'static str, String, Breached)> {
         let Self { lead, first, failed, second, last, crm, failures, .. } = self;
         let of = |update: &str, callback: &ObjectId| format!("{update}/{callback}");
         let own = |id: &String| vec![id.clone()];
@@ -111,8 +114,8 @@ impl Audited {
                 "an update is in the ledger and queued",
                 format!(
                     "INSERT INTO lead_state.queued_updates
-                         (project_id, update_id, lead_id, log_epoch, log_sequence, logged_at, command)
-                     SELECT project_id, update_id, lead_id, log_epoch, log_sequence, logged_at, command
+                         (project_id, update_id, lead_id, log_epoch, log_sequence, log_index, logged_at, command)
+                     SELECT project_id, update_id, lead_id, log_epoch, log_sequence, log_index, logged_at, command
                      FROM lead_state.lead_updates WHERE update_id = '\\x{first}'"
                 ),
                 vec![("queue_inconsistent", own(first))],
