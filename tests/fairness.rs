@@ -245,7 +245,8 @@ async fn a_callback_that_only_fails_is_disabled_until_it_is_enabled() {
     // The start of the failures survives the notifier.
     stack.notifier.kill9().await;
     stack.notifier.restart().await;
-    let status = eventually(TEST_TIMEOUT, "the callback is disabled", async || {
+    // An attempt that the crash interrupts waits until its lease of 60 s ends.
+    let status = eventually(TEST_TIMEOUT * 2, "the callback is disabled", async || {
         let query = rpc::ListCallbacks { project_id: tenant.api.project_id };
         let list =
             service_kit::rpc::call::<_, Vec<rpc::CallbackStatus>>(&stack.client, rpc::CALLBACK_LIST, &query).await;
