@@ -196,9 +196,9 @@ impl Rows {
         .await?;
         sqlx::query(
             r#"INSERT INTO lead_state.lead_updates
-                   (project_id, update_id, log_epoch, log_sequence, logged_at, lead_id, process_id, command, success,
+                   (project_id, update_id, log_epoch, log_sequence, log_index, logged_at, lead_id, process_id, command, success,
                     from_state, to_state, version, user_id, warnings, data, applied_at)
-               SELECT $1, n.update_id, 0, n.log_sequence, now(), n.lead_id, $2, n.command::json, true,
+               SELECT $1, n.update_id, 0, n.log_sequence, 0, now(), n.lead_id, $2, n.command::json, true,
                       n.state, n.state, 1, 'agent-0042', '{}', n.metadata::json, now()
                FROM unnest($3::bytea[], $4::bytea[], $5::bigint[], $6::text[], $7::text[], $8::text[])
                    AS n (update_id, lead_id, log_sequence, command, state, metadata)"#,

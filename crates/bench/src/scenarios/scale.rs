@@ -74,9 +74,9 @@ async fn insert_ledger(stack: &Stack, updates: u64) -> anyhow::Result<()> {
     }
     sqlx::query(
         r#"INSERT INTO lead_state.lead_updates
-               (project_id, update_id, log_epoch, log_sequence, logged_at, lead_id, process_id, command, success,
+               (project_id, update_id, log_epoch, log_sequence, log_index, logged_at, lead_id, process_id, command, success,
                 from_state, to_state, version, user_id, warnings, data, applied_at)
-           SELECT $1, substring(int8send($2 + n * 86400 / $3) FROM 5) || int8send(n), 0, n, now(),
+           SELECT $1, substring(int8send($2 + n * 86400 / $3) FROM 5) || int8send(n), 0, n, 0, now(),
                   $4 || int8send(n * 7919 % $5), $6,
                   ('{"leadId":"' || encode($4 || int8send(n * 7919 % $5), 'hex') || '","metadata":{"tag":"' || lpad(n::text, 12, '0')
                    || '","campaign":"autumn","score":1,"note":"asked for an offer, call back on thursday afternoon"},'
