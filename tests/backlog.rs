@@ -204,9 +204,9 @@ async fn make_updates(stack: &Stack, leads: &[String], process_id: ObjectId, cal
     tokio::join!(fill(&js, commands), fill(&js, events));
     for statement in [
         "INSERT INTO lead_state.lead_updates
-             (project_id, update_id, log_epoch, log_sequence, logged_at, lead_id, process_id, command, success, from_state, to_state,
-              version, warnings, data, applied_at)
-         SELECT l.project_id, substring(int8send($1) FROM 5) || int8send(n), 1, n, now(), l.lead_id, l.process_id,
+             (project_id, update_id, log_epoch, log_sequence, log_index, logged_at, lead_id, process_id, command, success,
+              from_state, to_state, version, warnings, data, applied_at)
+         SELECT l.project_id, substring(int8send($1) FROM 5) || int8send(n), 1, n, 0, now(), l.lead_id, l.process_id,
                 json_build_object('text', repeat('x', 100)), true, l.state, l.state,
                 1 + row_number() OVER (PARTITION BY l.lead_id ORDER BY n), '{}', l.metadata, now()
          FROM generate_series(1, $2) AS n
