@@ -13,7 +13,7 @@ test *arguments:
 
 # Measure memory with a million deliveries, commands and audited updates; BACKLOG=100000 is faster
 memory:
-    cargo test --release -p leadrelay-tests backlog -- --ignored --nocapture --test-threads 1
+    cargo test --profile dist -p leadrelay-tests backlog -- --ignored --nocapture --test-threads 1
 
 # Import 100 000 rows with leadctl and measure its memory; IMPORT_ROWS=1000000 takes longer
 import:
@@ -52,7 +52,7 @@ kind: image
 
 # Measure performance against floors of the same run: about 17 minutes and the build, on an idle machine; --json FILE keeps the results
 bench *arguments="all":
-    LEADRELAY_NATS_SERVER=$(.ci/nats-server) cargo run --release -p bench -- {{arguments}}
+    LEADRELAY_NATS_SERVER=$(.ci/nats-server) cargo run --profile dist -p bench -- {{arguments}}
 
 # Measure for two minutes; fails if a ratio to a floor is lower than noise explains
 perf-smoke:

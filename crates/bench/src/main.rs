@@ -34,7 +34,7 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 /// A run uses all cores for minutes; stop other work first.
 #[derive(Debug, Parser)]
 #[command(
-    after_help = "Examples:\n  cargo run --release -p bench -- all\n  cargo run --release -p bench -- gateway --seconds 5 --runs 1\n  cargo run --release -p bench -- e2e --json e2e.json"
+    after_help = "Examples:\n  cargo run --profile dist -p bench -- all\n  cargo run --profile dist -p bench -- gateway --seconds 5 --runs 1\n  cargo run --profile dist -p bench -- e2e --json e2e.json"
 )]
 struct Cli {
     /// What to measure.
