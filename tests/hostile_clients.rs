@@ -107,10 +107,7 @@ impl Target<'_> {
         let held = join_all((0..32).map(|_| connect_from(6, self.address))).await;
         for _ in 0..EACH {
             let end = timeout(TEST_TIMEOUT, connect_from(6, self.address).await.read(&mut [0])).await;
-            assert!(
-                matches!(end.expect("closed"), Ok(0) | Err(_)),
-                "a connection beyond the limit is accepted"
-            );
+            assert!(matches!(end.expect("closed"), Ok(0) | Err(_)), "a connection beyond the limit is accepted");
         }
         drop(held);
         eventually(TEST_TIMEOUT, "the address is served again", async || {
