@@ -7,17 +7,17 @@ _default:
 up *arguments="--demo":
     cargo run --release -- up {{arguments}}
 
-# Run all tests
+# Run all tests with the installed nats-server; see also test-current
 test *arguments:
     cargo test --workspace {{arguments}}
 
 # Measure memory with a million deliveries, commands and audited updates; BACKLOG=100000 is faster
 memory:
-    cargo test --profile dist -p leadrelay-tests backlog -- --ignored --nocapture --test-threads 1
+    cargo test --profile dist --workspace --test leadrelay backlog -- --ignored --nocapture --test-threads 1
 
 # Import 100 000 rows with leadctl and measure its memory; IMPORT_ROWS=1000000 takes longer
 import:
-    cargo test -p leadrelay-tests a_hundred_thousand_rows -- --ignored --nocapture
+    cargo test --workspace --test leadrelay a_hundred_thousand_rows -- --ignored --nocapture
 
 # Run all tests on a current nats-server instead of the installed one
 test-current *arguments:
@@ -37,7 +37,7 @@ interop:
 
 # Regenerate proto-schemas/ from the code
 schemas:
-    UPDATE_SCHEMAS=1 cargo test -p contract -p gateway schema
+    UPDATE_SCHEMAS=1 cargo test --workspace --lib schema
 
 # Build the container image leadrelay:0.1.0
 image:
@@ -76,8 +76,8 @@ ci:
 
 # Inject faults under load for some minutes, in an order that follows from the seed; prints a table
 faults minutes="10" seed="1":
-    FAULTS_MINUTES={{minutes}} FAULTS_SEED={{seed}} cargo test -p leadrelay-tests for_minutes -- --ignored --nocapture
+    FAULTS_MINUTES={{minutes}} FAULTS_SEED={{seed}} cargo test --workspace --test leadrelay for_minutes -- --ignored --nocapture
 
-# Break each guarantee on purpose and expect a named test to fail
+# Break each guarantee on purpose and expect a named test to fail; all of them, or those whose names begin so
 mutations *names:
     tests/mutations/run {{names}}

@@ -9,11 +9,16 @@ use std::{
 
 static BUILT: Once = Once::new();
 
+/// Selects the binaries and the integration test. With the test, dependencies have the features that tests need: those
+/// of `cargo test --workspace`, which has compiled them already. Without it, Cargo would compile a second copy of most
+/// of the workspace's crates.
+const WORKSPACE: [&str; 4] = ["--workspace", "--bins", "--test", "leadrelay"];
+
 /// The path of one of the workspace's binaries. The first call builds them all, unless [`build`] was called before,
 /// with the profile and into the target directory of the running test; Cargo does not hold its lock while tests run.
 #[must_use]
 pub fn binary(name: &str) -> PathBuf {
-    BUILT.call_once(|| cargo_build(&["--workspace"]));
+    BUILT.call_once(|| cargo_build(&WORKSPACE));
     let path = profile_dir().join(format!("{name}{}", env::consts::EXE_SUFFIX));
     assert!(path.is_file(), "the workspace has no binary {name}: there is no {}", path.display());
     path
@@ -23,7 +28,7 @@ pub fn binary(name: &str) -> PathBuf {
 pub fn build(packages: &[&str]) {
     assert!(!BUILT.is_completed(), "the workspace's binaries were built already");
     let packages: Vec<_> = packages.iter().flat_map(|package| ["--package", package]).collect();
-    BUILT.call_once(|| cargo_build(&packages));
+    BUILT.call_once(|| cargo_build(&[&["--bins"], packages.as_slice()].concat()));
 }
 
 /// The directory of this profile's binaries: `target/debug` for a test in `target/debug/deps` and for a program in
@@ -35,11 +40,11 @@ pub(crate) fn profile_dir() -> PathBuf {
     profile.unwrap_or_else(|| panic!("{} is not in a target directory", test.display())).to_owned()
 }
 
-fn cargo_build(packages: &[&str]) {
+fn cargo_build(selection: &[&str]) {
     let profile_dir = profile_dir();
     let (profile, mut target) = (name(&profile_dir), parent(&profile_dir));
     let mut build = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    build.args(["build", "--quiet", "--bins"]).args(packages).arg("--manifest-path");
+    build.args(["build", "--quiet"]).args(selection).arg("--manifest-path");
     build.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../Cargo.toml"));
     // The directory of the profile `dev` has another name.
     build.args(["--profile", if profile == "debug" { "dev" } else { profile }]);
