@@ -1,7 +1,10 @@
 //! 1 Accept: the gateway as a process.
 
 use clap::Parser;
-use service_kit::{config::LogConfig, lifecycle, telemetry};
+use service_kit::{
+    config::{self, LogConfig},
+    lifecycle, telemetry,
+};
 
 #[cfg(feature = "jemalloc")]
 #[global_allocator]
@@ -19,7 +22,7 @@ struct Cli {
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let cli = Cli::parse();
+    let cli: Cli = config::parse()?;
     telemetry::init(&cli.log)?;
     gateway::run(cli.gateway, lifecycle::shutdown_on_signal()?).await
 }

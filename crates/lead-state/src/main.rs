@@ -1,7 +1,10 @@
 //! The lead-state service.
 
 use clap::Parser;
-use service_kit::{config::LogConfig, lifecycle, telemetry};
+use service_kit::{
+    config::{self, LogConfig},
+    lifecycle, telemetry,
+};
 
 #[cfg(feature = "jemalloc")]
 #[global_allocator]
@@ -21,7 +24,7 @@ struct Cli {
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let cli = Cli::parse();
+    let cli: Cli = config::parse()?;
     telemetry::init(&cli.log)?;
     lead_state::run(cli.config, lifecycle::shutdown_on_signal()?).await
 }

@@ -7,6 +7,8 @@ use clap::{Args, ValueEnum};
 use contract::secret::Secret;
 use secrets::SealingKeys;
 
+pub use crate::secret_files::parse;
+
 /// How to reach NATS.
 #[derive(Debug, Clone, Args)]
 pub struct NatsConfig {

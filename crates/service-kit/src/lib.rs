@@ -3,6 +3,7 @@
 
 pub mod clock;
 pub mod config;
+pub mod escape;
 pub mod health;
 pub mod http;
 pub mod kv;
@@ -15,6 +16,7 @@ pub mod publish;
 pub mod publisher;
 pub mod retention;
 pub mod rpc;
+mod secret_files;
 pub mod telemetry;
 pub mod tls;
 pub mod traces;

@@ -1,7 +1,10 @@
 //! 7 Deliver, 8 Retry: the webhook-notifier as a program.
 
 use clap::Parser;
-use service_kit::{config::LogConfig, lifecycle, telemetry};
+use service_kit::{
+    config::{self, LogConfig},
+    lifecycle, telemetry,
+};
 use webhook_notifier::Config;
 
 #[cfg(feature = "jemalloc")]
@@ -24,7 +27,7 @@ struct Cli {
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let cli = Cli::parse();
+    let cli: Cli = config::parse()?;
     telemetry::init(&cli.log)?;
     webhook_notifier::run(cli.config, lifecycle::shutdown_on_signal()?).await
 }
