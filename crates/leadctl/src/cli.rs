@@ -78,8 +78,20 @@ enum Command {
     },
 }
 
+/// Runs the command of this process's arguments.
+pub async fn main() -> ExitCode {
+    let result = match service_kit::config::parse() {
+        Ok(cli) => run(cli).await,
+        Err(e) => Err(e),
+    };
+    result.unwrap_or_else(|e| {
+        output::note(format_args!("{e:#}"));
+        exit_status::error_code(&e).into()
+    })
+}
+
 /// Runs the command; returns the exit code if there was no error.
-pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Up(up) => up.run(timeline::render).await?,
         Command::Migrate(migrate) => migrate.run().await?,

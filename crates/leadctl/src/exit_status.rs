@@ -36,7 +36,7 @@ impl From<ExitStatus> for ExitCode {
 }
 
 /// The exit code of an error.
-pub fn error_code(error: &anyhow::Error) -> u8 {
+pub(crate) fn error_code(error: &anyhow::Error) -> u8 {
     match error.downcast_ref::<RpcError>().map(|error| error.status) {
         Some(404) => 3,
         Some(503) => 4,

@@ -1,6 +1,8 @@
 //! `leadctl`, the operator's command: projects, processes, API keys, updates and callbacks; imports, audits, diagnosis and
 //! recovery. `leadctl up` is in the crate `dev-stack`.
 
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 mod arguments;
 mod audit;
 mod cli;
@@ -12,7 +14,4 @@ mod exit_status;
 mod import;
 mod output;
 
-pub use crate::{
-    cli::{Cli, run},
-    exit_status::error_code,
-};
+pub use crate::cli::{Cli, main};

@@ -5,10 +5,12 @@ use std::{
     io::{self, Write},
 };
 
-/// Prints a line at once. A closed pipe (`leadctl up | head`) does not stop the stack.
+use service_kit::escape::escaped_text;
+
+/// Prints a line at once, with control characters escaped. A closed pipe (`leadctl up | head`) does not stop the stack.
 pub(super) fn say(line: impl Display) {
     let mut out = io::stdout().lock();
-    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+    let _ = writeln!(out, "{}", escaped_text(&line.to_string())).and_then(|()| out.flush());
 }
 
 /// Prints a name and its value, aligned with its neighbours.

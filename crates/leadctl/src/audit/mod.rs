@@ -6,7 +6,7 @@
 
 mod invariants;
 mod messages;
-mod report;
+pub(crate) mod report;
 mod scope;
 mod snapshot;
 mod streams;
@@ -71,7 +71,7 @@ impl Audit {
                 Ok(if report.clean { ExitCode::SUCCESS } else { ExitCode::from(1) })
             }
             Err(e) => {
-                eprintln!("leadctl: the audit could not run: {e:#}");
+                output::note(format_args!("the audit could not run: {e:#}"));
                 Ok(ExitCode::from(2))
             }
         }

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::output::{self, say};
+use crate::output::{self, escape::escaped, say};
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -111,7 +111,7 @@ impl Report {
         for CheckedInvariant { invariant, statement, count, violations } in &violated {
             say(format_args!("VIOLATED  {invariant}: {count} violations of: {statement}"));
             for Violation { id, fault } in violations {
-                say(format_args!("  {id}  {fault}"));
+                say(format_args!("  {id}  {}", escaped(fault)));
             }
             let more = count - violations.len() as i64;
             if more > 0 {

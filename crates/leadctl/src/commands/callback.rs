@@ -233,7 +233,7 @@ fn show(result: &ProcessChangeResult) {
     }
 }
 
-fn show_test(name: &str, result: &TestResult) {
+pub(crate) fn show_test(name: &str, result: &TestResult) {
     let answer = result.status_code.map_or_else(|| "no answer".to_owned(), |code| code.to_string());
     output::say(format_args!("callback {}: {answer} after {} ms", escaped(name), result.duration_ms));
     output::field("webhook-id", result.webhook_id);
@@ -245,7 +245,7 @@ fn show_test(name: &str, result: &TestResult) {
     }
 }
 
-fn row(callback: &CallbackStatus) -> [String; 5] {
+pub(crate) fn row(callback: &CallbackStatus) -> [String; 5] {
     let state = match callback.state {
         CallbackState::Healthy => "healthy",
         CallbackState::Failing => "failing",

@@ -166,7 +166,7 @@ impl RecoverArgs {
             if query.cursor.is_none() {
                 break;
             }
-            eprintln!("leadctl: {} deliveries so far", summary.deliveries);
+            output::note(format_args!("{} deliveries so far", summary.deliveries));
         }
         output::show(admin.json, &summary, |RecoverSummary { deliveries, until, .. }| {
             let status = name(status.into());
@@ -189,14 +189,14 @@ fn name(status: DeliveryStatus) -> &'static str {
     }
 }
 
-fn row(delivery: &ListedDelivery) -> [String; 6] {
+pub(crate) fn row(delivery: &ListedDelivery) -> [String; 6] {
     let next = delivery.next_attempt_at.map(Timestamp::to_iso).unwrap_or_default();
     let error = delivery.error.as_deref().map(escaped).unwrap_or_default();
     let (id, attempts) = (delivery.id.to_string(), delivery.attempts.to_string());
     [id, name(delivery.status).to_owned(), attempts, delivery.updated_at.to_iso(), next, error]
 }
 
-fn show(id: DeliveryId, delivery: &Delivery) {
+pub(crate) fn show(id: DeliveryId, delivery: &Delivery) {
     output::say(format_args!("delivery {id} {}", name(delivery.status)));
     if let Some(at) = delivery.next_attempt_at {
         output::field("next", at.to_iso());

@@ -77,7 +77,7 @@ impl Events {
                 );
             }
             if admin.json {
-                output::say(String::from_utf8_lossy(&message.payload));
+                output::json_text(&String::from_utf8_lossy(&message.payload));
                 continue;
             }
             output::say(match serde_json::from_slice::<CompletionEvent>(&message.payload) {
@@ -89,7 +89,7 @@ impl Events {
     }
 }
 
-fn summary(event: &CompletionEvent) -> String {
+pub(crate) fn summary(event: &CompletionEvent) -> String {
     let CompletionEvent { update_id, timestamp, success, .. } = event;
     let outcome = if *success { "succeeded" } else { "failed" };
     let lead =

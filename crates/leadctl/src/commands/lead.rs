@@ -93,7 +93,7 @@ impl Lead {
     }
 }
 
-fn show(lead: &contract::rpc::Lead) {
+pub(crate) fn show(lead: &contract::rpc::Lead) {
     output::say(format_args!("lead {}", lead.lead_id));
     let text = |name, text: &Option<String>| {
         if let Some(text) = text {
@@ -121,14 +121,14 @@ fn show(lead: &contract::rpc::Lead) {
     }
 }
 
-fn lead_row(lead: &contract::rpc::Lead) -> [String; 6] {
+pub(crate) fn lead_row(lead: &contract::rpc::Lead) -> [String; 6] {
     let text = |text: &Option<String>| text.as_deref().map(escaped).unwrap_or_default();
     let (reference, name) = (text(&lead.reference_id), text(&lead.name));
     let (id, version) = (lead.lead_id.to_string(), lead.version.to_string());
     [id, escaped(&lead.state), version, lead.updated_at.to_iso(), reference, name]
 }
 
-fn update_row(update: &HistoryEntry) -> [String; 7] {
+pub(crate) fn update_row(update: &HistoryEntry) -> [String; 7] {
     let text = |text: &Option<String>| text.as_deref().map(escaped).unwrap_or_default();
     let state = match (text(&update.from_state), text(&update.to_state)) {
         (from, to) if from == to => from,

@@ -53,7 +53,7 @@ impl Paging {
             output::say(none);
         }
         if left == 0 && cursor.is_some() {
-            eprintln!("leadctl: more rows exist; use --limit or --all");
+            output::note("more rows exist; use --limit or --all");
         }
         Ok(())
     }

@@ -153,15 +153,12 @@ pub(crate) async fn warn_of_urls(client: &Client, callbacks: &[CallbackSpec]) {
         Ok(checks) => {
             for (callback, check) in callbacks.iter().zip(checks) {
                 if let Some(why) = check.refused {
-                    eprintln!(
-                        "leadctl: callback {}: its URL is not allowed: {}",
-                        escaped(&callback.name),
-                        escaped(&why)
-                    );
+                    let name = escaped(&callback.name);
+                    output::note(format_args!("callback {name}: its URL is not allowed: {}", escaped(&why)));
                 }
             }
         }
-        Err(e) => eprintln!("leadctl: cannot check whether the callbacks' URLs are allowed: {e}"),
+        Err(e) => output::note(format_args!("cannot check whether the callbacks' URLs are allowed: {e}")),
     }
 }
 
@@ -177,13 +174,13 @@ fn spec(process: &StoredProcess) -> serde_json::Result<ProcessSpec> {
     serde_json::from_value(value)
 }
 
-fn row(process: &StoredProcess) -> [String; 5] {
+pub(crate) fn row(process: &StoredProcess) -> [String; 5] {
     let process_id = process.process_id.map_or_else(|| process.name.clone(), |id| id.to_string());
     let states = process.rules.states.iter().map(|state| escaped(&state.name)).collect::<Vec<_>>().join(", ");
     [process_id, escaped(&process.name), process.revision.to_string(), states, process.callbacks.len().to_string()]
 }
 
-fn show_process(process: &StoredProcess) {
+pub(crate) fn show_process(process: &StoredProcess) {
     output::say(format_args!("process {:?} at version {}", process.name, process.revision));
     let state = |state: &State| match state.kind {
         StateKind::Initial => format!("{} (initial)", escaped(&state.name)),
@@ -230,7 +227,7 @@ fn read(file: &Path) -> anyhow::Result<(String, String)> {
 }
 
 /// Shows what a change did, or would do.
-fn show(result: &ProcessChangeResult, dry_run: bool) {
+pub(crate) fn show(result: &ProcessChangeResult, dry_run: bool) {
     let ProcessChangeResult { process, changed, created, changes, new_secrets } = result;
     let what = match (changed, created, dry_run) {
         (false, ..) => "unchanged",
@@ -241,7 +238,7 @@ fn show(result: &ProcessChangeResult, dry_run: bool) {
     };
     output::say(format_args!("process {:?} {what}", process.name));
     for change in changes {
-        output::field("change", escaped(change));
+        output::field("change", change);
     }
     if dry_run {
         return;

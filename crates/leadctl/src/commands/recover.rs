@@ -11,7 +11,7 @@ use service_kit::clock;
 
 use crate::{
     clients::admin::{self, Admin},
-    output,
+    output::{self, escape::escaped},
 };
 
 /// Show whether log, checkpoint and events are consistent, and which command repairs them; or run that command.
@@ -113,11 +113,11 @@ fn entry(position: &LogPosition) -> String {
     format!("epoch {} entry {}", position.epoch, position.sequence)
 }
 
-fn show(status: &RecoveryStatus) {
+pub(crate) fn show(status: &RecoveryStatus) {
     match &status.halted {
         None => output::say("healthy: log, checkpoint and events are consistent"),
         Some(halted) => {
-            output::say(format_args!("halted: {}: {}", halted.reason, halted.text));
+            output::say(format_args!("halted: {}: {}", escaped(&halted.reason), escaped(&halted.text)));
             output::field("repair", format_args!("leadctl recover {}", halted.remedy));
         }
     }

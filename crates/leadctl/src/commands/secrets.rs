@@ -55,7 +55,7 @@ async fn rotate(admin: &Admin) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn show(rotated: &RotationResult) {
+pub(crate) fn show(rotated: &RotationResult) {
     let RotationResult { key_id, resealed, unchanged, locked, .. } = rotated;
     output::say(format_args!("current key {key_id}"));
     output::field("resealed", format_args!("{resealed} processes"));

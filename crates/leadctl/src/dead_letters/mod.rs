@@ -1,6 +1,6 @@
 //! `leadctl dead-letters`: shows and replays messages that could not be applied.
 
-mod letters;
+pub(crate) mod letters;
 mod replay;
 
 use std::{collections::BTreeMap, fs, path::PathBuf};
@@ -215,7 +215,7 @@ impl Filter {
 }
 
 /// Prints the counts and the newest letters. `letters` is sorted from old to new.
-fn list(letters: &[Letter], limit: usize, json: bool) -> anyhow::Result<()> {
+pub(crate) fn list(letters: &[Letter], limit: usize, json: bool) -> anyhow::Result<()> {
     let mut counts = BTreeMap::new();
     for letter in letters {
         *counts.entry(letter.reason.as_str()).or_insert(0) += 1;
@@ -239,7 +239,7 @@ fn list(letters: &[Letter], limit: usize, json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn show(letter: &Letter, headers: &BTreeMap<String, String>, body: &[u8], json: bool) -> anyhow::Result<()> {
+pub(crate) fn show(letter: &Letter, headers: &BTreeMap<String, String>, body: &[u8], json: bool) -> anyhow::Result<()> {
     if json {
         let bytes = body.len();
         let body = match std::str::from_utf8(body) {

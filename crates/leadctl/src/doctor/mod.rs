@@ -15,7 +15,11 @@ use serde::Serialize;
 use service_kit::{config::NatsConfig, nats, version::ServerVersion};
 
 use self::check::{Check, State};
-use crate::{clients::admin, exit_status::ExitStatus, output};
+use crate::{
+    clients::admin,
+    exit_status::ExitStatus,
+    output::{self, escape::escaped},
+};
 
 /// Check a live installation: connections, versions, stream settings, schemas, backlogs, clocks, callbacks and dead letters;
 /// show what is wrong and how to repair it. Changes nothing. Exits with 0 if all checks pass, 8 if one failed, 9 if none
@@ -124,7 +128,7 @@ fn show(report: &Report) {
     }
     for check in advised {
         if let Some(advice) = &check.advice {
-            output::say(format_args!("{}: {}\n  {advice}", check.check, check.finding));
+            output::say(format_args!("{}: {}\n  {}", check.check, escaped(&check.finding), escaped(advice)));
         }
     }
     output::say(match report.state {

@@ -1,7 +1,13 @@
-//! Text, tables and JSON on standard output; progress on standard error.
+//! The one writer: text, tables and JSON on standard output, remarks and progress on standard error.
+//!
+//! Whatever is printed passes [`say`], [`json_text`] or [`note`], which escape control characters: no text from a request, a
+//! file or an endpoint reaches the terminal as a command. Cells and fields cannot begin a line, either. The lints
+//! `print_stdout` and `print_stderr` keep other ways out of the crate.
 
 pub(crate) mod escape;
 pub(crate) mod progress;
+#[cfg(test)]
+mod tests;
 pub(crate) mod timeline;
 
 use std::{
@@ -11,23 +17,42 @@ use std::{
 
 use anyhow::Context;
 use serde::Serialize;
+use service_kit::escape::{escaped_json, escaped_line, escaped_text};
 
-/// Prints a line at once. A closed pipe (`leadctl … | head`) is not an error.
+/// Prints a line, or several. A closed pipe (`leadctl … | head`) is not an error.
 pub(crate) fn say(line: impl Display) {
-    let mut out = io::stdout().lock();
-    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+    write_line(&escaped_text(&line.to_string()));
+}
+
+/// Prints a remark on standard error.
+pub(crate) fn note(line: impl Display) {
+    let _ = writeln!(io::stderr(), "leadctl: {}", escaped_text(&line.to_string()));
 }
 
 /// Prints a name and its value, aligned with its neighbours.
 pub(crate) fn field(name: &str, value: impl Display) {
-    say(format_args!("  {name:<12}{value}"));
+    say(format_args!("  {name:<12}{}", escaped_line(&value.to_string())));
 }
 
 /// Prints a value as JSON on one line.
 pub(crate) fn json<T: Serialize>(value: &T) -> anyhow::Result<()> {
-    say(serde_json::to_string(value).context("cannot write the result as JSON")?);
+    json_text(&serde_json::to_string(value).context("cannot write the result as JSON")?);
     Ok(())
 }
+
+/// Prints JSON as it was received.
+pub(crate) fn json_text(text: &str) {
+    write_line(&escaped_json(text));
+}
+
+#[cfg(not(test))]
+fn write_line(line: &str) {
+    let mut out = io::stdout().lock();
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+}
+
+#[cfg(test)]
+use tests::write_line;
 
 /// Prints a result: as JSON for programs, else as text.
 pub(crate) fn show<T: Serialize>(as_json: bool, value: &T, text: impl FnOnce(&T)) -> anyhow::Result<()> {
@@ -49,7 +74,8 @@ pub(crate) fn list<T, const N: usize>(none: &str, head: [&str; N], items: &[T], 
 /// A table with columns as wide as their widest cell.
 pub(crate) fn table<const N: usize>(head: Option<[&str; N]>, rows: &[[String; N]]) -> String {
     let head = head.map(|head| head.map(str::to_owned));
-    let lines = || head.iter().chain(rows);
+    let rows: Vec<[String; N]> = rows.iter().map(|row| row.each_ref().map(|cell| escaped_line(cell))).collect();
+    let lines = || head.iter().chain(&rows);
     let widths: [usize; N] =
         std::array::from_fn(|column| lines().map(|line| line[column].chars().count()).max().unwrap_or(0));
     let line = |line: &[String; N]| {
@@ -57,16 +83,4 @@ pub(crate) fn table<const N: usize>(head: Option<[&str; N]>, rows: &[[String; N]
         cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
     };
     lines().map(line).collect::<Vec<_>>().join("\n")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_table_is_aligned_by_characters_not_bytes() {
-        let rows = [["ä", "b"].map(str::to_owned), ["ccc", ""].map(str::to_owned)];
-        assert_eq!(table(Some(["A", "LONG"]), &rows), "A    LONG\nä    b\nccc");
-        assert_eq!(table(None, &rows), "ä    b\nccc");
-    }
 }

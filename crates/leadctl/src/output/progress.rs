@@ -6,6 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::output;
+
 /// Time between two lines.
 const INTERVAL: Duration = Duration::from_secs(3);
 /// Time between two redraws of a bar.
@@ -35,7 +37,7 @@ impl Progress {
     }
 
     fn print(&mut self, what: Arguments<'_>) {
-        eprintln!("leadctl: {what}");
+        output::note(what);
         self.printed_at = Instant::now();
     }
 }
@@ -66,14 +68,14 @@ impl Bar {
         if self.terminal {
             let _ = write!(io::stderr(), "\r\x1b[K{} {text}", bar(sent, self.total));
         } else {
-            eprintln!("leadctl: {text}");
+            output::note(text);
         }
     }
 
     /// Prints a line above the bar.
     pub(crate) fn print(&mut self, what: Arguments<'_>) {
         self.remove();
-        eprintln!("leadctl: {what}");
+        output::note(what);
     }
 
     /// Removes the bar.

@@ -7,6 +7,7 @@ use contract::{
     rpc::{DeliveryStatus, UpdateStatus},
 };
 use http_api::{Attempt, Delivery, UpdateTimeline};
+use service_kit::escape::escaped_line;
 
 /// Progress of an update's deliveries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,7 +38,7 @@ impl DeliveryProgress {
 pub(crate) fn render(timeline: &UpdateTimeline, names: &BTreeMap<ObjectId, String>) -> String {
     let mut text = format!("update {} {}", timeline.update_id, status_name(timeline.status));
     let mut line = |name: &str, value: &str| {
-        let _ = write!(text, "\n  {name:<12}{value}");
+        let _ = write!(text, "\n  {name:<12}{}", escaped_line(value));
     };
     if let Some(outcome) = &timeline.outcome {
         if let Some(error) = &outcome.error {

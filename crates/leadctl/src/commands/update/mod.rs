@@ -1,6 +1,6 @@
 //! `leadctl update`: sends and follows updates over the HTTP API.
 
-mod send;
+pub(crate) mod send;
 mod watch;
 
 use std::{collections::BTreeMap, process::ExitCode};
@@ -49,7 +49,7 @@ impl Update {
                 let response = gateway.client()?.get(&format!("/api/v1/updates/{update_id}")).await?;
                 let TimelineResponse { data, .. } = response.json()?;
                 if gateway.json {
-                    output::say(&response.body);
+                    output::json_text(&response.body);
                 } else {
                     output::say(timeline::render(&data, &BTreeMap::new()));
                 }

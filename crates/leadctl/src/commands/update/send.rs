@@ -157,10 +157,10 @@ impl SendUpdate {
         if dry_run {
             let DryRunResponse { outcome, warnings, .. } = response.json()?;
             if gateway.json {
-                output::say(response.body.trim_end());
+                output::json_text(response.body.trim_end());
             } else {
                 output::say(preview(&outcome));
-                warnings.iter().for_each(|warning| output::field("warning", escaped(warning)));
+                warnings.iter().for_each(|warning| output::field("warning", warning));
             }
             return Ok(if outcome.success { ExitCode::SUCCESS } else { ExitStatus::UpdateFailed.into() });
         }
@@ -173,8 +173,8 @@ impl SendUpdate {
         let sent = SentUpdate { update_id, status, error: outcome.and_then(|outcome| outcome.error), warnings };
         output::show(gateway.json, &sent, |SentUpdate { error, warnings, .. }| {
             output::say(format_args!("{update_id} {}", status_name(status)));
-            error.iter().for_each(|error| output::field("error", escaped(error)));
-            warnings.iter().for_each(|warning| output::field("warning", escaped(warning)));
+            error.iter().for_each(|error| output::field("error", error));
+            warnings.iter().for_each(|warning| output::field("warning", warning));
         })?;
         Ok(match status {
             UpdateStatus::Failed if wait.is_some() => ExitStatus::UpdateFailed.into(),
@@ -189,7 +189,7 @@ fn quoted(key: &str) -> String {
     format!("\"{}\"", key.replace('\\', "\\\\").replace('"', "\\\""))
 }
 
-fn preview(outcome: &DryRunOutcome) -> String {
+pub(crate) fn preview(outcome: &DryRunOutcome) -> String {
     let DryRunOutcome { success, error, error_code, from_state, to_state, version, .. } = outcome;
     if !success {
         let code = error_code.as_deref().map(|code| format!(" ({code})")).unwrap_or_default();

@@ -34,7 +34,11 @@ pub(crate) async fn watch(
         let TimelineResponse { data, .. } = response.json()?;
         let text = if json { response.body } else { timeline::render(&data, &BTreeMap::new()) };
         if text != printed {
-            output::say(&text);
+            if json {
+                output::json_text(&text)
+            } else {
+                output::say(&text)
+            }
             printed = text;
         }
         if data.status != UpdateStatus::Pending {
@@ -53,7 +57,7 @@ pub(crate) async fn watch(
             }
         }
         if Instant::now() >= deadline {
-            eprintln!("leadctl: not complete after {}", humantime::format_duration(timeout));
+            output::note(format_args!("not complete after {}", humantime::format_duration(timeout)));
             return Ok(ExitStatus::TimedOut.into());
         }
         sleep(INTERVAL).await;
