@@ -91,19 +91,34 @@ async fn mixed_file(stack: &Stack, file: &Path, rows: usize) -> (Vec<String>, Ve
 }
 
 #[tokio::test]
-async fn a_dry_run_reports_invalid_rows_and_writes_nothing() {
+async fn invalid_rows_are_reported_by_a_dry_run_and_left_out_by_an_import() {
     let stack = Stack::start().await;
     let dir = tempfile::tempdir().expect("a directory");
     let file = dir.path().join("leads.csv");
-    let (_, expected) = mixed_file(&stack, &file, 400).await;
+    let (leads, expected) = mixed_file(&stack, &file, 400).await;
 
     let (code, report) = imported(&stack, &file, &["--dry-run"]).await;
 
     let invalid = expected.iter().filter(|status| **status == "invalid").count();
     assert_eq!(code, Some(ROWS_FAILED));
     assert_includes(&report, json!({"rows": 400, "invalid": invalid, "metadata": ["n", "metadata.seen"]}));
-    assert_eq!(report["errors"][0], json!({"row": 8, "error": "leadId: must be 24 hex digits"}));
+    assert_eq!(report["errors"][0], json!({"row": 8, "line": 9, "error": "leadId: must be 24 hex digits"}));
     assert!(!beside(&file, ".import.json").exists(), "nothing is written");
+
+    // A spreadsheet's file with a quote that is never closed.
+    let file = dir.path().join("quotes.csv");
+    let [one, other] = [&leads[0], &leads[1]];
+    let text = format!("sep=;\r\nleadId;note;;\r\n{one} ;row 1\r\n;;;\r\n{other};\"row 2\r\n{one};row 3\r\n");
+    std::fs::write(&file, text).expect("a file");
+    let (code, report) = imported(&stack, &file, &[]).await;
+
+    assert_eq!(code, Some(ROWS_FAILED));
+    assert_includes(&report, json!({"rows": 3, "succeeded": 2, "invalid": 1}));
+    let row = &outcomes(&file)[1];
+    assert_eq!((row["status"].as_str(), &row["leadId"]), ("invalid", other));
+    assert!(row["error"].contains("line 5") && row["error"].contains("never closed"), "{row:?}");
+    assert_includes(&stack.api.lead(other).await, json!({"version": 1}));
+    assert_includes(&stack.api.lead(one).await, json!({"version": 3, "metadata": {"note": "row 3"}}));
 }
 
 #[tokio::test]
@@ -319,6 +334,22 @@ async fn an_import_retries_while_the_gateway_is_away_and_stops_when_it_is_refuse
     stack.gateway.restart().await;
     let output = tokio::time::timeout(TEST_TIMEOUT * 2, child.wait_with_output()).await.expect("in time");
     assert_eq!(output.expect("leadctl").status.code(), Some(0));
+
+    // The same file is imported again on request, or when the files of the first import are gone.
+    let refused = import(&stack, &file, &[]).output().await.expect("leadctl");
+    let printed = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(ERROR), "{printed}");
+    assert!(printed.contains("complete: 2 succeeded") && printed.contains("--again"), "{printed}");
+    let (code, report) = imported(&stack, &file, &["--resume"]).await;
+    assert_eq!((code, &report["succeeded"]), (Some(0), &json!(2)), "nothing is sent");
+    for version in [5, 7] {
+        let (code, report) = imported(&stack, &file, if version == 5 { &["--again"] } else { &[] }).await;
+        assert_eq!((code, &report["succeeded"]), (Some(0), &json!(2)), "{report}");
+        assert_includes(&stack.api.lead(&lead).await, json!({"version": version, "metadata": {"n": "2"}}));
+        for suffix in [".outcomes.csv", ".import.json"] {
+            std::fs::remove_file(beside(&file, suffix)).expect("removed");
+        }
+    }
 
     std::fs::write(&file, format!("lead_id,n\n{lead},1\n")).expect("a file");
     let output = import(&stack, &file, &["--dry-run"]).output().await.expect("leadctl");

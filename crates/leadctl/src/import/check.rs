@@ -1,13 +1,13 @@
 //! Checks a file before it is sent: counts its rows and reports those that are invalid.
 
-use std::{path::Path, process::ExitCode};
+use std::process::ExitCode;
 
 use anyhow::Context;
 use serde::Serialize;
 
 use crate::{
     exit_status::ExitStatus,
-    import::rows::{Format, LeadScope, Rows},
+    import::rows::{Rows, Source},
     output::{self, escape::escaped},
 };
 
@@ -23,21 +23,28 @@ pub(crate) struct FileCheck {
     by_reference_id: u64,
     /// The columns that become metadata.
     metadata: Vec<String>,
+    /// Of a CSV file.
+    separator: Option<String>,
+    /// What is unusual about the file.
+    #[serde(skip)]
+    remark: Option<String>,
     errors: Vec<RowError>,
 }
 
 #[derive(Debug, Serialize)]
 struct RowError {
     row: u64,
+    line: u64,
     error: String,
 }
 
 impl FileCheck {
-    pub(crate) fn run(path: &Path, format: Format, scope: LeadScope) -> anyhow::Result<Self> {
-        let mut rows = Rows::open(path, format, scope)?;
+    pub(crate) fn run(source: &Source) -> anyhow::Result<Self> {
+        let mut rows = Rows::open(source)?;
         let metadata = rows.metadata_columns().into_iter().map(escaped).collect();
-        let mut check = Self { metadata, ..Self::default() };
-        while let Some(row) = rows.next().with_context(|| format!("{}", path.display()))? {
+        let separator = rows.separator().map(|separator| separator.to_string());
+        let mut check = Self { metadata, separator, remark: rows.remark(), ..Self::default() };
+        while let Some(row) = rows.next().with_context(|| format!("{}", source.path.display()))? {
             check.rows += 1;
             match row.body {
                 Ok(_) if row.lead_id.is_some() => check.by_lead_id += 1,
@@ -45,7 +52,11 @@ impl FileCheck {
                 Err(fault) => {
                     check.invalid += 1;
                     if check.errors.len() < MAX_ERRORS {
-                        check.errors.push(RowError { row: row.number, error: escaped(&fault.to_string()) });
+                        check.errors.push(RowError {
+                            row: row.number,
+                            line: row.line,
+                            error: escaped(&fault.to_string()),
+                        });
                     }
                 }
             }
@@ -54,7 +65,7 @@ impl FileCheck {
     }
 
     pub(crate) fn show(&self, json: bool) -> anyhow::Result<ExitCode> {
-        let Self { rows, invalid, by_lead_id, by_reference_id, metadata, errors } = self;
+        let Self { rows, invalid, by_lead_id, by_reference_id, metadata, .. } = self;
         output::show(json, self, |_| {
             output::say(format_args!(
                 "{rows} rows: {by_lead_id} by leadId, {by_reference_id} by referenceId, {invalid} invalid"
@@ -62,13 +73,16 @@ impl FileCheck {
             if !metadata.is_empty() {
                 output::field("metadata", metadata.join(", "));
             }
-            for RowError { row, error } in errors {
-                output::field(&format!("row {row}"), error);
-            }
-            if let Some(more) = invalid.checked_sub(errors.len() as u64).filter(|more| *more > 0) {
-                output::say(format_args!("  and {more} more"));
-            }
+            self.remarks().for_each(|remark| output::say(format_args!("  {remark}")));
         })?;
         Ok(if *invalid > 0 { ExitStatus::UpdateFailed.into() } else { ExitCode::SUCCESS })
+    }
+
+    /// The file's separator if it is unusual, and the invalid rows.
+    pub(crate) fn remarks(&self) -> impl Iterator<Item = String> + '_ {
+        let errors = self.errors.iter().map(|RowError { row, error, .. }| format!("row {row}: {error}"));
+        let more = self.invalid.saturating_sub(self.errors.len() as u64);
+        let more = (more > 0).then(|| format!("and {more} more invalid rows"));
+        self.remark.iter().cloned().chain(errors).chain(more)
     }
 }

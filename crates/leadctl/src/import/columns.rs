@@ -1,5 +1,7 @@
 //! The meaning of the columns of a CSV file, by its header.
 
+use crate::import::text::{invisible, trim};
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Column {
     /// An id field.
@@ -19,6 +21,9 @@ const PREFIX: &str = "metadata.";
 
 /// Parses a header.
 pub(crate) fn columns(header: &[&str]) -> Result<Vec<Column>, String> {
+    if let Some((n, c)) = header.iter().zip(1..).find_map(|(name, n)| Some((n, invisible(name)?))) {
+        return Err(format!("{c}, column {n}: remove this character, which cannot be seen"));
+    }
     let columns = header.iter().map(|name| column(name)).collect::<Result<Vec<_>, _>>()?;
     for (n, column) in columns.iter().enumerate() {
         if columns[..n].contains(column) {
@@ -29,6 +34,17 @@ pub(crate) fn columns(header: &[&str]) -> Result<Vec<Column>, String> {
         return Err("the first line must name the columns, and one of them must be leadId or referenceId".to_owned());
     }
     Ok(columns)
+}
+
+/// Whether a header names an address, even if it is misspelt: the header was split with the right separator.
+pub(crate) fn names_address(header: &[Vec<u8>]) -> bool {
+    let name = |cell: &[u8]| plain(trim(&String::from_utf8_lossy(cell)));
+    header.iter().any(|cell| ["leadid", "referenceid"].contains(&name(cell).as_str()))
+}
+
+/// A name without what people write differently.
+fn plain(name: &str) -> String {
+    name.to_lowercase().replace(['_', '-', ' '], "")
 }
 
 fn column(name: &str) -> Result<Column, String> {
@@ -59,7 +75,6 @@ fn column(name: &str) -> Result<Column, String> {
         return Err("a column has no name".to_owned());
     }
     // A misspelt field must not become metadata silently.
-    let plain = |name: &str| name.to_lowercase().replace(['_', '-', ' '], "");
     let meant = KNOWN.iter().map(|(known, _)| *known).chain(["metadata"]).find(|known| plain(known) == plain(name));
     match meant {
         Some(meant) => {
@@ -97,6 +112,7 @@ mod tests {
             (&["leadId", ""], "has no name"),
             (&["leadId", "dryRun"], "not available in imports"),
             (&["a", "b"], "must be leadId or referenceId"),
+            (&["leadId", "na\u{200b}me"], "U+200B ZERO WIDTH SPACE, column 2"),
             (&[], "must be leadId or referenceId"),
         ] {
             let error = columns(header).unwrap_err();

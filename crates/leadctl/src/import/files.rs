@@ -1,13 +1,14 @@
 //! The files that an import writes: outcomes and progress.
 
 use std::{
+    fmt,
     fs::{File, TryLockError},
     io::{ErrorKind, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, bail};
-use contract::Timestamp;
+use contract::{ObjectId, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::import::{
@@ -44,13 +45,53 @@ impl Counts {
     }
 }
 
+impl fmt::Display for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { succeeded, failed, pending, rejected, invalid, unknown } = self;
+        write!(f, "{succeeded} succeeded")?;
+        for (count, status) in [
+            (failed, "failed"),
+            (rejected, "rejected"),
+            (invalid, "invalid"),
+            (pending, "pending"),
+            (unknown, "unknown"),
+        ] {
+            if *count > 0 {
+                write!(f, ", {count} {status}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What to do with the files of an earlier import of the same file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Earlier {
+    Refuse,
+    Resume,
+    Replace,
+}
+
+/// Identifies an import.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Run {
+    /// Part of the idempotency keys of its chunks: another run of the same file applies its rows again.
+    pub(crate) run_id: ObjectId,
+    pub(crate) started_at: Timestamp,
+    /// Of the file and the options.
+    pub(crate) digest: String,
+    pub(crate) gateway_url: String,
+    /// Rows of the file.
+    pub(crate) rows: u64,
+}
+
 /// The progress of an import, as `--resume` needs it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ImportState {
-    /// Of the file and the options.
-    pub(crate) digest: String,
-    pub(crate) gateway_url: String,
+    #[serde(flatten)]
+    pub(crate) run: Run,
     /// Rows whose outcomes are written, and the length of the outcomes file with them.
     pub(crate) written: Counts,
     pub(crate) outcomes_bytes: u64,
@@ -72,6 +113,25 @@ pub(crate) struct Pending {
     outcomes_bytes: u64,
     sent_at: Timestamp,
     last_event_id: Option<String>,
+}
+
+impl ImportState {
+    /// Whether every row has its outcome.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.written.rows() == self.run.rows && self.pending.is_none()
+    }
+
+    /// What happened to the file before.
+    pub(crate) fn describe(&self) -> String {
+        let Run { started_at, gateway_url, rows, .. } = &self.run;
+        let (at, done) = (started_at.to_iso(), self.written.rows());
+        let progress =
+            if done == *rows { "it is complete".to_owned() } else { format!("{done} of {rows} rows are done") };
+        format!(
+            "an import of this file was started at {at} with the gateway {gateway_url}; {progress}: {}",
+            self.written
+        )
+    }
 }
 
 /// Both files of an import, locked against another import.
@@ -106,18 +166,14 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 }
 
 impl ImportFiles {
-    /// Creates the files, or with `resume` opens those of an interrupted import.
-    pub(crate) fn open(
-        path: &Path,
-        format: Format,
-        digest: String,
-        gateway_url: &str,
-        resume: bool,
-    ) -> anyhow::Result<Self> {
+    /// Creates the files, or opens those of an earlier import to resume it.
+    pub(crate) fn open(path: &Path, format: Format, run: Run, earlier: Earlier) -> anyhow::Result<Self> {
         let outcomes_path = with_suffix(path, &format!(".outcomes.{}", format.extension()));
         let state_path = with_suffix(path, ".import.json");
         let (shown, state_shown) = (outcomes_path.display().to_string(), state_path.display().to_string());
         let previous = match std::fs::read_to_string(&state_path) {
+            // A damaged state must not keep an import from being replaced.
+            Ok(_) if earlier == Earlier::Replace => None,
             Ok(text) => {
                 Some(serde_json::from_str::<ImportState>(&text).with_context(|| format!("{state_shown} is damaged"))?)
             }
@@ -125,17 +181,18 @@ impl ImportFiles {
             Err(e) => return Err(e).with_context(|| format!("cannot read {state_shown}")),
         };
         match &previous {
-            _ if !resume && (previous.is_some() || outcomes_path.exists()) => bail!(
-                "an import of this file exists: continue it with --resume, or remove {shown} and {state_shown} to start again"
-            ),
+            _ if earlier == Earlier::Replace => {}
+            Some(previous) if earlier == Earlier::Refuse => {
+                bail!("{}; continue it with --resume, or import the file again with --again", previous.describe())
+            }
             None if outcomes_path.exists() => {
-                bail!("{shown} exists without {state_shown}, so its progress is unknown; remove it to start again")
+                bail!("{shown} exists without {state_shown}, so its progress is unknown; replace it with --again")
             }
-            Some(previous) if previous.digest != digest => {
-                bail!("the file, --project-id or --process-id has changed since the import started")
+            Some(ImportState { run: previous, .. }) if previous.digest != run.digest => {
+                bail!("the file, --project-id, --process-id or --separator has changed since the import started")
             }
-            Some(previous) if previous.gateway_url != gateway_url => {
-                bail!("the import was started with the gateway {}, not {gateway_url}", previous.gateway_url)
+            Some(ImportState { run: previous, .. }) if previous.gateway_url != run.gateway_url => {
+                bail!("the import was started with the gateway {}, not {}", previous.gateway_url, run.gateway_url)
             }
             _ => {}
         }
@@ -148,8 +205,7 @@ impl ImportFiles {
         }
         let fresh = previous.is_none();
         let state = previous.unwrap_or_else(|| ImportState {
-            digest,
-            gateway_url: gateway_url.to_owned(),
+            run,
             written: Counts::default(),
             outcomes_bytes: 0,
             sent: 0,
@@ -158,6 +214,10 @@ impl ImportFiles {
             pending: None,
         });
         let mut files = Self { format, outcomes, outcomes_path, state_path, state };
+        if fresh {
+            // Saved before the file is truncated: the state must not count rows that the file lacks.
+            files.save()?;
+        }
         files.truncate()?;
         if fresh {
             if format == Format::Csv {
@@ -274,8 +334,6 @@ fn text(format: Format, records: &[RowRecord]) -> anyhow::Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
-    use contract::ObjectId;
-
     use super::*;
 
     fn records() -> Vec<RowRecord> {
@@ -320,13 +378,23 @@ mod tests {
     fn an_import_continues_from_its_saved_state() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("leads.csv");
-        let open = |digest: &str, url: &str, resume| ImportFiles::open(&path, Format::Csv, digest.into(), url, resume);
-        let mut files = open("d", "u", true).unwrap();
+        let run = |digest: &str, url: &str, run| Run {
+            run_id: ObjectId::from_bytes([run; 12]),
+            started_at: Timestamp::from_millis(1_768_193_759_000),
+            digest: digest.to_owned(),
+            gateway_url: url.to_owned(),
+            rows: 9,
+        };
+        let begin = |number, earlier| ImportFiles::open(&path, Format::Csv, run("d", "u", number), earlier);
+        let open = |digest, url| ImportFiles::open(&path, Format::Csv, run(digest, url, 7), Earlier::Resume);
+        let mut files = begin(1, Earlier::Refuse).unwrap();
         let chunk = |records| Chunk { records, sent_at: Timestamp::from_millis(5), last_event_id: Some("s-1".into()) };
         let (chunk, settled) = (chunk(records()), chunk(records().drain(..2).collect()));
         files.write(&settled).unwrap();
         let before = files.state.clone();
-        assert!(open("d", "u", true).err().unwrap().to_string().contains("running"));
+        for earlier in [Earlier::Resume, Earlier::Replace] {
+            assert!(begin(2, earlier).err().unwrap().to_string().contains("running"));
+        }
         files.write(&chunk).unwrap();
         files.state.sent = 9;
         files.save().unwrap();
@@ -335,10 +403,13 @@ mod tests {
         // Interrupted before the state was saved.
         files.write(&chunk).unwrap();
         drop(files);
-        assert!(open("d", "u", false).err().unwrap().to_string().contains("--resume"));
-        assert!(open("other", "u", true).err().unwrap().to_string().contains("has changed"));
-        assert!(open("d", "other", true).err().unwrap().to_string().contains("gateway u"));
-        let mut files = open("d", "u", true).unwrap();
+        insta::assert_snapshot!(
+            begin(2, Earlier::Refuse).err().unwrap(),
+            @"an import of this file was started at 2026-01-12T04:55:59.000Z with the gateway u; 8 of 9 rows are done: 2 succeeded, 2 failed, 1 rejected, 1 invalid, 1 pending, 1 unknown; continue it with --resume, or import the file again with --again"
+        );
+        assert!(open("other", "u").err().unwrap().to_string().contains("has changed"));
+        assert!(open("d", "other").err().unwrap().to_string().contains("gateway u"));
+        let mut files = open("d", "u").unwrap();
         assert_eq!((&files.state, std::fs::read(files.outcomes_path()).unwrap()), (&saved, bytes));
         // Rewinds to the pending rows, unless they are too old.
         files.rewind_to_pending(Timestamp::from_millis(5)).unwrap();
@@ -347,11 +418,15 @@ mod tests {
         let back = ImportState { sent: 9, sent_at: Some(chunk.sent_at), last_event_id: chunk.last_event_id, ..before };
         assert_eq!(files.state, back);
         drop(files);
-        let files = open("d", "u", true).unwrap();
+        let files = open("d", "u").unwrap();
         assert_eq!(files.state, back);
         assert_eq!(std::fs::metadata(files.outcomes_path()).unwrap().len(), back.outcomes_bytes);
         drop(files);
         std::fs::remove_file(with_suffix(&path, ".import.json")).unwrap();
-        assert!(open("d", "u", true).err().unwrap().to_string().contains("unknown"));
+        assert!(open("d", "u").err().unwrap().to_string().contains("unknown"));
+        // Started again, it is another run.
+        let files = begin(2, Earlier::Replace).unwrap();
+        assert_eq!((files.state.run.run_id, files.state.written.rows()), (ObjectId::from_bytes([2; 12]), 0));
+        assert_eq!(std::fs::read_to_string(files.outcomes_path()).unwrap(), format!("{}\n", HEADER.join(",")));
     }
 }

@@ -1,6 +1,6 @@
 //! A running import: sends chunks, records outcomes, and writes chunks whose outcomes are complete.
 
-use std::{collections::HashMap, path::Path, pin::pin, time::Duration};
+use std::{collections::HashMap, pin::pin, time::Duration};
 
 use anyhow::Context;
 use contract::{ObjectId, Timestamp};
@@ -13,7 +13,7 @@ use crate::{
     import::{
         files::{ImportFiles, ImportState},
         follow::{self, Follower, FollowerEvent, Outcome},
-        rows::{Format, LeadScope, Row, Rows},
+        rows::{Row, Rows, Source},
         send,
         window::{Chunk, RowRecord, RowStatus, Window},
     },
@@ -86,9 +86,7 @@ pub(crate) struct Importer {
 impl Importer {
     pub(crate) fn new(
         gateway: GatewayClient,
-        path: &Path,
-        format: Format,
-        scope: LeadScope,
+        source: &Source,
         files: ImportFiles,
         wait: Duration,
         rows: u64,
@@ -98,7 +96,7 @@ impl Importer {
             previous_missed: last_event_id.is_none(),
             follower: (!wait.is_zero()).then(|| Follower::new(gateway.clone(), last_event_id)),
             gateway,
-            rows: Rows::open(path, format, scope)?,
+            rows: Rows::open(source)?,
             previous: files.state.clone(),
             files,
             window: Window::default(),
@@ -160,7 +158,7 @@ impl Importer {
         };
         if !valid.is_empty() && now.minus(KEY_LIFETIME) < sent_at {
             self.save_sent(last, sent_at, last_event_id.as_deref())?;
-            let key = format!("leadctl-import-{}-{first}", self.files.state.digest);
+            let key = format!("leadctl-import-{}-{first}", self.files.state.run.run_id);
             let results = self.send_and_follow(&key, body, valid.len(), repeated).await?;
             for (index, result) in valid.into_iter().zip(results) {
                 records[index].status = match (result.update_id, &self.follower) {

@@ -4,19 +4,21 @@
 //! updates in the order of the file. Outcomes arrive as events and are written when a chunk has all of them. Memory
 //! holds one chunk's bodies, and ids and outcomes of at most [`importer::WINDOW_ROWS`] rows.
 //!
-//! A chunk's `Idempotency-Key` is derived from the file's content and the chunk's first row. An interrupted import sends
-//! its chunks again under the same keys, which creates no further updates (docs/adr/0029-resume-imports-by-resending-under-idempotency-keys.md).
+//! A chunk's `Idempotency-Key` is the import's run id and the chunk's first row. An interrupted import sends its chunks again
+//! under the same keys, which creates no further updates (docs/adr/0029-resume-imports-by-resending-under-idempotency-keys.md).
 
 mod check;
 mod columns;
+mod csv_reader;
 mod files;
 mod follow;
 mod importer;
 mod rows;
 mod send;
+mod text;
 mod window;
 
-use std::{fs::File, io::Read, path::Path, path::PathBuf, process::ExitCode, time::Duration};
+use std::{fs::File, io::Read, path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::Context;
 use clap::Args;
@@ -31,9 +33,9 @@ use crate::{
     exit_status::ExitStatus,
     import::{
         check::FileCheck,
-        files::{Counts, ImportFiles},
+        files::{Counts, Earlier, ImportFiles, Run},
         importer::{Importer, KEY_LIFETIME},
-        rows::{Format, LeadScope},
+        rows::{Format, LeadScope, Separator, Source},
     },
     output,
 };
@@ -47,19 +49,22 @@ use crate::{
 /// The header of a CSV file names its columns: leadId, referenceId, projectId, processId, name, targetState, disposition,
 /// userId, expectedVersion and expectedState are fields of the update, metadata is a JSON object to merge, and every other
 /// column is a text member of the metadata. metadata.KEY is a member KEY even if KEY is the name of a field. Empty cells
-/// are left out. A line of an NDJSON file is the body of an update as the HTTP API takes it.
+/// are left out. A line of an NDJSON file is the body of an update as the HTTP API takes it. Files may be UTF-8 or UTF-16, and
+/// the cells of a CSV file separated by commas, semicolons or tabs.
 ///
 /// An import can be stopped or killed at any time. With --resume it continues and applies nothing twice; it also requests
-/// the outcomes of pending rows again, within 23 hours. FILE.import.json holds its progress.
+/// the outcomes of pending rows again, within 23 hours. FILE.import.json holds its progress. A file that was imported before is
+/// refused, unless --again sends all of its rows again.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     leadctl import leads.csv --dry-run\n  \
     leadctl import leads.csv\n  \
     leadctl import leads.csv --resume\n  \
+    leadctl import export.txt --separator tab\n  \
     leadctl import crm.csv --project-id 6b04… --process-id 6b04…    rows with a referenceId\n\n\
     Exits with 0 if all rows succeeded, 5 if some did not, 7 if some are pending, 130 if Ctrl-C stopped it.")]
 pub(crate) struct Import {
-    /// The file: .csv, or .ndjson (.jsonl) with one update per line.
+    /// The file: .csv (.tsv, .txt), or .ndjson (.jsonl) with one update per line.
     file: PathBuf,
     /// The project for rows that have a referenceId and no projectId.
     #[arg(long, value_name = "ID")]
@@ -73,6 +78,12 @@ pub(crate) struct Import {
     /// Continue an interrupted import of this file, or start it if there is none.
     #[arg(long, conflicts_with = "dry_run")]
     resume: bool,
+    /// Send all rows, even if the file was imported before; its outcomes are replaced.
+    #[arg(long, conflicts_with_all = ["dry_run", "resume"])]
+    again: bool,
+    /// What separates the cells of a CSV file: comma, semicolon, tab, or a character. By default the header shows it.
+    #[arg(long, value_name = "SEPARATOR")]
+    separator: Option<Separator>,
     /// How long to wait for the next outcome; 0s does not wait for outcomes.
     #[arg(long, default_value = "60s", value_name = "DURATION")]
     wait: humantime::Duration,
@@ -91,23 +102,40 @@ impl Import {
     pub(crate) async fn run(self) -> anyhow::Result<ExitCode> {
         let format = Format::of(&self.file)?;
         let scope = LeadScope { project_id: self.project_id, process_id: self.process_id };
-        let check = FileCheck::run(&self.file, format, scope)?;
+        let source = Source { path: self.file, format, scope, separator: self.separator };
+        let check = FileCheck::run(&source)?;
         let Some(api_key) = self.api_key.as_deref().filter(|_| !self.dry_run) else {
             return check.show(self.json);
         };
         let gateway = GatewayClient::new(&self.gateway_url, api_key)?;
-        let digest = digest(&self.file, scope)?;
-        let mut files = ImportFiles::open(&self.file, format, digest, &self.gateway_url, self.resume)?;
+        let now = clock::now();
+        let run = Run {
+            run_id: ObjectId::new(now, rand::random()),
+            started_at: now,
+            digest: digest(&source)?,
+            gateway_url: self.gateway_url,
+            rows: check.rows,
+        };
+        let earlier = match (self.resume, self.again) {
+            (true, _) => Earlier::Resume,
+            (_, true) => Earlier::Replace,
+            _ => Earlier::Refuse,
+        };
+        let mut files = ImportFiles::open(&source.path, format, run, earlier)?;
+        check.remarks().for_each(output::note);
         let wait = Duration::from(self.wait);
         if !wait.is_zero() {
-            files.rewind_to_pending(clock::now().minus(KEY_LIFETIME))?;
+            files.rewind_to_pending(now.minus(KEY_LIFETIME))?;
+        }
+        if files.state.is_complete() {
+            output::note(format_args!("{}; nothing was sent now", files.state.describe()));
         }
         let started = Instant::now();
-        let importer = Importer::new(gateway, &self.file, format, scope, files, wait, check.rows)?;
+        let importer = Importer::new(gateway, &source, files, wait, check.rows)?;
         let files = tokio::select! {
             done = importer.run() => done?,
             _ = tokio::signal::ctrl_c() => {
-                eprintln!("\nleadctl: stopped; run the same command with --resume to continue");
+                output::note("stopped; run the same command with --resume to continue");
                 return Ok(ExitStatus::Interrupted.into());
             }
         };
@@ -141,29 +169,18 @@ struct Summary {
 
 impl Summary {
     fn text(&self, took: Duration) -> String {
-        let Counts { succeeded, failed, pending, rejected, invalid, unknown } = &self.counts;
         let took = humantime::format_duration(Duration::from_secs(took.as_secs().max(1)));
-        let mut text = format!("{} rows in {took}: {succeeded} succeeded", self.rows);
-        for (count, status) in [
-            (failed, "failed"),
-            (rejected, "rejected"),
-            (invalid, "invalid"),
-            (pending, "pending"),
-            (unknown, "unknown"),
-        ] {
-            if *count > 0 {
-                text.push_str(&format!(", {count} {status}"));
-            }
-        }
-        format!("{text}\noutcomes of all rows: {}", self.outcomes)
+        format!("{} rows in {took}: {}\noutcomes of all rows: {}", self.rows, self.counts, self.outcomes)
     }
 }
 
-/// Identifies the file's content and options in the idempotency keys of its chunks.
-fn digest(path: &Path, scope: LeadScope) -> anyhow::Result<String> {
+/// Identifies the file's content and options: an import is resumed only if they are the same.
+fn digest(source: &Source) -> anyhow::Result<String> {
+    let Source { path, scope, separator, .. } = source;
     let mut digest = Sha256::new();
     // This version must change whenever the same file would be sent in other chunks or with other bodies.
-    digest.update(format!("leadrelay import 1\n{:?}\n{:?}\n", scope.project_id, scope.process_id));
+    let options = (scope.project_id, scope.process_id, separator);
+    digest.update(format!("leadrelay import 2\n{options:?}\n"));
     let mut read = || {
         let mut file = File::open(path)?;
         let mut buffer = vec![0; 64 << 10];

@@ -2,12 +2,10 @@
 
 use std::{
     borrow::Cow,
-    cell::Cell,
     fmt,
     fs::File,
-    io::{self, BufRead, BufReader, Read},
-    path::Path,
-    rc::Rc,
+    io::{BufRead, Read},
+    path::{Path, PathBuf},
 };
 
 use anyhow::{Context, bail};
@@ -15,15 +13,15 @@ use contract::{
     JsonObject, ObjectId,
     json::{self, Members, NotAnObject},
 };
-use csv::ByteRecord;
 use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
 
-use crate::import::columns::{Column, columns};
+use crate::import::{
+    columns::{Column, columns, names_address},
+    csv_reader::{self, CsvReader, FaultKind, MAX_RECORD_BYTES, Record, RecordFault},
+    text::{self, Encoding, trim},
+};
 
-/// Longest row; the gateway's default limit is lower. Without a limit, a missing quote would make the rest of the file one
-/// row.
-const MAX_ROW_BYTES: usize = 1 << 20;
 /// Ids are cut to this length in the outcomes file; no valid id is longer.
 const MAX_ID_CHARS: usize = 1024;
 
@@ -38,9 +36,9 @@ impl Format {
     pub(crate) fn of(path: &Path) -> anyhow::Result<Self> {
         let extension = path.extension().and_then(|name| name.to_str()).map(str::to_ascii_lowercase);
         match extension.as_deref() {
-            Some("csv") => Ok(Self::Csv),
+            Some("csv" | "tsv" | "txt") => Ok(Self::Csv),
             Some("ndjson" | "jsonl") => Ok(Self::Ndjson),
-            _ => bail!("{} must end in .csv, .ndjson or .jsonl", path.display()),
+            _ => bail!("{} must end in .csv (.tsv, .txt) or .ndjson (.jsonl)", path.display()),
         }
     }
 
@@ -52,6 +50,47 @@ impl Format {
     }
 }
 
+/// What separates the cells of a CSV file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Separator(u8);
+
+impl Separator {
+    const NAMED: [(&str, u8); 3] = [("comma", b','), ("semicolon", b';'), ("tab", b'\t')];
+}
+
+impl std::str::FromStr for Separator {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if let Some((_, byte)) = Self::NAMED.iter().find(|(name, _)| *name == text) {
+            return Ok(Self(*byte));
+        }
+        match text.as_bytes() {
+            [byte] if byte.is_ascii_punctuation() && *byte != b'"' || [b'\t'] == [*byte] => Ok(Self(*byte)),
+            _ => Err("must be comma, semicolon, tab, or one character such as |"),
+        }
+    }
+}
+
+impl fmt::Display for Separator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match Self::NAMED.iter().find(|(_, byte)| *byte == self.0) {
+            Some((name, _)) => f.write_str(name),
+            None => write!(f, "{:?}", char::from(self.0)),
+        }
+    }
+}
+
+/// A file, and how it is read.
+#[derive(Debug, Clone)]
+pub(crate) struct Source {
+    pub(crate) path: PathBuf,
+    pub(crate) format: Format,
+    pub(crate) scope: LeadScope,
+    /// Detected if it is not given.
+    pub(crate) separator: Option<Separator>,
+}
+
 /// Project and process of rows with a referenceId that do not name them.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct LeadScope {
@@ -61,12 +100,20 @@ pub(crate) struct LeadScope {
 
 #[derive(Debug)]
 pub(crate) struct Row {
-    /// Counted from 1, without the header and empty lines.
+    /// Counted from 1, without the header and blank rows.
     pub(crate) number: u64,
+    /// The first line, counted from 1.
+    pub(crate) line: u64,
     pub(crate) lead_id: Option<String>,
     pub(crate) reference_id: Option<String>,
     /// The update's body on one line.
     pub(crate) body: Result<String, Fault>,
+}
+
+impl Row {
+    fn new(number: u64, line: u64) -> Self {
+        Self { number, line, lead_id: None, reference_id: None, body: Err(Fault::of_row("")) }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,50 +142,52 @@ impl fmt::Display for Fault {
 }
 
 pub(crate) enum Rows {
-    Csv {
-        reader: csv::Reader<Limited<File>>,
-        columns: Vec<(String, Column)>,
-        left: Rc<Cell<usize>>,
-        scope: LeadScope,
-        number: u64,
-    },
-    Ndjson {
-        reader: BufReader<File>,
-        scope: LeadScope,
-        number: u64,
-        line: u64,
-    },
+    Csv(CsvRows),
+    Ndjson(NdjsonRows),
 }
 
 impl Rows {
     /// Opens a file, and checks the header of a CSV file.
-    pub(crate) fn open(path: &Path, format: Format, scope: LeadScope) -> anyhow::Result<Self> {
-        let name = path.display();
-        let file = File::open(path).with_context(|| format!("cannot open {name}"))?;
-        match format {
-            Format::Ndjson => Ok(Self::Ndjson { reader: BufReader::new(file), scope, number: 0, line: 0 }),
+    pub(crate) fn open(source: &Source) -> anyhow::Result<Self> {
+        let name = source.path.display();
+        let open = File::open(&source.path).and_then(text::open);
+        let (reader, encoding) = open.with_context(|| format!("cannot read {name}"))?;
+        match source.format {
+            Format::Ndjson => Ok(Self::Ndjson(NdjsonRows { reader, scope: source.scope, number: 0, line: 0 })),
             Format::Csv => {
-                let left = Rc::new(Cell::new(MAX_ROW_BYTES));
-                let limited = Limited { inner: file, left: left.clone() };
-                let mut reader = csv::ReaderBuilder::new().flexible(true).from_reader(limited);
-                let header = reader.byte_headers().with_context(|| format!("cannot read the header of {name}"))?;
-                let header = header.iter().map(|cell| std::str::from_utf8(cell).map(str::trim));
-                let header = header.collect::<Result<Vec<_>, _>>().with_context(|| format!("the header of {name}"))?;
-                let columns = columns(&header).map_err(|why| anyhow::anyhow!("the header of {name}: {why}"))?;
-                let columns = header.iter().map(|name| (*name).to_owned()).zip(columns).collect();
-                Ok(Self::Csv { reader, columns, left, scope, number: 0 })
+                let rows = CsvRows::open(reader, encoding, source.scope, source.separator);
+                Ok(Self::Csv(rows.with_context(|| format!("the header of {name}"))?))
             }
         }
     }
 
     pub(crate) fn metadata_columns(&self) -> Vec<&str> {
         match self {
-            Self::Ndjson { .. } => Vec::new(),
-            Self::Csv { columns, .. } => {
+            Self::Ndjson(_) => Vec::new(),
+            Self::Csv(CsvRows { columns, .. }) => {
                 let metadata = columns.iter().filter(|(_, column)| matches!(column, Column::Member(_)));
                 metadata.map(|(name, _)| name.as_str()).collect()
             }
         }
+    }
+
+    /// The separator of a CSV file.
+    pub(crate) fn separator(&self) -> Option<Separator> {
+        match self {
+            Self::Ndjson(_) => None,
+            Self::Csv(rows) => Some(rows.separator),
+        }
+    }
+
+    /// What is unusual about a CSV file.
+    pub(crate) fn remark(&self) -> Option<String> {
+        let Self::Csv(CsvRows { separator, encoding, .. }) = self else { return None };
+        let encoding = match encoding {
+            Encoding::Utf8 if separator.0 == b',' => return None,
+            Encoding::Utf8 => "",
+            Encoding::Utf16 { .. } => ", UTF-16",
+        };
+        Some(format!("separator: {separator} (--separator overrides it){encoding}"))
     }
 
     /// Reads the next row; none at the end.
@@ -147,78 +196,157 @@ impl Rows {
     /// The rest of the file cannot be read.
     pub(crate) fn next(&mut self) -> anyhow::Result<Option<Row>> {
         match self {
-            Self::Csv { reader, columns, left, scope, number } => {
-                left.set(MAX_ROW_BYTES);
-                let mut record = ByteRecord::new();
-                let read = reader.read_byte_record(&mut record);
-                if !read.with_context(|| format!("row {} cannot be read", *number + 1))? {
-                    return Ok(None);
-                }
-                *number += 1;
-                Ok(Some(of_record(*number, columns, &record, *scope)))
+            Self::Csv(rows) => rows.next(),
+            Self::Ndjson(rows) => rows.next(),
+        }
+    }
+}
+
+pub(crate) struct CsvRows {
+    reader: CsvReader<Box<dyn BufRead>>,
+    encoding: Encoding,
+    separator: Separator,
+    /// Each with its name.
+    columns: Vec<(String, Column)>,
+    /// The index of the column leadId.
+    lead_id: Option<usize>,
+    scope: LeadScope,
+    number: u64,
+}
+
+impl CsvRows {
+    /// Reads the header. Without a given separator it is the one in a line `sep=`, or the first that yields an address.
+    fn open(
+        reader: Box<dyn BufRead>,
+        encoding: Encoding,
+        scope: LeadScope,
+        separator: Option<Separator>,
+    ) -> anyhow::Result<Self> {
+        let mut reader = CsvReader::new(reader);
+        let line = reader.read_separator_line()?.map(Separator);
+        let mut found = separator.or(line);
+        for (_, byte) in Separator::NAMED {
+            if found.is_none() && reader.peek_header(byte)?.is_some_and(|header| names_address(&header)) {
+                found = Some(Separator(byte));
             }
-            Self::Ndjson { reader, scope, number, line } => loop {
-                let mut text = Vec::new();
-                let read = reader.by_ref().take(MAX_ROW_BYTES as u64 + 1).read_until(b'\n', &mut text);
-                if read.with_context(|| format!("line {} cannot be read", *line + 1))? == 0 {
-                    return Ok(None);
-                }
-                *line += 1;
-                if text.len() > MAX_ROW_BYTES {
-                    bail!("line {line} is longer than {MAX_ROW_BYTES} bytes");
-                }
-                let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&text).trim_ascii();
-                if !text.is_empty() {
-                    *number += 1;
-                    return Ok(Some(of_line(*number, text, *scope)));
-                }
-            },
         }
+        let separator = found.unwrap_or(Separator(b','));
+        reader.peek_header(separator.0)?;
+        let header = match reader.next()? {
+            Some(Record { cells, fault: None, .. }) => cells,
+            Some(_) => bail!("cannot be read as CSV with the separator {separator}; is a quote missing?"),
+            None => Vec::new(),
+        };
+        let names = header.iter().map(|cell| std::str::from_utf8(cell).map(trim)).collect::<Result<Vec<_>, _>>()?;
+        // Spreadsheets write separators for columns without a header.
+        let named = names.iter().rposition(|name| !name.is_empty()).map_or(0, |last| last + 1);
+        let columns = columns(&names[..named]).map_err(anyhow::Error::msg)?;
+        let lead_id = columns.iter().position(|column| *column == Column::Id("leadId"));
+        let columns: Vec<_> = names.iter().map(|name| (*name).to_owned()).zip(columns).collect();
+        reader.set_layout(separator.0, columns.len());
+        Ok(Self { reader, encoding, separator, columns, lead_id, scope, number: 0 })
+    }
+
+    fn next(&mut self) -> anyhow::Result<Option<Row>> {
+        let record = self.reader.next().with_context(|| format!("row {} cannot be read", self.number + 1))?;
+        let Some(record) = record else { return Ok(None) };
+        self.number += 1;
+        let mut row = Row::new(self.number, record.lines.0);
+        // The ids are kept even if the row is invalid, so that the outcomes file can name the lead.
+        for ((_, column), cell) in self.columns.iter().zip(&record.cells) {
+            let id = || id_of(trim(&String::from_utf8_lossy(cell)));
+            match column {
+                Column::Id("leadId") => row.lead_id = id(),
+                Column::Text("referenceId") => row.reference_id = id(),
+                _ => {}
+            }
+        }
+        row.body = self.body(&record);
+        Ok(Some(row))
+    }
+
+    fn body(&self, record: &Record) -> Result<String, Fault> {
+        let lines = match record.lines {
+            (first, last) if first == last => format!("line {first}"),
+            (first, last) => format!("lines {first} to {last}"),
+        };
+        if let Some(RecordFault { kind, line, cell }) = record.fault {
+            let column = self.columns.get(cell).map_or_else(|| format!("cell {}", cell + 1), |(name, _)| name.clone());
+            let at = if record.lines.0 == line { String::new() } else { format!(" in line {line}") };
+            let double = "a quote within a quoted cell must be doubled";
+            let why = match kind {
+                FaultKind::QuoteNeverClosed => {
+                    format!("the quote that opens {column:?}{at} is never closed; {double}")
+                }
+                FaultKind::TextBehindQuote => {
+                    format!("text follows the closing quote of {column:?}{at}; {double}")
+                }
+                FaultKind::TooLong => format!("is longer than {MAX_RECORD_BYTES} bytes"),
+            };
+            return Err(Fault::of_row(format!("{lines}: {why}")));
+        }
+        if record.cells.len() != self.columns.len() {
+            let (has, should) = (record.cells.len(), self.columns.len());
+            return Err(Fault::of_row(format!("{lines}: has {has} cells; the header has {should}")));
+        }
+        if let Some((name, _)) =
+            self.columns.iter().zip(&record.cells).find_map(|(column, cell)| self.hides_row(cell).then_some(column))
+        {
+            let why = format!("{name:?} contains a line that looks like a row of its own; is a quote missing?");
+            return Err(Fault::of_row(format!("{lines}: {why} If the text is right, import it as NDJSON")));
+        }
+        body_of_record(&self.columns, &record.cells, self.scope)
+    }
+
+    /// Whether the text of a cell has a line that begins like a row, with a leadId. Two missing quotes can form one valid
+    /// cell of all the rows between them.
+    fn hides_row(&self, cell: &[u8]) -> bool {
+        let Some(lead_id) = self.lead_id else { return false };
+        cell.split(|byte| matches!(byte, b'\r' | b'\n')).skip(1).any(|line| {
+            let cells = csv_reader::cells(line, self.separator.0).unwrap_or_default();
+            let id = cells.get(lead_id).and_then(|cell| std::str::from_utf8(cell).ok());
+            cells.len() > 1 && id.is_some_and(|id| id.trim().parse::<ObjectId>().is_ok())
+        })
     }
 }
 
-/// Limits the length of a row; the caller resets `left` before each row.
-pub(crate) struct Limited<R> {
-    inner: R,
-    left: Rc<Cell<usize>>,
+pub(crate) struct NdjsonRows {
+    reader: Box<dyn BufRead>,
+    scope: LeadScope,
+    number: u64,
+    line: u64,
 }
 
-impl<R: Read> Read for Limited<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let room = buffer.len().min(self.left.get());
-        if room == 0 && !buffer.is_empty() {
-            return Err(io::Error::other(format!("the row has more than {MAX_ROW_BYTES} bytes; is a quote missing?")));
+impl NdjsonRows {
+    fn next(&mut self) -> anyhow::Result<Option<Row>> {
+        loop {
+            let mut text = Vec::new();
+            let read = self.reader.by_ref().take(MAX_RECORD_BYTES as u64 + 1).read_until(b'\n', &mut text);
+            if read.with_context(|| format!("line {} cannot be read", self.line + 1))? == 0 {
+                return Ok(None);
+            }
+            self.line += 1;
+            let too_long = text.len() > MAX_RECORD_BYTES && text.last() != Some(&b'\n');
+            if too_long {
+                self.reader.skip_until(b'\n')?;
+            } else if text.trim_ascii().is_empty() {
+                continue;
+            }
+            self.number += 1;
+            let row = Row::new(self.number, self.line);
+            return Ok(Some(match too_long {
+                true => Row { body: Err(Fault::of_row(format!("is longer than {MAX_RECORD_BYTES} bytes"))), ..row },
+                false => of_line(row, text.trim_ascii(), self.scope),
+            }));
         }
-        let read = self.inner.read(&mut buffer[..room])?;
-        self.left.set(self.left.get() - read);
-        Ok(read)
     }
-}
-
-fn of_record(number: u64, columns: &[(String, Column)], record: &ByteRecord, scope: LeadScope) -> Row {
-    let mut row = Row { number, lead_id: None, reference_id: None, body: Err(Fault::of_row("")) };
-    // The ids are kept even if the row is invalid, so that the outcomes file can name the lead.
-    for ((_, column), cell) in columns.iter().zip(record) {
-        let id = || id_of(String::from_utf8_lossy(cell).trim());
-        match column {
-            Column::Id("leadId") => row.lead_id = id(),
-            Column::Text("referenceId") => row.reference_id = id(),
-            _ => {}
-        }
-    }
-    row.body = body_of_record(columns, record, scope);
-    row
 }
 
 fn id_of(text: &str) -> Option<String> {
     Some(text.chars().take(MAX_ID_CHARS).collect()).filter(|id: &String| !id.is_empty())
 }
 
-fn body_of_record(columns: &[(String, Column)], record: &ByteRecord, scope: LeadScope) -> Result<String, Fault> {
-    if record.len() != columns.len() {
-        let (has, should) = (record.len(), columns.len());
-        return Err(Fault::of_row(format!("has {has} cells; the header has {should}")));
-    }
+fn body_of_record(columns: &[(String, Column)], record: &[Vec<u8>], scope: LeadScope) -> Result<String, Fault> {
     let mut body = Members::new();
     let mut metadata = Members::new();
     for ((name, column), cell) in columns.iter().zip(record) {
@@ -231,8 +359,13 @@ fn body_of_record(columns: &[(String, Column)], record: &ByteRecord, scope: Lead
         }
         let members = match column {
             Column::Id(field) => {
-                let id: ObjectId = text.trim().parse().map_err(|_| Fault::of(name, "must be 24 hex digits"))?;
+                let id: ObjectId = trim(text).parse().map_err(|_| Fault::of(name, "must be 24 hex digits"))?;
                 body.insert((*field).into(), raw(&id));
+                continue;
+            }
+            // An address that differs by a space would be another lead's, or no lead's.
+            Column::Text(field @ "referenceId") => {
+                body.insert((*field).into(), raw(trim(text)));
                 continue;
             }
             Column::Text(field) => {
@@ -269,14 +402,14 @@ fn body_of_record(columns: &[(String, Column)], record: &ByteRecord, scope: Lead
 }
 
 /// A row of an NDJSON file. It is sent unchanged, unless project and process must be added.
-fn of_line(number: u64, text: &[u8], scope: LeadScope) -> Row {
+fn of_line(row: Row, text: &[u8], scope: LeadScope) -> Row {
     let object = || {
         let text = json::check(text).map_err(|e| Fault::of_row(format!("is not JSON: {e}")))?;
         JsonObject::from_text(text.to_owned()).map_err(|e| Fault::of_row(e.to_string()))
     };
     let object = match object() {
         Ok(object) => object,
-        Err(fault) => return Row { number, lead_id: None, reference_id: None, body: Err(fault) },
+        Err(fault) => return Row { body: Err(fault), ..row },
     };
     let mut members = object.members();
     let id = |name: &str| {
@@ -288,7 +421,7 @@ fn of_line(number: u64, text: &[u8], scope: LeadScope) -> Row {
         true => JsonObject::from_members(&members).get().to_owned(),
         false => object.get().to_owned(),
     });
-    Row { number, lead_id, reference_id, body }
+    Row { lead_id, reference_id, body, ..row }
 }
 
 /// Adds project and process to a body with a referenceId; returns whether the body was changed.
@@ -337,7 +470,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(name);
         std::fs::write(&path, content).unwrap();
-        let mut rows = Rows::open(&path, Format::of(&path)?, scope)?;
+        let format = Format::of(&path)?;
+        let mut rows = Rows::open(&Source { path, format, scope, separator: None })?;
         let mut read = Vec::new();
         while let Some(row) = rows.next()? {
             read.push(row);
@@ -399,13 +533,67 @@ mod tests {
     }
 
     #[test]
-    fn a_row_without_end_is_rejected() {
-        let text = ["leadId,name\n", LEAD, ",\"Ada\n", &"x\n".repeat(MAX_ROW_BYTES)].concat();
-        let fault = format!("{:#}", read("a.csv", text.as_bytes(), LeadScope::default()).unwrap_err());
-        assert!(fault.contains("row 1 cannot be read") && fault.contains("is a quote missing?"), "{fault}");
-        let fault = read("a.ndjson", &vec![b' '; MAX_ROW_BYTES + 1], LeadScope::default()).unwrap_err().to_string();
-        assert!(fault.starts_with("line 1 is longer"), "{fault}");
+    fn files_are_read_as_spreadsheets_write_them() {
+        let row =
+            |text: &str| format!("1 {{\"leadId\":\"{LEAD}\",\"name\":\"Ada\",\"metadata\":{{\"make\":\"{text}\"}}}}\n");
+        let utf16 = |text: &str| text.encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<u8>>();
+        for (text, make, remark) in [
+            ("leadId;name;make\r\nLEAD;Ada;Kia\r\n", "Kia", "separator: semicolon (--separator overrides it)"),
+            ("leadId\tname\tmake\nLEAD\tAda\tK,ia", "K,ia", "separator: tab (--separator overrides it)"),
+            ("sep=,\r\nleadId,name,make\r\nLEAD,Ada,Kia", "Kia", ""),
+            ("\"SEP=|\"\r\nleadId|name|make\r\nLEAD|Ada|Kia", "Kia", "separator: '|' (--separator overrides it)"),
+            ("\u{feff}\u{feff}leadId,name,make\nLEAD,Ada,Kia", "Kia", ""),
+            (
+                ";;;\nleadId;name;make;;\n;;;;\nLEAD;Ada;Kia;;\n;;\n",
+                "Kia",
+                "separator: semicolon (--separator overrides it)",
+            ),
+            ("leadId\u{200b},\u{a0}name,make\n\u{feff}LEAD\u{a0},Ada,K ia ", "K ia ", ""),
+        ] {
+            let text = text.replace("LEAD", LEAD);
+            assert_eq!(render(&read("a.csv", text.as_bytes(), LeadScope::default()).unwrap()), row(make), "{text:?}");
+            let wide = utf16(&format!("\u{feff}{text}"));
+            assert_eq!(render(&read("a.txt", &wide, LeadScope::default()).unwrap()), row(make), "{text:?} in UTF-16");
+            let (reader, encoding) = text::open(std::io::Cursor::new(text.into_bytes())).unwrap();
+            let rows = Rows::Csv(CsvRows::open(reader, encoding, LeadScope::default(), None).unwrap());
+            assert_eq!(rows.remark().unwrap_or_default(), remark);
+        }
+        assert_eq!(read("a.ndjson", &utf16("\u{feff}{\"leadId\":\"x\"}\n"), scope()).unwrap().len(), 1);
+        for (text, fault) in [("", "must name the columns"), ("leadId,\"name\n", "is a quote missing?")] {
+            let error = format!("{:#}", read("a.csv", text.as_bytes(), scope()).unwrap_err());
+            assert!(error.contains(fault), "{error}");
+        }
+        for (text, separator) in [("tab", Some(b'\t')), ("|", Some(b'|')), ("\"", None), ("a", None), (";;", None)] {
+            assert_eq!(text.parse().ok(), separator.map(Separator), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_row_with_a_wrong_quote_is_named_with_its_lines() {
+        let text = "leadId,note,n\n\
+                    LEAD,\"broken,1\n\
+                    LEAD,\"a \"b\" c\",1\n\
+                    LEAD,\"begins here,1\n\
+                    LEAD,x,1\n\
+                    LEAD,\"and ends here\",1\n\
+                    LEAD,\"two\nlines\"\n\
+                    LEAD,\"hidden\nLEAD,x\",1\n\
+                    LEAD,fine,1\n";
+        let rows = read("a.csv", text.replace("LEAD", LEAD).as_bytes(), LeadScope::default()).unwrap();
+        insta::assert_snapshot!(render(&rows), @r#"
+        1 ! lines 2 to 4: text follows the closing quote of "note" in line 3; a quote within a quoted cell must be doubled
+        2 {"leadId":"696102a4b8c1d2e3f4a5b6c7","metadata":{"note":"x","n":"1"}}
+        3 {"leadId":"696102a4b8c1d2e3f4a5b6c7","metadata":{"note":"and ends here","n":"1"}}
+        4 ! lines 7 to 8: has 2 cells; the header has 3
+        5 ! lines 9 to 10: "note" contains a line that looks like a row of its own; is a quote missing? If the text is right, import it as NDJSON
+        6 {"leadId":"696102a4b8c1d2e3f4a5b6c7","metadata":{"note":"fine","n":"1"}}
+        "#);
+        assert!(rows.iter().all(|row| row.lead_id.as_deref() == Some(LEAD)));
         assert!(Format::of(Path::new("leads.xlsx")).is_err());
+        let long = ["{}\n".to_owned(), " ".repeat(MAX_RECORD_BYTES + 1), "\n{}".to_owned()].concat();
+        let rows = read("a.ndjson", long.as_bytes(), LeadScope::default()).unwrap();
+        assert_eq!(rows.iter().map(|row| row.line).collect::<Vec<_>>(), [1, 2, 3]);
+        assert!(rows[1].body.clone().unwrap_err().to_string().contains("longer than"));
     }
 
     proptest! {
