@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use contract::{
     Timestamp,
     key::{ApiKey, Scope},
-    rpc::{self, CreateKey, RevokeKey, RpcError},
+    rpc::{CreateKey, RevokeKey, RpcError},
 };
 use secrets::api_key;
 use serde_json::Value;
@@ -27,7 +27,7 @@ async fn new_key(stack: &Stack, other: &Api, expires_at: Option<Timestamp>) -> (
         scopes: Scope::ALL.into(),
         expires_at,
     };
-    let key: ApiKey = stack.call(rpc::KEY_CREATE, &create).await;
+    let key = stack.call(&create).await;
     let both = [&stack.api, other].map(|api| Api { key: secret.clone(), ..api.clone() });
     for api in &both {
         eventually(TEST_TIMEOUT, "the gateway accepts the key", async || api.get(PROBE).await.0 == 404).await;
@@ -62,7 +62,7 @@ async fn a_revoked_key_is_refused_by_every_gateway() {
     let (both, key) = new_key(&stack, &other, None).await;
 
     let begun = Instant::now();
-    let _: ApiKey = stack.call(rpc::KEY_REVOKE, &RevokeKey { key_id: key.key_id }).await;
+    stack.call(&RevokeKey { key_id: key.key_id }).await;
     wait_until_both_refuse(&both, "was revoked").await;
 
     println!("revoked at two gateways within {:?}", begun.elapsed());
@@ -93,7 +93,7 @@ async fn a_key_with_the_hash_of_another_is_a_conflict() {
         expires_at: None,
     };
 
-    let answer: Result<ApiKey, RpcError> = service_kit::rpc::call(&stack.client, rpc::KEY_CREATE, &create).await;
+    let answer = service_kit::rpc::request(&stack.client, &create).await.map_err(RpcError::from);
 
     let refused = answer.expect_err("a conflict");
     assert_eq!((refused.status, refused.code.as_str()), (409, "key_exists"), "{refused}");

@@ -3,8 +3,8 @@
 
 use contract::{
     ObjectId,
-    key::{ApiKey, Scope},
-    rpc::{self, CallbackState, CallbackStatus, CreateKey, ListCallbacks},
+    key::Scope,
+    rpc::{CallbackState, CreateKey, ListCallbacks},
 };
 use reqwest::Method;
 use secrets::api_key;
@@ -171,7 +171,7 @@ async fn a_test_request_reports_the_answer_and_records_nothing() {
     // Nor does 410 to a test request disable the callback.
     assert_eq!(stack.count("SELECT count(*) FROM webhooks.deliveries").await, 0);
     let query = ListCallbacks { project_id: stack.api.project_id };
-    let listed = stack.call::<Vec<CallbackStatus>>(rpc::CALLBACK_LIST, &query).await.remove(0);
+    let listed = stack.call(&query).await.remove(0);
     assert_eq!((listed.state, listed.failing_since), (CallbackState::Healthy, None));
 }
 
@@ -333,7 +333,7 @@ async fn with_scopes(stack: &Stack, scopes: &[Scope]) -> Api {
         scopes: scopes.iter().copied().collect(),
         expires_at: None,
     };
-    let _: ApiKey = stack.call(rpc::KEY_CREATE, &create).await;
+    stack.call(&create).await;
     let api = Api { key, ..stack.api.clone() };
     eventually(TEST_TIMEOUT, "the gateway accepts the key", async || api.get(PROCESSES).await.0 != 401).await;
     api

@@ -138,7 +138,7 @@ async fn gone_disables_the_callback_until_it_is_enabled() {
     update_until(&stack, &lead_id, "exhausted").await;
     assert_eq!(stack.receiver.requests_to("/crm").len(), 1);
 
-    let enabled: rpc::EnableResult = stack.call(rpc::CALLBACK_ENABLE, &rpc::EnableCallback { callback_id }).await;
+    let enabled = stack.call(&rpc::EnableCallback { callback_id }).await;
     assert!(enabled.was_disabled);
     update_until(&stack, &lead_id, "delivered").await;
 }

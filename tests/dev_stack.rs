@@ -2,10 +2,7 @@
 
 use std::{collections::HashMap, path::Path, process::Command, time::SystemTime};
 
-use contract::{
-    process::ProcessSpec,
-    rpc::{self, ProcessChangeResult},
-};
+use contract::process::ProcessSpec;
 use serde_json::json;
 use service_kit::config::NatsConfig;
 use sqlx::PgPool;
@@ -44,7 +41,7 @@ async fn project_with_leads(env: &HashMap<String, String>, receiver: &Receiver) 
         "callbacks": [{"name": "crm", "url": receiver.url("/crm")}],
     });
     let spec: ProcessSpec = serde_json::from_value(spec).expect("a process");
-    let applied: ProcessChangeResult = call(&client, rpc::PROCESS_APPLY, &spec).await;
+    let applied = call(&client, &spec).await;
     let mut leads = Vec::new();
     for _ in 0..16 {
         leads.push(api.initiate(process_id(&applied), None).await);

@@ -248,8 +248,7 @@ async fn a_callback_that_only_fails_is_disabled_until_it_is_enabled() {
     // An attempt that the crash interrupts waits until its lease of 60 s ends.
     let status = eventually(TEST_TIMEOUT * 2, "the callback is disabled", async || {
         let query = rpc::ListCallbacks { project_id: tenant.api.project_id };
-        let list =
-            service_kit::rpc::call::<_, Vec<rpc::CallbackStatus>>(&stack.client, rpc::CALLBACK_LIST, &query).await;
+        let list = service_kit::rpc::request(&stack.client, &query).await;
         let status = list.map_err(|e| e.to_string())?.pop().ok_or("no callback")?;
         if status.state == rpc::CallbackState::Disabled { Ok(status) } else { Err(format!("{status:?}")) }
     })
@@ -269,7 +268,7 @@ async fn a_callback_that_only_fails_is_disabled_until_it_is_enabled() {
     stack.receiver.on("/crm", [200]);
     let enable = rpc::EnableCallback { callback_id: tenant.callback_id() };
     assert_eq!(stack.receiver.requests_to("/crm").len(), sent);
-    let enabled: rpc::EnableResult = stack.call(rpc::CALLBACK_ENABLE, &enable).await;
+    let enabled = stack.call(&enable).await;
     assert!(enabled.was_disabled);
     stack.wait_for_count(DELIVERED, 1).await;
     stack.wait_for_count(count, 0).await;

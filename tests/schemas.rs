@@ -8,7 +8,7 @@ use contract::{
     ObjectId,
     event::WebhookEvent,
     headers,
-    key::{ApiKey, Scope},
+    key::Scope,
     rpc::{self, CreateKey, GetRecovery, ListCallbacks, ListKeys, Recover, RecoveryKind, RecoveryStatus, RevokeKey},
     streams::{LEAD_COMMANDS, LEAD_DEAD_LETTERS, LEAD_EVENTS, WEBHOOK_EVENTS},
 };
@@ -222,16 +222,16 @@ async fn send_operators_queries(stack: &Stack) {
         scopes: [Scope::LeadsRead].into(),
         expires_at: Some(contract::Timestamp::from_millis(1)),
     };
-    let key: ApiKey = stack.call(rpc::KEY_CREATE, &create).await;
-    let _: ApiKey = stack.call(rpc::KEY_REVOKE, &RevokeKey { key_id: key.key_id }).await;
-    let _: rpc::Keys = stack.call(rpc::KEY_LIST, &ListKeys { project_id }).await;
-    let _: Vec<rpc::CallbackStatus> = stack.call(rpc::CALLBACK_LIST, &ListCallbacks { project_id }).await;
-    let _: rpc::RotationResult = stack.call(rpc::SECRETS_ROTATE, &rpc::RotateSecrets {}).await;
+    let key = stack.call(&create).await;
+    stack.call(&RevokeKey { key_id: key.key_id }).await;
+    stack.call(&ListKeys { project_id }).await;
+    stack.call(&ListCallbacks { project_id }).await;
+    stack.call(&rpc::RotateSecrets {}).await;
     stack.wait_until_applied().await;
-    let RecoveryStatus { generation, applied, .. } = stack.call(rpc::RECOVERY_GET, &GetRecovery {}).await;
+    let RecoveryStatus { generation, applied, .. } = stack.call(&GetRecovery {}).await;
     let since = Some(contract::Timestamp::from_millis(0));
     let recover = Recover { kind: RecoveryKind::Reannounce, since, generation, applied };
-    let _: RecoveryStatus = stack.call(rpc::RECOVERY_RECOVER, &recover).await;
+    stack.call(&recover).await;
 }
 
 /// All messages of a stream, in order.

@@ -5,7 +5,7 @@ use std::{path::Path, process::Command};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use contract::{
     process::{Callback, ProcessSpec},
-    rpc::{self, ProcessChangeResult, RotateSecrets, RotationResult},
+    rpc::{self, ProcessChangeResult, Query, RotateSecrets, RotationResult, RpcError},
     streams::PROCESSES,
 };
 use futures::TryStreamExt;
@@ -77,7 +77,13 @@ async fn assert_refusals_hide_secrets(stack: &Stack, wrong: &str) {
     ];
     let file = tempfile::NamedTempFile::new().expect("a file");
     for spec in &refused {
-        let answer = service_kit::rpc::call::<_, ProcessChangeResult>(&stack.client, rpc::PROCESS_APPLY, spec).await;
+        let answer = service_kit::rpc::exchange::<_, ProcessChangeResult>(
+            &stack.client,
+            ProcessSpec::SUBJECT,
+            spec,
+            rpc::DEFAULT_TIMEOUT,
+        );
+        let answer = answer.await;
         let answer = answer.expect_err("refused").to_string();
         std::fs::write(file.path(), spec.to_string()).expect("a file");
         let run = stack.leadctl(&["process", "apply", file.path().to_str().expect("a path")]).await;
@@ -193,7 +199,7 @@ impl Stack {
     }
 
     async fn rotate(&self) -> RotationResult {
-        self.call(rpc::SECRETS_ROTATE, &RotateSecrets {}).await
+        self.call(&RotateSecrets {}).await
     }
 }
 
@@ -308,7 +314,7 @@ async fn lead_state_keeps_secrets_whose_key_is_missing() {
     let spec = json!({"projectId": stack.api.project_id, "name": "sales", "states": applied.process.rules.states,
         "callbacks": [{"name": "crm", "url": stack.receiver.url("/moved")}]});
     let spec: ProcessSpec = serde_json::from_value(spec).expect("a process");
-    let changed = service_kit::rpc::call::<_, ProcessChangeResult>(&stack.client, rpc::PROCESS_APPLY, &spec).await;
+    let changed = service_kit::rpc::request(&stack.client, &spec).await.map_err(RpcError::from);
 
     assert_eq!((rotated.resealed, rotated.locked.len()), (0, 1));
     assert!(rotated.locked[0].error.contains(&old), "{rotated:?}");

@@ -4,7 +4,7 @@
 use contract::{
     ObjectId, Timestamp,
     key::{ApiKey, Scope},
-    rpc::{self, CreateKey, ListKeys, RevokeKey, RpcError},
+    rpc::{self, CreateKey, ListKeys, Query, RevokeKey, RpcError},
 };
 use secrets::api_key;
 use serde_json::{Value, json};
@@ -15,13 +15,13 @@ use crate::support::{Api, Stack, TEST_TIMEOUT, assert_includes, process_id, send
 /// Subjects for operators, who serve all projects: NATS permissions keep others away. Their queries name no project.
 const OPERATORS: [&str; 7] = [
     // Its answer is the same for every project.
-    rpc::CALLBACK_CHECK,
-    rpc::PROJECT_CREATE,
-    rpc::KEY_REVOKE,
-    rpc::CALLBACK_ENABLE,
-    rpc::SECRETS_ROTATE,
-    rpc::RECOVERY_GET,
-    rpc::RECOVERY_RECOVER,
+    rpc::CheckUrls::SUBJECT,
+    rpc::CreateProject::SUBJECT,
+    rpc::RevokeKey::SUBJECT,
+    rpc::EnableCallback::SUBJECT,
+    rpc::RotateSecrets::SUBJECT,
+    rpc::GetRecovery::SUBJECT,
+    rpc::Recover::SUBJECT,
 ];
 
 /// Words that occur in the first project's data and nowhere else.
@@ -85,7 +85,7 @@ async fn new_key(
         scopes: scopes.iter().copied().collect(),
         expires_at,
     };
-    let key = stack.call(rpc::KEY_CREATE, &create).await;
+    let key = stack.call(&create).await;
     (secret, key)
 }
 
@@ -235,7 +235,7 @@ impl RefusedKeys {
             let others = Scope::ALL.into_iter().filter(|other| *other != scope).collect::<Vec<_>>();
             all_but.push((scope, new_key(stack, project_id, &others, None).await.0));
         }
-        let _: ApiKey = stack.call(rpc::KEY_REVOKE, &RevokeKey { key_id: key.key_id }).await;
+        stack.call(&RevokeKey { key_id: key.key_id }).await;
         let keys = Self { revoked, expired, all_but };
         eventually(TEST_TIMEOUT, "the gateway has all keys", async || {
             let get = format!("/api/v1/leads/get?leadId={}", first.lead_id);
@@ -361,31 +361,31 @@ async fn no_query_returns_the_data_of_another_project() {
     let (project_id, before) = (second.project_id, first.lead().await);
     let Tenant { process_id, lead_id, update_id, callback_id, .. } = &first;
     let ask = async |subject: &str, query: Value| -> Result<Value, RpcError> {
-        service_kit::rpc::call(&stack.client, subject, &query).await
+        service_kit::rpc::exchange(&stack.client, subject, &query, rpc::DEFAULT_TIMEOUT).await.map_err(RpcError::from)
     };
     let all = subjects();
     assert!(all.len() >= 10 && all.iter().all(|subject| subject.contains(".rpc.")), "{all:?}");
     for subject in all.into_iter().filter(|subject| !OPERATORS.contains(subject)) {
         let queries = match subject {
-            rpc::LEAD_GET => vec![
+            rpc::GetLead::SUBJECT => vec![
                 json!({"projectId": project_id, "leadId": lead_id}),
                 json!({"projectId": project_id, "processId": process_id, "referenceId": SECRETS[3]}),
             ],
-            rpc::LEAD_INITIATE => {
+            rpc::InitiateLead::SUBJECT => {
                 vec![json!({"projectId": project_id, "processId": process_id, "name": "x", "metadata": {}})]
             }
-            rpc::LEAD_LIST => vec![json!({"projectId": project_id, "processId": process_id, "limit": 10})],
-            rpc::LEAD_HISTORY => vec![json!({"projectId": project_id, "leadId": lead_id, "limit": 10})],
-            rpc::UPDATE_LIST => vec![
+            rpc::ListLeads::SUBJECT => vec![json!({"projectId": project_id, "processId": process_id, "limit": 10})],
+            rpc::GetLeadHistory::SUBJECT => vec![json!({"projectId": project_id, "leadId": lead_id, "limit": 10})],
+            rpc::ListUpdates::SUBJECT => vec![
                 json!({"projectId": project_id, "limit": 10}),
                 json!({"projectId": project_id, "leadId": lead_id, "limit": 10}),
             ],
-            rpc::UPDATE_DRY_RUN => vec![
+            rpc::DryRunUpdate::SUBJECT => vec![
                 json!({"projectId": project_id, "command": {"leadId": lead_id, "name": "mine"}}),
                 json!({"projectId": project_id, "command": {"processId": process_id, "referenceId": SECRETS[3], "name": "mine"}}),
             ],
-            rpc::UPDATE_OUTCOMES => vec![json!({"projectId": project_id, "updateIds": [update_id]})],
-            rpc::DELIVERY_LIST => {
+            rpc::GetOutcomes::SUBJECT => vec![json!({"projectId": project_id, "updateIds": [update_id]})],
+            rpc::ListDeliveries::SUBJECT => {
                 [json!({"updateId": update_id}), json!({"leadId": lead_id}), json!({"status": "exhausted"})]
                     .map(|mut filter| {
                         filter["projectId"] = json!(project_id);
@@ -394,16 +394,18 @@ async fn no_query_returns_the_data_of_another_project() {
                     })
                     .into()
             }
-            rpc::DELIVERY_GET | rpc::DELIVERY_REDELIVER => {
+            rpc::GetDelivery::SUBJECT | rpc::Redeliver::SUBJECT => {
                 vec![json!({"projectId": project_id, "updateId": update_id, "callbackId": callback_id})]
             }
-            rpc::DELIVERY_RECOVER => ["delivered", "exhausted"]
+            rpc::RecoverDeliveries::SUBJECT => ["delivered", "exhausted"]
                 .map(|status| json!({"projectId": project_id, "since": 0, "status": status, "perSecond": 1}))
                 .into(),
-            rpc::UPDATE_GET | rpc::DELIVERY_OF_UPDATE => vec![json!({"projectId": project_id, "updateId": update_id})],
-            rpc::PROCESS_LIST => vec![json!({"projectId": project_id, "limit": 10})],
-            rpc::PROCESS_GET => vec![json!({"projectId": project_id, "process": {"id": process_id}})],
-            rpc::PROCESS_CHANGE => {
+            rpc::GetUpdate::SUBJECT | rpc::ListUpdateDeliveries::SUBJECT => {
+                vec![json!({"projectId": project_id, "updateId": update_id})]
+            }
+            rpc::ListProcesses::SUBJECT => vec![json!({"projectId": project_id, "limit": 10})],
+            rpc::GetProcess::SUBJECT => vec![json!({"projectId": project_id, "process": {"id": process_id}})],
+            rpc::ChangeProcess::SUBJECT => {
                 let spec = json!({"projectId": first.api.project_id, "name": "sales", "states": [{"name": "mine"}]});
                 let own = json!({"projectId": project_id, "name": "sales", "states": [{"name": "mine"}]});
                 let callback = json!({"name": "mine", "url": "http://127.0.0.1:1"});
@@ -418,18 +420,18 @@ async fn no_query_returns_the_data_of_another_project() {
                 .map(|change| json!({"projectId": project_id, "process": {"id": process_id}, "change": change}))
                 .into()
             }
-            rpc::CALLBACK_TEST => {
+            rpc::TestCallback::SUBJECT => {
                 vec![json!({"projectId": project_id, "processId": process_id, "callbackId": callback_id})]
             }
             // A process of the same name is another one.
-            rpc::PROCESS_APPLY => {
+            rpc::ApplyProcess::SUBJECT => {
                 vec![json!({"projectId": project_id, "name": "sales", "states": [{"name": "new", "kind": "initial"}]})]
             }
             // A key of the first project does not move to another one.
-            rpc::KEY_CREATE => vec![json!({
+            rpc::CreateKey::SUBJECT => vec![json!({
                 "projectId": project_id, "name": "x", "sha256": api_key::hash(&first.api.key), "scopes": ["leads:read"], "expiresAt": null,
             })],
-            rpc::KEY_LIST | rpc::CALLBACK_LIST => vec![json!({"projectId": project_id})],
+            rpc::ListKeys::SUBJECT | rpc::ListCallbacks::SUBJECT => vec![json!({"projectId": project_id})],
             new => panic!("{new} is not checked: add how another project would reach for data there"),
         };
         for query in queries {
@@ -437,18 +439,18 @@ async fn no_query_returns_the_data_of_another_project() {
             let what = format!("{subject} {query}: {answer:?}");
             match (subject, &answer) {
                 (
-                    rpc::LEAD_GET
-                    | rpc::LEAD_INITIATE
-                    | rpc::LEAD_HISTORY
-                    | rpc::UPDATE_GET
-                    | rpc::DELIVERY_GET
-                    | rpc::DELIVERY_REDELIVER
-                    | rpc::PROCESS_GET
-                    | rpc::CALLBACK_TEST,
+                    rpc::GetLead::SUBJECT
+                    | rpc::InitiateLead::SUBJECT
+                    | rpc::GetLeadHistory::SUBJECT
+                    | rpc::GetUpdate::SUBJECT
+                    | rpc::GetDelivery::SUBJECT
+                    | rpc::Redeliver::SUBJECT
+                    | rpc::GetProcess::SUBJECT
+                    | rpc::TestCallback::SUBJECT,
                     Err(e),
                 ) => assert_eq!(e.status, 404, "{what}"),
-                (rpc::PROCESS_CHANGE, Err(e)) => assert!(matches!(e.status, 400 | 404), "{what}"),
-                (rpc::UPDATE_DRY_RUN, Ok(event)) => {
+                (rpc::ChangeProcess::SUBJECT, Err(e)) => assert!(matches!(e.status, 400 | 404), "{what}"),
+                (rpc::DryRunUpdate::SUBJECT, Ok(event)) => {
                     assert_eq!(
                         (&event["errorCode"], &event["data"]),
                         (&json!("lead_not_found"), &Value::Null),
@@ -456,25 +458,25 @@ async fn no_query_returns_the_data_of_another_project() {
                     );
                     continue;
                 }
-                (rpc::UPDATE_OUTCOMES, Ok(outcomes)) => assert_eq!(outcomes, &json!([]), "{what}"),
-                (rpc::DELIVERY_RECOVER, Ok(done)) => assert_eq!(done["deliveries"], 0, "{what}"),
-                (rpc::LEAD_LIST | rpc::UPDATE_LIST | rpc::DELIVERY_LIST, Ok(page)) => {
+                (rpc::GetOutcomes::SUBJECT, Ok(outcomes)) => assert_eq!(outcomes, &json!([]), "{what}"),
+                (rpc::RecoverDeliveries::SUBJECT, Ok(done)) => assert_eq!(done["deliveries"], 0, "{what}"),
+                (rpc::ListLeads::SUBJECT | rpc::ListUpdates::SUBJECT | rpc::ListDeliveries::SUBJECT, Ok(page)) => {
                     assert_eq!(page, &json!({"items": [], "next": null}), "{what}")
                 }
                 // By now it has one of that name, its own.
-                (rpc::PROCESS_LIST, Ok(page)) => {
+                (rpc::ListProcesses::SUBJECT, Ok(page)) => {
                     let mut own = page["items"].as_array().expect("items").iter();
                     assert!(own.all(|process| process["projectId"] == json!(project_id)), "{what}");
                     assert!(!page.to_string().contains(&process_id.to_string()), "{what}");
                 }
-                (rpc::CALLBACK_LIST, Ok(callbacks)) => assert_eq!(callbacks, &json!([]), "{what}"),
-                (rpc::DELIVERY_OF_UPDATE, Ok(deliveries)) => assert_eq!(deliveries, &json!([]), "{what}"),
-                (rpc::PROCESS_APPLY, Ok(applied)) => {
+                (rpc::ListCallbacks::SUBJECT, Ok(callbacks)) => assert_eq!(callbacks, &json!([]), "{what}"),
+                (rpc::ListUpdateDeliveries::SUBJECT, Ok(deliveries)) => assert_eq!(deliveries, &json!([]), "{what}"),
+                (rpc::ApplyProcess::SUBJECT, Ok(applied)) => {
                     assert_ne!(applied["process"]["processId"], json!(process_id), "{what}");
                     assert_eq!(applied["process"]["callbacks"], json!([]), "{what}");
                 }
-                (rpc::KEY_CREATE, Err(_)) => {}
-                (rpc::KEY_LIST, Ok(keys)) => {
+                (rpc::CreateKey::SUBJECT, Err(_)) => {}
+                (rpc::ListKeys::SUBJECT, Ok(keys)) => {
                     let keys: Vec<ApiKey> = serde_json::from_value(keys.clone()).expect("keys");
                     assert!(!keys.is_empty() && keys.iter().all(|key| key.project_id == project_id), "{what}");
                 }
@@ -484,6 +486,6 @@ async fn no_query_returns_the_data_of_another_project() {
         }
     }
     assert_eq!(first.lead().await, before);
-    let keys: rpc::Keys = stack.call(rpc::KEY_LIST, &ListKeys { project_id: first.api.project_id }).await;
+    let keys = stack.call(&ListKeys { project_id: first.api.project_id }).await;
     assert!(keys.iter().all(|key| key.project_id == first.api.project_id && key.scopes == Scope::ALL.into()));
 }

@@ -11,7 +11,7 @@ use std::{
 use contract::{
     ObjectId,
     key::Scope,
-    rpc::{self, CreateKey, CreateProject, Project},
+    rpc::{CreateKey, CreateProject},
 };
 use reqwest::{Method, RequestBuilder};
 use secrets::api_key;
@@ -38,7 +38,7 @@ pub(crate) struct Api {
 impl Api {
     /// A new project with a key of all scopes, known to the gateway.
     pub(crate) async fn create(url: String, client: &async_nats::Client, name: &str) -> Self {
-        let project: Project = call(client, rpc::PROJECT_CREATE, &CreateProject { name: name.into() }).await;
+        let project = call(client, &CreateProject { name: name.into() }).await;
         Self::of_project(url, client, project.project_id).await
     }
 
@@ -52,7 +52,7 @@ impl Api {
             scopes: Scope::ALL.into(),
             expires_at: None,
         };
-        let _: contract::key::ApiKey = call(client, rpc::KEY_CREATE, &create).await;
+        call(client, &create).await;
         let api = Self { url, key, project_id, http: test_support::http_client(), unconfirmed: Arc::default() };
         eventually(TEST_TIMEOUT, "the gateway accepts the key", async || {
             let (status, body) = api.get("/api/v1/leads/get").await;

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use bytes::Bytes;
-use contract::{ObjectId, Timestamp, rpc};
+use contract::{ObjectId, Timestamp, process::ProcessSpec};
 use rand::{Rng, rngs::StdRng, seq::IndexedRandom};
 use serde_json::{Value, json};
 use sqlx::{PgPool, Row};
@@ -212,7 +212,7 @@ pub(crate) async fn prepare(
 ) -> Leads {
     let mut of_project = spec.clone();
     of_project["projectId"] = json!(api.project_id);
-    let applied: rpc::ProcessChangeResult = call(client, rpc::PROCESS_APPLY, &of_project).await;
+    let applied = call(client, &serde_json::from_value::<ProcessSpec>(of_project).expect("a process")).await;
     let process_id = process_id(&applied);
     let mut leads = Leads { project_id: api.project_id, process_id, leads: Vec::new() };
     for number in 0..count {

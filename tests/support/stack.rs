@@ -6,9 +6,8 @@ use async_nats::jetstream;
 use contract::{
     ObjectId,
     process::ProcessSpec,
-    rpc::{self, ProcessChangeResult},
+    rpc::{ProcessChangeResult, Query, RpcError},
 };
-use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use service_kit::config::NatsConfig;
 use sqlx::PgPool;
@@ -114,8 +113,8 @@ impl Stack {
         }
     }
 
-    pub(crate) async fn call<R: DeserializeOwned>(&self, subject: &str, query: &impl serde::Serialize) -> R {
-        call(&self.client, subject, query).await
+    pub(crate) async fn call<Q: Query>(&self, query: &Q) -> Q::Reply {
+        call(&self.client, query).await
     }
 
     /// Applies a process with the usual states and these callbacks.
@@ -144,7 +143,7 @@ impl Stack {
 
     pub(crate) async fn apply(&self, spec: Value) -> ProcessChangeResult {
         let spec: ProcessSpec = serde_json::from_value(spec).expect("a process");
-        self.call(rpc::PROCESS_APPLY, &spec).await
+        self.call(&spec).await
     }
 
     pub(crate) fn js(&self) -> jetstream::Context {
@@ -219,14 +218,10 @@ impl Stack {
     }
 }
 
-pub(crate) async fn call<R: DeserializeOwned>(
-    client: &async_nats::Client,
-    subject: &str,
-    query: &impl serde::Serialize,
-) -> R {
-    match service_kit::rpc::call(client, subject, query).await {
+pub(crate) async fn call<Q: Query>(client: &async_nats::Client, query: &Q) -> Q::Reply {
+    match service_kit::rpc::request(client, query).await.map_err(RpcError::from) {
         Ok(reply) => reply,
-        Err(e) => panic!("{subject}: {} {e}", e.code),
+        Err(e) => panic!("{}: {} {e}", Q::SUBJECT, e.code),
     }
 }
 

@@ -11,7 +11,6 @@ mod process;
 mod project;
 mod query;
 mod recovery;
-mod subjects;
 mod update;
 
 #[cfg(feature = "schema")]
@@ -25,7 +24,6 @@ pub use self::{
     project::*,
     query::{DEFAULT_TIMEOUT, Query, SUBJECTS},
     recovery::*,
-    subjects::*,
     update::*,
 };
 

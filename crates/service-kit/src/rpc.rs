@@ -198,11 +198,3 @@ pub async fn exchange<Q: Serialize, R: DeserializeOwned>(
     }
     serde_json::from_slice(&reply.payload).map_err(|e| internal(&subject(), &e).into())
 }
-
-/// Replaced by [`request`].
-///
-/// # Errors
-/// What the service answered; 503 `unavailable` without an answer.
-pub async fn call<Q: Serialize, R: DeserializeOwned>(client: &Client, subject: &str, query: &Q) -> Result<R, RpcError> {
-    Ok(exchange(client, subject, query, DEFAULT_TIMEOUT).await?)
-}
