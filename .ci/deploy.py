@@ -283,7 +283,9 @@ class Overlay:
             if not self.selected(selector) and not self.operators_pods(selector):
                 fault(where, "is for no pods")
         database = "postgres" if "postgres" in self.pods else "operator's" if self.of("Cluster") else "10.1.2.3"
-        public, private = "203.0.113.7", ["10.1.2.3", "100.64.1.2", "169.254.169.254", "172.16.1.2", "192.168.1.2", "fc00::1"]
+        public = "93.184.215.14"
+        private = ["10.1.2.3", "100.64.1.2", "168.63.129.16", "169.254.169.254", "172.16.1.2", "192.168.1.2", "198.18.0.1",
+                   "2001:db8::1", "64:ff9b::a00:1", "fc00::1"]
         may = [
             ("gateway", "nats", "client"), ("lead-state", "nats", "client"), ("webhook-notifier", "nats", "client"),
             ("lead-state", database, 5432), ("webhook-notifier", database, 5432), ("migrate", database, 5432),

@@ -23,10 +23,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     admission::endpoint::Endpoint,
     callback_health::CallbackHealth,
-    http::{
-        guard::{Guard, system_lookup},
-        request::PreparedCallback,
-    },
+    http::{dns::Dns, guard::Guard, request::PreparedCallback},
 };
 
 /// How often callbacks are checked for secrets that cannot be opened. Longer reports them later; a check reads memory
@@ -49,6 +46,7 @@ pub(crate) struct Callbacks {
     pub(crate) health: CallbackHealth,
     keys: SealingKeys,
     guard: Guard,
+    dns: Arc<Dns>,
 }
 
 /// A revision of a process. The secrets of each callback are opened once, when they are first needed.
@@ -133,8 +131,14 @@ pub(crate) enum CallbackLookup {
 }
 
 impl Callbacks {
-    pub(crate) fn new(bucket: kv::Store, health: CallbackHealth, keys: SealingKeys, guard: Guard) -> Self {
-        Self { view: Arc::default(), bucket, health, keys, guard }
+    pub(crate) fn new(
+        bucket: kv::Store,
+        health: CallbackHealth,
+        keys: SealingKeys,
+        guard: Guard,
+        dns: Arc<Dns>,
+    ) -> Self {
+        Self { view: Arc::default(), bucket, health, keys, guard, dns }
     }
 
     /// The callback with its secrets in clear: opened for the first attempt under a revision of its process, and kept
@@ -214,9 +218,9 @@ impl Callbacks {
         Ok(index.map(|index| Target { process, index }))
     }
 
-    /// Why a callback may not have this URL.
-    pub(crate) async fn url_refusal(&self, url: &str) -> Option<String> {
-        self.guard.refusal(url, system_lookup).await
+    /// Why a callback of this project may not have this URL.
+    pub(crate) async fn url_refusal(&self, project_id: ObjectId, url: &str) -> Option<String> {
+        self.guard.refusal(url, async |name| self.dns.look_up_for(project_id, name).await).await
     }
 
     /// A process that is missing in memory may have been written a moment ago: then the bucket decides.

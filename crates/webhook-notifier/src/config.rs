@@ -1,6 +1,6 @@
 //! Configuration: flags that are also environment variables.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use clap::Args;
 use ipnet::IpNet;
@@ -38,6 +38,14 @@ pub struct Config {
     /// An internal network that callbacks may reach, e.g. 10.20.0.0/16. May be repeated, or separated by commas.
     #[arg(long = "allow-network", env = "ALLOW_NETWORKS", value_delimiter = ',', value_name = "CIDR")]
     pub allow_networks: Vec<IpNet>,
+    /// A network that callbacks may not reach, even within the allowed ones. May be repeated, or separated by commas. The
+    /// addresses of Postgres, NATS and this machine are never allowed.
+    #[arg(long = "deny-network", env = "DENY_NETWORKS", value_delimiter = ',', value_name = "CIDR")]
+    pub deny_networks: Vec<IpNet>,
+    /// A name server to look up callbacks with, instead of those in /etc/resolv.conf, e.g. 10.0.0.53:53. May be repeated,
+    /// or separated by commas.
+    #[arg(long = "dns-server", env = "DNS_SERVERS", value_delimiter = ',', value_name = "ADDRESS")]
+    pub dns_servers: Vec<SocketAddr>,
     /// The delay before each attempt of a delivery, including the first. Each delay is up to a tenth longer.
     /// After the last attempt the delivery is exhausted.
     #[arg(long, env = "RETRY_SCHEDULE", default_value_t, value_name = "DELAYS")]

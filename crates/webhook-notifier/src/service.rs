@@ -1,6 +1,6 @@
 //! Starts and stops the webhook-notifier: waits for its dependencies, then runs its tasks.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use async_nats::service::Service;
@@ -25,7 +25,12 @@ use crate::{
         ordering::LeadOrdering,
     },
     housekeeping,
-    http::{client::CallbackClient, guard::Guard},
+    http::{
+        client::CallbackClient,
+        dns::Dns,
+        guard::Guard,
+        own_addresses::{OwnAddresses, OwnServers},
+    },
     metrics::Metrics,
     outbox,
     recorder::{RecordingTask, recorder},
@@ -44,10 +49,19 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     readiness.not_ready(ConsumerRole::Deliver.readiness(), "not pulling yet");
     let mut tasks = Tasks::new(shutdown.clone());
     let health = http::bind(config.health.health_listen).await?;
+    let health_address = health.local_addr()?;
     let mut registry = service_kit::metrics::registry("webhook_notifier");
     let metrics = Metrics::new(&mut registry);
     tasks.spawn_background("health", service_kit::health::serve(health, readiness.clone(), registry, shutdown.clone()));
-    let start = Start { config: &config, keys, readiness, metrics, traces: traces.clone(), shutdown: shutdown.clone() };
+    let start = Start {
+        config: &config,
+        keys,
+        readiness,
+        metrics,
+        traces: traces.clone(),
+        health_address,
+        shutdown: shutdown.clone(),
+    };
     // The micro service answers until it is dropped.
     let (client, _service) = tokio::select! {
         started = start.start(&mut tasks) => started?,
@@ -79,15 +93,24 @@ struct Start<'a> {
     readiness: Readiness,
     metrics: Metrics,
     traces: Traces,
+    health_address: SocketAddr,
     shutdown: CancellationToken,
 }
 
 impl Start<'_> {
     /// Waits for the dependencies and starts the tasks.
     async fn start(self, tasks: &mut Tasks) -> anyhow::Result<(async_nats::Client, Service)> {
-        let Self { config, keys, readiness, metrics, traces, shutdown } = self;
-        let guard = Guard { allow_networks: config.allow_networks.clone(), allow_http: config.allow_http };
-        let http_client = CallbackClient::new(guard.clone())?;
+        let Self { config, keys, readiness, metrics, traces, health_address, shutdown } = self;
+        let own_addresses = OwnAddresses::default();
+        let mut own_servers = OwnServers::new(config, health_address, own_addresses.clone())?;
+        let guard = Guard {
+            allow_networks: config.allow_networks.clone(),
+            deny_networks: config.deny_networks.clone(),
+            own_addresses,
+            allow_http: config.allow_http,
+        };
+        let dns = Arc::new(Dns::new(config.dns_servers.clone())?);
+        let http_client = CallbackClient::new(guard.clone(), dns.clone())?;
         let client = nats::connect(&config.nats, "webhook-notifier", &readiness).await?;
         let pool = store::connect(&config.database, &readiness).await?;
         if config.no_migrate {
@@ -99,10 +122,12 @@ impl Start<'_> {
         housekeeping::create_partitions(&pool).await;
         let js = nats::jetstream(&client);
         nats::stream(&js, LEAD_EVENTS).await?;
+        own_servers.refresh(&dns, &client.server_info().connect_urls).await;
+        tasks.spawn("own addresses", own_servers.run(dns.clone(), client.clone(), shutdown.clone()));
         let health = CallbackHealth::new(config.disable_after);
         health.sync(&pool).await.context("cannot read the disabled callbacks")?;
         let processes = nats::bucket(&js, PROCESSES).await?;
-        let callbacks = Arc::new(Callbacks::new(processes, health, keys, guard));
+        let callbacks = Arc::new(Callbacks::new(processes, health, keys, guard, dns));
         let outbox = Arc::new(Notify::new());
         let (recorder, recording) = recorder(pool.clone(), readiness.clone(), outbox.clone(), metrics.clone());
         let deliverer = Arc::new(Deliverer {

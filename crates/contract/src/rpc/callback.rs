@@ -74,6 +74,8 @@ pub struct EnableResult {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct CheckUrls {
+    /// The callbacks' project.
+    pub project_id: ObjectId,
     /// The URLs.
     pub urls: Vec<String>,
 }

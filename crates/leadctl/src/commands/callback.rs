@@ -168,7 +168,7 @@ impl Callback {
             Self::Add { process, callback, scope: InProject { project_id, admin } } => {
                 let callback = callback.spec()?;
                 let client = admin.connect().await?;
-                warn_of_urls(&client, std::slice::from_ref(&callback)).await;
+                warn_of_urls(&client, project_id, std::slice::from_ref(&callback)).await;
                 let change = ProcessChange::AddCallback { callback };
                 let query = ChangeProcess { project_id, process, change, expected_revision: None, dry_run: false };
                 output::show(admin.json, &admin::request(&client, &query).await?, show)

@@ -104,7 +104,7 @@ async fn apply(file: &Path, dry_run: bool, admin: &Admin) -> anyhow::Result<()> 
         bail!("{source} is not a valid process:\n  {}", faults.join("\n  "));
     }
     let client = admin.connect().await?;
-    warn_of_urls(&client, &spec.callbacks).await;
+    warn_of_urls(&client, spec.project_id, &spec.callbacks).await;
     let (project_id, process) = (spec.project_id, ProcessSelector::Named(spec.name.clone()));
     let change = ProcessChange::Put { spec, keep_callbacks: false };
     let query = ChangeProcess { project_id, process, change, expected_revision: None, dry_run };
@@ -144,11 +144,11 @@ pub(crate) async fn find_callback(
 }
 
 /// Warns of callbacks whose URL is not allowed. This is no error: the operator can allow the URL later.
-pub(crate) async fn warn_of_urls(client: &Client, callbacks: &[CallbackSpec]) {
+pub(crate) async fn warn_of_urls(client: &Client, project_id: ObjectId, callbacks: &[CallbackSpec]) {
     if callbacks.is_empty() {
         return;
     }
-    let urls = CheckUrls { urls: callbacks.iter().map(|callback| callback.url.clone()).collect() };
+    let urls = CheckUrls { project_id, urls: callbacks.iter().map(|callback| callback.url.clone()).collect() };
     match rpc::request(client, &urls).await {
         Ok(checks) => {
             for (callback, check) in callbacks.iter().zip(checks) {

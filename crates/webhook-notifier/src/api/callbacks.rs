@@ -49,7 +49,7 @@ impl CallbackApi {
 
     /// Checks which URLs callbacks may have.
     async fn check_urls(self, query: CheckUrls) -> Result<Vec<UrlCheck>, RpcError> {
-        let check = async |url: String| UrlCheck { refused: self.callbacks.url_refusal(&url).await };
+        let check = async |url: String| UrlCheck { refused: self.callbacks.url_refusal(query.project_id, &url).await };
         Ok(stream::iter(query.urls).map(check).buffered(LOOKUPS).collect().await)
     }
 

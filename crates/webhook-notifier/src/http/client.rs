@@ -4,11 +4,11 @@
 //! the response is read only while it is short and arrives at once: to reuse the connection, and to show the response
 //! of a failed attempt. An endpoint that drips or floods its response delays and fills nothing.
 
-use std::time::Duration;
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use contract::process::Callback;
-use http::{Response, header::RETRY_AFTER};
+use contract::{ObjectId, process::Callback};
+use http::{Extensions, Request, Response, Uri, header::RETRY_AFTER};
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Incoming};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
@@ -16,13 +16,17 @@ use hyper_util::{
     client::legacy::{Client, Error, connect::HttpConnector},
     rt::{TokioExecutor, TokioTimer},
 };
-use service_kit::{clock, nats::error_chain, tls};
+use rustls::ClientConfig;
+use service_kit::{clock, tls};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{
-    guard::{Guard, Refused, Resolver, system_lookup},
+    dns::Dns,
+    failure::{rejection, request_error},
+    guard::Guard,
     request::{PreparedCallback, RequestError},
-    response_limit::LimitedConnector,
+    resolver::{DESTINATION, Destination, Resolver},
+    response_limit::{ConnectionReads, LimitedConnector},
 };
 use crate::core::{
     delivery::PendingDelivery,
@@ -48,31 +52,74 @@ const MAX_READ: usize = 32 * 1024;
 /// The most that is read of a response: head, body, and some room for interim (1xx) heads.
 const MAX_RESPONSE: usize = MAX_BODY + 2 * MAX_READ;
 
+/// Most header lines of a response. More costs memory for each response, fewer rejects responses that other clients
+/// accept.
+const MAX_HEADERS: usize = 1000;
+
+type HttpClient = Client<LimitedConnector<HttpsConnector<HttpConnector<Resolver>>>, Full<Bytes>>;
+
 #[derive(Debug)]
 pub(crate) struct CallbackClient {
-    client: Client<LimitedConnector<HttpsConnector<HttpConnector<Resolver>>>, Full<Bytes>>,
+    /// Keeps connections for the next request.
+    kept: HttpClient,
+    /// Opens a connection for each request.
+    fresh: HttpClient,
+    guard: Guard,
 }
 
 impl CallbackClient {
     /// A client that reaches what the guard allows and trusts the system's CA certificates. It follows no redirects,
     /// which lead to URLs that the guard did not check, and uses no proxy, which would resolve names without the guard.
-    pub(crate) fn new(guard: Guard) -> anyhow::Result<Self> {
-        Self::with_resolver(Resolver::new(guard, system_lookup))
+    pub(crate) fn new(guard: Guard, dns: Arc<Dns>) -> anyhow::Result<Self> {
+        Ok(Self::with_resolver(Resolver::new(guard, dns), tls::client()?))
     }
 
-    fn with_resolver(resolver: Resolver) -> anyhow::Result<Self> {
+    fn with_resolver(resolver: Resolver, tls: ClientConfig) -> Self {
+        let guard = resolver.guard().clone();
         let mut http = HttpConnector::new_with_resolver(resolver);
         // The guard checks the scheme.
         http.enforce_http(false);
         http.set_nodelay(true);
-        let https = HttpsConnectorBuilder::new().with_tls_config(tls::client()?).https_or_http().enable_http1();
-        let client = Client::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(IDLE_TIMEOUT)
-            .pool_max_idle_per_host(MAX_IDLE_PER_HOST)
-            .http1_max_buf_size(MAX_READ)
-            .build(LimitedConnector { connector: https.wrap_connector(http), max_response: MAX_RESPONSE });
-        Ok(Self { client })
+        let https = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1();
+        let connector = LimitedConnector { connector: https.wrap_connector(http), max_response: MAX_RESPONSE };
+        let client = |max_idle_per_host| {
+            Client::builder(TokioExecutor::new())
+                .pool_timer(TokioTimer::new())
+                .pool_idle_timeout(IDLE_TIMEOUT)
+                .pool_max_idle_per_host(max_idle_per_host)
+                .http1_max_buf_size(MAX_READ)
+                .http1_max_headers(MAX_HEADERS)
+                // The status decides, so a header line that other clients overlook is overlooked here too.
+                .http1_ignore_invalid_headers_in_responses(true)
+                .http1_allow_spaces_after_header_name_in_responses(true)
+                .http1_allow_obsolete_multiline_headers_in_responses(true)
+                .build(connector.clone())
+        };
+        Self { kept: client(MAX_IDLE_PER_HOST), fresh: client(0), guard }
+    }
+
+    /// Sends a request. An endpoint may close an idle connection just as the next request is written to it, which says
+    /// nothing about the request: it is sent once more, on a fresh connection. An endpoint that read the first one after
+    /// all recognizes the second by its `webhook-id`.
+    async fn request(
+        &self,
+        callback: &PreparedCallback,
+        project_id: ObjectId,
+        request: Request<Full<Bytes>>,
+    ) -> Result<Response<Incoming>, RequestError> {
+        let (host, port) = callback.server().unwrap_or_default();
+        // The resolver checks the addresses of names only.
+        if let Ok(address) = host.trim_matches(['[', ']']).parse::<IpAddr>() {
+            self.guard.check_address(address, port)?;
+        }
+        let sent = async {
+            match self.kept.request(request.clone()).await {
+                Err(e) if closed_on_reuse(&e) => self.fresh.request(request).await,
+                response => response,
+            }
+        };
+        let sent = DESTINATION.scope(Destination { project_id, port }, sent).await;
+        sent.map_err(|e| request_error(&e))
     }
 
     /// Makes one attempt.
@@ -87,17 +134,14 @@ impl CallbackClient {
         let deadline = started + Duration::from_secs(timeout_seconds.into());
         let response = async {
             let request = callback.request(delivery, traceparent, started_at)?;
-            match timeout_at(deadline, self.client.request(request)).await {
-                Ok(Ok(response)) => Ok(response),
-                Ok(Err(e)) => Err(request_error(&e)),
-                Err(_) => Err(RequestError::TimedOut(timeout_seconds)),
-            }
+            let response = timeout_at(deadline, self.request(callback, delivery.project_id, request)).await;
+            response.unwrap_or(Err(RequestError::TimedOut(timeout_seconds)))
         };
         let response = response.await;
         let duration = started.elapsed();
         match response {
             Ok(response) => {
-                let outcome = outcome(&response);
+                let outcome = outcome(&response, callback.uri().unwrap_or(&Uri::default()));
                 let response = printable(&read_body(response.into_body()).await, &callback.callback);
                 Attempt { started_at, duration, outcome, response }
             }
@@ -109,7 +153,7 @@ impl CallbackClient {
     }
 }
 
-fn outcome(response: &Response<Incoming>) -> AttemptOutcome {
+fn outcome(response: &Response<Incoming>, callback: &Uri) -> AttemptOutcome {
     let status = response.status();
     if status.is_success() {
         return AttemptOutcome::Accepted { status: status.as_u16() };
@@ -117,20 +161,18 @@ fn outcome(response: &Response<Incoming>) -> AttemptOutcome {
     let retry_after = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
     AttemptOutcome::Rejected {
         status: status.as_u16(),
-        error: format!("the endpoint answered {status}"),
+        error: rejection(status, response.headers(), callback),
         retry_after: retry_after.map(ToOwned::to_owned),
     }
 }
 
-fn request_error(error: &Error) -> RequestError {
-    let mut source = std::error::Error::source(error);
-    while let Some(inner) = source {
-        if let Some(refused) = inner.downcast_ref::<Refused>() {
-            return RequestError::Refused(refused.clone());
-        }
-        source = inner.source();
+/// Whether a request failed because its connection had been kept and the endpoint closed it.
+fn closed_on_reuse(error: &Error) -> bool {
+    let mut extras = Extensions::new();
+    if let Some(connection) = error.connect_info() {
+        connection.get_extras(&mut extras);
     }
-    RequestError::NoResponse(error_chain(error))
+    extras.get::<ConnectionReads>().is_some_and(ConnectionReads::closed_on_reuse)
 }
 
 /// The beginning of a body, as far as it arrives at once.
@@ -165,13 +207,13 @@ fn printable(bytes: &[u8], callback: &Callback) -> Option<String> {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
-    use contract::ObjectId;
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
         net::TcpListener,
     };
+    use tokio_util::task::AbortOnDropHandle;
 
     use super::{super::signature::signature, *};
 
@@ -199,13 +241,18 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn guard(allow: &[&str]) -> Guard {
-        Guard { allow_networks: allow.iter().map(|network| network.parse().unwrap()).collect(), allow_http: true }
+        let allow_networks = allow.iter().map(|network| network.parse().unwrap()).collect();
+        Guard { allow_networks, allow_http: true, ..Guard::default() }
+    }
+
+    fn dns() -> Arc<Dns> {
+        Arc::new(Dns::new(Vec::new()).unwrap())
     }
 
     /// Sends to a URL with only loopback addresses allowed.
     async fn send(url: &str) -> Attempt {
         let guard = guard(&["127.0.0.0/8"]);
-        let client = CallbackClient::new(guard.clone()).unwrap();
+        let client = CallbackClient::new(guard.clone(), dns()).unwrap();
         client.send(&PreparedCallback::new(callback(url), &guard), &delivery(), Some(TRACE)).await
     }
 
@@ -283,7 +330,9 @@ pub(crate) mod tests {
         let answer = b"HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:1/\r\ncontent-length: 0\r\n\r\n".to_vec();
         let (url, _received) = endpoint(vec![answer]).await;
         let attempt = send(&url).await;
-        assert_eq!(attempt.outcome.error(), Some("the endpoint answered 302 Found"));
+        let error = "the endpoint answered 302 Found: redirects are not followed, and this one points to \
+             http://127.0.0.1:1/";
+        assert_eq!(attempt.outcome.error(), Some(error));
     }
 
     #[tokio::test]
@@ -301,6 +350,112 @@ pub(crate) mod tests {
             assert_eq!(attempt.outcome, AttemptOutcome::Accepted { status: 200 });
             assert!(started.elapsed() < Duration::from_secs(15), "{:?}", started.elapsed());
         }
+    }
+
+    /// Answers the first request of a connection. Reads the second, sends `rest` and closes. Counts the requests.
+    async fn closing_endpoint(rest: &'static [u8]) -> (String, Arc<AtomicUsize>, AbortOnDropHandle<()>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/hook", listener.local_addr().unwrap());
+        let requests = Arc::new(AtomicUsize::new(0));
+        let counted = requests.clone();
+        let serving = tokio::spawn(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                for response in [b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n".as_slice(), rest] {
+                    let mut request = Vec::new();
+                    while !request.ends_with(b"}") && stream.read_buf(&mut request).await.is_ok_and(|read| read > 0) {}
+                    if request.is_empty() {
+                        break;
+                    }
+                    counted.fetch_add(1, Ordering::Relaxed);
+                    stream.write_all(response).await.unwrap();
+                }
+            }
+        });
+        (url, requests, AbortOnDropHandle::new(serving))
+    }
+
+    #[tokio::test]
+    async fn a_kept_connection_that_was_closed_is_replaced_within_the_attempt() {
+        let guard = guard(&["127.0.0.0/8"]);
+        let client = CallbackClient::new(guard.clone(), dns()).unwrap();
+        let (url, requests, _serving) = closing_endpoint(b"").await;
+        let target = PreparedCallback::new(callback(&url), &guard);
+
+        for _ in 0..20 {
+            let attempt = client.send(&target, &delivery(), Some(TRACE)).await;
+            assert_eq!(attempt.outcome, AttemptOutcome::Accepted { status: 200 });
+        }
+
+        let requests = requests.load(Ordering::Relaxed);
+        assert!(requests > 20, "connections were reused");
+    }
+
+    #[tokio::test]
+    async fn a_response_that_breaks_off_is_a_failure() {
+        let guard = guard(&["127.0.0.0/8"]);
+        let client = CallbackClient::new(guard.clone(), dns()).unwrap();
+        let (url, requests, _serving) = closing_endpoint(b"HTTP/1.1 2").await;
+        let target = PreparedCallback::new(callback(&url), &guard);
+
+        let first = client.send(&target, &delivery(), Some(TRACE)).await;
+        let second = client.send(&target, &delivery(), Some(TRACE)).await;
+
+        assert_eq!((first.outcome.status(), second.outcome.status()), (Some(200), None));
+        assert_eq!(requests.load(Ordering::Relaxed), 2, "no request is sent twice once its response has begun");
+    }
+
+    #[tokio::test]
+    async fn a_status_of_2xx_counts_whatever_the_other_lines_are() {
+        let many = (0..150).map(|n| format!("x-header-{n}: value\r\n")).collect::<String>();
+        for lines in [
+            many.as_str(),
+            "no colon in this line\r\n",
+            "spaces in the name: x\r\n",
+            "space-before-colon : x\r\n",
+            "folded: a\r\n b\r\n",
+            ": no name\r\n",
+            "caf\u{e9}: x\r\n",
+            "x: caf\u{e9}\r\n",
+            "control: a\u{1}b\r\n",
+            "bare-line-feed: x\n",
+        ] {
+            let response = format!("HTTP/1.1 200 OK\r\n{lines}content-length: 0\r\n\r\n");
+            let (url, _received) = endpoint(vec![response.into_bytes()]).await;
+            let attempt = send(&url).await;
+            assert_eq!(attempt.outcome, AttemptOutcome::Accepted { status: 200 }, "{lines}");
+        }
+        let endless = format!("HTTP/1.1 200 OK\r\n{}\r\n", "x: y\r\n".repeat(MAX_READ));
+        let (url, _received) = endpoint(vec![endless.into_bytes()]).await;
+        let attempt = send(&url).await;
+        assert!(attempt.outcome.error().unwrap().contains("head is too large"), "{:?}", attempt.outcome);
+    }
+
+    #[tokio::test]
+    async fn a_self_signed_certificate_is_named() {
+        // As `openssl req -x509` makes it: a CA's.
+        let mut params = rcgen::CertificateParams::new(vec!["127.0.0.1".into()]).unwrap();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let key = rcgen::KeyPair::generate().unwrap();
+        let certificate = params.self_signed(&key).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config =
+            rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let key = rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+        let config = config.with_no_client_auth().with_single_cert(vec![certificate.der().clone()], key).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("https://{}/hook?key=k-1", listener.local_addr().unwrap());
+        let serving = AbortOnDropHandle::new(tokio::spawn(async move {
+            let (stream, _) = listener.accept().await.unwrap();
+            let _ = tokio_rustls::TlsAcceptor::from(Arc::new(config)).accept(stream).await;
+        }));
+
+        let attempt = send(&url).await;
+
+        let error = "no response: the endpoint's certificate is a self-signed certificate: install one of a publicly \
+             trusted authority";
+        assert_eq!(attempt.outcome.error(), Some(error));
+        drop(serving);
     }
 
     #[tokio::test]
@@ -371,7 +526,7 @@ pub(crate) mod tests {
     ];
 
     /// The addresses of the names in the table.
-    fn look_up(name: &str) -> Vec<std::net::SocketAddr> {
+    fn look_up(name: &str) -> Vec<IpAddr> {
         let addresses: &[&str] = match name.trim_end_matches('.') {
             "localhost" => &["127.0.0.1", "::1"],
             "loopback.example" => &["127.0.0.2"],
@@ -381,16 +536,16 @@ pub(crate) mod tests {
             "several.example" => &["10.0.0.1", "fd00::1", "192.168.0.1"],
             _ => &[],
         };
-        addresses.iter().map(|address| (address.parse::<std::net::IpAddr>().unwrap(), 0).into()).collect()
+        addresses.iter().map(|address| address.parse().unwrap()).collect()
     }
 
     /// A client with its own name lookup.
     fn client_with_lookup(
         allow: &[&str],
-        lookup: impl Fn(String) -> Vec<std::net::SocketAddr> + Send + Sync + 'static,
+        lookup: impl Fn(String) -> Vec<IpAddr> + Send + Sync + 'static,
     ) -> CallbackClient {
-        let lookup = move |name| std::future::ready(Ok(lookup(name)));
-        CallbackClient::with_resolver(Resolver::new(guard(allow), lookup)).unwrap()
+        let lookup = move |_, name| std::future::ready(Ok(lookup(name)));
+        CallbackClient::with_resolver(Resolver::with_lookup(guard(allow), lookup), tls::client().unwrap())
     }
 
     #[tokio::test]
@@ -416,7 +571,6 @@ pub(crate) mod tests {
 
     #[tokio::test]
     async fn dns_rebinding_reaches_no_internal_address() {
-        use std::sync::atomic::{AtomicUsize, Ordering};
         // 127.0.0.2 stands for an address that is allowed, 127.0.0.1 for one that is not; the port is the same.
         let internal = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = internal.local_addr().unwrap().port();
@@ -425,7 +579,7 @@ pub(crate) mod tests {
         let counted = lookups.clone();
         let client = client_with_lookup(&["127.0.0.2/32"], move |_| {
             let allowed = counted.fetch_add(1, Ordering::Relaxed).is_multiple_of(2);
-            vec![(if allowed { [127, 0, 0, 2] } else { [127, 0, 0, 1] }, 0).into()]
+            vec![IpAddr::from(if allowed { [127, 0, 0, 2] } else { [127, 0, 0, 1] })]
         });
         let answering = tokio::spawn(async move {
             loop {
@@ -452,7 +606,7 @@ pub(crate) mod tests {
     #[tokio::test]
     async fn names_from_the_system_resolver_are_checked() {
         let target = PreparedCallback::new(callback("http://localhost:1/"), &guard(&[]));
-        let attempt = CallbackClient::new(guard(&[])).unwrap().send(&target, &delivery(), Some(TRACE)).await;
+        let attempt = CallbackClient::new(guard(&[]), dns()).unwrap().send(&target, &delivery(), Some(TRACE)).await;
         let error = attempt.outcome.error().unwrap();
         assert!(error.starts_with("refused: the address ") && error.ends_with(" is not allowed: loopback"), "{error}");
     }

@@ -1,23 +1,19 @@
 //! Keeps callbacks out of internal networks.
 //!
 //! Tenants choose the URLs of callbacks, so a URL must not reach a machine behind the firewall. The guard checks the
-//! address that the connection then uses: literal addresses in [`Guard::check_url`], names in the [`Resolver`]. A name
-//! that resolves to another address a moment later (DNS rebinding) gains nothing.
+//! address that the connection then uses: literal addresses in [`Guard::check_url`], names in the
+//! [`Resolver`](super::resolver::Resolver). A name that resolves to another address a moment later (DNS rebinding) gains
+//! nothing.
 
 use std::{
-    error::Error,
-    fmt, io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    sync::Arc,
-    task::{Context, Poll},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     time::Duration,
 };
 
-use futures::future::BoxFuture;
-use hyper_util::client::legacy::connect::dns::Name;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use tower_service::Service;
 use url::Url;
+
+use super::{dns::LookupError, own_addresses::OwnAddresses};
 
 /// How long the name in a new URL is looked up. Longer keeps the client that configures it waiting.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(2);
@@ -30,7 +26,7 @@ pub(crate) enum Refused {
     #[error("the URL is {0}://, and only https is allowed")]
     Scheme(String),
     #[error("the address {address} is not allowed: {network}")]
-    Internal { address: IpAddr, network: &'static str },
+    Address { address: IpAddr, network: &'static str },
     #[error("the name {0} has no address")]
     NoAddress(String),
 }
@@ -40,11 +36,15 @@ pub(crate) enum Refused {
 pub(crate) struct Guard {
     /// Internal networks that are allowed.
     pub(crate) allow_networks: Vec<IpNet>,
+    /// Networks that are not allowed, even within the allowed ones.
+    pub(crate) deny_networks: Vec<IpNet>,
+    /// Not allowed either, whatever network they are in.
+    pub(crate) own_addresses: OwnAddresses,
     pub(crate) allow_http: bool,
 }
 
 impl Guard {
-    /// Parses and checks a URL, except for its name, which the [`Resolver`] checks.
+    /// Parses and checks a URL, except for its name, which the resolver checks.
     pub(crate) fn check_url(&self, text: &str) -> Result<Url, Refused> {
         let url = Url::parse(text).map_err(|e| Refused::InvalidUrl(e.to_string()))?;
         match url.scheme() {
@@ -55,17 +55,18 @@ impl Guard {
         // The parser turns all spellings of an IPv4 address (0x7f.1, 2130706433) into dotted decimals.
         let host = url.host_str().unwrap_or_default();
         if let Ok(address) = host.trim_matches(['[', ']']).parse() {
-            self.check_address(address)?;
+            self.check_address(address, port(&url))?;
         }
         Ok(url)
     }
 
     /// Why a callback may not have this URL. A name without an address is no reason: it may get one later, and every
     /// attempt looks it up again.
-    pub(crate) async fn refusal<F>(&self, text: &str, lookup: impl FnOnce(String) -> F) -> Option<String>
-    where
-        F: Future<Output = io::Result<Vec<SocketAddr>>>,
-    {
+    pub(crate) async fn refusal(
+        &self,
+        text: &str,
+        lookup: impl AsyncFnOnce(&str) -> Result<Vec<IpAddr>, LookupError>,
+    ) -> Option<String> {
         let url = match self.check_url(text) {
             Ok(url) => url,
             Err(e) => return Some(e.to_string()),
@@ -73,29 +74,37 @@ impl Guard {
         if !url.username().is_empty() || url.password().is_some() {
             return Some("the URL contains a user or password, which is shown with it: use auth instead".into());
         }
-        let name = url.domain()?.to_owned();
-        let found = tokio::time::timeout(LOOKUP_TIMEOUT, lookup(name.clone())).await.ok()?.ok()?;
-        match self.filter(&name, found.into_iter()) {
+        let name = url.domain()?;
+        let found = tokio::time::timeout(LOOKUP_TIMEOUT, lookup(name)).await.ok()?.ok()?;
+        match self.filter(name, port(&url), found) {
             Ok(_) | Err(Refused::NoAddress(_)) => None,
             Err(e) => Some(e.to_string()),
         }
     }
 
-    pub(crate) fn check_address(&self, address: IpAddr) -> Result<(), Refused> {
-        match internal_network(address) {
-            Some(network) if !self.allow_networks.iter().any(|allowed| allowed.contains(&address)) => {
-                Err(Refused::Internal { address, network })
+    /// Checks the address of a connection.
+    pub(crate) fn check_address(&self, address: IpAddr, port: u16) -> Result<(), Refused> {
+        let canonical = address.to_canonical();
+        let network = match self.own_addresses.owner(canonical, port) {
+            Some(owner) => Some(owner),
+            None if self.deny_networks.iter().any(|network| network.contains(&canonical)) => {
+                Some("its network is in DENY_NETWORKS")
             }
-            _ => Ok(()),
+            None => internal_network(address)
+                .filter(|_| !self.allow_networks.iter().any(|allowed| allowed.contains(&address))),
+        };
+        match network {
+            Some(network) => Err(Refused::Address { address, network }),
+            None => Ok(()),
         }
     }
 
     /// The allowed addresses of a name; an error if there is none.
-    fn filter(&self, name: &str, addresses: impl Iterator<Item = SocketAddr>) -> Result<Vec<SocketAddr>, Refused> {
+    pub(crate) fn filter(&self, name: &str, port: u16, addresses: Vec<IpAddr>) -> Result<Vec<IpAddr>, Refused> {
         let mut refused = Refused::NoAddress(name.to_owned());
         let mut allowed = Vec::new();
         for address in addresses {
-            match self.check_address(address.ip()) {
+            match self.check_address(address, port) {
                 Ok(()) => allowed.push(address),
                 Err(e) => refused = e,
             }
@@ -104,48 +113,9 @@ impl Guard {
     }
 }
 
-type Lookup = dyn Fn(String) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>> + Send + Sync;
-
-/// Resolves names to addresses that the guard allows. The connection uses these addresses.
-#[derive(Clone)]
-pub(crate) struct Resolver {
-    guard: Guard,
-    lookup: Arc<Lookup>,
-}
-
-impl fmt::Debug for Resolver {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Resolver").field("guard", &self.guard).finish_non_exhaustive()
-    }
-}
-
-impl Resolver {
-    pub(crate) fn new<F>(guard: Guard, lookup: impl Fn(String) -> F + Send + Sync + 'static) -> Self
-    where
-        F: Future<Output = io::Result<Vec<SocketAddr>>> + Send + 'static,
-    {
-        Self { guard, lookup: Arc::new(move |name| Box::pin(lookup(name))) }
-    }
-}
-
-pub(crate) async fn system_lookup(name: String) -> io::Result<Vec<SocketAddr>> {
-    // The connector sets the port of the URL.
-    Ok(tokio::net::lookup_host((name, 0)).await?.collect())
-}
-
-impl Service<Name> for Resolver {
-    type Response = std::vec::IntoIter<SocketAddr>;
-    type Error = Box<dyn Error + Send + Sync>;
-    type Future = BoxFuture<'static, Result<Self::Response, Self::Error>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, name: Name) -> Self::Future {
-        let (guard, lookup) = (self.guard.clone(), (self.lookup)(name.as_str().to_owned()));
-        Box::pin(async move { Ok(guard.filter(name.as_str(), lookup.await?.into_iter())?.into_iter()) })
-    }
+/// The port of a URL whose scheme was checked.
+fn port(url: &Url) -> u16 {
+    url.port_or_known_default().unwrap_or_default()
 }
 
 const fn v4(a: u8, b: u8, c: u8, d: u8, prefix: u8) -> Ipv4Net {
@@ -228,7 +198,8 @@ mod tests {
     use super::*;
 
     fn guard(allow: &[&str]) -> Guard {
-        Guard { allow_networks: allow.iter().map(|network| network.parse().unwrap()).collect(), allow_http: true }
+        let allow_networks = allow.iter().map(|network| network.parse().unwrap()).collect();
+        Guard { allow_networks, allow_http: true, ..Guard::default() }
     }
 
     #[test]
@@ -297,6 +268,34 @@ mod tests {
         }
     }
 
+    /// The rules of the egress policy in deploy/kubernetes: every address but the internal ones.
+    fn egress_rules() -> String {
+        let v4 = INTERNAL_V4.iter().map(|(network, _)| IpNet::from(*network)).collect::<Vec<_>>();
+        let v6 = INTERNAL_V6.iter().map(|(network, _)| IpNet::from(*network));
+        let v6 = v6.filter(|network| IpNet::from(GLOBAL_V6).contains(network)).collect::<Vec<_>>();
+        let block = |cidr: IpNet, except: &Vec<IpNet>| {
+            let except = IpNet::aggregate(except)
+                .iter()
+                .map(|network| format!("              - {network}\n"))
+                .collect::<String>();
+            format!("        - ipBlock:\n            cidr: {cidr}\n            except:\n{except}")
+        };
+        format!("    - to:\n{}{}", block(Ipv4Net::default().into(), &v4), block(GLOBAL_V6.into(), &v6))
+    }
+
+    #[test]
+    fn the_egress_policy_of_kubernetes_has_the_same_networks() {
+        const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/kubernetes/base/network.yaml");
+        const MARK: &str = "# Generated by UPDATE_SCHEMAS=1 cargo test --workspace --lib egress_policy:\n";
+        let text = std::fs::read_to_string(PATH).unwrap();
+        let (before, rules) = text.split_once(MARK).expect("the mark of the generated rules");
+        if std::env::var_os("UPDATE_SCHEMAS").is_some() {
+            std::fs::write(PATH, format!("{before}{MARK}{}", egress_rules())).unwrap();
+        } else {
+            assert_eq!(rules, egress_rules(), "{PATH} is outdated");
+        }
+    }
+
     #[test]
     fn public_addresses_are_allowed() {
         let addresses = "1.1.1.1 8.8.8.8 9.255.255.255 11.0.0.0 100.63.255.255 100.128.0.0 126.255.255.255 128.0.0.1 \
@@ -309,31 +308,26 @@ mod tests {
 
     #[test]
     fn names_are_refused_by_their_addresses() {
-        let socket = |address: &str| SocketAddr::new(address.parse().unwrap(), 0);
-        let public = socket("93.184.215.14");
+        let [public, private, loopback] = ["93.184.215.14", "10.0.0.1", "::1"].map(|text| text.parse().unwrap());
         let guard = guard(&[]);
-        assert_eq!(guard.filter("a.example", [public].into_iter()), Ok(vec![public]));
-        assert_eq!(guard.filter("a.example", [socket("10.0.0.1"), public].into_iter()), Ok(vec![public]));
-        assert!(matches!(
-            guard.filter("a.example", [socket("10.0.0.1"), socket("::1")].into_iter()),
-            Err(Refused::Internal { .. })
-        ));
-        assert_eq!(guard.filter("a.example", [].into_iter()), Err(Refused::NoAddress("a.example".into())));
+        let filter = |addresses: &[IpAddr]| guard.filter("a.example", 443, addresses.to_vec());
+        assert_eq!(filter(&[public]), Ok(vec![public]));
+        assert_eq!(filter(&[private, public]), Ok(vec![public]));
+        assert!(matches!(filter(&[private, loopback]), Err(Refused::Address { .. })));
+        assert_eq!(filter(&[]), Err(Refused::NoAddress("a.example".into())));
     }
 
     #[tokio::test(start_paused = true)]
     async fn new_urls_are_checked_as_far_as_their_names_resolve() {
         let guard = guard(&["127.0.0.0/8"]);
-        let socket = |address: &str| SocketAddr::new(address.parse().unwrap(), 0);
+        let address = |text: &str| text.parse::<IpAddr>().unwrap();
         let refusal = async |url: &str| {
-            let lookup = |name: String| async move {
-                match name.as_str() {
-                    "public.example" => Ok(vec![socket("10.0.0.1"), socket("93.184.215.14")]),
-                    "internal.example" => Ok(vec![socket("10.0.0.1")]),
-                    "slow.example" => std::future::pending().await,
-                    "new.example" => Ok(Vec::new()),
-                    _ => Err(io::Error::other("no such name")),
-                }
+            let lookup = async |name: &str| match name {
+                "public.example" => Ok(vec![address("10.0.0.1"), address("93.184.215.14")]),
+                "internal.example" => Ok(vec![address("10.0.0.1")]),
+                "slow.example" => std::future::pending().await,
+                "new.example" => Ok(Vec::new()),
+                name => Err(LookupError::TimedOut(name.to_owned())),
             };
             guard.refusal(url, lookup).await
         };
@@ -368,6 +362,36 @@ mod tests {
         assert!(guard.check_url("http://[fd12:3457::1]/").is_err());
         // A mapped address is a different address, which is not allowed.
         assert!(guard.check_url("http://[::ffff:127.0.0.1]/").is_err());
+    }
+
+    #[test]
+    fn denied_networks_and_own_addresses_are_refused_within_allowed_networks() {
+        let own_addresses = OwnAddresses::default();
+        own_addresses.set(vec![
+            ("10.0.0.2:5432".parse().unwrap(), "it is the address of Postgres"),
+            ("93.184.215.14:5432".parse().unwrap(), "it is the address of Postgres"),
+            ("127.0.0.1:4222".parse().unwrap(), "it is the address of NATS"),
+        ]);
+        let deny_networks = vec!["10.1.0.0/16".parse().unwrap(), "8.8.8.8/32".parse().unwrap()];
+        let guard = Guard { deny_networks, own_addresses, ..guard(&["10.0.0.0/8", "127.0.0.0/8", "::ffff:0:0/96"]) };
+        let refusal = |url: &str| guard.check_url(url).err().map(|refused| refused.to_string()).unwrap_or_default();
+        for fine in ["10.0.0.1", "10.2.0.1", "127.0.0.1:4221", "127.0.0.1", "[::ffff:10.0.0.1]", "8.8.4.4"] {
+            assert_eq!(refusal(&format!("http://{fine}/")), "", "{fine}");
+        }
+        for (refused, reason) in [
+            ("10.1.2.3", "its network is in DENY_NETWORKS"),
+            ("[::ffff:10.1.2.3]", "its network is in DENY_NETWORKS"),
+            ("8.8.8.8", "its network is in DENY_NETWORKS"),
+            // The host of a server, on any port.
+            ("10.0.0.2:8222", "it is the address of Postgres"),
+            ("93.184.215.14", "it is the address of Postgres"),
+            ("[::ffff:10.0.0.2]", "it is the address of Postgres"),
+            // Every loopback address is this machine, which other programs share.
+            ("127.0.0.1:4222", "it is the address of NATS"),
+            ("127.9.9.9:4222", "it is the address of NATS"),
+        ] {
+            assert!(refusal(&format!("http://{refused}/")).ends_with(reason), "{refused}");
+        }
     }
 
     #[test]

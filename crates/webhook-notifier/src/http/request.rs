@@ -58,6 +58,11 @@ impl PreparedCallback {
         Some((uri.host()?, uri.port_u16().unwrap_or(default)))
     }
 
+    /// The URL of the requests.
+    pub(crate) fn uri(&self) -> Result<&Uri, RequestError> {
+        self.target.as_ref().map(|(uri, _)| uri).map_err(Clone::clone)
+    }
+
     /// The request of a delivery, signed with every secret that is valid now.
     pub(crate) fn request(
         &self,

@@ -1,4 +1,4 @@
-//! Limits the length of a response.
+//! Limits the length of a response, and notes whether one has begun.
 //!
 //! hyper limits the head of a response, but not how many interim (1xx) heads come before it (RFC 9110, section 15.2),
 //! and parses all that has arrived before another task gets the thread. So the bytes read between two requests are
@@ -7,6 +7,10 @@
 use std::{
     io::{self, IoSlice},
     pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll, ready},
 };
 
@@ -40,8 +44,40 @@ impl<C: Service<Uri>> Service<Uri> for LimitedConnector<C> {
 
     fn call(&mut self, uri: Uri) -> Self::Future {
         let max_response = self.max_response;
-        let limited = move |io| TokioIo::new(LimitedStream { io: TokioIo::new(io), max_response, left: max_response });
+        let limited = move |io| {
+            let (io, reads) = (TokioIo::new(io), ConnectionReads::default());
+            TokioIo::new(LimitedStream { io, max_response, left: max_response, reads })
+        };
         self.connector.call(uri).map_ok(Box::new(limited))
+    }
+}
+
+/// What was read of a connection. hyper attaches it to the errors of requests.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct ConnectionReads(Arc<Reads>);
+
+#[derive(Debug, Default)]
+struct Reads {
+    /// A response to an earlier request.
+    earlier: AtomicBool,
+    /// A byte since the last write.
+    since_write: AtomicBool,
+}
+
+impl ConnectionReads {
+    /// Whether the connection carried an earlier request, and not one byte of a response to the last one.
+    pub(crate) fn closed_on_reuse(&self) -> bool {
+        self.0.earlier.load(Ordering::Relaxed) && !self.0.since_write.load(Ordering::Relaxed)
+    }
+
+    fn note_read(&self) {
+        self.0.since_write.store(true, Ordering::Relaxed);
+    }
+
+    fn note_write(&self) {
+        if self.0.since_write.swap(false, Ordering::Relaxed) {
+            self.0.earlier.store(true, Ordering::Relaxed);
+        }
     }
 }
 
@@ -50,11 +86,12 @@ pub(crate) struct LimitedStream<T> {
     io: T,
     max_response: usize,
     left: usize,
+    reads: ConnectionReads,
 }
 
 impl<T: Connection> Connection for LimitedStream<T> {
     fn connected(&self) -> Connected {
-        self.io.connected()
+        self.io.connected().extra(self.reads.clone())
     }
 }
 
@@ -68,14 +105,20 @@ impl<T: AsyncRead + Unpin> AsyncRead for LimitedStream<T> {
         }
         let before = to.filled().len();
         ready!(Pin::new(&mut self.io).poll_read(context, to))?;
-        self.left = self.left.saturating_sub(to.filled().len() - before);
+        let read = to.filled().len() - before;
+        if read > 0 {
+            self.reads.note_read();
+        }
+        self.left = self.left.saturating_sub(read);
         Poll::Ready(Ok(()))
     }
 }
 
 impl<T: AsyncWrite + Unpin> LimitedStream<T> {
-    /// A write is part of the next request, whose response may again have the full length.
+    /// A write is part of the next request, whose response may again have the full length. One that fails belongs to
+    /// that request as well: the endpoint has closed the connection.
     fn wrote(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        self.reads.note_write();
         if matches!(written, Poll::Ready(Ok(1..))) {
             self.left = self.max_response;
         }

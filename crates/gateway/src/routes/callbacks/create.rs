@@ -18,7 +18,7 @@ pub(crate) async fn handle(
     IfMatch(expected): IfMatch,
     Body(callback): Body<CallbackSpec>,
 ) -> HandlerResult {
-    change::check_urls(&app, std::slice::from_ref(&callback)).await?;
+    change::check_urls(&app, &key, std::slice::from_ref(&callback)).await?;
     let name = callback.name.clone();
     let result =
         change::change(&app, &key, process.selector(), expected, ProcessChange::AddCallback { callback }).await?;

@@ -18,7 +18,7 @@ pub(crate) async fn handle(
     IfMatch(expected): IfMatch,
     Body(callback): Body<CallbackSpec>,
 ) -> HandlerResult {
-    change::check_urls(&app, std::slice::from_ref(&callback)).await?;
+    change::check_urls(&app, &key, std::slice::from_ref(&callback)).await?;
     let change = ProcessChange::PutCallback { callback_id, callback };
     let result = change::change(&app, &key, process.selector(), expected, change).await?;
     change::respond(result, |process| find(process, |callback| callback.callback_id == callback_id))

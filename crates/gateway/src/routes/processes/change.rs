@@ -30,7 +30,7 @@ pub(crate) async fn put(
     expected_version: Option<u32>,
     ProcessBody { spec, keep_callbacks }: ProcessBody,
 ) -> HandlerResult {
-    check_urls(app, &spec.callbacks).await?;
+    check_urls(app, key, &spec.callbacks).await?;
     let result = change(app, key, process, expected_version, ProcessChange::Put { spec, keep_callbacks }).await?;
     respond(result, |process| Ok(ConfiguredProcess::from(process)))
 }
@@ -59,12 +59,13 @@ pub(crate) fn respond<T: Serialize>(
 }
 
 /// Refuses URLs that webhook-notifier would not call.
-pub(crate) async fn check_urls(app: &App, callbacks: &[CallbackSpec]) -> Result<(), ApiError> {
+pub(crate) async fn check_urls(app: &App, key: &ApiKey, callbacks: &[CallbackSpec]) -> Result<(), ApiError> {
     app.connection()?;
     if callbacks.is_empty() {
         return Ok(());
     }
-    let urls = CheckUrls { urls: callbacks.iter().map(|callback| callback.url.clone()).collect() };
+    let urls = callbacks.iter().map(|callback| callback.url.clone()).collect();
+    let urls = CheckUrls { project_id: key.project_id, urls };
     let checks = app.request(&urls).await?;
     let refused = callbacks.iter().zip(checks).find_map(|(callback, check)| Some((&callback.name, check.refused?)));
     match refused {
