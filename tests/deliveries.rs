@@ -45,6 +45,8 @@ async fn attempts(stack: &Stack, update_id: &str, callback_id: ObjectId) -> Vec<
 
 /// First attempts, which are kept in the delivery's row, and further attempts, which have a row each.
 const FIRST_ATTEMPTS: &str = "SELECT count(first_started_at) FROM webhooks.deliveries";
+/// The bodies that are stored once per update.
+const BODIES: &str = "SELECT count(*) FROM webhooks.payloads";
 const ATTEMPT_ROWS: &str = "SELECT count(*) FROM webhooks.attempts";
 
 async fn assert_attempt_rows(stack: &Stack, first: i64, further: i64) {
@@ -97,14 +99,23 @@ async fn a_slow_retry_is_not_started_a_second_time() {
 #[tokio::test]
 async fn retry_after_is_honoured() {
     let stack = Stack::start_with(&[("RETRY_SCHEDULE", "0s,100ms")]).await;
-    stack.receiver.on("/crm", [Reply::status(503).retry_after(2), Reply::status(200)]);
-    let lead_id = stack.lead(&["crm"]).await;
+    for path in ["/crm", "/bi"] {
+        stack.receiver.on(path, [Reply::status(503).retry_after(2), Reply::status(200)]);
+    }
+    let lead_id = stack.lead(&["crm", "bi"]).await;
 
-    stack.api.update(json!({"leadId": lead_id, "name": "x"})).await;
+    stack.api.update(json!({"leadId": lead_id, "metadata": {"text": "x".repeat(5000)}})).await;
 
+    // Meanwhile the body, too long for a row, is stored once for both.
+    let without_body = "SELECT count(*) FROM webhooks.deliveries WHERE status = 'pending' AND payload IS NULL";
+    stack.wait_for_count(without_body, 2).await;
+    assert_eq!(stack.count(BODIES).await, 1);
     let requests = stack.receiver.wait_for_requests("/crm", 2, TEST_TIMEOUT).await;
     let pause = requests[1].received_at.duration_since(requests[0].received_at);
     assert!(pause >= Duration::from_secs(2), "{pause:?}");
+    let others = stack.receiver.wait_for_requests("/bi", 2, TEST_TIMEOUT).await;
+    assert!(requests.iter().chain(&others).all(|request| request.body == requests[0].body));
+    stack.wait_for_count(BODIES, 0).await;
 }
 
 #[tokio::test]

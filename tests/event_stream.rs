@@ -1,14 +1,17 @@
 //! The event stream of a project (`GET /api/v1/events`), and `leadctl events tail`.
 
+use contract::rpc::{ListKeys, RevokeKey};
 use reqwest::{Method, Response};
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use crate::support::{Api, Stack, TEST_TIMEOUT};
+use crate::support::{Api, Stack, TEST_TIMEOUT, assert_refused, send};
+
+const EVENTS: &str = "/api/v1/events";
 
 /// Opens the event stream, behind this event if one is given.
 async fn listen(api: &Api, after: Option<&str>) -> Response {
-    let request = api.request(Method::GET, "/api/v1/events");
+    let request = api.request(Method::GET, EVENTS);
     let request = after.iter().fold(request, |request, after| request.header("last-event-id", *after));
     request.send().await.expect("an answer")
 }
@@ -48,7 +51,7 @@ async fn update_three_times(api: &Api, lead: &str) -> Vec<String> {
 
 #[tokio::test]
 async fn each_project_receives_its_own_events_in_order() {
-    let stack = Stack::start().await;
+    let stack = Stack::start_with(&[("GATEWAY_MAX_LISTENERS", "4")]).await;
     let lead = stack.lead(&[]).await;
     let other = Api::create(stack.api.url.clone(), &stack.client, "other").await;
     let mut events = listen(&stack.api, None).await;
@@ -65,6 +68,27 @@ async fn each_project_receives_its_own_events_in_order() {
     let received = read_events(&mut of_other, 3).await;
     assert_eq!(received.iter().map(|(_, body)| body["updateId"].clone()).collect::<Vec<_>>(), failed);
     assert!(received.iter().all(|(_, body)| body["success"] == false && body["data"] == Value::Null));
+
+    // A revoked key loses its stream although events flow, and a project has no more than its share of the streams.
+    let project_id = stack.api.project_id;
+    let revoked = Api::of_project(stack.api.url.clone(), &stack.client, project_id).await;
+    let mut of_revoked = listen(&revoked, None).await;
+    assert_refused(send(stack.api.request(Method::GET, EVENTS)).await, 429, "too_many_listeners");
+    let third = Api::create(stack.api.url.clone(), &stack.client, "third").await;
+    assert_eq!(listen(&third, None).await.status(), 200);
+    let keys = stack.call(&ListKeys { project_id }).await;
+    let newest = keys.iter().max_by_key(|key| key.created_at).expect("a key");
+    stack.call(&RevokeKey { key_id: newest.key_id }).await;
+    let flow = async {
+        loop {
+            stack.api.update(json!({"leadId": lead, "name": "Ada"})).await;
+        }
+    };
+    let ends = async { while let Ok(Some(_)) = of_revoked.chunk().await {} };
+    tokio::select! {
+        () = flow => unreachable!(),
+        ended = timeout(TEST_TIMEOUT, ends) => ended.expect("the stream of a revoked key ends"),
+    }
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use test_support::{Receiver, Reply, eventually, free_port};
 use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::support::{Api, DELIVERED, Stack, TEST_TIMEOUT, by_update, process_id};
+use crate::support::{Api, DELIVERED, Stack, TEST_TIMEOUT, UPDATE, by_update, process_id};
 
 /// A small pool of slots: a few hanging attempts would exhaust it.
 const SMALL_POOL: [(&str, &str); 1] = [("MAX_IN_FLIGHT", "64")];
@@ -147,6 +147,35 @@ async fn a_tenant_that_floods_delays_no_other() {
     floods.shutdown().await;
     println!("the flood: {} webhooks accepted", slow.requests().len());
     assert_flat("one tenant floods", before, during);
+}
+
+#[tokio::test]
+async fn a_tenant_with_large_leads_delays_no_other() {
+    let stack = Stack::start_with(&[("GATEWAY_WORK_RATE", "32")]).await;
+    let (heavy_receiver, receiver) = (Receiver::start().await, &stack.receiver);
+    let healthy = Tenant::new(&stack, "healthy", json!([{"name": "crm", "url": receiver.url("/crm")}])).await;
+    let heavy = Tenant::new(&stack, "heavy", json!([{"name": "crm", "url": heavy_receiver.url("/crm")}])).await;
+    for part in 0..4 {
+        let blob = json!({format!("part{part}"): "x".repeat(250_000)});
+        heavy.api.update_and_wait(json!({"leadId": heavy.lead_id, "metadata": blob})).await;
+    }
+    let before = measure(&healthy, receiver, async |_| {}).await;
+    let mut flood = JoinSet::new();
+    for _ in 0..16 {
+        let (api, lead_id) = (heavy.api.clone(), heavy.lead_id.clone());
+        flood.spawn(async move {
+            loop {
+                let (status, answer) = api.post(UPDATE, &json!({"leadId": lead_id, "name": "x"})).await;
+                assert!([200, 429].contains(&status), "{answer}");
+                if status == 429 {
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        });
+    }
+    let during = measure(&healthy, receiver, async |_| {}).await;
+    flood.shutdown().await;
+    assert_flat("one tenant has large leads", before, during);
 }
 
 #[tokio::test]

@@ -120,6 +120,17 @@ async fn only_requests_with_a_new_key_are_refused_when_keys_cannot_be_recorded()
     }
     let known = update_id(&post(&stack.api, "known", &body).await);
 
+    // A project beyond its share gets no new keys. This gateway has not measured the bucket before.
+    for number in 0..170 {
+        let key = format!("{}.filler{number}", stack.api.project_id);
+        records.put(key, vec![b'x'; 1000].into()).await.expect("room");
+    }
+    let (_gateway, fresh) = stack.second_gateway(&[]).await;
+    assert_key_refused(&fresh, "new", &body, 429, "idempotency_share").await;
+    assert_eq!(update_id(&post(&fresh, "known", &body).await), known);
+    let stranger = Api::create(fresh.url.clone(), &stack.client, "stranger").await;
+    update_id(&post(&stranger, "new", &body).await);
+
     let mut size = 100_000;
     for number in 0.. {
         if records.put(format!("filler.{number}"), vec![b'x'; size].into()).await.is_err() {
@@ -137,7 +148,7 @@ async fn only_requests_with_a_new_key_are_refused_when_keys_cannot_be_recorded()
     js.delete_stream(format!("KV_{IDEMPOTENCY}")).await.expect("deleted");
     assert_key_refused(&stack.api, "new", &body, 503, "idempotency_unavailable").await;
     stack.api.update(json!({"leadId": lead_id, "name": "Eve"})).await;
-    stack.wait_for_count(LEDGER_ROWS, 3).await;
+    stack.wait_for_count(LEDGER_ROWS, 4).await;
 }
 
 /// How a client hangs up.

@@ -1,5 +1,6 @@
-//! The rate limit of an API key.
+//! The rate limit of an API key, and the budget of work of a project.
 
+use futures::future::join_all;
 use reqwest::Method;
 use serde_json::json;
 
@@ -36,4 +37,33 @@ async fn one_key_that_floods_is_slowed_down_and_no_other() {
     let counter = "leadrelay_gateway_requests_refused_total{code=\"rate_limited\"} ";
     let counted = metrics.lines().find_map(|line| line.strip_prefix(counter)).expect("a counter");
     assert!(counted.parse::<usize>().expect("a number") >= limited, "{metrics}");
+}
+
+#[tokio::test]
+async fn a_project_that_used_up_its_budget_of_work_is_refused_and_no_other() {
+    const UPDATES: usize = 100;
+    let stack = Stack::start_with(&[("GATEWAY_WORK_RATE", "1")]).await;
+    let lead_id = stack.lead(&[]).await;
+    let other = Api::create(stack.api.url.clone(), &stack.client, "other").await;
+    stack.api.update_and_wait(json!({"leadId": lead_id, "metadata": {"blob": "x".repeat(250_000)}})).await;
+
+    // Each of few bytes, but of a megabyte of work.
+    let body = json!({"leadId": lead_id, "name": "Ada"});
+    let answers = join_all((0..UPDATES).map(|_| async {
+        let answer = stack.api.request(Method::POST, UPDATE).body(body.to_string()).send().await.expect("an answer");
+        let waits = answer.headers().get("retry-after").is_some();
+        (answer.status().as_u16(), waits, answer.text().await.expect("a body"))
+    }));
+    let others = async { assert_ok(other.post(UPDATE, &body).await) };
+    let (answers, _) = tokio::join!(answers, others);
+
+    let refused: Vec<_> = answers.iter().filter(|(status, ..)| *status != 200).collect();
+    assert!(!refused.is_empty() && refused.len() < UPDATES, "{} of {UPDATES} refused", refused.len());
+    for (status, waits, text) in refused {
+        assert!(*status == 429 && *waits && text.contains("work_limited"), "{status} {text}");
+    }
+    // Those that were accepted are applied, and the project is served again after a while.
+    stack.api.update_until_accepted(&body).await;
+    let accepted = answers.iter().filter(|(status, ..)| *status == 200).count();
+    stack.wait_for_count("SELECT count(*) FROM lead_state.lead_updates WHERE success", accepted as i64 + 2).await;
 }

@@ -49,7 +49,10 @@ pub(crate) fn service(
     }
     if name == "gateway" {
         // Tests send all their requests with one key.
-        command.env("GATEWAY_UPDATE_RATE", "0").env("GATEWAY_OTHER_RATE", "0").env("GATEWAY_LISTEN", "127.0.0.1:0");
+        for unlimited in ["GATEWAY_UPDATE_RATE", "GATEWAY_OTHER_RATE", "GATEWAY_WORK_RATE"] {
+            command.env(unlimited, "0");
+        }
+        command.env("GATEWAY_LISTEN", "127.0.0.1:0");
     }
     if name == "webhook-notifier" {
         command.env("ALLOW_HTTP", "true").env("ALLOW_NETWORKS", "127.0.0.0/8");

@@ -97,7 +97,7 @@ impl Stack {
             command.env("STREAM_MAX_BYTES", STREAM_BYTES).env("DATABASE_URL", postgres.url());
             command.env("SECRETS_KEY", SECRETS_KEY).env("ALLOW_HTTP", "true").env("ALLOW_NETWORKS", "127.0.0.0/8");
             command.env("GATEWAY_LISTEN", gateway_address.to_string());
-            command.env("GATEWAY_UPDATE_RATE", "0").env("GATEWAY_OTHER_RATE", "0");
+            command.env("GATEWAY_UPDATE_RATE", "0").env("GATEWAY_OTHER_RATE", "0").env("GATEWAY_WORK_RATE", "0");
             (Service::spawn(name, command), format!("http://{health}/readyz"))
         };
         let (mut lead_state, lead_state_ready) = start("lead-state");

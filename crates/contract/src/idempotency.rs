@@ -1,10 +1,13 @@
 //! The gateway's record of a request with an `Idempotency-Key`: an entry of the bucket
 //! [`IDEMPOTENCY`](crate::streams::IDEMPOTENCY).
 
+use std::time::Duration;
+
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::ObjectId;
+use crate::{ObjectId, streams::IDEMPOTENCY_AGE};
 
 /// The first request with a key. It is written before the command is published, so its update may be missing in the log; a
 /// repeated request then publishes the command under the same `updateId`.
@@ -12,8 +15,9 @@ use crate::ObjectId;
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct IdempotencyRecord {
-    /// The SHA-256 of the request's body and `If-Match`, in hex; `bulk` for a bulk request.
-    pub body_sha256: String,
+    /// The digest of the request's body and `If-Match`: the first 16 bytes of their SHA-256, in base64url; `bulk` for a bulk
+    /// request.
+    pub body: String,
     /// The update of the request.
     pub update_id: ObjectId,
 }
@@ -27,20 +31,37 @@ impl IdempotencyRecord {
             // No JSON text ends like this, so no other request has the same digest.
             digest.update(format!("\nIf-Match: {version}"));
         }
-        Self { body_sha256: hex::encode(digest.finalize()), update_id }
+        Self { body: short(digest), update_id }
     }
 
     /// The record of a bulk request, whose body is not read yet: the ids of its lines follow from this id. No digest of
     /// another request is equal to it.
     pub fn of_bulk(update_id: ObjectId) -> Self {
-        Self { body_sha256: "bulk".into(), update_id }
+        Self { body: "bulk".into(), update_id }
     }
 }
 
-/// The key of a request's record: `{projectId}.{SHA-256 of the client's key in hex}`. Clients' keys may contain characters
-/// that bucket keys may not, and projects may choose the same keys.
+/// The key of a request's record: `{projectId}.{digest of the client's key}`, the digest as of bodies. Clients' keys may
+/// contain characters that bucket keys may not, and projects may choose the same keys.
 pub fn idempotency_key(project_id: ObjectId, client_key: &str) -> String {
-    format!("{project_id}.{}", hex::encode(Sha256::digest(client_key)))
+    format!("{project_id}.{}", short(Sha256::new_with_prefix(client_key)))
+}
+
+/// The first 16 bytes of a digest, in base64url. Records are many, so each byte counts; and 128 bits suffice, because only
+/// requests of one project meet.
+fn short(digest: Sha256) -> String {
+    BASE64_URL_SAFE_NO_PAD.encode(&digest.finalize()[..16])
+}
+
+/// How long until the bucket is full if records keep arriving at this rate, given its bytes and size. At most
+/// [`IDEMPOTENCY_AGE`], which means never: by then the first of them expire.
+pub fn lasts(bytes: u64, max_bytes: u64, bytes_per_second: f64) -> Duration {
+    let at_once = bytes_per_second * IDEMPOTENCY_AGE.as_secs_f64();
+    if at_once <= max_bytes as f64 {
+        return IDEMPOTENCY_AGE;
+    }
+    let seconds = max_bytes.saturating_sub(bytes) as f64 / bytes_per_second;
+    Duration::from_secs_f64(seconds.min(IDEMPOTENCY_AGE.as_secs_f64()))
 }
 
 #[cfg(test)]
@@ -50,10 +71,22 @@ mod tests {
     #[test]
     fn a_record_has_this_wire_form() {
         let record = IdempotencyRecord::new(b"{}", None, ObjectId::from_bytes([1; 12]));
-        insta::assert_snapshot!(serde_json::to_string(&record).unwrap(), @r#"{"bodySha256":"44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a","updateId":"010101010101010101010101"}"#);
-        let expecting = |version| IdempotencyRecord::new(b"{}", version, record.update_id).body_sha256;
+        insta::assert_snapshot!(serde_json::to_string(&record).unwrap(), @r#"{"body":"RBNvo1WzZ4oRRq0W9-hkng","updateId":"010101010101010101010101"}"#);
+        let expecting = |version| IdempotencyRecord::new(b"{}", version, record.update_id).body;
         assert_ne!(expecting(Some(1)), expecting(None));
         assert_ne!(expecting(Some(1)), expecting(Some(2)));
-        insta::assert_snapshot!(idempotency_key(ObjectId::from_bytes([2; 12]), "order 7"), @"020202020202020202020202.0fc89f8ae19394b48debd6353bb9ad3393f3bc791931519f19d176a7e5513ebc");
+        insta::assert_snapshot!(idempotency_key(ObjectId::from_bytes([2; 12]), "order 7"), @"020202020202020202020202.D8ifiuGTlLSN69Y1O7mtMw");
+    }
+
+    #[test]
+    fn a_bucket_lasts_until_it_is_full_or_its_records_expire() {
+        const MIB: u64 = 1 << 20;
+        let hours = |bytes, max_bytes, per_second: f64| lasts(bytes, max_bytes, per_second).as_secs() / 3600;
+        assert_eq!(hours(0, 256 * MIB, 0.0), 24);
+        // 14 keys of 220 bytes a second fit, 28 do not.
+        assert_eq!(hours(200 * MIB, 256 * MIB, 14.0 * 220.0), 24);
+        assert_eq!(hours(0, 256 * MIB, 28.0 * 220.0), 12);
+        assert_eq!(hours(255 * MIB, 256 * MIB, 28.0 * 220.0), 0);
+        assert_eq!(hours(300 * MIB, 256 * MIB, 28.0 * 220.0), 0);
     }
 }

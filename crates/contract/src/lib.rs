@@ -25,5 +25,6 @@ pub mod streams;
 pub mod subject;
 pub mod time;
 pub mod trace;
+pub mod work;
 
 pub use crate::{id::ObjectId, json::JsonObject, time::Timestamp};

@@ -99,7 +99,7 @@ pub fn buckets(limits: StreamLimits) -> [kv::Config; 3] {
     };
     let idempotency = kv::Config {
         max_age: IDEMPOTENCY_AGE,
-        // Bounded, because clients fill it: about 300 bytes per key. If it is full, requests with a new key are refused.
+        // Bounded, because clients fill it: about 220 bytes per key. If it is full, requests with a new key are refused.
         max_bytes: limits.max_bytes / 4,
         ..bucket(IDEMPOTENCY)
     };

@@ -6,6 +6,7 @@
 //! | `leads.cmd.{projectId}.call.started` | [`CallStarted`](crate::command::CallStarted) | `LEAD_COMMANDS` |
 //! | `leads.cmd.{projectId}.call.ended` | [`CallEnded`](crate::command::CallEnded) | `LEAD_COMMANDS` |
 //! | `leads.cmd.{projectId}.call.expired` | [`CallExpired`](crate::command::CallExpired) | `LEAD_COMMANDS` |
+//! | `leads.work` | [`WorkReport`](crate::work::WorkReport): what a batch has cost | none |
 //! | `leads.evt.{projectId}.{processId}.update.{succeeded\|failed}` | [`CompletionEvent`](crate::event::CompletionEvent) | `LEAD_EVENTS` |
 //! | `webhooks.evt.{projectId}.{processId}.{exhausted\|callback.disabled}` | [`WebhookEvent`](crate::event::WebhookEvent) | `WEBHOOK_EVENTS` |
 //! | `leads.dead.{reason}` | the message as it came | `LEAD_DEAD_LETTERS` |
@@ -22,6 +23,8 @@ use crate::ObjectId;
 
 /// All commands and call events of all projects.
 pub const ALL_COMMANDS: &str = "leads.cmd.>";
+/// What each batch of lead-state has cost.
+pub const WORK: &str = "leads.work";
 /// All completion events.
 pub const ALL_EVENTS: &str = "leads.evt.>";
 /// All events about deliveries.

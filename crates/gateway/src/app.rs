@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 use async_nats::{Client, jetstream};
 use axum::http::HeaderMap;
 use contract::{
+    ObjectId,
     key::{ApiKey, Scope},
     rpc::Query,
 };
@@ -13,17 +14,25 @@ use service_kit::{
     kv::BucketCache,
     publisher::Publisher,
     rpc::{self, RequestError},
+    shares::{Permit, Pool},
     traces::Traces,
 };
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::{
-    auth, command_log::CommandLog, config::Config, error::ApiError, event_subscribers::EventSubscribers,
-    idempotency::IdempotencyStore, metrics::Metrics, outcome_waiters::OutcomeWaiters, rate_limit::RateLimits,
+    auth,
+    command_log::CommandLog,
+    config::Config,
+    error::{ApiError, SharedPool},
+    event_subscribers::EventSubscribers,
+    idempotency::IdempotencyStore,
+    metrics::Metrics,
+    outcome_waiters::OutcomeWaiters,
+    rate_limit::RateLimits,
+    work_budget::WorkBudget,
 };
 
-/// Most bulk requests at once. Each may hold some MiB, and a dozen requests of lead-state or a batch of the log.
-const MAX_BULK_REQUESTS: usize = 16;
+/// Most bulk requests at once. Each may hold some MiB. Most of them wait: for their bodies, or for their rate limits.
+const MAX_BULK_REQUESTS: usize = 32;
 
 #[derive(Debug)]
 pub(crate) struct App {
@@ -38,7 +47,7 @@ pub(crate) struct App {
     pub(crate) rates: RateLimits,
     pub(crate) metrics: Metrics,
     pub(crate) traces: Traces,
-    bulk_requests: Arc<Semaphore>,
+    bulk_requests: Arc<Pool<ObjectId>>,
     pub(crate) max_body_bytes: usize,
 }
 
@@ -55,14 +64,18 @@ impl App {
         Self {
             keys,
             broker: OnceLock::new(),
-            command_log: CommandLog::new(config.max_in_flight as usize, traces.clone()),
+            command_log: CommandLog::new(
+                config.max_in_flight as usize,
+                WorkBudget::new(u64::from(config.work_rate) << 20),
+                traces.clone(),
+            ),
             idempotency: IdempotencyStore::default(),
-            outcome_waiters: Arc::default(),
+            outcome_waiters: Arc::new(OutcomeWaiters::new()),
             event_subscribers: Arc::new(EventSubscribers::new(config.max_listeners as usize)),
             rates: RateLimits::new(config.update_rate, config.other_rate),
             metrics,
             traces,
-            bulk_requests: Arc::new(Semaphore::new(MAX_BULK_REQUESTS)),
+            bulk_requests: Pool::new(MAX_BULK_REQUESTS),
             max_body_bytes: config.max_body_bytes as usize,
         }
     }
@@ -72,8 +85,8 @@ impl App {
         auth::authorize(&self.keys, headers, scope, clock::now())
     }
 
-    pub(crate) fn bulk_permit(&self) -> Result<OwnedSemaphorePermit, ApiError> {
-        self.bulk_requests.clone().try_acquire_owned().map_err(|_| ApiError::TooManyBulkRequests)
+    pub(crate) fn bulk_permit(&self, project_id: ObjectId) -> Result<Permit<ObjectId>, ApiError> {
+        self.bulk_requests.try_acquire(project_id).map_err(|e| ApiError::ShareUsed(SharedPool::BulkRequests, e))
     }
 
     /// The connection, to accept updates. It may be lost at the moment.

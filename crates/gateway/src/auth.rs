@@ -1,6 +1,6 @@
 //! 1 Accept: authentication and authorization of requests.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::http::{HeaderMap, header::AUTHORIZATION};
 use contract::{
@@ -8,9 +8,13 @@ use contract::{
     key::{ApiKey, Scope},
 };
 use secrets::api_key;
-use service_kit::kv::BucketCache;
+use service_kit::{clock, kv::BucketCache};
+use tokio::time::{Interval, MissedTickBehavior};
 
 use crate::error::ApiError;
+
+/// How often the key of a response that lasts is checked. Longer serves a revoked key longer, shorter costs lookups.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The API key of a request, if it is valid at this time and has the scope.
 pub(crate) fn authorize(
@@ -19,19 +23,53 @@ pub(crate) fn authorize(
     scope: Scope,
     now: Timestamp,
 ) -> Result<Arc<ApiKey>, ApiError> {
-    let secret = bearer(headers).ok_or(ApiError::MissingKey)?;
-    // Looked up by its digest, so that the duration reveals nothing about the existing keys.
-    let key = keys
-        .get(&api_key::hash(secret))
-        .ok_or_else(|| if keys.is_complete() { ApiError::InvalidKey("is unknown") } else { ApiError::Starting })?;
-    if !key.is_valid(now) {
-        let fault = if key.revoked_at.is_some() { "was revoked" } else { "has expired" };
-        return Err(ApiError::InvalidKey(fault));
-    }
+    let key = valid_key(keys, &api_key::hash(bearer(headers).ok_or(ApiError::MissingKey)?), now)?;
     if !key.scopes.contains(&scope) {
         return Err(ApiError::MissingScope(scope));
     }
     Ok(key)
+}
+
+/// The key with this digest. Looked up by it, so that the duration reveals nothing about the existing keys.
+fn valid_key(keys: &BucketCache<ApiKey>, digest: &str, now: Timestamp) -> Result<Arc<ApiKey>, ApiError> {
+    let unknown = || if keys.is_complete() { ApiError::InvalidKey("is unknown") } else { ApiError::Starting };
+    let key = keys.get(digest).ok_or_else(unknown)?;
+    if !key.is_valid(now) {
+        let fault = if key.revoked_at.is_some() { "was revoked" } else { "has expired" };
+        return Err(ApiError::InvalidKey(fault));
+    }
+    Ok(key)
+}
+
+/// The API key of a response that lasts, which is checked again by the clock, whatever the response does meanwhile.
+#[derive(Debug)]
+pub(crate) struct KeyCheck {
+    digest: String,
+    interval: Interval,
+}
+
+impl KeyCheck {
+    /// The key of an authorized request.
+    pub(crate) fn of(headers: &HeaderMap) -> Self {
+        let mut interval = tokio::time::interval(CHECK_INTERVAL);
+        interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Self { digest: bearer(headers).map(api_key::hash).unwrap_or_default(), interval }
+    }
+
+    /// Whether the key is valid now.
+    pub(crate) fn check(&self, keys: &BucketCache<ApiKey>) -> Result<(), ApiError> {
+        valid_key(keys, &self.digest, clock::now()).map(drop)
+    }
+
+    /// Completes when the key is no longer valid. May be dropped and called again: the clock runs on.
+    pub(crate) async fn ended(&mut self, keys: &BucketCache<ApiKey>) -> ApiError {
+        loop {
+            self.interval.tick().await;
+            if let Err(error) = self.check(keys) {
+                return error;
+            }
+        }
+    }
 }
 
 fn bearer(headers: &HeaderMap) -> Option<&str> {

@@ -5,9 +5,12 @@
 //! its in-flight permit and waits for the ack even if the client is gone. So the log has the whole command or nothing of
 //! it, no ack is dropped, and no permit is leaked; shutdown waits for these tasks.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
 };
 
 use bytes::Bytes;
@@ -19,17 +22,26 @@ use contract::{
 use service_kit::{
     publish::{self, PublishError},
     publisher::Publisher,
+    shares::Pool,
     traces::{Step, Traces},
 };
-use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
-use crate::error::ApiError;
+use crate::{
+    error::{ApiError, SharedPool},
+    work_budget::WorkBudget,
+};
+
+/// Most groups of commands that are being published at once, with a share per project.
+const MAX_GROUPS: usize = 16;
 
 #[derive(Debug)]
 pub(crate) struct CommandLog {
-    in_flight: Arc<Semaphore>,
+    /// What each project may cost.
+    pub(crate) budget: WorkBudget,
+    groups: Arc<Pool<ObjectId>>,
+    in_flight: Arc<Pool<ObjectId>>,
     publishing: TaskTracker,
     /// Whether the last publish failed. Only changes are logged, not every request of an outage.
     failing: Arc<AtomicBool>,
@@ -37,9 +49,11 @@ pub(crate) struct CommandLog {
 }
 
 impl CommandLog {
-    pub(crate) fn new(max_in_flight: usize, traces: Traces) -> Self {
+    pub(crate) fn new(max_in_flight: usize, budget: WorkBudget, traces: Traces) -> Self {
         Self {
-            in_flight: Arc::new(Semaphore::new(max_in_flight)),
+            budget,
+            groups: Pool::new(MAX_GROUPS),
+            in_flight: Pool::new(max_in_flight),
             publishing: TaskTracker::new(),
             failing: Arc::default(),
             traces,
@@ -55,7 +69,9 @@ impl CommandLog {
         command: &UpdateCommand,
         traceparent: &str,
     ) -> Result<(), ApiError> {
-        let slot = self.in_flight.clone().try_acquire_owned().map_err(|_| ApiError::TooManyInFlight)?;
+        let permit = self.in_flight.try_acquire(project_id);
+        let permit = permit.map_err(|e| ApiError::ShareUsed(SharedPool::InFlight, e))?;
+        self.budget.admit(project_id, 1, Instant::now()).map_err(ApiError::WorkLimited)?;
         let payload = serde_json::to_vec(command).map_err(|e| internal(&e))?;
         let subject = CommandSubject { project_id, kind: CommandKind::Update }.to_string();
         let mut span = self.traces.begin(Step::Publish, Some(traceparent));
@@ -66,7 +82,7 @@ impl CommandLog {
         let (commands, failing) = (commands.clone(), self.failing.clone());
         let publish = async move {
             let published = commands.publish(message).await;
-            drop(slot);
+            drop(permit);
             if let Err(e) = &published {
                 span.fail(refusal(e, update_id).code().to_owned(), e);
             }
@@ -96,9 +112,8 @@ impl CommandLog {
         }
     }
 
-    /// Publishes commands in this order, waits for their acks, and returns the result of each.
-    ///
-    /// They do not count as in flight: callers bound how many they publish at once.
+    /// Publishes commands in this order, waits for their acks, and returns the result of each. Waits for the project's budget
+    /// first, and then for its share of the groups in flight.
     pub(crate) async fn append_all(
         &self,
         commands: &Publisher,
@@ -109,6 +124,10 @@ impl CommandLog {
         if updates.is_empty() {
             return Vec::new();
         }
+        while let Err(wait) = self.budget.admit(project_id, updates.len(), Instant::now()) {
+            tokio::time::sleep(wait).await;
+        }
+        let permit = self.groups.acquire(project_id).await;
         let subject = CommandSubject { project_id, kind: CommandKind::Update }.to_string();
         let ids: Vec<ObjectId> = updates.iter().map(|(update_id, _)| *update_id).collect();
         // One span for all of them: they are published together.
@@ -123,6 +142,7 @@ impl CommandLog {
         let (commands, failing) = (commands.clone(), self.failing.clone());
         let publish = async move {
             let published = commands.publish_each(messages).await;
+            drop(permit);
             let accepted = published.iter().flatten().count();
             tracing::info!(%project_id, updates = accepted, of = published.len(), "updates accepted");
             let mut refused = published.iter().filter_map(|published| published.as_ref().err());

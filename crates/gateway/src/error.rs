@@ -1,10 +1,48 @@
 //! 1 Accept: the errors of the HTTP API: a status, a stable code and one sentence each. docs/ERRORS.md has them all.
 
+use std::time::Duration;
+
 use axum::{
     http::StatusCode,
     response::{IntoResponse, Response},
 };
 use contract::{ObjectId, json::JsonFault, key::Scope, rpc::RpcError};
+use service_kit::shares::ShareUsed;
+
+/// A pool of the gateway of which every project has a share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SharedPool {
+    InFlight,
+    BulkRequests,
+    EventStreams,
+}
+
+impl SharedPool {
+    fn code(self) -> &'static str {
+        match self {
+            Self::InFlight => "too_many_in_flight",
+            Self::BulkRequests => "too_many_bulk_requests",
+            Self::EventStreams => "too_many_listeners",
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::InFlight => "updates in flight",
+            Self::BulkRequests => "bulk requests",
+            Self::EventStreams => "event streams",
+        }
+    }
+
+    /// What to do.
+    fn advice(self) -> &'static str {
+        match self {
+            Self::InFlight => "nothing was accepted; wait for responses, or send in bulk",
+            Self::BulkRequests => "nothing was accepted; retry when one has ended",
+            Self::EventStreams => "close one, or retry later",
+        }
+    }
+}
 
 /// Why a request fails. The text is for the client.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -52,18 +90,27 @@ pub(crate) enum ApiError {
     IdempotencyConflict,
     #[error("Too many requests under this API key; retry in {0} s")]
     RateLimited(u64),
+    /// The project's updates have cost too much; how long to wait.
+    #[error(
+        "The updates of this project move too much data: their leads are large, or have many callbacks; nothing was accepted; \
+         retry in {} s", seconds(*.0)
+    )]
+    WorkLimited(Duration),
+    /// The project's idempotency keys.
+    #[error(
+        "This project has {0} idempotency keys of the last 24 hours, its present share; nothing was accepted; send it without \
+         Idempotency-Key, or when keys have expired"
+    )]
+    IdempotencyShare(u64),
     #[error("Some of the events after this id are no longer kept")]
     EventsGone,
     #[error("Internal error; the service's log says more")]
     Internal,
     #[error("The gateway has just started and has not loaded the API keys yet; retry")]
     Starting,
-    #[error("Too many updates are in flight; nothing was accepted")]
-    TooManyInFlight,
-    #[error("Too many bulk requests are in progress; nothing was accepted")]
-    TooManyBulkRequests,
-    #[error("Too many clients follow events already")]
-    TooManySubscribers,
+    /// The project has its share of a pool, or others have all of it.
+    #[error("Too many {}: {}; {}", .0.name(), .1, .0.advice())]
+    ShareUsed(SharedPool, ShareUsed),
     #[error("NATS cannot be reached; nothing was accepted")]
     BrokerUnavailable,
     #[error("The command log has no leader or does not exist; nothing was accepted")]
@@ -93,6 +140,15 @@ pub(crate) enum ApiError {
 impl ApiError {
     pub(crate) fn field(field: impl Into<String>, fault: impl Into<String>) -> Self {
         Self::InvalidField { field: field.into(), fault: fault.into() }
+    }
+
+    /// After how many seconds to retry, if that is known.
+    pub(crate) fn retry_after(&self) -> Option<u64> {
+        match self {
+            Self::RateLimited(seconds) => Some(*seconds),
+            Self::WorkLimited(wait) => Some(seconds(*wait)),
+            _ => None,
+        }
     }
 
     pub(crate) fn status(&self) -> StatusCode {
@@ -135,11 +191,12 @@ impl ApiError {
             Self::UnsupportedMediaType => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"),
             Self::IdempotencyConflict => (StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused"),
             Self::RateLimited(_) => (StatusCode::TOO_MANY_REQUESTS, "rate_limited"),
+            Self::WorkLimited(_) => (StatusCode::TOO_MANY_REQUESTS, "work_limited"),
+            Self::IdempotencyShare(_) => (StatusCode::TOO_MANY_REQUESTS, "idempotency_share"),
             Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
             Self::Starting => (StatusCode::SERVICE_UNAVAILABLE, "starting"),
-            Self::TooManyInFlight => (StatusCode::SERVICE_UNAVAILABLE, "too_many_in_flight"),
-            Self::TooManyBulkRequests => (StatusCode::SERVICE_UNAVAILABLE, "too_many_bulk_requests"),
-            Self::TooManySubscribers => (StatusCode::SERVICE_UNAVAILABLE, "too_many_listeners"),
+            Self::ShareUsed(pool, ShareUsed { held: 0, .. }) => (StatusCode::SERVICE_UNAVAILABLE, pool.code()),
+            Self::ShareUsed(pool, _) => (StatusCode::TOO_MANY_REQUESTS, pool.code()),
             Self::BrokerUnavailable | Self::LogUnavailable => (StatusCode::SERVICE_UNAVAILABLE, "broker_unavailable"),
             Self::LogFull => (StatusCode::SERVICE_UNAVAILABLE, "log_full"),
             Self::LogRefused(_) => (StatusCode::SERVICE_UNAVAILABLE, "log_refused"),
@@ -154,6 +211,11 @@ impl ApiError {
             }
         }
     }
+}
+
+/// Whole seconds, rounded up: a retry that is too early is refused again.
+fn seconds(wait: Duration) -> u64 {
+    wait.as_secs() + u64::from(wait.subsec_nanos() > 0)
 }
 
 /// The error travels as an extension of the response: the body names the request id, which the router has.
@@ -196,13 +258,28 @@ pub(crate) mod tests {
             ApiError::TooManyLines(_) => ApiError::UnsupportedMediaType,
             ApiError::UnsupportedMediaType => ApiError::IdempotencyConflict,
             ApiError::IdempotencyConflict => ApiError::RateLimited(3),
-            ApiError::RateLimited(_) => ApiError::EventsGone,
+            ApiError::RateLimited(_) => ApiError::WorkLimited(Duration::from_millis(1200)),
+            ApiError::WorkLimited(_) => ApiError::IdempotencyShare(600_000),
+            ApiError::IdempotencyShare(_) => ApiError::EventsGone,
             ApiError::EventsGone => ApiError::Internal,
             ApiError::Internal => ApiError::Starting,
-            ApiError::Starting => ApiError::TooManyInFlight,
-            ApiError::TooManyInFlight => ApiError::TooManyBulkRequests,
-            ApiError::TooManyBulkRequests => ApiError::TooManySubscribers,
-            ApiError::TooManySubscribers => ApiError::BrokerUnavailable,
+            ApiError::Starting => ApiError::ShareUsed(SharedPool::InFlight, ShareUsed { held: 2048, total: 4096 }),
+            ApiError::ShareUsed(SharedPool::InFlight, ShareUsed { held: 1.., .. }) => {
+                ApiError::ShareUsed(SharedPool::InFlight, ShareUsed { held: 0, total: 4096 })
+            }
+            ApiError::ShareUsed(SharedPool::InFlight, _) => {
+                ApiError::ShareUsed(SharedPool::BulkRequests, ShareUsed { held: 16, total: 32 })
+            }
+            ApiError::ShareUsed(SharedPool::BulkRequests, ShareUsed { held: 1.., .. }) => {
+                ApiError::ShareUsed(SharedPool::BulkRequests, ShareUsed { held: 0, total: 32 })
+            }
+            ApiError::ShareUsed(SharedPool::BulkRequests, _) => {
+                ApiError::ShareUsed(SharedPool::EventStreams, ShareUsed { held: 64, total: 128 })
+            }
+            ApiError::ShareUsed(SharedPool::EventStreams, ShareUsed { held: 1.., .. }) => {
+                ApiError::ShareUsed(SharedPool::EventStreams, ShareUsed { held: 0, total: 128 })
+            }
+            ApiError::ShareUsed(SharedPool::EventStreams, _) => ApiError::BrokerUnavailable,
             ApiError::BrokerUnavailable => ApiError::LogUnavailable,
             ApiError::LogUnavailable => ApiError::LogFull,
             ApiError::LogFull => ApiError::LogRefused("JetStream refused the message: insufficient resources".into()),
@@ -255,12 +332,17 @@ pub(crate) mod tests {
         415 unsupported_media_type: The body must be JSON: Content-Type: application/json
         422 idempotency_key_reused: The Idempotency-Key was used with another body
         429 rate_limited (retry): Too many requests under this API key; retry in 3 s
+        429 work_limited (retry): The updates of this project move too much data: their leads are large, or have many callbacks; nothing was accepted; retry in 2 s
+        429 idempotency_share (retry): This project has 600000 idempotency keys of the last 24 hours, its present share; nothing was accepted; send it without Idempotency-Key, or when keys have expired
         410 events_gone: Some of the events after this id are no longer kept
         500 internal: Internal error; the service's log says more
         503 starting (retry): The gateway has just started and has not loaded the API keys yet; retry
-        503 too_many_in_flight (retry): Too many updates are in flight; nothing was accepted
-        503 too_many_bulk_requests (retry): Too many bulk requests are in progress; nothing was accepted
-        503 too_many_listeners (retry): Too many clients follow events already
+        429 too_many_in_flight (retry): Too many updates in flight: this project has 2048 of 4096, its present share; nothing was accepted; wait for responses, or send in bulk
+        503 too_many_in_flight (retry): Too many updates in flight: all 4096 are in use; nothing was accepted; wait for responses, or send in bulk
+        429 too_many_bulk_requests (retry): Too many bulk requests: this project has 16 of 32, its present share; nothing was accepted; retry when one has ended
+        503 too_many_bulk_requests (retry): Too many bulk requests: all 32 are in use; nothing was accepted; retry when one has ended
+        429 too_many_listeners (retry): Too many event streams: this project has 64 of 128, its present share; close one, or retry later
+        503 too_many_listeners (retry): Too many event streams: all 128 are in use; close one, or retry later
         503 broker_unavailable (retry): NATS cannot be reached; nothing was accepted
         503 broker_unavailable (retry): The command log has no leader or does not exist; nothing was accepted
         503 log_full (retry): The command log is full; nothing was accepted

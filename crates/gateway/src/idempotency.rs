@@ -5,9 +5,15 @@
 //! requests at any gateways, one creates it and all read it. Each then logs the same command under the same `updateId`,
 //! and JetStream (by message id) and the ledger apply it once. After a crash between the two writes, the next request
 //! with the key completes the first.
+//!
+//! The bucket of the records is bounded, and every project has a share of it (see [`service_kit::shares`]). A project beyond
+//! its share gets no new keys; those that it has still work.
+
+use std::{collections::HashMap, time::Duration};
 
 use async_nats::jetstream::{
     self, ErrorCode,
+    consumer::{AckPolicy, PullConsumer, pull},
     kv::{CreateError, CreateErrorKind, Store},
 };
 use axum::http::{HeaderMap, HeaderName};
@@ -16,8 +22,11 @@ use contract::{
     idempotency::{IdempotencyRecord, idempotency_key},
     streams::IDEMPOTENCY,
 };
-use service_kit::{clock, nats::error_chain};
-use tokio::sync::OnceCell;
+use service_kit::{clock, nats::error_chain, shares};
+use tokio::{
+    sync::{Mutex, OnceCell},
+    time::Instant,
+};
 
 use crate::error::ApiError;
 
@@ -79,10 +88,43 @@ pub(crate) struct Claim {
     pub(crate) replayed: bool,
 }
 
+/// How long a measurement of the bucket is used. Longer lets a project exceed its share by more, shorter costs requests.
+const MEASURED_FOR: Duration = Duration::from_secs(10);
+
 #[derive(Debug, Default)]
 pub(crate) struct IdempotencyStore {
     /// Empty until the first request with a key.
     store: OnceCell<Store>,
+    usage: Mutex<Option<BucketUsage>>,
+}
+
+/// How full the bucket is.
+#[derive(Debug)]
+struct BucketUsage {
+    at: Instant,
+    records: u64,
+    bytes: u64,
+    /// None: unbounded.
+    max_bytes: Option<u64>,
+    /// The records of each project. Counted only if they matter.
+    projects: HashMap<ObjectId, u64>,
+}
+
+impl BucketUsage {
+    /// Whether a project may be beyond its share. Up to one half, the bucket has more space than any project uses.
+    fn is_scarce(&self) -> bool {
+        self.max_bytes.is_some_and(|max| self.bytes > max / 2)
+    }
+
+    /// Whether a project with so many records may have more.
+    fn admits(&self, own_records: u64) -> bool {
+        let Some(max_bytes) = self.max_bytes.filter(|_| self.is_scarce()) else { return true };
+        let record_bytes = self.bytes / self.records.max(1);
+        let free = max_bytes.saturating_sub(self.bytes);
+        // Without room for any, the bucket itself refuses.
+        let signed = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+        free < record_bytes || shares::available(signed(free), signed(own_records.saturating_mul(record_bytes))) > 0
+    }
 }
 
 impl IdempotencyStore {
@@ -94,21 +136,27 @@ impl IdempotencyStore {
         client_key: &str,
     ) -> Result<Claim, ApiError> {
         let record = IdempotencyRecord::of_bulk(clock::new_id());
-        self.claim(js, &idempotency_key(project_id, client_key), &record).await
+        self.claim(js, project_id, client_key, &record).await
     }
 
-    /// Reads the record of a key, or creates it.
+    /// Reads the record of a client's key, or creates it if the project's share allows it.
     pub(crate) async fn claim(
         &self,
         js: &jetstream::Context,
-        key: &str,
+        project_id: ObjectId,
+        client_key: &str,
         record: &IdempotencyRecord,
     ) -> Result<Claim, ApiError> {
+        let key = &*idempotency_key(project_id, client_key);
         let store = self.store.get_or_try_init(|| js.get_key_value(IDEMPOTENCY)).await.map_err(|e| unavailable(&e))?;
         let value = serde_json::to_vec(record).map_err(|e| {
             tracing::error!("cannot serialize an idempotency record: {e}");
             ApiError::Internal
         })?;
+        if let Err(refusal) = self.check_share(store, project_id).await {
+            let first = store.get(key).await.map_err(|e| unavailable(&e))?;
+            return first.map_or(Err(refusal), |first| decide(&first, record));
+        }
         for _ in 0..ATTEMPTS {
             match store.create(key, value.clone().into()).await {
                 Ok(_) => return Ok(Claim { update_id: record.update_id, replayed: false }),
@@ -121,6 +169,58 @@ impl IdempotencyStore {
         }
         Err(unavailable(&std::io::Error::other("a record exists and cannot be found")))
     }
+
+    /// Refuses a new key to a project that has its share. Without a measurement it refuses none:
+    /// the bucket itself is bounded.
+    async fn check_share(&self, store: &Store, project_id: ObjectId) -> Result<(), ApiError> {
+        let mut usage = self.usage.lock().await;
+        if usage.as_ref().is_none_or(|usage| usage.at.elapsed() > MEASURED_FOR) {
+            match measure(store).await {
+                Ok(measured) => *usage = Some(measured),
+                Err(e) => tracing::warn!("cannot measure the bucket of idempotency keys: {}", error_chain(&*e)),
+            }
+        }
+        let Some(usage) = usage.as_mut().filter(|usage| usage.is_scarce()) else { return Ok(()) };
+        let own = match usage.projects.get(&project_id) {
+            Some(own) => *own,
+            None => {
+                let counted = count(store, project_id).await.unwrap_or_else(|e| {
+                    tracing::warn!("cannot count the idempotency keys of a project: {}", error_chain(&*e));
+                    0
+                });
+                usage.projects.insert(project_id, counted);
+                counted
+            }
+        };
+        if usage.admits(own) { Ok(()) } else { Err(ApiError::IdempotencyShare(own)) }
+    }
+}
+
+async fn measure(store: &Store) -> Result<BucketUsage, async_nats::Error> {
+    let info = store.stream.get_info().await?;
+    Ok(BucketUsage {
+        at: Instant::now(),
+        records: info.state.messages,
+        bytes: info.state.bytes,
+        max_bytes: u64::try_from(info.config.max_bytes).ok().filter(|max| *max > 0),
+        projects: HashMap::new(),
+    })
+}
+
+/// The number of a project's records: what a consumer of them has before it. The server counts without reading them.
+async fn count(store: &Store, project_id: ObjectId) -> Result<u64, async_nats::Error> {
+    let config = pull::Config {
+        name: Some(format!("count-{}", clock::new_id())),
+        ack_policy: AckPolicy::None,
+        filter_subject: format!("{}{project_id}.>", store.prefix),
+        memory_storage: true,
+        num_replicas: 1,
+        // The server deletes it.
+        inactive_threshold: Duration::from_secs(1),
+        ..Default::default()
+    };
+    let consumer: PullConsumer = store.stream.create_consumer(config).await?;
+    Ok(consumer.cached_info().num_pending)
 }
 
 /// Compares a request with the first one under its key. The stored record may be this request's own, if the reply to its
@@ -130,7 +230,7 @@ fn decide(first: &[u8], record: &IdempotencyRecord) -> Result<Claim, ApiError> {
         tracing::error!("cannot parse an idempotency record: {e}");
         ApiError::Internal
     })?;
-    if first.body_sha256 != record.body_sha256 {
+    if first.body != record.body {
         return Err(ApiError::IdempotencyConflict);
     }
     Ok(Claim { update_id: first.update_id, replayed: first.update_id != record.update_id })
@@ -200,6 +300,22 @@ mod tests {
         assert_eq!(decide(&first(b"{}", mine), &record), Ok(Claim { update_id: mine, replayed: false }));
         assert_eq!(decide(&first(b"{ }", other), &record), Err(ApiError::IdempotencyConflict));
         assert_eq!(decide(b"", &record), Err(ApiError::Internal));
+    }
+
+    #[test]
+    fn a_project_beyond_its_share_gets_no_new_keys() {
+        let usage = |records| BucketUsage {
+            at: Instant::now(),
+            records,
+            bytes: records * 200,
+            max_bytes: Some(200_000),
+            projects: HashMap::new(),
+        };
+        assert!(usage(500).admits(500), "half of the bucket is free");
+        assert!(!usage(501).admits(501) && usage(501).admits(100));
+        assert!(!usage(900).admits(100) && usage(900).admits(99), "as much as is free");
+        assert!(usage(1000).admits(100), "the bucket itself refuses");
+        assert!(BucketUsage { max_bytes: None, ..usage(5000) }.admits(5000));
     }
 
     proptest! {

@@ -20,6 +20,7 @@ mod router;
 mod routes;
 mod server;
 mod tls;
+mod work_budget;
 
 pub use crate::{
     config::Config,

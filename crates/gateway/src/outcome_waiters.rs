@@ -14,10 +14,11 @@ use async_nats::{Client, Message, SubscribeError, Subscriber};
 use bytes::Bytes;
 use contract::{ObjectId, headers::MESSAGE_ID, subject};
 use futures::StreamExt;
+use service_kit::shares::{Permit, Pool};
 use tokio::{sync::watch, task::JoinHandle};
 
-/// Most requests that wait at once; further ones get their response at once, as without the preference. Each holds a
-/// connection and, once it has arrived, the event.
+/// Most requests that wait at once, with a share per project; further ones get their response at once, as without the
+/// preference. Each holds a connection and, once it has arrived, the event.
 const MAX_WAITING: usize = 4096;
 /// How long the subscription stays after the last wait. Shorter subscribes more often; longer receives more events in
 /// vain.
@@ -26,8 +27,9 @@ const LINGER: Duration = Duration::from_secs(10);
 /// Ids of updates are unique in their project.
 type Key = (ObjectId, ObjectId);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct OutcomeWaiters {
+    pool: Arc<Pool<ObjectId>>,
     waiting: Mutex<Waiting>,
     /// The task that reads events. Locked while it starts or ends, so that no request continues before the subscription
     /// exists.
@@ -46,10 +48,16 @@ pub(crate) struct OutcomeWaiter {
     waiters: Arc<OutcomeWaiters>,
     key: Key,
     event: Option<watch::Receiver<Option<Bytes>>>,
+    _permit: Permit<ObjectId>,
 }
 
 impl OutcomeWaiters {
-    /// Registers a request before its update is published, so that no event is missed. None if too many wait.
+    pub(crate) fn new() -> Self {
+        Self { pool: Pool::new(MAX_WAITING), waiting: Mutex::default(), reader: tokio::sync::Mutex::default() }
+    }
+
+    /// Registers a request before its update is published, so that no event is missed. None if the project has its
+    /// share of the waits.
     pub(crate) async fn register(
         self: &Arc<Self>,
         client: &Client,
@@ -74,12 +82,13 @@ impl OutcomeWaiters {
     }
 
     fn insert(self: &Arc<Self>, key: Key) -> Option<OutcomeWaiter> {
+        let permit = self.pool.try_acquire(key.0).ok()?;
         let mut waiting = self.lock();
-        if waiting.closed || waiting.events.len() >= MAX_WAITING {
+        if waiting.closed {
             return None;
         }
         let event = waiting.events.entry(key).or_insert_with(|| watch::Sender::new(None)).subscribe();
-        Some(OutcomeWaiter { waiters: self.clone(), key, event: Some(event) })
+        Some(OutcomeWaiter { waiters: self.clone(), key, event: Some(event), _permit: permit })
     }
 
     async fn ensure_reader(self: &Arc<Self>, client: &Client) -> Result<(), SubscribeError> {
@@ -189,7 +198,7 @@ mod tests {
 
     #[tokio::test]
     async fn all_requests_that_wait_for_an_update_get_its_event() {
-        let waiters = Arc::new(OutcomeWaiters::default());
+        let waiters = Arc::new(OutcomeWaiters::new());
         let mut waiting = [0; 3].map(|_| waiters.insert((PROJECT, UPDATE)).unwrap());
         waiters.deliver(event(UPDATE, &UPDATE.to_string(), "of another project"));
         waiters.deliver(event(PROJECT, &PROJECT.to_string(), "of another update"));
@@ -212,7 +221,7 @@ mod tests {
         let nats = test_support::nats().await;
         let config = service_kit::config::NatsConfig::at(nats.url());
         let client = service_kit::nats::connect(&config, "gateway", &Default::default()).await.unwrap();
-        let waiters = Arc::new(OutcomeWaiters::default());
+        let waiters = Arc::new(OutcomeWaiters::new());
         for round in 0..3 {
             let mut waiter = waiters.register(&client, PROJECT, UPDATE).await.unwrap();
             let reader = waiters.reader.lock().await.as_ref().map(JoinHandle::abort_handle).unwrap();
@@ -231,7 +240,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_wait_that_is_dropped_or_closed_leaves_nothing_behind() {
-        let waiters = Arc::new(OutcomeWaiters::default());
+        let waiters = Arc::new(OutcomeWaiters::new());
         let (one, two) = (waiters.insert((PROJECT, UPDATE)), waiters.insert((PROJECT, UPDATE)));
         drop(one);
         assert!(!waiters.is_idle());
@@ -245,11 +254,12 @@ mod tests {
     }
 
     #[test]
-    fn waits_are_bounded() {
-        let waiters = Arc::new(OutcomeWaiters::default());
+    fn a_project_has_a_share_of_the_waits() {
+        let waiters = Arc::new(OutcomeWaiters::new());
         let id = |n: usize| ObjectId::new(contract::Timestamp::from_millis(0), (n as u64).to_be_bytes());
-        let registered: Vec<_> = (0..MAX_WAITING).map(|n| waiters.insert((PROJECT, id(n))).unwrap()).collect();
+        let registered: Vec<_> = (0..MAX_WAITING / 2).map(|n| waiters.insert((PROJECT, id(n))).unwrap()).collect();
         assert!(waiters.insert((PROJECT, id(MAX_WAITING))).is_none());
+        assert!(waiters.insert((UPDATE, id(0))).is_some(), "another project");
         drop(registered);
         assert!(waiters.insert((PROJECT, id(MAX_WAITING))).is_some());
     }

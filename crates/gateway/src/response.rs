@@ -61,9 +61,9 @@ pub(crate) fn error(error: &ApiError, request_id: &str) -> Response {
     };
     let mut response = json(status, &body).unwrap_or_else(|_| status.into_response());
     let headers = response.headers_mut();
-    match (error, status) {
-        (ApiError::RateLimited(seconds), _) => {
-            headers.insert(RETRY_AFTER, (*seconds).into());
+    match (error.retry_after(), status) {
+        (Some(seconds), _) => {
+            headers.insert(RETRY_AFTER, seconds.into());
         }
         (_, StatusCode::UNAUTHORIZED) => {
             headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

@@ -1,8 +1,16 @@
 //! 1 Accept: the gateway's life: start, connection to NATS, shutdown.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use contract::streams::{API_KEYS, LEAD_COMMANDS};
+use anyhow::Context;
+use contract::{
+    streams::{API_KEYS, LEAD_COMMANDS},
+    subject,
+};
+use futures::StreamExt;
 use service_kit::{
     health::{self, Readiness},
     http::{self, Limits},
@@ -85,7 +93,7 @@ pub async fn run_on(listener: TcpListener, config: Config, shutdown: Cancellatio
     ended
 }
 
-/// Connects, then watches the API keys. Requests before that get 503.
+/// Connects, then watches the API keys and the work of projects. Requests before that get 503.
 async fn follow_keys(
     app: Arc<App>,
     config: Config,
@@ -105,13 +113,29 @@ async fn follow_keys(
         broker = connect => broker?,
         () = shutdown.cancelled() => return Ok(()),
     };
-    app.keys.follow(&broker.js, API_KEYS, readiness, shutdown).await
+    tokio::select! {
+        followed = app.keys.follow(&broker.js, API_KEYS, readiness, shutdown) => followed,
+        ended = follow_work(&app, broker) => ended,
+    }
+}
+
+/// Charges projects for the work that lead-state reports, until shutdown.
+async fn follow_work(app: &App, broker: &Broker) -> anyhow::Result<()> {
+    let mut reports = broker.client.subscribe(subject::WORK).await.context("cannot subscribe to reports of work")?;
+    while let Some(report) = reports.next().await {
+        match serde_json::from_slice(&report.payload) {
+            Ok(report) => app.command_log.budget.correct(&report, Instant::now()),
+            Err(e) => tracing::warn!("a report of work cannot be read: {e}"),
+        }
+    }
+    anyhow::bail!("the subscription to reports of work ended")
 }
 
 /// Removes full buckets of the rate limits until shutdown.
 async fn evict_idle(app: Arc<App>, shutdown: CancellationToken) -> anyhow::Result<()> {
     while shutdown.run_until_cancelled(tokio::time::sleep(EVICTION_INTERVAL)).await.is_some() {
         app.rates.evict_idle();
+        app.command_log.budget.evict_idle(Instant::now());
     }
     Ok(())
 }

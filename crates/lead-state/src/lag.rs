@@ -11,7 +11,7 @@ use contract::{
     Timestamp,
     streams::{LEAD_COMMANDS, LEAD_EVENTS},
 };
-use service_kit::{clock, metrics::age, nats::error_chain};
+use service_kit::{clock, idempotency::bucket_lasts, metrics::age, nats::error_chain};
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 
@@ -48,6 +48,12 @@ pub(crate) async fn watch(
         loop {
             if let Err(e) = read_postgres(&pool, &metrics, &mut known).await {
                 tracing::debug!("cannot read the checkpoint: {}", error_chain(&e));
+            }
+            match bucket_lasts(&js).await {
+                Ok(lasts) => {
+                    metrics.lag.idempotency_lasts.set(lasts.as_secs_f64());
+                }
+                Err(e) => tracing::debug!("cannot measure the bucket of idempotency keys: {e:#}"),
             }
             if let Err(e) = measure_streams(&js, &metrics, &known).await {
                 tracing::debug!("cannot read the state of the streams: {e:#}");

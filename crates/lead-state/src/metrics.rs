@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use contract::subject::DeadLetterReason;
+use contract::{streams::IDEMPOTENCY_AGE, subject::DeadLetterReason};
 use service_kit::metrics::{
     Counter, Family, Gauge, Histogram, Label, Publishing, Register, Registry, Seconds, Unit, durations, messages, sizes,
 };
@@ -32,16 +32,21 @@ pub(crate) struct Lag {
     pub(crate) queued_updates: Gauge,
     pub(crate) stream_bytes: Family<Label, Gauge>,
     pub(crate) stream_max_bytes: Family<Label, Gauge>,
+    pub(crate) idempotency_lasts: Seconds,
     pub(crate) measured_at: Seconds,
 }
 
 impl Lag {
     fn new(registry: &mut Registry) -> Self {
         let r = registry;
+        let lasts = Seconds::default();
+        lasts.set(IDEMPOTENCY_AGE.as_secs_f64());
         let announce_messages = "Applied log entries whose events are not announced yet";
         let announce_seconds = "Time since the oldest unannounced update was applied";
         let log_seconds = "Age of the oldest log entry not applied yet";
         let stream_max = "Size limit of a stream; a full one refuses messages";
+        let idempotency_lasts =
+            "Time until the bucket of idempotency keys is full at the present rate; 86400 if keys expire before that";
         let measured_at = "When the lag was last measured";
         Self {
             log_messages: r.add_unit("log_lag", messages(), "Log entries not applied yet", Gauge::default()),
@@ -52,6 +57,7 @@ impl Lag {
             queued_updates: r.add("queued_updates", "Updates queued until a call ends", Gauge::default()),
             stream_bytes: r.add_unit("stream", Unit::Bytes, "Size of a stream", Family::default()),
             stream_max_bytes: r.add_unit("stream_max", Unit::Bytes, stream_max, Family::default()),
+            idempotency_lasts: r.add_unit("idempotency_lasts", Unit::Seconds, idempotency_lasts, lasts),
             measured_at: r.add_unit("lag_seen_timestamp", Unit::Seconds, measured_at, Seconds::default()),
         }
     }

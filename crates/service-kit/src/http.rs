@@ -3,23 +3,27 @@
 //! | a client that | is disconnected |
 //! |---|---|
 //! | opens more connections than allowed per address | immediately |
+//! | sends no request, and has waited longest when all connections are in use | when the next one is accepted |
 //! | is slow with its TLS handshake, a request's head or the next request | after [`Limits::header_timeout`] |
 //! | is slow with a request's body | by the handler that reads the body |
 //! | does not read its response | after [`Limits::write_timeout`] |
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     io,
     net::{IpAddr, Ipv6Addr, SocketAddr},
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context as TaskContext, Poll, ready},
     time::Duration,
 };
 
 use anyhow::Context;
-use axum::Router;
-use hyper::server::conn::http1::Builder;
+use axum::{Router, extract::Request};
+use hyper::{body::Incoming, server::conn::http1::Builder, service::Service};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     server::graceful::{GracefulShutdown, Watcher},
@@ -27,7 +31,7 @@ use hyper_util::{
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, Sleep},
 };
@@ -37,7 +41,8 @@ use tokio_util::sync::CancellationToken;
 /// The limits of a server's clients.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// The most connections; the next one waits in the kernel's queue.
+    /// The most connections. The next one takes the place of the one that has waited longest for its first request; if
+    /// there is none, it waits.
     pub connections: usize,
     /// The most connections from one IPv4 address or one IPv6 /64 network; the next one is closed. 0 means no limit.
     pub connections_per_address: usize,
@@ -61,9 +66,19 @@ const BUFFER: usize = 64 << 10;
 const MAX_HEADER_SIZE: usize = 16 << 10;
 const MAX_HEADERS: usize = 100;
 
+/// How many connections may wait in the kernel's queue. Fewer lose connections of honest clients to a burst.
+const BACKLOG: u32 = 4096;
+
 /// Binds a listening socket.
 pub async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))
+    let listen = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        // As tokio's own `bind`: a restarted service need not wait for old connections.
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    listen().with_context(|| format!("cannot listen on {address}"))
 }
 
 /// Serves a router until shutdown, then lets the requests in progress finish.
@@ -87,6 +102,7 @@ pub async fn serve_tls(
     let tls = tls.map(TlsAcceptor::from);
     let slots = Arc::new(Semaphore::new(limits.connections));
     let addresses = Arc::new(Addresses::new(limits.connections_per_address));
+    let silent = Arc::new(SilentConnections::default());
     let graceful = GracefulShutdown::new();
     let mut builder = Builder::new();
     builder
@@ -97,10 +113,10 @@ pub async fn serve_tls(
         .max_buf_size(BUFFER);
     loop {
         let accepted = tokio::select! {
-            accepted = accept(&listener, &slots) => accepted,
+            accepted = listener.accept() => accepted,
             () = shutdown.cancelled() => break,
         };
-        let (stream, address, slot) = match accepted {
+        let (stream, address) = match accepted {
             Ok(accepted) => accepted,
             Err(e) => {
                 // Out of file descriptors, or the client has gone already.
@@ -113,20 +129,32 @@ pub async fn serve_tls(
             tracing::debug!(%address, "too many connections from this address");
             continue;
         };
+        let slot = tokio::select! {
+            slot = free_slot(&slots, &silent) => slot?,
+            () = shutdown.cancelled() => break,
+        };
         // Without this a small response may wait for the client's delayed ack.
         let _ = stream.set_nodelay(true);
         let stream = WriteTimeout::new(stream, limits.write_timeout);
-        let service = TowerToHyperService::new(router.clone());
+        let silence = silent.begin();
+        let evicted = silence.evicted.clone();
+        let service = FirstRequest { service: TowerToHyperService::new(router.clone()), silence };
         let (builder, tls, watcher) = (builder.clone(), tls.clone(), graceful.watcher());
         // `graceful` waits for it; errors are the client's.
         tokio::spawn(async move {
-            let served = match tls {
-                None => connection(&builder, stream, service, watcher).await,
-                Some(tls) => match tokio::time::timeout(limits.header_timeout, tls.accept(stream)).await {
-                    Ok(Ok(stream)) => connection(&builder, stream, service, watcher).await,
-                    Ok(Err(e)) => Err(e).context("TLS"),
-                    Err(_) => Err(anyhow::anyhow!("the TLS handshake took too long")),
-                },
+            let serve = async {
+                match tls {
+                    None => connection(&builder, stream, service, watcher).await,
+                    Some(tls) => match tokio::time::timeout(limits.header_timeout, tls.accept(stream)).await {
+                        Ok(Ok(stream)) => connection(&builder, stream, service, watcher).await,
+                        Ok(Err(e)) => Err(e).context("TLS"),
+                        Err(_) => Err(anyhow::anyhow!("the TLS handshake took too long")),
+                    },
+                }
+            };
+            let served = tokio::select! {
+                served = serve => served,
+                () = evicted.cancelled() => Err(anyhow::anyhow!("sent no request, and its place was needed")),
             };
             if let Err(e) = served {
                 tracing::debug!(%address, "connection ended: {e:#}");
@@ -143,19 +171,102 @@ pub async fn serve_tls(
 async fn connection(
     builder: &Builder,
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    service: TowerToHyperService<Router>,
+    service: FirstRequest,
     watcher: Watcher,
 ) -> anyhow::Result<()> {
     Ok(watcher.watch(builder.serve_connection(TokioIo::new(stream), service)).await?)
 }
 
-async fn accept(
-    listener: &TcpListener,
-    slots: &Arc<Semaphore>,
-) -> io::Result<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
-    let slot = slots.clone().acquire_owned().await.map_err(io::Error::other)?;
-    let (stream, address) = listener.accept().await?;
-    Ok((stream, address, slot))
+/// How long a connection may be silent before another may take its place. Its first request may be on its way.
+const SILENCE: Duration = Duration::from_millis(250);
+
+/// The place of one more connection, if necessary that of one which sent nothing so far.
+async fn free_slot(slots: &Arc<Semaphore>, silent: &SilentConnections) -> anyhow::Result<OwnedSemaphorePermit> {
+    if let Ok(slot) = slots.clone().try_acquire_owned() {
+        return Ok(slot);
+    }
+    loop {
+        silent.evict_oldest(Instant::now());
+        tokio::select! {
+            slot = slots.clone().acquire_owned() => return Ok(slot?),
+            () = tokio::time::sleep(SILENCE / 4) => {}
+        }
+    }
+}
+
+/// The connections that sent no request yet, in the order of their acceptance.
+#[derive(Debug, Default)]
+struct SilentConnections(Mutex<Silent>);
+
+#[derive(Debug, Default)]
+struct Silent {
+    accepted: u64,
+    connections: BTreeMap<u64, (Instant, CancellationToken)>,
+}
+
+impl SilentConnections {
+    fn begin(self: &Arc<Self>) -> Silence {
+        let evicted = CancellationToken::new();
+        let mut silent = self.lock();
+        silent.accepted += 1;
+        let number = silent.accepted;
+        silent.connections.insert(number, (Instant::now(), evicted.clone()));
+        Silence { connections: self.clone(), number, evicted, over: AtomicBool::new(false) }
+    }
+
+    fn evict_oldest(&self, now: Instant) {
+        let mut silent = self.lock();
+        if let Some(oldest) = silent.connections.first_entry()
+            && now.duration_since(oldest.get().0) >= SILENCE
+        {
+            oldest.remove().1.cancel();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Silent> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A connection's time until its first request.
+#[derive(Debug)]
+struct Silence {
+    connections: Arc<SilentConnections>,
+    number: u64,
+    evicted: CancellationToken,
+    over: AtomicBool,
+}
+
+impl Silence {
+    fn end(&self) {
+        if !self.over.swap(true, Ordering::Relaxed) {
+            self.connections.lock().connections.remove(&self.number);
+        }
+    }
+}
+
+impl Drop for Silence {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// The service of a connection, whose silence its first request ends.
+#[derive(Debug)]
+struct FirstRequest {
+    service: TowerToHyperService<Router>,
+    silence: Silence,
+}
+
+impl Service<Request<Incoming>> for FirstRequest {
+    type Response = <TowerToHyperService<Router> as Service<Request<Incoming>>>::Response;
+    type Error = <TowerToHyperService<Router> as Service<Request<Incoming>>>::Error;
+    type Future = <TowerToHyperService<Router> as Service<Request<Incoming>>>::Future;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        self.silence.end();
+        self.service.call(request)
+    }
 }
 
 /// How many connections each address has.
@@ -352,6 +463,27 @@ mod tests {
                 response = timeout(6 * SOON, next) => response.expect("the slow client is disconnected"),
             };
             assert!(response.starts_with(b"HTTP/1.1 200 OK"), "{}", String::from_utf8_lossy(&response));
+        }
+    }
+
+    #[tokio::test]
+    async fn the_connection_that_waited_longest_for_its_first_request_makes_room() {
+        let (address, _shutdown) = server(Limits { connections: 3, ..Limits::default() }, 10).await;
+        let request = async |connection: &mut TcpStream| {
+            connection.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await?;
+            connection.read(&mut [0; 1024]).await
+        };
+        let mut used = TcpStream::connect(address).await.unwrap();
+        assert!(request(&mut used).await.unwrap() > 0);
+        let mut oldest = TcpStream::connect(address).await.unwrap();
+        let mut silent = TcpStream::connect(address).await.unwrap();
+
+        let mut next = TcpStream::connect(address).await.unwrap();
+
+        assert!(timeout(SOON, request(&mut next)).await.expect("a place").unwrap() > 0);
+        assert!(matches!(timeout(SOON, oldest.read(&mut [0])).await.expect("closed"), Ok(0) | Err(_)));
+        for kept in [&mut used, &mut silent] {
+            assert!(timeout(SOON, request(kept)).await.expect("kept").unwrap() > 0);
         }
     }
 

@@ -10,20 +10,28 @@ use async_nats::{
 };
 use bytes::Bytes;
 use contract::{
+    ObjectId,
     json::redacted_error,
     rpc::{DEFAULT_TIMEOUT, Query, RpcError},
 };
 use futures::{StreamExt, stream::FuturesUnordered};
-use serde::{Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio_util::sync::CancellationToken;
 
-use crate::lifecycle::Tasks;
+use crate::{
+    lifecycle::Tasks,
+    shares::{Pool, ShareUsed},
+};
 
 /// How long a repeatable query waits before it is sent to another instance as well. Shorter multiplies the load when the
 /// services are slow, longer keeps clients waiting for an instance that hangs.
 const REPEAT_AFTER: Duration = Duration::from_secs(1);
-/// Concurrent requests of one query in one instance; more wait in the client's buffer.
-const CONCURRENCY: usize = 32;
+/// How many queries of one kind an instance answers at once, with a share per project. More of them wait longer for a
+/// connection to Postgres, fewer leave it idle.
+const ANSWERED: usize = 16;
+/// How many may wait for that or be answered, with a share per project; further ones are refused. Longer queues bridge
+/// bursts, and keep callers waiting who have given up.
+const ADMITTED: usize = 256;
 
 /// Registers a micro service; its instances share the queries.
 pub async fn service(client: &Client, name: &str, description: &str) -> anyhow::Result<Service> {
@@ -33,6 +41,27 @@ pub async fn service(client: &Client, name: &str, description: &str) -> anyhow::
         .start(name, env!("CARGO_PKG_VERSION"))
         .await
         .map_err(|e| anyhow!("cannot register the micro service {name}: {e}"))
+}
+
+/// Who has a share of the queries: a project, or the operator.
+type Holder = Option<ObjectId>;
+
+/// The project that a query is about; none for the operator's.
+fn holder(payload: &[u8]) -> Holder {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Project {
+        project_id: ObjectId,
+    }
+    serde_json::from_slice(payload).ok().map(|Project { project_id }| project_id)
+}
+
+fn too_many_queries(error: ShareUsed) -> RpcError {
+    let text = format!("Too many requests at once: {error}; send fewer at once");
+    match error.held {
+        0 => RpcError::new(503, "too_many_queries", text),
+        _ => RpcError::new(429, "too_many_queries", text),
+    }
 }
 
 /// Answers the queries of one kind, as a task, until shutdown.
@@ -57,23 +86,32 @@ where
         .await
         .map_err(|e| anyhow!("cannot serve {subject}: {e}"))?;
     let handler = Arc::new(handler);
+    let (admitted, answered) = (Pool::new(ADMITTED), Pool::new(ANSWERED));
     tasks.spawn(subject, async move {
         let mut requests = 0_usize;
         let stopped = shutdown.clone();
         let answers = futures::stream::poll_fn(|cx| endpoint.poll_next_unpin(cx))
             .take_until(shutdown.cancelled_owned())
             .inspect(|_| requests += 1)
-            .for_each_concurrent(CONCURRENCY, |request| {
-                let handler = handler.clone();
+            // Bounded by `admitted`.
+            .for_each_concurrent(None, |request| {
+                let (handler, answered) = (handler.clone(), answered.clone());
+                let holder = holder(&request.message.payload);
+                let admitted = admitted.try_acquire(holder);
                 async move {
-                    let reply = match serde_json::from_slice(&request.message.payload) {
-                        Ok(query) => handler(query).await,
-                        Err(e) => Err(RpcError::new(
-                            400,
-                            "invalid_query",
-                            format!("the query cannot be read: {}", redacted_error(&e)),
-                        )),
+                    let answer = async {
+                        let _admitted = admitted.map_err(too_many_queries)?;
+                        let _answered = answered.acquire(holder).await;
+                        match serde_json::from_slice(&request.message.payload) {
+                            Ok(query) => handler(query).await,
+                            Err(e) => Err(RpcError::new(
+                                400,
+                                "invalid_query",
+                                format!("the query cannot be read: {}", redacted_error(&e)),
+                            )),
+                        }
                     };
+                    let reply = answer.await;
                     let reply = reply.and_then(|reply| {
                         serde_json::to_vec(&reply).map(Bytes::from).map_err(|e| internal(subject, &e))
                     });
@@ -197,4 +235,21 @@ pub async fn exchange<Q: Serialize, R: DeserializeOwned>(
         return Err(RpcError::new(status, code, message).into());
     }
     serde_json::from_slice(&reply.payload).map_err(|e| internal(&subject(), &e).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn queries_count_for_their_project() {
+        let project_id = ObjectId::from_bytes([1; 12]);
+        let query = format!("{{\"projectId\": \"{project_id}\", \"leadId\": 7}}");
+        assert_eq!(holder(query.as_bytes()), Some(project_id));
+        for other in ["{}", "", "{\"projectId\": null}", "{\"project_id\": 1}"] {
+            assert_eq!(holder(other.as_bytes()), None, "{other}");
+        }
+        assert_eq!(too_many_queries(ShareUsed { held: 128, total: 256 }).status, 429);
+        assert_eq!(too_many_queries(ShareUsed { held: 0, total: 256 }).status, 503);
+    }
 }

@@ -28,7 +28,7 @@ CREATE TABLE webhooks.deliveries (
     exhausted_announced boolean     NOT NULL DEFAULT false,
     traceparent         text,
     last_error          text,
-    -- The exact bytes of the request's body. Null once it is delivered.
+    -- The exact bytes of the request's body. Null once it is delivered, and while it is in `payloads`.
     payload             text,
     -- Attempt 1, if the endpoint accepted it: most deliveries then write no row in `attempts`. Null where attempt 1
     -- failed or is in `attempts`. Nulls take no space.
@@ -60,6 +60,15 @@ CREATE INDEX deliveries_ordered ON webhooks.deliveries (callback_id, lead_id, or
     WHERE status = 'pending' AND lead_id IS NOT NULL;
 CREATE INDEX deliveries_to_announce ON webhooks.deliveries (update_id, callback_id)
     WHERE status = 'exhausted' AND NOT exhausted_announced;
+
+-- The bodies that are too long for a row of `deliveries`: once per update, however many deliveries wait. A row stays until
+-- all deliveries of the update that were recorded are delivered.
+CREATE TABLE webhooks.payloads (
+    update_id bytea NOT NULL,
+    kind      text  NOT NULL DEFAULT 'update',
+    payload   text  NOT NULL,
+    PRIMARY KEY (update_id, kind)
+) PARTITION BY RANGE (update_id);
 
 -- One request to a callback, unless it is in its delivery's row.
 CREATE TABLE webhooks.attempts (
@@ -110,6 +119,7 @@ CREATE TABLE webhooks.callback_failures (
 
 -- Ids outside all months that have a partition, e.g. ids that a producer made up.
 CREATE TABLE webhooks.deliveries_default PARTITION OF webhooks.deliveries DEFAULT;
+CREATE TABLE webhooks.payloads_default PARTITION OF webhooks.payloads DEFAULT;
 CREATE TABLE webhooks.attempts_default PARTITION OF webhooks.attempts DEFAULT;
 
 -- The first four bytes of the ids of this second.
@@ -133,7 +143,7 @@ BEGIN
     WHILE month <= until AT TIME ZONE 'UTC' LOOP
         from_id := webhooks.id_prefix(month AT TIME ZONE 'UTC');
         to_id := webhooks.id_prefix((month + interval '1 month') AT TIME ZONE 'UTC');
-        FOREACH parent IN ARRAY ARRAY['deliveries', 'attempts'] LOOP
+        FOREACH parent IN ARRAY ARRAY['deliveries', 'payloads', 'attempts'] LOOP
             part := parent || to_char(month, '_YYYY_MM');
             IF to_regclass('webhooks.' || part) IS NULL THEN
                 -- The strongest lock first, which avoids deadlocks with transactions that wait for it; and on the
@@ -179,11 +189,12 @@ BEGIN
             EXIT WHEN needed;
             IF round = 1 THEN
                 -- Checked again under the lock: an old delivery may be requeued.
-                LOCK TABLE webhooks.deliveries, webhooks.attempts IN ACCESS EXCLUSIVE MODE;
+                LOCK TABLE webhooks.deliveries, webhooks.payloads, webhooks.attempts IN ACCESS EXCLUSIVE MODE;
             END IF;
         END LOOP;
         CONTINUE WHEN needed;
         EXECUTE format('DROP TABLE webhooks.%I', 'deliveries_' || month);
+        EXECUTE format('DROP TABLE IF EXISTS webhooks.%I', 'payloads_' || month);
         EXECUTE format('DROP TABLE IF EXISTS webhooks.%I', 'attempts_' || month);
         dropped := dropped || month;
     END LOOP;

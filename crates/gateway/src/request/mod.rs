@@ -7,10 +7,10 @@ use axum::{
     extract::{RawPathParams, Request},
 };
 use bytes::Bytes;
-use contract::key::ApiKey;
-use tokio::sync::OwnedSemaphorePermit;
+use contract::{ObjectId, key::ApiKey};
+use service_kit::shares::Permit;
 
-use crate::{app::App, error::ApiError, request::fields::Fields, response::HandlerResult};
+use crate::{app::App, auth::KeyCheck, error::ApiError, request::fields::Fields, response::HandlerResult};
 
 pub(crate) mod body;
 pub(crate) mod fields;
@@ -124,14 +124,21 @@ impl FromRequest for IfMatch {
     }
 }
 
+/// The API key, to be checked again while the response is written.
+impl FromRequest for KeyCheck {
+    async fn from_request(request: &mut Request, _: &App, _: &ApiKey) -> Result<Self, ApiError> {
+        Ok(Self::of(request.headers()))
+    }
+}
+
 /// A place among the bulk requests in progress, until it is dropped.
 pub(crate) struct BulkPermit {
-    _permit: OwnedSemaphorePermit,
+    _permit: Permit<ObjectId>,
 }
 
 impl FromRequest for BulkPermit {
-    async fn from_request(_: &mut Request, app: &App, _: &ApiKey) -> Result<Self, ApiError> {
-        Ok(Self { _permit: app.bulk_permit()? })
+    async fn from_request(_: &mut Request, app: &App, key: &ApiKey) -> Result<Self, ApiError> {
+        Ok(Self { _permit: app.bulk_permit(key.project_id)? })
     }
 }
 

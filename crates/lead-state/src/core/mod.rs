@@ -6,3 +6,4 @@ pub mod entry;
 mod merge;
 pub(crate) mod process_change;
 pub(crate) mod process_diff;
+pub mod work;

@@ -5,7 +5,8 @@ use std::{
     time::{Instant, SystemTime},
 };
 
-use contract::position::LogPosition;
+use async_nats::Client;
+use contract::{position::LogPosition, subject, work::WorkReport};
 use service_kit::{
     nats::{error_chain, retry_backoff},
     postgres::PinnedConnection,
@@ -26,6 +27,7 @@ use crate::{
     core::{
         batch::LedgerRow,
         entry::{DeadLetter, LogMessage},
+        work,
     },
     metrics::Metrics,
     store::{
@@ -41,6 +43,8 @@ pub(crate) struct Applier {
     pub(crate) preparer: Preparer,
     pub(crate) writer: Writer,
     pub(crate) announcer: mpsc::Sender<AppliedBatch>,
+    /// Publishes the work of each batch.
+    pub(crate) client: Client,
     pub(crate) metrics: Metrics,
 }
 
@@ -287,6 +291,8 @@ impl Applier {
         }
         written?;
         planner.record_written(&planned);
+        let work = work::of(&planned.plan, |process| planner.rules.callbacks(process));
+        report(&self.client, &work).await;
         let PlannedBatch { plan, last, messages, dead_letters, .. } = planned;
         self.metrics.count_updates(&plan.rows);
         for dead in &dead_letters {
@@ -304,5 +310,13 @@ impl Applier {
         // If the announcer has ended, the term ends, too, and the next one announces from the ledger.
         let _ = self.announcer.send(AppliedBatch { announcements, last }).await;
         Ok(())
+    }
+}
+
+/// Reports to the gateways what a batch has cost.
+async fn report(client: &Client, work: &WorkReport) {
+    let report = serde_json::to_vec(work).unwrap_or_default();
+    if let Err(e) = client.publish(subject::WORK, report.into()).await {
+        tracing::debug!("cannot report the work of a batch: {e}");
     }
 }

@@ -97,6 +97,7 @@ impl TermContext {
                 announced: announcer.announced.subscribe(),
             },
             announcer: applied,
+            client: self.js.client(),
             metrics: self.metrics.clone(),
         };
 

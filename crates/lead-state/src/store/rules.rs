@@ -7,6 +7,7 @@ use std::{
 };
 
 use contract::{ObjectId, process::Rules};
+use serde::{Deserialize, de::IgnoredAny};
 use sqlx::PgPool;
 
 use super::{
@@ -18,7 +19,20 @@ use super::{
 const MAX_PROCESSES: usize = 10_000;
 
 #[derive(Debug, Default)]
-pub(crate) struct RulesCache(HashMap<ObjectId, (i64, Arc<Rules>)>);
+pub(crate) struct RulesCache(HashMap<ObjectId, CachedProcess>);
+
+#[derive(Debug)]
+struct CachedProcess {
+    revision: i64,
+    rules: Arc<Rules>,
+    callbacks: u64,
+}
+
+/// The part of a process that says how often its events are sent.
+#[derive(Deserialize)]
+struct Callbacks {
+    callbacks: Vec<IgnoredAny>,
+}
 
 impl RulesCache {
     /// The rules of processes. Reads those that are not cached.
@@ -32,7 +46,7 @@ impl RulesCache {
             self.0.clear();
         }
         self.read(pool, &missing).await?;
-        let rules = |process: &ObjectId| self.0.get(process).map(|(_, rules)| (*process, rules.clone()));
+        let rules = |process: &ObjectId| self.0.get(process).map(|cached| (*process, cached.rules.clone()));
         Ok(processes.iter().filter_map(rules).collect())
     }
 
@@ -45,7 +59,12 @@ impl RulesCache {
 
     /// The cached revisions of processes.
     pub(crate) fn revisions(&self, processes: &BTreeSet<ObjectId>) -> Vec<(ObjectId, i64)> {
-        processes.iter().filter_map(|process| Some((*process, self.0.get(process)?.0))).collect()
+        processes.iter().filter_map(|process| Some((*process, self.0.get(process)?.revision))).collect()
+    }
+
+    /// How many callbacks a cached process has.
+    pub(crate) fn callbacks(&self, process: ObjectId) -> u64 {
+        self.0.get(&process).map_or(0, |cached| cached.callbacks)
     }
 
     async fn read(&mut self, pool: &PgPool, processes: &[ObjectId]) -> Result<(), StoreError> {
@@ -64,7 +83,9 @@ impl RulesCache {
             let id = Hex(&row.process_id);
             let stored = Row::new("processes", &id);
             let rules = Arc::new(stored.json("config", &row.config)?);
-            self.0.insert(stored.id("process_id", &row.process_id)?, (row.revision, rules));
+            let Callbacks { callbacks } = stored.json("config", &row.config)?;
+            let cached = CachedProcess { revision: row.revision, rules, callbacks: callbacks.len() as u64 };
+            self.0.insert(stored.id("process_id", &row.process_id)?, cached);
         }
         Ok(())
     }

@@ -1,5 +1,7 @@
 //! Checks of the streams, buckets, consumer and dead letters in NATS.
 
+use std::time::Duration;
+
 use async_nats::{
     Client,
     jetstream::{
@@ -9,12 +11,15 @@ use async_nats::{
 };
 use contract::{
     ObjectId,
-    streams::{self, LEAD_COMMANDS, LEAD_DEAD_LETTERS, LEAD_EVENTS, NOTIFIER_CONSUMER, StreamLimits},
+    streams::{
+        self, IDEMPOTENCY, IDEMPOTENCY_AGE, LEAD_COMMANDS, LEAD_DEAD_LETTERS, LEAD_EVENTS, NOTIFIER_CONSUMER,
+        StreamLimits,
+    },
     subject,
 };
 use futures::TryStreamExt;
 use serde::Deserialize;
-use service_kit::{clock, version::ServerVersion};
+use service_kit::{clock, idempotency::bucket_lasts, version::ServerVersion};
 
 use super::check::{Check, lag, skew};
 use crate::{arguments::parse_time, clients::stream_reader::age_of};
@@ -42,6 +47,9 @@ pub(super) async fn examine(js: &jetstream::Context, server: ServerVersion) -> V
     }
     for expected in streams::buckets(limits) {
         checks.push(check_bucket(js, &expected).await);
+    }
+    if let Ok(lasts) = bucket_lasts(js).await {
+        checks.push(room_for_keys(lasts));
     }
     if replicas.windows(2).any(|pair| pair[0] != pair[1]) {
         let finding = format!("differ: {replicas:?}");
@@ -102,6 +110,23 @@ async fn check_bucket(js: &jetstream::Context, expected: &kv::Config) -> Check {
     let (history, age) = (expected.history, expected.max_age.as_secs());
     let advice = format!("nats stream edit {name} --max-msgs-per-subject={history} --max-age={age}s");
     Check::failed(check, findings.join("; "), advice)
+}
+
+/// Whether the bucket of idempotency keys has room for the present rate.
+fn room_for_keys(lasts: Duration) -> Check {
+    let check = "room for idempotency keys";
+    if lasts >= IDEMPOTENCY_AGE {
+        return Check::ok(check, "keys expire before the bucket is full");
+    }
+    let hours = lasts.as_secs_f64() / 3600.0;
+    let finding = format!("full in {hours:.1} hours at the present rate; then new keys are refused");
+    Check::warning(
+        check,
+        finding,
+        format!(
+            "nats stream edit KV_{IDEMPOTENCY} --max-bytes=SIZE: docs/operations/nats.md says what size holds what rate"
+        ),
+    )
 }
 
 fn fullness(bytes: u64, max_bytes: i64) -> String {

@@ -1,8 +1,9 @@
 //! How much of the pool an endpoint may take: pure functions.
 //!
-//! A project holds at most as much as is still free, and an endpoint at most as much as its project could still take.
-//! However many endpoints hang, some of the pool is left for the next one. This is the dynamic threshold of shared
-//! switch buffers, applied twice.
+//! A project holds at most as much as is still free, and an endpoint at most as much as its project could still take:
+//! the rule of [`service_kit::shares`], applied twice.
+
+use service_kit::shares::available;
 
 /// How many attempts an endpoint that answered nothing lately may have in flight. A larger window lets endpoints that
 /// hang take more of the pool, a smaller one slows down the start of every endpoint.
@@ -42,10 +43,8 @@ pub(crate) struct Share {
 
 impl Share {
     pub(crate) fn of(usage: &Usage) -> Self {
-        // Rounded up, so that the last unit can be used.
-        let half = |units: i64| (units.max(0) + 1) / 2;
-        let for_project = half(usage.free_units - usage.project_units);
-        let for_endpoint = half(for_project - usage.endpoint_units);
+        let for_project = available(usage.free_units, usage.project_units);
+        let for_endpoint = available(for_project, usage.endpoint_units);
         Self {
             attempts: usage.window.saturating_sub(usage.in_flight),
             units: for_endpoint.min(usage.free_units.max(0)),

@@ -92,7 +92,9 @@ pub(crate) async fn claim(
                 SELECT locked.update_id, locked.callback_id, locked.kind,
                        sum(locked.length) OVER (ORDER BY locked.next_attempt_at, locked.update_id) - locked.length AS bytes_before
                 FROM (
-                    SELECT d.update_id, d.callback_id, d.kind, d.next_attempt_at, octet_length(d.payload) AS length
+                    SELECT d.update_id, d.callback_id, d.kind, d.next_attempt_at,
+                           coalesce(octet_length(d.payload), (SELECT octet_length(p.payload) FROM webhooks.payloads AS p
+                                                              WHERE p.update_id = d.update_id AND p.kind = d.kind)) AS length
                     FROM webhooks.deliveries AS d
                     WHERE d.status = 'pending' AND d.callback_id = request.callback_id AND d.next_attempt_at <= $4
                     ORDER BY d.next_attempt_at
@@ -107,7 +109,9 @@ pub(crate) async fn claim(
         WHERE d.update_id = due.update_id AND d.callback_id = due.callback_id AND d.kind = due.kind
         RETURNING d.update_id AS "update_id: [u8; 12]", d.callback_id AS "callback_id: [u8; 12]",
                   d.project_id AS "project_id: [u8; 12]", d.process_id AS "process_id: [u8; 12]",
-                  d.attempts - coalesce(d.schedule_offset, 0) AS "attempts!", d.traceparent, d.payload AS "payload!",
+                  d.attempts - coalesce(d.schedule_offset, 0) AS "attempts!", d.traceparent,
+                  coalesce(d.payload, (SELECT p.payload FROM webhooks.payloads AS p
+                                       WHERE p.update_id = d.update_id AND p.kind = d.kind)) AS "payload!",
                   d.lead_id AS "lead_id: [u8; 12]", d.order_key, d.event_stream, d.event_sequence
         "#,
         &callback_ids as &[[u8; 12]],

@@ -255,7 +255,9 @@ pub(crate) async fn requeue(
             updated_at = $6
         FROM unnest($2::bytea[], $3::bytea[], $4::timestamptz[], $5::text[]) AS r (update_id, callback_id, due, payload)
         WHERE d.update_id = r.update_id AND d.callback_id = r.callback_id AND d.kind = 'update' AND d.project_id = $1
-            AND d.status <> 'pending' AND coalesce(d.payload, r.payload) IS NOT NULL
+            AND d.status <> 'pending'
+            AND (coalesce(d.payload, r.payload) IS NOT NULL
+                 OR EXISTS (SELECT FROM webhooks.payloads AS p WHERE p.update_id = d.update_id AND p.kind = d.kind))
         RETURNING d.update_id AS "update_id: [u8; 12]", d.callback_id AS "callback_id: [u8; 12]",
                   d.process_id AS "process_id: [u8; 12]", d.status, d.attempts, d.next_attempt_at, d.created_at,
                   d.updated_at, d.last_error

@@ -1,13 +1,26 @@
 //! Records deliveries and their attempts.
 //!
 //! Attempt 1, if the endpoint accepted it, is stored in the row of its delivery, so most deliveries are one row. Every
-//! other attempt has its own row (docs/adr/0036-store-a-successful-first-attempt-in-its-delivery-row.md).
+//! other attempt has its own row (docs/adr/0036-store-a-successful-first-attempt-in-its-delivery-row.md). A long body is stored
+//! once per update, in `payloads`.
+
+use std::collections::BTreeMap;
 
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 
 use super::{deliveries::status_name, error::StoreError};
 use crate::core::delivery::{DeliveryRecord, DeliverySource, DeliveryState, LeadOrder};
+
+/// Longer bodies are not stored in the rows of deliveries, but once per update: Postgres itself would move them out of the
+/// row, once per delivery.
+const MAX_INLINE_BYTES: usize = 2000;
+
+/// The body that is stored in a delivery's row.
+fn inline_body(record: &DeliveryRecord) -> Option<&str> {
+    let body = &*record.delivery.body;
+    (record.state != DeliveryState::Delivered && body.len() <= MAX_INLINE_BYTES).then_some(body)
+}
 
 /// Writes records, in the caller's transaction. No two may be of the same delivery.
 pub(crate) async fn write(connection: &mut PgConnection, records: &[DeliveryRecord]) -> Result<(), StoreError> {
@@ -17,6 +30,9 @@ pub(crate) async fn write(connection: &mut PgConnection, records: &[DeliveryReco
     insert_ordered(connection, &ordered).await?;
     upsert_from_events(connection, &others).await?;
     update_claimed(connection, &from(DeliverySource::Claim).collect::<Vec<_>>()).await?;
+    // After the deliveries, in every transaction, which excludes deadlocks.
+    store_long_bodies(connection, records).await?;
+    release_long_bodies(connection, records).await?;
     disable_callbacks(connection, records).await?;
     Ok(())
 }
@@ -92,7 +108,7 @@ async fn insert_ordered(connection: &mut PgConnection, records: &[&DeliveryRecor
     }
     let columns = Columns::of(records);
     let new = NewColumns::of(records);
-    let payloads = records.iter().map(|r| &*r.delivery.body).collect::<Vec<_>>();
+    let payloads = records.iter().map(|r| inline_body(r)).collect::<Vec<_>>();
     let orders = records.iter().filter_map(|r| r.delivery.order.as_deref()).collect::<Vec<&LeadOrder>>();
     let lead_ids = orders.iter().map(|order| *order.lead_id.as_bytes()).collect::<Vec<_>>();
     let order_keys = orders.iter().map(|order| &*order.key).collect::<Vec<_>>();
@@ -119,7 +135,7 @@ async fn insert_ordered(connection: &mut PgConnection, records: &[&DeliveryRecor
         &columns.statuses as &[&str],
         &new.traceparents as &[Option<&str>],
         &columns.errors as &[Option<&str>],
-        &payloads as &[&str],
+        &payloads as &[Option<&str>],
         &columns.at as &[OffsetDateTime],
         &lead_ids as &[[u8; 12]],
         &order_keys as &[&[u8]],
@@ -138,8 +154,7 @@ async fn upsert_from_events(connection: &mut PgConnection, records: &[&DeliveryR
     }
     let columns = Columns::of(records);
     let new = NewColumns::of(records);
-    let payloads = records.iter().map(|r| (r.state != DeliveryState::Delivered).then_some(&*r.delivery.body));
-    let payloads = payloads.collect::<Vec<_>>();
+    let payloads = records.iter().map(|r| inline_body(r)).collect::<Vec<_>>();
     let attempts = AttemptColumns::of(records);
     sqlx::query!(
         r#"
@@ -248,6 +263,73 @@ async fn update_claimed(connection: &mut PgConnection, records: &[&DeliveryRecor
         &attempts.duration_ms as &[Option<i32>],
         &attempts.status_codes as &[Option<i32>],
         &attempts.responses as &[Option<&str>],
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Whether a record's body is in `payloads` as long as the delivery waits.
+fn is_long(record: &DeliveryRecord) -> bool {
+    record.delivery.body.len() > MAX_INLINE_BYTES
+}
+
+/// Stores the long bodies of deliveries that wait or are exhausted.
+async fn store_long_bodies(connection: &mut PgConnection, records: &[DeliveryRecord]) -> sqlx::Result<()> {
+    // A claimed delivery has its body there already.
+    let stored =
+        |r: &&DeliveryRecord| is_long(r) && r.source == DeliverySource::Event && r.state != DeliveryState::Delivered;
+    let bodies = records.iter().filter(stored).map(|r| (*r.delivery.update_id.as_bytes(), &*r.delivery.body));
+    let (update_ids, bodies): (Vec<_>, Vec<_>) = bodies.collect::<BTreeMap<_, _>>().into_iter().unzip();
+    if update_ids.is_empty() {
+        return Ok(());
+    }
+    // An existing row is locked, so that it is not released meanwhile.
+    sqlx::query!(
+        r#"
+        INSERT INTO webhooks.payloads (update_id, payload)
+        SELECT update_id, payload FROM unnest($1::bytea[], $2::text[]) AS r (update_id, payload)
+        ORDER BY update_id
+        ON CONFLICT (update_id, kind) DO UPDATE SET kind = excluded.kind
+        "#,
+        &update_ids as &[[u8; 12]],
+        &bodies as &[&str],
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Deletes the long bodies of updates whose recorded deliveries are all delivered now.
+async fn release_long_bodies(connection: &mut PgConnection, records: &[DeliveryRecord]) -> sqlx::Result<()> {
+    let delivered = records.iter().filter(|r| is_long(r) && r.state == DeliveryState::Delivered);
+    let mut update_ids = delivered.map(|r| *r.delivery.update_id.as_bytes()).collect::<Vec<_>>();
+    update_ids.sort_unstable();
+    update_ids.dedup();
+    if update_ids.is_empty() {
+        return Ok(());
+    }
+    // Two statements: the second one sees the deliveries of those that held the locks before.
+    let locked = sqlx::query_scalar!(
+        r#"
+        SELECT update_id AS "update_id: [u8; 12]" FROM webhooks.payloads
+        WHERE update_id = ANY($1::bytea[]) ORDER BY update_id FOR UPDATE
+        "#,
+        &update_ids as &[[u8; 12]],
+    )
+    .fetch_all(&mut *connection)
+    .await?;
+    if locked.is_empty() {
+        return Ok(());
+    }
+    sqlx::query!(
+        r#"
+        DELETE FROM webhooks.payloads AS p
+        WHERE p.update_id = ANY($1::bytea[])
+            AND NOT EXISTS (SELECT FROM webhooks.deliveries AS d
+                            WHERE d.update_id = p.update_id AND d.kind = p.kind AND d.status <> 'delivered')
+        "#,
+        &locked as &[[u8; 12]],
     )
     .execute(connection)
     .await?;

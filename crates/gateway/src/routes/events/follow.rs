@@ -14,28 +14,26 @@ use axum::{
     body::Body,
     extract::Request,
     http::{
-        HeaderMap, HeaderName, HeaderValue,
+        HeaderName, HeaderValue,
         header::{CACHE_CONTROL, CONTENT_TYPE},
     },
     response::Response,
 };
 use bytes::Bytes;
 use contract::{
+    ObjectId,
     event::CompletionEvent,
-    key::{ApiKey, Scope},
+    key::ApiKey,
     streams::{LEAD_EVENTS, identity},
     subject::events_of,
 };
 use futures::StreamExt;
 use http_api::Event;
-use service_kit::clock;
+use service_kit::{clock, shares::Permit};
 
-use crate::{
-    app::App, error::ApiError, event_subscribers::SubscriberPermit, request::fields::Fields, response::HandlerResult,
-};
+use crate::{app::App, auth::KeyCheck, error::ApiError, request::fields::Fields, response::HandlerResult};
 
-/// How often an idle stream sends something and checks the API key. Shorter detects a client that is gone sooner, and sends
-/// NATS more requests.
+/// How often an idle stream sends something. Shorter detects a client that is gone sooner, and sends NATS more requests.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 /// How long a client waits before it reconnects.
 const RETRY: Duration = Duration::from_secs(2);
@@ -78,7 +76,7 @@ impl FromStr for EventId {
 pub(crate) async fn handle(app: Arc<App>, key: Arc<ApiKey>, request: Request) -> HandlerResult {
     let after = last_event_id(&request)?;
     let broker = app.connection()?;
-    let permit = app.event_subscribers.acquire(key.key_id).ok_or(ApiError::TooManySubscribers)?;
+    let permit = app.event_subscribers.acquire(key.project_id)?;
     let stream = broker.js.get_stream(LEAD_EVENTS).await.map_err(|e| unavailable(&e))?;
     let info = stream.cached_info();
     let start = start(after, identity(info), info.state.first_sequence, info.state.last_sequence)?;
@@ -104,15 +102,10 @@ pub(crate) async fn handle(app: Arc<App>, key: Arc<ApiKey>, request: Request) ->
         .await
         .map_err(|e| unavailable(&e))?;
     let first = Bytes::from(format!("retry: {}\nid: {start}\n\n", RETRY.as_millis()));
-    let headers = request.headers().clone();
     let events = EventStream {
         app: app.clone(),
-        headers,
-        stream,
-        consumer,
-        messages,
-        name: start.stream,
-        received: 0,
+        key: KeyCheck::of(request.headers()),
+        reader: EventReader { stream, consumer, messages, name: start.stream, received: 0 },
         _permit: permit,
     };
     let frames = futures::stream::once(std::future::ready(Ok::<_, Infallible>(first)))
@@ -155,8 +148,13 @@ fn start(after: Option<EventId>, stream: String, first: u64, last: u64) -> Resul
 /// The events for one client.
 struct EventStream {
     app: Arc<App>,
-    /// Of the request: the API key in them is checked again from time to time.
-    headers: HeaderMap,
+    key: KeyCheck,
+    reader: EventReader,
+    _permit: Permit<ObjectId>,
+}
+
+/// Reads the events of a project.
+struct EventReader {
     stream: Stream,
     consumer: PullConsumer,
     messages: pull::Stream,
@@ -164,20 +162,26 @@ struct EventStream {
     name: String,
     /// The number of messages received.
     received: u64,
-    _permit: SubscriberPermit,
 }
 
 impl EventStream {
     /// The next frame; none at the end.
     async fn next(mut self) -> Option<(Result<Bytes, Infallible>, Self)> {
-        let subscribers = self.app.event_subscribers.clone();
+        let app = self.app.clone();
+        let Self { key, reader, .. } = &mut self;
         let frame = tokio::select! {
-            () = subscribers.stopped() => None,
-            frame = self.frame() => frame,
+            // First, so that a stream that always has a next event ends, too.
+            biased;
+            () = app.event_subscribers.stopped() => None,
+            _ = key.ended(&app.keys) => None,
+            frame = reader.frame() => frame,
         };
         frame.map(|frame| (Ok(frame), self))
     }
+}
 
+impl EventReader {
+    /// The next event, or a heartbeat; none at the end.
     async fn frame(&mut self) -> Option<Bytes> {
         loop {
             let message = match tokio::time::timeout(HEARTBEAT, self.messages.next()).await {
@@ -187,7 +191,7 @@ impl EventStream {
                     return None;
                 }
                 Ok(None) => return None,
-                Err(_) => return self.heartbeat().await,
+                Err(_) => return Some(self.heartbeat().await),
             };
             let sequence = self.sequence(&message)?;
             match serde_json::from_slice::<CompletionEvent>(&message.payload) {
@@ -210,20 +214,16 @@ impl EventStream {
 
     /// Keeps the connection alive. If all events were sent, advances the client's position to the end of the stream: a client
     /// that reconnects much later must not get an error because other projects' events are gone.
-    async fn heartbeat(&mut self) -> Option<Bytes> {
-        let key = self.app.authorize(&self.headers, Scope::LeadsRead);
-        if key.is_err() {
-            return None;
-        }
+    async fn heartbeat(&mut self) -> Bytes {
         // In this order: a message that arrives between the two requests is pending.
         let last = self.stream.get_info().await.ok().map(|info| info.state.last_sequence);
         let consumer = self.consumer.get_info().await.ok();
         let all_sent =
             consumer.filter(|info| info.num_pending == 0 && info.delivered.consumer_sequence == self.received);
-        Some(match last.zip(all_sent) {
+        match last.zip(all_sent) {
             Some((sequence, _)) => format!("id: {}\n\n", EventId { stream: self.name.clone(), sequence }).into(),
             None => Bytes::from_static(b":\n\n"),
-        })
+        }
     }
 }
 

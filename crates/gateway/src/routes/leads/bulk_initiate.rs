@@ -20,6 +20,7 @@ use serde_json::value::RawValue;
 
 use crate::{
     app::App,
+    auth::KeyCheck,
     error::ApiError,
     request::{Body, BulkPermit, FromBody, fields::Fields},
     response::HandlerResult,
@@ -58,6 +59,7 @@ enum Kind {
 pub(crate) async fn handle(
     app: Arc<App>,
     key: Arc<ApiKey>,
+    key_check: KeyCheck,
     permit: BulkPermit,
     Body(request): Body<BulkInitiateRequest>,
 ) -> HandlerResult {
@@ -68,6 +70,9 @@ pub(crate) async fn handle(
         // Held until the response is written or dropped.
         let _ = &permit;
         let (app, key, outage) = (app.clone(), key.clone(), outage.clone());
+        if let Err(error) = key_check.check(&app.keys) {
+            let _ = outage.set(error);
+        }
         async move { initiate(&app, &key, kind, entry, &outage).await }
     });
     let writer = ResponseWriter::new(results.buffered(CONCURRENCY), warnings);

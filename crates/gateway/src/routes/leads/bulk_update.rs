@@ -19,7 +19,7 @@ use bytes::Bytes;
 use contract::{ObjectId, json::JsonFault, key::ApiKey};
 use futures::{FutureExt, StreamExt, stream};
 use http_api::BulkUpdateResult;
-use service_kit::clock;
+use service_kit::{clock, shares::Permit};
 use sha2::{Digest, Sha256};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
@@ -29,6 +29,7 @@ use tracing::Instrument;
 
 use crate::{
     app::App,
+    auth::KeyCheck,
     error::ApiError,
     idempotency::{self, Claim, IDEMPOTENT_REPLAYED},
     json_splitter::{Item, JsonSplitter},
@@ -61,6 +62,7 @@ pub(crate) async fn handle(app: Arc<App>, key: Arc<ApiKey>, request: Request) ->
     let bulk = Bulk {
         app,
         key,
+        key_check: KeyCheck::of(request.headers()),
         ids: claim.map(|claim| claim.update_id),
         trace,
         response: ResponseSender { sender, capacity: Arc::new(Semaphore::new(RESPONSE_BYTES)) },
@@ -82,11 +84,7 @@ pub(crate) async fn handle(app: Arc<App>, key: Arc<ApiKey>, request: Request) ->
 }
 
 /// Checks a request before its body is read.
-async fn admit(
-    app: &App,
-    key: &ApiKey,
-    headers: &HeaderMap,
-) -> Result<(OwnedSemaphorePermit, Option<Claim>), ApiError> {
+async fn admit(app: &App, key: &ApiKey, headers: &HeaderMap) -> Result<(Permit<ObjectId>, Option<Claim>), ApiError> {
     if !body::is_json_or_lines(headers) {
         return Err(ApiError::UnsupportedMediaType);
     }
@@ -94,7 +92,7 @@ async fn admit(
         return Err(ApiError::field("If-Match", "applies to one lead: give expectedVersion in each line"));
     }
     let client_key = idempotency::key(headers)?;
-    let permit = app.bulk_permit()?;
+    let permit = app.bulk_permit(key.project_id)?;
     let broker = app.broker()?;
     let claim = match client_key {
         Some(client_key) => Some(app.idempotency.claim_bulk(&broker.js, key.project_id, &client_key).await?),
@@ -107,14 +105,16 @@ async fn admit(
 struct Bulk {
     app: Arc<App>,
     key: Arc<ApiKey>,
+    key_check: KeyCheck,
     /// The ids of the updates are derived from it if the request has an idempotency key.
     ids: Option<ObjectId>,
     /// Its span lasts until the response is complete.
     trace: RequestTrace,
     response: ResponseSender,
-    /// Why nothing more is published: the log is unavailable or full, and each further chunk would time out.
+    /// Why nothing more is published: the log is unavailable or full, and each further chunk would time out; or the key is
+    /// no longer valid.
     halted: Option<ApiError>,
-    _permit: OwnedSemaphorePermit,
+    _permit: Permit<ObjectId>,
 }
 
 struct Line {
@@ -156,9 +156,11 @@ impl Bulk {
         let mut chunk = Chunk::default();
         let mut number = 0;
         let max = self.app.rates.max_updates().map_or(CHUNK_LINES, |max| CHUNK_LINES.min(max.get() as usize));
+        let app = self.app.clone();
         loop {
             while let Some(item) = splitter.next() {
                 number += 1;
+                let max = max.min(app.command_log.budget.affordable(self.key.project_id, std::time::Instant::now()));
                 if !self.add_line(&mut chunk, number, item) {
                     return self.publish(&mut chunk).await;
                 }
@@ -233,6 +235,9 @@ impl Bulk {
                 () = self.response.sender.closed() => return Err(ClientGone),
             }
         }
+        if let (None, Err(error)) = (&self.halted, self.key_check.check(&self.app.keys)) {
+            self.halted = Some(error);
+        }
         let updates: Vec<_> = lines
             .iter()
             .flat_map(|line| &line.update)
@@ -245,7 +250,12 @@ impl Bulk {
         let logged = match broker {
             Ok(broker) => {
                 let log = &self.app.command_log;
-                log.append_all(&broker.commands, self.key.project_id, updates, &self.trace.traceparent).await
+                let logged = log.append_all(&broker.commands, self.key.project_id, updates, &self.trace.traceparent);
+                tokio::select! {
+                    logged = logged => logged,
+                    // What is being published is completed.
+                    () = self.response.sender.closed() => return Err(ClientGone),
+                }
             }
             Err(error) => vec![Err(error); updates.len()],
         };

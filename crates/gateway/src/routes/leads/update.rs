@@ -5,11 +5,7 @@ use std::sync::Arc;
 use async_nats::Client;
 use axum::{extract::Request, http::HeaderValue, response::Response};
 use contract::{
-    JsonObject, ObjectId,
-    command::UpdateCommand,
-    event::CompletionEvent,
-    idempotency::{IdempotencyRecord, idempotency_key},
-    key::ApiKey,
+    JsonObject, ObjectId, command::UpdateCommand, event::CompletionEvent, idempotency::IdempotencyRecord, key::ApiKey,
     rpc::GetUpdate,
 };
 use http_api::{Outcome, UpdateAccepted};
@@ -17,6 +13,7 @@ use service_kit::clock;
 
 use crate::{
     app::App,
+    auth::KeyCheck,
     error::ApiError,
     idempotency::{self, Claim, IDEMPOTENT_REPLAYED},
     outcome_waiters::OutcomeWaiter,
@@ -31,6 +28,9 @@ use crate::{
     routes::leads::dry_run,
 };
 
+/// The warning when a response does not wait for the outcome although the request prefers it.
+const NOT_WAITED: &str = "Prefer: wait was ignored: too many requests wait already; read the update instead";
+
 /// Responds once the update is in the log.
 pub(crate) async fn handle(app: Arc<App>, key: Arc<ApiKey>, request: Request) -> HandlerResult {
     let mut trace = RequestTrace::begin(&app, "/api/v1/leads/update", request.headers());
@@ -43,6 +43,7 @@ async fn accept(app: &App, key: &ApiKey, request: Request, trace: &mut RequestTr
     let client_key = idempotency::key(request.headers())?;
     let if_match = if_match::expected_version(request.headers())?;
     let wait = Wait::of(request.headers());
+    let key_check = wait.map(|_| KeyCheck::of(request.headers()));
     let body = body::read(request, app.max_body_bytes).await?;
     let mut update = parse(&body, key)?;
     update.command.expected_version = agreed_version(if_match, update.command.expected_version)?;
@@ -50,13 +51,12 @@ async fn accept(app: &App, key: &ApiKey, request: Request, trace: &mut RequestTr
     if update.dry_run {
         return Box::pin(dry_run::respond(app, key, update)).await;
     }
-    let UpdateRequest { mut command, warnings, .. } = update;
+    let UpdateRequest { mut command, mut warnings, .. } = update;
     let broker = app.broker()?;
     let mut claim = Claim { update_id: clock::new_id(), replayed: false };
     if let Some(client_key) = client_key {
         let record = IdempotencyRecord::new(&body, if_match, claim.update_id);
-        let record_key = idempotency_key(key.project_id, &client_key);
-        claim = Box::pin(app.idempotency.claim(&broker.js, &record_key, &record)).await?;
+        claim = Box::pin(app.idempotency.claim(&broker.js, key.project_id, &client_key, &record)).await?;
     }
     let Claim { update_id, replayed } = claim;
     command.update_id = Some(update_id);
@@ -69,9 +69,13 @@ async fn accept(app: &App, key: &ApiKey, request: Request, trace: &mut RequestTr
     app.command_log.append(&broker.commands, key.project_id, update_id, &command, &trace.traceparent).await?;
     let mut preference_applied = None;
     let mut outcome = None;
-    if let Some(pending) = pending {
-        preference_applied = pending.wait.applied();
-        outcome = Box::pin(pending.outcome()).await;
+    match (pending, key_check) {
+        (Some(pending), Some(key_check)) => {
+            preference_applied = pending.wait.applied();
+            outcome = Box::pin(pending.outcome(app, key_check)).await;
+        }
+        (None, Some(_)) => warnings.push(NOT_WAITED.into()),
+        _ => {}
     }
     let accepted =
         UpdateAccepted { success: true, message: "Lead update initiated".into(), update_id, warnings, outcome };
@@ -101,10 +105,13 @@ impl<'a> PendingOutcome<'a> {
         Some(Self { client, wait, waiter, project_id, claim })
     }
 
-    /// The outcome, if it comes in time.
-    async fn outcome(mut self) -> Option<Outcome> {
+    /// The outcome, if it comes in time and while the key is valid.
+    async fn outcome(mut self, app: &App, mut key_check: KeyCheck) -> Option<Outcome> {
         let limit = self.wait.duration();
-        tokio::time::timeout(limit, self.announced_or_recorded()).await.ok().flatten()
+        tokio::select! {
+            _ = key_check.ended(&app.keys) => None,
+            outcome = tokio::time::timeout(limit, self.announced_or_recorded()) => outcome.ok().flatten(),
+        }
     }
 
     async fn announced_or_recorded(&mut self) -> Option<Outcome> {
