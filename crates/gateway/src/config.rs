@@ -51,7 +51,7 @@ pub struct Config {
     pub other_rate: u32,
     /// The work that a project's updates may cause in a second at all gateways, in MiB: what is read, merged, stored and sent
     /// for them. Further ones get 429. 0 is no limit.
-    #[arg(long, env = "GATEWAY_WORK_RATE", default_value_t = 32)]
+    #[arg(long, env = "GATEWAY_WORK_RATE", default_value_t = 16)]
     pub work_rate: u32,
     /// The connection to NATS.
     #[command(flatten)]
