@@ -281,7 +281,14 @@ async fn an_invalid_process_is_refused_with_the_reason_and_without_its_secrets()
             "url_refused",
             "10.1.2.3 is not allowed: a private network",
         ),
-        (with(json!({"name": "a", "url": "http://u:p@127.0.0.1/x"})), 400, "url_refused", "use auth instead"),
+        (with(json!({"name": "a", "url": "http://u:p@127.0.0.1/x"})), 400, "invalid_process", "use auth instead"),
+        (with(json!({"name": "a", "url": "http://127.0.0.1:0/x"})), 400, "invalid_process", "port 0"),
+        (
+            json!({"name": "x".repeat(256), "states": process["states"]}),
+            400,
+            "invalid_process",
+            "name must have 1 to 255 characters",
+        ),
         (with(json!({"name": "a", "url": "gopher://x"})), 400, "invalid_process", "not an http or https URL"),
         (
             with(json!({"name": "a", "url": url, "auth": {"type": "bearer"}})),

@@ -14,7 +14,7 @@ const WARNINGS: i32 = 9;
 const FAILED: i32 = 8;
 
 /// The checks that an installation passes.
-const CHECKS: [&str; 19] = [
+const CHECKS: [&str; 21] = [
     "stream LEAD_COMMANDS",
     "bucket api_keys",
     "events to deliver",
@@ -30,7 +30,9 @@ const CHECKS: [&str; 19] = [
     "log to apply",
     "updates to announce",
     "partitions",
+    "projection",
     "callbacks",
+    "parked events",
     "deliveries",
     "calls",
     "queued updates",

@@ -41,6 +41,7 @@ mod support;
 mod tenancy;
 mod tls;
 mod traces;
+mod unreadable_process;
 mod update_flow;
 mod update_requests;
 mod vendor_api;

@@ -10,6 +10,7 @@ pub mod id;
 pub mod idempotency;
 pub mod json;
 pub mod key;
+pub mod phone;
 pub mod position;
 pub mod process;
 #[cfg(test)]
@@ -23,6 +24,7 @@ mod schema_files;
 pub mod secret;
 pub mod streams;
 pub mod subject;
+pub mod text;
 pub mod time;
 pub mod trace;
 pub mod work;

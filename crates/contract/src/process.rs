@@ -4,6 +4,8 @@
 //! the bucket `processes`. Secrets are in clear in the former and [sealed](crate::secret) in the latter.
 
 mod callback;
+mod endpoint;
+mod limits;
 mod spec;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,9 +14,11 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     callback::{
-        Callback, CallbackAuth, DEFAULT_OVERLAP_SECONDS, EventKind, MAX_OVERLAP_SECONDS, MAX_RETIRING_SECRETS,
-        Ordering, RetiringSecret, new_signing_secret, signing_key,
+        Callback, CallbackAuth, DEFAULT_OVERLAP_SECONDS, EventKind, MAX_OVERLAP_SECONDS, Ordering, RetiringSecret,
+        new_signing_secret, signing_key,
     },
+    endpoint::{RESTRICTED_PORTS, UrlFault, header_fault, parse_url, restricted_port},
+    limits::*,
     spec::{CallbackSpec, ProcessSpec},
 };
 use crate::ObjectId;

@@ -27,6 +27,8 @@ pub use self::{
     update::*,
 };
 
+use crate::text::bounded_error;
+
 /// Why a query was not answered.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
@@ -40,8 +42,9 @@ pub struct RpcError {
 }
 
 impl RpcError {
-    /// An error with this status, code and message.
+    /// An error with this status, code and message, which is cut at
+    /// [`MAX_ERROR_CHARS`](crate::text::MAX_ERROR_CHARS).
     pub fn new(status: u16, code: &str, message: impl Into<String>) -> Self {
-        Self { status, code: code.into(), message: message.into() }
+        Self { status, code: code.into(), message: bounded_error(message) }
     }
 }

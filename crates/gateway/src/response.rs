@@ -8,6 +8,7 @@ use axum::{
     },
     response::{IntoResponse, Response},
 };
+use contract::text::bounded_error;
 use http_api::ErrorResponse;
 use serde::Serialize;
 
@@ -55,7 +56,7 @@ pub(crate) fn error(error: &ApiError, request_id: &str) -> Response {
     let status = error.status();
     let body = ErrorResponse {
         success: false,
-        error: error.to_string(),
+        error: bounded_error(error.to_string()),
         code: error.code().to_owned(),
         request_id: request_id.to_owned(),
     };

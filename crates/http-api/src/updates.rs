@@ -276,6 +276,9 @@ pub struct UpdateTimeline {
     pub applied_at: Option<DateTime>,
     /// Its deliveries; null while webhook-notifier is unavailable.
     pub deliveries: Option<Vec<Delivery>>,
+    /// Present while its webhooks wait, because its process cannot be read; the operator is alerted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parked: Option<Parked>,
 }
 
 impl From<rpc::Update> for UpdateTimeline {
@@ -298,6 +301,7 @@ impl From<rpc::Update> for UpdateTimeline {
             logged_at: update.logged_at.map(DateTime),
             applied_at: update.applied_at.map(DateTime),
             deliveries: None,
+            parked: None,
         }
     }
 }
@@ -318,6 +322,19 @@ impl Outcome {
         })
     }
 }
+
+/// Why the webhooks of an update wait.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct Parked {
+    /// Since when.
+    pub since: DateTime,
+    /// Why the process cannot be read.
+    pub reason: String,
+}
+
+response_from!(parked: rpc::ParkedUpdate => Parked { since, reason });
 
 /// An update on its way to one callback.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -59,7 +59,7 @@ impl Housekeeper {
             }
             match self.projector.project_pending(project_everything).await {
                 Ok(()) => project_everything = false,
-                Err(e) => tracing::warn!("cannot project the configuration, retrying: {e:#}"),
+                Err(e) => tracing::warn!("cannot project the configuration, retrying: {}", error_chain(&e)),
             }
             if let Err(e) = self.maintain_tables().await {
                 tracing::warn!("cannot create the ledger's partitions, retrying: {}", error_chain(&e));

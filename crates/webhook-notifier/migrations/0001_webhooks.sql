@@ -117,6 +117,32 @@ CREATE TABLE webhooks.callback_failures (
     failing_since timestamptz NOT NULL
 );
 
+-- Events whose process cannot be read in its bucket. Once it can, their deliveries are recorded and the row is deleted.
+CREATE TABLE webhooks.parked_events (
+    -- The identity of the stream, and the sequence in it.
+    event_stream   text        NOT NULL,
+    event_sequence bigint      NOT NULL,
+    project_id     bytea       NOT NULL,
+    -- Empty for an event without a process, which belongs to the project's fallback callbacks.
+    process_id     bytea       NOT NULL,
+    update_id      bytea       NOT NULL,
+    -- As in `deliveries`: a later ordered delivery of the lead waits while the event is parked.
+    lead_id        bytea,
+    order_key      bytea,
+    published_at   timestamptz NOT NULL,
+    parked_at      timestamptz NOT NULL,
+    -- Until then, a notifier that records its deliveries has it alone.
+    claimed_until  timestamptz,
+    reason         text        NOT NULL,
+    traceparent    text,
+    -- The exact bytes of the event.
+    payload        text        NOT NULL,
+    PRIMARY KEY (event_stream, event_sequence)
+);
+CREATE INDEX parked_events_process ON webhooks.parked_events (project_id, process_id, event_stream, event_sequence);
+CREATE INDEX parked_events_update ON webhooks.parked_events (update_id);
+CREATE INDEX parked_events_lead ON webhooks.parked_events (lead_id, order_key) WHERE lead_id IS NOT NULL;
+
 -- Ids outside all months that have a partition, e.g. ids that a producer made up.
 CREATE TABLE webhooks.deliveries_default PARTITION OF webhooks.deliveries DEFAULT;
 CREATE TABLE webhooks.payloads_default PARTITION OF webhooks.payloads DEFAULT;

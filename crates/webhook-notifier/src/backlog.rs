@@ -43,6 +43,7 @@ async fn deliveries(pool: &PgPool, metrics: &Backlog) -> Result<(), StoreError> 
     let pending = store::backlog::pending(pool).await?;
     metrics.pending.set(pending.count);
     metrics.oldest_pending.set(pending.oldest_at.map_or(0.0, |at| age(clock::now(), at)));
+    metrics.parked.set(store::parked::count(pool).await?);
     Ok(())
 }
 

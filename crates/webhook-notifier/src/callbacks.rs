@@ -36,6 +36,14 @@ const LOCKED_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 pub(crate) struct ProcessUnreadable {
     key: String,
     cause: String,
+    /// The entry is there and is no process. Otherwise NATS did not answer.
+    pub(crate) is_malformed: bool,
+}
+
+impl ProcessUnreadable {
+    pub(crate) fn new(key: impl Into<String>, cause: impl Into<String>, is_malformed: bool) -> Self {
+        Self { key: key.into(), cause: cause.into(), is_malformed }
+    }
 }
 
 #[derive(Debug)]
@@ -183,6 +191,21 @@ impl Callbacks {
         Ok(process.map(|process| subscribed(&process, event.success)).unwrap_or_default())
     }
 
+    /// Whether the events of a process, or of a project's updates without one, have known callbacks.
+    ///
+    /// # Errors
+    /// Its entry, or the one of the fallback callbacks that stand in for it, cannot be read.
+    pub(crate) async fn check_readable(
+        &self,
+        project_id: ObjectId,
+        process_id: Option<ObjectId>,
+    ) -> Result<(), ProcessUnreadable> {
+        if self.process(project_id, process_id).await?.is_none() {
+            self.process(project_id, None).await?;
+        }
+        Ok(())
+    }
+
     pub(crate) async fn look_up(
         &self,
         project_id: ObjectId,
@@ -237,9 +260,9 @@ impl Callbacks {
     }
 
     async fn stored(&self, key: &str) -> Result<Option<Arc<ConfiguredProcess>>, ProcessUnreadable> {
-        let unreadable = |cause| ProcessUnreadable { key: key.to_owned(), cause };
-        match self.bucket.get(key).await.map_err(|e| unreadable(error_chain(&e)))? {
-            Some(value) => serde_json::from_slice(&value).map(Some).map_err(|e| unreadable(redacted_error(&e))),
+        let unreadable = |cause, is_malformed| ProcessUnreadable::new(key, cause, is_malformed);
+        match self.bucket.get(key).await.map_err(|e| unreadable(error_chain(&e), false))? {
+            Some(value) => serde_json::from_slice(&value).map(Some).map_err(|e| unreadable(redacted_error(&e), true)),
             None => Ok(None),
         }
     }
@@ -258,7 +281,8 @@ impl Callbacks {
 
     fn report_locked(&self, readiness: &Readiness, reported: &mut HashSet<ObjectId>) {
         let locked = self.locked();
-        reported.retain(|callback_id| locked.iter().any(|(locked, _)| locked == callback_id));
+        let still_locked = locked.iter().map(|(callback_id, _)| *callback_id).collect::<HashSet<_>>();
+        reported.retain(|callback_id| still_locked.contains(callback_id));
         for (callback_id, e) in &locked {
             if reported.insert(*callback_id) {
                 tracing::error!(%callback_id, "the callback's secrets cannot be opened, its deliveries wait: {e}");

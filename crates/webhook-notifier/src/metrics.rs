@@ -32,6 +32,7 @@ pub(crate) struct Metrics {
 pub(crate) struct Backlog {
     pub(crate) pending: Gauge,
     pub(crate) oldest_pending: Seconds,
+    pub(crate) parked: Gauge,
     pub(crate) events: Gauge,
     pub(crate) oldest_event: Seconds,
     /// When the backlog was last measured.
@@ -42,11 +43,13 @@ impl Backlog {
     fn new(registry: &mut Registry) -> Self {
         let pending = "Deliveries in Postgres that wait for their next attempt; at most 100000 are counted";
         let oldest_pending = "How long ago the oldest delivery that waits in Postgres was recorded";
+        let parked = "Events whose process cannot be read, which wait in Postgres; at most 100000 are counted";
         let oldest_event = "How long ago the oldest event that is not acknowledged was announced";
         let seen = "When the backlog was last measured";
         Self {
             pending: registry.add("pending_deliveries", pending, Gauge::default()),
             oldest_pending: registry.add_unit("oldest_pending_age", Unit::Seconds, oldest_pending, Seconds::default()),
+            parked: registry.add("parked_events", parked, Gauge::default()),
             events: registry.add_unit("events_lag", messages(), "Events that are not acknowledged", Gauge::default()),
             oldest_event: registry.add_unit("events_lag", Unit::Seconds, oldest_event, Seconds::default()),
             seen: registry.add_unit("backlog_seen_timestamp", Unit::Seconds, seen, Seconds::default()),

@@ -23,6 +23,7 @@ use crate::{
         consumer::EventConsumer,
         event::{ConsumerRole, EventDispatcher},
         ordering::LeadOrdering,
+        parked::ParkedEvents,
     },
     housekeeping,
     http::{
@@ -192,6 +193,14 @@ impl Running<'_> {
             let dispatcher = EventDispatcher { role, js, pool, deliverer };
             tasks.spawn(name, EventConsumer::new(dispatcher, self.readiness.clone()).run(self.shutdown.clone()));
         }
+        let dispatcher = EventDispatcher {
+            role: ConsumerRole::Deliver,
+            js: self.js.clone(),
+            pool: self.pool.clone(),
+            deliverer: self.deliverer.clone(),
+        };
+        let (callbacks, pool) = (self.deliverer.callbacks.clone(), self.pool.clone());
+        tasks.spawn("parked events", ParkedEvents { dispatcher, callbacks, pool }.run(self.shutdown.clone()));
         // Ends after the tasks above, which send it records.
         tasks.spawn("record", recording.run());
     }

@@ -135,8 +135,6 @@ pub struct RetiringSecret {
     pub until: Timestamp,
 }
 
-/// The most retiring secrets of a callback: each makes the signature header of every webhook longer.
-pub const MAX_RETIRING_SECRETS: usize = 4;
 /// How long a replaced secret stays valid by default, in seconds.
 pub const DEFAULT_OVERLAP_SECONDS: u32 = 24 * 60 * 60;
 /// The longest that a replaced secret may stay valid, in seconds.

@@ -5,10 +5,11 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    CallbackAuth, DEFAULT_CALL_TIMEOUT_SECONDS, DuringCall, EventKind, MetadataMerge, Ordering, Rules, State,
-    StateKind, signing_key,
+    CallbackAuth, DEFAULT_CALL_TIMEOUT_SECONDS, DuringCall, EventKind, MAX_ACTIVE_SECRETS, MAX_AUTH_BYTES,
+    MAX_CALLBACKS, MAX_NAME_CHARS, MAX_STATES, MAX_TRANSITIONS, MetadataMerge, Ordering, Rules, State, StateKind,
+    UrlFault, header_fault, parse_url, signing_key,
 };
-use crate::{ObjectId, command::MAX_TEXT_CHARS, secret::Secret, subject::NO_PROCESS};
+use crate::{ObjectId, secret::Secret, subject::NO_PROCESS, text::quoted};
 
 /// The configuration of a process as an operator writes it. Applying it twice changes nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,9 +20,11 @@ pub struct ProcessSpec {
     pub project_id: ObjectId,
     /// Its name, unique in its project, which identifies it. `_` stands for the project's fallback callbacks and has no
     /// states.
+    #[cfg_attr(feature = "schema", schemars(length(min = 1, max = MAX_NAME_CHARS)))]
     pub name: String,
     /// The states, in display order.
     #[serde(default)]
+    #[cfg_attr(feature = "schema", schemars(length(max = MAX_STATES)))]
     pub states: Vec<State>,
     /// From each state, the states a lead may move to. Absent: any transition is allowed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -40,6 +43,7 @@ pub struct ProcessSpec {
     pub during_call: DuringCall,
     /// The callbacks that get outcomes. Existing callbacks that are not in this list are removed.
     #[serde(default)]
+    #[cfg_attr(feature = "schema", schemars(length(max = MAX_CALLBACKS)))]
     pub callbacks: Vec<CallbackSpec>,
 }
 
@@ -52,14 +56,17 @@ pub struct CallbackSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub callback_id: Option<ObjectId>,
     /// Its name, unique in the process, which identifies it.
+    #[cfg_attr(feature = "schema", schemars(length(min = 1, max = MAX_NAME_CHARS)))]
     pub name: String,
     /// Where to POST.
+    #[cfg_attr(feature = "schema", schemars(length(max = super::MAX_URL_BYTES)))]
     pub url: String,
     /// How to authenticate to the endpoint, in addition to the signature.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub auth: Option<CallbackAuth>,
     /// Signing secrets, `whsec_` + base64 of 24 to 64 bytes. Absent: the current ones; a new callback gets a generated one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(length(max = MAX_ACTIVE_SECRETS)))]
     pub secrets: Option<Vec<Secret>>,
     /// The outcomes that it gets; absent means all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -99,10 +106,25 @@ impl ProcessSpec {
         }
     }
 
-    /// Its errors, one sentence each.
+    /// Its errors, one sentence each. What is beyond a bound is not looked into.
     pub fn faults(&self) -> Vec<String> {
-        let mut faults = Vec::new();
-        check_name("name", &self.name, &mut faults);
+        let transitions = self.transitions.iter().flatten().map(|(_, targets)| targets.len().max(1)).sum();
+        let mut faults: Vec<_> = [
+            check_count("states", self.states.len(), MAX_STATES),
+            check_count("transitions", transitions, MAX_TRANSITIONS),
+            check_count("callbacks", self.callbacks.len(), MAX_CALLBACKS),
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
+        if faults.is_empty() {
+            self.check(&mut faults);
+        }
+        faults
+    }
+
+    fn check(&self, faults: &mut Vec<String>) {
+        check_name("name", &self.name, faults);
         if self.is_fallback() {
             if !self.states.is_empty() || self.transitions.is_some() {
                 faults.push("the process \"_\" stands for the project's fallback callbacks: it has no states".into());
@@ -118,9 +140,9 @@ impl ProcessSpec {
         }
         let mut names = HashSet::new();
         for state in &self.states {
-            check_name("states: a name", &state.name, &mut faults);
+            check_name("states: a name", &state.name, faults);
             if !names.insert(state.name.as_str()) {
-                faults.push(format!("states: {:?} occurs twice", state.name));
+                faults.push(format!("states: {} occurs twice", quoted(&state.name)));
             }
         }
         if self.states.iter().filter(|state| state.kind == StateKind::Initial).count() > 1 {
@@ -128,7 +150,7 @@ impl ProcessSpec {
         }
         for (from, targets) in self.transitions.iter().flatten() {
             for name in std::iter::once(from).chain(targets).filter(|name| !names.contains(name.as_str())) {
-                faults.push(format!("transitions: {name:?} is not among the states"));
+                faults.push(format!("transitions: {} is not among the states", quoted(name)));
             }
         }
         let (mut names, mut ids) = (HashSet::new(), HashSet::new());
@@ -137,11 +159,10 @@ impl ProcessSpec {
                 faults.push(format!("callbacks: {id} occurs twice"));
             }
             if !names.insert(callback.name.as_str()) {
-                faults.push(format!("callbacks: {:?} occurs twice", callback.name));
+                faults.push(format!("callbacks: {} occurs twice", quoted(&callback.name)));
             }
-            callback.check(&mut faults);
+            callback.check(faults);
         }
-        faults
     }
 }
 
@@ -154,11 +175,12 @@ impl CallbackSpec {
     }
 
     fn check(&self, faults: &mut Vec<String>) {
-        let mut fault = |text: String| faults.push(format!("callback {:?}: {text}", self.name));
-        let rest = self.url.strip_prefix("https://").or_else(|| self.url.strip_prefix("http://"));
-        if rest.is_none_or(|rest| rest.is_empty() || rest.starts_with('/')) || self.url.chars().any(char::is_whitespace)
-        {
-            fault(format!("url {:?} is not an http or https URL", self.url));
+        let mut fault = |text: String| faults.push(format!("callback {}: {text}", quoted(&self.name)));
+        match parse_url(&self.url) {
+            Ok(_) => {}
+            // The URL contains a secret.
+            Err(e @ UrlFault::UserInfo) => fault(format!("url {e}")),
+            Err(e) => fault(format!("url {} {e}", quoted(&self.url))),
         }
         if !(1..=30).contains(&self.timeout_seconds) {
             fault("timeoutSeconds must be 1 to 30".into());
@@ -169,57 +191,57 @@ impl CallbackSpec {
         if self.max_per_second.is_some_and(|rate| !(1..=10_000).contains(&rate)) {
             fault("maxPerSecond must be 1 to 10000; omit it for no limit".into());
         }
-        if self.secrets.as_ref().is_some_and(Vec::is_empty) {
-            fault("secrets: must not be empty; omit it to have one generated".into());
-        }
-        if self.secrets.iter().flatten().any(|secret| signing_key(secret).is_none()) {
-            fault("secrets: each must be whsec_ and the base64 of 24 to 64 bytes".into());
-        }
-        if self.auth.as_ref().is_some_and(|auth| auth.secret().is_sealed()) {
-            fault("auth: the secret must be in clear; this one is sealed and opens only in the callback it was copied from".into());
-        }
-        let visible = |secret: &Secret| secret.expose().bytes().all(|b| (0x20..0x7f).contains(&b));
-        match &self.auth {
-            Some(CallbackAuth::Bearer { token }) if !visible(token) => {
-                fault("auth.token must be visible ASCII characters".into());
+        if let Some(secrets) = &self.secrets {
+            if secrets.is_empty() {
+                fault("secrets: must not be empty; omit it to have one generated".into());
+            } else if let Some(excess) = check_count("secrets", secrets.len(), MAX_ACTIVE_SECRETS) {
+                fault(excess);
+            } else if secrets.iter().any(|secret| signing_key(secret).is_none()) {
+                fault("secrets: each must be whsec_ and the base64 of 24 to 64 bytes".into());
             }
-            Some(CallbackAuth::Header { name, value }) => {
-                let is_token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
-                if name.is_empty() || !name.bytes().all(is_token) {
-                    fault(format!("auth.name {name:?} is not a header name"));
-                }
-                let lower = name.to_ascii_lowercase();
-                if [
-                    "content-type",
-                    "content-length",
-                    "host",
-                    "user-agent",
-                    "traceparent",
-                    "connection",
-                    "transfer-encoding",
-                ]
-                .contains(&lower.as_str())
-                    || lower.starts_with("webhook-")
-                {
-                    fault(format!("auth.name {name:?} is a header that webhooks set themselves"));
-                }
-                if !visible(value) {
-                    fault("auth.value must be visible ASCII characters".into());
-                }
-            }
-            _ => {}
         }
+        self.auth.iter().flat_map(auth_faults).for_each(fault);
         check_name("callbacks: a name", &self.name, faults);
     }
+}
+
+fn auth_faults(auth: &CallbackAuth) -> Vec<String> {
+    let mut faults = Vec::new();
+    if auth.secret().is_sealed() {
+        let why = "this one is sealed and opens only in the callback it was copied from";
+        faults.push(format!("auth: the secret must be in clear; {why}"));
+    }
+    let member = match auth {
+        CallbackAuth::Bearer { .. } => "auth.token",
+        CallbackAuth::Header { name, .. } => {
+            if name.chars().nth(MAX_NAME_CHARS).is_some() {
+                faults.push(format!("auth.name has more than {MAX_NAME_CHARS} characters"));
+            } else if let Some(why) = header_fault(name) {
+                faults.push(format!("auth.name {} {why}", quoted(name)));
+            }
+            "auth.value"
+        }
+    };
+    let secret = auth.secret().expose();
+    if secret.len() > MAX_AUTH_BYTES {
+        faults.push(format!("{member} has {} bytes, and at most {MAX_AUTH_BYTES} are allowed", secret.len()));
+    } else if !secret.bytes().all(|b| (0x20..0x7f).contains(&b)) {
+        faults.push(format!("{member} must be visible ASCII characters"));
+    }
+    faults
 }
 
 const fn default_call_timeout_seconds() -> u32 {
     DEFAULT_CALL_TIMEOUT_SECONDS
 }
 
+fn check_count(what: &str, count: usize, max: usize) -> Option<String> {
+    (count > max).then(|| format!("{what}: {count} are given, and at most {max} are allowed"))
+}
+
 fn check_name(what: &str, name: &str, faults: &mut Vec<String>) {
-    if name.trim().is_empty() || name.chars().count() > MAX_TEXT_CHARS || name.chars().any(char::is_control) {
-        faults.push(format!("{what} must have 1 to {MAX_TEXT_CHARS} characters and no control characters"));
+    if name.trim().is_empty() || name.chars().count() > MAX_NAME_CHARS || name.chars().any(char::is_control) {
+        faults.push(format!("{what} must have 1 to {MAX_NAME_CHARS} characters and no control characters"));
     }
 }
 
@@ -259,7 +281,7 @@ mod tests {
             {"name":"a","url":"http:///x","secrets":[],"auth":{"type":"bearer","token":"a\nb"}}]}"#,
         );
         insta::assert_snapshot!(spec.faults().join("\n"), @r#"
-        name must have 1 to 1024 characters and no control characters
+        name must have 1 to 255 characters and no control characters
         callTimeoutSeconds: must be at least 1
         states: "new" occurs twice
         states: only one can be initial
@@ -271,10 +293,69 @@ mod tests {
         callback "a": secrets: each must be whsec_ and the base64 of 24 to 64 bytes
         callback "a": auth.name "Webhook-Id" is a header that webhooks set themselves
         callbacks: "a" occurs twice
-        callback "a": url "http:///x" is not an http or https URL
+        callback "a": url "http:///x" has no host
         callback "a": secrets: must not be empty; omit it to have one generated
         callback "a": auth.token must be visible ASCII characters
         "#);
+    }
+
+    #[test]
+    fn what_is_beyond_a_bound_is_named_with_the_bound() {
+        fn faults(change: impl FnOnce(&mut ProcessSpec)) -> String {
+            let mut spec = spec(
+                r#"{"projectId":"010101010101010101010101","name":"p","states":[{"name":"new"}],
+                    "callbacks":[{"name":"crm","url":"https://crm.example"}]}"#,
+            );
+            assert_eq!(spec.faults(), Vec::<String>::new());
+            change(&mut spec);
+            spec.faults().join("; ")
+        }
+        let state = |name: String| State { name, kind: StateKind::Active, takes_disposition: None };
+        let secret = || crate::process::new_signing_secret([7; 32]);
+        let bearer = |length| Some(CallbackAuth::Bearer { token: "x".repeat(length).as_str().into() });
+
+        for (found, expected) in [
+            (faults(|p| p.states = (0..200).map(|n| state(format!("s{n}"))).collect()), ""),
+            (
+                faults(|p| p.states = (0..201).map(|n| state(format!("s{n}"))).collect()),
+                "states: 201 are given, and at most 200 are allowed",
+            ),
+            (
+                faults(|p| {
+                    p.transitions = Some([("new".to_owned(), (0..5001).map(|n| n.to_string()).collect())].into());
+                }),
+                "transitions: 5001 are given, and at most 5000 are allowed",
+            ),
+            (
+                faults(|p| p.callbacks = vec![p.callbacks[0].clone(); 101]),
+                "callbacks: 101 are given, and at most 100 are allowed",
+            ),
+            (faults(|p| p.callbacks[0].secrets = Some((0..5).map(|_| secret()).collect())), ""),
+            (
+                faults(|p| p.callbacks[0].secrets = Some((0..6).map(|_| secret()).collect())),
+                r#"callback "crm": secrets: 6 are given, and at most 5 are allowed"#,
+            ),
+            (faults(|p| p.callbacks[0].auth = bearer(4096)), ""),
+            (
+                faults(|p| p.callbacks[0].auth = bearer(4097)),
+                r#"callback "crm": auth.token has 4097 bytes, and at most 4096 are allowed"#,
+            ),
+            (faults(|p| p.name = "ä".repeat(255)), ""),
+            (faults(|p| p.name = "ä".repeat(256)), "name must have 1 to 255 characters and no control characters"),
+            (
+                faults(|p| p.callbacks[0].url = format!("https://crm.example/{}", "x".repeat(2029))),
+                &format!(
+                    r#"callback "crm": url "https://crm.example/{}"… has 2049 bytes, and at most 2048 are allowed"#,
+                    "x".repeat(80)
+                ),
+            ),
+            (
+                faults(|p| p.callbacks[0].url = "https://u:secret@crm.example".into()),
+                r#"callback "crm": url contains a user or password, which is shown with it: use auth instead"#,
+            ),
+        ] {
+            assert_eq!(found, expected);
+        }
     }
 
     fn arbitrary_value() -> impl Strategy<Value = Value> {

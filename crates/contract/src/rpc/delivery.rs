@@ -88,6 +88,29 @@ pub struct Attempt {
     pub response: Option<String>,
 }
 
+/// The deliveries of one update.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct UpdateDeliveries {
+    /// Ordered by callback.
+    pub deliveries: Vec<Delivery>,
+    /// Present while its event is parked: further deliveries follow.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parked: Option<ParkedUpdate>,
+}
+
+/// The event of an update waits until the update's process can be read in its bucket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct ParkedUpdate {
+    /// Since when.
+    pub since: Timestamp,
+    /// Why the process cannot be read.
+    pub reason: String,
+}
+
 /// Lists the deliveries of one update.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]

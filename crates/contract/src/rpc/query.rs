@@ -76,7 +76,7 @@ queries! {
     RotateSecrets "leads.rpc.secrets.rotate" once => one RotationResult;
     GetRecovery "leads.rpc.recovery.get" repeatable => one RecoveryStatus;
     Recover "leads.rpc.recovery.recover" once => one RecoveryStatus;
-    ListUpdateDeliveries "webhooks.rpc.delivery.list_of_update" repeatable => list Delivery;
+    ListUpdateDeliveries "webhooks.rpc.delivery.list_of_update" repeatable => one UpdateDeliveries;
     ListDeliveries "webhooks.rpc.delivery.list" repeatable => page ListedDelivery;
     GetDelivery "webhooks.rpc.delivery.get" repeatable => one Delivery;
     Redeliver "webhooks.rpc.delivery.redeliver" once => one ListedDelivery;

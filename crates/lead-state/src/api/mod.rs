@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use async_nats::{Client, jetstream, service::Service};
-use contract::rpc::RpcError;
+use contract::{process::MAX_NAME_CHARS, rpc::RpcError};
 use service_kit::{
     lifecycle::Tasks,
     retention::Retention,
@@ -88,8 +88,9 @@ fn project_not_found() -> RpcError {
 
 /// Rejects an invalid name of a project or key.
 fn validate_name(name: &str) -> Result<(), RpcError> {
-    if name.trim().is_empty() || name.len() > 255 || name.chars().any(char::is_control) {
-        return Err(RpcError::new(400, "invalid_name", "name must have 1 to 255 bytes and no control characters"));
+    if name.trim().is_empty() || name.chars().nth(MAX_NAME_CHARS).is_some() || name.chars().any(char::is_control) {
+        let message = format!("name must have 1 to {MAX_NAME_CHARS} characters and no control characters");
+        return Err(RpcError::new(400, "invalid_name", message));
     }
     Ok(())
 }

@@ -78,8 +78,14 @@ impl Api {
                 processes::rename(&mut transaction, process_id, &planned.process.name).await?;
             }
             planned.process.revision = processes::next_revision(&mut transaction).await?;
-            processes::put(&mut transaction, &self.sealer.seal(&planned.process)).await?;
-            store::commit(transaction).await?;
+        }
+        if planned.changed {
+            let config = processes::Config::new(self.sealer.seal(&planned.process));
+            process_change::check_size(config.bytes())?;
+            if !query.dry_run {
+                processes::put(&mut transaction, &config).await?;
+                store::commit(transaction).await?;
+            }
         }
         Ok(planned)
     }

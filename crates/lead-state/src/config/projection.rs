@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use async_nats::jetstream::{
     self,
     kv::{Operation, Store},
@@ -15,13 +15,45 @@ use contract::{
 };
 use futures::TryStreamExt;
 use serde::Serialize;
-use service_kit::nats::bucket;
+use service_kit::nats::{bucket, error_chain};
 use sqlx::PgPool;
 
-use crate::store::{self, api_keys, processes};
+use crate::store::{self, StoreError, api_keys, processes};
 
 /// Attempts to write an entry that others write concurrently.
 const ATTEMPTS: usize = 16;
+/// What a message of a bucket takes beside its value: subject and headers.
+const HEADER_ROOM: usize = 1024;
+
+/// Why an entry is not in its bucket.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ProjectionError {
+    /// NATS did not answer: every entry would fail.
+    #[error("NATS is unavailable: {0:#}")]
+    Nats(anyhow::Error),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("it has {bytes} bytes, and NATS takes messages of at most {limit} (max_payload)")]
+    TooLarge { bytes: usize, limit: usize },
+    #[error("another writer won {ATTEMPTS} times in a row")]
+    Contended,
+    #[error("it cannot be serialized: {0}")]
+    Serialization(#[from] serde_json::Error),
+}
+
+impl ProjectionError {
+    /// Whether other entries cannot be projected either.
+    fn concerns_all(&self) -> bool {
+        match self {
+            Self::Nats(_) | Self::Store(StoreError::Unavailable(_)) => true,
+            Self::Store(_) | Self::TooLarge { .. } | Self::Contended | Self::Serialization(_) => false,
+        }
+    }
+}
+
+fn nats(context: &'static str) -> impl Fn(anyhow::Error) -> ProjectionError {
+    move |e| ProjectionError::Nats(e.context(context))
+}
 
 /// Projects configuration. Any number of them may run: each reads the entry's revision, then the row, then writes the
 /// entry if it is still at that revision. So an older row never replaces a newer one.
@@ -32,47 +64,80 @@ pub(crate) struct Projector {
 }
 
 impl Projector {
-    pub(crate) async fn project_process(&self, project_id: ObjectId, name: &str) -> anyhow::Result<()> {
-        let bucket = bucket(&self.js, PROCESSES).await?;
+    pub(crate) async fn project_process(&self, project_id: ObjectId, name: &str) -> Result<(), ProjectionError> {
+        let bucket = self.bucket(PROCESSES).await?;
         for _ in 0..ATTEMPTS {
             let Some(current) = processes::find_by_name(&self.pool, project_id, name).await? else { return Ok(()) };
             let key = process_key(project_id, current.process_id);
             let revision = entry_revision(&bucket, &key).await?;
             let Some(process) = processes::find_by_name(&self.pool, project_id, name).await? else { return Ok(()) };
-            if put(&bucket, &key, &process, revision).await? {
+            if self.put(&bucket, &key, &process, revision).await? {
                 let mut connection = store::acquire(&self.pool).await?;
                 processes::set_projected(&mut connection, project_id, name, process.revision).await?;
                 return Ok(());
             }
         }
-        bail!("cannot write process {name:?} to the bucket {PROCESSES}: another writer won {ATTEMPTS} times in a row")
+        Err(ProjectionError::Contended)
     }
 
-    pub(crate) async fn project_key(&self, sha256: &str) -> anyhow::Result<()> {
-        let bucket = bucket(&self.js, API_KEYS).await?;
+    pub(crate) async fn project_key(&self, sha256: &str) -> Result<(), ProjectionError> {
+        let bucket = self.bucket(API_KEYS).await?;
         for _ in 0..ATTEMPTS {
             let revision = entry_revision(&bucket, sha256).await?;
             let Some((key, key_revision)) = api_keys::find(&self.pool, sha256).await? else { return Ok(()) };
-            if put(&bucket, sha256, &key, revision).await? {
+            if self.put(&bucket, sha256, &key, revision).await? {
                 api_keys::set_projected(&mut *store::acquire(&self.pool).await?, sha256, key_revision).await?;
                 return Ok(());
             }
         }
-        bail!("cannot write an API key to the bucket {API_KEYS}: another writer won {ATTEMPTS} times in a row")
+        Err(ProjectionError::Contended)
     }
 
-    /// Projects the revisions that are not projected yet, or everything.
-    pub(crate) async fn project_pending(&self, everything: bool) -> anyhow::Result<()> {
-        for (project_id, name) in processes::list_to_project(&self.pool, everything).await? {
-            self.project_process(project_id, &name).await?;
-        }
+    /// Projects the revisions that are not projected yet, or everything. An entry that cannot be projected holds up no
+    /// other. Keys come first: without them every request is refused.
+    ///
+    /// # Errors
+    /// The first error, after every other entry was projected or when none can be.
+    pub(crate) async fn project_pending(&self, everything: bool) -> Result<(), ProjectionError> {
+        let mut failed = None;
         for sha256 in api_keys::list_to_project(&self.pool, everything).await? {
-            self.project_key(&sha256).await?;
+            let projected = self.project_key(&sha256).await;
+            keep_first(&mut failed, projected, || format!("the API key with the hash {sha256}"))?;
         }
         if everything {
-            self.remove_unknown_keys().await?;
+            self.remove_unknown_keys().await.map_err(ProjectionError::Nats)?;
         }
-        Ok(())
+        for (project_id, name) in processes::list_to_project(&self.pool, everything).await? {
+            let projected = self.project_process(project_id, &name).await;
+            keep_first(&mut failed, projected, || format!("process {name:?} of project {project_id}"))?;
+        }
+        failed.map_or(Ok(()), Err)
+    }
+
+    async fn bucket(&self, name: &'static str) -> Result<Store, ProjectionError> {
+        bucket(&self.js, name).await.map_err(ProjectionError::Nats)
+    }
+
+    /// Writes an entry if it is still at this revision. Returns whether it was.
+    async fn put<T: Serialize>(
+        &self,
+        bucket: &Store,
+        key: &str,
+        value: &T,
+        revision: u64,
+    ) -> Result<bool, ProjectionError> {
+        use async_nats::jetstream::kv::UpdateErrorKind;
+        let value = serde_json::to_vec(value)?;
+        // The client would not send it, and not say why.
+        let limit = self.js.client().server_info().max_payload.saturating_sub(HEADER_ROOM);
+        if value.len() > limit {
+            return Err(ProjectionError::TooLarge { bytes: value.len(), limit });
+        }
+        match bucket.update(key, value.into(), revision).await {
+            Ok(_) => Ok(true),
+            Err(e) if e.kind() == UpdateErrorKind::WrongLastRevision => Ok(false),
+            Err(e) => Err(nats("cannot write a bucket's entry")(e.into())),
+        }
     }
 
     /// Removes keys from the bucket that are not in Postgres, because it was restored to a state from before they were
@@ -95,29 +160,83 @@ impl Projector {
     }
 }
 
-/// The answer to a change that is stored but not projected: the leader projects it later.
-pub(crate) fn not_projected(change: &str, error: &anyhow::Error) -> RpcError {
-    tracing::error!("cannot project {change}: {error:#}");
-    let message = format!(
-        "{change} is stored, but not in effect yet, because NATS is unavailable; it takes effect \
-         within seconds of its return"
-    );
-    RpcError::new(503, "not_projected", message)
+/// Logs that an entry is not projected. Goes on with the next one, unless it would fail as well.
+fn keep_first(
+    failed: &mut Option<ProjectionError>,
+    projected: Result<(), ProjectionError>,
+    entry: impl FnOnce() -> String,
+) -> Result<(), ProjectionError> {
+    let Err(e) = projected else { return Ok(()) };
+    if e.concerns_all() {
+        return Err(e);
+    }
+    tracing::error!("cannot project {}: {}", entry(), error_chain(&e));
+    failed.get_or_insert(e);
+    Ok(())
+}
+
+/// The answer to a change that is stored but not projected: the leader tries again every few seconds.
+pub(crate) fn not_projected(change: &str, error: &ProjectionError) -> RpcError {
+    tracing::error!("cannot project {change}: {}", error_chain(error));
+    let remedy = match error {
+        ProjectionError::Nats(_) | ProjectionError::Store(StoreError::Unavailable(_)) => {
+            "it takes effect within seconds of its return"
+        }
+        ProjectionError::Contended => "it takes effect within seconds",
+        ProjectionError::TooLarge { .. } => "raise max_payload of NATS, or make it smaller",
+        ProjectionError::Store(_) | ProjectionError::Serialization(_) => "see the log of lead-state",
+    };
+    let reason = match error {
+        // The details are in the log.
+        ProjectionError::Nats(_) => "NATS is unavailable".into(),
+        ProjectionError::Store(StoreError::Unavailable(_)) => "the database is unavailable".into(),
+        ProjectionError::Store(_) => "its row cannot be read".into(),
+        e => e.to_string(),
+    };
+    RpcError::new(503, "not_projected", format!("{change} is stored, but not in effect yet: {reason}; {remedy}"))
 }
 
 /// The revision of an entry; 0 if it is absent or deleted.
-async fn entry_revision(bucket: &Store, key: &str) -> anyhow::Result<u64> {
-    let entry = bucket.entry(key).await.context("cannot read a bucket's entry")?;
+async fn entry_revision(bucket: &Store, key: &str) -> Result<u64, ProjectionError> {
+    let entry = bucket.entry(key).await.map_err(|e| nats("cannot read a bucket's entry")(e.into()))?;
     Ok(entry.map_or(0, |entry| entry.revision))
 }
 
-/// Writes an entry if it is still at this revision. Returns whether it was.
-async fn put<T: Serialize>(bucket: &Store, key: &str, value: &T, revision: u64) -> anyhow::Result<bool> {
-    use async_nats::jetstream::kv::UpdateErrorKind;
-    let value = serde_json::to_vec(value)?;
-    match bucket.update(key, value.into(), revision).await {
-        Ok(_) => Ok(true),
-        Err(e) if e.kind() == UpdateErrorKind::WrongLastRevision => Ok(false),
-        Err(e) => Err(e).context("cannot write a bucket's entry"),
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_names_the_reason_why_a_change_is_not_projected() {
+        for (error, message) in [
+            (
+                ProjectionError::Nats(anyhow::anyhow!("timed out")),
+                "the key is stored, but not in effect yet: NATS is unavailable; it takes effect within seconds of its return",
+            ),
+            (
+                ProjectionError::TooLarge { bytes: 5000, limit: 4096 },
+                "the key is stored, but not in effect yet: it has 5000 bytes, and NATS takes messages of at most 4096 \
+                 (max_payload); raise max_payload of NATS, or make it smaller",
+            ),
+            (
+                ProjectionError::Contended,
+                "the key is stored, but not in effect yet: another writer won 16 times in a row; it takes effect within \
+                 seconds",
+            ),
+        ] {
+            let answer = not_projected("the key", &error);
+            assert_eq!((answer.status, answer.message.as_str()), (503, message));
+        }
+    }
+
+    #[test]
+    fn an_entry_that_cannot_be_projected_holds_up_no_other() {
+        let mut failed = None;
+        let mut keep = |projected| keep_first(&mut failed, projected, || "process p".into());
+        assert!(keep(Ok(())).is_ok());
+        assert!(keep(Err(ProjectionError::TooLarge { bytes: 2, limit: 1 })).is_ok());
+        assert!(keep(Err(ProjectionError::Contended)).is_ok());
+        assert!(keep(Err(ProjectionError::Nats(anyhow::anyhow!("timed out")))).is_err(), "every entry would fail");
+        assert!(matches!(failed, Some(ProjectionError::TooLarge { .. })), "the first is kept");
     }
 }

@@ -69,9 +69,12 @@ impl Sealer {
     /// Seals the secrets that an earlier version stored in clear.
     pub(crate) async fn seal_clear(&self) -> anyhow::Result<()> {
         for (project_id, name) in processes::list_to_project(&self.pool, true).await? {
-            if self.reseal(project_id, &name, ResealFilter::InClear).await?.stored {
-                tracing::info!(%project_id, process = name, "sealed secrets that were stored in clear");
-                self.projector.project_process(project_id, &name).await?;
+            match self.reseal(project_id, &name, ResealFilter::InClear).await {
+                Ok(Resealed { stored: false, .. }) => {}
+                // The next round projects what this one cannot.
+                Ok(_) => tracing::info!(%project_id, process = name, "sealed secrets that were stored in clear"),
+                Err(e @ StoreError::Unavailable(_)) => return Err(e.into()),
+                Err(e) => tracing::error!(%project_id, process = name, "cannot seal secrets: {e}"),
             }
         }
         Ok(())
@@ -133,7 +136,7 @@ impl Sealer {
         }
         if result.stored {
             process.revision = processes::next_revision(&mut transaction).await?;
-            processes::put(&mut transaction, &process).await?;
+            processes::put(&mut transaction, &processes::Config::new(process)).await?;
             transaction.commit().await?;
         }
         Ok(result)

@@ -13,6 +13,7 @@ use contract::{
     position::LogPosition,
     process::{DuringCall, Rules},
     subject::DeadLetterReason,
+    text::bounded_error,
 };
 
 use super::{
@@ -385,7 +386,7 @@ fn completion_event(
             None => command.reference_id.as_ref().map(truncated),
         },
         success: change.is_some(),
-        error: refusal.map(ToString::to_string),
+        error: refusal.map(|refusal| bounded_error(refusal.to_string())),
         error_code: refusal.map(|refusal| refusal.code().to_owned()),
         from_state: lead.map(|lead| lead.state.clone()),
         to_state: change.map(|change| change.lead.state.clone()),

@@ -1,20 +1,24 @@
 //! Configuration: what a change makes of a process. Pure; `api::processes` reads, stores and projects.
 
-use std::time::Duration;
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use contract::{
     ObjectId, Timestamp,
     process::{
-        Callback, CallbackAuth, CallbackSpec, MAX_OVERLAP_SECONDS, MAX_RETIRING_SECRETS, Process, ProcessSpec,
-        RetiringSecret, Rules,
+        Callback, CallbackAuth, CallbackSpec, MAX_CALLBACKS, MAX_OVERLAP_SECONDS, MAX_PROCESS_BYTES,
+        MAX_RETIRING_SECRETS, Process, ProcessSpec, RetiringSecret, Rules,
     },
     rpc::{ChangeProcess, ProcessChange, ProcessSelector, RpcError},
     secret::Secret,
     subject::NO_PROCESS,
+    text::join_faults,
 };
 use url::Url;
 
-use super::process_diff::{describe_changes, redacted_url};
+use super::process_diff::describe_changes;
 
 /// A change that is ready to be stored, under two conditions that only the database can check.
 #[derive(Debug, PartialEq, Eq)]
@@ -71,7 +75,7 @@ pub(crate) fn validate(query: &ChangeProcess) -> Result<(), RpcError> {
         }
         ProcessChange::RemoveCallback { .. } | ProcessChange::RotateSecret { .. } => Vec::new(),
     };
-    if faults.is_empty() { Ok(()) } else { Err(invalid(&faults.join("; "))) }
+    if faults.is_empty() { Ok(()) } else { Err(invalid(&join_faults(&faults))) }
 }
 
 /// Rejects a change that was made to another revision than the stored one.
@@ -111,8 +115,9 @@ pub(crate) fn plan_change(
     let changed = existing != Some(&process);
     let changes = existing.map(|existing| describe_changes(existing, &process)).unwrap_or_default();
     let removed = |existing: &Process| {
+        let kept: HashSet<_> = process.rules.states.iter().map(|state| &state.name).collect();
         let states = existing.rules.states.iter().map(|state| &state.name);
-        states.filter(|name| process.rules.state(name).is_none()).cloned().collect()
+        states.filter(|name| !kept.contains(name)).cloned().collect()
     };
     let removed_states = existing.map(removed).unwrap_or_default();
     if changed {
@@ -147,6 +152,11 @@ fn change_callback(
             if callback.callback_id.is_some() {
                 return Err(invalid("callbackId: must be absent; a new callback is given its id"));
             }
+            if process.callbacks.len() >= MAX_CALLBACKS {
+                let message =
+                    format!("callbacks: the process has {MAX_CALLBACKS}, and no more are allowed: remove one");
+                return Err(invalid(&message));
+            }
             check_name_is_free(&process, &callback.name, None)?;
             let added = callback_from_spec(callback, None, generators, new_secrets)?;
             process.callbacks.push(added);
@@ -171,6 +181,17 @@ fn change_callback(
         }
     }
     Ok(process)
+}
+
+/// Rejects a process that is larger, as it is stored, than one may be.
+pub(crate) fn check_size(stored_bytes: usize) -> Result<(), RpcError> {
+    if stored_bytes <= MAX_PROCESS_BYTES {
+        return Ok(());
+    }
+    Err(invalid(&format!(
+        "the process has {stored_bytes} bytes as JSON, and at most {MAX_PROCESS_BYTES} are allowed: shorten names, URLs \
+         and auth, or remove transitions or callbacks"
+    )))
 }
 
 fn check_name_is_free(process: &Process, name: &str, except: Option<ObjectId>) -> Result<(), RpcError> {
@@ -223,11 +244,13 @@ fn put_process(
     let callbacks = if keep_callbacks {
         stored.to_vec()
     } else {
+        let by_id: HashMap<_, _> = stored.iter().map(|before| (before.callback_id, before)).collect();
+        let by_name: HashMap<_, _> = stored.iter().map(|before| (before.name.as_str(), before)).collect();
         let mut callbacks = Vec::with_capacity(spec.callbacks.len());
         for callback in &spec.callbacks {
             let before = match callback.callback_id {
-                Some(id) => Some(stored.iter().find(|before| before.callback_id == id).ok_or_else(callback_not_found)?),
-                None => stored.iter().find(|before| before.name == callback.name),
+                Some(id) => Some(*by_id.get(&id).ok_or_else(callback_not_found)?),
+                None => by_name.get(callback.name.as_str()).copied(),
             };
             callbacks.push(callback_from_spec(callback, before, generators, new_secrets)?);
         }
@@ -274,11 +297,7 @@ fn callback_from_spec(
     Ok(Callback {
         callback_id,
         name: spec.name.clone(),
-        // A client that read the URL without its password and sends it back keeps the password.
-        url: match before {
-            Some(before) if redacted_url(&before.url) == spec.url => before.url.clone(),
-            _ => spec.url.clone(),
-        },
+        url: spec.url.clone(),
         auth: auth_from_spec(spec, before)?,
         secrets,
         retiring_secrets,
@@ -382,7 +401,7 @@ mod tests {
                 "states":[{"name":"new"},{"name":"old"}],
                 "callbacks":[{"callbackId":"050505050505050505050505","name":"a","url":"https://a.example/x",
                               "auth":{"type":"bearer","token":"t"},"secrets":["s"]},
-                             {"callbackId":"060606060606060606060606","name":"b","url":"http://u:pass-word@b.example","secrets":["s"]}]}"#,
+                             {"callbackId":"060606060606060606060606","name":"b","url":"http://b.example","secrets":["s"]}]}"#,
         )
         .unwrap()
     }
@@ -461,9 +480,6 @@ mod tests {
             (None, &"s".into())
         );
         assert_eq!(made.process.callbacks[1], before.callbacks[1]);
-        let shown = callback_spec(r#"{"name":"b","url":"http://u:***@b.example/"}"#);
-        let shown = ProcessChange::PutCallback { callback_id: id(6), callback: shown };
-        assert_eq!(plan(Some(&before), &shown, 1).unwrap().process, before);
         let taken = put(r#"{"name":"b","url":"https://a.example"}"#);
         assert_eq!(refused(plan(Some(&before), &taken, 1)), (409, "callback_exists".into()));
         let gone = plan(Some(&before), &ProcessChange::RemoveCallback { callback_id: id(6) }, 1).unwrap().process;
@@ -475,6 +491,24 @@ mod tests {
         let change = add(r#"{"name":"f","url":"https://f.example"}"#);
         let made = plan_for(fallback, None, &change, 1).unwrap();
         assert_eq!((made.process.process_id, made.process.rules.call_timeout_seconds), (None, 7200));
+    }
+
+    #[test]
+    fn a_change_beyond_a_bound_is_rejected() {
+        let mut full = process();
+        full.callbacks = (0..MAX_CALLBACKS as u8)
+            .map(|n| Callback { callback_id: id(n), name: n.to_string(), ..full.callbacks[0].clone() })
+            .collect();
+        let add = ProcessChange::AddCallback { callback: callback_spec(r#"{"name":"c","url":"https://c.example"}"#) };
+        let error = plan(Some(&full), &add, 1).unwrap_err();
+        assert_eq!((error.status, error.code.as_str()), (400, "invalid_process"));
+        assert_eq!(error.message, "callbacks: the process has 100, and no more are allowed: remove one");
+        full.callbacks.pop();
+        assert!(plan(Some(&full), &add, 1).is_ok());
+
+        assert_eq!(check_size(MAX_PROCESS_BYTES), Ok(()));
+        let error = check_size(MAX_PROCESS_BYTES + 1).unwrap_err();
+        assert!(error.message.starts_with("the process has 524289 bytes as JSON, and at most 524288"), "{error}");
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Configuration: the differences between two versions of a process, and a process without its secrets. Pure.
 
+use std::collections::{HashMap, HashSet};
+
 use contract::{
     ObjectId,
     process::{Callback, Process},
@@ -13,27 +15,31 @@ use url::Url;
 pub(crate) fn describe_changes(before: &Process, after: &Process) -> Vec<String> {
     let mut changes = Vec::new();
     changes.extend(difference("name", &Value::from(before.name.as_str()), &Value::from(after.name.as_str())));
-    for state in after.rules.states.iter().filter(|state| before.rules.state(&state.name).is_none()) {
+    let states = |process: &Process| -> HashMap<_, _> {
+        process.rules.states.iter().map(|state| (state.name.clone(), state.clone())).collect()
+    };
+    let (states_before, states_after) = (states(before), states(after));
+    for state in after.rules.states.iter().filter(|state| !states_before.contains_key(&state.name)) {
         changes.push(format!("state {} added", state.name));
     }
     for state in &before.rules.states {
-        match after.rules.state(&state.name) {
+        match states_after.get(&state.name) {
             None => changes.push(format!("state {} removed", state.name)),
             Some(same) if same != state => changes.push(format!("state {} changed", state.name)),
             Some(_) => {}
         }
     }
     changes.extend(differing_members(&before.rules, &after.rules, &["states"]));
+    let callbacks: HashMap<_, _> = before.callbacks.iter().map(|before| (before.callback_id, before)).collect();
+    let kept: HashSet<_> = after.callbacks.iter().map(|callback| callback.callback_id).collect();
     for callback in &after.callbacks {
-        match before.callbacks.iter().find(|before| before.callback_id == callback.callback_id) {
+        match callbacks.get(&callback.callback_id) {
             None => changes.push(format!("callback {} added", callback.name)),
             Some(before) => changes.extend(describe_callback(before, callback)),
         }
     }
-    for removed in &before.callbacks {
-        if !after.callbacks.iter().any(|callback| callback.callback_id == removed.callback_id) {
-            changes.push(format!("callback {} removed", removed.name));
-        }
+    for removed in before.callbacks.iter().filter(|before| !kept.contains(&before.callback_id)) {
+        changes.push(format!("callback {} removed", removed.name));
     }
     if changes.is_empty() && before != after {
         changes.push("order changed".into());
@@ -94,6 +100,7 @@ fn difference(name: &str, before: &Value, after: &Value) -> Option<String> {
 
 /// Removes all secrets, except the signing secrets of the callbacks in `shown`.
 pub(crate) fn hide_secrets(process: &mut Process, shown: &[ObjectId]) {
+    let shown: HashSet<_> = shown.iter().collect();
     for callback in &mut process.callbacks {
         let secrets = callback.secrets.clone();
         redact(callback);
@@ -114,7 +121,7 @@ fn redact(callback: &mut Callback) {
 }
 
 /// A URL without its password.
-pub(super) fn redacted_url(url: &str) -> String {
+fn redacted_url(url: &str) -> String {
     if let Ok(mut parsed) = Url::parse(url)
         && parsed.password().is_some()
         && parsed.set_password(Some("***")).is_ok()

@@ -135,10 +135,28 @@ pub(crate) async fn occupied_states(
     Ok(occupied)
 }
 
+/// A process with its secrets sealed, and the JSON that is stored of it.
+#[derive(Debug)]
+pub(crate) struct Config {
+    process: Process,
+    json: String,
+}
+
+impl Config {
+    pub(crate) fn new(process: Process) -> Self {
+        #[allow(clippy::expect_used, reason = "a process always serializes")]
+        let json = serde_json::to_string(&process).expect("a process serializes");
+        Self { process, json }
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.json.len()
+    }
+}
+
 /// Inserts or replaces a process.
-pub(crate) async fn put(connection: &mut PgConnection, process: &Process) -> Result<(), StoreError> {
-    #[allow(clippy::expect_used, reason = "a process always serializes")]
-    let config = serde_json::to_string(process).expect("a process serializes");
+pub(crate) async fn put(connection: &mut PgConnection, config: &Config) -> Result<(), StoreError> {
+    let Config { process, json } = config;
     sqlx::query!(
         r#"INSERT INTO lead_state.processes (project_id, name, process_id, config, revision)
            VALUES ($1, $2, $3, $4::text::json, $5)
@@ -146,7 +164,7 @@ pub(crate) async fn put(connection: &mut PgConnection, process: &Process) -> Res
         process.project_id.as_bytes(),
         process.name,
         process.process_id.as_ref().map(ObjectId::as_bytes) as _,
-        config,
+        json.as_str(),
         process.revision
     )
     .execute(connection)

@@ -197,7 +197,7 @@ const UNANNOUNCED: Invariant = Invariant {
 
 const UNDELIVERED: Invariant = Invariant {
     name: "undelivered",
-    statement: "every event that webhook-notifier acked has a delivery for each subscribed callback",
+    statement: "every event that webhook-notifier acked is parked or has a delivery for each subscribed callback",
     sql: "
     SELECT encode(update_id, 'hex') || '/' || encode(callback_id, 'hex'), 'no delivery', count(*) OVER ()
     FROM audit_missing_deliveries WHERE verdict = 'undelivered' ORDER BY update_id, callback_id LIMIT $1",

@@ -33,7 +33,7 @@ use crate::{
 const MAX_SHOWN: i64 = 10;
 
 /// Check that every update is accounted for: accepted = succeeded + failed + pending; per callback, announced = delivered +
-/// exhausted + pending; the ledger in the order of the log. Reads Postgres and NATS directly, changes nothing, and can run at
+/// exhausted + pending + parked; the ledger in the order of the log. Reads Postgres and NATS directly, changes nothing, and can run at
 /// any time. Exits with 0 if all invariants hold, 1 if one is violated, 2 if the audit could not run.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  leadctl audit\n  leadctl audit --since 1h --project 6b0426971c73026dafa27e40\n  \
@@ -110,6 +110,7 @@ impl Audit {
             checkpoint: snapshot.checkpoint.clone(),
             updates: snapshot.count_updates(unaccounted).await?,
             callbacks: snapshot.count_deliveries().await?,
+            parked: snapshot.count_parked().await?,
             invariants,
             unchecked: snapshot.unchecked().await?,
         };

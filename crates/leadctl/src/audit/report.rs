@@ -11,6 +11,8 @@ pub(crate) struct Report {
     pub(crate) checkpoint: Option<Checkpoint>,
     pub(crate) updates: UpdateCounts,
     pub(crate) callbacks: Vec<CallbackCounts>,
+    /// Projects with parked events.
+    pub(crate) parked: Vec<ParkedCounts>,
     pub(crate) invariants: Vec<CheckedInvariant>,
     pub(crate) unchecked: Vec<Unchecked>,
 }
@@ -54,6 +56,15 @@ pub(crate) struct CallbackCounts {
     pub(crate) exhausted: i64,
     /// With another attempt to come, or announced and not dispatched yet.
     pub(crate) pending: i64,
+    /// In events that wait until their process can be read.
+    pub(crate) parked: i64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct ParkedCounts {
+    pub(crate) project_id: String,
+    pub(crate) events: i64,
 }
 
 #[derive(Debug, Serialize)]
@@ -93,15 +104,18 @@ impl Report {
         say(format_args!("{dead_letters:>10} dead letters"));
         if !self.callbacks.is_empty() {
             let row = |callback: &CallbackCounts| {
-                let CallbackCounts { callback_id, name, announced, delivered, exhausted, pending } = callback;
-                let counts = [announced, delivered, exhausted, pending].map(|count| format!("{count:>9}"));
-                let [announced, delivered, exhausted, pending] = counts;
+                let CallbackCounts { callback_id, name, announced, delivered, exhausted, pending, parked } = callback;
+                let counts = [announced, delivered, exhausted, pending, parked].map(|count| format!("{count:>9}"));
+                let [announced, delivered, exhausted, pending, parked] = counts;
                 let name = name.clone().unwrap_or_else(|| "(removed)".to_owned());
-                [callback_id.clone(), announced, delivered, exhausted, pending, name]
+                [callback_id.clone(), announced, delivered, exhausted, pending, parked, name]
             };
-            let head = ["CALLBACK", "ANNOUNCED", "DELIVERED", "EXHAUSTED", "  PENDING", "NAME"];
+            let head = ["CALLBACK", "ANNOUNCED", "DELIVERED", "EXHAUSTED", "  PENDING", "   PARKED", "NAME"];
             let rows: Vec<_> = self.callbacks.iter().map(row).collect();
             say(format_args!("\n{}", output::table(Some(head), &rows)));
+        }
+        for ParkedCounts { project_id, events } in &self.parked {
+            say(format_args!("{events:>10} events of project {project_id} are parked: their process cannot be read"));
         }
         say("");
         for Unchecked { invariant, count, reason } in &self.unchecked {

@@ -16,7 +16,7 @@ use time::OffsetDateTime;
 use super::{
     invariants::{EXEMPTIONS, Invariant},
     messages::{DeadLetterOrigin, Entry, EntryKind, Event, StreamBounds},
-    report::{CallbackCounts, Checkpoint, Unchecked, UpdateCounts, Violation},
+    report::{CallbackCounts, Checkpoint, ParkedCounts, Unchecked, UpdateCounts, Violation},
     scope::Scope,
 };
 
@@ -108,7 +108,9 @@ const CALLBACKS: &str = r#"
 const MISSING_DELIVERIES: &str = "
     INSERT INTO audit_missing_deliveries
     SELECT r.update_id, c.callback_id,
-           CASE WHEN v.seq > f.acked THEN 'pending'
+           CASE WHEN EXISTS (SELECT FROM webhooks.parked_events e
+                             WHERE e.update_id = r.update_id AND e.project_id = r.project_id) THEN 'parked'
+                WHEN v.seq > f.acked THEN 'pending'
                 WHEN v.seq IS NULL AND f.overtaken THEN 'overtaken'
                 WHEN r.applied_at < c.known_since + $1 THEN 'changed'
                 WHEN r.update_id < f.deliveries_since THEN 'dropped'
@@ -148,20 +150,27 @@ const COUNT_UPDATES: &str = "
 
 const COUNT_DELIVERIES: &str = "
     SELECT encode(callback_id, 'hex'), max(c.name), sum(delivered)::bigint, sum(exhausted)::bigint, sum(pending)::bigint,
-           sum(undelivered)::bigint
+           sum(parked)::bigint, sum(undelivered)::bigint
     FROM (
         SELECT d.callback_id, count(*) FILTER (WHERE d.status = 'delivered') AS delivered,
                count(*) FILTER (WHERE d.status = 'exhausted') AS exhausted,
-               count(*) FILTER (WHERE d.status = 'pending') AS pending, 0 AS undelivered
+               count(*) FILTER (WHERE d.status = 'pending') AS pending, 0 AS parked,
+               0 AS undelivered
         FROM webhooks.deliveries d
         JOIN audit_rows r ON r.update_id = d.update_id AND r.project_id = d.project_id AND r.in_scope
         GROUP BY d.callback_id
         UNION ALL
-        SELECT callback_id, 0, 0, count(*) FILTER (WHERE verdict = 'pending'), count(*) FILTER (WHERE verdict = 'undelivered')
+        SELECT callback_id, 0, 0, count(*) FILTER (WHERE verdict = 'pending'), count(*) FILTER (WHERE verdict = 'parked'),
+               count(*) FILTER (WHERE verdict = 'undelivered')
         FROM audit_missing_deliveries GROUP BY callback_id
     ) AS parts
     LEFT JOIN audit_callbacks c USING (callback_id)
     GROUP BY callback_id ORDER BY max(c.name), callback_id";
+
+const COUNT_PARKED: &str = "
+    SELECT encode(e.project_id, 'hex'), count(*) FROM webhooks.parked_events e
+    JOIN audit_rows r ON r.update_id = e.update_id AND r.project_id = e.project_id AND r.in_scope
+    GROUP BY e.project_id ORDER BY 1";
 
 pub(crate) struct Snapshot {
     connection: PgConnection,
@@ -337,15 +346,24 @@ impl Snapshot {
     }
 
     pub(crate) async fn count_deliveries(&mut self) -> anyhow::Result<Vec<CallbackCounts>> {
-        let rows: Vec<(String, Option<String>, i64, i64, i64, i64)> = sqlx::query_as(COUNT_DELIVERIES)
+        let rows: Vec<(String, Option<String>, i64, i64, i64, i64, i64)> = sqlx::query_as(COUNT_DELIVERIES)
             .fetch_all(&mut self.connection)
             .await
             .context("cannot count the deliveries")?;
-        let counts = rows.into_iter().map(|(callback_id, name, delivered, exhausted, pending, undelivered)| {
-            let announced = delivered + exhausted + pending + undelivered;
-            CallbackCounts { callback_id, name, announced, delivered, exhausted, pending }
+        let counts = rows.into_iter().map(|(callback_id, name, delivered, exhausted, pending, parked, undelivered)| {
+            let announced = delivered + exhausted + pending + parked + undelivered;
+            CallbackCounts { callback_id, name, announced, delivered, exhausted, pending, parked }
         });
         Ok(counts.collect())
+    }
+
+    /// The parked events of each project.
+    pub(crate) async fn count_parked(&mut self) -> anyhow::Result<Vec<ParkedCounts>> {
+        let rows: Vec<(String, i64)> = sqlx::query_as(COUNT_PARKED)
+            .fetch_all(&mut self.connection)
+            .await
+            .context("cannot count the parked events")?;
+        Ok(rows.into_iter().map(|(project_id, events)| ParkedCounts { project_id, events }).collect())
     }
 
     /// Checks an invariant: the number of violations, and at most `limit` of them.

@@ -17,6 +17,8 @@ use crate::clients::{postgres::CONNECT_TIMEOUT, stream_reader::age_of};
 const LATE: Duration = Duration::from_secs(10 * 60);
 /// lead-state deletes expired calls after a day.
 const CALL_RETENTION: Duration = Duration::from_secs(25 * 60 * 60);
+/// A change is projected before it is answered. Longer hides for longer that it is not.
+const PROJECTION_GRACE: Duration = Duration::from_secs(5);
 /// Ids listed in a finding.
 const MAX_LISTED: i64 = 10;
 
@@ -91,7 +93,9 @@ async fn state(pool: &PgPool, client: Option<&Client>) -> anyhow::Result<Vec<Che
         checks.extend(behind(pool, client).await?);
     }
     checks.push(partitions(pool, clock::now()).await?);
+    checks.push(projection(pool).await?);
     checks.push(callbacks(pool).await?);
+    checks.push(parked_events(pool).await?);
     checks.push(late(pool).await?);
     checks.push(calls(pool).await?);
     checks.push(queued_updates(pool).await?);
@@ -198,6 +202,52 @@ async fn partitions(pool: &PgPool, now: Timestamp) -> anyhow::Result<Check> {
              restart; their logs have the reason if they cannot",
         )
     })
+}
+
+/// Names the configuration that is stored and not in the buckets, where the services read it.
+async fn projection(pool: &PgPool) -> anyhow::Result<Check> {
+    let waiting: Vec<(String, i64)> = sqlx::query_as(
+        "SELECT entry, count(*) OVER () FROM (
+             SELECT 'the API key ' || encode(key_id, 'hex') AS entry, revision FROM lead_state.api_keys
+             WHERE projected_revision < revision
+             UNION ALL
+             SELECT format('the process \"%s\" of project %s (%s bytes)', name, encode(project_id, 'hex'),
+                           octet_length(config::text)), revision
+             FROM lead_state.processes WHERE projected_revision < revision AND changed_at < $1) AS waiting
+         ORDER BY revision LIMIT $2",
+    )
+    .bind(OffsetDateTime::from(clock::now().minus(PROJECTION_GRACE)))
+    .bind(MAX_LISTED)
+    .fetch_all(pool)
+    .await?;
+    let Some((_, all)) = waiting.first() else { return Ok(Check::ok("projection", "all configuration is in effect")) };
+    let named: Vec<_> = waiting.iter().map(|(entry, _)| entry.as_str()).collect();
+    Ok(Check::failed(
+        "projection",
+        format!("{all} stored and not in effect: {}", named.join(", ")),
+        "the leader tries again every 10 s; its log says why it cannot: cannot project …",
+    ))
+}
+
+/// Counts the events whose process cannot be read.
+async fn parked_events(pool: &PgPool) -> anyhow::Result<Check> {
+    let parked: Vec<(String, i64, String)> = sqlx::query_as(
+        "SELECT format('%s of process %s of project %s', count(*), coalesce(nullif(encode(process_id, 'hex'), ''), '_'),
+                       encode(project_id, 'hex')), count(*), min(reason)
+         FROM (SELECT project_id, process_id, reason FROM webhooks.parked_events LIMIT 100000) AS events
+         GROUP BY project_id, process_id ORDER BY 2 DESC LIMIT $1",
+    )
+    .bind(MAX_LISTED)
+    .fetch_all(pool)
+    .await?;
+    let Some((_, _, reason)) = parked.first() else { return Ok(Check::ok("parked events", "none")) };
+    let named: Vec<_> = parked.iter().map(|(events, ..)| events.as_str()).collect();
+    Ok(Check::failed(
+        "parked events",
+        format!("{}: {reason}", named.join(", ")),
+        "restart the leader of lead-state: it writes every entry of the bucket processes again; the events are then \
+         delivered within seconds",
+    ))
 }
 
 async fn callbacks(pool: &PgPool) -> anyhow::Result<Check> {

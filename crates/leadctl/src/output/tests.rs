@@ -134,6 +134,7 @@ fn no_listing_lets_text_control_the_terminal() {
         delivered: 1,
         exhausted: 0,
         pending: 0,
+        parked: 0,
     };
     let violations = vec![Violation { id: ID.to_owned(), fault: text() }];
     let updates =
@@ -143,6 +144,7 @@ fn no_listing_lets_text_control_the_terminal() {
         checkpoint: None,
         updates,
         callbacks: vec![counts],
+        parked: Vec::new(),
         invariants: vec![CheckedInvariant { invariant: "i", statement: "s", count: 1, violations }],
         unchecked: Vec::new(),
     };

@@ -14,7 +14,7 @@ use service_kit::escape::escaped_line;
 pub(crate) enum DeliveryProgress {
     /// There are no deliveries: the process has no callbacks, or none is recorded yet.
     None,
-    /// At least one is pending, or webhook-notifier did not answer.
+    /// At least one is pending, the event is parked, or webhook-notifier did not answer.
     Pending,
     Delivered,
     /// At least one is exhausted.
@@ -26,6 +26,7 @@ impl DeliveryProgress {
         let Some(deliveries) = &timeline.deliveries else { return Self::Pending };
         let any = |status| deliveries.iter().any(|delivery| delivery.status == status);
         match () {
+            () if timeline.parked.is_some() => Self::Pending,
             () if deliveries.is_empty() => Self::None,
             () if any(DeliveryStatus::Pending) => Self::Pending,
             () if any(DeliveryStatus::Exhausted) => Self::Exhausted,
@@ -69,6 +70,9 @@ pub(crate) fn render(timeline: &UpdateTimeline, names: &BTreeMap<ObjectId, Strin
     }
     for warning in &timeline.warnings {
         line("warning", warning);
+    }
+    if let Some(parked) = &timeline.parked {
+        line("parked", &format!("since {}: {}", parked.since, parked.reason));
     }
     let Some(deliveries) = &timeline.deliveries else {
         line("deliveries", "unknown: webhook-notifier does not answer");
@@ -130,7 +134,8 @@ mod tests {
                 "userId":"u","apiKeyId":null,"loggedAt":"2026-01-12T09:00:00.000Z","appliedAt":"2026-01-12T09:00:01.000Z",
                 "deliveries":[{"callbackId":"696102a4b8c1d2e3f4a5b604","status":"pending",
                 "nextAttemptAt":"2026-01-12T09:00:09.000Z","attempts":[{"number":1,"startedAt":"2026-01-12T09:00:02.000Z",
-                "durationMs":12,"statusCode":500,"error":"the endpoint answered 500","response":"oh"}]}]}}"#,
+                "durationMs":12,"statusCode":500,"error":"the endpoint answered 500","response":"oh"}]}],
+                "parked":{"since":"2026-01-12T09:00:02.000Z","reason":"cannot read the process"}}}"#,
         )
         .unwrap();
         insta::assert_snapshot!(render(&response.data, &BTreeMap::new()), @r#"
@@ -144,6 +149,7 @@ mod tests {
           logged      2026-01-12T09:00:00.000Z
           applied     2026-01-12T09:00:01.000Z
           warning     w
+          parked      since 2026-01-12T09:00:02.000Z: cannot read the process
           callback    696102a4b8c1d2e3f4a5b604: pending, next attempt at 2026-01-12T09:00:09.000Z
                       attempt 1 at 2026-01-12T09:00:02.000Z, 12 ms: the endpoint answered 500: "oh"
         "#);

@@ -106,6 +106,17 @@ impl Drop for WaitingAttempt {
     }
 }
 
+/// The limit that allows a callback no further attempt now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum ReachedLimit {
+    #[error("maxPerSecond of the callback, {0}, is reached: try again in a second")]
+    Rate(u32),
+    #[error("maxInFlight of the callback, {0}, is reached: try again when an attempt has ended")]
+    InFlight(u32),
+    #[error("the attempts of the project use up its share of webhook-notifier: try again when some have ended")]
+    Share,
+}
+
 /// What an endpoint's retries may use.
 #[derive(Debug)]
 pub(crate) struct Reservation {
@@ -189,17 +200,26 @@ impl ConcurrencyLimiter {
 
     /// A permit for a test request, now or not at all. Limits and share apply. The breaker does not: the test may be to
     /// see whether the endpoint is back; and the result does not change the breaker.
-    pub(crate) fn acquire_for_test(self: &Arc<Self>, endpoint: &Endpoint, bytes: usize) -> Option<AttemptPermit> {
+    pub(crate) fn acquire_for_test(
+        self: &Arc<Self>,
+        endpoint: &Endpoint,
+        bytes: usize,
+    ) -> Result<AttemptPermit, ReachedLimit> {
         let units = units(bytes);
         let mut state = self.lock();
         let (endpoint_state, pool) = state.endpoint(endpoint);
-        let allowed = endpoint_state.allowed_by_rate(endpoint, Instant::now());
-        if allowed == 0 || !pool.share(endpoint_state, endpoint.max_in_flight).fits(units) {
-            return None;
+        if endpoint_state.allowed_by_rate(endpoint, Instant::now()) == 0 {
+            return Err(ReachedLimit::Rate(endpoint.max_per_second.unwrap_or_default()));
+        }
+        if endpoint_state.in_flight >= endpoint.max_in_flight {
+            return Err(ReachedLimit::InFlight(endpoint.max_in_flight));
+        }
+        if !pool.share(endpoint_state, endpoint.max_in_flight).fits(units) {
+            return Err(ReachedLimit::Share);
         }
         endpoint_state.start(1, units, false);
         state.hold(endpoint.project_id, units);
-        Some(self.permit(endpoint, units, false))
+        Ok(self.permit(endpoint, units, false))
     }
 
     /// Permits for retries, at most `max_permits`.
@@ -584,18 +604,20 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn test_requests_keep_the_limits_and_ignore_the_breaker() {
+    async fn test_requests_name_the_limit_that_they_keep_and_ignore_the_breaker() {
         let limiter = ConcurrencyLimiter::new(100);
         let test = |endpoint| limiter.acquire_for_test(&endpoint, 300);
         let held = test(endpoint(1, 1)).unwrap();
-        assert!(test(endpoint(1, 1)).is_none(), "one in flight");
+        assert_eq!(test(endpoint(1, 1)).unwrap_err(), ReachedLimit::InFlight(1));
         drop(held);
-        assert!(test(endpoint(1, 1)).is_some());
+        assert!(test(endpoint(1, 1)).is_ok());
         let rate_limited = Endpoint { max_per_second: Some(1), ..endpoint(2, 64) };
         test(rate_limited).unwrap().start();
-        assert!(test(rate_limited).is_none(), "one per second");
+        assert_eq!(test(rate_limited).unwrap_err(), ReachedLimit::Rate(1));
+        let large = limiter.acquire_for_test(&endpoint(4, 64), 100 * BYTES_PER_UNIT);
+        assert_eq!(large.unwrap_err(), ReachedLimit::Share);
         fail(&limiter, 3, THRESHOLD).await;
-        assert!(test(endpoint(3, 64)).is_some());
+        assert!(test(endpoint(3, 64)).is_ok());
         assert!(acquire(&limiter, endpoint(3, 64)).await.is_none(), "the test does not close the breaker");
     }
 

@@ -7,7 +7,7 @@ use contract::{
     ObjectId, Timestamp,
     rpc::{
         Cursor, Delivery, DeliveryId, DeliveryStatus, GetDelivery, GetOutcomes, ListDeliveries, ListUpdateDeliveries,
-        ListUpdates, ListedDelivery, MAX_LIMIT, Outcome, Page, Query, Redeliver, RpcError, clamp,
+        ListUpdates, ListedDelivery, MAX_LIMIT, Outcome, Page, Query, Redeliver, RpcError, UpdateDeliveries, clamp,
     },
 };
 use service_kit::{
@@ -71,8 +71,12 @@ impl DeliveryApi {
         Ok(())
     }
 
-    async fn list_of_update(self, query: ListUpdateDeliveries) -> Result<Vec<Delivery>, RpcError> {
-        Ok(store::deliveries::with_attempts(&self.pool, query.project_id, query.update_id).await?)
+    async fn list_of_update(self, query: ListUpdateDeliveries) -> Result<UpdateDeliveries, RpcError> {
+        let ListUpdateDeliveries { project_id, update_id } = query;
+        // First, for it is deleted after the deliveries are recorded.
+        let parked = store::parked::of_update(&self.pool, project_id, update_id).await?;
+        let deliveries = store::deliveries::with_attempts(&self.pool, project_id, update_id).await?;
+        Ok(UpdateDeliveries { deliveries, parked })
     }
 
     async fn get(self, query: GetDelivery) -> Result<Delivery, RpcError> {

@@ -92,10 +92,7 @@ impl PingApi {
             RpcError::new(409, "secrets_locked", format!("the secrets of the callback cannot be opened: {e}"))
         })?;
         let permit = self.deliverer.limiter.acquire_for_test(&target.endpoint(), delivery.body.len());
-        let mut permit = permit.ok_or_else(|| {
-            let message = "The callback has as many attempts in flight or started in this second as it may: try again";
-            RpcError::new(429, "callback_busy", message)
-        })?;
+        let mut permit = permit.map_err(|limit| RpcError::new(429, "callback_busy", limit.to_string()))?;
         permit.start();
         let attempt = tokio::select! {
             attempt = self.deliverer.client.send(callback, &delivery, None) => attempt,

@@ -1,5 +1,7 @@
 //! 7 Deliver: from a completion event to its deliveries. The first attempts start at once.
 //!
+//! An event whose process cannot be read is parked in Postgres (`dispatch/parked.rs` releases it).
+//!
 //! An attempt that gets no permit soon, exceeds its callback's rate limit or meets an open breaker is deferred:
 //! recorded as due now, for the retries.
 
@@ -29,7 +31,11 @@ use crate::{
     core::delivery::{DeliverySource, LeadOrder, PendingDelivery},
     deliver::Deliverer,
     recorder::Stopping,
-    store::{self, error::StoreError},
+    store::{
+        self,
+        error::StoreError,
+        parked::{EventKey, ParkedEvent},
+    },
 };
 
 /// How long a first attempt waits for a permit before it is deferred. Longer bridges bursts without a detour through
@@ -38,6 +44,9 @@ const PERMIT_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long an event waits for its process to reach the bucket, which follows Postgres by a moment. Longer delays the
 /// events of removed processes, shorter may skip the callbacks of a process that was just created.
 const PROCESS_GRACE: Duration = Duration::from_secs(5);
+/// How long an event waits for NATS to answer with its process before it is parked. Longer lets events that cannot be
+/// decided use up the consumer's unacknowledged ones, shorter makes more detours through Postgres.
+const PARK_GRACE: Duration = Duration::from_secs(5);
 
 /// Which of the two consumers. Both read all events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,15 +86,26 @@ impl From<Stopping> for AckDecision {
     }
 }
 
-impl From<ProcessUnreadable> for AckDecision {
-    fn from(error: ProcessUnreadable) -> Self {
-        Self::RetryLater(error.to_string())
-    }
-}
-
 impl From<StoreError> for AckDecision {
     fn from(error: StoreError) -> Self {
         Self::RetryLater(error_chain(&error))
+    }
+}
+
+/// Why it is not known where an event is delivered to.
+#[derive(Debug, thiserror::Error)]
+enum Undecided {
+    #[error("its process is not in the configuration yet")]
+    ProcessMayArrive,
+    #[error(transparent)]
+    Unreadable(#[from] ProcessUnreadable),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl From<Undecided> for AckDecision {
+    fn from(undecided: Undecided) -> Self {
+        Self::RetryLater(error_chain(&undecided))
     }
 }
 
@@ -141,12 +161,20 @@ impl EventDispatcher {
             Err(_) if self.role == ConsumerRole::RecordOrdered => return Ok(()),
             Err((reason, error)) => return Err(self.publish_dead_letter(message, &meta, reason, error).await),
         };
-        let targets = self.targets(&event, &meta).await?;
+        let header = message.headers.as_ref().and_then(|headers| headers.get(headers::TRACEPARENT));
+        let parent = header.map(|value| value.as_str()).filter(|text| is_traceparent(text));
+        let order = lead_order(&message, &event, &meta);
+        let targets = match self.targets(&event, meta.published_at, meta.may_be_recorded).await {
+            Ok(targets) => targets,
+            Err(Undecided::Unreadable(e)) if must_park(&e, meta.published_at, clock::now()) => {
+                self.park(&message, &meta, &event, order.as_ref(), parent, &e).await?;
+                return Ok(());
+            }
+            Err(undecided) => return Err(undecided.into()),
+        };
         if targets.is_empty() {
             return Ok(());
         }
-        let header = message.headers.as_ref().and_then(|headers| headers.get(headers::TRACEPARENT));
-        let parent = header.map(|value| value.as_str()).filter(|text| is_traceparent(text));
         // One span per event: the other consumer makes none.
         let is_traced = self.role == ConsumerRole::Deliver;
         let mut span = is_traced.then(|| self.deliverer.traces.begin_at(Step::Deliver, parent, received_at));
@@ -155,25 +183,11 @@ impl EventDispatcher {
             span.note(|| [("leadrelay.deliveries", (targets.len() as i64).into())]);
         }
         let own = span.as_ref().and_then(Span::traceparent);
-        let traceparent: Option<Arc<str>> = own.as_deref().or(parent).map(Arc::from);
-        let body = serde_json::to_string(&WebhookPayload::from(&event));
-        let body = Arc::<str>::from(body.map_err(|e| AckDecision::RetryLater(e.to_string()))?);
-        let (update_id, project_id) = (event.update_id, event.project_id);
-        let order = lead_order(&message, &event, &meta).map(Arc::new);
+        let traceparent = own.as_deref().or(parent).map(Arc::from);
+        let deliveries = pending_deliveries(targets, &event, order, traceparent)?;
         // Frees the memory: the attempts may take long.
         drop((message, event));
-        let deliveries = targets.into_iter().map(|target| {
-            let delivery = PendingDelivery {
-                update_id,
-                callback_id: target.callback_id,
-                project_id,
-                process_id: target.process_id(),
-                body: body.clone(),
-                traceparent: traceparent.clone(),
-                order: order.clone().filter(|_| target.ordering == Ordering::Lead),
-            };
-            self.deliver_to(target, delivery)
-        });
+        let deliveries = deliveries.into_iter().map(|(target, delivery)| self.deliver_to(target, delivery));
         let delivered = try_join_all(deliveries).await;
         if let (Some(span), Err(e)) = (&mut span, &delivered) {
             span.fail("stopping", e);
@@ -182,20 +196,62 @@ impl EventDispatcher {
         Ok(())
     }
 
+    /// Records the deliveries of a parked event whose process can be read again. Their first attempts are left to the
+    /// retries, which alternate between callbacks.
+    pub(crate) async fn release(&self, parked: &ParkedEvent) -> Result<(), AckDecision> {
+        let event = parse(parked.payload.as_bytes()).map_err(|(_, error)| AckDecision::RetryLater(error))?;
+        let targets = self.targets(&event, parked.published_at, true).await?;
+        let traceparent = parked.traceparent.as_deref().map(Arc::from);
+        let deliveries = pending_deliveries(targets, &event, parked.order.clone(), traceparent)?;
+        let deliveries = deliveries.into_iter().map(|(target, delivery)| self.record_only(target, delivery));
+        try_join_all(deliveries).await?;
+        Ok(())
+    }
+
+    async fn park(
+        &self,
+        message: &async_nats::Message,
+        meta: &EventMeta,
+        event: &CompletionEvent,
+        order: Option<&LeadOrder>,
+        traceparent: Option<&str>,
+        error: &ProcessUnreadable,
+    ) -> Result<(), StoreError> {
+        let update_id = event.update_id;
+        let parked = ParkedEvent {
+            event: EventKey { stream: meta.stream.to_string(), sequence: meta.sequence },
+            project_id: event.project_id,
+            process_id: event.process_id,
+            update_id,
+            order: order.cloned(),
+            published_at: meta.published_at,
+            reason: error.to_string(),
+            traceparent: traceparent.map(str::to_owned),
+            // It was parsed, so it is UTF-8.
+            payload: String::from_utf8_lossy(&message.payload).into_owned(),
+        };
+        store::parked::insert(&self.pool, &parked, clock::now()).await?;
+        tracing::debug!(%update_id, sequence = meta.sequence, "an event is parked: {error}");
+        Ok(())
+    }
+
     /// The callbacks that the event is delivered to by this consumer.
-    async fn targets(&self, event: &CompletionEvent, meta: &EventMeta) -> Result<Vec<Target>, AckDecision> {
+    async fn targets(
+        &self,
+        event: &CompletionEvent,
+        published_at: Timestamp,
+        may_be_recorded: bool,
+    ) -> Result<Vec<Target>, Undecided> {
         let callbacks = &self.deliverer.callbacks;
         let mut targets = match callbacks.for_event(event).await? {
             Some(targets) => targets,
             None if event.process_id.is_none() => Vec::new(),
-            None if process_may_arrive(meta.published_at, clock::now()) => {
-                return Err(AckDecision::RetryLater("its process is not in the configuration yet".into()));
-            }
+            None if process_may_arrive(published_at, clock::now()) => return Err(Undecided::ProcessMayArrive),
             None => callbacks.fallback(event).await?,
         };
         if self.role == ConsumerRole::RecordOrdered {
             targets.retain(|target| target.ordering == Ordering::Lead);
-        } else if meta.may_be_recorded {
+        } else if may_be_recorded {
             let recorded = store::deliveries::recorded_callbacks(&self.pool, event.update_id).await?;
             targets.retain(|target| !recorded.contains(&target.callback_id));
         }
@@ -203,11 +259,8 @@ impl EventDispatcher {
     }
 
     async fn deliver_to(&self, target: Target, delivery: PendingDelivery) -> Result<(), Stopping> {
-        if let Some(reason) = self.deliverer.callbacks.health.disabled_reason(target.callback_id) {
-            return self.deliverer.mark_exhausted(delivery, DeliverySource::Event, reason).await;
-        }
-        if delivery.order.is_some() {
-            return self.deliverer.enqueue_ordered(delivery).await;
+        if delivery.order.is_some() || self.deliverer.callbacks.health.disabled_reason(target.callback_id).is_some() {
+            return self.record_only(target, delivery).await;
         }
         let endpoint = target.endpoint();
         // A delivery that cannot be signed waits in Postgres until the retries can sign it.
@@ -217,6 +270,17 @@ impl EventDispatcher {
         match self.deliverer.limiter.acquire(&endpoint, delivery.body.len(), PERMIT_TIMEOUT).await {
             Some(permit) => self.deliverer.attempt(callback, delivery, DeliverySource::Event, 1, permit).await,
             None => self.deliverer.defer_to_retry(delivery, &endpoint).await,
+        }
+    }
+
+    /// Records a delivery without an attempt.
+    async fn record_only(&self, target: Target, delivery: PendingDelivery) -> Result<(), Stopping> {
+        if let Some(reason) = self.deliverer.callbacks.health.disabled_reason(target.callback_id) {
+            self.deliverer.mark_exhausted(delivery, DeliverySource::Event, reason).await
+        } else if delivery.order.is_some() {
+            self.deliverer.enqueue_ordered(delivery).await
+        } else {
+            self.deliverer.defer_to_retry(delivery, &target.endpoint()).await
         }
     }
 
@@ -238,6 +302,31 @@ impl EventDispatcher {
     }
 }
 
+/// The deliveries of an event, which share their body.
+fn pending_deliveries(
+    targets: Vec<Target>,
+    event: &CompletionEvent,
+    order: Option<LeadOrder>,
+    traceparent: Option<Arc<str>>,
+) -> Result<Vec<(Target, PendingDelivery)>, AckDecision> {
+    let body = serde_json::to_string(&WebhookPayload::from(event));
+    let body = Arc::<str>::from(body.map_err(|e| AckDecision::RetryLater(e.to_string()))?);
+    let order = order.map(Arc::new);
+    let deliveries = targets.into_iter().map(|target| {
+        let delivery = PendingDelivery {
+            update_id: event.update_id,
+            callback_id: target.callback_id,
+            project_id: event.project_id,
+            process_id: target.process_id(),
+            body: body.clone(),
+            traceparent: traceparent.clone(),
+            order: order.clone().filter(|_| target.ordering == Ordering::Lead),
+        };
+        (target, delivery)
+    });
+    Ok(deliveries.collect())
+}
+
 /// The order of an event among those of its lead; none without a lead.
 fn lead_order(message: &async_nats::Message, event: &CompletionEvent, meta: &EventMeta) -> Option<LeadOrder> {
     let position = message.headers.as_ref().and_then(|headers| headers.get(headers::POSITION));
@@ -252,6 +341,13 @@ fn parse(payload: &[u8]) -> Result<CompletionEvent, (DeadLetterReason, String)> 
         Ok(_) => (DeadLetterReason::InvalidCommand, format!("not a completion event: {e}")),
         Err(fault) => (DeadLetterReason::InvalidJson, fault.to_string()),
     })
+}
+
+/// Whether an event whose process cannot be read waits in Postgres instead of its stream, where it would use up the
+/// consumer's unacknowledged messages, which all tenants share. An entry that is no process does not become one within
+/// moments; NATS may answer again.
+fn must_park(error: &ProcessUnreadable, published_at: Timestamp, now: Timestamp) -> bool {
+    error.is_malformed || now >= published_at.plus(PARK_GRACE)
 }
 
 /// Whether the process of an event may still be on its way to the bucket.
@@ -280,6 +376,18 @@ mod tests {
         assert!(process_may_arrive(published, published.plus(Duration::from_secs(4))));
         assert!(!process_may_arrive(published, published.plus(PROCESS_GRACE)));
         assert!(process_may_arrive(published, published.minus(Duration::from_secs(60))), "a clock that is ahead");
+    }
+
+    #[test]
+    fn an_event_is_parked_at_once_for_a_malformed_process_and_after_a_while_without_an_answer() {
+        let published = Timestamp::from_millis(1_768_193_759_000);
+        let after = |seconds| published.plus(Duration::from_secs(seconds));
+        for (is_malformed, now, parked) in
+            [(true, published, true), (false, published, false), (false, after(4), false), (false, after(5), true)]
+        {
+            let error = ProcessUnreadable::new("k", "c", is_malformed);
+            assert_eq!(must_park(&error, published, now), parked, "{is_malformed} {now:?}");
+        }
     }
 
     proptest! {

@@ -4,3 +4,4 @@ pub(crate) mod consumer;
 pub(crate) mod dead_letter;
 pub(crate) mod event;
 pub(crate) mod ordering;
+pub(crate) mod parked;

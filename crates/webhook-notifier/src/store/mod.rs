@@ -20,6 +20,7 @@ pub(crate) mod error;
 pub(crate) mod health;
 pub(crate) mod ordering;
 pub(crate) mod outbox;
+pub(crate) mod parked;
 pub(crate) mod partitions;
 pub(crate) mod record;
 

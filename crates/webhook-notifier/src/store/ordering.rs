@@ -7,8 +7,8 @@ use time::OffsetDateTime;
 use super::{error::StoreError, id};
 use crate::core::ordering::{LeadHead, LeadKey, RecordedWatermark};
 
-/// Makes the oldest pending delivery of each of these leads due, if it has no time yet and all earlier events are
-/// recorded.
+/// Makes the oldest pending delivery of each of these leads due, if it has no time yet, all earlier events are
+/// recorded, and none of the lead's is parked.
 pub(crate) async fn make_heads_due(
     pool: &PgPool,
     leads: &[LeadKey],
@@ -23,7 +23,8 @@ pub(crate) async fn make_heads_due(
             SELECT oldest.*
             FROM unnest($1::bytea[], $2::bytea[]) AS lead (callback_id, lead_id)
             CROSS JOIN LATERAL (
-                SELECT d.update_id, d.callback_id, d.kind, d.lead_id, d.next_attempt_at, d.event_stream, d.event_sequence
+                SELECT d.update_id, d.callback_id, d.kind, d.lead_id, d.next_attempt_at, d.event_stream, d.event_sequence,
+                       d.order_key
                 FROM webhooks.deliveries d
                 WHERE d.callback_id = lead.callback_id AND d.lead_id = lead.lead_id AND d.status = 'pending'
                     AND d.lead_id IS NOT NULL
@@ -35,6 +36,8 @@ pub(crate) async fn make_heads_due(
             FROM head
             WHERE d.update_id = head.update_id AND d.callback_id = head.callback_id AND d.kind = head.kind
                 AND (head.event_stream <> $4 OR head.event_sequence <= $5)
+                AND NOT EXISTS (SELECT FROM webhooks.parked_events p
+                                WHERE p.lead_id = head.lead_id AND p.order_key < head.order_key)
                 AND d.status = 'pending' AND d.next_attempt_at IS NULL
             RETURNING d.callback_id, d.lead_id
         )

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 
+use contract::text::{MAX_ERROR_CHARS, prefix};
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 
@@ -54,7 +55,7 @@ impl<'a> Columns<'a> {
             callback_ids: records.iter().map(|r| *r.delivery.callback_id.as_bytes()).collect(),
             statuses: records.iter().map(|r| status_name(r.state.status())).collect(),
             due: records.iter().map(|r| r.state.next_attempt_at().map(Into::into)).collect(),
-            errors: records.iter().map(|r| r.error.as_deref()).collect(),
+            errors: records.iter().map(|r| r.error.as_deref().map(|e| prefix(e, MAX_ERROR_CHARS))).collect(),
             at: records.iter().map(|r| r.at.into()).collect(),
         }
     }

@@ -8,6 +8,7 @@ use contract::{
     process::{CallbackSpec, ProcessSpec},
     rpc::RpcError,
     subject::NO_PROCESS,
+    text::join_faults,
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::value::{RawValue, to_raw_value};
@@ -96,7 +97,7 @@ fn typed<T: DeserializeOwned>(what: &str, members: &Members<'_>) -> Result<T, Ap
 }
 
 fn refuse(faults: Vec<String>) -> Result<(), ApiError> {
-    if faults.is_empty() { Ok(()) } else { Err(invalid(&faults.join("; "))) }
+    if faults.is_empty() { Ok(()) } else { Err(invalid(&join_faults(&faults))) }
 }
 
 fn invalid(message: &str) -> ApiError {

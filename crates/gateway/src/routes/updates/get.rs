@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use contract::{
     key::ApiKey,
-    rpc::{Delivery, GetUpdate, ListUpdateDeliveries, Update},
+    rpc::{GetUpdate, ListUpdateDeliveries, Update, UpdateDeliveries},
 };
 use http_api::{TimelineResponse, UpdateTimeline};
 
@@ -24,11 +24,14 @@ pub(crate) async fn handle(app: Arc<App>, key: Arc<ApiKey>, UpdatePath(update_id
 }
 
 /// The timeline, with a warning instead of the deliveries if webhook-notifier did not answer.
-fn timeline(update: Update, deliveries: Result<Vec<Delivery>, ApiError>) -> TimelineResponse {
+fn timeline(update: Update, deliveries: Result<UpdateDeliveries, ApiError>) -> TimelineResponse {
     let mut timeline = UpdateTimeline::from(update);
     let mut warnings = Vec::new();
     match deliveries {
-        Ok(deliveries) => timeline.deliveries = Some(deliveries.into_iter().map(Into::into).collect()),
+        Ok(UpdateDeliveries { deliveries, parked }) => {
+            timeline.deliveries = Some(deliveries.into_iter().map(Into::into).collect());
+            timeline.parked = parked.map(Into::into);
+        }
         Err(error) => warnings.push(format!("deliveries are missing: {error}")),
     }
     TimelineResponse { success: true, data: timeline, warnings }

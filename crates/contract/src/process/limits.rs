@@ -1,0 +1,40 @@
+//! The bounds of a process: one tenant's configuration must not slow down, or stop, the others'.
+
+/// The most states.
+pub const MAX_STATES: usize = 200;
+/// The most transitions, counted by their targets.
+pub const MAX_TRANSITIONS: usize = 5000;
+/// The most callbacks.
+pub const MAX_CALLBACKS: usize = 100;
+/// The most signing secrets of a callback that do not retire: each makes the signature header longer.
+pub const MAX_ACTIVE_SECRETS: usize = 5;
+/// The most signing secrets of a callback that were replaced and still sign.
+pub const MAX_RETIRING_SECRETS: usize = 4;
+/// The longest name of a project, key, process, state, callback or authentication header, in characters.
+pub const MAX_NAME_CHARS: usize = 255;
+/// The longest URL, in bytes.
+pub const MAX_URL_BYTES: usize = 2048;
+/// The longest token or header value of an authentication, in bytes.
+pub const MAX_AUTH_BYTES: usize = 4096;
+/// The longest process as JSON, in bytes. A message of NATS has at most 1 MiB by default.
+pub const MAX_PROCESS_BYTES: usize = 512 * 1024;
+
+/// All bounds, as the docs show them.
+pub const LIMITS: [(&str, usize); 9] = [
+    ("states", MAX_STATES),
+    ("transitions, counted by their targets", MAX_TRANSITIONS),
+    ("callbacks", MAX_CALLBACKS),
+    ("signing secrets of a callback", MAX_ACTIVE_SECRETS),
+    ("retiring secrets of a callback", MAX_RETIRING_SECRETS),
+    ("characters of a name", MAX_NAME_CHARS),
+    ("bytes of a URL", MAX_URL_BYTES),
+    ("bytes of a token or header value in `auth`", MAX_AUTH_BYTES),
+    ("bytes of the whole process as JSON, its secrets sealed", MAX_PROCESS_BYTES),
+];
+
+#[test]
+fn the_guide_lists_the_limits() {
+    let guide = include_str!("../../../../docs/guide/callbacks.md");
+    let rows: String = LIMITS.iter().map(|(what, max)| format!("| {what} | {max} |\n")).collect();
+    assert!(guide.contains(&rows), "docs/guide/callbacks.md lacks these rows:\n{rows}");
+}

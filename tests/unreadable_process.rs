@@ -1,0 +1,118 @@
+//! A process whose entry in the bucket cannot be read: its events are parked, delay no other tenant, and are delivered
+//! once it can be read again. Configuration that cannot be projected holds up no other.
+
+use std::time::Duration;
+
+use contract::{
+    streams::{API_KEYS, PROCESSES},
+    subject::process_key,
+};
+use reqwest::Method;
+use serde_json::json;
+use test_support::eventually;
+
+use crate::support::{Api, DELIVERED, LEDGER_ROWS, Stack, TEST_TIMEOUT, process_id};
+
+/// More events than all webhook-notifiers together may have unacknowledged.
+const EVENTS: usize = 4200;
+const PARKED: &str = "SELECT count(*) FROM webhooks.parked_events";
+
+/// Updates a lead so many times in one request.
+async fn update_in_bulk(api: &Api, lead_id: &str, count: usize) {
+    let lines: String =
+        (0..count).map(|n| json!({"leadId": lead_id, "metadata": {"n": n}}).to_string() + "\n").collect();
+    let request = api.request(Method::POST, "/api/v1/leads/update/bulk").header("content-type", "application/x-ndjson");
+    let response = request.body(lines).send().await.expect("a response");
+    assert_eq!(response.status(), 200);
+    let results = response.text().await.expect("results");
+    assert_eq!(results.matches(r#""success":true"#).count(), count);
+}
+
+#[tokio::test]
+async fn events_of_an_unreadable_process_are_parked_and_delay_no_other_tenant() {
+    let stack = Stack::start().await;
+    let applied = stack
+        .process(json!([
+            {"name": "crm", "url": stack.receiver.url("/crm")},
+            {"name": "ordered", "url": stack.receiver.url("/ordered"), "ordering": "lead"},
+        ]))
+        .await;
+    stack.backdate_processes().await;
+    let lead_id = stack.api.initiate(process_id(&applied), None).await;
+    let healthy = Api::create(stack.api.url.clone(), &stack.client, "healthy").await;
+    let callbacks = json!([{"name": "crm", "url": stack.receiver.url("/healthy")}]);
+    let spec =
+        json!({"projectId": healthy.project_id, "name": "p", "states": [{"name": "new"}], "callbacks": callbacks});
+    let healthy_lead = healthy.initiate(process_id(&stack.apply(spec).await), None).await;
+    let bucket = stack.js().get_key_value(PROCESSES).await.expect("the bucket");
+    let key = process_key(stack.api.project_id, Some(process_id(&applied)));
+    let entry = bucket.get(&key).await.expect("an answer").expect("an entry");
+
+    bucket.put(&key, "{".into()).await.expect("written");
+    update_in_bulk(&stack.api, &lead_id, EVENTS).await;
+    stack.wait_for_count(LEDGER_ROWS, EVENTS as i64).await;
+    for n in 0..5 {
+        healthy.update(json!({"leadId": healthy_lead, "metadata": {"n": n}})).await;
+    }
+    stack.receiver.wait_for_requests("/healthy", 5, Duration::from_secs(20)).await;
+    stack.wait_for_count(PARKED, EVENTS as i64).await;
+
+    // It is visible: in the timeline, the audit and the doctor.
+    let last = stack.api.update(json!({"leadId": lead_id, "metadata": {"n": EVENTS}})).await;
+    stack.wait_for_count(PARKED, EVENTS as i64 + 1).await;
+    let timeline = stack.api.outcome(&last).await;
+    assert_eq!(timeline["deliveries"], json!([]));
+    assert!(timeline["parked"]["reason"].as_str().is_some_and(|why| why.contains(&key)), "{timeline}");
+    let (code, report) = stack.audit(&[]).await;
+    assert_eq!(code, 0, "{report}");
+    let project = stack.api.project_id;
+    assert_eq!(report["parked"], json!([{"projectId": project, "events": EVENTS + 1}]), "{report}");
+    for callback in report["callbacks"].as_array().expect("callbacks").iter().take(2) {
+        let counts = ["announced", "delivered", "parked"].map(|count| callback[count].as_u64());
+        assert!(counts == [EVENTS as u64 + 1, 0, EVENTS as u64 + 1].map(Some) || counts[2] == Some(0), "{report}");
+    }
+    let doctor = stack.leadctl(&["doctor"]).await;
+    doctor.assert_prints(&[&format!("{} of process {}", EVENTS + 1, process_id(&applied)), "cannot read the process"]);
+
+    bucket.put(&key, entry).await.expect("written");
+    stack.wait_for_count_within(TEST_TIMEOUT * 3, DELIVERED, 2 * (EVENTS as i64 + 1) + 5).await;
+    stack.wait_for_count(PARKED, 0).await;
+    let numbers: Vec<_> =
+        stack.receiver.requests_to("/ordered").iter().map(|r| r.json()["data"]["n"].as_u64()).collect();
+    assert!(numbers.is_sorted() && numbers.len() == EVENTS + 1, "the lead's updates arrive in their order");
+    stack.wait_for_clean_audit().await;
+}
+
+#[tokio::test]
+async fn configuration_that_cannot_be_read_holds_up_no_other() {
+    let mut stack = Stack::start().await;
+    let lead_id = stack.lead(&["crm"]).await;
+    stack
+        .sql(&format!(
+            r#"INSERT INTO lead_state.processes (project_id, name, process_id, config, revision)
+               VALUES ('\x{}', 'broken', decode(repeat('0b', 12), 'hex'), '{{"name": 5}}', 0);
+               UPDATE lead_state.processes SET revision = 1 WHERE name = 'broken'"#,
+            stack.api.project_id
+        ))
+        .await;
+    assert!(stack.lead_state.terminate().await.success());
+    for bucket in [API_KEYS, PROCESSES] {
+        stack.js().delete_key_value(bucket).await.expect("deleted");
+    }
+
+    stack.lead_state.restart().await;
+
+    eventually(TEST_TIMEOUT, "the key and the other process are in effect again", async || {
+        let (status, body) = stack.api.post("/api/v1/leads/update", &json!({"leadId": lead_id, "name": "Ada"})).await;
+        if status == 200 && !stack.receiver.requests_to("/crm").is_empty() { Ok(()) } else { Err(body.to_string()) }
+    })
+    .await;
+    let finding = eventually(TEST_TIMEOUT, "the doctor names what is not projected", async || {
+        let checks = stack.leadctl(&["doctor", "--json"]).await.json()["checks"].clone();
+        let found = checks.as_array().expect("checks").iter().find(|check| check["check"] == "projection").cloned();
+        found.filter(|check| check["state"] == "failed").ok_or(checks.to_string())
+    })
+    .await;
+    let named = finding["finding"].as_str().expect("text");
+    assert!(named.starts_with(r#"1 stored and not in effect: the process "broken" of project"#), "{finding}");
+}
