@@ -58,8 +58,8 @@ async fn each_line_is_accepted_or_refused_for_itself_in_order() {
         ("{\"leadId\":".to_owned(), "invalid_json"),
         (by_reference.to_string(), "accepted"),
         (json!({"leadId": lead_id}).to_string(), "nothing_to_change"),
-        (json!({"leadId": lead_id, "long": "x".repeat(300 << 10)}).to_string(), "line_too_large"),
-        (json!({"leadId": lead_id, "n": 3, "dryRun": true}).to_string(), "invalid_field"),
+        (json!({"leadId": lead_id, "long": "x".repeat(300 << 10)}).to_string(), "body_too_large"),
+        (json!({"leadId": lead_id, "n": 3, "$dryRun": true}).to_string(), "invalid_field"),
         (json!({"leadId": lead_id, "name": "Eve", "disposition": "hot"}).to_string(), "accepted"),
     ];
     let (texts, expected): (Vec<_>, Vec<_>) = bodies.into_iter().unzip();
@@ -111,7 +111,7 @@ async fn ten_thousand_updates_are_applied_in_order_and_repeated_under_one_key_ar
     // Each update expects the version that the one before it in the body leaves behind.
     let update = |n: usize| {
         let lead = &leads[n % leads.len()];
-        json!({"leadId": lead, "metadata": {"n": n}, "expectedVersion": n / leads.len() + 1})
+        json!({"leadId": lead, "metadata": {"n": n}, "$expectedVersion": n / leads.len() + 1})
     };
     let bodies: Vec<_> = (0..COUNT).map(update).collect();
     let keyed = |bodies: &[Value]| request(&stack.api, ndjson(bodies)).header("idempotency-key", "import");

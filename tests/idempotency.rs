@@ -90,7 +90,7 @@ async fn a_replay_completes_a_request_whose_gateway_died_before_logging_it() {
     let stack = Stack::start().await;
     let body = json!({"leadId": stack.lead(&[]).await, "name": "Ada"}).to_string();
     let first = ObjectId::from_bytes([7; 12]);
-    let record = serde_json::to_vec(&IdempotencyRecord::new(body.as_bytes(), None, first)).expect("a record");
+    let record = serde_json::to_vec(&IdempotencyRecord::new(body.as_bytes(), None, None, first)).expect("a record");
     let records = stack.js().get_key_value(IDEMPOTENCY).await.expect("the bucket");
     records.create(idempotency_key(stack.api.project_id, "k"), record.into()).await.expect("a record");
 

@@ -125,8 +125,11 @@ async fn every_feature_of_the_gateway_is_permitted() {
     let stack = stack().await;
     let (api, process_id, lead_id, _) = producers_project(&stack).await;
 
-    let dry_run = json!({"leadId": lead_id, "name": "Eve", "dryRun": true});
-    assert_includes(&assert_ok(api.post(UPDATE, &dry_run).await), json!({"outcome": {"success": true}}));
+    let dry_run = json!({"leadId": lead_id, "name": "Eve"});
+    assert_includes(
+        &assert_ok(api.post(&format!("{UPDATE}?dryRun=true"), &dry_run).await),
+        json!({"outcome": {"success": true}}),
+    );
     let update = json!({"leadId": lead_id, "name": "Eve"});
     let request = api.request(Method::POST, UPDATE).header("prefer", "wait=30").body(update.to_string());
     assert_eq!(request.send().await.expect("an answer").headers()["preference-applied"], "wait=30");

@@ -2,10 +2,11 @@
 //! are then decided in log order, once, through any crash; other leads do not wait.
 
 use contract::streams::LEAD_EVENTS;
+use reqwest::Method;
 use serde_json::{Value, json};
 use test_support::eventually;
 
-use crate::support::{Stack, TEST_TIMEOUT, assert_includes, assert_ok, by_update, process_id};
+use crate::support::{Stack, TEST_TIMEOUT, UPDATE, assert_includes, assert_ok, by_update, process_id};
 
 const QUEUED: &str = "SELECT count(*) FROM lead_state.queued_updates";
 
@@ -41,12 +42,13 @@ async fn queue_three(stack: &Stack, lead: &str) -> Vec<String> {
     call(stack, "started", json!({"leadId": lead, "callId": "c-1"})).await;
     call(stack, "started", json!({"leadId": lead, "callId": "c-2"})).await;
     let mut queued = Vec::new();
-    for body in [
-        json!({"leadId": lead, "metadata": {"n": 1}, "targetState": "interested"}),
-        json!({"leadId": lead, "targetState": "nowhere"}),
-        json!({"leadId": lead, "metadata": {"n": 2}, "expectedState": "interested"}),
+    for (query, body) in [
+        ("", json!({"leadId": lead, "metadata": {"n": 1}, "targetState": "interested"})),
+        ("", json!({"leadId": lead, "targetState": "nowhere"})),
+        ("?expectedState=interested", json!({"leadId": lead, "metadata": {"n": 2}})),
     ] {
-        queued.push(stack.api.update(body).await);
+        let answer = assert_ok(stack.api.post(&format!("{UPDATE}{query}"), &body).await);
+        queued.push(answer["updateId"].as_str().expect("an id").to_owned());
     }
     stack.wait_for_count(QUEUED, 3).await;
     queued
@@ -58,8 +60,8 @@ async fn a_queued_update_is_shown_as_pending_and_previewed_by_dry_runs() {
     let queued = queue_three(&stack, &lead).await;
 
     let of_other = stack.api.update_and_wait(json!({"leadId": other, "name": "Grace"})).await;
-    let dry_run = json!({"leadId": lead, "metadata": {"x": 1}, "dryRun": true});
-    let dry_run = assert_ok(stack.api.post("/api/v1/leads/update", &dry_run).await);
+    let dry_run = json!({"leadId": lead, "metadata": {"x": 1}});
+    let dry_run = assert_ok(stack.api.post(&format!("{UPDATE}?dryRun=true"), &dry_run).await);
 
     assert_eq!(of_other["status"], "succeeded", "another lead does not wait");
     for update in &queued {
@@ -91,7 +93,9 @@ async fn queued_updates_are_decided_in_log_order_when_the_last_call_ends() {
 
     // An update directly behind the end of the call is decided after those that waited for it.
     stack.publish_call("ended", &json!({"leadId": lead, "callId": "c-1"})).await;
-    let after = stack.api.update(json!({"leadId": lead, "metadata": {"n": 3}, "expectedVersion": 4})).await;
+    let after = json!({"leadId": lead, "metadata": {"n": 3}});
+    let after = assert_ok(stack.api.ask(Method::POST, UPDATE, &[("if-match", "\"4\"")], &after).await);
+    let after = after["updateId"].as_str().expect("an id").to_owned();
 
     let mut outcomes = Vec::new();
     for update in queued.iter().chain([&after]) {

@@ -1,5 +1,5 @@
 //! What an update request may ask for beyond the vendor's API: a lead as the client saw it (`If-Match`,
-//! `expectedState`), a preview (`dryRun`), and the outcome in the answer (`Prefer: wait`).
+//! `?expectedState=`), a preview (`?dryRun=true`), and the outcome in the answer (`Prefer: wait`).
 
 use std::time::{Duration, Instant};
 
@@ -27,7 +27,12 @@ impl Answer {
 
 /// Posts an update with these headers, which must be answered with 200.
 async fn post(api: &Api, headers: &[(&str, &str)], body: &Value) -> Answer {
-    let request = api.request(Method::POST, UPDATE).body(body.to_string());
+    post_with(api, "", headers, body).await
+}
+
+/// Posts an update with this query string.
+async fn post_with(api: &Api, query: &str, headers: &[(&str, &str)], body: &Value) -> Answer {
+    let request = api.request(Method::POST, &format!("{UPDATE}{query}")).body(body.to_string());
     let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
     let answer = request.send().await.expect("an answer");
     let (status, headers) = (answer.status().as_u16(), answer.headers().clone());
@@ -71,14 +76,21 @@ async fn an_update_expecting_another_state_fails() {
     let stack = Stack::start().await;
     let (api, lead_id) = (&stack.api, stack.lead(&[]).await);
 
-    let refused = outcome(api, &[], &json!({"leadId": lead_id, "name": "Eve", "expectedState": "interested"})).await;
-    let both = json!({"leadId": lead_id, "name": "Eve", "expectedState": "new", "expectedVersion": 1});
-    let accepted = outcome(api, &[], &both).await;
+    let rename = json!({"leadId": lead_id, "name": "Eve"});
+    let expecting = async |state: &str, headers: &[(&str, &str)]| {
+        let answer = post_with(api, &format!("?expectedState={state}"), headers, &rename).await;
+        api.outcome(answer.update_id()).await
+    };
+
+    let refused = expecting("interested", &[]).await;
+    let accepted = expecting("new", &[("if-match", "\"1\"")]).await;
+    let unknown = api.post(&format!("{UPDATE}?expected_state=new"), &rename).await;
 
     let error = "Lead is in the state \"new\", not in the expected state \"interested\"";
     let expected = json!({"status": "failed", "errorCode": "state_mismatch", "outcome": {"error": error}});
     assert_includes(&refused, expected);
     assert_includes(&accepted, json!({"status": "succeeded", "version": 2}));
+    assert_refused(unknown, 400, "invalid_field");
 }
 
 #[tokio::test]
@@ -104,9 +116,7 @@ async fn a_dry_run_previews_the_outcome_and_changes_nothing() {
     let process_id = process_id(&applied);
     let lead_id = stack.api.initiate(process_id, Some("R")).await;
     let dry_run = async |body: &Value| {
-        let mut body = body.clone();
-        body["dryRun"] = json!(true);
-        let answer = post(&stack.api, &[("idempotency-key", "k")], &body).await;
+        let answer = post_with(&stack.api, "?dryRun=true", &[("idempotency-key", "k")], body).await;
         assert!(answer.body["dryRun"] == true && answer.body.get("updateId").is_none(), "{}", answer.body);
         answer.body["outcome"].clone()
     };

@@ -8,6 +8,13 @@ pub const BATCH_ID: &str = "Nats-Batch-Id";
 pub const BATCH_SEQUENCE: &str = "Nats-Batch-Sequence";
 /// On the last message of an atomic batch: `1`.
 pub const BATCH_COMMIT: &str = "Nats-Batch-Commit";
+/// On a producer's update: the update's id, 24 hex digits. An id that occurs twice in a project is applied and announced
+/// once.
+pub const UPDATE_ID: &str = "Leadrelay-Update-Id";
+/// On a producer's update: the version that the lead must have.
+pub const EXPECTED_VERSION: &str = "Leadrelay-Expected-Version";
+/// On a producer's update: the state that the lead must be in.
+pub const EXPECTED_STATE: &str = "Leadrelay-Expected-State";
 /// W3C trace context (<https://www.w3.org/TR/trace-context/>), from the client through every message to the webhook.
 pub const TRACEPARENT: &str = "traceparent";
 /// On a dead letter: the error, in one sentence.

@@ -15,7 +15,7 @@ use crate::{ObjectId, streams::IDEMPOTENCY_AGE};
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct IdempotencyRecord {
-    /// The digest of the request's body and `If-Match`: the first 16 bytes of their SHA-256, in base64url; `bulk` for a bulk
+    /// The digest of the request's body and expectations: the first 16 bytes of their SHA-256, in base64url; `bulk` for a bulk
     /// request.
     pub body: String,
     /// The update of the request.
@@ -23,13 +23,16 @@ pub struct IdempotencyRecord {
 }
 
 impl IdempotencyRecord {
-    /// The record of a request with this body that expects the lead at this version.
-    pub fn new(body: &[u8], if_match: Option<u32>, update_id: ObjectId) -> Self {
+    /// The record of a request with this body that expects the lead at this version, in this state.
+    pub fn new(body: &[u8], expected_version: Option<u32>, expected_state: Option<&str>, update_id: ObjectId) -> Self {
         let mut digest = Sha256::new();
         digest.update(body);
-        if let Some(version) = if_match {
-            // No JSON text ends like this, so no other request has the same digest.
+        // No JSON text ends like this, so no other request has the same digest.
+        if let Some(version) = expected_version {
             digest.update(format!("\nIf-Match: {version}"));
+        }
+        if let Some(state) = expected_state {
+            digest.update(format!("\nexpectedState: {state}"));
         }
         Self { body: short(digest), update_id }
     }
@@ -70,11 +73,11 @@ mod tests {
 
     #[test]
     fn a_record_has_this_wire_form() {
-        let record = IdempotencyRecord::new(b"{}", None, ObjectId::from_bytes([1; 12]));
+        let record = IdempotencyRecord::new(b"{}", None, None, ObjectId::from_bytes([1; 12]));
         insta::assert_snapshot!(serde_json::to_string(&record).unwrap(), @r#"{"body":"RBNvo1WzZ4oRRq0W9-hkng","updateId":"010101010101010101010101"}"#);
-        let expecting = |version| IdempotencyRecord::new(b"{}", version, record.update_id).body;
-        assert_ne!(expecting(Some(1)), expecting(None));
-        assert_ne!(expecting(Some(1)), expecting(Some(2)));
+        let digests = [(None, None), (Some(1), None), (Some(2), None), (None, Some("1")), (Some(1), Some("1"))]
+            .map(|(version, state)| IdempotencyRecord::new(b"{}", version, state, record.update_id).body);
+        assert_eq!(digests.iter().collect::<std::collections::HashSet<_>>().len(), digests.len());
         insta::assert_snapshot!(idempotency_key(ObjectId::from_bytes([2; 12]), "order 7"), @"020202020202020202020202.D8ifiuGTlLSN69Y1O7mtMw");
     }
 

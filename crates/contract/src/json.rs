@@ -1,9 +1,10 @@
 //! JSON from outside: checked once when it arrives, then carried as raw text, so values keep their digits and order.
 //!
 //! [`check`] rejects what Postgres or a receiver could not hold or would silently change: NUL characters, lone
-//! surrogates, numbers beyond an f64, duplicate keys, nesting past [`MAX_DEPTH`], invalid UTF-8.
+//! surrogates, numbers beyond an f64, duplicate keys, nesting past [`MAX_DEPTH`], invalid UTF-8. A byte order mark is
+//! ignored (RFC 8259, 8.1).
 
-use std::{borrow::Cow, cell::Cell, collections::HashSet, fmt, sync::Arc};
+use std::{borrow::Cow, cell::RefCell, collections::HashSet, fmt, sync::Arc};
 
 use indexmap::IndexMap;
 use serde::{
@@ -42,38 +43,63 @@ pub fn redacted_error(error: &serde_json::Error) -> String {
     text
 }
 
-/// Checks a whole JSON text and returns it as `str`.
+/// The UTF-8 encoding of U+FEFF, which some programs write before a text.
+pub const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
+/// Checks a whole JSON text and returns it as `str`, without a byte order mark.
 ///
 /// # Errors
 /// The text is not JSON, or holds a value that is rejected.
-pub fn check(bytes: &[u8]) -> Result<&str, JsonFault> {
+pub fn check(mut bytes: &[u8]) -> Result<&str, JsonFault> {
+    // A text that went through two such programs has two.
+    while let Some(rest) = bytes.strip_prefix(BYTE_ORDER_MARK) {
+        bytes = rest;
+    }
     let text = std::str::from_utf8(bytes).map_err(|e| JsonFault::Utf8(e.valid_up_to()))?;
-    let depth = Cell::new(0);
+    let place = RefCell::new(Vec::new());
     let mut deserializer = serde_json::Deserializer::from_str(text);
-    Strict { depth: &depth }
+    Strict { place: &place }
         .deserialize(&mut deserializer)
         .and_then(|()| deserializer.end())
-        .map_err(|e| JsonFault::Invalid(e.to_string()))?;
+        .map_err(|e| JsonFault::Invalid(fault(&e.to_string(), &place.borrow())))?;
     Ok(text)
+}
+
+/// The error of a text, which serde_json describes, at this place.
+fn fault(error: &str, place: &[Option<Cow<'_, str>>]) -> String {
+    let surrogate = ["unexpected end of hex escape", "lone leading surrogate in hex escape"];
+    let Some(rest) = surrogate.iter().find_map(|text| error.strip_prefix(text)) else { return error.to_owned() };
+    let names: Vec<String> = place.iter().flatten().map(|name| name.chars().take(64).collect()).collect();
+    let name = if names.is_empty() { "the text".to_owned() } else { names.join(".") };
+    format!("{name} contains half a surrogate pair{rest}")
 }
 
 /// Visits a value without keeping it.
 #[derive(Clone, Copy)]
-struct Strict<'a> {
-    depth: &'a Cell<usize>,
+struct Strict<'a, 'de> {
+    /// The objects and arrays around the value: in an object, the key of the member that is read.
+    place: &'a RefCell<Vec<Option<Cow<'de, str>>>>,
 }
 
-impl Strict<'_> {
+impl<'de> Strict<'_, 'de> {
     fn enter<E: de::Error>(&self) -> Result<(), E> {
-        self.depth.set(self.depth.get() + 1);
-        if self.depth.get() > MAX_DEPTH {
+        let mut place = self.place.borrow_mut();
+        if place.len() == MAX_DEPTH {
             return Err(E::custom(format_args!("nested deeper than {MAX_DEPTH} levels")));
         }
+        place.push(None);
         Ok(())
     }
 
+    /// Notes the key of the member that is read next; none between members.
+    fn move_to(&self, key: Option<Cow<'de, str>>) {
+        if let Some(last) = self.place.borrow_mut().last_mut() {
+            *last = key;
+        }
+    }
+
     fn leave(&self) {
-        self.depth.set(self.depth.get() - 1);
+        self.place.borrow_mut().pop();
     }
 }
 
@@ -84,7 +110,7 @@ fn reject_nul<E: de::Error>(text: &str) -> Result<(), E> {
     Ok(())
 }
 
-impl<'de> DeserializeSeed<'de> for Strict<'_> {
+impl<'de> DeserializeSeed<'de> for Strict<'_, 'de> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
@@ -92,7 +118,7 @@ impl<'de> DeserializeSeed<'de> for Strict<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for Strict<'_> {
+impl<'de> Visitor<'de> for Strict<'_, 'de> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -135,7 +161,9 @@ impl<'de> Visitor<'de> for Strict<'_> {
         let mut seen = HashSet::new();
         while let Some(Key(key)) = entries.next_key()? {
             reject_nul(&key)?;
+            self.move_to(Some(key.clone()));
             entries.next_value_seed(self)?;
+            self.move_to(None);
             if let Some(key) = seen.replace(key) {
                 return Err(de::Error::custom(format_args!("the key {key:?} occurs twice in one object")));
             }
@@ -312,9 +340,16 @@ mod tests {
         assert!(fault(r#"{"a":[{"b":1,"b":2}]}"#).contains(r#""b" occurs twice"#));
         assert!(fault(r#"{"b":1,"\u0062":2}"#).contains(r#""b" occurs twice"#));
         assert!(fault(r#"{"a":1e999}"#).contains("out of range"));
-        assert!(fault(r#"{"a":"\ud800"}"#).contains("unexpected end of hex escape"));
-        assert!(fault(r#"{"a":"\ud800\u0041"}"#).contains("lone leading surrogate"));
-        assert!(fault(r#"{"a":"\udc00"}"#).contains("lone leading surrogate"));
+        for (text, place) in [
+            (r#"{"name": "x\ud83d"}"#, "name"),
+            (r#"{"name": "\udc00", "a": 1}"#, "name"),
+            (r#"{"a": 1, "metadata": {"b": {}, "tags": ["x", "\ud83d\u0041"]}}"#, "metadata.tags"),
+            (r#"{"a": 1, "\ud83d": 2}"#, "the text"),
+            (r#"["\ud83d!"]"#, "the text"),
+        ] {
+            let fault = fault(text);
+            assert!(fault.starts_with(&format!("{place} contains half a surrogate pair at line 1")), "{fault}");
+        }
         assert!(fault(&"[".repeat(65)).contains("nested deeper"));
         assert!(fault("{} {}").contains("trailing"));
         assert!(fault("").contains("EOF"));
@@ -326,7 +361,10 @@ mod tests {
         let nested = format!("{}{}", "[".repeat(64), "]".repeat(64));
         for text in [nested.as_str(), r#"{"n":123456789012345678901234567890,"s":"\ud83d\ude00é","f":1.50}"#, "null"] {
             assert_eq!(check(text.as_bytes()), Ok(text));
+            assert_eq!(check(&[BYTE_ORDER_MARK, text.as_bytes()].concat()), Ok(text));
+            assert_eq!(check(&[BYTE_ORDER_MARK, BYTE_ORDER_MARK, text.as_bytes()].concat()), Ok(text));
         }
+        assert!(fault("{}\u{feff}").contains("trailing"));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 pub mod command;
 pub mod event;
+pub mod fields;
 pub mod headers;
 pub mod id;
 pub mod idempotency;
@@ -27,6 +28,7 @@ pub mod subject;
 pub mod text;
 pub mod time;
 pub mod trace;
+pub mod update_body;
 pub mod work;
 
 pub use crate::{id::ObjectId, json::JsonObject, time::Timestamp};

@@ -6,7 +6,7 @@ use axum::{
     http::StatusCode,
     response::{IntoResponse, Response},
 };
-use contract::{ObjectId, json::JsonFault, key::Scope, rpc::RpcError};
+use contract::{ObjectId, fields::BodyError, key::Scope, rpc::RpcError};
 use service_kit::shares::ShareUsed;
 
 /// A pool of the gateway of which every project has a share.
@@ -47,29 +47,20 @@ impl SharedPool {
 /// Why a request fails. The text is for the client.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ApiError {
-    #[error("The body cannot be accepted as JSON: {0}")]
-    InvalidJson(JsonFault),
-    #[error("The body must be a JSON object")]
-    NotAnObject,
+    /// What is wrong with a body, a parameter or a header.
+    #[error(transparent)]
+    Body(#[from] BodyError),
     #[error("The body could not be read: {0}")]
     UnreadableBody(String),
-    #[error("{field} {fault}")]
-    InvalidField { field: String, fault: String },
     /// An invalid field, in the words of the vendor's API.
     #[error("{0}")]
     InvalidVendorField(&'static str),
-    #[error("{0}")]
-    MissingField(&'static str),
-    #[error("Nothing to change: give metadata, name or targetState")]
-    NothingToChange,
     #[error("An API key is required, as Authorization: Bearer <key>")]
     MissingKey,
     #[error("The API key {0}")]
     InvalidKey(&'static str),
     #[error("The API key lacks the scope {}", .0.as_str())]
     MissingScope(Scope),
-    #[error("projectId does not match authenticated project")]
-    ProjectMismatch,
     #[error("There is no endpoint at this path")]
     UnknownPath,
     #[error("This endpoint does not support this method; the Allow header lists those it does")]
@@ -80,8 +71,6 @@ pub(crate) enum ApiError {
     BodyTooLarge(usize),
     #[error("The update is larger than the command log takes")]
     CommandTooLarge,
-    #[error("The update is larger than {0} bytes")]
-    LineTooLarge(usize),
     #[error("A bulk request takes {0} updates; this one and those after it were not read")]
     TooManyLines(usize),
     #[error("The body must be JSON: Content-Type: application/json")]
@@ -139,7 +128,11 @@ pub(crate) enum ApiError {
 
 impl ApiError {
     pub(crate) fn field(field: impl Into<String>, fault: impl Into<String>) -> Self {
-        Self::InvalidField { field: field.into(), fault: fault.into() }
+        BodyError::field(field, fault).into()
+    }
+
+    pub(crate) fn missing(text: &'static str) -> Self {
+        BodyError::MissingField(text).into()
     }
 
     /// After how many seconds to retry, if that is known.
@@ -170,24 +163,20 @@ impl ApiError {
 
     fn status_and_code(&self) -> (StatusCode, &'static str) {
         match self {
-            Self::InvalidJson(_) => (StatusCode::BAD_REQUEST, "invalid_json"),
-            Self::NotAnObject => (StatusCode::BAD_REQUEST, "not_an_object"),
+            Self::Body(e @ BodyError::ProjectMismatch) => (StatusCode::FORBIDDEN, e.code()),
+            Self::Body(e) => (StatusCode::BAD_REQUEST, e.code()),
             Self::UnreadableBody(_) => (StatusCode::BAD_REQUEST, "unreadable_body"),
-            Self::InvalidField { .. } | Self::InvalidVendorField(_) => (StatusCode::BAD_REQUEST, "invalid_field"),
-            Self::MissingField(_) => (StatusCode::BAD_REQUEST, "missing_field"),
-            Self::NothingToChange => (StatusCode::BAD_REQUEST, "nothing_to_change"),
+            Self::InvalidVendorField(_) => (StatusCode::BAD_REQUEST, "invalid_field"),
             Self::TooManyLines(_) => (StatusCode::BAD_REQUEST, "too_many_lines"),
             Self::MissingKey => (StatusCode::UNAUTHORIZED, "missing_api_key"),
             Self::InvalidKey(_) => (StatusCode::UNAUTHORIZED, "invalid_api_key"),
             Self::MissingScope(_) => (StatusCode::FORBIDDEN, "missing_scope"),
-            Self::ProjectMismatch => (StatusCode::FORBIDDEN, "project_mismatch"),
             Self::UnknownPath => (StatusCode::NOT_FOUND, "unknown_path"),
             Self::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
             Self::BodyTimeout(_) => (StatusCode::REQUEST_TIMEOUT, "body_timeout"),
             Self::EventsGone => (StatusCode::GONE, "events_gone"),
             Self::BodyTooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
             Self::CommandTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "command_too_large"),
-            Self::LineTooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "line_too_large"),
             Self::UnsupportedMediaType => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"),
             Self::IdempotencyConflict => (StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused"),
             Self::RateLimited(_) => (StatusCode::TOO_MANY_REQUESTS, "rate_limited"),
@@ -230,31 +219,36 @@ impl IntoResponse for ApiError {
 #[cfg(test)]
 pub(crate) mod tests {
     use axum::http::header::RETRY_AFTER;
+    use contract::json::JsonFault;
 
     use super::*;
     use crate::response;
 
     /// The error after this one, or the first. Every variant has an arm, so a new one is in the tests or does not compile.
     fn following(error: Option<&ApiError>) -> Option<ApiError> {
-        let Some(error) = error else { return Some(ApiError::InvalidJson(JsonFault::Utf8(6))) };
+        let Some(error) = error else { return Some(ApiError::Body(BodyError::InvalidJson(JsonFault::Utf8(6)))) };
         Some(match error {
-            ApiError::InvalidJson(_) => ApiError::NotAnObject,
-            ApiError::NotAnObject => ApiError::UnreadableBody("connection reset".into()),
-            ApiError::UnreadableBody(_) => ApiError::field("leadId", "must be 24 hex digits"),
-            ApiError::InvalidField { .. } => ApiError::InvalidVendorField("Input must be an array"),
-            ApiError::InvalidVendorField(_) => ApiError::MissingField("Either leadId or referenceId is required"),
-            ApiError::MissingField(_) => ApiError::NothingToChange,
-            ApiError::NothingToChange => ApiError::MissingKey,
+            ApiError::Body(error) => match error {
+                BodyError::InvalidJson(_) => BodyError::NotAnObject.into(),
+                BodyError::NotAnObject => ApiError::field("leadId", "must be 24 hex digits"),
+                BodyError::InvalidField { .. } => ApiError::missing("since is required"),
+                BodyError::MissingField(_) => {
+                    BodyError::AddressMissing(Some("; lead_id is written leadId".into())).into()
+                }
+                BodyError::AddressMissing(_) => BodyError::NothingToChange.into(),
+                BodyError::NothingToChange => BodyError::ProjectMismatch.into(),
+                BodyError::ProjectMismatch => ApiError::UnreadableBody("connection reset".into()),
+            },
+            ApiError::UnreadableBody(_) => ApiError::InvalidVendorField("Input must be an array"),
+            ApiError::InvalidVendorField(_) => ApiError::MissingKey,
             ApiError::MissingKey => ApiError::InvalidKey("is unknown"),
             ApiError::InvalidKey(_) => ApiError::MissingScope(Scope::LeadsWrite),
-            ApiError::MissingScope(_) => ApiError::ProjectMismatch,
-            ApiError::ProjectMismatch => ApiError::UnknownPath,
+            ApiError::MissingScope(_) => ApiError::UnknownPath,
             ApiError::UnknownPath => ApiError::MethodNotAllowed,
             ApiError::MethodNotAllowed => ApiError::BodyTimeout(10),
             ApiError::BodyTimeout(_) => ApiError::BodyTooLarge(262_144),
             ApiError::BodyTooLarge(_) => ApiError::CommandTooLarge,
-            ApiError::CommandTooLarge => ApiError::LineTooLarge(262_144),
-            ApiError::LineTooLarge(_) => ApiError::TooManyLines(10_000),
+            ApiError::CommandTooLarge => ApiError::TooManyLines(10_000),
             ApiError::TooManyLines(_) => ApiError::UnsupportedMediaType,
             ApiError::UnsupportedMediaType => ApiError::IdempotencyConflict,
             ApiError::IdempotencyConflict => ApiError::RateLimited(3),
@@ -313,21 +307,21 @@ pub(crate) mod tests {
         insta::assert_snapshot!(table.collect::<Vec<_>>().join("\n"), @r"
         400 invalid_json: The body cannot be accepted as JSON: not valid UTF-8 (byte 6)
         400 not_an_object: The body must be a JSON object
-        400 unreadable_body: The body could not be read: connection reset
         400 invalid_field: leadId must be 24 hex digits
-        400 invalid_field: Input must be an array
-        400 missing_field: Either leadId or referenceId is required
+        400 missing_field: since is required
+        400 address_missing: Either leadId or referenceId is required; lead_id is written leadId
         400 nothing_to_change: Nothing to change: give metadata, name or targetState
+        403 project_mismatch: projectId does not match authenticated project
+        400 unreadable_body: The body could not be read: connection reset
+        400 invalid_field: Input must be an array
         401 missing_api_key: An API key is required, as Authorization: Bearer <key>
         401 invalid_api_key: The API key is unknown
         403 missing_scope: The API key lacks the scope leads:write
-        403 project_mismatch: projectId does not match authenticated project
         404 unknown_path: There is no endpoint at this path
         405 method_not_allowed: This endpoint does not support this method; the Allow header lists those it does
         408 body_timeout: The body did not arrive within 10 seconds
         413 body_too_large: The body is larger than 262144 bytes
         413 command_too_large: The update is larger than the command log takes
-        413 line_too_large: The update is larger than 262144 bytes
         400 too_many_lines: A bulk request takes 10000 updates; this one and those after it were not read
         415 unsupported_media_type: The body must be JSON: Content-Type: application/json
         422 idempotency_key_reused: The Idempotency-Key was used with another body

@@ -294,8 +294,8 @@ mod tests {
     #[test]
     fn a_key_belongs_to_its_first_body() {
         let (mine, other) = (ObjectId::from_bytes([1; 12]), ObjectId::from_bytes([2; 12]));
-        let record = IdempotencyRecord::new(b"{}", None, mine);
-        let first = |body, id| serde_json::to_vec(&IdempotencyRecord::new(body, None, id)).unwrap();
+        let record = IdempotencyRecord::new(b"{}", None, None, mine);
+        let first = |body, id| serde_json::to_vec(&IdempotencyRecord::new(body, None, None, id)).unwrap();
         assert_eq!(decide(&first(b"{}", other), &record), Ok(Claim { update_id: other, replayed: true }));
         assert_eq!(decide(&first(b"{}", mine), &record), Ok(Claim { update_id: mine, replayed: false }));
         assert_eq!(decide(&first(b"{ }", other), &record), Err(ApiError::IdempotencyConflict));

@@ -4,6 +4,7 @@
 //! in the wrong place was not valid JSON and is not after the split.
 
 use bytes::{Buf, Bytes};
+use contract::json::BYTE_ORDER_MARK;
 
 /// An item of the body.
 #[derive(Debug, PartialEq, Eq)]
@@ -29,8 +30,10 @@ pub(crate) struct JsonSplitter {
 
 #[derive(Debug, Clone, Copy)]
 enum Form {
-    /// Only white space so far.
-    Unknown,
+    /// Only white space and byte order marks so far, the last mark this many bytes long.
+    Unknown {
+        mark: usize,
+    },
     Lines,
     /// Inside the brackets of the array.
     Array {
@@ -110,7 +113,7 @@ fn is_space(byte: u8) -> bool {
 impl JsonSplitter {
     /// Items longer than `max_bytes` are dropped.
     pub(crate) fn new(max_bytes: usize) -> Self {
-        Self { max_bytes, input: Bytes::new(), text: Text::default(), too_long: false, form: Form::Unknown }
+        Self { max_bytes, input: Bytes::new(), text: Text::default(), too_long: false, form: Form::Unknown { mark: 0 } }
     }
 
     /// Adds what arrived, once [`next`](Self::next) returned none.
@@ -123,19 +126,23 @@ impl JsonSplitter {
     pub(crate) fn next(&mut self) -> Option<Item> {
         while self.input.has_remaining() {
             match &mut self.form {
-                Form::Unknown => {
-                    let Some(start) = self.input.iter().position(|byte| !is_space(*byte)) else {
-                        self.input.clear();
-                        return None;
-                    };
-                    self.input.advance(start);
-                    if self.input[0] == b'[' {
+                Form::Unknown { mark } => match self.input[0] {
+                    byte if byte == BYTE_ORDER_MARK[*mark] => {
+                        *mark = (*mark + 1) % BYTE_ORDER_MARK.len();
                         self.input.advance(1);
-                        self.form = Form::Array { first: true, scan: ScanState::default() };
-                    } else {
+                    }
+                    // What only began like a mark belongs to the first item, and makes it invalid.
+                    _ if *mark > 0 => {
+                        self.text.push(Bytes::from_static(&BYTE_ORDER_MARK[..*mark]));
                         self.form = Form::Lines;
                     }
-                }
+                    byte if is_space(byte) => self.input.advance(1),
+                    b'[' => {
+                        self.input.advance(1);
+                        self.form = Form::Array { first: true, scan: ScanState::default() };
+                    }
+                    _ => self.form = Form::Lines,
+                },
                 Form::Lines => {
                     let end = self.input.iter().position(|byte| *byte == b'\n');
                     self.keep(end.unwrap_or(self.input.len()));
@@ -185,7 +192,8 @@ impl JsonSplitter {
                 self.form = Form::Over { broken: true };
                 Some(Item::Broken("the array does not end"))
             }
-            Form::Unknown | Form::Over { .. } => None,
+            Form::Unknown { mark } if mark > 0 => Some(Item::Text(Bytes::from_static(&BYTE_ORDER_MARK[..mark]))),
+            Form::Unknown { .. } | Form::Over { .. } => None,
         }
     }
 
@@ -268,10 +276,16 @@ mod tests {
             ("[", &[not_ended]),
             ("[1,{\"a\":2}", &["1", not_ended]),
             ("[\"1,2]", &[not_ended]),
+            ("\u{feff}[1]", &["1"]),
+            ("\u{feff}\u{feff} {}\n{}", &["{}", "{}"]),
+            ("\u{feff}", &[]),
         ] {
             for part in [1, 2, 3, 5, 100] {
                 assert_eq!(items(body.as_bytes(), part), expected, "{body:?} in parts of {part}");
             }
+        }
+        for (body, expected) in [(&b"\xef\xbb"[..], "\u{fffd}"), (b"\xef[1]", "\u{fffd}[1]")] {
+            assert_eq!(items(body, 1), [expected], "{body:?}");
         }
     }
 

@@ -29,7 +29,7 @@ pub use crate::{
     response::{DataResponse, ErrorResponse, ListResponse},
     time::DateTime,
     updates::{
-        ActionType, Attempt, BulkUpdateResult, Delivery, DryRunOutcome, DryRunResponse, Event, Outcome, Parked,
-        TimelineResponse, UpdateAccepted, UpdateRequest, UpdateTimeline,
+        ActionType, Attempt, BulkUpdateLine, BulkUpdateResult, Delivery, DryRunOutcome, DryRunResponse, Event,
+        LineExpectations, Outcome, Parked, TimelineResponse, UpdateAccepted, UpdateRequest, UpdateTimeline,
     },
 };

@@ -74,5 +74,5 @@ impl<T: Example> Example for ListResponse<T> {
 
 example!(
     error_response: ErrorResponse,
-    r#"{"success":false,"error":"Either leadId or referenceId is required","code":"missing_field","requestId":"6b042697a94eb229cf7757d0"}"#
+    r#"{"success":false,"error":"Either leadId or referenceId is required","code":"address_missing","requestId":"6b042697a94eb229cf7757d0"}"#
 );

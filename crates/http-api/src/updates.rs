@@ -15,7 +15,7 @@ use crate::{
     time::DateTime,
 };
 
-/// The body of `POST /api/v1/leads/update`, and a line of `POST /api/v1/leads/update/bulk`.
+/// The body of `POST /api/v1/leads/update`.
 ///
 /// At least one of `metadata` (with a member), `name` and `targetState` is required. Where `metadata` is absent or null,
 /// every field that is not named here is merged into the lead's metadata. Null and the empty text count as absent.
@@ -59,16 +59,39 @@ pub struct UpdateRequest {
     /// Merged into the lead's metadata.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metadata: Option<JsonObject>,
+}
+
+/// A line of `POST /api/v1/leads/update/bulk`: an update, and what is said beside the body of a single one. Other names that
+/// begin with `$` are rejected.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct BulkUpdateLine {
+    /// The update.
+    #[serde(flatten)]
+    pub update: UpdateRequest,
+    /// What the lead must be like.
+    #[serde(flatten)]
+    pub expectations: LineExpectations,
+}
+
+/// What an update in a line of many expects of its lead.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(default)]
+pub struct LineExpectations {
     /// Change the lead only if it is still at this version.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub expected_version: Option<u32>,
+    #[serde(rename = "$expectedVersion", skip_serializing_if = "Option::is_none")]
+    pub version: Option<u32>,
     /// Change the lead only if it is still in this state.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "schema", schemars(length(max = 1024)))]
-    pub expected_state: Option<String>,
-    /// Return what the update would do, without doing it; not in bulk requests.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub dry_run: Option<bool>,
+    #[serde(rename = "$expectedState", skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(length(min = 1, max = 1024)))]
+    pub state: Option<String>,
+}
+
+impl<'de> Deserialize<'de> for BulkUpdateLine {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        read_both(deserializer).map(|(update, expectations)| Self { update, expectations })
+    }
 }
 
 /// The response of `POST /api/v1/leads/update`: the update is in the log.
@@ -157,7 +180,7 @@ impl<'de> Deserialize<'de> for Event {
     }
 }
 
-/// The response of `POST /api/v1/leads/update` with `dryRun`.
+/// The response of `POST /api/v1/leads/update` with `dryRun=true`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
@@ -379,6 +402,10 @@ response_from!(attempt: rpc::Attempt => Attempt { number, started_at, duration_m
 example!(
     update_request: UpdateRequest,
     r#"{"leadId":"696102a4b8c1d2e3f4a5b6c7","targetState":"interested","metadata":{"make":"Toyota","model":"Camry"}}"#
+);
+example!(
+    bulk_update_line: BulkUpdateLine,
+    r#"{"leadId":"696102a4b8c1d2e3f4a5b6c7","targetState":"interested","metadata":{"make":"Toyota","model":"Camry"},"$expectedState":"new"}"#
 );
 example!(
     update_accepted: UpdateAccepted,

@@ -102,7 +102,7 @@ pub(crate) trait FromQuery: Sized + Send {
 
 impl<T: FromQuery> Query<T> {
     pub(crate) fn parse(text: &str, key: &ApiKey) -> Result<Self, ApiError> {
-        let mut parameters = Fields::from_query(text)?;
+        let mut parameters = fields::from_query(text)?;
         let query = T::from_query(&mut parameters, key)?;
         parameters.ignore_rest("as unknown");
         Ok(Self { query, warnings: parameters.warnings })

@@ -8,9 +8,20 @@ use contract::{
 use super::fields::Fields;
 use crate::error::ApiError;
 
-impl Fields<'_> {
+/// Parameters that several endpoints have.
+pub(crate) trait Parameters {
     /// Takes `cursor` and `limit`.
-    pub(crate) fn page(&mut self) -> Result<(Option<Cursor>, u32), ApiError> {
+    fn page(&mut self) -> Result<(Option<Cursor>, u32), ApiError>;
+
+    /// Takes a time.
+    fn time(&mut self, name: &str) -> Result<Option<Timestamp>, ApiError>;
+
+    /// Takes `true` or `false` of a query string; `false` if absent.
+    fn query_flag(&mut self, name: &str) -> Result<bool, ApiError>;
+}
+
+impl Parameters for Fields<'_> {
+    fn page(&mut self) -> Result<(Option<Cursor>, u32), ApiError> {
         let cursor = self.text("cursor")?.map(Cursor::from_text);
         let limit = match self.text("limit")? {
             None => DEFAULT_LIMIT,
@@ -23,16 +34,14 @@ impl Fields<'_> {
         Ok((cursor, limit))
     }
 
-    /// Takes a time.
-    pub(crate) fn time(&mut self, name: &str) -> Result<Option<Timestamp>, ApiError> {
+    fn time(&mut self, name: &str) -> Result<Option<Timestamp>, ApiError> {
         let Some(text) = self.text(name)? else { return Ok(None) };
         // A plus sign that was not escaped is a space by now.
         let at = text.replace(' ', "+").parse();
         at.map(Some).map_err(|e: contract::time::InvalidTimestamp| ApiError::field(name, e.to_string()))
     }
 
-    /// Takes `true` or `false` of a query string; `false` if absent.
-    pub(crate) fn query_flag(&mut self, name: &str) -> Result<bool, ApiError> {
+    fn query_flag(&mut self, name: &str) -> Result<bool, ApiError> {
         match self.text(name)?.as_deref() {
             None | Some("false") => Ok(false),
             Some("true") => Ok(true),

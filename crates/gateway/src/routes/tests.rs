@@ -138,7 +138,7 @@ async fn errors_have_one_shape() {
 
     POST /api/v1/leads/update
     400 content-type=application/json x-request-id=r-1
-    {"success":false,"error":"Either leadId or referenceId is required","code":"missing_field","requestId":"r-1"}
+    {"success":false,"error":"Either leadId or referenceId is required","code":"address_missing","requestId":"r-1"}
 
     POST /api/v1/leads/update
     413 content-type=application/json x-request-id=r-1

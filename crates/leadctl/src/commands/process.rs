@@ -10,7 +10,7 @@ use async_nats::Client;
 use clap::Subcommand;
 use contract::{
     ObjectId,
-    json::redacted_error,
+    json::{self, redacted_error},
     process::{Callback, CallbackSpec, Process as StoredProcess, ProcessSpec, State, StateKind},
     rpc::{
         ChangeProcess, CheckUrls, GetProcess, ListProcesses, MAX_LIMIT, ProcessChange, ProcessChangeResult,
@@ -97,8 +97,7 @@ impl Process {
 
 async fn apply(file: &Path, dry_run: bool, admin: &Admin) -> anyhow::Result<()> {
     let (text, source) = read(file)?;
-    let spec: ProcessSpec =
-        serde_json::from_str(&text).map_err(|e| anyhow!("{source} is not a valid process: {}", redacted_error(&e)))?;
+    let spec = parse_spec(&text).map_err(|e| anyhow!("{source} is not a valid process: {e}"))?;
     let faults = spec.faults();
     if !faults.is_empty() {
         bail!("{source} is not a valid process:\n  {}", faults.join("\n  "));
@@ -109,6 +108,11 @@ async fn apply(file: &Path, dry_run: bool, admin: &Admin) -> anyhow::Result<()> 
     let change = ProcessChange::Put { spec, keep_callbacks: false };
     let query = ChangeProcess { project_id, process, change, expected_revision: None, dry_run };
     output::show(admin.json, &admin::request(&client, &query).await?, |result| show(result, dry_run))
+}
+
+fn parse_spec(text: &str) -> Result<ProcessSpec, String> {
+    let text = json::check(text.as_bytes()).map_err(|e| e.to_string())?;
+    serde_json::from_str(text).map_err(|e| redacted_error(&e))
 }
 
 /// Parses the id or name of a process.

@@ -1,5 +1,10 @@
 //! The meaning of the columns of a CSV file, by its header.
 
+use contract::{
+    fields::meant_field,
+    update_body::{EXPECTED_STATE, EXPECTED_VERSION, RESERVED, reserved},
+};
+
 use crate::import::text::{invisible, trim};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -8,7 +13,7 @@ pub(crate) enum Column {
     Id(&'static str),
     /// A text field.
     Text(&'static str),
-    /// `expectedVersion`.
+    /// [`EXPECTED_VERSION`].
     Version,
     /// A JSON object to merge into the metadata.
     Metadata,
@@ -57,8 +62,8 @@ fn column(name: &str) -> Result<Column, String> {
         ("targetState", Column::Text("targetState")),
         ("disposition", Column::Text("disposition")),
         ("userId", Column::Text("userId")),
-        ("expectedState", Column::Text("expectedState")),
-        ("expectedVersion", Column::Version),
+        (EXPECTED_STATE, Column::Text(EXPECTED_STATE)),
+        (EXPECTED_VERSION, Column::Version),
     ];
     if let Some((_, column)) = KNOWN.iter().find(|(known, _)| *known == name) {
         return Ok(column.clone());
@@ -75,13 +80,12 @@ fn column(name: &str) -> Result<Column, String> {
         return Err("a column has no name".to_owned());
     }
     // A misspelt field must not become metadata silently.
-    let meant = KNOWN.iter().map(|(known, _)| *known).chain(["metadata"]).find(|known| plain(known) == plain(name));
-    match meant {
+    match meant_field(name, KNOWN.iter().map(|(known, _)| *known).chain(["metadata"])) {
         Some(meant) => {
             Err(format!("{name:?} must be written {meant:?}; for metadata of that name use \"{PREFIX}{name}\""))
         }
-        None if name == "dryRun" => {
-            Err("\"dryRun\" is not available in imports; use leadctl update send --dry-run".to_owned())
+        None if name.starts_with(RESERVED) => {
+            Err(format!("{}; for metadata of that name use \"{PREFIX}{name}\"", reserved(name)))
         }
         None => Ok(Column::Member(name.to_owned())),
     }
@@ -95,13 +99,29 @@ mod tests {
     fn headers_are_parsed_and_errors_name_the_column() {
         let member = |name: &str| Column::Member(name.to_owned());
         assert_eq!(
-            columns(&["referenceId", "make", "metadata.name", "metadata", "processId"]),
+            columns(&[
+                "referenceId",
+                "make",
+                "metadata.name",
+                "metadata",
+                "processId",
+                "$expectedVersion",
+                "$expectedState",
+                "expectedVersion",
+                "dryRun",
+                "metadata.$set",
+            ]),
             Ok(vec![
                 Column::Text("referenceId"),
                 member("make"),
                 member("name"),
                 Column::Metadata,
-                Column::Id("processId")
+                Column::Id("processId"),
+                Column::Version,
+                Column::Text("$expectedState"),
+                member("expectedVersion"),
+                member("dryRun"),
+                member("$set"),
             ])
         );
         for (header, fault) in [
@@ -110,7 +130,9 @@ mod tests {
             (&["lead_id", "name"], "must be written \"leadId\""),
             (&["leadId", "target state"], "must be written \"targetState\""),
             (&["leadId", ""], "has no name"),
-            (&["leadId", "dryRun"], "not available in imports"),
+            (&["leadId", "$expected_version"], "must be written \"$expectedVersion\""),
+            (&["leadId", "$dryRun"], "$dryRun is not available for many updates"),
+            (&["leadId", "$set"], "$set is reserved"),
             (&["a", "b"], "must be leadId or referenceId"),
             (&["leadId", "na\u{200b}me"], "U+200B ZERO WIDTH SPACE, column 2"),
             (&[], "must be leadId or referenceId"),

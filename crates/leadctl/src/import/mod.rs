@@ -47,10 +47,11 @@ use crate::{
 /// time; unknown, if an interrupted chunk is too old to be sent again.
 ///
 /// The header of a CSV file names its columns: leadId, referenceId, projectId, processId, name, targetState, disposition,
-/// userId, expectedVersion and expectedState are fields of the update, metadata is a JSON object to merge, and every other
-/// column is a text member of the metadata. metadata.KEY is a member KEY even if KEY is the name of a field. Empty cells
-/// are left out. A line of an NDJSON file is the body of an update as the HTTP API takes it. Files may be UTF-8 or UTF-16, and
-/// the cells of a CSV file separated by commas, semicolons or tabs.
+/// userId are fields of the update, $expectedVersion and $expectedState are the version and the state that the lead must
+/// have, metadata is a JSON object to merge, and every other column is a text member of the metadata. metadata.KEY is a
+/// member KEY even if KEY is the name of a field. Empty cells are left out. A line of an NDJSON file is a line of a bulk
+/// request of the HTTP API. Files may be UTF-8 or UTF-16, and the cells of a CSV file separated by commas, semicolons or
+/// tabs.
 ///
 /// An import can be stopped or killed at any time. With --resume it continues and applies nothing twice; it also requests
 /// the outcomes of pending rows again, within 23 hours. FILE.import.json holds its progress. A file that was imported before is

@@ -492,7 +492,7 @@ mod tests {
 
     #[test]
     fn csv_rows_become_update_bodies() {
-        let text = "\u{feff}leadId, name,targetState,expectedVersion,metadata,metadata.make,city\r\n\
+        let text = "\u{feff}leadId, name,targetState,$expectedVersion,metadata,metadata.make,city\r\n\
                     696102a4b8c1d2e3f4a5b6c7,Ada,interested,7,,Toyota,\"Bad\nHomburg\"\r\n\
                     \r\n\
                     696102A4B8C1D2E3F4A5B6C7,,,,\"{\"\"n\"\": 1.50, \"\"x\"\":null}\",,\r\n\

@@ -11,7 +11,7 @@ use http_api::{ListResponse, ListedDelivery};
 use crate::{
     app::App,
     error::ApiError,
-    request::{FromQuery, Query, fields::Fields},
+    request::{FromQuery, Query, fields::Fields, page::Parameters},
     response::{self, HandlerResult},
 };
 

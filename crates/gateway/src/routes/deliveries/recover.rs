@@ -11,7 +11,7 @@ use http_api::{DataResponse, RecoverResult};
 use crate::{
     app::App,
     error::ApiError,
-    request::{Body, FromBody, fields::Fields},
+    request::{Body, FromBody, fields::Fields, page::Parameters},
     response::{self, HandlerResult},
     routes::deliveries::list::status,
 };
@@ -22,10 +22,10 @@ const PER_SECOND: u32 = 10;
 impl FromBody for RecoverDeliveries {
     /// Unknown fields are refused: ignoring a misspelt filter would repeat more deliveries than intended.
     fn from_body(body: &[u8], key: &ApiKey) -> Result<Self, ApiError> {
-        let mut fields = Fields::from_json(body)?;
+        let mut fields = Fields::from_json(body)?.refusing_empty();
         let query = Self {
             project_id: key.project_id,
-            since: fields.time("since")?.ok_or(ApiError::MissingField("since is required"))?,
+            since: fields.time("since")?.ok_or_else(|| ApiError::missing("since is required"))?,
             status: status(&mut fields)?.unwrap_or(DeliveryStatus::Exhausted),
             callback_id: fields.id("callbackId")?,
             per_second: match fields.take("perSecond") {
@@ -75,6 +75,10 @@ mod tests {
             r#"{"since":"2026-01-12T04:55:59Z","perSecond":0}"#,
             r#"{"since":"2026-01-12T04:55:59Z","dryRun":"yes"}"#,
             r#"{"since":"2026-01-12T04:55:59Z","callback":"696102a4b8c1d2e3f4a5b6c7"}"#,
+            r#"{"since":"2026-01-12T04:55:59Z","callbackId":""}"#,
+            r#"{"since":"2026-01-12T04:55:59Z","status":""}"#,
+            r#"{"since":"2026-01-12T04:55:59Z","cursor":""}"#,
+            r#"{"since":""}"#,
         ]
         .map(|body| match RecoverDeliveries::from_body(body.as_bytes(), &key()) {
             Ok(query) => {
@@ -96,6 +100,14 @@ mod tests {
             400 invalid_field: dryRun must be true or false
         {"since":"2026-01-12T04:55:59Z","callback":"696102a4b8c1d2e3f4a5b6c7"}
             400 invalid_field: callback is unknown
+        {"since":"2026-01-12T04:55:59Z","callbackId":""}
+            400 invalid_field: callbackId must not be empty; leave it out instead
+        {"since":"2026-01-12T04:55:59Z","status":""}
+            400 invalid_field: status must not be empty; leave it out instead
+        {"since":"2026-01-12T04:55:59Z","cursor":""}
+            400 invalid_field: cursor must not be empty; leave it out instead
+        {"since":""}
+            400 invalid_field: since must not be empty; leave it out instead
         "#);
     }
 }

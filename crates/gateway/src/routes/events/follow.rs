@@ -31,7 +31,7 @@ use futures::StreamExt;
 use http_api::Event;
 use service_kit::{clock, shares::Permit};
 
-use crate::{app::App, auth::KeyCheck, error::ApiError, request::fields::Fields, response::HandlerResult};
+use crate::{app::App, auth::KeyCheck, error::ApiError, request::fields, response::HandlerResult};
 
 /// How often an idle stream sends something. Shorter detects a client that is gone sooner, and sends NATS more requests.
 const HEARTBEAT: Duration = Duration::from_secs(10);
@@ -124,7 +124,7 @@ fn unavailable(error: &dyn fmt::Display) -> ApiError {
 
 /// The position to resume from: the header that browsers send, or a parameter for clients that cannot set headers.
 fn last_event_id(request: &Request) -> Result<Option<EventId>, ApiError> {
-    let mut fields = Fields::from_query(request.uri().query().unwrap_or_default())?;
+    let mut fields = fields::from_query(request.uri().query().unwrap_or_default())?;
     let parameter = fields.text("lastEventId")?;
     let header = match request.headers().get(LAST_EVENT_ID) {
         None => None,

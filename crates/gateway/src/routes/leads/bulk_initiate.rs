@@ -94,7 +94,7 @@ impl FromBody for BulkInitiateRequest {
             Some(ids) => (ids, Kind::LeadIds),
             None => {
                 let leads = fields.take("leads");
-                (leads.ok_or(ApiError::MissingField("Either leadIds or leads array is required"))?, Kind::Leads)
+                (leads.ok_or_else(|| ApiError::missing("Either leadIds or leads array is required"))?, Kind::Leads)
             }
         };
         let (field, why) = match kind {

@@ -16,7 +16,7 @@ use axum::{
     response::Response,
 };
 use bytes::Bytes;
-use contract::{ObjectId, json::JsonFault, key::ApiKey};
+use contract::{ObjectId, fields::BodyError, json::JsonFault, key::ApiKey, update_body::UpdateBody};
 use futures::{FutureExt, StreamExt, stream};
 use http_api::BulkUpdateResult;
 use service_kit::{clock, shares::Permit};
@@ -35,7 +35,6 @@ use crate::{
     json_splitter::{Item, JsonSplitter},
     request::{body, trace::RequestTrace},
     response::HandlerResult,
-    routes::leads::update::{self, UpdateRequest},
 };
 
 /// Most updates in a body. A retry of more would repeat too much.
@@ -89,7 +88,7 @@ async fn admit(app: &App, key: &ApiKey, headers: &HeaderMap) -> Result<(Permit<O
         return Err(ApiError::UnsupportedMediaType);
     }
     if headers.contains_key(IF_MATCH) {
-        return Err(ApiError::field("If-Match", "applies to one lead: give expectedVersion in each line"));
+        return Err(ApiError::field("If-Match", "applies to one lead: give $expectedVersion in each line"));
     }
     let client_key = idempotency::key(headers)?;
     let permit = app.bulk_permit(key.project_id)?;
@@ -203,8 +202,8 @@ impl Bulk {
         let (update, last) = match item {
             _ if number > MAX_LINES => (Err(ApiError::TooManyLines(MAX_LINES)), true),
             Item::Text(text) => (self.parse(&text, number), false),
-            Item::TooLong => (Err(ApiError::LineTooLarge(self.app.max_body_bytes)), false),
-            Item::Broken(why) => (Err(ApiError::InvalidJson(JsonFault::Invalid(why.into()))), true),
+            Item::TooLong => (Err(ApiError::BodyTooLarge(self.app.max_body_bytes)), false),
+            Item::Broken(why) => (Err(BodyError::InvalidJson(JsonFault::Invalid(why.into())).into()), true),
         };
         chunk.bytes += update.as_ref().map_or(0, |update| update.command.len());
         chunk.lines.push(Line { number, update });
@@ -212,10 +211,8 @@ impl Bulk {
     }
 
     fn parse(&self, text: &[u8], number: usize) -> Result<Update, ApiError> {
-        let UpdateRequest { mut command, warnings, dry_run } = update::parse(text, &self.key)?;
-        if dry_run {
-            return Err(ApiError::field("dryRun", "is not supported in bulk requests"));
-        }
+        let UpdateBody { mut command, warnings } = UpdateBody::parse_line(text, Some(self.key.project_id))?;
+        command.api_key_id = Some(self.key.key_id);
         let update_id = match self.ids {
             Some(ids) => line_id(ids, number, text),
             None => clock::new_id(),
@@ -343,7 +340,7 @@ impl ResponseSender {
 
 #[cfg(test)]
 pub(crate) fn operation() -> crate::openapi::Operation {
-    use http_api::UpdateRequest;
+    use http_api::BulkUpdateLine;
     crate::openapi::Operation::new("Updates", "updateLeads", "Update up to 10 000 leads")
         .description(
             "One update per line, or a JSON array of updates. The response is streamed: a line for each update, in the same \
@@ -351,7 +348,7 @@ pub(crate) fn operation() -> crate::openapi::Operation {
         )
         .header("Idempotency-Key")
         .header("traceparent")
-        .body_lines::<UpdateRequest>(MAX_LINES)
+        .body_lines::<BulkUpdateLine>(MAX_LINES)
         .streams::<BulkUpdateResult>("application/x-ndjson", "A line per update", |result| format!("{result}\n"))
         .response_header("Idempotent-Replayed")
         .errors(&[422])

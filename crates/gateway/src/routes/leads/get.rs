@@ -2,16 +2,13 @@
 
 use std::sync::Arc;
 
-use contract::{key::ApiKey, rpc::GetLead};
+use contract::{fields::Address, key::ApiKey, rpc::GetLead};
 use http_api::{DataResponse, LeadDetails};
 
 use crate::{
     app::App,
     error::ApiError,
-    request::{
-        FromQuery, Query,
-        fields::{Address, Fields},
-    },
+    request::{FromQuery, Query, fields::Fields, page::Parameters},
     response::{self, HandlerResult},
 };
 
@@ -23,7 +20,7 @@ pub(crate) struct LeadQuery {
 
 impl FromQuery for LeadQuery {
     fn from_query(parameters: &mut Fields<'_>, key: &ApiKey) -> Result<Self, ApiError> {
-        let Address { lead_id, reference_id, process_id } = parameters.address(key)?;
+        let Address { lead_id, reference_id, process_id } = parameters.address(Some(key.project_id))?;
         let masked = parameters.query_flag("masked")?;
         Ok(Self { lead: GetLead { project_id: key.project_id, lead_id, reference_id, process_id }, masked })
     }
@@ -103,9 +100,9 @@ mod tests {
         .map(answer);
         insta::assert_snapshot!(answers.join("\n"), @r#"
         ?
-            400 missing_field: Either leadId or referenceId is required
+            400 address_missing: Either leadId or referenceId is required
         ?leadId=
-            400 missing_field: Either leadId or referenceId is required
+            400 address_missing: Either leadId or referenceId is required
         ?leadId=7
             400 invalid_field: leadId must be 24 hex digits
         ?leadId=ID

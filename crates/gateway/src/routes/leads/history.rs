@@ -11,7 +11,7 @@ use http_api::{HistoryEntry, ListResponse};
 use crate::{
     app::App,
     error::ApiError,
-    request::{FromQuery, Query, fields::Fields, path::LeadPath},
+    request::{FromQuery, Query, fields::Fields, page::Parameters, path::LeadPath},
     response::{self, HandlerResult},
 };
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use contract::{
     JsonObject, ObjectId,
     command::MAX_TEXT_CHARS,
+    fields::BodyError,
     key::ApiKey,
     phone::{self, PhoneFault},
     rpc::{GetLead, InitiateLead, Lead},
@@ -59,7 +60,8 @@ impl FromBody for InitiateBody {
                 GetLead { project_id: key.project_id, lead_id: Some(lead_id), reference_id: None, process_id: None };
             return Ok(Self { request: InitiateRequest::Existing(lead), warnings: fields.warnings });
         }
-        let lead = fields.object("lead")?.ok_or(ApiError::MissingField("Either leadId or lead object is required"))?;
+        let lead =
+            fields.object("lead")?.ok_or_else(|| ApiError::missing("Either leadId or lead object is required"))?;
         fields.ignore_rest("as unknown");
         let (lead, warnings) = parse_lead(Fields::from_object("lead.", &lead), key)?;
         fields.warnings.extend(warnings);
@@ -72,13 +74,13 @@ pub(crate) fn parse_lead(mut fields: Fields<'_>, key: &ApiKey) -> Result<(Initia
     let project_id = required_id(&mut fields, "projectId", "projectId is required in lead object")?;
     let process_id = required_id(&mut fields, "processId", "processId is required in lead object")?;
     if project_id != key.project_id {
-        return Err(ApiError::ProjectMismatch);
+        return Err(BodyError::ProjectMismatch.into());
     }
     let name = parse_name(&mut fields)?;
     let phone = fields.text("phone")?.map(parse_phone).transpose()?;
     let email = fields.text("email")?.map(parse_email).transpose()?;
     if phone.is_none() && email.is_none() {
-        return Err(ApiError::MissingField("phone or email is required in lead object"));
+        return Err(ApiError::missing("phone or email is required in lead object"));
     }
     let lead = InitiateLead {
         project_id,
@@ -95,7 +97,7 @@ pub(crate) fn parse_lead(mut fields: Fields<'_>, key: &ApiKey) -> Result<(Initia
 }
 
 fn required_id(fields: &mut Fields<'_>, name: &str, missing: &'static str) -> Result<ObjectId, ApiError> {
-    fields.id(name)?.ok_or(ApiError::MissingField(missing))
+    fields.id(name)?.ok_or_else(|| ApiError::missing(missing))
 }
 
 /// `name`, or else `firstName` and, where given, `lastName`.
@@ -109,7 +111,7 @@ fn parse_name(fields: &mut Fields<'_>) -> Result<String, ApiError> {
         return Ok(name);
     }
     let first =
-        fields.text("firstName")?.ok_or(ApiError::MissingField("name or firstName is required in lead object"))?;
+        fields.text("firstName")?.ok_or_else(|| ApiError::missing("name or firstName is required in lead object"))?;
     let name = match fields.text("lastName")? {
         Some(last) => format!("{first} {last}"),
         None => first,

@@ -8,7 +8,7 @@ use http_api::{ListResponse, ListedLead};
 use crate::{
     app::App,
     error::ApiError,
-    request::{FromQuery, Query, fields::Fields},
+    request::{FromQuery, Query, fields::Fields, page::Parameters},
     response::{self, HandlerResult},
     routes::leads::get::mask,
 };

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use contract::{
+    fields::BodyError,
     json::{Members, redacted_error},
     key::ApiKey,
     process::{CallbackSpec, ProcessSpec},
@@ -31,7 +32,7 @@ pub(crate) struct ProcessBody {
 pub(crate) fn parse(body: &[u8], key: &ApiKey, process: Option<ProcessPath>) -> Result<ProcessBody, ApiError> {
     let mut fields = Fields::from_json(body)?;
     if fields.id("projectId")?.is_some_and(|project_id| project_id != key.project_id) {
-        return Err(ApiError::ProjectMismatch);
+        return Err(BodyError::ProjectMismatch.into());
     }
     if let Some(process_id) = fields.id("processId")? {
         match process {

@@ -97,7 +97,7 @@ fn parse_metadata(text: &str) -> Result<JsonObject, String> {
         Some(path) => std::fs::read_to_string(path).map_err(|e| format!("cannot read {path}: {e}"))?,
         None => text.to_owned(),
     };
-    json::check(text.as_bytes()).map_err(|e| e.to_string())?;
+    let text = json::check(text.as_bytes()).map_err(|e| e.to_string())?;
     JsonObject::from_text(text.trim().to_owned()).map_err(|e| e.to_string())
 }
 
@@ -142,18 +142,17 @@ impl SendUpdate {
             disposition: fields.disposition,
             user_id: fields.user_id,
             metadata: with_members(fields.metadata, set)?,
-            expected_version: fields.expected_version,
-            expected_state: fields.expected_state,
-            dry_run: dry_run.then_some(true),
         };
+        let path = path(dry_run, fields.expected_state.as_deref());
         let mut headers = BTreeMap::new();
+        headers.extend(fields.expected_version.map(|version| ("if-match", format!("\"{version}\""))));
         headers.extend(idempotency_key.map(|key| ("idempotency-key", quoted(&key))));
         let seconds = wait.unwrap_or(DEFAULT_WAIT);
         if !dry_run {
             headers.insert("prefer", format!("wait={seconds}"));
         }
         let client = gateway.client()?;
-        let response = client.post("/api/v1/leads/update", &request, &headers, Duration::from_secs(seconds)).await?;
+        let response = client.post(&path, &request, &headers, Duration::from_secs(seconds)).await?;
         if dry_run {
             let DryRunResponse { outcome, warnings, .. } = response.json()?;
             if gateway.json {
@@ -182,6 +181,14 @@ impl SendUpdate {
             _ => ExitCode::SUCCESS,
         })
     }
+}
+
+/// The endpoint with what is said beside the body.
+fn path(dry_run: bool, expected_state: Option<&str>) -> String {
+    let mut query = form_urlencoded::Serializer::new("/api/v1/leads/update?".to_owned());
+    query.extend_pairs(dry_run.then_some(("dryRun", "true")));
+    query.extend_pairs(expected_state.map(|state| ("expectedState", state)));
+    query.finish().trim_end_matches('?').to_owned()
 }
 
 /// A string as in RFC 8941, 3.3.3.
