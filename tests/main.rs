@@ -35,6 +35,7 @@ mod rate_limit;
 mod recovery;
 mod redelivery;
 mod retention;
+mod same_json;
 mod schemas;
 mod secrets;
 mod support;

@@ -192,6 +192,10 @@ mod tests {
             address_missing: Either leadId or referenceId is required
         {"leadId":null,"referenceId":"","name":"Ada"}
             address_missing: Either leadId or referenceId is required
+        {"lead_id":"LEAD","target_state":"interested"}
+            address_missing: Either leadId or referenceId is required; lead_id is written leadId
+        {"Reference-Id":"R"}
+            address_missing: Either leadId or referenceId is required; Reference-Id is written referenceId
         {"leadId":"LEAD","name":"Ada"}
             {"leadId":"LEAD","name":"Ada"}
         {"leadId":"LEAD","projectId":"OURS","name":"Ada"}
@@ -368,7 +372,12 @@ mod tests {
             r#"{"leadId":"LEAD","name":"Ada","expectedVersion":"1","expectedState":"new","dryRun":true}"#,
             r#"{"leadId":"LEAD","$expectedVersion":4,"$other":1}"#,
         ];
-        insta::assert_snapshot!(parsed(&bodies), @"");
+        insta::assert_snapshot!(parsed(&bodies), @r#"
+        {"leadId":"LEAD","name":"Ada","expectedVersion":"1","expectedState":"new","dryRun":true}
+            {"leadId":"LEAD","metadata":{"expectedVersion":"1","expectedState":"new","dryRun":true},"name":"Ada"}
+        {"leadId":"LEAD","$expectedVersion":4,"$other":1}
+            {"leadId":"LEAD","metadata":{"$expectedVersion":4,"$other":1}}
+        "#);
         let lines = [
             bodies[0],
             r#"{"leadId":"LEAD","name":"Ada","$expectedVersion":4,"$expectedState":"new"}"#,
@@ -384,7 +393,34 @@ mod tests {
             r#"{"leadId":"LEAD","metadata":{"$set":1},"$":null}"#,
             r#"{"leadId":"LEAD","metadata":{"$set":1}}"#,
         ];
-        insta::assert_snapshot!(parsed_by(UpdateBody::parse_line, &lines), @"");
+        insta::assert_snapshot!(parsed_by(UpdateBody::parse_line, &lines), @r#"
+        {"leadId":"LEAD","name":"Ada","expectedVersion":"1","expectedState":"new","dryRun":true}
+            {"leadId":"LEAD","metadata":{"expectedVersion":"1","expectedState":"new","dryRun":true},"name":"Ada"}
+        {"leadId":"LEAD","name":"Ada","$expectedVersion":4,"$expectedState":"new"}
+            {"leadId":"LEAD","name":"Ada","expectedVersion":4,"expectedState":"new"}
+        {"leadId":"LEAD","name":"Ada","$expectedVersion":null,"$expectedState":null}
+            {"leadId":"LEAD","name":"Ada"}
+        {"leadId":"LEAD","$expectedVersion":4}
+            nothing_to_change: Nothing to change: give metadata, name or targetState
+        {"leadId":"LEAD","name":"Ada","$expectedVersion":"4"}
+            invalid_field: $expectedVersion must be a whole number
+        {"leadId":"LEAD","name":"Ada","$expectedVersion":-1}
+            invalid_field: $expectedVersion must be a whole number
+        {"leadId":"LEAD","name":"Ada","$expectedVersion":4.0}
+            invalid_field: $expectedVersion must be a whole number
+        {"leadId":"LEAD","name":"Ada","$expectedState":["new"]}
+            invalid_field: $expectedState must be a string
+        {"leadId":"LEAD","name":"Ada","$expectedState":""}
+            invalid_field: $expectedState must not be empty; leave it out instead
+        {"leadId":"LEAD","name":"Ada","$dryRun":true}
+            invalid_field: $dryRun is not available for many updates: preview one with POST /api/v1/leads/update?dryRun=true
+        {"leadId":"LEAD","name":"Ada","$set":{}}
+            invalid_field: $set is reserved: names that begin with $ are Leadrelay's here; metadata of that name belongs into metadata
+        {"leadId":"LEAD","metadata":{"$set":1},"$":null}
+            invalid_field: $ is reserved: names that begin with $ are Leadrelay's here; metadata of that name belongs into metadata
+        {"leadId":"LEAD","metadata":{"$set":1}}
+            {"leadId":"LEAD","metadata":{"$set":1}}
+        "#);
     }
 
     #[test]

@@ -73,8 +73,12 @@ pub(crate) enum ApiError {
     CommandTooLarge,
     #[error("A bulk request takes {0} updates; this one and those after it were not read")]
     TooManyLines(usize),
-    #[error("The body must be JSON: Content-Type: application/json")]
+    #[error("The body must be JSON: send the header Content-Type: application/json")]
     UnsupportedMediaType,
+    #[error("The body's Content-Encoding must be gzip or deflate, or absent")]
+    UnsupportedEncoding,
+    #[error("The header {0} is given twice")]
+    RepeatedHeader(&'static str),
     #[error("The Idempotency-Key was used with another body")]
     IdempotencyConflict,
     #[error("Too many requests under this API key; retry in {0} s")]
@@ -178,6 +182,8 @@ impl ApiError {
             Self::BodyTooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
             Self::CommandTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "command_too_large"),
             Self::UnsupportedMediaType => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"),
+            Self::UnsupportedEncoding => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_encoding"),
+            Self::RepeatedHeader(_) => (StatusCode::BAD_REQUEST, "repeated_header"),
             Self::IdempotencyConflict => (StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused"),
             Self::RateLimited(_) => (StatusCode::TOO_MANY_REQUESTS, "rate_limited"),
             Self::WorkLimited(_) => (StatusCode::TOO_MANY_REQUESTS, "work_limited"),
@@ -250,7 +256,9 @@ pub(crate) mod tests {
             ApiError::BodyTooLarge(_) => ApiError::CommandTooLarge,
             ApiError::CommandTooLarge => ApiError::TooManyLines(10_000),
             ApiError::TooManyLines(_) => ApiError::UnsupportedMediaType,
-            ApiError::UnsupportedMediaType => ApiError::IdempotencyConflict,
+            ApiError::UnsupportedMediaType => ApiError::UnsupportedEncoding,
+            ApiError::UnsupportedEncoding => ApiError::RepeatedHeader("Host"),
+            ApiError::RepeatedHeader(_) => ApiError::IdempotencyConflict,
             ApiError::IdempotencyConflict => ApiError::RateLimited(3),
             ApiError::RateLimited(_) => ApiError::WorkLimited(Duration::from_millis(1200)),
             ApiError::WorkLimited(_) => ApiError::IdempotencyShare(600_000),
@@ -323,7 +331,9 @@ pub(crate) mod tests {
         413 body_too_large: The body is larger than 262144 bytes
         413 command_too_large: The update is larger than the command log takes
         400 too_many_lines: A bulk request takes 10000 updates; this one and those after it were not read
-        415 unsupported_media_type: The body must be JSON: Content-Type: application/json
+        415 unsupported_media_type: The body must be JSON: send the header Content-Type: application/json
+        415 unsupported_encoding: The body's Content-Encoding must be gzip or deflate, or absent
+        400 repeated_header: The header Host is given twice
         422 idempotency_key_reused: The Idempotency-Key was used with another body
         429 rate_limited (retry): Too many requests under this API key; retry in 3 s
         429 work_limited (retry): The updates of this project move too much data: their leads are large, or have many callbacks; nothing was accepted; retry in 2 s

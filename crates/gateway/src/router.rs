@@ -5,7 +5,10 @@ use std::{panic::AssertUnwindSafe, sync::Arc};
 use axum::{
     Router,
     extract::{MatchedPath, Request, State},
-    http::{HeaderMap, HeaderName, HeaderValue, StatusCode},
+    http::{
+        HeaderMap, HeaderName, HeaderValue, StatusCode,
+        header::{AUTHORIZATION, CACHE_CONTROL, HOST, X_CONTENT_TYPE_OPTIONS},
+    },
     response::{IntoResponse, Response},
     routing::{MethodFilter, MethodRouter, on},
 };
@@ -92,9 +95,13 @@ where
     F: Future<Output = HandlerResult>,
 {
     let request_id = request_id(request.headers());
-    let timer = app.metrics.start(request.extensions().get::<MatchedPath>().map(MatchedPath::as_str));
+    let path = request.extensions().get::<MatchedPath>().map(|path| path.as_str().trim_end_matches('/'));
+    let timer = app.metrics.start(path);
     let span = tracing::info_span!("request", id = request_id);
-    let handled = AssertUnwindSafe(respond(request).instrument(span.clone())).catch_unwind().await;
+    let handled = match repeated_header(request.headers()) {
+        Some(name) => Ok(Err(ApiError::RepeatedHeader(name))),
+        None => AssertUnwindSafe(respond(request).instrument(span.clone())).catch_unwind().await,
+    };
     let _entered = span.entered();
     let mut response = handled.map(HandlerResult::into_response).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<&str>().copied().or(panic.downcast_ref::<String>().map(String::as_str));
@@ -112,11 +119,24 @@ where
         tracing::error!("the request failed");
     }
     timer.stop(response.status());
+    // Responses belong to one key, and are what their content type says.
+    let headers = response.headers_mut();
+    headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     // Every sane request id is a header value.
     if let Ok(value) = HeaderValue::try_from(request_id) {
         response.headers_mut().insert(REQUEST_ID, value);
     }
     response
+}
+
+/// A header that is given twice, of those where a proxy and the gateway could each follow another one.
+fn repeated_header(headers: &HeaderMap) -> Option<&'static str> {
+    let is_repeated = |name: &HeaderName| headers.get_all(name).iter().nth(1).is_some();
+    [(HOST, "Host"), (AUTHORIZATION, "Authorization")]
+        .into_iter()
+        .find(|(name, _)| is_repeated(name))
+        .map(|(_, text)| text)
 }
 
 /// The client's own id of its request if it is sane, else a new one.

@@ -1,14 +1,20 @@
 //! 1 Accept: reading a request's body, bounded in length and time.
 
-use std::time::Duration;
+use std::{io, time::Duration};
 
+use async_compression::tokio::bufread::{GzipDecoder, ZlibDecoder};
 use axum::{
     body::Body,
     extract::Request,
-    http::{HeaderMap, header::CONTENT_TYPE},
+    http::{
+        HeaderMap,
+        header::{CONTENT_ENCODING, CONTENT_TYPE},
+    },
 };
 use bytes::Bytes;
+use futures::TryStreamExt;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
+use tokio_util::io::{ReaderStream, StreamReader};
 
 use crate::error::ApiError;
 
@@ -25,7 +31,7 @@ pub(crate) async fn read(request: Request, max_bytes: usize) -> Result<Bytes, Ap
     if http_body::Body::size_hint(request.body()).lower() > max_bytes as u64 {
         return Err(ApiError::BodyTooLarge(max_bytes));
     }
-    let body = Limited::<Body>::new(request.into_body(), max_bytes).collect();
+    let body = Limited::<Body>::new(decoded(request)?, max_bytes).collect();
     match tokio::time::timeout(TIMEOUT, body).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),
         Ok(Err(e)) if e.is::<LengthLimitError>() => Err(ApiError::BodyTooLarge(max_bytes)),
@@ -34,10 +40,31 @@ pub(crate) async fn read(request: Request, max_bytes: usize) -> Result<Bytes, Ap
     }
 }
 
-/// Whether the content type is JSON or absent.
+/// The body of a request, decoded as it arrives. What is decoded is in memory by a few kilobytes at a time, so a limit of
+/// the reader bounds it.
+pub(crate) fn decoded(request: Request) -> Result<Body, ApiError> {
+    let encodings = request.headers().get_all(CONTENT_ENCODING).iter();
+    let encodings: Vec<_> = encodings.map(|value| value.to_str().unwrap_or_default().trim().to_lowercase()).collect();
+    let body = request.into_body();
+    let encoding = match encodings.as_slice() {
+        [] => return Ok(body),
+        [encoding] => encoding.as_str(),
+        _ => return Err(ApiError::UnsupportedEncoding),
+    };
+    let encoded = StreamReader::new(body.into_data_stream().map_err(io::Error::other));
+    match encoding {
+        "gzip" | "x-gzip" => Ok(Body::from_stream(ReaderStream::new(GzipDecoder::new(encoded)))),
+        "deflate" => Ok(Body::from_stream(ReaderStream::new(ZlibDecoder::new(encoded)))),
+        "identity" => Ok(Body::from_stream(ReaderStream::new(encoded))),
+        _ => Err(ApiError::UnsupportedEncoding),
+    }
+}
+
+/// Whether the content type is JSON or absent, or the default of `curl -d`.
 fn is_json(headers: &HeaderMap) -> bool {
     let Some(essence) = media_type(headers) else { return true };
-    essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"))
+    ["application/json", "application/x-www-form-urlencoded"].contains(&essence.as_str())
+        || (essence.starts_with("application/") && essence.ends_with("+json"))
 }
 
 /// Whether the content type is JSON, a JSON text per line, or absent.
@@ -60,10 +87,15 @@ mod tests {
     #[test]
     fn a_content_type_is_json_or_absent() {
         let is_json = |value: &str| is_json(&HeaderMap::from_iter([(CONTENT_TYPE, value.parse().unwrap())]));
-        for json in ["application/json", "Application/JSON; charset=utf-8", "application/merge-patch+json"] {
+        for json in [
+            "application/json",
+            "Application/JSON; charset=utf-8",
+            "application/merge-patch+json",
+            "application/x-www-form-urlencoded",
+        ] {
             assert!(is_json(json), "{json}");
         }
-        for other in ["", "text/plain", "application/x-www-form-urlencoded", "application/jsonx", "text/x+json"] {
+        for other in ["", "text/plain", "multipart/form-data", "application/jsonx", "text/x+json"] {
             assert!(!is_json(other), "{other}");
         }
         assert!(super::is_json(&HeaderMap::new()));
@@ -76,6 +108,34 @@ mod tests {
     async fn a_body_that_does_not_arrive_times_out() {
         let never = Body::from_stream(futures::stream::pending::<Result<Bytes, std::io::Error>>());
         assert_eq!(read(Request::new(never), 10).await, Err(ApiError::BodyTimeout(10)));
+    }
+
+    async fn encoded(encoding: &str, body: Vec<u8>, max_bytes: usize) -> Result<Bytes, ApiError> {
+        let request = Request::builder().header(CONTENT_ENCODING, encoding).body(Body::from(body));
+        read(request.unwrap(), max_bytes).await
+    }
+
+    #[tokio::test]
+    async fn the_decoded_bytes_of_a_body_count() {
+        use async_compression::tokio::bufread::{GzipEncoder, ZlibEncoder};
+        use tokio::io::AsyncReadExt;
+
+        const MAX: usize = 100_000;
+        for bytes in [MAX, MAX + 1] {
+            let (text, mut gzip, mut deflate) = (vec![b' '; bytes], Vec::new(), Vec::new());
+            GzipEncoder::new(text.as_slice()).read_to_end(&mut gzip).await.unwrap();
+            ZlibEncoder::new(text.as_slice()).read_to_end(&mut deflate).await.unwrap();
+            for (encoding, body) in [("gzip", &gzip), ("X-GZIP", &gzip), ("deflate", &deflate), ("identity", &text)] {
+                let expected = if bytes > MAX { Err(ApiError::BodyTooLarge(MAX)) } else { Ok(text.clone().into()) };
+                assert_eq!(encoded(encoding, body.clone(), MAX).await, expected, "{encoding}");
+            }
+            let cut = encoded("gzip", gzip[..gzip.len() - 9].to_vec(), MAX).await;
+            assert!(matches!(cut, Err(ApiError::UnreadableBody(_) | ApiError::BodyTooLarge(_))), "{cut:?}");
+        }
+        assert!(matches!(encoded("gzip", b"{}".to_vec(), MAX).await, Err(ApiError::UnreadableBody(_))));
+        for encoding in ["br", "gzip, gzip", ""] {
+            assert_eq!(encoded(encoding, Vec::new(), MAX).await, Err(ApiError::UnsupportedEncoding), "{encoding}");
+        }
     }
 
     #[tokio::test]

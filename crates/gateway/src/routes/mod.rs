@@ -76,7 +76,9 @@ macro_rules! endpoints {
             let router = Router::new();
             $(
                 let row = Endpoint::new(stringify!($method), $path, Scope::$scope, RateClass::$rate);
-                let router = router.route($path, router::endpoint(MethodFilter::$method, row, $($module)::+::handle));
+                let serve = || router::endpoint(MethodFilter::$method, row, $($module)::+::handle);
+                // A slash at the end is a slip of those who build URLs, and names nothing else.
+                let router = router.route($path, serve()).route(concat!($path, "/"), serve());
             )*
             router::with_fallbacks(router.merge(docs::routes()), app)
         }

@@ -85,7 +85,7 @@ const BODY: &str = r#"{"leadId":"696102a4b8c1d2e3f4a5b6c7","name":"Ada"}"#;
 #[tokio::test]
 async fn errors_have_one_shape() {
     let mut form = request(Method::POST, UPDATE, "good", BODY);
-    form.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
+    form.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/csv"));
     let mut keyless = request(Method::POST, UPDATE, "good", BODY);
     keyless.headers_mut().remove(header::AUTHORIZATION);
     let requests = [
@@ -107,7 +107,7 @@ async fn errors_have_one_shape() {
         request(Method::PUT, "/api/v1/processes/_", "good", r#"{"states":7}"#),
         request(Method::GET, "/api/v1/updates/7", "good", ""),
         request(Method::GET, "/api/v1/updates/%ff", "good", ""),
-        request(Method::GET, "/api/v1/leads/update/", "good", ""),
+        request(Method::GET, "/api/v1/leads/upd/", "good", ""),
         request(Method::GET, "/", "good", ""),
     ];
     let mut answers = Vec::new();
@@ -134,7 +134,7 @@ async fn errors_have_one_shape() {
 
     POST /api/v1/leads/update
     415 content-type=application/json x-request-id=r-1
-    {"success":false,"error":"The body must be JSON: Content-Type: application/json","code":"unsupported_media_type","requestId":"r-1"}
+    {"success":false,"error":"The body must be JSON: send the header Content-Type: application/json","code":"unsupported_media_type","requestId":"r-1"}
 
     POST /api/v1/leads/update
     400 content-type=application/json x-request-id=r-1
@@ -188,7 +188,7 @@ async fn errors_have_one_shape() {
     400 content-type=application/json x-request-id=r-1
     {"success":false,"error":"updateId must be 24 hex digits","code":"invalid_field","requestId":"r-1"}
 
-    GET /api/v1/leads/update/
+    GET /api/v1/leads/upd/
     404 content-type=application/json x-request-id=r-1
     {"success":false,"error":"There is no endpoint at this path","code":"unknown_path","requestId":"r-1"}
 
@@ -243,6 +243,38 @@ async fn a_key_beyond_its_rate_limit_gets_retry_after() {
     429 content-type=application/json retry-after=3 x-request-id=r-1 ratelimit-policy="updates";q=2;w=5 ratelimit="updates";r=0;t=3
     401 content-type=application/json www-authenticate=Bearer x-request-id=r-1
     "#);
+}
+
+#[tokio::test]
+async fn a_slash_at_the_end_and_the_content_type_of_curl_are_accepted() {
+    let form = HeaderValue::from_static("application/x-www-form-urlencoded");
+    let codes = [UPDATE, "/api/v1/leads/update/", "/api/v1/leads/get/"].map(async |path| {
+        let method = if path.contains("get") { Method::GET } else { Method::POST };
+        let mut request = request(method, path, "good", "{}");
+        request.headers_mut().insert(header::CONTENT_TYPE, form.clone());
+        answer(gateway(), request).await.contains("\"code\":\"address_missing\"")
+    });
+    assert_eq!(futures::future::join_all(codes).await, [true; 3]);
+}
+
+#[tokio::test]
+async fn a_repeated_host_or_key_is_refused() {
+    for (name, value) in [(header::HOST, "a"), (header::AUTHORIZATION, "Bearer bad")] {
+        let mut request = request(Method::POST, UPDATE, "good", BODY);
+        request.headers_mut().append(header::HOST, HeaderValue::from_static("a"));
+        request.headers_mut().append(name.clone(), HeaderValue::from_static(value));
+        let answer = answer(gateway(), request).await;
+        assert!(answer.starts_with("400 ") && answer.contains("repeated_header"), "{name}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn responses_are_neither_cached_nor_taken_for_another_type() {
+    for (path, secret) in [(UPDATE, "good"), (UPDATE, "bad"), ("/nowhere", "good")] {
+        let response = gateway().oneshot(request(Method::POST, path, secret, BODY)).await.unwrap();
+        assert_eq!(response.headers()[header::CACHE_CONTROL], "no-store");
+        assert_eq!(response.headers()[header::X_CONTENT_TYPE_OPTIONS], "nosniff");
+    }
 }
 
 #[tokio::test]

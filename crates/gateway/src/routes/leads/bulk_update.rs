@@ -11,7 +11,7 @@ use axum::{
     extract::Request,
     http::{
         HeaderMap, HeaderValue, StatusCode,
-        header::{CONTENT_TYPE, IF_MATCH},
+        header::{CONTENT_ENCODING, CONTENT_TYPE, IF_MATCH},
     },
     response::Response,
 };
@@ -19,6 +19,7 @@ use bytes::Bytes;
 use contract::{ObjectId, fields::BodyError, json::JsonFault, key::ApiKey, update_body::UpdateBody};
 use futures::{FutureExt, StreamExt, stream};
 use http_api::BulkUpdateResult;
+use http_body_util::Limited;
 use service_kit::{clock, shares::Permit};
 use sha2::{Digest, Sha256};
 use tokio::{
@@ -46,6 +47,8 @@ const CHUNK_BYTES: usize = 1 << 20;
 /// Most bytes of results that wait for a slow client; beyond it, its body is not read further. Ten thousand plain results
 /// are less than a quarter of it.
 const RESPONSE_BYTES: usize = 4 << 20;
+/// Most bytes that an encoded body decodes to: a few megabytes of it could decode to work for hours.
+const MAX_DECODED_BYTES: usize = 256 << 20;
 /// How long the gateway waits for a body in total, not counting its own work.
 const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 /// Longest `error` of a line, in characters: it may quote the request.
@@ -57,6 +60,11 @@ pub(crate) async fn handle(app: Arc<App>, key: Arc<ApiKey>, request: Request) ->
     let admitted = admit(&app, &key, request.headers()).await;
     trace.record(admitted.as_ref().map(|_| StatusCode::OK));
     let (permit, claim) = admitted?;
+    let is_encoded = request.headers().contains_key(CONTENT_ENCODING);
+    let mut body = body::decoded(request)?;
+    if is_encoded {
+        body = Body::new(Limited::new(body, MAX_DECODED_BYTES));
+    }
     let (sender, receiver) = mpsc::unbounded_channel();
     let bulk = Bulk {
         app,
@@ -69,7 +77,7 @@ pub(crate) async fn handle(app: Arc<App>, key: Arc<ApiKey>, request: Request) ->
         _permit: permit,
     };
     // Not supervised: the task ends with the connection, and the command log supervises what it published.
-    tokio::spawn(bulk.run(request.into_body().into_data_stream()).in_current_span());
+    tokio::spawn(bulk.run(body.into_data_stream()).in_current_span());
     let chunks = stream::unfold(receiver, |mut receiver| async move {
         let ResponseChunk { text, .. } = receiver.recv().await?;
         Some((Ok::<_, Infallible>(text), receiver))

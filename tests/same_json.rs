@@ -1,0 +1,138 @@
+//! The same JSON means the same on every way in: the same leads, warnings and error codes.
+
+use contract::ObjectId;
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::support::{Stack, UPDATE, process_id, send};
+
+/// Forty bodies, each one line. LEAD and REFERENCE are the lead's, OURS and PROCESS its project and process.
+const BODIES: [&str; 40] = [
+    r#"{"leadId":"LEAD","metadata":{"a":1}}"#,
+    r#"{"leadId":"LEAD","metadata":{"a":2},"name":""}"#,
+    r#"{"leadId":"LEAD","name":"Ada","make":"Kia"}"#,
+    r#"{"leadId":"LEAD","name":"Ada","expectedVersion":"1"}"#,
+    r#"{"leadId":"LEAD","expectedVersion":1,"expectedState":"nowhere","dryRun":true}"#,
+    r#"{"leadId":"LEAD","updateId":"7","apiKeyId":"7"}"#,
+    r#"{"lead_id":"LEAD","target_state":"interested"}"#,
+    r#"{"leadId":"LEAD","name":"x\ud83d"}"#,
+    r#"{"leadId":"LEAD","emoji":"\ud83d\ude00"}"#,
+    r#"{"leadId":"LEAD","nul":"\u0000"}"#,
+    "\u{feff}{\"leadId\":\"LEAD\",\"marked\":true}",
+    r#"  {"leadId":"LEAD","spaced":[ 1, 2 ]}  "#,
+    r#"{"leadId":"LEAD","n":123456789012345678901234567890.50}"#,
+    r#"{"leadId":"LEAD","n":1e999}"#,
+    r#"{"leadId":"LEAD","b":1,"b":2}"#,
+    r#"{"leadId":"LEAD","metadata":{"c":null},"color":"red","size":7}"#,
+    r#"{"leadId":"LEAD","metadata":null,"c":null}"#,
+    r#"{"leadId":"LEAD","metadata":[]}"#,
+    r#"{"leadId":"LEAD","metadata":{}}"#,
+    r#"{"leadId":"LEAD"}"#,
+    r#"{"leadId":"LEAD","disposition":"hot","userId":"u"}"#,
+    r#"{"leadId":"LEAD","disposition":"hot","d":1}"#,
+    r#"{"leadId":"LEAD","targetState":"interested","disposition":"hot","userId":"u"}"#,
+    r#"{"leadId":"LEAD","targetState":"nowhere"}"#,
+    r#"{"leadId":"LEAD","targetState":7}"#,
+    r#"{"leadId":"LEAD","targetState":"","name":"","userId":"","disposition":"","e":1}"#,
+    r#"{"leadId":"LEAD","name":["Ada"]}"#,
+    r#"{"leadId":"LEAD","name":"LONG"}"#,
+    r#"{"leadId":"LEAD","projectId":"OURS","f":1}"#,
+    r#"{"leadId":"LEAD","projectId":"65e4b2d9f1a2000000000001","f":2}"#,
+    r#"{"leadId":"LEAD","projectId":"mine","f":3}"#,
+    r#"{"leadId":"65e4b2d9f1a2000000000001","f":4}"#,
+    r#"{"leadId":"short","f":5}"#,
+    r#"{"referenceId":"REFERENCE","projectId":"OURS","processId":"PROCESS","g":1}"#,
+    r#"{"leadId":"","referenceId":"REFERENCE","projectId":"OURS","processId":"PROCESS","g":2}"#,
+    r#"{"referenceId":"REFERENCE","projectId":"OURS","g":3}"#,
+    r#"{"referenceId":"","leadId":null,"g":4}"#,
+    "{\"leadId\":",
+    "null",
+    r#""text""#,
+];
+
+/// A lead on one way in, and what its answers were.
+struct Way {
+    lead: String,
+    bodies: Vec<String>,
+}
+
+impl Way {
+    async fn new(stack: &Stack, process: ObjectId, reference: &str) -> Self {
+        let lead = stack.api.initiate(process, Some(reference)).await;
+        let body = |body: &&str| {
+            let body = body.replace("LEAD", &lead).replace("REFERENCE", reference).replace("LONG", &"x".repeat(1025));
+            body.replace("OURS", &stack.api.project_id.to_string()).replace("PROCESS", &process.to_string())
+        };
+        Self { bodies: BODIES.iter().map(body).collect(), lead }
+    }
+
+    /// What the updates made of the lead, once all of this stack are applied.
+    async fn lead(&self, stack: &Stack) -> Value {
+        stack.wait_until_applied().await;
+        let lead = stack.api.lead(&self.lead).await;
+        let member = |name: &str| (name.to_owned(), lead[name].clone());
+        ["name", "currentState", "disposition", "metadata", "version"].into_iter().map(member).collect()
+    }
+}
+
+/// The code of a refusal, or the warnings of what was accepted.
+fn judged(answer: &Value) -> Value {
+    match answer["code"].as_str() {
+        Some(code) => json!(code),
+        None => answer.get("warnings").cloned().unwrap_or_else(|| json!([])),
+    }
+}
+
+async fn over_http(stack: &Stack, way: &Way) -> Vec<Value> {
+    let mut answers = Vec::new();
+    for body in &way.bodies {
+        answers.push(judged(&send(stack.api.request(Method::POST, UPDATE).body(body.clone())).await.1));
+    }
+    answers
+}
+
+async fn in_bulk(stack: &Stack, way: &Way) -> Vec<Value> {
+    let request = stack.api.request(Method::POST, &format!("{UPDATE}/bulk")).body(way.bodies.join("\n"));
+    let text = request.send().await.expect("an answer").text().await.expect("a body");
+    text.lines().map(|line| judged(&serde_json::from_str(line).expect("JSON"))).collect()
+}
+
+/// The codes of the rows that were refused; an import shows no warnings.
+async fn by_import(stack: &Stack, way: &Way) -> Vec<Value> {
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("updates.ndjson");
+    std::fs::write(&file, way.bodies.join("\n")).expect("a file");
+    let output = stack.leadctl_command(&["import"]).arg(&file).output().await.expect("leadctl");
+    let outcomes = std::fs::read_to_string(dir.path().join("updates.ndjson.outcomes.ndjson"));
+    let outcomes = outcomes.unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&output.stderr)));
+    let judged = |line: &str| {
+        let row: Value = serde_json::from_str(line).expect("JSON");
+        let is_refused = ["invalid", "rejected"].contains(&row["status"].as_str().expect("a status"));
+        if is_refused { row["code"].clone() } else { Value::Null }
+    };
+    outcomes.lines().map(judged).collect()
+}
+
+#[tokio::test]
+async fn the_same_json_gives_the_same_leads_warnings_and_codes_on_every_way_in() {
+    let stack = Stack::start().await;
+    let process = process_id(&stack.process_calling(&[]).await);
+    let (http, bulk, import) = (
+        Way::new(&stack, process, "R-1").await,
+        Way::new(&stack, process, "R-2").await,
+        Way::new(&stack, process, "R-3").await,
+    );
+
+    let answers = over_http(&stack, &http).await;
+
+    let refused = answers.iter().filter(|answer| answer.is_string()).count();
+    let warned = answers.iter().filter(|answer| answer.as_array().is_some_and(|warnings| !warnings.is_empty())).count();
+    assert!(refused > 15 && warned > 5, "{refused} are refused, {warned} have warnings");
+    let lead = http.lead(&stack).await;
+    let by_body = |answers: Vec<Value>| BODIES.into_iter().zip(answers).collect::<Vec<_>>();
+    assert_eq!(by_body(in_bulk(&stack, &bulk).await), by_body(answers.clone()));
+    assert_eq!(bulk.lead(&stack).await, lead);
+    let codes = answers.into_iter().map(|answer| if answer.is_string() { answer } else { Value::Null }).collect();
+    assert_eq!(by_body(by_import(&stack, &import).await), by_body(codes));
+    assert_eq!(import.lead(&stack).await, lead);
+}
