@@ -39,7 +39,7 @@ impl Counts {
             RowStatus::Failed { .. } => &mut self.failed,
             RowStatus::Pending(_) | RowStatus::Awaited(_) => &mut self.pending,
             RowStatus::Rejected { .. } => &mut self.rejected,
-            RowStatus::Invalid(_) => &mut self.invalid,
+            RowStatus::Invalid { .. } => &mut self.invalid,
             RowStatus::Unknown => &mut self.unknown,
         } += 1;
     }
@@ -292,7 +292,7 @@ impl ImportFiles {
 fn text(format: Format, records: &[RowRecord]) -> anyhow::Result<Vec<u8>> {
     let written = records.iter().map(|record| {
         let (update_id, status, code, error) = match &record.status {
-            RowStatus::Invalid(error) => (None, "invalid", None, Some(error.as_str())),
+            RowStatus::Invalid { code, error } => (None, "invalid", *code, Some(error.as_str())),
             RowStatus::Rejected { code, error } => (None, "rejected", Some(code.as_str()), Some(error.as_str())),
             RowStatus::Awaited(id) | RowStatus::Pending(id) => (Some(id), "pending", None, None),
             RowStatus::Succeeded(id) => (Some(id), "succeeded", None, None),
@@ -343,7 +343,7 @@ mod tests {
             RowStatus::Failed { update_id: id, code: Some("c".into()), error: "a \"call\", in progress".into() },
             RowStatus::Pending(id),
             RowStatus::Rejected { code: "invalid_field".into(), error: "no".into() },
-            RowStatus::Invalid("name: is not UTF-8".into()),
+            RowStatus::Invalid { code: None, error: "name: is not UTF-8".into() },
             RowStatus::Unknown,
         ];
         let records = statuses.into_iter().zip(1..);

@@ -56,7 +56,7 @@ impl Batch {
                 // Until the gateway has answered.
                 RowStatus::Unknown
             }
-            Err(fault) => RowStatus::Invalid(escaped(&fault.to_string())),
+            Err(fault) => RowStatus::Invalid { code: fault.code, error: escaped(&fault.to_string()) },
         };
         self.records.push(RowRecord { number, lead_id, reference_id, status });
     }

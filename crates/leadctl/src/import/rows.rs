@@ -11,7 +11,9 @@ use std::{
 use anyhow::{Context, bail};
 use contract::{
     JsonObject, ObjectId,
+    fields::{BodyError, Fields},
     json::{self, Members, NotAnObject},
+    update_body::UpdateBody,
 };
 use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
@@ -120,15 +122,21 @@ impl Row {
 pub(crate) struct Fault {
     column: Option<String>,
     why: String,
+    /// The code with which the gateway would refuse it.
+    pub(crate) code: Option<&'static str>,
 }
 
 impl Fault {
     fn of_row(why: impl Into<String>) -> Self {
-        Self { column: None, why: why.into() }
+        Self { column: None, why: why.into(), code: None }
     }
 
     fn of(column: &str, why: impl fmt::Display) -> Self {
-        Self { column: Some(column.to_owned()), why: why.to_string() }
+        Self { column: Some(column.to_owned()), why: why.to_string(), code: None }
+    }
+
+    fn of_body(error: &BodyError) -> Self {
+        Self { column: None, why: error.to_string(), code: Some(error.code()) }
     }
 }
 
@@ -397,29 +405,31 @@ fn body_of_record(columns: &[(String, Column)], record: &[Vec<u8>], scope: LeadS
     if !["metadata", "name", "targetState"].iter().any(|field| body.contains_key(*field)) {
         return Err(Fault::of_row("changes nothing: it has no targetState, no name and no metadata"));
     }
+    if !body.contains_key("leadId") && !body.contains_key("referenceId") {
+        return Err(Fault::of_row("has neither leadId nor referenceId"));
+    }
     add_scope(&mut body, scope)?;
     Ok(JsonObject::from_members(&body).get().to_owned())
 }
 
 /// A row of an NDJSON file. It is sent unchanged, unless project and process must be added.
 fn of_line(row: Row, text: &[u8], scope: LeadScope) -> Row {
-    let object = || {
-        let text = json::check(text).map_err(|e| Fault::of_row(format!("is not JSON: {e}")))?;
-        JsonObject::from_text(text.to_owned()).map_err(|e| Fault::of_row(e.to_string()))
+    let mut members = match Fields::from_json(text) {
+        Ok(mut fields) => fields.rest(),
+        Err(e) => return Row { body: Err(Fault::of_body(&e)), ..row },
     };
-    let object = match object() {
-        Ok(object) => object,
-        Err(fault) => return Row { body: Err(fault), ..row },
-    };
-    let mut members = object.members();
     let id = |name: &str| {
         let text: String = serde_json::from_str(members.get(name)?.get()).ok()?;
         id_of(&text)
     };
     let (lead_id, reference_id) = (id("leadId"), id("referenceId"));
-    let body = add_scope(&mut members, scope).map(|changed| match changed {
-        true => JsonObject::from_members(&members).get().to_owned(),
-        false => object.get().to_owned(),
+    let body = add_scope(&mut members, scope).and_then(|changed| {
+        let body = match changed {
+            true => JsonObject::from_members(&members).get().to_owned(),
+            false => String::from_utf8_lossy(text).into_owned(),
+        };
+        UpdateBody::parse_line(body.as_bytes(), None).map_err(|e| Fault::of_body(&e))?;
+        Ok(body)
     });
     Row { lead_id, reference_id, body, ..row }
 }
@@ -429,10 +439,7 @@ fn add_scope(body: &mut Members<'_>, scope: LeadScope) -> Result<bool, Fault> {
     let given =
         |body: &Members<'_>, name: &str| body.get(name).is_some_and(|value| !matches!(value.get(), "null" | "\"\""));
     if !given(body, "referenceId") {
-        return match given(body, "leadId") {
-            true => Ok(false),
-            false => Err(Fault::of_row("has neither leadId nor referenceId")),
-        };
+        return Ok(false);
     }
     let mut changed = false;
     for (name, id) in [("projectId", scope.project_id), ("processId", scope.process_id)] {
@@ -441,7 +448,7 @@ fn add_scope(body: &mut Members<'_>, scope: LeadScope) -> Result<bool, Fault> {
         }
         let Some(id) = id else {
             let why = "has a referenceId, which requires projectId and processId: add them, or use --project-id and --process-id";
-            return Err(Fault::of_row(why));
+            return Err(Fault { code: Some("missing_field"), ..Fault::of_row(why) });
         };
         body.insert(name.into(), raw(&id));
         changed = true;
@@ -519,13 +526,13 @@ mod tests {
         1 {"referenceId":"R-1","metadata":{"make":"Kia"},"projectId":"010101010101010101010101","processId":"020202020202020202020202"}
         2 {"referenceId":"R-2","processId":"030303030303030303030303","metadata":{"make":"Kia"},"projectId":"010101010101010101010101"}
         "#);
-        let lines = b"\n{\"referenceId\": \"R-1\", \"n\": 1.0}\n{\"leadId\": \"x\", \"n\": 1.0}\n{\"n\":1}\n[]\n{";
+        let lines = b"\n{\"referenceId\": \"R-1\", \"n\": 1.0}\n{\"leadId\": \"696102a4b8c1d2e3f4a5b6c7\", \"n\": 1.0}\n{\"n\":1}\n[]\n{";
         insta::assert_snapshot!(render(&read("a.jsonl", lines, scope()).unwrap()), @r#"
         1 {"referenceId":"R-1","n":1.0,"projectId":"010101010101010101010101","processId":"020202020202020202020202"}
-        2 {"leadId": "x", "n": 1.0}
-        3 ! has neither leadId nor referenceId
-        4 ! must be a JSON object
-        5 ! is not JSON: EOF while parsing an object at line 1 column 1
+        2 {"leadId": "696102a4b8c1d2e3f4a5b6c7", "n": 1.0}
+        3 ! Either leadId or referenceId is required
+        4 ! The body must be a JSON object
+        5 ! The body cannot be accepted as JSON: EOF while parsing an object at line 1 column 1
         "#);
         let rows = read("a.csv", csv, LeadScope::default()).unwrap();
         assert!(rows[0].body.clone().unwrap_err().to_string().contains("--process-id"));

@@ -9,7 +9,11 @@ use crate::import::follow::Outcome;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum RowStatus {
     /// The row itself is wrong; it was not sent.
-    Invalid(String),
+    Invalid {
+        /// Of a row whose body is refused as the gateway would refuse it.
+        code: Option<&'static str>,
+        error: String,
+    },
     /// The gateway did not accept it.
     Rejected {
         code: String,
@@ -148,7 +152,7 @@ mod tests {
     #[test]
     fn chunks_are_completed_in_file_order_with_outcomes_in_any_order() {
         let mut window = Window::default();
-        window.push(chunk([RowStatus::Awaited(id(1)), RowStatus::Invalid("odd".into())]));
+        window.push(chunk([RowStatus::Awaited(id(1)), RowStatus::Invalid { code: None, error: "odd".into() }]));
         window.push(chunk([RowStatus::Awaited(id(2))]));
         assert!(
             window.record(outcome(2, Some("no")))
