@@ -51,7 +51,7 @@ pub(crate) fn decoded(request: Request) -> Result<Body, ApiError> {
         [encoding] => encoding.as_str(),
         _ => return Err(ApiError::UnsupportedEncoding),
     };
-    let encoded = StreamReader::new(body.into_data_stream().map_err(io::Error::other));
+    let encoded = StreamReader::new(TryStreamExt::map_err(body.into_data_stream(), io::Error::other));
     match encoding {
         "gzip" | "x-gzip" => Ok(Body::from_stream(ReaderStream::new(GzipDecoder::new(encoded)))),
         "deflate" => Ok(Body::from_stream(ReaderStream::new(ZlibDecoder::new(encoded)))),
