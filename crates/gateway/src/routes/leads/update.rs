@@ -168,11 +168,11 @@ pub(crate) fn operation() -> crate::openapi::Operation {
              `GET /api/v1/updates/{updateId}` returns it. With `dryRun=true` nothing is logged or changed, and the response \
              is the outcome that the update would have now.",
         )
-        .query("dryRun", "Return what the update would do, without doing it", schemars::json_schema!({"type": "boolean"}))
+        .query("dryRun", "Return what the update would do, without doing it", serde_json::json!({"type": "boolean"}))
         .query(
             "expectedState",
             "Change the lead only if it is in this state",
-            schemars::json_schema!({"type": "string", "minLength": 1, "maxLength": 1024}),
+            serde_json::json!({"type": "string", "minLength": 1, "maxLength": 1024}),
         )
         .header("Idempotency-Key")
         .header("Prefer")
