@@ -61,6 +61,7 @@ pub(crate) async fn handle(app: Arc<App>, key: Arc<ApiKey>, request: Request) ->
     trace.record(admitted.as_ref().map(|_| StatusCode::OK));
     let (permit, claim) = admitted?;
     let is_encoded = request.headers().contains_key(CONTENT_ENCODING);
+    let key_check = KeyCheck::of(request.headers());
     let mut body = body::decoded(request)?;
     if is_encoded {
         body = Body::new(Limited::new(body, MAX_DECODED_BYTES));
@@ -69,7 +70,7 @@ pub(crate) async fn handle(app: Arc<App>, key: Arc<ApiKey>, request: Request) ->
     let bulk = Bulk {
         app,
         key,
-        key_check: KeyCheck::of(request.headers()),
+        key_check,
         ids: claim.map(|claim| claim.update_id),
         trace,
         response: ResponseSender { sender, capacity: Arc::new(Semaphore::new(RESPONSE_BYTES)) },
