@@ -21,7 +21,7 @@ pub enum PhoneFault {
     Repeating,
 }
 
-/// Checks a phone number and returns it as it is stored: as it is written, without what nobody sees or types. Spaces and
+/// Checks a phone number and returns it as it is stored: as it is written, without characters that have no glyph or cannot be typed. Spaces and
 /// hyphens of any kind become plain ones; zero-width characters and direction marks, which come with copied numbers, are
 /// removed.
 ///

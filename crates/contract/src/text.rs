@@ -1,4 +1,4 @@
-//! Texts of people: characters that nobody sees, and the length of error texts.
+//! Texts of people: characters without a glyph, and the length of error texts.
 
 /// The longest error text, in characters: in responses, webhooks, and recorded attempts.
 pub const MAX_ERROR_CHARS: usize = 1000;

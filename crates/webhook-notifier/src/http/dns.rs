@@ -1,7 +1,7 @@
 //! Looks up the names of callbacks.
 //!
 //! `getaddrinfo` holds a thread for as long as a name server is silent, so that a few hundred names that hang stop all
-//! lookups of the process. These lookups hold no thread, end after [`LOOKUP_TIMEOUT`] or as soon as nobody waits for
+//! lookups of the process. These lookups hold no thread, end after [`LOOKUP_TIMEOUT`] or as soon as no attempt waits for
 //! them, and a project has at most [`MAX_PROJECT_LOOKUPS`] of them in flight. Names mean what they mean to other
 //! programs of the machine: `/etc/hosts` first, then the name servers, search domains and options of
 //! `/etc/resolv.conf`.
