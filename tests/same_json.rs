@@ -127,7 +127,7 @@ async fn the_same_json_gives_the_same_leads_warnings_and_codes_on_every_way_in()
 
     let refused = answers.iter().filter(|answer| answer.is_string()).count();
     let warned = answers.iter().filter(|answer| answer.as_array().is_some_and(|warnings| !warnings.is_empty())).count();
-    assert!(refused > 15 && warned > 5, "{refused} are refused, {warned} have warnings");
+    assert!(refused >= 15 && warned >= 5, "{refused} are refused, {warned} have warnings");
     let lead = http.lead(&stack).await;
     let by_body = |answers: Vec<Value>| BODIES.into_iter().zip(answers).collect::<Vec<_>>();
     assert_eq!(by_body(in_bulk(&stack, &bulk).await), by_body(answers.clone()));
