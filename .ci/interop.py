@@ -93,6 +93,7 @@ def clients(env):
         apply(secrets)
         foreign = [secret for secret in (OLD, NEW) if secret not in secrets]
         variables = {"LEAD_ID": lead_id, "TRUSTED": " ".join(secrets), "FOREIGN": " ".join(foreign)}
+        variables["NATS_URL"] = env["LEADRELAY_PRODUCER_NATS_URL"]
         run(sys.executable, HERE / "client.py", env={**env, **variables, "PORT": str(ports["python"])})
         run("node", HERE / "client.mjs", env={**env, **variables, "PORT": str(ports["javascript"])})
     return process_id, lead_id

@@ -1,5 +1,6 @@
 //! Leadrelay as a whole: its real binaries as processes, on real NATS and Postgres, each test with its own.
 
+mod accounts;
 mod api_keys;
 mod audit;
 mod backlog;

@@ -1,6 +1,7 @@
-//! NATS with least privilege: under deploy/nats/accounts.conf everything works, and what it forbids is refused.
+//! NATS with least privilege: under deploy/nats/accounts.conf everything works, and what it forbids is refused. See also
+//! `accounts`.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use contract::{ObjectId, streams::LEAD_COMMANDS};
 use futures::StreamExt;
@@ -16,28 +17,36 @@ use crate::support::{
 };
 
 /// The project of the example producer.
-const PROJECT: &str = "65e4b2d9f1a2000000000001";
-const OTHER: &str = "65e4b2d9f1a2000000000002";
+pub(crate) const PROJECT: &str = "65e4b2d9f1a2000000000001";
+pub(crate) const OTHER: &str = "65e4b2d9f1a2000000000002";
 const USERS: [&str; 5] = ["gateway", "lead-state", "webhook-notifier", "leadctl", "producer"];
 
 fn password(user: &str) -> String {
     format!("password of {user}").replace(' ', "-")
 }
 
-async fn nats() -> LocalNats {
+/// A nats-server with the accounts of the deployment, and an observer in the account of the services who may do anything
+/// there.
+async fn nats(program: Option<PathBuf>) -> LocalNats {
     let config = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/nats/accounts.conf"));
+    let observer = format!("users: [\n{{ user: observer, password: {} }}", password("observer"));
     let variable = |user: &str| format!("NATS_{}_PASSWORD", user.to_uppercase().replace('-', "_"));
     let authorization = Authorization {
-        config: config.expect("accounts.conf"),
+        config: config.expect("accounts.conf").replacen("users: [", &observer, 1),
         environment: USERS.map(|user| (variable(user), password(user))).into(),
         user: "leadctl".into(),
         password: password("leadctl"),
     };
-    nats_with(NatsOptions { authorization: Some(authorization), ..NatsOptions::throwaway() }).await
+    nats_with(NatsOptions { authorization: Some(authorization), program, ..NatsOptions::throwaway() }).await
 }
 
 async fn stack() -> Stack {
-    let (nats, postgres) = tokio::join!(nats(), postgres());
+    stack_on(None).await
+}
+
+/// The stack on this nats-server.
+pub(crate) async fn stack_on(program: Option<PathBuf>) -> Stack {
+    let (nats, postgres) = tokio::join!(nats(program), postgres());
     let operator = NatsConfig::at(nats.url());
     let urls = USERS.map(|user| (user, nats.url_for(user, &password(user))));
     Stack::start_on(nats, postgres, &operator, |name| {
@@ -48,7 +57,7 @@ async fn stack() -> Stack {
 }
 
 /// A client of a user, and the errors that the server sends it.
-async fn client(nats: &LocalNats, user: &str) -> (async_nats::Client, mpsc::UnboundedReceiver<String>) {
+pub(crate) async fn client(nats: &LocalNats, user: &str) -> (async_nats::Client, mpsc::UnboundedReceiver<String>) {
     let (refused, refusals) = mpsc::unbounded_channel();
     let client = async_nats::ConnectOptions::with_user_and_password(user.to_owned(), password(user))
         .custom_inbox_prefix(contract::subject::inbox_prefix(user))
@@ -66,7 +75,7 @@ async fn client(nats: &LocalNats, user: &str) -> (async_nats::Client, mpsc::Unbo
 }
 
 /// Asserts that NATS refused nothing to any service.
-fn assert_nothing_refused(stack: &Stack) {
+pub(crate) fn assert_nothing_refused(stack: &Stack) {
     for service in [&stack.gateway, &stack.lead_state, &stack.notifier] {
         assert!(!service.log().contains("NATS refuses"), "{}", service.log());
     }
@@ -74,7 +83,7 @@ fn assert_nothing_refused(stack: &Stack) {
 
 /// The project that the example producer may publish to, with a process and a lead; its client, and the secret of its
 /// callback.
-async fn producers_project(stack: &Stack) -> (Api, ObjectId, String, String) {
+pub(crate) async fn producers_project(stack: &Stack) -> (Api, ObjectId, String, String) {
     let project_id: ObjectId = PROJECT.parse().expect("an id");
     sqlx::query("INSERT INTO lead_state.projects VALUES ($1, 'produced', now())")
         .bind(project_id.as_bytes())
@@ -107,10 +116,17 @@ async fn a_producer_may_publish_commands_and_read_the_events_of_its_project() {
     let mut events = producer.subscribe(format!("leads.evt.{PROJECT}.>")).await.expect("a subscription");
     let js = service_kit::nats::jetstream(&producer);
 
-    let command = json!({"leadId": lead_id, "targetState": "lost"}).to_string();
-    let ack = js.publish(format!("leads.cmd.{PROJECT}.update"), command.into()).await.expect("a publish");
+    let body = json!({"leadId": lead_id, "targetState": "lost"}).to_string();
+    let ack = eventually(TEST_TIMEOUT, "an ack", async || {
+        let ack = js.publish(format!("leads.cmd.{PROJECT}.update"), body.clone().into()).await.expect("a publish");
+        ack.await.map_err(|e| e.to_string())
+    })
+    .await;
 
-    assert_eq!(ack.await.expect("an ack").stream, LEAD_COMMANDS);
+    assert_eq!((ack.stream.as_str(), ack.sequence, ack.duplicate), (LEAD_COMMANDS, 1, false));
+    let refused = js.publish(format!("leads.cmd.{PROJECT}.update"), "{}".into()).await.expect("a publish");
+    let refused = refused.await.expect_err("a refusal").to_string();
+    assert!(refused.contains("address_missing"), "{refused}");
     let event = tokio::time::timeout(TEST_TIMEOUT, events.next()).await.expect("an event in time").expect("an event");
     assert!(event.subject.ends_with(".update.succeeded"), "{}", event.subject);
     let requests = stack.receiver.wait_for_requests("/retried", 3, TEST_TIMEOUT).await;
@@ -184,16 +200,16 @@ const FORBIDDEN_TO_PUBLISH: &str = "
         leads.rpc.key.create leads.rpc.lead.get $JS.API.STREAM.MSG.GET.LEAD_COMMANDS $JS.API.DIRECT.GET.KV_processes
         $JS.API.CONSUMER.CREATE.LEAD_COMMANDS.spy $JS.API.CONSUMER.CREATE.LEAD_EVENTS.spy
         $JS.API.CONSUMER.MSG.NEXT.LEAD_EVENTS.webhook-notifier $JS.API.STREAM.PURGE.LEAD_COMMANDS
-        $JS.API.STREAM.DELETE.LEAD_COMMANDS _INBOX_gateway.forged.1
-    gateway: leads.evt.OWN._.update.succeeded leads.dead.invalid_json leads.rpc.key.create leads.rpc.process.apply
+        $JS.API.STREAM.DELETE.LEAD_COMMANDS _INBOX_gateway.forged.1 leads.intake.OTHER.update
+    gateway: leads.applied leads.intake.OWN.update leads.evt.OWN._.update.succeeded leads.dead.invalid_json leads.rpc.key.create leads.rpc.process.apply
         leads.rpc.secrets.rotate $KV.api_keys.x $JS.API.STREAM.INFO.KV_processes $JS.API.STREAM.PURGE.LEAD_COMMANDS
         $JS.API.CONSUMER.CREATE.LEAD_EVENTS.spy $JS.API.CONSUMER.CREATE.LEAD_EVENTS.webhook-notifier.leads.evt.OWN.>
         $JS.API.CONSUMER.MSG.NEXT.LEAD_EVENTS.webhook-notifier $JS.API.CONSUMER.DELETE.LEAD_EVENTS.webhook-notifier
         _INBOX_leadctl.forged.1
-    webhook-notifier: leads.cmd.OWN.update leads.evt.OWN._.update.succeeded $KV.processes.x
+    webhook-notifier: leads.cmd.OWN.update leads.intake.OWN.update leads.evt.OWN._.update.succeeded $KV.processes.x
         $JS.API.STREAM.INFO.LEAD_COMMANDS $JS.API.STREAM.INFO.KV_api_keys $JS.API.STREAM.DELETE.LEAD_EVENTS
         leads.rpc.lead.get leads.rpc.update.get
-    lead-state: leads.cmd.OWN.update webhooks.evt.OWN._.exhausted $JS.ACK.LEAD_EVENTS.webhook-notifier.1.1.1.1.1
+    lead-state: leads.cmd.OWN.update leads.intake.OWN.update webhooks.evt.OWN._.exhausted $JS.ACK.LEAD_EVENTS.webhook-notifier.1.1.1.1.1
         $JS.API.STREAM.DELETE.LEAD_COMMANDS _INBOX_gateway.forged.1
     leadctl: leads.evt.OWN._.update.succeeded leads.dead.invalid_json $KV.processes.x
         $JS.API.STREAM.DELETE.LEAD_COMMANDS";
@@ -202,8 +218,8 @@ const FORBIDDEN_TO_PUBLISH: &str = "
 const FORBIDDEN_TO_SUBSCRIBE: &str = "
     producer: > _INBOX.> _INBOX_gateway.> leads.cmd.OWN.> leads.evt.OTHER.> leads.evt.> $KV.processes.>
     gateway: _INBOX_lead-state.> leads.cmd.> leads.rpc.key.create
-    webhook-notifier: _INBOX_gateway.> leads.rpc.process.apply leads.cmd.>
-    lead-state: _INBOX_leadctl.> webhooks.rpc.>
+    webhook-notifier: _INBOX_gateway.> leads.rpc.process.apply leads.cmd.> leads.intake.>
+    lead-state: _INBOX_leadctl.> webhooks.rpc.> leads.intake.>
     leadctl: leads.rpc.process.apply _INBOX_lead-state.>";
 
 /// The subjects of a user in one of these tables.
@@ -247,7 +263,7 @@ async fn forbidden_subjects_are_refused_to_each_user() {
 
 #[tokio::test]
 async fn a_missing_permission_is_logged_as_an_error() {
-    let (nats, postgres) = tokio::join!(nats(), postgres());
+    let (nats, postgres) = tokio::join!(nats(None), postgres());
     // The user of a producer may neither subscribe to the gateway's inbox nor read its streams.
     let url = nats.url_for("producer", &password("producer"));
     let (mut gateway, _): (Service, _) = service("gateway", &nats, &postgres, &[("NATS_URL", &url)]);

@@ -1,64 +1,168 @@
-//! Internal producers: any NATS client, with or without JetStream headers, takes the same path and gets the same
+//! Internal producers: the messages that they send over NATS take the same path as updates over HTTP, and get the same
 //! webhook.
 
-use async_nats::HeaderMap;
+use std::time::{Duration, Instant};
+
+use contract::{ObjectId, streams::LEAD_COMMANDS};
 use serde_json::{Value, json};
+use service_kit::{config::NatsConfig, health::Readiness};
 use test_support::eventually;
 
-use crate::support::{LEDGER_ROWS, Stack, TEST_TIMEOUT, process_id};
+use crate::support::{Api, LEDGER_ROWS, Stack, TEST_TIMEOUT, assert_includes, process_id};
 
-#[tokio::test]
-async fn a_command_without_id_or_headers_is_applied() {
-    let stack = Stack::start().await;
-    let lead_id = stack.lead(&["crm"]).await;
-
-    let command = json!({"leadId": lead_id, "metadata": {"a": 1}, "userId": "batch"});
-    stack.publish_update(&command).await;
-
-    let body = stack.receiver.wait_for_requests("/crm", 1, TEST_TIMEOUT).await[0].json();
-    assert_eq!(body["data"], json!({"source": "import", "a": 1}));
-    // Its id is made from the log entry.
-    let timeline = stack.api.outcome(body["updateId"].as_str().expect("an id")).await;
-    assert_eq!(
-        (&timeline["userId"], &timeline["apiKeyId"], &timeline["command"]),
-        (&json!("batch"), &Value::Null, &command)
-    );
+/// An update id that was made now.
+fn update_id() -> String {
+    service_kit::clock::new_id().to_string()
 }
 
 #[tokio::test]
-async fn a_command_repeated_under_other_message_ids_is_applied_once() {
+async fn a_producers_body_is_the_body_of_an_update() {
+    let stack = Stack::start().await;
+    let lead_id = stack.lead(&["crm"]).await;
+
+    let id = update_id();
+    let body = json!({"leadId": lead_id, "a": 1, "name": "", "apiKeyId": lead_id, "updateId": 7, "userId": "batch"});
+    let answer = stack.produce(stack.api.project_id, "update", &[("Leadrelay-Update-Id", &id)], &body).await;
+
+    assert_eq!(answer, json!({"stream": LEAD_COMMANDS, "seq": 1}));
+    let body = stack.receiver.wait_for_requests("/crm", 1, TEST_TIMEOUT).await[0].json();
+    // What claims to be of the gateway is metadata, as over HTTP.
+    let data = json!({"source": "import", "a": 1, "apiKeyId": lead_id, "updateId": 7});
+    assert_eq!((&body["updateId"], &body["data"]), (&json!(id), &data));
+    let timeline = stack.api.outcome(&id).await;
+    assert_eq!((&timeline["userId"], &timeline["apiKeyId"]), (&json!("batch"), &Value::Null));
+    assert_eq!(timeline["command"]["warnings"], json!(["name is empty and was ignored"]));
+    let lead = stack.api.lead(&lead_id).await;
+    assert_ne!(lead["name"], "");
+}
+
+#[tokio::test]
+async fn a_refused_message_is_answered_with_the_code_of_the_http_api() {
+    let stack = Stack::start().await;
+    let lead_id = stack.lead(&[]).await;
+    let project_id = stack.api.project_id;
+    let update = json!({"leadId": lead_id, "name": "Ada"});
+    let produce = async |kind: &str, headers: &[(&str, &str)], body: &Value| {
+        stack.produce(project_id, kind, headers, body).await["error"].take()
+    };
+
+    let missing = produce("update", &[], &json!({"name": "Ada"})).await;
+    let early = produce("update", &[("Leadrelay-Update-Id", "65e4b2d9f1a2000000000001")], &update).await;
+    let late = produce("update", &[("Leadrelay-Update-Id", &"f".repeat(24))], &update).await;
+    let expired = produce("call.expired", &[], &json!({"leadId": lead_id})).await;
+    let large = produce("update", &[], &json!({"leadId": lead_id, "name": "x".repeat(300_000)})).await;
+
+    assert_includes(&missing, json!({"code": 400, "err_code": 20400}));
+    for (refused, code) in [
+        (missing, "address_missing"),
+        (early, "invalid_field"),
+        (late, "invalid_field"),
+        (expired, "invalid_field"),
+        (large, "body_too_large"),
+    ] {
+        let description = refused["description"].as_str().expect("a description");
+        assert!(description.starts_with(&format!("{code}: ")), "{description}");
+    }
+    assert_eq!(stack.stream_state(LEAD_COMMANDS).await.last_sequence, 0);
+}
+
+#[tokio::test]
+async fn ids_count_within_a_project_and_headers_for_jetstream_do_nothing() {
     let stack = Stack::start().await;
     let applied = stack.process_calling(&["crm"]).await;
     let lead_id = stack.api.initiate(process_id(&applied), Some("R-1")).await;
-    let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
-    let update_id = "65e4b2d9f1a2000000000001";
-    let command = json!({"updateId": update_id, "referenceId": "R-1", "processId": process_id(&applied),
-        "targetState": "lost"});
-    let subject = format!("leads.cmd.{}.update", stack.api.project_id);
+    let other = Api::create(stack.api.url.clone(), &stack.client, "other").await;
+    let own = stack.api.project_id;
+    let call = json!({"leadId": lead_id, "callId": "c-1"});
+    let by_reference =
+        json!({"referenceId": "R-1", "projectId": own, "processId": process_id(&applied), "name": "Ada"});
 
-    // As a producer does that never received the ack, or that repeats itself long after.
-    let mut headers = HeaderMap::new();
-    headers.insert("traceparent", trace);
+    // Another project's message id is another id, also for call events.
+    let id: &[_] = &[("Nats-Msg-Id", "m-1")];
+    assert_eq!(stack.produce(other.project_id, "call.started", id, &call).await["seq"], 1);
+    assert_eq!(stack.produce(own, "call.started", id, &call).await["seq"], 2);
+    assert_includes(&stack.produce(own, "call.started", id, &call).await, json!({"seq": 2, "duplicate": true}));
+    assert_eq!(stack.produce(own, "call.ended", &[], &call).await["seq"], 3);
+
+    // A producer that repeats an update under its id, long after or with other message ids.
+    let (id, trace) = (update_id(), "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
     for number in 1..=3 {
-        headers.insert("Nats-Msg-Id", format!("retry-{number}"));
-        let body = command.to_string().into();
-        stack.client.publish_with_headers(subject.clone(), headers.clone(), body).await.expect("a publish");
+        let message_id = format!("retry-{number}");
+        let headers = [("Leadrelay-Update-Id", &*id), ("Nats-Msg-Id", &message_id), ("traceparent", trace)];
+        assert_eq!(stack.produce(own, "update", &headers, &by_reference).await["seq"], 3 + number);
     }
-    stack.publish_update(&json!({"leadId": lead_id, "name": "Grace"})).await;
+
+    // None of these reaches the log.
+    let headers = [
+        ("Nats-Batch-Id", "b"),
+        ("Nats-Batch-Sequence", "1"),
+        ("Nats-Expected-Last-Sequence", "999"),
+        ("Nats-Expected-Stream", "OTHER"),
+        ("Nats-Rollup", "all"),
+        ("Nats-TTL", "1s"),
+    ];
+    assert_eq!(stack.produce(own, "update", &headers, &json!({"leadId": lead_id, "name": "Grace"})).await["seq"], 7);
 
     let requests = stack.receiver.wait_for_requests("/crm", 2, TEST_TIMEOUT).await;
-    let of_command: Vec<_> = requests.iter().filter(|request| request.json()["updateId"] == update_id).collect();
-    assert_eq!(of_command.len(), 1, "applied and announced once");
-    assert_eq!(of_command[0].header("traceparent"), Some(trace));
+    let of_update: Vec<_> = requests.iter().filter(|request| request.json()["updateId"] == id.as_str()).collect();
+    assert_eq!(of_update.len(), 1, "applied and announced once");
+    assert_eq!(of_update[0].header("traceparent"), Some(trace));
     assert_eq!(stack.count(LEDGER_ROWS).await, 2);
-    assert_eq!(stack.count("SELECT version FROM lead_state.leads").await, 3);
+    assert_eq!(stack.stream_state(LEAD_COMMANDS).await.messages, 7);
+}
+
+/// Publishes as fast as it can, without waiting for answers, until it is stopped.
+async fn flood(client: async_nats::Client, project_id: ObjectId, lead_id: String) {
+    let body = bytes::Bytes::from(json!({"leadId": lead_id, "metadata": {"flood": "x".repeat(200)}}).to_string());
+    loop {
+        for _ in 0..100 {
+            let subject = format!("leads.intake.{project_id}.update");
+            client.publish(subject, body.clone()).await.expect("a publish");
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_flood_of_one_producer_leaves_other_projects_served() {
+    let stack = Stack::start().await;
+    let flooding_lead = stack.lead(&[]).await;
+    let other = Api::create(stack.api.url.clone(), &stack.client, "other").await;
+    let spec = json!({"projectId": other.project_id, "name": "p", "states": [{"name": "new"}]});
+    let other_lead = other.initiate(process_id(&stack.apply(spec).await), None).await;
+    let update = json!({"leadId": flooding_lead, "metadata": {"a": 1}});
+    stack.produce(stack.api.project_id, "update", &[], &update).await;
+    let of_other = json!({"leadId": other_lead, "metadata": {"a": 1}});
+    stack.produce(other.project_id, "update", &[], &of_other).await;
+    let (config, readiness) = (NatsConfig::at(stack.nats.url()), Readiness::default());
+    let flooding = service_kit::nats::connect(&config, "flood", &readiness).await.expect("a client");
+    let flood = tokio::spawn(flood(flooding, stack.api.project_id, flooding_lead));
+
+    let until = Instant::now() + Duration::from_secs(8);
+    let mut served = 0;
+    while Instant::now() < until {
+        let over_http = other.update_and_wait(of_other.clone()).await;
+        assert_eq!(over_http["status"], "succeeded");
+        let over_nats = stack.produce(other.project_id, "update", &[], &of_other).await;
+        assert!(over_nats["error"].is_null(), "{over_nats}");
+        served += 1;
+    }
+    flood.abort();
+
+    let log = stack.stream_state(LEAD_COMMANDS).await;
+    let applied = stack.count(LEDGER_ROWS).await;
+    eprintln!("{served} rounds of the other project were served; the log has {} entries", log.messages);
+    assert!(served >= 3, "{served} rounds");
+    let behind = log.last_sequence.saturating_sub(u64::try_from(applied).expect("a number"));
+    assert!(behind < 5000, "{behind} entries are not applied");
 }
 
 #[tokio::test]
 async fn a_call_expires_by_its_own_timeout() {
     let stack = Stack::start().await;
     let lead_id = stack.lead(&[]).await;
-    stack.publish_call("started", &json!({"leadId": lead_id, "callId": "a", "timeoutSeconds": 1})).await;
+    let call = json!({"leadId": lead_id, "callId": "a", "timeoutSeconds": 1});
+    stack.produce(stack.api.project_id, "call.started", &[], &call).await;
     stack.wait_for_count("SELECT count(*) FROM lead_state.active_calls", 1).await;
 
     let refused = stack.api.update_and_wait(json!({"leadId": lead_id, "name": "x"})).await;

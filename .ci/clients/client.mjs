@@ -57,11 +57,11 @@ await nc.flush();
 // An update over NATS: its outcome, and its webhook.
 async function roundTrip(number) {
   const updateId = Math.floor(Date.now() / 1000).toString(16).padStart(8, "0") + randomBytes(8).toString("hex");
-  const command = { updateId, leadId: LEAD_ID, metadata: { javascript: number, text: "é" }, userId: "nats.js" };
+  const update = { leadId: LEAD_ID, metadata: { javascript: number, text: "é" }, userId: "nats.js" };
   const headers = newHeaders();
-  headers.set("Nats-Msg-Id", updateId);
-  // As a request it is answered with JetStream's ack.
-  const ack = (await nc.request(`leads.cmd.${PROJECT_ID}.update`, JSON.stringify(command), { timeout: PATIENCE, headers })).json();
+  headers.set("Leadrelay-Update-Id", updateId);
+  // The answer has the form of JetStream's ack.
+  const ack = (await nc.request(`leads.cmd.${PROJECT_ID}.update`, JSON.stringify(update), { timeout: PATIENCE, headers })).json();
   assert.equal(ack.stream, "LEAD_COMMANDS", JSON.stringify(ack));
   const message = await until("event", () => events.get(updateId));
   const event = message.json();

@@ -1,7 +1,7 @@
 """A third-party producer and receiver: publishes a command and reads its outcome with nats-py, and verifies the webhook with the
 reference library of Standard Webhooks. client.mjs does the same in JavaScript.
 
-Environment: NATS_URL, PROJECT_ID, LEAD_ID, PORT of the callback; TRUSTED and FOREIGN, the secrets that must and must not verify
+Environment: NATS_URL of a producer, PROJECT_ID, LEAD_ID, PORT of the callback; TRUSTED and FOREIGN, the secrets that must and must not verify
 webhooks, separated by spaces.
 """
 import asyncio
@@ -56,10 +56,11 @@ async def webhook_of(update_id, deadline):
 async def round_trip(js, events, number):
     """An update over NATS: its outcome, and its webhook."""
     update_id = f"{int(time.time()):08x}" + secrets.token_hex(8)
-    command = {"updateId": update_id, "leadId": lead, "metadata": {"python": number, "text": "é"}, "userId": "nats-py"}
-    ack = await js.publish(f"leads.cmd.{project}.update", json.dumps(command).encode(), headers={"Nats-Msg-Id": update_id})
+    update = json.dumps({"leadId": lead, "metadata": {"python": number, "text": "é"}, "userId": "nats-py"}).encode()
+    ids = {"Nats-Msg-Id": update_id, "Leadrelay-Update-Id": update_id}
+    ack = await js.publish(f"leads.cmd.{project}.update", update, headers=ids)
     assert ack.stream == "LEAD_COMMANDS" and not ack.duplicate, ack
-    again = await js.publish(f"leads.cmd.{project}.update", json.dumps(command).encode(), headers={"Nats-Msg-Id": update_id})
+    again = await js.publish(f"leads.cmd.{project}.update", update, headers=ids)
     assert again.duplicate, again
     deadline = time.monotonic() + PATIENCE
     while True:

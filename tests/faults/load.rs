@@ -118,8 +118,15 @@ impl Client {
         if answer["success"] != true {
             // A refusal that is no fault of the servers would be repeated for ever.
             let code = answer["code"].as_str().unwrap_or_default();
-            let unavailable =
-                ["log_full", "too_many_in_flight", "not_confirmed", "starting", "broker_unavailable", "log_refused"];
+            let unavailable = [
+                "log_full",
+                "too_many_in_flight",
+                "not_confirmed",
+                "starting",
+                "broker_unavailable",
+                "log_refused",
+                "project_backlog",
+            ];
             assert!(unavailable.contains(&code), "an update was refused: {answer}");
         }
         let update_id = answer["updateId"].as_str().filter(|_| answer["success"] == true).map(str::to_owned);

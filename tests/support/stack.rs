@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use async_nats::jetstream;
+use async_nats::{HeaderMap, jetstream};
 use contract::{
     ObjectId,
     process::ProcessSpec,
@@ -11,7 +11,7 @@ use contract::{
 use serde_json::{Value, json};
 use service_kit::config::NatsConfig;
 use sqlx::PgPool;
-use test_support::{LocalNats, LocalPostgres, Receiver, Service, binary, free_port, nats, postgres};
+use test_support::{LocalNats, LocalPostgres, Receiver, Service, binary, eventually, free_port, nats, postgres};
 
 use super::{Api, TEST_TIMEOUT};
 
@@ -180,17 +180,39 @@ impl Stack {
         leads
     }
 
-    /// Publishes an update of this stack's project as an internal producer does.
+    /// Sends a message of a project's producers to the gateway; what it answers.
+    pub(crate) async fn produce(
+        &self,
+        project_id: ObjectId,
+        kind: &str,
+        headers: &[(&str, &str)],
+        body: &Value,
+    ) -> Value {
+        let subject = format!("leads.intake.{project_id}.{kind}");
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.insert(*name, *value);
+        }
+        // A gateway serves a new project after a second.
+        eventually(TEST_TIMEOUT, "the gateway answers producers", async || {
+            let body = body.to_string().into();
+            let answer = self.client.request_with_headers(subject.clone(), map.clone(), body).await;
+            answer.map(|answer| serde_json::from_slice(&answer.payload).expect("an answer")).map_err(|e| e.to_string())
+        })
+        .await
+    }
+
+    /// Publishes an update of this stack's project to the log, as the gateway does.
     pub(crate) async fn publish_update(&self, body: &Value) {
         self.publish(format!("leads.cmd.{}.update", self.api.project_id), body.to_string()).await;
     }
 
-    /// Publishes a call event (`started`, `ended`, `expired`) of this stack's project.
+    /// Publishes a call event (`started`, `ended`, `expired`) of this stack's project to the log.
     pub(crate) async fn publish_call(&self, event: &str, body: &Value) {
         self.publish(format!("leads.cmd.{}.call.{event}", self.api.project_id), body.to_string()).await;
     }
 
-    /// Publishes as an internal producer does, any client and no headers, and waits until the log has it.
+    /// Publishes a message to the log, and waits until the log has it.
     pub(crate) async fn publish(&self, subject: String, body: impl Into<bytes::Bytes>) {
         self.client.request(subject, body.into()).await.expect("an ack");
     }

@@ -1,10 +1,38 @@
 //! The messages of the command log: update commands and call events. JSON, camelCase, version 1.
 //!
-//! Any NATS client may publish them on the subjects of [`subject`](crate::subject), with or without headers.
+//! The gateway publishes them, for its HTTP clients and for producers on NATS. A producer's update is the body of
+//! `POST /api/v1/leads/update`, and its call events are [`CallStarted`] and [`CallEnded`]; the gateway checks them, makes
+//! them commands and answers with JetStream's acknowledgement.
+
+use std::{fmt::Display, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{JsonObject, ObjectId};
+use crate::{JsonObject, ObjectId, Timestamp};
+
+/// The most that the time in a producer's update id may be ahead of the gateway's clock. More gets ids of badly set
+/// clocks, and months of the ledger that have not begun.
+pub const MAX_ID_AHEAD: Duration = Duration::from_hours(1);
+/// The most that the time in a producer's update id may lie in the past: the shortest retention of the ledger. The month
+/// of an older id may be gone from it, and with it the record that the update was applied.
+pub const MAX_ID_AGE: Duration = Duration::from_hours(62 * 24);
+
+/// The deduplication id of a command in the log. Ids of updates are unique in their project.
+pub fn message_id(project_id: ObjectId, update_id: ObjectId) -> String {
+    format!("{project_id}.{update_id}")
+}
+
+/// The deduplication id in the log of a message that its producer gave this id. It is unique in the producer's project,
+/// and equal to the id of no update.
+pub fn producer_message_id(project_id: ObjectId, id: impl Display) -> String {
+    format!("{project_id}.producer.{id}")
+}
+
+/// Whether a producer may give an update this id now.
+pub fn is_acceptable_id(update_id: ObjectId, now: Timestamp) -> bool {
+    let made = update_id.timestamp();
+    made <= now.plus(MAX_ID_AHEAD) && made >= now.minus(MAX_ID_AGE)
+}
 
 /// The longest `name`, `referenceId`, `targetState`, `expectedState`, `disposition`, `userId` or `callId`, in characters.
 pub const MAX_TEXT_CHARS: usize = 1024;
@@ -45,7 +73,7 @@ pub struct UpdateCommand {
     /// The user who changes the lead, for the audit trail.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user_id: Option<String>,
-    /// The API key of the gateway's request; absent for internal producers.
+    /// The API key of the HTTP request; absent for producers on NATS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub api_key_id: Option<ObjectId>,
     /// Change the lead only if it is still at this version.
@@ -54,6 +82,9 @@ pub struct UpdateCommand {
     /// Change the lead only if it is still in this state.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expected_state: Option<String>,
+    /// What the client sent and is ignored, in sentences.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// A call with a lead began. Until it ends or expires, updates of the lead fail, or are queued if the process says so.
@@ -128,10 +159,31 @@ mod tests {
             api_key_id: Some(ObjectId::from_bytes([4; 12])),
             expected_version: Some(4),
             expected_state: Some("new".into()),
+            warnings: vec!["name is empty and was ignored".into()],
         };
         let text = serde_json::to_string(&command).unwrap();
-        insta::assert_snapshot!(text, @r#"{"updateId":"010101010101010101010101","leadId":"020202020202020202020202","referenceId":"AB123456789","processId":"030303030303030303030303","metadata":{"make":"Toyota","n":123456789012345678901234567890},"name":"Ada","targetState":"interested","disposition":"callback","userId":"u-1","apiKeyId":"040404040404040404040404","expectedVersion":4,"expectedState":"new"}"#);
+        insta::assert_snapshot!(text, @r#"{"updateId":"010101010101010101010101","leadId":"020202020202020202020202","referenceId":"AB123456789","processId":"030303030303030303030303","metadata":{"make":"Toyota","n":123456789012345678901234567890},"name":"Ada","targetState":"interested","disposition":"callback","userId":"u-1","apiKeyId":"040404040404040404040404","expectedVersion":4,"expectedState":"new","warnings":["name is empty and was ignored"]}"#);
         assert_eq!(serde_json::from_str::<UpdateCommand>(&text).unwrap(), command);
+    }
+
+    #[test]
+    fn ids_of_messages_are_separate_for_projects_and_producers() {
+        let (one, other, id) =
+            (ObjectId::from_bytes([1; 12]), ObjectId::from_bytes([2; 12]), ObjectId::from_bytes([3; 12]));
+        assert_ne!(message_id(one, id), message_id(other, id));
+        assert_ne!(producer_message_id(one, "a"), producer_message_id(other, "a"));
+        assert_ne!(producer_message_id(one, id), message_id(one, id));
+    }
+
+    #[test]
+    fn ids_of_updates_are_neither_of_the_future_nor_older_than_the_ledger() {
+        let now = Timestamp::from_millis(1_768_193_759_048);
+        let made = |seconds: i64| ObjectId::new(Timestamp::from_millis(now.millis() + seconds * 1000), [7; 8]);
+        for (seconds, acceptable) in
+            [(0, true), (3600, true), (3601, false), (-62 * 86_400 + 1, true), (-62 * 86_400 - 1, false)]
+        {
+            assert_eq!(is_acceptable_id(made(seconds), now), acceptable, "{seconds}");
+        }
     }
 
     #[test]

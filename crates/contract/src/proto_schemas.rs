@@ -52,7 +52,7 @@ fn object() -> JsonObject {
     JsonObject::from_text(r#"{"n":123456789012345678901234567890,"a":[null,{"b":true}]}"#.into()).unwrap()
 }
 
-/// Any producer may publish commands: what it writes by the schema must be readable here.
+/// Others may write these messages: what they write by the schema must be readable here.
 fn both_ways<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(name: &str, message: &T) {
     let read = read(name, message);
     assert_eq!(unset(&read), NONE, "{name}");
@@ -76,6 +76,7 @@ fn commands() {
         api_key_id: Some(id(4)),
         expected_version: Some(4),
         expected_state: text(),
+        warnings: vec!["careful".into()],
     };
     both_ways("UpdateCommand", &command);
     read("UpdateCommand", &UpdateCommand { metadata: Some(object()), ..command });

@@ -87,27 +87,27 @@ fn asyncapi() -> Value {
     let streamed = [
         (
             "updateCommand",
-            "receive",
+            "send",
             "leads.cmd.{projectId}.update",
             streams::LEAD_COMMANDS,
             "UpdateCommand",
-            "Change a lead. Any producer may publish it; the gateway does for its clients.",
+            "Change a lead. The gateway publishes it for its clients and producers.",
         ),
         (
             "callStarted",
-            "receive",
+            "send",
             "leads.cmd.{projectId}.call.started",
             streams::LEAD_COMMANDS,
             "CallStarted",
-            "A call with a lead began.",
+            "A call with a lead began. The gateway publishes it for producers.",
         ),
         (
             "callEnded",
-            "receive",
+            "send",
             "leads.cmd.{projectId}.call.ended",
             streams::LEAD_COMMANDS,
             "CallEnded",
-            "A call with a lead ended.",
+            "A call with a lead ended. The gateway publishes it for producers.",
         ),
         (
             "callExpired",
@@ -193,6 +193,35 @@ fn asyncapi() -> Value {
         messages[message] =
             json!({"name": message, "headers": component("schemas", headers), "payload": schema(message)});
     }
+    let producers = [
+        ("producerUpdate", "update", "UpdateBody", "Change a lead: the body of `POST /api/v1/leads/update`."),
+        ("producerCallStarted", "call.started", "ProducerCallStarted", "A call with a lead began."),
+        ("producerCallEnded", "call.ended", "ProducerCallEnded", "A call with a lead ended."),
+    ];
+    for (name, kind, message, summary) in producers {
+        channels[name] = json!({
+            "address": format!("leads.intake.{{projectId}}.{kind}"),
+            "description": format!(
+                "`leads.cmd.{{projectId}}.{kind}` in the NATS account of a producer. The gateway answers with JetStream's \
+                 acknowledgement once the message is in the log, or with JetStream's error."
+            ),
+            "parameters": {"projectId": component("parameters", "projectId")},
+            "messages": {message: component("messages", message)},
+        });
+        operations[name] = json!({
+            "action": "receive", "summary": summary, "channel": {"$ref": format!("#/channels/{name}")},
+            "messages": [{"$ref": format!("#/channels/{name}/messages/{message}")}],
+        });
+        let payload = match kind {
+            "update" => json!({
+                "schemaFormat": "application/schema+json;version=draft-07",
+                "schema": {"$ref": "./openapi.json#/components/schemas/UpdateRequest"},
+            }),
+            _ => schema(message.trim_start_matches("Producer")),
+        };
+        messages[message] =
+            json!({"name": message, "headers": component("schemas", "ProducerHeaders"), "payload": payload});
+    }
     messages["DeadLetter"] = json!({
         "name": "DeadLetter", "contentType": "application/octet-stream",
         "headers": component("schemas", "DeadLetterHeaders"),
@@ -240,7 +269,7 @@ fn asyncapi() -> Value {
     }
 
     let text = |description: &str| json!({"type": "string", "description": description});
-    let message_id = text("JetStream's deduplication id: the `updateId` of an update");
+    let message_id = text("JetStream's deduplication id: project and `updateId` of an update, `updateId` of an event");
     let trace = text("W3C trace context, from the client through every message to the webhook");
     let position = text("The place of the command in the log: generation.epoch.sequence.index");
     json!({
@@ -259,7 +288,7 @@ fn asyncapi() -> Value {
         "components": {
             "messages": messages,
             "parameters": {
-                "projectId": {"description": "24 lower-case hex digits. NATS permissions restrict producers by it"},
+                "projectId": {"description": "24 lower-case hex digits. NATS accounts restrict producers by it"},
                 "processId": {"description": "24 lower-case hex digits; _ if the process is unknown"},
                 "reason": {
                     "description": "Why the message is a dead letter",
@@ -269,6 +298,16 @@ fn asyncapi() -> Value {
             },
             "schemas": {
                 "CommandHeaders": {"type": "object", "properties": {"Nats-Msg-Id": message_id, "traceparent": trace}},
+                "ProducerHeaders": {
+                    "type": "object",
+                    "properties": {
+                        "Nats-Msg-Id": text("A message whose id the project used in the last two minutes is not logged again"),
+                        "Leadrelay-Update-Id": text("The update's id, 24 hex digits; by default a new one"),
+                        "Leadrelay-Expected-Version": text("The version that the lead must have"),
+                        "Leadrelay-Expected-State": text("The state that the lead must be in"),
+                        "traceparent": trace,
+                    },
+                },
                 "EventHeaders": {
                     "type": "object",
                     "properties": {"Nats-Msg-Id": message_id, "traceparent": trace, "Leadrelay-Position": position},

@@ -7,6 +7,8 @@
 //! | `leads.cmd.{projectId}.call.ended` | [`CallEnded`](crate::command::CallEnded) | `LEAD_COMMANDS` |
 //! | `leads.cmd.{projectId}.call.expired` | [`CallExpired`](crate::command::CallExpired) | `LEAD_COMMANDS` |
 //! | `leads.work` | [`WorkReport`](crate::work::WorkReport): what a batch has cost | none |
+//! | `leads.intake.{projectId}.{update\|call.started\|call.ended}` | a producer's message for the gateway, see [`command`](crate::command) | none |
+//! | `leads.applied` | [`LogPosition`](crate::position::LogPosition): how far the log is applied | none |
 //! | `leads.evt.{projectId}.{processId}.update.{succeeded\|failed}` | [`CompletionEvent`](crate::event::CompletionEvent) | `LEAD_EVENTS` |
 //! | `webhooks.evt.{projectId}.{processId}.{exhausted\|callback.disabled}` | [`WebhookEvent`](crate::event::WebhookEvent) | `WEBHOOK_EVENTS` |
 //! | `leads.dead.{reason}` | the message as it came | `LEAD_DEAD_LETTERS` |
@@ -15,7 +17,8 @@
 //! | `_INBOX_{program}.…` | replies to this program | none |
 //!
 //! Ids are 24 lower-case hex digits; `_` stands for an unknown process. The project is in the subject, not only in
-//! the body, so that NATS permissions can fence a producer; a body's own `projectId` is ignored.
+//! the body, so that NATS can fence a producer. In a producer's own NATS account, `leads.intake.{projectId}.…` of the
+//! services' account is `leads.cmd.{projectId}.…`.
 
 use std::{fmt, str::FromStr};
 
@@ -25,6 +28,12 @@ use crate::ObjectId;
 pub const ALL_COMMANDS: &str = "leads.cmd.>";
 /// What each batch of lead-state has cost.
 pub const WORK: &str = "leads.work";
+/// How far the log is applied.
+pub const APPLIED: &str = "leads.applied";
+/// The beginning of the subjects of the command log.
+const COMMANDS: &str = "leads.cmd.";
+/// The beginning of the subjects of producers' messages.
+const INTAKE: &str = "leads.intake.";
 /// All completion events.
 pub const ALL_EVENTS: &str = "leads.evt.>";
 /// All events about deliveries.
@@ -69,7 +78,22 @@ pub struct InvalidCommandSubject;
 impl CommandSubject {
     /// Reads a subject of the command log.
     pub fn parse(subject: &str) -> Result<Self, InvalidCommandSubject> {
-        let rest = subject.strip_prefix("leads.cmd.").ok_or(InvalidCommandSubject)?;
+        Self::parse_after(COMMANDS, subject)
+    }
+
+    /// Reads the subject of a producer's message. That a call has expired is lead-state's to say.
+    pub fn parse_intake(subject: &str) -> Result<Self, InvalidCommandSubject> {
+        let parsed = Self::parse_after(INTAKE, subject)?;
+        if parsed.kind == CommandKind::CallExpired { Err(InvalidCommandSubject) } else { Ok(parsed) }
+    }
+
+    /// The subject on which the gateway takes such a message from a producer.
+    pub fn intake(self) -> String {
+        self.to_string().replacen(COMMANDS, INTAKE, 1)
+    }
+
+    fn parse_after(prefix: &str, subject: &str) -> Result<Self, InvalidCommandSubject> {
+        let rest = subject.strip_prefix(prefix).ok_or(InvalidCommandSubject)?;
         let (project, kind) = rest.split_once('.').ok_or(InvalidCommandSubject)?;
         let kind = match kind {
             "update" => CommandKind::Update,
@@ -90,8 +114,13 @@ impl fmt::Display for CommandSubject {
             CommandKind::CallEnded => "call.ended",
             CommandKind::CallExpired => "call.expired",
         };
-        write!(f, "leads.cmd.{}.{kind}", self.project_id)
+        write!(f, "{COMMANDS}{}.{kind}", self.project_id)
     }
+}
+
+/// The messages of a project's producers for the gateway.
+pub fn intake_of(project_id: ObjectId) -> String {
+    format!("{INTAKE}{project_id}.>")
 }
 
 /// `{projectId}.{processId|_}`: part of event subjects, and the key of a process in the bucket `processes`.
@@ -209,6 +238,7 @@ mod tests {
             CommandSubject { project_id, kind: CommandKind::CallEnded }.to_string(),
             event(project_id, Some(process_id), true),
             event(project_id, None, false),
+            intake_of(project_id),
             events_of(project_id),
             delivery_exhausted(project_id, Some(process_id)),
             callback_disabled(project_id, Some(process_id)),
@@ -221,6 +251,7 @@ mod tests {
         leads.cmd.abababababababababababab.call.ended
         leads.evt.abababababababababababab.cdcdcdcdcdcdcdcdcdcdcdcd.update.succeeded
         leads.evt.abababababababababababab._.update.failed
+        leads.intake.abababababababababababab.>
         leads.evt.abababababababababababab.>
         webhooks.evt.abababababababababababab.cdcdcdcdcdcdcdcdcdcdcdcd.exhausted
         webhooks.evt.abababababababababababab.cdcdcdcdcdcdcdcdcdcdcdcd.callback.disabled
@@ -255,6 +286,10 @@ mod tests {
         ] {
             assert_eq!(CommandSubject::parse(subject), Err(InvalidCommandSubject), "{subject}");
         }
+        for kind in ["call.expired", "delete"] {
+            let subject = format!("leads.intake.abababababababababababab.{kind}");
+            assert_eq!(CommandSubject::parse_intake(&subject), Err(InvalidCommandSubject), "{subject}");
+        }
     }
 
     #[test]
@@ -273,6 +308,7 @@ mod tests {
             let kind = [CommandKind::Update, CommandKind::CallStarted, CommandKind::CallEnded][kind as usize];
             let subject = CommandSubject { project_id: ObjectId::from_bytes(bytes), kind };
             prop_assert_eq!(CommandSubject::parse(&subject.to_string()), Ok(subject));
+            prop_assert_eq!(CommandSubject::parse_intake(&subject.intake()), Ok(subject));
         }
 
         #[test]

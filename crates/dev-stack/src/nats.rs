@@ -18,6 +18,8 @@ use std::{
 use tokio::process::Command;
 
 const USER: &str = "leadrelay";
+/// The user of internal producers.
+const PRODUCER: &str = "producer";
 
 /// From start to the first accepted connection, including the recovery of the streams.
 const START_DEADLINE: Duration = Duration::from_secs(30);
@@ -40,16 +42,19 @@ pub struct NatsOptions {
     pub sync: bool,
     /// The preferred port. If it is not free: the port of the previous start, or any free port.
     pub port: Option<u16>,
-    /// Users and permissions. By default one user with all permissions.
+    /// Users and permissions. By default the owner with all permissions, and a producer in an account of its own, who may
+    /// publish for every project.
     pub authorization: Option<Authorization>,
     /// With TLS, unencrypted connections are rejected. By default there is no TLS.
     pub tls: Option<Tls>,
+    /// The server to run; by default the one that is named in the environment or found on this machine.
+    pub program: Option<PathBuf>,
 }
 
 /// Users and permissions of a nats-server.
 #[derive(Clone)]
 pub struct Authorization {
-    /// An `authorization` block of nats-server's configuration.
+    /// An `authorization` or `accounts` block of nats-server's configuration.
     pub config: String,
     /// Environment variables that the text refers to.
     pub environment: Vec<(String, String)>,
@@ -108,7 +113,7 @@ impl LocalNats {
     /// [`Error::Missing`] without nats-server; [`Error::InUse`] when another process has the directory;
     /// [`Error::Died`] or [`Error::NotReady`] with its log when it does not start.
     pub async fn start(options: NatsOptions, say: Say<'_>) -> Result<Self, Error> {
-        let program = programs::nats_server()?;
+        let program = options.program.map_or_else(programs::nats_server, Ok)?;
         let version = version(&program).await?;
         let sync = options.sync && (version.0, version.1) >= SYNCS_SINCE;
         if options.sync && !sync {
@@ -126,7 +131,7 @@ impl LocalNats {
             Some(authorization) => authorization,
             None => {
                 let password = home.secret("password")?;
-                let config = format!("authorization {{ user: {USER}, password: \"{password}\" }}");
+                let config = default_accounts(&password);
                 Authorization { config, environment: Vec::new(), user: USER.into(), password }
             }
         };
@@ -153,6 +158,12 @@ impl LocalNats {
     pub fn url(&self) -> String {
         let Authorization { user, password, .. } = &self.access.authorization;
         self.url_for(user, password)
+    }
+
+    /// The URL of the producer, if the server has the default users.
+    #[must_use]
+    pub fn producer_url(&self) -> String {
+        self.url_for(PRODUCER, &self.access.authorization.password)
     }
 
     /// The URL for another user.
@@ -249,6 +260,26 @@ impl Drop for LocalNats {
             self.home.leave_cleanup_to_watcher();
         }
     }
+}
+
+/// The account of the services and the one of producers, as `deploy/nats/accounts.conf` has them, but for all projects.
+fn default_accounts(password: &str) -> String {
+    format!(
+        "accounts {{
+  LEADRELAY {{
+    jetstream: enabled
+    users: [ {{ user: {USER}, password: \"{password}\" }} ]
+    exports: [ {{ service: \"leads.intake.>\" }}, {{ stream: \"leads.evt.>\" }} ]
+  }}
+  PRODUCERS {{
+    users: [ {{ user: {PRODUCER}, password: \"{password}\" }} ]
+    imports: [
+      {{ service: {{ account: LEADRELAY, subject: \"leads.intake.>\" }}, to: \"leads.cmd.>\" }}
+      {{ stream: {{ account: LEADRELAY, subject: \"leads.evt.>\" }} }}
+    ]
+  }}
+}}"
+    )
 }
 
 async fn launch(program: &Path, home: &ServerDir, sync: bool, access: &Access, port: u16) -> Result<Process, Error> {

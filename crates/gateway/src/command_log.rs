@@ -10,18 +10,18 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use contract::{
     ObjectId,
-    command::UpdateCommand,
+    command::{self, UpdateCommand},
     subject::{CommandKind, CommandSubject},
 };
 use service_kit::{
     publish::{self, PublishError},
-    publisher::Publisher,
+    publisher::{Publisher, Stored},
     shares::Pool,
     traces::{Step, Traces},
 };
@@ -29,6 +29,7 @@ use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
 use crate::{
+    admission::{Admission, PATIENCE, Work},
     error::{ApiError, SharedPool},
     work_budget::WorkBudget,
 };
@@ -36,8 +37,32 @@ use crate::{
 /// Most groups of commands that are being published at once, with a share per project.
 const MAX_GROUPS: usize = 16;
 
+/// A command, to be published.
+#[derive(Debug, Clone)]
+pub(crate) struct LogEntry {
+    pub(crate) kind: CommandKind,
+    /// The update, or an id for this one call event.
+    pub(crate) id: ObjectId,
+    /// Its deduplication id in the log.
+    pub(crate) message_id: String,
+    /// Its own trace, if it has one.
+    pub(crate) traceparent: Option<String>,
+    pub(crate) payload: Bytes,
+}
+
+impl LogEntry {
+    /// An update of this project.
+    pub(crate) fn update(project_id: ObjectId, id: ObjectId, command: &UpdateCommand) -> Result<Self, ApiError> {
+        let payload = serde_json::to_vec(command).map_err(|e| internal(&e))?.into();
+        let message_id = command::message_id(project_id, id);
+        Ok(Self { kind: CommandKind::Update, id, message_id, traceparent: None, payload })
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct CommandLog {
+    /// What each project may have in the log unapplied.
+    pub(crate) admission: Arc<Admission>,
     /// What each project may cost.
     pub(crate) budget: WorkBudget,
     groups: Arc<Pool<ObjectId>>,
@@ -51,6 +76,7 @@ pub(crate) struct CommandLog {
 impl CommandLog {
     pub(crate) fn new(max_in_flight: usize, budget: WorkBudget, traces: Traces) -> Self {
         Self {
+            admission: Arc::default(),
             budget,
             groups: Pool::new(MAX_GROUPS),
             in_flight: Pool::new(max_in_flight),
@@ -60,7 +86,7 @@ impl CommandLog {
         }
     }
 
-    /// Publishes a command and waits for the ack.
+    /// Publishes an update and waits for the ack.
     pub(crate) async fn append(
         &self,
         commands: &Publisher,
@@ -69,20 +95,23 @@ impl CommandLog {
         command: &UpdateCommand,
         traceparent: &str,
     ) -> Result<(), ApiError> {
+        let LogEntry { kind, message_id, payload, .. } = LogEntry::update(project_id, update_id, command)?;
+        // It may wait, and so precedes what others could have meanwhile.
+        let admitted = self.admission.admit(project_id, Work::of([&payload[..]]), PATIENCE).await?;
         let permit = self.in_flight.try_acquire(project_id);
         let permit = permit.map_err(|e| ApiError::ShareUsed(SharedPool::InFlight, e))?;
         self.budget.admit(project_id, 1, Instant::now()).map_err(ApiError::WorkLimited)?;
-        let payload = serde_json::to_vec(command).map_err(|e| internal(&e))?;
-        let subject = CommandSubject { project_id, kind: CommandKind::Update }.to_string();
+        let subject = CommandSubject { project_id, kind }.to_string();
         let mut span = self.traces.begin(Step::Publish, Some(traceparent));
         span.update(update_id);
         let own = span.traceparent();
         let traceparent = own.as_deref().unwrap_or(traceparent);
-        let message = publish::message(subject, &update_id.to_string(), Some(traceparent), payload.into());
+        let message = publish::message(subject, &message_id, Some(traceparent), payload);
         let (commands, failing) = (commands.clone(), self.failing.clone());
         let publish = async move {
             let published = commands.publish(message).await;
             drop(permit);
+            admitted.published(published.as_ref().ok().map(|stored| stored.up_to));
             if let Err(e) = &published {
                 span.fail(refusal(e, update_id).code().to_owned(), e);
             }
@@ -113,38 +142,46 @@ impl CommandLog {
     }
 
     /// Publishes commands in this order, waits for their acks, and returns the result of each. Waits for the project's budget
-    /// first, and then for its share of the groups in flight.
+    /// first, then within `patience` for its backlog, and then for its share of the groups in flight. Commands without a
+    /// trace of their own get the one of their request.
     pub(crate) async fn append_all(
         &self,
         commands: &Publisher,
         project_id: ObjectId,
-        updates: Vec<(ObjectId, Bytes)>,
-        traceparent: &str,
-    ) -> Vec<Result<(), ApiError>> {
-        if updates.is_empty() {
+        entries: Vec<LogEntry>,
+        traceparent: Option<&str>,
+        patience: Duration,
+    ) -> Vec<Result<Stored, ApiError>> {
+        if entries.is_empty() {
             return Vec::new();
         }
-        while let Err(wait) = self.budget.admit(project_id, updates.len(), Instant::now()) {
+        while let Err(wait) = self.budget.admit(project_id, entries.len(), Instant::now()) {
             tokio::time::sleep(wait).await;
         }
+        let ids: Vec<ObjectId> = entries.iter().map(|entry| entry.id).collect();
+        let work = Work::of(entries.iter().map(|entry| &entry.payload[..]));
+        let admitted = match self.admission.admit(project_id, work, patience).await {
+            Ok(admitted) => admitted,
+            Err(e) => return vec![Err(e); ids.len()],
+        };
         let permit = self.groups.acquire(project_id).await;
-        let subject = CommandSubject { project_id, kind: CommandKind::Update }.to_string();
-        let ids: Vec<ObjectId> = updates.iter().map(|(update_id, _)| *update_id).collect();
         // One span for all of them: they are published together.
-        let mut span = self.traces.begin(Step::Publish, Some(traceparent));
+        let mut span = self.traces.begin(Step::Publish, traceparent);
         span.note(|| [("messaging.batch.message_count", (ids.len() as i64).into())]);
         let own = span.traceparent();
-        let traceparent = own.as_deref().unwrap_or(traceparent);
-        let message = |(update_id, command): (ObjectId, Bytes)| {
-            publish::message(subject.clone(), &update_id.to_string(), Some(traceparent), command)
+        let traceparent = traceparent.map(|requests| own.as_deref().unwrap_or(requests));
+        let message = |LogEntry { kind, message_id, traceparent: entrys, payload, .. }: LogEntry| {
+            let subject = CommandSubject { project_id, kind }.to_string();
+            publish::message(subject, &message_id, entrys.as_deref().or(traceparent), payload)
         };
-        let messages: Vec<_> = updates.into_iter().map(message).collect();
+        let messages: Vec<_> = entries.into_iter().map(message).collect();
         let (commands, failing) = (commands.clone(), self.failing.clone());
         let publish = async move {
             let published = commands.publish_each(messages).await;
             drop(permit);
             let accepted = published.iter().flatten().count();
-            tracing::info!(%project_id, updates = accepted, of = published.len(), "updates accepted");
+            admitted.published(published.iter().flatten().map(|stored| stored.up_to).max());
+            tracing::debug!(%project_id, updates = accepted, of = published.len(), "updates accepted");
             let mut refused = published.iter().filter_map(|published| published.as_ref().err());
             match refused.find(|e| !matches!(e, PublishError::TooLarge)) {
                 Some(e) => {
@@ -161,9 +198,7 @@ impl CommandLog {
             published
         };
         match self.publishing.spawn(publish.in_current_span()).await {
-            Ok(published) => {
-                published.into_iter().zip(ids).map(|(one, id)| one.map(drop).map_err(|e| refusal(&e, id))).collect()
-            }
+            Ok(published) => published.into_iter().zip(ids).map(|(one, id)| one.map_err(|e| refusal(&e, id))).collect(),
             Err(e) => vec![Err(internal(&e)); ids.len()],
         }
     }

@@ -95,6 +95,8 @@ pub(crate) enum ApiError {
          Idempotency-Key, or when keys have expired"
     )]
     IdempotencyShare(u64),
+    #[error("Too many updates of this project wait in the log to be applied; nothing was accepted; retry in 2 s")]
+    ProjectBacklog,
     #[error("Some of the events after this id are no longer kept")]
     EventsGone,
     #[error("Internal error; the service's log says more")]
@@ -188,6 +190,7 @@ impl ApiError {
             Self::RateLimited(_) => (StatusCode::TOO_MANY_REQUESTS, "rate_limited"),
             Self::WorkLimited(_) => (StatusCode::TOO_MANY_REQUESTS, "work_limited"),
             Self::IdempotencyShare(_) => (StatusCode::TOO_MANY_REQUESTS, "idempotency_share"),
+            Self::ProjectBacklog => (StatusCode::TOO_MANY_REQUESTS, "project_backlog"),
             Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
             Self::Starting => (StatusCode::SERVICE_UNAVAILABLE, "starting"),
             Self::ShareUsed(pool, ShareUsed { held: 0, .. }) => (StatusCode::SERVICE_UNAVAILABLE, pool.code()),
@@ -262,7 +265,8 @@ pub(crate) mod tests {
             ApiError::IdempotencyConflict => ApiError::RateLimited(3),
             ApiError::RateLimited(_) => ApiError::WorkLimited(Duration::from_millis(1200)),
             ApiError::WorkLimited(_) => ApiError::IdempotencyShare(600_000),
-            ApiError::IdempotencyShare(_) => ApiError::EventsGone,
+            ApiError::IdempotencyShare(_) => ApiError::ProjectBacklog,
+            ApiError::ProjectBacklog => ApiError::EventsGone,
             ApiError::EventsGone => ApiError::Internal,
             ApiError::Internal => ApiError::Starting,
             ApiError::Starting => ApiError::ShareUsed(SharedPool::InFlight, ShareUsed { held: 2048, total: 4096 }),
@@ -338,6 +342,7 @@ pub(crate) mod tests {
         429 rate_limited (retry): Too many requests under this API key; retry in 3 s
         429 work_limited (retry): The updates of this project move too much data: their leads are large, or have many callbacks; nothing was accepted; retry in 2 s
         429 idempotency_share (retry): This project has 600000 idempotency keys of the last 24 hours, its present share; nothing was accepted; send it without Idempotency-Key, or when keys have expired
+        429 project_backlog (retry): Too many updates of this project wait in the log to be applied; nothing was accepted; retry in 2 s
         410 events_gone: Some of the events after this id are no longer kept
         500 internal: Internal error; the service's log says more
         503 starting (retry): The gateway has just started and has not loaded the API keys yet; retry

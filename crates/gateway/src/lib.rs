@@ -1,6 +1,7 @@
 //! 1 Accept: the HTTP API. A request is authenticated, validated and made a command; the response is sent once JetStream has
 //! it. Queries go to lead-state and webhook-notifier. The gateway itself stores nothing.
 
+mod admission;
 mod app;
 mod auth;
 mod command_log;
@@ -8,6 +9,7 @@ mod config;
 mod error;
 mod event_subscribers;
 mod idempotency;
+mod intake;
 mod json_splitter;
 mod metrics;
 #[cfg(test)]

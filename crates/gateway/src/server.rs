@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     app::{App, Broker},
     config::Config,
+    intake,
     metrics::Metrics,
     rate_limit::EVICTION_INTERVAL,
     routes::{self, ENDPOINTS},
@@ -52,7 +53,7 @@ pub async fn run_on(listener: TcpListener, config: Config, shutdown: Cancellatio
     };
     let readiness = Readiness::default();
     // All before the health endpoints are served, so that the gateway does not look ready between two steps.
-    for resource in [LEAD_COMMANDS, API_KEYS] {
+    for resource in [LEAD_COMMANDS, API_KEYS, intake::RESOURCE] {
         readiness.not_ready(resource, "not found yet");
     }
     let mut registry = metrics::registry("gateway");
@@ -61,7 +62,8 @@ pub async fn run_on(listener: TcpListener, config: Config, shutdown: Cancellatio
     let app = Arc::new(App::new(&config, BucketCache::default(), Metrics::new(&mut registry, paths), traces.clone()));
     let mut tasks = Tasks::new(shutdown.clone());
     tasks.spawn_background("health", health::serve(health_listener, readiness.clone(), registry, shutdown.clone()));
-    tasks.spawn("api keys", follow_keys(app.clone(), config.clone(), readiness, shutdown.clone()));
+    tasks.spawn("api keys", follow_keys(app.clone(), config.clone(), readiness.clone(), shutdown.clone()));
+    tasks.spawn("intake", intake::run(app.clone(), config.nats.clone(), readiness, shutdown.clone()));
     tasks.spawn("rate limits", evict_idle(app.clone(), shutdown.clone()));
     let mut tls = None;
     if let Some(certificate) = certificate {
@@ -105,7 +107,8 @@ async fn follow_keys(
         let js = nats::jetstream(&client);
         let commands = Publisher::observed(js.clone(), app.metrics.publishing.clone());
         let broker = app.broker.get_or_init(|| Broker { client, js, commands });
-        nats::stream(&broker.js, LEAD_COMMANDS).await?;
+        let log = nats::stream(&broker.js, LEAD_COMMANDS).await?;
+        app.command_log.admission.set_log_bytes(log.cached_info().config.max_bytes);
         readiness.ready(LEAD_COMMANDS);
         anyhow::Ok(broker)
     };

@@ -39,6 +39,19 @@ pub(crate) const ACK_TIMEOUT: Duration = Duration::from_secs(5);
 /// # Errors
 /// The configuration is invalid.
 pub async fn connect(config: &NatsConfig, name: &str, readiness: &Readiness) -> anyhow::Result<Client> {
+    connect_with(config, name, readiness, ConnectOptions::new()).await
+}
+
+/// Connects like [`connect`], with these options of the client.
+///
+/// # Errors
+/// The configuration is invalid.
+pub async fn connect_with(
+    config: &NatsConfig,
+    name: &str,
+    readiness: &Readiness,
+    options: ConnectOptions,
+) -> anyhow::Result<Client> {
     readiness.not_ready("nats", "not connected");
     let observed = readiness.clone();
     let notice = Arc::new(VersionNotice::default());
@@ -49,7 +62,7 @@ pub async fn connect(config: &NatsConfig, name: &str, readiness: &Readiness) -> 
         .map(|url| url.trim().parse::<ServerAddr>())
         .collect::<Result<Vec<_>, _>>()
         .context("NATS_URL is not a list of nats:// or tls:// URLs")?;
-    let mut options = ConnectOptions::new()
+    let mut options = options
         .name(name)
         .custom_inbox_prefix(inbox_prefix(name))
         .ping_interval(PING_INTERVAL)
@@ -76,7 +89,8 @@ pub async fn connect(config: &NatsConfig, name: &str, readiness: &Readiness) -> 
                     {
                         tracing::error!("NATS refuses: {e}");
                     }
-                    Event::ClientError(e) => tracing::debug!("NATS: {e}"),
+                    // Each message that a full subscription drops is an event: a flood of them is one.
+                    event @ (Event::SlowConsumer(_) | Event::ClientError(_)) => tracing::debug!("NATS: {event}"),
                     event => tracing::warn!("NATS: {event}"),
                 }
             }

@@ -15,7 +15,10 @@ use contract::{
     rpc::{DEFAULT_TIMEOUT, Query, RpcError},
 };
 use futures::{StreamExt, stream::FuturesUnordered};
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{
+    Deserialize, Serialize,
+    de::{self, DeserializeOwned},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -102,7 +105,7 @@ where
                     let answer = async {
                         let _admitted = admitted.map_err(too_many_queries)?;
                         let _answered = answered.acquire(holder).await;
-                        match serde_json::from_slice(&request.message.payload) {
+                        match read(&request.message.payload) {
                             Ok(query) => handler(query).await,
                             Err(e) => Err(RpcError::new(
                                 400,
@@ -129,6 +132,12 @@ where
         if stopped.is_cancelled() { Ok(()) } else { Err(anyhow!("the subscription to {subject} ended")) }
     });
     Ok(())
+}
+
+/// Reads a query. serde would read a struct from an array, too.
+fn read<Q: Query>(payload: &[u8]) -> Result<Q, serde_json::Error> {
+    let is_object = payload.trim_ascii_start().starts_with(b"{");
+    if is_object { serde_json::from_slice(payload) } else { Err(de::Error::custom("not a JSON object")) }
 }
 
 /// An error of our own: the cause goes to the log, not to the client.

@@ -62,7 +62,19 @@ impl ServerVersion {
                  are then lost, and lead-state halts (2.10.5 and later refuse)",
             );
         }
+        if !self.is_safe_for_producers() {
+            limitations.push(
+                "it has published faults by which a user of one account harms another (2.12.12, 2.14.3 and later are without \
+                 them): no producers of others should have access",
+            );
+        }
         limitations
+    }
+
+    /// Whether the faults are mended that let a user leave its account or exceed its permissions; docs/operations/nats.md
+    /// names them.
+    fn is_safe_for_producers(self) -> bool {
+        self >= Self(Some((2, 14, 3))) || (Self(Some((2, 12, 12))) <= self && self < Self(Some((2, 13, 0))))
     }
 }
 
@@ -79,26 +91,29 @@ mod tests {
         assert!(
             unknown
                 .iter()
-                .all(|version| limitations(version).len() == 3 && limitations(version)[1].contains("power cut"))
+                .all(|version| limitations(version).len() == 4 && limitations(version)[1].contains("power cut"))
         );
         let acks_early = ["2.9.10", "v2.9.25", "1.4.1", "2.9.10-RC.1", "2.2"];
         assert!(
             acks_early
                 .iter()
-                .all(|version| limitations(version).len() == 2 && limitations(version)[0].contains("power cut"))
+                .all(|version| limitations(version).len() == 3 && limitations(version)[0].contains("power cut"))
         );
         let drops = ["2.10.0", "2.10.0-beta.1", "v2.10", "2.10.4"];
         assert!(
             drops
                 .iter()
-                .all(|version| limitations(version).len() == 2 && limitations(version)[1].contains("nearly full"))
+                .all(|version| limitations(version).len() == 3 && limitations(version)[1].contains("nearly full"))
         );
         let syncs_singly = ["2.10.5", " v2.11.3\n", "2.11.0+build.7", "v2.12", "2.14.2"];
         assert!(
             syncs_singly
                 .iter()
-                .all(|version| limitations(version).len() == 1 && limitations(version)[0].contains("itself"))
+                .all(|version| limitations(version).len() == 2 && limitations(version)[0].contains("itself"))
         );
+        for version in ["2.12.12", "2.14.3", "2.14.9"] {
+            assert_eq!(limitations(version).len(), 1, "{version}");
+        }
         for version in ["2.15.0", "2.15.1", "v2.16.0-preview.2", "2.100.0", "3.0"] {
             assert!(limitations(version).is_empty(), "{version}");
         }

@@ -76,7 +76,7 @@ async fn concurrent_messages_share_batches_where_batches_are_faster() {
     let (ids, batched) = stored(&js, LEAD_COMMANDS).await;
     assert_eq!((ids.len(), ids.iter().collect::<HashSet<_>>().len()), (500, 500));
     for (n, outcome) in outcomes.into_iter().enumerate() {
-        if let Stored { sequence: Some(sequence) } = outcome.unwrap() {
+        if let Stored { sequence: Some(sequence), .. } = outcome.unwrap() {
             assert_eq!(ids[sequence as usize - 1], n.to_string());
         }
     }

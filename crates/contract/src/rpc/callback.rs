@@ -9,7 +9,7 @@ use crate::{ObjectId, Timestamp};
 /// Lists the callbacks of a project.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ListCallbacks {
     /// The project.
     pub project_id: ObjectId,
@@ -54,7 +54,7 @@ pub struct CallbackStatus {
 /// Enables a callback that was disabled because it kept failing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct EnableCallback {
     /// The callback.
     pub callback_id: ObjectId,
@@ -72,7 +72,7 @@ pub struct EnableResult {
 /// Checks whether callbacks may have these URLs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CheckUrls {
     /// The callbacks' project.
     pub project_id: ObjectId,
@@ -95,7 +95,7 @@ pub const TEST_TIMEOUT: Duration = Duration::from_secs(35);
 /// Sends a test delivery to a callback.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TestCallback {
     /// The callback's project.
     pub project_id: ObjectId,

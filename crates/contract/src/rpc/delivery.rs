@@ -114,7 +114,7 @@ pub struct ParkedUpdate {
 /// Lists the deliveries of one update.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ListUpdateDeliveries {
     /// The update's project.
     pub project_id: ObjectId,
@@ -125,7 +125,7 @@ pub struct ListUpdateDeliveries {
 /// Lists the deliveries of a project that meet all conditions, those of the newest updates first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ListDeliveries {
     /// The project.
     pub project_id: ObjectId,
@@ -178,7 +178,7 @@ pub struct ListedDelivery {
 /// Reads a delivery.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct GetDelivery {
     /// The delivery's project.
     pub project_id: ObjectId,
@@ -190,7 +190,7 @@ pub struct GetDelivery {
 /// Sends one delivered or exhausted delivery again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Redeliver {
     /// The delivery's project.
     pub project_id: ObjectId,
@@ -202,7 +202,7 @@ pub struct Redeliver {
 /// Sends delivered or exhausted deliveries again at a limited rate, oldest first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RecoverDeliveries {
     /// The deliveries' project.
     pub project_id: ObjectId,

@@ -8,7 +8,7 @@ use crate::{JsonObject, ObjectId, Timestamp};
 /// Finds a lead of a project by its id, or by its external id and process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct GetLead {
     /// The lead's project.
     pub project_id: ObjectId,
@@ -26,7 +26,7 @@ pub struct GetLead {
 /// Creates a lead.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct InitiateLead {
     /// The lead's project.
     pub project_id: ObjectId,
@@ -115,7 +115,7 @@ pub struct Activity {
 /// Lists the leads of a project that meet all conditions, newest first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ListLeads {
     /// The project.
     pub project_id: ObjectId,
@@ -138,7 +138,7 @@ pub struct ListLeads {
 /// Lists the updates of a lead, last one first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct GetLeadHistory {
     /// The lead's project.
     pub project_id: ObjectId,

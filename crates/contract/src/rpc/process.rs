@@ -11,7 +11,7 @@ use crate::{
 /// Lists the processes of a project by name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ListProcesses {
     /// The project.
     pub project_id: ObjectId,
@@ -25,7 +25,7 @@ pub struct ListProcesses {
 /// Reads a process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct GetProcess {
     /// The process's project.
     pub project_id: ObjectId,
@@ -39,7 +39,7 @@ pub type ApplyProcess = ProcessSpec;
 /// Changes the configuration of a process, completely or not at all.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ChangeProcess {
     /// The process's project.
     pub project_id: ObjectId,

@@ -9,7 +9,7 @@ use crate::{ObjectId, Timestamp, key::Scope, secret::KeyId};
 /// Creates a project.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CreateProject {
     /// Its name, unique.
     pub name: String,
@@ -31,7 +31,7 @@ pub struct Project {
 /// Creates an API key. The caller makes the key; only its hash is sent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CreateKey {
     /// The project of the key.
     pub project_id: ObjectId,
@@ -48,7 +48,7 @@ pub struct CreateKey {
 /// Revokes an API key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RevokeKey {
     /// The key.
     pub key_id: ObjectId,
@@ -57,7 +57,7 @@ pub struct RevokeKey {
 /// Lists the API keys of a project.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ListKeys {
     /// The project.
     pub project_id: ObjectId,
@@ -66,6 +66,7 @@ pub struct ListKeys {
 /// Seals all secrets again with lead-state's present key. Safe to repeat.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
 pub struct RotateSecrets {}
 
 /// The progress of a rotation.

@@ -10,7 +10,8 @@ use crate::{event::CompletionEvent, key::ApiKey, process::Process};
 /// How long a query may take unless its row says otherwise.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A request that one of the services answers.
+/// A request that one of the services answers. It refuses fields that it does not have: in NATS, the publisher of a message
+/// names any subject for the reply, and a reply to something else must not be a query.
 pub trait Query: Serialize + DeserializeOwned + Send + Sync + 'static {
     /// The subject of the micro service's endpoint.
     const SUBJECT: &'static str;
@@ -34,6 +35,16 @@ macro_rules! queries {
 
         /// The subjects of all queries.
         pub const SUBJECTS: &[&str] = &[$($subject),*];
+
+        /// The subjects of the queries that read this body.
+        #[cfg(test)]
+        fn readers(body: &str) -> Vec<&'static str> {
+            let mut readers = Vec::new();
+            $(if serde_json::from_str::<$request>(body).is_ok() {
+                readers.push($subject);
+            })*
+            readers
+        }
 
         /// Every query, in the order of the documents.
         #[cfg(feature = "schema")]
@@ -86,4 +97,23 @@ queries! {
     // In the order of the request.
     CheckUrls "webhooks.rpc.callback.check" repeatable => list UrlCheck;
     TestCallback "webhooks.rpc.callback.test" once within TEST_TIMEOUT => one TestResult;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_acknowledgement_is_no_query() {
+        for reply in [
+            r#"{"stream":"LEAD_COMMANDS","seq":7}"#,
+            r#"{"stream":"LEAD_COMMANDS","domain":"d","seq":7,"duplicate":true}"#,
+            r#"{"error":{"code":503,"err_code":10077,"description":"maximum bytes exceeded"},"stream":"S","seq":0}"#,
+            r#"{"type":"io.nats.jetstream.api.v1.stream_purge_response","success":true,"purged":6}"#,
+            "",
+        ] {
+            assert_eq!(readers(reply), [""; 0], "{reply}");
+        }
+        assert_eq!(readers("{}"), ["leads.rpc.secrets.rotate", "leads.rpc.recovery.get"]);
+    }
 }

@@ -9,6 +9,7 @@ use crate::{Timestamp, position::LogPosition};
 /// Reads how the log, the checkpoint and the events relate.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
 pub struct GetRecovery {}
 
 /// How to recover.
@@ -50,7 +51,7 @@ pub struct Halted {
 /// How the log, the checkpoint and the events relate.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RecoveryStatus {
     /// How many times announcements were rewound.
     pub generation: i32,
@@ -71,7 +72,7 @@ pub struct RecoveryStatus {
 /// Recovers, if the checkpoint has not moved since the status was read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Recover {
     /// How.
     pub kind: RecoveryKind,

@@ -8,7 +8,7 @@ use crate::{JsonObject, ObjectId, Timestamp, command::UpdateCommand};
 /// Reads an update.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct GetUpdate {
     /// The update's project.
     pub project_id: ObjectId,
@@ -105,7 +105,7 @@ impl Update {
 /// Decides an update without applying it. The reply is the event that would be announced, under an id of no update.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct DryRunUpdate {
     /// The update's project.
     pub project_id: ObjectId,
@@ -116,7 +116,7 @@ pub struct DryRunUpdate {
 /// Lists the updates of a project by their ids, or the updates of a lead in the order of the log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ListUpdates {
     /// The project.
     pub project_id: ObjectId,
@@ -150,7 +150,7 @@ pub struct ListedUpdate {
 /// Reads the outcomes of updates.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct GetOutcomes {
     /// The updates' project.
     pub project_id: ObjectId,

@@ -7,6 +7,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use anyhow::{Context, bail, ensure};
 use async_nats::Client;
+use bytes::Bytes;
 use contract::{
     ObjectId,
     command::{CallEnded, CallStarted},
@@ -20,7 +21,12 @@ use http_api::{DataResponse, InitiateResponse, Lead, TimelineResponse, UpdateAcc
 use secrets::api_key;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use service_kit::{clock, nats::jetstream, publish, rpc};
+use service_kit::{
+    clock,
+    nats::{jetstream, retry_backoff},
+    publish::{self, PublishError},
+    rpc,
+};
 use tokio::time::{Instant, sleep};
 
 use crate::up::{
@@ -329,10 +335,18 @@ impl Demo {
         say("\n2  An update that fails: a call with the lead is in progress");
         let js = jetstream(nats);
         let publish_event = async |kind, event: String| {
-            let subject = CommandSubject { project_id, kind }.to_string();
+            let subject = CommandSubject { project_id, kind }.intake();
             say(format_args!("   NATS {subject} {event}"));
-            let message = publish::message(subject, &clock::new_id().to_string(), None, event.into());
-            publish::publish(&js, message).await.context("cannot publish the call event").map(drop)
+            let (id, event) = (clock::new_id().to_string(), Bytes::from(event));
+            // The gateway answers producers of a new project after a second.
+            for delay in retry_backoff().take(10) {
+                let message = publish::message(subject.clone(), &id, None, event.clone());
+                match publish::publish(&js, message).await {
+                    Err(PublishError::NoResponder) => tokio::time::sleep(delay).await,
+                    published => return published.context("cannot publish the call event").map(drop),
+                }
+            }
+            bail!("no gateway takes call events")
         };
         let started = CallStarted {
             lead_id: Some(lead.id),

@@ -103,6 +103,8 @@ pub struct Up {
 struct Running {
     gateway_url: String,
     nats: NatsConfig,
+    /// Of the private NATS only.
+    producer_nats_url: Option<String>,
     database_url: String,
     demo: Option<Demo>,
 }
@@ -226,7 +228,8 @@ impl Up {
         if !self.verbose {
             field("log", data.join(LOG).display());
         }
-        Ok(Running { gateway_url, nats, database_url, demo })
+        let producer_nats_url = servers.producer_nats_url();
+        Ok(Running { gateway_url, nats, producer_nats_url, database_url, demo })
     }
 }
 
@@ -297,7 +300,7 @@ fn explain_old_data(error: anyhow::Error, data: &DataDir) -> anyhow::Error {
 
 /// Waits until the services answer, runs the demo, and writes the settings for clients.
 async fn prepare(data: &DataDir, running: Running, render_timeline: RenderTimeline) -> anyhow::Result<()> {
-    let Running { gateway_url, nats: config, database_url, demo } = running;
+    let Running { gateway_url, nats: config, producer_nats_url, database_url, demo } = running;
     tokio::time::timeout(READY_TIMEOUT, services::ready(&gateway_url, &config)).await.map_err(|_| {
         anyhow!("the services were not ready within {READY_TIMEOUT:?}; see {}", data.join(LOG).display())
     })??;
@@ -311,6 +314,7 @@ async fn prepare(data: &DataDir, running: Running, render_timeline: RenderTimeli
         environment.extend(shown.environment);
         ending = Some(shown.ending);
     }
+    environment.extend(producer_nats_url.map(|url| ("LEADRELAY_PRODUCER_NATS_URL", url)));
     environment.extend([("NATS_URL", config.nats_url), ("DATABASE_URL", database_url)]);
     let lines = environment.into_iter().map(|(name, value)| format!("{name}={value}\n"));
     data.write(STACK_ENV, &lines.collect::<String>())?;

@@ -29,6 +29,11 @@ impl Servers {
         Ok(url)
     }
 
+    /// The URL of the producer of the nats-server that was started.
+    pub(super) fn producer_nats_url(&self) -> Option<String> {
+        self.nats.as_ref().map(LocalNats::producer_url)
+    }
+
     /// Starts a nats-server, and returns how to reach it.
     pub(super) async fn start_nats(&mut self, data: &DataDir) -> anyhow::Result<NatsConfig> {
         let options = NatsOptions::durable(data.join("nats"));

@@ -7,6 +7,7 @@ mod dead_letters;
 pub(crate) mod leader;
 mod planner;
 mod prefetch;
+mod progress;
 mod reader;
 mod retry;
 pub(crate) mod term;

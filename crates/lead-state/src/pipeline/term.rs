@@ -17,6 +17,7 @@ use super::{
     dead_letters::DeadLetterPublisher,
     planner::Planner,
     prefetch::prefetch,
+    progress,
     reader::{self, ReadPosition},
     retry::ApplyError,
 };
@@ -78,6 +79,7 @@ impl TermContext {
         let (prefetched, to_apply) = mpsc::channel(1);
         let cache = Arc::<SharedCache>::default();
         let (applied, to_announce) = announcer::channel();
+        let report = progress::report(self.js.client(), announcer.announced.subscribe());
         let applier = Applier {
             preparer: Preparer {
                 planner: Planner {
@@ -124,6 +126,11 @@ impl TermContext {
         background.spawn(async move {
             prefetch.await;
             // The reader or the applier has ended, and reports why.
+            std::future::pending().await
+        });
+        background.spawn(async move {
+            report.await;
+            // The announcer has ended, and reports why.
             std::future::pending().await
         });
         self.spawn_background(&mut background, log, checkpoint, read);

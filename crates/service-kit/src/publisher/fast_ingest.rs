@@ -59,8 +59,8 @@ impl FastIngest {
         Self { client, timeout, idle: Mutex::default() }
     }
 
-    /// Publishes messages in this order and waits until the stream has them all.
-    pub(crate) async fn publish(&self, messages: &[OutboundMessage]) -> Result<(), IngestError> {
+    /// Publishes messages in this order, waits until the stream has them all, and returns the sequence of the last one.
+    pub(crate) async fn publish(&self, messages: &[OutboundMessage]) -> Result<u64, IngestError> {
         let mut inbox = self.reply_inbox().await?;
         // An inbox is reused, so late replies to an earlier batch must be recognized.
         let batch = format!("{:016x}", rand::random::<u64>());
@@ -84,13 +84,13 @@ impl FastIngest {
                 }
             }
         };
-        tokio::time::timeout(self.timeout, acked).await.unwrap_or(Err(IngestError::Unconfirmed))?;
+        let last = tokio::time::timeout(self.timeout, acked).await.unwrap_or(Err(IngestError::Unconfirmed))?;
         // After an error more replies may come, so the inbox is closed.
         let mut idle = self.idle();
         if idle.len() < MAX_IDLE_INBOXES {
             idle.push(inbox);
         }
-        Ok(())
+        Ok(last)
     }
 
     fn idle(&self) -> MutexGuard<'_, Vec<ReplyInbox>> {
@@ -121,8 +121,8 @@ fn reply(inbox: &str, batch: &str, place: usize, messages: usize) -> Subject {
     reply.into()
 }
 
-/// The outcome of the batch according to a reply; none if more replies follow.
-fn outcome(reply: &[u8], batch: &str, messages: u64) -> Option<Result<(), IngestError>> {
+/// The outcome of the batch according to a reply, or the last message's sequence; none if more replies follow.
+fn outcome(reply: &[u8], batch: &str, messages: u64) -> Option<Result<u64, IngestError>> {
     #[derive(Deserialize)]
     struct Reply {
         #[serde(rename = "type")]
@@ -130,6 +130,8 @@ fn outcome(reply: &[u8], batch: &str, messages: u64) -> Option<Result<(), Ingest
         error: Option<jetstream::Error>,
         batch: Option<String>,
         count: Option<u64>,
+        #[serde(default)]
+        seq: u64,
     }
     // Without a stream, NATS itself replies with an empty message.
     let Ok(reply) = serde_json::from_slice::<Reply>(reply) else {
@@ -140,7 +142,7 @@ fn outcome(reply: &[u8], batch: &str, messages: u64) -> Option<Result<(), Ingest
         (_, Some(error)) => Err(IngestError::Refused(error.to_string())),
         (Some("ack"), None) => return None,
         (Some(_), None) => Err(IngestError::Refused("a message was lost on the way".into())),
-        (None, None) if reply.batch.as_deref() == Some(batch) && reply.count == Some(messages) => Ok(()),
+        (None, None) if reply.batch.as_deref() == Some(batch) && reply.count == Some(messages) => Ok(reply.seq),
         (None, None) if reply.batch.is_some() => Err(IngestError::Refused("the server ended the batch early".into())),
         // An acknowledgement of one message, from a server without fast ingest, as one member of a cluster may be.
         (None, None) => Err(IngestError::Disabled),
@@ -164,7 +166,7 @@ mod tests {
     fn only_an_ack_of_all_messages_confirms_the_batch() {
         let outcome = |reply: &str| outcome(reply.as_bytes(), "b", 3);
         assert_eq!(outcome(r#"{"type":"ack","seq":0,"msgs":10}"#), None);
-        assert_eq!(outcome(r#"{"stream":"S","seq":9,"batch":"b","count":3}"#), Some(Ok(())));
+        assert_eq!(outcome(r#"{"stream":"S","seq":9,"batch":"b","count":3}"#), Some(Ok(9)));
         assert_eq!(outcome(r#"{"stream":"S","seq":9}"#), Some(Err(IngestError::Disabled)));
         assert_eq!(
             outcome(

@@ -12,6 +12,7 @@
 //! batch, which also saves limit of the acknowledgements.
 
 mod fast_ingest;
+mod stored;
 mod strategy;
 
 use std::{
@@ -31,6 +32,7 @@ use contract::headers;
 use futures::future::{Either, join_all};
 use tokio::sync::oneshot;
 
+pub use self::stored::Stored;
 use self::{
     fast_ingest::{FastIngest, IngestError},
     strategy::{PublishMode, PublishStrategy},
@@ -60,19 +62,6 @@ const READ_VERSION: Duration = Duration::from_secs(1);
 const RETRY_AFTER_REFUSAL: Duration = Duration::from_secs(30);
 /// Bytes of a message beside its subject, payload and header values.
 const OVERHEAD: usize = 256;
-
-/// A message is in its stream, stored now or by an earlier publish under the same message id.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Stored {
-    /// Its sequence in the stream. None if one acknowledgement covers several messages and names only the last.
-    pub sequence: Option<u64>,
-}
-
-impl From<PublishAck> for Stored {
-    fn from(ack: PublishAck) -> Self {
-        Self { sequence: Some(ack.sequence) }
-    }
-}
 
 /// Publishes to one stream, in atomic batches where they are faster and the stream allows them.
 #[derive(Clone)]
@@ -293,7 +282,10 @@ impl Shared {
     async fn publish_singly(&self, messages: Vec<OutboundMessage>) -> Vec<Result<Stored, PublishError>> {
         if messages.len() >= MIN_FAST_INGEST && publish::connected(&self.client).is_ok() && self.has_ingest() {
             match self.ingest.publish(&messages).await {
-                Ok(()) => return messages.iter().map(|_| Ok(Stored { sequence: None })).collect(),
+                Ok(up_to) => {
+                    let stored = Stored { sequence: None, up_to, is_duplicate: false };
+                    return messages.iter().map(|_| Ok(stored)).collect();
+                }
                 Err(IngestError::Unconfirmed) => {
                     return messages.iter().map(|_| Err(PublishError::Unconfirmed)).collect();
                 }
@@ -349,7 +341,7 @@ impl Shared {
             lock(&self.support).refused_at = Some(Instant::now());
             return Err(PublishError::Refused("the stream's server does not support atomic batches".into()));
         };
-        Ok((first..=ack.sequence).map(|sequence| Stored { sequence: Some(sequence) }).collect())
+        Ok((first..=ack.sequence).map(Stored::at).collect())
     }
 }
 

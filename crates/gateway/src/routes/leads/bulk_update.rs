@@ -31,6 +31,7 @@ use tracing::Instrument;
 use crate::{
     app::App,
     auth::KeyCheck,
+    command_log::LogEntry,
     error::ApiError,
     idempotency::{self, Claim, IDEMPOTENT_REPLAYED},
     json_splitter::{Item, JsonSplitter},
@@ -51,6 +52,8 @@ const RESPONSE_BYTES: usize = 4 << 20;
 const MAX_DECODED_BYTES: usize = 256 << 20;
 /// How long the gateway waits for a body in total, not counting its own work.
 const BODY_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a chunk waits until the project may have more in the log. Its client does not send more meanwhile.
+const ADMISSION_PATIENCE: Duration = Duration::from_secs(30);
 /// Longest `error` of a line, in characters: it may quote the request.
 const ERROR_CHARS: usize = 500;
 
@@ -133,7 +136,7 @@ struct Line {
 /// A valid update.
 struct Update {
     update_id: ObjectId,
-    command: Bytes,
+    command: LogEntry,
     warnings: Vec<String>,
 }
 
@@ -214,7 +217,7 @@ impl Bulk {
             Item::TooLong => (Err(ApiError::BodyTooLarge(self.app.max_body_bytes)), false),
             Item::Broken(why) => (Err(BodyError::InvalidJson(JsonFault::Invalid(why.into())).into()), true),
         };
-        chunk.bytes += update.as_ref().map_or(0, |update| update.command.len());
+        chunk.bytes += update.as_ref().map_or(0, |update| update.command.payload.len());
         chunk.lines.push(Line { number, update });
         !last
     }
@@ -227,8 +230,9 @@ impl Bulk {
             None => clock::new_id(),
         };
         command.update_id = Some(update_id);
-        let command = serde_json::to_vec(&command).map_err(|_| ApiError::Internal)?;
-        Ok(Update { update_id, command: command.into(), warnings })
+        command.warnings.clone_from(&warnings);
+        let command = LogEntry::update(self.key.project_id, update_id, &command)?;
+        Ok(Update { update_id, command, warnings })
     }
 
     /// Publishes a chunk and sends the results of its lines.
@@ -244,11 +248,7 @@ impl Bulk {
         if let (None, Err(error)) = (&self.halted, self.key_check.check(&self.app.keys)) {
             self.halted = Some(error);
         }
-        let updates: Vec<_> = lines
-            .iter()
-            .flat_map(|line| &line.update)
-            .map(|update| (update.update_id, update.command.clone()))
-            .collect();
+        let updates: Vec<_> = lines.iter().flat_map(|line| &line.update).map(|update| update.command.clone()).collect();
         let broker = match &self.halted {
             Some(error) => Err(error.clone()),
             None => self.app.broker(),
@@ -256,7 +256,8 @@ impl Bulk {
         let logged = match broker {
             Ok(broker) => {
                 let log = &self.app.command_log;
-                let logged = log.append_all(&broker.commands, self.key.project_id, updates, &self.trace.traceparent);
+                let (project_id, trace) = (self.key.project_id, Some(&*self.trace.traceparent));
+                let logged = log.append_all(&broker.commands, project_id, updates, trace, ADMISSION_PATIENCE);
                 tokio::select! {
                     logged = logged => logged,
                     // What is being published is completed.
@@ -270,7 +271,7 @@ impl Bulk {
         for Line { number, update } in lines {
             let accepted = update.and_then(|update| {
                 let logged = logged.next().unwrap_or(Err(ApiError::Internal));
-                logged.map(|()| update)
+                logged.map(|_| update)
             });
             if let Err(error) = &accepted {
                 self.app.metrics.count_refusal(error.label());
@@ -374,7 +375,12 @@ mod tests {
         let mut text = Vec::new();
         let update = |warnings: &[&str]| Update {
             update_id: ObjectId::from_bytes([1; 12]),
-            command: Bytes::new(),
+            command: LogEntry::update(
+                ObjectId::from_bytes([2; 12]),
+                ObjectId::from_bytes([1; 12]),
+                &Default::default(),
+            )
+            .unwrap(),
             warnings: warnings.iter().map(|&text| text.to_owned()).collect(),
         };
         write_result(&mut text, 1, Ok(update(&[])));

@@ -62,6 +62,7 @@ async fn accept(app: &App, key: &ApiKey, request: Request, trace: &mut RequestTr
     }
     let Claim { update_id, replayed } = claim;
     command.update_id = Some(update_id);
+    command.warnings.clone_from(&warnings);
     trace.span.update(update_id);
     let pending = match wait {
         Some(wait) => Box::pin(PendingOutcome::register(app, &broker.client, wait, key.project_id, claim)).await,

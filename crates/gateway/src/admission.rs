@@ -1,0 +1,380 @@
+//! 1 Accept: admits a project's commands by its unapplied work, so that a project that sends faster than lead-state applies
+//! delays its own commands and not those of others.
+//!
+//! The log is one order with one checkpoint: a command that is published after a project's backlog waits for it. So the
+//! backlog of each project is bounded where commands are accepted, over HTTP and NATS alike. A project's unapplied work is
+//! what this gateway has published for it at sequences beyond the last one that lead-state reported as applied. A command of
+//! a project over the bound waits for a while, then it is refused.
+//!
+//! While nothing is applied at all, as when Postgres is away, the log is there to take what comes: the bound is then a share
+//! of the log, so that no project fills it for the others.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    ops::{AddAssign, SubAssign},
+    pin::pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use contract::{ObjectId, position::LogPosition};
+use tokio::sync::Notify;
+
+use crate::error::ApiError;
+
+/// Most unapplied commands of a project at this gateway. More delay other projects; fewer slow a project down that sends much,
+/// because lead-state reports what it has applied once per batch.
+const MAX_COMMANDS: usize = 512;
+/// Most bytes of them.
+const MAX_BYTES: usize = 1 << 20;
+/// The share of the log that a project may fill while nothing is applied.
+const LOG_SHARE: u64 = 4;
+/// Without progress for so long, nothing is applied. Shorter takes a slow batch for an outage.
+const STALLED_AFTER: Duration = Duration::from_secs(2);
+/// How long one command waits for admission: longer than [`STALLED_AFTER`], so that no command is refused because an outage
+/// has just begun, and shorter than the timeout of JetStream clients.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(3);
+/// Most waiting requests of a project. Each holds a body.
+const MAX_WAITING: usize = 128;
+/// Marks kept per project. Fewer are coarser: a mark counts until all of its commands are applied.
+const MAX_MARKS: usize = 64;
+/// Bytes of a message in the log beside its payload.
+const OVERHEAD: usize = 256;
+
+/// Commands and their bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Work {
+    commands: usize,
+    bytes: usize,
+}
+
+impl Work {
+    /// The work of commands with these payloads.
+    pub(crate) fn of<'a>(payloads: impl IntoIterator<Item = &'a [u8]>) -> Self {
+        payloads.into_iter().fold(Self::default(), |mut work, payload| {
+            work += Self { commands: 1, bytes: payload.len() + OVERHEAD };
+            work
+        })
+    }
+}
+
+impl AddAssign for Work {
+    fn add_assign(&mut self, other: Self) {
+        self.commands += other.commands;
+        self.bytes += other.bytes;
+    }
+}
+
+impl SubAssign for Work {
+    fn sub_assign(&mut self, other: Self) {
+        self.commands -= other.commands;
+        self.bytes -= other.bytes;
+    }
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Admission {
+    state: Mutex<State>,
+    /// Some work was applied, or was not published after all.
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    applied: LogPosition,
+    /// When the last work was applied, or the first began to wait for it.
+    progress_at: Option<Instant>,
+    /// The most bytes of the log. None until known.
+    log_bytes: Option<u64>,
+    /// Projects with unapplied work or waiting requests.
+    projects: HashMap<ObjectId, Backlog>,
+}
+
+#[derive(Debug, Default)]
+struct Backlog {
+    /// All unapplied work, published or about to be.
+    work: Work,
+    /// The published part, by the last sequence of its commands, ascending.
+    marks: VecDeque<(u64, Work)>,
+    waiting: usize,
+}
+
+impl State {
+    fn change(&mut self, project_id: ObjectId, change: impl FnOnce(&mut Backlog)) {
+        if let Some(backlog) = self.projects.get_mut(&project_id) {
+            change(backlog);
+            if backlog.is_idle() {
+                self.projects.remove(&project_id);
+            }
+        }
+    }
+}
+
+impl Backlog {
+    fn is_idle(&self) -> bool {
+        self.work == Work::default() && self.waiting == 0
+    }
+}
+
+impl Admission {
+    /// Sets the size of the log, which bounds backlogs while nothing is applied.
+    pub(crate) fn set_log_bytes(&self, max_bytes: i64) {
+        self.lock().log_bytes = u64::try_from(max_bytes).ok().filter(|bytes| *bytes > 0);
+    }
+
+    /// Waits until the project may publish more. The work counts until [`Admitted::published`] and then until it is applied.
+    ///
+    /// # Errors
+    /// The project's backlog is still too long after `patience`.
+    pub(crate) async fn admit(
+        self: &Arc<Self>,
+        project_id: ObjectId,
+        work: Work,
+        patience: Duration,
+    ) -> Result<Admitted, ApiError> {
+        if let Some(admitted) = self.try_admit(project_id, work) {
+            return Ok(admitted);
+        }
+        let _waiting = self.wait_in(project_id)?;
+        let admitted = async {
+            loop {
+                let mut changed = pin!(self.changed.notified());
+                // Before the check, so that no change is missed.
+                changed.as_mut().enable();
+                if let Some(admitted) = self.try_admit(project_id, work) {
+                    return admitted;
+                }
+                // Time alone admits more, too: after a while without progress the bound is another.
+                let _ = tokio::time::timeout(STALLED_AFTER / 4, changed).await;
+            }
+        };
+        tokio::time::timeout(patience, admitted).await.map_err(|_| ApiError::ProjectBacklog)
+    }
+
+    /// Records how far lead-state has applied the log.
+    pub(crate) fn record_applied(&self, applied: LogPosition) {
+        {
+            let mut state = self.lock();
+            // Reports of an old and a new leader may cross.
+            if state.applied >= applied {
+                return;
+            }
+            // In another log, the sequences of the old one say nothing, and what is lost will not be applied.
+            let is_other_log = ![0, applied.epoch].contains(&state.applied.epoch);
+            let up_to = if is_other_log { u64::MAX } else { applied.sequence };
+            state.applied = applied;
+            state.progress_at = Some(Instant::now());
+            for backlog in state.projects.values_mut() {
+                backlog.forget_up_to(up_to);
+            }
+            state.projects.retain(|_, backlog| !backlog.is_idle());
+        }
+        self.changed.notify_waiters();
+    }
+
+    fn try_admit(self: &Arc<Self>, project_id: ObjectId, work: Work) -> Option<Admitted> {
+        let mut state = self.lock();
+        let now = Instant::now();
+        if state.projects.is_empty() {
+            state.progress_at = Some(now);
+        }
+        let stalled = state.progress_at.is_some_and(|at| now.duration_since(at) > STALLED_AFTER);
+        let log_share = state.log_bytes.map_or(usize::MAX, |bytes| MAX_BYTES.max((bytes / LOG_SHARE) as usize));
+        let backlog = state.projects.entry(project_id).or_default();
+        // A project under the bound gets all that it wants, so that work of any size is admitted some time.
+        let admits = match stalled {
+            false => backlog.work.commands < MAX_COMMANDS && backlog.work.bytes < MAX_BYTES,
+            true => backlog.work.bytes < log_share,
+        };
+        if !admits {
+            return None;
+        }
+        backlog.work += work;
+        Some(Admitted { admission: self.clone(), project_id, work })
+    }
+
+    fn wait_in(&self, project_id: ObjectId) -> Result<Waiting<'_>, ApiError> {
+        let mut state = self.lock();
+        let backlog = state.projects.entry(project_id).or_default();
+        if backlog.waiting >= MAX_WAITING {
+            return Err(ApiError::ProjectBacklog);
+        }
+        backlog.waiting += 1;
+        Ok(Waiting { admission: self, project_id })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Backlog {
+    fn forget_up_to(&mut self, sequence: u64) {
+        while let Some((_, work)) = self.marks.pop_front_if(|(last, _)| *last <= sequence) {
+            self.work -= work;
+        }
+    }
+
+    /// Marks work that is published up to this sequence.
+    fn mark(&mut self, sequence: u64, work: Work) {
+        let full = self.marks.len() >= MAX_MARKS;
+        match self.marks.back_mut() {
+            Some((last, marked)) if full || *last >= sequence => {
+                *last = sequence.max(*last);
+                *marked += work;
+            }
+            _ => self.marks.push_back((sequence, work)),
+        }
+    }
+}
+
+/// A request that waits for admission.
+struct Waiting<'a> {
+    admission: &'a Admission,
+    project_id: ObjectId,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.admission.lock().change(self.project_id, |backlog| backlog.waiting -= 1);
+    }
+}
+
+/// Work that may be published. Dropped, it was not.
+#[derive(Debug)]
+pub(crate) struct Admitted {
+    admission: Arc<Admission>,
+    project_id: ObjectId,
+    work: Work,
+}
+
+impl Admitted {
+    /// Counts the work until the log is applied up to this sequence. None if nothing is known to be published.
+    pub(crate) fn published(mut self, last: Option<u64>) {
+        let Some(last) = last else { return };
+        let mut state = self.admission.lock();
+        if last <= state.applied.sequence {
+            return;
+        }
+        if let Some(backlog) = state.projects.get_mut(&self.project_id) {
+            backlog.mark(last, std::mem::take(&mut self.work));
+        }
+    }
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        if self.work == Work::default() {
+            return;
+        }
+        self.admission.lock().change(self.project_id, |backlog| backlog.work -= self.work);
+        self.admission.changed.notify_waiters();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FLOODING: ObjectId = ObjectId::from_bytes([1; 12]);
+    const OTHER: ObjectId = ObjectId::from_bytes([2; 12]);
+    const SOON: Duration = Duration::from_millis(20);
+
+    fn one() -> Work {
+        Work::of([&b"{}"[..]])
+    }
+
+    async fn admit(admission: &Arc<Admission>, project_id: ObjectId) -> Result<Admitted, ApiError> {
+        admission.admit(project_id, one(), SOON).await
+    }
+
+    /// An admission where a project has published all that it may, at the sequences from 1 on.
+    async fn flooded() -> Arc<Admission> {
+        let admission = Arc::<Admission>::default();
+        for sequence in 1..=MAX_COMMANDS as u64 {
+            admit(&admission, FLOODING).await.unwrap().published(Some(sequence));
+        }
+        admission
+    }
+
+    #[tokio::test]
+    async fn a_project_with_much_unapplied_work_waits_and_others_do_not() {
+        let admission = flooded().await;
+        assert_eq!(admit(&admission, FLOODING).await.unwrap_err(), ApiError::ProjectBacklog);
+        assert!(admit(&admission, OTHER).await.is_ok());
+
+        let waiting = tokio::spawn({
+            let admission = admission.clone();
+            async move { admission.admit(FLOODING, one(), PATIENCE).await }
+        });
+        tokio::task::yield_now().await;
+        admission.record_applied(LogPosition::message(1, 300));
+
+        waiting.await.unwrap().unwrap().published(Some(600));
+        assert!(admit(&admission, FLOODING).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn work_that_is_applied_or_not_published_is_forgotten() {
+        let admission = flooded().await;
+        admission.record_applied(LogPosition::message(1, MAX_COMMANDS as u64));
+        assert!(admission.lock().projects.is_empty());
+
+        drop(admit(&admission, FLOODING).await.unwrap());
+        admit(&admission, FLOODING).await.unwrap().published(None);
+        // Its report came before its ack.
+        admit(&admission, FLOODING).await.unwrap().published(Some(7));
+        assert!(admission.lock().projects.is_empty());
+        assert_eq!(admit(&admission, FLOODING).await.map(drop), Ok(()));
+    }
+
+    #[tokio::test]
+    async fn another_log_starts_without_unapplied_work() {
+        let admission = flooded().await;
+        admission.record_applied(LogPosition::message(1, 100));
+
+        admission.record_applied(LogPosition::message(2, 3));
+
+        assert!(admission.lock().projects.is_empty());
+    }
+
+    #[tokio::test]
+    async fn while_nothing_is_applied_a_project_may_fill_its_share_of_the_log() {
+        let admission = flooded().await;
+        admission.set_log_bytes(8 << 20);
+        admission.lock().progress_at = Instant::now().checked_sub(STALLED_AFTER * 2);
+
+        let mut admitted = Vec::new();
+        while let Ok(more) = admit(&admission, FLOODING).await {
+            admitted.push(more);
+        }
+
+        let bytes = admission.lock().projects[&FLOODING].work.bytes;
+        assert!((2 << 20..(2 << 20) + 1024).contains(&bytes), "{bytes}");
+        assert!(admit(&admission, OTHER).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn few_requests_of_a_project_wait() {
+        let admission = flooded().await;
+        let waiting: Vec<_> = (0..MAX_WAITING).map(|_| admission.wait_in(FLOODING).unwrap()).collect();
+        assert!(admission.wait_in(FLOODING).is_err());
+        assert!(admission.wait_in(OTHER).is_ok());
+        drop(waiting);
+        assert!(admission.wait_in(FLOODING).is_ok());
+    }
+
+    #[test]
+    fn marks_are_bounded_and_count_all_work() {
+        let mut backlog = Backlog::default();
+        for sequence in (1..=1000).rev().chain(2000..3000) {
+            backlog.work += one();
+            backlog.mark(sequence, one());
+        }
+        assert!(backlog.marks.len() <= MAX_MARKS);
+        backlog.forget_up_to(1000);
+        assert_eq!(backlog.work.commands, 1000);
+        backlog.forget_up_to(2999);
+        assert!(backlog.is_idle());
+    }
+}

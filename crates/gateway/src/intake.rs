@@ -1,0 +1,268 @@
+//! 1 Accept: the messages of producers on NATS.
+//!
+//! A producer has a NATS account of its own, so its messages reach the services only as requests to
+//! `leads.intake.{projectId}.…`: whatever its headers or its reply subject say, nothing but this module reads them. A message
+//! is checked, admitted and made a command like a request over HTTP, and answered as JetStream answers once the log has it, so
+//! that any JetStream client can publish.
+//!
+//! Each project has a subscription and a queue of its own, bounded in messages and bytes, and the subscriptions have a
+//! connection of their own: a producer that floods loses its own messages and delays those of no other project. The messages
+//! of a project are logged in the order in which this gateway received them.
+
+mod entry;
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use async_nats::{Client, ConnectOptions, Message, Subscriber};
+use bytes::Bytes;
+use contract::{ObjectId, position::LogPosition, streams::LEAD_COMMANDS, subject};
+use futures::StreamExt;
+use serde_json::json;
+use service_kit::{clock, config::NatsConfig, health::Readiness, nats, publisher::Stored};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    task::JoinSet,
+    time::timeout,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{admission::PATIENCE, app::App, error::ApiError};
+
+/// What `/readyz` calls the subscriptions.
+pub(crate) const RESOURCE: &str = "intake";
+/// Gateways share the messages.
+const QUEUE_GROUP: &str = "gateway";
+/// Messages of a project that the client may hold before they are looked at. They are looked at at once.
+const SUBSCRIPTION_MESSAGES: usize = 1024;
+/// Messages of a project that wait to be logged. Fewer refuse producers that publish many without waiting for acks: 4000 is
+/// the default limit of such clients.
+const QUEUE_MESSAGES: usize = 4096;
+/// Bytes of them.
+const QUEUE_BYTES: usize = 4 << 20;
+/// Messages that are published together. More wait longer for their acks, fewer sync the log more often.
+const GROUP_MESSAGES: usize = 256;
+/// How often the projects are read. A new project's producers are refused for as long.
+const REFRESH: Duration = Duration::from_secs(1);
+/// How long a gateway that stops still takes messages that are on their way to it.
+const DRAIN: Duration = Duration::from_secs(1);
+/// JetStream's error codes begin at 10000; these are 20000 and the HTTP status.
+const ERROR_CODES: u32 = 20_000;
+
+/// Serves the producers of every project that has an API key, and follows how far the log is applied, until shutdown.
+pub(crate) async fn run(
+    app: Arc<App>,
+    config: NatsConfig,
+    readiness: Readiness,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let options = ConnectOptions::new().subscription_capacity(SUBSCRIPTION_MESSAGES);
+    // The gateway is ready and not ready with its main connection; this one goes to the same servers.
+    let connection = Readiness::default();
+    let client = tokio::select! {
+        client = nats::connect_with(&config, "gateway", &connection, options) => client?,
+        () = shutdown.cancelled() => return Ok(()),
+    };
+    let applied = client.subscribe(subject::APPLIED).await.context("cannot subscribe to the progress of the log")?;
+    let mut tasks = JoinSet::new();
+    tasks.spawn(follow_applied(app.clone(), applied, shutdown.clone()));
+    let mut served = HashMap::new();
+    loop {
+        if app.keys.is_complete() {
+            serve_projects(&app, &client, &mut served, &mut tasks, &shutdown).await?;
+            readiness.ready(RESOURCE);
+        }
+        tokio::select! {
+            () = tokio::time::sleep(REFRESH) => {}
+            Some(ended) = tasks.join_next() => ended.context("a task of the intake panicked")??,
+            () = shutdown.cancelled() => break,
+        }
+    }
+    while let Some(ended) = tasks.join_next().await {
+        ended.context("a task of the intake panicked")??;
+    }
+    Ok(())
+}
+
+/// Starts to serve new projects, and stops serving those without an API key.
+async fn serve_projects(
+    app: &Arc<App>,
+    client: &Client,
+    served: &mut HashMap<ObjectId, CancellationToken>,
+    tasks: &mut JoinSet<anyhow::Result<()>>,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<()> {
+    let known: HashSet<ObjectId> = app.keys.all().iter().map(|key| key.project_id).collect();
+    served.retain(|project_id, stop| {
+        let keep = known.contains(project_id);
+        if !keep {
+            stop.cancel();
+        }
+        keep
+    });
+    let new: Vec<_> = known.into_iter().filter(|project_id| !served.contains_key(project_id)).collect();
+    for project_id in &new {
+        let messages = client.queue_subscribe(subject::intake_of(*project_id), QUEUE_GROUP.into()).await;
+        let stop = shutdown.child_token();
+        let project = ProjectIntake { app: app.clone(), client: client.clone(), project_id: *project_id };
+        tasks.spawn(project.serve(messages.context("cannot subscribe to a project's producers")?, stop.clone()));
+        served.insert(*project_id, stop);
+    }
+    if !new.is_empty() {
+        // Without a connection the subscriptions are made when there is one.
+        let _ = timeout(REFRESH, client.flush()).await;
+    }
+    Ok(())
+}
+
+async fn follow_applied(app: Arc<App>, mut applied: Subscriber, shutdown: CancellationToken) -> anyhow::Result<()> {
+    while let Some(Some(report)) = shutdown.run_until_cancelled(applied.next()).await {
+        match serde_json::from_slice::<LogPosition>(&report.payload) {
+            Ok(applied) => app.command_log.admission.record_applied(applied),
+            Err(e) => tracing::warn!("the progress of the log cannot be read: {e}"),
+        }
+    }
+    if shutdown.is_cancelled() { Ok(()) } else { bail!("the subscription to the progress of the log ended") }
+}
+
+/// The producers of one project.
+struct ProjectIntake {
+    app: Arc<App>,
+    client: Client,
+    project_id: ObjectId,
+}
+
+/// A message that waits to be logged. Its bytes count until it is answered.
+struct Queued {
+    message: Message,
+    _bytes: OwnedSemaphorePermit,
+}
+
+impl ProjectIntake {
+    async fn serve(self, messages: Subscriber, stop: CancellationToken) -> anyhow::Result<()> {
+        let (queue, queued) = mpsc::channel(QUEUE_MESSAGES);
+        let (received, ()) = tokio::join!(self.receive(messages, queue, stop), self.append(queued));
+        received
+    }
+
+    /// Queues messages as they arrive, and refuses at once what the queue has no room for.
+    async fn receive(
+        &self,
+        mut messages: Subscriber,
+        queue: mpsc::Sender<Queued>,
+        stop: CancellationToken,
+    ) -> anyhow::Result<()> {
+        let bytes = Arc::new(Semaphore::new(QUEUE_BYTES));
+        while let Some(message) = stop.run_until_cancelled(messages.next()).await {
+            let Some(message) = message else { bail!("the subscription to a project's producers ended") };
+            self.enqueue(message, &queue, &bytes).await;
+        }
+        let rest = async {
+            messages.drain().await?;
+            while let Some(message) = messages.next().await {
+                self.enqueue(message, &queue, &bytes).await;
+            }
+            anyhow::Ok(())
+        };
+        // What is not answered is the producer's to send again.
+        let _ = timeout(DRAIN, rest).await;
+        Ok(())
+    }
+
+    async fn enqueue(&self, message: Message, queue: &mpsc::Sender<Queued>, bytes: &Arc<Semaphore>) {
+        let max_bytes = self.app.max_body_bytes;
+        let reply = message.reply.clone();
+        let queued = if message.payload.len() > max_bytes {
+            Err(ApiError::BodyTooLarge(max_bytes))
+        } else {
+            let size = u32::try_from(message.length).unwrap_or(u32::MAX);
+            let permit = bytes.clone().try_acquire_many_owned(size).map_err(|_| ApiError::ProjectBacklog);
+            permit.and_then(|permit| {
+                queue.try_send(Queued { message, _bytes: permit }).map_err(|_| ApiError::ProjectBacklog)
+            })
+        };
+        if let Err(e) = queued {
+            self.answer(reply, Err(e)).await;
+        }
+    }
+
+    /// Logs what is queued, in order, a group at a time.
+    async fn append(&self, mut queued: mpsc::Receiver<Queued>) {
+        let mut group = Vec::new();
+        while queued.recv_many(&mut group, GROUP_MESSAGES).await > 0 {
+            let outcomes = self.append_group(&group).await;
+            for (Queued { message, _bytes }, outcome) in group.drain(..).zip(outcomes) {
+                self.answer(message.reply, outcome).await;
+            }
+        }
+    }
+
+    async fn append_group(&self, group: &[Queued]) -> Vec<Result<Stored, ApiError>> {
+        let entries: Vec<_> = group
+            .iter()
+            .map(|Queued { message, .. }| entry::parse(message, self.project_id, clock::new_id(), clock::now()))
+            .collect();
+        let valid: Vec<_> = entries.iter().flatten().cloned().collect();
+        let appended = match self.app.broker() {
+            Ok(broker) => {
+                let log = &self.app.command_log;
+                log.append_all(&broker.commands, self.project_id, valid, None, PATIENCE).await
+            }
+            Err(e) => vec![Err(e); valid.len()],
+        };
+        let mut appended = appended.into_iter();
+        let outcome = |entry: Result<_, _>| entry.and_then(|_| appended.next().unwrap_or(Err(ApiError::Internal)));
+        entries.into_iter().map(outcome).collect()
+    }
+
+    async fn answer(&self, reply: Option<async_nats::Subject>, outcome: Result<Stored, ApiError>) {
+        if let Err(e) = &outcome {
+            self.app.metrics.count_refusal(e.label());
+            tracing::debug!(project_id = %self.project_id, "a producer's message is refused: {e}");
+        }
+        let Some(reply) = reply else { return };
+        if let Err(e) = self.client.publish(reply, acknowledgement(&outcome)).await {
+            tracing::debug!("cannot answer a producer: {e}");
+        }
+    }
+}
+
+/// The answer to a producer, in the form of JetStream's answer to a publish.
+fn acknowledgement(outcome: &Result<Stored, ApiError>) -> Bytes {
+    let answer = match outcome {
+        Ok(stored) if stored.is_duplicate => {
+            json!({"stream": LEAD_COMMANDS, "seq": stored.up_to, "duplicate": true})
+        }
+        Ok(stored) => json!({"stream": LEAD_COMMANDS, "seq": stored.up_to}),
+        Err(e) => {
+            let status = e.status().as_u16();
+            let description = format!("{}: {e}", e.code());
+            let error =
+                json!({"code": status, "err_code": ERROR_CODES + u32::from(status), "description": description});
+            json!({"stream": LEAD_COMMANDS, "seq": 0, "error": error})
+        }
+    };
+    answer.to_string().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_producer_is_answered_as_by_jetstream() {
+        let stored = Stored { sequence: None, up_to: 7, is_duplicate: false };
+        let answers = [
+            Ok(stored),
+            Ok(Stored { is_duplicate: true, ..stored }),
+            Err(ApiError::ProjectBacklog),
+            Err(ApiError::field("name", "must be a string")),
+        ];
+        let texts = answers.map(|outcome| String::from_utf8(acknowledgement(&outcome).to_vec()).unwrap());
+        insta::assert_snapshot!(texts.join("\n"));
+    }
+}

@@ -1,0 +1,215 @@
+//! 1 Accept: makes a producer's message a command of the log. Of its headers, only the documented ones count.
+
+use async_nats::{HeaderMap, Message};
+use contract::{
+    ObjectId, Timestamp,
+    command::{self, CallEnded, CallStarted},
+    fields::{BodyError, Fields},
+    headers,
+    subject::{CommandKind, CommandSubject},
+    trace,
+    update_body::{UpdateBody, parse_expected_state, parse_expected_version},
+};
+use serde::Serialize;
+
+use crate::{command_log::LogEntry, error::ApiError};
+
+/// The longest message id of a producer, in bytes: the log keeps it with the message.
+const MAX_MESSAGE_ID: usize = 255;
+
+/// Parses a message of this project's producers. `new_id` is the id of an update that has none.
+pub(super) fn parse(
+    message: &Message,
+    project_id: ObjectId,
+    new_id: ObjectId,
+    now: Timestamp,
+) -> Result<LogEntry, ApiError> {
+    let subject = CommandSubject::parse_intake(&message.subject).map_err(|_| {
+        ApiError::field("the subject", "must be leads.cmd.{projectId} with .update, .call.started or .call.ended")
+    })?;
+    let headers = Headers(message.headers.as_ref());
+    let entry = match subject.kind {
+        CommandKind::Update => update(&message.payload, headers, project_id, new_id, now)?,
+        kind => LogEntry {
+            kind,
+            id: new_id,
+            message_id: command::message_id(project_id, new_id),
+            traceparent: None,
+            payload: call(kind, &message.payload, project_id)?.into(),
+        },
+    };
+    let message_id = match headers.get(headers::MESSAGE_ID) {
+        Some(id) if id.is_empty() || id.len() > MAX_MESSAGE_ID => {
+            return Err(ApiError::field(headers::MESSAGE_ID, format!("must have 1 to {MAX_MESSAGE_ID} bytes")));
+        }
+        Some(id) => command::producer_message_id(project_id, id),
+        None => entry.message_id,
+    };
+    let traceparent = headers.get(headers::TRACEPARENT).filter(|value| trace::is_traceparent(value));
+    Ok(LogEntry { message_id, traceparent: traceparent.map(str::to_owned), ..entry })
+}
+
+fn update(
+    body: &[u8],
+    headers: Headers<'_>,
+    project_id: ObjectId,
+    new_id: ObjectId,
+    now: Timestamp,
+) -> Result<LogEntry, ApiError> {
+    let UpdateBody { mut command, warnings } = UpdateBody::parse(body, Some(project_id))?;
+    let id = match headers.get(headers::UPDATE_ID) {
+        Some(text) => {
+            let fault = |fault: String| ApiError::field(headers::UPDATE_ID, fault);
+            let id: ObjectId = text.parse().map_err(|e: contract::id::InvalidObjectId| fault(e.to_string()))?;
+            if !command::is_acceptable_id(id, now) {
+                return Err(fault(
+                    "must begin with the time of the update: at most 62 days ago, at most 1 h ahead".into(),
+                ));
+            }
+            id
+        }
+        None => new_id,
+    };
+    let version = headers.get(headers::EXPECTED_VERSION);
+    command.expected_version =
+        version.map(|text| parse_expected_version(headers::EXPECTED_VERSION, text)).transpose()?;
+    let state = headers.get(headers::EXPECTED_STATE);
+    command.expected_state = state.map(|text| parse_expected_state(headers::EXPECTED_STATE, text)).transpose()?;
+    command.update_id = Some(id);
+    command.warnings = warnings;
+    LogEntry::update(project_id, id, &command)
+}
+
+/// Checks a call event. Nothing in it is ignored, because there is no answer that could say so.
+fn call(kind: CommandKind, body: &[u8], project_id: ObjectId) -> Result<Vec<u8>, ApiError> {
+    let mut fields = Fields::from_json(body)?.refusing_empty();
+    let (lead_id, reference_id) = (fields.id("leadId")?, fields.text("referenceId")?);
+    let (process_id, own_project) = (fields.id("processId")?, fields.id("projectId")?);
+    if lead_id.is_none() && reference_id.is_none() {
+        return Err(BodyError::AddressMissing(None).into());
+    }
+    if reference_id.is_some() && process_id.is_none() {
+        return Err(ApiError::missing("processId is required when using referenceId"));
+    }
+    if own_project.is_some_and(|own| own != project_id) {
+        return Err(BodyError::ProjectMismatch.into());
+    }
+    let call_id = fields.text("callId")?;
+    let timeout_seconds = match kind {
+        CommandKind::CallStarted => fields.whole_number("timeoutSeconds")?,
+        _ => None,
+    };
+    fields.refuse_rest()?;
+    match kind {
+        CommandKind::CallStarted => {
+            serialize(&CallStarted { lead_id, reference_id, process_id, call_id, timeout_seconds })
+        }
+        _ => serialize(&CallEnded { lead_id, reference_id, process_id, call_id }),
+    }
+}
+
+fn serialize(event: &impl Serialize) -> Result<Vec<u8>, ApiError> {
+    serde_json::to_vec(event).map_err(|_| ApiError::Internal)
+}
+
+#[derive(Clone, Copy)]
+struct Headers<'a>(Option<&'a HeaderMap>);
+
+impl<'a> Headers<'a> {
+    fn get(self, name: &str) -> Option<&'a str> {
+        Some(self.0?.get(name)?.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PROJECT: ObjectId = ObjectId::from_bytes([0x11; 12]);
+    const NEW: ObjectId = ObjectId::from_bytes([0x77; 12]);
+    /// The second of 2026-01-12T04:55:59Z in hex.
+    const MADE: &str = "69647edf";
+
+    fn now() -> Timestamp {
+        Timestamp::from_millis(1_768_193_759_048)
+    }
+
+    /// The entry of a message, or its error, in one line.
+    fn parsed(kind: &str, headers: &[(&str, &str)], body: &str) -> String {
+        let map: HeaderMap = headers.iter().fold(HeaderMap::new(), |mut map, (name, value)| {
+            map.insert(*name, *value);
+            map
+        });
+        let message = Message {
+            subject: format!("leads.intake.{PROJECT}.{kind}").into(),
+            reply: None,
+            payload: body.replace("LEAD", &"2".repeat(24)).replace("OURS", &PROJECT.to_string()).into(),
+            headers: Some(map),
+            status: None,
+            description: None,
+            length: 0,
+        };
+        match parse(&message, PROJECT, NEW, now()) {
+            Ok(LogEntry { message_id, traceparent, payload, .. }) => {
+                let (project, lead) = (PROJECT.to_string(), "2".repeat(24));
+                let payload = String::from_utf8(payload.to_vec()).unwrap().replace(&lead, "LEAD");
+                let trace = traceparent.map(|trace| format!(" trace {}", &trace[..8])).unwrap_or_default();
+                format!("{} {payload}{trace}", message_id.replace(&project, "OURS"))
+            }
+            Err(e) => format!("{} {}: {e}", e.status().as_u16(), e.code()),
+        }
+    }
+
+    #[test]
+    fn a_message_becomes_a_command() {
+        let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let id = format!("{MADE}aaaaaaaaaaaaaaaa");
+        let lines = [
+            parsed("update", &[], r#"{"leadId":"LEAD","name":"Ada"}"#),
+            parsed("update", &[("Nats-Msg-Id", "m-1"), ("traceparent", trace)], r#"{"leadId":"LEAD","name":"Ada"}"#),
+            parsed(
+                "update",
+                &[
+                    ("Leadrelay-Update-Id", id.as_str()),
+                    ("Leadrelay-Expected-Version", "4"),
+                    ("Leadrelay-Expected-State", "new"),
+                ],
+                r#"{"leadId":"LEAD","name":"","make":"Kia"}"#,
+            ),
+            // None of these claims anything: they are metadata, as over HTTP.
+            parsed("update", &[], r#"{"leadId":"LEAD","updateId":"LEAD","apiKeyId":"LEAD","expectedVersion":1}"#),
+            // Nor do headers that only JetStream reads.
+            parsed(
+                "update",
+                &[("Nats-Expected-Last-Sequence", "7"), ("Nats-Batch-Id", "b"), ("Nats-Rollup", "all")],
+                r#"{"leadId":"LEAD","name":"Ada"}"#,
+            ),
+            parsed("call.started", &[], r#"{"leadId":"LEAD","projectId":"OURS","callId":"c","timeoutSeconds":60}"#),
+            parsed("call.ended", &[("Nats-Msg-Id", "m-1")], r#"{"referenceId":"R","processId":"LEAD"}"#),
+        ];
+        insta::assert_snapshot!(lines.join("\n"));
+    }
+
+    #[test]
+    fn a_message_that_means_nothing_is_refused() {
+        let long = "x".repeat(256);
+        let (early, late) = (format!("{:08x}{}", 1_700_000_000, "a".repeat(16)), "f".repeat(24));
+        let update = r#"{"leadId":"LEAD","name":"Ada"}"#;
+        let lines = [
+            parsed("update", &[], "nonsense"),
+            parsed("update", &[], r#"{"leadId":"LEAD","projectId":"LEAD","name":"Ada"}"#),
+            parsed("update", &[("Nats-Msg-Id", &long)], update),
+            parsed("update", &[("Leadrelay-Update-Id", "7")], update),
+            parsed("update", &[("Leadrelay-Update-Id", &early)], update),
+            parsed("update", &[("Leadrelay-Update-Id", &late)], update),
+            parsed("update", &[("Leadrelay-Expected-Version", "new")], update),
+            parsed("call.started", &[], "{}"),
+            parsed("call.started", &[], r#"{"referenceId":"R"}"#),
+            parsed("call.started", &[], r#"{"leadId":"LEAD","projectId":"LEAD"}"#),
+            parsed("call.started", &[], r#"{"leadId":"LEAD","callId":""}"#),
+            parsed("call.ended", &[], r#"{"leadId":"LEAD","timeoutSeconds":60}"#),
+            parsed("call.expired", &[], r#"{"leadId":"LEAD"}"#),
+        ];
+        insta::assert_snapshot!(lines.join("\n"));
+    }
+}
