@@ -79,7 +79,9 @@ async fn publish_with_harmful_reply_subjects(program: Option<PathBuf>) {
     }
     // Messages of a project are handled in order: the others have been answered before this one.
     ack().await.expect("an ack");
-    let logged = u64::try_from(subjects.len()).expect("a number") + 2;
+    // NATS itself refuses messages whose reply subject is reserved.
+    let taken = subjects.iter().filter(|reply| !reply.starts_with("$JS.ACK.")).count();
+    let logged = u64::try_from(taken).expect("a number") + 2;
     stack.wait_for_count(LEDGER_ROWS, i64::try_from(logged).expect("a number")).await;
 
     let state = stack.stream_state(LEAD_COMMANDS).await;

@@ -18,7 +18,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use async_nats::{Client, ConnectOptions, Message, Subscriber};
+use async_nats::{Client, Message, Subscriber};
 use bytes::Bytes;
 use contract::{ObjectId, position::LogPosition, streams::LEAD_COMMANDS, subject};
 use futures::StreamExt;
@@ -60,11 +60,8 @@ pub(crate) async fn run(
     readiness: Readiness,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let options = ConnectOptions::new().subscription_capacity(SUBSCRIPTION_MESSAGES);
-    // The gateway is ready and not ready with its main connection; this one goes to the same servers.
-    let connection = Readiness::default();
     let client = tokio::select! {
-        client = nats::connect_with(&config, "gateway", &connection, options) => client?,
+        client = nats::connect_again(&config, "gateway", SUBSCRIPTION_MESSAGES) => client?,
         () = shutdown.cancelled() => return Ok(()),
     };
     let applied = client.subscribe(subject::APPLIED).await.context("cannot subscribe to the progress of the log")?;

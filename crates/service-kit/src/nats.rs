@@ -39,22 +39,30 @@ pub(crate) const ACK_TIMEOUT: Duration = Duration::from_secs(5);
 /// # Errors
 /// The configuration is invalid.
 pub async fn connect(config: &NatsConfig, name: &str, readiness: &Readiness) -> anyhow::Result<Client> {
-    connect_with(config, name, readiness, ConnectOptions::new()).await
+    connect_as(config, name, readiness, ConnectOptions::new(), VersionNotice::default()).await
 }
 
-/// Connects like [`connect`], with these options of the client.
+/// A second connection of a service, whose subscriptions hold so many messages each. Its first connection reports the
+/// server's version and whether there is a connection.
 ///
 /// # Errors
 /// The configuration is invalid.
-pub async fn connect_with(
+pub async fn connect_again(config: &NatsConfig, name: &str, subscription_capacity: usize) -> anyhow::Result<Client> {
+    let options = ConnectOptions::new().subscription_capacity(subscription_capacity);
+    let notice = VersionNotice { is_silent: true, ..VersionNotice::default() };
+    connect_as(config, name, &Readiness::default(), options, notice).await
+}
+
+async fn connect_as(
     config: &NatsConfig,
     name: &str,
     readiness: &Readiness,
     options: ConnectOptions,
+    notice: VersionNotice,
 ) -> anyhow::Result<Client> {
     readiness.not_ready("nats", "not connected");
     let observed = readiness.clone();
-    let notice = Arc::new(VersionNotice::default());
+    let notice = Arc::new(notice);
     let reconnected = notice.clone();
     let servers = config
         .nats_url
@@ -122,6 +130,7 @@ pub async fn connect_with(
 /// Logs the limitations of each server version once.
 #[derive(Default)]
 struct VersionNotice {
+    is_silent: bool,
     client: OnceLock<Client>,
     logged: Mutex<Option<String>>,
 }
@@ -138,7 +147,7 @@ impl VersionNotice {
     fn log(&self) {
         let Some(version) = self.client.get().map(|client| client.server_info().version) else { return };
         let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
-        if logged.as_ref() == Some(&version) {
+        if self.is_silent || logged.as_ref() == Some(&version) {
             return;
         }
         tracing::info!(version, "the NATS server's version");

@@ -51,7 +51,7 @@ pub struct Halted {
 /// How the log, the checkpoint and the events relate.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct RecoveryStatus {
     /// How many times announcements were rewound.
     pub generation: i32,
