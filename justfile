@@ -78,6 +78,10 @@ ci:
 faults minutes="10" seed="1":
     FAULTS_MINUTES={{minutes}} FAULTS_SEED={{seed}} cargo test --workspace --test leadrelay for_minutes -- --ignored --nocapture
 
+# Attack one tenant's neighbour in every known way and judge its latency; prints a table, which is the body of docs/results/hostile.md
+hostile:
+    LEADRELAY_NATS_SERVER=$(.ci/nats-server) cargo test --profile dist --workspace --test leadrelay hostile::a_healthy_tenant_is_not_delayed -- --ignored --nocapture
+
 # Break each guarantee on purpose and expect a named test to fail; all of them, or those whose names begin so
 mutations *names:
     tests/mutations/run {{names}}

@@ -39,56 +39,53 @@ async fn watch_ends_with_the_deliveries_and_exits_by_their_outcome() {
 }
 
 #[tokio::test]
-async fn a_dry_run_shows_the_outcome_and_exits_by_it() {
+async fn update_send_exits_by_what_became_of_the_update() {
     let stack = Stack::start().await;
-    let lead = stack.lead(&[]).await;
+    let leads = stack.leads(&[], 5).await;
+    a_dry_run_shows_the_outcome_and_exits_by_it(&stack, &leads[0]).await;
+    metadata_comes_from_a_file_and_single_fields(&stack, &leads[1]).await;
+    an_unmet_expectation_fails_the_update_and_with_wait_the_command(&stack, &leads[2]).await;
+    one_idempotency_key_sends_one_update(&stack, &leads[3]).await;
+    an_undecided_update_is_pending_and_a_missing_gateway_unavailable(stack, &leads[4]).await;
+}
 
-    let (code, answer) = send(&stack, &lead, &["--target-state", "interested", "--dry-run"]).await;
+async fn a_dry_run_shows_the_outcome_and_exits_by_it(stack: &Stack, lead: &str) {
+    let (code, answer) = send(stack, lead, &["--target-state", "interested", "--dry-run"]).await;
     assert_eq!((code, &answer["outcome"]["toState"]), (0, &json!("interested")), "{answer}");
 
-    let (code, answer) = send(&stack, &lead, &["--target-state", "nowhere", "--dry-run"]).await;
+    let (code, answer) = send(stack, lead, &["--target-state", "nowhere", "--dry-run"]).await;
     assert_eq!((code, &answer["outcome"]["errorCode"]), (UPDATE_FAILED, &json!("unknown_state")), "{answer}");
 }
 
-#[tokio::test]
-async fn metadata_comes_from_a_file_and_single_fields() {
-    let stack = Stack::start().await;
-    let lead = stack.lead(&[]).await;
+async fn metadata_comes_from_a_file_and_single_fields(stack: &Stack, lead: &str) {
     let file = tempfile::NamedTempFile::new().expect("a file");
     std::fs::write(file.path(), r#"{"make": "Kia", "price": 1.50}"#).expect("a file");
 
     let metadata = format!("@{}", file.path().display());
     let args = ["--metadata", &metadata, "--set", "make=Toyota", "--expected-version", "1", "--wait"];
-    let (code, answer) = send(&stack, &lead, &args).await;
+    let (code, answer) = send(stack, lead, &args).await;
 
     assert_eq!((code, &answer["status"]), (0, &json!("succeeded")), "{answer}");
-    let lead = stack.api.lead(&lead).await;
+    let lead = stack.api.lead(lead).await;
     assert_eq!(lead["metadata"], json!({"source": "import", "make": "Toyota", "price": 1.50}));
 }
 
-#[tokio::test]
-async fn an_unmet_expectation_fails_the_update_and_with_wait_the_command() {
-    let stack = Stack::start().await;
-    let lead = stack.lead(&[]).await;
-
-    let (code, answer) = send(&stack, &lead, &["--name", "Eve", "--if-match", "2", "--wait=20"]).await;
+async fn an_unmet_expectation_fails_the_update_and_with_wait_the_command(stack: &Stack, lead: &str) {
+    let (code, answer) = send(stack, lead, &["--name", "Eve", "--if-match", "2", "--wait=20"]).await;
     assert_eq!((code, &answer["status"]), (UPDATE_FAILED, &json!("failed")), "{answer}");
     assert!(answer["error"].as_str().is_some_and(|error| error.contains('1')), "the version is named: {answer}");
 
     // Without --wait the exit code says only that the update was accepted.
-    let (code, answer) = send(&stack, &lead, &["--name", "Eve", "--expected-state", "lost"]).await;
+    let (code, answer) = send(stack, lead, &["--name", "Eve", "--expected-state", "lost"]).await;
     assert_eq!((code, &answer["status"]), (0, &json!("failed")), "{answer}");
 }
 
-#[tokio::test]
-async fn one_idempotency_key_sends_one_update() {
-    let stack = Stack::start().await;
-    let lead = stack.lead(&[]).await;
+async fn one_idempotency_key_sends_one_update(stack: &Stack, lead: &str) {
     let keyed = ["--idempotency-key", "a \"key\"", "--name"];
 
-    let (_, one) = send(&stack, &lead, &[&keyed[..], &["Eve"]].concat()).await;
-    let (code, two) = send(&stack, &lead, &[&keyed[..], &["Eve"]].concat()).await;
-    let (code_of_other, _) = send(&stack, &lead, &[&keyed[..], &["Ida"]].concat()).await;
+    let (_, one) = send(stack, lead, &[&keyed[..], &["Eve"]].concat()).await;
+    let (code, two) = send(stack, lead, &[&keyed[..], &["Eve"]].concat()).await;
+    let (code_of_other, _) = send(stack, lead, &[&keyed[..], &["Ida"]].concat()).await;
 
     assert_eq!(code, 0);
     assert_includes(&two, json!({"updateId": one["updateId"], "status": "succeeded"}));
@@ -97,15 +94,11 @@ async fn one_idempotency_key_sends_one_update() {
     shown.assert_prints(&["succeeded"]);
 }
 
-#[tokio::test]
-async fn an_undecided_update_is_pending_and_a_missing_gateway_unavailable() {
-    let mut stack = Stack::start().await;
-    let lead = stack.lead(&[]).await;
-
+async fn an_undecided_update_is_pending_and_a_missing_gateway_unavailable(mut stack: Stack, lead: &str) {
     stack.lead_state.terminate().await;
-    let (code, answer) = send(&stack, &lead, &["--name", "Ida", "--wait=1"]).await;
+    let (code, answer) = send(&stack, lead, &["--name", "Ida", "--wait=1"]).await;
     assert_eq!((code, &answer["status"]), (PENDING, &json!("pending")), "{answer}");
 
     stack.gateway.terminate().await;
-    assert_eq!(send(&stack, &lead, &["--name", "Ida"]).await.0, UNAVAILABLE);
+    assert_eq!(send(&stack, lead, &["--name", "Ida"]).await.0, UNAVAILABLE);
 }

@@ -1,17 +1,23 @@
 //! Leads and their histories are listed page by page, over HTTP and with leadctl.
 
-use contract::ObjectId;
+use contract::{ObjectId, rpc::ProcessChangeResult};
 use serde_json::json;
 
 use crate::support::{Stack, all_pages, assert_includes, assert_refused, ids, process_id};
 
 #[tokio::test]
-async fn leads_are_listed_newest_first_and_by_each_filter() {
+async fn leads_and_histories_are_listed_page_by_page() {
     let stack = Stack::start().await;
     let applied = stack.process_calling(&[]).await;
+    leads_are_listed_newest_first_and_by_each_filter(&stack, &applied).await;
+    the_history_of_a_lead_is_listed_newest_first(&stack, &applied).await;
+    foreign_cursors_and_unknown_leads_are_refused(&stack, &applied).await;
+}
+
+async fn leads_are_listed_newest_first_and_by_each_filter(stack: &Stack, applied: &ProcessChangeResult) {
     let mut leads = Vec::new();
     for number in 0..7 {
-        leads.push(stack.api.initiate(process_id(&applied), Some(&format!("R{number}"))).await);
+        leads.push(stack.api.initiate(process_id(applied), Some(&format!("R{number}"))).await);
     }
     let since = service_kit::clock::now().to_iso();
     stack.api.update_and_wait(json!({"leadId": leads[2], "targetState": "lost", "metadata": {"n": 4}})).await;
@@ -22,7 +28,7 @@ async fn leads_are_listed_newest_first_and_by_each_filter() {
     let (listed, pages) = all_pages(&stack.api, "/api/v1/leads?", 3).await;
 
     assert_eq!((ids(&listed, "_id"), pages), (newest_first.clone(), 3));
-    let of_process = format!("processId={}&state=lost&", process_id(&applied));
+    let of_process = format!("processId={}&state=lost&", process_id(applied));
     for query in ["state=lost&", &format!("updatedSince={since}&"), &of_process] {
         let (found, _) = all_pages(&stack.api, &format!("/api/v1/leads?{query}"), 1).await;
         assert_eq!(ids(&found, "_id"), [leads[2].clone()], "{query}");
@@ -36,10 +42,8 @@ async fn leads_are_listed_newest_first_and_by_each_filter() {
     assert_eq!(ids(&listed, "leadId"), newest_first);
 }
 
-#[tokio::test]
-async fn the_history_of_a_lead_is_listed_newest_first() {
-    let stack = Stack::start().await;
-    let lead = stack.lead(&[]).await;
+async fn the_history_of_a_lead_is_listed_newest_first(stack: &Stack, applied: &ProcessChangeResult) {
+    let lead = stack.api.initiate(process_id(applied), None).await;
     let mut updates = Vec::new();
     for (number, state) in ["interested", "followup_2", "nowhere", "interested", "lost"].iter().enumerate() {
         let user = format!("u-{number}");
@@ -61,12 +65,8 @@ async fn the_history_of_a_lead_is_listed_newest_first() {
     shown.assert_prints(&["state       lost", &updates[0]]);
 }
 
-#[tokio::test]
-async fn foreign_cursors_and_unknown_leads_are_refused() {
-    let stack = Stack::start().await;
-    let applied = stack.process_calling(&[]).await;
-    let lead = stack.api.initiate(process_id(&applied), None).await;
-    stack.api.initiate(process_id(&applied), None).await;
+async fn foreign_cursors_and_unknown_leads_are_refused(stack: &Stack, applied: &ProcessChangeResult) {
+    let lead = stack.api.initiate(process_id(applied), None).await;
     let (_, page) = stack.api.get("/api/v1/leads?limit=1").await;
     let cursor_of_leads = page["next"].as_str().expect("a cursor");
 

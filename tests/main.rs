@@ -17,7 +17,7 @@ mod error_codes;
 mod event_stream;
 mod fairness;
 mod faults;
-mod hostile_clients;
+mod hostile;
 mod hostile_endpoints;
 mod idempotency;
 mod import;

@@ -1,0 +1,138 @@
+//! Attacks with well-framed HTTP requests.
+
+use std::time::Duration;
+
+use futures::future::join_all;
+use reqwest::{Method, RequestBuilder};
+use serde_json::{Value, json};
+use tokio::{io::AsyncWriteExt, time::sleep};
+
+use super::{
+    Attack, Attacker,
+    connections::{connect, read_answer},
+};
+use crate::support::{UPDATE, process_id};
+
+pub(super) const ATTACKS: &[Attack] = &[
+    Attack { name: "updates beyond the rate", refusals: &["429 rate_limited"], run: |a| Box::pin(flood_updates(a)) },
+    Attack { name: "reads beyond the rate", refusals: &["429 rate_limited"], run: |a| Box::pin(flood_reads(a)) },
+    Attack {
+        name: "the data of another project",
+        refusals: &["403 project_mismatch", "404 lead_not_found", "404 process_not_found"],
+        run: |a| Box::pin(reach_for_others(a)),
+    },
+    Attack { name: "guessed keys", refusals: &["401 invalid_api_key"], run: |a| Box::pin(guess_keys(a)) },
+    Attack {
+        name: "bodies that are too large or too deep",
+        refusals: &["413 body_too_large", "400 invalid_json"],
+        run: |a| Box::pin(oversized_bodies(a)),
+    },
+    Attack {
+        name: "bulk requests that never end",
+        refusals: &["429 too_many_bulk_requests"],
+        run: |a| Box::pin(endless_bulk_requests(a)),
+    },
+    Attack { name: "event streams", refusals: &["429 too_many_listeners"], run: |a| Box::pin(event_streams(a)) },
+    Attack { name: "waits for updates that are queued", refusals: &[], run: |a| Box::pin(wait_for_queued_updates(a)) },
+    Attack { name: "a new idempotency key for each update", refusals: &[], run: |a| Box::pin(idempotency_keys(a)) },
+    Attack { name: "updates of a lead of 900 KB", refusals: &["429 work_limited"], run: |a| Box::pin(large_lead(a)) },
+];
+
+/// An update of the attacker's lead.
+fn update(a: &Attacker<'_>, change: Value) -> RequestBuilder {
+    let mut body = change;
+    body["leadId"] = json!(a.tenant.lead_id);
+    post(a, UPDATE, &body)
+}
+
+fn post(a: &Attacker<'_>, path: &str, body: &Value) -> RequestBuilder {
+    a.tenant.api.request(Method::POST, path).header("content-type", "application/json").body(body.to_string())
+}
+
+async fn flood_updates(a: &Attacker<'_>) {
+    a.repeat(64, Duration::from_millis(50), |n| update(a, json!({"metadata": {"n": n}}))).await;
+}
+
+async fn flood_reads(a: &Attacker<'_>) {
+    a.repeat(32, Duration::from_millis(50), |_| a.tenant.api.request(Method::GET, "/api/v1/leads")).await;
+}
+
+async fn reach_for_others(a: &Attacker<'_>) {
+    let (lead, project) = (&a.healthy.lead_id, a.healthy.api.project_id);
+    let process = process_id(&a.healthy.applied);
+    a.repeat(1, Duration::from_millis(100), |n| match n % 3 {
+        0 => a.tenant.api.request(Method::GET, &format!("/api/v1/leads/get?leadId={lead}")),
+        1 => a.tenant.api.request(Method::GET, &format!("/api/v1/processes/{process}")),
+        _ => post(a, UPDATE, &json!({"leadId": lead, "projectId": project, "name": "mine"})),
+    })
+    .await;
+}
+
+async fn guess_keys(a: &Attacker<'_>) {
+    a.repeat(4, Duration::from_millis(10), |n| a.tenant.api.http.post(a.url(UPDATE)).bearer_auth(format!("lr_{n}")))
+        .await;
+}
+
+async fn oversized_bodies(a: &Attacker<'_>) {
+    a.repeat(2, Duration::from_millis(100), |n| match n % 2 {
+        0 => update(a, json!({"metadata": {"text": "x".repeat(300_000)}})),
+        _ => a.tenant.api.request(Method::POST, UPDATE).body("[".repeat(200_000)),
+    })
+    .await;
+}
+
+/// Keeps requests open that send a line each second.
+async fn endless_bulk_requests(a: &Attacker<'_>) {
+    let line = format!("{}\n", json!({"leadId": a.tenant.lead_id, "name": "x"}));
+    let head = a.head("POST /api/v1/leads/update/bulk")
+        + "content-type: application/x-ndjson\r\ntransfer-encoding: chunked\r\n\r\n";
+    let request = async || loop {
+        let mut connection = connect(a).await;
+        let _ = connection.write_all(head.as_bytes()).await;
+        let (mut reader, mut writer) = connection.split();
+        let sending = async {
+            while writer.write_all(format!("{:x}\r\n{line}\r\n", line.len()).as_bytes()).await.is_ok() {
+                sleep(Duration::from_secs(1)).await;
+            }
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = sending => {}
+            answer = read_answer(&mut reader) => a.answers.add(answer),
+        }
+        sleep(Duration::from_millis(200)).await;
+    };
+    join_all((0..40).map(|_| request())).await;
+}
+
+async fn event_streams(a: &Attacker<'_>) {
+    a.repeat(64, Duration::from_millis(500), |_| a.tenant.api.request(Method::GET, "/api/v1/events")).await;
+}
+
+/// Most of them wait until the call ends, which it does not.
+async fn wait_for_queued_updates(a: &Attacker<'_>) {
+    let spec = json!({
+        "projectId": a.tenant.api.project_id, "name": "sales", "states": [{"name": "new"}], "duringCall": "queue",
+    });
+    a.stack.apply(spec).await;
+    let call = json!({"leadId": a.tenant.lead_id, "callId": "endless", "timeoutSeconds": 600});
+    let subject = format!("leads.cmd.{}.call.started", a.tenant.api.project_id);
+    a.stack.publish(subject, call.to_string()).await;
+    let request = |n: usize| update(a, json!({"metadata": {"n": n}})).header("prefer", "wait=30");
+    a.repeat(100, Duration::from_millis(500), request).await;
+}
+
+async fn idempotency_keys(a: &Attacker<'_>) {
+    let keyed = |n: usize| update(a, json!({"metadata": {"n": n}})).header("idempotency-key", format!("{n:0>200}"));
+    a.repeat(4, Duration::from_millis(20), keyed).await;
+}
+
+/// Small updates, each of which reads, writes and delivers the whole lead.
+async fn large_lead(a: &Attacker<'_>) {
+    a.callbacks(json!([{"name": "crm", "url": a.endpoint.url("/crm")}])).await;
+    for part in 0..4 {
+        a.answers
+            .add(super::answer(update(a, json!({"metadata": {format!("part{part}"): "x".repeat(225_000)}}))).await);
+    }
+    a.repeat(2, Duration::from_millis(40), |n| update(a, json!({"metadata": {"n": n}}))).await;
+}

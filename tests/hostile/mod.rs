@@ -1,0 +1,271 @@
+//! Tenants that hurt each other: every attack of a table runs beside the updates of a healthy tenant.
+//!
+//! In `cargo test` all attacks run at the same time, each by a tenant of its own. Each attacker gets the expected
+//! refusals and no server error, and the healthy tenant loses nothing. `just hostile` runs one after the other and judges
+//! the latency of the healthy tenant's webhooks, before and during each attack.
+//!
+//! To add an attack: a function that attacks until it is dropped, and a row in one of the tables.
+
+mod callbacks;
+mod connections;
+mod http;
+
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use contract::rpc::ProcessChangeResult;
+use futures::future::{LocalBoxFuture, join_all};
+use reqwest::RequestBuilder;
+use serde_json::{Value, json};
+use test_support::{Receiver, eventually};
+use tokio::time::{interval, timeout};
+
+use crate::support::{Api, Stack, TEST_TIMEOUT, assert_exactly_once, process_id};
+
+/// Limits that attackers reach within seconds: a small pool of attempts, 20 updates and 10 reads a second, and short
+/// timeouts for connections.
+const LIMITS: [(&str, &str); 9] = [
+    ("MAX_IN_FLIGHT", "64"),
+    ("RETRY_SCHEDULE", "0s,1s,1m"),
+    ("GATEWAY_UPDATE_RATE", "100"),
+    ("GATEWAY_OTHER_RATE", "50"),
+    ("GATEWAY_WORK_RATE", "4"),
+    ("GATEWAY_MAX_LISTENERS", "32"),
+    ("GATEWAY_HEADER_TIMEOUT", "3s"),
+    ("GATEWAY_WRITE_TIMEOUT", "2s"),
+    ("GATEWAY_MAX_CONNECTIONS_PER_ADDRESS", "128"),
+];
+/// The 99th percentile during an attack is at most this many times what it was without one.
+const FACTOR: f64 = 2.0;
+
+/// An attack that one tenant makes.
+struct Attack {
+    name: &'static str,
+    /// The answers that the attacker gets at least once, as [`Answers`] writes them.
+    refusals: &'static [&'static str],
+    /// Attacks until it is dropped.
+    run: for<'a> fn(&'a Attacker<'a>) -> LocalBoxFuture<'a, ()>,
+}
+
+/// How often an attacker got each answer: `429 rate_limited`, `200`, or `cut` for a connection that was closed.
+#[derive(Default)]
+struct Answers(Mutex<BTreeMap<String, usize>>);
+
+impl Answers {
+    fn add(&self, answer: impl Into<String>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(answer.into()).or_default() += 1;
+    }
+
+    fn all(&self) -> BTreeMap<String, usize> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// A tenant with a process of its own and a lead in it.
+struct Tenant {
+    api: Api,
+    applied: ProcessChangeResult,
+    lead_id: String,
+}
+
+impl Tenant {
+    async fn new(stack: &Stack, name: &str, callbacks: Value) -> Self {
+        let api = Api::create(stack.api.url.clone(), &stack.client, name).await;
+        let applied = apply(stack, &api, callbacks).await;
+        let lead_id = api.initiate(process_id(&applied), None).await;
+        Self { api, applied, lead_id }
+    }
+}
+
+async fn apply(stack: &Stack, api: &Api, callbacks: Value) -> ProcessChangeResult {
+    let states = json!([{"name": "new"}]);
+    stack.apply(json!({"projectId": api.project_id, "name": "sales", "states": states, "callbacks": callbacks})).await
+}
+
+/// A hostile tenant, with an address of its own.
+struct Attacker<'a> {
+    stack: &'a Stack,
+    healthy: &'a Tenant,
+    tenant: Tenant,
+    /// It connects from `127.0.0.{host}`.
+    host: u8,
+    /// Where its callbacks lead.
+    endpoint: Receiver,
+    answers: Answers,
+}
+
+impl<'a> Attacker<'a> {
+    async fn new(stack: &'a Stack, healthy: &'a Tenant, attack: &Attack, host: u8) -> Self {
+        let mut tenant = Tenant::new(stack, attack.name, json!([])).await;
+        let address = IpAddr::from([127, 0, 0, host]);
+        tenant.api.http = reqwest::Client::builder()
+            .local_address(address)
+            .timeout(TEST_TIMEOUT)
+            .no_proxy()
+            .build()
+            .expect("an HTTP client");
+        Self { stack, healthy, tenant, host, endpoint: Receiver::start().await, answers: Answers::default() }
+    }
+
+    /// Replaces the callbacks of its process.
+    async fn callbacks(&self, callbacks: Value) {
+        apply(self.stack, &self.tenant.api, callbacks).await;
+    }
+
+    /// Sends requests from `clients` clients, each with a pause behind each answer.
+    async fn repeat(&self, clients: usize, pause: Duration, request: impl Fn(usize) -> RequestBuilder) {
+        let client = async |client: usize| {
+            for number in 0.. {
+                self.answers.add(answer(request(number * clients + client)).await);
+                tokio::time::sleep(pause).await;
+            }
+        };
+        join_all((0..clients).map(client)).await;
+    }
+
+    /// Waits until it got all refusals of its attack.
+    async fn wait_for_refusals(&self, attack: &Attack) {
+        eventually(TEST_TIMEOUT, attack.name, async || {
+            let answers = self.answers.all();
+            let missing = attack.refusals.iter().find(|refusal| !answers.contains_key(**refusal));
+            missing.map_or(Ok(()), |missing| Err(format!("no {missing:?} in {answers:?}")))
+        })
+        .await;
+    }
+
+    /// Asserts that no answer is a server error that the attack does not expect.
+    fn assert_no_server_error(&self, attack: &Attack) {
+        let answers = self.answers.all();
+        let unexpected =
+            answers.keys().find(|answer| answer.starts_with('5') && !attack.refusals.contains(&answer.as_str()));
+        assert_eq!(unexpected, None, "{}: {answers:?}", attack.name);
+    }
+}
+
+/// The status of an answer and its code, or that of its first line.
+async fn answer(request: RequestBuilder) -> String {
+    let Ok(answer) = request.send().await else { return "cut".to_owned() };
+    let status = answer.status().as_u16();
+    let Ok(text) = answer.text().await else { return "cut".to_owned() };
+    let body: Value = text.lines().next().and_then(|line| serde_json::from_str(line).ok()).unwrap_or_default();
+    match body["code"].as_str() {
+        Some(code) => format!("{status} {code}"),
+        None => status.to_string(),
+    }
+}
+
+/// The tenant that no attack may hurt, and the ids of its updates.
+struct Healthy {
+    tenant: Tenant,
+    accepted: Mutex<Vec<String>>,
+}
+
+impl Healthy {
+    /// Sends updates at 10 a second at most; the time from the POST of each to the receipt of its webhook, sorted.
+    async fn update(&self, receiver: &Receiver, updates: usize) -> Vec<Duration> {
+        let mut latencies = Vec::new();
+        let mut ticks = interval(Duration::from_millis(100));
+        for number in 0..updates {
+            ticks.tick().await;
+            let before = receiver.requests_to("/healthy").len();
+            let begun = Instant::now();
+            let body = json!({"leadId": self.tenant.lead_id, "metadata": {"n": number}});
+            let id = self.tenant.api.update(body).await;
+            self.accepted.lock().unwrap_or_else(PoisonError::into_inner).push(id);
+            let requests = receiver.wait_for_requests("/healthy", before + 1, TEST_TIMEOUT).await;
+            latencies.push(requests[before].received_at.duration_since(begun));
+        }
+        latencies.sort_unstable();
+        latencies
+    }
+
+    /// Asserts that every update was applied and delivered exactly as in [`assert_exactly_once`], and that the audit finds
+    /// nothing.
+    async fn assert_nothing_lost(&self, stack: &Stack) {
+        stack.wait_until_applied().await;
+        let accepted = self.accepted.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let requests = stack.receiver.requests_to("/healthy");
+        assert_exactly_once(&stack.pool, self.tenant.api.project_id, &accepted, &requests).await;
+        eventually(TEST_TIMEOUT, "the audit finds nothing", async || {
+            let (code, report) = stack.audit(&[]).await;
+            if code == 0 { Ok(()) } else { Err(report.to_string()) }
+        })
+        .await;
+    }
+}
+
+/// A stack with a healthy tenant.
+async fn start() -> (Stack, Healthy) {
+    let stack = Stack::start_with(&LIMITS).await;
+    let callbacks = json!([{"name": "crm", "url": stack.receiver.url("/healthy")}]);
+    let tenant = Tenant::new(&stack, "healthy", callbacks).await;
+    (stack, Healthy { tenant, accepted: Mutex::default() })
+}
+
+fn attacks() -> impl Iterator<Item = (&'static Attack, u8)> {
+    [http::ATTACKS, callbacks::ATTACKS, connections::ATTACKS].into_iter().flatten().zip(10..)
+}
+
+#[tokio::test]
+async fn a_healthy_tenant_loses_nothing_beside_all_attacks_at_once() {
+    let (stack, healthy) = start().await;
+    let attackers =
+        attacks().map(async |(attack, host)| (attack, Attacker::new(&stack, &healthy.tenant, attack, host).await));
+    let attackers = join_all(attackers).await;
+
+    let attacking = join_all(attackers.iter().map(|(attack, attacker)| (attack.run)(attacker)));
+    let refused = join_all(attackers.iter().map(|(attack, attacker)| attacker.wait_for_refusals(attack)));
+    tokio::select! {
+        _ = attacking => panic!("an attack ended by itself"),
+        // The attacks go on until the healthy tenant is served; those of hanging endpoints would cost it 30 s per update.
+        _ = async { tokio::join!(refused, timeout(TEST_TIMEOUT, healthy.update(&stack.receiver, 20))).1.expect("served") } => {}
+    }
+
+    for (attack, attacker) in &attackers {
+        attacker.assert_no_server_error(attack);
+    }
+    healthy.assert_nothing_lost(&stack).await;
+}
+
+/// A percentile of sorted times, in milliseconds.
+fn percentile(times: &[Duration], percent: usize) -> f64 {
+    times[(times.len() - 1) * percent / 100].as_secs_f64() * 1000.0
+}
+
+#[tokio::test]
+#[ignore = "judges latencies for some minutes: just hostile"]
+async fn a_healthy_tenant_is_not_delayed_beside_any_attack() {
+    let (stack, healthy) = start().await;
+    let (mut quiet, mut rows) = (Vec::new(), Vec::new());
+    for (attack, host) in attacks() {
+        let attacker = Attacker::new(&stack, &healthy.tenant, attack, host).await;
+        quiet.extend(healthy.update(&stack.receiver, 30).await);
+        let during = tokio::select! {
+            () = (attack.run)(&attacker) => panic!("{} ended by itself", attack.name),
+            (during, ()) = async { tokio::join!(healthy.update(&stack.receiver, 150), attacker.wait_for_refusals(attack)) } => during,
+        };
+        attacker.assert_no_server_error(attack);
+        attacker.callbacks(json!([])).await;
+        rows.push((attack.name, during, attacker.answers.all()));
+    }
+    healthy.assert_nothing_lost(&stack).await;
+
+    quiet.sort_unstable();
+    let before = percentile(&quiet, 99);
+    println!("without an attack: p50 {:.1} ms, p99 {before:.1} ms\n", percentile(&quiet, 50));
+    println!("| attack | p50 | p99 | times | the attacker's answers |\n|---|---|---|---|---|");
+    let mut slow = Vec::new();
+    for (name, during, answers) in rows {
+        let (p50, p99) = (percentile(&during, 50), percentile(&during, 99));
+        let answers: Vec<_> = answers.iter().map(|(answer, count)| format!("{count} × {answer}")).collect();
+        println!("| {name} | {p50:.1} ms | {p99:.1} ms | {:.1} | {} |", p99 / before, answers.join(", "));
+        if p99 > before * FACTOR {
+            slow.push(name);
+        }
+    }
+    assert!(slow.is_empty(), "the p99 is more than {FACTOR} times as long beside: {slow:?}");
+}
