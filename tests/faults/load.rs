@@ -103,13 +103,19 @@ impl Client {
         idempotency_key: &str,
         waits: bool,
     ) -> anyhow::Result<(String, Option<Value>)> {
+        let mut body = body.as_object().context("a body")?.clone();
+        let expected_state = body.remove("expectedState");
+        let state = expected_state.as_ref().and_then(Value::as_str).map(|state| format!("?expectedState={state}"));
         let mut request = self
             .http
-            .post(format!("{gateway}/api/v1/leads/update"))
+            .post(format!("{gateway}/api/v1/leads/update{}", state.unwrap_or_default()))
             .bearer_auth(&self.key)
             .header("idempotency-key", idempotency_key)
-            .timeout(REQUEST_TIMEOUT)
-            .body(body.to_string());
+            .timeout(REQUEST_TIMEOUT);
+        if let Some(version) = body.remove("expectedVersion") {
+            request = request.header("if-match", format!("\"{version}\""));
+        }
+        request = request.body(Value::Object(body).to_string());
         if waits {
             request = request.header("prefer", "wait=1");
         }
