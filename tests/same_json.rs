@@ -1,6 +1,6 @@
 //! The same JSON means the same on every way in: the same leads, warnings and error codes.
 
-use contract::ObjectId;
+use contract::{ObjectId, streams::LEAD_COMMANDS};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -113,14 +113,31 @@ async fn by_import(stack: &Stack, way: &Way) -> Vec<Value> {
     outcomes.lines().map(judged).collect()
 }
 
+async fn over_nats(stack: &Stack, way: &Way) -> Vec<Value> {
+    let log = stack.js().get_stream(LEAD_COMMANDS).await.expect("the log");
+    let mut answers = Vec::new();
+    for body in &way.bodies {
+        let answer = stack.produce(stack.api.project_id, "update", &[], body).await;
+        let Some(sequence) = answer["seq"].as_u64().filter(|sequence| *sequence > 0) else {
+            let description = answer["error"]["description"].as_str().expect("an error");
+            answers.push(json!(description.split(':').next()));
+            continue;
+        };
+        let command = log.get_raw_message(sequence).await.expect("the command").payload;
+        answers.push(judged(&serde_json::from_slice(&command).expect("JSON")));
+    }
+    answers
+}
+
 #[tokio::test]
 async fn the_same_json_gives_the_same_leads_warnings_and_codes_on_every_way_in() {
     let stack = Stack::start().await;
     let process = process_id(&stack.process_calling(&[]).await);
-    let (http, bulk, import) = (
+    let (http, bulk, import, nats) = (
         Way::new(&stack, process, "R-1").await,
         Way::new(&stack, process, "R-2").await,
         Way::new(&stack, process, "R-3").await,
+        Way::new(&stack, process, "R-4").await,
     );
 
     let answers = over_http(&stack, &http).await;
@@ -132,6 +149,8 @@ async fn the_same_json_gives_the_same_leads_warnings_and_codes_on_every_way_in()
     let by_body = |answers: Vec<Value>| BODIES.into_iter().zip(answers).collect::<Vec<_>>();
     assert_eq!(by_body(in_bulk(&stack, &bulk).await), by_body(answers.clone()));
     assert_eq!(bulk.lead(&stack).await, lead);
+    assert_eq!(by_body(over_nats(&stack, &nats).await), by_body(answers.clone()));
+    assert_eq!(nats.lead(&stack).await, lead);
     let codes = answers.into_iter().map(|answer| if answer.is_string() { answer } else { Value::Null }).collect();
     assert_eq!(by_body(by_import(&stack, &import).await), by_body(codes));
     assert_eq!(import.lead(&stack).await, lead);

@@ -186,7 +186,7 @@ impl Stack {
         project_id: ObjectId,
         kind: &str,
         headers: &[(&str, &str)],
-        body: &Value,
+        body: &impl ToString,
     ) -> Value {
         let subject = format!("leads.intake.{project_id}.{kind}");
         let mut map = HeaderMap::new();

@@ -42,6 +42,9 @@ pub struct Config {
     /// addresses of Postgres, NATS and this machine are never allowed.
     #[arg(long = "deny-network", env = "DENY_NETWORKS", value_delimiter = ',', value_name = "CIDR")]
     pub deny_networks: Vec<IpNet>,
+    /// A port that callbacks may use although another protocol has it, e.g. 9092. May be repeated, or separated by commas.
+    #[arg(long = "allow-port", env = "ALLOW_PORTS", value_delimiter = ',', value_name = "PORT")]
+    pub allow_ports: Vec<u16>,
     /// A name server to look up callbacks with, instead of those in /etc/resolv.conf, e.g. 10.0.0.53:53. May be repeated,
     /// or separated by commas.
     #[arg(long = "dns-server", env = "DNS_SERVERS", value_delimiter = ',', value_name = "ADDRESS")]

@@ -109,6 +109,7 @@ impl Start<'_> {
             deny_networks: config.deny_networks.clone(),
             own_addresses,
             allow_http: config.allow_http,
+            allow_ports: config.allow_ports.clone(),
         };
         let dns = Arc::new(Dns::new(config.dns_servers.clone())?);
         let http_client = CallbackClient::new(guard.clone(), dns.clone())?;

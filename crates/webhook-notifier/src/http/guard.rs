@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use contract::process::restricted_port;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use url::Url;
 
@@ -27,6 +28,8 @@ pub(crate) enum Refused {
     Scheme(String),
     #[error("the address {address} is not allowed: {network}")]
     Address { address: IpAddr, network: &'static str },
+    #[error("the port {port} is that of {service}, and callbacks may not use it (see ALLOW_PORTS)")]
+    Port { port: u16, service: &'static str },
     #[error("the name {0} has no address")]
     NoAddress(String),
 }
@@ -41,6 +44,8 @@ pub(crate) struct Guard {
     /// Not allowed either, whatever network they are in.
     pub(crate) own_addresses: OwnAddresses,
     pub(crate) allow_http: bool,
+    /// Ports of other protocols that are allowed.
+    pub(crate) allow_ports: Vec<u16>,
 }
 
 impl Guard {
@@ -57,7 +62,10 @@ impl Guard {
         if let Ok(address) = host.trim_matches(['[', ']']).parse() {
             self.check_address(address, port(&url))?;
         }
-        Ok(url)
+        match restricted_port(port(&url)).filter(|_| !self.allow_ports.contains(&port(&url))) {
+            Some(service) => Err(Refused::Port { port: port(&url), service }),
+            None => Ok(url),
+        }
     }
 
     /// Why a callback may not have this URL. A name without an address is no reason: it may get one later, and every
@@ -395,9 +403,14 @@ mod tests {
     }
 
     #[test]
-    fn only_https_unless_http_is_allowed() {
+    fn only_https_and_no_ports_of_other_protocols_unless_allowed() {
         let strict = Guard::default();
         assert!(strict.check_url("https://crm.example/hook").is_ok());
+        let port = |allow_ports: &[u16]| {
+            Guard { allow_ports: allow_ports.to_vec(), ..Guard::default() }.check_url("https://crm.example:22/hook")
+        };
+        assert_eq!(port(&[]), Err(Refused::Port { port: 22, service: "SSH" }));
+        assert!(port(&[22]).is_ok());
         assert_eq!(strict.check_url("http://crm.example/hook"), Err(Refused::Scheme("http".into())));
         assert_eq!(guard(&[]).check_url("ftp://crm.example/hook"), Err(Refused::Scheme("ftp".into())));
         assert!(matches!(guard(&[]).check_url("https://"), Err(Refused::InvalidUrl(_))));
