@@ -188,12 +188,17 @@ async fn the_rate_limit_slows_lines_down_and_refuses_none() {
 async fn a_full_log_refuses_a_line_and_all_later_ones() {
     let mut stack = Stack::start_with(&[("STREAM_MAX_BYTES", "1048576")]).await;
     let lead_id = stack.lead(&[]).await;
-    // The last ones are small: each alone would still fit.
-    let padding = |n| "x".repeat(if n < 2500 { 1000 } else { 0 });
+    // The later ones are small: each alone would still fit.
+    let padding = |n| "x".repeat(if n < 80 { 900 } else { 0 });
     let bodies: Vec<_> =
         (0..3000).map(|n| json!({"leadId": lead_id, "metadata": {"n": n, "padding": padding(n)}})).collect();
     // Without lead-state the log is not purged.
     stack.lead_state.terminate().await;
+    // Others have filled the log, so that it is full before this project has used its share of it.
+    while stack.stream_state(LEAD_COMMANDS).await.bytes < 985_000 {
+        stack.publish_update(&json!({"leadId": lead_id, "metadata": {"padding": "x".repeat(4000)}})).await;
+    }
+    let before = stack.stream_state(LEAD_COMMANDS).await.last_sequence;
 
     let answers = lines(request(&stack.api, ndjson(&bodies))).await;
 
@@ -203,7 +208,7 @@ async fn a_full_log_refuses_a_line_and_all_later_ones() {
     let chunk_end = (refused / 500 + 1) * 500;
     assert!(answers[chunk_end..].iter().all(|answer| answer["code"] == "log_full"));
     let accepted = answers.iter().filter(|answer| answer["success"] == true).count();
-    assert_eq!(stack.stream_state(LEAD_COMMANDS).await.last_sequence, accepted as u64);
+    assert_eq!(stack.stream_state(LEAD_COMMANDS).await.last_sequence, before + accepted as u64);
 }
 
 #[tokio::test]

@@ -66,14 +66,21 @@ async fn reannounce(stack: &Stack) {
 async fn a_failing_endpoint_is_retried_under_one_webhook_id() {
     let stack = Stack::start_with(&[("RETRY_SCHEDULE", "0s,100ms,100ms,100ms,100ms")]).await;
     let redirect = Reply::redirect(&stack.receiver.url("/elsewhere"));
-    let replies = [Reply::status(500).body("no"), redirect, Reply::drop_connection(), Reply::status(204)];
+    // A kept connection that closes before an answer is replaced within the attempt, so the third one is dropped twice.
+    let replies = [
+        Reply::status(500).body("no"),
+        redirect,
+        Reply::drop_connection(),
+        Reply::drop_connection(),
+        Reply::status(204),
+    ];
     stack.receiver.on("/crm", replies);
     let lead_id = stack.lead(&["crm"]).await;
 
     let update_id = update_until(&stack, &lead_id, "delivered").await;
 
     let requests = stack.receiver.requests_to("/crm");
-    assert_eq!(requests.len(), 4);
+    assert_eq!(requests.len(), 5);
     assert!(requests.iter().all(|request| request.header("webhook-id") == Some(update_id.as_str())));
     assert!(requests.iter().all(|request| request.body == requests[0].body));
     assert!(stack.receiver.requests_to("/elsewhere").is_empty(), "redirects are not followed");
