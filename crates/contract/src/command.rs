@@ -8,7 +8,7 @@ use std::{fmt::Display, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{JsonObject, ObjectId, Timestamp};
+use crate::{JsonObject, ObjectId, Timestamp, text};
 
 /// The most that the time in a producer's update id may be ahead of the gateway's clock. More gets ids of badly set
 /// clocks, and months of the ledger that have not begun.
@@ -53,7 +53,7 @@ pub struct UpdateCommand {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lead_id: Option<ObjectId>,
     /// The lead's external id, unique in its process.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "text::reference_id", skip_serializing_if = "Option::is_none")]
     pub reference_id: Option<String>,
     /// The process that `reference_id` belongs to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -96,7 +96,7 @@ pub struct CallStarted {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lead_id: Option<ObjectId>,
     /// The lead's external id, with `process_id`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "text::reference_id", skip_serializing_if = "Option::is_none")]
     pub reference_id: Option<String>,
     /// The process that `reference_id` belongs to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -118,7 +118,7 @@ pub struct CallEnded {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lead_id: Option<ObjectId>,
     /// The lead's external id, with `process_id`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "text::reference_id", skip_serializing_if = "Option::is_none")]
     pub reference_id: Option<String>,
     /// The process that `reference_id` belongs to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -141,6 +141,22 @@ pub struct CallExpired {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_reference_is_read_without_what_is_invisible_at_its_ends() {
+        for (given, read) in [
+            ("AB 1", Some("AB 1")),
+            ("AB1 ", Some("AB1")),
+            ("\u{feff} AB1\u{a0}", Some("AB1")),
+            ("\u{202a}AB1\u{202c}", Some("AB1")),
+            (" ", None),
+        ] {
+            let body = serde_json::json!({"referenceId": given}).to_string();
+            let command: UpdateCommand = serde_json::from_str(&body).unwrap();
+            let call: CallStarted = serde_json::from_str(&body).unwrap();
+            assert_eq!([command.reference_id.as_deref(), call.reference_id.as_deref()], [read; 2], "{given:?}");
+        }
+    }
 
     #[test]
     fn an_update_command_has_this_wire_form() {

@@ -1,5 +1,7 @@
 //! Texts of people: characters without a glyph, and the length of error texts.
 
+use serde::{Deserialize, Deserializer};
+
 /// The longest error text, in characters: in responses, webhooks, and recorded attempts.
 pub const MAX_ERROR_CHARS: usize = 1000;
 /// How much of a text an error quotes.
@@ -46,6 +48,13 @@ pub fn is_invisible(c: char) -> bool {
 /// A text without white space, zero-width characters and direction marks at its ends, where they mean nothing.
 pub fn trim(text: &str) -> &str {
     text.trim_matches(|c: char| c.is_whitespace() || is_zero_width(c))
+}
+
+/// Reads a lead's external id: trimmed, so that a space that is not seen does not make another lead of it. An id of
+/// nothing else is absent.
+pub(crate) fn reference_id<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    let text = Option::<String>::deserialize(deserializer)?;
+    Ok(text.map(|text| trim(&text).to_owned()).filter(|text| !text.is_empty()))
 }
 
 /// Names a character: `U+200B ZERO WIDTH SPACE`, or a visible one in quotes behind its number.

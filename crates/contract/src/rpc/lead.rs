@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::Cursor;
-use crate::{JsonObject, ObjectId, Timestamp};
+use crate::{JsonObject, ObjectId, Timestamp, text};
 
 /// Finds a lead of a project by its id, or by its external id and process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,7 +16,7 @@ pub struct GetLead {
     #[serde(default)]
     pub lead_id: Option<ObjectId>,
     /// The lead's external id.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "text::reference_id")]
     pub reference_id: Option<String>,
     /// The process of the external id.
     #[serde(default)]
@@ -36,7 +36,7 @@ pub struct InitiateLead {
     #[serde(default)]
     pub group_id: Option<String>,
     /// The lead's external id, unique in its process.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "text::reference_id")]
     pub reference_id: Option<String>,
     /// The lead's name.
     #[serde(default)]
