@@ -470,7 +470,9 @@ async fn no_query_returns_the_data_of_another_project() {
                     assert!(!page.to_string().contains(&process_id.to_string()), "{what}");
                 }
                 (rpc::ListCallbacks::SUBJECT, Ok(callbacks)) => assert_eq!(callbacks, &json!([]), "{what}"),
-                (rpc::ListUpdateDeliveries::SUBJECT, Ok(deliveries)) => assert_eq!(deliveries, &json!([]), "{what}"),
+                (rpc::ListUpdateDeliveries::SUBJECT, Ok(deliveries)) => {
+                    assert_eq!(deliveries, &json!({"deliveries": []}), "{what}")
+                }
                 (rpc::ApplyProcess::SUBJECT, Ok(applied)) => {
                     assert_ne!(applied["process"]["processId"], json!(process_id), "{what}");
                     assert_eq!(applied["process"]["callbacks"], json!([]), "{what}");
