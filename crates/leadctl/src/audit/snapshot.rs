@@ -346,7 +346,8 @@ impl Snapshot {
     }
 
     pub(crate) async fn count_deliveries(&mut self) -> anyhow::Result<Vec<CallbackCounts>> {
-        let rows: Vec<(String, Option<String>, i64, i64, i64, i64, i64)> = sqlx::query_as(COUNT_DELIVERIES)
+        type Row = (String, Option<String>, i64, i64, i64, i64, i64);
+        let rows: Vec<Row> = sqlx::query_as(COUNT_DELIVERIES)
             .fetch_all(&mut self.connection)
             .await
             .context("cannot count the deliveries")?;
