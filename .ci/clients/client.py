@@ -81,10 +81,8 @@ async def main():
     Thread(target=receiver.serve_forever, daemon=True).start()
     nc = await nats.connect(os.environ["NATS_URL"])
     js = nc.jetstream()
-    # An ordered consumer, from now on.
-    events = await js.subscribe(
-        f"leads.evt.{project}.>", stream="LEAD_EVENTS", ordered_consumer=True, deliver_policy=nats.js.api.DeliverPolicy.NEW
-    )
+    # The account of a producer has no JetStream of its own: its subscription is to the services' events.
+    events = await nc.subscribe(f"leads.evt.{project}.>")
     # New secrets take effect a moment after they are applied.
     deadline, number = time.monotonic() + PATIENCE, 0
     while True:
