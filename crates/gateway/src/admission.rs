@@ -34,8 +34,7 @@ const STALLED_AFTER: Duration = Duration::from_secs(2);
 /// How long one command waits for admission: longer than [`STALLED_AFTER`], so that no command is refused because an outage
 /// has just begun, and shorter than the timeout of JetStream clients.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(3);
-/// Most waiting requests of a project: clients that wait for each answer are slowed down rather than refused. Each holds a
-/// body and a place among the updates in flight.
+/// Most waiting requests of a project: clients that wait for each answer are slowed down rather than refused.
 const MAX_WAITING: usize = 1024;
 /// Marks kept per project. Fewer are coarser: a mark counts until all of its commands are applied.
 const MAX_MARKS: usize = 64;
