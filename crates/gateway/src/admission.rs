@@ -36,6 +36,8 @@ const STALLED_AFTER: Duration = Duration::from_secs(2);
 pub(crate) const PATIENCE: Duration = Duration::from_secs(3);
 /// Most waiting requests of a project: clients that wait for each answer are slowed down rather than refused.
 const MAX_WAITING: usize = 1024;
+/// Most bytes of them, beside one that is longer.
+const MAX_WAITING_BYTES: usize = 8 << 20;
 /// Marks kept per project. Fewer are coarser: a mark counts until all of its commands are applied.
 const MAX_MARKS: usize = 64;
 /// Bytes of a message in the log beside its payload.
@@ -96,7 +98,9 @@ struct Backlog {
     work: Work,
     /// The published part, by the last sequence of its commands, ascending.
     marks: VecDeque<(u64, Work)>,
+    /// Requests that wait, and the bytes that they hold.
     waiting: usize,
+    waiting_bytes: usize,
 }
 
 impl State {
@@ -135,7 +139,7 @@ impl Admission {
         if let Some(admitted) = self.try_admit(project_id, work) {
             return Ok(admitted);
         }
-        let _waiting = self.wait_in(project_id)?;
+        let _waiting = self.wait_in(project_id, work.bytes)?;
         let admitted = async {
             loop {
                 let mut changed = pin!(self.changed.notified());
@@ -193,14 +197,15 @@ impl Admission {
         Some(Admitted { admission: self.clone(), project_id, work })
     }
 
-    fn wait_in(&self, project_id: ObjectId) -> Result<Waiting<'_>, ApiError> {
+    fn wait_in(&self, project_id: ObjectId, bytes: usize) -> Result<Waiting<'_>, ApiError> {
         let mut state = self.lock();
         let backlog = state.projects.entry(project_id).or_default();
-        if backlog.waiting >= MAX_WAITING {
+        if backlog.waiting >= MAX_WAITING || backlog.waiting_bytes >= MAX_WAITING_BYTES {
             return Err(ApiError::ProjectBacklog);
         }
         backlog.waiting += 1;
-        Ok(Waiting { admission: self, project_id })
+        backlog.waiting_bytes += bytes;
+        Ok(Waiting { admission: self, project_id, bytes })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -232,11 +237,15 @@ impl Backlog {
 struct Waiting<'a> {
     admission: &'a Admission,
     project_id: ObjectId,
+    bytes: usize,
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.admission.lock().change(self.project_id, |backlog| backlog.waiting -= 1);
+        self.admission.lock().change(self.project_id, |backlog| {
+            backlog.waiting -= 1;
+            backlog.waiting_bytes -= self.bytes;
+        });
     }
 }
 
@@ -357,11 +366,13 @@ mod tests {
     #[tokio::test]
     async fn few_requests_of_a_project_wait() {
         let admission = flooded().await;
-        let waiting: Vec<_> = (0..MAX_WAITING).map(|_| admission.wait_in(FLOODING).unwrap()).collect();
-        assert!(admission.wait_in(FLOODING).is_err());
-        assert!(admission.wait_in(OTHER).is_ok());
-        drop(waiting);
-        assert!(admission.wait_in(FLOODING).is_ok());
+        for (most, bytes) in [(MAX_WAITING, 100), (8, MAX_WAITING_BYTES / 8)] {
+            let waiting: Vec<_> = (0..most).map(|_| admission.wait_in(FLOODING, bytes).unwrap()).collect();
+            assert!(admission.wait_in(FLOODING, bytes).is_err());
+            assert!(admission.wait_in(OTHER, bytes).is_ok());
+            drop(waiting);
+            assert!(admission.wait_in(FLOODING, bytes).is_ok());
+        }
     }
 
     #[test]

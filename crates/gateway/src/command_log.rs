@@ -141,8 +141,8 @@ impl CommandLog {
         }
     }
 
-    /// Publishes commands in this order, waits for their acks, and returns the result of each. Waits for the project's budget
-    /// first, then within `patience` for its backlog, and then for its share of the groups in flight. Commands without a
+    /// Publishes commands in this order, waits for their acks, and returns the result of each. Waits within `patience` for
+    /// the project's budget, then as long for its backlog, and then for its share of the groups in flight. Commands without a
     /// trace of their own get the one of their request.
     pub(crate) async fn append_all(
         &self,
@@ -155,7 +155,11 @@ impl CommandLog {
         if entries.is_empty() {
             return Vec::new();
         }
+        let deadline = Instant::now() + patience;
         while let Err(wait) = self.budget.admit(project_id, entries.len(), Instant::now()) {
+            if Instant::now() + wait > deadline {
+                return vec![Err(ApiError::WorkLimited(wait)); entries.len()];
+            }
             tokio::time::sleep(wait).await;
         }
         let ids: Vec<ObjectId> = entries.iter().map(|entry| entry.id).collect();
