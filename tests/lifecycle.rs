@@ -4,7 +4,7 @@
 use std::{sync::atomic::Ordering, time::Duration};
 
 use serde_json::json;
-use test_support::{Reply, binary, eventually, free_port};
+use test_support::{Reply, Service, binary, eventually, free_port};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -119,6 +119,48 @@ async fn a_gateway_is_unready_before_it_drains_and_answers_requests_it_has_begun
     assert_eq!(stack.api.outcome(&answer[start..start + 24]).await["status"], "succeeded");
 }
 
+/// Sends a request on a kept connection and reads the whole response; none if the connection ends before it.
+async fn exchange(client: &mut TcpStream) -> Option<String> {
+    client.write_all(b"GET /api/v1/leads/none HTTP/1.1\r\nHost: x\r\n\r\n").await.ok()?;
+    let mut response = Vec::new();
+    loop {
+        let text = String::from_utf8_lossy(&response).to_ascii_lowercase();
+        if let Some((head, body)) = text.split_once("\r\n\r\n") {
+            let length = head.split("content-length: ").nth(1).and_then(|rest| rest.lines().next());
+            if body.len() == length.expect("a length").parse::<usize>().expect("a number") {
+                return Some(text);
+            }
+        }
+        if client.read_buf(&mut response).await.ok()? == 0 {
+            return None;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_stopping_gateway_answers_idle_connections_once_more_and_asks_to_close_them() {
+    let (nats, postgres) = (test_support::nats().await, test_support::postgres().await);
+    let listen = format!("127.0.0.1:{}", free_port());
+    let (mut gateway, _) = service("gateway", &nats, &postgres, &[("GATEWAY_LISTEN", &listen)]);
+    let mut client = eventually(TEST_TIMEOUT, "a connection", async || TcpStream::connect(&listen).await).await;
+    let first = exchange(&mut client).await.expect("a response");
+    assert!(!first.contains("connection: close"), "{first}");
+
+    let (status, last) = tokio::join!(gateway.terminate(), async {
+        // Idle nearly all the time, as the connections of a proxy's pool.
+        loop {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            let response = exchange(&mut client).await.expect("a response, and not a closed connection");
+            if response.contains("connection: close") {
+                return client.read(&mut [0]).await.expect("the end of the connection");
+            }
+        }
+    });
+
+    assert_eq!(last, 0, "nothing follows");
+    assert!(status.success(), "{status}:\n{}", gateway.log());
+}
+
 #[tokio::test]
 async fn a_notifier_is_unready_before_it_drains_and_records_deliveries_under_way() {
     let mut stack = Stack::start().await;
@@ -194,6 +236,22 @@ async fn a_service_that_may_not_migrate_waits_for_the_schema() {
     for (service, ready) in &mut services {
         service.wait_for_http(ready, TEST_TIMEOUT).await;
     }
+}
+
+#[tokio::test]
+async fn migrate_waits_for_a_postgres_that_starts_later() {
+    let mut postgres = test_support::postgres().await;
+    postgres.kill9().await.expect("kill");
+    let mut command = std::process::Command::new(binary("leadctl"));
+    command.args(["migrate", "--wait", "5m", "--database-url", &postgres.url()]);
+    let mut migrate = Service::spawn("leadctl", command);
+    migrate.wait_for_log("waiting for Postgres: ", TEST_TIMEOUT).await;
+
+    postgres.restart().await.expect("restart");
+
+    let status = tokio::time::timeout(TEST_TIMEOUT, migrate.exited()).await.expect("it ends");
+    assert!(status.success(), "{}", migrate.log());
+    assert!(migrate.log().contains("schema webhooks is up to date"), "{}", migrate.log());
 }
 
 #[tokio::test]

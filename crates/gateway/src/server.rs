@@ -37,6 +37,10 @@ use crate::{
 /// with the wait for the last acks shorter than the drain deadline, so that a slow client cannot spoil a shutdown.
 const REQUEST_DRAIN: Duration = Duration::from_secs(12);
 
+/// How long responses ask clients to close their connections before idle connections are closed. Longer catches clients
+/// that send less often; the time is taken from [`DRAIN_DEADLINE`].
+const CLOSE_NOTICE: Duration = Duration::from_secs(2);
+
 /// Runs the gateway on the configured address until shutdown.
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
     let listener = http::bind(config.listen).await?;
@@ -76,12 +80,13 @@ pub async fn run_on(listener: TcpListener, config: Config, shutdown: Cancellatio
             connections_per_address: config.max_connections_per_address as usize,
             header_timeout: config.header_timeout.into(),
             write_timeout: config.write_timeout.into(),
+            close_notice: CLOSE_NOTICE,
         };
         let deadline = async {
             shutdown.cancelled().await;
             app.outcome_waiters.close();
             app.event_subscribers.stop();
-            tokio::time::sleep(REQUEST_DRAIN).await;
+            tokio::time::sleep(CLOSE_NOTICE + REQUEST_DRAIN).await;
         };
         tokio::select! {
             served = http::serve_tls(listener, routes::router(app.clone()), limits, tls, shutdown.clone()) => served?,

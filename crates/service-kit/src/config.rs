@@ -15,6 +15,9 @@ pub struct NatsConfig {
     /// The URL of NATS, with user and password if needed; the servers of a cluster separated by commas.
     #[arg(long, env = "NATS_URL", default_value = "nats://127.0.0.1:4222", hide_env_values = true)]
     pub nats_url: String,
+    /// The password of the user in the URL, for a URL without one.
+    #[arg(long, env = "NATS_PASSWORD", hide_env_values = true)]
+    pub nats_password: Option<Secret>,
     /// A credentials file (JWT and seed) for NATS.
     #[arg(long, env = "NATS_CREDS")]
     pub nats_creds: Option<PathBuf>,
@@ -32,7 +35,14 @@ pub struct NatsConfig {
 impl NatsConfig {
     /// NATS at this URL, without other settings.
     pub fn at(nats_url: impl Into<String>) -> Self {
-        Self { nats_url: nats_url.into(), nats_creds: None, nats_ca: None, nats_cert: None, nats_key: None }
+        Self {
+            nats_url: nats_url.into(),
+            nats_password: None,
+            nats_creds: None,
+            nats_ca: None,
+            nats_cert: None,
+            nats_key: None,
+        }
     }
 }
 

@@ -10,6 +10,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    convert::Infallible,
     io,
     net::{IpAddr, Ipv6Addr, SocketAddr},
     pin::Pin,
@@ -22,8 +23,14 @@ use std::{
 };
 
 use anyhow::Context;
-use axum::{Router, extract::Request};
-use hyper::{body::Incoming, server::conn::http1::Builder, service::Service};
+use axum::{Router, extract::Request, response::Response};
+use futures::future::{BoxFuture, Either};
+use hyper::{
+    body::Incoming,
+    header::{CONNECTION, HeaderValue},
+    server::conn::http1::Builder,
+    service::Service,
+};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     server::graceful::{GracefulShutdown, Watcher},
@@ -36,7 +43,7 @@ use tokio::{
     time::{Instant, Sleep},
 };
 use tokio_rustls::{TlsAcceptor, rustls::ServerConfig};
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// The limits of a server's clients.
 #[derive(Debug, Clone, Copy)]
@@ -51,12 +58,22 @@ pub struct Limits {
     pub header_timeout: Duration,
     /// How long a client may read nothing once the kernel's buffers are full of the response.
     pub write_timeout: Duration,
+    /// How long after shutdown connections are still accepted and kept, while each response has `Connection: close`. A
+    /// client then learns from a response that the connection ends; a request that it sends on a connection that is just
+    /// being closed would fail. Over at once when no connection is left.
+    pub close_notice: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
         let timeout = Duration::from_secs(30);
-        Self { connections: 4096, connections_per_address: 0, header_timeout: timeout, write_timeout: timeout }
+        Self {
+            connections: 4096,
+            connections_per_address: 0,
+            header_timeout: timeout,
+            write_timeout: timeout,
+            close_notice: Duration::ZERO,
+        }
     }
 }
 
@@ -81,7 +98,8 @@ pub async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     listen().with_context(|| format!("cannot listen on {address}"))
 }
 
-/// Serves a router until shutdown, then lets the requests in progress finish.
+/// Serves a router until shutdown, asks clients to close their connections ([`Limits::close_notice`]), then lets the requests
+/// in progress finish.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
@@ -104,17 +122,18 @@ pub async fn serve_tls(
     let addresses = Arc::new(Addresses::new(limits.connections_per_address));
     let silent = Arc::new(SilentConnections::default());
     let graceful = GracefulShutdown::new();
-    let mut builder = Builder::new();
-    builder
-        .timer(TokioTimer::new())
-        .header_read_timeout(limits.header_timeout)
-        .max_header_size(MAX_HEADER_SIZE)
-        .max_headers(MAX_HEADERS)
-        .max_buf_size(BUFFER);
+    let connections = TaskTracker::new();
+    connections.close();
+    let over = async {
+        shutdown.cancelled().await;
+        let _ = tokio::time::timeout(limits.close_notice, connections.wait()).await;
+    };
+    tokio::pin!(over);
+    let builder = protocol(limits);
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = shutdown.cancelled() => break,
+            () = &mut over => break,
         };
         let (stream, address) = match accepted {
             Ok(accepted) => accepted,
@@ -131,17 +150,21 @@ pub async fn serve_tls(
         };
         let slot = tokio::select! {
             slot = free_slot(&slots, &silent) => slot?,
-            () = shutdown.cancelled() => break,
+            () = &mut over => break,
         };
         // Without this a small response may wait for the client's delayed ack.
         let _ = stream.set_nodelay(true);
         let stream = WriteTimeout::new(stream, limits.write_timeout);
         let silence = silent.begin();
         let evicted = silence.evicted.clone();
-        let service = FirstRequest { service: TowerToHyperService::new(router.clone()), silence };
+        let service = ConnectionService {
+            service: TowerToHyperService::new(router.clone()),
+            silence,
+            shutdown: shutdown.clone(),
+        };
         let (builder, tls, watcher) = (builder.clone(), tls.clone(), graceful.watcher());
         // `graceful` waits for it; errors are the client's.
-        tokio::spawn(async move {
+        connections.spawn(async move {
             let serve = async {
                 match tls {
                     None => connection(&builder, stream, service, watcher).await,
@@ -167,11 +190,23 @@ pub async fn serve_tls(
     Ok(())
 }
 
+/// HTTP/1.1 within the limits of one connection.
+fn protocol(limits: Limits) -> Builder {
+    let mut builder = Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.header_timeout)
+        .max_header_size(MAX_HEADER_SIZE)
+        .max_headers(MAX_HEADERS)
+        .max_buf_size(BUFFER);
+    builder
+}
+
 /// Serves one connection until it or the server ends.
 async fn connection(
     builder: &Builder,
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    service: FirstRequest,
+    service: ConnectionService,
     watcher: Watcher,
 ) -> anyhow::Result<()> {
     Ok(watcher.watch(builder.serve_connection(TokioIo::new(stream), service)).await?)
@@ -251,21 +286,33 @@ impl Drop for Silence {
     }
 }
 
-/// The service of a connection, whose silence its first request ends.
+/// The service of a connection: the first request ends its silence, and the first one after shutdown is its last.
 #[derive(Debug)]
-struct FirstRequest {
+struct ConnectionService {
     service: TowerToHyperService<Router>,
     silence: Silence,
+    shutdown: CancellationToken,
 }
 
-impl Service<Request<Incoming>> for FirstRequest {
-    type Response = <TowerToHyperService<Router> as Service<Request<Incoming>>>::Response;
-    type Error = <TowerToHyperService<Router> as Service<Request<Incoming>>>::Error;
-    type Future = <TowerToHyperService<Router> as Service<Request<Incoming>>>::Future;
+type RouterFuture = <TowerToHyperService<Router> as Service<Request<Incoming>>>::Future;
+
+impl Service<Request<Incoming>> for ConnectionService {
+    type Response = Response;
+    type Error = Infallible;
+    type Future = Either<RouterFuture, BoxFuture<'static, Result<Response, Infallible>>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         self.silence.end();
-        self.service.call(request)
+        let response = self.service.call(request);
+        if !self.shutdown.is_cancelled() {
+            return Either::Left(response);
+        }
+        Either::Right(Box::pin(async move {
+            let mut response = response.await?;
+            // hyper closes the connection after a response with this header.
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            Ok(response)
+        }))
     }
 }
 
@@ -498,5 +545,29 @@ mod tests {
         let mut rest = Vec::new();
         timeout(SOON, client.read_to_end(&mut rest)).await.expect("closed").unwrap();
         assert!(rest.ends_with(b"xxxxxxxxxx"));
+    }
+
+    #[tokio::test]
+    async fn a_stopping_server_answers_an_idle_connection_and_asks_to_close_it() {
+        let (address, shutdown) = server(Limits { close_notice: 6 * SOON, ..Limits::default() }, 10).await;
+        let mut client = TcpStream::connect(address).await.unwrap();
+        client.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        let mut first = vec![0; 1024];
+        let read = client.read(&mut first).await.unwrap();
+        assert!(!String::from_utf8_lossy(&first[..read]).contains("connection: close"));
+
+        shutdown.cancel();
+        client.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+
+        let mut last = String::new();
+        timeout(SOON, client.read_to_string(&mut last)).await.expect("closed").unwrap();
+        assert!(last.contains("connection: close") && last.ends_with("xxxxxxxxxx"), "{last}");
+        // Without connections there is nothing to wait for.
+        let refused = async {
+            while TcpStream::connect(address).await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        timeout(SOON, refused).await.expect("the server has ended");
     }
 }

@@ -20,6 +20,7 @@ use async_nats::{
 use backon::{BackoffBuilder, ExponentialBuilder};
 use contract::{
     ObjectId,
+    secret::Secret,
     streams::{StreamLimits, buckets, streams},
     subject::inbox_prefix,
 };
@@ -104,7 +105,11 @@ async fn connect_as(
             }
         });
     // The client reads no credentials from URLs.
-    let user = servers.iter().find_map(|server| Some((server.username()?.to_owned(), server.password()?.to_owned())));
+    let configured = config.nats_password.as_ref().map(Secret::expose);
+    let user = servers.iter().find_map(|server| {
+        let password = server.password().or(configured)?;
+        Some((server.username()?.to_owned(), password.to_owned()))
+    });
     if let Some((user, password)) = user {
         options = options.user_and_password(user, password);
     }

@@ -188,11 +188,11 @@ impl Up {
         };
         let nats = match &self.nats_url {
             Some(url) => NatsConfig {
-                nats_url: url.clone(),
                 nats_creds: self.nats_creds.clone(),
                 nats_ca: self.nats_ca.clone(),
                 nats_cert: self.nats_cert.clone(),
                 nats_key: self.nats_key.clone(),
+                ..NatsConfig::at(url)
             },
             None => servers.start_nats(data).await?,
         };
