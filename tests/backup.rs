@@ -20,7 +20,7 @@ use tokio::{process::Command, time::timeout};
 
 use crate::support::{Api, Load, Stack, TEST_TIMEOUT, UPDATE, assert_refused, by_update, operations_guide};
 
-const BACKUP_PASSWORD: &str = "backup-password";
+const PASSWORD: &str = "the-password";
 
 /// A stream as `nats stream backup` keeps it in a directory.
 struct Snapshot {
@@ -31,25 +31,38 @@ struct Snapshot {
     chunks: Vec<Bytes>,
 }
 
-/// A NATS with an owner who may do everything, and the user for backups that the operations guide defines.
+/// The part of a configuration from a user on, to the brace that ends it.
+fn user(config: &str, name: &str) -> String {
+    let (_, rest) = config.split_once(&format!("user: {name},")).expect("the user");
+    let mut depth = 1;
+    let end = rest.find(|c| {
+        depth += match c {
+            '{' => 1,
+            '}' => -1,
+            _ => 0,
+        };
+        depth == 0
+    });
+    format!("{{ user: {name},{} }}", &rest[..end.expect("its end")])
+}
+
+/// A NATS with an owner who may do everything, the user for backups of the deployment, and the one for restores that the
+/// operations guide defines.
 async fn nats() -> LocalNats {
-    let operations = operations_guide();
-    let (_, user) = operations.split_once("```\n{\n  user: backup,").expect("the user");
-    let (user, _) = user.split_once("```").expect("its end");
+    let accounts = include_str!("../deploy/nats/accounts.conf");
+    let users = [user(accounts, "backup"), user(&operations_guide(), "restore")].join(" ");
     let authorization = Authorization {
-        config: format!(
-            "authorization {{ users: [ {{ user: owner, password: owner-password }}, {{ user: backup,{user} ] }}"
-        ),
-        environment: vec![("NATS_BACKUP_PASSWORD".into(), BACKUP_PASSWORD.into())],
+        config: format!("authorization {{ users: [ {{ user: owner, password: owner-password }} {users} ] }}"),
+        environment: ["BACKUP", "RESTORE"].map(|user| (format!("NATS_{user}_PASSWORD"), PASSWORD.into())).into(),
         user: "owner".into(),
         password: "owner-password".into(),
     };
     nats_with(NatsOptions { authorization: Some(authorization), ..NatsOptions::throwaway() }).await
 }
 
-/// A client of the user for backups, as the `nats` CLI is one.
-async fn cli(nats: &LocalNats) -> Client {
-    let options = async_nats::ConnectOptions::with_user_and_password("backup".into(), BACKUP_PASSWORD.into());
+/// A client of a user, as the `nats` CLI is one.
+async fn cli(nats: &LocalNats, user: &str) -> Client {
+    let options = async_nats::ConnectOptions::with_user_and_password(user.into(), PASSWORD.into());
     options.connect(format!("nats://127.0.0.1:{}", nats.port())).await.expect("a client")
 }
 
@@ -93,7 +106,7 @@ async fn restore(client: &Client, snapshot: &Snapshot) {
 
 /// Backs up all streams, in the order that the operations guide gives.
 async fn back_up_streams(nats: &LocalNats) -> Vec<Snapshot> {
-    let client = cli(nats).await;
+    let client = cli(nats, "backup").await;
     let bucket = |name| format!("KV_{name}");
     let mut snapshots = Vec::new();
     for stream in [LEAD_EVENTS, LEAD_COMMANDS, LEAD_DEAD_LETTERS, WEBHOOK_EVENTS].map(str::to_owned) {
@@ -107,7 +120,7 @@ async fn back_up_streams(nats: &LocalNats) -> Vec<Snapshot> {
 
 /// Restores all streams to a NATS that has none.
 async fn restore_streams(nats: &LocalNats, snapshots: &[Snapshot]) {
-    let client = cli(nats).await;
+    let client = cli(nats, "restore").await;
     for snapshot in snapshots {
         restore(&client, snapshot).await;
     }

@@ -19,7 +19,7 @@ use crate::support::{
 /// The project of the example producer.
 pub(crate) const PROJECT: &str = "65e4b2d9f1a2000000000001";
 pub(crate) const OTHER: &str = "65e4b2d9f1a2000000000002";
-const USERS: [&str; 5] = ["gateway", "lead-state", "webhook-notifier", "leadctl", "producer"];
+const USERS: [&str; 6] = ["gateway", "lead-state", "webhook-notifier", "leadctl", "backup", "producer"];
 
 fn password(user: &str) -> String {
     format!("password of {user}").replace(' ', "-")
@@ -48,10 +48,14 @@ async fn stack() -> Stack {
 pub(crate) async fn stack_on(program: Option<PathBuf>) -> Stack {
     let (nats, postgres) = tokio::join!(nats(program), postgres());
     let operator = NatsConfig::at(nats.url());
-    let urls = USERS.map(|user| (user, nats.url_for(user, &password(user))));
-    Stack::start_on(nats, postgres, &operator, |name| {
-        let (_, url) = urls.iter().find(|(user, _)| *user == name).expect("a user");
-        vec![("NATS_URL".into(), url.clone()), ("RETRY_SCHEDULE".into(), "0s,100ms,100ms".into())]
+    let port = nats.port();
+    // The passwords beside the URLs, as in Kubernetes.
+    Stack::start_on(nats, postgres, &operator, |user| {
+        vec![
+            ("NATS_URL".into(), format!("nats://{user}@127.0.0.1:{port}")),
+            ("NATS_PASSWORD".into(), password(user)),
+            ("RETRY_SCHEDULE".into(), "0s,100ms,100ms".into()),
+        ]
     })
     .await
 }

@@ -48,7 +48,8 @@ for (const [index, resource] of resources.entries()) {
     continue;
   }
   const { apiVersion, kind, ...props } = resource;
-  const value = JSON.stringify(known.props ? props : resource, null, 1);
+  // The types of CloudNativePG's resources spell this name otherwise.
+  const value = JSON.stringify(known.props ? props : resource, null, 1).replaceAll('"isWALArchiver"', '"isWalArchiver"');
   // A line for each, to find it again by what the compiler says.
   source += `import type { ${known.type} as T${index} } from "${known.module}";\n`;
   source += `/* ${names.length} */ export const r${index}: Plain<T${index}> = ${value};\n`;
