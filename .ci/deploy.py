@@ -7,6 +7,10 @@
 4. Pods satisfy the restricted Pod Security standard, with a read-only root, no token, and time to drain.
 5. The network policies allow the required connections and deny the others that are listed here.
 6. nats-server accepts its configuration, which syncs before it acks.
+7. A second `kubectl apply` of the same or of the next version works and reports what changed: the migration's job has the
+   version in its name and refers to nothing whose name changes; defaults inside lists are written out.
+8. The templates and the schema of the Helm chart are those that .ci/helm.py makes from the components (--write writes them). The chart passes
+   Helm's own lint, renders to the overlays with the values in CHARTS, and what it renders passes all checks above.
 
 Not checked, because it needs a cluster: that the API server accepts the resources, and that the pods run.
 """
@@ -20,7 +24,10 @@ import re
 import subprocess
 import sys
 import tempfile
+import tomllib
 
+import helm
+import helm_python.chart
 import jsonschema
 import kubernetes_validate
 import referencing
@@ -32,8 +39,9 @@ DEPLOY = pathlib.Path("deploy")
 OPERATORS = ("keda.sh", "monitoring.coreos.com", "gateway.networking.k8s.io", "postgresql.cnpg.io")
 # Secrets that are created elsewhere, with their keys; None means every key that a program reads.
 SECRETS = {
-    "nats-users": {"gateway", "lead-state", "webhook-notifier", "leadctl", "producer"},
+    "nats-users": {"gateway", "lead-state", "webhook-notifier", "leadctl", "backup", "producer"},
     "database-app": {"uri"},
+    "database-admin": {"uri"},
     "database-ca": {"ca.crt"},
     "secrets-keys": None,
     "nats-tls": {"tls.crt", "tls.key", "ca.crt"},
@@ -43,6 +51,35 @@ OTHER_VARIABLES = {
     "NATS_SCHEME", "NATS_HOST", "NATS_PASSWORD", "PGSSLMODE", "PGSSLROOTCERT",
     "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_TRACES_SAMPLER", "OTEL_TRACES_SAMPLER_ARG",
 }
+
+# What the chart is rendered with, and the overlay that it must equal.
+CHARTS = {
+    "chart": ({}, "production"),
+    "chart with operators": (
+        {"nats": {"tls": True}, "cloudnativePG": {"enabled": True}, "keda": {"enabled": True}, "prometheus": {"enabled": True},
+         "otlp": {"enabled": True}, "gatewayApi": {"enabled": True}},
+        "production-operators",
+    ),
+    "chart with a NATS elsewhere": (
+        {"nats": {"external": True}, "common": {"config": {"NATS_HOST": "10.1.2.3:4222"}}, "ingress": {"enabled": True},
+         "backup": {"postgres": False}, "image": {"digest": f"sha256:{64 * '0'}"}},
+        None,
+    ),
+    "chart with one nats-server": (
+        {"nats": {"cluster": False}, "leadState": {"config": {"STREAM_REPLICAS": 1, "LOG_RETENTION": "3days"}},
+         "backup": {"enabled": False}, "audit": {"enabled": False}},
+        None,
+    ),
+}
+# What the chart refuses.
+REFUSED = [
+    {"gatway": {"maxReplicas": 3}},
+    {"backup": {"enabled": "yes"}},
+    {"nats": {"cluster": False}},
+    {"nats": {"external": True}},
+    {"nats": {"external": True}, "common": {"config": {"NATS_HOST": "10.1.2.3:4222"}}, "keda": {"enabled": True}},
+    {"gatewayApi": {"enabled": True}, "ingress": {"enabled": True}},
+]
 
 faults = []
 
@@ -89,20 +126,25 @@ def matches(selector, labels):
 
 
 class Overlay:
-    """The resources of an overlay, as rendered."""
+    """The resources of an overlay or of the chart, as rendered."""
 
-    def __init__(self, path):
-        self.path = path
-        self.name = path.name
-        rendered = subprocess.run([os.environ["KUBECTL"], "kustomize", path], capture_output=True, text=True)
-        if rendered.returncode != 0:
-            fault(self.name, f"does not render: {rendered.stderr.strip()}")
-        self.resources = [r for r in yaml.safe_load_all(rendered.stdout) if r]
+    def __init__(self, name, rendered):
+        self.name = name
+        self.resources = [r for r in yaml.safe_load_all(rendered) if r]
         self.pods = {}
         for kind in ["Deployment", "StatefulSet", "Job"]:
-            self.pods |= {r["metadata"]["name"]: (kind, r, r["spec"]["template"]) for r in self.of(kind)}
+            # The job's own name contains the version.
+            self.pods |= {r["metadata"]["labels"]["app.kubernetes.io/name"]: (kind, r, r["spec"]["template"])
+                          for r in self.of(kind)}
         for r in self.of("CronJob"):
             self.pods[r["metadata"]["name"]] = ("CronJob", r, r["spec"]["jobTemplate"]["spec"]["template"])
+
+    @staticmethod
+    def kustomize(path):
+        rendered = subprocess.run([os.environ["KUBECTL"], "kustomize", path], capture_output=True, text=True)
+        if rendered.returncode != 0:
+            fault(path.name, f"does not render: {rendered.stderr.strip()}")
+        return Overlay(path.name, rendered.stdout)
 
     def of(self, kind):
         return [r for r in self.resources if r["kind"] == kind]
@@ -120,22 +162,24 @@ class Overlay:
     def check(self):
         for resource in self.resources:
             where = f"{self.name}: {resource['kind']} {resource['metadata']['name']}"
-            namespaced = resource["kind"] != "Namespace"
-            if namespaced and resource["metadata"].get("namespace") != "leadrelay":
+            if resource["kind"] == "Namespace":
+                fault(where, "would be deleted with the overlay, and everything in it")
+            elif resource["metadata"].get("namespace") != "leadrelay":
                 fault(where, "is in no namespace")
             if resource["apiVersion"].split("/")[0] in OPERATORS:
                 continue
             for version in VERSIONS:
                 if what := schema_fault(json.dumps(resource), version):
                     fault(where, f"Kubernetes {version}: {what}")
-        namespace = self.named("Namespace", "leadrelay")
-        if namespace["metadata"]["labels"].get("pod-security.kubernetes.io/enforce") != "restricted":
-            fault(self.name, "the namespace does not enforce the restricted Pod Security")
         for name, (kind, owner, pod) in self.pods.items():
             self.check_pod(f"{self.name}: {kind} {name}", kind, owner, pod)
         self.check_selectors()
         self.check_network()
         self.check_nats()
+        self.check_second_apply()
+        self.check_version()
+        if self.name == "local":
+            self.check_small()
 
     def check_pod(self, where, kind, owner, pod):
         spec = pod["spec"]
@@ -161,10 +205,13 @@ class Overlay:
         volumes = {v["name"]: v for v in spec.get("volumes", [])}
         claimed = {c["metadata"]["name"] for c in owner["spec"].get("volumeClaimTemplates", [])}
         for volume in volumes.values():
-            if not set(volume) - {"name"} <= {"configMap", "secret", "emptyDir", "projected"}:
+            if not set(volume) - {"name"} <= {"configMap", "secret", "emptyDir", "projected", "persistentVolumeClaim"}:
                 fault(where, f"volume {volume['name']}: restricted pods have no such volume")
             if "configMap" in volume and not self.named("ConfigMap", volume["configMap"]["name"]):
                 fault(where, f"there is no ConfigMap {volume['configMap']['name']}")
+            claim = volume.get("persistentVolumeClaim")
+            if claim and not self.named("PersistentVolumeClaim", claim["claimName"]):
+                fault(where, f"there is no PersistentVolumeClaim {claim['claimName']}")
             if "secret" in volume:
                 self.check_secret(where, volume["secret"]["secretName"], None)
             for source in volume.get("projected", {}).get("sources", []):
@@ -227,8 +274,16 @@ class Overlay:
                 if used not in variables:
                     fault(where, f"{name} uses {used}, which is not set")
         if "leadrelay" in image:
-            for name in set(variables) - known_variables() - OTHER_VARIABLES:
+            known = known_variables() | {f"{name}_FILE" for name in known_variables(secret=True)}
+            for name in set(variables) - known - OTHER_VARIABLES:
                 fault(where, f"no program reads the variable {name}")
+            files = mounted_files(spec, container)
+            for name in set(variables) & known_variables(secret=True):
+                if variables[name] is None or "PASSWORD" in variables[name]:
+                    fault(where, f"{name} is a secret in the environment")
+            for name, value in variables.items():
+                if name.endswith("_FILE") and value not in files:
+                    fault(where, f"{name}: no volume has {value}")
             if container["command"][0] not in ("gateway", "lead-state", "webhook-notifier", "leadctl"):
                 fault(where, f"the image has no {container['command'][0]}")
 
@@ -283,24 +338,33 @@ class Overlay:
             if not self.selected(selector) and not self.operators_pods(selector):
                 fault(where, "is for no pods")
         database = "postgres" if "postgres" in self.pods else "operator's" if self.of("Cluster") else "10.1.2.3"
+        nats, client = ("nats", "client") if "nats" in self.pods else ("10.1.2.3", 4222)
         public = "93.184.215.14"
         private = ["10.1.2.3", "100.64.1.2", "168.63.129.16", "169.254.169.254", "172.16.1.2", "192.168.1.2", "198.18.0.1",
                    "2001:db8::1", "64:ff9b::a00:1", "fc00::1"]
         may = [
-            ("gateway", "nats", "client"), ("lead-state", "nats", "client"), ("webhook-notifier", "nats", "client"),
+            ("gateway", nats, client), ("lead-state", nats, client), ("webhook-notifier", nats, client),
             ("lead-state", database, 5432), ("webhook-notifier", database, 5432), ("migrate", database, 5432),
-            ("webhook-notifier", public, 443), ("nats", "nats", "cluster"), ("elsewhere", "gateway", "http"),
+            ("webhook-notifier", public, 443), ("elsewhere", "gateway", "http"),
         ]
         may_not = [
-            ("gateway", database, 5432), ("gateway", public, 443), ("lead-state", public, 443), ("migrate", "nats", "client"),
-            ("migrate", public, 443), ("nats", public, 443), ("nats", database, 5432), ("gateway", "nats", "cluster"),
-            ("elsewhere", "nats", "client"), ("elsewhere", "lead-state", "health"), ("gateway", "lead-state", "health"),
+            ("gateway", database, 5432), ("gateway", public, 443), ("lead-state", public, 443), ("migrate", nats, client),
+            ("migrate", public, 443), ("elsewhere", "lead-state", "health"), ("gateway", "lead-state", "health"),
         ]
+        if nats == "nats":
+            may += [("nats", "nats", "cluster")]
+            may_not += [("nats", public, 443), ("nats", database, 5432), ("gateway", "nats", "cluster"),
+                        ("elsewhere", "nats", "client")]
         for address in private:
             may_not += [(name, address, 443) for name in self.pods if name != "webhook-notifier" or self.name != "local"]
         if "audit" in self.pods:
-            may += [("audit", "nats", "client"), ("audit", database, 5432)]
+            may += [("audit", nats, client), ("audit", database, 5432)]
             may_not += [("audit", public, 443)]
+        if "doctor" in self.pods:
+            may += [("doctor", nats, client), ("doctor", database, 5432)]
+        if "backup" in self.pods:
+            may += [("backup", nats, client)]
+            may_not += [("backup", public, 443)]
         if database == "postgres":
             may_not += [("elsewhere", "postgres", 5432)]
         for allowed, cases in ((True, may), (False, may_not)):
@@ -346,10 +410,59 @@ class Overlay:
             return self.operators_pods(rule["podSelector"])
         return peer in self.pods and matches(rule["podSelector"], self.pods[peer][2]["metadata"]["labels"])
 
+    # Applying again.
+
+    def check_second_apply(self):
+        """Checks what makes kubectl report a change, or fail, where nothing changed. Lists without a merge key are compared as a
+        whole with what the server has, defaults included."""
+        for policy in self.of("NetworkPolicy"):
+            rules = policy["spec"].get("ingress", []) + policy["spec"].get("egress", [])
+            if any("protocol" not in port for rule in rules for port in rule.get("ports", [])):
+                fault(f"{self.name}: NetworkPolicy {policy['metadata']['name']}", "a port has no protocol")
+        for deployment in self.of("Deployment"):
+            if "type" not in deployment["spec"].get("strategy", {"type": None}):
+                fault(f"{self.name}: Deployment {deployment['metadata']['name']}", "the strategy has no type")
+        for owner in self.of("StatefulSet"):
+            for claim in owner["spec"].get("volumeClaimTemplates", []):
+                if not {"apiVersion", "kind"} <= set(claim) or "volumeMode" not in claim["spec"]:
+                    fault(f"{self.name}: StatefulSet {owner['metadata']['name']}", "a volume claim leaves out defaults")
+        for route in self.of("HTTPRoute"):
+            parents = all({"group", "kind"} <= set(parent) for parent in route["spec"]["parentRefs"])
+            backends = [backend for rule in route["spec"]["rules"] for backend in rule["backendRefs"]]
+            if not parents or not all({"group", "kind", "weight"} <= set(backend) for backend in backends):
+                fault(f"{self.name}: HTTPRoute {route['metadata']['name']}", "a reference leaves out defaults")
+        _, _, pod = self.pods["migrate"]
+        used = [s["configMapRef"]["name"] for c in pod["spec"]["containers"] for s in c.get("envFrom", [])]
+        if used != ["migrate"]:
+            fault(f"{self.name}: Job migrate", f"would change with its settings, which a job cannot: {used}")
+
+    def check_version(self):
+        version = tomllib.loads(pathlib.Path("Cargo.toml").read_text())["workspace"]["package"]["version"]
+        for name, (kind, owner, pod) in self.pods.items():
+            for container in pod["spec"]["containers"]:
+                image = container["image"].partition("@")[0].rpartition("/")[2]
+                if image.startswith("leadrelay") and image != f"leadrelay:{version}":
+                    fault(f"{self.name}: {kind} {name}", f"the image {container['image']} is not of the version {version}")
+            if kind == "Job" and owner["metadata"]["name"] != f"{name}-{version.replace('.', '-')}":
+                fault(f"{self.name}: Job {owner['metadata']['name']}", f"the name does not contain the version {version}")
+
+    def check_small(self):
+        """The local overlay, with the pods of a cluster itself, fits on a node with two CPUs."""
+        requested = 0
+        for kind, owner, pod in self.pods.values():
+            for container in pod["spec"]["containers"]:
+                cpu = container["resources"]["requests"]["cpu"]
+                milli = int(cpu.removesuffix("m")) if cpu.endswith("m") else int(float(cpu) * 1000)
+                requested += milli * owner["spec"].get("replicas", 1)
+        if requested > 1000:
+            fault(self.name, f"requests {requested}m of CPU")
+
     # NATS.
 
     def check_nats(self):
         """Lets nats-server read its configuration, with generated certificates."""
+        if "nats" not in self.pods:
+            return
         [config] = [c for c in self.of("ConfigMap") if c["metadata"]["name"].startswith("nats-config")]
         where = f"{self.name}: ConfigMap {config['metadata']['name']}"
         text = "\n".join(config["data"].values())
@@ -368,7 +481,7 @@ class Overlay:
                                 "-subj", "/CN=nats", "-keyout", f"{dir}/tls.key", "-out", f"{dir}/tls.crt"],
                                check=True, capture_output=True)
                 pathlib.Path(dir, "ca.crt").write_bytes(pathlib.Path(dir, "tls.crt").read_bytes())
-            container = self.pods["nats"][2]["spec"]["containers"][0]
+            container = next(c for c in self.pods["nats"][2]["spec"]["containers"] if c["name"] == "nats")
             variables = {v["name"]: v.get("value", "nats-0") for v in container["env"]}
             path = pathlib.PurePath(container["args"][container["args"].index("--config") + 1])
             tested = subprocess.run([os.environ["NATS_SERVER"], "-t", "-c", f"{dir}/{path.name}"],
@@ -378,9 +491,33 @@ class Overlay:
 
 
 @functools.lru_cache(None)
-def known_variables():
+def known_variables(secret=False):
+    """The variables that the programs read; those with a secret may be given as files, too."""
     sources = [p.read_text() for p in pathlib.Path("crates").glob("*/src/**/*.rs")]
-    return {name for text in sources for name in re.findall(r'env = "(\w+)"', text)}
+    pattern = r'env = "(\w+)"[^\]]*?hide_env_values' if secret else r'env = "(\w+)"'
+    return {name for text in sources for name in re.findall(pattern, text)}
+
+
+def mounted_files(spec, container):
+    """The paths of the files of projected secrets in a container."""
+    volumes = {volume["name"]: volume for volume in spec.get("volumes", [])}
+    files = set()
+    for mount in container.get("volumeMounts", []):
+        for source in volumes.get(mount["name"], {}).get("projected", {}).get("sources", []):
+            files |= {f"{mount['mountPath']}/{item['path']}" for item in source["secret"]["items"]}
+    return files
+
+
+def check_beside():
+    """Checks what is applied beside the overlays."""
+    namespace = yaml.safe_load((DEPLOY / "kubernetes/namespace.yaml").read_text())
+    checks = [yaml.safe_load(path.read_text()) for path in sorted(DEPLOY.glob("kubernetes/checks/*.yaml"))]
+    if namespace["metadata"]["labels"].get("pod-security.kubernetes.io/enforce") != "restricted":
+        fault("namespace.yaml", "the namespace does not enforce the restricted Pod Security")
+    for version in VERSIONS:
+        for resource in [namespace, *checks]:
+            if what := schema_fault(json.dumps(resource), version):
+                fault(f"{resource['kind']} {resource['metadata']['name']}", f"Kubernetes {version}: {what}")
 
 
 @functools.lru_cache(None)
@@ -414,6 +551,53 @@ def check_types(overlays):
         faults.extend(checked.stderr.splitlines())
 
 
+def render_chart(name, values):
+    with helm_python.chart.Chart.load(helm.CHART) as chart:
+        chart.validate_schema(chart.merge_values(values))
+        made = chart.render(values, name="leadrelay", namespace="leadrelay")
+    return Overlay(name, "\n---\n".join(text for file, text in made.items() if file.endswith(".yaml")))
+
+
+def check_chart(overlays):
+    """The chart in each of the ways to use it, after comparing it with the overlays."""
+    for name in helm.differences():
+        fault(f"{helm.CHART}/{name}", "differs from the components: run .ci/deploy --write and commit it")
+    report = helm_python.chart.lint(helm.CHART, strict=True)
+    for message in report["messages"]:
+        # 1 is information: a chart may have an icon.
+        if message["severity"] > 1:
+            fault(f"{helm.CHART}/{message['path']}", message["error"])
+    charts = []
+    for name, (values, overlay) in CHARTS.items():
+        try:
+            charts.append(render_chart(name, values))
+        except helm_python.HelmError as e:
+            fault(name, f"does not render: {e}")
+            continue
+        if overlay:
+            compare(charts[-1], next(o for o in overlays if o.name == overlay))
+    for values in REFUSED:
+        try:
+            render_chart("refused", values)
+            fault(str(helm.CHART), f"does not refuse {values}")
+        except helm_python.HelmError:
+            pass
+    return charts
+
+
+def compare(chart, overlay):
+    """Compares resources but for the hashes in names of ConfigMaps, which Helm and Kustomize compute in different ways."""
+    made, expected = helm.resources(chart.resources), helm.resources(overlay.resources)
+    for resource in made.values():
+        if resource["kind"] == "ConfigMap":
+            annotations = resource["metadata"].pop("annotations", {})
+            if set(annotations) - {"helm.sh/resource-policy"}:
+                fault(f"{chart.name}: {resource['metadata']['name']}", f"has annotations {annotations}")
+    for key in sorted(made.keys() | expected.keys()):
+        if made.get(key) != expected.get(key):
+            fault(f"{chart.name}: {key}", f"is not as in the overlay {overlay.name}")
+
+
 def check_docs():
     text = pathlib.Path("docs/operations/kubernetes.md").read_text()
     for secret in SECRETS:
@@ -425,22 +609,27 @@ def check_docs():
 
 
 def main():
-    overlays = [Overlay(path.parent) for path in sorted(DEPLOY.glob("kubernetes/overlays/*/kustomization.yaml"))]
-    texts = "".join((overlay.path / "kustomization.yaml").read_text() for overlay in overlays)
+    if "--write" in sys.argv:
+        helm.write()
+    overlays = [Overlay.kustomize(path.parent) for path in sorted(DEPLOY.glob("kubernetes/overlays/*/kustomization.yaml"))]
+    texts = "".join(path.read_text() for path in DEPLOY.glob("kubernetes/overlays/*/kustomization.yaml"))
+    in_chart = {component for _, removed, added in helm.OPTIONS for component in removed | added}
     for component in DEPLOY.glob("kubernetes/components/*"):
-        if f"../../components/{component.name}\n" not in texts:
-            fault(f"component {component.name}", "is in no overlay, so it is never rendered")
+        if f"../../components/{component.name}\n" not in texts and component.name not in in_chart:
+            fault(f"component {component.name}", "is in no overlay and no option of the chart, so it is never rendered")
     if not faults:
-        for overlay in overlays:
+        rendered = overlays + check_chart(overlays)
+        for overlay in rendered:
             overlay.check()
-        check_types(overlays)
+        check_beside()
+        check_types(rendered)
         check_compose()
         check_docs()
     for line in faults:
         print(line, file=sys.stderr)
     if faults:
         sys.exit(1)
-    for overlay in overlays:
+    for overlay in rendered:
         print(f"{overlay.name}: {len(overlay.resources)} resources are valid for Kubernetes {VERSIONS[0]} to {VERSIONS[-1]}")
 
 
