@@ -27,9 +27,13 @@ test-current *arguments:
 deny:
     .ci/deny
 
-# Check the manifests in deploy/ without a cluster
-deploy:
-    .ci/deploy
+# Check the manifests and the Helm chart in deploy/ without a cluster; --write makes the templates of the chart
+deploy *arguments:
+    .ci/deploy {{arguments}}
+
+# Write the software bill of materials (CycloneDX) of the programs
+sbom *file:
+    .ci/sbom {{file}}
 
 # Test with clients in Python and JavaScript, the Standard Webhooks library, and schemathesis
 interop:
@@ -47,6 +51,7 @@ image:
 kind: image
     kind create cluster --name leadrelay
     kind load docker-image leadrelay:0.1.0 --name leadrelay
+    kubectl apply -f deploy/kubernetes/namespace.yaml
     kubectl apply -k deploy/kubernetes/overlays/local
     kubectl -n leadrelay wait --for=condition=Available deployment --all --timeout=5m
 
