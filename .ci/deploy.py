@@ -468,6 +468,10 @@ class Overlay:
         text = "\n".join(config["data"].values())
         if not re.search(r"^\s*sync_interval: always", text, re.M):
             fault(where, "NATS would ack before it syncs")
+        for scaler in self.of("ScaledObject"):
+            account = scaler["spec"]["triggers"][0]["metadata"]["account"]
+            if not re.search(rf"^  {re.escape(account)} {{", text, re.M):
+                fault(f"{self.name}: ScaledObject {scaler['metadata']['name']}", f"NATS has no account {account}")
         replicas = self.named("StatefulSet", "nats")["spec"]["replicas"]
         streams = next(c for c in self.of("ConfigMap") if c["metadata"]["name"].startswith("lead-state"))["data"]
         routes = set(re.findall(r"nats://(nats-\d+)\.nats-headless:6222", text))

@@ -193,6 +193,10 @@ async fn dead_letters_and_every_command_of_leadctl_are_permitted() {
     assert_eq!(report["updates"]["deadLetters"], 1, "{report}");
     let callbacks = stack.leadctl(&["callback", "list", "--json", "--project", PROJECT]).await;
     callbacks.assert_prints(&["\"name\":\"crm\"", "healthy"]);
+    // As the job `doctor` runs it. What a user may not look at would be reported as a fault.
+    let doctor = stack.leadctl(&["doctor", "--json"]).await.json();
+    let failed: Vec<_> = doctor["checks"].as_array().expect("checks").iter().filter(|c| c["state"] == "failed").collect();
+    assert!(failed.is_empty(), "{failed:?}");
     assert_nothing_refused(&stack);
 }
 
@@ -216,7 +220,9 @@ const FORBIDDEN_TO_PUBLISH: &str = "
     lead-state: leads.cmd.OWN.update leads.intake.OWN.update webhooks.evt.OWN._.exhausted $JS.ACK.LEAD_EVENTS.webhook-notifier.1.1.1.1.1
         $JS.API.STREAM.DELETE.LEAD_COMMANDS _INBOX_gateway.forged.1
     leadctl: leads.evt.OWN._.update.succeeded leads.dead.invalid_json $KV.processes.x
-        $JS.API.STREAM.DELETE.LEAD_COMMANDS";
+        $JS.API.STREAM.DELETE.LEAD_COMMANDS
+    backup: leads.cmd.OWN.update leads.rpc.lead.get $KV.api_keys.x $JS.API.STREAM.DELETE.LEAD_EVENTS
+        $JS.API.STREAM.PURGE.LEAD_COMMANDS $JS.API.STREAM.RESTORE.LEAD_EVENTS $JS.API.STREAM.MSG.GET.KV_processes";
 
 /// Subjects that each user may not subscribe to.
 const FORBIDDEN_TO_SUBSCRIBE: &str = "
@@ -224,7 +230,8 @@ const FORBIDDEN_TO_SUBSCRIBE: &str = "
     gateway: _INBOX_lead-state.> leads.cmd.> leads.rpc.key.create
     webhook-notifier: _INBOX_gateway.> leads.rpc.process.apply leads.cmd.> leads.intake.>
     lead-state: _INBOX_leadctl.> webhooks.rpc.> leads.intake.>
-    leadctl: leads.rpc.process.apply _INBOX_lead-state.>";
+    leadctl: leads.rpc.process.apply _INBOX_lead-state.>
+    backup: _INBOX_gateway.> leads.cmd.> leads.evt.>";
 
 /// The subjects of a user in one of these tables.
 fn subjects_of(user: &str, table: &str) -> Vec<String> {

@@ -16,8 +16,14 @@ const WORKSPACE: [&str; 4] = ["--workspace", "--bins", "--test", "leadrelay"];
 
 /// The path of one of the workspace's binaries. The first call builds them all, unless [`build`] was called before,
 /// with the profile and into the target directory of the running test; Cargo does not hold its lock while tests run.
+///
+/// `LEADRELAY_PROGRAMS` names a directory with other programs, which are not built: those of a container image
+/// (`.ci/image`).
 #[must_use]
 pub fn binary(name: &str) -> PathBuf {
+    if let Some(programs) = env::var_os("LEADRELAY_PROGRAMS") {
+        return Path::new(&programs).join(name);
+    }
     BUILT.call_once(|| cargo_build(&WORKSPACE));
     let path = profile_dir().join(format!("{name}{}", env::consts::EXE_SUFFIX));
     assert!(path.is_file(), "the workspace has no binary {name}: there is no {}", path.display());
