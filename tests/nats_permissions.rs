@@ -195,7 +195,8 @@ async fn dead_letters_and_every_command_of_leadctl_are_permitted() {
     callbacks.assert_prints(&["\"name\":\"crm\"", "healthy"]);
     // As the job `doctor` runs it. What a user may not look at would be reported as a fault.
     let doctor = stack.leadctl(&["doctor", "--json"]).await.json();
-    let failed: Vec<_> = doctor["checks"].as_array().expect("checks").iter().filter(|c| c["state"] == "failed").collect();
+    let failed: Vec<_> =
+        doctor["checks"].as_array().expect("checks").iter().filter(|c| c["state"] == "failed").collect();
     assert!(failed.is_empty(), "{failed:?}");
     assert_nothing_refused(&stack);
 }
