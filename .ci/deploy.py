@@ -39,7 +39,7 @@ DEPLOY = pathlib.Path("deploy")
 OPERATORS = ("keda.sh", "monitoring.coreos.com", "gateway.networking.k8s.io", "postgresql.cnpg.io")
 # Secrets that are created elsewhere, with their keys; None means every key that a program reads.
 SECRETS = {
-    "nats-users": {"gateway", "lead-state", "webhook-notifier", "leadctl", "backup", "producer"},
+    "nats-users": {"gateway", "lead-state", "webhook-notifier", "console", "leadctl", "backup", "producer"},
     "database-app": {"uri"},
     "database-admin": {"uri"},
     "database-ca": {"ca.crt"},

@@ -7,6 +7,7 @@ mod backlog;
 mod backup;
 mod bulk;
 mod configuration;
+mod console;
 mod crash_recovery;
 mod dead_letters;
 mod deliveries;

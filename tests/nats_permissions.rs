@@ -19,9 +19,9 @@ use crate::support::{
 /// The project of the example producer.
 pub(crate) const PROJECT: &str = "65e4b2d9f1a2000000000001";
 pub(crate) const OTHER: &str = "65e4b2d9f1a2000000000002";
-const USERS: [&str; 6] = ["gateway", "lead-state", "webhook-notifier", "leadctl", "backup", "producer"];
+const USERS: [&str; 7] = ["gateway", "lead-state", "webhook-notifier", "console", "leadctl", "backup", "producer"];
 
-fn password(user: &str) -> String {
+pub(crate) fn password(user: &str) -> String {
     format!("password of {user}").replace(' ', "-")
 }
 
@@ -220,6 +220,9 @@ const FORBIDDEN_TO_PUBLISH: &str = "
         leads.rpc.lead.get leads.rpc.update.get
     lead-state: leads.cmd.OWN.update leads.intake.OWN.update webhooks.evt.OWN._.exhausted $JS.ACK.LEAD_EVENTS.webhook-notifier.1.1.1.1.1
         $JS.API.STREAM.DELETE.LEAD_COMMANDS _INBOX_gateway.forged.1
+    console: leads.cmd.OWN.update leads.intake.OWN.update leads.evt.OWN._.update.succeeded leads.rpc.lead.initiate
+        leads.rpc.key.create leads.rpc.process.change webhooks.rpc.delivery.redeliver webhooks.rpc.callback.enable
+        $KV.api_keys.x $KV.processes.x $JS.API.STREAM.DELETE.KV_console_logins
     leadctl: leads.evt.OWN._.update.succeeded leads.dead.invalid_json $KV.processes.x
         $JS.API.STREAM.DELETE.LEAD_COMMANDS
     backup: leads.cmd.OWN.update leads.rpc.lead.get $KV.api_keys.x $JS.API.STREAM.DELETE.LEAD_EVENTS
@@ -231,6 +234,7 @@ const FORBIDDEN_TO_SUBSCRIBE: &str = "
     gateway: _INBOX_lead-state.> leads.cmd.> leads.rpc.key.create
     webhook-notifier: _INBOX_gateway.> leads.rpc.process.apply leads.cmd.> leads.intake.>
     lead-state: _INBOX_leadctl.> webhooks.rpc.> leads.intake.>
+    console: _INBOX_gateway.> leads.cmd.> leads.evt.> leads.rpc.lead.get $KV.api_keys.>
     leadctl: leads.rpc.process.apply _INBOX_lead-state.>
     backup: _INBOX_gateway.> leads.cmd.> leads.evt.>";
 

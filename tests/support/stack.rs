@@ -44,7 +44,7 @@ pub(crate) fn service(
     let health = format!("127.0.0.1:{}", free_port());
     let mut command = Command::new(binary(name));
     command.env("NATS_URL", nats.url()).env("HEALTH_LISTEN", &health).env("RUST_LOG", "info");
-    if name != "gateway" {
+    if !matches!(name, "gateway" | "console") {
         command.env("DATABASE_URL", postgres.url()).env("SECRETS_KEY", SECRETS_KEY);
     }
     if name == "gateway" {

@@ -4,6 +4,7 @@
 //! or retyped. Unknown fields are ignored on read, except in queries, which refuse them.
 
 pub mod command;
+pub mod console;
 pub mod event;
 pub mod fields;
 pub mod headers;

@@ -8,7 +8,7 @@ use async_nats::jetstream::{
     stream::{Config, DiscardPolicy, Info, RetentionPolicy, StorageType},
 };
 
-use crate::{ObjectId, subject};
+use crate::{ObjectId, console::LOGIN_AGE, subject};
 
 /// The command log: totally ordered, durable, the source of every change.
 pub const LEAD_COMMANDS: &str = "LEAD_COMMANDS";
@@ -27,6 +27,10 @@ pub const PROCESSES: &str = "processes";
 /// [`idempotency_key`](crate::idempotency::idempotency_key); values are
 /// [`IdempotencyRecord`](crate::idempotency::IdempotencyRecord). Its entries expire after [`IDEMPOTENCY_AGE`].
 pub const IDEMPOTENCY: &str = "idempotency";
+
+/// The bucket of unused one-time links of the operator console; values are
+/// [`ConsoleLogin`](crate::console::ConsoleLogin).
+pub const CONSOLE_LOGINS: &str = "console_logins";
 
 /// How long a client's `Idempotency-Key` is valid. Longer lets clients repeat requests later, and takes more space.
 pub const IDEMPOTENCY_AGE: Duration = Duration::from_hours(24);
@@ -89,7 +93,7 @@ pub fn streams(limits: StreamLimits, mark: ObjectId) -> [Config; 4] {
 }
 
 /// The configuration of the buckets.
-pub fn buckets(limits: StreamLimits) -> [kv::Config; 3] {
+pub fn buckets(limits: StreamLimits) -> [kv::Config; 4] {
     let bucket = |bucket: &str| kv::Config {
         bucket: bucket.into(),
         history: 1,
@@ -103,5 +107,7 @@ pub fn buckets(limits: StreamLimits) -> [kv::Config; 3] {
         max_bytes: limits.max_bytes / 4,
         ..bucket(IDEMPOTENCY)
     };
-    [bucket(API_KEYS), bucket(PROCESSES), idempotency]
+    // A link that was not used is removed when it can no longer be used.
+    let logins = kv::Config { max_age: LOGIN_AGE, ..bucket(CONSOLE_LOGINS) };
+    [bucket(API_KEYS), bucket(PROCESSES), idempotency, logins]
 }

@@ -7,7 +7,7 @@ use clap_complete::Shell;
 
 use crate::{
     audit,
-    commands::{callback, deliveries, events, key, lead, migrate, process, project, recover, secrets, update},
+    commands::{callback, console, deliveries, events, key, lead, migrate, process, project, recover, secrets, update},
     dead_letters, doctor, exit_status, import,
     output::{self, timeline},
 };
@@ -56,6 +56,9 @@ enum Command {
     /// Callbacks: URLs that get the outcomes of updates.
     #[command(subcommand)]
     Callback(callback::Callback),
+    /// The operator console: sign in to it.
+    #[command(subcommand)]
+    Console(console::Console),
     /// Deliveries of outcomes to callbacks: list, show and repeat them.
     #[command(subcommand)]
     Deliveries(deliveries::Deliveries),
@@ -103,6 +106,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Update(update) => return update.run().await,
         Command::Import(import) => return import.run().await,
         Command::Callback(callback) => callback.run().await?,
+        Command::Console(console) => console.run().await?,
         Command::Deliveries(deliveries) => deliveries.run().await?,
         Command::Events(events) => events.run().await?,
         Command::Audit(audit) => return audit.run().await,

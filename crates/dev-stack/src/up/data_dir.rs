@@ -66,6 +66,8 @@ impl Write for Log {
 pub(super) struct Ports {
     pub(super) gateway: Option<u16>,
     pub(super) receiver: Option<u16>,
+    #[serde(default)]
+    pub(super) console: Option<u16>,
 }
 
 impl DataDir {
@@ -189,7 +191,7 @@ mod tests {
         let data = DataDir::open(dir.path()).unwrap();
         assert!(data.read_json::<Ports>("ports.json").unwrap().is_none());
         for port in [1, 2] {
-            data.write_json("ports.json", &Ports { gateway: Some(port), receiver: None }).unwrap();
+            data.write_json("ports.json", &Ports { gateway: Some(port), ..Ports::default() }).unwrap();
             assert_eq!(data.read_json::<Ports>("ports.json").unwrap().unwrap().gateway, Some(port));
         }
         assert_eq!(fs::metadata(data.join("ports.json")).unwrap().permissions().mode() & 0o777, 0o600);

@@ -1,7 +1,7 @@
 //! `leadctl up`: the whole system on this machine, in the foreground.
 //!
-//! Postgres and NATS are child processes, the three services are tasks of this process. If any of them ends on its own,
-//! everything stops. A signal drains the services first, then stops the servers.
+//! Postgres and NATS are child processes, the three services and the console are tasks of this process. If any of them
+//! ends on its own, everything stops. A signal drains the services first, then stops the servers.
 
 mod client;
 mod data_dir;
@@ -15,11 +15,13 @@ use std::{net::SocketAddr, path::PathBuf, sync::Mutex, time::Duration};
 
 use anyhow::{Context, anyhow};
 use clap::Args;
+use contract::secret::Secret;
 use secrets::new_sealing_key;
 use service_kit::{
     config::{LogConfig, LogFormat, NatsConfig, SecretsConfig},
     http,
     lifecycle::{self, DRAIN_DEADLINE, Tasks},
+    nats,
     postgres::schema::SchemaError,
     telemetry,
 };
@@ -36,6 +38,7 @@ use crate::{
         output::{field, say},
         receiver::Receiver,
         servers::Servers,
+        services::{Keys, Sockets},
     },
 };
 
@@ -51,9 +54,11 @@ const STACK_ENV: &str = "stack.env";
 const PORTS: &str = "ports.json";
 /// The key that seals callbacks' secrets, unless the operator passes one.
 const SECRETS_KEY: &str = "secrets.key";
+/// The key that seals sessions of the console.
+const CONSOLE_KEY: &str = "console.key";
 
-/// Run the whole system on this machine: Postgres, NATS and the three services, until Ctrl-C. A second start continues
-/// with the data of the first. Once everything is ready, DATA_DIR/stack.env holds the settings that clients need.
+/// Run the whole system on this machine: Postgres, NATS, the three services and the console, until Ctrl-C. A second start
+/// continues with the data of the first. Once everything is ready, DATA_DIR/stack.env holds the settings that clients need.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  leadctl up --demo\n  leadctl up --data-dir /var/lib/leadrelay --listen 127.0.0.1:8080\n  \
@@ -102,6 +107,7 @@ pub struct Up {
 
 struct Running {
     gateway_url: String,
+    console_url: String,
     nats: NatsConfig,
     /// Of the private NATS only.
     producer_nats_url: Option<String>,
@@ -143,15 +149,7 @@ impl Up {
         if self.secrets.secrets_key.is_some() {
             return Ok(self.secrets.clone());
         }
-        let key = match data.read(SECRETS_KEY)? {
-            Some(key) => key,
-            None => {
-                let key = new_sealing_key(rand::random());
-                data.write(SECRETS_KEY, &format!("{key}\n"))?;
-                key
-            }
-        };
-        Ok(SecretsConfig { secrets_key: Some(key.into()), ..self.secrets.clone() })
+        Ok(SecretsConfig { secrets_key: Some(stored_key(data, SECRETS_KEY)?), ..self.secrets.clone() })
     }
 
     fn start_log(&self, data: &DataDir) -> anyhow::Result<()> {
@@ -204,6 +202,9 @@ impl Up {
         };
         let gateway_address = gateway.local_addr().context("cannot read the gateway's address")?;
         ports.gateway = Some(gateway_address.port());
+        let console = listen(ports.console).await?;
+        let console_address = console.local_addr().context("cannot read the console's address")?;
+        ports.console = Some(console_address.port());
         let demo = match self.demo {
             false => None,
             true => {
@@ -217,11 +218,15 @@ impl Up {
         };
         data.write_json(PORTS, &ports)?;
 
-        services::spawn(tasks, gateway, &nats, &database_url, &self.secrets(data)?, shutdown)?;
         // A gateway that listens on all addresses is reached here on 127.0.0.1.
         let host = if gateway_address.ip().is_unspecified() { "127.0.0.1".into() } else { host(gateway_address) };
         let gateway_url = format!("http://{host}:{}", gateway_address.port());
+        let console_url = format!("http://{console_address}");
+        let keys = Keys { secrets: self.secrets(data)?, console: stored_key(data, CONSOLE_KEY)? };
+        let sockets = Sockets { gateway, gateway_url: gateway_url.clone(), console };
+        services::spawn(tasks, sockets, &nats, &database_url, keys, shutdown)?;
         field("gateway", &gateway_url);
+        field("console", &console_url);
         if let Some(demo) = &demo {
             field("receiver", demo.receiver_url());
         }
@@ -229,8 +234,18 @@ impl Up {
             field("log", data.join(LOG).display());
         }
         let producer_nats_url = servers.producer_nats_url();
-        Ok(Running { gateway_url, nats, producer_nats_url, database_url, demo })
+        Ok(Running { gateway_url, console_url, nats, producer_nats_url, database_url, demo })
     }
+}
+
+/// A key of the data directory, which the first start creates.
+fn stored_key(data: &DataDir, name: &str) -> anyhow::Result<Secret> {
+    if let Some(key) = data.read(name)? {
+        return Ok(key.into());
+    }
+    let key = new_sealing_key(rand::random());
+    data.write(name, &format!("{key}\n"))?;
+    Ok(key.into())
 }
 
 fn host(address: SocketAddr) -> String {
@@ -300,8 +315,9 @@ fn explain_old_data(error: anyhow::Error, data: &DataDir) -> anyhow::Error {
 
 /// Waits until the services answer, runs the demo, and writes the settings for clients.
 async fn prepare(data: &DataDir, running: Running, render_timeline: RenderTimeline) -> anyhow::Result<()> {
-    let Running { gateway_url, nats: config, producer_nats_url, database_url, demo } = running;
-    tokio::time::timeout(READY_TIMEOUT, services::ready(&gateway_url, &config)).await.map_err(|_| {
+    let Running { gateway_url, console_url, nats: config, producer_nats_url, database_url, demo } = running;
+    let client = services::connect(&config).await?;
+    tokio::time::timeout(READY_TIMEOUT, services::ready(&gateway_url, &client)).await.map_err(|_| {
         anyhow!("the services were not ready within {READY_TIMEOUT:?}; see {}", data.join(LOG).display())
     })??;
     say("Everything is ready.");
@@ -309,11 +325,14 @@ async fn prepare(data: &DataDir, running: Running, render_timeline: RenderTimeli
     let mut environment = vec![("LEADRELAY_GATEWAY_URL", gateway_url.clone())];
     let mut ending = None;
     if let Some(mut demo) = demo {
-        let client = services::connect(&config).await?;
         let shown = demo.run(data, &client, &gateway_url, render_timeline).await.context("the demo failed")?;
         environment.extend(shown.environment);
         ending = Some(shown.ending);
     }
+    let token =
+        console::create_login(&nats::jetstream(&client)).await.context("cannot make a login for the console")?;
+    let login_url = console::login_url(&console_url, &token);
+    environment.extend([("LEADRELAY_CONSOLE_URL", console_url), ("LEADRELAY_CONSOLE_LOGIN_URL", login_url.clone())]);
     environment.extend(producer_nats_url.map(|url| ("LEADRELAY_PRODUCER_NATS_URL", url)));
     environment.extend([("NATS_URL", config.nats_url), ("DATABASE_URL", database_url)]);
     let lines = environment.into_iter().map(|(name, value)| format!("{name}={value}\n"));
@@ -324,6 +343,7 @@ async fn prepare(data: &DataDir, running: Running, render_timeline: RenderTimeli
         say(ending);
         say("");
     }
+    field("console", format_args!("{login_url} (signs in once, within an hour)"));
     field("settings", data.join(STACK_ENV).display());
     say("Ctrl-C stops everything.");
     Ok(())

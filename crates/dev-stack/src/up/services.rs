@@ -1,4 +1,4 @@
-//! The three services as tasks of this process.
+//! The three services and the console as tasks of this process.
 
 use std::time::Duration;
 
@@ -8,6 +8,7 @@ use clap::{Args, Parser};
 use contract::{
     ObjectId,
     rpc::{ListKeys, ListUpdateDeliveries},
+    secret::Secret,
 };
 use service_kit::{
     config::{HealthConfig, NatsConfig, SecretsConfig},
@@ -26,15 +27,30 @@ use crate::up::client::GatewayClient;
 /// How long connecting may take. With a longer timeout, a wrong `--nats-url` is reported late.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// What the services of this process are given.
+pub(super) struct Sockets {
+    pub(super) gateway: TcpListener,
+    pub(super) gateway_url: String,
+    pub(super) console: TcpListener,
+}
+
+/// The keys of this data directory, or the operator's.
+pub(super) struct Keys {
+    pub(super) secrets: SecretsConfig,
+    /// Seals the sessions of the console.
+    pub(super) console: Secret,
+}
+
 /// Spawns the services. Each reads its environment variables, as it does when it runs alone.
 pub(super) fn spawn(
     tasks: &mut Tasks,
-    gateway: TcpListener,
+    sockets: Sockets,
     nats: &NatsConfig,
     database_url: &str,
-    secrets: &SecretsConfig,
+    keys: Keys,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<()> {
+    let Keys { secrets, console } = keys;
     let health = || HealthConfig { health_listen: ([127, 0, 0, 1], 0).into() };
     let database = ["--database-url", database_url];
 
@@ -44,7 +60,7 @@ pub(super) fn spawn(
 
     let mut config: gateway::Config = config_of(&[])?;
     (config.nats, config.health) = (nats.clone(), health());
-    tasks.spawn("gateway", gateway::run_on(gateway, config, shutdown.clone()));
+    tasks.spawn("gateway", gateway::run_on(sockets.gateway, config, shutdown.clone()));
 
     let mut config: webhook_notifier::Config = config_of(&database)?;
     (config.nats, config.health, config.secrets) = (nats.clone(), health(), secrets.clone());
@@ -54,6 +70,11 @@ pub(super) fn spawn(
         config.allow_networks.push(network.parse().context("not a network")?);
     }
     tasks.spawn("webhook-notifier", webhook_notifier::run(config, shutdown.clone()));
+
+    let mut config: console::Config = config_of(&[])?;
+    (config.nats, config.health, config.key) = (nats.clone(), health(), Some(console));
+    config.gateway_url = sockets.gateway_url;
+    tasks.spawn("console", console::run_on(sockets.console, config, shutdown.clone()));
     Ok(())
 }
 
@@ -79,15 +100,14 @@ pub(super) async fn connect(config: &NatsConfig) -> anyhow::Result<Client> {
 }
 
 /// Resolves once all three services answer.
-pub(super) async fn ready(gateway_url: &str, config: &NatsConfig) -> anyhow::Result<()> {
-    let client = connect(config).await?;
+pub(super) async fn ready(gateway_url: &str, client: &Client) -> anyhow::Result<()> {
     let unknown = ObjectId::from_bytes([0; 12]);
     let keys = ListKeys { project_id: unknown };
     let deliveries = ListUpdateDeliveries { project_id: unknown, update_id: unknown };
     let gateway = GatewayClient::new(gateway_url, "unknown");
     loop {
-        let lead_state = rpc::request(&client, &keys);
-        let notifier = rpc::request(&client, &deliveries);
+        let lead_state = rpc::request(client, &keys);
+        let notifier = rpc::request(client, &deliveries);
         // The gateway rejects an unknown key once it has read all keys.
         let gateway = gateway.get("/api/v1/leads/get");
         let (lead_state, notifier, gateway) = tokio::join!(lead_state, notifier, gateway);

@@ -1,6 +1,7 @@
 //! One module per subcommand; the larger ones (import, audit, doctor, dead-letters) have modules of their own.
 
 pub(crate) mod callback;
+pub(crate) mod console;
 pub(crate) mod deliveries;
 pub(crate) mod events;
 pub(crate) mod key;

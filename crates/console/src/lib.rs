@@ -1,0 +1,23 @@
+//! The operator console: pages about leads, updates, deliveries and callbacks, rendered on the server.
+//!
+//! The console has no database. It sends the services' queries over NATS and renders the replies. A page is a handler,
+//! which sends the queries, and a pure function, which renders their replies.
+
+mod app;
+mod assets;
+mod config;
+mod fault;
+mod login_link;
+mod pages;
+mod respond;
+mod router;
+mod server;
+mod session;
+mod view;
+mod visit;
+
+pub use crate::{
+    config::Config,
+    login_link::{create_login, login_url},
+    server::{run, run_on},
+};

@@ -1,0 +1,63 @@
+//! One-time links that sign an operator in. An entry of the bucket [`CONSOLE_LOGINS`] is an unused link.
+
+use anyhow::Context;
+use async_nats::jetstream::{self, kv::Operation};
+use contract::{
+    Timestamp,
+    console::{ConsoleLogin, LOGIN_AGE},
+    streams::CONSOLE_LOGINS,
+};
+use secrets::api_key;
+use service_kit::{clock, nats::error_chain};
+
+use crate::fault::Fault;
+
+/// What every token begins with.
+const PREFIX: &str = "lrc_";
+
+/// Creates the token of a one-time link, which signs an operator in within [`LOGIN_AGE`]. [`login_url`] makes the link.
+///
+/// # Errors
+/// The bucket does not exist or cannot be written.
+pub async fn create_login(js: &jetstream::Context) -> anyhow::Result<String> {
+    let token = format!("{PREFIX}{}", hex::encode(rand::random::<[u8; 32]>()));
+    let login = ConsoleLogin { expires_at: clock::now().plus(LOGIN_AGE) };
+    let entry = serde_json::to_vec(&login).context("cannot write the login as JSON")?;
+    let bucket = js.get_key_value(CONSOLE_LOGINS).await.context("cannot find the bucket of logins")?;
+    bucket.create(api_key::hash(&token), entry.into()).await.context("cannot record the login")?;
+    Ok(token)
+}
+
+/// The link of a token.
+pub fn login_url(console_url: &str, token: &str) -> String {
+    format!("{}/login?token={token}", console_url.trim_end_matches('/'))
+}
+
+/// Uses a token up. Of several requests with one token, the first succeeds.
+pub(crate) async fn redeem(js: &jetstream::Context, token: &str, now: Timestamp) -> Result<(), Fault> {
+    let used = || Fault::Refused("This link was used or has expired. Make a new one: leadctl console token".into());
+    if !is_token(token) {
+        return Err(used());
+    }
+    let unavailable = |e: &(dyn std::error::Error + 'static)| {
+        tracing::warn!("cannot read the bucket of logins: {}", error_chain(e));
+        Fault::Unavailable("The bucket of logins cannot be read. Try again.".into())
+    };
+    let bucket = js.get_key_value(CONSOLE_LOGINS).await.map_err(|e| unavailable(&e))?;
+    let key = api_key::hash(token);
+    let entry = bucket.entry(&key).await.map_err(|e| unavailable(&e))?.ok_or_else(used)?;
+    if entry.operation != Operation::Put {
+        return Err(used());
+    }
+    // The expected revision lets one of several requests win.
+    if let Err(e) = bucket.delete_expect_revision(&key, Some(entry.revision)).await {
+        tracing::warn!("a login link was not used up: {}", error_chain(&e));
+        return Err(used());
+    }
+    let login: ConsoleLogin = serde_json::from_slice(&entry.value).map_err(|e| unavailable(&e))?;
+    if now < login.expires_at { Ok(()) } else { Err(used()) }
+}
+
+fn is_token(text: &str) -> bool {
+    text.strip_prefix(PREFIX).is_some_and(|digits| digits.len() == 64 && digits.bytes().all(|b| b.is_ascii_hexdigit()))
+}

@@ -1,0 +1,129 @@
+//! The board of a project: what needs attention first.
+
+use contract::{
+    ObjectId, Timestamp,
+    key::Scope,
+    process::Process,
+    rpc::{
+        CallbackState, CallbackStatus, DeliveryStatus, Lead, ListDeliveries, ListLeads, ListProcesses, ListedDelivery,
+        Page as ListPage,
+    },
+};
+use maud::{Markup, html};
+
+use crate::{
+    fault::Fault,
+    pages::{callbacks, deliveries, leads, processes},
+    respond::Page,
+    view::{
+        layout::Section,
+        parts::{empty, panel},
+    },
+    visit::{Visit, names},
+};
+
+/// How many rows a panel has; its list has all.
+const ROWS: u32 = 8;
+
+/// What the board shows.
+pub(super) struct Board {
+    pub(super) callbacks: Result<Vec<CallbackStatus>, Fault>,
+    pub(super) exhausted: Result<ListPage<ListedDelivery>, Fault>,
+    pub(super) pending: Result<ListPage<ListedDelivery>, Fault>,
+    pub(super) leads: Result<ListPage<Lead>, Fault>,
+    pub(super) processes: Result<ListPage<Process>, Fault>,
+}
+
+/// `GET /p/{project}`.
+pub(crate) async fn show(visit: Visit) -> Result<Page, Fault> {
+    let project_id: ObjectId = visit.id("project")?;
+    let role = &visit.session.role;
+    match role.check(project_id, Scope::LeadsRead) {
+        // A panel says which scope it lacks.
+        Ok(()) | Err(Fault::MissingScope(_)) => {}
+        Err(fault) => return Err(fault),
+    }
+    let deliveries = async |status| {
+        role.check(project_id, Scope::LeadsRead)?;
+        let query = ListDeliveries {
+            project_id,
+            status: Some(status),
+            callback_id: None,
+            update_id: None,
+            lead_id: None,
+            since: None,
+            cursor: None,
+            limit: ROWS,
+        };
+        visit.request(&query).await
+    };
+    let leads = async {
+        role.check(project_id, Scope::LeadsRead)?;
+        let query =
+            ListLeads { project_id, process_id: None, state: None, updated_since: None, cursor: None, limit: ROWS };
+        visit.request(&query).await
+    };
+    let processes = async {
+        role.check(project_id, Scope::ConfigRead)?;
+        visit.request(&ListProcesses { project_id, cursor: None, limit: ROWS }).await
+    };
+    let (callbacks, exhausted, pending, leads, processes) = tokio::join!(
+        visit.callbacks(project_id),
+        deliveries(DeliveryStatus::Exhausted),
+        deliveries(DeliveryStatus::Pending),
+        leads,
+        processes
+    );
+    let board = Board { callbacks, exhausted, pending, leads, processes };
+    let content = render(project_id, &board, visit.now);
+    Ok(Page::Show { title: "Board".into(), section: Section::Board, content })
+}
+
+pub(super) fn render(project: ObjectId, board: &Board, now: Timestamp) -> Markup {
+    let callbacks = names(&board.callbacks);
+    let all = |path: &str, text: &str| html! { p { a href={ "/p/" (project) (path) } { (text) } } };
+    let deliveries = |page: &ListPage<ListedDelivery>, status: &str| {
+        html! {
+            @if page.items.is_empty() {
+                p { "None." }
+            } @else {
+                (deliveries::rows(project, &page.items, &callbacks))
+                (all(&format!("/deliveries?status={status}"), &format!("All {status} deliveries")))
+            }
+        }
+    };
+    html! {
+        (panel("Callbacks that need attention", &board.callbacks, |callbacks| {
+            let is_failing = |callback: &&CallbackStatus| {
+                matches!(callback.state, CallbackState::Failing | CallbackState::Disabled)
+            };
+            html! {
+                @if callbacks.iter().any(|callback| is_failing(&callback)) {
+                    (callbacks::rows(project, callbacks.iter().filter(is_failing), now))
+                } @else {
+                    p { "None of " (callbacks.len()) "." }
+                }
+                (all("/callbacks", "All callbacks"))
+            }
+        }))
+        (panel("Exhausted deliveries", &board.exhausted, |page| deliveries(page, "exhausted")))
+        (panel("Pending deliveries", &board.pending, |page| deliveries(page, "pending")))
+        (panel("Newest leads", &board.leads, |page| html! {
+            @if page.items.is_empty() {
+                p { "None yet. " a href={ "/p/" (project) "/leads" } { "How to make the first one" } }
+            } @else {
+                (leads::rows(project, &page.items))
+                (all("/leads", "All leads"))
+            }
+        }))
+        (panel("Processes", &board.processes, |page| html! {
+            @if page.items.is_empty() {
+                (empty("None yet: a project needs a process before it can have leads.", None))
+                (all("/processes", "How to make the first one"))
+            } @else {
+                (processes::rows(project, &page.items))
+                (all("/processes", "All processes"))
+            }
+        }))
+    }
+}

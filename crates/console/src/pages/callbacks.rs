@@ -1,0 +1,186 @@
+//! Callbacks: their health, and one with its configuration and last deliveries.
+
+use std::collections::BTreeMap;
+
+use contract::{
+    ObjectId, Timestamp,
+    key::Scope,
+    process::{Callback, CallbackAuth, EventKind, Ordering, Process},
+    rpc::{
+        CallbackStatus, DeliveryStatus, GetProcess, ListDeliveries, ListedDelivery, Page as ListPage, ProcessSelector,
+    },
+    subject::NO_PROCESS,
+};
+use maud::{Markup, html};
+
+use crate::{
+    fault::Fault,
+    pages::deliveries,
+    respond::Page,
+    view::{
+        layout::Section,
+        parts::{ago, callback_state, empty, fact, panel, span, table, text, time},
+    },
+    visit::Visit,
+};
+
+/// How many deliveries of each kind a callback shows; the list has all.
+const SHOWN: u32 = 10;
+
+/// `GET /p/{project}/callbacks`.
+pub(crate) async fn list(visit: Visit) -> Result<Page, Fault> {
+    let project_id = visit.project(Scope::ConfigRead)?;
+    let callbacks = visit.callbacks(project_id).await?;
+    let path = "/api/v1/processes/PROCESS_ID/callbacks";
+    let curl = visit.app.curl(path, Some(r#"{"name":"crm","url":"https://crm.example.com/hook"}"#));
+    let content = render_list(project_id, &callbacks, visit.now, &curl);
+    Ok(Page::Show { title: "Callbacks".into(), section: Section::Callbacks, content })
+}
+
+pub(super) fn render_list(project: ObjectId, callbacks: &[CallbackStatus], now: Timestamp, curl: &str) -> Markup {
+    html! {
+        @if callbacks.is_empty() {
+            (empty("There are no callbacks yet. This command adds one to a process:", Some(curl)))
+        } @else {
+            (rows(project, callbacks, now))
+        }
+    }
+}
+
+/// A table of callbacks.
+pub(super) fn rows<'a>(
+    project: ObjectId,
+    callbacks: impl IntoIterator<Item = &'a CallbackStatus>,
+    now: Timestamp,
+) -> Markup {
+    let rows = html! {
+        @for callback in callbacks {
+            tr {
+                td { a href={ "/p/" (project) "/callbacks/" (callback.callback_id) } { (callback.name) } }
+                td { (callback_state(callback.state)) }
+                td { (process(project, callback)) }
+                td { @if let Some(since) = callback.failing_since { (time(since)) " (" (ago(since, now)) ")" } }
+                td { (callback.reason.as_deref().unwrap_or_default()) }
+            }
+        }
+    };
+    table("Callbacks", &["Name", "Health", "Process", "Only failures since", "Disabled because"], &rows)
+}
+
+fn process(project: ObjectId, callback: &CallbackStatus) -> Markup {
+    let (segment, name) = match callback.process_id {
+        Some(id) => (id.to_string(), callback.process.as_str()),
+        None => (NO_PROCESS.to_owned(), "Fallback callbacks"),
+    };
+    html! { a href={ "/p/" (project) "/processes/" (segment) } { (name) } }
+}
+
+/// What a callback's page shows beside its health.
+pub(super) struct Around {
+    pub(super) process: Result<Process, Fault>,
+    pub(super) pending: Result<ListPage<ListedDelivery>, Fault>,
+    pub(super) exhausted: Result<ListPage<ListedDelivery>, Fault>,
+}
+
+/// `GET /p/{project}/callbacks/{callback}`.
+pub(crate) async fn show(visit: Visit) -> Result<Page, Fault> {
+    let project_id = visit.project(Scope::ConfigRead)?;
+    let callback_id: ObjectId = visit.id("callback")?;
+    let callbacks = visit.callbacks(project_id).await?;
+    let callback = callbacks.into_iter().find(|callback| callback.callback_id == callback_id);
+    let callback = callback.ok_or_else(|| Fault::NotFound("This project has no such callback.".into()))?;
+    let selector = match callback.process_id {
+        Some(id) => ProcessSelector::Id(id),
+        None => ProcessSelector::Named(NO_PROCESS.to_owned()),
+    };
+    let process = GetProcess { project_id, process: selector };
+    let deliveries = async |status| {
+        visit.session.role.check(project_id, Scope::LeadsRead)?;
+        let query = ListDeliveries {
+            project_id,
+            status: Some(status),
+            callback_id: Some(callback_id),
+            update_id: None,
+            lead_id: None,
+            since: None,
+            cursor: None,
+            limit: SHOWN,
+        };
+        visit.request(&query).await
+    };
+    let (process, pending, exhausted) = tokio::join!(
+        visit.request(&process),
+        deliveries(DeliveryStatus::Pending),
+        deliveries(DeliveryStatus::Exhausted)
+    );
+    let around = Around { process, pending, exhausted };
+    let content = render(project_id, &callback, &around, visit.now);
+    Ok(Page::Show { title: format!("Callback {}", callback.name), section: Section::Callbacks, content })
+}
+
+pub(super) fn render(project: ObjectId, callback: &CallbackStatus, around: &Around, now: Timestamp) -> Markup {
+    let deliveries = |status: &str, page: &ListPage<ListedDelivery>| {
+        let names = BTreeMap::from([(callback.callback_id, callback.name.clone())]);
+        html! {
+            @if page.items.is_empty() {
+                p { "None." }
+            } @else {
+                (deliveries::rows(project, &page.items, &names))
+            }
+            @if page.next.is_some() {
+                p {
+                    a href={ "/p/" (project) "/deliveries?status=" (status) "&callback=" (callback.callback_id) } {
+                        "All " (status) " deliveries of this callback"
+                    }
+                }
+            }
+        }
+    };
+    html! {
+        dl.facts {
+            (fact("Health", Some(callback_state(callback.state))))
+            (fact("Only failures since", callback.failing_since.map(|at| html! { (time(at)) " (" (ago(at, now)) ")" })))
+            (fact("Disabled because", text(callback.reason.as_deref())))
+            (fact("Process", Some(process(project, callback))))
+        }
+        (panel("Configuration", &around.process, |process| {
+            match process.callbacks.iter().find(|known| known.callback_id == callback.callback_id) {
+                Some(callback) => configuration(callback),
+                None => html! { p { "The callback was removed from its process." } },
+            }
+        }))
+        (panel("Pending deliveries", &around.pending, |page| deliveries("pending", page)))
+        (panel("Exhausted deliveries", &around.exhausted, |page| deliveries("exhausted", page)))
+    }
+}
+
+fn configuration(callback: &Callback) -> Markup {
+    let events = callback.events.as_ref().map(|events| {
+        let name = |event: &EventKind| match event {
+            EventKind::Succeeded => "succeeded updates",
+            EventKind::Failed => "failed updates",
+        };
+        events.iter().map(name).collect::<Vec<_>>().join(", ")
+    });
+    html! {
+        dl.facts {
+            (fact("URL", text(Some(&callback.url))))
+            (fact("Receives", text(Some(events.as_deref().unwrap_or("all outcomes")))))
+            (fact("Authentication", Some(match &callback.auth {
+                None => html! { "signature only" },
+                Some(CallbackAuth::Bearer { .. }) => html! { "signature and a bearer token" },
+                Some(CallbackAuth::Header { name, .. }) => html! { "signature and the header " (name) },
+            })))
+            (fact("Timeout", Some(html! { (span(i64::from(callback.timeout_seconds) * 1000)) })))
+            (fact("Attempts at once", Some(html! { (callback.max_in_flight) })))
+            (fact("Attempts per second", callback.max_per_second.map(|rate| html! { (rate) })))
+            (fact("Order", text(Some(match callback.ordering {
+                Ordering::None => "each delivery as soon as possible",
+                Ordering::Lead => "one after the other for each lead",
+            }))))
+            @for retiring in &callback.retiring_secrets {
+                (fact("A replaced secret signs until", Some(time(retiring.until))))
+            }
+        }
+    }
+}

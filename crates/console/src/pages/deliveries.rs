@@ -1,0 +1,192 @@
+//! Deliveries: a list with filters, and one with its attempts.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use contract::{
+    ObjectId,
+    key::Scope,
+    rpc::{
+        Attempt, Delivery, DeliveryId, DeliveryStatus, GetDelivery, ListDeliveries, ListedDelivery, Page as ListPage,
+    },
+};
+use maud::{Markup, html};
+
+use crate::{
+    fault::Fault,
+    respond::Page,
+    view::{
+        layout::Section,
+        parts::{bar, delivery_status, empty, fact, link, next_page, panel, span, table, time},
+    },
+    visit::{PAGE, Visit, names},
+};
+
+/// The statuses that the list can be filtered by.
+const STATUSES: [(&str, DeliveryStatus); 3] = [
+    ("pending", DeliveryStatus::Pending),
+    ("delivered", DeliveryStatus::Delivered),
+    ("exhausted", DeliveryStatus::Exhausted),
+];
+
+/// The filters of the list, as in its URL.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Filters {
+    pub(super) status: Option<String>,
+    pub(super) callback: Option<ObjectId>,
+    pub(super) lead: Option<ObjectId>,
+}
+
+/// `GET /p/{project}/deliveries`.
+pub(crate) async fn list(visit: Visit) -> Result<Page, Fault> {
+    let project_id = visit.project(Scope::LeadsRead)?;
+    let filters = Filters {
+        status: visit.text("status").map(str::to_owned),
+        callback: visit.parameter("callback")?,
+        lead: visit.parameter("lead")?,
+    };
+    let status = filters.status.as_deref().map(|text| {
+        let known = STATUSES.iter().find(|(name, _)| *name == text).map(|(_, status)| *status);
+        known.ok_or_else(|| Fault::Invalid("status must be pending, delivered or exhausted.".into()))
+    });
+    let query = ListDeliveries {
+        project_id,
+        status: status.transpose()?,
+        callback_id: filters.callback,
+        update_id: None,
+        lead_id: filters.lead,
+        since: None,
+        cursor: visit.cursor(),
+        limit: PAGE,
+    };
+    let (page, callbacks) = tokio::join!(visit.request(&query), visit.callbacks(project_id));
+    let curl = visit.app.curl("/api/v1/leads/update", Some(r#"{"leadId":"LEAD_ID","metadata":{"color":"blue"}}"#));
+    let content = render_list(project_id, &page?, &filters, &names(&callbacks), &curl);
+    Ok(Page::Show { title: "Deliveries".into(), section: Section::Deliveries, content })
+}
+
+pub(super) fn render_list(
+    project: ObjectId,
+    page: &ListPage<ListedDelivery>,
+    filters: &Filters,
+    callbacks: &BTreeMap<ObjectId, String>,
+    curl: &str,
+) -> Markup {
+    let query = [
+        ("status", filters.status.clone()),
+        ("callback", filters.callback.map(|id| id.to_string())),
+        ("lead", filters.lead.map(|id| id.to_string())),
+    ];
+    html! {
+        form.filters {
+            label for="status" { "Status" }
+            select #status name="status" {
+                option value="" { "all" }
+                @for (name, _) in STATUSES {
+                    option value=(name) selected[filters.status.as_deref() == Some(name)] { (name) }
+                }
+            }
+            label for="callback" { "Callback" }
+            select #callback name="callback" {
+                option value="" { "all" }
+                @for (id, name) in callbacks {
+                    option value=(id) selected[filters.callback == Some(*id)] { (name) }
+                }
+                // A callback that was removed, or whose name this session may not read.
+                @if let Some(id) = filters.callback.filter(|id| !callbacks.contains_key(id)) {
+                    option value=(id) selected { (id) }
+                }
+            }
+            @if let Some(lead) = filters.lead { input type="hidden" name="lead" value=(lead); }
+            button { "Filter" }
+        }
+        @if page.items.is_empty() && page.next.is_none() {
+            @if *filters == Filters::default() {
+                (empty("There are no deliveries yet. The outcome of an update is delivered to the callbacks of its \
+                    lead's process. An update:", Some(curl)))
+            } @else {
+                (empty("No delivery meets these conditions.", None))
+            }
+        } @else {
+            (rows(project, &page.items, callbacks))
+            (next_page(&format!("/p/{project}/deliveries"), &query, page.next.as_ref()))
+        }
+    }
+}
+
+/// A table of deliveries.
+pub(super) fn rows(project: ObjectId, deliveries: &[ListedDelivery], callbacks: &BTreeMap<ObjectId, String>) -> Markup {
+    let rows = html! {
+        @for delivery in deliveries {
+            tr {
+                td { (delivery_status(delivery.status)) }
+                td { a href={ "/p/" (project) "/deliveries/" (delivery.id) } { (time(delivery.updated_at)) } }
+                td { (callback(project, delivery.id.callback_id, callbacks)) }
+                td { (link(project, "updates", delivery.id.update_id)) }
+                td.number { (delivery.attempts) }
+                td { @if let Some(at) = delivery.next_attempt_at { (time(at)) } }
+                td { (delivery.error.as_deref().unwrap_or_default()) }
+            }
+        }
+    };
+    let columns = ["Status", "Changed", "Callback", "Update", "Attempts", "Next attempt", "Last error"];
+    table("Deliveries", &columns, &rows)
+}
+
+/// A link to a callback.
+fn callback(project: ObjectId, id: ObjectId, callbacks: &BTreeMap<ObjectId, String>) -> Markup {
+    match callbacks.get(&id) {
+        Some(name) => html! { a href={ "/p/" (project) "/callbacks/" (id) } { (name) } },
+        None => link(project, "callbacks", id),
+    }
+}
+
+/// `GET /p/{project}/deliveries/{delivery}`.
+pub(crate) async fn show(visit: Visit) -> Result<Page, Fault> {
+    let project_id = visit.project(Scope::LeadsRead)?;
+    let id: DeliveryId = visit.id("delivery")?;
+    let query = GetDelivery { project_id, id };
+    let (delivery, callbacks) = tokio::join!(visit.request(&query), visit.callbacks(project_id));
+    let content = render(project_id, &delivery?, &names(&callbacks));
+    Ok(Page::Show { title: "Delivery".into(), section: Section::Deliveries, content })
+}
+
+pub(super) fn render(project: ObjectId, delivery: &Delivery, callbacks: &BTreeMap<ObjectId, String>) -> Markup {
+    html! {
+        dl.facts {
+            (fact("Status", Some(delivery_status(delivery.status))))
+            (fact("Update", Some(link(project, "updates", delivery.update_id))))
+            (fact("Callback", Some(callback(project, delivery.callback_id, callbacks))))
+            (fact("Next attempt", delivery.next_attempt_at.map(time)))
+        }
+        (panel("Attempts", &Ok(()), |()| attempts(&delivery.attempts)))
+    }
+}
+
+/// The attempts of a delivery, each with its duration as a bar.
+pub(super) fn attempts(attempts: &[Attempt]) -> Markup {
+    let duration = |attempt: &Attempt| Duration::from_millis(attempt.duration_ms.into());
+    let longest = attempts.iter().map(duration).max().unwrap_or_default();
+    let rows = html! {
+        @for attempt in attempts {
+            tr {
+                td.number { (attempt.number) }
+                td { (time(attempt.started_at)) }
+                td { (bar(duration(attempt), longest)) " " (span(attempt.duration_ms.into())) }
+                td { @match attempt.status_code { Some(code) => (code), None => "no response" } }
+                td { (attempt.error.as_deref().unwrap_or("accepted")) }
+                td {
+                    @if let Some(response) = &attempt.response {
+                        details { summary { "First bytes" } pre tabindex="0" { (response) } }
+                    }
+                }
+            }
+        }
+    };
+    html! {
+        @if attempts.is_empty() {
+            p { "No attempt yet." }
+        } @else {
+            (table("Attempts", &["No.", "Began", "Took", "Status", "Result", "Response"], &rows))
+        }
+    }
+}

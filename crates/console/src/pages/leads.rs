@@ -1,0 +1,191 @@
+//! Leads: a list with filters, and one with its state, metadata, history and deliveries.
+
+use std::collections::BTreeMap;
+
+use contract::{
+    ObjectId,
+    key::Scope,
+    process::Process,
+    rpc::{
+        GetLead, GetLeadHistory, GetProcess, HistoryEntry, Lead, ListDeliveries, ListLeads, ListedDelivery,
+        Page as ListPage, ProcessSelector,
+    },
+};
+use maud::{Markup, html};
+
+use crate::{
+    fault::Fault,
+    pages::deliveries,
+    respond::Page,
+    view::{
+        graph,
+        layout::Section,
+        parts::{Kind, badge, empty, fact, json, link, masked, next_page, panel, table, text, time},
+    },
+    visit::{PAGE, Visit, names},
+};
+
+/// How many deliveries a lead shows; the list has all.
+const LEAD_DELIVERIES: u32 = 10;
+
+/// The filters of the list, as in its URL.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Filters {
+    pub(super) state: Option<String>,
+    pub(super) process: Option<ObjectId>,
+}
+
+/// `GET /p/{project}/leads`.
+pub(crate) async fn list(visit: Visit) -> Result<Page, Fault> {
+    let project_id = visit.project(Scope::LeadsRead)?;
+    let filters = Filters { state: visit.text("state").map(str::to_owned), process: visit.parameter("process")? };
+    let query = ListLeads {
+        project_id,
+        process_id: filters.process,
+        state: filters.state.clone(),
+        updated_since: None,
+        cursor: visit.cursor(),
+        limit: PAGE,
+    };
+    let page = visit.request(&query).await?;
+    let body = format!(
+        r#"{{"lead":{{"projectId":"{project_id}","processId":"PROCESS_ID","phone":"+14155550101","name":"Ada"}},"init":true}}"#
+    );
+    let content = render_list(project_id, &page, &filters, &visit.app.curl("/api/v1/leads/initiate", Some(&body)));
+    Ok(Page::Show { title: "Leads".into(), section: Section::Leads, content })
+}
+
+pub(super) fn render_list(project: ObjectId, page: &ListPage<Lead>, filters: &Filters, curl: &str) -> Markup {
+    let query = [("state", filters.state.clone()), ("process", filters.process.map(|id| id.to_string()))];
+    html! {
+        form.filters {
+            label for="state" { "State" }
+            input #state name="state" value=[filters.state.as_deref()];
+            @if let Some(process) = filters.process { input type="hidden" name="process" value=(process); }
+            button { "Filter" }
+        }
+        @if page.items.is_empty() && page.next.is_none() {
+            @if *filters == Filters::default() {
+                (empty("There are no leads yet. This command makes the first one:", Some(curl)))
+            } @else {
+                (empty("No lead meets these conditions.", None))
+            }
+        } @else {
+            (rows(project, &page.items))
+            (next_page(&format!("/p/{project}/leads"), &query, page.next.as_ref()))
+        }
+    }
+}
+
+/// A table of leads.
+pub(super) fn rows(project: ObjectId, leads: &[Lead]) -> Markup {
+    let rows = html! {
+        @for lead in leads {
+            tr {
+                td { a href={ "/p/" (project) "/leads/" (lead.lead_id) } { (lead.name.as_deref().unwrap_or("without a name")) } }
+                td { (lead.reference_id.as_deref().unwrap_or_default()) }
+                td { (lead.state) }
+                td { (link(project, "processes", lead.process_id)) }
+                td.number { (lead.version) }
+                td { (time(lead.updated_at)) }
+            }
+        }
+    };
+    table("Leads", &["Name", "Reference", "State", "Process", "Version", "Changed"], &rows)
+}
+
+/// What a lead's page shows beside the lead.
+pub(super) struct Around {
+    pub(super) process: Result<Process, Fault>,
+    pub(super) history: Result<ListPage<HistoryEntry>, Fault>,
+    pub(super) deliveries: Result<ListPage<ListedDelivery>, Fault>,
+    pub(super) callbacks: BTreeMap<ObjectId, String>,
+}
+
+/// `GET /p/{project}/leads/{lead}`.
+pub(crate) async fn show(visit: Visit) -> Result<Page, Fault> {
+    let project_id = visit.project(Scope::LeadsRead)?;
+    let lead_id = visit.id("lead")?;
+    let query = GetLead { project_id, lead_id: Some(lead_id), reference_id: None, process_id: None };
+    let lead = visit.request(&query).await?;
+    let history = GetLeadHistory { project_id, lead_id, cursor: visit.cursor(), limit: PAGE };
+    let deliveries = ListDeliveries {
+        project_id,
+        status: None,
+        callback_id: None,
+        update_id: None,
+        lead_id: Some(lead_id),
+        since: None,
+        cursor: None,
+        limit: LEAD_DELIVERIES,
+    };
+    let process = async {
+        visit.session.role.check(project_id, Scope::ConfigRead)?;
+        visit.request(&GetProcess { project_id, process: ProcessSelector::Id(lead.process_id) }).await
+    };
+    let (process, history, deliveries, callbacks) =
+        tokio::join!(process, visit.request(&history), visit.request(&deliveries), visit.callbacks(project_id));
+    let around = Around { process, history, deliveries, callbacks: names(&callbacks) };
+    let title = lead.name.clone().unwrap_or_else(|| format!("Lead {lead_id}"));
+    Ok(Page::Show { title, section: Section::Leads, content: render(project_id, &lead, &around) })
+}
+
+pub(super) fn render(project: ObjectId, lead: &Lead, around: &Around) -> Markup {
+    let path = format!("/p/{project}/leads/{}", lead.lead_id);
+    html! {
+        dl.facts {
+            (fact("Id", Some(html! { span.id { (lead.lead_id) } })))
+            (fact("Reference", text(lead.reference_id.as_deref())))
+            (fact("State", text(Some(&lead.state))))
+            (fact("Disposition", text(lead.disposition.as_deref())))
+            (fact("Phone", lead.phone.as_deref().map(masked)))
+            (fact("E-mail", text(lead.email.as_deref())))
+            (fact("Process", Some(link(project, "processes", lead.process_id))))
+            (fact("Version", Some(html! { (lead.version) })))
+            (fact("Created", Some(time(lead.created_at))))
+            (fact("Changed", Some(time(lead.updated_at))))
+        }
+        (panel("State", &around.process, |process| graph::states(&process.rules, Some(&lead.state))))
+        (json("Metadata", &lead.metadata))
+        (panel("Updates", &around.history, |page| html! {
+            @if page.items.is_empty() { p { "No update yet." } } @else { (history(project, &page.items)) }
+            (next_page(&path, &[], page.next.as_ref()))
+        }))
+        (panel("Deliveries", &around.deliveries, |page| html! {
+            @if page.items.is_empty() {
+                p { "No outcome of this lead was delivered." }
+            } @else {
+                (deliveries::rows(project, &page.items, &around.callbacks))
+            }
+            @if page.next.is_some() {
+                p { a href={ "/p/" (project) "/deliveries?lead=" (lead.lead_id) } { "All deliveries of this lead" } }
+            }
+        }))
+    }
+}
+
+fn history(project: ObjectId, entries: &[HistoryEntry]) -> Markup {
+    let rows = html! {
+        @for entry in entries {
+            tr {
+                td { a href={ "/p/" (project) "/updates/" (entry.update_id) } { (time(entry.logged_at)) } }
+                td {
+                    @if entry.success { (badge(Kind::Good, "succeeded")) }
+                    @else { (badge(Kind::Bad, entry.error_code.as_deref().unwrap_or("failed"))) }
+                }
+                td { (states(entry)) }
+                td { (entry.disposition.as_deref().unwrap_or_default()) }
+                td { (entry.user_id.as_deref().unwrap_or_default()) }
+                td { (entry.error.as_deref().unwrap_or_default()) }
+            }
+        }
+    };
+    table("Updates", &["Logged", "Outcome", "State", "Disposition", "User", "Error"], &rows)
+}
+
+fn states(entry: &HistoryEntry) -> String {
+    match (entry.from_state.as_deref(), entry.to_state.as_deref()) {
+        (Some(from), Some(to)) if from != to => format!("{from} → {to}"),
+        (from, to) => to.or(from).unwrap_or_default().to_owned(),
+    }
+}

@@ -1,0 +1,140 @@
+//! Signing in, with an API key or a one-time link, and out.
+
+use std::sync::Arc;
+
+use axum::{
+    extract::{Request, State},
+    http::{HeaderValue, StatusCode, Uri, header::SET_COOKIE},
+    response::{Html, IntoResponse, Response},
+};
+use contract::secret::Secret;
+use maud::{Markup, html};
+use service_kit::clock;
+
+use crate::{
+    app::App,
+    fault::Fault,
+    login_link, respond,
+    session::{self, Session},
+    view::{
+        layout::{self, Frame, Section},
+        parts::notice,
+    },
+};
+
+/// `GET /login`: a form. A link's token is used up by the form, not by this request: mail scanners and browsers fetch
+/// links ahead of people.
+pub(crate) async fn form(uri: Uri) -> Response {
+    let fields = respond::parameters(uri.query().unwrap_or_default().as_bytes());
+    show(&fields, None)
+}
+
+/// `POST /login`.
+pub(crate) async fn submit(State(app): State<Arc<App>>, request: Request) -> Response {
+    let fields = match respond::form(&app, request).await {
+        Ok(fields) => fields,
+        Err(fault) => return show(&[], Some(&fault)),
+    };
+    match sign_in(&app, &fields).await {
+        Ok(cookie) => with_cookie(respond::see_other(local_path(field(&fields, "next"))), cookie),
+        // A token that failed once fails again: the form for keys follows.
+        Err(fault) => show(&[], Some(&fault)),
+    }
+}
+
+/// `POST /logout`.
+pub(crate) async fn end(State(app): State<Arc<App>>, request: Request) -> Response {
+    let session = Session::of(&app, request.headers(), clock::now());
+    let ended = respond::form(&app, request).await.and_then(|fields| match &session {
+        Some(session) => respond::check_form_token(session, &fields),
+        None => Ok(()),
+    });
+    match ended {
+        Ok(()) => with_cookie(respond::see_other("/login"), session::no_cookie(&app)),
+        Err(fault) => respond::fault_page(&fault, None),
+    }
+}
+
+/// Signs in with the link's token or the API key of the form; the cookie of the new session.
+async fn sign_in(app: &App, fields: &[(String, String)]) -> Result<HeaderValue, Fault> {
+    let now = clock::now();
+    let api_key = match (field(fields, "token"), field(fields, "api_key")) {
+        (Some(token), _) => {
+            login_link::redeem(&app.broker()?.js, token, now).await?;
+            tracing::info!("an operator signed in");
+            None
+        }
+        (None, Some(key)) => {
+            let secret = Secret::from(key.trim());
+            let key = session::valid_key(app, &secret, now).ok_or_else(|| match app.keys.is_complete() {
+                true => Fault::Refused("This API key is unknown, revoked or expired.".into()),
+                false => Fault::Unavailable("The console is starting. Try again in a moment.".into()),
+            })?;
+            tracing::info!(key_id = %key.key_id, "an API key signed in");
+            Some(secret)
+        }
+        (None, None) => return Err(Fault::Invalid("Enter an API key.".into())),
+    };
+    Ok(session::new_cookie(app, api_key, now))
+}
+
+fn field<'a>(fields: &'a [(String, String)], name: &str) -> Option<&'a str> {
+    fields.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+}
+
+/// Where to go after the login: a path of the console, never another site.
+fn local_path(next: Option<&str>) -> &str {
+    let is_local = |path: &&str| path.starts_with('/') && !path.starts_with("//") && !path.contains(['\\', '\r', '\n']);
+    next.filter(is_local).unwrap_or("/")
+}
+
+fn with_cookie(mut response: Response, cookie: HeaderValue) -> Response {
+    response.headers_mut().insert(SET_COOKIE, cookie);
+    response
+}
+
+fn show(fields: &[(String, String)], fault: Option<&Fault>) -> Response {
+    let frame = Frame { title: "Sign in", session: None, project: None, section: Section::None, now: clock::now() };
+    let content = render(field(fields, "token"), field(fields, "next"), fault);
+    let status = fault.map_or(StatusCode::OK, Fault::status);
+    (status, Html(layout::page(&frame, &content).into_string())).into_response()
+}
+
+pub(super) fn render(token: Option<&str>, next: Option<&str>, fault: Option<&Fault>) -> Markup {
+    html! {
+        @if let Some(fault) = fault { (notice(fault)) }
+        form.login action="/login" method="post" {
+            @if let Some(next) = next { input type="hidden" name="next" value=(next); }
+            @if let Some(token) = token {
+                input type="hidden" name="token" value=(token);
+                p { "This link signs you in as an operator, once." }
+                button autofocus { "Sign in as operator" }
+            } @else {
+                label for="api_key" { "API key" }
+                input #api_key name="api_key" type="password" required autocomplete="off" spellcheck="false";
+                button { "Sign in" }
+                p { "The key opens its own project, as far as its scopes go." }
+                p { "Operators make a one-time link instead: " code { "leadctl console token" } }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_login_leads_to_no_other_site() {
+        for (next, expected) in [
+            (None, "/"),
+            (Some("/p/1?q=2"), "/p/1?q=2"),
+            (Some("//evil.example"), "/"),
+            (Some("/\\evil.example"), "/"),
+            (Some("https://evil.example"), "/"),
+            (Some("/a\r\nset-cookie: x"), "/"),
+        ] {
+            assert_eq!(local_path(next), expected, "{next:?}");
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! The pages: a handler that sends the queries, and a pure function that renders their replies.
+
+pub(crate) mod board;
+pub(crate) mod callbacks;
+pub(crate) mod deliveries;
+pub(crate) mod go;
+pub(crate) mod leads;
+pub(crate) mod login;
+pub(crate) mod processes;
+pub(crate) mod projects;
+pub(crate) mod updates;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,52 @@
+//! The projects that a visitor may see.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use contract::{ObjectId, key::ApiKey};
+use maud::{Markup, html};
+
+use crate::{
+    fault::Fault,
+    respond::Page,
+    session::Role,
+    view::{
+        layout::Section,
+        parts::{empty, table},
+    },
+    visit::Visit,
+};
+
+/// `GET /`: an API key's project, or an operator's list of them.
+pub(crate) async fn list(visit: Visit) -> Result<Page, Fault> {
+    if let Role::Key(key) = &visit.session.role {
+        return Ok(Page::Redirect(format!("/p/{}", key.project_id)));
+    }
+    let content = render(&visit.app.keys.all());
+    Ok(Page::Show { title: "Projects".into(), section: Section::None, content })
+}
+
+/// The projects that have an API key, with the names of their keys.
+pub(super) fn render(keys: &[Arc<ApiKey>]) -> Markup {
+    let mut projects: BTreeMap<ObjectId, Vec<&str>> = BTreeMap::new();
+    for key in keys {
+        projects.entry(key.project_id).or_default().push(&key.name);
+    }
+    projects.values_mut().for_each(|names| names.sort_unstable());
+    let rows = html! {
+        @for (project, names) in &projects {
+            tr {
+                td { a.id href={ "/p/" (project) } { (project) } }
+                td { (names.join(", ")) }
+            }
+        }
+    };
+    html! {
+        @if projects.is_empty() {
+            (empty("No project has an API key yet. These commands create both:", Some(
+                "leadctl project create --name Sales\nleadctl key create --project PROJECT_ID --name crm")))
+        } @else {
+            p { "The projects that have an API key." }
+            (table("Projects", &["Project", "API keys"], &rows))
+        }
+    }
+}

@@ -1,0 +1,283 @@
+//! Snapshots of pages.
+
+use std::sync::Arc;
+
+use contract::{
+    JsonObject, ObjectId, Timestamp,
+    process::{Callback, CallbackAuth, Ordering, Process, Rules, State, StateKind},
+    rpc::{
+        Attempt, CallbackState, CallbackStatus, Cursor, Delivery, DeliveryId, DeliveryStatus, HistoryEntry, Lead,
+        ListedDelivery, Page, ParkedUpdate, Update, UpdateDeliveries, UpdateStatus,
+    },
+};
+use maud::Markup;
+
+use super::{board, callbacks, deliveries, leads, login, processes, projects, updates};
+use crate::{
+    fault::Fault,
+    session::tests::{PROJECT, key},
+};
+
+const fn id(byte: u8) -> ObjectId {
+    ObjectId::from_bytes([byte; 12])
+}
+
+const LEAD: ObjectId = id(0x22);
+const PROCESS: ObjectId = id(0x33);
+const UPDATE: ObjectId = id(0x44);
+const CALLBACK: ObjectId = id(0x55);
+
+fn at(millis: i64) -> Timestamp {
+    Timestamp::from_millis(1_768_193_759_048 + millis)
+}
+
+fn object(text: &str) -> JsonObject {
+    JsonObject::from_text(text.into()).unwrap()
+}
+
+/// The HTML with a line per element.
+fn lines(html: &Markup) -> String {
+    html.0.replace("><", ">\n<")
+}
+
+fn page<T>(items: Vec<T>, next: Option<&str>) -> Page<T> {
+    Page { items, next: next.map(|place| Cursor::new("list", place)) }
+}
+
+fn absent<T>() -> Result<T, Fault> {
+    Err(Fault::Unavailable("webhook-notifier does not run. Reload the page to try again.".into()))
+}
+
+fn lead() -> Lead {
+    Lead {
+        lead_id: LEAD,
+        project_id: PROJECT,
+        process_id: PROCESS,
+        reference_id: Some("R-1".into()),
+        name: Some("Ada <script>".into()),
+        phone: Some("+4915112345678".into()),
+        email: Some("ada@example.com".into()),
+        state: "new".into(),
+        disposition: None,
+        metadata: object(r#"{"budget":123456789012345678901234567890}"#),
+        version: 3,
+        created_at: at(0),
+        updated_at: at(60_000),
+        activities: vec![],
+    }
+}
+
+fn process() -> Process {
+    let state = |name: &str, kind| State { name: name.into(), kind, takes_disposition: None };
+    Process {
+        project_id: PROJECT,
+        process_id: Some(PROCESS),
+        revision: 7,
+        name: "sales".into(),
+        rules: Rules {
+            states: vec![state("new", StateKind::Initial), state("lost", StateKind::Terminal)],
+            transitions: Some([("new".to_owned(), ["lost".to_owned()].into())].into()),
+            ..Rules::default()
+        },
+        callbacks: vec![Callback {
+            callback_id: CALLBACK,
+            name: "crm".into(),
+            url: "https://crm.example/hook".into(),
+            auth: Some(CallbackAuth::Header { name: "x-key".into(), value: "".into() }),
+            secrets: vec![],
+            retiring_secrets: vec![],
+            events: None,
+            enabled: true,
+            timeout_seconds: 15,
+            max_in_flight: 64,
+            max_per_second: Some(50),
+            ordering: Ordering::Lead,
+        }],
+    }
+}
+
+fn callback(state: CallbackState) -> CallbackStatus {
+    CallbackStatus {
+        callback_id: CALLBACK,
+        name: "crm".into(),
+        process_id: Some(PROCESS),
+        process: "sales".into(),
+        state,
+        failing_since: (state == CallbackState::Disabled).then(|| at(0)),
+        reason: (state == CallbackState::Disabled).then(|| "nothing but failures for 5 days".into()),
+    }
+}
+
+fn listed(status: DeliveryStatus) -> ListedDelivery {
+    ListedDelivery {
+        id: DeliveryId { update_id: UPDATE, callback_id: CALLBACK },
+        process_id: Some(PROCESS),
+        status,
+        attempts: 2,
+        next_attempt_at: (status == DeliveryStatus::Pending).then(|| at(5000)),
+        created_at: at(0),
+        updated_at: at(1000),
+        error: Some("the endpoint answered 503".into()),
+    }
+}
+
+fn delivery() -> Delivery {
+    let attempt = |number, duration_ms, status_code: Option<u16>, error: Option<&str>| Attempt {
+        number,
+        started_at: at(i64::from(number) * 1000),
+        duration_ms,
+        status_code,
+        error: error.map(str::to_owned),
+        response: error.map(|_| "<h1>Service unavailable</h1>".to_owned()),
+    };
+    Delivery {
+        update_id: UPDATE,
+        callback_id: CALLBACK,
+        status: DeliveryStatus::Delivered,
+        next_attempt_at: None,
+        attempts: vec![attempt(1, 40, Some(503), Some("the endpoint answered 503")), attempt(2, 10, Some(200), None)],
+    }
+}
+
+fn update() -> Update {
+    Update {
+        status: UpdateStatus::Failed,
+        command: Some(object(r#"{"leadId":"222222222222222222222222","metadata":{"color":"blue"}}"#)),
+        log_sequence: Some(9),
+        logged_at: Some(at(0)),
+        lead_id: Some(LEAD),
+        process_id: Some(PROCESS),
+        error: Some("Lead update is not allowed while a call is in progress for this lead".into()),
+        error_code: Some("call_in_progress".into()),
+        from_state: Some("new".into()),
+        to_state: Some("new".into()),
+        version: Some(3),
+        user_id: Some("u-1".into()),
+        api_key_id: Some(id(0xaa)),
+        warnings: vec!["the disposition was ignored".into()],
+        applied_at: Some(at(54)),
+        data: Some(object("{}")),
+        ..Update::pending(UPDATE)
+    }
+}
+
+fn names() -> std::collections::BTreeMap<ObjectId, String> {
+    [(CALLBACK, "crm".to_owned())].into()
+}
+
+#[test]
+fn the_timeline_of_an_update() {
+    let deliveries = Ok(UpdateDeliveries { deliveries: vec![delivery()], parked: None });
+    insta::assert_snapshot!(lines(&updates::render(PROJECT, &update(), &deliveries, &names())));
+}
+
+#[test]
+fn an_update_is_shown_while_the_deliveries_cannot_be_read() {
+    let html = updates::render(PROJECT, &update(), &absent(), &names()).0;
+    assert!(html.contains("webhook-notifier does not run.") && html.contains("failed: call_in_progress"), "{html}");
+}
+
+#[test]
+fn an_update_that_waits_says_what_for() {
+    let queued = Update { queued_until: Some(at(7000)), ..Update::pending(UPDATE) };
+    let parked = ParkedUpdate { since: at(0), reason: "the process cannot be read".into() };
+    let deliveries = Ok(UpdateDeliveries { deliveries: vec![], parked: Some(parked) });
+    let html = updates::render(PROJECT, &queued, &deliveries, &names()).0;
+    assert!(html.contains("Queued</b> until the call ends, at the latest"), "{html}");
+    assert!(html.contains("Not decided yet") && html.contains("the process cannot be read"), "{html}");
+}
+
+#[test]
+fn a_lead() {
+    let entry = HistoryEntry {
+        update_id: UPDATE,
+        success: true,
+        error: None,
+        error_code: None,
+        from_state: Some("new".into()),
+        to_state: Some("lost".into()),
+        disposition: Some("too expensive".into()),
+        version: Some(3),
+        user_id: None,
+        api_key_id: None,
+        warnings: vec![],
+        epoch: 1,
+        log_sequence: 9,
+        logged_at: at(0),
+        applied_at: at(54),
+    };
+    let around = leads::Around {
+        process: Ok(process()),
+        history: Ok(page(vec![entry], Some("9"))),
+        deliveries: Ok(page(vec![listed(DeliveryStatus::Pending)], None)),
+        callbacks: names(),
+    };
+    insta::assert_snapshot!(lines(&leads::render(PROJECT, &lead(), &around)));
+}
+
+#[test]
+fn lists_of_leads() {
+    let filters = leads::Filters { state: Some("new".into()), process: Some(PROCESS) };
+    let list = leads::render_list(PROJECT, &page(vec![lead()], Some("7")), &filters, "curl");
+    insta::assert_snapshot!(lines(&list));
+
+    let none = leads::render_list(PROJECT, &page(vec![], None), &leads::Filters::default(), "curl …/initiate").0;
+    assert!(none.contains("This command makes the first one:") && none.contains("curl …/initiate"), "{none}");
+    let unmet = leads::render_list(PROJECT, &page(vec![], None), &filters, "curl").0;
+    assert!(unmet.contains("No lead meets these conditions."), "{unmet}");
+}
+
+#[test]
+fn a_list_of_deliveries() {
+    let filters = deliveries::Filters { status: Some("pending".into()), callback: Some(CALLBACK), lead: Some(LEAD) };
+    let list = page(vec![listed(DeliveryStatus::Pending)], Some("7"));
+    insta::assert_snapshot!(lines(&deliveries::render_list(PROJECT, &list, &filters, &names(), "curl")));
+}
+
+#[test]
+fn a_delivery_with_its_attempts() {
+    insta::assert_snapshot!(lines(&deliveries::render(PROJECT, &delivery(), &names())));
+}
+
+#[test]
+fn a_callback() {
+    let around = callbacks::Around {
+        process: Ok(process()),
+        pending: Ok(page(vec![], None)),
+        exhausted: Ok(page(vec![listed(DeliveryStatus::Exhausted)], Some("7"))),
+    };
+    let html = callbacks::render(PROJECT, &callback(CallbackState::Disabled), &around, at(90_000_000));
+    insta::assert_snapshot!(lines(&html));
+}
+
+#[test]
+fn a_process() {
+    insta::assert_snapshot!(lines(&processes::render(PROJECT, &process())));
+}
+
+#[test]
+fn a_board_shows_what_needs_attention_and_what_cannot_be_read() {
+    let board = board::Board {
+        callbacks: Ok(vec![callback(CallbackState::Healthy), callback(CallbackState::Disabled)]),
+        exhausted: Ok(page(vec![listed(DeliveryStatus::Exhausted)], None)),
+        pending: absent(),
+        leads: Ok(page(vec![lead()], None)),
+        processes: Ok(page(vec![], None)),
+    };
+    insta::assert_snapshot!(lines(&board::render(PROJECT, &board, at(0))));
+}
+
+#[test]
+fn the_list_of_projects() {
+    let mut other = key();
+    other.name = "billing".into();
+    insta::assert_snapshot!(lines(&projects::render(&[Arc::new(key()), Arc::new(other)])));
+    assert!(projects::render(&[]).0.contains("leadctl project create"));
+}
+
+#[test]
+fn the_login() {
+    insta::assert_snapshot!(lines(&login::render(None, Some("/p/1"), None)));
+    let link = login::render(Some("lrc_00"), None, Some(&Fault::Refused("used".into()))).0;
+    assert!(link.contains(r#"name="token" value="lrc_00""#) && link.contains("used") && !link.contains("api_key"));
+}

@@ -1,0 +1,166 @@
+//! What every page has in common: the session, the checks of forms, and the headers of security.
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use axum::{
+    body::to_bytes,
+    extract::{RawPathParams, Request, State},
+    http::{
+        HeaderMap, HeaderName, HeaderValue, StatusCode, Uri,
+        header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, LOCATION, ORIGIN, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS},
+    },
+    response::{Html, IntoResponse, Response},
+    routing::{MethodRouter, get},
+};
+use maud::Markup;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use service_kit::clock;
+
+use crate::{
+    app::App,
+    fault::Fault,
+    session::Session,
+    view::layout::{self, Frame, Section},
+    visit::Visit,
+};
+
+/// Scripts, styles and forms of the console only, no other content, no frames.
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; \
+    form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
+
+/// The longest form, in bytes. The longest value is an API key or a token.
+const MAX_FORM_BYTES: usize = 8 << 10;
+/// How long a form may take to arrive.
+const FORM_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A page of a signed-in visitor.
+pub(crate) enum Page {
+    Show { title: String, section: Section, content: Markup },
+    Redirect(String),
+}
+
+/// Serves a page to signed-in visitors.
+pub(crate) fn page<F>(show: impl Fn(Visit) -> F + Clone + Send + Sync + 'static) -> MethodRouter<Arc<App>>
+where
+    F: Future<Output = Result<Page, Fault>> + Send + 'static,
+{
+    get(async move |State(app): State<Arc<App>>, path: RawPathParams, headers: HeaderMap, uri: Uri| {
+        let path = path.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+        respond(app, headers, uri, path, show).await
+    })
+}
+
+/// Shows a page to a signed-in visitor; others are sent to the login.
+pub(crate) async fn respond<F>(
+    app: Arc<App>,
+    headers: HeaderMap,
+    uri: Uri,
+    path: Vec<(String, String)>,
+    show: impl FnOnce(Visit) -> F,
+) -> Response
+where
+    F: Future<Output = Result<Page, Fault>>,
+{
+    let now = clock::now();
+    let Some(session) = Session::of(&app, &headers, now) else {
+        if app.broker.get().is_none() || !app.keys.is_complete() {
+            let fault = Fault::Unavailable("The console is starting. Reload the page in a moment.".into());
+            return fault_page(&fault, None);
+        }
+        let next = uri.path_and_query().map_or("/", |path| path.as_str());
+        return see_other(&format!("/login?next={}", utf8_percent_encode(next, NON_ALPHANUMERIC)));
+    };
+    let query = parameters(uri.query().unwrap_or_default().as_bytes());
+    let visit = Visit { app, session: session.clone(), now, path, query };
+    let project = visit.id("project").ok();
+    match show(visit).await {
+        Ok(Page::Redirect(to)) => see_other(&to),
+        Ok(Page::Show { title, section, content }) => {
+            let frame = Frame { title: &title, session: Some(&session), project, section, now };
+            Html(layout::page(&frame, &content).into_string()).into_response()
+        }
+        Err(fault) => fault_page(&fault, Some((&session, project))),
+    }
+}
+
+/// The page of a fault.
+pub(crate) fn fault_page(fault: &Fault, visitor: Option<(&Session, Option<contract::ObjectId>)>) -> Response {
+    let (session, project) = visitor.unzip();
+    // The frame of a project is shown only to visitors who may know that it exists.
+    let project = if matches!(fault, Fault::NotFound(_)) { None } else { project.flatten() };
+    let frame = Frame { title: fault.title(), session, project, section: Section::None, now: clock::now() };
+    (fault.status(), Html(layout::page(&frame, &layout::fault(fault)).into_string())).into_response()
+}
+
+/// A redirect that browsers follow with GET.
+pub(crate) fn see_other(to: &str) -> Response {
+    let location = HeaderValue::try_from(to).unwrap_or_else(|_| HeaderValue::from_static("/"));
+    (StatusCode::SEE_OTHER, [(LOCATION, location)]).into_response()
+}
+
+/// The parameters of a query string or form; empty ones are left out, as forms send their empty fields.
+pub(crate) fn parameters(text: &[u8]) -> Vec<(String, String)> {
+    form_urlencoded::parse(text).into_owned().filter(|(_, value)| !value.is_empty()).collect()
+}
+
+/// Reads a form that one of the console's own pages sent.
+pub(crate) async fn form(app: &App, request: Request) -> Result<Vec<(String, String)>, Fault> {
+    check_origin(app, request.headers())?;
+    let body = tokio::time::timeout(FORM_TIMEOUT, to_bytes(request.into_body(), MAX_FORM_BYTES)).await;
+    match body {
+        Ok(Ok(body)) => Ok(parameters(&body)),
+        Ok(Err(_)) => Err(Fault::Invalid("The form is too long, or was not sent completely.".into())),
+        Err(_) => Err(Fault::Invalid("The form took too long to arrive.".into())),
+    }
+}
+
+/// Browsers name the site of a form in the header `Origin`, and no site can change that.
+fn check_origin(app: &App, headers: &HeaderMap) -> Result<(), Fault> {
+    let origin = headers.get(ORIGIN).and_then(|origin| origin.to_str().ok());
+    if origin == Some(app.public.origin.as_str()) {
+        return Ok(());
+    }
+    Err(Fault::Refused(format!(
+        "This form was sent from {}. Open the console at {}, and use its own forms.",
+        origin.unwrap_or("a page without an origin"),
+        app.public.origin
+    )))
+}
+
+/// Checks that a form was rendered for this session.
+pub(crate) fn check_form_token(session: &Session, fields: &[(String, String)]) -> Result<(), Fault> {
+    let sent = fields.iter().find(|(name, _)| name == "form_token").map(|(_, value)| value);
+    if sent == Some(&session.form_token) {
+        return Ok(());
+    }
+    Err(Fault::Refused("This form belongs to another session. Reload its page and send it again.".into()))
+}
+
+/// Adds the headers of security to a response.
+pub(crate) async fn with_security_headers(mut response: Response) -> Response {
+    let headers = response.headers_mut();
+    let fixed = |text| HeaderValue::from_static(text);
+    headers.insert(CONTENT_SECURITY_POLICY, fixed(POLICY));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, fixed("nosniff"));
+    headers.insert(REFERRER_POLICY, fixed("same-origin"));
+    headers.insert(HeaderName::from_static("cross-origin-opener-policy"), fixed("same-origin"));
+    headers.entry(CACHE_CONTROL).or_insert(fixed("no-store"));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_are_decoded_and_empty_ones_left_out() {
+        let parameters = parameters(b"state=follow+up%26&process=&q=1");
+        let expected = [("state", "follow up&"), ("q", "1")].map(|(name, value)| (name.to_owned(), value.to_owned()));
+        assert_eq!(parameters, expected);
+    }
+
+    #[test]
+    fn the_policy_allows_nothing_inline() {
+        assert!(!POLICY.contains("unsafe") && !POLICY.contains('*') && !POLICY.contains("http"));
+    }
+}

@@ -1,0 +1,193 @@
+//! Sessions: sealed cookies with an end. No replica stores them, so that any replica serves any session.
+
+use std::sync::Arc;
+
+use axum::http::{HeaderMap, HeaderValue, header::COOKIE};
+use contract::{
+    ObjectId, Timestamp,
+    key::{ApiKey, Scope},
+    secret::Secret,
+};
+use secrets::api_key;
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+
+use crate::{app::App, config::PublicUrl, fault::Fault};
+
+/// How long a session lasts. A longer one serves a stolen cookie longer, a shorter one asks for logins more often.
+const SESSION_AGE: Duration = Duration::from_hours(12);
+const PURPOSE: &str = "console session";
+
+/// What the cookie contains, sealed.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Sealed {
+    /// The API key that signed in; absent for an operator.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    api_key: Option<Secret>,
+    form_token: String,
+    ends_at: Timestamp,
+}
+
+/// A signed-in visitor.
+#[derive(Debug, Clone)]
+pub(crate) struct Session {
+    pub(crate) role: Role,
+    /// A form that the console rendered for this session contains it; a form of another site cannot.
+    pub(crate) form_token: String,
+}
+
+/// What a visitor may see.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// Every project.
+    Operator,
+    /// The project of an API key, as far as the key's scopes go.
+    Key(Arc<ApiKey>),
+}
+
+impl Role {
+    /// Whether the visitor may read what needs this scope in this project.
+    pub(crate) fn check(&self, project_id: ObjectId, scope: Scope) -> Result<(), Fault> {
+        match self {
+            Self::Operator => Ok(()),
+            // Another project does not exist for the visitor.
+            Self::Key(key) if key.project_id != project_id => Err(Fault::no_page()),
+            Self::Key(key) if !key.scopes.contains(&scope) => Err(Fault::MissingScope(scope)),
+            Self::Key(_) => Ok(()),
+        }
+    }
+
+    /// The visitor, for people and for the log.
+    pub(crate) fn name(&self) -> String {
+        match self {
+            Self::Operator => "operator".to_owned(),
+            Self::Key(key) => format!("key {}", key.name),
+        }
+    }
+}
+
+impl Session {
+    /// The session of a request, if it has a valid one.
+    pub(crate) fn of(app: &App, headers: &HeaderMap, now: Timestamp) -> Option<Self> {
+        let name = cookie_name(&app.public);
+        let cookies = headers.get_all(COOKIE).iter().filter_map(|value| value.to_str().ok());
+        let mut pairs = cookies.flat_map(|cookies| cookies.split(';')).filter_map(|pair| pair.trim().split_once('='));
+        let (_, token) = pairs.find(|(known, _)| *known == name)?;
+        let clear = app.session_key.open(PURPOSE, token)?;
+        let sealed: Sealed = serde_json::from_slice(&clear).ok().filter(|sealed: &Sealed| now < sealed.ends_at)?;
+        let role = match sealed.api_key {
+            None => Role::Operator,
+            Some(key) => Role::Key(valid_key(app, &key, now)?),
+        };
+        Some(Self { role, form_token: sealed.form_token })
+    }
+}
+
+/// The key with this text, if the gateway accepts it.
+pub(crate) fn valid_key(app: &App, key: &Secret, now: Timestamp) -> Option<Arc<ApiKey>> {
+    app.keys.get(&api_key::hash(key.expose())).filter(|key| key.is_valid(now))
+}
+
+/// The cookie of a new session: an operator's, or an API key's.
+pub(crate) fn new_cookie(app: &App, api_key: Option<Secret>, now: Timestamp) -> HeaderValue {
+    let form_token = hex::encode(rand::random::<[u8; 16]>());
+    let sealed = Sealed { api_key, form_token, ends_at: now.plus(SESSION_AGE) };
+    // A struct of texts and numbers is always written.
+    let clear = serde_json::to_vec(&sealed).unwrap_or_default();
+    cookie(&app.public, &app.session_key.seal(PURPOSE, rand::random(), &clear), SESSION_AGE)
+}
+
+/// The cookie that ends a session.
+pub(crate) fn no_cookie(app: &App) -> HeaderValue {
+    cookie(&app.public, "", Duration::ZERO)
+}
+
+fn cookie_name(public: &PublicUrl) -> &'static str {
+    // Browsers accept the prefix over TLS only.
+    if public.is_https { "__Host-leadrelay" } else { "leadrelay" }
+}
+
+fn cookie(public: &PublicUrl, token: &str, age: Duration) -> HeaderValue {
+    let secure = if public.is_https { "; Secure" } else { "" };
+    let (name, age) = (cookie_name(public), age.as_secs());
+    let text = format!("{name}={token}; Path=/; Max-Age={age}; HttpOnly; SameSite=Strict{secure}");
+    // The token is base64url.
+    HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static(""))
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::sync::OnceLock;
+
+    use secrets::{TokenKey, new_sealing_key};
+    use service_kit::kv::BucketCache;
+
+    use super::*;
+
+    pub(crate) const PROJECT: ObjectId = ObjectId::from_bytes([0x11; 12]);
+
+    pub(crate) fn key() -> ApiKey {
+        ApiKey {
+            key_id: ObjectId::from_bytes([0xaa; 12]),
+            project_id: PROJECT,
+            name: "crm".into(),
+            scopes: [Scope::LeadsRead].into(),
+            created_at: Timestamp::from_millis(0),
+            expires_at: None,
+            revoked_at: None,
+        }
+    }
+
+    fn app(is_https: bool, key: ApiKey) -> App {
+        App {
+            keys: BucketCache::from_iter([(api_key::hash("lr_1"), key)]),
+            broker: OnceLock::new(),
+            session_key: TokenKey::parse(&new_sealing_key([1; 32])).unwrap(),
+            public: PublicUrl { origin: "https://console.example".into(), is_https },
+            gateway_url: "http://gateway".into(),
+        }
+    }
+
+    fn headers(cookie: &HeaderValue) -> HeaderMap {
+        let cookie = cookie.to_str().unwrap().split_once(';').unwrap().0;
+        HeaderMap::from_iter([(COOKIE, format!("other=1; {cookie}").parse().unwrap())])
+    }
+
+    #[test]
+    fn a_session_ends_at_its_time_and_with_its_key() {
+        let now = Timestamp::from_millis(1_000_000);
+        let app = app(true, key());
+        let cookie = new_cookie(&app, Some("lr_1".into()), now);
+
+        assert!(cookie.to_str().unwrap().ends_with("; Path=/; Max-Age=43200; HttpOnly; SameSite=Strict; Secure"));
+        assert!(cookie.to_str().unwrap().starts_with("__Host-leadrelay="));
+        assert_eq!(Session::of(&app, &headers(&cookie), now).unwrap().role, Role::Key(Arc::new(key())));
+        assert!(Session::of(&app, &headers(&cookie), now.plus(SESSION_AGE)).is_none());
+        assert!(Session::of(&app, &headers(&no_cookie(&app)), now).is_none());
+        let unknown = new_cookie(&app, Some("lr_2".into()), now);
+        assert!(Session::of(&app, &headers(&unknown), now).is_none());
+        let revoked = ApiKey { revoked_at: Some(now), ..key() };
+        assert!(Session::of(&super::tests::app(true, revoked), &headers(&cookie), now).is_none());
+        let operator = new_cookie(&app, None, now);
+        assert_eq!(Session::of(&app, &headers(&operator), now).unwrap().role, Role::Operator);
+    }
+
+    #[test]
+    fn a_plain_listener_has_a_cookie_without_the_prefix() {
+        let cookie = new_cookie(&app(false, key()), None, Timestamp::from_millis(0));
+        let text = cookie.to_str().unwrap();
+        assert!(text.starts_with("leadrelay=") && text.ends_with("SameSite=Strict"), "{text}");
+    }
+
+    #[test]
+    fn a_key_sees_its_project_as_far_as_its_scopes_go() {
+        let role = Role::Key(Arc::new(key()));
+        let other = ObjectId::from_bytes([0x22; 12]);
+
+        assert_eq!(role.check(PROJECT, Scope::LeadsRead), Ok(()));
+        assert_eq!(role.check(PROJECT, Scope::ConfigRead), Err(Fault::MissingScope(Scope::ConfigRead)));
+        assert_eq!(role.check(other, Scope::LeadsRead), Err(Fault::no_page()));
+        assert_eq!(Role::Operator.check(other, Scope::ConfigRead), Ok(()));
+    }
+}

@@ -1,0 +1,5 @@
+//! What pages are made of. Everything here is pure.
+
+pub(crate) mod graph;
+pub(crate) mod layout;
+pub(crate) mod parts;

@@ -1,0 +1,293 @@
+//! Small parts of pages.
+
+use std::time::Duration;
+
+use contract::{
+    JsonObject, ObjectId, Timestamp,
+    rpc::{CallbackState, Cursor, DeliveryStatus},
+};
+use maud::{Markup, html};
+
+use crate::fault::Fault;
+
+/// A panel: a titled part of a page, whose data may be missing while the rest of the page is shown.
+pub(crate) fn panel<T>(title: &str, data: &Result<T, Fault>, content: impl FnOnce(&T) -> Markup) -> Markup {
+    html! {
+        section.panel {
+            h2 { (title) }
+            @match data {
+                Ok(data) => (content(data)),
+                Err(fault) => (notice(fault)),
+            }
+        }
+    }
+}
+
+/// Why something is not shown.
+pub(crate) fn notice(fault: &Fault) -> Markup {
+    html! { p.notice role="status" { (fault.to_string()) } }
+}
+
+/// An empty list: what would be in it, and the command that makes its first entry.
+pub(crate) fn empty(text: &str, command: Option<&str>) -> Markup {
+    html! {
+        div.empty {
+            p { (text) }
+            @if let Some(command) = command { pre tabindex="0" { code { (command) } } }
+        }
+    }
+}
+
+/// A table that scrolls by itself on narrow screens.
+pub(crate) fn table(caption: &str, columns: &[&str], rows: &Markup) -> Markup {
+    html! {
+        div.scroll tabindex="0" role="region" aria-label=(caption) {
+            table {
+                caption.hidden { (caption) }
+                thead { tr { @for column in columns { th scope="col" { (column) } } } }
+                tbody { (rows) }
+            }
+        }
+    }
+}
+
+/// The link to a list's next page.
+pub(crate) fn next_page(path: &str, filters: &[(&str, Option<String>)], next: Option<&Cursor>) -> Markup {
+    let Some(cursor) = next else { return html! {} };
+    let mut query = form_urlencoded::Serializer::new(String::new());
+    for (name, value) in filters {
+        if let Some(value) = value {
+            query.append_pair(name, value);
+        }
+    }
+    query.append_pair("cursor", cursor.as_str());
+    html! { p.pages { a rel="next" href={ (path) "?" (query.finish()) } { "Next page" } } }
+}
+
+/// An instant.
+pub(crate) fn time(at: Timestamp) -> Markup {
+    let iso = at.to_iso();
+    let text = iso.replacen('T', " ", 1);
+    html! { time datetime=(iso) { (text.trim_end_matches('Z')) } }
+}
+
+/// The time of day of an instant.
+pub(crate) fn clock_time(at: Timestamp) -> Markup {
+    let iso = at.to_iso();
+    html! { time datetime=(iso) { (iso.get(11..19).unwrap_or_default()) } }
+}
+
+/// A span in at most two units.
+pub(crate) fn span(millis: i64) -> String {
+    let seconds = millis / 1000;
+    match seconds {
+        ..1 => format!("{millis} ms"),
+        1..10 => format!("{}.{} s", seconds, millis % 1000 / 100),
+        10..60 => format!("{seconds} s"),
+        60..3600 => format!("{} min {} s", seconds / 60, seconds % 60),
+        3600..86_400 => format!("{} h {} min", seconds / 3600, seconds / 60 % 60),
+        _ => format!("{} d {} h", seconds / 86_400, seconds / 3600 % 24),
+    }
+}
+
+/// How long ago, or in how long, an instant is.
+pub(crate) fn ago(at: Timestamp, now: Timestamp) -> String {
+    let millis = now.millis() - at.millis();
+    if millis < 0 { format!("in {}", span(-millis)) } else { format!("{} ago", span(millis)) }
+}
+
+/// A link to one thing of a project, by its id.
+pub(crate) fn link(project: ObjectId, list: &str, id: impl std::fmt::Display) -> Markup {
+    let id = id.to_string();
+    html! { a.id href={ "/p/" (project) "/" (list) "/" (id) } { (id) } }
+}
+
+/// A row of a list of facts; absent ones are left out.
+pub(crate) fn fact(name: &str, value: Option<Markup>) -> Markup {
+    html! {
+        @if let Some(value) = value {
+            dt { (name) }
+            dd { (value) }
+        }
+    }
+}
+
+/// A text as the value of a fact.
+pub(crate) fn text(value: Option<&str>) -> Option<Markup> {
+    value.map(|value| html! { (value) })
+}
+
+/// A status: its colour is never the only signal.
+pub(crate) fn badge(kind: Kind, text: &str) -> Markup {
+    let (class, sign) = match kind {
+        Kind::Good => ("badge good", "✓"),
+        Kind::Bad => ("badge bad", "✗"),
+        Kind::Waiting => ("badge waiting", "…"),
+        Kind::Off => ("badge off", "–"),
+    };
+    html! { span class=(class) { span aria-hidden="true" { (sign) } " " (text) } }
+}
+
+/// What a status means for its reader.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Kind {
+    Good,
+    Bad,
+    Waiting,
+    Off,
+}
+
+/// The status of a delivery.
+pub(crate) fn delivery_status(status: DeliveryStatus) -> Markup {
+    match status {
+        DeliveryStatus::Pending => badge(Kind::Waiting, "pending"),
+        DeliveryStatus::Delivered => badge(Kind::Good, "delivered"),
+        DeliveryStatus::Exhausted => badge(Kind::Bad, "exhausted"),
+    }
+}
+
+/// The health of a callback.
+pub(crate) fn callback_state(state: CallbackState) -> Markup {
+    match state {
+        CallbackState::Healthy => badge(Kind::Good, "healthy"),
+        CallbackState::Failing => badge(Kind::Bad, "failing"),
+        CallbackState::Disabled => badge(Kind::Bad, "disabled"),
+        CallbackState::Off => badge(Kind::Off, "off"),
+    }
+}
+
+/// The duration of an attempt as a bar, against the longest one.
+pub(crate) fn bar(duration: Duration, longest: Duration) -> Markup {
+    const WIDTH: u128 = 100;
+    let width = (duration.as_millis() * WIDTH).checked_div(longest.as_millis()).unwrap_or(0).clamp(1, WIDTH);
+    html! {
+        svg.bar viewBox="0 0 100 8" width="100" height="8" aria-hidden="true" { rect width=(width) height="8" rx="2" {} }
+    }
+}
+
+/// A phone number, hidden until it is revealed: screens are shared and photographed.
+pub(crate) fn masked(phone: &str) -> Markup {
+    let count = phone.chars().count();
+    let shown: String = phone.chars().skip(count.saturating_sub(2)).collect();
+    html! {
+        details.reveal {
+            summary { "••• " (shown) }
+            (phone)
+        }
+    }
+}
+
+/// A JSON object, indented; numbers and strings stay as they are.
+pub(crate) fn json(title: &str, object: &JsonObject) -> Markup {
+    html! {
+        figure.json {
+            figcaption { (title) }
+            pre tabindex="0" { code { (indented(object.get())) } }
+        }
+    }
+}
+
+/// JSON with a line per member. serde_json would round long numbers.
+fn indented(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() * 2);
+    let (mut depth, mut in_string, mut escaped) = (0_usize, false, false);
+    let mut chars = text.chars().peekable();
+    let line = |out: &mut String, depth: usize| {
+        out.push('\n');
+        out.push_str(&"  ".repeat(depth));
+    };
+    while let Some(c) = chars.next() {
+        if in_string {
+            out.push(c);
+            in_string = escaped || c != '"';
+            escaped = c == '\\' && !escaped;
+            continue;
+        }
+        match c {
+            '"' => {
+                in_string = true;
+                out.push(c);
+            }
+            '{' | '[' => {
+                out.push(c);
+                while chars.next_if(|c| c.is_ascii_whitespace()).is_some() {}
+                // An empty object or array stays on its line.
+                if let Some(close) = chars.next_if(|c| matches!(c, '}' | ']')) {
+                    out.push(close);
+                } else {
+                    depth += 1;
+                    line(&mut out, depth);
+                }
+            }
+            '}' | ']' => {
+                depth = depth.saturating_sub(1);
+                line(&mut out, depth);
+                out.push(c);
+            }
+            ',' => {
+                out.push(c);
+                line(&mut out, depth);
+            }
+            ':' => out.push_str(": "),
+            c if c.is_ascii_whitespace() => {}
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn indented_json_keeps_every_digit_and_string() {
+        let text = r#"{"n":123456789012345678901234567890.10,"s":"a \"{,}\" \\","e":{ },"l":[ 1,[]]}"#;
+        insta::assert_snapshot!(indented(text), @r#"
+        {
+          "n": 123456789012345678901234567890.10,
+          "s": "a \"{,}\" \\",
+          "e": {},
+          "l": [
+            1,
+            []
+          ]
+        }
+        "#);
+    }
+
+    #[test]
+    fn spans_have_at_most_two_units() {
+        let spans = [0, 999, 1000, 9_950, 59_999, 61_000, 3_660_000, 90_000_000].map(span);
+        assert_eq!(spans, ["0 ms", "999 ms", "1.0 s", "9.9 s", "59 s", "1 min 1 s", "1 h 1 min", "1 d 1 h"]);
+        let at = Timestamp::from_millis;
+        assert_eq!((ago(at(0), at(500)), ago(at(5000), at(0))), ("500 ms ago".into(), "in 5.0 s".into()));
+    }
+
+    #[test]
+    fn a_panel_without_data_says_why() {
+        let data: Result<(), _> = Err(Fault::Unavailable("webhook-notifier does not run.".into()));
+        let html = panel("Deliveries", &data, |()| html! { "content" }).into_string();
+        insta::assert_snapshot!(html, @r#"<section class="panel"><h2>Deliveries</h2><p class="notice" role="status">webhook-notifier does not run.</p></section>"#);
+    }
+
+    #[test]
+    fn the_link_to_the_next_page_keeps_the_filters() {
+        let cursor = Cursor::new("leads", "7");
+        let html = next_page("/leads", &[("state", Some("a&b".into())), ("q", None)], Some(&cursor)).into_string();
+        insta::assert_snapshot!(html, @r#"<p class="pages"><a rel="next" href="/leads?state=a%26b&amp;cursor=bGVhZHM6Nw">Next page</a></p>"#);
+        assert_eq!(next_page("/leads", &[], None).into_string(), "");
+    }
+
+    #[test]
+    fn a_phone_number_is_hidden_until_it_is_revealed() {
+        insta::assert_snapshot!(masked("+4915112345678").into_string(), @r#"<details class="reveal"><summary>••• 78</summary>+4915112345678</details>"#);
+    }
+
+    #[test]
+    fn bars_are_relative_to_the_longest_attempt() {
+        let millis = Duration::from_millis;
+        let width = |ms, longest| bar(millis(ms), millis(longest)).into_string();
+        assert!(width(50, 200).contains(r#"width="25""#) && width(0, 0).contains(r#"<rect width="1""#));
+    }
+}
