@@ -50,9 +50,9 @@ fn user(config: &str, name: &str) -> String {
 /// operations guide defines.
 async fn nats() -> LocalNats {
     let accounts = include_str!("../deploy/nats/accounts.conf");
-    let users = [user(accounts, "backup"), user(&operations_guide(), "restore")].join(" ");
+    let users = [user(accounts, "backup"), user(&operations_guide(), "restore")].join("\n");
     let authorization = Authorization {
-        config: format!("authorization {{ users: [ {{ user: owner, password: owner-password }} {users} ] }}"),
+        config: format!("authorization {{ users: [\n{{ user: owner, password: owner-password }}\n{users}\n] }}"),
         environment: ["BACKUP", "RESTORE"].map(|user| (format!("NATS_{user}_PASSWORD"), PASSWORD.into())).into(),
         user: "owner".into(),
         password: "owner-password".into(),
