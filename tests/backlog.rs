@@ -12,7 +12,7 @@ use std::{
 };
 
 use async_nats::{HeaderMap, jetstream};
-use contract::{ObjectId, headers, subject};
+use contract::{ObjectId, event::OutcomeKind, headers, subject};
 use futures::StreamExt;
 use serde_json::json;
 use test_support::{Service, eventually, free_port};
@@ -199,7 +199,7 @@ async fn make_updates(stack: &Stack, leads: &[String], process_id: ObjectId, cal
         let mut map = HeaderMap::new();
         map.insert(headers::MESSAGE_ID, id(number).to_string());
         map.insert(headers::POSITION, format!("0.1.{number}.0"));
-        (subject::event(project_id, Some(process_id), true), map, "x".repeat(500))
+        (subject::event(project_id, Some(process_id), OutcomeKind::Update, true), map, "x".repeat(500))
     });
     tokio::join!(fill(&js, commands), fill(&js, events));
     for statement in [

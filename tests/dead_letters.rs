@@ -174,10 +174,10 @@ async fn a_letter_is_replayed_mended_or_elsewhere_and_a_second_time_only_on_requ
 #[tokio::test]
 async fn a_failed_replay_is_a_new_letter_that_names_the_first() {
     let (stack, lead) = started().await;
-    // An update that the database refuses, and a call of an unknown lead.
+    // An update that the database refuses, and the expiry of a call with an unknown lead.
     stack.sql("ALTER TABLE lead_state.lead_updates ADD CONSTRAINT odd CHECK (user_id IS DISTINCT FROM 'poison')").await;
     let refused = stack.api.update(json!({"leadId": lead, "name": "Ada L.", "userId": "poison"})).await;
-    stack.publish_call("started", &json!({"leadId": "ffffffffffffffffffffffff", "callId": "c1"})).await;
+    stack.publish_call("expired", &json!({"leadId": "ffffffffffffffffffffffff"})).await;
     // Within one batch, what the database refuses becomes a dead letter last.
     let letters = stack.wait_for_letters(2).await;
     let of = |reason: &str| letters.iter().find(|letter| letter["reason"] == reason).expect("a letter");
@@ -227,7 +227,7 @@ async fn a_truncated_letter_is_replayed_only_with_a_body() {
 async fn concurrent_replays_send_once_and_an_interrupted_one_waits_for_a_decision() {
     let (stack, _) = started().await;
     for id in ["c1", "c2"] {
-        stack.publish_call("started", &json!({"leadId": "f".repeat(24), "callId": id})).await;
+        stack.publish_call("expired", &json!({"leadId": "f".repeat(24), "callId": id})).await;
     }
     let letters = stack.wait_for_letters(2).await;
     let (doubtful, raced) = (letter_number(&letters[0]), letter_number(&letters[1]));

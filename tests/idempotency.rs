@@ -8,6 +8,7 @@ use std::{
 
 use contract::{
     ObjectId,
+    event::OutcomeKind,
     idempotency::{IdempotencyRecord, idempotency_key},
     streams::{IDEMPOTENCY, LEAD_COMMANDS},
 };
@@ -90,7 +91,8 @@ async fn a_replay_completes_a_request_whose_gateway_died_before_logging_it() {
     let stack = Stack::start().await;
     let body = json!({"leadId": stack.lead(&[]).await, "name": "Ada"}).to_string();
     let first = ObjectId::from_bytes([7; 12]);
-    let record = serde_json::to_vec(&IdempotencyRecord::new(body.as_bytes(), None, None, first)).expect("a record");
+    let record = serde_json::to_vec(&IdempotencyRecord::new(OutcomeKind::Update, body.as_bytes(), None, None, first))
+        .expect("a record");
     let records = stack.js().get_key_value(IDEMPOTENCY).await.expect("the bucket");
     records.create(idempotency_key(stack.api.project_id, "k"), record.into()).await.expect("a record");
 

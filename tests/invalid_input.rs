@@ -33,7 +33,7 @@ fn poison(stack: &Stack, lead_id: &str) -> Vec<(String, Vec<u8>, &'static str)> 
         ("leads.cmd.\u{e9}\u{202e}.update".into(), b"{}".to_vec(), "invalid_subject"),
         (format!("{update}.update"), b"{}".to_vec(), "invalid_subject"),
         (
-            format!("leads.cmd.{project}.call.started"),
+            format!("leads.cmd.{project}.call.expired"),
             br#"{"leadId":"ffffffffffffffffffffffff"}"#.to_vec(),
             "unknown_lead",
         ),

@@ -6,6 +6,7 @@ mod audit;
 mod backlog;
 mod backup;
 mod bulk;
+mod calls;
 mod configuration;
 mod console;
 mod crash_recovery;

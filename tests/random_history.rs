@@ -61,9 +61,9 @@ fn decide_all(
                 "{lead_id} has queued updates without a call"
             );
         }
-        assert!(plan.rows.is_sorted_by_key(|row| (row.decided_at, row.update.position)), "decided in log order");
+        assert!(plan.rows.is_sorted_by_key(|row| (row.decided_at, row.position)), "decided in log order");
         for row in plan.rows {
-            state.recorded.insert(row.update.key());
+            state.recorded.insert(row.key());
             outcomes.push((row.event.update_id.to_string(), row.event.error));
         }
     }

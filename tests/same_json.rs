@@ -155,3 +155,50 @@ async fn the_same_json_gives_the_same_leads_warnings_and_codes_on_every_way_in()
     assert_eq!(by_body(by_import(&stack, &import).await), by_body(codes));
     assert_eq!(import.lead(&stack).await, lead);
 }
+
+const CALL_BODIES: [&str; 14] = [
+    r#"{"leadId":"LEAD","callId":"c-1","timeoutSeconds":600}"#,
+    r#"{"referenceId":"REFERENCE","processId":"PROCESS","callId":"c-2"}"#,
+    r#"{"referenceId":"REFERENCE","projectId":"OURS","processId":"PROCESS","callId":null}"#,
+    r#"{"leadId":"LEAD","callId":""}"#,
+    r#"{"leadId":"LEAD","callId":"LONG"}"#,
+    r#"{"leadId":"LEAD","callId":7}"#,
+    r#"{"leadId":"LEAD","call_id":"c-1"}"#,
+    r#"{"leadId":"LEAD","timeoutSeconds":-1}"#,
+    r#"{"leadId":"LEAD","updateId":"LEAD"}"#,
+    r#"{"leadId":"LEAD","projectId":"65e4b2d9f1a2000000000001"}"#,
+    r#"{"referenceId":"REFERENCE"}"#,
+    r#"{"callId":"c-1"}"#,
+    "[]",
+    "{",
+];
+
+#[tokio::test]
+async fn the_same_call_event_is_judged_alike_on_every_way_in() {
+    let stack = Stack::start().await;
+    let process = process_id(&stack.process_calling(&[]).await);
+    let lead = stack.api.initiate(process, Some("R-1")).await;
+    let bodies = CALL_BODIES.map(|body| {
+        let body = body.replace("LEAD", &lead).replace("REFERENCE", "R-1").replace("LONG", &"x".repeat(1025));
+        body.replace("OURS", &stack.api.project_id.to_string()).replace("PROCESS", &process.to_string())
+    });
+    for (path, kind) in [("/api/v1/calls/started", "call.started"), ("/api/v1/calls/ended", "call.ended")] {
+        let (mut http, mut bulk, mut nats) = (Vec::new(), Vec::new(), Vec::new());
+        for body in &bodies {
+            let code = |answer: &Value| answer["code"].as_str().unwrap_or("accepted").to_owned();
+            http.push(code(&send(stack.api.request(Method::POST, path).body(body.clone())).await.1));
+            // One line each, because a broken one ends a body.
+            let request = stack.api.request(Method::POST, &format!("{path}/bulk"));
+            let lines = request.header("content-type", "application/x-ndjson").body(format!("{body}\n"));
+            bulk.push(code(&send(lines).await.1));
+            let answer = stack.produce(stack.api.project_id, kind, &[], body).await;
+            let refused = answer["error"]["description"].as_str().and_then(|text| text.split(':').next());
+            nats.push(refused.unwrap_or("accepted").to_owned());
+        }
+        assert_eq!(http.iter().filter(|code| *code == "accepted").count(), if kind == "call.ended" { 2 } else { 3 });
+        // In bulk, an array is a list of lines.
+        let array = bodies.iter().position(|body| body == "[]").expect("an array");
+        (http[array], bulk[array], nats[array]) = Default::default();
+        assert_eq!((&bulk, &nats), (&http, &http));
+    }
+}

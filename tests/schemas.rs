@@ -141,7 +141,7 @@ impl Schemas {
             ["leads", "cmd", _, "call", "started"] => self.check("CallStarted", body),
             ["leads", "cmd", _, "call", "ended"] => self.check("CallEnded", body),
             ["leads", "cmd", _, "call", "expired"] => self.check("CallExpired", body),
-            ["leads", "evt", _, _, "update", outcome] => {
+            ["leads", "evt", _, _, "update", outcome] | ["leads", "evt", _, _, "call", _, outcome] => {
                 self.check("CompletionEvent", body);
                 self.check_json("EventHeaders", &headers);
                 *self.seen.entry(outcome.to_owned()).or_default() += 1;
@@ -174,6 +174,7 @@ async fn send_every_query(stack: &Stack, process_id: &str, lead: &str, first: &s
     let other = Api::create(api.url.clone(), &stack.client, "other").await;
     assert_ok(api.get(&format!("/api/v1/leads/get?leadId={lead}")).await);
     assert_ok(api.get("/api/v1/leads?limit=1").await);
+    assert_ok(api.get("/api/v1/calls").await);
     assert_ok(api.get(&format!("/api/v1/leads/{lead}/updates?limit=2")).await);
     assert_eq!(other.get(&format!("/api/v1/leads/get?leadId={lead}")).await.0, 404);
     assert_ok(api.post(&format!("{UPDATE}?dryRun=true"), &json!({"leadId": lead, "name": "Eve"})).await);
@@ -272,7 +273,7 @@ async fn send_every_command(stack: &Stack, process_id: ObjectId, lead: &str) -> 
     let subject = |what: &str| format!("leads.cmd.{}.{what}", stack.api.project_id);
     stack.publish(subject("update"), "not JSON").await;
     stack.publish(subject("update"), r#"{"leadId":7}"#).await;
-    stack.publish(subject("call.ended"), r#"{"leadId":"65e4b2d9f1a2000000000001"}"#).await;
+    stack.publish(subject("call.expired"), r#"{"leadId":"65e4b2d9f1a2000000000001"}"#).await;
     stack.publish(subject("nonsense"), "{}").await;
     eventually(TEST_TIMEOUT, "the dead letters", async || {
         let count = stack.dead_letters().await - letters;

@@ -124,6 +124,16 @@ fn reaching(endpoint: &gateway::Endpoint, first: &Tenant, second: ObjectId) -> V
             body(json!([{"leadId": lead_id, "name": "mine"}]), 200),
             body(json!([{"leadId": lead_id, "projectId": project_id, "name": "mine"}]), 200),
         ],
+        ("POST", "/api/v1/calls/started" | "/api/v1/calls/ended") => vec![
+            body(json!({"leadId": lead_id, "callId": "mine"}), 200),
+            body(json!({"leadId": lead_id, "projectId": project_id}), 403),
+            body(json!({"referenceId": reference, "processId": process_id}), 200),
+        ],
+        ("POST", "/api/v1/calls/started/bulk" | "/api/v1/calls/ended/bulk") => vec![
+            body(json!([{"leadId": lead_id}]), 200),
+            body(json!([{"leadId": lead_id, "projectId": project_id}]), 200),
+        ],
+        ("GET", "/api/v1/calls") => vec![query(String::new(), 200), query(format!("leadId={lead_id}"), 200)],
         ("POST", "/api/v1/leads/bulk/initiate") => {
             let lead = json!({"projectId": project_id, "processId": process_id, "name": "x", "email": "x@example.com"});
             vec![body(json!({"leadIds": [lead_id]}), 200), body(json!({"leads": [lead]}), 200)]
@@ -308,7 +318,7 @@ async fn no_endpoint_shows_or_changes_the_data_of_another_project() {
         }
     }
 
-    assert_eq!(accepted.len(), 4);
+    assert_eq!(accepted.len(), 10);
     assert_failed_like_an_unknown_lead(&stack, &first, &second, &accepted).await;
     // Events are delivered in order: with this one delivered, any other to the first project would have arrived.
     let last = first.api.update(json!({"leadId": first.lead_id, "metadata": {"last": true}})).await;
@@ -328,22 +338,24 @@ async fn no_endpoint_shows_or_changes_the_data_of_another_project() {
     assert_eq!(own["data"].as_array().map(Vec::len), Some(1), "a process was created: {own}");
 }
 
-/// Asserts that accepted updates of the first project's lead fail with the error of a lead that does not exist, and
+/// Asserts that accepted updates and call events of the first project's lead fail with the error of a lead that does not exist, and
 /// that only the second project receives it.
 async fn assert_failed_like_an_unknown_lead(stack: &Stack, first: &Tenant, second: &Api, accepted: &[String]) {
     let unknown = second.update_and_wait(json!({"leadId": "ffffffffffffffffffffffff", "name": "mine"})).await;
+    let mut updates = 0;
     for update_id in accepted {
         let mut timeline = second.outcome(update_id).await;
         assert_includes(&timeline, json!({"status": "failed", "errorCode": unknown["errorCode"]}));
         let outcome = json!({"error": unknown["outcome"]["error"], "data": null});
         assert_includes(&timeline["outcome"], outcome);
+        updates += usize::from(timeline["outcome"]["action_type"] == "update");
         assert_eq!(first.api.get(&format!("/api/v1/updates/{update_id}")).await.0, 404);
         // The command is the second project's own, and so is a reference in the outcome.
         timeline["command"].take();
         timeline["outcome"]["referenceId"].take();
         assert_reveals_nothing("the timeline", &timeline);
     }
-    for request in stack.receiver.wait_for_requests("/second-fallback", accepted.len() + 1, TEST_TIMEOUT).await {
+    for request in stack.receiver.wait_for_requests("/second-fallback", updates + 1, TEST_TIMEOUT).await {
         assert_eq!(request.json()["data"], Value::Null);
     }
 }
@@ -376,6 +388,12 @@ async fn no_query_returns_the_data_of_another_project() {
             }
             rpc::ListLeads::SUBJECT => vec![json!({"projectId": project_id, "processId": process_id, "limit": 10})],
             rpc::GetLeadHistory::SUBJECT => vec![json!({"projectId": project_id, "leadId": lead_id, "limit": 10})],
+            rpc::ListCalls::SUBJECT => {
+                vec![
+                    json!({"projectId": project_id, "limit": 10}),
+                    json!({"projectId": project_id, "leadId": lead_id, "limit": 10}),
+                ]
+            }
             rpc::ListUpdates::SUBJECT => vec![
                 json!({"projectId": project_id, "limit": 10}),
                 json!({"projectId": project_id, "leadId": lead_id, "limit": 10}),
@@ -460,7 +478,13 @@ async fn no_query_returns_the_data_of_another_project() {
                 }
                 (rpc::GetOutcomes::SUBJECT, Ok(outcomes)) => assert_eq!(outcomes, &json!([]), "{what}"),
                 (rpc::RecoverDeliveries::SUBJECT, Ok(done)) => assert_eq!(done["deliveries"], 0, "{what}"),
-                (rpc::ListLeads::SUBJECT | rpc::ListUpdates::SUBJECT | rpc::ListDeliveries::SUBJECT, Ok(page)) => {
+                (
+                    rpc::ListLeads::SUBJECT
+                    | rpc::ListCalls::SUBJECT
+                    | rpc::ListUpdates::SUBJECT
+                    | rpc::ListDeliveries::SUBJECT,
+                    Ok(page),
+                ) => {
                     assert_eq!(page, &json!({"items": [], "next": null}), "{what}")
                 }
                 // By now it has one of that name, its own.

@@ -108,6 +108,9 @@ pub(crate) fn message(leads: &Leads, at: Timestamp, random: &mut StdRng) -> (Str
         80..85 => {
             let mut body = address(leads, random);
             body["callId"] = json!(["c-1", "c-2"].choose(random));
+            if random.random_bool(0.5) {
+                body["updateId"] = json!(ObjectId::new(at, random.random()));
+            }
             if random.random_bool(0.3) {
                 body["timeoutSeconds"] = json!(random.random_range(0..3));
             }
@@ -122,6 +125,9 @@ pub(crate) fn message(leads: &Leads, at: Timestamp, random: &mut StdRng) -> (Str
             let mut body = address(leads, random);
             if random.random_bool(0.5) {
                 body["callId"] = json!("c-1");
+            }
+            if random.random_bool(0.5) {
+                body["updateId"] = json!(ObjectId::new(at, random.random()));
             }
             (subject("call.ended"), body.to_string().into())
         }

@@ -19,11 +19,11 @@ pub(crate) struct Lead {
     pub(crate) version: i64,
 }
 
-/// The outcome of an update.
+/// The outcome of an update or a call event.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Outcome {
     pub(crate) error: Option<String>,
-    /// The lead's metadata after it; none on failure.
+    /// The lead's metadata after it; none on failure and of a call event.
     pub(crate) data: Option<Value>,
     pub(crate) log_seq: u64,
 }
@@ -94,12 +94,7 @@ impl Model {
                         Some(metadata) => Some(metadata.as_object()?.clone()),
                     },
                 };
-                let update_id = update_id.unwrap_or_else(|| ObjectId::from_log(sequence, logged_at).to_string());
-                let key = (project.to_lowercase(), update_id);
-                if self.outcomes.contains_key(&key) || self.queued.values().flatten().any(|queued| queued.key == key) {
-                    self.repeated += 1;
-                    return Some(());
-                }
+                let Some(key) = self.new_key(project, update_id, sequence, logged_at) else { return Some(()) };
                 match lead {
                     Err(error) => self.record_outcome(key, sequence, Err(error)),
                     Ok(lead_id) => {
@@ -129,7 +124,11 @@ impl Model {
                     None | Some(Value::Null) => None,
                     Some(seconds) => Some(u32::try_from(seconds.as_u64()?).ok()?),
                 };
-                let lead_id = lead.ok()?;
+                let update_id = id(message, "updateId")?;
+                id(message, "apiKeyId")?;
+                let Some(key) = self.new_key(project, update_id, sequence, logged_at) else { return Some(()) };
+                self.record_call(key, sequence, &lead);
+                let Ok(lead_id) = lead else { return Some(()) };
                 self.release(&lead_id, logged_at);
                 let configured = || self.rules(&lead_id)["callTimeoutSeconds"].as_u64().unwrap_or(2 * 60 * 60);
                 let seconds = timeout.map_or_else(configured, u64::from);
@@ -138,7 +137,11 @@ impl Model {
             }
             "call.ended" => {
                 let call_id = text(message, "callId")?;
-                let lead_id = lead.ok()?;
+                let update_id = id(message, "updateId")?;
+                id(message, "apiKeyId")?;
+                let Some(key) = self.new_key(project, update_id, sequence, logged_at) else { return Some(()) };
+                self.record_call(key, sequence, &lead);
+                let Ok(lead_id) = lead else { return Some(()) };
                 let calls = self.calls.entry(lead_id.clone()).or_default();
                 match call_id {
                     Some(call_id) => drop(calls.remove(&call_id)),
@@ -152,6 +155,23 @@ impl Model {
             }
         }
         Some(())
+    }
+
+    /// The key of an update or a call event; none if it was decided or queued before.
+    fn new_key(
+        &mut self,
+        project: &str,
+        id: Option<String>,
+        sequence: u64,
+        logged_at: Timestamp,
+    ) -> Option<(String, String)> {
+        let id = id.unwrap_or_else(|| ObjectId::from_log(sequence, logged_at).to_string());
+        let key = (project.to_lowercase(), id);
+        if self.outcomes.contains_key(&key) || self.queued.values().flatten().any(|queued| queued.key == key) {
+            self.repeated += 1;
+            return None;
+        }
+        Some(key)
     }
 
     fn find(
@@ -204,6 +224,10 @@ impl Model {
             Err(error) => (Some(error), None),
         };
         self.outcomes.insert(key, Outcome { error, data, log_seq });
+    }
+
+    fn record_call(&mut self, key: (String, String), log_seq: u64, lead: &Result<String, String>) {
+        self.outcomes.insert(key, Outcome { error: lead.clone().err(), data: None, log_seq });
     }
 
     /// The metadata after the update, or the error.

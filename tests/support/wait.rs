@@ -14,7 +14,7 @@ pub(crate) const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 /// The number of deliveries that succeeded.
 pub(crate) const DELIVERED: &str = "SELECT count(*) FROM webhooks.deliveries WHERE status = 'delivered'";
 /// The number of ledger rows.
-pub(crate) const LEDGER_ROWS: &str = "SELECT count(*) FROM lead_state.lead_updates";
+pub(crate) const LEDGER_ROWS: &str = "SELECT count(*) FROM lead_state.lead_updates WHERE kind = 'update'";
 
 /// Waits until everything that is in the log is applied and announced; the log's last sequence.
 pub(crate) async fn wait_until_applied(client: &async_nats::Client, pool: &PgPool, deadline: Duration) -> u64 {

@@ -1,8 +1,8 @@
 //! The messages of the command log: update commands and call events. JSON, camelCase, version 1.
 //!
-//! The gateway publishes them, for its HTTP clients and for producers on NATS. A producer's update is the body of
-//! `POST /api/v1/leads/update`, and its call events are [`CallStarted`] and [`CallEnded`]; the gateway checks them, makes
-//! them commands and answers with JetStream's acknowledgement.
+//! The gateway publishes them, for its HTTP clients and for producers on NATS. A producer's message is the body of
+//! `POST /api/v1/leads/update`, `/api/v1/calls/started` or `/api/v1/calls/ended`; the gateway checks it, makes it a command
+//! and answers with JetStream's acknowledgement.
 
 use std::{fmt::Display, time::Duration};
 
@@ -92,6 +92,10 @@ pub struct UpdateCommand {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct CallStarted {
+    /// The call event's id; by default it is derived from the log entry ([`ObjectId::from_log`]). An id that occurs twice
+    /// in a project is applied and announced once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub update_id: Option<ObjectId>,
     /// The lead.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lead_id: Option<ObjectId>,
@@ -107,6 +111,9 @@ pub struct CallStarted {
     /// After how many seconds a call without an end counts as ended; by default the process's `callTimeoutSeconds`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_seconds: Option<u32>,
+    /// The API key of the HTTP request; absent for producers on NATS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub api_key_id: Option<ObjectId>,
 }
 
 /// A call with a lead ended.
@@ -114,6 +121,10 @@ pub struct CallStarted {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct CallEnded {
+    /// The call event's id; by default it is derived from the log entry ([`ObjectId::from_log`]). An id that occurs twice
+    /// in a project is applied and announced once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub update_id: Option<ObjectId>,
     /// The lead.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lead_id: Option<ObjectId>,
@@ -126,6 +137,9 @@ pub struct CallEnded {
     /// The call that ended; without it, every call of the lead.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub call_id: Option<String>,
+    /// The API key of the HTTP request; absent for producers on NATS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub api_key_id: Option<ObjectId>,
 }
 
 /// The last call of a lead with queued updates may have expired. lead-state publishes it to its own log, so the queued
@@ -213,12 +227,14 @@ mod tests {
     #[test]
     fn call_events_have_this_wire_form() {
         let started = CallStarted {
+            update_id: Some(ObjectId::from_bytes([1; 12])),
             lead_id: Some(ObjectId::from_bytes([2; 12])),
             call_id: Some("c-1".into()),
             timeout_seconds: Some(60),
+            api_key_id: Some(ObjectId::from_bytes([4; 12])),
             ..Default::default()
         };
-        insta::assert_snapshot!(serde_json::to_string(&started).unwrap(), @r#"{"leadId":"020202020202020202020202","callId":"c-1","timeoutSeconds":60}"#);
+        insta::assert_snapshot!(serde_json::to_string(&started).unwrap(), @r#"{"updateId":"010101010101010101010101","leadId":"020202020202020202020202","callId":"c-1","timeoutSeconds":60,"apiKeyId":"040404040404040404040404"}"#);
         let ended = CallEnded {
             reference_id: Some("R".into()),
             process_id: Some(ObjectId::from_bytes([3; 12])),

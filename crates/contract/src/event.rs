@@ -1,15 +1,72 @@
 //! Completion events, their webhook payload, and events about deliveries.
 
+use std::{fmt, str::FromStr};
+
 use serde::{Deserialize, Serialize};
 
 use crate::{JsonObject, ObjectId, Timestamp};
 
-/// The outcome of an update: one event per ledger row, with the `update_id` as message id.
+/// What was decided. The name is part of subjects, of the ledger and of responses.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub enum OutcomeKind {
+    /// An update of a lead.
+    #[default]
+    #[serde(rename = "update")]
+    Update,
+    /// The start of a call with a lead.
+    #[serde(rename = "call.started")]
+    CallStarted,
+    /// The end of a call with a lead.
+    #[serde(rename = "call.ended")]
+    CallEnded,
+}
+
+/// The text is not the name of an [`OutcomeKind`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("must be update, call.started or call.ended")]
+pub struct InvalidOutcomeKind;
+
+impl OutcomeKind {
+    /// The name.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Update => "update",
+            Self::CallStarted => "call.started",
+            Self::CallEnded => "call.ended",
+        }
+    }
+
+    /// Whether it is an update. The kind of an update is left out of events, as in those of earlier versions.
+    pub fn is_update(&self) -> bool {
+        *self == Self::Update
+    }
+}
+
+impl fmt::Display for OutcomeKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for OutcomeKind {
+    type Err = InvalidOutcomeKind;
+
+    fn from_str(text: &str) -> Result<Self, InvalidOutcomeKind> {
+        let all = [Self::Update, Self::CallStarted, Self::CallEnded];
+        all.into_iter().find(|kind| kind.as_str() == text).ok_or(InvalidOutcomeKind)
+    }
+}
+
+/// The outcome of an update or a call event: one event per ledger row, with the `update_id` as message id.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct CompletionEvent {
-    /// The update.
+    /// What was decided; an update if absent.
+    #[serde(default, skip_serializing_if = "OutcomeKind::is_update")]
+    pub kind: OutcomeKind,
+    /// The update, or the call event.
     pub update_id: ObjectId,
     /// The project.
     pub project_id: ObjectId,
@@ -19,17 +76,17 @@ pub struct CompletionEvent {
     pub lead_id: Option<ObjectId>,
     /// The lead's external id; of an unknown lead, the command's `referenceId`.
     pub reference_id: Option<String>,
-    /// Whether the update changed the lead.
+    /// Whether it was applied.
     pub success: bool,
     /// Why it failed, for people.
     pub error: Option<String>,
     /// Why it failed, for programs: a stable snake_case code.
     pub error_code: Option<String>,
-    /// The lead's state before.
+    /// The lead's state before; null for a call event.
     pub from_state: Option<String>,
-    /// The lead's state after.
+    /// The lead's state after; null for a call event.
     pub to_state: Option<String>,
-    /// The lead's version after.
+    /// The lead's version after; null for a call event.
     pub version: Option<i64>,
     /// The user whom the command names.
     pub user_id: Option<String>,
@@ -38,7 +95,7 @@ pub struct CompletionEvent {
     pub warnings: Vec<String>,
     /// When it was decided.
     pub timestamp: Timestamp,
-    /// The lead's metadata after the merge; null on failure.
+    /// The lead's metadata after the merge; null on failure and for a call event.
     pub data: Option<JsonObject>,
 }
 
@@ -154,6 +211,7 @@ mod tests {
 
     fn event() -> CompletionEvent {
         CompletionEvent {
+            kind: OutcomeKind::Update,
             update_id: ObjectId::from_bytes([1; 12]),
             project_id: ObjectId::from_bytes([2; 12]),
             process_id: Some(ObjectId::from_bytes([3; 12])),
@@ -177,6 +235,19 @@ mod tests {
         let text = serde_json::to_string(&event()).unwrap();
         insta::assert_snapshot!(text, @r#"{"updateId":"010101010101010101010101","projectId":"020202020202020202020202","processId":"030303030303030303030303","leadId":"040404040404040404040404","referenceId":"AB123456789","success":true,"error":null,"errorCode":null,"fromState":"new","toState":"interested","version":2,"userId":null,"timestamp":1768193759048,"data":{"make":"Toyota","model":"Camry"}}"#);
         assert_eq!(serde_json::from_str::<CompletionEvent>(&text).unwrap(), event());
+        let ended = CompletionEvent { kind: OutcomeKind::CallEnded, ..event() };
+        let text = serde_json::to_string(&ended).unwrap();
+        assert!(text.starts_with(r#"{"kind":"call.ended","updateId":"#), "{text}");
+        assert_eq!(serde_json::from_str::<CompletionEvent>(&text).unwrap(), ended);
+    }
+
+    #[test]
+    fn names_of_outcomes_round_trip() {
+        for kind in [OutcomeKind::Update, OutcomeKind::CallStarted, OutcomeKind::CallEnded] {
+            assert_eq!(kind.as_str().parse(), Ok(kind));
+            assert_eq!(serde_json::to_string(&kind).unwrap(), format!("\"{kind}\""));
+        }
+        assert_eq!("call".parse::<OutcomeKind>(), Err(InvalidOutcomeKind));
     }
 
     #[test]

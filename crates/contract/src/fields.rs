@@ -196,6 +196,34 @@ impl<'a> Fields<'a> {
         serde_json::from_str(raw.get()).map_err(|_| self.fault(name, "must be true or false"))
     }
 
+    /// Takes the address of a lead of a call event, which may leave out the project: it is the client's.
+    ///
+    /// # Errors
+    /// No lead is addressed, or one of another project.
+    pub fn address_in(&mut self, project_id: ObjectId) -> Result<Address, BodyError> {
+        let lead_id = self.id("leadId")?;
+        let reference_id = self.text("referenceId")?;
+        let process_id = self.id("processId")?;
+        let given_project_id = self.id("projectId")?;
+        self.require_address(lead_id, reference_id.as_deref())?;
+        if reference_id.is_some() && process_id.is_none() {
+            return Err(BodyError::MissingField("processId is required when using referenceId"));
+        }
+        if given_project_id.is_some_and(|given| given != project_id) {
+            return Err(BodyError::ProjectMismatch);
+        }
+        Ok(Address { lead_id, reference_id, process_id })
+    }
+
+    fn require_address(&self, lead_id: Option<ObjectId>, reference_id: Option<&str>) -> Result<(), BodyError> {
+        if lead_id.is_some() || reference_id.is_some() {
+            return Ok(());
+        }
+        let meant = self.names().find_map(|name| Some((name, meant_field(name, ["leadId", "referenceId"])?)));
+        let hint = meant.map(|(name, meant)| format!("; {} is written {meant}", shortened(name)));
+        Err(BodyError::AddressMissing(hint))
+    }
+
     /// Takes the address of a lead, which must be in this project; none leaves that check to the reader of the body.
     ///
     /// # Errors
@@ -205,11 +233,7 @@ impl<'a> Fields<'a> {
         let reference_id = self.text("referenceId")?;
         let given_project_id = self.id("projectId")?;
         let process_id = self.id("processId")?;
-        if lead_id.is_none() && reference_id.is_none() {
-            let meant = self.names().find_map(|name| Some((name, meant_field(name, ["leadId", "referenceId"])?)));
-            let hint = meant.map(|(name, meant)| format!("; {} is written {meant}", shortened(name)));
-            return Err(BodyError::AddressMissing(hint));
-        }
+        self.require_address(lead_id, reference_id.as_deref())?;
         if reference_id.is_some() && (given_project_id.is_none() || process_id.is_none()) {
             return Err(BodyError::MissingField("projectId and processId are required when using referenceId"));
         }

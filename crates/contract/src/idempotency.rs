@@ -7,7 +7,7 @@ use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::{ObjectId, streams::IDEMPOTENCY_AGE};
+use crate::{ObjectId, event::OutcomeKind, streams::IDEMPOTENCY_AGE};
 
 /// The first request with a key. It is written before the command is published, so its update may be missing in the log; a
 /// repeated request then publishes the command under the same `updateId`.
@@ -16,18 +16,27 @@ use crate::{ObjectId, streams::IDEMPOTENCY_AGE};
 #[serde(rename_all = "camelCase")]
 pub struct IdempotencyRecord {
     /// The digest of the request's body and expectations: the first 16 bytes of their SHA-256, in base64url; `bulk` for a bulk
-    /// request.
+    /// request of updates, `bulk call.started` and `bulk call.ended` for one of call events.
     pub body: String,
     /// The update of the request.
     pub update_id: ObjectId,
 }
 
 impl IdempotencyRecord {
-    /// The record of a request with this body that expects the lead at this version, in this state.
-    pub fn new(body: &[u8], expected_version: Option<u32>, expected_state: Option<&str>, update_id: ObjectId) -> Self {
+    /// The record of a request of this kind with this body, which expects the lead at this version, in this state.
+    pub fn new(
+        kind: OutcomeKind,
+        body: &[u8],
+        expected_version: Option<u32>,
+        expected_state: Option<&str>,
+        update_id: ObjectId,
+    ) -> Self {
         let mut digest = Sha256::new();
         digest.update(body);
         // No JSON text ends like this, so no other request has the same digest.
+        if !kind.is_update() {
+            digest.update(format!("\nkind: {kind}"));
+        }
         if let Some(version) = expected_version {
             digest.update(format!("\nIf-Match: {version}"));
         }
@@ -39,8 +48,9 @@ impl IdempotencyRecord {
 
     /// The record of a bulk request, whose body is not read yet: the ids of its lines follow from this id. No digest of
     /// another request is equal to it.
-    pub fn of_bulk(update_id: ObjectId) -> Self {
-        Self { body: "bulk".into(), update_id }
+    pub fn of_bulk(kind: OutcomeKind, update_id: ObjectId) -> Self {
+        let body = if kind.is_update() { "bulk".into() } else { format!("bulk {kind}") };
+        Self { body, update_id }
     }
 }
 
@@ -73,10 +83,18 @@ mod tests {
 
     #[test]
     fn a_record_has_this_wire_form() {
-        let record = IdempotencyRecord::new(b"{}", None, None, ObjectId::from_bytes([1; 12]));
+        let record = IdempotencyRecord::new(OutcomeKind::Update, b"{}", None, None, ObjectId::from_bytes([1; 12]));
         insta::assert_snapshot!(serde_json::to_string(&record).unwrap(), @r#"{"body":"RBNvo1WzZ4oRRq0W9-hkng","updateId":"010101010101010101010101"}"#);
-        let digests = [(None, None), (Some(1), None), (Some(2), None), (None, Some("1")), (Some(1), Some("1"))]
-            .map(|(version, state)| IdempotencyRecord::new(b"{}", version, state, record.update_id).body);
+        let of = |kind, version, state| IdempotencyRecord::new(kind, b"{}", version, state, record.update_id).body;
+        let digests = [
+            of(OutcomeKind::Update, None, None),
+            of(OutcomeKind::Update, Some(1), None),
+            of(OutcomeKind::Update, Some(2), None),
+            of(OutcomeKind::Update, None, Some("1")),
+            of(OutcomeKind::Update, Some(1), Some("1")),
+            of(OutcomeKind::CallStarted, None, None),
+            of(OutcomeKind::CallEnded, None, None),
+        ];
         assert_eq!(digests.iter().collect::<std::collections::HashSet<_>>().len(), digests.len());
         insta::assert_snapshot!(idempotency_key(ObjectId::from_bytes([2; 12]), "order 7"), @"020202020202020202020202.D8ifiuGTlLSN69Y1O7mtMw");
     }

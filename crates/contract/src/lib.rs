@@ -3,6 +3,7 @@
 //! Each wire message is one frozen struct with a snapshot of its bytes. Fields may be added as optional ones, never renamed
 //! or retyped. Unknown fields are ignored on read, except in queries, which refuse them.
 
+pub mod call_body;
 pub mod command;
 pub mod console;
 pub mod event;

@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::{
     JsonObject, ObjectId, Timestamp,
     command::{CallEnded, CallExpired, CallStarted, UpdateCommand},
-    event::{CompletionEvent, TestPayload, WebhookEvent, WebhookPayload},
+    event::{CompletionEvent, OutcomeKind, TestPayload, WebhookEvent, WebhookPayload},
     rpc,
     schema::QueryEntry,
     schema_files,
@@ -83,15 +83,34 @@ fn commands() {
     let (lead_id, process_id) = (Some(id(2)), Some(id(3)));
     both_ways(
         "CallStarted",
-        &CallStarted { lead_id, reference_id: text(), process_id, call_id: text(), timeout_seconds: Some(60) },
+        &CallStarted {
+            update_id: Some(id(1)),
+            lead_id,
+            reference_id: text(),
+            process_id,
+            call_id: text(),
+            timeout_seconds: Some(60),
+            api_key_id: Some(id(4)),
+        },
     );
-    both_ways("CallEnded", &CallEnded { lead_id, reference_id: text(), process_id, call_id: text() });
+    both_ways(
+        "CallEnded",
+        &CallEnded {
+            update_id: Some(id(1)),
+            lead_id,
+            reference_id: text(),
+            process_id,
+            call_id: text(),
+            api_key_id: Some(id(4)),
+        },
+    );
     both_ways("CallExpired", &CallExpired { lead_id: id(2) });
 }
 
 #[test]
 fn events() {
     let event = CompletionEvent {
+        kind: OutcomeKind::CallEnded,
         update_id: id(1),
         project_id: id(2),
         process_id: Some(id(3)),
@@ -113,6 +132,7 @@ fn events() {
     assert_eq!(by_schema.get_field_by_name("timestamp").and_then(|at| at.as_f64()), Some(1_768_193_759_048.0));
     assert_eq!(unset(&read("WebhookPayload", &WebhookPayload::from(&event))), NONE);
     let failed = CompletionEvent {
+        kind: OutcomeKind::Update,
         process_id: None,
         lead_id: None,
         reference_id: None,

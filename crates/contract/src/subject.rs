@@ -9,7 +9,7 @@
 //! | `leads.work` | [`WorkReport`](crate::work::WorkReport): what a batch has cost | none |
 //! | `leads.intake.{projectId}.{update\|call.started\|call.ended}` | a producer's message for the gateway, see [`command`](crate::command) | none |
 //! | `leads.applied` | [`LogPosition`](crate::position::LogPosition): how far the log is applied | none |
-//! | `leads.evt.{projectId}.{processId}.update.{succeeded\|failed}` | [`CompletionEvent`](crate::event::CompletionEvent) | `LEAD_EVENTS` |
+//! | `leads.evt.{projectId}.{processId}.{update\|call.started\|call.ended}.{succeeded\|failed}` | [`CompletionEvent`](crate::event::CompletionEvent) | `LEAD_EVENTS` |
 //! | `webhooks.evt.{projectId}.{processId}.{exhausted\|callback.disabled}` | [`WebhookEvent`](crate::event::WebhookEvent) | `WEBHOOK_EVENTS` |
 //! | `leads.dead.{reason}` | the message as it came | `LEAD_DEAD_LETTERS` |
 //! | `leads.dead.replayed.{sequence}` | a note that this dead letter was sent again, see [`replay`](crate::replay) | `LEAD_DEAD_LETTERS` |
@@ -22,7 +22,7 @@
 
 use std::{fmt, str::FromStr};
 
-use crate::ObjectId;
+use crate::{ObjectId, event::OutcomeKind};
 
 /// All commands and call events of all projects.
 pub const ALL_COMMANDS: &str = "leads.cmd.>";
@@ -65,6 +65,16 @@ pub enum CommandKind {
     CallEnded,
     /// The last call with a lead may have expired.
     CallExpired,
+}
+
+impl From<OutcomeKind> for CommandKind {
+    fn from(kind: OutcomeKind) -> Self {
+        match kind {
+            OutcomeKind::Update => Self::Update,
+            OutcomeKind::CallStarted => Self::CallStarted,
+            OutcomeKind::CallEnded => Self::CallEnded,
+        }
+    }
 }
 
 /// The subject is not one of the command log.
@@ -137,9 +147,9 @@ pub fn inbox_prefix(program: &str) -> String {
 }
 
 /// The subject of a completion event.
-pub fn event(project_id: ObjectId, process_id: Option<ObjectId>, success: bool) -> String {
+pub fn event(project_id: ObjectId, process_id: Option<ObjectId>, kind: OutcomeKind, success: bool) -> String {
     let outcome = if success { "succeeded" } else { "failed" };
-    format!("leads.evt.{}.update.{outcome}", process_key(project_id, process_id))
+    format!("leads.evt.{}.{kind}.{outcome}", process_key(project_id, process_id))
 }
 
 /// The project of a completion event's subject.
@@ -181,7 +191,7 @@ pub enum DeadLetterReason {
     InvalidJson,
     /// Its body is JSON, but not the message of its subject.
     InvalidCommand,
-    /// A call event for a lead that does not exist in its project.
+    /// The expiry of a call with a lead that does not exist.
     UnknownLead,
     /// The database rejects it.
     Unapplicable,
@@ -236,8 +246,8 @@ mod tests {
             CommandSubject { project_id, kind: CommandKind::Update }.to_string(),
             CommandSubject { project_id, kind: CommandKind::CallStarted }.to_string(),
             CommandSubject { project_id, kind: CommandKind::CallEnded }.to_string(),
-            event(project_id, Some(process_id), true),
-            event(project_id, None, false),
+            event(project_id, Some(process_id), OutcomeKind::Update, true),
+            event(project_id, None, OutcomeKind::CallEnded, false),
             intake_of(project_id),
             events_of(project_id),
             delivery_exhausted(project_id, Some(process_id)),
@@ -250,7 +260,7 @@ mod tests {
         leads.cmd.abababababababababababab.call.started
         leads.cmd.abababababababababababab.call.ended
         leads.evt.abababababababababababab.cdcdcdcdcdcdcdcdcdcdcdcd.update.succeeded
-        leads.evt.abababababababababababab._.update.failed
+        leads.evt.abababababababababababab._.call.ended.failed
         leads.intake.abababababababababababab.>
         leads.evt.abababababababababababab.>
         webhooks.evt.abababababababababababab.cdcdcdcdcdcdcdcdcdcdcdcd.exhausted
@@ -263,7 +273,7 @@ mod tests {
     #[test]
     fn the_project_of_an_event_is_parsed() {
         let project_id = ObjectId::from_bytes([0xab; 12]);
-        assert_eq!(event_project(&event(project_id, None, true)), Some(project_id));
+        assert_eq!(event_project(&event(project_id, None, OutcomeKind::Update, true)), Some(project_id));
         for subject in
             ["leads.evt", "leads.evt.", "leads.evt._._.update.failed", "leads.cmd.abababababababababababab.update"]
         {

@@ -15,8 +15,7 @@ use std::{
 
 use bytes::Bytes;
 use contract::{
-    ObjectId,
-    command::{self, UpdateCommand},
+    ObjectId, command,
     subject::{CommandKind, CommandSubject},
 };
 use service_kit::{
@@ -30,6 +29,7 @@ use tracing::Instrument;
 
 use crate::{
     admission::{Admission, PATIENCE, Work},
+    command::Command,
     error::{ApiError, SharedPool},
     work_budget::WorkBudget,
 };
@@ -41,7 +41,7 @@ const MAX_GROUPS: usize = 16;
 #[derive(Debug, Clone)]
 pub(crate) struct LogEntry {
     pub(crate) kind: CommandKind,
-    /// The update, or an id for this one call event.
+    /// The update, or the call event.
     pub(crate) id: ObjectId,
     /// Its deduplication id in the log.
     pub(crate) message_id: String,
@@ -51,11 +51,11 @@ pub(crate) struct LogEntry {
 }
 
 impl LogEntry {
-    /// An update of this project.
-    pub(crate) fn update(project_id: ObjectId, id: ObjectId, command: &UpdateCommand) -> Result<Self, ApiError> {
+    /// A command of this project, with this id.
+    pub(crate) fn new(project_id: ObjectId, id: ObjectId, command: &Command) -> Result<Self, ApiError> {
         let payload = serde_json::to_vec(command).map_err(|e| internal(&e))?.into();
         let message_id = command::message_id(project_id, id);
-        Ok(Self { kind: CommandKind::Update, id, message_id, traceparent: None, payload })
+        Ok(Self { kind: command.kind().into(), id, message_id, traceparent: None, payload })
     }
 }
 
@@ -86,16 +86,15 @@ impl CommandLog {
         }
     }
 
-    /// Publishes an update and waits for the ack.
+    /// Publishes a command and waits for the ack.
     pub(crate) async fn append(
         &self,
         commands: &Publisher,
         project_id: ObjectId,
-        update_id: ObjectId,
-        command: &UpdateCommand,
+        entry: LogEntry,
         traceparent: &str,
     ) -> Result<(), ApiError> {
-        let LogEntry { kind, message_id, payload, .. } = LogEntry::update(project_id, update_id, command)?;
+        let LogEntry { kind, id: update_id, message_id, payload, .. } = entry;
         // It may wait, and so precedes what others could have meanwhile.
         let admitted = self.admission.admit(project_id, Work::of([&payload[..]]), PATIENCE).await?;
         let permit = self.in_flight.try_acquire(project_id);

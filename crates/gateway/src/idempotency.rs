@@ -19,6 +19,7 @@ use async_nats::jetstream::{
 use axum::http::{HeaderMap, HeaderName};
 use contract::{
     ObjectId,
+    event::OutcomeKind,
     idempotency::{IdempotencyRecord, idempotency_key},
     streams::IDEMPOTENCY,
 };
@@ -133,9 +134,10 @@ impl IdempotencyStore {
         &self,
         js: &jetstream::Context,
         project_id: ObjectId,
+        kind: OutcomeKind,
         client_key: &str,
     ) -> Result<Claim, ApiError> {
-        let record = IdempotencyRecord::of_bulk(clock::new_id());
+        let record = IdempotencyRecord::of_bulk(kind, clock::new_id());
         self.claim(js, project_id, client_key, &record).await
     }
 
@@ -294,8 +296,9 @@ mod tests {
     #[test]
     fn a_key_belongs_to_its_first_body() {
         let (mine, other) = (ObjectId::from_bytes([1; 12]), ObjectId::from_bytes([2; 12]));
-        let record = IdempotencyRecord::new(b"{}", None, None, mine);
-        let first = |body, id| serde_json::to_vec(&IdempotencyRecord::new(body, None, None, id)).unwrap();
+        let record = IdempotencyRecord::new(OutcomeKind::Update, b"{}", None, None, mine);
+        let first =
+            |body, id| serde_json::to_vec(&IdempotencyRecord::new(OutcomeKind::Update, body, None, None, id)).unwrap();
         assert_eq!(decide(&first(b"{}", other), &record), Ok(Claim { update_id: other, replayed: true }));
         assert_eq!(decide(&first(b"{}", mine), &record), Ok(Claim { update_id: mine, replayed: false }));
         assert_eq!(decide(&first(b"{ }", other), &record), Err(ApiError::IdempotencyConflict));

@@ -1,9 +1,12 @@
 //! 1 Accept: the HTTP API. A request is authenticated, validated and made a command; the response is sent once JetStream has
 //! it. Queries go to lead-state and webhook-notifier. The gateway itself stores nothing.
 
+mod accept;
 mod admission;
 mod app;
 mod auth;
+mod bulk;
+mod command;
 mod command_log;
 mod config;
 mod error;

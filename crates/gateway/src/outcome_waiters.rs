@@ -176,6 +176,7 @@ impl Drop for OutcomeWaiter {
 #[cfg(test)]
 mod tests {
     use async_nats::HeaderMap;
+    use contract::event::OutcomeKind;
 
     use super::*;
 
@@ -186,7 +187,7 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.insert(MESSAGE_ID, id);
         Message {
-            subject: subject::event(project_id, None, true).into(),
+            subject: subject::event(project_id, None, OutcomeKind::Update, true).into(),
             reply: None,
             payload: payload.into(),
             headers: Some(headers),
@@ -227,7 +228,7 @@ mod tests {
             let reader = waiters.reader.lock().await.as_ref().map(JoinHandle::abort_handle).unwrap();
             let mut headers = HeaderMap::new();
             headers.insert(MESSAGE_ID, UPDATE.to_string());
-            let subject = subject::event(PROJECT, None, true);
+            let subject = subject::event(PROJECT, None, OutcomeKind::Update, true);
             client.publish_with_headers(subject, headers, "mine".into()).await.unwrap();
             let event = tokio::time::timeout(Duration::from_secs(10), waiter.event()).await;
             assert_eq!(event.unwrap().unwrap(), "mine", "round {round}");

@@ -2,6 +2,7 @@
 
 use contract::{
     JsonObject, ObjectId,
+    event::OutcomeKind,
     rpc::{self, UpdateStatus},
 };
 use serde::{Deserialize, Deserializer, Serialize};
@@ -78,7 +79,7 @@ pub type ListedLead = LeadWith<Versioned>;
 pub struct Details {
     /// The disposition stored with the state that last took one.
     pub last_disposition: Option<String>,
-    /// Its last updates, the newest first.
+    /// Its last updates and call events, the newest first.
     pub activities: Vec<Activity>,
 }
 
@@ -108,14 +109,16 @@ impl From<rpc::Lead> for ListedLead {
     }
 }
 
-/// A recent update of a lead.
+/// A recent update of a lead, or event of a call with it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Activity {
-    /// The update.
+    /// `update`, `call.started` or `call.ended`.
+    pub kind: OutcomeKind,
+    /// The update, or the call event.
     pub update_id: ObjectId,
-    /// Whether the lead was changed.
+    /// Whether it was applied.
     pub success: bool,
     /// Why the update failed.
     pub error: Option<String>,
@@ -132,7 +135,7 @@ pub struct Activity {
 }
 
 response_from!(activity: rpc::Activity => Activity {
-    update_id, success, error, from_state, to_state, disposition, user_id, timestamp,
+    kind, update_id, success, error, from_state, to_state, disposition, user_id, timestamp,
 });
 
 /// An item of `GET /api/v1/leads/{leadId}/updates`.
@@ -140,7 +143,9 @@ response_from!(activity: rpc::Activity => Activity {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct HistoryEntry {
-    /// The update.
+    /// `update`, `call.started` or `call.ended`.
+    pub kind: OutcomeKind,
+    /// The update, or the call event.
     pub update_id: ObjectId,
     /// `succeeded` or `failed`.
     pub status: UpdateStatus,
@@ -169,7 +174,7 @@ pub struct HistoryEntry {
 }
 
 response_from!(update: rpc::HistoryEntry => HistoryEntry {
-    update_id, error, error_code, from_state, to_state, disposition, version, user_id, api_key_id, warnings, logged_at,
+    kind, update_id, error, error_code, from_state, to_state, disposition, version, user_id, api_key_id, warnings, logged_at,
     applied_at,
 } with { status: if update.success { UpdateStatus::Succeeded } else { UpdateStatus::Failed } });
 
@@ -306,7 +311,7 @@ pub struct RefusedLead {
 
 example!(
     lead_details: LeadDetails,
-    r#"{"_id":"696102a4b8c1d2e3f4a5b6c7","name":"Ada Lovelace","phone":"+14155550123","email":"ada@example.com","projectId":"696102a4b8c1d2e3f4a5b601","processId":"696102a4b8c1d2e3f4a5b602","referenceId":"AB123456789","currentState":"interested","metadata":{"make":"Toyota","model":"Camry"},"createdAt":"2026-01-12T04:55:59.048Z","updatedAt":"2026-01-12T09:30:00.000Z","lastDisposition":"callback","activities":[{"updateId":"6b0426971c73026dafa27e40","success":true,"error":null,"fromState":"new","toState":"interested","disposition":"callback","userId":"agent-7","timestamp":"2026-01-12T09:30:00.000Z"}]}"#
+    r#"{"_id":"696102a4b8c1d2e3f4a5b6c7","name":"Ada Lovelace","phone":"+14155550123","email":"ada@example.com","projectId":"696102a4b8c1d2e3f4a5b601","processId":"696102a4b8c1d2e3f4a5b602","referenceId":"AB123456789","currentState":"interested","metadata":{"make":"Toyota","model":"Camry"},"createdAt":"2026-01-12T04:55:59.048Z","updatedAt":"2026-01-12T09:30:00.000Z","lastDisposition":"callback","activities":[{"kind":"update","updateId":"6b0426971c73026dafa27e40","success":true,"error":null,"fromState":"new","toState":"interested","disposition":"callback","userId":"agent-7","timestamp":"2026-01-12T09:30:00.000Z"}]}"#
 );
 example!(
     listed_lead: ListedLead,
@@ -314,7 +319,7 @@ example!(
 );
 example!(
     history_entry: HistoryEntry,
-    r#"{"updateId":"6b0426971c73026dafa27e40","status":"succeeded","error":null,"errorCode":null,"fromState":"new","toState":"interested","disposition":"callback","version":2,"userId":"agent-7","apiKeyId":"696102a4b8c1d2e3f4a5b603","warnings":[],"loggedAt":"2026-01-12T09:29:59.991Z","appliedAt":"2026-01-12T09:30:00.000Z"}"#
+    r#"{"kind":"update","updateId":"6b0426971c73026dafa27e40","status":"succeeded","error":null,"errorCode":null,"fromState":"new","toState":"interested","disposition":"callback","version":2,"userId":"agent-7","apiKeyId":"696102a4b8c1d2e3f4a5b603","warnings":[],"loggedAt":"2026-01-12T09:29:59.991Z","appliedAt":"2026-01-12T09:30:00.000Z"}"#
 );
 example!(
     initiate_request: InitiateRequest,

@@ -4,6 +4,7 @@
 //! Responses are made from the replies of lead-state and webhook-notifier ([`contract::rpc`]) with `From`: the HTTP API
 //! writes times as RFC 3339 texts, the services as milliseconds.
 
+mod calls;
 mod convert;
 mod deliveries;
 mod examples;
@@ -16,6 +17,7 @@ mod time;
 mod updates;
 
 pub use crate::{
+    calls::{Call, CallEndedRequest, CallStartedRequest},
     deliveries::{DeliveryDetails, ListedDelivery, RecoverRequest, RecoverResult},
     examples::Example,
     leads::{
@@ -29,7 +31,7 @@ pub use crate::{
     response::{DataResponse, ErrorResponse, ListResponse},
     time::DateTime,
     updates::{
-        ActionType, Attempt, BulkUpdateLine, BulkUpdateResult, Delivery, DryRunOutcome, DryRunResponse, Event,
-        LineExpectations, Outcome, Parked, TimelineResponse, UpdateAccepted, UpdateRequest, UpdateTimeline,
+        Attempt, BulkUpdateLine, BulkUpdateResult, Delivery, DryRunOutcome, DryRunResponse, Event, LineExpectations,
+        Outcome, Parked, TimelineResponse, UpdateAccepted, UpdateRequest, UpdateTimeline,
     },
 };

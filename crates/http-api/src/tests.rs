@@ -2,7 +2,7 @@
 
 use contract::{
     JsonObject, ObjectId, Timestamp,
-    event::{CompletionEvent, WebhookPayload},
+    event::{CompletionEvent, OutcomeKind, WebhookPayload},
     process::Process,
     rpc::{self, Cursor, DeliveryId, DeliveryStatus, Page, UpdateStatus},
 };
@@ -40,6 +40,7 @@ fn lead() -> rpc::Lead {
         created_at: AT,
         updated_at: AT,
         activities: vec![rpc::Activity {
+            kind: OutcomeKind::Update,
             update_id: ObjectId::from_bytes([3; 12]),
             success: true,
             error: None,
@@ -57,7 +58,7 @@ fn leads() {
     let initiated = InitiateResponse { success: true, lead: lead().into(), warnings: vec![] };
     insta::assert_snapshot!(json(&initiated), @r#"{"success":true,"_id":"010101010101010101010101","name":"Ada","phone":"+14155550123","email":null,"projectId":"111111111111111111111111","processId":"020202020202020202020202","referenceId":"R","currentState":"interested","metadata":{"n":100000000000000000000000000001.50},"createdAt":"2026-01-12T04:55:59.048Z","updatedAt":"2026-01-12T04:55:59.048Z"}"#);
     let details = DataResponse::new(LeadDetails::from(lead()));
-    insta::assert_snapshot!(json(&details), @r#"{"success":true,"data":{"_id":"010101010101010101010101","name":"Ada","phone":"+14155550123","email":null,"projectId":"111111111111111111111111","processId":"020202020202020202020202","referenceId":"R","currentState":"interested","metadata":{"n":100000000000000000000000000001.50},"createdAt":"2026-01-12T04:55:59.048Z","updatedAt":"2026-01-12T04:55:59.048Z","lastDisposition":"callback","activities":[{"updateId":"030303030303030303030303","success":true,"error":null,"fromState":"new","toState":"interested","disposition":"callback","userId":null,"timestamp":"2026-01-12T04:55:59.048Z"}]}}"#);
+    insta::assert_snapshot!(json(&details), @r#"{"success":true,"data":{"_id":"010101010101010101010101","name":"Ada","phone":"+14155550123","email":null,"projectId":"111111111111111111111111","processId":"020202020202020202020202","referenceId":"R","currentState":"interested","metadata":{"n":100000000000000000000000000001.50},"createdAt":"2026-01-12T04:55:59.048Z","updatedAt":"2026-01-12T04:55:59.048Z","lastDisposition":"callback","activities":[{"kind":"update","updateId":"030303030303030303030303","success":true,"error":null,"fromState":"new","toState":"interested","disposition":"callback","userId":null,"timestamp":"2026-01-12T04:55:59.048Z"}]}}"#);
     let page = Page { items: vec![lead()], next: Some(Cursor::new("leads", "x")) };
     let listed = ListResponse::<ListedLead>::new(page, vec![]);
     insta::assert_snapshot!(json(&listed), @r#"{"success":true,"data":[{"_id":"010101010101010101010101","name":"Ada","phone":"+14155550123","email":null,"projectId":"111111111111111111111111","processId":"020202020202020202020202","referenceId":"R","currentState":"interested","metadata":{"n":100000000000000000000000000001.50},"createdAt":"2026-01-12T04:55:59.048Z","updatedAt":"2026-01-12T04:55:59.048Z","lastDisposition":"callback","version":2}],"next":"bGVhZHM6eA"}"#);
@@ -66,6 +67,7 @@ fn leads() {
 #[test]
 fn an_audit_trail() {
     let update = rpc::HistoryEntry {
+        kind: OutcomeKind::CallEnded,
         update_id: ObjectId::from_bytes([1; 12]),
         success: false,
         error: Some("No".into()),
@@ -83,7 +85,7 @@ fn an_audit_trail() {
         applied_at: AT,
     };
     let listed = ListResponse::<HistoryEntry>::new(Page { items: vec![update], next: None }, vec![]);
-    insta::assert_snapshot!(json(&listed), @r#"{"success":true,"data":[{"updateId":"010101010101010101010101","status":"failed","error":"No","errorCode":"no","fromState":"new","toState":"new","disposition":null,"version":1,"userId":"u-1","apiKeyId":"040404040404040404040404","warnings":["w"],"loggedAt":"2026-01-12T04:55:59.048Z","appliedAt":"2026-01-12T04:55:59.048Z"}],"next":null}"#);
+    insta::assert_snapshot!(json(&listed), @r#"{"success":true,"data":[{"kind":"call.ended","updateId":"010101010101010101010101","status":"failed","error":"No","errorCode":"no","fromState":"new","toState":"new","disposition":null,"version":1,"userId":"u-1","apiKeyId":"040404040404040404040404","warnings":["w"],"loggedAt":"2026-01-12T04:55:59.048Z","appliedAt":"2026-01-12T04:55:59.048Z"}],"next":null}"#);
 }
 
 fn pending() -> rpc::Update {
@@ -153,6 +155,7 @@ fn the_timeline_of_a_failed_update_without_the_notifier() {
 
 fn event() -> CompletionEvent {
     CompletionEvent {
+        kind: OutcomeKind::Update,
         update_id: ObjectId::from_bytes([1; 12]),
         project_id: ObjectId::from_bytes([2; 12]),
         process_id: Some(ObjectId::from_bytes([3; 12])),

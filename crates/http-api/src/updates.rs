@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use contract::{
     JsonObject, ObjectId, Timestamp,
-    event::CompletionEvent,
+    event::{CompletionEvent, OutcomeKind},
     rpc::{self, DeliveryStatus, UpdateStatus},
 };
 use serde::{Deserialize, Deserializer, Serialize};
@@ -94,7 +94,7 @@ impl<'de> Deserialize<'de> for BulkUpdateLine {
     }
 }
 
-/// The response of `POST /api/v1/leads/update`: the update is in the log.
+/// The response of `POST /api/v1/leads/update`, `/calls/started` and `/calls/ended`: the update or call event is in the log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
@@ -113,26 +113,17 @@ pub struct UpdateAccepted {
     pub outcome: Option<Outcome>,
 }
 
-/// What kind of webhook it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(inline))]
-#[serde(rename_all = "camelCase")]
-pub enum ActionType {
-    /// An update succeeded or failed.
-    Update,
-}
-
-/// The outcome of an update: the body of its webhooks.
+/// The outcome of an update, which is the body of its webhooks, or of a call event.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Outcome {
-    /// Always `update`.
+    /// `update`; `call.started` or `call.ended` of a call event.
     #[serde(rename = "action_type")]
-    pub action_type: ActionType,
-    /// The update.
+    pub action_type: OutcomeKind,
+    /// The update, or the call event.
     pub update_id: ObjectId,
-    /// Whether the lead was changed.
+    /// Whether it was applied.
     pub success: bool,
     /// Why not.
     pub error: Option<String>,
@@ -142,13 +133,13 @@ pub struct Outcome {
     pub reference_id: Option<String>,
     /// When it was decided, in milliseconds since 1970.
     pub timestamp: Timestamp,
-    /// The lead's metadata after the merge; null on failure.
+    /// The lead's metadata after the merge; null on failure and of a call event.
     pub data: Option<JsonObject>,
 }
 
 response_from!(event: CompletionEvent => Outcome {
     update_id, success, error, lead_id, reference_id, timestamp, data,
-} with { action_type: ActionType::Update });
+} with { action_type: event.kind });
 
 /// `data` of an event of `GET /api/v1/events`: the body of the webhooks, and why the update failed for programs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -227,12 +218,12 @@ response_from!(event: CompletionEvent => DryRunOutcome {
     success, error, error_code, lead_id, reference_id, from_state, to_state, version, data,
 });
 
-/// A line of the response of `POST /api/v1/leads/update/bulk`.
+/// A line of the response of `POST /api/v1/leads/update/bulk`, `/calls/started/bulk` and `/calls/ended/bulk`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct BulkUpdateResult {
-    /// The place of the update in the request, from 1.
+    /// The place of the update or call event in the request, from 1.
     pub line: usize,
     /// Whether it is in the log.
     pub success: bool,
@@ -263,7 +254,7 @@ pub struct TimelineResponse {
     pub warnings: Vec<String>,
 }
 
-/// An update from the request to the last attempt of its last delivery.
+/// An update or a call event from the request to the last attempt of its last delivery.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
@@ -334,7 +325,7 @@ impl Outcome {
     pub fn of(update: &mut rpc::Update) -> Option<Self> {
         let timestamp = (update.status != UpdateStatus::Pending).then_some(update.applied_at)??;
         Some(Self {
-            action_type: ActionType::Update,
+            action_type: update.kind,
             update_id: update.update_id,
             success: update.status == UpdateStatus::Succeeded,
             error: update.error.take(),

@@ -105,8 +105,9 @@ impl Metrics {
     }
 
     pub(crate) fn count_updates(&self, rows: &[LedgerRow]) {
-        let succeeded = rows.iter().filter(|row| row.event.success).count();
-        for (outcome, count) in [("succeeded", succeeded), ("failed", rows.len() - succeeded)] {
+        let updates = || rows.iter().filter(|row| row.event.kind.is_update());
+        let succeeded = updates().filter(|row| row.event.success).count();
+        for (outcome, count) in [("succeeded", succeeded), ("failed", updates().count() - succeeded)] {
             self.updates.get_or_create(&[("outcome", outcome)]).inc_by(count as u64);
         }
     }

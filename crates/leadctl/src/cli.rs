@@ -7,7 +7,9 @@ use clap_complete::Shell;
 
 use crate::{
     audit,
-    commands::{callback, console, deliveries, events, key, lead, migrate, process, project, recover, secrets, update},
+    commands::{
+        call, callback, console, deliveries, events, key, lead, migrate, process, project, recover, secrets, update,
+    },
     dead_letters, doctor, exit_status, import,
     output::{self, timeline},
 };
@@ -49,6 +51,9 @@ enum Command {
     /// Lead updates, over the HTTP API.
     #[command(subcommand)]
     Update(update::Update),
+    /// Calls with leads.
+    #[command(subcommand)]
+    Call(call::Call),
     Import(import::Import),
     /// Keys that seal callbacks' secrets.
     #[command(subcommand)]
@@ -104,6 +109,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Secrets(secrets) => secrets.run().await?,
         Command::Lead(lead) => lead.run().await?,
         Command::Update(update) => return update.run().await,
+        Command::Call(call) => return call.run().await,
         Command::Import(import) => return import.run().await,
         Command::Callback(callback) => callback.run().await?,
         Command::Console(console) => console.run().await?,

@@ -77,6 +77,7 @@ async fn fill_events(stack: &Stack, count: u64) -> anyhow::Result<()> {
         let lead = random_lead(stack.leads);
         let command: serde_json::Value = serde_json::from_str(&update_body(lead, number)).unwrap_or_default();
         let event = CompletionEvent {
+            kind: contract::event::OutcomeKind::Update,
             update_id,
             project_id: stack.project_id,
             process_id: Some(stack.process_id),
@@ -97,7 +98,7 @@ async fn fill_events(stack: &Stack, count: u64) -> anyhow::Result<()> {
         headers.insert(MESSAGE_ID, update_id.to_string());
         headers.insert(POSITION, format!("0.1.{}.0", number + 1));
         OutboundMessage {
-            subject: subject::event(stack.project_id, Some(stack.process_id), true).into(),
+            subject: subject::event(stack.project_id, Some(stack.process_id), event.kind, true).into(),
             headers: Some(headers),
             payload: serde_json::to_vec(&event).unwrap_or_default().into(),
         }

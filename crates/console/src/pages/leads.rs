@@ -186,6 +186,8 @@ fn history(project: ObjectId, entries: &[HistoryEntry]) -> Markup {
 fn states(entry: &HistoryEntry) -> String {
     match (entry.from_state.as_deref(), entry.to_state.as_deref()) {
         (Some(from), Some(to)) if from != to => format!("{from} → {to}"),
+        // A call event changes no state.
+        (None, None) if !entry.kind.is_update() => entry.kind.to_string(),
         (from, to) => to.or(from).unwrap_or_default().to_owned(),
     }
 }

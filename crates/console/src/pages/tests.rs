@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use contract::{
     JsonObject, ObjectId, Timestamp,
+    event::OutcomeKind,
     process::{Callback, CallbackAuth, Ordering, Process, Rules, State, StateKind},
     rpc::{
         Attempt, CallbackState, CallbackStatus, Cursor, Delivery, DeliveryId, DeliveryStatus, HistoryEntry, Lead,
@@ -190,6 +191,7 @@ fn an_update_that_waits_says_what_for() {
 #[test]
 fn a_lead() {
     let entry = HistoryEntry {
+        kind: OutcomeKind::Update,
         update_id: UPDATE,
         success: true,
         error: None,

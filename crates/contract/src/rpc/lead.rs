@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::Cursor;
-use crate::{JsonObject, ObjectId, Timestamp, text};
+use crate::{JsonObject, ObjectId, Timestamp, event::OutcomeKind, text};
 
 /// Finds a lead of a project by its id, or by its external id and process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,21 +82,23 @@ pub struct Lead {
     pub created_at: Timestamp,
     /// When it last changed.
     pub updated_at: Timestamp,
-    /// Its last updates, newest first, at most [`LEAD_ACTIVITIES`]; empty in lists.
+    /// Its last updates and call events, newest first, at most [`LEAD_ACTIVITIES`]; empty in lists.
     pub activities: Vec<Activity>,
 }
 
 /// How many activities a lead shows.
 pub const LEAD_ACTIVITIES: i64 = 20;
 
-/// One of a lead's last updates.
+/// One of a lead's last updates and call events.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Activity {
-    /// The update.
+    /// What it is.
+    pub kind: OutcomeKind,
+    /// The update, or the call event.
     pub update_id: ObjectId,
-    /// Whether the update changed the lead.
+    /// Whether it was applied.
     pub success: bool,
     /// Why it failed.
     pub error: Option<String>,
@@ -135,7 +137,7 @@ pub struct ListLeads {
     pub limit: u32,
 }
 
-/// Lists the updates of a lead, last one first.
+/// Lists the updates and call events of a lead, last one first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -151,14 +153,16 @@ pub struct GetLeadHistory {
     pub limit: u32,
 }
 
-/// An update in a lead's history. [`Update`](super::Update) has more of it.
+/// An update or call event in a lead's history. [`Update`](super::Update) has more of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct HistoryEntry {
-    /// The update.
+    /// What it is.
+    pub kind: OutcomeKind,
+    /// The update, or the call event.
     pub update_id: ObjectId,
-    /// Whether the update changed the lead.
+    /// Whether it was applied.
     pub success: bool,
     /// Why it failed, for people.
     pub error: Option<String>,
@@ -186,4 +190,40 @@ pub struct HistoryEntry {
     pub logged_at: Timestamp,
     /// When the update was decided and applied.
     pub applied_at: Timestamp,
+}
+
+/// Lists the calls of a project that are in progress, by lead.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ListCalls {
+    /// The project.
+    pub project_id: ObjectId,
+    /// Only calls with this lead.
+    #[serde(default)]
+    pub lead_id: Option<ObjectId>,
+    /// The previous page's `next`.
+    #[serde(default)]
+    pub cursor: Option<Cursor>,
+    /// The most items to return.
+    pub limit: u32,
+}
+
+/// A call in progress.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct Call {
+    /// The lead.
+    pub lead_id: ObjectId,
+    /// The lead's process.
+    pub process_id: ObjectId,
+    /// The lead's external id.
+    pub reference_id: Option<String>,
+    /// The call's id; null if its start had none.
+    pub call_id: Option<String>,
+    /// When the log stored its start.
+    pub started_at: Timestamp,
+    /// When it counts as ended without an end.
+    pub expires_at: Timestamp,
 }

@@ -69,6 +69,7 @@ queries! {
     // Leads in lists have no activities.
     ListLeads "leads.rpc.lead.list" repeatable => page Lead;
     GetLeadHistory "leads.rpc.lead.history" repeatable => page HistoryEntry;
+    ListCalls "leads.rpc.lead.calls" repeatable => page Call;
     GetUpdate "leads.rpc.update.get" repeatable => one Update;
     // The event that would be announced, under an id that no update has.
     DryRunUpdate "leads.rpc.update.dry_run" repeatable => one CompletionEvent;

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::Cursor;
-use crate::{JsonObject, ObjectId, Timestamp, command::UpdateCommand};
+use crate::{JsonObject, ObjectId, Timestamp, command::UpdateCommand, event::OutcomeKind};
 
 /// Reads an update.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,9 +23,9 @@ pub struct GetUpdate {
 pub enum UpdateStatus {
     /// In the log, not decided yet.
     Pending,
-    /// The update changed the lead.
+    /// Applied.
     Succeeded,
-    /// The update did not change the lead.
+    /// Refused: nothing was changed.
     Failed,
 }
 
@@ -34,7 +34,10 @@ pub enum UpdateStatus {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Update {
-    /// The update.
+    /// What it is, once it is decided; an update if absent.
+    #[serde(default, skip_serializing_if = "OutcomeKind::is_update")]
+    pub kind: OutcomeKind,
+    /// The update, or the call event.
     pub update_id: ObjectId,
     /// Its status. The other fields of a pending update are null, except what is known of a queued one.
     pub status: UpdateStatus,
@@ -79,6 +82,7 @@ impl Update {
     /// An update that is in the log and not decided yet.
     pub fn pending(update_id: ObjectId) -> Self {
         Self {
+            kind: OutcomeKind::Update,
             update_id,
             status: UpdateStatus::Pending,
             command: None,

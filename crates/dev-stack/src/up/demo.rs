@@ -236,7 +236,7 @@ impl Demo {
             project_id,
             name: "demo".into(),
             sha256: api_key::hash(&secret),
-            scopes: Scope::DEFAULT.into(),
+            scopes: Scope::DEFAULT.into_iter().chain([Scope::CallsWrite]).collect(),
             expires_at: None,
         };
         let key = rpc::request(nats, &query).await.context("cannot create the API key")?;

@@ -2,17 +2,15 @@
 
 use async_nats::{HeaderMap, Message};
 use contract::{
-    ObjectId, Timestamp,
-    command::{self, CallEnded, CallStarted},
-    fields::{BodyError, Fields},
+    ObjectId, Timestamp, command,
+    event::OutcomeKind,
     headers,
     subject::{CommandKind, CommandSubject},
     trace,
     update_body::{UpdateBody, parse_expected_state, parse_expected_version},
 };
-use serde::Serialize;
 
-use crate::{command_log::LogEntry, error::ApiError};
+use crate::{command::Command, command_log::LogEntry, error::ApiError};
 
 /// The longest message id of a producer, in bytes: the log keeps it with the message.
 const MAX_MESSAGE_ID: usize = 255;
@@ -28,16 +26,14 @@ pub(super) fn parse(
         ApiError::field("the subject", "must be leads.cmd.{projectId} with .update, .call.started or .call.ended")
     })?;
     let headers = Headers(message.headers.as_ref());
-    let entry = match subject.kind {
-        CommandKind::Update => update(&message.payload, headers, project_id, new_id, now)?,
-        kind => LogEntry {
-            kind,
-            id: new_id,
-            message_id: command::message_id(project_id, new_id),
-            traceparent: None,
-            payload: call(kind, &message.payload, project_id)?.into(),
-        },
+    let id = headers.update_id(now)?.unwrap_or(new_id);
+    let mut command = match subject.kind {
+        CommandKind::Update => update(&message.payload, headers, project_id)?,
+        CommandKind::CallStarted => Command::parse(OutcomeKind::CallStarted, &message.payload, project_id)?.0,
+        _ => Command::parse(OutcomeKind::CallEnded, &message.payload, project_id)?.0,
     };
+    command.identify(id, None);
+    let entry = LogEntry::new(project_id, id, &command)?;
     let message_id = match headers.get(headers::MESSAGE_ID) {
         Some(id) if id.is_empty() || id.len() > MAX_MESSAGE_ID => {
             return Err(ApiError::field(headers::MESSAGE_ID, format!("must have 1 to {MAX_MESSAGE_ID} bytes")));
@@ -49,67 +45,17 @@ pub(super) fn parse(
     Ok(LogEntry { message_id, traceparent: traceparent.map(str::to_owned), ..entry })
 }
 
-fn update(
-    body: &[u8],
-    headers: Headers<'_>,
-    project_id: ObjectId,
-    new_id: ObjectId,
-    now: Timestamp,
-) -> Result<LogEntry, ApiError> {
-    let UpdateBody { mut command, warnings } = UpdateBody::parse(body, Some(project_id))?;
-    let id = match headers.get(headers::UPDATE_ID) {
-        Some(text) => {
-            let fault = |fault: String| ApiError::field(headers::UPDATE_ID, fault);
-            let id: ObjectId = text.parse().map_err(|e: contract::id::InvalidObjectId| fault(e.to_string()))?;
-            if !command::is_acceptable_id(id, now) {
-                return Err(fault(
-                    "must begin with the time of the update: at most 62 days ago, at most 1 h ahead".into(),
-                ));
-            }
-            id
-        }
-        None => new_id,
-    };
+/// Parses an update with what its headers expect of the lead.
+fn update(body: &[u8], headers: Headers<'_>, project_id: ObjectId) -> Result<Command, ApiError> {
+    let mut update = UpdateBody::parse(body, Some(project_id))?;
     let version = headers.get(headers::EXPECTED_VERSION);
-    command.expected_version =
+    update.command.expected_version =
         version.map(|text| parse_expected_version(headers::EXPECTED_VERSION, text)).transpose()?;
     let state = headers.get(headers::EXPECTED_STATE);
-    command.expected_state = state.map(|text| parse_expected_state(headers::EXPECTED_STATE, text)).transpose()?;
-    command.update_id = Some(id);
-    command.warnings = warnings;
-    LogEntry::update(project_id, id, &command)
-}
-
-/// Checks a call event. Nothing in it is ignored, because there is no answer that could say so.
-fn call(kind: CommandKind, body: &[u8], project_id: ObjectId) -> Result<Vec<u8>, ApiError> {
-    let mut fields = Fields::from_json(body)?.refusing_empty();
-    let (lead_id, reference_id) = (fields.id("leadId")?, fields.text("referenceId")?);
-    let (process_id, own_project) = (fields.id("processId")?, fields.id("projectId")?);
-    if lead_id.is_none() && reference_id.is_none() {
-        return Err(BodyError::AddressMissing(None).into());
-    }
-    if reference_id.is_some() && process_id.is_none() {
-        return Err(ApiError::missing("processId is required when using referenceId"));
-    }
-    if own_project.is_some_and(|own| own != project_id) {
-        return Err(BodyError::ProjectMismatch.into());
-    }
-    let call_id = fields.text("callId")?;
-    let timeout_seconds = match kind {
-        CommandKind::CallStarted => fields.whole_number("timeoutSeconds")?,
-        _ => None,
-    };
-    fields.refuse_rest()?;
-    match kind {
-        CommandKind::CallStarted => {
-            serialize(&CallStarted { lead_id, reference_id, process_id, call_id, timeout_seconds })
-        }
-        _ => serialize(&CallEnded { lead_id, reference_id, process_id, call_id }),
-    }
-}
-
-fn serialize(event: &impl Serialize) -> Result<Vec<u8>, ApiError> {
-    serde_json::to_vec(event).map_err(|_| ApiError::Internal)
+    update.command.expected_state =
+        state.map(|text| parse_expected_state(headers::EXPECTED_STATE, text)).transpose()?;
+    // There is no answer that could contain the warnings; the command does.
+    Ok(Command::update(update).0)
 }
 
 #[derive(Clone, Copy)]
@@ -118,6 +64,18 @@ struct Headers<'a>(Option<&'a HeaderMap>);
 impl<'a> Headers<'a> {
     fn get(self, name: &str) -> Option<&'a str> {
         Some(self.0?.get(name)?.as_str())
+    }
+
+    /// The id that the producer gave its update or call event.
+    fn update_id(self, now: Timestamp) -> Result<Option<ObjectId>, ApiError> {
+        let Some(text) = self.get(headers::UPDATE_ID) else { return Ok(None) };
+        let fault = |fault: String| ApiError::field(headers::UPDATE_ID, fault);
+        let id: ObjectId = text.parse().map_err(|e: contract::id::InvalidObjectId| fault(e.to_string()))?;
+        if command::is_acceptable_id(id, now) {
+            Ok(Some(id))
+        } else {
+            Err(fault("must begin with the time of the update: at most 62 days ago, at most 1 h ahead".into()))
+        }
     }
 }
 

@@ -27,6 +27,14 @@ pub(crate) mod leads {
     pub(crate) mod update;
 }
 
+pub(crate) mod calls {
+    pub(crate) mod bulk_ended;
+    pub(crate) mod bulk_started;
+    pub(crate) mod ended;
+    pub(crate) mod list;
+    pub(crate) mod started;
+}
+
 pub(crate) mod updates {
     pub(crate) mod get;
 }
@@ -95,6 +103,11 @@ endpoints! {
     POST   "/api/v1/leads/update"                                             LeadsWrite  Updates leads::update;
     // Each update in the body counts against the rate of updates, too.
     POST   "/api/v1/leads/update/bulk"                                        LeadsWrite  Other   leads::bulk_update;
+    POST   "/api/v1/calls/started"                                            CallsWrite  Updates calls::started;
+    POST   "/api/v1/calls/ended"                                              CallsWrite  Updates calls::ended;
+    POST   "/api/v1/calls/started/bulk"                                       CallsWrite  Other   calls::bulk_started;
+    POST   "/api/v1/calls/ended/bulk"                                         CallsWrite  Other   calls::bulk_ended;
+    GET    "/api/v1/calls"                                                    LeadsRead   Other   calls::list;
     GET    "/api/v1/updates/{updateId}"                                       LeadsRead   Other   updates::get;
     POST   "/api/v1/leads/initiate"                                           LeadsWrite  Other   leads::initiate;
     POST   "/api/v1/leads/bulk/initiate"                                      LeadsWrite  Other   leads::bulk_initiate;

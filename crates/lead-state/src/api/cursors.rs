@@ -3,12 +3,15 @@
 use contract::{
     ObjectId,
     position::LogPosition,
-    rpc::{Cursor, RpcError},
+    rpc::{Call, Cursor, RpcError},
 };
+
+use crate::store::calls::CallPlace;
 
 const LEADS: &str = "leads";
 const HISTORY: &str = "history";
 const UPDATES: &str = "updates";
+const CALLS: &str = "calls";
 const PROCESSES: &str = "processes";
 
 pub(super) fn lead(lead_id: ObjectId) -> Cursor {
@@ -25,6 +28,20 @@ pub(super) fn update(update_id: ObjectId) -> Cursor {
 
 pub(super) fn parse_update(cursor: &Cursor) -> Result<ObjectId, RpcError> {
     cursor.place(UPDATES)?.parse().map_err(|_| Cursor::invalid())
+}
+
+pub(super) fn call(call: &Call) -> Cursor {
+    Cursor::new(CALLS, &format!("{}.{}", call.lead_id, call.call_id.as_deref().unwrap_or_default()))
+}
+
+pub(super) fn parse_call(cursor: &Cursor) -> Result<CallPlace, RpcError> {
+    let text = cursor.place(CALLS)?;
+    let (lead_id, call_id) = text.split_once('.').ok_or_else(Cursor::invalid)?;
+    match lead_id.parse() {
+        // Postgres stores no NUL.
+        Ok(lead_id) if !call_id.contains('\0') => Ok(CallPlace { lead_id, call_id: call_id.to_owned() }),
+        _ => Err(Cursor::invalid()),
+    }
 }
 
 pub(super) fn process(name: &str) -> Cursor {
@@ -53,6 +70,7 @@ pub(super) fn parse_history(cursor: &Cursor) -> Result<LogPosition, RpcError> {
 
 #[cfg(test)]
 mod tests {
+    use contract::Timestamp;
     use proptest::prelude::*;
 
     use super::*;
@@ -66,6 +84,12 @@ mod tests {
             prop_assert_eq!(parse_lead(&lead(lead_id)), Ok(lead_id));
             prop_assert_eq!(parse_update(&update(lead_id)), Ok(lead_id));
             prop_assert_eq!(parse_history(&history(position)), Ok(position));
+            let at = Timestamp::from_millis(0);
+            let started = Call {
+                lead_id, process_id: lead_id, reference_id: None, call_id: Some("a.b".into()), started_at: at, expires_at: at,
+            };
+            prop_assert_eq!(parse_call(&call(&started)), Ok(CallPlace { lead_id, call_id: "a.b".into() }));
+            prop_assert!(parse_call(&lead(lead_id)).is_err());
             prop_assert!(parse_lead(&history(position)).is_err());
             prop_assert!(parse_lead(&update(lead_id)).is_err());
             prop_assert!(parse_history(&lead(lead_id)).is_err());
@@ -74,7 +98,7 @@ mod tests {
         #[test]
         fn forged_cursors_never_panic(text in "[0-9a-f.-]{0,40}|.*") {
             let _ = (parse_lead(&Cursor::new(LEADS, &text)), parse_history(&Cursor::new(HISTORY, &text)));
-            let _ = parse_process(&Cursor::new(PROCESSES, &text));
+            let _ = (parse_process(&Cursor::new(PROCESSES, &text)), parse_call(&Cursor::new(CALLS, &text)));
         }
     }
 }

@@ -14,7 +14,7 @@ use service_kit::clock;
 use super::Api;
 use crate::{
     core::{
-        batch::{BatchState, LeadKeys, decide_batch},
+        batch::{BatchState, LeadKeys, Plan, decide_batch},
         decide::Limits,
         entry::{CallChange, CallEntry, Entry, UpdateEntry},
     },
@@ -48,14 +48,23 @@ impl Api {
 /// ended now.
 fn preview(state: BatchState, mut entries: Vec<Entry>, now: Timestamp, limits: Limits) -> Option<CompletionEvent> {
     let plan = decide_batch(state.clone(), entries.clone(), now, limits);
-    let Some(queued) = plan.newly_queued.first() else { return plan.rows.into_iter().next_back().map(|row| row.event) };
+    let outcome = |plan: Plan| plan.rows.into_iter().map(|row| row.event).rfind(|event| event.kind.is_update());
+    let Some(queued) = plan.newly_queued.first() else { return outcome(plan) };
     let lead_id = Some(queued.lead_id);
     let calls = state.calls.get(&queued.lead_id);
     let until = calls.into_iter().flatten().map(|call| call.expires_at).max().unwrap_or(now);
     let UpdateEntry { project_id, position, .. } = queued.update;
     let change = CallChange::Ended(CallEnded { lead_id, ..CallEnded::default() });
-    entries.push(Entry::Call(CallEntry { position, logged_at: now, project_id, change }));
-    let mut event = decide_batch(state, entries, now, limits).rows.into_iter().next_back()?.event;
+    entries.push(Entry::Call(CallEntry {
+        position,
+        logged_at: now,
+        project_id,
+        update_id: clock::new_id(),
+        change,
+        text: "{}".into(),
+        traceparent: None,
+    }));
+    let mut event = outcome(decide_batch(state, entries, now, limits))?;
     event.warnings.push(format!(
         "a call is in progress: the update would be queued until it ends, at the latest until {}",
         until.to_iso()

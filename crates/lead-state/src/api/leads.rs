@@ -1,10 +1,12 @@
-//! Leads: read, listed and initiated.
+//! Leads: read, listed and initiated; calls with them.
 
 use contract::{
     JsonObject,
     command::MAX_TEXT_CHARS,
     position::LogPosition,
-    rpc::{GetLead, GetLeadHistory, HistoryEntry, InitiateLead, Lead, ListLeads, Page, RpcError, clamp},
+    rpc::{
+        Call, GetLead, GetLeadHistory, HistoryEntry, InitiateLead, Lead, ListCalls, ListLeads, Page, RpcError, clamp,
+    },
 };
 use service_kit::clock;
 
@@ -12,7 +14,7 @@ use super::{Api, cursors, lead_not_found};
 use crate::{
     core::{decide::Limits, process_change::process_not_found},
     store::{
-        self,
+        self, calls,
         leads::{self, LeadAddress, LeadFilter},
         processes, updates,
     },
@@ -93,6 +95,14 @@ impl Api {
             |update| cursors::history(LogPosition::message(update.epoch, update.log_sequence)),
             None,
         ))
+    }
+
+    pub(super) async fn list_calls(self, query: ListCalls) -> Result<Page<Call>, RpcError> {
+        let ListCalls { project_id, lead_id, cursor, limit } = query;
+        let limit = clamp(limit);
+        let after = cursor.as_ref().map(cursors::parse_call).transpose()?;
+        let calls = calls::list(&self.pool, project_id, lead_id, after.as_ref(), clock::now(), limit).await?;
+        Ok(Page::cut(calls, limit, cursors::call, None))
     }
 
     pub(super) fn limits(&self) -> Limits {

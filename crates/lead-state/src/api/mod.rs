@@ -54,7 +54,7 @@ impl Api {
         }
         let api = self;
         serve! {
-            api: Self::get_lead, Self::initiate_lead, Self::list_leads, Self::get_lead_history;
+            api: Self::get_lead, Self::initiate_lead, Self::list_leads, Self::get_lead_history, Self::list_calls;
             api: Self::get_update, Self::dry_run_update, Self::list_updates, Self::get_outcomes;
             api: Self::create_project, Self::apply_process, Self::change_process;
             api: Self::get_process, Self::list_processes;

@@ -93,14 +93,13 @@ impl Api {
         let before = query.cursor.as_ref().map(cursors::parse_history).transpose()?;
         let since = query.since.map_or(0, Timestamp::unix_seconds);
         let history = updates::history_of_lead(&self.pool, query.project_id, lead_id, before, limit).await?;
-        let listed = |update: &HistoryEntry| ListedUpdate {
-            update_id: update.update_id,
-            cursor: cursors::history(LogPosition::message(update.epoch, update.log_sequence)),
-        };
-        let mut page = Page::cut(history.iter().map(listed).collect(), limit, |update| update.cursor.clone(), None);
+        let cursor = |update: &HistoryEntry| cursors::history(LogPosition::message(update.epoch, update.log_sequence));
+        let Page { items, next } = Page::cut(history, limit, cursor, None);
         // The log is not in the order of the ids, so an older id does not end the list.
-        page.items.retain(|update| update.update_id.timestamp().unix_seconds() >= since);
-        Ok(page)
+        let is_listed =
+            |update: &&HistoryEntry| update.kind.is_update() && update.update_id.timestamp().unix_seconds() >= since;
+        let listed = |update: &HistoryEntry| ListedUpdate { update_id: update.update_id, cursor: cursor(update) };
+        Ok(Page { items: items.iter().filter(is_listed).map(listed).collect(), next })
     }
 
     async fn list_updates_of_project(&self, query: &ListUpdates, limit: u32) -> Result<Page<ListedUpdate>, RpcError> {

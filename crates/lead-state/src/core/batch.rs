@@ -9,16 +9,16 @@ use std::{
 use contract::{
     ObjectId, Timestamp,
     command::{CallStarted, MAX_TEXT_CHARS, UpdateCommand},
-    event::CompletionEvent,
+    event::{CompletionEvent, OutcomeKind},
     position::LogPosition,
     process::{DuringCall, Rules},
     subject::DeadLetterReason,
-    text::bounded_error,
 };
 
 use super::{
     decide::{Call, Change, Lead, Limits, Refusal, decide, in_call, room_to_queue},
     entry::{CallChange, CallEntry, DeadLetter, Entry, UpdateEntry},
+    outcome::{call_event, completion_event},
 };
 
 /// A project and the id of one of its updates.
@@ -34,7 +34,7 @@ pub struct BatchState {
     pub calls: HashMap<ObjectId, Vec<Call>>,
     /// Rules by process.
     pub rules: HashMap<ObjectId, Arc<Rules>>,
-    /// Updates that are in the ledger or queued already. An entry with one of these keys is a duplicate.
+    /// Updates and call events that are in the ledger or queued already. An entry with one of these keys is a duplicate.
     pub recorded: HashSet<UpdateKey>,
     /// Queued updates by lead, in log order. A lead with queued updates has a call in `calls`, which may have expired.
     pub queued: HashMap<ObjectId, Vec<Arc<QueuedUpdate>>>,
@@ -57,14 +57,26 @@ pub struct LeadKeys {
     pub updates: BTreeSet<UpdateKey>,
 }
 
-/// A row of the ledger: an update and its outcome.
+/// A row of the ledger: an update or a call event, and its outcome.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LedgerRow {
-    /// The command's metadata is dropped by now; the text has it.
-    pub update: UpdateEntry,
+    /// Its log entry.
+    pub position: LogPosition,
+    pub logged_at: Timestamp,
+    /// The command's text.
+    pub text: Box<str>,
+    pub disposition: Option<String>,
+    pub api_key_id: Option<ObjectId>,
+    pub traceparent: Option<String>,
     /// The entry at which it was decided: its own, or the one that ended the call it was queued behind.
     pub decided_at: LogPosition,
     pub event: CompletionEvent,
+}
+
+impl LedgerRow {
+    pub fn key(&self) -> UpdateKey {
+        (self.event.project_id, self.event.update_id)
+    }
 }
 
 /// All changes that a batch makes.
@@ -80,7 +92,7 @@ pub struct Plan {
     pub newly_queued: Vec<Arc<QueuedUpdate>>,
     /// Updates that were queued before this batch and are decided by it.
     pub released: Vec<UpdateKey>,
-    /// One row per decided update that was not recorded before, in the order of the decisions.
+    /// One row per decided update or call event that was not recorded before, in the order of the decisions.
     pub rows: Vec<LedgerRow>,
     /// Valid entries that cannot be carried out and have no ledger row.
     pub dead_letters: Vec<DeadLetter>,
@@ -97,8 +109,14 @@ impl LeadKeys {
     pub fn of(entries: &[Entry]) -> Self {
         let mut keys = Self::default();
         for entry in entries {
-            if let Entry::Update(update) = entry {
-                keys.updates.insert(update.key());
+            match entry {
+                Entry::Update(update) => {
+                    keys.updates.insert(update.key());
+                }
+                Entry::Call(call) if call.kind().is_some() => {
+                    keys.updates.insert(call.key());
+                }
+                Entry::Call(_) => {}
             }
             match entry.address() {
                 Address { lead_id: Some(lead_id), .. } => {
@@ -119,10 +137,10 @@ impl LeadKeys {
 
 /// How an entry names its lead.
 #[derive(Debug, Clone, Copy)]
-struct Address<'a> {
-    lead_id: Option<ObjectId>,
-    process_id: Option<ObjectId>,
-    reference_id: Option<&'a str>,
+pub(super) struct Address<'a> {
+    pub(super) lead_id: Option<ObjectId>,
+    pub(super) process_id: Option<ObjectId>,
+    pub(super) reference_id: Option<&'a str>,
 }
 
 impl Entry {
@@ -146,7 +164,28 @@ impl UpdateEntry {
 }
 
 impl CallEntry {
-    fn address(&self) -> Address<'_> {
+    pub fn key(&self) -> UpdateKey {
+        (self.project_id, self.update_id)
+    }
+
+    /// What its outcome is of; none of an expiry, which has no outcome of its own.
+    pub fn kind(&self) -> Option<OutcomeKind> {
+        match self.change {
+            CallChange::Started(_) => Some(OutcomeKind::CallStarted),
+            CallChange::Ended(_) => Some(OutcomeKind::CallEnded),
+            CallChange::Expired(_) => None,
+        }
+    }
+
+    fn api_key_id(&self) -> Option<ObjectId> {
+        match &self.change {
+            CallChange::Started(call) => call.api_key_id,
+            CallChange::Ended(call) => call.api_key_id,
+            CallChange::Expired(_) => None,
+        }
+    }
+
+    pub(super) fn address(&self) -> Address<'_> {
         let (lead_id, process_id, reference_id) = match &self.change {
             CallChange::Started(call) => (call.lead_id, call.process_id, call.reference_id.as_deref()),
             CallChange::Ended(call) => (call.lead_id, call.process_id, call.reference_id.as_deref()),
@@ -201,11 +240,18 @@ impl BatchDecider {
         }
     }
 
+    /// Whether the entry was recorded before; marks it as recorded.
+    fn is_duplicate(&mut self, key: UpdateKey, position: LogPosition) -> bool {
+        let is_duplicate = !self.state.recorded.insert(key);
+        if is_duplicate {
+            tracing::info!(update_id = %key.1, sequence = position.sequence, "skipping a duplicate");
+        }
+        is_duplicate
+    }
+
     fn apply_update(&mut self, update: UpdateEntry) {
         let at = Moment { position: update.position, logged_at: update.logged_at };
-        if !self.state.recorded.insert(update.key()) {
-            let UpdateEntry { update_id, position, .. } = update;
-            tracing::info!(%update_id, sequence = position.sequence, "skipping a duplicate update");
+        if self.is_duplicate(update.key(), at.position) {
             return;
         }
         match self.state.find_lead(update.project_id, update.address()) {
@@ -219,14 +265,26 @@ impl BatchDecider {
 
     fn apply_call(&mut self, call: CallEntry) {
         let at = Moment { position: call.position, logged_at: call.logged_at };
-        let lead_id = match self.state.find_lead(call.project_id, call.address()) {
-            Ok(lead_id) => lead_id,
-            Err(refusal) => {
+        let kind = call.kind();
+        if kind.is_some() && self.is_duplicate(call.key(), at.position) {
+            return;
+        }
+        let found = self.state.find_lead(call.project_id, call.address());
+        if let Ok(lead_id) = found {
+            self.change_calls(lead_id, &call.change, at);
+        }
+        match (kind, found) {
+            (Some(kind), found) => self.record_call(call, kind, found),
+            (None, Err(refusal)) => {
                 let (reason, error) = (DeadLetterReason::UnknownLead, refusal.to_string());
-                return self.plan.dead_letters.push(DeadLetter { position: call.position, reason, error });
+                self.plan.dead_letters.push(DeadLetter { position: call.position, reason, error });
             }
-        };
-        match call.change {
+            (None, Ok(_)) => {}
+        }
+    }
+
+    fn change_calls(&mut self, lead_id: ObjectId, change: &CallChange, at: Moment) {
+        match change {
             CallChange::Started(call) => {
                 // Updates queued behind an expired call do not wait for the next one.
                 self.release_queued(lead_id, at);
@@ -282,7 +340,7 @@ impl BatchDecider {
 
     fn record_outcome(
         &mut self,
-        mut update: UpdateEntry,
+        update: UpdateEntry,
         decided_at: LogPosition,
         lead: Option<Arc<Lead>>,
         outcome: Result<Change, Refusal>,
@@ -292,8 +350,31 @@ impl BatchDecider {
             self.changed_leads.insert(change.lead.lead_id);
             self.state.leads.insert(change.lead.lead_id, Arc::new(change.lead));
         }
-        update.command.metadata = None;
-        self.plan.rows.push(LedgerRow { update, decided_at, event });
+        self.plan.rows.push(LedgerRow {
+            position: update.position,
+            logged_at: update.logged_at,
+            text: update.text,
+            disposition: update.command.disposition,
+            api_key_id: update.command.api_key_id,
+            traceparent: update.traceparent,
+            decided_at,
+            event,
+        });
+    }
+
+    fn record_call(&mut self, call: CallEntry, kind: OutcomeKind, found: Result<ObjectId, Refusal>) {
+        let lead = found.as_ref().ok().and_then(|lead_id| self.state.leads.get(lead_id));
+        let event = call_event(&call, kind, lead.map(|lead| &**lead), found.as_ref().err(), self.applied_at);
+        self.plan.rows.push(LedgerRow {
+            position: call.position,
+            logged_at: call.logged_at,
+            disposition: None,
+            api_key_id: call.api_key_id(),
+            decided_at: call.position,
+            text: call.text,
+            traceparent: call.traceparent,
+            event,
+        });
     }
 
     fn into_plan(self) -> Plan {
@@ -351,11 +432,11 @@ impl BatchState {
         (lead.clone(), decide(lead, self.calls(lead_id), command, &rules, now, limits))
     }
 
-    fn start_call(&mut self, lead_id: ObjectId, call: CallStarted, logged_at: Timestamp) {
+    fn start_call(&mut self, lead_id: ObjectId, call: &CallStarted, logged_at: Timestamp) {
         let rules = self.leads.get(&lead_id).and_then(|lead| self.rules.get(&lead.process_id));
         let timeout = call.timeout_seconds.unwrap_or_else(|| rules.map_or(0, |rules| rules.call_timeout_seconds));
         let call = Call {
-            call_id: call.call_id.unwrap_or_default(),
+            call_id: call.call_id.clone().unwrap_or_default(),
             started_at: logged_at,
             expires_at: logged_at.plus(Duration::from_secs(timeout.into())),
         };
@@ -363,38 +444,6 @@ impl BatchState {
         // An expired call decides no later entry.
         calls.retain(|running| running.call_id != call.call_id && logged_at < running.expires_at);
         calls.push(call);
-    }
-}
-
-fn completion_event(
-    update: &UpdateEntry,
-    lead: Option<&Lead>,
-    outcome: &Result<Change, Refusal>,
-    applied_at: Timestamp,
-) -> CompletionEvent {
-    let UpdateEntry { project_id, update_id, ref command, .. } = *update;
-    let change = outcome.as_ref().ok();
-    let refusal = outcome.as_ref().err();
-    let truncated = |text: &String| text.chars().take(MAX_TEXT_CHARS).collect();
-    CompletionEvent {
-        update_id,
-        project_id,
-        process_id: lead.map(|lead| lead.process_id),
-        lead_id: lead.map(|lead| lead.lead_id).or(command.lead_id),
-        reference_id: match lead {
-            Some(lead) => lead.reference_id.clone(),
-            None => command.reference_id.as_ref().map(truncated),
-        },
-        success: change.is_some(),
-        error: refusal.map(|refusal| bounded_error(refusal.to_string())),
-        error_code: refusal.map(|refusal| refusal.code().to_owned()),
-        from_state: lead.map(|lead| lead.state.clone()),
-        to_state: change.map(|change| change.lead.state.clone()),
-        version: change.map(|change| change.lead.version),
-        user_id: command.user_id.as_ref().map(truncated),
-        warnings: change.map(|change| change.warnings.clone()).unwrap_or_default(),
-        timestamp: applied_at,
-        data: change.map(|change| change.lead.metadata.clone()),
     }
 }
 
@@ -455,7 +504,15 @@ mod tests {
     }
 
     fn call(sequence: u64, change: CallChange) -> Entry {
-        Entry::Call(CallEntry { position: at(sequence), logged_at: time(sequence), project_id: PROJECT, change })
+        Entry::Call(CallEntry {
+            position: at(sequence),
+            logged_at: time(sequence),
+            project_id: PROJECT,
+            update_id: ObjectId::from_log(sequence, time(sequence)),
+            change,
+            text: "{}".into(),
+            traceparent: None,
+        })
     }
 
     fn start(sequence: u64, call_id: Option<&str>) -> Entry {
@@ -505,13 +562,17 @@ mod tests {
         run_on(state(), entries)
     }
 
+    fn updates(plan: &Plan) -> impl Iterator<Item = &LedgerRow> {
+        plan.rows.iter().filter(|row| row.event.kind.is_update())
+    }
+
     fn codes(plan: &Plan) -> Vec<&str> {
-        plan.rows.iter().map(|row| row.event.error_code.as_deref().unwrap_or("ok")).collect()
+        updates(plan).map(|row| row.event.error_code.as_deref().unwrap_or("ok")).collect()
     }
 
     /// The sequences of an update and of its decision.
     fn places(plan: &Plan) -> Vec<(u64, u64)> {
-        plan.rows.iter().map(|row| (row.update.position.sequence, row.decided_at.sequence)).collect()
+        updates(plan).map(|row| (row.position.sequence, row.decided_at.sequence)).collect()
     }
 
     #[test]
@@ -550,7 +611,7 @@ mod tests {
     fn updates_fail_between_the_start_and_the_end_or_expiry_of_a_call() {
         let plan = run(vec![
             start(1, Some("a")),
-            start(1, Some("b")),
+            start(2, Some("b")),
             update(2, 1, merge("{}")),
             end(3, Some("a")),
             update(4, 2, merge("{}")),
@@ -589,7 +650,7 @@ mod tests {
     fn updates_are_queued_while_any_call_is_in_progress() {
         let (_, plan) = queued_batch();
 
-        assert!(plan.rows.is_empty() && plan.leads.is_empty() && plan.released.is_empty());
+        assert!(updates(&plan).next().is_none() && plan.leads.is_empty() && plan.released.is_empty());
         let queued: Vec<_> = plan.newly_queued.iter().map(|queued| queued.update.position.sequence).collect();
         assert_eq!(queued, [3, 6]);
         assert_eq!(plan.queued[0].1, plan.newly_queued);
@@ -620,7 +681,7 @@ mod tests {
     fn an_update_queued_and_released_in_one_batch_is_written_to_the_ledger_only() {
         let plan = run_on(queueing(), vec![start(13, None), update(14, 4, merge("{}")), end(15, None)]);
 
-        assert_eq!((plan.rows.len(), plan.newly_queued.len(), plan.released.len()), (1, 0, 0));
+        assert_eq!((updates(&plan).count(), plan.newly_queued.len(), plan.released.len()), (1, 0, 0));
     }
 
     #[test]
@@ -654,11 +715,52 @@ mod tests {
     }
 
     #[test]
-    fn a_call_event_of_an_unknown_lead_is_a_dead_letter() {
+    fn a_call_event_has_a_ledger_row_after_the_updates_that_it_releases() {
+        let plan = run_on(queueing(), vec![start(1, Some("a")), update(2, 1, merge("{}")), end(3, None)]);
+
+        let rows: Vec<_> = plan.rows.iter().map(|row| (row.event.kind, row.position, row.decided_at)).collect();
+        assert_eq!(
+            rows,
+            [
+                (OutcomeKind::CallStarted, at(1), at(1)),
+                (OutcomeKind::Update, at(2), at(3)),
+                (OutcomeKind::CallEnded, at(3), at(3)),
+            ]
+        );
+        let event = &plan.rows[2].event;
+        assert_eq!((event.success, event.lead_id, event.process_id), (true, Some(LEAD), Some(PROCESS)));
+        assert_eq!((event.reference_id.as_deref(), event.version, &event.data), (Some("R"), None, &None));
+    }
+
+    #[test]
+    fn a_duplicate_of_a_call_event_is_skipped() {
+        let duplicate = |sequence| match start(1, Some("a")) {
+            Entry::Call(call) => Entry::Call(CallEntry { position: at(sequence), logged_at: time(sequence), ..call }),
+            Entry::Update(_) => unreachable!(),
+        };
+
+        let plan = run(vec![start(1, Some("a")), end(2, None), duplicate(3), update(4, 1, merge("{}"))]);
+
+        assert_eq!((plan.rows.len(), codes(&plan)), (3, vec!["ok"]));
+    }
+
+    #[test]
+    fn a_call_event_of_an_unknown_lead_fails() {
         let started = CallStarted { lead_id: Some(PROJECT), ..Default::default() };
 
         let plan = run(vec![call(4, CallChange::Started(started))]);
 
+        let event = &plan.rows[0].event;
+        assert_eq!((event.success, event.error_code.as_deref()), (false, Some("lead_not_found")));
+        assert_eq!((event.lead_id, event.process_id), (Some(PROJECT), None));
+        assert!(plan.calls.is_empty() && plan.dead_letters.is_empty());
+    }
+
+    #[test]
+    fn an_expiry_of_an_unknown_lead_is_a_dead_letter() {
+        let plan = run(vec![call(4, CallChange::Expired(CallExpired { lead_id: PROJECT }))]);
+
+        assert!(plan.rows.is_empty());
         assert_eq!(plan.dead_letters.len(), 1);
         assert_eq!(
             (plan.dead_letters[0].position, plan.dead_letters[0].reason),

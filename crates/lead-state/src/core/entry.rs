@@ -50,7 +50,12 @@ pub struct CallEntry {
     pub position: LogPosition,
     pub logged_at: Timestamp,
     pub project_id: ObjectId,
+    /// The event's own id, or one derived from the log entry.
+    pub update_id: ObjectId,
     pub change: CallChange,
+    /// The event's text, for the ledger.
+    pub text: Box<str>,
+    pub traceparent: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,6 +91,8 @@ pub fn parse(message: &LogMessage, epoch: i32) -> Result<Entry, DeadLetter> {
         .map_err(|e| dead(DeadLetterReason::InvalidSubject, format!("{:?}: {e}", message.subject)))?;
     let text = json::check(&message.payload).map_err(|e| dead(DeadLetterReason::InvalidJson, e.to_string()))?;
     let project_id = subject.project_id;
+    let own_or_derived = |id: Option<ObjectId>| id.unwrap_or_else(|| ObjectId::from_log(message.sequence, logged_at));
+    let traceparent = || traceparent(message.headers.as_ref());
     let change = match subject.kind {
         CommandKind::Update => {
             let command: UpdateCommand = read(text).map_err(|e| dead(DeadLetterReason::InvalidCommand, e))?;
@@ -93,10 +100,10 @@ pub fn parse(message: &LogMessage, epoch: i32) -> Result<Entry, DeadLetter> {
                 position,
                 logged_at,
                 project_id,
-                update_id: command.update_id.unwrap_or_else(|| ObjectId::from_log(message.sequence, logged_at)),
+                update_id: own_or_derived(command.update_id),
                 command: Box::new(command),
                 text: text.trim().into(),
-                traceparent: traceparent(message.headers.as_ref()),
+                traceparent: traceparent(),
             }));
         }
         CommandKind::CallStarted => read(text).and_then(check_call_id).map(CallChange::Started),
@@ -104,7 +111,13 @@ pub fn parse(message: &LogMessage, epoch: i32) -> Result<Entry, DeadLetter> {
         CommandKind::CallExpired => read(text).map(CallChange::Expired),
     };
     let change = change.map_err(|e| dead(DeadLetterReason::InvalidCommand, e))?;
-    Ok(Entry::Call(CallEntry { position, logged_at, project_id, change }))
+    let update_id = own_or_derived(match &change {
+        CallChange::Started(call) => call.update_id,
+        CallChange::Ended(call) => call.update_id,
+        CallChange::Expired(_) => None,
+    });
+    let (text, traceparent) = (text.trim().into(), traceparent());
+    Ok(Entry::Call(CallEntry { position, logged_at, project_id, update_id, change, text, traceparent }))
 }
 
 fn read<T: DeserializeOwned>(text: &str) -> Result<T, String> {
@@ -176,6 +189,18 @@ mod tests {
 
         assert_eq!(update.update_id, ObjectId::from_bytes([3; 12]));
         assert_eq!(update.traceparent.as_deref(), Some(trace));
+    }
+
+    #[test]
+    fn a_call_event_keeps_its_id_and_text() {
+        let subject = "leads.cmd.020202020202020202020202.call.ended";
+        let own = r#"{"updateId":"030303030303030303030303","leadId":"010101010101010101010101"}"#;
+        for (text, id) in
+            [(own, ObjectId::from_bytes([3; 12])), ("{}", ObjectId::from_log(7, message("", b"").logged_at))]
+        {
+            let Ok(Entry::Call(call)) = parse(&message(subject, text.as_bytes()), 3) else { panic!("{text}") };
+            assert_eq!((call.update_id, &*call.text), (id, text));
+        }
     }
 
     #[test]

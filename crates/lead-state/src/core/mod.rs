@@ -4,6 +4,7 @@ pub mod batch;
 pub mod decide;
 pub mod entry;
 mod merge;
+mod outcome;
 pub(crate) mod process_change;
 pub(crate) mod process_diff;
 pub mod work;

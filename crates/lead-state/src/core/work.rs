@@ -14,7 +14,7 @@ pub fn of(plan: &Plan, callbacks: impl Fn(ObjectId) -> u64) -> WorkReport {
     for row in &plan.rows {
         let metadata = row.event.data.as_ref().map_or(0, |data| data.get().len() as u64);
         let copies = COPIES + row.event.process_id.map_or(0, &callbacks);
-        report.add(row.update.project_id, row.update.text.len() as u64 + metadata * copies);
+        report.add(row.event.project_id, row.text.len() as u64 + metadata * copies);
     }
     for queued in &plan.newly_queued {
         report.add(queued.update.project_id, queued.update.text.len() as u64);

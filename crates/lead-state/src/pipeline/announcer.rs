@@ -168,7 +168,7 @@ fn outbound(announcement: &Announcement, event: &SerializedEvent, generation: i3
     };
     let own = event.span.traceparent();
     let mut message = message(
-        subject::event(completion.project_id, completion.process_id, completion.success),
+        subject::event(completion.project_id, completion.process_id, completion.kind, completion.success),
         &id,
         own.as_deref().or(traceparent.as_deref()),
         event.payload.clone(),

@@ -113,14 +113,13 @@ impl Preparer {
 /// Begins the span of each update, and makes it the parent of what follows the update's announcement.
 fn begin_spans(traces: &Traces, rows: &mut [LedgerRow], read_at: SystemTime, messages: usize) -> Vec<Span> {
     let begin = |row: &mut LedgerRow| {
-        let update = &mut row.update;
-        let mut span = traces.begin_at(Step::Apply, update.traceparent.as_deref(), read_at);
-        update.traceparent = Some(span.traceparent()?);
-        span.update(update.update_id);
+        let mut span = traces.begin_at(Step::Apply, row.traceparent.as_deref(), read_at);
+        row.traceparent = Some(span.traceparent()?);
+        span.update(row.event.update_id);
         let outcome = if row.event.success { "applied" } else { "refused" };
         span.note(|| {
             [
-                ("leadrelay.log.sequence", (update.position.sequence as i64).into()),
+                ("leadrelay.log.sequence", (row.position.sequence as i64).into()),
                 ("leadrelay.outcome", outcome.into()),
                 ("messaging.batch.message_count", (messages as i64).into()),
             ]

@@ -101,28 +101,29 @@ async fn write_updates(connection: &mut PgConnection, batch: &Batch<'_>, now: Ti
         insert(rows) {
             "project_id" "bytea[]" = |row| *row.event.project_id.as_bytes();
             "update_id" "bytea[]" = |row| *row.event.update_id.as_bytes();
-            "log_epoch" "int[]" = |row| row.update.position.epoch;
-            "log_sequence" "bigint[]" = |row| position_columns(row.update.position).1;
-            "log_index" "int[]" = |row| position_columns(row.update.position).2;
-            "logged_at" "timestamptz[]" = |row| time(row.update.logged_at);
+            "kind" "text[]" = |row| row.event.kind.as_str();
+            "log_epoch" "int[]" = |row| row.position.epoch;
+            "log_sequence" "bigint[]" = |row| position_columns(row.position).1;
+            "log_index" "int[]" = |row| position_columns(row.position).2;
+            "logged_at" "timestamptz[]" = |row| time(row.logged_at);
             "lead_id" "bytea[]" = |row| row.event.lead_id.map(|id| *id.as_bytes());
             "process_id" "bytea[]" = |row| row.event.process_id.map(|id| *id.as_bytes());
             "reference_id" "text[]" = |row| row.event.reference_id.as_deref();
-            "command" "text[]" "n.command::json" = |row| &*row.update.text;
+            "command" "text[]" "n.command::json" = |row| &*row.text;
             "success" "n.error IS NULL";
             "error" "text[]" = |row| row.event.error.as_deref();
             "error_code" "text[]" = |row| row.event.error_code.as_deref();
             "from_state" "text[]" = |row| row.event.from_state.as_deref();
             "to_state" "text[]" = |row| row.event.to_state.as_deref();
-            "disposition" "text[]" = |row| row.update.command.disposition.as_deref();
+            "disposition" "text[]" = |row| row.disposition.as_deref();
             "version" "bigint[]" = |row| row.event.version;
             "user_id" "text[]" = |row| row.event.user_id.as_deref();
-            "api_key_id" "bytea[]" = |row| row.update.command.api_key_id.map(|id| *id.as_bytes());
+            "api_key_id" "bytea[]" = |row| row.api_key_id.map(|id| *id.as_bytes());
             "warnings" "json[]"
                 "CASE WHEN n.warnings IS NULL THEN '{}' ELSE ARRAY(SELECT json_array_elements_text(n.warnings)) END"
                 = |row| (!row.event.warnings.is_empty()).then(|| serde_json::json!(row.event.warnings));
             "data" "text[]" "n.data::json" = |row| row.event.data.as_ref().map(|data| data.get());
-            "traceparent" "text[]" = |row| row.update.traceparent.as_deref();
+            "traceparent" "text[]" = |row| row.traceparent.as_deref();
             "applied_at" "timestamptz[]" = |row| time(row.event.timestamp);
             "decided_epoch" "CASE WHEN n.decided_sequence IS NOT NULL THEN $10 END";
             "decided_sequence" "bigint[]" = |row| decided_later(row).map(|(_, sequence, _)| sequence);
@@ -140,7 +141,7 @@ async fn write_updates(connection: &mut PgConnection, batch: &Batch<'_>, now: Ti
 
 /// Where an update was decided, unless that is its own log entry. The epoch is always the current one.
 fn decided_later(row: &LedgerRow) -> Option<(i32, i64, i32)> {
-    (row.decided_at != row.update.position).then(|| position_columns(row.decided_at))
+    (row.decided_at != row.position).then(|| position_columns(row.decided_at))
 }
 
 /// Replaces the calls of leads.
@@ -157,6 +158,8 @@ async fn write_calls(connection: &mut PgConnection, calls: &[(ObjectId, Vec<Call
         "INSERT INTO lead_state.active_calls"
         insert(calls) {
             "lead_id" "bytea[]" = |(lead_id, _)| *lead_id.as_bytes();
+            "project_id"
+                "(SELECT l.project_id FROM lead_state.leads l WHERE l.lead_id = n.lead_id)";
             "call_id" "text[]" = |(_, call)| call.call_id.as_str();
             "started_at" "timestamptz[]" = |(_, call)| time(call.started_at);
             "expires_at" "timestamptz[]" = |(_, call)| time(call.expires_at);

@@ -25,7 +25,7 @@ pub(crate) struct Announcement {
 
 impl From<LedgerRow> for Announcement {
     fn from(row: LedgerRow) -> Self {
-        Self { decided_at: row.decided_at, traceparent: row.update.traceparent, event: row.event }
+        Self { decided_at: row.decided_at, traceparent: row.traceparent, event: row.event }
     }
 }
 
@@ -55,7 +55,7 @@ pub(crate) async fn outbox(
                ORDER BY sequence, index FETCH FIRST ($6) ROWS WITH TIES
            )
            SELECT project_id AS "project_id!", update_id AS "update_id!", sequence AS "sequence!", index AS "index!",
-                  lead_id, process_id, reference_id, success AS "success!", error, error_code, from_state, to_state,
+                  kind AS "kind!", lead_id, process_id, reference_id, success AS "success!", error, error_code, from_state, to_state,
                   version, user_id, warnings AS "warnings!", data::text AS data, traceparent, applied_at AS "applied_at!"
            FROM first ORDER BY sequence, index, log_epoch, log_sequence, log_index"#,
         epoch,
@@ -75,6 +75,7 @@ pub(crate) async fn outbox(
                 decided_at: stored.position("decided_sequence", (epoch, row.sequence, row.index))?,
                 traceparent: row.traceparent,
                 event: CompletionEvent {
+                    kind: stored.kind(&row.kind)?,
                     update_id: stored.id("update_id", &row.update_id)?,
                     project_id: stored.id("project_id", &row.project_id)?,
                     process_id: stored.optional_id("process_id", row.process_id.as_deref())?,
@@ -96,7 +97,7 @@ pub(crate) async fn outbox(
         .collect()
 }
 
-/// The updates of a batch that are in the ledger already.
+/// The updates and call events of a batch that are in the ledger already.
 pub(crate) async fn duplicates(pool: &PgPool, keys: &LeadKeys) -> Result<HashSet<UpdateKey>, StoreError> {
     let (projects, updates): (Vec<_>, Vec<_>) =
         keys.updates.iter().map(|(project, update)| (*project.as_bytes(), *update.as_bytes())).unzip();

@@ -14,6 +14,7 @@ use sqlx::{
 pub(crate) mod api_keys;
 pub(crate) mod batch;
 pub(crate) mod batch_state;
+pub(crate) mod calls;
 pub(crate) mod checkpoint;
 mod columns;
 mod error;

@@ -3,7 +3,7 @@
 
 use std::fmt::{self, Display};
 
-use contract::{JsonObject, ObjectId, Timestamp, json::redacted_error, position::LogPosition};
+use contract::{JsonObject, ObjectId, Timestamp, event::OutcomeKind, json::redacted_error, position::LogPosition};
 use serde::de::DeserializeOwned;
 use time::OffsetDateTime;
 
@@ -35,6 +35,10 @@ impl<'a> Row<'a> {
         bytes: Option<&[u8]>,
     ) -> Result<Option<ObjectId>, StoreError> {
         bytes.map(|bytes| self.id(column, bytes)).transpose()
+    }
+
+    pub(super) fn kind(self, text: &str) -> Result<OutcomeKind, StoreError> {
+        text.parse().map_err(|e| self.corrupt("kind", format_args!("{text:?}: {e}")))
     }
 
     pub(super) fn object(self, column: &'static str, text: String) -> Result<JsonObject, StoreError> {

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use contract::{
-    JsonObject, ObjectId, Timestamp, command::UpdateCommand, event::CompletionEvent, position::LogPosition,
+    JsonObject, ObjectId, Timestamp,
+    event::{CompletionEvent, OutcomeKind},
+    position::LogPosition,
 };
 use serde_json::{Value, json};
 use service_kit::postgres::{PinnedConnection, schema::SchemaError};
@@ -52,21 +54,36 @@ fn lead(metadata: &Value, version: i64) -> Lead {
     }
 }
 
+const COMMAND: &str = r#"{"disposition":"price","apiKeyId":"090909090909090909090909"}"#;
+
+fn row(position: LogPosition, decided_at: LogPosition, event: CompletionEvent) -> LedgerRow {
+    LedgerRow {
+        position,
+        logged_at: at(10),
+        text: COMMAND.into(),
+        disposition: Some("price".into()),
+        api_key_id: Some(id(9)),
+        traceparent: Some("trace".into()),
+        decided_at,
+        event,
+    }
+}
+
 fn entry(update_id: ObjectId, position: LogPosition) -> UpdateEntry {
-    let text = r#"{"disposition":"price","apiKeyId":"090909090909090909090909"}"#;
     UpdateEntry {
         position,
         logged_at: at(10),
         project_id: id(1),
         update_id,
-        command: Box::new(serde_json::from_str::<UpdateCommand>(text).unwrap()),
-        text: text.into(),
+        command: Box::new(serde_json::from_str(COMMAND).unwrap()),
+        text: COMMAND.into(),
         traceparent: Some("trace".into()),
     }
 }
 
 fn succeeded(update_id: ObjectId) -> CompletionEvent {
     CompletionEvent {
+        kind: OutcomeKind::Update,
         update_id,
         project_id: id(1),
         process_id: Some(id(2)),
@@ -99,14 +116,13 @@ fn failed(update_id: ObjectId) -> CompletionEvent {
 
 /// A lead that was updated by a queued and by a failed update, a call, and another queued update.
 fn plan() -> Plan {
-    let (queued, failing) = (entry(id(4), position(1, 7, 0)), entry(id(5), position(2, 9, 3)));
     Plan {
         leads: vec![Arc::new(lead(&json!({"n": 1}), 2))],
         calls: vec![(id(3), vec![Call { call_id: "call".into(), started_at: at(1), expires_at: at(100) }])],
         newly_queued: vec![Arc::new(QueuedUpdate { lead_id: id(3), update: entry(id(6), position(2, 9, 4)) })],
         rows: vec![
-            LedgerRow { update: queued, decided_at: position(2, 8, 1), event: succeeded(id(4)) },
-            LedgerRow { decided_at: failing.position, update: failing, event: failed(id(5)) },
+            row(position(1, 7, 0), position(2, 8, 1), succeeded(id(4))),
+            row(position(2, 9, 3), position(2, 9, 3), failed(id(5))),
         ],
         ..Plan::default()
     }
@@ -164,7 +180,7 @@ async fn a_batch_writes_every_column() {
         "lead_id": hex(3), "process_id": hex(2), "reference_id": "r", "command": command, "success": true, "error": null,
         "error_code": null, "from_state": "new", "to_state": "won", "disposition": "price", "version": 2, "user_id": "user",
         "api_key_id": hex(9), "warnings": ["first", "second"], "data": {"n": 1}, "traceparent": "trace",
-        "applied_at": time(11), "decided_epoch": 2, "decided_sequence": 8, "decided_index": 1,
+        "applied_at": time(11), "decided_epoch": 2, "decided_sequence": 8, "decided_index": 1, "kind": "update",
     });
     let mut failed = succeeded.clone();
     for (column, value) in [
@@ -185,7 +201,9 @@ async fn a_batch_writes_every_column() {
         failed[column] = value;
     }
     assert_eq!(rows(&pool, "lead_updates", "update_id").await, [succeeded, failed]);
-    let calls = [json!({"lead_id": hex(3), "call_id": "call", "started_at": time(1), "expires_at": time(100)})];
+    let calls = [
+        json!({"lead_id": hex(3), "project_id": hex(1), "call_id": "call", "started_at": time(1), "expires_at": time(100)}),
+    ];
     assert_eq!(rows(&pool, "active_calls", "call_id").await, calls);
     let queued = json!({
         "project_id": hex(1), "update_id": hex(6), "lead_id": hex(3), "log_epoch": 2, "log_sequence": 9, "log_index": 4,

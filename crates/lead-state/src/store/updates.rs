@@ -17,14 +17,14 @@ use super::{
 /// Most bytes of outcomes in one answer, the last one aside: it must fit into a NATS message (1 MiB).
 const MAX_OUTCOME_BYTES: i64 = 256 << 10;
 
-/// A decided update.
+/// A decided update or call event.
 pub(crate) async fn find(
     pool: &PgPool,
     project_id: ObjectId,
     update_id: ObjectId,
 ) -> Result<Option<rpc::Update>, StoreError> {
     let row = sqlx::query!(
-        r#"SELECT log_sequence, logged_at, lead_id, process_id, reference_id, command::text AS "command!", success,
+        r#"SELECT kind, log_sequence, logged_at, lead_id, process_id, reference_id, command::text AS "command!", success,
                   error, error_code, from_state, to_state, version, user_id, api_key_id, warnings, data::text AS data,
                   applied_at
            FROM lead_state.lead_updates WHERE project_id = $1 AND update_id = $2"#,
@@ -36,6 +36,7 @@ pub(crate) async fn find(
     let Some(row) = row else { return Ok(None) };
     let stored = Row::new(TABLE, &update_id);
     Ok(Some(rpc::Update {
+        kind: stored.kind(&row.kind)?,
         update_id,
         status: if row.success { UpdateStatus::Succeeded } else { UpdateStatus::Failed },
         command: Some(stored.object("command", row.command)?),
@@ -58,14 +59,14 @@ pub(crate) async fn find(
     }))
 }
 
-/// A lead's latest updates, newest first.
+/// A lead's latest updates and call events, newest first.
 pub(super) async fn latest_of_lead(
     pool: &PgPool,
     project_id: ObjectId,
     lead_id: ObjectId,
 ) -> Result<Vec<Activity>, StoreError> {
     let rows = sqlx::query!(
-        r#"SELECT update_id, success, error, from_state, to_state, disposition, user_id, applied_at
+        r#"SELECT kind, update_id, success, error, from_state, to_state, disposition, user_id, applied_at
            FROM lead_state.lead_updates WHERE lead_id = $1 AND project_id = $2
            ORDER BY log_epoch DESC, log_sequence DESC, log_index DESC LIMIT $3"#,
         lead_id.as_bytes(),
@@ -76,8 +77,11 @@ pub(super) async fn latest_of_lead(
     .await?;
     rows.into_iter()
         .map(|row| {
+            let id = Hex(&row.update_id);
+            let stored = Row::new(TABLE, &id);
             Ok(Activity {
-                update_id: Row::new(TABLE, &Hex(&row.update_id)).id("update_id", &row.update_id)?,
+                kind: stored.kind(&row.kind)?,
+                update_id: stored.id("update_id", &row.update_id)?,
                 success: row.success,
                 error: row.error,
                 from_state: row.from_state,
@@ -90,7 +94,7 @@ pub(super) async fn latest_of_lead(
         .collect()
 }
 
-/// A lead's updates before this log position, newest first: `limit` of them, and one more to show that there are more.
+/// A lead's updates and call events before this log position, newest first: `limit` of them, and one more to show that there are more.
 pub(crate) async fn history_of_lead(
     pool: &PgPool,
     project_id: ObjectId,
@@ -100,7 +104,7 @@ pub(crate) async fn history_of_lead(
 ) -> Result<Vec<HistoryEntry>, StoreError> {
     let (epoch, sequence, index) = before.map_or((i32::MAX, i64::MAX, i32::MAX), position_columns);
     let rows = sqlx::query!(
-        r#"SELECT update_id, success, error, error_code, from_state, to_state, disposition, version, user_id,
+        r#"SELECT kind, update_id, success, error, error_code, from_state, to_state, disposition, version, user_id,
                   api_key_id, warnings, log_epoch, log_sequence, logged_at, applied_at
            FROM lead_state.lead_updates
            WHERE lead_id = $1 AND project_id = $2 AND (log_epoch, log_sequence, log_index) < ($3, $4, $5)
@@ -119,6 +123,7 @@ pub(crate) async fn history_of_lead(
             let id = Hex(&row.update_id);
             let stored = Row::new(TABLE, &id);
             Ok(HistoryEntry {
+                kind: stored.kind(&row.kind)?,
                 update_id: stored.id("update_id", &row.update_id)?,
                 success: row.success,
                 error: row.error,
@@ -155,7 +160,7 @@ pub(crate) async fn ids_of_project(
     let rows = if oldest_first {
         sqlx::query_scalar!(
             r#"SELECT update_id FROM lead_state.lead_updates
-               WHERE project_id = $1 AND update_id >= $2 AND update_id > $3 ORDER BY update_id LIMIT $4"#,
+               WHERE project_id = $1 AND kind = 'update' AND update_id >= $2 AND update_id > $3 ORDER BY update_id LIMIT $4"#,
             project_id.as_bytes(),
             since,
             at.as_ref().map_or(&[][..], |id| id.as_bytes()),
@@ -166,7 +171,7 @@ pub(crate) async fn ids_of_project(
     } else {
         sqlx::query_scalar!(
             r#"SELECT update_id FROM lead_state.lead_updates
-               WHERE project_id = $1 AND update_id >= $2 AND update_id < $3 ORDER BY update_id DESC LIMIT $4"#,
+               WHERE project_id = $1 AND kind = 'update' AND update_id >= $2 AND update_id < $3 ORDER BY update_id DESC LIMIT $4"#,
             project_id.as_bytes(),
             since,
             upper_bound(at.as_ref()),
@@ -191,6 +196,7 @@ pub(crate) async fn outcomes(
                       u.data::text AS data
                FROM unnest($2::bytea[]) WITH ORDINALITY AS r (update_id, place)
                JOIN lead_state.lead_updates AS u ON u.project_id = $1 AND u.update_id = r.update_id
+               WHERE u.kind = 'update'
            ), sized AS (
                SELECT *, sum(coalesce(octet_length(data), 0)) OVER (ORDER BY place)
                    - coalesce(octet_length(data), 0) AS before

@@ -35,7 +35,7 @@ pub(crate) const INVARIANTS: [&Invariant; 10] = [
 
 const UNACCOUNTED: Invariant = Invariant {
     name: "unaccounted",
-    statement: "every update in the log up to the checkpoint has a ledger row or a dead letter, or is queued",
+    statement: "every update and call event in the log up to the checkpoint has a ledger row or a dead letter, or is queued",
     sql: "
     SELECT coalesce(encode(e.update_id, 'hex'), 'LEAD_COMMANDS/' || e.seq),
            format('log entry %s has neither a ledger row nor a dead letter', e.seq), count(*) OVER ()
@@ -99,7 +99,7 @@ const QUEUE_INCONSISTENT: Invariant = Invariant {
         SELECT h.update_id, format('queued, but a later update of lead %s was applied', encode(h.lead_id, 'hex'))
         FROM audit_queued h
         WHERE h.in_scope AND EXISTS (SELECT FROM lead_state.lead_updates u
-                                     WHERE u.lead_id = h.lead_id AND u.success
+                                     WHERE u.lead_id = h.lead_id AND u.success AND u.kind = 'update'
                                        AND (u.log_epoch, u.log_sequence) > (h.epoch, h.log_seq))
     ) AS violations ORDER BY 1 LIMIT $1",
 };
@@ -113,7 +113,7 @@ const OUT_OF_ORDER: Invariant = Invariant {
                   s.from_state, coalesce(s.version_before, 1), coalesce(s.state_before, 'its initial state')),
            count(*) OVER ()
     FROM (SELECT r.*, lag(version) OVER log AS version_before, lag(to_state) OVER log AS state_before
-          FROM audit_rows r WHERE success
+          FROM audit_rows r WHERE changes
           WINDOW log AS (PARTITION BY lead_id ORDER BY epoch, log_seq)) s
     LEFT JOIN lead_state.leads l USING (lead_id), audit_facts f
     WHERE s.in_scope
@@ -132,7 +132,7 @@ const LEAD_DIFFERS: Invariant = Invariant {
         SELECT s.lead_id, CASE WHEN l.lead_id IS NULL THEN 'the lead does not exist' ELSE
             format('the lead is at version %s in %s, its last update at version %s in %s', l.version, l.state,
                    s.version, s.to_state) END AS fault
-        FROM (SELECT DISTINCT ON (lead_id) lead_id, version, to_state FROM audit_rows WHERE success
+        FROM (SELECT DISTINCT ON (lead_id) lead_id, version, to_state FROM audit_rows WHERE changes
               ORDER BY lead_id, epoch DESC, log_seq DESC) s
         LEFT JOIN lead_state.leads l USING (lead_id)
         WHERE l.version IS DISTINCT FROM s.version OR l.state IS DISTINCT FROM s.to_state
@@ -142,7 +142,7 @@ const LEAD_DIFFERS: Invariant = Invariant {
         WHERE l.version <> 1 AND l.created_at >= f.ledger_since AND f.from_time IS NULL AND f.to_time IS NULL
           AND (f.project_id IS NULL OR l.project_id = f.project_id)
           -- DISTINCT first: one pass over the rows instead of one per lead.
-          AND NOT EXISTS (SELECT FROM (SELECT DISTINCT lead_id FROM audit_rows WHERE success) r
+          AND NOT EXISTS (SELECT FROM (SELECT DISTINCT lead_id FROM audit_rows WHERE changes) r
                           WHERE r.lead_id = l.lead_id)
     ) AS violations ORDER BY 1 LIMIT $1",
 };

@@ -15,9 +15,10 @@ pub(crate) struct Entry {
 
 #[derive(Debug, Clone)]
 pub(crate) enum EntryKind {
-    /// Project and update id.
+    /// Project and id of an update or a call event.
     Update(ObjectId, ObjectId),
-    Call,
+    /// The expiry of a call, which has no ledger row.
+    Expiry,
     Unreadable,
 }
 
@@ -64,7 +65,8 @@ pub(crate) fn entry(message: &LogMessage) -> Entry {
     // The epoch does not affect the kind of an entry.
     let kind = match parse(message, 0) {
         Ok(LogEntry::Update(update)) => EntryKind::Update(update.project_id, update.update_id),
-        Ok(LogEntry::Call(_)) => EntryKind::Call,
+        Ok(LogEntry::Call(call)) if call.kind().is_some() => EntryKind::Update(call.project_id, call.update_id),
+        Ok(LogEntry::Call(_)) => EntryKind::Expiry,
         Err(_) => EntryKind::Unreadable,
     };
     Entry { sequence: message.sequence, kind }

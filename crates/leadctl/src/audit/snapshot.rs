@@ -33,12 +33,14 @@ const TABLES: &str = "
         dead_letters_complete boolean NOT NULL, acked bigint NOT NULL, events_first bigint NOT NULL,
         overtaken boolean NOT NULL,
         ledger_since timestamptz NOT NULL, deliveries_since bytea NOT NULL);
-    -- Ledger rows in the scope, and the other successful rows of their leads.
+    -- Ledger rows in the scope, and the other rows that changed their leads.
     CREATE TEMP TABLE audit_rows (
         project_id bytea, update_id bytea, epoch int, log_seq bigint, lead_id bytea, process_id bytea, success boolean,
         from_state text, to_state text, version bigint, applied_at timestamptz, in_scope boolean,
         -- Where it was decided: at its own entry, or for a queued update at the entry that ended the call.
-        at_epoch int, at_seq bigint);
+        at_epoch int, at_seq bigint,
+        -- Whether it is of an update, and whether it changed the lead.
+        is_update boolean, changes boolean);
     CREATE TEMP TABLE audit_queued (
         project_id bytea, update_id bytea, lead_id bytea, epoch int, log_seq bigint, in_scope boolean);
     CREATE TEMP TABLE audit_entries (seq bigint, kind text, project_id bytea, update_id bytea);
@@ -67,7 +69,8 @@ macro_rules! insert_ledger_rows {
     SELECT u.project_id, u.update_id, u.log_epoch, u.log_sequence, u.lead_id, coalesce(u.process_id, ''), u.success,
            u.from_state, u.to_state, u.version, u.applied_at, ",
             $in_scope,
-            ", coalesce(u.decided_epoch, u.log_epoch), coalesce(u.decided_sequence, u.log_sequence)
+            ", coalesce(u.decided_epoch, u.log_epoch), coalesce(u.decided_sequence, u.log_sequence),
+           u.kind = 'update', u.success AND u.kind = 'update'
     FROM lead_state.lead_updates u",
             $from
         )
@@ -84,7 +87,7 @@ const ROWS_IN_SCOPE: &str = insert_ledger_rows!(
 const OTHER_ROWS_OF_LEADS: &str = insert_ledger_rows!(
     false,
     "
-    WHERE u.success AND u.lead_id IN (SELECT lead_id FROM audit_rows WHERE success)
+    WHERE u.success AND u.kind = 'update' AND u.lead_id IN (SELECT lead_id FROM audit_rows WHERE changes)
       AND NOT EXISTS (SELECT FROM audit_rows r WHERE r.project_id = u.project_id AND r.update_id = u.update_id)"
 );
 
@@ -118,7 +121,7 @@ const MISSING_DELIVERIES: &str = "
                 ELSE 'undelivered' END
     FROM audit_facts f
     CROSS JOIN audit_rows r
-    JOIN audit_callbacks c ON c.project_id = r.project_id AND c.process_id = r.process_id
+    JOIN audit_callbacks c ON r.is_update AND c.project_id = r.project_id AND c.process_id = r.process_id
         AND CASE WHEN r.success THEN c.on_succeeded ELSE c.on_failed END
     -- An update that is announced again is delivered again: its last event counts.
     LEFT JOIN (SELECT project_id, update_id, max(seq) AS seq FROM audit_events GROUP BY 1, 2) v
@@ -218,14 +221,14 @@ impl Snapshot {
             .iter()
             .map(|entry| match entry.kind {
                 EntryKind::Update(..) => "update",
-                EntryKind::Call => "call",
+                EntryKind::Expiry => "expiry",
                 EntryKind::Unreadable => "dead",
             })
             .collect();
         let ids = |of: fn(&(ObjectId, ObjectId)) -> ObjectId| -> Vec<_> {
             let id = |entry: &Entry| match &entry.kind {
                 EntryKind::Update(project_id, update_id) => Some(*of(&(*project_id, *update_id)).as_bytes()),
-                EntryKind::Call | EntryKind::Unreadable => None,
+                EntryKind::Expiry | EntryKind::Unreadable => None,
             };
             entries.iter().map(id).collect()
         };

@@ -22,7 +22,7 @@ const EXPIRES: Duration = Duration::from_secs(30);
 /// Events.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Events {
-    /// Print the outcomes of updates as they are announced, until Ctrl-C: one line each, or with --json the event.
+    /// Print the outcomes of updates and call events as they are announced, until Ctrl-C: one line each, or with --json the event.
     #[command(
         after_help = "Examples:\n  leadctl events tail --project 6b04…\n  leadctl events tail --since 1h --json | jq .error"
     )]
@@ -90,7 +90,7 @@ impl Events {
 }
 
 pub(crate) fn summary(event: &CompletionEvent) -> String {
-    let CompletionEvent { update_id, timestamp, success, .. } = event;
+    let CompletionEvent { kind, update_id, timestamp, success, .. } = event;
     let outcome = if *success { "succeeded" } else { "failed" };
     let lead =
         event.lead_id.map(|id| id.to_string()).or(event.reference_id.as_deref().map(escaped)).unwrap_or_default();
@@ -100,5 +100,6 @@ pub(crate) fn summary(event: &CompletionEvent) -> String {
         (None, _, Some(state)) => escaped(state),
         _ => String::new(),
     };
-    format!("{}  {update_id}  {outcome:<9}  lead {lead}  {result}", timestamp.to_iso())
+    let kind = kind.as_str();
+    format!("{}  {update_id}  {kind:<12}  {outcome:<9}  lead {lead}  {result}", timestamp.to_iso())
 }

@@ -43,7 +43,7 @@ pub(crate) enum Lead {
         #[command(flatten)]
         scope: InProject,
     },
-    /// List a lead's updates, newest first, including failed ones.
+    /// List a lead's updates and call events, newest first, including failed ones.
     #[command(after_help = "Example:\n  leadctl lead history --project 6b04… 696102a4b8c1d2e3f4a5b6c7")]
     History {
         /// The lead.
@@ -86,7 +86,7 @@ impl Lead {
             }
             Self::History { lead_id, paging, scope: InProject { project_id, admin } } => {
                 let query = |cursor, limit| GetLeadHistory { project_id, lead_id, cursor, limit };
-                let head = ["UPDATE", "OUTCOME", "VERSION", "APPLIED", "STATE", "USER", "ERROR"];
+                let head = ["UPDATE", "KIND", "OUTCOME", "VERSION", "APPLIED", "STATE", "USER", "ERROR"];
                 paging.print(&admin, "no updates", head, query, update_row).await
             }
         }
@@ -112,12 +112,13 @@ pub(crate) fn show(lead: &contract::rpc::Lead) {
     output::field("updated", lead.updated_at.to_iso());
     output::field("metadata", escaped(lead.metadata.get()));
     if !lead.activities.is_empty() {
-        output::say("last updates (all: leadctl lead history):");
+        output::say("last updates and call events (all: leadctl lead history):");
     }
     for activity in &lead.activities {
         let outcome = if activity.success { "succeeded" } else { "failed" };
         let why = activity.error.as_deref().map(|error| format!(": {}", escaped(error))).unwrap_or_default();
-        output::say(format_args!("  {}  {}  {outcome}{why}", activity.update_id, activity.timestamp.to_iso()));
+        let (id, at, kind) = (activity.update_id, activity.timestamp.to_iso(), activity.kind);
+        output::say(format_args!("  {id}  {at}  {kind} {outcome}{why}"));
     }
 }
 
@@ -128,7 +129,7 @@ pub(crate) fn lead_row(lead: &contract::rpc::Lead) -> [String; 6] {
     [id, escaped(&lead.state), version, lead.updated_at.to_iso(), reference, name]
 }
 
-pub(crate) fn update_row(update: &HistoryEntry) -> [String; 7] {
+pub(crate) fn update_row(update: &HistoryEntry) -> [String; 8] {
     let text = |text: &Option<String>| text.as_deref().map(escaped).unwrap_or_default();
     let state = match (text(&update.from_state), text(&update.to_state)) {
         (from, to) if from == to => from,
@@ -141,5 +142,6 @@ pub(crate) fn update_row(update: &HistoryEntry) -> [String; 7] {
     };
     let outcome = if update.success { "succeeded" } else { "failed" }.to_owned();
     let version = update.version.map(|version| version.to_string()).unwrap_or_default();
-    [update.update_id.to_string(), outcome, version, update.applied_at.to_iso(), state, by, text(&update.error)]
+    let (id, kind) = (update.update_id.to_string(), update.kind.to_string());
+    [id, kind, outcome, version, update.applied_at.to_iso(), state, by, text(&update.error)]
 }

@@ -1,5 +1,6 @@
 //! One module per subcommand; the larger ones (import, audit, doctor, dead-letters) have modules of their own.
 
+pub(crate) mod call;
 pub(crate) mod callback;
 pub(crate) mod console;
 pub(crate) mod deliveries;

@@ -85,10 +85,10 @@ fn no_listing_lets_text_control_the_terminal() {
     let lead = json!({
         "leadId": ID, "projectId": ID, "processId": ID, "referenceId": "r", "name": "n", "phone": "p", "email": "e", "state": "s",
         "disposition": "d", "metadata": {"a": 1}, "version": 1, "createdAt": 5, "updatedAt": 5,
-        "activities": [{"updateId": ID, "success": false, "error": "e", "timestamp": 5}],
+        "activities": [{"kind": "update", "updateId": ID, "success": false, "error": "e", "timestamp": 5}],
     });
     let history = json!({
-        "updateId": ID, "success": false, "error": "e", "fromState": "a", "toState": "b", "version": 1, "userId": "u",
+        "kind": "update", "updateId": ID, "success": false, "error": "e", "fromState": "a", "toState": "b", "version": 1, "userId": "u",
         "warnings": [], "epoch": 1, "logSequence": 1, "loggedAt": 5, "appliedAt": 5,
     });
     let delivery = json!({"updateId": ID, "callbackId": ID, "status": "pending", "attempts": [attempt]});

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, fmt::Write};
 
 use contract::{
     ObjectId,
+    event::OutcomeKind,
     rpc::{DeliveryStatus, UpdateStatus},
 };
 use http_api::{Attempt, Delivery, UpdateTimeline};
@@ -37,7 +38,8 @@ impl DeliveryProgress {
 
 /// Renders a timeline, one fact per line. Callbacks without a name in `names` are shown by id.
 pub(crate) fn render(timeline: &UpdateTimeline, names: &BTreeMap<ObjectId, String>) -> String {
-    let mut text = format!("update {} {}", timeline.update_id, status_name(timeline.status));
+    let kind = timeline.outcome.as_ref().map_or(OutcomeKind::Update, |outcome| outcome.action_type);
+    let mut text = format!("{kind} {} {}", timeline.update_id, status_name(timeline.status));
     let mut line = |name: &str, value: &str| {
         let _ = write!(text, "\n  {name:<12}{}", escaped_line(value));
     };

@@ -161,6 +161,10 @@ impl EventDispatcher {
             Err(_) if self.role == ConsumerRole::RecordOrdered => return Ok(()),
             Err((reason, error)) => return Err(self.publish_dead_letter(message, &meta, reason, error).await),
         };
+        // No callback subscribes to the outcomes of call events.
+        if !event.kind.is_update() {
+            return Ok(());
+        }
         let header = message.headers.as_ref().and_then(|headers| headers.get(headers::TRACEPARENT));
         let parent = header.map(|value| value.as_str()).filter(|text| is_traceparent(text));
         let order = lead_order(&message, &event, &meta);

@@ -2,33 +2,18 @@
 
 use std::sync::Arc;
 
-use async_nats::Client;
-use axum::{extract::Request, http::HeaderValue, response::Response};
-use contract::{
-    ObjectId, event::CompletionEvent, idempotency::IdempotencyRecord, key::ApiKey, rpc::GetUpdate,
-    update_body::UpdateBody,
-};
-use http_api::{Outcome, UpdateAccepted};
-use service_kit::clock;
+use axum::{extract::Request, response::Response};
+use contract::{key::ApiKey, update_body::UpdateBody};
 
 use crate::{
+    accept::{self, Accepted, Preferences},
     app::App,
-    auth::KeyCheck,
+    command::Command,
     error::ApiError,
-    idempotency::{self, Claim, IDEMPOTENT_REPLAYED},
-    outcome_waiters::OutcomeWaiter,
-    request::{
-        body, fields, if_match,
-        page::Parameters as _,
-        prefer::{PREFERENCE_APPLIED, Wait},
-        trace::RequestTrace,
-    },
-    response::{self, HandlerResult},
+    request::{body, fields, if_match, page::Parameters as _, trace::RequestTrace},
+    response::HandlerResult,
     routes::leads::dry_run,
 };
-
-/// The warning when a response does not wait for the outcome although the request prefers it.
-const NOT_WAITED: &str = "Prefer: wait was ignored: too many requests wait already; read the update instead";
 
 /// Responds once the update is in the log.
 pub(crate) async fn handle(app: Arc<App>, key: Arc<ApiKey>, request: Request) -> HandlerResult {
@@ -39,104 +24,20 @@ pub(crate) async fn handle(app: Arc<App>, key: Arc<ApiKey>, request: Request) ->
 }
 
 async fn accept(app: &App, key: &ApiKey, request: Request, trace: &mut RequestTrace) -> HandlerResult {
-    let client_key = idempotency::key(request.headers())?;
+    let preferences = Preferences::of(request.headers())?;
     let expected_version = if_match::expected_version(request.headers())?;
     let Parameters { dry_run, expected_state } = Parameters::parse(request.uri().query().unwrap_or_default())?;
-    let wait = Wait::of(request.headers());
-    let key_check = wait.map(|_| KeyCheck::of(request.headers()));
     let body = body::read(request, app.max_body_bytes).await?;
-    let UpdateBody { mut command, mut warnings } = UpdateBody::parse(&body, Some(key.project_id))?;
-    command.api_key_id = Some(key.key_id);
-    command.expected_version = expected_version;
-    command.expected_state = expected_state;
-    // Boxed, like everything that most requests do without: the runtime moves the handler's whole state several times.
+    let mut update = UpdateBody::parse(&body, Some(key.project_id))?;
+    update.command.expected_version = expected_version;
+    update.command.expected_state = expected_state;
+    // Boxed, because most requests do without it: the runtime moves the handler's whole state several times.
     if dry_run {
-        return Box::pin(dry_run::respond(app, key, UpdateBody { command, warnings })).await;
+        update.command.api_key_id = Some(key.key_id);
+        return Box::pin(dry_run::respond(app, key, update)).await;
     }
-    let broker = app.broker()?;
-    let mut claim = Claim { update_id: clock::new_id(), replayed: false };
-    if let Some(client_key) = client_key {
-        let record =
-            IdempotencyRecord::new(&body, expected_version, command.expected_state.as_deref(), claim.update_id);
-        claim = Box::pin(app.idempotency.claim(&broker.js, key.project_id, &client_key, &record)).await?;
-    }
-    let Claim { update_id, replayed } = claim;
-    command.update_id = Some(update_id);
-    command.warnings.clone_from(&warnings);
-    trace.span.update(update_id);
-    let pending = match wait {
-        Some(wait) => Box::pin(PendingOutcome::register(app, &broker.client, wait, key.project_id, claim)).await,
-        None => None,
-    };
-    // Also if it was replayed: the first request's command may not have reached the log.
-    app.command_log.append(&broker.commands, key.project_id, update_id, &command, &trace.traceparent).await?;
-    let mut preference_applied = None;
-    let mut outcome = None;
-    match (pending, key_check) {
-        (Some(pending), Some(key_check)) => {
-            preference_applied = pending.wait.applied();
-            outcome = Box::pin(pending.outcome(app, key_check)).await;
-        }
-        (None, Some(_)) => warnings.push(NOT_WAITED.into()),
-        _ => {}
-    }
-    let accepted =
-        UpdateAccepted { success: true, message: "Lead update initiated".into(), update_id, warnings, outcome };
-    let mut response = response::ok(&accepted)?;
-    if let Some(applied) = preference_applied.filter(|_| accepted.outcome.is_some()) {
-        response.headers_mut().insert(PREFERENCE_APPLIED, applied);
-    }
-    if replayed {
-        response.headers_mut().insert(IDEMPOTENT_REPLAYED, HeaderValue::from_static("true"));
-    }
-    Ok(response)
-}
-
-/// A response that waits for the outcome.
-struct PendingOutcome<'a> {
-    client: &'a Client,
-    wait: Wait,
-    waiter: OutcomeWaiter,
-    project_id: ObjectId,
-    claim: Claim,
-}
-
-impl<'a> PendingOutcome<'a> {
-    /// Registers before the update is logged. None if too many requests wait: then this one does not.
-    async fn register(app: &App, client: &'a Client, wait: Wait, project_id: ObjectId, claim: Claim) -> Option<Self> {
-        let waiter = app.outcome_waiters.register(client, project_id, claim.update_id).await?;
-        Some(Self { client, wait, waiter, project_id, claim })
-    }
-
-    /// The outcome, if it comes in time and while the key is valid.
-    async fn outcome(mut self, app: &App, mut key_check: KeyCheck) -> Option<Outcome> {
-        let limit = self.wait.duration();
-        tokio::select! {
-            _ = key_check.ended(&app.keys) => None,
-            outcome = tokio::time::timeout(limit, self.announced_or_recorded()) => outcome.ok().flatten(),
-        }
-    }
-
-    async fn announced_or_recorded(&mut self) -> Option<Outcome> {
-        let query = GetUpdate { project_id: self.project_id, update_id: self.claim.update_id };
-        let announced = async {
-            let event: CompletionEvent = serde_json::from_slice(&self.waiter.event().await?).ok()?;
-            Some(Outcome::from(event))
-        };
-        if !self.claim.replayed {
-            return announced.await;
-        }
-        // It may have been announced before this request registered. Read once: a pending one will be announced.
-        let recorded = async {
-            let mut update = service_kit::rpc::request(self.client, &query).await.ok()?;
-            Outcome::of(&mut update)
-        };
-        tokio::pin!(announced);
-        tokio::select! {
-            Some(outcome) = recorded => Some(outcome),
-            outcome = &mut announced => outcome,
-        }
-    }
+    let (command, warnings) = Command::update(update);
+    accept::accept(app, key, preferences, Accepted { body, command, warnings }, trace).await
 }
 
 /// What the query string adds to the body.
@@ -161,7 +62,7 @@ impl Parameters {
 
 #[cfg(test)]
 pub(crate) fn operation() -> crate::openapi::Operation {
-    use http_api::{DryRunResponse, UpdateRequest};
+    use http_api::{DryRunResponse, UpdateAccepted, UpdateRequest};
     crate::openapi::Operation::new("Updates", "updateLead", "Update a lead")
         .description(
             "Merges metadata into a lead, renames it, moves it to another state. Asynchronous: 200 means that the update is \

@@ -11,14 +11,15 @@ use serde_json::value::to_raw_value;
 
 use crate::{
     arguments::GatewayArgs,
+    clients::gateway::GatewayResponse,
     exit_status::ExitStatus,
     output::{self, escape::escaped, timeline::status_name},
 };
 
 /// How long to wait for the outcome without --wait, in seconds.
-const DEFAULT_WAIT: u64 = 5;
+pub(crate) const DEFAULT_WAIT: u64 = 5;
 /// The longest wait that the gateway accepts, in seconds.
-const MAX_WAIT: u64 = 30;
+pub(crate) const MAX_WAIT: u64 = 30;
 
 /// Send an update, and show its outcome if it is known within five seconds.
 ///
@@ -163,24 +164,29 @@ impl SendUpdate {
             }
             return Ok(if outcome.success { ExitCode::SUCCESS } else { ExitStatus::UpdateFailed.into() });
         }
-        let UpdateAccepted { update_id, warnings, outcome, .. } = response.json()?;
-        let status = match &outcome {
-            None => UpdateStatus::Pending,
-            Some(outcome) if outcome.success => UpdateStatus::Succeeded,
-            Some(_) => UpdateStatus::Failed,
-        };
-        let sent = SentUpdate { update_id, status, error: outcome.and_then(|outcome| outcome.error), warnings };
-        output::show(gateway.json, &sent, |SentUpdate { error, warnings, .. }| {
-            output::say(format_args!("{update_id} {}", status_name(status)));
-            error.iter().for_each(|error| output::field("error", error));
-            warnings.iter().for_each(|warning| output::field("warning", warning));
-        })?;
-        Ok(match status {
-            UpdateStatus::Failed if wait.is_some() => ExitStatus::UpdateFailed.into(),
-            UpdateStatus::Pending if wait.is_some() => ExitStatus::TimedOut.into(),
-            _ => ExitCode::SUCCESS,
-        })
+        report_accepted(&response, wait.is_some(), gateway.json)
     }
+}
+
+/// Prints what became of an accepted update or call event; a failure or timeout is an error for those who wait.
+pub(crate) fn report_accepted(response: &GatewayResponse, waits: bool, as_json: bool) -> anyhow::Result<ExitCode> {
+    let UpdateAccepted { update_id, warnings, outcome, .. } = response.json()?;
+    let status = match &outcome {
+        None => UpdateStatus::Pending,
+        Some(outcome) if outcome.success => UpdateStatus::Succeeded,
+        Some(_) => UpdateStatus::Failed,
+    };
+    let sent = SentUpdate { update_id, status, error: outcome.and_then(|outcome| outcome.error), warnings };
+    output::show(as_json, &sent, |SentUpdate { error, warnings, .. }| {
+        output::say(format_args!("{update_id} {}", status_name(status)));
+        error.iter().for_each(|error| output::field("error", error));
+        warnings.iter().for_each(|warning| output::field("warning", warning));
+    })?;
+    Ok(match status {
+        UpdateStatus::Failed if waits => ExitStatus::UpdateFailed.into(),
+        UpdateStatus::Pending if waits => ExitStatus::TimedOut.into(),
+        _ => ExitCode::SUCCESS,
+    })
 }
 
 /// The endpoint with what is said beside the body.
@@ -192,7 +198,7 @@ fn path(dry_run: bool, expected_state: Option<&str>) -> String {
 }
 
 /// A string as in RFC 8941, 3.3.3.
-fn quoted(key: &str) -> String {
+pub(crate) fn quoted(key: &str) -> String {
     format!("\"{}\"", key.replace('\\', "\\\\").replace('"', "\\\""))
 }
 

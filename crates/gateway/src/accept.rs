@@ -1,0 +1,185 @@
+//! 1 Accept: an update or a call event becomes a command in the log, and its response.
+
+use async_nats::Client;
+use axum::{
+    extract::Request,
+    http::{HeaderMap, HeaderValue, header::IF_MATCH},
+};
+use bytes::Bytes;
+use contract::{
+    ObjectId,
+    event::{CompletionEvent, OutcomeKind},
+    idempotency::IdempotencyRecord,
+    key::ApiKey,
+    rpc::GetUpdate,
+};
+use http_api::{Outcome, UpdateAccepted};
+use service_kit::clock;
+
+use crate::{
+    app::App,
+    auth::KeyCheck,
+    command::Command,
+    command_log::LogEntry,
+    error::ApiError,
+    idempotency::{self, Claim, IDEMPOTENT_REPLAYED},
+    outcome_waiters::OutcomeWaiter,
+    request::{
+        body, fields,
+        prefer::{PREFERENCE_APPLIED, Wait},
+        trace::RequestTrace,
+    },
+    response::{self, HandlerResult},
+};
+
+/// The warning when a response does not wait for the outcome although the request prefers it.
+const NOT_WAITED: &str = "Prefer: wait was ignored: too many requests wait already; read the update instead";
+
+/// How a client wants its request to be handled, from its headers.
+pub(crate) struct Preferences {
+    client_key: Option<String>,
+    wait: Option<Wait>,
+    key_check: Option<KeyCheck>,
+}
+
+impl Preferences {
+    pub(crate) fn of(headers: &HeaderMap) -> Result<Self, ApiError> {
+        let client_key = idempotency::key(headers)?;
+        let wait = Wait::of(headers);
+        Ok(Self { client_key, wait, key_check: wait.map(|_| KeyCheck::of(headers)) })
+    }
+}
+
+/// A valid request.
+pub(crate) struct Accepted {
+    /// The body, which identifies a repeated request.
+    pub(crate) body: Bytes,
+    pub(crate) command: Command,
+    /// What the body contains and is ignored.
+    pub(crate) warnings: Vec<String>,
+}
+
+/// Accepts the start or end of a call.
+pub(crate) async fn call(
+    app: &App,
+    key: &ApiKey,
+    request: Request,
+    kind: OutcomeKind,
+    trace: &mut RequestTrace,
+) -> HandlerResult {
+    fields::from_query(request.uri().query().unwrap_or_default())?.refuse_rest()?;
+    if request.headers().contains_key(IF_MATCH) {
+        return Err(ApiError::field("If-Match", "applies to updates: a call event does not depend on the lead"));
+    }
+    let preferences = Preferences::of(request.headers())?;
+    let body = body::read(request, app.max_body_bytes).await?;
+    let (command, warnings) = Command::parse(kind, &body, key.project_id)?;
+    accept(app, key, preferences, Accepted { body, command, warnings }, trace).await
+}
+
+/// Logs a command and responds.
+pub(crate) async fn accept(
+    app: &App,
+    key: &ApiKey,
+    preferences: Preferences,
+    Accepted { body, mut command, mut warnings }: Accepted,
+    trace: &mut RequestTrace,
+) -> HandlerResult {
+    let Preferences { client_key, wait, key_check } = preferences;
+    let broker = app.broker()?;
+    let mut claim = Claim { update_id: clock::new_id(), replayed: false };
+    if let Some(client_key) = client_key {
+        let record = record(&command, &body, claim.update_id);
+        // Boxed, like everything that most requests do without: the runtime moves the handler's whole state several times.
+        claim = Box::pin(app.idempotency.claim(&broker.js, key.project_id, &client_key, &record)).await?;
+    }
+    let Claim { update_id, replayed } = claim;
+    command.identify(update_id, Some(key.key_id));
+    trace.span.update(update_id);
+    let pending = match wait {
+        Some(wait) => Box::pin(PendingOutcome::register(app, &broker.client, wait, key.project_id, claim)).await,
+        None => None,
+    };
+    // Also if it was replayed: the first request's command may not have reached the log.
+    let entry = LogEntry::new(key.project_id, update_id, &command)?;
+    app.command_log.append(&broker.commands, key.project_id, entry, &trace.traceparent).await?;
+    let mut preference_applied = None;
+    let mut outcome = None;
+    match (pending, key_check) {
+        (Some(pending), Some(key_check)) => {
+            preference_applied = pending.wait.applied();
+            outcome = Box::pin(pending.outcome(app, key_check)).await;
+        }
+        (None, Some(_)) => warnings.push(NOT_WAITED.into()),
+        _ => {}
+    }
+    let message = match command.kind() {
+        OutcomeKind::Update => "Lead update initiated",
+        OutcomeKind::CallStarted => "Call start accepted",
+        OutcomeKind::CallEnded => "Call end accepted",
+    };
+    let accepted = UpdateAccepted { success: true, message: message.into(), update_id, warnings, outcome };
+    let mut response = response::ok(&accepted)?;
+    if let Some(applied) = preference_applied.filter(|_| accepted.outcome.is_some()) {
+        response.headers_mut().insert(PREFERENCE_APPLIED, applied);
+    }
+    if replayed {
+        response.headers_mut().insert(IDEMPOTENT_REPLAYED, HeaderValue::from_static("true"));
+    }
+    Ok(response)
+}
+
+fn record(command: &Command, body: &[u8], update_id: ObjectId) -> IdempotencyRecord {
+    let (version, state) = match command {
+        Command::Update(update) => (update.expected_version, update.expected_state.as_deref()),
+        Command::CallStarted(_) | Command::CallEnded(_) => (None, None),
+    };
+    IdempotencyRecord::new(command.kind(), body, version, state, update_id)
+}
+
+/// A response that waits for the outcome.
+struct PendingOutcome<'a> {
+    client: &'a Client,
+    wait: Wait,
+    waiter: OutcomeWaiter,
+    project_id: ObjectId,
+    claim: Claim,
+}
+
+impl<'a> PendingOutcome<'a> {
+    /// Registers before the update is logged. None if too many requests wait: then this one does not.
+    async fn register(app: &App, client: &'a Client, wait: Wait, project_id: ObjectId, claim: Claim) -> Option<Self> {
+        let waiter = app.outcome_waiters.register(client, project_id, claim.update_id).await?;
+        Some(Self { client, wait, waiter, project_id, claim })
+    }
+
+    /// The outcome, if it comes in time and while the key is valid.
+    async fn outcome(mut self, app: &App, mut key_check: KeyCheck) -> Option<Outcome> {
+        let limit = self.wait.duration();
+        tokio::select! {
+            _ = key_check.ended(&app.keys) => None,
+            outcome = tokio::time::timeout(limit, self.announced_or_recorded()) => outcome.ok().flatten(),
+        }
+    }
+
+    async fn announced_or_recorded(&mut self) -> Option<Outcome> {
+        let query = GetUpdate { project_id: self.project_id, update_id: self.claim.update_id };
+        let announced = async {
+            let event: CompletionEvent = serde_json::from_slice(&self.waiter.event().await?).ok()?;
+            Some(Outcome::from(event))
+        };
+        if !self.claim.replayed {
+            return announced.await;
+        }
+        // It may have been announced before this request registered. Read once: a pending one will be announced.
+        let recorded = async {
+            let mut update = service_kit::rpc::request(self.client, &query).await.ok()?;
+            Outcome::of(&mut update)
+        };
+        tokio::pin!(announced);
+        tokio::select! {
+            Some(outcome) = recorded => Some(outcome),
+            outcome = &mut announced => outcome,
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! 4 Decide: the completion events of decided updates and call events. Pure.
+
+use contract::{
+    Timestamp,
+    command::MAX_TEXT_CHARS,
+    event::{CompletionEvent, OutcomeKind},
+    text::bounded_error,
+};
+
+use super::{
+    decide::{Change, Lead, Refusal},
+    entry::{CallEntry, UpdateEntry},
+};
+
+/// The event of an update.
+pub(super) fn completion_event(
+    update: &UpdateEntry,
+    lead: Option<&Lead>,
+    outcome: &Result<Change, Refusal>,
+    applied_at: Timestamp,
+) -> CompletionEvent {
+    let UpdateEntry { project_id, update_id, ref command, .. } = *update;
+    let change = outcome.as_ref().ok();
+    let refusal = outcome.as_ref().err();
+    CompletionEvent {
+        kind: OutcomeKind::Update,
+        update_id,
+        project_id,
+        process_id: lead.map(|lead| lead.process_id),
+        lead_id: lead.map(|lead| lead.lead_id).or(command.lead_id),
+        reference_id: match lead {
+            Some(lead) => lead.reference_id.clone(),
+            None => command.reference_id.as_deref().map(truncated),
+        },
+        success: change.is_some(),
+        error: refusal.map(|refusal| bounded_error(refusal.to_string())),
+        error_code: refusal.map(|refusal| refusal.code().to_owned()),
+        from_state: lead.map(|lead| lead.state.clone()),
+        to_state: change.map(|change| change.lead.state.clone()),
+        version: change.map(|change| change.lead.version),
+        user_id: command.user_id.as_deref().map(truncated),
+        warnings: change.map(|change| change.warnings.clone()).unwrap_or_default(),
+        timestamp: applied_at,
+        data: change.map(|change| change.lead.metadata.clone()),
+    }
+}
+
+/// The event of a call's start or end, which changes nothing of its lead.
+pub(super) fn call_event(
+    call: &CallEntry,
+    kind: OutcomeKind,
+    lead: Option<&Lead>,
+    refusal: Option<&Refusal>,
+    applied_at: Timestamp,
+) -> CompletionEvent {
+    let address = call.address();
+    CompletionEvent {
+        kind,
+        update_id: call.update_id,
+        project_id: call.project_id,
+        process_id: lead.map(|lead| lead.process_id),
+        lead_id: lead.map(|lead| lead.lead_id).or(address.lead_id),
+        reference_id: match lead {
+            Some(lead) => lead.reference_id.clone(),
+            None => address.reference_id.map(truncated),
+        },
+        success: refusal.is_none(),
+        error: refusal.map(|refusal| bounded_error(refusal.to_string())),
+        error_code: refusal.map(|refusal| refusal.code().to_owned()),
+        from_state: None,
+        to_state: None,
+        version: None,
+        user_id: None,
+        warnings: Vec::new(),
+        timestamp: applied_at,
+        data: None,
+    }
+}
+
+/// A text of a command whose lead is unknown: nothing bounds it before.
+fn truncated(text: &str) -> String {
+    text.chars().take(MAX_TEXT_CHARS).collect()
+}

@@ -1,0 +1,139 @@
+//! `leadctl call`: reports calls over the HTTP API, and lists those in progress.
+
+use std::{collections::BTreeMap, process::ExitCode, time::Duration};
+
+use clap::{Args, Subcommand};
+use contract::{
+    ObjectId,
+    rpc::{Call as ListedCall, ListCalls},
+};
+use http_api::{CallEndedRequest, CallStartedRequest};
+use serde::Serialize;
+
+use crate::{
+    arguments::{GatewayArgs, InProject},
+    commands::{
+        paging::Paging,
+        update::send::{DEFAULT_WAIT, MAX_WAIT, quoted, report_accepted},
+    },
+    output::escape::escaped,
+};
+
+/// Calls with leads.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Call {
+    /// Report the start of a call: until it ends or expires, updates of the lead fail, or are queued if its process says so.
+    #[command(
+        after_help = "Example:\n  leadctl call start --lead-id 696102a4b8c1d2e3f4a5b6c7 --call-id call-7 --timeout 30m"
+    )]
+    Start {
+        #[command(flatten)]
+        call: CallFields,
+        /// After how long a call without an end counts as ended. Default: the process's callTimeoutSeconds.
+        #[arg(long, value_name = "DURATION")]
+        timeout: Option<humantime::Duration>,
+        #[command(flatten)]
+        sending: Sending,
+    },
+    /// Report the end of a call, or without --call-id of every call with the lead.
+    #[command(after_help = "Example:\n  leadctl call end --lead-id 696102a4b8c1d2e3f4a5b6c7 --call-id call-7")]
+    End {
+        #[command(flatten)]
+        call: CallFields,
+        #[command(flatten)]
+        sending: Sending,
+    },
+    /// List a project's calls in progress, by lead.
+    #[command(after_help = "Example:\n  leadctl call list --project 6b04… --lead 696102a4b8c1d2e3f4a5b6c7")]
+    List {
+        /// Only calls with this lead.
+        #[arg(long)]
+        lead: Option<ObjectId>,
+        #[command(flatten)]
+        paging: Paging,
+        #[command(flatten)]
+        scope: InProject,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CallFields {
+    /// The lead.
+    #[arg(long, required_unless_present = "reference_id")]
+    lead_id: Option<ObjectId>,
+    /// The lead's external id, instead of its leadId.
+    #[arg(long, requires = "process_id")]
+    reference_id: Option<String>,
+    /// The process of the external id.
+    #[arg(long)]
+    process_id: Option<ObjectId>,
+    /// The call, if the lead can have several at once.
+    #[arg(long)]
+    call_id: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Sending {
+    /// Wait this many seconds for the outcome, 30 without a number; exit with 5 if it failed, 7 if it is still pending.
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "30",
+        value_parser = clap::value_parser!(u64).range(1..=MAX_WAIT)
+    )]
+    wait: Option<u64>,
+    /// Makes it safe to repeat the command: within a day, one key reports only one event.
+    #[arg(long, value_name = "KEY")]
+    idempotency_key: Option<String>,
+    #[command(flatten)]
+    gateway: GatewayArgs,
+}
+
+impl Call {
+    pub(crate) async fn run(self) -> anyhow::Result<ExitCode> {
+        match self {
+            Self::Start { call: CallFields { lead_id, reference_id, process_id, call_id }, timeout, sending } => {
+                let timeout_seconds = timeout.map(|timeout| u32::try_from(timeout.as_secs())).transpose()?;
+                let request = CallStartedRequest {
+                    lead_id,
+                    reference_id,
+                    process_id,
+                    call_id,
+                    timeout_seconds,
+                    ..CallStartedRequest::default()
+                };
+                sending.post("/api/v1/calls/started", &request).await
+            }
+            Self::End { call: CallFields { lead_id, reference_id, process_id, call_id }, sending } => {
+                let request =
+                    CallEndedRequest { lead_id, reference_id, process_id, call_id, ..CallEndedRequest::default() };
+                sending.post("/api/v1/calls/ended", &request).await
+            }
+            Self::List { lead, paging, scope: InProject { project_id, admin } } => {
+                let query = |cursor, limit| ListCalls { project_id, lead_id: lead, cursor, limit };
+                let head = ["LEAD", "CALL", "STARTED", "EXPIRES", "REFERENCE"];
+                paging.print(&admin, "no calls in progress", head, query, row).await?;
+                Ok(ExitCode::SUCCESS)
+            }
+        }
+    }
+}
+
+impl Sending {
+    async fn post(self, path: &str, request: &impl Serialize) -> anyhow::Result<ExitCode> {
+        let Self { wait, idempotency_key, gateway } = self;
+        let seconds = wait.unwrap_or(DEFAULT_WAIT);
+        let mut headers = BTreeMap::from([("prefer", format!("wait={seconds}"))]);
+        headers.extend(idempotency_key.map(|key| ("idempotency-key", quoted(&key))));
+        let response = gateway.client()?.post(path, request, &headers, Duration::from_secs(seconds)).await?;
+        report_accepted(&response, wait.is_some(), gateway.json)
+    }
+}
+
+fn row(call: &ListedCall) -> [String; 5] {
+    let text = |text: &Option<String>| text.as_deref().map(escaped).unwrap_or_default();
+    let (call_id, reference) = (text(&call.call_id), text(&call.reference_id));
+    [call.lead_id.to_string(), call_id, call.started_at.to_iso(), call.expires_at.to_iso(), reference]
+}
