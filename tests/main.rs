@@ -48,5 +48,6 @@ mod traces;
 mod unreadable_process;
 mod update_flow;
 mod update_requests;
+mod upsert;
 mod vendor_api;
 mod webhook_signatures;

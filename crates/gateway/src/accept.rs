@@ -35,18 +35,26 @@ use crate::{
 /// The warning when a response does not wait for the outcome although the request prefers it.
 const NOT_WAITED: &str = "Prefer: wait was ignored: too many requests wait already; read the update instead";
 
+/// How long a response waits for the outcome, and the key that must be valid until then; none: it does not wait.
+pub(crate) struct Waiting(Option<(Wait, KeyCheck)>);
+
+impl Waiting {
+    pub(crate) const NONE: Self = Self(None);
+
+    pub(crate) fn of(headers: &HeaderMap) -> Self {
+        Self(Wait::of(headers).map(|wait| (wait, KeyCheck::of(headers))))
+    }
+}
+
 /// How a client wants its request to be handled, from its headers.
 pub(crate) struct Preferences {
     client_key: Option<String>,
-    wait: Option<Wait>,
-    key_check: Option<KeyCheck>,
+    waiting: Waiting,
 }
 
 impl Preferences {
     pub(crate) fn of(headers: &HeaderMap) -> Result<Self, ApiError> {
-        let client_key = idempotency::key(headers)?;
-        let wait = Wait::of(headers);
-        Ok(Self { client_key, wait, key_check: wait.map(|_| KeyCheck::of(headers)) })
+        Ok(Self { client_key: idempotency::key(headers)?, waiting: Waiting::of(headers) })
     }
 }
 
@@ -85,7 +93,7 @@ pub(crate) async fn accept(
     Accepted { body, mut command, mut warnings }: Accepted,
     trace: &mut RequestTrace,
 ) -> HandlerResult {
-    let Preferences { client_key, wait, key_check } = preferences;
+    let Preferences { client_key, waiting } = preferences;
     let broker = app.broker()?;
     let mut claim = Claim { update_id: clock::new_id(), replayed: false };
     if let Some(client_key) = client_key {
@@ -96,23 +104,9 @@ pub(crate) async fn accept(
     let Claim { update_id, replayed } = claim;
     command.identify(update_id, Some(key.key_id));
     trace.span.update(update_id);
-    let pending = match wait {
-        Some(wait) => Box::pin(PendingOutcome::register(app, &broker.client, wait, key.project_id, claim)).await,
-        None => None,
-    };
-    // Also if it was replayed: the first request's command may not have reached the log.
-    let entry = LogEntry::new(key.project_id, update_id, &command)?;
-    app.command_log.append(&broker.commands, key.project_id, entry, &trace.traceparent).await?;
-    let mut preference_applied = None;
-    let mut outcome = None;
-    match (pending, key_check) {
-        (Some(pending), Some(key_check)) => {
-            preference_applied = pending.wait.applied();
-            outcome = Box::pin(pending.outcome(app, key_check)).await;
-        }
-        (None, Some(_)) => warnings.push(NOT_WAITED.into()),
-        _ => {}
-    }
+    let Logged { outcome, preference_applied, warning } =
+        log(app, key.project_id, &command, claim, waiting, &trace.traceparent).await?;
+    warnings.extend(warning.map(str::to_owned));
     let message = match command.kind() {
         OutcomeKind::Update => "Lead update initiated",
         OutcomeKind::CallStarted => "Call start accepted",
@@ -120,13 +114,49 @@ pub(crate) async fn accept(
     };
     let accepted = UpdateAccepted { success: true, message: message.into(), update_id, warnings, outcome };
     let mut response = response::ok(&accepted)?;
-    if let Some(applied) = preference_applied.filter(|_| accepted.outcome.is_some()) {
+    if let Some(applied) = preference_applied {
         response.headers_mut().insert(PREFERENCE_APPLIED, applied);
     }
     if replayed {
         response.headers_mut().insert(IDEMPOTENT_REPLAYED, HeaderValue::from_static("true"));
     }
     Ok(response)
+}
+
+/// A command that the log has.
+pub(crate) struct Logged {
+    /// The outcome, if the response waits for it and it came in time.
+    pub(crate) outcome: Option<Outcome>,
+    /// The preference that the response honors, with the outcome.
+    pub(crate) preference_applied: Option<HeaderValue>,
+    /// Why the response does not wait although the request prefers it.
+    pub(crate) warning: Option<&'static str>,
+}
+
+/// Logs a command under the id of the claim, also if that was replayed: the first request's command may not have reached
+/// the log.
+pub(crate) async fn log(
+    app: &App,
+    project_id: ObjectId,
+    command: &Command,
+    claim: Claim,
+    Waiting(waiting): Waiting,
+    traceparent: &str,
+) -> Result<Logged, ApiError> {
+    let broker = app.broker()?;
+    let entry = LogEntry::new(project_id, claim.update_id, command)?;
+    let Some((wait, key_check)) = waiting else {
+        app.command_log.append(&broker.commands, project_id, entry, traceparent).await?;
+        return Ok(Logged { outcome: None, preference_applied: None, warning: None });
+    };
+    let pending = Box::pin(PendingOutcome::register(app, &broker.client, wait, project_id, claim)).await;
+    app.command_log.append(&broker.commands, project_id, entry, traceparent).await?;
+    let Some(pending) = pending else {
+        return Ok(Logged { outcome: None, preference_applied: None, warning: Some(NOT_WAITED) });
+    };
+    let outcome = Box::pin(pending.outcome(app, key_check)).await;
+    let preference_applied = outcome.as_ref().and_then(|_| wait.applied());
+    Ok(Logged { outcome, preference_applied, warning: None })
 }
 
 fn record(command: &Command, body: &[u8], update_id: ObjectId) -> IdempotencyRecord {

@@ -12,6 +12,7 @@ use crate::{
     convert::{read_both, response_from},
     examples::example,
     time::DateTime,
+    updates::Outcome,
 };
 
 /// A lead.
@@ -220,6 +221,20 @@ pub struct NewLead {
     pub metadata: Option<JsonObject>,
 }
 
+/// What becomes of a lead that the process has already, by its `referenceId`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub enum OnExisting {
+    /// The request is refused.
+    #[default]
+    Refuse,
+    /// The lead is returned as it is.
+    Return,
+    /// The lead's name and metadata are updated, as by `POST /api/v1/leads/update`.
+    Update,
+}
+
 /// The body of `POST /api/v1/leads/initiate`: a lead to create, or the id of one to look up.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -235,6 +250,9 @@ pub struct InitiateRequest {
     /// Accepted and ignored: Leadrelay makes no calls.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub init: Option<bool>,
+    /// What becomes of a lead that exists; `refuse` by default. The others need `lead.referenceId`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_existing: Option<OnExisting>,
 }
 
 /// The response of `POST /api/v1/leads/initiate`.
@@ -246,6 +264,15 @@ pub struct InitiateResponse {
     /// The lead.
     #[serde(flatten)]
     pub lead: Lead,
+    /// Whether `onExisting` found the lead.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub existing: bool,
+    /// The update of an existing lead, for `GET /api/v1/updates/{updateId}`.
+    #[serde(rename = "updateId", skip_serializing_if = "Option::is_none")]
+    pub update_id: Option<ObjectId>,
+    /// Its outcome; only with `Prefer: wait`, and if it came in time. `data` and the lead are as after it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<Outcome>,
     /// What the request contained and was ignored.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
@@ -254,13 +281,18 @@ pub struct InitiateResponse {
 impl<'de> Deserialize<'de> for InitiateResponse {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
         struct Rest {
             success: bool,
             #[serde(default)]
+            existing: bool,
+            update_id: Option<ObjectId>,
+            outcome: Option<Outcome>,
+            #[serde(default)]
             warnings: Vec<String>,
         }
-        let (lead, Rest { success, warnings }) = read_both(deserializer)?;
-        Ok(Self { success, lead, warnings })
+        let (lead, Rest { success, existing, update_id, outcome, warnings }) = read_both(deserializer)?;
+        Ok(Self { success, lead, existing, update_id, outcome, warnings })
     }
 }
 
@@ -278,14 +310,33 @@ pub struct BulkInitiateRequest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "schema", schemars(length(min = 1, max = 1000)))]
     pub lead_ids: Option<Vec<ObjectId>>,
+    /// What becomes of leads that exist; `refuse` by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_existing: Option<OnExisting>,
+}
+
+/// A lead of the response of `POST /api/v1/leads/bulk/initiate`.
+pub type InitiatedLead = LeadWith<Upserted>;
+
+/// What a lead of a bulk request shows beside its own fields.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(rename = "Initiated"))]
+#[serde(rename_all = "camelCase")]
+pub struct Upserted {
+    /// Whether `onExisting` found the lead.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub existing: bool,
+    /// The update of an existing lead, for `GET /api/v1/updates/{updateId}`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub update_id: Option<ObjectId>,
 }
 
 /// The response of `POST /api/v1/leads/bulk/initiate`.
 #[derive(Debug, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct BulkInitiateResponse {
-    /// The leads that were created or found, in the order of the request.
-    pub success: Vec<Lead>,
+    /// The leads that were created or found, in the order of the request; one that is updated as it was before.
+    pub success: Vec<InitiatedLead>,
     /// The others, in the order of the request.
     pub errors: Vec<RefusedLead>,
     /// What the request contained and was ignored.

@@ -22,7 +22,7 @@ pub use crate::{
     examples::Example,
     leads::{
         Activity, BulkInitiateRequest, BulkInitiateResponse, Details, HistoryEntry, InitiateRequest, InitiateResponse,
-        Lead, LeadDetails, LeadWith, ListedLead, NewLead, RefusedLead, Versioned,
+        InitiatedLead, Lead, LeadDetails, LeadWith, ListedLead, NewLead, OnExisting, RefusedLead, Upserted, Versioned,
     },
     processes::{
         ChangeResponse, ConfiguredCallback, ConfiguredProcess, EnableResult, RotateSecretRequest, SecretExpiry,

@@ -55,7 +55,14 @@ fn lead() -> rpc::Lead {
 
 #[test]
 fn leads() {
-    let initiated = InitiateResponse { success: true, lead: lead().into(), warnings: vec![] };
+    let initiated = InitiateResponse {
+        success: true,
+        lead: lead().into(),
+        existing: false,
+        update_id: None,
+        outcome: None,
+        warnings: vec![],
+    };
     insta::assert_snapshot!(json(&initiated), @r#"{"success":true,"_id":"010101010101010101010101","name":"Ada","phone":"+14155550123","email":null,"projectId":"111111111111111111111111","processId":"020202020202020202020202","referenceId":"R","currentState":"interested","metadata":{"n":100000000000000000000000000001.50},"createdAt":"2026-01-12T04:55:59.048Z","updatedAt":"2026-01-12T04:55:59.048Z"}"#);
     let details = DataResponse::new(LeadDetails::from(lead()));
     insta::assert_snapshot!(json(&details), @r#"{"success":true,"data":{"_id":"010101010101010101010101","name":"Ada","phone":"+14155550123","email":null,"projectId":"111111111111111111111111","processId":"020202020202020202020202","referenceId":"R","currentState":"interested","metadata":{"n":100000000000000000000000000001.50},"createdAt":"2026-01-12T04:55:59.048Z","updatedAt":"2026-01-12T04:55:59.048Z","lastDisposition":"callback","activities":[{"kind":"update","updateId":"030303030303030303030303","success":true,"error":null,"fromState":"new","toState":"interested","disposition":"callback","userId":null,"timestamp":"2026-01-12T04:55:59.048Z"}]}}"#);

@@ -18,7 +18,7 @@ pub(crate) struct RequestTrace {
 
 impl RequestTrace {
     pub(crate) fn begin(app: &App, route: &'static str, headers: &HeaderMap) -> Self {
-        let client = traceparent(headers);
+        let client = client_traceparent(headers);
         let span = app.traces.begin(Step::Request { route }, client.as_deref());
         let traceparent = span.traceparent().or(client).unwrap_or_else(clock::new_traceparent);
         Self { span, traceparent }
@@ -37,8 +37,13 @@ impl RequestTrace {
     }
 }
 
+/// The client's trace context, or a new one.
+pub(crate) fn traceparent(headers: &HeaderMap) -> String {
+    client_traceparent(headers).unwrap_or_else(clock::new_traceparent)
+}
+
 /// The client's trace context, if it is valid.
-fn traceparent(headers: &HeaderMap) -> Option<String> {
+fn client_traceparent(headers: &HeaderMap) -> Option<String> {
     let text = headers.get(headers::TRACEPARENT)?.to_str().ok()?;
     is_traceparent(text).then(|| text.to_owned())
 }
@@ -50,10 +55,11 @@ mod tests {
     #[test]
     fn only_a_valid_traceparent_is_kept() {
         let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
-        let of =
-            |text: &str| traceparent(&HeaderMap::from_iter([("traceparent".parse().unwrap(), text.parse().unwrap())]));
+        let of = |text: &str| {
+            client_traceparent(&HeaderMap::from_iter([("traceparent".parse().unwrap(), text.parse().unwrap())]))
+        };
         assert_eq!(of(good).as_deref(), Some(good));
         assert_eq!(of("nonsense"), None);
-        assert_eq!(traceparent(&HeaderMap::new()), None);
+        assert_eq!(client_traceparent(&HeaderMap::new()), None);
     }
 }

@@ -14,17 +14,19 @@ use axum::{
 };
 use contract::{JsonObject, key::ApiKey, rpc::GetLead};
 use futures::{Stream, StreamExt, stream};
-use http_api::{Lead, RefusedLead};
+use http_api::{InitiatedLead, OnExisting, RefusedLead, Upserted};
 use serde::Serialize;
 use serde_json::value::RawValue;
+use service_kit::clock;
 
 use crate::{
+    accept::Waiting,
     app::App,
     auth::KeyCheck,
     error::ApiError,
     request::{Body, BulkPermit, FromBody, fields::Fields},
     response::HandlerResult,
-    routes::leads::initiate::{InitiateRequest, parse_lead},
+    routes::leads::initiate::{InitiateRequest, Initiated, parse_new, parse_on_existing},
 };
 
 /// Most leads in a request: the vendor's limit, which the error names.
@@ -46,6 +48,7 @@ struct InitiateResult {
 #[derive(Debug)]
 pub(crate) struct BulkInitiateRequest {
     kind: Kind,
+    on_existing: OnExisting,
     entries: Vec<Box<RawValue>>,
     warnings: Vec<String>,
 }
@@ -64,7 +67,7 @@ pub(crate) async fn handle(
     Body(request): Body<BulkInitiateRequest>,
 ) -> HandlerResult {
     app.connection()?;
-    let BulkInitiateRequest { kind, entries, warnings } = request;
+    let BulkInitiateRequest { kind, on_existing, entries, warnings } = request;
     let outage = Arc::new(OnceLock::new());
     let results = stream::iter(entries).map(move |entry| {
         // Held until the response is written or dropped.
@@ -73,7 +76,7 @@ pub(crate) async fn handle(
         if let Err(error) = key_check.check(&app.keys) {
             let _ = outage.set(error);
         }
-        async move { initiate(&app, &key, kind, entry, &outage).await }
+        async move { initiate(&app, &key, (kind, on_existing), entry, &outage).await }
     });
     let writer = ResponseWriter::new(results.buffered(CONCURRENCY), warnings);
     let mut response = Response::new(axum::body::Body::from_stream(stream::unfold(writer, ResponseWriter::next)));
@@ -97,9 +100,9 @@ impl FromBody for BulkInitiateRequest {
                 (leads.ok_or_else(|| ApiError::missing("Either leadIds or leads array is required"))?, Kind::Leads)
             }
         };
-        let (field, why) = match kind {
-            Kind::LeadIds => ("leadIds", "because leadIds is given"),
-            Kind::Leads => ("leads", "as unknown"),
+        let (field, why, on_existing) = match kind {
+            Kind::LeadIds => ("leadIds", "because leadIds is given", OnExisting::Refuse),
+            Kind::Leads => ("leads", "as unknown", parse_on_existing(&mut fields)?),
         };
         fields.ignore_rest(why);
         let entries: Vec<Box<RawValue>> =
@@ -110,7 +113,7 @@ impl FromBody for BulkInitiateRequest {
         if entries.is_empty() {
             return Err(ApiError::field(field, "must have an entry"));
         }
-        Ok(Self { kind, entries, warnings: fields.warnings })
+        Ok(Self { kind, on_existing, entries, warnings: fields.warnings })
     }
 }
 
@@ -118,7 +121,11 @@ impl FromBody for BulkInitiateRequest {
 type Parsed = (InitiateRequest, Vec<String>);
 
 /// Parses an entry; also returns its external id, for the error.
-fn parse_entry(kind: Kind, entry: &RawValue, key: &ApiKey) -> (Option<String>, Result<Parsed, ApiError>) {
+fn parse_entry(
+    (kind, on_existing): (Kind, OnExisting),
+    entry: &RawValue,
+    key: &ApiKey,
+) -> (Option<String>, Result<Parsed, ApiError>) {
     if kind == Kind::LeadIds {
         let lead_id = serde_json::from_str(entry.get()).map_err(|_| ApiError::field("leadId", "must be 24 hex digits"));
         let known = |lead_id| {
@@ -132,15 +139,14 @@ fn parse_entry(kind: Kind, entry: &RawValue, key: &ApiKey) -> (Option<String>, R
         return (None, Err(ApiError::field("lead", "must be a JSON object")));
     };
     let reference_id = lead.members().get("referenceId").and_then(|raw| serde_json::from_str(raw.get()).ok());
-    let parsed = parse_lead(Fields::from_object("lead.", &lead), key);
-    (reference_id, parsed.map(|(lead, warnings)| (InitiateRequest::New(lead), warnings)))
+    (reference_id, parse_new(Fields::from_object("lead.", &lead), on_existing, key))
 }
 
-/// Creates or looks up an entry. After `outage` the remaining entries fail at once.
+/// Creates, looks up or updates an entry, without waiting for the outcome of an update. After `outage` the remaining entries fail at once.
 async fn initiate(
     app: &App,
     key: &ApiKey,
-    kind: Kind,
+    kind: (Kind, OnExisting),
     entry: Box<RawValue>,
     outage: &OnceLock<ApiError>,
 ) -> InitiateResult {
@@ -152,8 +158,11 @@ async fn initiate(
         if let Some(error) = outage.get() {
             return Err(error.clone());
         }
-        let lead = Lead::from(request.send(app).await?);
-        serde_json::value::to_raw_value(&lead).map_err(|_| ApiError::Internal)
+        let Initiated { lead, existing, update_id, warnings: unchanged, .. } =
+            request.send(app, key, Waiting::NONE, &clock::new_traceparent()).await?;
+        warnings.extend(unchanged);
+        let initiated = InitiatedLead { lead: lead.into(), more: Upserted { existing, update_id } };
+        serde_json::value::to_raw_value(&initiated).map_err(|_| ApiError::Internal)
     };
     let lead = created.await.map_err(|error| {
         if error.status() == StatusCode::SERVICE_UNAVAILABLE {
@@ -237,7 +246,10 @@ impl ResponseWriter {
 #[cfg(test)]
 pub(crate) fn operation() -> crate::openapi::Operation {
     crate::openapi::Operation::new("Leads", "initiateLeads", "Create up to 1000 leads, or look them up")
-        .description("Each lead independently: 200 says nothing about single leads. The body may have 4 MiB.")
+        .description(
+            "Each lead independently: 200 says nothing about single leads. The body may have 4 MiB. `onExisting` is that of a \
+             single lead, for all of them; an existing lead that is updated is shown as it was before.",
+        )
         .body::<http_api::BulkInitiateRequest>()
         .returns::<http_api::BulkInitiateResponse>()
 }
@@ -260,6 +272,7 @@ mod tests {
             &many(1001),
             r#"{"leadIds":["a"],"leads":[{}],"init":true}"#,
             r#"{"leads":[{},7],"x":1}"#,
+            r#"{"leads":[{}],"onExisting":"always"}"#,
         ];
         let parsed = bodies.map(|body| match BulkInitiateRequest::from_body(body.as_bytes(), &key()) {
             Ok(request) => {
@@ -280,6 +293,8 @@ mod tests {
             LeadIds of 1 ["ignored because leadIds is given: leads"]
         {"leads":[{},7],"x":1}
             Leads of 2 ["ignored as unknown: x"]
+        {"leads":[{}],"onExisting":"always"}
+            400 invalid_field: onExisting must be return, update or refuse
         "#);
     }
 
@@ -288,12 +303,14 @@ mod tests {
         let project = key().project_id.to_string();
         let entry = |kind, text: &str| {
             let raw = RawValue::from_string(text.replace("OURS", &project).replace("ID", ID)).unwrap();
-            let (reference_id, parsed) = parse_entry(kind, &raw, &key());
+            let (reference_id, parsed) = parse_entry((kind, OnExisting::Refuse), &raw, &key());
             let result = match parsed {
                 Ok((InitiateRequest::Existing(lead), warnings)) => {
                     format!("get {} {warnings:?}", lead.lead_id.unwrap())
                 }
-                Ok((InitiateRequest::New(lead), warnings)) => format!("new {:?} {warnings:?}", lead.name.unwrap()),
+                Ok((InitiateRequest::New { lead, .. }, warnings)) => {
+                    format!("new {:?} {warnings:?}", lead.name.unwrap())
+                }
                 Err(e) => format!("{} {}: {e}", e.status().as_u16(), e.code()),
             };
             format!("{text}\n    {reference_id:?} {result}")

@@ -5,42 +5,140 @@
 
 use std::sync::Arc;
 
+use axum::{extract::Request, http::HeaderValue};
 use contract::{
     JsonObject, ObjectId,
-    command::MAX_TEXT_CHARS,
+    command::{MAX_TEXT_CHARS, UpdateCommand},
     fields::BodyError,
     key::ApiKey,
     phone::{self, PhoneFault},
     rpc::{GetLead, InitiateLead, Lead},
 };
-use http_api::InitiateResponse;
+use http_api::{InitiateResponse, OnExisting, Outcome};
+use service_kit::clock;
 
 use crate::{
+    accept::{self, Logged, Waiting},
     app::App,
+    command::Command,
     error::ApiError,
-    request::{Body, FromBody, fields::Fields},
+    idempotency::Claim,
+    request::{FromBody, body, fields::Fields, prefer::PREFERENCE_APPLIED, trace},
     response::{self, HandlerResult},
 };
 
-pub(crate) async fn handle(app: Arc<App>, _: Arc<ApiKey>, Body(body): Body<InitiateBody>) -> HandlerResult {
-    let lead = body.request.send(&app).await?;
-    response::ok(&InitiateResponse { success: true, lead: lead.into(), warnings: body.warnings })
+pub(crate) async fn handle(app: Arc<App>, key: Arc<ApiKey>, request: Request) -> HandlerResult {
+    let (waiting, traceparent) = (Waiting::of(request.headers()), trace::traceparent(request.headers()));
+    let body = body::read(request, app.max_body_bytes).await?;
+    let InitiateBody { request, mut warnings } = InitiateBody::from_body(&body, &key)?;
+    let Initiated { lead, existing, update_id, outcome, preference_applied, warnings: ignored } =
+        request.send(&app, &key, waiting, &traceparent).await?;
+    warnings.extend(ignored);
+    let initiated = InitiateResponse { success: true, lead: lead.into(), existing, update_id, outcome, warnings };
+    let mut response = response::ok(&initiated)?;
+    if let Some(applied) = preference_applied {
+        response.headers_mut().insert(PREFERENCE_APPLIED, applied);
+    }
+    Ok(response)
 }
 
 /// A lead to look up or to create.
 #[derive(Debug)]
 pub(crate) enum InitiateRequest {
     Existing(GetLead),
-    New(InitiateLead),
+    New { lead: InitiateLead, on_existing: OnExisting },
+}
+
+/// What became of a request.
+pub(crate) struct Initiated {
+    pub(crate) lead: Lead,
+    /// Whether the lead existed before, although the request would create one.
+    pub(crate) existing: bool,
+    /// The update of the existing lead.
+    pub(crate) update_id: Option<ObjectId>,
+    outcome: Option<Outcome>,
+    preference_applied: Option<HeaderValue>,
+    pub(crate) warnings: Vec<String>,
+}
+
+impl Initiated {
+    fn new(lead: Lead, existing: bool) -> Self {
+        Self { lead, existing, update_id: None, outcome: None, preference_applied: None, warnings: Vec::new() }
+    }
 }
 
 impl InitiateRequest {
-    pub(crate) async fn send(&self, app: &App) -> Result<Lead, ApiError> {
-        match self {
-            Self::Existing(lead) => app.request(lead).await,
-            Self::New(lead) => app.request(lead).await,
+    pub(crate) async fn send(
+        &self,
+        app: &App,
+        key: &ApiKey,
+        waiting: Waiting,
+        traceparent: &str,
+    ) -> Result<Initiated, ApiError> {
+        let (lead, on_existing) = match self {
+            Self::Existing(lead) => return Ok(Initiated::new(app.request(lead).await?, false)),
+            Self::New { lead, on_existing } => (lead, *on_existing),
+        };
+        match app.request(lead).await {
+            Err(ApiError::Query(error)) if error.code == "reference_exists" && on_existing != OnExisting::Refuse => {}
+            created => return Ok(Initiated::new(created?, false)),
+        }
+        let known = GetLead {
+            project_id: key.project_id,
+            lead_id: None,
+            reference_id: lead.reference_id.clone(),
+            process_id: Some(lead.process_id),
+        };
+        let existing = Initiated::new(app.request(&known).await?, true);
+        match on_existing {
+            OnExisting::Update => update(app, key, existing, lead, waiting, traceparent).await,
+            OnExisting::Return | OnExisting::Refuse => Ok(existing),
         }
     }
+}
+
+/// Updates an existing lead through the command log, like every update: only the leader changes leads.
+async fn update(
+    app: &App,
+    key: &ApiKey,
+    existing: Initiated,
+    given: &InitiateLead,
+    waiting: Waiting,
+    traceparent: &str,
+) -> Result<Initiated, ApiError> {
+    let mut warnings = unchanged(&existing.lead, given);
+    let mut command = Command::Update(Box::new(UpdateCommand {
+        lead_id: Some(existing.lead.lead_id),
+        name: given.name.clone(),
+        metadata: Some(given.metadata.clone()).filter(|metadata| !metadata.is_empty()),
+        warnings: warnings.clone(),
+        ..UpdateCommand::default()
+    }));
+    let claim = Claim { update_id: clock::new_id(), replayed: false };
+    command.identify(claim.update_id, Some(key.key_id));
+    let Logged { outcome, preference_applied, warning } =
+        accept::log(app, key.project_id, &command, claim, waiting, traceparent).await?;
+    warnings.extend(warning.map(str::to_owned));
+    let lead = match &outcome {
+        Some(outcome) if outcome.success => {
+            let (project_id, lead_id) = (key.project_id, Some(existing.lead.lead_id));
+            app.request(&GetLead { project_id, lead_id, reference_id: None, process_id: None }).await?
+        }
+        _ => existing.lead,
+    };
+    Ok(Initiated { lead, existing: true, update_id: Some(claim.update_id), outcome, preference_applied, warnings })
+}
+
+/// Warnings about what an update of an existing lead does not change.
+fn unchanged(existing: &Lead, given: &InitiateLead) -> Vec<String> {
+    let differs = |own: &Option<String>, given: &Option<String>| given.is_some() && given != own;
+    let fields = [
+        ("phone", differs(&existing.phone, &given.phone)),
+        ("email", differs(&existing.email, &given.email)),
+        ("groupId", given.group_id.is_some()),
+    ];
+    let ignored = fields.into_iter().filter(|(_, is_ignored)| *is_ignored);
+    ignored.map(|(field, _)| format!("lead.{field} is ignored: the lead exists and keeps its own")).collect()
 }
 
 /// A request and warnings about what its body contains and is ignored.
@@ -62,15 +160,39 @@ impl FromBody for InitiateBody {
         }
         let lead =
             fields.object("lead")?.ok_or_else(|| ApiError::missing("Either leadId or lead object is required"))?;
+        let on_existing = parse_on_existing(&mut fields)?;
         fields.ignore_rest("as unknown");
-        let (lead, warnings) = parse_lead(Fields::from_object("lead.", &lead), key)?;
+        let (request, warnings) = parse_new(Fields::from_object("lead.", &lead), on_existing, key)?;
         fields.warnings.extend(warnings);
-        Ok(Self { request: InitiateRequest::New(lead), warnings: fields.warnings })
+        Ok(Self { request, warnings: fields.warnings })
     }
 }
 
+/// What is to be done with a lead that exists: the request is refused by default, as by the vendor.
+pub(crate) fn parse_on_existing(fields: &mut Fields<'_>) -> Result<OnExisting, ApiError> {
+    match fields.text_or_refuse_empty("onExisting")?.as_deref() {
+        None | Some("refuse") => Ok(OnExisting::Refuse),
+        Some("return") => Ok(OnExisting::Return),
+        Some("update") => Ok(OnExisting::Update),
+        Some(_) => Err(ApiError::field("onExisting", "must be return, update or refuse")),
+    }
+}
+
+/// Parses a lead to create; also returns warnings about ignored fields.
+pub(crate) fn parse_new(
+    fields: Fields<'_>,
+    on_existing: OnExisting,
+    key: &ApiKey,
+) -> Result<(InitiateRequest, Vec<String>), ApiError> {
+    let (lead, warnings) = parse_lead(fields, key)?;
+    if on_existing != OnExisting::Refuse && lead.reference_id.is_none() {
+        return Err(ApiError::missing("referenceId is required in lead object when onExisting is return or update"));
+    }
+    Ok((InitiateRequest::New { lead, on_existing }, warnings))
+}
+
 /// Parses a new lead; also returns warnings about ignored fields.
-pub(crate) fn parse_lead(mut fields: Fields<'_>, key: &ApiKey) -> Result<(InitiateLead, Vec<String>), ApiError> {
+fn parse_lead(mut fields: Fields<'_>, key: &ApiKey) -> Result<(InitiateLead, Vec<String>), ApiError> {
     let project_id = required_id(&mut fields, "projectId", "projectId is required in lead object")?;
     let process_id = required_id(&mut fields, "processId", "processId is required in lead object")?;
     if project_id != key.project_id {
@@ -154,10 +276,15 @@ fn parse_email(text: String) -> Result<String, ApiError> {
 pub(crate) fn operation() -> crate::openapi::Operation {
     crate::openapi::Operation::new("Leads", "initiateLead", "Create a lead, or look one up")
         .description(
-            "Creates a lead in the initial state of its process. With `leadId` instead of `lead`, looks one up.",
+            "Creates a lead in the initial state of its process. With `leadId` instead of `lead`, looks one up. If the process \
+             has a lead with this `referenceId`, the request is refused; with `onExisting`, that lead is returned, or its name \
+             and metadata are updated: the response has the `updateId`, and with `Prefer: wait` the outcome.",
         )
+        .header("Prefer")
+        .header("traceparent")
         .body::<http_api::InitiateRequest>()
         .returns::<InitiateResponse>()
+        .response_header("Preference-Applied")
         .errors(&[404])
 }
 
@@ -177,7 +304,12 @@ mod tests {
                 Ok(InitiateBody { request, warnings }) => {
                     let request = match request {
                         InitiateRequest::Existing(lead) => format!("get {}", serde_json::to_string(&lead).unwrap()),
-                        InitiateRequest::New(lead) => format!("new {}", serde_json::to_string(&lead).unwrap()),
+                        InitiateRequest::New { lead, on_existing } => {
+                            let lead = serde_json::to_string(&lead).unwrap();
+                            let on_existing = serde_json::to_value(on_existing).unwrap();
+                            let on_existing = on_existing.as_str().filter(|text| *text != "refuse");
+                            format!("new {lead}{}", on_existing.map(|text| format!(" or {text}")).unwrap_or_default())
+                        }
                     };
                     let request = request.replace(ID, "ID").replace(&PROJECT.to_string(), "OURS");
                     let warnings = warnings.iter().map(|warning| format!("\n    warning: {warning}"));
@@ -208,6 +340,12 @@ mod tests {
             r#"{"lead":{"projectId":"OURS","processId":"ID","firstName":"Ada","email":" Ada@Example.COM "},"init":false}"#,
             r#"{"lead":{"projectId":"OURS","processId":"ID","name":"Ada","firstName":"A","phone":"+1 (415) 555-0123","email":"","timezone":"UTC"},"x":1}"#,
             r#"{"lead":{"projectId":"OURS","processId":"ID","groupId":"g","firstName":"Ada","lastName":"Lovelace","phone":"4155550123","email":"a@b.co","referenceId":"R","metadata":{"n": 1.50}}}"#,
+            r#"{"lead":{"projectId":"OURS","processId":"ID","name":"Ada","phone":"4155550123","referenceId":"R"},"onExisting":"update"}"#,
+            r#"{"lead":{"projectId":"OURS","processId":"ID","name":"Ada","phone":"4155550123"},"onExisting":"return"}"#,
+            r#"{"lead":{"projectId":"OURS","processId":"ID","name":"Ada","phone":"4155550123"},"onExisting":"refuse"}"#,
+            r#"{"lead":{},"onExisting":"merge"}"#,
+            r#"{"lead":{},"onExisting":""}"#,
+            r#"{"leadId":"ID","onExisting":"update"}"#,
         ]), @r#"
         {}
             400 missing_field: Either leadId or lead object is required
@@ -246,6 +384,19 @@ mod tests {
             warning: ignored as unknown: lead.timezone
         {"lead":{"projectId":"OURS","processId":"ID","groupId":"g","firstName":"Ada","lastName":"Lovelace","phone":"4155550123","email":"a@b.co","referenceId":"R","metadata":{"n": 1.50}}}
             new {"projectId":"OURS","processId":"ID","groupId":"g","referenceId":"R","name":"Ada Lovelace","phone":"4155550123","email":"a@b.co","metadata":{"n": 1.50}}
+        {"lead":{"projectId":"OURS","processId":"ID","name":"Ada","phone":"4155550123","referenceId":"R"},"onExisting":"update"}
+            new {"projectId":"OURS","processId":"ID","groupId":null,"referenceId":"R","name":"Ada","phone":"4155550123","email":null,"metadata":{}} or update
+        {"lead":{"projectId":"OURS","processId":"ID","name":"Ada","phone":"4155550123"},"onExisting":"return"}
+            400 missing_field: referenceId is required in lead object when onExisting is return or update
+        {"lead":{"projectId":"OURS","processId":"ID","name":"Ada","phone":"4155550123"},"onExisting":"refuse"}
+            new {"projectId":"OURS","processId":"ID","groupId":null,"referenceId":null,"name":"Ada","phone":"4155550123","email":null,"metadata":{}}
+        {"lead":{},"onExisting":"merge"}
+            400 invalid_field: onExisting must be return, update or refuse
+        {"lead":{},"onExisting":""}
+            400 invalid_field: onExisting must not be empty; leave it out instead
+        {"leadId":"ID","onExisting":"update"}
+            get {"projectId":"OURS","leadId":"ID","referenceId":null,"processId":null}
+            warning: ignored because leadId is given: onExisting
         "#);
     }
 
