@@ -26,6 +26,7 @@ mod import;
 mod invalid_input;
 mod leadctl_update;
 mod lifecycle;
+mod listen;
 mod lists;
 mod log_identity;
 mod nats_permissions;

@@ -8,7 +8,8 @@ use clap_complete::Shell;
 use crate::{
     audit,
     commands::{
-        call, callback, console, deliveries, events, key, lead, migrate, process, project, recover, secrets, update,
+        call, callback, console, deliveries, events, key, lead, listen, migrate, process, project, recover, secrets,
+        update,
     },
     dead_letters, doctor, exit_status, import,
     output::{self, timeline},
@@ -70,6 +71,7 @@ enum Command {
     /// Completion events: outcomes of updates as they are announced.
     #[command(subcommand)]
     Events(events::Events),
+    Listen(listen::Listen),
     Audit(audit::Audit),
     Doctor(doctor::Doctor),
     Recover(recover::Recover),
@@ -115,6 +117,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Console(console) => console.run().await?,
         Command::Deliveries(deliveries) => deliveries.run().await?,
         Command::Events(events) => events.run().await?,
+        Command::Listen(listen) => listen.run().await?,
         Command::Audit(audit) => return audit.run().await,
         Command::Doctor(doctor) => return doctor.run().await,
         Command::Recover(recover) => recover.run().await?,

@@ -9,10 +9,13 @@ use service_kit::clock;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::{
-    clients::gateway::GatewayClient,
+    clients::{
+        event_stream::{EventStream, StreamEvent},
+        gateway::GatewayClient,
+    },
     import::{
         files::{ImportFiles, ImportState},
-        follow::{self, Follower, FollowerEvent, Outcome},
+        follow::{self, Outcome},
         rows::{Row, Rows, Source},
         send,
         window::{Chunk, RowRecord, RowStatus, Window},
@@ -69,7 +72,7 @@ pub(crate) struct Importer {
     /// The state that this import continues from.
     previous: ImportState,
     /// None if outcomes are not waited for.
-    follower: Option<Follower>,
+    follower: Option<EventStream>,
     window: Window,
     /// Outcomes of the chunk that is being sent.
     early: HashMap<ObjectId, Outcome>,
@@ -94,7 +97,7 @@ impl Importer {
         let last_event_id = files.state.last_event_id.clone();
         Ok(Self {
             previous_missed: last_event_id.is_none(),
-            follower: (!wait.is_zero()).then(|| Follower::new(gateway.clone(), last_event_id)),
+            follower: (!wait.is_zero()).then(|| EventStream::new(gateway.clone(), last_event_id)),
             gateway,
             rows: Rows::open(source)?,
             previous: files.state.clone(),
@@ -217,8 +220,9 @@ impl Importer {
                 event = next_event(follower), if follows => event?,
             };
             match event {
-                FollowerEvent::Gap => (*gap, *previous_missed) = (true, true),
-                FollowerEvent::Outcome(outcome) => {
+                StreamEvent::Gap => (*gap, *previous_missed) = (true, true),
+                StreamEvent::Event(event) => {
+                    let outcome = Outcome::from(*event);
                     if window.record(outcome.clone()) {
                         *last_outcome_at = Instant::now();
                     } else {
@@ -232,8 +236,8 @@ impl Importer {
     /// Waits for an outcome; after the timeout, the oldest chunk's rows become pending.
     async fn wait_for_event(&mut self) -> anyhow::Result<()> {
         match timeout_at(self.last_outcome_at + self.wait, next_event(&mut self.follower)).await {
-            Ok(Ok(FollowerEvent::Outcome(outcome))) => self.record(outcome),
-            Ok(Ok(FollowerEvent::Gap)) => {
+            Ok(Ok(StreamEvent::Event(event))) => self.record(Outcome::from(*event)),
+            Ok(Ok(StreamEvent::Gap)) => {
                 (self.gap, self.previous_missed) = (true, true);
                 self.close_gap().await?;
             }
@@ -275,7 +279,7 @@ impl Importer {
                 state.sent_at = oldest.map(|chunk| chunk.sent_at);
                 state.last_event_id = match oldest {
                     Some(chunk) => chunk.last_event_id.clone(),
-                    None => self.follower.as_ref().and_then(Follower::last_event_id).map(str::to_owned),
+                    None => self.follower.as_ref().and_then(EventStream::last_event_id).map(str::to_owned),
                 };
             }
             self.files.save()?;
@@ -289,9 +293,9 @@ impl Importer {
 }
 
 /// The next event; never resolves without a follower.
-async fn next_event(follower: &mut Option<Follower>) -> anyhow::Result<FollowerEvent> {
+async fn next_event(follower: &mut Option<EventStream>) -> anyhow::Result<StreamEvent> {
     match follower {
-        Some(follower) => follower.next().await,
+        Some(follower) => follower.next().await.context("use --wait 0s to import without outcomes"),
         None => std::future::pending().await,
     }
 }
