@@ -14,7 +14,7 @@ const WARNINGS: i32 = 9;
 const FAILED: i32 = 8;
 
 /// The checks that an installation passes.
-const CHECKS: [&str; 21] = [
+const CHECKS: [&str; 22] = [
     "stream LEAD_COMMANDS",
     "bucket api_keys",
     "events to deliver",
@@ -36,6 +36,7 @@ const CHECKS: [&str; 21] = [
     "deliveries",
     "calls",
     "queued updates",
+    "replication",
 ];
 
 /// Runs the doctor: the exit code and the checks.

@@ -7,6 +7,7 @@ mod backlog;
 mod backup;
 mod bulk;
 mod calls;
+mod cluster;
 mod configuration;
 mod console;
 mod crash_recovery;

@@ -9,7 +9,6 @@
 
 mod endpoints;
 mod load;
-mod proxy;
 mod schedule;
 
 use std::{
@@ -21,7 +20,7 @@ use std::{
 use rand::{SeedableRng, rngs::StdRng};
 use serde_json::json;
 use sqlx::PgPool;
-use test_support::{binary, eventually, free_port, nats, postgres};
+use test_support::{Proxy, binary, eventually, free_port, nats, postgres};
 use tokio_util::sync::CancellationToken;
 
 use crate::support::{
@@ -32,7 +31,6 @@ use crate::support::{
 };
 use endpoints::Endpoints;
 use load::{Client, Ledger, Tap};
-use proxy::Proxy;
 use schedule::{Fault, Member, Victims};
 
 /// Waits before the attempts: with the retries below long enough that no delivery is exhausted during a run, and short

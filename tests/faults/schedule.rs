@@ -6,9 +6,7 @@ use async_nats::jetstream;
 use contract::streams::LEAD_COMMANDS;
 use rand::{Rng, rngs::StdRng, seq::SliceRandom};
 use sqlx::PgPool;
-use test_support::{LocalNats, LocalPostgres, Service};
-
-use super::proxy::{Proxy, Wire};
+use test_support::{LocalNats, LocalPostgres, Proxy, Service, Wire};
 
 /// A service under test, with its own proxies to NATS and Postgres.
 pub(crate) struct Member {

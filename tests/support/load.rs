@@ -2,7 +2,7 @@
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde_json::json;
@@ -30,13 +30,13 @@ pub(crate) async fn update_each(api: Api, leads: Vec<String>, count: usize) -> V
 /// An endless sequence of updates, to one lead after the other: few enough that a test can check each of them.
 pub(crate) struct Load {
     stop: CancellationToken,
-    accepted: Arc<Mutex<Vec<String>>>,
+    accepted: Arc<Mutex<Vec<(String, Instant)>>>,
     task: JoinHandle<()>,
 }
 
 impl Load {
     pub(crate) fn start(api: &Api, leads: Vec<String>) -> Self {
-        let (stop, accepted) = (CancellationToken::new(), Arc::<Mutex<Vec<String>>>::default());
+        let (stop, accepted) = (CancellationToken::new(), Arc::<Mutex<Vec<(String, Instant)>>>::default());
         let (api, stopped, ids) = (api.clone(), stop.clone(), accepted.clone());
         let task = tokio::spawn(async move {
             for (n, lead) in leads.iter().cycle().enumerate() {
@@ -44,7 +44,7 @@ impl Load {
                     return;
                 }
                 let id = api.update_until_accepted(&json!({"leadId": lead, "metadata": {"n": n}})).await;
-                ids.lock().unwrap_or_else(PoisonError::into_inner).push(id);
+                ids.lock().unwrap_or_else(PoisonError::into_inner).push((id, Instant::now()));
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         });
@@ -53,6 +53,15 @@ impl Load {
 
     /// The ids of the updates accepted so far.
     pub(crate) fn accepted(&self) -> Vec<String> {
+        self.timed().into_iter().map(|(id, _)| id).collect()
+    }
+
+    /// The longest time without an accepted update.
+    pub(crate) fn longest_gap(&self) -> Duration {
+        longest_gap(self.timed().into_iter().map(|(_, at)| at).collect())
+    }
+
+    fn timed(&self) -> Vec<(String, Instant)> {
         self.accepted.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -76,6 +85,13 @@ impl Load {
     pub(crate) async fn end(self) -> Vec<String> {
         self.stop.cancel();
         self.task.await.expect("the load");
-        self.accepted.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let accepted = self.accepted.lock().unwrap_or_else(PoisonError::into_inner);
+        accepted.iter().map(|(id, _)| id.clone()).collect()
     }
+}
+
+/// The longest time between two of these, in their order.
+pub(crate) fn longest_gap(mut times: Vec<Instant>) -> Duration {
+    times.sort_unstable();
+    times.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default()
 }

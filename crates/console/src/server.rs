@@ -9,7 +9,7 @@ use anyhow::Context;
 use contract::streams::API_KEYS;
 use secrets::{TokenKey, new_sealing_key};
 use service_kit::{
-    health::{self, Readiness},
+    health::{self, Liveness, Readiness},
     http::{self, Limits},
     kv::BucketCache,
     lifecycle::{DRAIN_DEADLINE, Tasks},
@@ -65,7 +65,10 @@ pub async fn run_on(listener: TcpListener, config: Config, shutdown: Cancellatio
         gateway_url: config.gateway_url.trim_end_matches('/').to_owned(),
     });
     let mut tasks = Tasks::new(shutdown.clone());
-    tasks.spawn_background("health", health::serve(health_listener, readiness.clone(), registry, shutdown.clone()));
+    tasks.spawn_background(
+        "health",
+        health::serve(health_listener, readiness.clone(), Liveness::default(), registry, shutdown.clone()),
+    );
     tasks.spawn("api keys", follow_keys(app.clone(), config, readiness, shutdown.clone()));
     tasks.spawn("http", async move {
         let limits = Limits { connections: MAX_CONNECTIONS, ..Limits::default() };

@@ -1,5 +1,7 @@
 //! A private Postgres.
 
+mod standby;
+
 use crate::{
     Say, Tls,
     error::{During, Error},
@@ -44,6 +46,8 @@ pub struct PostgresOptions {
     pub template: Option<PathBuf>,
     /// With TLS, unencrypted connections are rejected. By default there is no TLS.
     pub tls: Option<Tls>,
+    /// Whether it keeps what [`LocalPostgres::start_standby`] needs.
+    pub replication: bool,
 }
 
 impl PostgresOptions {
@@ -68,10 +72,17 @@ pub struct LocalPostgres {
     process: Process,
     home: ServerDir,
     programs: PathBuf,
-    fsync: bool,
-    tls: Option<Tls>,
+    settings: Settings,
     password: String,
     port: u16,
+}
+
+/// The settings that a server has at each start.
+#[derive(Debug, Clone)]
+struct Settings {
+    fsync: bool,
+    replication: bool,
+    tls: Option<Tls>,
 }
 
 impl LocalPostgres {
@@ -96,27 +107,28 @@ impl LocalPostgres {
 
         let password = home.secret("password")?;
         let mut wanted = [options.port, home.last_port()].into_iter().flatten().find(|port| port::is_free(*port));
+        let settings = Settings { fsync: options.fsync, replication: options.replication, tls: options.tls };
         let mut attempt = 1;
         let (process, port) = loop {
             let port = match wanted.take() {
                 Some(port) => port,
                 None => port::free().during(|| "looking for a free port".to_owned())?,
             };
-            match launch(&programs, &home, options.fsync, options.tls.as_ref(), &password, port).await {
+            match launch(&programs, &home, &settings, &password, port).await {
                 Ok(process) => break (process, port),
                 Err(Error::Died { log, .. }) if port_was_taken(&log) && attempt < PORT_ATTEMPTS => attempt += 1,
                 Err(error) => return Err(error),
             }
         };
         home.save_port(port)?;
-        Ok(Self { process, home, programs, fsync: options.fsync, tls: options.tls, password, port })
+        Ok(Self { process, home, programs, settings, password, port })
     }
 
     /// `postgres://user:password@127.0.0.1:port/leadrelay`; with TLS, clients verify the certificate. The URL is stable for a
     /// directory and port.
     #[must_use]
     pub fn url(&self) -> String {
-        url(self.tls.as_ref(), &self.password, self.port)
+        url(self.settings.tls.as_ref(), &self.password, self.port)
     }
 
     /// The port on 127.0.0.1.
@@ -177,8 +189,7 @@ impl LocalPostgres {
     /// As for [`LocalPostgres::start`]; and [`Error::Died`] when another process took the port in the meantime.
     pub async fn restart(&mut self) -> Result<(), Error> {
         self.stop().await?;
-        self.process =
-            launch(&self.programs, &self.home, self.fsync, self.tls.as_ref(), &self.password, self.port).await?;
+        self.process = launch(&self.programs, &self.home, &self.settings, &self.password, self.port).await?;
         Ok(())
     }
 
@@ -211,26 +222,32 @@ pub(crate) fn port_was_taken(log: &str) -> bool {
 async fn launch(
     programs: &Path,
     home: &ServerDir,
-    fsync: bool,
-    tls: Option<&Tls>,
+    settings: &Settings,
     password: &str,
     port: u16,
 ) -> Result<Process, Error> {
+    let tls = settings.tls.as_ref();
     let data = home.join("data");
     let mut command = std::process::Command::new(programs.join("postgres"));
     command.arg("-D").arg(&data).args(["-p", &port.to_string()]);
     for setting in ["listen_addresses=127.0.0.1", "unix_socket_directories=", "max_connections=100"] {
         command.args(["-c", setting]);
     }
-    if fsync {
+    if settings.fsync {
         // At full speed the default of 1 GB fills within two minutes, and after each checkpoint Postgres writes every page in
         // full once more.
         command.args(["-c", "max_wal_size=4GB"]);
     } else {
         // Not `synchronous_commit=off`, which would lose commits in a crash of the server.
-        for setting in ["fsync=off", "full_page_writes=off", "shared_buffers=32MB"] {
+        for setting in ["fsync=off", "shared_buffers=32MB"] {
             command.args(["-c", setting]);
         }
+    }
+    if settings.replication {
+        // For a standby that was away.
+        command.args(["-c", "wal_keep_size=256MB"]);
+    } else if !settings.fsync {
+        command.args(["-c", "full_page_writes=off"]);
     }
     if let Some(tls) = tls {
         // Copied, because Postgres rejects a key that others can read, and may run as another user.

@@ -286,7 +286,7 @@ impl Process {
     }
 }
 
-fn send(pid: u32, signal: Signal) -> io::Result<()> {
+pub(crate) fn send(pid: u32, signal: Signal) -> io::Result<()> {
     let Some(pid) = raw(pid) else { return Ok(()) };
     match rustix::process::kill_process(pid, signal.number()) {
         Err(rustix::io::Errno::SRCH) => Ok(()),

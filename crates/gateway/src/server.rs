@@ -12,7 +12,7 @@ use contract::{
 };
 use futures::StreamExt;
 use service_kit::{
-    health::{self, Readiness},
+    health::{self, Liveness, Readiness},
     http::{self, Limits},
     kv::BucketCache,
     lifecycle::{DRAIN_DEADLINE, Tasks},
@@ -65,7 +65,9 @@ pub async fn run_on(listener: TcpListener, config: Config, shutdown: Cancellatio
     let paths = ENDPOINTS.iter().map(|endpoint| endpoint.path);
     let app = Arc::new(App::new(&config, BucketCache::default(), Metrics::new(&mut registry, paths), traces.clone()));
     let mut tasks = Tasks::new(shutdown.clone());
-    tasks.spawn_background("health", health::serve(health_listener, readiness.clone(), registry, shutdown.clone()));
+    // No task of the gateway waits for anything without a deadline of its own request.
+    let health = health::serve(health_listener, readiness.clone(), Liveness::default(), registry, shutdown.clone());
+    tasks.spawn_background("health", health);
     tasks.spawn("api keys", follow_keys(app.clone(), config.clone(), readiness.clone(), shutdown.clone()));
     tasks.spawn("intake", intake::run(app.clone(), config.nats.clone(), readiness, shutdown.clone()));
     tasks.spawn("rate limits", evict_idle(app.clone(), shutdown.clone()));

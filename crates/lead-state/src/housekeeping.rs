@@ -11,9 +11,9 @@ use contract::streams::LEAD_COMMANDS;
 use service_kit::{
     clock,
     nats::error_chain,
+    postgres::Pool,
     retention::{Retention, purge_read},
 };
-use sqlx::PgPool;
 
 use crate::{
     config::{projection::Projector, sealer::Sealer},
@@ -33,7 +33,7 @@ const PARTITIONS_BACK: Duration = Duration::from_secs(31 * 24 * 60 * 60);
 const EXPIRED_CALLS_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
 
 pub(crate) struct Housekeeper {
-    pub(crate) pool: PgPool,
+    pub(crate) pool: Pool,
     pub(crate) log: Stream,
     pub(crate) projector: Arc<Projector>,
     pub(crate) sealer: Arc<Sealer>,
@@ -88,7 +88,7 @@ impl Housekeeper {
 
     async fn drop_old_months(&self) -> Result<(), StoreError> {
         let Some(cutoff) = self.ledger_retention.cutoff(clock::now()) else { return Ok(()) };
-        let dropped = housekeeping::drop_partitions(&mut *store::acquire(&self.pool).await?, cutoff).await?;
+        let dropped = housekeeping::drop_partitions(&self.pool, cutoff).await?;
         if !dropped.is_empty() {
             tracing::info!(dropped = dropped.join(", "), "months of the ledger were dropped");
         }

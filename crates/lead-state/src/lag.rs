@@ -11,8 +11,7 @@ use contract::{
     Timestamp,
     streams::{LEAD_COMMANDS, LEAD_EVENTS},
 };
-use service_kit::{clock, idempotency::bucket_lasts, metrics::age, nats::error_chain};
-use sqlx::PgPool;
+use service_kit::{clock, idempotency::bucket_lasts, metrics::age, nats::error_chain, postgres::Pool};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -38,7 +37,7 @@ struct Known {
 
 /// Measures until shutdown.
 pub(crate) async fn watch(
-    pool: PgPool,
+    pool: Pool,
     js: jetstream::Context,
     metrics: Metrics,
     shutdown: CancellationToken,
@@ -65,7 +64,7 @@ pub(crate) async fn watch(
     Ok(())
 }
 
-async fn read_postgres(pool: &PgPool, metrics: &Metrics, known: &mut Known) -> Result<(), StoreError> {
+async fn read_postgres(pool: &Pool, metrics: &Metrics, known: &mut Known) -> Result<(), StoreError> {
     let checkpoint = checkpoint::get(pool, LEAD_COMMANDS).await?;
     known.unannounced_since = match &checkpoint {
         Some(at) if at.announced < at.applied => ledger::first_applied_after(pool, at.announced).await?,

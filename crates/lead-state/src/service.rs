@@ -5,15 +5,14 @@ use std::{sync::Arc, time::Duration};
 use contract::streams::StreamLimits;
 use service_kit::{
     config::{DatabaseConfig, HealthConfig, NatsConfig, SecretsConfig},
-    health::{self, Readiness},
+    health::{self, Liveness, Readiness},
     http,
     lifecycle::{DRAIN_DEADLINE, Tasks},
     nats,
-    postgres::schema::wait_for_postgres,
+    postgres::{Pool, PostgresMetrics, Supervision},
     retention::Retention,
     traces::Traces,
 };
-use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -63,7 +62,7 @@ pub async fn migrate(database: &DatabaseConfig) -> anyhow::Result<()> {
 }
 
 /// This version's migrations that the database does not have.
-pub async fn lacking_migrations(pool: &PgPool) -> anyhow::Result<Vec<i64>> {
+pub async fn lacking_migrations(pool: &Pool) -> anyhow::Result<Vec<i64>> {
     Ok(store::schema().missing_migrations(pool).await?)
 }
 
@@ -80,15 +79,22 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let listener = http::bind(config.health.health_listen).await?;
     let mut registry = service_kit::metrics::registry("lead_state");
     let metrics = metrics::Metrics::new(&mut registry);
-    tasks.spawn_background("health", health::serve(listener, readiness.clone(), registry, shutdown.clone()));
-
     let pool = store::pool(&config.database)?;
+    let liveness = Liveness::default();
+    let supervision = Supervision {
+        pool: pool.clone(),
+        readiness: readiness.clone(),
+        liveness: liveness.clone(),
+        metrics: PostgresMetrics::new(&mut registry),
+    };
+    let served = health::serve(listener, readiness.clone(), liveness.clone(), registry, shutdown.clone());
+    tasks.spawn_background("health", served);
+    tasks.spawn_background("postgres", supervision.run());
     let start = async {
         if config.no_migrate {
             store::schema().wait_until_migrated(&pool, &readiness).await?;
         } else {
-            wait_for_postgres(&pool, &readiness).await;
-            store::schema().migrate(&pool).await?;
+            store::schema().migrate_when_available(&pool, &readiness).await?;
         }
         let client = nats::connect(&config.nats, "lead-state", &readiness).await?;
         let js = nats::jetstream(&client);
@@ -104,10 +110,10 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let projector = Arc::new(Projector { pool: pool.clone(), js: js.clone() });
     let sealer = Arc::new(Sealer { pool: pool.clone(), projector: projector.clone(), keys });
     let leader = Leader {
-        database: config.database.clone(),
         readiness: readiness.clone(),
         context: TermContext {
             pool: pool.clone(),
+            liveness,
             js: js.clone(),
             projector: projector.clone(),
             sealer: sealer.clone(),

@@ -1,8 +1,10 @@
-//! The health port: `/healthz` (the process runs), `/readyz` (it can do its work now) and `/metrics`.
+//! The health port: `/healthz` (a restart would not help), `/readyz` (the service can do its work now) and `/metrics`.
 
 use std::{
     collections::BTreeMap,
+    future::Future,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use axum::{
@@ -12,7 +14,7 @@ use axum::{
     response::IntoResponse,
     routing::get,
 };
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -44,16 +46,59 @@ impl Readiness {
     }
 }
 
+/// How long a step may take before the process counts as stuck. Every wait in a step has a shorter deadline, so that only
+/// a fault makes one longer.
+const STUCK_AFTER: Duration = Duration::from_secs(120);
+
+/// The steps under way of tasks that a service cannot do without. The service is alive unless one of them is stuck.
+#[derive(Debug, Clone, Default)]
+pub struct Liveness {
+    steps: Arc<Mutex<BTreeMap<&'static str, Instant>>>,
+}
+
+impl Liveness {
+    /// Runs one step of a task, which has one under way at a time.
+    pub async fn step<T>(&self, task: &'static str, step: impl Future<Output = T>) -> T {
+        struct Ended<'a>(&'a Liveness, &'static str);
+        impl Drop for Ended<'_> {
+            fn drop(&mut self) {
+                self.0.lock().remove(self.1);
+            }
+        }
+        self.lock().insert(task, Instant::now());
+        let _ended = Ended(self, task);
+        step.await
+    }
+
+    /// Counts the steps under way from now on: they wait for what a restart would not bring about.
+    pub fn excuse(&self) {
+        self.lock().values_mut().for_each(|since| *since = Instant::now());
+    }
+
+    /// The tasks that are stuck, one line each.
+    pub fn stuck(&self) -> Vec<String> {
+        let steps = self.lock();
+        let stuck = steps.iter().filter(|(_, since)| since.elapsed() > STUCK_AFTER);
+        stuck.map(|(task, since)| format!("{task}: stuck for {} s", since.elapsed().as_secs())).collect()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<&'static str, Instant>> {
+        self.steps.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// Serves the health port, also while the service drains; readiness turns false as soon as shutdown begins.
 pub async fn serve(
     listener: TcpListener,
     readiness: Readiness,
+    liveness: Liveness,
     registry: Registry,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     tracing::info!(address = %listener.local_addr()?, "health port");
     let router = Router::new()
-        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/healthz", get(healthz))
+        .with_state(liveness)
         .route("/readyz", get(readyz))
         .with_state(readiness.clone())
         .route("/metrics", get(show_metrics))
@@ -73,11 +118,46 @@ async fn show_metrics(State(registry): State<Arc<Registry>>) -> impl IntoRespons
     ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics::render(&registry))
 }
 
+async fn healthz(State(liveness): State<Liveness>) -> (StatusCode, String) {
+    respond(&liveness.stuck(), "ok\n")
+}
+
 async fn readyz(State(readiness): State<Readiness>) -> (StatusCode, String) {
-    let waiting = readiness.waiting_for();
-    if waiting.is_empty() {
-        (StatusCode::OK, "ready\n".into())
+    respond(&readiness.waiting_for(), "ready\n")
+}
+
+/// 200 unless there are problems.
+fn respond(problems: &[String], fine: &str) -> (StatusCode, String) {
+    if problems.is_empty() {
+        (StatusCode::OK, fine.into())
     } else {
-        (StatusCode::SERVICE_UNAVAILABLE, waiting.join("\n") + "\n")
+        (StatusCode::SERVICE_UNAVAILABLE, problems.join("\n") + "\n")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_step_that_does_not_end_is_stuck_unless_it_is_excused() {
+        let liveness = Liveness::default();
+        let endless = tokio::spawn({
+            let liveness = liveness.clone();
+            async move { liveness.step("leader", std::future::pending::<()>()).await }
+        });
+        liveness.step("recorder", tokio::time::sleep(STUCK_AFTER)).await;
+        assert_eq!(liveness.stuck(), Vec::<String>::new());
+
+        liveness.excuse();
+        tokio::time::sleep(STUCK_AFTER).await;
+        assert_eq!(liveness.stuck(), Vec::<String>::new());
+
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(liveness.stuck(), ["leader: stuck for 121 s"]);
+
+        endless.abort();
+        assert!(endless.await.is_err());
+        assert_eq!(liveness.stuck(), Vec::<String>::new());
     }
 }

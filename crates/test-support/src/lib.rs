@@ -20,12 +20,14 @@
 
 mod binaries;
 mod eventually;
+mod proxy;
 mod receiver;
 mod service;
 
 pub use crate::{
     binaries::{binary, build},
     eventually::{Outcome, eventually},
+    proxy::{Proxy, Wire},
     receiver::{Receiver, Reply, Request},
     service::Service,
 };

@@ -5,8 +5,7 @@ use std::time::Duration;
 use anyhow::Context;
 use async_nats::jetstream::{self, stream::RawMessageErrorKind};
 use contract::streams::{LEAD_EVENTS, NOTIFIER_CONSUMER};
-use service_kit::{clock, metrics::age, nats::error_chain};
-use sqlx::PgPool;
+use service_kit::{clock, metrics::age, nats::error_chain, postgres::Pool};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -19,7 +18,7 @@ const INTERVAL: Duration = Duration::from_secs(5);
 
 /// Measures until shutdown.
 pub(crate) async fn watch(
-    pool: PgPool,
+    pool: Pool,
     js: jetstream::Context,
     metrics: Backlog,
     shutdown: CancellationToken,
@@ -39,7 +38,7 @@ pub(crate) async fn watch(
     Ok(())
 }
 
-async fn deliveries(pool: &PgPool, metrics: &Backlog) -> Result<(), StoreError> {
+async fn deliveries(pool: &Pool, metrics: &Backlog) -> Result<(), StoreError> {
     let pending = store::backlog::pending(pool).await?;
     metrics.pending.set(pending.count);
     metrics.oldest_pending.set(pending.oldest_at.map_or(0.0, |at| age(clock::now(), at)));

@@ -12,8 +12,7 @@ use std::{
 };
 
 use contract::{ObjectId, Timestamp};
-use service_kit::{health::Readiness, nats::error_chain};
-use sqlx::PgPool;
+use service_kit::{health::Readiness, nats::error_chain, postgres::Pool};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -176,7 +175,7 @@ impl CallbackHealth {
     }
 
     /// Synchronizes memory with Postgres. Returns the re-enabled callbacks.
-    pub(crate) async fn sync(&self, pool: &PgPool) -> Result<Vec<ObjectId>, StoreError> {
+    pub(crate) async fn sync(&self, pool: &Pool) -> Result<Vec<ObjectId>, StoreError> {
         let (written, before) = {
             let state = self.read();
             (state.streaks.clone(), state.disabled.clone())
@@ -192,7 +191,7 @@ impl CallbackHealth {
     /// Synchronizes until shutdown.
     pub(crate) async fn run(
         &self,
-        pool: &PgPool,
+        pool: &Pool,
         limiter: &ConcurrencyLimiter,
         metrics: &Metrics,
         readiness: &Readiness,
@@ -202,13 +201,13 @@ impl CallbackHealth {
             loop {
                 match self.sync(pool).await {
                     Ok(enabled) => {
-                        readiness.ready("postgres");
+                        readiness.ready("callbacks");
                         // A re-enabled callback starts with a closed breaker.
                         enabled.into_iter().for_each(|callback_id| limiter.reset_breaker(callback_id));
                     }
                     Err(e) => {
                         tracing::warn!("cannot synchronize the state of callbacks, trying again: {}", error_chain(&e));
-                        readiness.not_ready("postgres", error_chain(&e));
+                        readiness.not_ready("callbacks", error_chain(&e));
                     }
                 }
                 limiter.evict_idle();

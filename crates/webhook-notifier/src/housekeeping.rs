@@ -8,9 +8,9 @@ use contract::streams::{LEAD_EVENTS, NOTIFIER_CONSUMER};
 use service_kit::{
     clock,
     nats::error_chain,
+    postgres::Pool,
     retention::{Retention, purge_read},
 };
-use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 
 use crate::store;
@@ -27,7 +27,7 @@ const PARTITIONS_AHEAD: Duration = DAY.saturating_mul(62);
 const PURGE_INTERVAL: Duration = Duration::from_secs(15);
 
 /// Creates and drops partitions until shutdown.
-pub(crate) async fn partitions(pool: PgPool, retention: Retention, shutdown: CancellationToken) -> anyhow::Result<()> {
+pub(crate) async fn partitions(pool: Pool, retention: Retention, shutdown: CancellationToken) -> anyhow::Result<()> {
     let maintain = || async {
         create_partitions(&pool).await;
         drop_partitions(&pool, retention).await;
@@ -36,7 +36,7 @@ pub(crate) async fn partitions(pool: PgPool, retention: Retention, shutdown: Can
 }
 
 /// Drops old months. A month with a pending delivery stays.
-async fn drop_partitions(pool: &PgPool, retention: Retention) {
+async fn drop_partitions(pool: &Pool, retention: Retention) {
     let Some(cutoff) = retention.cutoff(clock::now()) else { return };
     match store::partitions::drop_old(pool, cutoff).await {
         Ok(dropped) if dropped.is_empty() => {}
@@ -45,7 +45,7 @@ async fn drop_partitions(pool: &PgPool, retention: Retention) {
     }
 }
 
-pub(crate) async fn create_partitions(pool: &PgPool) {
+pub(crate) async fn create_partitions(pool: &Pool) {
     let now = clock::now();
     match store::partitions::ensure(pool, now.minus(PARTITIONS_BACK), now.plus(PARTITIONS_AHEAD)).await {
         Ok(0) => {}

@@ -12,9 +12,9 @@ use contract::{
 };
 use service_kit::{
     nats::{error_chain, retry_backoff},
+    postgres::Pool,
     publish::{self, PublishError},
 };
-use sqlx::PgPool;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -37,7 +37,7 @@ enum OutboxError {
 /// Publishes until shutdown.
 pub(crate) async fn run(
     js: jetstream::Context,
-    pool: PgPool,
+    pool: Pool,
     recorded: Arc<Notify>,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
@@ -66,7 +66,7 @@ pub(crate) async fn run(
 }
 
 /// Publishes and marks rows until none is left.
-async fn publish_pending(js: &jetstream::Context, pool: &PgPool) -> Result<(), OutboxError> {
+async fn publish_pending(js: &jetstream::Context, pool: &Pool) -> Result<(), OutboxError> {
     loop {
         let exhausted = store::outbox::exhausted(pool, BATCH).await?;
         let disabled = store::outbox::disabled(pool, BATCH).await?;

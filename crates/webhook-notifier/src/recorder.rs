@@ -10,11 +10,10 @@ use std::{
 };
 
 use service_kit::{
-    health::Readiness,
+    health::{Liveness, Readiness},
     nats::{error_chain, retry_backoff},
-    postgres::PinnedConnection,
+    postgres::{PinnedConnection, Pool},
 };
-use sqlx::{Connection, PgPool};
 use tokio::{
     sync::{Notify, mpsc, oneshot},
     time::{Instant, timeout_at},
@@ -67,19 +66,22 @@ pub(crate) struct RecordingTask {
     queue: mpsc::Receiver<Pending>,
     session: PinnedConnection,
     readiness: Readiness,
+    liveness: Liveness,
     /// Notified when the outbox has a new event.
     outbox: Arc<Notify>,
     metrics: Metrics,
 }
 
 pub(crate) fn recorder(
-    pool: PgPool,
+    pool: Pool,
     readiness: Readiness,
+    liveness: Liveness,
     outbox: Arc<Notify>,
     metrics: Metrics,
 ) -> (Recorder, RecordingTask) {
     let (sender, queue) = mpsc::channel(QUEUE);
-    (Recorder(sender), RecordingTask { queue, session: PinnedConnection::new(pool), readiness, outbox, metrics })
+    let session = PinnedConnection::new(pool);
+    (Recorder(sender), RecordingTask { queue, session, readiness, liveness, outbox, metrics })
 }
 
 impl RecordingTask {
@@ -120,7 +122,8 @@ impl RecordingTask {
     /// Writes a batch, and retries until it is written.
     async fn write(&mut self, records: &[DeliveryRecord]) {
         for delay in retry_backoff() {
-            match self.try_write(records).await {
+            let liveness = self.liveness.clone();
+            match liveness.step("recorder", self.try_write(records)).await {
                 Ok(()) => break,
                 Err(e) => {
                     tracing::error!(
@@ -128,19 +131,19 @@ impl RecordingTask {
                         "cannot record deliveries, trying again: {}",
                         error_chain(&e)
                     );
-                    self.readiness.not_ready("postgres", error_chain(&e));
+                    self.readiness.not_ready("recorder", error_chain(&e));
                     tokio::time::sleep(delay).await;
                 }
             }
         }
-        self.readiness.ready("postgres");
+        self.readiness.ready("recorder");
         if records.iter().any(|record| record.state == DeliveryState::Exhausted || record.disable_callback.is_some()) {
             self.outbox.notify_one();
         }
     }
 
     async fn try_write(&mut self, records: &[DeliveryRecord]) -> Result<(), StoreError> {
-        let mut connection = self.session.take().await?;
+        let mut session = self.session.take().await?;
         let is_one_statement = |record: &DeliveryRecord| {
             record.source == DeliverySource::Event
                 && record.disable_callback.is_none()
@@ -148,13 +151,13 @@ impl RecordingTask {
         };
         if records.iter().all(is_one_statement) {
             // One statement is a transaction of its own. Most batches are.
-            store::record::write(&mut connection, records).await?;
+            store::record::write(&mut session, records).await?;
         } else {
-            let mut transaction = connection.begin().await?;
+            let mut transaction = session.begin().await?;
             store::record::write(&mut transaction, records).await?;
-            transaction.commit().await?;
+            session = transaction.commit().await?;
         }
-        self.session.keep(connection);
+        self.session.keep(session);
         Ok(())
     }
 }

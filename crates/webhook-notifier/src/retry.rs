@@ -8,8 +8,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use contract::ObjectId;
-use service_kit::{clock, health::Readiness, lifecycle::drain, nats::error_chain};
-use sqlx::PgPool;
+use service_kit::{clock, health::Readiness, lifecycle::drain, nats::error_chain, postgres::Pool};
 use tokio::{task::JoinSet, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
@@ -45,7 +44,7 @@ const MAX_CLAIM: u32 = 100;
 /// The task that retries.
 #[derive(Debug)]
 pub(crate) struct Retrier {
-    pub(crate) pool: PgPool,
+    pub(crate) pool: Pool,
     pub(crate) deliverer: Arc<Deliverer>,
     pub(crate) readiness: Readiness,
 }
@@ -73,10 +72,10 @@ impl Retrier {
                 () = self.deliverer.limiter.retry_work() => tokio::time::sleep(ROUND_DELAY).await,
             }
             match self.round(&mut attempts).await {
-                Ok(()) => self.readiness.ready("postgres"),
+                Ok(()) => self.readiness.ready("retry"),
                 Err(e) => {
                     tracing::warn!("cannot claim due deliveries, trying again: {}", error_chain(&e));
-                    self.readiness.not_ready("postgres", error_chain(&e));
+                    self.readiness.not_ready("retry", error_chain(&e));
                     tokio::time::sleep(POLL_INTERVAL).await;
                 }
             }

@@ -6,8 +6,17 @@ use anyhow::Context;
 use async_nats::service::Service;
 use contract::streams::{LEAD_EVENTS, PROCESSES};
 use secrets::SealingKeys;
-use service_kit::{health::Readiness, http, lifecycle, lifecycle::Tasks, nats, rpc, traces::Traces};
-use sqlx::PgPool;
+use service_kit::{
+    config::DatabaseConfig,
+    health::{Liveness, Readiness},
+    http, lifecycle,
+    lifecycle::Tasks,
+    nats,
+    nats::error_chain,
+    postgres::{Pool, PostgresMetrics, Supervision, schema::retry_until_ready},
+    rpc,
+    traces::Traces,
+};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -36,7 +45,7 @@ use crate::{
     outbox,
     recorder::{RecordingTask, recorder},
     retry::Retrier,
-    store,
+    store::{self, error::StoreError},
 };
 
 /// How long the last acks may take to be sent.
@@ -53,11 +62,23 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let health_address = health.local_addr()?;
     let mut registry = service_kit::metrics::registry("webhook_notifier");
     let metrics = Metrics::new(&mut registry);
-    tasks.spawn_background("health", service_kit::health::serve(health, readiness.clone(), registry, shutdown.clone()));
+    let pool = store::pool(&config.database)?;
+    let liveness = Liveness::default();
+    let supervision = Supervision {
+        pool: pool.clone(),
+        readiness: readiness.clone(),
+        liveness: liveness.clone(),
+        metrics: PostgresMetrics::new(&mut registry),
+    };
+    let served = service_kit::health::serve(health, readiness.clone(), liveness.clone(), registry, shutdown.clone());
+    tasks.spawn_background("health", served);
+    tasks.spawn_background("postgres", supervision.run());
     let start = Start {
         config: &config,
+        pool,
         keys,
         readiness,
+        liveness,
         metrics,
         traces: traces.clone(),
         health_address,
@@ -78,20 +99,22 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
 }
 
 /// Brings the schema `webhooks` up to date.
-pub async fn migrate(pool: &PgPool) -> anyhow::Result<()> {
-    Ok(store::schema().migrate(pool).await?)
+pub async fn migrate(database: &DatabaseConfig) -> anyhow::Result<()> {
+    Ok(store::schema().migrate(&store::pool(database)?).await?)
 }
 
 /// The migrations of this version that the database lacks.
-pub async fn lacking_migrations(pool: &PgPool) -> anyhow::Result<Vec<i64>> {
+pub async fn lacking_migrations(pool: &Pool) -> anyhow::Result<Vec<i64>> {
     store::schema().missing_migrations(pool).await.context("cannot read the migrations of the schema webhooks")
 }
 
 /// What is needed to start.
 struct Start<'a> {
     config: &'a Config,
+    pool: Pool,
     keys: SealingKeys,
     readiness: Readiness,
+    liveness: Liveness,
     metrics: Metrics,
     traces: Traces,
     health_address: SocketAddr,
@@ -101,7 +124,7 @@ struct Start<'a> {
 impl Start<'_> {
     /// Waits for the dependencies and starts the tasks.
     async fn start(self, tasks: &mut Tasks) -> anyhow::Result<(async_nats::Client, Service)> {
-        let Self { config, keys, readiness, metrics, traces, health_address, shutdown } = self;
+        let Self { config, pool, keys, readiness, liveness, metrics, traces, health_address, shutdown } = self;
         let own_addresses = OwnAddresses::default();
         let mut own_servers = OwnServers::new(config, health_address, own_addresses.clone())?;
         let guard = Guard {
@@ -114,11 +137,10 @@ impl Start<'_> {
         let dns = Arc::new(Dns::new(config.dns_servers.clone())?);
         let http_client = CallbackClient::new(guard.clone(), dns.clone())?;
         let client = nats::connect(&config.nats, "webhook-notifier", &readiness).await?;
-        let pool = store::connect(&config.database, &readiness).await?;
         if config.no_migrate {
             store::schema().wait_until_migrated(&pool, &readiness).await?;
         } else {
-            migrate(&pool).await?;
+            store::schema().migrate_when_available(&pool, &readiness).await?;
         }
         // Before anything is recorded: rows in the default partition would have to be moved.
         housekeeping::create_partitions(&pool).await;
@@ -127,11 +149,16 @@ impl Start<'_> {
         own_servers.refresh(&dns, &client.server_info().connect_urls).await;
         tasks.spawn("own addresses", own_servers.run(dns.clone(), client.clone(), shutdown.clone()));
         let health = CallbackHealth::new(config.disable_after);
-        health.sync(&pool).await.context("cannot read the disabled callbacks")?;
+        let synced = retry_until_ready("callbacks", &readiness, async || match health.sync(&pool).await {
+            Err(e @ StoreError::Unavailable(_)) => Err(error_chain(&e)),
+            synced => Ok(synced),
+        });
+        synced.await.context("cannot read the disabled callbacks")?;
         let processes = nats::bucket(&js, PROCESSES).await?;
         let callbacks = Arc::new(Callbacks::new(processes, health, keys, guard, dns));
         let outbox = Arc::new(Notify::new());
-        let (recorder, recording) = recorder(pool.clone(), readiness.clone(), outbox.clone(), metrics.clone());
+        let (recorder, recording) =
+            recorder(pool.clone(), readiness.clone(), liveness, outbox.clone(), metrics.clone());
         let deliverer = Arc::new(Deliverer {
             callbacks,
             limiter: ConcurrencyLimiter::new(config.max_in_flight),
@@ -155,7 +182,7 @@ struct Running<'a> {
     config: &'a Config,
     client: async_nats::Client,
     js: async_nats::jetstream::Context,
-    pool: PgPool,
+    pool: Pool,
     readiness: Readiness,
     deliverer: Arc<Deliverer>,
     shutdown: CancellationToken,

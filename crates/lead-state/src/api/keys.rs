@@ -28,7 +28,7 @@ impl Api {
         let created_at = clock::now();
         let key =
             ApiKey { key_id: clock::new_id(), project_id, name, scopes, created_at, expires_at, revoked_at: None };
-        match api_keys::insert(&mut *store::acquire(&self.pool).await?, &key, &sha256).await? {
+        match api_keys::insert(&mut store::acquire(&self.pool).await?, &key, &sha256).await? {
             KeyInsert::Inserted => {}
             KeyInsert::NoProject => return Err(project_not_found()),
             KeyInsert::Exists => {
@@ -41,7 +41,7 @@ impl Api {
 
     pub(super) async fn revoke_key(self, revoke: RevokeKey) -> Result<ApiKey, RpcError> {
         let not_found = || RpcError::new(404, "key_not_found", "API key not found");
-        let revoked = api_keys::revoke(&mut *store::acquire(&self.pool).await?, revoke.key_id, clock::now()).await?;
+        let revoked = api_keys::revoke(&mut store::acquire(&self.pool).await?, revoke.key_id, clock::now()).await?;
         let sha256 = revoked.ok_or_else(not_found)?;
         self.projector.project_key(&sha256).await.map_err(|e| not_projected("the revocation", &e))?;
         let (key, _) = api_keys::find(&self.pool, &sha256).await?.ok_or_else(not_found)?;

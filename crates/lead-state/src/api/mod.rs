@@ -6,10 +6,10 @@ use async_nats::{Client, jetstream, service::Service};
 use contract::{process::MAX_NAME_CHARS, rpc::RpcError};
 use service_kit::{
     lifecycle::Tasks,
+    postgres::Pool,
     retention::Retention,
     rpc::{internal, serve, service},
 };
-use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -28,7 +28,7 @@ mod updates;
 /// What the queries need.
 #[derive(Debug, Clone)]
 pub(crate) struct Api {
-    pub(crate) pool: PgPool,
+    pub(crate) pool: Pool,
     pub(crate) js: jetstream::Context,
     pub(crate) projector: Arc<Projector>,
     pub(crate) sealer: Arc<Sealer>,

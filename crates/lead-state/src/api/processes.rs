@@ -8,8 +8,7 @@ use contract::{
     },
     subject::NO_PROCESS,
 };
-use service_kit::clock;
-use sqlx::PgConnection;
+use service_kit::{clock, postgres::Session};
 
 use super::{Api, cursors, project_not_found, validate_name};
 use crate::{
@@ -114,7 +113,7 @@ impl Api {
 }
 
 /// Checks the conditions of a change that only the database can check.
-async fn check_conditions(connection: &mut PgConnection, planned: &PlannedChange) -> Result<(), RpcError> {
+async fn check_conditions(connection: &mut Session, planned: &PlannedChange) -> Result<(), RpcError> {
     let Process { project_id, process_id, name, .. } = &planned.process;
     if planned.renamed && processes::find_by_name(&mut *connection, *project_id, name).await?.is_some() {
         return Err(RpcError::new(409, "process_exists", format!("there is a process {name:?} already")));

@@ -15,8 +15,10 @@ use contract::{
 };
 use futures::TryStreamExt;
 use serde::Serialize;
-use service_kit::nats::{bucket, error_chain};
-use sqlx::PgPool;
+use service_kit::{
+    nats::{bucket, error_chain},
+    postgres::Pool,
+};
 
 use crate::store::{self, StoreError, api_keys, processes};
 
@@ -59,7 +61,7 @@ fn nats(context: &'static str) -> impl Fn(anyhow::Error) -> ProjectionError {
 /// entry if it is still at that revision. So an older row never replaces a newer one.
 #[derive(Debug)]
 pub(crate) struct Projector {
-    pub(crate) pool: PgPool,
+    pub(crate) pool: Pool,
     pub(crate) js: jetstream::Context,
 }
 
@@ -86,7 +88,7 @@ impl Projector {
             let revision = entry_revision(&bucket, sha256).await?;
             let Some((key, key_revision)) = api_keys::find(&self.pool, sha256).await? else { return Ok(()) };
             if self.put(&bucket, sha256, &key, revision).await? {
-                api_keys::set_projected(&mut *store::acquire(&self.pool).await?, sha256, key_revision).await?;
+                api_keys::set_projected(&mut store::acquire(&self.pool).await?, sha256, key_revision).await?;
                 return Ok(());
             }
         }

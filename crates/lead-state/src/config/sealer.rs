@@ -10,7 +10,7 @@ use contract::{
     secret::KeyId,
 };
 use secrets::{OpenError, SealingKeys};
-use sqlx::PgPool;
+use service_kit::postgres::Pool;
 use tokio::time::Instant;
 
 use super::projection::{Projector, not_projected};
@@ -22,7 +22,7 @@ const ROTATE_FOR: Duration = Duration::from_secs(3);
 /// Seals and opens the secrets of stored processes.
 #[derive(Debug)]
 pub(crate) struct Sealer {
-    pub(crate) pool: PgPool,
+    pub(crate) pool: Pool,
     pub(crate) projector: Arc<Projector>,
     pub(crate) keys: SealingKeys,
 }

@@ -12,11 +12,11 @@ use contract::{
 use service_kit::{
     clock,
     nats::{error_chain, retry_backoff},
+    postgres::Pool,
     publish::message,
     publisher::Publisher,
     traces::{Span, Step, Traces},
 };
-use sqlx::PgPool;
 use tokio::{
     sync::{mpsc, watch},
     time::timeout,
@@ -51,7 +51,7 @@ pub(crate) fn channel() -> (mpsc::Sender<AppliedBatch>, mpsc::Receiver<AppliedBa
 }
 
 pub(crate) struct Announcer {
-    pub(crate) pool: PgPool,
+    pub(crate) pool: Pool,
     pub(crate) events: Publisher,
     pub(crate) checkpoint: Checkpoint,
     /// The announce watermark. The applier writes it with its next batch.

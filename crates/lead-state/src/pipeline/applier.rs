@@ -8,6 +8,7 @@ use std::{
 use async_nats::Client;
 use contract::{position::LogPosition, subject, work::WorkReport};
 use service_kit::{
+    health::Liveness,
     nats::{error_chain, retry_backoff},
     postgres::PinnedConnection,
     traces::{Span, Step, Traces},
@@ -57,6 +58,7 @@ pub(crate) struct Preparer {
 
 pub(crate) struct Writer {
     pub(crate) connection: PinnedConnection,
+    pub(crate) liveness: Liveness,
     /// Where the last batch left it.
     pub(crate) checkpoint: Checkpoint,
     /// The announce watermark, written with each batch.
@@ -138,7 +140,7 @@ impl Writer {
         let &PlannedBatch { last, logged_at, applied_at, ref revisions, ref plan, .. } = batch;
         let announced = *self.announced.borrow();
         let batch = Batch { from: &self.checkpoint, last, logged_at, revisions, announced, plan };
-        batch::write(&mut self.connection, &batch, applied_at).await?;
+        self.liveness.step("applier", batch::write(&mut self.connection, &batch, applied_at)).await?;
         self.checkpoint.applied = last;
         Ok(())
     }

@@ -15,9 +15,9 @@ use contract::{
 };
 use service_kit::{
     clock,
+    postgres::Pool,
     publish::{message, publish},
 };
-use sqlx::PgPool;
 
 use crate::store::{checkpoint, queued_updates};
 
@@ -28,7 +28,7 @@ const INTERVAL: Duration = Duration::from_secs(1);
 const MAX_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Logs expired calls until it is dropped.
-pub(crate) async fn log_expired_calls(pool: PgPool, js: jetstream::Context) {
+pub(crate) async fn log_expired_calls(pool: Pool, js: jetstream::Context) {
     let mut logged = HashSet::new();
     let mut pause = INTERVAL;
     loop {
@@ -45,7 +45,7 @@ pub(crate) async fn log_expired_calls(pool: PgPool, js: jetstream::Context) {
 }
 
 /// Logs the calls that have expired by now, and waits until that is applied. Returns their leads.
-async fn log_due(pool: &PgPool, js: &jetstream::Context) -> anyhow::Result<HashSet<ObjectId>> {
+async fn log_due(pool: &Pool, js: &jetstream::Context) -> anyhow::Result<HashSet<ObjectId>> {
     let now = clock::now();
     let mut last = 0;
     let mut leads = HashSet::new();

@@ -13,12 +13,11 @@ use contract::{
 };
 use service_kit::{
     clock,
-    config::DatabaseConfig,
     health::Readiness,
     nats::{self, error_chain},
+    postgres::{Pool, Session},
     publisher::Publisher,
 };
-use sqlx::{Connection, PgConnection};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -50,7 +49,6 @@ const HALTED_INTERVAL: Duration = Duration::from_secs(5);
 const LOCK: i64 = 0x4c45_4144; // "LEAD"
 
 pub(crate) struct Leader {
-    pub(crate) database: DatabaseConfig,
     pub(crate) readiness: Readiness,
     pub(crate) context: TermContext,
 }
@@ -60,7 +58,7 @@ impl Leader {
     pub(crate) async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
         loop {
             let lease = tokio::select! {
-                lease = self.acquire_lease() => lease?,
+                lease = self.acquire_lease() => lease,
                 () = shutdown.cancelled() => return Ok(()),
             };
             tracing::info!("leading");
@@ -92,14 +90,12 @@ impl Leader {
     }
 
     /// Waits until no other instance leads.
-    async fn acquire_lease(&self) -> anyhow::Result<Lease> {
-        let options = store::connect_options(&self.database)?
-            .application_name("lead-state leader")
-            .options([("idle_session_timeout", format!("{}ms", LEASE.as_millis()))]);
+    async fn acquire_lease(&self) -> Lease {
         let mut standing_by = false;
         loop {
-            match Lease::try_acquire(&options).await {
-                Ok(Some(lease)) => return Ok(lease),
+            let attempt = Lease::try_acquire(&self.context.pool);
+            match self.context.liveness.step("leader", attempt).await {
+                Ok(Some(lease)) => return lease,
                 Ok(None) if standing_by => {}
                 Ok(None) => {
                     standing_by = true;
@@ -231,28 +227,28 @@ impl Leader {
 
 /// The lock that makes a leader.
 struct Lease {
-    connection: PgConnection,
+    session: Session,
 }
 
 impl Lease {
     /// None if another instance has it.
-    async fn try_acquire(options: &sqlx::postgres::PgConnectOptions) -> Result<Option<Self>, sqlx::Error> {
-        let mut connection = PgConnection::connect_with(options).await?;
+    async fn try_acquire(pool: &Pool) -> sqlx::Result<Option<Self>> {
+        let silence = format!("{}ms", LEASE.as_millis());
+        let mut session = pool.connect_apart("lead-state leader", &[("idle_session_timeout", &silence)]).await?;
         let locked = sqlx::query_scalar!(r#"SELECT pg_try_advisory_lock($1) AS "locked!""#, LOCK)
-            .fetch_one(&mut connection)
+            .fetch_one(&mut session)
             .await?;
-        if locked {
-            return Ok(Some(Self { connection }));
-        }
-        connection.close().await?;
-        Ok(None)
+        Ok(locked.then_some(Self { session }))
     }
 
     /// Renews the lease until that fails; returns why.
     async fn keep(mut self) -> String {
         loop {
-            tokio::time::sleep(RENEW_INTERVAL).await;
-            match tokio::time::timeout(LEASE, self.connection.ping()).await {
+            tokio::select! {
+                () = tokio::time::sleep(RENEW_INTERVAL) => {}
+                reason = self.session.lost() => return reason,
+            }
+            match tokio::time::timeout(LEASE, self.session.ping()).await {
                 Ok(Ok(())) => {}
                 Ok(Err(e)) => return error_chain(&e),
                 Err(_) => return "Postgres did not answer".into(),

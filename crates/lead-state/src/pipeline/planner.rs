@@ -7,8 +7,7 @@ use std::{
 };
 
 use contract::{ObjectId, Timestamp, position::LogPosition};
-use service_kit::clock;
-use sqlx::PgPool;
+use service_kit::{clock, postgres::Pool};
 
 use super::prefetch::{ParsedBatch, PrefetchedRows};
 use crate::{
@@ -30,7 +29,7 @@ pub(crate) enum PlanError {
 }
 
 pub(crate) struct Planner {
-    pub(crate) pool: PgPool,
+    pub(crate) pool: Pool,
     pub(crate) limits: Limits,
     /// Whether the ledger is searched for a batch's updates before it is decided. Stays on while there are duplicates.
     pub(crate) check_duplicates: bool,

@@ -6,8 +6,10 @@
 use std::{sync::Arc, time::SystemTime};
 
 use contract::{Timestamp, position::LogPosition};
-use service_kit::{clock, postgres::PinnedConnection};
-use sqlx::PgPool;
+use service_kit::{
+    clock,
+    postgres::{PinnedConnection, Pool},
+};
 use tokio::sync::mpsc;
 
 use super::reader::ReadMessage;
@@ -52,7 +54,7 @@ pub(crate) struct PrefetchedRows {
 
 /// Prefetches one batch ahead of the applier, until either channel is closed.
 pub(crate) async fn prefetch(
-    pool: PgPool,
+    pool: Pool,
     epoch: i32,
     mut log: mpsc::Receiver<ReadMessage>,
     cache: Arc<SharedCache>,

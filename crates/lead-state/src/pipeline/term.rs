@@ -5,8 +5,13 @@ use std::{sync::Arc, time::Duration};
 use anyhow::Context as _;
 use async_nats::jetstream::{self, stream::Stream};
 use contract::rpc::Halted;
-use service_kit::{nats::error_chain, postgres::PinnedConnection, retention::Retention, traces::Traces};
-use sqlx::PgPool;
+use service_kit::{
+    health::Liveness,
+    nats::error_chain,
+    postgres::{PinnedConnection, Pool},
+    retention::Retention,
+    traces::Traces,
+};
 use tokio::{sync::mpsc, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
@@ -42,7 +47,8 @@ pub(crate) enum TermEnd {
 
 /// What every term needs.
 pub(crate) struct TermContext {
-    pub(crate) pool: PgPool,
+    pub(crate) pool: Pool,
+    pub(crate) liveness: Liveness,
     pub(crate) js: jetstream::Context,
     pub(crate) projector: Arc<Projector>,
     pub(crate) sealer: Arc<Sealer>,
@@ -95,6 +101,7 @@ impl TermContext {
             },
             writer: Writer {
                 connection: PinnedConnection::new(self.pool.clone()),
+                liveness: self.liveness.clone(),
                 checkpoint: checkpoint.clone(),
                 announced: announcer.announced.subscribe(),
             },

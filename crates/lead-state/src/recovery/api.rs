@@ -6,8 +6,7 @@ use contract::{
     position::LogPosition,
     rpc::{GetRecovery, Recover, RecoveryKind, RecoveryStatus, RpcError},
 };
-use service_kit::clock;
-use sqlx::PgPool;
+use service_kit::{clock, postgres::Pool};
 
 use super::{
     diagnose::{diagnose, new_epoch, rewind_announcements},
@@ -21,7 +20,7 @@ use crate::store::{
 
 #[derive(Debug, Clone)]
 pub(crate) struct RecoveryApi {
-    pub(crate) pool: PgPool,
+    pub(crate) pool: Pool,
     pub(crate) js: jetstream::Context,
 }
 
@@ -54,7 +53,7 @@ impl RecoveryApi {
             }
             (kind, None) => return Err(not_applicable(format!("there is nothing to repair by {kind}"))),
         };
-        if !checkpoint::replace(&mut *store::acquire(&self.pool).await?, from, &to, clock::now()).await? {
+        if !checkpoint::replace(&mut store::acquire(&self.pool).await?, from, &to, clock::now()).await? {
             return Err(moved());
         }
         tracing::warn!(

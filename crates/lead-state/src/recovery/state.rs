@@ -10,8 +10,7 @@ use contract::{
     position::{EventPosition, LogPosition},
     streams::{self, LEAD_COMMANDS, LEAD_EVENTS},
 };
-use service_kit::clock;
-use sqlx::PgPool;
+use service_kit::{clock, postgres::Pool};
 
 use crate::store::{
     self,
@@ -40,7 +39,7 @@ pub(crate) struct RecoveryState {
 }
 
 impl RecoveryState {
-    pub(crate) async fn observe(pool: &PgPool, js: &jetstream::Context) -> anyhow::Result<Self> {
+    pub(crate) async fn observe(pool: &Pool, js: &jetstream::Context) -> anyhow::Result<Self> {
         let events = js.get_stream(LEAD_EVENTS).await.with_context(|| format!("cannot find {LEAD_EVENTS}"))?;
         let info = events.cached_info();
         let events_identity = streams::identity(info);
@@ -51,7 +50,7 @@ impl RecoveryState {
         // The identity only initializes a new database; the log's state is read after the checkpoint.
         let log = js.get_stream(LEAD_COMMANDS).await.with_context(|| format!("cannot find {LEAD_COMMANDS}"))?;
         let checkpoint = checkpoint::load(
-            &mut *store::acquire(pool).await?,
+            &mut store::acquire(pool).await?,
             LEAD_COMMANDS,
             &streams::identity(log.cached_info()),
             clock::now(),

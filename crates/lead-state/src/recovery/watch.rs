@@ -7,8 +7,7 @@ use contract::{
     position::{EventPosition, LogPosition},
     streams::{LEAD_COMMANDS, LEAD_EVENTS, NOTIFIER_CONSUMER},
 };
-use service_kit::nats::error_chain;
-use sqlx::PgPool;
+use service_kit::{nats::error_chain, postgres::Pool};
 
 use super::state::event_position;
 use crate::store::{
@@ -22,7 +21,7 @@ const INTERVAL: Duration = Duration::from_secs(1);
 const RECORD_EVERY: u32 = 10;
 
 /// Returns when the checkpoint is not that of this term any more.
-pub(crate) async fn watch_checkpoint(pool: PgPool, js: jetstream::Context, term: Checkpoint) -> String {
+pub(crate) async fn watch_checkpoint(pool: Pool, js: jetstream::Context, term: Checkpoint) -> String {
     let mut rounds = 0_u32;
     loop {
         tokio::time::sleep(INTERVAL).await;
@@ -43,9 +42,9 @@ pub(crate) async fn watch_checkpoint(pool: PgPool, js: jetstream::Context, term:
 }
 
 /// `checkpoint` must have been read before.
-async fn record_delivered(pool: &PgPool, js: &jetstream::Context, checkpoint: &Checkpoint) -> anyhow::Result<()> {
+async fn record_delivered(pool: &Pool, js: &jetstream::Context, checkpoint: &Checkpoint) -> anyhow::Result<()> {
     if let Some(delivered) = delivered_watermark(js, checkpoint).await? {
-        checkpoint::set_delivered(&mut *store::acquire(pool).await?, checkpoint, delivered).await?;
+        checkpoint::set_delivered(&mut store::acquire(pool).await?, checkpoint, delivered).await?;
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ use contract::{
     ObjectId, Timestamp,
     key::{ApiKey, Scope},
 };
-use sqlx::{PgConnection, PgPool};
+use service_kit::postgres::{Pool, Session};
 
 use super::{
     StoreError,
@@ -23,7 +23,7 @@ pub(crate) enum KeyInsert {
     Exists,
 }
 
-pub(crate) async fn insert(connection: &mut PgConnection, key: &ApiKey, sha256: &str) -> Result<KeyInsert, StoreError> {
+pub(crate) async fn insert(connection: &mut Session, key: &ApiKey, sha256: &str) -> Result<KeyInsert, StoreError> {
     let scopes: Vec<_> = key.scopes.iter().map(|scope| scope.as_str()).collect();
     let inserted = sqlx::query!(
         r#"INSERT INTO lead_state.api_keys
@@ -50,7 +50,7 @@ pub(crate) async fn insert(connection: &mut PgConnection, key: &ApiKey, sha256: 
 
 /// Revokes a key, unless it is revoked already. Returns its hash; None if the key does not exist.
 pub(crate) async fn revoke(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     key_id: ObjectId,
     now: Timestamp,
 ) -> Result<Option<String>, StoreError> {
@@ -67,7 +67,7 @@ pub(crate) async fn revoke(
 }
 
 /// A project's keys, oldest first.
-pub(crate) async fn list(pool: &PgPool, project_id: ObjectId) -> Result<Vec<ApiKey>, StoreError> {
+pub(crate) async fn list(pool: &Pool, project_id: ObjectId) -> Result<Vec<ApiKey>, StoreError> {
     let rows = sqlx::query_as!(
         KeyRow,
         r#"SELECT key_id, project_id, name, scopes, created_at, expires_at, revoked_at, revision
@@ -80,7 +80,7 @@ pub(crate) async fn list(pool: &PgPool, project_id: ObjectId) -> Result<Vec<ApiK
 }
 
 /// The key with this hash, and its revision.
-pub(crate) async fn find(pool: &PgPool, sha256: &str) -> Result<Option<(ApiKey, i64)>, StoreError> {
+pub(crate) async fn find(pool: &Pool, sha256: &str) -> Result<Option<(ApiKey, i64)>, StoreError> {
     let row = sqlx::query_as!(
         KeyRow,
         r#"SELECT key_id, project_id, name, scopes, created_at, expires_at, revoked_at, revision
@@ -122,7 +122,7 @@ impl KeyRow {
 }
 
 /// The hashes of all keys, or only of those whose latest revision is not projected.
-pub(crate) async fn list_to_project(pool: &PgPool, all: bool) -> Result<Vec<String>, StoreError> {
+pub(crate) async fn list_to_project(pool: &Pool, all: bool) -> Result<Vec<String>, StoreError> {
     let hashes = sqlx::query_scalar!(
         "SELECT sha256 FROM lead_state.api_keys WHERE $1 OR projected_revision < revision ORDER BY revision",
         all
@@ -133,11 +133,7 @@ pub(crate) async fn list_to_project(pool: &PgPool, all: bool) -> Result<Vec<Stri
 }
 
 /// Records that a revision of a key is in the bucket.
-pub(crate) async fn set_projected(
-    connection: &mut PgConnection,
-    sha256: &str,
-    revision: i64,
-) -> Result<(), StoreError> {
+pub(crate) async fn set_projected(connection: &mut Session, sha256: &str, revision: i64) -> Result<(), StoreError> {
     sqlx::query!(
         "UPDATE lead_state.api_keys SET projected_revision = $2 WHERE sha256 = $1 AND projected_revision < $2",
         sha256,

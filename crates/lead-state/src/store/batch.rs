@@ -1,8 +1,7 @@
 //! 5 Apply: the one transaction that a batch writes.
 
 use contract::{ObjectId, Timestamp, position::LogPosition};
-use service_kit::postgres::PinnedConnection;
-use sqlx::{Connection, PgConnection};
+use service_kit::postgres::{PinnedConnection, Session};
 
 use super::{
     StoreError,
@@ -39,26 +38,26 @@ pub(crate) async fn write(
     now: Timestamp,
 ) -> Result<(), StoreError> {
     let plan = batch.plan;
-    let mut pinned = connection.take().await?;
+    let mut session = connection.take().await?;
     if plan.is_plain() {
         // A single statement is a transaction without BEGIN and COMMIT, which cost a round trip each.
-        write_updates(&mut pinned, batch, now).await?;
+        write_updates(&mut session, batch, now).await?;
     } else {
-        let mut transaction = pinned.begin().await?;
+        let mut transaction = session.begin().await?;
         write_updates(&mut transaction, batch, now).await?;
         write_calls(&mut transaction, &plan.calls).await?;
         queued_updates::delete(&mut transaction, &plan.released).await?;
         queued_updates::insert(&mut transaction, &plan.newly_queued).await?;
-        transaction.commit().await?;
+        session = transaction.commit().await?;
     }
-    connection.keep(pinned);
+    connection.keep(session);
     Ok(())
 }
 
 /// Moves the checkpoint by compare-and-set, and changes leads and the ledger only if that succeeded and no process has
 /// changed since its rules were read. So a former leader, a second reader, and a decision by outdated rules write
 /// nothing. One statement, because each costs a round trip and most batches are small.
-async fn write_updates(connection: &mut PgConnection, batch: &Batch<'_>, now: Timestamp) -> Result<(), StoreError> {
+async fn write_updates(connection: &mut Session, batch: &Batch<'_>, now: Timestamp) -> Result<(), StoreError> {
     let &Batch { from, last, logged_at, revisions, announced, plan: Plan { leads, rows, .. } } = batch;
     let (epoch, applied_sequence, applied_index) = position_columns(from.applied);
     let (_, last_sequence, last_index) = position_columns(last);
@@ -145,7 +144,7 @@ fn decided_later(row: &LedgerRow) -> Option<(i32, i64, i32)> {
 }
 
 /// Replaces the calls of leads.
-async fn write_calls(connection: &mut PgConnection, calls: &[(ObjectId, Vec<Call>)]) -> Result<(), StoreError> {
+async fn write_calls(connection: &mut Session, calls: &[(ObjectId, Vec<Call>)]) -> Result<(), StoreError> {
     if calls.is_empty() {
         return Ok(());
     }

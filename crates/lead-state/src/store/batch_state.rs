@@ -10,7 +10,7 @@ use std::{
 
 use contract::ObjectId;
 use futures::TryStreamExt;
-use sqlx::PgConnection;
+use service_kit::postgres::Session;
 
 use super::{
     StoreError, queued_updates,
@@ -31,7 +31,7 @@ pub(crate) const MAX_BYTES: usize = 16 << 20;
 /// Updates that are recorded already are not looked up: with one of them, [`write`](super::batch::write) fails with
 /// [`StoreError::Duplicate`].
 pub(crate) async fn read(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     keys: &LeadKeys,
     budget: usize,
 ) -> Result<Option<BatchState>, StoreError> {
@@ -108,7 +108,7 @@ impl LeadReader {
         Ok(Some(lead))
     }
 
-    async fn read_by_id(&mut self, connection: &mut PgConnection, keys: &LeadKeys) -> Result<bool, StoreError> {
+    async fn read_by_id(&mut self, connection: &mut Session, keys: &LeadKeys) -> Result<bool, StoreError> {
         if keys.leads.is_empty() {
             return Ok(true);
         }
@@ -130,7 +130,7 @@ impl LeadReader {
         Ok(true)
     }
 
-    async fn read_by_reference(&mut self, connection: &mut PgConnection, keys: &LeadKeys) -> Result<bool, StoreError> {
+    async fn read_by_reference(&mut self, connection: &mut Session, keys: &LeadKeys) -> Result<bool, StoreError> {
         if keys.references.is_empty() {
             return Ok(true);
         }
@@ -165,7 +165,7 @@ impl LeadReader {
 
 /// The calls of leads, and those of the leads that have queued updates.
 async fn read_calls(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     leads: &[ObjectId],
 ) -> Result<(HashMap<ObjectId, Vec<Call>>, HashSet<ObjectId>), StoreError> {
     let ids: Vec<_> = leads.iter().map(|lead| *lead.as_bytes()).collect();

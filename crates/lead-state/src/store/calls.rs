@@ -1,7 +1,7 @@
 //! Calls in progress.
 
 use contract::{ObjectId, Timestamp, rpc};
-use sqlx::PgPool;
+use service_kit::postgres::Pool;
 
 use super::{
     StoreError,
@@ -21,7 +21,7 @@ pub(crate) struct CallPlace {
 /// A project's calls after `after` that are in progress, by lead: `limit` of them, and one more to show that there are
 /// more.
 pub(crate) async fn list(
-    pool: &PgPool,
+    pool: &Pool,
     project_id: ObjectId,
     lead_id: Option<ObjectId>,
     after: Option<&CallPlace>,

@@ -1,7 +1,8 @@
 //! 3 Read in order, 6 Announce: how far a command log is applied, announced and delivered.
 
 use contract::{Timestamp, position::LogPosition};
-use sqlx::{PgConnection, PgExecutor};
+use service_kit::postgres::Session;
+use sqlx::PgExecutor;
 
 use super::{
     StoreError,
@@ -29,13 +30,17 @@ pub(crate) struct Checkpoint {
     pub(crate) events_created_at: Option<String>,
 }
 
-/// Reads a log's checkpoint. Inserts one at position 0 into a database that has none.
+/// Reads a log's checkpoint. Inserts one at position 0 into a database that has none; otherwise it does not write, so that it
+/// does not wait for a commit that moves the checkpoint.
 pub(crate) async fn load(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     stream: &str,
     stream_created_at: &str,
     now: Timestamp,
 ) -> Result<Checkpoint, StoreError> {
+    if let Some(checkpoint) = get(&mut *connection, stream).await? {
+        return Ok(checkpoint);
+    }
     sqlx::query!(
         r#"INSERT INTO lead_state.checkpoints
                (stream, stream_created_at, epoch, last_sequence, last_index, announced_epoch, announced_sequence,
@@ -81,7 +86,7 @@ pub(crate) async fn get(executor: impl PgExecutor<'_>, stream: &str) -> Result<O
 /// whether `from` was still the current one. A former leader can write nothing afterwards if the generation or the
 /// epoch changes, so at least one of them must.
 pub(crate) async fn replace(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     from: &Checkpoint,
     to: &Checkpoint,
     now: Timestamp,
@@ -128,7 +133,7 @@ pub(crate) async fn replace(
 
 /// Moves the announce watermark: never back, and not for a leader of another generation or epoch.
 pub(crate) async fn set_announced(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     checkpoint: &Checkpoint,
     announced: LogPosition,
     now: Timestamp,
@@ -154,7 +159,7 @@ pub(crate) async fn set_announced(
 
 /// Moves the delivered watermark: never back, nor beyond the announce watermark.
 pub(crate) async fn set_delivered(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     checkpoint: &Checkpoint,
     delivered: LogPosition,
 ) -> Result<(), StoreError> {
@@ -177,7 +182,7 @@ pub(crate) async fn set_delivered(
 
 /// Sets the identity of the stream of events, unless one is set.
 pub(crate) async fn set_events(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     checkpoint: &Checkpoint,
     created_at: &str,
 ) -> Result<(), StoreError> {

@@ -1,5 +1,6 @@
 //! Errors of the store. The variant says what the caller does next.
 
+use service_kit::postgres::error::is_unavailable;
 use sqlx::error::DatabaseError;
 
 /// Why the database did not do what was requested.
@@ -35,33 +36,17 @@ pub(crate) enum StoreError {
 impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
         match &error {
-            sqlx::Error::Database(e) if is_transient(e.as_ref()) => Self::Unavailable(error),
+            e if is_unavailable(e) => Self::Unavailable(error),
             sqlx::Error::Database(e) if is_duplicate_update(e.as_ref()) => Self::Duplicate,
             sqlx::Error::Database(e) if is_invalid_value(e.as_ref()) => Self::InvalidValue(error),
-            sqlx::Error::Io(_)
-            | sqlx::Error::Tls(_)
-            | sqlx::Error::Protocol(_)
-            | sqlx::Error::PoolTimedOut
-            | sqlx::Error::PoolClosed
-            | sqlx::Error::WorkerCrashed => Self::Unavailable(error),
             _ => Self::Refused(error),
         }
     }
 }
 
-fn has_class(error: &dyn DatabaseError, classes: &[&str]) -> bool {
-    error.code().is_some_and(|code| classes.iter().any(|class| code.starts_with(class)))
-}
-
-/// Class 08 connection, 40 rollback, 53 resources, 57 operator intervention (shutdown, cancel), 58 system; 25P03 and
-/// 25P04 idle session cut, 55P03 lock not available.
-fn is_transient(error: &dyn DatabaseError) -> bool {
-    has_class(error, &["08", "40", "53", "57", "58", "25P03", "25P04", "55P03"])
-}
-
 /// Class 22 data exception, 23 constraint violation, 54 program limit exceeded.
 fn is_invalid_value(error: &dyn DatabaseError) -> bool {
-    has_class(error, &["22", "23", "54"])
+    error.code().is_some_and(|code| ["22", "23", "54"].iter().any(|class| code.starts_with(class)))
 }
 
 /// Only a batch inserts into the ledger, so its key is violated only by a duplicate.

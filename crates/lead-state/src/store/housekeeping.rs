@@ -1,13 +1,13 @@
 //! Partitions of the ledger, and calls.
 
 use contract::Timestamp;
-use sqlx::{Connection, PgConnection, PgPool};
+use service_kit::postgres::{Pool, Session};
 
 use super::{StoreError, row::time};
 
 /// Creates the ledger's partitions for the months from `first` to `last`.
 pub(crate) async fn ensure_partitions(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     first: Timestamp,
     last: Timestamp,
 ) -> Result<(), StoreError> {
@@ -19,11 +19,8 @@ pub(crate) async fn ensure_partitions(
 
 /// Drops the ledger's months that ended before this time and are not needed any more. Returns the dropped partitions.
 /// Waits at most a second for readers of the ledger, because every other statement on the ledger waits behind this one.
-pub(crate) async fn drop_partitions(
-    connection: &mut PgConnection,
-    cutoff: Timestamp,
-) -> Result<Vec<String>, StoreError> {
-    let mut transaction = connection.begin().await?;
+pub(crate) async fn drop_partitions(pool: &Pool, cutoff: Timestamp) -> Result<Vec<String>, StoreError> {
+    let mut transaction = pool.begin().await?;
     sqlx::query!("SET LOCAL lock_timeout = '1s'").execute(&mut *transaction).await?;
     let dropped = sqlx::query_scalar!(r#"SELECT lead_state.drop_partitions($1) AS "dropped!""#, time(cutoff))
         .fetch_one(&mut *transaction)
@@ -33,7 +30,7 @@ pub(crate) async fn drop_partitions(
 }
 
 /// Deletes calls that expired before this time, except those of leads with queued updates.
-pub(crate) async fn delete_expired_calls(connection: &mut PgConnection, before: Timestamp) -> Result<u64, StoreError> {
+pub(crate) async fn delete_expired_calls(connection: &mut Session, before: Timestamp) -> Result<u64, StoreError> {
     let deleted = sqlx::query!(
         "DELETE FROM lead_state.active_calls c WHERE c.expires_at < $1
              AND NOT EXISTS (SELECT FROM lead_state.queued_updates q WHERE q.lead_id = c.lead_id)",
@@ -45,7 +42,7 @@ pub(crate) async fn delete_expired_calls(connection: &mut PgConnection, before: 
 }
 
 /// The number of calls in progress.
-pub(crate) async fn count_active_calls(pool: &PgPool, now: Timestamp) -> Result<i64, StoreError> {
+pub(crate) async fn count_active_calls(pool: &Pool, now: Timestamp) -> Result<i64, StoreError> {
     let calls = sqlx::query_scalar!(
         r#"SELECT count(*) AS "calls!" FROM lead_state.active_calls WHERE expires_at > $1"#,
         time(now)

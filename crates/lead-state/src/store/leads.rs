@@ -1,7 +1,7 @@
 //! Leads: found, listed and inserted. Only a [batch](super::batch) updates them.
 
 use contract::{ObjectId, Timestamp, rpc};
-use sqlx::{PgConnection, PgPool};
+use service_kit::postgres::{Pool, Session};
 
 use super::{
     StoreError,
@@ -25,7 +25,7 @@ pub(crate) enum LeadAddress {
 
 /// A lead of a project, with its latest updates.
 pub(crate) async fn find(
-    pool: &PgPool,
+    pool: &Pool,
     project_id: ObjectId,
     address: &LeadAddress,
 ) -> Result<Option<rpc::Lead>, StoreError> {
@@ -108,7 +108,7 @@ impl LeadFilter<'_> {
 
 /// The `count`-th lead below `before`, newest first; None if there are fewer.
 pub(crate) async fn nth_below(
-    pool: &PgPool,
+    pool: &Pool,
     project_id: ObjectId,
     before: Option<ObjectId>,
     count: u32,
@@ -129,7 +129,7 @@ pub(crate) async fn nth_below(
 /// A project's leads below `before` and not below `down_to`, newest first: `limit` of them, and one more to show that
 /// there are more.
 pub(crate) async fn list(
-    pool: &PgPool,
+    pool: &Pool,
     project_id: ObjectId,
     filter: LeadFilter<'_>,
     before: Option<ObjectId>,
@@ -168,7 +168,7 @@ pub(crate) async fn list(
     rows.into_iter().map(|row| row.into_lead(project_id)).collect()
 }
 
-pub(crate) async fn exists(pool: &PgPool, project_id: ObjectId, lead_id: ObjectId) -> Result<bool, StoreError> {
+pub(crate) async fn exists(pool: &Pool, project_id: ObjectId, lead_id: ObjectId) -> Result<bool, StoreError> {
     let exists = sqlx::query_scalar!(
         r#"SELECT EXISTS (SELECT FROM lead_state.leads WHERE lead_id = $1 AND project_id = $2) AS "exists!""#,
         lead_id.as_bytes(),
@@ -181,7 +181,7 @@ pub(crate) async fn exists(pool: &PgPool, project_id: ObjectId, lead_id: ObjectI
 
 /// Inserts a lead. Returns false if its process has a lead with this external id.
 pub(crate) async fn insert(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     lead_id: ObjectId,
     lead: &rpc::InitiateLead,
     state: &str,

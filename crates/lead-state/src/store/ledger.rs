@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use contract::{Timestamp, event::CompletionEvent, position::LogPosition};
-use sqlx::PgPool;
+use service_kit::postgres::Pool;
 
 use super::{
     StoreError,
@@ -32,7 +32,7 @@ impl From<LedgerRow> for Announcement {
 /// The events of the updates that were decided at the positions in `(after, up_to]` of one epoch, in this order: at
 /// least `limit` of them if there are as many, and no position only in part.
 pub(crate) async fn outbox(
-    pool: &PgPool,
+    pool: &Pool,
     after: LogPosition,
     up_to: LogPosition,
     limit: i64,
@@ -98,7 +98,7 @@ pub(crate) async fn outbox(
 }
 
 /// The updates and call events of a batch that are in the ledger already.
-pub(crate) async fn duplicates(pool: &PgPool, keys: &LeadKeys) -> Result<HashSet<UpdateKey>, StoreError> {
+pub(crate) async fn duplicates(pool: &Pool, keys: &LeadKeys) -> Result<HashSet<UpdateKey>, StoreError> {
     let (projects, updates): (Vec<_>, Vec<_>) =
         keys.updates.iter().map(|(project, update)| (*project.as_bytes(), *update.as_bytes())).unzip();
     // Lateral with a limit: one look-up per update, in the index of its partition.
@@ -119,7 +119,7 @@ pub(crate) async fn duplicates(pool: &PgPool, keys: &LeadKeys) -> Result<HashSet
 }
 
 /// The position of the last decision at or before this one.
-pub(crate) async fn last_up_to(pool: &PgPool, at: LogPosition) -> Result<Option<LogPosition>, StoreError> {
+pub(crate) async fn last_up_to(pool: &Pool, at: LogPosition) -> Result<Option<LogPosition>, StoreError> {
     let (epoch, sequence, index) = position_columns(at);
     let row = sqlx::query!(
         r#"SELECT epoch AS "epoch!", sequence AS "sequence!", index AS "index!" FROM (
@@ -141,7 +141,7 @@ pub(crate) async fn last_up_to(pool: &PgPool, at: LogPosition) -> Result<Option<
 }
 
 /// When the first update behind this position was applied.
-pub(crate) async fn first_applied_after(pool: &PgPool, at: LogPosition) -> Result<Option<Timestamp>, StoreError> {
+pub(crate) async fn first_applied_after(pool: &Pool, at: LogPosition) -> Result<Option<Timestamp>, StoreError> {
     let (epoch, sequence, index) = position_columns(at);
     let applied_at = sqlx::query_scalar!(
         r#"SELECT min(applied_at) FROM (
@@ -163,7 +163,7 @@ pub(crate) async fn first_applied_after(pool: &PgPool, at: LogPosition) -> Resul
 }
 
 /// The position of the first decision at or after this time. Reads the whole ledger.
-pub(crate) async fn first_since(pool: &PgPool, since: Timestamp) -> Result<Option<LogPosition>, StoreError> {
+pub(crate) async fn first_since(pool: &Pool, since: Timestamp) -> Result<Option<LogPosition>, StoreError> {
     let row = sqlx::query!(
         r#"SELECT coalesce(decided_epoch, log_epoch) AS "epoch!", coalesce(decided_sequence, log_sequence)
                   AS "sequence!", coalesce(decided_index, log_index) AS "index!"

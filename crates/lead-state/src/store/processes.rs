@@ -1,7 +1,8 @@
 //! Projects and processes. Postgres is the source of truth; the bucket `processes` is its projection.
 
 use contract::{ObjectId, Timestamp, process::Process, rpc};
-use sqlx::{PgConnection, PgExecutor, PgPool};
+use service_kit::postgres::{Pool, Session};
+use sqlx::PgExecutor;
 
 use super::{
     StoreError,
@@ -16,7 +17,7 @@ const MAX_PAGE_BYTES: i64 = 1 << 20;
 
 /// Inserts a project; None if the name is taken.
 pub(crate) async fn insert_project(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     project_id: ObjectId,
     name: &str,
     now: Timestamp,
@@ -33,7 +34,7 @@ pub(crate) async fn insert_project(
 }
 
 /// Locks a project's configuration until the transaction ends. Returns false if the project does not exist.
-pub(crate) async fn lock_project(connection: &mut PgConnection, project_id: ObjectId) -> Result<bool, StoreError> {
+pub(crate) async fn lock_project(connection: &mut Session, project_id: ObjectId) -> Result<bool, StoreError> {
     let row = sqlx::query!(
         "SELECT 1 AS one FROM lead_state.projects WHERE project_id = $1 FOR UPDATE",
         project_id.as_bytes()
@@ -79,7 +80,7 @@ fn read_process(config: &str, project_id: ObjectId, name: &str) -> Result<Proces
 
 /// A project's processes after this name, by name: `limit` of them, and one more to show that there are more.
 pub(crate) async fn list(
-    pool: &PgPool,
+    pool: &Pool,
     project_id: ObjectId,
     after: &str,
     limit: u32,
@@ -103,7 +104,7 @@ pub(crate) async fn list(
 }
 
 /// Changes the name of a process. The new name must be free.
-pub(crate) async fn rename(connection: &mut PgConnection, process_id: ObjectId, name: &str) -> Result<(), StoreError> {
+pub(crate) async fn rename(connection: &mut Session, process_id: ObjectId, name: &str) -> Result<(), StoreError> {
     sqlx::query!("UPDATE lead_state.processes SET name = $2 WHERE process_id = $1", process_id.as_bytes(), name)
         .execute(connection)
         .await?;
@@ -111,7 +112,7 @@ pub(crate) async fn rename(connection: &mut PgConnection, process_id: ObjectId, 
 }
 
 /// Allocates the next revision of configuration.
-pub(crate) async fn next_revision(connection: &mut PgConnection) -> Result<i64, StoreError> {
+pub(crate) async fn next_revision(connection: &mut Session) -> Result<i64, StoreError> {
     let revision = sqlx::query_scalar!(r#"SELECT nextval('lead_state.config_revision') AS "revision!""#)
         .fetch_one(connection)
         .await?;
@@ -120,7 +121,7 @@ pub(crate) async fn next_revision(connection: &mut PgConnection) -> Result<i64, 
 
 /// Those of these states that leads of the process are in.
 pub(crate) async fn occupied_states(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     process_id: ObjectId,
     states: &[String],
 ) -> Result<Vec<String>, StoreError> {
@@ -155,7 +156,7 @@ impl Config {
 }
 
 /// Inserts or replaces a process.
-pub(crate) async fn put(connection: &mut PgConnection, config: &Config) -> Result<(), StoreError> {
+pub(crate) async fn put(connection: &mut Session, config: &Config) -> Result<(), StoreError> {
     let Config { process, json } = config;
     sqlx::query!(
         r#"INSERT INTO lead_state.processes (project_id, name, process_id, config, revision)
@@ -173,7 +174,7 @@ pub(crate) async fn put(connection: &mut PgConnection, config: &Config) -> Resul
 }
 
 /// All processes, or only those whose latest revision is not projected: project and name, oldest revision first.
-pub(crate) async fn list_to_project(pool: &PgPool, all: bool) -> Result<Vec<(ObjectId, String)>, StoreError> {
+pub(crate) async fn list_to_project(pool: &Pool, all: bool) -> Result<Vec<(ObjectId, String)>, StoreError> {
     let rows = sqlx::query!(
         "SELECT project_id, name FROM lead_state.processes WHERE $1 OR projected_revision < revision ORDER BY revision",
         all
@@ -190,7 +191,7 @@ pub(crate) async fn list_to_project(pool: &PgPool, all: bool) -> Result<Vec<(Obj
 
 /// Records that a revision of a process is in the bucket.
 pub(crate) async fn set_projected(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     project_id: ObjectId,
     name: &str,
     revision: i64,

@@ -11,7 +11,7 @@ use contract::{
     rpc::{self, UpdateStatus},
 };
 use futures::TryStreamExt;
-use sqlx::{PgConnection, PgPool};
+use service_kit::postgres::{Pool, Session};
 
 use super::{
     StoreError,
@@ -28,14 +28,14 @@ const TABLE: &str = "queued_updates";
 /// Limit of the leads in one answer of [`due_leads`].
 const MAX_DUE: i64 = 500;
 
-pub(crate) async fn count(pool: &PgPool) -> Result<u64, StoreError> {
+pub(crate) async fn count(pool: &Pool) -> Result<u64, StoreError> {
     let count = sqlx::query_scalar!(r#"SELECT count(*) AS "count!" FROM lead_state.queued_updates"#).fetch_one(pool);
     Ok(count.await? as u64)
 }
 
 /// The queued updates of these leads, in log order. None if their commands have more than `budget` bytes.
 pub(crate) async fn of_leads(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     leads: impl Iterator<Item = ObjectId>,
     mut budget: usize,
 ) -> Result<Option<HashMap<ObjectId, Vec<Arc<QueuedUpdate>>>>, StoreError> {
@@ -70,7 +70,7 @@ pub(crate) async fn of_leads(
 }
 
 /// The updates of a batch that are queued already.
-pub(crate) async fn duplicates(pool: &PgPool, keys: &LeadKeys) -> Result<HashSet<UpdateKey>, StoreError> {
+pub(crate) async fn duplicates(pool: &Pool, keys: &LeadKeys) -> Result<HashSet<UpdateKey>, StoreError> {
     let (projects, updates): (Vec<_>, Vec<_>) =
         keys.updates.iter().map(|(project, update)| (*project.as_bytes(), *update.as_bytes())).unzip();
     // Lateral with a limit: one index look-up per update, whatever the planner estimates of the table's size.
@@ -98,7 +98,7 @@ pub(super) fn update_key(table: &'static str, project_id: &[u8], update_id: &[u8
 
 /// An update, while it is queued.
 pub(crate) async fn find(
-    pool: &PgPool,
+    pool: &Pool,
     project_id: ObjectId,
     update_id: ObjectId,
 ) -> Result<Option<rpc::Update>, StoreError> {
@@ -131,7 +131,7 @@ pub(crate) async fn find(
 }
 
 /// Projects and leads with queued updates although no call is in progress at this time.
-pub(crate) async fn due_leads(pool: &PgPool, now: Timestamp) -> Result<Vec<(ObjectId, ObjectId)>, StoreError> {
+pub(crate) async fn due_leads(pool: &Pool, now: Timestamp) -> Result<Vec<(ObjectId, ObjectId)>, StoreError> {
     let rows = sqlx::query!(
         r#"SELECT DISTINCT q.project_id, q.lead_id FROM lead_state.queued_updates q
            WHERE NOT EXISTS (SELECT FROM lead_state.active_calls c WHERE c.lead_id = q.lead_id AND c.expires_at > $1)
@@ -151,7 +151,7 @@ pub(crate) async fn due_leads(pool: &PgPool, now: Timestamp) -> Result<Vec<(Obje
 }
 
 /// Removes updates that a batch decided.
-pub(super) async fn delete(connection: &mut PgConnection, released: &[UpdateKey]) -> Result<(), StoreError> {
+pub(super) async fn delete(connection: &mut Session, released: &[UpdateKey]) -> Result<(), StoreError> {
     if released.is_empty() {
         return Ok(());
     }
@@ -175,7 +175,7 @@ pub(super) async fn delete(connection: &mut PgConnection, released: &[UpdateKey]
 }
 
 /// Inserts the updates that a batch queued, unless one of them is in the ledger.
-pub(super) async fn insert(connection: &mut PgConnection, queued: &[Arc<QueuedUpdate>]) -> Result<(), StoreError> {
+pub(super) async fn insert(connection: &mut Session, queued: &[Arc<QueuedUpdate>]) -> Result<(), StoreError> {
     if queued.is_empty() {
         return Ok(());
     }

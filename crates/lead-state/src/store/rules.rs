@@ -8,7 +8,7 @@ use std::{
 
 use contract::{ObjectId, process::Rules};
 use serde::{Deserialize, de::IgnoredAny};
-use sqlx::PgPool;
+use service_kit::postgres::Pool;
 
 use super::{
     StoreError,
@@ -38,7 +38,7 @@ impl RulesCache {
     /// The rules of processes. Reads those that are not cached.
     pub(crate) async fn load(
         &mut self,
-        pool: &PgPool,
+        pool: &Pool,
         processes: &BTreeSet<ObjectId>,
     ) -> Result<HashMap<ObjectId, Arc<Rules>>, StoreError> {
         let missing: Vec<_> = processes.iter().filter(|process| !self.0.contains_key(process)).copied().collect();
@@ -51,7 +51,7 @@ impl RulesCache {
     }
 
     /// Reads the rules of processes again. Returns whether a revision has changed.
-    pub(crate) async fn reload(&mut self, pool: &PgPool, processes: &BTreeSet<ObjectId>) -> Result<bool, StoreError> {
+    pub(crate) async fn reload(&mut self, pool: &Pool, processes: &BTreeSet<ObjectId>) -> Result<bool, StoreError> {
         let cached = self.revisions(processes);
         self.read(pool, &processes.iter().copied().collect::<Vec<_>>()).await?;
         Ok(self.revisions(processes) != cached)
@@ -67,7 +67,7 @@ impl RulesCache {
         self.0.get(&process).map_or(0, |cached| cached.callbacks)
     }
 
-    async fn read(&mut self, pool: &PgPool, processes: &[ObjectId]) -> Result<(), StoreError> {
+    async fn read(&mut self, pool: &Pool, processes: &[ObjectId]) -> Result<(), StoreError> {
         if processes.is_empty() {
             return Ok(());
         }

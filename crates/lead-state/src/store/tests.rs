@@ -8,15 +8,18 @@ use contract::{
     position::LogPosition,
 };
 use serde_json::{Value, json};
-use service_kit::postgres::{PinnedConnection, schema::SchemaError};
-use sqlx::{AssertSqlSafe, PgPool};
+use service_kit::{
+    config::DatabaseConfig,
+    postgres::{PinnedConnection, Pool, schema::SchemaError},
+};
+use sqlx::AssertSqlSafe;
 
 use super::{
     StoreError,
     batch::{Batch, write},
     batch_state,
     checkpoint::{self, Checkpoint},
-    ledger, queued_updates, schema, updates,
+    ledger, pool, queued_updates, schema, updates,
 };
 use crate::core::{
     batch::{LeadKeys, LedgerRow, Plan, QueuedUpdate},
@@ -128,15 +131,15 @@ fn plan() -> Plan {
     }
 }
 
-async fn migrated() -> (PgPool, impl Sized) {
+async fn migrated() -> (Pool, impl Sized) {
     let postgres = test_support::postgres().await;
-    let pool = PgPool::connect(&postgres.url()).await.unwrap();
+    let pool = pool(&DatabaseConfig { database_url: postgres.url(), database_connections: 4 }).unwrap();
     schema().migrate(&pool).await.unwrap();
     (pool, postgres)
 }
 
 /// A database with a lead, and a checkpoint at entry 7 of epoch 2.
-async fn with_lead() -> (PgPool, Checkpoint, impl Sized) {
+async fn with_lead() -> (Pool, Checkpoint, impl Sized) {
     let (pool, postgres) = migrated().await;
     let setup = "
         INSERT INTO lead_state.projects VALUES (decode(repeat('01', 12), 'hex'), 'p', now());
@@ -155,13 +158,13 @@ async fn with_lead() -> (PgPool, Checkpoint, impl Sized) {
     (pool, from, postgres)
 }
 
-async fn write_plan(pool: &PgPool, from: &Checkpoint, plan: &Plan) -> Result<(), StoreError> {
+async fn write_plan(pool: &Pool, from: &Checkpoint, plan: &Plan) -> Result<(), StoreError> {
     let (last, announced) = (position(2, 9, 5), position(2, 7, 0));
     let batch = Batch { from, last, logged_at: at(10), revisions: &[(id(2), 1)], announced, plan };
     write(&mut PinnedConnection::new(pool.clone()), &batch, at(11)).await
 }
 
-async fn rows(pool: &PgPool, table: &str, order: &str) -> Vec<Value> {
+async fn rows(pool: &Pool, table: &str, order: &str) -> Vec<Value> {
     let select = format!("SELECT to_jsonb(t) FROM lead_state.{table} t ORDER BY {order}");
     sqlx::query_scalar(AssertSqlSafe(select)).fetch_all(pool).await.unwrap()
 }

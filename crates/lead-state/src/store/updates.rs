@@ -6,7 +6,7 @@ use contract::{
     position::LogPosition,
     rpc::{self, Activity, HistoryEntry, Outcome, UpdateStatus},
 };
-use sqlx::PgPool;
+use service_kit::postgres::Pool;
 
 use super::{
     StoreError,
@@ -19,7 +19,7 @@ const MAX_OUTCOME_BYTES: i64 = 256 << 10;
 
 /// A decided update or call event.
 pub(crate) async fn find(
-    pool: &PgPool,
+    pool: &Pool,
     project_id: ObjectId,
     update_id: ObjectId,
 ) -> Result<Option<rpc::Update>, StoreError> {
@@ -61,7 +61,7 @@ pub(crate) async fn find(
 
 /// A lead's latest updates and call events, newest first.
 pub(super) async fn latest_of_lead(
-    pool: &PgPool,
+    pool: &Pool,
     project_id: ObjectId,
     lead_id: ObjectId,
 ) -> Result<Vec<Activity>, StoreError> {
@@ -96,7 +96,7 @@ pub(super) async fn latest_of_lead(
 
 /// A lead's updates and call events before this log position, newest first: `limit` of them, and one more to show that there are more.
 pub(crate) async fn history_of_lead(
-    pool: &PgPool,
+    pool: &Pool,
     project_id: ObjectId,
     lead_id: ObjectId,
     before: Option<LogPosition>,
@@ -147,7 +147,7 @@ pub(crate) async fn history_of_lead(
 /// The ids of a project's updates made since: newest first and before `at`, or oldest first and after it. `limit` of
 /// them, and one more to show that there are more.
 pub(crate) async fn ids_of_project(
-    pool: &PgPool,
+    pool: &Pool,
     project_id: ObjectId,
     since: Option<Timestamp>,
     oldest_first: bool,
@@ -185,7 +185,7 @@ pub(crate) async fn ids_of_project(
 
 /// The outcomes of these updates, in their order: as many as fit into an answer, and at least one if there is any.
 pub(crate) async fn outcomes(
-    pool: &PgPool,
+    pool: &Pool,
     project_id: ObjectId,
     update_ids: &[ObjectId],
 ) -> Result<Vec<Outcome>, StoreError> {

@@ -13,9 +13,16 @@ mod streams;
 
 use std::process::ExitCode;
 
+use anyhow::Context;
+use async_nats::Client;
 use clap::Args;
 use contract::{ObjectId, Timestamp, streams::LEAD_EVENTS};
-use service_kit::{clock, config::NatsConfig, nats};
+use service_kit::{
+    clock,
+    config::NatsConfig,
+    nats,
+    postgres::{Session, until_lost},
+};
 
 use self::{
     invariants::INVARIANTS,
@@ -84,13 +91,21 @@ impl Audit {
             project_id: self.project,
         };
         let client = admin::connect(&self.nats).await?;
-        let js = nats::jetstream(&client);
-        let connection = postgres::connect(&self.database_url).await?;
+        let pool = postgres::pool(&self.database_url)?;
+        let session = postgres::connect(&pool).await?;
+        tokio::select! {
+            report = self.compare(&client, session, scope) => report,
+            lost = until_lost(&pool) => Err(lost).context("Postgres was lost during the audit"),
+        }
+    }
+
+    async fn compare(&self, client: &Client, session: Session, scope: Scope) -> anyhow::Result<Report> {
+        let js = nats::jetstream(client);
         let mut progress = Progress::start();
 
         let events = streams::open(&js, LEAD_EVENTS).await?;
         let acked = streams::acked(&events).await?;
-        let mut snapshot = Snapshot::take(connection, scope).await?;
+        let mut snapshot = Snapshot::take(session, scope).await?;
         let bounds = streams::read(&js, events, acked, &mut snapshot, scope, &mut progress).await?;
         progress.step("reading the ledger and the deliveries");
         snapshot.prepare(bounds).await?;
@@ -114,7 +129,6 @@ impl Audit {
             invariants,
             unchecked: snapshot.unchecked().await?,
         };
-        snapshot.close().await?;
         Ok(report)
     }
 }

@@ -10,7 +10,8 @@ use contract::{
     ObjectId,
     position::{EventPosition, LogPosition},
 };
-use sqlx::{Connection, PgConnection, Row};
+use service_kit::postgres::Session;
+use sqlx::Row;
 use time::OffsetDateTime;
 
 use super::{
@@ -19,6 +20,9 @@ use super::{
     report::{CallbackCounts, Checkpoint, ParkedCounts, Unchecked, UpdateCounts, Violation},
     scope::Scope,
 };
+
+/// How long a statement may take. Sorting the updates of a large installation takes minutes.
+const STATEMENT_DEADLINE: Duration = Duration::from_secs(60 * 60);
 
 /// How long a new configuration may take to reach every webhook-notifier. An update that was applied sooner after a change
 /// may have been delivered under the previous configuration.
@@ -176,29 +180,30 @@ const COUNT_PARKED: &str = "
     GROUP BY e.project_id ORDER BY 1";
 
 pub(crate) struct Snapshot {
-    connection: PgConnection,
+    session: Session,
     scope: Scope,
     /// None before lead-state has led for the first time.
     pub(crate) checkpoint: Option<Checkpoint>,
 }
 
 impl Snapshot {
-    pub(crate) async fn take(mut connection: PgConnection, scope: Scope) -> anyhow::Result<Self> {
+    pub(crate) async fn take(mut session: Session, scope: Scope) -> anyhow::Result<Self> {
+        session.set_deadline(STATEMENT_DEADLINE);
         sqlx::raw_sql(
             "SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0; SET jit = off; SET work_mem = '64MB';
              SET client_min_messages = warning",
         )
-        .execute(&mut connection)
+        .execute(&mut session)
         .await
         .context("cannot configure the session")?;
-        sqlx::raw_sql(TABLES).execute(&mut connection).await.context("cannot create temporary tables")?;
-        sqlx::raw_sql("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY").execute(&mut connection).await?;
+        sqlx::raw_sql(TABLES).execute(&mut session).await.context("cannot create temporary tables")?;
+        sqlx::raw_sql("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY").execute(&mut session).await?;
         let row = sqlx::query(
             "SELECT stream_created_at, generation, epoch, last_sequence, announced_epoch, announced_sequence
              FROM lead_state.checkpoints WHERE stream = $1",
         )
         .bind(contract::streams::LEAD_COMMANDS)
-        .fetch_optional(&mut connection)
+        .fetch_optional(&mut session)
         .await
         .context("cannot read the checkpoint; does the schema lead_state exist?")?;
         let checkpoint = match row {
@@ -212,7 +217,7 @@ impl Snapshot {
                 announced_sequence: row.try_get(5)?,
             }),
         };
-        Ok(Self { connection, scope, checkpoint })
+        Ok(Self { session, scope, checkpoint })
     }
 
     pub(crate) async fn insert_entries(&mut self, entries: &[Entry]) -> anyhow::Result<()> {
@@ -239,7 +244,7 @@ impl Snapshot {
         .bind(kinds)
         .bind(ids(|ids| ids.0))
         .bind(ids(|ids| ids.1))
-        .execute(&mut self.connection)
+        .execute(&mut self.session)
         .await
         .context("cannot store log entries")?;
         Ok(())
@@ -255,7 +260,7 @@ impl Snapshot {
         .bind(events.iter().map(|event| *event.update_id.as_bytes()).collect::<Vec<_>>())
         .bind(events.iter().map(|event| event.published_at.into()).collect::<Vec<OffsetDateTime>>())
         .bind(events.iter().map(|event| event.generation).collect::<Vec<_>>())
-        .execute(&mut self.connection)
+        .execute(&mut self.session)
         .await
         .context("cannot store events")?;
         Ok(())
@@ -273,7 +278,7 @@ impl Snapshot {
             .bind(rows.iter().map(|row| row.0).collect::<Vec<_>>())
             .bind(rows.iter().map(|row| row.1).collect::<Vec<_>>())
             .bind(rows.iter().map(|row| row.2).collect::<Vec<_>>())
-            .execute(&mut self.connection)
+            .execute(&mut self.session)
             .await
             .context("cannot store dead letters")?;
         Ok(())
@@ -281,8 +286,8 @@ impl Snapshot {
 
     /// Fills the tables that the invariants compare.
     pub(crate) async fn prepare(&mut self, bounds: StreamBounds) -> anyhow::Result<()> {
-        let connection = &mut self.connection;
-        let oldest = async |connection: &mut PgConnection, table: &str| {
+        let connection = &mut self.session;
+        let oldest = async |connection: &mut Session, table: &str| {
             let oldest: Result<OffsetDateTime, _> =
                 sqlx::query_scalar(OLDEST_PARTITION).bind(table).fetch_one(connection).await;
             oldest.with_context(|| format!("cannot read the partitions of {table}; does its schema exist?"))
@@ -342,7 +347,7 @@ impl Snapshot {
     /// Counts the updates. Those that are `unaccounted` were accepted as well.
     pub(crate) async fn count_updates(&mut self, unaccounted: i64) -> anyhow::Result<UpdateCounts> {
         let (succeeded, failed, behind, queued, duplicates, dead_letters): (i64, i64, i64, i64, i64, i64) =
-            sqlx::query_as(COUNT_UPDATES).fetch_one(&mut self.connection).await.context("cannot count the updates")?;
+            sqlx::query_as(COUNT_UPDATES).fetch_one(&mut self.session).await.context("cannot count the updates")?;
         let pending = behind + queued;
         let accepted = succeeded + failed + pending + unaccounted;
         Ok(UpdateCounts { accepted, succeeded, failed, pending, queued, duplicates, dead_letters })
@@ -351,7 +356,7 @@ impl Snapshot {
     pub(crate) async fn count_deliveries(&mut self) -> anyhow::Result<Vec<CallbackCounts>> {
         type Row = (String, Option<String>, i64, i64, i64, i64, i64);
         let rows: Vec<Row> = sqlx::query_as(COUNT_DELIVERIES)
-            .fetch_all(&mut self.connection)
+            .fetch_all(&mut self.session)
             .await
             .context("cannot count the deliveries")?;
         let counts = rows.into_iter().map(|(callback_id, name, delivered, exhausted, pending, parked, undelivered)| {
@@ -364,7 +369,7 @@ impl Snapshot {
     /// The parked events of each project.
     pub(crate) async fn count_parked(&mut self) -> anyhow::Result<Vec<ParkedCounts>> {
         let rows: Vec<(String, i64)> = sqlx::query_as(COUNT_PARKED)
-            .fetch_all(&mut self.connection)
+            .fetch_all(&mut self.session)
             .await
             .context("cannot count the parked events")?;
         Ok(rows.into_iter().map(|(project_id, events)| ParkedCounts { project_id, events }).collect())
@@ -378,7 +383,7 @@ impl Snapshot {
     ) -> anyhow::Result<(i64, Vec<Violation>)> {
         let rows: Vec<(String, String, i64)> = sqlx::query_as(invariant.sql)
             .bind(limit)
-            .fetch_all(&mut self.connection)
+            .fetch_all(&mut self.session)
             .await
             .with_context(|| format!("cannot check the invariant {}", invariant.name))?;
         let count = rows.first().map_or(0, |(_, _, count)| *count);
@@ -389,15 +394,11 @@ impl Snapshot {
     pub(crate) async fn unchecked(&mut self) -> anyhow::Result<Vec<Unchecked>> {
         let mut unchecked = Vec::new();
         for exemption in &EXEMPTIONS {
-            let count: i64 = sqlx::query_scalar(exemption.sql).fetch_one(&mut self.connection).await?;
+            let count: i64 = sqlx::query_scalar(exemption.sql).fetch_one(&mut self.session).await?;
             if count > 0 {
                 unchecked.push(Unchecked { invariant: exemption.invariant, count, reason: exemption.reason });
             }
         }
         Ok(unchecked)
-    }
-
-    pub(crate) async fn close(self) -> anyhow::Result<()> {
-        self.connection.close().await.context("cannot disconnect from Postgres")
     }
 }

@@ -1,17 +1,19 @@
 //! Connects to Postgres.
 
-use std::time::Duration;
-
 use anyhow::Context;
-use sqlx::{Connection, PgConnection};
-use tokio::time::timeout;
+use service_kit::{
+    config::DatabaseConfig,
+    postgres::{Pool, Session},
+};
 
-/// With a longer timeout, a wrong `--database-url` is reported late.
-pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// A pool of one connection, which is made when it is first needed. Its commits do not wait for a synchronous standby: the
+/// commands that use it change nothing but temporary tables.
+pub(crate) fn pool(url: &str) -> anyhow::Result<Pool> {
+    let config = DatabaseConfig { database_url: url.to_owned(), database_connections: 1 };
+    Ok(Pool::new(&config, "leadctl", &[("synchronous_commit", "local")])?)
+}
 
-pub(crate) async fn connect(url: &str) -> anyhow::Result<PgConnection> {
-    let connected = timeout(CONNECT_TIMEOUT, PgConnection::connect(url)).await;
-    connected
-        .with_context(|| format!("Postgres does not answer within {CONNECT_TIMEOUT:?}"))?
-        .context("cannot connect to Postgres; check --database-url (or DATABASE_URL)")
+/// Connects at once, and reports why it cannot.
+pub(crate) async fn connect(pool: &Pool) -> anyhow::Result<Session> {
+    pool.connect_apart("leadctl", &[]).await.context("check --database-url (or DATABASE_URL)")
 }

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use anyhow::Context;
 use clap::Args;
-use service_kit::config::DatabaseConfig;
-use sqlx::{Connection, PgConnection, postgres::PgPoolOptions};
-use tokio::time::{Instant, error::Elapsed, sleep};
+use service_kit::{
+    config::DatabaseConfig,
+    postgres::{Pool, error::is_unavailable},
+};
+use tokio::time::{Instant, sleep};
 
 use crate::{clients::postgres, output};
 
@@ -28,26 +29,23 @@ pub(crate) struct Migrate {
 
 impl Migrate {
     pub(crate) async fn run(self) -> anyhow::Result<()> {
-        let url = &self.database.database_url;
-        // A pool would retry until its timeout and hide the reason.
-        connect(url, self.wait.into()).await?.close().await.context("cannot disconnect from Postgres")?;
-        let pool = PgPoolOptions::new().max_connections(2).connect(url).await.context("cannot connect to Postgres")?;
+        let pool = postgres::pool(&self.database.database_url)?;
+        wait_for(&pool, self.wait.into()).await?;
         lead_state::migrate(&self.database).await?;
         output::say("schema lead_state is up to date");
-        webhook_notifier::migrate(&pool).await?;
+        webhook_notifier::migrate(&self.database).await?;
         output::say("schema webhooks is up to date");
-        pool.close().await;
         Ok(())
     }
 }
 
 /// Connects, again and again for `wait` while Postgres is unavailable.
-async fn connect(url: &str, wait: Duration) -> anyhow::Result<PgConnection> {
+async fn wait_for(pool: &Pool, wait: Duration) -> anyhow::Result<()> {
     let deadline = Instant::now() + wait;
     let mut reported = None;
     loop {
-        match postgres::connect(url).await {
-            Err(e) if is_unavailable(&e) && Instant::now() < deadline => {
+        match postgres::connect(pool).await {
+            Err(e) if may_pass(&e) && Instant::now() < deadline => {
                 let reason = format!("{e:#}");
                 if reported.as_ref() != Some(&reason) {
                     output::note(format!("waiting for Postgres: {reason}"));
@@ -55,20 +53,12 @@ async fn connect(url: &str, wait: Duration) -> anyhow::Result<PgConnection> {
                 }
                 sleep(RETRY_INTERVAL).await;
             }
-            connected => return connected,
+            connected => return connected.map(drop),
         }
     }
 }
 
 /// Whether Postgres may accept the same connection later.
-fn is_unavailable(error: &anyhow::Error) -> bool {
-    if error.downcast_ref::<Elapsed>().is_some() {
-        return true;
-    }
-    match error.downcast_ref::<sqlx::Error>() {
-        Some(sqlx::Error::Io(_)) => true,
-        // Starting or stopping; too many connections.
-        Some(sqlx::Error::Database(e)) => matches!(e.code().as_deref(), Some("57P03" | "53300")),
-        _ => false,
-    }
+fn may_pass(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<sqlx::Error>().is_some_and(is_unavailable)
 }

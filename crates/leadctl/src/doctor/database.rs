@@ -2,16 +2,14 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use anyhow::Context;
 use async_nats::Client;
 use contract::{Timestamp, streams::LEAD_COMMANDS};
-use service_kit::{clock, nats};
-use sqlx::{PgPool, Row, postgres::PgPoolOptions};
+use service_kit::{clock, nats, postgres::Pool};
+use sqlx::Row;
 use time::OffsetDateTime;
-use tokio::time::timeout;
 
 use super::check::{Check, State, lag, skew};
-use crate::clients::{postgres::CONNECT_TIMEOUT, stream_reader::age_of};
+use crate::clients::{postgres, stream_reader::age_of};
 
 /// A delivery that is later than this is a warning: longer than the longest pause of a circuit breaker.
 const LATE: Duration = Duration::from_secs(10 * 60);
@@ -19,23 +17,30 @@ const LATE: Duration = Duration::from_secs(10 * 60);
 const CALL_RETENTION: Duration = Duration::from_secs(25 * 60 * 60);
 /// A change is projected before it is answered. Longer hides for longer that it is not.
 const PROJECTION_GRACE: Duration = Duration::from_secs(5);
+/// A healthy standby confirms a commit within milliseconds.
+const MAX_REPLICATION_WAIT: Duration = Duration::from_secs(3);
 /// Ids listed in a finding.
 const MAX_LISTED: i64 = 10;
 
 /// Checks the database, and with a NATS client also its lag behind the log.
 pub(super) async fn examine(url: &str, client: Option<&Client>) -> Vec<Check> {
     let connect = async {
-        let options = PgPoolOptions::new().max_connections(1);
-        timeout(CONNECT_TIMEOUT, options.connect(url))
-            .await
-            .with_context(|| format!("no answer within {CONNECT_TIMEOUT:?}"))?
-            .context("cannot connect")
+        let pool = postgres::pool(url)?;
+        // Reports at once what the pool would wait for.
+        drop(postgres::connect(&pool).await?);
+        anyhow::Ok(pool)
     };
     let pool = match connect.await {
         Ok(pool) => pool,
         Err(e) => {
-            return vec![Check::failed("postgres", format!("{e:#}"), "start Postgres, or correct --database-url")];
+            let advice =
+                "start Postgres, or correct --database-url; after a failover its address must lead to the new primary";
+            return vec![Check::failed("postgres", format!("{e:#}"), advice)];
         }
+    };
+    let replication = match replication(&pool).await {
+        Ok(check) => check,
+        Err(e) => Check::unknown("replication", format!("{e:#}")),
     };
     let mut checks = match versions(&pool).await {
         Ok(checks) => checks,
@@ -46,17 +51,65 @@ pub(super) async fn examine(url: &str, client: Option<&Client>) -> Vec<Check> {
     let lacks_schema = checks.iter().any(|check| check.check.starts_with("schema") && check.state == State::Failed);
     if !lacks_schema {
         match state(&pool, client).await {
-            Ok(more) => checks.extend(more),
+            Ok(more) => checks.extend(more.into_iter().map(|check| explain(check, &replication))),
             Err(e) => {
                 checks.push(Check::failed("postgres", format!("{e:#}"), "grant the user read access to both schemas"))
             }
         }
     }
-    pool.close().await;
+    checks.push(replication);
     checks
 }
 
-async fn versions(pool: &PgPool) -> anyhow::Result<Vec<Check>> {
+/// While commits wait for a standby, backlogs grow for that reason alone.
+fn explain(check: Check, replication: &Check) -> Check {
+    match (check.state, replication.state) {
+        (State::Warning | State::Failed, State::Failed) => Check {
+            advice: Some("repair the replication of Postgres first, see the check replication".into()),
+            ..check
+        },
+        _ => check,
+    }
+}
+
+/// Whether commits wait for a synchronous standby, and whether there is one.
+async fn replication(pool: &Pool) -> anyhow::Result<Check> {
+    let (waiting, longest, names, standbys): (i64, f64, String, i64) = sqlx::query_as(
+        "SELECT count(*), coalesce(max(extract(epoch FROM clock_timestamp() - state_change)), 0)::float8,
+                current_setting('synchronous_standby_names'), (SELECT count(*) FROM pg_stat_replication)
+         FROM pg_stat_activity WHERE wait_event = 'SyncRep'",
+    )
+    .fetch_one(pool)
+    .await?;
+    Ok(judge_replication(waiting, longest, &names, standbys))
+}
+
+fn judge_replication(waiting: i64, longest: f64, names: &str, standbys: i64) -> Check {
+    let check = "replication";
+    let connected = match standbys {
+        0 => "no standby is connected".to_owned(),
+        1 => "1 standby is connected".to_owned(),
+        _ => format!("{standbys} standbys are connected"),
+    };
+    let advice = format!(
+        "start the standby that synchronous_standby_names = '{names}' requires and look at its log; to go on without it, \
+         accepting that a failure of the primary loses updates: ALTER SYSTEM SET synchronous_standby_names = '' and SELECT \
+         pg_reload_conf() on the primary. Restarting services does not help"
+    );
+    if waiting > 0 && longest > MAX_REPLICATION_WAIT.as_secs_f64() {
+        let finding =
+            format!("{waiting} commits wait for a synchronous standby, the oldest for {longest:.0} s; {connected}");
+        Check::failed(check, finding, advice)
+    } else if standbys == 0 && !names.is_empty() {
+        Check::failed(check, format!("{connected}, so that the next commit waits for one"), advice)
+    } else if names.is_empty() {
+        Check::ok(check, format!("{connected}, none of them synchronous"))
+    } else {
+        Check::ok(check, format!("{connected}, synchronous_standby_names = '{names}'"))
+    }
+}
+
+async fn versions(pool: &Pool) -> anyhow::Result<Vec<Check>> {
     let sent = clock::now();
     let row = sqlx::query(
         "SELECT clock_timestamp(), current_setting('server_version'), current_setting('server_version_num')::int",
@@ -87,7 +140,7 @@ async fn versions(pool: &PgPool) -> anyhow::Result<Vec<Check>> {
     Ok(checks)
 }
 
-async fn state(pool: &PgPool, client: Option<&Client>) -> anyhow::Result<Vec<Check>> {
+async fn state(pool: &Pool, client: Option<&Client>) -> anyhow::Result<Vec<Check>> {
     let mut checks = vec![leader(pool).await?];
     if let Some(client) = client {
         checks.extend(behind(pool, client).await?);
@@ -102,7 +155,7 @@ async fn state(pool: &PgPool, client: Option<&Client>) -> anyhow::Result<Vec<Che
     Ok(checks)
 }
 
-async fn leader(pool: &PgPool) -> anyhow::Result<Check> {
+async fn leader(pool: &Pool) -> anyhow::Result<Check> {
     let leaders: i64 = sqlx::query_scalar(
         "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'lead-state leader' AND datname = current_database()
          AND pid IN (SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted)",
@@ -120,7 +173,7 @@ async fn leader(pool: &PgPool) -> anyhow::Result<Check> {
 }
 
 /// The backlogs of applying and announcing.
-async fn behind(pool: &PgPool, client: &Client) -> anyhow::Result<Vec<Check>> {
+async fn behind(pool: &Pool, client: &Client) -> anyhow::Result<Vec<Check>> {
     let checkpoint: Option<(i64, i64, i32, i32)> = sqlx::query_as(
         "SELECT last_sequence, announced_sequence, epoch, announced_epoch FROM lead_state.checkpoints WHERE stream = $1",
     )
@@ -177,7 +230,7 @@ fn due(now: Timestamp) -> [String; 2] {
     [(year, month), next].map(|(year, month)| format!("{year:04}_{month:02}"))
 }
 
-async fn partitions(pool: &PgPool, now: Timestamp) -> anyhow::Result<Check> {
+async fn partitions(pool: &Pool, now: Timestamp) -> anyhow::Result<Check> {
     let there: BTreeSet<String> = sqlx::query_scalar(
         "SELECT child.relname::text FROM pg_inherits JOIN pg_class AS child ON child.oid = inhrelid
          JOIN pg_namespace AS n ON n.oid = child.relnamespace WHERE n.nspname IN ('lead_state', 'webhooks')",
@@ -205,7 +258,7 @@ async fn partitions(pool: &PgPool, now: Timestamp) -> anyhow::Result<Check> {
 }
 
 /// Names the configuration that is stored and not in the buckets, where the services read it.
-async fn projection(pool: &PgPool) -> anyhow::Result<Check> {
+async fn projection(pool: &Pool) -> anyhow::Result<Check> {
     let waiting: Vec<(String, i64)> = sqlx::query_as(
         "SELECT entry, count(*) OVER () FROM (
              SELECT 'the API key ' || encode(key_id, 'hex') AS entry, revision FROM lead_state.api_keys
@@ -230,7 +283,7 @@ async fn projection(pool: &PgPool) -> anyhow::Result<Check> {
 }
 
 /// Counts the events whose process cannot be read.
-async fn parked_events(pool: &PgPool) -> anyhow::Result<Check> {
+async fn parked_events(pool: &Pool) -> anyhow::Result<Check> {
     let parked: Vec<(String, i64, String)> = sqlx::query_as(
         "SELECT format('%s of process %s of project %s', count(*), coalesce(nullif(encode(process_id, 'hex'), ''), '_'),
                        encode(project_id, 'hex')), count(*), min(reason)
@@ -250,7 +303,7 @@ async fn parked_events(pool: &PgPool) -> anyhow::Result<Check> {
     ))
 }
 
-async fn callbacks(pool: &PgPool) -> anyhow::Result<Check> {
+async fn callbacks(pool: &Pool) -> anyhow::Result<Check> {
     let disabled: Vec<(String, String, i64)> = sqlx::query_as(
         "SELECT encode(callback_id, 'hex'), reason, count(*) OVER () FROM webhooks.callback_health
          WHERE enabled_at IS NULL ORDER BY disabled_at LIMIT $1",
@@ -267,7 +320,7 @@ async fn callbacks(pool: &PgPool) -> anyhow::Result<Check> {
     ))
 }
 
-async fn late(pool: &PgPool) -> anyhow::Result<Check> {
+async fn late(pool: &Pool) -> anyhow::Result<Check> {
     let late: Vec<(String, i64)> = sqlx::query_as(
         "SELECT encode(d.callback_id, 'hex'), count(*) FROM (
              SELECT callback_id FROM webhooks.deliveries
@@ -290,7 +343,7 @@ async fn late(pool: &PgPool) -> anyhow::Result<Check> {
     ))
 }
 
-async fn calls(pool: &PgPool) -> anyhow::Result<Check> {
+async fn calls(pool: &Pool) -> anyhow::Result<Check> {
     let kept: i64 = sqlx::query_scalar(
         "SELECT count(*) FROM lead_state.active_calls c WHERE expires_at < $1
              AND NOT EXISTS (SELECT FROM lead_state.queued_updates h WHERE h.lead_id = c.lead_id)",
@@ -308,7 +361,7 @@ async fn calls(pool: &PgPool) -> anyhow::Result<Check> {
     })
 }
 
-async fn queued_updates(pool: &PgPool) -> anyhow::Result<Check> {
+async fn queued_updates(pool: &Pool) -> anyhow::Result<Check> {
     let leads: i64 = sqlx::query_scalar(
         "SELECT count(DISTINCT h.lead_id) FROM lead_state.queued_updates h
          WHERE NOT EXISTS (SELECT FROM lead_state.active_calls c WHERE c.lead_id = h.lead_id AND c.expires_at > $1)",

@@ -1,6 +1,20 @@
-//! Postgres, as far as several services need the same of it.
+//! Postgres, as far as several services need the same of it: a pool whose waits all have a deadline, and supervision of
+//! the server behind it.
 
-pub mod pinned;
+mod connections;
+pub mod error;
+mod pinned;
+mod pool;
 pub mod schema;
+mod server;
+mod session;
+mod supervision;
 
-pub use self::{pinned::PinnedConnection, schema::Schema};
+pub use self::{
+    pinned::PinnedConnection,
+    pool::Pool,
+    schema::Schema,
+    server::{DatabaseUrlError, servers},
+    session::{Session, Transaction},
+    supervision::{PostgresMetrics, Supervision, until_lost},
+};

@@ -1,20 +1,21 @@
 //! 5 Apply, 7 Deliver: one connection for a task that runs one statement after the other.
 //!
-//! A pool tests a connection when it gives it out and when it gets it back: two round trips beside the statement's own. It
-//! also gives out the connection that was idle the longest, whose caches are the coldest.
+//! A pool tests a connection when it gives it out: a round trip beside the statement's own.
 
-use sqlx::{Executor, PgPool, Postgres, pool::PoolConnection};
+use sqlx::Executor;
+
+use super::{Pool, Session};
 
 /// A connection from a pool, kept from one statement to the next as long as they succeed.
 #[derive(Debug)]
 pub struct PinnedConnection {
-    pool: PgPool,
-    kept: Option<PoolConnection<Postgres>>,
+    pool: Pool,
+    kept: Option<Session>,
 }
 
 impl PinnedConnection {
     /// Acquires its connection when it is first needed. The connection counts towards the pool's limit.
-    pub fn new(pool: PgPool) -> Self {
+    pub fn new(pool: Pool) -> Self {
         Self { pool, kept: None }
     }
 
@@ -23,20 +24,20 @@ impl PinnedConnection {
     ///
     /// # Errors
     /// The pool cannot make a connection.
-    pub async fn take(&mut self) -> sqlx::Result<PoolConnection<Postgres>> {
-        if let Some(connection) = self.kept.take() {
-            return Ok(connection);
+    pub async fn take(&mut self) -> sqlx::Result<Session> {
+        if let Some(session) = self.kept.take() {
+            return Ok(session);
         }
-        let mut connection = self.pool.acquire().await?;
-        connection.close_on_drop();
+        let mut session = self.pool.acquire().await?;
+        session.close_on_drop();
         // By default Postgres plans a statement with arrays again on each execution, for the number of elements: that takes
         // as long as a small batch and finds the same plan.
-        connection.execute("SET plan_cache_mode = force_generic_plan").await?;
-        Ok(connection)
+        session.execute("SET plan_cache_mode = force_generic_plan").await?;
+        Ok(session)
     }
 
     /// Keeps the connection for the next statement.
-    pub fn keep(&mut self, connection: PoolConnection<Postgres>) {
-        self.kept = Some(connection);
+    pub fn keep(&mut self, session: Session) {
+        self.kept = Some(session);
     }
 }

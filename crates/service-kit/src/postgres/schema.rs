@@ -3,10 +3,11 @@
 use std::future::Future;
 
 use sqlx::{
-    AssertSqlSafe, PgPool,
+    AssertSqlSafe,
     migrate::{MigrateError, Migrator},
 };
 
+use super::{Pool, error::is_unavailable};
 use crate::{
     health::Readiness,
     nats::{error_chain, retry_backoff},
@@ -50,18 +51,35 @@ impl Schema {
     ///
     /// # Errors
     /// A migration failed, or differs from the one that ran under its number.
-    pub async fn migrate(&self, pool: &PgPool) -> Result<(), SchemaError> {
-        self.migrator.run(pool).await.map_err(|e| match e {
+    pub async fn migrate(&self, pool: &Pool) -> Result<(), SchemaError> {
+        let migrated = async {
+            let mut session = pool.acquire().await?;
+            session.close_on_drop();
+            session.migrate(&self.migrator).await
+        };
+        migrated.await.map_err(|e| match e {
             MigrateError::VersionMismatch(_) | MigrateError::VersionMissing(_) => SchemaError::Outdated(self.name),
             e => SchemaError::Migrate(self.name, e),
         })
+    }
+
+    /// Runs the migrations that the database lacks, as soon as Postgres is available; `readiness` shows why it is not.
+    ///
+    /// # Errors
+    /// A migration failed, or differs from the one that ran under its number.
+    pub async fn migrate_when_available(&self, pool: &Pool, readiness: &Readiness) -> Result<(), SchemaError> {
+        retry_until_ready("schema", readiness, async || match self.migrate(pool).await {
+            Err(SchemaError::Migrate(_, e)) if is_transient(&e) => Err(error_chain(&e)),
+            migrated => Ok(migrated),
+        })
+        .await
     }
 
     /// The versions of the migrations that the database lacks.
     ///
     /// # Errors
     /// The database cannot be read, or one of its migrations differs from this version's.
-    pub async fn missing_migrations(&self, pool: &PgPool) -> Result<Vec<i64>, SchemaError> {
+    pub async fn missing_migrations(&self, pool: &Pool) -> Result<Vec<i64>, SchemaError> {
         let sql = AssertSqlSafe(format!("SELECT version, checksum FROM {}._sqlx_migrations WHERE success", self.name));
         let applied: Vec<(i64, Vec<u8>)> = match sqlx::query_as(sql).fetch_all(pool).await {
             // The table is created by the first migration.
@@ -83,7 +101,7 @@ impl Schema {
     ///
     /// # Errors
     /// One of the database's migrations differs from this version's.
-    pub async fn wait_until_migrated(&self, pool: &PgPool, readiness: &Readiness) -> Result<(), SchemaError> {
+    pub async fn wait_until_migrated(&self, pool: &Pool, readiness: &Readiness) -> Result<(), SchemaError> {
         let name = self.name;
         retry_until_ready("schema", readiness, async || match self.missing_migrations(pool).await {
             Ok(missing) if missing.is_empty() => Ok(Ok(())),
@@ -95,18 +113,15 @@ impl Schema {
     }
 }
 
-/// Waits until Postgres accepts a connection; `readiness` shows why it does not.
-pub async fn wait_for_postgres(pool: &PgPool, readiness: &Readiness) {
-    readiness.not_ready("postgres", "not connected");
-    retry_until_ready("postgres", readiness, async || match pool.acquire().await {
-        Ok(_) => Ok(()),
-        Err(e) => Err(format!("cannot connect to Postgres: {}", error_chain(&e))),
-    })
-    .await;
+fn is_transient(error: &MigrateError) -> bool {
+    match error {
+        MigrateError::Execute(e) | MigrateError::ExecuteMigration(e, _) => is_unavailable(e),
+        _ => false,
+    }
 }
 
 /// Repeats an attempt until it succeeds; `readiness` shows why it does not.
-async fn retry_until_ready<T, F: Future<Output = Result<T, String>>>(
+pub async fn retry_until_ready<T, F: Future<Output = Result<T, String>>>(
     what: &'static str,
     readiness: &Readiness,
     attempt: impl Fn() -> F,

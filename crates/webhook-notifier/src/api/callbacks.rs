@@ -8,8 +8,7 @@ use contract::{
     rpc::{CallbackState, CallbackStatus, CheckUrls, EnableCallback, EnableResult, ListCallbacks, RpcError, UrlCheck},
 };
 use futures::{StreamExt, stream};
-use service_kit::{clock, lifecycle::Tasks, rpc::serve};
-use sqlx::PgPool;
+use service_kit::{clock, lifecycle::Tasks, postgres::Pool, rpc::serve};
 use tokio_util::sync::CancellationToken;
 
 use crate::{admission::limiter::ConcurrencyLimiter, callback_health::CallbackHealth, callbacks::Callbacks, store};
@@ -20,7 +19,7 @@ const LOOKUPS: usize = 16;
 /// Answers queries about callbacks.
 #[derive(Debug, Clone)]
 pub(crate) struct CallbackApi {
-    pub(crate) pool: PgPool,
+    pub(crate) pool: Pool,
     pub(crate) callbacks: Arc<Callbacks>,
     pub(crate) limiter: Arc<ConcurrencyLimiter>,
 }

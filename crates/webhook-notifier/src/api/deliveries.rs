@@ -13,9 +13,9 @@ use contract::{
 use service_kit::{
     clock,
     lifecycle::Tasks,
+    postgres::Pool,
     rpc::{internal, request, serve},
 };
-use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -40,7 +40,7 @@ const MAX_CHUNKS: usize = 10;
 #[derive(Debug, Clone)]
 pub(crate) struct DeliveryApi {
     pub(crate) client: async_nats::Client,
-    pub(crate) pool: PgPool,
+    pub(crate) pool: Pool,
     pub(crate) callbacks: Arc<Callbacks>,
     pub(crate) lead_queue: Arc<LeadQueue>,
 }

@@ -21,9 +21,9 @@ use futures::future::try_join_all;
 use service_kit::{
     clock,
     nats::error_chain,
+    postgres::Pool,
     traces::{Span, Step},
 };
-use sqlx::PgPool;
 
 use super::dead_letter::{self, DeadLetter};
 use crate::{
@@ -140,7 +140,7 @@ impl EventMeta {
 pub(crate) struct EventDispatcher {
     pub(crate) role: ConsumerRole,
     pub(crate) js: jetstream::Context,
-    pub(crate) pool: PgPool,
+    pub(crate) pool: Pool,
     pub(crate) deliverer: Arc<Deliverer>,
 }
 

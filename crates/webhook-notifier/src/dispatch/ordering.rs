@@ -9,8 +9,7 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 use anyhow::Context;
 use async_nats::jetstream;
 use contract::streams::{self, LEAD_EVENTS, NOTIFIER_CONSUMER, ORDER_CONSUMER};
-use service_kit::clock;
-use sqlx::PgPool;
+use service_kit::{clock, postgres::Pool};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -33,7 +32,7 @@ const MAX_DELAY: Duration = Duration::from_millis(320);
 pub(crate) struct LeadOrdering {
     pub(crate) queue: Arc<LeadQueue>,
     pub(crate) js: jetstream::Context,
-    pub(crate) pool: PgPool,
+    pub(crate) pool: Pool,
     pub(crate) limiter: Arc<ConcurrencyLimiter>,
 }
 

@@ -3,8 +3,7 @@
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use futures::future::join_all;
-use service_kit::{clock, nats::error_chain};
-use sqlx::PgPool;
+use service_kit::{clock, nats::error_chain, postgres::Pool};
 use tokio_util::sync::CancellationToken;
 
 use super::event::{AckDecision, EventDispatcher};
@@ -30,7 +29,7 @@ const MAX_PROCESSES: i64 = 500;
 pub(crate) struct ParkedEvents {
     pub(crate) dispatcher: EventDispatcher,
     pub(crate) callbacks: Arc<Callbacks>,
-    pub(crate) pool: PgPool,
+    pub(crate) pool: Pool,
 }
 
 impl ParkedEvents {

@@ -4,13 +4,12 @@
 use std::{
     collections::BTreeSet,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
-    str::FromStr,
     sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
 
 use anyhow::Context;
-use sqlx::postgres::PgConnectOptions;
+use service_kit::postgres;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
@@ -62,10 +61,11 @@ struct OwnServer {
 
 impl OwnServers {
     pub(crate) fn new(config: &Config, health: SocketAddr, addresses: OwnAddresses) -> anyhow::Result<Self> {
-        let postgres = PgConnectOptions::from_str(&config.database.database_url);
-        let postgres = postgres.map_err(|_| anyhow::anyhow!("DATABASE_URL is not a valid URL of Postgres"))?;
-        let (host, port) = (postgres.get_host().to_owned(), postgres.get_port());
-        let mut servers = vec![OwnServer { owner: POSTGRES, host, port, addresses: Vec::new() }];
+        let postgres = postgres::servers(&config.database.database_url)?.into_iter().map(|server| {
+            let (host, port) = (server.get_host().to_owned(), server.get_port());
+            OwnServer { owner: POSTGRES, host, port, addresses: Vec::new() }
+        });
+        let mut servers = postgres.collect::<Vec<_>>();
         for server in config.nats.nats_url.split(',') {
             let server = server.trim();
             let url = if server.contains("://") { server.to_owned() } else { format!("nats://{server}") };

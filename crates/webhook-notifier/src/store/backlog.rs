@@ -1,7 +1,7 @@
 //! What waits, for the metrics.
 
 use contract::Timestamp;
-use sqlx::PgPool;
+use service_kit::postgres::Pool;
 
 use super::error::StoreError;
 
@@ -18,7 +18,7 @@ pub(crate) struct PendingDeliveries {
 
 /// The pending deliveries of all callbacks. The oldest is found by the lowest id of each project, which is not exact
 /// for ids that a producer made up.
-pub(crate) async fn pending(pool: &PgPool) -> Result<PendingDeliveries, StoreError> {
+pub(crate) async fn pending(pool: &Pool) -> Result<PendingDeliveries, StoreError> {
     let row = sqlx::query!(
         r#"
         WITH RECURSIVE waiting AS (

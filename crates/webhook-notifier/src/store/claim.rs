@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use contract::{ObjectId, Timestamp};
-use sqlx::PgPool;
+use service_kit::postgres::Pool;
 use time::OffsetDateTime;
 
 use super::{error::StoreError, id};
@@ -20,7 +20,7 @@ pub(crate) struct DueCallback {
 /// The callbacks with due deliveries, the longest due first.
 ///
 /// Skips from callback to callback through the index, so a million due deliveries of one callback cost as much as one.
-pub(crate) async fn due_callbacks(pool: &PgPool, now: Timestamp) -> Result<Vec<DueCallback>, StoreError> {
+pub(crate) async fn due_callbacks(pool: &Pool, now: Timestamp) -> Result<Vec<DueCallback>, StoreError> {
     let rows = sqlx::query!(
         r#"
         WITH RECURSIVE waiting AS (
@@ -75,7 +75,7 @@ pub(crate) struct ClaimedDelivery {
 
 /// Claims due deliveries, of each callback the longest due first. Concurrent claims get different ones.
 pub(crate) async fn claim(
-    pool: &PgPool,
+    pool: &Pool,
     requests: &[ClaimRequest],
     now: Timestamp,
     lease_until: Timestamp,

@@ -7,7 +7,7 @@ use contract::{
     ObjectId, Timestamp,
     rpc::{Attempt, Delivery, DeliveryId, DeliveryStatus, ListedDelivery},
 };
-use sqlx::PgPool;
+use service_kit::postgres::Pool;
 use time::OffsetDateTime;
 
 use super::{error::StoreError, id};
@@ -77,7 +77,7 @@ fn id_prefix(since: Option<Timestamp>) -> Vec<u8> {
 const BEYOND_IDS: [u8; 13] = [0xff; 13];
 
 /// The callbacks with a recorded delivery of this update.
-pub(crate) async fn recorded_callbacks(pool: &PgPool, update_id: ObjectId) -> Result<HashSet<ObjectId>, StoreError> {
+pub(crate) async fn recorded_callbacks(pool: &Pool, update_id: ObjectId) -> Result<HashSet<ObjectId>, StoreError> {
     let rows = sqlx::query_scalar!(
         r#"
         SELECT callback_id AS "callback_id: [u8; 12]" FROM webhooks.deliveries
@@ -92,7 +92,7 @@ pub(crate) async fn recorded_callbacks(pool: &PgPool, update_id: ObjectId) -> Re
 
 /// The deliveries of a project's update with their attempts, ordered by callback.
 pub(crate) async fn with_attempts(
-    pool: &PgPool,
+    pool: &Pool,
     project_id: ObjectId,
     update_id: ObjectId,
 ) -> Result<Vec<Delivery>, StoreError> {
@@ -140,7 +140,7 @@ pub(crate) async fn with_attempts(
 
 /// A project's deliveries with this status, which is not `delivered`: the newest first, before `before`.
 pub(crate) async fn undelivered(
-    pool: &PgPool,
+    pool: &Pool,
     project_id: ObjectId,
     status: DeliveryStatus,
     since: Option<Timestamp>,
@@ -172,7 +172,7 @@ pub(crate) async fn undelivered(
 
 /// A project's exhausted deliveries, the oldest first, after `after`.
 pub(crate) async fn exhausted(
-    pool: &PgPool,
+    pool: &Pool,
     project_id: ObjectId,
     since: Timestamp,
     after: Option<DeliveryId>,
@@ -201,7 +201,7 @@ pub(crate) async fn exhausted(
 
 /// The deliveries of a project's updates, in the order of the updates.
 pub(crate) async fn of_updates(
-    pool: &PgPool,
+    pool: &Pool,
     project_id: ObjectId,
     update_ids: &[ObjectId],
 ) -> Result<Vec<ListedDelivery>, StoreError> {
@@ -237,7 +237,7 @@ pub(crate) struct Redelivery<'a> {
 /// Makes completed deliveries of a project pending and starts their schedules again. Ordered ones become due when they
 /// are their lead's next. Deliveries that are pending already are not changed, and not returned.
 pub(crate) async fn requeue(
-    pool: &PgPool,
+    pool: &Pool,
     project_id: ObjectId,
     redeliveries: &[Redelivery<'_>],
     now: Timestamp,

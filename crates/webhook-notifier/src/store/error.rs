@@ -1,7 +1,7 @@
 //! Errors of the store: what failed, and whether trying again can help.
 
 use contract::rpc::RpcError;
-use service_kit::rpc::internal;
+use service_kit::{postgres::error::is_unavailable, rpc::internal};
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StoreError {
@@ -21,27 +21,11 @@ pub(crate) enum StoreError {
 
 impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
-        let has_class = |classes: &[&str]| {
-            let code = error.as_database_error().and_then(|e| e.code());
-            code.is_some_and(|code| classes.iter().any(|class| code.starts_with(class)))
-        };
-        // Class 08 connection, 40 rollback, 53 resources, 57 operator intervention (shutdown, cancel), 58 system; 25P03
-        // and 25P04 idle session closed, 55P03 lock not available.
-        let is_unavailable = has_class(&["08", "40", "53", "57", "58", "25P03", "25P04", "55P03"])
-            || matches!(
-                error,
-                sqlx::Error::Io(_)
-                    | sqlx::Error::Tls(_)
-                    | sqlx::Error::Protocol(_)
-                    | sqlx::Error::PoolTimedOut
-                    | sqlx::Error::PoolClosed
-                    | sqlx::Error::WorkerCrashed
-            );
         // Class 22 data exception, 23 constraint violation, 54 program limit exceeded.
-        let is_data = has_class(&["22", "23", "54"]);
-        match (is_unavailable, is_data) {
-            (true, _) => Self::Unavailable(error),
-            (_, true) => Self::Data(error),
+        let is_data = |code: &str| ["22", "23", "54"].iter().any(|class| code.starts_with(class));
+        match &error {
+            e if is_unavailable(e) => Self::Unavailable(error),
+            sqlx::Error::Database(e) if e.code().is_some_and(|code| is_data(&code)) => Self::Data(error),
             _ => Self::Rejected(error),
         }
     }

@@ -3,13 +3,13 @@
 use std::{collections::HashMap, sync::Arc};
 
 use contract::{ObjectId, Timestamp};
-use sqlx::PgPool;
+use service_kit::postgres::Pool;
 use time::OffsetDateTime;
 
 use super::{error::StoreError, id};
 
 /// The disabled callbacks, and why.
-pub(crate) async fn disabled_callbacks(pool: &PgPool) -> Result<HashMap<ObjectId, Arc<str>>, StoreError> {
+pub(crate) async fn disabled_callbacks(pool: &Pool) -> Result<HashMap<ObjectId, Arc<str>>, StoreError> {
     let rows = sqlx::query!(
         r#"SELECT callback_id AS "callback_id: [u8; 12]", reason FROM webhooks.callback_health WHERE enabled_at IS NULL"#
     )
@@ -19,7 +19,7 @@ pub(crate) async fn disabled_callbacks(pool: &PgPool) -> Result<HashMap<ObjectId
 }
 
 /// The callbacks with nothing but failures, and since when.
-pub(crate) async fn failing_callbacks(pool: &PgPool) -> Result<HashMap<ObjectId, Timestamp>, StoreError> {
+pub(crate) async fn failing_callbacks(pool: &Pool) -> Result<HashMap<ObjectId, Timestamp>, StoreError> {
     let rows =
         sqlx::query!(r#"SELECT callback_id AS "callback_id: [u8; 12]", failing_since FROM webhooks.callback_failures"#)
             .fetch_all(pool)
@@ -29,7 +29,7 @@ pub(crate) async fn failing_callbacks(pool: &PgPool) -> Result<HashMap<ObjectId,
 
 /// Writes which streaks of failures ended and began, and when. Of several replicas the first failure counts.
 pub(crate) async fn write_streaks(
-    pool: &PgPool,
+    pool: &Pool,
     ended: &HashMap<ObjectId, Timestamp>,
     started: &HashMap<ObjectId, Timestamp>,
 ) -> Result<(), StoreError> {
@@ -69,7 +69,7 @@ pub(crate) async fn write_streaks(
 }
 
 /// Enables a callback and ends its streak of failures. Returns whether it was disabled.
-pub(crate) async fn enable_callback(pool: &PgPool, callback_id: ObjectId, now: Timestamp) -> Result<bool, StoreError> {
+pub(crate) async fn enable_callback(pool: &Pool, callback_id: ObjectId, now: Timestamp) -> Result<bool, StoreError> {
     let enabled = sqlx::query_scalar!(
         r#"
         WITH enabled AS (

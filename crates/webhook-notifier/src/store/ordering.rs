@@ -1,7 +1,7 @@
 //! Makes ordered deliveries due.
 
 use contract::Timestamp;
-use sqlx::PgPool;
+use service_kit::postgres::Pool;
 use time::OffsetDateTime;
 
 use super::{error::StoreError, id};
@@ -10,7 +10,7 @@ use crate::core::ordering::{LeadHead, LeadKey, RecordedWatermark};
 /// Makes the oldest pending delivery of each of these leads due, if it has no time yet, all earlier events are
 /// recorded, and none of the lead's is parked.
 pub(crate) async fn make_heads_due(
-    pool: &PgPool,
+    pool: &Pool,
     leads: &[LeadKey],
     watermark: &RecordedWatermark,
     now: Timestamp,
@@ -62,11 +62,7 @@ pub(crate) async fn make_heads_due(
 }
 
 /// Leads after `after` whose oldest pending delivery has no time yet.
-pub(crate) async fn waiting_leads(
-    pool: &PgPool,
-    after: Option<LeadKey>,
-    limit: i64,
-) -> Result<Vec<LeadKey>, StoreError> {
+pub(crate) async fn waiting_leads(pool: &Pool, after: Option<LeadKey>, limit: i64) -> Result<Vec<LeadKey>, StoreError> {
     let after = after.map(|lead| (lead.callback_id, lead.lead_id));
     // Skips from lead to lead through the index, however many deliveries a lead has.
     let rows = sqlx::query!(

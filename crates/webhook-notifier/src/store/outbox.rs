@@ -1,13 +1,13 @@
 //! The outbox of events about deliveries and callbacks.
 
 use contract::{ObjectId, Timestamp, event::WebhookEvent};
-use sqlx::PgPool;
+use service_kit::postgres::Pool;
 use time::OffsetDateTime;
 
 use super::{error::StoreError, id};
 
 /// The exhausted deliveries that are not announced.
-pub(crate) async fn exhausted(pool: &PgPool, limit: i64) -> Result<Vec<WebhookEvent>, StoreError> {
+pub(crate) async fn exhausted(pool: &Pool, limit: i64) -> Result<Vec<WebhookEvent>, StoreError> {
     let rows = sqlx::query!(
         r#"
         SELECT update_id AS "update_id: [u8; 12]", callback_id AS "callback_id: [u8; 12]",
@@ -36,7 +36,7 @@ pub(crate) async fn exhausted(pool: &PgPool, limit: i64) -> Result<Vec<WebhookEv
 
 /// Marks deliveries, as pairs of update and callback, as announced.
 pub(crate) async fn mark_exhausted_announced(
-    pool: &PgPool,
+    pool: &Pool,
     deliveries: &[(ObjectId, ObjectId)],
 ) -> Result<(), StoreError> {
     let update_ids = deliveries.iter().map(|(update_id, _)| *update_id.as_bytes()).collect::<Vec<_>>();
@@ -56,7 +56,7 @@ pub(crate) async fn mark_exhausted_announced(
 }
 
 /// The disabled callbacks that are not announced.
-pub(crate) async fn disabled(pool: &PgPool, limit: i64) -> Result<Vec<WebhookEvent>, StoreError> {
+pub(crate) async fn disabled(pool: &Pool, limit: i64) -> Result<Vec<WebhookEvent>, StoreError> {
     let rows = sqlx::query!(
         r#"
         SELECT callback_id AS "callback_id: [u8; 12]", project_id AS "project_id: [u8; 12]",
@@ -81,7 +81,7 @@ pub(crate) async fn disabled(pool: &PgPool, limit: i64) -> Result<Vec<WebhookEve
 
 /// Marks callbacks as announced, unless they were disabled again since. Pairs of callback and time of its disabling.
 pub(crate) async fn mark_disabled_announced(
-    pool: &PgPool,
+    pool: &Pool,
     callbacks: &[(ObjectId, Timestamp)],
 ) -> Result<(), StoreError> {
     let callback_ids = callbacks.iter().map(|(callback_id, _)| *callback_id.as_bytes()).collect::<Vec<_>>();

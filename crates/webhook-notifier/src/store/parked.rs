@@ -1,7 +1,7 @@
 //! Events whose process cannot be read.
 
 use contract::{ObjectId, Timestamp, rpc::ParkedUpdate, text::bounded_error};
-use sqlx::PgPool;
+use service_kit::postgres::Pool;
 use time::OffsetDateTime;
 
 use super::{error::StoreError, id};
@@ -45,7 +45,7 @@ fn process_ref(project_id: [u8; 12], process_id: &[u8]) -> ProcessRef {
 }
 
 /// Parks an event, unless it is parked already.
-pub(crate) async fn insert(pool: &PgPool, parked: &ParkedEvent, now: Timestamp) -> Result<(), StoreError> {
+pub(crate) async fn insert(pool: &Pool, parked: &ParkedEvent, now: Timestamp) -> Result<(), StoreError> {
     let order = parked.order.as_ref();
     sqlx::query!(
         r#"
@@ -75,7 +75,7 @@ pub(crate) async fn insert(pool: &PgPool, parked: &ParkedEvent, now: Timestamp) 
 
 /// The processes after `after` that events are parked for. Skips from process to process, however many events one has.
 pub(crate) async fn processes(
-    pool: &PgPool,
+    pool: &Pool,
     after: Option<ProcessRef>,
     limit: i64,
 ) -> Result<Vec<ProcessRef>, StoreError> {
@@ -106,7 +106,7 @@ pub(crate) async fn processes(
 
 /// Claims events of a process, the oldest first. Concurrent claims get different ones.
 pub(crate) async fn claim(
-    pool: &PgPool,
+    pool: &Pool,
     (project_id, process_id): ProcessRef,
     limit: i64,
     now: Timestamp,
@@ -159,7 +159,7 @@ pub(crate) async fn claim(
 }
 
 /// Deletes events whose deliveries are recorded.
-pub(crate) async fn delete(pool: &PgPool, events: &[EventKey]) -> Result<(), StoreError> {
+pub(crate) async fn delete(pool: &Pool, events: &[EventKey]) -> Result<(), StoreError> {
     let streams = events.iter().map(|event| event.stream.as_str()).collect::<Vec<_>>();
     let sequences = events.iter().map(|event| event.sequence.cast_signed()).collect::<Vec<_>>();
     sqlx::query!(
@@ -177,7 +177,7 @@ pub(crate) async fn delete(pool: &PgPool, events: &[EventKey]) -> Result<(), Sto
 
 /// Whether the event of an update is parked, and since when.
 pub(crate) async fn of_update(
-    pool: &PgPool,
+    pool: &Pool,
     project_id: ObjectId,
     update_id: ObjectId,
 ) -> Result<Option<ParkedUpdate>, StoreError> {
@@ -195,7 +195,7 @@ pub(crate) async fn of_update(
 }
 
 /// How many events are parked, up to [`MAX_COUNTED`].
-pub(crate) async fn count(pool: &PgPool) -> Result<i64, StoreError> {
+pub(crate) async fn count(pool: &Pool) -> Result<i64, StoreError> {
     let count = sqlx::query_scalar!(
         r#"SELECT count(*) AS "count!" FROM (SELECT FROM webhooks.parked_events LIMIT $1) AS counted"#,
         MAX_COUNTED

@@ -1,14 +1,14 @@
 //! The monthly partitions of the delivery log.
 
 use contract::Timestamp;
-use sqlx::PgPool;
+use service_kit::postgres::Pool;
 use time::OffsetDateTime;
 
 use super::error::StoreError;
 
 /// Drops the months that ended before this time and have no work left. Returns their names. Waits only a moment for
 /// concurrent readers: all other statements wait behind this one.
-pub(crate) async fn drop_old(pool: &PgPool, cutoff: Timestamp) -> Result<Vec<String>, StoreError> {
+pub(crate) async fn drop_old(pool: &Pool, cutoff: Timestamp) -> Result<Vec<String>, StoreError> {
     let mut transaction = pool.begin().await?;
     sqlx::query!("SET LOCAL lock_timeout = '1s'").execute(&mut *transaction).await?;
     let dropped =
@@ -20,7 +20,7 @@ pub(crate) async fn drop_old(pool: &PgPool, cutoff: Timestamp) -> Result<Vec<Str
 }
 
 /// Creates the missing partitions of all months of this span. Returns how many were created.
-pub(crate) async fn ensure(pool: &PgPool, since: Timestamp, until: Timestamp) -> Result<i32, StoreError> {
+pub(crate) async fn ensure(pool: &Pool, since: Timestamp, until: Timestamp) -> Result<i32, StoreError> {
     let created = sqlx::query_scalar!(
         r#"SELECT webhooks.ensure_partitions($1, $2) AS "created!""#,
         OffsetDateTime::from(since),

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use contract::text::{MAX_ERROR_CHARS, prefix};
-use sqlx::PgConnection;
+use service_kit::postgres::Session;
 use time::OffsetDateTime;
 
 use super::{deliveries::status_name, error::StoreError};
@@ -24,7 +24,7 @@ fn inline_body(record: &DeliveryRecord) -> Option<&str> {
 }
 
 /// Writes records, in the caller's transaction. No two may be of the same delivery.
-pub(crate) async fn write(connection: &mut PgConnection, records: &[DeliveryRecord]) -> Result<(), StoreError> {
+pub(crate) async fn write(connection: &mut Session, records: &[DeliveryRecord]) -> Result<(), StoreError> {
     let from = |source| records.iter().filter(move |record| record.source == source);
     let (ordered, others): (Vec<_>, Vec<_>) =
         from(DeliverySource::Event).partition(|record| record.delivery.order.is_some());
@@ -103,7 +103,7 @@ impl<'a> AttemptColumns<'a> {
 
 /// Inserts deliveries of ordered callbacks, which have no attempt yet. Several notifiers may receive the event: the
 /// first insert counts.
-async fn insert_ordered(connection: &mut PgConnection, records: &[&DeliveryRecord]) -> sqlx::Result<()> {
+async fn insert_ordered(connection: &mut Session, records: &[&DeliveryRecord]) -> sqlx::Result<()> {
     if records.is_empty() {
         return Ok(());
     }
@@ -149,7 +149,7 @@ async fn insert_ordered(connection: &mut PgConnection, records: &[&DeliveryRecor
 }
 
 /// Of an existing row, only a success changes the state: otherwise the retries own it.
-async fn upsert_from_events(connection: &mut PgConnection, records: &[&DeliveryRecord]) -> sqlx::Result<()> {
+async fn upsert_from_events(connection: &mut Session, records: &[&DeliveryRecord]) -> sqlx::Result<()> {
     if records.is_empty() {
         return Ok(());
     }
@@ -217,7 +217,7 @@ async fn upsert_from_events(connection: &mut PgConnection, records: &[&DeliveryR
 }
 
 /// A lease may have ended and another notifier claimed the row, so a completed delivery only changes by a success.
-async fn update_claimed(connection: &mut PgConnection, records: &[&DeliveryRecord]) -> sqlx::Result<()> {
+async fn update_claimed(connection: &mut Session, records: &[&DeliveryRecord]) -> sqlx::Result<()> {
     if records.is_empty() {
         return Ok(());
     }
@@ -276,7 +276,7 @@ fn is_long(record: &DeliveryRecord) -> bool {
 }
 
 /// Stores the long bodies of deliveries that wait or are exhausted.
-async fn store_long_bodies(connection: &mut PgConnection, records: &[DeliveryRecord]) -> sqlx::Result<()> {
+async fn store_long_bodies(connection: &mut Session, records: &[DeliveryRecord]) -> sqlx::Result<()> {
     // A claimed delivery has its body there already.
     let stored =
         |r: &&DeliveryRecord| is_long(r) && r.source == DeliverySource::Event && r.state != DeliveryState::Delivered;
@@ -302,7 +302,7 @@ async fn store_long_bodies(connection: &mut PgConnection, records: &[DeliveryRec
 }
 
 /// Deletes the long bodies of updates whose recorded deliveries are all delivered now.
-async fn release_long_bodies(connection: &mut PgConnection, records: &[DeliveryRecord]) -> sqlx::Result<()> {
+async fn release_long_bodies(connection: &mut Session, records: &[DeliveryRecord]) -> sqlx::Result<()> {
     let delivered = records.iter().filter(|r| is_long(r) && r.state == DeliveryState::Delivered);
     let mut update_ids = delivered.map(|r| *r.delivery.update_id.as_bytes()).collect::<Vec<_>>();
     update_ids.sort_unstable();
@@ -338,7 +338,7 @@ async fn release_long_bodies(connection: &mut PgConnection, records: &[DeliveryR
 }
 
 /// Keeps the first reason of a callback that is disabled already.
-async fn disable_callbacks(connection: &mut PgConnection, records: &[DeliveryRecord]) -> sqlx::Result<()> {
+async fn disable_callbacks(connection: &mut Session, records: &[DeliveryRecord]) -> sqlx::Result<()> {
     let disabling = records.iter().filter_map(|record| Some((record, record.disable_callback.as_deref()?)));
     let disabling = disabling.collect::<Vec<_>>();
     if disabling.is_empty() {

@@ -1,9 +1,12 @@
-//! A TCP proxy whose connections can be delayed, stalled and cut.
+//! A TCP proxy whose connections can be delayed, stalled, cut and led elsewhere.
 
 use std::{
     collections::HashSet,
     io,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU16, Ordering},
+    },
     time::Duration,
 };
 
@@ -20,7 +23,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 /// What the proxy does with bytes.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) enum Wire {
+pub enum Wire {
     /// Forwards them.
     Open,
     /// Forwards them after this time.
@@ -33,48 +36,73 @@ pub(crate) enum Wire {
 
 /// A proxy in front of one server, for one client. It ends when dropped.
 #[derive(Debug)]
-pub(crate) struct Proxy {
+pub struct Proxy {
     port: u16,
+    server: Arc<AtomicU16>,
     wire: watch::Sender<Wire>,
+    /// Counts how often all connections were closed.
+    cuts: watch::Sender<usize>,
     /// Local ports of the connections to the server: what the server sees as its client's.
     ports: Arc<Mutex<HashSet<u16>>>,
     _task: AbortOnDropHandle<()>,
 }
 
 impl Proxy {
-    pub(crate) async fn start(server: u16) -> Self {
+    /// A proxy in front of the server on this port of 127.0.0.1.
+    pub async fn start(server: u16) -> Self {
+        let server = Arc::new(AtomicU16::new(server));
+        let leads_to = server.clone();
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let port = listener.local_addr().expect("an address").port();
         let (wire, watched) = watch::channel(Wire::Open);
+        let (cuts, cut) = watch::channel(0);
         let ports = Arc::<Mutex<HashSet<u16>>>::default();
         let open = ports.clone();
         let task = tokio::spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok((client, _)) = listener.accept().await {
-                let (watched, open) = (watched.clone(), open.clone());
+                let (watched, open, mut cut) = (watched.clone(), open.clone(), cut.clone());
+                cut.mark_unchanged();
+                let server = leads_to.load(Ordering::Relaxed);
                 connections.spawn(async move {
                     // Errors are expected.
-                    let _ = pass(client, server, watched, &open).await;
+                    tokio::select! {
+                        _ = pass(client, server, watched, &open) => {}
+                        _ = cut.changed() => {}
+                    }
                 });
                 while connections.try_join_next().is_some() {}
             }
         });
-        Self { port, wire, ports, _task: AbortOnDropHandle::new(task) }
+        Self { port, server, wire, cuts, ports, _task: AbortOnDropHandle::new(task) }
     }
 
     /// A URL of the server, through this proxy.
-    pub(crate) fn url(&self, url: &str) -> String {
+    #[must_use]
+    pub fn url(&self, url: &str) -> String {
         let (rest, tail) = url.rsplit_once(':').expect("a port");
         let path = tail.split_once('/').map_or(String::new(), |(_, path)| format!("/{path}"));
         format!("{rest}:{}{path}", self.port)
     }
 
-    pub(crate) fn set(&self, wire: Wire) {
+    /// Leads new connections to the server on this port; the others stay where they are.
+    pub fn lead_to(&self, server: u16) {
+        self.server.store(server, Ordering::Relaxed);
+    }
+
+    /// Closes all connections; new ones are accepted.
+    pub fn cut_once(&self) {
+        self.cuts.send_modify(|cuts| *cuts += 1);
+    }
+
+    /// What it does with bytes from now on.
+    pub fn set(&self, wire: Wire) {
         self.wire.send_replace(wire);
     }
 
     /// Whether a connection that the server sees from this port is one of this proxy's.
-    pub(crate) fn owns(&self, port: u16) -> bool {
+    #[must_use]
+    pub fn owns(&self, port: u16) -> bool {
         self.ports.lock().unwrap_or_else(PoisonError::into_inner).contains(&port)
     }
 }

@@ -1,0 +1,102 @@
+//! Streaming replication: a standby, and its promotion.
+
+use std::{fs, path::PathBuf};
+
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+
+use super::{LocalPostgres, START_DEADLINE, as_user, launch};
+use crate::{
+    Say,
+    error::{During, Error},
+    port,
+    process::Signal,
+    programs::run,
+    server_dir::ServerDir,
+};
+
+impl LocalPostgres {
+    /// Starts a temporary server that streams from this one, which must have been started with
+    /// [`PostgresOptions::replication`](super::PostgresOptions::replication). It has the same users and password.
+    ///
+    /// # Errors
+    /// As for [`LocalPostgres::start`]; or the copy failed.
+    pub async fn start_standby(&self, say: Say<'_>) -> Result<Self, Error> {
+        let home = ServerDir::open(None, self.home.user(), say)?;
+        home.write_private("password", &self.password)?;
+        let mut copy = as_user(&self.program("pg_basebackup"), &home);
+        copy.arg("-D").arg(home.join("data")).args(["-d", &self.url()]);
+        copy.args(["--write-recovery-conf", "--checkpoint=fast", "--wal-method=stream", "--no-sync"]);
+        run(&mut copy, "pg_basebackup").await?;
+        let port = port::free().during(|| "looking for a free port".to_owned())?;
+        let process = launch(&self.programs, &home, &self.settings, &self.password, port).await?;
+        home.save_port(port)?;
+        let (programs, settings) = (self.programs.clone(), self.settings.clone());
+        Ok(Self { process, home, programs, settings, password: self.password.clone(), port })
+    }
+
+    /// Makes a standby the primary.
+    ///
+    /// # Errors
+    /// It is none, or does not become one.
+    pub async fn promote(&self) -> Result<(), Error> {
+        self.execute(&format!("SELECT pg_promote(true, {})", START_DEADLINE.as_secs())).await
+    }
+
+    /// Makes each commit wait until a standby has stored it, or not any more.
+    ///
+    /// # Errors
+    /// The server does not answer.
+    pub async fn set_synchronous(&self, synchronous: bool) -> Result<(), Error> {
+        let names = if synchronous { "*" } else { "" };
+        self.execute(&format!("ALTER SYSTEM SET synchronous_standby_names = '{names}'")).await?;
+        self.execute("SELECT pg_reload_conf()").await
+    }
+
+    /// Freezes the server with all its processes, as a host that hangs: it neither answers nor closes connections.
+    ///
+    /// # Errors
+    /// The system cannot signal.
+    pub fn freeze(&self) -> Result<(), Error> {
+        // The postmaster first, so that it starts no others.
+        self.process.signal(Signal::Stop)?;
+        self.signal_children(Signal::Stop)
+    }
+
+    /// Resumes the server after [`LocalPostgres::freeze`].
+    ///
+    /// # Errors
+    /// The system cannot signal.
+    pub fn thaw(&self) -> Result<(), Error> {
+        self.signal_children(Signal::Cont)?;
+        self.process.signal(Signal::Cont)
+    }
+
+    fn signal_children(&self, signal: Signal) -> Result<(), Error> {
+        let reading = || "reading /proc".to_owned();
+        for entry in fs::read_dir("/proc").during(reading)? {
+            let path = entry.during(reading)?.path();
+            let pid = path.file_name().and_then(|name| name.to_str()?.parse::<u32>().ok());
+            if let Some(pid) = pid
+                && parent(path) == Some(self.pid())
+            {
+                crate::process::send(pid, signal).during(|| format!("sending a signal to {pid}"))?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn execute(&self, statement: &str) -> Result<(), Error> {
+        let run = async {
+            let mut connection = PgConnection::connect(&self.url()).await?;
+            sqlx::raw_sql(AssertSqlSafe(statement.to_owned())).execute(&mut connection).await?;
+            connection.close().await
+        };
+        run.await.map_err(|e| Error::Command { command: statement.to_owned(), output: e.to_string() })
+    }
+}
+
+/// The parent of the process with this directory in `/proc`; None if it has ended.
+fn parent(process: PathBuf) -> Option<u32> {
+    let status = fs::read_to_string(process.join("status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()
+}

@@ -1,0 +1,3 @@
+//! Production as it runs: replicated servers that fail over.
+
+mod postgres;
