@@ -88,7 +88,7 @@ async fn queued_updates_are_decided_in_log_order_when_the_last_call_ends() {
     stack.wait_until_ready().await;
     call(&stack, "ended", json!({"leadId": lead, "callId": "c-2"})).await;
     let (_, report) = stack.audit(&[]).await;
-    let expected = json!({"accepted": 4, "succeeded": 1, "failed": 0, "pending": 3, "queued": 3, "duplicates": 2, "deadLetters": 0});
+    let expected = json!({"accepted": 7, "succeeded": 4, "failed": 0, "pending": 3, "queued": 3, "duplicates": 2, "deadLetters": 0});
     assert_eq!((&report["updates"], &report["clean"]), (&expected, &json!(true)), "{report}");
 
     // An update directly behind the end of the call is decided after those that waited for it.
@@ -106,7 +106,7 @@ async fn queued_updates_are_decided_in_log_order_when_the_last_call_ends() {
     let at_version = |version: u32| (Value::Null, json!(version));
     assert_eq!(outcomes, [at_version(3), (json!("unknown_state"), Value::Null), at_version(4), at_version(5)]);
     assert_eq!(stack.count(QUEUED).await, 0);
-    assert_includes(&stack.wait_for_clean_audit().await["updates"], json!({"succeeded": 4, "failed": 1}));
+    assert_includes(&stack.wait_for_clean_audit().await["updates"], json!({"succeeded": 8, "failed": 1}));
     let delivered = by_update(&stack.receiver.requests_to("/crm"));
     assert_eq!(delivered.len(), 5);
     assert!(delivered.values().all(|bodies| bodies.len() == 1), "{delivered:?}");
@@ -140,7 +140,7 @@ async fn updates_queued_in_two_overlapping_calls_are_decided_in_log_order() {
     for (update, version) in [(first, 2), (second, 3)] {
         assert_eq!(stack.api.outcome(&update).await["version"], version);
     }
-    assert_includes(&stack.wait_for_clean_audit().await["updates"], json!({"accepted": 2, "succeeded": 2}));
+    assert_includes(&stack.wait_for_clean_audit().await["updates"], json!({"accepted": 5, "succeeded": 5}));
 }
 
 #[tokio::test]
@@ -159,7 +159,7 @@ async fn a_full_queue_refuses_and_is_announced_completely_after_a_crash() {
     call(&stack, "ended", json!({"leadId": lead})).await;
     assert_eq!(stack.count(QUEUED).await, 0);
     stack.wait_for_clean_audit().await;
-    // As if it had died before it recorded the announcements: all 256 rows decided at one entry of the log are
+    // As if it had died before it recorded the announcements: all rows decided at one entry of the log are
     // announced again, not only as many as one read returns.
     stack.lead_state.kill9().await;
     stack.sql("UPDATE lead_state.checkpoints SET generation = generation + 1, announced_sequence = 0").await;
@@ -167,10 +167,10 @@ async fn a_full_queue_refuses_and_is_announced_completely_after_a_crash() {
     eventually(TEST_TIMEOUT, "all are announced again", async || {
         let events = stack.js().get_stream(LEAD_EVENTS).await.map_err(|e| e.to_string())?;
         let last = events.cached_info().state.last_sequence;
-        if last == 2 * 257 { Ok(()) } else { Err(last.to_string()) }
+        if last == 2 * 259 { Ok(()) } else { Err(last.to_string()) }
     })
     .await;
-    assert_eq!(stack.wait_for_clean_audit().await["updates"]["succeeded"], 256);
+    assert_eq!(stack.wait_for_clean_audit().await["updates"]["succeeded"], 258);
     let versions = "SELECT count(DISTINCT version) FROM lead_state.lead_updates WHERE success";
     assert_eq!(stack.count(versions).await, 256);
 }

@@ -30,6 +30,7 @@ pub(crate) struct Checkpoint {
     pub(crate) announced_sequence: i64,
 }
 
+/// Updates and call events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct UpdateCounts {
@@ -40,7 +41,7 @@ pub(crate) struct UpdateCounts {
     pub(crate) pending: i64,
     /// Queued until a call ends.
     pub(crate) queued: i64,
-    /// Log entries that repeat an update.
+    /// Log entries that repeat one of them.
     pub(crate) duplicates: i64,
     pub(crate) dead_letters: i64,
 }
@@ -93,7 +94,7 @@ pub(crate) struct Unchecked {
 impl Report {
     pub(crate) fn show(&self) {
         let UpdateCounts { accepted, succeeded, failed, pending, queued, duplicates, dead_letters } = self.updates;
-        say(format_args!("{accepted:>10} accepted"));
+        say(format_args!("{accepted:>10} updates and call events accepted"));
         for (count, what) in [(succeeded, "succeeded"), (failed, "failed"), (pending, "pending")] {
             say(format_args!("{count:>10}   {what}"));
         }
