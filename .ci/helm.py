@@ -120,7 +120,8 @@ def render(name, components):
     dir = BUILD / name
     dir.mkdir(parents=True, exist_ok=True)
     images = {image["name"]: image for image in operators["images"] + overlay["images"]}
-    relative = lambda path: os.path.relpath(DEPLOY / "kubernetes" / path, dir)
+    # kustomize resolves symbolic links, and target/ may be one.
+    relative = lambda path: os.path.relpath((DEPLOY / "kubernetes" / path).resolve(), dir.resolve())
     overlay |= {
         "resources": [relative("base")],
         "components": [relative(f"components/{c}") for c in components],
