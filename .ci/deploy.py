@@ -44,6 +44,7 @@ SECRETS = {
     "database-admin": {"uri"},
     "database-ca": {"ca.crt"},
     "secrets-keys": None,
+    "console-key": {"CONSOLE_KEY"},
     "nats-tls": {"tls.crt", "tls.key", "ca.crt"},
 }
 # Variables that are not settings of our programs: parts of NATS_URL, variables of Postgres clients and OpenTelemetry.
@@ -62,7 +63,7 @@ CHARTS = {
     ),
     "chart with a NATS elsewhere": (
         {"nats": {"external": True}, "common": {"config": {"NATS_HOST": "10.1.2.3:4222"}}, "ingress": {"enabled": True},
-         "backup": {"postgres": False}, "image": {"digest": f"sha256:{64 * '0'}"}},
+         "console": {"enabled": True}, "backup": {"postgres": False}, "image": {"digest": f"sha256:{64 * '0'}"}},
         None,
     ),
     "chart with one nats-server": (
@@ -284,7 +285,7 @@ class Overlay:
             for name, value in variables.items():
                 if name.endswith("_FILE") and value not in files:
                     fault(where, f"{name}: no volume has {value}")
-            if container["command"][0] not in ("gateway", "lead-state", "webhook-notifier", "leadctl"):
+            if container["command"][0] not in ("gateway", "lead-state", "webhook-notifier", "console", "leadctl"):
                 fault(where, f"the image has no {container['command'][0]}")
 
     def check_secret(self, where, name, key):
@@ -360,6 +361,10 @@ class Overlay:
         if "audit" in self.pods:
             may += [("audit", nats, client), ("audit", database, 5432)]
             may_not += [("audit", public, 443)]
+        if "console" in self.pods:
+            may += [("console", nats, client)]
+            may_not += [("console", database, 5432), ("console", public, 443), ("elsewhere", "console", "http"),
+                        ("gateway", "console", "http")]
         if "doctor" in self.pods:
             may += [("doctor", nats, client), ("doctor", database, 5432)]
         if "backup" in self.pods:

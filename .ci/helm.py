@@ -30,6 +30,7 @@ OPTIONS = [
     (".Values.cloudnativePG.enabled", {"external-postgres", "backup-postgres"}, {"cloudnative-pg"}),
     ("not .Values.backup.enabled", {"backup", "backup-postgres"}, set()),
     ("not .Values.audit.enabled", {"audit"}, set()),
+    (".Values.console.enabled", set(), {"console"}),
     (".Values.keda.enabled", set(), {"keda"}),
     (".Values.prometheus.enabled", set(), {"prometheus"}),
     (".Values.otlp.enabled", set(), {"otlp"}),
@@ -53,6 +54,9 @@ VALUES = [
     ("Deployment/gateway", CONTAINER.format("gateway"), "gateway.resources"),
     ("Deployment/lead-state", CONTAINER.format("lead-state"), "leadState.resources"),
     ("Deployment/webhook-notifier", CONTAINER.format("webhook-notifier"), "webhookNotifier.resources"),
+    ("Deployment/console", CONTAINER.format("console"), "console.resources"),
+    ("Deployment/console", "spec.replicas", "console.replicas"),
+    ("ConfigMap/console", "data.CONSOLE_URL", "console.url"),
     ("Deployment/lead-state", "spec.replicas", "leadState.replicas"),
     ("HorizontalPodAutoscaler/gateway", "spec.minReplicas", "gateway.minReplicas"),
     ("HorizontalPodAutoscaler/gateway", "spec.maxReplicas", "gateway.maxReplicas"),
@@ -90,6 +94,7 @@ SECRETS = {
     "database-admin": "secrets.databaseAdmin",
     "database-ca": "secrets.databaseCa",
     "secrets-keys": "secrets.keys",
+    "console-key": "secrets.consoleKey",
 }
 
 MISSING = object()
