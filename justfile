@@ -81,7 +81,11 @@ ci:
 
 # Inject faults under load for some minutes, in an order that follows from the seed; prints a table
 faults minutes="10" seed="1":
-    FAULTS_MINUTES={{minutes}} FAULTS_SEED={{seed}} cargo test --workspace --test leadrelay for_minutes -- --ignored --nocapture
+    FAULTS_MINUTES={{minutes}} FAULTS_SEED={{seed}} cargo test --workspace --test leadrelay faults::for_minutes -- --ignored --nocapture
+
+# Inject faults into a cluster of three nats-servers for some minutes, in an order that follows from the seed; prints a table
+faults-cluster minutes="10" seed="1":
+    FAULTS_MINUTES={{minutes}} FAULTS_SEED={{seed}} LEADRELAY_NATS_SERVER=$(.ci/nats-server) cargo test --workspace --test leadrelay cluster::nats::for_minutes -- --ignored --nocapture
 
 # Attack one tenant's neighbour in every known way and judge its latency; prints a table, which is the body of docs/results/hostile.md
 hostile:

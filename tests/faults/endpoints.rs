@@ -16,6 +16,8 @@ use serde_json::Value;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use super::gaps::Gap;
+
 /// The interval at which the flapping endpoint fails and works.
 const FLAP: Duration = Duration::from_secs(2);
 
@@ -45,6 +47,8 @@ struct Shared {
     recovered: AtomicBool,
     /// By endpoint and update: what was answered with success.
     received: Mutex<HashMap<String, HashMap<String, Received>>>,
+    /// The time between two deliveries.
+    delivery: Gap,
 }
 
 impl Shared {
@@ -57,12 +61,21 @@ impl Endpoints {
     pub(crate) async fn start() -> Self {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let port = listener.local_addr().expect("an address").port();
-        let shared =
-            Arc::new(Shared { started: Instant::now(), recovered: AtomicBool::new(false), received: Mutex::default() });
+        let shared = Arc::new(Shared {
+            started: Instant::now(),
+            recovered: AtomicBool::new(false),
+            received: Mutex::default(),
+            delivery: Gap::default(),
+        });
         let router = Router::new().fallback(receive).with_state(shared.clone());
         let limits = service_kit::http::Limits::default();
         let server = service_kit::http::serve(listener, router, limits, CancellationToken::new());
         Self { port, shared, _server: tokio::spawn(server) }
+    }
+
+    /// The time between two deliveries to any endpoint.
+    pub(crate) fn delivery(&self) -> &Gap {
+        &self.shared.delivery
     }
 
     pub(crate) fn url(&self, name: &str) -> String {
@@ -108,5 +121,7 @@ async fn receive(State(shared): State<Arc<Shared>>, uri: Uri, body: Bytes) -> St
     let received = of_endpoint.entry(update_id.to_owned()).or_insert(of_update);
     received.times += 1;
     received.changed |= received.body != hash;
+    drop(all);
+    shared.delivery.record();
     StatusCode::OK
 }

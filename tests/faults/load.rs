@@ -22,13 +22,12 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::gaps::Gap;
 use crate::support::{
     history::{self, Leads},
     model::Model,
 };
 
-/// How long a client waits for an answer before it sends again.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a client goes on sending an update. A fault is over long before.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(120);
 /// The mean pause of a client between two updates.
@@ -48,6 +47,10 @@ pub(crate) struct Ledger {
     pub(crate) over_http: AtomicU64,
     /// Acked by NATS.
     pub(crate) over_nats: AtomicU64,
+    /// Requests that a gateway answered with 503.
+    pub(crate) unavailable: AtomicU64,
+    /// The time between two acceptances over HTTP.
+    pub(crate) acceptance: Gap,
 }
 
 impl Ledger {
@@ -67,6 +70,8 @@ pub(crate) struct Client {
     pub(crate) gateways: Vec<String>,
     pub(crate) key: String,
     pub(crate) http: reqwest::Client,
+    /// How long it waits for an answer before it sends again.
+    pub(crate) answer_within: Duration,
 }
 
 impl Client {
@@ -79,12 +84,13 @@ impl Client {
         let waits = random.random_bool(0.3);
         loop {
             let gateway = self.gateways.choose(random).expect("a gateway");
-            match self.try_update(gateway, body, &idempotency_key, waits).await {
+            match self.try_update(gateway, body, &idempotency_key, waits, ledger).await {
                 Ok((update_id, outcome)) => {
                     if let Some(outcome) = outcome {
                         ledger.outcomes().insert(update_id.clone(), outcome);
                     }
                     ledger.over_http.fetch_add(1, Ordering::Relaxed);
+                    ledger.acceptance.record();
                     ledger.accepted().insert(update_id.clone());
                     return update_id;
                 }
@@ -102,6 +108,7 @@ impl Client {
         body: &Value,
         idempotency_key: &str,
         waits: bool,
+        ledger: &Ledger,
     ) -> anyhow::Result<(String, Option<Value>)> {
         let mut body = body.as_object().context("a body")?.clone();
         let expected_state = body.remove("expectedState");
@@ -111,7 +118,7 @@ impl Client {
             .post(format!("{gateway}/api/v1/leads/update{}", state.unwrap_or_default()))
             .bearer_auth(&self.key)
             .header("idempotency-key", idempotency_key)
-            .timeout(REQUEST_TIMEOUT);
+            .timeout(self.answer_within);
         if let Some(version) = body.remove("expectedVersion") {
             request = request.header("if-match", format!("\"{version}\""));
         }
@@ -119,7 +126,11 @@ impl Client {
         if waits {
             request = request.header("prefer", "wait=1");
         }
-        let answer = request.send().await?.bytes().await?;
+        let answer = request.send().await?;
+        if answer.status() == 503 {
+            ledger.unavailable.fetch_add(1, Ordering::Relaxed);
+        }
+        let answer = answer.bytes().await?;
         let answer: Value = serde_json::from_slice(&answer)?;
         if answer["success"] != true {
             // A refusal that is no fault of the servers would be repeated for ever.
@@ -130,6 +141,7 @@ impl Client {
                 "not_confirmed",
                 "starting",
                 "broker_unavailable",
+                "idempotency_unavailable",
                 "log_refused",
                 "project_backlog",
             ];

@@ -19,6 +19,7 @@ pub(crate) struct Member {
 /// Everything that faults can hit.
 pub(crate) struct Victims {
     pub(crate) gateways: Vec<Member>,
+    pub(crate) gateway_urls: Vec<String>,
     pub(crate) lead_states: Vec<Member>,
     pub(crate) notifiers: Vec<Member>,
     pub(crate) nats: LocalNats,

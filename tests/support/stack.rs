@@ -11,7 +11,9 @@ use contract::{
 use serde_json::{Value, json};
 use service_kit::config::NatsConfig;
 use sqlx::PgPool;
-use test_support::{LocalNats, LocalPostgres, Receiver, Service, binary, eventually, free_port, nats, postgres};
+use test_support::{
+    LocalNats, LocalPostgres, Receiver, Service, binary, eventually, free_port, nats, nats_cluster, postgres,
+};
 
 use super::{Api, TEST_TIMEOUT};
 
@@ -31,7 +33,14 @@ pub(crate) struct Stack {
     pub(crate) client: async_nats::Client,
     pub(crate) pool: PgPool,
     pub(crate) nats: LocalNats,
+    /// The other members of its cluster, if it is in one.
+    pub(crate) nats_peers: Vec<LocalNats>,
     pub(crate) postgres: LocalPostgres,
+}
+
+/// The URL of servers that form a cluster.
+pub(crate) fn cluster_url<'a>(servers: impl IntoIterator<Item = &'a LocalNats>) -> String {
+    servers.into_iter().map(LocalNats::url).collect::<Vec<_>>().join(",")
 }
 
 /// Starts a service with `extra` in its environment; the process, and the URL of its `/readyz`.
@@ -76,6 +85,31 @@ impl Stack {
         .await
     }
 
+    /// Starts everything on a cluster of three nats-servers, with three replicas of each stream; `extra` are environment
+    /// variables that all services see.
+    pub(crate) async fn start_on_cluster(extra: &[(&str, &str)]) -> Self {
+        let (mut servers, postgres) = tokio::join!(nats_cluster(), postgres());
+        let nats_url = cluster_url(&servers);
+        let nats = servers.remove(0);
+        let settings = [("NATS_URL", nats_url.as_str()), ("STREAM_REPLICAS", "3")];
+        let settings = settings.iter().chain(extra);
+        let settings: Vec<_> = settings.map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let operator = NatsConfig::at(&nats_url);
+        let stack = Self::start_on(nats, postgres, &operator, |_| settings.clone()).await;
+        Self { nats_peers: servers, ..stack }
+    }
+
+    /// The URL of NATS: of all its servers.
+    pub(crate) fn nats_url(&self) -> String {
+        cluster_url([&self.nats].into_iter().chain(&self.nats_peers))
+    }
+
+    /// The member of the cluster with this name.
+    pub(crate) fn nats_server(&mut self, name: &str) -> &mut LocalNats {
+        let mut servers = [&mut self.nats].into_iter().chain(&mut self.nats_peers);
+        servers.find(|server| server.name() == Some(name)).unwrap_or_else(|| panic!("there is no {name}"))
+    }
+
     /// Starts everything on these servers. `operator` is how the test itself reaches NATS; `extra` are a service's
     /// environment variables.
     pub(crate) async fn start_on(
@@ -112,6 +146,7 @@ impl Stack {
             client,
             pool,
             nats,
+            nats_peers: Vec::new(),
             postgres,
         }
     }
@@ -220,7 +255,8 @@ impl Stack {
     /// A second gateway with `extra` in its environment, and the same project's client of it.
     pub(crate) async fn second_gateway(&self, extra: &[(&str, &str)]) -> (Service, Api) {
         let listen = format!("127.0.0.1:{}", free_port());
-        let extra = [extra, &[("GATEWAY_LISTEN", listen.as_str())]].concat();
+        let nats_url = self.nats_url();
+        let extra = [&[("NATS_URL", nats_url.as_str())], extra, &[("GATEWAY_LISTEN", listen.as_str())]].concat();
         let (mut gateway, ready) = service("gateway", &self.nats, &self.postgres, &extra);
         gateway.wait_for_http(&ready, TEST_TIMEOUT).await;
         (gateway, Api { url: format!("http://{listen}"), ..self.api.clone() })

@@ -40,6 +40,9 @@ pub const NOTIFIER_CONSUMER: &str = "webhook-notifier";
 /// The consumer through which webhook-notifiers record the deliveries of ordered callbacks, ahead of all attempts.
 pub const ORDER_CONSUMER: &str = "webhook-notifier-order";
 
+/// The name under which lead-state shows operators, in its micro service, how many replicas new streams get.
+pub const STREAM_REPLICAS: &str = "stream_replicas";
+
 /// The size of the streams.
 #[derive(Debug, Clone, Copy)]
 pub struct StreamLimits {

@@ -22,6 +22,7 @@
 
 mod error;
 mod nats;
+mod nats_cluster;
 pub mod port;
 mod postgres;
 pub mod process;
@@ -34,7 +35,7 @@ mod user;
 
 pub use crate::{
     error::Error,
-    nats::{Authorization, LocalNats, NatsOptions},
+    nats::{Authorization, ClusterMember, LocalNats, NatsOptions},
     postgres::{LocalPostgres, PostgresOptions},
     programs::{Install, NATS_SERVER_VARIABLE, ensure_installed},
     tls::Tls,

@@ -30,6 +30,9 @@ const GRACE_PERIOD: Duration = Duration::from_secs(15);
 /// Ports to try if other processes take them first.
 const PORT_ATTEMPTS: usize = 5;
 
+/// The directory of the streams in the server's directory.
+const STORE: &str = "store";
+
 /// The first version that can sync before it acks.
 const SYNCS_SINCE: (u32, u32) = (2, 10);
 
@@ -49,6 +52,23 @@ pub struct NatsOptions {
     pub tls: Option<Tls>,
     /// The server to run; by default the one that is named in the environment or found on this machine.
     pub program: Option<PathBuf>,
+    /// Its place in a cluster; `None` for a server of its own. See [`LocalNats::start_cluster`].
+    pub cluster: Option<ClusterMember>,
+}
+
+/// The place of a nats-server in a cluster on 127.0.0.1.
+#[derive(Clone, Debug)]
+pub struct ClusterMember {
+    /// The name of the cluster. Servers refuse routes from another cluster.
+    pub cluster: String,
+    /// The name of the server, unique in its cluster.
+    pub name: String,
+    /// The port for the routes from its peers.
+    pub route_port: u16,
+    /// The route ports of all members.
+    pub peers: Vec<u16>,
+    /// The port for monitoring over HTTP.
+    pub monitor_port: u16,
 }
 
 /// Users and permissions of a nats-server.
@@ -94,16 +114,17 @@ pub struct LocalNats {
     home: ServerDir,
     program: PathBuf,
     version: (u32, u32, u32),
-    sync: bool,
-    access: Access,
+    settings: Settings,
     port: u16,
 }
 
-/// How clients and the owner connect.
+/// What the configuration of a server says beside its ports and files.
 #[derive(Debug)]
-struct Access {
+struct Settings {
+    sync: bool,
     authorization: Authorization,
     tls: Option<Tls>,
+    cluster: Option<ClusterMember>,
 }
 
 impl LocalNats {
@@ -129,13 +150,9 @@ impl LocalNats {
 
         let authorization = match options.authorization {
             Some(authorization) => authorization,
-            None => {
-                let password = home.secret("password")?;
-                let config = default_accounts(&password);
-                Authorization { config, environment: Vec::new(), user: USER.into(), password }
-            }
+            None => Authorization::with_password(home.secret("password")?),
         };
-        let access = Access { authorization, tls: options.tls };
+        let settings = Settings { sync, authorization, tls: options.tls, cluster: options.cluster };
         let mut wanted = [options.port, home.last_port()].into_iter().flatten().find(|port| port::is_free(*port));
         let mut attempt = 1;
         let (process, port) = loop {
@@ -143,33 +160,33 @@ impl LocalNats {
                 Some(port) => port,
                 None => port::free().during(|| "looking for a free port".to_owned())?,
             };
-            match launch(&program, &home, sync, &access, port).await {
+            match launch(&program, &home, &settings, port).await {
                 Ok(process) => break (process, port),
                 Err(Error::Died { log, .. }) if port_was_taken(&log) && attempt < PORT_ATTEMPTS => attempt += 1,
                 Err(error) => return Err(error),
             }
         };
         home.save_port(port)?;
-        Ok(Self { process, home, program, version, sync, access, port })
+        Ok(Self { process, home, program, version, settings, port })
     }
 
     /// The owner's URL, `nats://user:password@127.0.0.1:port` (`tls://` with TLS). It is stable for a directory and port.
     #[must_use]
     pub fn url(&self) -> String {
-        let Authorization { user, password, .. } = &self.access.authorization;
+        let Authorization { user, password, .. } = &self.settings.authorization;
         self.url_for(user, password)
     }
 
     /// The URL of the producer, if the server has the default users.
     #[must_use]
     pub fn producer_url(&self) -> String {
-        self.url_for(PRODUCER, &self.access.authorization.password)
+        self.url_for(PRODUCER, &self.settings.authorization.password)
     }
 
     /// The URL for another user.
     #[must_use]
     pub fn url_for(&self, user: &str, password: &str) -> String {
-        let scheme = if self.access.tls.is_some() { "tls" } else { "nats" };
+        let scheme = if self.settings.tls.is_some() { "tls" } else { "nats" };
         format!("{scheme}://{user}:{password}@127.0.0.1:{}", self.port)
     }
 
@@ -178,7 +195,7 @@ impl LocalNats {
     /// # Errors
     /// The server does not run.
     pub async fn connect(&self) -> Result<Client, ConnectError> {
-        connect(&self.access, self.port).await
+        connect(&self.settings, self.port).await
     }
 
     /// The port on 127.0.0.1.
@@ -208,7 +225,19 @@ impl LocalNats {
     /// Whether an ack of JetStream means that the message is on disk.
     #[must_use]
     pub fn syncs(&self) -> bool {
-        self.sync
+        self.settings.sync
+    }
+
+    /// The name of the server in its cluster, if it is a member of one.
+    #[must_use]
+    pub fn name(&self) -> Option<&str> {
+        self.settings.cluster.as_ref().map(|member| member.name.as_str())
+    }
+
+    /// The URL of its monitoring port, if it is a member of a cluster.
+    #[must_use]
+    pub fn monitor_url(&self) -> Option<String> {
+        self.settings.cluster.as_ref().map(|member| format!("http://127.0.0.1:{}", member.monitor_port))
     }
 
     /// Resolves when the server ends for any reason. Cancel-safe.
@@ -241,8 +270,19 @@ impl LocalNats {
     /// As for [`LocalNats::start`]; and [`Error::Died`] when another process took the port in the meantime.
     pub async fn restart(&mut self) -> Result<(), Error> {
         self.stop().await?;
-        self.process = launch(&self.program, &self.home, self.sync, &self.access, self.port).await?;
+        self.process = launch(&self.program, &self.home, &self.settings, self.port).await?;
         Ok(())
+    }
+
+    /// Stops it if it runs, and starts it with an empty store, as after the loss of its disk.
+    ///
+    /// # Errors
+    /// As for [`LocalNats::restart`]; the system cannot remove the store.
+    pub async fn restart_empty(&mut self) -> Result<(), Error> {
+        self.stop().await?;
+        let store = self.home.join(STORE);
+        std::fs::remove_dir_all(&store).during(|| format!("removing {}", store.display()))?;
+        self.restart().await
     }
 
     /// Sends a signal, such as [`Signal::Stop`] to freeze it and [`Signal::Cont`] to resume it.
@@ -259,6 +299,14 @@ impl Drop for LocalNats {
         if self.process.is_watched() {
             self.home.leave_cleanup_to_watcher();
         }
+    }
+}
+
+impl Authorization {
+    /// The default users, under this password.
+    pub(crate) fn with_password(password: String) -> Self {
+        let config = default_accounts(&password);
+        Self { config, environment: Vec::new(), user: USER.into(), password }
     }
 }
 
@@ -282,10 +330,11 @@ fn default_accounts(password: &str) -> String {
     )
 }
 
-async fn launch(program: &Path, home: &ServerDir, sync: bool, access: &Access, port: u16) -> Result<Process, Error> {
-    let sync = if sync { "sync_interval: always" } else { "" };
+async fn launch(program: &Path, home: &ServerDir, settings: &Settings, port: u16) -> Result<Process, Error> {
+    let Settings { sync, authorization, tls, cluster } = settings;
+    let sync = if *sync { "sync_interval: always" } else { "" };
     let quoted = |name: &str| format!("{:?}", home.join(name).display().to_string());
-    let tls = access.tls.as_ref().map(|tls| {
+    let tls = tls.as_ref().map(|tls| {
         let file = |path: &Path| format!("{:?}", path.display().to_string());
         format!(
             "tls {{\n  cert_file: {}\n  key_file: {}\n  ca_file: {}\n  verify: {}\n}}\n",
@@ -301,17 +350,18 @@ async fn launch(program: &Path, home: &ServerDir, sync: bool, access: &Access, p
          pid_file: {pid_file}\n\
          {authorization}\n\
          jetstream {{\n  store_dir: {store}\n  {sync}\n}}\n\
-         {tls}",
-        authorization = access.authorization.config,
+         {tls}{cluster}",
+        authorization = authorization.config,
         tls = tls.unwrap_or_default(),
+        cluster = cluster.as_ref().map(ClusterMember::config).unwrap_or_default(),
         pid_file = quoted("nats.pid"),
-        store = quoted("store"),
+        store = quoted(STORE),
     );
     home.write_private("nats.conf", &config)?;
 
     let mut command = std::process::Command::new(program);
     command.arg("-c").arg(home.join("nats.conf")).current_dir(home.path());
-    command.envs(access.authorization.environment.iter().map(|(name, value)| (name, value)));
+    command.envs(authorization.environment.iter().map(|(name, value)| (name, value)));
     let log = home.join("nats.log");
     let options = ChildOptions {
         name: "nats-server",
@@ -323,14 +373,14 @@ async fn launch(program: &Path, home: &ServerDir, sync: bool, access: &Access, p
     };
     let mut process = Process::spawn(&command, &options)?;
     // The password is unique to this directory, so another server on this port is not mistaken for ours.
-    process.ready(START_DEADLINE, async || connect(access, port).await.is_ok()).await?;
+    process.ready(START_DEADLINE, async || connect(settings, port).await.is_ok()).await?;
     Ok(process)
 }
 
-async fn connect(access: &Access, port: u16) -> Result<Client, ConnectError> {
-    let Authorization { user, password, .. } = &access.authorization;
+async fn connect(settings: &Settings, port: u16) -> Result<Client, ConnectError> {
+    let Authorization { user, password, .. } = &settings.authorization;
     let mut options = ConnectOptions::with_user_and_password(user.clone(), password.clone());
-    if let Some(tls) = &access.tls {
+    if let Some(tls) = &settings.tls {
         options = options.require_tls(true).add_root_certificates(tls.ca.clone());
         if tls.verify_clients {
             options = options.add_client_certificate(tls.certificate.clone(), tls.key.clone());

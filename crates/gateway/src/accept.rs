@@ -1,5 +1,7 @@
 //! 1 Accept: an update or a call event becomes a command in the log, and its response.
 
+use std::time::Instant;
+
 use async_nats::Client;
 use axum::{
     extract::Request,
@@ -23,6 +25,7 @@ use crate::{
     command_log::LogEntry,
     error::ApiError,
     idempotency::{self, Claim, IDEMPOTENT_REPLAYED},
+    outage::PendingRequest,
     outcome_waiters::OutcomeWaiter,
     request::{
         body, fields,
@@ -95,17 +98,18 @@ pub(crate) async fn accept(
 ) -> HandlerResult {
     let Preferences { client_key, waiting } = preferences;
     let broker = app.broker()?;
+    let pending = PendingRequest { began: Instant::now(), bytes: body.len() };
     let mut claim = Claim { update_id: clock::new_id(), replayed: false };
     if let Some(client_key) = client_key {
         let record = record(&command, &body, claim.update_id);
         // Boxed, like everything that most requests do without: the runtime moves the handler's whole state several times.
-        claim = Box::pin(app.idempotency.claim(&broker.js, key.project_id, &client_key, &record)).await?;
+        claim = Box::pin(app.idempotency.claim(&broker.js, key.project_id, &client_key, &record, pending)).await?;
     }
     let Claim { update_id, replayed } = claim;
     command.identify(update_id, Some(key.key_id));
     trace.span.update(update_id);
     let Logged { outcome, preference_applied, warning } =
-        log(app, key.project_id, &command, claim, waiting, &trace.traceparent).await?;
+        log(app, key.project_id, &command, claim, waiting, &trace.traceparent, pending.began).await?;
     warnings.extend(warning.map(str::to_owned));
     let message = match command.kind() {
         OutcomeKind::Update => "Lead update initiated",
@@ -134,7 +138,7 @@ pub(crate) struct Logged {
 }
 
 /// Logs a command under the id of the claim, also if that was replayed: the first request's command may not have reached
-/// the log.
+/// the log. Waits for a leader of the log as long as a request may that began then.
 pub(crate) async fn log(
     app: &App,
     project_id: ObjectId,
@@ -142,15 +146,16 @@ pub(crate) async fn log(
     claim: Claim,
     Waiting(waiting): Waiting,
     traceparent: &str,
+    began: Instant,
 ) -> Result<Logged, ApiError> {
     let broker = app.broker()?;
     let entry = LogEntry::new(project_id, claim.update_id, command)?;
     let Some((wait, key_check)) = waiting else {
-        app.command_log.append(&broker.commands, project_id, entry, traceparent).await?;
+        app.command_log.append(&broker.commands, project_id, entry, traceparent, began).await?;
         return Ok(Logged { outcome: None, preference_applied: None, warning: None });
     };
     let pending = Box::pin(PendingOutcome::register(app, &broker.client, wait, project_id, claim)).await;
-    app.command_log.append(&broker.commands, project_id, entry, traceparent).await?;
+    app.command_log.append(&broker.commands, project_id, entry, traceparent, began).await?;
     let Some(pending) = pending else {
         return Ok(Logged { outcome: None, preference_applied: None, warning: Some(NOT_WAITED) });
     };

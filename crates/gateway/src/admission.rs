@@ -36,7 +36,8 @@ const STALLED_AFTER: Duration = Duration::from_secs(2);
 pub(crate) const PATIENCE: Duration = Duration::from_secs(3);
 /// Most waiting requests of a project: clients that wait for each answer are slowed down rather than refused.
 const MAX_WAITING: usize = 1024;
-/// Most bytes of them, beside one that is longer.
+/// Most bytes of them, beside one that is longer; and most bytes of a project that are admitted and not published yet, as
+/// while the log has no leader.
 const MAX_WAITING_BYTES: usize = 8 << 20;
 /// Marks kept per project. Fewer are coarser: a mark counts until all of its commands are applied.
 const MAX_MARKS: usize = 64;
@@ -96,6 +97,8 @@ struct State {
 struct Backlog {
     /// All unapplied work, published or about to be.
     work: Work,
+    /// The bytes of the part that is about to be published.
+    unpublished_bytes: usize,
     /// The published part, by the last sequence of its commands, ascending.
     marks: VecDeque<(u64, Work)>,
     /// Requests that wait, and the bytes that they hold.
@@ -188,16 +191,21 @@ impl Admission {
         // A project under the bound gets all that it wants, so that work of any size is admitted some time.
         let admits = match stalled {
             false => backlog.work.commands < MAX_COMMANDS && backlog.work.bytes < MAX_BYTES,
-            true => backlog.work.bytes < log_share,
+            true => backlog.work.bytes < log_share && backlog.unpublished_bytes < MAX_WAITING_BYTES,
         };
         if !admits {
             return None;
         }
         backlog.work += work;
+        backlog.unpublished_bytes += work.bytes;
         Some(Admitted { admission: self.clone(), project_id, work })
     }
 
-    fn wait_in(&self, project_id: ObjectId, bytes: usize) -> Result<Waiting<'_>, ApiError> {
+    /// Counts a request of the project as waiting, with the bytes that it holds, until the result is dropped.
+    ///
+    /// # Errors
+    /// Too many wait.
+    pub(crate) fn wait_in(&self, project_id: ObjectId, bytes: usize) -> Result<Waiting<'_>, ApiError> {
         let mut state = self.lock();
         let backlog = state.projects.entry(project_id).or_default();
         if backlog.waiting >= MAX_WAITING || backlog.waiting_bytes >= MAX_WAITING_BYTES {
@@ -233,8 +241,8 @@ impl Backlog {
     }
 }
 
-/// A request that waits for admission.
-struct Waiting<'a> {
+/// A request that waits for admission, or for the record of its idempotency key.
+pub(crate) struct Waiting<'a> {
     admission: &'a Admission,
     project_id: ObjectId,
     bytes: usize,
@@ -266,6 +274,7 @@ impl Admitted {
             return;
         }
         if let Some(backlog) = state.projects.get_mut(&self.project_id) {
+            backlog.unpublished_bytes -= self.work.bytes;
             backlog.mark(last, std::mem::take(&mut self.work));
         }
     }
@@ -276,7 +285,10 @@ impl Drop for Admitted {
         if self.work == Work::default() {
             return;
         }
-        self.admission.lock().change(self.project_id, |backlog| backlog.work -= self.work);
+        self.admission.lock().change(self.project_id, |backlog| {
+            backlog.work -= self.work;
+            backlog.unpublished_bytes -= self.work.bytes;
+        });
         self.admission.changed.notify_waiters();
     }
 }
@@ -353,14 +365,31 @@ mod tests {
         admission.set_log_bytes(8 << 20);
         admission.lock().progress_at = Instant::now().checked_sub(STALLED_AFTER * 2);
 
-        let mut admitted = Vec::new();
+        let mut sequence = MAX_COMMANDS as u64;
         while let Ok(more) = admit(&admission, FLOODING).await {
-            admitted.push(more);
+            sequence += 1;
+            more.published(Some(sequence));
         }
 
         let bytes = admission.lock().projects[&FLOODING].work.bytes;
         assert!((2 << 20..(2 << 20) + 1024).contains(&bytes), "{bytes}");
         assert!(admit(&admission, OTHER).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn while_the_log_has_no_leader_a_project_holds_few_bytes() {
+        let admission = Arc::<Admission>::default();
+        let large = Work { commands: 1, bytes: MAX_WAITING_BYTES / 4 };
+        admission.lock().progress_at = Instant::now().checked_sub(STALLED_AFTER * 2);
+        // Keeps the project known, so that the time without progress counts.
+        let _waiting = admission.wait_in(FLOODING, 0).unwrap();
+
+        let admitted: Vec<_> = (0..4).map(|_| admission.try_admit(FLOODING, large).unwrap()).collect();
+
+        assert!(admission.try_admit(FLOODING, one()).is_none());
+        assert!(admission.try_admit(OTHER, one()).is_some());
+        drop(admitted);
+        assert!(admission.try_admit(FLOODING, one()).is_some());
     }
 
     #[tokio::test]

@@ -61,15 +61,13 @@ pub(crate) struct Broker {
 
 impl App {
     pub(crate) fn new(config: &Config, keys: BucketCache<ApiKey>, metrics: Metrics, traces: Traces) -> Self {
+        let budget = WorkBudget::new(u64::from(config.work_rate) << 20);
+        let command_log = CommandLog::new(config.max_in_flight as usize, budget, traces.clone());
         Self {
             keys,
             broker: OnceLock::new(),
-            command_log: CommandLog::new(
-                config.max_in_flight as usize,
-                WorkBudget::new(u64::from(config.work_rate) << 20),
-                traces.clone(),
-            ),
-            idempotency: IdempotencyStore::default(),
+            idempotency: IdempotencyStore::new(command_log.admission.clone()),
+            command_log,
             outcome_waiters: Arc::new(OutcomeWaiters::new()),
             event_subscribers: Arc::new(EventSubscribers::new(config.max_listeners as usize)),
             rates: RateLimits::new(config.update_rate, config.other_rate),

@@ -36,6 +36,7 @@ use crate::{
     error::ApiError,
     idempotency::{self, Claim, IDEMPOTENT_REPLAYED},
     json_splitter::{Item, JsonSplitter},
+    outage::PendingRequest,
     request::{body, trace::RequestTrace},
     response::HandlerResult,
 };
@@ -119,7 +120,11 @@ async fn admit(
     let permit = app.bulk_permit(key.project_id)?;
     let broker = app.broker()?;
     let claim = match client_key {
-        Some(client_key) => Some(app.idempotency.claim_bulk(&broker.js, key.project_id, kind, &client_key).await?),
+        Some(client_key) => {
+            // The body has not been read yet.
+            let pending = PendingRequest { began: std::time::Instant::now(), bytes: 0 };
+            Some(app.idempotency.claim_bulk(&broker.js, key.project_id, kind, &client_key, pending).await?)
+        }
         None => None,
     };
     Ok((permit, claim))

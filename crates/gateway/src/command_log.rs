@@ -6,10 +6,7 @@
 //! it, no ack is dropped, and no permit is leaked; shutdown waits for these tasks.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -31,6 +28,7 @@ use crate::{
     admission::{Admission, PATIENCE, Work},
     command::Command,
     error::{ApiError, SharedPool},
+    outage::Outage,
     work_budget::WorkBudget,
 };
 
@@ -68,8 +66,8 @@ pub(crate) struct CommandLog {
     groups: Arc<Pool<ObjectId>>,
     in_flight: Arc<Pool<ObjectId>>,
     publishing: TaskTracker,
-    /// Whether the last publish failed. Only changes are logged, not every request of an outage.
-    failing: Arc<AtomicBool>,
+    /// Whether the log accepts updates.
+    pub(crate) outage: Arc<Outage>,
     traces: Traces,
 }
 
@@ -81,18 +79,20 @@ impl CommandLog {
             groups: Pool::new(MAX_GROUPS),
             in_flight: Pool::new(max_in_flight),
             publishing: TaskTracker::new(),
-            failing: Arc::default(),
+            outage: Arc::new(Outage::new("the command log", "updates")),
             traces,
         }
     }
 
-    /// Publishes a command and waits for the ack.
+    /// Publishes a command and waits for the ack. Without a leader of the log, waits for one as long as a request may that
+    /// began then.
     pub(crate) async fn append(
         &self,
         commands: &Publisher,
         project_id: ObjectId,
         entry: LogEntry,
         traceparent: &str,
+        began: Instant,
     ) -> Result<(), ApiError> {
         let LogEntry { kind, id: update_id, message_id, payload, .. } = entry;
         // It may wait, and so precedes what others could have meanwhile.
@@ -106,9 +106,9 @@ impl CommandLog {
         let own = span.traceparent();
         let traceparent = own.as_deref().unwrap_or(traceparent);
         let message = publish::message(subject, &message_id, Some(traceparent), payload);
-        let (commands, failing) = (commands.clone(), self.failing.clone());
+        let (commands, outage) = (commands.clone(), self.outage.clone());
         let publish = async move {
-            let published = commands.publish(message).await;
+            let published = commands.publish_until(message, outage.deadline(began)).await;
             drop(permit);
             admitted.published(published.as_ref().ok().map(|stored| stored.up_to));
             if let Err(e) = &published {
@@ -120,17 +120,11 @@ impl CommandLog {
                         span.note(|| [("leadrelay.log.sequence", (sequence as i64).into())]);
                     }
                     tracing::debug!(%update_id, %project_id, sequence = stored.sequence, "update accepted");
-                    if failing.swap(false, Ordering::Relaxed) {
-                        tracing::info!("the command log accepts updates again");
-                    }
+                    outage.succeeded();
                 }
                 // The client's mistake, not the log's.
                 Err(PublishError::TooLarge) => {}
-                Err(e) => {
-                    if !failing.swap(true, Ordering::Relaxed) {
-                        tracing::warn!("the command log does not accept updates: {e}");
-                    }
-                }
+                Err(e) => outage.failed(began, e),
             }
             published
         };
@@ -141,8 +135,8 @@ impl CommandLog {
     }
 
     /// Publishes commands in this order, waits for their acks, and returns the result of each. Waits within `patience` for
-    /// the project's budget, then as long for its backlog, and then for its share of the groups in flight. Commands without a
-    /// trace of their own get the one of their request.
+    /// the project's budget, then as long for its backlog, and then for its share of the groups in flight and for a leader of
+    /// the log. Commands without a trace of their own get the one of their request.
     pub(crate) async fn append_all(
         &self,
         commands: &Publisher,
@@ -178,9 +172,10 @@ impl CommandLog {
             publish::message(subject, &message_id, entrys.as_deref().or(traceparent), payload)
         };
         let messages: Vec<_> = entries.into_iter().map(message).collect();
-        let (commands, failing) = (commands.clone(), self.failing.clone());
+        let (commands, outage) = (commands.clone(), self.outage.clone());
+        let began = Instant::now();
         let publish = async move {
-            let published = commands.publish_each(messages).await;
+            let published = commands.publish_each_until(messages, outage.deadline(began)).await;
             drop(permit);
             let accepted = published.iter().flatten().count();
             admitted.published(published.iter().flatten().map(|stored| stored.up_to).max());
@@ -189,14 +184,10 @@ impl CommandLog {
             match refused.find(|e| !matches!(e, PublishError::TooLarge)) {
                 Some(e) => {
                     span.fail("not_published", e);
-                    if !failing.swap(true, Ordering::Relaxed) {
-                        tracing::warn!("the command log does not accept updates: {e}");
-                    }
+                    outage.failed(began, e);
                 }
-                None if accepted > 0 && failing.swap(false, Ordering::Relaxed) => {
-                    tracing::info!("the command log accepts updates again");
-                }
-                _ => {}
+                None if accepted > 0 => outage.succeeded(),
+                None => {}
             }
             published
         };

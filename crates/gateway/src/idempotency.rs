@@ -6,10 +6,17 @@
 //! and JetStream (by message id) and the ledger apply it once. After a crash between the two writes, the next request
 //! with the key completes the first.
 //!
+//! A bucket without a leader is waited for, as long as the request may wait: the record is created again, and the first of
+//! the attempts that was stored counts.
+//!
 //! The bucket of the records is bounded, and every project has a share of it (see [`service_kit::shares`]). A project beyond
 //! its share gets no new keys; those that it has still work.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use async_nats::jetstream::{
     self, ErrorCode,
@@ -25,11 +32,15 @@ use contract::{
 };
 use service_kit::{clock, nats::error_chain, shares};
 use tokio::{
-    sync::{Mutex, OnceCell},
-    time::Instant,
+    sync::{Mutex, OnceCell, Semaphore},
+    time::{sleep, timeout, timeout_at},
 };
 
-use crate::error::ApiError;
+use crate::{
+    admission::Admission,
+    error::ApiError,
+    outage::{Outage, PendingRequest},
+};
 
 pub(crate) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 /// In a response: the key was used before, and the update is that of the first request.
@@ -41,6 +52,16 @@ const MAX_CHARS: usize = 255;
 /// How often a record is read that could not be created and is not found: it expired in between, or a replica that is
 /// behind answered the read.
 const ATTEMPTS: usize = 3;
+
+/// How long the bucket may take to answer before it is asked again: the server that had the request may be dead.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long it may take to say how full it is. Without an answer no key is refused.
+const MEASURE_TIMEOUT: Duration = Duration::from_secs(1);
+/// The pause between two repetitions of one permit. Longer delays requests after an election, shorter costs more while it
+/// lasts.
+const PAUSE: Duration = Duration::from_millis(200);
+/// How many repetitions are in progress at once, of all requests that wait.
+const MAX_REPETITIONS: usize = 64;
 
 /// The key of a request: a string as in RFC 8941, 3.3.3 (`"order-7"`). Many clients leave the quotes out, so both spellings
 /// are the same key.
@@ -92,11 +113,36 @@ pub(crate) struct Claim {
 /// How long a measurement of the bucket is used. Longer lets a project exceed its share by more, shorter costs requests.
 const MEASURED_FOR: Duration = Duration::from_secs(10);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct IdempotencyStore {
     /// Empty until the first request with a key.
     store: OnceCell<Store>,
     usage: Mutex<Option<BucketUsage>>,
+    /// Bounds the requests that wait for the bucket's leader.
+    admission: Arc<Admission>,
+    repetitions: Semaphore,
+    /// Whether the bucket accepts keys.
+    pub(crate) outage: Outage,
+}
+
+/// Why a key has no record.
+#[derive(Debug)]
+enum ClaimError {
+    /// The bucket has no leader, or there is no connection.
+    Unavailable(String),
+    Refused(ApiError),
+}
+
+impl From<ApiError> for ClaimError {
+    fn from(error: ApiError) -> Self {
+        Self::Refused(error)
+    }
+}
+
+impl ClaimError {
+    fn unavailable(error: &(dyn std::error::Error + 'static)) -> Self {
+        Self::Unavailable(error_chain(error))
+    }
 }
 
 /// How full the bucket is.
@@ -112,6 +158,11 @@ struct BucketUsage {
 }
 
 impl BucketUsage {
+    /// The usage of a bucket that could not be measured: it refuses no key.
+    fn unknown() -> Self {
+        Self { at: Instant::now(), records: 0, bytes: 0, max_bytes: None, projects: HashMap::new() }
+    }
+
     /// Whether a project may be beyond its share. Up to one half, the bucket has more space than any project uses.
     fn is_scarce(&self) -> bool {
         self.max_bytes.is_some_and(|max| self.bytes > max / 2)
@@ -129,6 +180,16 @@ impl BucketUsage {
 }
 
 impl IdempotencyStore {
+    pub(crate) fn new(admission: Arc<Admission>) -> Self {
+        Self {
+            store: OnceCell::new(),
+            usage: Mutex::default(),
+            admission,
+            repetitions: Semaphore::new(MAX_REPETITIONS),
+            outage: Outage::new("the bucket of idempotency keys", "keys"),
+        }
+    }
+
     /// Like [`claim`](Self::claim), for a bulk request: the ids of its updates are derived from the claim's.
     pub(crate) async fn claim_bulk(
         &self,
@@ -136,28 +197,78 @@ impl IdempotencyStore {
         project_id: ObjectId,
         kind: OutcomeKind,
         client_key: &str,
+        request: PendingRequest,
     ) -> Result<Claim, ApiError> {
         let record = IdempotencyRecord::of_bulk(kind, clock::new_id());
-        self.claim(js, project_id, client_key, &record).await
+        self.claim(js, project_id, client_key, &record, request).await
     }
 
-    /// Reads the record of a client's key, or creates it if the project's share allows it.
+    /// Reads the record of a client's key, or creates it if the project's share allows it. Waits for the bucket's leader as
+    /// long as the request may wait.
     pub(crate) async fn claim(
         &self,
         js: &jetstream::Context,
         project_id: ObjectId,
         client_key: &str,
         record: &IdempotencyRecord,
+        request: PendingRequest,
     ) -> Result<Claim, ApiError> {
         let key = &*idempotency_key(project_id, client_key);
-        let store = self.store.get_or_try_init(|| js.get_key_value(IDEMPOTENCY)).await.map_err(|e| unavailable(&e))?;
+        let deadline = self.outage.deadline(request.began);
+        let mut claimed = self.attempt(js, project_id, key, record).await;
+        if matches!(&claimed, Err(ClaimError::Unavailable(_))) && Instant::now() < deadline {
+            let _waiting = self.admission.wait_in(project_id, request.bytes)?;
+            while matches!(&claimed, Err(ClaimError::Unavailable(_)))
+                && Instant::now() < deadline
+                && let Ok(Ok(_permit)) = timeout_at(deadline.into(), self.repetitions.acquire()).await
+            {
+                claimed = self.attempt(js, project_id, key, record).await;
+                if matches!(&claimed, Err(ClaimError::Unavailable(_))) {
+                    // With the permit: it paces the repetitions of all requests together.
+                    sleep(PAUSE.min(deadline.saturating_duration_since(Instant::now()))).await;
+                }
+            }
+        }
+        match claimed {
+            Ok(claim) => {
+                self.outage.succeeded();
+                Ok(claim)
+            }
+            Err(ClaimError::Refused(error)) => Err(error),
+            Err(ClaimError::Unavailable(why)) => {
+                self.outage.failed(request.began, &why);
+                Err(ApiError::IdempotencyUnavailable)
+            }
+        }
+    }
+
+    async fn attempt(
+        &self,
+        js: &jetstream::Context,
+        project_id: ObjectId,
+        key: &str,
+        record: &IdempotencyRecord,
+    ) -> Result<Claim, ClaimError> {
+        let claimed = timeout(ANSWER_TIMEOUT, self.try_claim(js, project_id, key, record)).await;
+        claimed.unwrap_or_else(|_| Err(ClaimError::Unavailable(format!("no answer within {ANSWER_TIMEOUT:?}"))))
+    }
+
+    async fn try_claim(
+        &self,
+        js: &jetstream::Context,
+        project_id: ObjectId,
+        key: &str,
+        record: &IdempotencyRecord,
+    ) -> Result<Claim, ClaimError> {
+        let store = self.store.get_or_try_init(|| js.get_key_value(IDEMPOTENCY)).await;
+        let store = store.map_err(|e| ClaimError::unavailable(&e))?;
         let value = serde_json::to_vec(record).map_err(|e| {
             tracing::error!("cannot serialize an idempotency record: {e}");
             ApiError::Internal
         })?;
         if let Err(refusal) = self.check_share(store, project_id).await {
-            let first = store.get(key).await.map_err(|e| unavailable(&e))?;
-            return first.map_or(Err(refusal), |first| decide(&first, record));
+            let first = store.get(key).await.map_err(|e| ClaimError::unavailable(&e))?;
+            return Ok(first.map_or(Err(refusal), |first| decide(&first, record))?);
         }
         for _ in 0..ATTEMPTS {
             match store.create(key, value.clone().into()).await {
@@ -165,11 +276,11 @@ impl IdempotencyStore {
                 Err(e) if e.kind() == CreateErrorKind::AlreadyExists => {}
                 Err(e) => return Err(refusal(&e)),
             }
-            if let Some(first) = store.get(key).await.map_err(|e| unavailable(&e))? {
-                return decide(&first, record);
+            if let Some(first) = store.get(key).await.map_err(|e| ClaimError::unavailable(&e))? {
+                return Ok(decide(&first, record)?);
             }
         }
-        Err(unavailable(&std::io::Error::other("a record exists and cannot be found")))
+        Err(ClaimError::Unavailable("a record exists and cannot be found".into()))
     }
 
     /// Refuses a new key to a project that has its share. Without a measurement it refuses none:
@@ -177,10 +288,18 @@ impl IdempotencyStore {
     async fn check_share(&self, store: &Store, project_id: ObjectId) -> Result<(), ApiError> {
         let mut usage = self.usage.lock().await;
         if usage.as_ref().is_none_or(|usage| usage.at.elapsed() > MEASURED_FOR) {
-            match measure(store).await {
-                Ok(measured) => *usage = Some(measured),
-                Err(e) => tracing::warn!("cannot measure the bucket of idempotency keys: {}", error_chain(&*e)),
-            }
+            let measured = timeout(MEASURE_TIMEOUT, measure(store)).await;
+            *usage = Some(match measured {
+                Ok(Ok(measured)) => measured,
+                Ok(Err(e)) => {
+                    tracing::warn!("cannot measure the bucket of idempotency keys: {}", error_chain(&*e));
+                    BucketUsage::unknown()
+                }
+                Err(_) => {
+                    tracing::warn!("cannot measure the bucket of idempotency keys within {MEASURE_TIMEOUT:?}");
+                    BucketUsage::unknown()
+                }
+            });
         }
         let Some(usage) = usage.as_mut().filter(|usage| usage.is_scarce()) else { return Ok(()) };
         let own = match usage.projects.get(&project_id) {
@@ -238,19 +357,17 @@ fn decide(first: &[u8], record: &IdempotencyRecord) -> Result<Claim, ApiError> {
     Ok(Claim { update_id: first.update_id, replayed: first.update_id != record.update_id })
 }
 
-fn refusal(error: &CreateError) -> ApiError {
+fn refusal(error: &CreateError) -> ClaimError {
     let mut causes = std::iter::successors(Some(error as &dyn std::error::Error), |e| e.source());
     let answer = causes.find_map(|cause| cause.downcast_ref::<jetstream::Error>());
-    // The code of "maximum bytes exceeded".
-    if answer.is_some_and(|answer| answer.error_code() == ErrorCode::STREAM_STORE_FAILED) {
-        return ApiError::IdempotencyFull;
+    // "maximum bytes exceeded", as opposed to a store that is closed because its server stops.
+    let is_full = |answer: &jetstream::Error| {
+        answer.error_code() == ErrorCode::STREAM_STORE_FAILED && answer.to_string().starts_with("maximum")
+    };
+    if answer.is_some_and(is_full) {
+        return ClaimError::Refused(ApiError::IdempotencyFull);
     }
-    unavailable(error)
-}
-
-fn unavailable(error: &(dyn std::error::Error + 'static)) -> ApiError {
-    tracing::warn!("idempotency keys are unavailable: {}", error_chain(error));
-    ApiError::IdempotencyUnavailable
+    ClaimError::unavailable(error)
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ mod json_splitter;
 mod metrics;
 #[cfg(test)]
 mod openapi;
+mod outage;
 mod outcome_waiters;
 mod rate_limit;
 mod request;

@@ -88,6 +88,8 @@ pub async fn run_on(listener: TcpListener, config: Config, shutdown: Cancellatio
             shutdown.cancelled().await;
             app.outcome_waiters.close();
             app.event_subscribers.stop();
+            app.command_log.outage.close();
+            app.idempotency.outage.close();
             tokio::time::sleep(CLOSE_NOTICE + REQUEST_DRAIN).await;
         };
         tokio::select! {

@@ -126,8 +126,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     tasks.spawn("lag", lag::watch(pool.clone(), js.clone(), metrics, shutdown.clone()));
     tasks.spawn("leader", leader.run(shutdown.clone()));
 
-    let ledger_retention = config.ledger_retention;
-    let api = Api { pool, js, projector, sealer, ledger_retention };
+    let (ledger_retention, stream_replicas) = (config.ledger_retention, config.stream_replicas);
+    let api = Api { pool, js, projector, sealer, ledger_retention, stream_replicas };
     let _service = api.serve(&client, &mut tasks, &shutdown).await?;
     readiness.ready("start");
     let ended = tasks.run(DRAIN_DEADLINE).await;

@@ -27,8 +27,11 @@ use contract::{
 
 use crate::{clock, config::NatsConfig, health::Readiness, version::ServerVersion};
 
-/// How often the connection is probed. A peer that vanished is noticed after two to three intervals.
-const PING_INTERVAL: Duration = Duration::from_secs(5);
+/// How often a silent connection is probed. A server that froze or vanished is noticed after three intervals. Longer keeps
+/// requests waiting for it, shorter takes a machine that is busy for a dead one.
+const PING_INTERVAL: Duration = Duration::from_millis(1500);
+/// How long a server may take to accept a connection. A frozen one does not answer, and the next one is tried.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long JetStream may take to reply or acknowledge. Longer keeps clients waiting while a broker is down, shorter takes a
 /// slow disk for a lost message.
 pub(crate) const ACK_TIMEOUT: Duration = Duration::from_secs(5);
@@ -75,7 +78,7 @@ async fn connect_as(
         .name(name)
         .custom_inbox_prefix(inbox_prefix(name))
         .ping_interval(PING_INTERVAL)
-        .connection_timeout(ACK_TIMEOUT)
+        .connection_timeout(CONNECT_TIMEOUT)
         // The first reconnect is immediate, later ones are at most a second apart.
         .reconnect_delay_callback(|attempts| Duration::from_millis((attempts as u64 * 100).min(1000)))
         .event_callback(move |event| {
@@ -186,6 +189,14 @@ pub async fn create_streams(js: &jetstream::Context, limits: StreamLimits) -> an
         let config = version.supported(config);
         let stream = retry("create a stream", || js.get_or_create_stream(config.clone())).await?;
         let allows = &stream.cached_info().config;
+        if allows.num_replicas != config.num_replicas {
+            tracing::warn!(
+                "{} has {} replicas, and STREAM_REPLICAS is {}: it is applied when a stream is created; see leadctl doctor",
+                config.name,
+                allows.num_replicas,
+                config.num_replicas
+            );
+        }
         for (batches, wanted, allowed) in [
             ("allow_atomic", config.allow_atomic_publish, allows.allow_atomic_publish),
             ("allow_batched", config.allow_batch_publish, allows.allow_batch_publish),

@@ -40,16 +40,38 @@ pub enum PublishError {
     Refused(String),
 }
 
+impl PublishError {
+    /// Whether the stream may take the message after a while: once it has a leader, or the connection is back.
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::NotConnected | Self::NoResponder | Self::Unconfirmed)
+    }
+
+    /// The error of a message that was sent twice. If one of the two may be stored, the message may be stored.
+    #[must_use]
+    pub(crate) fn followed_by(self, next: Self) -> Self {
+        if self == Self::Unconfirmed { self } else { next }
+    }
+}
+
 impl From<jetstream::context::PublishError> for PublishError {
     fn from(error: jetstream::context::PublishError) -> Self {
+        let answer = error.source().and_then(|source| source.downcast_ref::<jetstream::Error>());
         match (error.kind(), error_code(&error)) {
             (PublishErrorKind::MaxPayloadExceeded, _) | (_, Some(ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM)) => {
                 Self::TooLarge
             }
             (PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe, _) => Self::Unconfirmed,
             (PublishErrorKind::StreamNotFound, _) => Self::NoResponder,
-            // "maximum bytes exceeded" and "maximum messages exceeded" come under this code.
-            (_, Some(ErrorCode::STREAM_STORE_FAILED)) => Self::Full,
+            // The same message was sent before, and its replicas have not stored it yet.
+            (_, Some(ErrorCode::STREAM_DUPLICATE_MESSAGE_CONFLICT)) => Self::Unconfirmed,
+            // "maximum bytes exceeded" and "maximum messages exceeded" come under this code, as does a store that is closed
+            // because its server stops.
+            (_, Some(ErrorCode::STREAM_STORE_FAILED))
+                if answer.is_some_and(|e| e.to_string().starts_with("maximum")) =>
+            {
+                Self::Full
+            }
+            _ if answer.is_some_and(|e| e.code() == 503) => Self::NoResponder,
             _ => Self::Refused(error_chain(&error)),
         }
     }

@@ -36,11 +36,17 @@ const ANSWERED: usize = 16;
 /// bursts, and keep callers waiting who have given up.
 const ADMITTED: usize = 256;
 
-/// Registers a micro service; its instances share the queries.
-pub async fn service(client: &Client, name: &str, description: &str) -> anyhow::Result<Service> {
+/// Registers a micro service; its instances share the queries. `settings` are what operators can read of each instance.
+pub async fn service(
+    client: &Client,
+    name: &str,
+    description: &str,
+    settings: impl IntoIterator<Item = (&'static str, String)>,
+) -> anyhow::Result<Service> {
     client
         .service_builder()
         .description(description)
+        .metadata(settings.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
         .start(name, env!("CARGO_PKG_VERSION"))
         .await
         .map_err(|e| anyhow!("cannot register the micro service {name}: {e}"))

@@ -8,7 +8,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use async_nats::jetstream::{
@@ -26,7 +26,7 @@ use service_kit::{
     publish::{self, PublishError},
     publisher::{Publisher, Stored},
 };
-use test_support::{LocalNats, eventually};
+use test_support::{LocalNats, Signal, eventually};
 
 const SOON: Duration = Duration::from_secs(30);
 const LIMITS: StreamLimits = StreamLimits { max_bytes: 64 << 20, replicas: 1 };
@@ -228,6 +228,53 @@ async fn messages_are_not_kept_without_a_connection() {
         assert!(matches!(outcome, Err(PublishError::NotConnected)), "{outcome:?}");
     }
     assert!(matches!(publisher.publish_all([command("1", "{}")]).await, Err(PublishError::NotConnected)));
+}
+
+#[tokio::test]
+async fn messages_that_a_frozen_server_did_not_acknowledge_are_sent_again_and_stored_once() {
+    let (nats, js) = start().await;
+    let publisher = Publisher::new(js.clone());
+    publisher.publish(command("0", "{}")).await.unwrap();
+    nats.signal(Signal::Stop).unwrap();
+    let deadline = Instant::now() + SOON;
+    let singles = join_all((1..100).map(|n| publisher.publish_until(command(&n.to_string(), "{}"), deadline)));
+    let sequence = publisher.publish_each_until((100..150).map(|n| command(&n.to_string(), "{}")).collect(), deadline);
+    let thaw = async {
+        // Longer than a message waits for its acknowledgement.
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        nats.signal(Signal::Cont).unwrap();
+    };
+
+    let (singles, sequence, ()) = tokio::join!(singles, sequence, thaw);
+
+    for outcome in singles.into_iter().chain(sequence) {
+        assert!(outcome.is_ok(), "{outcome:?}");
+    }
+    let (ids, _) = stored(&js, LEAD_COMMANDS).await;
+    assert_eq!(ids.len(), 150);
+    assert_eq!(ids.into_iter().collect::<HashSet<_>>().len(), 150);
+}
+
+#[tokio::test]
+async fn messages_without_a_stream_wait_until_there_is_one_or_the_deadline_has_passed() {
+    let (_nats, js) = start().await;
+    js.delete_stream(LEAD_COMMANDS).await.unwrap();
+    let publisher = Publisher::new(js.clone());
+
+    let soon = Instant::now() + Duration::from_millis(300);
+    let outcome = publisher.publish_until(command("0", "{}"), soon).await;
+    assert_eq!(outcome, Err(PublishError::NoResponder));
+
+    let waiting =
+        publisher.publish_each_until((1..50).map(|n| command(&n.to_string(), "{}")).collect(), Instant::now() + SOON);
+    let create = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        nats::create_streams(&js, LIMITS).await.unwrap();
+    };
+    let (outcomes, ()) = tokio::join!(waiting, create);
+    assert!(outcomes.iter().all(Result::is_ok), "{outcomes:?}");
+    let (ids, _) = stored(&js, LEAD_COMMANDS).await;
+    assert_eq!(ids, (1..50).map(|n| n.to_string()).collect::<Vec<_>>(), "in order");
 }
 
 #[tokio::test]

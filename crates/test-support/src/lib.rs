@@ -61,6 +61,13 @@ pub async fn nats_with(options: NatsOptions) -> LocalNats {
     LocalNats::start(options, &say).await.unwrap_or_else(|error| panic!("{error}"))
 }
 
+/// Three fresh nats-servers as one cluster, with JetStream and no streams.
+pub async fn nats_cluster() -> Vec<LocalNats> {
+    installed().await;
+    let started = LocalNats::start_cluster(3, NatsOptions::throwaway(), &say).await;
+    started.unwrap_or_else(|error| panic!("{error}"))
+}
+
 /// A free port of 127.0.0.1, which no other test gets, in this process or another.
 #[must_use]
 pub fn free_port() -> u16 {

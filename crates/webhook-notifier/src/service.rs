@@ -192,7 +192,7 @@ impl Running<'_> {
     /// Answers queries.
     async fn serve(&self, tasks: &mut Tasks) -> anyhow::Result<Service> {
         let description = "Delivers the outcomes of lead updates to callback URLs";
-        let service = rpc::service(&self.client, "webhook-notifier", description).await?;
+        let service = rpc::service(&self.client, "webhook-notifier", description, []).await?;
         let (pool, callbacks) = (self.pool.clone(), self.deliverer.callbacks.clone());
         let (client, lead_queue) = (self.client.clone(), self.deliverer.lead_queue.clone());
         let deliveries = DeliveryApi { client, pool, callbacks, lead_queue };

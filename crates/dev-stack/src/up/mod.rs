@@ -47,6 +47,8 @@ use crate::{
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
 /// Added to the services' own drain deadline, so that their error is the one that is printed.
 const DRAIN_LEEWAY: Duration = Duration::from_secs(3);
+/// Replicas of streams on a cluster: the least that survives the loss of a server.
+const CLUSTER_REPLICAS: u8 = 3;
 /// The services' log.
 const LOG: &str = "leadrelay.log";
 /// Environment variables for clients.
@@ -92,6 +94,9 @@ pub struct Up {
     /// Private key (PEM) of the client certificate.
     #[arg(long, env = "NATS_KEY", requires = "nats_cert")]
     nats_key: Option<PathBuf>,
+    /// Replicas of the streams when they are created. Default: 3 if the NATS of --nats-url is a cluster, otherwise 1.
+    #[arg(long, env = "STREAM_REPLICAS", value_parser = clap::value_parser!(u8).range(1..=5))]
+    stream_replicas: Option<u8>,
     /// Use this Postgres instead of a private one.
     #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
     database_url: Option<String>,
@@ -168,6 +173,30 @@ impl Up {
         started.map_err(|e| anyhow!("cannot start logging: {e}"))
     }
 
+    /// The NATS of the operator.
+    fn given_nats(&self) -> Option<NatsConfig> {
+        Some(NatsConfig {
+            nats_creds: self.nats_creds.clone(),
+            nats_ca: self.nats_ca.clone(),
+            nats_cert: self.nats_cert.clone(),
+            nats_key: self.nats_key.clone(),
+            ..NatsConfig::at(self.nats_url.as_ref()?)
+        })
+    }
+
+    /// The replicas of new streams on the operator's NATS.
+    async fn replicas_on(&self, nats: &NatsConfig) -> anyhow::Result<u8> {
+        let server = services::connect(nats).await?.server_info();
+        let replicas = self.stream_replicas.unwrap_or(if server.cluster.is_some() { CLUSTER_REPLICAS } else { 1 });
+        let place = match server.cluster {
+            Some(cluster) => format!("cluster {cluster}"),
+            None => "one server".to_owned(),
+        };
+        let replicas_text = if replicas == 1 { "1 replica".to_owned() } else { format!("{replicas} replicas") };
+        field("NATS", format_args!("{place} (nats-server {}); new streams get {replicas_text}", server.version));
+        Ok(replicas)
+    }
+
     /// Starts the servers, then the services as tasks.
     async fn start(
         &self,
@@ -184,15 +213,12 @@ impl Up {
             Some(url) => url.clone(),
             None => servers.start_postgres(data).await?,
         };
-        let nats = match &self.nats_url {
-            Some(url) => NatsConfig {
-                nats_creds: self.nats_creds.clone(),
-                nats_ca: self.nats_ca.clone(),
-                nats_cert: self.nats_cert.clone(),
-                nats_key: self.nats_key.clone(),
-                ..NatsConfig::at(url)
-            },
-            None => servers.start_nats(data).await?,
+        let (nats, stream_replicas) = match self.given_nats() {
+            Some(nats) => {
+                let replicas = self.replicas_on(&nats).await?;
+                (nats, replicas)
+            }
+            None => (servers.start_nats(data).await?, self.stream_replicas.unwrap_or(1)),
         };
 
         let mut ports = data.read_json::<Ports>(PORTS)?.unwrap_or_default();
@@ -224,7 +250,7 @@ impl Up {
         let console_url = format!("http://{console_address}");
         let keys = Keys { secrets: self.secrets(data)?, console: stored_key(data, CONSOLE_KEY)? };
         let sockets = Sockets { gateway, gateway_url: gateway_url.clone(), console };
-        services::spawn(tasks, sockets, &nats, &database_url, keys, shutdown)?;
+        services::spawn(tasks, sockets, &nats, stream_replicas, &database_url, keys, shutdown)?;
         field("gateway", &gateway_url);
         field("console", &console_url);
         if let Some(demo) = &demo {

@@ -46,6 +46,7 @@ pub(super) fn spawn(
     tasks: &mut Tasks,
     sockets: Sockets,
     nats: &NatsConfig,
+    stream_replicas: u8,
     database_url: &str,
     keys: Keys,
     shutdown: &CancellationToken,
@@ -56,6 +57,7 @@ pub(super) fn spawn(
 
     let mut config: lead_state::Config = config_of(&database)?;
     (config.nats, config.health, config.secrets) = (nats.clone(), health(), secrets.clone());
+    config.stream_replicas = stream_replicas;
     tasks.spawn("lead-state", lead_state::run(config, shutdown.clone()));
 
     let mut config: gateway::Config = config_of(&[])?;

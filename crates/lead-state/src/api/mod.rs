@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use async_nats::{Client, jetstream, service::Service};
-use contract::{process::MAX_NAME_CHARS, rpc::RpcError};
+use contract::{process::MAX_NAME_CHARS, rpc::RpcError, streams::STREAM_REPLICAS};
 use service_kit::{
     lifecycle::Tasks,
     postgres::Pool,
@@ -33,6 +33,8 @@ pub(crate) struct Api {
     pub(crate) projector: Arc<Projector>,
     pub(crate) sealer: Arc<Sealer>,
     pub(crate) ledger_retention: Retention,
+    /// The replicas of new streams.
+    pub(crate) stream_replicas: u8,
 }
 
 impl Api {
@@ -44,7 +46,8 @@ impl Api {
         tasks: &mut Tasks,
         shutdown: &CancellationToken,
     ) -> anyhow::Result<Service> {
-        let service = service(client, "lead-state", "Leads, updates and configuration").await?;
+        let settings = [(STREAM_REPLICAS, self.stream_replicas.to_string())];
+        let service = service(client, "lead-state", "Leads, updates and configuration", settings).await?;
         let (sealer, recovery) = (self.sealer.clone(), RecoveryApi { pool: self.pool.clone(), js: self.js.clone() });
         macro_rules! serve {
             ($($api:ident: $($handler:path),*;)*) => {$($({

@@ -1,7 +1,11 @@
 //! Reads the log, the events and the dead letters, each once and in order, into the snapshot.
 
 use anyhow::Context;
-use async_nats::jetstream::{self, stream::Stream};
+use async_nats::jetstream::{
+    self, ErrorCode,
+    context::{ConsumerInfoError, ConsumerInfoErrorKind, GetStreamError, GetStreamErrorKind},
+    stream::{InfoError, State, Stream},
+};
 use contract::{
     streams::{LEAD_COMMANDS, LEAD_DEAD_LETTERS, NOTIFIER_CONSUMER},
     subject,
@@ -14,41 +18,51 @@ use super::{
     snapshot::Snapshot,
 };
 use crate::{
-    clients::stream_reader::{CHUNK, StreamReader},
+    clients::stream_reader::{CHUNK, StreamReader, repeat},
     output::progress::Progress,
 };
 
 pub(crate) async fn open(js: &jetstream::Context, name: &'static str) -> anyhow::Result<Stream> {
-    js.get_stream(name).await.with_context(|| format!("cannot find the stream {name}; lead-state creates it"))
+    // An answer that is no refusal for the moment, such as that the stream does not exist.
+    let is_final =
+        |e: &GetStreamError| matches!(e.kind(), GetStreamErrorKind::JetStream(answer) if answer.code() < 500);
+    let stream = repeat(async || js.get_stream(name).await, is_final).await;
+    stream.with_context(|| format!("cannot find the stream {name}; lead-state creates it"))
 }
 
 /// The sequence up to which webhook-notifier has acked all events.
 pub(crate) async fn acked(events: &Stream) -> anyhow::Result<u64> {
-    use async_nats::jetstream::{ErrorCode, context::ConsumerInfoErrorKind};
-    match events.consumer_info(NOTIFIER_CONSUMER).await {
+    let is_missing = |e: &ConsumerInfoError| match e.kind() {
+        ConsumerInfoErrorKind::NotFound => true,
+        ConsumerInfoErrorKind::JetStream(e) => e.error_code() == ErrorCode::CONSUMER_NOT_FOUND,
+        _ => false,
+    };
+    match repeat(async || events.consumer_info(NOTIFIER_CONSUMER).await, is_missing).await {
         Ok(consumer) => Ok(consumer.ack_floor.stream_sequence),
         // No webhook-notifier has ever run.
-        Err(e) if e.kind() == ConsumerInfoErrorKind::NotFound => Ok(0),
-        Err(e) => match e.kind() {
-            ConsumerInfoErrorKind::JetStream(e) if e.error_code() == ErrorCode::CONSUMER_NOT_FOUND => Ok(0),
-            _ => Err(e).context("cannot read the progress of webhook-notifier"),
-        },
+        Err(e) if is_missing(&e) => Ok(0),
+        Err(e) => Err(e).context("cannot read the progress of webhook-notifier"),
     }
+}
+
+/// The present state of a stream.
+async fn state(stream: &Stream) -> Result<State, InfoError> {
+    repeat(async || stream.get_info().await, |_| false).await.map(|info| info.state)
 }
 
 /// Reads the streams into the snapshot. `acked` was read before the snapshot was taken.
 pub(crate) async fn read(
     js: &jetstream::Context,
-    mut events: Stream,
+    events: Stream,
     acked: u64,
     snapshot: &mut Snapshot,
     scope: Scope,
     progress: &mut Progress,
 ) -> anyhow::Result<StreamBounds> {
     let log = open(js, LEAD_COMMANDS).await?;
-    let state = &log.cached_info().state;
-    let log_last = state.last_sequence;
-    let log_complete = state.messages == 0 || state.messages == log_last + 1 - state.first_sequence;
+    let at_first = &log.cached_info().state;
+    let log_last = at_first.last_sequence;
+    let log_complete = at_first.messages == 0 || at_first.messages == log_last + 1 - at_first.first_sequence;
     let identity = contract::streams::identity(log.cached_info());
     let checkpoint = snapshot.checkpoint.as_ref();
     let is_checkpoint_stream = checkpoint.is_some_and(|checkpoint| checkpoint.stream_created_at == identity);
@@ -62,9 +76,9 @@ pub(crate) async fn read(
     };
     let entry = |message: &LogMessage| scope.contains(message.logged_at).then(|| entry(message));
     load(reader, snapshot, progress, entry, Snapshot::insert_entries).await?;
-    let log_first = log.get_info().await.context("cannot read the state of the log")?.state.first_sequence;
+    let log_first = state(&log).await.context("cannot read the state of the log")?.first_sequence;
 
-    let last = events.info().await.context("cannot read the state of the events")?.state.last_sequence;
+    let last = state(&events).await.context("cannot read the state of the events")?.last_sequence;
     // An event is published after its update was logged, so `from` misses none.
     let reader = StreamReader {
         stream: &events,
@@ -74,14 +88,14 @@ pub(crate) async fn read(
         headers_only: true,
     };
     load(reader, snapshot, progress, event, Snapshot::insert_events).await?;
-    let events_first = events.get_info().await.context("cannot read the state of the events")?.state.first_sequence;
+    let events_first = state(&events).await.context("cannot read the state of the events")?.first_sequence;
 
     let dead_letters = open(js, LEAD_DEAD_LETTERS).await?;
-    let state = &dead_letters.cached_info().state;
-    let dead_letters_complete = state.messages == state.last_sequence;
+    let of_letters = &dead_letters.cached_info().state;
+    let dead_letters_complete = of_letters.messages == of_letters.last_sequence;
     let reader = StreamReader {
         stream: &dead_letters,
-        last: state.last_sequence,
+        last: of_letters.last_sequence,
         from: scope.from,
         subjects: subject::ALL_DEAD_LETTERS.into(),
         headers_only: true,

@@ -44,10 +44,14 @@ impl Admin {
 }
 
 pub(crate) async fn connect(config: &NatsConfig) -> anyhow::Result<Client> {
-    match tokio::time::timeout(CONNECT_TIMEOUT, nats::connect(config, "leadctl", &Readiness::default())).await {
+    connect_within(CONNECT_TIMEOUT, config).await
+}
+
+pub(crate) async fn connect_within(limit: Duration, config: &NatsConfig) -> anyhow::Result<Client> {
+    match tokio::time::timeout(limit, nats::connect(config, "leadctl", &Readiness::default())).await {
         Ok(connected) => connected,
         Err(_) => Err(anyhow!(
-            "cannot connect to NATS at {} within {CONNECT_TIMEOUT:?}: check that it runs and that --nats-url (or \
+            "cannot connect to NATS at {} within {limit:?}: check that it runs and that --nats-url (or \
              NATS_URL) has the right address, user and password",
             without_credentials(&config.nats_url)
         )),

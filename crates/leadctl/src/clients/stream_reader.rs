@@ -1,8 +1,8 @@
 //! Reads a stream once and in order, without acks.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::anyhow;
 use async_nats::jetstream::{
     consumer::{AckPolicy, DeliverPolicy, ReplayPolicy, pull},
     stream::Stream,
@@ -31,61 +31,99 @@ pub(crate) struct StreamReader<'a> {
     pub(crate) headers_only: bool,
 }
 
+/// Why reading ended early.
+enum ReadError {
+    /// The consumer is not there yet, or no longer: the stream can be read on with another one.
+    Interrupted(anyhow::Error),
+    Failed(anyhow::Error),
+}
+
+impl ReadError {
+    fn interrupted(error: impl Into<anyhow::Error>, what: String) -> Self {
+        Self::Interrupted(error.into().context(what))
+    }
+}
+
 impl StreamReader<'_> {
-    /// Reads the stream and passes every message to `each`.
+    /// Reads the stream and passes every message to `each`. A consumer lives on one server: when it is lost, or does not
+    /// answer yet, another one continues behind the last message.
     pub(crate) async fn run(
         self,
         progress: &mut Progress,
         mut each: impl AsyncFnMut(LogMessage) -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
-        let name = self.stream.cached_info().config.name.clone();
-        let deliver_policy = match self.from {
-            Some(from) => DeliverPolicy::ByStartTime { start_time: from.into() },
-            None => DeliverPolicy::All,
+        let mut read_up_to = None;
+        let mut interruptions = Patience::default();
+        loop {
+            let before = read_up_to;
+            match self.read(&mut read_up_to, progress, &mut each).await {
+                Ok(()) => return Ok(()),
+                Err(ReadError::Failed(error)) => return Err(error),
+                Err(ReadError::Interrupted(error)) => {
+                    if read_up_to != before {
+                        interruptions = Patience::default();
+                    }
+                    interruptions.pause(error).await?;
+                }
+            }
+        }
+    }
+
+    /// Reads on with a consumer of its own.
+    async fn read(
+        &self,
+        read_up_to: &mut Option<u64>,
+        progress: &mut Progress,
+        each: &mut impl AsyncFnMut(LogMessage) -> anyhow::Result<()>,
+    ) -> Result<(), ReadError> {
+        let name = &self.stream.cached_info().config.name;
+        let cannot_read = || format!("cannot read {name}");
+        let deliver_policy = match (*read_up_to, self.from) {
+            (Some(sequence), _) => DeliverPolicy::ByStartSequence { start_sequence: sequence + 1 },
+            (None, Some(from)) => DeliverPolicy::ByStartTime { start_time: from.into() },
+            (None, None) => DeliverPolicy::All,
         };
-        let consumer = self
-            .stream
-            .create_consumer(pull::Config {
-                deliver_policy,
-                ack_policy: AckPolicy::None,
-                replay_policy: ReplayPolicy::Instant,
-                filter_subject: self.subjects,
-                headers_only: self.headers_only,
-                memory_storage: true,
-                num_replicas: 1,
-                inactive_threshold: SILENCE * 3,
-                ..pull::Config::default()
-            })
-            .await
-            .with_context(|| format!("cannot read {name}"))?;
+        let consumer = self.stream.create_consumer(pull::Config {
+            deliver_policy,
+            ack_policy: AckPolicy::None,
+            replay_policy: ReplayPolicy::Instant,
+            filter_subject: self.subjects.clone(),
+            headers_only: self.headers_only,
+            memory_storage: true,
+            num_replicas: 1,
+            inactive_threshold: SILENCE * 3,
+            ..pull::Config::default()
+        });
+        let consumer = consumer.await.map_err(|e| ReadError::interrupted(e, cannot_read()))?;
         let mut left = consumer.cached_info().num_pending;
-        let mut messages = consumer
+        let messages = consumer
             .stream()
             .max_messages_per_batch(CHUNK)
             .max_bytes_per_batch(PULL_BYTES)
             .expires(SILENCE * 3)
             .heartbeat(SILENCE / 2)
-            .messages()
-            .await
-            .with_context(|| format!("cannot read {name}"))?;
+            .messages();
+        let mut messages = messages.await.map_err(|e| ReadError::interrupted(e, cannot_read()))?;
         let mut expected = 1;
         while left > 0 {
             let message = match tokio::time::timeout(SILENCE, messages.next()).await {
-                Ok(message) => message.with_context(|| format!("{name} ended"))?,
+                Ok(Some(message)) => message.map_err(|e| ReadError::interrupted(e, cannot_read()))?,
+                Ok(None) => return Err(ReadError::Interrupted(anyhow!("{name} ended"))),
                 // The stream may have been purged meanwhile.
                 Err(_) => {
-                    let info = self.stream.get_info().await.with_context(|| format!("cannot read {name}"))?;
+                    let info = self.stream.get_info().await.map_err(|e| ReadError::interrupted(e, cannot_read()))?;
                     if info.state.messages == 0 || info.state.first_sequence > self.last {
                         return Ok(());
                     }
-                    bail!("{name} sent no message for {SILENCE:?}; check that NATS is healthy");
+                    let silent = anyhow!("{name} sent no message for {SILENCE:?}; check that NATS is healthy");
+                    return Err(ReadError::Interrupted(silent));
                 }
             };
-            let message = message.with_context(|| format!("reading {name} was interrupted"))?;
-            let info =
-                message.info().map_err(|e| anyhow::anyhow!("cannot read the metadata of a message of {name}: {e}"))?;
+            let info = message
+                .info()
+                .map_err(|e| ReadError::Failed(anyhow!("cannot read the metadata of a message of {name}: {e}")))?;
             if info.consumer_sequence != expected {
-                bail!("a message of {name} was lost on the way; run the command again");
+                return Err(ReadError::Interrupted(anyhow!("a message of {name} was lost on the way")));
             }
             expected += 1;
             let (sequence, logged_at, pending) = (info.stream_sequence, info.published.into(), info.pending);
@@ -94,10 +132,51 @@ impl StreamReader<'_> {
             }
             left = pending.min(self.last - sequence);
             let async_nats::Message { subject, payload, headers, .. } = message.message;
-            each(LogMessage { sequence, logged_at, subject: subject.into_string(), headers, payload }).await?;
-            progress.stream_read(&name, left);
+            let message = LogMessage { sequence, logged_at, subject: subject.into_string(), headers, payload };
+            each(message).await.map_err(ReadError::Failed)?;
+            *read_up_to = Some(sequence);
+            progress.stream_read(name, left);
         }
         Ok(())
+    }
+}
+
+/// How long to go on trying what a cluster of NATS servers refuses for a moment: longer than an election takes.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// The pause between two attempts.
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// The time for further attempts after one that failed.
+#[derive(Default)]
+struct Patience {
+    since: Option<Instant>,
+}
+
+impl Patience {
+    /// Waits before the next attempt.
+    ///
+    /// # Errors
+    /// The error, if there were attempts for long enough.
+    async fn pause<E>(&mut self, error: E) -> Result<(), E> {
+        if self.since.get_or_insert_with(Instant::now).elapsed() > PATIENCE {
+            return Err(error);
+        }
+        tokio::time::sleep(PAUSE).await;
+        Ok(())
+    }
+}
+
+/// Repeats an attempt for a while, unless its error is final.
+pub(crate) async fn repeat<T, E>(
+    attempt: impl AsyncFn() -> Result<T, E>,
+    is_final: impl Fn(&E) -> bool,
+) -> Result<T, E> {
+    let mut patience = Patience::default();
+    loop {
+        match attempt().await {
+            Err(error) if !is_final(&error) => patience.pause(error).await?,
+            ended => return ended,
+        }
     }
 }
 

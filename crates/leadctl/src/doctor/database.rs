@@ -2,9 +2,9 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use async_nats::Client;
+use async_nats::jetstream;
 use contract::{Timestamp, streams::LEAD_COMMANDS};
-use service_kit::{clock, nats, postgres::Pool};
+use service_kit::{clock, postgres::Pool};
 use sqlx::Row;
 use time::OffsetDateTime;
 
@@ -22,8 +22,8 @@ const MAX_REPLICATION_WAIT: Duration = Duration::from_secs(3);
 /// Ids listed in a finding.
 const MAX_LISTED: i64 = 10;
 
-/// Checks the database, and with a NATS client also its lag behind the log.
-pub(super) async fn examine(url: &str, client: Option<&Client>) -> Vec<Check> {
+/// Checks the database, and with JetStream also its lag behind the log.
+pub(super) async fn examine(url: &str, js: Option<&jetstream::Context>) -> Vec<Check> {
     let connect = async {
         let pool = postgres::pool(url)?;
         // Reports at once what the pool would wait for.
@@ -50,7 +50,7 @@ pub(super) async fn examine(url: &str, client: Option<&Client>) -> Vec<Check> {
     };
     let lacks_schema = checks.iter().any(|check| check.check.starts_with("schema") && check.state == State::Failed);
     if !lacks_schema {
-        match state(&pool, client).await {
+        match state(&pool, js).await {
             Ok(more) => checks.extend(more.into_iter().map(|check| explain(check, &replication))),
             Err(e) => {
                 checks.push(Check::failed("postgres", format!("{e:#}"), "grant the user read access to both schemas"))
@@ -140,10 +140,10 @@ async fn versions(pool: &Pool) -> anyhow::Result<Vec<Check>> {
     Ok(checks)
 }
 
-async fn state(pool: &Pool, client: Option<&Client>) -> anyhow::Result<Vec<Check>> {
+async fn state(pool: &Pool, js: Option<&jetstream::Context>) -> anyhow::Result<Vec<Check>> {
     let mut checks = vec![leader(pool).await?];
-    if let Some(client) = client {
-        checks.extend(behind(pool, client).await?);
+    if let Some(js) = js {
+        checks.extend(behind(pool, js).await?);
     }
     checks.push(partitions(pool, clock::now()).await?);
     checks.push(projection(pool).await?);
@@ -173,7 +173,7 @@ async fn leader(pool: &Pool) -> anyhow::Result<Check> {
 }
 
 /// The backlogs of applying and announcing.
-async fn behind(pool: &Pool, client: &Client) -> anyhow::Result<Vec<Check>> {
+async fn behind(pool: &Pool, js: &jetstream::Context) -> anyhow::Result<Vec<Check>> {
     let checkpoint: Option<(i64, i64, i32, i32)> = sqlx::query_as(
         "SELECT last_sequence, announced_sequence, epoch, announced_epoch FROM lead_state.checkpoints WHERE stream = $1",
     )
@@ -186,7 +186,7 @@ async fn behind(pool: &Pool, client: &Client) -> anyhow::Result<Vec<Check>> {
     let applied = u64::try_from(applied).unwrap_or_default();
     let mut checks = Vec::new();
     // If the log cannot be read, the check of the streams reports it.
-    if let Ok(log) = nats::jetstream(client).get_stream(LEAD_COMMANDS).await {
+    if let Ok(log) = js.get_stream(LEAD_COMMANDS).await {
         let state = &log.cached_info().state;
         let waiting = state.last_sequence.saturating_sub(applied);
         let first = state.first_sequence.max(applied + 1);

@@ -4,22 +4,38 @@
 
 mod check;
 mod database;
+mod replicas;
 mod services;
 mod streams;
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
+use anyhow::anyhow;
+use async_nats::{Client, jetstream};
 use clap::Args;
 use contract::rpc::{GetRecovery, RecoveryStatus};
 use serde::Serialize;
-use service_kit::{config::NatsConfig, nats, version::ServerVersion};
+use service_kit::{config::NatsConfig, version::ServerVersion};
+use tokio::time::{Instant, timeout, timeout_at};
 
-use self::check::{Check, State};
+use self::{
+    check::{Check, State},
+    services::Instance,
+};
 use crate::{
     clients::admin,
     exit_status::ExitStatus,
     output::{self, escape::escaped},
 };
+
+/// How long all checks may take: the doctor answers within 10 s, whatever hangs.
+const DEADLINE: Duration = Duration::from_secs(9);
+/// How long the connection to NATS may take. The checks need the rest.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long JetStream may take for one answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_millis(1500);
+/// How long lead-state may take to answer.
+const QUERY_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Check a live installation: connections, versions, stream settings, schemas, backlogs, clocks, callbacks and dead letters;
 /// show what is wrong and how to repair it. Changes nothing. Exits with 0 if all checks pass, 8 if one failed, 9 if none
@@ -64,25 +80,79 @@ impl Doctor {
         })
     }
 
+    /// Examines everything at the same time, each part for so long at most: what does not answer is a finding.
     async fn examine(&self) -> Vec<Check> {
-        let mut checks = Vec::new();
-        let client = admin::connect(&self.nats).await;
-        match &client {
-            Ok(client) => {
-                let version = client.server_info().version;
-                let server = ServerVersion::parse(&version);
-                checks.push(nats_version(&version, server));
-                checks.extend(streams::examine(&nats::jetstream(client), server).await);
-                checks.push(streams::clock(client).await);
-                checks.push(recovery(client).await);
-                checks.extend(services::registered(client).await);
+        let deadline = Instant::now() + DEADLINE;
+        let broker = match admin::connect_within(CONNECT_TIMEOUT, &self.nats).await {
+            Ok(client) => Ok(Broker::probe(client).await),
+            Err(e) => Err(Check::failed("nats", format!("{e:#}"), "start NATS, or correct --nats-url")),
+        };
+        let js = broker.as_ref().ok().and_then(|broker| broker.js.as_ref().ok());
+        let database = "see pg_stat_activity: what do sessions wait for?";
+        let groups = tokio::join!(
+            examined("nats", deadline, "see the logs of nats-server", async {
+                match &broker {
+                    Ok(broker) => broker.examine().await,
+                    Err(check) => vec![check.clone()],
+                }
+            }),
+            examined(
+                "nats monitoring",
+                deadline,
+                "see the logs of nats-server",
+                services::monitored(&self.nats_monitor)
+            ),
+            examined("postgres", deadline, database, database::examine(&self.database_url, js)),
+            examined("services", deadline, "see the logs of the services", services::healthy(&self.health)),
+        );
+        [groups.0, groups.1, groups.2, groups.3].concat()
+    }
+}
+
+/// The checks of one part; one failed check if they do not end in time.
+async fn examined(
+    part: &str,
+    deadline: Instant,
+    advice: &str,
+    examine: impl Future<Output = Vec<Check>>,
+) -> Vec<Check> {
+    let checks = timeout_at(deadline, examine).await;
+    checks.unwrap_or_else(|_| vec![Check::failed(part, "the checks did not end in time", advice)])
+}
+
+/// A connection to NATS, and what answers there.
+struct Broker {
+    client: Client,
+    instances: Vec<Instance>,
+    /// JetStream, or why it does not answer.
+    js: Result<jetstream::Context, Check>,
+}
+
+impl Broker {
+    async fn probe(client: Client) -> Self {
+        let js = jetstream::ContextBuilder::new().timeout(ANSWER_TIMEOUT).build(client.clone());
+        let (instances, answers) = tokio::join!(services::registered(&client), streams::jetstream_answers(&js));
+        Self { client, instances, js: answers.map(|()| js) }
+    }
+
+    async fn examine(&self) -> Vec<Check> {
+        let version = self.client.server_info().version;
+        let server = ServerVersion::parse(&version);
+        let streams = async {
+            match &self.js {
+                Ok(js) => streams::examine(js, server, &services::configured_replicas(&self.instances)).await,
+                Err(check) => vec![check.clone()],
             }
-            Err(e) => checks.push(Check::failed("nats", format!("{e:#}"), "start NATS, or correct --nats-url")),
-        }
-        checks.extend(services::monitored(&self.nats_monitor).await);
-        checks.extend(database::examine(&self.database_url, client.as_ref().ok()).await);
-        checks.extend(services::healthy(&self.health).await);
-        checks
+        };
+        let clock = async {
+            match &self.js {
+                Ok(_) => vec![streams::clock(&self.client).await],
+                Err(_) => Vec::new(),
+            }
+        };
+        let (streams, clock, recovery) = tokio::join!(streams, clock, recovery(&self.client));
+        let version = nats_version(&version, server);
+        [vec![version], streams, clock, vec![recovery], services::present(&self.instances)].concat()
     }
 }
 
@@ -96,9 +166,10 @@ fn nats_version(version: &str, server: ServerVersion) -> Check {
 }
 
 /// Whether lead-state answers and has not halted.
-async fn recovery(client: &async_nats::Client) -> Check {
+async fn recovery(client: &Client) -> Check {
     let check = "log, ledger and events";
-    match admin::request(client, &GetRecovery {}).await {
+    let answer = timeout(QUERY_TIMEOUT, admin::request(client, &GetRecovery {})).await;
+    match answer.unwrap_or_else(|_| Err(anyhow!("lead-state does not answer within {QUERY_TIMEOUT:?}"))) {
         Ok(RecoveryStatus { halted: None, .. }) => Check::ok(check, "consistent"),
         Ok(RecoveryStatus { halted: Some(halted), .. }) => Check::failed(
             check,

@@ -1,10 +1,13 @@
 //! Checks of the services and of NATS's monitoring port.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    time::Duration,
+};
 
 use async_nats::Client;
-use contract::Timestamp;
-use futures::StreamExt;
+use contract::{Timestamp, streams::STREAM_REPLICAS};
+use futures::{StreamExt, future::join_all};
 use serde::Deserialize;
 use service_kit::clock;
 use tokio::time::{Instant, timeout_at};
@@ -14,31 +17,46 @@ use crate::clients::gateway;
 
 /// How long to collect answers of the services. Every run takes this long.
 const DISCOVERY_TIME: Duration = Duration::from_secs(1);
-const HTTP_TIMEOUT: Duration = Duration::from_secs(5);
+const HTTP_TIMEOUT: Duration = Duration::from_secs(2);
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// Checks the services that answer queries on NATS.
-pub(super) async fn registered(client: &Client) -> Vec<Check> {
-    #[derive(Deserialize)]
-    struct Info {
-        name: String,
-        version: String,
-    }
-    let mut found: BTreeMap<&str, Vec<String>> = [("lead-state", Vec::new()), ("webhook-notifier", Vec::new())].into();
+/// An instance of a service, as it introduces itself on NATS.
+#[derive(Debug, Deserialize)]
+pub(super) struct Instance {
+    name: String,
+    version: String,
+    #[serde(default)]
+    metadata: HashMap<String, String>,
+}
+
+/// The instances that answer queries on NATS.
+pub(super) async fn registered(client: &Client) -> Vec<Instance> {
+    let mut found = Vec::new();
     let inbox = client.new_inbox();
     if let Ok(mut answers) = client.subscribe(inbox.clone()).await
         && client.publish_with_reply("$SRV.INFO", inbox, "".into()).await.is_ok()
     {
         let deadline = Instant::now() + DISCOVERY_TIME;
         while let Ok(Some(answer)) = timeout_at(deadline, answers.next()).await {
-            if let Ok(info) = serde_json::from_slice::<Info>(&answer.payload)
-                && let Some(versions) = found.get_mut(info.name.as_str())
-            {
-                versions.push(info.version);
-            }
+            found.extend(serde_json::from_slice::<Instance>(&answer.payload));
         }
     }
-    found.into_iter().map(|(name, versions)| instances(name, &versions)).collect()
+    found
+}
+
+/// The replicas of new streams, as the instances of lead-state are configured.
+pub(super) fn configured_replicas(found: &[Instance]) -> BTreeSet<usize> {
+    let lead_states = found.iter().filter(|instance| instance.name == "lead-state");
+    lead_states.filter_map(|instance| instance.metadata.get(STREAM_REPLICAS)?.parse().ok()).collect()
+}
+
+/// Checks that each service has instances, of the same version.
+pub(super) fn present(found: &[Instance]) -> Vec<Check> {
+    let versions = |name: &str| {
+        let instances = found.iter().filter(|instance| instance.name == name);
+        instances.map(|instance| instance.version.clone()).collect::<Vec<_>>()
+    };
+    ["lead-state", "webhook-notifier"].map(|name| instances(name, &versions(name))).into()
 }
 
 fn instances(name: &str, versions: &[String]) -> Check {
@@ -85,14 +103,13 @@ pub(super) async fn monitored(urls: &[String]) -> Vec<Check> {
         let finding = "only its monitoring port shows it: --nats-monitor http://HOST:8222";
         return vec![Check::unknown("nats syncs before it acks", finding)];
     }
-    let mut checks = Vec::new();
-    for url in urls {
+    let examine = async |url: &String| {
         let check = format!("nats at {url}");
         let varz = async {
             let text = http()?.get(format!("{}/varz", url.trim_end_matches('/'))).send().await?.text().await?;
             anyhow::Ok(serde_json::from_str::<Varz>(&text)?)
         };
-        checks.push(match varz.await {
+        match varz.await {
             Ok(varz) if varz.jetstream.config.sync_always => Check::ok(check, "syncs before it acks"),
             Ok(_) => Check::failed(
                 check,
@@ -102,28 +119,22 @@ pub(super) async fn monitored(urls: &[String]) -> Vec<Check> {
             Err(e) => Check::failed(
                 check,
                 format!("{e:#}"),
-                "open its monitoring port (http_port: 8222), or correct --nats-monitor",
+                "start this server, open its monitoring port (http_port: 8222), or correct --nats-monitor",
             ),
-        });
-    }
-    checks
+        }
+    };
+    join_all(urls.iter().map(examine)).await
 }
 
 /// Checks the services at the given health ports.
 pub(super) async fn healthy(urls: &[String]) -> Vec<Check> {
-    let mut checks = Vec::new();
-    for url in urls {
+    let examine = async |url: &String| {
         let url = url.trim_end_matches('/').trim_end_matches("/readyz");
-        match health(url).await {
-            Ok(found) => checks.extend(found),
-            Err(e) => checks.push(Check::failed(
-                format!("service at {url}"),
-                format!("{e:#}"),
-                "start it, or correct --health",
-            )),
-        }
-    }
-    checks
+        health(url).await.unwrap_or_else(|e| {
+            vec![Check::failed(format!("service at {url}"), format!("{e:#}"), "start it, or correct --health")]
+        })
+    };
+    join_all(urls.iter().map(examine)).await.concat()
 }
 
 async fn health(url: &str) -> anyhow::Result<Vec<Check>> {

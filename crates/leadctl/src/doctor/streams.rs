@@ -1,11 +1,14 @@
 //! Checks of the streams, buckets, consumer and dead letters in NATS.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use async_nats::{
     Client,
     jetstream::{
-        self, kv,
+        self,
+        context::{GetStreamError, GetStreamErrorKind, RequestErrorKind},
+        kv,
+        response::Response,
         stream::{Config, DiscardPolicy, RetentionPolicy, StorageType, Stream},
     },
 };
@@ -17,45 +20,100 @@ use contract::{
     },
     subject,
 };
-use futures::TryStreamExt;
+use futures::{TryStreamExt, future::join_all};
 use serde::Deserialize;
-use service_kit::{clock, idempotency::bucket_lasts, version::ServerVersion};
+use service_kit::{clock, idempotency::bucket_lasts, nats::error_chain, version::ServerVersion};
 
-use super::check::{Check, lag, skew};
+use super::{
+    check::{Check, lag, skew},
+    replicas::{self, Replication},
+};
 use crate::{arguments::parse_time, clients::stream_reader::age_of};
 
+/// How long the answer with the server's time may take.
+const CLOCK_TIMEOUT: Duration = Duration::from_secs(2);
 /// A stream that is fuller than this is a failure: its reader should have made room from one half on.
 const MAX_FULLNESS: f64 = 0.7;
 
-pub(super) async fn examine(js: &jetstream::Context, server: ServerVersion) -> Vec<Check> {
-    let mut checks = Vec::new();
-    // The operator chooses sizes and replicas; all other settings are fixed.
-    let limits = StreamLimits { max_bytes: 1 << 30, replicas: 1 };
-    let mut replicas = Vec::new();
-    for expected in streams::streams(limits, ObjectId::from_bytes([0; 12])).map(|config| server.supported(config)) {
-        match js.get_stream(&expected.name).await {
-            Ok(stream) => {
-                replicas.push(stream.cached_info().config.num_replicas);
-                checks.extend(check_stream(&expected, &stream).await);
-            }
-            Err(e) => checks.push(Check::failed(
-                format!("stream {}", expected.name),
-                format!("cannot be read: {e}"),
-                "restart lead-state: it creates missing streams",
-            )),
+/// Whether JetStream answers this user: without a majority of its servers it does not.
+pub(super) async fn jetstream_answers(js: &jetstream::Context) -> Result<(), Check> {
+    let check = "jetstream";
+    let majority = "start the missing nats-servers: more than half of them must run and see each other";
+    match js.request("INFO", b"").await {
+        Ok(Response::Ok::<serde_json::Value>(_)) => Ok(()),
+        Ok(Response::Err { error }) if error.code() == 503 => {
+            Err(Check::failed(check, format!("the servers have no leader: {error}"), majority))
+        }
+        Ok(Response::Err { error }) => Err(Check::failed(check, error.to_string(), "enable JetStream for the account")),
+        Err(e) if e.kind() == RequestErrorKind::NoResponders => {
+            let advice = "enable JetStream in the servers and for the account; see deploy/nats";
+            Err(Check::failed(check, "is not enabled for this user", advice))
+        }
+        Err(e) => {
+            // A user without the permission gets no answer either.
+            let finding = format!("no answer: the servers have no majority, or refuse this user: {}", error_chain(&e));
+            Err(Check::failed(check, finding, format!("{majority}; use the NATS user leadctl")))
         }
     }
-    for expected in streams::buckets(limits) {
-        checks.push(check_bucket(js, &expected).await);
+}
+
+/// Checks all streams and buckets. `configured` are the replicas that lead-state gives new streams.
+pub(super) async fn examine(
+    js: &jetstream::Context,
+    server: ServerVersion,
+    configured: &BTreeSet<usize>,
+) -> Vec<Check> {
+    // The operator chooses sizes and replicas; all other settings are fixed.
+    let limits = StreamLimits { max_bytes: 1 << 30, replicas: 1 };
+    let expected = streams::streams(limits, ObjectId::from_bytes([0; 12])).map(|config| server.supported(config));
+    let buckets = streams::buckets(limits);
+    // One that does not answer delays no other.
+    let (streams, buckets, lasts) = tokio::join!(
+        join_all(expected.iter().map(|expected| examine_stream(js, expected))),
+        join_all(buckets.iter().map(|expected| examine_bucket(js, expected))),
+        bucket_lasts(js),
+    );
+    let mut checks = Vec::new();
+    let mut replication = Vec::new();
+    for (found, place) in streams.into_iter().chain(buckets) {
+        checks.extend(found);
+        replication.extend(place);
     }
-    if let Ok(lasts) = bucket_lasts(js).await {
-        checks.push(room_for_keys(lasts));
-    }
-    if replicas.windows(2).any(|pair| pair[0] != pair[1]) {
-        let finding = format!("differ: {replicas:?}");
-        checks.push(Check::warning("replicas of the streams", finding, "nats stream edit STREAM --replicas=3"));
-    }
+    checks.extend(lasts.ok().map(room_for_keys));
+    checks.extend(replicas::examine(&replication, configured));
     checks
+}
+
+async fn examine_stream(js: &jetstream::Context, expected: &Config) -> (Vec<Check>, Option<Replication>) {
+    match js.get_stream(&expected.name).await {
+        Ok(stream) => (check_stream(expected, &stream).await, Some(stream.cached_info().into())),
+        Err(e) => {
+            let advice = "restart lead-state: it creates missing streams";
+            (vec![unreadable(format!("stream {}", expected.name), &e, advice)], None)
+        }
+    }
+}
+
+async fn examine_bucket(js: &jetstream::Context, expected: &kv::Config) -> (Vec<Check>, Option<Replication>) {
+    let check = format!("bucket {}", expected.bucket);
+    match js.get_stream(format!("KV_{}", expected.bucket)).await {
+        Ok(stream) => (vec![check_bucket(check, expected, &stream)], Some(stream.cached_info().into())),
+        Err(e) => {
+            let advice = "restart lead-state: it creates missing buckets and fills them";
+            (vec![unreadable(check, &e, advice)], None)
+        }
+    }
+}
+
+/// The check of a stream that cannot be read; the advice is for one that is missing.
+fn unreadable(check: String, error: &GetStreamError, advice: &str) -> Check {
+    match error.kind() {
+        GetStreamErrorKind::JetStream(answer) if answer.code() == 503 => {
+            replicas::without_leader(&check, &answer.to_string())
+        }
+        GetStreamErrorKind::Request => replicas::without_leader(&check, &error_chain(error)),
+        _ => Check::failed(check, format!("cannot be read: {}", error_chain(error)), advice),
+    }
 }
 
 async fn check_stream(expected: &Config, stream: &Stream) -> Vec<Check> {
@@ -85,16 +143,7 @@ async fn check_stream(expected: &Config, stream: &Stream) -> Vec<Check> {
     checks
 }
 
-async fn check_bucket(js: &jetstream::Context, expected: &kv::Config) -> Check {
-    let check = format!("bucket {}", expected.bucket);
-    let name = format!("KV_{}", expected.bucket);
-    let stream = match js.get_stream(&name).await {
-        Ok(stream) => stream,
-        Err(e) => {
-            let advice = "restart lead-state: it creates missing buckets and fills them";
-            return Check::failed(check, format!("cannot be read: {e}"), advice);
-        }
-    };
+fn check_bucket(check: String, expected: &kv::Config, stream: &Stream) -> Check {
     let actual = &stream.cached_info().config;
     let mut findings = Vec::new();
     if actual.max_messages_per_subject != expected.history {
@@ -108,7 +157,7 @@ async fn check_bucket(js: &jetstream::Context, expected: &kv::Config) -> Check {
         return Check::ok(check, fullness(stream.cached_info().state.bytes, actual.max_bytes));
     }
     let (history, age) = (expected.history, expected.max_age.as_secs());
-    let advice = format!("nats stream edit {name} --max-msgs-per-subject={history} --max-age={age}s");
+    let advice = format!("nats stream edit {} --max-msgs-per-subject={history} --max-age={age}s", actual.name);
     Check::failed(check, findings.join("; "), advice)
 }
 
@@ -257,7 +306,8 @@ pub(super) async fn clock(client: &Client) -> Check {
         ts: Option<String>,
     }
     let sent = clock::now();
-    let answer = client.request(format!("$JS.API.STREAM.INFO.{LEAD_COMMANDS}"), "".into()).await;
+    let request = async_nats::Request::new().timeout(Some(CLOCK_TIMEOUT));
+    let answer = client.send_request(format!("$JS.API.STREAM.INFO.{LEAD_COMMANDS}"), request).await;
     let received = clock::now();
     let time = answer.ok().and_then(|answer| serde_json::from_slice::<Info>(&answer.payload).ok()?.ts);
     match time.and_then(|text| parse_time(&text).ok()) {

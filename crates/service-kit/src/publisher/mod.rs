@@ -11,7 +11,9 @@
 //! queued between them, which saves limit of the reads and writes; on servers that support fast ingest, as one fast-ingest
 //! batch, which also saves limit of the acknowledgements.
 
+mod batch;
 mod fast_ingest;
+mod resend;
 mod stored;
 mod strategy;
 
@@ -20,7 +22,7 @@ use std::{
     fmt,
     future::ready,
     mem,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
     time::{Duration, Instant},
 };
 
@@ -30,10 +32,14 @@ use async_nats::{
 };
 use contract::headers;
 use futures::future::{Either, join_all};
-use tokio::sync::oneshot;
+use tokio::{
+    sync::{Semaphore, oneshot},
+    time::timeout,
+};
 
 pub use self::stored::Stored;
 use self::{
+    batch::{BatchBudget, batches, wire_size},
     fast_ingest::{FastIngest, IngestError},
     strategy::{PublishMode, PublishStrategy},
 };
@@ -44,10 +50,6 @@ use crate::{
     version::ServerVersion,
 };
 
-/// Messages per batch: the server's limit.
-const BATCH_MESSAGES: usize = 1000;
-/// Bytes per batch. More delays the messages of the next batch, fewer sync more often.
-const BATCH_BYTES: usize = 1 << 20;
 /// Messages from which on a batch is cheaper: it costs the server about as much as ten messages (a staging file, which is
 /// synced too). Measured: docs/results/sync-before-ack.md.
 const MIN_BATCH: usize = 16;
@@ -56,12 +58,15 @@ const MIN_FAST_INGEST: usize = 4;
 /// Groups of queued messages in flight at once. More groups are smaller and sync more often, fewer leave the server idle
 /// while an acknowledgement travels. The server allows 50 batches per stream, from all its publishers.
 const MAX_IN_FLIGHT: usize = 2;
+/// How long one message waits for its acknowledgement before it is sent again. Longer delays messages that were sent to a
+/// dead leader, shorter sends more duplicates to a server with a slow disk.
+const RESEND_AFTER: Duration = Duration::from_secs(2);
+/// How many resends are in progress at once, of all messages that wait. They probe a stream without a leader.
+const MAX_RESENDS: usize = 64;
 /// How often the server's version is read; reading copies all of the server's information.
 const READ_VERSION: Duration = Duration::from_secs(1);
 /// How long a stream that does not allow batches is not tried again. It may allow them after an upgrade.
 const RETRY_AFTER_REFUSAL: Duration = Duration::from_secs(30);
-/// Bytes of a message beside its subject, payload and header values.
-const OVERHEAD: usize = 256;
 
 /// Publishes to one stream, in atomic batches where they are faster and the stream allows them.
 #[derive(Clone)]
@@ -85,6 +90,10 @@ struct Shared {
     singles: Mutex<PublishStrategy>,
     /// For messages that one caller publishes together.
     sequences: Mutex<PublishStrategy>,
+    /// Permits to send messages again while the stream has no leader.
+    resends: Semaphore,
+    /// Whether messages wait for a leader. Only changes are logged.
+    is_waiting: AtomicBool,
     metrics: Publishing,
 }
 
@@ -126,7 +135,21 @@ impl Publisher {
         let strategy = || Mutex::new(PublishStrategy::new(PublishMode::Single));
         let ingest = FastIngest::new(client.clone(), nats::ACK_TIMEOUT);
         let (support, queue, singles, sequences) = (Mutex::default(), Mutex::default(), strategy(), strategy());
-        Self { shared: Arc::new(Shared { js, client, ingest, support, queue, singles, sequences, metrics }) }
+        let (resends, is_waiting) = (Semaphore::new(MAX_RESENDS), AtomicBool::new(false));
+        Self {
+            shared: Arc::new(Shared {
+                js,
+                client,
+                ingest,
+                support,
+                queue,
+                singles,
+                sequences,
+                resends,
+                is_waiting,
+                metrics,
+            }),
+        }
     }
 
     /// Publishes a message and waits until the stream has it. It may share a batch with messages published at the same
@@ -363,43 +386,6 @@ fn batch_headers(message: &OutboundMessage, id: &str, place: usize) -> HeaderMap
     map
 }
 
-/// An upper estimate of a message's bytes on the wire.
-fn wire_size(message: &OutboundMessage) -> usize {
-    message.subject.len() + message.payload.len() + OVERHEAD
-}
-
-/// Splits messages into batches, in order.
-fn batches(messages: impl IntoIterator<Item = OutboundMessage>) -> impl Iterator<Item = Vec<OutboundMessage>> {
-    let mut messages = messages.into_iter().peekable();
-    std::iter::from_fn(move || {
-        let mut budget = BatchBudget::default();
-        let mut batch = Vec::new();
-        while let Some(message) = messages.next_if(|message| budget.try_add(wire_size(message))) {
-            batch.push(message);
-        }
-        (!batch.is_empty()).then_some(batch)
-    })
-}
-
-/// The messages and bytes that a batch holds so far.
-#[derive(Debug, Default)]
-struct BatchBudget {
-    messages: usize,
-    bytes: usize,
-}
-
-impl BatchBudget {
-    /// Adds a message of this size, or returns false if the batch is full. The first message always fits.
-    fn try_add(&mut self, size: usize) -> bool {
-        let fits = self.messages == 0 || (self.messages < BATCH_MESSAGES && self.bytes + size <= BATCH_BYTES);
-        if fits {
-            self.messages += 1;
-            self.bytes += size;
-        }
-        fits
-    }
-}
-
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -447,10 +433,14 @@ impl BatchPermit {
         while let Some((mode, group)) = self.next() {
             let (messages, senders): (Vec<_>, Vec<_>) =
                 group.into_iter().map(|queued| (queued.message, queued.outcome)).unzip();
-            for (outcome, sender) in
-                self.shared.publish_timed(&self.shared.singles, mode, messages).await.into_iter().zip(senders)
-            {
-                // The receiver is gone if the client hung up.
+            let published = self.shared.publish_timed(&self.shared.singles, mode, messages);
+            // A group that was sent to a dead leader must not hold up those behind it.
+            let Ok(outcomes) = timeout(RESEND_AFTER, published).await else {
+                // Dropped senders mean that the messages are unconfirmed.
+                continue;
+            };
+            for (outcome, sender) in outcomes.into_iter().zip(senders) {
+                // The receiver is gone if the client hung up, or sends the message again.
                 let _ = sender.send(outcome);
             }
         }
@@ -462,6 +452,8 @@ impl BatchPermit {
         let mut queue = lock(&self.shared.queue);
         let mut budget = BatchBudget::default();
         let mut group = Vec::new();
+        // The callers of these have sent them again, or are gone.
+        queue.queued.retain(|queued| !queued.outcome.is_closed());
         while group.len() < limit
             && let Some(queued) = queue.queued.pop_front_if(|queued| budget.try_add(wire_size(&queued.message)))
         {
@@ -489,7 +481,10 @@ impl Drop for BatchPermit {
 mod tests {
     use proptest::prelude::*;
 
-    use super::*;
+    use super::{
+        batch::{BATCH_BYTES, BATCH_MESSAGES},
+        *,
+    };
 
     #[test]
     fn an_ack_of_the_last_message_alone_is_not_an_ack_of_the_batch() {

@@ -3,7 +3,7 @@
 //! Not through the command log: the client needs the new lead's id in the response. If a client hangs up, lead-state has
 //! the whole request or nothing of it, and what it does stays.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use axum::{extract::Request, http::HeaderValue};
 use contract::{
@@ -117,7 +117,7 @@ async fn update(
     let claim = Claim { update_id: clock::new_id(), replayed: false };
     command.identify(claim.update_id, Some(key.key_id));
     let Logged { outcome, preference_applied, warning } =
-        accept::log(app, key.project_id, &command, claim, waiting, traceparent).await?;
+        accept::log(app, key.project_id, &command, claim, waiting, traceparent, Instant::now()).await?;
     warnings.extend(warning.map(str::to_owned));
     let lead = match &outcome {
         Some(outcome) if outcome.success => {
