@@ -5,19 +5,18 @@
 //! minute for which memory is sampled.
 
 use std::{
-    collections::VecDeque,
     env,
     process::Stdio,
     time::{Duration, Instant},
 };
 
-use async_nats::{HeaderMap, jetstream};
+use async_nats::HeaderMap;
 use contract::{ObjectId, event::OutcomeKind, headers, subject};
 use futures::StreamExt;
 use serde_json::json;
 use test_support::{Service, eventually, free_port};
 
-use crate::support::{LEDGER_ROWS, Stack, TEST_TIMEOUT, memory_kib, process_id};
+use crate::support::{LEDGER_ROWS, Stack, TEST_TIMEOUT, memory_kib, process_id, publish_in_order};
 
 /// The memory that a service may take.
 const MOST_KIB: u64 = 64 * 1024;
@@ -60,20 +59,6 @@ impl Peaks {
         for (peak, (name, _)) in self.0.iter().zip(Self::services(stack)) {
             assert!(*peak < MOST_KIB, "{what}: {name} takes {peak} KiB");
         }
-    }
-}
-
-/// Publishes messages in order.
-async fn fill(js: &jetstream::Context, messages: impl Iterator<Item = (String, HeaderMap, String)>) {
-    let mut acks = VecDeque::new();
-    for (subject, headers, body) in messages {
-        acks.push_back(js.publish_with_headers(subject, headers, body.into()).await.expect("published"));
-        if acks.len() >= PIPELINED {
-            acks.pop_front().expect("one").await.expect("an ack");
-        }
-    }
-    for ack in acks {
-        ack.await.expect("an ack");
     }
 }
 
@@ -193,15 +178,15 @@ async fn make_updates(stack: &Stack, leads: &[String], process_id: ObjectId, cal
     let commands = (1..=backlog()).map(|number| {
         let body = json!({"updateId": id(number), "leadId": leads[number as usize % leads.len()],
             "metadata": {"n": number, "text": "x".repeat(100)}});
-        (format!("leads.cmd.{project_id}.update"), HeaderMap::new(), body.to_string())
+        (format!("leads.cmd.{project_id}.update"), HeaderMap::new(), body.to_string().into())
     });
     let events = (1..=backlog()).map(|number| {
         let mut map = HeaderMap::new();
         map.insert(headers::MESSAGE_ID, id(number).to_string());
         map.insert(headers::POSITION, format!("0.1.{number}.0"));
-        (subject::event(project_id, Some(process_id), OutcomeKind::Update, true), map, "x".repeat(500))
+        (subject::event(project_id, Some(process_id), OutcomeKind::Update, true), map, "x".repeat(500).into())
     });
-    tokio::join!(fill(&js, commands), fill(&js, events));
+    tokio::join!(publish_in_order(&js, PIPELINED, commands), publish_in_order(&js, PIPELINED, events));
     for statement in [
         "INSERT INTO lead_state.lead_updates
              (project_id, update_id, log_epoch, log_sequence, log_index, logged_at, lead_id, process_id, command, success,

@@ -1,11 +1,14 @@
 //! Which log this is: a recreated one starts a new epoch, a reconfigured one does not, and a hole in it is not read
 //! past.
 
+use std::iter::repeat_n;
+
+use async_nats::HeaderMap;
 use contract::streams::LEAD_COMMANDS;
 use serde_json::json;
 use test_support::eventually;
 
-use crate::support::{Stack, TEST_TIMEOUT, assert_includes};
+use crate::support::{Stack, TEST_TIMEOUT, assert_includes, publish_in_order};
 
 const EPOCH: &str = "SELECT epoch::bigint FROM lead_state.checkpoints";
 
@@ -67,15 +70,7 @@ async fn the_leader_does_not_read_past_a_hole_in_the_log() {
     let js = stack.js();
     let subject = format!("leads.cmd.{}.update", stack.api.project_id);
     let body = bytes::Bytes::from(json!({"leadId": lead_id, "name": "x"}).to_string());
-    for _ in 0..15 {
-        let mut acks = Vec::new();
-        for _ in 0..1000 {
-            acks.push(js.publish(subject.clone(), body.clone()).await.expect("a publish"));
-        }
-        for ack in acks {
-            ack.await.expect("an ack");
-        }
-    }
+    publish_in_order(&js, 256, repeat_n((subject, HeaderMap::new(), body), 15_000)).await;
 
     let log = js.get_stream(LEAD_COMMANDS).await.expect("the log");
     log.purge().sequence(14_001).await.expect("a purge");

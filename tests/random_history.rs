@@ -2,7 +2,7 @@
 
 use std::{collections::HashSet, sync::Arc};
 
-use async_nats::jetstream::consumer::pull;
+use async_nats::{HeaderMap, jetstream::consumer::pull};
 use bytes::Bytes;
 use contract::{JsonObject, ObjectId, Timestamp, process::Rules, streams::LEAD_COMMANDS};
 use futures::StreamExt;
@@ -19,6 +19,7 @@ use crate::support::{
     Stack, TEST_TIMEOUT,
     history::{Leads, differences, message, new_lead, prepare, processes},
     model::Model,
+    publish_in_order,
 };
 
 /// Decides messages in random batches, on a state that is stored as the database stores it; dead letters and outcomes.
@@ -179,19 +180,15 @@ async fn a_random_history_leaves_the_database_equal_to_the_model() {
     for spec in processes(&json!([])) {
         all.push(prepare(&stack.api, &stack.client, spec, 4, &mut model).await);
     }
-    let js = stack.js();
-    let mut acks = Vec::new();
     let mut sent: Vec<(String, Bytes)> = Vec::new();
     for number in 0..3000 {
         let again = sent.choose(&mut random).filter(|_| number % 20 == 19).cloned();
         let leads = all.choose(&mut random).expect("leads");
         let (subject, payload) = again.unwrap_or_else(|| message(leads, service_kit::clock::now(), &mut random));
-        acks.push(js.publish(subject.clone(), payload.clone()).await.expect("a publish"));
         sent.push((subject, payload));
     }
-    for ack in acks {
-        ack.await.expect("an ack");
-    }
+    let messages = sent.into_iter().map(|(subject, payload)| (subject, HeaderMap::new(), payload));
+    publish_in_order(&stack.js(), 256, messages).await;
     stack.wait_until_applied().await;
     // The last calls expire, and the updates queued behind them are decided.
     stack.wait_for_count("SELECT count(*) FROM lead_state.queued_updates", 0).await;

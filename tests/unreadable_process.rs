@@ -1,8 +1,6 @@
 //! A process whose entry in the bucket cannot be read: its events are parked, delay no other tenant, and are delivered
 //! once it can be read again. Configuration that cannot be projected holds up no other.
 
-use std::time::Duration;
-
 use contract::{
     streams::{API_KEYS, PROCESSES},
     subject::process_key,
@@ -15,6 +13,8 @@ use crate::support::{Api, DELIVERED, LEDGER_ROWS, Stack, TEST_TIMEOUT, process_i
 
 /// More events than all webhook-notifiers together may have unacknowledged.
 const EVENTS: usize = 4200;
+/// Events of one lead whose deliveries keep their order, one after the other.
+const ORDERED: usize = 100;
 const PARKED: &str = "SELECT count(*) FROM webhooks.parked_events";
 
 /// Updates a lead so many times in one request.
@@ -31,55 +31,63 @@ async fn update_in_bulk(api: &Api, lead_id: &str, count: usize) {
 #[tokio::test]
 async fn events_of_an_unreadable_process_are_parked_and_delay_no_other_tenant() {
     let stack = Stack::start().await;
-    let applied = stack
-        .process(json!([
-            {"name": "crm", "url": stack.receiver.url("/crm")},
-            {"name": "ordered", "url": stack.receiver.url("/ordered"), "ordering": "lead"},
-        ]))
-        .await;
+    let applied = stack.process_calling(&["crm"]).await;
+    let callbacks = json!([{"name": "ordered", "url": stack.receiver.url("/ordered"), "ordering": "lead"}]);
+    let spec = json!({
+        "projectId": stack.api.project_id, "name": "ordered", "states": [{"name": "new"}], "callbacks": callbacks,
+    });
+    let ordered = stack.apply(spec).await;
     stack.backdate_processes().await;
     let lead_id = stack.api.initiate(process_id(&applied), None).await;
+    let ordered_lead = stack.api.initiate(process_id(&ordered), None).await;
     let healthy = Api::create(stack.api.url.clone(), &stack.client, "healthy").await;
     let callbacks = json!([{"name": "crm", "url": stack.receiver.url("/healthy")}]);
     let spec =
         json!({"projectId": healthy.project_id, "name": "p", "states": [{"name": "new"}], "callbacks": callbacks});
     let healthy_lead = healthy.initiate(process_id(&stack.apply(spec).await), None).await;
     let bucket = stack.js().get_key_value(PROCESSES).await.expect("the bucket");
-    let key = process_key(stack.api.project_id, Some(process_id(&applied)));
-    let entry = bucket.get(&key).await.expect("an answer").expect("an entry");
+    let keys = [&applied, &ordered].map(|process| process_key(stack.api.project_id, Some(process_id(process))));
+    let mut entries = Vec::new();
+    for key in &keys {
+        entries.push(bucket.get(key).await.expect("an answer").expect("an entry"));
+        bucket.put(key, "{".into()).await.expect("written");
+    }
 
-    bucket.put(&key, "{".into()).await.expect("written");
+    update_in_bulk(&stack.api, &ordered_lead, ORDERED).await;
     update_in_bulk(&stack.api, &lead_id, EVENTS).await;
-    stack.wait_for_count(LEDGER_ROWS, EVENTS as i64).await;
+    stack.wait_for_count(LEDGER_ROWS, (EVENTS + ORDERED) as i64).await;
     for n in 0..5 {
         healthy.update(json!({"leadId": healthy_lead, "metadata": {"n": n}})).await;
     }
-    stack.receiver.wait_for_requests("/healthy", 5, Duration::from_secs(20)).await;
-    stack.wait_for_count(PARKED, EVENTS as i64).await;
+    stack.receiver.wait_for_requests("/healthy", 5, TEST_TIMEOUT).await;
+    stack.wait_for_count(PARKED, (EVENTS + ORDERED) as i64).await;
 
     // It is visible: in the timeline, the audit and the doctor.
     let last = stack.api.update(json!({"leadId": lead_id, "metadata": {"n": EVENTS}})).await;
-    stack.wait_for_count(PARKED, EVENTS as i64 + 1).await;
+    stack.wait_for_count(PARKED, (EVENTS + ORDERED) as i64 + 1).await;
     let timeline = stack.api.outcome(&last).await;
     assert_eq!(timeline["deliveries"], json!([]));
-    assert!(timeline["parked"]["reason"].as_str().is_some_and(|why| why.contains(&key)), "{timeline}");
+    assert!(timeline["parked"]["reason"].as_str().is_some_and(|why| why.contains(&keys[0])), "{timeline}");
     let (code, report) = stack.audit(&[]).await;
     assert_eq!(code, 0, "{report}");
     let project = stack.api.project_id;
-    assert_eq!(report["parked"], json!([{"projectId": project, "events": EVENTS + 1}]), "{report}");
-    for callback in report["callbacks"].as_array().expect("callbacks").iter().take(2) {
+    assert_eq!(report["parked"], json!([{"projectId": project, "events": EVENTS + ORDERED + 1}]), "{report}");
+    for callback in report["callbacks"].as_array().expect("callbacks") {
         let counts = ["announced", "delivered", "parked"].map(|count| callback[count].as_u64());
-        assert!(counts == [EVENTS as u64 + 1, 0, EVENTS as u64 + 1].map(Some) || counts[2] == Some(0), "{report}");
+        let all_of = |events: usize| counts == [events as u64, 0, events as u64].map(Some);
+        assert!(all_of(EVENTS + 1) || all_of(ORDERED) || counts[2] == Some(0), "{report}");
     }
     let doctor = stack.leadctl(&["doctor"]).await;
     doctor.assert_prints(&[&format!("{} of process {}", EVENTS + 1, process_id(&applied)), "cannot read the process"]);
 
-    bucket.put(&key, entry).await.expect("written");
-    stack.wait_for_count_within(TEST_TIMEOUT * 3, DELIVERED, 2 * (EVENTS as i64 + 1) + 5).await;
+    for (key, entry) in keys.iter().zip(entries) {
+        bucket.put(key, entry).await.expect("written");
+    }
+    stack.wait_for_count_within(TEST_TIMEOUT * 3, DELIVERED, (EVENTS + 1 + ORDERED + 5) as i64).await;
     stack.wait_for_count(PARKED, 0).await;
     let numbers: Vec<_> =
         stack.receiver.requests_to("/ordered").iter().map(|r| r.json()["data"]["n"].as_u64()).collect();
-    assert!(numbers.is_sorted() && numbers.len() == EVENTS + 1, "the lead's updates arrive in their order");
+    assert!(numbers.is_sorted() && numbers.len() == ORDERED, "the lead's updates arrive in their order");
     stack.wait_for_clean_audit().await;
 }
 

@@ -1,10 +1,13 @@
 //! Updates sent in the background.
 
 use std::{
+    collections::VecDeque,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
+use async_nats::{HeaderMap, jetstream};
+use bytes::Bytes;
 use serde_json::json;
 use test_support::eventually;
 use tokio::task::JoinHandle;
@@ -25,6 +28,25 @@ pub(crate) async fn update_each(api: Api, leads: Vec<String>, count: usize) -> V
         }
     });
     futures::future::join_all(updates).await.concat()
+}
+
+/// Publishes messages of (subject, headers, payload) in order, with at most `pipelined` unacknowledged: the time-out of an ack
+/// counts from its publish, so a busy machine needs a bound.
+pub(crate) async fn publish_in_order(
+    js: &jetstream::Context,
+    pipelined: usize,
+    messages: impl IntoIterator<Item = (String, HeaderMap, Bytes)>,
+) {
+    let mut acks = VecDeque::new();
+    for (subject, headers, payload) in messages {
+        acks.push_back(js.publish_with_headers(subject, headers, payload).await.expect("published"));
+        if acks.len() >= pipelined {
+            acks.pop_front().expect("acks are pending").await.expect("an ack");
+        }
+    }
+    for ack in acks {
+        ack.await.expect("an ack");
+    }
 }
 
 /// An endless sequence of updates, to one lead after the other: few enough that a test can check each of them.

@@ -24,7 +24,7 @@ pub(crate) use self::{
         verifies, verify,
     },
     leadctl::{LeadctlRun, letter_number},
-    load::{Load, longest_gap, update_each},
+    load::{Load, longest_gap, publish_in_order, update_each},
     stack::{SECRETS_KEY, Stack, call, cluster_url, process_id, service},
     wait::{DELIVERED, LEDGER_ROWS, TEST_TIMEOUT, health_page, wait_for_failure, wait_for_unready, wait_until_applied},
 };
