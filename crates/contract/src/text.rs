@@ -8,10 +8,11 @@ pub const MAX_ERROR_CHARS: usize = 1000;
 const QUOTED_CHARS: usize = 100;
 
 /// Characters that are invisible, or that look like a plain space, with their Unicode names.
-const INVISIBLE: [(char, &str); 24] = [
+const INVISIBLE: [(char, &str); 25] = [
     ('\u{a0}', "NO-BREAK SPACE"),
     ('\u{ad}', "SOFT HYPHEN"),
     ('\u{61c}', "ARABIC LETTER MARK"),
+    ('\u{180e}', "MONGOLIAN VOWEL SEPARATOR"),
     ('\u{2007}', "FIGURE SPACE"),
     ('\u{2009}', "THIN SPACE"),
     ('\u{200b}', "ZERO WIDTH SPACE"),

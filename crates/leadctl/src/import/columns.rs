@@ -2,10 +2,9 @@
 
 use contract::{
     fields::meant_field,
+    text::{is_invisible, name_char, trim},
     update_body::{EXPECTED_STATE, EXPECTED_VERSION, RESERVED, reserved},
 };
-
-use crate::import::text::{invisible, trim};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Column {
@@ -26,8 +25,9 @@ const PREFIX: &str = "metadata.";
 
 /// Parses a header.
 pub(crate) fn columns(header: &[&str]) -> Result<Vec<Column>, String> {
-    if let Some((n, c)) = header.iter().zip(1..).find_map(|(name, n)| Some((n, invisible(name)?))) {
-        return Err(format!("{c}, column {n}: remove this character, which cannot be seen"));
+    let invisible = header.iter().zip(1..).find_map(|(name, n)| Some((n, name.chars().find(|c| is_invisible(*c))?)));
+    if let Some((n, c)) = invisible {
+        return Err(format!("{}, column {n}: remove this character, which cannot be seen", name_char(c)));
     }
     let columns = header.iter().map(|name| column(name)).collect::<Result<Vec<_>, _>>()?;
     for (n, column) in columns.iter().enumerate() {

@@ -13,6 +13,7 @@ use contract::{
     JsonObject, ObjectId,
     fields::{BodyError, Fields},
     json::{self, Members, NotAnObject},
+    text::trim,
     update_body::UpdateBody,
 };
 use serde::Serialize;
@@ -21,7 +22,7 @@ use serde_json::value::{RawValue, to_raw_value};
 use crate::import::{
     columns::{Column, columns, names_address},
     csv_reader::{self, CsvReader, FaultKind, MAX_RECORD_BYTES, Record, RecordFault},
-    text::{self, Encoding, trim},
+    text::{self, Encoding},
 };
 
 /// Ids are cut to this length in the outcomes file; no valid id is longer.

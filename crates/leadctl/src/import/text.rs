@@ -1,4 +1,4 @@
-//! Text files as programs write them: UTF-8 or UTF-16, with or without byte order marks, and invisible characters.
+//! Text files as programs write them: UTF-8 or UTF-16, with or without byte order marks.
 
 use std::io::{self, BufRead, BufReader, ErrorKind, Read};
 
@@ -86,45 +86,6 @@ impl<R: Read> Read for Utf16<R> {
     }
 }
 
-/// Characters without a shape of their own, with their Unicode names. Spreadsheets and web pages leave them in copied text.
-const INVISIBLE: [(char, &str); 19] = [
-    ('\u{ad}', "SOFT HYPHEN"),
-    ('\u{61c}', "ARABIC LETTER MARK"),
-    ('\u{180e}', "MONGOLIAN VOWEL SEPARATOR"),
-    ('\u{200b}', "ZERO WIDTH SPACE"),
-    ('\u{200c}', "ZERO WIDTH NON-JOINER"),
-    ('\u{200d}', "ZERO WIDTH JOINER"),
-    ('\u{200e}', "LEFT-TO-RIGHT MARK"),
-    ('\u{200f}', "RIGHT-TO-LEFT MARK"),
-    ('\u{202a}', "LEFT-TO-RIGHT EMBEDDING"),
-    ('\u{202b}', "RIGHT-TO-LEFT EMBEDDING"),
-    ('\u{202c}', "POP DIRECTIONAL FORMATTING"),
-    ('\u{202d}', "LEFT-TO-RIGHT OVERRIDE"),
-    ('\u{202e}', "RIGHT-TO-LEFT OVERRIDE"),
-    ('\u{2060}', "WORD JOINER"),
-    ('\u{2066}', "LEFT-TO-RIGHT ISOLATE"),
-    ('\u{2067}', "RIGHT-TO-LEFT ISOLATE"),
-    ('\u{2068}', "FIRST STRONG ISOLATE"),
-    ('\u{2069}', "POP DIRECTIONAL ISOLATE"),
-    ('\u{feff}', "ZERO WIDTH NO-BREAK SPACE (byte order mark)"),
-];
-
-/// The first invisible character of a text, e.g. `U+200B ZERO WIDTH SPACE`.
-pub(crate) fn invisible(text: &str) -> Option<String> {
-    let name = |c: char| match INVISIBLE.iter().find(|(invisible, _)| *invisible == c) {
-        Some((_, name)) => Some(*name),
-        None if c == '\u{a0}' => Some("NO-BREAK SPACE"),
-        None if c.is_control() => Some("control character"),
-        None => None,
-    };
-    text.chars().find_map(|c| Some(format!("U+{:04X} {}", u32::from(c), name(c)?)))
-}
-
-/// Removes white space and invisible characters around a text that cannot mean them.
-pub(crate) fn trim(text: &str) -> &str {
-    text.trim_matches(|c: char| c.is_whitespace() || INVISIBLE.iter().any(|(invisible, _)| *invisible == c))
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -155,15 +116,6 @@ mod tests {
             let error = read(bytes).unwrap_err().to_string();
             assert!(error.contains(fault), "{error}");
         }
-    }
-
-    #[test]
-    fn invisible_characters_are_named_and_trimmed() {
-        assert_eq!(invisible("na\u{200b}me").as_deref(), Some("U+200B ZERO WIDTH SPACE"));
-        assert_eq!(invisible("a\u{a0}b").as_deref(), Some("U+00A0 NO-BREAK SPACE"));
-        assert_eq!(invisible("a\u{7}b").as_deref(), Some("U+0007 control character"));
-        assert_eq!(invisible("näme 🙂"), None);
-        assert_eq!(trim("\u{feff} \u{202a}R 1\u{202c}\u{a0}"), "R 1");
     }
 
     proptest! {
