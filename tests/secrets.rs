@@ -323,3 +323,22 @@ async fn lead_state_keeps_secrets_whose_key_is_missing() {
     let request = &stack.receiver.wait_for_requests("/crm", 1, TEST_TIMEOUT).await[0];
     verify(request, callback.secrets[0].expose());
 }
+
+#[tokio::test]
+async fn a_process_that_cannot_be_read_stops_no_rotation() {
+    let (mut stack, _, _, _) = started().await;
+    let insert = format!(
+        r#"INSERT INTO lead_state.processes (project_id, name, process_id, config, revision)
+           VALUES ('\x{}', 'broken', decode(repeat('0b', 12), 'hex'), '{{"name": 5}}', 0)"#,
+        stack.api.project_id
+    );
+    stack.sql(&insert).await;
+    stack.replace_notifier(&BOTH_KEYS).await;
+    stack.replace_lead_state(&BOTH_KEYS).await;
+
+    let rotated = stack.rotate().await;
+
+    assert_eq!((rotated.resealed, rotated.remaining, rotated.locked.len()), (1, 0, 1), "{rotated:?}");
+    assert_eq!((rotated.locked[0].process.as_str(), rotated.locked[0].callback_id), ("broken", None));
+    stack.leadctl(&["secrets", "rotate"]).await.assert_fails("all callbacks of \"broken\"");
+}

@@ -82,7 +82,7 @@ pub struct RotationResult {
     pub unchanged: u64,
     /// Processes left when the time ran out: repeat the query.
     pub remaining: u64,
-    /// Callbacks that were left as they are, because their secrets cannot be opened.
+    /// Callbacks that were left as they are, because their secrets or their process cannot be read.
     pub locked: Vec<LockedCallback>,
 }
 
@@ -95,8 +95,8 @@ pub struct LockedCallback {
     pub process: String,
     /// Its project.
     pub project_id: ObjectId,
-    /// The callback.
-    pub callback_id: ObjectId,
+    /// The callback. None: none of the process can be read.
+    pub callback_id: Option<ObjectId>,
     /// Why, for people. It names the key.
     pub error: String,
 }

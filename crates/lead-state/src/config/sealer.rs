@@ -1,7 +1,7 @@
 //! Secrets at rest: sealed before a process is stored, and again when another key has become the present one. See
 //! [`secrets`].
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt::Display, sync::Arc, time::Duration};
 
 use contract::{
     ObjectId,
@@ -91,14 +91,21 @@ impl Sealer {
                 result.remaining += 1;
                 continue;
             }
-            let Resealed { stored, locked } = self.reseal(project_id, &name, ResealFilter::NotWithPresentKey).await?;
-            result.locked.extend(locked.into_iter().map(|(callback_id, error)| LockedCallback {
+            let locked = |callback_id, error: &dyn Display| LockedCallback {
                 process: name.clone(),
                 project_id,
                 callback_id,
                 error: error.to_string(),
-            }));
-            if stored {
+            };
+            let resealed = match self.reseal(project_id, &name, ResealFilter::NotWithPresentKey).await {
+                Err(e @ StoreError::Corrupt { .. }) => {
+                    result.locked.push(locked(None, &e));
+                    continue;
+                }
+                resealed => resealed?,
+            };
+            result.locked.extend(resealed.locked.iter().map(|(callback_id, error)| locked(Some(*callback_id), error)));
+            if resealed.stored {
                 result.resealed += 1;
                 let projected = self.projector.project_process(project_id, &name).await;
                 projected.map_err(|e| not_projected("the rotation", &e))?;

@@ -50,7 +50,7 @@ async fn rotate(admin: &Admin) -> anyhow::Result<()> {
     };
     output::show(admin.json, &rotated, show)?;
     if !rotated.locked.is_empty() {
-        bail!("the secrets of {} callbacks are not sealed with the current key", rotated.locked.len());
+        bail!("some secrets are not sealed with the current key: {} faults", rotated.locked.len());
     }
     Ok(())
 }
@@ -61,7 +61,8 @@ pub(crate) fn show(rotated: &RotationResult) {
     output::field("resealed", format_args!("{resealed} processes"));
     output::field("unchanged", format_args!("{unchanged} processes"));
     for callback in locked {
-        output::field("locked", format_args!("{} of {:?}: {}", callback.callback_id, callback.process, callback.error));
+        let what = callback.callback_id.map_or("all callbacks".into(), |callback_id| callback_id.to_string());
+        output::field("locked", format_args!("{what} of {:?}: {}", callback.process, callback.error));
     }
     if locked.is_empty() {
         output::say(
