@@ -97,7 +97,7 @@ mod tests {
 
     #[test]
     fn answers_keep_their_meaning() {
-        let fault = |status| Fault::from(RpcError::new(status, "code", "text")).status().as_u16();
+        let fault = |status| Fault::from(RpcError::received(status, "code", "text")).status().as_u16();
         assert_eq!([404, 400, 409, 429, 500, 503].map(fault), [404, 400, 400, 503, 503, 503]);
     }
 }

@@ -8,6 +8,7 @@ use crate::{
     JsonObject, ObjectId,
     command::MAX_TEXT_CHARS,
     json::{self, JsonFault, Members},
+    warning::Warning,
 };
 
 /// How many ignored fields a warning names, and how much of each name, so that a warning does not repeat a whole body.
@@ -140,7 +141,7 @@ impl<'a> Fields<'a> {
             if self.refuses_empty {
                 return Err(self.fault(name, EMPTY));
             }
-            self.warnings.push(format!("{}{name} is empty and was ignored", self.prefix));
+            self.warnings.push(Warning::EMPTY.with(&[&format_args!("{}{name}", self.prefix)]));
             return Ok(None);
         }
         if text.chars().nth(MAX_TEXT_CHARS).is_some() {
@@ -260,7 +261,7 @@ impl<'a> Fields<'a> {
     }
 
     /// Warns about the fields that were not taken.
-    pub fn ignore_rest(&mut self, why: &str) {
+    pub fn ignore_rest(&mut self, warning: Warning) {
         let rest = self.rest();
         if rest.is_empty() {
             return;
@@ -268,9 +269,9 @@ impl<'a> Fields<'a> {
         let mut names: Vec<String> =
             rest.keys().take(MAX_NAMES).map(|name| format!("{}{}", self.prefix, shortened(name))).collect();
         if rest.len() > MAX_NAMES {
-            names.push(format!("{} more", rest.len() - MAX_NAMES));
+            names.push(Warning::MORE.with(&[&(rest.len() - MAX_NAMES)]));
         }
-        self.warnings.push(format!("ignored {why}: {}", names.join(", ")));
+        self.warnings.push(warning.with(&[&names.join(", ")]));
     }
 
     /// Refuses fields that were not taken.
@@ -306,10 +307,10 @@ mod tests {
             (0..11).map(|i| format!(r#""f{i}":1,"#)).collect::<String>()
         );
         let mut fields = Fields::from_json(body.as_bytes()).unwrap();
-        fields.ignore_rest("because of this");
+        fields.ignore_rest(Warning::UNKNOWN);
         assert_eq!(
             fields.warnings,
-            [format!("ignored because of this: {}, f0, f1, f2, f3, f4, f5, f6, f7, f8, 3 more", "k".repeat(64))]
+            [format!("ignored as unknown: {}, f0, f1, f2, f3, f4, f5, f6, f7, f8, 3 more", "k".repeat(64))]
         );
     }
 

@@ -31,6 +31,7 @@ pub mod text;
 pub mod time;
 pub mod trace;
 pub mod update_body;
+pub mod warning;
 pub mod work;
 
 pub use crate::{id::ObjectId, json::JsonObject, time::Timestamp};

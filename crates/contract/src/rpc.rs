@@ -5,6 +5,7 @@
 
 mod callback;
 mod delivery;
+mod error;
 mod lead;
 mod page;
 mod process;
@@ -18,6 +19,7 @@ pub use self::query::catalog;
 pub use self::{
     callback::*,
     delivery::*,
+    error::{ErrorCode, RpcError},
     lead::*,
     page::{Cursor, DEFAULT_LIMIT, MAX_LIMIT, Page, clamp},
     process::*,
@@ -26,25 +28,3 @@ pub use self::{
     recovery::*,
     update::*,
 };
-
-use crate::text::bounded_error;
-
-/// Why a query was not answered.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{message}")]
-pub struct RpcError {
-    /// The HTTP status that fits.
-    pub status: u16,
-    /// Stable, snake_case, for programs.
-    pub code: String,
-    /// One sentence, for people.
-    pub message: String,
-}
-
-impl RpcError {
-    /// An error with this status, code and message, which is cut at
-    /// [`MAX_ERROR_CHARS`](crate::text::MAX_ERROR_CHARS).
-    pub fn new(status: u16, code: &str, message: impl Into<String>) -> Self {
-        Self { status, code: code.into(), message: bounded_error(message) }
-    }
-}

@@ -15,6 +15,7 @@ use crate::{
     JsonObject, ObjectId,
     command::{MAX_TEXT_CHARS, UpdateCommand},
     fields::{Address, BodyError, EMPTY, Fields, shortened},
+    warning::Warning,
 };
 
 /// The version that a lead must have, in a line of a bulk request and in a column of an import.
@@ -68,7 +69,7 @@ impl UpdateBody {
         let user_id = fields.text("userId")?;
         let metadata = match fields.object("metadata")? {
             Some(metadata) => {
-                fields.ignore_rest("because metadata is given");
+                fields.ignore_rest(Warning::BESIDE_METADATA);
                 metadata
             }
             None => JsonObject::from_members(&fields.rest()),
@@ -79,7 +80,7 @@ impl UpdateBody {
             return Err(BodyError::NothingToChange);
         }
         if disposition.is_some() && target_state.is_none() {
-            fields.warnings.push("disposition is ignored without targetState".into());
+            fields.warnings.push(Warning::DISPOSITION_WITHOUT_STATE.with(&[]));
         }
         let command = UpdateCommand {
             lead_id,

@@ -14,6 +14,7 @@ use contract::{
     idempotency::IdempotencyRecord,
     key::ApiKey,
     rpc::GetUpdate,
+    warning::Warning,
 };
 use http_api::{Outcome, UpdateAccepted};
 use service_kit::clock;
@@ -34,9 +35,6 @@ use crate::{
     },
     response::{self, HandlerResult},
 };
-
-/// The warning when a response does not wait for the outcome although the request prefers it.
-const NOT_WAITED: &str = "Prefer: wait was ignored: too many requests wait already; read the update instead";
 
 /// How long a response waits for the outcome, and the key that must be valid until then; none: it does not wait.
 pub(crate) struct Waiting(Option<(Wait, KeyCheck)>);
@@ -157,7 +155,7 @@ pub(crate) async fn log(
     let pending = Box::pin(PendingOutcome::register(app, &broker.client, wait, project_id, claim)).await;
     app.command_log.append(&broker.commands, project_id, entry, traceparent, began).await?;
     let Some(pending) = pending else {
-        return Ok(Logged { outcome: None, preference_applied: None, warning: Some(NOT_WAITED) });
+        return Ok(Logged { outcome: None, preference_applied: None, warning: Some(Warning::NOT_WAITED.template()) });
     };
     let outcome = Box::pin(pending.outcome(app, key_check)).await;
     let preference_applied = outcome.as_ref().and_then(|_| wait.applied());

@@ -126,7 +126,7 @@ mod tests {
     fn only_a_change_that_was_sent_may_have_been_made() {
         let subject = || "leads.rpc.lead.initiate".to_owned();
         let timed_out = || RequestError::TimedOut { subject: subject(), timeout: Duration::from_secs(5) };
-        let answered = |status, code| RequestError::Answered(RpcError::new(status, code, "no"));
+        let answered = |status, code| RequestError::Answered(RpcError::received(status, code, "no"));
 
         assert_eq!(query_error(timed_out(), true), ApiError::Unavailable);
         assert_eq!(query_error(timed_out(), false), ApiError::Unconfirmed);

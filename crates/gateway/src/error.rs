@@ -228,7 +228,7 @@ impl IntoResponse for ApiError {
 #[cfg(test)]
 pub(crate) mod tests {
     use axum::http::header::RETRY_AFTER;
-    use contract::json::JsonFault;
+    use contract::{json::JsonFault, rpc::ErrorCode};
 
     use super::*;
     use crate::response;
@@ -294,7 +294,7 @@ pub(crate) mod tests {
             ApiError::IdempotencyUnavailable => ApiError::NotConfirmed(ObjectId::from_bytes([1; 12])),
             ApiError::NotConfirmed(_) => ApiError::Unavailable,
             ApiError::Unavailable => ApiError::Unconfirmed,
-            ApiError::Unconfirmed => ApiError::Query(RpcError::new(404, "lead_not_found", "Lead not found")),
+            ApiError::Unconfirmed => ApiError::Query(RpcError::new(ErrorCode::LeadNotFound, "Lead not found")),
             ApiError::Query(_) => return None,
         })
     }
@@ -310,6 +310,14 @@ pub(crate) mod tests {
         for error in all() {
             let row = format!("| HTTP | {} | `{}` |", error.status().as_u16(), error.code());
             assert!(documented.contains(&row), "docs/ERRORS.md lacks {row}");
+        }
+        let own = all().into_iter().map(|error| (error.status().as_u16(), error.code().to_owned()));
+        let of_queries = ErrorCode::ALL.iter().map(|code| (code.status(), code.as_str().to_owned()));
+        let rows: Vec<_> =
+            own.chain(of_queries).map(|(status, code)| format!("| HTTP | {status} | `{code}` |")).collect();
+        let with_status = |line: &&str| line.strip_prefix("| HTTP | ").is_some_and(|rest| rest.starts_with(['4', '5']));
+        for line in documented.lines().filter(with_status) {
+            assert!(rows.iter().any(|row| line.starts_with(row)), "no response has the code of {line}");
         }
         let table = all().into_iter().map(|e| {
             let response = response::error(&e, "r");
@@ -367,6 +375,6 @@ pub(crate) mod tests {
 
     #[test]
     fn a_query_that_fails_with_a_success_status_is_an_internal_error() {
-        assert_eq!(ApiError::Query(RpcError::new(200, "odd", "?")).status(), StatusCode::INTERNAL_SERVER_ERROR);
+        assert_eq!(ApiError::Query(RpcError::received(200, "odd", "?")).status(), StatusCode::INTERNAL_SERVER_ERROR);
     }
 }

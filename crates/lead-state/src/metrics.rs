@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use contract::{streams::IDEMPOTENCY_AGE, subject::DeadLetterReason};
+use contract::{rpc::Halted, streams::IDEMPOTENCY_AGE, subject::DeadLetterReason};
 use service_kit::metrics::{
     Counter, Family, Gauge, Histogram, Label, Publishing, Register, Registry, Seconds, Unit, durations, messages, sizes,
 };
 
-use crate::{core::batch::LedgerRow, recovery::diagnose::HALT_REASONS};
+use crate::core::batch::LedgerRow;
 
 /// Only the leader counts; every instance measures the lag.
 #[derive(Debug, Clone)]
@@ -99,7 +99,7 @@ impl Metrics {
     }
 
     pub(crate) fn set_halted(&self, reason: Option<&str>) {
-        for known in HALT_REASONS {
+        for known in Halted::REASONS {
             self.halted.get_or_create(&[("reason", known)]).set((reason == Some(known)).into());
         }
     }

@@ -52,7 +52,7 @@ mod tests {
 
     #[test]
     fn not_found_and_unavailable_have_their_own_codes() {
-        let error = |status| crate::clients::admin::explain(RpcError::new(status, "c", "m"));
+        let error = |status| crate::clients::admin::explain(RpcError::received(status, "c", "m"));
         assert_eq!([400, 404, 409, 503].map(|status| error_code(&error(status))), [1, 3, 1, 4]);
         assert_eq!(error_code(&anyhow::anyhow!("x")), 1);
     }

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use contract::{
     ObjectId,
     json::redacted_error,
-    rpc::{DEFAULT_TIMEOUT, Query, RpcError},
+    rpc::{DEFAULT_TIMEOUT, ErrorCode, Query, RpcError},
 };
 use futures::{StreamExt, stream::FuturesUnordered};
 use serde::{
@@ -68,8 +68,8 @@ fn holder(payload: &[u8]) -> Holder {
 fn too_many_queries(error: ShareUsed) -> RpcError {
     let text = format!("Too many requests at once: {error}; send fewer at once");
     match error.held {
-        0 => RpcError::new(503, "too_many_queries", text),
-        _ => RpcError::new(429, "too_many_queries", text),
+        0 => RpcError::new(ErrorCode::ServiceBusy, text),
+        _ => RpcError::new(ErrorCode::TooManyQueries, text),
     }
 }
 
@@ -114,8 +114,7 @@ where
                         match read(&request.message.payload) {
                             Ok(query) => handler(query).await,
                             Err(e) => Err(RpcError::new(
-                                400,
-                                "invalid_query",
+                                ErrorCode::InvalidQuery,
                                 format!("the query cannot be read: {}", redacted_error(&e)),
                             )),
                         }
@@ -149,7 +148,7 @@ fn read<Q: Query>(payload: &[u8]) -> Result<Q, serde_json::Error> {
 /// An error of our own: the cause goes to the log, not to the client.
 pub fn internal(what: &str, cause: &(dyn std::error::Error + 'static)) -> RpcError {
     tracing::error!("{what}: {}", crate::nats::error_chain(cause));
-    RpcError::new(500, "internal", "internal error; see the service's log")
+    RpcError::new(ErrorCode::Internal, "internal error; see the service's log")
 }
 
 /// Why a query has no reply.
@@ -192,7 +191,7 @@ impl From<RequestError> for RpcError {
     fn from(error: RequestError) -> Self {
         match error {
             RequestError::Answered(error) => error,
-            error => Self::new(503, "unavailable", error.to_string()),
+            error => Self::new(ErrorCode::Unavailable, error.to_string()),
         }
     }
 }
@@ -247,7 +246,7 @@ pub async fn exchange<Q: Serialize, R: DeserializeOwned>(
     if let Some(error) = header(NATS_SERVICE_ERROR) {
         let (code, message) = error.split_once(": ").unwrap_or(("internal", error));
         let status = header(NATS_SERVICE_ERROR_CODE).and_then(|status| status.parse().ok()).unwrap_or(500);
-        return Err(RpcError::new(status, code, message).into());
+        return Err(RpcError::received(status, code, message).into());
     }
     serde_json::from_slice(&reply.payload).map_err(|e| internal(&subject(), &e).into())
 }

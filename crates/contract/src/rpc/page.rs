@@ -4,7 +4,7 @@
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use serde::{Deserialize, Serialize};
 
-use super::RpcError;
+use super::{ErrorCode, RpcError};
 
 /// The default number of items per page.
 pub const DEFAULT_LIMIT: u32 = 50;
@@ -38,7 +38,7 @@ impl Cursor {
     /// The error for an invalid cursor.
     pub fn invalid() -> RpcError {
         let message = "cursor is not from this list: omit it for the first page, then send the next of the page before";
-        RpcError::new(400, "invalid_cursor", message)
+        RpcError::new(ErrorCode::InvalidCursor, message)
     }
 
     /// A cursor from a client; it may be invalid.

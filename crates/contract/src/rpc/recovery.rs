@@ -48,6 +48,20 @@ pub struct Halted {
     pub remedy: RecoveryKind,
 }
 
+impl Halted {
+    /// An event was announced of an entry beyond the checkpoint.
+    pub const DATABASE_RESTORED: &str = "database_restored";
+    /// The log ends before the checkpoint.
+    pub const LOG_LOST_END: &str = "log_lost_end";
+    /// The entries behind the checkpoint are missing in the log.
+    pub const LOG_BEGINS_LATE: &str = "log_begins_late";
+    /// The entry at the checkpoint is not the one that was applied.
+    pub const LOG_REPLACED: &str = "log_replaced";
+    /// All reasons.
+    pub const REASONS: [&str; 4] =
+        [Self::DATABASE_RESTORED, Self::LOG_LOST_END, Self::LOG_BEGINS_LATE, Self::LOG_REPLACED];
+}
+
 /// How the log, the checkpoint and the events relate.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]

@@ -7,7 +7,7 @@ use axum::{
     extract::{RawPathParams, Request},
 };
 use bytes::Bytes;
-use contract::{ObjectId, key::ApiKey};
+use contract::{ObjectId, key::ApiKey, warning::Warning};
 use service_kit::shares::Permit;
 
 use crate::{app::App, auth::KeyCheck, error::ApiError, request::fields::Fields, response::HandlerResult};
@@ -104,7 +104,7 @@ impl<T: FromQuery> Query<T> {
     pub(crate) fn parse(text: &str, key: &ApiKey) -> Result<Self, ApiError> {
         let mut parameters = fields::from_query(text)?;
         let query = T::from_query(&mut parameters, key)?;
-        parameters.ignore_rest("as unknown");
+        parameters.ignore_rest(Warning::UNKNOWN);
         Ok(Self { query, warnings: parameters.warnings })
     }
 }

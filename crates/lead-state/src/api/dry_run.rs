@@ -7,7 +7,8 @@ use contract::{
     command::CallEnded,
     event::CompletionEvent,
     position::LogPosition,
-    rpc::{DryRunUpdate, RpcError},
+    rpc::{DryRunUpdate, ErrorCode, RpcError},
+    warning::Warning,
 };
 use service_kit::clock;
 
@@ -40,7 +41,7 @@ impl Api {
         let processes: BTreeSet<_> = state.leads.values().map(|lead| lead.process_id).collect();
         state.rules = RulesCache::default().load(&self.pool, &processes).await?;
         preview(state, entries, now, self.limits())
-            .ok_or_else(|| RpcError::new(500, "internal", "the update was not decided"))
+            .ok_or_else(|| RpcError::new(ErrorCode::Internal, "the update was not decided"))
     }
 }
 
@@ -65,9 +66,6 @@ fn preview(state: BatchState, mut entries: Vec<Entry>, now: Timestamp, limits: L
         traceparent: None,
     }));
     let mut event = outcome(decide_batch(state, entries, now, limits))?;
-    event.warnings.push(format!(
-        "a call is in progress: the update would be queued until it ends, at the latest until {}",
-        until.to_iso()
-    ));
+    event.warnings.push(Warning::WOULD_BE_QUEUED.with(&[&until.to_iso()]));
     Some(event)
 }

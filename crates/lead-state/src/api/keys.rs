@@ -2,7 +2,7 @@
 
 use contract::{
     key::ApiKey,
-    rpc::{CreateKey, ListKeys, RevokeKey, RpcError},
+    rpc::{CreateKey, ErrorCode, ListKeys, RevokeKey, RpcError},
 };
 use service_kit::clock;
 
@@ -19,10 +19,10 @@ impl Api {
     pub(super) async fn create_key(self, key: CreateKey) -> Result<ApiKey, RpcError> {
         validate_name(&key.name)?;
         if key.sha256.len() != 64 || !key.sha256.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
-            return Err(RpcError::new(400, "invalid_hash", "sha256 must be 64 lower-case hex digits"));
+            return Err(RpcError::new(ErrorCode::InvalidHash, "sha256 must be 64 lower-case hex digits"));
         }
         if key.scopes.is_empty() {
-            return Err(RpcError::new(400, "no_scopes", "a key needs at least one scope"));
+            return Err(RpcError::new(ErrorCode::NoScopes, "a key needs at least one scope"));
         }
         let CreateKey { project_id, name, sha256, scopes, expires_at } = key;
         let created_at = clock::now();
@@ -32,7 +32,7 @@ impl Api {
             KeyInsert::Inserted => {}
             KeyInsert::NoProject => return Err(project_not_found()),
             KeyInsert::Exists => {
-                return Err(RpcError::new(409, "key_exists", "there is a key with this sha256 already"));
+                return Err(RpcError::new(ErrorCode::KeyExists, "there is a key with this sha256 already"));
             }
         }
         self.projector.project_key(&sha256).await.map_err(|e| not_projected("the key", &e))?;
@@ -40,7 +40,7 @@ impl Api {
     }
 
     pub(super) async fn revoke_key(self, revoke: RevokeKey) -> Result<ApiKey, RpcError> {
-        let not_found = || RpcError::new(404, "key_not_found", "API key not found");
+        let not_found = || RpcError::new(ErrorCode::KeyNotFound, "API key not found");
         let revoked = api_keys::revoke(&mut store::acquire(&self.pool).await?, revoke.key_id, clock::now()).await?;
         let sha256 = revoked.ok_or_else(not_found)?;
         self.projector.project_key(&sha256).await.map_err(|e| not_projected("the revocation", &e))?;

@@ -5,7 +5,8 @@ use contract::{
     command::MAX_TEXT_CHARS,
     position::LogPosition,
     rpc::{
-        Call, GetLead, GetLeadHistory, HistoryEntry, InitiateLead, Lead, ListCalls, ListLeads, Page, RpcError, clamp,
+        Call, ErrorCode, GetLead, GetLeadHistory, HistoryEntry, InitiateLead, Lead, ListCalls, ListLeads, Page,
+        RpcError, clamp,
     },
 };
 use service_kit::clock;
@@ -29,7 +30,7 @@ impl Api {
         let address = match (query.lead_id, query.process_id, query.reference_id) {
             (Some(lead_id), ..) => LeadAddress::Id(lead_id),
             (None, Some(process_id), Some(reference_id)) => LeadAddress::Reference(process_id, reference_id),
-            _ => return Err(RpcError::new(400, "address_missing", "Either leadId or referenceId is required")),
+            _ => return Err(RpcError::new(ErrorCode::AddressMissing, "Either leadId or referenceId is required")),
         };
         leads::find(&self.pool, query.project_id, &address).await?.ok_or_else(lead_not_found)
     }
@@ -41,13 +42,13 @@ impl Api {
         let rules = process.ok_or_else(process_not_found)?.rules;
         let state = rules
             .initial_state()
-            .ok_or_else(|| RpcError::new(400, "process_has_no_states", "The process has no states"))?;
+            .ok_or_else(|| RpcError::new(ErrorCode::ProcessHasNoStates, "The process has no states"))?;
         let lead_id = clock::new_id();
         let mut connection = store::acquire(&self.pool).await?;
         if !leads::insert(&mut connection, lead_id, &lead, &state.name, now).await? {
             let reference = lead.reference_id.as_deref().unwrap_or_default();
             let message = format!("Lead with referenceId {reference:?} already exists for this project and process");
-            return Err(RpcError::new(400, "reference_exists", message));
+            return Err(RpcError::new(ErrorCode::ReferenceExists, message));
         }
         Ok(Lead {
             lead_id,
@@ -122,13 +123,13 @@ fn validate(lead: &InitiateLead, limits: Limits) -> Result<(), RpcError> {
         let Some(text) = text else { continue };
         if text.chars().count() > MAX_TEXT_CHARS || text.contains('\0') {
             let message = format!("{field} must have at most {MAX_TEXT_CHARS} characters and no NUL");
-            return Err(RpcError::new(400, "text_too_long", message));
+            return Err(RpcError::new(ErrorCode::TextTooLong, message));
         }
     }
     let bytes = JsonObject::get(&lead.metadata).len();
     if bytes > limits.metadata_bytes {
         let message = format!("metadata is {bytes} bytes, more than the {} allowed", limits.metadata_bytes);
-        return Err(RpcError::new(400, "metadata_too_large", message));
+        return Err(RpcError::new(ErrorCode::MetadataTooLarge, message));
     }
     Ok(())
 }

@@ -3,7 +3,11 @@
 use std::sync::Arc;
 
 use async_nats::{Client, jetstream, service::Service};
-use contract::{process::MAX_NAME_CHARS, rpc::RpcError, streams::STREAM_REPLICAS};
+use contract::{
+    process::MAX_NAME_CHARS,
+    rpc::{ErrorCode, RpcError},
+    streams::STREAM_REPLICAS,
+};
 use service_kit::{
     lifecycle::Tasks,
     postgres::Pool,
@@ -74,7 +78,7 @@ impl From<StoreError> for RpcError {
         match &error {
             StoreError::Unavailable(_) => {
                 tracing::warn!("{error}");
-                Self::new(503, "unavailable", "the database is unavailable; try again")
+                Self::new(ErrorCode::Unavailable, "the database is unavailable; try again")
             }
             _ => internal("a query failed", &error),
         }
@@ -82,18 +86,18 @@ impl From<StoreError> for RpcError {
 }
 
 fn lead_not_found() -> RpcError {
-    RpcError::new(404, "lead_not_found", "Lead not found")
+    RpcError::new(ErrorCode::LeadNotFound, "Lead not found")
 }
 
 fn project_not_found() -> RpcError {
-    RpcError::new(404, "project_not_found", "Project not found")
+    RpcError::new(ErrorCode::ProjectNotFound, "Project not found")
 }
 
 /// Rejects an invalid name of a project or key.
 fn validate_name(name: &str) -> Result<(), RpcError> {
     if name.trim().is_empty() || name.chars().nth(MAX_NAME_CHARS).is_some() || name.chars().any(char::is_control) {
         let message = format!("name must have 1 to {MAX_NAME_CHARS} characters and no control characters");
-        return Err(RpcError::new(400, "invalid_name", message));
+        return Err(RpcError::new(ErrorCode::InvalidName, message));
     }
     Ok(())
 }

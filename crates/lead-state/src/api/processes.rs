@@ -3,7 +3,7 @@
 use contract::{
     process::{Process, ProcessSpec, new_signing_secret},
     rpc::{
-        ChangeProcess, CreateProject, GetProcess, ListProcesses, Page, ProcessChange, ProcessChangeResult,
+        ChangeProcess, CreateProject, ErrorCode, GetProcess, ListProcesses, Page, ProcessChange, ProcessChangeResult,
         ProcessSelector, Project, RpcError, clamp,
     },
     subject::NO_PROCESS,
@@ -25,7 +25,7 @@ impl Api {
         validate_name(&project.name)?;
         let mut connection = store::acquire(&self.pool).await?;
         processes::insert_project(&mut connection, clock::new_id(), &project.name, clock::now()).await?.ok_or_else(
-            || RpcError::new(409, "project_exists", format!("there is a project {:?} already", project.name)),
+            || RpcError::new(ErrorCode::ProjectExists, format!("there is a project {:?} already", project.name)),
         )
     }
 
@@ -116,13 +116,13 @@ impl Api {
 async fn check_conditions(connection: &mut Session, planned: &PlannedChange) -> Result<(), RpcError> {
     let Process { project_id, process_id, name, .. } = &planned.process;
     if planned.renamed && processes::find_by_name(&mut *connection, *project_id, name).await?.is_some() {
-        return Err(RpcError::new(409, "process_exists", format!("there is a process {name:?} already")));
+        return Err(RpcError::new(ErrorCode::ProcessExists, format!("there is a process {name:?} already")));
     }
     if let (Some(process_id), false) = (process_id, planned.removed_states.is_empty()) {
         let occupied = processes::occupied_states(connection, *process_id, &planned.removed_states).await?;
         if !occupied.is_empty() {
             let message = format!("states that leads are in cannot be removed: {}", occupied.join(", "));
-            return Err(RpcError::new(409, "state_in_use", message));
+            return Err(RpcError::new(ErrorCode::StateInUse, message));
         }
     }
     Ok(())

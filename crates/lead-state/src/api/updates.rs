@@ -6,8 +6,8 @@ use contract::{
     ObjectId, Timestamp,
     position::LogPosition,
     rpc::{
-        GetOutcomes, GetUpdate, HistoryEntry, ListUpdates, ListedUpdate, MAX_LIMIT, Outcome, Page, RpcError, Update,
-        clamp,
+        ErrorCode, GetOutcomes, GetUpdate, HistoryEntry, ListUpdates, ListedUpdate, MAX_LIMIT, Outcome, Page, RpcError,
+        Update, clamp,
     },
     streams::LEAD_COMMANDS,
 };
@@ -33,7 +33,8 @@ impl Api {
             return Ok(update);
         }
         // The update is either in the log and not applied yet, or it does not exist.
-        let unavailable = |e: &dyn Display| RpcError::new(503, "unavailable", format!("the log is unavailable: {e}"));
+        let unavailable =
+            |e: &dyn Display| RpcError::new(ErrorCode::Unavailable, format!("the log is unavailable: {e}"));
         let log = self.js.get_stream(LEAD_COMMANDS).await.map_err(|e| unavailable(&e))?;
         let last = log.cached_info().state.last_sequence;
         let deadline = Instant::now() + CATCH_UP;
@@ -73,7 +74,7 @@ impl Api {
             }
             None => "Update not found".into(),
         };
-        RpcError::new(404, "update_not_found", text)
+        RpcError::new(ErrorCode::UpdateNotFound, text)
     }
 
     pub(super) async fn list_updates(self, query: ListUpdates) -> Result<Page<ListedUpdate>, RpcError> {
@@ -113,7 +114,7 @@ impl Api {
     pub(super) async fn get_outcomes(self, query: GetOutcomes) -> Result<Vec<Outcome>, RpcError> {
         if query.update_ids.len() > MAX_LIMIT as usize {
             let message = format!("a query can name at most {MAX_LIMIT} updates");
-            return Err(RpcError::new(400, "too_many_updates", message));
+            return Err(RpcError::new(ErrorCode::TooManyUpdates, message));
         }
         Ok(updates::outcomes(&self.pool, query.project_id, &query.update_ids).await?)
     }

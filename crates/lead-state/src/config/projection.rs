@@ -9,7 +9,7 @@ use async_nats::jetstream::{
 };
 use contract::{
     ObjectId,
-    rpc::RpcError,
+    rpc::{ErrorCode, RpcError},
     streams::{API_KEYS, PROCESSES},
     subject::process_key,
 };
@@ -195,7 +195,7 @@ pub(crate) fn not_projected(change: &str, error: &ProjectionError) -> RpcError {
         ProjectionError::Store(_) => "its row cannot be read".into(),
         e => e.to_string(),
     };
-    RpcError::new(503, "not_projected", format!("{change} is stored, but not in effect yet: {reason}; {remedy}"))
+    RpcError::new(ErrorCode::NotProjected, format!("{change} is stored, but not in effect yet: {reason}; {remedy}"))
 }
 
 /// The revision of an entry; 0 if it is absent or deleted.

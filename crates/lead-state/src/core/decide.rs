@@ -4,6 +4,7 @@ use contract::{
     JsonObject, ObjectId, Timestamp,
     command::{MAX_TEXT_CHARS, UpdateCommand},
     process::{Rules, StateKind},
+    warning::Warning,
 };
 
 use super::merge::merge;
@@ -171,11 +172,11 @@ pub fn decide(
     let disposition = match (&command.disposition, target_state) {
         (Some(disposition), Some(state)) if state.takes_disposition() => Some(disposition),
         (Some(_), Some(state)) => {
-            warnings.push(format!("disposition was ignored: the state {:?} takes none", state.name));
+            warnings.push(Warning::STATE_TAKES_NO_DISPOSITION.with(&[&format_args!("{:?}", state.name)]));
             None
         }
         (Some(_), None) => {
-            warnings.push("disposition was ignored: it is stored with a targetState only".into());
+            warnings.push(Warning::DISPOSITION_NOT_STORED.with(&[]));
             None
         }
         (None, _) => None,
@@ -252,6 +253,39 @@ mod tests {
 
     const NOW: Timestamp = Timestamp::from_millis(1_000_000);
     const LIMITS: Limits = Limits { metadata_bytes: 64 };
+
+    /// The refusal after this one. Every variant has an arm, so a new one is in the test or does not compile.
+    fn following(refusal: &Refusal) -> Option<Refusal> {
+        let text = String::new;
+        Some(match refusal {
+            Refusal::AddressMissing => Refusal::ProcessMissing,
+            Refusal::ProcessMissing => Refusal::LeadNotFound,
+            Refusal::LeadNotFound => Refusal::AddressMismatch,
+            Refusal::AddressMismatch => Refusal::CallInProgress,
+            Refusal::CallInProgress => Refusal::QueueFull { queued: 256 },
+            Refusal::QueueFull { .. } => Refusal::NothingToChange,
+            Refusal::NothingToChange => Refusal::VersionMismatch { expected: 1, version: 2 },
+            Refusal::VersionMismatch { .. } => Refusal::StateMismatch { expected: text(), state: text() },
+            Refusal::StateMismatch { .. } => Refusal::TextTooLong { field: "name" },
+            Refusal::TextTooLong { .. } => Refusal::UnknownState { target: text() },
+            Refusal::UnknownState { .. } => Refusal::TransitionNotAllowed { from: text(), target: text() },
+            Refusal::TransitionNotAllowed { .. } => Refusal::TerminalState { from: text(), target: text() },
+            Refusal::TerminalState { .. } => Refusal::MetadataTooLarge { bytes: 65, limit: 64 },
+            Refusal::MetadataTooLarge { .. } => return None,
+        })
+    }
+
+    #[test]
+    fn each_refusal_has_a_row_in_the_table_of_errors_and_no_row_is_left_over() {
+        let rows = include_str!("../../../../docs/ERRORS.md").lines();
+        let mut documented: Vec<_> =
+            rows.filter_map(|line| line.strip_prefix("| failed update | | `")?.split('`').next()).collect();
+        let refusals = std::iter::successors(Some(Refusal::AddressMissing), following);
+        let mut codes: Vec<_> = refusals.map(|refusal| refusal.code()).collect();
+        documented.sort_unstable();
+        codes.sort_unstable();
+        assert_eq!(documented, codes);
+    }
 
     fn object(text: &str) -> JsonObject {
         JsonObject::from_text(text.into()).unwrap()

@@ -11,7 +11,7 @@ use contract::{
         Callback, CallbackAuth, CallbackSpec, MAX_CALLBACKS, MAX_OVERLAP_SECONDS, MAX_PROCESS_BYTES,
         MAX_RETIRING_SECRETS, Process, ProcessSpec, RetiringSecret, Rules,
     },
-    rpc::{ChangeProcess, ProcessChange, ProcessSelector, RpcError},
+    rpc::{ChangeProcess, ErrorCode, ProcessChange, ProcessSelector, RpcError},
     secret::Secret,
     subject::NO_PROCESS,
     text::join_faults,
@@ -44,15 +44,15 @@ pub(crate) struct Generators<I, S> {
 }
 
 pub(crate) fn process_not_found() -> RpcError {
-    RpcError::new(404, "process_not_found", "Process not found")
+    RpcError::new(ErrorCode::ProcessNotFound, "Process not found")
 }
 
 fn callback_not_found() -> RpcError {
-    RpcError::new(404, "callback_not_found", "Callback not found")
+    RpcError::new(ErrorCode::CallbackNotFound, "Callback not found")
 }
 
 fn invalid(message: &str) -> RpcError {
-    RpcError::new(400, "invalid_process", message)
+    RpcError::new(ErrorCode::InvalidProcess, message)
 }
 
 /// The fallback process of a project that has none.
@@ -71,7 +71,7 @@ pub(crate) fn validate(query: &ChangeProcess) -> Result<(), RpcError> {
         ProcessChange::AddCallback { callback } | ProcessChange::PutCallback { callback, .. } => callback.faults(),
         ProcessChange::RotateSecret { overlap_seconds, .. } if *overlap_seconds > MAX_OVERLAP_SECONDS => {
             let message = format!("overlapSeconds must be a number from 0 to {MAX_OVERLAP_SECONDS}");
-            return Err(RpcError::new(400, "invalid_field", message));
+            return Err(RpcError::new(ErrorCode::InvalidField, message));
         }
         ProcessChange::RemoveCallback { .. } | ProcessChange::RotateSecret { .. } => Vec::new(),
     };
@@ -84,7 +84,7 @@ pub(crate) fn check_revision(existing: Option<&Process>, expected: Option<i64>) 
     match expected {
         Some(expected) if expected != revision => {
             let message = format!("The process is at version {revision}, not {expected}: get it and change that");
-            Err(RpcError::new(412, "version_mismatch", message))
+            Err(RpcError::new(ErrorCode::VersionMismatch, message))
         }
         _ => Ok(()),
     }
@@ -196,7 +196,7 @@ pub(crate) fn check_size(stored_bytes: usize) -> Result<(), RpcError> {
 
 fn check_name_is_free(process: &Process, name: &str, except: Option<ObjectId>) -> Result<(), RpcError> {
     if process.callbacks.iter().any(|callback| callback.name == name && Some(callback.callback_id) != except) {
-        return Err(RpcError::new(409, "callback_exists", format!("the process has a callback {name:?} already")));
+        return Err(RpcError::new(ErrorCode::CallbackExists, format!("the process has a callback {name:?} already")));
     }
     Ok(())
 }
@@ -217,7 +217,7 @@ fn rotate_secret(callback: &mut Callback, overlap_seconds: u32, now: Timestamp, 
             "{MAX_RETIRING_SECRETS} earlier secrets of the callback are still valid: wait until one expires, or end \
              all of them with overlapSeconds 0"
         );
-        return Err(RpcError::new(409, "too_many_secrets", message));
+        return Err(RpcError::new(ErrorCode::TooManySecrets, message));
     }
     callback.retiring_secrets = retiring;
     Ok(())
@@ -318,7 +318,7 @@ fn auth_from_spec(spec: &CallbackSpec, before: Option<&Callback>) -> Result<Opti
     match before.and_then(|before| before.auth.as_ref()).filter(|before| before.is_like(auth)) {
         Some(kept) if kept.secret().is_sealed() => {
             let message = format!("the secret in auth of callback {:?} cannot be opened: send it again", spec.name);
-            Err(RpcError::new(409, "secrets_locked", message))
+            Err(RpcError::new(ErrorCode::SecretsLocked, message))
         }
         Some(kept) => Ok(Some(kept.clone())),
         None => Err(invalid(&format!(
@@ -341,7 +341,7 @@ fn locked_secrets(callback: &Callback) -> RpcError {
         callback.name,
         keys.collect::<Vec<_>>().join(", "),
     );
-    RpcError::new(409, "secrets_locked", message)
+    RpcError::new(ErrorCode::SecretsLocked, message)
 }
 
 #[cfg(test)]

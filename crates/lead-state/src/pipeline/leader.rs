@@ -133,7 +133,7 @@ impl Leader {
             }
         };
         if let Some(halted) = diagnose(&state)
-            && halted.reason == "database_restored"
+            && halted.reason == Halted::DATABASE_RESTORED
         {
             // The rows of this database must not be announced before an operator decides.
             return Ok(TermEnd::Halt(halted));

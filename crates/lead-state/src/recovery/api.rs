@@ -4,7 +4,7 @@ use async_nats::jetstream;
 use contract::{
     Timestamp,
     position::LogPosition,
-    rpc::{GetRecovery, Recover, RecoveryKind, RecoveryStatus, RpcError},
+    rpc::{ErrorCode, GetRecovery, Recover, RecoveryKind, RecoveryStatus, RpcError},
 };
 use service_kit::{clock, postgres::Pool};
 
@@ -26,9 +26,9 @@ pub(crate) struct RecoveryApi {
 
 impl RecoveryApi {
     async fn observe(&self) -> Result<RecoveryState, RpcError> {
-        RecoveryState::observe(&self.pool, &self.js)
-            .await
-            .map_err(|e| RpcError::new(503, "unavailable", format!("cannot read the state of log and events: {e:#}")))
+        RecoveryState::observe(&self.pool, &self.js).await.map_err(|e| {
+            RpcError::new(ErrorCode::Unavailable, format!("cannot read the state of log and events: {e:#}"))
+        })
     }
 
     pub(crate) async fn get(self, _: GetRecovery) -> Result<RecoveryStatus, RpcError> {
@@ -70,7 +70,7 @@ impl RecoveryApi {
 
     /// The checkpoint with its announcements rewound to before `since`.
     async fn rewind_to(&self, state: &RecoveryState, since: Option<Timestamp>) -> Result<Checkpoint, RpcError> {
-        let since = since.ok_or_else(|| RpcError::new(400, "missing_field", "since is required"))?;
+        let since = since.ok_or_else(|| RpcError::new(ErrorCode::MissingField, "since is required"))?;
         let nothing = || not_applicable(format!("no update was applied since {}", since.to_iso()));
         let first = ledger::first_since(&self.pool, since).await?.ok_or_else(nothing)?;
         let before = LogPosition::message(first.epoch, first.sequence.saturating_sub(1));
@@ -84,11 +84,11 @@ impl RecoveryApi {
 }
 
 fn moved() -> RpcError {
-    RpcError::new(409, "moved_on", "the checkpoint has moved since; read the state again")
+    RpcError::new(ErrorCode::MovedOn, "the checkpoint has moved since; read the state again")
 }
 
 fn not_applicable(why: String) -> RpcError {
-    RpcError::new(409, "not_applicable", why)
+    RpcError::new(ErrorCode::NotApplicable, why)
 }
 
 fn status(state: &RecoveryState) -> RecoveryStatus {

@@ -9,8 +9,6 @@ use contract::{
 use super::state::RecoveryState;
 use crate::store::checkpoint::Checkpoint;
 
-pub(crate) const HALT_REASONS: [&str; 4] = ["database_restored", "log_lost_end", "log_begins_late", "log_replaced"];
-
 /// Why the leader must halt until an operator decides; None if it may go on.
 pub(crate) fn diagnose(state: &RecoveryState) -> Option<Halted> {
     let RecoveryState { checkpoint, last_event, log_identity, log_first, log_last, applied_entry_at, .. } = state;
@@ -27,7 +25,7 @@ pub(crate) fn diagnose(state: &RecoveryState) -> Option<Halted> {
             event.log.sequence, event.log.epoch
         );
         let remedy = if log_is_whole { RecoveryKind::Replay } else { RecoveryKind::NewEpoch };
-        return halted("database_restored", text, remedy);
+        return halted(Halted::DATABASE_RESTORED, text, remedy);
     }
     if !same_log {
         // The leader begins a new epoch by itself.
@@ -38,14 +36,14 @@ pub(crate) fn diagnose(state: &RecoveryState) -> Option<Halted> {
             "{LEAD_COMMANDS} ends at {log_last}, but {applied} was applied: the log lost its end, and new commands would \
              be taken for applied ones"
         );
-        return halted("log_lost_end", text, RecoveryKind::NewEpoch);
+        return halted(Halted::LOG_LOST_END, text, RecoveryKind::NewEpoch);
     }
     if *log_first > applied + 1 {
         let text = format!(
             "{LEAD_COMMANDS} begins at {log_first}, but only {applied} was applied: the commands in between are no longer \
              in the log"
         );
-        return halted("log_begins_late", text, RecoveryKind::NewEpoch);
+        return halted(Halted::LOG_BEGINS_LATE, text, RecoveryKind::NewEpoch);
     }
     if let (Some(expected), Some(found)) = (checkpoint.last_logged_at, applied_entry_at)
         && expected != *found
@@ -56,7 +54,7 @@ pub(crate) fn diagnose(state: &RecoveryState) -> Option<Halted> {
             found.to_iso(),
             expected.to_iso()
         );
-        return halted("log_replaced", text, RecoveryKind::NewEpoch);
+        return halted(Halted::LOG_REPLACED, text, RecoveryKind::NewEpoch);
     }
     None
 }

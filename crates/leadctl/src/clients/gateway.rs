@@ -113,9 +113,8 @@ impl GatewayResponse {
     pub(crate) fn error(&self) -> anyhow::Error {
         let status = self.status.as_u16();
         match serde_json::from_str(&self.body) {
-            Ok(ErrorResponse { error, code, .. }) => {
-                anyhow!(RpcError::new(status, &code, error)).context(format!("the gateway answered {status} {code}"))
-            }
+            Ok(ErrorResponse { error, code, .. }) => anyhow!(RpcError::received(status, &code, error))
+                .context(format!("the gateway answered {status} {code}")),
             Err(_) => anyhow!("the gateway answered {status}: {}", self.body),
         }
     }

@@ -13,7 +13,7 @@ use contract::{
     json::{self, redacted_error},
     process::{Callback, CallbackSpec, Process as StoredProcess, ProcessSpec, State, StateKind},
     rpc::{
-        ChangeProcess, CheckUrls, GetProcess, ListProcesses, MAX_LIMIT, ProcessChange, ProcessChangeResult,
+        ChangeProcess, CheckUrls, ErrorCode, GetProcess, ListProcesses, MAX_LIMIT, ProcessChange, ProcessChangeResult,
         ProcessSelector, RpcError,
     },
     secret::Secret,
@@ -142,7 +142,7 @@ pub(crate) async fn find_callback(
         query.cursor = page.next;
         if query.cursor.is_none() {
             let message = "Callback not found; list callbacks with leadctl callback list";
-            return Err(admin::explain(RpcError::new(404, "callback_not_found", message)));
+            return Err(admin::explain(RpcError::new(ErrorCode::CallbackNotFound, message)));
         }
     }
 }

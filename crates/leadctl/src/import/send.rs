@@ -77,7 +77,7 @@ fn classify(answer: &GatewayResponse, lines: usize) -> SendResult {
             let transient =
                 results.iter().find_map(|line| line.code.as_deref().filter(|code| TRANSIENT_CODES.contains(code)));
             match transient {
-                Some(code) => retry(RpcError::new(503, code, "the gateway cannot accept updates now").into()),
+                Some(code) => retry(RpcError::received(503, code, "the gateway cannot accept updates now").into()),
                 None => SendResult::Complete(results),
             }
         }
@@ -85,7 +85,7 @@ fn classify(answer: &GatewayResponse, lines: usize) -> SendResult {
         results => {
             let last = results.ok().and_then(|mut results| results.pop()?.error);
             let error = last.unwrap_or_else(|| "the response is incomplete".to_owned());
-            retry(RpcError::new(503, "unavailable", error).into())
+            retry(RpcError::received(503, "unavailable", error).into())
         }
     }
 }

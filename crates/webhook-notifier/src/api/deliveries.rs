@@ -6,8 +6,9 @@ use async_nats::service::Service;
 use contract::{
     ObjectId, Timestamp,
     rpc::{
-        Cursor, Delivery, DeliveryId, DeliveryStatus, GetDelivery, GetOutcomes, ListDeliveries, ListUpdateDeliveries,
-        ListUpdates, ListedDelivery, MAX_LIMIT, Outcome, Page, Query, Redeliver, RpcError, UpdateDeliveries, clamp,
+        Cursor, Delivery, DeliveryId, DeliveryStatus, ErrorCode, GetDelivery, GetOutcomes, ListDeliveries,
+        ListUpdateDeliveries, ListUpdates, ListedDelivery, MAX_LIMIT, Outcome, Page, Query, Redeliver, RpcError,
+        UpdateDeliveries, clamp,
     },
 };
 use service_kit::{
@@ -46,7 +47,7 @@ pub(crate) struct DeliveryApi {
 }
 
 fn not_found() -> RpcError {
-    RpcError::new(404, "delivery_not_found", "Delivery not found")
+    RpcError::new(ErrorCode::DeliveryNotFound, "Delivery not found")
 }
 
 impl DeliveryApi {
@@ -202,23 +203,26 @@ impl DeliveryApi {
             CallbackLookup::Enabled(_) | CallbackLookup::Locked => {}
             CallbackLookup::Disabled => {
                 let message = "The callback is disabled: leadctl callback enable enables it again";
-                return Err(RpcError::new(409, "callback_disabled", message));
+                return Err(RpcError::new(ErrorCode::CallbackDisabled, message));
             }
             CallbackLookup::Unavailable(reason) => {
-                return Err(RpcError::new(409, "callback_gone", format!("The delivery cannot be sent: {reason}")));
+                return Err(RpcError::new(ErrorCode::CallbackGone, format!("The delivery cannot be sent: {reason}")));
             }
             CallbackLookup::NoProcess => {
-                return Err(RpcError::new(409, "callback_gone", "The callback's process is not in the configuration"));
+                return Err(RpcError::new(
+                    ErrorCode::CallbackGone,
+                    "The callback's process is not in the configuration",
+                ));
             }
         }
-        let pending = || RpcError::new(409, "delivery_pending", "The delivery is pending already");
+        let pending = || RpcError::new(ErrorCode::DeliveryPending, "The delivery is pending already");
         let outcomes = match delivery.status {
             DeliveryStatus::Pending => return Err(pending()),
             DeliveryStatus::Delivered => self.outcomes(project_id, vec![id.update_id]).await?,
             DeliveryStatus::Exhausted => Vec::new(),
         };
         if delivery.status == DeliveryStatus::Delivered && outcomes.is_empty() {
-            return Err(RpcError::new(410, "outcome_gone", "The ledger no longer has the outcome of the update"));
+            return Err(RpcError::new(ErrorCode::OutcomeGone, "The ledger no longer has the outcome of the update"));
         }
         let payload = outcomes.first().map(|outcome| outcome.payload.get());
         let now = clock::now();

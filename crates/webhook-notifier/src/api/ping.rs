@@ -10,7 +10,7 @@ use async_nats::service::Service;
 use contract::{
     ObjectId,
     event::TestPayload,
-    rpc::{Query, RpcError, TestCallback, TestResult},
+    rpc::{ErrorCode, Query, RpcError, TestCallback, TestResult},
 };
 use service_kit::{
     clock,
@@ -75,7 +75,7 @@ impl PingApi {
         let count = in_flight.entry(project_id).or_default();
         if *count >= MAX_IN_FLIGHT {
             let message = format!("{MAX_IN_FLIGHT} callbacks of the project are being tested already");
-            return Err(RpcError::new(429, "too_many_tests", message));
+            return Err(RpcError::new(ErrorCode::TooManyTests, message));
         }
         *count += 1;
         Ok(PingPermit { api: self, project_id })
@@ -86,18 +86,18 @@ impl PingApi {
         let _ping_permit = self.acquire(project_id)?;
         let target = self.deliverer.callbacks.read(project_id, process_id, callback_id).await;
         let target = target.map_err(|e| internal(TestCallback::SUBJECT, &e))?;
-        let target = target.ok_or_else(|| RpcError::new(404, "callback_not_found", "Callback not found"))?;
+        let target = target.ok_or_else(|| RpcError::new(ErrorCode::CallbackNotFound, "Callback not found"))?;
         let (webhook_id, delivery) = ping(project_id, &target);
         let callback = self.deliverer.callbacks.prepare(&target).map_err(|e| {
-            RpcError::new(409, "secrets_locked", format!("the secrets of the callback cannot be opened: {e}"))
+            RpcError::new(ErrorCode::SecretsLocked, format!("the secrets of the callback cannot be opened: {e}"))
         })?;
         let permit = self.deliverer.limiter.acquire_for_test(&target.endpoint(), delivery.body.len());
-        let mut permit = permit.map_err(|limit| RpcError::new(429, "callback_busy", limit.to_string()))?;
+        let mut permit = permit.map_err(|limit| RpcError::new(ErrorCode::CallbackBusy, limit.to_string()))?;
         permit.start();
         let attempt = tokio::select! {
             attempt = self.deliverer.client.send(callback, &delivery, None) => attempt,
             () = self.shutdown.cancelled() => {
-                return Err(RpcError::new(503, "unavailable", "webhook-notifier is shutting down: try again"));
+                return Err(RpcError::new(ErrorCode::Unavailable, "webhook-notifier is shutting down: try again"));
             }
         };
         let Attempt { started_at, duration, outcome, response } = attempt;

@@ -5,8 +5,8 @@ use std::time::Duration;
 use contract::{
     Timestamp,
     rpc::{
-        Cursor, DeliveryId, DeliveryStatus, ListUpdates, MAX_LIMIT, MAX_PER_SECOND, Outcome, RecoverDeliveries,
-        RecoveredDeliveries, RpcError,
+        Cursor, DeliveryId, DeliveryStatus, ErrorCode, ListUpdates, MAX_LIMIT, MAX_PER_SECOND, Outcome,
+        RecoverDeliveries, RecoveredDeliveries, RpcError,
     },
 };
 use service_kit::{clock, rpc::request};
@@ -71,7 +71,7 @@ impl DeliveryApi {
     pub(super) async fn recover(self, query: RecoverDeliveries) -> Result<RecoveredDeliveries, RpcError> {
         if !(1..=MAX_PER_SECOND).contains(&query.per_second) {
             let message = format!("perSecond must be a number from 1 to {MAX_PER_SECOND}");
-            return Err(RpcError::new(400, "invalid_field", message));
+            return Err(RpcError::new(ErrorCode::InvalidField, message));
         }
         let started = Instant::now();
         let mut cursor = RecoveryCursor::parse(query.cursor.as_ref(), clock::now())?;
@@ -83,7 +83,7 @@ impl DeliveryApi {
                 DeliveryStatus::Delivered => self.delivered_page(&query, cursor.next.clone()).await?,
                 DeliveryStatus::Pending => {
                     let message = "status must be exhausted or delivered: pending deliveries need no recovery";
-                    return Err(RpcError::new(400, "invalid_field", message));
+                    return Err(RpcError::new(ErrorCode::InvalidField, message));
                 }
             };
             deliveries += match query.dry_run {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use contract::{
     key::ApiKey,
     process::{Callback, Process},
-    rpc::RpcError,
+    rpc::{ErrorCode, RpcError},
 };
 use http_api::{ConfiguredCallback, DataResponse};
 
@@ -33,7 +33,7 @@ pub(crate) fn find(process: Process, matches: impl Fn(&Callback) -> bool) -> Res
     let callback = process.callbacks.into_iter().find(|callback| matches(callback));
     callback
         .map(ConfiguredCallback::from)
-        .ok_or_else(|| ApiError::Query(RpcError::new(404, "callback_not_found", "Callback not found")))
+        .ok_or_else(|| ApiError::Query(RpcError::new(ErrorCode::CallbackNotFound, "Callback not found")))
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use axum::{
     http::{HeaderValue, StatusCode, header::CONTENT_TYPE},
     response::Response,
 };
-use contract::{JsonObject, key::ApiKey, rpc::GetLead};
+use contract::{JsonObject, key::ApiKey, rpc::GetLead, warning::Warning};
 use futures::{Stream, StreamExt, stream};
 use http_api::{InitiatedLead, OnExisting, RefusedLead, Upserted};
 use serde::Serialize;
@@ -100,11 +100,11 @@ impl FromBody for BulkInitiateRequest {
                 (leads.ok_or_else(|| ApiError::missing("Either leadIds or leads array is required"))?, Kind::Leads)
             }
         };
-        let (field, why, on_existing) = match kind {
-            Kind::LeadIds => ("leadIds", "because leadIds is given", OnExisting::Refuse),
-            Kind::Leads => ("leads", "as unknown", parse_on_existing(&mut fields)?),
+        let (field, warning, on_existing) = match kind {
+            Kind::LeadIds => ("leadIds", Warning::BESIDE_LEAD_IDS, OnExisting::Refuse),
+            Kind::Leads => ("leads", Warning::UNKNOWN, parse_on_existing(&mut fields)?),
         };
-        fields.ignore_rest(why);
+        fields.ignore_rest(warning);
         let entries: Vec<Box<RawValue>> =
             serde_json::from_str(name.get()).map_err(|_| ApiError::InvalidVendorField("Input must be an array"))?;
         if entries.len() > MAX_LEADS {
@@ -218,7 +218,7 @@ impl ResponseWriter {
         while let Some(InitiateResult { lead, warnings }) = self.results.next().await {
             for warning in warnings {
                 if self.warnings.len() < MAX_WARNINGS {
-                    self.warnings.push(format!("leads[{}]: {warning}", self.count));
+                    self.warnings.push(Warning::IN_BULK.with(&[&self.count, &warning]));
                 } else {
                     self.omitted_warnings += 1;
                 }
@@ -234,7 +234,7 @@ impl ResponseWriter {
         }
         self.done = true;
         if self.omitted_warnings > 0 {
-            self.warnings.push(format!("{} more", self.omitted_warnings));
+            self.warnings.push(Warning::MORE.with(&[&self.omitted_warnings]));
         }
         let before = if self.any { "]," } else { r#"{"success":[],"# };
         let rest = serde_json::to_string(&Rest { errors: &self.errors, warnings: &self.warnings });

@@ -13,6 +13,7 @@ use contract::{
     key::ApiKey,
     phone::{self, PhoneFault},
     rpc::{GetLead, InitiateLead, Lead},
+    warning::Warning,
 };
 use http_api::{InitiateResponse, OnExisting, Outcome};
 use service_kit::clock;
@@ -153,7 +154,7 @@ impl FromBody for InitiateBody {
         let mut fields = Fields::from_json(body)?;
         fields.take("init");
         if let Some(lead_id) = fields.id("leadId")? {
-            fields.ignore_rest("because leadId is given");
+            fields.ignore_rest(Warning::BESIDE_LEAD_ID);
             let lead =
                 GetLead { project_id: key.project_id, lead_id: Some(lead_id), reference_id: None, process_id: None };
             return Ok(Self { request: InitiateRequest::Existing(lead), warnings: fields.warnings });
@@ -161,7 +162,7 @@ impl FromBody for InitiateBody {
         let lead =
             fields.object("lead")?.ok_or_else(|| ApiError::missing("Either leadId or lead object is required"))?;
         let on_existing = parse_on_existing(&mut fields)?;
-        fields.ignore_rest("as unknown");
+        fields.ignore_rest(Warning::UNKNOWN);
         let (request, warnings) = parse_new(Fields::from_object("lead.", &lead), on_existing, key)?;
         fields.warnings.extend(warnings);
         Ok(Self { request, warnings: fields.warnings })
@@ -214,7 +215,7 @@ fn parse_lead(mut fields: Fields<'_>, key: &ApiKey) -> Result<(InitiateLead, Vec
         email,
         metadata: fields.object("metadata")?.unwrap_or_else(JsonObject::empty),
     };
-    fields.ignore_rest("as unknown");
+    fields.ignore_rest(Warning::UNKNOWN);
     Ok((lead, fields.warnings))
 }
 
@@ -227,7 +228,7 @@ fn parse_name(fields: &mut Fields<'_>) -> Result<String, ApiError> {
     if let Some(name) = fields.text("name")? {
         for part in ["firstName", "lastName"] {
             if fields.take(part).is_some() {
-                fields.warnings.push(format!("lead.{part} is ignored because lead.name is given"));
+                fields.warnings.push(Warning::BESIDE_NAME.with(&[&part]));
             }
         }
         return Ok(name);

@@ -3,7 +3,9 @@
 use contract::{
     key::ApiKey,
     process::{CallbackSpec, Process},
-    rpc::{ChangeProcess, CheckUrls, GetProcess, ProcessChange, ProcessChangeResult, ProcessSelector, RpcError},
+    rpc::{
+        ChangeProcess, CheckUrls, ErrorCode, GetProcess, ProcessChange, ProcessChangeResult, ProcessSelector, RpcError,
+    },
 };
 use http_api::{ChangeResponse, ConfiguredProcess};
 use serde::Serialize;
@@ -71,7 +73,7 @@ pub(crate) async fn check_urls(app: &App, key: &ApiKey, callbacks: &[CallbackSpe
     match refused {
         None => Ok(()),
         Some((name, why)) => {
-            Err(ApiError::Query(RpcError::new(400, "url_refused", format!("callback {name:?}: {why}"))))
+            Err(ApiError::Query(RpcError::new(ErrorCode::UrlRefused, format!("callback {name:?}: {why}"))))
         }
     }
 }

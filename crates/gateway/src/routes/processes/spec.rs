@@ -7,7 +7,7 @@ use contract::{
     json::{Members, redacted_error},
     key::ApiKey,
     process::{CallbackSpec, ProcessSpec},
-    rpc::RpcError,
+    rpc::{ErrorCode, RpcError},
     subject::NO_PROCESS,
     text::join_faults,
 };
@@ -102,7 +102,7 @@ fn refuse(faults: Vec<String>) -> Result<(), ApiError> {
 }
 
 fn invalid(message: &str) -> ApiError {
-    ApiError::Query(RpcError::new(400, "invalid_process", message))
+    ApiError::Query(RpcError::new(ErrorCode::InvalidProcess, message))
 }
 
 #[cfg(test)]

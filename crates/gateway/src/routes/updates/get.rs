@@ -5,6 +5,7 @@ use std::sync::Arc;
 use contract::{
     key::ApiKey,
     rpc::{GetUpdate, ListUpdateDeliveries, Update, UpdateDeliveries},
+    warning::Warning,
 };
 use http_api::{TimelineResponse, UpdateTimeline};
 
@@ -32,7 +33,7 @@ fn timeline(update: Update, deliveries: Result<UpdateDeliveries, ApiError>) -> T
             timeline.deliveries = Some(deliveries.into_iter().map(Into::into).collect());
             timeline.parked = parked.map(Into::into);
         }
-        Err(error) => warnings.push(format!("deliveries are missing: {error}")),
+        Err(error) => warnings.push(Warning::DELIVERIES_MISSING.with(&[&error])),
     }
     TimelineResponse { success: true, data: timeline, warnings }
 }
