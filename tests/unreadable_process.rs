@@ -55,12 +55,12 @@ async fn events_of_an_unreadable_process_are_parked_and_delay_no_other_tenant() 
 
     update_in_bulk(&stack.api, &ordered_lead, ORDERED).await;
     update_in_bulk(&stack.api, &lead_id, EVENTS).await;
-    stack.wait_for_count(LEDGER_ROWS, (EVENTS + ORDERED) as i64).await;
+    stack.wait_for_count_within(TEST_TIMEOUT * 3, LEDGER_ROWS, (EVENTS + ORDERED) as i64).await;
     for n in 0..5 {
         healthy.update(json!({"leadId": healthy_lead, "metadata": {"n": n}})).await;
     }
-    stack.receiver.wait_for_requests("/healthy", 5, TEST_TIMEOUT).await;
-    stack.wait_for_count(PARKED, (EVENTS + ORDERED) as i64).await;
+    stack.receiver.wait_for_requests("/healthy", 5, TEST_TIMEOUT * 3).await;
+    stack.wait_for_count_within(TEST_TIMEOUT * 3, PARKED, (EVENTS + ORDERED) as i64).await;
 
     // It is visible: in the timeline, the audit and the doctor.
     let last = stack.api.update(json!({"leadId": lead_id, "metadata": {"n": EVENTS}})).await;
