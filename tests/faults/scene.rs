@@ -270,7 +270,7 @@ struct DeliveryCounts {
     duplicates: u64,
 }
 
-/// Waits until every callback has received every outcome that it subscribes to, and nothing else.
+/// Waits until every callback has received every outcome of an update that it subscribes to, and nothing else.
 async fn wait_for_all_deliveries(
     pool: &PgPool,
     endpoints: &Endpoints,
@@ -281,7 +281,7 @@ async fn wait_for_all_deliveries(
     for callback in callbacks {
         let expected: HashSet<String> = sqlx::query_scalar(
             "SELECT encode(update_id, 'hex') FROM lead_state.lead_updates
-             WHERE encode(process_id, 'hex') = $1 AND NOT (success AND $2)",
+             WHERE encode(process_id, 'hex') = $1 AND NOT (success AND $2) AND kind = 'update'",
         )
         .bind(&callback.process_id)
         .bind(callback.only_failed)

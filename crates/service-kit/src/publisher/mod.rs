@@ -22,7 +22,7 @@ use std::{
     fmt,
     future::ready,
     mem,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicUsize},
     time::{Duration, Instant},
 };
 
@@ -93,7 +93,8 @@ struct Shared {
     /// Permits to send messages again while the stream has no leader.
     resends: Semaphore,
     /// Whether messages wait for a leader. Only changes are logged.
-    is_waiting: AtomicBool,
+    /// How many publishes wait for the stream's leader.
+    waiting: AtomicUsize,
     metrics: Publishing,
 }
 
@@ -135,7 +136,7 @@ impl Publisher {
         let strategy = || Mutex::new(PublishStrategy::new(PublishMode::Single));
         let ingest = FastIngest::new(client.clone(), nats::ACK_TIMEOUT);
         let (support, queue, singles, sequences) = (Mutex::default(), Mutex::default(), strategy(), strategy());
-        let (resends, is_waiting) = (Semaphore::new(MAX_RESENDS), AtomicBool::new(false));
+        let (resends, waiting) = (Semaphore::new(MAX_RESENDS), AtomicUsize::new(0));
         Self {
             shared: Arc::new(Shared {
                 js,
@@ -146,7 +147,7 @@ impl Publisher {
                 singles,
                 sequences,
                 resends,
-                is_waiting,
+                waiting,
                 metrics,
             }),
         }

@@ -5,7 +5,7 @@
 //! stream stores it once.
 
 use std::{
-    sync::atomic::Ordering::Relaxed,
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
@@ -27,14 +27,14 @@ impl Publisher {
     /// [`PublishError::Unconfirmed`] if one of the messages that were sent may be stored.
     pub async fn publish_until(&self, message: OutboundMessage, deadline: Instant) -> Result<Stored, PublishError> {
         let mut outcome = self.publish_within(RESEND_AFTER, copy(&message)).await;
+        let mut waiting = None;
         while let Err(error) = &outcome
-            && let Some(permit) = self.resend_permit(error, deadline).await
+            && let Some(permit) = self.resend_permit(error, deadline, &mut waiting).await
         {
             let again = self.publish_within(RESEND_AFTER, copy(&message)).await;
             outcome = outcome.or_else(|first| again.map_err(|last| first.followed_by(last)));
             self.pace(permit, outcome.is_err(), deadline).await;
         }
-        self.note(outcome.as_ref().err());
         outcome
     }
 
@@ -46,9 +46,10 @@ impl Publisher {
         deadline: Instant,
     ) -> Vec<Result<Stored, PublishError>> {
         let mut outcomes = self.publish_each(messages.iter().map(copy).collect()).await;
+        let mut waiting = None;
         while let Some(first) = outcomes.iter().position(|outcome| outcome.as_ref().is_err_and(PublishError::may_pass))
             && let Err(error) = &outcomes[first]
-            && let Some(permit) = self.resend_permit(error, deadline).await
+            && let Some(permit) = self.resend_permit(error, deadline, &mut waiting).await
         {
             // One message probes for a leader; the others follow once there is one.
             let probed = self.publish_within(RESEND_AFTER, copy(&messages[first])).await;
@@ -58,15 +59,14 @@ impl Publisher {
                 let waits = |(place, outcome): (usize, &Result<_, PublishError>)| {
                     outcome.as_ref().is_err_and(PublishError::may_pass).then_some(place)
                 };
-                let waiting: Vec<usize> = outcomes.iter().enumerate().filter_map(waits).collect();
-                let again = waiting.iter().map(|place| copy(&messages[*place])).collect();
-                for (place, outcome) in waiting.into_iter().zip(self.publish_each(again).await) {
+                let unacknowledged: Vec<usize> = outcomes.iter().enumerate().filter_map(waits).collect();
+                let again = unacknowledged.iter().map(|place| copy(&messages[*place])).collect();
+                for (place, outcome) in unacknowledged.into_iter().zip(self.publish_each(again).await) {
                     merge(&mut outcomes[place], outcome);
                 }
             }
             self.pace(permit, !found, deadline).await;
         }
-        self.note(outcomes.iter().find_map(|outcome| outcome.as_ref().err()));
         outcomes
     }
 
@@ -75,13 +75,16 @@ impl Publisher {
     }
 
     /// Waits for the permit to send again. None if the error will not pass, or the deadline comes first.
-    async fn resend_permit(&self, error: &PublishError, deadline: Instant) -> Option<SemaphorePermit<'_>> {
+    async fn resend_permit<'a>(
+        &'a self,
+        error: &PublishError,
+        deadline: Instant,
+        waiting: &mut Option<Waiting<'a>>,
+    ) -> Option<SemaphorePermit<'a>> {
         if !error.may_pass() || Instant::now() >= deadline {
             return None;
         }
-        if !self.shared.is_waiting.swap(true, Relaxed) {
-            tracing::warn!("messages wait for the stream's leader: {error}");
-        }
+        waiting.get_or_insert_with(|| Waiting::begin(&self.shared.waiting, error));
         timeout_at(deadline.into(), self.shared.resends.acquire()).await.ok()?.ok()
     }
 
@@ -92,11 +95,24 @@ impl Publisher {
         }
         drop(permit);
     }
+}
 
-    /// Logs that the stream acknowledges again.
-    fn note(&self, error: Option<&PublishError>) {
-        if error.is_none() && self.shared.is_waiting.load(Relaxed) && self.shared.is_waiting.swap(false, Relaxed) {
-            tracing::info!("the stream acknowledges messages again");
+/// A publish that waits for the stream's leader. The first and the last of those that wait at once are logged.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn begin(waiting: &'a AtomicUsize, error: &PublishError) -> Self {
+        if waiting.fetch_add(1, Relaxed) == 0 {
+            tracing::warn!("messages wait for the stream's leader: {error}");
+        }
+        Self(waiting)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if self.0.fetch_sub(1, Relaxed) == 1 {
+            tracing::info!("no message waits for the stream's leader any more");
         }
     }
 }
