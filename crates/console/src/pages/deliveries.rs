@@ -158,12 +158,12 @@ pub(super) fn render(project: ObjectId, delivery: &Delivery, callbacks: &BTreeMa
             (fact("Callback", Some(callback(project, delivery.callback_id, callbacks))))
             (fact("Next attempt", delivery.next_attempt_at.map(time)))
         }
-        (panel("Attempts", &Ok(()), |()| attempts(&delivery.attempts)))
+        (panel("Attempts", &Ok(()), |()| attempts("Attempts", &delivery.attempts)))
     }
 }
 
 /// The attempts of a delivery, each with its duration as a bar.
-pub(super) fn attempts(attempts: &[Attempt]) -> Markup {
+pub(super) fn attempts(caption: &str, attempts: &[Attempt]) -> Markup {
     let duration = |attempt: &Attempt| Duration::from_millis(attempt.duration_ms.into());
     let longest = attempts.iter().map(duration).max().unwrap_or_default();
     let rows = html! {
@@ -186,7 +186,7 @@ pub(super) fn attempts(attempts: &[Attempt]) -> Markup {
         @if attempts.is_empty() {
             p { "No attempt yet." }
         } @else {
-            (table("Attempts", &["No.", "Began", "Took", "Status", "Result", "Response"], &rows))
+            (table(caption, &["No.", "Began", "Took", "Status", "Result", "Response"], &rows))
         }
     }
 }

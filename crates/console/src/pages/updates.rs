@@ -121,6 +121,6 @@ fn delivery(project: ObjectId, delivery: &Delivery, callbacks: &BTreeMap<ObjectI
             " " (delivery_status(delivery.status))
         }
         @if let Some(at) = delivery.next_attempt_at { p { "Next attempt " (time(at)) } }
-        (attempts(&delivery.attempts))
+        (attempts(&format!("Attempts for {name}"), &delivery.attempts))
     }
 }
