@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use async_nats::Subject;
 use bytes::Bytes;
 use contract::{
     ObjectId, command,
@@ -104,8 +105,10 @@ impl CommandLog {
         let mut span = self.traces.begin(Step::Publish, Some(traceparent));
         span.update(update_id);
         let own = span.traceparent();
-        let traceparent = own.as_deref().unwrap_or(traceparent);
-        let message = publish::message(subject, &message_id, Some(traceparent), payload);
+        let traceparent = own.unwrap_or_else(|| traceparent.to_owned());
+        let subject = Subject::from(subject);
+        let message =
+            move || publish::message(subject.clone(), &message_id, Some(traceparent.as_str()), payload.clone());
         let (commands, outage) = (commands.clone(), self.outage.clone());
         let publish = async move {
             let published = commands.publish_until(message, outage.deadline(began)).await;
@@ -155,6 +158,7 @@ impl CommandLog {
             }
             tokio::time::sleep(wait).await;
         }
+        let count = entries.len();
         let ids: Vec<ObjectId> = entries.iter().map(|entry| entry.id).collect();
         let work = Work::of(entries.iter().map(|entry| &entry.payload[..]));
         let admitted = match self.admission.admit(project_id, work, patience).await {
@@ -166,16 +170,16 @@ impl CommandLog {
         let mut span = self.traces.begin(Step::Publish, traceparent);
         span.note(|| [("messaging.batch.message_count", (ids.len() as i64).into())]);
         let own = span.traceparent();
-        let traceparent = traceparent.map(|requests| own.as_deref().unwrap_or(requests));
-        let message = |LogEntry { kind, message_id, traceparent: entrys, payload, .. }: LogEntry| {
-            let subject = CommandSubject { project_id, kind }.to_string();
-            publish::message(subject, &message_id, entrys.as_deref().or(traceparent), payload)
+        let traceparent = traceparent.map(|requests| own.unwrap_or_else(|| requests.to_owned()));
+        let message = move |place: usize| {
+            let LogEntry { kind, message_id, traceparent: entrys, payload, .. } = &entries[place];
+            let subject = CommandSubject { project_id, kind: *kind }.to_string();
+            publish::message(subject, message_id, entrys.as_deref().or(traceparent.as_deref()), payload.clone())
         };
-        let messages: Vec<_> = entries.into_iter().map(message).collect();
         let (commands, outage) = (commands.clone(), self.outage.clone());
         let began = Instant::now();
         let publish = async move {
-            let published = commands.publish_each_until(messages, outage.deadline(began)).await;
+            let published = commands.publish_each_until(count, message, outage.deadline(began)).await;
             drop(permit);
             let accepted = published.iter().flatten().count();
             admitted.published(published.iter().flatten().map(|stored| stored.up_to).max());

@@ -3,7 +3,7 @@
 use std::error::Error;
 
 use async_nats::{
-    Client, HeaderMap,
+    Client, HeaderMap, Subject,
     connection::State,
     jetstream::{
         self, ErrorCode,
@@ -83,7 +83,7 @@ pub(crate) fn error_code(error: &jetstream::context::PublishError) -> Option<Err
 }
 
 /// A message with its deduplication id and trace context.
-pub fn message(subject: String, id: &str, traceparent: Option<&str>, payload: Bytes) -> OutboundMessage {
+pub fn message(subject: impl Into<Subject>, id: &str, traceparent: Option<&str>, payload: Bytes) -> OutboundMessage {
     let mut map = HeaderMap::new();
     map.insert(headers::MESSAGE_ID, id);
     if let Some(traceparent) = traceparent {

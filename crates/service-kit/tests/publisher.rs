@@ -44,7 +44,7 @@ async fn start() -> (LocalNats, jetstream::Context) {
 }
 
 fn command(id: &str, payload: impl Into<bytes::Bytes>) -> OutboundMessage {
-    publish::message("leads.cmd.p.update".into(), id, None, payload.into())
+    publish::message("leads.cmd.p.update", id, None, payload.into())
 }
 
 /// Publishes all messages at the same time; returns the outcome of each.
@@ -99,7 +99,7 @@ async fn a_sequence_is_stored_in_order() {
     let (nats, js) = start().await;
     // More than fit into a batch, first by count, then by bytes.
     let event = |n: usize, size: usize| {
-        publish::message("leads.evt.p.q.update.completed".into(), &n.to_string(), None, vec![b'x'; size].into())
+        publish::message("leads.evt.p.q.update.completed", &n.to_string(), None, vec![b'x'; size].into())
     };
     let publisher = Publisher::new(js.clone());
     publisher.publish_all((0..1500).map(|n| event(n, 100))).await.unwrap();
@@ -237,8 +237,8 @@ async fn messages_that_a_frozen_server_did_not_acknowledge_are_sent_again_and_st
     publisher.publish(command("0", "{}")).await.unwrap();
     nats.signal(Signal::Stop).unwrap();
     let deadline = Instant::now() + SOON;
-    let singles = join_all((1..100).map(|n| publisher.publish_until(command(&n.to_string(), "{}"), deadline)));
-    let sequence = publisher.publish_each_until((100..150).map(|n| command(&n.to_string(), "{}")).collect(), deadline);
+    let singles = join_all((1..100).map(|n| publisher.publish_until(move || command(&n.to_string(), "{}"), deadline)));
+    let sequence = publisher.publish_each_until(50, |n| command(&(100 + n).to_string(), "{}"), deadline);
     let thaw = async {
         // Longer than a message waits for its acknowledgement.
         tokio::time::sleep(Duration::from_secs(3)).await;
@@ -262,11 +262,10 @@ async fn messages_without_a_stream_wait_until_there_is_one_or_the_deadline_has_p
     let publisher = Publisher::new(js.clone());
 
     let soon = Instant::now() + Duration::from_millis(300);
-    let outcome = publisher.publish_until(command("0", "{}"), soon).await;
+    let outcome = publisher.publish_until(|| command("0", "{}"), soon).await;
     assert_eq!(outcome, Err(PublishError::NoResponder));
 
-    let waiting =
-        publisher.publish_each_until((1..50).map(|n| command(&n.to_string(), "{}")).collect(), Instant::now() + SOON);
+    let waiting = publisher.publish_each_until(49, |n| command(&(1 + n).to_string(), "{}"), Instant::now() + SOON);
     let create = async {
         tokio::time::sleep(Duration::from_millis(300)).await;
         nats::create_streams(&js, LIMITS).await.unwrap();

@@ -162,19 +162,15 @@ impl Supervision {
 
 /// The commits that wait for a standby. After an error, the probe is there only if the server was silent.
 async fn query(pool: &Pool, probe: &mut Option<Probe>) -> sqlx::Result<Vec<(i32, f64)>> {
-    let is_usable = |probe: &Probe| !probe.session.is_lost();
-    if probe.as_ref().is_none_or(|probe| !is_usable(probe) || probe.since.elapsed() > RECONNECT_INTERVAL) {
-        match pool.connect_apart("leadrelay supervision", &[]).await {
-            Ok(session) => *probe = Some(Probe { session, since: Instant::now() }),
+    let former = probe.take().filter(|former| !former.session.is_lost());
+    let mut queried = match former {
+        Some(recent) if recent.since.elapsed() <= RECONNECT_INTERVAL => recent,
+        former => match pool.connect_apart("leadrelay supervision", &[]).await {
+            Ok(session) => Probe { session, since: Instant::now() },
             // While the former connection is answered, the server is there.
-            Err(_) if probe.as_ref().is_some_and(is_usable) => {}
-            Err(e) => {
-                *probe = None;
-                return Err(e);
-            }
-        }
-    }
-    let Some(mut queried) = probe.take() else { return Ok(Vec::new()) };
+            Err(e) => former.filter(|former| !former.session.is_lost()).ok_or(e)?,
+        },
+    };
     match timeout(ANSWER_DEADLINE, sqlx::query_as(WAITING).fetch_all(&mut queried.session)).await {
         Ok(Ok(waiting)) => {
             *probe = Some(queried);

@@ -20,54 +20,57 @@ use crate::publish::PublishError;
 
 /// The pause between two resends of one permit. Longer delays messages after an election, shorter costs more while it lasts.
 const PAUSE: Duration = Duration::from_millis(200);
+
 impl Publisher {
     /// As [`publish`](Self::publish); while the stream cannot acknowledge, sends the message again until the deadline.
+    /// `message` makes the same message each time.
     ///
     /// # Errors
     /// [`PublishError::Unconfirmed`] if one of the messages that were sent may be stored.
-    pub async fn publish_until(&self, message: OutboundMessage, deadline: Instant) -> Result<Stored, PublishError> {
-        let mut outcome = self.publish_within(RESEND_AFTER, copy(&message)).await;
+    pub async fn publish_until(
+        &self,
+        message: impl Fn() -> OutboundMessage,
+        deadline: Instant,
+    ) -> Result<Stored, PublishError> {
+        let mut outcome = self.publish_within(RESEND_AFTER, message()).await;
         let mut waiting = None;
         while let Err(error) = &outcome
             && let Some(permit) = self.resend_permit(error, deadline, &mut waiting).await
         {
-            let again = self.publish_within(RESEND_AFTER, copy(&message)).await;
+            let again = self.publish_within(RESEND_AFTER, message()).await;
             outcome = outcome.or_else(|first| again.map_err(|last| first.followed_by(last)));
             self.pace(permit, outcome.is_err(), deadline).await;
         }
         outcome
     }
 
-    /// As [`publish_each`](Self::publish_each); while the stream cannot acknowledge, sends the messages without an
-    /// acknowledgement again, in order, until the deadline.
+    /// As [`publish_each`](Self::publish_each) of so many messages; while the stream cannot acknowledge, sends those behind
+    /// the last stored one again, in order, until the deadline. `message` makes the same message for a place each time.
     pub async fn publish_each_until(
         &self,
-        messages: Vec<OutboundMessage>,
+        count: usize,
+        message: impl Fn(usize) -> OutboundMessage,
         deadline: Instant,
     ) -> Vec<Result<Stored, PublishError>> {
-        let mut outcomes = self.publish_each(messages.iter().map(copy).collect()).await;
+        let mut outcomes = self.publish_each((0..count).map(&message).collect()).await;
         let mut waiting = None;
-        while let Some(first) = outcomes.iter().position(|outcome| outcome.as_ref().is_err_and(PublishError::may_pass))
-            && let Err(error) = &outcomes[first]
-            && let Some(permit) = self.resend_permit(error, deadline, &mut waiting).await
-        {
+        loop {
+            let again = resendable(&outcomes);
+            let Some((&first, rest)) = again.split_first() else { return outcomes };
+            let Err(error) = &outcomes[first] else { return outcomes };
+            let Some(permit) = self.resend_permit(error, deadline, &mut waiting).await else { return outcomes };
             // One message probes for a leader; the others follow once there is one.
-            let probed = self.publish_within(RESEND_AFTER, copy(&messages[first])).await;
+            let probed = self.publish_within(RESEND_AFTER, message(first)).await;
             let found = probed.is_ok();
             merge(&mut outcomes[first], probed);
             if found {
-                let waits = |(place, outcome): (usize, &Result<_, PublishError>)| {
-                    outcome.as_ref().is_err_and(PublishError::may_pass).then_some(place)
-                };
-                let unacknowledged: Vec<usize> = outcomes.iter().enumerate().filter_map(waits).collect();
-                let again = unacknowledged.iter().map(|place| copy(&messages[*place])).collect();
-                for (place, outcome) in unacknowledged.into_iter().zip(self.publish_each(again).await) {
-                    merge(&mut outcomes[place], outcome);
+                let published = self.publish_each(rest.iter().map(|place| message(*place)).collect()).await;
+                for (place, outcome) in rest.iter().zip(published) {
+                    merge(&mut outcomes[*place], outcome);
                 }
             }
             self.pace(permit, !found, deadline).await;
         }
-        outcomes
     }
 
     async fn publish_within(&self, limit: Duration, message: OutboundMessage) -> Result<Stored, PublishError> {
@@ -117,14 +120,35 @@ impl Drop for Waiting<'_> {
     }
 }
 
-fn copy(message: &OutboundMessage) -> OutboundMessage {
-    let OutboundMessage { subject, payload, headers } = message;
-    OutboundMessage { subject: subject.clone(), payload: payload.clone(), headers: headers.clone() }
+/// The places of the messages that may be sent again. One that is missing before a stored one may not: it would be stored
+/// behind messages that follow it.
+fn resendable(outcomes: &[Result<Stored, PublishError>]) -> Vec<usize> {
+    let behind = outcomes.iter().rposition(Result::is_ok).map_or(0, |last| last + 1);
+    let may_pass = |place: &usize| outcomes[*place].as_ref().is_err_and(PublishError::may_pass);
+    (behind..outcomes.len()).filter(may_pass).collect()
 }
 
 /// Replaces an error by what came of sending the message again.
 fn merge(outcome: &mut Result<Stored, PublishError>, again: Result<Stored, PublishError>) {
     if let Err(first) = outcome {
         *outcome = again.map_err(|last| first.clone().followed_by(last));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_message_is_sent_again_behind_one_that_follows_it() {
+        let stored = || Ok(Stored { sequence: None, up_to: 1, is_duplicate: false });
+        let lost = || Err(PublishError::NoResponder);
+        let unknown = || Err(PublishError::Unconfirmed);
+        let refused = || Err(PublishError::TooLarge);
+
+        assert_eq!(resendable(&[stored(), lost(), refused(), unknown()]), [1, 3]);
+        assert_eq!(resendable(&[lost(), unknown(), stored(), lost()]), [3]);
+        assert_eq!(resendable(&[lost(), stored()]), [0; 0]);
+        assert_eq!(resendable(&[lost(), lost()]), [0, 1]);
     }
 }
