@@ -6,7 +6,7 @@ use async_nats::{HeaderMap, jetstream};
 use contract::{
     ObjectId,
     process::ProcessSpec,
-    rpc::{ProcessChangeResult, Query, RpcError},
+    rpc::{ErrorCode, ProcessChangeResult, Query, RpcError},
 };
 use serde_json::{Value, json};
 use service_kit::config::NatsConfig;
@@ -279,11 +279,16 @@ impl Stack {
     }
 }
 
+/// The reply to a query, which is repeated while a loaded machine does not answer it.
 pub(crate) async fn call<Q: Query>(client: &async_nats::Client, query: &Q) -> Q::Reply {
-    match service_kit::rpc::request(client, query).await.map_err(RpcError::from) {
-        Ok(reply) => reply,
-        Err(e) => panic!("{}: {} {e}", Q::SUBJECT, e.code),
-    }
+    eventually(TEST_TIMEOUT, Q::SUBJECT, async || {
+        match service_kit::rpc::request(client, query).await.map_err(RpcError::from) {
+            Ok(reply) => Ok(reply),
+            Err(e) if e.code == ErrorCode::Unavailable.as_str() => Err(e.to_string()),
+            Err(e) => panic!("{}: {} {e}", Q::SUBJECT, e.code),
+        }
+    })
+    .await
 }
 
 /// The id of a process that was applied.
