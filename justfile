@@ -87,6 +87,10 @@ faults minutes="10" seed="1":
 faults-cluster minutes="10" seed="1":
     FAULTS_MINUTES={{minutes}} FAULTS_SEED={{seed}} LEADRELAY_NATS_SERVER=$(.ci/nats-server) cargo test --workspace --test leadrelay cluster::nats::for_minutes -- --ignored --nocapture
 
+# Kill the primary of a Postgres under Patroni twice; needs the packages patroni and etcd-server
+patroni:
+    LEADRELAY_NATS_SERVER=$(.ci/nats-server) cargo test --workspace --test leadrelay cluster::patroni -- --ignored --nocapture
+
 # Attack one tenant's neighbour in every known way and judge its latency; prints a table, which is the body of docs/results/hostile.md
 hostile:
     LEADRELAY_NATS_SERVER=$(.ci/nats-server) cargo test --profile dist --workspace --test leadrelay hostile::a_healthy_tenant_is_not_delayed -- --ignored --nocapture

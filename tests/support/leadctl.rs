@@ -74,7 +74,7 @@ impl Stack {
     /// A command of leadctl with everything in its environment that names this stack.
     pub(crate) fn leadctl_command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(binary("leadctl"));
-        command.env("NATS_URL", self.nats_url()).env("DATABASE_URL", self.postgres.url());
+        command.env("NATS_URL", self.nats_url()).env("DATABASE_URL", &self.database_url);
         command.env("LEADRELAY_GATEWAY_URL", &self.api.url).env("LEADRELAY_API_KEY", &self.api.key);
         command.args(args);
         command

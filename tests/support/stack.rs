@@ -36,6 +36,8 @@ pub(crate) struct Stack {
     /// The other members of its cluster, if it is in one.
     pub(crate) nats_peers: Vec<LocalNats>,
     pub(crate) postgres: LocalPostgres,
+    /// `DATABASE_URL` of the services and of leadctl.
+    pub(crate) database_url: String,
 }
 
 /// The URL of servers that form a cluster.
@@ -131,6 +133,8 @@ impl Stack {
         gateway.wait_for_http(&gateway_ready, TEST_TIMEOUT).await;
         notifier.wait_for_http(&notifier_ready, TEST_TIMEOUT).await;
         let client = service_kit::nats::connect(operator, "leadctl", &Default::default()).await.expect("a NATS client");
+        let given = extra("lead-state").into_iter().find(|(name, _)| name == "DATABASE_URL");
+        let database_url = given.map_or_else(|| postgres.url(), |(_, url)| url);
         let pool = PgPool::connect(&postgres.url()).await.expect("a Postgres client");
         let api = Api::create(format!("http://{listen}"), &client, "test").await;
         let receiver = Receiver::start().await;
@@ -148,6 +152,7 @@ impl Stack {
             nats,
             nats_peers: Vec::new(),
             postgres,
+            database_url,
         }
     }
 

@@ -244,8 +244,8 @@ async fn launch(
         }
     }
     if settings.replication {
-        // For a standby that was away.
-        command.args(["-c", "wal_keep_size=256MB"]);
+        // The first for a standby that was away, the second for pg_rewind.
+        command.args(["-c", "wal_keep_size=256MB", "-c", "wal_log_hints=on"]);
     } else if !settings.fsync {
         command.args(["-c", "full_page_writes=off"]);
     }

@@ -1,6 +1,6 @@
 //! Streaming replication: a standby, and its promotion.
 
-use std::{fs, path::PathBuf};
+use std::{fs, io::Write as _, path::PathBuf};
 
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
@@ -32,6 +32,27 @@ impl LocalPostgres {
         home.save_port(port)?;
         let (programs, settings) = (self.programs.clone(), self.settings.clone());
         Ok(Self { process, home, programs, settings, password: self.password.clone(), port })
+    }
+
+    /// Makes a former primary a standby of the server that was promoted in its place: undoes what only the former has
+    /// (`pg_rewind`), and starts it.
+    ///
+    /// # Errors
+    /// As for [`LocalPostgres::restart`]; or pg_rewind failed.
+    pub async fn rewind(&mut self, primary: &Self) -> Result<(), Error> {
+        self.stop().await?;
+        // pg_rewind lets the server recover first, with the settings of its directory alone.
+        let settings = self.home.join("data").join("postgresql.auto.conf");
+        let opened = fs::OpenOptions::new().append(true).open(&settings);
+        let appended = opened.and_then(|mut file| file.write_all(b"wal_log_hints = on\nwal_keep_size = 256MB\n"));
+        appended.during(|| format!("writing {}", settings.display()))?;
+        // Before its first checkpoint, the new primary does not show its timeline to pg_rewind.
+        primary.execute("CHECKPOINT").await?;
+        let mut rewind = as_user(&self.program("pg_rewind"), &self.home);
+        rewind.arg("-D").arg(self.home.join("data")).args(["--source-server", &primary.url()]);
+        rewind.args(["--write-recovery-conf", "--no-sync"]);
+        run(&mut rewind, "pg_rewind").await?;
+        self.restart().await
     }
 
     /// Makes a standby the primary.
