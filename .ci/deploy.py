@@ -362,7 +362,7 @@ class Overlay:
             may += [("audit", nats, client), ("audit", database, 5432)]
             may_not += [("audit", public, 443)]
         if "console" in self.pods:
-            may += [("console", nats, client)]
+            may += [("console", nats, client), ("console", "gateway", "http")]
             may_not += [("console", database, 5432), ("console", public, 443), ("elsewhere", "console", "http"),
                         ("gateway", "console", "http")]
         if "doctor" in self.pods:

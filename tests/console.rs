@@ -34,7 +34,8 @@ impl Console {
     async fn start(stack: &Stack) -> Self {
         let listen = format!("127.0.0.1:{}", free_port());
         let nats_url = stack.nats.url_for("console", &password("console"));
-        let extra = [("NATS_URL", nats_url.as_str()), ("CONSOLE_LISTEN", &listen)];
+        let gateway = stack.api.url.as_str();
+        let extra = [("NATS_URL", nats_url.as_str()), ("CONSOLE_LISTEN", &listen), ("LEADRELAY_GATEWAY_URL", gateway)];
         let (mut service, ready) = service("console", &stack.nats, &stack.postgres, &extra);
         service.wait_for_http(&ready, TEST_TIMEOUT).await;
         Self { service, url: format!("http://{listen}"), http: test_support::http_client() }
@@ -115,6 +116,7 @@ async fn project(stack: &Stack) -> Project {
         format!("/callbacks/{callback_id}"),
         "/processes".into(),
         format!("/processes/{}", process_id(&applied)),
+        "/calls".into(),
     ];
     let pages = pages.map(|page| format!("{base}{page}")).to_vec();
     // The delivery is recorded after the receiver's answer.
@@ -189,7 +191,6 @@ async fn a_login_link_signs_in_once_and_until_it_expires() {
     assert!(projects.text.contains(&stack.api.project_id.to_string()), "{}", projects.text);
     let board = console.get(&format!("/p/{}", stack.api.project_id), &cookie).await;
     assert_eq!(board.status, StatusCode::OK, "{}", board.text);
-
     let expired = format!("lrc_{}", "0".repeat(64));
     let login = ConsoleLogin { expires_at: Timestamp::from_millis(1) };
     let bucket = stack.js().get_key_value(CONSOLE_LOGINS).await.expect("the bucket");
@@ -257,4 +258,262 @@ async fn a_panel_says_which_service_does_not_answer_while_the_page_is_shown() {
     assert_eq!(update.status, StatusCode::OK);
     assert!(update.text.contains("webhook-notifier does not run."), "{}", update.text);
     assert!(update.text.contains("Decided and applied"), "{}", update.text);
+}
+
+/// The form token of a page.
+fn form_token(page: &Answer) -> String {
+    hidden(page, "form_token")
+}
+
+/// The last hidden field of this name on a page.
+fn hidden(page: &Answer, name: &str) -> String {
+    let (_, rest) = page.text.rsplit_once(&format!(r#"name="{name}" value=""#)).expect("a hidden field");
+    rest.split('"').next().expect("a value").to_owned()
+}
+
+impl Console {
+    /// Opens the page of an action, and sends its form with these fields.
+    async fn act(&self, path: &str, cookie: &str, fields: &str) -> Answer {
+        let page = self.get(path, cookie).await;
+        assert_eq!(page.status, StatusCode::OK, "{}", page.text);
+        let form = format!("form_token={}&{fields}", form_token(&page));
+        self.post(path, cookie, Some(&self.url), &form).await
+    }
+}
+
+impl Project {
+    fn delivery(&self) -> String {
+        self.pages[6].clone()
+    }
+
+    fn callback(&self) -> String {
+        self.pages[8].clone()
+    }
+
+    fn lead(&self) -> String {
+        self.pages[2].clone()
+    }
+
+    /// A session of a key with these scopes.
+    async fn session_with(&self, stack: &Stack, console: &Console, scopes: &str) -> String {
+        let project_id = self.api.project_id.to_string();
+        let args = ["key", "create", "--project", &project_id, "--name", "some", "--scope", scopes, "--json"];
+        let created = stack.leadctl(&args).await.assert_ok().json();
+        let key = created["apiKey"].as_str().expect("a key").to_owned();
+        console.sign_in_with(&Api { key, ..self.api.clone() }).await
+    }
+}
+
+#[tokio::test]
+async fn actions_go_through_the_gateway_with_the_key_of_the_session() {
+    let stack = stack_on(None).await;
+    let project = project(&stack).await;
+    let mut console = Console::start(&stack).await;
+    let cookie = console.sign_in_with(&project.api).await;
+
+    let redelivered = console.act(&format!("{}/redeliver", project.delivery()), &cookie, "").await;
+    assert_eq!(redelivered.location, project.delivery(), "{}", redelivered.text);
+    let requests = stack.receiver.wait_for_requests("/crm", 2, TEST_TIMEOUT).await;
+    assert_eq!(requests[0].header("webhook-id"), requests[1].header("webhook-id"));
+    let tested = console.act(&format!("{}/test", project.callback()), &cookie, "").await;
+    assert!(tested.text.contains("accepted"), "{}", tested.text);
+    let rotated = console.act(&format!("{}/rotate-secret", project.callback()), &cookie, "hours=1").await;
+    assert!(rotated.text.contains("whsec_"), "{}", rotated.text);
+    let enabled = console.act(&format!("{}/enable", project.callback()), &cookie, "").await;
+    assert_eq!(enabled.location, project.callback(), "{}", enabled.text);
+
+    for action in ["redeliver", "test callback", "rotate secret", "enable callback"] {
+        let line = console.service.wait_for_log(&format!("action {action}: done"), TEST_TIMEOUT).await;
+        for part in ["key test ", "before", "after", &project.api.project_id.to_string()] {
+            assert!(line.contains(part), "{part}: {line}");
+        }
+    }
+    assert!(!console.service.log().contains("whsec_") && !console.service.log().contains(&project.api.key));
+}
+
+#[tokio::test]
+async fn selected_deliveries_are_counted_then_repeated_and_so_are_those_of_a_callback() {
+    let stack = stack_on(None).await;
+    let project = project(&stack).await;
+    let console = Console::start(&stack).await;
+    let cookie = console.sign_in_with(&project.api).await;
+    let list = console.get(&project.pages[4], &cookie).await;
+    let id = project.delivery().rsplit('/').next().expect("an id").to_owned();
+    assert!(list.text.contains(&format!(r#"type="checkbox" name="delivery" value="{id}""#)), "{}", list.text);
+
+    let path = format!("/p/{}/deliveries/redeliver", project.api.project_id);
+    let counted = console.get(&format!("{path}?delivery={id}"), &cookie).await;
+    assert!(counted.text.contains("1 delivery is sent again"), "{}", counted.text);
+    let form = format!("form_token={}&delivery={id}&delivery={id}", form_token(&counted));
+    let repeated = console.post(&path, &cookie, Some(&console.url), &form).await;
+    assert!(repeated.text.contains("1 of 1 are sent again"), "{}", repeated.text);
+    stack.receiver.wait_for_requests("/crm", 2, TEST_TIMEOUT).await;
+    let none = console.get(&path, &cookie).await;
+    assert_eq!(none.status, StatusCode::BAD_REQUEST, "{}", none.text);
+
+    stack.wait_for_count(crate::support::DELIVERED, 1).await;
+    let path = format!("{}/recover", project.callback());
+    let counted = console.get(&format!("{path}?status=delivered&per_second=100"), &cookie).await;
+    assert!(counted.text.contains("<dt>Deliveries</dt><dd>1</dd>"), "{}", counted.text);
+    let since = hidden(&counted, "since").replace(':', "%3A");
+    let form = format!("form_token={}&since={since}&status=delivered&per_second=100", form_token(&counted));
+    let recovered = console.post(&path, &cookie, Some(&console.url), &form).await;
+    assert!(recovered.text.contains("1 deliveries"), "{}", recovered.text);
+    stack.receiver.wait_for_requests("/crm", 3, TEST_TIMEOUT).await;
+}
+
+#[tokio::test]
+async fn a_call_is_ended_with_a_form() {
+    let stack = stack_on(None).await;
+    let project = project(&stack).await;
+    let console = Console::start(&stack).await;
+    let cookie = console.sign_in_with(&project.api).await;
+    let started = json!({"leadId": project.lead_id, "callId": "call 7"});
+    crate::support::assert_ok(project.api.post("/api/v1/calls/started", &started).await);
+    let calls = format!("/p/{}/calls", project.api.project_id);
+    eventually(TEST_TIMEOUT, "the call is listed", async || {
+        let page = console.get(&calls, &cookie).await;
+        if page.text.contains("call 7") { Ok(()) } else { Err(page.text) }
+    })
+    .await;
+
+    let path = format!("{}/end-call", project.lead());
+    let page = console.get(&format!("{path}?call=call+7"), &cookie).await;
+    assert!(page.text.contains("that end: 1."), "{}", page.text);
+    let fields =
+        format!("form_token={}&idempotency_key={}&call=call+7", form_token(&page), hidden(&page, "idempotency_key"));
+    let ended = console.post(&path, &cookie, Some(&console.url), &fields).await;
+
+    assert!(ended.location.contains("/updates/"), "{}", ended.text);
+    eventually(TEST_TIMEOUT, "the call ends", async || {
+        let page = console.get(&calls, &cookie).await;
+        if page.text.contains("No call is in progress.") { Ok(()) } else { Err(page.text) }
+    })
+    .await;
+    let again = console.get(&format!("{path}?call=call+7"), &cookie).await;
+    assert_eq!(again.status, StatusCode::NOT_FOUND, "{}", again.text);
+}
+
+#[tokio::test]
+async fn an_update_is_previewed_then_sent_once_and_not_after_the_lead_has_changed() {
+    let stack = stack_on(None).await;
+    let project = project(&stack).await;
+    let console = Console::start(&stack).await;
+    let cookie = console.sign_in_with(&project.api).await;
+    let path = format!("{}/update", project.lead());
+    let entered = "metadata=%7B%22budget%22%3A123456789012345678901234567890%7D";
+
+    let preview = console.act(&path, &cookie, &format!("step=preview&{entered}")).await;
+    assert!(preview.text.contains("would succeed"), "{}", preview.text);
+    assert!(!project.api.lead(&project.lead_id).await.to_string().contains("budget"));
+    let send = format!(
+        "step=send&idempotency_key={}&version={}&{entered}",
+        hidden(&preview, "idempotency_key"),
+        hidden(&preview, "version")
+    );
+    let sent = console.act(&path, &cookie, &send).await;
+    let again = console.act(&path, &cookie, &send).await;
+
+    assert!(sent.location.contains("/updates/"), "{}", sent.text);
+    assert_eq!(sent.location, again.location, "{}", again.text);
+    let timeline = console.get(&sent.location, &cookie).await;
+    for part in ["123456789012345678901234567890", "console: key test"] {
+        assert!(timeline.text.contains(part), "{part}: {}", timeline.text);
+    }
+    let stale = send.replace("idempotency_key=", "idempotency_key=1");
+    let refused = console.act(&path, &cookie, &stale).await;
+    let refused = if refused.location.is_empty() { refused } else { console.get(&refused.location, &cookie).await };
+    assert!(refused.text.contains("version_mismatch"), "{}", refused.text);
+    let invalid = console.act(&path, &cookie, "step=preview&metadata=%5B1%5D").await;
+    assert!(invalid.text.contains("Metadata must be a JSON object"), "{}", invalid.text);
+}
+
+#[tokio::test]
+async fn an_action_needs_its_own_form_and_a_key_with_its_scope() {
+    let stack = stack_on(None).await;
+    let project = project(&stack).await;
+    let mut console = Console::start(&stack).await;
+    let cookie = console.sign_in_with(&project.api).await;
+    let path = format!("{}/redeliver", project.delivery());
+    let token = form_token(&console.get(&path, &cookie).await);
+
+    let own = Some(console.url.clone());
+    let own = own.as_deref();
+    for (origin, form) in [
+        (own, String::new()),
+        (own, "form_token=0".into()),
+        (Some("https://evil.example"), format!("form_token={token}")),
+        (None, format!("form_token={token}")),
+    ] {
+        let answer = console.post(&path, &cookie, origin, &form).await;
+        assert_eq!(answer.status, StatusCode::FORBIDDEN, "{origin:?} {form}: {}", answer.text);
+    }
+    let anonymous = console.post(&path, "", own, &format!("form_token={token}")).await;
+    assert!(anonymous.location.starts_with("/login"), "{anonymous:?}");
+    let viewer = project.session_with(&stack, &console, "leads:read").await;
+    let page = console.get(&path, &viewer).await;
+    assert!(page.text.contains("needs an API key of this project with the scope leads:write"), "{}", page.text);
+    let refused = console.post(&path, &viewer, own, &format!("form_token={}", form_token(&page))).await;
+    assert_eq!(refused.status, StatusCode::FORBIDDEN, "{}", refused.text);
+    let line = console.service.wait_for_log("action redeliver: not done", TEST_TIMEOUT).await;
+    assert!(line.contains("key some ") && line.contains("leads:write"), "{line}");
+    let other_session = console.post(&path, &viewer, own, &format!("form_token={token}")).await;
+    assert_eq!(other_session.status, StatusCode::FORBIDDEN, "{}", other_session.text);
+    assert_eq!(stack.receiver.requests().len(), 1);
+}
+
+#[tokio::test]
+async fn actions_on_another_projects_objects_do_not_exist() {
+    let stack = stack_on(None).await;
+    let project = project(&stack).await;
+    let other = Api::create(project.api.url.clone(), &stack.client, "other").await;
+    let console = Console::start(&stack).await;
+    let cookie = console.sign_in_with(&other).await;
+    let board = console.get(&format!("/p/{}", other.project_id), &cookie).await;
+    let form = format!("form_token={}&hours=1&step=preview&state=won", form_token(&board));
+
+    let (delivery, callback, lead) = (project.delivery(), project.callback(), project.lead());
+    let actions = [
+        format!("{delivery}/redeliver"),
+        format!("{callback}/test"),
+        format!("{callback}/enable"),
+        format!("{callback}/rotate-secret"),
+        format!("{callback}/recover"),
+        format!("{lead}/update"),
+        format!("{lead}/end-call"),
+    ];
+    for foreign in &actions {
+        let below_own = foreign.replace(&project.api.project_id.to_string(), &other.project_id.to_string());
+        for path in [foreign, &below_own] {
+            assert_eq!(console.get(path, &cookie).await.status, StatusCode::NOT_FOUND, "{path}");
+            let sent = console.post(path, &cookie, Some(&console.url), &form).await;
+            assert_eq!(sent.status, StatusCode::NOT_FOUND, "{path}: {}", sent.text);
+        }
+    }
+    assert_eq!(stack.receiver.requests().len(), 1);
+}
+
+#[tokio::test]
+async fn an_operator_adds_a_key_to_act_and_stays_an_operator() {
+    let stack = stack_on(None).await;
+    let project = project(&stack).await;
+    let console = Console::start(&stack).await;
+    // The console knows the key once a session of it begins.
+    console.sign_in_with(&project.api).await;
+    let link = stack.leadctl(&["console", "token", "--url", &console.url]).await.assert_ok().stdout;
+    let (_, token) = link.trim().split_once("/login?").expect("a link");
+    let operator = console.sign_in(token).await;
+    let path = format!("{}/redeliver", project.delivery());
+
+    let page = console.get(&path, &operator).await;
+    assert!(page.text.contains("needs an API key of this project"), "{}", page.text);
+    let next: String = path.replace('/', "%2F");
+    let form = format!("form_token={}&next={next}&api_key={}", form_token(&page), project.api.key);
+    let added = console.post("/login", &operator, Some(&console.url), &form).await;
+    assert_eq!(added.location, path, "{}", added.text);
+
+    let projects = console.get("/", &added.cookie).await;
+    assert!(projects.text.contains("operator with key test"), "{}", projects.text);
+    let done = console.act(&path, &added.cookie, "").await;
+    assert_eq!(done.location, project.delivery(), "{}", done.text);
 }

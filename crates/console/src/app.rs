@@ -1,13 +1,13 @@
 //! The state that requests share.
 
-use std::{fmt::Write, sync::OnceLock};
+use std::sync::OnceLock;
 
 use async_nats::{Client, jetstream};
 use contract::{key::ApiKey, rpc::Query};
 use secrets::TokenKey;
 use service_kit::{kv::BucketCache, rpc};
 
-use crate::{config::PublicUrl, fault::Fault};
+use crate::{config::PublicUrl, fault::Fault, gateway::Gateway};
 
 #[derive(Debug)]
 pub(crate) struct App {
@@ -17,7 +17,7 @@ pub(crate) struct App {
     pub(crate) broker: OnceLock<Broker>,
     pub(crate) session_key: TokenKey,
     pub(crate) public: PublicUrl,
-    pub(crate) gateway_url: String,
+    pub(crate) gateway: Gateway,
 }
 
 /// The connection to NATS.
@@ -35,14 +35,5 @@ impl App {
     /// Sends a query to lead-state or webhook-notifier.
     pub(crate) async fn request<Q: Query>(&self, query: &Q) -> Result<Q::Reply, Fault> {
         rpc::request(&self.broker()?.client, query).await.map_err(Fault::from)
-    }
-
-    /// A curl command for the gateway.
-    pub(crate) fn curl(&self, path: &str, body: Option<&str>) -> String {
-        let mut command = format!("curl {}{path} -H \"Authorization: Bearer $LEADRELAY_API_KEY\"", self.gateway_url);
-        if let Some(body) = body {
-            let _ = write!(command, " \\\n  --json '{body}'");
-        }
-        command
     }
 }

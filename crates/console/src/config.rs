@@ -22,7 +22,7 @@ pub struct Config {
     /// makes its own, and sessions end with the process.
     #[arg(long = "key", env = "CONSOLE_KEY", hide_env_values = true, value_name = "KEY")]
     pub key: Option<Secret>,
-    /// The gateway's URL, as the pages show it in commands.
+    /// The gateway's URL: actions go through its HTTP API.
     #[arg(long, env = "LEADRELAY_GATEWAY_URL", default_value = "http://127.0.0.1:8080")]
     pub gateway_url: String,
     /// The connection to NATS.

@@ -1,12 +1,14 @@
 //! The operator console: pages about leads, updates, deliveries and callbacks, rendered on the server.
 //!
-//! The console has no database. It sends the services' queries over NATS and renders the replies. A page is a handler,
-//! which sends the queries, and a pure function, which renders their replies.
+//! The console has no database. It sends the services' queries over NATS and renders the replies; actions go through the
+//! gateway with the visitor's API key. A page is a handler, which sends the queries, and a pure function, which renders
+//! their replies.
 
 mod app;
 mod assets;
 mod config;
 mod fault;
+mod gateway;
 mod login_link;
 mod pages;
 mod respond;

@@ -10,7 +10,7 @@ use axum::{
         header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, LOCATION, ORIGIN, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS},
     },
     response::{Html, IntoResponse, Response},
-    routing::{MethodRouter, get},
+    routing::{MethodRouter, get, post},
 };
 use maud::Markup;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
@@ -28,8 +28,8 @@ use crate::{
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; \
     form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
 
-/// The longest form, in bytes. The longest value is an API key or a token.
-const MAX_FORM_BYTES: usize = 8 << 10;
+/// The longest form, in bytes: metadata that people enter, percent-encoded.
+const MAX_FORM_BYTES: usize = 64 << 10;
 /// How long a form may take to arrive.
 const FORM_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -46,7 +46,27 @@ where
 {
     get(async move |State(app): State<Arc<App>>, path: RawPathParams, headers: HeaderMap, uri: Uri| {
         let path = path.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
-        respond(app, headers, uri, path, show).await
+        respond(app, headers, uri, path, vec![], show).await
+    })
+}
+
+/// Serves the form of a page to signed-in visitors.
+pub(crate) fn action<F>(act: impl Fn(Visit) -> F + Clone + Send + Sync + 'static) -> MethodRouter<Arc<App>>
+where
+    F: Future<Output = Result<Page, Fault>> + Send + 'static,
+{
+    post(async move |State(app): State<Arc<App>>, path: RawPathParams, request: Request| {
+        let path = path.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+        let (headers, uri) = (request.headers().clone(), request.uri().clone());
+        let form = match form(&app, request).await {
+            Ok(form) => form,
+            Err(fault) => return fault_page(&fault, None),
+        };
+        respond(app, headers, uri, path, form.clone(), async move |visit: Visit| {
+            check_form_token(&visit.session, &form)?;
+            act(visit).await
+        })
+        .await
     })
 }
 
@@ -56,6 +76,7 @@ pub(crate) async fn respond<F>(
     headers: HeaderMap,
     uri: Uri,
     path: Vec<(String, String)>,
+    form: Vec<(String, String)>,
     show: impl FnOnce(Visit) -> F,
 ) -> Response
 where
@@ -71,7 +92,7 @@ where
         return see_other(&format!("/login?next={}", utf8_percent_encode(next, NON_ALPHANUMERIC)));
     };
     let query = parameters(uri.query().unwrap_or_default().as_bytes());
-    let visit = Visit { app, session: session.clone(), now, path, query };
+    let visit = Visit { app, session: session.clone(), now, path, query, form };
     let project = visit.id("project").ok();
     match show(visit).await {
         Ok(Page::Redirect(to)) => see_other(&to),

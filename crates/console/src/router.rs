@@ -14,8 +14,8 @@ use crate::{
     app::App,
     assets,
     fault::Fault,
-    pages::{board, callbacks, deliveries, go, leads, login, processes, projects, updates},
-    respond::{page, respond, with_security_headers},
+    pages::{board, callbacks, calls, deliveries, go, leads, login, processes, projects, updates},
+    respond::{action, page, respond, with_security_headers},
 };
 
 /// The console's pages.
@@ -30,16 +30,35 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/p/{project}/updates/{update}", page(updates::show))
         .route("/p/{project}/leads", page(leads::list))
         .route("/p/{project}/leads/{lead}", page(leads::show))
+        .route("/p/{project}/calls", page(calls::list))
         .route("/p/{project}/deliveries", page(deliveries::list))
         .route("/p/{project}/deliveries/{delivery}", page(deliveries::show))
         .route("/p/{project}/callbacks", page(callbacks::list))
         .route("/p/{project}/callbacks/{callback}", page(callbacks::show))
         .route("/p/{project}/processes", page(processes::list))
         .route("/p/{project}/processes/{process}", page(processes::show))
+        .merge(actions())
         .merge(assets::routes())
         .fallback(async |State(app): State<Arc<App>>, headers: HeaderMap, uri: Uri| {
-            respond(app, headers, uri, vec![], async |_| Err(Fault::no_page())).await
+            respond(app, headers, uri, vec![], vec![], async |_| Err(Fault::no_page())).await
         })
         .layer(middleware::map_response(with_security_headers))
         .with_state(app)
+}
+
+/// The actions: each is a page that says what it does, and its form.
+fn actions() -> Router<Arc<App>> {
+    use crate::pages::actions::{callbacks, calls, deliveries, leads, recovery};
+    let rows = [
+        ("/deliveries/redeliver", page(deliveries::confirm_selected).merge(action(deliveries::redeliver_selected))),
+        ("/deliveries/{delivery}/redeliver", page(deliveries::confirm).merge(action(deliveries::redeliver))),
+        ("/leads/{lead}/update", page(leads::form).merge(action(leads::submit))),
+        ("/leads/{lead}/end-call", page(calls::confirm).merge(action(calls::end))),
+        ("/callbacks/{callback}/test", page(callbacks::confirm_test).merge(action(callbacks::test))),
+        ("/callbacks/{callback}/enable", page(callbacks::confirm_enable).merge(action(callbacks::enable))),
+        ("/callbacks/{callback}/rotate-secret", page(callbacks::confirm_rotation).merge(action(callbacks::rotate))),
+        ("/callbacks/{callback}/recover", page(recovery::confirm).merge(action(recovery::recover))),
+    ];
+    rows.into_iter()
+        .fold(Router::new(), |router, (path, methods)| router.route(&format!("/p/{{project}}{path}"), methods))
 }

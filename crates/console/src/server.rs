@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     app::{App, Broker},
     config::{Config, PublicUrl},
+    gateway::Gateway,
     router,
 };
 
@@ -62,7 +63,7 @@ pub async fn run_on(listener: TcpListener, config: Config, shutdown: Cancellatio
         broker: OnceLock::new(),
         session_key,
         public,
-        gateway_url: config.gateway_url.trim_end_matches('/').to_owned(),
+        gateway: Gateway::new(&config.gateway_url)?,
     });
     let mut tasks = Tasks::new(shutdown.clone());
     tasks.spawn_background(

@@ -22,7 +22,9 @@ const PURPOSE: &str = "console session";
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Sealed {
-    /// The API key that signed in; absent for an operator.
+    /// Whether a login link signed in.
+    is_operator: bool,
+    /// The API key that signed in, or that an operator added to act with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     api_key: Option<Secret>,
     form_token: String,
@@ -35,6 +37,16 @@ pub(crate) struct Session {
     pub(crate) role: Role,
     /// A form that the console rendered for this session contains it; a form of another site cannot.
     pub(crate) form_token: String,
+    pub(crate) ends_at: Timestamp,
+    /// The API key that actions are done with.
+    pub(crate) credential: Option<Credential>,
+}
+
+/// An API key and its text.
+#[derive(Debug, Clone)]
+pub(crate) struct Credential {
+    key: Arc<ApiKey>,
+    secret: Secret,
 }
 
 /// What a visitor may see.
@@ -57,14 +69,6 @@ impl Role {
             Self::Key(_) => Ok(()),
         }
     }
-
-    /// The visitor, for people and for the log.
-    pub(crate) fn name(&self) -> String {
-        match self {
-            Self::Operator => "operator".to_owned(),
-            Self::Key(key) => format!("key {}", key.name),
-        }
-    }
 }
 
 impl Session {
@@ -76,11 +80,46 @@ impl Session {
         let (_, token) = pairs.find(|(known, _)| *known == name)?;
         let clear = app.session_key.open(PURPOSE, token)?;
         let sealed: Sealed = serde_json::from_slice(&clear).ok().filter(|sealed: &Sealed| now < sealed.ends_at)?;
-        let role = match sealed.api_key {
-            None => Role::Operator,
-            Some(key) => Role::Key(valid_key(app, &key, now)?),
+        let credential =
+            sealed.api_key.and_then(|secret| Some(Credential { key: valid_key(app, &secret, now)?, secret }));
+        let role = match (sealed.is_operator, &credential) {
+            (true, _) => Role::Operator,
+            (false, Some(credential)) => Role::Key(credential.key.clone()),
+            (false, None) => return None,
         };
-        Some(Self { role, form_token: sealed.form_token })
+        Some(Self { role, form_token: sealed.form_token, ends_at: sealed.ends_at, credential })
+    }
+
+    /// The text of the session's API key, for actions that need this scope in this project.
+    pub(crate) fn credential(&self, project_id: ObjectId, scope: Scope) -> Result<&Secret, Fault> {
+        let allows = |key: &ApiKey| key.project_id == project_id && key.scopes.contains(&scope);
+        self.credential
+            .as_ref()
+            .filter(|credential| allows(&credential.key))
+            .map(|credential| &credential.secret)
+            .ok_or_else(|| {
+                Fault::Refused(format!(
+                    "This action needs an API key of this project with the scope {}.",
+                    scope.as_str()
+                ))
+            })
+    }
+
+    /// The visitor for the log: keys of one project may have the same name.
+    pub(crate) fn identity(&self) -> String {
+        match &self.credential {
+            Some(credential) => format!("{} {}", self.name(), credential.key.key_id),
+            None => self.name(),
+        }
+    }
+
+    /// The visitor, for people.
+    pub(crate) fn name(&self) -> String {
+        match (&self.role, &self.credential) {
+            (Role::Operator, Some(credential)) => format!("operator with key {}", credential.key.name),
+            (Role::Operator, None) => "operator".to_owned(),
+            (Role::Key(key), _) => format!("key {}", key.name),
+        }
     }
 }
 
@@ -89,13 +128,27 @@ pub(crate) fn valid_key(app: &App, key: &Secret, now: Timestamp) -> Option<Arc<A
     app.keys.get(&api_key::hash(key.expose())).filter(|key| key.is_valid(now))
 }
 
-/// The cookie of a new session: an operator's, or an API key's.
-pub(crate) fn new_cookie(app: &App, api_key: Option<Secret>, now: Timestamp) -> HeaderValue {
+/// The cookie of a new session of an API key, or of an operator.
+pub(crate) fn new_cookie(app: &App, role: SignedIn<'_>, now: Timestamp) -> HeaderValue {
+    let (is_operator, api_key, ends_at) = match role {
+        SignedIn::Operator => (true, None, now.plus(SESSION_AGE)),
+        SignedIn::Key(secret) => (false, Some(secret), now.plus(SESSION_AGE)),
+        // The operator's session ends when it would have ended.
+        SignedIn::OperatorWith(secret, session) => (true, Some(secret), session.ends_at),
+    };
     let form_token = hex::encode(rand::random::<[u8; 16]>());
-    let sealed = Sealed { api_key, form_token, ends_at: now.plus(SESSION_AGE) };
+    let sealed = Sealed { is_operator, api_key, form_token, ends_at };
     // A struct of texts and numbers is always written.
     let clear = serde_json::to_vec(&sealed).unwrap_or_default();
     cookie(&app.public, &app.session_key.seal(PURPOSE, rand::random(), &clear), SESSION_AGE)
+}
+
+/// How a session begins.
+pub(crate) enum SignedIn<'a> {
+    Operator,
+    Key(Secret),
+    /// The operator of this session adds a key to act with.
+    OperatorWith(Secret, &'a Session),
 }
 
 /// The cookie that ends a session.
@@ -124,6 +177,7 @@ pub(crate) mod tests {
     use service_kit::kv::BucketCache;
 
     use super::*;
+    use crate::gateway::Gateway;
 
     pub(crate) const PROJECT: ObjectId = ObjectId::from_bytes([0x11; 12]);
 
@@ -145,7 +199,7 @@ pub(crate) mod tests {
             broker: OnceLock::new(),
             session_key: TokenKey::parse(&new_sealing_key([1; 32])).unwrap(),
             public: PublicUrl { origin: "https://console.example".into(), is_https },
-            gateway_url: "http://gateway".into(),
+            gateway: Gateway::new("http://gateway").unwrap(),
         }
     }
 
@@ -158,24 +212,42 @@ pub(crate) mod tests {
     fn a_session_ends_at_its_time_and_with_its_key() {
         let now = Timestamp::from_millis(1_000_000);
         let app = app(true, key());
-        let cookie = new_cookie(&app, Some("lr_1".into()), now);
+        let cookie = new_cookie(&app, SignedIn::Key("lr_1".into()), now);
 
         assert!(cookie.to_str().unwrap().ends_with("; Path=/; Max-Age=43200; HttpOnly; SameSite=Strict; Secure"));
         assert!(cookie.to_str().unwrap().starts_with("__Host-leadrelay="));
         assert_eq!(Session::of(&app, &headers(&cookie), now).unwrap().role, Role::Key(Arc::new(key())));
         assert!(Session::of(&app, &headers(&cookie), now.plus(SESSION_AGE)).is_none());
         assert!(Session::of(&app, &headers(&no_cookie(&app)), now).is_none());
-        let unknown = new_cookie(&app, Some("lr_2".into()), now);
+        let unknown = new_cookie(&app, SignedIn::Key("lr_2".into()), now);
         assert!(Session::of(&app, &headers(&unknown), now).is_none());
         let revoked = ApiKey { revoked_at: Some(now), ..key() };
         assert!(Session::of(&super::tests::app(true, revoked), &headers(&cookie), now).is_none());
-        let operator = new_cookie(&app, None, now);
+        let operator = new_cookie(&app, SignedIn::Operator, now);
         assert_eq!(Session::of(&app, &headers(&operator), now).unwrap().role, Role::Operator);
     }
 
     #[test]
+    fn an_operator_acts_with_an_added_key_until_the_operators_session_ends() {
+        let now = Timestamp::from_millis(1_000_000);
+        let app = app(true, key());
+        let session = Session::of(&app, &headers(&new_cookie(&app, SignedIn::Operator, now)), now).unwrap();
+        assert!(session.credential(PROJECT, Scope::LeadsRead).is_err());
+
+        let later = now.plus(SESSION_AGE / 2);
+        let cookie = new_cookie(&app, SignedIn::OperatorWith("lr_1".into(), &session), later);
+
+        let session = Session::of(&app, &headers(&cookie), later).unwrap();
+        assert_eq!((session.role.clone(), session.name()), (Role::Operator, "operator with key crm".into()));
+        assert_eq!(session.credential(PROJECT, Scope::LeadsRead).unwrap().expose(), "lr_1");
+        assert!(session.credential(PROJECT, Scope::LeadsWrite).is_err(), "another scope");
+        assert!(session.credential(ObjectId::from_bytes([0x22; 12]), Scope::LeadsRead).is_err(), "another project");
+        assert!(Session::of(&app, &headers(&cookie), now.plus(SESSION_AGE)).is_none());
+    }
+
+    #[test]
     fn a_plain_listener_has_a_cookie_without_the_prefix() {
-        let cookie = new_cookie(&app(false, key()), None, Timestamp::from_millis(0));
+        let cookie = new_cookie(&app(false, key()), SignedIn::Operator, Timestamp::from_millis(0));
         let text = cookie.to_str().unwrap();
         assert!(text.starts_with("leadrelay=") && text.ends_with("SameSite=Strict"), "{text}");
     }

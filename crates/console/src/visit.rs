@@ -7,8 +7,9 @@ use contract::{
     key::Scope,
     rpc::{CallbackStatus, Cursor, ListCallbacks, Query},
 };
+use serde::de::DeserializeOwned;
 
-use crate::{app::App, fault::Fault, session::Session};
+use crate::{app::App, fault::Fault, gateway::GatewayRequest, session::Session};
 
 /// How many rows a page of a list has.
 pub(crate) const PAGE: u32 = 50;
@@ -23,6 +24,22 @@ pub(crate) struct Visit {
     pub(crate) path: Vec<(String, String)>,
     /// The parameters of the query string; empty ones are absent.
     pub(crate) query: Vec<(String, String)>,
+    /// The fields of the form, if one was sent.
+    pub(crate) form: Vec<(String, String)>,
+}
+
+/// A change that a visitor makes, for the check of the key and for the log.
+#[derive(Debug)]
+pub(crate) struct Action {
+    /// The name, as in the log.
+    pub(crate) name: &'static str,
+    pub(crate) project_id: ObjectId,
+    /// The scope that the key needs.
+    pub(crate) scope: Scope,
+    /// What is changed.
+    pub(crate) object: String,
+    /// What it is like before the change.
+    pub(crate) before: String,
 }
 
 impl Visit {
@@ -46,6 +63,11 @@ impl Visit {
         self.query.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 
+    /// The values of a parameter that the query string may have several times.
+    pub(crate) fn texts(&self, name: &str) -> impl Iterator<Item = &str> {
+        self.query.iter().filter(move |(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+
     /// A parameter of the query string.
     pub(crate) fn parameter<T: FromStr>(&self, name: &str) -> Result<Option<T>, Fault> {
         let parse = |text: &str| text.parse().map_err(|_| Fault::Invalid(format!("{name} is not valid in this URL.")));
@@ -58,6 +80,61 @@ impl Visit {
 
     pub(crate) async fn request<Q: Query>(&self, query: &Q) -> Result<Q::Reply, Fault> {
         self.app.request(query).await
+    }
+
+    /// A field of the form.
+    pub(crate) fn field<T: FromStr>(&self, name: &str) -> Result<T, Fault> {
+        let field = self.form.iter().find(|(known, _)| known == name);
+        field
+            .and_then(|(_, value)| value.parse().ok())
+            .ok_or_else(|| Fault::Invalid(format!("{name} is missing in the form, or not valid.")))
+    }
+
+    /// The values of a field that the form may have several times.
+    pub(crate) fn fields(&self, name: &str) -> impl Iterator<Item = &str> {
+        self.form.iter().filter(move |(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+
+    /// A text of the form; an empty one is absent.
+    pub(crate) fn entered(&self, name: &str) -> Option<&str> {
+        self.form.iter().find(|(known, _)| known == name).map(|(_, value)| value.trim()).filter(|text| !text.is_empty())
+    }
+
+    /// Sends a request to the gateway with the session's API key, which must have this scope in this project.
+    pub(crate) async fn send<T: DeserializeOwned>(
+        &self,
+        project_id: ObjectId,
+        scope: Scope,
+        request: GatewayRequest,
+    ) -> Result<T, Fault> {
+        let key = self.session.credential(project_id, scope)?;
+        self.app.gateway.send(key, request).await
+    }
+
+    /// Changes something through the gateway, and logs who changed what, from what to what. A refused change is logged,
+    /// too.
+    pub(crate) async fn act<T: DeserializeOwned>(
+        &self,
+        action: &Action,
+        request: GatewayRequest,
+        after: impl FnOnce(&T) -> String,
+    ) -> Result<T, Fault> {
+        let Action { name, project_id, scope, object, before } = action;
+        let done = self.send(*project_id, *scope, request).await;
+        let (done_or_not, after) = match &done {
+            Ok(reply) => ("done", after(reply)),
+            Err(fault) => ("not done", fault.to_string()),
+        };
+        let who = self.session.identity();
+        tracing::info!(who, %project_id, object, before, after, "action {name}: {done_or_not}");
+        done
+    }
+
+    /// The callback of the path.
+    pub(crate) async fn callback(&self, project_id: ObjectId) -> Result<CallbackStatus, Fault> {
+        let callback_id: ObjectId = self.id("callback")?;
+        let callback = self.callbacks(project_id).await?.into_iter().find(|known| known.callback_id == callback_id);
+        callback.ok_or_else(|| Fault::NotFound("This project has no such callback.".into()))
     }
 
     /// The callbacks of a project, for their names and health.

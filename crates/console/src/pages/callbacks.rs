@@ -7,7 +7,8 @@ use contract::{
     key::Scope,
     process::{Callback, CallbackAuth, EventKind, Ordering, Process},
     rpc::{
-        CallbackStatus, DeliveryStatus, GetProcess, ListDeliveries, ListedDelivery, Page as ListPage, ProcessSelector,
+        CallbackState, CallbackStatus, DeliveryStatus, GetProcess, ListDeliveries, ListedDelivery, Page as ListPage,
+        ProcessSelector,
     },
     subject::NO_PROCESS,
 };
@@ -19,7 +20,7 @@ use crate::{
     respond::Page,
     view::{
         layout::Section,
-        parts::{ago, callback_state, empty, fact, panel, span, table, text, time},
+        parts::{ago, callback_state, curl, empty, fact, panel, span, table, text, time},
     },
     visit::Visit,
 };
@@ -27,12 +28,20 @@ use crate::{
 /// How many deliveries of each kind a callback shows; the list has all.
 const SHOWN: u32 = 10;
 
+/// The actions on a callback: path and label.
+const ACTIONS: [(&str, &str); 4] = [
+    ("test", "Send a test"),
+    ("enable", "Enable"),
+    ("recover", "Recover deliveries"),
+    ("rotate-secret", "Rotate the secret"),
+];
+
 /// `GET /p/{project}/callbacks`.
 pub(crate) async fn list(visit: Visit) -> Result<Page, Fault> {
     let project_id = visit.project(Scope::ConfigRead)?;
     let callbacks = visit.callbacks(project_id).await?;
     let path = "/api/v1/processes/PROCESS_ID/callbacks";
-    let curl = visit.app.curl(path, Some(r#"{"name":"crm","url":"https://crm.example.com/hook"}"#));
+    let curl = curl(path, r#"{"name":"crm","url":"https://crm.example.com/hook"}"#);
     let content = render_list(project_id, &callbacks, visit.now, &curl);
     Ok(Page::Show { title: "Callbacks".into(), section: Section::Callbacks, content })
 }
@@ -85,10 +94,8 @@ pub(super) struct Around {
 /// `GET /p/{project}/callbacks/{callback}`.
 pub(crate) async fn show(visit: Visit) -> Result<Page, Fault> {
     let project_id = visit.project(Scope::ConfigRead)?;
-    let callback_id: ObjectId = visit.id("callback")?;
-    let callbacks = visit.callbacks(project_id).await?;
-    let callback = callbacks.into_iter().find(|callback| callback.callback_id == callback_id);
-    let callback = callback.ok_or_else(|| Fault::NotFound("This project has no such callback.".into()))?;
+    let callback = visit.callback(project_id).await?;
+    let callback_id = callback.callback_id;
     let selector = match callback.process_id {
         Some(id) => ProcessSelector::Id(id),
         None => ProcessSelector::Named(NO_PROCESS.to_owned()),
@@ -142,6 +149,13 @@ pub(super) fn render(project: ObjectId, callback: &CallbackStatus, around: &Arou
             (fact("Only failures since", callback.failing_since.map(|at| html! { (time(at)) " (" (ago(at, now)) ")" })))
             (fact("Disabled because", text(callback.reason.as_deref())))
             (fact("Process", Some(process(project, callback))))
+        }
+        ul.actions {
+            @for (action, label) in ACTIONS {
+                @if action != "enable" || callback.state == CallbackState::Disabled {
+                    li { a href={ "/p/" (project) "/callbacks/" (callback.callback_id) "/" (action) } { (label) } }
+                }
+            }
         }
         (panel("Configuration", &around.process, |process| {
             match process.callbacks.iter().find(|known| known.callback_id == callback.callback_id) {

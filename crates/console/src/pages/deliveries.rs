@@ -16,7 +16,7 @@ use crate::{
     respond::Page,
     view::{
         layout::Section,
-        parts::{bar, delivery_status, empty, fact, link, next_page, panel, span, table, time},
+        parts::{bar, curl, delivery_status, empty, fact, link, next_page, panel, span, table, time},
     },
     visit::{PAGE, Visit, names},
 };
@@ -59,7 +59,7 @@ pub(crate) async fn list(visit: Visit) -> Result<Page, Fault> {
         limit: PAGE,
     };
     let (page, callbacks) = tokio::join!(visit.request(&query), visit.callbacks(project_id));
-    let curl = visit.app.curl("/api/v1/leads/update", Some(r#"{"leadId":"LEAD_ID","metadata":{"color":"blue"}}"#));
+    let curl = curl("/api/v1/leads/update", r#"{"leadId":"LEAD_ID","metadata":{"color":"blue"}}"#);
     let content = render_list(project_id, &page?, &filters, &names(&callbacks), &curl);
     Ok(Page::Show { title: "Deliveries".into(), section: Section::Deliveries, content })
 }
@@ -107,7 +107,10 @@ pub(super) fn render_list(
                 (empty("No delivery meets these conditions.", None))
             }
         } @else {
-            (rows(project, &page.items, callbacks))
+            form action={ "/p/" (project) "/deliveries/redeliver" } {
+                (table_of(project, &page.items, callbacks, true))
+                p { button { "Redeliver the selected deliveries" } }
+            }
             (next_page(&format!("/p/{project}/deliveries"), &query, page.next.as_ref()))
         }
     }
@@ -115,9 +118,26 @@ pub(super) fn render_list(
 
 /// A table of deliveries.
 pub(super) fn rows(project: ObjectId, deliveries: &[ListedDelivery], callbacks: &BTreeMap<ObjectId, String>) -> Markup {
+    table_of(project, deliveries, callbacks, false)
+}
+
+/// A table of deliveries; within a form, settled ones can be selected.
+fn table_of(
+    project: ObjectId,
+    deliveries: &[ListedDelivery],
+    callbacks: &BTreeMap<ObjectId, String>,
+    is_selectable: bool,
+) -> Markup {
     let rows = html! {
         @for delivery in deliveries {
             tr {
+                @if is_selectable {
+                    td {
+                        @if delivery.status != DeliveryStatus::Pending {
+                            input type="checkbox" name="delivery" value=(delivery.id) aria-label={ "Select " (delivery.id) };
+                        }
+                    }
+                }
                 td { (delivery_status(delivery.status)) }
                 td { a href={ "/p/" (project) "/deliveries/" (delivery.id) } { (time(delivery.updated_at)) } }
                 td { (callback(project, delivery.id.callback_id, callbacks)) }
@@ -128,8 +148,8 @@ pub(super) fn rows(project: ObjectId, deliveries: &[ListedDelivery], callbacks: 
             }
         }
     };
-    let columns = ["Status", "Changed", "Callback", "Update", "Attempts", "Next attempt", "Last error"];
-    table("Deliveries", &columns, &rows)
+    let columns = ["Select", "Status", "Changed", "Callback", "Update", "Attempts", "Next attempt", "Last error"];
+    table("Deliveries", if is_selectable { &columns } else { &columns[1..] }, &rows)
 }
 
 /// A link to a callback.
@@ -157,6 +177,15 @@ pub(super) fn render(project: ObjectId, delivery: &Delivery, callbacks: &BTreeMa
             (fact("Update", Some(link(project, "updates", delivery.update_id))))
             (fact("Callback", Some(callback(project, delivery.callback_id, callbacks))))
             (fact("Next attempt", delivery.next_attempt_at.map(time)))
+        }
+        @if delivery.status != DeliveryStatus::Pending {
+            ul.actions {
+                li {
+                    a href={ "/p/" (project) "/deliveries/" (delivery.update_id) "-" (delivery.callback_id) "/redeliver" } {
+                        "Redeliver"
+                    }
+                }
+            }
         }
         (panel("Attempts", &Ok(()), |()| attempts("Attempts", &delivery.attempts)))
     }

@@ -3,24 +3,24 @@
 use std::collections::BTreeMap;
 
 use contract::{
-    ObjectId,
+    ObjectId, Timestamp,
     key::Scope,
     process::Process,
     rpc::{
-        GetLead, GetLeadHistory, GetProcess, HistoryEntry, Lead, ListDeliveries, ListLeads, ListedDelivery,
-        Page as ListPage, ProcessSelector,
+        Call, GetLead, GetLeadHistory, GetProcess, HistoryEntry, Lead, ListCalls, ListDeliveries, ListLeads,
+        ListedDelivery, Page as ListPage, ProcessSelector,
     },
 };
 use maud::{Markup, html};
 
 use crate::{
     fault::Fault,
-    pages::deliveries,
+    pages::{calls, deliveries},
     respond::Page,
     view::{
         graph,
         layout::Section,
-        parts::{Kind, badge, empty, fact, json, link, masked, next_page, panel, table, text, time},
+        parts::{Kind, badge, curl, empty, fact, json, link, masked, next_page, panel, table, text, time},
     },
     visit::{PAGE, Visit, names},
 };
@@ -51,7 +51,7 @@ pub(crate) async fn list(visit: Visit) -> Result<Page, Fault> {
     let body = format!(
         r#"{{"lead":{{"projectId":"{project_id}","processId":"PROCESS_ID","phone":"+14155550101","name":"Ada"}},"init":true}}"#
     );
-    let content = render_list(project_id, &page, &filters, &visit.app.curl("/api/v1/leads/initiate", Some(&body)));
+    let content = render_list(project_id, &page, &filters, &curl("/api/v1/leads/initiate", &body));
     Ok(Page::Show { title: "Leads".into(), section: Section::Leads, content })
 }
 
@@ -97,6 +97,7 @@ pub(super) fn rows(project: ObjectId, leads: &[Lead]) -> Markup {
 /// What a lead's page shows beside the lead.
 pub(super) struct Around {
     pub(super) process: Result<Process, Fault>,
+    pub(super) calls: Result<ListPage<Call>, Fault>,
     pub(super) history: Result<ListPage<HistoryEntry>, Fault>,
     pub(super) deliveries: Result<ListPage<ListedDelivery>, Fault>,
     pub(super) callbacks: BTreeMap<ObjectId, String>,
@@ -123,14 +124,20 @@ pub(crate) async fn show(visit: Visit) -> Result<Page, Fault> {
         visit.session.role.check(project_id, Scope::ConfigRead)?;
         visit.request(&GetProcess { project_id, process: ProcessSelector::Id(lead.process_id) }).await
     };
-    let (process, history, deliveries, callbacks) =
-        tokio::join!(process, visit.request(&history), visit.request(&deliveries), visit.callbacks(project_id));
-    let around = Around { process, history, deliveries, callbacks: names(&callbacks) };
+    let calls = ListCalls { project_id, lead_id: Some(lead_id), cursor: None, limit: PAGE };
+    let (process, calls, history, deliveries, callbacks) = tokio::join!(
+        process,
+        visit.request(&calls),
+        visit.request(&history),
+        visit.request(&deliveries),
+        visit.callbacks(project_id)
+    );
+    let around = Around { process, calls, history, deliveries, callbacks: names(&callbacks) };
     let title = lead.name.clone().unwrap_or_else(|| format!("Lead {lead_id}"));
-    Ok(Page::Show { title, section: Section::Leads, content: render(project_id, &lead, &around) })
+    Ok(Page::Show { title, section: Section::Leads, content: render(project_id, &lead, &around, visit.now) })
 }
 
-pub(super) fn render(project: ObjectId, lead: &Lead, around: &Around) -> Markup {
+pub(super) fn render(project: ObjectId, lead: &Lead, around: &Around, now: Timestamp) -> Markup {
     let path = format!("/p/{project}/leads/{}", lead.lead_id);
     html! {
         dl.facts {
@@ -144,6 +151,11 @@ pub(super) fn render(project: ObjectId, lead: &Lead, around: &Around) -> Markup 
             (fact("Version", Some(html! { (lead.version) })))
             (fact("Created", Some(time(lead.created_at))))
             (fact("Changed", Some(time(lead.updated_at))))
+        }
+        ul.actions { li { a href={ (path) "/update" } { "Send an update" } } }
+        @match &around.calls {
+            Ok(page) if page.items.is_empty() => {}
+            calls => (panel("Calls in progress", calls, |page| calls::rows(project, &page.items, now))),
         }
         (panel("State", &around.process, |process| graph::states(&process.rules, Some(&lead.state))))
         (json("Metadata", &lead.metadata))

@@ -15,7 +15,7 @@ use crate::{
     app::App,
     fault::Fault,
     login_link, respond,
-    session::{self, Session},
+    session::{self, Role, Session, SignedIn},
     view::{
         layout::{self, Frame, Section},
         parts::notice,
@@ -31,11 +31,15 @@ pub(crate) async fn form(uri: Uri) -> Response {
 
 /// `POST /login`.
 pub(crate) async fn submit(State(app): State<Arc<App>>, request: Request) -> Response {
+    let session = Session::of(&app, request.headers(), clock::now());
     let fields = match respond::form(&app, request).await {
         Ok(fields) => fields,
         Err(fault) => return show(&[], Some(&fault)),
     };
-    match sign_in(&app, &fields).await {
+    // An operator who adds a key on a page of an action stays an operator; the login page signs in from the start.
+    let operator =
+        session.filter(|session| session.role == Role::Operator && respond::check_form_token(session, &fields).is_ok());
+    match sign_in(&app, operator.as_ref(), &fields).await {
         Ok(cookie) => with_cookie(respond::see_other(local_path(field(&fields, "next"))), cookie),
         // A token that failed once fails again: the form for keys follows.
         Err(fault) => show(&[], Some(&fault)),
@@ -56,13 +60,13 @@ pub(crate) async fn end(State(app): State<Arc<App>>, request: Request) -> Respon
 }
 
 /// Signs in with the link's token or the API key of the form; the cookie of the new session.
-async fn sign_in(app: &App, fields: &[(String, String)]) -> Result<HeaderValue, Fault> {
+async fn sign_in(app: &App, operator: Option<&Session>, fields: &[(String, String)]) -> Result<HeaderValue, Fault> {
     let now = clock::now();
-    let api_key = match (field(fields, "token"), field(fields, "api_key")) {
+    let role = match (field(fields, "token"), field(fields, "api_key")) {
         (Some(token), _) => {
             login_link::redeem(&app.broker()?.js, token, now).await?;
             tracing::info!("an operator signed in");
-            None
+            SignedIn::Operator
         }
         (None, Some(key)) => {
             let secret = Secret::from(key.trim());
@@ -71,11 +75,11 @@ async fn sign_in(app: &App, fields: &[(String, String)]) -> Result<HeaderValue, 
                 false => Fault::Unavailable("The console is starting. Try again in a moment.".into()),
             })?;
             tracing::info!(key_id = %key.key_id, "an API key signed in");
-            Some(secret)
+            operator.map_or(SignedIn::Key(secret.clone()), |session| SignedIn::OperatorWith(secret, session))
         }
         (None, None) => return Err(Fault::Invalid("Enter an API key.".into())),
     };
-    Ok(session::new_cookie(app, api_key, now))
+    Ok(session::new_cookie(app, role, now))
 }
 
 fn field<'a>(fields: &'a [(String, String)], name: &str) -> Option<&'a str> {

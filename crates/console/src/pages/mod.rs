@@ -1,7 +1,9 @@
 //! The pages: a handler that sends the queries, and a pure function that renders their replies.
 
+pub(crate) mod actions;
 pub(crate) mod board;
 pub(crate) mod callbacks;
+pub(crate) mod calls;
 pub(crate) mod deliveries;
 pub(crate) mod go;
 pub(crate) mod leads;

@@ -15,7 +15,7 @@ use crate::{
     view::{
         graph,
         layout::Section,
-        parts::{empty, fact, next_page, span, table, text},
+        parts::{curl, empty, fact, next_page, span, table, text},
     },
     visit::{PAGE, Visit},
 };
@@ -25,7 +25,7 @@ pub(crate) async fn list(visit: Visit) -> Result<Page, Fault> {
     let project_id = visit.project(Scope::ConfigRead)?;
     let page = visit.request(&ListProcesses { project_id, cursor: visit.cursor(), limit: PAGE }).await?;
     let body = r#"{"name":"sales","states":[{"name":"new","kind":"initial"},{"name":"won","kind":"terminal"}]}"#;
-    let content = render_list(project_id, &page, &visit.app.curl("/api/v1/processes", Some(body)));
+    let content = render_list(project_id, &page, &curl("/api/v1/processes", body));
     Ok(Page::Show { title: "Processes".into(), section: Section::Processes, content })
 }
 

@@ -7,13 +7,14 @@ use contract::{
     event::OutcomeKind,
     process::{Callback, CallbackAuth, Ordering, Process, Rules, State, StateKind},
     rpc::{
-        Attempt, CallbackState, CallbackStatus, Cursor, Delivery, DeliveryId, DeliveryStatus, HistoryEntry, Lead,
+        Attempt, Call, CallbackState, CallbackStatus, Cursor, Delivery, DeliveryId, DeliveryStatus, HistoryEntry, Lead,
         ListedDelivery, Page, ParkedUpdate, Update, UpdateDeliveries, UpdateStatus,
     },
 };
+use http_api::{DateTime, DryRunOutcome, DryRunResponse, TestResult};
 use maud::Markup;
 
-use super::{board, callbacks, deliveries, leads, login, processes, projects, updates};
+use super::{actions, board, callbacks, calls, deliveries, leads, login, processes, projects, updates};
 use crate::{
     fault::Fault,
     session::tests::{PROJECT, key},
@@ -122,6 +123,17 @@ fn listed(status: DeliveryStatus) -> ListedDelivery {
     }
 }
 
+fn call() -> Call {
+    Call {
+        lead_id: LEAD,
+        process_id: PROCESS,
+        reference_id: Some("R-1".into()),
+        call_id: Some("call 7&".into()),
+        started_at: at(0),
+        expires_at: at(3_600_000),
+    }
+}
+
 fn delivery() -> Delivery {
     let attempt = |number, duration_ms, status_code: Option<u16>, error: Option<&str>| Attempt {
         number,
@@ -210,11 +222,12 @@ fn a_lead() {
     };
     let around = leads::Around {
         process: Ok(process()),
+        calls: Ok(page(vec![call()], None)),
         history: Ok(page(vec![entry], Some("9"))),
         deliveries: Ok(page(vec![listed(DeliveryStatus::Pending)], None)),
         callbacks: names(),
     };
-    insta::assert_snapshot!(lines(&leads::render(PROJECT, &lead(), &around)));
+    insta::assert_snapshot!(lines(&leads::render(PROJECT, &lead(), &around, at(90_000))));
 }
 
 #[test]
@@ -282,4 +295,97 @@ fn the_login() {
     insta::assert_snapshot!(lines(&login::render(None, Some("/p/1"), None)));
     let link = login::render(Some("lrc_00"), None, Some(&Fault::Refused("used".into()))).0;
     assert!(link.contains(r#"name="token" value="lrc_00""#) && link.contains("used") && !link.contains("api_key"));
+}
+
+#[test]
+fn an_action_shows_its_consequence_and_asks_for_a_key_that_allows_it() {
+    let confirmation = |allowed: &Result<(), Fault>| {
+        let confirmation = actions::Confirmation {
+            path: "/p/1/test".into(),
+            consequence: maud::html! { p { "One ping is sent." } },
+            fields: maud::html! {},
+            button: "Send a test".into(),
+        };
+        lines(&actions::render(&confirmation, "f0", allowed))
+    };
+    let refused = Err(Fault::Refused("This action needs an API key.".into()));
+    insta::assert_snapshot!(format!("{}\n\n{}", confirmation(&Ok(())), confirmation(&refused)));
+}
+
+#[test]
+fn the_result_of_a_test() {
+    let result = TestResult {
+        webhook_id: UPDATE,
+        delivered: false,
+        started_at: DateTime(at(0)),
+        duration_ms: 12,
+        status_code: Some(500),
+        error: Some("the endpoint answered 500".into()),
+        response: Some("<b>".into()),
+    };
+    insta::assert_snapshot!(lines(&actions::callbacks::render_test(&result)));
+}
+
+#[test]
+fn the_results_of_a_redelivery() {
+    let id = |byte| DeliveryId { update_id: id(byte), callback_id: CALLBACK };
+    let results = [(id(1), Ok(())), (id(2), Err(Fault::Invalid("It is pending (delivery_pending)".into())))];
+    insta::assert_snapshot!(lines(&actions::deliveries::render_results(PROJECT, &results)));
+}
+
+#[test]
+fn the_preview_of_an_update_and_what_it_needs() {
+    let outcome = |success| DryRunOutcome {
+        success,
+        error: (!success).then(|| "State lost is not allowed from new".into()),
+        error_code: (!success).then(|| "transition_not_allowed".into()),
+        lead_id: Some(LEAD),
+        reference_id: None,
+        from_state: Some("new".into()),
+        to_state: Some(if success { "lost" } else { "new" }.into()),
+        version: Some(4),
+        data: success.then(|| object(r#"{"budget":1}"#)),
+    };
+    let lead = lead();
+    let html = |preview, allowed| {
+        let page = actions::leads::UpdatePage {
+            lead: &lead,
+            states: Some(vec!["new".into(), "lost".into()]),
+            entered: actions::leads::Entered {
+                state: Some("lost".into()),
+                metadata: Some(r#"{"budget":1}"#.into()),
+                ..actions::leads::Entered::default()
+            },
+            preview,
+            form_token: "f0",
+            idempotency_key: "i0".into(),
+            allowed,
+        };
+        lines(&page.render())
+    };
+    let preview = |success| DryRunResponse {
+        success: true,
+        message: "".into(),
+        dry_run: true,
+        outcome: outcome(success),
+        warnings: vec!["the disposition was ignored".into()],
+    };
+
+    insta::assert_snapshot!(html(Some(Ok(preview(true))), Ok(())));
+    let failing = html(Some(Ok(preview(false))), Ok(()));
+    assert!(
+        failing.contains("would fail: transition_not_allowed") && !failing.contains("Send the update"),
+        "{failing}"
+    );
+    let invalid = html(Some(Err(Fault::Invalid("Metadata must be a JSON object".into()))), Ok(()));
+    assert!(invalid.contains("Metadata must be") && invalid.contains(r#"value="preview""#), "{invalid}");
+    let refused = html(None, Err(Fault::Refused("This action needs an API key.".into())));
+    assert!(refused.contains("Use this key") && !refused.contains(r#"value="preview""#), "{refused}");
+}
+
+#[test]
+fn calls_in_progress() {
+    insta::assert_snapshot!(lines(&calls::render_list(PROJECT, &page(vec![call()], Some("7")), at(90_000), "curl")));
+    let none = calls::render_list(PROJECT, &page(vec![], None), at(0), "curl …/started").0;
+    assert!(none.contains("No call is in progress.") && none.contains("curl …/started"), "{none}");
 }

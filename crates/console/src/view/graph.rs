@@ -115,12 +115,13 @@ fn drawing(rules: &Rules, current: Option<&str>) -> Markup {
                 title #graph-title { "States and transitions" }
                 desc #graph-text { "The table of states below has the same content." }
                 defs {
-                    marker #arrow viewBox="0 0 8 8" refX="8" refY="4" markerWidth="8" markerHeight="8" orient="auto" {
+                    marker #arrow viewBox="0 0 8 8" refX="8" refY="4" markerUnits="userSpaceOnUse" markerWidth="8" markerHeight="8" orient="auto" {
                         path d="M0,0 L8,4 L0,8 z" {}
                     }
                 }
                 @for (from, targets) in rules.transitions.iter().flatten() {
-                    @for to in targets {
+                    // A lead may stay where it is; an arc for that would only cross the others.
+                    @for to in targets.iter().filter(|to| *to != from) {
                         @if let (Some(from_place), Some(to_place)) = (places.get(from.as_str()), places.get(to.as_str())) {
                             path class=(if current == Some(from) { "edge open" } else { "edge" })
                                 d=(edge(*from_place, *to_place)) marker-end="url(#arrow)" {}
@@ -162,13 +163,19 @@ fn corner((column, row): Place) -> (usize, usize) {
     (MARGIN + column * (NODE.0 + GAP.0), MARGIN + row * (NODE.1 + GAP.1))
 }
 
-/// The path of a transition: to the right from side to side, otherwise in an arc above the nodes.
+/// The path of a transition: to the right from side to side, within a column from edge to edge, to the left in an arc
+/// above the nodes.
 fn edge(from: Place, to: Place) -> String {
     let ((x1, y1), (x2, y2)) = (corner(from), corner(to));
     if to.0 > from.0 {
         let (x1, y1, y2) = (x1 + NODE.0, y1 + NODE.1 / 2, y2 + NODE.1 / 2);
         let middle = x1.midpoint(x2);
         return format!("M{x1},{y1} C{middle},{y1} {middle},{y2} {x2},{y2}");
+    }
+    if to.0 == from.0 {
+        let x = x1 + NODE.0 / 2 + if to.1 > from.1 { NODE.0 / 8 } else { 0 };
+        let (y1, y2) = if to.1 > from.1 { (y1 + NODE.1, y2) } else { (y1, y2 + NODE.1) };
+        return format!("M{x},{y1} L{x},{y2}");
     }
     let (x1, x2) = (x1 + NODE.0 * 2 / 3, x2 + NODE.0 / 3);
     let top = y1.min(y2).saturating_sub(MARGIN);

@@ -16,15 +16,17 @@ pub(crate) enum Section {
     None,
     Board,
     Leads,
+    Calls,
     Deliveries,
     Callbacks,
     Processes,
 }
 
 /// Key, section, path below the project, and title.
-const SECTIONS: [(char, Section, &str, &str); 5] = [
+const SECTIONS: [(char, Section, &str, &str); 6] = [
     ('b', Section::Board, "", "Board"),
     ('l', Section::Leads, "/leads", "Leads"),
+    ('t', Section::Calls, "/calls", "Calls"),
     ('d', Section::Deliveries, "/deliveries", "Deliveries"),
     ('c', Section::Callbacks, "/callbacks", "Callbacks"),
     ('p', Section::Processes, "/processes", "Processes"),
@@ -81,7 +83,7 @@ fn header(frame: &Frame<'_>) -> Markup {
                 }
                 form.account action="/logout" method="post" {
                     input type="hidden" name="form_token" value=(session.form_token);
-                    span { (session.role.name()) }
+                    span { (session.name()) }
                     button.quiet { "Sign out" }
                 }
             }
@@ -145,7 +147,12 @@ mod tests {
 
     #[test]
     fn a_page_has_a_frame_without_anything_inline() {
-        let session = Session { role: Role::Operator, form_token: "f0".into() };
+        let session = Session {
+            role: Role::Operator,
+            form_token: "f0".into(),
+            ends_at: Timestamp::from_millis(0),
+            credential: None,
+        };
         let frame = Frame {
             title: "A <title>",
             session: Some(&session),

@@ -38,6 +38,13 @@ pub(crate) fn empty(text: &str, command: Option<&str>) -> Markup {
     }
 }
 
+/// A curl command for the gateway, with the variables that the HTTP guide uses.
+pub(crate) fn curl(path: &str, body: &str) -> String {
+    format!(
+        "curl \"$LEADRELAY_GATEWAY_URL{path}\" -H \"Authorization: Bearer $LEADRELAY_API_KEY\" \\\n  --json '{body}'"
+    )
+}
+
 /// A table that scrolls by itself on narrow screens.
 pub(crate) fn table(caption: &str, columns: &[&str], rows: &Markup) -> Markup {
     html! {
@@ -139,10 +146,20 @@ pub(crate) enum Kind {
 
 /// The status of a delivery.
 pub(crate) fn delivery_status(status: DeliveryStatus) -> Markup {
+    let kind = match status {
+        DeliveryStatus::Pending => Kind::Waiting,
+        DeliveryStatus::Delivered => Kind::Good,
+        DeliveryStatus::Exhausted => Kind::Bad,
+    };
+    badge(kind, status_name(status))
+}
+
+/// The name of a delivery's status, as in URLs.
+pub(crate) const fn status_name(status: DeliveryStatus) -> &'static str {
     match status {
-        DeliveryStatus::Pending => badge(Kind::Waiting, "pending"),
-        DeliveryStatus::Delivered => badge(Kind::Good, "delivered"),
-        DeliveryStatus::Exhausted => badge(Kind::Bad, "exhausted"),
+        DeliveryStatus::Pending => "pending",
+        DeliveryStatus::Delivered => "delivered",
+        DeliveryStatus::Exhausted => "exhausted",
     }
 }
 
@@ -277,6 +294,14 @@ mod tests {
         let html = next_page("/leads", &[("state", Some("a&b".into())), ("q", None)], Some(&cursor)).into_string();
         insta::assert_snapshot!(html, @r#"<p class="pages"><a rel="next" href="/leads?state=a%26b&amp;cursor=bGVhZHM6Nw">Next page</a></p>"#);
         assert_eq!(next_page("/leads", &[], None).into_string(), "");
+    }
+
+    #[test]
+    fn a_command_uses_the_variables_of_the_guide() {
+        insta::assert_snapshot!(curl("/api/v1/processes", "{}"), @r#"
+        curl "$LEADRELAY_GATEWAY_URL/api/v1/processes" -H "Authorization: Bearer $LEADRELAY_API_KEY" \
+          --json '{}'
+        "#);
     }
 
     #[test]

@@ -1,0 +1,79 @@
+//! Actions: a page that says what an action does, with a form that does it through the gateway.
+
+pub(crate) mod callbacks;
+pub(crate) mod calls;
+pub(crate) mod deliveries;
+pub(crate) mod leads;
+pub(crate) mod recovery;
+
+use contract::{ObjectId, key::Scope};
+use maud::{Markup, html};
+
+use crate::{fault::Fault, respond::Page, view::layout::Section, visit::Visit};
+
+/// What the page of an action shows.
+pub(super) struct Confirmation {
+    /// The path that the form is sent to.
+    pub(super) path: String,
+    /// What the action does, and to how much.
+    pub(super) consequence: Markup,
+    /// Fields of the form.
+    pub(super) fields: Markup,
+    pub(super) button: String,
+}
+
+impl Confirmation {
+    /// The page: with a key that allows the action, its form; otherwise a form for such a key.
+    fn page(&self, visit: &Visit, title: &str, section: Section, project: ObjectId, scope: Scope) -> Page {
+        let allowed = visit.session.credential(project, scope).map(drop);
+        let content = render(self, &visit.session.form_token, &allowed);
+        Page::Show { title: title.to_owned(), section, content }
+    }
+}
+
+/// The content of an action's page.
+pub(super) fn render(confirmation: &Confirmation, form_token: &str, allowed: &Result<(), Fault>) -> Markup {
+    let Confirmation { path, consequence, fields, button } = confirmation;
+    html! {
+        section.panel {
+            (consequence)
+            @match allowed {
+                Ok(()) => form.action action=(path) method="post" {
+                    (token_field(form_token))
+                    (fields)
+                    button { (button) }
+                },
+                Err(fault) => {
+                    p.notice role="status" { (fault.to_string()) }
+                    (key_form(path, form_token))
+                }
+            }
+        }
+    }
+}
+
+/// The field that says that a form was rendered for this session.
+fn token_field(form_token: &str) -> Markup {
+    html! { input type="hidden" name="form_token" value=(form_token); }
+}
+
+/// A form for an API key that allows an action; it leads back to this path.
+fn key_form(path: &str, form_token: &str) -> Markup {
+    html! {
+        form.action action="/login" method="post" {
+            (token_field(form_token))
+            input type="hidden" name="next" value=(path);
+            label for="api_key" { "API key" }
+            input #api_key name="api_key" type="password" required autocomplete="off" spellcheck="false";
+            button { "Use this key" }
+        }
+    }
+}
+
+/// A key for `Idempotency-Key`: the gateway does once what a form that is sent twice asks for.
+fn new_idempotency_key() -> String {
+    hex::encode(rand::random::<[u8; 16]>())
+}
+
+/// Longest wait for the outcome of an update or call event. The timeline shows a later one.
+const OUTCOME_WAIT: &str = "wait=5";
