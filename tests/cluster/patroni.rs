@@ -148,7 +148,7 @@ impl Cluster {
         Self { nodes: [first, second], _etcd: etcd, _dir: dir }
     }
 
-    /// Leads to whichever server is the primary.
+    /// Leads to the server that is the primary.
     fn url(&self) -> String {
         let [first, second] = &self.nodes;
         let servers = format!("127.0.0.1:{},127.0.0.1:{}", first.port, second.port);
