@@ -17,6 +17,7 @@ mod dev_stack;
 mod docs_examples;
 mod doctor;
 mod error_codes;
+mod event_kinds;
 mod event_stream;
 mod fairness;
 mod faults;

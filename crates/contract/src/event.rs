@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{JsonObject, ObjectId, Timestamp};
+use crate::{JsonObject, ObjectId, Timestamp, event_kind::DeliveryKind};
 
 /// What was decided. The name is part of subjects, of the ledger and of responses.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -88,6 +88,12 @@ pub struct CompletionEvent {
     pub to_state: Option<String>,
     /// The lead's version after; null for a call event.
     pub version: Option<i64>,
+    /// The disposition that was stored with the lead; absent if none was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disposition: Option<String>,
+    /// The call that a call event names; absent if it names none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub call_id: Option<String>,
     /// The user whom the command names.
     pub user_id: Option<String>,
     /// What the update contained that was ignored.
@@ -172,6 +178,9 @@ pub enum WebhookEvent {
         process_id: Option<ObjectId>,
         /// The callback that did not accept it.
         callback_id: ObjectId,
+        /// The kind of the delivery; the outcome of an update if absent.
+        #[serde(default, skip_serializing_if = "DeliveryKind::is_update")]
+        kind: DeliveryKind,
         /// The number of attempts.
         attempts: u32,
         /// Why the last attempt failed.
@@ -195,7 +204,7 @@ pub enum WebhookEvent {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     #[test]
@@ -209,7 +218,7 @@ mod tests {
         insta::assert_snapshot!(serde_json::to_string(&ping).unwrap(), @r#"{"action_type":"test","callbackId":"010101010101010101010101","processId":null,"timestamp":1768193759048}"#);
     }
 
-    fn event() -> CompletionEvent {
+    pub(crate) fn event() -> CompletionEvent {
         CompletionEvent {
             kind: OutcomeKind::Update,
             update_id: ObjectId::from_bytes([1; 12]),
@@ -223,6 +232,8 @@ mod tests {
             from_state: Some("new".into()),
             to_state: Some("interested".into()),
             version: Some(2),
+            disposition: None,
+            call_id: None,
             user_id: None,
             warnings: vec![],
             timestamp: Timestamp::from_millis(1_768_193_759_048),

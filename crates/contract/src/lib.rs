@@ -7,6 +7,7 @@ pub mod call_body;
 pub mod command;
 pub mod console;
 pub mod event;
+pub mod event_kind;
 pub mod fields;
 pub mod headers;
 pub mod id;

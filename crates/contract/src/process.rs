@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     callback::{
-        Callback, CallbackAuth, DEFAULT_OVERLAP_SECONDS, EventKind, MAX_OVERLAP_SECONDS, Ordering, RetiringSecret,
+        Callback, CallbackAuth, DEFAULT_OVERLAP_SECONDS, MAX_OVERLAP_SECONDS, Ordering, RetiringSecret,
         new_signing_secret, signing_key,
     },
     endpoint::{RESTRICTED_PORTS, UrlFault, header_fault, parse_url, restricted_port},
@@ -22,6 +22,7 @@ pub use self::{
     spec::{CallbackSpec, ProcessSpec},
 };
 use crate::ObjectId;
+pub use crate::event_kind::EventKind;
 
 /// A process, as lead-state stores it and the services watch it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

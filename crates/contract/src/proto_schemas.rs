@@ -11,6 +11,7 @@ use crate::{
     JsonObject, ObjectId, Timestamp,
     command::{CallEnded, CallExpired, CallStarted, UpdateCommand},
     event::{CompletionEvent, OutcomeKind, TestPayload, WebhookEvent, WebhookPayload},
+    event_kind::DeliveryKind,
     rpc,
     schema::QueryEntry,
     schema_files,
@@ -122,6 +123,8 @@ fn events() {
         from_state: Some("new".into()),
         to_state: Some("lost".into()),
         version: Some(2),
+        disposition: Some("callback".into()),
+        call_id: Some("c-1".into()),
         user_id: Some("u".into()),
         warnings: vec!["careful".into()],
         timestamp: Timestamp::from_millis(1_768_193_759_048),
@@ -141,6 +144,8 @@ fn events() {
         from_state: None,
         to_state: None,
         version: None,
+        disposition: None,
+        call_id: None,
         user_id: None,
         data: None,
         ..event
@@ -167,6 +172,7 @@ fn events_about_deliveries() {
         project_id: id(2),
         process_id: Some(id(3)),
         callback_id: id(5),
+        kind: DeliveryKind::CallEnded,
         attempts: 8,
         error: "the endpoint answered 500".into(),
         timestamp: Timestamp::from_millis(1),
@@ -179,7 +185,7 @@ fn events_about_deliveries() {
         reason: "the endpoint answered 410 Gone".into(),
         timestamp: Timestamp::from_millis(1),
     };
-    assert_eq!(unset(&read("WebhookEvent", &disabled)), ["processId", "updateId", "attempts", "error"]);
+    assert_eq!(unset(&read("WebhookEvent", &disabled)), ["processId", "updateId", "attempts", "error", "kind"]);
 }
 
 /// A JSON Schema of a type behind its references, and whether it may be null.

@@ -2,6 +2,7 @@
 
 use contract::{
     ObjectId,
+    event_kind::DeliveryKind,
     rpc::{self, Cursor, DeliveryId, DeliveryStatus},
 };
 use serde::{Deserialize, Serialize};
@@ -13,12 +14,15 @@ use crate::{convert::response_from, examples::example, time::DateTime, updates::
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct ListedDelivery {
-    /// `{updateId}-{callbackId}`.
+    /// `{updateId}-{callbackId}`; with a suffix `-{kind}` if it does not report the outcome of an update.
     pub delivery_id: String,
     /// The update.
     pub update_id: ObjectId,
     /// The callback.
     pub callback_id: ObjectId,
+    /// What it reports; the outcome of an update if absent.
+    #[serde(default, skip_serializing_if = "DeliveryKind::is_update")]
+    pub kind: DeliveryKind,
     /// The callback's process; null for the project's fallback callbacks.
     pub process_id: Option<ObjectId>,
     /// `pending`, `delivered`, or `exhausted`: given up.
@@ -41,6 +45,7 @@ response_from!(delivery: rpc::ListedDelivery => ListedDelivery {
     delivery_id: delivery.id.to_string(),
     update_id: delivery.id.update_id,
     callback_id: delivery.id.callback_id,
+    kind: delivery.id.kind,
 });
 
 /// `data` of `GET /api/v1/deliveries/{deliveryId}`.
@@ -48,7 +53,7 @@ response_from!(delivery: rpc::ListedDelivery => ListedDelivery {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct DeliveryDetails {
-    /// `{updateId}-{callbackId}`.
+    /// `{updateId}-{callbackId}`; with a suffix `-{kind}` if it does not report the outcome of an update.
     pub delivery_id: String,
     /// The update.
     pub update_id: ObjectId,
@@ -59,8 +64,8 @@ pub struct DeliveryDetails {
 
 impl From<rpc::Delivery> for DeliveryDetails {
     fn from(delivery: rpc::Delivery) -> Self {
-        let (update_id, callback_id) = (delivery.update_id, delivery.callback_id);
-        let delivery_id = DeliveryId { update_id, callback_id }.to_string();
+        let rpc::Delivery { update_id, callback_id, kind, .. } = delivery;
+        let delivery_id = DeliveryId { update_id, callback_id, kind }.to_string();
         Self { delivery_id, update_id, delivery: delivery.into() }
     }
 }

@@ -3,6 +3,7 @@
 use contract::{
     JsonObject, ObjectId, Timestamp,
     event::{CompletionEvent, OutcomeKind, WebhookPayload},
+    event_kind::DeliveryKind,
     process::Process,
     rpc::{self, Cursor, DeliveryId, DeliveryStatus, Page, UpdateStatus},
 };
@@ -133,6 +134,7 @@ fn the_timeline_of_an_update_with_deliveries() {
     let delivery = rpc::Delivery {
         update_id: update.update_id,
         callback_id: ObjectId::from_bytes([5; 12]),
+        kind: DeliveryKind::Update,
         status: DeliveryStatus::Pending,
         next_attempt_at: Some(AT.plus(std::time::Duration::from_secs(5))),
         attempts: vec![rpc::Attempt {
@@ -174,6 +176,8 @@ fn event() -> CompletionEvent {
         from_state: Some("new".into()),
         to_state: Some("lost".into()),
         version: Some(2),
+        disposition: None,
+        call_id: None,
         user_id: None,
         warnings: vec!["two".into()],
         timestamp: AT,
@@ -203,7 +207,11 @@ fn a_dry_run_has_no_update_id() {
 #[test]
 fn deliveries() {
     let delivery = rpc::ListedDelivery {
-        id: DeliveryId { update_id: ObjectId::from_bytes([1; 12]), callback_id: ObjectId::from_bytes([2; 12]) },
+        id: DeliveryId {
+            update_id: ObjectId::from_bytes([1; 12]),
+            callback_id: ObjectId::from_bytes([2; 12]),
+            kind: DeliveryKind::Update,
+        },
         process_id: Some(ObjectId::from_bytes([3; 12])),
         status: DeliveryStatus::Exhausted,
         attempts: 10,

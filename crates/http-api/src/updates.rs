@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use contract::{
     JsonObject, ObjectId, Timestamp,
     event::{CompletionEvent, OutcomeKind},
+    event_kind::DeliveryKind,
     rpc::{self, DeliveryStatus, UpdateStatus},
 };
 use serde::{Deserialize, Deserializer, Serialize};
@@ -357,6 +358,9 @@ response_from!(parked: rpc::ParkedUpdate => Parked { since, reason });
 pub struct Delivery {
     /// The callback.
     pub callback_id: ObjectId,
+    /// What it reports; the outcome of an update if absent.
+    #[serde(default, skip_serializing_if = "DeliveryKind::is_update")]
+    pub kind: DeliveryKind,
     /// `pending`, `delivered`, or `exhausted`: given up.
     pub status: DeliveryStatus,
     /// When it is attempted next.
@@ -365,7 +369,7 @@ pub struct Delivery {
     pub attempts: Vec<Attempt>,
 }
 
-response_from!(delivery: rpc::Delivery => Delivery { callback_id, status, next_attempt_at } with {
+response_from!(delivery: rpc::Delivery => Delivery { callback_id, kind, status, next_attempt_at } with {
     attempts: delivery.attempts.into_iter().map(Into::into).collect(),
 });
 

@@ -11,6 +11,7 @@ use async_nats::jetstream::kv;
 use contract::{
     ObjectId,
     event::CompletionEvent,
+    event_kind::DeliveryKind,
     json::redacted_error,
     process::{Callback, Ordering, Process},
     subject::process_key,
@@ -100,6 +101,9 @@ pub(crate) struct Target {
     index: usize,
 }
 
+/// A callback, and the kind of a delivery that it gets.
+pub(crate) type Subscription = (Target, DeliveryKind);
+
 impl Target {
     /// None for the project's fallback callbacks.
     pub(crate) fn process_id(&self) -> Option<ObjectId> {
@@ -179,16 +183,19 @@ impl Callbacks {
             .any(|process| process.callbacks.iter().any(|callback| callback.ordering == Ordering::Lead))
     }
 
-    /// The callbacks subscribed to an event; none when its process is not in the configuration.
-    pub(crate) async fn for_event(&self, event: &CompletionEvent) -> Result<Option<Vec<Target>>, ProcessUnreadable> {
+    /// The deliveries of an event; none when its process is not in the configuration.
+    pub(crate) async fn for_event(
+        &self,
+        event: &CompletionEvent,
+    ) -> Result<Option<Vec<Subscription>>, ProcessUnreadable> {
         let process = self.process(event.project_id, event.process_id).await?;
-        Ok(process.map(|process| subscribed(&process, event.success)))
+        Ok(process.map(|process| subscribed(&process, event)))
     }
 
-    /// The project's fallback callbacks, for an event whose process does not exist.
-    pub(crate) async fn fallback(&self, event: &CompletionEvent) -> Result<Vec<Target>, ProcessUnreadable> {
+    /// The deliveries to the project's fallback callbacks, for an event whose process does not exist.
+    pub(crate) async fn fallback(&self, event: &CompletionEvent) -> Result<Vec<Subscription>, ProcessUnreadable> {
         let process = self.process(event.project_id, None).await?;
-        Ok(process.map(|process| subscribed(&process, event.success)).unwrap_or_default())
+        Ok(process.map(|process| subscribed(&process, event)).unwrap_or_default())
     }
 
     /// Whether the events of a process, or of a project's updates without one, have known callbacks.
@@ -298,8 +305,8 @@ impl Callbacks {
     }
 }
 
-fn subscribed(process: &Arc<ConfiguredProcess>, success: bool) -> Vec<Target> {
-    let callbacks = &process.callbacks;
-    let subscribed = (0..callbacks.len()).filter(|index| callbacks[*index].wants(success));
-    subscribed.map(|index| Target { process: process.clone(), index }).collect()
+fn subscribed(process: &Arc<ConfiguredProcess>, event: &CompletionEvent) -> Vec<Subscription> {
+    let callbacks = process.callbacks.iter().enumerate();
+    let subscribed = callbacks.flat_map(|(index, callback)| callback.deliveries(event).map(move |kind| (index, kind)));
+    subscribed.map(|(index, kind)| (Target { process: process.clone(), index }, kind)).collect()
 }

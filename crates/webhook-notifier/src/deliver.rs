@@ -85,23 +85,23 @@ impl Deliverer {
     ) -> Result<(), Stopping> {
         let now = clock::now();
         let state = self.schedule.next_state(number, &attempt.outcome, now, rand::random());
-        let (update_id, callback_id) = (delivery.update_id, delivery.callback_id);
+        let PendingDelivery { update_id, callback_id, kind, .. } = delivery;
         let error = attempt.outcome.error().map(str::to_owned);
         let message = error.as_deref().unwrap_or_default();
         let is_gone = attempt.outcome.is_gone();
         match state {
             DeliveryState::RetryAt(at) => {
-                tracing::debug!(%update_id, %callback_id, number, next = at.to_iso(), "attempt failed: {message}");
+                tracing::debug!(%update_id, %callback_id, %kind, number, next = at.to_iso(), "attempt failed: {message}");
             }
             DeliveryState::Exhausted if !is_gone => {
-                tracing::warn!(%update_id, %callback_id, number, "delivery exhausted: {message}");
+                tracing::warn!(%update_id, %callback_id, %kind, number, "delivery exhausted: {message}");
             }
             DeliveryState::Exhausted | DeliveryState::Queued => {}
-            DeliveryState::Delivered => tracing::debug!(%update_id, %callback_id, number, "delivered"),
+            DeliveryState::Delivered => tracing::debug!(%update_id, %callback_id, %kind, number, "delivered"),
         }
         let disable_callback = if is_gone { error.clone() } else { disable_callback };
         if let Some(reason) = &disable_callback {
-            tracing::warn!(%update_id, %callback_id, number, "callback disabled: {reason}");
+            tracing::warn!(%update_id, %callback_id, %kind, number, "callback disabled: {reason}");
             self.callbacks.health.disable(callback_id, reason);
         }
         let attempt = Some(attempt);
@@ -129,7 +129,7 @@ impl Deliverer {
         source: DeliverySource,
         error: String,
     ) -> Result<(), Stopping> {
-        tracing::debug!(update_id = %delivery.update_id, callback_id = %delivery.callback_id, "exhausted: {error}");
+        tracing::debug!(update_id = %delivery.update_id, callback_id = %delivery.callback_id, kind = %delivery.kind, "exhausted: {error}");
         let record = DeliveryRecord::new(delivery, source, DeliveryState::Exhausted, clock::now());
         self.record(DeliveryRecord { error: Some(error), ..record }).await
     }
@@ -154,6 +154,7 @@ fn describe(span: &mut Span, callback: &PreparedCallback, delivery: &PendingDeli
     span.note(|| {
         [
             ("leadrelay.callback_id", delivery.callback_id.to_string().into()),
+            ("leadrelay.delivery_kind", delivery.kind.as_str().into()),
             ("leadrelay.attempt", i64::from(number).into()),
         ]
     });

@@ -8,6 +8,7 @@ use std::{sync::Arc, time::Duration};
 use async_nats::jetstream;
 use contract::{
     event::WebhookEvent,
+    rpc::DeliveryId,
     subject::{callback_disabled, delivery_exhausted},
 };
 use service_kit::{
@@ -76,7 +77,9 @@ async fn publish_pending(js: &jetstream::Context, pool: &Pool) -> Result<(), Out
         let messages = exhausted.iter().chain(&disabled).map(message).collect::<Result<Vec<_>, _>>()?;
         publish::publish_all(js, messages).await?;
         let exhausted = exhausted.iter().filter_map(|event| match event {
-            WebhookEvent::Exhausted { update_id, callback_id, .. } => Some((*update_id, *callback_id)),
+            WebhookEvent::Exhausted { update_id, callback_id, kind, .. } => {
+                Some(DeliveryId { update_id: *update_id, callback_id: *callback_id, kind: *kind })
+            }
             WebhookEvent::CallbackDisabled { .. } => None,
         });
         let disabled = disabled.iter().filter_map(|event| match event {
@@ -91,8 +94,9 @@ async fn publish_pending(js: &jetstream::Context, pool: &Pool) -> Result<(), Out
 fn message(event: &WebhookEvent) -> Result<jetstream::message::OutboundMessage, PublishError> {
     let (subject, id) = match event {
         // A redelivery may be exhausted again, after more attempts.
-        WebhookEvent::Exhausted { project_id, process_id, update_id, callback_id, attempts, .. } => {
-            (delivery_exhausted(*project_id, *process_id), format!("{update_id}-{callback_id}-exhausted-{attempts}"))
+        WebhookEvent::Exhausted { project_id, process_id, update_id, callback_id, kind, attempts, .. } => {
+            let id = DeliveryId { update_id: *update_id, callback_id: *callback_id, kind: *kind };
+            (delivery_exhausted(*project_id, *process_id), format!("{id}-exhausted-{attempts}"))
         }
         WebhookEvent::CallbackDisabled { project_id, process_id, callback_id, timestamp, .. } => {
             (callback_disabled(*project_id, *process_id), format!("{callback_id}-disabled-{}", timestamp.millis()))

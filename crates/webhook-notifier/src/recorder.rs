@@ -178,7 +178,7 @@ fn next_batch<T>(waiting: &mut VecDeque<(DeliveryRecord, T)>) -> Vec<(DeliveryRe
         && bytes < MAX_BYTES
         && let Some((record, recorded)) = waiting.pop_front()
     {
-        if seen.insert((record.delivery.update_id, record.delivery.callback_id)) {
+        if seen.insert((record.delivery.update_id, record.delivery.callback_id, record.delivery.kind)) {
             bytes += record.delivery.body.len();
             batch.push((record, recorded));
         } else {
@@ -192,7 +192,7 @@ fn next_batch<T>(waiting: &mut VecDeque<(DeliveryRecord, T)>) -> Vec<(DeliveryRe
 
 #[cfg(test)]
 mod tests {
-    use contract::{ObjectId, Timestamp};
+    use contract::{ObjectId, Timestamp, event_kind::DeliveryKind};
     use proptest::prelude::*;
 
     use super::*;
@@ -203,6 +203,7 @@ mod tests {
         let delivery = PendingDelivery {
             update_id: ObjectId::from_bytes([update; 12]),
             callback_id: id,
+            kind: DeliveryKind::Update,
             project_id: id,
             process_id: None,
             body: "x".repeat(bytes).into(),

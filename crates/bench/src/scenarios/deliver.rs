@@ -89,6 +89,8 @@ async fn fill_events(stack: &Stack, count: u64) -> anyhow::Result<()> {
             from_state: Some("interested".into()),
             to_state: Some("followup_2".into()),
             version: Some(2),
+            disposition: None,
+            call_id: None,
             user_id: Some("agent-0042".into()),
             warnings: Vec::new(),
             timestamp: now,

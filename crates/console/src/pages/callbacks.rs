@@ -173,6 +173,7 @@ fn configuration(callback: &Callback) -> Markup {
         let name = |event: &EventKind| match event {
             EventKind::Succeeded => "succeeded updates",
             EventKind::Failed => "failed updates",
+            other => other.as_str(),
         };
         events.iter().map(name).collect::<Vec<_>>().join(", ")
     });

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use contract::{
     JsonObject, ObjectId, Timestamp,
     event::OutcomeKind,
+    event_kind::DeliveryKind,
     process::{Callback, CallbackAuth, Ordering, Process, Rules, State, StateKind},
     rpc::{
         Attempt, Call, CallbackState, CallbackStatus, Cursor, Delivery, DeliveryId, DeliveryStatus, HistoryEntry, Lead,
@@ -112,7 +113,7 @@ fn callback(state: CallbackState) -> CallbackStatus {
 
 fn listed(status: DeliveryStatus) -> ListedDelivery {
     ListedDelivery {
-        id: DeliveryId { update_id: UPDATE, callback_id: CALLBACK },
+        id: DeliveryId { update_id: UPDATE, callback_id: CALLBACK, kind: DeliveryKind::Update },
         process_id: Some(PROCESS),
         status,
         attempts: 2,
@@ -146,6 +147,7 @@ fn delivery() -> Delivery {
     Delivery {
         update_id: UPDATE,
         callback_id: CALLBACK,
+        kind: DeliveryKind::Update,
         status: DeliveryStatus::Delivered,
         next_attempt_at: None,
         attempts: vec![attempt(1, 40, Some(503), Some("the endpoint answered 503")), attempt(2, 10, Some(200), None)],

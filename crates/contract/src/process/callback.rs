@@ -8,6 +8,8 @@ use zeroize::Zeroizing;
 
 use crate::{
     ObjectId, Timestamp,
+    event::CompletionEvent,
+    event_kind::{DeliveryKind, EventKind},
     secret::{Secret, SecretField},
 };
 
@@ -31,7 +33,7 @@ pub struct Callback {
     /// Signing secrets that a rotation replaced; each also signs until its time.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub retiring_secrets: Vec<RetiringSecret>,
-    /// The outcomes that it gets; absent means all.
+    /// The events that it gets; absent means the outcomes of updates.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub events: Option<BTreeSet<EventKind>>,
     /// Whether outcomes are delivered to it.
@@ -83,10 +85,12 @@ pub(super) const fn default_max_in_flight() -> u32 {
 }
 
 impl Callback {
-    /// Whether the callback gets an outcome of this kind.
-    pub fn wants(&self, success: bool) -> bool {
-        let kind = if success { EventKind::Succeeded } else { EventKind::Failed };
-        self.enabled && self.events.as_ref().is_none_or(|events| events.contains(&kind))
+    /// The kinds of the deliveries that it gets of a completion event, in the order in which they are delivered.
+    pub fn deliveries(&self, event: &CompletionEvent) -> impl Iterator<Item = DeliveryKind> {
+        let named = self.events.as_ref();
+        let defaults = if named.is_none() { &EventKind::DEFAULT[..] } else { &[] };
+        let subscribed = named.into_iter().flatten().chain(defaults);
+        subscribed.filter(|kind| self.enabled && kind.occurred(event)).map(|kind| kind.delivery())
     }
 
     /// The secrets that sign at this time, newest first.
@@ -186,18 +190,6 @@ impl CallbackAuth {
             _ => false,
         }
     }
-}
-
-/// A kind of outcome.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-pub enum EventKind {
-    /// The update changed the lead.
-    #[serde(rename = "update.succeeded")]
-    Succeeded,
-    /// The update did not change the lead.
-    #[serde(rename = "update.failed")]
-    Failed,
 }
 
 /// The key bytes of a Standard Webhooks secret: 24 to 64 bytes in base64 behind `whsec_`

@@ -68,7 +68,7 @@ pub struct CallbackSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "schema", schemars(length(max = MAX_ACTIVE_SECRETS)))]
     pub secrets: Option<Vec<Secret>>,
-    /// The outcomes that it gets; absent means all.
+    /// The events that it gets; absent means the outcomes of updates.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub events: Option<BTreeSet<EventKind>>,
     /// Whether outcomes are delivered to it.

@@ -5,9 +5,10 @@ use std::{fmt, str::FromStr};
 use serde::{Deserialize, Serialize};
 
 use super::Cursor;
-use crate::{ObjectId, Timestamp};
+use crate::{ObjectId, Timestamp, event_kind::DeliveryKind};
 
-/// Identifies a delivery: `{updateId}-{callbackId}` for people and in URLs.
+/// Identifies a delivery: `{updateId}-{callbackId}` for people and in URLs, and `{updateId}-{callbackId}-{kind}` if it
+/// is not of the outcome of an update.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
@@ -16,16 +17,20 @@ pub struct DeliveryId {
     pub update_id: ObjectId,
     /// The callback that it is sent to.
     pub callback_id: ObjectId,
+    /// What it reports; the outcome of an update if absent.
+    #[serde(default, skip_serializing_if = "DeliveryKind::is_update")]
+    pub kind: DeliveryKind,
 }
 
 /// The text is not the id of a delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("must be the updateId and the callbackId, joined by a hyphen")]
+#[error("must be the updateId and the callbackId, joined by a hyphen, and for other events than updates -{{kind}}")]
 pub struct InvalidDeliveryId;
 
 impl fmt::Display for DeliveryId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}-{}", self.update_id, self.callback_id)
+        write!(f, "{}-{}", self.update_id, self.callback_id)?;
+        if self.kind.is_update() { Ok(()) } else { write!(f, "-{}", self.kind) }
     }
 }
 
@@ -33,9 +38,16 @@ impl FromStr for DeliveryId {
     type Err = InvalidDeliveryId;
 
     fn from_str(text: &str) -> Result<Self, InvalidDeliveryId> {
-        let (update, callback) = text.split_once('-').ok_or(InvalidDeliveryId)?;
+        let (update, rest) = text.split_once('-').ok_or(InvalidDeliveryId)?;
+        let (callback, kind) = rest.split_once('-').map_or((rest, None), |(callback, kind)| (callback, Some(kind)));
         let id = |text: &str| text.parse().map_err(|_| InvalidDeliveryId);
-        Ok(Self { update_id: id(update)?, callback_id: id(callback)? })
+        let kind = match kind.map(str::parse) {
+            None => DeliveryKind::Update,
+            // The outcome of an update has one id only.
+            Some(Ok(DeliveryKind::Update) | Err(_)) => return Err(InvalidDeliveryId),
+            Some(Ok(kind)) => kind,
+        };
+        Ok(Self { update_id: id(update)?, callback_id: id(callback)?, kind })
     }
 }
 
@@ -57,10 +69,13 @@ pub enum DeliveryStatus {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Delivery {
-    /// The update that it reports; also its `webhook-id`.
+    /// The update that it reports.
     pub update_id: ObjectId,
     /// The callback.
     pub callback_id: ObjectId,
+    /// What it reports; the outcome of an update if absent.
+    #[serde(default, skip_serializing_if = "DeliveryKind::is_update")]
+    pub kind: DeliveryKind,
     /// Its status.
     pub status: DeliveryStatus,
     /// When it is attempted next.
@@ -93,7 +108,7 @@ pub struct Attempt {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct UpdateDeliveries {
-    /// Ordered by callback.
+    /// Ordered by callback and kind.
     pub deliveries: Vec<Delivery>,
     /// Present while its event is parked: further deliveries follow.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -249,7 +264,11 @@ mod tests {
     fn a_listed_delivery_has_this_wire_form() {
         let at = Timestamp::from_millis(5);
         let delivery = ListedDelivery {
-            id: DeliveryId { update_id: ObjectId::from_bytes([1; 12]), callback_id: ObjectId::from_bytes([2; 12]) },
+            id: DeliveryId {
+                update_id: ObjectId::from_bytes([1; 12]),
+                callback_id: ObjectId::from_bytes([2; 12]),
+                kind: DeliveryKind::Update,
+            },
             process_id: None,
             status: DeliveryStatus::Exhausted,
             attempts: 3,
@@ -265,9 +284,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn ids_round_trip(update: [u8; 12], callback: [u8; 12]) {
-            let id = DeliveryId { update_id: ObjectId::from_bytes(update), callback_id: ObjectId::from_bytes(callback) };
+        fn ids_round_trip(update: [u8; 12], callback: [u8; 12], kind in 0..DeliveryKind::ALL.len()) {
+            let (update_id, callback_id) = (ObjectId::from_bytes(update), ObjectId::from_bytes(callback));
+            let id = DeliveryId { update_id, callback_id, kind: DeliveryKind::ALL[kind] };
             prop_assert_eq!(id.to_string().parse(), Ok(id));
+            prop_assert_eq!(serde_json::from_str::<DeliveryId>(&serde_json::to_string(&id).unwrap()).unwrap(), id);
+            prop_assert_eq!(format!("{update_id}-{callback_id}-update").parse::<DeliveryId>(), Err(InvalidDeliveryId));
         }
 
         #[test]

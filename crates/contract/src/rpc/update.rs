@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::Cursor;
-use crate::{JsonObject, ObjectId, Timestamp, command::UpdateCommand, event::OutcomeKind};
+use crate::{JsonObject, ObjectId, Timestamp, command::UpdateCommand, event::OutcomeKind, event_kind::DeliveryKind};
 
 /// Reads an update.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -117,7 +117,7 @@ pub struct DryRunUpdate {
     pub command: UpdateCommand,
 }
 
-/// Lists the updates of a project by their ids, or the updates of a lead in the order of the log.
+/// Lists the updates and call events of a project by their ids, or those of a lead in the order of the log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -151,7 +151,7 @@ pub struct ListedUpdate {
     pub cursor: Cursor,
 }
 
-/// Reads the outcomes of updates.
+/// Reads the bodies of webhooks from the ledger.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -160,15 +160,24 @@ pub struct GetOutcomes {
     pub project_id: ObjectId,
     /// The updates, at most [`MAX_LIMIT`](super::MAX_LIMIT).
     pub update_ids: Vec<ObjectId>,
+    /// What each body reports, one for each of `update_ids`; absent means the outcomes of updates.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kinds: Vec<DeliveryKind>,
 }
 
-/// The outcome of an update.
+/// The body of a webhook.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Outcome {
-    /// The update.
+    /// The update, or the call event.
     pub update_id: ObjectId,
-    /// The body of its webhooks, byte for byte.
+    /// What the body reports; the outcome of an update if absent.
+    #[serde(default, skip_serializing_if = "DeliveryKind::is_update")]
+    pub kind: DeliveryKind,
+    /// The lead; of an unknown lead, the command's `leadId`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lead_id: Option<ObjectId>,
+    /// The body, byte for byte.
     pub payload: JsonObject,
 }

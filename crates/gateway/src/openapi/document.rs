@@ -2,7 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use contract::event::{TestPayload, WebhookPayload};
+use contract::{
+    event::{TestPayload, WebhookPayload},
+    event_kind::EventPayload,
+};
 use serde_json::{Map, Value, json};
 
 use super::{Body, Content, Operation, Schemas, components};
@@ -128,6 +131,18 @@ fn webhooks(schemas: &mut Schemas) -> Value {
             "2XX": {"description": "Accepted"},
             "410": {"description": "Send no more: the callback is disabled"},
             "default": {"description": "Failed: it is retried with increasing delays, after `Retry-After` if that is given"},
+        },
+    }}, "event": {"post": {
+        "operationId": "eventWebhook",
+        "tags": ["Webhooks"],
+        "summary": "Receive an event of a lead or a call",
+        "description": "Sent like an update to every callback that names the event in its `events`. The `webhook-id` is \
+            `{updateId}.{type}`. `data` depends on `type`.",
+        "requestBody": content(schemas.response::<EventPayload<'static>>()),
+        "responses": {
+            "2XX": {"description": "Accepted"},
+            "410": {"description": "Send no more: the callback is disabled"},
+            "default": {"description": "Failed: it is retried like an update"},
         },
     }}, "test": {"post": {
         "operationId": "testWebhook",

@@ -97,8 +97,7 @@ impl Api {
         let cursor = |update: &HistoryEntry| cursors::history(LogPosition::message(update.epoch, update.log_sequence));
         let Page { items, next } = Page::cut(history, limit, cursor, None);
         // The log is not in the order of the ids, so an older id does not end the list.
-        let is_listed =
-            |update: &&HistoryEntry| update.kind.is_update() && update.update_id.timestamp().unix_seconds() >= since;
+        let is_listed = |update: &&HistoryEntry| update.update_id.timestamp().unix_seconds() >= since;
         let listed = |update: &HistoryEntry| ListedUpdate { update_id: update.update_id, cursor: cursor(update) };
         Ok(Page { items: items.iter().filter(is_listed).map(listed).collect(), next })
     }
@@ -116,6 +115,6 @@ impl Api {
             let message = format!("a query can name at most {MAX_LIMIT} updates");
             return Err(RpcError::new(ErrorCode::TooManyUpdates, message));
         }
-        Ok(updates::outcomes(&self.pool, query.project_id, &query.update_ids).await?)
+        Ok(updates::outcomes(&self.pool, query.project_id, &query.update_ids, &query.kinds).await?)
     }
 }

@@ -65,6 +65,7 @@ pub struct LedgerRow {
     pub logged_at: Timestamp,
     /// The command's text.
     pub text: Box<str>,
+    /// The disposition that was stored; of a failed update, the one that the command names.
     pub disposition: Option<String>,
     pub api_key_id: Option<ObjectId>,
     pub traceparent: Option<String>,
@@ -181,6 +182,14 @@ impl CallEntry {
         match &self.change {
             CallChange::Started(call) => call.api_key_id,
             CallChange::Ended(call) => call.api_key_id,
+            CallChange::Expired(_) => None,
+        }
+    }
+
+    pub(super) fn call_id(&self) -> Option<&str> {
+        match &self.change {
+            CallChange::Started(call) => call.call_id.as_deref(),
+            CallChange::Ended(call) => call.call_id.as_deref(),
             CallChange::Expired(_) => None,
         }
     }
@@ -354,7 +363,7 @@ impl BatchDecider {
             position: update.position,
             logged_at: update.logged_at,
             text: update.text,
-            disposition: update.command.disposition,
+            disposition: if event.success { event.disposition.clone() } else { update.command.disposition },
             api_key_id: update.command.api_key_id,
             traceparent: update.traceparent,
             decided_at,

@@ -61,6 +61,8 @@ impl Limits {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
     pub lead: Lead,
+    /// The disposition that it stores; none if it names none or the state takes none.
+    pub disposition: Option<String>,
     /// For fields that were ignored.
     pub warnings: Vec<String>,
 }
@@ -190,7 +192,7 @@ pub fn decide(
         version: lead.version + 1,
         ..*lead
     };
-    Ok(Change { lead, warnings })
+    Ok(Change { lead, disposition: disposition.cloned(), warnings })
 }
 
 /// Whether a call is in progress.
@@ -355,7 +357,7 @@ mod tests {
             version: 5,
             ..lead("interested")
         };
-        assert_eq!(change, Change { lead: expected, warnings: vec![] });
+        assert_eq!(change, Change { lead: expected, disposition: Some("hot".into()), warnings: vec![] });
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use contract::{Timestamp, event::CompletionEvent, position::LogPosition};
+use contract::{Timestamp, command::MAX_TEXT_CHARS, event::CompletionEvent, position::LogPosition};
 use service_kit::postgres::Pool;
 
 use super::{
@@ -56,14 +56,16 @@ pub(crate) async fn outbox(
            )
            SELECT project_id AS "project_id!", update_id AS "update_id!", sequence AS "sequence!", index AS "index!",
                   kind AS "kind!", lead_id, process_id, reference_id, success AS "success!", error, error_code, from_state, to_state,
-                  version, user_id, warnings AS "warnings!", data::text AS data, traceparent, applied_at AS "applied_at!"
+                  CASE WHEN success THEN disposition END AS disposition,
+                  CASE WHEN kind <> 'update' THEN left(command->>'callId', $7) END AS call_id, version, user_id, warnings AS "warnings!", data::text AS data, traceparent, applied_at AS "applied_at!"
            FROM first ORDER BY sequence, index, log_epoch, log_sequence, log_index"#,
         epoch,
         after_sequence,
         after_index,
         last_sequence,
         last_index,
-        limit
+        limit,
+        MAX_TEXT_CHARS as i32
     )
     .fetch_all(pool)
     .await?;
@@ -87,6 +89,8 @@ pub(crate) async fn outbox(
                     from_state: row.from_state,
                     to_state: row.to_state,
                     version: row.version,
+                    disposition: row.disposition,
+                    call_id: row.call_id,
                     user_id: row.user_id,
                     warnings: row.warnings,
                     timestamp: row.applied_at.into(),

@@ -2,7 +2,9 @@
 
 use contract::{
     JsonObject, ObjectId, Timestamp,
-    event::WebhookPayload,
+    command::MAX_TEXT_CHARS,
+    event::CompletionEvent,
+    event_kind::DeliveryKind,
     position::LogPosition,
     rpc::{self, Activity, HistoryEntry, Outcome, UpdateStatus},
 };
@@ -144,7 +146,7 @@ pub(crate) async fn history_of_lead(
         .collect()
 }
 
-/// The ids of a project's updates made since: newest first and before `at`, or oldest first and after it. `limit` of
+/// The ids of a project's updates and call events made since: newest first and before `at`, or oldest first and after it. `limit` of
 /// them, and one more to show that there are more.
 pub(crate) async fn ids_of_project(
     pool: &Pool,
@@ -160,7 +162,7 @@ pub(crate) async fn ids_of_project(
     let rows = if oldest_first {
         sqlx::query_scalar!(
             r#"SELECT update_id FROM lead_state.lead_updates
-               WHERE project_id = $1 AND kind = 'update' AND update_id >= $2 AND update_id > $3 ORDER BY update_id LIMIT $4"#,
+               WHERE project_id = $1 AND update_id >= $2 AND update_id > $3 ORDER BY update_id LIMIT $4"#,
             project_id.as_bytes(),
             since,
             at.as_ref().map_or(&[][..], |id| id.as_bytes()),
@@ -171,7 +173,7 @@ pub(crate) async fn ids_of_project(
     } else {
         sqlx::query_scalar!(
             r#"SELECT update_id FROM lead_state.lead_updates
-               WHERE project_id = $1 AND kind = 'update' AND update_id >= $2 AND update_id < $3 ORDER BY update_id DESC LIMIT $4"#,
+               WHERE project_id = $1 AND update_id >= $2 AND update_id < $3 ORDER BY update_id DESC LIMIT $4"#,
             project_id.as_bytes(),
             since,
             upper_bound(at.as_ref()),
@@ -183,52 +185,65 @@ pub(crate) async fn ids_of_project(
     rows.iter().map(|bytes| Row::new(TABLE, &Hex(bytes)).id("update_id", bytes)).collect()
 }
 
-/// The outcomes of these updates, in their order: as many as fit into an answer, and at least one if there is any.
+/// The bodies of these deliveries, in their order: as many as fit into an answer, and at least one if there is any.
 pub(crate) async fn outcomes(
     pool: &Pool,
     project_id: ObjectId,
     update_ids: &[ObjectId],
+    kinds: &[DeliveryKind],
 ) -> Result<Vec<Outcome>, StoreError> {
+    let kind = |place: usize| kinds.get(place).copied().unwrap_or_default();
     let update_ids = update_ids.iter().map(|id| id.as_bytes().to_vec()).collect::<Vec<_>>();
     let rows = sqlx::query!(
         r#"WITH requested AS MATERIALIZED (
-               SELECT r.place, u.update_id, u.success, u.error, u.lead_id, u.reference_id, u.applied_at,
-                      u.data::text AS data
+               SELECT r.place, u.*, CASE WHEN u.kind <> 'update' THEN left(u.command->>'callId', $4) END AS call_id,
+                      u.data::text AS text
                FROM unnest($2::bytea[]) WITH ORDINALITY AS r (update_id, place)
                JOIN lead_state.lead_updates AS u ON u.project_id = $1 AND u.update_id = r.update_id
-               WHERE u.kind = 'update'
            ), sized AS (
-               SELECT *, sum(coalesce(octet_length(data), 0)) OVER (ORDER BY place)
-                   - coalesce(octet_length(data), 0) AS before
+               SELECT *, sum(coalesce(octet_length(text), 0)) OVER (ORDER BY place)
+                   - coalesce(octet_length(text), 0) AS before
                FROM requested
            )
-           SELECT update_id AS "update_id!", success AS "success!", error, lead_id, reference_id,
-                  applied_at AS "applied_at!", data
+           SELECT place AS "place!", kind AS "kind!", update_id AS "update_id!", process_id, lead_id, reference_id,
+                  success AS "success!", error, error_code, from_state, to_state, version, user_id, call_id,
+                  CASE WHEN success THEN disposition END AS disposition, applied_at AS "applied_at!", text
            FROM sized WHERE before <= $3 ORDER BY place"#,
         project_id.as_bytes(),
         &update_ids[..],
-        MAX_OUTCOME_BYTES
+        MAX_OUTCOME_BYTES,
+        MAX_TEXT_CHARS as i32
     )
     .fetch_all(pool)
     .await?;
-    rows.into_iter()
-        .map(|row| {
-            let id = Hex(&row.update_id);
-            let stored = Row::new(TABLE, &id);
-            let update_id = stored.id("update_id", &row.update_id)?;
-            let data = stored.optional_object("data", row.data)?;
-            let payload = WebhookPayload {
-                action_type: "update",
-                update_id,
-                success: row.success,
-                error: row.error.as_deref(),
-                lead_id: stored.optional_id("lead_id", row.lead_id.as_deref())?,
-                reference_id: row.reference_id.as_deref(),
-                timestamp: row.applied_at.into(),
-                data: data.as_ref(),
-            };
-            let text = serde_json::to_string(&payload).map_err(|e| stored.corrupt("data", e))?;
-            Ok(Outcome { update_id, payload: JsonObject::from_text(text).map_err(|e| stored.corrupt("data", e))? })
-        })
-        .collect()
+    let outcomes = rows.into_iter().map(|row| -> Result<Option<Outcome>, StoreError> {
+        let id = Hex(&row.update_id);
+        let stored = Row::new(TABLE, &id);
+        let event = CompletionEvent {
+            kind: stored.kind(&row.kind)?,
+            update_id: stored.id("update_id", &row.update_id)?,
+            project_id,
+            process_id: stored.optional_id("process_id", row.process_id.as_deref())?,
+            lead_id: stored.optional_id("lead_id", row.lead_id.as_deref())?,
+            reference_id: row.reference_id,
+            success: row.success,
+            error: row.error,
+            error_code: row.error_code,
+            from_state: row.from_state,
+            to_state: row.to_state,
+            version: row.version,
+            disposition: row.disposition,
+            call_id: row.call_id,
+            user_id: row.user_id,
+            warnings: Vec::new(),
+            timestamp: row.applied_at.into(),
+            data: stored.optional_object("data", row.text)?,
+        };
+        let kind = kind(usize::try_from(row.place - 1).unwrap_or(usize::MAX));
+        let body = kind.body(&event).map_err(|e| stored.corrupt("data", e))?;
+        let Some(payload) = body else { return Ok(None) };
+        let payload = JsonObject::from_text(payload).map_err(|e| stored.corrupt("data", e))?;
+        Ok(Some(Outcome { update_id: event.update_id, kind, lead_id: event.lead_id, payload }))
+    });
+    outcomes.filter_map(Result::transpose).collect()
 }

@@ -197,10 +197,11 @@ const UNANNOUNCED: Invariant = Invariant {
 
 const UNDELIVERED: Invariant = Invariant {
     name: "undelivered",
-    statement: "every event that webhook-notifier acked is parked or has a delivery for each subscribed callback",
+    statement: "every event that webhook-notifier acked is parked or has a delivery of each kind for each subscribed callback",
     sql: "
-    SELECT encode(update_id, 'hex') || '/' || encode(callback_id, 'hex'), 'no delivery', count(*) OVER ()
-    FROM audit_missing_deliveries WHERE verdict = 'undelivered' ORDER BY update_id, callback_id LIMIT $1",
+    SELECT encode(update_id, 'hex') || '/' || encode(callback_id, 'hex')
+               || CASE WHEN kind = 'update' THEN '' ELSE '/' || kind END, 'no delivery', count(*) OVER ()
+    FROM audit_missing_deliveries WHERE verdict = 'undelivered' ORDER BY update_id, callback_id, kind LIMIT $1",
 };
 
 const UNFOUNDED: Invariant = Invariant {
@@ -242,10 +243,10 @@ const ATTEMPTS: Invariant = Invariant {
         FROM webhooks.deliveries d
         JOIN audit_rows r ON r.update_id = d.update_id AND r.project_id = d.project_id AND r.in_scope
         CROSS JOIN audit_facts f
-        LEFT JOIN (SELECT update_id, callback_id, count(*) AS number, min(number) AS first, max(number) AS last,
+        LEFT JOIN (SELECT update_id, callback_id, kind, count(*) AS number, min(number) AS first, max(number) AS last,
                           bool_or(status_code BETWEEN 200 AND 299) AS taken
-                   FROM webhooks.every_attempt GROUP BY 1, 2) a
-            ON a.update_id = d.update_id AND a.callback_id = d.callback_id
+                   FROM webhooks.every_attempt GROUP BY 1, 2, 3) a
+            ON a.update_id = d.update_id AND a.callback_id = d.callback_id AND a.kind = d.kind
         WHERE d.update_id >= f.deliveries_since
           AND (coalesce(a.number, 0) <> d.attempts OR coalesce(a.last, 0) <> d.attempts
                OR coalesce(a.first, 1) <> 1 OR d.status = 'delivered' AND NOT coalesce(a.taken, false))
@@ -256,7 +257,7 @@ const ATTEMPTS: Invariant = Invariant {
         WHERE f.project_id IS NULL AND (f.from_time IS NULL OR a.started_at >= f.from_time)
           AND (f.to_time IS NULL OR a.started_at < f.to_time) AND a.update_id >= f.deliveries_since
           AND NOT EXISTS (SELECT FROM webhooks.deliveries d
-                          WHERE d.update_id = a.update_id AND d.callback_id = a.callback_id)
+                          WHERE d.update_id = a.update_id AND d.callback_id = a.callback_id AND d.kind = a.kind)
     ) AS violations ORDER BY 1 LIMIT $1",
 };
 

@@ -43,8 +43,10 @@ const TABLES: &str = "
         from_state text, to_state text, version bigint, applied_at timestamptz, in_scope boolean,
         -- Where it was decided: at its own entry, or for a queued update at the entry that ended the call.
         at_epoch int, at_seq bigint,
-        -- Whether it is of an update, and whether it changed the lead.
-        is_update boolean, changes boolean);
+        -- What it is of, the disposition that it stored, and whether it changed the lead.
+        kind text, disposition text, changes boolean);
+    -- What each row in the scope means: events that callbacks subscribe to, and the kinds of their deliveries.
+    CREATE TEMP TABLE audit_occurrences (project_id bytea, update_id bytea, event text, delivery text);
     CREATE TEMP TABLE audit_queued (
         project_id bytea, update_id bytea, lead_id bytea, epoch int, log_seq bigint, in_scope boolean);
     CREATE TEMP TABLE audit_entries (seq bigint, kind text, project_id bytea, update_id bytea);
@@ -52,10 +54,9 @@ const TABLES: &str = "
         seq bigint, project_id bytea, update_id bytea, published_at timestamptz, generation int);
     CREATE TEMP TABLE audit_dead_letters (origin text, epoch int, seq bigint);
     CREATE TEMP TABLE audit_callbacks (
-        callback_id bytea, project_id bytea, process_id bytea, name text, on_succeeded boolean, on_failed boolean,
-        known_since timestamptz);
-    -- Announced updates without a delivery to a callback that subscribes to them.
-    CREATE TEMP TABLE audit_missing_deliveries (update_id bytea, callback_id bytea, verdict text);
+        callback_id bytea, project_id bytea, process_id bytea, name text, events text[], known_since timestamptz);
+    -- Announced events without a delivery to a callback that subscribes to them.
+    CREATE TEMP TABLE audit_missing_deliveries (update_id bytea, callback_id bytea, kind text, verdict text);
 ";
 
 /// The month of a table's oldest partition. Older rows may have been dropped.
@@ -74,7 +75,7 @@ macro_rules! insert_ledger_rows {
            u.from_state, u.to_state, u.version, u.applied_at, ",
             $in_scope,
             ", coalesce(u.decided_epoch, u.log_epoch), coalesce(u.decided_sequence, u.log_sequence),
-           u.kind = 'update', u.success AND u.kind = 'update'
+           u.kind, CASE WHEN u.success THEN u.disposition END, u.success AND u.kind = 'update'
     FROM lead_state.lead_updates u",
             $from
         )
@@ -95,6 +96,20 @@ const OTHER_ROWS_OF_LEADS: &str = insert_ledger_rows!(
       AND NOT EXISTS (SELECT FROM audit_rows r WHERE r.project_id = u.project_id AND r.update_id = u.update_id)"
 );
 
+/// The rules of `contract::event_kind::EventKind::occurred`.
+const OCCURRENCES: &str = "
+    INSERT INTO audit_occurrences
+    SELECT r.project_id, r.update_id, o.event, o.delivery
+    FROM audit_rows r CROSS JOIN LATERAL (VALUES
+        (r.kind = 'update' AND r.success, 'update.succeeded', 'update'),
+        (r.kind = 'update' AND NOT r.success, 'update.failed', 'update'),
+        (r.success AND r.to_state IS NOT NULL AND r.from_state IS DISTINCT FROM r.to_state,
+         'lead.state_changed', 'lead.state_changed'),
+        (r.success AND r.disposition IS NOT NULL, 'lead.disposition_set', 'lead.disposition_set'),
+        (r.success AND r.kind = 'call.started', 'call.started', 'call.started'),
+        (r.success AND r.kind = 'call.ended', 'call.ended', 'call.ended')) AS o (occurred, event, delivery)
+    WHERE r.in_scope AND o.occurred AND EXISTS (SELECT FROM audit_callbacks c WHERE o.event = ANY (c.events))";
+
 const QUEUED: &str = "
     INSERT INTO audit_queued
     SELECT h.project_id, h.update_id, h.lead_id, h.log_epoch, h.log_sequence,
@@ -105,7 +120,9 @@ const QUEUED: &str = "
 const CALLBACKS: &str = r#"
     INSERT INTO audit_callbacks
     SELECT decode(c->>'callbackId', 'hex'), p.project_id, coalesce(p.process_id, ''), c->>'name',
-           enabled AND coalesce(events ? 'update.succeeded', true), enabled AND coalesce(events ? 'update.failed', true),
+           CASE WHEN NOT enabled THEN '{}'::text[]
+                WHEN events IS NULL THEN '{update.succeeded,update.failed}'
+                ELSE ARRAY(SELECT jsonb_array_elements_text(events)) END,
            CASE WHEN p.projected_revision = p.revision THEN p.changed_at ELSE 'infinity' END
     FROM lead_state.processes p, audit_facts f, json_array_elements(p.config->'callbacks') c,
          LATERAL (SELECT coalesce((c->>'enabled')::boolean, true) AS enabled,
@@ -114,7 +131,7 @@ const CALLBACKS: &str = r#"
 
 const MISSING_DELIVERIES: &str = "
     INSERT INTO audit_missing_deliveries
-    SELECT r.update_id, c.callback_id,
+    SELECT r.update_id, c.callback_id, o.delivery,
            CASE WHEN EXISTS (SELECT FROM webhooks.parked_events e
                              WHERE e.update_id = r.update_id AND e.project_id = r.project_id) THEN 'parked'
                 WHEN v.seq > f.acked THEN 'pending'
@@ -125,14 +142,14 @@ const MISSING_DELIVERIES: &str = "
                 ELSE 'undelivered' END
     FROM audit_facts f
     CROSS JOIN audit_rows r
-    JOIN audit_callbacks c ON r.is_update AND c.project_id = r.project_id AND c.process_id = r.process_id
-        AND CASE WHEN r.success THEN c.on_succeeded ELSE c.on_failed END
+    JOIN audit_occurrences o ON o.project_id = r.project_id AND o.update_id = r.update_id
+    JOIN audit_callbacks c ON c.project_id = r.project_id AND c.process_id = r.process_id AND o.event = ANY (c.events)
     -- An update that is announced again is delivered again: its last event counts.
     LEFT JOIN (SELECT project_id, update_id, max(seq) AS seq FROM audit_events GROUP BY 1, 2) v
         ON v.project_id = r.project_id AND v.update_id = r.update_id
     WHERE r.in_scope AND ((r.at_epoch, r.at_seq) <= (f.announced_epoch, f.announced_seq) OR v.seq IS NOT NULL)
       AND NOT EXISTS (SELECT FROM webhooks.deliveries d
-                      WHERE d.update_id = r.update_id AND d.callback_id = c.callback_id)";
+                      WHERE d.update_id = r.update_id AND d.callback_id = c.callback_id AND d.kind = o.delivery)";
 
 const COUNT_UPDATES: &str = "
     SELECT
@@ -333,8 +350,10 @@ impl Snapshot {
         }
         sqlx::query(QUEUED).execute(&mut *connection).await.context("cannot read the queued updates")?;
         sqlx::query(CALLBACKS).execute(&mut *connection).await.context("cannot read the processes")?;
+        sqlx::query(OCCURRENCES).execute(&mut *connection).await.context("cannot read what the ledger means")?;
         let analyze = "ANALYZE audit_rows; ANALYZE audit_entries; ANALYZE audit_events; ANALYZE audit_dead_letters;
-                       ANALYZE audit_callbacks; ANALYZE audit_facts; ANALYZE audit_queued";
+                       ANALYZE audit_callbacks; ANALYZE audit_facts; ANALYZE audit_queued;
+                       ANALYZE audit_occurrences";
         sqlx::raw_sql(analyze).execute(&mut *connection).await?;
         sqlx::query(MISSING_DELIVERIES)
             .bind(CHANGE_GRACE)

@@ -101,8 +101,9 @@ pub(crate) struct NewCallback {
         conflicts_with = "bearer_token"
     )]
     auth_header: Option<String>,
-    /// Send only this event, update.succeeded or update.failed; can be repeated. Default: all events.
-    #[arg(long = "event", value_parser = parse_event)]
+    /// Send this event, e.g. update.failed or lead.state_changed; can be repeated. Default: update.succeeded and
+    /// update.failed.
+    #[arg(long = "event")]
     events: Vec<EventKind>,
     /// Create the callback switched off.
     #[arg(long)]
@@ -119,10 +120,6 @@ pub(crate) struct NewCallback {
     /// Deliver each lead's updates in order, one at a time.
     #[arg(long)]
     ordered: bool,
-}
-
-fn parse_event(text: &str) -> Result<EventKind, String> {
-    serde_json::from_value(text.into()).map_err(|_| "must be update.succeeded or update.failed".to_owned())
 }
 
 impl NewCallback {
@@ -271,7 +268,7 @@ mod tests {
             url: "https://crm.example".into(),
             bearer_token: None,
             auth_header: Some("X-Key: a:b".into()),
-            events: vec![parse_event("update.failed").unwrap()],
+            events: vec![EventKind::Failed],
             off: true,
             timeout_seconds: None,
             max_in_flight: None,
@@ -284,6 +281,6 @@ mod tests {
         assert_eq!(new.spec().unwrap(), serde_json::from_value(expected).unwrap());
         let wrong = NewCallback { url: "crm.example".into(), ..new };
         assert!(wrong.spec().unwrap_err().to_string().contains("not an http or https URL"));
-        assert!(parse_event("update.lost").is_err());
+        assert!("update.lost".parse::<EventKind>().is_err());
     }
 }

@@ -83,7 +83,8 @@ pub(crate) fn render(timeline: &UpdateTimeline, names: &BTreeMap<ObjectId, Strin
     for delivery in deliveries {
         let name = names.get(&delivery.callback_id).cloned();
         let name = name.unwrap_or_else(|| delivery.callback_id.to_string());
-        line("callback", &format!("{name}: {}", delivery_status(delivery)));
+        let kind = if delivery.kind.is_update() { String::new() } else { format!(" {}", delivery.kind) };
+        line("callback", &format!("{name}{kind}: {}", delivery_status(delivery)));
         for attempt in &delivery.attempts {
             line("", &attempt_line(attempt));
         }

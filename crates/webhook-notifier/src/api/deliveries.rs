@@ -5,6 +5,7 @@ use std::sync::Arc;
 use async_nats::service::Service;
 use contract::{
     ObjectId, Timestamp,
+    event_kind::DeliveryKind,
     rpc::{
         Cursor, Delivery, DeliveryId, DeliveryStatus, ErrorCode, GetDelivery, GetOutcomes, ListDeliveries,
         ListUpdateDeliveries, ListUpdates, ListedDelivery, MAX_LIMIT, Outcome, Page, Query, Redeliver, RpcError,
@@ -83,7 +84,8 @@ impl DeliveryApi {
     async fn get(self, query: GetDelivery) -> Result<Delivery, RpcError> {
         let GetDelivery { project_id, id } = query;
         let deliveries = store::deliveries::with_attempts(&self.pool, project_id, id.update_id).await?;
-        deliveries.into_iter().find(|delivery| delivery.callback_id == id.callback_id).ok_or_else(not_found)
+        let is_same = |delivery: &Delivery| delivery.callback_id == id.callback_id && delivery.kind == id.kind;
+        deliveries.into_iter().find(is_same).ok_or_else(not_found)
     }
 
     async fn list(self, query: ListDeliveries) -> Result<Page<ListedDelivery>, RpcError> {
@@ -101,23 +103,20 @@ impl DeliveryApi {
     }
 
     async fn list_by_id(&self, query: &ListDeliveries, update_id: ObjectId) -> Result<Page<ListedDelivery>, RpcError> {
-        let is_of_lead = match query.lead_id {
-            Some(lead_id) => self.is_of_lead(query.project_id, update_id, lead_id).await?,
-            None => true,
-        };
-        let mut items = match is_of_lead {
-            true => self.of_updates(query.project_id, &[update_id]).await?,
-            false => Vec::new(),
-        };
+        let mut items = self.of_updates(query.project_id, &[update_id]).await?;
+        if let (Some(lead_id), Some(delivery)) = (query.lead_id, items.first())
+            && !self.is_of_lead(query.project_id, delivery.id, lead_id).await?
+        {
+            items.clear();
+        }
         let since = query.since.map_or(0, Timestamp::unix_seconds);
         items.retain(|delivery| matches(query, delivery) && update_id.timestamp().unix_seconds() >= since);
         Ok(Page { items, next: None })
     }
 
-    async fn is_of_lead(&self, project_id: ObjectId, update_id: ObjectId, lead_id: ObjectId) -> Result<bool, RpcError> {
-        let outcomes = self.outcomes(project_id, vec![update_id]).await?;
-        let lead = |outcome: &Outcome| outcome.payload.members().get("leadId").map(|raw| raw.get().to_owned());
-        Ok(outcomes.first().and_then(lead).is_some_and(|text| text == format!("\"{lead_id}\"")))
+    async fn is_of_lead(&self, project_id: ObjectId, id: DeliveryId, lead_id: ObjectId) -> Result<bool, RpcError> {
+        let outcomes = self.outcomes(project_id, &[id]).await?;
+        Ok(outcomes.first().and_then(|outcome| outcome.lead_id) == Some(lead_id))
     }
 
     /// By the index of deliveries that are not delivered.
@@ -218,7 +217,7 @@ impl DeliveryApi {
         let pending = || RpcError::new(ErrorCode::DeliveryPending, "The delivery is pending already");
         let outcomes = match delivery.status {
             DeliveryStatus::Pending => return Err(pending()),
-            DeliveryStatus::Delivered => self.outcomes(project_id, vec![id.update_id]).await?,
+            DeliveryStatus::Delivered => self.outcomes(project_id, &[id]).await?,
             DeliveryStatus::Exhausted => Vec::new(),
         };
         if delivery.status == DeliveryStatus::Delivered && outcomes.is_empty() {
@@ -228,7 +227,7 @@ impl DeliveryApi {
         let now = clock::now();
         let requeued = self.requeue(project_id, &[Redelivery { id, due: now, payload }], now).await?;
         let requeued = requeued.into_iter().next().ok_or_else(pending)?;
-        tracing::info!(update_id = %id.update_id, callback_id = %id.callback_id, "redelivery requested");
+        tracing::info!(delivery = %id, "redelivery requested");
         Ok(requeued)
     }
 
@@ -255,9 +254,15 @@ impl DeliveryApi {
     pub(super) async fn outcomes(
         &self,
         project_id: ObjectId,
-        update_ids: Vec<ObjectId>,
+        deliveries: &[DeliveryId],
     ) -> Result<Vec<Outcome>, RpcError> {
-        Ok(request(&self.client, &GetOutcomes { project_id, update_ids }).await?)
+        let update_ids = deliveries.iter().map(|id| id.update_id).collect();
+        let mut kinds = deliveries.iter().map(|id| id.kind).collect::<Vec<_>>();
+        // A lead-state of an earlier version has the outcomes of updates only, and refuses a field that it does not know.
+        if kinds.iter().all(DeliveryKind::is_update) {
+            kinds.clear();
+        }
+        Ok(request(&self.client, &GetOutcomes { project_id, update_ids, kinds }).await?)
     }
 }
 

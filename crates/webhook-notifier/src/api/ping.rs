@@ -10,6 +10,7 @@ use async_nats::service::Service;
 use contract::{
     ObjectId,
     event::TestPayload,
+    event_kind::DeliveryKind,
     rpc::{ErrorCode, Query, RpcError, TestCallback, TestResult},
 };
 use service_kit::{
@@ -119,6 +120,8 @@ fn ping(project_id: ObjectId, target: &Target) -> (ObjectId, PendingDelivery) {
     let delivery = PendingDelivery {
         update_id: webhook_id,
         callback_id,
+        // Its webhook-id has no suffix, either.
+        kind: DeliveryKind::Update,
         project_id,
         process_id,
         body,

@@ -144,9 +144,10 @@ impl DeliveryApi {
         while !rest.is_empty() {
             let outcomes = match query.status {
                 DeliveryStatus::Delivered => {
-                    let mut ids = rest.iter().map(|id| id.update_id).collect::<Vec<_>>();
-                    ids.dedup();
-                    self.outcomes(query.project_id, ids).await?
+                    let mut bodies = rest.to_vec();
+                    // The callbacks of an update share the body of a kind.
+                    bodies.dedup_by_key(|id| (id.update_id, id.kind));
+                    self.outcomes(query.project_id, &bodies).await?
                 }
                 _ => Vec::new(),
             };
@@ -173,7 +174,8 @@ fn with_payloads<'d, 'o>(
     deliveries: &'d [DeliveryId],
     outcomes: &'o [Outcome],
 ) -> (Vec<(DeliveryId, Option<&'o str>)>, &'d [DeliveryId]) {
-    let outcome = |id: &DeliveryId| outcomes.iter().find(|outcome| outcome.update_id == id.update_id);
+    let outcome =
+        |id: &DeliveryId| outcomes.iter().find(|outcome| outcome.update_id == id.update_id && outcome.kind == id.kind);
     let Some(last) = deliveries.iter().rposition(|id| outcome(id).is_some()) else { return (Vec::new(), &[]) };
     let (arrived, later) = deliveries.split_at(last + 1);
     let arrived = arrived.iter().filter_map(|id| Some((*id, Some(outcome(id)?.payload.get()))));
@@ -182,19 +184,22 @@ fn with_payloads<'d, 'o>(
 
 #[cfg(test)]
 mod tests {
-    use contract::{JsonObject, ObjectId};
+    use contract::{JsonObject, ObjectId, event_kind::DeliveryKind};
     use proptest::prelude::*;
 
     use super::*;
 
     fn delivery(update: u8, callback: u8) -> DeliveryId {
-        DeliveryId { update_id: ObjectId::from_bytes([update; 12]), callback_id: ObjectId::from_bytes([callback; 12]) }
+        let (update_id, callback_id) = (ObjectId::from_bytes([update; 12]), ObjectId::from_bytes([callback; 12]));
+        DeliveryId { update_id, callback_id, kind: DeliveryKind::Update }
     }
 
     #[test]
     fn payloads_are_paired_as_far_as_they_arrived() {
         let outcome = |update| Outcome {
             update_id: ObjectId::from_bytes([update; 12]),
+            kind: DeliveryKind::Update,
+            lead_id: None,
             payload: JsonObject::from_text(format!("{{\"n\": {update}}}")).unwrap(),
         };
         let deliveries = [delivery(1, 1), delivery(1, 2), delivery(2, 1), delivery(3, 1), delivery(4, 1)];

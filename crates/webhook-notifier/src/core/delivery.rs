@@ -2,16 +2,17 @@
 
 use std::sync::Arc;
 
-use contract::{ObjectId, Timestamp, position::EventPosition, rpc::DeliveryStatus};
+use contract::{ObjectId, Timestamp, event_kind::DeliveryKind, position::EventPosition, rpc::DeliveryStatus};
 
 use super::{ordering::LeadKey, outcome::Attempt};
 
-/// A completion event on its way to one callback. Update and callback identify it. The update's id is also its
+/// A completion event on its way to one callback. Update, callback and kind identify it; update and kind are its
 /// `webhook-id`.
 #[derive(Debug, Clone)]
 pub(crate) struct PendingDelivery {
     pub(crate) update_id: ObjectId,
     pub(crate) callback_id: ObjectId,
+    pub(crate) kind: DeliveryKind,
     pub(crate) project_id: ObjectId,
     /// The process whose configuration contains the callback; none for the project's fallback callbacks.
     pub(crate) process_id: Option<ObjectId>,
@@ -51,6 +52,15 @@ impl LeadOrder {
         key.extend(position.log.index.to_be_bytes());
         key.extend(event_sequence.to_be_bytes());
         Self { lead_id, key, event_stream, event_sequence }
+    }
+
+    /// The position of a delivery of this kind: the outcome of the update comes first, the others in their order.
+    pub(crate) fn of_kind(&self, kind: DeliveryKind) -> Self {
+        let mut order = self.clone();
+        if !kind.is_update() {
+            order.key.push(kind as u8);
+        }
+        order
     }
 }
 

@@ -10,7 +10,8 @@ use std::{sync::Arc, time::Duration};
 use async_nats::jetstream;
 use contract::{
     Timestamp,
-    event::{CompletionEvent, WebhookPayload},
+    event::CompletionEvent,
+    event_kind::DeliveryKind,
     headers, json,
     position::{EventPosition, LogPosition},
     process::Ordering,
@@ -27,7 +28,7 @@ use service_kit::{
 
 use super::dead_letter::{self, DeadLetter};
 use crate::{
-    callbacks::{ProcessUnreadable, Target},
+    callbacks::{ProcessUnreadable, Subscription, Target},
     core::delivery::{DeliverySource, LeadOrder, PendingDelivery},
     deliver::Deliverer,
     recorder::Stopping,
@@ -161,10 +162,6 @@ impl EventDispatcher {
             Err(_) if self.role == ConsumerRole::RecordOrdered => return Ok(()),
             Err((reason, error)) => return Err(self.publish_dead_letter(message, &meta, reason, error).await),
         };
-        // No callback subscribes to the outcomes of call events.
-        if !event.kind.is_update() {
-            return Ok(());
-        }
         let header = message.headers.as_ref().and_then(|headers| headers.get(headers::TRACEPARENT));
         let parent = header.map(|value| value.as_str()).filter(|text| is_traceparent(text));
         let order = lead_order(&message, &event, &meta);
@@ -188,7 +185,7 @@ impl EventDispatcher {
         }
         let own = span.as_ref().and_then(Span::traceparent);
         let traceparent = own.as_deref().or(parent).map(Arc::from);
-        let deliveries = pending_deliveries(targets, &event, order, traceparent)?;
+        let deliveries = pending_deliveries(targets, &event, order.as_ref(), traceparent)?;
         // Frees the memory: the attempts may take long.
         drop((message, event));
         let deliveries = deliveries.into_iter().map(|(target, delivery)| self.deliver_to(target, delivery));
@@ -206,7 +203,7 @@ impl EventDispatcher {
         let event = parse(parked.payload.as_bytes()).map_err(|(_, error)| AckDecision::RetryLater(error))?;
         let targets = self.targets(&event, parked.published_at, true).await?;
         let traceparent = parked.traceparent.as_deref().map(Arc::from);
-        let deliveries = pending_deliveries(targets, &event, parked.order.clone(), traceparent)?;
+        let deliveries = pending_deliveries(targets, &event, parked.order.as_ref(), traceparent)?;
         let deliveries = deliveries.into_iter().map(|(target, delivery)| self.record_only(target, delivery));
         try_join_all(deliveries).await?;
         Ok(())
@@ -239,13 +236,13 @@ impl EventDispatcher {
         Ok(())
     }
 
-    /// The callbacks that the event is delivered to by this consumer.
+    /// The deliveries of the event that this consumer makes.
     async fn targets(
         &self,
         event: &CompletionEvent,
         published_at: Timestamp,
         may_be_recorded: bool,
-    ) -> Result<Vec<Target>, Undecided> {
+    ) -> Result<Vec<Subscription>, Undecided> {
         let callbacks = &self.deliverer.callbacks;
         let mut targets = match callbacks.for_event(event).await? {
             Some(targets) => targets,
@@ -254,10 +251,10 @@ impl EventDispatcher {
             None => callbacks.fallback(event).await?,
         };
         if self.role == ConsumerRole::RecordOrdered {
-            targets.retain(|target| target.ordering == Ordering::Lead);
+            targets.retain(|(target, _)| target.ordering == Ordering::Lead);
         } else if may_be_recorded {
-            let recorded = store::deliveries::recorded_callbacks(&self.pool, event.update_id).await?;
-            targets.retain(|target| !recorded.contains(&target.callback_id));
+            let recorded = store::deliveries::recorded(&self.pool, event.update_id).await?;
+            targets.retain(|(target, kind)| !recorded.contains(&(target.callback_id, *kind)));
         }
         Ok(targets)
     }
@@ -306,29 +303,41 @@ impl EventDispatcher {
     }
 }
 
-/// The deliveries of an event, which share their body.
+/// The deliveries of an event. Those of a kind share their body.
 fn pending_deliveries(
-    targets: Vec<Target>,
+    targets: Vec<Subscription>,
     event: &CompletionEvent,
-    order: Option<LeadOrder>,
+    order: Option<&LeadOrder>,
     traceparent: Option<Arc<str>>,
 ) -> Result<Vec<(Target, PendingDelivery)>, AckDecision> {
-    let body = serde_json::to_string(&WebhookPayload::from(event));
-    let body = Arc::<str>::from(body.map_err(|e| AckDecision::RetryLater(e.to_string()))?);
-    let order = order.map(Arc::new);
-    let deliveries = targets.into_iter().map(|target| {
+    let mut bodies: Vec<(DeliveryKind, Arc<str>)> = Vec::new();
+    let mut deliveries = Vec::with_capacity(targets.len());
+    for (target, kind) in targets {
+        let known = bodies.iter().find(|(known, _)| *known == kind).map(|(_, body)| body.clone());
+        let body = match known {
+            Some(body) => body,
+            None => {
+                let body = kind.body(event).map_err(|e| AckDecision::RetryLater(e.to_string()))?;
+                // A callback has deliveries of those kinds only that the event means.
+                let Some(body) = body.map(Arc::<str>::from) else { continue };
+                bodies.push((kind, body.clone()));
+                body
+            }
+        };
+        let is_ordered = target.ordering == Ordering::Lead;
         let delivery = PendingDelivery {
             update_id: event.update_id,
             callback_id: target.callback_id,
+            kind,
             project_id: event.project_id,
             process_id: target.process_id(),
-            body: body.clone(),
+            body,
             traceparent: traceparent.clone(),
-            order: order.clone().filter(|_| target.ordering == Ordering::Lead),
+            order: order.as_ref().filter(|_| is_ordered).map(|order| Arc::new(order.of_kind(kind))),
         };
-        (target, delivery)
-    });
-    Ok(deliveries.collect())
+        deliveries.push((target, delivery));
+    }
+    Ok(deliveries)
 }
 
 /// The order of an event among those of its lead; none without a lead.

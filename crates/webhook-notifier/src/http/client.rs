@@ -209,6 +209,7 @@ fn printable(bytes: &[u8], callback: &Callback) -> Option<String> {
 pub(crate) mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
+    use contract::event_kind::DeliveryKind;
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
         net::TcpListener,
@@ -232,6 +233,7 @@ pub(crate) mod tests {
         PendingDelivery {
             update_id: ObjectId::from_bytes([2; 12]),
             callback_id: ObjectId::from_bytes([1; 12]),
+            kind: DeliveryKind::Update,
             project_id: ObjectId::from_bytes([3; 12]),
             process_id: None,
             body: r#"{"success":true}"#.into(),

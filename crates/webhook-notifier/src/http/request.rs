@@ -72,7 +72,7 @@ impl PreparedCallback {
     ) -> Result<Request<Full<Bytes>>, RequestError> {
         let (uri, auth) = self.target.as_ref().map_err(Clone::clone)?;
         let not_sent = |e: &dyn std::fmt::Display| RequestError::NotSent(e.to_string());
-        let id = delivery.update_id.to_string();
+        let id = delivery.kind.webhook_id(delivery.update_id);
         let (secrets, timestamp) = (self.callback.signing_secrets(now), now.unix_seconds());
         let signature = signature(secrets, &id, timestamp, delivery.body.as_bytes()).map_err(|e| not_sent(&e))?;
         let value = |text: &str| HeaderValue::from_str(text).map_err(|e| not_sent(&e));

@@ -6,7 +6,11 @@ use contract::{ObjectId, Timestamp};
 use service_kit::postgres::Pool;
 use time::OffsetDateTime;
 
-use super::{error::StoreError, id};
+use super::{
+    deliveries::{kind_names, parse_kind},
+    error::StoreError,
+    id,
+};
 use crate::core::delivery::{LeadOrder, PendingDelivery};
 
 /// A callback with due deliveries.
@@ -90,13 +94,14 @@ pub(crate) async fn claim(
             FROM unnest($1::bytea[], $2::bigint[], $3::bigint[]) AS request (callback_id, max_deliveries, max_bytes)
             CROSS JOIN LATERAL (
                 SELECT locked.update_id, locked.callback_id, locked.kind,
-                       sum(locked.length) OVER (ORDER BY locked.next_attempt_at, locked.update_id) - locked.length AS bytes_before
+                       sum(locked.length) OVER (ORDER BY locked.next_attempt_at, locked.update_id, locked.kind) - locked.length AS bytes_before
                 FROM (
                     SELECT d.update_id, d.callback_id, d.kind, d.next_attempt_at,
                            coalesce(octet_length(d.payload), (SELECT octet_length(p.payload) FROM webhooks.payloads AS p
                                                               WHERE p.update_id = d.update_id AND p.kind = d.kind)) AS length
                     FROM webhooks.deliveries AS d
                     WHERE d.status = 'pending' AND d.callback_id = request.callback_id AND d.next_attempt_at <= $4
+                        AND d.kind = ANY($6)
                     ORDER BY d.next_attempt_at
                     LIMIT request.max_deliveries
                     FOR UPDATE SKIP LOCKED
@@ -107,7 +112,7 @@ pub(crate) async fn claim(
         UPDATE webhooks.deliveries AS d SET next_attempt_at = $5
         FROM due
         WHERE d.update_id = due.update_id AND d.callback_id = due.callback_id AND d.kind = due.kind
-        RETURNING d.update_id AS "update_id: [u8; 12]", d.callback_id AS "callback_id: [u8; 12]",
+        RETURNING d.update_id AS "update_id: [u8; 12]", d.callback_id AS "callback_id: [u8; 12]", d.kind,
                   d.project_id AS "project_id: [u8; 12]", d.process_id AS "process_id: [u8; 12]",
                   d.attempts - coalesce(d.schedule_offset, 0) AS "attempts!", d.traceparent,
                   coalesce(d.payload, (SELECT p.payload FROM webhooks.payloads AS p
@@ -119,27 +124,33 @@ pub(crate) async fn claim(
         &bytes,
         OffsetDateTime::from(now),
         OffsetDateTime::from(lease_until),
+        // Those of a later version are left to its notifiers.
+        &kind_names() as &[&str],
     )
     .fetch_all(pool)
     .await?;
-    let claimed = rows.into_iter().map(|row| ClaimedDelivery {
-        delivery: PendingDelivery {
-            update_id: id(row.update_id),
-            callback_id: id(row.callback_id),
-            project_id: id(row.project_id),
-            process_id: row.process_id.map(id),
-            body: row.payload.into(),
-            traceparent: row.traceparent.map(Into::into),
-            order: row.lead_id.map(|lead_id| {
-                Arc::new(LeadOrder {
-                    lead_id: id(lead_id),
-                    key: row.order_key.unwrap_or_default(),
-                    event_stream: row.event_stream.unwrap_or_default().into(),
-                    event_sequence: row.event_sequence.unwrap_or_default().cast_unsigned(),
-                })
-            }),
-        },
-        attempts: row.attempts.unsigned_abs(),
+    let claimed = rows.into_iter().map(|row| {
+        let (update_id, callback_id) = (id(row.update_id), id(row.callback_id));
+        Ok(ClaimedDelivery {
+            delivery: PendingDelivery {
+                update_id,
+                callback_id,
+                kind: parse_kind(&row.kind, update_id)?,
+                project_id: id(row.project_id),
+                process_id: row.process_id.map(id),
+                body: row.payload.into(),
+                traceparent: row.traceparent.map(Into::into),
+                order: row.lead_id.map(|lead_id| {
+                    Arc::new(LeadOrder {
+                        lead_id: id(lead_id),
+                        key: row.order_key.unwrap_or_default(),
+                        event_stream: row.event_stream.unwrap_or_default().into(),
+                        event_sequence: row.event_sequence.unwrap_or_default().cast_unsigned(),
+                    })
+                }),
+            },
+            attempts: row.attempts.unsigned_abs(),
+        })
     });
-    Ok(claimed.collect())
+    claimed.collect()
 }

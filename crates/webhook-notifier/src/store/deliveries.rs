@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use contract::{
     ObjectId, Timestamp,
+    event_kind::DeliveryKind,
     rpc::{Attempt, Delivery, DeliveryId, DeliveryStatus, ListedDelivery},
 };
 use service_kit::postgres::Pool;
@@ -34,9 +35,30 @@ fn parse_status(text: &str, id: DeliveryId) -> Result<DeliveryStatus, StoreError
     }
 }
 
+/// Reads the column `kind` of a delivery of this update.
+pub(super) fn parse_kind(text: &str, update_id: ObjectId) -> Result<DeliveryKind, StoreError> {
+    text.parse().map_err(|_| StoreError::Corrupt {
+        table: "deliveries",
+        column: "kind",
+        id: update_id.to_string(),
+        value: text.to_owned(),
+    })
+}
+
+/// The kinds that this version can read.
+pub(super) fn kind_names() -> Vec<&'static str> {
+    DeliveryKind::ALL.iter().map(|kind| kind.as_str()).collect()
+}
+
+fn delivery_id(update_id: [u8; 12], callback_id: [u8; 12], kind: &str) -> Result<DeliveryId, StoreError> {
+    let update_id = id(update_id);
+    Ok(DeliveryId { update_id, callback_id: id(callback_id), kind: parse_kind(kind, update_id)? })
+}
+
 struct Row {
     update_id: [u8; 12],
     callback_id: [u8; 12],
+    kind: String,
     process_id: Option<[u8; 12]>,
     status: String,
     attempts: i32,
@@ -50,7 +72,7 @@ impl TryFrom<Row> for ListedDelivery {
     type Error = StoreError;
 
     fn try_from(row: Row) -> Result<Self, StoreError> {
-        let id = DeliveryId { update_id: id(row.update_id), callback_id: id(row.callback_id) };
+        let id = delivery_id(row.update_id, row.callback_id, &row.kind)?;
         Ok(Self {
             id,
             process_id: row.process_id.map(super::id),
@@ -76,21 +98,21 @@ fn id_prefix(since: Option<Timestamp>) -> Vec<u8> {
 /// Greater than every id. With a bound that is always there, every plan uses the index.
 const BEYOND_IDS: [u8; 13] = [0xff; 13];
 
-/// The callbacks with a recorded delivery of this update.
-pub(crate) async fn recorded_callbacks(pool: &Pool, update_id: ObjectId) -> Result<HashSet<ObjectId>, StoreError> {
-    let rows = sqlx::query_scalar!(
-        r#"
-        SELECT callback_id AS "callback_id: [u8; 12]" FROM webhooks.deliveries
-        WHERE update_id = $1 AND kind = 'update'
-        "#,
+/// The recorded deliveries of this update: their callbacks and kinds.
+pub(crate) async fn recorded(
+    pool: &Pool,
+    update_id: ObjectId,
+) -> Result<HashSet<(ObjectId, DeliveryKind)>, StoreError> {
+    let rows = sqlx::query!(
+        r#"SELECT callback_id AS "callback_id: [u8; 12]", kind FROM webhooks.deliveries WHERE update_id = $1"#,
         update_id.as_bytes(),
     )
     .fetch_all(pool)
     .await?;
-    Ok(rows.into_iter().map(id).collect())
+    rows.into_iter().map(|row| Ok((id(row.callback_id), parse_kind(&row.kind, update_id)?))).collect()
 }
 
-/// The deliveries of a project's update with their attempts, ordered by callback.
+/// The deliveries of a project's update with their attempts, ordered by callback and kind.
 pub(crate) async fn with_attempts(
     pool: &Pool,
     project_id: ObjectId,
@@ -99,13 +121,13 @@ pub(crate) async fn with_attempts(
     // One statement, so that status and attempts are consistent.
     let rows = sqlx::query!(
         r#"
-        SELECT d.callback_id AS "callback_id: [u8; 12]", d.status, d.next_attempt_at,
+        SELECT d.callback_id AS "callback_id: [u8; 12]", d.kind, d.status, d.next_attempt_at,
                a.number AS "number?", a.started_at AS "started_at?", a.duration_ms AS "duration_ms?",
                a.status_code, a.error, a.response
         FROM webhooks.deliveries AS d
         LEFT JOIN webhooks.every_attempt AS a
             ON a.update_id = $2 AND a.callback_id = d.callback_id AND a.kind = d.kind
-        WHERE d.update_id = $2 AND d.project_id = $1 AND d.kind = 'update'
+        WHERE d.update_id = $2 AND d.project_id = $1
         ORDER BY d.callback_id, a.number
         "#,
         project_id.as_bytes(),
@@ -115,11 +137,13 @@ pub(crate) async fn with_attempts(
     .await?;
     let mut deliveries = BTreeMap::new();
     for row in rows {
-        let callback_id = id(row.callback_id);
-        let status = parse_status(&row.status, DeliveryId { update_id, callback_id })?;
-        let delivery = deliveries.entry(callback_id).or_insert_with(|| Delivery {
+        let delivery_id = delivery_id(*update_id.as_bytes(), row.callback_id, &row.kind)?;
+        let status = parse_status(&row.status, delivery_id)?;
+        let DeliveryId { callback_id, kind, .. } = delivery_id;
+        let delivery = deliveries.entry(delivery_id).or_insert_with(|| Delivery {
             update_id,
             callback_id,
+            kind,
             status,
             next_attempt_at: row.next_attempt_at.map(Into::into),
             attempts: Vec::new(),
@@ -150,19 +174,20 @@ pub(crate) async fn undelivered(
     let rows = sqlx::query_as!(
         Row,
         r#"
-        SELECT update_id AS "update_id: [u8; 12]", callback_id AS "callback_id: [u8; 12]",
+        SELECT update_id AS "update_id: [u8; 12]", callback_id AS "callback_id: [u8; 12]", kind,
                process_id AS "process_id: [u8; 12]", status, attempts, next_attempt_at, created_at, updated_at, last_error
         FROM webhooks.deliveries
-        WHERE project_id = $1 AND status = $2 AND status <> 'delivered' AND kind = 'update'
-            AND update_id >= $3 AND (update_id, callback_id) < ($4, $5)
-        ORDER BY update_id DESC, callback_id DESC
-        LIMIT $6
+        WHERE project_id = $1 AND status = $2 AND status <> 'delivered'
+            AND update_id >= $3 AND (update_id, callback_id, kind) < ($4, $5, $6)
+        ORDER BY update_id DESC, callback_id DESC, kind DESC
+        LIMIT $7
         "#,
         project_id.as_bytes(),
         status_name(status),
         id_prefix(since),
         before.as_ref().map_or(&BEYOND_IDS[..], |id| id.update_id.as_bytes()),
         before.as_ref().map_or(&[][..], |id| id.callback_id.as_bytes()),
+        before.as_ref().map_or("", |id| id.kind.as_str()),
         limit,
     )
     .fetch_all(pool)
@@ -180,23 +205,23 @@ pub(crate) async fn exhausted(
 ) -> Result<Vec<DeliveryId>, StoreError> {
     let rows = sqlx::query!(
         r#"
-        SELECT update_id AS "update_id: [u8; 12]", callback_id AS "callback_id: [u8; 12]"
+        SELECT update_id AS "update_id: [u8; 12]", callback_id AS "callback_id: [u8; 12]", kind
         FROM webhooks.deliveries
-        WHERE project_id = $1 AND status = 'exhausted' AND status <> 'delivered' AND kind = 'update'
-            AND update_id >= $2 AND (update_id, callback_id) > ($3, $4)
-        ORDER BY update_id, callback_id
-        LIMIT $5
+        WHERE project_id = $1 AND status = 'exhausted' AND status <> 'delivered'
+            AND update_id >= $2 AND (update_id, callback_id, kind) > ($3, $4, $5)
+        ORDER BY update_id, callback_id, kind
+        LIMIT $6
         "#,
         project_id.as_bytes(),
         id_prefix(Some(since)),
         after.as_ref().map_or(&[][..], |id| id.update_id.as_bytes()),
         after.as_ref().map_or(&[][..], |id| id.callback_id.as_bytes()),
+        after.as_ref().map_or("", |id| id.kind.as_str()),
         limit,
     )
     .fetch_all(pool)
     .await?;
-    let ids = rows.into_iter().map(|row| DeliveryId { update_id: id(row.update_id), callback_id: id(row.callback_id) });
-    Ok(ids.collect())
+    rows.into_iter().map(|row| delivery_id(row.update_id, row.callback_id, &row.kind)).collect()
 }
 
 /// The deliveries of a project's updates, in the order of the updates.
@@ -209,13 +234,13 @@ pub(crate) async fn of_updates(
     let rows = sqlx::query_as!(
         Row,
         r#"
-        SELECT d.update_id AS "update_id: [u8; 12]", d.callback_id AS "callback_id: [u8; 12]",
+        SELECT d.update_id AS "update_id: [u8; 12]", d.callback_id AS "callback_id: [u8; 12]", d.kind,
                d.process_id AS "process_id: [u8; 12]", d.status, d.attempts, d.next_attempt_at, d.created_at, d.updated_at,
                d.last_error
         FROM unnest($2::bytea[]) WITH ORDINALITY AS u (update_id, number)
         JOIN webhooks.deliveries AS d ON d.update_id = u.update_id
-        WHERE d.project_id = $1 AND d.kind = 'update'
-        ORDER BY u.number, d.callback_id DESC
+        WHERE d.project_id = $1
+        ORDER BY u.number, d.callback_id DESC, d.kind DESC
         "#,
         project_id.as_bytes(),
         &update_ids as &[[u8; 12]],
@@ -244,6 +269,7 @@ pub(crate) async fn requeue(
 ) -> Result<Vec<ListedDelivery>, StoreError> {
     let update_ids = redeliveries.iter().map(|d| *d.id.update_id.as_bytes()).collect::<Vec<_>>();
     let callback_ids = redeliveries.iter().map(|d| *d.id.callback_id.as_bytes()).collect::<Vec<_>>();
+    let kinds = redeliveries.iter().map(|d| d.id.kind.as_str()).collect::<Vec<_>>();
     let due = redeliveries.iter().map(|d| d.due.into()).collect::<Vec<OffsetDateTime>>();
     let payloads = redeliveries.iter().map(|d| d.payload).collect::<Vec<_>>();
     let rows = sqlx::query_as!(
@@ -253,12 +279,13 @@ pub(crate) async fn requeue(
             status = 'pending', next_attempt_at = CASE WHEN d.lead_id IS NULL THEN r.due END,
             payload = coalesce(d.payload, r.payload), schedule_offset = d.attempts, exhausted_announced = false,
             updated_at = $6
-        FROM unnest($2::bytea[], $3::bytea[], $4::timestamptz[], $5::text[]) AS r (update_id, callback_id, due, payload)
-        WHERE d.update_id = r.update_id AND d.callback_id = r.callback_id AND d.kind = 'update' AND d.project_id = $1
+        FROM unnest($2::bytea[], $3::bytea[], $4::timestamptz[], $5::text[], $7::text[])
+            AS r (update_id, callback_id, due, payload, kind)
+        WHERE d.update_id = r.update_id AND d.callback_id = r.callback_id AND d.kind = r.kind AND d.project_id = $1
             AND d.status <> 'pending'
             AND (coalesce(d.payload, r.payload) IS NOT NULL
                  OR EXISTS (SELECT FROM webhooks.payloads AS p WHERE p.update_id = d.update_id AND p.kind = d.kind))
-        RETURNING d.update_id AS "update_id: [u8; 12]", d.callback_id AS "callback_id: [u8; 12]",
+        RETURNING d.update_id AS "update_id: [u8; 12]", d.callback_id AS "callback_id: [u8; 12]", d.kind,
                   d.process_id AS "process_id: [u8; 12]", d.status, d.attempts, d.next_attempt_at, d.created_at,
                   d.updated_at, d.last_error
         "#,
@@ -268,6 +295,7 @@ pub(crate) async fn requeue(
         &due as &[OffsetDateTime],
         &payloads as &[Option<&str>],
         OffsetDateTime::from(now),
+        &kinds as &[&str],
     )
     .fetch_all(pool)
     .await?;
@@ -280,7 +308,7 @@ mod tests {
 
     #[test]
     fn an_unknown_status_is_an_error_that_names_the_row() {
-        let id = DeliveryId { update_id: ObjectId::from_bytes([1; 12]), callback_id: ObjectId::from_bytes([2; 12]) };
+        let id = delivery_id([1; 12], [2; 12], "call.ended").unwrap();
 
         let error = parse_status("lost", id).unwrap_err().to_string();
 
@@ -289,7 +317,7 @@ mod tests {
 
     #[test]
     fn every_status_is_stored_under_its_name() {
-        let id = DeliveryId { update_id: ObjectId::from_bytes([1; 12]), callback_id: ObjectId::from_bytes([2; 12]) };
+        let id = delivery_id([1; 12], [2; 12], "call.ended").unwrap();
         for status in [DeliveryStatus::Pending, DeliveryStatus::Delivered, DeliveryStatus::Exhausted] {
             assert_eq!(parse_status(status_name(status), id).unwrap(), status);
         }

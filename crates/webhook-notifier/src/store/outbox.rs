@@ -1,10 +1,14 @@
 //! The outbox of events about deliveries and callbacks.
 
-use contract::{ObjectId, Timestamp, event::WebhookEvent};
+use contract::{ObjectId, Timestamp, event::WebhookEvent, rpc::DeliveryId};
 use service_kit::postgres::Pool;
 use time::OffsetDateTime;
 
-use super::{error::StoreError, id};
+use super::{
+    deliveries::{kind_names, parse_kind},
+    error::StoreError,
+    id,
+};
 
 /// The exhausted deliveries that are not announced.
 pub(crate) async fn exhausted(pool: &Pool, limit: i64) -> Result<Vec<WebhookEvent>, StoreError> {
@@ -12,43 +16,48 @@ pub(crate) async fn exhausted(pool: &Pool, limit: i64) -> Result<Vec<WebhookEven
         r#"
         SELECT update_id AS "update_id: [u8; 12]", callback_id AS "callback_id: [u8; 12]",
                project_id AS "project_id: [u8; 12]", process_id AS "process_id: [u8; 12]",
-               attempts, last_error, updated_at
+               kind, attempts, last_error, updated_at
         FROM webhooks.deliveries
-        WHERE status = 'exhausted' AND NOT exhausted_announced AND kind = 'update'
+        WHERE status = 'exhausted' AND NOT exhausted_announced AND kind = ANY($2)
         ORDER BY update_id, callback_id
         LIMIT $1
         "#,
         limit,
+        // Those of a later version are left to its notifiers.
+        &kind_names() as &[&str],
     )
     .fetch_all(pool)
     .await?;
-    let events = rows.into_iter().map(|row| WebhookEvent::Exhausted {
-        update_id: id(row.update_id),
-        project_id: id(row.project_id),
-        process_id: row.process_id.map(id),
-        callback_id: id(row.callback_id),
-        attempts: row.attempts.unsigned_abs(),
-        error: row.last_error.unwrap_or_default(),
-        timestamp: row.updated_at.into(),
+    let events = rows.into_iter().map(|row| {
+        let update_id = id(row.update_id);
+        Ok(WebhookEvent::Exhausted {
+            update_id,
+            project_id: id(row.project_id),
+            process_id: row.process_id.map(id),
+            callback_id: id(row.callback_id),
+            kind: parse_kind(&row.kind, update_id)?,
+            attempts: row.attempts.unsigned_abs(),
+            error: row.last_error.unwrap_or_default(),
+            timestamp: row.updated_at.into(),
+        })
     });
-    Ok(events.collect())
+    events.collect()
 }
 
-/// Marks deliveries, as pairs of update and callback, as announced.
-pub(crate) async fn mark_exhausted_announced(
-    pool: &Pool,
-    deliveries: &[(ObjectId, ObjectId)],
-) -> Result<(), StoreError> {
-    let update_ids = deliveries.iter().map(|(update_id, _)| *update_id.as_bytes()).collect::<Vec<_>>();
-    let callback_ids = deliveries.iter().map(|(_, callback_id)| *callback_id.as_bytes()).collect::<Vec<_>>();
+/// Marks deliveries as announced.
+pub(crate) async fn mark_exhausted_announced(pool: &Pool, deliveries: &[DeliveryId]) -> Result<(), StoreError> {
+    let update_ids = deliveries.iter().map(|id| *id.update_id.as_bytes()).collect::<Vec<_>>();
+    let callback_ids = deliveries.iter().map(|id| *id.callback_id.as_bytes()).collect::<Vec<_>>();
+    let kinds = deliveries.iter().map(|id| id.kind.as_str()).collect::<Vec<_>>();
     sqlx::query!(
         r#"
         UPDATE webhooks.deliveries AS d SET exhausted_announced = true
-        FROM unnest($1::bytea[], $2::bytea[]) AS announced (update_id, callback_id)
-        WHERE d.update_id = announced.update_id AND d.callback_id = announced.callback_id AND d.kind = 'update'
+        FROM unnest($1::bytea[], $2::bytea[], $3::text[]) AS announced (update_id, callback_id, kind)
+        WHERE d.update_id = announced.update_id AND d.callback_id = announced.callback_id AND d.kind = announced.kind
         "#,
         &update_ids as &[[u8; 12]],
         &callback_ids as &[[u8; 12]],
+        &kinds as &[&str],
     )
     .execute(pool)
     .await?;

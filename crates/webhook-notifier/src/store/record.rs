@@ -2,7 +2,7 @@
 //!
 //! Attempt 1, if the endpoint accepted it, is stored in the row of its delivery, so most deliveries are one row. Every
 //! other attempt has its own row (docs/adr/0036-store-a-successful-first-attempt-in-its-delivery-row.md). A long body is stored
-//! once per update, in `payloads`.
+//! once per update and kind, in `payloads`.
 
 use std::collections::BTreeMap;
 
@@ -42,6 +42,7 @@ pub(crate) async fn write(connection: &mut Session, records: &[DeliveryRecord]) 
 struct Columns<'a> {
     update_ids: Vec<[u8; 12]>,
     callback_ids: Vec<[u8; 12]>,
+    kinds: Vec<&'static str>,
     statuses: Vec<&'static str>,
     due: Vec<Option<OffsetDateTime>>,
     errors: Vec<Option<&'a str>>,
@@ -53,6 +54,7 @@ impl<'a> Columns<'a> {
         Self {
             update_ids: records.iter().map(|r| *r.delivery.update_id.as_bytes()).collect(),
             callback_ids: records.iter().map(|r| *r.delivery.callback_id.as_bytes()).collect(),
+            kinds: records.iter().map(|r| r.delivery.kind.as_str()).collect(),
             statuses: records.iter().map(|r| status_name(r.state.status())).collect(),
             due: records.iter().map(|r| r.state.next_attempt_at().map(Into::into)).collect(),
             errors: records.iter().map(|r| r.error.as_deref().map(|e| prefix(e, MAX_ERROR_CHARS))).collect(),
@@ -119,14 +121,14 @@ async fn insert_ordered(connection: &mut Session, records: &[&DeliveryRecord]) -
         r#"
         INSERT INTO webhooks.deliveries
             (update_id, callback_id, project_id, process_id, status, attempts, created_at, updated_at, traceparent, last_error,
-             payload, lead_id, order_key, event_stream, event_sequence)
+             payload, lead_id, order_key, event_stream, event_sequence, kind)
         SELECT r.update_id, r.callback_id, r.project_id, r.process_id, r.status, 0, r.at, r.at, r.traceparent, r.error,
-               r.payload, r.lead_id, r.order_key, r.event_stream, r.event_sequence
+               r.payload, r.lead_id, r.order_key, r.event_stream, r.event_sequence, r.kind
         FROM unnest($1::bytea[], $2::bytea[], $3::bytea[], $4::bytea[], $5::text[], $6::text[], $7::text[], $8::text[],
-                    $9::timestamptz[], $10::bytea[], $11::bytea[], $12::text[], $13::bigint[])
+                    $9::timestamptz[], $10::bytea[], $11::bytea[], $12::text[], $13::bigint[], $14::text[])
             AS r (update_id, callback_id, project_id, process_id, status, traceparent, error, payload, at,
-                  lead_id, order_key, event_stream, event_sequence)
-        ORDER BY r.update_id, r.callback_id
+                  lead_id, order_key, event_stream, event_sequence, kind)
+        ORDER BY r.update_id, r.callback_id, r.kind
         ON CONFLICT (update_id, callback_id, kind) DO NOTHING
         "#,
         &columns.update_ids as &[[u8; 12]],
@@ -142,6 +144,7 @@ async fn insert_ordered(connection: &mut Session, records: &[&DeliveryRecord]) -
         &order_keys as &[&[u8]],
         &event_streams as &[&str],
         &event_sequences,
+        &columns.kinds as &[&str],
     )
     .execute(connection)
     .await?;
@@ -162,22 +165,22 @@ async fn upsert_from_events(connection: &mut Session, records: &[&DeliveryRecord
         WITH records AS MATERIALIZED (
             SELECT * FROM unnest($1::bytea[], $2::bytea[], $3::bytea[], $4::bytea[], $5::text[], $6::timestamptz[],
                                  $7::text[], $8::text[], $9::text[], $10::timestamptz[],
-                                 $11::timestamptz[], $12::integer[], $13::integer[], $14::text[])
+                                 $11::timestamptz[], $12::integer[], $13::integer[], $14::text[], $15::text[])
                 AS r (update_id, callback_id, project_id, process_id, status, due,
                       traceparent, error, payload, at,
-                      started_at, duration_ms, status_code, response)
+                      started_at, duration_ms, status_code, response, kind)
         ), recorded AS (
             INSERT INTO webhooks.deliveries AS d
                 (update_id, callback_id, project_id, process_id, status, attempts, next_attempt_at,
                  created_at, updated_at, traceparent, last_error, payload,
-                 first_started_at, first_duration_ms, first_status_code)
+                 first_started_at, first_duration_ms, first_status_code, kind)
             SELECT update_id, callback_id, project_id, process_id, status, (started_at IS NOT NULL)::integer, due,
                    at, at, traceparent, error, payload,
                    CASE WHEN status = 'delivered' THEN started_at END,
                    CASE WHEN status = 'delivered' THEN duration_ms END,
-                   CASE WHEN status = 'delivered' THEN status_code END
+                   CASE WHEN status = 'delivered' THEN status_code END, kind
             FROM records
-            ORDER BY update_id, callback_id
+            ORDER BY update_id, callback_id, kind
             ON CONFLICT (update_id, callback_id, kind) DO UPDATE SET
                 attempts = d.attempts + excluded.attempts,
                 status = CASE WHEN excluded.status = 'delivered' THEN 'delivered' ELSE d.status END,
@@ -188,12 +191,12 @@ async fn upsert_from_events(connection: &mut Session, records: &[&DeliveryRecord
                 first_started_at = CASE d.attempts WHEN 0 THEN excluded.first_started_at ELSE d.first_started_at END,
                 first_duration_ms = CASE d.attempts WHEN 0 THEN excluded.first_duration_ms ELSE d.first_duration_ms END,
                 first_status_code = CASE d.attempts WHEN 0 THEN excluded.first_status_code ELSE d.first_status_code END
-            RETURNING update_id, callback_id, attempts
+            RETURNING update_id, callback_id, kind, attempts
         )
         INSERT INTO webhooks.attempts
-            (update_id, callback_id, number, started_at, duration_ms, status_code, error, response)
-        SELECT update_id, callback_id, attempts, started_at, duration_ms, status_code, error, response
-        FROM records JOIN recorded USING (update_id, callback_id)
+            (update_id, callback_id, kind, number, started_at, duration_ms, status_code, error, response)
+        SELECT update_id, callback_id, kind, attempts, started_at, duration_ms, status_code, error, response
+        FROM records JOIN recorded USING (update_id, callback_id, kind)
         WHERE started_at IS NOT NULL AND NOT (attempts = 1 AND status = 'delivered')
         "#,
         &columns.update_ids as &[[u8; 12]],
@@ -210,6 +213,7 @@ async fn upsert_from_events(connection: &mut Session, records: &[&DeliveryRecord
         &attempts.duration_ms as &[Option<i32>],
         &attempts.status_codes as &[Option<i32>],
         &attempts.responses as &[Option<&str>],
+        &columns.kinds as &[&str],
     )
     .execute(connection)
     .await?;
@@ -227,8 +231,8 @@ async fn update_claimed(connection: &mut Session, records: &[&DeliveryRecord]) -
         r#"
         WITH records AS MATERIALIZED (
             SELECT * FROM unnest($1::bytea[], $2::bytea[], $3::text[], $4::timestamptz[], $5::text[], $6::timestamptz[],
-                                 $7::timestamptz[], $8::integer[], $9::integer[], $10::text[])
-                AS r (update_id, callback_id, status, due, error, at, started_at, duration_ms, status_code, response)
+                                 $7::timestamptz[], $8::integer[], $9::integer[], $10::text[], $11::text[])
+                AS r (update_id, callback_id, status, due, error, at, started_at, duration_ms, status_code, response, kind)
         ), recorded AS (
             UPDATE webhooks.deliveries AS d SET
                 attempts = d.attempts + (r.started_at IS NOT NULL)::integer,
@@ -244,14 +248,14 @@ async fn update_claimed(connection: &mut Session, records: &[&DeliveryRecord]) -
                 first_status_code =
                     CASE WHEN d.attempts = 0 AND r.status = 'delivered' THEN r.status_code ELSE d.first_status_code END
             FROM records AS r
-            WHERE d.update_id = r.update_id AND d.callback_id = r.callback_id AND d.kind = 'update'
+            WHERE d.update_id = r.update_id AND d.callback_id = r.callback_id AND d.kind = r.kind
                 AND (d.status = 'pending' OR r.status = 'delivered')
-            RETURNING d.update_id, d.callback_id, d.attempts
+            RETURNING d.update_id, d.callback_id, d.kind, d.attempts
         )
         INSERT INTO webhooks.attempts
-            (update_id, callback_id, number, started_at, duration_ms, status_code, error, response)
-        SELECT update_id, callback_id, attempts, started_at, duration_ms, status_code, error, response
-        FROM records JOIN recorded USING (update_id, callback_id)
+            (update_id, callback_id, kind, number, started_at, duration_ms, status_code, error, response)
+        SELECT update_id, callback_id, kind, attempts, started_at, duration_ms, status_code, error, response
+        FROM records JOIN recorded USING (update_id, callback_id, kind)
         WHERE started_at IS NOT NULL AND NOT (attempts = 1 AND status = 'delivered')
         "#,
         &columns.update_ids as &[[u8; 12]],
@@ -264,6 +268,7 @@ async fn update_claimed(connection: &mut Session, records: &[&DeliveryRecord]) -
         &attempts.duration_ms as &[Option<i32>],
         &attempts.status_codes as &[Option<i32>],
         &attempts.responses as &[Option<&str>],
+        &columns.kinds as &[&str],
     )
     .execute(connection)
     .await?;
@@ -275,25 +280,31 @@ fn is_long(record: &DeliveryRecord) -> bool {
     record.delivery.body.len() > MAX_INLINE_BYTES
 }
 
+fn long_body_key(record: &DeliveryRecord) -> ([u8; 12], &'static str) {
+    (*record.delivery.update_id.as_bytes(), record.delivery.kind.as_str())
+}
+
 /// Stores the long bodies of deliveries that wait or are exhausted.
 async fn store_long_bodies(connection: &mut Session, records: &[DeliveryRecord]) -> sqlx::Result<()> {
     // A claimed delivery has its body there already.
     let stored =
         |r: &&DeliveryRecord| is_long(r) && r.source == DeliverySource::Event && r.state != DeliveryState::Delivered;
-    let bodies = records.iter().filter(stored).map(|r| (*r.delivery.update_id.as_bytes(), &*r.delivery.body));
-    let (update_ids, bodies): (Vec<_>, Vec<_>) = bodies.collect::<BTreeMap<_, _>>().into_iter().unzip();
-    if update_ids.is_empty() {
+    let bodies = records.iter().filter(stored).map(|r| (long_body_key(r), &*r.delivery.body));
+    let (keys, bodies): (Vec<_>, Vec<_>) = bodies.collect::<BTreeMap<_, _>>().into_iter().unzip();
+    if keys.is_empty() {
         return Ok(());
     }
+    let (update_ids, kinds): (Vec<_>, Vec<_>) = keys.into_iter().unzip();
     // An existing row is locked, so that it is not released meanwhile.
     sqlx::query!(
         r#"
-        INSERT INTO webhooks.payloads (update_id, payload)
-        SELECT update_id, payload FROM unnest($1::bytea[], $2::text[]) AS r (update_id, payload)
-        ORDER BY update_id
+        INSERT INTO webhooks.payloads (update_id, kind, payload)
+        SELECT update_id, kind, payload FROM unnest($1::bytea[], $2::text[], $3::text[]) AS r (update_id, kind, payload)
+        ORDER BY update_id, kind
         ON CONFLICT (update_id, kind) DO UPDATE SET kind = excluded.kind
         "#,
         &update_ids as &[[u8; 12]],
+        &kinds as &[&str],
         &bodies as &[&str],
     )
     .execute(connection)
@@ -314,7 +325,7 @@ async fn release_long_bodies(connection: &mut Session, records: &[DeliveryRecord
     let locked = sqlx::query_scalar!(
         r#"
         SELECT update_id AS "update_id: [u8; 12]" FROM webhooks.payloads
-        WHERE update_id = ANY($1::bytea[]) ORDER BY update_id FOR UPDATE
+        WHERE update_id = ANY($1::bytea[]) ORDER BY update_id, kind FOR UPDATE
         "#,
         &update_ids as &[[u8; 12]],
     )
