@@ -330,7 +330,7 @@ fn the_result_of_a_test() {
 
 #[test]
 fn the_results_of_a_redelivery() {
-    let id = |byte| DeliveryId { update_id: id(byte), callback_id: CALLBACK };
+    let id = |byte| DeliveryId { update_id: id(byte), callback_id: CALLBACK, kind: DeliveryKind::Update };
     let results = [(id(1), Ok(())), (id(2), Err(Fault::Invalid("It is pending (delivery_pending)".into())))];
     insta::assert_snapshot!(lines(&actions::deliveries::render_results(PROJECT, &results)));
 }
