@@ -157,6 +157,9 @@ async fn another_project_does_not_exist_for_a_key() {
 
     let own = format!("/p/{}", other.project_id);
     assert_eq!(console.get("/", &cookie).await.location, own);
+    for page in ["/system", "/system/dead-letters/1"] {
+        assert_eq!(console.get(page, &cookie).await.status, StatusCode::NOT_FOUND, "{page}");
+    }
     let board = console.get(&own, &cookie).await;
     assert_eq!(board.status, StatusCode::OK, "{}", board.text);
     let foreign = format!("/p/{}", project.api.project_id);
@@ -491,6 +494,32 @@ async fn actions_on_another_projects_objects_do_not_exist() {
         }
     }
     assert_eq!(stack.receiver.requests().len(), 1);
+}
+
+#[tokio::test]
+async fn an_operator_sees_services_streams_and_dead_letters() {
+    let stack = stack_on(None).await;
+    let console = Console::start(&stack).await;
+    let link = stack.leadctl(&["console", "token", "--url", &console.url]).await.assert_ok().stdout;
+    let (_, token) = link.trim().split_once("/login?").expect("a link");
+    let cookie = console.sign_in(token).await;
+    stack.publish(format!("leads.cmd.{}.update", stack.api.project_id), "{\"broken\": <b>").await;
+    let letters = stack.wait_for_letters(1).await;
+
+    let system = console.get("/system", &cookie).await;
+
+    for part in ["webhook-notifier", "lead-state", "LEAD_COMMANDS", "Entries not applied yet", "invalid_json"] {
+        assert!(system.text.contains(part) && !system.text.contains("class=\"notice\""), "{part}: {}", system.text);
+    }
+    assert!(!system.text.contains("does not answer"), "{}", system.text);
+    let number = letters[0]["number"].as_u64().expect("a number");
+    let letter = console.get(&format!("/system/dead-letters/{number}"), &cookie).await;
+    for part in ["not replayed", "{&quot;broken&quot;: &lt;b&gt;", &format!("leadctl dead-letters replay {number}")] {
+        assert!(letter.text.contains(part), "{part}: {}", letter.text);
+    }
+    let none = console.get("/system/dead-letters/999", &cookie).await;
+    assert_eq!(none.status, StatusCode::NOT_FOUND, "{}", none.text);
+    assert!(!console.service.log().contains("NATS refuses"), "{}", console.service.log());
 }
 
 #[tokio::test]

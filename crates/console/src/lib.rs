@@ -7,6 +7,7 @@
 mod app;
 mod assets;
 mod config;
+mod dead_letters;
 mod fault;
 mod gateway;
 mod login_link;

@@ -14,7 +14,9 @@ use crate::{
     app::App,
     assets,
     fault::Fault,
-    pages::{board, callbacks, calls, deliveries, go, leads, login, processes, projects, updates},
+    pages::{
+        board, callbacks, calls, dead_letters, deliveries, go, leads, login, processes, projects, system, updates,
+    },
     respond::{action, page, respond, with_security_headers},
 };
 
@@ -24,6 +26,8 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/login", get(login::form).post(login::submit))
         .route("/logout", post(login::end))
         .route("/", page(projects::list))
+        .route("/system", page(system::show))
+        .route("/system/dead-letters/{number}", page(dead_letters::show))
         .route("/go/{id}", page(go::anywhere))
         .route("/p/{project}", page(board::show))
         .route("/p/{project}/go", page(go::in_project))

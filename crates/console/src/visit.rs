@@ -9,7 +9,12 @@ use contract::{
 };
 use serde::de::DeserializeOwned;
 
-use crate::{app::App, fault::Fault, gateway::GatewayRequest, session::Session};
+use crate::{
+    app::App,
+    fault::Fault,
+    gateway::GatewayRequest,
+    session::{Role, Session},
+};
 
 /// How many rows a page of a list has.
 pub(crate) const PAGE: u32 = 50;
@@ -48,6 +53,11 @@ impl Visit {
         let project_id = self.id("project")?;
         self.session.role.check(project_id, scope)?;
         Ok(project_id)
+    }
+
+    /// Refuses visitors who are not operators; what is only for operators does not exist for them.
+    pub(crate) fn operator(&self) -> Result<(), Fault> {
+        if self.session.role == Role::Operator { Ok(()) } else { Err(Fault::no_page()) }
     }
 
     /// An id in the path. What is no id names no page.

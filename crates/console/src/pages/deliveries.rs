@@ -144,7 +144,7 @@ fn table_of(
                 td { (link(project, "updates", delivery.id.update_id)) }
                 td.number { (delivery.attempts) }
                 td { @if let Some(at) = delivery.next_attempt_at { (time(at)) } }
-                td { (delivery.error.as_deref().unwrap_or_default()) }
+                td.error { (delivery.error.as_deref().unwrap_or_default()) }
             }
         }
     };

@@ -4,12 +4,14 @@ pub(crate) mod actions;
 pub(crate) mod board;
 pub(crate) mod callbacks;
 pub(crate) mod calls;
+pub(crate) mod dead_letters;
 pub(crate) mod deliveries;
 pub(crate) mod go;
 pub(crate) mod leads;
 pub(crate) mod login;
 pub(crate) mod processes;
 pub(crate) mod projects;
+pub(crate) mod system;
 pub(crate) mod updates;
 
 #[cfg(test)]

@@ -48,5 +48,6 @@ pub(super) fn render(keys: &[Arc<ApiKey>]) -> Markup {
             p { "The projects that have an API key." }
             (table("Projects", &["Project", "API keys"], &rows))
         }
+        p { a href="/system" { "The system: services, streams, dead letters" } }
     }
 }

@@ -7,6 +7,7 @@ use contract::{
     event::OutcomeKind,
     event_kind::DeliveryKind,
     process::{Callback, CallbackAuth, Ordering, Process, Rules, State, StateKind},
+    replay::Replay,
     rpc::{
         Attempt, Call, CallbackState, CallbackStatus, Cursor, Delivery, DeliveryId, DeliveryStatus, HistoryEntry, Lead,
         ListedDelivery, Page, ParkedUpdate, Update, UpdateDeliveries, UpdateStatus,
@@ -15,8 +16,9 @@ use contract::{
 use http_api::{DateTime, DryRunOutcome, DryRunResponse, TestResult};
 use maud::Markup;
 
-use super::{actions, board, callbacks, calls, deliveries, leads, login, processes, projects, updates};
+use super::{actions, board, callbacks, calls, dead_letters, deliveries, leads, login, processes, projects, updates};
 use crate::{
+    dead_letters::Letter,
     fault::Fault,
     session::tests::{PROJECT, key},
 };
@@ -390,4 +392,25 @@ fn calls_in_progress() {
     insta::assert_snapshot!(lines(&calls::render_list(PROJECT, &page(vec![call()], Some("7")), at(90_000), "curl")));
     let none = calls::render_list(PROJECT, &page(vec![], None), at(0), "curl …/started").0;
     assert!(none.contains("No call is in progress.") && none.contains("curl …/started"), "{none}");
+}
+
+#[test]
+fn a_dead_letter() {
+    let letter = Letter {
+        number: 17,
+        reason: "invalid_json".into(),
+        error: "EOF while parsing".into(),
+        subject: "leads.cmd.111111111111111111111111.update".into(),
+        dead_since: at(0),
+        truncated_from: Some(9000),
+        replay: None,
+    };
+    let body = vec![b'<'; 5000];
+
+    let html = lines(&dead_letters::render(&letter, &body));
+
+    assert!(html.contains("The first 4096 of 5000 bytes."), "{html}");
+    insta::assert_snapshot!(html.replace(&"&lt;".repeat(4096), "BODY"));
+    let replayed = Letter { replay: Some(Replay::Sent { sequence: 8 }), ..letter };
+    assert!(dead_letters::render(&replayed, b"{").0.contains("replayed as entry 8"));
 }
