@@ -39,6 +39,10 @@ sbom *file:
 interop:
     .ci/interop
 
+# Open every page of the console in Chromium; --screenshots docs/images/ makes the pictures of the README
+console *arguments:
+    .ci/console {{arguments}}
+
 # Regenerate proto-schemas/ from the code
 schemas:
     UPDATE_SCHEMAS=1 cargo test --workspace --lib schema

@@ -1,0 +1,340 @@
+// Opens every page of the console in Chromium: no error in the browser's console, no violation of axe's rules of accessibility,
+// nothing wider than the screen; light and dark, at 375 px and 1280 px; with JavaScript off, too. Then does what an operator
+// does, by links, forms and keyboard. The environment is the stack.env of `leadctl up --demo`, and LEADCTL.
+//
+//    node console.mjs [--screenshots DIRECTORY]
+
+import assert from "node:assert/strict";
+import { execFileSync } from "node:child_process";
+import fs from "node:fs";
+import http from "node:http";
+import path from "node:path";
+import { fileURLToPath } from "node:url";
+import { chromium } from "playwright-core";
+
+const {
+  LEADCTL: leadctl,
+  LEADRELAY_API_KEY: demoKey,
+  LEADRELAY_CONSOLE_LOGIN_URL: loginUrl,
+  LEADRELAY_CONSOLE_URL: console_,
+  LEADRELAY_GATEWAY_URL: gateway,
+  LEADRELAY_LEAD_ID: leadId,
+  LEADRELAY_PROCESS_ID: processId,
+  LEADRELAY_PROJECT_ID: projectId,
+} = process.env;
+const directory = process.argv[2] === "--screenshots" ? process.argv[3] : undefined;
+const project = `/p/${projectId}`;
+const lead = `${project}/leads/${leadId}`;
+const axe = fs.readFileSync(path.join(path.dirname(fileURLToPath(import.meta.url)), "node_modules/axe-core/axe.min.js"), "utf8");
+// Generous: the machine may be busy with other things.
+const TIMEOUT = 60_000;
+const POLICY =
+  "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; form-action 'self'; " +
+  "base-uri 'none'; frame-ancestors 'none'";
+
+const createKey = (name, ...scopes) => {
+  const args = ["key", "create", "--project", projectId, "--name", name, "--json"];
+  const output = execFileSync(leadctl, [...args, ...scopes.flatMap((scope) => ["--scope", scope])], { encoding: "utf8" });
+  return JSON.parse(output).apiKey;
+};
+
+const api = async (path, body, key = demoKey) => {
+  const response = await fetch(gateway + path, {
+    method: "POST",
+    headers: { authorization: `Bearer ${key}`, "content-type": "application/json" },
+    body: JSON.stringify(body),
+  });
+  assert.ok(response.ok, `${path}: ${response.status} ${await response.clone().text()}`);
+  return response.json();
+};
+
+// Repeats until the condition holds.
+const until = async (what, holds) => {
+  for (const deadline = Date.now() + TIMEOUT; Date.now() < deadline; ) {
+    if (await holds()) return;
+    await new Promise((resolve) => setTimeout(resolve, 100));
+  }
+  assert.fail(`not within ${TIMEOUT} ms: ${what}`);
+};
+
+// The endpoint of a callback, which is down for a while.
+let isDown = true;
+const endpoint = http.createServer((request, response) => {
+  request.resume();
+  response.writeHead(isDown ? 503 : 204).end(isDown ? "down for maintenance" : undefined);
+});
+await new Promise((resolve) => endpoint.listen(0, "127.0.0.1", resolve));
+
+const browser = await chromium.launch({
+  executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
+  timeout: TIMEOUT,
+  args: [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-dev-shm-usage", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+  ],
+});
+
+// Pages of all contexts add their errors here.
+const errors = [];
+const open = async (context) => {
+  context.setDefaultTimeout(TIMEOUT);
+  const page = await context.newPage();
+  page.on("console", (message) => message.type() === "error" && errors.push(`${page.url()}: ${message.text()}`));
+  page.on("pageerror", (error) => errors.push(`${page.url()}: ${error}`));
+  return page;
+};
+
+const go = async (page, to) => {
+  const response = await page.goto(console_ + to);
+  assert.equal(response.status(), 200, to);
+  assert.equal(response.headers()["content-security-policy"], POLICY, to);
+};
+
+// The path of the first link that a selector selects on a page.
+const linkOn = async (page, on, selector) => {
+  await go(page, on);
+  return page.locator(selector).first().getAttribute("href");
+};
+
+const allPages = async (page) => {
+  const delivery = await linkOn(page, `${project}/deliveries?lead=${leadId}`, "td a[href*='/deliveries/']");
+  const id = delivery.split("/").pop();
+  const callback = await linkOn(page, `${project}/callbacks`, "td a[href*='/callbacks/']");
+  const update = await linkOn(page, lead, "td a[href*='/updates/']");
+  const process_ = await linkOn(page, `${project}/processes`, "td a[href*='/processes/']");
+  return [
+    "/", "/system", project, `${project}/leads`, `${project}/leads?state=none`, lead, `${lead}/update`, update, `${project}/calls`,
+    `${lead}/end-call`, `${project}/deliveries`, `${project}/deliveries?status=exhausted`, delivery, `${delivery}/redeliver`,
+    `${project}/deliveries/redeliver?delivery=${id}`, `${project}/callbacks`, callback, `${callback}/test`, `${callback}/enable`,
+    `${callback}/recover`, `${callback}/rotate-secret`, `${project}/processes`, process_,
+  ];
+};
+
+const check = async (page, where) => {
+  for (const width of [375, 1280]) {
+    await page.setViewportSize({ width, height: 800 });
+    const wide = await page.evaluate(() => document.documentElement.scrollWidth > document.documentElement.clientWidth);
+    assert.ok(!wide, `${where} is wider than ${width} px`);
+    for (const colorScheme of ["light", "dark"]) {
+      await page.emulateMedia({ colorScheme });
+      const { violations } = await page.evaluate("axe.run({ resultTypes: ['violations'] })");
+      const found = violations.map(({ id, nodes }) => `${id}: ${nodes.map((node) => node.html).join(" ")}`);
+      assert.deepEqual(found, [], `${where} at ${width} px, ${colorScheme}`);
+    }
+  }
+};
+
+const checkAll = async (page, pages) => {
+  for (const to of pages) {
+    await go(page, to);
+    await page.evaluate(axe);
+    await check(page, to);
+  }
+};
+
+// The tasks: what an operator does in three clicks. The first page is open.
+
+// A lead's id, its last update, a delivery: send it again.
+const redeliver = async (page) => {
+  await go(page, project);
+  await page.fill("#search", leadId);
+  await page.press("#search", "Enter");
+  await page.waitForURL(`**/leads/${leadId}`);
+  await page.locator("section:has(h2:text-is('Updates')) td a[href*='/updates/']").last().click();
+  await page.locator("h3 a[href*='/deliveries/']").first().click();
+  const attempts = await page.locator("tbody tr").count();
+  await page.click(".actions >> text=Redeliver");
+  await page.click("main button:text-is('Redeliver')");
+  await page.waitForURL("**/deliveries/*-*");
+  await until("the delivery is repeated", async () => {
+    await page.reload();
+    return (await page.locator("tbody tr").count()) > attempts;
+  });
+};
+
+// Deliveries selected in their list.
+const redeliverSelected = async (page) => {
+  await go(page, `${project}/deliveries?status=delivered`);
+  const boxes = page.locator("input[name=delivery]");
+  await boxes.nth(0).check();
+  await boxes.nth(1).check();
+  await page.click("text=Redeliver the selected deliveries");
+  await page.click("main button:text-is('Redeliver 2')");
+  await page.locator("text=2 of 2 are sent again.").waitFor();
+};
+
+// A failing callback: what its endpoint answers, and whether it is repaired.
+const failingCallback = async (page) => {
+  isDown = true;
+  await api("/api/v1/leads/update", { leadId, metadata: { seen: Date.now() } });
+  await go(page, `${project}/callbacks`);
+  await page.click("td a:text-is('billing')");
+  const callback = page.url();
+  const delivery = page.locator("section:has(h2:text-is('Pending deliveries')) tr:has-text('503') a[href*='/deliveries/']");
+  await until("the delivery fails", async () => {
+    await page.reload();
+    return delivery.count();
+  });
+  await delivery.first().click();
+  await page.locator("summary:text-is('First bytes')").first().click();
+  await page.locator("pre:text-is('down for maintenance')").first().waitFor();
+  isDown = false;
+  await page.goto(callback);
+  await page.click("text=Send a test");
+  await page.click("main button:text-is('Send a test')");
+  await page.locator("dd .badge:has-text('accepted')").waitFor();
+};
+
+// A callback: a new secret.
+const rotateSecret = async (page) => {
+  await go(page, `${project}/callbacks`);
+  await page.click("td a:text-is('analytics')");
+  await page.click("text=Rotate the secret");
+  await page.click("main button:text-is('Rotate the secret')");
+  assert.match(await page.locator("main pre").first().textContent(), /whsec_/);
+};
+
+// A callback: how many deliveries would be repeated, and then their repetition.
+const recover = async (page) => {
+  await go(page, `${project}/callbacks`);
+  await page.click("td a:text-is('crm')");
+  await page.click("text=Recover deliveries");
+  await page.selectOption("#status", "delivered");
+  await page.click("text=Count");
+  const button = page.locator("main button:has-text('Redeliver ')");
+  const count = Number((await button.textContent()).match(/\d+/)[0]);
+  assert.ok(count > 0, "no delivery is counted");
+  await button.click();
+  assert.match(await page.locator("main dl").textContent(), new RegExp(`${count} deliveries`));
+};
+
+// A call that nobody ended.
+const endCall = async (page) => {
+  await api("/api/v1/calls/started", { leadId, callId: "stuck" });
+  await until("the call is listed", async () => {
+    await go(page, `${project}/calls`);
+    return page.locator("td:text-is('stuck')").count();
+  });
+  await page.locator("tr:has(td:text-is('stuck')) >> text=End the call").click();
+  await page.click("main button:text-is('End the call')");
+  await page.waitForURL("**/updates/*");
+  await until("the call ends", async () => {
+    await go(page, `${project}/calls`);
+    return !(await page.locator("td:text-is('stuck')").count());
+  });
+};
+
+// An update to a lead, as its preview says.
+const update = async (page, color) => {
+  await go(page, lead);
+  await page.click("text=Send an update");
+  await page.fill("#metadata", JSON.stringify({ color }));
+  await page.click("main button:text-is('Preview')");
+  await page.locator(`td code:text-is('"${color}"')`).waitFor();
+  await page.click("text=Send the update");
+  await page.waitForURL("**/updates/*");
+  await until("the update succeeds", async () => {
+    await page.reload();
+    return page.locator("dd .badge:has-text('succeeded')").count();
+  });
+};
+
+// Why an update of the lead was refused.
+const refusal = async (page) => {
+  await go(page, lead);
+  await page.locator("tr:has(.badge.bad) a[href*='/updates/']").first().click();
+  await page.locator("dd:has-text('Lead update is not allowed while a call is in progress')").waitFor();
+};
+
+const tasks = { redeliver, redeliverSelected, failingCallback, rotateSecret, recover, endCall, refusal };
+
+const keyboard = async (page) => {
+  await go(page, project);
+  await page.keyboard.press("g");
+  await page.keyboard.press("l");
+  await page.waitForURL(`**${project}/leads`);
+  await page.keyboard.press("j");
+  assert.match(await page.evaluate(() => document.activeElement.getAttribute("href")), /\/leads\//);
+  await page.keyboard.press("/");
+  assert.equal(await page.evaluate(() => document.activeElement.id), "search");
+};
+
+const screenshots = async (page, timeline) => {
+  fs.mkdirSync(directory, { recursive: true });
+  await until("the callback fails", async () => {
+    await go(page, project);
+    return page.locator("td a:text-is('billing')").count();
+  });
+  for (const [name, to, width] of [["board", project, 1280], ["timeline", timeline, 1000]]) {
+    await page.setViewportSize({ width, height: 900 });
+    for (const colorScheme of ["light", "dark"]) {
+      await page.emulateMedia({ colorScheme });
+      await go(page, to);
+      await page.screenshot({ path: path.join(directory, `console-${name}-${colorScheme}.png`) });
+    }
+  }
+};
+
+// An operator, who adds a key to act with.
+const context = await browser.newContext({ reducedMotion: "reduce" });
+const page = await open(context);
+const operatorKey = createKey("operator", "leads:read", "leads:write", "calls:write", "config:read", "config:write");
+await page.goto(loginUrl);
+await page.evaluate(axe);
+await check(page, "the login");
+await page.click("main button");
+await page.waitForURL(`${console_}/`);
+await api("/api/v1/calls/started", { leadId, callId: "shown", timeoutSeconds: 3600 });
+await until("the call is in progress", async () => {
+  await go(page, `${project}/calls`);
+  return page.locator("td:text-is('shown')").count();
+});
+const { port } = endpoint.address();
+await api(`/api/v1/processes/${processId}/callbacks`, { name: "billing", url: `http://127.0.0.1:${port}/` }, operatorKey);
+// Refused, because the process of the demo refuses updates during calls.
+await api("/api/v1/leads/update", { leadId, metadata: { color: "red" } });
+await until("the refused update is announced", async () => {
+  await go(page, lead);
+  await page.locator("tr:has(.badge.bad) a[href*='/updates/']").first().click({ timeout: 5_000 }).catch(() => {});
+  return page.locator("h3 a[href*='/deliveries/']").count();
+});
+const pages = await allPages(page);
+const [timeline] = pages.filter((to) => to.includes("/updates/"));
+if (directory) await screenshots(page, timeline);
+// Without a key, pages of actions ask for one.
+await go(page, `${lead}/update`);
+await page.evaluate(axe);
+await check(page, "the form for a key");
+await page.fill("#api_key", operatorKey);
+await page.click("text=Use this key");
+await page.waitForURL(`**${lead}/update`);
+assert.match(await page.locator(".account").textContent(), /operator with key operator/);
+await checkAll(page, pages);
+await api("/api/v1/calls/ended", { leadId, callId: "shown" });
+for (const task of Object.values(tasks)) await task(page);
+await update(page, "teal");
+await keyboard(page);
+
+// The same without JavaScript.
+const plain = await browser.newContext({ javaScriptEnabled: false, storageState: await context.storageState() });
+const plainPage = await open(plain);
+for (const to of pages.filter((to) => !to.endsWith("/end-call"))) await go(plainPage, to);
+for (const task of Object.values(tasks)) await task(plainPage);
+await update(plainPage, "plum");
+
+// A tenant that may only look.
+const tenant = await browser.newContext();
+const tenantPage = await open(tenant);
+await tenantPage.goto(`${console_}/login`);
+await tenantPage.fill("#api_key", createKey("viewer", "leads:read", "config:read"));
+await tenantPage.click("main button");
+await tenantPage.waitForURL(`**${project}`);
+await go(tenantPage, `${lead}/update`);
+await tenantPage.locator("text=needs an API key of this project with the scope leads:write").waitFor();
+
+assert.deepEqual(errors, []);
+await browser.close();
+endpoint.closeAllConnections();
+endpoint.close();
+const count = pages.length + 2;
+console.log(`${count} pages without an error or violation; ${2 * (Object.keys(tasks).length + 1)} tasks done, half without JavaScript`);
