@@ -176,19 +176,23 @@ pub(super) fn render(project: ObjectId, delivery: &Delivery, callbacks: &BTreeMa
             (fact("Status", Some(delivery_status(delivery.status))))
             (fact("Update", Some(link(project, "updates", delivery.update_id))))
             (fact("Callback", Some(callback(project, delivery.callback_id, callbacks))))
+            (fact("Event", (!delivery.kind.is_update()).then(|| html! { (delivery.kind) })))
             (fact("Next attempt", delivery.next_attempt_at.map(time)))
         }
         @if delivery.status != DeliveryStatus::Pending {
             ul.actions {
                 li {
-                    a href={ "/p/" (project) "/deliveries/" (delivery.update_id) "-" (delivery.callback_id) "/redeliver" } {
-                        "Redeliver"
-                    }
+                    a href={ "/p/" (project) "/deliveries/" (id(delivery)) "/redeliver" } { "Redeliver" }
                 }
             }
         }
         (panel("Attempts", &Ok(()), |()| attempts("Attempts", &delivery.attempts)))
     }
+}
+
+/// The id of a delivery, which its page has in its path.
+pub(super) fn id(delivery: &Delivery) -> DeliveryId {
+    DeliveryId { update_id: delivery.update_id, callback_id: delivery.callback_id, kind: delivery.kind }
 }
 
 /// The attempts of a delivery, each with its duration as a bar.

@@ -414,3 +414,16 @@ fn a_dead_letter() {
     let replayed = Letter { replay: Some(Replay::Sent { sequence: 8 }), ..letter };
     assert!(dead_letters::render(&replayed, b"{").0.contains("replayed as entry 8"));
 }
+
+#[test]
+fn a_delivery_of_another_event_is_linked_by_its_own_id() {
+    let delivery = Delivery { kind: DeliveryKind::StateChanged, ..delivery() };
+    let own = format!("/deliveries/{UPDATE}-{CALLBACK}-lead.state_changed");
+
+    let page = deliveries::render(PROJECT, &delivery, &names()).0;
+    let deliveries = Ok(UpdateDeliveries { deliveries: vec![delivery], parked: None });
+    let timeline = updates::render(PROJECT, &update(), &deliveries, &names()).0;
+
+    assert!(page.contains(&format!("{own}/redeliver")) && page.contains("<dd>lead.state_changed</dd>"), "{page}");
+    assert!(timeline.contains(&own) && timeline.contains("crm: lead.state_changed"), "{timeline}");
+}

@@ -11,7 +11,7 @@ use maud::{Markup, html};
 
 use crate::{
     fault::Fault,
-    pages::deliveries::attempts,
+    pages::deliveries::{self, attempts},
     respond::Page,
     view::{
         layout::Section,
@@ -113,11 +113,13 @@ fn deliveries(project: ObjectId, deliveries: &UpdateDeliveries, callbacks: &BTre
 }
 
 fn delivery(project: ObjectId, delivery: &Delivery, callbacks: &BTreeMap<ObjectId, String>) -> Markup {
-    let Delivery { update_id, callback_id, .. } = delivery;
+    let Delivery { callback_id, kind, .. } = delivery;
     let name = callbacks.get(callback_id).cloned().unwrap_or_else(|| callback_id.to_string());
+    // A callback may receive several events of one update.
+    let name = if kind.is_update() { name } else { format!("{name}: {kind}") };
     html! {
         h3 {
-            a href={ "/p/" (project) "/deliveries/" (update_id) "-" (callback_id) } { (name) }
+            a href={ "/p/" (project) "/deliveries/" (deliveries::id(delivery)) } { (name) }
             " " (delivery_status(delivery.status))
         }
         @if let Some(at) = delivery.next_attempt_at { p { "Next attempt " (time(at)) } }
