@@ -1,6 +1,6 @@
 //! 6 Announce: publishes completion events from the ledger. JetStream acks them before the announce watermark moves.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use async_nats::jetstream::message::OutboundMessage;
 use bytes::Bytes;
@@ -18,7 +18,7 @@ use service_kit::{
     traces::{Span, Step, Traces},
 };
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
     time::timeout,
 };
 
@@ -28,8 +28,8 @@ use crate::store::{
     ledger::{Announcement, outbox},
 };
 
-/// Limit of the applied batches that wait for the announcer. More of them hide a slower NATS, and are held in memory.
-const WAITING_BATCHES: usize = 2;
+/// Limit of the events that wait for the announcer. More of them hide a slower NATS, and are held in memory.
+const WAITING_EVENTS: u32 = 1000;
 /// How long the applier may be idle before the watermark is written in a transaction of its own. Otherwise the next
 /// batch writes it. A longer time announces more events again after a crash; a shorter one competes with the applier
 /// for the checkpoint's row.
@@ -37,17 +37,61 @@ const WRITE_AFTER: Duration = Duration::from_millis(20);
 /// How many events are read from the ledger at once after a crash. They may have a MiB each.
 const BACKLOG_ROWS: i64 = 64;
 
-/// The events of a batch that is written.
+/// The events of batches that are written.
 #[derive(Debug)]
-pub(crate) struct AppliedBatch {
+struct AppliedBatches {
     /// In log order.
-    pub(crate) announcements: Vec<Announcement>,
+    announcements: Vec<Announcement>,
     /// The position of the last message.
-    pub(crate) last: LogPosition,
+    last: LogPosition,
+    /// The place that they take until they are announced.
+    room: OwnedSemaphorePermit,
 }
 
-pub(crate) fn channel() -> (mpsc::Sender<AppliedBatch>, mpsc::Receiver<AppliedBatch>) {
-    mpsc::channel(WAITING_BATCHES)
+/// Where the applier hands over the batches that it has written.
+#[derive(Debug)]
+pub(crate) struct ToAnnounce {
+    sender: mpsc::Sender<AppliedBatches>,
+    room: Arc<Semaphore>,
+}
+
+impl ToAnnounce {
+    /// Hands over the events of a batch, once there is room for them. Does nothing if the announcer has ended: the next
+    /// term announces from the ledger.
+    pub(crate) async fn send(&self, announcements: Vec<Announcement>, last: LogPosition) {
+        let events = u32::try_from(announcements.len()).unwrap_or(u32::MAX).clamp(1, WAITING_EVENTS);
+        let room = tokio::select! {
+            room = self.room.clone().acquire_many_owned(events) => room,
+            () = self.sender.closed() => return,
+        };
+        // It is never closed.
+        let Ok(room) = room else { return };
+        let _ = self.sender.send(AppliedBatches { announcements, last, room }).await;
+    }
+}
+
+pub(crate) fn channel() -> (ToAnnounce, Applied) {
+    // A batch without events takes one place, too, so the channel always has room for what the semaphore lets pass.
+    let (sender, receiver) = mpsc::channel(WAITING_EVENTS as usize);
+    (ToAnnounce { sender, room: Arc::new(Semaphore::new(WAITING_EVENTS as usize)) }, Applied(receiver))
+}
+
+/// Where the announcer takes the batches that are written.
+#[derive(Debug)]
+pub(crate) struct Applied(mpsc::Receiver<AppliedBatches>);
+
+impl Applied {
+    /// All batches that wait, as one: a server that syncs before it acknowledges does so once for many events. None once
+    /// the applier has ended.
+    async fn recv(&mut self) -> Option<AppliedBatches> {
+        let mut batches = self.0.recv().await?;
+        while let Ok(next) = self.0.try_recv() {
+            batches.announcements.extend(next.announcements);
+            batches.last = next.last;
+            batches.room.merge(next.room);
+        }
+        Some(batches)
+    }
 }
 
 pub(crate) struct Announcer {
@@ -61,11 +105,11 @@ pub(crate) struct Announcer {
 
 impl Announcer {
     /// Announces every applied batch, until the channel is closed.
-    pub(crate) async fn run(self, mut applied: mpsc::Receiver<AppliedBatch>) -> Result<(), StoreError> {
+    pub(crate) async fn run(self, mut applied: Applied) -> Result<(), StoreError> {
         let mut written = self.checkpoint.announced;
         loop {
-            let batch = match timeout(WRITE_AFTER, applied.recv()).await {
-                Ok(batch) => batch,
+            let batches = match timeout(WRITE_AFTER, applied.recv()).await {
+                Ok(batches) => batches,
                 Err(_) if *self.announced.borrow() == written => applied.recv().await,
                 Err(_) => {
                     written = *self.announced.borrow();
@@ -73,9 +117,10 @@ impl Announcer {
                     continue;
                 }
             };
-            let Some(batch) = batch else { break };
-            self.announce(&batch.announcements, batch.last).await;
-            self.announced.send_replace(batch.last);
+            let Some(AppliedBatches { announcements, last, room }) = batches else { break };
+            self.announce(&announcements, last).await;
+            self.announced.send_replace(last);
+            drop(room);
         }
         let announced = *self.announced.borrow();
         self.write_watermark(announced).await
@@ -176,4 +221,31 @@ fn outbound(announcement: &Announcement, event: &SerializedEvent, generation: i3
     let position = EventPosition { generation, log: *decided_at };
     message.headers.get_or_insert_default().insert(headers::POSITION, position.to_string());
     message
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn batches_that_wait_are_announced_together_and_hold_their_room_until_then() {
+        let (to_announce, mut applied) = channel();
+        for sequence in 1..=u64::from(WAITING_EVENTS) {
+            to_announce.send(Vec::new(), LogPosition::message(1, sequence)).await;
+        }
+        let last = LogPosition::message(1, u64::from(WAITING_EVENTS) + 1);
+        assert!(to_announce.send(Vec::new(), last).now_or_never().is_none(), "there is no room");
+
+        let waiting = applied.recv().await.expect("batches");
+        assert_eq!(waiting.last, LogPosition::message(1, u64::from(WAITING_EVENTS)));
+        assert!(to_announce.send(Vec::new(), last).now_or_never().is_none(), "they are not announced yet");
+        drop(waiting);
+        to_announce.send(Vec::new(), last).await;
+        assert_eq!(applied.recv().await.expect("a batch").last, last);
+
+        drop(applied);
+        to_announce.send(Vec::new(), last).await;
+    }
 }

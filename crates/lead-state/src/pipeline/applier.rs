@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    announcer::AppliedBatch,
+    announcer::ToAnnounce,
     dead_letters::DeadLetterPublisher,
     planner::{PlannedBatch, Planner},
     prefetch::{ParsedBatch, PrefetchedBatch, PrefetchedRows, parse_messages},
@@ -43,7 +43,7 @@ use crate::{
 pub(crate) struct Applier {
     pub(crate) preparer: Preparer,
     pub(crate) writer: Writer,
-    pub(crate) announcer: mpsc::Sender<AppliedBatch>,
+    pub(crate) announcer: ToAnnounce,
     /// Publishes the work of each batch.
     pub(crate) client: Client,
     pub(crate) metrics: Metrics,
@@ -308,8 +308,7 @@ impl Applier {
             "applied a batch"
         );
         let announcements = plan.rows.into_iter().map(Announcement::from).collect();
-        // If the announcer has ended, the term ends, too, and the next one announces from the ledger.
-        let _ = self.announcer.send(AppliedBatch { announcements, last }).await;
+        self.announcer.send(announcements, last).await;
         Ok(())
     }
 }
