@@ -10,6 +10,11 @@ use contract::{
 };
 use secrets::api_key;
 use serde_json::json;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
 
 use crate::support::{LEDGER_ROWS, Stack, TEST_TIMEOUT, UPDATE, assert_refused, health_page, letter_number};
 
@@ -138,6 +143,31 @@ async fn an_update_that_the_database_refuses_delays_no_other() {
     let stream = stack.js().get_stream(LEAD_DEAD_LETTERS).await.expect("dead letters");
     let letter = stream.get_last_raw_message_by_subject("leads.dead.unapplicable").await.expect("a letter");
     assert!(String::from_utf8_lossy(&letter.payload).contains("poison"));
+}
+
+/// A proxy that follows the other length would pass on what follows as the request of another client.
+#[tokio::test]
+async fn a_request_with_two_lengths_is_the_last_one_of_its_connection() {
+    let stack = Stack::start().await;
+    let lead_id = stack.lead(&[]).await;
+    let body = json!({"leadId": lead_id, "name": "Ada"}).to_string();
+    let address = stack.api.url.strip_prefix("http://").expect("http");
+    for lengths in
+        ["content-length: 5\r\ntransfer-encoding: chunked\r\n", "transfer-encoding: chunked\r\ncontent-length: 5\r\n"]
+    {
+        let head = format!("POST {UPDATE} HTTP/1.1\r\nhost: gateway\r\nauthorization: Bearer {}\r\n", stack.api.key);
+        let smuggled = format!("{head}content-length: {}\r\n\r\n{body}", body.len());
+        let request = format!("{head}{lengths}\r\n{:x}\r\n{body}\r\n0\r\n\r\n{smuggled}", body.len());
+        let mut connection = TcpStream::connect(address).await.expect("a connection");
+        connection.write_all(request.as_bytes()).await.expect("sent");
+        let mut answers = Vec::new();
+        // The end may be a reset, because bytes are unread.
+        let _ = timeout(TEST_TIMEOUT, connection.read_to_end(&mut answers)).await.expect("the connection is closed");
+        let answers = String::from_utf8_lossy(&answers);
+        assert_eq!(answers.matches("HTTP/1.1 ").count(), 1, "{lengths}: {answers}");
+    }
+    stack.wait_until_applied().await;
+    assert_eq!(stack.count(LEDGER_ROWS).await, 2);
 }
 
 #[tokio::test]
