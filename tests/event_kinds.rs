@@ -127,8 +127,8 @@ async fn a_delivery_of_a_kind_is_listed_and_repeated_byte_for_byte() {
     let timeline = assert_ok(stack.api.get(&format!("/api/v1/updates/{moved}")).await);
     let kinds = timeline["data"]["deliveries"].as_array().expect("deliveries").iter().map(|d| d["kind"].clone());
     assert_eq!(kinds.filter(Value::is_null).count(), 2, "{timeline}");
-    let text = stack.leadctl_of_project(&["update", "show", &moved]).await.assert_ok().text();
-    assert!(text.contains("all lead.state_changed: delivered"), "{text}");
+    let text = stack.leadctl(&["update", "watch", &moved]).await.assert_ok().text();
+    assert!(text.contains(" lead.state_changed: delivered"), "{text}");
     stack.wait_for_clean_audit().await;
 }
 

@@ -1,6 +1,7 @@
 //! Leadrelay as a whole: its real binaries as processes, on real NATS and Postgres, each test with its own.
 
 mod accounts;
+mod activities;
 mod api_keys;
 mod audit;
 mod backlog;

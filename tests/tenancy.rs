@@ -6,6 +6,7 @@ use contract::{
     key::{ApiKey, Scope},
     rpc::{self, CreateKey, ListKeys, Query, RevokeKey, RpcError},
 };
+use reqwest::Method;
 use secrets::api_key;
 use serde_json::{Value, json};
 use test_support::eventually;
@@ -33,6 +34,8 @@ struct Tenant {
     process_id: ObjectId,
     lead_id: String,
     update_id: String,
+    /// The end of a call, with a result.
+    activity_id: String,
     callback_id: ObjectId,
 }
 
@@ -59,7 +62,12 @@ impl Tenant {
         let update_id = api.update(json!({"leadId": lead_id, "targetState": "interested"})).await;
         assert_eq!(api.outcome(&update_id).await["status"], "succeeded");
         stack.receiver.wait_for_requests("/first", 1, TEST_TIMEOUT).await;
-        Self { api, process_id, lead_id, update_id, callback_id }
+        let ended = json!({"leadId": lead_id, "result": {"summary": SECRETS[0]}});
+        let (_, ended) = api.ask(Method::POST, "/api/v1/calls/ended", &[("prefer", "wait=30")], &ended).await;
+        let activity_id = ended["updateId"].as_str().expect("an id").to_owned();
+        let own = api.get(&format!("/api/v1/activities/{activity_id}")).await;
+        assert_eq!((own.0, &own.1["data"]["result"]["summary"]), (200, &json!(SECRETS[0])));
+        Self { api, process_id, lead_id, update_id, activity_id, callback_id }
     }
 
     /// The lead as its own project sees it.
@@ -208,6 +216,9 @@ fn reaching(endpoint: &gateway::Endpoint, first: &Tenant, second: ObjectId) -> V
         }
         ("POST", "/api/v1/processes/{processId}/callbacks/{callbackId}/enable") => {
             vec![(callback_path + "/enable", Some(json!({})), 404), (fallback_path + "/enable", Some(json!({})), 404)]
+        }
+        ("GET", "/api/v1/activities/{activityId}") => {
+            vec![(format!("/api/v1/activities/{}", first.activity_id), None, 404)]
         }
         ("GET", "/api/v1/updates/{updateId}") => vec![(format!("/api/v1/updates/{update_id}"), None, 404)],
         other => panic!("{other:?} is not checked: add how another project would reach for data there"),

@@ -129,6 +129,17 @@ pub(crate) fn message(leads: &Leads, at: Timestamp, random: &mut StdRng) -> (Str
             if random.random_bool(0.5) {
                 body["updateId"] = json!(ObjectId::new(at, random.random()));
             }
+            if random.random_bool(0.5) {
+                let states = ["new", "interested", "followup_2", "lost", "nowhere"];
+                body["toState"] = json!(states.choose(random));
+            }
+            if random.random_bool(0.5) {
+                let disposition = ["hot", "cold"].choose(random);
+                body["result"] = json!({"status": "completed", "disposition": disposition});
+            }
+            if random.random_bool(0.05) {
+                body["result"] = json!({"status": 7});
+            }
             (subject("call.ended"), body.to_string().into())
         }
         93 => (subject("update"), Bytes::from_static(b"\xff not json")),

@@ -139,6 +139,13 @@ impl Model {
                 let call_id = text(message, "callId")?;
                 let update_id = id(message, "updateId")?;
                 id(message, "apiKeyId")?;
+                let to_state = text(message, "toState")?;
+                let result = match message.get("result") {
+                    None | Some(Value::Null) => Map::new(),
+                    Some(result) => result.as_object()?.clone(),
+                };
+                text(&result, "status")?;
+                let disposition = text(&result, "disposition")?;
                 let Some(key) = self.new_key(project, update_id, sequence, logged_at) else { return Some(()) };
                 self.record_call(key, sequence, &lead);
                 let Ok(lead_id) = lead else { return Some(()) };
@@ -148,6 +155,11 @@ impl Model {
                     None => calls.clear(),
                 }
                 self.release(&lead_id, logged_at);
+                // The call has ended, whether the lead may move or not.
+                if to_state.is_some() && !self.in_call(&lead_id, logged_at) {
+                    let command = Command { target_state: to_state, disposition, ..Command::default() };
+                    drop(self.update(&lead_id, command));
+                }
             }
             _ => {
                 lead_id?;
@@ -300,7 +312,7 @@ impl Model {
     }
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 struct Command {
     name: Option<String>,
     target_state: Option<String>,

@@ -4,9 +4,12 @@
 //! Unknown fields and empty texts are refused: a misspelt `callId` would start or end other calls than was meant.
 
 use crate::{
-    ObjectId,
-    command::{CallEnded, CallStarted},
+    JsonObject, ObjectId,
+    call_result::{CallResult, MAX_RESULT_BYTES},
+    command::{CallEnded, CallStarted, MAX_TEXT_CHARS},
     fields::{Address, BodyError, Fields},
+    json::{self, MAX_DEPTH},
+    process::MAX_URL_BYTES,
 };
 
 /// Parses the start of a call with a lead of this project.
@@ -36,8 +39,54 @@ pub fn parse_ended(body: &[u8], project_id: ObjectId) -> Result<CallEnded, BodyE
     let mut fields = Fields::from_json(body)?.refusing_empty();
     let Address { lead_id, reference_id, process_id } = fields.address_in(project_id)?;
     let call_id = fields.text("callId")?;
+    let to_state = fields.text("toState")?;
+    let result = fields.object("result")?.as_ref().map(CallResult::parse).transpose()?;
     fields.refuse_rest()?;
-    Ok(CallEnded { lead_id, reference_id, process_id, call_id, ..CallEnded::default() })
+    Ok(CallEnded { lead_id, reference_id, process_id, call_id, to_state, result, ..CallEnded::default() })
+}
+
+impl CallResult {
+    /// Parses the result in a body.
+    ///
+    /// # Errors
+    /// A field is unknown, has a value that is not acceptable, or all of it is too large.
+    pub fn parse(result: &JsonObject) -> Result<Self, BodyError> {
+        let bytes = result.get().len();
+        if bytes > MAX_RESULT_BYTES {
+            let fault = format!("has {bytes} bytes, and at most {MAX_RESULT_BYTES} are allowed");
+            return Err(BodyError::field("result", fault));
+        }
+        // Its webhook has it two levels deeper, below `activity.result`; every receiver must be able to read that.
+        if json::check(format!("[[{}]]", result.get()).as_bytes()).is_err() {
+            return Err(BodyError::field("result", format!("is nested deeper than {} levels", MAX_DEPTH - 2)));
+        }
+        let mut fields = Fields::from_object("result.", result).refusing_empty();
+        let parsed = Self {
+            status: fields.text("status")?,
+            connected: fields.optional_flag("connected")?,
+            disposition: fields.text("disposition")?,
+            summary: fields.long_text("summary", MAX_RESULT_BYTES)?,
+            analysis: fields.object("analysis")?,
+            recording_url: fields.long_text("recordingUrl", MAX_URL_BYTES)?,
+            transcript_url: fields.long_text("transcriptUrl", MAX_URL_BYTES)?,
+            duration_seconds: fields.whole_number("durationSeconds")?,
+            metadata: fields.object("metadata")?,
+        };
+        fields.refuse_rest()?;
+        Ok(parsed)
+    }
+
+    /// Why a result in the log cannot be applied; [`Self::parse`] refuses it before.
+    pub fn fault(&self) -> Option<String> {
+        let texts = [("status", &self.status), ("disposition", &self.disposition)];
+        for (field, text) in texts {
+            if text.as_ref().is_some_and(|text| text.chars().nth(MAX_TEXT_CHARS).is_some()) {
+                return Some(format!("result.{field} is longer than {MAX_TEXT_CHARS} characters"));
+            }
+        }
+        let bytes = serde_json::to_string(self).map_or(0, |text| text.len());
+        (bytes > MAX_RESULT_BYTES).then(|| format!("result has more than {MAX_RESULT_BYTES} bytes"))
+    }
 }
 
 #[cfg(test)]
@@ -63,6 +112,9 @@ mod tests {
             r#"{"leadId":"LEAD","call_id":"c-1"}"#,
             r#"{"leadId":"LEAD","timeoutSeconds":-1}"#,
             r#"{"leadId":"LEAD","updateId":"LEAD"}"#,
+            r#"{"leadId":"LEAD","toState":"lost","result":{"status":"busy","connected":false,"metadata":{"n":1.50}}}"#,
+            r#"{"leadId":"LEAD","result":{"state":"busy"}}"#,
+            r#"{"leadId":"LEAD","result":"busy"}"#,
             "[]",
         ]
         .map(|input| {
@@ -77,5 +129,48 @@ mod tests {
             format!("{input}\n    {started}\n    {ended}")
         });
         insta::assert_snapshot!(parsed.join("\n"));
+    }
+
+    fn object(text: &str) -> JsonObject {
+        JsonObject::from_text(text.into()).unwrap()
+    }
+
+    #[test]
+    fn a_result_keeps_the_digits_of_its_values() {
+        let text = r#"{"analysis":{"n":100000000000000000000000000001.50},"metadata":{"z":1,"a":[1.0]}}"#;
+
+        let result = CallResult::parse(&object(text)).unwrap();
+
+        assert_eq!(serde_json::to_string(&result).unwrap(), text);
+    }
+
+    #[test]
+    fn a_result_that_is_not_acceptable_is_refused() {
+        let long = |chars| "x".repeat(chars);
+        let deep = format!(r#"{{"metadata":{{"a":{}{}}}}}"#, "[".repeat(60), "]".repeat(60));
+        let refused = [
+            (r#"{"result":"ok"}"#.to_owned(), "result is unknown"),
+            (r#"{"status":7}"#.to_owned(), "result.status must be a string"),
+            (r#"{"status":""}"#.to_owned(), "result.status must not be empty; leave it out instead"),
+            (r#"{"connected":"yes"}"#.to_owned(), "result.connected must be true or false"),
+            (r#"{"durationSeconds":1.5}"#.to_owned(), "result.durationSeconds must be a whole number"),
+            (r#"{"analysis":[]}"#.to_owned(), "result.analysis must be a JSON object"),
+            (format!(r#"{{"disposition":"{}"}}"#, long(1025)), "result.disposition must have at most 1024 characters"),
+            (format!(r#"{{"recordingUrl":"{}"}}"#, long(2049)), "result.recordingUrl must have at most 2048 bytes"),
+            (
+                format!(r#"{{"summary":"{}"}}"#, long(MAX_RESULT_BYTES)),
+                "result has 245774 bytes, and at most 245760 are allowed",
+            ),
+        ];
+        for (text, error) in refused {
+            assert_eq!(CallResult::parse(&object(&text)).unwrap_err().to_string(), error);
+        }
+        // Its webhook nests it deeper by one level than the body that brings it.
+        assert!(CallResult::parse(&object(&deep)).is_ok());
+        let deeper = deep.replacen('[', "[[", 1).replacen(']', "]]", 1);
+        let error = CallResult::parse(&object(&deeper)).unwrap_err().to_string();
+        assert_eq!(error, "result is nested deeper than 62 levels");
+        let largest = format!(r#"{{"summary":"{}"}}"#, long(MAX_RESULT_BYTES - 14));
+        assert!(CallResult::parse(&object(&largest)).unwrap().fault().is_none());
     }
 }

@@ -8,7 +8,7 @@ use std::{fmt::Display, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{JsonObject, ObjectId, Timestamp, text};
+use crate::{JsonObject, ObjectId, Timestamp, call_result::CallResult, text};
 
 /// The most that the time in a producer's update id may be ahead of the gateway's clock. More gets ids of badly set
 /// clocks, and months of the ledger that have not begun.
@@ -137,6 +137,12 @@ pub struct CallEnded {
     /// The call that ended; without it, every call of the lead.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub call_id: Option<String>,
+    /// The state to move the lead to, by the rules of an update.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to_state: Option<String>,
+    /// What the platform reports of the call.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result: Option<CallResult>,
     /// The API key of the HTTP request; absent for producers on NATS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub api_key_id: Option<ObjectId>,

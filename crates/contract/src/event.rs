@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{JsonObject, ObjectId, Timestamp, event_kind::DeliveryKind};
+use crate::{JsonObject, ObjectId, Timestamp, call_result::CallResult, event_kind::DeliveryKind};
 
 /// What was decided. The name is part of subjects, of the ledger and of responses.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -82,11 +82,11 @@ pub struct CompletionEvent {
     pub error: Option<String>,
     /// Why it failed, for programs: a stable snake_case code.
     pub error_code: Option<String>,
-    /// The lead's state before; null for a call event.
+    /// The lead's state before; null for a call event without a result or a target state.
     pub from_state: Option<String>,
-    /// The lead's state after; null for a call event.
+    /// The lead's state after; as `from_state`.
     pub to_state: Option<String>,
-    /// The lead's version after; null for a call event.
+    /// The lead's version after; null for a call event that changes no state.
     pub version: Option<i64>,
     /// The disposition that was stored with the lead; absent if none was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -94,6 +94,9 @@ pub struct CompletionEvent {
     /// The call that a call event names; absent if it names none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub call_id: Option<String>,
+    /// The result of the call that ended; absent if none was reported.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub activity: Option<CallResult>,
     /// The user whom the command names.
     pub user_id: Option<String>,
     /// What the update contained that was ignored.
@@ -234,6 +237,7 @@ pub(crate) mod tests {
             version: Some(2),
             disposition: None,
             call_id: None,
+            activity: None,
             user_id: None,
             warnings: vec![],
             timestamp: Timestamp::from_millis(1_768_193_759_048),

@@ -197,6 +197,29 @@ impl<'a> Fields<'a> {
         serde_json::from_str(raw.get()).map_err(|_| self.fault(name, "must be true or false"))
     }
 
+    /// Takes `true` or `false` of a body.
+    ///
+    /// # Errors
+    /// It is neither.
+    pub fn optional_flag(&mut self, name: &str) -> Result<Option<bool>, BodyError> {
+        let Some(raw) = self.take(name) else { return Ok(None) };
+        serde_json::from_str(raw.get()).map(Some).map_err(|_| self.fault(name, "must be true or false"))
+    }
+
+    /// Takes a text that is not empty and may be longer than other texts.
+    ///
+    /// # Errors
+    /// It is not a string, or too long.
+    pub fn long_text(&mut self, name: &str, max_bytes: usize) -> Result<Option<String>, BodyError> {
+        let Some(raw) = self.take(name) else { return Ok(None) };
+        let text: String = serde_json::from_str(raw.get()).map_err(|_| self.fault(name, "must be a string"))?;
+        match text.len() {
+            0 => Err(self.fault(name, EMPTY)),
+            bytes if bytes > max_bytes => Err(self.fault(name, &format!("must have at most {max_bytes} bytes"))),
+            _ => Ok(Some(text)),
+        }
+    }
+
     /// Takes the address of a lead of a call event, which may leave out the project: it is the client's.
     ///
     /// # Errors

@@ -3,7 +3,9 @@
 //! Each wire message is one frozen struct with a snapshot of its bytes. Fields may be added as optional ones, never renamed
 //! or retyped. Unknown fields are ignored on read, except in queries, which refuse them.
 
+pub mod activity;
 pub mod call_body;
+pub mod call_result;
 pub mod command;
 pub mod console;
 pub mod event;
@@ -33,6 +35,7 @@ pub mod time;
 pub mod trace;
 pub mod update_body;
 pub mod warning;
+pub mod webhook;
 pub mod work;
 
 pub use crate::{id::ObjectId, json::JsonObject, time::Timestamp};

@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::{
     JsonObject, ObjectId, Timestamp,
+    call_result::CallResult,
     command::{CallEnded, CallExpired, CallStarted, UpdateCommand},
     event::{CompletionEvent, OutcomeKind, TestPayload, WebhookEvent, WebhookPayload},
     event_kind::DeliveryKind,
@@ -61,6 +62,22 @@ fn both_ways<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(name
     assert_eq!(&serde_json::from_str::<T>(&written).unwrap(), message);
 }
 
+/// A result with every field.
+fn result() -> CallResult {
+    let text = || Some("text".to_owned());
+    CallResult {
+        status: text(),
+        connected: Some(true),
+        disposition: text(),
+        summary: text(),
+        analysis: Some(JsonObject::from_text(r#"{"a":"b"}"#.into()).unwrap()),
+        recording_url: text(),
+        transcript_url: text(),
+        duration_seconds: Some(94),
+        metadata: Some(JsonObject::from_text(r#"{"a":"b"}"#.into()).unwrap()),
+    }
+}
+
 #[test]
 fn commands() {
     let text = || Some("text".to_owned());
@@ -102,6 +119,8 @@ fn commands() {
             reference_id: text(),
             process_id,
             call_id: text(),
+            to_state: text(),
+            result: Some(result()),
             api_key_id: Some(id(4)),
         },
     );
@@ -125,6 +144,7 @@ fn events() {
         version: Some(2),
         disposition: Some("callback".into()),
         call_id: Some("c-1".into()),
+        activity: Some(result()),
         user_id: Some("u".into()),
         warnings: vec!["careful".into()],
         timestamp: Timestamp::from_millis(1_768_193_759_048),
@@ -146,6 +166,7 @@ fn events() {
         version: None,
         disposition: None,
         call_id: None,
+        activity: None,
         user_id: None,
         data: None,
         ..event

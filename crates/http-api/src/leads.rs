@@ -3,7 +3,7 @@
 use contract::{
     JsonObject, ObjectId,
     event::OutcomeKind,
-    rpc::{self, UpdateStatus},
+    rpc::{self, ShortResult, UpdateStatus},
 };
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
@@ -133,10 +133,13 @@ pub struct Activity {
     pub user_id: Option<String>,
     /// When the update was decided.
     pub timestamp: DateTime,
+    /// The result of the call that ended, in short; `GET /api/v1/activities/{updateId}` returns all of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result: Option<ShortResult>,
 }
 
 response_from!(activity: rpc::Activity => Activity {
-    kind, update_id, success, error, from_state, to_state, disposition, user_id, timestamp,
+    kind, update_id, success, error, from_state, to_state, disposition, user_id, timestamp, result,
 });
 
 /// An item of `GET /api/v1/leads/{leadId}/updates`.

@@ -17,7 +17,7 @@ mod time;
 mod updates;
 
 pub use crate::{
-    calls::{Call, CallEndedRequest, CallStartedRequest},
+    calls::{Call, CallActivity, CallEndedRequest, CallStartedRequest},
     deliveries::{DeliveryDetails, ListedDelivery, RecoverRequest, RecoverResult},
     examples::Example,
     leads::{

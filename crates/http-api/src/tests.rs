@@ -50,6 +50,7 @@ fn lead() -> rpc::Lead {
             disposition: Some("callback".into()),
             user_id: None,
             timestamp: AT,
+            result: None,
         }],
     }
 }
@@ -178,6 +179,7 @@ fn event() -> CompletionEvent {
         version: Some(2),
         disposition: None,
         call_id: None,
+        activity: None,
         user_id: None,
         warnings: vec!["two".into()],
         timestamp: AT,

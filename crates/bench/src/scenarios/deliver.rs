@@ -91,6 +91,7 @@ async fn fill_events(stack: &Stack, count: u64) -> anyhow::Result<()> {
             version: Some(2),
             disposition: None,
             call_id: None,
+            activity: None,
             user_id: Some("agent-0042".into()),
             warnings: Vec::new(),
             timestamp: now,

@@ -48,6 +48,7 @@ codes! {
     TextTooLong = 400 "text_too_long",
     TooManyUpdates = 400 "too_many_updates",
     UrlRefused = 400 "url_refused",
+    ActivityNotFound = 404 "activity_not_found",
     CallbackNotFound = 404 "callback_not_found",
     DeliveryNotFound = 404 "delivery_not_found",
     KeyNotFound = 404 "key_not_found",

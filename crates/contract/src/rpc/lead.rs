@@ -112,6 +112,24 @@ pub struct Activity {
     pub user_id: Option<String>,
     /// When it was decided.
     pub timestamp: Timestamp,
+    /// The result of the call that ended, in short; absent if none was reported.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result: Option<ShortResult>,
+}
+
+/// The part of a call's result that lists of activities show.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct ShortResult {
+    /// How the call ended.
+    pub status: Option<String>,
+    /// Whether somebody took the call.
+    pub connected: Option<bool>,
+    /// The disposition.
+    pub disposition: Option<String>,
+    /// How long the call took, in seconds.
+    pub duration_seconds: Option<u32>,
 }
 
 /// Lists the leads of a project that meet all conditions, newest first.

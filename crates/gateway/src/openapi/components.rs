@@ -18,13 +18,14 @@ const ERRORS: &str = include_str!("../../../../docs/ERRORS.md");
 const OBJECT_ID: &str = "^[0-9a-fA-F]{24}$";
 
 /// Parameters of paths: name, description, pattern, example.
-pub(super) const PATH_PARAMETERS: [(&str, &str, &str, &str); 5] = [
+pub(super) const PATH_PARAMETERS: [(&str, &str, &str, &str); 6] = [
     ("leadId", "The lead", OBJECT_ID, "696102a4b8c1d2e3f4a5b6c7"),
     ("updateId", "The update", OBJECT_ID, "6b0426971c73026dafa27e40"),
+    ("activityId", "The activity: the `updateId` of the end of its call", OBJECT_ID, "6b042697fb36c4d70216a36b"),
     (
         "deliveryId",
-        "`{updateId}-{callbackId}`",
-        "^[0-9a-fA-F]{24}-[0-9a-fA-F]{24}$",
+        "`{updateId}-{callbackId}`, and `-{kind}` if it does not report the outcome of an update",
+        "^[0-9a-fA-F]{24}-[0-9a-fA-F]{24}(-[a-z_.]+)?$",
         "6b0426971c73026dafa27e40-696102a4b8c1d2e3f4a5b604",
     ),
     (

@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 
 use contract::{
+    activity::ActivityPayload,
     event::{TestPayload, WebhookPayload},
-    event_kind::EventPayload,
+    webhook::EventPayload,
 };
 use serde_json::{Map, Value, json};
 
@@ -139,6 +140,17 @@ fn webhooks(schemas: &mut Schemas) -> Value {
         "description": "Sent like an update to every callback that names the event in its `events`. The `webhook-id` is \
             `{updateId}.{type}`. `data` depends on `type`.",
         "requestBody": content(schemas.response::<EventPayload<'static>>()),
+        "responses": {
+            "2XX": {"description": "Accepted"},
+            "410": {"description": "Send no more: the callback is disabled"},
+            "default": {"description": "Failed: it is retried like an update"},
+        },
+    }}, "activity": {"post": {
+        "operationId": "activityWebhook",
+        "tags": ["Webhooks"],
+        "summary": "Receive the result of a call",
+        "description": "The event `activity.completed`. The `webhook-id` is `{activityId}.activity.completed`.",
+        "requestBody": content(schemas.response::<ActivityPayload<'static>>()),
         "responses": {
             "2XX": {"description": "Accepted"},
             "410": {"description": "Send no more: the callback is disabled"},

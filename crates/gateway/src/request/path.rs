@@ -31,12 +31,22 @@ impl FromRequest for UpdatePath {
     }
 }
 
+/// `{activityId}`.
+pub(crate) struct ActivityPath(pub(crate) ObjectId);
+
+impl FromRequest for ActivityPath {
+    async fn from_request(request: &mut Request, _: &App, _: &ApiKey) -> Result<Self, ApiError> {
+        path_parameter(request, "activityId", "must be 24 hex digits").await.map(Self)
+    }
+}
+
 /// `{deliveryId}`, in the key's project.
 pub(crate) struct DeliveryPath(pub(crate) GetDelivery);
 
 impl FromRequest for DeliveryPath {
     async fn from_request(request: &mut Request, _: &App, key: &ApiKey) -> Result<Self, ApiError> {
-        let fault = "must be an updateId and a callbackId with a hyphen between";
+        let fault =
+            "must be an updateId and a callbackId with a hyphen between, and for other events than updates -{kind}";
         let id: DeliveryId = path_parameter(request, "deliveryId", fault).await?;
         Ok(Self(GetDelivery { project_id: key.project_id, id }))
     }

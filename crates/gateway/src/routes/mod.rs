@@ -35,6 +35,10 @@ pub(crate) mod calls {
     pub(crate) mod started;
 }
 
+pub(crate) mod activities {
+    pub(crate) mod get;
+}
+
 pub(crate) mod updates {
     pub(crate) mod get;
 }
@@ -108,6 +112,7 @@ endpoints! {
     POST   "/api/v1/calls/started/bulk"                                       CallsWrite  Other   calls::bulk_started;
     POST   "/api/v1/calls/ended/bulk"                                         CallsWrite  Other   calls::bulk_ended;
     GET    "/api/v1/calls"                                                    LeadsRead   Other   calls::list;
+    GET    "/api/v1/activities/{activityId}"                                  LeadsRead   Other   activities::get;
     GET    "/api/v1/updates/{updateId}"                                       LeadsRead   Other   updates::get;
     POST   "/api/v1/leads/initiate"                                           LeadsWrite  Other   leads::initiate;
     POST   "/api/v1/leads/bulk/initiate"                                      LeadsWrite  Other   leads::bulk_initiate;

@@ -8,7 +8,8 @@ use std::{
 
 use contract::{
     ObjectId, Timestamp,
-    command::{CallStarted, MAX_TEXT_CHARS, UpdateCommand},
+    call_result::CallResult,
+    command::{CallEnded, CallStarted, MAX_TEXT_CHARS, UpdateCommand},
     event::{CompletionEvent, OutcomeKind},
     position::LogPosition,
     process::{DuringCall, Rules},
@@ -186,6 +187,13 @@ impl CallEntry {
         }
     }
 
+    pub(super) fn result(&self) -> Option<&CallResult> {
+        match &self.change {
+            CallChange::Ended(call) => call.result.as_ref(),
+            CallChange::Started(_) | CallChange::Expired(_) => None,
+        }
+    }
+
     pub(super) fn call_id(&self) -> Option<&str> {
         match &self.change {
             CallChange::Started(call) => call.call_id.as_deref(),
@@ -283,7 +291,10 @@ impl BatchDecider {
             self.change_calls(lead_id, &call.change, at);
         }
         match (kind, found) {
-            (Some(kind), found) => self.record_call(call, kind, found),
+            (Some(kind), found) => {
+                let moved = found.as_ref().ok().and_then(|lead_id| self.move_lead(*lead_id, &call.change, at));
+                self.record_call(call, kind, found, moved);
+            }
             (None, Err(refusal)) => {
                 let (reason, error) = (DeadLetterReason::UnknownLead, refusal.to_string());
                 self.plan.dead_letters.push(DeadLetter { position: call.position, reason, error });
@@ -371,13 +382,34 @@ impl BatchDecider {
         });
     }
 
-    fn record_call(&mut self, call: CallEntry, kind: OutcomeKind, found: Result<ObjectId, Refusal>) {
-        let lead = found.as_ref().ok().and_then(|lead_id| self.state.leads.get(lead_id));
-        let event = call_event(&call, kind, lead.map(|lead| &**lead), found.as_ref().err(), self.applied_at);
+    /// Decides the transition that the end of a call brings, by the rules of an update.
+    fn move_lead(&self, lead_id: ObjectId, change: &CallChange, at: Moment) -> Option<Result<Change, Refusal>> {
+        let CallChange::Ended(CallEnded { to_state: Some(target), result, .. }) = change else { return None };
+        let command = UpdateCommand {
+            target_state: Some(target.clone()),
+            disposition: result.as_ref().and_then(|result| result.disposition.clone()),
+            ..UpdateCommand::default()
+        };
+        Some(self.state.decide(lead_id, &command, at.logged_at, self.limits).1)
+    }
+
+    fn record_call(
+        &mut self,
+        call: CallEntry,
+        kind: OutcomeKind,
+        found: Result<ObjectId, Refusal>,
+        moved: Option<Result<Change, Refusal>>,
+    ) {
+        let lead = found.as_ref().map(|lead_id| self.state.leads.get(lead_id).map(|lead| &**lead));
+        let event = call_event(&call, kind, lead, moved.as_ref(), self.applied_at);
+        if let Some(Ok(change)) = moved {
+            self.changed_leads.insert(change.lead.lead_id);
+            self.state.leads.insert(change.lead.lead_id, Arc::new(change.lead));
+        }
         self.plan.rows.push(LedgerRow {
             position: call.position,
             logged_at: call.logged_at,
-            disposition: None,
+            disposition: event.disposition.clone(),
             api_key_id: call.api_key_id(),
             decided_at: call.position,
             text: call.text,
@@ -458,10 +490,7 @@ impl BatchState {
 
 #[cfg(test)]
 mod tests {
-    use contract::{
-        JsonObject,
-        command::{CallEnded, CallExpired},
-    };
+    use contract::{JsonObject, command::CallExpired};
 
     use super::*;
 

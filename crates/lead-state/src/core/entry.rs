@@ -5,6 +5,7 @@ use async_nats::HeaderMap;
 use bytes::Bytes;
 use contract::{
     ObjectId, Timestamp,
+    call_result::CallResult,
     command::{CallEnded, CallExpired, CallStarted, MAX_TEXT_CHARS, UpdateCommand},
     headers, json,
     position::LogPosition,
@@ -107,7 +108,7 @@ pub fn parse(message: &LogMessage, epoch: i32) -> Result<Entry, DeadLetter> {
             }));
         }
         CommandKind::CallStarted => read(text).and_then(check_call_id).map(CallChange::Started),
-        CommandKind::CallEnded => read(text).map(CallChange::Ended),
+        CommandKind::CallEnded => read(text).and_then(check_result).map(CallChange::Ended),
         CommandKind::CallExpired => read(text).map(CallChange::Expired),
     };
     let change = change.map_err(|e| dead(DeadLetterReason::InvalidCommand, e))?;
@@ -133,6 +134,13 @@ fn check_call_id(call: CallStarted) -> Result<CallStarted, String> {
         return Err(format!("callId is longer than {MAX_TEXT_CHARS} characters"));
     }
     Ok(call)
+}
+
+fn check_result(call: CallEnded) -> Result<CallEnded, String> {
+    match call.result.as_ref().and_then(CallResult::fault) {
+        Some(fault) => Err(fault),
+        None => Ok(call),
+    }
 }
 
 fn traceparent(headers: Option<&HeaderMap>) -> Option<String> {

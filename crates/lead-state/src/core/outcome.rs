@@ -5,6 +5,7 @@ use contract::{
     command::MAX_TEXT_CHARS,
     event::{CompletionEvent, OutcomeKind},
     text::bounded_error,
+    warning::Warning,
 };
 
 use super::{
@@ -40,6 +41,7 @@ pub(super) fn completion_event(
         version: change.map(|change| change.lead.version),
         disposition: change.and_then(|change| change.disposition.clone()),
         call_id: None,
+        activity: None,
         user_id: command.user_id.as_deref().map(truncated),
         warnings: change.map(|change| change.warnings.clone()).unwrap_or_default(),
         timestamp: applied_at,
@@ -47,15 +49,21 @@ pub(super) fn completion_event(
     }
 }
 
-/// The event of a call's start or end, which changes nothing of its lead.
+/// The event of a call's start or end. `lead` is the lead before, and `moved` the decision about the state that the end
+/// brings. The call has ended in any case, so a transition that is refused is a warning.
 pub(super) fn call_event(
     call: &CallEntry,
     kind: OutcomeKind,
-    lead: Option<&Lead>,
-    refusal: Option<&Refusal>,
+    lead: Result<Option<&Lead>, &Refusal>,
+    moved: Option<&Result<Change, Refusal>>,
     applied_at: Timestamp,
 ) -> CompletionEvent {
     let address = call.address();
+    let (lead, refusal) = (lead.ok().flatten(), lead.err());
+    let change = moved.and_then(|moved| moved.as_ref().ok());
+    let refused = moved.and_then(|moved| moved.as_ref().err());
+    let activity = call.result().filter(|_| refusal.is_none());
+    let state = lead.filter(|_| moved.is_some() || activity.is_some()).map(|lead| lead.state.clone());
     CompletionEvent {
         kind,
         update_id: call.update_id,
@@ -69,13 +77,17 @@ pub(super) fn call_event(
         success: refusal.is_none(),
         error: refusal.map(|refusal| bounded_error(refusal.to_string())),
         error_code: refusal.map(|refusal| refusal.code().to_owned()),
-        from_state: None,
-        to_state: None,
-        version: None,
-        disposition: None,
+        to_state: change.map(|change| change.lead.state.clone()).or_else(|| state.clone()),
+        from_state: state,
+        version: change.map(|change| change.lead.version),
+        disposition: change.and_then(|change| change.disposition.clone()),
         call_id: call.call_id().map(truncated),
+        activity: activity.cloned(),
         user_id: None,
-        warnings: Vec::new(),
+        warnings: match refused {
+            Some(refusal) => vec![Warning::STATE_NOT_REACHED.with(&[&bounded_error(refusal.to_string())])],
+            None => change.map(|change| change.warnings.clone()).unwrap_or_default(),
+        },
         timestamp: applied_at,
         data: None,
     }

@@ -57,7 +57,8 @@ pub(crate) async fn outbox(
            SELECT project_id AS "project_id!", update_id AS "update_id!", sequence AS "sequence!", index AS "index!",
                   kind AS "kind!", lead_id, process_id, reference_id, success AS "success!", error, error_code, from_state, to_state,
                   CASE WHEN success THEN disposition END AS disposition,
-                  CASE WHEN kind <> 'update' THEN left(command->>'callId', $7) END AS call_id, version, user_id, warnings AS "warnings!", data::text AS data, traceparent, applied_at AS "applied_at!"
+                  CASE WHEN kind <> 'update' THEN left(command->>'callId', $7) END AS call_id,
+                  CASE WHEN kind = 'call.ended' AND success THEN command->>'result' END AS activity, version, user_id, warnings AS "warnings!", data::text AS data, traceparent, applied_at AS "applied_at!"
            FROM first ORDER BY sequence, index, log_epoch, log_sequence, log_index"#,
         epoch,
         after_sequence,
@@ -91,6 +92,7 @@ pub(crate) async fn outbox(
                     version: row.version,
                     disposition: row.disposition,
                     call_id: row.call_id,
+                    activity: stored.optional_json("command", row.activity.as_deref())?,
                     user_id: row.user_id,
                     warnings: row.warnings,
                     timestamp: row.applied_at.into(),

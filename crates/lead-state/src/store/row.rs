@@ -58,6 +58,14 @@ impl<'a> Row<'a> {
         serde_json::from_str(text).map_err(|e| self.corrupt(column, redacted_error(&e)))
     }
 
+    pub(super) fn optional_json<T: DeserializeOwned>(
+        self,
+        column: &'static str,
+        text: Option<&str>,
+    ) -> Result<Option<T>, StoreError> {
+        text.map(|text| self.json(column, text)).transpose()
+    }
+
     /// Reads the three columns of a position.
     pub(super) fn position(
         self,

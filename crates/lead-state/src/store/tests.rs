@@ -100,6 +100,7 @@ fn succeeded(update_id: ObjectId) -> CompletionEvent {
         version: Some(2),
         disposition: Some("price".into()),
         call_id: None,
+        activity: None,
         user_id: Some("user".into()),
         warnings: vec!["first".into(), "second".into()],
         timestamp: at(11),

@@ -2,11 +2,12 @@
 
 use contract::{
     JsonObject, ObjectId, Timestamp,
+    call_result::CallResult,
     command::MAX_TEXT_CHARS,
     event::CompletionEvent,
     event_kind::DeliveryKind,
     position::LogPosition,
-    rpc::{self, Activity, HistoryEntry, Outcome, UpdateStatus},
+    rpc::{self, Activity, HistoryEntry, Outcome, ShortResult, UpdateStatus},
 };
 use service_kit::postgres::Pool;
 
@@ -68,7 +69,8 @@ pub(super) async fn latest_of_lead(
     lead_id: ObjectId,
 ) -> Result<Vec<Activity>, StoreError> {
     let rows = sqlx::query!(
-        r#"SELECT kind, update_id, success, error, from_state, to_state, disposition, user_id, applied_at
+        r#"SELECT kind, update_id, success, error, from_state, to_state, disposition, user_id, applied_at,
+                  CASE WHEN kind = 'call.ended' AND success THEN command->>'result' END AS result
            FROM lead_state.lead_updates WHERE lead_id = $1 AND project_id = $2
            ORDER BY log_epoch DESC, log_sequence DESC, log_index DESC LIMIT $3"#,
         lead_id.as_bytes(),
@@ -91,9 +93,15 @@ pub(super) async fn latest_of_lead(
                 disposition: row.disposition,
                 user_id: row.user_id,
                 timestamp: row.applied_at.into(),
+                result: stored.optional_json("command", row.result.as_deref())?.map(short),
             })
         })
         .collect()
+}
+
+fn short(result: CallResult) -> ShortResult {
+    let CallResult { status, connected, disposition, duration_seconds, .. } = result;
+    ShortResult { status, connected, disposition, duration_seconds }
 }
 
 /// A lead's updates and call events before this log position, newest first: `limit` of them, and one more to show that there are more.
@@ -197,16 +205,16 @@ pub(crate) async fn outcomes(
     let rows = sqlx::query!(
         r#"WITH requested AS MATERIALIZED (
                SELECT r.place, u.*, CASE WHEN u.kind <> 'update' THEN left(u.command->>'callId', $4) END AS call_id,
+                      CASE WHEN u.kind = 'call.ended' AND u.success THEN u.command->>'result' END AS activity,
                       u.data::text AS text
                FROM unnest($2::bytea[]) WITH ORDINALITY AS r (update_id, place)
                JOIN lead_state.lead_updates AS u ON u.project_id = $1 AND u.update_id = r.update_id
            ), sized AS (
-               SELECT *, sum(coalesce(octet_length(text), 0)) OVER (ORDER BY place)
-                   - coalesce(octet_length(text), 0) AS before
-               FROM requested
+               SELECT *, sum(bytes) OVER (ORDER BY place) - bytes AS before
+               FROM requested, LATERAL (SELECT coalesce(octet_length(text), 0) + coalesce(octet_length(activity), 0)) AS l (bytes)
            )
            SELECT place AS "place!", kind AS "kind!", update_id AS "update_id!", process_id, lead_id, reference_id,
-                  success AS "success!", error, error_code, from_state, to_state, version, user_id, call_id,
+                  success AS "success!", error, error_code, from_state, to_state, version, user_id, call_id, activity,
                   CASE WHEN success THEN disposition END AS disposition, applied_at AS "applied_at!", text
            FROM sized WHERE before <= $3 ORDER BY place"#,
         project_id.as_bytes(),
@@ -234,6 +242,7 @@ pub(crate) async fn outcomes(
             version: row.version,
             disposition: row.disposition,
             call_id: row.call_id,
+            activity: stored.optional_json("command", row.activity.as_deref())?,
             user_id: row.user_id,
             warnings: Vec::new(),
             timestamp: row.applied_at.into(),

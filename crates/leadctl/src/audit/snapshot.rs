@@ -44,7 +44,7 @@ const TABLES: &str = "
         -- Where it was decided: at its own entry, or for a queued update at the entry that ended the call.
         at_epoch int, at_seq bigint,
         -- What it is of, the disposition that it stored, and whether it changed the lead.
-        kind text, disposition text, changes boolean);
+        kind text, disposition text, has_result boolean, changes boolean);
     -- What each row in the scope means: events that callbacks subscribe to, and the kinds of their deliveries.
     CREATE TEMP TABLE audit_occurrences (project_id bytea, update_id bytea, event text, delivery text);
     CREATE TEMP TABLE audit_queued (
@@ -75,7 +75,9 @@ macro_rules! insert_ledger_rows {
            u.from_state, u.to_state, u.version, u.applied_at, ",
             $in_scope,
             ", coalesce(u.decided_epoch, u.log_epoch), coalesce(u.decided_sequence, u.log_sequence),
-           u.kind, CASE WHEN u.success THEN u.disposition END, u.success AND u.kind = 'update'
+           u.kind, CASE WHEN u.success THEN u.disposition END,
+           CASE WHEN u.kind = 'call.ended' THEN u.command->>'result' IS NOT NULL ELSE false END,
+           u.success AND u.version IS NOT NULL
     FROM lead_state.lead_updates u",
             $from
         )
@@ -92,7 +94,7 @@ const ROWS_IN_SCOPE: &str = insert_ledger_rows!(
 const OTHER_ROWS_OF_LEADS: &str = insert_ledger_rows!(
     false,
     "
-    WHERE u.success AND u.kind = 'update' AND u.lead_id IN (SELECT lead_id FROM audit_rows WHERE changes)
+    WHERE u.success AND u.version IS NOT NULL AND u.lead_id IN (SELECT lead_id FROM audit_rows WHERE changes)
       AND NOT EXISTS (SELECT FROM audit_rows r WHERE r.project_id = u.project_id AND r.update_id = u.update_id)"
 );
 
@@ -107,7 +109,8 @@ const OCCURRENCES: &str = "
          'lead.state_changed', 'lead.state_changed'),
         (r.success AND r.disposition IS NOT NULL, 'lead.disposition_set', 'lead.disposition_set'),
         (r.success AND r.kind = 'call.started', 'call.started', 'call.started'),
-        (r.success AND r.kind = 'call.ended', 'call.ended', 'call.ended')) AS o (occurred, event, delivery)
+        (r.success AND r.kind = 'call.ended', 'call.ended', 'call.ended'),
+        (r.success AND r.has_result, 'activity.completed', 'activity.completed')) AS o (occurred, event, delivery)
     WHERE r.in_scope AND o.occurred AND EXISTS (SELECT FROM audit_callbacks c WHERE o.event = ANY (c.events))";
 
 const QUEUED: &str = "

@@ -4,7 +4,8 @@ use std::{collections::BTreeMap, process::ExitCode, time::Duration};
 
 use clap::{Args, Subcommand};
 use contract::{
-    ObjectId,
+    JsonObject, ObjectId,
+    call_result::CallResult,
     rpc::{Call as ListedCall, ListCalls},
 };
 use http_api::{CallEndedRequest, CallStartedRequest};
@@ -40,6 +41,12 @@ pub(crate) enum Call {
     End {
         #[command(flatten)]
         call: CallFields,
+        /// Move the lead to this state, by the rules of an update.
+        #[arg(long, value_name = "STATE")]
+        to_state: Option<String>,
+        /// What is known of the call, as JSON, e.g. '{"status":"completed","connected":true}'.
+        #[arg(long, value_name = "JSON", value_parser = parse_result)]
+        result: Option<CallResult>,
         #[command(flatten)]
         sending: Sending,
     },
@@ -106,9 +113,21 @@ impl Call {
                 };
                 sending.post("/api/v1/calls/started", &request).await
             }
-            Self::End { call: CallFields { lead_id, reference_id, process_id, call_id }, sending } => {
-                let request =
-                    CallEndedRequest { lead_id, reference_id, process_id, call_id, ..CallEndedRequest::default() };
+            Self::End {
+                call: CallFields { lead_id, reference_id, process_id, call_id },
+                to_state,
+                result,
+                sending,
+            } => {
+                let request = CallEndedRequest {
+                    lead_id,
+                    reference_id,
+                    process_id,
+                    call_id,
+                    to_state,
+                    result,
+                    ..CallEndedRequest::default()
+                };
                 sending.post("/api/v1/calls/ended", &request).await
             }
             Self::List { lead, paging, scope: InProject { project_id, admin } } => {
@@ -130,6 +149,11 @@ impl Sending {
         let response = gateway.client()?.post(path, request, &headers, Duration::from_secs(seconds)).await?;
         report_accepted(&response, wait.is_some(), gateway.json)
     }
+}
+
+fn parse_result(text: &str) -> Result<CallResult, String> {
+    let object = JsonObject::from_text(text.to_owned()).map_err(|e| e.to_string())?;
+    CallResult::parse(&object).map_err(|e| e.to_string())
 }
 
 fn row(call: &ListedCall) -> [String; 5] {

@@ -3,7 +3,7 @@
 use clap::{Args, Subcommand};
 use contract::{
     ObjectId, Timestamp,
-    rpc::{GetLead, GetLeadHistory, HistoryEntry, ListLeads},
+    rpc::{GetLead, GetLeadHistory, HistoryEntry, ListLeads, ShortResult},
 };
 
 use crate::{
@@ -118,8 +118,18 @@ pub(crate) fn show(lead: &contract::rpc::Lead) {
         let outcome = if activity.success { "succeeded" } else { "failed" };
         let why = activity.error.as_deref().map(|error| format!(": {}", escaped(error))).unwrap_or_default();
         let (id, at, kind) = (activity.update_id, activity.timestamp.to_iso(), activity.kind);
-        output::say(format_args!("  {id}  {at}  {kind} {outcome}{why}"));
+        let result = activity.result.as_ref().map(short_result).unwrap_or_default();
+        output::say(format_args!("  {id}  {at}  {kind} {outcome}{why}{result}"));
     }
+}
+
+/// The result of a call in one line.
+fn short_result(result: &ShortResult) -> String {
+    let ShortResult { status, connected, disposition, duration_seconds } = result;
+    let connected = connected.map(|connected| if connected { "connected" } else { "not connected" }.to_owned());
+    let texts = [status.as_deref().map(escaped), connected, disposition.as_deref().map(escaped)];
+    let parts = texts.into_iter().flatten().chain(duration_seconds.map(|seconds| format!("{seconds} s")));
+    format!(": {}", parts.collect::<Vec<_>>().join(", "))
 }
 
 pub(crate) fn lead_row(lead: &contract::rpc::Lead) -> [String; 6] {
