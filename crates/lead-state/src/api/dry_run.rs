@@ -56,15 +56,9 @@ fn preview(state: BatchState, mut entries: Vec<Entry>, now: Timestamp, limits: L
     let until = calls.into_iter().flatten().map(|call| call.expires_at).max().unwrap_or(now);
     let UpdateEntry { project_id, position, .. } = queued.update;
     let change = CallChange::Ended(CallEnded { lead_id, ..CallEnded::default() });
-    entries.push(Entry::Call(CallEntry {
-        position,
-        logged_at: now,
-        project_id,
-        update_id: clock::new_id(),
-        change,
-        text: "{}".into(),
-        traceparent: None,
-    }));
+    let (update_id, text) = (clock::new_id(), "{}".into());
+    let end = CallEntry { position, logged_at: now, project_id, update_id, change, text, traceparent: None };
+    entries.push(Entry::Call(Box::new(end)));
     let mut event = outcome(decide_batch(state, entries, now, limits))?;
     event.warnings.push(Warning::WOULD_BE_QUEUED.with(&[&until.to_iso()]));
     Some(event)

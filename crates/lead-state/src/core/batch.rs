@@ -253,7 +253,7 @@ impl BatchDecider {
     fn apply_entry(&mut self, entry: Entry) {
         match entry {
             Entry::Update(update) => self.apply_update(update),
-            Entry::Call(call) => self.apply_call(call),
+            Entry::Call(call) => self.apply_call(*call),
         }
     }
 
@@ -542,7 +542,7 @@ mod tests {
     }
 
     fn call(sequence: u64, change: CallChange) -> Entry {
-        Entry::Call(CallEntry {
+        Entry::Call(Box::new(CallEntry {
             position: at(sequence),
             logged_at: time(sequence),
             project_id: PROJECT,
@@ -550,7 +550,7 @@ mod tests {
             change,
             text: "{}".into(),
             traceparent: None,
-        })
+        }))
     }
 
     fn start(sequence: u64, call_id: Option<&str>) -> Entry {
@@ -773,7 +773,9 @@ mod tests {
     #[test]
     fn a_duplicate_of_a_call_event_is_skipped() {
         let duplicate = |sequence| match start(1, Some("a")) {
-            Entry::Call(call) => Entry::Call(CallEntry { position: at(sequence), logged_at: time(sequence), ..call }),
+            Entry::Call(call) => {
+                Entry::Call(Box::new(CallEntry { position: at(sequence), logged_at: time(sequence), ..*call }))
+            }
             Entry::Update(_) => unreachable!(),
         };
 

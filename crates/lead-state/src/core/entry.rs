@@ -29,7 +29,8 @@ pub struct LogMessage {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Entry {
     Update(UpdateEntry),
-    Call(CallEntry),
+    /// In a box, because it may bring the result of a call, and most entries are updates.
+    Call(Box<CallEntry>),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -118,7 +119,8 @@ pub fn parse(message: &LogMessage, epoch: i32) -> Result<Entry, DeadLetter> {
         CallChange::Expired(_) => None,
     });
     let (text, traceparent) = (text.trim().into(), traceparent());
-    Ok(Entry::Call(CallEntry { position, logged_at, project_id, update_id, change, text, traceparent }))
+    let call = CallEntry { position, logged_at, project_id, update_id, change, text, traceparent };
+    Ok(Entry::Call(Box::new(call)))
 }
 
 fn read<T: DeserializeOwned>(text: &str) -> Result<T, String> {
