@@ -265,9 +265,9 @@ const screenshots = async (page, timeline) => {
     await go(page, project);
     return page.locator("td a:text-is('billing')").count();
   });
-  for (const [name, to, width] of [["board", project, 1280], ["timeline", timeline, 1000]]) {
+  for (const [name, to, width, schemes] of [["board", project, 1280, ["light"]], ["timeline", timeline, 1000, ["light", "dark"]]]) {
     await page.setViewportSize({ width, height: 900 });
-    for (const colorScheme of ["light", "dark"]) {
+    for (const colorScheme of schemes) {
       await page.emulateMedia({ colorScheme });
       await go(page, to);
       await page.screenshot({ path: path.join(directory, `console-${name}-${colorScheme}.png`) });

@@ -1,13 +1,12 @@
 //! The gateway's HTTP API, through which the console changes things: with the visitor's own API key, its rate limits, and
 //! its checks.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use anyhow::Context;
 use contract::{rpc::TEST_TIMEOUT, secret::Secret};
 use http_api::ErrorResponse;
 use reqwest::{Method, StatusCode};
-use rustls::{ClientConfig, RootCertStore};
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::fault::Fault;
@@ -54,19 +53,14 @@ impl Gateway {
     /// # Errors
     /// TLS cannot be set up.
     pub(crate) fn new(url: &str) -> anyhow::Result<Self> {
-        let mut roots = RootCertStore::empty();
-        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        let tls = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .context("cannot set TLS up")?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
         let http = reqwest::Client::builder()
-            .tls_backend_preconfigured(tls)
+            .tls_backend_preconfigured(service_kit::tls::client()?)
             .user_agent(concat!("leadrelay-console/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(CONNECT_TIMEOUT)
             .timeout(TIMEOUT)
             .redirect(reqwest::redirect::Policy::none())
+            // As for the other services, the environment names no proxy for what is inside the installation.
+            .no_proxy()
             .build()
             .context("cannot create the HTTP client")?;
         Ok(Self { http, url: url.trim_end_matches('/').to_owned() })

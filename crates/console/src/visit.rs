@@ -121,7 +121,7 @@ impl Visit {
         self.app.gateway.send(key, request).await
     }
 
-    /// Changes something through the gateway, and logs who changed what, from what to what. A refused change is logged,
+    /// Changes something through the gateway, and logs who changes what, before and after it. A refused change is logged,
     /// too.
     pub(crate) async fn act<T: DeserializeOwned>(
         &self,
@@ -130,12 +130,14 @@ impl Visit {
         after: impl FnOnce(&T) -> String,
     ) -> Result<T, Fault> {
         let Action { name, project_id, scope, object, before } = action;
+        let who = self.session.identity();
+        // A visitor who hangs up ends this here, but not the change.
+        tracing::info!(who, %project_id, object, before, "action {name}: sent");
         let done = self.send(*project_id, *scope, request).await;
         let (done_or_not, after) = match &done {
             Ok(reply) => ("done", after(reply)),
             Err(fault) => ("not done", fault.to_string()),
         };
-        let who = self.session.identity();
         tracing::info!(who, %project_id, object, before, after, "action {name}: {done_or_not}");
         done
     }

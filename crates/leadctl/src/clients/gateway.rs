@@ -1,14 +1,14 @@
 //! HTTP client of the gateway.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context, anyhow};
 use bytes::Bytes;
 use contract::rpc::RpcError;
 use http_api::ErrorResponse;
 use reqwest::{Method, RequestBuilder, Response, StatusCode, header::RETRY_AFTER};
-use rustls::{ClientConfig, RootCertStore};
 use serde::{Serialize, de::DeserializeOwned};
+use service_kit::tls;
 
 /// Longer than the gateway's own deadline.
 const TIMEOUT: Duration = Duration::from_secs(20);
@@ -33,7 +33,7 @@ pub(crate) struct GatewayResponse {
 impl GatewayClient {
     pub(crate) fn new(url: &str, key: &str) -> anyhow::Result<Self> {
         let mut builder = reqwest::Client::builder()
-            .tls_backend_preconfigured(tls()?)
+            .tls_backend_preconfigured(tls::client()?)
             .user_agent(concat!("leadctl/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(CONNECT_TIMEOUT)
             .read_timeout(READ_TIMEOUT);
@@ -118,14 +118,4 @@ impl GatewayResponse {
             Err(_) => anyhow!("the gateway answered {status}: {}", self.body),
         }
     }
-}
-
-/// rustls with ring and the system's CA certificates.
-pub(crate) fn tls() -> anyhow::Result<ClientConfig> {
-    let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .context("cannot set TLS up")?;
-    Ok(config.with_root_certificates(roots).with_no_client_auth())
 }

@@ -12,15 +12,12 @@ use contract::{
 use http_api::Outcome;
 use reqwest::{Client, Url, redirect::Policy};
 use serde::Serialize;
-use service_kit::clock;
+use service_kit::{clock, tls};
 use tokio::time::sleep;
 
 use crate::{
     arguments::GatewayArgs,
-    clients::{
-        event_stream::{EventStream, StreamEvent},
-        gateway::tls,
-    },
+    clients::event_stream::{EventStream, StreamEvent},
     output::{self, escape::escaped},
 };
 
@@ -101,7 +98,7 @@ impl Listen {
 
 fn client(to: &Url) -> anyhow::Result<Client> {
     let builder = Client::builder()
-        .tls_backend_preconfigured(tls()?)
+        .tls_backend_preconfigured(tls::client()?)
         .user_agent(concat!("leadctl/", env!("CARGO_PKG_VERSION")))
         .redirect(Policy::none())
         .timeout(ATTEMPT_TIMEOUT);

@@ -13,7 +13,6 @@ use service_kit::clock;
 use tokio::time::{Instant, timeout_at};
 
 use super::check::{Check, skew};
-use crate::clients::gateway;
 
 /// How long to collect answers of the services. Every run takes this long.
 const DISCOVERY_TIME: Duration = Duration::from_secs(1);
@@ -76,7 +75,7 @@ fn instances(name: &str, versions: &[String]) -> Check {
 
 fn http() -> anyhow::Result<reqwest::Client> {
     Ok(reqwest::Client::builder()
-        .tls_backend_preconfigured(gateway::tls()?)
+        .tls_backend_preconfigured(service_kit::tls::client()?)
         .no_proxy()
         .timeout(HTTP_TIMEOUT)
         .build()?)
