@@ -361,7 +361,8 @@ async fn reading_and_changing_the_configuration_need_their_scopes() {
 /// Runs `leadctl process apply` on a specification.
 async fn apply(stack: &Stack, spec: &Value, args: &[&str]) -> LeadctlRun {
     let file = tempfile::NamedTempFile::new().expect("a file");
-    std::fs::write(file.path(), spec.to_string()).expect("a file");
+    // With a byte order mark, as some editors write files.
+    std::fs::write(file.path(), format!("\u{feff}{spec}")).expect("a file");
     let path = file.path().to_str().expect("a path");
     stack.leadctl(&[&["process", "apply", path], args].concat()).await.assert_ok()
 }

@@ -126,6 +126,32 @@ async fn retry_after_is_honoured() {
 }
 
 #[tokio::test]
+async fn a_long_body_that_is_delivered_again_is_stored_once() {
+    let stack = Stack::start_with(&[("RETRY_SCHEDULE", "0s,100ms")]).await;
+    for path in ["/crm", "/bi"] {
+        stack.receiver.on(path, [Reply::status(200), Reply::status(503).retry_after(2), Reply::status(200)]);
+    }
+    let applied = stack.process_calling(&["crm", "bi"]).await;
+    let lead_id = stack.api.initiate(process_id(&applied), None).await;
+    let update_id = stack.api.update(json!({"leadId": lead_id, "metadata": {"text": "x".repeat(5000)}})).await;
+    stack.wait_for_count("SELECT count(*) FROM webhooks.deliveries WHERE status = 'delivered'", 2).await;
+    assert_eq!(stack.count(BODIES).await, 0);
+
+    for callback in &applied.process.callbacks {
+        redeliver(&stack, &update_id, callback.callback_id).await;
+    }
+
+    stack.wait_for_count("SELECT count(*) FROM webhooks.deliveries WHERE attempts = 2 AND payload IS NULL", 2).await;
+    assert_eq!(stack.count(BODIES).await, 1);
+    for path in ["/crm", "/bi"] {
+        let requests = stack.receiver.wait_for_requests(path, 3, TEST_TIMEOUT).await;
+        assert!(requests.iter().all(|request| request.body == requests[0].body));
+    }
+    stack.wait_for_count(BODIES, 0).await;
+    stack.wait_for_clean_audit().await;
+}
+
+#[tokio::test]
 async fn a_delivery_that_always_fails_is_exhausted_visibly() {
     let stack = Stack::start_with(&[("RETRY_SCHEDULE", "0s,50ms,50ms")]).await;
     stack.receiver.on("/crm", [500]);

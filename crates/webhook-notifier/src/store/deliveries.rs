@@ -1,7 +1,7 @@
 //! Reads the delivery log, and makes completed deliveries pending again. Every statement reads a limited number of
 //! rows.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use contract::{
     ObjectId, Timestamp,
@@ -11,7 +11,7 @@ use contract::{
 use service_kit::postgres::Pool;
 use time::OffsetDateTime;
 
-use super::{error::StoreError, id};
+use super::{bodies, error::StoreError, id};
 
 pub(crate) fn status_name(status: DeliveryStatus) -> &'static str {
     match status {
@@ -271,7 +271,12 @@ pub(crate) async fn requeue(
     let callback_ids = redeliveries.iter().map(|d| *d.id.callback_id.as_bytes()).collect::<Vec<_>>();
     let kinds = redeliveries.iter().map(|d| d.id.kind.as_str()).collect::<Vec<_>>();
     let due = redeliveries.iter().map(|d| d.due.into()).collect::<Vec<OffsetDateTime>>();
-    let payloads = redeliveries.iter().map(|d| d.payload).collect::<Vec<_>>();
+    let (long, inline): (Vec<_>, Vec<_>) = redeliveries
+        .iter()
+        .map(|d| if d.payload.is_some_and(bodies::is_long) { (d.payload, None) } else { (None, d.payload) })
+        .unzip();
+    let has_long = long.iter().map(Option::is_some).collect::<Vec<_>>();
+    let mut transaction = pool.begin().await?;
     let rows = sqlx::query_as!(
         Row,
         r#"
@@ -279,11 +284,11 @@ pub(crate) async fn requeue(
             status = 'pending', next_attempt_at = CASE WHEN d.lead_id IS NULL THEN r.due END,
             payload = coalesce(d.payload, r.payload), schedule_offset = d.attempts, exhausted_announced = false,
             updated_at = $6
-        FROM unnest($2::bytea[], $3::bytea[], $4::timestamptz[], $5::text[], $7::text[])
-            AS r (update_id, callback_id, due, payload, kind)
+        FROM unnest($2::bytea[], $3::bytea[], $4::timestamptz[], $5::text[], $7::text[], $8::boolean[])
+            AS r (update_id, callback_id, due, payload, kind, has_long)
         WHERE d.update_id = r.update_id AND d.callback_id = r.callback_id AND d.kind = r.kind AND d.project_id = $1
             AND d.status <> 'pending'
-            AND (coalesce(d.payload, r.payload) IS NOT NULL
+            AND (coalesce(d.payload, r.payload) IS NOT NULL OR r.has_long
                  OR EXISTS (SELECT FROM webhooks.payloads AS p WHERE p.update_id = d.update_id AND p.kind = d.kind))
         RETURNING d.update_id AS "update_id: [u8; 12]", d.callback_id AS "callback_id: [u8; 12]", d.kind,
                   d.process_id AS "process_id: [u8; 12]", d.status, d.attempts, d.next_attempt_at, d.created_at,
@@ -293,13 +298,20 @@ pub(crate) async fn requeue(
         &update_ids as &[[u8; 12]],
         &callback_ids as &[[u8; 12]],
         &due as &[OffsetDateTime],
-        &payloads as &[Option<&str>],
+        &inline as &[Option<&str>],
         OffsetDateTime::from(now),
         &kinds as &[&str],
+        &has_long as &[bool],
     )
-    .fetch_all(pool)
+    .fetch_all(&mut *transaction)
     .await?;
-    listed(rows)
+    let requeued = listed(rows)?;
+    let ids = requeued.iter().map(|delivery| delivery.id).collect::<BTreeSet<_>>();
+    let stored = redeliveries.iter().zip(long).filter(|(redelivery, _)| ids.contains(&redelivery.id));
+    let bodies = stored.filter_map(|(r, body)| Some(((r.id.update_id, r.id.kind), body?)));
+    bodies::store(&mut transaction, bodies.collect()).await?;
+    transaction.commit().await?;
+    Ok(requeued)
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use service_kit::{
 };
 
 pub(crate) mod backlog;
+mod bodies;
 pub(crate) mod claim;
 pub(crate) mod deliveries;
 pub(crate) mod error;

@@ -4,23 +4,17 @@
 //! other attempt has its own row (docs/adr/0036-store-a-successful-first-attempt-in-its-delivery-row.md). A long body is stored
 //! once per update and kind, in `payloads`.
 
-use std::collections::BTreeMap;
-
 use contract::text::{MAX_ERROR_CHARS, prefix};
 use service_kit::postgres::Session;
 use time::OffsetDateTime;
 
-use super::{deliveries::status_name, error::StoreError};
+use super::{bodies, deliveries::status_name, error::StoreError};
 use crate::core::delivery::{DeliveryRecord, DeliverySource, DeliveryState, LeadOrder};
-
-/// Longer bodies are not stored in the rows of deliveries, but once per update: Postgres itself would move them out of the
-/// row, once per delivery.
-const MAX_INLINE_BYTES: usize = 2000;
 
 /// The body that is stored in a delivery's row.
 fn inline_body(record: &DeliveryRecord) -> Option<&str> {
     let body = &*record.delivery.body;
-    (record.state != DeliveryState::Delivered && body.len() <= MAX_INLINE_BYTES).then_some(body)
+    (record.state != DeliveryState::Delivered && !bodies::is_long(body)).then_some(body)
 }
 
 /// Writes records, in the caller's transaction. No two may be of the same delivery.
@@ -31,9 +25,14 @@ pub(crate) async fn write(connection: &mut Session, records: &[DeliveryRecord]) 
     insert_ordered(connection, &ordered).await?;
     upsert_from_events(connection, &others).await?;
     update_claimed(connection, &from(DeliverySource::Claim).collect::<Vec<_>>()).await?;
-    // After the deliveries, in every transaction, which excludes deadlocks.
-    store_long_bodies(connection, records).await?;
-    release_long_bodies(connection, records).await?;
+    let long = |record: &&DeliveryRecord| bodies::is_long(&record.delivery.body);
+    let (delivered, waiting): (Vec<_>, Vec<_>) =
+        records.iter().filter(long).partition(|record| record.state == DeliveryState::Delivered);
+    // A claimed delivery has its body there already.
+    let from_events = waiting.into_iter().filter(|record| record.source == DeliverySource::Event);
+    let stored = from_events.map(|r| ((r.delivery.update_id, r.delivery.kind), &*r.delivery.body));
+    bodies::store(connection, stored.collect()).await?;
+    bodies::release(connection, delivered.into_iter().map(|record| record.delivery.update_id).collect()).await?;
     disable_callbacks(connection, records).await?;
     Ok(())
 }
@@ -269,79 +268,6 @@ async fn update_claimed(connection: &mut Session, records: &[&DeliveryRecord]) -
         &attempts.status_codes as &[Option<i32>],
         &attempts.responses as &[Option<&str>],
         &columns.kinds as &[&str],
-    )
-    .execute(connection)
-    .await?;
-    Ok(())
-}
-
-/// Whether a record's body is in `payloads` as long as the delivery waits.
-fn is_long(record: &DeliveryRecord) -> bool {
-    record.delivery.body.len() > MAX_INLINE_BYTES
-}
-
-fn long_body_key(record: &DeliveryRecord) -> ([u8; 12], &'static str) {
-    (*record.delivery.update_id.as_bytes(), record.delivery.kind.as_str())
-}
-
-/// Stores the long bodies of deliveries that wait or are exhausted.
-async fn store_long_bodies(connection: &mut Session, records: &[DeliveryRecord]) -> sqlx::Result<()> {
-    // A claimed delivery has its body there already.
-    let stored =
-        |r: &&DeliveryRecord| is_long(r) && r.source == DeliverySource::Event && r.state != DeliveryState::Delivered;
-    let bodies = records.iter().filter(stored).map(|r| (long_body_key(r), &*r.delivery.body));
-    let (keys, bodies): (Vec<_>, Vec<_>) = bodies.collect::<BTreeMap<_, _>>().into_iter().unzip();
-    if keys.is_empty() {
-        return Ok(());
-    }
-    let (update_ids, kinds): (Vec<_>, Vec<_>) = keys.into_iter().unzip();
-    // An existing row is locked, so that it is not released meanwhile.
-    sqlx::query!(
-        r#"
-        INSERT INTO webhooks.payloads (update_id, kind, payload)
-        SELECT update_id, kind, payload FROM unnest($1::bytea[], $2::text[], $3::text[]) AS r (update_id, kind, payload)
-        ORDER BY update_id, kind
-        ON CONFLICT (update_id, kind) DO UPDATE SET kind = excluded.kind
-        "#,
-        &update_ids as &[[u8; 12]],
-        &kinds as &[&str],
-        &bodies as &[&str],
-    )
-    .execute(connection)
-    .await?;
-    Ok(())
-}
-
-/// Deletes the long bodies of updates whose recorded deliveries are all delivered now.
-async fn release_long_bodies(connection: &mut Session, records: &[DeliveryRecord]) -> sqlx::Result<()> {
-    let delivered = records.iter().filter(|r| is_long(r) && r.state == DeliveryState::Delivered);
-    let mut update_ids = delivered.map(|r| *r.delivery.update_id.as_bytes()).collect::<Vec<_>>();
-    update_ids.sort_unstable();
-    update_ids.dedup();
-    if update_ids.is_empty() {
-        return Ok(());
-    }
-    // Two statements: the second one sees the deliveries of those that held the locks before.
-    let locked = sqlx::query_scalar!(
-        r#"
-        SELECT update_id AS "update_id: [u8; 12]" FROM webhooks.payloads
-        WHERE update_id = ANY($1::bytea[]) ORDER BY update_id, kind FOR UPDATE
-        "#,
-        &update_ids as &[[u8; 12]],
-    )
-    .fetch_all(&mut *connection)
-    .await?;
-    if locked.is_empty() {
-        return Ok(());
-    }
-    sqlx::query!(
-        r#"
-        DELETE FROM webhooks.payloads AS p
-        WHERE p.update_id = ANY($1::bytea[])
-            AND NOT EXISTS (SELECT FROM webhooks.deliveries AS d
-                            WHERE d.update_id = p.update_id AND d.kind = p.kind AND d.status <> 'delivered')
-        "#,
-        &locked as &[[u8; 12]],
     )
     .execute(connection)
     .await?;

@@ -1,0 +1,78 @@
+//! Bodies that are too long for a row of `deliveries`: stored once per update and kind, however many deliveries wait.
+//!
+//! In every transaction after its deliveries, which excludes deadlocks.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use contract::{ObjectId, event_kind::DeliveryKind};
+use service_kit::postgres::Session;
+
+/// Longer bodies are not stored in the rows of deliveries: Postgres itself would move them out of the row, once per
+/// delivery.
+const MAX_INLINE_BYTES: usize = 2000;
+
+/// Whether a body is stored here, and not in the rows of its deliveries.
+pub(super) fn is_long(body: &str) -> bool {
+    body.len() > MAX_INLINE_BYTES
+}
+
+/// Stores long bodies of deliveries that wait or are exhausted.
+pub(super) async fn store(
+    connection: &mut Session,
+    bodies: BTreeMap<(ObjectId, DeliveryKind), &str>,
+) -> sqlx::Result<()> {
+    if bodies.is_empty() {
+        return Ok(());
+    }
+    let update_ids = bodies.keys().map(|(update_id, _)| *update_id.as_bytes()).collect::<Vec<_>>();
+    let kinds = bodies.keys().map(|(_, kind)| kind.as_str()).collect::<Vec<_>>();
+    let bodies = bodies.into_values().collect::<Vec<_>>();
+    // An existing row is locked, so that it is not released meanwhile.
+    sqlx::query!(
+        r#"
+        INSERT INTO webhooks.payloads (update_id, kind, payload)
+        SELECT update_id, kind, payload FROM unnest($1::bytea[], $2::text[], $3::text[]) AS r (update_id, kind, payload)
+        ORDER BY update_id, kind
+        ON CONFLICT (update_id, kind) DO UPDATE SET kind = excluded.kind
+        "#,
+        &update_ids as &[[u8; 12]],
+        &kinds as &[&str],
+        &bodies as &[&str],
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Deletes the long bodies of those of these updates whose recorded deliveries are all delivered now.
+pub(super) async fn release(connection: &mut Session, update_ids: BTreeSet<ObjectId>) -> sqlx::Result<()> {
+    if update_ids.is_empty() {
+        return Ok(());
+    }
+    let update_ids = update_ids.iter().map(|id| *id.as_bytes()).collect::<Vec<_>>();
+    // Two statements: the second one sees the deliveries of those that held the locks before.
+    let locked = sqlx::query_scalar!(
+        r#"
+        SELECT update_id AS "update_id: [u8; 12]" FROM webhooks.payloads
+        WHERE update_id = ANY($1::bytea[]) ORDER BY update_id, kind FOR UPDATE
+        "#,
+        &update_ids as &[[u8; 12]],
+    )
+    .fetch_all(&mut *connection)
+    .await?;
+    if locked.is_empty() {
+        return Ok(());
+    }
+    sqlx::query!(
+        r#"
+        DELETE FROM webhooks.payloads AS p
+        WHERE p.update_id = ANY($1::bytea[])
+            AND NOT EXISTS (SELECT FROM webhooks.deliveries AS d
+                            WHERE d.update_id = p.update_id AND d.kind = p.kind AND d.status <> 'delivered')
+        "#,
+        &locked as &[[u8; 12]],
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
