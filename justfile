@@ -91,6 +91,10 @@ faults minutes="10" seed="1":
 faults-cluster minutes="10" seed="1":
     FAULTS_MINUTES={{minutes}} FAULTS_SEED={{seed}} LEADRELAY_NATS_SERVER=$(.ci/nats-server) cargo test --workspace --test leadrelay cluster::nats::for_minutes -- --ignored --nocapture
 
+# Upgrade from an earlier commit under load: builds its programs, and replaces its services one after the other
+upgrade commit:
+    .ci/upgrade {{commit}}
+
 # Kill the primary of a Postgres under Patroni twice; needs the packages patroni and etcd-server
 patroni:
     LEADRELAY_NATS_SERVER=$(.ci/nats-server) cargo test --workspace --test leadrelay cluster::patroni -- --ignored --nocapture

@@ -52,6 +52,7 @@ mod traces;
 mod unreadable_process;
 mod update_flow;
 mod update_requests;
+mod upgrade;
 mod upsert;
 mod vendor_api;
 mod webhook_signatures;

@@ -1,6 +1,6 @@
 //! The system under test: NATS, Postgres, the three services and a receiver of webhooks.
 
-use std::process::Command;
+use std::{path::Path, process::Command};
 
 use async_nats::{HeaderMap, jetstream};
 use contract::{
@@ -52,8 +52,19 @@ pub(crate) fn service(
     postgres: &LocalPostgres,
     extra: &[(&str, &str)],
 ) -> (Service, String) {
+    service_of(&binary(name), name, nats, postgres, extra)
+}
+
+/// The same with this program of the service.
+pub(crate) fn service_of(
+    program: &Path,
+    name: &str,
+    nats: &LocalNats,
+    postgres: &LocalPostgres,
+    extra: &[(&str, &str)],
+) -> (Service, String) {
     let health = format!("127.0.0.1:{}", free_port());
-    let mut command = Command::new(binary(name));
+    let mut command = Command::new(program);
     command.env("NATS_URL", nats.url()).env("HEALTH_LISTEN", &health).env("RUST_LOG", "info");
     if !matches!(name, "gateway" | "console") {
         command.env("DATABASE_URL", postgres.url()).env("SECRETS_KEY", SECRETS_KEY);

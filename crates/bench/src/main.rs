@@ -93,6 +93,8 @@ enum Scenario {
     Hosts,
     /// All of the above.
     All,
+    /// Ways to publish to JetStream, on one server and on three replicas; no service takes part.
+    Publish,
     /// The scenarios with floors for two minutes; fails if a ratio is lower than noise explains.
     Smoke,
 }
@@ -128,7 +130,8 @@ async fn measure(cli: &Cli) -> anyhow::Result<()> {
 
 async fn run(cli: &Cli, report: &mut Report) -> anyhow::Result<()> {
     let plan = Plan { duration: Duration::from_secs(cli.seconds), runs: cli.runs, size: cli.size };
-    let all = Scenario::value_variants().iter().filter(|scenario| !matches!(scenario, Scenario::All | Scenario::Smoke));
+    let apart = [Scenario::All, Scenario::Publish, Scenario::Smoke];
+    let all = Scenario::value_variants().iter().filter(|scenario| !apart.contains(scenario));
     let selected = if cli.scenario == Scenario::All { all.copied().collect() } else { vec![cli.scenario] };
     for scenario in selected {
         let result = match scenario {
@@ -140,6 +143,7 @@ async fn run(cli: &Cli, report: &mut Report) -> anyhow::Result<()> {
             Scenario::Backlog => scenarios::backlog::run(&plan, report).await,
             Scenario::Scale => scenarios::scale::run(&plan, report).await,
             Scenario::Hosts => scenarios::hosts::run(&plan, report).await,
+            Scenario::Publish => scenarios::publish::run(&plan, report).await,
             Scenario::Smoke => scenarios::smoke::run(report).await,
             Scenario::All => Ok(()),
         };

@@ -25,6 +25,7 @@ pub(crate) mod e2e;
 pub(crate) mod gateway;
 pub(crate) mod hosts;
 pub(crate) mod latency;
+pub(crate) mod publish;
 pub(crate) mod scale;
 pub(crate) mod smoke;
 
