@@ -7,6 +7,7 @@ mod audit;
 mod backlog;
 mod backup;
 mod bulk;
+mod call_sources;
 mod calls;
 mod cluster;
 mod configuration;

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 
 use crate::support::{
     Api, LEDGER_ROWS, Stack, TEST_TIMEOUT, UPDATE, all_pages, assert_includes, assert_main_job, assert_ok,
-    letter_number, process_id, secret, service, verify,
+    letter_number, process_id, secret, send, service, verify,
 };
 
 /// The project of the example producer.
@@ -108,6 +108,29 @@ async fn the_main_job_is_permitted() {
 
     assert_main_job(&stack).await;
 
+    assert_nothing_refused(&stack);
+}
+
+#[tokio::test]
+async fn a_voice_platform_may_report_calls() {
+    let stack = stack().await;
+    let process = process_id(&stack.process(json!([])).await);
+    let lead = stack.api.initiate(process, None).await;
+    let secret = "the-secret-of-the-platform";
+    let source = json!({"name": "dialer", "platform": "vapi", "secrets": [secret]});
+    let source = assert_ok(stack.api.post(&format!("/api/v1/processes/{process}/sources"), &source).await);
+    let url = format!("{}{}", stack.api.url, source["data"]["ingestPath"].as_str().expect("a path"));
+    let call = json!({"id": "c", "metadata": {"leadId": lead}});
+    let report = json!({"message": {"type": "status-update", "status": "in-progress", "call": call}}).to_string();
+
+    let answer = eventually(TEST_TIMEOUT, "the source is known", async || {
+        let request = stack.api.http.post(&url).header("x-vapi-secret", secret).body(report.clone());
+        let (status, answer) = send(request).await;
+        if status == 404 { Err(answer.to_string()) } else { Ok(assert_ok((status, answer))) }
+    });
+    let answer = answer.await;
+
+    assert_eq!(stack.api.outcome(answer["updateId"].as_str().expect("an id")).await["status"], "succeeded");
     assert_nothing_refused(&stack);
 }
 

@@ -20,7 +20,7 @@ use secrets::api_key;
 use serde_json::{Map, Value, json};
 use test_support::eventually;
 
-use crate::support::{Api, Stack, TEST_TIMEOUT, UPDATE, assert_ok, process_id};
+use crate::support::{Api, Stack, TEST_TIMEOUT, UPDATE, assert_ok, process_id, send};
 
 /// The schemas, as programs in other languages read them.
 struct Schemas {
@@ -208,9 +208,29 @@ async fn send_every_query(stack: &Stack, process_id: &str, lead: &str, first: &s
     assert_ok(api.post(&format!("{callback}/enable"), &json!({})).await);
     assert_ok(api.get(&process).await);
     assert_ok(api.ask(Method::DELETE, &callback, &[], &json!({})).await);
+    report_a_call(stack, &process).await;
     send_operators_queries(stack).await;
     let timeline = assert_ok(api.get(&format!("/api/v1/updates/{first}")).await);
     assert!(timeline["data"]["deliveries"].is_array(), "{timeline}");
+}
+
+/// Configures a source of call reports, and sends a report.
+async fn report_a_call(stack: &Stack, process: &str) {
+    let (api, secret) = (&stack.api, "the-secret-of-the-platform");
+    let source = json!({"name": "dialer", "platform": "vapi", "secrets": [secret]});
+    let created = assert_ok(api.post(&format!("{process}/sources"), &source).await);
+    let path = format!("{process}/sources/{}", created["data"]["sourceId"].as_str().expect("an id"));
+    assert_ok(api.ask(Method::PUT, &path, &[], &source).await);
+    let url = format!("{}{}", api.url, created["data"]["ingestPath"].as_str().expect("a path"));
+    eventually(TEST_TIMEOUT, "the source is known", async || {
+        let report = api.http.post(&url).header("x-vapi-signature", "ab").header("x-vapi-secret", secret);
+        let refused = send(report.body("{}")).await;
+        let report = api.http.post(&url).header("x-vapi-secret", secret).body(r#"{"message":{"type":"transcript"}}"#);
+        let answer = send(report).await;
+        if (refused.0, answer.0) == (401, 200) { Ok(()) } else { Err(format!("{refused:?} {answer:?}")) }
+    })
+    .await;
+    assert_ok(api.ask(Method::DELETE, &path, &[], &json!({})).await);
 }
 
 /// Sends the queries that only operators send.

@@ -37,6 +37,7 @@ struct Tenant {
     /// The end of a call, with a result.
     activity_id: String,
     callback_id: ObjectId,
+    source_id: ObjectId,
 }
 
 impl Tenant {
@@ -67,7 +68,11 @@ impl Tenant {
         let activity_id = ended["updateId"].as_str().expect("an id").to_owned();
         let own = api.get(&format!("/api/v1/activities/{activity_id}")).await;
         assert_eq!((own.0, &own.1["data"]["result"]["summary"]), (200, &json!(SECRETS[0])));
-        Self { api, process_id, lead_id, update_id, activity_id, callback_id }
+        let source = json!({"name": "dialer", "platform": "bland", "secrets": ["top-secret-of-the-dialer"]});
+        let (status, source) = api.post(&format!("/api/v1/processes/{process_id}/sources"), &source).await;
+        assert_eq!(status, 200, "{source}");
+        let source_id = source["data"]["sourceId"].as_str().expect("an id").parse().expect("an id");
+        Self { api, process_id, lead_id, update_id, activity_id, callback_id, source_id }
     }
 
     /// The lead as its own project sees it.
@@ -105,12 +110,15 @@ fn assert_reveals_nothing(what: &str, answer: &Value) {
 
 /// Requests to an endpoint that reach for the first project's data, each with the status for a key of another project.
 fn reaching(endpoint: &gateway::Endpoint, first: &Tenant, second: ObjectId) -> Vec<(String, Option<Value>, u16)> {
-    let Tenant { process_id, lead_id, update_id, callback_id, .. } = first;
+    let Tenant { process_id, lead_id, update_id, callback_id, source_id, .. } = first;
     let process_path = format!("/api/v1/processes/{process_id}");
     let callback_path = format!("{process_path}/callbacks/{callback_id}");
     // The id of the first project's callback, below a process that the second one has.
     let fallback_path = format!("/api/v1/processes/_/callbacks/{callback_id}");
     let callback = json!({"name": "mine", "url": "http://127.0.0.1:1/mine"});
+    let source_path = format!("{process_path}/sources/{source_id}");
+    let fallback_source = format!("/api/v1/processes/_/sources/{source_id}");
+    let source = json!({"name": "mine", "platform": "vapi", "secrets": ["a-secret-of-the-second"]});
     let project_id = first.api.project_id;
     let reference = SECRETS[3];
     let body = |body: Value, status| (endpoint.path.to_owned(), Some(body), status);
@@ -216,6 +224,14 @@ fn reaching(endpoint: &gateway::Endpoint, first: &Tenant, second: ObjectId) -> V
         }
         ("POST", "/api/v1/processes/{processId}/callbacks/{callbackId}/enable") => {
             vec![(callback_path + "/enable", Some(json!({})), 404), (fallback_path + "/enable", Some(json!({})), 404)]
+        }
+        ("GET", "/api/v1/processes/{processId}/sources") => vec![(process_path + "/sources", None, 404)],
+        ("POST", "/api/v1/processes/{processId}/sources") => vec![(process_path + "/sources", Some(source), 404)],
+        ("GET" | "DELETE", "/api/v1/processes/{processId}/sources/{sourceId}") => {
+            vec![(source_path, None, 404), (fallback_source, None, 404)]
+        }
+        ("PUT", "/api/v1/processes/{processId}/sources/{sourceId}") => {
+            vec![(source_path, Some(source.clone()), 404), (fallback_source, Some(source), 404)]
         }
         ("GET", "/api/v1/activities/{activityId}") => {
             vec![(format!("/api/v1/activities/{}", first.activity_id), None, 404)]
@@ -382,7 +398,7 @@ async fn no_query_returns_the_data_of_another_project() {
     let first = Tenant::first(&stack).await;
     let second = Api::create(stack.api.url.clone(), &stack.client, "second").await;
     let (project_id, before) = (second.project_id, first.lead().await);
-    let Tenant { process_id, lead_id, update_id, callback_id, .. } = &first;
+    let Tenant { process_id, lead_id, update_id, callback_id, source_id, .. } = &first;
     let ask = async |subject: &str, query: Value| -> Result<Value, RpcError> {
         service_kit::rpc::exchange(&stack.client, subject, &query, rpc::DEFAULT_TIMEOUT).await.map_err(RpcError::from)
     };
@@ -438,6 +454,7 @@ async fn no_query_returns_the_data_of_another_project() {
                 let spec = json!({"projectId": first.api.project_id, "name": "sales", "states": [{"name": "mine"}]});
                 let own = json!({"projectId": project_id, "name": "sales", "states": [{"name": "mine"}]});
                 let callback = json!({"name": "mine", "url": "http://127.0.0.1:1"});
+                let source = json!({"name": "mine", "platform": "vapi", "secrets": ["a-secret-of-the-second"]});
                 [
                     json!({"put": {"spec": spec}}),
                     json!({"put": {"spec": own}}),
@@ -445,12 +462,20 @@ async fn no_query_returns_the_data_of_another_project() {
                     json!({"putCallback": {"callbackId": callback_id, "callback": callback}}),
                     json!({"removeCallback": {"callbackId": callback_id}}),
                     json!({"rotateSecret": {"callbackId": callback_id, "overlapSeconds": 0}}),
+                    json!({"addSource": {"source": source}}),
+                    json!({"putSource": {"sourceId": source_id, "source": source}}),
+                    json!({"removeSource": {"sourceId": source_id}}),
                 ]
                 .map(|change| json!({"projectId": project_id, "process": {"id": process_id}, "change": change}))
                 .into()
             }
             rpc::TestCallback::SUBJECT => {
                 vec![json!({"projectId": project_id, "processId": process_id, "callbackId": callback_id})]
+            }
+            rpc::VerifyReport::SUBJECT => {
+                vec![
+                    json!({"projectId": project_id, "processId": process_id, "sourceId": source_id, "signature": "ab"}),
+                ]
             }
             // A process of the same name is another one.
             rpc::ApplyProcess::SUBJECT => {
@@ -475,7 +500,8 @@ async fn no_query_returns_the_data_of_another_project() {
                     | rpc::GetDelivery::SUBJECT
                     | rpc::Redeliver::SUBJECT
                     | rpc::GetProcess::SUBJECT
-                    | rpc::TestCallback::SUBJECT,
+                    | rpc::TestCallback::SUBJECT
+                    | rpc::VerifyReport::SUBJECT,
                     Err(e),
                 ) => assert_eq!(e.status, 404, "{what}"),
                 (rpc::ChangeProcess::SUBJECT, Err(e)) => assert!(matches!(e.status, 400 | 404), "{what}"),

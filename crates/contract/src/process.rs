@@ -1,4 +1,5 @@
-//! The configuration of a process: the rules of its leads, and the callbacks that get outcomes.
+//! The configuration of a process: the rules of its leads, the callbacks that get outcomes, and the sources that report
+//! calls.
 //!
 //! An operator writes and applies a [`ProcessSpec`]; lead-state makes a [`Process`] of it, stores it, and projects it to
 //! the bucket `processes`. Secrets are in clear in the former and [sealed](crate::secret) in the latter.
@@ -6,6 +7,7 @@
 mod callback;
 mod endpoint;
 mod limits;
+mod source;
 mod spec;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,6 +21,7 @@ pub use self::{
     },
     endpoint::{RESTRICTED_PORTS, UrlFault, header_fault, parse_url, restricted_port},
     limits::*,
+    source::{IngestId, InvalidIngestId, InvalidPlatform, MIN_SOURCE_SECRET_BYTES, Platform, Source, SourceSpec},
     spec::{CallbackSpec, ProcessSpec},
 };
 use crate::ObjectId;
@@ -42,6 +45,9 @@ pub struct Process {
     pub rules: Rules,
     /// The callbacks that get outcomes.
     pub callbacks: Vec<Callback>,
+    /// The platforms that report calls.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sources: Vec<Source>,
 }
 
 /// The rules of a process's leads: everything about it that a decision depends on.
@@ -192,9 +198,16 @@ mod tests {
                 max_per_second: Some(50),
                 ordering: Ordering::Lead,
             }],
+            sources: vec![Source {
+                source_id: ObjectId::from_bytes([4; 12]),
+                name: "dialer".into(),
+                platform: Platform::Vapi,
+                secrets: vec!["MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw".into()],
+                enabled: true,
+            }],
         };
         let text = serde_json::to_string(&process).unwrap();
-        insta::assert_snapshot!(text, @r#"{"projectId":"010101010101010101010101","processId":"020202020202020202020202","revision":3,"name":"sales","states":[{"name":"new","kind":"initial"}],"metadataMerge":"shallow","allowLeavingTerminal":false,"callTimeoutSeconds":7200,"duringCall":"queue","callbacks":[{"callbackId":"030303030303030303030303","name":"crm","url":"https://crm.example/hook","auth":{"type":"bearer","token":"t"},"secrets":["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"],"retiringSecrets":[{"secret":"whsec_old","until":7}],"enabled":true,"timeoutSeconds":15,"maxInFlight":64,"maxPerSecond":50,"ordering":"lead"}]}"#);
+        insta::assert_snapshot!(text, @r#"{"projectId":"010101010101010101010101","processId":"020202020202020202020202","revision":3,"name":"sales","states":[{"name":"new","kind":"initial"}],"metadataMerge":"shallow","allowLeavingTerminal":false,"callTimeoutSeconds":7200,"duringCall":"queue","callbacks":[{"callbackId":"030303030303030303030303","name":"crm","url":"https://crm.example/hook","auth":{"type":"bearer","token":"t"},"secrets":["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"],"retiringSecrets":[{"secret":"whsec_old","until":7}],"enabled":true,"timeoutSeconds":15,"maxInFlight":64,"maxPerSecond":50,"ordering":"lead"}],"sources":[{"sourceId":"040404040404040404040404","name":"dialer","platform":"vapi","secrets":["MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"],"enabled":true}]}"#);
         assert_eq!(serde_json::from_str::<Process>(&text).unwrap(), process);
         assert!(!format!("{process:?}").contains("MfKQ9r8"));
         let callback = &process.callbacks[0];

@@ -12,6 +12,7 @@ mod process;
 mod project;
 mod query;
 mod recovery;
+mod source;
 mod update;
 
 #[cfg(feature = "schema")]
@@ -26,5 +27,6 @@ pub use self::{
     project::*,
     query::{DEFAULT_TIMEOUT, Query, SUBJECTS},
     recovery::*,
+    source::*,
     update::*,
 };

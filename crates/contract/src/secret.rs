@@ -1,4 +1,4 @@
-//! The secrets of callbacks, as they stand in Postgres and in the bucket `processes`.
+//! The secrets of callbacks and sources, as they stand in Postgres and in the bucket `processes`.
 //!
 //! ```text
 //! sealed:v1:{keyId}:{base64url(nonce ‖ ciphertext ‖ tag)}
@@ -6,9 +6,10 @@
 //!
 //! AES-256-GCM (NIST SP 800-38D) with a random nonce of 96 bits; base64url without padding (RFC 4648, section 5).
 //! `keyId` is the first four bytes, in hex, of the SHA-256 of `leadrelay key id:` and the key. The associated data is
-//! `{projectId}.{callbackId}.{field}`, so a sealed value opens only in the field of the callback that it was sealed for.
+//! `{projectId}.{callbackId or sourceId}.{field}`, so a sealed value opens only in the field that it was sealed for.
 //!
-//! The crate `secrets` seals and opens: lead-state seals, the webhook-notifier opens what it is about to send.
+//! The crate `secrets` seals and opens: lead-state seals, the webhook-notifier opens what it is about to send
+//! or verify.
 
 use std::fmt;
 
@@ -140,11 +141,13 @@ impl schemars::JsonSchema for KeyId {
     }
 }
 
-/// A field of a callback that holds secrets.
+/// A field of a callback or source that holds secrets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SecretField {
     /// A signing secret.
     Signing,
     /// The value that authenticates to the endpoint.
     Auth,
+    /// A secret that authenticates the reports of a source.
+    Source,
 }

@@ -28,6 +28,7 @@ warnings! {
     DISPOSITION_NOT_STORED = "disposition was ignored: it is stored with a targetState only";
     WOULD_BE_QUEUED = "a call is in progress: the update would be queued until it ends, at the latest until …";
     STATE_NOT_REACHED = "toState was ignored: …";
+    OMITTED = "left out, because the result would be larger than 240 KiB: …";
     NOT_WAITED = "Prefer: wait was ignored: too many requests wait already; read the update instead";
     BESIDE_NAME = "lead.… is ignored because lead.name is given";
     IN_BULK = "leads[…]: …";

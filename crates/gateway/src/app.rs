@@ -7,8 +7,10 @@ use axum::http::HeaderMap;
 use contract::{
     ObjectId,
     key::{ApiKey, Scope},
+    process::Platform,
     rpc::Query,
 };
+use serde::Deserialize;
 use service_kit::{
     clock,
     kv::BucketCache,
@@ -33,11 +35,15 @@ use crate::{
 
 /// Most bulk requests at once. Each may hold some MiB. Most of them wait: for their bodies, or for their rate limits.
 const MAX_BULK_REQUESTS: usize = 32;
+/// Most reports of voice platforms at once. Each may hold two copies of half a MiB.
+const MAX_CALL_REPORTS: usize = 64;
 
 #[derive(Debug)]
 pub(crate) struct App {
     /// The API keys, by their SHA-256.
     pub(crate) keys: BucketCache<ApiKey>,
+    /// The sources of call reports, by the key of their process.
+    pub(crate) sources: BucketCache<ProcessSources>,
     /// Empty until the first connection.
     pub(crate) broker: OnceLock<Broker>,
     pub(crate) command_log: CommandLog,
@@ -48,7 +54,24 @@ pub(crate) struct App {
     pub(crate) metrics: Metrics,
     pub(crate) traces: Traces,
     bulk_requests: Arc<Pool<ObjectId>>,
+    call_reports: Arc<Pool<ObjectId>>,
     pub(crate) max_body_bytes: usize,
+}
+
+/// What the gateway reads of a process. The secrets of its sources are sealed, and are not kept here.
+#[derive(Debug, Deserialize)]
+pub(crate) struct ProcessSources {
+    #[serde(default)]
+    pub(crate) sources: Vec<ReportingSource>,
+}
+
+/// A source of call reports.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct ReportingSource {
+    pub(crate) source_id: ObjectId,
+    pub(crate) platform: Platform,
+    pub(crate) enabled: bool,
 }
 
 /// The connection to NATS.
@@ -65,6 +88,7 @@ impl App {
         let command_log = CommandLog::new(config.max_in_flight as usize, budget, traces.clone());
         Self {
             keys,
+            sources: BucketCache::default(),
             broker: OnceLock::new(),
             idempotency: IdempotencyStore::new(command_log.admission.clone()),
             command_log,
@@ -74,6 +98,7 @@ impl App {
             metrics,
             traces,
             bulk_requests: Pool::new(MAX_BULK_REQUESTS),
+            call_reports: Pool::new(MAX_CALL_REPORTS),
             max_body_bytes: config.max_body_bytes as usize,
         }
     }
@@ -85,6 +110,10 @@ impl App {
 
     pub(crate) fn bulk_permit(&self, project_id: ObjectId) -> Result<Permit<ObjectId>, ApiError> {
         self.bulk_requests.try_acquire(project_id).map_err(|e| ApiError::ShareUsed(SharedPool::BulkRequests, e))
+    }
+
+    pub(crate) fn report_permit(&self, project_id: ObjectId) -> Result<Permit<ObjectId>, ApiError> {
+        self.call_reports.try_acquire(project_id).map_err(|e| ApiError::ShareUsed(SharedPool::CallReports, e))
     }
 
     /// The connection, to accept updates. It may be lost at the moment.

@@ -14,6 +14,7 @@ use service_kit::shares::ShareUsed;
 pub(crate) enum SharedPool {
     InFlight,
     BulkRequests,
+    CallReports,
     EventStreams,
 }
 
@@ -22,6 +23,7 @@ impl SharedPool {
         match self {
             Self::InFlight => "too_many_in_flight",
             Self::BulkRequests => "too_many_bulk_requests",
+            Self::CallReports => "too_many_call_reports",
             Self::EventStreams => "too_many_listeners",
         }
     }
@@ -30,6 +32,7 @@ impl SharedPool {
         match self {
             Self::InFlight => "updates in flight",
             Self::BulkRequests => "bulk requests",
+            Self::CallReports => "call reports",
             Self::EventStreams => "event streams",
         }
     }
@@ -39,6 +42,7 @@ impl SharedPool {
         match self {
             Self::InFlight => "nothing was accepted; wait for responses, or send in bulk",
             Self::BulkRequests => "nothing was accepted; retry when one has ended",
+            Self::CallReports => "nothing was accepted; retry",
             Self::EventStreams => "close one, or retry later",
         }
     }
@@ -280,6 +284,12 @@ pub(crate) mod tests {
                 ApiError::ShareUsed(SharedPool::BulkRequests, ShareUsed { held: 0, total: 32 })
             }
             ApiError::ShareUsed(SharedPool::BulkRequests, _) => {
+                ApiError::ShareUsed(SharedPool::CallReports, ShareUsed { held: 32, total: 64 })
+            }
+            ApiError::ShareUsed(SharedPool::CallReports, ShareUsed { held: 1.., .. }) => {
+                ApiError::ShareUsed(SharedPool::CallReports, ShareUsed { held: 0, total: 64 })
+            }
+            ApiError::ShareUsed(SharedPool::CallReports, _) => {
                 ApiError::ShareUsed(SharedPool::EventStreams, ShareUsed { held: 64, total: 128 })
             }
             ApiError::ShareUsed(SharedPool::EventStreams, ShareUsed { held: 1.., .. }) => {

@@ -2,6 +2,7 @@
 //! it. Queries go to lead-state and webhook-notifier. The gateway itself stores nothing.
 
 mod accept;
+mod adapters;
 mod admission;
 mod app;
 mod auth;

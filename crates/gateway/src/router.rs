@@ -69,6 +69,20 @@ where
     })
 }
 
+/// Serves an endpoint whose requests have no API key: its handler authenticates them.
+pub(crate) fn unkeyed<F>(
+    method: MethodFilter,
+    handler: impl Fn(Arc<App>, Request) -> F + Clone + Send + Sync + 'static,
+) -> MethodRouter<Arc<App>>
+where
+    F: Future<Output = HandlerResult> + Send + 'static,
+{
+    on(method, async move |State(app): State<Arc<App>>, request: Request| {
+        let shared = app.clone();
+        finish(&app, request, |request| handler(shared, request)).await
+    })
+}
+
 /// Serves a response that needs no key.
 pub(crate) fn document(respond: impl Fn() -> Response + Clone + Send + Sync + 'static) -> MethodRouter<Arc<App>> {
     on(MethodFilter::GET, async move |State(app): State<Arc<App>>, request: Request| {

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::Context;
 use contract::{
-    streams::{API_KEYS, LEAD_COMMANDS},
+    streams::{API_KEYS, LEAD_COMMANDS, PROCESSES},
     subject,
 };
 use futures::StreamExt;
@@ -29,7 +29,7 @@ use crate::{
     intake,
     metrics::Metrics,
     rate_limit::EVICTION_INTERVAL,
-    routes::{self, ENDPOINTS},
+    routes::{self, ENDPOINTS, INGEST},
     tls::Certificate,
 };
 
@@ -62,7 +62,7 @@ pub async fn run_on(listener: TcpListener, config: Config, shutdown: Cancellatio
     }
     let mut registry = metrics::registry("gateway");
     let traces = Traces::from_env("gateway")?;
-    let paths = ENDPOINTS.iter().map(|endpoint| endpoint.path);
+    let paths = ENDPOINTS.iter().map(|endpoint| endpoint.path).chain([INGEST]);
     let app = Arc::new(App::new(&config, BucketCache::default(), Metrics::new(&mut registry, paths), traces.clone()));
     let mut tasks = Tasks::new(shutdown.clone());
     // No task of the gateway waits for anything without a deadline of its own request.
@@ -104,7 +104,7 @@ pub async fn run_on(listener: TcpListener, config: Config, shutdown: Cancellatio
     ended
 }
 
-/// Connects, then watches the API keys and the work of projects. Requests before that get 503.
+/// Connects, then watches the API keys, the sources of call reports, and the work of projects. Requests before that get 503.
 async fn follow_keys(
     app: Arc<App>,
     config: Config,
@@ -125,8 +125,11 @@ async fn follow_keys(
         broker = connect => broker?,
         () = shutdown.cancelled() => return Ok(()),
     };
+    // Without it, only the reports of voice platforms are refused: the gateway is ready.
+    let sources = app.sources.follow(&broker.js, PROCESSES, Readiness::default(), shutdown.clone());
     tokio::select! {
         followed = app.keys.follow(&broker.js, API_KEYS, readiness, shutdown) => followed,
+        followed = sources => followed,
         ended = follow_work(&app, broker) => ended,
     }
 }

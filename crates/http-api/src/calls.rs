@@ -80,6 +80,26 @@ pub struct CallEndedRequest {
     pub result: Option<CallResult>,
 }
 
+/// The response to a webhook of a voice platform that reports neither the start nor the end of a call.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct EventIgnored {
+    /// Always true.
+    pub success: bool,
+    /// For people.
+    pub message: Cow<'static, str>,
+    /// The event, in the platform's words.
+    pub event: String,
+}
+
+impl EventIgnored {
+    /// The response to this event.
+    pub fn new(event: String) -> Self {
+        Self { success: true, message: "Event ignored".into(), event }
+    }
+}
+
 /// `data` of `GET /api/v1/activities/{activityId}`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -163,6 +183,10 @@ example!(
 example!(
     call_ended_request: CallEndedRequest,
     r#"{"leadId":"696102a4b8c1d2e3f4a5b6c7","callId":"call-7","toState":"interested","result":{"status":"completed","connected":true,"disposition":"wants a test drive","summary":"Likes the Camry.","analysis":{"score":0.9},"recordingUrl":"https://calls.example/7.mp3","transcriptUrl":"https://calls.example/7.txt","durationSeconds":94,"metadata":{"agent":"a-1"}}}"#
+);
+example!(
+    event_ignored: EventIgnored,
+    r#"{"success":true,"message":"Event ignored","event":"status-update: ringing"}"#
 );
 example!(
     call_activity: CallActivity,

@@ -17,7 +17,7 @@ mod time;
 mod updates;
 
 pub use crate::{
-    calls::{Call, CallActivity, CallEndedRequest, CallStartedRequest},
+    calls::{Call, CallActivity, CallEndedRequest, CallStartedRequest, EventIgnored},
     deliveries::{DeliveryDetails, ListedDelivery, RecoverRequest, RecoverResult},
     examples::Example,
     leads::{
@@ -25,8 +25,8 @@ pub use crate::{
         InitiatedLead, Lead, LeadDetails, LeadWith, ListedLead, NewLead, OnExisting, RefusedLead, Upserted, Versioned,
     },
     processes::{
-        ChangeResponse, ConfiguredCallback, ConfiguredProcess, EnableResult, RotateSecretRequest, SecretExpiry,
-        TestResult,
+        ChangeResponse, ConfiguredCallback, ConfiguredProcess, ConfiguredSource, EnableResult, RotateSecretRequest,
+        SecretExpiry, TestResult,
     },
     response::{DataResponse, ErrorResponse, ListResponse},
     time::DateTime,

@@ -3,7 +3,7 @@
 
 use contract::{
     ObjectId,
-    process::{Callback, Process, Rules},
+    process::{Callback, IngestId, Process, Rules, Source},
     rpc,
 };
 use serde::{Deserialize, Serialize};
@@ -32,12 +32,40 @@ pub struct ConfiguredProcess {
     pub rules: Rules,
     /// The callbacks that its updates are delivered to.
     pub callbacks: Vec<ConfiguredCallback>,
+    /// The platforms that report calls.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sources: Vec<ConfiguredSource>,
 }
 
 response_from!(process: Process => ConfiguredProcess { process_id, project_id, name, rules } with {
     version: process.revision,
     callbacks: process.callbacks.into_iter().map(Into::into).collect(),
+    sources: {
+        let (project_id, process_id) = (process.project_id, process.process_id);
+        process.sources.into_iter().map(|source| ConfiguredSource::new(project_id, process_id, source)).collect()
+    },
 });
+
+/// A source of call reports, without its secrets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct ConfiguredSource {
+    /// The source.
+    #[serde(flatten)]
+    pub source: Source,
+    /// Where the platform's webhooks are sent to, behind the address of the gateway.
+    pub ingest_path: String,
+}
+
+impl ConfiguredSource {
+    /// A source of this process.
+    pub fn new(project_id: ObjectId, process_id: Option<ObjectId>, source: Source) -> Self {
+        let id = IngestId { project_id, process_id, source_id: source.source_id };
+        let ingest_path = id.path(source.platform);
+        Self { source, ingest_path }
+    }
+}
 
 /// A callback without its secrets, except for those that this request created.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,7 +101,7 @@ impl From<Callback> for ConfiguredCallback {
 pub struct ChangeResponse<T> {
     /// Always true.
     pub success: bool,
-    /// The process or callback after the change; null where a callback was removed.
+    /// The process, callback or source after the change; null where one was removed.
     pub data: T,
     /// Whether anything changed.
     pub changed: bool,
@@ -144,6 +172,10 @@ example!(
 example!(
     configured_callback: ConfiguredCallback,
     r#"{"callbackId":"696102a4b8c1d2e3f4a5b604","name":"crm","url":"https://crm.example.com/leadrelay","enabled":true,"timeoutSeconds":15,"maxInFlight":64,"retiringSecrets":[]}"#
+);
+example!(
+    configured_source: ConfiguredSource,
+    r#"{"sourceId":"696102a4b8c1d2e3f4a5b605","name":"dialer","platform":"vapi","enabled":true,"ingestPath":"/api/v1/calls/ingest/vapi/696102a4b8c1d2e3f4a5b601-696102a4b8c1d2e3f4a5b602-696102a4b8c1d2e3f4a5b605"}"#
 );
 example!(rotate_secret_request: RotateSecretRequest, r#"{"overlapSeconds":3600}"#);
 example!(

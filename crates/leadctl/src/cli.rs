@@ -9,7 +9,7 @@ use crate::{
     audit,
     commands::{
         call, callback, console, deliveries, events, key, lead, listen, migrate, process, project, recover, secrets,
-        update,
+        source, update,
     },
     dead_letters, doctor, exit_status, import,
     output::{self, timeline},
@@ -56,12 +56,15 @@ enum Command {
     #[command(subcommand)]
     Call(call::Call),
     Import(import::Import),
-    /// Keys that seal callbacks' secrets.
+    /// Keys that seal callbacks' and sources' secrets.
     #[command(subcommand)]
     Secrets(secrets::Secrets),
     /// Callbacks: URLs that get the outcomes of updates.
     #[command(subcommand)]
     Callback(callback::Callback),
+    /// Sources: voice platforms that report calls.
+    #[command(subcommand)]
+    Source(source::Source),
     /// The operator console: sign in to it.
     #[command(subcommand)]
     Console(console::Console),
@@ -114,6 +117,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Call(call) => return call.run().await,
         Command::Import(import) => return import.run().await,
         Command::Callback(callback) => callback.run().await?,
+        Command::Source(source) => source.run().await?,
         Command::Console(console) => console.run().await?,
         Command::Deliveries(deliveries) => deliveries.run().await?,
         Command::Events(events) => events.run().await?,

@@ -1,4 +1,4 @@
-//! Sealing of callbacks' secrets with AES-256-GCM, in the form of [`contract::secret`].
+//! Sealing of callbacks' and sources' secrets with AES-256-GCM, in the form of [`contract::secret`].
 
 use std::{convert::Infallible, fmt};
 
@@ -8,7 +8,7 @@ use base64::{
 };
 use contract::{
     ObjectId,
-    process::Callback,
+    process::{Callback, Source},
     secret::{KeyId, Secret, SecretField},
 };
 pub use ring::aead::NONCE_LEN;
@@ -21,9 +21,9 @@ use zeroize::Zeroizing;
 pub struct SealingContext {
     /// The project.
     pub project_id: ObjectId,
-    /// The callback.
-    pub callback_id: ObjectId,
-    /// The callback's field.
+    /// The callback or source.
+    pub owner_id: ObjectId,
+    /// Its field.
     pub field: SecretField,
 }
 
@@ -32,8 +32,9 @@ impl SealingContext {
         let field = match self.field {
             SecretField::Signing => "secrets",
             SecretField::Auth => "auth",
+            SecretField::Source => "source",
         };
-        format!("{}.{}.{field}", self.project_id, self.callback_id)
+        format!("{}.{}.{field}", self.project_id, self.owner_id)
     }
 }
 
@@ -43,8 +44,8 @@ pub enum OpenError {
     /// The key that sealed it is not configured.
     #[error("sealed with the key {0}, which is neither SECRETS_KEY nor among SECRETS_KEYS_OLD")]
     UnknownKey(KeyId),
-    /// The value was changed, or was sealed for another callback or field.
-    #[error("sealed with the key {0}, but changed since or copied from another callback")]
+    /// The value was changed, or was sealed for another callback, source or field.
+    #[error("sealed with the key {0}, but changed since or copied from another callback or source")]
     NotAuthentic(KeyId),
     /// A later version of Leadrelay sealed it.
     #[error("sealed in a form that this version does not support")]
@@ -150,7 +151,7 @@ impl SealingKeys {
         mut nonce: impl FnMut() -> [u8; NONCE_LEN],
     ) -> Callback {
         let sealed = callback.with_secrets(|field, secret| {
-            let context = SealingContext { project_id, callback_id: callback.callback_id, field };
+            let context = SealingContext { project_id, owner_id: callback.callback_id, field };
             let sealed = if secret.is_sealed() { secret.clone() } else { self.seal(&context, nonce(), secret) };
             Ok::<_, Infallible>(sealed)
         });
@@ -164,7 +165,33 @@ impl SealingKeys {
     /// One of the secrets cannot be opened.
     pub fn open_callback(&self, project_id: ObjectId, callback: &Callback) -> Result<Callback, OpenError> {
         callback.with_secrets(|field, secret| {
-            self.open(&SealingContext { project_id, callback_id: callback.callback_id, field }, secret)
+            self.open(&SealingContext { project_id, owner_id: callback.callback_id, field }, secret)
+        })
+    }
+
+    /// The source with every secret in clear sealed; a secret that is sealed stays as it is.
+    pub fn seal_source(
+        &self,
+        project_id: ObjectId,
+        source: &Source,
+        mut nonce: impl FnMut() -> [u8; NONCE_LEN],
+    ) -> Source {
+        let sealed = source.with_secrets(|field, secret| {
+            let context = SealingContext { project_id, owner_id: source.source_id, field };
+            let sealed = if secret.is_sealed() { secret.clone() } else { self.seal(&context, nonce(), secret) };
+            Ok::<_, Infallible>(sealed)
+        });
+        let Ok(sealed) = sealed;
+        sealed
+    }
+
+    /// The source with every secret in clear.
+    ///
+    /// # Errors
+    /// One of the secrets cannot be opened.
+    pub fn open_source(&self, project_id: ObjectId, source: &Source) -> Result<Source, OpenError> {
+        source.with_secrets(|field, secret| {
+            self.open(&SealingContext { project_id, owner_id: source.source_id, field }, secret)
         })
     }
 }
@@ -190,7 +217,7 @@ mod tests {
 
     const CONTEXT: SealingContext = SealingContext {
         project_id: ObjectId::from_bytes([1; 12]),
-        callback_id: ObjectId::from_bytes([2; 12]),
+        owner_id: ObjectId::from_bytes([2; 12]),
         field: SecretField::Signing,
     };
 
@@ -215,9 +242,10 @@ mod tests {
         let other = ObjectId::from_bytes([3; 12]);
         let contexts = [
             SealingContext { project_id: other, ..CONTEXT },
-            SealingContext { callback_id: other, ..CONTEXT },
+            SealingContext { owner_id: other, ..CONTEXT },
             SealingContext { field: SecretField::Auth, ..CONTEXT },
-            SealingContext { project_id: CONTEXT.callback_id, callback_id: CONTEXT.project_id, ..CONTEXT },
+            SealingContext { field: SecretField::Source, ..CONTEXT },
+            SealingContext { project_id: CONTEXT.owner_id, owner_id: CONTEXT.project_id, ..CONTEXT },
         ];
         for context in contexts {
             assert_eq!(keys.open(&context, &sealed), Err(OpenError::NotAuthentic(keys.present())), "{context:?}");

@@ -13,7 +13,7 @@ use contract::{
     event::CompletionEvent,
     event_kind::DeliveryKind,
     json::redacted_error,
-    process::{Callback, Ordering, Process},
+    process::{Callback, Ordering, Process, Source},
     subject::process_key,
 };
 use secrets::{OpenError, SealingKeys};
@@ -58,18 +58,20 @@ pub(crate) struct Callbacks {
     dns: Arc<Dns>,
 }
 
-/// A revision of a process. The secrets of each callback are opened once, when they are first needed.
+/// A revision of a process. The secrets of each callback and source are opened once, when they are first needed.
 #[derive(Debug, Deserialize)]
 #[serde(from = "Process")]
 pub(crate) struct ConfiguredProcess {
     process: Process,
     prepared: Vec<OnceLock<Result<PreparedCallback, OpenError>>>,
+    opened_sources: Vec<OnceLock<Result<Arc<Source>, OpenError>>>,
 }
 
 impl From<Process> for ConfiguredProcess {
     fn from(process: Process) -> Self {
         let prepared = process.callbacks.iter().map(|_| OnceLock::new()).collect();
-        Self { process, prepared }
+        let opened_sources = process.sources.iter().map(|_| OnceLock::new()).collect();
+        Self { process, prepared, opened_sources }
     }
 }
 
@@ -142,6 +144,17 @@ pub(crate) enum CallbackLookup {
     NoProcess,
 }
 
+/// A source of call reports, as it is configured now.
+#[derive(Debug, Clone)]
+pub(crate) enum SourceLookup {
+    /// With its secrets in clear.
+    Enabled(Arc<Source>),
+    /// There is none, or it is switched off.
+    Unknown,
+    /// Its secrets cannot be opened.
+    Locked(OpenError),
+}
+
 impl Callbacks {
     pub(crate) fn new(
         bucket: kv::Store,
@@ -156,7 +169,7 @@ impl Callbacks {
     /// The callback with its secrets in clear: opened for the first attempt under a revision of its process, and kept
     /// as long as the revision.
     pub(crate) fn prepare<'a>(&self, target: &'a Target) -> Result<&'a PreparedCallback, OpenError> {
-        let ConfiguredProcess { process, prepared } = target.process.as_ref();
+        let ConfiguredProcess { process, prepared, .. } = target.process.as_ref();
         let prepared = prepared[target.index].get_or_init(|| {
             let callback = self.keys.open_callback(process.project_id, target)?;
             Ok(PreparedCallback::new(callback, &self.guard))
@@ -246,6 +259,24 @@ impl Callbacks {
         let Some(process) = self.stored(&process_key(project_id, process_id)).await? else { return Ok(None) };
         let index = process.callbacks.iter().position(|callback| callback.callback_id == callback_id);
         Ok(index.map(|index| Target { process, index }))
+    }
+
+    /// The source with its secrets in clear: opened for its first report under a revision of its process.
+    pub(crate) async fn source(
+        &self,
+        project_id: ObjectId,
+        process_id: Option<ObjectId>,
+        source_id: ObjectId,
+    ) -> Result<SourceLookup, ProcessUnreadable> {
+        let process = self.process(project_id, process_id).await?;
+        let found = process.as_ref().and_then(|process| {
+            let index = process.sources.iter().position(|source| source.source_id == source_id && source.enabled)?;
+            Some((process, index))
+        });
+        let Some((process, index)) = found else { return Ok(SourceLookup::Unknown) };
+        let open = || self.keys.open_source(project_id, &process.sources[index]).map(Arc::new);
+        let opened = process.opened_sources[index].get_or_init(open);
+        Ok(opened.as_ref().map_or_else(|e| SourceLookup::Locked(*e), |source| SourceLookup::Enabled(source.clone())))
     }
 
     /// Why a callback of this project may not have this URL.

@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     admission::limiter::ConcurrencyLimiter,
-    api::{callbacks::CallbackApi, deliveries::DeliveryApi, ping::serve_pings},
+    api::{callbacks::CallbackApi, deliveries::DeliveryApi, ping::serve_pings, sources::serve_sources},
     backlog,
     callback_health::CallbackHealth,
     callbacks::Callbacks,
@@ -201,6 +201,7 @@ impl Running<'_> {
         let callbacks = CallbackApi { pool, callbacks, limiter: self.deliverer.limiter.clone() };
         callbacks.serve(tasks, &service, &self.shutdown).await?;
         serve_pings(tasks, &service, &self.deliverer, &self.shutdown).await?;
+        serve_sources(tasks, &service, &self.deliverer.callbacks, &self.shutdown).await?;
         Ok(service)
     }
 

@@ -98,6 +98,7 @@ fn process() -> Process {
             max_per_second: Some(50),
             ordering: Ordering::Lead,
         }],
+        sources: vec![],
     }
 }
 

@@ -6,7 +6,10 @@ pub const MAX_STATES: usize = 200;
 pub const MAX_TRANSITIONS: usize = 5000;
 /// The most callbacks.
 pub const MAX_CALLBACKS: usize = 100;
-/// The most signing secrets of a callback that do not retire: each makes the signature header longer.
+/// The most sources of call reports.
+pub const MAX_SOURCES: usize = 20;
+/// The most signing secrets of a callback that do not retire, each of which makes the signature header longer; and the most
+/// secrets of a source, each of which is tried.
 pub const MAX_ACTIVE_SECRETS: usize = 5;
 /// The most signing secrets of a callback that were replaced and still sign.
 pub const MAX_RETIRING_SECRETS: usize = 4;
@@ -20,17 +23,25 @@ pub const MAX_AUTH_BYTES: usize = 4096;
 pub const MAX_PROCESS_BYTES: usize = 512 * 1024;
 
 /// All bounds, as the docs show them.
-pub const LIMITS: [(&str, usize); 9] = [
+pub const LIMITS: [(&str, usize); 10] = [
     ("states", MAX_STATES),
     ("transitions, counted by their targets", MAX_TRANSITIONS),
     ("callbacks", MAX_CALLBACKS),
-    ("signing secrets of a callback", MAX_ACTIVE_SECRETS),
+    ("sources of call reports", MAX_SOURCES),
+    ("signing secrets of a callback, secrets of a source", MAX_ACTIVE_SECRETS),
     ("retiring secrets of a callback", MAX_RETIRING_SECRETS),
     ("characters of a name", MAX_NAME_CHARS),
     ("bytes of a URL", MAX_URL_BYTES),
-    ("bytes of a token or header value in `auth`", MAX_AUTH_BYTES),
+    ("bytes of a token or header value in `auth`, or of a source's secret", MAX_AUTH_BYTES),
     ("bytes of the whole process as JSON, its secrets sealed", MAX_PROCESS_BYTES),
 ];
+
+/// Adds a fault if a text cannot be a name.
+pub(super) fn check_name(what: &str, name: &str, faults: &mut Vec<String>) {
+    if name.trim().is_empty() || name.chars().count() > MAX_NAME_CHARS || name.chars().any(char::is_control) {
+        faults.push(format!("{what} must have 1 to {MAX_NAME_CHARS} characters and no control characters"));
+    }
+}
 
 #[test]
 fn the_guide_lists_the_limits() {

@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     CallbackAuth, DEFAULT_CALL_TIMEOUT_SECONDS, DuringCall, EventKind, MAX_ACTIVE_SECRETS, MAX_AUTH_BYTES,
-    MAX_CALLBACKS, MAX_NAME_CHARS, MAX_STATES, MAX_TRANSITIONS, MetadataMerge, Ordering, Rules, State, StateKind,
-    UrlFault, header_fault, parse_url, signing_key,
+    MAX_CALLBACKS, MAX_NAME_CHARS, MAX_SOURCES, MAX_STATES, MAX_TRANSITIONS, MetadataMerge, Ordering, Rules,
+    SourceSpec, State, StateKind, UrlFault, header_fault, limits::check_name, parse_url, signing_key,
 };
 use crate::{ObjectId, secret::Secret, subject::NO_PROCESS, text::quoted};
 
@@ -45,6 +45,10 @@ pub struct ProcessSpec {
     #[serde(default)]
     #[cfg_attr(feature = "schema", schemars(length(max = MAX_CALLBACKS)))]
     pub callbacks: Vec<CallbackSpec>,
+    /// The platforms that report calls. Absent: the current ones stay; otherwise those that are not in this list are removed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(length(max = MAX_SOURCES)))]
+    pub sources: Option<Vec<SourceSpec>>,
 }
 
 /// A callback as an operator writes it.
@@ -113,6 +117,7 @@ impl ProcessSpec {
             check_count("states", self.states.len(), MAX_STATES),
             check_count("transitions", transitions, MAX_TRANSITIONS),
             check_count("callbacks", self.callbacks.len(), MAX_CALLBACKS),
+            check_count("sources", self.sources.as_ref().map_or(0, Vec::len), MAX_SOURCES),
         ]
         .into_iter()
         .flatten()
@@ -162,6 +167,16 @@ impl ProcessSpec {
                 faults.push(format!("callbacks: {} occurs twice", quoted(&callback.name)));
             }
             callback.check(faults);
+        }
+        let (mut names, mut ids) = (HashSet::new(), HashSet::new());
+        for source in self.sources.iter().flatten() {
+            if let Some(id) = source.source_id.filter(|id| !ids.insert(*id)) {
+                faults.push(format!("sources: {id} occurs twice"));
+            }
+            if !names.insert(source.name.as_str()) {
+                faults.push(format!("sources: {} occurs twice", quoted(&source.name)));
+            }
+            source.check(faults);
         }
     }
 }
@@ -237,12 +252,6 @@ const fn default_call_timeout_seconds() -> u32 {
 
 fn check_count(what: &str, count: usize, max: usize) -> Option<String> {
     (count > max).then(|| format!("{what}: {count} are given, and at most {max} are allowed"))
-}
-
-fn check_name(what: &str, name: &str, faults: &mut Vec<String>) {
-    if name.trim().is_empty() || name.chars().count() > MAX_NAME_CHARS || name.chars().any(char::is_control) {
-        faults.push(format!("{what} must have 1 to {MAX_NAME_CHARS} characters and no control characters"));
-    }
 }
 
 #[cfg(test)]

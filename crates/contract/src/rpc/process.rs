@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::Cursor;
 use crate::{
     ObjectId,
-    process::{CallbackSpec, Process, ProcessSpec},
+    process::{CallbackSpec, Process, ProcessSpec, SourceSpec},
 };
 
 /// Lists the processes of a project by name.
@@ -105,6 +105,23 @@ pub enum ProcessChange {
         callback_id: ObjectId,
         /// The overlap in seconds, at most [`MAX_OVERLAP_SECONDS`](crate::process::MAX_OVERLAP_SECONDS).
         overlap_seconds: u32,
+    },
+    /// Adds a source of call reports.
+    AddSource {
+        /// The new source.
+        source: SourceSpec,
+    },
+    /// Replaces a source.
+    PutSource {
+        /// The source.
+        source_id: ObjectId,
+        /// Its new configuration.
+        source: SourceSpec,
+    },
+    /// Removes a source.
+    RemoveSource {
+        /// The source.
+        source_id: ObjectId,
     },
 }
 

@@ -82,11 +82,11 @@ pub struct RotationResult {
     pub unchanged: u64,
     /// Processes left when the time ran out: repeat the query.
     pub remaining: u64,
-    /// Callbacks that were left as they are, because their secrets or their process cannot be read.
+    /// Callbacks and sources that were left as they are, because their secrets or their process cannot be read.
     pub locked: Vec<LockedCallback>,
 }
 
-/// A callback whose secrets cannot be opened.
+/// A callback or source whose secrets cannot be opened.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
@@ -95,8 +95,11 @@ pub struct LockedCallback {
     pub process: String,
     /// Its project.
     pub project_id: ObjectId,
-    /// The callback. None: none of the process can be read.
+    /// The callback. Without a source either: none of the process can be read.
     pub callback_id: Option<ObjectId>,
+    /// The source.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_id: Option<ObjectId>,
     /// Why, for people. It names the key.
     pub error: String,
 }

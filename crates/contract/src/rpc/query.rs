@@ -98,6 +98,7 @@ queries! {
     // In the order of the request.
     CheckUrls "webhooks.rpc.callback.check" repeatable => list UrlCheck;
     TestCallback "webhooks.rpc.callback.test" once within TEST_TIMEOUT => one TestResult;
+    VerifyReport "webhooks.rpc.source.verify" repeatable => one VerifiedReport;
 }
 
 #[cfg(test)]

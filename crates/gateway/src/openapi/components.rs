@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use axum::http::StatusCode;
 use contract::{
-    process::{CallbackSpec, ProcessSpec},
+    process::{CallbackSpec, ProcessSpec, SourceSpec},
     schema::Side,
 };
 use schemars::{JsonSchema, generate::SchemaSettings};
@@ -18,7 +18,7 @@ const ERRORS: &str = include_str!("../../../../docs/ERRORS.md");
 const OBJECT_ID: &str = "^[0-9a-fA-F]{24}$";
 
 /// Parameters of paths: name, description, pattern, example.
-pub(super) const PATH_PARAMETERS: [(&str, &str, &str, &str); 6] = [
+pub(super) const PATH_PARAMETERS: [(&str, &str, &str, &str); 9] = [
     ("leadId", "The lead", OBJECT_ID, "696102a4b8c1d2e3f4a5b6c7"),
     ("updateId", "The update", OBJECT_ID, "6b0426971c73026dafa27e40"),
     ("activityId", "The activity: the `updateId` of the end of its call", OBJECT_ID, "6b042697fb36c4d70216a36b"),
@@ -35,6 +35,14 @@ pub(super) const PATH_PARAMETERS: [(&str, &str, &str, &str); 6] = [
         "696102a4b8c1d2e3f4a5b602",
     ),
     ("callbackId", "The callback", OBJECT_ID, "696102a4b8c1d2e3f4a5b604"),
+    ("sourceId", "The source", OBJECT_ID, "696102a4b8c1d2e3f4a5b605"),
+    ("platform", "The voice platform", "^(vapi|retell|bland)$", "vapi"),
+    (
+        "ingestId",
+        "`{projectId}-{processId}-{sourceId}`, as in the source's `ingestPath`",
+        "^[0-9a-fA-F]{24}-([0-9a-fA-F]{24}|_)-[0-9a-fA-F]{24}$",
+        "696102a4b8c1d2e3f4a5b601-696102a4b8c1d2e3f4a5b602-696102a4b8c1d2e3f4a5b605",
+    ),
 ];
 
 /// The parameters in a path.
@@ -74,14 +82,24 @@ pub(super) fn requests() -> Map<String, Value> {
     process["properties"]["processId"] = read_only(id());
     process["properties"]["version"] = json!({"type": "integer", "description": "Ignored"});
     process["properties"]["callbacks"]["items"] = callback.clone();
+    let mut source = request::<SourceSpec>();
+    source["properties"]["ingestPath"] = json!({"type": "string", "description": "Ignored"});
+    process["properties"]["sources"]["items"] = source.clone();
+    let report = json!({"type": "object", "description": "The body of the platform's webhook"});
     if let Some(required) = process["required"].as_array_mut() {
         // It is the API key's.
         required.retain(|name| name != "projectId");
     }
     let object_id = json!({"type": "string", "pattern": OBJECT_ID, "examples": ["696102a4b8c1d2e3f4a5b6c7"]});
     Map::from_iter(
-        [("ObjectId", object_id), ("ProcessRequest", process), ("CallbackRequest", callback)]
-            .map(|(name, schema)| (name.to_owned(), schema)),
+        [
+            ("ObjectId", object_id),
+            ("ProcessRequest", process),
+            ("CallbackRequest", callback),
+            ("SourceRequest", source),
+            ("PlatformReport", report),
+        ]
+        .map(|(name, schema)| (name.to_owned(), schema)),
     )
 }
 
@@ -93,6 +111,10 @@ pub(super) fn example(name: &str) -> &'static str {
         }
         "CallbackRequest" => {
             r#"{"name":"crm","url":"https://crm.example.com/leadrelay","events":["update.succeeded"]}"#
+        }
+        "SourceRequest" => r#"{"name":"dialer","platform":"vapi","secrets":["MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"]}"#,
+        "PlatformReport" => {
+            r#"{"message":{"type":"status-update","status":"in-progress","call":{"id":"call-7","metadata":{"leadId":"696102a4b8c1d2e3f4a5b6c7"}}}}"#
         }
         other => panic!("there is no component {other}"),
     }

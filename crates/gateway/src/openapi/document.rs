@@ -5,15 +5,18 @@ use std::collections::BTreeSet;
 use contract::{
     activity::ActivityPayload,
     event::{TestPayload, WebhookPayload},
+    key::Scope,
     webhook::EventPayload,
 };
 use serde_json::{Map, Value, json};
 
 use super::{Body, Content, Operation, Schemas, components};
 use crate::{
+    rate_limit::RateClass,
     router::Endpoint,
     routes::{
-        self, ENDPOINTS,
+        self, ENDPOINTS, INGEST,
+        calls::ingest,
         docs::{DOCUMENTS, OPERATIONS},
     },
 };
@@ -65,6 +68,16 @@ fn operation(endpoint: &Endpoint, operation: &Operation, schemas: &mut Schemas) 
     described
 }
 
+/// The operation of voice platforms: authenticated by the secret of a source, not by an API key.
+fn without_key(mut described: Value) -> Value {
+    let replace = |text: &Value, from: &str, to: &str| json!(text.as_str().unwrap().replace(from, to));
+    described["description"] = replace(&described["description"], " Scope: `calls:write`.", "");
+    let source = &mut described["x-codeSamples"][0]["source"];
+    *source = replace(source, "Authorization: Bearer $API_KEY", "X-Vapi-Secret: $SECRET");
+    described["security"] = json!([{"source": []}]);
+    described
+}
+
 /// The responses with status 200, all of one media type.
 fn alternatives(contents: &[Content], schemas: &mut Schemas) -> Value {
     let media = match contents {
@@ -89,6 +102,8 @@ fn paths(schemas: &mut Schemas) -> Value {
     for (endpoint, described) in routes::operations() {
         paths[endpoint.path][endpoint.method.to_lowercase()] = operation(&endpoint, &described, schemas);
     }
+    let endpoint = Endpoint::new("POST", INGEST, Scope::CallsWrite, RateClass::Updates);
+    paths[INGEST]["post"] = without_key(operation(&endpoint, &ingest::operation(), schemas));
     for (path, content_type, id, summary) in OPERATIONS {
         let kind = if content_type == "application/json" { "object" } else { "string" };
         paths[path]["get"] = json!({
@@ -187,11 +202,13 @@ fn document() -> Value {
         "tags": [
             {"name": "Updates", "description": "Change leads, and read the outcomes"},
             {"name": "Leads", "description": "Create, read and list leads"},
+            {"name": "Calls", "description": "Report calls with leads, and read their results"},
             {"name": "Events", "description": "Follow outcomes as a stream"},
             {"name": "Webhooks", "description": "The requests that Leadrelay sends to callbacks"},
             {"name": "Deliveries", "description": "Read and repeat deliveries to callbacks"},
             {"name": "Processes", "description": "Configure states and transitions"},
             {"name": "Callbacks", "description": "Configure and test the URLs that receive outcomes"},
+            {"name": "Sources", "description": "Configure the voice platforms that report calls"},
             {"name": "Documents", "description": "This document"},
         ],
         "paths": paths,
@@ -200,6 +217,10 @@ fn document() -> Value {
             "securitySchemes": {"apiKey": {
                 "type": "http", "scheme": "bearer",
                 "description": "An API key. It belongs to one project; leads of other projects do not exist for it.",
+            }, "source": {
+                "type": "apiKey", "in": "header", "name": "X-Vapi-Secret",
+                "description": "The secret or signature of a voice platform. Vapi: `X-Vapi-Secret`, `X-Vapi-Signature` or a \
+                    bearer token; Retell: `X-Retell-Signature`; Bland: `X-Webhook-Signature`.",
             }},
             "schemas": schemas.into_components(),
             "parameters": components::parameters(),

@@ -89,6 +89,19 @@ impl FromRequest for CallbackPath {
     }
 }
 
+/// `{processId}` and `{sourceId}`.
+pub(crate) struct SourcePath {
+    pub(crate) process: ProcessPath,
+    pub(crate) source_id: ObjectId,
+}
+
+impl FromRequest for SourcePath {
+    async fn from_request(request: &mut Request, app: &App, key: &ApiKey) -> Result<Self, ApiError> {
+        let process = ProcessPath::from_request(request, app, key).await?;
+        Ok(Self { process, source_id: path_parameter(request, "sourceId", "must be 24 hex digits").await? })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -31,6 +31,7 @@ pub(crate) mod calls {
     pub(crate) mod bulk_ended;
     pub(crate) mod bulk_started;
     pub(crate) mod ended;
+    pub(crate) mod ingest;
     pub(crate) mod list;
     pub(crate) mod started;
 }
@@ -74,8 +75,19 @@ pub(crate) mod callbacks {
     pub(crate) mod test;
 }
 
+pub(crate) mod sources {
+    pub(crate) mod create;
+    pub(crate) mod delete;
+    pub(crate) mod get;
+    pub(crate) mod list;
+    pub(crate) mod put;
+}
+
 #[cfg(test)]
 mod tests;
+
+/// The endpoint of voice platforms, whose requests have no API key.
+pub(crate) const INGEST: &str = calls::ingest::PATH;
 
 macro_rules! endpoints {
     ($($method:ident $path:literal $scope:ident $rate:ident $($module:ident)::+;)*) => {
@@ -92,6 +104,8 @@ macro_rules! endpoints {
                 // A slash at the end is a slip of those who build URLs, and names nothing else.
                 let router = router.route($path, serve()).route(concat!($path, "/"), serve());
             )*
+            let ingest = || router::unkeyed(MethodFilter::POST, calls::ingest::handle);
+            let router = router.route(INGEST, ingest()).route(&format!("{INGEST}/"), ingest());
             router::with_fallbacks(router.merge(docs::routes()), app)
         }
 
@@ -136,4 +150,9 @@ endpoints! {
     POST   "/api/v1/processes/{processId}/callbacks/{callbackId}/rotate-secret" ConfigWrite Other callbacks::rotate_secret;
     POST   "/api/v1/processes/{processId}/callbacks/{callbackId}/test"        ConfigWrite Other   callbacks::test;
     POST   "/api/v1/processes/{processId}/callbacks/{callbackId}/enable"      ConfigWrite Other   callbacks::enable;
+    GET    "/api/v1/processes/{processId}/sources"                            ConfigRead  Other   sources::list;
+    POST   "/api/v1/processes/{processId}/sources"                            ConfigWrite Other   sources::create;
+    GET    "/api/v1/processes/{processId}/sources/{sourceId}"                 ConfigRead  Other   sources::get;
+    PUT    "/api/v1/processes/{processId}/sources/{sourceId}"                 ConfigWrite Other   sources::put;
+    DELETE "/api/v1/processes/{processId}/sources/{sourceId}"                 ConfigWrite Other   sources::delete;
 }

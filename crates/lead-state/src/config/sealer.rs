@@ -5,9 +5,9 @@ use std::{fmt::Display, sync::Arc, time::Duration};
 
 use contract::{
     ObjectId,
-    process::{Callback, Process},
+    process::{Callback, Process, Source},
     rpc::{LockedCallback, RotateSecrets, RotationResult, RpcError},
-    secret::KeyId,
+    secret::{KeyId, Secret},
 };
 use secrets::{OpenError, SealingKeys};
 use service_kit::postgres::Pool;
@@ -27,7 +27,7 @@ pub(crate) struct Sealer {
     pub(crate) keys: SealingKeys,
 }
 
-/// The callbacks that are sealed again.
+/// The callbacks and sources that are sealed again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ResealFilter {
     /// Those with a secret in clear, from an earlier version.
@@ -37,33 +37,46 @@ enum ResealFilter {
 }
 
 impl ResealFilter {
-    fn includes(self, callback: &Callback, present: KeyId) -> bool {
-        callback.secrets().any(|secret| match self {
+    fn includes<'a>(self, mut secrets: impl Iterator<Item = &'a Secret>, present: KeyId) -> bool {
+        secrets.any(|secret| match self {
             Self::InClear => !secret.is_sealed(),
             Self::NotWithPresentKey => secret.key_id() != Some(present),
         })
     }
 }
 
+/// What has secrets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum SecretOwner {
+    Callback(ObjectId),
+    Source(ObjectId),
+}
+
 /// The result of resealing one process.
 struct Resealed {
     stored: bool,
-    /// Callbacks whose secrets cannot be opened.
-    locked: Vec<(ObjectId, OpenError)>,
+    /// Callbacks and sources whose secrets cannot be opened.
+    locked: Vec<(SecretOwner, OpenError)>,
 }
 
 impl Sealer {
     /// A process as it is stored. Secrets that could not be opened stay sealed as they are.
     pub(crate) fn seal(&self, process: &Process) -> Process {
         let callbacks = process.callbacks.iter().map(|callback| self.seal_callback(process.project_id, callback));
-        Process { callbacks: callbacks.collect(), ..process.clone() }
+        let sources = process.sources.iter().map(|source| self.seal_source(process.project_id, source));
+        Process { callbacks: callbacks.collect(), sources: sources.collect(), ..process.clone() }
     }
 
     /// A stored process with its secrets in clear, except those that cannot be opened.
     pub(crate) fn open(&self, process: &Process) -> Process {
         let open =
             |callback: &Callback| self.keys.open_callback(process.project_id, callback).unwrap_or(callback.clone());
-        Process { callbacks: process.callbacks.iter().map(open).collect(), ..process.clone() }
+        let open_source = |source: &Source| self.keys.open_source(process.project_id, source).unwrap_or(source.clone());
+        Process {
+            callbacks: process.callbacks.iter().map(open).collect(),
+            sources: process.sources.iter().map(open_source).collect(),
+            ..process.clone()
+        }
     }
 
     /// Seals the secrets that an earlier version stored in clear.
@@ -91,10 +104,17 @@ impl Sealer {
                 result.remaining += 1;
                 continue;
             }
-            let locked = |callback_id, error: &dyn Display| LockedCallback {
+            let locked = |owner: Option<SecretOwner>, error: &dyn Display| LockedCallback {
                 process: name.clone(),
                 project_id,
-                callback_id,
+                callback_id: owner.and_then(|owner| match owner {
+                    SecretOwner::Callback(id) => Some(id),
+                    SecretOwner::Source(_) => None,
+                }),
+                source_id: owner.and_then(|owner| match owner {
+                    SecretOwner::Source(id) => Some(id),
+                    SecretOwner::Callback(_) => None,
+                }),
                 error: error.to_string(),
             };
             let resealed = match self.reseal(project_id, &name, ResealFilter::NotWithPresentKey).await {
@@ -104,7 +124,7 @@ impl Sealer {
                 }
                 resealed => resealed?,
             };
-            result.locked.extend(resealed.locked.iter().map(|(callback_id, error)| locked(Some(*callback_id), error)));
+            result.locked.extend(resealed.locked.iter().map(|(owner, error)| locked(Some(*owner), error)));
             if resealed.stored {
                 result.resealed += 1;
                 let projected = self.projector.project_process(project_id, &name).await;
@@ -123,9 +143,12 @@ impl Sealer {
     async fn reseal(&self, project_id: ObjectId, name: &str, filter: ResealFilter) -> Result<Resealed, StoreError> {
         let mut result = Resealed { stored: false, locked: Vec::new() };
         let present = self.keys.present();
-        let is_included = |callback: &Callback| filter.includes(callback, present);
+        let is_included = |callback: &Callback| filter.includes(callback.secrets(), present);
+        let includes_source = |source: &Source| filter.includes(source.secrets.iter(), present);
         let stored = processes::find_by_name(&self.pool, project_id, name).await?;
-        if !stored.is_some_and(|process| process.callbacks.iter().any(is_included)) {
+        let is_due =
+            |process: Process| process.callbacks.iter().any(is_included) || process.sources.iter().any(includes_source);
+        if !stored.is_some_and(is_due) {
             return Ok(result);
         }
         let mut transaction = store::begin(&self.pool).await?;
@@ -138,7 +161,16 @@ impl Sealer {
                     *callback = self.seal_callback(project_id, &opened);
                     result.stored = true;
                 }
-                Err(e) => result.locked.push((callback.callback_id, e)),
+                Err(e) => result.locked.push((SecretOwner::Callback(callback.callback_id), e)),
+            }
+        }
+        for source in process.sources.iter_mut().filter(|source| includes_source(source)) {
+            match self.keys.open_source(project_id, source) {
+                Ok(opened) => {
+                    *source = self.seal_source(project_id, &opened);
+                    result.stored = true;
+                }
+                Err(e) => result.locked.push((SecretOwner::Source(source.source_id), e)),
             }
         }
         if result.stored {
@@ -151,5 +183,9 @@ impl Sealer {
 
     fn seal_callback(&self, project_id: ObjectId, callback: &Callback) -> Callback {
         self.keys.seal_callback(project_id, callback, rand::random)
+    }
+
+    fn seal_source(&self, project_id: ObjectId, source: &Source) -> Source {
+        self.keys.seal_source(project_id, source, rand::random)
     }
 }

@@ -7,4 +7,5 @@ mod merge;
 mod outcome;
 pub(crate) mod process_change;
 pub(crate) mod process_diff;
+mod source_change;
 pub mod work;

@@ -18,7 +18,10 @@ use contract::{
 };
 use url::Url;
 
-use super::process_diff::describe_changes;
+use super::{
+    process_diff::describe_changes,
+    source_change::{add_source, put_source, put_sources, remove_source},
+};
 
 /// A change that is ready to be stored, under two conditions that only the database can check.
 #[derive(Debug, PartialEq, Eq)]
@@ -58,7 +61,7 @@ fn invalid(message: &str) -> RpcError {
 /// The fallback process of a project that has none.
 pub(crate) fn empty_fallback(project_id: ObjectId) -> Process {
     let (name, rules) = (NO_PROCESS.to_owned(), Rules::default());
-    Process { project_id, process_id: None, revision: 0, name, rules, callbacks: Vec::new() }
+    Process { project_id, process_id: None, revision: 0, name, rules, callbacks: Vec::new(), sources: Vec::new() }
 }
 
 /// Rejects a change that is invalid for every process.
@@ -73,7 +76,10 @@ pub(crate) fn validate(query: &ChangeProcess) -> Result<(), RpcError> {
             let message = format!("overlapSeconds must be a number from 0 to {MAX_OVERLAP_SECONDS}");
             return Err(RpcError::new(ErrorCode::InvalidField, message));
         }
-        ProcessChange::RemoveCallback { .. } | ProcessChange::RotateSecret { .. } => Vec::new(),
+        ProcessChange::AddSource { source } | ProcessChange::PutSource { source, .. } => source.faults(),
+        ProcessChange::RemoveCallback { .. }
+        | ProcessChange::RotateSecret { .. }
+        | ProcessChange::RemoveSource { .. } => Vec::new(),
     };
     if faults.is_empty() { Ok(()) } else { Err(invalid(&join_faults(&faults))) }
 }
@@ -109,7 +115,7 @@ pub(crate) fn plan_change(
                 (None, ProcessSelector::Named(name)) if name == NO_PROCESS => empty_fallback(query.project_id),
                 (None, _) => return Err(process_not_found()),
             };
-            change_callback(process, change, now, &mut generators, &mut new_secrets)?
+            change_member(process, change, now, &mut generators, &mut new_secrets)?
         }
     };
     let changed = existing != Some(&process);
@@ -134,8 +140,8 @@ pub(crate) fn plan_change(
     })
 }
 
-/// Changes one callback of a process.
-fn change_callback(
+/// Changes one callback or source of a process.
+fn change_member(
     mut process: Process,
     change: &ProcessChange,
     now: Timestamp,
@@ -179,6 +185,9 @@ fn change_callback(
             rotate_secret(&mut process.callbacks[index], *overlap_seconds, now, (generators.new_secret)())?;
             new_secrets.push(*callback_id);
         }
+        ProcessChange::AddSource { source } => add_source(&mut process, source, &mut generators.new_id)?,
+        ProcessChange::PutSource { source_id, source } => put_source(&mut process, *source_id, source)?,
+        ProcessChange::RemoveSource { source_id } => remove_source(&mut process, *source_id)?,
     }
     Ok(process)
 }
@@ -189,8 +198,8 @@ pub(crate) fn check_size(stored_bytes: usize) -> Result<(), RpcError> {
         return Ok(());
     }
     Err(invalid(&format!(
-        "the process has {stored_bytes} bytes as JSON, and at most {MAX_PROCESS_BYTES} are allowed: shorten names, URLs \
-         and auth, or remove transitions or callbacks"
+        "the process has {stored_bytes} bytes as JSON, and at most {MAX_PROCESS_BYTES} are allowed: shorten names, URLs, \
+         auth and secrets, or remove transitions, callbacks or sources"
     )))
 }
 
@@ -261,6 +270,11 @@ fn put_process(
     if ids.windows(2).any(|pair| pair[0] == pair[1]) {
         return Err(invalid("callbacks: two of them are the same callback, one by its id and one by its name"));
     }
+    let stored = existing.map(|process| process.sources.as_slice()).unwrap_or_default();
+    let sources = match &spec.sources {
+        Some(specs) => put_sources(specs, stored, &mut generators.new_id)?,
+        None => stored.to_vec(),
+    };
     Ok(Process {
         project_id: spec.project_id,
         process_id: match existing {
@@ -272,6 +286,7 @@ fn put_process(
         name: spec.name.clone(),
         rules: spec.rules(),
         callbacks,
+        sources,
     })
 }
 

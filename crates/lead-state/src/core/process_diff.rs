@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use contract::{
     ObjectId,
-    process::{Callback, Process},
+    process::{Callback, Process, Source},
     secret::Secret,
 };
 use serde::Serialize;
@@ -41,9 +41,34 @@ pub(crate) fn describe_changes(before: &Process, after: &Process) -> Vec<String>
     for removed in before.callbacks.iter().filter(|before| !kept.contains(&before.callback_id)) {
         changes.push(format!("callback {} removed", removed.name));
     }
+    changes.extend(describe_sources(&before.sources, &after.sources));
     if changes.is_empty() && before != after {
         changes.push("order changed".into());
     }
+    changes
+}
+
+fn describe_sources(before: &[Source], after: &[Source]) -> Vec<String> {
+    let find =
+        |sources: &[Source], source: &Source| sources.iter().find(|other| other.source_id == source.source_id).cloned();
+    let mut changes = Vec::new();
+    for source in after {
+        match find(before, source) {
+            None => changes.push(format!("source {} added", source.name)),
+            Some(before) => {
+                let shown = |source: &Source| Source { secrets: Vec::new(), ..source.clone() };
+                let mut differences = differing_members(&shown(&before), &shown(source), &[]);
+                if before.secrets != source.secrets {
+                    differences.push("secrets changed".into());
+                }
+                if !differences.is_empty() {
+                    changes.push(format!("source {}: {}", source.name, differences.join("; ")));
+                }
+            }
+        }
+    }
+    let removed = before.iter().filter(|source| find(after, source).is_none());
+    changes.extend(removed.map(|source| format!("source {} removed", source.name)));
     changes
 }
 
@@ -100,6 +125,7 @@ fn difference(name: &str, before: &Value, after: &Value) -> Option<String> {
 
 /// Removes all secrets, except the signing secrets of the callbacks in `shown`.
 pub(crate) fn hide_secrets(process: &mut Process, shown: &[ObjectId]) {
+    process.sources.iter_mut().for_each(|source| source.secrets.clear());
     let shown: HashSet<_> = shown.iter().collect();
     for callback in &mut process.callbacks {
         let secrets = callback.secrets.clone();
@@ -184,6 +210,27 @@ mod tests {
 
         after.callbacks[0].url = "http://u:other@b.example".into();
         assert_eq!(describe_changes(&before(), &after), ["callback b: url changed"]);
+    }
+
+    #[test]
+    fn differences_of_sources_are_described_without_secrets() {
+        let with_sources = |sources: &str| {
+            let mut process = before();
+            process.sources = serde_json::from_str(sources).unwrap();
+            process
+        };
+        let source = |byte: &str, name: &str, secret: &str| {
+            format!(r#"{{"sourceId":"{}","name":"{name}","platform":"vapi","secrets":["{secret}"]}}"#, byte.repeat(12))
+        };
+        let one = with_sources(&format!("[{},{}]", source("05", "a", "hidden-1"), source("06", "b", "hidden-2")));
+        let other = with_sources(&format!("[{},{}]", source("05", "z", "hidden-3"), source("07", "c", "hidden-4")));
+
+        let changes = describe_changes(&one, &other);
+
+        assert_eq!(changes, ["source z: name a → z; secrets changed", "source c added", "source b removed"]);
+        let mut shown = one;
+        hide_secrets(&mut shown, &[]);
+        assert!(!serde_json::to_string(&shown).unwrap().contains("hidden"));
     }
 
     #[test]

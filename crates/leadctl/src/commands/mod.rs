@@ -14,4 +14,5 @@ pub(crate) mod process;
 pub(crate) mod project;
 pub(crate) mod recover;
 pub(crate) mod secrets;
+pub(crate) mod source;
 pub(crate) mod update;

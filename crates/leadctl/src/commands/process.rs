@@ -11,7 +11,7 @@ use clap::Subcommand;
 use contract::{
     ObjectId,
     json::{self, redacted_error},
-    process::{Callback, CallbackSpec, Process as StoredProcess, ProcessSpec, State, StateKind},
+    process::{Callback, CallbackSpec, Process as StoredProcess, ProcessSpec, Source, State, StateKind},
     rpc::{
         ChangeProcess, CheckUrls, ErrorCode, GetProcess, ListProcesses, MAX_LIMIT, ProcessChange, ProcessChangeResult,
         ProcessSelector, RpcError,
@@ -209,6 +209,7 @@ pub(crate) fn show_process(process: &StoredProcess) {
     output::say(output::table(None, &rows));
     if process.callbacks.is_empty() {
         output::say("no callbacks");
+        show_sources(process);
         return;
     }
     let head = ["CALLBACK", "NAME", "URL", "ENABLED", "OLD SECRETS UNTIL"];
@@ -218,6 +219,18 @@ pub(crate) fn show_process(process: &StoredProcess) {
         [callback.callback_id.to_string(), escaped(&callback.name), escaped(&callback.url), enabled.to_owned(), until]
     };
     output::say(output::table(Some(head), &process.callbacks.iter().map(row).collect::<Vec<_>>()));
+    show_sources(process);
+}
+
+fn show_sources(process: &StoredProcess) {
+    let row = |source: &Source| {
+        let enabled = if source.enabled { "yes" } else { "no" };
+        [source.source_id.to_string(), escaped(&source.name), source.platform.to_string(), enabled.to_owned()]
+    };
+    if !process.sources.is_empty() {
+        let rows: Vec<_> = process.sources.iter().map(row).collect();
+        output::say(output::table(Some(["SOURCE", "NAME", "PLATFORM", "ENABLED"]), &rows));
+    }
 }
 
 /// Reads a file, or standard input for `-`; returns the text and a name for error texts.
@@ -259,6 +272,9 @@ pub(crate) fn show(result: &ProcessChangeResult, dry_run: bool) {
         if new_secrets.contains(&callback.callback_id) {
             show_secrets(callback);
         }
+    }
+    for source in &process.sources {
+        output::field("source", format_args!("{} {} {}", source.source_id, source.name, source.platform));
     }
     if !new_secrets.is_empty() {
         output::say("Save the signing secrets now: they cannot be shown again.");

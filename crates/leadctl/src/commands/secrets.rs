@@ -10,7 +10,7 @@ use crate::{
     output,
 };
 
-/// Keys that seal callbacks' secrets.
+/// Keys that seal callbacks' and sources' secrets.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Secrets {
     /// Generate a key for SECRETS_KEY of lead-state and webhook-notifier, and print it. It is not stored.
@@ -61,7 +61,8 @@ pub(crate) fn show(rotated: &RotationResult) {
     output::field("resealed", format_args!("{resealed} processes"));
     output::field("unchanged", format_args!("{unchanged} processes"));
     for callback in locked {
-        let what = callback.callback_id.map_or("all callbacks".into(), |callback_id| callback_id.to_string());
+        let owner = callback.callback_id.or(callback.source_id);
+        let what = owner.map_or("all callbacks and sources".into(), |id| id.to_string());
         output::field("locked", format_args!("{what} of {:?}: {}", callback.process, callback.error));
     }
     if locked.is_empty() {

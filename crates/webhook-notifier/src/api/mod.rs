@@ -4,3 +4,4 @@ pub(crate) mod callbacks;
 pub(crate) mod deliveries;
 pub(crate) mod ping;
 pub(crate) mod recovery;
+pub(crate) mod sources;

@@ -3,4 +3,5 @@
 pub(crate) mod delivery;
 pub(crate) mod ordering;
 pub(crate) mod outcome;
+pub(crate) mod report_signature;
 pub(crate) mod schedule;

@@ -6,7 +6,7 @@ use contract::{
     fields::BodyError,
     json::{Members, redacted_error},
     key::ApiKey,
-    process::{CallbackSpec, ProcessSpec},
+    process::{CallbackSpec, ProcessSpec, SourceSpec},
     rpc::{ErrorCode, RpcError},
     subject::NO_PROCESS,
     text::join_faults,
@@ -51,6 +51,11 @@ pub(crate) fn parse(body: &[u8], key: &ApiKey, process: Option<ProcessPath>) -> 
     {
         *callbacks = raw(&each.into_iter().map(settable).collect::<Vec<_>>())?;
     }
+    if let Some(sources) = members.get_mut("sources")
+        && let Ok(each) = serde_json::from_str::<Vec<Members<'_>>>(sources.get())
+    {
+        *sources = raw(&each.into_iter().map(settable).collect::<Vec<_>>())?;
+    }
     members.insert("projectId".into(), raw(&key.project_id)?);
     if matches!(process, Some(ProcessPath(None))) && !members.contains_key("name") {
         members.insert("name".into(), raw(&NO_PROCESS)?);
@@ -70,16 +75,27 @@ impl FromBody for CallbackSpec {
     }
 }
 
+/// A source as a body configures it.
+impl FromBody for SourceSpec {
+    fn from_body(body: &[u8], _: &ApiKey) -> Result<Self, ApiError> {
+        let members = settable(Fields::from_json(body)?.rest());
+        let spec: SourceSpec = typed("a source", &members)?;
+        refuse(spec.faults())?;
+        Ok(spec)
+    }
+}
+
 /// Null counts as absent.
 fn without_null(mut members: Members<'_>) -> Members<'_> {
     members.retain(|_, value| value.get() != "null");
     members
 }
 
-/// The members of a callback that can be set.
+/// The members of a callback or source that can be set.
 fn settable(members: Members<'_>) -> Members<'_> {
     let mut members = without_null(members);
     members.shift_remove("retiringSecrets");
+    members.shift_remove("ingestPath");
     members
 }
 

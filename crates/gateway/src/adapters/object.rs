@@ -1,0 +1,117 @@
+//! The members of a JSON object of a webhook, as raw values: what is taken is mapped, what remains goes into the metadata.
+
+use std::borrow::Cow;
+
+use contract::{
+    command::MAX_TEXT_CHARS,
+    json::{self, Members},
+    process::MAX_URL_BYTES,
+};
+use serde_json::value::RawValue;
+
+/// An object whose values are borrowed from the webhook's body.
+#[derive(Debug, Default, Clone)]
+pub(super) struct Object<'a> {
+    members: Vec<(Cow<'a, str>, &'a RawValue)>,
+}
+
+impl<'a> Object<'a> {
+    /// Parses a text; none if it is no object.
+    pub(super) fn parse(text: &'a str) -> Option<Self> {
+        let members = json::members(text).ok()?;
+        let borrowed = |(name, value): (Cow<'a, str>, Cow<'a, RawValue>)| match value {
+            Cow::Borrowed(value) => Some((name, value)),
+            Cow::Owned(_) => None,
+        };
+        Some(Self { members: members.into_iter().filter_map(borrowed).collect() })
+    }
+
+    /// The value of a member; null counts as absent.
+    pub(super) fn raw(&self, name: &str) -> Option<&'a RawValue> {
+        let found = self.members.iter().find(|(member, _)| member == name);
+        found.map(|(_, value)| *value).filter(|value| value.get() != "null")
+    }
+
+    /// A member that is an object.
+    pub(super) fn object(&self, name: &str) -> Option<Self> {
+        Self::parse(self.raw(name)?.get())
+    }
+
+    /// A member that is a text and not empty.
+    pub(super) fn text(&self, name: &str) -> Option<String> {
+        serde_json::from_str(self.raw(name)?.get()).ok().filter(|text: &String| !text.is_empty())
+    }
+
+    /// A member that is a number, or a text that is one.
+    pub(super) fn number(&self, name: &str) -> Option<f64> {
+        let raw = self.raw(name)?.get();
+        let number = serde_json::from_str(raw).ok().or_else(|| self.text(name)?.parse().ok());
+        number.filter(|number: &f64| number.is_finite())
+    }
+
+    /// A member that is true or false.
+    pub(super) fn flag(&self, name: &str) -> Option<bool> {
+        serde_json::from_str(self.raw(name)?.get()).ok()
+    }
+
+    pub(super) fn remove(&mut self, name: &str) {
+        self.members.retain(|(member, _)| member != name);
+    }
+
+    /// Takes a text that a status or a disposition can be. Another value stays.
+    pub(super) fn take_short_text(&mut self, name: &str) -> Option<String> {
+        let text = self.text(name).filter(|text| text.chars().nth(MAX_TEXT_CHARS).is_none())?;
+        self.remove(name);
+        Some(text)
+    }
+
+    /// Takes a text of any length. Another value stays.
+    pub(super) fn take_text(&mut self, name: &str) -> Option<String> {
+        let text = self.text(name)?;
+        self.remove(name);
+        Some(text)
+    }
+
+    /// Takes a URL. A longer one than a result may have stays.
+    pub(super) fn take_url(&mut self, name: &str) -> Option<String> {
+        let url = self.text(name).filter(|url| url.len() <= MAX_URL_BYTES)?;
+        self.remove(name);
+        Some(url)
+    }
+
+    /// Takes an object. Another value stays.
+    pub(super) fn take_object(&mut self, name: &str) -> Option<Self> {
+        let object = self.object(name)?;
+        self.remove(name);
+        Some(object)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.members.is_empty()
+    }
+
+    /// The bytes of its JSON, at most: a name may need escapes.
+    pub(super) fn bytes(&self) -> usize {
+        self.members.iter().map(|(name, value)| name.len() * 6 + value.get().len() + 4).sum::<usize>() + 2
+    }
+
+    /// Removes the member with the largest value; its name.
+    pub(super) fn remove_largest(&mut self) -> Option<String> {
+        let sizes =
+            self.members.iter().enumerate().map(|(index, (name, value))| (value.get().len() + name.len(), index));
+        let (_, index) = sizes.max()?;
+        let (name, _) = self.members.remove(index);
+        Some(name.into_owned())
+    }
+
+    pub(super) fn into_members(self) -> Members<'a> {
+        self.members.into_iter().map(|(name, value)| (name, Cow::Borrowed(value))).collect()
+    }
+}
+
+/// Whole seconds of a duration.
+pub(super) fn whole_seconds(seconds: f64) -> Option<u32> {
+    let rounded = seconds.round();
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "within the range, and whole")]
+    (0.0..=f64::from(u32::MAX)).contains(&rounded).then_some(rounded as u32)
+}

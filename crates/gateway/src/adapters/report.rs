@@ -1,0 +1,157 @@
+//! What the adapters have in common: a call, its result within bounds, and the body of the call event.
+
+use std::borrow::Cow;
+
+use contract::{
+    JsonObject, ObjectId,
+    call_result::{CallResult, MAX_RESULT_BYTES},
+    event::OutcomeKind,
+    fields::BodyError,
+    json::Members,
+};
+use serde::Serialize;
+use serde_json::value::{RawValue, to_raw_value};
+
+use super::object::Object;
+
+/// What a result may take: the rest of [`MAX_RESULT_BYTES`] is for the names of what is left out.
+const RESULT_BYTES: usize = MAX_RESULT_BYTES - (4 << 10);
+/// The member of the metadata with the names of what was left out.
+const OMITTED: &str = "omitted";
+
+/// A call event, as the body of a request.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct CallReport {
+    pub(crate) kind: OutcomeKind,
+    /// Identifies the event: a platform that repeats it names the same call and the same step of it.
+    pub(crate) id: ReportId,
+    pub(crate) body: Vec<u8>,
+    /// The fields that were too large, in order.
+    pub(crate) omitted: Vec<String>,
+}
+
+/// A step of a call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ReportId {
+    pub(crate) call_id: String,
+    pub(crate) step: &'static str,
+}
+
+/// What an adapter reads from a webhook.
+pub(super) enum Event<'a> {
+    Started(Call<'a>),
+    /// The call ended, and its result is reported with another webhook.
+    Ended(Call<'a>),
+    /// The call ended, with this result.
+    Completed(Call<'a>, CallDraft<'a>),
+    Other(String),
+}
+
+/// The call that a webhook is about.
+pub(super) struct Call<'a> {
+    pub(super) id: String,
+    /// The customer's own data of the call, which names the lead.
+    pub(super) metadata: Option<Object<'a>>,
+}
+
+/// The result of a call.
+#[derive(Default)]
+pub(super) struct CallDraft<'a> {
+    pub(super) status: Option<String>,
+    pub(super) connected: Option<bool>,
+    pub(super) disposition: Option<String>,
+    pub(super) summary: Option<String>,
+    pub(super) analysis: Object<'a>,
+    pub(super) recording_url: Option<String>,
+    pub(super) duration_seconds: Option<u32>,
+    pub(super) metadata: Object<'a>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct CallBody<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lead_id: Option<&'a RawValue>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reference_id: Option<&'a RawValue>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    process_id: Option<Cow<'a, RawValue>>,
+    call_id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    result: Option<CallResult>,
+}
+
+impl<'a> Call<'a> {
+    /// # Errors
+    /// The metadata names no lead.
+    pub(super) fn report(
+        self,
+        kind: OutcomeKind,
+        step: &'static str,
+        result: Option<CallDraft<'a>>,
+        process_id: Option<ObjectId>,
+    ) -> Result<CallReport, BodyError> {
+        let named = |name| self.metadata.as_ref().and_then(|metadata| metadata.raw(name));
+        let (lead_id, reference_id) = (named("leadId"), named("referenceId"));
+        if lead_id.is_none() && reference_id.is_none() {
+            let hint = "; name the lead in the metadata of the call, when you create the call";
+            return Err(BodyError::AddressMissing(Some(hint.into())));
+        }
+        let own_process = || process_id.and_then(|id| to_raw_value(&id).ok()).map(Cow::Owned);
+        let process_id = reference_id.and_then(|_| named("processId").map(Cow::Borrowed).or_else(own_process));
+        let (result, omitted) =
+            result.map(CallDraft::fit).map_or((None, Vec::new()), |(one, other)| (Some(one), other));
+        let body = CallBody { lead_id, reference_id, process_id, call_id: &self.id, result };
+        #[allow(clippy::expect_used, reason = "texts, numbers and raw values always serialize")]
+        let body = serde_json::to_vec(&body).expect("a call event serializes");
+        Ok(CallReport { kind, id: ReportId { call_id: self.id, step }, body, omitted })
+    }
+}
+
+impl CallDraft<'_> {
+    /// The result within its bound, and the names of what is left out: the largest metadata first, then the analysis and
+    /// the summary.
+    fn fit(mut self) -> (CallResult, Vec<String>) {
+        let mut omitted = Vec::new();
+        while self.bytes() > RESULT_BYTES {
+            if let Some(name) = self.metadata.remove_largest() {
+                omitted.push(name);
+            } else if !self.analysis.is_empty() {
+                self.analysis = Object::default();
+                omitted.push("analysis".into());
+            } else if self.summary.take().is_some() {
+                omitted.push("summary".into());
+            } else {
+                break;
+            }
+        }
+        let mut metadata = self.metadata.into_members();
+        if !omitted.is_empty()
+            && let Ok(names) = to_raw_value(&omitted)
+        {
+            metadata.insert(OMITTED.into(), Cow::Owned(names));
+        }
+        let object = |members: Members<'_>| (!members.is_empty()).then(|| JsonObject::from_members(&members));
+        let result = CallResult {
+            status: self.status,
+            connected: self.connected,
+            disposition: self.disposition,
+            summary: self.summary,
+            analysis: object(self.analysis.into_members()),
+            recording_url: self.recording_url,
+            transcript_url: None,
+            duration_seconds: self.duration_seconds,
+            metadata: object(metadata),
+        };
+        (result, omitted)
+    }
+
+    /// About how many bytes it has; not less than it has.
+    fn bytes(&self) -> usize {
+        // A character of a text has at most six bytes in JSON; only the summary is long enough to be measured.
+        let summary = serde_json::to_string(&self.summary).map_or(0, |text| text.len());
+        let texts = [&self.status, &self.disposition, &self.recording_url];
+        let texts: usize = texts.into_iter().flatten().map(|text| text.len() * 6).sum();
+        summary + texts + self.analysis.bytes() + self.metadata.bytes() + 512
+    }
+}
