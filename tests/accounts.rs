@@ -27,8 +27,8 @@ const HARMFUL: &str = "
     $JS.API.ACCOUNT.PURGE.LEADRELAY $JS.API.STREAM.PURGE.KV_processes $JS.API.STREAM.PURGE.KV_api_keys
     $JS.ACK.LEAD_EVENTS.webhook-notifier.1.1.1.1.1 $JS.FC.KV_processes.x $JS.FC.KV_api_keys.x
     $KV.processes.OTHER.x $KV.api_keys.x $KV.idempotency.OTHER.x
-    leads.cmd.OTHER.update leads.cmd.OTHER.call.started leads.cmd.OTHER.call.expired leads.intake.OTHER.update
-    leads.applied leads.dead.invalid_json leads.dead.replayed.1
+    leads.cmd.OTHER.update leads.cmd.OTHER.call.started leads.cmd.OTHER.call.expired leads.cmd.pack
+    leads.intake.OTHER.update leads.applied leads.dead.invalid_json leads.dead.replayed.1
     leads.evt.OTHER._.update.succeeded leads.evt.OTHER._.update.failed webhooks.evt.OTHER._.exhausted
     webhooks.evt.OTHER._.callback.disabled _INBOX_gateway.x _INBOX_lead-state.x _INBOX_webhook-notifier.x _INBOX_leadctl.x
     $SRV.PING $SRV.STATS";

@@ -8,12 +8,9 @@ use serde_json::json;
 use test_support::{Service, eventually};
 
 use crate::support::{
-    DELIVERED, LEDGER_ROWS, Stack, TEST_TIMEOUT, assert_exactly_once, assert_includes, by_update, service, update_each,
+    BLOCKED, DELIVERED, LEDGER_ROWS, Stack, TEST_TIMEOUT, assert_exactly_once, assert_includes, by_update, service,
+    update_each,
 };
-
-/// Sessions of lead-state that wait for a lock.
-const BLOCKED: &str =
-    "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'lead-state' AND wait_event_type = 'Lock'";
 
 /// A second lead-state, which stands by.
 async fn start_standby(stack: &Stack) -> Service {

@@ -36,6 +36,7 @@ mod log_identity;
 mod nats_permissions;
 mod observability;
 mod ordering;
+mod packs;
 mod producers;
 mod queued_updates;
 mod random_history;

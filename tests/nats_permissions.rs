@@ -228,7 +228,7 @@ async fn dead_letters_and_every_command_of_leadctl_are_permitted() {
 /// others, and the API that reads, empties and deletes streams. `OWN` stands for the producer's project, `OTHER` for
 /// another one.
 const FORBIDDEN_TO_PUBLISH: &str = "
-    producer: leads.cmd.OTHER.update leads.evt.OWN._.update.succeeded $KV.processes.OWN._ $KV.api_keys.x
+    producer: leads.cmd.OTHER.update leads.cmd.pack leads.evt.OWN._.update.succeeded $KV.processes.OWN._ $KV.api_keys.x
         leads.rpc.key.create leads.rpc.lead.get $JS.API.STREAM.MSG.GET.LEAD_COMMANDS $JS.API.DIRECT.GET.KV_processes
         $JS.API.CONSUMER.CREATE.LEAD_COMMANDS.spy $JS.API.CONSUMER.CREATE.LEAD_EVENTS.spy
         $JS.API.CONSUMER.MSG.NEXT.LEAD_EVENTS.webhook-notifier $JS.API.STREAM.PURGE.LEAD_COMMANDS
@@ -238,18 +238,18 @@ const FORBIDDEN_TO_PUBLISH: &str = "
         $JS.API.CONSUMER.CREATE.LEAD_EVENTS.spy $JS.API.CONSUMER.CREATE.LEAD_EVENTS.webhook-notifier.leads.evt.OWN.>
         $JS.API.CONSUMER.MSG.NEXT.LEAD_EVENTS.webhook-notifier $JS.API.CONSUMER.DELETE.LEAD_EVENTS.webhook-notifier
         _INBOX_leadctl.forged.1
-    webhook-notifier: leads.cmd.OWN.update leads.intake.OWN.update leads.evt.OWN._.update.succeeded $KV.processes.x
+    webhook-notifier: leads.cmd.OWN.update leads.cmd.pack leads.intake.OWN.update leads.evt.OWN._.update.succeeded $KV.processes.x
         $JS.API.STREAM.INFO.LEAD_COMMANDS $JS.API.STREAM.INFO.KV_api_keys $JS.API.STREAM.DELETE.LEAD_EVENTS
         leads.rpc.lead.get leads.rpc.update.get
-    lead-state: leads.cmd.OWN.update leads.intake.OWN.update webhooks.evt.OWN._.exhausted $JS.ACK.LEAD_EVENTS.webhook-notifier.1.1.1.1.1
+    lead-state: leads.cmd.OWN.update leads.cmd.pack leads.intake.OWN.update webhooks.evt.OWN._.exhausted $JS.ACK.LEAD_EVENTS.webhook-notifier.1.1.1.1.1
         $JS.API.STREAM.DELETE.LEAD_COMMANDS _INBOX_gateway.forged.1
-    console: leads.cmd.OWN.update leads.intake.OWN.update leads.evt.OWN._.update.succeeded leads.rpc.lead.initiate
+    console: leads.cmd.OWN.update leads.cmd.pack leads.intake.OWN.update leads.evt.OWN._.update.succeeded leads.rpc.lead.initiate
         leads.rpc.key.create leads.rpc.process.change webhooks.rpc.delivery.redeliver webhooks.rpc.callback.enable
         $KV.api_keys.x $KV.processes.x $JS.API.STREAM.DELETE.KV_console_logins leads.dead.replayed.1
         $JS.API.STREAM.MSG.GET.LEAD_COMMANDS $JS.API.STREAM.MSG.GET.KV_processes
-    leadctl: leads.evt.OWN._.update.succeeded leads.dead.invalid_json $KV.processes.x
+    leadctl: leads.cmd.pack leads.evt.OWN._.update.succeeded leads.dead.invalid_json $KV.processes.x
         $JS.API.STREAM.DELETE.LEAD_COMMANDS
-    backup: leads.cmd.OWN.update leads.rpc.lead.get $KV.api_keys.x $JS.API.STREAM.DELETE.LEAD_EVENTS
+    backup: leads.cmd.OWN.update leads.cmd.pack leads.rpc.lead.get $KV.api_keys.x $JS.API.STREAM.DELETE.LEAD_EVENTS
         $JS.API.STREAM.PURGE.LEAD_COMMANDS $JS.API.STREAM.RESTORE.LEAD_EVENTS $JS.API.STREAM.MSG.GET.KV_processes";
 
 /// Subjects that each user may not subscribe to.

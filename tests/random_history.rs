@@ -4,7 +4,14 @@ use std::{collections::HashSet, sync::Arc};
 
 use async_nats::{HeaderMap, jetstream::consumer::pull};
 use bytes::Bytes;
-use contract::{JsonObject, ObjectId, Timestamp, process::Rules, streams::LEAD_COMMANDS};
+use contract::{
+    JsonObject, ObjectId, Timestamp,
+    pack::{self, PackedCommand},
+    position::LogPosition,
+    process::Rules,
+    streams::LEAD_COMMANDS,
+    subject::PACKS,
+};
 use futures::StreamExt;
 use lead_state::core::{
     batch::{BatchState, LeadKeys, UpdateKey, decide_batch},
@@ -13,12 +20,12 @@ use lead_state::core::{
 };
 use proptest::prelude::*;
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
-use serde_json::{Value, json};
+use serde_json::{Value, json, value::RawValue};
 
 use crate::support::{
     Stack, TEST_TIMEOUT,
     history::{Leads, differences, message, new_lead, prepare, processes},
-    model::Model,
+    model::{Model, Place},
     publish_in_order,
 };
 
@@ -27,8 +34,9 @@ fn decide_all(
     state: &mut BatchState,
     messages: &[LogMessage],
     random: &mut StdRng,
-) -> (Vec<u64>, Vec<(String, Option<String>)>) {
+) -> (Vec<Place>, Vec<(String, Option<String>)>) {
     let mut dead = Vec::new();
+    let place = |at: LogPosition| (at.sequence, at.index);
     let mut outcomes = Vec::new();
     let mut rest = messages;
     while !rest.is_empty() {
@@ -37,10 +45,10 @@ fn decide_all(
         let (entries, unreadable): (Vec<_>, Vec<_>) =
             batch.iter().map(|message| parse(message, 1)).partition(Result::is_ok);
         let entries: Vec<_> = entries.into_iter().flatten().collect();
-        dead.extend(unreadable.into_iter().filter_map(Result::err).map(|dead| dead.position.sequence));
+        dead.extend(unreadable.into_iter().filter_map(Result::err).map(|dead| place(dead.position)));
         let read = read_state(state, &LeadKeys::of(&entries));
         let plan = decide_batch(read, entries, Timestamp::from_millis(0), Limits { metadata_bytes: 1 << 20 });
-        dead.extend(plan.dead_letters.iter().map(|dead| dead.position.sequence));
+        dead.extend(plan.dead_letters.iter().map(|dead| place(dead.position)));
         state.leads.extend(plan.leads.into_iter().map(|lead| (lead.lead_id, lead)));
         state.calls.extend(plan.calls);
         for queue in state.queued.values_mut() {
@@ -145,7 +153,7 @@ proptest! {
                 }
             };
             model.feed(sequence, logged_at, &subject, &payload);
-            messages.push(LogMessage { sequence, logged_at, subject, headers: None, payload });
+            messages.push(LogMessage::alone(sequence, logged_at, subject, None, payload));
         }
         let (dead, outcomes) = decide_all(&mut state, &messages, &mut random);
         prop_assert_eq!(dead.into_iter().collect::<HashSet<_>>(), model.dead_letters);
@@ -187,7 +195,7 @@ async fn a_random_history_leaves_the_database_equal_to_the_model() {
         let (subject, payload) = again.unwrap_or_else(|| message(leads, service_kit::clock::now(), &mut random));
         sent.push((subject, payload));
     }
-    let messages = sent.into_iter().map(|(subject, payload)| (subject, HeaderMap::new(), payload));
+    let messages = packed(sent, &mut random).into_iter().map(|(subject, payload)| (subject, HeaderMap::new(), payload));
     publish_in_order(&stack.js(), 256, messages).await;
     stack.wait_until_applied().await;
     // The last calls expire, and the updates queued behind them are decided.
@@ -201,6 +209,30 @@ async fn a_random_history_leaves_the_database_equal_to_the_model() {
     let dead = stack.dead_letters().await;
     assert_eq!(dead, model.dead_letters.len() as u64, "dead letters");
     assert!(model.repeated > 0 && dead > 0, "the history has too few special cases");
+}
+
+/// The same commands, some of them in packs. Only JSON can be in a pack.
+fn packed(sent: Vec<(String, Bytes)>, random: &mut StdRng) -> Vec<(String, Bytes)> {
+    let is_json = |payload: &Bytes| serde_json::from_slice::<&RawValue>(payload).is_ok();
+    let mut sent = sent.into_iter().peekable();
+    let mut messages = Vec::new();
+    while sent.peek().is_some() {
+        let most = *[1, 1, 7, 40].choose(random).expect("a number");
+        let mut commands = Vec::new();
+        while commands.len() < most
+            && let Some((subject, payload)) = sent.next_if(|(_, payload)| is_json(payload))
+        {
+            // A payload has no space around it there.
+            let payload = payload.slice_ref(payload.trim_ascii());
+            commands.push(PackedCommand { subject, traceparent: None, payload });
+        }
+        match commands.len() {
+            0 => messages.extend(sent.next()),
+            1 => messages.extend(commands.into_iter().map(|command| (command.subject, command.payload))),
+            _ => messages.push((PACKS.to_owned(), pack::write(&commands).expect("a pack"))),
+        }
+    }
+    messages
 }
 
 /// Reads the log up to `last` into the model.

@@ -4,11 +4,13 @@
 use std::{collections::BTreeMap, path::Path};
 
 use async_nats::{HeaderMap, jetstream::message::StreamMessage};
+use bytes::Bytes;
 use contract::{
     ObjectId,
     event::WebhookEvent,
     headers,
     key::Scope,
+    pack,
     rpc::{self, CreateKey, GetRecovery, ListCallbacks, ListKeys, Recover, RecoveryKind, RecoveryStatus, RevokeKey},
     streams::{LEAD_COMMANDS, LEAD_DEAD_LETTERS, LEAD_EVENTS, WEBHOOK_EVENTS},
 };
@@ -141,6 +143,12 @@ impl Schemas {
             ["leads", "cmd", _, "call", "started"] => self.check("CallStarted", body),
             ["leads", "cmd", _, "call", "ended"] => self.check("CallEnded", body),
             ["leads", "cmd", _, "call", "expired"] => self.check("CallExpired", body),
+            ["leads", "cmd", "pack"] => {
+                self.check("CommandPack", body);
+                for command in pack::read(&Bytes::copy_from_slice(body)).expect("a pack") {
+                    self.check_message(&command.subject, &HeaderMap::new(), &command.payload);
+                }
+            }
             ["leads", "evt", _, _, "update", outcome] | ["leads", "evt", _, _, "call", _, outcome] => {
                 self.check("CompletionEvent", body);
                 self.check_json("EventHeaders", &headers);

@@ -47,7 +47,8 @@ pub(crate) async fn assert_exactly_once(pool: &PgPool, project: ObjectId, accept
     // Versions run without a gap in log order, and every lead is at its last one.
     for (broken, what) in [
         (
-            "SELECT count(*) FROM (SELECT version, row_number() OVER (PARTITION BY lead_id ORDER BY log_epoch, log_sequence) AS place
+            "SELECT count(*) FROM (SELECT version, row_number() OVER (PARTITION BY lead_id
+                                           ORDER BY log_epoch, log_sequence, log_index) AS place
                                    FROM lead_state.lead_updates WHERE success AND project_id = $1) AS u
              WHERE version <> place + 1",
             "versions do not follow the log",

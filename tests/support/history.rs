@@ -181,7 +181,7 @@ pub(crate) async fn differences(pool: &PgPool, model: &Model) -> Vec<String> {
         }
     }
     let rows = sqlx::query(
-        "SELECT encode(project_id, 'hex') AS project, encode(update_id, 'hex') AS id, error, data, log_sequence
+        "SELECT encode(project_id, 'hex') AS project, encode(update_id, 'hex') AS id, error, data, log_sequence, log_index
          FROM lead_state.lead_updates",
     )
     .fetch_all(pool)
@@ -193,7 +193,7 @@ pub(crate) async fn differences(pool: &PgPool, model: &Model) -> Vec<String> {
         let stored = model::Outcome {
             error: row.get("error"),
             data: row.get("data"),
-            log_seq: row.get::<i64, _>("log_sequence").cast_unsigned(),
+            place: (row.get::<i64, _>("log_sequence").cast_unsigned(), row.get::<i32, _>("log_index").cast_unsigned()),
         };
         match missing.remove(&key) {
             Some(outcome) if *outcome == stored => {}

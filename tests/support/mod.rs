@@ -26,5 +26,8 @@ pub(crate) use self::{
     leadctl::{LeadctlRun, letter_number},
     load::{Load, longest_gap, publish_in_order, update_each},
     stack::{SECRETS_KEY, Stack, call, cluster_url, process_id, service, service_of},
-    wait::{DELIVERED, LEDGER_ROWS, TEST_TIMEOUT, health_page, wait_for_failure, wait_for_unready, wait_until_applied},
+    wait::{
+        BLOCKED, DELIVERED, LEDGER_ROWS, TEST_TIMEOUT, health_page, wait_for_failure, wait_for_unready,
+        wait_until_applied,
+    },
 };

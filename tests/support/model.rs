@@ -3,8 +3,12 @@
 
 use std::collections::{HashMap, HashSet};
 
-use contract::{ObjectId, Timestamp};
+use bytes::Bytes;
+use contract::{ObjectId, Timestamp, pack, subject::PACKS};
 use serde_json::{Map, Value};
+
+/// A sequence of the log, and the place in its pack.
+pub(crate) type Place = (u64, u32);
 
 /// A lead.
 #[derive(Debug, Clone, PartialEq)]
@@ -25,7 +29,7 @@ pub(crate) struct Outcome {
     pub(crate) error: Option<String>,
     /// The lead's metadata after it; none on failure and of a call event.
     pub(crate) data: Option<Value>,
-    pub(crate) log_seq: u64,
+    pub(crate) place: Place,
 }
 
 /// A queued update.
@@ -34,7 +38,7 @@ pub(crate) struct QueuedUpdate {
     /// Its project and id.
     pub(crate) key: (String, String),
     command: Command,
-    log_seq: u64,
+    place: Place,
 }
 
 /// The state after the messages that it was fed.
@@ -45,8 +49,7 @@ pub(crate) struct Model {
     pub(crate) leads: HashMap<String, Lead>,
     /// By project and update.
     pub(crate) outcomes: HashMap<(String, String), Outcome>,
-    /// Sequences of dead letters.
-    pub(crate) dead_letters: HashSet<u64>,
+    pub(crate) dead_letters: HashSet<Place>,
     /// The number of repeated updates.
     pub(crate) repeated: u64,
     /// The time at which each call expires, in milliseconds, by lead and call.
@@ -58,13 +61,23 @@ pub(crate) struct Model {
 impl Model {
     /// The next message of the log.
     pub(crate) fn feed(&mut self, sequence: u64, logged_at: Timestamp, subject: &str, payload: &[u8]) {
-        if self.apply(sequence, logged_at, subject, payload).is_none() {
-            self.dead_letters.insert(sequence);
+        if subject != PACKS {
+            return self.feed_entry((sequence, 0), logged_at, subject, payload);
+        }
+        let commands = pack::read(&Bytes::copy_from_slice(payload)).expect("a pack");
+        for (index, command) in (0..).zip(commands) {
+            self.feed_entry((sequence, index), logged_at, &command.subject, &command.payload);
+        }
+    }
+
+    fn feed_entry(&mut self, place: Place, logged_at: Timestamp, subject: &str, payload: &[u8]) {
+        if self.apply(place, logged_at, subject, payload).is_none() {
+            self.dead_letters.insert(place);
         }
     }
 
     /// None where the message is a dead letter.
-    fn apply(&mut self, sequence: u64, logged_at: Timestamp, subject: &str, payload: &[u8]) -> Option<()> {
+    fn apply(&mut self, place: Place, logged_at: Timestamp, subject: &str, payload: &[u8]) -> Option<()> {
         let (project, kind) = subject.strip_prefix("leads.cmd.")?.split_once('.')?;
         if !is_id(project) || !["update", "call.started", "call.ended", "call.expired"].contains(&kind) {
             return None;
@@ -94,25 +107,25 @@ impl Model {
                         Some(metadata) => Some(metadata.as_object()?.clone()),
                     },
                 };
-                let Some(key) = self.new_key(project, update_id, sequence, logged_at) else { return Some(()) };
+                let Some(key) = self.new_key(project, update_id, place, logged_at) else { return Some(()) };
                 match lead {
-                    Err(error) => self.record_outcome(key, sequence, Err(error)),
+                    Err(error) => self.record_outcome(key, place, Err(error)),
                     Ok(lead_id) => {
                         self.release(&lead_id, logged_at);
                         if !self.in_call(&lead_id, logged_at) {
                             let changed = self.update(&lead_id, command);
-                            self.record_outcome(key, sequence, changed);
+                            self.record_outcome(key, place, changed);
                         } else if self.rules(&lead_id)["duringCall"] != "queue" {
                             let error = "Lead update is not allowed while a call is in progress for this lead";
-                            self.record_outcome(key, sequence, Err(error.into()));
+                            self.record_outcome(key, place, Err(error.into()));
                         } else {
                             let queued = self.queued.entry(lead_id).or_default();
                             if queued.len() < 256 {
-                                queued.push(QueuedUpdate { key, command, log_seq: sequence });
+                                queued.push(QueuedUpdate { key, command, place });
                             } else {
                                 let error =
                                     "256 updates of this lead are queued until its call ends, and the queue is full";
-                                self.record_outcome(key, sequence, Err(error.into()));
+                                self.record_outcome(key, place, Err(error.into()));
                             }
                         }
                     }
@@ -126,8 +139,8 @@ impl Model {
                 };
                 let update_id = id(message, "updateId")?;
                 id(message, "apiKeyId")?;
-                let Some(key) = self.new_key(project, update_id, sequence, logged_at) else { return Some(()) };
-                self.record_call(key, sequence, &lead);
+                let Some(key) = self.new_key(project, update_id, place, logged_at) else { return Some(()) };
+                self.record_call(key, place, &lead);
                 let Ok(lead_id) = lead else { return Some(()) };
                 self.release(&lead_id, logged_at);
                 let configured = || self.rules(&lead_id)["callTimeoutSeconds"].as_u64().unwrap_or(2 * 60 * 60);
@@ -146,8 +159,8 @@ impl Model {
                 };
                 text(&result, "status")?;
                 let disposition = text(&result, "disposition")?;
-                let Some(key) = self.new_key(project, update_id, sequence, logged_at) else { return Some(()) };
-                self.record_call(key, sequence, &lead);
+                let Some(key) = self.new_key(project, update_id, place, logged_at) else { return Some(()) };
+                self.record_call(key, place, &lead);
                 let Ok(lead_id) = lead else { return Some(()) };
                 let calls = self.calls.entry(lead_id.clone()).or_default();
                 match call_id {
@@ -174,10 +187,10 @@ impl Model {
         &mut self,
         project: &str,
         id: Option<String>,
-        sequence: u64,
+        (sequence, index): Place,
         logged_at: Timestamp,
     ) -> Option<(String, String)> {
-        let id = id.unwrap_or_else(|| ObjectId::from_log(sequence, logged_at).to_string());
+        let id = id.unwrap_or_else(|| ObjectId::from_log(sequence, index, logged_at).to_string());
         let key = (project.to_lowercase(), id);
         if self.outcomes.contains_key(&key) || self.queued.values().flatten().any(|queued| queued.key == key) {
             self.repeated += 1;
@@ -223,23 +236,23 @@ impl Model {
     /// Decides queued updates when no call is left.
     fn release(&mut self, lead_id: &str, now: Timestamp) {
         if !self.in_call(lead_id, now) {
-            for QueuedUpdate { key, command, log_seq } in self.queued.remove(lead_id).unwrap_or_default() {
+            for QueuedUpdate { key, command, place } in self.queued.remove(lead_id).unwrap_or_default() {
                 let changed = self.update(lead_id, command);
-                self.record_outcome(key, log_seq, changed);
+                self.record_outcome(key, place, changed);
             }
         }
     }
 
-    fn record_outcome(&mut self, key: (String, String), log_seq: u64, changed: Result<Value, String>) {
+    fn record_outcome(&mut self, key: (String, String), place: Place, changed: Result<Value, String>) {
         let (error, data) = match changed {
             Ok(metadata) => (None, Some(metadata)),
             Err(error) => (Some(error), None),
         };
-        self.outcomes.insert(key, Outcome { error, data, log_seq });
+        self.outcomes.insert(key, Outcome { error, data, place });
     }
 
-    fn record_call(&mut self, key: (String, String), log_seq: u64, lead: &Result<String, String>) {
-        self.outcomes.insert(key, Outcome { error: lead.clone().err(), data: None, log_seq });
+    fn record_call(&mut self, key: (String, String), place: Place, lead: &Result<String, String>) {
+        self.outcomes.insert(key, Outcome { error: lead.clone().err(), data: None, place });
     }
 
     /// The metadata after the update, or the error.

@@ -13,6 +13,9 @@ pub(crate) const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The number of deliveries that succeeded.
 pub(crate) const DELIVERED: &str = "SELECT count(*) FROM webhooks.deliveries WHERE status = 'delivered'";
+/// Sessions of lead-state that wait for a lock.
+pub(crate) const BLOCKED: &str =
+    "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'lead-state' AND wait_event_type = 'Lock'";
 /// The number of ledger rows.
 pub(crate) const LEDGER_ROWS: &str = "SELECT count(*) FROM lead_state.lead_updates WHERE kind = 'update'";
 

@@ -31,10 +31,14 @@ impl ObjectId {
 
     /// The id of a log entry without one: the same entry always gets the same id.
     ///
-    /// `sequence` is the entry's stream sequence and `logged_at` the time at which the stream stored it.
-    pub fn from_log(sequence: u64, logged_at: Timestamp) -> Self {
+    /// `sequence` is the stream sequence of the entry's message, `index` the entry's place in it, and `logged_at` the time
+    /// at which the stream stored it.
+    pub fn from_log(sequence: u64, index: u32, logged_at: Timestamp) -> Self {
         let mut digest = Sha256::new();
         digest.update(sequence.to_be_bytes());
+        if index > 0 {
+            digest.update(index.to_be_bytes());
+        }
         digest.update(logged_at.millis().to_be_bytes());
         let mut random = [0; 8];
         random.copy_from_slice(&digest.finalize()[..8]);
@@ -144,9 +148,10 @@ mod tests {
     #[test]
     fn the_id_of_a_log_entry_is_stable_and_unique() {
         let at = Timestamp::from_millis(1_768_193_759_048);
-        let id = ObjectId::from_log(7, at);
-        assert_eq!(id, ObjectId::from_log(7, at));
-        assert_ne!(id, ObjectId::from_log(8, at));
+        let id = ObjectId::from_log(7, 0, at);
+        assert_eq!(id, ObjectId::from_log(7, 0, at));
+        assert_ne!(id, ObjectId::from_log(8, 0, at));
+        assert_ne!(id, ObjectId::from_log(7, 1, at));
         assert_eq!(id.timestamp(), Timestamp::from_millis(1_768_193_759_000));
         assert_eq!(id.to_string(), "69647edf1f9870e82bc7a46d");
     }

@@ -18,6 +18,15 @@ pub struct LogPosition {
 }
 
 impl LogPosition {
+    /// A position before this one, with no entry between the two but those of the message before.
+    #[must_use]
+    pub const fn before(self) -> Self {
+        match self.index.checked_sub(1) {
+            Some(index) => Self { index, ..self },
+            None => Self::message(self.epoch, self.sequence.saturating_sub(1)),
+        }
+    }
+
     /// The first update of a message.
     pub const fn message(epoch: i32, sequence: u64) -> Self {
         Self { epoch, sequence, index: 0 }
@@ -79,6 +88,14 @@ mod tests {
         for text in ["", "0.1.4711", "0.1.4711.", "0.1.4711.0.0", "0.1.x.0"] {
             assert_eq!(text.parse::<EventPosition>(), Err(InvalidPosition), "{text}");
         }
+    }
+
+    #[test]
+    fn the_position_before_is_in_the_same_message_if_that_has_one() {
+        let at = |sequence, index| LogPosition { epoch: 1, sequence, index };
+        assert_eq!(at(7, 3).before(), at(7, 2));
+        assert_eq!(at(7, 0).before(), at(6, 0));
+        assert_eq!(at(0, 0).before(), at(0, 0));
     }
 
     proptest! {

@@ -13,6 +13,7 @@ use crate::{
     command::{CallEnded, CallExpired, CallStarted, UpdateCommand},
     event::{CompletionEvent, OutcomeKind, TestPayload, WebhookEvent, WebhookPayload},
     event_kind::DeliveryKind,
+    pack::{CommandPack, PackItem},
     rpc,
     schema::QueryEntry,
     schema_files,
@@ -125,6 +126,9 @@ fn commands() {
         },
     );
     both_ways("CallExpired", &CallExpired { lead_id: id(2) });
+    let payload = serde_json::value::RawValue::from_string(r#"{"leadId":"a"}"#.into()).unwrap();
+    let item = PackItem { subject: "leads.cmd.a.update".into(), traceparent: text(), payload: &payload };
+    assert_eq!(unset(&read("CommandPack", &CommandPack { commands: vec![item] })), NONE);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use schemars::JsonSchema;
 use serde_json::{Value, json};
 
 use crate::{
-    command, event, idempotency, key, process, rpc,
+    command, event, idempotency, key, pack, process, rpc,
     schema::{Side, keep, message},
     streams,
     subject::DeadLetterReason,
@@ -33,6 +33,7 @@ macro_rules! add {
 pub(crate) fn schemas() -> BTreeMap<String, Value> {
     let mut all = Schemas::default();
     add!(all, Read: command::UpdateCommand, command::CallStarted, command::CallEnded, command::CallExpired);
+    add!(all, Read: pack::CommandPack<'static>);
     add!(all, Written: event::CompletionEvent, event::WebhookPayload<'static>, event::TestPayload, event::WebhookEvent);
     // The values of the buckets.
     add!(all, Written: key::ApiKey, process::Process, idempotency::IdempotencyRecord);
@@ -116,6 +117,14 @@ fn asyncapi() -> Value {
             streams::LEAD_COMMANDS,
             "CallExpired",
             "The last call of a lead with queued updates may have expired.",
+        ),
+        (
+            "commandPack",
+            "send",
+            "leads.cmd.pack",
+            streams::LEAD_COMMANDS,
+            "CommandPack",
+            "Many commands, of any projects, that the gateway publishes as one message.",
         ),
         (
             "updateSucceeded",
@@ -219,6 +228,7 @@ fn asyncapi() -> Value {
         ("CallStarted", "CommandHeaders"),
         ("CallEnded", "CommandHeaders"),
         ("CallExpired", "CommandHeaders"),
+        ("CommandPack", "PackHeaders"),
         ("CompletionEvent", "EventHeaders"),
         ("WebhookEvent", "EventHeaders"),
     ] {
@@ -330,6 +340,10 @@ fn asyncapi() -> Value {
             },
             "schemas": {
                 "CommandHeaders": {"type": "object", "properties": {"Nats-Msg-Id": message_id, "traceparent": trace}},
+                "PackHeaders": {
+                    "type": "object",
+                    "properties": {"Nats-Msg-Id": text("A new id, so that a pack is stored once however often it is sent")},
+                },
                 "ProducerHeaders": {
                     "type": "object",
                     "properties": {

@@ -6,6 +6,7 @@
 //! | `leads.cmd.{projectId}.call.started` | [`CallStarted`](crate::command::CallStarted) | `LEAD_COMMANDS` |
 //! | `leads.cmd.{projectId}.call.ended` | [`CallEnded`](crate::command::CallEnded) | `LEAD_COMMANDS` |
 //! | `leads.cmd.{projectId}.call.expired` | [`CallExpired`](crate::command::CallExpired) | `LEAD_COMMANDS` |
+//! | `leads.cmd.pack` | [`CommandPack`](crate::pack::CommandPack): many commands, only from the gateway | `LEAD_COMMANDS` |
 //! | `leads.work` | [`WorkReport`](crate::work::WorkReport): what a batch has cost | none |
 //! | `leads.intake.{projectId}.{update\|call.started\|call.ended}` | a producer's message for the gateway, see [`command`](crate::command) | none |
 //! | `leads.applied` | [`LogPosition`](crate::position::LogPosition): how far the log is applied | none |
@@ -26,6 +27,8 @@ use crate::{ObjectId, event::OutcomeKind};
 
 /// All commands and call events of all projects.
 pub const ALL_COMMANDS: &str = "leads.cmd.>";
+/// Messages with many commands each. No project: only the gateway may publish them.
+pub const PACKS: &str = "leads.cmd.pack";
 /// What each batch of lead-state has cost.
 pub const WORK: &str = "leads.work";
 /// How far the log is applied.
@@ -286,6 +289,7 @@ mod tests {
         for subject in [
             "leads.cmd",
             "leads.cmd.",
+            PACKS,
             "leads.cmd.abababababababababababab",
             "leads.cmd.abababababababababababab.update.",
             "leads.cmd.abababababababababababab.delete",

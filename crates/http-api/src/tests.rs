@@ -90,6 +90,7 @@ fn an_audit_trail() {
         warnings: vec!["w".into()],
         epoch: 1,
         log_sequence: 7,
+        log_index: 0,
         logged_at: AT,
         applied_at: AT,
     };

@@ -101,7 +101,8 @@ impl Housekeeper {
         if checkpoint.announced.epoch < checkpoint.applied.epoch {
             return Ok(());
         }
-        let purged = purge_read(&self.log, checkpoint.announced.sequence, clock::now(), self.log_retention).await?;
+        let purged =
+            purge_read(&self.log, checkpoint.last_announced_message(), clock::now(), self.log_retention).await?;
         if purged > 0 {
             tracing::info!(purged, "purged applied commands from {LEAD_COMMANDS}");
         }

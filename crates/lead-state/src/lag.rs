@@ -92,10 +92,11 @@ async fn measure_streams(js: &jetstream::Context, metrics: &Metrics, known: &Kno
     let Some(checkpoint) = &known.checkpoint else { return Ok(()) };
     let (applied, announced) = (checkpoint.applied, checkpoint.announced);
     let state = &log.cached_info().state;
-    let behind = state.last_sequence.saturating_sub(applied.sequence);
+    // Messages, not commands: how many a pack holds is known only once it is read.
+    let behind = (state.last_sequence + 1).saturating_sub(checkpoint.next_sequence());
     let oldest = match behind {
         0 => None,
-        _ => logged_at(&log, state.first_sequence.max(applied.sequence + 1)).await?,
+        _ => logged_at(&log, state.first_sequence.max(checkpoint.next_sequence())).await?,
     };
     let now = clock::now();
     lag.log_messages.set(i64::try_from(behind).unwrap_or(i64::MAX));

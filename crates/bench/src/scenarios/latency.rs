@@ -20,20 +20,20 @@ const STAGES: [(&str, &str); 3] = [
         "logged to decided",
         "SELECT avg(ms)::float8, percentile_cont(0.99) WITHIN GROUP (ORDER BY ms)::float8
          FROM (SELECT extract(epoch FROM applied_at - logged_at) * 1000 AS ms FROM lead_state.lead_updates
-               ORDER BY log_sequence DESC LIMIT 400) AS last",
+               ORDER BY log_sequence DESC, log_index DESC LIMIT 400) AS last",
     ),
     (
         "decided to posted",
         "SELECT avg(ms)::float8, percentile_cont(0.99) WITHIN GROUP (ORDER BY ms)::float8
          FROM (SELECT extract(epoch FROM a.started_at - u.applied_at) * 1000 AS ms
-               FROM (SELECT * FROM lead_state.lead_updates ORDER BY log_sequence DESC LIMIT 400) AS u
+               FROM (SELECT * FROM lead_state.lead_updates ORDER BY log_sequence DESC, log_index DESC LIMIT 400) AS u
                JOIN webhooks.every_attempt a USING (update_id)) AS last",
     ),
     (
         "posted to answered",
         "SELECT avg(duration_ms)::float8, percentile_cont(0.99) WITHIN GROUP (ORDER BY duration_ms)::float8
          FROM (SELECT a.duration_ms
-               FROM (SELECT * FROM lead_state.lead_updates ORDER BY log_sequence DESC LIMIT 400) AS u
+               FROM (SELECT * FROM lead_state.lead_updates ORDER BY log_sequence DESC, log_index DESC LIMIT 400) AS u
                JOIN webhooks.every_attempt a USING (update_id)) AS last",
     ),
 ];

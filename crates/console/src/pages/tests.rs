@@ -222,6 +222,7 @@ fn a_lead() {
         warnings: vec![],
         epoch: 1,
         log_sequence: 9,
+        log_index: 0,
         logged_at: at(0),
         applied_at: at(54),
     };

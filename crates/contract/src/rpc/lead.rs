@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::Cursor;
-use crate::{JsonObject, ObjectId, Timestamp, event::OutcomeKind, text};
+use crate::{JsonObject, ObjectId, Timestamp, event::OutcomeKind, position::LogPosition, text};
 
 /// Finds a lead of a project by its id, or by its external id and process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -202,12 +202,22 @@ pub struct HistoryEntry {
     pub warnings: Vec<String>,
     /// The epoch of the command log.
     pub epoch: i32,
-    /// The command's sequence in the log.
+    /// The sequence in the log of the command, or of its pack.
     pub log_sequence: u64,
+    /// The command's place in its pack.
+    #[serde(default)]
+    pub log_index: u32,
     /// When the log stored the command.
     pub logged_at: Timestamp,
     /// When the update was decided and applied.
     pub applied_at: Timestamp,
+}
+
+impl HistoryEntry {
+    /// The command's place in the log.
+    pub fn position(&self) -> LogPosition {
+        LogPosition { epoch: self.epoch, sequence: self.log_sequence, index: self.log_index }
+    }
 }
 
 /// Lists the calls of a project that are in progress, by lead.

@@ -3,7 +3,6 @@
 use contract::{
     JsonObject,
     command::MAX_TEXT_CHARS,
-    position::LogPosition,
     rpc::{
         Call, ErrorCode, GetLead, GetLeadHistory, HistoryEntry, InitiateLead, Lead, ListCalls, ListLeads, Page,
         RpcError, clamp,
@@ -90,12 +89,7 @@ impl Api {
             return Err(lead_not_found());
         }
         let updates = updates::history_of_lead(&self.pool, project_id, lead_id, before, limit).await?;
-        Ok(Page::cut(
-            updates,
-            limit,
-            |update| cursors::history(LogPosition::message(update.epoch, update.log_sequence)),
-            None,
-        ))
+        Ok(Page::cut(updates, limit, |update| cursors::history(update.position()), None))
     }
 
     pub(super) async fn list_calls(self, query: ListCalls) -> Result<Page<Call>, RpcError> {

@@ -4,7 +4,6 @@ use std::{fmt::Display, time::Duration};
 
 use contract::{
     ObjectId, Timestamp,
-    position::LogPosition,
     rpc::{
         ErrorCode, GetOutcomes, GetUpdate, HistoryEntry, ListUpdates, ListedUpdate, MAX_LIMIT, Outcome, Page, RpcError,
         Update, clamp,
@@ -38,19 +37,19 @@ impl Api {
         let log = self.js.get_stream(LEAD_COMMANDS).await.map_err(|e| unavailable(&e))?;
         let last = log.cached_info().state.last_sequence;
         let deadline = Instant::now() + CATCH_UP;
-        let applied = loop {
+        let next = loop {
             let checkpoint = checkpoint::get(&self.pool, LEAD_COMMANDS).await?;
-            let applied = checkpoint.map_or(0, |checkpoint| checkpoint.applied.sequence);
-            if applied >= last {
+            let next = checkpoint.map_or(1, |checkpoint| checkpoint.next_sequence());
+            if next > last {
                 return self.find_queued(&query).await?.ok_or_else(|| self.update_not_found(query.update_id));
             }
             if Instant::now() >= deadline {
-                break applied;
+                break next;
             }
             sleep(CATCH_UP_INTERVAL).await;
         };
         // There is a backlog. An update with an id that is older than the next entry cannot be in it.
-        let next = log.get_raw_message(applied + 1).await.map_err(|e| unavailable(&e))?;
+        let next = log.get_raw_message(next).await.map_err(|e| unavailable(&e))?;
         if query.update_id.timestamp() < Timestamp::from(next.time).minus(CLOCK_SKEW) {
             return Err(self.update_not_found(query.update_id));
         }
@@ -94,7 +93,7 @@ impl Api {
         let before = query.cursor.as_ref().map(cursors::parse_history).transpose()?;
         let since = query.since.map_or(0, Timestamp::unix_seconds);
         let history = updates::history_of_lead(&self.pool, query.project_id, lead_id, before, limit).await?;
-        let cursor = |update: &HistoryEntry| cursors::history(LogPosition::message(update.epoch, update.log_sequence));
+        let cursor = |update: &HistoryEntry| cursors::history(update.position());
         let Page { items, next } = Page::cut(history, limit, cursor, None);
         // The log is not in the order of the ids, so an older id does not end the list.
         let is_listed = |update: &&HistoryEntry| update.update_id.timestamp().unix_seconds() >= since;

@@ -546,7 +546,7 @@ mod tests {
             position: at(sequence),
             logged_at: time(sequence),
             project_id: PROJECT,
-            update_id: ObjectId::from_log(sequence, time(sequence)),
+            update_id: ObjectId::from_log(sequence, 0, time(sequence)),
             change,
             text: "{}".into(),
             traceparent: None,

@@ -1,5 +1,5 @@
-//! 3 Read in order: parses the messages of the command log. A message that cannot be parsed is a dead letter with a
-//! reason.
+//! 3 Read in order: the entries of the command log's messages, parsed. A message is one entry, or a pack of them. An entry
+//! that cannot be parsed is a dead letter with a reason.
 
 use async_nats::HeaderMap;
 use bytes::Bytes;
@@ -8,16 +8,22 @@ use contract::{
     call_result::CallResult,
     command::{CallEnded, CallExpired, CallStarted, MAX_TEXT_CHARS, UpdateCommand},
     headers, json,
+    pack::{self, PackedCommand},
     position::LogPosition,
-    subject::{CommandKind, CommandSubject, DeadLetterReason},
+    subject::{CommandKind, CommandSubject, DeadLetterReason, PACKS},
     trace,
 };
 use serde::de::DeserializeOwned;
 
-/// A message of the command log, unparsed.
+/// A message of the command log or a command of a pack, unparsed.
 #[derive(Debug, Clone)]
 pub struct LogMessage {
+    /// The message's sequence.
     pub sequence: u64,
+    /// The command's place in its pack; 0 of a message that is no pack.
+    pub index: u32,
+    /// Whether no other command of its pack follows.
+    pub ends_message: bool,
     /// When the log stored it.
     pub logged_at: Timestamp,
     pub subject: String,
@@ -25,7 +31,45 @@ pub struct LogMessage {
     pub payload: Bytes,
 }
 
-/// A message of the command log, parsed.
+impl LogMessage {
+    /// A message of the log.
+    pub fn alone(
+        sequence: u64,
+        logged_at: Timestamp,
+        subject: String,
+        headers: Option<HeaderMap>,
+        payload: Bytes,
+    ) -> Self {
+        Self { sequence, index: 0, ends_message: true, logged_at, subject, headers, payload }
+    }
+
+    /// Its position in the log with this epoch.
+    pub fn position(&self, epoch: i32) -> LogPosition {
+        LogPosition { epoch, sequence: self.sequence, index: self.index }
+    }
+
+    /// The entries that the message holds, in order: the commands of a pack as if each were a message of its own, otherwise
+    /// the message itself. A pack that cannot be read stays one entry, and becomes one dead letter.
+    pub fn into_entries(self) -> Vec<Self> {
+        if self.subject != PACKS {
+            return vec![self];
+        }
+        let Ok(commands) = pack::read(&self.payload) else { return vec![self] };
+        let Self { sequence, logged_at, .. } = self;
+        let last = commands.len() - 1;
+        let entry = |(index, PackedCommand { subject, traceparent, payload })| {
+            let headers = traceparent.map(|traceparent| {
+                let mut map = HeaderMap::new();
+                map.insert(headers::TRACEPARENT, traceparent);
+                map
+            });
+            Self { sequence, index, ends_message: index as usize == last, logged_at, subject, headers, payload }
+        };
+        (0..).zip(commands).map(entry).collect()
+    }
+}
+
+/// An entry of the command log, parsed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Entry {
     Update(UpdateEntry),
@@ -86,14 +130,20 @@ impl DeadLetter {
 
 /// Parses a message of the log with this epoch.
 pub fn parse(message: &LogMessage, epoch: i32) -> Result<Entry, DeadLetter> {
-    let position = LogPosition::message(epoch, message.sequence);
+    let position = message.position(epoch);
     let logged_at = message.logged_at;
     let dead = |reason, error: String| DeadLetter { position, reason, error };
+    if message.subject == PACKS {
+        let fault = pack::read(&message.payload).err();
+        let fault = fault.map_or_else(|| "a pack within a pack".to_owned(), |fault| fault.to_string());
+        return Err(dead(DeadLetterReason::InvalidCommand, fault));
+    }
     let subject = CommandSubject::parse(&message.subject)
         .map_err(|e| dead(DeadLetterReason::InvalidSubject, format!("{:?}: {e}", message.subject)))?;
     let text = json::check(&message.payload).map_err(|e| dead(DeadLetterReason::InvalidJson, e.to_string()))?;
     let project_id = subject.project_id;
-    let own_or_derived = |id: Option<ObjectId>| id.unwrap_or_else(|| ObjectId::from_log(message.sequence, logged_at));
+    let own_or_derived =
+        |id: Option<ObjectId>| id.unwrap_or_else(|| ObjectId::from_log(message.sequence, message.index, logged_at));
     let traceparent = || traceparent(message.headers.as_ref());
     let change = match subject.kind {
         CommandKind::Update => {
@@ -157,13 +207,8 @@ mod tests {
     use super::*;
 
     fn message(subject: &str, payload: &[u8]) -> LogMessage {
-        LogMessage {
-            sequence: 7,
-            logged_at: Timestamp::from_millis(1_768_193_759_048),
-            subject: subject.into(),
-            headers: None,
-            payload: Bytes::copy_from_slice(payload),
-        }
+        let logged_at = Timestamp::from_millis(1_768_193_759_048);
+        LogMessage::alone(7, logged_at, subject.into(), None, Bytes::copy_from_slice(payload))
     }
 
     const UPDATE: &str = "leads.cmd.020202020202020202020202.update";
@@ -181,7 +226,7 @@ mod tests {
 
         assert_eq!(update.position, LogPosition::message(3, 7));
         assert_eq!(update.project_id, ObjectId::from_bytes([2; 12]));
-        assert_eq!(update.update_id, ObjectId::from_log(7, update.logged_at));
+        assert_eq!(update.update_id, ObjectId::from_log(7, 0, update.logged_at));
         assert_eq!(update.command.name.as_deref(), Some("x"));
         assert_eq!(&*update.text, r#"{"leadId":"010101010101010101010101","name":"x"}"#);
         assert_eq!(update.traceparent, None);
@@ -206,7 +251,7 @@ mod tests {
         let subject = "leads.cmd.020202020202020202020202.call.ended";
         let own = r#"{"updateId":"030303030303030303030303","leadId":"010101010101010101010101"}"#;
         for (text, id) in
-            [(own, ObjectId::from_bytes([3; 12])), ("{}", ObjectId::from_log(7, message("", b"").logged_at))]
+            [(own, ObjectId::from_bytes([3; 12])), ("{}", ObjectId::from_log(7, 0, message("", b"").logged_at))]
         {
             let Ok(Entry::Call(call)) = parse(&message(subject, text.as_bytes()), 3) else { panic!("{text}") };
             assert_eq!((call.update_id, &*call.text), (id, text));
@@ -232,6 +277,45 @@ mod tests {
             let dead = parse(&message(subject, payload), 3).expect_err(subject);
             assert_eq!(dead.reason, reason, "{subject} {payload:?}: {dead}");
             assert_eq!(dead.position.sequence, 7);
+        }
+    }
+
+    #[test]
+    fn the_commands_of_a_pack_are_entries_of_its_sequence() {
+        let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let packed = |subject: &str, traceparent: Option<&str>, payload: &str| PackedCommand {
+            subject: subject.into(),
+            traceparent: traceparent.map(str::to_owned),
+            payload: Bytes::copy_from_slice(payload.as_bytes()),
+        };
+        let commands = [
+            packed(UPDATE, Some(trace), "{}"),
+            packed(UPDATE, None, "[]"),
+            packed("leads.cmd.x.update", None, "{}"),
+            packed(PACKS, None, "{}"),
+            packed(UPDATE, None, "{}"),
+        ];
+
+        let entries = message(PACKS, &pack::write(&commands).unwrap()).into_entries();
+
+        let parsed: Vec<_> = entries.iter().map(|entry| parse(entry, 3)).collect();
+        let places: Vec<_> = entries.iter().map(|entry| (entry.sequence, entry.index, entry.ends_message)).collect();
+        assert_eq!(places, [(7, 0, false), (7, 1, false), (7, 2, false), (7, 3, false), (7, 4, true)]);
+        let reasons: Vec<_> = parsed.iter().map(|entry| entry.as_ref().err().map(|dead| dead.reason)).collect();
+        let (command, subject) = (Some(DeadLetterReason::InvalidCommand), Some(DeadLetterReason::InvalidSubject));
+        assert_eq!(reasons, [None, command, subject, command, None]);
+        let [Ok(Entry::Update(first)), .., Ok(Entry::Update(last))] = &parsed[..] else { panic!("{parsed:?}") };
+        assert_eq!((first.traceparent.as_deref(), last.traceparent.as_deref()), (Some(trace), None));
+        assert_eq!(last.position, LogPosition { epoch: 3, sequence: 7, index: 4 });
+        assert_ne!(first.update_id, last.update_id, "each has an id of its own");
+    }
+
+    #[test]
+    fn what_is_no_pack_is_one_entry() {
+        for (subject, payload) in [(UPDATE, "{}"), (PACKS, "nonsense"), (PACKS, r#"{"commands":[]}"#)] {
+            let entries = message(subject, payload.as_bytes()).into_entries();
+            assert_eq!(entries.len(), 1, "{subject} {payload}");
+            assert_eq!(parse(&entries[0], 3).is_ok(), subject == UPDATE);
         }
     }
 

@@ -42,7 +42,7 @@ const BACKLOG_ROWS: i64 = 64;
 struct AppliedBatches {
     /// In log order.
     announcements: Vec<Announcement>,
-    /// The position of the last message.
+    /// The position of the last entry.
     last: LogPosition,
     /// The place that they take until they are announced.
     room: OwnedSemaphorePermit,

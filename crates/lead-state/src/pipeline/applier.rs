@@ -20,7 +20,7 @@ use super::{
     announcer::ToAnnounce,
     dead_letters::DeadLetterPublisher,
     planner::{PlannedBatch, Planner},
-    prefetch::{ParsedBatch, PrefetchedBatch, PrefetchedRows, parse_messages},
+    prefetch::{ParsedBatch, PrefetchedBatch, PrefetchedRows, parse_entries},
     reader::ReadMessage,
     retry::{ApplyError, Attempt, NextStep, next_step},
 };
@@ -78,42 +78,42 @@ struct InFlightBatch {
     prepared: Result<PreparedBatch, ApplyError>,
 }
 
-/// Messages of a failed batch that are still to be applied in one transaction.
+/// Entries of a failed batch that are still to be applied in one transaction.
 struct Part<'a> {
-    messages: &'a [&'a LogMessage],
+    entries: &'a [&'a LogMessage],
     read_at: SystemTime,
     failures: usize,
-    /// Why the database refuses the only message, which then becomes a dead letter.
+    /// Why the database refuses the only entry, which then becomes a dead letter.
     refusal: Option<String>,
 }
 
-fn messages(read: &[ReadMessage]) -> Vec<&LogMessage> {
-    read.iter().map(|read| &read.message).collect()
+fn entries(read: &[ReadMessage]) -> Vec<&LogMessage> {
+    read.iter().flat_map(|read| &read.entries).collect()
 }
 
 impl Preparer {
     async fn prepare_prefetched(&mut self, batch: PrefetchedBatch) -> InFlightBatch {
         let PrefetchedBatch { messages: read, read_at, parsed, rows } = batch;
-        let prepared = self.prepare(&messages(&read), parsed, rows, read_at).await;
+        let prepared = self.prepare(&entries(&read), parsed, rows, read_at).await;
         InFlightBatch { messages: read, read_at, prepared }
     }
 
     async fn prepare(
         &mut self,
-        messages: &[&LogMessage],
+        entries: &[&LogMessage],
         parsed: ParsedBatch,
         rows: Option<PrefetchedRows>,
         read_at: SystemTime,
     ) -> Result<PreparedBatch, ApplyError> {
         let mut planned = self.planner.plan(parsed, rows).await?;
-        self.dead_letters.publish_dead_letters(messages, &planned.dead_letters).await?;
-        let spans = begin_spans(&self.traces, &mut planned.plan.rows, read_at, planned.messages);
+        self.dead_letters.publish_dead_letters(entries, &planned.dead_letters).await?;
+        let spans = begin_spans(&self.traces, &mut planned.plan.rows, read_at, planned.count);
         Ok(PreparedBatch { planned, spans })
     }
 }
 
 /// Begins the span of each update, and makes it the parent of what follows the update's announcement.
-fn begin_spans(traces: &Traces, rows: &mut [LedgerRow], read_at: SystemTime, messages: usize) -> Vec<Span> {
+fn begin_spans(traces: &Traces, rows: &mut [LedgerRow], read_at: SystemTime, count: usize) -> Vec<Span> {
     let begin = |row: &mut LedgerRow| {
         let mut span = traces.begin_at(Step::Apply, row.traceparent.as_deref(), read_at);
         row.traceparent = Some(span.traceparent()?);
@@ -123,7 +123,7 @@ fn begin_spans(traces: &Traces, rows: &mut [LedgerRow], read_at: SystemTime, mes
             [
                 ("leadrelay.log.sequence", (row.position.sequence as i64).into()),
                 ("leadrelay.outcome", outcome.into()),
-                ("messaging.batch.message_count", (messages as i64).into()),
+                ("messaging.batch.message_count", (count as i64).into()),
             ]
         });
         if let Some(code) = &row.event.error_code {
@@ -137,11 +137,11 @@ fn begin_spans(traces: &Traces, rows: &mut [LedgerRow], read_at: SystemTime, mes
 impl Writer {
     /// Writes a batch in one transaction, provided that the batch before it is the last one written.
     async fn write(&mut self, batch: &PlannedBatch) -> Result<(), StoreError> {
-        let &PlannedBatch { last, logged_at, applied_at, ref revisions, ref plan, .. } = batch;
+        let &PlannedBatch { last, logged_at, ends_message, applied_at, ref revisions, ref plan, .. } = batch;
         let announced = *self.announced.borrow();
-        let batch = Batch { from: &self.checkpoint, last, logged_at, revisions, announced, plan };
+        let batch = Batch { from: &self.checkpoint, last, logged_at, ends_message, revisions, announced, plan };
         self.liveness.step("applier", batch::write(&mut self.connection, &batch, applied_at)).await?;
-        self.checkpoint.applied = last;
+        (self.checkpoint.applied, self.checkpoint.ends_message) = (last, ends_message);
         Ok(())
     }
 }
@@ -174,14 +174,14 @@ impl Applier {
                 Err(e) => Err(e),
             };
             let Err(error) = applied else { continue };
-            let failed_messages = messages(&read);
+            let failed_entries = entries(&read);
             let mut parts = Vec::new();
-            let failed = Part { messages: &failed_messages, read_at, failures: 0, refusal: None };
+            let failed = Part { entries: &failed_entries, read_at, failures: 0, refusal: None };
             self.reschedule(failed, &error, &mut parts).await.map_err(|()| error)?;
             self.apply_parts(parts).await?;
             if let Some(InFlightBatch { messages: read, read_at, .. }) = next.take() {
                 // Its plan builds on one that was discarded.
-                let part = Part { messages: &messages(&read), read_at, failures: 0, refusal: None };
+                let part = Part { entries: &entries(&read), read_at, failures: 0, refusal: None };
                 self.apply_parts(vec![part]).await?;
             }
         }
@@ -211,7 +211,7 @@ impl Applier {
                 }
             }
         };
-        self.metrics.observe_batch(planned.messages, planned.took + started.elapsed());
+        self.metrics.observe_batch(planned.count, planned.took + started.elapsed());
         self.conclude(batch, written).await
     }
 
@@ -227,15 +227,15 @@ impl Applier {
 
     async fn attempt(&mut self, part: &Part<'_>) -> Result<(), ApplyError> {
         let epoch = self.writer.checkpoint.applied.epoch;
-        let Some(mut parsed) = parse_messages(part.messages.iter().copied(), epoch) else { return Ok(()) };
+        let Some(mut parsed) = parse_entries(part.entries.iter().copied(), epoch) else { return Ok(()) };
         if let Some(refusal) = &part.refusal {
             parsed.entries.clear();
             parsed.dead_letters = vec![DeadLetter::unapplicable(parsed.last, refusal.clone())];
         }
-        let batch = self.preparer.prepare(part.messages, parsed, None, part.read_at).await?;
+        let batch = self.preparer.prepare(part.entries, parsed, None, part.read_at).await?;
         let started = Instant::now();
         let written = self.writer.write(&batch.planned).await;
-        self.metrics.observe_batch(batch.planned.messages, batch.planned.took + started.elapsed());
+        self.metrics.observe_batch(batch.planned.count, batch.planned.took + started.elapsed());
         self.conclude(batch, written).await
     }
 
@@ -249,7 +249,7 @@ impl Applier {
         let planner = &mut self.preparer.planner;
         planner.discard_plans();
         let attempt = Attempt {
-            messages: part.messages.len(),
+            entries: part.entries.len(),
             checked_duplicates: planner.check_duplicates,
             dead_lettered: part.refusal.is_some(),
         };
@@ -262,8 +262,8 @@ impl Applier {
             }
             NextStep::CheckDuplicates => planner.check_duplicates = true,
             NextStep::Split => {
-                let (first, second) = part.messages.split_at(part.messages.len() / 2);
-                let of = |messages| Part { messages, read_at: part.read_at, failures: 0, refusal: None };
+                let (first, second) = part.entries.split_at(part.entries.len() / 2);
+                let of = |entries| Part { entries, read_at: part.read_at, failures: 0, refusal: None };
                 parts.extend([of(second), of(first)]);
                 return Ok(());
             }
@@ -294,13 +294,13 @@ impl Applier {
         planner.record_written(&planned);
         let work = work::of(&planned.plan, |process| planner.rules.callbacks(process));
         report(&self.client, &work).await;
-        let PlannedBatch { plan, last, messages, dead_letters, .. } = planned;
+        let PlannedBatch { plan, last, count, dead_letters, .. } = planned;
         self.metrics.count_updates(&plan.rows);
         for dead in &dead_letters {
             self.metrics.count_dead_letter(dead.reason);
         }
         tracing::debug!(
-            messages,
+            entries = count,
             updates = plan.rows.len(),
             leads = plan.leads.len(),
             dead_letters = dead_letters.len(),

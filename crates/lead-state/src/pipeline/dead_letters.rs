@@ -1,7 +1,11 @@
-//! 4 Decide: publishes the messages that cannot be applied to the dead letters.
+//! 4 Decide: publishes the entries that cannot be applied to the dead letters, a command of a pack as the message that it
+//! would be alone.
 
 use async_nats::{HeaderMap, jetstream, jetstream::message::OutboundMessage};
-use contract::{headers, position::EventPosition};
+use contract::{
+    headers,
+    position::{EventPosition, LogPosition},
+};
 use service_kit::publish::{PublishError, publish_all};
 
 use crate::core::entry::{DeadLetter, LogMessage};
@@ -16,19 +20,19 @@ pub(crate) struct DeadLetterPublisher {
 }
 
 impl DeadLetterPublisher {
-    /// Must succeed before the checkpoint passes the messages. After a crash in between they are published again under
+    /// Must succeed before the checkpoint passes the entries. After a crash in between they are published again under
     /// the same message ids.
     pub(crate) async fn publish_dead_letters(
         &self,
-        messages: &[&LogMessage],
+        entries: &[&LogMessage],
         dead_letters: &[DeadLetter],
     ) -> Result<(), PublishError> {
         let mut letters = Vec::new();
         for dead in dead_letters {
-            let sequence = dead.position.sequence;
-            tracing::warn!(sequence, reason = dead.reason.as_str(), "dead letter: {dead}");
-            if let Some(message) = messages.iter().find(|message| message.sequence == sequence) {
-                letters.push((dead, *message));
+            let LogPosition { epoch, sequence, index } = dead.position;
+            tracing::warn!(sequence, index, reason = dead.reason.as_str(), "dead letter: {dead}");
+            if let Some(entry) = entries.iter().find(|entry| entry.position(epoch) == dead.position) {
+                letters.push((dead, *entry));
             }
         }
         let outbound = |limit| -> Vec<_> {
@@ -49,7 +53,7 @@ impl DeadLetterPublisher {
 fn dead_letter(dead: &DeadLetter, message: &LogMessage, generation: i32, limit: usize) -> OutboundMessage {
     let position = EventPosition { generation, log: dead.position };
     let mut map = HeaderMap::new();
-    map.insert(headers::MESSAGE_ID, format!("dead-{}-{}", dead.position.epoch, message.sequence));
+    map.insert(headers::MESSAGE_ID, format!("dead-{}", dead.position));
     // A header is one line.
     map.insert(headers::DEAD_LETTER_ERROR, dead.error.replace(|c: char| c.is_control(), " "));
     map.insert(headers::POSITION, position.to_string());
@@ -70,7 +74,7 @@ fn dead_letter(dead: &DeadLetter, message: &LogMessage, generation: i32, limit: 
 #[cfg(test)]
 mod tests {
     use async_nats::HeaderName;
-    use contract::{Timestamp, position::LogPosition, subject::DeadLetterReason};
+    use contract::{Timestamp, subject::DeadLetterReason};
 
     use super::*;
 
@@ -78,12 +82,14 @@ mod tests {
     fn a_dead_letter_carries_its_error_and_origin_and_is_truncated_to_the_limit() {
         let message = LogMessage {
             sequence: 9,
+            index: 3,
+            ends_message: false,
             logged_at: Timestamp::from_millis(1_768_193_759_048),
             subject: "leads.cmd.x.update".into(),
             headers: Some(HeaderMap::from_iter([(HeaderName::from_static(headers::REPLAY_OF), "7".into())])),
             payload: "0123456789".into(),
         };
-        let position = LogPosition::message(2, 9);
+        let position = message.position(2);
         let dead = DeadLetter { position, reason: DeadLetterReason::InvalidSubject, error: "a\r\nb".into() };
 
         let outbound = dead_letter(&dead, &message, 0, 4);
@@ -92,11 +98,11 @@ mod tests {
         assert_eq!(outbound.payload, "0123");
         let map = outbound.headers.unwrap();
         let header = |name| map.get(name).unwrap().as_str();
-        assert_eq!(header(headers::MESSAGE_ID), "dead-2-9");
+        assert_eq!(header(headers::MESSAGE_ID), "dead-2.9.3");
         assert_eq!(header(headers::DEAD_LETTER_ERROR), "a  b");
         assert_eq!(header(headers::ORIGIN_SUBJECT), "leads.cmd.x.update");
         assert_eq!(header(headers::ORIGIN_SEQUENCE), "9");
-        assert_eq!(header(headers::POSITION), "0.2.9.0");
+        assert_eq!(header(headers::POSITION), "0.2.9.3");
         assert_eq!(header(headers::ORIGIN_TIME), "2026-01-12T04:55:59.048Z");
         assert_eq!(header(headers::REPLAY_OF), "7");
         assert_eq!(header(headers::TRUNCATED_FROM), "10");

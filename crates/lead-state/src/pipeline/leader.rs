@@ -206,6 +206,7 @@ impl Leader {
             stream_created_at: state.log_identity.clone(),
             applied: begin,
             last_logged_at: None,
+            ends_message: true,
             announced: begin,
             ..state.checkpoint.clone()
         };

@@ -43,13 +43,16 @@ pub(crate) struct Planner {
 #[derive(Debug)]
 pub(crate) struct PlannedBatch {
     pub(crate) plan: Plan,
-    /// The position of the last message.
+    /// The position of the last entry.
     pub(crate) last: LogPosition,
-    /// When the log stored the last message.
+    /// When the log stored the last entry.
     pub(crate) logged_at: Timestamp,
+    /// Whether the last entry is the last of its message.
+    pub(crate) ends_message: bool,
     /// The time in the outcomes.
     pub(crate) applied_at: Timestamp,
-    pub(crate) messages: usize,
+    /// How many entries it decides.
+    pub(crate) count: usize,
     pub(crate) dead_letters: Vec<DeadLetter>,
     /// The processes whose rules the decisions depend on, with the revisions of the rules.
     pub(crate) revisions: Vec<(ObjectId, i64)>,
@@ -75,7 +78,7 @@ impl Planner {
         let started = Instant::now();
         let entries = std::mem::take(&mut parsed.entries);
         let AssembledState { state, processes, has_duplicates } =
-            self.assemble_state(&entries, rows, parsed.messages).await?;
+            self.assemble_state(&entries, rows, parsed.count).await?;
         let applied_at = clock::now();
         let plan = decide_batch(state, entries, applied_at, self.limits);
         self.cache.lock().record_decided(&plan);
@@ -87,9 +90,9 @@ impl Planner {
         &mut self,
         entries: &[Entry],
         rows: Option<PrefetchedRows>,
-        messages: usize,
+        count: usize,
     ) -> Result<AssembledState, PlanError> {
-        let budget = if messages == 1 { usize::MAX } else { batch_state::MAX_BYTES };
+        let budget = if count == 1 { usize::MAX } else { batch_state::MAX_BYTES };
         let keys = LeadKeys::of(entries);
         let mut state = match rows.and_then(|rows| self.complete_prefetched(&keys, rows)) {
             Some(state) => state,
@@ -158,9 +161,20 @@ fn describe(
     has_duplicates: bool,
     took: Duration,
 ) -> PlannedBatch {
-    let ParsedBatch { mut dead_letters, messages, last, logged_at, .. } = parsed;
+    let ParsedBatch { mut dead_letters, count, last, logged_at, ends_message, .. } = parsed;
     dead_letters.append(&mut plan.dead_letters);
-    PlannedBatch { plan, last, logged_at, applied_at, messages, dead_letters, revisions, took, has_duplicates }
+    PlannedBatch {
+        plan,
+        last,
+        logged_at,
+        ends_message,
+        applied_at,
+        count,
+        dead_letters,
+        revisions,
+        took,
+        has_duplicates,
+    }
 }
 
 /// Approximate bytes of metadata in the outcomes of these entries and of the queued updates that they may release.

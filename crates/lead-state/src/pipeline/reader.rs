@@ -10,13 +10,14 @@ use async_nats::jetstream::{
 };
 use contract::{
     Timestamp,
+    position::LogPosition,
     streams::{self, LEAD_COMMANDS},
 };
 use futures::StreamExt;
 use service_kit::nats::retry_backoff;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
-use crate::{core::entry::LogMessage, recovery::state::logged_at};
+use crate::{core::entry::LogMessage, recovery::state::logged_at, store::checkpoint::Checkpoint};
 
 /// Limit of the bytes read ahead of the applier. More keeps it busy over a slower network, and is held in memory.
 const READ_AHEAD_BYTES: usize = 16 << 20;
@@ -26,6 +27,8 @@ const READ_AHEAD_MESSAGES: usize = 4096;
 const PULL_BYTES: usize = 8 << 20;
 /// Size of a message's subject, reply subject and headers.
 const MESSAGE_OVERHEAD: usize = 64 << 10;
+/// Memory of an entry of a pack beside its bytes in the pack.
+const ENTRY_OVERHEAD: usize = 256;
 /// Interval of the server's heartbeats while there is nothing to read. After two missing ones the consumer is created
 /// again: a restarted server has lost it without notice. Shorter intervals cost a message each.
 const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -36,7 +39,8 @@ const MAX_PAUSE: Duration = Duration::from_secs(2);
 /// A message read ahead. Its bytes count against the limit until it is dropped.
 #[derive(Debug)]
 pub(crate) struct ReadMessage {
-    pub(crate) message: LogMessage,
+    /// What of it is to be applied: at least one entry.
+    pub(crate) entries: Vec<LogMessage>,
     _bytes: OwnedSemaphorePermit,
 }
 
@@ -44,15 +48,39 @@ pub(crate) fn channel() -> (mpsc::Sender<ReadMessage>, mpsc::Receiver<ReadMessag
     mpsc::channel(READ_AHEAD_MESSAGES)
 }
 
-/// The last entry that was read.
+/// The last message that was read.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ReadPosition {
-    pub(crate) sequence: u64,
+    sequence: u64,
     /// When the log stored it; None before the first.
-    pub(crate) logged_at: Option<Timestamp>,
+    logged_at: Option<Timestamp>,
+    /// How many of its entries are applied. None: all, and the next message follows.
+    applied_entries: Option<usize>,
 }
 
-/// Reads the entries after `last` into a channel, until the channel is closed.
+impl ReadPosition {
+    /// At the checkpoint, which may be inside a pack.
+    pub(crate) fn at(checkpoint: &Checkpoint) -> Self {
+        let LogPosition { sequence, index, .. } = checkpoint.applied;
+        let applied_entries = (!checkpoint.ends_message).then_some(index as usize + 1);
+        Self { sequence, logged_at: checkpoint.last_logged_at, applied_entries }
+    }
+
+    /// The first sequence to read.
+    fn next_sequence(&self) -> u64 {
+        if self.applied_entries.is_some() { self.sequence } else { self.sequence + 1 }
+    }
+
+    /// The entries of this message that follow.
+    fn entries_of(&self, message: LogMessage) -> Vec<LogMessage> {
+        let applied = self.applied_entries.filter(|_| message.sequence == self.sequence).unwrap_or_default();
+        let mut entries = message.into_entries();
+        entries.drain(..applied.min(entries.len()));
+        entries
+    }
+}
+
+/// Reads the messages after `last` into a channel, until the channel is closed.
 ///
 /// # Errors
 /// When the log was replaced, or has lost entries that were read. The term must end then.
@@ -87,14 +115,14 @@ async fn check_log(stream: &Stream, identity: &str, last: ReadPosition) -> anyho
         Ok(info) => info,
         Err(e) => return Ok(Err(e.into())),
     };
-    let ReadPosition { sequence, logged_at: read_at } = last;
+    let ReadPosition { sequence, logged_at: read_at, .. } = last;
     if streams::identity(&info) != identity {
         anyhow::bail!("{LEAD_COMMANDS} was deleted and created again while it was being read");
     }
     if info.state.last_sequence < sequence {
         anyhow::bail!("{LEAD_COMMANDS} ends at {}, but {sequence} was read", info.state.last_sequence);
     }
-    if info.state.first_sequence > sequence + 1 {
+    if info.state.first_sequence > last.next_sequence() {
         // nats-server before 2.10.5 drops the oldest entry of an almost full log. Or an operator purged it.
         anyhow::bail!("{LEAD_COMMANDS} begins at {}, but only {sequence} was read", info.state.first_sequence);
     }
@@ -119,7 +147,7 @@ async fn follow(
 ) -> anyhow::Result<()> {
     let consumer = stream
         .create_consumer(pull::Config {
-            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: last.sequence + 1 },
+            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: last.next_sequence() },
             // The checkpoint in Postgres records what was read, so no entry is acked or redelivered.
             ack_policy: AckPolicy::None,
             replay_policy: ReplayPolicy::Instant,
@@ -151,9 +179,9 @@ async fn follow(
         }
         expected += 1;
         let (sequence, logged_at): (_, Timestamp) = (info.stream_sequence, info.published.into());
-        if sequence != last.sequence + 1 {
+        if sequence > last.next_sequence() {
             let first = stream.get_info().await.context("cannot read the state of the log")?.state.first_sequence;
-            anyhow::ensure!(first <= last.sequence + 1, "the log lost the entries after {}", last.sequence);
+            anyhow::ensure!(first <= last.next_sequence(), "the log lost the entries after {}", last.sequence);
             tracing::error!(
                 after = last.sequence,
                 before = sequence,
@@ -161,12 +189,65 @@ async fn follow(
             );
         }
         let async_nats::Message { subject, payload, headers, length, .. } = message.message;
-        let weight = u32::try_from(length.clamp(1, READ_AHEAD_BYTES)).unwrap_or(u32::MAX);
-        let permit = bytes.clone().acquire_many_owned(weight).await.context("the read-ahead ended")?;
-        let message = LogMessage { sequence, logged_at, subject: subject.into_string(), headers, payload };
-        if out.send(ReadMessage { message, _bytes: permit }).await.is_err() {
+        let message = LogMessage::alone(sequence, logged_at, subject.into_string(), headers, payload);
+        let entries = last.entries_of(message);
+        // Another message than the one that the checkpoint is inside, and shorter: the next term finds out which it is.
+        anyhow::ensure!(!entries.is_empty(), "entry {sequence} holds less than was applied of it");
+        let weight = length.saturating_add((entries.len() - 1) * ENTRY_OVERHEAD).clamp(1, READ_AHEAD_BYTES);
+        let permit = bytes.clone().acquire_many_owned(u32::try_from(weight).unwrap_or(u32::MAX));
+        let permit = permit.await.context("the read-ahead ended")?;
+        if out.send(ReadMessage { entries, _bytes: permit }).await.is_err() {
             return Ok(());
         }
-        *last = ReadPosition { sequence, logged_at: Some(logged_at) };
+        *last = ReadPosition { sequence, logged_at: Some(logged_at), applied_entries: None };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use contract::{
+        pack::{self, PackedCommand},
+        subject::PACKS,
+    };
+
+    use super::*;
+
+    fn message(sequence: u64, subject: &str, payload: bytes::Bytes) -> LogMessage {
+        let logged_at = Timestamp::from_millis(1_000);
+        LogMessage::alone(sequence, logged_at, subject.into(), None, payload)
+    }
+
+    fn pack(sequence: u64, commands: usize) -> LogMessage {
+        let command = PackedCommand { subject: "s".into(), traceparent: None, payload: "{}".into() };
+        message(sequence, PACKS, pack::write(&vec![command; commands]).expect("a pack"))
+    }
+
+    fn at(sequence: u64, index: u32, ends_message: bool) -> ReadPosition {
+        ReadPosition::at(&Checkpoint {
+            stream: LEAD_COMMANDS.into(),
+            stream_created_at: "l".into(),
+            generation: 0,
+            applied: LogPosition { epoch: 1, sequence, index },
+            last_logged_at: None,
+            ends_message,
+            announced: LogPosition::default(),
+            delivered: LogPosition::default(),
+            events_created_at: None,
+        })
+    }
+
+    #[test]
+    fn reading_continues_behind_the_applied_entries_of_a_pack() {
+        let indexes = |at: ReadPosition, message: LogMessage| -> Vec<u32> {
+            at.entries_of(message).iter().map(|entry| entry.index).collect()
+        };
+        let next = [at(0, 0, true), at(7, 1, true), at(7, 1, false)].map(|at| at.next_sequence());
+        assert_eq!(next, [1, 8, 7]);
+
+        assert_eq!(indexes(at(7, 1, false), pack(7, 4)), [2, 3]);
+        assert_eq!(indexes(at(7, 1, false), pack(7, 2)), [0; 0], "it holds less than was applied");
+        assert_eq!(indexes(at(7, 1, false), pack(8, 2)), [0, 1], "an operator deleted the rest");
+        assert_eq!(indexes(at(7, 1, true), pack(8, 2)), [0, 1]);
+        assert_eq!(indexes(at(7, 0, true), message(8, "s", "{}".into())), [0]);
     }
 }

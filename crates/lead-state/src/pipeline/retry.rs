@@ -30,10 +30,10 @@ impl From<PlanError> for ApplyError {
 /// How the failed attempt was made.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Attempt {
-    pub(crate) messages: usize,
+    pub(crate) entries: usize,
     /// The ledger was searched for duplicates.
     pub(crate) checked_duplicates: bool,
-    /// The only message was a dead letter because the database refused it.
+    /// The only entry was a dead letter because the database refused it.
     pub(crate) dead_lettered: bool,
 }
 
@@ -47,7 +47,7 @@ pub(crate) enum NextStep {
     CheckDuplicates,
     /// Try each half by itself.
     Split,
-    /// Make the only message a dead letter.
+    /// Make the only entry a dead letter.
     DeadLetter,
     /// End the term.
     Stop,
@@ -56,12 +56,10 @@ pub(crate) enum NextStep {
 pub(crate) fn next_step(error: &ApplyError, attempt: Attempt) -> NextStep {
     match error {
         ApplyError::DeadLetter(_) | ApplyError::Write(StoreError::Unavailable(_)) => NextStep::RetryLater,
-        ApplyError::TooLarge | ApplyError::Write(StoreError::InvalidValue(_)) if attempt.messages > 1 => {
-            NextStep::Split
-        }
-        // A single message has no memory limit. The changed rules were read when the write failed.
+        ApplyError::TooLarge | ApplyError::Write(StoreError::InvalidValue(_)) if attempt.entries > 1 => NextStep::Split,
+        // A single entry has no memory limit. The changed rules were read when the write failed.
         ApplyError::TooLarge | ApplyError::RulesChanged => NextStep::Retry,
-        // One message that the database cannot store must not delay all later ones.
+        // One entry that the database cannot store must not delay all later ones.
         ApplyError::Write(StoreError::InvalidValue(_)) if !attempt.dead_lettered => NextStep::DeadLetter,
         // Only the leader writes the ledger, so one search finds every duplicate.
         ApplyError::Write(StoreError::Duplicate) if !attempt.checked_duplicates => NextStep::CheckDuplicates,
@@ -73,8 +71,8 @@ pub(crate) fn next_step(error: &ApplyError, attempt: Attempt) -> NextStep {
 mod tests {
     use super::*;
 
-    const FIRST: Attempt = Attempt { messages: 1, checked_duplicates: false, dead_lettered: false };
-    const MANY: Attempt = Attempt { messages: 8, ..FIRST };
+    const FIRST: Attempt = Attempt { entries: 1, checked_duplicates: false, dead_lettered: false };
+    const MANY: Attempt = Attempt { entries: 8, ..FIRST };
 
     fn store(error: impl Fn(sqlx::Error) -> StoreError) -> ApplyError {
         ApplyError::Write(error(sqlx::Error::RowNotFound))
@@ -89,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_batch_is_split_until_the_refused_message_is_alone_and_becomes_a_dead_letter() {
+    fn a_refused_batch_is_split_until_the_refused_entry_is_alone_and_becomes_a_dead_letter() {
         assert_eq!(next_step(&store(StoreError::InvalidValue), MANY), NextStep::Split);
         assert_eq!(next_step(&store(StoreError::InvalidValue), FIRST), NextStep::DeadLetter);
         assert_eq!(

@@ -179,7 +179,7 @@ impl TermContext {
             expiry.await;
             Ok(TermEnd::Retry("logging expired calls ended".into()))
         });
-        let last = ReadPosition { sequence: checkpoint.applied.sequence, logged_at: checkpoint.last_logged_at };
+        let last = ReadPosition::at(&checkpoint);
         let reader = reader::read(self.js.clone(), log, checkpoint.stream_created_at.clone(), last, read);
         background.spawn(async move {
             Ok(TermEnd::Retry(match reader.await {

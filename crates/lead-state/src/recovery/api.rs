@@ -3,7 +3,6 @@
 use async_nats::jetstream;
 use contract::{
     Timestamp,
-    position::LogPosition,
     rpc::{ErrorCode, GetRecovery, Recover, RecoveryKind, RecoveryStatus, RpcError},
 };
 use service_kit::{clock, postgres::Pool};
@@ -73,7 +72,7 @@ impl RecoveryApi {
         let since = since.ok_or_else(|| RpcError::new(ErrorCode::MissingField, "since is required"))?;
         let nothing = || not_applicable(format!("no update was applied since {}", since.to_iso()));
         let first = ledger::first_since(&self.pool, since).await?.ok_or_else(nothing)?;
-        let before = LogPosition::message(first.epoch, first.sequence.saturating_sub(1));
+        let before = first.before();
         let rewound = rewind_announcements(state);
         Ok(Checkpoint {
             announced: before.min(state.checkpoint.announced),

@@ -13,12 +13,13 @@ use crate::store::checkpoint::Checkpoint;
 pub(crate) fn diagnose(state: &RecoveryState) -> Option<Halted> {
     let RecoveryState { checkpoint, last_event, log_identity, log_first, log_last, applied_entry_at, .. } = state;
     let LogPosition { epoch, sequence: applied, .. } = checkpoint.applied;
+    let next = checkpoint.next_sequence();
     let halted = |reason: &'static str, text, remedy| Some(Halted { reason: reason.into(), text, remedy });
     let same_log = checkpoint.stream_created_at == *log_identity;
     let at = EventPosition { generation: checkpoint.generation, log: checkpoint.applied };
     if let Some(event) = last_event.filter(|event| *event > at && event.generation >= at.generation) {
         let log_is_whole =
-            same_log && *log_first <= applied + 1 && event.log.epoch == epoch && *log_last >= event.log.sequence;
+            same_log && *log_first <= next && event.log.epoch == epoch && *log_last >= event.log.sequence;
         let text = format!(
             "entry {} of epoch {} was announced, but the checkpoint is at entry {applied} of epoch {epoch}: Postgres was \
              restored to an older state",
@@ -38,7 +39,7 @@ pub(crate) fn diagnose(state: &RecoveryState) -> Option<Halted> {
         );
         return halted(Halted::LOG_LOST_END, text, RecoveryKind::NewEpoch);
     }
-    if *log_first > applied + 1 {
+    if *log_first > next {
         let text = format!(
             "{LEAD_COMMANDS} begins at {log_first}, but only {applied} was applied: the commands in between are no longer \
              in the log"
@@ -99,6 +100,7 @@ pub(crate) fn new_epoch(state: &RecoveryState) -> Checkpoint {
         stream_created_at: state.log_identity.clone(),
         applied: LogPosition::message(epoch, state.log_first.saturating_sub(1)),
         last_logged_at: None,
+        ends_message: true,
         ..rewind_announcements(state)
     }
 }
@@ -124,6 +126,7 @@ mod tests {
                 generation: 2,
                 applied: at(7),
                 last_logged_at: Some(logged_at),
+                ends_message: true,
                 announced: at(7),
                 delivered: at(5),
                 events_created_at: Some("e".into()),
@@ -180,6 +183,10 @@ mod tests {
         let new_epoch = |reason: &str| Some((reason.to_owned(), RecoveryKind::NewEpoch));
         assert_eq!(reason(|s| s.log_last = 6), new_epoch("log_lost_end"));
         assert_eq!(reason(|s| (s.log_first, s.log_last) = (9, 20)), new_epoch("log_begins_late"));
+        // The rest of a pack.
+        let without_rest =
+            |s: &mut RecoveryState| (s.checkpoint.ends_message, s.log_first, s.log_last) = (false, 8, 20);
+        assert_eq!(reason(without_rest), new_epoch("log_begins_late"));
         assert_eq!(reason(|s| s.applied_entry_at = Some(Timestamp::from_millis(2_000))), new_epoch("log_replaced"));
     }
 

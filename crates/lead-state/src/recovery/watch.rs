@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use async_nats::jetstream;
 use contract::{
-    position::{EventPosition, LogPosition},
+    position::LogPosition,
     streams::{LEAD_COMMANDS, LEAD_EVENTS, NOTIFIER_CONSUMER},
 };
 use service_kit::{nats::error_chain, postgres::Pool};
@@ -64,6 +64,5 @@ async fn delivered_watermark(js: &jetstream::Context, checkpoint: &Checkpoint) -
     let position = event_position(&events, acked).await?;
     // Several events share a position when a call ended and released queued updates, so only the position before is
     // certain.
-    let before = |at: EventPosition| LogPosition::message(at.log.epoch, at.log.sequence.saturating_sub(1));
-    Ok(position.filter(|at| at.generation == checkpoint.generation).map(before))
+    Ok(position.filter(|at| at.generation == checkpoint.generation).map(|at| at.log.before()))
 }

@@ -24,6 +24,8 @@ pub(crate) struct Batch<'a> {
     pub(crate) last: LogPosition,
     /// When the log stored it.
     pub(crate) logged_at: Timestamp,
+    /// Whether it is the last entry of its message.
+    pub(crate) ends_message: bool,
     /// The processes whose rules the decision used, with the revisions of these rules.
     pub(crate) revisions: &'a [(ObjectId, i64)],
     /// The announce watermark, written with the batch.
@@ -58,18 +60,18 @@ pub(crate) async fn write(
 /// changed since its rules were read. So a former leader, a second reader, and a decision by outdated rules write
 /// nothing. One statement, because each costs a round trip and most batches are small.
 async fn write_updates(connection: &mut Session, batch: &Batch<'_>, now: Timestamp) -> Result<(), StoreError> {
-    let &Batch { from, last, logged_at, revisions, announced, plan: Plan { leads, rows, .. } } = batch;
+    let &Batch { from, last, logged_at, ends_message, revisions, announced, plan: Plan { leads, rows, .. } } = batch;
     let (epoch, applied_sequence, applied_index) = position_columns(from.applied);
     let (_, last_sequence, last_index) = position_columns(last);
     let (announced_epoch, announced_sequence, announced_index) = position_columns(announced);
     let is_current = query_columns!(query_scalar,
         [
             last_sequence, last_index, time(now), time(logged_at), announced_epoch, announced_sequence, announced_index,
-            from.stream, from.generation, epoch, applied_sequence, applied_index, leads.len() as i64,
+            from.stream, from.generation, epoch, applied_sequence, applied_index, leads.len() as i64, ends_message,
         ],
         "WITH moved AS (
              UPDATE lead_state.checkpoints
-             SET last_sequence = $1, last_index = $2, updated_at = $3, last_logged_at = $4,
+             SET last_sequence = $1, last_index = $2, updated_at = $3, last_logged_at = $4, ends_message = $14,
                  announced_epoch = greatest(announced_epoch, $5),
                  announced_sequence = CASE WHEN (announced_epoch, announced_sequence, announced_index) < ($5, $6, $7)
                                            THEN $6 ELSE announced_sequence END,

@@ -22,12 +22,27 @@ pub(crate) struct Checkpoint {
     pub(crate) applied: LogPosition,
     /// When the log stored it; None before the first.
     pub(crate) last_logged_at: Option<Timestamp>,
+    /// Whether it is the last entry of its message. If not, a pack is applied in part.
+    pub(crate) ends_message: bool,
     /// The last entry whose event was announced. Its epoch is an older one while that is announced again.
     pub(crate) announced: LogPosition,
     /// The position up to which the webhook-notifier acked all events.
     pub(crate) delivered: LogPosition,
     /// The identity of the stream of events; None before a leader first read it.
     pub(crate) events_created_at: Option<String>,
+}
+
+impl Checkpoint {
+    /// The last sequence of which every entry is known to be applied and announced.
+    pub(crate) fn last_announced_message(&self) -> u64 {
+        let is_whole = self.announced == self.applied && self.ends_message;
+        if is_whole { self.announced.sequence } else { self.announced.sequence.saturating_sub(1) }
+    }
+
+    /// The sequence of the message with the next entry.
+    pub(crate) fn next_sequence(&self) -> u64 {
+        if self.ends_message { self.applied.sequence + 1 } else { self.applied.sequence }
+    }
 }
 
 /// Reads a log's checkpoint. Inserts one at position 0 into a database that has none; otherwise it does not write, so that it
@@ -58,7 +73,7 @@ pub(crate) async fn load(
 
 pub(crate) async fn get(executor: impl PgExecutor<'_>, stream: &str) -> Result<Option<Checkpoint>, StoreError> {
     let row = sqlx::query!(
-        r#"SELECT stream, stream_created_at, generation, epoch, last_sequence, last_index, last_logged_at,
+        r#"SELECT stream, stream_created_at, generation, epoch, last_sequence, last_index, last_logged_at, ends_message,
                   announced_epoch, announced_sequence, announced_index, delivered_epoch, delivered_sequence,
                   delivered_index, events_created_at
            FROM lead_state.checkpoints WHERE stream = $1"#,
@@ -73,6 +88,7 @@ pub(crate) async fn get(executor: impl PgExecutor<'_>, stream: &str) -> Result<O
         generation: row.generation,
         applied: stored.position("last_sequence", (row.epoch, row.last_sequence, row.last_index))?,
         last_logged_at: row.last_logged_at.map(Into::into),
+        ends_message: row.ends_message,
         announced: stored
             .position("announced_sequence", (row.announced_epoch, row.announced_sequence, row.announced_index))?,
         delivered: stored
@@ -100,9 +116,10 @@ pub(crate) async fn replace(
         r#"UPDATE lead_state.checkpoints
            SET stream_created_at = $1, generation = $2, epoch = $3, last_sequence = $4, last_index = $5,
                last_logged_at = $6, announced_epoch = $7, announced_sequence = $8, announced_index = $9,
-               delivered_epoch = $10, delivered_sequence = $11, delivered_index = $12, events_created_at = $13, updated_at = $14
-           WHERE stream = $15 AND generation = $16 AND (epoch, last_sequence, last_index) = ($17, $18, $19)
-             AND (announced_epoch, announced_sequence, announced_index) = ($20, $21, $22)"#,
+               delivered_epoch = $10, delivered_sequence = $11, delivered_index = $12, events_created_at = $13, updated_at = $14,
+               ends_message = $15
+           WHERE stream = $16 AND generation = $17 AND (epoch, last_sequence, last_index) = ($18, $19, $20)
+             AND (announced_epoch, announced_sequence, announced_index) = ($21, $22, $23)"#,
         to.stream_created_at,
         to.generation,
         epoch,
@@ -117,6 +134,7 @@ pub(crate) async fn replace(
         delivered_index,
         to.events_created_at,
         time(now),
+        to.ends_message,
         from.stream,
         from.generation,
         from_epoch,

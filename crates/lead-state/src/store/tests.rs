@@ -164,7 +164,7 @@ async fn with_lead() -> (Pool, Checkpoint, impl Sized) {
 
 async fn write_plan(pool: &Pool, from: &Checkpoint, plan: &Plan) -> Result<(), StoreError> {
     let (last, announced) = (position(2, 9, 5), position(2, 7, 0));
-    let batch = Batch { from, last, logged_at: at(10), revisions: &[(id(2), 1)], announced, plan };
+    let batch = Batch { from, last, logged_at: at(10), ends_message: false, revisions: &[(id(2), 1)], announced, plan };
     write(&mut PinnedConnection::new(pool.clone()), &batch, at(11)).await
 }
 
@@ -217,8 +217,13 @@ async fn a_batch_writes_every_column() {
         "logged_at": time(10), "command": command, "traceparent": "trace",
     });
     assert_eq!(rows(&pool, "queued_updates", "update_id").await, [queued]);
-    let expected =
-        Checkpoint { applied: position(2, 9, 5), last_logged_at: Some(at(10)), announced: position(2, 7, 0), ..from };
+    let expected = Checkpoint {
+        applied: position(2, 9, 5),
+        last_logged_at: Some(at(10)),
+        ends_message: false,
+        announced: position(2, 7, 0),
+        ..from
+    };
     assert_eq!(checkpoint::get(&pool, "LOG").await.unwrap(), Some(expected));
 }
 

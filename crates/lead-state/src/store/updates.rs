@@ -115,7 +115,7 @@ pub(crate) async fn history_of_lead(
     let (epoch, sequence, index) = before.map_or((i32::MAX, i64::MAX, i32::MAX), position_columns);
     let rows = sqlx::query!(
         r#"SELECT kind, update_id, success, error, error_code, from_state, to_state, disposition, version, user_id,
-                  api_key_id, warnings, log_epoch, log_sequence, logged_at, applied_at
+                  api_key_id, warnings, log_epoch, log_sequence, log_index, logged_at, applied_at
            FROM lead_state.lead_updates
            WHERE lead_id = $1 AND project_id = $2 AND (log_epoch, log_sequence, log_index) < ($3, $4, $5)
            ORDER BY log_epoch DESC, log_sequence DESC, log_index DESC LIMIT $6"#,
@@ -147,6 +147,7 @@ pub(crate) async fn history_of_lead(
                 warnings: row.warnings,
                 epoch: row.log_epoch,
                 log_sequence: row.log_sequence as u64,
+                log_index: row.log_index.cast_unsigned(),
                 logged_at: row.logged_at.into(),
                 applied_at: row.applied_at.into(),
             })

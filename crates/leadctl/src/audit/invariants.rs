@@ -37,8 +37,8 @@ const UNACCOUNTED: Invariant = Invariant {
     name: "unaccounted",
     statement: "every update and call event in the log up to the checkpoint has a ledger row or a dead letter, or is queued",
     sql: "
-    SELECT coalesce(encode(e.update_id, 'hex'), 'LEAD_COMMANDS/' || e.seq),
-           format('log entry %s has neither a ledger row nor a dead letter', e.seq), count(*) OVER ()
+    SELECT coalesce(encode(e.update_id, 'hex'), 'LEAD_COMMANDS/' || pg_temp.entry(e.seq)),
+           format('log entry %s has neither a ledger row nor a dead letter', pg_temp.entry(e.seq)), count(*) OVER ()
     FROM audit_entries e, audit_facts f
     WHERE e.seq <= f.applied_seq AND (e.kind = 'update' OR e.kind = 'dead' AND f.dead_letters_complete)
       AND NOT EXISTS (SELECT FROM audit_rows r WHERE r.project_id = e.project_id AND r.update_id = e.update_id)
@@ -57,7 +57,7 @@ const UNLOGGED: Invariant = Invariant {
     sql: "
     SELECT encode(update_id, 'hex'), fault, count(*) OVER () FROM (
         SELECT r.epoch, r.log_seq, r.update_id,
-               format('log entry %s is not its command', r.log_seq) AS fault
+               format('log entry %s is not its command', pg_temp.entry(r.log_seq)) AS fault
         FROM audit_rows r, audit_facts f
         WHERE r.in_scope AND r.epoch = f.epoch AND r.log_seq BETWEEN f.log_first AND f.log_last
           AND NOT EXISTS (SELECT FROM audit_entries e
@@ -65,12 +65,13 @@ const UNLOGGED: Invariant = Invariant {
                             AND e.project_id = r.project_id AND e.update_id = r.update_id)
           AND (f.log_complete OR EXISTS (SELECT FROM audit_entries e WHERE e.seq = r.log_seq))
         UNION ALL
-        SELECT s.epoch, s.log_seq, s.update_id, format('log entry %s has several ledger rows', s.log_seq)
+        SELECT s.epoch, s.log_seq, s.update_id, format('log entry %s has several ledger rows', pg_temp.entry(s.log_seq))
         FROM (SELECT r.*, count(*) OVER (PARTITION BY epoch, log_seq) AS rows FROM audit_rows r) s
         WHERE s.in_scope AND s.rows > 1
         UNION ALL
         SELECT r.epoch, r.log_seq, r.update_id,
-               format('log entry %s was skipped, and its duplicate at %s was applied', min(e.seq), r.log_seq)
+               format('log entry %s was skipped, and its duplicate at %s was applied', pg_temp.entry(min(e.seq)),
+                      pg_temp.entry(r.log_seq))
         FROM audit_rows r JOIN audit_entries e USING (project_id, update_id), audit_facts f
         WHERE r.in_scope AND e.kind = 'update' AND r.epoch = f.epoch AND e.seq < r.log_seq
           AND r.log_seq <= f.applied_seq
@@ -93,14 +94,15 @@ const QUEUE_INCONSISTENT: Invariant = Invariant {
         SELECT h.update_id, format('queued, but lead %s has no call in progress', encode(h.lead_id, 'hex')) FROM audit_queued h
         WHERE h.in_scope AND NOT EXISTS (SELECT FROM lead_state.active_calls c WHERE c.lead_id = h.lead_id)
         UNION ALL
-        SELECT h.update_id, format('queued at log entry %s; the checkpoint is at %s', h.log_seq, f.last_seq)
+        SELECT h.update_id, format('queued at log entry %s; the checkpoint is at %s', pg_temp.entry(h.log_seq),
+                                    pg_temp.entry(f.last_seq))
         FROM audit_queued h, audit_facts f WHERE h.in_scope AND (h.epoch, h.log_seq) > (f.epoch, f.last_seq)
         UNION ALL
         SELECT h.update_id, format('queued, but a later update of lead %s was applied', encode(h.lead_id, 'hex'))
         FROM audit_queued h
         WHERE h.in_scope AND EXISTS (SELECT FROM lead_state.lead_updates u
                                      WHERE u.lead_id = h.lead_id AND u.success AND u.kind = 'update'
-                                       AND (u.log_epoch, u.log_sequence) > (h.epoch, h.log_seq))
+                                       AND (u.log_epoch, pg_temp.place(u.log_sequence, u.log_index)) > (h.epoch, h.log_seq))
     ) AS violations ORDER BY 1 LIMIT $1",
 };
 
@@ -153,18 +155,19 @@ const BEYOND_CHECKPOINT: Invariant = Invariant {
     sql: "
     SELECT id, fault, count(*) OVER () FROM (
         SELECT encode(r.update_id, 'hex') AS id,
-               format('epoch %s entry %s; the checkpoint is at epoch %s entry %s', r.at_epoch, r.at_seq, f.epoch,
-                      f.last_seq) AS fault
+               format('epoch %s entry %s; the checkpoint is at epoch %s entry %s', r.at_epoch, pg_temp.entry(r.at_seq), f.epoch,
+                      pg_temp.entry(f.last_seq)) AS fault
         FROM audit_rows r, audit_facts f
         WHERE r.in_scope AND (r.at_epoch > f.epoch OR r.at_epoch = f.epoch AND r.at_seq > f.last_seq)
         UNION ALL
         SELECT 'LEAD_COMMANDS', 'the checkpoint belongs to another stream' FROM audit_facts f
         WHERE f.applied_seq < f.last_seq
         UNION ALL
-        SELECT 'LEAD_COMMANDS', format('the log ends at %s, but %s was applied', f.log_last, f.last_seq)
+        SELECT 'LEAD_COMMANDS', format('the log ends at %s, but %s was applied', f.log_last >> 10, pg_temp.entry(f.last_seq))
         FROM audit_facts f WHERE f.applied_seq = f.last_seq AND f.log_last < f.last_seq
         UNION ALL
-        SELECT 'checkpoint', format('announced up to %s, but applied only up to %s', f.announced_seq, f.last_seq)
+        SELECT 'checkpoint', format('announced up to %s, but applied only up to %s', pg_temp.entry(f.announced_seq),
+                                    pg_temp.entry(f.last_seq))
         FROM audit_facts f
         WHERE (f.announced_epoch, f.announced_seq) > (f.epoch, f.last_seq)
     ) AS violations ORDER BY 1 LIMIT $1",
@@ -184,7 +187,7 @@ const UNANNOUNCED: Invariant = Invariant {
     rewound AS (
         SELECT r.at_epoch, r.at_seq FROM audit_events v JOIN audit_rows r USING (project_id, update_id), audit_facts f
         WHERE v.generation = f.generation ORDER BY 1, 2 LIMIT 1)
-    SELECT encode(r.update_id, 'hex'), format('log entry %s; announced up to %s', r.at_seq, f.announced_seq),
+    SELECT encode(r.update_id, 'hex'), format('log entry %s; announced up to %s', pg_temp.entry(r.at_seq), pg_temp.entry(f.announced_seq)),
            count(*) OVER ()
     FROM audit_rows r, audit_facts f, start s
     WHERE r.in_scope AND (r.at_epoch, r.at_seq) >= (s.at_epoch, s.at_seq)
@@ -218,7 +221,7 @@ const UNFOUNDED: Invariant = Invariant {
           AND NOT EXISTS (SELECT FROM lead_state.lead_updates u
                           WHERE u.project_id = d.project_id AND u.update_id = d.update_id)
         UNION ALL
-        SELECT d.update_id, d.callback_id, format('log entry %s; announced up to %s', r.at_seq, f.announced_seq)
+        SELECT d.update_id, d.callback_id, format('log entry %s; announced up to %s', pg_temp.entry(r.at_seq), pg_temp.entry(f.announced_seq))
         FROM webhooks.deliveries d JOIN audit_rows r USING (project_id, update_id), audit_facts f
         WHERE r.in_scope AND (r.at_epoch, r.at_seq) > (f.announced_epoch, f.announced_seq)
           -- Before a rewind, such rows had been announced.

@@ -10,6 +10,8 @@ use super::scope::Scope;
 #[derive(Debug, Clone)]
 pub(crate) struct Entry {
     pub(crate) sequence: u64,
+    /// Its place in its pack.
+    pub(crate) index: u32,
     pub(crate) kind: EntryKind,
 }
 
@@ -69,7 +71,7 @@ pub(crate) fn entry(message: &LogMessage) -> Entry {
         Ok(LogEntry::Call(_)) => EntryKind::Expiry,
         Err(_) => EntryKind::Unreadable,
     };
-    Entry { sequence: message.sequence, kind }
+    Entry { sequence: message.sequence, index: message.index, kind }
 }
 
 /// Parses an event's subject and headers.

@@ -26,8 +26,12 @@ pub(crate) struct Checkpoint {
     pub(crate) generation: i32,
     pub(crate) epoch: i32,
     pub(crate) last_sequence: i64,
+    #[serde(skip)]
+    pub(crate) last_index: i32,
     pub(crate) announced_epoch: i32,
     pub(crate) announced_sequence: i64,
+    #[serde(skip)]
+    pub(crate) announced_index: i32,
 }
 
 /// Updates and call events.

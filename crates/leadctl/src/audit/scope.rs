@@ -1,6 +1,6 @@
 //! The part of the updates that is audited.
 
-use contract::{ObjectId, Timestamp};
+use contract::{ObjectId, Timestamp, subject::CommandSubject};
 
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Scope {
@@ -14,6 +14,12 @@ pub(crate) struct Scope {
 impl Scope {
     pub(crate) fn contains(&self, logged_at: Timestamp) -> bool {
         self.from.is_none_or(|from| logged_at >= from) && self.to.is_none_or(|to| logged_at < to)
+    }
+
+    /// Whether a message of the command log is of the scope's project.
+    pub(crate) fn contains_command(&self, subject: &str) -> bool {
+        let project = || CommandSubject::parse(subject).ok().map(|subject| subject.project_id);
+        self.project_id.is_none_or(|id| project() == Some(id))
     }
 
     /// The subjects of the scope's project below `prefix`, or `all`.

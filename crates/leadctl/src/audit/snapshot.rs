@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Context;
 use contract::{
     ObjectId,
+    pack::MAX_PACK_COMMANDS,
     position::{EventPosition, LogPosition},
 };
 use service_kit::postgres::Session;
@@ -28,7 +29,20 @@ const STATEMENT_DEADLINE: Duration = Duration::from_secs(60 * 60);
 /// may have been delivered under the previous configuration.
 const CHANGE_GRACE: Duration = Duration::from_secs(5);
 
+/// Positions in the log are one number here, so that they compare: the sequence, and the index in its pack in the last ten
+/// bits. `pg_temp.entry` prints one.
+const INDEX_BITS: u32 = 10;
+const _: () = assert!(MAX_PACK_COMMANDS <= 1 << INDEX_BITS, "an index must fit into its bits");
+
+fn position(sequence: i64, index: i32) -> i64 {
+    (sequence << INDEX_BITS) + i64::from(index)
+}
+
 const TABLES: &str = "
+    CREATE FUNCTION pg_temp.place(seq bigint, index int) RETURNS bigint IMMUTABLE LANGUAGE sql
+        AS 'SELECT (seq << 10) + index';
+    CREATE FUNCTION pg_temp.entry(at bigint) RETURNS text IMMUTABLE LANGUAGE sql
+        AS $$ SELECT (at >> 10) || CASE WHEN at & 1023 > 0 THEN '.' || (at & 1023) ELSE '' END $$;
     CREATE TEMP TABLE audit_facts (
         from_time timestamptz, to_time timestamptz, project_id bytea,
         epoch int NOT NULL, last_seq bigint NOT NULL, generation int NOT NULL, announced_epoch int NOT NULL,
@@ -71,10 +85,11 @@ macro_rules! insert_ledger_rows {
         concat!(
             "
     INSERT INTO audit_rows
-    SELECT u.project_id, u.update_id, u.log_epoch, u.log_sequence, u.lead_id, coalesce(u.process_id, ''), u.success,
+    SELECT u.project_id, u.update_id, u.log_epoch, pg_temp.place(u.log_sequence, u.log_index), u.lead_id, coalesce(u.process_id, ''), u.success,
            u.from_state, u.to_state, u.version, u.applied_at, ",
             $in_scope,
-            ", coalesce(u.decided_epoch, u.log_epoch), coalesce(u.decided_sequence, u.log_sequence),
+            ", coalesce(u.decided_epoch, u.log_epoch), 
+           pg_temp.place(coalesce(u.decided_sequence, u.log_sequence), coalesce(u.decided_index, u.log_index)),
            u.kind, CASE WHEN u.success THEN u.disposition END,
            CASE WHEN u.kind = 'call.ended' THEN u.command->>'result' IS NOT NULL ELSE false END,
            u.success AND u.version IS NOT NULL
@@ -115,7 +130,7 @@ const OCCURRENCES: &str = "
 
 const QUEUED: &str = "
     INSERT INTO audit_queued
-    SELECT h.project_id, h.update_id, h.lead_id, h.log_epoch, h.log_sequence,
+    SELECT h.project_id, h.update_id, h.lead_id, h.log_epoch, pg_temp.place(h.log_sequence, h.log_index),
            (f.from_time IS NULL OR h.logged_at >= f.from_time) AND (f.to_time IS NULL OR h.logged_at < f.to_time)
                AND (f.project_id IS NULL OR h.project_id = f.project_id)
     FROM lead_state.queued_updates h, audit_facts f";
@@ -219,7 +234,8 @@ impl Snapshot {
         sqlx::raw_sql(TABLES).execute(&mut session).await.context("cannot create temporary tables")?;
         sqlx::raw_sql("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY").execute(&mut session).await?;
         let row = sqlx::query(
-            "SELECT stream_created_at, generation, epoch, last_sequence, announced_epoch, announced_sequence
+            "SELECT stream_created_at, generation, epoch, last_sequence, last_index, announced_epoch, announced_sequence,
+                    announced_index
              FROM lead_state.checkpoints WHERE stream = $1",
         )
         .bind(contract::streams::LEAD_COMMANDS)
@@ -233,15 +249,18 @@ impl Snapshot {
                 generation: row.try_get(1)?,
                 epoch: row.try_get(2)?,
                 last_sequence: row.try_get(3)?,
-                announced_epoch: row.try_get(4)?,
-                announced_sequence: row.try_get(5)?,
+                last_index: row.try_get(4)?,
+                announced_epoch: row.try_get(5)?,
+                announced_sequence: row.try_get(6)?,
+                announced_index: row.try_get(7)?,
             }),
         };
         Ok(Self { session, scope, checkpoint })
     }
 
     pub(crate) async fn insert_entries(&mut self, entries: &[Entry]) -> anyhow::Result<()> {
-        let seqs: Vec<_> = entries.iter().map(|entry| entry.sequence as i64).collect();
+        let seqs: Vec<_> =
+            entries.iter().map(|entry| position(entry.sequence as i64, entry.index.cast_signed())).collect();
         let kinds: Vec<_> = entries
             .iter()
             .map(|entry| match entry.kind {
@@ -288,8 +307,8 @@ impl Snapshot {
 
     pub(crate) async fn insert_dead_letters(&mut self, origins: &[DeadLetterOrigin]) -> anyhow::Result<()> {
         let row = |origin: &DeadLetterOrigin| match origin {
-            DeadLetterOrigin::Commands(EventPosition { log: LogPosition { epoch, sequence, .. }, .. }) => {
-                ("commands", *epoch, *sequence as i64)
+            DeadLetterOrigin::Commands(EventPosition { log: LogPosition { epoch, sequence, index }, .. }) => {
+                ("commands", *epoch, position(*sequence as i64, index.cast_signed()))
             }
             DeadLetterOrigin::Events(sequence) => ("events", 0, *sequence as i64),
         };
@@ -316,10 +335,10 @@ impl Snapshot {
         let deliveries = oldest(connection, "webhooks.deliveries").await?;
         let deliveries_since = deliveries.max(oldest(connection, "webhooks.attempts").await?);
         let checkpoint = self.checkpoint.clone().unwrap_or_default();
-        let last_seq = checkpoint.last_sequence;
+        let last_seq = position(checkpoint.last_sequence, checkpoint.last_index);
         // Another stream contains no applied entries, and no entries to compare with.
         let (applied_seq, log_first) =
-            if bounds.is_checkpoint_stream { (last_seq, bounds.log_first as i64) } else { (0, i64::MAX) };
+            if bounds.is_checkpoint_stream { (last_seq, position(bounds.log_first as i64, 0)) } else { (0, i64::MAX) };
         sqlx::query(
             "INSERT INTO audit_facts
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17,
@@ -332,10 +351,11 @@ impl Snapshot {
         .bind(last_seq)
         .bind(checkpoint.generation)
         .bind(checkpoint.announced_epoch)
-        .bind(checkpoint.announced_sequence)
+        .bind(position(checkpoint.announced_sequence, checkpoint.announced_index))
         .bind(applied_seq)
         .bind(log_first)
-        .bind(bounds.log_last as i64)
+        // With all that its last message holds.
+        .bind(position(bounds.log_last as i64 + 1, 0) - 1)
         .bind(bounds.log_complete)
         .bind(bounds.dead_letters_complete)
         .bind(bounds.acked as i64)

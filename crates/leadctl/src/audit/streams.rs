@@ -71,11 +71,17 @@ pub(crate) async fn read(
         stream: &log,
         last: log_last,
         from: scope.from,
-        subjects: scope.subjects(subject::ALL_COMMANDS, "leads.cmd"),
+        // A pack holds commands of several projects.
+        subjects: subject::ALL_COMMANDS.into(),
         headers_only: false,
     };
-    let entry = |message: &LogMessage| scope.contains(message.logged_at).then(|| entry(message));
-    load(reader, snapshot, progress, entry, Snapshot::insert_entries).await?;
+    let entries = |message: LogMessage| -> Vec<_> {
+        if !scope.contains(message.logged_at) {
+            return Vec::new();
+        }
+        message.into_entries().iter().filter(|entry| scope.contains_command(&entry.subject)).map(entry).collect()
+    };
+    load(reader, snapshot, progress, entries, Snapshot::insert_entries).await?;
     let log_first = state(&log).await.context("cannot read the state of the log")?.first_sequence;
 
     let last = state(&events).await.context("cannot read the state of the events")?.last_sequence;
@@ -87,7 +93,7 @@ pub(crate) async fn read(
         subjects: scope.subjects(subject::ALL_EVENTS, "leads.evt"),
         headers_only: true,
     };
-    load(reader, snapshot, progress, event, Snapshot::insert_events).await?;
+    load(reader, snapshot, progress, |message| event(&message), Snapshot::insert_events).await?;
     let events_first = state(&events).await.context("cannot read the state of the events")?.first_sequence;
 
     let dead_letters = open(js, LEAD_DEAD_LETTERS).await?;
@@ -100,7 +106,7 @@ pub(crate) async fn read(
         subjects: subject::ALL_DEAD_LETTERS.into(),
         headers_only: true,
     };
-    let origin = |message: &LogMessage| dead_letter_origin(message, &scope);
+    let origin = |message: LogMessage| dead_letter_origin(&message, &scope);
     load(reader, snapshot, progress, origin, Snapshot::insert_dead_letters).await?;
     Ok(StreamBounds {
         is_checkpoint_stream,
@@ -116,18 +122,18 @@ pub(crate) async fn read(
 }
 
 /// Reads a stream into a table of the snapshot, in chunks.
-async fn load<T>(
+async fn load<T, I: IntoIterator<Item = T>>(
     reader: StreamReader<'_>,
     snapshot: &mut Snapshot,
     progress: &mut Progress,
-    parse: impl Fn(&LogMessage) -> Option<T>,
+    parse: impl Fn(LogMessage) -> I,
     insert: impl AsyncFn(&mut Snapshot, &[T]) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     let mut chunk = Vec::with_capacity(CHUNK);
     reader
         .run(progress, async |message| {
-            chunk.extend(parse(&message));
-            if chunk.len() == CHUNK {
+            chunk.extend(parse(message));
+            if chunk.len() >= CHUNK {
                 insert(snapshot, &chunk).await?;
                 chunk.clear();
             }

@@ -132,7 +132,7 @@ impl StreamReader<'_> {
             }
             left = pending.min(self.last - sequence);
             let async_nats::Message { subject, payload, headers, .. } = message.message;
-            let message = LogMessage { sequence, logged_at, subject: subject.into_string(), headers, payload };
+            let message = LogMessage::alone(sequence, logged_at, subject.into_string(), headers, payload);
             each(message).await.map_err(ReadError::Failed)?;
             *read_up_to = Some(sequence);
             progress.stream_read(name, left);

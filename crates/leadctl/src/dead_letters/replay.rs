@@ -52,7 +52,7 @@ pub(crate) fn command(letter: &Letter, payload: Bytes, correction: Correction) -
         (None, None) => payload,
     };
     // Parsed as lead-state will parse it; position and time do not matter for that.
-    let message = LogMessage { sequence: 0, logged_at: Timestamp::from_millis(0), subject, headers: None, payload };
+    let message = LogMessage::alone(0, Timestamp::from_millis(0), subject, None, payload);
     match parse(&message, 0) {
         Ok(_) => Ok((message.subject, message.payload)),
         Err(dead) => Err(Objection::DeadAgain(dead.error)),
