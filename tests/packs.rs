@@ -6,7 +6,9 @@ use contract::{
     pack::{self, PackedCommand},
     subject::PACKS,
 };
+use futures::future::join_all;
 use serde_json::{Value, json};
+use test_support::{Signal, eventually};
 
 use crate::support::{Api, BLOCKED, LEDGER_ROWS, Stack, TEST_TIMEOUT, assert_includes, letter_number, process_id};
 
@@ -174,4 +176,53 @@ async fn a_leader_that_dies_inside_a_pack_is_followed_by_one_that_applies_the_re
     let report = stack.wait_for_clean_audit().await;
     assert_includes(&report["updates"], json!({"accepted": 4, "succeeded": 4, "duplicates": 0, "deadLetters": 1}));
     assert_eq!(report["callbacks"][0]["delivered"], 4, "{report}");
+}
+
+#[tokio::test]
+async fn updates_that_wait_for_the_log_share_a_message_by_turns() {
+    const MANY: usize = 60;
+    const FEW: usize = 3;
+    let stack = Stack::start().await;
+    let ours = stack.lead(&["crm"]).await;
+    let other = Api::create(stack.api.url.clone(), &stack.client, "other").await;
+    let spec = json!({"projectId": other.project_id, "name": "theirs", "states": [{"name": "new", "kind": "initial"}]});
+    let theirs = other.initiate(process_id(&stack.apply(spec).await), None).await;
+    // The log has acknowledged something, so that the gateway is connected to it.
+    stack.api.update_and_wait(json!({"leadId": ours, "name": "first"})).await;
+
+    stack.nats.signal(Signal::Stop).expect("a signal");
+    let post = |api: &Api, lead: &str, n: usize| {
+        let (api, body) = (api.clone(), json!({"leadId": lead, "metadata": {"n": n}}));
+        tokio::spawn(async move { api.update(body).await })
+    };
+    let mut updates: Vec<_> = (0..MANY).map(|n| post(&stack.api, &ours, n)).collect();
+    wait_for_requests(&stack, MANY).await;
+    updates.extend((0..FEW).map(|n| post(&other, &theirs, n)));
+    wait_for_requests(&stack, MANY + FEW).await;
+    stack.nats.signal(Signal::Cont).expect("a signal");
+    let ids: Vec<String> = join_all(updates).await.into_iter().map(|id| id.expect("an update")).collect();
+
+    let entries = stack.log_entries().await;
+    assert_eq!(entries.len(), 1 + MANY + FEW);
+    assert!(entries.last().expect("entries").sequence <= 4, "few messages");
+    let pack = entries.iter().filter(|entry| entry.sequence == 3);
+    let first: Vec<_> = pack.take(2 * FEW).filter(|entry| entry.subject.contains(&other.project_id.to_string())).collect();
+    assert_eq!(first.len(), FEW, "the projects take turns");
+    for id in &ids[..MANY] {
+        assert_eq!(stack.api.outcome(id).await["status"], "succeeded");
+    }
+    assert_eq!(stack.count("SELECT max(version) FROM lead_state.leads").await, 2 + MANY as i64);
+    let report = stack.wait_for_clean_audit().await;
+    assert_includes(&report["updates"], json!({"accepted": 1 + MANY + FEW, "succeeded": 1 + MANY + FEW, "duplicates": 0}));
+}
+
+/// Waits until so many requests wait for their answers.
+async fn wait_for_requests(stack: &Stack, count: usize) {
+    let metrics = stack.gateway_ready.replace("/readyz", "/metrics");
+    let expected = format!("leadrelay_gateway_requests_in_flight {count}\n");
+    eventually(TEST_TIMEOUT, "the requests wait", async || {
+        let text = reqwest::get(&metrics).await.expect("metrics").text().await.expect("metrics");
+        if text.contains(&expected) { Ok(()) } else { Err(text) }
+    })
+    .await;
 }

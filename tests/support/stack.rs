@@ -8,6 +8,7 @@ use contract::{
     process::ProcessSpec,
     rpc::{ErrorCode, ProcessChangeResult, Query, RpcError},
 };
+use lead_state::core::entry::LogMessage;
 use serde_json::{Value, json};
 use service_kit::config::NatsConfig;
 use sqlx::PgPool;
@@ -208,6 +209,20 @@ impl Stack {
     pub(crate) async fn stream_state(&self, stream: &str) -> jetstream::stream::State {
         let stream = self.js().get_stream(stream).await.expect("a stream");
         stream.cached_info().state.clone()
+    }
+
+    /// The entries of the log: its messages, and the commands of its packs.
+    pub(crate) async fn log_entries(&self) -> Vec<LogMessage> {
+        let log = self.js().get_stream(contract::streams::LEAD_COMMANDS).await.expect("the log");
+        let state = &log.cached_info().state;
+        let mut entries = Vec::new();
+        for sequence in state.first_sequence.max(1)..=state.last_sequence {
+            let message = log.get_raw_message(sequence).await.expect("a message");
+            let (subject, logged_at) = (message.subject.into_string(), message.time.into());
+            let message = LogMessage::alone(sequence, logged_at, subject, Some(message.headers), message.payload);
+            entries.extend(message.into_entries());
+        }
+        entries
     }
 
     /// Applies a process with callbacks of these names, each at the receiver's path of that name.

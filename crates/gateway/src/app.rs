@@ -85,7 +85,8 @@ pub(crate) struct Broker {
 impl App {
     pub(crate) fn new(config: &Config, keys: BucketCache<ApiKey>, metrics: Metrics, traces: Traces) -> Self {
         let budget = WorkBudget::new(u64::from(config.work_rate) << 20);
-        let command_log = CommandLog::new(config.max_in_flight as usize, budget, traces.clone());
+        let command_log =
+            CommandLog::new(config.max_in_flight as usize, budget, metrics.pack_sizes.clone(), traces.clone());
         Self {
             keys,
             sources: BucketCache::default(),

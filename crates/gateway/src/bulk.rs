@@ -32,7 +32,7 @@ use crate::{
     app::App,
     auth::KeyCheck,
     command::Command,
-    command_log::LogEntry,
+    command_log::{LogEntry, LogForm},
     error::ApiError,
     idempotency::{self, Claim, IDEMPOTENT_REPLAYED},
     json_splitter::{Item, JsonSplitter},
@@ -274,7 +274,8 @@ impl Bulk {
             Ok(broker) => {
                 let log = &self.app.command_log;
                 let (project_id, trace) = (self.key.project_id, Some(&*self.trace.traceparent));
-                let logged = log.append_all(&broker.commands, project_id, updates, trace, ADMISSION_PATIENCE);
+                let logged =
+                    log.append_all(&broker.commands, project_id, updates, trace, LogForm::Packs, ADMISSION_PATIENCE);
                 tokio::select! {
                     logged = logged => logged,
                     // What is being published is completed.

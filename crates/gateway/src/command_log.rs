@@ -1,5 +1,8 @@
 //! 1 Accept: publishes commands to the command log. An update is accepted once JetStream has acked it, and not before.
 //!
+//! Commands of HTTP clients share messages ([`Packer`]). A producer's command is a message of its own: its deduplication id is
+//! the producer's, and the producer receives its sequence.
+//!
 //! A client may hang up at any time, and hyper then drops its handler at any await. Before
 //! [`append`](CommandLog::append) nothing has happened; from its first poll the publish is a task of its own, which holds
 //! its in-flight permit and waits for the ack even if the client is gone. So the log has the whole command or nothing of
@@ -10,13 +13,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use async_nats::Subject;
 use bytes::Bytes;
 use contract::{
     ObjectId, command,
+    pack::PackedCommand,
     subject::{CommandKind, CommandSubject},
 };
+use futures::future::{Either, join_all};
 use service_kit::{
+    metrics::Histogram,
     publish::{self, PublishError},
     publisher::{Publisher, Stored},
     shares::Pool,
@@ -30,11 +35,21 @@ use crate::{
     command::Command,
     error::{ApiError, SharedPool},
     outage::Outage,
+    packer::{Outcome, Packer, WaitingCommand},
     work_budget::WorkBudget,
 };
 
 /// Most groups of commands that are being published at once, with a share per project.
 const MAX_GROUPS: usize = 16;
+
+/// How commands that are published together are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LogForm {
+    /// With others that wait, in packs.
+    Packs,
+    /// Each as a message of its own.
+    Messages,
+}
 
 /// A command, to be published.
 #[derive(Debug, Clone)]
@@ -42,7 +57,7 @@ pub(crate) struct LogEntry {
     pub(crate) kind: CommandKind,
     /// The update, or the call event.
     pub(crate) id: ObjectId,
-    /// Its deduplication id in the log.
+    /// Its deduplication id in the log, if it is a message of its own.
     pub(crate) message_id: String,
     /// Its own trace, if it has one.
     pub(crate) traceparent: Option<String>,
@@ -69,18 +84,22 @@ pub(crate) struct CommandLog {
     publishing: TaskTracker,
     /// Whether the log accepts updates.
     pub(crate) outage: Arc<Outage>,
+    packer: Packer,
     traces: Traces,
 }
 
 impl CommandLog {
-    pub(crate) fn new(max_in_flight: usize, budget: WorkBudget, traces: Traces) -> Self {
+    /// `pack_sizes` gets the number of commands of each message.
+    pub(crate) fn new(max_in_flight: usize, budget: WorkBudget, pack_sizes: Histogram, traces: Traces) -> Self {
+        let outage = Arc::new(Outage::new("the command log", "updates"));
         Self {
             admission: Arc::default(),
             budget,
             groups: Pool::new(MAX_GROUPS),
             in_flight: Pool::new(max_in_flight),
             publishing: TaskTracker::new(),
-            outage: Arc::new(Outage::new("the command log", "updates")),
+            packer: Packer::new(outage.clone(), pack_sizes),
+            outage,
             traces,
         }
     }
@@ -105,13 +124,13 @@ impl CommandLog {
         let mut span = self.traces.begin(Step::Publish, Some(traceparent));
         span.update(update_id);
         let own = span.traceparent();
-        let traceparent = own.unwrap_or_else(|| traceparent.to_owned());
-        let subject = Subject::from(subject);
-        let message =
-            move || publish::message(subject.clone(), &message_id, Some(traceparent.as_str()), payload.clone());
-        let (commands, outage) = (commands.clone(), self.outage.clone());
+        let traceparent = Some(own.unwrap_or_else(|| traceparent.to_owned()));
+        let command = PackedCommand { subject, traceparent, payload };
+        let waiting = WaitingCommand { command, message_id, began };
+        let outcomes = self.packer.publish(commands, &self.publishing, project_id, [waiting]);
         let publish = async move {
-            let published = commands.publish_until(message, outage.deadline(began)).await;
+            let mut published = outcomes_of(outcomes).await;
+            let published = published.pop().unwrap_or(Err(PublishError::Unconfirmed));
             drop(permit);
             admitted.published(published.as_ref().ok().map(|stored| stored.up_to));
             if let Err(e) = &published {
@@ -123,11 +142,8 @@ impl CommandLog {
                         span.note(|| [("leadrelay.log.sequence", (sequence as i64).into())]);
                     }
                     tracing::debug!(%update_id, %project_id, sequence = stored.sequence, "update accepted");
-                    outage.succeeded();
                 }
-                // The client's mistake, not the log's.
-                Err(PublishError::TooLarge) => {}
-                Err(e) => outage.failed(began, e),
+                Err(e) => tracing::debug!(%update_id, %project_id, "update not accepted: {e}"),
             }
             published
         };
@@ -146,6 +162,7 @@ impl CommandLog {
         project_id: ObjectId,
         entries: Vec<LogEntry>,
         traceparent: Option<&str>,
+        form: LogForm,
         patience: Duration,
     ) -> Vec<Result<Stored, ApiError>> {
         if entries.is_empty() {
@@ -158,7 +175,6 @@ impl CommandLog {
             }
             tokio::time::sleep(wait).await;
         }
-        let count = entries.len();
         let ids: Vec<ObjectId> = entries.iter().map(|entry| entry.id).collect();
         let work = Work::of(entries.iter().map(|entry| &entry.payload[..]));
         let admitted = match self.admission.admit(project_id, work, patience).await {
@@ -171,27 +187,31 @@ impl CommandLog {
         span.note(|| [("messaging.batch.message_count", (ids.len() as i64).into())]);
         let own = span.traceparent();
         let traceparent = traceparent.map(|requests| own.unwrap_or_else(|| requests.to_owned()));
-        let message = move |place: usize| {
-            let LogEntry { kind, message_id, traceparent: entrys, payload, .. } = &entries[place];
-            let subject = CommandSubject { project_id, kind: *kind }.to_string();
-            publish::message(subject, message_id, entrys.as_deref().or(traceparent.as_deref()), payload.clone())
-        };
-        let (commands, outage) = (commands.clone(), self.outage.clone());
         let began = Instant::now();
+        let waiting = entries.into_iter().map(|entry| {
+            let LogEntry { kind, message_id, traceparent: entrys, payload, .. } = entry;
+            let subject = CommandSubject { project_id, kind }.to_string();
+            let command = PackedCommand { subject, traceparent: entrys.or_else(|| traceparent.clone()), payload };
+            WaitingCommand { command, message_id, began }
+        });
+        let published = match form {
+            LogForm::Packs => {
+                let outcomes = self.packer.publish(commands, &self.publishing, project_id, waiting);
+                Either::Left(outcomes_of(outcomes))
+            }
+            LogForm::Messages => {
+                let publish = publish_messages(commands.clone(), waiting.collect(), self.outage.clone(), began);
+                Either::Right(publish)
+            }
+        };
         let publish = async move {
-            let published = commands.publish_each_until(count, message, outage.deadline(began)).await;
+            let published = published.await;
             drop(permit);
             let accepted = published.iter().flatten().count();
             admitted.published(published.iter().flatten().map(|stored| stored.up_to).max());
             tracing::debug!(%project_id, updates = accepted, of = published.len(), "updates accepted");
-            let mut refused = published.iter().filter_map(|published| published.as_ref().err());
-            match refused.find(|e| !matches!(e, PublishError::TooLarge)) {
-                Some(e) => {
-                    span.fail("not_published", e);
-                    outage.failed(began, e);
-                }
-                None if accepted > 0 => outage.succeeded(),
-                None => {}
+            if let Some(e) = first_refusal(&published) {
+                span.fail("not_published", e);
             }
             published
         };
@@ -206,6 +226,36 @@ impl CommandLog {
         self.publishing.close();
         self.publishing.wait().await;
     }
+}
+
+async fn outcomes_of(outcomes: Vec<Outcome>) -> Vec<Result<Stored, PublishError>> {
+    join_all(outcomes).await.into_iter().map(|outcome| outcome.unwrap_or(Err(PublishError::Unconfirmed))).collect()
+}
+
+/// Publishes commands in this order, each as a message of its own.
+async fn publish_messages(
+    commands: Publisher,
+    waiting: Vec<WaitingCommand>,
+    outage: Arc<Outage>,
+    began: Instant,
+) -> Vec<Result<Stored, PublishError>> {
+    let message = |place: usize| {
+        let WaitingCommand { command: PackedCommand { subject, traceparent, payload }, message_id, .. } =
+            &waiting[place];
+        publish::message(subject.clone(), message_id, traceparent.as_deref(), payload.clone())
+    };
+    let published = commands.publish_each_until(waiting.len(), message, outage.deadline(began)).await;
+    match first_refusal(&published) {
+        Some(e) => outage.failed(began, e),
+        None if published.iter().any(Result::is_ok) => outage.succeeded(),
+        None => {}
+    }
+    published
+}
+
+/// The first error that is not the client's mistake.
+fn first_refusal(published: &[Result<Stored, PublishError>]) -> Option<&PublishError> {
+    published.iter().filter_map(|published| published.as_ref().err()).find(|e| !matches!(e, PublishError::TooLarge))
 }
 
 fn refusal(error: &PublishError, update_id: ObjectId) -> ApiError {

@@ -31,7 +31,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{admission::PATIENCE, app::App, error::ApiError};
+use crate::{admission::PATIENCE, app::App, command_log::LogForm, error::ApiError};
 
 /// What `/readyz` calls the subscriptions.
 pub(crate) const RESOURCE: &str = "intake";
@@ -207,7 +207,7 @@ impl ProjectIntake {
         let appended = match self.app.broker() {
             Ok(broker) => {
                 let log = &self.app.command_log;
-                log.append_all(&broker.commands, self.project_id, valid, None, PATIENCE).await
+                log.append_all(&broker.commands, self.project_id, valid, None, LogForm::Messages, PATIENCE).await
             }
             Err(e) => vec![Err(e); valid.len()],
         };

@@ -20,6 +20,7 @@ mod metrics;
 mod openapi;
 mod outage;
 mod outcome_waiters;
+mod packer;
 mod rate_limit;
 mod request;
 mod response;

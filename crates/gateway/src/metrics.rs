@@ -3,7 +3,9 @@
 use std::{collections::HashMap, time::Instant};
 
 use axum::http::StatusCode;
-use service_kit::metrics::{Counter, Family, Gauge, Histogram, Label, Labels, Publishing, Registry, Unit, durations};
+use service_kit::metrics::{
+    Counter, Family, Gauge, Histogram, Label, Labels, Publishing, Register, Registry, Unit, durations, sizes,
+};
 
 /// The route of requests for unknown paths.
 const NO_ROUTE: &str = "none";
@@ -18,6 +20,8 @@ pub(crate) struct Metrics {
     in_flight: Gauge,
     routes: HashMap<&'static str, Route>,
     pub(crate) publishing: Publishing,
+    /// Commands of HTTP clients per message of the log.
+    pub(crate) pack_sizes: Histogram,
 }
 
 /// The metrics of a route, resolved once so that a request locks no family.
@@ -51,7 +55,11 @@ impl Metrics {
             let ends = ENDS.map(|end| requests.get_or_create_owned(&[("route", path), ("status", end)]));
             (path, Route { ends, duration: durations.get_or_create_owned(&[("route", path)]) })
         });
-        Self { refused, in_flight, routes: routes.collect(), publishing: Publishing::new(registry) }
+        let publishing = Publishing::new(registry);
+        let commands = Unit::Other("commands".into());
+        let help = "Commands of HTTP clients per message of the log";
+        let pack_sizes = registry.add_unit("pack", commands, help, sizes());
+        Self { refused, in_flight, routes: routes.collect(), publishing, pack_sizes }
     }
 
     /// Counts a refused request or line.

@@ -68,25 +68,6 @@ async fn stored(js: &jetstream::Context, stream: &str) -> (Vec<String>, usize) {
     (ids, messages.iter().filter(|message| header(message, headers::BATCH_ID).is_some()).count())
 }
 
-#[tokio::test]
-async fn concurrent_messages_share_batches_where_batches_are_faster() {
-    let (nats, js) = start().await;
-    let publisher = Publisher::new(js.clone());
-    let outcomes = at_once(&publisher, (0..500).map(|n| command(&n.to_string(), "{}"))).await;
-    let (ids, batched) = stored(&js, LEAD_COMMANDS).await;
-    assert_eq!((ids.len(), ids.iter().collect::<HashSet<_>>().len()), (500, 500));
-    for (n, outcome) in outcomes.into_iter().enumerate() {
-        if let Stored { sequence: Some(sequence), .. } = outcome.unwrap() {
-            assert_eq!(ids[sequence as usize - 1], n.to_string());
-        }
-    }
-    assert_eq!(batched > 0, batches(&nats), "{batched} in batches");
-
-    // A single message is not published as a batch.
-    publisher.publish(command("alone", "{}")).await.unwrap();
-    assert_eq!(stored(&js, LEAD_COMMANDS).await.1, batched);
-}
-
 /// If the server syncs batches as a whole, the trial used them for all of the sequence but its beginning; later messages used
 /// the faster mode.
 fn assert_batched(nats: &LocalNats, batched: usize, most: usize) {
@@ -283,7 +264,7 @@ async fn a_stream_that_does_not_allow_batches_gets_single_messages() {
     let plain = Config { name: LEAD_COMMANDS.into(), subjects: vec!["leads.cmd.>".into()], ..Config::default() };
     js.create_stream(plain).await.unwrap();
     let publisher = Publisher::new(js.clone());
-    let outcomes = at_once(&publisher, (0..100).map(|n| command(&n.to_string(), "{}"))).await;
+    let outcomes = publisher.publish_each((0..100).map(|n| command(&n.to_string(), "{}")).collect()).await;
     assert!(outcomes.iter().all(Result::is_ok), "{outcomes:?}");
     let (ids, batched) = stored(&js, LEAD_COMMANDS).await;
     assert_eq!((ids.len(), batched), (100, 0));
@@ -350,10 +331,9 @@ async fn a_killed_server_keeps_what_it_acknowledged() {
     }
     nats.restart().await.unwrap();
     eventually(SOON, "the stream is back", async || js.get_stream(LEAD_COMMANDS).await.map(drop)).await;
-    let (kept, batched) = stored(&js, LEAD_COMMANDS).await;
+    let (kept, _) = stored(&js, LEAD_COMMANDS).await;
     let kept: HashSet<_> = kept.into_iter().collect();
     let lost: Vec<_> = ids.iter().filter(|id| !kept.contains(*id)).collect();
     assert!(lost.is_empty(), "acked and lost: {lost:?} of {}", ids.len());
-    assert_eq!(batched > 0, batches(&nats));
     assert!(ids.len() > 1000);
 }

@@ -1,15 +1,13 @@
-//! 1 Accept, 6 Announce: publishes messages to a stream, many of them as one atomic batch (NATS ADR-50).
+//! 1 Accept, 6 Announce: publishes messages to a stream, those of one caller as one atomic batch (NATS ADR-50) if that is
+//! faster.
 //!
 //! A server that syncs before it acknowledges does so once per message, but only a few times per batch: a batch is a group
-//! commit. No message waits for a batch to fill: it is published at once and singly, unless so many are in flight that a
-//! batch is cheaper; then [`Publisher::publish`] publishes together what queued up behind those in flight.
-//!
-//! A batch is stored or refused as a whole: refused if one message is too large or a duplicate, or if the stream is full.
-//! The messages of a refused batch are published again one by one, so each has its own outcome. Messages are also
+//! commit. A batch is stored or refused as a whole: refused if one message is too large or a duplicate, or if the stream is
+//! full. The messages of a refused batch are published again one by one, so each has its own outcome. Messages are also
 //! published singly where batches gain nothing: on servers before 2.15, on streams that do not allow them, and where a
 //! trial shows that single messages are faster (a client cannot see whether the server syncs). They are then sent without
-//! queued between them, which saves limit of the reads and writes; on servers that support fast ingest, as one fast-ingest
-//! batch, which also saves limit of the acknowledgements.
+//! a wait between them, which saves most of the reads and writes; on servers that support fast ingest, as one fast-ingest
+//! batch, which also saves most of the acknowledgements.
 
 mod batch;
 mod fast_ingest;
@@ -18,10 +16,8 @@ mod stored;
 mod strategy;
 
 use std::{
-    collections::VecDeque,
     fmt,
     future::ready,
-    mem,
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicUsize},
     time::{Duration, Instant},
 };
@@ -32,14 +28,11 @@ use async_nats::{
 };
 use contract::headers;
 use futures::future::{Either, join_all};
-use tokio::{
-    sync::{Semaphore, oneshot},
-    time::timeout,
-};
+use tokio::sync::Semaphore;
 
 pub use self::stored::Stored;
 use self::{
-    batch::{BatchBudget, batches, wire_size},
+    batch::{batches, wire_size},
     fast_ingest::{FastIngest, IngestError},
     strategy::{PublishMode, PublishStrategy},
 };
@@ -55,9 +48,6 @@ use crate::{
 const MIN_BATCH: usize = 16;
 /// Messages from which on a fast-ingest batch is cheaper: the server acknowledges its first and its last message.
 const MIN_FAST_INGEST: usize = 4;
-/// Groups of queued messages in flight at once. More groups are smaller and sync more often, fewer leave the server idle
-/// while an acknowledgement travels. The server allows 50 batches per stream, from all its publishers.
-const MAX_IN_FLIGHT: usize = 2;
 /// How long one message waits for its acknowledgement before it is sent again. Longer delays messages that were sent to a
 /// dead leader, shorter sends more duplicates to a server with a slow disk.
 const RESEND_AFTER: Duration = Duration::from_secs(2);
@@ -85,14 +75,9 @@ struct Shared {
     client: Client,
     ingest: FastIngest,
     support: Mutex<Support>,
-    queue: Mutex<Queue>,
-    /// For messages that many callers publish one at a time.
-    singles: Mutex<PublishStrategy>,
-    /// For messages that one caller publishes together.
     sequences: Mutex<PublishStrategy>,
     /// Permits to send messages again while the stream has no leader.
     resends: Semaphore,
-    /// Whether messages wait for a leader. Only changes are logged.
     /// How many publishes wait for the stream's leader.
     waiting: AtomicUsize,
     metrics: Publishing,
@@ -109,19 +94,6 @@ struct Support {
     ingest_refused_at: Option<Instant>,
 }
 
-/// Queued messages, and the number of groups and single messages in flight.
-#[derive(Default)]
-struct Queue {
-    queued: VecDeque<Queued>,
-    groups: usize,
-    singles: usize,
-}
-
-struct Queued {
-    message: OutboundMessage,
-    outcome: oneshot::Sender<Result<Stored, PublishError>>,
-}
-
 impl Publisher {
     /// A publisher on this connection.
     pub fn new(js: jetstream::Context) -> Self {
@@ -133,30 +105,20 @@ impl Publisher {
         let client = js.client();
         // If the server syncs, the first trial shows it. If it does not, a trial may not tell the two apart on a fast disk, and
         // single messages take less CPU on both sides.
-        let strategy = || Mutex::new(PublishStrategy::new(PublishMode::Single));
+        let sequences = Mutex::new(PublishStrategy::new(PublishMode::Single));
         let ingest = FastIngest::new(client.clone(), nats::ACK_TIMEOUT);
-        let (support, queue, singles, sequences) = (Mutex::default(), Mutex::default(), strategy(), strategy());
-        let (resends, waiting) = (Semaphore::new(MAX_RESENDS), AtomicUsize::new(0));
-        Self {
-            shared: Arc::new(Shared {
-                js,
-                client,
-                ingest,
-                support,
-                queue,
-                singles,
-                sequences,
-                resends,
-                waiting,
-                metrics,
-            }),
-        }
+        let (support, resends, waiting) = (Mutex::default(), Semaphore::new(MAX_RESENDS), AtomicUsize::new(0));
+        Self { shared: Arc::new(Shared { js, client, ingest, support, sequences, resends, waiting, metrics }) }
     }
 
-    /// Publishes a message and waits until the stream has it. It may share a batch with messages published at the same
-    /// time, in any order. Callers bound how many messages wait.
+    /// The most bytes of a message with its headers, as the server says.
+    pub fn max_payload(&self) -> usize {
+        self.shared.client.max_payload()
+    }
+
+    /// Publishes a message and waits until the stream has it. Callers bound how many messages wait.
     pub async fn publish(&self, message: OutboundMessage) -> Result<Stored, PublishError> {
-        self.timed(self.publish_one(message)).await
+        self.timed(async { publish::publish(&self.shared.js, message).await.map(Stored::from) }).await
     }
 
     async fn timed<T>(&self, publish: impl Future<Output = T>) -> T {
@@ -164,18 +126,6 @@ impl Publisher {
         let published = publish.await;
         self.shared.metrics.acks.observe(started.elapsed().as_secs_f64());
         published
-    }
-
-    async fn publish_one(&self, message: OutboundMessage) -> Result<Stored, PublishError> {
-        if let Some(_in_flight) = SinglePublish::begin(&self.shared) {
-            return publish::publish(&self.shared.js, message).await.map(Stored::from);
-        }
-        let (sender, outcome) = oneshot::channel();
-        if let Some(permit) = BatchPermit::begin(&self.shared, Queued { message, outcome: sender }) {
-            // Not supervised: its messages' callers wait for it, and get an error if it dies.
-            tokio::spawn(permit.run());
-        }
-        outcome.await.unwrap_or(Err(PublishError::Unconfirmed))
     }
 
     /// Publishes messages in this order and returns the outcome of each. Callers bound how many there are.
@@ -209,8 +159,8 @@ impl Publisher {
 
 impl Shared {
     /// Records the time per message of a mode.
-    fn observe(&self, strategy: &Mutex<PublishStrategy>, mode: PublishMode, each: Duration, messages: usize) {
-        if lock(strategy).observe(mode, each, messages, Instant::now()) {
+    fn observe(&self, mode: PublishMode, each: Duration, messages: usize) {
+        if lock(&self.sequences).observe(mode, each, messages, Instant::now()) {
             match mode {
                 PublishMode::Batch => tracing::info!("publishing in atomic batches: they are faster now"),
                 PublishMode::Single => tracing::info!(
@@ -229,10 +179,10 @@ impl Shared {
         }
         let (mode, limit) = lock(&self.sequences).next();
         let rest = messages.split_off(limit.min(messages.len()));
-        let mut outcomes = self.publish_timed(&self.sequences, mode, messages).await;
+        let mut outcomes = self.publish_timed(mode, messages).await;
         if !rest.is_empty() {
             let (mode, _) = lock(&self.sequences).next();
-            outcomes.extend(self.publish_timed(&self.sequences, mode, rest).await);
+            outcomes.extend(self.publish_timed(mode, rest).await);
         }
         outcomes
     }
@@ -240,7 +190,6 @@ impl Shared {
     /// Publishes messages in this mode if the server supports batches, and records the time per message.
     async fn publish_timed(
         &self,
-        strategy: &Mutex<PublishStrategy>,
         mode: PublishMode,
         messages: Vec<OutboundMessage>,
     ) -> Vec<Result<Stored, PublishError>> {
@@ -254,7 +203,7 @@ impl Shared {
         };
         // Fewer messages than a batch needs say nothing about the modes.
         if count >= MIN_BATCH && outcomes.iter().all(Result::is_ok) {
-            self.observe(strategy, mode, started.elapsed() / u32::try_from(count).unwrap_or(u32::MAX), count);
+            self.observe(mode, started.elapsed() / u32::try_from(count).unwrap_or(u32::MAX), count);
         }
         outcomes
     }
@@ -391,99 +340,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Counts a message that is published singly, while it is in flight.
-struct SinglePublish<'a>(&'a Shared);
-
-impl<'a> SinglePublish<'a> {
-    /// None if the message should be published with others.
-    fn begin(shared: &'a Shared) -> Option<Self> {
-        let mut queue = lock(&shared.queue);
-        if queue.groups > 0 || queue.singles >= MIN_BATCH {
-            return None;
-        }
-        queue.singles += 1;
-        Some(Self(shared))
-    }
-}
-
-impl Drop for SinglePublish<'_> {
-    fn drop(&mut self) {
-        lock(&self.0.queue).singles -= 1;
-    }
-}
-
-/// The permit for a group in flight. Publishes queued messages, group after group, until the queue is empty.
-struct BatchPermit {
-    shared: Arc<Shared>,
-    returned: bool,
-}
-
-impl BatchPermit {
-    /// Queues a message; returns a permit if one is free.
-    fn begin(shared: &Arc<Shared>, queued: Queued) -> Option<Self> {
-        let mut queue = lock(&shared.queue);
-        queue.queued.push_back(queued);
-        if queue.groups == MAX_IN_FLIGHT {
-            return None;
-        }
-        queue.groups += 1;
-        Some(Self { shared: shared.clone(), returned: false })
-    }
-
-    async fn run(mut self) {
-        while let Some((mode, group)) = self.next() {
-            let (messages, senders): (Vec<_>, Vec<_>) =
-                group.into_iter().map(|queued| (queued.message, queued.outcome)).unzip();
-            let published = self.shared.publish_timed(&self.shared.singles, mode, messages);
-            // A group that was sent to a dead leader must not hold up those behind it.
-            let Ok(outcomes) = timeout(RESEND_AFTER, published).await else {
-                // Dropped senders mean that the messages are unconfirmed.
-                continue;
-            };
-            for (outcome, sender) in outcomes.into_iter().zip(senders) {
-                // The receiver is gone if the client hung up, or sends the message again.
-                let _ = sender.send(outcome);
-            }
-        }
-    }
-
-    /// The next group and its mode; none returns the permit.
-    fn next(&mut self) -> Option<(PublishMode, Vec<Queued>)> {
-        let (mode, limit) = lock(&self.shared.singles).next();
-        let mut queue = lock(&self.shared.queue);
-        let mut budget = BatchBudget::default();
-        let mut group = Vec::new();
-        // The callers of these have sent them again, or are gone.
-        queue.queued.retain(|queued| !queued.outcome.is_closed());
-        while group.len() < limit
-            && let Some(queued) = queue.queued.pop_front_if(|queued| budget.try_add(wire_size(&queued.message)))
-        {
-            group.push(queued);
-        }
-        if group.is_empty() {
-            queue.groups -= 1;
-            self.returned = true;
-            return None;
-        }
-        Some((mode, group))
-    }
-}
-
-impl Drop for BatchPermit {
-    /// Returns the permit after a panic, too.
-    fn drop(&mut self) {
-        if !mem::replace(&mut self.returned, true) {
-            lock(&self.shared.queue).groups -= 1;
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::{
-        batch::{BATCH_BYTES, BATCH_MESSAGES},
+        batch::{BATCH_BYTES, BATCH_MESSAGES, BatchBudget},
         *,
     };
 
