@@ -206,14 +206,18 @@ async fn updates_that_wait_for_the_log_share_a_message_by_turns() {
     assert_eq!(entries.len(), 1 + MANY + FEW);
     assert!(entries.last().expect("entries").sequence <= 4, "few messages");
     let pack = entries.iter().filter(|entry| entry.sequence == 3);
-    let first: Vec<_> = pack.take(2 * FEW).filter(|entry| entry.subject.contains(&other.project_id.to_string())).collect();
+    let first: Vec<_> =
+        pack.take(2 * FEW).filter(|entry| entry.subject.contains(&other.project_id.to_string())).collect();
     assert_eq!(first.len(), FEW, "the projects take turns");
     for id in &ids[..MANY] {
         assert_eq!(stack.api.outcome(id).await["status"], "succeeded");
     }
     assert_eq!(stack.count("SELECT max(version) FROM lead_state.leads").await, 2 + MANY as i64);
     let report = stack.wait_for_clean_audit().await;
-    assert_includes(&report["updates"], json!({"accepted": 1 + MANY + FEW, "succeeded": 1 + MANY + FEW, "duplicates": 0}));
+    assert_includes(
+        &report["updates"],
+        json!({"accepted": 1 + MANY + FEW, "succeeded": 1 + MANY + FEW, "duplicates": 0}),
+    );
 }
 
 /// Waits until so many requests wait for their answers.

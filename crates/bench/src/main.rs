@@ -95,6 +95,8 @@ enum Scenario {
     All,
     /// Ways to publish to JetStream, on one server and on three replicas; no service takes part.
     Publish,
+    /// Rate, CPU and latency with 8, 32, 64 and 256 clients.
+    Connections,
     /// The scenarios with floors for two minutes; fails if a ratio is lower than noise explains.
     Smoke,
 }
@@ -130,7 +132,7 @@ async fn measure(cli: &Cli) -> anyhow::Result<()> {
 
 async fn run(cli: &Cli, report: &mut Report) -> anyhow::Result<()> {
     let plan = Plan { duration: Duration::from_secs(cli.seconds), runs: cli.runs, size: cli.size };
-    let apart = [Scenario::All, Scenario::Publish, Scenario::Smoke];
+    let apart = [Scenario::All, Scenario::Connections, Scenario::Publish, Scenario::Smoke];
     let all = Scenario::value_variants().iter().filter(|scenario| !apart.contains(scenario));
     let selected = if cli.scenario == Scenario::All { all.copied().collect() } else { vec![cli.scenario] };
     for scenario in selected {
@@ -144,6 +146,7 @@ async fn run(cli: &Cli, report: &mut Report) -> anyhow::Result<()> {
             Scenario::Scale => scenarios::scale::run(&plan, report).await,
             Scenario::Hosts => scenarios::hosts::run(&plan, report).await,
             Scenario::Publish => scenarios::publish::run(&plan, report).await,
+            Scenario::Connections => scenarios::connections::run(&plan, report).await,
             Scenario::Smoke => scenarios::smoke::run(report).await,
             Scenario::All => Ok(()),
         };
