@@ -3,7 +3,7 @@
 use contract::{ObjectId, rpc::ProcessChangeResult};
 use serde_json::json;
 
-use crate::support::{Stack, all_pages, assert_includes, assert_refused, ids, process_id};
+use crate::support::{Api, Stack, all_pages, assert_includes, assert_refused, ids, process_id};
 
 #[tokio::test]
 async fn leads_and_histories_are_listed_page_by_page() {
@@ -12,6 +12,64 @@ async fn leads_and_histories_are_listed_page_by_page() {
     leads_are_listed_newest_first_and_by_each_filter(&stack, &applied).await;
     the_history_of_a_lead_is_listed_newest_first(&stack, &applied).await;
     foreign_cursors_and_unknown_leads_are_refused(&stack, &applied).await;
+}
+
+#[tokio::test]
+async fn leads_are_found_by_what_people_know_of_them() {
+    let stack = Stack::start().await;
+    let applied = stack.process_calling(&[]).await;
+    let mut leads = Vec::new();
+    for (name, phone, email, reference) in [
+        ("Ada Lovelace", "+14155550101", "Ada@Example.com", "R-ADA"),
+        ("adam", "+4915112345678", "adam@example.com", "5550101"),
+        ("50% off\\_x", "+4915112345679", "off@example.com", "R-50"),
+    ] {
+        let lead = json!({
+            "projectId": stack.api.project_id, "processId": process_id(&applied), "name": name, "phone": phone,
+            "email": email, "referenceId": reference, "metadata": {},
+        });
+        let (status, lead) = stack.api.post("/api/v1/leads/initiate", &json!({"lead": lead, "init": true})).await;
+        assert_eq!(status, 200, "{lead}");
+        leads.push(lead["_id"].as_str().expect("an id").to_owned());
+    }
+    let [ada, adam, off] = leads.try_into().expect("three leads");
+    let find = async |api: &Api, query: &str| {
+        let (mut found, pages) = all_pages(api, &format!("/api/v1/leads?{query}&"), 1).await;
+        found.sort_by_key(|lead| lead["name"].to_string());
+        assert_eq!(pages, found.len().max(1), "{query}");
+        ids(&found, "_id")
+    };
+
+    let cases: [(&str, &[&str]); 13] = [
+        ("q=ADA", &[&ada, &adam]),
+        ("q=ada%20l", &[&ada]),
+        ("q=ada&state=new", &[&ada, &adam]),
+        ("q=ada&state=lost", &[]),
+        ("q=a", &[]),
+        ("q=ADA@example.COM", &[&ada]),
+        ("q=(415)%20555-0101", &[&ada]),
+        ("q=5550101", &[&ada, &adam]),
+        ("q=50101", &[]),
+        ("q=R-ADA", &[&ada]),
+        ("q=r-ada", &[]),
+        ("q=50%25", &[&off]),
+        (&format!("q={ada}"), &[&ada]),
+    ];
+    for (query, expected) in cases {
+        assert_eq!(find(&stack.api, query).await, expected, "{query}");
+    }
+    let other = Api::create(stack.api.url.clone(), &stack.client, "other").await;
+    assert!(find(&other, "q=ada").await.is_empty());
+    let listed = stack.leadctl_of_project(&["lead", "list", "--search", "555-0101"]).await.assert_ok();
+    listed.assert_prints(&["Ada Lovelace"]);
+
+    let many = "INSERT INTO lead_state.leads
+            (lead_id, project_id, process_id, name, state, metadata, version, created_at, updated_at)
+        SELECT decode(lpad(to_hex(n), 24, '0'), 'hex'), project_id, process_id, 'Many ' || n, state, '{}', 1, now(), now()
+        FROM lead_state.leads, generate_series(1, 10001) AS n WHERE name = 'adam'";
+    stack.sql(many).await;
+    assert_refused(stack.api.get("/api/v1/leads?q=many").await, 400, "search_too_broad");
+    assert_eq!(find(&stack.api, "q=many%20777").await.len(), 11);
 }
 
 async fn leads_are_listed_newest_first_and_by_each_filter(stack: &Stack, applied: &ProcessChangeResult) {

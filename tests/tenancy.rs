@@ -413,7 +413,11 @@ async fn no_query_returns_the_data_of_another_project() {
             rpc::InitiateLead::SUBJECT => {
                 vec![json!({"projectId": project_id, "processId": process_id, "name": "x", "metadata": {}})]
             }
-            rpc::ListLeads::SUBJECT => vec![json!({"projectId": project_id, "processId": process_id, "limit": 10})],
+            rpc::ListLeads::SUBJECT => vec![
+                json!({"projectId": project_id, "processId": process_id, "limit": 10}),
+                json!({"projectId": project_id, "search": lead_id, "limit": 10}),
+                json!({"projectId": project_id, "search": SECRETS[3], "limit": 10}),
+            ],
             rpc::GetLeadHistory::SUBJECT => vec![json!({"projectId": project_id, "leadId": lead_id, "limit": 10})],
             rpc::ListCalls::SUBJECT => {
                 vec![

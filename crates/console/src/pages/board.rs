@@ -59,8 +59,15 @@ pub(crate) async fn show(visit: Visit) -> Result<Page, Fault> {
     };
     let leads = async {
         role.check(project_id, Scope::LeadsRead)?;
-        let query =
-            ListLeads { project_id, process_id: None, state: None, updated_since: None, cursor: None, limit: ROWS };
+        let query = ListLeads {
+            project_id,
+            process_id: None,
+            state: None,
+            updated_since: None,
+            search: None,
+            cursor: None,
+            limit: ROWS,
+        };
         visit.request(&query).await
     };
     let processes = async {

@@ -33,7 +33,7 @@ pub(crate) async fn anywhere(visit: Visit) -> Result<Page, Fault> {
     Err(not_found(&text))
 }
 
-/// `GET /p/{project}/go?q=`.
+/// `GET /p/{project}/go?q=`: to the page of an id, for other texts to the leads that they find.
 pub(crate) async fn in_project(visit: Visit) -> Result<Page, Fault> {
     let project_id = visit.project(Scope::LeadsRead)?;
     let Some(text) = visit.text("q").map(str::trim) else {
@@ -41,7 +41,11 @@ pub(crate) async fn in_project(visit: Visit) -> Result<Page, Fault> {
     };
     match find(&visit, project_id, text).await? {
         Some(path) => Ok(Page::Redirect(format!("/p/{project_id}/{path}"))),
-        None => Err(not_found(text)),
+        None if text.parse::<ObjectId>().is_ok() || text.parse::<DeliveryId>().is_ok() => Err(not_found(text)),
+        None => {
+            let query: String = form_urlencoded::Serializer::new(String::new()).append_pair("q", text).finish();
+            Ok(Page::Redirect(format!("/p/{project_id}/leads?{query}")))
+        }
     }
 }
 

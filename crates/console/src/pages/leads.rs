@@ -32,18 +32,22 @@ const LEAD_DELIVERIES: u32 = 10;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Filters {
     pub(super) state: Option<String>,
+    /// What the list is searched for.
+    pub(super) search: Option<String>,
     pub(super) process: Option<ObjectId>,
 }
 
 /// `GET /p/{project}/leads`.
 pub(crate) async fn list(visit: Visit) -> Result<Page, Fault> {
     let project_id = visit.project(Scope::LeadsRead)?;
-    let filters = Filters { state: visit.text("state").map(str::to_owned), process: visit.parameter("process")? };
+    let given = |name: &str| visit.text(name).map(str::to_owned);
+    let filters = Filters { state: given("state"), search: given("q"), process: visit.parameter("process")? };
     let query = ListLeads {
         project_id,
         process_id: filters.process,
         state: filters.state.clone(),
         updated_since: None,
+        search: filters.search.clone(),
         cursor: visit.cursor(),
         limit: PAGE,
     };
@@ -56,11 +60,17 @@ pub(crate) async fn list(visit: Visit) -> Result<Page, Fault> {
 }
 
 pub(super) fn render_list(project: ObjectId, page: &ListPage<Lead>, filters: &Filters, curl: &str) -> Markup {
-    let query = [("state", filters.state.clone()), ("process", filters.process.map(|id| id.to_string()))];
+    let query = [
+        ("state", filters.state.clone()),
+        ("q", filters.search.clone()),
+        ("process", filters.process.map(|id| id.to_string())),
+    ];
     html! {
         form.filters {
             label for="state" { "State" }
             input #state name="state" value=[filters.state.as_deref()];
+            label for="text" { "Name, reference, phone or e-mail" }
+            input #text name="q" type="search" value=[filters.search.as_deref()];
             @if let Some(process) = filters.process { input type="hidden" name="process" value=(process); }
             button { "Filter" }
         }

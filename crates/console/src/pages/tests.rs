@@ -238,7 +238,7 @@ fn a_lead() {
 
 #[test]
 fn lists_of_leads() {
-    let filters = leads::Filters { state: Some("new".into()), process: Some(PROCESS) };
+    let filters = leads::Filters { state: Some("new".into()), search: Some("ada".into()), process: Some(PROCESS) };
     let list = leads::render_list(PROJECT, &page(vec![lead()], Some("7")), &filters, "curl");
     insta::assert_snapshot!(lines(&list));
 

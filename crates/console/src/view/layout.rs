@@ -76,8 +76,11 @@ fn header(frame: &Frame<'_>) -> Markup {
             @if let Some(session) = frame.session {
                 @if let Some(project) = frame.project {
                     form.search action={ "/p/" (project) "/go" } role="search" {
-                        label.hidden for="search" { "Id of a lead, update, delivery, callback or process" }
-                        input #search name="q" type="search" placeholder="Go to an id" autocomplete="off";
+                        label.hidden for="search" {
+                            "Id of a lead, update, delivery, callback or process; or name, reference, phone or e-mail of a lead"
+                        }
+                        input #search name="q" type="search" autocomplete="off"
+                            placeholder="Id, or a lead's name, reference, phone, e-mail";
                         button { "Go" }
                     }
                 }
@@ -119,7 +122,7 @@ fn footer(frame: &Frame<'_>) -> Markup {
                         dd { (title) }
                     }
                     dt { kbd { "/" } }
-                    dd { "Go to an id" }
+                    dd { "Search" }
                     dt { kbd { "j" } " " kbd { "k" } }
                     dd { "Next and previous row; Enter opens it" }
                     dt { kbd { "]" } }

@@ -45,6 +45,7 @@ codes! {
     NoScopes = 400 "no_scopes",
     ProcessHasNoStates = 400 "process_has_no_states",
     ReferenceExists = 400 "reference_exists",
+    SearchTooBroad = 400 "search_too_broad",
     TextTooLong = 400 "text_too_long",
     TooManyUpdates = 400 "too_many_updates",
     UrlRefused = 400 "url_refused",

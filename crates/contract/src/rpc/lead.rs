@@ -148,6 +148,10 @@ pub struct ListLeads {
     /// Only leads that changed at this time or later.
     #[serde(default)]
     pub updated_since: Option<Timestamp>,
+    /// Only leads with this id or external id, this e-mail address, a phone number that ends with these digits, or a name
+    /// that begins so; the case does not matter in names and addresses.
+    #[serde(default)]
+    pub search: Option<String>,
     /// The previous page's `next`.
     #[serde(default)]
     pub cursor: Option<Cursor>,

@@ -1,7 +1,7 @@
 //! Leads: read, listed and initiated; calls with them.
 
 use contract::{
-    JsonObject,
+    JsonObject, ObjectId,
     command::MAX_TEXT_CHARS,
     rpc::{
         Call, ErrorCode, GetLead, GetLeadHistory, HistoryEntry, InitiateLead, Lead, ListCalls, ListLeads, Page,
@@ -12,9 +12,9 @@ use service_kit::clock;
 
 use super::{Api, cursors, lead_not_found};
 use crate::{
-    core::{decide::Limits, process_change::process_not_found},
+    core::{decide::Limits, lead_search::LeadSearch, process_change::process_not_found},
     store::{
-        self, calls,
+        self, calls, lead_search,
         leads::{self, LeadAddress, LeadFilter},
         processes, updates,
     },
@@ -68,10 +68,13 @@ impl Api {
     }
 
     pub(super) async fn list_leads(self, query: ListLeads) -> Result<Page<Lead>, RpcError> {
-        let ListLeads { project_id, process_id, state, updated_since, cursor, limit } = query;
+        let ListLeads { project_id, process_id, state, updated_since, search, cursor, limit } = query;
         let limit = clamp(limit);
         let before = cursor.as_ref().map(cursors::parse_lead).transpose()?;
         let filter = LeadFilter { process_id, state: state.as_deref(), updated_since };
+        if let Some(search) = search {
+            return self.search_leads(project_id, &search, filter, before, limit).await;
+        }
         // Filters have no index, because an index on a column that changes would slow down every update.
         let down_to = match filter.includes_all() {
             true => None,
@@ -79,6 +82,26 @@ impl Api {
         };
         let leads = leads::list(&self.pool, project_id, filter, before, down_to, limit).await?;
         Ok(Page::cut(leads, limit, |lead| cursors::lead(lead.lead_id), down_to.map(cursors::lead)))
+    }
+
+    async fn search_leads(
+        &self,
+        project_id: ObjectId,
+        search: &str,
+        filter: LeadFilter<'_>,
+        before: Option<ObjectId>,
+        limit: u32,
+    ) -> Result<Page<Lead>, RpcError> {
+        let search = LeadSearch::parse(search)
+            .ok_or_else(|| RpcError::new(ErrorCode::InvalidField, "The text to search for is empty"))?;
+        let found = lead_search::matching(&self.pool, project_id, &search, SEARCHED_LEADS as usize).await?;
+        let Some(mut found) = found else {
+            let message = format!("More than {SEARCHED_LEADS} leads match; search for a longer text");
+            return Err(RpcError::new(ErrorCode::SearchTooBroad, message));
+        };
+        found.retain(|lead_id| before.is_none_or(|before| *lead_id < before));
+        let leads = lead_search::list(&self.pool, project_id, &found, filter, limit).await?;
+        Ok(Page::cut(leads, limit, |lead| cursors::lead(lead.lead_id), None))
     }
 
     pub(super) async fn get_lead_history(self, query: GetLeadHistory) -> Result<Page<HistoryEntry>, RpcError> {

@@ -3,6 +3,7 @@
 pub mod batch;
 pub mod decide;
 pub mod entry;
+pub(crate) mod lead_search;
 mod merge;
 mod outcome;
 pub(crate) mod process_change;

@@ -9,11 +9,11 @@ use super::{
     updates,
 };
 
-const TABLE: &str = "leads";
+pub(super) const TABLE: &str = "leads";
 
 /// Most bytes of metadata that are read for a page, the last lead's aside. More than a page holds, so that the page is
 /// cut and its cursor shows that there are more.
-const MAX_PAGE_BYTES: i64 = 1 << 20;
+pub(super) const MAX_PAGE_BYTES: i64 = 1 << 20;
 
 /// How a query names a lead.
 #[derive(Debug, Clone)]
@@ -54,23 +54,23 @@ pub(crate) async fn find(
     Ok(Some(rpc::Lead { activities, ..lead }))
 }
 
-struct LeadRow {
-    lead_id: Vec<u8>,
-    process_id: Vec<u8>,
-    reference_id: Option<String>,
-    name: Option<String>,
-    phone: Option<String>,
-    email: Option<String>,
-    state: String,
-    disposition: Option<String>,
-    metadata: String,
-    version: i64,
-    created_at: time::OffsetDateTime,
-    updated_at: time::OffsetDateTime,
+pub(super) struct LeadRow {
+    pub(super) lead_id: Vec<u8>,
+    pub(super) process_id: Vec<u8>,
+    pub(super) reference_id: Option<String>,
+    pub(super) name: Option<String>,
+    pub(super) phone: Option<String>,
+    pub(super) email: Option<String>,
+    pub(super) state: String,
+    pub(super) disposition: Option<String>,
+    pub(super) metadata: String,
+    pub(super) version: i64,
+    pub(super) created_at: time::OffsetDateTime,
+    pub(super) updated_at: time::OffsetDateTime,
 }
 
 impl LeadRow {
-    fn into_lead(self, project_id: ObjectId) -> Result<rpc::Lead, StoreError> {
+    pub(super) fn into_lead(self, project_id: ObjectId) -> Result<rpc::Lead, StoreError> {
         let id = Hex(&self.lead_id);
         let stored = Row::new(TABLE, &id);
         Ok(rpc::Lead {

@@ -14,6 +14,7 @@ pub(crate) mod checkpoint;
 mod columns;
 mod error;
 pub(crate) mod housekeeping;
+pub(crate) mod lead_search;
 pub(crate) mod leads;
 pub(crate) mod ledger;
 pub(crate) mod processes;

@@ -26,7 +26,8 @@ pub(crate) enum Lead {
     },
     /// List a project's leads, newest first.
     #[command(
-        after_help = "Example:\n  leadctl lead list --project 6b04… --state interested --updated-since 1d --json"
+        after_help = "Examples:\n  leadctl lead list --project 6b04… --state interested --updated-since 1d --json\n  \
+                      leadctl lead list --project 6b04… --search 5550101"
     )]
     List {
         /// Only leads of this process.
@@ -38,6 +39,10 @@ pub(crate) enum Lead {
         /// Only leads changed since this time, or this long ago, e.g. 1d.
         #[arg(long, value_name = "TIME", value_parser = parse_since)]
         updated_since: Option<Timestamp>,
+        /// Only leads with this id, external id or e-mail address, a phone number that ends with these digits, or a name that
+        /// begins so.
+        #[arg(long, value_name = "TEXT")]
+        search: Option<String>,
         #[command(flatten)]
         paging: Paging,
         #[command(flatten)]
@@ -76,10 +81,10 @@ impl Lead {
                 let query = GetLead { project_id, lead_id, reference_id, process_id: process };
                 admin.show(&query, show).await
             }
-            Self::List { process, state, updated_since, paging, scope: InProject { project_id, admin } } => {
+            Self::List { process, state, updated_since, search, paging, scope: InProject { project_id, admin } } => {
                 let query = |cursor, limit| {
-                    let state = state.clone();
-                    ListLeads { project_id, process_id: process, state, updated_since, cursor, limit }
+                    let (state, search) = (state.clone(), search.clone());
+                    ListLeads { project_id, process_id: process, state, updated_since, search, cursor, limit }
                 };
                 let head = ["LEAD", "STATE", "VERSION", "UPDATED", "REFERENCE", "NAME"];
                 paging.print(&admin, "no leads", head, query, lead_row).await

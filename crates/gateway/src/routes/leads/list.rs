@@ -27,6 +27,7 @@ impl FromQuery for LeadsQuery {
             process_id: parameters.id("processId")?,
             state: parameters.text("state")?,
             updated_since: parameters.time("updatedSince")?,
+            search: parameters.text("q")?,
             cursor,
             limit,
         };
@@ -56,6 +57,12 @@ pub(crate) fn operation() -> crate::openapi::Operation {
         .query("processId", "Only leads of this process", id())
         .query("state", "Only leads in this state", text())
         .query("updatedSince", "Only leads that changed at this time or later", date_time())
+        .query(
+            "q",
+            "Only leads with this `leadId` or `referenceId`, this e-mail address, a phone number that ends with these \
+             digits (6 at least), or a name that begins so (2 characters at least)",
+            text(),
+        )
         .query_parameter("masked")
         .page_parameters()
         .query_example("state=interested&limit=50")
@@ -80,6 +87,7 @@ mod tests {
             "",
             "processId=696102a4b8c1d2e3f4a5b6c7&state=lost&limit=200&cursor=bGVhZHM6&masked=true",
             "updatedSince=2026-01-12T05:55:59.048+01:00&proccessId=7",
+            "q=Ada%20Lovelace",
             "updatedSince=yesterday",
             "limit=0",
             "limit=201",
@@ -89,11 +97,13 @@ mod tests {
         .map(answer);
         insta::assert_snapshot!(answers.join("\n"), @r#"
         ?
-            {"projectId":"OURS","processId":null,"state":null,"updatedSince":null,"cursor":null,"limit":50} masked=false []
+            {"projectId":"OURS","processId":null,"state":null,"updatedSince":null,"search":null,"cursor":null,"limit":50} masked=false []
         ?processId=696102a4b8c1d2e3f4a5b6c7&state=lost&limit=200&cursor=bGVhZHM6&masked=true
-            {"projectId":"OURS","processId":"696102a4b8c1d2e3f4a5b6c7","state":"lost","updatedSince":null,"cursor":"bGVhZHM6","limit":200} masked=true []
+            {"projectId":"OURS","processId":"696102a4b8c1d2e3f4a5b6c7","state":"lost","updatedSince":null,"search":null,"cursor":"bGVhZHM6","limit":200} masked=true []
         ?updatedSince=2026-01-12T05:55:59.048+01:00&proccessId=7
-            {"projectId":"OURS","processId":null,"state":null,"updatedSince":1768193759048,"cursor":null,"limit":50} masked=false ["ignored as unknown: proccessId"]
+            {"projectId":"OURS","processId":null,"state":null,"updatedSince":1768193759048,"search":null,"cursor":null,"limit":50} masked=false ["ignored as unknown: proccessId"]
+        ?q=Ada%20Lovelace
+            {"projectId":"OURS","processId":null,"state":null,"updatedSince":null,"search":"Ada Lovelace","cursor":null,"limit":50} masked=false []
         ?updatedSince=yesterday
             400 invalid_field: updatedSince must be a time such as 2026-01-12T04:55:59Z
         ?limit=0
