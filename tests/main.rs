@@ -8,6 +8,7 @@ mod backlog;
 mod backup;
 mod bulk;
 mod call_sources;
+mod callback_filters;
 mod calls;
 mod cluster;
 mod configuration;

@@ -340,5 +340,5 @@ async fn a_process_that_cannot_be_read_stops_no_rotation() {
 
     assert_eq!((rotated.resealed, rotated.remaining, rotated.locked.len()), (1, 0, 1), "{rotated:?}");
     assert_eq!((rotated.locked[0].process.as_str(), rotated.locked[0].callback_id), ("broken", None));
-    stack.leadctl(&["secrets", "rotate"]).await.assert_fails("all callbacks of \"broken\"");
+    stack.leadctl(&["secrets", "rotate"]).await.assert_fails("all callbacks and sources of \"broken\"");
 }

@@ -6,6 +6,7 @@
 
 mod callback;
 mod endpoint;
+mod filter;
 mod limits;
 mod source;
 mod spec;
@@ -20,6 +21,7 @@ pub use self::{
         new_signing_secret, signing_key,
     },
     endpoint::{RESTRICTED_PORTS, UrlFault, header_fault, parse_url, restricted_port},
+    filter::FilterCondition,
     limits::*,
     source::{IngestId, InvalidIngestId, InvalidPlatform, MIN_SOURCE_SECRET_BYTES, Platform, Source, SourceSpec},
     spec::{CallbackSpec, ProcessSpec},
@@ -192,6 +194,7 @@ mod tests {
                 secrets: vec!["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw".into()],
                 retiring_secrets: vec![RetiringSecret { secret: "whsec_old".into(), until: Timestamp::from_millis(7) }],
                 events: None,
+                filter: vec![],
                 enabled: true,
                 timeout_seconds: 15,
                 max_in_flight: 64,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use contract::{
     ObjectId, Timestamp,
     key::Scope,
-    process::{Callback, CallbackAuth, EventKind, Ordering, Process},
+    process::{Callback, CallbackAuth, EventKind, FilterCondition, Ordering, Process},
     rpc::{
         CallbackState, CallbackStatus, DeliveryStatus, GetProcess, ListDeliveries, ListedDelivery, Page as ListPage,
         ProcessSelector,
@@ -181,6 +181,9 @@ fn configuration(callback: &Callback) -> Markup {
         dl.facts {
             (fact("URL", text(Some(&callback.url))))
             (fact("Receives", text(Some(events.as_deref().unwrap_or("all outcomes")))))
+            @for condition in &callback.filter {
+                (fact("Only if", Some(html! { code { (condition.field) } " " (requirement(condition)) })))
+            }
             (fact("Authentication", Some(match &callback.auth {
                 None => html! { "signature only" },
                 Some(CallbackAuth::Bearer { .. }) => html! { "signature and a bearer token" },
@@ -197,5 +200,18 @@ fn configuration(callback: &Callback) -> Markup {
                 (fact("A replaced secret signs until", Some(time(retiring.until))))
             }
         }
+    }
+}
+
+/// What a condition of a filter requires of its field.
+fn requirement(condition: &FilterCondition) -> String {
+    match condition {
+        FilterCondition { equals: Some(value), .. } => format!("is {value:?}"),
+        FilterCondition { one_of: Some(values), .. } => {
+            let values: Vec<_> = values.iter().map(|value| format!("{value:?}")).collect();
+            format!("is one of {}", values.join(", "))
+        }
+        FilterCondition { exists: Some(false), .. } => "has no value".into(),
+        FilterCondition { .. } => "has a value".into(),
     }
 }

@@ -6,7 +6,7 @@ use contract::{
     JsonObject, ObjectId, Timestamp,
     event::OutcomeKind,
     event_kind::DeliveryKind,
-    process::{Callback, CallbackAuth, Ordering, Process, Rules, State, StateKind},
+    process::{Callback, CallbackAuth, FilterCondition, Ordering, Process, Rules, State, StateKind},
     replay::Replay,
     rpc::{
         Attempt, Call, CallbackState, CallbackStatus, Cursor, Delivery, DeliveryId, DeliveryStatus, HistoryEntry, Lead,
@@ -92,6 +92,12 @@ fn process() -> Process {
             secrets: vec![],
             retiring_secrets: vec![],
             events: None,
+            filter: vec![FilterCondition {
+                field: "metadata.source".into(),
+                equals: None,
+                one_of: Some(vec!["web".into(), "app".into()]),
+                exists: None,
+            }],
             enabled: true,
             timeout_seconds: 15,
             max_in_flight: 64,

@@ -6,6 +6,7 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+use super::FilterCondition;
 use crate::{
     ObjectId, Timestamp,
     event::CompletionEvent,
@@ -36,6 +37,9 @@ pub struct Callback {
     /// The events that it gets; absent means the outcomes of updates.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub events: Option<BTreeSet<EventKind>>,
+    /// The conditions that an event must satisfy, all of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub filter: Vec<FilterCondition>,
     /// Whether outcomes are delivered to it.
     #[serde(default = "default_true")]
     pub enabled: bool,
@@ -90,7 +94,11 @@ impl Callback {
         let named = self.events.as_ref();
         let defaults = if named.is_none() { &EventKind::DEFAULT[..] } else { &[] };
         let subscribed = named.into_iter().flatten().chain(defaults);
-        subscribed.filter(|kind| self.enabled && kind.occurred(event)).map(|kind| kind.delivery())
+        // Evaluated once, and only for an event that it would get: a callback without a filter pays nothing for it.
+        let mut passes = None;
+        let mut passes =
+            move || *passes.get_or_insert_with(|| self.filter.iter().all(|condition| condition.holds(event)));
+        subscribed.filter(move |kind| self.enabled && kind.occurred(event) && passes()).map(|kind| kind.delivery())
     }
 
     /// The secrets that sign at this time, newest first.

@@ -13,6 +13,12 @@ pub const MAX_SOURCES: usize = 20;
 pub const MAX_ACTIVE_SECRETS: usize = 5;
 /// The most signing secrets of a callback that were replaced and still sign.
 pub const MAX_RETIRING_SECRETS: usize = 4;
+/// The most conditions of a callback's filter.
+pub const MAX_FILTER_CONDITIONS: usize = 10;
+/// The most values of a condition.
+pub const MAX_FILTER_VALUES: usize = 50;
+/// The most levels of a path into metadata in a condition.
+pub const MAX_FILTER_PATH: usize = 8;
 /// The longest name of a project, key, process, state, callback or authentication header, in characters.
 pub const MAX_NAME_CHARS: usize = 255;
 /// The longest URL, in bytes.
@@ -23,13 +29,16 @@ pub const MAX_AUTH_BYTES: usize = 4096;
 pub const MAX_PROCESS_BYTES: usize = 512 * 1024;
 
 /// All bounds, as the docs show them.
-pub const LIMITS: [(&str, usize); 10] = [
+pub const LIMITS: [(&str, usize); 13] = [
     ("states", MAX_STATES),
     ("transitions, counted by their targets", MAX_TRANSITIONS),
     ("callbacks", MAX_CALLBACKS),
     ("sources of call reports", MAX_SOURCES),
     ("signing secrets of a callback, secrets of a source", MAX_ACTIVE_SECRETS),
     ("retiring secrets of a callback", MAX_RETIRING_SECRETS),
+    ("conditions of a filter", MAX_FILTER_CONDITIONS),
+    ("values of a condition", MAX_FILTER_VALUES),
+    ("levels of a path in a condition", MAX_FILTER_PATH),
     ("characters of a name", MAX_NAME_CHARS),
     ("bytes of a URL", MAX_URL_BYTES),
     ("bytes of a token or header value in `auth`, or of a source's secret", MAX_AUTH_BYTES),

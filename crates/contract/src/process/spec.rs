@@ -5,9 +5,10 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    CallbackAuth, DEFAULT_CALL_TIMEOUT_SECONDS, DuringCall, EventKind, MAX_ACTIVE_SECRETS, MAX_AUTH_BYTES,
-    MAX_CALLBACKS, MAX_NAME_CHARS, MAX_SOURCES, MAX_STATES, MAX_TRANSITIONS, MetadataMerge, Ordering, Rules,
-    SourceSpec, State, StateKind, UrlFault, header_fault, limits::check_name, parse_url, signing_key,
+    CallbackAuth, DEFAULT_CALL_TIMEOUT_SECONDS, DuringCall, EventKind, FilterCondition, MAX_ACTIVE_SECRETS,
+    MAX_AUTH_BYTES, MAX_CALLBACKS, MAX_FILTER_CONDITIONS, MAX_NAME_CHARS, MAX_SOURCES, MAX_STATES, MAX_TRANSITIONS,
+    MetadataMerge, Ordering, Rules, SourceSpec, State, StateKind, UrlFault, header_fault, limits::check_name,
+    parse_url, signing_key,
 };
 use crate::{ObjectId, secret::Secret, subject::NO_PROCESS, text::quoted};
 
@@ -75,6 +76,10 @@ pub struct CallbackSpec {
     /// The events that it gets; absent means the outcomes of updates.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub events: Option<BTreeSet<EventKind>>,
+    /// The conditions that an event must satisfy, all of them. Without any, it gets every event that it names.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "schema", schemars(length(max = MAX_FILTER_CONDITIONS)))]
+    pub filter: Vec<FilterCondition>,
     /// Whether outcomes are delivered to it.
     #[serde(default = "super::callback::default_true")]
     pub enabled: bool,
@@ -215,6 +220,7 @@ impl CallbackSpec {
                 fault("secrets: each must be whsec_ and the base64 of 24 to 64 bytes".into());
             }
         }
+        super::filter::faults(&self.filter).into_iter().for_each(&mut fault);
         self.auth.iter().flat_map(auth_faults).for_each(fault);
         check_name("callbacks: a name", &self.name, faults);
     }

@@ -317,6 +317,7 @@ fn callback_from_spec(
         secrets,
         retiring_secrets,
         events: spec.events.clone(),
+        filter: spec.filter.clone(),
         enabled: spec.enabled,
         timeout_seconds: spec.timeout_seconds,
         max_in_flight: spec.max_in_flight,

@@ -68,7 +68,9 @@ const TABLES: &str = "
         seq bigint, project_id bytea, update_id bytea, published_at timestamptz, generation int);
     CREATE TEMP TABLE audit_dead_letters (origin text, epoch int, seq bigint);
     CREATE TEMP TABLE audit_callbacks (
-        callback_id bytea, project_id bytea, process_id bytea, name text, events text[], known_since timestamptz);
+        callback_id bytea, project_id bytea, process_id bytea, name text, events text[], known_since timestamptz,
+        -- Its conditions; null without any.
+        filter json);
     -- Announced events without a delivery to a callback that subscribes to them.
     CREATE TEMP TABLE audit_missing_deliveries (update_id bytea, callback_id bytea, kind text, verdict text);
 ";
@@ -141,7 +143,7 @@ const CALLBACKS: &str = r#"
            CASE WHEN NOT enabled THEN '{}'::text[]
                 WHEN events IS NULL THEN '{update.succeeded,update.failed}'
                 ELSE ARRAY(SELECT jsonb_array_elements_text(events)) END,
-           CASE WHEN p.projected_revision = p.revision THEN p.changed_at ELSE 'infinity' END
+           CASE WHEN p.projected_revision = p.revision THEN p.changed_at ELSE 'infinity' END, c->'filter'
     FROM lead_state.processes p, audit_facts f, json_array_elements(p.config->'callbacks') c,
          LATERAL (SELECT coalesce((c->>'enabled')::boolean, true) AS enabled,
                          nullif((c->'events')::jsonb, 'null') AS events) AS settings
@@ -167,7 +169,19 @@ const MISSING_DELIVERIES: &str = "
         ON v.project_id = r.project_id AND v.update_id = r.update_id
     WHERE r.in_scope AND ((r.at_epoch, r.at_seq) <= (f.announced_epoch, f.announced_seq) OR v.seq IS NOT NULL)
       AND NOT EXISTS (SELECT FROM webhooks.deliveries d
-                      WHERE d.update_id = r.update_id AND d.callback_id = c.callback_id AND d.kind = o.delivery)";
+                      WHERE d.update_id = r.update_id AND d.callback_id = c.callback_id AND d.kind = o.delivery)
+      -- The rules of `contract::process::FilterCondition::holds`.
+      AND (c.filter IS NULL OR NOT EXISTS (
+          SELECT FROM json_array_elements(c.filter) AS condition, LATERAL (SELECT CASE condition->>'field'
+              WHEN 'fromState' THEN r.from_state WHEN 'toState' THEN r.to_state WHEN 'disposition' THEN r.disposition
+              WHEN 'processId' THEN nullif(encode(r.process_id, 'hex'), '')
+              ELSE (SELECT u.data #>> string_to_array(substr(condition->>'field', length('metadata.') + 1), '.')
+                    FROM lead_state.lead_updates u WHERE u.project_id = r.project_id AND u.update_id = r.update_id)
+              END AS content) AS found
+          WHERE NOT CASE WHEN condition->>'equals' IS NOT NULL THEN coalesce(content = condition->>'equals', false)
+                         WHEN condition->'in' IS NOT NULL
+                         THEN content IS NOT NULL AND content IN (SELECT json_array_elements_text(condition->'in'))
+                         ELSE (content IS NOT NULL) = (condition->>'exists')::boolean END))";
 
 const COUNT_UPDATES: &str = "
     SELECT
