@@ -234,7 +234,7 @@ const FORBIDDEN_TO_PUBLISH: &str = "
         $JS.API.CONSUMER.MSG.NEXT.LEAD_EVENTS.webhook-notifier $JS.API.STREAM.PURGE.LEAD_COMMANDS
         $JS.API.STREAM.DELETE.LEAD_COMMANDS _INBOX_gateway.forged.1 leads.intake.OTHER.update
     gateway: leads.applied leads.intake.OWN.update leads.evt.OWN._.update.succeeded leads.dead.invalid_json leads.rpc.key.create leads.rpc.process.apply
-        leads.rpc.secrets.rotate $KV.api_keys.x $JS.API.STREAM.INFO.KV_processes $JS.API.STREAM.PURGE.LEAD_COMMANDS
+        leads.rpc.secrets.rotate $KV.api_keys.x $KV.processes.x $JS.API.STREAM.PURGE.LEAD_COMMANDS
         $JS.API.CONSUMER.CREATE.LEAD_EVENTS.spy $JS.API.CONSUMER.CREATE.LEAD_EVENTS.webhook-notifier.leads.evt.OWN.>
         $JS.API.CONSUMER.MSG.NEXT.LEAD_EVENTS.webhook-notifier $JS.API.CONSUMER.DELETE.LEAD_EVENTS.webhook-notifier
         _INBOX_leadctl.forged.1

@@ -215,6 +215,8 @@ async fn an_unsampled_trace_is_passed_on_and_not_exported() {
     let unsampled = format!("00-{}-{CLIENT}-00", "ab".repeat(16));
 
     update(&stack, &unsampled, &json!({"leadId": lead_id, "name": "x"})).await;
+    // Webhooks of two updates may arrive in either order.
+    stack.receiver.wait_for_requests("/crm", 1, TEST_TIMEOUT).await;
     stack.api.update(json!({"leadId": lead_id, "name": "y"})).await;
 
     let requests = stack.receiver.wait_for_requests("/crm", 2, TEST_TIMEOUT).await;
