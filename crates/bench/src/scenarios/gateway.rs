@@ -1,6 +1,6 @@
 //! Updates accepted per second on 64 connections, each with one request at a time.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use serde_json::json;
 use test_support::free_port;
@@ -16,10 +16,15 @@ pub(crate) const NAME: &str = "gateway";
 pub(crate) const FLOOR: &str = "floor: hyper, parses and publishes";
 pub(crate) const RATIO: &str = "accepted, ratio to the floor";
 
+/// Longer than a gateway takes a lead-state without progress for a slow one.
+const OUTAGE_NOTICED: Duration = Duration::from_secs(3);
+
 pub(crate) async fn run(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
     let mut stack = Stack::start(false, 100_000).await?;
     stack.lead_state.terminate().await;
     stack.notifier.terminate().await;
+    // The gateway bounds unapplied work until it finds that nothing is applied.
+    stack.driver.post(stack.load(OUTAGE_NOTICED)).await?;
     let (mut ours, mut floors, mut cpu, mut memory) = (vec![], vec![], vec![], MemoryUsage::default());
     for run in plan.runs(NAME) {
         let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
