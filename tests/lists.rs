@@ -69,6 +69,8 @@ async fn leads_are_found_by_what_people_know_of_them() {
         FROM lead_state.leads, generate_series(1, 10001) AS n WHERE name = 'adam'";
     stack.sql(many).await;
     assert_refused(stack.api.get("/api/v1/leads?q=many").await, 400, "search_too_broad");
+    let long = format!("/api/v1/leads?q={}", "x".repeat(256));
+    assert_refused(stack.api.get(&long).await, 400, "invalid_field");
     assert_eq!(find(&stack.api, "q=many%20777").await.len(), 11);
 }
 

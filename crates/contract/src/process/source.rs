@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use super::{MAX_ACTIVE_SECRETS, MAX_AUTH_BYTES, MAX_NAME_CHARS, limits::check_name};
+use super::{MAX_ACTIVE_SECRETS, MAX_AUTH_BYTES, limits::check_name};
 use crate::{
     ObjectId,
     secret::{Secret, SecretField},
@@ -104,7 +104,7 @@ pub struct SourceSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source_id: Option<ObjectId>,
     /// Its name, unique in the process, which identifies it.
-    #[cfg_attr(feature = "schema", schemars(length(min = 1, max = MAX_NAME_CHARS)))]
+    #[cfg_attr(feature = "schema", schemars(length(min = 1, max = super::MAX_NAME_CHARS)))]
     pub name: String,
     /// The platform.
     pub platform: Platform,

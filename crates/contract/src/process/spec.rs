@@ -6,9 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     CallbackAuth, DEFAULT_CALL_TIMEOUT_SECONDS, DuringCall, EventKind, FilterCondition, MAX_ACTIVE_SECRETS,
-    MAX_AUTH_BYTES, MAX_CALLBACKS, MAX_FILTER_CONDITIONS, MAX_NAME_CHARS, MAX_SOURCES, MAX_STATES, MAX_TRANSITIONS,
-    MetadataMerge, Ordering, Rules, SourceSpec, State, StateKind, UrlFault, header_fault, limits::check_name,
-    parse_url, signing_key,
+    MAX_AUTH_BYTES, MAX_CALLBACKS, MAX_NAME_CHARS, MAX_SOURCES, MAX_STATES, MAX_TRANSITIONS, MetadataMerge, Ordering,
+    Rules, SourceSpec, State, StateKind, UrlFault, header_fault, limits::check_name, parse_url, signing_key,
 };
 use crate::{ObjectId, secret::Secret, subject::NO_PROCESS, text::quoted};
 
@@ -78,7 +77,7 @@ pub struct CallbackSpec {
     pub events: Option<BTreeSet<EventKind>>,
     /// The conditions that an event must satisfy, all of them. Without any, it gets every event that it names.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[cfg_attr(feature = "schema", schemars(length(max = MAX_FILTER_CONDITIONS)))]
+    #[cfg_attr(feature = "schema", schemars(length(max = super::MAX_FILTER_CONDITIONS)))]
     pub filter: Vec<FilterCondition>,
     /// Whether outcomes are delivered to it.
     #[serde(default = "super::callback::default_true")]

@@ -132,6 +132,9 @@ pub struct ShortResult {
     pub duration_seconds: Option<u32>,
 }
 
+/// Most characters of a text that leads are searched for.
+pub const MAX_SEARCH_CHARS: usize = 255;
+
 /// Lists the leads of a project that meet all conditions, newest first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]

@@ -253,7 +253,11 @@ pub(crate) fn id() -> Value {
 }
 
 pub(crate) fn text() -> Value {
-    json!({"type": "string", "maxLength": 1024})
+    text_up_to(1024)
+}
+
+pub(crate) fn text_up_to(max_chars: usize) -> Value {
+    json!({"type": "string", "maxLength": max_chars})
 }
 
 pub(crate) fn date_time() -> Value {

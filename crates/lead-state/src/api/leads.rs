@@ -4,8 +4,8 @@ use contract::{
     JsonObject, ObjectId,
     command::MAX_TEXT_CHARS,
     rpc::{
-        Call, ErrorCode, GetLead, GetLeadHistory, HistoryEntry, InitiateLead, Lead, ListCalls, ListLeads, Page,
-        RpcError, clamp,
+        Call, ErrorCode, GetLead, GetLeadHistory, HistoryEntry, InitiateLead, Lead, ListCalls, ListLeads,
+        MAX_SEARCH_CHARS, Page, RpcError, clamp,
     },
 };
 use service_kit::clock;
@@ -92,8 +92,11 @@ impl Api {
         before: Option<ObjectId>,
         limit: u32,
     ) -> Result<Page<Lead>, RpcError> {
-        let search = LeadSearch::parse(search)
-            .ok_or_else(|| RpcError::new(ErrorCode::InvalidField, "The text to search for is empty"))?;
+        let refused = |fault: String| RpcError::new(ErrorCode::InvalidField, format!("The text to search for {fault}"));
+        if search.chars().nth(MAX_SEARCH_CHARS).is_some() {
+            return Err(refused(format!("has more than {MAX_SEARCH_CHARS} characters")));
+        }
+        let search = LeadSearch::parse(search).ok_or_else(|| refused("is empty".into()))?;
         let found = lead_search::matching(&self.pool, project_id, &search, SEARCHED_LEADS as usize).await?;
         let Some(mut found) = found else {
             let message = format!("More than {SEARCHED_LEADS} leads match; search for a longer text");

@@ -51,17 +51,19 @@ pub(crate) async fn handle(
 
 #[cfg(test)]
 pub(crate) fn operation() -> crate::openapi::Operation {
-    use crate::openapi::{date_time, id, text};
+    use contract::{process::MAX_NAME_CHARS, rpc::MAX_SEARCH_CHARS};
+
+    use crate::openapi::{date_time, id, text_up_to};
     crate::openapi::Operation::new("Leads", "listLeads", "List leads")
         .description("The newest first. All given filters must match.")
         .query("processId", "Only leads of this process", id())
-        .query("state", "Only leads in this state", text())
+        .query("state", "Only leads in this state", text_up_to(MAX_NAME_CHARS))
         .query("updatedSince", "Only leads that changed at this time or later", date_time())
         .query(
             "q",
             "Only leads with this `leadId` or `referenceId`, this e-mail address, a phone number that ends with these \
              digits (6 at least), or a name that begins so (2 characters at least)",
-            text(),
+            text_up_to(MAX_SEARCH_CHARS),
         )
         .query_parameter("masked")
         .page_parameters()
