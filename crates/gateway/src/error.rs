@@ -368,6 +368,8 @@ pub(crate) mod tests {
         503 too_many_in_flight (retry): Too many updates in flight: all 4096 are in use; nothing was accepted; wait for responses, or send in bulk
         429 too_many_bulk_requests (retry): Too many bulk requests: this project has 16 of 32, its present share; nothing was accepted; retry when one has ended
         503 too_many_bulk_requests (retry): Too many bulk requests: all 32 are in use; nothing was accepted; retry when one has ended
+        429 too_many_call_reports (retry): Too many call reports: this project has 32 of 64, its present share; nothing was accepted; retry
+        503 too_many_call_reports (retry): Too many call reports: all 64 are in use; nothing was accepted; retry
         429 too_many_listeners (retry): Too many event streams: this project has 64 of 128, its present share; close one, or retry later
         503 too_many_listeners (retry): Too many event streams: all 128 are in use; close one, or retry later
         503 broker_unavailable (retry): NATS cannot be reached; nothing was accepted
