@@ -2,17 +2,14 @@
 //! replaced one after the other, while clients and producers send. What must hold after it is what the fault suite
 //! expects: nothing is lost, nothing is applied twice, and the audit is clean.
 
-use std::{
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::path::{Path, PathBuf};
 
 use rand::{SeedableRng, rngs::StdRng};
 use test_support::{LocalNats, LocalPostgres, Service, binary, free_port, nats, postgres};
 
 use crate::{
     faults::{
-        retry_schedule,
+        ANSWER_WITHIN, retry_schedule,
         scene::{Scene, Servers},
     },
     support::{TEST_TIMEOUT, service_of},
@@ -20,8 +17,6 @@ use crate::{
 
 /// The services, readers before writers.
 const ORDER: [&str; 3] = ["lead-state", "webhook-notifier", "gateway"];
-/// How long a client waits for an answer before it sends again.
-const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
 /// One of two processes of a service.
 struct Member {

@@ -37,7 +37,7 @@ pub(crate) fn retry_schedule() -> String {
     format!("{FIRST_RETRIES}{}", ",5s".repeat(RETRIES))
 }
 /// How long a client waits for an answer before it sends again.
-const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+pub(crate) const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
 /// The length of a run.
 enum Length {

@@ -187,10 +187,11 @@ impl Flight {
 }
 
 impl Drop for Flight {
-    /// After a panic, the next command begins another flight.
+    /// After a panic, no command waits for what does not come: the outcomes of all that are queued are unknown, and the next
+    /// command begins another flight.
     fn drop(&mut self) {
         if !self.landed {
-            lock(&self.state).in_flight = false;
+            *lock(&self.state) = State::default();
         }
     }
 }

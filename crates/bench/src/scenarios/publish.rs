@@ -1,6 +1,6 @@
 //! What it costs to publish to JetStream: single messages, atomic batches, and several updates in one message, on one server
 //! and on three replicas, with and without sync before ack. No service takes part; the figures are what
-//! docs/adr/0009-publish-in-atomic-and-fast-ingest-batches.md rests on. Not a part of `all`.
+//! docs/adr/0050-publish-waiting-commands-as-one-message.md rests on. Not a part of `all`.
 
 use std::{
     fmt,

@@ -1,6 +1,6 @@
 //! The members of a JSON object of a webhook, as raw values: what is taken is mapped, what remains goes into the metadata.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, cmp::Reverse};
 
 use contract::{
     command::MAX_TEXT_CHARS,
@@ -90,23 +90,39 @@ impl<'a> Object<'a> {
         self.members.is_empty()
     }
 
-    /// The bytes of its JSON, at most: a name may need escapes.
+    /// The bytes of its JSON, at most.
     pub(super) fn bytes(&self) -> usize {
-        self.members.iter().map(|(name, value)| name.len() * 6 + value.get().len() + 4).sum::<usize>() + 2
+        self.members.iter().map(member_bytes).sum::<usize>() + 2
     }
 
-    /// Removes the member with the largest value; its name.
-    pub(super) fn remove_largest(&mut self) -> Option<String> {
-        let sizes =
-            self.members.iter().enumerate().map(|(index, (name, value))| (value.get().len() + name.len(), index));
-        let (_, index) = sizes.max()?;
-        let (name, _) = self.members.remove(index);
-        Some(name.into_owned())
+    /// Removes the largest members until the others have at most so many bytes; the names of those removed, the largest one
+    /// first.
+    pub(super) fn shrink_to(&mut self, max_bytes: usize) -> Vec<String> {
+        let mut bytes = self.bytes();
+        if bytes <= max_bytes {
+            return Vec::new();
+        }
+        self.members.sort_by_cached_key(|member| Reverse(member_bytes(member)));
+        let mut kept = self.members.split_off(0).into_iter();
+        let mut removed = Vec::new();
+        while bytes > max_bytes
+            && let Some(member) = kept.next()
+        {
+            bytes -= member_bytes(&member);
+            removed.push(member.0.into_owned());
+        }
+        self.members = kept.collect();
+        removed
     }
 
     pub(super) fn into_members(self) -> Members<'a> {
         self.members.into_iter().map(|(name, value)| (name, Cow::Borrowed(value))).collect()
     }
+}
+
+/// The bytes of a member's JSON, at most: a name may need escapes.
+fn member_bytes((name, value): &(Cow<'_, str>, &RawValue)) -> usize {
+    name.len() * 6 + value.get().len() + 4
 }
 
 /// Whole seconds of a duration.

@@ -8,6 +8,7 @@ use contract::{
     event::OutcomeKind,
     fields::BodyError,
     json::Members,
+    text,
 };
 use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
@@ -18,6 +19,9 @@ use super::object::Object;
 const RESULT_BYTES: usize = MAX_RESULT_BYTES - (4 << 10);
 /// The member of the metadata with the names of what was left out.
 const OMITTED: &str = "omitted";
+/// Most of these names, and most characters of each.
+const MAX_NAMES: usize = 16;
+const MAX_NAME_CHARS: usize = 32;
 
 /// A call event, as the body of a request.
 #[derive(Debug, PartialEq, Eq)]
@@ -108,23 +112,27 @@ impl<'a> Call<'a> {
     }
 }
 
+/// The names of fields, within bounds.
+fn named(fields: &[String]) -> Vec<String> {
+    let names = fields.iter().take(MAX_NAMES).map(|name| text::prefix(name, MAX_NAME_CHARS).to_owned());
+    let more = fields.len().checked_sub(MAX_NAMES + 1).map(|more| format!("and {} more", more + 1));
+    names.chain(more).collect()
+}
+
 impl CallDraft<'_> {
     /// The result within its bound, and the names of what is left out: the largest metadata first, then the analysis and
     /// the summary.
     fn fit(mut self) -> (CallResult, Vec<String>) {
-        let mut omitted = Vec::new();
-        while self.bytes() > RESULT_BYTES {
-            if let Some(name) = self.metadata.remove_largest() {
-                omitted.push(name);
-            } else if !self.analysis.is_empty() {
-                self.analysis = Object::default();
-                omitted.push("analysis".into());
-            } else if self.summary.take().is_some() {
-                omitted.push("summary".into());
-            } else {
-                break;
-            }
+        let others = self.bytes() - self.metadata.bytes();
+        let mut omitted = self.metadata.shrink_to(RESULT_BYTES.saturating_sub(others));
+        if self.bytes() > RESULT_BYTES && !self.analysis.is_empty() {
+            self.analysis = Object::default();
+            omitted.push("analysis".into());
         }
+        if self.bytes() > RESULT_BYTES && self.summary.take().is_some() {
+            omitted.push("summary".into());
+        }
+        let omitted = named(&omitted);
         let mut metadata = self.metadata.into_members();
         if !omitted.is_empty()
             && let Ok(names) = to_raw_value(&omitted)

@@ -122,6 +122,25 @@ fn a_result_that_is_too_large_loses_its_largest_fields_and_names_them() {
 }
 
 #[test]
+fn a_result_of_too_many_fields_names_the_first_of_those_that_it_loses() {
+    let fields = (0..30_000).map(|number| (format!("{:0<40}", format!("field-{number}-")), json!(1)));
+    let mut body: serde_json::Map<_, _> = fields.collect();
+    body.insert("call_id".into(), json!("c"));
+    body.insert("completed".into(), json!(true));
+    body.insert("metadata".into(), json!({"leadId": LEAD}));
+
+    let CallReport { kind, body, omitted, .. } = report(Platform::Bland, &Value::Object(body).to_string());
+
+    crate::command::Command::parse(kind, &body, PROCESS).unwrap();
+    let kept = serde_json::from_slice::<Value>(&body).unwrap()["result"]["metadata"].as_object().unwrap().len() - 1;
+    // All fields of Bland's but the call's id, which is no metadata.
+    let left_out = 30_002 - kept;
+    assert_eq!((omitted.len(), omitted[16].as_str()), (17, format!("and {} more", left_out - 16).as_str()));
+    assert!(omitted[..16].iter().all(|name| name.chars().count() == 32), "{omitted:?}");
+    assert!(kept > 500, "{kept}");
+}
+
+#[test]
 fn a_field_of_another_type_than_documented_goes_into_the_metadata() {
     let text = r#"{"call_id":"c","completed":true,"metadata":{"leadId":"LEAD"},"summary":7,"disposition_tag":["a"],
         "recording_url":"","call_length":"soon"}"#;

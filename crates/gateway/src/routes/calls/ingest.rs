@@ -157,7 +157,7 @@ fn proof(platform: Platform, headers: &HeaderMap) -> (Option<String>, Option<Str
         Platform::Vapi => header("x-vapi-secret").or_else(bearer),
         Platform::Retell | Platform::Bland => None,
     };
-    let digest = |secret: &str| Sha256::digest(secret).iter().map(|byte| format!("{byte:02x}")).collect();
+    let digest = |secret: &str| hex::encode(Sha256::digest(secret));
     (signature.map(str::to_owned), secret.map(digest))
 }
 
