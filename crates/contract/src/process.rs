@@ -21,7 +21,7 @@ pub use self::{
         new_signing_secret, signing_key,
     },
     endpoint::{RESTRICTED_PORTS, UrlFault, header_fault, parse_url, restricted_port},
-    filter::FilterCondition,
+    filter::{EventValues, FilterCondition},
     limits::*,
     source::{IngestId, InvalidIngestId, InvalidPlatform, MIN_SOURCE_SECRET_BYTES, Platform, Source, SourceSpec},
     spec::{CallbackSpec, ProcessSpec},

@@ -13,7 +13,7 @@ use contract::{
     event::CompletionEvent,
     event_kind::DeliveryKind,
     json::redacted_error,
-    process::{Callback, Ordering, Process, Source},
+    process::{Callback, EventValues, Ordering, Process, Source},
     subject::process_key,
 };
 use secrets::{OpenError, SealingKeys};
@@ -338,6 +338,8 @@ impl Callbacks {
 
 fn subscribed(process: &Arc<ConfiguredProcess>, event: &CompletionEvent) -> Vec<Subscription> {
     let callbacks = process.callbacks.iter().enumerate();
-    let subscribed = callbacks.flat_map(|(index, callback)| callback.deliveries(event).map(move |kind| (index, kind)));
+    let values = EventValues::of(event);
+    let subscribed =
+        callbacks.flat_map(|(index, callback)| callback.deliveries(&values).map(move |kind| (index, kind)));
     subscribed.map(|(index, kind)| (Target { process: process.clone(), index }, kind)).collect()
 }

@@ -6,10 +6,9 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use super::FilterCondition;
+use super::{EventValues, FilterCondition};
 use crate::{
     ObjectId, Timestamp,
-    event::CompletionEvent,
     event_kind::{DeliveryKind, EventKind},
     secret::{Secret, SecretField},
 };
@@ -90,7 +89,7 @@ pub(super) const fn default_max_in_flight() -> u32 {
 
 impl Callback {
     /// The kinds of the deliveries that it gets of a completion event, in the order in which they are delivered.
-    pub fn deliveries(&self, event: &CompletionEvent) -> impl Iterator<Item = DeliveryKind> {
+    pub fn deliveries(&self, event: &EventValues<'_>) -> impl Iterator<Item = DeliveryKind> {
         let named = self.events.as_ref();
         let defaults = if named.is_none() { &EventKind::DEFAULT[..] } else { &[] };
         let subscribed = named.into_iter().flatten().chain(defaults);
@@ -98,7 +97,9 @@ impl Callback {
         let mut passes = None;
         let mut passes =
             move || *passes.get_or_insert_with(|| self.filter.iter().all(|condition| condition.holds(event)));
-        subscribed.filter(move |kind| self.enabled && kind.occurred(event) && passes()).map(|kind| kind.delivery())
+        subscribed
+            .filter(move |kind| self.enabled && kind.occurred(event.event()) && passes())
+            .map(|kind| kind.delivery())
     }
 
     /// The secrets that sign at this time, newest first.

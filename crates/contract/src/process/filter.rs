@@ -3,16 +3,24 @@
 //! `leadctl audit` evaluates the same conditions in SQL (`#>>`), so a value is compared as a text: a number or an object as
 //! it is written.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, cell::RefCell, collections::HashMap, rc::Rc};
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::{MAX_FILTER_CONDITIONS, MAX_FILTER_PATH, MAX_FILTER_VALUES, MAX_NAME_CHARS};
-use crate::{JsonObject, command::MAX_TEXT_CHARS, event::CompletionEvent, json, text::quoted};
+use crate::{
+    JsonObject,
+    command::MAX_TEXT_CHARS,
+    event::CompletionEvent,
+    json::{self, Members},
+    text::quoted,
+};
 
 /// What a path into the lead's metadata begins with.
 const METADATA: &str = "metadata.";
+/// Most bytes of the JSON of a text that a condition may equal: a character has at most twelve, as two escapes.
+const MAX_COMPARED_BYTES: usize = 12 * MAX_TEXT_CHARS + 2;
 
 /// A condition that an event must satisfy: exactly one of `equals`, `in` and `exists`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,23 +45,13 @@ pub struct FilterCondition {
 
 impl FilterCondition {
     /// Whether an event satisfies it.
-    pub fn holds(&self, event: &CompletionEvent) -> bool {
-        let value = self.value(event);
+    pub fn holds(&self, event: &EventValues<'_>) -> bool {
+        let value = event.get(&self.field);
         let is = |expected: &String| value.as_deref() == Some(expected.as_str());
         match self {
             Self { equals: Some(expected), .. } => is(expected),
             Self { one_of: Some(expected), .. } => expected.iter().any(is),
             Self { exists, .. } => *exists == Some(value.is_some()),
-        }
-    }
-
-    fn value<'a>(&self, event: &'a CompletionEvent) -> Option<Cow<'a, str>> {
-        match self.field.as_str() {
-            "fromState" => event.from_state.as_deref().map(Cow::Borrowed),
-            "toState" => event.to_state.as_deref().map(Cow::Borrowed),
-            "disposition" => event.disposition.as_deref().map(Cow::Borrowed),
-            "processId" => event.process_id.map(|id| id.to_string().into()),
-            path => value_at(event.data.as_ref()?, path.strip_prefix(METADATA)?),
         }
     }
 
@@ -91,6 +89,77 @@ impl FilterCondition {
     }
 }
 
+/// The values of an event that conditions compare. Each object and list of the metadata is parsed once, however many
+/// conditions of however many callbacks read it.
+pub struct EventValues<'a> {
+    event: &'a CompletionEvent,
+    /// What was parsed, by the place of its text in memory.
+    parsed: RefCell<HashMap<usize, Rc<Parsed<'a>>>>,
+}
+
+/// What a text of JSON contains.
+enum Parsed<'a> {
+    Object(Members<'a>),
+    List(Vec<&'a RawValue>),
+    /// Nothing.
+    Scalar,
+}
+
+impl<'a> EventValues<'a> {
+    /// Those of this event.
+    pub fn of(event: &'a CompletionEvent) -> Self {
+        Self { event, parsed: RefCell::default() }
+    }
+
+    pub(super) fn event(&self) -> &'a CompletionEvent {
+        self.event
+    }
+
+    fn get(&self, field: &str) -> Option<Cow<'a, str>> {
+        let event = self.event;
+        match field {
+            "fromState" => event.from_state.as_deref().map(Cow::Borrowed),
+            "toState" => event.to_state.as_deref().map(Cow::Borrowed),
+            "disposition" => event.disposition.as_deref().map(Cow::Borrowed),
+            "processId" => event.process_id.map(|id| id.to_string().into()),
+            path => self.at(event.data.as_ref()?, path.strip_prefix(METADATA)?),
+        }
+    }
+
+    /// The value at a path, as a text.
+    fn at(&self, metadata: &'a JsonObject, path: &str) -> Option<Cow<'a, str>> {
+        let value = path.split('.').try_fold(metadata.get(), |value, segment| self.inner(value, segment))?;
+        match value.as_bytes().first()? {
+            b'n' => None,
+            // A longer text equals none of the conditions': it is not decoded for each of them.
+            b'"' if value.len() <= MAX_COMPARED_BYTES => serde_json::from_str::<String>(value).ok().map(Cow::Owned),
+            _ => Some(Cow::Borrowed(value)),
+        }
+    }
+
+    /// The member or item of a value.
+    fn inner(&self, value: &'a str, segment: &str) -> Option<&'a str> {
+        let parsed = self.parsed.borrow_mut().entry(value.as_ptr().addr()).or_insert_with(|| parse(value)).clone();
+        match &*parsed {
+            Parsed::Object(members) => match members.get(segment)? {
+                Cow::Borrowed(member) => Some(member.get()),
+                Cow::Owned(_) => None,
+            },
+            Parsed::List(items) => items.get(segment.parse::<usize>().ok()?).map(|item| item.get()),
+            Parsed::Scalar => None,
+        }
+    }
+}
+
+fn parse(value: &str) -> Rc<Parsed<'_>> {
+    let parsed = match value.as_bytes().first() {
+        Some(b'{') => json::members(value).ok().map(Parsed::Object),
+        Some(b'[') => serde_json::from_str(value).ok().map(Parsed::List),
+        _ => None,
+    };
+    Rc::new(parsed.unwrap_or(Parsed::Scalar))
+}
+
 /// The faults of a filter, one sentence each.
 pub(super) fn faults(filter: &[FilterCondition]) -> Vec<String> {
     if filter.len() > MAX_FILTER_CONDITIONS {
@@ -106,31 +175,6 @@ fn is_segment(segment: &str) -> bool {
     let number = segment.trim_start().trim_start_matches(['+', '-']);
     let is_number = !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit());
     !segment.is_empty() && !segment.contains('\0') && (is_index || !is_number)
-}
-
-/// The value at a path, as a text.
-fn value_at<'a>(metadata: &'a JsonObject, path: &str) -> Option<Cow<'a, str>> {
-    let value = path.split('.').try_fold(metadata.get(), inner)?;
-    match value.as_bytes().first()? {
-        b'n' => None,
-        b'"' => serde_json::from_str::<String>(value).ok().map(Cow::Owned),
-        _ => Some(Cow::Borrowed(value)),
-    }
-}
-
-/// The member or item of a value.
-fn inner<'a>(value: &'a str, segment: &str) -> Option<&'a str> {
-    match value.as_bytes().first()? {
-        b'{' => match json::members(value).ok()?.swap_remove(segment)? {
-            Cow::Borrowed(member) => Some(member.get()),
-            Cow::Owned(_) => None,
-        },
-        b'[' => {
-            let items: Vec<&'a RawValue> = serde_json::from_str(value).ok()?;
-            items.get(segment.parse::<usize>().ok()?).map(|item| item.get())
-        }
-        _ => None,
-    }
 }
 
 #[cfg(test)]
@@ -150,6 +194,7 @@ mod tests {
     fn a_condition_compares_a_value_as_text() {
         let data = r#"{"source":"web","n":1.50,"flag":true,"none":null,"empty":"","deep":{"list":[{"a":"é"},7]},"ob":{"x":1}}"#;
         let event = CompletionEvent { disposition: Some("hot".into()), ..metadata(data) };
+        let values = EventValues::of(&event);
         for (field, value) in [
             ("fromState", "new"),
             ("toState", "interested"),
@@ -163,7 +208,7 @@ mod tests {
             ("metadata.deep.list.1", "7"),
             ("metadata.ob", r#"{"x":1}"#),
         ] {
-            let holds = |rest: String| condition(&format!(r#"{{"field":"{field}",{rest}}}"#)).holds(&event);
+            let holds = |rest: String| condition(&format!(r#"{{"field":"{field}",{rest}}}"#)).holds(&values);
             let text = serde_json::to_string(value).unwrap();
             assert!(holds(format!(r#""equals":{text}"#)), "{field}");
             assert!(holds(format!(r#""in":["other",{text}]"#)), "{field}");
@@ -173,13 +218,28 @@ mod tests {
         for field in
             ["metadata.none", "metadata.gone", "metadata.source.x", "metadata.deep.list.2", "metadata.deep.list.a"]
         {
-            let holds = |rest: &str| condition(&format!(r#"{{"field":"{field}",{rest}}}"#)).holds(&event);
+            let holds = |rest: &str| condition(&format!(r#"{{"field":"{field}",{rest}}}"#)).holds(&values);
             assert!(holds(r#""exists":false"#) && !holds(r#""exists":true"#), "{field}");
             assert!(!holds(r#""equals":"null""#), "{field}");
         }
-        let failed = CompletionEvent { data: None, to_state: None, ..event };
+        let failed = CompletionEvent { data: None, to_state: None, ..event.clone() };
+        let failed = EventValues::of(&failed);
         assert!(condition(r#"{"field":"metadata.source","exists":false}"#).holds(&failed));
         assert!(!condition(r#"{"field":"toState","in":["interested"]}"#).holds(&failed));
+    }
+
+    #[test]
+    fn a_text_is_compared_up_to_the_longest_one_of_a_condition() {
+        let longest = "\u{1f600}".repeat(MAX_TEXT_CHARS);
+        let escaped = "\\ud83d\\ude00".repeat(MAX_TEXT_CHARS);
+        let event = metadata(&format!(r#"{{"a":"{escaped}","b":"{escaped}x","c":"{}"}}"#, "x".repeat(1 << 20)));
+        let values = EventValues::of(&event);
+        let condition = |field: &str, rest: &str| condition(&format!(r#"{{"field":"metadata.{field}",{rest}}}"#));
+        assert!(condition("a", &format!(r#""equals":"{longest}""#)).holds(&values));
+        for field in ["b", "c"] {
+            assert!(!condition(field, &format!(r#""equals":"{longest}""#)).holds(&values), "{field}");
+            assert!(condition(field, r#""exists":true"#).holds(&values), "{field}");
+        }
     }
 
     #[test]
