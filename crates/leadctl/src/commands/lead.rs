@@ -1,4 +1,4 @@
-//! `leadctl lead`: shows leads and their history.
+//! `leadctl lead`: shows and exports leads and their history.
 
 use clap::{Args, Subcommand};
 use contract::{
@@ -8,7 +8,7 @@ use contract::{
 
 use crate::{
     arguments::{InProject, parse_since},
-    commands::paging::Paging,
+    commands::{lead_export::export, paging::Paging},
     output::{self, escape::escaped},
 };
 
@@ -45,6 +45,15 @@ pub(crate) enum Lead {
         search: Option<String>,
         #[command(flatten)]
         paging: Paging,
+        #[command(flatten)]
+        scope: InProject,
+    },
+    /// Print all that is stored about a lead as one JSON document: the lead, its calls, and its updates and call events
+    /// with their commands, deliveries and attempts.
+    #[command(after_help = "Example:\n  leadctl lead export --project 6b04… 696102a4b8c1d2e3f4a5b6c7 > lead.json")]
+    Export {
+        /// The lead.
+        lead_id: ObjectId,
         #[command(flatten)]
         scope: InProject,
     },
@@ -88,6 +97,9 @@ impl Lead {
                 };
                 let head = ["LEAD", "STATE", "VERSION", "UPDATED", "REFERENCE", "NAME"];
                 paging.print(&admin, "no leads", head, query, lead_row).await
+            }
+            Self::Export { lead_id, scope: InProject { project_id, admin } } => {
+                export(&admin.connect().await?, project_id, lead_id).await
             }
             Self::History { lead_id, paging, scope: InProject { project_id, admin } } => {
                 let query = |cursor, limit| GetLeadHistory { project_id, lead_id, cursor, limit };

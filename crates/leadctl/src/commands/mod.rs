@@ -7,6 +7,7 @@ pub(crate) mod deliveries;
 pub(crate) mod events;
 pub(crate) mod key;
 pub(crate) mod lead;
+pub(crate) mod lead_export;
 pub(crate) mod listen;
 pub(crate) mod migrate;
 mod paging;
