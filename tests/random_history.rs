@@ -24,7 +24,7 @@ use serde_json::{Value, json, value::RawValue};
 
 use crate::support::{
     Stack, TEST_TIMEOUT,
-    history::{Leads, differences, message, new_lead, prepare, processes},
+    history::{Leads, differences, message_or_erasure, new_lead, prepare, processes},
     model::{Model, Place},
     publish_in_order,
 };
@@ -49,6 +49,9 @@ fn decide_all(
         let read = read_state(state, &LeadKeys::of(&entries));
         let plan = decide_batch(read, entries, Timestamp::from_millis(0), Limits { metadata_bytes: 1 << 20 });
         dead.extend(plan.dead_letters.iter().map(|dead| place(dead.position)));
+        for erasure in &plan.erasures {
+            state.references.retain(|_, lead_id| *lead_id != erasure.lead_id);
+        }
         state.leads.extend(plan.leads.into_iter().map(|lead| (lead.lead_id, lead)));
         state.calls.extend(plan.calls);
         for queue in state.queued.values_mut() {
@@ -121,6 +124,7 @@ fn two_processes(project_id: ObjectId) -> (Model, BatchState, Vec<Leads>) {
                 disposition: None,
                 metadata: JsonObject::from_text(lead.metadata.to_string()).expect("metadata"),
                 version: 1,
+                is_erased: false,
             };
             state.leads.insert(lead_id, Arc::new(known));
             model.leads.insert(lead_id.to_string(), lead);
@@ -149,7 +153,7 @@ proptest! {
                 Some(earlier) => (earlier.subject.clone(), earlier.payload.clone()),
                 None => {
                     let leads = all.choose(&mut random).expect("leads").clone();
-                    message(&leads, logged_at, &mut random)
+                    message_or_erasure(&leads, logged_at, &mut random)
                 }
             };
             model.feed(sequence, logged_at, &subject, &payload);
@@ -192,7 +196,8 @@ async fn a_random_history_leaves_the_database_equal_to_the_model() {
     for number in 0..3000 {
         let again = sent.choose(&mut random).filter(|_| number % 20 == 19).cloned();
         let leads = all.choose(&mut random).expect("leads");
-        let (subject, payload) = again.unwrap_or_else(|| message(leads, service_kit::clock::now(), &mut random));
+        let (subject, payload) =
+            again.unwrap_or_else(|| message_or_erasure(leads, service_kit::clock::now(), &mut random));
         sent.push((subject, payload));
     }
     let messages = packed(sent, &mut random).into_iter().map(|(subject, payload)| (subject, HeaderMap::new(), payload));
@@ -203,12 +208,14 @@ async fn a_random_history_leaves_the_database_equal_to_the_model() {
     let last = stack.wait_until_applied().await;
     let decided_later = "SELECT count(*) FROM lead_state.lead_updates WHERE decided_sequence IS NOT NULL";
     assert!(stack.count(decided_later).await > 10, "the history has too few special cases");
+    stack.wait_for_count("SELECT count(*) FROM lead_state.pending_erasures", 0).await;
     feed_log(&stack, &mut model, last).await;
     let differences = differences(&stack.pool, &model).await;
     assert!(differences.is_empty(), "{} differences, the first: {}", differences.len(), differences[0]);
     let dead = stack.dead_letters().await;
     assert_eq!(dead, model.dead_letters.len() as u64, "dead letters");
-    assert!(model.repeated > 0 && dead > 0, "the history has too few special cases");
+    let special = model.repeated > 0 && dead > 0 && !model.erased.is_empty();
+    assert!(special, "the history has too few special cases");
 }
 
 /// The same commands, some of them in packs. Only JSON can be in a pack.

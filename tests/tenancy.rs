@@ -171,6 +171,8 @@ fn reaching(endpoint: &gateway::Endpoint, first: &Tenant, second: ObjectId) -> V
         ("GET", "/api/v1/leads") => {
             vec![query(String::new(), 200), query(format!("processId={process_id}&state=interested"), 200)]
         }
+        // 200 is accepted, not applied.
+        ("DELETE", "/api/v1/leads/{leadId}") => vec![(format!("/api/v1/leads/{lead_id}"), None, 200)],
         ("GET", "/api/v1/leads/{leadId}/updates") => vec![(format!("/api/v1/leads/{lead_id}/updates"), None, 404)],
         ("GET", "/api/v1/deliveries") => vec![
             query(String::new(), 200),
@@ -345,7 +347,7 @@ async fn no_endpoint_shows_or_changes_the_data_of_another_project() {
         }
     }
 
-    assert_eq!(accepted.len(), 10);
+    assert_eq!(accepted.len(), 11);
     assert_failed_like_an_unknown_lead(&stack, &first, &second, &accepted).await;
     // Events are delivered in order: with this one delivered, any other to the first project would have arrived.
     let last = first.api.update(json!({"leadId": first.lead_id, "metadata": {"last": true}})).await;

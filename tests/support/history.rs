@@ -155,6 +155,18 @@ pub(crate) fn message(leads: &Leads, at: Timestamp, random: &mut StdRng) -> (Str
     }
 }
 
+/// As [`message`]; a thousandth of them erases a lead.
+pub(crate) fn message_or_erasure(leads: &Leads, at: Timestamp, random: &mut StdRng) -> (String, Bytes) {
+    if random.random_range(0..1000) > 0 {
+        return message(leads, at, random);
+    }
+    let mut body = json!({"leadId": leads.leads.choose(random).expect("a lead").0});
+    if random.random_bool(0.5) {
+        body["updateId"] = json!(ObjectId::new(at, random.random()));
+    }
+    (format!("leads.cmd.{}.erase", leads.project_id), body.to_string().into())
+}
+
 /// The differences between the database and the model, one text each.
 pub(crate) async fn differences(pool: &PgPool, model: &Model) -> Vec<String> {
     let mut found = Vec::new();
@@ -187,7 +199,8 @@ pub(crate) async fn differences(pool: &PgPool, model: &Model) -> Vec<String> {
     .fetch_all(pool)
     .await
     .expect("the ledger");
-    let mut missing: HashMap<_, _> = model.outcomes.iter().collect();
+    let stored_outcome = |key: &(String, String)| Some((key.clone(), model.stored_outcome(key)?));
+    let mut missing: HashMap<_, _> = model.outcomes.keys().filter_map(stored_outcome).collect();
     for row in rows {
         let key: (String, String) = (row.get("project"), row.get("id"));
         let stored = model::Outcome {
@@ -196,7 +209,7 @@ pub(crate) async fn differences(pool: &PgPool, model: &Model) -> Vec<String> {
             place: (row.get::<i64, _>("log_sequence").cast_unsigned(), row.get::<i32, _>("log_index").cast_unsigned()),
         };
         match missing.remove(&key) {
-            Some(outcome) if *outcome == stored => {}
+            Some(outcome) if outcome == stored => {}
             outcome => found.push(format!("update {} came out as\n{stored:?}\ninstead of\n{outcome:?}", key.1)),
         }
     }

@@ -56,6 +56,11 @@ pub(crate) struct Model {
     calls: HashMap<String, HashMap<String, i64>>,
     /// Queued updates by lead, in log order.
     pub(crate) queued: HashMap<String, Vec<QueuedUpdate>>,
+    pub(crate) erased: HashSet<String>,
+    /// The updates and call events that were erased with their leads.
+    erased_updates: HashSet<(String, String)>,
+    /// The updates and call events of each lead.
+    of_leads: HashMap<String, Vec<(String, String)>>,
 }
 
 impl Model {
@@ -79,7 +84,7 @@ impl Model {
     /// None where the message is a dead letter.
     fn apply(&mut self, place: Place, logged_at: Timestamp, subject: &str, payload: &[u8]) -> Option<()> {
         let (project, kind) = subject.strip_prefix("leads.cmd.")?.split_once('.')?;
-        if !is_id(project) || !["update", "call.started", "call.ended", "call.expired"].contains(&kind) {
+        if !is_id(project) || !["update", "call.started", "call.ended", "call.expired", "erase"].contains(&kind) {
             return None;
         }
         let message = serde_json::from_slice::<Value>(payload).ok()?;
@@ -89,6 +94,18 @@ impl Model {
         let reference_id = text(message, "referenceId")?;
         let lead = self.find(project, lead_id.as_deref(), process_id.as_deref(), reference_id.as_deref());
         match kind {
+            "erase" => {
+                let (lead_id, update_id) = (lead_id?, id(message, "updateId")?);
+                id(message, "apiKeyId")?;
+                let Some(key) = self.new_key(project, update_id, place, logged_at) else { return Some(()) };
+                let is_erased = self.erased.contains(&lead_id);
+                let error = lead.err().filter(|_| !is_erased);
+                if error.is_none() {
+                    self.release(&lead_id, logged_at);
+                    self.erase(&lead_id);
+                }
+                self.outcomes.insert(key, Outcome { error, data: None, place });
+            }
             "update" => {
                 let update_id = id(message, "updateId")?;
                 id(message, "apiKeyId")?;
@@ -111,6 +128,7 @@ impl Model {
                 match lead {
                     Err(error) => self.record_outcome(key, place, Err(error)),
                     Ok(lead_id) => {
+                        self.of_leads.entry(lead_id.clone()).or_default().push(key.clone());
                         self.release(&lead_id, logged_at);
                         if !self.in_call(&lead_id, logged_at) {
                             let changed = self.update(&lead_id, command);
@@ -174,10 +192,11 @@ impl Model {
                     drop(self.update(&lead_id, command));
                 }
             }
-            _ => {
-                lead_id?;
-                self.release(&lead.ok()?, logged_at);
-            }
+            _ => match lead {
+                // Its call was in progress when it was erased.
+                Err(_) if self.erased.contains(&lead_id?) => {}
+                lead => self.release(&lead.ok()?, logged_at),
+            },
         }
         Some(())
     }
@@ -217,6 +236,9 @@ impl Model {
         };
         let (found_id, lead) =
             found.filter(|(_, lead)| lead.project_id == project.to_lowercase()).ok_or("Lead not found")?;
+        if self.erased.contains(found_id) {
+            return Err("Lead was erased".into());
+        }
         let other_reference = reference_id.is_some() && reference_id != lead.reference_id.as_deref();
         let other_process = process_id.is_some_and(|process| process != lead.process_id);
         if other_reference || other_process {
@@ -243,6 +265,16 @@ impl Model {
         }
     }
 
+    /// The outcome as the ledger has it, which is not the decided one once the lead is erased.
+    pub(crate) fn stored_outcome(&self, key: &(String, String)) -> Option<Outcome> {
+        let outcome = self.outcomes.get(key)?.clone();
+        if !self.erased_updates.contains(key) {
+            return Some(outcome);
+        }
+        let error = outcome.error.map(|_| "erased with the lead".into());
+        Some(Outcome { error, data: None, ..outcome })
+    }
+
     fn record_outcome(&mut self, key: (String, String), place: Place, changed: Result<Value, String>) {
         let (error, data) = match changed {
             Ok(metadata) => (None, Some(metadata)),
@@ -251,7 +283,23 @@ impl Model {
         self.outcomes.insert(key, Outcome { error, data, place });
     }
 
+    /// What remains of a lead and its updates. Queued ones fail.
+    fn erase(&mut self, lead_id: &str) {
+        self.erased_updates.extend(self.of_leads.remove(lead_id).unwrap_or_default());
+        for QueuedUpdate { key, place, .. } in self.queued.remove(lead_id).unwrap_or_default() {
+            self.record_outcome(key, place, Err("Lead was erased".into()));
+        }
+        self.calls.remove(lead_id);
+        let lead = self.leads.get_mut(lead_id).expect("a lead");
+        (lead.reference_id, lead.name, lead.disposition) = (None, None, None);
+        lead.metadata = Value::Object(Map::new());
+        self.erased.insert(lead_id.to_owned());
+    }
+
     fn record_call(&mut self, key: (String, String), place: Place, lead: &Result<String, String>) {
+        if let Ok(lead_id) = lead {
+            self.of_leads.entry(lead_id.clone()).or_default().push(key.clone());
+        }
         self.outcomes.insert(key, Outcome { error: lead.clone().err(), data: None, place });
     }
 

@@ -1,4 +1,4 @@
-//! The messages of the command log: update commands and call events. JSON, camelCase, version 1.
+//! The messages of the command log: update commands, call events and erasures. JSON, camelCase, version 1.
 //!
 //! The gateway publishes them, for its HTTP clients and for producers on NATS. A producer's message is the body of
 //! `POST /api/v1/leads/update`, `/api/v1/calls/started` or `/api/v1/calls/ended`; the gateway checks it, makes it a command
@@ -148,6 +148,22 @@ pub struct CallEnded {
     pub api_key_id: Option<ObjectId>,
 }
 
+/// Erase a lead: its name, phone, e-mail address, external id, metadata and disposition, and the content of its updates and
+/// call events. Its ids, its state, codes and times remain. Only the gateway publishes it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct EraseLead {
+    /// The erasure's id; by default it is derived from the log entry ([`ObjectId::from_log`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub update_id: Option<ObjectId>,
+    /// The lead.
+    pub lead_id: ObjectId,
+    /// The API key of the HTTP request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub api_key_id: Option<ObjectId>,
+}
+
 /// The last call of a lead with queued updates may have expired. lead-state publishes it to its own log, so the queued
 /// updates are decided at one place in the log. It only ends calls that have expired, so any producer may send it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -231,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn call_events_have_this_wire_form() {
+    fn call_events_and_erasures_have_this_wire_form() {
         let started = CallStarted {
             update_id: Some(ObjectId::from_bytes([1; 12])),
             lead_id: Some(ObjectId::from_bytes([2; 12])),
@@ -247,6 +263,12 @@ mod tests {
             ..Default::default()
         };
         insta::assert_snapshot!(serde_json::to_string(&ended).unwrap(), @r#"{"referenceId":"R","processId":"030303030303030303030303"}"#);
+        let erase = EraseLead {
+            update_id: Some(ObjectId::from_bytes([1; 12])),
+            lead_id: ObjectId::from_bytes([2; 12]),
+            api_key_id: Some(ObjectId::from_bytes([4; 12])),
+        };
+        insta::assert_snapshot!(serde_json::to_string(&erase).unwrap(), @r#"{"updateId":"010101010101010101010101","leadId":"020202020202020202020202","apiKeyId":"040404040404040404040404"}"#);
         let expired = CallExpired { lead_id: ObjectId::from_bytes([2; 12]) };
         insta::assert_snapshot!(serde_json::to_string(&expired).unwrap(), @r#"{"leadId":"020202020202020202020202"}"#);
     }

@@ -20,11 +20,14 @@ pub enum OutcomeKind {
     /// The end of a call with a lead.
     #[serde(rename = "call.ended")]
     CallEnded,
+    /// The erasure of a lead.
+    #[serde(rename = "erase")]
+    Erase,
 }
 
 /// The text is not the name of an [`OutcomeKind`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("must be update, call.started or call.ended")]
+#[error("must be update, call.started, call.ended or erase")]
 pub struct InvalidOutcomeKind;
 
 impl OutcomeKind {
@@ -34,6 +37,7 @@ impl OutcomeKind {
             Self::Update => "update",
             Self::CallStarted => "call.started",
             Self::CallEnded => "call.ended",
+            Self::Erase => "erase",
         }
     }
 
@@ -53,12 +57,15 @@ impl FromStr for OutcomeKind {
     type Err = InvalidOutcomeKind;
 
     fn from_str(text: &str) -> Result<Self, InvalidOutcomeKind> {
-        let all = [Self::Update, Self::CallStarted, Self::CallEnded];
+        let all = [Self::Update, Self::CallStarted, Self::CallEnded, Self::Erase];
         all.into_iter().find(|kind| kind.as_str() == text).ok_or(InvalidOutcomeKind)
     }
 }
 
-/// The outcome of an update or a call event: one event per ledger row, with the `update_id` as message id.
+/// What takes the place of a text that was erased with its lead.
+pub const ERASED: &str = "erased with the lead";
+
+/// The outcome of an update, a call event or an erasure: one event per ledger row, with the `update_id` as message id.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
@@ -66,7 +73,7 @@ pub struct CompletionEvent {
     /// What was decided; an update if absent.
     #[serde(default, skip_serializing_if = "OutcomeKind::is_update")]
     pub kind: OutcomeKind,
-    /// The update, or the call event.
+    /// The update, the call event, or the erasure.
     pub update_id: ObjectId,
     /// The project.
     pub project_id: ObjectId,
@@ -106,6 +113,24 @@ pub struct CompletionEvent {
     pub timestamp: Timestamp,
     /// The lead's metadata after the merge; null on failure and for a call event.
     pub data: Option<JsonObject>,
+}
+
+impl CompletionEvent {
+    /// The event without what it says about its lead: ids, states, codes and times remain.
+    #[must_use]
+    pub fn erased(self) -> Self {
+        Self {
+            reference_id: None,
+            error: self.error.map(|_| ERASED.to_owned()),
+            disposition: None,
+            call_id: None,
+            activity: None,
+            user_id: None,
+            warnings: Vec::new(),
+            data: None,
+            ..self
+        }
+    }
 }
 
 /// The body of a webhook: exactly these eight fields, in this order (the seed's payload).

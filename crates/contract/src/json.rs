@@ -328,7 +328,7 @@ mod tests {
             assert!(error.starts_with("invalid type: string, expected a sequence at line 1"), "{error}");
         }
         assert!(redacted(r#"["whsec_AAAA"]"#).starts_with(
-            "unknown variant, expected one of `leads:read`, `leads:write`, `calls:write`, `config:read`, `config:write` at"
+            "unknown variant, expected one of `leads:read`, `leads:write`, `leads:erase`, `calls:write`, `config:read`, `config:write` at"
         ));
         assert!(redacted("{}").starts_with("invalid type: map, expected a sequence at"));
     }

@@ -16,6 +16,9 @@ pub enum Scope {
     /// Initiate and update leads.
     #[serde(rename = "leads:write")]
     LeadsWrite,
+    /// Erase leads.
+    #[serde(rename = "leads:erase")]
+    LeadsErase,
     /// Report the starts and ends of calls with leads.
     #[serde(rename = "calls:write")]
     CallsWrite,
@@ -29,8 +32,8 @@ pub enum Scope {
 
 impl Scope {
     /// Every scope.
-    pub const ALL: [Self; 5] =
-        [Self::LeadsRead, Self::LeadsWrite, Self::CallsWrite, Self::ConfigRead, Self::ConfigWrite];
+    pub const ALL: [Self; 6] =
+        [Self::LeadsRead, Self::LeadsWrite, Self::LeadsErase, Self::CallsWrite, Self::ConfigRead, Self::ConfigWrite];
     /// The default scopes of a new key: a client that updates leads need not configure callbacks.
     pub const DEFAULT: [Self; 2] = [Self::LeadsRead, Self::LeadsWrite];
 
@@ -39,6 +42,7 @@ impl Scope {
         match self {
             Self::LeadsRead => "leads:read",
             Self::LeadsWrite => "leads:write",
+            Self::LeadsErase => "leads:erase",
             Self::CallsWrite => "calls:write",
             Self::ConfigRead => "config:read",
             Self::ConfigWrite => "config:write",
@@ -100,7 +104,7 @@ mod tests {
             expires_at: Some(Timestamp::from_millis(10)),
             revoked_at: None,
         };
-        insta::assert_snapshot!(serde_json::to_string(&key).unwrap(), @r#"{"keyId":"010101010101010101010101","projectId":"020202020202020202020202","name":"crm","scopes":["leads:read","leads:write","calls:write","config:read","config:write"],"createdAt":5,"expiresAt":10,"revokedAt":null}"#);
+        insta::assert_snapshot!(serde_json::to_string(&key).unwrap(), @r#"{"keyId":"010101010101010101010101","projectId":"020202020202020202020202","name":"crm","scopes":["leads:read","leads:write","leads:erase","calls:write","config:read","config:write"],"createdAt":5,"expiresAt":10,"revokedAt":null}"#);
         assert!(key.is_valid(Timestamp::from_millis(9)));
         assert!(!key.is_valid(Timestamp::from_millis(10)));
         assert!(!ApiKey { revoked_at: Some(Timestamp::from_millis(1)), ..key }.is_valid(Timestamp::from_millis(9)));

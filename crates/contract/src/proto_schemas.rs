@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::{
     JsonObject, ObjectId, Timestamp,
     call_result::CallResult,
-    command::{CallEnded, CallExpired, CallStarted, UpdateCommand},
+    command::{CallEnded, CallExpired, CallStarted, EraseLead, UpdateCommand},
     event::{CompletionEvent, OutcomeKind, TestPayload, WebhookEvent, WebhookPayload},
     event_kind::DeliveryKind,
     pack::{CommandPack, PackItem},
@@ -126,6 +126,7 @@ fn commands() {
         },
     );
     both_ways("CallExpired", &CallExpired { lead_id: id(2) });
+    both_ways("EraseLead", &EraseLead { update_id: Some(id(1)), lead_id: id(2), api_key_id: Some(id(4)) });
     let payload = serde_json::value::RawValue::from_string(r#"{"leadId":"a"}"#.into()).unwrap();
     let item = PackItem { subject: "leads.cmd.a.update".into(), traceparent: text(), payload: &payload };
     assert_eq!(unset(&read("CommandPack", &CommandPack { commands: vec![item] })), NONE);

@@ -33,6 +33,7 @@ macro_rules! add {
 pub(crate) fn schemas() -> BTreeMap<String, Value> {
     let mut all = Schemas::default();
     add!(all, Read: command::UpdateCommand, command::CallStarted, command::CallEnded, command::CallExpired);
+    add!(all, Read: command::EraseLead);
     add!(all, Read: pack::CommandPack<'static>);
     add!(all, Written: event::CompletionEvent, event::WebhookPayload<'static>, event::TestPayload, event::WebhookEvent);
     // The values of the buckets.
@@ -119,6 +120,14 @@ fn asyncapi() -> Value {
             "The last call of a lead with queued updates may have expired.",
         ),
         (
+            "eraseLead",
+            "send",
+            "leads.cmd.{projectId}.erase",
+            streams::LEAD_COMMANDS,
+            "EraseLead",
+            "Erase a lead. The gateway publishes it for its clients.",
+        ),
+        (
             "commandPack",
             "send",
             "leads.cmd.pack",
@@ -173,6 +182,22 @@ fn asyncapi() -> Value {
             streams::LEAD_EVENTS,
             "CompletionEvent",
             "The end of a call failed: its lead is unknown.",
+        ),
+        (
+            "erasureSucceeded",
+            "send",
+            "leads.evt.{projectId}.{processId}.erase.succeeded",
+            streams::LEAD_EVENTS,
+            "CompletionEvent",
+            "A lead was erased.",
+        ),
+        (
+            "erasureFailed",
+            "send",
+            "leads.evt.{projectId}.{processId}.erase.failed",
+            streams::LEAD_EVENTS,
+            "CompletionEvent",
+            "A lead was not erased: it is unknown.",
         ),
         (
             "deliveryExhausted",

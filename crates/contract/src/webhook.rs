@@ -224,7 +224,8 @@ mod tests {
         #[test]
         fn an_event_means_at_most_one_delivery_of_each_kind_and_each_has_a_body(
             kind in prop_oneof![
-                Just(OutcomeKind::Update), Just(OutcomeKind::CallStarted), Just(OutcomeKind::CallEnded)
+                Just(OutcomeKind::Update), Just(OutcomeKind::CallStarted), Just(OutcomeKind::CallEnded),
+                Just(OutcomeKind::Erase)
             ],
             success: bool,
             from_state in prop::option::of("[ab]"),

@@ -1,4 +1,4 @@
-//! 1 Accept: an update or a call event becomes a command in the log, and its response.
+//! 1 Accept: an update, a call event or an erasure becomes a command in the log, and its response.
 
 use std::time::Instant;
 
@@ -86,6 +86,24 @@ pub(crate) async fn call(
     accept(app, key, preferences, Accepted { body, command, warnings }, trace).await
 }
 
+/// Accepts the erasure of a lead.
+pub(crate) async fn erase(
+    app: &App,
+    key: &ApiKey,
+    request: Request,
+    lead_id: ObjectId,
+    trace: &mut RequestTrace,
+) -> HandlerResult {
+    fields::from_query(request.uri().query().unwrap_or_default())?.refuse_rest()?;
+    if request.headers().contains_key(IF_MATCH) {
+        return Err(ApiError::field("If-Match", "applies to updates: a lead is erased whatever its version"));
+    }
+    let preferences = Preferences::of(request.headers())?;
+    // The path says all, so it identifies a repeated request.
+    let (body, command) = (Bytes::from(lead_id.to_string()), Command::erase(lead_id));
+    accept(app, key, preferences, Accepted { body, command, warnings: Vec::new() }, trace).await
+}
+
 /// Logs a command and responds.
 pub(crate) async fn accept(
     app: &App,
@@ -113,6 +131,7 @@ pub(crate) async fn accept(
         OutcomeKind::Update => "Lead update initiated",
         OutcomeKind::CallStarted => "Call start accepted",
         OutcomeKind::CallEnded => "Call end accepted",
+        OutcomeKind::Erase => "Lead erasure accepted",
     };
     let accepted = UpdateAccepted { success: true, message: message.into(), update_id, warnings, outcome };
     let mut response = response::ok(&accepted)?;
@@ -165,7 +184,7 @@ pub(crate) async fn log(
 fn record(command: &Command, body: &[u8], update_id: ObjectId) -> IdempotencyRecord {
     let (version, state) = match command {
         Command::Update(update) => (update.expected_version, update.expected_state.as_deref()),
-        Command::CallStarted(_) | Command::CallEnded(_) => (None, None),
+        Command::CallStarted(_) | Command::CallEnded(_) | Command::Erase(_) => (None, None),
     };
     IdempotencyRecord::new(command.kind(), body, version, state, update_id)
 }

@@ -2,7 +2,7 @@
 
 use contract::{
     ObjectId, call_body,
-    command::{CallEnded, CallStarted, UpdateCommand},
+    command::{CallEnded, CallStarted, EraseLead, UpdateCommand},
     event::OutcomeKind,
     fields::BodyError,
     update_body::UpdateBody,
@@ -16,13 +16,14 @@ pub(crate) enum Command {
     Update(Box<UpdateCommand>),
     CallStarted(CallStarted),
     CallEnded(CallEnded),
+    Erase(EraseLead),
 }
 
 /// A command without its ids, and what its body contains and is ignored, in sentences.
 pub(crate) type ParsedCommand = (Command, Vec<String>);
 
 impl Command {
-    /// Parses the body of a request or a message.
+    /// Parses the body of a request or a message: an update or a call event.
     pub(crate) fn parse(kind: OutcomeKind, body: &[u8], project_id: ObjectId) -> Result<ParsedCommand, BodyError> {
         match kind {
             OutcomeKind::Update => UpdateBody::parse(body, Some(project_id)).map(Self::update),
@@ -36,6 +37,11 @@ impl Command {
             OutcomeKind::Update => UpdateBody::parse_line(line, Some(project_id)).map(Self::update),
             _ => Self::parse_call(kind, line, project_id),
         }
+    }
+
+    /// The command that erases a lead. It has no body: a path names the lead.
+    pub(crate) fn erase(lead_id: ObjectId) -> Self {
+        Self::Erase(EraseLead { update_id: None, lead_id, api_key_id: None })
     }
 
     /// The command of a parsed update.
@@ -57,6 +63,7 @@ impl Command {
             Self::Update(_) => OutcomeKind::Update,
             Self::CallStarted(_) => OutcomeKind::CallStarted,
             Self::CallEnded(_) => OutcomeKind::CallEnded,
+            Self::Erase(_) => OutcomeKind::Erase,
         }
     }
 
@@ -66,6 +73,7 @@ impl Command {
             Self::Update(update) => (&mut update.update_id, &mut update.api_key_id),
             Self::CallStarted(call) => (&mut call.update_id, &mut call.api_key_id),
             Self::CallEnded(call) => (&mut call.update_id, &mut call.api_key_id),
+            Self::Erase(erase) => (&mut erase.update_id, &mut erase.api_key_id),
         };
         *update_id = Some(id);
         *api_key_id = key_id;

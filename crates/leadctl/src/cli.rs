@@ -112,7 +112,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Process(process) => process.run().await?,
         Command::Key(key) => key.run().await?,
         Command::Secrets(secrets) => secrets.run().await?,
-        Command::Lead(lead) => lead.run().await?,
+        Command::Lead(lead) => return lead.run().await,
         Command::Update(update) => return update.run().await,
         Command::Call(call) => return call.run().await,
         Command::Import(import) => return import.run().await,

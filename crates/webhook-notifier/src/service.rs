@@ -30,6 +30,7 @@ use crate::{
     deliver::Deliverer,
     dispatch::{
         consumer::EventConsumer,
+        erasures::Erasures,
         event::{ConsumerRole, EventDispatcher},
         ordering::LeadOrdering,
         parked::ParkedEvents,
@@ -251,6 +252,9 @@ impl Running<'_> {
         });
         let backlog = self.deliverer.metrics.backlog.clone();
         tasks.spawn("backlog", backlog::watch(pool.clone(), js.clone(), backlog, shutdown.clone()));
+        let (client, erasure_outbox) = (self.client.clone(), outbox.clone());
+        let erasures = Erasures { client, js: js.clone(), pool: pool.clone(), outbox: erasure_outbox };
+        tasks.spawn("erasures", erasures.run(shutdown.clone()));
         tasks.spawn("outbox", outbox::run(js.clone(), pool.clone(), outbox, shutdown.clone()));
         let partitions = housekeeping::partitions(pool.clone(), config.delivery_retention, shutdown.clone());
         tasks.spawn("partitions", partitions);

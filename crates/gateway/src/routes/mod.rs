@@ -20,6 +20,7 @@ pub(crate) mod leads {
     pub(crate) mod bulk_initiate;
     pub(crate) mod bulk_update;
     pub(crate) mod dry_run;
+    pub(crate) mod erase;
     pub(crate) mod get;
     pub(crate) mod history;
     pub(crate) mod initiate;
@@ -132,6 +133,7 @@ endpoints! {
     POST   "/api/v1/leads/bulk/initiate"                                      LeadsWrite  Other   leads::bulk_initiate;
     GET    "/api/v1/leads/get"                                                LeadsRead   Other   leads::get;
     GET    "/api/v1/leads"                                                    LeadsRead   Other   leads::list;
+    DELETE "/api/v1/leads/{leadId}"                                           LeadsErase  Updates leads::erase;
     GET    "/api/v1/leads/{leadId}/updates"                                   LeadsRead   Other   leads::history;
     GET    "/api/v1/events"                                                   LeadsRead   Other   events::follow;
     GET    "/api/v1/deliveries"                                               LeadsRead   Other   deliveries::list;

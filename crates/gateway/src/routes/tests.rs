@@ -107,7 +107,7 @@ async fn errors_have_one_shape() {
         request(Method::PUT, "/api/v1/processes/_", "good", r#"{"states":7}"#),
         request(Method::GET, "/api/v1/updates/7", "good", ""),
         request(Method::GET, "/api/v1/updates/%ff", "good", ""),
-        request(Method::GET, "/api/v1/leads/upd/", "good", ""),
+        request(Method::GET, "/api/v1/leads/upd/ate", "good", ""),
         request(Method::GET, "/", "good", ""),
     ];
     let mut answers = Vec::new();
@@ -188,7 +188,7 @@ async fn errors_have_one_shape() {
     400 content-type=application/json x-request-id=r-1
     {"success":false,"error":"updateId must be 24 hex digits","code":"invalid_field","requestId":"r-1"}
 
-    GET /api/v1/leads/upd/
+    GET /api/v1/leads/upd/ate
     404 content-type=application/json x-request-id=r-1
     {"success":false,"error":"There is no endpoint at this path","code":"unknown_path","requestId":"r-1"}
 

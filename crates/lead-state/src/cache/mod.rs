@@ -138,7 +138,11 @@ impl LeadCache {
             self.bytes += cached.bytes();
             self.leads.put(lead_id, cached);
         }
-        self.references.extend(references);
+        // A lead that was erased meanwhile has lost its reference.
+        let has = |((_, reference), lead_id): &((ObjectId, String), ObjectId)| {
+            self.leads.peek(lead_id).is_some_and(|cached| cached.lead.reference_id.as_ref() == Some(reference))
+        };
+        self.references.extend(references.into_iter().filter(has));
     }
 
     /// Applies the plan of the batch decided last, before it is written.
@@ -150,6 +154,11 @@ impl LeadCache {
             change(cached);
             self.bytes += cached.bytes();
         };
+        for erasure in &plan.erasures {
+            if let Some(reference) = &erasure.reference_id {
+                self.references.remove(&(erasure.process_id, reference.clone()));
+            }
+        }
         for lead in &plan.leads {
             change(&lead.lead_id, &mut |cached| cached.lead = lead.clone());
         }
@@ -212,6 +221,7 @@ mod tests {
             disposition: None,
             metadata: JsonObject::empty(),
             version,
+            is_erased: false,
         })
     }
 

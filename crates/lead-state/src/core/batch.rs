@@ -8,8 +8,7 @@ use std::{
 
 use contract::{
     ObjectId, Timestamp,
-    call_result::CallResult,
-    command::{CallEnded, CallStarted, MAX_TEXT_CHARS, UpdateCommand},
+    command::{CallEnded, CallStarted, UpdateCommand},
     event::{CompletionEvent, OutcomeKind},
     position::LogPosition,
     process::{DuringCall, Rules},
@@ -17,13 +16,16 @@ use contract::{
 };
 
 use super::{
+    address::Address,
     decide::{Call, Change, Lead, Limits, Refusal, decide, in_call, room_to_queue},
-    entry::{CallChange, CallEntry, DeadLetter, Entry, UpdateEntry},
+    entry::{CallChange, CallEntry, DeadLetter, Entry, EraseEntry, UpdateEntry},
+    erasure::erasure_event,
     outcome::{call_event, completion_event},
 };
-
-/// A project and the id of one of its updates.
-pub type UpdateKey = (ObjectId, ObjectId);
+pub use super::{
+    address::{LeadKeys, UpdateKey},
+    erasure::Erasure,
+};
 
 /// All that the decisions of a batch depend on, beside its entries.
 #[derive(Debug, Clone, Default)]
@@ -49,16 +51,7 @@ pub struct QueuedUpdate {
     pub update: UpdateEntry,
 }
 
-/// The keys that a batch's entries name: what must be read to decide it.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct LeadKeys {
-    pub leads: BTreeSet<ObjectId>,
-    /// Process and external id.
-    pub references: BTreeSet<(ObjectId, String)>,
-    pub updates: BTreeSet<UpdateKey>,
-}
-
-/// A row of the ledger: an update or a call event, and its outcome.
+/// A row of the ledger: an update, a call event or an erasure, and its outcome.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LedgerRow {
     /// Its log entry.
@@ -94,7 +87,9 @@ pub struct Plan {
     pub newly_queued: Vec<Arc<QueuedUpdate>>,
     /// Updates that were queued before this batch and are decided by it.
     pub released: Vec<UpdateKey>,
-    /// One row per decided update or call event that was not recorded before, in the order of the decisions.
+    /// The leads that it erases; `leads` has what remains of them.
+    pub erasures: Vec<Erasure>,
+    /// One row per decided update, call event or erasure that was not recorded before, in the order of the decisions.
     pub rows: Vec<LedgerRow>,
     /// Valid entries that cannot be carried out and have no ledger row.
     pub dead_letters: Vec<DeadLetter>,
@@ -103,112 +98,7 @@ pub struct Plan {
 impl Plan {
     /// Whether it writes nothing but leads and ledger rows.
     pub fn is_plain(&self) -> bool {
-        self.calls.is_empty() && self.newly_queued.is_empty() && self.released.is_empty()
-    }
-}
-
-impl LeadKeys {
-    pub fn of(entries: &[Entry]) -> Self {
-        let mut keys = Self::default();
-        for entry in entries {
-            match entry {
-                Entry::Update(update) => {
-                    keys.updates.insert(update.key());
-                }
-                Entry::Call(call) if call.kind().is_some() => {
-                    keys.updates.insert(call.key());
-                }
-                Entry::Call(_) => {}
-            }
-            match entry.address() {
-                Address { lead_id: Some(lead_id), .. } => {
-                    keys.leads.insert(lead_id);
-                }
-                // No lead has a longer reference, so there is nothing to read.
-                Address { process_id: Some(process_id), reference_id: Some(reference_id), .. }
-                    if reference_id.chars().count() <= MAX_TEXT_CHARS =>
-                {
-                    keys.references.insert((process_id, reference_id.to_owned()));
-                }
-                _ => {}
-            }
-        }
-        keys
-    }
-}
-
-/// How an entry names its lead.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Address<'a> {
-    pub(super) lead_id: Option<ObjectId>,
-    pub(super) process_id: Option<ObjectId>,
-    pub(super) reference_id: Option<&'a str>,
-}
-
-impl Entry {
-    fn address(&self) -> Address<'_> {
-        match self {
-            Self::Update(update) => update.address(),
-            Self::Call(call) => call.address(),
-        }
-    }
-}
-
-impl UpdateEntry {
-    pub fn key(&self) -> UpdateKey {
-        (self.project_id, self.update_id)
-    }
-
-    fn address(&self) -> Address<'_> {
-        let UpdateCommand { lead_id, process_id, ref reference_id, .. } = *self.command;
-        Address { lead_id, process_id, reference_id: reference_id.as_deref() }
-    }
-}
-
-impl CallEntry {
-    pub fn key(&self) -> UpdateKey {
-        (self.project_id, self.update_id)
-    }
-
-    /// What its outcome is of; none of an expiry, which has no outcome of its own.
-    pub fn kind(&self) -> Option<OutcomeKind> {
-        match self.change {
-            CallChange::Started(_) => Some(OutcomeKind::CallStarted),
-            CallChange::Ended(_) => Some(OutcomeKind::CallEnded),
-            CallChange::Expired(_) => None,
-        }
-    }
-
-    fn api_key_id(&self) -> Option<ObjectId> {
-        match &self.change {
-            CallChange::Started(call) => call.api_key_id,
-            CallChange::Ended(call) => call.api_key_id,
-            CallChange::Expired(_) => None,
-        }
-    }
-
-    pub(super) fn result(&self) -> Option<&CallResult> {
-        match &self.change {
-            CallChange::Ended(call) => call.result.as_ref(),
-            CallChange::Started(_) | CallChange::Expired(_) => None,
-        }
-    }
-
-    pub(super) fn call_id(&self) -> Option<&str> {
-        match &self.change {
-            CallChange::Started(call) => call.call_id.as_deref(),
-            CallChange::Ended(call) => call.call_id.as_deref(),
-            CallChange::Expired(_) => None,
-        }
-    }
-
-    pub(super) fn address(&self) -> Address<'_> {
-        let (lead_id, process_id, reference_id) = match &self.change {
-            CallChange::Started(call) => (call.lead_id, call.process_id, call.reference_id.as_deref()),
-            CallChange::Ended(call) => (call.lead_id, call.process_id, call.reference_id.as_deref()),
-            CallChange::Expired(call) => (Some(call.lead_id), None, None),
-        };
-        Address { lead_id, process_id, reference_id }
+        self.calls.is_empty() && self.newly_queued.is_empty() && self.released.is_empty() && self.erasures.is_empty()
     }
 }
 
@@ -254,6 +144,7 @@ impl BatchDecider {
         match entry {
             Entry::Update(update) => self.apply_update(update),
             Entry::Call(call) => self.apply_call(*call),
+            Entry::Erase(erase) => self.apply_erasure(*erase),
         }
     }
 
@@ -276,6 +167,9 @@ impl BatchDecider {
                 self.release_queued(lead_id, at);
                 self.decide_or_queue(lead_id, update);
             }
+            Err(Refusal::LeadErased) => {
+                self.record_outcome(update.without_content(), at.position, None, Err(Refusal::LeadErased));
+            }
             Err(refusal) => self.record_outcome(update, at.position, None, Err(refusal)),
         }
     }
@@ -291,10 +185,15 @@ impl BatchDecider {
             self.change_calls(lead_id, &call.change, at);
         }
         match (kind, found) {
+            (Some(kind), Err(Refusal::LeadErased)) => {
+                self.record_call(call.without_content(), kind, Err(Refusal::LeadErased), None);
+            }
             (Some(kind), found) => {
                 let moved = found.as_ref().ok().and_then(|lead_id| self.move_lead(*lead_id, &call.change, at));
                 self.record_call(call, kind, found, moved);
             }
+            // The call was in progress when its lead was erased.
+            (None, Err(Refusal::LeadErased)) => {}
             (None, Err(refusal)) => {
                 let (reason, error) = (DeadLetterReason::UnknownLead, refusal.to_string());
                 self.plan.dead_letters.push(DeadLetter { position: call.position, reason, error });
@@ -418,6 +317,69 @@ impl BatchDecider {
         });
     }
 
+    /// Erases a lead, also during a call: a call that is never ended must not keep the data. Its calls end, and the updates
+    /// that are queued behind them fail.
+    fn apply_erasure(&mut self, erase: EraseEntry) {
+        let at = Moment { position: erase.position, logged_at: erase.logged_at };
+        if self.is_duplicate(erase.key(), at.position) {
+            return;
+        }
+        let found = self.state.lead_to_erase(erase.project_id, erase.lead_id);
+        if let Ok(lead_id) = found {
+            self.release_queued(lead_id, at);
+            self.erase(lead_id, at);
+            self.refuse_queued(lead_id, at);
+        }
+        let lead = found.as_ref().ok().and_then(|lead_id| self.state.leads.get(lead_id));
+        let event = erasure_event(&erase, lead.map(|lead| &**lead), found.as_ref().err(), self.applied_at);
+        self.plan.rows.push(LedgerRow {
+            position: erase.position,
+            logged_at: erase.logged_at,
+            text: erase.text,
+            disposition: None,
+            api_key_id: erase.api_key_id,
+            traceparent: erase.traceparent,
+            decided_at: erase.position,
+            event,
+        });
+    }
+
+    fn erase(&mut self, lead_id: ObjectId, at: Moment) {
+        let Some(lead) = self.state.leads.get(&lead_id).cloned() else { return };
+        // An entry later in this batch must not find the lead by the external id that it had.
+        self.state.references.retain(|_, found| *found != lead_id);
+        match self.plan.erasures.iter_mut().find(|erasure| erasure.lead_id == lead_id) {
+            Some(erasure) => erasure.position = at.position,
+            None => self.plan.erasures.push(Erasure {
+                lead_id,
+                project_id: lead.project_id,
+                process_id: lead.process_id,
+                reference_id: lead.reference_id.clone(),
+                position: at.position,
+            }),
+        }
+        self.state.leads.insert(lead_id, Arc::new(lead.erased()));
+        self.changed_leads.insert(lead_id);
+        if self.state.calls.remove(&lead_id).is_some() {
+            self.changed_calls.insert(lead_id);
+        }
+    }
+
+    /// Refuses the updates that are queued behind a call.
+    fn refuse_queued(&mut self, lead_id: ObjectId, at: Moment) {
+        let Some(queue) = self.state.queued.remove(&lead_id).filter(|queue| !queue.is_empty()) else { return };
+        self.changed_queues.insert(lead_id);
+        for queued in queue {
+            let key = queued.update.key();
+            if self.newly_queued.remove(&key).is_none() {
+                self.plan.released.push(key);
+            }
+            let update = Arc::unwrap_or_clone(queued).update.without_content();
+            let lead = self.state.leads.get(&lead_id).cloned();
+            self.record_outcome(update, at.position, lead, Err(Refusal::LeadErased));
+        }
+    }
+
     fn into_plan(self) -> Plan {
         let Self { mut state, mut plan, changed_leads, changed_calls, changed_queues, newly_queued, .. } = self;
         plan.leads = changed_leads.iter().filter_map(|lead_id| state.leads.remove(lead_id)).collect();
@@ -431,6 +393,15 @@ impl BatchDecider {
 }
 
 impl BatchState {
+    /// The lead of an erasure, which may be erased already.
+    fn lead_to_erase(&self, project_id: ObjectId, lead_id: ObjectId) -> Result<ObjectId, Refusal> {
+        let address = Address { lead_id: Some(lead_id), process_id: None, reference_id: None };
+        match self.find_lead(project_id, address) {
+            Err(Refusal::LeadErased) => Ok(lead_id),
+            found => found,
+        }
+    }
+
     fn find_lead(&self, project_id: ObjectId, address: Address<'_>) -> Result<ObjectId, Refusal> {
         let Address { lead_id, process_id, reference_id } = address;
         let found = match (lead_id, process_id, reference_id) {
@@ -447,6 +418,9 @@ impl BatchState {
             .and_then(|lead_id| self.leads.get(&lead_id))
             .filter(|lead| lead.project_id == project_id)
             .ok_or(Refusal::LeadNotFound)?;
+        if lead.is_erased {
+            return Err(Refusal::LeadErased);
+        }
         let same_reference = reference_id.is_none_or(|reference| lead.reference_id.as_deref() == Some(reference));
         let same_process = process_id.is_none_or(|process| lead.process_id == process);
         if same_reference && same_process { Ok(lead.lead_id) } else { Err(Refusal::AddressMismatch) }
@@ -490,7 +464,10 @@ impl BatchState {
 
 #[cfg(test)]
 mod tests {
-    use contract::{JsonObject, command::CallExpired};
+    use contract::{
+        JsonObject,
+        command::{CallExpired, MAX_TEXT_CHARS},
+    };
 
     use super::*;
 
@@ -513,6 +490,7 @@ mod tests {
             disposition: None,
             metadata: JsonObject::empty(),
             version: 1,
+            is_erased: false,
         };
         let rules: Rules =
             serde_json::from_str(r#"{"states":[{"name":"new"},{"name":"interested"}],"callTimeoutSeconds":10}"#)
@@ -570,6 +548,19 @@ mod tests {
 
     fn expired(sequence: u64) -> Entry {
         call(sequence, CallChange::Expired(CallExpired { lead_id: LEAD }))
+    }
+
+    fn erase_of(project_id: ObjectId, sequence: u64) -> Entry {
+        Entry::Erase(Box::new(EraseEntry {
+            position: at(sequence),
+            logged_at: time(sequence),
+            project_id,
+            update_id: ObjectId::from_log(sequence, 0, time(sequence)),
+            lead_id: LEAD,
+            api_key_id: None,
+            text: "{}".into(),
+            traceparent: None,
+        }))
     }
 
     fn update_of(project_id: ObjectId, sequence: u64, id: u8, command: UpdateCommand) -> Entry {
@@ -776,7 +767,7 @@ mod tests {
             Entry::Call(call) => {
                 Entry::Call(Box::new(CallEntry { position: at(sequence), logged_at: time(sequence), ..*call }))
             }
-            Entry::Update(_) => unreachable!(),
+            Entry::Update(_) | Entry::Erase(_) => unreachable!(),
         };
 
         let plan = run(vec![start(1, Some("a")), end(2, None), duplicate(3), update(4, 1, merge("{}"))]);
@@ -794,6 +785,68 @@ mod tests {
         assert_eq!((event.success, event.error_code.as_deref()), (false, Some("lead_not_found")));
         assert_eq!((event.lead_id, event.process_id), (Some(PROJECT), None));
         assert!(plan.calls.is_empty() && plan.dead_letters.is_empty());
+    }
+
+    /// What an update of a lead contains beside ids.
+    fn named(id: u8) -> UpdateCommand {
+        UpdateCommand {
+            reference_id: Some("R".into()),
+            name: Some("Ada".into()),
+            user_id: Some("u-1".into()),
+            api_key_id: Some(ObjectId::from_bytes([id; 12])),
+            ..merge(r#"{"a":1}"#)
+        }
+    }
+
+    #[test]
+    fn updates_before_an_erasure_are_applied_and_those_after_it_fail_without_their_content() {
+        let by_reference = UpdateCommand { lead_id: None, process_id: Some(PROCESS), ..named(3) };
+        let entries = vec![update(1, 1, named(1)), erase_of(PROJECT, 2), update(3, 2, named(2)), start(4, Some("a"))];
+
+        let plan = run([entries, vec![update(5, 3, by_reference)]].concat());
+
+        assert_eq!(codes(&plan), ["ok", "lead_erased", "lead_not_found"]);
+        let lead = &plan.leads[0];
+        assert_eq!((&lead.reference_id, &lead.name, lead.metadata.get(), lead.is_erased), (&None, &None, "{}", true));
+        assert_eq!((lead.state.as_str(), lead.version), ("new", 2), "the ledger can be compared with it");
+        let erasure = Erasure {
+            lead_id: LEAD,
+            project_id: PROJECT,
+            process_id: PROCESS,
+            reference_id: Some("R".into()),
+            position: at(2),
+        };
+        assert_eq!(plan.erasures, [erasure]);
+        let refused = &plan.rows[2];
+        assert_eq!(&*refused.text, format!(r#"{{"leadId":"{LEAD}","apiKeyId":"{}"}}"#, "02".repeat(12)));
+        assert_eq!((&refused.event.reference_id, &refused.event.user_id), (&None, &None));
+        let call = &plan.rows[3];
+        assert_eq!((call.event.error_code.as_deref(), &call.event.call_id), (Some("lead_erased"), &None));
+        assert!(!plan.is_plain() && plan.calls.is_empty());
+    }
+
+    #[test]
+    fn an_erasure_ends_calls_and_refuses_the_updates_that_are_queued_behind_them() {
+        let (state, _) = queued_batch();
+
+        let plan = run_on(state, vec![erase_of(PROJECT, 7), expired(20), end(21, None)]);
+
+        assert_eq!(codes(&plan), ["lead_erased", "lead_erased"]);
+        assert_eq!(places(&plan), [(3, 7), (6, 7)]);
+        assert_eq!((plan.released.len(), plan.queued[0].1.len(), plan.calls[0].1.len()), (2, 0, 0));
+        let kinds: Vec<_> = plan.rows.iter().map(|row| (row.event.kind, row.event.success)).collect();
+        assert_eq!(kinds[2..], [(OutcomeKind::Erase, true), (OutcomeKind::CallEnded, false)]);
+        assert!(plan.dead_letters.is_empty(), "the expiry of a call that was erased is expected");
+    }
+
+    #[test]
+    fn a_lead_is_erased_again_and_one_of_another_project_is_not() {
+        let plan = run(vec![erase_of(PROCESS, 1), erase_of(PROJECT, 2), erase_of(PROJECT, 3)]);
+
+        let outcomes: Vec<_> = plan.rows.iter().map(|row| row.event.error_code.as_deref()).collect();
+        assert_eq!(outcomes, [Some("lead_not_found"), None, None]);
+        assert_eq!(plan.erasures.len(), 1);
+        assert_eq!((plan.erasures[0].position, plan.erasures[0].reference_id.as_deref()), (at(3), Some("R")));
     }
 
     #[test]

@@ -31,6 +31,8 @@ pub struct Lead {
     pub metadata: JsonObject,
     /// Incremented by every applied update.
     pub version: i64,
+    /// Whether it was erased: then it refuses every update and call event.
+    pub is_erased: bool,
 }
 
 /// A call that was started and not ended. It may have expired.
@@ -76,6 +78,8 @@ pub enum Refusal {
     ProcessMissing,
     #[error("Lead not found")]
     LeadNotFound,
+    #[error("Lead was erased")]
+    LeadErased,
     #[error("leadId and referenceId name different leads")]
     AddressMismatch,
     /// Clients compare this text.
@@ -108,6 +112,7 @@ impl Refusal {
             Self::AddressMissing => "address_missing",
             Self::ProcessMissing => "process_missing",
             Self::LeadNotFound => "lead_not_found",
+            Self::LeadErased => "lead_erased",
             Self::AddressMismatch => "address_mismatch",
             Self::CallInProgress => "call_in_progress",
             Self::QueueFull { .. } => "queue_full",
@@ -262,7 +267,8 @@ mod tests {
         Some(match refusal {
             Refusal::AddressMissing => Refusal::ProcessMissing,
             Refusal::ProcessMissing => Refusal::LeadNotFound,
-            Refusal::LeadNotFound => Refusal::AddressMismatch,
+            Refusal::LeadNotFound => Refusal::LeadErased,
+            Refusal::LeadErased => Refusal::AddressMismatch,
             Refusal::AddressMismatch => Refusal::CallInProgress,
             Refusal::CallInProgress => Refusal::QueueFull { queued: 256 },
             Refusal::QueueFull { .. } => Refusal::NothingToChange,
@@ -304,6 +310,7 @@ mod tests {
             disposition: Some("old".into()),
             metadata: object(r#"{"a":1}"#),
             version: 4,
+            is_erased: false,
         }
     }
 

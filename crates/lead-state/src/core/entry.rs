@@ -6,7 +6,7 @@ use bytes::Bytes;
 use contract::{
     ObjectId, Timestamp,
     call_result::CallResult,
-    command::{CallEnded, CallExpired, CallStarted, MAX_TEXT_CHARS, UpdateCommand},
+    command::{CallEnded, CallExpired, CallStarted, EraseLead, MAX_TEXT_CHARS, UpdateCommand},
     headers, json,
     pack::{self, PackedCommand},
     position::LogPosition,
@@ -75,6 +75,7 @@ pub enum Entry {
     Update(UpdateEntry),
     /// In a box, because it may bring the result of a call, and most entries are updates.
     Call(Box<CallEntry>),
+    Erase(Box<EraseEntry>),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -100,6 +101,20 @@ pub struct CallEntry {
     pub update_id: ObjectId,
     pub change: CallChange,
     /// The event's text, for the ledger.
+    pub text: Box<str>,
+    pub traceparent: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EraseEntry {
+    pub position: LogPosition,
+    pub logged_at: Timestamp,
+    pub project_id: ObjectId,
+    /// The erasure's own id, or one derived from the log entry.
+    pub update_id: ObjectId,
+    pub lead_id: ObjectId,
+    pub api_key_id: Option<ObjectId>,
+    /// The command's text, for the ledger.
     pub text: Box<str>,
     pub traceparent: Option<String>,
 }
@@ -157,6 +172,20 @@ pub fn parse(message: &LogMessage, epoch: i32) -> Result<Entry, DeadLetter> {
                 text: text.trim().into(),
                 traceparent: traceparent(),
             }));
+        }
+        CommandKind::Erase => {
+            let EraseLead { update_id, lead_id, api_key_id } =
+                read(text).map_err(|e| dead(DeadLetterReason::InvalidCommand, e))?;
+            return Ok(Entry::Erase(Box::new(EraseEntry {
+                position,
+                logged_at,
+                project_id,
+                update_id: own_or_derived(update_id),
+                lead_id,
+                api_key_id,
+                text: text.trim().into(),
+                traceparent: traceparent(),
+            })));
         }
         CommandKind::CallStarted => read(text).and_then(check_call_id).map(CallChange::Started),
         CommandKind::CallEnded => read(text).and_then(check_result).map(CallChange::Ended),

@@ -1,8 +1,10 @@
 //! 4 Decide: pure functions. This module imports nothing else of the crate; time is an argument.
 
+mod address;
 pub mod batch;
 pub mod decide;
 pub mod entry;
+mod erasure;
 pub(crate) mod lead_search;
 mod merge;
 mod outcome;

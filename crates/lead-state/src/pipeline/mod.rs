@@ -4,6 +4,7 @@ mod announcer;
 mod applier;
 mod call_expiry;
 mod dead_letters;
+mod erasure;
 pub(crate) mod leader;
 mod planner;
 mod prefetch;

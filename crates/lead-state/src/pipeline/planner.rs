@@ -181,7 +181,7 @@ fn describe(
 fn outcome_bytes(state: &BatchState, entries: &[Entry]) -> usize {
     let updates = entries.iter().filter_map(|entry| match entry {
         Entry::Update(update) => Some(update),
-        Entry::Call(_) => None,
+        Entry::Call(_) | Entry::Erase(_) => None,
     });
     let updates = updates.map(|update| {
         let command = &update.command;

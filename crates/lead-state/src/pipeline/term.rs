@@ -20,6 +20,7 @@ use super::{
     applier::{Applier, Preparer, Writer},
     call_expiry::log_expired_calls,
     dead_letters::DeadLetterPublisher,
+    erasure::erase_contents,
     planner::Planner,
     prefetch::prefetch,
     progress,
@@ -178,6 +179,11 @@ impl TermContext {
         background.spawn(async move {
             expiry.await;
             Ok(TermEnd::Retry("logging expired calls ended".into()))
+        });
+        let erasure = erase_contents(self.pool.clone());
+        background.spawn(async move {
+            erasure.await;
+            Ok(TermEnd::Retry("erasing ended".into()))
         });
         let last = ReadPosition::at(&checkpoint);
         let reader = reader::read(self.js.clone(), log, checkpoint.stream_created_at.clone(), last, read);

@@ -7,7 +7,7 @@ use super::{
     StoreError,
     checkpoint::Checkpoint,
     columns::query_columns,
-    queued_updates,
+    erasures, queued_updates,
     row::{position_columns, time},
 };
 use crate::core::{
@@ -33,7 +33,7 @@ pub(crate) struct Batch<'a> {
     pub(crate) plan: &'a Plan,
 }
 
-/// Writes a batch in one transaction: checkpoint, leads, ledger, calls and queued updates.
+/// Writes a batch in one transaction: checkpoint, leads, ledger, calls, queued updates and erasures.
 pub(crate) async fn write(
     connection: &mut PinnedConnection,
     batch: &Batch<'_>,
@@ -50,6 +50,7 @@ pub(crate) async fn write(
         write_calls(&mut transaction, &plan.calls).await?;
         queued_updates::delete(&mut transaction, &plan.released).await?;
         queued_updates::insert(&mut transaction, &plan.newly_queued).await?;
+        erasures::write(&mut transaction, &plan.erasures, now).await?;
         session = transaction.commit().await?;
     }
     connection.keep(session);

@@ -63,6 +63,7 @@ struct LeadRow {
     disposition: Option<String>,
     metadata: String,
     version: i64,
+    erased: bool,
     in_call: bool,
 }
 
@@ -82,6 +83,7 @@ impl TryFrom<LeadRow> for Lead {
             disposition: row.disposition,
             metadata: stored.object("metadata", row.metadata)?,
             version: row.version,
+            is_erased: row.erased,
         })
     }
 }
@@ -116,7 +118,7 @@ impl LeadReader {
         let mut rows = sqlx::query_as!(
             LeadRow,
             r#"SELECT l.lead_id, l.project_id, l.process_id, l.reference_id, l.name, l.state, l.disposition,
-                      l.metadata::text AS "metadata!", l.version,
+                      l.metadata::text AS "metadata!", l.version, l.erased_at IS NOT NULL AS "erased!",
                       EXISTS (SELECT FROM lead_state.active_calls c WHERE c.lead_id = l.lead_id) AS "in_call!"
                FROM lead_state.leads l WHERE l.lead_id = ANY($1::bytea[])"#,
             &ids as _
@@ -140,7 +142,7 @@ impl LeadReader {
         let mut rows = sqlx::query_as!(
             LeadRow,
             r#"SELECT l.lead_id, l.project_id, l.process_id, l.reference_id, l.name, l.state, l.disposition,
-                      l.metadata::text AS "metadata!", l.version,
+                      l.metadata::text AS "metadata!", l.version, l.erased_at IS NOT NULL AS "erased!",
                       EXISTS (SELECT FROM lead_state.active_calls c WHERE c.lead_id = l.lead_id) AS "in_call!"
                FROM unnest($1::bytea[], $2::text[]) AS n (process_id, reference_id)
                CROSS JOIN LATERAL (

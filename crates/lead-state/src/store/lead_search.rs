@@ -74,7 +74,7 @@ pub(crate) async fn list(
                SELECT lead_id, process_id, reference_id, name, phone, email, state, disposition, metadata::text
                       AS metadata, version, created_at, updated_at
                FROM lead_state.leads
-               WHERE project_id = $1 AND lead_id = ANY($2)
+               WHERE project_id = $1 AND lead_id = ANY($2) AND erased_at IS NULL
                    AND ($3::bytea IS NULL OR process_id = $3) AND ($4::text IS NULL OR state = $4)
                    AND ($5::timestamptz IS NULL OR updated_at >= $5)
                ORDER BY lead_id DESC LIMIT $6

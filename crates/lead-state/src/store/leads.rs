@@ -39,7 +39,7 @@ pub(crate) async fn find(
                   state AS "state!", disposition, metadata::text AS "metadata!", version AS "version!",
                   created_at AS "created_at!", updated_at AS "updated_at!"
            FROM lead_state.leads
-           WHERE project_id = $1 AND (lead_id = $2
+           WHERE project_id = $1 AND erased_at IS NULL AND (lead_id = $2
                OR (process_id = $3 AND md5(reference_id) = md5($4) AND reference_id = $4))"#,
         project_id.as_bytes(),
         lead_id as _,
@@ -142,7 +142,7 @@ pub(crate) async fn list(
                SELECT lead_id, process_id, reference_id, name, phone, email, state, disposition, metadata::text
                       AS metadata, version, created_at, updated_at
                FROM lead_state.leads
-               WHERE project_id = $1 AND lead_id < $2 AND lead_id >= $3
+               WHERE project_id = $1 AND lead_id < $2 AND lead_id >= $3 AND erased_at IS NULL
                    AND ($4::bytea IS NULL OR process_id = $4) AND ($5::text IS NULL OR state = $5)
                    AND ($6::timestamptz IS NULL OR updated_at >= $6)
                ORDER BY lead_id DESC LIMIT $7
@@ -168,6 +168,7 @@ pub(crate) async fn list(
     rows.into_iter().map(|row| row.into_lead(project_id)).collect()
 }
 
+/// Whether a project has or had this lead: the updates of an erased one are still listed.
 pub(crate) async fn exists(pool: &Pool, project_id: ObjectId, lead_id: ObjectId) -> Result<bool, StoreError> {
     let exists = sqlx::query_scalar!(
         r#"SELECT EXISTS (SELECT FROM lead_state.leads WHERE lead_id = $1 AND project_id = $2) AS "exists!""#,

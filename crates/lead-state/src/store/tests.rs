@@ -54,6 +54,7 @@ fn lead(metadata: &Value, version: i64) -> Lead {
         disposition: Some("price".into()),
         metadata: object(metadata),
         version,
+        is_erased: false,
     }
 }
 

@@ -194,7 +194,7 @@ pub(crate) async fn ids_of_project(
     rows.iter().map(|bytes| Row::new(TABLE, &Hex(bytes)).id("update_id", bytes)).collect()
 }
 
-/// The bodies of these deliveries, in their order: as many as fit into an answer, and at least one if there is any.
+/// The bodies of these deliveries, except those of erased leads, in their order: as many as fit into an answer, and at least one if there is any.
 pub(crate) async fn outcomes(
     pool: &Pool,
     project_id: ObjectId,
@@ -210,6 +210,7 @@ pub(crate) async fn outcomes(
                       u.data::text AS text
                FROM unnest($2::bytea[]) WITH ORDINALITY AS r (update_id, place)
                JOIN lead_state.lead_updates AS u ON u.project_id = $1 AND u.update_id = r.update_id
+               WHERE NOT EXISTS (SELECT FROM lead_state.leads AS l WHERE l.lead_id = u.lead_id AND l.erased_at IS NOT NULL)
            ), sized AS (
                SELECT *, sum(bytes) OVER (ORDER BY place) - bytes AS before
                FROM requested, LATERAL (SELECT coalesce(octet_length(text), 0) + coalesce(octet_length(activity), 0)) AS l (bytes)

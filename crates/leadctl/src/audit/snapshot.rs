@@ -158,6 +158,10 @@ const MISSING_DELIVERIES: &str = "
                 WHEN v.seq IS NULL AND f.overtaken THEN 'overtaken'
                 WHEN r.applied_at < c.known_since + $1 THEN 'changed'
                 WHEN r.update_id < f.deliveries_since THEN 'dropped'
+                -- What its filter would compare is gone.
+                WHEN c.filter IS NOT NULL AND EXISTS (SELECT FROM lead_state.leads l
+                                                      WHERE l.lead_id = r.lead_id AND l.erased_at IS NOT NULL)
+                THEN 'erased'
                 WHEN EXISTS (SELECT FROM audit_dead_letters l WHERE l.origin = 'events' AND l.seq = v.seq) THEN 'dead_letter'
                 ELSE 'undelivered' END
     FROM audit_facts f

@@ -58,11 +58,18 @@ impl GatewayClient {
         longer: Duration,
     ) -> anyhow::Result<GatewayResponse> {
         let body = serde_json::to_string(body).context("cannot write the request as JSON")?;
-        let mut request = self.request(Method::POST, path).timeout(TIMEOUT + longer);
-        for (name, value) in headers {
-            request = request.header(*name, value);
-        }
+        let request = self.request_with(Method::POST, path, headers, longer);
         self.send(request.header("content-type", "application/json").body(body)).await
+    }
+
+    /// `DELETE`; `longer` is added to the timeout.
+    pub(crate) async fn delete(
+        &self,
+        path: &str,
+        headers: &BTreeMap<&str, String>,
+        longer: Duration,
+    ) -> anyhow::Result<GatewayResponse> {
+        self.send(self.request_with(Method::DELETE, path, headers, longer)).await
     }
 
     /// Sends updates as NDJSON. Repeating the request with the same idempotency key creates no further updates.
@@ -90,6 +97,17 @@ impl GatewayClient {
 
     fn request(&self, method: Method, path: &str) -> RequestBuilder {
         self.http.request(method, format!("{}{path}", self.url)).bearer_auth(&self.key)
+    }
+
+    fn request_with(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &BTreeMap<&str, String>,
+        longer: Duration,
+    ) -> RequestBuilder {
+        let request = self.request(method, path).timeout(TIMEOUT + longer);
+        headers.iter().fold(request, |request, (name, value)| request.header(*name, value))
     }
 
     async fn send(&self, request: RequestBuilder) -> anyhow::Result<GatewayResponse> {

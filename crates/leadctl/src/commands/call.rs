@@ -91,7 +91,7 @@ pub(crate) struct Sending {
         value_parser = clap::value_parser!(u64).range(1..=MAX_WAIT)
     )]
     wait: Option<u64>,
-    /// Makes it safe to repeat the command: within a day, one key reports only one event.
+    /// Makes it safe to repeat the command: within a day, one key sends it only once.
     #[arg(long, value_name = "KEY")]
     idempotency_key: Option<String>,
     #[command(flatten)]
@@ -142,12 +142,23 @@ impl Call {
 
 impl Sending {
     async fn post(self, path: &str, request: &impl Serialize) -> anyhow::Result<ExitCode> {
-        let Self { wait, idempotency_key, gateway } = self;
-        let seconds = wait.unwrap_or(DEFAULT_WAIT);
+        let (headers, longer) = self.headers();
+        let response = self.gateway.client()?.post(path, request, &headers, longer).await?;
+        report_accepted(&response, self.wait.is_some(), self.gateway.json)
+    }
+
+    pub(crate) async fn delete(self, path: &str) -> anyhow::Result<ExitCode> {
+        let (headers, longer) = self.headers();
+        let response = self.gateway.client()?.delete(path, &headers, longer).await?;
+        report_accepted(&response, self.wait.is_some(), self.gateway.json)
+    }
+
+    /// The headers, and how long the response may wait for the outcome.
+    fn headers(&self) -> (BTreeMap<&'static str, String>, Duration) {
+        let seconds = self.wait.unwrap_or(DEFAULT_WAIT);
         let mut headers = BTreeMap::from([("prefer", format!("wait={seconds}"))]);
-        headers.extend(idempotency_key.map(|key| ("idempotency-key", quoted(&key))));
-        let response = gateway.client()?.post(path, request, &headers, Duration::from_secs(seconds)).await?;
-        report_accepted(&response, wait.is_some(), gateway.json)
+        headers.extend(self.idempotency_key.as_ref().map(|key| ("idempotency-key", quoted(key))));
+        (headers, Duration::from_secs(seconds))
     }
 }
 

@@ -1,5 +1,8 @@
-//! `leadctl lead`: shows and exports leads and their history.
+//! `leadctl lead`: shows, exports and erases leads, and shows their history.
 
+use std::process::ExitCode;
+
+use anyhow::bail;
 use clap::{Args, Subcommand};
 use contract::{
     ObjectId, Timestamp,
@@ -8,7 +11,7 @@ use contract::{
 
 use crate::{
     arguments::{InProject, parse_since},
-    commands::{lead_export::export, paging::Paging},
+    commands::{call::Sending, lead_export::export, paging::Paging},
     output::{self, escape::escaped},
 };
 
@@ -57,6 +60,23 @@ pub(crate) enum Lead {
         #[command(flatten)]
         scope: InProject,
     },
+    /// Erase a lead: its name, phone, e-mail address, external id and metadata, and the content of its updates, call events
+    /// and deliveries. Its ids, state, codes and times remain. This cannot be undone.
+    ///
+    /// Exits with 0 once the erasure is accepted. Needs an API key with the scope leads:erase.
+    #[command(
+        after_help = "Examples:\n  leadctl lead export --project 6b04… 696102a4b8c1d2e3f4a5b6c7 > lead.json    before it is gone\n  \
+                      leadctl lead erase 696102a4b8c1d2e3f4a5b6c7 --yes"
+    )]
+    Erase {
+        /// The lead.
+        lead_id: ObjectId,
+        /// Confirm. Without --yes, the command only says what it would do.
+        #[arg(long)]
+        yes: bool,
+        #[command(flatten)]
+        sending: Sending,
+    },
     /// List a lead's updates and call events, newest first, including failed ones.
     #[command(after_help = "Example:\n  leadctl lead history --project 6b04… 696102a4b8c1d2e3f4a5b6c7")]
     History {
@@ -83,8 +103,17 @@ pub(crate) struct LeadAddress {
 }
 
 impl Lead {
-    pub(crate) async fn run(self) -> anyhow::Result<()> {
+    pub(crate) async fn run(self) -> anyhow::Result<ExitCode> {
         match self {
+            Self::Erase { lead_id, yes, sending } => {
+                if !yes {
+                    bail!(
+                        "this would erase lead {lead_id} and the content of its updates, call events and deliveries, and \
+                         cannot be undone; nothing was changed: add --yes to confirm"
+                    );
+                }
+                return sending.delete(&format!("/api/v1/leads/{lead_id}")).await;
+            }
             Self::Get { address, scope: InProject { project_id, admin } } => {
                 let LeadAddress { lead_id, reference_id, process } = address;
                 let query = GetLead { project_id, lead_id, reference_id, process_id: process };
@@ -106,7 +135,8 @@ impl Lead {
                 let head = ["UPDATE", "KIND", "OUTCOME", "VERSION", "APPLIED", "STATE", "USER", "ERROR"];
                 paging.print(&admin, "no updates", head, query, update_row).await
             }
-        }
+        }?;
+        Ok(ExitCode::SUCCESS)
     }
 }
 

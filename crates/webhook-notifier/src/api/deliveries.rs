@@ -5,6 +5,7 @@ use std::sync::Arc;
 use async_nats::service::Service;
 use contract::{
     ObjectId, Timestamp,
+    event::ERASED,
     event_kind::DeliveryKind,
     rpc::{
         Cursor, Delivery, DeliveryId, DeliveryStatus, ErrorCode, GetDelivery, GetOutcomes, ListDeliveries,
@@ -220,7 +221,8 @@ impl DeliveryApi {
             DeliveryStatus::Delivered => self.outcomes(project_id, &[id]).await?,
             DeliveryStatus::Exhausted => Vec::new(),
         };
-        if delivery.status == DeliveryStatus::Delivered && outcomes.is_empty() {
+        let is_erased = delivery.status == DeliveryStatus::Exhausted && delivery.error.as_deref() == Some(ERASED);
+        if is_erased || delivery.status == DeliveryStatus::Delivered && outcomes.is_empty() {
             return Err(RpcError::new(ErrorCode::OutcomeGone, "The ledger no longer has the outcome of the update"));
         }
         let payload = outcomes.first().map(|outcome| outcome.payload.get());

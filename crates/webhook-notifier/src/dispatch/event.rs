@@ -10,7 +10,7 @@ use std::{sync::Arc, time::Duration};
 use async_nats::jetstream;
 use contract::{
     Timestamp,
-    event::CompletionEvent,
+    event::{CompletionEvent, OutcomeKind},
     event_kind::DeliveryKind,
     headers, json,
     position::{EventPosition, LogPosition},
@@ -26,7 +26,10 @@ use service_kit::{
     traces::{Span, Step},
 };
 
-use super::dead_letter::{self, DeadLetter};
+use super::{
+    dead_letter::{self, DeadLetter},
+    erasures,
+};
 use crate::{
     callbacks::{ProcessUnreadable, Subscription, Target},
     core::delivery::{DeliverySource, LeadOrder, PendingDelivery},
@@ -34,6 +37,7 @@ use crate::{
     recorder::Stopping,
     store::{
         self,
+        erasures::PendingErasure,
         error::StoreError,
         parked::{EventKey, ParkedEvent},
     },
@@ -165,6 +169,9 @@ impl EventDispatcher {
         let header = message.headers.as_ref().and_then(|headers| headers.get(headers::TRACEPARENT));
         let parent = header.map(|value| value.as_str()).filter(|text| is_traceparent(text));
         let order = lead_order(&message, &event, &meta);
+        if self.role == ConsumerRole::Deliver {
+            self.record_erasure(&event, &meta).await?;
+        }
         let targets = match self.targets(&event, meta.published_at, meta.may_be_recorded).await {
             Ok(targets) => targets,
             Err(Undecided::Unreadable(e)) if must_park(&e, meta.published_at, clock::now()) => {
@@ -195,6 +202,17 @@ impl EventDispatcher {
         }
         delivered?;
         Ok(())
+    }
+
+    /// Makes the erasure of the lead's deliveries pending, if the event is of an erasure.
+    async fn record_erasure(&self, event: &CompletionEvent, meta: &EventMeta) -> Result<(), StoreError> {
+        let (OutcomeKind::Erase, true, Some(lead_id)) = (event.kind, event.success, event.lead_id) else {
+            return Ok(());
+        };
+        let CompletionEvent { project_id, update_id, .. } = *event;
+        let event = EventKey { stream: meta.stream.to_string(), sequence: meta.sequence };
+        let erasure = PendingErasure { lead_id, project_id, update_id, event };
+        store::erasures::insert(&self.pool, &erasure, clock::now().plus(erasures::DELAY)).await
     }
 
     /// Records the deliveries of a parked event whose process can be read again. Their first attempts are left to the

@@ -9,6 +9,7 @@ pub(crate) mod backlog;
 mod bodies;
 pub(crate) mod claim;
 pub(crate) mod deliveries;
+pub(crate) mod erasures;
 pub(crate) mod error;
 pub(crate) mod health;
 pub(crate) mod ordering;

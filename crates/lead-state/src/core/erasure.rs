@@ -1,0 +1,106 @@
+//! 4 Decide: the erasure of a lead (docs/adr/0053-erase-leads-through-the-command-log.md). Pure.
+
+use contract::{
+    JsonObject, ObjectId, Timestamp,
+    command::{CallEnded, CallStarted, UpdateCommand},
+    event::{CompletionEvent, OutcomeKind},
+    position::LogPosition,
+    text::bounded_error,
+};
+use serde::Serialize;
+
+use super::{
+    decide::{Lead, Refusal},
+    entry::{CallChange, CallEntry, EraseEntry, UpdateEntry},
+};
+
+/// A lead that a batch erases.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Erasure {
+    pub lead_id: ObjectId,
+    pub project_id: ObjectId,
+    pub process_id: ObjectId,
+    /// The external id that it had. Updates that named it before the lead existed are erased, too.
+    pub reference_id: Option<String>,
+    /// The log entry of the erasure.
+    pub position: LogPosition,
+}
+
+impl Lead {
+    /// What remains of it.
+    pub(super) fn erased(&self) -> Self {
+        Self {
+            reference_id: None,
+            name: None,
+            state: self.state.clone(),
+            disposition: None,
+            metadata: JsonObject::empty(),
+            is_erased: true,
+            ..*self
+        }
+    }
+}
+
+impl UpdateEntry {
+    /// The entry of an update that an erased lead refuses: without what the client wants to store.
+    pub(super) fn without_content(self) -> Self {
+        let UpdateCommand { update_id, lead_id, api_key_id, .. } = *self.command;
+        let command = UpdateCommand { update_id, lead_id, api_key_id, ..UpdateCommand::default() };
+        Self { text: text(&command), command: Box::new(command), ..self }
+    }
+}
+
+impl CallEntry {
+    /// As [`UpdateEntry::without_content`].
+    pub(super) fn without_content(self) -> Self {
+        let (change, text) = match self.change {
+            CallChange::Started(CallStarted { update_id, lead_id, api_key_id, .. }) => {
+                let call = CallStarted { update_id, lead_id, api_key_id, ..CallStarted::default() };
+                let text = text(&call);
+                (CallChange::Started(call), text)
+            }
+            CallChange::Ended(CallEnded { update_id, lead_id, api_key_id, .. }) => {
+                let call = CallEnded { update_id, lead_id, api_key_id, ..CallEnded::default() };
+                let text = text(&call);
+                (CallChange::Ended(call), text)
+            }
+            change @ CallChange::Expired(_) => (change, self.text),
+        };
+        Self { change, text, ..self }
+    }
+}
+
+/// The text of a command of ids.
+fn text(command: &impl Serialize) -> Box<str> {
+    serde_json::to_string(command).unwrap_or_else(|_| "{}".into()).into()
+}
+
+/// The event of an erasure.
+pub(super) fn erasure_event(
+    erase: &EraseEntry,
+    lead: Option<&Lead>,
+    refusal: Option<&Refusal>,
+    applied_at: Timestamp,
+) -> CompletionEvent {
+    CompletionEvent {
+        kind: OutcomeKind::Erase,
+        update_id: erase.update_id,
+        project_id: erase.project_id,
+        process_id: lead.map(|lead| lead.process_id),
+        lead_id: Some(erase.lead_id),
+        reference_id: None,
+        success: refusal.is_none(),
+        error: refusal.map(|refusal| bounded_error(refusal.to_string())),
+        error_code: refusal.map(|refusal| refusal.code().to_owned()),
+        from_state: None,
+        to_state: None,
+        version: None,
+        disposition: None,
+        call_id: None,
+        activity: None,
+        user_id: None,
+        warnings: Vec::new(),
+        timestamp: applied_at,
+        data: None,
+    }
+}

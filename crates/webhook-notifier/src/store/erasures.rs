@@ -1,0 +1,209 @@
+//! Erasures of leads that are not carried out yet, and what they erase.
+
+use contract::{ObjectId, Timestamp, event::ERASED};
+use service_kit::postgres::{Pool, Session};
+use time::OffsetDateTime;
+
+use super::{error::StoreError, id, parked::EventKey};
+
+/// A lead whose deliveries still have content.
+#[derive(Debug, Clone)]
+pub(crate) struct PendingErasure {
+    pub(crate) lead_id: ObjectId,
+    pub(crate) project_id: ObjectId,
+    /// The erasure.
+    pub(crate) update_id: ObjectId,
+    /// Its event.
+    pub(crate) event: EventKey,
+}
+
+/// Makes an erasure pending. A later one of the same lead erases all that this one does.
+pub(crate) async fn insert(pool: &Pool, erasure: &PendingErasure, due: Timestamp) -> Result<(), StoreError> {
+    sqlx::query!(
+        r#"
+        INSERT INTO webhooks.pending_erasures (lead_id, project_id, update_id, event_stream, event_sequence, due_at)
+        VALUES ($1, $2, $3, $4, $5, $6)
+        ON CONFLICT (lead_id) DO UPDATE SET
+            update_id = excluded.update_id, event_stream = excluded.event_stream,
+            event_sequence = excluded.event_sequence, due_at = excluded.due_at
+        "#,
+        erasure.lead_id.as_bytes(),
+        erasure.project_id.as_bytes(),
+        erasure.update_id.as_bytes(),
+        erasure.event.stream,
+        erasure.event.sequence.cast_signed(),
+        OffsetDateTime::from(due),
+    )
+    .execute(pool)
+    .await?;
+    Ok(())
+}
+
+/// Claims the due erasure that waits the longest. Concurrent claims get different ones.
+pub(crate) async fn claim(
+    pool: &Pool,
+    now: Timestamp,
+    lease_until: Timestamp,
+) -> Result<Option<PendingErasure>, StoreError> {
+    let row = sqlx::query!(
+        r#"
+        UPDATE webhooks.pending_erasures AS e SET due_at = $2
+        FROM (
+            SELECT lead_id FROM webhooks.pending_erasures WHERE due_at <= $1
+            ORDER BY due_at LIMIT 1 FOR UPDATE SKIP LOCKED
+        ) AS claimed
+        WHERE e.lead_id = claimed.lead_id
+        RETURNING e.lead_id AS "lead_id: [u8; 12]", e.project_id AS "project_id: [u8; 12]",
+                  e.update_id AS "update_id: [u8; 12]", e.event_stream, e.event_sequence
+        "#,
+        OffsetDateTime::from(now),
+        OffsetDateTime::from(lease_until),
+    )
+    .fetch_optional(pool)
+    .await?;
+    Ok(row.map(|row| PendingErasure {
+        lead_id: id(row.lead_id),
+        project_id: id(row.project_id),
+        update_id: id(row.update_id),
+        event: EventKey { stream: row.event_stream, sequence: row.event_sequence.cast_unsigned() },
+    }))
+}
+
+/// Tries an erasure again at this time.
+pub(crate) async fn postpone(pool: &Pool, erasure: &PendingErasure, until: Timestamp) -> Result<(), StoreError> {
+    sqlx::query!(
+        "UPDATE webhooks.pending_erasures SET due_at = $3 WHERE lead_id = $1 AND update_id = $2",
+        erasure.lead_id.as_bytes(),
+        erasure.update_id.as_bytes(),
+        OffsetDateTime::from(until),
+    )
+    .execute(pool)
+    .await?;
+    Ok(())
+}
+
+/// Ends an erasure, unless the lead was erased again meanwhile.
+pub(crate) async fn finish(pool: &Pool, erasure: &PendingErasure) -> Result<(), StoreError> {
+    sqlx::query!(
+        "DELETE FROM webhooks.pending_erasures WHERE lead_id = $1 AND update_id = $2",
+        erasure.lead_id.as_bytes(),
+        erasure.update_id.as_bytes(),
+    )
+    .execute(pool)
+    .await?;
+    Ok(())
+}
+
+/// Erases the bodies and responses of the deliveries of a project's updates. Those that are pending have nothing left to
+/// send: they are exhausted.
+pub(crate) async fn erase_deliveries(
+    pool: &Pool,
+    project_id: ObjectId,
+    update_ids: &[ObjectId],
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    let update_ids = update_ids.iter().map(|id| *id.as_bytes()).collect::<Vec<_>>();
+    let mut transaction = pool.begin().await?;
+    sqlx::query!(
+        r#"
+        UPDATE webhooks.deliveries SET
+            status = CASE WHEN status = 'pending' THEN 'exhausted' ELSE status END,
+            last_error = CASE WHEN status = 'pending' THEN $3 ELSE last_error END,
+            updated_at = CASE WHEN status = 'pending' THEN $4 ELSE updated_at END,
+            next_attempt_at = NULL, payload = NULL
+        WHERE project_id = $1 AND update_id = ANY($2) AND (payload IS NOT NULL OR status = 'pending')
+        "#,
+        project_id.as_bytes(),
+        &update_ids as &[[u8; 12]],
+        ERASED,
+        OffsetDateTime::from(now),
+    )
+    .execute(&mut *transaction)
+    .await?;
+    erase_bodies_and_responses(&mut transaction, project_id, &update_ids).await?;
+    transaction.commit().await?;
+    Ok(())
+}
+
+/// Updates of other projects may have the same ids.
+async fn erase_bodies_and_responses(
+    connection: &mut Session,
+    project_id: ObjectId,
+    update_ids: &[[u8; 12]],
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        r#"
+        UPDATE webhooks.attempts AS a SET response = NULL
+        WHERE a.update_id = ANY($2) AND a.response IS NOT NULL
+            AND EXISTS (SELECT FROM webhooks.deliveries AS d
+                        WHERE d.update_id = a.update_id AND d.callback_id = a.callback_id AND d.kind = a.kind
+                            AND d.project_id = $1)
+        "#,
+        project_id.as_bytes(),
+        update_ids as &[[u8; 12]],
+    )
+    .execute(&mut *connection)
+    .await?;
+    sqlx::query!(
+        r#"
+        DELETE FROM webhooks.payloads AS p
+        WHERE p.update_id = ANY($2)
+            AND EXISTS (SELECT FROM webhooks.deliveries AS d
+                        WHERE d.update_id = p.update_id AND d.kind = p.kind AND d.project_id = $1)
+        "#,
+        project_id.as_bytes(),
+        update_ids as &[[u8; 12]],
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// The parked events of a project's updates that no notifier releases now, and whether one releases others.
+pub(crate) async fn parked(
+    pool: &Pool,
+    project_id: ObjectId,
+    update_ids: &[ObjectId],
+    now: Timestamp,
+) -> Result<(Vec<(EventKey, String)>, bool), StoreError> {
+    let update_ids = update_ids.iter().map(|id| *id.as_bytes()).collect::<Vec<_>>();
+    let rows = sqlx::query!(
+        r#"
+        SELECT event_stream, event_sequence, payload, coalesce(claimed_until >= $3, false) AS "is_claimed!"
+        FROM webhooks.parked_events WHERE project_id = $1 AND update_id = ANY($2)
+        "#,
+        project_id.as_bytes(),
+        &update_ids as &[[u8; 12]],
+        OffsetDateTime::from(now),
+    )
+    .fetch_all(pool)
+    .await?;
+    let any_claimed = rows.iter().any(|row| row.is_claimed);
+    let free = rows
+        .into_iter()
+        .filter(|row| !row.is_claimed)
+        .map(|row| (EventKey { stream: row.event_stream, sequence: row.event_sequence.cast_unsigned() }, row.payload));
+    Ok((free.collect(), any_claimed))
+}
+
+/// Replaces a parked event, unless a notifier releases it now. Returns whether it did.
+pub(crate) async fn replace_parked(
+    pool: &Pool,
+    event: &EventKey,
+    payload: &str,
+    now: Timestamp,
+) -> Result<bool, StoreError> {
+    let replaced = sqlx::query!(
+        r#"
+        UPDATE webhooks.parked_events SET payload = $3
+        WHERE event_stream = $1 AND event_sequence = $2 AND (claimed_until IS NULL OR claimed_until < $4)
+        "#,
+        event.stream,
+        event.sequence.cast_signed(),
+        payload,
+        OffsetDateTime::from(now),
+    )
+    .execute(pool)
+    .await?;
+    Ok(replaced.rows_affected() == 1)
+}
