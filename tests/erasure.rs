@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use contract::{streams::PROCESSES, subject::process_key};
 use reqwest::Method;
 use serde_json::{Value, json};
 use sqlx::Row;
@@ -175,6 +176,48 @@ async fn a_lead_is_erased_during_a_call_with_its_queued_updates() {
     wait_until_erased(&stack).await;
     stack.wait_for_clean_audit().await;
     assert_eq!(stack.dead_letters().await, 0);
+}
+
+#[tokio::test]
+async fn a_lead_with_more_updates_than_a_page_is_erased_to_the_last_one() {
+    let stack = Stack::start().await;
+    let applied = stack.process_calling(&["crm"]).await;
+    let lead = initiate(&stack, &process_id(&applied), MARKER).await;
+    let lines: String = (0..450).map(|n| json!({"leadId": lead, "metadata": {"n": n}}).to_string() + "\n").collect();
+    let request = stack.api.request(Method::POST, "/api/v1/leads/update/bulk");
+    let response = request.header("content-type", "application/x-ndjson").body(lines).send().await.expect("a response");
+    assert_eq!(response.text().await.expect("results").matches(r#""success":true"#).count(), 450);
+
+    assert_eq!(erase(&stack, &lead).await["outcome"]["success"], true);
+
+    wait_until_erased(&stack).await;
+    let with_content = "SELECT count(*) FROM lead_state.lead_updates WHERE kind = 'update'
+        AND (command::text <> '{}' OR data IS NOT NULL OR reference_id IS NOT NULL)";
+    assert_eq!(stack.count(with_content).await, 0);
+    stack.wait_for_clean_audit().await;
+}
+
+#[tokio::test]
+async fn a_parked_event_of_an_erased_lead_is_delivered_without_its_content() {
+    let stack = Stack::start().await;
+    let applied = stack.process_calling(&["crm"]).await;
+    stack.backdate_processes().await;
+    let lead = initiate(&stack, &process_id(&applied), MARKER).await;
+    let bucket = stack.js().get_key_value(PROCESSES).await.expect("the bucket");
+    let key = process_key(stack.api.project_id, applied.process.process_id);
+    let entry = bucket.get(&key).await.expect("an answer").expect("an entry");
+    bucket.put(&key, "{".into()).await.expect("written");
+    let update = stack.api.update(json!({"leadId": lead, "metadata": {"n": MARKER}})).await;
+    stack.wait_for_count("SELECT count(*) FROM webhooks.parked_events", 1).await;
+
+    erase(&stack, &lead).await;
+    wait_until_erased(&stack).await;
+    bucket.put(&key, entry).await.expect("written");
+
+    let requests = stack.receiver.wait_for_requests("/crm", 1, TEST_TIMEOUT).await;
+    let expected = json!({"updateId": update, "success": true, "leadId": lead, "referenceId": null, "data": null});
+    assert_includes(&requests[0].json(), expected);
+    stack.wait_for_clean_audit().await;
 }
 
 #[tokio::test]

@@ -201,10 +201,11 @@ impl LeadCache {
 mod tests {
     use std::collections::VecDeque;
 
-    use contract::JsonObject;
+    use contract::{JsonObject, position::LogPosition};
     use proptest::prelude::*;
 
     use super::*;
+    use crate::core::batch::Erasure;
 
     fn id(n: u8) -> ObjectId {
         ObjectId::from_bytes([n; 12])
@@ -275,6 +276,23 @@ mod tests {
         assert_eq!(versions(&cache.batch_state(&three, BatchState::default())), [(1, 6), (2, 5)].into());
         let (missing, _) = cache.missing(&keys(&[1], false));
         assert_eq!(missing.references.len(), 1, "cached by id only");
+    }
+
+    #[test]
+    fn a_reference_that_was_read_before_its_lead_was_erased_finds_nothing() {
+        let mut cache = LeadCache::default();
+        let (database, by_reference) = (HashMap::from([(1, 5)]), keys(&[1], false));
+        let stale = || read(&database, &by_reference);
+        assert_eq!(cache.batch_state(&by_reference, stale()).references.len(), 1);
+        let erased = Lead { reference_id: None, is_erased: true, ..Arc::unwrap_or_clone(lead(1, 5)) };
+        let (reference_id, position) = (Some("1".into()), LogPosition::default());
+        let erasure = Erasure { lead_id: id(1), project_id: id(0), process_id: id(0), reference_id, position };
+
+        cache.record_decided(&Plan { leads: vec![Arc::new(erased)], erasures: vec![erasure], ..Plan::default() });
+        cache.record_written();
+
+        assert!(cache.batch_state(&by_reference, BatchState::default()).references.is_empty(), "the cache");
+        assert!(cache.batch_state(&by_reference, stale()).references.is_empty(), "rows that were read ahead");
     }
 
     proptest! {
