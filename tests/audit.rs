@@ -49,6 +49,9 @@ struct Audited {
     /// Callbacks for all events, and for failures.
     crm: ObjectId,
     failures: ObjectId,
+    /// `project/process` and `project/crm`, under which miscounts are reported.
+    process_counts: String,
+    crm_counts: String,
 }
 
 impl Audited {
@@ -76,20 +79,28 @@ impl Audited {
         stack.publish(format!("leads.cmd.{}.update", stack.api.project_id), "no JSON").await;
         let last = stack.api.update(json!({"leadId": lead, "metadata": {"n": 9}})).await;
         stack.api.outcome(&last).await;
-        Self { stack, lead, first, failed, second, last, crm, failures }
+        let process_counts = format!("{}/{}", stack.api.project_id, process_id(&applied));
+        let crm_counts = format!("{}/{crm}", stack.api.project_id);
+        Self { stack, lead, first, failed, second, last, crm, failures, process_counts, crm_counts }
     }
 
     /// Each breach of an invariant: what it is, the SQL that makes it, and the violations that must be reported.
     fn breaches(&self, unknown: &str) -> Vec<(&'static str, String, Breached)> {
-        let Self { lead, first, failed, second, last, crm, failures, .. } = self;
+        let Self { lead, first, failed, second, last, crm, failures, process_counts, crm_counts, .. } = self;
         let of = |update: &str, callback: &ObjectId| format!("{update}/{callback}");
         let own = |id: &String| vec![id.clone()];
+        let miscounted_updates = ("updates_miscounted", own(process_counts));
+        let miscounted_deliveries = ("deliveries_miscounted", own(crm_counts));
         let without_attempts = vec![("attempts", vec![of(first, crm), of(second, crm)])];
         vec![
             (
                 "a ledger row is missing",
                 format!("DELETE FROM lead_state.lead_updates WHERE update_id = '\\x{failed}'"),
-                vec![("unaccounted", own(failed)), ("unfounded", vec![of(failed, crm), of(failed, failures)])],
+                vec![
+                    ("unaccounted", own(failed)),
+                    ("unfounded", vec![of(failed, crm), of(failed, failures)]),
+                    miscounted_updates.clone(),
+                ],
             ),
             (
                 "a ledger row is invented",
@@ -103,6 +114,7 @@ impl Audited {
                     ("unlogged", vec![unknown.to_owned()]),
                     ("unannounced", vec![unknown.to_owned()]),
                     ("undelivered", vec![of(unknown, crm), of(unknown, failures)]),
+                    miscounted_updates.clone(),
                 ],
             ),
             (
@@ -148,7 +160,7 @@ impl Audited {
             (
                 "a delivery is missing",
                 format!("DELETE FROM webhooks.deliveries WHERE update_id = '\\x{first}'"),
-                vec![("undelivered", vec![of(first, crm)])],
+                vec![("undelivered", vec![of(first, crm)]), miscounted_deliveries.clone()],
             ),
             (
                 "a delivery is invented",
@@ -157,7 +169,7 @@ impl Audited {
                          NULL::webhooks.deliveries, to_jsonb(g) || jsonb_build_object('update_id', '\\x{unknown}')) d
                      WHERE g.update_id = '\\x{first}'"
                 ),
-                vec![("unfounded", vec![of(unknown, crm)])],
+                vec![("unfounded", vec![of(unknown, crm)]), miscounted_deliveries.clone()],
             ),
             (
                 "attempts are missing",
@@ -165,7 +177,7 @@ impl Audited {
                     "UPDATE webhooks.deliveries SET first_started_at = NULL WHERE update_id = '\\x{first}';
                      DELETE FROM webhooks.attempts WHERE update_id = '\\x{second}'"
                 ),
-                without_attempts.clone(),
+                [without_attempts.clone(), vec![miscounted_deliveries.clone()]].concat(),
             ),
             (
                 "a delivered delivery has only failed attempts",
@@ -180,12 +192,22 @@ impl Audited {
                 format!(
                     "INSERT INTO webhooks.attempts SELECT * FROM webhooks.every_attempt WHERE update_id = '\\x{first}'"
                 ),
-                vec![("attempts", vec![of(first, crm)])],
+                vec![("attempts", vec![of(first, crm)]), miscounted_deliveries.clone()],
             ),
             (
                 "an attempt has no delivery",
                 format!("UPDATE webhooks.attempts SET update_id = '\\x{unknown}' WHERE update_id = '\\x{second}'"),
-                vec![("attempts", vec![of(second, crm), of(unknown, crm)])],
+                vec![("attempts", vec![of(second, crm), of(unknown, crm)]), miscounted_deliveries.clone()],
+            ),
+            (
+                "updates are counted twice",
+                "UPDATE lead_state.update_counts SET updates = 2 * updates WHERE code <> ''".into(),
+                vec![miscounted_updates],
+            ),
+            (
+                "deliveries are not counted",
+                format!("DELETE FROM webhooks.delivery_counts WHERE callback_id = '\\x{crm}'"),
+                vec![miscounted_deliveries],
             ),
         ]
     }
@@ -225,7 +247,9 @@ async fn each_violated_invariant_is_reported_with_the_violating_ids() {
         .sql(
             "CREATE TABLE ledger AS TABLE lead_state.lead_updates; CREATE TABLE deliveries AS TABLE webhooks.deliveries;
              CREATE TABLE attempts AS TABLE webhooks.attempts; CREATE TABLE leads AS TABLE lead_state.leads;
-             CREATE TABLE checkpoints AS TABLE lead_state.checkpoints",
+             CREATE TABLE checkpoints AS TABLE lead_state.checkpoints;
+             CREATE TABLE update_counts AS TABLE lead_state.update_counts;
+             CREATE TABLE delivery_counts AS TABLE webhooks.delivery_counts",
         )
         .await;
     let restore = "
@@ -233,6 +257,8 @@ async fn each_violated_invariant_is_reported_with_the_violating_ids() {
         DELETE FROM lead_state.lead_updates; INSERT INTO lead_state.lead_updates SELECT * FROM ledger;
         DELETE FROM webhooks.deliveries; INSERT INTO webhooks.deliveries SELECT * FROM deliveries;
         DELETE FROM webhooks.attempts; INSERT INTO webhooks.attempts SELECT * FROM attempts;
+        DELETE FROM lead_state.update_counts; INSERT INTO lead_state.update_counts SELECT * FROM update_counts;
+        DELETE FROM webhooks.delivery_counts; INSERT INTO webhooks.delivery_counts SELECT * FROM delivery_counts;
         UPDATE lead_state.leads l SET version = b.version FROM leads b WHERE b.lead_id = l.lead_id;
         UPDATE lead_state.checkpoints c SET stream_created_at = b.stream_created_at, last_sequence = b.last_sequence,
             announced_sequence = b.announced_sequence FROM checkpoints b";

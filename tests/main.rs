@@ -49,6 +49,7 @@ mod retention;
 mod same_json;
 mod schemas;
 mod secrets;
+mod statistics;
 mod support;
 mod tenancy;
 mod tls;

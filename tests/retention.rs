@@ -27,6 +27,11 @@ const OLD_MONTHS: &str = "
             UPDATE attempts SET update_id = old_id;
             INSERT INTO lead_state.lead_updates SELECT * FROM rows;
             INSERT INTO webhooks.deliveries SELECT * FROM sent;
+            INSERT INTO lead_state.update_counts
+                VALUES ('', make_timestamptz(2025, month, 15, 0, 0, 0, 'UTC'), '', '', '', make_date(2025, month, 1), 1);
+            INSERT INTO webhooks.delivery_counts
+                VALUES ('', make_timestamptz(2025, month, 15, 0, 0, 0, 'UTC'), '', '', make_date(2025, month, 1), 1, '',
+                        1, 0, 0, 0, 0, 0);
             INSERT INTO webhooks.attempts SELECT * FROM attempts;
         END LOOP;
     END $$;
@@ -85,6 +90,13 @@ async fn old_months_are_dropped_unless_a_row_is_still_needed() {
             assert!(exists(&stack, &format!("{table}_2025_{month}")).await, "{table} of {month} is needed");
         }
     }
+    // Counts are deleted with the rows that they count.
+    for (counts, kept) in [
+        ("SELECT count(*) FROM lead_state.update_counts WHERE minute < '2026-01-01Z'", 2),
+        ("SELECT count(*) FROM webhooks.delivery_counts WHERE minute < '2026-01-01Z'", 1),
+    ] {
+        stack.wait_for_count(counts, kept).await;
+    }
     assert_eq!(stack.api.outcome(&update_id).await["status"], "succeeded");
     eventually(TEST_TIMEOUT, "an old update is reported as no longer kept", async || {
         let (status, body) = stack.api.get("/api/v1/updates/6786fe000000000000000001").await;
@@ -95,6 +107,8 @@ async fn old_months_are_dropped_unless_a_row_is_still_needed() {
     .await;
     // The audit is clean without the rows that were made up for this test.
     let forget = "DELETE FROM lead_state.lead_updates WHERE log_epoch <> 1;
+        DELETE FROM lead_state.update_counts WHERE minute < '2026-01-01Z';
+        DELETE FROM webhooks.delivery_counts WHERE minute < '2026-01-01Z';
         DELETE FROM webhooks.deliveries WHERE update_id < webhooks.id_prefix('2025-06-01Z');
         DELETE FROM webhooks.attempts WHERE update_id < webhooks.id_prefix('2025-06-01Z')";
     stack.sql(forget).await;

@@ -60,6 +60,12 @@ impl ObjectId {
         let seconds = u32::from_be_bytes([self.0[0], self.0[1], self.0[2], self.0[3]]);
         Timestamp::from_millis(i64::from(seconds) * 1000)
     }
+
+    /// The first day of the month (UTC) in which the id was created. Tables of updates and deliveries are partitioned by it.
+    pub fn month(&self) -> time::Date {
+        let day = time::OffsetDateTime::from(self.timestamp()).date();
+        day.replace_day(1).unwrap_or(day)
+    }
 }
 
 impl TryFrom<&[u8]> for ObjectId {

@@ -41,6 +41,8 @@ pub(crate) struct Housekeeper {
     pub(crate) log_retention: Duration,
     /// How long months of the ledger are kept.
     pub(crate) ledger_retention: Retention,
+    /// How long the counts of updates are kept.
+    pub(crate) statistics_retention: Retention,
 }
 
 impl Housekeeper {
@@ -69,6 +71,9 @@ impl Housekeeper {
                     Ok(()) => dropped_at = Some(Instant::now()),
                     Err(e) => tracing::warn!("cannot drop old months of the ledger, retrying: {}", error_chain(&e)),
                 }
+                if let Err(e) = self.delete_old_counts().await {
+                    tracing::warn!("cannot delete old statistics, retrying in an hour: {}", error_chain(&e));
+                }
             }
             if let Err(e) = self.purge_log().await {
                 tracing::warn!("cannot purge {LEAD_COMMANDS}, retrying: {e:#}");
@@ -91,6 +96,16 @@ impl Housekeeper {
         let dropped = housekeeping::drop_partitions(&self.pool, cutoff).await?;
         if !dropped.is_empty() {
             tracing::info!(dropped = dropped.join(", "), "months of the ledger were dropped");
+        }
+        Ok(())
+    }
+
+    async fn delete_old_counts(&self) -> Result<(), StoreError> {
+        let Some(cutoff) = self.statistics_retention.cutoff(clock::now()) else { return Ok(()) };
+        let mut connection = store::acquire(&self.pool).await?;
+        let deleted = housekeeping::delete_counts(&mut connection, cutoff).await?;
+        if deleted > 0 {
+            tracing::info!(deleted, "deleted old statistics of updates");
         }
         Ok(())
     }

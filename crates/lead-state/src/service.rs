@@ -51,6 +51,9 @@ pub struct Config {
     /// only when all of its updates are announced and delivered.
     #[arg(long, env = "LEDGER_RETENTION", default_value_t, value_name = "DURATION")]
     pub ledger_retention: Retention,
+    /// How long statistics of updates stay, at least as long as the ledger, which is the default; or off.
+    #[arg(long, env = "STATISTICS_RETENTION", value_name = "DURATION")]
+    pub statistics_retention: Option<Retention>,
     /// Do not migrate the schema at start: the service waits until `leadctl migrate` has done it.
     #[arg(long, env = "NO_MIGRATE")]
     pub no_migrate: bool,
@@ -119,6 +122,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
             sealer: sealer.clone(),
             log_retention: config.log_retention.into(),
             ledger_retention: config.ledger_retention,
+            statistics_retention: config.statistics_retention.unwrap_or(config.ledger_retention),
             metrics: metrics.clone(),
             traces: traces.clone(),
         },

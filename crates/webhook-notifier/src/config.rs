@@ -65,6 +65,9 @@ pub struct Config {
     /// are dropped.
     #[arg(long, env = "DELIVERY_RETENTION", default_value_t, value_name = "DURATION")]
     pub delivery_retention: Retention,
+    /// How long statistics of deliveries stay, at least as long as the delivery log, which is the default; or off.
+    #[arg(long, env = "STATISTICS_RETENTION", value_name = "DURATION")]
+    pub statistics_retention: Option<Retention>,
     /// How long events stay in their stream after they were delivered or recorded. While it is more than half full,
     /// they are purged at once.
     #[arg(long, env = "EVENT_RETENTION", default_value_t = EVENT_RETENTION.into(), value_name = "DURATION")]

@@ -26,11 +26,17 @@ const PARTITIONS_AHEAD: Duration = DAY.saturating_mul(62);
 /// How often delivered events are purged. Longer lets a full stream stay full for longer.
 const PURGE_INTERVAL: Duration = Duration::from_secs(15);
 
-/// Creates and drops partitions until shutdown.
-pub(crate) async fn partitions(pool: Pool, retention: Retention, shutdown: CancellationToken) -> anyhow::Result<()> {
+/// Creates and drops partitions, and deletes old statistics, until shutdown.
+pub(crate) async fn partitions(
+    pool: Pool,
+    retention: Retention,
+    statistics: Retention,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
     let maintain = || async {
         create_partitions(&pool).await;
         drop_partitions(&pool, retention).await;
+        delete_counts(&pool, statistics).await;
     };
     every(PARTITIONS_INTERVAL, shutdown, maintain).await
 }
@@ -42,6 +48,16 @@ async fn drop_partitions(pool: &Pool, retention: Retention) {
         Ok(dropped) if dropped.is_empty() => {}
         Ok(dropped) => tracing::info!(dropped = dropped.join(", "), "dropped months of the delivery log"),
         Err(e) => tracing::warn!("cannot drop old months of the delivery log: {}", error_chain(&e)),
+    }
+}
+
+/// Deletes old statistics whose deliveries were dropped.
+async fn delete_counts(pool: &Pool, retention: Retention) {
+    let Some(cutoff) = retention.cutoff(clock::now()) else { return };
+    match store::partitions::delete_counts(pool, cutoff).await {
+        Ok(0) => {}
+        Ok(deleted) => tracing::info!(deleted, "deleted old statistics of deliveries"),
+        Err(e) => tracing::warn!("cannot delete old statistics of deliveries: {}", error_chain(&e)),
     }
 }
 

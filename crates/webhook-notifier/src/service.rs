@@ -256,7 +256,9 @@ impl Running<'_> {
         let erasures = Erasures { client, js: js.clone(), pool: pool.clone(), outbox: erasure_outbox };
         tasks.spawn("erasures", erasures.run(shutdown.clone()));
         tasks.spawn("outbox", outbox::run(js.clone(), pool.clone(), outbox, shutdown.clone()));
-        let partitions = housekeeping::partitions(pool.clone(), config.delivery_retention, shutdown.clone());
+        let statistics = config.statistics_retention.unwrap_or(config.delivery_retention);
+        let partitions =
+            housekeeping::partitions(pool.clone(), config.delivery_retention, statistics, shutdown.clone());
         tasks.spawn("partitions", partitions);
         let retention = housekeeping::retention(js.clone(), config.event_retention.into(), shutdown.clone());
         tasks.spawn("retention", retention);

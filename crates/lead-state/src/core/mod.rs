@@ -11,4 +11,5 @@ mod outcome;
 pub(crate) mod process_change;
 pub(crate) mod process_diff;
 mod source_change;
+pub(crate) mod statistics;
 pub mod work;

@@ -55,6 +55,7 @@ pub(crate) struct TermContext {
     pub(crate) sealer: Arc<Sealer>,
     pub(crate) log_retention: Duration,
     pub(crate) ledger_retention: Retention,
+    pub(crate) statistics_retention: Retention,
     pub(crate) metrics: Metrics,
     pub(crate) traces: Traces,
 }
@@ -173,6 +174,7 @@ impl TermContext {
             sealer: self.sealer.clone(),
             log_retention: self.log_retention,
             ledger_retention: self.ledger_retention,
+            statistics_retention: self.statistics_retention,
         };
         background.spawn(async move { housekeeper.run().await.map(|()| TermEnd::Retry("housekeeping ended".into())) });
         let expiry = log_expired_calls(self.pool.clone(), self.js.clone());

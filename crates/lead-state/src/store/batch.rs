@@ -13,6 +13,7 @@ use super::{
 use crate::core::{
     batch::{LedgerRow, Plan},
     decide::Call,
+    statistics::count_updates,
 };
 
 /// A batch to write.
@@ -33,7 +34,7 @@ pub(crate) struct Batch<'a> {
     pub(crate) plan: &'a Plan,
 }
 
-/// Writes a batch in one transaction: checkpoint, leads, ledger, calls, queued updates and erasures.
+/// Writes a batch in one transaction: checkpoint, leads, ledger and its counts, calls, queued updates and erasures.
 pub(crate) async fn write(
     connection: &mut PinnedConnection,
     batch: &Batch<'_>,
@@ -57,19 +58,10 @@ pub(crate) async fn write(
     Ok(())
 }
 
-/// Moves the checkpoint by compare-and-set, and changes leads and the ledger only if that succeeded and no process has
-/// changed since its rules were read. So a former leader, a second reader, and a decision by outdated rules write
-/// nothing. One statement, because each costs a round trip and most batches are small.
-async fn write_updates(connection: &mut Session, batch: &Batch<'_>, now: Timestamp) -> Result<(), StoreError> {
-    let &Batch { from, last, logged_at, ends_message, revisions, announced, plan: Plan { leads, rows, .. } } = batch;
-    let (epoch, applied_sequence, applied_index) = position_columns(from.applied);
-    let (_, last_sequence, last_index) = position_columns(last);
-    let (announced_epoch, announced_sequence, announced_index) = position_columns(announced);
-    let is_current = query_columns!(query_scalar,
-        [
-            last_sequence, last_index, time(now), time(logged_at), announced_epoch, announced_sequence, announced_index,
-            from.stream, from.generation, epoch, applied_sequence, applied_index, leads.len() as i64, ends_message,
-        ],
+/// The statement of a batch. A macro, because its text must be a literal, and the columns are part of it.
+macro_rules! batch_query {
+    ($scalars:tt, $revisions:ident, $leads:ident, $rows:ident, $counts:ident) => {
+        query_columns!(query_scalar, $scalars,
         "WITH moved AS (
              UPDATE lead_state.checkpoints
              SET last_sequence = $1, last_index = $2, updated_at = $3, last_logged_at = $4, ends_message = $14,
@@ -80,7 +72,7 @@ async fn write_updates(connection: &mut Session, batch: &Batch<'_>, now: Timesta
                                         THEN $7 ELSE announced_index END
              WHERE stream = $8 AND generation = $9 AND epoch = $10 AND last_sequence = $11 AND last_index = $12
                  AND NOT EXISTS (SELECT FROM "
-        unnest(revisions) {
+        unnest($revisions) {
             "process_id" "bytea[]" = |(process_id, _)| *process_id.as_bytes();
             "revision" "bigint[]" = |(_, revision)| *revision;
         }
@@ -89,7 +81,7 @@ async fn write_updates(connection: &mut Session, batch: &Batch<'_>, now: Timesta
          ), changed AS (
              UPDATE lead_state.leads AS l SET name = n.name, state = n.state, disposition = n.disposition,
                  metadata = n.metadata::json, version = n.version, updated_at = $3 FROM "
-        unnest(leads) {
+        unnest($leads) {
             "lead_id" "bytea[]" = |lead| *lead.lead_id.as_bytes();
             "name" "text[]" = |lead| lead.name.as_deref();
             "state" "text[]" = |lead| lead.state.as_str();
@@ -100,7 +92,7 @@ async fn write_updates(connection: &mut Session, batch: &Batch<'_>, now: Timesta
         "    WHERE l.lead_id = n.lead_id AND EXISTS (SELECT FROM moved) RETURNING 1
          ), logged AS (
              INSERT INTO lead_state.lead_updates"
-        insert(rows) {
+        insert($rows) {
             "project_id" "bytea[]" = |row| *row.event.project_id.as_bytes();
             "update_id" "bytea[]" = |row| *row.event.update_id.as_bytes();
             "kind" "text[]" = |row| row.event.kind.as_str();
@@ -130,11 +122,61 @@ async fn write_updates(connection: &mut Session, batch: &Batch<'_>, now: Timesta
             "decided_epoch" "CASE WHEN n.decided_sequence IS NOT NULL THEN $10 END";
             "decided_sequence" "bigint[]" = |row| decided_later(row).map(|(_, sequence, _)| sequence);
             "decided_index" "int[]" = |row| decided_later(row).map(|(_, _, index)| index);
+            "counted" "true";
         }
-        "    WHERE EXISTS (SELECT FROM moved))
+        "    WHERE EXISTS (SELECT FROM moved)
+         ), counted AS (
+             INSERT INTO lead_state.update_counts AS c"
+        insert($counts) {
+            "project_id" "bytea[]" = |count| *count.key.project_id.as_bytes();
+            "minute" "timestamptz[]" = |count| time(count.key.minute);
+            "process_id" "bytea[]" = |count| count.key.process_id.as_ref().map_or(&[][..], |id| id.as_bytes());
+            "kind" "text[]" = |count| count.key.kind;
+            "code" "text[]" = |count| count.key.code;
+            "id_month" "date[]" = |count| count.key.id_month;
+            "updates" "bigint[]" = |count| count.updates;
+        }
+        "    WHERE EXISTS (SELECT FROM moved)
+             ON CONFLICT (project_id, minute, process_id, kind, code, id_month)
+                 DO UPDATE SET updates = c.updates + excluded.updates
+         )
          SELECT CASE WHEN EXISTS (SELECT FROM moved) THEN
                      lead_state.require_changed_leads((SELECT count(*) FROM changed), $13)
                      ELSE false END AS \"is_current!\""
+        )
+    };
+}
+
+/// Moves the checkpoint by compare-and-set, and changes leads, the ledger and its counts only if that succeeded and no
+/// process has changed since its rules were read. So a former leader, a second reader, and a decision by outdated rules
+/// write nothing. One statement, because each costs a round trip and most batches are small.
+async fn write_updates(connection: &mut Session, batch: &Batch<'_>, now: Timestamp) -> Result<(), StoreError> {
+    let &Batch { from, last, logged_at, ends_message, revisions, announced, plan: Plan { leads, rows, .. } } = batch;
+    let (epoch, applied_sequence, applied_index) = position_columns(from.applied);
+    let (_, last_sequence, last_index) = position_columns(last);
+    let (announced_epoch, announced_sequence, announced_index) = position_columns(announced);
+    let counts = count_updates(rows);
+    let is_current = batch_query!(
+        [
+            last_sequence,
+            last_index,
+            time(now),
+            time(logged_at),
+            announced_epoch,
+            announced_sequence,
+            announced_index,
+            from.stream,
+            from.generation,
+            epoch,
+            applied_sequence,
+            applied_index,
+            leads.len() as i64,
+            ends_message,
+        ],
+        revisions,
+        leads,
+        rows,
+        counts
     )
     .fetch_one(connection)
     .await?;

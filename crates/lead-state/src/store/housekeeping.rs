@@ -1,4 +1,4 @@
-//! Partitions of the ledger, and calls.
+//! Partitions of the ledger, counts, and calls.
 
 use contract::Timestamp;
 use service_kit::postgres::{Pool, Session};
@@ -27,6 +27,14 @@ pub(crate) async fn drop_partitions(pool: &Pool, cutoff: Timestamp) -> Result<Ve
         .await?;
     transaction.commit().await?;
     Ok(dropped)
+}
+
+/// Deletes counts of minutes before this time whose month of the ledger was dropped.
+pub(crate) async fn delete_counts(connection: &mut Session, cutoff: Timestamp) -> Result<i64, StoreError> {
+    let deleted = sqlx::query_scalar!(r#"SELECT lead_state.delete_counts($1) AS "deleted!""#, time(cutoff))
+        .fetch_one(connection)
+        .await?;
+    Ok(deleted)
 }
 
 /// Deletes calls that expired before this time, except those of leads with queued updates.

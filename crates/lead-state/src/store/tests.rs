@@ -189,6 +189,7 @@ async fn a_batch_writes_every_column() {
         "error_code": null, "from_state": "new", "to_state": "won", "disposition": "price", "version": 2, "user_id": "user",
         "api_key_id": hex(9), "warnings": ["first", "second"], "data": {"n": 1}, "traceparent": "trace",
         "applied_at": time(11), "decided_epoch": 2, "decided_sequence": 8, "decided_index": 1, "kind": "update",
+        "counted": true,
     });
     let mut failed = succeeded.clone();
     for (column, value) in [
@@ -209,6 +210,15 @@ async fn a_batch_writes_every_column() {
         failed[column] = value;
     }
     assert_eq!(rows(&pool, "lead_updates", "update_id").await, [succeeded, failed]);
+    let minute = at(10).to_iso().replace(":50.000Z", ":00+00:00");
+    let count = |code: &str, id_month: &str| {
+        json!({
+            "project_id": hex(1), "minute": minute, "process_id": hex(2), "kind": "update", "code": code,
+            "id_month": id_month, "updates": 1,
+        })
+    };
+    let counts = [count("", "1972-02-01"), count("refused", "1972-09-01")];
+    assert_eq!(rows(&pool, "update_counts", "code").await, counts);
     let calls = [
         json!({"lead_id": hex(3), "project_id": hex(1), "call_id": "call", "started_at": time(1), "expires_at": time(100)}),
     ];
@@ -264,6 +274,7 @@ async fn a_batch_by_an_old_checkpoint_or_old_rules_or_with_a_duplicate_writes_no
     let current = Checkpoint { applied: position(2, 9, 5), ..from.clone() };
     write_plan(&pool, &from, &plan()).await.unwrap();
     let written = rows(&pool, "lead_updates", "update_id").await;
+    let counted = rows(&pool, "update_counts", "code").await;
     let other = || Plan { rows: vec![], newly_queued: vec![], ..plan() };
 
     assert!(matches!(write_plan(&pool, &from, &other()).await, Err(StoreError::Fenced)));
@@ -272,7 +283,36 @@ async fn a_batch_by_an_old_checkpoint_or_old_rules_or_with_a_duplicate_writes_no
     assert!(matches!(write_plan(&pool, &current, &other()).await, Err(StoreError::Fenced)));
 
     assert_eq!(rows(&pool, "lead_updates", "update_id").await, written);
+    assert_eq!(rows(&pool, "update_counts", "code").await, counted);
     assert_eq!(checkpoint::get(&pool, "LOG").await.unwrap().unwrap().applied, current.applied);
+}
+
+#[tokio::test]
+async fn counts_of_a_minute_grow_with_each_batch() {
+    let (pool, from, _postgres) = with_lead().await;
+    write_plan(&pool, &from, &Plan { newly_queued: vec![], calls: vec![], ..plan() }).await.unwrap();
+    let next = Checkpoint { applied: position(2, 9, 5), ..from };
+    let mut of_the_same_month = [4; 12];
+    of_the_same_month[11] = 5;
+    let rows = [ObjectId::from_bytes(of_the_same_month), id(7)]
+        .map(|id| row(position(2, 9, 6), position(2, 9, 6), succeeded(id)))
+        .into();
+    let plan = Plan { rows, ..Plan::default() };
+
+    let batch = Batch {
+        from: &next,
+        last: position(2, 9, 7),
+        logged_at: at(10),
+        ends_message: true,
+        revisions: &[],
+        announced: next.announced,
+        plan: &plan,
+    };
+    write(&mut PinnedConnection::new(pool.clone()), &batch, at(12)).await.unwrap();
+
+    let select = "SELECT code, sum(updates)::bigint FROM lead_state.update_counts GROUP BY 1 ORDER BY 1";
+    let counts: Vec<(String, i64)> = sqlx::query_as(select).fetch_all(&pool).await.unwrap();
+    assert_eq!(counts, [(String::new(), 3), ("refused".to_owned(), 1)]);
 }
 
 #[tokio::test]

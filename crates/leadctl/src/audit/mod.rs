@@ -4,6 +4,7 @@
 //! ack floor of webhook-notifier; then a snapshot of both schemas, whose deliveries are therefore no older than the acks;
 //! then the streams, which contain everything that the snapshot can refer to. Later messages count as pending.
 
+mod counts;
 mod invariants;
 mod messages;
 pub(crate) mod report;
@@ -25,6 +26,7 @@ use service_kit::{
 };
 
 use self::{
+    counts::COUNTS,
     invariants::INVARIANTS,
     report::{CheckedInvariant, Report},
     scope::Scope,
@@ -112,7 +114,7 @@ impl Audit {
 
         let limit = (!self.json).then_some(MAX_SHOWN);
         let mut invariants = Vec::new();
-        for invariant in INVARIANTS {
+        for invariant in INVARIANTS.into_iter().chain(COUNTS) {
             progress.step(invariant.statement);
             let (count, violations) = snapshot.violations(invariant, limit).await?;
             let (name, statement) = (invariant.name, invariant.statement);

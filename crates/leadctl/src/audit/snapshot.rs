@@ -43,6 +43,10 @@ const TABLES: &str = "
         AS 'SELECT (seq << 10) + index';
     CREATE FUNCTION pg_temp.entry(at bigint) RETURNS text IMMUTABLE LANGUAGE sql
         AS $$ SELECT (at >> 10) || CASE WHEN at & 1023 > 0 THEN '.' || (at & 1023) ELSE '' END $$;
+    -- The month (UTC) in which an id was created.
+    CREATE FUNCTION pg_temp.id_month(id bytea) RETURNS date IMMUTABLE LANGUAGE sql
+        AS $$ SELECT date_trunc('month', to_timestamp(get_byte(id, 0)::bigint * 16777216 + get_byte(id, 1) * 65536
+                                                      + get_byte(id, 2) * 256 + get_byte(id, 3)) AT TIME ZONE 'UTC')::date $$;
     CREATE TEMP TABLE audit_facts (
         from_time timestamptz, to_time timestamptz, project_id bytea,
         epoch int NOT NULL, last_seq bigint NOT NULL, generation int NOT NULL, announced_epoch int NOT NULL,

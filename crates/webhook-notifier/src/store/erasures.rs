@@ -2,7 +2,7 @@
 
 use contract::{ObjectId, Timestamp, event::ERASED};
 use service_kit::postgres::{Pool, Session};
-use time::OffsetDateTime;
+use time::{Date, OffsetDateTime};
 
 use super::{error::StoreError, id, parked::EventKey};
 
@@ -95,28 +95,47 @@ pub(crate) async fn finish(pool: &Pool, erasure: &PendingErasure) -> Result<(), 
 }
 
 /// Erases the bodies and responses of the deliveries of a project's updates. Those that are pending have nothing left to
-/// send: they are exhausted.
+/// send: they are exhausted, and counted.
 pub(crate) async fn erase_deliveries(
     pool: &Pool,
     project_id: ObjectId,
     update_ids: &[ObjectId],
     now: Timestamp,
 ) -> Result<(), StoreError> {
+    let id_months = update_ids.iter().map(ObjectId::month).collect::<Vec<Date>>();
     let update_ids = update_ids.iter().map(|id| *id.as_bytes()).collect::<Vec<_>>();
     let mut transaction = pool.begin().await?;
     sqlx::query!(
         r#"
-        UPDATE webhooks.deliveries SET
-            status = CASE WHEN status = 'pending' THEN 'exhausted' ELSE status END,
-            last_error = CASE WHEN status = 'pending' THEN $3 ELSE last_error END,
-            updated_at = CASE WHEN status = 'pending' THEN $4 ELSE updated_at END,
-            next_attempt_at = NULL, payload = NULL
-        WHERE project_id = $1 AND update_id = ANY($2) AND (payload IS NOT NULL OR status = 'pending')
+        WITH updates AS (
+            SELECT * FROM unnest($2::bytea[], $5::date[]) AS u (update_id, id_month)
+        ), erased AS (
+            UPDATE webhooks.deliveries AS d SET
+                status = CASE WHEN status = 'pending' THEN 'exhausted' ELSE status END,
+                last_error = CASE WHEN status = 'pending' THEN $3 ELSE last_error END,
+                updated_at = CASE WHEN status = 'pending' THEN $4::timestamptz ELSE updated_at END,
+                exhausted_at = CASE WHEN status = 'pending' THEN exhausted_at || $4::timestamptz ELSE exhausted_at END,
+                next_attempt_at = NULL, payload = NULL
+            FROM updates AS u
+            WHERE d.project_id = $1 AND d.update_id = u.update_id AND (payload IS NOT NULL OR status = 'pending')
+            RETURNING d.project_id, d.callback_id, d.kind, d.process_id, d.exhausted_at, u.id_month
+        )
+        INSERT INTO webhooks.delivery_counts AS c
+            (project_id, minute, callback_id, kind, id_month, writer, process_id,
+             delivered_100ms, delivered_1s, delivered_10s, delivered_longer, failed, exhausted)
+        SELECT project_id, date_trunc('minute', $4::timestamptz), callback_id, kind, id_month, pg_backend_pid(), coalesce(process_id, ''),
+               0, 0, 0, 0, 0, count(*)
+        FROM erased
+        WHERE exhausted_at[cardinality(exhausted_at)] = $4::timestamptz
+        GROUP BY 1, 2, 3, 4, 5, 6, 7
+        ON CONFLICT (project_id, minute, callback_id, kind, id_month, writer) DO UPDATE SET
+            exhausted = c.exhausted + excluded.exhausted
         "#,
         project_id.as_bytes(),
         &update_ids as &[[u8; 12]],
         ERASED,
         OffsetDateTime::from(now),
+        &id_months as &[Date],
     )
     .execute(&mut *transaction)
     .await?;

@@ -1,4 +1,4 @@
-//! The monthly partitions of the delivery log.
+//! The monthly partitions of the delivery log, and the retention of its counts.
 
 use contract::Timestamp;
 use service_kit::postgres::Pool;
@@ -29,4 +29,13 @@ pub(crate) async fn ensure(pool: &Pool, since: Timestamp, until: Timestamp) -> R
     .fetch_one(pool)
     .await?;
     Ok(created)
+}
+
+/// Deletes counts of minutes before this time whose month of the delivery log was dropped. Returns how many.
+pub(crate) async fn delete_counts(pool: &Pool, cutoff: Timestamp) -> Result<i64, StoreError> {
+    let deleted =
+        sqlx::query_scalar!(r#"SELECT webhooks.delete_counts($1) AS "deleted!""#, OffsetDateTime::from(cutoff))
+            .fetch_one(pool)
+            .await?;
+    Ok(deleted)
 }

@@ -6,7 +6,7 @@
 
 use contract::text::{MAX_ERROR_CHARS, prefix};
 use service_kit::postgres::Session;
-use time::OffsetDateTime;
+use time::{Date, OffsetDateTime};
 
 use super::{bodies, deliveries::status_name, error::StoreError};
 use crate::core::delivery::{DeliveryRecord, DeliverySource, DeliveryState, LeadOrder};
@@ -46,6 +46,7 @@ struct Columns<'a> {
     due: Vec<Option<OffsetDateTime>>,
     errors: Vec<Option<&'a str>>,
     at: Vec<OffsetDateTime>,
+    id_months: Vec<Date>,
 }
 
 impl<'a> Columns<'a> {
@@ -58,6 +59,7 @@ impl<'a> Columns<'a> {
             due: records.iter().map(|r| r.state.next_attempt_at().map(Into::into)).collect(),
             errors: records.iter().map(|r| r.error.as_deref().map(|e| prefix(e, MAX_ERROR_CHARS))).collect(),
             at: records.iter().map(|r| r.at.into()).collect(),
+            id_months: records.iter().map(|r| r.delivery.update_id.month()).collect(),
         }
     }
 }
@@ -102,6 +104,52 @@ impl<'a> AttemptColumns<'a> {
     }
 }
 
+/// Completes a statement with `records` and the `recorded` ones of them: counts their attempts and exhaustions, and inserts
+/// the attempts that are not in the row of their delivery.
+macro_rules! record_query {
+    ($records:literal, $($args:tt)*) => {
+        sqlx::query!(
+            $records
+                + r#"
+        , counted AS (
+            INSERT INTO webhooks.delivery_counts AS c
+                (project_id, minute, callback_id, kind, id_month, writer, process_id,
+                 delivered_100ms, delivered_1s, delivered_10s, delivered_longer, failed, exhausted)
+            SELECT d.project_id, date_trunc('minute', e.at), d.callback_id, d.kind, r.id_month, pg_backend_pid(),
+                   coalesce(d.process_id, ''),
+                   count(*) FILTER (WHERE e.delivered AND e.ms <= 100),
+                   count(*) FILTER (WHERE e.delivered AND e.ms > 100 AND e.ms <= 1000),
+                   count(*) FILTER (WHERE e.delivered AND e.ms > 1000 AND e.ms <= 10000),
+                   count(*) FILTER (WHERE e.delivered AND e.ms > 10000),
+                   count(*) FILTER (WHERE NOT e.delivered),
+                   count(*) FILTER (WHERE e.delivered IS NULL)
+            FROM records AS r
+            JOIN recorded AS d USING (update_id, callback_id, kind)
+            CROSS JOIN LATERAL (VALUES
+                (r.started_at, r.duration_ms, r.status = 'delivered'),
+                (CASE WHEN r.status = 'exhausted' AND r.at = d.recorded_at THEN r.at END, NULL, NULL)
+            ) AS e (at, ms, delivered)
+            WHERE e.at IS NOT NULL
+            GROUP BY 1, 2, 3, 4, 5, 6, 7
+            ON CONFLICT (project_id, minute, callback_id, kind, id_month, writer) DO UPDATE SET
+                delivered_100ms = c.delivered_100ms + excluded.delivered_100ms,
+                delivered_1s = c.delivered_1s + excluded.delivered_1s,
+                delivered_10s = c.delivered_10s + excluded.delivered_10s,
+                delivered_longer = c.delivered_longer + excluded.delivered_longer,
+                failed = c.failed + excluded.failed,
+                exhausted = c.exhausted + excluded.exhausted
+        )
+        INSERT INTO webhooks.attempts
+            (update_id, callback_id, kind, number, started_at, duration_ms, status_code, error, response, counted)
+        SELECT update_id, callback_id, kind, attempts, started_at, duration_ms, status_code, error, response, true
+        FROM records JOIN recorded USING (update_id, callback_id, kind)
+        WHERE started_at IS NOT NULL AND NOT (attempts = 1 AND status = 'delivered')
+        "#,
+            $($args)*
+        )
+    };
+}
+
 /// Inserts deliveries of ordered callbacks, which have no attempt yet. Several notifiers may receive the event: the
 /// first insert counts.
 async fn insert_ordered(connection: &mut Session, records: &[&DeliveryRecord]) -> sqlx::Result<()> {
@@ -116,19 +164,27 @@ async fn insert_ordered(connection: &mut Session, records: &[&DeliveryRecord]) -
     let order_keys = orders.iter().map(|order| &*order.key).collect::<Vec<_>>();
     let event_streams = orders.iter().map(|order| &*order.event_stream).collect::<Vec<_>>();
     let event_sequences = orders.iter().map(|order| order.event_sequence.cast_signed()).collect::<Vec<_>>();
-    sqlx::query!(
+    record_query!(
         r#"
-        INSERT INTO webhooks.deliveries
-            (update_id, callback_id, project_id, process_id, status, attempts, created_at, updated_at, traceparent, last_error,
-             payload, lead_id, order_key, event_stream, event_sequence, kind)
-        SELECT r.update_id, r.callback_id, r.project_id, r.process_id, r.status, 0, r.at, r.at, r.traceparent, r.error,
-               r.payload, r.lead_id, r.order_key, r.event_stream, r.event_sequence, r.kind
-        FROM unnest($1::bytea[], $2::bytea[], $3::bytea[], $4::bytea[], $5::text[], $6::text[], $7::text[], $8::text[],
-                    $9::timestamptz[], $10::bytea[], $11::bytea[], $12::text[], $13::bigint[], $14::text[])
-            AS r (update_id, callback_id, project_id, process_id, status, traceparent, error, payload, at,
-                  lead_id, order_key, event_stream, event_sequence, kind)
-        ORDER BY r.update_id, r.callback_id, r.kind
-        ON CONFLICT (update_id, callback_id, kind) DO NOTHING
+        WITH records AS MATERIALIZED (
+            SELECT *, NULL::timestamptz AS started_at, NULL::integer AS duration_ms, NULL::integer AS status_code,
+                   NULL::text AS response
+            FROM unnest($1::bytea[], $2::bytea[], $3::bytea[], $4::bytea[], $5::text[], $6::text[], $7::text[], $8::text[],
+                        $9::timestamptz[], $10::bytea[], $11::bytea[], $12::text[], $13::bigint[], $14::text[], $15::date[])
+                AS r (update_id, callback_id, project_id, process_id, status, traceparent, error, payload, at,
+                      lead_id, order_key, event_stream, event_sequence, kind, id_month)
+        ), recorded AS (
+            INSERT INTO webhooks.deliveries
+                (update_id, callback_id, project_id, process_id, status, attempts, created_at, updated_at, traceparent,
+                 last_error, payload, lead_id, order_key, event_stream, event_sequence, kind, exhausted_at)
+            SELECT r.update_id, r.callback_id, r.project_id, r.process_id, r.status, 0, r.at, r.at, r.traceparent, r.error,
+                   r.payload, r.lead_id, r.order_key, r.event_stream, r.event_sequence, r.kind,
+                   CASE WHEN r.status = 'exhausted' THEN ARRAY[r.at] END
+            FROM records AS r
+            ORDER BY r.update_id, r.callback_id, r.kind
+            ON CONFLICT (update_id, callback_id, kind) DO NOTHING
+            RETURNING update_id, callback_id, kind, attempts, project_id, process_id, created_at AS recorded_at
+        )
         "#,
         &columns.update_ids as &[[u8; 12]],
         &columns.callback_ids as &[[u8; 12]],
@@ -144,6 +200,7 @@ async fn insert_ordered(connection: &mut Session, records: &[&DeliveryRecord]) -
         &event_streams as &[&str],
         &event_sequences,
         &columns.kinds as &[&str],
+        &columns.id_months as &[Date],
     )
     .execute(connection)
     .await?;
@@ -159,25 +216,28 @@ async fn upsert_from_events(connection: &mut Session, records: &[&DeliveryRecord
     let new = NewColumns::of(records);
     let payloads = records.iter().map(|r| inline_body(r)).collect::<Vec<_>>();
     let attempts = AttemptColumns::of(records);
-    sqlx::query!(
+    record_query!(
         r#"
         WITH records AS MATERIALIZED (
             SELECT * FROM unnest($1::bytea[], $2::bytea[], $3::bytea[], $4::bytea[], $5::text[], $6::timestamptz[],
                                  $7::text[], $8::text[], $9::text[], $10::timestamptz[],
-                                 $11::timestamptz[], $12::integer[], $13::integer[], $14::text[], $15::text[])
+                                 $11::timestamptz[], $12::integer[], $13::integer[], $14::text[], $15::text[],
+                                 $16::date[])
                 AS r (update_id, callback_id, project_id, process_id, status, due,
                       traceparent, error, payload, at,
-                      started_at, duration_ms, status_code, response, kind)
+                      started_at, duration_ms, status_code, response, kind, id_month)
         ), recorded AS (
             INSERT INTO webhooks.deliveries AS d
                 (update_id, callback_id, project_id, process_id, status, attempts, next_attempt_at,
                  created_at, updated_at, traceparent, last_error, payload,
-                 first_started_at, first_duration_ms, first_status_code, kind)
+                 first_started_at, first_duration_ms, first_status_code, kind, first_counted, exhausted_at)
             SELECT update_id, callback_id, project_id, process_id, status, (started_at IS NOT NULL)::integer, due,
                    at, at, traceparent, error, payload,
                    CASE WHEN status = 'delivered' THEN started_at END,
                    CASE WHEN status = 'delivered' THEN duration_ms END,
-                   CASE WHEN status = 'delivered' THEN status_code END, kind
+                   CASE WHEN status = 'delivered' THEN status_code END, kind,
+                   CASE WHEN status = 'delivered' THEN started_at IS NOT NULL END,
+                   CASE WHEN status = 'exhausted' THEN ARRAY[at] END
             FROM records
             ORDER BY update_id, callback_id, kind
             ON CONFLICT (update_id, callback_id, kind) DO UPDATE SET
@@ -189,14 +249,11 @@ async fn upsert_from_events(connection: &mut Session, records: &[&DeliveryRecord
                 updated_at = excluded.updated_at,
                 first_started_at = CASE d.attempts WHEN 0 THEN excluded.first_started_at ELSE d.first_started_at END,
                 first_duration_ms = CASE d.attempts WHEN 0 THEN excluded.first_duration_ms ELSE d.first_duration_ms END,
-                first_status_code = CASE d.attempts WHEN 0 THEN excluded.first_status_code ELSE d.first_status_code END
-            RETURNING update_id, callback_id, kind, attempts
+                first_status_code = CASE d.attempts WHEN 0 THEN excluded.first_status_code ELSE d.first_status_code END,
+                first_counted = CASE d.attempts WHEN 0 THEN excluded.first_counted ELSE d.first_counted END
+            -- Only the time of creation tells a new row from an existing one, which is not exhausted by its event.
+            RETURNING update_id, callback_id, kind, attempts, project_id, process_id, created_at AS recorded_at
         )
-        INSERT INTO webhooks.attempts
-            (update_id, callback_id, kind, number, started_at, duration_ms, status_code, error, response)
-        SELECT update_id, callback_id, kind, attempts, started_at, duration_ms, status_code, error, response
-        FROM records JOIN recorded USING (update_id, callback_id, kind)
-        WHERE started_at IS NOT NULL AND NOT (attempts = 1 AND status = 'delivered')
         "#,
         &columns.update_ids as &[[u8; 12]],
         &columns.callback_ids as &[[u8; 12]],
@@ -213,6 +270,7 @@ async fn upsert_from_events(connection: &mut Session, records: &[&DeliveryRecord
         &attempts.status_codes as &[Option<i32>],
         &attempts.responses as &[Option<&str>],
         &columns.kinds as &[&str],
+        &columns.id_months as &[Date],
     )
     .execute(connection)
     .await?;
@@ -226,12 +284,13 @@ async fn update_claimed(connection: &mut Session, records: &[&DeliveryRecord]) -
     }
     let columns = Columns::of(records);
     let attempts = AttemptColumns::of(records);
-    sqlx::query!(
+    record_query!(
         r#"
         WITH records AS MATERIALIZED (
             SELECT * FROM unnest($1::bytea[], $2::bytea[], $3::text[], $4::timestamptz[], $5::text[], $6::timestamptz[],
-                                 $7::timestamptz[], $8::integer[], $9::integer[], $10::text[], $11::text[])
-                AS r (update_id, callback_id, status, due, error, at, started_at, duration_ms, status_code, response, kind)
+                                 $7::timestamptz[], $8::integer[], $9::integer[], $10::text[], $11::text[], $12::date[])
+                AS r (update_id, callback_id, status, due, error, at, started_at, duration_ms, status_code, response, kind,
+                      id_month)
         ), recorded AS (
             UPDATE webhooks.deliveries AS d SET
                 attempts = d.attempts + (r.started_at IS NOT NULL)::integer,
@@ -245,17 +304,16 @@ async fn update_claimed(connection: &mut Session, records: &[&DeliveryRecord]) -
                 first_duration_ms =
                     CASE WHEN d.attempts = 0 AND r.status = 'delivered' THEN r.duration_ms ELSE d.first_duration_ms END,
                 first_status_code =
-                    CASE WHEN d.attempts = 0 AND r.status = 'delivered' THEN r.status_code ELSE d.first_status_code END
+                    CASE WHEN d.attempts = 0 AND r.status = 'delivered' THEN r.status_code ELSE d.first_status_code END,
+                first_counted =
+                    CASE WHEN d.attempts = 0 AND r.status = 'delivered' THEN r.started_at IS NOT NULL
+                         ELSE d.first_counted END,
+                exhausted_at = CASE WHEN r.status = 'exhausted' THEN d.exhausted_at || r.at ELSE d.exhausted_at END
             FROM records AS r
             WHERE d.update_id = r.update_id AND d.callback_id = r.callback_id AND d.kind = r.kind
                 AND (d.status = 'pending' OR r.status = 'delivered')
-            RETURNING d.update_id, d.callback_id, d.kind, d.attempts
+            RETURNING d.update_id, d.callback_id, d.kind, d.attempts, d.project_id, d.process_id, r.at AS recorded_at
         )
-        INSERT INTO webhooks.attempts
-            (update_id, callback_id, kind, number, started_at, duration_ms, status_code, error, response)
-        SELECT update_id, callback_id, kind, attempts, started_at, duration_ms, status_code, error, response
-        FROM records JOIN recorded USING (update_id, callback_id, kind)
-        WHERE started_at IS NOT NULL AND NOT (attempts = 1 AND status = 'delivered')
         "#,
         &columns.update_ids as &[[u8; 12]],
         &columns.callback_ids as &[[u8; 12]],
@@ -268,6 +326,7 @@ async fn update_claimed(connection: &mut Session, records: &[&DeliveryRecord]) -
         &attempts.status_codes as &[Option<i32>],
         &attempts.responses as &[Option<&str>],
         &columns.kinds as &[&str],
+        &columns.id_months as &[Date],
     )
     .execute(connection)
     .await?;
