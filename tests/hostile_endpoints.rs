@@ -13,12 +13,12 @@ use serde_json::json;
 use test_support::eventually;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream, UdpSocket},
+    net::{TcpListener, TcpStream},
     task::JoinSet,
 };
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::support::{Api, Stack, TEST_TIMEOUT, memory_kib, process_id};
+use crate::support::{Api, NameServer, Stack, TEST_TIMEOUT, memory_kib, process_id};
 
 /// A listener that counts connections and closes them.
 async fn counting(address: &str) -> (u16, Arc<AtomicUsize>, AbortOnDropHandle<()>) {
@@ -61,38 +61,12 @@ async fn no_spelling_of_an_internal_address_is_connected_to() {
     assert_eq!(connections.load(Ordering::Relaxed), 0);
 }
 
-/// A name server that answers 127.0.0.1 for names that begin with `fine`, and nothing for others. It counts those.
-async fn name_server() -> (String, Arc<AtomicUsize>, AbortOnDropHandle<()>) {
-    let socket = UdpSocket::bind("127.0.0.1:0").await.expect("a port");
-    let address = socket.local_addr().expect("an address").to_string();
-    let hanging = Arc::new(AtomicUsize::new(0));
-    let counted = hanging.clone();
-    let server = tokio::spawn(async move {
-        let mut buffer = [0; 512];
-        while let Ok((length, from)) = socket.recv_from(&mut buffer).await {
-            let question = &buffer[..length];
-            // After the head of 12 bytes and the length of the first label.
-            if !question[13..].starts_with(b"fine") {
-                counted.fetch_add(1, Ordering::Relaxed);
-                continue;
-            }
-            let end = 12 + question[12..].iter().position(|byte| *byte == 0).expect("the end of the name") + 5;
-            let is_v4 = question[end - 3] == 1;
-            let head = [question[0], question[1], 0x81, 0x80, 0, 1, 0, u8::from(is_v4), 0, 0, 0, 0];
-            let record: &[u8] = &[0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 0, 0, 4, 127, 0, 0, 1];
-            let answer = [head.as_slice(), &question[12..end], if is_v4 { record } else { &[] }].concat();
-            let _ = socket.send_to(&answer, from).await;
-        }
-    });
-    (address, hanging, AbortOnDropHandle::new(server))
-}
-
 /// A tenant whose callbacks have names that hang, and addresses of the installation, beside a healthy one.
 #[tokio::test]
 async fn callbacks_that_hang_in_dns_or_aim_at_the_installation_reach_nobody() {
-    let (dns, hanging, _answering) = name_server().await;
+    let names = NameServer::start().await;
     let (port, connections, _listening) = counting("0.0.0.0:0").await;
-    let stack = Stack::start_with(&[("DNS_SERVERS", &dns), ("DENY_NETWORKS", "127.9.0.0/16")]).await;
+    let stack = Stack::start_with(&[("DNS_SERVERS", &names.address), ("DENY_NETWORKS", "127.9.0.0/16")]).await;
     let hostile = Api::create(stack.api.url.clone(), &stack.client, "hostile").await;
     let nats_port = stack.nats.url().rsplit_once(':').expect("a port").1.trim_end_matches('/').to_owned();
     let refused = [
@@ -100,8 +74,8 @@ async fn callbacks_that_hang_in_dns_or_aim_at_the_installation_reach_nobody() {
         (format!("fine-nats.example:{nats_port}"), "it is the address of NATS"),
         (format!("127.9.1.2:{port}"), "its network is in DENY_NETWORKS"),
     ];
-    let names = (0..60).map(|number| format!("hang-{number}.example:{port}"));
-    let hosts = refused.iter().map(|(host, _)| host.clone()).chain(names);
+    let hanging = (0..60).map(|number| format!("hang-{number}.example:{port}"));
+    let hosts = refused.iter().map(|(host, _)| host.clone()).chain(hanging);
     let callback = |host: String| json!({"name": host, "url": format!("http://{host}/hook"), "timeoutSeconds": 10});
     let callbacks = hosts.map(callback).collect::<Vec<_>>();
     let process = |api: &Api, callbacks| json!({"projectId": api.project_id, "name": "sales", "states": [{"name": "new"}], "callbacks": callbacks});
@@ -112,13 +86,13 @@ async fn callbacks_that_hang_in_dns_or_aim_at_the_installation_reach_nobody() {
     let healthy_lead = stack.api.initiate(process_id(&healthy_process), None).await;
 
     let hostile_update = hostile.update(json!({"leadId": hostile_lead, "name": "x"})).await;
-    eventually(TEST_TIMEOUT, "lookups hang", async || hanging.load(Ordering::Relaxed) >= 32).await;
+    eventually(TEST_TIMEOUT, "lookups hang", async || names.unanswered() >= 32).await;
     let begun = Instant::now();
     stack.api.update(json!({"leadId": healthy_lead, "name": "x"})).await;
     stack.receiver.wait_for_requests("/crm", 1, TEST_TIMEOUT).await;
 
     let took = begun.elapsed();
-    println!("a webhook beside {} questions without an answer: {took:?}", hanging.load(Ordering::Relaxed));
+    println!("a webhook beside {} questions without an answer: {took:?}", names.unanswered());
     // All lookups that hang take 20 s: 16 at a time, 5 s each.
     assert!(took < Duration::from_secs(10), "the healthy tenant's webhook took {took:?}");
     for (host, reason) in refused {

@@ -1,4 +1,4 @@
-//! Attacks through callbacks: endpoints that hang, are slow, or fail.
+//! Attacks through callbacks: endpoints that hang, are slow, or fail, and names that no server answers.
 
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ pub(super) const ATTACKS: &[Attack] = &[
     Attack { name: "an endpoint that hangs", refusals: &[], run: |a| Box::pin(hanging(a)) },
     Attack { name: "slow endpoints under load", refusals: &[], run: |a| Box::pin(slow(a)) },
     Attack { name: "a hundred dead callbacks", refusals: &[], run: |a| Box::pin(dead(a)) },
+    Attack { name: "names without an answer", refusals: &[], run: |a| Box::pin(unresolved(a)) },
 ];
 
 /// Updates with these callbacks, `per_second` in all.
@@ -44,4 +45,11 @@ async fn dead(a: &Attacker<'_>) {
     let urls = [format!("http://127.0.0.1:{}/", free_port()), a.endpoint.url("/500"), a.endpoint.url("/hanging")];
     let callback = |n: usize| json!({"name": format!("dead {n}"), "url": urls[n % urls.len()], "timeoutSeconds": 5});
     update(a, (0..100).map(callback).collect(), 20).await;
+}
+
+/// Lookups that wait for a name server until they time out.
+async fn unresolved(a: &Attacker<'_>) {
+    let callback =
+        |n: usize| json!({"name": format!("{n}"), "url": format!("http://hang-{n}.example/"), "timeoutSeconds": 10});
+    update(a, (0..60).map(callback).collect(), 20).await;
 }

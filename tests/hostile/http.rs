@@ -11,7 +11,7 @@ use super::{
     Attack, Attacker,
     connections::{connect, read_answer},
 };
-use crate::support::{UPDATE, process_id};
+use crate::support::{UPDATE, assert_ok, process_id};
 
 pub(super) const ATTACKS: &[Attack] = &[
     Attack { name: "updates beyond the rate", refusals: &["429 rate_limited"], run: |a| Box::pin(flood_updates(a)) },
@@ -36,6 +36,17 @@ pub(super) const ATTACKS: &[Attack] = &[
     Attack { name: "waits for updates that are queued", refusals: &[], run: |a| Box::pin(wait_for_queued_updates(a)) },
     Attack { name: "a new idempotency key for each update", refusals: &[], run: |a| Box::pin(idempotency_keys(a)) },
     Attack { name: "updates of a lead of 900 KB", refusals: &["429 work_limited"], run: |a| Box::pin(large_lead(a)) },
+    Attack {
+        name: "reads of a lead of 900 KB",
+        refusals: &["429 work_limited"],
+        run: |a| Box::pin(read_large_lead(a)),
+    },
+    Attack { name: "searches with many matches", refusals: &["429 rate_limited"], run: |a| Box::pin(searches(a)) },
+    Attack {
+        name: "forged reports of calls",
+        refusals: &["401 invalid_signature"],
+        run: |a| Box::pin(forged_reports(a)),
+    },
 ];
 
 /// An update of the attacker's lead.
@@ -130,9 +141,46 @@ async fn idempotency_keys(a: &Attacker<'_>) {
 /// Small updates, each of which reads, writes and delivers the whole lead.
 async fn large_lead(a: &Attacker<'_>) {
     a.callbacks(json!([{"name": "crm", "url": a.endpoint.url("/crm")}])).await;
+    enlarge(a).await;
+    a.repeat(2, Duration::from_millis(40), |n| update(a, json!({"metadata": {"n": n}}))).await;
+}
+
+async fn read_large_lead(a: &Attacker<'_>) {
+    enlarge(a).await;
+    let path = format!("/api/v1/leads/get?leadId={}", a.tenant.lead_id);
+    a.repeat(4, Duration::from_millis(50), |_| a.tenant.api.request(Method::GET, &path)).await;
+}
+
+/// Gives the attacker's lead 900 KB of metadata.
+async fn enlarge(a: &Attacker<'_>) {
     for part in 0..4 {
         a.answers
             .add(super::answer(update(a, json!({"metadata": {format!("part{part}"): "x".repeat(225_000)}}))).await);
     }
-    a.repeat(2, Duration::from_millis(40), |n| update(a, json!({"metadata": {"n": n}}))).await;
+}
+
+async fn searches(a: &Attacker<'_>) {
+    let (project_id, process_id) = (a.tenant.api.project_id, process_id(&a.tenant.applied));
+    for n in 0..200 {
+        let lead = json!({"projectId": project_id, "processId": process_id, "phone": "+4915112345678", "name": "Ada", "referenceId": n.to_string()});
+        a.answers.add(super::answer(post(a, "/api/v1/leads/initiate", &json!({"lead": lead, "init": true}))).await);
+        sleep(Duration::from_millis(20)).await;
+    }
+    let search = |_| a.tenant.api.request(Method::GET, "/api/v1/leads?q=ada&limit=100");
+    a.repeat(32, Duration::from_millis(50), search).await;
+}
+
+/// Each is long, and has to be verified where the source's secret can be opened.
+async fn forged_reports(a: &Attacker<'_>) {
+    let path = format!("/api/v1/processes/{}/sources", process_id(&a.tenant.applied));
+    let source = json!({"name": "calls", "platform": "retell", "secrets": ["the-secret-of-the-platform"]});
+    let created = assert_ok(a.tenant.api.post(&path, &source).await);
+    let path = created["data"]["ingestPath"].as_str().expect("a path");
+    let report = json!({"event": "call_ended", "transcript": "x".repeat(400_000)});
+    a.repeat(8, Duration::from_millis(50), |_| {
+        let time = service_kit::clock::now().millis();
+        let signature = format!("v={time},d={}", "0".repeat(64));
+        post(a, path, &report).header("x-retell-signature", signature)
+    })
+    .await;
 }

@@ -9,6 +9,7 @@
 mod callbacks;
 mod connections;
 mod http;
+mod producers;
 
 use std::{
     collections::BTreeMap,
@@ -24,7 +25,7 @@ use serde_json::{Value, json};
 use test_support::{Receiver, eventually};
 use tokio::time::{interval, timeout};
 
-use crate::support::{Api, Stack, TEST_TIMEOUT, assert_exactly_once, by_update, process_id};
+use crate::support::{Api, NameServer, Stack, TEST_TIMEOUT, assert_exactly_once, by_update, process_id};
 
 /// Limits that attackers reach within seconds: a small pool of attempts, 20 updates and 10 reads a second, and short
 /// timeouts for connections.
@@ -212,21 +213,24 @@ impl Healthy {
     }
 }
 
-/// A stack with a healthy tenant.
-async fn start() -> (Stack, Healthy) {
-    let stack = Stack::start_with(&LIMITS).await;
-    let callbacks = json!([{"name": "crm", "url": stack.receiver.url("/healthy")}]);
+/// A stack with a healthy tenant, and the name server of the stack.
+async fn start() -> (Stack, Healthy, NameServer) {
+    let names = NameServer::start().await;
+    let settings: Vec<_> = LIMITS.into_iter().chain([("DNS_SERVERS", names.address.as_str())]).collect();
+    let stack = Stack::start_with(&settings).await;
+    let url = format!("http://fine.example:{}/healthy", stack.receiver.address().port());
+    let callbacks = json!([{"name": "crm", "url": url}]);
     let tenant = Tenant::new(&stack, "healthy", callbacks).await;
-    (stack, Healthy { tenant, accepted: Mutex::default() })
+    (stack, Healthy { tenant, accepted: Mutex::default() }, names)
 }
 
 fn attacks() -> impl Iterator<Item = (&'static Attack, u8)> {
-    [http::ATTACKS, callbacks::ATTACKS, connections::ATTACKS].into_iter().flatten().zip(10..)
+    [http::ATTACKS, callbacks::ATTACKS, connections::ATTACKS, producers::ATTACKS].into_iter().flatten().zip(10..)
 }
 
 #[tokio::test]
 async fn a_healthy_tenant_loses_nothing_beside_any_attack() {
-    let (stack, healthy) = start().await;
+    let (stack, healthy, _names) = start().await;
     let attacks: Vec<_> = attacks().collect();
     for attacks in attacks.chunks(AT_ONCE) {
         let mut attackers = Vec::new();
@@ -258,7 +262,7 @@ fn percentile(times: &[Duration], percent: usize) -> f64 {
 #[tokio::test]
 #[ignore = "judges latencies for some minutes: just hostile"]
 async fn a_healthy_tenant_is_not_delayed_beside_any_attack() {
-    let (stack, healthy) = start().await;
+    let (stack, healthy, _names) = start().await;
     let (mut quiet, mut rows) = (Vec::new(), Vec::new());
     for (attack, host) in attacks() {
         let attacker = Attacker::new(&stack, &healthy.tenant, attack, host).await;

@@ -7,6 +7,7 @@ pub(crate) mod history;
 mod leadctl;
 mod load;
 pub(crate) mod model;
+mod name_server;
 mod stack;
 mod wait;
 
@@ -25,6 +26,7 @@ pub(crate) use self::{
     },
     leadctl::{LeadctlRun, letter_number},
     load::{Load, longest_gap, publish_in_order, update_each},
+    name_server::NameServer,
     stack::{SECRETS_KEY, Stack, call, cluster_url, process_id, service, service_of},
     wait::{
         BLOCKED, DELIVERED, LEDGER_ROWS, TEST_TIMEOUT, health_page, wait_for_failure, wait_for_unready,

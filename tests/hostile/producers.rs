@@ -1,0 +1,66 @@
+//! Attacks of producers on NATS, which need no API key and have no rate: their project's share of the log bounds them.
+
+use std::time::Duration;
+
+use async_nats::Client;
+use bytes::Bytes;
+use futures::future::join_all;
+use serde_json::{Value, json};
+use service_kit::{config::NatsConfig, health::Readiness, nats};
+use tokio::time::interval;
+
+use super::{Attack, Attacker};
+use crate::support::TEST_TIMEOUT;
+
+pub(super) const ATTACKS: &[Attack] = &[
+    Attack { name: "a producer that does not wait for acks", refusals: &[], run: |a| Box::pin(unacknowledged(a)) },
+    Attack {
+        name: "producers with a thousand messages under way",
+        refusals: &["ack"],
+        run: |a| Box::pin(pipelined(a)),
+    },
+];
+
+/// A client like that of a producer, and the subject of its updates.
+async fn producer(a: &Attacker<'_>) -> (Client, String) {
+    let config = NatsConfig::at(a.stack.nats.url());
+    let client = nats::connect(&config, "producer", &Readiness::default()).await.expect("a client");
+    (client, format!("leads.intake.{}.update", a.tenant.api.project_id))
+}
+
+fn update(a: &Attacker<'_>) -> Bytes {
+    json!({"leadId": a.tenant.lead_id, "metadata": {"text": "x".repeat(200)}}).to_string().into()
+}
+
+/// What the gateway answers a producer: `ack`, or the status and the code of its refusal.
+async fn answer(client: &Client, subject: String, body: Bytes) -> String {
+    let answered = tokio::time::timeout(TEST_TIMEOUT, client.request(subject, body)).await;
+    let Ok(Ok(answer)) = answered else { return "none".to_owned() };
+    let answer: Value = serde_json::from_slice(&answer.payload).expect("an answer");
+    let Some(status) = answer["error"]["code"].as_u64() else { return "ack".to_owned() };
+    let description = answer["error"]["description"].as_str().expect("a description");
+    format!("{status} {}", description.split_once(':').expect("a code").0)
+}
+
+/// Twice a second more messages than may wait: some are lost. The last one asks for an answer, which may be lost as well.
+async fn unacknowledged(a: &Attacker<'_>) {
+    let (client, subject) = producer(a).await;
+    let body = update(a);
+    let mut ticks = interval(Duration::from_millis(500));
+    loop {
+        ticks.tick().await;
+        for _ in 0..5000 {
+            client.publish(subject.clone(), body.clone()).await.expect("a publish");
+        }
+        a.answers.add(answer(&client, subject.clone(), body.clone()).await);
+    }
+}
+
+async fn pipelined(a: &Attacker<'_>) {
+    let (client, subject) = producer(a).await;
+    let body = update(a);
+    let request = async || loop {
+        a.answers.add(answer(&client, subject.clone(), body.clone()).await);
+    };
+    join_all((0..1000).map(|_| request())).await;
+}
