@@ -89,7 +89,7 @@ pub(crate) enum ApiError {
     RateLimited(u64),
     /// The project's updates have cost too much; how long to wait.
     #[error(
-        "The updates of this project move too much data: their leads are large, or have many callbacks; nothing was accepted; \
+        "This project moves too much data: its leads are large, or have many callbacks; nothing was accepted; \
          retry in {} s", seconds(*.0)
     )]
     WorkLimited(Duration),
@@ -358,7 +358,7 @@ pub(crate) mod tests {
         400 repeated_header: The header Host is given twice
         422 idempotency_key_reused: The Idempotency-Key was used with another body
         429 rate_limited (retry): Too many requests under this API key; retry in 3 s
-        429 work_limited (retry): The updates of this project move too much data: their leads are large, or have many callbacks; nothing was accepted; retry in 2 s
+        429 work_limited (retry): This project moves too much data: its leads are large, or have many callbacks; nothing was accepted; retry in 2 s
         429 idempotency_share (retry): This project has 600000 idempotency keys of the last 24 hours, its present share; nothing was accepted; send it without Idempotency-Key, or when keys have expired
         429 project_backlog (retry): Too many updates of this project wait in the log to be applied; nothing was accepted; retry in 2 s
         410 events_gone: Some of the events after this id are no longer kept

@@ -1,6 +1,6 @@
 //! 1 Accept: how an endpoint is served: authorized, rate limited, handled, and its response completed.
 
-use std::{panic::AssertUnwindSafe, sync::Arc};
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Instant};
 
 use axum::{
     Router,
@@ -12,8 +12,9 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{MethodFilter, MethodRouter, on},
 };
-use contract::key::Scope;
+use contract::key::{ApiKey, Scope};
 use futures::FutureExt;
+use http_body::Body as _;
 use service_kit::clock;
 use tracing::Instrument;
 
@@ -43,6 +44,10 @@ impl Endpoint {
     pub(crate) const fn new(method: &'static str, path: &'static str, scope: Scope, rate: RateClass) -> Self {
         Self { method, path, scope, rate }
     }
+
+    fn reads(&self) -> bool {
+        self.method == "GET"
+    }
 }
 
 /// Serves an endpoint.
@@ -58,6 +63,7 @@ where
             let status = app.rates.take(endpoint.rate, key.key_id);
             let mut response = match status.as_ref().and_then(RateLimitStatus::retry_after) {
                 Some(seconds) => ApiError::RateLimited(seconds).into_response(),
+                None if endpoint.reads() => read(&app, key, request, &handler).await.into_response(),
                 None => handler.call(app.clone(), key, request).await.into_response(),
             };
             if let Some(status) = status {
@@ -67,6 +73,19 @@ where
         };
         finish(&app, request, respond).await
     })
+}
+
+/// Answers a read within its project's budget of work. A stream is as long as the events, which are charged with the updates.
+async fn read<H, Inputs>(app: &Arc<App>, key: Arc<ApiKey>, request: Request, handler: &H) -> HandlerResult
+where
+    H: Handler<Inputs>,
+{
+    let budget = &app.command_log.budget;
+    let project_id = key.project_id;
+    budget.admit_read(project_id, Instant::now()).map_err(ApiError::WorkLimited)?;
+    let response = handler.call(app.clone(), key, request).await?;
+    budget.spend(project_id, response.body().size_hint().exact().unwrap_or_default(), Instant::now());
+    Ok(response)
 }
 
 /// Serves an endpoint whose requests have no API key: its handler authenticates them.

@@ -3,7 +3,7 @@
 //!
 //! An update is charged when it is admitted, by what the project's updates cost lately. lead-state reports the work of each
 //! batch ([`contract::work`]), which corrects the charge. Every gateway receives all reports, so the budget holds for all
-//! gateways together.
+//! gateways together. What a gateway answers to reads is charged there.
 
 use std::{
     collections::HashMap,
@@ -100,6 +100,19 @@ impl WorkBudget {
         })
     }
 
+    /// Admits a read, whose cost is known only after it ([`spend`](Self::spend)); or returns how long to wait.
+    pub(crate) fn admit_read(&self, project_id: ObjectId, now: Instant) -> Result<(), Duration> {
+        self.admit(project_id, 0, now)
+    }
+
+    /// Charges what was done for a project.
+    pub(crate) fn spend(&self, project_id: ObjectId, bytes: u64, now: Instant) {
+        self.with(project_id, now, (), |rate, account| {
+            account.earn(rate, now);
+            account.bytes -= bytes as f64;
+        });
+    }
+
     /// How many updates the project can afford now; at least one.
     pub(crate) fn affordable(&self, project_id: ObjectId, now: Instant) -> usize {
         self.with(project_id, now, usize::MAX, |rate, account| {
@@ -187,6 +200,19 @@ mod tests {
         budget.correct(&report(HEAVY, 1, MIB), now);
         budget.correct(&report(HEAVY, 1, 4096), now);
         assert!((20..40).contains(&budget.affordable(HEAVY, now)));
+    }
+
+    #[test]
+    fn reads_spend_what_they_answer() {
+        let (budget, start) = (WorkBudget::new(MIB), Instant::now());
+        for _ in 0..3 {
+            budget.admit_read(HEAVY, start).unwrap();
+            budget.spend(HEAVY, MIB / 2 - 1, start);
+        }
+        assert_eq!(budget.admit_read(HEAVY, start).unwrap_err().as_millis(), 499);
+        assert!(budget.admit(HEAVY, 1, start).is_err(), "one budget for reads and updates");
+        budget.admit_read(OTHER, start).unwrap();
+        budget.admit_read(HEAVY, start + Duration::from_millis(501)).unwrap();
     }
 
     #[test]
