@@ -97,6 +97,8 @@ enum Scenario {
     Publish,
     /// Rate, CPU and latency with 8, 32, 64 and 256 clients.
     Connections,
+    /// Two installations with half of the load each, against one with all of it.
+    Cells,
     /// The scenarios with floors for two minutes; fails if a ratio is lower than noise explains.
     Smoke,
 }
@@ -132,7 +134,7 @@ async fn measure(cli: &Cli) -> anyhow::Result<()> {
 
 async fn run(cli: &Cli, report: &mut Report) -> anyhow::Result<()> {
     let plan = Plan { duration: Duration::from_secs(cli.seconds), runs: cli.runs, size: cli.size };
-    let apart = [Scenario::All, Scenario::Connections, Scenario::Publish, Scenario::Smoke];
+    let apart = [Scenario::All, Scenario::Connections, Scenario::Publish, Scenario::Cells, Scenario::Smoke];
     let all = Scenario::value_variants().iter().filter(|scenario| !apart.contains(scenario));
     let selected = if cli.scenario == Scenario::All { all.copied().collect() } else { vec![cli.scenario] };
     for scenario in selected {
@@ -147,6 +149,7 @@ async fn run(cli: &Cli, report: &mut Report) -> anyhow::Result<()> {
             Scenario::Hosts => scenarios::hosts::run(&plan, report).await,
             Scenario::Publish => scenarios::publish::run(&plan, report).await,
             Scenario::Connections => scenarios::connections::run(&plan, report).await,
+            Scenario::Cells => scenarios::cells::run(&plan, report).await,
             Scenario::Smoke => scenarios::smoke::run(report).await,
             Scenario::All => Ok(()),
         };

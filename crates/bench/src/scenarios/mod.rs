@@ -20,6 +20,7 @@ use crate::{
 
 pub(crate) mod apply;
 pub(crate) mod backlog;
+pub(crate) mod cells;
 pub(crate) mod connections;
 pub(crate) mod deliver;
 pub(crate) mod e2e;
