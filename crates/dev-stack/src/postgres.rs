@@ -293,6 +293,12 @@ async fn answers(url: &str, data: &str) -> bool {
     serving.is_ok_and(|serving| serving == data)
 }
 
+/// Drops the databases that no client uses. In single-user mode a statement ends with its line.
+const DROP_UNUSED: &str = "update pg_database set datistemplate = false where datname = 'template0';
+drop database template0;
+drop database postgres;
+";
+
 /// Creates the cluster and its database. The directory is renamed into place at the end, so it is never incomplete.
 async fn initialize(programs: &Path, home: &ServerDir, fsync: bool) -> Result<(), Error> {
     home.secret("password")?;
@@ -314,11 +320,14 @@ async fn initialize(programs: &Path, home: &ServerDir, fsync: bool) -> Result<()
     if !fsync {
         single.args(["-c", "fsync=off"]);
     }
-    single.arg("postgres").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    single.arg("template1").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let create = format!("create database {NAME};\n");
+    // A database less is a quarter less to copy.
+    let statements = if fsync { create } else { DROP_UNUSED.to_owned() + &create };
     let creating = || "creating the database".to_owned();
     let mut child = single.spawn().during(creating)?;
     if let Some(mut stdin) = child.stdin.take() {
-        stdin.write_all(format!("create database {NAME};\n").as_bytes()).await.during(creating)?;
+        stdin.write_all(statements.as_bytes()).await.during(creating)?;
     }
     let output = child.wait_with_output().await.during(creating)?;
     // In single-user mode, a failed statement does not change the exit status.
