@@ -36,6 +36,30 @@ async fn a_producers_body_is_the_body_of_an_update() {
     assert_ne!(lead["name"], "");
 }
 
+/// A producer may choose the id that another project's update has.
+#[tokio::test]
+async fn two_projects_with_one_update_id_are_sent_their_own_bodies_again() {
+    let stack = Stack::start_with(&[("RETRY_SCHEDULE", "0s,1s,1s,1s,1s")]).await;
+    let other = Api::create(stack.api.url.clone(), &stack.client, "other").await;
+    let id = update_id();
+    for (api, path) in [(&stack.api, "/one"), (&other, "/other")] {
+        stack.receiver.on(path, [500, 200]);
+        let callbacks = json!([{"name": "crm", "url": stack.receiver.url(path)}]);
+        let spec =
+            json!({"projectId": api.project_id, "name": "p", "states": [{"name": "new"}], "callbacks": callbacks});
+        let lead_id = api.initiate(process_id(&stack.apply(spec).await), None).await;
+        // Too long for the row of its delivery.
+        let body = json!({"leadId": lead_id, "text": path.repeat(1000)});
+        stack.produce(api.project_id, "update", &[("Leadrelay-Update-Id", &id)], &body).await;
+    }
+
+    for path in ["/one", "/other"] {
+        let requests = stack.receiver.wait_for_requests(path, 2, TEST_TIMEOUT).await;
+        assert_eq!(requests[0].json()["updateId"], json!(id));
+        assert_eq!(requests[1].json(), requests[0].json());
+    }
+}
+
 #[tokio::test]
 async fn a_refused_message_is_answered_with_the_code_of_the_http_api() {
     let stack = Stack::start().await;

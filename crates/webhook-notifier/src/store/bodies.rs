@@ -1,4 +1,5 @@
-//! Bodies that are too long for a row of `deliveries`: stored once per update and kind, however many deliveries wait.
+//! Bodies that are too long for a row of `deliveries`: stored once per update of a project and kind, however many deliveries
+//! wait. An update id alone names no update: each project has its own.
 //!
 //! In every transaction after its deliveries, which excludes deadlocks.
 
@@ -11,30 +12,33 @@ use service_kit::postgres::Session;
 /// delivery.
 const MAX_INLINE_BYTES: usize = 2000;
 
+/// Whose body it is: the project, the update, and the kind of the event.
+pub(super) type BodyKey = (ObjectId, ObjectId, DeliveryKind);
+
 /// Whether a body is stored here, and not in the rows of its deliveries.
 pub(super) fn is_long(body: &str) -> bool {
     body.len() > MAX_INLINE_BYTES
 }
 
 /// Stores long bodies of deliveries that wait or are exhausted.
-pub(super) async fn store(
-    connection: &mut Session,
-    bodies: BTreeMap<(ObjectId, DeliveryKind), &str>,
-) -> sqlx::Result<()> {
+pub(super) async fn store(connection: &mut Session, bodies: BTreeMap<BodyKey, &str>) -> sqlx::Result<()> {
     if bodies.is_empty() {
         return Ok(());
     }
-    let update_ids = bodies.keys().map(|(update_id, _)| *update_id.as_bytes()).collect::<Vec<_>>();
-    let kinds = bodies.keys().map(|(_, kind)| kind.as_str()).collect::<Vec<_>>();
+    let project_ids = bodies.keys().map(|(project_id, ..)| *project_id.as_bytes()).collect::<Vec<_>>();
+    let update_ids = bodies.keys().map(|(_, update_id, _)| *update_id.as_bytes()).collect::<Vec<_>>();
+    let kinds = bodies.keys().map(|(.., kind)| kind.as_str()).collect::<Vec<_>>();
     let bodies = bodies.into_values().collect::<Vec<_>>();
     // An existing row is locked, so that it is not released meanwhile.
     sqlx::query!(
         r#"
-        INSERT INTO webhooks.payloads (update_id, kind, payload)
-        SELECT update_id, kind, payload FROM unnest($1::bytea[], $2::text[], $3::text[]) AS r (update_id, kind, payload)
-        ORDER BY update_id, kind
-        ON CONFLICT (update_id, kind) DO UPDATE SET kind = excluded.kind
+        INSERT INTO webhooks.payloads (project_id, update_id, kind, payload)
+        SELECT project_id, update_id, kind, payload
+        FROM unnest($1::bytea[], $2::bytea[], $3::text[], $4::text[]) AS r (project_id, update_id, kind, payload)
+        ORDER BY update_id, project_id, kind
+        ON CONFLICT (update_id, project_id, kind) DO UPDATE SET kind = excluded.kind
         "#,
+        &project_ids as &[[u8; 12]],
         &update_ids as &[[u8; 12]],
         &kinds as &[&str],
         &bodies as &[&str],
@@ -54,7 +58,7 @@ pub(super) async fn release(connection: &mut Session, update_ids: BTreeSet<Objec
     let locked = sqlx::query_scalar!(
         r#"
         SELECT update_id AS "update_id: [u8; 12]" FROM webhooks.payloads
-        WHERE update_id = ANY($1::bytea[]) ORDER BY update_id, kind FOR UPDATE
+        WHERE update_id = ANY($1::bytea[]) ORDER BY update_id, project_id, kind FOR UPDATE
         "#,
         &update_ids as &[[u8; 12]],
     )
@@ -68,7 +72,8 @@ pub(super) async fn release(connection: &mut Session, update_ids: BTreeSet<Objec
         DELETE FROM webhooks.payloads AS p
         WHERE p.update_id = ANY($1::bytea[])
             AND NOT EXISTS (SELECT FROM webhooks.deliveries AS d
-                            WHERE d.update_id = p.update_id AND d.kind = p.kind AND d.status <> 'delivered')
+                            WHERE d.update_id = p.update_id AND d.kind = p.kind AND d.project_id = p.project_id
+                                AND d.status <> 'delivered')
         "#,
         &locked as &[[u8; 12]],
     )

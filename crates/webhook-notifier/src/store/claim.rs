@@ -98,7 +98,8 @@ pub(crate) async fn claim(
                 FROM (
                     SELECT d.update_id, d.callback_id, d.kind, d.next_attempt_at,
                            coalesce(octet_length(d.payload), (SELECT octet_length(p.payload) FROM webhooks.payloads AS p
-                                                              WHERE p.update_id = d.update_id AND p.kind = d.kind)) AS length
+                                                              WHERE p.update_id = d.update_id AND p.kind = d.kind
+                                                                  AND p.project_id = d.project_id)) AS length
                     FROM webhooks.deliveries AS d
                     WHERE d.status = 'pending' AND d.callback_id = request.callback_id AND d.next_attempt_at <= $4
                         AND d.kind = ANY($6)
@@ -116,7 +117,8 @@ pub(crate) async fn claim(
                   d.project_id AS "project_id: [u8; 12]", d.process_id AS "process_id: [u8; 12]",
                   d.attempts - coalesce(d.schedule_offset, 0) AS "attempts!", d.traceparent,
                   coalesce(d.payload, (SELECT p.payload FROM webhooks.payloads AS p
-                                       WHERE p.update_id = d.update_id AND p.kind = d.kind)) AS "payload!",
+                                       WHERE p.update_id = d.update_id AND p.kind = d.kind
+                                           AND p.project_id = d.project_id)) AS "payload!",
                   d.lead_id AS "lead_id: [u8; 12]", d.order_key, d.event_stream, d.event_sequence
         "#,
         &callback_ids as &[[u8; 12]],

@@ -289,7 +289,8 @@ pub(crate) async fn requeue(
         WHERE d.update_id = r.update_id AND d.callback_id = r.callback_id AND d.kind = r.kind AND d.project_id = $1
             AND d.status <> 'pending'
             AND (coalesce(d.payload, r.payload) IS NOT NULL OR r.has_long
-                 OR EXISTS (SELECT FROM webhooks.payloads AS p WHERE p.update_id = d.update_id AND p.kind = d.kind))
+                 OR EXISTS (SELECT FROM webhooks.payloads AS p
+                            WHERE p.update_id = d.update_id AND p.kind = d.kind AND p.project_id = d.project_id))
         RETURNING d.update_id AS "update_id: [u8; 12]", d.callback_id AS "callback_id: [u8; 12]", d.kind,
                   d.process_id AS "process_id: [u8; 12]", d.status, d.attempts, d.next_attempt_at, d.created_at,
                   d.updated_at, d.last_error
@@ -308,7 +309,7 @@ pub(crate) async fn requeue(
     let requeued = listed(rows)?;
     let ids = requeued.iter().map(|delivery| delivery.id).collect::<BTreeSet<_>>();
     let stored = redeliveries.iter().zip(long).filter(|(redelivery, _)| ids.contains(&redelivery.id));
-    let bodies = stored.filter_map(|(r, body)| Some(((r.id.update_id, r.id.kind), body?)));
+    let bodies = stored.filter_map(|(r, body)| Some(((project_id, r.id.update_id, r.id.kind), body?)));
     bodies::store(&mut transaction, bodies.collect()).await?;
     transaction.commit().await?;
     Ok(requeued)

@@ -165,10 +165,7 @@ async fn erase_bodies_and_responses(
     .await?;
     sqlx::query!(
         r#"
-        DELETE FROM webhooks.payloads AS p
-        WHERE p.update_id = ANY($2)
-            AND EXISTS (SELECT FROM webhooks.deliveries AS d
-                        WHERE d.update_id = p.update_id AND d.kind = p.kind AND d.project_id = $1)
+        DELETE FROM webhooks.payloads WHERE update_id = ANY($2) AND project_id = $1
         "#,
         project_id.as_bytes(),
         update_ids as &[[u8; 12]],

@@ -2,7 +2,7 @@
 //!
 //! Attempt 1, if the endpoint accepted it, is stored in the row of its delivery, so most deliveries are one row. Every
 //! other attempt has its own row (docs/adr/0036-store-a-successful-first-attempt-in-its-delivery-row.md). A long body is stored
-//! once per update and kind, in `payloads`.
+//! once per update of a project and kind, in `payloads`.
 
 use contract::text::{MAX_ERROR_CHARS, prefix};
 use service_kit::postgres::Session;
@@ -30,7 +30,8 @@ pub(crate) async fn write(connection: &mut Session, records: &[DeliveryRecord]) 
         records.iter().filter(long).partition(|record| record.state == DeliveryState::Delivered);
     // A claimed delivery has its body there already.
     let from_events = waiting.into_iter().filter(|record| record.source == DeliverySource::Event);
-    let stored = from_events.map(|r| ((r.delivery.update_id, r.delivery.kind), &*r.delivery.body));
+    let key = |r: &DeliveryRecord| (r.delivery.project_id, r.delivery.update_id, r.delivery.kind);
+    let stored = from_events.map(|record| (key(record), &*record.delivery.body));
     bodies::store(connection, stored.collect()).await?;
     bodies::release(connection, delivered.into_iter().map(|record| record.delivery.update_id).collect()).await?;
     disable_callbacks(connection, records).await?;
