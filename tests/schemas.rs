@@ -183,6 +183,7 @@ async fn send_every_query(stack: &Stack, process_id: &str, lead: &str, first: &s
     assert_ok(api.get(&format!("/api/v1/leads/get?leadId={lead}")).await);
     assert_ok(api.get("/api/v1/leads?limit=1").await);
     assert_ok(api.get("/api/v1/calls").await);
+    assert_ok(api.get("/api/v1/stats?by=process").await);
     assert_ok(api.get(&format!("/api/v1/leads/{lead}/updates?limit=2")).await);
     assert_eq!(other.get(&format!("/api/v1/leads/get?leadId={lead}")).await.0, 404);
     assert_ok(api.post(&format!("{UPDATE}?dryRun=true"), &json!({"leadId": lead, "name": "Eve"})).await);

@@ -1,9 +1,13 @@
 //! Statistics: exact counts of updates, attempts and deliveries.
 
 use contract::ObjectId;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::support::{Stack, TEST_TIMEOUT, assert_ok, process_id};
+use crate::support::{Stack, TEST_TIMEOUT, assert_includes, assert_ok, assert_refused, process_id};
+
+fn total(items: &Value, field: &str) -> i64 {
+    items.as_array().expect("a list").iter().map(|item| item[field].as_i64().expect("a number")).sum()
+}
 
 /// A system with a callback that accepts everything, and one that refuses everything.
 struct Counted {
@@ -96,6 +100,40 @@ async fn every_attempt_and_exhausted_delivery_is_counted_once() {
     stack.wait_for_count(EXHAUSTED_TWICE, 1).await;
     stack.wait_for_clean_audit().await;
     assert_eq!(counted.deliveries(*dead).await, (0, 10, 5));
+}
+
+#[tokio::test]
+async fn statistics_are_read_over_http_and_by_leadctl() {
+    let counted = Counted::start().await;
+    let Counted { stack, crm, dead, process_id, .. } = &counted;
+    counted.send_updates().await;
+    stack.wait_for_count(EXHAUSTED, 4).await;
+    stack.receiver.wait_for_requests("/crm", 4, TEST_TIMEOUT).await;
+    stack.wait_for_clean_audit().await;
+
+    let stats = async |query: &str| assert_ok(stack.api.get(&format!("/api/v1/stats{query}")).await)["data"].take();
+    let all = stats("").await;
+    assert_includes(&all, json!({"step": "hour", "by": null}));
+    assert_eq!((total(&all["updates"], "succeeded"), total(&all["updates"], "failed")), (3, 1), "{all}");
+    let counts = ["delivered", "failed", "exhausted"].map(|field| total(&all["deliveries"], field));
+    assert_eq!(counts, [4, 8, 4], "{all}");
+    let by_code = stats("?step=minute&by=code").await;
+    let failed = by_code["updates"].as_array().expect("a list").iter().find(|counts| counts["failed"] == 1);
+    assert_eq!(failed.expect("a failure")["group"], "unknown_state", "{by_code}");
+    let by_callback = stats("?step=day&by=callback").await;
+    for (callback, delivered, failed) in [(crm, 4, 0), (dead, 0, 8)] {
+        let deliveries = by_callback["deliveries"].as_array().expect("a list");
+        let own: Value = deliveries.iter().filter(|counts| counts["group"] == json!(callback)).cloned().collect();
+        assert_eq!((total(&own, "delivered"), total(&own, "failed")), (delivered, failed), "{by_callback}");
+    }
+    assert_refused(stack.api.get("/api/v1/stats?from=2026-01-01T00:00:00Z").await, 400, "invalid_field");
+
+    let project = stack.api.project_id.to_string();
+    let table = stack.leadctl(&["stats", "--project", &project, "--by", "process"]).await.assert_ok();
+    assert!(table.stdout.contains(&process_id.to_string()), "{}", table.stdout);
+    let args = ["stats", "--project", &project, "--from", "1h", "--step", "minute", "--json"];
+    let printed = stack.leadctl(&args).await.assert_ok().json();
+    assert_eq!(total(&printed["updates"], "succeeded"), 3, "{printed}");
 }
 
 #[tokio::test]

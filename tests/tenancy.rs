@@ -150,6 +150,7 @@ fn reaching(endpoint: &gateway::Endpoint, first: &Tenant, second: ObjectId) -> V
             body(json!([{"leadId": lead_id, "projectId": project_id}]), 200),
         ],
         ("GET", "/api/v1/calls") => vec![query(String::new(), 200), query(format!("leadId={lead_id}"), 200)],
+        ("GET", "/api/v1/stats") => vec![query("by=process".into(), 200), query("by=callback".into(), 200)],
         ("POST", "/api/v1/leads/bulk/initiate") => {
             let lead = json!({"projectId": project_id, "processId": process_id, "name": "x", "email": "x@example.com"});
             vec![body(json!({"leadIds": [lead_id]}), 200), body(json!({"leads": [lead]}), 200)]
@@ -431,6 +432,11 @@ async fn no_query_returns_the_data_of_another_project() {
                 json!({"projectId": project_id, "limit": 10}),
                 json!({"projectId": project_id, "leadId": lead_id, "limit": 10}),
             ],
+            rpc::CountUpdates::SUBJECT | rpc::CountDeliveries::SUBJECT => {
+                let now = service_kit::clock::now();
+                let range = rpc::StatisticsRange::new(None, None, None, now).expect("a range");
+                vec![json!({"projectId": project_id, "range": range, "by": "process"})]
+            }
             rpc::DryRunUpdate::SUBJECT => vec![
                 json!({"projectId": project_id, "command": {"leadId": lead_id, "name": "mine"}}),
                 json!({"projectId": project_id, "command": {"processId": process_id, "referenceId": SECRETS[3], "name": "mine"}}),
@@ -535,6 +541,9 @@ async fn no_query_returns_the_data_of_another_project() {
                     let mut own = page["items"].as_array().expect("items").iter();
                     assert!(own.all(|process| process["projectId"] == json!(project_id)), "{what}");
                     assert!(!page.to_string().contains(&process_id.to_string()), "{what}");
+                }
+                (rpc::CountUpdates::SUBJECT | rpc::CountDeliveries::SUBJECT, Ok(counts)) => {
+                    assert!(!counts.to_string().contains(&process_id.to_string()), "{what}");
                 }
                 (rpc::ListCallbacks::SUBJECT, Ok(callbacks)) => assert_eq!(callbacks, &json!([]), "{what}"),
                 (rpc::ListUpdateDeliveries::SUBJECT, Ok(deliveries)) => {

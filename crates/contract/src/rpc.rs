@@ -13,6 +13,7 @@ mod project;
 mod query;
 mod recovery;
 mod source;
+mod statistics;
 mod update;
 
 #[cfg(feature = "schema")]
@@ -28,5 +29,6 @@ pub use self::{
     query::{DEFAULT_TIMEOUT, Query, SUBJECTS},
     recovery::*,
     source::*,
+    statistics::*,
     update::*,
 };

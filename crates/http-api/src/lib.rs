@@ -11,6 +11,7 @@ mod examples;
 mod leads;
 mod processes;
 mod response;
+mod statistics;
 #[cfg(test)]
 mod tests;
 mod time;
@@ -29,6 +30,7 @@ pub use crate::{
         SecretExpiry, TestResult,
     },
     response::{DataResponse, ErrorResponse, ListResponse},
+    statistics::{DeliveryCounts, Statistics, StatisticsResponse, UpdateCounts},
     time::DateTime,
     updates::{
         Attempt, BulkUpdateLine, BulkUpdateResult, Delivery, DryRunOutcome, DryRunResponse, Event, LineExpectations,

@@ -9,7 +9,7 @@ use crate::{
     audit,
     commands::{
         call, callback, console, deliveries, events, key, lead, listen, migrate, process, project, recover, secrets,
-        source, update,
+        source, stats, update,
     },
     dead_letters, doctor, exit_status, import,
     output::{self, timeline},
@@ -74,6 +74,7 @@ enum Command {
     /// Completion events: outcomes of updates as they are announced.
     #[command(subcommand)]
     Events(events::Events),
+    Stats(stats::Stats),
     Listen(listen::Listen),
     Audit(audit::Audit),
     Doctor(doctor::Doctor),
@@ -122,6 +123,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Deliveries(deliveries) => deliveries.run().await?,
         Command::Events(events) => events.run().await?,
         Command::Listen(listen) => listen.run().await?,
+        Command::Stats(stats) => stats.run().await?,
         Command::Audit(audit) => return audit.run().await,
         Command::Doctor(doctor) => return doctor.run().await,
         Command::Recover(recover) => recover.run().await?,

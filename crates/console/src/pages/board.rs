@@ -5,15 +5,15 @@ use contract::{
     key::Scope,
     process::Process,
     rpc::{
-        CallbackState, CallbackStatus, DeliveryStatus, Lead, ListDeliveries, ListLeads, ListProcesses, ListedDelivery,
-        Page as ListPage,
+        CallbackState, CallbackStatus, CountDeliveries, CountUpdates, DeliveryCounts, DeliveryStatus, Lead,
+        ListDeliveries, ListLeads, ListProcesses, ListedDelivery, Page as ListPage, StatisticsRange, UpdateCounts,
     },
 };
 use maud::{Markup, html};
 
 use crate::{
     fault::Fault,
-    pages::{callbacks, deliveries, leads, processes},
+    pages::{callbacks, deliveries, leads, processes, statistics},
     respond::Page,
     view::{
         layout::Section,
@@ -27,6 +27,8 @@ const ROWS: u32 = 8;
 
 /// What the board shows.
 pub(super) struct Board {
+    pub(super) update_counts: Result<Vec<UpdateCounts>, Fault>,
+    pub(super) delivery_counts: Result<Vec<DeliveryCounts>, Fault>,
     pub(super) callbacks: Result<Vec<CallbackStatus>, Fault>,
     pub(super) exhausted: Result<ListPage<ListedDelivery>, Fault>,
     pub(super) pending: Result<ListPage<ListedDelivery>, Fault>,
@@ -74,14 +76,25 @@ pub(crate) async fn show(visit: Visit) -> Result<Page, Fault> {
         role.check(project_id, Scope::ConfigRead)?;
         visit.request(&ListProcesses { project_id, cursor: None, limit: ROWS }).await
     };
-    let (callbacks, exhausted, pending, leads, processes) = tokio::join!(
+    let range = StatisticsRange::last_day(visit.now);
+    let update_counts = async {
+        role.check(project_id, Scope::LeadsRead)?;
+        visit.request(&CountUpdates { project_id, range, by: None }).await
+    };
+    let delivery_counts = async {
+        role.check(project_id, Scope::LeadsRead)?;
+        visit.request(&CountDeliveries { project_id, range, by: None }).await
+    };
+    let (update_counts, delivery_counts, callbacks, exhausted, pending, leads, processes) = tokio::join!(
+        update_counts,
+        delivery_counts,
         visit.callbacks(project_id),
         deliveries(DeliveryStatus::Exhausted),
         deliveries(DeliveryStatus::Pending),
         leads,
         processes
     );
-    let board = Board { callbacks, exhausted, pending, leads, processes };
+    let board = Board { update_counts, delivery_counts, callbacks, exhausted, pending, leads, processes };
     let content = render(project_id, &board, visit.now);
     Ok(Page::Show { title: "Board".into(), section: Section::Board, content })
 }
@@ -100,6 +113,8 @@ pub(super) fn render(project: ObjectId, board: &Board, now: Timestamp) -> Markup
         }
     };
     html! {
+        (panel("Updates in the last 24 hours", &board.update_counts, |counts| statistics::updates(counts)))
+        (panel("Deliveries in the last 24 hours", &board.delivery_counts, |counts| statistics::deliveries(counts)))
         (panel("Callbacks that need attention", &board.callbacks, |callbacks| {
             let is_failing = |callback: &&CallbackStatus| {
                 matches!(callback.state, CallbackState::Failing | CallbackState::Disabled)

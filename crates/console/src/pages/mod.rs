@@ -11,6 +11,7 @@ pub(crate) mod leads;
 pub(crate) mod login;
 pub(crate) mod processes;
 pub(crate) mod projects;
+mod statistics;
 pub(crate) mod system;
 pub(crate) mod updates;
 

@@ -10,7 +10,7 @@ use contract::{
     replay::Replay,
     rpc::{
         Attempt, Call, CallbackState, CallbackStatus, Cursor, Delivery, DeliveryId, DeliveryStatus, HistoryEntry, Lead,
-        ListedDelivery, Page, ParkedUpdate, Update, UpdateDeliveries, UpdateStatus,
+        ListedDelivery, Page, ParkedUpdate, Update, UpdateCounts, UpdateDeliveries, UpdateStatus,
     },
 };
 use http_api::{DateTime, DryRunOutcome, DryRunResponse, TestResult};
@@ -284,7 +284,10 @@ fn a_process() {
 
 #[test]
 fn a_board_shows_what_needs_attention_and_what_cannot_be_read() {
+    let hour = |hour: i64, failed| UpdateCounts { at: at(hour * 3_600_000), group: None, succeeded: 118, failed };
     let board = board::Board {
+        update_counts: Ok(vec![hour(-1, 2), hour(0, 3)]),
+        delivery_counts: absent(),
         callbacks: Ok(vec![callback(CallbackState::Healthy), callback(CallbackState::Disabled)]),
         exhausted: Ok(page(vec![listed(DeliveryStatus::Exhausted)], None)),
         pending: absent(),

@@ -76,6 +76,7 @@ queries! {
     ListUpdates "leads.rpc.update.list" repeatable => page ListedUpdate;
     // In the order of the request; as many as fit into a message, at least one if there is any.
     GetOutcomes "leads.rpc.update.outcomes" repeatable => list Outcome;
+    CountUpdates "leads.rpc.update.count" repeatable => list UpdateCounts;
     CreateProject "leads.rpc.project.create" once => one Project;
     ApplyProcess "leads.rpc.process.apply" once => one ProcessChangeResult;
     // Processes are answered without their secrets.
@@ -93,6 +94,7 @@ queries! {
     GetDelivery "webhooks.rpc.delivery.get" repeatable => one Delivery;
     Redeliver "webhooks.rpc.delivery.redeliver" once => one ListedDelivery;
     RecoverDeliveries "webhooks.rpc.delivery.recover" once => one RecoveredDeliveries;
+    CountDeliveries "webhooks.rpc.delivery.count" repeatable => list DeliveryCounts;
     ListCallbacks "webhooks.rpc.callback.list" repeatable => list CallbackStatus;
     EnableCallback "webhooks.rpc.callback.enable" repeatable => one EnableResult;
     // In the order of the request.

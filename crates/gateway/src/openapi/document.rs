@@ -206,6 +206,7 @@ fn document() -> Value {
             {"name": "Events", "description": "Follow outcomes as a stream"},
             {"name": "Webhooks", "description": "The requests that Leadrelay sends to callbacks"},
             {"name": "Deliveries", "description": "Read and repeat deliveries to callbacks"},
+            {"name": "Statistics", "description": "Count updates and deliveries"},
             {"name": "Processes", "description": "Configure states and transitions"},
             {"name": "Callbacks", "description": "Configure and test the URLs that receive outcomes"},
             {"name": "Sources", "description": "Configure the voice platforms that report calls"},
@@ -250,6 +251,7 @@ fn every_operation_of_the_schema_has_a_verb_an_example_and_an_id_of_its_own() {
         let verb = operation.summary.split(' ').next().unwrap();
         let verbs = [
             "Configure",
+            "Count",
             "Create",
             "Enable",
             "Erase",

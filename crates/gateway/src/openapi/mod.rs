@@ -264,6 +264,10 @@ pub(crate) fn date_time() -> Value {
     json!({"type": "string", "format": "date-time"})
 }
 
+pub(crate) fn one_of(names: &[&str]) -> Value {
+    json!({"type": "string", "enum": names})
+}
+
 pub(crate) fn delivery_status() -> Value {
     json!({"type": "string", "enum": ["pending", "delivered", "exhausted"]})
 }

@@ -56,6 +56,10 @@ pub(crate) mod deliveries {
     pub(crate) mod redeliver;
 }
 
+pub(crate) mod statistics {
+    pub(crate) mod get;
+}
+
 pub(crate) mod processes {
     pub(crate) mod change;
     pub(crate) mod create;
@@ -140,6 +144,7 @@ endpoints! {
     GET    "/api/v1/deliveries/{deliveryId}"                                  LeadsRead   Other   deliveries::get;
     POST   "/api/v1/deliveries/{deliveryId}/redeliver"                        LeadsWrite  Other   deliveries::redeliver;
     POST   "/api/v1/deliveries/recover"                                       LeadsWrite  Other   deliveries::recover;
+    GET    "/api/v1/stats"                                                    LeadsRead   Other   statistics::get;
     GET    "/api/v1/processes"                                                ConfigRead  Other   processes::list;
     POST   "/api/v1/processes"                                                ConfigWrite Other   processes::create;
     GET    "/api/v1/processes/{processId}"                                    ConfigRead  Other   processes::get;

@@ -5,8 +5,8 @@ use std::{fmt::Display, time::Duration};
 use contract::{
     ObjectId, Timestamp,
     rpc::{
-        ErrorCode, GetOutcomes, GetUpdate, HistoryEntry, ListUpdates, ListedUpdate, MAX_LIMIT, Outcome, Page, RpcError,
-        Update, clamp,
+        CountUpdates, ErrorCode, GetOutcomes, GetUpdate, HistoryEntry, InvalidRange, ListUpdates, ListedUpdate,
+        MAX_LIMIT, Outcome, Page, RpcError, Update, UpdateCounts, clamp,
     },
     streams::LEAD_COMMANDS,
 };
@@ -14,7 +14,7 @@ use service_kit::clock;
 use tokio::time::{Instant, sleep};
 
 use super::{Api, cursors};
-use crate::store::{StoreError, checkpoint, queued_updates, updates};
+use crate::store::{StoreError, checkpoint, queued_updates, statistics, updates};
 
 /// How long a query for an unknown update waits until the leader has applied the entries that were in the log before.
 /// Shorter than the time after which callers send the query to another instance.
@@ -107,6 +107,12 @@ impl Api {
         let ids = updates::ids_of_project(&self.pool, project_id, since, oldest_first, at, limit).await?;
         let listed = ids.into_iter().map(|update_id| ListedUpdate { update_id, cursor: cursors::update(update_id) });
         Ok(Page::cut(listed.collect(), limit, |update| update.cursor.clone(), None))
+    }
+
+    pub(super) async fn count_updates(self, query: CountUpdates) -> Result<Vec<UpdateCounts>, RpcError> {
+        query.range.check()?;
+        let counts = statistics::count_updates(&self.pool, query.project_id, query.range, query.by).await?;
+        Ok(counts.ok_or(InvalidRange::TooMany)?)
     }
 
     pub(super) async fn get_outcomes(self, query: GetOutcomes) -> Result<Vec<Outcome>, RpcError> {

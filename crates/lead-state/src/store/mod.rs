@@ -22,6 +22,7 @@ pub(crate) mod processes;
 pub(crate) mod queued_updates;
 mod row;
 pub(crate) mod rules;
+pub(crate) mod statistics;
 #[cfg(test)]
 mod tests;
 pub(crate) mod updates;

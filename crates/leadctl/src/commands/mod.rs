@@ -16,4 +16,5 @@ pub(crate) mod project;
 pub(crate) mod recover;
 pub(crate) mod secrets;
 pub(crate) mod source;
+pub(crate) mod stats;
 pub(crate) mod update;

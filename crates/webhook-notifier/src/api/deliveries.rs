@@ -8,9 +8,9 @@ use contract::{
     event::ERASED,
     event_kind::DeliveryKind,
     rpc::{
-        Cursor, Delivery, DeliveryId, DeliveryStatus, ErrorCode, GetDelivery, GetOutcomes, ListDeliveries,
-        ListUpdateDeliveries, ListUpdates, ListedDelivery, MAX_LIMIT, Outcome, Page, Query, Redeliver, RpcError,
-        UpdateDeliveries, clamp,
+        CountDeliveries, Cursor, Delivery, DeliveryCounts, DeliveryId, DeliveryStatus, ErrorCode, GetDelivery,
+        GetOutcomes, InvalidRange, ListDeliveries, ListUpdateDeliveries, ListUpdates, ListedDelivery, MAX_LIMIT,
+        Outcome, Page, Query, Redeliver, RpcError, UpdateDeliveries, clamp,
     },
 };
 use service_kit::{
@@ -71,6 +71,7 @@ impl DeliveryApi {
         serve!(Self::get);
         serve!(Self::redeliver);
         serve!(Self::recover);
+        serve!(Self::count);
         Ok(())
     }
 
@@ -80,6 +81,12 @@ impl DeliveryApi {
         let parked = store::parked::of_update(&self.pool, project_id, update_id).await?;
         let deliveries = store::deliveries::with_attempts(&self.pool, project_id, update_id).await?;
         Ok(UpdateDeliveries { deliveries, parked })
+    }
+
+    async fn count(self, query: CountDeliveries) -> Result<Vec<DeliveryCounts>, RpcError> {
+        query.range.check()?;
+        let counts = store::statistics::count_deliveries(&self.pool, query.project_id, query.range, query.by).await?;
+        Ok(counts.ok_or(InvalidRange::TooMany)?)
     }
 
     async fn get(self, query: GetDelivery) -> Result<Delivery, RpcError> {

@@ -17,6 +17,7 @@ pub(crate) mod outbox;
 pub(crate) mod parked;
 pub(crate) mod partitions;
 pub(crate) mod record;
+pub(crate) mod statistics;
 
 /// A pool that connects on first use, so that the service can start before its database.
 pub(crate) fn pool(config: &DatabaseConfig) -> Result<Pool, DatabaseUrlError> {

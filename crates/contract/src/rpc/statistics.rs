@@ -1,0 +1,305 @@
+//! Statistics: how many updates and deliveries ended in which way.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+use super::{ErrorCode, RpcError};
+use crate::{ObjectId, Timestamp};
+
+const MINUTE_MS: i64 = 60_000;
+
+/// The most rows of counts that a query reads. More takes longer than a page should.
+pub const MAX_STATISTICS_ROWS: i64 = 500_000;
+
+/// The most steps and groups that a query returns. More may not fit into a message.
+pub const MAX_STATISTICS_STEPS: i64 = 3_000;
+
+/// The length of the spans that are counted together. Hours and days are those of UTC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub enum StatisticsStep {
+    /// A minute.
+    Minute,
+    /// An hour.
+    Hour,
+    /// A day.
+    Day,
+}
+
+impl StatisticsStep {
+    /// The name.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Minute => "minute",
+            Self::Hour => "hour",
+            Self::Day => "day",
+        }
+    }
+
+    const fn millis(self) -> i64 {
+        match self {
+            Self::Minute => MINUTE_MS,
+            Self::Hour => 60 * MINUTE_MS,
+            Self::Day => 24 * 60 * MINUTE_MS,
+        }
+    }
+
+    /// The longest range that may be counted by this step, in days: it bounds what a query reads and returns.
+    pub const fn max_days(self) -> i64 {
+        match self {
+            Self::Minute => 1,
+            Self::Hour | Self::Day => 31,
+        }
+    }
+}
+
+impl fmt::Display for StatisticsStep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// The text is not the name of a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("must be minute, hour or day")]
+pub struct InvalidStep;
+
+impl FromStr for StatisticsStep {
+    type Err = InvalidStep;
+
+    fn from_str(text: &str) -> Result<Self, InvalidStep> {
+        [Self::Minute, Self::Hour, Self::Day].into_iter().find(|step| step.as_str() == text).ok_or(InvalidStep)
+    }
+}
+
+/// What the counts of a step are divided by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub enum StatisticsGroup {
+    /// The lead's process, or the callback's.
+    Process,
+    /// Of updates `update`, `call.started` or `call.ended`; of deliveries what they report.
+    Kind,
+    /// The error code. Only updates have one.
+    Code,
+    /// The callback. Only deliveries have one.
+    Callback,
+}
+
+impl StatisticsGroup {
+    /// The name.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Process => "process",
+            Self::Kind => "kind",
+            Self::Code => "code",
+            Self::Callback => "callback",
+        }
+    }
+}
+
+impl fmt::Display for StatisticsGroup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// The text is not the name of a group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("must be process, kind, code or callback")]
+pub struct InvalidGroup;
+
+impl FromStr for StatisticsGroup {
+    type Err = InvalidGroup;
+
+    fn from_str(text: &str) -> Result<Self, InvalidGroup> {
+        let all = [Self::Process, Self::Kind, Self::Code, Self::Callback];
+        all.into_iter().find(|group| group.as_str() == text).ok_or(InvalidGroup)
+    }
+}
+
+/// A range of time in steps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct StatisticsRange {
+    /// Its begin.
+    pub from: Timestamp,
+    /// Its end, not included.
+    pub to: Timestamp,
+    /// The length of the spans that are counted together.
+    pub step: StatisticsStep,
+}
+
+/// Why a range is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidRange {
+    /// It is empty.
+    #[error("to must be later than from")]
+    Empty,
+    /// It is too long for its step.
+    #[error("the range is longer than {days} d, the limit of step={0}: choose a shorter range, or a longer step", days = .0.max_days())]
+    TooLong(StatisticsStep),
+    /// There is too much in it.
+    #[error("the range has too many counts: choose a shorter range, or a longer step, or leave `by` out")]
+    TooMany,
+}
+
+impl From<InvalidRange> for RpcError {
+    fn from(error: InvalidRange) -> Self {
+        Self::new(ErrorCode::InvalidField, error.to_string())
+    }
+}
+
+impl StatisticsRange {
+    /// The last 24 hours, by the hour.
+    pub fn last_day(now: Timestamp) -> Self {
+        let hour = StatisticsStep::Hour.millis();
+        let to = now.millis().div_euclid(hour).saturating_add(1).saturating_mul(hour);
+        let from = to.saturating_sub(StatisticsStep::Day.millis());
+        Self { from: Timestamp::from_millis(from), to: Timestamp::from_millis(to), step: StatisticsStep::Hour }
+    }
+
+    /// A range of whole steps: `from` is rounded down and `to` up. By default the last 24 hours, by the hour.
+    ///
+    /// # Errors
+    /// The range is empty or too long.
+    pub fn new(
+        from: Option<Timestamp>,
+        to: Option<Timestamp>,
+        step: Option<StatisticsStep>,
+        now: Timestamp,
+    ) -> Result<Self, InvalidRange> {
+        let step = step.unwrap_or(StatisticsStep::Hour);
+        let millis = step.millis();
+        let floor = |at: i64| at.div_euclid(millis).saturating_mul(millis);
+        let end = to.unwrap_or(now).millis();
+        let begin = from.map_or(end.saturating_sub(StatisticsStep::Day.millis()), Timestamp::millis);
+        let to = Timestamp::from_millis(floor(end.saturating_add(millis - 1)));
+        // Without `from`, a day and not the part of a step more that `to` was rounded up by.
+        let from = from.map_or(to.millis() - StatisticsStep::Day.millis(), |_| floor(begin));
+        let range = Self { from: Timestamp::from_millis(from), to, step };
+        range.check().map(|()| range)
+    }
+
+    /// Checks the bounds.
+    ///
+    /// # Errors
+    /// The range is empty or too long.
+    pub fn check(self) -> Result<(), InvalidRange> {
+        let length = self.to.millis().saturating_sub(self.from.millis());
+        if length <= 0 {
+            return Err(InvalidRange::Empty);
+        }
+        // Both ends may have been rounded.
+        let max = self.step.max_days() * StatisticsStep::Day.millis() + 2 * self.step.millis();
+        if length > max { Err(InvalidRange::TooLong(self.step)) } else { Ok(()) }
+    }
+}
+
+/// Counts the updates and call events of a project by their outcome, in order of time, without empty steps.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CountUpdates {
+    /// The project.
+    pub project_id: ObjectId,
+    /// When the log stored them.
+    pub range: StatisticsRange,
+    /// What to divide the counts by; by nothing if it is not of updates.
+    #[serde(default)]
+    pub by: Option<StatisticsGroup>,
+}
+
+/// How updates of one step ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct UpdateCounts {
+    /// The begin of the step.
+    pub at: Timestamp,
+    /// What `by` names; null without it, for successes by code, and for an unknown process.
+    pub group: Option<String>,
+    /// How many succeeded.
+    pub succeeded: i64,
+    /// How many failed.
+    pub failed: i64,
+}
+
+/// Counts the attempts and exhausted deliveries of a project, in order of time, without empty steps.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CountDeliveries {
+    /// The project.
+    pub project_id: ObjectId,
+    /// When attempts started, and deliveries were exhausted.
+    pub range: StatisticsRange,
+    /// What to divide the counts by; by nothing if it is not of deliveries.
+    #[serde(default)]
+    pub by: Option<StatisticsGroup>,
+}
+
+/// How attempts and deliveries of one step ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct DeliveryCounts {
+    /// The begin of the step.
+    pub at: Timestamp,
+    /// What `by` names; null without it, and for the fallback process.
+    pub group: Option<String>,
+    /// How many attempts were accepted.
+    pub delivered: i64,
+    /// How many of these within 100 ms.
+    pub within_100ms: i64,
+    /// How many of these within a second.
+    pub within_1s: i64,
+    /// How many of these within ten seconds.
+    pub within_10s: i64,
+    /// How many attempts failed.
+    pub failed: i64,
+    /// How many deliveries were exhausted.
+    pub exhausted: i64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(text: &str) -> Timestamp {
+        text.parse().unwrap()
+    }
+
+    fn range(from: Option<&str>, to: Option<&str>, step: Option<StatisticsStep>) -> Result<String, InvalidRange> {
+        let now = at("2026-01-12T04:55:59Z");
+        let range = StatisticsRange::new(from.map(at), to.map(at), step, now)?;
+        Ok(format!("{} {} {}", range.from.to_iso(), range.to.to_iso(), range.step))
+    }
+
+    #[test]
+    fn a_range_is_made_of_whole_steps() {
+        let day = "2026-01-11T05:00:00.000Z 2026-01-12T05:00:00.000Z hour";
+        assert_eq!(range(None, None, None).unwrap(), day);
+        let begin = Some("2026-01-12T04:10:30Z");
+        let minutes = "2026-01-12T04:10:00.000Z 2026-01-12T04:56:00.000Z minute";
+        assert_eq!(range(begin, None, Some(StatisticsStep::Minute)).unwrap(), minutes);
+        let days = "2026-01-12T00:00:00.000Z 2026-01-13T00:00:00.000Z day";
+        assert_eq!(range(begin, None, Some(StatisticsStep::Day)).unwrap(), days);
+    }
+
+    #[test]
+    fn an_empty_or_too_long_range_is_refused() {
+        let (begin, end) = (Some("2026-01-10T00:00:00Z"), Some("2026-01-12T00:00:00Z"));
+        assert_eq!(range(end, begin, None), Err(InvalidRange::Empty));
+        assert_eq!(range(begin, begin, None), Err(InvalidRange::Empty));
+        assert!(range(begin, end, Some(StatisticsStep::Hour)).is_ok());
+        let error = range(begin, end, Some(StatisticsStep::Minute)).unwrap_err();
+        let text = "the range is longer than 1 d, the limit of step=minute: choose a shorter range, or a longer step";
+        assert_eq!(error.to_string(), text);
+        assert!(range(Some("2025-12-01T00:00:00Z"), None, None).is_err());
+    }
+}

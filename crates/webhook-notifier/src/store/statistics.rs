@@ -1,0 +1,62 @@
+//! Reads the counts of attempts and deliveries.
+
+use contract::{
+    ObjectId,
+    rpc::{DeliveryCounts, MAX_STATISTICS_ROWS, MAX_STATISTICS_STEPS, StatisticsGroup, StatisticsRange},
+};
+use service_kit::postgres::Pool;
+use time::OffsetDateTime;
+
+use super::error::StoreError;
+
+/// The counts of a project's deliveries, in order of time. None if too much would be read or returned.
+pub(crate) async fn count_deliveries(
+    pool: &Pool,
+    project_id: ObjectId,
+    range: StatisticsRange,
+    by: Option<StatisticsGroup>,
+) -> Result<Option<Vec<DeliveryCounts>>, StoreError> {
+    let rows = sqlx::query!(
+        r#"
+        WITH counted AS MATERIALIZED (
+            SELECT minute, process_id, callback_id, kind, failed, exhausted, delivered_100ms AS in_100ms,
+                   delivered_100ms + delivered_1s AS in_1s, delivered_100ms + delivered_1s + delivered_10s AS in_10s,
+                   delivered_100ms + delivered_1s + delivered_10s + delivered_longer AS delivered
+            FROM webhooks.delivery_counts
+            WHERE project_id = $1 AND minute >= $2 AND minute < $3
+            LIMIT $6::bigint + 1
+        )
+        SELECT date_trunc($4, minute, 'UTC') AS "at!",
+               CASE $5 WHEN 'process' THEN nullif(encode(process_id, 'hex'), '')
+                       WHEN 'kind' THEN kind WHEN 'callback' THEN encode(callback_id, 'hex') END AS "group",
+               sum(delivered)::bigint AS "delivered!", sum(in_100ms)::bigint AS "within_100ms!",
+               sum(in_1s)::bigint AS "within_1s!", sum(in_10s)::bigint AS "within_10s!",
+               sum(failed)::bigint AS "failed!", sum(exhausted)::bigint AS "exhausted!",
+               (SELECT count(*) FROM counted) AS "read!"
+        FROM counted GROUP BY 1, 2 ORDER BY 1, 2 NULLS FIRST LIMIT $7::bigint + 1
+        "#,
+        project_id.as_bytes(),
+        OffsetDateTime::from(range.from),
+        OffsetDateTime::from(range.to),
+        range.step.as_str(),
+        by.map(StatisticsGroup::as_str),
+        MAX_STATISTICS_ROWS,
+        MAX_STATISTICS_STEPS,
+    )
+    .fetch_all(pool)
+    .await?;
+    if rows.len() as i64 > MAX_STATISTICS_STEPS || rows.first().is_some_and(|row| row.read > MAX_STATISTICS_ROWS) {
+        return Ok(None);
+    }
+    let counts = rows.into_iter().map(|row| DeliveryCounts {
+        at: row.at.into(),
+        group: row.group,
+        delivered: row.delivered,
+        within_100ms: row.within_100ms,
+        within_1s: row.within_1s,
+        within_10s: row.within_10s,
+        failed: row.failed,
+        exhausted: row.exhausted,
+    });
+    Ok(Some(counts.collect()))
+}
