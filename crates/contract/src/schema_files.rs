@@ -336,7 +336,7 @@ fn asyncapi() -> Value {
     }
 
     let text = |description: &str| json!({"type": "string", "description": description});
-    let message_id = text("JetStream's deduplication id: project and `updateId` of an update, `updateId` of an event");
+    let message_id = text("JetStream's deduplication id: the project and the `updateId`");
     let trace = text("W3C trace context, from the client through every message to the webhook");
     let position = text("The place of the command in the log: generation.epoch.sequence.index");
     json!({

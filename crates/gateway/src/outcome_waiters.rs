@@ -151,7 +151,7 @@ impl OutcomeWaiters {
 fn key(event: &Message) -> Option<Key> {
     let project_id = subject::event_project(&event.subject)?;
     let id = event.headers.as_ref()?.get(MESSAGE_ID)?.as_str();
-    // An event that is announced again after a recovery has the recovery's number after the id.
+    // The project follows, and the number of the recovery of an event that is announced again.
     let update_id = id.split_once('-').map_or(id, |(id, _)| id);
     Some((project_id, update_id.parse().ok()?))
 }

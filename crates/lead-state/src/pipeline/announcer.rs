@@ -206,10 +206,11 @@ struct SerializedEvent {
 
 fn outbound(announcement: &Announcement, event: &SerializedEvent, generation: i32) -> OutboundMessage {
     let Announcement { decided_at, traceparent, event: completion } = announcement;
-    // JetStream remembers the ids of the generation before and would drop the event as a duplicate.
+    // Two projects may have an update with the same id. JetStream remembers the ids of the generation before and would drop
+    // the event as a duplicate.
     let id = match generation {
-        0 => completion.update_id.to_string(),
-        generation => format!("{}-{generation}", completion.update_id),
+        0 => format!("{}-{}", completion.update_id, completion.project_id),
+        generation => format!("{}-{}-{generation}", completion.update_id, completion.project_id),
     };
     let own = event.span.traceparent();
     let mut message = message(

@@ -78,7 +78,7 @@ pub(crate) fn entry(message: &LogMessage) -> Entry {
 /// Parses an event's subject and headers.
 pub(crate) fn event(message: &LogMessage) -> Option<Event> {
     let project_id = message.subject.strip_prefix("leads.evt.")?.split('.').next()?.parse().ok()?;
-    // An update that is announced again has a suffix.
+    // The project follows, and a number if the update is announced again.
     let update_id = header(message.headers.as_ref(), headers::MESSAGE_ID)?.split('-').next()?.parse().ok()?;
     let position = header(message.headers.as_ref(), headers::POSITION).and_then(|at| at.parse::<EventPosition>().ok());
     let generation = position.map_or(0, |at| at.generation);
