@@ -47,6 +47,8 @@ pub(crate) struct App {
     /// Empty until the first connection.
     pub(crate) broker: OnceLock<Broker>,
     pub(crate) command_log: CommandLog,
+    /// What reads may answer.
+    pub(crate) read_budget: WorkBudget,
     pub(crate) idempotency: IdempotencyStore,
     pub(crate) outcome_waiters: Arc<OutcomeWaiters>,
     pub(crate) event_subscribers: Arc<EventSubscribers>,
@@ -84,15 +86,16 @@ pub(crate) struct Broker {
 
 impl App {
     pub(crate) fn new(config: &Config, keys: BucketCache<ApiKey>, metrics: Metrics, traces: Traces) -> Self {
-        let budget = WorkBudget::new(u64::from(config.work_rate) << 20);
+        let budget = || WorkBudget::new(u64::from(config.work_rate) << 20);
         let command_log =
-            CommandLog::new(config.max_in_flight as usize, budget, metrics.pack_sizes.clone(), traces.clone());
+            CommandLog::new(config.max_in_flight as usize, budget(), metrics.pack_sizes.clone(), traces.clone());
         Self {
             keys,
             sources: BucketCache::default(),
             broker: OnceLock::new(),
             idempotency: IdempotencyStore::new(command_log.admission.clone()),
             command_log,
+            read_budget: budget(),
             outcome_waiters: Arc::new(OutcomeWaiters::new()),
             event_subscribers: Arc::new(EventSubscribers::new(config.max_listeners as usize)),
             rates: RateLimits::new(config.update_rate, config.other_rate),

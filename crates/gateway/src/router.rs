@@ -75,12 +75,12 @@ where
     })
 }
 
-/// Answers a read within its project's budget of work. A stream is as long as the events, which are charged with the updates.
+/// Answers a read within its project's budget. A stream is as long as the events, which are charged with the updates.
 async fn read<H, Inputs>(app: &Arc<App>, key: Arc<ApiKey>, request: Request, handler: &H) -> HandlerResult
 where
     H: Handler<Inputs>,
 {
-    let budget = &app.command_log.budget;
+    let budget = &app.read_budget;
     let project_id = key.project_id;
     budget.admit_read(project_id, Instant::now()).map_err(ApiError::WorkLimited)?;
     let response = handler.call(app.clone(), key, request).await?;

@@ -151,6 +151,7 @@ async fn evict_idle(app: Arc<App>, shutdown: CancellationToken) -> anyhow::Resul
     while shutdown.run_until_cancelled(tokio::time::sleep(EVICTION_INTERVAL)).await.is_some() {
         app.rates.evict_idle();
         app.command_log.budget.evict_idle(Instant::now());
+        app.read_budget.evict_idle(Instant::now());
     }
     Ok(())
 }
