@@ -289,8 +289,9 @@ async fn a_recorded_delivery_without_an_attempt_gets_its_first_one() {
     let refused = update_until(&stack, &lead_id, "exhausted").await;
     let unattempted = update_until(&stack, &lead_id, "delivered").await;
     assert_attempt_rows(&stack, 1, 1).await;
-    // As a delivery is recorded while its callback is disabled.
+    // As a delivery is recorded while its callback is disabled. Its attempt is not counted then.
     let as_disabled = "
+        UPDATE webhooks.delivery_counts SET delivered_100ms = 0, delivered_1s = 0, delivered_10s = 0, delivered_longer = 0;
         UPDATE webhooks.deliveries SET status = 'exhausted', attempts = 0, payload = '{}', first_started_at = NULL,
             first_duration_ms = NULL, first_status_code = NULL
         WHERE status = 'delivered'";

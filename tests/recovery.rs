@@ -311,7 +311,9 @@ async fn a_leader_from_before_a_recovery_records_no_announcement() {
 #[tokio::test]
 async fn lost_deliveries_are_made_again_by_reannounce() {
     let (stack, _) = started().await;
-    stack.sql("DELETE FROM webhooks.deliveries; DELETE FROM webhooks.attempts").await;
+    stack
+        .sql("DELETE FROM webhooks.deliveries; DELETE FROM webhooks.attempts; DELETE FROM webhooks.delivery_counts")
+        .await;
 
     stack.leadctl(&["recover", "reannounce", "--since", "1h", "--yes"]).await.assert_ok();
 
