@@ -253,6 +253,7 @@ fn asyncapi() -> Value {
         ("CallStarted", "CommandHeaders"),
         ("CallEnded", "CommandHeaders"),
         ("CallExpired", "CommandHeaders"),
+        ("EraseLead", "CommandHeaders"),
         ("CommandPack", "PackHeaders"),
         ("CompletionEvent", "EventHeaders"),
         ("WebhookEvent", "EventHeaders"),
@@ -413,6 +414,15 @@ fn asyncapi() -> Value {
             },
         },
     })
+}
+
+#[test]
+fn every_reference_of_the_schema_of_subjects_leads_to_something() {
+    let document = asyncapi();
+    let text = document.to_string();
+    let references = text.split(r##""$ref":"#"##).skip(1).filter_map(|rest| rest.split('"').next());
+    let broken: Vec<_> = references.filter(|reference| document.pointer(reference).is_none()).collect();
+    assert_eq!(broken, Vec::<&str>::new());
 }
 
 #[test]
