@@ -47,7 +47,7 @@ pub(crate) struct App {
     /// Empty until the first connection.
     pub(crate) broker: OnceLock<Broker>,
     pub(crate) command_log: CommandLog,
-    /// What reads may answer.
+    /// What reads of a project may answer, and what reports of a source of calls may contain.
     pub(crate) read_budget: WorkBudget,
     pub(crate) idempotency: IdempotencyStore,
     pub(crate) outcome_waiters: Arc<OutcomeWaiters>,

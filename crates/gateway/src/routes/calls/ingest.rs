@@ -43,6 +43,8 @@ pub(crate) const PATH: &str = "/api/v1/calls/ingest/{platform}/{ingestId}";
 /// The largest report, in bytes. In base64 it fits into a message of NATS, which has at most 1 MiB by default; transcripts
 /// with the time of each word need more than an update.
 const MAX_BYTES: usize = 512 << 10;
+/// How often the bytes of a report are read, copied or sent until it is verified: what it costs of its source's budget.
+const WORK_PER_BYTE: u64 = 4;
 
 /// Responds once the call event is in the log.
 pub(crate) async fn handle(app: Arc<App>, request: Request) -> HandlerResult {
@@ -82,7 +84,10 @@ async fn accept_report(
         return Err(ApiError::field("platform", format!("is {platform}, and the source's is {}", source.platform)));
     }
     let (signature, secret_sha256) = proof(platform, request.headers());
+    // By source and not by project: anyone who knows the path may send forged reports.
+    app.read_budget.admit_read(id.source_id, began).map_err(ApiError::WorkLimited)?;
     let body = body::read(request, MAX_BYTES).await?;
+    app.read_budget.spend(id.source_id, body.len() as u64 * WORK_PER_BYTE, Instant::now());
     let signed = if signature.is_some() { BASE64_STANDARD.encode(&body) } else { String::new() };
     let IngestId { project_id, process_id, source_id } = *id;
     app.request(&VerifyReport { project_id, process_id, source_id, signature, secret_sha256, body: signed }).await?;
