@@ -65,7 +65,8 @@ impl FromStr for OutcomeKind {
 /// What takes the place of a text that was erased with its lead.
 pub const ERASED: &str = "erased with the lead";
 
-/// The outcome of an update, a call event or an erasure: one event per ledger row, with the `update_id` as message id.
+/// The outcome of an update, a call event or an erasure: one event per ledger row, with `update_id` and project
+/// as message id.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]

@@ -72,6 +72,7 @@ impl CallEntry {
 
 /// The text of a command of ids.
 fn text(command: &impl Serialize) -> Box<str> {
+    // Ids can always be written.
     serde_json::to_string(command).unwrap_or_else(|_| "{}".into()).into()
 }
 
