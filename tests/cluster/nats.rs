@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// How long a client waits for an answer: longer than a gateway waits for the leader of a stream.
-const ANSWER_WITHIN: Duration = Duration::from_secs(15);
+const ANSWER_WITHIN: Duration = Duration::from_secs(20);
 
 /// The streams and buckets that must have three replicas.
 const STREAMS: [&str; 7] = [

@@ -10,9 +10,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long a request waits for a leader. Longer than an election, which takes 4 to 9 s, and shorter than the timeouts of most
-/// clients and proxies.
-pub(crate) const LEADER_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a request waits for a leader. Longer than an election, which takes 4 to 9 s, and most that are repeated because
+/// two servers asked for each other's vote; shorter than the timeouts of most clients and proxies.
+pub(crate) const LEADER_PATIENCE: Duration = Duration::from_secs(15);
 
 /// A request that may wait for a stream.
 #[derive(Debug, Clone, Copy)]

@@ -28,14 +28,15 @@ use crate::{
     config::Config,
     intake,
     metrics::Metrics,
+    outage::LEADER_PATIENCE,
     rate_limit::EVICTION_INTERVAL,
     routes::{self, ENDPOINTS, INGEST},
     tls::Certificate,
 };
 
-/// How long requests in progress may take to finish once the gateway stops. Longer than a body may take to arrive. Together
+/// How long requests in progress may take to finish once the gateway stops. As long as one waits for the log's leader. Together
 /// with the wait for the last acks shorter than the drain deadline, so that a slow client cannot spoil a shutdown.
-const REQUEST_DRAIN: Duration = Duration::from_secs(12);
+const REQUEST_DRAIN: Duration = LEADER_PATIENCE;
 
 /// How long responses ask clients to close their connections before idle connections are closed. Longer catches clients
 /// that send less often; the time is taken from [`DRAIN_DEADLINE`].
