@@ -43,7 +43,8 @@ pub struct Config {
     /// How long a client may take to receive a response.
     #[arg(long, env = "GATEWAY_WRITE_TIMEOUT", default_value = "30s")]
     pub write_timeout: humantime::Duration,
-    /// Most updates of an API key in 5 seconds at this gateway; further ones get 429. 0 is no limit.
+    /// Most updates of an API key, and of a project's producers, in 5 seconds at this gateway; further ones get 429. 0 is no
+    /// limit.
     #[arg(long, env = "GATEWAY_UPDATE_RATE", default_value_t = 5000)]
     pub update_rate: u32,
     /// Most other requests of an API key in 5 seconds at this gateway. 0 is no limit.

@@ -90,7 +90,7 @@ pub(crate) enum ApiError {
     /// The project's updates have cost too much; how long to wait.
     #[error(
         "This project moves too much data: its leads are large, or have many callbacks; nothing was accepted; \
-         retry in {} s", seconds(*.0)
+         retry in {} s", whole_seconds(*.0)
     )]
     WorkLimited(Duration),
     /// The project's idempotency keys.
@@ -149,7 +149,7 @@ impl ApiError {
     pub(crate) fn retry_after(&self) -> Option<u64> {
         match self {
             Self::RateLimited(seconds) => Some(*seconds),
-            Self::WorkLimited(wait) => Some(seconds(*wait)),
+            Self::WorkLimited(wait) => Some(whole_seconds(*wait)),
             _ => None,
         }
     }
@@ -216,7 +216,7 @@ impl ApiError {
 }
 
 /// Whole seconds, rounded up: a retry that is too early is refused again.
-fn seconds(wait: Duration) -> u64 {
+pub(crate) fn whole_seconds(wait: Duration) -> u64 {
     wait.as_secs() + u64::from(wait.subsec_nanos() > 0)
 }
 

@@ -6,15 +6,17 @@
 //! that any JetStream client can publish.
 //!
 //! Each project has a subscription and a queue of its own, bounded in messages and bytes, and the subscriptions have a
-//! connection of their own: a producer that floods loses its own messages and delays those of no other project. The messages
-//! of a project are logged in the order in which this gateway received them.
+//! connection of their own: a producer that floods loses its own messages and delays those of no other project. All producers
+//! of a project have the rate of an API key. The messages of a project are logged in the order in which this gateway received
+//! them.
 
 mod entry;
 
 use std::{
     collections::{HashMap, HashSet},
+    num::NonZeroU32,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, bail};
@@ -27,11 +29,16 @@ use service_kit::{clock, config::NatsConfig, health::Readiness, nats, publisher:
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     task::JoinSet,
-    time::timeout,
+    time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{admission::PATIENCE, app::App, command_log::LogForm, error::ApiError};
+use crate::{
+    admission::PATIENCE,
+    app::App,
+    command_log::LogForm,
+    error::{ApiError, whole_seconds},
+};
 
 /// What `/readyz` calls the subscriptions.
 pub(crate) const RESOURCE: &str = "intake";
@@ -136,6 +143,7 @@ struct ProjectIntake {
 /// A message that waits to be logged. Its bytes count until it is answered.
 struct Queued {
     message: Message,
+    received: Instant,
     _bytes: OwnedSemaphorePermit,
 }
 
@@ -179,7 +187,9 @@ impl ProjectIntake {
             let size = u32::try_from(message.length).unwrap_or(u32::MAX);
             let permit = bytes.clone().try_acquire_many_owned(size).map_err(|_| ApiError::ProjectBacklog);
             permit.and_then(|permit| {
-                queue.try_send(Queued { message, _bytes: permit }).map_err(|_| ApiError::ProjectBacklog)
+                queue
+                    .try_send(Queued { message, received: Instant::now(), _bytes: permit })
+                    .map_err(|_| ApiError::ProjectBacklog)
             })
         };
         if let Err(e) = queued {
@@ -189,13 +199,30 @@ impl ProjectIntake {
 
     /// Logs what is queued, in order, a group at a time.
     async fn append(&self, mut queued: mpsc::Receiver<Queued>) {
+        let max = self.app.rates.max_updates().map_or(GROUP_MESSAGES, |max| GROUP_MESSAGES.min(max.get() as usize));
         let mut group = Vec::new();
-        while queued.recv_many(&mut group, GROUP_MESSAGES).await > 0 {
-            let outcomes = self.append_group(&group).await;
-            for (Queued { message, _bytes }, outcome) in group.drain(..).zip(outcomes) {
+        while queued.recv_many(&mut group, max).await > 0 {
+            let outcomes = match self.wait_for_rate(&group).await {
+                Ok(()) => self.append_group(&group).await,
+                Err(e) => vec![Err(e); group.len()],
+            };
+            for (Queued { message, .. }, outcome) in group.drain(..).zip(outcomes) {
                 self.answer(message.reply, outcome).await;
             }
         }
+    }
+
+    /// Waits until the rate of the project's producers admits these messages, unless the first one will have waited too long.
+    async fn wait_for_rate(&self, group: &[Queued]) -> Result<(), ApiError> {
+        let Some(first) = group.first() else { return Ok(()) };
+        let Some(count) = u32::try_from(group.len()).ok().and_then(NonZeroU32::new) else { return Ok(()) };
+        while let Some(wait) = self.app.rates.take_updates(self.project_id, count) {
+            if first.received.elapsed() + wait > PATIENCE {
+                return Err(ApiError::RateLimited(whole_seconds(wait)));
+            }
+            sleep(wait).await;
+        }
+        Ok(())
     }
 
     async fn append_group(&self, group: &[Queued]) -> Vec<Result<Stored, ApiError>> {

@@ -1,5 +1,5 @@
 //! 1 Accept: rate limits: each API key has a token bucket for updates and one for all other requests, reported in headers
-//! (draft-ietf-httpapi-ratelimit-headers-10).
+//! (draft-ietf-httpapi-ratelimit-headers-10). The producers of a project share a bucket for updates.
 //!
 //! Each gateway counts separately. Only valid keys are counted, so that requests without one cannot use up memory.
 
@@ -47,10 +47,10 @@ impl RateLimits {
         self.limit(rate).map(|limit| limit.take(key_id))
     }
 
-    /// Takes tokens for many updates, or returns how long to wait. A bucket never has more than
-    /// [`max_updates`](Self::max_updates).
-    pub(crate) fn take_updates(&self, key_id: ObjectId, count: NonZeroU32) -> Option<Duration> {
-        self.updates.as_ref()?.take_many(key_id, count)
+    /// Takes tokens for many updates of a key, or of a project's producers; or returns how long to wait. A bucket never has
+    /// more than [`max_updates`](Self::max_updates).
+    pub(crate) fn take_updates(&self, key_or_project_id: ObjectId, count: NonZeroU32) -> Option<Duration> {
+        self.updates.as_ref()?.take_many(key_or_project_id, count)
     }
 
     /// The size of a key's bucket for updates. None if there is no limit.
@@ -74,7 +74,7 @@ impl RateLimits {
     }
 }
 
-/// A bucket per key.
+/// A bucket per key, or per project for its producers.
 #[derive(Debug)]
 struct RateLimit<C: Clock = MonotonicClock> {
     name: &'static str,
