@@ -18,6 +18,7 @@ use async_nats::jetstream::{
 use contract::streams::LEAD_COMMANDS;
 use futures::StreamExt;
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
+use reqwest::RequestBuilder;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -32,6 +33,8 @@ use crate::support::{
 const GIVE_UP_AFTER: Duration = Duration::from_secs(120);
 /// The mean pause of a client between two updates.
 const PAUSE: Duration = Duration::from_millis(40);
+/// The mean pause between two erasures.
+const ERASURE_PAUSE: Duration = Duration::from_secs(5);
 
 /// What the clients know about their updates.
 #[derive(Debug, Default)]
@@ -75,16 +78,36 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    /// Sends an update to one gateway after the other until it is accepted; its id. Under one idempotency key it is one
-    /// update.
+    /// Sends an update until it is accepted; its id.
     pub(crate) async fn update(&self, body: &Value, ledger: &Ledger, random: &mut StdRng) -> String {
+        let waits = random.random_bool(0.3);
+        let request = |gateway: &str| {
+            let request = self.update_request(gateway, body);
+            if waits { request.header("prefer", "wait=1") } else { request }
+        };
+        self.send_until_accepted(request, ledger, random).await
+    }
+
+    /// Erases a lead; the id of the erasure.
+    async fn erase(&self, lead_id: &str, ledger: &Ledger, random: &mut StdRng) -> String {
+        let request = |gateway: &str| self.http.delete(format!("{gateway}/api/v1/leads/{lead_id}"));
+        self.send_until_accepted(request, ledger, random).await
+    }
+
+    /// Sends a request to one gateway after the other until it is accepted; the id of its update. Under one idempotency key
+    /// it is one update.
+    async fn send_until_accepted(
+        &self,
+        request: impl Fn(&str) -> RequestBuilder,
+        ledger: &Ledger,
+        random: &mut StdRng,
+    ) -> String {
         let idempotency_key = format!("{:032x}", rand::random::<u128>());
         ledger.intended.fetch_add(1, Ordering::Relaxed);
         let deadline = Instant::now() + GIVE_UP_AFTER;
-        let waits = random.random_bool(0.3);
         loop {
-            let gateway = self.gateways.choose(random).expect("a gateway");
-            match self.try_update(gateway, body, &idempotency_key, waits, ledger).await {
+            let request = request(self.gateways.choose(random).expect("a gateway"));
+            match self.try_send(request.header("idempotency-key", &idempotency_key), ledger).await {
                 Ok((update_id, outcome)) => {
                     if let Some(outcome) = outcome {
                         ledger.outcomes().insert(update_id.clone(), outcome);
@@ -101,32 +124,20 @@ impl Client {
         }
     }
 
-    /// Sends an update once; its id and, if it was waited for and came in time, its outcome.
-    async fn try_update(
-        &self,
-        gateway: &str,
-        body: &Value,
-        idempotency_key: &str,
-        waits: bool,
-        ledger: &Ledger,
-    ) -> anyhow::Result<(String, Option<Value>)> {
-        let mut body = body.as_object().context("a body")?.clone();
+    fn update_request(&self, gateway: &str, body: &Value) -> RequestBuilder {
+        let mut body = body.as_object().expect("a body").clone();
         let expected_state = body.remove("expectedState");
         let state = expected_state.as_ref().and_then(Value::as_str).map(|state| format!("?expectedState={state}"));
-        let mut request = self
-            .http
-            .post(format!("{gateway}/api/v1/leads/update{}", state.unwrap_or_default()))
-            .bearer_auth(&self.key)
-            .header("idempotency-key", idempotency_key)
-            .timeout(self.answer_within);
+        let mut request = self.http.post(format!("{gateway}/api/v1/leads/update{}", state.unwrap_or_default()));
         if let Some(version) = body.remove("expectedVersion") {
             request = request.header("if-match", format!("\"{version}\""));
         }
-        request = request.body(Value::Object(body).to_string());
-        if waits {
-            request = request.header("prefer", "wait=1");
-        }
-        let answer = request.send().await?;
+        request.body(Value::Object(body).to_string())
+    }
+
+    /// Sends a request once; the id of its update and, if it was waited for and came in time, the outcome.
+    async fn try_send(&self, request: RequestBuilder, ledger: &Ledger) -> anyhow::Result<(String, Option<Value>)> {
+        let answer = request.bearer_auth(&self.key).timeout(self.answer_within).send().await?;
         if answer.status() == 503 {
             ledger.unavailable.fetch_add(1, Ordering::Relaxed);
         }
@@ -152,11 +163,12 @@ impl Client {
     }
 }
 
-/// Clients that send until they are stopped, each with its own random history.
+/// Clients that send until they are stopped, each with its own random history; and one that erases leads of the archive.
 pub(crate) fn start(
     client: &Client,
     js: &jetstream::Context,
     leads: &[Leads],
+    archive: &Leads,
     ledger: &Arc<Ledger>,
     seed: u64,
     stop: &CancellationToken,
@@ -176,6 +188,19 @@ pub(crate) fn start(
                     client.update(&named, &ledger, &mut random).await;
                 }
                 pause(&mut random).await;
+            }
+        });
+    }
+    {
+        let (client, archive, ledger, stop) = (client.clone(), archive.clone(), ledger.clone(), stop.clone());
+        clients.spawn(async move {
+            let mut random = StdRng::seed_from_u64(seed ^ 50);
+            for (lead_id, _) in &archive.leads {
+                let pause = ERASURE_PAUSE.mul_f64(random.random_range(0.0..2.0));
+                if stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
+                    break;
+                }
+                client.erase(lead_id, &ledger, &mut random).await;
             }
         });
     }

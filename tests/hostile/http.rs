@@ -23,6 +23,11 @@ pub(super) const ATTACKS: &[Attack] = &[
     },
     Attack { name: "guessed keys", refusals: &["401 invalid_api_key"], run: |a| Box::pin(guess_keys(a)) },
     Attack {
+        name: "erasures of its own and of others' leads",
+        refusals: &["429 rate_limited"],
+        run: |a| Box::pin(erase_leads(a)),
+    },
+    Attack {
         name: "bodies that are too large or too deep",
         refusals: &["413 body_too_large", "400 invalid_json"],
         run: |a| Box::pin(oversized_bodies(a)),
@@ -75,6 +80,14 @@ async fn reach_for_others(a: &Attacker<'_>) {
         0 => a.tenant.api.request(Method::GET, &format!("/api/v1/leads/get?leadId={lead}")),
         1 => a.tenant.api.request(Method::GET, &format!("/api/v1/processes/{process}")),
         _ => post(a, UPDATE, &json!({"leadId": lead, "projectId": project, "name": "mine"})),
+    })
+    .await;
+}
+
+async fn erase_leads(a: &Attacker<'_>) {
+    let leads = [&a.tenant.lead_id, &a.healthy.lead_id];
+    a.repeat(32, Duration::from_millis(50), |n| {
+        a.tenant.api.request(Method::DELETE, &format!("/api/v1/leads/{}", leads[n % 2]))
     })
     .await;
 }
