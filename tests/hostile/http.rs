@@ -70,7 +70,7 @@ async fn flood_updates(a: &Attacker<'_>) {
 }
 
 async fn flood_reads(a: &Attacker<'_>) {
-    a.repeat(32, Duration::from_millis(50), |_| a.tenant.api.request(Method::GET, "/api/v1/leads")).await;
+    a.repeat(64, Duration::from_millis(50), |_| a.tenant.api.request(Method::GET, "/api/v1/leads")).await;
 }
 
 async fn reach_for_others(a: &Attacker<'_>) {
@@ -174,13 +174,12 @@ async fn enlarge(a: &Attacker<'_>) {
 
 async fn searches(a: &Attacker<'_>) {
     let (project_id, process_id) = (a.tenant.api.project_id, process_id(&a.tenant.applied));
-    for n in 0..200 {
-        let lead = json!({"projectId": project_id, "processId": process_id, "phone": "+4915112345678", "name": "Ada", "referenceId": n.to_string()});
-        a.answers.add(super::answer(post(a, "/api/v1/leads/initiate", &json!({"lead": lead, "init": true}))).await);
-        sleep(Duration::from_millis(20)).await;
-    }
+    let lead = |n: usize| json!({"projectId": project_id, "processId": process_id, "phone": "+4915112345678", "name": "Ada", "referenceId": n.to_string()});
+    let leads: Vec<_> = (0..200).map(lead).collect();
+    let body = json!({"leads": leads});
+    assert_ok(a.tenant.api.post("/api/v1/leads/bulk/initiate", &body).await);
     let search = |_| a.tenant.api.request(Method::GET, "/api/v1/leads?q=ada&limit=100");
-    a.repeat(32, Duration::from_millis(50), search).await;
+    a.repeat(64, Duration::from_millis(50), search).await;
 }
 
 /// Each is long, and has to be verified where the source's secret can be opened.

@@ -20,7 +20,7 @@ use tokio::{
 
 use crate::{
     latency::{histogram, record},
-    protocol::{Load, Pace, Posted, TAG, content_length},
+    protocol::{Content, LONG_BYTES, Load, Pace, Posted, TAG, content_length},
     receiver::Tally,
 };
 
@@ -37,6 +37,42 @@ pub(crate) fn lead_id(number: u64) -> ObjectId {
 pub(crate) fn random_lead(leads: u64) -> u64 {
     let hot = (leads / 10).max(1);
     if rand::random_range(0..10) < 9 { rand::random_range(0..hot) } else { rand::random_range(0..leads) }
+}
+
+/// The path of requests with this content.
+fn path(content: Content) -> &'static str {
+    match content {
+        Content::Update | Content::LongUpdate => "/api/v1/leads/update",
+        Content::Activity => "/api/v1/calls/ended",
+    }
+}
+
+fn body(content: Content, lead: u64, tag: u64) -> String {
+    match content {
+        Content::Update => update_body(lead, tag),
+        Content::LongUpdate => {
+            let lead = lead_id(lead);
+            padded(
+                &format!(r#"{{"leadId":"{lead}","targetState":"interested","metadata":{{{TAG}{tag:012}","text":""#),
+                r#""}}"#,
+            )
+        }
+        Content::Activity => {
+            let lead = lead_id(lead);
+            let head = format!(
+                r#"{{"leadId":"{lead}","toState":"interested","result":{{"status":"completed","connected":true,"durationSeconds":94,"metadata":{{{TAG}{tag:012}"}},"summary":""#
+            );
+            padded(&head, r#""}}"#)
+        }
+    }
+}
+
+/// The beginning and the end of a body, with text between, so that it has [`LONG_BYTES`].
+fn padded(head: &str, end: &str) -> String {
+    const WORDS: &str = "asked for an offer, call back on thursday afternoon; ";
+    let length = LONG_BYTES.saturating_sub(head.len() + end.len());
+    let text: String = WORDS.chars().cycle().take(length).collect();
+    format!("{head}{text}{end}")
 }
 
 pub(crate) fn update_body(lead: u64, tag: u64) -> String {
@@ -130,9 +166,11 @@ impl Client {
             .with_context(|| format!("cannot connect to the gateway at {}", load.gateway))?;
         stream.set_nodelay(true)?;
         let head = format!(
-            "POST /api/v1/leads/update HTTP/1.1\r\nhost: {}\r\nauthorization: Bearer {}\r\n\
+            "POST {} HTTP/1.1\r\nhost: {}\r\nauthorization: Bearer {}\r\n\
              content-type: application/json\r\ncontent-length: ",
-            load.gateway, load.api_key
+            path(load.content),
+            load.gateway,
+            load.api_key
         );
         Ok(Self { stream, head, load, tally, end })
     }
@@ -159,7 +197,7 @@ impl Client {
             }
             let tag = self.tally.next_tag();
             let lead = random_lead(self.load.leads);
-            let (body, expected) = (update_body(lead, tag), self.load.expects_webhook(lead));
+            let (body, expected) = (body(self.load.content, lead, tag), self.load.expects_webhook(lead));
             request.clear();
             write!(request, "{}{}\r\n\r\n{body}", self.head, body.len())?;
             if expected {

@@ -99,6 +99,8 @@ enum Scenario {
     Connections,
     /// Two installations with half of the load each, against one with all of it.
     Cells,
+    /// Results of calls of 2 KiB, against updates of the same length.
+    Activities,
     /// The scenarios with floors for two minutes; fails if a ratio is lower than noise explains.
     Smoke,
 }
@@ -134,7 +136,14 @@ async fn measure(cli: &Cli) -> anyhow::Result<()> {
 
 async fn run(cli: &Cli, report: &mut Report) -> anyhow::Result<()> {
     let plan = Plan { duration: Duration::from_secs(cli.seconds), runs: cli.runs, size: cli.size };
-    let apart = [Scenario::All, Scenario::Connections, Scenario::Publish, Scenario::Cells, Scenario::Smoke];
+    let apart = [
+        Scenario::All,
+        Scenario::Connections,
+        Scenario::Publish,
+        Scenario::Cells,
+        Scenario::Activities,
+        Scenario::Smoke,
+    ];
     let all = Scenario::value_variants().iter().filter(|scenario| !apart.contains(scenario));
     let selected = if cli.scenario == Scenario::All { all.copied().collect() } else { vec![cli.scenario] };
     for scenario in selected {
@@ -150,6 +159,7 @@ async fn run(cli: &Cli, report: &mut Report) -> anyhow::Result<()> {
             Scenario::Publish => scenarios::publish::run(&plan, report).await,
             Scenario::Connections => scenarios::connections::run(&plan, report).await,
             Scenario::Cells => scenarios::cells::run(&plan, report).await,
+            Scenario::Activities => scenarios::activities::run(&plan, report).await,
             Scenario::Smoke => scenarios::smoke::run(report).await,
             Scenario::All => Ok(()),
         };

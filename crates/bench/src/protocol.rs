@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::latency::Latency;
 
-/// Precedes the tag of an update: twelve digits in its metadata that connect a webhook with its update.
+/// Precedes the tag of an update or activity: twelve digits in its metadata that connect a webhook with its request.
 pub(crate) const TAG: &str = r#""tag":""#;
 
 /// A command to the driver.
@@ -34,6 +34,7 @@ pub(crate) struct Load {
     /// Connections, each with one request at a time.
     pub(crate) connections: usize,
     pub(crate) pace: Pace,
+    pub(crate) content: Content,
     pub(crate) duration: Duration,
     /// `(n, m)`: do not expect webhooks for the first n of every m leads.
     pub(crate) ignored_leads: Option<(u64, u64)>,
@@ -44,6 +45,20 @@ impl Load {
         self.ignored_leads.is_none_or(|(first, every)| lead % every >= first)
     }
 }
+
+/// What a request reports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Content {
+    /// An update of some hundred bytes.
+    Update,
+    /// An update of [`LONG_BYTES`].
+    LongUpdate,
+    /// The end of a call with a result, of [`LONG_BYTES`].
+    Activity,
+}
+
+/// The length of long requests.
+pub(crate) const LONG_BYTES: usize = 2048;
 
 /// When the next request is sent.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]

@@ -26,7 +26,7 @@ use crate::{
     driver::Driver,
     load::lead_id,
     meter::{MeasuredProcess, Meter},
-    protocol::{Load, Pace, Posted, Received},
+    protocol::{Content, Load, Pace, Posted, Received},
 };
 
 /// For steps that are not measured.
@@ -109,7 +109,9 @@ impl Stack {
         let client = service_kit::nats::connect(&NatsConfig::at(nats.url()), "leadctl", &Default::default()).await?;
         let pool = PgPool::connect(&postgres.url()).await?;
         let (project_id, api_key) = create_project(&client).await?;
-        let callbacks = json!([{"name": "crm", "url": format!("http://{endpoint}/crm"), "maxInFlight": 256}]);
+        let events = ["update.succeeded", "update.failed", "activity.completed"];
+        let url = format!("http://{endpoint}/crm");
+        let callbacks = json!([{"name": "crm", "url": url, "maxInFlight": 256, "events": events}]);
         let applied = apply_process(&client, project_id, "sales", callbacks).await?;
         let process_id = applied.process.process_id.context("the applied process has no id")?;
         insert_leads(&pool, project_id, &[process_id], 0..leads).await?;
@@ -178,6 +180,7 @@ impl Stack {
             leads: self.leads,
             connections: 64,
             pace: Pace::Answered,
+            content: Content::Update,
             duration,
             ignored_leads: None,
         }

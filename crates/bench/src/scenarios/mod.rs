@@ -18,6 +18,7 @@ use crate::{
     stack::nats_can_sync,
 };
 
+pub(crate) mod activities;
 pub(crate) mod apply;
 pub(crate) mod backlog;
 pub(crate) mod cells;
