@@ -19,6 +19,7 @@ mod deliveries;
 mod dev_stack;
 mod docs_examples;
 mod doctor;
+mod endpoint_auth;
 mod erasure;
 mod error_codes;
 mod event_kinds;

@@ -146,8 +146,10 @@ impl schemars::JsonSchema for KeyId {
 pub enum SecretField {
     /// A signing secret.
     Signing,
-    /// The value that authenticates to the endpoint.
+    /// The secret of `auth`, which authenticates to the endpoint.
     Auth,
+    /// The value of one of the `headers` that authenticate to the endpoint.
+    Header,
     /// A secret that authenticates the reports of a source.
     Source,
 }

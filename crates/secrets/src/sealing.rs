@@ -32,6 +32,7 @@ impl SealingContext {
         let field = match self.field {
             SecretField::Signing => "secrets",
             SecretField::Auth => "auth",
+            SecretField::Header => "headers",
             SecretField::Source => "source",
         };
         format!("{}.{}.{field}", self.project_id, self.owner_id)
@@ -244,6 +245,7 @@ mod tests {
             SealingContext { project_id: other, ..CONTEXT },
             SealingContext { owner_id: other, ..CONTEXT },
             SealingContext { field: SecretField::Auth, ..CONTEXT },
+            SealingContext { field: SecretField::Header, ..CONTEXT },
             SealingContext { field: SecretField::Source, ..CONTEXT },
             SealingContext { project_id: CONTEXT.owner_id, owner_id: CONTEXT.project_id, ..CONTEXT },
         ];

@@ -188,7 +188,13 @@ fn configuration(callback: &Callback) -> Markup {
                 None => html! { "signature only" },
                 Some(CallbackAuth::Bearer { .. }) => html! { "signature and a bearer token" },
                 Some(CallbackAuth::Header { name, .. }) => html! { "signature and the header " (name) },
+                Some(CallbackAuth::Oauth2(client)) => html! {
+                    "signature and access tokens for the client " (client.client_id) " from " (client.token_url)
+                },
             })))
+            @for header in &callback.headers {
+                (fact("Further header", text(Some(&header.name))))
+            }
             (fact("Timeout", Some(html! { (span(i64::from(callback.timeout_seconds) * 1000)) })))
             (fact("Attempts at once", Some(html! { (callback.max_in_flight) })))
             (fact("Attempts per second", callback.max_per_second.map(|rate| html! { (rate) })))

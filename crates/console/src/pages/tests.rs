@@ -6,7 +6,7 @@ use contract::{
     JsonObject, ObjectId, Timestamp,
     event::OutcomeKind,
     event_kind::DeliveryKind,
-    process::{Callback, CallbackAuth, FilterCondition, Ordering, Process, Rules, State, StateKind},
+    process::{AuthHeader, Callback, CallbackAuth, FilterCondition, Ordering, Process, Rules, State, StateKind},
     replay::Replay,
     rpc::{
         Attempt, Call, CallbackState, CallbackStatus, Cursor, Delivery, DeliveryId, DeliveryStatus, HistoryEntry, Lead,
@@ -89,6 +89,7 @@ fn process() -> Process {
             name: "crm".into(),
             url: "https://crm.example/hook".into(),
             auth: Some(CallbackAuth::Header { name: "x-key".into(), value: "".into() }),
+            headers: vec![AuthHeader { name: "x-subscription".into(), value: "".into() }],
             secrets: vec![],
             retiring_secrets: vec![],
             events: None,

@@ -6,7 +6,7 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use super::{EventValues, FilterCondition};
+use super::{AuthHeader, CallbackAuth, EventValues, FilterCondition};
 use crate::{
     ObjectId, Timestamp,
     event_kind::{DeliveryKind, EventKind},
@@ -27,6 +27,9 @@ pub struct Callback {
     /// How to authenticate to the endpoint, in addition to the signature.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub auth: Option<CallbackAuth>,
+    /// Further headers that authenticate to the endpoint.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub headers: Vec<AuthHeader>,
     /// Signing secrets, `whsec_` + base64, sealed; each of them signs. Empty where they are not shown.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub secrets: Vec<Secret>,
@@ -111,7 +114,8 @@ impl Callback {
     /// All of its secrets, as stored.
     pub fn secrets(&self) -> impl Iterator<Item = &Secret> {
         let retiring = self.retiring_secrets.iter().map(|retiring| &retiring.secret);
-        self.secrets.iter().chain(retiring).chain(self.auth.as_ref().map(CallbackAuth::secret))
+        let headers = self.headers.iter().map(|header| &header.value);
+        self.secrets.iter().chain(retiring).chain(self.auth.as_ref().map(CallbackAuth::secret)).chain(headers)
     }
 
     /// The same callback with other secrets: each is put through `change`, which seals or opens it.
@@ -132,7 +136,11 @@ impl Callback {
         if let Some(auth) = &mut auth {
             *auth.secret_mut() = change(SecretField::Auth, auth.secret())?;
         }
-        Ok(Self { secrets, retiring_secrets, auth, ..self.clone() })
+        let mut headers = self.headers.clone();
+        for header in &mut headers {
+            header.value = change(SecretField::Header, &header.value)?;
+        }
+        Ok(Self { secrets, retiring_secrets, auth, headers, ..self.clone() })
     }
 }
 
@@ -152,54 +160,6 @@ pub struct RetiringSecret {
 pub const DEFAULT_OVERLAP_SECONDS: u32 = 24 * 60 * 60;
 /// The longest that a replaced secret may stay valid, in seconds.
 pub const MAX_OVERLAP_SECONDS: u32 = 7 * 24 * 60 * 60;
-
-/// How to authenticate to an endpoint.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(tag = "type", rename_all = "camelCase")]
-pub enum CallbackAuth {
-    /// `Authorization: Bearer {token}`.
-    Bearer {
-        /// The token; empty where it is not shown, and in a specification that keeps the current one.
-        #[serde(default, skip_serializing_if = "Secret::is_empty")]
-        token: Secret,
-    },
-    /// Another header.
-    Header {
-        /// Its name.
-        name: String,
-        /// Its value; empty where it is not shown, and in a specification that keeps the current one.
-        #[serde(default, skip_serializing_if = "Secret::is_empty")]
-        value: Secret,
-    },
-}
-
-impl CallbackAuth {
-    /// Its secret.
-    pub fn secret(&self) -> &Secret {
-        match self {
-            Self::Bearer { token } => token,
-            Self::Header { value, .. } => value,
-        }
-    }
-
-    /// Its secret, for changing it.
-    pub fn secret_mut(&mut self) -> &mut Secret {
-        match self {
-            Self::Bearer { token } => token,
-            Self::Header { value, .. } => value,
-        }
-    }
-
-    /// Whether both are sent in the same header.
-    pub fn is_like(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Bearer { .. }, Self::Bearer { .. }) => true,
-            (Self::Header { name, .. }, Self::Header { name: other, .. }) => name.eq_ignore_ascii_case(other),
-            _ => false,
-        }
-    }
-}
 
 /// The key bytes of a Standard Webhooks secret: 24 to 64 bytes in base64 behind `whsec_`
 /// (<https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md>).

@@ -23,13 +23,17 @@ pub const MAX_FILTER_PATH: usize = 8;
 pub const MAX_NAME_CHARS: usize = 255;
 /// The longest URL, in bytes.
 pub const MAX_URL_BYTES: usize = 2048;
-/// The longest token or header value of an authentication, in bytes.
+/// The longest token, header value or client secret of an authentication, in bytes.
 pub const MAX_AUTH_BYTES: usize = 4096;
+/// The most headers that authenticate to the endpoint, beside the one of `auth`.
+pub const MAX_AUTH_HEADERS: usize = 10;
+/// The longest scope or audience of an OAuth 2.0 client, in bytes.
+pub const MAX_OAUTH2_BYTES: usize = 1024;
 /// The longest process as JSON, in bytes. A message of NATS has at most 1 MiB by default.
 pub const MAX_PROCESS_BYTES: usize = 512 * 1024;
 
 /// All bounds, as the docs show them.
-pub const LIMITS: [(&str, usize); 13] = [
+pub const LIMITS: [(&str, usize); 15] = [
     ("states", MAX_STATES),
     ("transitions, counted by their targets", MAX_TRANSITIONS),
     ("callbacks", MAX_CALLBACKS),
@@ -41,7 +45,9 @@ pub const LIMITS: [(&str, usize); 13] = [
     ("levels of a path in a condition", MAX_FILTER_PATH),
     ("characters of a name", MAX_NAME_CHARS),
     ("bytes of a URL", MAX_URL_BYTES),
-    ("bytes of a token or header value in `auth`, or of a source's secret", MAX_AUTH_BYTES),
+    ("`headers` of a callback", MAX_AUTH_HEADERS),
+    ("bytes of a token, header value or client secret of a callback, or of a source's secret", MAX_AUTH_BYTES),
+    ("bytes of a scope or audience in `auth`", MAX_OAUTH2_BYTES),
     ("bytes of the whole process as JSON, its secrets sealed", MAX_PROCESS_BYTES),
 ];
 

@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    CallbackAuth, DEFAULT_CALL_TIMEOUT_SECONDS, DuringCall, EventKind, FilterCondition, MAX_ACTIVE_SECRETS,
-    MAX_AUTH_BYTES, MAX_CALLBACKS, MAX_NAME_CHARS, MAX_SOURCES, MAX_STATES, MAX_TRANSITIONS, MetadataMerge, Ordering,
-    Rules, SourceSpec, State, StateKind, UrlFault, header_fault, limits::check_name, parse_url, signing_key,
+    AuthHeader, CallbackAuth, DEFAULT_CALL_TIMEOUT_SECONDS, DuringCall, EventKind, FilterCondition, MAX_ACTIVE_SECRETS,
+    MAX_CALLBACKS, MAX_NAME_CHARS, MAX_SOURCES, MAX_STATES, MAX_TRANSITIONS, MetadataMerge, Ordering, Rules,
+    SourceSpec, State, StateKind, UrlFault, limits::check_name, parse_url, signing_key,
 };
 use crate::{ObjectId, secret::Secret, subject::NO_PROCESS, text::quoted};
 
@@ -68,6 +68,10 @@ pub struct CallbackSpec {
     /// How to authenticate to the endpoint, in addition to the signature.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub auth: Option<CallbackAuth>,
+    /// Further headers that authenticate to the endpoint.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "schema", schemars(length(max = super::MAX_AUTH_HEADERS)))]
+    pub headers: Vec<AuthHeader>,
     /// Signing secrets, `whsec_` + base64 of 24 to 64 bytes. Absent: the current ones; a new callback gets a generated one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "schema", schemars(length(max = MAX_ACTIVE_SECRETS)))]
@@ -94,6 +98,15 @@ pub struct CallbackSpec {
     /// Whether a lead's next delivery waits for the previous one.
     #[serde(default, skip_serializing_if = "Ordering::is_none")]
     pub ordering: Ordering,
+}
+
+/// A URL that is requested for a callback.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RequestedUrl {
+    /// Where deliveries are sent.
+    Callback,
+    /// Where its access tokens are requested.
+    TokenEndpoint,
 }
 
 impl ProcessSpec {
@@ -193,6 +206,15 @@ impl CallbackSpec {
         faults
     }
 
+    /// The URLs that are requested for it: the callback's own, and that of its token endpoint.
+    pub fn urls(&self) -> impl Iterator<Item = (RequestedUrl, &str)> {
+        let token_url = match &self.auth {
+            Some(CallbackAuth::Oauth2(client)) => Some((RequestedUrl::TokenEndpoint, client.token_url.as_str())),
+            _ => None,
+        };
+        std::iter::once((RequestedUrl::Callback, self.url.as_str())).chain(token_url)
+    }
+
     fn check(&self, faults: &mut Vec<String>) {
         let mut fault = |text: String| faults.push(format!("callback {}: {text}", quoted(&self.name)));
         match parse_url(&self.url) {
@@ -220,35 +242,9 @@ impl CallbackSpec {
             }
         }
         super::filter::faults(&self.filter).into_iter().for_each(&mut fault);
-        self.auth.iter().flat_map(auth_faults).for_each(fault);
+        super::auth::faults(self.auth.as_ref(), &self.headers).into_iter().for_each(fault);
         check_name("callbacks: a name", &self.name, faults);
     }
-}
-
-fn auth_faults(auth: &CallbackAuth) -> Vec<String> {
-    let mut faults = Vec::new();
-    if auth.secret().is_sealed() {
-        let why = "this one is sealed and opens only in the callback it was copied from";
-        faults.push(format!("auth: the secret must be in clear; {why}"));
-    }
-    let member = match auth {
-        CallbackAuth::Bearer { .. } => "auth.token",
-        CallbackAuth::Header { name, .. } => {
-            if name.chars().nth(MAX_NAME_CHARS).is_some() {
-                faults.push(format!("auth.name has more than {MAX_NAME_CHARS} characters"));
-            } else if let Some(why) = header_fault(name) {
-                faults.push(format!("auth.name {} {why}", quoted(name)));
-            }
-            "auth.value"
-        }
-    };
-    let secret = auth.secret().expose();
-    if secret.len() > MAX_AUTH_BYTES {
-        faults.push(format!("{member} has {} bytes, and at most {MAX_AUTH_BYTES} are allowed", secret.len()));
-    } else if !secret.bytes().all(|b| (0x20..0x7f).contains(&b)) {
-        faults.push(format!("{member} must be visible ASCII characters"));
-    }
-    faults
 }
 
 const fn default_call_timeout_seconds() -> u32 {

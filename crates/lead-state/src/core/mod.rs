@@ -2,6 +2,7 @@
 
 mod address;
 pub mod batch;
+mod callback_auth;
 pub mod decide;
 pub mod entry;
 mod erasure;

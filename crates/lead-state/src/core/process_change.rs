@@ -8,17 +8,17 @@ use std::{
 use contract::{
     ObjectId, Timestamp,
     process::{
-        Callback, CallbackAuth, CallbackSpec, MAX_CALLBACKS, MAX_OVERLAP_SECONDS, MAX_PROCESS_BYTES,
-        MAX_RETIRING_SECRETS, Process, ProcessSpec, RetiringSecret, Rules,
+        Callback, CallbackSpec, MAX_CALLBACKS, MAX_OVERLAP_SECONDS, MAX_PROCESS_BYTES, MAX_RETIRING_SECRETS, Process,
+        ProcessSpec, RetiringSecret, Rules,
     },
     rpc::{ChangeProcess, ErrorCode, ProcessChange, ProcessSelector, RpcError},
     secret::Secret,
     subject::NO_PROCESS,
     text::join_faults,
 };
-use url::Url;
 
 use super::{
+    callback_auth::{auth_from_spec, headers_from_spec},
     process_diff::describe_changes,
     source_change::{add_source, put_source, put_sources, remove_source},
 };
@@ -199,7 +199,7 @@ pub(crate) fn check_size(stored_bytes: usize) -> Result<(), RpcError> {
     }
     Err(invalid(&format!(
         "the process has {stored_bytes} bytes as JSON, and at most {MAX_PROCESS_BYTES} are allowed: shorten names, URLs, \
-         auth and secrets, or remove transitions, callbacks or sources"
+         auth, headers and secrets, or remove transitions, callbacks or sources"
     )))
 }
 
@@ -314,6 +314,7 @@ fn callback_from_spec(
         name: spec.name.clone(),
         url: spec.url.clone(),
         auth: auth_from_spec(spec, before)?,
+        headers: headers_from_spec(spec, before)?,
         secrets,
         retiring_secrets,
         events: spec.events.clone(),
@@ -324,29 +325,6 @@ fn callback_from_spec(
         max_per_second: spec.max_per_second,
         ordering: spec.ordering,
     })
-}
-
-/// The authentication of a callback. An absent secret keeps the stored one only if it is still sent to the same origin
-/// in the same way. Otherwise a key that may change URLs could redirect the secret to an endpoint of its own.
-fn auth_from_spec(spec: &CallbackSpec, before: Option<&Callback>) -> Result<Option<CallbackAuth>, RpcError> {
-    let Some(auth) = spec.auth.as_ref().filter(|auth| auth.secret().is_empty()) else { return Ok(spec.auth.clone()) };
-    let before = before.filter(|before| have_same_origin(&before.url, &spec.url));
-    match before.and_then(|before| before.auth.as_ref()).filter(|before| before.is_like(auth)) {
-        Some(kept) if kept.secret().is_sealed() => {
-            let message = format!("the secret in auth of callback {:?} cannot be opened: send it again", spec.name);
-            Err(RpcError::new(ErrorCode::SecretsLocked, message))
-        }
-        Some(kept) => Ok(Some(kept.clone())),
-        None => Err(invalid(&format!(
-            "callback {:?}: auth: its secret is missing; it can be absent only if the callback has one that is sent to \
-             the same scheme, host and port in the same way",
-            spec.name
-        ))),
-    }
-}
-
-fn have_same_origin(one: &str, other: &str) -> bool {
-    matches!((Url::parse(one), Url::parse(other)), (Ok(one), Ok(other)) if one.origin() == other.origin())
 }
 
 fn locked_secrets(callback: &Callback) -> RpcError {

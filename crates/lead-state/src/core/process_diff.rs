@@ -75,6 +75,7 @@ fn describe_sources(before: &[Source], after: &[Source]) -> Vec<String> {
 fn describe_callback(before: &Callback, after: &Callback) -> Option<String> {
     let secrets = [
         ("auth", before.auth == after.auth),
+        ("headers", before.headers == after.headers),
         ("secrets", before.secrets == after.secrets),
         ("retiringSecrets", before.retiring_secrets == after.retiring_secrets),
     ];
@@ -82,7 +83,7 @@ fn describe_callback(before: &Callback, after: &Callback) -> Option<String> {
     let [shown_before, shown_after] = [before, after].map(|callback| {
         let mut shown = callback.clone();
         redact(&mut shown);
-        Callback { auth: None, secrets: Vec::new(), retiring_secrets: Vec::new(), ..shown }
+        Callback { auth: None, headers: Vec::new(), secrets: Vec::new(), retiring_secrets: Vec::new(), ..shown }
     });
     let differences: Vec<_> = differing_members(&shown_before, &shown_after, &[]).into_iter().chain(secrets).collect();
     if !differences.is_empty() {
@@ -143,6 +144,7 @@ fn redact(callback: &mut Callback) {
     if let Some(auth) = &mut callback.auth {
         *auth.secret_mut() = Secret::default();
     }
+    callback.headers.iter_mut().for_each(|header| header.value = Secret::default());
     callback.url = redacted_url(&callback.url);
 }
 
@@ -170,7 +172,7 @@ mod tests {
             r#"{"projectId":"aaaaaaaaaaaaaaaaaaaaaaaa","processId":"bbbbbbbbbbbbbbbbbbbbbbbb","revision":1,"name":"p",
                 "states":[{"name":"new"},{"name":"old"}],
                 "callbacks":[{"callbackId":"050505050505050505050505","name":"a","url":"https://a.example/x",
-                              "auth":{"type":"bearer","token":"t"},"secrets":["s"]},
+                              "auth":{"type":"bearer","token":"t"},"headers":[{"name":"X-Key","value":"t"}],"secrets":["s"]},
                              {"callbackId":"060606060606060606060606","name":"b","url":"http://u:pass-word@b.example","secrets":["s"]}]}"#,
         )
     }
@@ -194,7 +196,7 @@ mod tests {
                 "state old removed",
                 "callTimeoutSeconds 7200 → 5",
                 "transitions changed",
-                "callback a: maxPerSecond none → 9; url https://a.example/x → http://u:***@a2/; auth changed; secrets changed",
+                "callback a: maxPerSecond none → 9; url https://a.example/x → http://u:***@a2/; auth changed; headers changed; secrets changed",
                 "callback c added",
                 "callback b removed",
             ]
@@ -239,7 +241,7 @@ mod tests {
         hide_secrets(&mut process, &[]);
 
         let shown = serde_json::to_string(&process).unwrap();
-        assert!(!shown.contains("pass-word") && !shown.contains("token"), "{shown}");
+        assert!(!shown.contains("pass-word") && !shown.contains("token") && !shown.contains(r#""value""#), "{shown}");
         assert!(shown.contains("http://u:***@b.example/"), "{shown}");
     }
 }

@@ -39,7 +39,7 @@ pub(crate) enum Callback {
         #[arg(long, value_parser = parse_selector)]
         process: ProcessSelector,
         #[command(flatten)]
-        callback: NewCallback,
+        callback: Box<NewCallback>,
         #[command(flatten)]
         scope: InProject,
     },
@@ -92,15 +92,17 @@ pub(crate) struct NewCallback {
     /// A bearer token for the endpoint. Prefer the environment variable: other users of this machine can see arguments.
     #[arg(long, env = "CALLBACK_BEARER_TOKEN", hide_env_values = true, value_name = "TOKEN")]
     bearer_token: Option<String>,
-    /// A header for the endpoint instead, as in "X-Api-Key: value".
+    /// A header for the endpoint, as in "X-Api-Key: value"; can be repeated, the variable with a line for each.
     #[arg(
-        long,
+        long = "auth-header",
         env = "CALLBACK_AUTH_HEADER",
         hide_env_values = true,
         value_name = "HEADER",
-        conflicts_with = "bearer_token"
+        value_delimiter = '\n'
     )]
-    auth_header: Option<String>,
+    auth_headers: Vec<String>,
+    #[command(flatten)]
+    oauth2: Oauth2Options,
     /// Send this event, e.g. update.failed or lead.state_changed; can be repeated. Default: update.succeeded and
     /// update.failed.
     #[arg(long = "event")]
@@ -122,18 +124,57 @@ pub(crate) struct NewCallback {
     ordered: bool,
 }
 
+/// An OAuth 2.0 client whose access tokens are sent to the endpoint.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct Oauth2Options {
+    /// Send access tokens from this token endpoint of an OAuth 2.0 server (client credentials).
+    #[arg(long, value_name = "URL", requires = "client_id", conflicts_with = "bearer_token")]
+    token_url: Option<String>,
+    /// The client's id.
+    #[arg(long, requires = "token_url")]
+    client_id: Option<String>,
+    /// The client's secret. Prefer the environment variable.
+    #[arg(long, env = "CALLBACK_CLIENT_SECRET", hide_env_values = true, value_name = "SECRET")]
+    client_secret: Option<String>,
+    /// The scopes to request, separated by spaces.
+    #[arg(long, requires = "token_url")]
+    scope: Option<String>,
+    /// The audience to request.
+    #[arg(long, requires = "token_url")]
+    audience: Option<String>,
+    /// Send id and secret in the body of the token request, not with HTTP Basic.
+    #[arg(long, requires = "token_url")]
+    client_secret_post: bool,
+}
+
+impl Oauth2Options {
+    fn auth(&self) -> anyhow::Result<Option<Value>> {
+        let Some(token_url) = &self.token_url else { return Ok(None) };
+        let secret = self.client_secret.as_ref().context("--token-url needs the secret: set CALLBACK_CLIENT_SECRET")?;
+        let mut auth = json!({"type": "oauth2", "tokenUrl": token_url, "clientId": self.client_id,
+            "clientSecret": secret, "scope": self.scope, "audience": self.audience});
+        if self.client_secret_post {
+            auth["clientAuthentication"] = json!("client_secret_post");
+        }
+        Ok(Some(auth))
+    }
+}
+
 impl NewCallback {
     fn spec(&self) -> anyhow::Result<CallbackSpec> {
-        let auth = match (&self.bearer_token, &self.auth_header) {
-            (Some(token), _) => json!({"type": "bearer", "token": token}),
-            (None, Some(header)) => {
-                let (name, value) = header.split_once(':').context("--auth-header must be NAME: VALUE")?;
-                json!({"type": "header", "name": name.trim(), "value": value.trim()})
-            }
-            (None, None) => Value::Null,
+        let header = |header: &String| {
+            let (name, value) = header.split_once(':').context("--auth-header must be NAME: VALUE")?;
+            anyhow::Ok((name.trim().to_owned(), value.trim().to_owned()))
         };
+        let headers = self.auth_headers.iter().map(header).collect::<anyhow::Result<Vec<_>>>()?;
+        let bearer = self.bearer_token.as_ref().map(|token| json!({"type": "bearer", "token": token}));
+        let (auth, headers) = match (self.oauth2.auth()?.or(bearer), headers.as_slice()) {
+            (None, [(name, value)]) => (Some(json!({"type": "header", "name": name, "value": value})), [].as_slice()),
+            (auth, headers) => (auth, headers),
+        };
+        let headers: Vec<_> = headers.iter().map(|(name, value)| json!({"name": name, "value": value})).collect();
         let mut members = json!({
-            "name": self.name, "url": self.url, "auth": auth, "enabled": !self.off,
+            "name": self.name, "url": self.url, "auth": auth, "headers": headers, "enabled": !self.off,
             "timeoutSeconds": self.timeout_seconds, "maxInFlight": self.max_in_flight,
             "maxPerSecond": self.max_per_second, "ordering": self.ordered.then_some("lead"),
         });
@@ -267,7 +308,8 @@ mod tests {
             name: "crm".into(),
             url: "https://crm.example".into(),
             bearer_token: None,
-            auth_header: Some("X-Key: a:b".into()),
+            auth_headers: vec!["X-Key: a:b".into()],
+            oauth2: Oauth2Options::default(),
             events: vec![EventKind::Failed],
             off: true,
             timeout_seconds: None,
@@ -279,7 +321,27 @@ mod tests {
             "auth": {"type": "header", "name": "X-Key", "value": "a:b"}, "enabled": false, "maxPerSecond": 5,
             "ordering": "lead"});
         assert_eq!(new.spec().unwrap(), serde_json::from_value(expected).unwrap());
-        let wrong = NewCallback { url: "crm.example".into(), ..new };
+        let both = NewCallback {
+            auth_headers: vec!["X-Key: a".into(), "X-Other: b".into()],
+            oauth2: Oauth2Options {
+                token_url: Some("https://id.example/token".into()),
+                client_id: Some("c".into()),
+                client_secret: Some("s".into()),
+                client_secret_post: true,
+                ..Oauth2Options::default()
+            },
+            ..new
+        };
+        let shown = serde_json::to_value(both.spec().unwrap()).unwrap();
+        assert_eq!(
+            (&shown["auth"], &shown["headers"]),
+            (
+                &json!({"type": "oauth2", "tokenUrl": "https://id.example/token", "clientId": "c", "clientSecret": "s",
+                        "clientAuthentication": "client_secret_post"}),
+                &json!([{"name": "X-Key", "value": "a"}, {"name": "X-Other", "value": "b"}]),
+            )
+        );
+        let wrong = NewCallback { url: "crm.example".into(), ..both };
         assert!(wrong.spec().unwrap_err().to_string().contains("not an http or https URL"));
         assert!("update.lost".parse::<EventKind>().is_err());
     }

@@ -11,7 +11,7 @@ use clap::Subcommand;
 use contract::{
     ObjectId,
     json::{self, redacted_error},
-    process::{Callback, CallbackSpec, Process as StoredProcess, ProcessSpec, Source, State, StateKind},
+    process::{Callback, CallbackSpec, Process as StoredProcess, ProcessSpec, RequestedUrl, Source, State, StateKind},
     rpc::{
         ChangeProcess, CheckUrls, ErrorCode, GetProcess, ListProcesses, MAX_LIMIT, ProcessChange, ProcessChangeResult,
         ProcessSelector, RpcError,
@@ -152,13 +152,18 @@ pub(crate) async fn warn_of_urls(client: &Client, project_id: ObjectId, callback
     if callbacks.is_empty() {
         return;
     }
-    let urls = CheckUrls { project_id, urls: callbacks.iter().map(|callback| callback.url.clone()).collect() };
+    let requested = || callbacks.iter().flat_map(|callback| callback.urls().map(move |url| (&callback.name, url)));
+    let urls = CheckUrls { project_id, urls: requested().map(|(_, (_, url))| url.to_owned()).collect() };
     match rpc::request(client, &urls).await {
         Ok(checks) => {
-            for (callback, check) in callbacks.iter().zip(checks) {
+            for ((name, (kind, _)), check) in requested().zip(checks) {
+                let what = match kind {
+                    RequestedUrl::Callback => "its URL",
+                    RequestedUrl::TokenEndpoint => "the URL of its token endpoint",
+                };
                 if let Some(why) = check.refused {
-                    let name = escaped(&callback.name);
-                    output::note(format_args!("callback {name}: its URL is not allowed: {}", escaped(&why)));
+                    let name = escaped(name);
+                    output::note(format_args!("callback {name}: {what} is not allowed: {}", escaped(&why)));
                 }
             }
         }
@@ -296,7 +301,7 @@ mod tests {
         let text = r#"{"projectId":"aaaaaaaaaaaaaaaaaaaaaaaa","processId":"bbbbbbbbbbbbbbbbbbbbbbbb","revision":7,"name":"p",
             "states":[{"name":"new"}],"metadataMerge":"deep",
             "callbacks":[{"callbackId":"050505050505050505050505","name":"a","url":"https://a.example","maxPerSecond":5,
-                          "auth":{"type":"bearer"},"retiringSecrets":[{"until":5}]}]}"#;
+                          "auth":{"type":"bearer"},"headers":[{"name":"X-Key"}],"retiringSecrets":[{"until":5}]}]}"#;
         let process: StoredProcess = serde_json::from_str(text).unwrap();
         let spec = spec(&process).unwrap();
         assert_eq!(spec.faults(), Vec::<String>::new());

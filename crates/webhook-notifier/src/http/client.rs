@@ -7,9 +7,12 @@
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use contract::{ObjectId, process::Callback};
-use http::{Extensions, Request, Response, Uri, header::RETRY_AFTER};
-use http_body_util::{BodyExt, Full};
+use contract::{
+    ObjectId,
+    process::{Callback, Oauth2Client},
+};
+use http::{Extensions, Request, Response, StatusCode, Uri, header::RETRY_AFTER};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Body, Incoming};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
@@ -24,9 +27,11 @@ use super::{
     dns::Dns,
     failure::{rejection, request_error},
     guard::Guard,
-    request::{PreparedCallback, RequestError},
+    request::{PreparedCallback, RequestError, server},
     resolver::{DESTINATION, Destination, Resolver},
     response_limit::{ConnectionReads, LimitedConnector},
+    token::{Token, TokenCache, TokenSource},
+    token_request::{Grant, parse_grant, token_request},
 };
 use crate::core::{
     delivery::PendingDelivery,
@@ -65,6 +70,7 @@ pub(crate) struct CallbackClient {
     /// Opens a connection for each request.
     fresh: HttpClient,
     guard: Guard,
+    tokens: TokenCache,
 }
 
 impl CallbackClient {
@@ -95,7 +101,7 @@ impl CallbackClient {
                 .http1_allow_obsolete_multiline_headers_in_responses(true)
                 .build(connector.clone())
         };
-        Self { kept: client(MAX_IDLE_PER_HOST), fresh: client(0), guard }
+        Self { kept: client(MAX_IDLE_PER_HOST), fresh: client(0), guard, tokens: TokenCache::default() }
     }
 
     /// Sends a request. An endpoint may close an idle connection just as the next request is written to it, which says
@@ -103,11 +109,10 @@ impl CallbackClient {
     /// all recognizes the second by its `webhook-id`.
     async fn request(
         &self,
-        callback: &PreparedCallback,
         project_id: ObjectId,
         request: Request<Full<Bytes>>,
     ) -> Result<Response<Incoming>, RequestError> {
-        let (host, port) = callback.server().unwrap_or_default();
+        let (host, port) = server(request.uri()).unwrap_or_default();
         // The resolver checks the addresses of names only.
         if let Ok(address) = host.trim_matches(['[', ']']).parse::<IpAddr>() {
             self.guard.check_address(address, port)?;
@@ -132,17 +137,29 @@ impl CallbackClient {
         let (started_at, started) = (clock::now(), Instant::now());
         let timeout_seconds = callback.callback.timeout_seconds;
         let deadline = started + Duration::from_secs(timeout_seconds.into());
+        let project_id = delivery.project_id;
+        let mut used: Option<UsedToken> = None;
         let response = async {
-            let request = callback.request(delivery, traceparent, started_at)?;
-            let response = timeout_at(deadline, self.request(callback, delivery.project_id, request)).await;
+            used = self.token(callback, project_id, deadline).await?;
+            // A receiver compares the time of the signature with its clock, and getting the token may have taken long.
+            let signed_at = if used.is_some() { clock::now() } else { started_at };
+            let authorization = used.as_ref().map(|(_, token)| token.authorization());
+            let request = callback.request(delivery, traceparent, signed_at, authorization)?;
+            let response = timeout_at(deadline, self.request(project_id, request)).await;
             response.unwrap_or(Err(RequestError::TimedOut(timeout_seconds)))
         };
         let response = response.await;
         let duration = started.elapsed();
         match response {
             Ok(response) => {
+                if let Some((source, token)) = &used
+                    && response.status() == StatusCode::UNAUTHORIZED
+                {
+                    source.reject(token);
+                }
                 let outcome = outcome(&response, callback.uri().unwrap_or(&Uri::default()));
-                let response = printable(&read_body(response.into_body()).await, &callback.callback);
+                let token = used.as_ref().map(|(_, token)| token.text());
+                let response = printable(&read_body(response.into_body()).await, &callback.callback, token);
                 Attempt { started_at, duration, outcome, response }
             }
             Err(e) => {
@@ -150,6 +167,40 @@ impl CallbackClient {
                 Attempt { started_at, duration, outcome, response: None }
             }
         }
+    }
+}
+
+/// The token that a request carries, and where it is from.
+type UsedToken = (Arc<TokenSource>, Arc<Token>);
+
+impl CallbackClient {
+    /// An access token for a request to a callback that needs one, from memory or from the callback's token endpoint.
+    /// Getting one is part of the attempt: it ends at the attempt's deadline, and counts for the limits and the circuit
+    /// breaker of this callback only.
+    async fn token(
+        &self,
+        callback: &PreparedCallback,
+        project_id: ObjectId,
+        deadline: Instant,
+    ) -> Result<Option<UsedToken>, RequestError> {
+        let Some((client, endpoint)) = callback.token_endpoint() else { return Ok(None) };
+        let source = self.tokens.source(callback.callback.callback_id, client);
+        let get = async |deadline: Instant| {
+            let granted = timeout_at(deadline, self.grant(source.client(), endpoint, project_id)).await;
+            granted.unwrap_or_else(|_| Err("the token endpoint did not answer in time".into()))
+        };
+        let token = source.token(deadline, get).await.map_err(RequestError::NoToken)?;
+        Ok(Some((source, token)))
+    }
+
+    /// Requests a token.
+    async fn grant(&self, client: &Oauth2Client, endpoint: &Uri, project_id: ObjectId) -> Result<Grant, String> {
+        let request = token_request(client, endpoint).map_err(|e| e.to_string())?;
+        let response = self.request(project_id, request).await.map_err(|e| e.to_string())?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), MAX_BODY).collect().await;
+        let body = body.map_err(|e| format!("the response of the token endpoint cannot be read: {e}"))?;
+        parse_grant(client, status, &body.to_bytes())
     }
 }
 
@@ -196,11 +247,13 @@ async fn read_body(mut body: Incoming) -> Vec<u8> {
     kept
 }
 
-/// Bytes as text that Postgres can store, without the callback's secrets, which an endpoint may echo. None if empty.
-fn printable(bytes: &[u8], callback: &Callback) -> Option<String> {
+/// Bytes as text that Postgres can store, without the secrets of the callback and of the request, which an endpoint may
+/// echo. None if empty.
+fn printable(bytes: &[u8], callback: &Callback, token: Option<&str>) -> Option<String> {
     let mut text = String::from_utf8_lossy(bytes).replace('\0', "");
-    for secret in callback.secrets() {
-        text = text.replace(secret.expose(), "***");
+    let secrets = callback.secrets().map(|secret| secret.expose()).chain(token);
+    for secret in secrets.filter(|secret| !secret.is_empty()) {
+        text = text.replace(secret, "***");
     }
     (!text.is_empty()).then_some(text)
 }

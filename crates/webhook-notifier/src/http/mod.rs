@@ -9,3 +9,5 @@ pub(crate) mod request;
 pub(crate) mod resolver;
 pub(crate) mod response_limit;
 pub(crate) mod signature;
+mod token;
+mod token_request;

@@ -6,7 +6,7 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::Bytes;
 use contract::{
     Timestamp,
-    process::{Callback, CallbackAuth},
+    process::{Callback, CallbackAuth, Oauth2Client},
 };
 use http::{
     Request, Uri,
@@ -22,7 +22,7 @@ use super::{
 };
 use crate::core::delivery::PendingDelivery;
 
-const LEADRELAY: &str = concat!("Leadrelay/", env!("CARGO_PKG_VERSION"));
+pub(crate) const LEADRELAY: &str = concat!("Leadrelay/", env!("CARGO_PKG_VERSION"));
 
 /// Why there is no response.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -35,6 +35,8 @@ pub(crate) enum RequestError {
     TimedOut(u32),
     #[error("no response: {0}")]
     NoResponse(String),
+    #[error("no token: {0}")]
+    NoToken(String),
 }
 
 /// A callback with its secrets in clear, and the parts that all its requests share.
@@ -42,7 +44,16 @@ pub(crate) enum RequestError {
 pub(crate) struct PreparedCallback {
     pub(crate) callback: Callback,
     /// URL and authentication; or why the callback cannot be called.
-    target: Result<(Uri, HeaderMap), RequestError>,
+    target: Result<Target, RequestError>,
+}
+
+#[derive(Debug)]
+struct Target {
+    uri: Uri,
+    /// The headers of the authentication. An access token is not among them, because it changes.
+    headers: HeaderMap,
+    /// Of a callback whose authentication is an access token.
+    token_endpoint: Option<Uri>,
 }
 
 impl PreparedCallback {
@@ -53,24 +64,31 @@ impl PreparedCallback {
 
     /// Host and port of the URL.
     pub(crate) fn server(&self) -> Option<(&str, u16)> {
-        let (uri, _) = self.target.as_ref().ok()?;
-        let default = if uri.scheme_str() == Some("http") { 80 } else { 443 };
-        Some((uri.host()?, uri.port_u16().unwrap_or(default)))
+        server(&self.target.as_ref().ok()?.uri)
     }
 
     /// The URL of the requests.
     pub(crate) fn uri(&self) -> Result<&Uri, RequestError> {
-        self.target.as_ref().map(|(uri, _)| uri).map_err(Clone::clone)
+        self.target.as_ref().map(|target| &target.uri).map_err(Clone::clone)
     }
 
-    /// The request of a delivery, signed with every secret that is valid now.
+    /// The client and the token endpoint that a request needs an access token of; none for other authentications.
+    pub(crate) fn token_endpoint(&self) -> Option<(&Oauth2Client, &Uri)> {
+        match (&self.callback.auth, &self.target) {
+            (Some(CallbackAuth::Oauth2(client)), Ok(Target { token_endpoint: Some(uri), .. })) => Some((client, uri)),
+            _ => None,
+        }
+    }
+
+    /// The request of a delivery, signed with every secret that is valid now. `authorization` is the access token.
     pub(crate) fn request(
         &self,
         delivery: &PendingDelivery,
         traceparent: Option<&str>,
         now: Timestamp,
+        authorization: Option<&HeaderValue>,
     ) -> Result<Request<Full<Bytes>>, RequestError> {
-        let (uri, auth) = self.target.as_ref().map_err(Clone::clone)?;
+        let Target { uri, headers: auth, .. } = self.target.as_ref().map_err(Clone::clone)?;
         let not_sent = |e: &dyn std::fmt::Display| RequestError::NotSent(e.to_string());
         let id = delivery.kind.webhook_id(delivery.update_id);
         let (secrets, timestamp) = (self.callback.signing_secrets(now), now.unix_seconds());
@@ -86,6 +104,7 @@ impl PreparedCallback {
             headers.insert(contract::headers::TRACEPARENT, value(traceparent)?);
         }
         headers.extend(auth.iter().map(|(name, value)| (name.clone(), value.clone())));
+        headers.extend(authorization.map(|value| (AUTHORIZATION, value.clone())));
         let body = Bytes::from_owner(Arc::<[u8]>::from(delivery.body.clone()));
         let mut request = Request::post(uri.clone()).body(Full::new(body)).map_err(|e| not_sent(&e))?;
         *request.headers_mut() = headers;
@@ -93,32 +112,54 @@ impl PreparedCallback {
     }
 }
 
-fn target(callback: &Callback, guard: &Guard) -> Result<(Uri, HeaderMap), RequestError> {
-    let mut url = guard.check_url(&callback.url)?;
-    let secret = |value: &str| {
-        let mut value = HeaderValue::from_str(value)
-            .map_err(|_| RequestError::NotSent("the callback's auth is not a valid header value".into()))?;
-        value.set_sensitive(true);
-        Ok::<_, RequestError>(value)
-    };
+/// Host and port of a URL.
+pub(crate) fn server(uri: &Uri) -> Option<(&str, u16)> {
+    let default = if uri.scheme_str() == Some("http") { 80 } else { 443 };
+    Some((uri.host()?, uri.port_u16().unwrap_or(default)))
+}
+
+/// The value of a header that logs do not show.
+pub(crate) fn secret_value(text: &str) -> Result<HeaderValue, RequestError> {
+    let mut value = HeaderValue::from_str(text)
+        .map_err(|_| RequestError::NotSent("the callback's auth is not a valid header value".into()))?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+/// The headers of a callback's authentication, without an access token.
+fn auth_headers(callback: &Callback) -> Result<HeaderMap, RequestError> {
     let mut headers = HeaderMap::new();
+    let mut insert = |name: &str, value: &str| {
+        let name = HeaderName::try_from(name)
+            .map_err(|_| RequestError::NotSent("the callback's auth is not a valid header name".into()))?;
+        headers.insert(name, secret_value(value)?);
+        Ok::<_, RequestError>(())
+    };
+    for header in &callback.headers {
+        insert(&header.name, header.value.expose())?;
+    }
     match &callback.auth {
         Some(CallbackAuth::Bearer { token }) => {
-            let value = Zeroizing::new(format!("Bearer {}", token.expose()));
-            headers.insert(AUTHORIZATION, secret(&value)?);
+            insert(AUTHORIZATION.as_str(), &Zeroizing::new(format!("Bearer {}", token.expose())))?;
         }
-        Some(CallbackAuth::Header { name, value }) => {
-            let name = HeaderName::try_from(name)
-                .map_err(|_| RequestError::NotSent("the callback's auth is not a valid header name".into()))?;
-            headers.insert(name, secret(value.expose())?);
-        }
-        None => {}
+        Some(CallbackAuth::Header { name, value }) => insert(name, value.expose())?,
+        Some(CallbackAuth::Oauth2(_)) | None => {}
     }
+    Ok(headers)
+}
+
+fn target(callback: &Callback, guard: &Guard) -> Result<Target, RequestError> {
+    let mut url = guard.check_url(&callback.url)?;
+    let mut headers = auth_headers(callback)?;
+    let token_endpoint = match &callback.auth {
+        Some(CallbackAuth::Oauth2(client)) => Some(token_endpoint(client, guard)?),
+        _ => None,
+    };
     if !url.username().is_empty() || url.password().is_some() {
         let decoded = |text: &str| percent_decode_str(text).collect::<Vec<u8>>();
         let both = [decoded(url.username()), b":".to_vec(), decoded(url.password().unwrap_or_default())].concat();
-        if !headers.contains_key(AUTHORIZATION) {
-            headers.insert(AUTHORIZATION, secret(&format!("Basic {}", BASE64_STANDARD.encode(both)))?);
+        if !headers.contains_key(AUTHORIZATION) && token_endpoint.is_none() {
+            headers.insert(AUTHORIZATION, secret_value(&format!("Basic {}", BASE64_STANDARD.encode(both)))?);
         }
         // Fails only for URLs without a host; this one has a user.
         let _ = (url.set_username(""), url.set_password(None));
@@ -127,7 +168,14 @@ fn target(callback: &Callback, guard: &Guard) -> Result<(Uri, HeaderMap), Reques
     url.set_fragment(None);
     let uri =
         url.as_str().parse().map_err(|_| RequestError::NotSent("the URL is not a valid request target".into()))?;
-    Ok((uri, headers))
+    Ok(Target { uri, headers, token_endpoint })
+}
+
+fn token_endpoint(client: &Oauth2Client, guard: &Guard) -> Result<Uri, RequestError> {
+    let refused = |e: Refused| RequestError::NoToken(RequestError::Refused(e).to_string());
+    let mut url = guard.check_url(&client.token_url).map_err(refused)?;
+    url.set_fragment(None);
+    url.as_str().parse().map_err(|_| RequestError::NoToken("the URL is not a valid request target".into()))
 }
 
 #[cfg(test)]
@@ -144,7 +192,7 @@ mod tests {
         let prepared = PreparedCallback::new(callback, &guard(&["127.0.0.0/8"]));
         let signatures = |millis| {
             let now = Timestamp::from_millis(millis);
-            let request = prepared.request(&delivery(), Some(TRACE), now).unwrap();
+            let request = prepared.request(&delivery(), Some(TRACE), now, None).unwrap();
             let header = request.headers()["webhook-signature"].to_str().unwrap().to_owned();
             let by = |secrets: &[&str]| {
                 let secrets = secrets.iter().map(|secret| (*secret).into()).collect::<Vec<contract::secret::Secret>>();

@@ -2,7 +2,7 @@
 
 use contract::{
     key::ApiKey,
-    process::{CallbackSpec, Process},
+    process::{CallbackSpec, Process, RequestedUrl},
     rpc::{
         ChangeProcess, CheckUrls, ErrorCode, GetProcess, ProcessChange, ProcessChangeResult, ProcessSelector, RpcError,
     },
@@ -66,14 +66,14 @@ pub(crate) async fn check_urls(app: &App, key: &ApiKey, callbacks: &[CallbackSpe
     if callbacks.is_empty() {
         return Ok(());
     }
-    let urls = callbacks.iter().map(|callback| callback.url.clone()).collect();
-    let urls = CheckUrls { project_id: key.project_id, urls };
-    let checks = app.request(&urls).await?;
-    let refused = callbacks.iter().zip(checks).find_map(|(callback, check)| Some((&callback.name, check.refused?)));
-    match refused {
-        None => Ok(()),
-        Some((name, why)) => {
-            Err(ApiError::Query(RpcError::new(ErrorCode::UrlRefused, format!("callback {name:?}: {why}"))))
-        }
-    }
+    let requested = || callbacks.iter().flat_map(|callback| callback.urls().map(move |url| (&callback.name, url)));
+    let urls = requested().map(|(_, (_, url))| url.to_owned()).collect();
+    let checks = app.request(&CheckUrls { project_id: key.project_id, urls }).await?;
+    let refused = requested().zip(checks).find_map(|((name, (kind, _)), check)| Some((name, kind, check.refused?)));
+    let message = match refused {
+        None => return Ok(()),
+        Some((name, RequestedUrl::Callback, why)) => format!("callback {name:?}: {why}"),
+        Some((name, RequestedUrl::TokenEndpoint, why)) => format!("callback {name:?}: auth.tokenUrl: {why}"),
+    };
+    Err(ApiError::Query(RpcError::new(ErrorCode::UrlRefused, message)))
 }
