@@ -36,6 +36,7 @@ mod lifecycle;
 mod listen;
 mod lists;
 mod log_identity;
+mod mutual_tls;
 mod nats_permissions;
 mod observability;
 mod ordering;

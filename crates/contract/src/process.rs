@@ -6,6 +6,7 @@
 
 mod auth;
 mod callback;
+mod certificate;
 mod endpoint;
 mod filter;
 mod limits;
@@ -22,6 +23,7 @@ pub use self::{
         Callback, DEFAULT_OVERLAP_SECONDS, MAX_OVERLAP_SECONDS, Ordering, RetiringSecret, new_signing_secret,
         signing_key,
     },
+    certificate::ClientCertificate,
     endpoint::{RESTRICTED_PORTS, UrlFault, header_fault, parse_url, restricted_port},
     filter::{EventValues, FilterCondition},
     limits::*,
@@ -194,6 +196,7 @@ mod tests {
                 url: "https://crm.example/hook".into(),
                 auth: Some(CallbackAuth::Bearer { token: "t".into() }),
                 headers: vec![AuthHeader { name: "X-Key".into(), value: "v".into() }],
+                client_certificate: Some(ClientCertificate { certificate: "c".into(), key: "k".into() }),
                 secrets: vec!["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw".into()],
                 retiring_secrets: vec![RetiringSecret { secret: "whsec_old".into(), until: Timestamp::from_millis(7) }],
                 events: None,
@@ -213,13 +216,13 @@ mod tests {
             }],
         };
         let text = serde_json::to_string(&process).unwrap();
-        insta::assert_snapshot!(text, @r#"{"projectId":"010101010101010101010101","processId":"020202020202020202020202","revision":3,"name":"sales","states":[{"name":"new","kind":"initial"}],"metadataMerge":"shallow","allowLeavingTerminal":false,"callTimeoutSeconds":7200,"duringCall":"queue","callbacks":[{"callbackId":"030303030303030303030303","name":"crm","url":"https://crm.example/hook","auth":{"type":"bearer","token":"t"},"headers":[{"name":"X-Key","value":"v"}],"secrets":["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"],"retiringSecrets":[{"secret":"whsec_old","until":7}],"enabled":true,"timeoutSeconds":15,"maxInFlight":64,"maxPerSecond":50,"ordering":"lead"}],"sources":[{"sourceId":"040404040404040404040404","name":"dialer","platform":"vapi","secrets":["MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"],"enabled":true}]}"#);
+        insta::assert_snapshot!(text, @r#"{"projectId":"010101010101010101010101","processId":"020202020202020202020202","revision":3,"name":"sales","states":[{"name":"new","kind":"initial"}],"metadataMerge":"shallow","allowLeavingTerminal":false,"callTimeoutSeconds":7200,"duringCall":"queue","callbacks":[{"callbackId":"030303030303030303030303","name":"crm","url":"https://crm.example/hook","auth":{"type":"bearer","token":"t"},"headers":[{"name":"X-Key","value":"v"}],"clientCertificate":{"certificate":"c","key":"k"},"secrets":["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"],"retiringSecrets":[{"secret":"whsec_old","until":7}],"enabled":true,"timeoutSeconds":15,"maxInFlight":64,"maxPerSecond":50,"ordering":"lead"}],"sources":[{"sourceId":"040404040404040404040404","name":"dialer","platform":"vapi","secrets":["MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"],"enabled":true}]}"#);
         assert_eq!(serde_json::from_str::<Process>(&text).unwrap(), process);
         assert!(!format!("{process:?}").contains("MfKQ9r8"));
         let callback = &process.callbacks[0];
         let signing = |at| callback.signing_secrets(Timestamp::from_millis(at)).map(Secret::expose).collect::<Vec<_>>();
         assert_eq!(signing(6), ["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "whsec_old"]);
         assert_eq!(signing(7), ["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"]);
-        assert_eq!(callback.secrets().count(), 4);
+        assert_eq!(callback.secrets().count(), 5);
     }
 }

@@ -150,6 +150,8 @@ pub enum SecretField {
     Auth,
     /// The value of one of the `headers` that authenticate to the endpoint.
     Header,
+    /// The private key of a client certificate.
+    ClientKey,
     /// A secret that authenticates the reports of a source.
     Source,
 }

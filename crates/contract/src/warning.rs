@@ -32,6 +32,7 @@ warnings! {
     NOT_WAITED = "Prefer: wait was ignored: too many requests wait already; read the update instead";
     BESIDE_NAME = "lead.… is ignored because lead.name is given";
     IN_BULK = "leads[…]: …";
+    CERTIFICATE_EXPIRES = "callback …: its client certificate expires at …: renew it";
     MORE = "… more";
     DELIVERIES_MISSING = "deliveries are missing: …";
 }

@@ -107,6 +107,9 @@ pub struct ChangeResponse<T> {
     pub changed: bool,
     /// What changed, a line each, for people.
     pub changes: Vec<String>,
+    /// What was accepted and will cause trouble.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// The body of `POST /api/v1/processes/{processId}/callbacks/{callbackId}/rotate-secret`.
@@ -161,7 +164,7 @@ impl<T: Example> Example for ChangeResponse<T> {
         let changes = vec![
             r#"callback "crm": url "https://old.example.com/leadrelay" -> "https://crm.example.com/leadrelay""#.into(),
         ];
-        Self { success: true, data: T::example(), changed: true, changes }
+        Self { success: true, data: T::example(), changed: true, changes, warnings: Vec::new() }
     }
 }
 

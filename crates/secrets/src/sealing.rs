@@ -33,6 +33,7 @@ impl SealingContext {
             SecretField::Signing => "secrets",
             SecretField::Auth => "auth",
             SecretField::Header => "headers",
+            SecretField::ClientKey => "clientCertificate",
             SecretField::Source => "source",
         };
         format!("{}.{}.{field}", self.project_id, self.owner_id)
@@ -246,6 +247,7 @@ mod tests {
             SealingContext { owner_id: other, ..CONTEXT },
             SealingContext { field: SecretField::Auth, ..CONTEXT },
             SealingContext { field: SecretField::Header, ..CONTEXT },
+            SealingContext { field: SecretField::ClientKey, ..CONTEXT },
             SealingContext { field: SecretField::Source, ..CONTEXT },
             SealingContext { project_id: CONTEXT.owner_id, owner_id: CONTEXT.project_id, ..CONTEXT },
         ];

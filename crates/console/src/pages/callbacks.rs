@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use contract::{
     ObjectId, Timestamp,
     key::Scope,
-    process::{Callback, CallbackAuth, EventKind, FilterCondition, Ordering, Process},
+    process::{Callback, CallbackAuth, ClientCertificate, EventKind, FilterCondition, Ordering, Process},
     rpc::{
         CallbackState, CallbackStatus, DeliveryStatus, GetProcess, ListDeliveries, ListedDelivery, Page as ListPage,
         ProcessSelector,
@@ -194,6 +194,9 @@ fn configuration(callback: &Callback) -> Markup {
             })))
             @for header in &callback.headers {
                 (fact("Further header", text(Some(&header.name))))
+            }
+            @if let Some(expires_at) = callback.client_certificate.as_ref().and_then(ClientCertificate::expires_at) {
+                (fact("Client certificate expires", Some(time(expires_at))))
             }
             (fact("Timeout", Some(html! { (span(i64::from(callback.timeout_seconds) * 1000)) })))
             (fact("Attempts at once", Some(html! { (callback.max_in_flight) })))

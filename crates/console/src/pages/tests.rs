@@ -89,6 +89,7 @@ fn process() -> Process {
             name: "crm".into(),
             url: "https://crm.example/hook".into(),
             auth: Some(CallbackAuth::Header { name: "x-key".into(), value: "".into() }),
+            client_certificate: None,
             headers: vec![AuthHeader { name: "x-subscription".into(), value: "".into() }],
             secrets: vec![],
             retiring_secrets: vec![],

@@ -6,7 +6,7 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use super::{AuthHeader, CallbackAuth, EventValues, FilterCondition};
+use super::{AuthHeader, CallbackAuth, ClientCertificate, EventValues, FilterCondition};
 use crate::{
     ObjectId, Timestamp,
     event_kind::{DeliveryKind, EventKind},
@@ -30,6 +30,9 @@ pub struct Callback {
     /// Further headers that authenticate to the endpoint.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub headers: Vec<AuthHeader>,
+    /// The certificate that the client presents to the endpoint.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_certificate: Option<ClientCertificate>,
     /// Signing secrets, `whsec_` + base64, sealed; each of them signs. Empty where they are not shown.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub secrets: Vec<Secret>,
@@ -115,7 +118,9 @@ impl Callback {
     pub fn secrets(&self) -> impl Iterator<Item = &Secret> {
         let retiring = self.retiring_secrets.iter().map(|retiring| &retiring.secret);
         let headers = self.headers.iter().map(|header| &header.value);
-        self.secrets.iter().chain(retiring).chain(self.auth.as_ref().map(CallbackAuth::secret)).chain(headers)
+        let key = self.client_certificate.as_ref().map(|certificate| &certificate.key);
+        let auth = self.auth.as_ref().map(CallbackAuth::secret);
+        self.secrets.iter().chain(retiring).chain(auth).chain(headers).chain(key)
     }
 
     /// The same callback with other secrets: each is put through `change`, which seals or opens it.
@@ -140,7 +145,11 @@ impl Callback {
         for header in &mut headers {
             header.value = change(SecretField::Header, &header.value)?;
         }
-        Ok(Self { secrets, retiring_secrets, auth, headers, ..self.clone() })
+        let mut client_certificate = self.client_certificate.clone();
+        if let Some(certificate) = &mut client_certificate {
+            certificate.key = change(SecretField::ClientKey, &certificate.key)?;
+        }
+        Ok(Self { secrets, retiring_secrets, auth, headers, client_certificate, ..self.clone() })
     }
 }
 

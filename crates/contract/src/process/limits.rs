@@ -29,11 +29,15 @@ pub const MAX_AUTH_BYTES: usize = 4096;
 pub const MAX_AUTH_HEADERS: usize = 10;
 /// The longest scope or audience of an OAuth 2.0 client, in bytes.
 pub const MAX_OAUTH2_BYTES: usize = 1024;
+/// The longest client certificate with its chain, and the longest private key, as PEM in bytes.
+pub const MAX_CERTIFICATE_BYTES: usize = 16 * 1024;
+/// The most certificates of a client's chain.
+pub const MAX_CHAIN_CERTIFICATES: usize = 10;
 /// The longest process as JSON, in bytes. A message of NATS has at most 1 MiB by default.
 pub const MAX_PROCESS_BYTES: usize = 512 * 1024;
 
 /// All bounds, as the docs show them.
-pub const LIMITS: [(&str, usize); 15] = [
+pub const LIMITS: [(&str, usize); 17] = [
     ("states", MAX_STATES),
     ("transitions, counted by their targets", MAX_TRANSITIONS),
     ("callbacks", MAX_CALLBACKS),
@@ -48,6 +52,8 @@ pub const LIMITS: [(&str, usize); 15] = [
     ("`headers` of a callback", MAX_AUTH_HEADERS),
     ("bytes of a token, header value or client secret of a callback, or of a source's secret", MAX_AUTH_BYTES),
     ("bytes of a scope or audience in `auth`", MAX_OAUTH2_BYTES),
+    ("bytes of a client certificate with its chain, and of its key", MAX_CERTIFICATE_BYTES),
+    ("certificates in a client's chain", MAX_CHAIN_CERTIFICATES),
     ("bytes of the whole process as JSON, its secrets sealed", MAX_PROCESS_BYTES),
 ];
 

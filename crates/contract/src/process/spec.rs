@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    AuthHeader, CallbackAuth, DEFAULT_CALL_TIMEOUT_SECONDS, DuringCall, EventKind, FilterCondition, MAX_ACTIVE_SECRETS,
-    MAX_CALLBACKS, MAX_NAME_CHARS, MAX_SOURCES, MAX_STATES, MAX_TRANSITIONS, MetadataMerge, Ordering, Rules,
-    SourceSpec, State, StateKind, UrlFault, limits::check_name, parse_url, signing_key,
+    AuthHeader, CallbackAuth, ClientCertificate, DEFAULT_CALL_TIMEOUT_SECONDS, DuringCall, EventKind, FilterCondition,
+    MAX_ACTIVE_SECRETS, MAX_CALLBACKS, MAX_NAME_CHARS, MAX_SOURCES, MAX_STATES, MAX_TRANSITIONS, MetadataMerge,
+    Ordering, Rules, SourceSpec, State, StateKind, UrlFault, limits::check_name, parse_url, signing_key,
 };
 use crate::{ObjectId, secret::Secret, subject::NO_PROCESS, text::quoted};
 
@@ -72,6 +72,9 @@ pub struct CallbackSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(feature = "schema", schemars(length(max = super::MAX_AUTH_HEADERS)))]
     pub headers: Vec<AuthHeader>,
+    /// The certificate that the client presents to the endpoint (mutual TLS).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_certificate: Option<ClientCertificate>,
     /// Signing secrets, `whsec_` + base64 of 24 to 64 bytes. Absent: the current ones; a new callback gets a generated one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "schema", schemars(length(max = MAX_ACTIVE_SECRETS)))]
@@ -242,7 +245,9 @@ impl CallbackSpec {
             }
         }
         super::filter::faults(&self.filter).into_iter().for_each(&mut fault);
-        super::auth::faults(self.auth.as_ref(), &self.headers).into_iter().for_each(fault);
+        super::auth::faults(self.auth.as_ref(), &self.headers).into_iter().for_each(&mut fault);
+        let certificate = self.client_certificate.as_ref().map(|certificate| certificate.faults(&self.url));
+        certificate.into_iter().flatten().for_each(fault);
         check_name("callbacks: a name", &self.name, faults);
     }
 }

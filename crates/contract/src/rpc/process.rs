@@ -140,6 +140,9 @@ pub struct ProcessChangeResult {
     /// The differences, one line each, for people; empty for a new process.
     #[serde(default)]
     pub changes: Vec<String>,
+    /// What is accepted and will cause trouble, for people.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
     /// The callbacks that got a new signing secret. It is shown only in this reply.
     pub new_secrets: Vec<ObjectId>,
 }

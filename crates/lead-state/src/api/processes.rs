@@ -39,7 +39,7 @@ impl Api {
 
     pub(super) async fn change_process(self, query: ChangeProcess) -> Result<ProcessChangeResult, RpcError> {
         process_change::validate(&query)?;
-        let PlannedChange { mut process, changed, created, changes, mut new_secrets, .. } =
+        let PlannedChange { mut process, changed, created, changes, warnings, mut new_secrets, .. } =
             self.store_change(&query).await?;
         if query.dry_run {
             // The generated secrets are discarded.
@@ -49,7 +49,7 @@ impl Api {
             projected.map_err(|e| not_projected("the process", &e))?;
         }
         hide_secrets(&mut process, &new_secrets);
-        Ok(ProcessChangeResult { process, changed, created, changes, new_secrets })
+        Ok(ProcessChangeResult { process, changed, created, changes, warnings, new_secrets })
     }
 
     /// Plans a change under a lock of its project, and stores it unless it is a dry run.

@@ -3,10 +3,18 @@
 //! An absent secret keeps the stored one only if it is still sent to the same origin in the same way. Otherwise a key that
 //! may change URLs could redirect the secret to an endpoint of its own.
 
+use std::time::Duration;
+
 use contract::{
-    process::{AuthHeader, Callback, CallbackAuth, CallbackSpec, have_same_origin},
+    Timestamp,
+    process::{AuthHeader, Callback, CallbackAuth, CallbackSpec, ClientCertificate, Process, have_same_origin},
     rpc::{ErrorCode, RpcError},
+    text::quoted,
+    warning::Warning,
 };
+
+/// How long before its end a certificate is warned of.
+const EXPIRY_NOTICE: Duration = Duration::from_secs(14 * 24 * 60 * 60);
 
 /// The `auth` of a callback. An access token goes to the callback's URL, so the client secret of OAuth 2.0 is bound to the
 /// origins of both URLs.
@@ -37,6 +45,31 @@ pub(super) fn headers_from_spec(spec: &CallbackSpec, before: Option<&Callback>) 
         }
     };
     spec.headers.iter().map(header).collect()
+}
+
+/// The client certificate of a callback. A key is kept for the same certificate.
+pub(super) fn certificate_from_spec(
+    spec: &CallbackSpec,
+    before: Option<&Callback>,
+) -> Result<Option<ClientCertificate>, RpcError> {
+    let given = spec.client_certificate.as_ref();
+    let Some(certificate) = given.filter(|given| given.key.is_empty()) else { return Ok(given.cloned()) };
+    let kept = same_origin(spec, before).and_then(|before| before.client_certificate.as_ref());
+    match kept.filter(|kept| kept.certificate == certificate.certificate) {
+        None => Err(missing(spec, "clientCertificate")),
+        Some(kept) if kept.key.is_sealed() => Err(locked(spec, "clientCertificate")),
+        Some(kept) => Ok(Some(kept.clone())),
+    }
+}
+
+/// Names the client certificates that have expired, or will soon.
+pub(super) fn certificate_warnings(process: &Process, now: Timestamp) -> Vec<String> {
+    let expiry = |callback: &Callback| {
+        let expires_at = callback.client_certificate.as_ref()?.expires_at()?;
+        let warning = || Warning::CERTIFICATE_EXPIRES.with(&[&quoted(&callback.name), &expires_at.to_iso()]);
+        (expires_at < now.plus(EXPIRY_NOTICE)).then(warning)
+    };
+    process.callbacks.iter().filter_map(expiry).collect()
 }
 
 /// The stored callback, if its secrets are still sent to the same origin.

@@ -18,7 +18,7 @@ use contract::{
 };
 
 use super::{
-    callback_auth::{auth_from_spec, headers_from_spec},
+    callback_auth::{auth_from_spec, certificate_from_spec, certificate_warnings, headers_from_spec},
     process_diff::describe_changes,
     source_change::{add_source, put_source, put_sources, remove_source},
 };
@@ -32,6 +32,7 @@ pub(crate) struct PlannedChange {
     pub(crate) created: bool,
     /// The differences, one line each; none for a new process.
     pub(crate) changes: Vec<String>,
+    pub(crate) warnings: Vec<String>,
     /// The callbacks for which a secret was generated.
     pub(crate) new_secrets: Vec<ObjectId>,
     /// Condition: no other process has the name, which is new.
@@ -133,6 +134,7 @@ pub(crate) fn plan_change(
         changed,
         created: existing.is_none(),
         changes,
+        warnings: certificate_warnings(&process, now),
         new_secrets,
         renamed: existing.is_none_or(|existing| existing.name != process.name),
         removed_states,
@@ -315,6 +317,7 @@ fn callback_from_spec(
         url: spec.url.clone(),
         auth: auth_from_spec(spec, before)?,
         headers: headers_from_spec(spec, before)?,
+        client_certificate: certificate_from_spec(spec, before)?,
         secrets,
         retiring_secrets,
         events: spec.events.clone(),

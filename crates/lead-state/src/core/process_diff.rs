@@ -76,6 +76,7 @@ fn describe_callback(before: &Callback, after: &Callback) -> Option<String> {
     let secrets = [
         ("auth", before.auth == after.auth),
         ("headers", before.headers == after.headers),
+        ("clientCertificate", before.client_certificate == after.client_certificate),
         ("secrets", before.secrets == after.secrets),
         ("retiringSecrets", before.retiring_secrets == after.retiring_secrets),
     ];
@@ -83,7 +84,14 @@ fn describe_callback(before: &Callback, after: &Callback) -> Option<String> {
     let [shown_before, shown_after] = [before, after].map(|callback| {
         let mut shown = callback.clone();
         redact(&mut shown);
-        Callback { auth: None, headers: Vec::new(), secrets: Vec::new(), retiring_secrets: Vec::new(), ..shown }
+        Callback {
+            auth: None,
+            headers: Vec::new(),
+            client_certificate: None,
+            secrets: Vec::new(),
+            retiring_secrets: Vec::new(),
+            ..shown
+        }
     });
     let differences: Vec<_> = differing_members(&shown_before, &shown_after, &[]).into_iter().chain(secrets).collect();
     if !differences.is_empty() {
@@ -145,6 +153,9 @@ fn redact(callback: &mut Callback) {
         *auth.secret_mut() = Secret::default();
     }
     callback.headers.iter_mut().for_each(|header| header.value = Secret::default());
+    if let Some(certificate) = &mut callback.client_certificate {
+        certificate.key = Secret::default();
+    }
     callback.url = redacted_url(&callback.url);
 }
 

@@ -1,6 +1,9 @@
 //! `leadctl callback`: configures, tests and enables callbacks.
 
-use std::time::Duration;
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context, anyhow, bail};
 use clap::{Args, Subcommand};
@@ -103,6 +106,12 @@ pub(crate) struct NewCallback {
     auth_headers: Vec<String>,
     #[command(flatten)]
     oauth2: Oauth2Options,
+    /// Present this client certificate to the endpoint: a PEM file with its chain.
+    #[arg(long, value_name = "FILE", requires = "client_key")]
+    client_cert: Option<PathBuf>,
+    /// The PEM file of the certificate's private key.
+    #[arg(long, value_name = "FILE", requires = "client_cert")]
+    client_key: Option<PathBuf>,
     /// Send this event, e.g. update.failed or lead.state_changed; can be repeated. Default: update.succeeded and
     /// update.failed.
     #[arg(long = "event")]
@@ -173,8 +182,15 @@ impl NewCallback {
             (auth, headers) => (auth, headers),
         };
         let headers: Vec<_> = headers.iter().map(|(name, value)| json!({"name": name, "value": value})).collect();
+        let read =
+            |file: &Path| std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()));
+        let certificate = match (&self.client_cert, &self.client_key) {
+            (Some(certificate), Some(key)) => Some(json!({"certificate": read(certificate)?, "key": read(key)?})),
+            _ => None,
+        };
         let mut members = json!({
             "name": self.name, "url": self.url, "auth": auth, "headers": headers, "enabled": !self.off,
+            "clientCertificate": certificate,
             "timeoutSeconds": self.timeout_seconds, "maxInFlight": self.max_in_flight,
             "maxPerSecond": self.max_per_second, "ordering": self.ordered.then_some("lead"),
         });
@@ -261,6 +277,9 @@ fn show(result: &ProcessChangeResult) {
     for change in &result.changes {
         output::field("change", escaped(change));
     }
+    for warning in &result.warnings {
+        output::field("warning", escaped(warning));
+    }
     for callback in result.process.callbacks.iter().filter(|one| result.new_secrets.contains(&one.callback_id)) {
         output::field("callback", format_args!("{} {}", callback.callback_id, escaped(&callback.name)));
         show_secrets(callback);
@@ -310,6 +329,8 @@ mod tests {
             bearer_token: None,
             auth_headers: vec!["X-Key: a:b".into()],
             oauth2: Oauth2Options::default(),
+            client_cert: None,
+            client_key: None,
             events: vec![EventKind::Failed],
             off: true,
             timeout_seconds: None,

@@ -250,7 +250,7 @@ fn read(file: &Path) -> anyhow::Result<(String, String)> {
 
 /// Shows what a change did, or would do.
 pub(crate) fn show(result: &ProcessChangeResult, dry_run: bool) {
-    let ProcessChangeResult { process, changed, created, changes, new_secrets } = result;
+    let ProcessChangeResult { process, changed, created, changes, warnings, new_secrets } = result;
     let what = match (changed, created, dry_run) {
         (false, ..) => "unchanged",
         (true, true, false) => "created",
@@ -261,6 +261,9 @@ pub(crate) fn show(result: &ProcessChangeResult, dry_run: bool) {
     output::say(format_args!("process {:?} {what}", process.name));
     for change in changes {
         output::field("change", change);
+    }
+    for warning in warnings {
+        output::field("warning", escaped(warning));
     }
     if dry_run {
         return;

@@ -14,11 +14,7 @@ use contract::{
 use http::{Extensions, Request, Response, StatusCode, Uri, header::RETRY_AFTER};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Body, Incoming};
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::{
-    client::legacy::{Client, Error, connect::HttpConnector},
-    rt::{TokioExecutor, TokioTimer},
-};
+use hyper_util::client::legacy::Error;
 use rustls::ClientConfig;
 use service_kit::{clock, tls};
 use tokio::time::{Instant, timeout, timeout_at};
@@ -27,9 +23,10 @@ use super::{
     dns::Dns,
     failure::{rejection, request_error},
     guard::Guard,
+    pool::{ConnectionPool, MAX_BODY},
     request::{PreparedCallback, RequestError, server},
     resolver::{DESTINATION, Destination, Resolver},
-    response_limit::{ConnectionReads, LimitedConnector},
+    response_limit::ConnectionReads,
     token::{Token, TokenCache, TokenSource},
     token_request::{Grant, parse_grant, token_request},
 };
@@ -38,38 +35,17 @@ use crate::core::{
     outcome::{Attempt, AttemptOutcome},
 };
 
-/// How much of a body is read before the connection is closed. More reuses connections of endpoints with long
-/// responses, less reads fewer unused bytes.
-const MAX_BODY: usize = 64 * 1024;
 /// How long a body may take after the head. Longer reuses the connections of slow bodies, shorter frees the permit
 /// sooner.
 const BODY_TIMEOUT: Duration = Duration::from_secs(1);
 /// How much of a failed attempt's body is kept.
 const MAX_KEPT_BODY: usize = 1024;
-/// How long an idle connection is kept. Longer saves handshakes, but meets more connections that the endpoint closed.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
-/// Idle connections per host: as many as one callback may use at once by default, so that a pause between two batches
-/// of events closes no connection that the next batch opens again.
-const MAX_IDLE_PER_HOST: usize = 256;
-/// The read buffer, and so the longest head. More lets an endless response occupy a thread for longer, less rejects
-/// heads that other clients accept.
-const MAX_READ: usize = 32 * 1024;
-/// The most that is read of a response: head, body, and some room for interim (1xx) heads.
-const MAX_RESPONSE: usize = MAX_BODY + 2 * MAX_READ;
-
-/// Most header lines of a response. More costs memory for each response, fewer rejects responses that other clients
-/// accept.
-const MAX_HEADERS: usize = 1000;
-
-type HttpClient = Client<LimitedConnector<HttpsConnector<HttpConnector<Resolver>>>, Full<Bytes>>;
-
 #[derive(Debug)]
 pub(crate) struct CallbackClient {
-    /// Keeps connections for the next request.
-    kept: HttpClient,
-    /// Opens a connection for each request.
-    fresh: HttpClient,
-    guard: Guard,
+    /// The connections of callbacks without a client certificate.
+    shared: ConnectionPool,
+    resolver: Resolver,
+    tls: ClientConfig,
     tokens: TokenCache,
 }
 
@@ -81,27 +57,16 @@ impl CallbackClient {
     }
 
     fn with_resolver(resolver: Resolver, tls: ClientConfig) -> Self {
-        let guard = resolver.guard().clone();
-        let mut http = HttpConnector::new_with_resolver(resolver);
-        // The guard checks the scheme.
-        http.enforce_http(false);
-        http.set_nodelay(true);
-        let https = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1();
-        let connector = LimitedConnector { connector: https.wrap_connector(http), max_response: MAX_RESPONSE };
-        let client = |max_idle_per_host| {
-            Client::builder(TokioExecutor::new())
-                .pool_timer(TokioTimer::new())
-                .pool_idle_timeout(IDLE_TIMEOUT)
-                .pool_max_idle_per_host(max_idle_per_host)
-                .http1_max_buf_size(MAX_READ)
-                .http1_max_headers(MAX_HEADERS)
-                // The status decides, so a header line that other clients overlook is overlooked here too.
-                .http1_ignore_invalid_headers_in_responses(true)
-                .http1_allow_spaces_after_header_name_in_responses(true)
-                .http1_allow_obsolete_multiline_headers_in_responses(true)
-                .build(connector.clone())
-        };
-        Self { kept: client(MAX_IDLE_PER_HOST), fresh: client(0), guard, tokens: TokenCache::default() }
+        let shared = ConnectionPool::new(resolver.clone(), tls.clone());
+        Self { shared, resolver, tls, tokens: TokenCache::default() }
+    }
+
+    /// The connections of a callback: its own if it has a client certificate, otherwise shared ones.
+    fn pool<'a>(&'a self, callback: &'a PreparedCallback) -> Result<&'a ConnectionPool, RequestError> {
+        let Some(certificate) = &callback.callback.client_certificate else { return Ok(&self.shared) };
+        let create = || ConnectionPool::with_certificate(self.resolver.clone(), self.tls.clone(), certificate);
+        let pool = callback.own_pool.get_or_init(create).as_ref();
+        pool.map_err(|e| RequestError::NotSent(format!("the client certificate: {e}")))
     }
 
     /// Sends a request. An endpoint may close an idle connection just as the next request is written to it, which says
@@ -109,17 +74,18 @@ impl CallbackClient {
     /// all recognizes the second by its `webhook-id`.
     async fn request(
         &self,
+        pool: &ConnectionPool,
         project_id: ObjectId,
         request: Request<Full<Bytes>>,
     ) -> Result<Response<Incoming>, RequestError> {
         let (host, port) = server(request.uri()).unwrap_or_default();
         // The resolver checks the addresses of names only.
         if let Ok(address) = host.trim_matches(['[', ']']).parse::<IpAddr>() {
-            self.guard.check_address(address, port)?;
+            self.resolver.guard().check_address(address, port)?;
         }
         let sent = async {
-            match self.kept.request(request.clone()).await {
-                Err(e) if closed_on_reuse(&e) => self.fresh.request(request).await,
+            match pool.kept.request(request.clone()).await {
+                Err(e) if closed_on_reuse(&e) => pool.fresh.request(request).await,
                 response => response,
             }
         };
@@ -140,12 +106,13 @@ impl CallbackClient {
         let project_id = delivery.project_id;
         let mut used: Option<UsedToken> = None;
         let response = async {
-            used = self.token(callback, project_id, deadline).await?;
+            let pool = self.pool(callback)?;
+            used = self.token(callback, pool, project_id, deadline).await?;
             // A receiver compares the time of the signature with its clock, and getting the token may have taken long.
             let signed_at = if used.is_some() { clock::now() } else { started_at };
             let authorization = used.as_ref().map(|(_, token)| token.authorization());
             let request = callback.request(delivery, traceparent, signed_at, authorization)?;
-            let response = timeout_at(deadline, self.request(project_id, request)).await;
+            let response = timeout_at(deadline, self.request(pool, project_id, request)).await;
             response.unwrap_or(Err(RequestError::TimedOut(timeout_seconds)))
         };
         let response = response.await;
@@ -180,13 +147,14 @@ impl CallbackClient {
     async fn token(
         &self,
         callback: &PreparedCallback,
+        pool: &ConnectionPool,
         project_id: ObjectId,
         deadline: Instant,
     ) -> Result<Option<UsedToken>, RequestError> {
         let Some((client, endpoint)) = callback.token_endpoint() else { return Ok(None) };
         let source = self.tokens.source(callback.callback.callback_id, client);
         let get = async |deadline: Instant| {
-            let granted = timeout_at(deadline, self.grant(source.client(), endpoint, project_id)).await;
+            let granted = timeout_at(deadline, self.grant(pool, source.client(), endpoint, project_id)).await;
             granted.unwrap_or_else(|_| Err("the token endpoint did not answer in time".into()))
         };
         let token = source.token(deadline, get).await.map_err(RequestError::NoToken)?;
@@ -194,9 +162,15 @@ impl CallbackClient {
     }
 
     /// Requests a token.
-    async fn grant(&self, client: &Oauth2Client, endpoint: &Uri, project_id: ObjectId) -> Result<Grant, String> {
+    async fn grant(
+        &self,
+        pool: &ConnectionPool,
+        client: &Oauth2Client,
+        endpoint: &Uri,
+        project_id: ObjectId,
+    ) -> Result<Grant, String> {
         let request = token_request(client, endpoint).map_err(|e| e.to_string())?;
-        let response = self.request(project_id, request).await.map_err(|e| e.to_string())?;
+        let response = self.request(pool, project_id, request).await.map_err(|e| e.to_string())?;
         let status = response.status();
         let body = Limited::new(response.into_body(), MAX_BODY).collect().await;
         let body = body.map_err(|e| format!("the response of the token endpoint cannot be read: {e}"))?;
@@ -269,7 +243,10 @@ pub(crate) mod tests {
     };
     use tokio_util::task::AbortOnDropHandle;
 
-    use super::{super::signature::signature, *};
+    use super::{
+        super::{pool::MAX_READ, signature::signature},
+        *,
+    };
 
     pub(crate) const TRACE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
     pub(crate) const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";

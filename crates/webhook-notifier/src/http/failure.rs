@@ -52,8 +52,16 @@ fn tls_error(error: &TlsError) -> Option<String> {
             "the endpoint supports neither TLS 1.3 nor TLS 1.2 with a current cipher".into()
         }
         TlsError::AlertReceived(AlertDescription::CertificateRequired) => {
-            "the endpoint requires a client certificate, which callbacks cannot present".into()
+            "the endpoint requires a client certificate: set clientCertificate".into()
         }
+        TlsError::AlertReceived(
+            alert @ (AlertDescription::BadCertificate
+            | AlertDescription::UnsupportedCertificate
+            | AlertDescription::CertificateRevoked
+            | AlertDescription::CertificateExpired
+            | AlertDescription::CertificateUnknown
+            | AlertDescription::UnknownCA),
+        ) => format!("the endpoint rejected the client certificate with the alert {alert:?}"),
         TlsError::AlertReceived(AlertDescription::UnrecognisedName) => {
             "the endpoint does not serve the URL's host name over TLS".into()
         }
@@ -204,6 +212,10 @@ mod tests {
             (TlsError::InvalidMessage(InvalidMessage::InvalidContentType), "does not speak TLS on this port"),
             (TlsError::PeerIncompatible(PeerIncompatible::ServerDoesNotSupportTls12Or13), "neither TLS 1.3 nor"),
             (TlsError::AlertReceived(AlertDescription::CertificateRequired), "requires a client certificate"),
+            (
+                TlsError::AlertReceived(AlertDescription::UnknownCA),
+                "rejected the client certificate with the alert UnknownCA",
+            ),
             (TlsError::AlertReceived(AlertDescription::UnrecognisedName), "does not serve the URL's host name"),
             (TlsError::AlertReceived(AlertDescription::HandshakeFailure), "with the alert HandshakeFailure"),
         ] {

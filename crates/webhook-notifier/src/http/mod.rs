@@ -5,6 +5,7 @@ pub(crate) mod dns;
 pub(crate) mod failure;
 pub(crate) mod guard;
 pub(crate) mod own_addresses;
+mod pool;
 pub(crate) mod request;
 pub(crate) mod resolver;
 pub(crate) mod response_limit;

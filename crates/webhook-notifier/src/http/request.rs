@@ -1,6 +1,6 @@
 //! The request of a delivery: URL, authentication, signature and trace.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::Bytes;
@@ -18,6 +18,7 @@ use zeroize::Zeroizing;
 
 use super::{
     guard::{Guard, Refused},
+    pool::ConnectionPool,
     signature::signature,
 };
 use crate::core::delivery::PendingDelivery;
@@ -45,6 +46,8 @@ pub(crate) struct PreparedCallback {
     pub(crate) callback: Callback,
     /// URL and authentication; or why the callback cannot be called.
     target: Result<Target, RequestError>,
+    /// Its connections, if it has a client certificate. They end with the revision of its process.
+    pub(super) own_pool: OnceLock<Result<ConnectionPool, String>>,
 }
 
 #[derive(Debug)]
@@ -59,7 +62,7 @@ struct Target {
 impl PreparedCallback {
     pub(crate) fn new(callback: Callback, guard: &Guard) -> Self {
         let target = target(&callback, guard);
-        Self { callback, target }
+        Self { callback, target, own_pool: OnceLock::new() }
     }
 
     /// Host and port of the URL.

@@ -55,9 +55,9 @@ pub(crate) fn respond<T: Serialize>(
     result: ProcessChangeResult,
     data: impl FnOnce(Process) -> Result<T, ApiError>,
 ) -> HandlerResult {
-    let ProcessChangeResult { process, changed, changes, .. } = result;
+    let ProcessChangeResult { process, changed, changes, warnings, .. } = result;
     let version = process.revision;
-    response::versioned(version, &ChangeResponse { success: true, data: data(process)?, changed, changes })
+    response::versioned(version, &ChangeResponse { success: true, data: data(process)?, changed, changes, warnings })
 }
 
 /// Refuses URLs that webhook-notifier would not call.

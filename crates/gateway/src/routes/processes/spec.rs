@@ -183,7 +183,7 @@ mod tests {
         {"processId":"OURS","name":"p","states":[{"name":"new"}]}
             400 invalid_field: processId is not the process of the path
         {"name":"p","states":[{"name":"new"}],"callbacks":[{"name":"crm","url":"crm.example","secret":"s"}]}
-            400 invalid_process: The body does not describe a process: unknown field `secret`, expected one of `callbackId`, `name`, `url`, `auth`, `headers`, `secrets`, `events`, `filter`, `enabled`, `timeoutSeconds`, `maxInFlight`, `maxPerSecond`, `ordering`
+            400 invalid_process: The body does not describe a process: unknown field `secret`, expected one of `callbackId`, `name`, `url`, `auth`, `headers`, `clientCertificate`, `secrets`, `events`, `filter`, `enabled`, `timeoutSeconds`, `maxInFlight`, `maxPerSecond`, `ordering`
         {"name":"p","states":[{"name":"new"}],"callbacks":[{"name":"crm","url":"crm.example","secrets":["whsec_x"]}]}
             400 invalid_process: callback "crm": url "crm.example" is not an http or https URL; callback "crm": secrets: each must be whsec_ and the base64 of 24 to 64 bytes
         {}

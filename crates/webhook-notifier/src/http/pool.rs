@@ -1,0 +1,83 @@
+//! Connections to endpoints, kept for the next request.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use contract::process::ClientCertificate;
+use http_body_util::Full;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::{TokioExecutor, TokioTimer},
+};
+use rustls::{ClientConfig, client::Resumption, sign::SingleCertAndKey};
+
+use super::{resolver::Resolver, response_limit::LimitedConnector};
+
+/// How much of a body is read before the connection is closed. More reuses connections of endpoints with long
+/// responses, less reads fewer unused bytes.
+pub(crate) const MAX_BODY: usize = 64 * 1024;
+/// How long an idle connection is kept. Longer saves handshakes, but meets more connections that the endpoint closed.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
+/// Idle connections per host: as many as one callback may use at once by default, so that a pause between two batches
+/// of events closes no connection that the next batch opens again.
+const MAX_IDLE_PER_HOST: usize = 256;
+/// The read buffer, and so the longest head. More lets an endless response occupy a thread for longer, less rejects
+/// heads that other clients accept.
+pub(crate) const MAX_READ: usize = 32 * 1024;
+/// The most that is read of a response: head, body, and some room for interim (1xx) heads.
+const MAX_RESPONSE: usize = MAX_BODY + 2 * MAX_READ;
+/// Most header lines of a response. More costs memory for each response, fewer rejects responses that other clients
+/// accept.
+const MAX_HEADERS: usize = 1000;
+
+pub(crate) type HttpClient = Client<LimitedConnector<HttpsConnector<HttpConnector<Resolver>>>, Full<Bytes>>;
+
+/// The clients of one TLS identity.
+#[derive(Debug)]
+pub(crate) struct ConnectionPool {
+    /// Keeps connections for the next request.
+    pub(crate) kept: HttpClient,
+    /// Opens a connection for each request.
+    pub(crate) fresh: HttpClient,
+}
+
+impl ConnectionPool {
+    pub(crate) fn new(resolver: Resolver, tls: ClientConfig) -> Self {
+        let mut http = HttpConnector::new_with_resolver(resolver);
+        // The guard checks the scheme.
+        http.enforce_http(false);
+        http.set_nodelay(true);
+        let https = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1();
+        let connector = LimitedConnector { connector: https.wrap_connector(http), max_response: MAX_RESPONSE };
+        let client = |max_idle_per_host| {
+            Client::builder(TokioExecutor::new())
+                .pool_timer(TokioTimer::new())
+                .pool_idle_timeout(IDLE_TIMEOUT)
+                .pool_max_idle_per_host(max_idle_per_host)
+                .http1_max_buf_size(MAX_READ)
+                .http1_max_headers(MAX_HEADERS)
+                // The status decides, so a header line that other clients overlook is overlooked here too.
+                .http1_ignore_invalid_headers_in_responses(true)
+                .http1_allow_spaces_after_header_name_in_responses(true)
+                .http1_allow_obsolete_multiline_headers_in_responses(true)
+                .build(connector.clone())
+        };
+        Self { kept: client(MAX_IDLE_PER_HOST), fresh: client(0) }
+    }
+
+    /// The pool of a callback with a certificate of its own. It shares neither connections nor TLS sessions with others: an
+    /// endpoint knows the client of a connection, and of a resumed session, by the certificate that it began with.
+    ///
+    /// # Errors
+    /// Why the certificate cannot be used.
+    pub(crate) fn with_certificate(
+        resolver: Resolver,
+        mut tls: ClientConfig,
+        certificate: &ClientCertificate,
+    ) -> Result<Self, String> {
+        tls.client_auth_cert_resolver = Arc::new(SingleCertAndKey::from(certificate.certified_key()?));
+        tls.resumption = Resumption::default();
+        Ok(Self::new(resolver, tls))
+    }
+}
