@@ -73,6 +73,7 @@ async fn an_erased_lead_leaves_ids_codes_and_times() {
             {"name": "filtered", "url": stack.receiver.url("/filtered"),
              "filter": [{"field": "metadata.source", "exists": false}]},
             {"name": "calls", "url": stack.receiver.url("/calls"), "events": ["activity.completed"]},
+            {"name": "created", "url": stack.receiver.url("/created"), "events": ["lead.created"]},
         ]))
         .await;
     let process = process_id(&applied);
@@ -92,6 +93,8 @@ async fn an_erased_lead_leaves_ids_codes_and_times() {
     stack.receiver.wait_for_requests("/crm", 2, TEST_TIMEOUT).await;
     stack.receiver.wait_for_requests("/broken", 2, TEST_TIMEOUT).await;
     stack.receiver.wait_for_requests("/calls", 1, TEST_TIMEOUT).await;
+    let created = stack.receiver.wait_for_requests("/created", 2, TEST_TIMEOUT).await;
+    assert!(created.iter().all(|request| request.json()["data"]["metadata"]["source"] == MARKER));
     let before = places(&stack).await;
     for place in ["lead_updates.command", "deliveries.payload", "payloads.payload", "attempts.response", "leads.name"] {
         assert!(before.iter().any(|found| found.ends_with(place)), "{place} is not in {before:?}");
@@ -110,10 +113,11 @@ async fn an_erased_lead_leaves_ids_codes_and_times() {
     assert_eq!(listed["data"], json!([]));
     let history = assert_ok(stack.api.get(&format!("/api/v1/leads/{lead}/updates")).await)["data"].clone();
     let kinds: Vec<_> = history.as_array().expect("a list").iter().map(|one| one["kind"].clone()).collect();
-    assert_eq!(kinds, ["erase", "call.ended", "update", "update", "update"]);
+    assert_eq!(kinds, ["erase", "call.ended", "update", "update", "lead.created", "update"]);
     assert_includes(&history[2], json!({"updateId": refused["updateId"], "errorCode": "unknown_state"}));
     assert_includes(&history[3], json!({"updateId": first["updateId"], "status": "succeeded", "version": 2}));
-    assert_includes(&history[4], json!({"updateId": unknown["updateId"], "errorCode": "lead_not_found"}));
+    assert_includes(&history[4], json!({"status": "succeeded", "toState": "new", "version": 1}));
+    assert_includes(&history[5], json!({"updateId": unknown["updateId"], "errorCode": "lead_not_found"}));
     assert_eq!(stack.api.outcome(answer["updateId"].as_str().expect("an id")).await["status"], "succeeded");
     let timeline = stack.api.outcome(first["updateId"].as_str().expect("an id")).await;
     let of_broken = timeline["deliveries"].as_array().expect("a list").iter().find(|one| one["status"] == "exhausted");

@@ -233,7 +233,7 @@ async fn an_event_that_is_announced_again_makes_the_deliveries_that_are_missing(
 async fn an_unknown_kind_is_refused_with_the_known_ones() {
     let stack = Stack::start().await;
     let process_id = process_id(&stack.process_calling(&[]).await);
-    let body = json!({"name": "crm", "url": stack.receiver.url("/crm"), "events": ["lead.created"]});
+    let body = json!({"name": "crm", "url": stack.receiver.url("/crm"), "events": ["lead.renamed"]});
 
     let refused = stack.api.post(&format!("/api/v1/processes/{process_id}/callbacks"), &body).await;
 

@@ -31,6 +31,7 @@ mod hostile_endpoints;
 mod idempotency;
 mod import;
 mod invalid_input;
+mod lead_created;
 mod leadctl_update;
 mod lifecycle;
 mod listen;

@@ -150,6 +150,14 @@ pub(crate) fn message(leads: &Leads, at: Timestamp, random: &mut StdRng) -> (Str
         95 => (subject("update"), json!({"metadata": "text", "leadId": leads.leads[0].0}).to_string().into()),
         96 => (subject("update"), json!({"leadId": leads.leads[0].0}).to_string().into()),
         97 => (subject("update"), json!([update(leads, random)]).to_string().into()),
+        98 if random.random_bool(0.5) => {
+            let lead_id = &leads.leads.choose(random).expect("a lead").0;
+            let body = json!({
+                "updateId": ObjectId::new(at, random.random()), "leadId": lead_id, "state": "new",
+                "contact": {"name": "Ada"}, "metadata": {"k0": random.random_range(0..1000)},
+            });
+            (subject("lead.created"), body.to_string().into())
+        }
         98 => (subject("deleted"), Bytes::from_static(b"{}")),
         _ => ("leads.cmd.no-project.update".into(), update(leads, random).to_string().into()),
     }

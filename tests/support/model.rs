@@ -84,7 +84,9 @@ impl Model {
     /// None where the message is a dead letter.
     fn apply(&mut self, place: Place, logged_at: Timestamp, subject: &str, payload: &[u8]) -> Option<()> {
         let (project, kind) = subject.strip_prefix("leads.cmd.")?.split_once('.')?;
-        if !is_id(project) || !["update", "call.started", "call.ended", "call.expired", "erase"].contains(&kind) {
+        if !is_id(project)
+            || !["update", "call.started", "call.ended", "call.expired", "erase", "lead.created"].contains(&kind)
+        {
             return None;
         }
         let message = serde_json::from_slice::<Value>(payload).ok()?;
@@ -105,6 +107,16 @@ impl Model {
                     self.erase(&lead_id);
                 }
                 self.outcomes.insert(key, Outcome { error, data: None, place });
+            }
+            "lead.created" => {
+                let (lead_id, update_id) = (lead_id?, id(message, "updateId")??);
+                text(message, "state")??;
+                let metadata = message.get("metadata")?.as_object()?.clone();
+                let Some(key) = self.new_key(project, Some(update_id), place, logged_at) else { return Some(()) };
+                if lead.is_ok() {
+                    self.of_leads.entry(lead_id).or_default().push(key.clone());
+                }
+                self.record_outcome(key, place, lead.map(|_| Value::Object(metadata)));
             }
             "update" => {
                 let update_id = id(message, "updateId")?;

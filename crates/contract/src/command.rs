@@ -1,4 +1,4 @@
-//! The messages of the command log: update commands, call events and erasures. JSON, camelCase, version 1.
+//! The messages of the command log: update commands, call events, creations and erasures. JSON, camelCase, version 1.
 //!
 //! The gateway publishes them, for its HTTP clients and for producers on NATS. A producer's message is the body of
 //! `POST /api/v1/leads/update`, `/api/v1/calls/started` or `/api/v1/calls/ended`; the gateway checks it, makes it a command
@@ -164,6 +164,42 @@ pub struct EraseLead {
     pub api_key_id: Option<ObjectId>,
 }
 
+/// How to reach a lead.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct LeadContact {
+    /// Its name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Its phone number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phone: Option<String>,
+    /// Its e-mail address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub email: Option<String>,
+}
+
+/// A lead was created. lead-state publishes it to its own log, for leads of processes with a callback for `lead.created`,
+/// so that the event has a ledger row and a place among the events of its lead.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct LeadCreated {
+    /// The creation's id, assigned in the transaction that created the lead. An id that occurs twice in a project is
+    /// applied and announced once.
+    pub update_id: ObjectId,
+    /// The lead.
+    pub lead_id: ObjectId,
+    /// The state that it was created in.
+    pub state: String,
+    /// How to reach it.
+    #[serde(default)]
+    pub contact: LeadContact,
+    /// The metadata that it was created with.
+    pub metadata: JsonObject,
+}
+
 /// The last call of a lead with queued updates may have expired. lead-state publishes it to its own log, so the queued
 /// updates are decided at one place in the log. It only ends calls that have expired, so any producer may send it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -247,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn call_events_and_erasures_have_this_wire_form() {
+    fn call_events_creations_and_erasures_have_this_wire_form() {
         let started = CallStarted {
             update_id: Some(ObjectId::from_bytes([1; 12])),
             lead_id: Some(ObjectId::from_bytes([2; 12])),
@@ -269,6 +305,20 @@ mod tests {
             api_key_id: Some(ObjectId::from_bytes([4; 12])),
         };
         insta::assert_snapshot!(serde_json::to_string(&erase).unwrap(), @r#"{"updateId":"010101010101010101010101","leadId":"020202020202020202020202","apiKeyId":"040404040404040404040404"}"#);
+        let created = LeadCreated {
+            update_id: ObjectId::from_bytes([1; 12]),
+            lead_id: ObjectId::from_bytes([2; 12]),
+            state: "new".into(),
+            contact: LeadContact {
+                name: Some("Ada".into()),
+                phone: Some("+14155550123".into()),
+                email: Some("ada@example.com".into()),
+            },
+            metadata: JsonObject::from_text(r#"{"n":1.50}"#.into()).unwrap(),
+        };
+        let text = serde_json::to_string(&created).unwrap();
+        insta::assert_snapshot!(text, @r#"{"updateId":"010101010101010101010101","leadId":"020202020202020202020202","state":"new","contact":{"name":"Ada","phone":"+14155550123","email":"ada@example.com"},"metadata":{"n":1.50}}"#);
+        assert_eq!(serde_json::from_str::<LeadCreated>(&text).unwrap(), created);
         let expired = CallExpired { lead_id: ObjectId::from_bytes([2; 12]) };
         insta::assert_snapshot!(serde_json::to_string(&expired).unwrap(), @r#"{"leadId":"020202020202020202020202"}"#);
     }

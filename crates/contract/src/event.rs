@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{JsonObject, ObjectId, Timestamp, call_result::CallResult, event_kind::DeliveryKind};
+use crate::{JsonObject, ObjectId, Timestamp, call_result::CallResult, command::LeadContact, event_kind::DeliveryKind};
 
 /// What was decided. The name is part of subjects, of the ledger and of responses.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -23,11 +23,14 @@ pub enum OutcomeKind {
     /// The erasure of a lead.
     #[serde(rename = "erase")]
     Erase,
+    /// The creation of a lead.
+    #[serde(rename = "lead.created")]
+    LeadCreated,
 }
 
 /// The text is not the name of an [`OutcomeKind`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("must be update, call.started, call.ended or erase")]
+#[error("must be update, call.started, call.ended, erase or lead.created")]
 pub struct InvalidOutcomeKind;
 
 impl OutcomeKind {
@@ -38,6 +41,7 @@ impl OutcomeKind {
             Self::CallStarted => "call.started",
             Self::CallEnded => "call.ended",
             Self::Erase => "erase",
+            Self::LeadCreated => "lead.created",
         }
     }
 
@@ -57,7 +61,7 @@ impl FromStr for OutcomeKind {
     type Err = InvalidOutcomeKind;
 
     fn from_str(text: &str) -> Result<Self, InvalidOutcomeKind> {
-        let all = [Self::Update, Self::CallStarted, Self::CallEnded, Self::Erase];
+        let all = [Self::Update, Self::CallStarted, Self::CallEnded, Self::Erase, Self::LeadCreated];
         all.into_iter().find(|kind| kind.as_str() == text).ok_or(InvalidOutcomeKind)
     }
 }
@@ -65,7 +69,7 @@ impl FromStr for OutcomeKind {
 /// What takes the place of a text that was erased with its lead.
 pub const ERASED: &str = "erased with the lead";
 
-/// The outcome of an update, a call event or an erasure: one event per ledger row, with `update_id` and project
+/// The outcome of an update, a call event, a creation or an erasure: one event per ledger row, with `update_id` and project
 /// as message id.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -74,7 +78,7 @@ pub struct CompletionEvent {
     /// What was decided; an update if absent.
     #[serde(default, skip_serializing_if = "OutcomeKind::is_update")]
     pub kind: OutcomeKind,
-    /// The update, the call event, or the erasure.
+    /// The update, the call event, the creation, or the erasure.
     pub update_id: ObjectId,
     /// The project.
     pub project_id: ObjectId,
@@ -90,9 +94,9 @@ pub struct CompletionEvent {
     pub error: Option<String>,
     /// Why it failed, for programs: a stable snake_case code.
     pub error_code: Option<String>,
-    /// The lead's state before; null for a call event without a result or a target state.
+    /// The lead's state before; null for a creation, and for a call event without a result or a target state.
     pub from_state: Option<String>,
-    /// The lead's state after; as `from_state`.
+    /// The lead's state after; null for a call event without a result or a target state.
     pub to_state: Option<String>,
     /// The lead's version after; null for a call event that changes no state.
     pub version: Option<i64>,
@@ -105,6 +109,9 @@ pub struct CompletionEvent {
     /// The result of the call that ended; absent if none was reported.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub activity: Option<CallResult>,
+    /// How to reach the lead that was created; absent of anything else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub contact: Option<LeadContact>,
     /// The user whom the command names.
     pub user_id: Option<String>,
     /// What the update contained that was ignored.
@@ -112,7 +119,7 @@ pub struct CompletionEvent {
     pub warnings: Vec<String>,
     /// When it was decided.
     pub timestamp: Timestamp,
-    /// The lead's metadata after the merge; null on failure and for a call event.
+    /// The lead's metadata after the merge or the creation; null on failure and for a call event.
     pub data: Option<JsonObject>,
 }
 
@@ -126,6 +133,7 @@ impl CompletionEvent {
             disposition: None,
             call_id: None,
             activity: None,
+            contact: None,
             user_id: None,
             warnings: Vec::new(),
             data: None,
@@ -264,6 +272,7 @@ pub(crate) mod tests {
             disposition: None,
             call_id: None,
             activity: None,
+            contact: None,
             user_id: None,
             warnings: vec![],
             timestamp: Timestamp::from_millis(1_768_193_759_048),
@@ -284,7 +293,13 @@ pub(crate) mod tests {
 
     #[test]
     fn names_of_outcomes_round_trip() {
-        for kind in [OutcomeKind::Update, OutcomeKind::CallStarted, OutcomeKind::CallEnded] {
+        for kind in [
+            OutcomeKind::Update,
+            OutcomeKind::CallStarted,
+            OutcomeKind::CallEnded,
+            OutcomeKind::Erase,
+            OutcomeKind::LeadCreated,
+        ] {
             assert_eq!(kind.as_str().parse(), Ok(kind));
             assert_eq!(serde_json::to_string(&kind).unwrap(), format!("\"{kind}\""));
         }

@@ -63,6 +63,8 @@ names! {
     Succeeded = "update.succeeded",
     /// The update did not change the lead.
     Failed = "update.failed",
+    /// A lead was created.
+    LeadCreated = "lead.created",
     /// The lead moved to another state.
     StateChanged = "lead.state_changed",
     /// A disposition was stored with the lead.
@@ -90,6 +92,8 @@ names! {
     CallEnded = "call.ended",
     /// [`EventKind::ActivityCompleted`].
     ActivityCompleted = "activity.completed",
+    /// [`EventKind::LeadCreated`].
+    LeadCreated = "lead.created",
 }
 
 #[allow(clippy::derivable_impls, reason = "the macro derives the same traits for both enumerations")]
@@ -107,6 +111,7 @@ impl EventKind {
     pub const fn delivery(self) -> DeliveryKind {
         match self {
             Self::Succeeded | Self::Failed => DeliveryKind::Update,
+            Self::LeadCreated => DeliveryKind::LeadCreated,
             Self::StateChanged => DeliveryKind::StateChanged,
             Self::DispositionSet => DeliveryKind::DispositionSet,
             Self::CallStarted => DeliveryKind::CallStarted,

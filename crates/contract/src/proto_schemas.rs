@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::{
     JsonObject, ObjectId, Timestamp,
     call_result::CallResult,
-    command::{CallEnded, CallExpired, CallStarted, EraseLead, UpdateCommand},
+    command::{CallEnded, CallExpired, CallStarted, EraseLead, LeadContact, LeadCreated, UpdateCommand},
     event::{CompletionEvent, OutcomeKind, TestPayload, WebhookEvent, WebhookPayload},
     event_kind::DeliveryKind,
     pack::{CommandPack, PackItem},
@@ -79,6 +79,11 @@ fn result() -> CallResult {
     }
 }
 
+fn contact() -> LeadContact {
+    let text = || Some("text".to_owned());
+    LeadContact { name: text(), phone: text(), email: text() }
+}
+
 #[test]
 fn commands() {
     let text = || Some("text".to_owned());
@@ -127,6 +132,11 @@ fn commands() {
     );
     both_ways("CallExpired", &CallExpired { lead_id: id(2) });
     both_ways("EraseLead", &EraseLead { update_id: Some(id(1)), lead_id: id(2), api_key_id: Some(id(4)) });
+    let metadata = JsonObject::from_text(r#"{"a":"b"}"#.into()).unwrap();
+    both_ways(
+        "LeadCreated",
+        &LeadCreated { update_id: id(1), lead_id: id(2), state: "new".into(), contact: contact(), metadata },
+    );
     let payload = serde_json::value::RawValue::from_string(r#"{"leadId":"a"}"#.into()).unwrap();
     let item = PackItem { subject: "leads.cmd.a.update".into(), traceparent: text(), payload: &payload };
     assert_eq!(unset(&read("CommandPack", &CommandPack { commands: vec![item] })), NONE);
@@ -150,6 +160,7 @@ fn events() {
         disposition: Some("callback".into()),
         call_id: Some("c-1".into()),
         activity: Some(result()),
+        contact: Some(contact()),
         user_id: Some("u".into()),
         warnings: vec!["careful".into()],
         timestamp: Timestamp::from_millis(1_768_193_759_048),
@@ -172,6 +183,7 @@ fn events() {
         disposition: None,
         call_id: None,
         activity: None,
+        contact: None,
         user_id: None,
         data: None,
         ..event

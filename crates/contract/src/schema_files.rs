@@ -33,7 +33,7 @@ macro_rules! add {
 pub(crate) fn schemas() -> BTreeMap<String, Value> {
     let mut all = Schemas::default();
     add!(all, Read: command::UpdateCommand, command::CallStarted, command::CallEnded, command::CallExpired);
-    add!(all, Read: command::EraseLead);
+    add!(all, Read: command::EraseLead, command::LeadCreated);
     add!(all, Read: pack::CommandPack<'static>);
     add!(all, Written: event::CompletionEvent, event::WebhookPayload<'static>, event::TestPayload, event::WebhookEvent);
     // The values of the buckets.
@@ -128,6 +128,14 @@ fn asyncapi() -> Value {
             "Erase a lead. The gateway publishes it for its clients.",
         ),
         (
+            "leadCreated",
+            "send",
+            "leads.cmd.{projectId}.lead.created",
+            streams::LEAD_COMMANDS,
+            "LeadCreated",
+            "A lead of a process with a callback for `lead.created` was created. lead-state publishes it.",
+        ),
+        (
             "commandPack",
             "send",
             "leads.cmd.pack",
@@ -200,6 +208,22 @@ fn asyncapi() -> Value {
             "A lead was not erased: it is unknown.",
         ),
         (
+            "creationSucceeded",
+            "send",
+            "leads.evt.{projectId}.{processId}.lead.created.succeeded",
+            streams::LEAD_EVENTS,
+            "CompletionEvent",
+            "A lead was created.",
+        ),
+        (
+            "creationFailed",
+            "send",
+            "leads.evt.{projectId}.{processId}.lead.created.failed",
+            streams::LEAD_EVENTS,
+            "CompletionEvent",
+            "A lead that was created is unknown: it was erased, or the database was restored.",
+        ),
+        (
             "deliveryExhausted",
             "send",
             "webhooks.evt.{projectId}.{processId}.exhausted",
@@ -254,6 +278,7 @@ fn asyncapi() -> Value {
         ("CallEnded", "CommandHeaders"),
         ("CallExpired", "CommandHeaders"),
         ("EraseLead", "CommandHeaders"),
+        ("LeadCreated", "CommandHeaders"),
         ("CommandPack", "PackHeaders"),
         ("CompletionEvent", "EventHeaders"),
         ("WebhookEvent", "EventHeaders"),

@@ -6,12 +6,13 @@
 //! | `leads.cmd.{projectId}.call.started` | [`CallStarted`](crate::command::CallStarted) | `LEAD_COMMANDS` |
 //! | `leads.cmd.{projectId}.call.ended` | [`CallEnded`](crate::command::CallEnded) | `LEAD_COMMANDS` |
 //! | `leads.cmd.{projectId}.call.expired` | [`CallExpired`](crate::command::CallExpired) | `LEAD_COMMANDS` |
+//! | `leads.cmd.{projectId}.lead.created` | [`LeadCreated`](crate::command::LeadCreated), only from lead-state | `LEAD_COMMANDS` |
 //! | `leads.cmd.{projectId}.erase` | [`EraseLead`](crate::command::EraseLead), only from the gateway | `LEAD_COMMANDS` |
 //! | `leads.cmd.pack` | [`CommandPack`](crate::pack::CommandPack): many commands, only from the gateway | `LEAD_COMMANDS` |
 //! | `leads.work` | [`WorkReport`](crate::work::WorkReport): what a batch has cost | none |
 //! | `leads.intake.{projectId}.{update\|call.started\|call.ended}` | a producer's message for the gateway, see [`command`](crate::command) | none |
 //! | `leads.applied` | [`LogPosition`](crate::position::LogPosition): how far the log is applied | none |
-//! | `leads.evt.{projectId}.{processId}.{update\|call.started\|call.ended\|erase}.{succeeded\|failed}` | [`CompletionEvent`](crate::event::CompletionEvent) | `LEAD_EVENTS` |
+//! | `leads.evt.{projectId}.{processId}.{update\|call.started\|call.ended\|erase\|lead.created}.{succeeded\|failed}` | [`CompletionEvent`](crate::event::CompletionEvent) | `LEAD_EVENTS` |
 //! | `webhooks.evt.{projectId}.{processId}.{exhausted\|callback.disabled}` | [`WebhookEvent`](crate::event::WebhookEvent) | `WEBHOOK_EVENTS` |
 //! | `leads.dead.{reason}` | the message as it came | `LEAD_DEAD_LETTERS` |
 //! | `leads.dead.replayed.{sequence}` | a note that this dead letter was sent again, see [`replay`](crate::replay) | `LEAD_DEAD_LETTERS` |
@@ -71,6 +72,8 @@ pub enum CommandKind {
     CallExpired,
     /// Erase a lead.
     Erase,
+    /// A lead was created.
+    LeadCreated,
 }
 
 impl From<OutcomeKind> for CommandKind {
@@ -80,6 +83,7 @@ impl From<OutcomeKind> for CommandKind {
             OutcomeKind::CallStarted => Self::CallStarted,
             OutcomeKind::CallEnded => Self::CallEnded,
             OutcomeKind::Erase => Self::Erase,
+            OutcomeKind::LeadCreated => Self::LeadCreated,
         }
     }
 }
@@ -88,8 +92,8 @@ impl From<OutcomeKind> for CommandKind {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "the subject must be one of leads.cmd.{{projectId}}.update, leads.cmd.{{projectId}}.call.started, \
-     leads.cmd.{{projectId}}.call.ended, leads.cmd.{{projectId}}.call.expired, leads.cmd.{{projectId}}.erase with a \
-     projectId of 24 hex digits"
+     leads.cmd.{{projectId}}.call.ended, leads.cmd.{{projectId}}.call.expired, leads.cmd.{{projectId}}.erase, \
+     leads.cmd.{{projectId}}.lead.created with a projectId of 24 hex digits"
 )]
 pub struct InvalidCommandSubject;
 
@@ -99,12 +103,12 @@ impl CommandSubject {
         Self::parse_after(COMMANDS, subject)
     }
 
-    /// Reads the subject of a producer's message. Only lead-state reports that a call has expired, and erasing a lead needs
-    /// an API key with the scope for it.
+    /// Reads the subject of a producer's message. Only lead-state reports that a call has expired or a lead was
+    /// created, and erasing a lead needs an API key with the scope for it.
     pub fn parse_intake(subject: &str) -> Result<Self, InvalidCommandSubject> {
         let parsed = Self::parse_after(INTAKE, subject)?;
         match parsed.kind {
-            CommandKind::CallExpired | CommandKind::Erase => Err(InvalidCommandSubject),
+            CommandKind::CallExpired | CommandKind::Erase | CommandKind::LeadCreated => Err(InvalidCommandSubject),
             CommandKind::Update | CommandKind::CallStarted | CommandKind::CallEnded => Ok(parsed),
         }
     }
@@ -123,6 +127,7 @@ impl CommandSubject {
             "call.ended" => CommandKind::CallEnded,
             "call.expired" => CommandKind::CallExpired,
             "erase" => CommandKind::Erase,
+            "lead.created" => CommandKind::LeadCreated,
             _ => return Err(InvalidCommandSubject),
         };
         Ok(Self { project_id: project.parse().map_err(|_| InvalidCommandSubject)?, kind })
@@ -137,6 +142,7 @@ impl fmt::Display for CommandSubject {
             CommandKind::CallEnded => "call.ended",
             CommandKind::CallExpired => "call.expired",
             CommandKind::Erase => "erase",
+            CommandKind::LeadCreated => "lead.created",
         };
         write!(f, "{COMMANDS}{}.{kind}", self.project_id)
     }
@@ -311,7 +317,7 @@ mod tests {
         ] {
             assert_eq!(CommandSubject::parse(subject), Err(InvalidCommandSubject), "{subject}");
         }
-        for kind in ["call.expired", "erase", "delete"] {
+        for kind in ["call.expired", "erase", "lead.created", "delete"] {
             let subject = format!("leads.intake.abababababababababababab.{kind}");
             assert_eq!(CommandSubject::parse_intake(&subject), Err(InvalidCommandSubject), "{subject}");
         }

@@ -3,6 +3,7 @@
 //! | event | occurs when | delivery | `webhook-id` | body |
 //! |---|---|---|---|---|
 //! | `update.succeeded`, `update.failed` | an update was decided | `update` | `{updateId}` | [`WebhookPayload`] |
+//! | `lead.created` | a lead was created | its name | `{updateId}.{kind}` | [`EventPayload`] |
 //! | `lead.state_changed` | the lead moved to another state | its name | `{updateId}.{kind}` | [`EventPayload`] |
 //! | `lead.disposition_set` | a disposition was stored | its name | `{updateId}.{kind}` | [`EventPayload`] |
 //! | `call.started`, `call.ended` | a call with a lead started or ended | its name | `{updateId}.{kind}` | [`EventPayload`] |
@@ -11,7 +12,7 @@
 use serde::Serialize;
 
 use crate::{
-    ObjectId,
+    JsonObject, ObjectId,
     activity::ActivityPayload,
     event::{CompletionEvent, OutcomeKind, WebhookPayload},
     event_kind::{DeliveryKind, EventKind},
@@ -21,10 +22,15 @@ impl EventKind {
     /// Whether a completion event means that this happened.
     pub fn occurred(self, event: &CompletionEvent) -> bool {
         let succeeded = event.success;
+        let is_created = event.kind == OutcomeKind::LeadCreated;
         match self {
             Self::Succeeded => event.kind.is_update() && succeeded,
             Self::Failed => event.kind.is_update() && !succeeded,
-            Self::StateChanged => succeeded && event.to_state.is_some() && event.from_state != event.to_state,
+            Self::LeadCreated => is_created && succeeded,
+            // The first state of a lead is no change.
+            Self::StateChanged => {
+                succeeded && !is_created && event.to_state.is_some() && event.from_state != event.to_state
+            }
             Self::DispositionSet => succeeded && event.disposition.is_some(),
             Self::CallStarted => event.kind == OutcomeKind::CallStarted && succeeded,
             Self::CallEnded => event.kind == OutcomeKind::CallEnded && succeeded,
@@ -44,6 +50,7 @@ impl DeliveryKind {
         }
         match self {
             Self::Update => serde_json::to_string(&WebhookPayload::from(event)),
+            Self::LeadCreated => self.envelope(event, EventData::Created(event.into())),
             Self::StateChanged | Self::DispositionSet => self.envelope(event, EventData::Lead(event.into())),
             Self::CallStarted | Self::CallEnded => self.envelope(event, EventData::Call(event.into())),
             Self::ActivityCompleted => serde_json::to_string(&ActivityPayload::of(event)),
@@ -78,10 +85,57 @@ pub struct EventPayload<'a> {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(untagged)]
 pub enum EventData<'a> {
+    /// Of `lead.created`.
+    Created(CreatedEventData<'a>),
     /// Of `lead.state_changed` and `lead.disposition_set`.
     Lead(LeadEventData<'a>),
     /// Of `call.started` and `call.ended`.
     Call(CallEventData<'a>),
+}
+
+/// `data` of the creation of a lead.
+#[derive(Debug, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct CreatedEventData<'a> {
+    /// The creation.
+    pub update_id: ObjectId,
+    /// The project.
+    pub project_id: ObjectId,
+    /// The lead's process.
+    pub process_id: Option<ObjectId>,
+    /// The lead.
+    pub lead_id: Option<ObjectId>,
+    /// The lead's external id.
+    pub reference_id: Option<&'a str>,
+    /// The state that it was created in.
+    pub state: Option<&'a str>,
+    /// Its name.
+    pub name: Option<&'a str>,
+    /// Its phone number.
+    pub phone: Option<&'a str>,
+    /// Its e-mail address.
+    pub email: Option<&'a str>,
+    /// The metadata that it was created with.
+    pub metadata: Option<&'a JsonObject>,
+}
+
+impl<'a> From<&'a CompletionEvent> for CreatedEventData<'a> {
+    fn from(event: &'a CompletionEvent) -> Self {
+        let contact = event.contact.as_ref();
+        Self {
+            update_id: event.update_id,
+            project_id: event.project_id,
+            process_id: event.process_id,
+            lead_id: event.lead_id,
+            reference_id: event.reference_id.as_deref(),
+            state: event.to_state.as_deref(),
+            name: contact.and_then(|contact| contact.name.as_deref()),
+            phone: contact.and_then(|contact| contact.phone.as_deref()),
+            email: contact.and_then(|contact| contact.email.as_deref()),
+            metadata: event.data.as_ref(),
+        }
+    }
 }
 
 /// `data` of an event of a lead.
@@ -167,7 +221,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::event::tests::event;
+    use crate::{command::LeadContact, event::tests::event};
 
     fn occurred(event: &CompletionEvent) -> Vec<&'static str> {
         EventKind::ALL.iter().filter(|kind| kind.occurred(event)).map(|kind| kind.as_str()).collect()
@@ -181,6 +235,10 @@ mod tests {
         let failed = CompletionEvent { success: false, to_state: None, ..disposed.clone() };
         let call = |kind, success| CompletionEvent { kind, success, from_state: None, to_state: None, ..event() };
 
+        let created = CompletionEvent { kind: OutcomeKind::LeadCreated, from_state: None, ..moved.clone() };
+
+        assert_eq!(occurred(&created), ["lead.created"], "its first state is no change");
+        assert!(occurred(&CompletionEvent { success: false, ..created }).is_empty());
         assert_eq!(occurred(&moved), ["update.succeeded", "lead.state_changed"]);
         assert_eq!(occurred(&same), ["update.succeeded"]);
         assert_eq!(occurred(&disposed), ["update.succeeded", "lead.disposition_set"]);
@@ -197,10 +255,19 @@ mod tests {
     fn events_of_leads_and_calls_share_an_envelope() {
         let event = CompletionEvent { disposition: Some("callback".into()), call_id: Some("c-1".into()), ..event() };
         let started = CompletionEvent { kind: OutcomeKind::CallStarted, ..event.clone() };
+        let contact = LeadContact { name: Some("Ada".into()), phone: Some("+14155550123".into()), email: None };
+        let created = CompletionEvent {
+            kind: OutcomeKind::LeadCreated,
+            from_state: None,
+            to_state: Some("new".into()),
+            contact: Some(contact),
+            ..event.clone()
+        };
         let body = |kind: DeliveryKind, event: &CompletionEvent| kind.body(event).unwrap().unwrap();
 
         insta::assert_snapshot!(body(DeliveryKind::StateChanged, &event), @r#"{"type":"lead.state_changed","timestamp":"2026-01-12T04:55:59.048Z","data":{"updateId":"010101010101010101010101","projectId":"020202020202020202020202","processId":"030303030303030303030303","leadId":"040404040404040404040404","referenceId":"AB123456789","fromState":"new","toState":"interested","disposition":"callback","version":2,"userId":null}}"#);
         insta::assert_snapshot!(body(DeliveryKind::CallStarted, &started), @r#"{"type":"call.started","timestamp":"2026-01-12T04:55:59.048Z","data":{"updateId":"010101010101010101010101","projectId":"020202020202020202020202","processId":"030303030303030303030303","leadId":"040404040404040404040404","referenceId":"AB123456789","callId":"c-1"}}"#);
+        insta::assert_snapshot!(body(DeliveryKind::LeadCreated, &created), @r#"{"type":"lead.created","timestamp":"2026-01-12T04:55:59.048Z","data":{"updateId":"010101010101010101010101","projectId":"020202020202020202020202","processId":"030303030303030303030303","leadId":"040404040404040404040404","referenceId":"AB123456789","state":"new","name":"Ada","phone":"+14155550123","email":null,"metadata":{"make":"Toyota","model":"Camry"}}}"#);
         assert!(body(DeliveryKind::DispositionSet, &event).starts_with(r#"{"type":"lead.disposition_set","#));
         assert!(DeliveryKind::CallEnded.body(&event).unwrap().is_none());
     }
@@ -217,7 +284,10 @@ mod tests {
     fn an_unknown_name_is_refused_with_the_known_ones() {
         let error = "update".parse::<EventKind>().unwrap_err().to_string();
 
-        assert!(error.starts_with("must be one of update.succeeded, update.failed, lead.state_changed"), "{error}");
+        assert!(
+            error.starts_with("must be one of update.succeeded, update.failed, lead.created, lead.state_changed"),
+            "{error}"
+        );
     }
 
     proptest! {
@@ -225,7 +295,7 @@ mod tests {
         fn an_event_means_at_most_one_delivery_of_each_kind_and_each_has_a_body(
             kind in prop_oneof![
                 Just(OutcomeKind::Update), Just(OutcomeKind::CallStarted), Just(OutcomeKind::CallEnded),
-                Just(OutcomeKind::Erase)
+                Just(OutcomeKind::Erase), Just(OutcomeKind::LeadCreated)
             ],
             success: bool,
             from_state in prop::option::of("[ab]"),

@@ -132,6 +132,8 @@ pub(crate) async fn accept(
         OutcomeKind::CallStarted => "Call start accepted",
         OutcomeKind::CallEnded => "Call end accepted",
         OutcomeKind::Erase => "Lead erasure accepted",
+        // Not a command of clients.
+        OutcomeKind::LeadCreated => "Lead creation accepted",
     };
     let accepted = UpdateAccepted { success: true, message: message.into(), update_id, warnings, outcome };
     let mut response = response::ok(&accepted)?;

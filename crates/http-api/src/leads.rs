@@ -115,7 +115,7 @@ impl From<rpc::Lead> for ListedLead {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Activity {
-    /// `update`, `call.started`, `call.ended` or `erase`.
+    /// `update`, `call.started`, `call.ended`, `erase` or `lead.created`.
     pub kind: OutcomeKind,
     /// The update, or the call event.
     pub update_id: ObjectId,
@@ -147,7 +147,7 @@ response_from!(activity: rpc::Activity => Activity {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct HistoryEntry {
-    /// `update`, `call.started`, `call.ended` or `erase`.
+    /// `update`, `call.started`, `call.ended`, `erase` or `lead.created`.
     pub kind: OutcomeKind,
     /// The update, or the call event.
     pub update_id: ObjectId,

@@ -181,6 +181,7 @@ fn event() -> CompletionEvent {
         disposition: None,
         call_id: None,
         activity: None,
+        contact: None,
         user_id: None,
         warnings: vec!["two".into()],
         timestamp: AT,

@@ -119,7 +119,7 @@ pub struct UpdateAccepted {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Outcome {
-    /// `update`; `call.started` or `call.ended` of a call event; `erase` of an erasure.
+    /// `update`; `call.started` or `call.ended` of a call event; `erase` of an erasure; `lead.created` of a creation.
     #[serde(rename = "action_type")]
     pub action_type: OutcomeKind,
     /// The update, or the call event.

@@ -92,6 +92,7 @@ async fn fill_events(stack: &Stack, count: u64) -> anyhow::Result<()> {
             disposition: None,
             call_id: None,
             activity: None,
+            contact: None,
             user_id: Some("agent-0042".into()),
             warnings: Vec::new(),
             timestamp: now,

@@ -210,6 +210,7 @@ fn states(entry: &HistoryEntry) -> String {
         (Some(from), Some(to)) if from != to => format!("{from} → {to}"),
         // A call event changes no state.
         (None, None) if !entry.kind.is_update() => entry.kind.to_string(),
+        (None, Some(to)) if !entry.kind.is_update() => format!("{}: {to}", entry.kind),
         (from, to) => to.or(from).unwrap_or_default().to_owned(),
     }
 }

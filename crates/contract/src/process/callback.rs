@@ -108,6 +108,11 @@ impl Callback {
             .map(|kind| kind.delivery())
     }
 
+    /// Whether it names this event in its `events`.
+    pub fn names(&self, event: EventKind) -> bool {
+        self.events.as_ref().is_some_and(|events| events.contains(&event))
+    }
+
     /// The secrets that sign at this time, newest first.
     pub fn signing_secrets(&self, now: Timestamp) -> impl Iterator<Item = &Secret> {
         let retiring = self.retiring_secrets.iter().filter(move |retiring| now < retiring.until);

@@ -1,20 +1,27 @@
 //! Leads: read, listed and initiated; calls with them.
 
+use std::time::Duration;
+
 use contract::{
     JsonObject, ObjectId,
-    command::MAX_TEXT_CHARS,
+    command::{LeadContact, LeadCreated, MAX_TEXT_CHARS},
+    event_kind::EventKind,
+    process::Process,
     rpc::{
         Call, ErrorCode, GetLead, GetLeadHistory, HistoryEntry, InitiateLead, Lead, ListCalls, ListLeads,
         MAX_SEARCH_CHARS, Page, RpcError, clamp,
     },
 };
-use service_kit::clock;
+use service_kit::{clock, rpc::internal};
 
 use super::{Api, cursors, lead_not_found};
 use crate::{
     core::{decide::Limits, lead_search::LeadSearch, process_change::process_not_found},
+    pipeline::created_leads::log_created,
     store::{
-        self, calls, lead_search,
+        self, calls,
+        created_leads::CreatedLead,
+        lead_search,
         leads::{self, LeadAddress, LeadFilter},
         processes, updates,
     },
@@ -23,6 +30,9 @@ use crate::{
 /// How many leads are searched for a page with a filter. More finds rare leads with fewer queries, each of which takes
 /// longer.
 const SEARCHED_LEADS: u32 = 10_000;
+/// How long a query waits for the log to have the creation of its lead. Longer delays the answer while the log is away,
+/// shorter leaves more to the leader, and then later updates of the lead may precede its creation.
+const LOG_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl Api {
     pub(super) async fn get_lead(self, query: GetLead) -> Result<Lead, RpcError> {
@@ -38,16 +48,23 @@ impl Api {
         let now = clock::now();
         validate(&lead, self.limits())?;
         let process = processes::find_by_id(&self.pool, lead.project_id, lead.process_id).await?;
-        let rules = process.ok_or_else(process_not_found)?.rules;
+        let Process { rules, callbacks, .. } = process.ok_or_else(process_not_found)?;
         let state = rules
             .initial_state()
             .ok_or_else(|| RpcError::new(ErrorCode::ProcessHasNoStates, "The process has no states"))?;
         let lead_id = clock::new_id();
+        let is_logged = callbacks.iter().any(|callback| callback.names(EventKind::LeadCreated));
+        let created = is_logged.then(|| creation(lead_id, &lead, &state.name)).transpose()?;
         let mut connection = store::acquire(&self.pool).await?;
-        if !leads::insert(&mut connection, lead_id, &lead, &state.name, now).await? {
+        if !leads::insert(&mut connection, lead_id, &lead, &state.name, created.as_ref(), now).await? {
             let reference = lead.reference_id.as_deref().unwrap_or_default();
             let message = format!("Lead with referenceId {reference:?} already exists for this project and process");
             return Err(RpcError::new(ErrorCode::ReferenceExists, message));
+        }
+        // Not during the wait for the log.
+        drop(connection);
+        if let Some(created) = &created {
+            self.log_created(created).await;
         }
         Ok(Lead {
             lead_id,
@@ -65,6 +82,16 @@ impl Api {
             updated_at: now,
             activities: vec![],
         })
+    }
+
+    /// Logs a creation. If that fails, the leader logs it later.
+    async fn log_created(&self, created: &CreatedLead) {
+        let update_id = created.update_id;
+        match tokio::time::timeout(LOG_TIMEOUT, log_created(&self.js, created)).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(e)) => tracing::warn!(%update_id, "cannot log the creation of a lead, which the leader will: {e}"),
+            Err(_) => tracing::warn!(%update_id, "the log is slow; the leader logs the creation of a lead"),
+        }
     }
 
     pub(super) async fn list_leads(self, query: ListLeads) -> Result<Page<Lead>, RpcError> {
@@ -129,6 +156,16 @@ impl Api {
     pub(super) fn limits(&self) -> Limits {
         Limits::for_max_payload(self.js.client().server_info().max_payload)
     }
+}
+
+/// What is to be logged of a new lead.
+fn creation(lead_id: ObjectId, lead: &InitiateLead, state: &str) -> Result<CreatedLead, RpcError> {
+    let update_id = clock::new_id();
+    let InitiateLead { name, phone, email, metadata, project_id, .. } = lead;
+    let contact = LeadContact { name: name.clone(), phone: phone.clone(), email: email.clone() };
+    let created = LeadCreated { update_id, lead_id, state: state.into(), contact, metadata: metadata.clone() };
+    let command = serde_json::to_string(&created).map_err(|e| internal("cannot write the creation of a lead", &e))?;
+    Ok(CreatedLead { project_id: *project_id, update_id, command })
 }
 
 fn validate(lead: &InitiateLead, limits: Limits) -> Result<(), RpcError> {

@@ -9,7 +9,7 @@ use contract::{
     event::OutcomeKind,
 };
 
-use super::entry::{CallChange, CallEntry, Entry, EraseEntry, UpdateEntry};
+use super::entry::{CallChange, CallEntry, CreatedEntry, Entry, EraseEntry, UpdateEntry};
 
 /// A project and the id of one of its updates.
 pub type UpdateKey = (ObjectId, ObjectId);
@@ -36,6 +36,9 @@ impl LeadKeys {
                 }
                 Entry::Erase(erase) => {
                     keys.updates.insert(erase.key());
+                }
+                Entry::Created(created) => {
+                    keys.updates.insert(created.key());
                 }
                 Entry::Call(_) => {}
             }
@@ -64,12 +67,19 @@ pub(super) struct Address<'a> {
     pub(super) reference_id: Option<&'a str>,
 }
 
+impl Address<'_> {
+    pub(super) fn of_lead(lead_id: ObjectId) -> Self {
+        Self { lead_id: Some(lead_id), process_id: None, reference_id: None }
+    }
+}
+
 impl Entry {
     pub(super) fn address(&self) -> Address<'_> {
         match self {
             Self::Update(update) => update.address(),
             Self::Call(call) => call.address(),
-            Self::Erase(erase) => Address { lead_id: Some(erase.lead_id), process_id: None, reference_id: None },
+            Self::Erase(erase) => Address::of_lead(erase.lead_id),
+            Self::Created(entry) => Address::of_lead(entry.created.lead_id),
         }
     }
 }
@@ -88,6 +98,12 @@ impl UpdateEntry {
 impl EraseEntry {
     pub fn key(&self) -> UpdateKey {
         (self.project_id, self.update_id)
+    }
+}
+
+impl CreatedEntry {
+    pub fn key(&self) -> UpdateKey {
+        (self.project_id, self.created.update_id)
     }
 }
 

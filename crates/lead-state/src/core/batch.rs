@@ -17,8 +17,9 @@ use contract::{
 
 use super::{
     address::Address,
+    creation::created_event,
     decide::{Call, Change, Lead, Limits, Refusal, decide, in_call, room_to_queue},
-    entry::{CallChange, CallEntry, DeadLetter, Entry, EraseEntry, UpdateEntry},
+    entry::{CallChange, CallEntry, CreatedEntry, DeadLetter, Entry, EraseEntry, UpdateEntry},
     erasure::erasure_event,
     outcome::{call_event, completion_event},
 };
@@ -51,7 +52,7 @@ pub struct QueuedUpdate {
     pub update: UpdateEntry,
 }
 
-/// A row of the ledger: an update, a call event or an erasure, and its outcome.
+/// A row of the ledger: an update, a call event, a creation or an erasure, and its outcome.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LedgerRow {
     /// Its log entry.
@@ -89,7 +90,7 @@ pub struct Plan {
     pub released: Vec<UpdateKey>,
     /// The leads that it erases; `leads` has what remains of them.
     pub erasures: Vec<Erasure>,
-    /// One row per decided update, call event or erasure that was not recorded before, in the order of the decisions.
+    /// One row per decided update, call event, creation or erasure that was not recorded before, in the order of the decisions.
     pub rows: Vec<LedgerRow>,
     /// Valid entries that cannot be carried out and have no ledger row.
     pub dead_letters: Vec<DeadLetter>,
@@ -145,6 +146,7 @@ impl BatchDecider {
             Entry::Update(update) => self.apply_update(update),
             Entry::Call(call) => self.apply_call(*call),
             Entry::Erase(erase) => self.apply_erasure(*erase),
+            Entry::Created(created) => self.apply_creation(*created),
         }
     }
 
@@ -317,6 +319,27 @@ impl BatchDecider {
         });
     }
 
+    /// Records that a lead was created. The lead is not changed: it may have been updated since.
+    fn apply_creation(&mut self, entry: CreatedEntry) {
+        if self.is_duplicate(entry.key(), entry.position) {
+            return;
+        }
+        let found = self.state.find_lead(entry.project_id, Address::of_lead(entry.created.lead_id));
+        let entry = if found == Err(Refusal::LeadErased) { entry.without_content() } else { entry };
+        let lead = found.as_ref().map(|lead_id| self.state.leads.get(lead_id).map(|lead| &**lead));
+        let event = created_event(&entry, lead, self.applied_at);
+        self.plan.rows.push(LedgerRow {
+            position: entry.position,
+            logged_at: entry.logged_at,
+            text: entry.text,
+            disposition: None,
+            api_key_id: None,
+            traceparent: entry.traceparent,
+            decided_at: entry.position,
+            event,
+        });
+    }
+
     /// Erases a lead, also during a call: a call that is never ended must not keep the data. Its calls end, and the updates
     /// that are queued behind them fail.
     fn apply_erasure(&mut self, erase: EraseEntry) {
@@ -395,8 +418,7 @@ impl BatchDecider {
 impl BatchState {
     /// The lead of an erasure, which may be erased already.
     fn lead_to_erase(&self, project_id: ObjectId, lead_id: ObjectId) -> Result<ObjectId, Refusal> {
-        let address = Address { lead_id: Some(lead_id), process_id: None, reference_id: None };
-        match self.find_lead(project_id, address) {
+        match self.find_lead(project_id, Address::of_lead(lead_id)) {
             Err(Refusal::LeadErased) => Ok(lead_id),
             found => found,
         }
@@ -466,7 +488,7 @@ impl BatchState {
 mod tests {
     use contract::{
         JsonObject,
-        command::{CallExpired, MAX_TEXT_CHARS},
+        command::{CallExpired, LeadContact, LeadCreated, MAX_TEXT_CHARS},
     };
 
     use super::*;
@@ -767,7 +789,7 @@ mod tests {
             Entry::Call(call) => {
                 Entry::Call(Box::new(CallEntry { position: at(sequence), logged_at: time(sequence), ..*call }))
             }
-            Entry::Update(_) | Entry::Erase(_) => unreachable!(),
+            _ => unreachable!(),
         };
 
         let plan = run(vec![start(1, Some("a")), end(2, None), duplicate(3), update(4, 1, merge("{}"))]);
@@ -847,6 +869,52 @@ mod tests {
         assert_eq!(outcomes, [Some("lead_not_found"), None, None]);
         assert_eq!(plan.erasures.len(), 1);
         assert_eq!((plan.erasures[0].position, plan.erasures[0].reference_id.as_deref()), (at(3), Some("R")));
+    }
+
+    fn created_in(project_id: ObjectId, sequence: u64, id: u8) -> Entry {
+        let created = LeadCreated {
+            update_id: ObjectId::from_bytes([id; 12]),
+            lead_id: LEAD,
+            state: "new".into(),
+            contact: LeadContact { name: Some("Ada".into()), ..LeadContact::default() },
+            metadata: object(r#"{"a":1}"#),
+        };
+        let text = serde_json::to_string(&created).unwrap().into();
+        let (position, logged_at) = (at(sequence), time(sequence));
+        Entry::Created(Box::new(CreatedEntry { position, logged_at, project_id, created, text, traceparent: None }))
+    }
+
+    #[test]
+    fn a_creation_is_recorded_as_it_was_and_changes_nothing() {
+        let moved = UpdateCommand { target_state: Some("interested".into()), ..merge(r#"{"b":2}"#) };
+
+        let plan =
+            run(vec![update(1, 1, moved), created_in(PROJECT, 2, 9), created_in(PROJECT, 3, 9), erase_of(PROJECT, 4)]);
+
+        let event = &plan.rows[1].event;
+        assert_eq!((event.kind, event.success, event.process_id), (OutcomeKind::LeadCreated, true, Some(PROCESS)));
+        assert_eq!(
+            (event.from_state.as_deref(), event.to_state.as_deref(), event.version),
+            (None, Some("new"), Some(1))
+        );
+        assert_eq!(event.data.as_ref().map(JsonObject::get), Some(r#"{"a":1}"#));
+        assert_eq!(event.contact.as_ref().and_then(|contact| contact.name.as_deref()), Some("Ada"));
+        assert_eq!((plan.rows.len(), plan.leads[0].version), (3, 2), "a duplicate has no row, and the update stays");
+    }
+
+    #[test]
+    fn a_creation_of_a_lead_that_is_gone_fails_without_its_content() {
+        let plan = run(vec![created_in(PROCESS, 1, 7), erase_of(PROJECT, 2), created_in(PROJECT, 3, 8)]);
+
+        let codes: Vec<_> = plan.rows.iter().map(|row| row.event.error_code.as_deref()).collect();
+        assert_eq!(codes, [Some("lead_not_found"), None, Some("lead_erased")]);
+        let erased = &plan.rows[2];
+        assert_eq!((&erased.event.data, &erased.event.contact, &erased.event.to_state), (&None, &None, &None));
+        let text = format!(
+            r#"{{"updateId":"{}","leadId":"{LEAD}","state":"new","contact":{{}},"metadata":{{}}}}"#,
+            "08".repeat(12)
+        );
+        assert_eq!(&*erased.text, text);
     }
 
     #[test]

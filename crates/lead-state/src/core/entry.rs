@@ -6,7 +6,7 @@ use bytes::Bytes;
 use contract::{
     ObjectId, Timestamp,
     call_result::CallResult,
-    command::{CallEnded, CallExpired, CallStarted, EraseLead, MAX_TEXT_CHARS, UpdateCommand},
+    command::{CallEnded, CallExpired, CallStarted, EraseLead, LeadCreated, MAX_TEXT_CHARS, UpdateCommand},
     headers, json,
     pack::{self, PackedCommand},
     position::LogPosition,
@@ -76,6 +76,7 @@ pub enum Entry {
     /// In a box, because it may bring the result of a call, and most entries are updates.
     Call(Box<CallEntry>),
     Erase(Box<EraseEntry>),
+    Created(Box<CreatedEntry>),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -114,6 +115,17 @@ pub struct EraseEntry {
     pub update_id: ObjectId,
     pub lead_id: ObjectId,
     pub api_key_id: Option<ObjectId>,
+    /// The command's text, for the ledger.
+    pub text: Box<str>,
+    pub traceparent: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CreatedEntry {
+    pub position: LogPosition,
+    pub logged_at: Timestamp,
+    pub project_id: ObjectId,
+    pub created: LeadCreated,
     /// The command's text, for the ledger.
     pub text: Box<str>,
     pub traceparent: Option<String>,
@@ -186,6 +198,12 @@ pub fn parse(message: &LogMessage, epoch: i32) -> Result<Entry, DeadLetter> {
                 text: text.trim().into(),
                 traceparent: traceparent(),
             })));
+        }
+        CommandKind::LeadCreated => {
+            let created = read(text).map_err(|e| dead(DeadLetterReason::InvalidCommand, e))?;
+            let (text, traceparent) = (text.trim().into(), traceparent());
+            let entry = CreatedEntry { position, logged_at, project_id, created, text, traceparent };
+            return Ok(Entry::Created(Box::new(entry)));
         }
         CommandKind::CallStarted => read(text).and_then(check_call_id).map(CallChange::Started),
         CommandKind::CallEnded => read(text).and_then(check_result).map(CallChange::Ended),
@@ -301,6 +319,11 @@ mod tests {
             (UPDATE, b"[]", InvalidCommand),
             (UPDATE, b"null", InvalidCommand),
             ("leads.cmd.x.update", b"{}", InvalidSubject),
+            (
+                "leads.cmd.020202020202020202020202.lead.created",
+                br#"{"leadId":"010101010101010101010101"}"#,
+                InvalidCommand,
+            ),
             ("leads.cmd.020202020202020202020202.call.started", br#"{"timeoutSeconds":-1}"#, InvalidCommand),
         ] {
             let dead = parse(&message(subject, payload), 3).expect_err(subject);

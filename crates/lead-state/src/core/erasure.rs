@@ -70,9 +70,9 @@ impl CallEntry {
     }
 }
 
-/// The text of a command of ids.
-fn text(command: &impl Serialize) -> Box<str> {
-    // Ids can always be written.
+/// The text of a command without content.
+pub(super) fn text(command: &impl Serialize) -> Box<str> {
+    // Such a command can always be written.
     serde_json::to_string(command).unwrap_or_else(|_| "{}".into()).into()
 }
 
@@ -99,6 +99,7 @@ pub(super) fn erasure_event(
         disposition: None,
         call_id: None,
         activity: None,
+        contact: None,
         user_id: None,
         warnings: Vec::new(),
         timestamp: applied_at,

@@ -3,6 +3,7 @@
 mod address;
 pub mod batch;
 mod callback_auth;
+mod creation;
 pub mod decide;
 pub mod entry;
 mod erasure;

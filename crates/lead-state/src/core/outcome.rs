@@ -42,6 +42,7 @@ pub(super) fn completion_event(
         disposition: change.and_then(|change| change.disposition.clone()),
         call_id: None,
         activity: None,
+        contact: None,
         user_id: command.user_id.as_deref().map(truncated),
         warnings: change.map(|change| change.warnings.clone()).unwrap_or_default(),
         timestamp: applied_at,
@@ -83,6 +84,7 @@ pub(super) fn call_event(
         disposition: change.and_then(|change| change.disposition.clone()),
         call_id: call.call_id().map(truncated),
         activity: activity.cloned(),
+        contact: None,
         user_id: None,
         warnings: match refused {
             Some(refusal) => vec![Warning::STATE_NOT_REACHED.with(&[&bounded_error(refusal.to_string())])],

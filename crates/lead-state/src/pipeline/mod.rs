@@ -3,6 +3,7 @@
 mod announcer;
 mod applier;
 mod call_expiry;
+pub(crate) mod created_leads;
 mod dead_letters;
 mod erasure;
 pub(crate) mod leader;

@@ -181,7 +181,7 @@ fn describe(
 fn outcome_bytes(state: &BatchState, entries: &[Entry]) -> usize {
     let updates = entries.iter().filter_map(|entry| match entry {
         Entry::Update(update) => Some(update),
-        Entry::Call(_) | Entry::Erase(_) => None,
+        Entry::Call(_) | Entry::Erase(_) | Entry::Created(_) => None,
     });
     let updates = updates.map(|update| {
         let command = &update.command;
@@ -194,5 +194,9 @@ fn outcome_bytes(state: &BatchState, entries: &[Entry]) -> usize {
         let bytes = queue.iter().map(|queued| queued.update.text.len()).sum();
         Some(queue_outcome_bytes(state.leads.get(lead_id)?, queue.len(), bytes))
     });
-    updates.chain(queues).sum()
+    let created = entries.iter().map(|entry| match entry {
+        Entry::Created(created) => 2 * created.text.len(),
+        _ => 0,
+    });
+    updates.chain(queues).chain(created).sum()
 }

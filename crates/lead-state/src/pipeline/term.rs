@@ -19,6 +19,7 @@ use super::{
     announcer::{self, Announcer},
     applier::{Applier, Preparer, Writer},
     call_expiry::log_expired_calls,
+    created_leads::log_created_leads,
     dead_letters::DeadLetterPublisher,
     erasure::erase_contents,
     planner::Planner,
@@ -181,6 +182,11 @@ impl TermContext {
         background.spawn(async move {
             expiry.await;
             Ok(TermEnd::Retry("logging expired calls ended".into()))
+        });
+        let creations = log_created_leads(self.pool.clone(), self.js.clone());
+        background.spawn(async move {
+            creations.await;
+            Ok(TermEnd::Retry("logging created leads ended".into()))
         });
         let erasure = erase_contents(self.pool.clone());
         background.spawn(async move {

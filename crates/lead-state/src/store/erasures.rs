@@ -36,6 +36,10 @@ pub(super) async fn write(connection: &mut Session, erasures: &[Erasure], now: T
         )
         .execute(&mut *connection)
         .await?;
+        // A creation that is not logged yet is not announced: nothing but ids would remain of it.
+        sqlx::query!("DELETE FROM lead_state.created_leads WHERE lead_id = $1", lead_id.as_bytes())
+            .execute(&mut *connection)
+            .await?;
         let (epoch, sequence, index) = position_columns(*position);
         sqlx::query!(
             "INSERT INTO lead_state.pending_erasures AS p (lead_id, project_id, log_epoch, log_sequence, log_index)

@@ -5,6 +5,7 @@ use service_kit::postgres::{Pool, Session};
 
 use super::{
     StoreError,
+    created_leads::CreatedLead,
     row::{Hex, Row, time, upper_bound},
     updates,
 };
@@ -180,20 +181,29 @@ pub(crate) async fn exists(pool: &Pool, project_id: ObjectId, lead_id: ObjectId)
     Ok(exists)
 }
 
-/// Inserts a lead. Returns false if its process has a lead with this external id.
+/// Inserts a lead, and in the same statement what is to be logged of its creation. Returns false if its process has a lead
+/// with this external id.
 pub(crate) async fn insert(
     connection: &mut Session,
     lead_id: ObjectId,
     lead: &rpc::InitiateLead,
     state: &str,
+    created: Option<&CreatedLead>,
     now: Timestamp,
 ) -> Result<bool, StoreError> {
-    let inserted = sqlx::query!(
-        r#"INSERT INTO lead_state.leads
-               (lead_id, project_id, process_id, group_id, reference_id, name, phone, email, state, metadata, version,
-                created_at, updated_at)
-           VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10::text::json, 1, $11, $11)
-           ON CONFLICT (process_id, md5(reference_id)) DO NOTHING"#,
+    let inserted = sqlx::query_scalar!(
+        r#"WITH inserted AS (
+               INSERT INTO lead_state.leads
+                   (lead_id, project_id, process_id, group_id, reference_id, name, phone, email, state, metadata, version,
+                    created_at, updated_at)
+               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10::text::json, 1, $11, $11)
+               ON CONFLICT (process_id, md5(reference_id)) DO NOTHING
+               RETURNING lead_id, project_id
+           ), to_log AS (
+               INSERT INTO lead_state.created_leads (lead_id, project_id, update_id, command, created_at)
+               SELECT lead_id, project_id, $12::bytea, $13::text::json, $11 FROM inserted WHERE $12::bytea IS NOT NULL
+           )
+           SELECT EXISTS (SELECT FROM inserted) AS "inserted!""#,
         lead_id.as_bytes(),
         lead.project_id.as_bytes(),
         lead.process_id.as_bytes(),
@@ -204,9 +214,11 @@ pub(crate) async fn insert(
         lead.email.as_deref(),
         state,
         lead.metadata.get(),
-        time(now)
+        time(now),
+        created.map(|created| *created.update_id.as_bytes()) as _,
+        created.map(|created| created.command.as_str())
     )
-    .execute(connection)
+    .fetch_one(connection)
     .await?;
-    Ok(inserted.rows_affected() == 1)
+    Ok(inserted)
 }

@@ -58,7 +58,9 @@ pub(crate) async fn outbox(
                   kind AS "kind!", lead_id, process_id, reference_id, success AS "success!", error, error_code, from_state, to_state,
                   CASE WHEN success THEN disposition END AS disposition,
                   CASE WHEN kind <> 'update' THEN left(command->>'callId', $7) END AS call_id,
-                  CASE WHEN kind = 'call.ended' AND success THEN command->>'result' END AS activity, version, user_id, warnings AS "warnings!", data::text AS data, traceparent, applied_at AS "applied_at!"
+                  CASE WHEN kind = 'call.ended' AND success THEN command->>'result' END AS activity,
+                  CASE WHEN kind = 'lead.created' AND success THEN command->>'contact' END AS contact, version, user_id,
+                  warnings AS "warnings!", data::text AS data, traceparent, applied_at AS "applied_at!"
            FROM first ORDER BY sequence, index, log_epoch, log_sequence, log_index"#,
         epoch,
         after_sequence,
@@ -93,6 +95,7 @@ pub(crate) async fn outbox(
                     disposition: row.disposition,
                     call_id: row.call_id,
                     activity: stored.optional_json("command", row.activity.as_deref())?,
+                    contact: stored.optional_json("command", row.contact.as_deref())?,
                     user_id: row.user_id,
                     warnings: row.warnings,
                     timestamp: row.applied_at.into(),

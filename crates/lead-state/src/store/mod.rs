@@ -12,6 +12,7 @@ pub(crate) mod batch_state;
 pub(crate) mod calls;
 pub(crate) mod checkpoint;
 mod columns;
+pub(crate) mod created_leads;
 pub(crate) mod erasures;
 mod error;
 pub(crate) mod housekeeping;

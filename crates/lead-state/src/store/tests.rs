@@ -102,6 +102,7 @@ fn succeeded(update_id: ObjectId) -> CompletionEvent {
         disposition: Some("price".into()),
         call_id: None,
         activity: None,
+        contact: None,
         user_id: Some("user".into()),
         warnings: vec!["first".into(), "second".into()],
         timestamp: at(11),

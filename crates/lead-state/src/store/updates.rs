@@ -207,6 +207,7 @@ pub(crate) async fn outcomes(
         r#"WITH requested AS MATERIALIZED (
                SELECT r.place, u.*, CASE WHEN u.kind <> 'update' THEN left(u.command->>'callId', $4) END AS call_id,
                       CASE WHEN u.kind = 'call.ended' AND u.success THEN u.command->>'result' END AS activity,
+                      CASE WHEN u.kind = 'lead.created' AND u.success THEN u.command->>'contact' END AS contact,
                       u.data::text AS text
                FROM unnest($2::bytea[]) WITH ORDINALITY AS r (update_id, place)
                JOIN lead_state.lead_updates AS u ON u.project_id = $1 AND u.update_id = r.update_id
@@ -216,7 +217,7 @@ pub(crate) async fn outcomes(
                FROM requested, LATERAL (SELECT coalesce(octet_length(text), 0) + coalesce(octet_length(activity), 0)) AS l (bytes)
            )
            SELECT place AS "place!", kind AS "kind!", update_id AS "update_id!", process_id, lead_id, reference_id,
-                  success AS "success!", error, error_code, from_state, to_state, version, user_id, call_id, activity,
+                  success AS "success!", error, error_code, from_state, to_state, version, user_id, call_id, activity, contact,
                   CASE WHEN success THEN disposition END AS disposition, applied_at AS "applied_at!", text
            FROM sized WHERE before <= $3 ORDER BY place"#,
         project_id.as_bytes(),
@@ -245,6 +246,7 @@ pub(crate) async fn outcomes(
             disposition: row.disposition,
             call_id: row.call_id,
             activity: stored.optional_json("command", row.activity.as_deref())?,
+            contact: stored.optional_json("command", row.contact.as_deref())?,
             user_id: row.user_id,
             warnings: Vec::new(),
             timestamp: row.applied_at.into(),

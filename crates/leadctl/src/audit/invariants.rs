@@ -20,9 +20,10 @@ pub(crate) struct Exemption {
     pub(crate) sql: &'static str,
 }
 
-pub(crate) const INVARIANTS: [&Invariant; 10] = [
+pub(crate) const INVARIANTS: [&Invariant; 11] = [
     &UNACCOUNTED,
     &UNLOGGED,
+    &CREATION_LOST,
     &QUEUE_INCONSISTENT,
     &OUT_OF_ORDER,
     &LEAD_DIFFERS,
@@ -35,7 +36,7 @@ pub(crate) const INVARIANTS: [&Invariant; 10] = [
 
 const UNACCOUNTED: Invariant = Invariant {
     name: "unaccounted",
-    statement: "every update and call event in the log up to the checkpoint has a ledger row or a dead letter, or is queued",
+    statement: "every update, call event and creation in the log up to the checkpoint has a ledger row or a dead letter, or is queued",
     sql: "
     SELECT coalesce(encode(e.update_id, 'hex'), 'LEAD_COMMANDS/' || pg_temp.entry(e.seq)),
            format('log entry %s has neither a ledger row nor a dead letter', pg_temp.entry(e.seq)), count(*) OVER ()
@@ -80,6 +81,23 @@ const UNLOGGED: Invariant = Invariant {
                           WHERE l.origin = 'commands' AND l.epoch = f.epoch AND l.seq = e.seq)
         GROUP BY r.epoch, r.log_seq, r.update_id
     ) AS violations ORDER BY epoch, log_seq LIMIT $1",
+};
+
+const CREATION_LOST: Invariant = Invariant {
+    name: "creation_lost",
+    statement: "the creation of every lead that a callback receives is in the ledger, or waits to be logged",
+    sql: "
+    SELECT encode(l.lead_id, 'hex'), 'its creation is neither in the ledger nor waits to be logged', count(*) OVER ()
+    FROM (SELECT project_id, process_id, min(known_since) AS known_since FROM audit_callbacks
+          WHERE 'lead.created' = ANY (events) GROUP BY 1, 2) c
+    JOIN lead_state.leads l ON l.process_id = c.process_id, audit_facts f
+    -- Leads that were created just after a change may have been created by the process before it.
+    WHERE l.created_at >= c.known_since + interval '5 s' AND l.created_at >= f.ledger_since AND l.erased_at IS NULL
+      AND (f.from_time IS NULL OR l.created_at >= f.from_time) AND (f.to_time IS NULL OR l.created_at < f.to_time)
+      AND NOT EXISTS (SELECT FROM lead_state.created_leads w WHERE w.lead_id = l.lead_id)
+      AND NOT EXISTS (SELECT FROM lead_state.lead_updates u
+                      WHERE u.lead_id = l.lead_id AND u.project_id = l.project_id AND u.kind = 'lead.created')
+    ORDER BY l.lead_id LIMIT $1",
 };
 
 const QUEUE_INCONSISTENT: Invariant = Invariant {

@@ -17,7 +17,7 @@ pub(crate) struct Entry {
 
 #[derive(Debug, Clone)]
 pub(crate) enum EntryKind {
-    /// Project and id of an update, a call event or an erasure.
+    /// Project and id of an update, a call event, a creation or an erasure.
     Update(ObjectId, ObjectId),
     /// The expiry of a call, which has no ledger row.
     Expiry,
@@ -69,6 +69,7 @@ pub(crate) fn entry(message: &LogMessage) -> Entry {
         Ok(LogEntry::Update(update)) => EntryKind::Update(update.project_id, update.update_id),
         Ok(LogEntry::Call(call)) if call.kind().is_some() => EntryKind::Update(call.project_id, call.update_id),
         Ok(LogEntry::Erase(erase)) => EntryKind::Update(erase.project_id, erase.update_id),
+        Ok(LogEntry::Created(created)) => EntryKind::Update(created.project_id, created.created.update_id),
         Ok(LogEntry::Call(_)) => EntryKind::Expiry,
         Err(_) => EntryKind::Unreadable,
     };

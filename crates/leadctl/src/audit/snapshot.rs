@@ -98,7 +98,7 @@ macro_rules! insert_ledger_rows {
            pg_temp.place(coalesce(u.decided_sequence, u.log_sequence), coalesce(u.decided_index, u.log_index)),
            u.kind, CASE WHEN u.success THEN u.disposition END,
            CASE WHEN u.kind = 'call.ended' THEN u.command->>'result' IS NOT NULL ELSE false END,
-           u.success AND u.version IS NOT NULL
+           u.success AND u.version IS NOT NULL AND u.kind <> 'lead.created'
     FROM lead_state.lead_updates u",
             $from
         )
@@ -115,7 +115,7 @@ const ROWS_IN_SCOPE: &str = insert_ledger_rows!(
 const OTHER_ROWS_OF_LEADS: &str = insert_ledger_rows!(
     false,
     "
-    WHERE u.success AND u.version IS NOT NULL AND u.lead_id IN (SELECT lead_id FROM audit_rows WHERE changes)
+    WHERE u.success AND u.version IS NOT NULL AND u.kind <> 'lead.created' AND u.lead_id IN (SELECT lead_id FROM audit_rows WHERE changes)
       AND NOT EXISTS (SELECT FROM audit_rows r WHERE r.project_id = u.project_id AND r.update_id = u.update_id)"
 );
 
@@ -126,7 +126,8 @@ const OCCURRENCES: &str = "
     FROM audit_rows r CROSS JOIN LATERAL (VALUES
         (r.kind = 'update' AND r.success, 'update.succeeded', 'update'),
         (r.kind = 'update' AND NOT r.success, 'update.failed', 'update'),
-        (r.success AND r.to_state IS NOT NULL AND r.from_state IS DISTINCT FROM r.to_state,
+        (r.success AND r.kind = 'lead.created', 'lead.created', 'lead.created'),
+        (r.success AND r.kind <> 'lead.created' AND r.to_state IS NOT NULL AND r.from_state IS DISTINCT FROM r.to_state,
          'lead.state_changed', 'lead.state_changed'),
         (r.success AND r.disposition IS NOT NULL, 'lead.disposition_set', 'lead.disposition_set'),
         (r.success AND r.kind = 'call.started', 'call.started', 'call.started'),
@@ -196,8 +197,16 @@ const COUNT_UPDATES: &str = "
         (SELECT count(*) FROM audit_rows WHERE in_scope AND success),
         (SELECT count(*) FROM audit_rows WHERE in_scope AND NOT success),
         (SELECT count(*) FROM (
-            SELECT DISTINCT e.project_id, e.update_id FROM audit_entries e, audit_facts f
-            WHERE e.kind = 'update' AND e.seq > f.applied_seq AND NOT EXISTS (
+            SELECT DISTINCT e.project_id, e.update_id FROM (
+                SELECT e.project_id, e.update_id FROM audit_entries e, audit_facts f
+                WHERE e.kind = 'update' AND e.seq > f.applied_seq
+                UNION ALL
+                -- Creations that are not logged yet.
+                SELECT c.project_id, c.update_id FROM lead_state.created_leads c, audit_facts f
+                WHERE (f.from_time IS NULL OR c.created_at >= f.from_time)
+                  AND (f.to_time IS NULL OR c.created_at < f.to_time)
+                  AND (f.project_id IS NULL OR c.project_id = f.project_id)) AS e
+            WHERE NOT EXISTS (
                 SELECT FROM lead_state.lead_updates u WHERE u.project_id = e.project_id AND u.update_id = e.update_id)
               AND NOT EXISTS (SELECT FROM audit_queued h WHERE h.project_id = e.project_id AND h.update_id = e.update_id)
         ) AS behind),

@@ -118,7 +118,7 @@ async fn log(
     }
     let message = match kind {
         OutcomeKind::CallStarted => "Call start accepted",
-        OutcomeKind::CallEnded | OutcomeKind::Update | OutcomeKind::Erase => "Call end accepted",
+        _ => "Call end accepted",
     };
     let accepted = UpdateAccepted { success: true, message: message.into(), update_id, warnings, outcome: None };
     let mut response = response::ok(&accepted)?;
