@@ -40,6 +40,7 @@ mod log_identity;
 mod mutual_tls;
 mod nats_permissions;
 mod observability;
+mod operational_events;
 mod ordering;
 mod packs;
 mod producers;

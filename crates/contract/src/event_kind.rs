@@ -75,6 +75,14 @@ names! {
     CallEnded = "call.ended",
     /// The result of a call with the lead was recorded.
     ActivityCompleted = "activity.completed",
+    /// A callback has had nothing but failures for a while.
+    CallbackFailing = "callback.failing",
+    /// A callback was disabled.
+    CallbackDisabled = "callback.disabled",
+    /// A callback that was failing accepted a delivery, or one that was disabled is enabled again.
+    CallbackRecovered = "callback.recovered",
+    /// Deliveries of a callback are exhausted.
+    DeliveryExhausted = "delivery.exhausted",
 }
 
 names! {
@@ -94,6 +102,14 @@ names! {
     ActivityCompleted = "activity.completed",
     /// [`EventKind::LeadCreated`].
     LeadCreated = "lead.created",
+    /// [`EventKind::CallbackFailing`].
+    CallbackFailing = "callback.failing",
+    /// [`EventKind::CallbackDisabled`].
+    CallbackDisabled = "callback.disabled",
+    /// [`EventKind::CallbackRecovered`].
+    CallbackRecovered = "callback.recovered",
+    /// [`EventKind::DeliveryExhausted`].
+    DeliveryExhausted = "delivery.exhausted",
 }
 
 #[allow(clippy::derivable_impls, reason = "the macro derives the same traits for both enumerations")]
@@ -117,6 +133,10 @@ impl EventKind {
             Self::CallStarted => DeliveryKind::CallStarted,
             Self::CallEnded => DeliveryKind::CallEnded,
             Self::ActivityCompleted => DeliveryKind::ActivityCompleted,
+            Self::CallbackFailing => DeliveryKind::CallbackFailing,
+            Self::CallbackDisabled => DeliveryKind::CallbackDisabled,
+            Self::CallbackRecovered => DeliveryKind::CallbackRecovered,
+            Self::DeliveryExhausted => DeliveryKind::DeliveryExhausted,
         }
     }
 }
@@ -126,6 +146,21 @@ impl DeliveryKind {
     /// versions.
     pub fn is_update(&self) -> bool {
         *self == Self::Update
+    }
+
+    /// Whether it is about a callback instead of a lead. A delivery of such a kind causes no event of such a kind, so there
+    /// are no loops.
+    pub const fn is_operational(self) -> bool {
+        match self {
+            Self::CallbackFailing | Self::CallbackDisabled | Self::CallbackRecovered | Self::DeliveryExhausted => true,
+            Self::Update
+            | Self::StateChanged
+            | Self::DispositionSet
+            | Self::CallStarted
+            | Self::CallEnded
+            | Self::ActivityCompleted
+            | Self::LeadCreated => false,
+        }
     }
 
     /// The `webhook-id` of its deliveries.

@@ -16,6 +16,7 @@ pub mod id;
 pub mod idempotency;
 pub mod json;
 pub mod key;
+pub mod operational;
 pub mod pack;
 pub mod phone;
 pub mod position;

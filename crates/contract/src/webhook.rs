@@ -7,6 +7,7 @@
 //! | `lead.state_changed` | the lead moved to another state | its name | `{updateId}.{kind}` | [`EventPayload`] |
 //! | `lead.disposition_set` | a disposition was stored | its name | `{updateId}.{kind}` | [`EventPayload`] |
 //! | `call.started`, `call.ended` | a call with a lead started or ended | its name | `{updateId}.{kind}` | [`EventPayload`] |
+//! | `callback.…`, `delivery.exhausted` | see [`operational`](crate::operational) | its name | `{eventId}.{kind}` | [`OperationalPayload`](crate::operational::OperationalPayload) |
 //! | `activity.completed` | the result of a call was recorded | its name | `{updateId}.{kind}` | [`ActivityPayload`] |
 
 use serde::Serialize;
@@ -35,6 +36,8 @@ impl EventKind {
             Self::CallStarted => event.kind == OutcomeKind::CallStarted && succeeded,
             Self::CallEnded => event.kind == OutcomeKind::CallEnded && succeeded,
             Self::ActivityCompleted => succeeded && event.activity.is_some(),
+            // Not of a lead.
+            Self::CallbackFailing | Self::CallbackDisabled | Self::CallbackRecovered | Self::DeliveryExhausted => false,
         }
     }
 }
@@ -54,6 +57,10 @@ impl DeliveryKind {
             Self::StateChanged | Self::DispositionSet => self.envelope(event, EventData::Lead(event.into())),
             Self::CallStarted | Self::CallEnded => self.envelope(event, EventData::Call(event.into())),
             Self::ActivityCompleted => serde_json::to_string(&ActivityPayload::of(event)),
+            // No completion event means one of these.
+            Self::CallbackFailing | Self::CallbackDisabled | Self::CallbackRecovered | Self::DeliveryExhausted => {
+                return Ok(None);
+            }
         }
         .map(Some)
     }

@@ -12,6 +12,10 @@ use service_kit::{
 use crate::{callback_health::DisableAfter, core::schedule::Schedule};
 
 const MAX_IN_FLIGHT: u32 = 512;
+/// Beyond a restart of the endpoint.
+const FAILING_AFTER: Duration = Duration::from_mins(5);
+/// A callback that exhausts deliveries all day makes 144 events.
+const EXHAUSTED_INTERVAL: Duration = Duration::from_mins(10);
 const EVENT_RETENTION: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Configuration of the webhook-notifier.
@@ -57,6 +61,12 @@ pub struct Config {
     /// receives nothing until leadctl callback enable.
     #[arg(long, env = "DISABLE_AFTER", default_value_t, value_name = "DURATION")]
     pub disable_after: DisableAfter,
+    /// How long a callback has nothing but failures before callbacks that name callback.failing receive it.
+    #[arg(long, env = "FAILING_AFTER", default_value_t = FAILING_AFTER.into(), value_name = "DURATION")]
+    pub failing_after: humantime::Duration,
+    /// How long after an event delivery.exhausted of a callback the next one is due, which reports all deliveries since.
+    #[arg(long, env = "EXHAUSTED_INTERVAL", default_value_t = EXHAUSTED_INTERVAL.into(), value_name = "DURATION")]
+    pub exhausted_interval: humantime::Duration,
     /// Most attempts in flight, of all callbacks. A large body counts as several. A project gets at most half of them,
     /// and a callback half of that. More allows more slow endpoints in parallel, fewer takes less memory.
     #[arg(long, env = "MAX_IN_FLIGHT", default_value_t = MAX_IN_FLIGHT, value_parser = clap::value_parser!(u32).range(8..=65_536))]

@@ -58,13 +58,18 @@ impl Deliverer {
         permit.finish(attempt.outcome.endpoint_health(), rand::random());
         self.metrics.attempt(&attempt);
         let health = &self.callbacks.health;
+        // An operational event must not cause another one.
+        let is_operational = delivery.kind.is_operational();
         let disable_callback = match attempt.outcome.error() {
             None => {
-                health.note_success(delivery.callback_id, clock::now());
+                if !is_operational {
+                    health.note_success(delivery.callback_id, clock::now());
+                }
                 // The response of a successful attempt is not kept.
                 attempt.response = None;
                 None
             }
+            Some(_) if is_operational => None,
             Some(error) => health.note_failure(delivery.callback_id, clock::now(), error),
         };
         // While a first attempt is recorded, its permit is free for the next one: the events in flight limit how many

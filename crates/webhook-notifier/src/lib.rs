@@ -25,6 +25,7 @@ mod dispatch;
 mod housekeeping;
 mod http;
 mod metrics;
+mod operational;
 mod outbox;
 mod recorder;
 mod retry;

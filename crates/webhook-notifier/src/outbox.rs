@@ -12,6 +12,7 @@ use contract::{
     subject::{callback_disabled, delivery_exhausted},
 };
 use service_kit::{
+    clock,
     nats::{error_chain, retry_backoff},
     postgres::Pool,
     publish::{self, PublishError},
@@ -86,7 +87,7 @@ async fn publish_pending(js: &jetstream::Context, pool: &Pool) -> Result<(), Out
             WebhookEvent::CallbackDisabled { callback_id, timestamp, .. } => Some((*callback_id, *timestamp)),
             WebhookEvent::Exhausted { .. } => None,
         });
-        store::outbox::mark_exhausted_announced(pool, &exhausted.collect::<Vec<_>>()).await?;
+        store::outbox::mark_exhausted_announced(pool, &exhausted.collect::<Vec<_>>(), clock::now()).await?;
         store::outbox::mark_disabled_announced(pool, &disabled.collect::<Vec<_>>()).await?;
     }
 }

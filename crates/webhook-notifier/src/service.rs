@@ -43,6 +43,7 @@ use crate::{
         own_addresses::{OwnAddresses, OwnServers},
     },
     metrics::Metrics,
+    operational::OperationalEvents,
     outbox,
     recorder::{RecordingTask, recorder},
     retry::Retrier,
@@ -256,6 +257,13 @@ impl Running<'_> {
         let erasures = Erasures { client, js: js.clone(), pool: pool.clone(), outbox: erasure_outbox };
         tasks.spawn("erasures", erasures.run(shutdown.clone()));
         tasks.spawn("outbox", outbox::run(js.clone(), pool.clone(), outbox, shutdown.clone()));
+        let operational = OperationalEvents {
+            pool: pool.clone(),
+            callbacks: callbacks.clone(),
+            failing_after: config.failing_after.into(),
+            exhausted_interval: config.exhausted_interval.into(),
+        };
+        tasks.spawn("operational events", operational.run(shutdown.clone()));
         let statistics = config.statistics_retention.unwrap_or(config.delivery_retention);
         let partitions =
             housekeeping::partitions(pool.clone(), config.delivery_retention, statistics, shutdown.clone());

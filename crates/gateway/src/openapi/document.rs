@@ -6,6 +6,7 @@ use contract::{
     activity::ActivityPayload,
     event::{TestPayload, WebhookPayload},
     key::Scope,
+    operational::OperationalPayload,
     webhook::EventPayload,
 };
 use serde_json::{Map, Value, json};
@@ -155,6 +156,18 @@ fn webhooks(schemas: &mut Schemas) -> Value {
         "description": "Sent like an update to every callback that names the event in its `events`. The `webhook-id` is \
             `{updateId}.{type}`. `data` depends on `type`.",
         "requestBody": content(schemas.response::<EventPayload<'static>>()),
+        "responses": {
+            "2XX": {"description": "Accepted"},
+            "410": {"description": "Send no more: the callback is disabled"},
+            "default": {"description": "Failed: it is retried like an update"},
+        },
+    }}, "operational": {"post": {
+        "operationId": "operationalWebhook",
+        "tags": ["Webhooks"],
+        "summary": "Receive an event of a callback",
+        "description": "Sent like an update to the callbacks of its process and of the process `_` that name it, except to the \
+            callback itself. The `webhook-id` is an id of the event, a dot, and `type`.",
+        "requestBody": content(schemas.response::<OperationalPayload<'static>>()),
         "responses": {
             "2XX": {"description": "Accepted"},
             "410": {"description": "Send no more: the callback is disabled"},

@@ -235,6 +235,8 @@ const UNFOUNDED: Invariant = Invariant {
         WHERE (f.from_time IS NULL OR d.created_at >= f.from_time) AND (f.to_time IS NULL OR d.created_at < f.to_time)
           AND (f.project_id IS NULL OR d.project_id = f.project_id)
           AND d.update_id >= webhooks.id_prefix(f.ledger_since)
+          -- Operational events are of no update.
+          AND d.kind NOT IN ('callback.failing', 'callback.disabled', 'callback.recovered', 'delivery.exhausted')
           AND NOT EXISTS (SELECT FROM audit_rows r WHERE r.project_id = d.project_id AND r.update_id = d.update_id)
           AND NOT EXISTS (SELECT FROM lead_state.lead_updates u
                           WHERE u.project_id = d.project_id AND u.update_id = d.update_id)

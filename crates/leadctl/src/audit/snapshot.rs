@@ -233,6 +233,15 @@ const COUNT_DELIVERIES: &str = "
         JOIN audit_rows r ON r.update_id = d.update_id AND r.project_id = d.project_id AND r.in_scope
         GROUP BY d.callback_id
         UNION ALL
+        -- Of operational events, which are of no update.
+        SELECT d.callback_id, count(*) FILTER (WHERE d.status = 'delivered'), count(*) FILTER (WHERE d.status = 'exhausted'),
+               count(*) FILTER (WHERE d.status = 'pending'), 0, 0
+        FROM webhooks.deliveries d, audit_facts f
+        WHERE d.kind IN ('callback.failing', 'callback.disabled', 'callback.recovered', 'delivery.exhausted')
+          AND (f.from_time IS NULL OR d.created_at >= f.from_time) AND (f.to_time IS NULL OR d.created_at < f.to_time)
+          AND (f.project_id IS NULL OR d.project_id = f.project_id)
+        GROUP BY d.callback_id
+        UNION ALL
         SELECT callback_id, 0, 0, count(*) FILTER (WHERE verdict = 'pending'), count(*) FILTER (WHERE verdict = 'parked'),
                count(*) FILTER (WHERE verdict = 'undelivered')
         FROM audit_missing_deliveries GROUP BY callback_id

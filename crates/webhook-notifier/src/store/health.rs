@@ -27,7 +27,7 @@ pub(crate) async fn failing_callbacks(pool: &Pool) -> Result<HashMap<ObjectId, T
     Ok(rows.into_iter().map(|row| (id(row.callback_id), row.failing_since.into())).collect())
 }
 
-/// Writes which streaks of failures ended and began, and when. Of several replicas the first failure counts.
+/// Writes which streaks of failures ended and began, and when, and the events of callbacks that recovered. Of several replicas the first failure counts.
 pub(crate) async fn write_streaks(
     pool: &Pool,
     ended: &HashMap<ObjectId, Timestamp>,
@@ -40,9 +40,15 @@ pub(crate) async fn write_streaks(
         let (callback_ids, at) = columns(ended);
         sqlx::query!(
             r#"
-            DELETE FROM webhooks.callback_failures AS f
-            USING unnest($1::bytea[], $2::timestamptz[]) AS ended (callback_id, at)
-            WHERE f.callback_id = ended.callback_id AND f.failing_since <= ended.at
+            WITH ended AS (
+                DELETE FROM webhooks.callback_failures AS f
+                USING unnest($1::bytea[], $2::timestamptz[]) AS ended (callback_id, at)
+                WHERE f.callback_id = ended.callback_id AND f.failing_since <= ended.at
+                RETURNING f.callback_id, f.failing_since, f.failing_recorded, ended.at
+            )
+            INSERT INTO webhooks.operational_events (event_id, callback_id, kind, occurred_at, failing_since)
+            SELECT webhooks.new_id(at), callback_id, 'callback.recovered', at, failing_since
+            FROM ended WHERE failing_recorded
             "#,
             &callback_ids as &[[u8; 12]],
             &at as &[OffsetDateTime],
@@ -68,7 +74,7 @@ pub(crate) async fn write_streaks(
     Ok(())
 }
 
-/// Enables a callback and ends its streak of failures. Returns whether it was disabled.
+/// Enables a callback, ends its streak of failures, and records the event of it. Returns whether it was disabled.
 pub(crate) async fn enable_callback(pool: &Pool, callback_id: ObjectId, now: Timestamp) -> Result<bool, StoreError> {
     let enabled = sqlx::query_scalar!(
         r#"
@@ -77,6 +83,12 @@ pub(crate) async fn enable_callback(pool: &Pool, callback_id: ObjectId, now: Tim
             RETURNING callback_id
         ), streak AS (
             DELETE FROM webhooks.callback_failures AS f USING enabled WHERE f.callback_id = enabled.callback_id
+            RETURNING f.callback_id, f.failing_since
+        ), recovered AS (
+            INSERT INTO webhooks.operational_events
+                (event_id, callback_id, kind, occurred_at, reason, failing_since)
+            SELECT webhooks.new_id($2), e.callback_id, 'callback.recovered', $2, 'it was enabled again', s.failing_since
+            FROM enabled AS e LEFT JOIN streak AS s USING (callback_id)
         )
         SELECT count(*) AS "count!" FROM enabled
         "#,

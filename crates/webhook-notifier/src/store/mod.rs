@@ -12,6 +12,7 @@ pub(crate) mod deliveries;
 pub(crate) mod erasures;
 pub(crate) mod error;
 pub(crate) mod health;
+pub(crate) mod operational;
 pub(crate) mod ordering;
 pub(crate) mod outbox;
 pub(crate) mod parked;

@@ -1,6 +1,11 @@
 //! The outbox of events about deliveries and callbacks.
 
-use contract::{ObjectId, Timestamp, event::WebhookEvent, rpc::DeliveryId};
+use contract::{
+    ObjectId, Timestamp,
+    event::{ERASED, WebhookEvent},
+    event_kind::DeliveryKind,
+    rpc::DeliveryId,
+};
 use service_kit::postgres::Pool;
 use time::OffsetDateTime;
 
@@ -44,20 +49,50 @@ pub(crate) async fn exhausted(pool: &Pool, limit: i64) -> Result<Vec<WebhookEven
     events.collect()
 }
 
-/// Marks deliveries as announced.
-pub(crate) async fn mark_exhausted_announced(pool: &Pool, deliveries: &[DeliveryId]) -> Result<(), StoreError> {
+/// Marks deliveries as announced, and counts those that an event `delivery.exhausted` is to report: not those of such events
+/// themselves, and none that an erasure ended.
+pub(crate) async fn mark_exhausted_announced(
+    pool: &Pool,
+    deliveries: &[DeliveryId],
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    if deliveries.is_empty() {
+        return Ok(());
+    }
+    let operational = DeliveryKind::ALL.iter().filter(|kind| kind.is_operational()).map(|kind| kind.as_str());
     let update_ids = deliveries.iter().map(|id| *id.update_id.as_bytes()).collect::<Vec<_>>();
     let callback_ids = deliveries.iter().map(|id| *id.callback_id.as_bytes()).collect::<Vec<_>>();
     let kinds = deliveries.iter().map(|id| id.kind.as_str()).collect::<Vec<_>>();
     sqlx::query!(
         r#"
-        UPDATE webhooks.deliveries AS d SET exhausted_announced = true
-        FROM unnest($1::bytea[], $2::bytea[], $3::text[]) AS announced (update_id, callback_id, kind)
-        WHERE d.update_id = announced.update_id AND d.callback_id = announced.callback_id AND d.kind = announced.kind
+        WITH marked AS (
+            UPDATE webhooks.deliveries AS d SET exhausted_announced = true
+            FROM unnest($1::bytea[], $2::bytea[], $3::text[]) AS announced (update_id, callback_id, kind)
+            WHERE d.update_id = announced.update_id AND d.callback_id = announced.callback_id AND d.kind = announced.kind
+                AND NOT d.exhausted_announced
+            RETURNING d.update_id, d.callback_id, d.kind, d.last_error, d.updated_at
+        ), counted AS (
+            SELECT DISTINCT ON (callback_id) callback_id, count(*) OVER (PARTITION BY callback_id) AS deliveries,
+                   update_id, kind, last_error
+            FROM marked
+            WHERE kind <> ALL ($4) AND last_error IS DISTINCT FROM $5
+            ORDER BY callback_id, updated_at DESC
+        )
+        INSERT INTO webhooks.exhausted_deliveries AS e
+            (callback_id, deliveries, last_update_id, last_kind, last_error, due_at)
+        SELECT callback_id, deliveries, update_id, kind, last_error, $6 FROM counted ORDER BY callback_id
+        ON CONFLICT (callback_id) DO UPDATE SET
+            deliveries = e.deliveries + excluded.deliveries,
+            last_update_id = excluded.last_update_id,
+            last_kind = excluded.last_kind,
+            last_error = excluded.last_error
         "#,
         &update_ids as &[[u8; 12]],
         &callback_ids as &[[u8; 12]],
         &kinds as &[&str],
+        &operational.collect::<Vec<_>>() as &[&str],
+        ERASED,
+        OffsetDateTime::from(now),
     )
     .execute(pool)
     .await?;

@@ -334,7 +334,8 @@ async fn update_claimed(connection: &mut Session, records: &[&DeliveryRecord]) -
     Ok(())
 }
 
-/// Keeps the first reason of a callback that is disabled already.
+/// Disables callbacks and records the events of it, unless the delivery is of such an event itself. Keeps the first reason
+/// of a callback that is disabled already.
 async fn disable_callbacks(connection: &mut Session, records: &[DeliveryRecord]) -> sqlx::Result<()> {
     let disabling = records.iter().filter_map(|record| Some((record, record.disable_callback.as_deref()?)));
     let disabling = disabling.collect::<Vec<_>>();
@@ -346,25 +347,36 @@ async fn disable_callbacks(connection: &mut Session, records: &[DeliveryRecord])
     let process_ids = disabling.iter().map(|(r, _)| r.delivery.process_id.map(|id| *id.as_bytes())).collect::<Vec<_>>();
     let at = disabling.iter().map(|(r, _)| r.at.into()).collect::<Vec<OffsetDateTime>>();
     let reasons = disabling.iter().map(|(_, reason)| *reason).collect::<Vec<_>>();
+    let operational = disabling.iter().map(|(r, _)| r.delivery.kind.is_operational()).collect::<Vec<_>>();
     sqlx::query!(
         r#"
-        INSERT INTO webhooks.callback_health AS h (callback_id, project_id, process_id, disabled_at, reason)
-        SELECT DISTINCT ON (callback_id) callback_id, project_id, process_id, at, reason
-        FROM unnest($1::bytea[], $2::bytea[], $3::bytea[], $4::timestamptz[], $5::text[])
-            AS r (callback_id, project_id, process_id, at, reason)
-        ORDER BY callback_id, at
-        ON CONFLICT (callback_id) DO UPDATE SET
-            disabled_at = excluded.disabled_at,
-            reason = excluded.reason,
-            enabled_at = NULL,
-            disabled_announced = false
-        WHERE h.enabled_at IS NOT NULL
+        WITH first AS MATERIALIZED (
+            SELECT DISTINCT ON (callback_id) callback_id, project_id, process_id, at, reason, is_operational
+            FROM unnest($1::bytea[], $2::bytea[], $3::bytea[], $4::timestamptz[], $5::text[], $6::boolean[])
+                AS r (callback_id, project_id, process_id, at, reason, is_operational)
+            ORDER BY callback_id, at
+        ), disabled AS (
+            INSERT INTO webhooks.callback_health AS h (callback_id, project_id, process_id, disabled_at, reason)
+            SELECT callback_id, project_id, process_id, at, reason FROM first ORDER BY callback_id
+            ON CONFLICT (callback_id) DO UPDATE SET
+                disabled_at = excluded.disabled_at,
+                reason = excluded.reason,
+                enabled_at = NULL,
+                disabled_announced = false
+            WHERE h.enabled_at IS NOT NULL
+            RETURNING callback_id
+        )
+        INSERT INTO webhooks.operational_events (event_id, callback_id, kind, occurred_at, reason, failing_since)
+        SELECT webhooks.new_id(first.at), callback_id, 'callback.disabled', first.at, first.reason,
+               (SELECT f.failing_since FROM webhooks.callback_failures AS f WHERE f.callback_id = first.callback_id)
+        FROM first JOIN disabled USING (callback_id) WHERE NOT first.is_operational
         "#,
         &callback_ids as &[[u8; 12]],
         &project_ids as &[[u8; 12]],
         &process_ids as &[Option<[u8; 12]>],
         &at as &[OffsetDateTime],
         &reasons as &[&str],
+        &operational,
     )
     .execute(connection)
     .await?;
