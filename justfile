@@ -99,9 +99,9 @@ upgrade commit:
 patroni:
     LEADRELAY_NATS_SERVER=$(.ci/nats-server) cargo test --workspace --test leadrelay cluster::patroni -- --ignored --nocapture
 
-# Attack one tenant's neighbour in every known way and judge its latency; prints a table, which is the body of docs/results/hostile.md
-hostile:
-    LEADRELAY_NATS_SERVER=$(.ci/nats-server) cargo test --profile dist --workspace --test leadrelay hostile::a_healthy_tenant_is_not_delayed -- --ignored --nocapture
+# Attack one tenant's neighbour in every known way, or in those whose names contain a text, and judge its latency; prints a table, which is the body of docs/results/hostile.md
+hostile attack="":
+    HOSTILE_ATTACK="{{attack}}" LEADRELAY_NATS_SERVER=$(.ci/nats-server) cargo test --profile dist --workspace --test leadrelay hostile::a_healthy_tenant_is_not_delayed -- --ignored --nocapture
 
 # Break each guarantee on purpose and expect a named test to fail; all of them, or those whose names begin so
 mutations *names:

@@ -259,12 +259,14 @@ fn percentile(times: &[Duration], percent: usize) -> f64 {
     times[(times.len() - 1) * percent / 100].as_secs_f64() * 1000.0
 }
 
-#[tokio::test]
+/// `just hostile NAME`: all attacks, or those whose names contain this.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "judges latencies for some minutes: just hostile"]
 async fn a_healthy_tenant_is_not_delayed_beside_any_attack() {
     let (stack, healthy, _names) = start().await;
     let (mut quiet, mut rows) = (Vec::new(), Vec::new());
-    for (attack, host) in attacks() {
+    let name = std::env::var("HOSTILE_ATTACK").unwrap_or_default();
+    for (attack, host) in attacks().filter(|(attack, _)| attack.name.contains(&name)) {
         let attacker = Attacker::new(&stack, &healthy.tenant, attack, host).await;
         quiet.extend(healthy.update(&stack.receiver, 30).await);
         let during = tokio::select! {
