@@ -137,6 +137,20 @@ async fn fast_ingest_acknowledges_messages_together_where_supported() {
     assert_eq!(publish(50..60).await, Vec::from_iter((11..=20).map(Some)));
 }
 
+/// An acknowledged fast-ingest batch was lost when two of three servers died.
+#[tokio::test]
+async fn a_cluster_acknowledges_each_message() {
+    let servers = test_support::nats_cluster().await;
+    let js = nats::jetstream(&servers[0].connect().await.unwrap());
+    nats::create_streams(&js, StreamLimits { replicas: 3, ..LIMITS }).await.unwrap();
+
+    let messages = (0..10).map(|n| command(&n.to_string(), "{}")).collect();
+    let outcomes = Publisher::new(js).publish_each(messages).await;
+
+    let sequences: Vec<_> = outcomes.into_iter().map(|outcome| outcome.unwrap().sequence).collect();
+    assert_eq!(sequences, Vec::from_iter((1..=10).map(Some)));
+}
+
 #[tokio::test]
 async fn only_the_message_that_is_too_large_is_refused() {
     let (_nats, js) = start().await;
