@@ -93,10 +93,10 @@ async fn a_token_is_requested_once_and_renewed_before_it_expires() {
     let callbacks = json!([{"name": "crm", "url": stack.receiver.url("/crm"), "auth": auth}]);
     let lead_id = lead(&stack, callbacks).await;
 
-    for number in 0..20 {
+    for number in 0..5 {
         update(&stack, &lead_id, number).await;
     }
-    let requests = stack.receiver.wait_for_requests("/crm", 20, TEST_TIMEOUT).await;
+    let requests = stack.receiver.wait_for_requests("/crm", 5, TEST_TIMEOUT).await;
     assert!(authorizations(&requests).iter().all(|value| *value == "Bearer first"), "{requests:?}");
     let tokens = stack.receiver.requests_to("/token");
     assert_eq!(tokens.len(), 1, "one token for all deliveries");
@@ -105,7 +105,7 @@ async fn a_token_is_requested_once_and_renewed_before_it_expires() {
     assert_eq!(tokens[0].body, "grant_type=client_credentials&scope=leads%3Awrite");
 
     // From 9 s on it is replaced, before it expires at 12 s.
-    let mut number = 20;
+    let mut number = 5;
     eventually(TEST_TIMEOUT, "the token is renewed", async || {
         number += 1;
         update(&stack, &lead_id, number).await;
@@ -115,7 +115,7 @@ async fn a_token_is_requested_once_and_renewed_before_it_expires() {
     .await;
     let tokens = stack.receiver.requests_to("/token");
     let between = tokens[1].received_at.duration_since(tokens[0].received_at);
-    assert!(tokens.len() == 2 && between < Duration::from_secs(12), "{} requests, {between:?}", tokens.len());
+    assert!(tokens.len() == 2 && between < Duration::from_secs(11), "{} requests, {between:?}", tokens.len());
 }
 
 #[tokio::test]
