@@ -10,7 +10,6 @@ use async_nats::jetstream;
 use contract::{
     ObjectId,
     command::CallExpired,
-    streams::LEAD_COMMANDS,
     subject::{CommandKind, CommandSubject},
 };
 use service_kit::{
@@ -19,7 +18,8 @@ use service_kit::{
     publish::{message, publish},
 };
 
-use crate::store::{checkpoint, queued_updates};
+use super::progress::wait_until_applied;
+use crate::store::queued_updates;
 
 /// How often the leader looks for queued updates behind expired calls. Longer delays them, shorter costs queries.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -57,8 +57,6 @@ async fn log_due(pool: &Pool, js: &jetstream::Context) -> anyhow::Result<HashSet
         leads.insert(lead_id);
     }
     // Until then the same leads are due.
-    while last > 0 && checkpoint::get(pool, LEAD_COMMANDS).await?.is_none_or(|at| at.applied.sequence < last) {
-        tokio::time::sleep(INTERVAL).await;
-    }
+    wait_until_applied(pool, last).await?;
     Ok(leads)
 }

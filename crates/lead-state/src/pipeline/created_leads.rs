@@ -9,7 +9,6 @@ use std::time::Duration;
 use async_nats::jetstream;
 use contract::{
     command::message_id,
-    streams::LEAD_COMMANDS,
     subject::{CommandKind, CommandSubject},
 };
 use service_kit::{
@@ -18,17 +17,13 @@ use service_kit::{
     publish::{PublishError, message, publish},
 };
 
-use crate::store::{
-    checkpoint,
-    created_leads::{self, CreatedLead},
-};
+use super::progress::wait_until_applied;
+use crate::store::created_leads::{self, CreatedLead};
 
 /// How often the leader looks for creations that are applied or were left. Longer keeps rows longer, shorter costs queries.
 const INTERVAL: Duration = Duration::from_secs(2);
 /// The longest interval, reached while logging creations has no effect.
 const MAX_INTERVAL: Duration = Duration::from_secs(60);
-/// How often the leader checks whether the creations that it logged are applied.
-const POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// The age of a creation that was left. A lower one logs creations twice that are on their way, a higher one delays those
 /// that a crash left.
 const LEFT_AFTER: Duration = Duration::from_secs(5);
@@ -76,8 +71,6 @@ async fn log_left(pool: &Pool, js: &jetstream::Context) -> anyhow::Result<Vec<Cr
         last = log_created(js, created).await?.max(last);
     }
     // Until then the same ones are left.
-    while last > 0 && checkpoint::get(pool, LEAD_COMMANDS).await?.is_none_or(|at| at.applied.sequence < last) {
-        tokio::time::sleep(POLL_INTERVAL).await;
-    }
+    wait_until_applied(pool, last).await?;
     Ok(left)
 }
