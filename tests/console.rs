@@ -117,6 +117,8 @@ async fn project(stack: &Stack) -> Project {
         "/processes".into(),
         format!("/processes/{}", process_id(&applied)),
         "/calls".into(),
+        "/updates".into(),
+        "/updates?status=succeeded".into(),
     ];
     let pages = pages.map(|page| format!("{base}{page}")).to_vec();
     // The delivery is recorded after the receiver's answer.

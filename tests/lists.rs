@@ -1,6 +1,6 @@
 //! Leads and their histories are listed page by page, over HTTP and with leadctl.
 
-use contract::{ObjectId, rpc::ProcessChangeResult};
+use contract::{ObjectId, Timestamp, rpc::ProcessChangeResult};
 use serde_json::json;
 
 use crate::support::{Api, Stack, all_pages, assert_includes, assert_refused, ids, process_id};
@@ -72,6 +72,89 @@ async fn leads_are_found_by_what_people_know_of_them() {
     let long = format!("/api/v1/leads?q={}", "x".repeat(256));
     assert_refused(stack.api.get(&long).await, 400, "invalid_field");
     assert_eq!(find(&stack.api, "q=many%20777").await.len(), 11);
+}
+
+#[tokio::test]
+async fn updates_of_a_project_are_found_by_each_condition() {
+    let stack = Stack::start().await;
+    let applied = stack.process_calling(&[]).await;
+    let lead = stack.api.initiate(process_id(&applied), Some("R")).await;
+    let other_key = Api::of_project(stack.api.url.clone(), &stack.client, stack.api.project_id).await;
+    let (mut updates, mut keys) = (Vec::new(), Vec::new());
+    for (api, body) in [
+        (&stack.api, json!({"leadId": lead, "targetState": "interested", "userId": "u-1"})),
+        (&stack.api, json!({"leadId": lead, "targetState": "nowhere", "userId": "u-2"})),
+        (&other_key, json!({"leadId": lead, "metadata": {"n": 1}, "userId": "u-2"})),
+        (&stack.api, json!({"leadId": "ffffffffffffffffffffffff", "name": "x"})),
+    ] {
+        let timeline = api.update_and_wait(body).await;
+        updates.push(timeline["updateId"].as_str().expect("an id").to_owned());
+        keys.push(timeline["apiKeyId"].as_str().expect("an id").to_owned());
+    }
+    let find = async |query: &str| {
+        let (found, pages) = all_pages(&stack.api, &format!("/api/v1/updates?{query}&"), 1).await;
+        assert_eq!(pages, found.len().max(1), "{query}: {found:?}");
+        found
+    };
+
+    let (process, key) = (process_id(&applied), keys[2].as_str());
+    let cases: [(&str, &[usize]); 11] = [
+        ("", &[0, 1, 2, 3]),
+        ("status=succeeded", &[0, 2]),
+        ("status=failed", &[1, 3]),
+        ("code=unknown_state", &[1]),
+        ("status=succeeded&code=unknown_state", &[]),
+        (&format!("processId={process}"), &[0, 1, 2]),
+        (&format!("apiKeyId={key}"), &[2]),
+        ("userId=u-2", &[1, 2]),
+        ("userId=u-2&status=failed", &[1]),
+        ("from=2026-01-01T00:00:00Z&to=2026-01-02T00:00:00Z", &[]),
+        (&format!("from={}", second_of(&updates[0]).to_iso()), &[0, 1, 2, 3]),
+    ];
+    for (query, expected) in cases {
+        let mut expected: Vec<_> = expected.iter().map(|index| updates[*index].clone()).collect();
+        // The ids of one second are in no order.
+        expected.sort_by(|one, other| other.cmp(one));
+        assert_eq!(ids(&find(query).await, "updateId"), expected, "{query}");
+    }
+    let refused = &find("code=unknown_state").await[0];
+    let refused_as = json!({"leadId": lead, "processId": process, "referenceId": "R", "status": "failed", "fromState": "interested"});
+    assert_includes(refused, refused_as);
+    let before = format!("from=2026-01-01T00:00:00Z&to={}", second_of(&updates[0]).to_iso());
+    assert_refused(stack.api.get(&format!("/api/v1/updates?{before}")).await, 400, "invalid_field");
+    let listed = stack.leadctl_of_project(&["update", "list", "--key", key, "--json"]).await.assert_ok().json_lines();
+    assert_eq!(ids(&listed, "updateId"), [updates[2].clone()]);
+    let listed = stack.leadctl_of_project(&["update", "list", "--status", "failed", "--from", "1h"]).await.assert_ok();
+    listed.assert_prints(&[&updates[1], &lead, "ffffffffffffffffffffffff"]);
+}
+
+/// The second in which an id was made.
+fn second_of(id: &str) -> Timestamp {
+    id.parse::<ObjectId>().expect("an id").timestamp()
+}
+
+#[tokio::test]
+async fn a_rare_update_is_found_behind_pages_without_items() {
+    let stack = Stack::start().await;
+    let lead = stack.lead(&[]).await;
+    let refused = stack.api.update(json!({"leadId": lead, "targetState": "nowhere"})).await;
+    stack.api.outcome(&refused).await;
+    // Their ids are newer than every other.
+    stack
+        .sql(
+            "CREATE TEMP TABLE copied AS SELECT l.*, n FROM lead_state.lead_updates AS l, generate_series(1, 10001) AS n;
+            UPDATE copied SET update_id = decode('ffffffff' || lpad(to_hex(n), 16, '0'), 'hex'), log_epoch = -1,
+                log_sequence = n, success = true, error = NULL, error_code = NULL;
+            ALTER TABLE copied DROP COLUMN n;
+            INSERT INTO lead_state.lead_updates SELECT * FROM copied",
+        )
+        .await;
+
+    let (status, first) = stack.api.get("/api/v1/updates?status=failed&limit=200").await;
+    let (found, pages) = all_pages(&stack.api, "/api/v1/updates?status=failed&", 200).await;
+
+    assert_eq!((status, &first["data"]), (200, &json!([])), "{first}");
+    assert_eq!((ids(&found, "updateId"), pages), (vec![refused], 2));
 }
 
 async fn leads_are_listed_newest_first_and_by_each_filter(stack: &Stack, applied: &ProcessChangeResult) {

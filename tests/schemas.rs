@@ -191,6 +191,7 @@ async fn send_every_query(stack: &Stack, process_id: &str, lead: &str, first: &s
     let once = [("idempotency-key", "once")];
     assert_ok(api.ask(Method::POST, UPDATE, &once, &json!({"leadId": lead, "name": "Eve"})).await);
 
+    assert_ok(api.get("/api/v1/updates?limit=2").await);
     let listed = assert_ok(api.get("/api/v1/deliveries?limit=2").await);
     let delivery = listed["data"][0]["deliveryId"].as_str().expect("an id");
     assert_ok(api.get(&format!("/api/v1/deliveries/{delivery}")).await);

@@ -239,6 +239,10 @@ fn reaching(endpoint: &gateway::Endpoint, first: &Tenant, second: ObjectId) -> V
         ("GET", "/api/v1/activities/{activityId}") => {
             vec![(format!("/api/v1/activities/{}", first.activity_id), None, 404)]
         }
+        // Its own failed updates repeat what they named.
+        ("GET", "/api/v1/updates") => {
+            vec![query(format!("processId={process_id}"), 200), query("status=succeeded".into(), 200)]
+        }
         ("GET", "/api/v1/updates/{updateId}") => vec![(format!("/api/v1/updates/{update_id}"), None, 404)],
         other => panic!("{other:?} is not checked: add how another project would reach for data there"),
     }
@@ -432,6 +436,10 @@ async fn no_query_returns_the_data_of_another_project() {
                 json!({"projectId": project_id, "limit": 10}),
                 json!({"projectId": project_id, "leadId": lead_id, "limit": 10}),
             ],
+            rpc::FindUpdates::SUBJECT => vec![
+                json!({"projectId": project_id, "limit": 10}),
+                json!({"projectId": project_id, "success": true, "limit": 10}),
+            ],
             rpc::CountUpdates::SUBJECT | rpc::CountDeliveries::SUBJECT => {
                 let now = service_kit::clock::now();
                 let range = rpc::StatisticsRange::new(None, None, None, now).expect("a range");
@@ -531,6 +539,7 @@ async fn no_query_returns_the_data_of_another_project() {
                     rpc::ListLeads::SUBJECT
                     | rpc::ListCalls::SUBJECT
                     | rpc::ListUpdates::SUBJECT
+                    | rpc::FindUpdates::SUBJECT
                     | rpc::ListDeliveries::SUBJECT,
                     Ok(page),
                 ) => {

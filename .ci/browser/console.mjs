@@ -104,7 +104,7 @@ const allPages = async (page) => {
   const process_ = await linkOn(page, `${project}/processes`, "td a[href*='/processes/']");
   return [
     "/", "/system", project, `${project}/leads`, `${project}/leads?state=none`, lead, `${lead}/update`, update, `${project}/calls`,
-    `${lead}/end-call`, `${project}/deliveries`, `${project}/deliveries?status=exhausted`, delivery, `${delivery}/redeliver`,
+    `${project}/updates`, `${project}/updates?status=failed&code=none`, `${lead}/end-call`, `${project}/deliveries`, `${project}/deliveries?status=exhausted`, delivery, `${delivery}/redeliver`,
     `${project}/deliveries/redeliver?delivery=${id}`, `${project}/callbacks`, callback, `${callback}/test`, `${callback}/enable`,
     `${callback}/recover`, `${callback}/rotate-secret`, `${project}/processes`, process_,
   ];

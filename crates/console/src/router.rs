@@ -31,6 +31,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/go/{id}", page(go::anywhere))
         .route("/p/{project}", page(board::show))
         .route("/p/{project}/go", page(go::in_project))
+        .route("/p/{project}/updates", page(updates::list))
         .route("/p/{project}/updates/{update}", page(updates::show))
         .route("/p/{project}/leads", page(leads::list))
         .route("/p/{project}/leads/{lead}", page(leads::show))

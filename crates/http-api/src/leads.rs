@@ -182,6 +182,26 @@ response_from!(update: rpc::HistoryEntry => HistoryEntry {
     applied_at,
 } with { status: if update.success { UpdateStatus::Succeeded } else { UpdateStatus::Failed } });
 
+/// An item of `GET /api/v1/updates`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct ListedUpdate {
+    /// The lead; of an unknown lead, the one that the update named.
+    pub lead_id: Option<ObjectId>,
+    /// The lead's process; null for an unknown lead.
+    pub process_id: Option<ObjectId>,
+    /// The lead's external id; of an unknown lead, the one that the update named.
+    pub reference_id: Option<String>,
+    /// The rest, as in the history of its lead.
+    #[serde(flatten)]
+    pub entry: HistoryEntry,
+}
+
+response_from!(update: rpc::FoundUpdate => ListedUpdate { lead_id, process_id, reference_id } with {
+    entry: update.entry.into(),
+});
+
 /// A new lead.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -374,6 +394,10 @@ example!(
 example!(
     history_entry: HistoryEntry,
     r#"{"kind":"update","updateId":"6b0426971c73026dafa27e40","status":"succeeded","error":null,"errorCode":null,"fromState":"new","toState":"interested","disposition":"callback","version":2,"userId":"agent-7","apiKeyId":"696102a4b8c1d2e3f4a5b603","warnings":[],"loggedAt":"2026-01-12T09:29:59.991Z","appliedAt":"2026-01-12T09:30:00.000Z"}"#
+);
+example!(
+    listed_update: ListedUpdate,
+    r#"{"leadId":"696102a4b8c1d2e3f4a5b6c7","processId":"696102a4b8c1d2e3f4a5b602","referenceId":"AB123456789","kind":"update","updateId":"6b0426971c73026dafa27e40","status":"failed","error":"Lead update is not allowed while a call is in progress for this lead","errorCode":"call_in_progress","fromState":"new","toState":"new","disposition":null,"version":1,"userId":"agent-7","apiKeyId":"696102a4b8c1d2e3f4a5b603","warnings":[],"loggedAt":"2026-01-12T09:29:59.991Z","appliedAt":"2026-01-12T09:30:00.000Z"}"#
 );
 example!(
     initiate_request: InitiateRequest,

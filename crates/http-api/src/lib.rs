@@ -23,7 +23,8 @@ pub use crate::{
     examples::Example,
     leads::{
         Activity, BulkInitiateRequest, BulkInitiateResponse, Details, HistoryEntry, InitiateRequest, InitiateResponse,
-        InitiatedLead, Lead, LeadDetails, LeadWith, ListedLead, NewLead, OnExisting, RefusedLead, Upserted, Versioned,
+        InitiatedLead, Lead, LeadDetails, LeadWith, ListedLead, ListedUpdate, NewLead, OnExisting, RefusedLead,
+        Upserted, Versioned,
     },
     processes::{
         ChangeResponse, ConfiguredCallback, ConfiguredProcess, ConfiguredSource, EnableResult, RotateSecretRequest,

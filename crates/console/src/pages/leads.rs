@@ -191,10 +191,7 @@ fn history(project: ObjectId, entries: &[HistoryEntry]) -> Markup {
         @for entry in entries {
             tr {
                 td { a href={ "/p/" (project) "/updates/" (entry.update_id) } { (time(entry.logged_at)) } }
-                td {
-                    @if entry.success { (badge(Kind::Good, "succeeded")) }
-                    @else { (badge(Kind::Bad, entry.error_code.as_deref().unwrap_or("failed"))) }
-                }
+                td { (outcome(entry)) }
                 td { (states(entry)) }
                 td { (entry.disposition.as_deref().unwrap_or_default()) }
                 td { (entry.user_id.as_deref().unwrap_or_default()) }
@@ -205,7 +202,17 @@ fn history(project: ObjectId, entries: &[HistoryEntry]) -> Markup {
     table("Updates", &["Logged", "Outcome", "State", "Disposition", "User", "Error"], &rows)
 }
 
-fn states(entry: &HistoryEntry) -> String {
+/// Whether an update succeeded, or its error code.
+pub(super) fn outcome(entry: &HistoryEntry) -> Markup {
+    if entry.success {
+        badge(Kind::Good, "succeeded")
+    } else {
+        badge(Kind::Bad, entry.error_code.as_deref().unwrap_or("failed"))
+    }
+}
+
+/// How an update moved its lead.
+pub(super) fn states(entry: &HistoryEntry) -> String {
     match (entry.from_state.as_deref(), entry.to_state.as_deref()) {
         (Some(from), Some(to)) if from != to => format!("{from} → {to}"),
         // A call event changes no state.

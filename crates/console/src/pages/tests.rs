@@ -9,8 +9,8 @@ use contract::{
     process::{AuthHeader, Callback, CallbackAuth, FilterCondition, Ordering, Process, Rules, State, StateKind},
     replay::Replay,
     rpc::{
-        Attempt, Call, CallbackState, CallbackStatus, Cursor, Delivery, DeliveryId, DeliveryStatus, HistoryEntry, Lead,
-        ListedDelivery, Page, ParkedUpdate, Update, UpdateCounts, UpdateDeliveries, UpdateStatus,
+        Attempt, Call, CallbackState, CallbackStatus, Cursor, Delivery, DeliveryId, DeliveryStatus, FoundUpdate,
+        HistoryEntry, Lead, ListedDelivery, Page, ParkedUpdate, Update, UpdateCounts, UpdateDeliveries, UpdateStatus,
     },
 };
 use http_api::{DateTime, DryRunOutcome, DryRunResponse, TestResult};
@@ -213,9 +213,8 @@ fn an_update_that_waits_says_what_for() {
     assert!(html.contains("Not decided yet") && html.contains("the process cannot be read"), "{html}");
 }
 
-#[test]
-fn a_lead() {
-    let entry = HistoryEntry {
+fn entry() -> HistoryEntry {
+    HistoryEntry {
         kind: OutcomeKind::Update,
         update_id: UPDATE,
         success: true,
@@ -233,11 +232,40 @@ fn a_lead() {
         log_index: 0,
         logged_at: at(0),
         applied_at: at(54),
+    }
+}
+
+#[test]
+fn lists_of_updates() {
+    let refused = HistoryEntry {
+        success: false,
+        error: Some("<b> is not a state".into()),
+        error_code: Some("unknown_state".into()),
+        ..entry()
     };
+    let found = |lead_id, entry| FoundUpdate { lead_id, process_id: None, reference_id: Some("R-1".into()), entry };
+    let filters = updates::Filters {
+        status: Some("failed".into()),
+        code: Some("a&b".into()),
+        key: Some(id(0xaa)),
+        from: Some(at(0)),
+        ..updates::Filters::default()
+    };
+    let list = page(vec![found(Some(LEAD), entry()), found(None, refused)], Some("7"));
+    insta::assert_snapshot!(lines(&updates::render_list(PROJECT, &list, &filters, "curl")));
+
+    let none = updates::render_list(PROJECT, &page(vec![], None), &updates::Filters::default(), "curl …/update").0;
+    assert!(none.contains("No update was decided in the last 24 hours.") && none.contains("curl …/update"), "{none}");
+    let unmet = updates::render_list(PROJECT, &page(vec![], None), &filters, "curl").0;
+    assert!(unmet.contains("No update meets these conditions."), "{unmet}");
+}
+
+#[test]
+fn a_lead() {
     let around = leads::Around {
         process: Ok(process()),
         calls: Ok(page(vec![call()], None)),
-        history: Ok(page(vec![entry], Some("9"))),
+        history: Ok(page(vec![entry()], Some("9"))),
         deliveries: Ok(page(vec![listed(DeliveryStatus::Pending)], None)),
         callbacks: names(),
     };

@@ -1,24 +1,144 @@
-//! The timeline of one update.
+//! Updates: a list with filters, and the timeline of one.
 
 use std::collections::BTreeMap;
 
 use contract::{
-    ObjectId,
+    ObjectId, Timestamp,
     key::Scope,
-    rpc::{Delivery, GetUpdate, ListUpdateDeliveries, Update, UpdateDeliveries, UpdateStatus},
+    rpc::{
+        Delivery, FindUpdates, FoundUpdate, GetUpdate, ListUpdateDeliveries, Page as ListPage, Update,
+        UpdateDeliveries, UpdateStatus,
+    },
 };
 use maud::{Markup, html};
 
 use crate::{
     fault::Fault,
-    pages::deliveries::{self, attempts},
+    pages::{
+        deliveries::{self, attempts},
+        leads,
+    },
     respond::Page,
     view::{
         layout::Section,
-        parts::{Kind, badge, delivery_status, fact, json, link, panel, span, text, time},
+        parts::{
+            Kind, badge, curl, delivery_status, empty, fact, json, link, next_page, panel, span, table, text, time,
+        },
     },
-    visit::{Visit, names},
+    visit::{PAGE, Visit, names},
 };
+
+/// The outcomes that the list can be filtered by.
+const OUTCOMES: [(&str, bool); 2] = [("succeeded", true), ("failed", false)];
+
+/// The filters of the list, as in its URL.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Filters {
+    pub(super) status: Option<String>,
+    pub(super) code: Option<String>,
+    pub(super) process: Option<ObjectId>,
+    pub(super) key: Option<ObjectId>,
+    pub(super) user: Option<String>,
+    pub(super) from: Option<Timestamp>,
+    pub(super) to: Option<Timestamp>,
+}
+
+/// `GET /p/{project}/updates`.
+pub(crate) async fn list(visit: Visit) -> Result<Page, Fault> {
+    let project_id = visit.project(Scope::LeadsRead)?;
+    let given = |name: &str| visit.text(name).map(str::to_owned);
+    let filters = Filters {
+        status: given("status"),
+        code: given("code"),
+        process: visit.parameter("process")?,
+        key: visit.parameter("key")?,
+        user: given("user"),
+        from: visit.parameter("from")?,
+        to: visit.parameter("to")?,
+    };
+    let success = filters.status.as_deref().map(|text| {
+        let known = OUTCOMES.iter().find(|(name, _)| *name == text).map(|(_, success)| *success);
+        known.ok_or_else(|| Fault::Invalid("status must be succeeded or failed.".into()))
+    });
+    let query = FindUpdates {
+        project_id,
+        from: filters.from,
+        to: filters.to,
+        success: success.transpose()?,
+        error_code: filters.code.clone(),
+        process_id: filters.process,
+        api_key_id: filters.key,
+        user_id: filters.user.clone(),
+        cursor: visit.cursor(),
+        limit: PAGE,
+    };
+    let page = visit.request(&query).await?;
+    let curl = curl("/api/v1/leads/update", r#"{"leadId":"LEAD_ID","metadata":{"color":"blue"}}"#);
+    let content = render_list(project_id, &page, &filters, &curl);
+    Ok(Page::Show { title: "Updates".into(), section: Section::Updates, content })
+}
+
+pub(super) fn render_list(project: ObjectId, page: &ListPage<FoundUpdate>, filters: &Filters, curl: &str) -> Markup {
+    let id = |id: Option<ObjectId>| id.map(|id| id.to_string());
+    let query = [
+        ("status", filters.status.clone()),
+        ("code", filters.code.clone()),
+        ("process", id(filters.process)),
+        ("key", id(filters.key)),
+        ("user", filters.user.clone()),
+        ("from", filters.from.map(Timestamp::to_iso)),
+        ("to", filters.to.map(Timestamp::to_iso)),
+    ];
+    html! {
+        form.filters {
+            label for="status" { "Outcome" }
+            select #status name="status" {
+                option value="" { "all" }
+                @for (name, _) in OUTCOMES {
+                    option value=(name) selected[filters.status.as_deref() == Some(name)] { (name) }
+                }
+            }
+            @for ((name, value), label) in query[1..].iter().zip(["Code", "Process", "API key", "User", "From", "To"]) {
+                label for=(name) { (label) }
+                input id=(name) name=(name) value=[value.as_deref()]
+                    placeholder=[matches!(*name, "from" | "to").then_some("2026-01-12T04:55:59Z")];
+            }
+            button { "Filter" }
+        }
+        @if page.items.is_empty() && page.next.is_none() {
+            @if *filters == Filters::default() {
+                (empty("No update was decided in the last 24 hours. An update:", Some(curl)))
+            } @else {
+                (empty("No update meets these conditions. Without a time, only the last 24 hours are searched.", None))
+            }
+        } @else {
+            (rows(project, &page.items))
+            (next_page(&format!("/p/{project}/updates"), &query, page.next.as_ref()))
+        }
+    }
+}
+
+fn rows(project: ObjectId, updates: &[FoundUpdate]) -> Markup {
+    let rows = html! {
+        @for FoundUpdate { lead_id, reference_id, entry, .. } in updates {
+            tr {
+                td { a href={ "/p/" (project) "/updates/" (entry.update_id) } { (time(entry.logged_at)) } }
+                td {
+                    @match lead_id {
+                        Some(lead) => (link(project, "leads", lead)),
+                        None => (reference_id.as_deref().unwrap_or_default()),
+                    }
+                }
+                td { (leads::outcome(entry)) }
+                td { (leads::states(entry)) }
+                td { (entry.user_id.as_deref().unwrap_or_default()) }
+                td.number { (span(entry.applied_at.millis() - entry.logged_at.millis())) }
+                td { (entry.error.as_deref().unwrap_or_default()) }
+            }
+        }
+    };
+    table("Updates", &["Logged", "Lead", "Outcome", "State", "User", "Latency", "Error"], &rows)
+}
 
 /// `GET /p/{project}/updates/{update}`.
 pub(crate) async fn show(visit: Visit) -> Result<Page, Fault> {
@@ -28,7 +148,7 @@ pub(crate) async fn show(visit: Visit) -> Result<Page, Fault> {
     let (update, deliveries, callbacks) =
         tokio::join!(visit.request(&update), visit.request(&deliveries), visit.callbacks(project_id));
     let content = render(project_id, &update?, &deliveries, &names(&callbacks));
-    Ok(Page::Show { title: format!("Update {update_id}"), section: Section::None, content })
+    Ok(Page::Show { title: format!("Update {update_id}"), section: Section::Updates, content })
 }
 
 pub(super) fn render(

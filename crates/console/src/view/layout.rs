@@ -15,6 +15,7 @@ use crate::{
 pub(crate) enum Section {
     None,
     Board,
+    Updates,
     Leads,
     Calls,
     Deliveries,
@@ -23,8 +24,9 @@ pub(crate) enum Section {
 }
 
 /// Key, section, path below the project, and title.
-const SECTIONS: [(char, Section, &str, &str); 6] = [
+const SECTIONS: [(char, Section, &str, &str); 7] = [
     ('b', Section::Board, "", "Board"),
+    ('u', Section::Updates, "/updates", "Updates"),
     ('l', Section::Leads, "/leads", "Leads"),
     ('t', Section::Calls, "/calls", "Calls"),
     ('d', Section::Deliveries, "/deliveries", "Deliveries"),

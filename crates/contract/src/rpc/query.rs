@@ -74,6 +74,7 @@ queries! {
     // The event that would be announced, under an id that no update has.
     DryRunUpdate "leads.rpc.update.dry_run" repeatable => one CompletionEvent;
     ListUpdates "leads.rpc.update.list" repeatable => page ListedUpdate;
+    FindUpdates "leads.rpc.update.find" repeatable => page FoundUpdate;
     // In the order of the request; as many as fit into a message, at least one if there is any.
     GetOutcomes "leads.rpc.update.outcomes" repeatable => list Outcome;
     CountUpdates "leads.rpc.update.count" repeatable => list UpdateCounts;

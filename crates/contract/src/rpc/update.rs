@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Cursor;
+use super::{Cursor, HistoryEntry};
 use crate::{JsonObject, ObjectId, Timestamp, command::UpdateCommand, event::OutcomeKind, event_kind::DeliveryKind};
 
 /// Reads an update.
@@ -149,6 +149,60 @@ pub struct ListedUpdate {
     pub update_id: ObjectId,
     /// Lists what follows this update.
     pub cursor: Cursor,
+}
+
+/// The longest range of time that updates may be found in, in days: it bounds how much of the ledger all pages read.
+pub const MAX_UPDATES_DAYS: u32 = 31;
+
+/// Finds the decided updates and call events of a project that meet all conditions, newest first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct FindUpdates {
+    /// The project.
+    pub project_id: ObjectId,
+    /// Only updates made at this time or later, to the second; by default 24 hours before `to`.
+    #[serde(default)]
+    pub from: Option<Timestamp>,
+    /// Only updates made before this time, to the second; by default there is no end.
+    #[serde(default)]
+    pub to: Option<Timestamp>,
+    /// Only updates that succeeded, or failed.
+    #[serde(default)]
+    pub success: Option<bool>,
+    /// Only updates that failed with this code.
+    #[serde(default)]
+    pub error_code: Option<String>,
+    /// Only updates to leads of this process.
+    #[serde(default)]
+    pub process_id: Option<ObjectId>,
+    /// Only updates that came under this API key.
+    #[serde(default)]
+    pub api_key_id: Option<ObjectId>,
+    /// Only updates that name this user.
+    #[serde(default)]
+    pub user_id: Option<String>,
+    /// The previous page's `next`.
+    #[serde(default)]
+    pub cursor: Option<Cursor>,
+    /// The most items to return.
+    pub limit: u32,
+}
+
+/// An update or call event of a project. [`Update`] has more of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct FoundUpdate {
+    /// The lead; of an unknown lead, the command's `leadId`.
+    pub lead_id: Option<ObjectId>,
+    /// The lead's process; null for an unknown lead.
+    pub process_id: Option<ObjectId>,
+    /// The lead's external id; of an unknown lead, the command's `referenceId`.
+    pub reference_id: Option<String>,
+    /// The rest, as in the history of its lead.
+    #[serde(flatten)]
+    pub entry: HistoryEntry,
 }
 
 /// Reads the bodies of webhooks from the ledger.

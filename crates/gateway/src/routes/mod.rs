@@ -43,6 +43,7 @@ pub(crate) mod activities {
 
 pub(crate) mod updates {
     pub(crate) mod get;
+    pub(crate) mod list;
 }
 
 pub(crate) mod events {
@@ -132,6 +133,7 @@ endpoints! {
     POST   "/api/v1/calls/ended/bulk"                                         CallsWrite  Other   calls::bulk_ended;
     GET    "/api/v1/calls"                                                    LeadsRead   Other   calls::list;
     GET    "/api/v1/activities/{activityId}"                                  LeadsRead   Other   activities::get;
+    GET    "/api/v1/updates"                                                  LeadsRead   Other   updates::list;
     GET    "/api/v1/updates/{updateId}"                                       LeadsRead   Other   updates::get;
     POST   "/api/v1/leads/initiate"                                           LeadsWrite  Other   leads::initiate;
     POST   "/api/v1/leads/bulk/initiate"                                      LeadsWrite  Other   leads::bulk_initiate;

@@ -5,8 +5,8 @@ use std::{fmt::Display, time::Duration};
 use contract::{
     ObjectId, Timestamp,
     rpc::{
-        CountUpdates, ErrorCode, GetOutcomes, GetUpdate, HistoryEntry, InvalidRange, ListUpdates, ListedUpdate,
-        MAX_LIMIT, Outcome, Page, RpcError, Update, UpdateCounts, clamp,
+        CountUpdates, ErrorCode, FindUpdates, FoundUpdate, GetOutcomes, GetUpdate, HistoryEntry, InvalidRange,
+        ListUpdates, ListedUpdate, MAX_LIMIT, MAX_UPDATES_DAYS, Outcome, Page, RpcError, Update, UpdateCounts, clamp,
     },
     streams::LEAD_COMMANDS,
 };
@@ -14,7 +14,10 @@ use service_kit::clock;
 use tokio::time::{Instant, sleep};
 
 use super::{Api, cursors};
-use crate::store::{StoreError, checkpoint, queued_updates, statistics, updates};
+use crate::store::{
+    StoreError, checkpoint, queued_updates, statistics,
+    updates::{self, IdRange},
+};
 
 /// How long a query for an unknown update waits until the leader has applied the entries that were in the log before.
 /// Shorter than the time after which callers send the query to another instance.
@@ -22,6 +25,11 @@ const CATCH_UP: Duration = Duration::from_millis(700);
 const CATCH_UP_INTERVAL: Duration = Duration::from_millis(10);
 /// The largest difference between the clocks of the log and of a client that generates ids.
 const CLOCK_SKEW: Duration = Duration::from_secs(60);
+/// The range of time that updates are found in by default.
+const DEFAULT_RANGE: Duration = Duration::from_hours(24);
+/// How many updates are searched for a page with a condition. More finds rare updates with fewer queries, each of which
+/// takes longer.
+const SEARCHED_UPDATES: u32 = 10_000;
 
 impl Api {
     pub(super) async fn get_update(self, query: GetUpdate) -> Result<Update, RpcError> {
@@ -109,6 +117,24 @@ impl Api {
         Ok(Page::cut(listed.collect(), limit, |update| update.cursor.clone(), None))
     }
 
+    pub(super) async fn find_updates(self, query: FindUpdates) -> Result<Page<FoundUpdate>, RpcError> {
+        let limit = clamp(query.limit);
+        let from = begin_of_range(&query, clock::now())?;
+        let before = query.cursor.as_ref().map(cursors::parse_update).transpose()?;
+        let mut range = IdRange::new(from, query.to, before);
+        // Conditions have no index, because an index slows down every update.
+        let down_to = match has_conditions(&query) {
+            false => None,
+            true => updates::nth_of_range(&self.pool, query.project_id, &range, SEARCHED_UPDATES).await?,
+        };
+        if let Some(down_to) = down_to {
+            range.from = down_to.as_bytes().into();
+        }
+        let found = updates::find_in_range(&self.pool, &query, &range, limit).await?;
+        let cursor = |update: &FoundUpdate| cursors::update(update.entry.update_id);
+        Ok(Page::cut(found, limit, cursor, down_to.map(cursors::update)))
+    }
+
     pub(super) async fn count_updates(self, query: CountUpdates) -> Result<Vec<UpdateCounts>, RpcError> {
         query.range.check()?;
         let counts = statistics::count_updates(&self.pool, query.project_id, query.range, query.by).await?;
@@ -121,5 +147,59 @@ impl Api {
             return Err(RpcError::new(ErrorCode::TooManyUpdates, message));
         }
         Ok(updates::outcomes(&self.pool, query.project_id, &query.update_ids, &query.kinds).await?)
+    }
+}
+
+/// The begin of the range that updates are found in.
+fn begin_of_range(query: &FindUpdates, now: Timestamp) -> Result<Timestamp, RpcError> {
+    let end = query.to.unwrap_or(now);
+    let begin = query.from.unwrap_or_else(|| end.minus(DEFAULT_RANGE));
+    if query.to.is_some_and(|to| to <= begin) {
+        return Err(InvalidRange::Empty.into());
+    }
+    if begin < end.minus(Duration::from_hours(24 * u64::from(MAX_UPDATES_DAYS))) {
+        let message = format!("the range is longer than {MAX_UPDATES_DAYS} d: choose a later from, or an earlier to");
+        return Err(RpcError::new(ErrorCode::InvalidField, message));
+    }
+    Ok(begin)
+}
+
+fn has_conditions(query: &FindUpdates) -> bool {
+    let FindUpdates { success, error_code, process_id, api_key_id, user_id, .. } = query;
+    success.is_some() || error_code.is_some() || process_id.is_some() || api_key_id.is_some() || user_id.is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn begin(from: Option<&str>, to: Option<&str>) -> Result<String, String> {
+        let at = |text: &str| text.parse::<Timestamp>().unwrap();
+        let query = FindUpdates {
+            project_id: ObjectId::from_bytes([1; 12]),
+            from: from.map(at),
+            to: to.map(at),
+            success: None,
+            error_code: None,
+            process_id: None,
+            api_key_id: None,
+            user_id: None,
+            cursor: None,
+            limit: 1,
+        };
+        begin_of_range(&query, at("2026-01-31T00:00:00Z")).map(Timestamp::to_iso).map_err(|e| e.message)
+    }
+
+    #[test]
+    fn a_range_is_a_day_by_default_and_31_days_at_most() {
+        assert_eq!(begin(None, None).unwrap(), "2026-01-30T00:00:00.000Z");
+        assert_eq!(begin(None, Some("2026-01-03T12:00:00Z")).unwrap(), "2026-01-02T12:00:00.000Z");
+        assert_eq!(begin(Some("2025-12-31T00:00:00Z"), None).unwrap(), "2025-12-31T00:00:00.000Z");
+        let too_long = "the range is longer than 31 d: choose a later from, or an earlier to";
+        assert_eq!(begin(Some("2025-12-30T23:59:59Z"), None).unwrap_err(), too_long);
+        let empty = begin(Some("2026-01-03T00:00:00Z"), Some("2026-01-03T00:00:00Z")).unwrap_err();
+        assert_eq!(empty, "to must be later than from");
+        // Ids of clients whose clocks are ahead.
+        assert!(begin(Some("2026-02-01T00:00:00Z"), None).is_ok());
     }
 }

@@ -7,14 +7,15 @@ use contract::{
     event::CompletionEvent,
     event_kind::DeliveryKind,
     position::LogPosition,
-    rpc::{self, Activity, HistoryEntry, Outcome, ShortResult, UpdateStatus},
+    rpc::{self, Activity, FindUpdates, FoundUpdate, HistoryEntry, Outcome, ShortResult, UpdateStatus},
 };
 use service_kit::postgres::Pool;
+use time::OffsetDateTime;
 
 use super::{
     StoreError,
     ledger::TABLE,
-    row::{Hex, Row, position_columns, upper_bound},
+    row::{BEYOND_IDS, Hex, Row, position_columns, upper_bound},
 };
 
 /// Most bytes of outcomes in one answer, the last one aside: it must fit into a NATS message (1 MiB).
@@ -113,9 +114,11 @@ pub(crate) async fn history_of_lead(
     limit: u32,
 ) -> Result<Vec<HistoryEntry>, StoreError> {
     let (epoch, sequence, index) = before.map_or((i32::MAX, i64::MAX, i32::MAX), position_columns);
-    let rows = sqlx::query!(
-        r#"SELECT kind, update_id, success, error, error_code, from_state, to_state, disposition, version, user_id,
-                  api_key_id, warnings, log_epoch, log_sequence, log_index, logged_at, applied_at
+    let rows = sqlx::query_as!(
+        EntryRow,
+        r#"SELECT kind, update_id, lead_id, process_id, reference_id, success, error, error_code, from_state, to_state,
+                  disposition, version, user_id, api_key_id, warnings, log_epoch, log_sequence, log_index, logged_at,
+                  applied_at
            FROM lead_state.lead_updates
            WHERE lead_id = $1 AND project_id = $2 AND (log_epoch, log_sequence, log_index) < ($3, $4, $5)
            ORDER BY log_epoch DESC, log_sequence DESC, log_index DESC LIMIT $6"#,
@@ -128,31 +131,136 @@ pub(crate) async fn history_of_lead(
     )
     .fetch_all(pool)
     .await?;
-    rows.into_iter()
-        .map(|row| {
-            let id = Hex(&row.update_id);
-            let stored = Row::new(TABLE, &id);
-            Ok(HistoryEntry {
-                kind: stored.kind(&row.kind)?,
-                update_id: stored.id("update_id", &row.update_id)?,
-                success: row.success,
-                error: row.error,
-                error_code: row.error_code,
-                from_state: row.from_state,
-                to_state: row.to_state,
-                disposition: row.disposition,
-                version: row.version,
-                user_id: row.user_id,
-                api_key_id: stored.optional_id("api_key_id", row.api_key_id.as_deref())?,
-                warnings: row.warnings,
-                epoch: row.log_epoch,
-                log_sequence: row.log_sequence as u64,
-                log_index: row.log_index.cast_unsigned(),
-                logged_at: row.logged_at.into(),
-                applied_at: row.applied_at.into(),
-            })
+    rows.into_iter().map(|row| Ok(row.into_update()?.entry)).collect()
+}
+
+struct EntryRow {
+    kind: String,
+    update_id: Vec<u8>,
+    lead_id: Option<Vec<u8>>,
+    process_id: Option<Vec<u8>>,
+    reference_id: Option<String>,
+    success: bool,
+    error: Option<String>,
+    error_code: Option<String>,
+    from_state: Option<String>,
+    to_state: Option<String>,
+    disposition: Option<String>,
+    version: Option<i64>,
+    user_id: Option<String>,
+    api_key_id: Option<Vec<u8>>,
+    warnings: Vec<String>,
+    log_epoch: i32,
+    log_sequence: i64,
+    log_index: i32,
+    logged_at: OffsetDateTime,
+    applied_at: OffsetDateTime,
+}
+
+impl EntryRow {
+    fn into_update(self) -> Result<FoundUpdate, StoreError> {
+        let id = Hex(&self.update_id);
+        let stored = Row::new(TABLE, &id);
+        Ok(FoundUpdate {
+            lead_id: stored.optional_id("lead_id", self.lead_id.as_deref())?,
+            process_id: stored.optional_id("process_id", self.process_id.as_deref())?,
+            reference_id: self.reference_id,
+            entry: HistoryEntry {
+                kind: stored.kind(&self.kind)?,
+                update_id: stored.id("update_id", &self.update_id)?,
+                success: self.success,
+                error: self.error,
+                error_code: self.error_code,
+                from_state: self.from_state,
+                to_state: self.to_state,
+                disposition: self.disposition,
+                version: self.version,
+                user_id: self.user_id,
+                api_key_id: stored.optional_id("api_key_id", self.api_key_id.as_deref())?,
+                warnings: self.warnings,
+                epoch: self.log_epoch,
+                log_sequence: self.log_sequence as u64,
+                log_index: self.log_index.cast_unsigned(),
+                logged_at: self.logged_at.into(),
+                applied_at: self.applied_at.into(),
+            },
         })
-        .collect()
+    }
+}
+
+/// A part of a project's updates, by the bytes of their ids.
+#[derive(Debug, Clone)]
+pub(crate) struct IdRange {
+    /// The first bytes of the lowest id.
+    pub(crate) from: Vec<u8>,
+    /// All ids are below.
+    pub(crate) before: Vec<u8>,
+}
+
+impl IdRange {
+    /// The ids made from this second on and before that one, and below `cursor`.
+    pub(crate) fn new(from: Timestamp, to: Option<Timestamp>, cursor: Option<ObjectId>) -> Self {
+        // A part of a second belongs to the range.
+        let end = to.map(|at| Timestamp::from_millis(at.millis().saturating_add(999)).unix_seconds().to_be_bytes());
+        let end = end.as_ref().map_or(&BEYOND_IDS[..], |seconds| &seconds[..]);
+        let before = end.min(upper_bound(cursor.as_ref()));
+        Self { from: from.unix_seconds().to_be_bytes().into(), before: before.into() }
+    }
+}
+
+/// The `count`-th update of a range, newest first; None if there are fewer.
+pub(crate) async fn nth_of_range(
+    pool: &Pool,
+    project_id: ObjectId,
+    range: &IdRange,
+    count: u32,
+) -> Result<Option<ObjectId>, StoreError> {
+    let update_id = sqlx::query_scalar!(
+        r#"SELECT update_id FROM lead_state.lead_updates
+           WHERE project_id = $1 AND update_id >= $2 AND update_id < $3
+           ORDER BY update_id DESC OFFSET $4 LIMIT 1"#,
+        project_id.as_bytes(),
+        range.from,
+        range.before,
+        i64::from(count) - 1
+    )
+    .fetch_optional(pool)
+    .await?;
+    update_id.map(|bytes| Row::new(TABLE, &Hex(&bytes)).id("update_id", &bytes)).transpose()
+}
+
+/// The updates of a range that meet a query's conditions, newest first: `limit` of them, and one more to show that there
+/// are more.
+pub(crate) async fn find_in_range(
+    pool: &Pool,
+    query: &FindUpdates,
+    range: &IdRange,
+    limit: u32,
+) -> Result<Vec<FoundUpdate>, StoreError> {
+    let rows = sqlx::query_as!(
+        EntryRow,
+        r#"SELECT kind, update_id, lead_id, process_id, reference_id, success, error, error_code, from_state, to_state,
+                  disposition, version, user_id, api_key_id, warnings, log_epoch, log_sequence, log_index, logged_at,
+                  applied_at
+           FROM lead_state.lead_updates
+           WHERE project_id = $1 AND update_id >= $2 AND update_id < $3
+               AND ($4::boolean IS NULL OR success = $4) AND ($5::text IS NULL OR error_code = $5)
+               AND ($6::bytea IS NULL OR process_id = $6) AND ($7::bytea IS NULL OR api_key_id = $7)
+               AND ($8::text IS NULL OR user_id = $8)
+           ORDER BY update_id DESC LIMIT $9"#,
+        query.project_id.as_bytes(),
+        range.from,
+        range.before,
+        query.success,
+        query.error_code.as_deref(),
+        query.process_id.as_ref().map(|id| id.as_bytes()) as _,
+        query.api_key_id.as_ref().map(|id| id.as_bytes()) as _,
+        query.user_id.as_deref(),
+        i64::from(limit) + 1
+    )
+    .fetch_all(pool)
+    .await?;
+    rows.into_iter().map(EntryRow::into_update).collect()
 }
 
 /// The ids of a project's updates and call events made since: newest first and before `at`, or oldest first and after it. `limit` of
