@@ -97,7 +97,8 @@ async fn with_exhausted_deliveries() -> (Stack, ProcessChangeResult, [String; 2]
 
 #[tokio::test]
 async fn deliveries_are_found_by_each_filter() {
-    let (stack, applied, [lead, other], _) = with_exhausted_deliveries().await;
+    let (stack, applied, [lead, other], since) = with_exhausted_deliveries().await;
+    let process = process_id(&applied);
     let dead = applied.process.callbacks[0].callback_id.to_string();
     let (of_lead, _) = all_pages(&stack.api, &format!("/api/v1/deliveries?leadId={lead}&status=exhausted&"), 7).await;
     assert!(of_lead.iter().all(|delivery| delivery["callbackId"] == json!(dead)));
@@ -112,6 +113,19 @@ async fn deliveries_are_found_by_each_filter() {
         (format!("updateId={update}&leadId={other}&"), 0),
         (format!("callbackId={dead}&status=delivered&"), 0),
         ("since=2100-01-01T00:00:00Z&".into(), 0),
+        ("until=2100-01-01T00:00:00Z&".into(), 40),
+        ("until=2026-01-01T00:00:00Z&".into(), 0),
+        ("status=exhausted&until=2026-01-01T00:00:00Z&".into(), 0),
+        (format!("status=exhausted&since={since}&until=2100-01-01T00:00:00Z&"), 20),
+        (format!("updateId={update}&until=2026-01-01T00:00:00Z&"), 0),
+        (format!("processId={process}&"), 40),
+        (format!("processId={dead}&"), 0),
+        ("statusCode=400&".into(), 20),
+        ("statusCode=200&".into(), 20),
+        ("status=exhausted&statusCode=400&".into(), 20),
+        ("status=exhausted&statusCode=200&".into(), 0),
+        ("error=answered%20400&".into(), 20),
+        ("status=exhausted&error=timed%20out&".into(), 0),
     ] {
         let (found, _) = all_pages(&stack.api, &format!("/api/v1/deliveries?{query}"), 3).await;
         assert_eq!(found.len(), count, "{query}");
@@ -120,6 +134,19 @@ async fn deliveries_are_found_by_each_filter() {
         distinct.dedup();
         assert_eq!(distinct.len(), count, "{query}");
     }
+    let list = [
+        "deliveries",
+        "list",
+        "--status-code",
+        "400",
+        "--error",
+        "answered",
+        "--process",
+        &process.to_string(),
+        "--json",
+    ];
+    let listed = stack.leadctl_of_project(&list).await.assert_ok().json_lines();
+    assert!(listed.len() == 20 && listed.iter().all(|delivery| delivery["statusCode"] == 400), "{listed:?}");
 }
 
 #[tokio::test]

@@ -35,12 +35,14 @@ pub struct ListedDelivery {
     pub created_at: DateTime,
     /// When it last changed.
     pub updated_at: DateTime,
+    /// The status of the response to the last attempt, if there was one.
+    pub status_code: Option<u16>,
     /// What went wrong in the last attempt.
     pub error: Option<String>,
 }
 
 response_from!(delivery: rpc::ListedDelivery => ListedDelivery {
-    process_id, status, attempts, next_attempt_at, created_at, updated_at, error,
+    process_id, status, attempts, next_attempt_at, created_at, updated_at, status_code, error,
 } with {
     delivery_id: delivery.id.to_string(),
     update_id: delivery.id.update_id,
@@ -121,7 +123,7 @@ impl RecoverResult {
 
 example!(
     listed_delivery: ListedDelivery,
-    r#"{"deliveryId":"6b0426971c73026dafa27e40-696102a4b8c1d2e3f4a5b604","updateId":"6b0426971c73026dafa27e40","callbackId":"696102a4b8c1d2e3f4a5b604","processId":"696102a4b8c1d2e3f4a5b602","status":"exhausted","attempts":10,"nextAttemptAt":null,"createdAt":"2026-01-12T09:30:00.004Z","updatedAt":"2026-01-13T18:02:11.310Z","error":"the endpoint answered 500 Internal Server Error"}"#
+    r#"{"deliveryId":"6b0426971c73026dafa27e40-696102a4b8c1d2e3f4a5b604","updateId":"6b0426971c73026dafa27e40","callbackId":"696102a4b8c1d2e3f4a5b604","processId":"696102a4b8c1d2e3f4a5b602","status":"exhausted","attempts":10,"nextAttemptAt":null,"createdAt":"2026-01-12T09:30:00.004Z","updatedAt":"2026-01-13T18:02:11.310Z","statusCode":500,"error":"the endpoint answered 500 Internal Server Error"}"#
 );
 example!(
     delivery_details: DeliveryDetails,

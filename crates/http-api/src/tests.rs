@@ -222,10 +222,11 @@ fn deliveries() {
         next_attempt_at: None,
         created_at: AT,
         updated_at: AT,
+        status_code: Some(500),
         error: Some("the endpoint answered 500".into()),
     };
     let listed = ListResponse::<ListedDelivery>::new(Page { items: vec![delivery], next: None }, vec![]);
-    insta::assert_snapshot!(json(&listed), @r#"{"success":true,"data":[{"deliveryId":"010101010101010101010101-020202020202020202020202","updateId":"010101010101010101010101","callbackId":"020202020202020202020202","processId":"030303030303030303030303","status":"exhausted","attempts":10,"nextAttemptAt":null,"createdAt":"2026-01-12T04:55:59.048Z","updatedAt":"2026-01-12T04:55:59.048Z","error":"the endpoint answered 500"}],"next":null}"#);
+    insta::assert_snapshot!(json(&listed), @r#"{"success":true,"data":[{"deliveryId":"010101010101010101010101-020202020202020202020202","updateId":"010101010101010101010101","callbackId":"020202020202020202020202","processId":"030303030303030303030303","status":"exhausted","attempts":10,"nextAttemptAt":null,"createdAt":"2026-01-12T04:55:59.048Z","updatedAt":"2026-01-12T04:55:59.048Z","statusCode":500,"error":"the endpoint answered 500"}],"next":null}"#);
 }
 
 #[test]

@@ -47,16 +47,7 @@ pub(crate) async fn show(visit: Visit) -> Result<Page, Fault> {
     }
     let deliveries = async |status| {
         role.check(project_id, Scope::LeadsRead)?;
-        let query = ListDeliveries {
-            project_id,
-            status: Some(status),
-            callback_id: None,
-            update_id: None,
-            lead_id: None,
-            since: None,
-            cursor: None,
-            limit: ROWS,
-        };
+        let query = ListDeliveries { status: Some(status), ..ListDeliveries::of_project(project_id, ROWS) };
         visit.request(&query).await
     };
     let leads = async {

@@ -104,14 +104,9 @@ pub(crate) async fn show(visit: Visit) -> Result<Page, Fault> {
     let deliveries = async |status| {
         visit.session.role.check(project_id, Scope::LeadsRead)?;
         let query = ListDeliveries {
-            project_id,
             status: Some(status),
             callback_id: Some(callback_id),
-            update_id: None,
-            lead_id: None,
-            since: None,
-            cursor: None,
-            limit: SHOWN,
+            ..ListDeliveries::of_project(project_id, SHOWN)
         };
         visit.request(&query).await
     };

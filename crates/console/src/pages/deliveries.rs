@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use contract::{
-    ObjectId,
+    ObjectId, Timestamp,
     key::Scope,
     rpc::{
         Attempt, Delivery, DeliveryId, DeliveryStatus, GetDelivery, ListDeliveries, ListedDelivery, Page as ListPage,
@@ -16,7 +16,7 @@ use crate::{
     respond::Page,
     view::{
         layout::Section,
-        parts::{bar, curl, delivery_status, empty, fact, link, next_page, panel, span, table, time},
+        parts::{bar, curl, delivery_status, empty, fact, filter_fields, link, next_page, panel, span, table, time},
     },
     visit::{PAGE, Visit, names},
 };
@@ -34,6 +34,11 @@ pub(super) struct Filters {
     pub(super) status: Option<String>,
     pub(super) callback: Option<ObjectId>,
     pub(super) lead: Option<ObjectId>,
+    pub(super) process: Option<ObjectId>,
+    pub(super) code: Option<u16>,
+    pub(super) error: Option<String>,
+    pub(super) since: Option<Timestamp>,
+    pub(super) until: Option<Timestamp>,
 }
 
 /// `GET /p/{project}/deliveries`.
@@ -43,20 +48,27 @@ pub(crate) async fn list(visit: Visit) -> Result<Page, Fault> {
         status: visit.text("status").map(str::to_owned),
         callback: visit.parameter("callback")?,
         lead: visit.parameter("lead")?,
+        process: visit.parameter("process")?,
+        code: visit.parameter("code")?,
+        error: visit.text("error").map(str::to_owned),
+        since: visit.parameter("since")?,
+        until: visit.parameter("until")?,
     };
     let status = filters.status.as_deref().map(|text| {
         let known = STATUSES.iter().find(|(name, _)| *name == text).map(|(_, status)| *status);
         known.ok_or_else(|| Fault::Invalid("status must be pending, delivered or exhausted.".into()))
     });
     let query = ListDeliveries {
-        project_id,
         status: status.transpose()?,
         callback_id: filters.callback,
-        update_id: None,
         lead_id: filters.lead,
-        since: None,
+        since: filters.since,
+        until: filters.until,
+        process_id: filters.process,
+        status_code: filters.code,
+        error: filters.error.clone(),
         cursor: visit.cursor(),
-        limit: PAGE,
+        ..ListDeliveries::of_project(project_id, PAGE)
     };
     let (page, callbacks) = tokio::join!(visit.request(&query), visit.callbacks(project_id));
     let curl = curl("/api/v1/leads/update", r#"{"leadId":"LEAD_ID","metadata":{"color":"blue"}}"#);
@@ -75,6 +87,11 @@ pub(super) fn render_list(
         ("status", filters.status.clone()),
         ("callback", filters.callback.map(|id| id.to_string())),
         ("lead", filters.lead.map(|id| id.to_string())),
+        ("process", filters.process.map(|id| id.to_string())),
+        ("code", filters.code.map(|code| code.to_string())),
+        ("error", filters.error.clone()),
+        ("since", filters.since.map(Timestamp::to_iso)),
+        ("until", filters.until.map(Timestamp::to_iso)),
     ];
     html! {
         form.filters {
@@ -97,6 +114,7 @@ pub(super) fn render_list(
                 }
             }
             @if let Some(lead) = filters.lead { input type="hidden" name="lead" value=(lead); }
+            (filter_fields(&query[3..], &["Process", "Status code", "Last error", "Since", "Until"]))
             button { "Filter" }
         }
         @if page.items.is_empty() && page.next.is_none() {

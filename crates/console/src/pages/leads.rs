@@ -120,16 +120,8 @@ pub(crate) async fn show(visit: Visit) -> Result<Page, Fault> {
     let query = GetLead { project_id, lead_id: Some(lead_id), reference_id: None, process_id: None };
     let lead = visit.request(&query).await?;
     let history = GetLeadHistory { project_id, lead_id, cursor: visit.cursor(), limit: PAGE };
-    let deliveries = ListDeliveries {
-        project_id,
-        status: None,
-        callback_id: None,
-        update_id: None,
-        lead_id: Some(lead_id),
-        since: None,
-        cursor: None,
-        limit: LEAD_DELIVERIES,
-    };
+    let deliveries =
+        ListDeliveries { lead_id: Some(lead_id), ..ListDeliveries::of_project(project_id, LEAD_DELIVERIES) };
     let process = async {
         visit.session.role.check(project_id, Scope::ConfigRead)?;
         visit.request(&GetProcess { project_id, process: ProcessSelector::Id(lead.process_id) }).await

@@ -131,6 +131,7 @@ fn listed(status: DeliveryStatus) -> ListedDelivery {
         next_attempt_at: (status == DeliveryStatus::Pending).then(|| at(5000)),
         created_at: at(0),
         updated_at: at(1000),
+        status_code: Some(503),
         error: Some("the endpoint answered 503".into()),
     }
 }
@@ -286,7 +287,15 @@ fn lists_of_leads() {
 
 #[test]
 fn a_list_of_deliveries() {
-    let filters = deliveries::Filters { status: Some("pending".into()), callback: Some(CALLBACK), lead: Some(LEAD) };
+    let filters = deliveries::Filters {
+        status: Some("pending".into()),
+        callback: Some(CALLBACK),
+        lead: Some(LEAD),
+        code: Some(503),
+        error: Some("\"a&b\"".into()),
+        until: Some(at(0)),
+        ..deliveries::Filters::default()
+    };
     let list = page(vec![listed(DeliveryStatus::Pending)], Some("7"));
     insta::assert_snapshot!(lines(&deliveries::render_list(PROJECT, &list, &filters, &names(), "curl")));
 }

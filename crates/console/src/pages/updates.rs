@@ -22,7 +22,8 @@ use crate::{
     view::{
         layout::Section,
         parts::{
-            Kind, badge, curl, delivery_status, empty, fact, json, link, next_page, panel, span, table, text, time,
+            Kind, badge, curl, delivery_status, empty, fact, filter_fields, json, link, next_page, panel, span, table,
+            text, time,
         },
     },
     visit::{PAGE, Visit, names},
@@ -98,11 +99,7 @@ pub(super) fn render_list(project: ObjectId, page: &ListPage<FoundUpdate>, filte
                     option value=(name) selected[filters.status.as_deref() == Some(name)] { (name) }
                 }
             }
-            @for ((name, value), label) in query[1..].iter().zip(["Code", "Process", "API key", "User", "From", "To"]) {
-                label for=(name) { (label) }
-                input id=(name) name=(name) value=[value.as_deref()]
-                    placeholder=[matches!(*name, "from" | "to").then_some("2026-01-12T04:55:59Z")];
-            }
+            (filter_fields(&query[1..], &["Code", "Process", "API key", "User", "From", "To"]))
             button { "Filter" }
         }
         @if page.items.is_empty() && page.next.is_none() {

@@ -58,6 +58,17 @@ pub(crate) fn table(caption: &str, columns: &[&str], rows: &Markup) -> Markup {
     }
 }
 
+/// The fields of a list's filters, with their values as in the URL.
+pub(crate) fn filter_fields(filters: &[(&str, Option<String>)], labels: &[&str]) -> Markup {
+    html! {
+        @for ((name, value), label) in filters.iter().zip(labels) {
+            label for=(name) { (label) }
+            input id=(name) name=(name) value=[value.as_deref()]
+                placeholder=[matches!(*name, "from" | "to" | "since" | "until").then_some("2026-01-12T04:55:59Z")];
+        }
+    }
+}
+
 /// The link to a list's next page.
 pub(crate) fn next_page(path: &str, filters: &[(&str, Option<String>)], next: Option<&Cursor>) -> Markup {
     let Some(cursor) = next else { return html! {} };

@@ -159,11 +159,43 @@ pub struct ListDeliveries {
     /// Only deliveries of updates made at this time or later, to the second.
     #[serde(default)]
     pub since: Option<Timestamp>,
+    /// Only deliveries of updates made before this time, to the second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<Timestamp>,
+    /// Only deliveries to callbacks of this process.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub process_id: Option<ObjectId>,
+    /// Only deliveries whose last attempt was answered with this status.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status_code: Option<u16>,
+    /// Only deliveries whose last attempt failed with an error that contains this text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
     /// The previous page's `next`.
     #[serde(default)]
     pub cursor: Option<Cursor>,
     /// The most items to return.
     pub limit: u32,
+}
+
+impl ListDeliveries {
+    /// The first page of all deliveries of a project.
+    pub fn of_project(project_id: ObjectId, limit: u32) -> Self {
+        Self {
+            project_id,
+            status: None,
+            callback_id: None,
+            update_id: None,
+            lead_id: None,
+            since: None,
+            until: None,
+            process_id: None,
+            status_code: None,
+            error: None,
+            cursor: None,
+            limit,
+        }
+    }
 }
 
 /// A delivery in a list.
@@ -186,6 +218,9 @@ pub struct ListedDelivery {
     pub created_at: Timestamp,
     /// When it last changed.
     pub updated_at: Timestamp,
+    /// The status of the response to the last attempt, if there was one.
+    #[serde(default)]
+    pub status_code: Option<u16>,
     /// Why the last attempt failed.
     pub error: Option<String>,
 }
@@ -275,10 +310,11 @@ mod tests {
             next_attempt_at: None,
             created_at: at,
             updated_at: at,
+            status_code: Some(500),
             error: Some("e".into()),
         };
         let text = serde_json::to_string(&delivery).unwrap();
-        insta::assert_snapshot!(text, @r#"{"updateId":"010101010101010101010101","callbackId":"020202020202020202020202","processId":null,"status":"exhausted","attempts":3,"nextAttemptAt":null,"createdAt":5,"updatedAt":5,"error":"e"}"#);
+        insta::assert_snapshot!(text, @r#"{"updateId":"010101010101010101010101","callbackId":"020202020202020202020202","processId":null,"status":"exhausted","attempts":3,"nextAttemptAt":null,"createdAt":5,"updatedAt":5,"statusCode":500,"error":"e"}"#);
         assert_eq!(serde_json::from_str::<ListedDelivery>(&text).unwrap(), delivery);
     }
 

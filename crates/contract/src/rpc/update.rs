@@ -130,6 +130,9 @@ pub struct ListUpdates {
     /// Only updates made at this time or later, to the second.
     #[serde(default)]
     pub since: Option<Timestamp>,
+    /// Only updates made before this time, to the second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<Timestamp>,
     /// Oldest first; not with `lead_id`.
     #[serde(default)]
     pub oldest_first: bool,

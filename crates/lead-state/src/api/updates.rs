@@ -100,19 +100,24 @@ impl Api {
     ) -> Result<Page<ListedUpdate>, RpcError> {
         let before = query.cursor.as_ref().map(cursors::parse_history).transpose()?;
         let since = query.since.map_or(0, Timestamp::unix_seconds);
+        let until = query.until.map_or(u32::MAX, Timestamp::unix_seconds_rounded_up);
         let history = updates::history_of_lead(&self.pool, query.project_id, lead_id, before, limit).await?;
         let cursor = |update: &HistoryEntry| cursors::history(update.position());
         let Page { items, next } = Page::cut(history, limit, cursor, None);
         // The log is not in the order of the ids, so an older id does not end the list.
-        let is_listed = |update: &&HistoryEntry| update.update_id.timestamp().unix_seconds() >= since;
+        let is_listed = |update: &&HistoryEntry| {
+            let made = update.update_id.timestamp().unix_seconds();
+            since <= made && made < until
+        };
         let listed = |update: &HistoryEntry| ListedUpdate { update_id: update.update_id, cursor: cursor(update) };
         Ok(Page { items: items.iter().filter(is_listed).map(listed).collect(), next })
     }
 
     async fn list_updates_of_project(&self, query: &ListUpdates, limit: u32) -> Result<Page<ListedUpdate>, RpcError> {
         let at = query.cursor.as_ref().map(cursors::parse_update).transpose()?;
-        let ListUpdates { project_id, since, oldest_first, .. } = *query;
-        let ids = updates::ids_of_project(&self.pool, project_id, since, oldest_first, at, limit).await?;
+        let ListUpdates { project_id, since, until, oldest_first, .. } = *query;
+        let range = IdRange::new(since, until, at.filter(|_| !oldest_first));
+        let ids = updates::ids_of_range(&self.pool, project_id, &range, oldest_first, at, limit).await?;
         let listed = ids.into_iter().map(|update_id| ListedUpdate { update_id, cursor: cursors::update(update_id) });
         Ok(Page::cut(listed.collect(), limit, |update| update.cursor.clone(), None))
     }
@@ -121,7 +126,7 @@ impl Api {
         let limit = clamp(query.limit);
         let from = begin_of_range(&query, clock::now())?;
         let before = query.cursor.as_ref().map(cursors::parse_update).transpose()?;
-        let mut range = IdRange::new(from, query.to, before);
+        let mut range = IdRange::new(Some(from), query.to, before);
         // Conditions have no index, because an index slows down every update.
         let down_to = match has_conditions(&query) {
             false => None,

@@ -198,13 +198,12 @@ pub(crate) struct IdRange {
 }
 
 impl IdRange {
-    /// The ids made from this second on and before that one, and below `cursor`.
-    pub(crate) fn new(from: Timestamp, to: Option<Timestamp>, cursor: Option<ObjectId>) -> Self {
-        // A part of a second belongs to the range.
-        let end = to.map(|at| Timestamp::from_millis(at.millis().saturating_add(999)).unix_seconds().to_be_bytes());
+    /// The ids made from this second on and before the end of that one, and below `cursor`.
+    pub(crate) fn new(from: Option<Timestamp>, to: Option<Timestamp>, cursor: Option<ObjectId>) -> Self {
+        let from = from.map_or(0, Timestamp::unix_seconds).to_be_bytes();
+        let end = to.map(|at| at.unix_seconds_rounded_up().to_be_bytes());
         let end = end.as_ref().map_or(&BEYOND_IDS[..], |seconds| &seconds[..]);
-        let before = end.min(upper_bound(cursor.as_ref()));
-        Self { from: from.unix_seconds().to_be_bytes().into(), before: before.into() }
+        Self { from: from.into(), before: end.min(upper_bound(cursor.as_ref())).into() }
     }
 }
 
@@ -263,26 +262,26 @@ pub(crate) async fn find_in_range(
     rows.into_iter().map(EntryRow::into_update).collect()
 }
 
-/// The ids of a project's updates and call events made since: newest first and before `at`, or oldest first and after it. `limit` of
+/// The ids of a range of a project's updates and call events: newest first, or the oldest after `after` first. `limit` of
 /// them, and one more to show that there are more.
-pub(crate) async fn ids_of_project(
+pub(crate) async fn ids_of_range(
     pool: &Pool,
     project_id: ObjectId,
-    since: Option<Timestamp>,
+    range: &IdRange,
     oldest_first: bool,
-    at: Option<ObjectId>,
+    after: Option<ObjectId>,
     limit: u32,
 ) -> Result<Vec<ObjectId>, StoreError> {
-    // Ids begin with the second in which they were made.
-    let since = since.map(|at| at.unix_seconds().to_be_bytes().to_vec()).unwrap_or_default();
     let limit = i64::from(limit) + 1;
     let rows = if oldest_first {
         sqlx::query_scalar!(
             r#"SELECT update_id FROM lead_state.lead_updates
-               WHERE project_id = $1 AND update_id >= $2 AND update_id > $3 ORDER BY update_id LIMIT $4"#,
+               WHERE project_id = $1 AND update_id >= $2 AND update_id > $3 AND update_id < $4
+               ORDER BY update_id LIMIT $5"#,
             project_id.as_bytes(),
-            since,
-            at.as_ref().map_or(&[][..], |id| id.as_bytes()),
+            range.from,
+            after.as_ref().map_or(&[][..], |id| id.as_bytes()),
+            range.before,
             limit
         )
         .fetch_all(pool)
@@ -292,8 +291,8 @@ pub(crate) async fn ids_of_project(
             r#"SELECT update_id FROM lead_state.lead_updates
                WHERE project_id = $1 AND update_id >= $2 AND update_id < $3 ORDER BY update_id DESC LIMIT $4"#,
             project_id.as_bytes(),
-            since,
-            upper_bound(at.as_ref()),
+            range.from,
+            range.before,
             limit
         )
         .fetch_all(pool)

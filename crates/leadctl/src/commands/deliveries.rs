@@ -38,6 +38,18 @@ pub(crate) enum Deliveries {
         /// Only deliveries of updates since this time, or this long ago, e.g. 1d.
         #[arg(long, value_name = "TIME", value_parser = parse_since)]
         since: Option<Timestamp>,
+        /// Only deliveries of updates before this time, or this long ago.
+        #[arg(long, value_name = "TIME", value_parser = parse_since)]
+        until: Option<Timestamp>,
+        /// Only deliveries to callbacks of this process.
+        #[arg(long)]
+        process: Option<ObjectId>,
+        /// Only deliveries whose last attempt was answered with this status.
+        #[arg(long, value_name = "STATUS")]
+        status_code: Option<u16>,
+        /// Only deliveries whose last attempt failed with an error that contains this text.
+        #[arg(long, value_name = "TEXT")]
+        error: Option<String>,
         #[command(flatten)]
         paging: Paging,
         #[command(flatten)]
@@ -117,19 +129,35 @@ struct RecoverSummary {
 impl Deliveries {
     pub(crate) async fn run(self) -> anyhow::Result<()> {
         match self {
-            Self::List { status, callback, update, lead, since, paging, scope } => {
+            Self::List {
+                status,
+                callback,
+                update,
+                lead,
+                since,
+                until,
+                process,
+                status_code,
+                error,
+                paging,
+                scope: InProject { project_id, admin },
+            } => {
                 let query = |cursor, limit| ListDeliveries {
-                    project_id: scope.project_id,
+                    project_id,
                     status: status.map(Into::into),
                     callback_id: callback,
                     update_id: update,
                     lead_id: lead,
                     since,
+                    until,
+                    process_id: process,
+                    status_code,
+                    error: error.clone(),
                     cursor,
                     limit,
                 };
                 let head = ["DELIVERY", "STATUS", "ATTEMPTS", "UPDATED", "NEXT ATTEMPT", "ERROR"];
-                paging.print(&scope.admin, "no deliveries", head, query, row).await
+                paging.print(&admin, "no deliveries", head, query, row).await
             }
             Self::Show { delivery, scope: InProject { project_id, admin } } => {
                 let query = GetDelivery { project_id, id: delivery };

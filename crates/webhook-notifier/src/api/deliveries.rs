@@ -111,14 +111,16 @@ impl DeliveryApi {
     }
 
     async fn list_by_id(&self, query: &ListDeliveries, update_id: ObjectId) -> Result<Page<ListedDelivery>, RpcError> {
-        let mut items = self.of_updates(query.project_id, &[update_id]).await?;
+        let mut items = self.with_status_codes(query.project_id, &[update_id]).await?;
         if let (Some(lead_id), Some(delivery)) = (query.lead_id, items.first())
             && !self.is_of_lead(query.project_id, delivery.id, lead_id).await?
         {
             items.clear();
         }
+        let made = update_id.timestamp().unix_seconds();
         let since = query.since.map_or(0, Timestamp::unix_seconds);
-        items.retain(|delivery| matches(query, delivery) && update_id.timestamp().unix_seconds() >= since);
+        let until = query.until.map_or(u32::MAX, Timestamp::unix_seconds_rounded_up);
+        items.retain(|delivery| matches(query, delivery) && since <= made && made < until);
         Ok(Page { items, next: None })
     }
 
@@ -141,9 +143,8 @@ impl DeliveryApi {
         };
         let mut items = Vec::new();
         for _ in 0..MAX_CHUNKS {
-            let (pool, project_id) = (&self.pool, query.project_id);
-            let rows = store::deliveries::undelivered(pool, project_id, status, query.since, before, CHUNK);
-            let rows = rows.await?;
+            let mut rows = store::deliveries::undelivered(&self.pool, query, status, before, CHUNK).await?;
+            store::deliveries::add_status_codes(&self.pool, &mut rows).await?;
             let is_last = (rows.len() as i64) < CHUNK;
             before = rows.last().map(|row| row.id).or(before);
             items.extend(rows.into_iter().filter(|row| matches(query, row)));
@@ -170,13 +171,14 @@ impl DeliveryApi {
                 project_id: query.project_id,
                 lead_id: query.lead_id,
                 since: query.since,
+                until: query.until,
                 oldest_first: false,
                 cursor,
                 limit: MAX_LIMIT,
             };
             let updates = request(&self.client, &list).await?;
             let ids = updates.items.iter().map(|update| update.update_id).collect::<Vec<_>>();
-            let mut found = self.of_updates(query.project_id, &ids).await?.into_iter().peekable();
+            let mut found = self.with_status_codes(query.project_id, &ids).await?.into_iter().peekable();
             let mut last = None;
             for update in &updates.items {
                 let mut of_update = Vec::new();
@@ -260,6 +262,16 @@ impl DeliveryApi {
         Ok(store::deliveries::of_updates(&self.pool, project_id, update_ids).await?)
     }
 
+    async fn with_status_codes(
+        &self,
+        project_id: ObjectId,
+        update_ids: &[ObjectId],
+    ) -> Result<Vec<ListedDelivery>, RpcError> {
+        let mut deliveries = self.of_updates(project_id, update_ids).await?;
+        store::deliveries::add_status_codes(&self.pool, &mut deliveries).await?;
+        Ok(deliveries)
+    }
+
     pub(super) async fn outcomes(
         &self,
         project_id: ObjectId,
@@ -278,4 +290,7 @@ impl DeliveryApi {
 fn matches(query: &ListDeliveries, delivery: &ListedDelivery) -> bool {
     query.status.is_none_or(|status| status == delivery.status)
         && query.callback_id.is_none_or(|callback_id| callback_id == delivery.id.callback_id)
+        && query.process_id.is_none_or(|process_id| Some(process_id) == delivery.process_id)
+        && query.status_code.is_none_or(|code| Some(code) == delivery.status_code)
+        && query.error.as_ref().is_none_or(|text| delivery.error.as_ref().is_some_and(|error| error.contains(text)))
 }

@@ -116,6 +116,7 @@ impl DeliveryApi {
             project_id,
             lead_id: None,
             since: Some(query.since),
+            until: None,
             oldest_first: true,
             cursor: after.map(Cursor::from_text),
             limit: MAX_LIMIT,

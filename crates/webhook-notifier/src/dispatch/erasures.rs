@@ -81,7 +81,15 @@ impl Erasures {
         let (mut cursor, mut is_before, mut is_complete) = (None, false, true);
         loop {
             let lead_id = Some(lead_id);
-            let list = ListUpdates { project_id, lead_id, since: None, oldest_first: false, cursor, limit: MAX_LIMIT };
+            let list = ListUpdates {
+                project_id,
+                lead_id,
+                since: None,
+                until: None,
+                oldest_first: false,
+                cursor,
+                limit: MAX_LIMIT,
+            };
             let page = request(&self.client, &list).await.context("cannot list the updates of the lead")?;
             let mut update_ids = Vec::with_capacity(page.items.len());
             for update in &page.items {

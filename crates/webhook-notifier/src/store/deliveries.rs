@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use contract::{
     ObjectId, Timestamp,
     event_kind::DeliveryKind,
-    rpc::{Attempt, Delivery, DeliveryId, DeliveryStatus, ListedDelivery},
+    rpc::{Attempt, Delivery, DeliveryId, DeliveryStatus, ListDeliveries, ListedDelivery},
 };
 use service_kit::postgres::Pool;
 use time::OffsetDateTime;
@@ -81,6 +81,7 @@ impl TryFrom<Row> for ListedDelivery {
             next_attempt_at: row.next_attempt_at.map(Into::into),
             created_at: row.created_at.into(),
             updated_at: row.updated_at.into(),
+            status_code: None,
             error: row.last_error,
         })
     }
@@ -162,15 +163,17 @@ pub(crate) async fn with_attempts(
     Ok(deliveries.into_values().collect())
 }
 
-/// A project's deliveries with this status, which is not `delivered`: the newest first, before `before`.
+/// A project's deliveries with this status, which is not `delivered`, in the range of time of a query: the newest first,
+/// before `before`.
 pub(crate) async fn undelivered(
     pool: &Pool,
-    project_id: ObjectId,
+    query: &ListDeliveries,
     status: DeliveryStatus,
-    since: Option<Timestamp>,
     before: Option<DeliveryId>,
     limit: i64,
 ) -> Result<Vec<ListedDelivery>, StoreError> {
+    let end = query.until.map(|at| at.unix_seconds_rounded_up().to_be_bytes());
+    let end = end.as_ref().map_or(&BEYOND_IDS[..], |seconds| &seconds[..]);
     let rows = sqlx::query_as!(
         Row,
         r#"
@@ -182,10 +185,10 @@ pub(crate) async fn undelivered(
         ORDER BY update_id DESC, callback_id DESC, kind DESC
         LIMIT $7
         "#,
-        project_id.as_bytes(),
+        query.project_id.as_bytes(),
         status_name(status),
-        id_prefix(since),
-        before.as_ref().map_or(&BEYOND_IDS[..], |id| id.update_id.as_bytes()),
+        id_prefix(query.since),
+        before.as_ref().map_or(end, |id| id.update_id.as_bytes()),
         before.as_ref().map_or(&[][..], |id| id.callback_id.as_bytes()),
         before.as_ref().map_or("", |id| id.kind.as_str()),
         limit,
@@ -248,6 +251,31 @@ pub(crate) async fn of_updates(
     .fetch_all(pool)
     .await?;
     listed(rows)
+}
+
+/// Reads the status of the response to the last attempt of each delivery.
+pub(crate) async fn add_status_codes(pool: &Pool, deliveries: &mut [ListedDelivery]) -> Result<(), StoreError> {
+    let update_ids = deliveries.iter().map(|d| *d.id.update_id.as_bytes()).collect::<Vec<_>>();
+    let callback_ids = deliveries.iter().map(|d| *d.id.callback_id.as_bytes()).collect::<Vec<_>>();
+    let kinds = deliveries.iter().map(|d| d.id.kind.as_str()).collect::<Vec<_>>();
+    let codes = sqlx::query_scalar!(
+        r#"
+        SELECT (SELECT a.status_code FROM webhooks.every_attempt AS a
+                WHERE a.update_id = d.update_id AND a.callback_id = d.callback_id AND a.kind = d.kind
+                ORDER BY a.number DESC LIMIT 1)
+        FROM unnest($1::bytea[], $2::bytea[], $3::text[]) WITH ORDINALITY AS d (update_id, callback_id, kind, place)
+        ORDER BY d.place
+        "#,
+        &update_ids as &[[u8; 12]],
+        &callback_ids as &[[u8; 12]],
+        &kinds as &[&str],
+    )
+    .fetch_all(pool)
+    .await?;
+    for (delivery, code) in deliveries.iter_mut().zip(codes) {
+        delivery.status_code = code.and_then(|code| u16::try_from(code).ok());
+    }
+    Ok(())
 }
 
 /// A completed delivery that is to be made again.

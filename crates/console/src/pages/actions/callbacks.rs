@@ -133,14 +133,9 @@ pub(crate) async fn confirm_enable(visit: Visit) -> Result<Page, Fault> {
     let target = Target::of(&visit).await?;
     visit.session.role.check(target.project_id, Scope::LeadsRead)?;
     let waiting = ListDeliveries {
-        project_id: target.project_id,
         status: Some(DeliveryStatus::Pending),
         callback_id: Some(target.callback.callback_id),
-        update_id: None,
-        lead_id: None,
-        since: None,
-        cursor: None,
-        limit: PAGE,
+        ..ListDeliveries::of_project(target.project_id, PAGE)
     };
     let waiting = visit.request(&waiting).await?;
     let more = if waiting.next.is_some() { "at least " } else { "" };

@@ -25,6 +25,10 @@ impl FromQuery for ListDeliveries {
             update_id: parameters.id("updateId")?,
             lead_id: parameters.id("leadId")?,
             since: parameters.time("since")?,
+            until: parameters.time("until")?,
+            process_id: parameters.id("processId")?,
+            status_code: status_code(parameters)?,
+            error: parameters.text("error")?,
             cursor,
             limit,
         })
@@ -42,6 +46,12 @@ pub(crate) fn status(fields: &mut Fields<'_>) -> Result<Option<DeliveryStatus>, 
     })
 }
 
+fn status_code(fields: &mut Fields<'_>) -> Result<Option<u16>, ApiError> {
+    let Some(text) = fields.text("statusCode")? else { return Ok(None) };
+    let code = text.parse().ok().filter(|code| (100..=999).contains(code));
+    code.map(Some).ok_or_else(|| ApiError::field("statusCode", "must be a status such as 503"))
+}
+
 pub(crate) async fn handle(
     app: Arc<App>,
     _: Arc<ApiKey>,
@@ -53,7 +63,7 @@ pub(crate) async fn handle(
 
 #[cfg(test)]
 pub(crate) fn operation() -> crate::openapi::Operation {
-    use crate::openapi::{date_time, delivery_status, id};
+    use crate::openapi::{date_time, delivery_status, id, text};
     crate::openapi::Operation::new("Deliveries", "listDeliveries", "List deliveries")
         .description(
             "A delivery is an update on its way to one callback. Deliveries of the newest updates come first. All given \
@@ -64,8 +74,16 @@ pub(crate) fn operation() -> crate::openapi::Operation {
         .query("updateId", "Only deliveries of this update", id())
         .query("leadId", "Only deliveries of this lead's updates", id())
         .query("since", "Only deliveries of updates made at this time or later", date_time())
+        .query("until", "Only deliveries of updates made before this time", date_time())
+        .query("processId", "Only deliveries to callbacks of this process", id())
+        .query(
+            "statusCode",
+            "Only deliveries whose last attempt was answered with this status",
+            serde_json::json!({"type": "integer", "minimum": 100, "maximum": 999}),
+        )
+        .query("error", "Only deliveries whose last attempt failed with an error that contains this text", text())
         .page_parameters()
-        .query_example("status=exhausted")
+        .query_example("status=exhausted&statusCode=503")
         .returns::<ListResponse<ListedDelivery>>()
 }
 
@@ -80,8 +98,10 @@ mod tests {
             "",
             "status=exhausted&callbackId=696102a4b8c1d2e3f4a5b6c7&since=2026-01-12T04:55:59Z&limit=7&cursor=x",
             "leadId=696102a4b8c1d2e3f4a5b6c7&updateId=6b0426971c73026dafa27e40&other=1",
+            "processId=696102a4b8c1d2e3f4a5b6c7&statusCode=503&error=timed%20out&until=2026-01-12T04:55:59Z",
             "status=lost",
             "since=soon",
+            "statusCode=5xx",
         ]
         .map(|query| match Query::<ListDeliveries>::parse(query, &key()) {
             Ok(Query { query: deliveries, warnings }) => {
@@ -97,10 +117,14 @@ mod tests {
             {"projectId":"OURS","status":"exhausted","callbackId":"696102a4b8c1d2e3f4a5b6c7","updateId":null,"leadId":null,"since":1768193759000,"cursor":"x","limit":7} []
         ?leadId=696102a4b8c1d2e3f4a5b6c7&updateId=6b0426971c73026dafa27e40&other=1
             {"projectId":"OURS","status":null,"callbackId":null,"updateId":"6b0426971c73026dafa27e40","leadId":"696102a4b8c1d2e3f4a5b6c7","since":null,"cursor":null,"limit":50} ["ignored as unknown: other"]
+        ?processId=696102a4b8c1d2e3f4a5b6c7&statusCode=503&error=timed%20out&until=2026-01-12T04:55:59Z
+            {"projectId":"OURS","status":null,"callbackId":null,"updateId":null,"leadId":null,"since":null,"until":1768193759000,"processId":"696102a4b8c1d2e3f4a5b6c7","statusCode":503,"error":"timed out","cursor":null,"limit":50} []
         ?status=lost
             400 invalid_field: status must be pending, delivered or exhausted
         ?since=soon
             400 invalid_field: since must be a time such as 2026-01-12T04:55:59Z
+        ?statusCode=5xx
+            400 invalid_field: statusCode must be a status such as 503
         "#);
     }
 }
