@@ -170,7 +170,7 @@ async fn a_test_request_reports_the_answer_and_records_nothing() {
     assert_includes(&refused, json!({"delivered": false, "statusCode": 410, "response": "no ***"}));
     // Nor does 410 to a test request disable the callback.
     assert_eq!(stack.count("SELECT count(*) FROM webhooks.deliveries").await, 0);
-    let query = ListCallbacks { project_id: stack.api.project_id };
+    let query = ListCallbacks { project_id: stack.api.project_id, details: false };
     let listed = stack.call(&query).await.remove(0);
     assert_eq!((listed.state, listed.failing_since), (CallbackState::Healthy, None));
 }
@@ -192,6 +192,53 @@ async fn a_disabled_callback_is_enabled_over_http() {
     let of_other_process = enable.replace(&process_id.to_string(), "_");
     for path in [of_other_process, enable.replace(callback_id, lead_id)] {
         assert_refused(stack.api.post(&path, &json!({})).await, 404, "callback_not_found");
+    }
+}
+
+#[tokio::test]
+async fn the_health_of_a_callback_is_read_over_http() {
+    let Configured { mut stack, callback, lead_id, .. } = Configured::start().await;
+    let read = async |stack: &Stack| assert_ok(stack.api.get(&callback).await);
+    let healthy = eventually(TEST_TIMEOUT, "the callback has a health", async || {
+        let read = read(&stack).await;
+        if read["data"]["health"].is_null() { Err(read) } else { Ok(read) }
+    })
+    .await;
+    let unused = json!({"state": "healthy", "failingSince": null, "disabledSince": null, "reason": null, "pending": 0,
+        "oldestPendingAt": null, "lastError": null});
+    assert_eq!((&healthy["data"]["health"], &healthy["warnings"]), (&unused, &Value::Null));
+
+    stack.receiver.on("/crm", [503]);
+    let update = json!({"leadId": lead_id, "metadata": {"n": 1}});
+    stack.api.update(update.clone()).await;
+    let failing = eventually(TEST_TIMEOUT, "the callback is failing", async || {
+        let read = read(&stack).await;
+        let health = read["data"]["health"].clone();
+        if health["state"] == "failing" && health["pending"] == 1 { Ok(health) } else { Err(read) }
+    })
+    .await;
+    assert!(text(&failing["lastError"]).contains("503"), "{failing}");
+    assert!(failing["failingSince"].is_string() && failing["oldestPendingAt"].is_string(), "{failing}");
+    stack.receiver.on("/crm", [410]);
+    stack.api.update(update).await;
+    let disabled = eventually(TEST_TIMEOUT, "the callback is disabled", async || {
+        let read = read(&stack).await;
+        if read["data"]["health"]["state"] == "disabled" { Ok(read["data"].clone()) } else { Err(read) }
+    })
+    .await;
+    assert!(disabled["health"]["disabledSince"].is_string() && disabled["health"]["reason"].is_string(), "{disabled}");
+    let (list, _) = callback.rsplit_once('/').expect("a path");
+    let listed = assert_ok(stack.api.get(list).await);
+    assert_eq!((&listed["data"][0]["health"]["state"], &listed["warnings"]), (&json!("disabled"), &Value::Null));
+    let unchanged = assert_ok(put(&stack.api, &callback, None, &disabled).await);
+    assert_eq!(unchanged["changed"], false, "{unchanged}");
+
+    stack.notifier.terminate().await;
+    for path in [callback.as_str(), list] {
+        let mut unknown = assert_ok(stack.api.get(path).await);
+        assert!(text(&unknown["warnings"][0]).starts_with("health is missing: "), "{unknown}");
+        let data = if unknown["data"].is_array() { unknown["data"][0].take() } else { unknown["data"].take() };
+        assert_includes(&data, json!({"name": "crm", "health": null}));
     }
 }
 

@@ -131,7 +131,7 @@ async fn a_callback_that_only_fails_is_disabled_until_it_is_enabled() {
     stack.notifier.restart().await;
     // An attempt that the crash interrupts waits until its lease of 60 s ends.
     let status = eventually(TEST_TIMEOUT * 2, "the callback is disabled", async || {
-        let query = rpc::ListCallbacks { project_id: tenant.api.project_id };
+        let query = rpc::ListCallbacks { project_id: tenant.api.project_id, details: false };
         let list = service_kit::rpc::request(&stack.client, &query).await;
         let status = list.map_err(|e| e.to_string())?.pop().ok_or("no callback")?;
         if status.state == rpc::CallbackState::Disabled { Ok(status) } else { Err(format!("{status:?}")) }

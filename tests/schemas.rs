@@ -257,7 +257,7 @@ async fn send_operators_queries(stack: &Stack) {
     let key = stack.call(&create).await;
     stack.call(&RevokeKey { key_id: key.key_id }).await;
     stack.call(&ListKeys { project_id }).await;
-    stack.call(&ListCallbacks { project_id }).await;
+    stack.call(&ListCallbacks { project_id, details: true }).await;
     stack.call(&rpc::RotateSecrets {}).await;
     stack.wait_until_applied().await;
     let RecoveryStatus { generation, applied, .. } = stack.call(&GetRecovery {}).await;

@@ -505,7 +505,8 @@ async fn no_query_returns_the_data_of_another_project() {
             rpc::CreateKey::SUBJECT => vec![json!({
                 "projectId": project_id, "name": "x", "sha256": api_key::hash(&first.api.key), "scopes": ["leads:read"], "expiresAt": null,
             })],
-            rpc::ListKeys::SUBJECT | rpc::ListCallbacks::SUBJECT => vec![json!({"projectId": project_id})],
+            rpc::ListKeys::SUBJECT => vec![json!({"projectId": project_id})],
+            rpc::ListCallbacks::SUBJECT => vec![json!({"projectId": project_id, "details": true})],
             new => panic!("{new} is not checked: add how another project would reach for data there"),
         };
         for query in queries {

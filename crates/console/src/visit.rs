@@ -145,14 +145,21 @@ impl Visit {
     /// The callback of the path.
     pub(crate) async fn callback(&self, project_id: ObjectId) -> Result<CallbackStatus, Fault> {
         let callback_id: ObjectId = self.id("callback")?;
-        let callback = self.callbacks(project_id).await?.into_iter().find(|known| known.callback_id == callback_id);
+        let callbacks = self.callbacks_with_details(project_id).await?;
+        let callback = callbacks.into_iter().find(|known| known.callback_id == callback_id);
         callback.ok_or_else(|| Fault::NotFound("This project has no such callback.".into()))
+    }
+
+    /// The callbacks of a project, with what the database has of them.
+    pub(crate) async fn callbacks_with_details(&self, project_id: ObjectId) -> Result<Vec<CallbackStatus>, Fault> {
+        self.session.role.check(project_id, Scope::ConfigRead)?;
+        self.request(&ListCallbacks { project_id, details: true }).await
     }
 
     /// The callbacks of a project, for their names and health.
     pub(crate) async fn callbacks(&self, project_id: ObjectId) -> Result<Vec<CallbackStatus>, Fault> {
         self.session.role.check(project_id, Scope::ConfigRead)?;
-        self.request(&ListCallbacks { project_id }).await
+        self.request(&ListCallbacks { project_id, details: false }).await
     }
 }
 

@@ -35,6 +35,7 @@ warnings! {
     CERTIFICATE_EXPIRES = "callback …: its client certificate expires at …: renew it";
     MORE = "… more";
     DELIVERIES_MISSING = "deliveries are missing: …";
+    HEALTH_MISSING = "health is missing: …";
 }
 
 impl Warning {

@@ -27,8 +27,8 @@ pub use crate::{
         Upserted, Versioned,
     },
     processes::{
-        ChangeResponse, ConfiguredCallback, ConfiguredProcess, ConfiguredSource, EnableResult, RotateSecretRequest,
-        SecretExpiry, TestResult,
+        CallbackHealth, CallbackResponse, CallbackWithHealth, ChangeResponse, ConfiguredCallback, ConfiguredProcess,
+        ConfiguredSource, EnableResult, RotateSecretRequest, SecretExpiry, TestResult,
     },
     response::{DataResponse, ErrorResponse, ListResponse},
     statistics::{DeliveryCounts, Statistics, StatisticsResponse, UpdateCounts},

@@ -4,7 +4,7 @@
 use contract::{
     ObjectId,
     process::{Callback, IngestId, Process, Rules, Source},
-    rpc,
+    rpc::{self, CallbackState},
 };
 use serde::{Deserialize, Serialize};
 
@@ -77,6 +77,67 @@ pub struct ConfiguredCallback {
     pub callback: Callback,
     /// The secrets that a rotation replaced and that still sign.
     pub retiring_secrets: Vec<SecretExpiry>,
+}
+
+/// The response of `GET /api/v1/processes/{processId}/callbacks/{callbackId}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct CallbackResponse {
+    /// Always true.
+    pub success: bool,
+    /// The callback.
+    pub data: CallbackWithHealth,
+    /// What could not be read.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+}
+
+/// A callback and its health.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct CallbackWithHealth {
+    /// The callback.
+    #[serde(flatten)]
+    pub callback: ConfiguredCallback,
+    /// Its health; null while webhook-notifier is unavailable, and until it has read a new callback.
+    pub health: Option<CallbackHealth>,
+}
+
+/// The health of a callback.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct CallbackHealth {
+    /// `healthy`; `failing`: all attempts for a while failed; `disabled` by its failures; `off` by its configuration.
+    pub state: CallbackState,
+    /// Since when all attempts failed.
+    pub failing_since: Option<DateTime>,
+    /// Since when it is disabled.
+    pub disabled_since: Option<DateTime>,
+    /// Why it is disabled.
+    pub reason: Option<String>,
+    /// How many of its deliveries are pending; at most 1000 are counted, those that are due first.
+    pub pending: u32,
+    /// When the oldest of them was recorded.
+    pub oldest_pending_at: Option<DateTime>,
+    /// Why the latest attempt of one of them failed.
+    pub last_error: Option<String>,
+}
+
+impl CallbackHealth {
+    /// The health of a callback; None without its details.
+    pub fn of(status: rpc::CallbackStatus) -> Option<Self> {
+        let rpc::CallbackDetails { disabled_since, pending, oldest_pending_at, last_error } = status.details?;
+        Some(Self {
+            state: status.state,
+            failing_since: status.failing_since.map(DateTime),
+            disabled_since: disabled_since.map(DateTime),
+            reason: status.reason,
+            pending,
+            oldest_pending_at: oldest_pending_at.map(DateTime),
+            last_error,
+        })
+    }
 }
 
 /// A secret that a rotation replaced.
@@ -176,6 +237,15 @@ example!(
     configured_callback: ConfiguredCallback,
     r#"{"callbackId":"696102a4b8c1d2e3f4a5b604","name":"crm","url":"https://crm.example.com/leadrelay","enabled":true,"timeoutSeconds":15,"maxInFlight":64,"retiringSecrets":[]}"#
 );
+example!(
+    callback_with_health: CallbackWithHealth,
+    r#"{"callbackId":"696102a4b8c1d2e3f4a5b604","name":"crm","url":"https://crm.example.com/leadrelay","enabled":true,"timeoutSeconds":15,"maxInFlight":64,"retiringSecrets":[],"health":{"state":"failing","failingSince":"2026-01-12T09:30:00.012Z","disabledSince":null,"reason":null,"pending":3,"oldestPendingAt":"2026-01-12T09:30:00.012Z","lastError":"the endpoint answered 503 Service Unavailable"}}"#
+);
+impl Example for CallbackResponse {
+    fn example() -> Self {
+        Self { success: true, data: CallbackWithHealth::example(), warnings: Vec::new() }
+    }
+}
 example!(
     configured_source: ConfiguredSource,
     r#"{"sourceId":"696102a4b8c1d2e3f4a5b605","name":"dialer","platform":"vapi","enabled":true,"ingestPath":"/api/v1/calls/ingest/vapi/696102a4b8c1d2e3f4a5b601-696102a4b8c1d2e3f4a5b602-696102a4b8c1d2e3f4a5b605"}"#

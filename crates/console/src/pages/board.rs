@@ -79,7 +79,7 @@ pub(crate) async fn show(visit: Visit) -> Result<Page, Fault> {
     let (update_counts, delivery_counts, callbacks, exhausted, pending, leads, processes) = tokio::join!(
         update_counts,
         delivery_counts,
-        visit.callbacks(project_id),
+        visit.callbacks_with_details(project_id),
         deliveries(DeliveryStatus::Exhausted),
         deliveries(DeliveryStatus::Pending),
         leads,

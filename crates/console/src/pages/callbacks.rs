@@ -7,8 +7,8 @@ use contract::{
     key::Scope,
     process::{Callback, CallbackAuth, ClientCertificate, EventKind, FilterCondition, Ordering, Process},
     rpc::{
-        CallbackState, CallbackStatus, DeliveryStatus, GetProcess, ListDeliveries, ListedDelivery, Page as ListPage,
-        ProcessSelector,
+        CallbackState, CallbackStatus, DeliveryStatus, GetProcess, ListDeliveries, ListedDelivery, MAX_PENDING_COUNTED,
+        Page as ListPage, ProcessSelector,
     },
     subject::NO_PROCESS,
 };
@@ -39,7 +39,7 @@ const ACTIONS: [(&str, &str); 4] = [
 /// `GET /p/{project}/callbacks`.
 pub(crate) async fn list(visit: Visit) -> Result<Page, Fault> {
     let project_id = visit.project(Scope::ConfigRead)?;
-    let callbacks = visit.callbacks(project_id).await?;
+    let callbacks = visit.callbacks_with_details(project_id).await?;
     let path = "/api/v1/processes/PROCESS_ID/callbacks";
     let curl = curl(path, r#"{"name":"crm","url":"https://crm.example.com/hook"}"#);
     let content = render_list(project_id, &callbacks, visit.now, &curl);
@@ -68,12 +68,19 @@ pub(super) fn rows<'a>(
                 td { a href={ "/p/" (project) "/callbacks/" (callback.callback_id) } { (callback.name) } }
                 td { (callback_state(callback.state)) }
                 td { (process(project, callback)) }
+                td.number { (pending(callback).unwrap_or_default()) }
                 td { @if let Some(since) = callback.failing_since { (time(since)) " (" (ago(since, now)) ")" } }
                 td { (callback.reason.as_deref().unwrap_or_default()) }
             }
         }
     };
-    table("Callbacks", &["Name", "Health", "Process", "Only failures since", "Disabled because"], &rows)
+    table("Callbacks", &["Name", "Health", "Process", "Pending", "Only failures since", "Disabled because"], &rows)
+}
+
+/// How many deliveries wait; nothing if that was not read.
+fn pending(callback: &CallbackStatus) -> Option<String> {
+    let pending = callback.details.as_ref()?.pending;
+    Some(if pending < MAX_PENDING_COUNTED { pending.to_string() } else { format!("{pending} or more") })
 }
 
 fn process(project: ObjectId, callback: &CallbackStatus) -> Markup {
@@ -143,6 +150,12 @@ pub(super) fn render(project: ObjectId, callback: &CallbackStatus, around: &Arou
             (fact("Health", Some(callback_state(callback.state))))
             (fact("Only failures since", callback.failing_since.map(|at| html! { (time(at)) " (" (ago(at, now)) ")" })))
             (fact("Disabled because", text(callback.reason.as_deref())))
+            @if let Some(details) = &callback.details {
+                (fact("Disabled since", details.disabled_since.map(time)))
+                (fact("Pending deliveries", text(pending(callback).as_deref())))
+                (fact("Oldest of them", details.oldest_pending_at.map(|at| html! { (time(at)) " (" (ago(at, now)) ")" })))
+                (fact("Last error", text(details.last_error.as_deref())))
+            }
             (fact("Process", Some(process(project, callback))))
         }
         ul.actions {

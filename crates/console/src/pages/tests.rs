@@ -9,8 +9,9 @@ use contract::{
     process::{AuthHeader, Callback, CallbackAuth, FilterCondition, Ordering, Process, Rules, State, StateKind},
     replay::Replay,
     rpc::{
-        Attempt, Call, CallbackState, CallbackStatus, Cursor, Delivery, DeliveryId, DeliveryStatus, FoundUpdate,
-        HistoryEntry, Lead, ListedDelivery, Page, ParkedUpdate, Update, UpdateCounts, UpdateDeliveries, UpdateStatus,
+        Attempt, Call, CallbackDetails, CallbackState, CallbackStatus, Cursor, Delivery, DeliveryId, DeliveryStatus,
+        FoundUpdate, HistoryEntry, Lead, ListedDelivery, Page, ParkedUpdate, Update, UpdateCounts, UpdateDeliveries,
+        UpdateStatus,
     },
 };
 use http_api::{DateTime, DryRunOutcome, DryRunResponse, TestResult};
@@ -119,6 +120,12 @@ fn callback(state: CallbackState) -> CallbackStatus {
         state,
         failing_since: (state == CallbackState::Disabled).then(|| at(0)),
         reason: (state == CallbackState::Disabled).then(|| "nothing but failures for 5 days".into()),
+        details: (state == CallbackState::Disabled).then(|| CallbackDetails {
+            disabled_since: Some(at(1000)),
+            pending: 1000,
+            oldest_pending_at: Some(at(0)),
+            last_error: Some("the endpoint answered 503".into()),
+        }),
     }
 }
 

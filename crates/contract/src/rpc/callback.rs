@@ -13,6 +13,9 @@ use crate::{ObjectId, Timestamp};
 pub struct ListCallbacks {
     /// The project.
     pub project_id: ObjectId,
+    /// Whether the database is to be read for [`CallbackStatus::details`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub details: bool,
 }
 
 /// The health of a callback.
@@ -49,6 +52,27 @@ pub struct CallbackStatus {
     pub failing_since: Option<Timestamp>,
     /// Why it is disabled.
     pub reason: Option<String>,
+    /// What the database has of it, if the query asks for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub details: Option<CallbackDetails>,
+}
+
+/// The most pending deliveries that are counted for a callback. More costs Postgres more for each callback with a backlog.
+pub const MAX_PENDING_COUNTED: u32 = 1000;
+
+/// What the database has of a callback.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct CallbackDetails {
+    /// Since when it is disabled.
+    pub disabled_since: Option<Timestamp>,
+    /// How many of its deliveries are pending; at most [`MAX_PENDING_COUNTED`] are counted, those that are due first.
+    pub pending: u32,
+    /// When the oldest of them was recorded.
+    pub oldest_pending_at: Option<Timestamp>,
+    /// Why the latest attempt of one of them failed.
+    pub last_error: Option<String>,
 }
 
 /// Enables a callback that was disabled because it kept failing.

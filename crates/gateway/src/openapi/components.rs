@@ -78,6 +78,7 @@ pub(super) fn requests() -> Map<String, Value> {
     let read_only = |schema: Value| json!({"description": "Ignored", "anyOf": [schema, {"type": "null"}]});
     let mut callback = request::<CallbackSpec>();
     callback["properties"]["retiringSecrets"] = json!({"type": "array", "description": "Ignored"});
+    callback["properties"]["health"] = json!({"type": ["object", "null"], "description": "Ignored"});
     let mut process = request::<ProcessSpec>();
     process["properties"]["processId"] = read_only(id());
     process["properties"]["version"] = json!({"type": "integer", "description": "Ignored"});

@@ -215,9 +215,9 @@ impl Callback {
     pub(crate) async fn run(self) -> anyhow::Result<()> {
         match self {
             Self::List { scope: InProject { project_id, admin } } => {
-                let head = ["CALLBACK", "STATE", "PROCESS", "NAME", "REASON"];
+                let head = ["CALLBACK", "STATE", "PROCESS", "NAME", "PENDING", "REASON"];
                 let show = |callbacks: &Vec<CallbackStatus>| output::list("no callbacks", head, callbacks, row);
-                admin.show(&ListCallbacks { project_id }, show).await
+                admin.show(&ListCallbacks { project_id, details: true }, show).await
             }
             Self::Add { process, callback, scope: InProject { project_id, admin } } => {
                 let callback = callback.spec()?;
@@ -302,7 +302,7 @@ pub(crate) fn show_test(name: &str, result: &TestResult) {
     }
 }
 
-pub(crate) fn row(callback: &CallbackStatus) -> [String; 5] {
+pub(crate) fn row(callback: &CallbackStatus) -> [String; 6] {
     let state = match callback.state {
         CallbackState::Healthy => "healthy",
         CallbackState::Failing => "failing",
@@ -314,7 +314,9 @@ pub(crate) fn row(callback: &CallbackStatus) -> [String; 5] {
         (None, Some(since)) => format!("since {since}"),
         (None, None) => String::new(),
     };
-    [callback.callback_id.to_string(), state.to_owned(), escaped(&callback.process), escaped(&callback.name), why]
+    let pending = callback.details.as_ref().map(|details| details.pending.to_string()).unwrap_or_default();
+    let (process, name) = (escaped(&callback.process), escaped(&callback.name));
+    [callback.callback_id.to_string(), state.to_owned(), process, name, pending, why]
 }
 
 #[cfg(test)]

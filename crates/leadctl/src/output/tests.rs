@@ -95,7 +95,10 @@ fn no_listing_lets_text_control_the_terminal() {
     let listed = json!({
         "updateId": ID, "callbackId": ID, "status": "pending", "attempts": 1, "createdAt": 5, "updatedAt": 5, "error": "e",
     });
-    let callback = json!({"callbackId": ID, "name": "n", "process": "p", "state": "failing", "reason": "r"});
+    let details = json!({"pending": 1, "lastError": "e"});
+    let callback = json!({
+        "callbackId": ID, "name": "n", "process": "p", "state": "failing", "reason": "r", "details": details,
+    });
     let test =
         json!({"webhookId": ID, "startedAt": 5, "durationMs": 9, "statusCode": 500, "error": "e", "response": "r"});
     let changed = json!({"process": process, "changed": true, "changes": ["c"], "newSecrets": [ID]});

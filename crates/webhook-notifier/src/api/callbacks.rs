@@ -43,7 +43,16 @@ impl CallbackApi {
         let mut processes = self.callbacks.view.all();
         processes.retain(|process| process.project_id == query.project_id);
         processes.sort_by(|one, other| one.name.cmp(&other.name));
-        Ok(processes.iter().flat_map(|process| statuses(process, &self.callbacks.health)).collect())
+        let statuses = processes.iter().flat_map(|process| statuses(process, &self.callbacks.health));
+        let mut statuses: Vec<_> = statuses.collect();
+        if query.details {
+            let ids: Vec<_> = statuses.iter().map(|status| status.callback_id).collect();
+            let details = store::health::details(&self.pool, &ids).await?;
+            for (status, details) in statuses.iter_mut().zip(details) {
+                status.details = Some(details);
+            }
+        }
+        Ok(statuses)
     }
 
     /// Checks which URLs callbacks may have.
@@ -79,6 +88,7 @@ fn statuses(process: &Process, health: &CallbackHealth) -> Vec<CallbackStatus> {
             state,
             failing_since,
             reason,
+            details: None,
         }
     };
     process.callbacks.iter().map(status).collect()

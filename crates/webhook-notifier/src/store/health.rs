@@ -2,7 +2,10 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use contract::{ObjectId, Timestamp};
+use contract::{
+    ObjectId, Timestamp,
+    rpc::{CallbackDetails, MAX_PENDING_COUNTED},
+};
 use service_kit::postgres::Pool;
 use time::OffsetDateTime;
 
@@ -25,6 +28,36 @@ pub(crate) async fn failing_callbacks(pool: &Pool) -> Result<HashMap<ObjectId, T
             .fetch_all(pool)
             .await?;
     Ok(rows.into_iter().map(|row| (id(row.callback_id), row.failing_since.into())).collect())
+}
+
+/// What is recorded of these callbacks, in their order.
+pub(crate) async fn details(pool: &Pool, callback_ids: &[ObjectId]) -> Result<Vec<CallbackDetails>, StoreError> {
+    let callback_ids = callback_ids.iter().map(|id| *id.as_bytes()).collect::<Vec<_>>();
+    let rows = sqlx::query!(
+        r#"
+        SELECT h.disabled_at AS "disabled_at?", counted.pending AS "pending!", counted.oldest_at, counted.last_error
+        FROM unnest($1::bytea[]) WITH ORDINALITY AS c (callback_id, place)
+        LEFT JOIN webhooks.callback_health AS h ON h.callback_id = c.callback_id AND h.enabled_at IS NULL
+        CROSS JOIN LATERAL (
+            SELECT count(*) AS pending, min(created_at) AS oldest_at,
+                   (array_agg(last_error ORDER BY updated_at DESC) FILTER (WHERE last_error IS NOT NULL))[1] AS last_error
+            FROM (SELECT created_at, updated_at, last_error FROM webhooks.deliveries AS d
+                  WHERE d.callback_id = c.callback_id AND d.status = 'pending' ORDER BY d.next_attempt_at LIMIT $2) AS due
+        ) AS counted
+        ORDER BY c.place
+        "#,
+        &callback_ids as &[[u8; 12]],
+        i64::from(MAX_PENDING_COUNTED),
+    )
+    .fetch_all(pool)
+    .await?;
+    let details = rows.into_iter().map(|row| CallbackDetails {
+        disabled_since: row.disabled_at.map(Into::into),
+        pending: u32::try_from(row.pending).unwrap_or(u32::MAX),
+        oldest_pending_at: row.oldest_at.map(Into::into),
+        last_error: row.last_error,
+    });
+    Ok(details.collect())
 }
 
 /// Writes which streaks of failures ended and began, and when, and the events of callbacks that recovered. Of several replicas the first failure counts.

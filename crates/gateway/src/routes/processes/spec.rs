@@ -95,6 +95,7 @@ fn without_null(mut members: Members<'_>) -> Members<'_> {
 fn settable(members: Members<'_>) -> Members<'_> {
     let mut members = without_null(members);
     members.shift_remove("retiringSecrets");
+    members.shift_remove("health");
     members.shift_remove("ingestPath");
     members
 }
