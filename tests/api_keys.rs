@@ -5,14 +5,14 @@ use std::time::{Duration, Instant};
 use contract::{
     Timestamp,
     key::{ApiKey, Scope},
-    rpc::{CreateKey, RevokeKey, RpcError},
+    rpc::{CreateKey, ListKeys, RevokeKey, RpcError},
 };
 use secrets::api_key;
-use serde_json::Value;
+use serde_json::{Value, json};
 use test_support::eventually;
 use tokio::time::{sleep, timeout};
 
-use crate::support::{Api, Stack, TEST_TIMEOUT};
+use crate::support::{Api, Stack, TEST_TIMEOUT, assert_includes, assert_ok, assert_refused};
 
 /// A lead that does not exist: 404 with a valid key.
 const PROBE: &str = "/api/v1/leads/get?leadId=ffffffffffffffffffffffff";
@@ -62,10 +62,36 @@ async fn a_revoked_key_is_refused_by_every_gateway() {
     let (both, key) = new_key(&stack, &other, None).await;
 
     let begun = Instant::now();
-    stack.call(&RevokeKey { key_id: key.key_id }).await;
+    stack.call(&RevokeKey { key_id: key.key_id, project_id: None }).await;
     wait_until_both_refuse(&both, "was revoked").await;
 
     println!("revoked at two gateways within {:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn the_keys_of_a_project_are_listed_and_revoked_over_http() {
+    let stack = Stack::start().await;
+    let other_project = Api::create(stack.api.url.clone(), &stack.client, "other").await;
+    let (_gateway, other) = stack.second_gateway(&[]).await;
+    let (both, key) = new_key(&stack, &other, None).await;
+
+    let listed = assert_ok(stack.api.get("/api/v1/keys").await);
+    let foreign = stack.call(&ListKeys { project_id: other_project.project_id }).await[0].key_id;
+    let of_other = stack.api.post(&format!("/api/v1/keys/{foreign}/revoke"), &json!({})).await;
+    let revoke = format!("/api/v1/keys/{}/revoke", key.key_id);
+    let revoked = assert_ok(stack.api.post(&revoke, &json!({})).await);
+
+    let expected =
+        json!({"keyId": key.key_id, "name": "brief", "scopes": Scope::ALL, "expiresAt": null, "revokedAt": null});
+    let keys = listed["data"].as_array().expect("keys");
+    assert_includes(keys.iter().find(|listed| listed["keyId"] == json!(key.key_id)).expect("the key"), expected);
+    assert!(!listed.to_string().contains(&api_key::hash(&both[0].key)), "{listed}");
+    assert_refused(of_other, 404, "key_not_found");
+    assert!(revoked["data"]["revokedAt"].is_string(), "{revoked}");
+    wait_until_both_refuse(&both, "was revoked").await;
+    assert_eq!(other_project.get(PROBE).await.0, 404, "the key of the other project is valid");
+    // The time of the first revocation stays.
+    assert_eq!(assert_ok(stack.api.post(&revoke, &json!({})).await), revoked);
 }
 
 #[tokio::test]

@@ -119,6 +119,7 @@ async fn project(stack: &Stack) -> Project {
         "/calls".into(),
         "/updates".into(),
         "/updates?status=succeeded".into(),
+        "/keys".into(),
     ];
     let pages = pages.map(|page| format!("{base}{page}")).to_vec();
     // The delivery is recorded after the receiver's answer.
@@ -240,7 +241,7 @@ async fn a_revoked_key_ends_its_sessions() {
 
     let keys = stack.leadctl_of_project(&["key", "list", "--json"]).await.assert_ok().json();
     let key_id: ObjectId = keys[0]["keyId"].as_str().expect("an id").parse().expect("an id");
-    stack.call(&RevokeKey { key_id }).await;
+    stack.call(&RevokeKey { key_id, project_id: None }).await;
 
     eventually(TEST_TIMEOUT, "the session ends", async || {
         let answer = console.get(&board, &cookie).await;
@@ -397,6 +398,37 @@ async fn a_call_is_ended_with_a_form() {
     .await;
     let again = console.get(&format!("{path}?call=call+7"), &cookie).await;
     assert_eq!(again.status, StatusCode::NOT_FOUND, "{}", again.text);
+}
+
+#[tokio::test]
+async fn a_key_is_revoked_with_a_form() {
+    let stack = stack_on(None).await;
+    let project = project(&stack).await;
+    let mut console = Console::start(&stack).await;
+    let cookie = console.sign_in_with(&project.api).await;
+    let args = ["key", "create", "--name", "leaked", "--scope", "leads:read", "--json"];
+    let created = stack.leadctl_of_project(&args).await.assert_ok().json();
+    let (key_id, text) = (created["keyId"].as_str().expect("an id"), created["apiKey"].as_str().expect("a key"));
+    let keys = format!("/p/{}/keys", project.api.project_id);
+    let path = format!("{keys}/{key_id}/revoke");
+    let listed = console.get(&keys, &cookie).await.text;
+    assert!(listed.contains("leaked") && listed.contains(&path) && !listed.contains(text), "{listed}");
+
+    let viewer = project.session_with(&stack, &console, "config:read").await;
+    let confirmation = console.get(&path, &viewer).await;
+    assert!(
+        confirmation.text.contains("needs an API key of this project with the scope config:write"),
+        "{confirmation:?}"
+    );
+    let revoked = console.act(&path, &cookie, "").await;
+
+    assert_eq!(revoked.location, keys, "{}", revoked.text);
+    let listed = console.get(&keys, &cookie).await.text;
+    assert!(listed.contains("revoked</span>") && !listed.contains(&path), "{listed}");
+    let leaked = Api { key: text.to_owned(), ..project.api.clone() };
+    eventually(TEST_TIMEOUT, "the gateway refuses the key", async || leaked.get("/api/v1/leads").await.0 == 401).await;
+    let line = console.service.wait_for_log("action revoke key: done", TEST_TIMEOUT).await;
+    assert!(line.contains(key_id) && line.contains("leads:read"), "{line}");
 }
 
 #[tokio::test]

@@ -78,7 +78,7 @@ async fn each_project_receives_its_own_events_in_order() {
     assert_eq!(listen(&third, None).await.status(), 200);
     let keys = stack.call(&ListKeys { project_id }).await;
     let newest = keys.iter().max_by_key(|key| key.created_at).expect("a key");
-    stack.call(&RevokeKey { key_id: newest.key_id }).await;
+    stack.call(&RevokeKey { key_id: newest.key_id, project_id: None }).await;
     let flow = async {
         loop {
             stack.api.update(json!({"leadId": lead, "name": "Ada"})).await;

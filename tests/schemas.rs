@@ -255,7 +255,7 @@ async fn send_operators_queries(stack: &Stack) {
         expires_at: Some(contract::Timestamp::from_millis(1)),
     };
     let key = stack.call(&create).await;
-    stack.call(&RevokeKey { key_id: key.key_id }).await;
+    stack.call(&RevokeKey { key_id: key.key_id, project_id: Some(project_id) }).await;
     stack.call(&ListKeys { project_id }).await;
     stack.call(&ListCallbacks { project_id, details: true }).await;
     stack.call(&rpc::RotateSecrets {}).await;

@@ -38,6 +38,8 @@ struct Tenant {
     activity_id: String,
     callback_id: ObjectId,
     source_id: ObjectId,
+    /// The key of `api`.
+    key_id: ObjectId,
 }
 
 impl Tenant {
@@ -72,7 +74,8 @@ impl Tenant {
         let (status, source) = api.post(&format!("/api/v1/processes/{process_id}/sources"), &source).await;
         assert_eq!(status, 200, "{source}");
         let source_id = source["data"]["sourceId"].as_str().expect("an id").parse().expect("an id");
-        Self { api, process_id, lead_id, update_id, activity_id, callback_id, source_id }
+        let key_id = stack.call(&ListKeys { project_id: api.project_id }).await[0].key_id;
+        Self { api, process_id, lead_id, update_id, activity_id, callback_id, source_id, key_id }
     }
 
     /// The lead as its own project sees it.
@@ -236,6 +239,10 @@ fn reaching(endpoint: &gateway::Endpoint, first: &Tenant, second: ObjectId) -> V
         ("PUT", "/api/v1/processes/{processId}/sources/{sourceId}") => {
             vec![(source_path, Some(source.clone()), 404), (fallback_source, Some(source), 404)]
         }
+        ("GET", "/api/v1/keys") => vec![query(String::new(), 200)],
+        ("POST", "/api/v1/keys/{keyId}/revoke") => {
+            vec![(format!("/api/v1/keys/{}/revoke", first.key_id), Some(json!({})), 404)]
+        }
         ("GET", "/api/v1/activities/{activityId}") => {
             vec![(format!("/api/v1/activities/{}", first.activity_id), None, 404)]
         }
@@ -279,7 +286,7 @@ impl RefusedKeys {
             let others = Scope::ALL.into_iter().filter(|other| *other != scope).collect::<Vec<_>>();
             all_but.push((scope, new_key(stack, project_id, &others, None).await.0));
         }
-        stack.call(&RevokeKey { key_id: key.key_id }).await;
+        stack.call(&RevokeKey { key_id: key.key_id, project_id: None }).await;
         let keys = Self { revoked, expired, all_but };
         eventually(TEST_TIMEOUT, "the gateway has all keys", async || {
             let get = format!("/api/v1/leads/get?leadId={}", first.lead_id);

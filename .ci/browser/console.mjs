@@ -101,12 +101,14 @@ const allPages = async (page) => {
   const id = delivery.split("/").pop();
   const callback = await linkOn(page, `${project}/callbacks`, "td a[href*='/callbacks/']");
   const update = await linkOn(page, lead, "td a[href*='/updates/']");
+  const revoke = await linkOn(page, `${project}/keys`, "td a[href$='/revoke']");
   const process_ = await linkOn(page, `${project}/processes`, "td a[href*='/processes/']");
   return [
     "/", "/system", project, `${project}/leads`, `${project}/leads?state=none`, lead, `${lead}/update`, update, `${project}/calls`,
     `${project}/updates`, `${project}/updates?status=failed&code=none`, `${lead}/end-call`, `${project}/deliveries`, `${project}/deliveries?status=exhausted`, delivery, `${delivery}/redeliver`,
     `${project}/deliveries/redeliver?delivery=${id}`, `${project}/callbacks`, callback, `${callback}/test`, `${callback}/enable`,
     `${callback}/recover`, `${callback}/rotate-secret`, `${project}/processes`, process_,
+    `${project}/keys`, revoke,
   ];
 };
 
@@ -194,6 +196,21 @@ const rotateSecret = async (page) => {
   assert.match(await page.locator("main pre").first().textContent(), /whsec_/);
 };
 
+// A key that leaked: no request with it is accepted any more.
+const revokeKey = async (page) => {
+  const name = `leaked-${Date.now()}`;
+  const key = createKey(name, "leads:read");
+  await go(page, project);
+  await page.click(".sections >> text=API keys");
+  await page.locator(`tr:has(td:text-is('${name}')) >> text=Revoke`).click();
+  await page.click("main button:text-is('Revoke the key')");
+  await page.locator(`tr:has(td:text-is('${name}')) .badge:has-text('revoked')`).waitFor();
+  await until("the gateway refuses the key", async () => {
+    const response = await fetch(`${gateway}/api/v1/leads`, { headers: { authorization: `Bearer ${key}` } });
+    return response.status === 401;
+  });
+};
+
 // A callback: how many deliveries would be repeated, and then their repetition.
 const recover = async (page) => {
   await go(page, `${project}/callbacks`);
@@ -246,7 +263,7 @@ const refusal = async (page) => {
   await page.locator("dd:has-text('Lead update is not allowed while a call is in progress')").waitFor();
 };
 
-const tasks = { redeliver, redeliverSelected, failingCallback, rotateSecret, recover, endCall, refusal };
+const tasks = { redeliver, redeliverSelected, failingCallback, rotateSecret, revokeKey, recover, endCall, refusal };
 
 const keyboard = async (page) => {
   await go(page, project);

@@ -15,7 +15,7 @@ use crate::{
     assets,
     fault::Fault,
     pages::{
-        board, callbacks, calls, dead_letters, deliveries, go, leads, login, processes, projects, system, updates,
+        board, callbacks, calls, dead_letters, deliveries, go, keys, leads, login, processes, projects, system, updates,
     },
     respond::{action, page, respond, with_security_headers},
 };
@@ -42,6 +42,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/p/{project}/callbacks/{callback}", page(callbacks::show))
         .route("/p/{project}/processes", page(processes::list))
         .route("/p/{project}/processes/{process}", page(processes::show))
+        .route("/p/{project}/keys", page(keys::list))
         .merge(actions())
         .merge(assets::routes())
         .fallback(async |State(app): State<Arc<App>>, headers: HeaderMap, uri: Uri| {
@@ -53,7 +54,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
 
 /// The actions: each is a page that says what it does, and its form.
 fn actions() -> Router<Arc<App>> {
-    use crate::pages::actions::{callbacks, calls, deliveries, leads, recovery};
+    use crate::pages::actions::{callbacks, calls, deliveries, keys, leads, recovery};
     let rows = [
         ("/deliveries/redeliver", page(deliveries::confirm_selected).merge(action(deliveries::redeliver_selected))),
         ("/deliveries/{delivery}/redeliver", page(deliveries::confirm).merge(action(deliveries::redeliver))),
@@ -63,6 +64,7 @@ fn actions() -> Router<Arc<App>> {
         ("/callbacks/{callback}/enable", page(callbacks::confirm_enable).merge(action(callbacks::enable))),
         ("/callbacks/{callback}/rotate-secret", page(callbacks::confirm_rotation).merge(action(callbacks::rotate))),
         ("/callbacks/{callback}/recover", page(recovery::confirm).merge(action(recovery::recover))),
+        ("/keys/{key}/revoke", page(keys::confirm).merge(action(keys::revoke))),
     ];
     rows.into_iter()
         .fold(Router::new(), |router, (path, methods)| router.route(&format!("/p/{{project}}{path}"), methods))

@@ -22,10 +22,10 @@ pub enum Scope {
     /// Report the starts and ends of calls with leads.
     #[serde(rename = "calls:write")]
     CallsWrite,
-    /// Read the configuration of processes and callbacks, without secrets.
+    /// Read the configuration of processes and callbacks, and API keys, without secrets.
     #[serde(rename = "config:read")]
     ConfigRead,
-    /// Configure processes and callbacks, and so decide where every outcome is delivered.
+    /// Configure processes and callbacks, and so decide where every outcome is delivered; revoke API keys.
     #[serde(rename = "config:write")]
     ConfigWrite,
 }

@@ -8,6 +8,7 @@ mod calls;
 mod convert;
 mod deliveries;
 mod examples;
+mod keys;
 mod leads;
 mod processes;
 mod response;
@@ -21,6 +22,7 @@ pub use crate::{
     calls::{Call, CallActivity, CallEndedRequest, CallStartedRequest, EventIgnored},
     deliveries::{DeliveryDetails, ListedDelivery, RecoverRequest, RecoverResult},
     examples::Example,
+    keys::ApiKey,
     leads::{
         Activity, BulkInitiateRequest, BulkInitiateResponse, Details, HistoryEntry, InitiateRequest, InitiateResponse,
         InitiatedLead, Lead, LeadDetails, LeadWith, ListedLead, ListedUpdate, NewLead, OnExisting, RefusedLead,

@@ -7,6 +7,7 @@ pub(crate) mod calls;
 pub(crate) mod dead_letters;
 pub(crate) mod deliveries;
 pub(crate) mod go;
+pub(crate) mod keys;
 pub(crate) mod leads;
 pub(crate) mod login;
 pub(crate) mod processes;

@@ -17,7 +17,9 @@ use contract::{
 use http_api::{DateTime, DryRunOutcome, DryRunResponse, TestResult};
 use maud::Markup;
 
-use super::{actions, board, callbacks, calls, dead_letters, deliveries, leads, login, processes, projects, updates};
+use super::{
+    actions, board, callbacks, calls, dead_letters, deliveries, keys, leads, login, processes, projects, updates,
+};
 use crate::{
     dead_letters::Letter,
     fault::Fault,
@@ -321,6 +323,15 @@ fn a_callback() {
     };
     let html = callbacks::render(PROJECT, &callback(CallbackState::Disabled), &around, at(90_000_000));
     insta::assert_snapshot!(lines(&html));
+}
+
+#[test]
+fn api_keys() {
+    let mut expired = key();
+    expired.expires_at = Some(at(0));
+    let mut revoked = key();
+    (revoked.name, revoked.revoked_at) = ("<b>".into(), Some(at(5)));
+    insta::assert_snapshot!(lines(&keys::render(PROJECT, &[key(), expired, revoked], at(0))));
 }
 
 #[test]

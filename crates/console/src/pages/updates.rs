@@ -164,7 +164,9 @@ pub(super) fn render(
             (fact("State", change(update)))
             (fact("Version", update.version.map(|version| html! { (version) })))
             (fact("User", text(update.user_id.as_deref())))
-            (fact("API key", update.api_key_id.map(|key| html! { span.id { (key) } })))
+            (fact("API key", update.api_key_id.map(|key| html! {
+                a.id href={ "/p/" (project) "/updates?key=" (key) } { (key) }
+            })))
             @for warning in &update.warnings { (fact("Warning", text(Some(warning)))) }
         }
         section.panel {

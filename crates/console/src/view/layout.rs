@@ -21,10 +21,11 @@ pub(crate) enum Section {
     Deliveries,
     Callbacks,
     Processes,
+    Keys,
 }
 
 /// Key, section, path below the project, and title.
-const SECTIONS: [(char, Section, &str, &str); 7] = [
+const SECTIONS: [(char, Section, &str, &str); 8] = [
     ('b', Section::Board, "", "Board"),
     ('u', Section::Updates, "/updates", "Updates"),
     ('l', Section::Leads, "/leads", "Leads"),
@@ -32,6 +33,7 @@ const SECTIONS: [(char, Section, &str, &str); 7] = [
     ('d', Section::Deliveries, "/deliveries", "Deliveries"),
     ('c', Section::Callbacks, "/callbacks", "Callbacks"),
     ('p', Section::Processes, "/processes", "Processes"),
+    ('k', Section::Keys, "/keys", "API keys"),
 ];
 
 /// What surrounds a page's content.

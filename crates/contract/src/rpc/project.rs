@@ -52,6 +52,9 @@ pub struct CreateKey {
 pub struct RevokeKey {
     /// The key.
     pub key_id: ObjectId,
+    /// Only if it is a key of this project; an operator revokes any key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub project_id: Option<ObjectId>,
 }
 
 /// Lists the API keys of a project.

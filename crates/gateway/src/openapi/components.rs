@@ -18,7 +18,7 @@ const ERRORS: &str = include_str!("../../../../docs/ERRORS.md");
 const OBJECT_ID: &str = "^[0-9a-fA-F]{24}$";
 
 /// Parameters of paths: name, description, pattern, example.
-pub(super) const PATH_PARAMETERS: [(&str, &str, &str, &str); 9] = [
+pub(super) const PATH_PARAMETERS: [(&str, &str, &str, &str); 10] = [
     ("leadId", "The lead", OBJECT_ID, "696102a4b8c1d2e3f4a5b6c7"),
     ("updateId", "The update", OBJECT_ID, "6b0426971c73026dafa27e40"),
     ("activityId", "The activity: the `updateId` of the end of its call", OBJECT_ID, "6b042697fb36c4d70216a36b"),
@@ -36,6 +36,7 @@ pub(super) const PATH_PARAMETERS: [(&str, &str, &str, &str); 9] = [
     ),
     ("callbackId", "The callback", OBJECT_ID, "696102a4b8c1d2e3f4a5b604"),
     ("sourceId", "The source", OBJECT_ID, "696102a4b8c1d2e3f4a5b605"),
+    ("keyId", "The API key", OBJECT_ID, "696102a4b8c1d2e3f4a5b603"),
     ("platform", "The voice platform", "^(vapi|retell|bland)$", "vapi"),
     (
         "ingestId",

@@ -40,6 +40,15 @@ impl FromRequest for ActivityPath {
     }
 }
 
+/// `{keyId}`.
+pub(crate) struct KeyPath(pub(crate) ObjectId);
+
+impl FromRequest for KeyPath {
+    async fn from_request(request: &mut Request, _: &App, _: &ApiKey) -> Result<Self, ApiError> {
+        path_parameter(request, "keyId", "must be 24 hex digits").await.map(Self)
+    }
+}
+
 /// `{deliveryId}`, in the key's project.
 pub(crate) struct DeliveryPath(pub(crate) GetDelivery);
 

@@ -61,6 +61,11 @@ pub(crate) mod statistics {
     pub(crate) mod get;
 }
 
+pub(crate) mod keys {
+    pub(crate) mod list;
+    pub(crate) mod revoke;
+}
+
 pub(crate) mod processes {
     pub(crate) mod change;
     pub(crate) mod create;
@@ -147,6 +152,8 @@ endpoints! {
     POST   "/api/v1/deliveries/{deliveryId}/redeliver"                        LeadsWrite  Other   deliveries::redeliver;
     POST   "/api/v1/deliveries/recover"                                       LeadsWrite  Other   deliveries::recover;
     GET    "/api/v1/stats"                                                    LeadsRead   Other   statistics::get;
+    GET    "/api/v1/keys"                                                     ConfigRead  Other   keys::list;
+    POST   "/api/v1/keys/{keyId}/revoke"                                      ConfigWrite Other   keys::revoke;
     GET    "/api/v1/processes"                                                ConfigRead  Other   processes::list;
     POST   "/api/v1/processes"                                                ConfigWrite Other   processes::create;
     GET    "/api/v1/processes/{processId}"                                    ConfigRead  Other   processes::get;

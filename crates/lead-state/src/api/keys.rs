@@ -41,7 +41,9 @@ impl Api {
 
     pub(super) async fn revoke_key(self, revoke: RevokeKey) -> Result<ApiKey, RpcError> {
         let not_found = || RpcError::new(ErrorCode::KeyNotFound, "API key not found");
-        let revoked = api_keys::revoke(&mut store::acquire(&self.pool).await?, revoke.key_id, clock::now()).await?;
+        let RevokeKey { key_id, project_id } = revoke;
+        let mut connection = store::acquire(&self.pool).await?;
+        let revoked = api_keys::revoke(&mut connection, key_id, project_id, clock::now()).await?;
         let sha256 = revoked.ok_or_else(not_found)?;
         self.projector.project_key(&sha256).await.map_err(|e| not_projected("the revocation", &e))?;
         let (key, _) = api_keys::find(&self.pool, &sha256).await?.ok_or_else(not_found)?;

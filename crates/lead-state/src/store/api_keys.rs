@@ -48,18 +48,20 @@ pub(crate) async fn insert(connection: &mut Session, key: &ApiKey, sha256: &str)
     }
 }
 
-/// Revokes a key, unless it is revoked already. Returns its hash; None if the key does not exist.
+/// Revokes a key, unless it is revoked already. Returns its hash; None if the key does not exist, or is not of `project_id`.
 pub(crate) async fn revoke(
     connection: &mut Session,
     key_id: ObjectId,
+    project_id: Option<ObjectId>,
     now: Timestamp,
 ) -> Result<Option<String>, StoreError> {
     let sha256 = sqlx::query_scalar!(
         r#"UPDATE lead_state.api_keys
            SET revoked_at = COALESCE(revoked_at, $2), revision = nextval('lead_state.config_revision')
-           WHERE key_id = $1 RETURNING sha256"#,
+           WHERE key_id = $1 AND ($3::bytea IS NULL OR project_id = $3) RETURNING sha256"#,
         key_id.as_bytes(),
-        time(now)
+        time(now),
+        project_id.as_ref().map(|id| id.as_bytes()) as _
     )
     .fetch_optional(connection)
     .await?;

@@ -75,7 +75,7 @@ impl Key {
             }
             Self::Revoke { key_id, admin } => {
                 let show = |key: &ApiKey| output::say(format_args!("key {key_id} ({}) is revoked", key.name));
-                admin.show(&RevokeKey { key_id }, show).await
+                admin.show(&RevokeKey { key_id, project_id: None }, show).await
             }
             Self::List { scope: InProject { project_id, admin } } => {
                 let show = |keys: &Vec<ApiKey>| {

@@ -1,0 +1,66 @@
+//! The API keys of a project.
+
+use contract::{
+    ObjectId, Timestamp,
+    key::{ApiKey, Scope},
+    rpc::ListKeys,
+};
+use maud::{Markup, html};
+
+use crate::{
+    fault::Fault,
+    respond::Page,
+    view::{
+        layout::Section,
+        parts::{Kind, badge, empty, table, time},
+    },
+    visit::Visit,
+};
+
+/// `GET /p/{project}/keys`.
+pub(crate) async fn list(visit: Visit) -> Result<Page, Fault> {
+    let project_id = visit.project(Scope::ConfigRead)?;
+    let keys = visit.request(&ListKeys { project_id }).await?;
+    let content = render(project_id, &keys, visit.now);
+    Ok(Page::Show { title: "API keys".into(), section: Section::Keys, content })
+}
+
+pub(super) fn render(project: ObjectId, keys: &[ApiKey], now: Timestamp) -> Markup {
+    let rows = html! {
+        @for key in keys {
+            tr {
+                td { (key.name) }
+                td { (status(key, now)) }
+                td { (scopes(key)) }
+                td { (time(key.created_at)) }
+                td { @match key.expires_at { Some(at) => (time(at)), None => "never" } }
+                td { a href={ "/p/" (project) "/updates?key=" (key.key_id) } { "Updates" } }
+                td {
+                    @if key.revoked_at.is_none() {
+                        a href={ "/p/" (project) "/keys/" (key.key_id) "/revoke" } { "Revoke" }
+                    }
+                }
+            }
+        }
+    };
+    let columns = ["Name", "Status", "Scopes", "Created", "Expires", "Last 24 hours", "Action"];
+    let command = format!("leadctl key create --project {project} --name crm --scope leads:read --scope leads:write");
+    html! {
+        @if !keys.is_empty() { (table("API keys", &columns, &rows)) }
+        (empty("An operator creates a key with this command, which prints its text once:", Some(&command)))
+    }
+}
+
+/// Whether a key is accepted.
+pub(super) fn status(key: &ApiKey, now: Timestamp) -> Markup {
+    match key.revoked_at {
+        Some(at) => html! { (badge(Kind::Off, "revoked")) " " (time(at)) },
+        None if key.is_valid(now) => badge(Kind::Good, "valid"),
+        None => badge(Kind::Off, "expired"),
+    }
+}
+
+/// What a key may do.
+pub(super) fn scopes(key: &ApiKey) -> String {
+    key.scopes.iter().map(|scope| scope.as_str()).collect::<Vec<_>>().join(", ")
+}
