@@ -81,8 +81,8 @@ pub fn streams(limits: StreamLimits, mark: ObjectId) -> [Config; 4] {
         duplicate_window: Duration::from_secs(120),
         ..Config::default()
     };
-    // Atomic batches need nats-server 2.12, fast-ingest batches 2.14.
-    let batched = |stream| Config { allow_atomic_publish: true, allow_batch_publish: true, ..stream };
+    // Atomic batches need nats-server 2.12.
+    let batched = |stream| Config { allow_atomic_publish: true, ..stream };
     // Refuse rather than forget: the messages of these two must be read before they may be purged.
     let refuse = DiscardPolicy::New;
     // Notices: the source of truth is in Postgres, or lost, so the oldest may be dropped.

@@ -132,15 +132,13 @@ impl CommandLog {
             let mut published = outcomes_of(outcomes).await;
             let published = published.pop().unwrap_or(Err(PublishError::Unconfirmed));
             drop(permit);
-            admitted.published(published.as_ref().ok().map(|stored| stored.up_to));
+            admitted.published(published.as_ref().ok().map(|stored| stored.sequence));
             if let Err(e) = &published {
                 span.fail(refusal(e, update_id).code().to_owned(), e);
             }
             match &published {
                 Ok(stored) => {
-                    if let Some(sequence) = stored.sequence {
-                        span.note(|| [("leadrelay.log.sequence", (sequence as i64).into())]);
-                    }
+                    span.note(|| [("leadrelay.log.sequence", (stored.sequence as i64).into())]);
                     tracing::debug!(%update_id, %project_id, sequence = stored.sequence, "update accepted");
                 }
                 Err(e) => tracing::debug!(%update_id, %project_id, "update not accepted: {e}"),
@@ -208,7 +206,7 @@ impl CommandLog {
             let published = published.await;
             drop(permit);
             let accepted = published.iter().flatten().count();
-            admitted.published(published.iter().flatten().map(|stored| stored.up_to).max());
+            admitted.published(published.iter().flatten().map(|stored| stored.sequence).max());
             tracing::debug!(%project_id, updates = accepted, of = published.len(), "updates accepted");
             if let Some(e) = first_refusal(&published) {
                 span.fail("not_published", e);

@@ -259,9 +259,9 @@ impl ProjectIntake {
 fn acknowledgement(outcome: &Result<Stored, ApiError>) -> Bytes {
     let answer = match outcome {
         Ok(stored) if stored.is_duplicate => {
-            json!({"stream": LEAD_COMMANDS, "seq": stored.up_to, "duplicate": true})
+            json!({"stream": LEAD_COMMANDS, "seq": stored.sequence, "duplicate": true})
         }
-        Ok(stored) => json!({"stream": LEAD_COMMANDS, "seq": stored.up_to}),
+        Ok(stored) => json!({"stream": LEAD_COMMANDS, "seq": stored.sequence}),
         Err(e) => {
             let status = e.status().as_u16();
             let description = format!("{}: {e}", e.code());
@@ -279,7 +279,7 @@ mod tests {
 
     #[test]
     fn a_producer_is_answered_as_by_jetstream() {
-        let stored = Stored { sequence: None, up_to: 7, is_duplicate: false };
+        let stored = Stored { sequence: 7, is_duplicate: false };
         let answers = [
             Ok(stored),
             Ok(Stored { is_duplicate: true, ..stored }),

@@ -197,14 +197,9 @@ pub async fn create_streams(js: &jetstream::Context, limits: StreamLimits) -> an
                 config.num_replicas
             );
         }
-        for (batches, wanted, allowed) in [
-            ("allow_atomic", config.allow_atomic_publish, allows.allow_atomic_publish),
-            ("allow_batched", config.allow_batch_publish, allows.allow_batch_publish),
-        ] {
-            if wanted && !allowed {
-                tracing::info!("setting {batches} on {}", config.name);
-                retry("allow batches", || allow(js, &config.name, batches)).await?;
-            }
+        if config.allow_atomic_publish && !allows.allow_atomic_publish {
+            tracing::info!("setting {ALLOW_ATOMIC} on {}", config.name);
+            retry("allow batches", || allow_batches(js, &config.name)).await?;
         }
     }
     for config in buckets(limits) {
@@ -213,16 +208,19 @@ pub async fn create_streams(js: &jetstream::Context, limits: StreamLimits) -> an
     Ok(())
 }
 
-/// Changes one setting of a stream. The other settings are sent back as raw JSON: a newer server may have settings that this
-/// client does not know.
-async fn allow(js: &jetstream::Context, stream: &str, setting: &str) -> Result<(), RequestError> {
+/// The setting of a stream that allows atomic batches.
+const ALLOW_ATOMIC: &str = "allow_atomic";
+
+/// Allows atomic batches on a stream. The other settings are sent back as raw JSON: a newer server may have settings that
+/// this client does not know.
+async fn allow_batches(js: &jetstream::Context, stream: &str) -> Result<(), RequestError> {
     let failed = |error| RequestError::with_source(RequestErrorKind::Other, error);
     let mut info = match js.request(format!("STREAM.INFO.{stream}"), &()).await? {
         Response::Ok::<serde_json::Value>(info) => info,
         Response::Err { error } => return Err(failed(error)),
     };
     let mut config = info["config"].take();
-    config[setting] = true.into();
+    config[ALLOW_ATOMIC] = true.into();
     match js.request(format!("STREAM.UPDATE.{stream}"), &config).await? {
         Response::Ok::<serde_json::Value>(_) => Ok(()),
         Response::Err { error } => Err(failed(error)),

@@ -19,16 +19,10 @@ impl ServerVersion {
         self >= Self(Some((2, 12, 0)))
     }
 
-    /// Whether streams may allow fast-ingest batches (of the same ADR).
-    pub fn supports_fast_ingest(self) -> bool {
-        self >= Self(Some((2, 14, 0)))
-    }
-
     /// The settings of a stream that this server supports.
     pub fn supported(self, config: Config) -> Config {
         Config {
             allow_atomic_publish: config.allow_atomic_publish && self.supports_atomic_batches(),
-            allow_batch_publish: config.allow_batch_publish && self.supports_fast_ingest(),
             ..config
         }
     }
@@ -121,17 +115,17 @@ mod tests {
 
     #[test]
     fn batches_exist_from_2_12_and_help_from_2_15() {
-        for (version, knows, ingests, pays) in [
-            ("", false, false, false),
-            ("2.9.10", false, false, false),
-            ("2.11.9", false, false, false),
-            ("v2.12", true, false, false),
-            ("2.14.0-RC.2", true, true, false),
-            ("2.15.1", true, true, true),
+        for (version, knows, pays) in [
+            ("", false, false),
+            ("2.9.10", false, false),
+            ("2.11.9", false, false),
+            ("v2.12", true, false),
+            ("2.14.0-RC.2", true, false),
+            ("2.15.1", true, true),
         ] {
             let parsed = ServerVersion::parse(version);
-            let can = (parsed.supports_atomic_batches(), parsed.supports_fast_ingest(), parsed.syncs_batches_as_one());
-            assert_eq!(can, (knows, ingests, pays), "{version}");
+            let can = (parsed.supports_atomic_batches(), parsed.syncs_batches_as_one());
+            assert_eq!(can, (knows, pays), "{version}");
         }
     }
     proptest! {

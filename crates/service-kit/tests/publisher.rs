@@ -100,55 +100,13 @@ async fn a_duplicate_does_not_refuse_other_messages() {
     let ids: Vec<_> = (0..100).chain([42]).map(|n| n.to_string()).collect();
     let outcomes = at_once(&publisher, ids.iter().map(|id| command(id, "{}"))).await;
     let stands: Vec<_> = outcomes.into_iter().map(Result::unwrap).collect();
-    assert!([Some(1), None].contains(&stands[7].sequence), "{:?}", stands[7]);
+    assert_eq!(stands[7].sequence, 1);
     let (ids, _) = stored(&js, LEAD_COMMANDS).await;
     assert_eq!((ids.len(), ids.iter().collect::<HashSet<_>>().len()), (100, 100));
 
     // After a crash between the acknowledgements and the checkpoint, all of them are published again, with more.
     publisher.publish_all((0..200).map(|n| command(&n.to_string(), "{}"))).await.unwrap();
     assert_eq!(stored(&js, LEAD_COMMANDS).await.0.len(), 200);
-}
-
-#[tokio::test]
-async fn fast_ingest_acknowledges_messages_together_where_supported() {
-    let (nats, js) = start().await;
-    let can = nats.version() >= (2, 14, 0);
-    let publisher = Publisher::new(js.clone());
-    let publish = async |ids: std::ops::Range<usize>| {
-        let outcomes = publisher.publish_each(ids.map(|n| command(&n.to_string(), "{}")).collect()).await;
-        outcomes.into_iter().map(|outcome| outcome.unwrap().sequence).collect::<Vec<_>>()
-    };
-    // Too few for an atomic batch, so no trial interferes.
-    assert_eq!(publish(0..10).await, Vec::from_iter((1..=10).map(|n| Some(n).filter(|_| !can))));
-    // A duplicate at the beginning, in the middle, and at the end.
-    for (round, again) in [10, 15, 19].into_iter().enumerate() {
-        let base = 10 + 10 * round;
-        publisher.publish(command(&(base + again - 10).to_string(), "{}")).await.unwrap();
-        publish(base..base + 10).await;
-    }
-    let (ids, batched) = stored(&js, LEAD_COMMANDS).await;
-    assert_eq!((ids.iter().collect::<HashSet<_>>().len(), ids.len(), batched), (40, 40, 0));
-    assert_eq!(ids[..10], Vec::from_iter((0..10).map(|n| n.to_string())));
-    // A new stream of this name does not allow fast ingest: the first messages are refused and published singly.
-    js.delete_stream(LEAD_COMMANDS).await.unwrap();
-    let plain = Config { name: LEAD_COMMANDS.into(), subjects: vec!["leads.cmd.>".into()], ..Config::default() };
-    js.create_stream(plain).await.unwrap();
-    assert_eq!(publish(40..50).await, Vec::from_iter((1..=10).map(Some)));
-    assert_eq!(publish(50..60).await, Vec::from_iter((11..=20).map(Some)));
-}
-
-/// An acknowledged fast-ingest batch was lost when two of three servers died.
-#[tokio::test]
-async fn a_cluster_acknowledges_each_message() {
-    let servers = test_support::nats_cluster().await;
-    let js = nats::jetstream(&servers[0].connect().await.unwrap());
-    nats::create_streams(&js, StreamLimits { replicas: 3, ..LIMITS }).await.unwrap();
-
-    let messages = (0..10).map(|n| command(&n.to_string(), "{}")).collect();
-    let outcomes = Publisher::new(js).publish_each(messages).await;
-
-    let sequences: Vec<_> = outcomes.into_iter().map(|outcome| outcome.unwrap().sequence).collect();
-    assert_eq!(sequences, Vec::from_iter((1..=10).map(Some)));
 }
 
 #[tokio::test]
@@ -299,16 +257,15 @@ async fn batches_are_allowed_on_an_existing_stream_and_nothing_else_changes() {
     let before = js.create_stream(mine).await.unwrap().cached_info().config.clone();
     nats::create_streams(&js, LIMITS).await.unwrap();
     let config = async |name| js.get_stream(name).await.unwrap().cached_info().config.clone();
-    let knows = (nats.version() >= (2, 12, 0), nats.version() >= (2, 14, 0));
-    let allows = |config: &Config| (config.allow_atomic_publish, config.allow_batch_publish);
+    let knows_batches = nats.version() >= (2, 12, 0);
     let mut after = config(LEAD_COMMANDS).await;
-    assert_eq!(allows(&after), knows);
-    (after.allow_atomic_publish, after.allow_batch_publish) = (false, false);
+    assert_eq!(after.allow_atomic_publish, knows_batches);
+    after.allow_atomic_publish = false;
     // The server's metadata about its version and the request's.
     after.metadata = before.metadata.clone();
     assert_eq!(after, before);
-    assert_eq!(allows(&config(LEAD_EVENTS).await), knows);
-    assert_eq!(allows(&config(WEBHOOK_EVENTS).await), (false, false));
+    assert_eq!(config(LEAD_EVENTS).await.allow_atomic_publish, knows_batches);
+    assert!(!config(WEBHOOK_EVENTS).await.allow_atomic_publish);
 }
 
 #[tokio::test]

@@ -241,21 +241,9 @@ fn faults(expected: &Config, actual: &Config) -> Vec<(String, String)> {
     if actual.sealed || actual.deny_delete && actual.deny_purge {
         fault("is sealed or cannot be purged, so it fills up".into(), format!("delete {name} and restart lead-state"));
     }
-    for (expected, actual, feature) in [
-        (
-            expected.allow_atomic_publish,
-            actual.allow_atomic_publish,
-            "atomic batches: each message is synced separately",
-        ),
-        (
-            expected.allow_batch_publish,
-            actual.allow_batch_publish,
-            "fast-ingest batches: each message is acked separately",
-        ),
-    ] {
-        if expected && !actual {
-            fault(format!("does not allow {feature}"), "restart lead-state: it allows them".into());
-        }
+    if expected.allow_atomic_publish && !actual.allow_atomic_publish {
+        let problem = "does not allow atomic batches: each message is synced separately";
+        fault(problem.into(), "restart lead-state: it allows them".into());
     }
     faults
 }
@@ -329,12 +317,11 @@ mod tests {
         let as_created =
             Config { max_messages: -1, max_messages_per_subject: -1, max_message_size: -1, ..commands.clone() };
         assert_eq!(faults(&commands, &as_created), []);
-        let old = Config { allow_atomic_publish: false, allow_batch_publish: false, ..as_created.clone() };
+        let old = Config { allow_atomic_publish: false, ..as_created.clone() };
         let known = ServerVersion::parse("2.11.0").supported(commands.clone());
         assert_eq!(faults(&known, &old), [], "a server that does not know batches");
         let changed = [
             Config { allow_atomic_publish: false, ..as_created.clone() },
-            Config { allow_batch_publish: false, ..as_created.clone() },
             Config { subjects: vec!["leads.>".into()], ..as_created.clone() },
             Config { discard: DiscardPolicy::Old, ..as_created.clone() },
             Config { retention: RetentionPolicy::WorkQueue, ..as_created.clone() },

@@ -6,12 +6,9 @@
 //! full. The messages of a refused batch are published again one by one, so each has its own outcome. Messages are also
 //! published singly where batches gain nothing: on servers before 2.15, on streams that do not allow them, and where a
 //! trial shows that single messages are faster (a client cannot see whether the server syncs). They are then sent without
-//! a wait between them, which saves most of the reads and writes; on a single server that supports fast ingest, as one
-//! fast-ingest batch, which also saves most of the acknowledgements. Not on a cluster: nats-server 2.15.1 acknowledged such a
-//! batch, and had none of it after the death of two of three servers.
+//! a wait between them, which saves most of the reads and writes.
 
 mod batch;
-mod fast_ingest;
 mod resend;
 mod stored;
 mod strategy;
@@ -34,12 +31,10 @@ use tokio::sync::Semaphore;
 pub use self::stored::Stored;
 use self::{
     batch::{batches, wire_size},
-    fast_ingest::{FastIngest, IngestError},
     strategy::{PublishMode, PublishStrategy},
 };
 use crate::{
     metrics::Publishing,
-    nats,
     publish::{self, PublishError},
     version::ServerVersion,
 };
@@ -47,8 +42,6 @@ use crate::{
 /// Messages from which on a batch is cheaper: it costs the server about as much as ten messages (a staging file, which is
 /// synced too). Measured: docs/results/sync-before-ack.md.
 const MIN_BATCH: usize = 16;
-/// Messages from which on a fast-ingest batch is cheaper: the server acknowledges its first and its last message.
-const MIN_FAST_INGEST: usize = 4;
 /// How long one message waits for its acknowledgement before it is sent again. Longer delays messages that were sent to a
 /// dead leader, shorter sends more duplicates to a server with a slow disk.
 const RESEND_AFTER: Duration = Duration::from_secs(2);
@@ -74,7 +67,6 @@ impl fmt::Debug for Publisher {
 struct Shared {
     js: jetstream::Context,
     client: Client,
-    ingest: FastIngest,
     support: Mutex<Support>,
     sequences: Mutex<PublishStrategy>,
     /// Permits to send messages again while the stream has no leader.
@@ -88,17 +80,9 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Support {
     /// The server, and when it was looked at: the next connection may lead to another one.
-    server: Option<(Instant, Server)>,
-    /// When the stream refused an atomic batch as such.
+    server: Option<(Instant, ServerVersion)>,
+    /// When the stream refused a batch as such.
     refused_at: Option<Instant>,
-    /// When the stream refused a fast-ingest batch as such.
-    ingest_refused_at: Option<Instant>,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Server {
-    version: ServerVersion,
-    is_clustered: bool,
 }
 
 impl Publisher {
@@ -113,9 +97,8 @@ impl Publisher {
         // If the server syncs, the first trial shows it. If it does not, a trial may not tell the two apart on a fast disk, and
         // single messages take less CPU on both sides.
         let sequences = Mutex::new(PublishStrategy::new(PublishMode::Single));
-        let ingest = FastIngest::new(client.clone(), nats::ACK_TIMEOUT);
         let (support, resends, waiting) = (Mutex::default(), Semaphore::new(MAX_RESENDS), AtomicUsize::new(0));
-        Self { shared: Arc::new(Shared { js, client, ingest, support, sequences, resends, waiting, metrics }) }
+        Self { shared: Arc::new(Shared { js, client, support, sequences, resends, waiting, metrics }) }
     }
 
     /// The most bytes of a message with its headers, as the server says.
@@ -218,25 +201,17 @@ impl Shared {
     /// Whether to try an atomic batch.
     fn has_batches(&self) -> bool {
         let mut support = lock(&self.support);
-        self.server(&mut support).version.syncs_batches_as_one() && !is_refused(support.refused_at)
+        let is_refused = support.refused_at.is_some_and(|at| at.elapsed() <= RETRY_AFTER_REFUSAL);
+        self.server(&mut support).syncs_batches_as_one() && !is_refused
     }
 
-    /// Whether to try a fast-ingest batch.
-    fn has_ingest(&self) -> bool {
-        let mut support = lock(&self.support);
-        let server = self.server(&mut support);
-        server.version.supports_fast_ingest() && !server.is_clustered && !is_refused(support.ingest_refused_at)
-    }
-
-    fn server(&self, support: &mut Support) -> Server {
-        if let Some((_, server)) = support.server.filter(|(read_at, _)| read_at.elapsed() <= READ_SERVER) {
-            return server;
+    fn server(&self, support: &mut Support) -> ServerVersion {
+        if let Some((_, version)) = support.server.filter(|(read_at, _)| read_at.elapsed() <= READ_SERVER) {
+            return version;
         }
-        let info = self.client.server_info();
-        let is_clustered = info.cluster.is_some_and(|name| !name.is_empty());
-        let server = Server { version: ServerVersion::parse(&info.version), is_clustered };
-        support.server = Some((Instant::now(), server));
-        server
+        let version = ServerVersion::parse(&self.client.server_info().version);
+        support.server = Some((Instant::now(), version));
+        version
     }
 
     /// Publishes messages in this order, as one batch if possible; returns the outcome of each.
@@ -260,27 +235,8 @@ impl Shared {
         self.publish_singly(messages).await
     }
 
-    /// Publishes messages in this order, each stored by itself; returns the outcome of each. Uses one acknowledgement for all
-    /// if the stream supports fast ingest.
+    /// Publishes messages in this order, each stored by itself; returns the outcome of each.
     async fn publish_singly(&self, messages: Vec<OutboundMessage>) -> Vec<Result<Stored, PublishError>> {
-        if messages.len() >= MIN_FAST_INGEST && publish::connected(&self.client).is_ok() && self.has_ingest() {
-            match self.ingest.publish(&messages).await {
-                Ok(up_to) => {
-                    let stored = Stored { sequence: None, up_to, is_duplicate: false };
-                    return messages.iter().map(|_| Ok(stored)).collect();
-                }
-                Err(IngestError::Unconfirmed) => {
-                    return messages.iter().map(|_| Err(PublishError::Unconfirmed)).collect();
-                }
-                Err(IngestError::Disabled) => {
-                    tracing::warn!(
-                        "the stream does not allow fast-ingest batches: each message is acknowledged by itself"
-                    );
-                    lock(&self.support).ingest_refused_at = Some(Instant::now());
-                }
-                Err(e) => tracing::debug!(messages = messages.len(), "publishing again, one by one: {e}"),
-            }
-        }
         let mut acks = Vec::with_capacity(messages.len());
         for message in messages {
             acks.push(match publish::send(&self.js, message).await {
@@ -326,10 +282,6 @@ impl Shared {
         };
         Ok((first..=ack.sequence).map(Stored::at).collect())
     }
-}
-
-fn is_refused(at: Option<Instant>) -> bool {
-    at.is_some_and(|at| at.elapsed() <= RETRY_AFTER_REFUSAL)
 }
 
 /// The sequence of a batch's first message, if `ack` is for the batch. A server without batches, as one member of a cluster

@@ -141,7 +141,7 @@ mod tests {
 
     #[test]
     fn no_message_is_sent_again_behind_one_that_follows_it() {
-        let stored = || Ok(Stored { sequence: None, up_to: 1, is_duplicate: false });
+        let stored = || Ok(Stored { sequence: 1, is_duplicate: false });
         let lost = || Err(PublishError::NoResponder);
         let unknown = || Err(PublishError::Unconfirmed);
         let refused = || Err(PublishError::TooLarge);

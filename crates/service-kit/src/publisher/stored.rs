@@ -5,17 +5,15 @@ use async_nats::jetstream::publish::PublishAck;
 /// A message is in its stream, stored now or by an earlier publish under the same message id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stored {
-    /// Its sequence in the stream. None if one acknowledgement covers several messages and names only the last.
-    pub sequence: Option<u64>,
-    /// The message is at this sequence of the stream or before.
-    pub up_to: u64,
+    /// Its sequence in the stream.
+    pub sequence: u64,
     /// Whether an earlier publish is known to have stored it.
     pub is_duplicate: bool,
 }
 
 impl Stored {
     pub(super) fn at(sequence: u64) -> Self {
-        Self { sequence: Some(sequence), up_to: sequence, is_duplicate: false }
+        Self { sequence, is_duplicate: false }
     }
 }
 
