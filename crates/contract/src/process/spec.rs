@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     AuthHeader, CallbackAuth, ClientCertificate, DEFAULT_CALL_TIMEOUT_SECONDS, DuringCall, EventKind, FilterCondition,
-    MAX_ACTIVE_SECRETS, MAX_CALLBACKS, MAX_NAME_CHARS, MAX_SOURCES, MAX_STATES, MAX_TRANSITIONS, MetadataMerge,
-    Ordering, Rules, SourceSpec, State, StateKind, UrlFault, limits::check_name, parse_url, signing_key,
+    MAX_ACTIVE_SECRETS, MAX_CALLBACKS, MAX_SOURCES, MAX_STATES, MAX_TRANSITIONS, MetadataMerge, Ordering, Rules,
+    SourceSpec, State, StateKind, UrlFault, limits::check_name, parse_url, signing_key,
 };
 use crate::{ObjectId, secret::Secret, subject::NO_PROCESS, text::quoted};
 
@@ -20,7 +20,7 @@ pub struct ProcessSpec {
     pub project_id: ObjectId,
     /// Its name, unique in its project, which identifies it. `_` stands for the project's fallback callbacks and has no
     /// states.
-    #[cfg_attr(feature = "schema", schemars(length(min = 1, max = MAX_NAME_CHARS)))]
+    #[cfg_attr(feature = "schema", schemars(length(min = 1, max = super::MAX_NAME_CHARS)))]
     pub name: String,
     /// The states, in display order.
     #[serde(default)]
@@ -60,7 +60,7 @@ pub struct CallbackSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub callback_id: Option<ObjectId>,
     /// Its name, unique in the process, which identifies it.
-    #[cfg_attr(feature = "schema", schemars(length(min = 1, max = MAX_NAME_CHARS)))]
+    #[cfg_attr(feature = "schema", schemars(length(min = 1, max = super::MAX_NAME_CHARS)))]
     pub name: String,
     /// Where to POST.
     #[cfg_attr(feature = "schema", schemars(length(max = super::MAX_URL_BYTES)))]
