@@ -7,6 +7,7 @@ use std::{
 
 use anyhow::Context;
 use contract::streams::API_KEYS;
+use futures::future::BoxFuture;
 use secrets::{TokenKey, new_sealing_key};
 use service_kit::{
     health::{self, Liveness, Readiness},
@@ -34,16 +35,26 @@ const REQUEST_DRAIN: Duration = Duration::from_secs(12);
 ///
 /// # Errors
 /// The configuration is invalid, or a task failed.
-pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let listener = http::bind(config.listen).await?;
-    run_on(listener, config, shutdown).await
+pub fn run(config: Config, shutdown: CancellationToken) -> BoxFuture<'static, anyhow::Result<()>> {
+    Box::pin(async move {
+        let listener = http::bind(config.listen).await?;
+        run_on(listener, config, shutdown).await
+    })
 }
 
 /// Runs the console on a socket that already listens; `config.listen` is ignored.
 ///
 /// # Errors
 /// The configuration is invalid, or a task failed.
-pub async fn run_on(listener: TcpListener, config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
+pub fn run_on(
+    listener: TcpListener,
+    config: Config,
+    shutdown: CancellationToken,
+) -> BoxFuture<'static, anyhow::Result<()>> {
+    Box::pin(run_until(shutdown, listener, config))
+}
+
+async fn run_until(shutdown: CancellationToken, listener: TcpListener, config: Config) -> anyhow::Result<()> {
     let health_listener = http::bind(config.health.health_listen).await?;
     let address = listener.local_addr().context("cannot read the console's address")?;
     let public = PublicUrl::new(address, config.url.as_deref())?;

@@ -10,7 +10,7 @@ use contract::{
     streams::{API_KEYS, LEAD_COMMANDS, PROCESSES},
     subject,
 };
-use futures::StreamExt;
+use futures::{StreamExt, future::BoxFuture};
 use service_kit::{
     health::{self, Liveness, Readiness},
     http::{self, Limits},
@@ -43,13 +43,23 @@ const REQUEST_DRAIN: Duration = LEADER_PATIENCE;
 const CLOSE_NOTICE: Duration = Duration::from_secs(2);
 
 /// Runs the gateway on the configured address until shutdown.
-pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let listener = http::bind(config.listen).await?;
-    run_on(listener, config, shutdown).await
+pub fn run(config: Config, shutdown: CancellationToken) -> BoxFuture<'static, anyhow::Result<()>> {
+    Box::pin(async move {
+        let listener = http::bind(config.listen).await?;
+        run_on(listener, config, shutdown).await
+    })
 }
 
 /// Runs the gateway on a socket that already listens; `config.listen` is ignored.
-pub async fn run_on(listener: TcpListener, config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
+pub fn run_on(
+    listener: TcpListener,
+    config: Config,
+    shutdown: CancellationToken,
+) -> BoxFuture<'static, anyhow::Result<()>> {
+    Box::pin(run_until(shutdown, listener, config))
+}
+
+async fn run_until(shutdown: CancellationToken, listener: TcpListener, config: Config) -> anyhow::Result<()> {
     let health_listener = http::bind(config.health.health_listen).await?;
     tracing::info!(address = %listener.local_addr()?, "HTTP API");
     let certificate = match (&config.tls_cert, &config.tls_key) {

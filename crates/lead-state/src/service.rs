@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use contract::streams::StreamLimits;
+use futures::future::BoxFuture;
 use service_kit::{
     config::{DatabaseConfig, HealthConfig, NatsConfig, SecretsConfig},
     health::{self, Liveness, Readiness},
@@ -60,17 +61,21 @@ pub struct Config {
 }
 
 /// Brings the schema up to this version. Forward only; safe beside running services of the version before.
-pub async fn migrate(database: &DatabaseConfig) -> anyhow::Result<()> {
-    Ok(store::schema().migrate(&store::pool(database)?).await?)
+pub fn migrate(database: &DatabaseConfig) -> BoxFuture<'_, anyhow::Result<()>> {
+    Box::pin(async { Ok(store::schema().migrate(&store::pool(database)?).await?) })
 }
 
 /// This version's migrations that the database does not have.
-pub async fn lacking_migrations(pool: &Pool) -> anyhow::Result<Vec<i64>> {
-    Ok(store::schema().missing_migrations(pool).await?)
+pub fn lacking_migrations(pool: &Pool) -> BoxFuture<'_, anyhow::Result<Vec<i64>>> {
+    Box::pin(async { Ok(store::schema().missing_migrations(pool).await?) })
 }
 
 /// Runs the service until shutdown.
-pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
+pub fn run(config: Config, shutdown: CancellationToken) -> BoxFuture<'static, anyhow::Result<()>> {
+    Box::pin(run_until(shutdown, config))
+}
+
+async fn run_until(shutdown: CancellationToken, config: Config) -> anyhow::Result<()> {
     let keys = config.secrets.keys()?;
     let traces = Traces::from_env("lead-state")?;
     if config.ledger_retention.duration().is_some_and(|kept| kept < *config.log_retention) {

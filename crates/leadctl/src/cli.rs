@@ -93,6 +93,7 @@ enum Command {
 }
 
 /// Runs the command of this process's arguments.
+#[tokio::main]
 pub async fn main() -> ExitCode {
     let result = match service_kit::config::parse() {
         Ok(cli) => run(cli).await,

@@ -6,6 +6,7 @@ use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 use contract::secret::Secret;
 use secrets::SealingKeys;
+use tracing_subscriber::filter::Targets;
 
 pub use crate::secret_files::parse;
 
@@ -115,7 +116,7 @@ pub struct LogConfig {
     pub log_format: LogFormat,
     /// What is logged, e.g. info or lead_state=debug,info.
     #[arg(long, env = "RUST_LOG", default_value = "info")]
-    pub log_filter: String,
+    pub log_filter: Targets,
 }
 
 /// The format of log lines.

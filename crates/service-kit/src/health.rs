@@ -14,6 +14,7 @@ use axum::{
     response::IntoResponse,
     routing::get,
 };
+use futures::future::BoxFuture;
 use tokio::{net::TcpListener, time::Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -88,12 +89,22 @@ impl Liveness {
 }
 
 /// Serves the health port, also while the service drains; readiness turns false as soon as shutdown begins.
-pub async fn serve(
+pub fn serve(
     listener: TcpListener,
     readiness: Readiness,
     liveness: Liveness,
     registry: Registry,
     shutdown: CancellationToken,
+) -> BoxFuture<'static, anyhow::Result<()>> {
+    Box::pin(serve_until(shutdown, listener, readiness, liveness, registry))
+}
+
+async fn serve_until(
+    shutdown: CancellationToken,
+    listener: TcpListener,
+    readiness: Readiness,
+    liveness: Liveness,
+    registry: Registry,
 ) -> anyhow::Result<()> {
     tracing::info!(address = %listener.local_addr()?, "health port");
     let router = Router::new()

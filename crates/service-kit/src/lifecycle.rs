@@ -3,6 +3,7 @@
 use std::{future::Future, time::Duration};
 
 use anyhow::{Context, anyhow};
+use futures::future::BoxFuture;
 use tokio::{signal::unix::SignalKind, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
@@ -52,6 +53,11 @@ pub fn shutdown_on_signal() -> anyhow::Result<CancellationToken> {
     Ok(shutdown)
 }
 
+/// The outcome of a task with its name. The task is boxed, so that what runs tasks is compiled once and not for each.
+async fn named(name: &'static str, task: BoxFuture<'static, anyhow::Result<()>>) -> (&'static str, anyhow::Result<()>) {
+    (name, task.await)
+}
+
 /// The tasks of a service.
 #[derive(Debug)]
 pub struct Tasks {
@@ -68,7 +74,7 @@ impl Tasks {
 
     /// Starts a task.
     pub fn spawn(&mut self, name: &'static str, task: impl Future<Output = anyhow::Result<()>> + Send + 'static) {
-        self.set.spawn(async move { (name, task.await) });
+        self.set.spawn(named(name, Box::pin(task)));
     }
 
     /// Starts a task that serves the others; it is aborted when they are done.
@@ -77,7 +83,7 @@ impl Tasks {
         name: &'static str,
         task: impl Future<Output = anyhow::Result<()>> + Send + 'static,
     ) {
-        self.background.spawn(async move { (name, task.await) });
+        self.background.spawn(named(name, Box::pin(task)));
     }
 
     /// Waits until all tasks are done. A task that ends before shutdown, fails or panics stops all of them. After shutdown they
@@ -85,7 +91,11 @@ impl Tasks {
     ///
     /// # Errors
     /// The task that failed or ended early; or tasks that did not drain.
-    pub async fn run(mut self, deadline: Duration) -> anyhow::Result<()> {
+    pub fn run(self, deadline: Duration) -> BoxFuture<'static, anyhow::Result<()>> {
+        Box::pin(self.run_until_drained(deadline))
+    }
+
+    async fn run_until_drained(mut self, deadline: Duration) -> anyhow::Result<()> {
         let mut result = Ok(());
         let cut = async {
             self.shutdown.cancelled().await;

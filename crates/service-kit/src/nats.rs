@@ -24,6 +24,7 @@ use contract::{
     streams::{StreamLimits, buckets, streams},
     subject::inbox_prefix,
 };
+use futures::future::BoxFuture;
 
 use crate::{clock, config::NatsConfig, health::Readiness, version::ServerVersion};
 
@@ -42,8 +43,12 @@ pub(crate) const ACK_TIMEOUT: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// The configuration is invalid.
-pub async fn connect(config: &NatsConfig, name: &str, readiness: &Readiness) -> anyhow::Result<Client> {
-    connect_as(config, name, readiness, ConnectOptions::new(), VersionNotice::default()).await
+pub fn connect<'a>(
+    config: &'a NatsConfig,
+    name: &'a str,
+    readiness: &'a Readiness,
+) -> BoxFuture<'a, anyhow::Result<Client>> {
+    Box::pin(connect_as(config, name, readiness.clone(), ConnectOptions::new(), VersionNotice::default()))
 }
 
 /// A second connection of a service, whose subscriptions hold so many messages each. Its first connection reports the
@@ -51,16 +56,20 @@ pub async fn connect(config: &NatsConfig, name: &str, readiness: &Readiness) -> 
 ///
 /// # Errors
 /// The configuration is invalid.
-pub async fn connect_again(config: &NatsConfig, name: &str, subscription_capacity: usize) -> anyhow::Result<Client> {
+pub fn connect_again<'a>(
+    config: &'a NatsConfig,
+    name: &'a str,
+    subscription_capacity: usize,
+) -> BoxFuture<'a, anyhow::Result<Client>> {
     let options = ConnectOptions::new().subscription_capacity(subscription_capacity);
     let notice = VersionNotice { is_silent: true, ..VersionNotice::default() };
-    connect_as(config, name, &Readiness::default(), options, notice).await
+    Box::pin(connect_as(config, name, Readiness::default(), options, notice))
 }
 
 async fn connect_as(
     config: &NatsConfig,
     name: &str,
-    readiness: &Readiness,
+    readiness: Readiness,
     options: ConnectOptions,
     notice: VersionNotice,
 ) -> anyhow::Result<Client> {
@@ -182,7 +191,11 @@ pub fn jetstream(client: &Client) -> jetstream::Context {
 ///
 /// # Errors
 /// JetStream refuses.
-pub async fn create_streams(js: &jetstream::Context, limits: StreamLimits) -> anyhow::Result<()> {
+pub fn create_streams(js: &jetstream::Context, limits: StreamLimits) -> BoxFuture<'_, anyhow::Result<()>> {
+    Box::pin(create_missing(js, limits))
+}
+
+async fn create_missing(js: &jetstream::Context, limits: StreamLimits) -> anyhow::Result<()> {
     let mark = ObjectId::new(clock::now(), rand::random());
     let version = ServerVersion::parse(&js.client().server_info().version);
     for config in streams(limits, mark) {
@@ -247,13 +260,15 @@ fn bucket_stream(config: &kv::Config) -> stream::Config {
 }
 
 /// Waits until a stream exists.
-pub async fn stream(js: &jetstream::Context, name: &'static str) -> anyhow::Result<Stream> {
-    retry(&format!("find the stream {name} (lead-state creates it)"), || js.get_stream(name)).await
+pub fn stream<'a>(js: &'a jetstream::Context, name: &'static str) -> BoxFuture<'a, anyhow::Result<Stream>> {
+    let what = format!("find the stream {name} (lead-state creates it)");
+    Box::pin(async move { retry(&what, || js.get_stream(name)).await })
 }
 
 /// Waits until a bucket exists.
-pub async fn bucket(js: &jetstream::Context, name: &'static str) -> anyhow::Result<kv::Store> {
-    retry(&format!("find the bucket {name} (lead-state creates it)"), || js.get_key_value(name)).await
+pub fn bucket<'a>(js: &'a jetstream::Context, name: &'static str) -> BoxFuture<'a, anyhow::Result<kv::Store>> {
+    let what = format!("find the bucket {name} (lead-state creates it)");
+    Box::pin(async move { retry(&what, || js.get_key_value(name)).await })
 }
 
 /// Retries until it succeeds; callers stop it by dropping the future.

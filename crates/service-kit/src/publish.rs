@@ -14,6 +14,7 @@ use async_nats::{
 };
 use bytes::Bytes;
 use contract::headers;
+use futures::future::BoxFuture;
 
 use crate::nats::error_chain;
 
@@ -108,8 +109,8 @@ pub(crate) async fn send(js: &jetstream::Context, message: OutboundMessage) -> R
 }
 
 /// Publishes a message and waits until the stream has it.
-pub async fn publish(js: &jetstream::Context, message: OutboundMessage) -> Result<PublishAck, PublishError> {
-    Ok(send(js, message).await?.await?)
+pub fn publish(js: &jetstream::Context, message: OutboundMessage) -> BoxFuture<'_, Result<PublishAck, PublishError>> {
+    Box::pin(async { Ok(send(js, message).await?.await?) })
 }
 
 /// Publishes messages in this order without waiting between them, then waits until the stream has them all.

@@ -14,7 +14,7 @@ use contract::{
     json::redacted_error,
     rpc::{DEFAULT_TIMEOUT, ErrorCode, Query, RpcError},
 };
-use futures::{StreamExt, stream::FuturesUnordered};
+use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use serde::{
     Deserialize, Serialize,
     de::{self, DeserializeOwned},
@@ -77,16 +77,35 @@ fn too_many_queries(error: ShareUsed) -> RpcError {
 ///
 /// # Errors
 /// The endpoint cannot be registered.
-pub async fn serve<Q: Query, F>(
-    tasks: &mut Tasks,
-    service: &Service,
+pub fn serve<'a, Q: Query, F>(
+    tasks: &'a mut Tasks,
+    service: &'a Service,
     shutdown: CancellationToken,
     handler: impl Fn(Q) -> F + Send + Sync + 'static,
-) -> anyhow::Result<()>
+) -> BoxFuture<'a, anyhow::Result<()>>
 where
     F: Future<Output = Result<Q::Reply, RpcError>> + Send + 'static,
 {
-    let subject = Q::SUBJECT;
+    let answer = move |payload: &[u8]| -> Answer {
+        let reply = read(payload).map(&handler);
+        Box::pin(async move { write(Q::SUBJECT, &reply?.await?) })
+    };
+    Box::pin(serve_subject(tasks, service, shutdown, Q::SUBJECT, Arc::new(answer)))
+}
+
+/// The reply to a query.
+type Answer = BoxFuture<'static, Result<Bytes, RpcError>>;
+/// Answers a query from its bytes.
+type Handler = Arc<dyn Fn(&[u8]) -> Answer + Send + Sync>;
+
+/// [`serve`] without the types of a query, so that it is compiled once and not for each.
+async fn serve_subject(
+    tasks: &mut Tasks,
+    service: &Service,
+    shutdown: CancellationToken,
+    subject: &'static str,
+    answer: Handler,
+) -> anyhow::Result<()> {
     let mut endpoint = service
         .endpoint_builder()
         // Names of endpoints may not contain dots.
@@ -94,7 +113,6 @@ where
         .add(subject)
         .await
         .map_err(|e| anyhow!("cannot serve {subject}: {e}"))?;
-    let handler = Arc::new(handler);
     let (admitted, answered) = (Pool::new(ADMITTED), Pool::new(ANSWERED));
     tasks.spawn(subject, async move {
         let mut requests = 0_usize;
@@ -104,26 +122,16 @@ where
             .inspect(|_| requests += 1)
             // Bounded by `admitted`.
             .for_each_concurrent(None, |request| {
-                let (handler, answered) = (handler.clone(), answered.clone());
+                let (answer, answered) = (answer.clone(), answered.clone());
                 let holder = holder(&request.message.payload);
                 let admitted = admitted.try_acquire(holder);
                 async move {
-                    let answer = async {
+                    let reply = async {
                         let _admitted = admitted.map_err(too_many_queries)?;
                         let _answered = answered.acquire(holder).await;
-                        match read(&request.message.payload) {
-                            Ok(query) => handler(query).await,
-                            Err(e) => Err(RpcError::new(
-                                ErrorCode::InvalidQuery,
-                                format!("the query cannot be read: {}", redacted_error(&e)),
-                            )),
-                        }
+                        answer(&request.message.payload).await
                     };
-                    let reply = answer.await;
-                    let reply = reply.and_then(|reply| {
-                        serde_json::to_vec(&reply).map(Bytes::from).map_err(|e| internal(subject, &e))
-                    });
-                    let reply = reply.map_err(|e| error::Error {
+                    let reply = reply.await.map_err(|e| error::Error {
                         status: format!("{}: {}", e.code, e.message.replace(['\r', '\n'], " ")),
                         code: e.status.into(),
                     });
@@ -140,9 +148,17 @@ where
 }
 
 /// Reads a query. serde would read a struct from an array, too.
-fn read<Q: Query>(payload: &[u8]) -> Result<Q, serde_json::Error> {
+fn read<Q: Query>(payload: &[u8]) -> Result<Q, RpcError> {
     let is_object = payload.trim_ascii_start().starts_with(b"{");
-    if is_object { serde_json::from_slice(payload) } else { Err(de::Error::custom("not a JSON object")) }
+    let query = if is_object { serde_json::from_slice(payload) } else { Err(de::Error::custom("not a JSON object")) };
+    query.map_err(|e| {
+        RpcError::new(ErrorCode::InvalidQuery, format!("the query cannot be read: {}", redacted_error(&e)))
+    })
+}
+
+/// A query or a reply as JSON.
+fn write(subject: &str, value: &impl Serialize) -> Result<Bytes, RpcError> {
+    serde_json::to_vec(value).map(Bytes::from).map_err(|e| internal(subject, &e))
 }
 
 /// An error of our own: the cause goes to the log, not to the client.
@@ -202,18 +218,12 @@ impl From<RequestError> for RpcError {
 /// # Errors
 /// No instance answered in time, or one answered with an error.
 pub async fn request<Q: Query>(client: &Client, query: &Q) -> Result<Q::Reply, RequestError> {
-    let send = || exchange(client, Q::SUBJECT, query, Q::TIMEOUT);
-    if Q::REPEATABLE { repeat(send).await } else { send().await }
-}
-
-async fn repeat<R, F: Future<Output = Result<R, RequestError>>>(send: impl Fn() -> F) -> Result<R, RequestError> {
-    let mut sent = FuturesUnordered::from_iter([send()]);
-    loop {
-        tokio::select! {
-            Some(answer) = sent.next() => return answer,
-            () = tokio::time::sleep(REPEAT_AFTER) => sent.push(send()),
-        }
-    }
+    let payload = write(Q::SUBJECT, query)?;
+    let reply = match Q::REPEATABLE {
+        true => send_repeatedly(client, Q::SUBJECT, payload, Q::TIMEOUT).await?,
+        false => send(client, Q::SUBJECT, payload, Q::TIMEOUT).await?,
+    };
+    serde_json::from_slice(&reply).map_err(|e| internal(Q::SUBJECT, &e).into())
 }
 
 /// Sends a request to a subject that is known at run time only. [`request`] is for everything else.
@@ -226,29 +236,51 @@ pub async fn exchange<Q: Serialize, R: DeserializeOwned>(
     query: &Q,
     timeout: Duration,
 ) -> Result<R, RequestError> {
-    let subject = || subject.to_owned();
-    // The client would hold the query, and its caller, until it is connected again.
-    if client.connection_state() != State::Connected {
-        return Err(RequestError::NotConnected { subject: subject() });
-    }
-    let payload = serde_json::to_vec(query).map_err(|e| internal(&subject(), &e))?;
-    // The client's own timeout must not end before ours.
-    let request = async_nats::Request::new().payload(payload.into()).timeout(Some(timeout + DEFAULT_TIMEOUT));
-    let reply = match tokio::time::timeout(timeout, client.send_request(subject(), request)).await {
-        Ok(Ok(reply)) => reply,
-        Ok(Err(e)) if e.kind() == RequestErrorKind::NoResponders => {
-            return Err(RequestError::NoResponder { subject: subject() });
+    let reply = send(client, subject, write(subject, query)?, timeout).await?;
+    serde_json::from_slice(&reply).map_err(|e| internal(subject, &e).into())
+}
+
+type Sent<'a> = BoxFuture<'a, Result<Bytes, RequestError>>;
+
+fn send_repeatedly<'a>(client: &'a Client, subject: &'a str, payload: Bytes, timeout: Duration) -> Sent<'a> {
+    Box::pin(async move {
+        let send = || send(client, subject, payload.clone(), timeout);
+        let mut sent = FuturesUnordered::from_iter([send()]);
+        loop {
+            tokio::select! {
+                Some(answer) = sent.next() => return answer,
+                () = tokio::time::sleep(REPEAT_AFTER) => sent.push(send()),
+            }
         }
-        Ok(Err(e)) => return Err(RequestError::Failed { subject: subject(), reason: e.to_string() }),
-        Err(_) => return Err(RequestError::TimedOut { subject: subject(), timeout }),
-    };
-    let header = |name| reply.headers.as_ref().and_then(|headers| headers.get(name)).map(|value| value.as_str());
-    if let Some(error) = header(NATS_SERVICE_ERROR) {
-        let (code, message) = error.split_once(": ").unwrap_or(("internal", error));
-        let status = header(NATS_SERVICE_ERROR_CODE).and_then(|status| status.parse().ok()).unwrap_or(500);
-        return Err(RpcError::received(status, code, message).into());
-    }
-    serde_json::from_slice(&reply.payload).map_err(|e| internal(&subject(), &e).into())
+    })
+}
+
+/// Sends a request once and waits for the reply.
+fn send<'a>(client: &'a Client, subject: &'a str, payload: Bytes, timeout: Duration) -> Sent<'a> {
+    let subject = || subject.to_owned();
+    Box::pin(async move {
+        // The client would hold the query, and its caller, until it is connected again.
+        if client.connection_state() != State::Connected {
+            return Err(RequestError::NotConnected { subject: subject() });
+        }
+        // The client's own timeout must not end before ours.
+        let request = async_nats::Request::new().payload(payload).timeout(Some(timeout + DEFAULT_TIMEOUT));
+        let reply = match tokio::time::timeout(timeout, client.send_request(subject(), request)).await {
+            Ok(Ok(reply)) => reply,
+            Ok(Err(e)) if e.kind() == RequestErrorKind::NoResponders => {
+                return Err(RequestError::NoResponder { subject: subject() });
+            }
+            Ok(Err(e)) => return Err(RequestError::Failed { subject: subject(), reason: e.to_string() }),
+            Err(_) => return Err(RequestError::TimedOut { subject: subject(), timeout }),
+        };
+        let header = |name| reply.headers.as_ref().and_then(|headers| headers.get(name)).map(|value| value.as_str());
+        if let Some(error) = header(NATS_SERVICE_ERROR) {
+            let (code, message) = error.split_once(": ").unwrap_or(("internal", error));
+            let status = header(NATS_SERVICE_ERROR_CODE).and_then(|status| status.parse().ok()).unwrap_or(500);
+            return Err(RpcError::received(status, code, message).into());
+        }
+        Ok(reply.payload)
+    })
 }
 
 #[cfg(test)]

@@ -2,15 +2,20 @@
 
 use std::{
     fmt::{self, Debug},
-    io::IsTerminal,
+    io::{self, IsTerminal},
 };
 
 use anyhow::Context;
 use tracing::field::Field;
 use tracing_subscriber::{
-    EnvFilter,
+    Layer,
     field::MakeExt,
-    fmt::format::{Writer, debug_fn},
+    fmt::{
+        MakeWriter,
+        format::{Writer, debug_fn},
+    },
+    layer::SubscriberExt,
+    util::SubscriberInitExt,
 };
 
 use crate::{
@@ -20,24 +25,36 @@ use crate::{
 
 /// Lines for people. A macro, because the type of the result cannot be written.
 macro_rules! human {
-    ($builder:expr) => {
-        $builder.fmt_fields(debug_fn(write_field).delimited(" ")).compact()
+    ($layer:expr) => {
+        $layer.fmt_fields(debug_fn(write_field).delimited(" ")).compact()
     };
 }
 
 /// Sends this process's log lines to standard error. Call it once, before anything else.
+///
+/// # Errors
+/// Logging was started before.
 pub fn init(config: &LogConfig) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&config.log_filter)
-        .with_context(|| format!("--log-filter {:?} is not a filter; try info", config.log_filter))?;
-    let terminal = std::io::stderr().is_terminal();
+    init_to(io::stderr, io::stderr().is_terminal(), config)
+}
+
+/// Sends this process's log lines to a writer, with colours if it is a terminal.
+///
+/// # Errors
+/// Logging was started before.
+pub fn init_to<W>(writer: W, is_terminal: bool, config: &LogConfig) -> anyhow::Result<()>
+where
+    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
+{
     let json = match config.log_format {
-        LogFormat::Auto => !terminal,
+        LogFormat::Auto => !is_terminal,
         LogFormat::Human => false,
         LogFormat::Json => true,
     };
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(terminal);
-    if json { builder.json().flatten_event(true).try_init() } else { human!(builder).try_init() }
-        .map_err(|e| anyhow::anyhow!("cannot start logging: {e}"))
+    let layer = tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(is_terminal);
+    let layer = if json { layer.json().flatten_event(true).boxed() } else { human!(layer).boxed() };
+    let logging = tracing_subscriber::registry().with(config.log_filter.clone()).with(layer);
+    logging.try_init().context("cannot start logging")
 }
 
 /// Writes a field of a line for people. A line break in a value would begin a line that looks like another event.
@@ -53,10 +70,7 @@ fn write_field(writer: &mut Writer<'_>, field: &Field, value: &dyn Debug) -> fmt
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        io,
-        sync::{Arc, Mutex},
-    };
+    use std::sync::{Arc, Mutex};
 
     use super::*;
 
@@ -77,9 +91,10 @@ mod tests {
     fn an_event_is_one_line_whatever_its_fields_contain() {
         let lines = Lines::default();
         let writer = lines.clone();
-        let builder = tracing_subscriber::fmt().with_writer(move || writer.clone()).with_ansi(false).without_time();
+        let layer =
+            tracing_subscriber::fmt::layer().with_writer(move || writer.clone()).with_ansi(false).without_time();
         let text = "x\n2026-01-12T04:55:59Z  INFO forged\u{1b}[2J\u{9b}";
-        tracing::subscriber::with_default(human!(builder).finish(), || {
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(human!(layer)), || {
             let span = tracing::info_span!("delivery", name = %text);
             span.in_scope(|| tracing::warn!(display = %text, debug = ?text, text, "failed: {text}"));
         });

@@ -21,10 +21,7 @@ impl ServerVersion {
 
     /// The settings of a stream that this server supports.
     pub fn supported(self, config: Config) -> Config {
-        Config {
-            allow_atomic_publish: config.allow_atomic_publish && self.supports_atomic_batches(),
-            ..config
-        }
+        Config { allow_atomic_publish: config.allow_atomic_publish && self.supports_atomic_batches(), ..config }
     }
 
     /// Whether an atomic batch is synced as a whole. Before 2.15 each of its messages is synced, and batches gain nothing.

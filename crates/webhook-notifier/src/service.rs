@@ -5,6 +5,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use anyhow::Context;
 use async_nats::service::Service;
 use contract::streams::{LEAD_EVENTS, PROCESSES};
+use futures::future::BoxFuture;
 use secrets::SealingKeys;
 use service_kit::{
     config::DatabaseConfig,
@@ -54,7 +55,11 @@ use crate::{
 const FLUSH: Duration = Duration::from_secs(2);
 
 /// Runs a webhook-notifier until shutdown. Replicas share the work.
-pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
+pub fn run(config: Config, shutdown: CancellationToken) -> BoxFuture<'static, anyhow::Result<()>> {
+    Box::pin(run_until(shutdown, config))
+}
+
+async fn run_until(shutdown: CancellationToken, config: Config) -> anyhow::Result<()> {
     let keys = config.secrets.keys()?;
     let traces = Traces::from_env("webhook-notifier")?;
     let readiness = Readiness::default();
@@ -101,13 +106,15 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
 }
 
 /// Brings the schema `webhooks` up to date.
-pub async fn migrate(database: &DatabaseConfig) -> anyhow::Result<()> {
-    Ok(store::schema().migrate(&store::pool(database)?).await?)
+pub fn migrate(database: &DatabaseConfig) -> BoxFuture<'_, anyhow::Result<()>> {
+    Box::pin(async { Ok(store::schema().migrate(&store::pool(database)?).await?) })
 }
 
 /// The migrations of this version that the database lacks.
-pub async fn lacking_migrations(pool: &Pool) -> anyhow::Result<Vec<i64>> {
-    store::schema().missing_migrations(pool).await.context("cannot read the migrations of the schema webhooks")
+pub fn lacking_migrations(pool: &Pool) -> BoxFuture<'_, anyhow::Result<Vec<i64>>> {
+    Box::pin(async {
+        store::schema().missing_migrations(pool).await.context("cannot read the migrations of the schema webhooks")
+    })
 }
 
 /// What is needed to start.

@@ -16,6 +16,7 @@ use std::{net::SocketAddr, path::PathBuf, sync::Mutex, time::Duration};
 use anyhow::{Context, anyhow};
 use clap::Args;
 use contract::secret::Secret;
+use futures::future::LocalBoxFuture;
 use secrets::new_sealing_key;
 use service_kit::{
     config::{LogConfig, LogFormat, NatsConfig, SecretsConfig},
@@ -27,7 +28,6 @@ use service_kit::{
 };
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
 
 pub use self::demo::RenderTimeline;
 use crate::{
@@ -125,7 +125,11 @@ impl Up {
     ///
     /// # Errors
     /// The first failure: a server or service that does not start, or that ends on its own.
-    pub async fn run(self, render_timeline: RenderTimeline) -> anyhow::Result<()> {
+    pub fn run(self, render_timeline: RenderTimeline) -> LocalBoxFuture<'static, anyhow::Result<()>> {
+        Box::pin(self.run_until_signal(render_timeline))
+    }
+
+    async fn run_until_signal(self, render_timeline: RenderTimeline) -> anyhow::Result<()> {
         let shutdown = lifecycle::shutdown_on_signal()?;
         let data = DataDir::open(&self.data_dir)?;
         // The previous start's settings do not hold until this start is ready.
@@ -161,16 +165,12 @@ impl Up {
         if self.verbose {
             return telemetry::init(&self.log);
         }
-        let filter = EnvFilter::try_new(&self.log.log_filter).with_context(|| {
-            format!("--log-filter {:?} is not a valid filter; use for example info", self.log.log_filter)
-        })?;
-        let file = Mutex::new(data.log(LOG)?);
-        let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(file).with_ansi(false);
-        let started = match self.log.log_format {
-            LogFormat::Json => builder.json().flatten_event(true).try_init(),
-            LogFormat::Auto | LogFormat::Human => builder.compact().try_init(),
+        let log_format = match self.log.log_format {
+            LogFormat::Auto => LogFormat::Human,
+            format => format,
         };
-        started.map_err(|e| anyhow!("cannot start logging: {e}"))
+        let file = Mutex::new(data.log(LOG)?);
+        telemetry::init_to(file, false, &LogConfig { log_format, ..self.log.clone() })
     }
 
     /// The NATS of the operator.
