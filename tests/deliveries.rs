@@ -178,13 +178,14 @@ async fn gone_disables_the_callback_until_it_is_enabled() {
     let subject = format!("webhooks.evt.{}.{}.callback.disabled", stack.api.project_id, process_id(&applied));
     assert_eq!(stack.wait_for_webhook_event(&subject).await["callbackId"], json!(callback_id));
 
-    // While it is disabled, deliveries are recorded and not sent.
-    update_until(&stack, &lead_id, "exhausted").await;
+    // While it is disabled, deliveries are recorded and wait.
+    stack.api.update(json!({"leadId": lead_id, "name": "Ada"})).await;
+    stack.wait_for_count("SELECT count(*) FROM webhooks.deliveries WHERE status = 'pending'", 1).await;
     assert_eq!(stack.receiver.requests_to("/crm").len(), 1);
 
     let enabled = stack.call(&rpc::EnableCallback { callback_id }).await;
     assert!(enabled.was_disabled);
-    update_until(&stack, &lead_id, "delivered").await;
+    stack.wait_for_count(DELIVERED, 1).await;
 }
 
 #[tokio::test]
@@ -289,13 +290,13 @@ async fn a_recorded_delivery_without_an_attempt_gets_its_first_one() {
     let refused = update_until(&stack, &lead_id, "exhausted").await;
     let unattempted = update_until(&stack, &lead_id, "delivered").await;
     assert_attempt_rows(&stack, 1, 1).await;
-    // As a delivery is recorded while its callback is disabled. Its attempt is not counted then.
-    let as_disabled = "
+    // As a delivery ends whose callback was removed. Its attempt is not counted then.
+    let as_removed = "
         UPDATE webhooks.delivery_counts SET delivered_100ms = 0, delivered_1s = 0, delivered_10s = 0, delivered_longer = 0;
         UPDATE webhooks.deliveries SET status = 'exhausted', attempts = 0, payload = '{}', first_started_at = NULL,
             first_duration_ms = NULL, first_status_code = NULL
         WHERE status = 'delivered'";
-    stack.sql(as_disabled).await;
+    stack.sql(as_removed).await;
 
     reannounce(&stack).await;
 

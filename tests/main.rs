@@ -43,6 +43,7 @@ mod observability;
 mod operational_events;
 mod ordering;
 mod packs;
+mod pausing;
 mod producers;
 mod queued_updates;
 mod random_history;

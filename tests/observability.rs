@@ -136,12 +136,15 @@ async fn make_everything_happen(stack: &Stack) {
     let lead_id = stack.lead(&["crm", "gone", "down"]).await;
     let update = stack.api.update(json!({"leadId": lead_id, "name": "Grace"})).await;
     assert_eq!(stack.api.outcome(&update).await["status"], "succeeded");
+    stack.wait_for_count("SELECT count(*) FROM webhooks.callback_health", 1).await;
     let update = stack.api.update(json!({"leadId": lead_id, "targetState": "nowhere"})).await;
     assert_eq!(stack.api.outcome(&update).await["status"], "failed");
     assert_eq!(stack.api.get("/api/v1/nowhere").await.0, 404);
     stack.publish(format!("leads.cmd.{}.update", stack.api.project_id), "{").await;
     stack.publish_call("started", &json!({"leadId": lead_id, "callId": "c-1"})).await;
-    let settled = "SELECT count(*) FROM webhooks.deliveries WHERE attempts > 0 OR status = 'exhausted'";
+    // The second one to /gone waits: it is disabled.
+    let settled = "SELECT count(*) FROM webhooks.deliveries WHERE attempts > 0 OR callback_id IN
+                   (SELECT callback_id FROM webhooks.callback_health)";
     stack.wait_for_count(settled, 6).await;
 }
 
@@ -204,6 +207,8 @@ async fn every_series_of_the_alerts_and_the_dashboard_exists_with_its_value() {
         (r#"leadrelay_webhook_notifier_deliveries_total{outcome="delivered"}"#, "2"),
         ("leadrelay_webhook_notifier_disabled_callbacks", "1"),
         ("leadrelay_webhook_notifier_pending_deliveries", "2"),
+        ("leadrelay_webhook_notifier_held_deliveries", "1"),
+        ("leadrelay_webhook_notifier_paused_callbacks", "0"),
         ("count(leadrelay_webhook_notifier_oldest_pending_age_seconds > 0)", "1"),
         ("leadrelay_webhook_notifier_events_lag_messages", "0"),
     ] {

@@ -1,24 +1,13 @@
 //! Callbacks with an order (`ordering: "lead"`): each delivery of a lead waits for the one before, through any number
 //! of notifiers and the death of one; other leads do not wait, nor do slow endpoints of other callbacks delay any.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use contract::rpc::ProcessChangeResult;
 use serde_json::{Value, json};
-use test_support::{Reply, Request, Service};
+use test_support::{Reply, Service};
 
-use crate::support::{Stack, TEST_TIMEOUT, assert_ok, process_id, service};
-
-/// The numbers in the metadata of each lead's updates, in the order of their delivery.
-fn numbers(requests: &[Request]) -> BTreeMap<String, Vec<u64>> {
-    let mut numbers = BTreeMap::<_, Vec<_>>::new();
-    for request in requests {
-        let body = request.json();
-        let lead = body["leadId"].as_str().expect("a lead").to_owned();
-        numbers.entry(lead).or_default().push(body["data"]["n"].as_u64().expect("a number"));
-    }
-    numbers
-}
+use crate::support::{Stack, TEST_TIMEOUT, assert_ok, numbers, process_id, service};
 
 /// A stack with two notifiers, and a process with an ordered callback, `crm`, and perhaps one that hangs.
 async fn two_notifiers(schedule: &str, one_hangs: bool) -> (Stack, Service, ProcessChangeResult) {

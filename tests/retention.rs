@@ -117,6 +117,25 @@ async fn old_months_are_dropped_unless_a_row_is_still_needed() {
 }
 
 #[tokio::test]
+async fn deliveries_held_for_longer_than_the_retention_are_exhausted_visibly() {
+    let (stack, _) = with_old_months().await;
+    stack
+        .sql("INSERT INTO webhooks.paused_callbacks SELECT DISTINCT callback_id, now() FROM webhooks.deliveries")
+        .await;
+
+    let deliveries = [("DELIVERY_RETENTION", "100days")];
+    let (mut notifier, ready) = service("webhook-notifier", &stack.nats, &stack.postgres, &deliveries);
+    notifier.wait_for_http(&ready, TEST_TIMEOUT).await;
+
+    // Its month may be dropped just after.
+    notifier.wait_for_log("exhausted deliveries that waited for their callback", TEST_TIMEOUT).await;
+    let event = stack.wait_for_webhook_event(&format!("webhooks.evt.{}.*.exhausted", stack.api.project_id)).await;
+    let error = "it waited for its callback until its month of the delivery log expired";
+    let id = event["updateId"].as_str().unwrap_or_default();
+    assert!(id.starts_with("67afd") && event["error"] == error, "{event}");
+}
+
+#[tokio::test]
 async fn a_ledger_retention_shorter_than_that_of_the_log_is_refused_at_the_start() {
     let (nats, postgres) = tokio::join!(test_support::nats(), test_support::postgres());
     let extra = [("LEDGER_RETENTION", "100days"), ("LOG_RETENTION", "101days")];

@@ -1,6 +1,6 @@
 //! Statistics: exact counts of updates, attempts and deliveries.
 
-use contract::ObjectId;
+use contract::{ObjectId, rpc::EnableCallback};
 use serde_json::{Value, json};
 
 use crate::support::{Stack, TEST_TIMEOUT, assert_includes, assert_ok, assert_refused, process_id};
@@ -137,9 +137,9 @@ async fn statistics_are_read_over_http_and_by_leadctl() {
 }
 
 #[tokio::test]
-async fn events_of_a_disabled_ordered_callback_count_as_exhausted() {
+async fn deliveries_of_a_disabled_ordered_callback_wait_and_are_counted_when_they_are_sent() {
     let stack = Stack::start().await;
-    stack.receiver.on("/ordered", [410]);
+    stack.receiver.on("/ordered", [410, 200]);
     let callbacks = json!([{"name": "ordered", "url": stack.receiver.url("/ordered"), "ordering": "lead"}]);
     let applied = stack.process(callbacks).await;
     let lead = stack.api.initiate(process_id(&applied), None).await;
@@ -148,8 +148,10 @@ async fn events_of_a_disabled_ordered_callback_count_as_exhausted() {
 
     stack.api.update_and_wait(json!({"leadId": lead, "name": "Grace"})).await;
 
-    stack.wait_for_count(EXHAUSTED, 2).await;
+    stack.wait_for_count("SELECT count(*) FROM webhooks.deliveries WHERE status = 'pending'", 1).await;
+    stack.call(&EnableCallback { callback_id: applied.process.callbacks[0].callback_id }).await;
     stack.wait_for_clean_audit().await;
-    let counted = "SELECT sum(exhausted)::bigint FROM webhooks.delivery_counts";
-    assert_eq!(stack.count(counted).await, 2);
+    let counted = "SELECT (sum(exhausted) * 10 + sum(delivered_100ms + delivered_1s + delivered_10s))::bigint
+                   FROM webhooks.delivery_counts";
+    assert_eq!(stack.count(counted).await, 11);
 }

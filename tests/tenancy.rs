@@ -14,12 +14,13 @@ use test_support::eventually;
 use crate::support::{Api, Stack, TEST_TIMEOUT, assert_includes, process_id, send};
 
 /// Subjects for operators, who serve all projects: NATS permissions keep others away. Their queries name no project.
-const OPERATORS: [&str; 7] = [
+const OPERATORS: [&str; 8] = [
     // Its answer is the same for every project.
     rpc::CheckUrls::SUBJECT,
     rpc::CreateProject::SUBJECT,
     rpc::RevokeKey::SUBJECT,
     rpc::EnableCallback::SUBJECT,
+    rpc::PauseCallback::SUBJECT,
     rpc::RotateSecrets::SUBJECT,
     rpc::GetRecovery::SUBJECT,
     rpc::Recover::SUBJECT,
@@ -228,8 +229,14 @@ fn reaching(endpoint: &gateway::Endpoint, first: &Tenant, second: ObjectId) -> V
         ("POST", "/api/v1/processes/{processId}/callbacks/{callbackId}/test") => {
             vec![(callback_path + "/test", Some(json!({})), 404), (fallback_path + "/test", Some(json!({})), 404)]
         }
-        ("POST", "/api/v1/processes/{processId}/callbacks/{callbackId}/enable") => {
-            vec![(callback_path + "/enable", Some(json!({})), 404), (fallback_path + "/enable", Some(json!({})), 404)]
+        (
+            "POST",
+            path @ ("/api/v1/processes/{processId}/callbacks/{callbackId}/enable"
+            | "/api/v1/processes/{processId}/callbacks/{callbackId}/pause"
+            | "/api/v1/processes/{processId}/callbacks/{callbackId}/resume"),
+        ) => {
+            let action = &path[path.rfind('/').expect("a slash")..];
+            vec![(callback_path + action, Some(json!({})), 404), (fallback_path + action, Some(json!({})), 404)]
         }
         ("GET", "/api/v1/processes/{processId}/sources") => vec![(process_path + "/sources", None, 404)],
         ("POST", "/api/v1/processes/{processId}/sources") => vec![(process_path + "/sources", Some(source), 404)],

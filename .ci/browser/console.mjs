@@ -107,8 +107,8 @@ const allPages = async (page) => {
     "/", "/system", project, `${project}/leads`, `${project}/leads?state=none`, lead, `${lead}/update`, update, `${project}/calls`,
     `${project}/updates`, `${project}/updates?status=failed&code=none`, `${lead}/end-call`, `${project}/deliveries`, `${project}/deliveries?status=exhausted`, delivery, `${delivery}/redeliver`,
     `${project}/deliveries/redeliver?delivery=${id}`, `${project}/callbacks`, callback, `${callback}/test`, `${callback}/enable`,
-    `${callback}/recover`, `${callback}/rotate-secret`, `${project}/processes`, process_,
-    `${project}/keys`, revoke,
+    `${callback}/pause`, `${callback}/resume`, `${callback}/recover`, `${callback}/rotate-secret`, `${project}/processes`,
+    process_, `${project}/keys`, revoke,
   ];
 };
 

@@ -1,6 +1,6 @@
 //! The main job from end to end, and the checks of a webhook.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use contract::{ObjectId, process::Process};
@@ -123,6 +123,17 @@ pub(crate) fn by_update(requests: &[Request]) -> HashMap<String, Vec<Value>> {
         bodies.entry(body["updateId"].as_str().expect("updateId").to_owned()).or_default().push(body);
     }
     bodies
+}
+
+/// The numbers in the metadata of each lead's updates, in the order of their delivery.
+pub(crate) fn numbers(requests: &[Request]) -> BTreeMap<String, Vec<u64>> {
+    let mut numbers = BTreeMap::<_, Vec<_>>::new();
+    for request in requests {
+        let body = request.json();
+        let lead = body["leadId"].as_str().expect("a lead").to_owned();
+        numbers.entry(lead).or_default().push(body["data"]["n"].as_u64().expect("a number"));
+    }
+    numbers
 }
 
 /// A size in KiB from a process's `/proc/PID/status`, `VmRSS` or `VmHWM`; none when the process has ended.

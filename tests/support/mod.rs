@@ -21,8 +21,8 @@ pub(crate) use self::{
     api::{Api, UPDATE, all_pages, assert_includes, assert_ok, assert_refused, ids, send},
     audit::assert_exactly_once,
     fixtures::{
-        CALL_IN_PROGRESS, assert_main_job, assert_webhook_fields, by_update, memory_kib, secret, signature_count,
-        verifies, verify,
+        CALL_IN_PROGRESS, assert_main_job, assert_webhook_fields, by_update, memory_kib, numbers, secret,
+        signature_count, verifies, verify,
     },
     leadctl::{LeadctlRun, letter_number},
     load::{Load, longest_gap, publish_in_order, update_each},

@@ -62,6 +62,8 @@ fn actions() -> Router<Arc<App>> {
         ("/leads/{lead}/end-call", page(calls::confirm).merge(action(calls::end))),
         ("/callbacks/{callback}/test", page(callbacks::confirm_test).merge(action(callbacks::test))),
         ("/callbacks/{callback}/enable", page(callbacks::confirm_enable).merge(action(callbacks::enable))),
+        ("/callbacks/{callback}/pause", page(callbacks::confirm_pause).merge(action(callbacks::pause))),
+        ("/callbacks/{callback}/resume", page(callbacks::confirm_resume).merge(action(callbacks::resume))),
         ("/callbacks/{callback}/rotate-secret", page(callbacks::confirm_rotation).merge(action(callbacks::rotate))),
         ("/callbacks/{callback}/recover", page(recovery::confirm).merge(action(recovery::recover))),
         ("/keys/{key}/revoke", page(keys::confirm).merge(action(keys::revoke))),

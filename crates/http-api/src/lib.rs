@@ -30,7 +30,7 @@ pub use crate::{
     },
     processes::{
         CallbackHealth, CallbackResponse, CallbackWithHealth, ChangeResponse, ConfiguredCallback, ConfiguredProcess,
-        ConfiguredSource, EnableResult, RotateSecretRequest, SecretExpiry, TestResult,
+        ConfiguredSource, EnableResult, PauseResult, RotateSecretRequest, SecretExpiry, TestResult,
     },
     response::{DataResponse, ErrorResponse, ListResponse},
     statistics::{DeliveryCounts, Statistics, StatisticsResponse, UpdateCounts},

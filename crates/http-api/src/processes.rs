@@ -220,6 +220,17 @@ pub struct EnableResult {
 
 response_from!(enabled: rpc::EnableResult => EnableResult { was_disabled });
 
+/// The result of pausing or resuming a callback.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct PauseResult {
+    /// Whether it was paused before.
+    pub was_paused: bool,
+}
+
+response_from!(paused: rpc::PauseResult => PauseResult { was_paused });
+
 impl<T: Example> Example for ChangeResponse<T> {
     fn example() -> Self {
         let changes = vec![
@@ -256,3 +267,4 @@ example!(
     r#"{"webhookId":"6b0426971c73026dafa27e41","delivered":true,"startedAt":"2026-01-12T09:30:00.012Z","durationMs":41,"statusCode":200,"error":null,"response":null}"#
 );
 example!(enable_result: EnableResult, r#"{"wasDisabled":true}"#);
+example!(pause_result: PauseResult, r#"{"wasPaused":false}"#);

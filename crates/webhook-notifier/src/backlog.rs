@@ -1,6 +1,6 @@
 //! 7 Deliver, 8 Retry: measures the backlog for the metrics.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use anyhow::Context;
 use async_nats::jetstream::{self, stream::RawMessageErrorKind};
@@ -9,6 +9,7 @@ use service_kit::{clock, metrics::age, nats::error_chain, postgres::Pool};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    callbacks::Callbacks,
     metrics::Backlog,
     store::{self, error::StoreError},
 };
@@ -20,12 +21,13 @@ const INTERVAL: Duration = Duration::from_secs(5);
 pub(crate) async fn watch(
     pool: Pool,
     js: jetstream::Context,
+    callbacks: Arc<Callbacks>,
     metrics: Backlog,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let watch = async {
         loop {
-            let deliveries = deliveries(&pool, &metrics).await;
+            let deliveries = deliveries(&pool, &callbacks, &metrics).await;
             let events = events(&js, &metrics).await;
             match deliveries.map_err(|e| anyhow::anyhow!(error_chain(&e))).and(events) {
                 Ok(()) => _ = metrics.seen.set(clock::now().millis() as f64 / 1000.0),
@@ -38,10 +40,11 @@ pub(crate) async fn watch(
     Ok(())
 }
 
-async fn deliveries(pool: &Pool, metrics: &Backlog) -> Result<(), StoreError> {
-    let pending = store::backlog::pending(pool).await?;
+async fn deliveries(pool: &Pool, callbacks: &Callbacks, metrics: &Backlog) -> Result<(), StoreError> {
+    let pending = store::backlog::pending(pool, &callbacks.held()).await?;
     metrics.pending.set(pending.count);
     metrics.oldest_pending.set(pending.oldest_at.map_or(0.0, |at| age(clock::now(), at)));
+    metrics.held.set(pending.held);
     metrics.parked.set(store::parked::count(pool).await?);
     Ok(())
 }

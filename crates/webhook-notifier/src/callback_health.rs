@@ -1,17 +1,17 @@
-//! 7 Deliver, 8 Retry: which callbacks are disabled, and since when a callback has had nothing but failures.
+//! 7 Deliver, 8 Retry: which callbacks are paused or disabled, and since when a callback has had nothing but failures.
 //!
 //! Postgres has both for all replicas and for restarts. Memory is synchronized with Postgres every second, so an
 //! attempt only reads memory and writes nothing.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fmt,
     str::FromStr,
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
     time::Duration,
 };
 
-use contract::{ObjectId, Timestamp};
+use contract::{ObjectId, Timestamp, process::Callback};
 use service_kit::{health::Readiness, nats::error_chain, postgres::Pool};
 use tokio_util::sync::CancellationToken;
 
@@ -70,6 +70,19 @@ impl DisableAfter {
     }
 }
 
+/// Why the deliveries of a callback are recorded and wait.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Hold {
+    /// In the configuration of its process.
+    #[error("the callback is switched off")]
+    Off,
+    #[error("the callback is paused")]
+    Paused,
+    /// For this reason.
+    #[error("the callback is disabled: {0}")]
+    Disabled(Arc<str>),
+}
+
 /// Since when callbacks have had nothing but failures: the rows of Postgres, and the changes that are not written yet.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct FailureStreaks {
@@ -108,6 +121,7 @@ impl FailureStreaks {
 
 #[derive(Debug, Default)]
 struct State {
+    paused: HashSet<ObjectId>,
     disabled: HashMap<ObjectId, Arc<str>>,
     streaks: FailureStreaks,
 }
@@ -144,9 +158,16 @@ impl CallbackHealth {
         self.state.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Why the callback receives nothing, if it is disabled.
-    pub(crate) fn disabled_reason(&self, callback_id: ObjectId) -> Option<String> {
-        self.read().disabled.get(&callback_id).map(|reason| format!("the callback is disabled: {reason}"))
+    /// Why the deliveries of the callback wait, if they do.
+    pub(crate) fn hold(&self, callback: &Callback) -> Option<Hold> {
+        if !callback.enabled {
+            return Some(Hold::Off);
+        }
+        let state = self.read();
+        if state.paused.contains(&callback.callback_id) {
+            return Some(Hold::Paused);
+        }
+        state.disabled.get(&callback.callback_id).map(|reason| Hold::Disabled(reason.clone()))
     }
 
     /// Since when the callback has had nothing but failures, if it has.
@@ -183,7 +204,9 @@ impl CallbackHealth {
         store::health::write_streaks(pool, &written.ended, &written.started).await?;
         let failing = store::health::failing_callbacks(pool).await?;
         let disabled = store::health::disabled_callbacks(pool).await?;
+        let paused = store::health::paused_callbacks(pool).await?;
         let mut state = self.write();
+        state.paused = paused;
         state.streaks.merge_rows(&written, failing);
         Ok(merge_disabled(&mut state.disabled, &before, disabled))
     }
@@ -211,7 +234,10 @@ impl CallbackHealth {
                     }
                 }
                 limiter.evict_idle();
-                metrics.callbacks(limiter.open_breakers(), self.read().disabled.len());
+                {
+                    let state = self.read();
+                    metrics.callbacks(limiter.open_breakers(), state.disabled.len(), state.paused.len());
+                }
                 tokio::time::sleep(SYNC_INTERVAL).await;
             }
         };

@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     admission::endpoint::Endpoint,
-    callback_health::CallbackHealth,
+    callback_health::{CallbackHealth, Hold},
     http::{dns::Dns, guard::Guard, request::PreparedCallback},
 };
 
@@ -134,12 +134,12 @@ impl Deref for Target {
 #[derive(Debug, Clone)]
 pub(crate) enum CallbackLookup {
     Enabled(Target),
-    /// Disabled after failures: its deliveries wait until it is enabled again.
-    Disabled,
+    /// Its deliveries wait until it may be called again.
+    Held(Hold),
     /// Its secrets cannot be opened: its deliveries wait until they can.
     Locked,
-    /// Removed or switched off: its deliveries end, for this reason.
-    Unavailable(String),
+    /// Its deliveries end.
+    Removed,
     /// Its process is not in the configuration. It may return: a lost bucket is filled again from Postgres.
     NoProcess,
 }
@@ -186,6 +186,13 @@ impl Callbacks {
                 .collect::<Vec<_>>()
         };
         self.view.all().iter().flat_map(|process| locked(process)).collect()
+    }
+
+    /// The callbacks whose deliveries wait.
+    pub(crate) fn held(&self) -> Vec<ObjectId> {
+        let all = self.view.all();
+        let callbacks = all.iter().flat_map(|process| &process.callbacks);
+        callbacks.filter(|callback| self.health.hold(callback).is_some()).map(|callback| callback.callback_id).collect()
     }
 
     /// Whether any callback has `ordering: "lead"`.
@@ -237,13 +244,10 @@ impl Callbacks {
         };
         let callbacks = &process.callbacks;
         let Some(index) = callbacks.iter().position(|callback| callback.callback_id == callback_id) else {
-            return Ok(CallbackLookup::Unavailable("the callback was removed".into()));
+            return Ok(CallbackLookup::Removed);
         };
-        if !callbacks[index].enabled {
-            return Ok(CallbackLookup::Unavailable("the callback was switched off".into()));
-        }
-        if self.health.disabled_reason(callback_id).is_some() {
-            return Ok(CallbackLookup::Disabled);
+        if let Some(hold) = self.health.hold(&callbacks[index]) {
+            return Ok(CallbackLookup::Held(hold));
         }
         let target = Target { process, index };
         Ok(if self.prepare(&target).is_ok() { CallbackLookup::Enabled(target) } else { CallbackLookup::Locked })

@@ -121,10 +121,15 @@ impl Deliverer {
     /// Records a delivery as due now and leaves its first attempt to the retries.
     pub(crate) async fn defer_to_retry(&self, delivery: PendingDelivery, endpoint: &Endpoint) -> Result<(), Stopping> {
         self.metrics.delivery_deferred();
-        let now = clock::now();
-        self.record(DeliveryRecord::new(delivery, DeliverySource::Event, DeliveryState::RetryAt(now), now)).await?;
+        self.record_due(delivery).await?;
         self.limiter.note_deferred(endpoint);
         Ok(())
+    }
+
+    /// Records a delivery as due now. The retries find it once its callback may be called.
+    pub(crate) async fn record_due(&self, delivery: PendingDelivery) -> Result<(), Stopping> {
+        let now = clock::now();
+        self.record(DeliveryRecord::new(delivery, DeliverySource::Event, DeliveryState::RetryAt(now), now)).await
     }
 
     /// Records that a delivery is not attempted (again).

@@ -1,6 +1,7 @@
-//! 7 Deliver: creates and drops partitions of the delivery log, and purges delivered events.
+//! 7 Deliver: creates and drops partitions of the delivery log, ends held deliveries in old ones, and purges delivered
+//! events.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use anyhow::Context;
 use async_nats::jetstream;
@@ -11,9 +12,10 @@ use service_kit::{
     postgres::Pool,
     retention::{Retention, purge_read},
 };
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::store;
+use crate::{callbacks::Callbacks, store};
 
 /// How often partitions are created and dropped.
 const PARTITIONS_INTERVAL: Duration = Duration::from_secs(60 * 60);
@@ -23,6 +25,10 @@ const PARTITIONS_BACK: Duration = DAY.saturating_mul(31);
 /// How far ahead partitions are created. More bridges a longer time without a notifier, after which rows go to the
 /// default partition and have to be moved.
 const PARTITIONS_AHEAD: Duration = DAY.saturating_mul(62);
+/// Most held deliveries that one statement ends. More locks rows for longer.
+const EXPIRY_BATCH: i64 = 1000;
+/// How often the first round looks whether the configuration is complete.
+const CONFIGURATION_POLL: Duration = Duration::from_secs(1);
 /// How often delivered events are purged. Longer lets a full stream stay full for longer.
 const PURGE_INTERVAL: Duration = Duration::from_secs(15);
 
@@ -31,14 +37,47 @@ pub(crate) async fn partitions(
     pool: Pool,
     retention: Retention,
     statistics: Retention,
+    callbacks: Arc<Callbacks>,
+    outbox: Arc<Notify>,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let maintain = || async {
         create_partitions(&pool).await;
+        expire_held(&pool, &callbacks, retention, &outbox).await;
         drop_partitions(&pool, retention).await;
         delete_counts(&pool, statistics).await;
     };
     every(PARTITIONS_INTERVAL, shutdown, maintain).await
+}
+
+/// Ends the deliveries of months that are to be dropped whose callbacks are off, paused or disabled. They are dropped once
+/// they are announced as exhausted.
+async fn expire_held(pool: &Pool, callbacks: &Callbacks, retention: Retention, outbox: &Notify) {
+    let Some(cutoff) = retention.cutoff(clock::now()) else { return };
+    // At the start, a callback that is off may not be known yet.
+    while !callbacks.view.is_complete() {
+        tokio::time::sleep(CONFIGURATION_POLL).await;
+    }
+    let held = callbacks.held();
+    let mut expired = 0;
+    loop {
+        match store::partitions::expire_held(pool, &held, cutoff, clock::now(), EXPIRY_BATCH).await {
+            Ok(batch) => {
+                expired += batch;
+                if batch < EXPIRY_BATCH {
+                    break;
+                }
+            }
+            Err(e) => {
+                tracing::warn!("cannot end old deliveries that wait for their callback: {}", error_chain(&e));
+                break;
+            }
+        }
+    }
+    if expired > 0 {
+        tracing::warn!(expired, "exhausted deliveries that waited for their callback longer than DELIVERY_RETENTION");
+        outbox.notify_one();
+    }
 }
 
 /// Drops old months. A month with a pending delivery stays.

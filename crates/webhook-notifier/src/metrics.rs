@@ -23,6 +23,7 @@ pub(crate) struct Metrics {
     deliveries: Family<Label, Counter>,
     open_breakers: Gauge,
     disabled_callbacks: Gauge,
+    paused_callbacks: Gauge,
     record_batch: Histogram,
     record_duration: Histogram,
     pub(crate) backlog: Backlog,
@@ -32,6 +33,7 @@ pub(crate) struct Metrics {
 pub(crate) struct Backlog {
     pub(crate) pending: Gauge,
     pub(crate) oldest_pending: Seconds,
+    pub(crate) held: Gauge,
     pub(crate) parked: Gauge,
     pub(crate) events: Gauge,
     pub(crate) oldest_event: Seconds,
@@ -42,13 +44,15 @@ pub(crate) struct Backlog {
 impl Backlog {
     fn new(registry: &mut Registry) -> Self {
         let pending = "Deliveries in Postgres that wait for their next attempt; at most 100000 are counted";
-        let oldest_pending = "How long ago the oldest delivery that waits in Postgres was recorded";
+        let oldest_pending = "How long ago the oldest delivery that waits for its next attempt was recorded";
+        let held = "Deliveries of callbacks that are off, paused or disabled; at most 100000 are counted";
         let parked = "Events whose process cannot be read, which wait in Postgres; at most 100000 are counted";
         let oldest_event = "How long ago the oldest event that is not acknowledged was announced";
         let seen = "When the backlog was last measured";
         Self {
             pending: registry.add("pending_deliveries", pending, Gauge::default()),
             oldest_pending: registry.add_unit("oldest_pending_age", Unit::Seconds, oldest_pending, Seconds::default()),
+            held: registry.add("held_deliveries", held, Gauge::default()),
             parked: registry.add("parked_events", parked, Gauge::default()),
             events: registry.add_unit("events_lag", messages(), "Events that are not acknowledged", Gauge::default()),
             oldest_event: registry.add_unit("events_lag", Unit::Seconds, oldest_event, Seconds::default()),
@@ -75,6 +79,7 @@ impl Metrics {
             deliveries: registry.add("deliveries", deliveries, Family::default()),
             open_breakers: registry.add("open_breakers", "Callbacks whose circuit breaker is open", Gauge::default()),
             disabled_callbacks: registry.add("disabled_callbacks", "Callbacks that are disabled", Gauge::default()),
+            paused_callbacks: registry.add("paused_callbacks", "Callbacks that are paused", Gauge::default()),
             record_batch: registry.add_unit("record_batch", records, "Delivery records per transaction", sizes()),
             record_duration: registry.add_unit("record_duration", Unit::Seconds, record_duration, durations()),
             backlog: Backlog::new(registry),
@@ -117,8 +122,9 @@ impl Metrics {
         self.deliveries.get_or_create(&[("outcome", outcome)]).inc();
     }
 
-    pub(crate) fn callbacks(&self, open_breakers: usize, disabled: usize) {
+    pub(crate) fn callbacks(&self, open_breakers: usize, disabled: usize, paused: usize) {
         self.open_breakers.set(i64::try_from(open_breakers).unwrap_or(i64::MAX));
         self.disabled_callbacks.set(i64::try_from(disabled).unwrap_or(i64::MAX));
+        self.paused_callbacks.set(i64::try_from(paused).unwrap_or(i64::MAX));
     }
 }

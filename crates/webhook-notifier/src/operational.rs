@@ -105,7 +105,7 @@ fn deliveries_of(event: &OperationalEvent, process: &Process, fallback: Option<&
     };
     let names = |callback: &Callback| {
         let named = callback.events.iter().flatten().any(|kind: &EventKind| kind.delivery() == event.kind);
-        named && callback.enabled && callback.callback_id != event.callback_id
+        named && callback.callback_id != event.callback_id
     };
     let fallback = fallback.filter(|fallback| fallback.process_id != process.process_id);
     let mut deliveries = Vec::new();
@@ -199,11 +199,11 @@ mod tests {
 
         assert_eq!(
             targets(&disabled, &own),
-            [(Some(PROCESS), 2), (None, 4)],
-            "not to itself, and not to one that is off"
+            [(Some(PROCESS), 2), (None, 4), (None, 5)],
+            "not to itself; to one that is off, where it waits"
         );
         assert_eq!(targets(&event(3, DeliveryKind::CallbackFailing), &own), []);
-        assert_eq!(targets(&event(4, DeliveryKind::CallbackDisabled), &fallback), [], "each callback once");
+        assert_eq!(targets(&event(4, DeliveryKind::CallbackDisabled), &fallback), [(None, 5)], "each callback once");
         assert_eq!(targets(&event(7, DeliveryKind::CallbackDisabled), &own), [], "a callback that was removed");
     }
 
@@ -229,7 +229,7 @@ mod tests {
             for delivery in deliveries {
                 let of = if delivery.process_id.is_some() { &own } else { &fallback };
                 let target = of.callbacks.iter().find(|callback| callback.callback_id == delivery.callback_id).unwrap();
-                prop_assert!(target.enabled && target.events.iter().flatten().any(|kind| kind.delivery() == event.kind));
+                prop_assert!(target.events.iter().flatten().any(|kind| kind.delivery() == event.kind));
             }
         }
     }

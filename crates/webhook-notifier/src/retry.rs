@@ -1,7 +1,7 @@
 //! 8 Retry: claims due deliveries in Postgres under a lease, and attempts them.
 //!
 //! A round claims of each callback as many deliveries as may start now, so a million due deliveries of a slow endpoint
-//! delay no other; of a callback that is disabled or whose breaker is open it claims none. A round starts with each
+//! delay no other; of a callback that is held or whose breaker is open it claims none. A round starts with each
 //! poll, and as soon as a delivery was deferred that may start, a permit was freed, or a rate limit allows more.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
@@ -100,9 +100,13 @@ impl Retrier {
             };
             let endpoint = match &callback {
                 CallbackLookup::Enabled(target) => target.endpoint(),
-                CallbackLookup::Disabled | CallbackLookup::Locked => continue,
+                CallbackLookup::Held(_) | CallbackLookup::Locked => {
+                    // Its rate limit must not wake the retries again and again.
+                    limiter.set_due_retries(due.callback_id, false);
+                    continue;
+                }
                 // These deliveries are only recorded, without a request to the endpoint.
-                CallbackLookup::Unavailable(_) | CallbackLookup::NoProcess => {
+                CallbackLookup::Removed | CallbackLookup::NoProcess => {
                     limiter.reset_breaker(due.callback_id);
                     let (callback_id, project_id) = (due.callback_id, due.project_id);
                     Endpoint { callback_id, project_id, max_in_flight: MAX_CLAIM, max_per_second: None }
@@ -175,8 +179,10 @@ async fn retry(
             Err(_) => Ok(()),
         },
         // Never claimed. If they were, the lease would end.
-        CallbackLookup::Disabled | CallbackLookup::Locked => Ok(()),
-        CallbackLookup::Unavailable(reason) => deliverer.mark_exhausted(delivery, source, reason).await,
+        CallbackLookup::Held(_) | CallbackLookup::Locked => Ok(()),
+        CallbackLookup::Removed => {
+            deliverer.mark_exhausted(delivery, source, "the callback was removed".into()).await
+        }
         CallbackLookup::NoProcess => {
             let error = "not sent: the callback's process is not in the configuration".into();
             let (started_at, outcome) = (clock::now(), AttemptOutcome::NoResponse { error });

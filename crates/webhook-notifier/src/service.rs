@@ -223,6 +223,7 @@ impl Running<'_> {
             queue: self.deliverer.lead_queue.clone(),
             js: self.js.clone(),
             pool: self.pool.clone(),
+            callbacks: self.deliverer.callbacks.clone(),
             limiter: self.deliverer.limiter.clone(),
         };
         tasks.spawn("ordering", ordering.run(self.shutdown.clone()));
@@ -259,11 +260,11 @@ impl Running<'_> {
             callbacks.health.run(&health_pool, limiter, metrics, &readiness, token).await
         });
         let backlog = self.deliverer.metrics.backlog.clone();
-        tasks.spawn("backlog", backlog::watch(pool.clone(), js.clone(), backlog, shutdown.clone()));
+        tasks.spawn("backlog", backlog::watch(pool.clone(), js.clone(), callbacks.clone(), backlog, shutdown.clone()));
         let (client, erasure_outbox) = (self.client.clone(), outbox.clone());
         let erasures = Erasures { client, js: js.clone(), pool: pool.clone(), outbox: erasure_outbox };
         tasks.spawn("erasures", erasures.run(shutdown.clone()));
-        tasks.spawn("outbox", outbox::run(js.clone(), pool.clone(), outbox, shutdown.clone()));
+        tasks.spawn("outbox", outbox::run(js.clone(), pool.clone(), outbox.clone(), shutdown.clone()));
         let operational = OperationalEvents {
             pool: pool.clone(),
             callbacks: callbacks.clone(),
@@ -273,7 +274,7 @@ impl Running<'_> {
         tasks.spawn("operational events", operational.run(shutdown.clone()));
         let statistics = config.statistics_retention.unwrap_or(config.delivery_retention);
         let partitions =
-            housekeeping::partitions(pool.clone(), config.delivery_retention, statistics, shutdown.clone());
+            housekeeping::partitions(pool.clone(), config.delivery_retention, statistics, callbacks.clone(), outbox, shutdown.clone());
         tasks.spawn("partitions", partitions);
         let retention = housekeeping::retention(js.clone(), config.event_retention.into(), shutdown.clone());
         tasks.spawn("retention", retention);

@@ -29,9 +29,11 @@ use crate::{
 const SHOWN: u32 = 10;
 
 /// The actions on a callback: path and label.
-const ACTIONS: [(&str, &str); 4] = [
+const ACTIONS: [(&str, &str); 6] = [
     ("test", "Send a test"),
     ("enable", "Enable"),
+    ("pause", "Pause"),
+    ("resume", "Resume"),
     ("recover", "Recover deliveries"),
     ("rotate-secret", "Rotate the secret"),
 ];
@@ -160,7 +162,7 @@ pub(super) fn render(project: ObjectId, callback: &CallbackStatus, around: &Arou
         }
         ul.actions {
             @for (action, label) in ACTIONS {
-                @if action != "enable" || callback.state == CallbackState::Disabled {
+                @if applies(action, callback.state) {
                     li { a href={ "/p/" (project) "/callbacks/" (callback.callback_id) "/" (action) } { (label) } }
                 }
             }
@@ -173,6 +175,16 @@ pub(super) fn render(project: ObjectId, callback: &CallbackStatus, around: &Arou
         }))
         (panel("Pending deliveries", &around.pending, |page| deliveries("pending", page)))
         (panel("Exhausted deliveries", &around.exhausted, |page| deliveries("exhausted", page)))
+    }
+}
+
+/// Whether an action makes a difference to a callback in this state.
+fn applies(action: &str, state: CallbackState) -> bool {
+    match action {
+        "enable" => state == CallbackState::Disabled,
+        "pause" => matches!(state, CallbackState::Healthy | CallbackState::Failing),
+        "resume" => state == CallbackState::Paused,
+        _ => true,
     }
 }
 

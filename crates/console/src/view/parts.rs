@@ -180,6 +180,7 @@ pub(crate) fn callback_state(state: CallbackState) -> Markup {
         CallbackState::Healthy => badge(Kind::Good, "healthy"),
         CallbackState::Failing => badge(Kind::Bad, "failing"),
         CallbackState::Disabled => badge(Kind::Bad, "disabled"),
+        CallbackState::Paused => badge(Kind::Off, "paused"),
         CallbackState::Off => badge(Kind::Off, "off"),
     }
 }

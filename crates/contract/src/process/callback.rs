@@ -45,7 +45,7 @@ pub struct Callback {
     /// The conditions that an event must satisfy, all of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub filter: Vec<FilterCondition>,
-    /// Whether outcomes are delivered to it.
+    /// Whether its deliveries are sent. Otherwise they are recorded and wait.
     #[serde(default = "default_true")]
     pub enabled: bool,
     /// How long an attempt may take as a whole, in seconds.
@@ -104,7 +104,7 @@ impl Callback {
         let mut passes =
             move || *passes.get_or_insert_with(|| self.filter.iter().all(|condition| condition.holds(event)));
         subscribed
-            .filter(move |kind| self.enabled && kind.occurred(event.event()) && passes())
+            .filter(move |kind| kind.occurred(event.event()) && passes())
             .map(|kind| kind.delivery())
     }
 

@@ -86,7 +86,7 @@ pub struct CallbackSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(feature = "schema", schemars(length(max = super::MAX_FILTER_CONDITIONS)))]
     pub filter: Vec<FilterCondition>,
-    /// Whether outcomes are delivered to it.
+    /// Whether its deliveries are sent. Otherwise they are recorded and wait.
     #[serde(default = "super::callback::default_true")]
     pub enabled: bool,
     /// How long an attempt may take as a whole, in seconds, 1 to 30.

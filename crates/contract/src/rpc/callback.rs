@@ -27,9 +27,11 @@ pub enum CallbackState {
     Healthy,
     /// It has only failed for a while.
     Failing,
-    /// Its deliveries wait until it is enabled again.
+    /// Its failures disabled it: its deliveries wait until it is enabled again.
     Disabled,
-    /// Its process has it switched off.
+    /// Its deliveries wait until it is resumed.
+    Paused,
+    /// Its process has it switched off: its deliveries wait until it is switched on.
     Off,
 }
 
@@ -91,6 +93,26 @@ pub struct EnableCallback {
 pub struct EnableResult {
     /// Whether it was disabled before.
     pub was_disabled: bool,
+}
+
+/// Pauses a callback, so that its deliveries are recorded and wait; or resumes it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PauseCallback {
+    /// The callback.
+    pub callback_id: ObjectId,
+    /// Whether it is to be paused; otherwise it is resumed.
+    pub paused: bool,
+}
+
+/// The result of pausing or resuming a callback.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct PauseResult {
+    /// Whether it was paused before.
+    pub was_paused: bool,
 }
 
 /// Checks whether callbacks may have these URLs.

@@ -98,6 +98,7 @@ queries! {
     CountDeliveries "webhooks.rpc.delivery.count" repeatable => list DeliveryCounts;
     ListCallbacks "webhooks.rpc.callback.list" repeatable => list CallbackStatus;
     EnableCallback "webhooks.rpc.callback.enable" repeatable => one EnableResult;
+    PauseCallback "webhooks.rpc.callback.pause" repeatable => one PauseResult;
     // In the order of the request.
     CheckUrls "webhooks.rpc.callback.check" repeatable => list UrlCheck;
     TestCallback "webhooks.rpc.callback.test" once within TEST_TIMEOUT => one TestResult;

@@ -81,7 +81,9 @@ pub(crate) mod callbacks {
     pub(crate) mod enable;
     pub(crate) mod get;
     pub(crate) mod list;
+    pub(crate) mod pause;
     pub(crate) mod put;
+    pub(crate) mod resume;
     pub(crate) mod rotate_secret;
     pub(crate) mod test;
 }
@@ -166,6 +168,8 @@ endpoints! {
     POST   "/api/v1/processes/{processId}/callbacks/{callbackId}/rotate-secret" ConfigWrite Other callbacks::rotate_secret;
     POST   "/api/v1/processes/{processId}/callbacks/{callbackId}/test"        ConfigWrite Other   callbacks::test;
     POST   "/api/v1/processes/{processId}/callbacks/{callbackId}/enable"      ConfigWrite Other   callbacks::enable;
+    POST   "/api/v1/processes/{processId}/callbacks/{callbackId}/pause"       ConfigWrite Other   callbacks::pause;
+    POST   "/api/v1/processes/{processId}/callbacks/{callbackId}/resume"      ConfigWrite Other   callbacks::resume;
     GET    "/api/v1/processes/{processId}/sources"                            ConfigRead  Other   sources::list;
     POST   "/api/v1/processes/{processId}/sources"                            ConfigWrite Other   sources::create;
     GET    "/api/v1/processes/{processId}/sources/{sourceId}"                 ConfigRead  Other   sources::get;

@@ -145,13 +145,12 @@ const QUEUED: &str = "
 const CALLBACKS: &str = r#"
     INSERT INTO audit_callbacks
     SELECT decode(c->>'callbackId', 'hex'), p.project_id, coalesce(p.process_id, ''), c->>'name',
-           CASE WHEN NOT enabled THEN '{}'::text[]
-                WHEN events IS NULL THEN '{update.succeeded,update.failed}'
+           -- Deliveries of callbacks that are off, paused or disabled are recorded and wait.
+           CASE WHEN events IS NULL THEN '{update.succeeded,update.failed}'
                 ELSE ARRAY(SELECT jsonb_array_elements_text(events)) END,
            CASE WHEN p.projected_revision = p.revision THEN p.changed_at ELSE 'infinity' END, c->'filter'
     FROM lead_state.processes p, audit_facts f, json_array_elements(p.config->'callbacks') c,
-         LATERAL (SELECT coalesce((c->>'enabled')::boolean, true) AS enabled,
-                         nullif((c->'events')::jsonb, 'null') AS events) AS settings
+         LATERAL (SELECT nullif((c->'events')::jsonb, 'null') AS events) AS settings
     WHERE f.project_id IS NULL OR p.project_id = f.project_id"#;
 
 const MISSING_DELIVERIES: &str = "

@@ -12,7 +12,7 @@ use contract::{
     json::redacted_error,
     process::{CallbackSpec, EventKind, MAX_OVERLAP_SECONDS},
     rpc::{
-        CallbackState, CallbackStatus, ChangeProcess, EnableCallback, EnableResult, ListCallbacks, ProcessChange,
+        CallbackState, CallbackStatus, ChangeProcess, EnableCallback, EnableResult, ListCallbacks, PauseCallback, PauseResult, ProcessChange,
         ProcessChangeResult, ProcessSelector, TestCallback, TestResult,
     },
 };
@@ -74,6 +74,22 @@ pub(crate) enum Callback {
         #[command(flatten)]
         scope: InProject,
     },
+    /// Pause a callback: its deliveries are recorded and wait until it is resumed.
+    #[command(after_help = "Example:\n  leadctl callback pause 6b0426971c73026dafa27e40")]
+    Pause {
+        /// The callback.
+        callback_id: ObjectId,
+        #[command(flatten)]
+        admin: Admin,
+    },
+    /// Resume a paused callback: the deliveries that waited are sent, the oldest first.
+    #[command(after_help = "Example:\n  leadctl callback resume 6b0426971c73026dafa27e40")]
+    Resume {
+        /// The callback.
+        callback_id: ObjectId,
+        #[command(flatten)]
+        admin: Admin,
+    },
     /// Enable a callback that was disabled after failures. Its pending deliveries are sent within seconds.
     #[command(after_help = "Example:\n  leadctl callback enable 6b0426971c73026dafa27e40")]
     Enable {
@@ -116,7 +132,7 @@ pub(crate) struct NewCallback {
     /// update.failed.
     #[arg(long = "event")]
     events: Vec<EventKind>,
-    /// Create the callback switched off.
+    /// Create the callback switched off: its deliveries are recorded and wait.
     #[arg(long)]
     off: bool,
     /// Timeout of an attempt, in seconds.
@@ -250,6 +266,8 @@ impl Callback {
                 }
                 Ok(())
             }
+            Self::Pause { callback_id, admin } => set_paused(&admin, callback_id, true).await,
+            Self::Resume { callback_id, admin } => set_paused(&admin, callback_id, false).await,
             Self::Enable { callback_id, admin } => {
                 let show = |result: &EnableResult| {
                     let text = if result.was_disabled { "enabled" } else { "was not disabled; nothing to do" };
@@ -259,6 +277,20 @@ impl Callback {
             }
         }
     }
+}
+
+/// Pauses or resumes a callback, and shows the result.
+async fn set_paused(admin: &Admin, callback_id: ObjectId, paused: bool) -> anyhow::Result<()> {
+    let show = |result: &PauseResult| {
+        let text = match (paused, result.was_paused) {
+            (true, false) => "paused",
+            (true, true) => "was paused already; nothing to do",
+            (false, true) => "resumed",
+            (false, false) => "was not paused; nothing to do",
+        };
+        output::say(format_args!("callback {callback_id}: {text}"));
+    };
+    admin.show(&PauseCallback { callback_id, paused }, show).await
 }
 
 /// Changes the process of a callback, and shows the result.
@@ -307,6 +339,7 @@ pub(crate) fn row(callback: &CallbackStatus) -> [String; 6] {
         CallbackState::Healthy => "healthy",
         CallbackState::Failing => "failing",
         CallbackState::Disabled => "disabled",
+        CallbackState::Paused => "paused",
         CallbackState::Off => "off",
     };
     let why = match (&callback.reason, callback.failing_since.map(Timestamp::to_iso)) {

@@ -311,7 +311,10 @@ async fn callbacks(pool: &Pool) -> anyhow::Result<Check> {
     .bind(MAX_LISTED)
     .fetch_all(pool)
     .await?;
-    let Some((_, _, all)) = disabled.first() else { return Ok(Check::ok("callbacks", "none disabled")) };
+    let Some((_, _, all)) = disabled.first() else {
+        let paused: i64 = sqlx::query_scalar("SELECT count(*) FROM webhooks.paused_callbacks").fetch_one(pool).await?;
+        return Ok(Check::ok("callbacks", format!("none disabled, {paused} paused")));
+    };
     let named: Vec<_> = disabled.iter().map(|(callback_id, reason, _)| format!("{callback_id} ({reason})")).collect();
     Ok(Check::warning(
         "callbacks",
@@ -325,7 +328,12 @@ async fn late(pool: &Pool) -> anyhow::Result<Check> {
         "SELECT encode(d.callback_id, 'hex'), count(*) FROM (
              SELECT callback_id FROM webhooks.deliveries
              WHERE status = 'pending' AND next_attempt_at < $1
-               AND callback_id NOT IN (SELECT callback_id FROM webhooks.callback_health WHERE enabled_at IS NULL)
+               AND callback_id NOT IN (
+                   SELECT callback_id FROM webhooks.callback_health WHERE enabled_at IS NULL
+                   UNION ALL SELECT callback_id FROM webhooks.paused_callbacks
+                   UNION ALL SELECT decode(c->>'callbackId', 'hex')
+                   FROM lead_state.processes AS p, json_array_elements(p.config->'callbacks') AS c
+                   WHERE c->>'enabled' = 'false')
              LIMIT 100000) AS d GROUP BY 1 ORDER BY 2 DESC LIMIT $2",
     )
     .bind(OffsetDateTime::from(clock::now().minus(LATE)))

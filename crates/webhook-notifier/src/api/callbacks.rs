@@ -1,17 +1,25 @@
-//! Queries about the state of callbacks, and enabling one again.
+//! Queries about the state of callbacks; enabling, pausing and resuming one.
 
 use std::sync::Arc;
 
 use async_nats::service::Service;
 use contract::{
     process::{Callback, Process},
-    rpc::{CallbackState, CallbackStatus, CheckUrls, EnableCallback, EnableResult, ListCallbacks, RpcError, UrlCheck},
+    rpc::{
+        CallbackState, CallbackStatus, CheckUrls, EnableCallback, EnableResult, ListCallbacks, PauseCallback, PauseResult,
+        RpcError, UrlCheck,
+    },
 };
 use futures::{StreamExt, stream};
 use service_kit::{clock, lifecycle::Tasks, postgres::Pool, rpc::serve};
 use tokio_util::sync::CancellationToken;
 
-use crate::{admission::limiter::ConcurrencyLimiter, callback_health::CallbackHealth, callbacks::Callbacks, store};
+use crate::{
+    admission::limiter::ConcurrencyLimiter,
+    callback_health::{CallbackHealth, Hold},
+    callbacks::Callbacks,
+    store,
+};
 
 /// How many names are looked up at once.
 const LOOKUPS: usize = 16;
@@ -36,6 +44,8 @@ impl CallbackApi {
         serve(tasks, service, shutdown.clone(), move |query| api.clone().list(query)).await?;
         let api = self.clone();
         serve(tasks, service, shutdown.clone(), move |query| api.clone().check_urls(query)).await?;
+        let api = self.clone();
+        serve(tasks, service, shutdown.clone(), move |query| api.clone().pause(query)).await?;
         serve(tasks, service, shutdown.clone(), move |query| self.clone().enable(query)).await
     }
 
@@ -68,18 +78,33 @@ impl CallbackApi {
         self.limiter.reset_breaker(query.callback_id);
         Ok(EnableResult { was_disabled })
     }
+
+    async fn pause(self, query: PauseCallback) -> Result<PauseResult, RpcError> {
+        let PauseCallback { callback_id, paused } = query;
+        let was_paused = match paused {
+            true => store::health::pause_callback(&self.pool, callback_id, clock::now()).await?,
+            false => store::health::resume_callback(&self.pool, callback_id).await?,
+        };
+        // The other replicas follow within a second.
+        self.callbacks.health.sync(&self.pool).await?;
+        self.limiter.wake_retries();
+        tracing::info!(%callback_id, paused, was_paused, "callback paused or resumed");
+        Ok(PauseResult { was_paused })
+    }
 }
 
 fn statuses(process: &Process, health: &CallbackHealth) -> Vec<CallbackStatus> {
     let status = |callback: &Callback| {
         let failing_since = health.failing_since(callback.callback_id);
-        let reason = health.disabled_reason(callback.callback_id);
-        let state = match (&reason, failing_since) {
-            _ if !callback.enabled => CallbackState::Off,
-            (Some(_), _) => CallbackState::Disabled,
+        let hold = health.hold(callback);
+        let state = match (&hold, failing_since) {
+            (Some(Hold::Off), _) => CallbackState::Off,
+            (Some(Hold::Paused), _) => CallbackState::Paused,
+            (Some(Hold::Disabled(_)), _) => CallbackState::Disabled,
             (None, Some(_)) => CallbackState::Failing,
             (None, None) => CallbackState::Healthy,
         };
+        let reason = hold.filter(|hold| matches!(hold, Hold::Disabled(_))).map(|hold| hold.to_string());
         CallbackStatus {
             callback_id: callback.callback_id,
             name: callback.name.clone(),

@@ -210,12 +210,12 @@ impl DeliveryApi {
         let callback = self.callbacks.look_up(project_id, delivery.process_id, id.callback_id).await;
         match callback.map_err(|e| internal(Redeliver::SUBJECT, &e))? {
             CallbackLookup::Enabled(_) | CallbackLookup::Locked => {}
-            CallbackLookup::Disabled => {
-                let message = "The callback is disabled: leadctl callback enable enables it again";
+            CallbackLookup::Held(hold) => {
+                let message = format!("The delivery cannot be sent: {hold}");
                 return Err(RpcError::new(ErrorCode::CallbackDisabled, message));
             }
-            CallbackLookup::Unavailable(reason) => {
-                return Err(RpcError::new(ErrorCode::CallbackGone, format!("The delivery cannot be sent: {reason}")));
+            CallbackLookup::Removed => {
+                return Err(RpcError::new(ErrorCode::CallbackGone, "The callback was removed"));
             }
             CallbackLookup::NoProcess => {
                 return Err(RpcError::new(

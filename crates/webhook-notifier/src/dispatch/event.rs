@@ -3,7 +3,7 @@
 //! An event whose process cannot be read is parked in Postgres (`dispatch/parked.rs` releases it).
 //!
 //! An attempt that gets no permit soon, exceeds its callback's rate limit or meets an open breaker is deferred:
-//! recorded as due now, for the retries.
+//! recorded as due now, for the retries. So is every delivery of a callback that is off, paused or disabled.
 
 use std::{sync::Arc, time::Duration};
 
@@ -278,7 +278,7 @@ impl EventDispatcher {
     }
 
     async fn deliver_to(&self, target: Target, delivery: PendingDelivery) -> Result<(), Stopping> {
-        if delivery.order.is_some() || self.deliverer.callbacks.health.disabled_reason(target.callback_id).is_some() {
+        if delivery.order.is_some() || self.deliverer.callbacks.health.hold(&target).is_some() {
             return self.record_only(target, delivery).await;
         }
         let endpoint = target.endpoint();
@@ -294,10 +294,10 @@ impl EventDispatcher {
 
     /// Records a delivery without an attempt.
     async fn record_only(&self, target: Target, delivery: PendingDelivery) -> Result<(), Stopping> {
-        if let Some(reason) = self.deliverer.callbacks.health.disabled_reason(target.callback_id) {
-            self.deliverer.mark_exhausted(delivery, DeliverySource::Event, reason).await
-        } else if delivery.order.is_some() {
+        if delivery.order.is_some() {
             self.deliverer.enqueue_ordered(delivery).await
+        } else if self.deliverer.callbacks.health.hold(&target).is_some() {
+            self.deliverer.record_due(delivery).await
         } else {
             self.deliverer.defer_to_retry(delivery, &target.endpoint()).await
         }

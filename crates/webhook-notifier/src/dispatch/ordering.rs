@@ -2,7 +2,8 @@
 //!
 //! Ordered deliveries are inserted with `next_attempt_at = NULL`. A delivery becomes due once it is the lead's oldest
 //! pending one and every earlier event is recorded; from then on it is retried like any other. Leads are checked after
-//! each insert and after each completed delivery; a sweep over all leads covers notifiers that crashed in between.
+//! each insert and after each completed delivery; a sweep over all leads of callbacks that may be called covers notifiers
+//! that crashed in between.
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
@@ -15,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     admission::limiter::ConcurrencyLimiter,
+    callbacks::Callbacks,
     core::ordering::{LeadKey, LeadQueue, PendingLeads, RecordedWatermark},
     store,
 };
@@ -33,6 +35,7 @@ pub(crate) struct LeadOrdering {
     pub(crate) queue: Arc<LeadQueue>,
     pub(crate) js: jetstream::Context,
     pub(crate) pool: Pool,
+    pub(crate) callbacks: Arc<Callbacks>,
     pub(crate) limiter: Arc<ConcurrencyLimiter>,
 }
 
@@ -93,8 +96,9 @@ impl LeadOrdering {
         self.make_due(&leads, &mut watermark, &mut checked).await?;
         let mut after = None;
         let mut swept = !sweep;
+        let held = if sweep { self.callbacks.held() } else { Vec::new() };
         while !swept {
-            let waiting = store::ordering::waiting_leads(&self.pool, after, MAX_BATCH as i64).await?;
+            let waiting = store::ordering::waiting_leads(&self.pool, after, &held, MAX_BATCH as i64).await?;
             self.make_due(&waiting, &mut watermark, &mut checked).await?;
             swept = waiting.len() < MAX_BATCH;
             after = waiting.last().copied();

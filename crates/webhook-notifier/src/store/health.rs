@@ -1,6 +1,9 @@
-//! The disabled callbacks, and the callbacks with nothing but failures.
+//! The paused and disabled callbacks, and the callbacks with nothing but failures.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use contract::{
     ObjectId, Timestamp,
@@ -19,6 +22,35 @@ pub(crate) async fn disabled_callbacks(pool: &Pool) -> Result<HashMap<ObjectId, 
     .fetch_all(pool)
     .await?;
     Ok(rows.into_iter().map(|row| (id(row.callback_id), row.reason.into())).collect())
+}
+
+/// The paused callbacks.
+pub(crate) async fn paused_callbacks(pool: &Pool) -> Result<HashSet<ObjectId>, StoreError> {
+    let ids = sqlx::query_scalar!(r#"SELECT callback_id AS "callback_id: [u8; 12]" FROM webhooks.paused_callbacks"#)
+        .fetch_all(pool)
+        .await?;
+    Ok(ids.into_iter().map(id).collect())
+}
+
+/// Pauses a callback. Returns whether it was paused already.
+pub(crate) async fn pause_callback(pool: &Pool, callback_id: ObjectId, now: Timestamp) -> Result<bool, StoreError> {
+    let inserted = sqlx::query!(
+        "INSERT INTO webhooks.paused_callbacks (callback_id, paused_at) VALUES ($1, $2) ON CONFLICT DO NOTHING",
+        callback_id.as_bytes(),
+        OffsetDateTime::from(now),
+    )
+    .execute(pool)
+    .await?;
+    Ok(inserted.rows_affected() == 0)
+}
+
+/// Resumes a callback. Returns whether it was paused.
+pub(crate) async fn resume_callback(pool: &Pool, callback_id: ObjectId) -> Result<bool, StoreError> {
+    let deleted =
+        sqlx::query!("DELETE FROM webhooks.paused_callbacks WHERE callback_id = $1", callback_id.as_bytes())
+            .execute(pool)
+            .await?;
+    Ok(deleted.rows_affected() > 0)
 }
 
 /// The callbacks with nothing but failures, and since when.

@@ -1,6 +1,6 @@
 //! Makes ordered deliveries due.
 
-use contract::Timestamp;
+use contract::{ObjectId, Timestamp};
 use service_kit::postgres::Pool;
 use time::OffsetDateTime;
 
@@ -61,10 +61,19 @@ pub(crate) async fn make_heads_due(
     Ok(heads.collect())
 }
 
-/// Leads after `after` whose oldest pending delivery has no time yet.
-pub(crate) async fn waiting_leads(pool: &Pool, after: Option<LeadKey>, limit: i64) -> Result<Vec<LeadKey>, StoreError> {
+/// Greater than every id of a lead.
+const BEYOND_LEADS: [u8; 13] = [0xff; 13];
+
+/// Leads after `after` whose oldest pending delivery has no time yet, but none of the held callbacks.
+pub(crate) async fn waiting_leads(
+    pool: &Pool,
+    after: Option<LeadKey>,
+    held: &[ObjectId],
+    limit: i64,
+) -> Result<Vec<LeadKey>, StoreError> {
     let after = after.map(|lead| (lead.callback_id, lead.lead_id));
-    // Skips from lead to lead through the index, however many deliveries a lead has.
+    let held = held.iter().map(|id| *id.as_bytes()).collect::<Vec<_>>();
+    // Skips from lead to lead through the index, however many deliveries a lead has; and past all leads of a held callback.
     let rows = sqlx::query!(
         r#"
         WITH RECURSIVE oldest AS (
@@ -76,16 +85,19 @@ pub(crate) async fn waiting_leads(pool: &Pool, after: Option<LeadKey>, limit: i6
             CROSS JOIN LATERAL (
                 SELECT d.callback_id, d.lead_id, d.next_attempt_at FROM webhooks.deliveries d
                 WHERE d.status = 'pending' AND d.lead_id IS NOT NULL
-                    AND (d.callback_id, d.lead_id) > (oldest.callback_id, oldest.lead_id)
+                    AND (d.callback_id, d.lead_id) >
+                        (oldest.callback_id, CASE WHEN oldest.callback_id = ANY($4) THEN $5 ELSE oldest.lead_id END)
                 ORDER BY d.callback_id, d.lead_id, d.order_key LIMIT 1
             ) AS next
         )
         SELECT callback_id AS "callback_id!: [u8; 12]", lead_id AS "lead_id!: [u8; 12]"
-        FROM oldest WHERE next_attempt_at IS NULL LIMIT $3
+        FROM oldest WHERE next_attempt_at IS NULL AND callback_id <> ALL($4) LIMIT $3
         "#,
         after.as_ref().map_or(&[][..], |(callback_id, _)| callback_id.as_bytes()),
         after.as_ref().map_or(&[][..], |(_, lead_id)| lead_id.as_bytes()),
         limit,
+        &held as &[[u8; 12]],
+        &BEYOND_LEADS[..],
     )
     .fetch_all(pool)
     .await?;

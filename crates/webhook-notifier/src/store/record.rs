@@ -151,7 +151,7 @@ macro_rules! record_query {
     };
 }
 
-/// Inserts deliveries of ordered callbacks, which have no attempt yet. Several notifiers may receive the event: the
+/// Inserts deliveries of ordered callbacks, which are pending and have no attempt yet. Several notifiers may receive the event: the
 /// first insert counts.
 async fn insert_ordered(connection: &mut Session, records: &[&DeliveryRecord]) -> sqlx::Result<()> {
     if records.is_empty() {
@@ -165,43 +165,32 @@ async fn insert_ordered(connection: &mut Session, records: &[&DeliveryRecord]) -
     let order_keys = orders.iter().map(|order| &*order.key).collect::<Vec<_>>();
     let event_streams = orders.iter().map(|order| &*order.event_stream).collect::<Vec<_>>();
     let event_sequences = orders.iter().map(|order| order.event_sequence.cast_signed()).collect::<Vec<_>>();
-    record_query!(
+    sqlx::query!(
         r#"
-        WITH records AS MATERIALIZED (
-            SELECT *, NULL::timestamptz AS started_at, NULL::integer AS duration_ms, NULL::integer AS status_code,
-                   NULL::text AS response
-            FROM unnest($1::bytea[], $2::bytea[], $3::bytea[], $4::bytea[], $5::text[], $6::text[], $7::text[], $8::text[],
-                        $9::timestamptz[], $10::bytea[], $11::bytea[], $12::text[], $13::bigint[], $14::text[], $15::date[])
-                AS r (update_id, callback_id, project_id, process_id, status, traceparent, error, payload, at,
-                      lead_id, order_key, event_stream, event_sequence, kind, id_month)
-        ), recorded AS (
-            INSERT INTO webhooks.deliveries
-                (update_id, callback_id, project_id, process_id, status, attempts, created_at, updated_at, traceparent,
-                 last_error, payload, lead_id, order_key, event_stream, event_sequence, kind, exhausted_at)
-            SELECT r.update_id, r.callback_id, r.project_id, r.process_id, r.status, 0, r.at, r.at, r.traceparent, r.error,
-                   r.payload, r.lead_id, r.order_key, r.event_stream, r.event_sequence, r.kind,
-                   CASE WHEN r.status = 'exhausted' THEN ARRAY[r.at] END
-            FROM records AS r
-            ORDER BY r.update_id, r.callback_id, r.kind
-            ON CONFLICT (update_id, callback_id, kind) DO NOTHING
-            RETURNING update_id, callback_id, kind, attempts, project_id, process_id, created_at AS recorded_at
-        )
+        INSERT INTO webhooks.deliveries
+            (update_id, callback_id, kind, project_id, process_id, status, attempts, created_at, updated_at, traceparent,
+             payload, lead_id, order_key, event_stream, event_sequence)
+        SELECT update_id, callback_id, kind, project_id, process_id, 'pending', 0, at, at, traceparent,
+               payload, lead_id, order_key, event_stream, event_sequence
+        FROM unnest($1::bytea[], $2::bytea[], $3::text[], $4::bytea[], $5::bytea[], $6::text[], $7::timestamptz[], $8::text[],
+                    $9::bytea[], $10::bytea[], $11::text[], $12::bigint[])
+            AS r (update_id, callback_id, kind, project_id, process_id, traceparent, at, payload,
+                  lead_id, order_key, event_stream, event_sequence)
+        ORDER BY update_id, callback_id, kind
+        ON CONFLICT (update_id, callback_id, kind) DO NOTHING
         "#,
         &columns.update_ids as &[[u8; 12]],
         &columns.callback_ids as &[[u8; 12]],
+        &columns.kinds as &[&str],
         &new.project_ids as &[[u8; 12]],
         &new.process_ids as &[Option<[u8; 12]>],
-        &columns.statuses as &[&str],
         &new.traceparents as &[Option<&str>],
-        &columns.errors as &[Option<&str>],
-        &payloads as &[Option<&str>],
         &columns.at as &[OffsetDateTime],
+        &payloads as &[Option<&str>],
         &lead_ids as &[[u8; 12]],
         &order_keys as &[&[u8]],
         &event_streams as &[&str],
         &event_sequences,
-        &columns.kinds as &[&str],
-        &columns.id_months as &[Date],
     )
     .execute(connection)
     .await?;

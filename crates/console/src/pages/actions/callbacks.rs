@@ -1,4 +1,4 @@
-//! Actions on one callback: a test, enabling it, a new signing secret.
+//! Actions on one callback: a test, enabling, pausing and resuming it, a new signing secret.
 
 use contract::{
     ObjectId,
@@ -7,7 +7,7 @@ use contract::{
     rpc::{CallbackState, CallbackStatus, DeliveryStatus, ListDeliveries},
     subject::NO_PROCESS,
 };
-use http_api::{ConfiguredCallback, DataResponse, EnableResult, RotateSecretRequest, TestResult};
+use http_api::{ConfiguredCallback, DataResponse, EnableResult, PauseResult, RotateSecretRequest, TestResult};
 use maud::{Markup, html};
 
 use super::Confirmation;
@@ -78,6 +78,7 @@ const fn state(state: CallbackState) -> &'static str {
         CallbackState::Healthy => "healthy",
         CallbackState::Failing => "failing",
         CallbackState::Disabled => "disabled",
+        CallbackState::Paused => "paused",
         CallbackState::Off => "off",
     }
 }
@@ -131,6 +132,17 @@ pub(in crate::pages) fn render_test(result: &TestResult) -> Markup {
 /// `GET /p/{project}/callbacks/{callback}/enable`: says first how many deliveries wait.
 pub(crate) async fn confirm_enable(visit: Visit) -> Result<Page, Fault> {
     let target = Target::of(&visit).await?;
+    let page = Confirmation {
+        path: target.page("enable"),
+        consequence: attempted_again(&visit, &target).await?,
+        fields: html! {},
+        button: "Enable".into(),
+    };
+    Ok(target.show(&visit, "Enable a callback", &page))
+}
+
+/// What becomes of the deliveries that wait for the callback.
+async fn attempted_again(visit: &Visit, target: &Target) -> Result<Markup, Fault> {
     visit.session.role.check(target.project_id, Scope::LeadsRead)?;
     let waiting = ListDeliveries {
         status: Some(DeliveryStatus::Pending),
@@ -139,18 +151,58 @@ pub(crate) async fn confirm_enable(visit: Visit) -> Result<Page, Fault> {
     };
     let waiting = visit.request(&waiting).await?;
     let more = if waiting.next.is_some() { "at least " } else { "" };
+    Ok(html! {
+        p {
+            "Deliveries to " b { (target.callback.name) } " are attempted again. Waiting now: " (more) (waiting.items.len()) "."
+        }
+    })
+}
+
+/// `GET /p/{project}/callbacks/{callback}/pause`.
+pub(crate) async fn confirm_pause(visit: Visit) -> Result<Page, Fault> {
+    let target = Target::of(&visit).await?;
     let page = Confirmation {
-        path: target.page("enable"),
+        path: target.page("pause"),
         consequence: html! {
-            p {
-                "Deliveries to " b { (target.callback.name) } " are attempted again. Waiting now: " (more)
-                (waiting.items.len()) "."
-            }
+            p { "Deliveries to " b { (target.callback.name) } " are recorded and wait until the callback is resumed." }
         },
         fields: html! {},
-        button: "Enable".into(),
+        button: "Pause".into(),
     };
-    Ok(target.show(&visit, "Enable a callback", &page))
+    Ok(target.show(&visit, "Pause a callback", &page))
+}
+
+/// `POST /p/{project}/callbacks/{callback}/pause`.
+pub(crate) async fn pause(visit: Visit) -> Result<Page, Fault> {
+    set_paused(visit, "pause", "pause callback").await
+}
+
+/// `GET /p/{project}/callbacks/{callback}/resume`: says first how many deliveries wait.
+pub(crate) async fn confirm_resume(visit: Visit) -> Result<Page, Fault> {
+    let target = Target::of(&visit).await?;
+    let page = Confirmation {
+        path: target.page("resume"),
+        consequence: attempted_again(&visit, &target).await?,
+        fields: html! {},
+        button: "Resume".into(),
+    };
+    Ok(target.show(&visit, "Resume a callback", &page))
+}
+
+/// `POST /p/{project}/callbacks/{callback}/resume`.
+pub(crate) async fn resume(visit: Visit) -> Result<Page, Fault> {
+    set_paused(visit, "resume", "resume callback").await
+}
+
+async fn set_paused(visit: Visit, path: &str, name: &'static str) -> Result<Page, Fault> {
+    let target = Target::of(&visit).await?;
+    let request = GatewayRequest::post(target.api(path), &serde_json::json!({}))?;
+    let after = |reply: &DataResponse<PauseResult>| match reply.data.was_paused {
+        true => "was paused before".to_owned(),
+        false => "was not paused before".to_owned(),
+    };
+    visit.act(&target.action(name, state(target.callback.state)), request, after).await?;
+    Ok(Page::Redirect(format!("/p/{}/callbacks/{}", target.project_id, target.callback.callback_id)))
 }
 
 /// `POST /p/{project}/callbacks/{callback}/enable`.

@@ -1,0 +1,136 @@
+//! Callbacks that are paused, off or disabled: their deliveries are recorded and wait; none is lost, and none is sent.
+
+use contract::{ObjectId, rpc::ProcessChangeResult};
+use reqwest::Method;
+use serde_json::{Value, json};
+use test_support::eventually;
+
+use crate::support::{
+    Load, Stack, TEST_TIMEOUT, assert_ok, assert_refused, by_update, health_page, numbers, process_id,
+};
+
+const HELD: &str = "SELECT count(*) FROM webhooks.deliveries WHERE status = 'pending' AND attempts = 0";
+
+/// Pauses or resumes a callback over HTTP; whether it was paused.
+async fn post(stack: &Stack, applied: &ProcessChangeResult, callback_id: ObjectId, action: &str) -> Value {
+    let path = format!("/api/v1/processes/{}/callbacks/{callback_id}/{action}", process_id(applied));
+    assert_ok(stack.api.post(&path, &json!({})).await)["data"]["wasPaused"].take()
+}
+
+/// The state of the first callback, as `leadctl callback list` shows it.
+async fn state(stack: &Stack) -> Value {
+    stack.leadctl_of_project(&["callback", "list", "--json"]).await.assert_ok().json()[0]["state"].take()
+}
+
+#[tokio::test]
+async fn a_callback_paused_under_load_gets_every_event_once_and_in_order_after_it_is_resumed() {
+    let mut stack = Stack::start().await;
+    let callback = |name: &str, ordering: &str| {
+        json!({"name": name, "url": stack.receiver.url(&format!("/{name}")), "ordering": ordering})
+    };
+    let callbacks = json!([callback("crm", "none"), callback("ordered", "lead"), callback("other", "none")]);
+    let applied = stack.process(callbacks).await;
+    let [crm, ordered] = [0, 1].map(|place: usize| applied.process.callbacks[place].callback_id);
+    let mut leads = Vec::new();
+    for _ in 0..5 {
+        leads.push(stack.api.initiate(process_id(&applied), None).await);
+    }
+    let load = Load::start(&stack.api, leads);
+    load.wait_for_more_applied(&stack.api, 20).await;
+
+    assert_eq!(post(&stack, &applied, crm, "pause").await, false);
+    assert_eq!(post(&stack, &applied, crm, "pause").await, true);
+    assert_eq!(post(&stack, &applied, ordered, "pause").await, false);
+    load.wait_for_more_applied(&stack.api, 10).await;
+    let sent = ["/crm", "/ordered"].map(|path| stack.receiver.requests_to(path).len());
+    load.wait_for_more_applied(&stack.api, 20).await;
+    // The pause survives the notifier.
+    assert!(stack.notifier.terminate().await.success());
+    stack.notifier.restart().await;
+    load.wait_for_more_applied(&stack.api, 20).await;
+
+    let accepted = load.end().await;
+    stack.receiver.wait_for_requests("/other", accepted.len(), TEST_TIMEOUT).await;
+    stack.wait_for_count(HELD, (2 * accepted.len() - sent[0] - sent[1]) as i64).await;
+    assert_eq!(["/crm", "/ordered"].map(|path| stack.receiver.requests_to(path).len()), sent, "a paused one is called");
+    assert_eq!(state(&stack).await, "paused");
+    let (code, report) = stack.audit(&[]).await;
+    assert_eq!(code, 0, "{report}");
+    eventually(TEST_TIMEOUT, "what is held is measured apart", async || {
+        let (_, page) = health_page(&stack.notifier_ready, "/metrics").await?;
+        let is_line = |line: &str| page.lines().any(|found| found == line);
+        let measured = is_line("leadrelay_webhook_notifier_pending_deliveries 0")
+            && is_line("leadrelay_webhook_notifier_oldest_pending_age_seconds 0.0")
+            && is_line("leadrelay_webhook_notifier_paused_callbacks 2")
+            && !is_line("leadrelay_webhook_notifier_held_deliveries 0");
+        if measured { Ok(()) } else { Err(page) }
+    })
+    .await;
+
+    assert_eq!(post(&stack, &applied, crm, "resume").await, true);
+    stack.leadctl(&["callback", "resume", &ordered.to_string()]).await.assert_ok().assert_prints(&["resumed"]);
+
+    stack.wait_for_clean_audit().await;
+    for path in ["/crm", "/ordered", "/other"] {
+        let requests = stack.receiver.requests_to(path);
+        assert_eq!((requests.len(), by_update(&requests).len()), (accepted.len(), accepted.len()), "{path}");
+    }
+    for (lead, numbers) in numbers(&stack.receiver.requests_to("/ordered")) {
+        assert!(numbers.is_sorted(), "{lead}: {numbers:?}");
+    }
+    // Nothing that waited is sent before what waited longer, but for those under way together.
+    let waited = stack.receiver.requests_to("/crm").split_off(sent[0]);
+    let first = waited[0].json()["data"]["n"].as_u64().expect("a number") as usize;
+    assert!(first <= sent[0] + 10, "{first} is sent first, after {}", sent[0]);
+}
+
+#[tokio::test]
+async fn a_callback_that_is_off_gets_what_happened_meanwhile_once_it_is_on() {
+    let stack = Stack::start().await;
+    let callback = |enabled: bool| json!([{"name": "crm", "url": stack.receiver.url("/crm"), "enabled": enabled}]);
+    let applied = stack.process(callback(false)).await;
+    let lead = stack.api.initiate(process_id(&applied), None).await;
+
+    let mut updates = Vec::new();
+    for number in 0..5 {
+        updates.push(stack.api.update(json!({"leadId": lead, "metadata": {"n": number}})).await);
+    }
+
+    stack.wait_for_count(HELD, 5).await;
+    let (code, report) = stack.audit(&[]).await;
+    assert_eq!((code, &report["callbacks"][0]["pending"]), (0, &json!(5)), "{report}");
+    stack.sql("UPDATE webhooks.deliveries SET next_attempt_at = now() - interval '1 hour'").await;
+    let checks = stack.leadctl(&["doctor", "--json"]).await.json();
+    let late = checks["checks"].as_array().expect("checks").iter().find(|check| check["check"] == "deliveries");
+    assert_eq!(late.expect("the check")["state"], "ok", "what waits for its callback is not late: {late:?}");
+    assert_eq!(state(&stack).await, "off");
+    assert_eq!(stack.receiver.requests_to("/crm").len(), 0);
+
+    stack.process(callback(true)).await;
+
+    stack.wait_for_clean_audit().await;
+    let requests = stack.receiver.requests_to("/crm");
+    assert_eq!((requests.len(), by_update(&requests).len()), (5, 5));
+}
+
+#[tokio::test]
+async fn a_paused_callback_refuses_redeliveries_and_only_its_project_pauses_it() {
+    let stack = Stack::start().await;
+    let applied = stack.process_calling(&["crm"]).await;
+    let callback_id = applied.process.callbacks[0].callback_id;
+    let lead = stack.api.initiate(process_id(&applied), None).await;
+    let update = stack.api.update(json!({"leadId": lead, "name": "Ada"})).await;
+    stack.receiver.wait_for_requests("/crm", 1, TEST_TIMEOUT).await;
+    stack.wait_for_clean_audit().await;
+
+    stack.leadctl(&["callback", "pause", &callback_id.to_string()]).await.assert_ok().assert_prints(&["paused"]);
+
+    let path = format!("/api/v1/deliveries/{update}-{callback_id}/redeliver");
+    let refused = assert_refused(stack.api.post(&path, &json!({})).await, 409, "callback_disabled");
+    assert_eq!(refused["error"], "The delivery cannot be sent: the callback is paused");
+    let unknown = ObjectId::from_bytes([1; 12]);
+    for action in ["pause", "resume"] {
+        let path = format!("/api/v1/processes/{}/callbacks/{unknown}/{action}", process_id(&applied));
+        assert_refused(stack.api.ask(Method::POST, &path, &[], &Value::Null).await, 404, "callback_not_found");
+    }
+}
