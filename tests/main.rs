@@ -4,6 +4,7 @@ mod accounts;
 mod activities;
 mod api_keys;
 mod audit;
+mod backfill;
 mod backlog;
 mod backup;
 mod bulk;

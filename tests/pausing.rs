@@ -25,9 +25,7 @@ async fn state(stack: &Stack) -> Value {
 #[tokio::test]
 async fn a_callback_paused_under_load_gets_every_event_once_and_in_order_after_it_is_resumed() {
     let mut stack = Stack::start().await;
-    let callback = |name: &str, ordering: &str| {
-        json!({"name": name, "url": stack.receiver.url(&format!("/{name}")), "ordering": ordering})
-    };
+    let callback = |name: &str, ordering: &str| json!({"name": name, "url": stack.receiver.url(&format!("/{name}")), "ordering": ordering});
     let callbacks = json!([callback("crm", "none"), callback("ordered", "lead"), callback("other", "none")]);
     let applied = stack.process(callbacks).await;
     let [crm, ordered] = [0, 1].map(|place: usize| applied.process.callbacks[place].callback_id);

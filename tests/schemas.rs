@@ -217,6 +217,10 @@ async fn send_every_query(stack: &Stack, process_id: &str, lead: &str, first: &s
     assert_ok(api.post(&format!("{callback}/rotate-secret"), &json!({"overlapSeconds": 60})).await);
     assert_ok(api.post(&format!("{callback}/test"), &json!({})).await);
     assert_ok(api.post(&format!("{callback}/enable"), &json!({})).await);
+    assert_ok(api.post(&format!("{callback}/pause"), &json!({})).await);
+    assert_ok(api.post(&format!("{callback}/resume"), &json!({})).await);
+    let past = json!({"since": "2026-01-01T00:00:00Z", "dryRun": true});
+    assert_ok(api.post(&format!("{callback}/backfill"), &past).await);
     assert_ok(api.get(&process).await);
     assert_ok(api.ask(Method::DELETE, &callback, &[], &json!({})).await);
     report_a_call(stack, &process).await;

@@ -238,6 +238,10 @@ fn reaching(endpoint: &gateway::Endpoint, first: &Tenant, second: ObjectId) -> V
             let action = &path[path.rfind('/').expect("a slash")..];
             vec![(callback_path + action, Some(json!({})), 404), (fallback_path + action, Some(json!({})), 404)]
         }
+        ("POST", "/api/v1/processes/{processId}/callbacks/{callbackId}/backfill") => {
+            let body = json!({"since": "2000-01-01T00:00:00Z"});
+            vec![(callback_path + "/backfill", Some(body.clone()), 404), (fallback_path + "/backfill", Some(body), 404)]
+        }
         ("GET", "/api/v1/processes/{processId}/sources") => vec![(process_path + "/sources", None, 404)],
         ("POST", "/api/v1/processes/{processId}/sources") => vec![(process_path + "/sources", Some(source), 404)],
         ("GET" | "DELETE", "/api/v1/processes/{processId}/sources/{sourceId}") => {
@@ -463,7 +467,12 @@ async fn no_query_returns_the_data_of_another_project() {
                 json!({"projectId": project_id, "command": {"leadId": lead_id, "name": "mine"}}),
                 json!({"projectId": project_id, "command": {"processId": process_id, "referenceId": SECRETS[3], "name": "mine"}}),
             ],
-            rpc::GetOutcomes::SUBJECT => vec![json!({"projectId": project_id, "updateIds": [update_id]})],
+            rpc::GetOutcomes::SUBJECT | rpc::GetEvents::SUBJECT => {
+                vec![json!({"projectId": project_id, "updateIds": [update_id]})]
+            }
+            rpc::BackfillCallback::SUBJECT => vec![json!({
+                "projectId": project_id, "processId": process_id, "callbackId": callback_id, "since": 0, "perSecond": 1,
+            })],
             rpc::ListDeliveries::SUBJECT => {
                 [json!({"updateId": update_id}), json!({"leadId": lead_id}), json!({"status": "exhausted"})]
                     .map(|mut filter| {
@@ -536,6 +545,7 @@ async fn no_query_returns_the_data_of_another_project() {
                     | rpc::Redeliver::SUBJECT
                     | rpc::GetProcess::SUBJECT
                     | rpc::TestCallback::SUBJECT
+                    | rpc::BackfillCallback::SUBJECT
                     | rpc::VerifyReport::SUBJECT,
                     Err(e),
                 ) => assert_eq!(e.status, 404, "{what}"),
@@ -548,7 +558,9 @@ async fn no_query_returns_the_data_of_another_project() {
                     );
                     continue;
                 }
-                (rpc::GetOutcomes::SUBJECT, Ok(outcomes)) => assert_eq!(outcomes, &json!([]), "{what}"),
+                (rpc::GetOutcomes::SUBJECT | rpc::GetEvents::SUBJECT, Ok(found)) => {
+                    assert_eq!(found, &json!([]), "{what}")
+                }
                 (rpc::RecoverDeliveries::SUBJECT, Ok(done)) => assert_eq!(done["deliveries"], 0, "{what}"),
                 (
                     rpc::ListLeads::SUBJECT

@@ -98,12 +98,31 @@ pub struct RecoverRequest {
     pub cursor: Option<Cursor>,
 }
 
-/// `data` of `POST /api/v1/deliveries/recover`.
+/// The body of `POST …/callbacks/{callbackId}/backfill`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct BackfillRequest {
+    /// Only events of updates made at this time or later.
+    pub since: DateTime,
+    /// How many become due in a second; 10 by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(range(min = 1, max = 1000)))]
+    pub per_second: Option<u32>,
+    /// Only count them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dry_run: Option<bool>,
+    /// `next` of the previous response.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<Cursor>,
+}
+
+/// `data` of `POST /api/v1/deliveries/recover` and of a backfill.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct RecoverResult {
-    /// How many deliveries this request repeats, or would.
+    /// How many deliveries this request makes (again), or would.
     pub deliveries: u64,
     /// Whether they were only counted.
     pub dry_run: bool,
@@ -133,4 +152,5 @@ example!(
     recover_request: RecoverRequest,
     r#"{"since":"2026-01-12T00:00:00.000Z","status":"exhausted","callbackId":"696102a4b8c1d2e3f4a5b604","perSecond":50}"#
 );
+example!(backfill_request: BackfillRequest, r#"{"since":"2026-01-12T00:00:00.000Z","perSecond":50,"dryRun":true}"#);
 example!(recover_result: RecoverResult, r#"{"deliveries":1250,"dryRun":false,"until":"2026-01-14T08:00:25.000Z","next":null}"#);

@@ -20,7 +20,7 @@ mod updates;
 
 pub use crate::{
     calls::{Call, CallActivity, CallEndedRequest, CallStartedRequest, EventIgnored},
-    deliveries::{DeliveryDetails, ListedDelivery, RecoverRequest, RecoverResult},
+    deliveries::{BackfillRequest, DeliveryDetails, ListedDelivery, RecoverRequest, RecoverResult},
     examples::Example,
     keys::ApiKey,
     leads::{

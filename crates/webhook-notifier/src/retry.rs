@@ -37,7 +37,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(500);
 const ROUND_DELAY: Duration = Duration::from_millis(5);
 /// How long a claim is exclusive: well beyond the longest attempt (30 s) and its record. Longer delays what a crashed
 /// notifier had claimed, shorter attempts a delivery twice when Postgres pauses.
-const LEASE: Duration = Duration::from_secs(60);
+pub(crate) const LEASE: Duration = Duration::from_secs(60);
 /// Most deliveries of a callback in a round. More saves rounds, fewer lets callbacks alternate.
 const MAX_CLAIM: u32 = 100;
 
@@ -180,9 +180,7 @@ async fn retry(
         },
         // Never claimed. If they were, the lease would end.
         CallbackLookup::Held(_) | CallbackLookup::Locked => Ok(()),
-        CallbackLookup::Removed => {
-            deliverer.mark_exhausted(delivery, source, "the callback was removed".into()).await
-        }
+        CallbackLookup::Removed => deliverer.mark_exhausted(delivery, source, "the callback was removed".into()).await,
         CallbackLookup::NoProcess => {
             let error = "not sent: the callback's process is not in the configuration".into();
             let (started_at, outcome) = (clock::now(), AttemptOutcome::NoResponse { error });

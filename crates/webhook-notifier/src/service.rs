@@ -273,8 +273,14 @@ impl Running<'_> {
         };
         tasks.spawn("operational events", operational.run(shutdown.clone()));
         let statistics = config.statistics_retention.unwrap_or(config.delivery_retention);
-        let partitions =
-            housekeeping::partitions(pool.clone(), config.delivery_retention, statistics, callbacks.clone(), outbox, shutdown.clone());
+        let partitions = housekeeping::partitions(
+            pool.clone(),
+            config.delivery_retention,
+            statistics,
+            callbacks.clone(),
+            outbox,
+            shutdown.clone(),
+        );
         tasks.spawn("partitions", partitions);
         let retention = housekeeping::retention(js.clone(), config.event_retention.into(), shutdown.clone());
         tasks.spawn("retention", retention);

@@ -103,9 +103,7 @@ impl Callback {
         let mut passes = None;
         let mut passes =
             move || *passes.get_or_insert_with(|| self.filter.iter().all(|condition| condition.holds(event)));
-        subscribed
-            .filter(move |kind| kind.occurred(event.event()) && passes())
-            .map(|kind| kind.delivery())
+        subscribed.filter(move |kind| kind.occurred(event.event()) && passes()).map(|kind| kind.delivery())
     }
 
     /// Whether it names this event in its `events`.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::Cursor;
 use crate::{ObjectId, Timestamp};
 
 /// Lists the callbacks of a project.
@@ -113,6 +114,29 @@ pub struct PauseCallback {
 pub struct PauseResult {
     /// Whether it was paused before.
     pub was_paused: bool,
+}
+
+/// Makes the deliveries that a callback would have got of events of the past, at a limited rate, oldest first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct BackfillCallback {
+    /// The callback's project.
+    pub project_id: ObjectId,
+    /// The callback's process; null for the project's fallback callbacks.
+    pub process_id: Option<ObjectId>,
+    /// The callback.
+    pub callback_id: ObjectId,
+    /// Only events of updates made at this time or later, to the second.
+    pub since: Timestamp,
+    /// How many become due per second.
+    pub per_second: u32,
+    /// Only count them.
+    #[serde(default)]
+    pub dry_run: bool,
+    /// The previous reply's `next`.
+    #[serde(default)]
+    pub cursor: Option<Cursor>,
 }
 
 /// Checks whether callbacks may have these URLs.

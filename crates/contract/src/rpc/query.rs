@@ -77,6 +77,8 @@ queries! {
     FindUpdates "leads.rpc.update.find" repeatable => page FoundUpdate;
     // In the order of the request; as many as fit into a message, at least one if there is any.
     GetOutcomes "leads.rpc.update.outcomes" repeatable => list Outcome;
+    // The same of events.
+    GetEvents "leads.rpc.update.events" repeatable => list LedgerEvent;
     CountUpdates "leads.rpc.update.count" repeatable => list UpdateCounts;
     CreateProject "leads.rpc.project.create" once => one Project;
     ApplyProcess "leads.rpc.process.apply" once => one ProcessChangeResult;
@@ -99,6 +101,7 @@ queries! {
     ListCallbacks "webhooks.rpc.callback.list" repeatable => list CallbackStatus;
     EnableCallback "webhooks.rpc.callback.enable" repeatable => one EnableResult;
     PauseCallback "webhooks.rpc.callback.pause" repeatable => one PauseResult;
+    BackfillCallback "webhooks.rpc.callback.backfill" once => one RecoveredDeliveries;
     // In the order of the request.
     CheckUrls "webhooks.rpc.callback.check" repeatable => list UrlCheck;
     TestCallback "webhooks.rpc.callback.test" once within TEST_TIMEOUT => one TestResult;

@@ -3,7 +3,13 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Cursor, HistoryEntry};
-use crate::{JsonObject, ObjectId, Timestamp, command::UpdateCommand, event::OutcomeKind, event_kind::DeliveryKind};
+use crate::{
+    JsonObject, ObjectId, Timestamp,
+    command::UpdateCommand,
+    event::{CompletionEvent, OutcomeKind},
+    event_kind::DeliveryKind,
+    position::LogPosition,
+};
 
 /// Reads an update.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -220,6 +226,28 @@ pub struct GetOutcomes {
     /// What each body reports, one for each of `update_ids`; absent means the outcomes of updates.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub kinds: Vec<DeliveryKind>,
+}
+
+/// Reads events from the ledger. Those of erased leads are left out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct GetEvents {
+    /// The updates' project.
+    pub project_id: ObjectId,
+    /// The updates, at most [`MAX_LIMIT`](super::MAX_LIMIT).
+    pub update_ids: Vec<ObjectId>,
+}
+
+/// An event as it was announced.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct LedgerEvent {
+    /// The place of its command in the log.
+    pub position: LogPosition,
+    /// The event, without warnings.
+    pub event: CompletionEvent,
 }
 
 /// The body of a webhook.

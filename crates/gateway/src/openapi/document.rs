@@ -266,6 +266,7 @@ fn every_operation_of_the_schema_has_a_verb_an_example_and_an_id_of_its_own() {
             "Configure",
             "Count",
             "Create",
+            "Deliver",
             "Enable",
             "Erase",
             "Follow",

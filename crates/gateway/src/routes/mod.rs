@@ -76,6 +76,7 @@ pub(crate) mod processes {
 }
 
 pub(crate) mod callbacks {
+    pub(crate) mod backfill;
     pub(crate) mod create;
     pub(crate) mod delete;
     pub(crate) mod enable;
@@ -170,6 +171,7 @@ endpoints! {
     POST   "/api/v1/processes/{processId}/callbacks/{callbackId}/enable"      ConfigWrite Other   callbacks::enable;
     POST   "/api/v1/processes/{processId}/callbacks/{callbackId}/pause"       ConfigWrite Other   callbacks::pause;
     POST   "/api/v1/processes/{processId}/callbacks/{callbackId}/resume"      ConfigWrite Other   callbacks::resume;
+    POST   "/api/v1/processes/{processId}/callbacks/{callbackId}/backfill"    ConfigWrite Other   callbacks::backfill;
     GET    "/api/v1/processes/{processId}/sources"                            ConfigRead  Other   sources::list;
     POST   "/api/v1/processes/{processId}/sources"                            ConfigWrite Other   sources::create;
     GET    "/api/v1/processes/{processId}/sources/{sourceId}"                 ConfigRead  Other   sources::get;

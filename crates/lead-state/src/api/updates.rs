@@ -5,8 +5,9 @@ use std::{fmt::Display, time::Duration};
 use contract::{
     ObjectId, Timestamp,
     rpc::{
-        CountUpdates, ErrorCode, FindUpdates, FoundUpdate, GetOutcomes, GetUpdate, HistoryEntry, InvalidRange,
-        ListUpdates, ListedUpdate, MAX_LIMIT, MAX_UPDATES_DAYS, Outcome, Page, RpcError, Update, UpdateCounts, clamp,
+        CountUpdates, ErrorCode, FindUpdates, FoundUpdate, GetEvents, GetOutcomes, GetUpdate, HistoryEntry,
+        InvalidRange, LedgerEvent, ListUpdates, ListedUpdate, MAX_LIMIT, MAX_UPDATES_DAYS, Outcome, Page, RpcError,
+        Update, UpdateCounts, clamp,
     },
     streams::LEAD_COMMANDS,
 };
@@ -147,12 +148,23 @@ impl Api {
     }
 
     pub(super) async fn get_outcomes(self, query: GetOutcomes) -> Result<Vec<Outcome>, RpcError> {
-        if query.update_ids.len() > MAX_LIMIT as usize {
-            let message = format!("a query can name at most {MAX_LIMIT} updates");
-            return Err(RpcError::new(ErrorCode::TooManyUpdates, message));
-        }
+        check_count(&query.update_ids)?;
         Ok(updates::outcomes(&self.pool, query.project_id, &query.update_ids, &query.kinds).await?)
     }
+
+    pub(super) async fn get_events(self, query: GetEvents) -> Result<Vec<LedgerEvent>, RpcError> {
+        check_count(&query.update_ids)?;
+        let events = updates::events(&self.pool, query.project_id, &query.update_ids).await?;
+        Ok(events.into_iter().map(|(_, event)| event).collect())
+    }
+}
+
+fn check_count(update_ids: &[ObjectId]) -> Result<(), RpcError> {
+    if update_ids.len() > MAX_LIMIT as usize {
+        let message = format!("a query can name at most {MAX_LIMIT} updates");
+        return Err(RpcError::new(ErrorCode::TooManyUpdates, message));
+    }
+    Ok(())
 }
 
 /// The begin of the range that updates are found in.

@@ -7,7 +7,7 @@ use contract::{
     event::CompletionEvent,
     event_kind::DeliveryKind,
     position::LogPosition,
-    rpc::{self, Activity, FindUpdates, FoundUpdate, HistoryEntry, Outcome, ShortResult, UpdateStatus},
+    rpc::{self, Activity, FindUpdates, FoundUpdate, HistoryEntry, LedgerEvent, Outcome, ShortResult, UpdateStatus},
 };
 use service_kit::postgres::Pool;
 use time::OffsetDateTime;
@@ -308,7 +308,25 @@ pub(crate) async fn outcomes(
     update_ids: &[ObjectId],
     kinds: &[DeliveryKind],
 ) -> Result<Vec<Outcome>, StoreError> {
-    let kind = |place: usize| kinds.get(place).copied().unwrap_or_default();
+    let outcome = |(place, LedgerEvent { event, .. }): (usize, LedgerEvent)| -> Result<Option<Outcome>, StoreError> {
+        let stored = Row::new(TABLE, &event.update_id);
+        let kind = kinds.get(place).copied().unwrap_or_default();
+        let body = kind.body(&event).map_err(|e| stored.corrupt("data", e))?;
+        let Some(payload) = body else { return Ok(None) };
+        let payload = JsonObject::from_text(payload).map_err(|e| stored.corrupt("data", e))?;
+        Ok(Some(Outcome { update_id: event.update_id, kind, lead_id: event.lead_id, payload }))
+    };
+    let events = events(pool, project_id, update_ids).await?;
+    events.into_iter().map(outcome).filter_map(Result::transpose).collect()
+}
+
+/// The events of these updates, except those of erased leads, each with its place among them: as many as fit into an
+/// answer, and at least one if there is any.
+pub(crate) async fn events(
+    pool: &Pool,
+    project_id: ObjectId,
+    update_ids: &[ObjectId],
+) -> Result<Vec<(usize, LedgerEvent)>, StoreError> {
     let update_ids = update_ids.iter().map(|id| id.as_bytes().to_vec()).collect::<Vec<_>>();
     let rows = sqlx::query!(
         r#"WITH requested AS MATERIALIZED (
@@ -325,7 +343,8 @@ pub(crate) async fn outcomes(
            )
            SELECT place AS "place!", kind AS "kind!", update_id AS "update_id!", process_id, lead_id, reference_id,
                   success AS "success!", error, error_code, from_state, to_state, version, user_id, call_id, activity, contact,
-                  CASE WHEN success THEN disposition END AS disposition, applied_at AS "applied_at!", text
+                  CASE WHEN success THEN disposition END AS disposition, applied_at AS "applied_at!", text,
+                  log_epoch AS "log_epoch!", log_sequence AS "log_sequence!", log_index AS "log_index!"
            FROM sized WHERE before <= $3 ORDER BY place"#,
         project_id.as_bytes(),
         &update_ids[..],
@@ -334,7 +353,7 @@ pub(crate) async fn outcomes(
     )
     .fetch_all(pool)
     .await?;
-    let outcomes = rows.into_iter().map(|row| -> Result<Option<Outcome>, StoreError> {
+    let events = rows.into_iter().map(|row| {
         let id = Hex(&row.update_id);
         let stored = Row::new(TABLE, &id);
         let event = CompletionEvent {
@@ -359,11 +378,8 @@ pub(crate) async fn outcomes(
             timestamp: row.applied_at.into(),
             data: stored.optional_object("data", row.text)?,
         };
-        let kind = kind(usize::try_from(row.place - 1).unwrap_or(usize::MAX));
-        let body = kind.body(&event).map_err(|e| stored.corrupt("data", e))?;
-        let Some(payload) = body else { return Ok(None) };
-        let payload = JsonObject::from_text(payload).map_err(|e| stored.corrupt("data", e))?;
-        Ok(Some(Outcome { update_id: event.update_id, kind, lead_id: event.lead_id, payload }))
+        let position = stored.position("log_sequence", (row.log_epoch, row.log_sequence, row.log_index))?;
+        Ok((usize::try_from(row.place - 1).unwrap_or(usize::MAX), LedgerEvent { position, event }))
     });
-    outcomes.filter_map(Result::transpose).collect()
+    events.collect()
 }

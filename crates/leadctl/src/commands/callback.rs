@@ -12,8 +12,8 @@ use contract::{
     json::redacted_error,
     process::{CallbackSpec, EventKind, MAX_OVERLAP_SECONDS},
     rpc::{
-        CallbackState, CallbackStatus, ChangeProcess, EnableCallback, EnableResult, ListCallbacks, PauseCallback, PauseResult, ProcessChange,
-        ProcessChangeResult, ProcessSelector, TestCallback, TestResult,
+        BackfillCallback, CallbackState, CallbackStatus, ChangeProcess, EnableCallback, EnableResult, ListCallbacks,
+        PauseCallback, PauseResult, ProcessChange, ProcessChangeResult, ProcessSelector, TestCallback, TestResult,
     },
 };
 use serde_json::{Value, json};
@@ -21,6 +21,7 @@ use serde_json::{Value, json};
 use crate::{
     arguments::InProject,
     clients::admin::{self, Admin},
+    commands::deliveries::RecoveryOptions,
     commands::process::{find_callback, parse_selector, selector_of, show_secrets, warn_of_urls},
     output::{self, escape::escaped},
 };
@@ -89,6 +90,18 @@ pub(crate) enum Callback {
         callback_id: ObjectId,
         #[command(flatten)]
         admin: Admin,
+    },
+    /// Make the deliveries that a callback would have got of past events, at a limited rate. None is made twice.
+    #[command(
+        after_help = "Example:\n  leadctl callback backfill 6b0426971c73026dafa27e40 --project 6b04… --since 30d --dry-run"
+    )]
+    Backfill {
+        /// The callback.
+        callback_id: ObjectId,
+        #[command(flatten)]
+        pages: RecoveryOptions,
+        #[command(flatten)]
+        scope: InProject,
     },
     /// Enable a callback that was disabled after failures. Its pending deliveries are sent within seconds.
     #[command(after_help = "Example:\n  leadctl callback enable 6b0426971c73026dafa27e40")]
@@ -265,6 +278,23 @@ impl Callback {
                     bail!("the callback did not accept the ping");
                 }
                 Ok(())
+            }
+            Self::Backfill { callback_id, pages, scope: InProject { project_id, admin } } => {
+                let client = admin.connect().await?;
+                let (process, _) = find_callback(&client, project_id, callback_id).await?;
+                let RecoveryOptions { since, per_second, dry_run } = pages;
+                let process_id = process.process_id;
+                let query = |cursor| BackfillCallback {
+                    project_id,
+                    process_id,
+                    callback_id,
+                    since,
+                    per_second,
+                    dry_run,
+                    cursor,
+                };
+                let summary = pages.run(&client, query).await?;
+                output::show(admin.json, &summary, |summary| summary.say("deliveries", "made"))
             }
             Self::Pause { callback_id, admin } => set_paused(&admin, callback_id, true).await,
             Self::Resume { callback_id, admin } => set_paused(&admin, callback_id, false).await,

@@ -4,8 +4,8 @@ use clap::{Args, Subcommand, ValueEnum};
 use contract::{
     ObjectId, Timestamp,
     rpc::{
-        Attempt, Delivery, DeliveryId, DeliveryStatus, GetDelivery, ListDeliveries, ListedDelivery, MAX_PER_SECOND,
-        RecoverDeliveries, Redeliver,
+        Attempt, Cursor, Delivery, DeliveryId, DeliveryStatus, GetDelivery, ListDeliveries, ListedDelivery,
+        MAX_PER_SECOND, Query, RecoverDeliveries, RecoveredDeliveries, Redeliver,
     },
 };
 use serde::Serialize;
@@ -82,23 +82,30 @@ pub(crate) enum Deliveries {
 
 #[derive(Debug, Args)]
 pub(crate) struct RecoverArgs {
-    /// Only deliveries of updates since this time, or this long ago, e.g. 6h.
-    #[arg(long, value_name = "TIME", value_parser = parse_since)]
-    since: Timestamp,
     /// The status of the deliveries to repeat. With `delivered`, receivers get them a second time.
     #[arg(long, default_value = "exhausted")]
     status: Status,
     /// Only deliveries to this callback.
     #[arg(long)]
     callback: Option<ObjectId>,
-    /// Deliveries per second.
-    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_PER_SECOND)))]
-    per_second: u32,
-    /// Only count the deliveries.
-    #[arg(long)]
-    dry_run: bool,
+    #[command(flatten)]
+    pages: RecoveryOptions,
     #[command(flatten)]
     scope: InProject,
+}
+
+/// Which deliveries are made (again), and how fast.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct RecoveryOptions {
+    /// Only deliveries of updates since this time, or this long ago, e.g. 6h.
+    #[arg(long, value_name = "TIME", value_parser = parse_since)]
+    pub(crate) since: Timestamp,
+    /// Deliveries per second.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_PER_SECOND)))]
+    pub(crate) per_second: u32,
+    /// Only count the deliveries.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -120,10 +127,44 @@ impl From<Status> for DeliveryStatus {
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct RecoverSummary {
+pub(crate) struct RecoverSummary {
     deliveries: u64,
     dry_run: bool,
     until: Option<Timestamp>,
+}
+
+impl RecoverSummary {
+    /// Prints what was done to the deliveries, e.g. "exhausted deliveries" and "repeated".
+    pub(crate) fn say(&self, what: &str, done: &str) {
+        let Self { deliveries, dry_run, until } = self;
+        output::say(match until {
+            _ if *dry_run => format!("{deliveries} {what} would be {done}"),
+            Some(until) => format!("{deliveries} {what} will be {done}, the last one at {}", until.to_iso()),
+            None => format!("no {what} to be {done}"),
+        });
+    }
+}
+
+impl RecoveryOptions {
+    /// Sends the query for each page, with the cursor of the one before.
+    pub(crate) async fn run<Q: Query<Reply = RecoveredDeliveries>>(
+        self,
+        client: &async_nats::Client,
+        query: impl Fn(Option<Cursor>) -> Q,
+    ) -> anyhow::Result<RecoverSummary> {
+        let mut summary = RecoverSummary { deliveries: 0, dry_run: self.dry_run, until: None };
+        let mut cursor = None;
+        loop {
+            let page = admin::request(client, &query(cursor)).await?;
+            summary.deliveries += page.deliveries;
+            summary.until = page.until.or(summary.until);
+            cursor = page.next;
+            if cursor.is_none() {
+                return Ok(summary);
+            }
+            output::note(format_args!("{} deliveries so far", summary.deliveries));
+        }
+    }
 }
 
 impl Deliveries {
@@ -174,38 +215,21 @@ impl Deliveries {
 
 impl RecoverArgs {
     async fn run(self) -> anyhow::Result<()> {
-        let Self { since, status, callback, per_second, dry_run, scope: InProject { project_id, admin } } = self;
+        let Self { status, callback, pages, scope: InProject { project_id, admin } } = self;
         let client = admin.connect().await?;
-        let mut summary = RecoverSummary { deliveries: 0, dry_run, until: None };
-        let mut query = RecoverDeliveries {
+        let RecoveryOptions { since, per_second, dry_run } = pages;
+        let status = status.into();
+        let query = |cursor| RecoverDeliveries {
             project_id,
             since,
-            status: status.into(),
+            status,
             callback_id: callback,
             per_second,
             dry_run,
-            cursor: None,
+            cursor,
         };
-        loop {
-            let page = admin::request(&client, &query).await?;
-            summary.deliveries += page.deliveries;
-            summary.until = page.until.or(summary.until);
-            query.cursor = page.next;
-            if query.cursor.is_none() {
-                break;
-            }
-            output::note(format_args!("{} deliveries so far", summary.deliveries));
-        }
-        output::show(admin.json, &summary, |RecoverSummary { deliveries, until, .. }| {
-            let status = name(status.into());
-            output::say(match until {
-                _ if dry_run => format!("{deliveries} {status} deliveries would be repeated"),
-                Some(until) => {
-                    format!("{deliveries} {status} deliveries will be repeated, the last one at {}", until.to_iso())
-                }
-                None => format!("no {status} deliveries to repeat"),
-            });
-        })
+        let summary = pages.run(&client, query).await?;
+        output::show(admin.json, &summary, |summary| summary.say(&format!("{} deliveries", name(status)), "repeated"))
     }
 }
 

@@ -6,8 +6,8 @@ use async_nats::service::Service;
 use contract::{
     process::{Callback, Process},
     rpc::{
-        CallbackState, CallbackStatus, CheckUrls, EnableCallback, EnableResult, ListCallbacks, PauseCallback, PauseResult,
-        RpcError, UrlCheck,
+        CallbackState, CallbackStatus, CheckUrls, EnableCallback, EnableResult, ListCallbacks, PauseCallback,
+        PauseResult, RpcError, UrlCheck,
     },
 };
 use futures::{StreamExt, stream};

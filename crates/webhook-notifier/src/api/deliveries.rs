@@ -71,6 +71,7 @@ impl DeliveryApi {
         serve!(Self::get);
         serve!(Self::redeliver);
         serve!(Self::recover);
+        serve!(Self::backfill);
         serve!(Self::count);
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! Answers queries over NATS.
 
+mod backfill;
 pub(crate) mod callbacks;
 pub(crate) mod deliveries;
 pub(crate) mod ping;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use contract::{
-    Timestamp,
+    ObjectId, Timestamp,
     rpc::{
         Cursor, DeliveryId, DeliveryStatus, ErrorCode, ListUpdates, MAX_LIMIT, MAX_PER_SECOND, Outcome,
         RecoverDeliveries, RecoveredDeliveries, RpcError,
@@ -29,20 +29,21 @@ struct RecoveryPage {
     next: Option<String>,
 }
 
-/// The progress of a recovery, which visits every delivery once.
+/// The progress of a recovery or backfill, which visits every delivery once.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct RecoveryCursor {
+pub(super) struct RecoveryCursor {
     started_at: Timestamp,
     /// How many deliveries were made due.
     recovered: u64,
     /// Where the next page starts.
-    next: Option<String>,
+    pub(super) next: Option<String>,
 }
 
 impl RecoveryCursor {
-    fn parse(cursor: Option<&Cursor>, now: Timestamp) -> Result<Self, RpcError> {
+    /// Reads a cursor of this list.
+    fn parse(list: &str, cursor: Option<&Cursor>, now: Timestamp) -> Result<Self, RpcError> {
         let Some(cursor) = cursor else { return Ok(Self { started_at: now, recovered: 0, next: None }) };
-        let text = cursor.place(RECOVERY)?;
+        let text = cursor.place(list)?;
         let mut parts = text.splitn(3, '.');
         let mut number = || parts.next()?.parse::<u64>().ok();
         let (started_at, recovered) = number().zip(number()).ok_or_else(Cursor::invalid)?;
@@ -52,14 +53,14 @@ impl RecoveryCursor {
         Ok(Self { started_at, recovered, next: parts.next().map(str::to_owned) })
     }
 
-    fn to_cursor(&self) -> Cursor {
+    fn to_cursor(&self, list: &str) -> Cursor {
         let Self { started_at, recovered, next } = self;
         let next = next.as_deref().unwrap_or_default();
-        Cursor::new(RECOVERY, &format!("{}.{recovered}.{next}", started_at.millis()))
+        Cursor::new(list, &format!("{}.{recovered}.{next}", started_at.millis()))
     }
 
     /// When the next delivery is due, so that every second has at most `per_second`.
-    fn next_due(&mut self, per_second: u32) -> Timestamp {
+    pub(super) fn next_due(&mut self, per_second: u32) -> Timestamp {
         let delay = Duration::from_millis(self.recovered.saturating_mul(1000) / u64::from(per_second.max(1)));
         self.recovered = self.recovered.saturating_add(1);
         // A forged count must not exceed the times that Postgres has.
@@ -67,36 +68,67 @@ impl RecoveryCursor {
     }
 }
 
-impl DeliveryApi {
-    pub(super) async fn recover(self, query: RecoverDeliveries) -> Result<RecoveredDeliveries, RpcError> {
-        if !(1..=MAX_PER_SECOND).contains(&query.per_second) {
+/// A call of a recovery or backfill, which makes deliveries due page by page until its time is over.
+pub(super) struct RecoveryCall {
+    list: &'static str,
+    started: Instant,
+    pub(super) cursor: RecoveryCursor,
+    reply: RecoveredDeliveries,
+}
+
+impl RecoveryCall {
+    pub(super) fn begin(list: &'static str, per_second: u32, cursor: Option<&Cursor>) -> Result<Self, RpcError> {
+        if !(1..=MAX_PER_SECOND).contains(&per_second) {
             let message = format!("perSecond must be a number from 1 to {MAX_PER_SECOND}");
             return Err(RpcError::new(ErrorCode::InvalidField, message));
         }
-        let started = Instant::now();
-        let mut cursor = RecoveryCursor::parse(query.cursor.as_ref(), clock::now())?;
-        let mut deliveries = 0;
-        let mut until = None;
+        let cursor = RecoveryCursor::parse(list, cursor, clock::now())?;
+        let reply = RecoveredDeliveries { deliveries: 0, until: None, next: None };
+        Ok(Self { list, started: Instant::now(), cursor, reply })
+    }
+
+    /// Counts the deliveries of a page, the last of which is due at `until`; `next` is where the next page starts. Returns the
+    /// reply if the call ends here.
+    pub(super) fn end_page(
+        &mut self,
+        deliveries: u64,
+        until: Option<Timestamp>,
+        next: Option<String>,
+    ) -> Option<RecoveredDeliveries> {
+        self.reply.deliveries += deliveries;
+        self.reply.until = until.or(self.reply.until);
+        self.cursor.next = next;
+        let is_last = self.cursor.next.is_none();
+        (is_last || self.started.elapsed() >= MAX_DURATION).then(|| RecoveredDeliveries {
+            next: (!is_last).then(|| self.cursor.to_cursor(self.list)),
+            ..self.reply.clone()
+        })
+    }
+}
+
+impl DeliveryApi {
+    pub(super) async fn recover(self, query: RecoverDeliveries) -> Result<RecoveredDeliveries, RpcError> {
+        let mut call = RecoveryCall::begin(RECOVERY, query.per_second, query.cursor.as_ref())?;
         loop {
+            let next = call.cursor.next.clone();
             let RecoveryPage { found, next } = match query.status {
-                DeliveryStatus::Exhausted => self.exhausted_page(&query, cursor.next.as_deref()).await?,
-                DeliveryStatus::Delivered => self.delivered_page(&query, cursor.next.clone()).await?,
+                DeliveryStatus::Exhausted => self.exhausted_page(&query, next.as_deref()).await?,
+                DeliveryStatus::Delivered => self.delivered_page(&query, next).await?,
                 DeliveryStatus::Pending => {
                     let message = "status must be exhausted or delivered: pending deliveries need no recovery";
                     return Err(RpcError::new(ErrorCode::InvalidField, message));
                 }
             };
-            deliveries += match query.dry_run {
-                true => found.len() as u64,
-                false => self.make_due(&query, &mut cursor, &found, &mut until).await?,
+            let (deliveries, until) = match query.dry_run {
+                true => (found.len() as u64, None),
+                false => self.make_due(&query, &mut call.cursor, &found).await?,
             };
-            let is_last = next.is_none();
-            cursor.next = next;
-            if is_last || started.elapsed() >= MAX_DURATION {
-                if deliveries > 0 && !query.dry_run {
-                    tracing::info!(project_id = %query.project_id, deliveries, "recovery of deliveries requested");
+            if let Some(recovered) = call.end_page(deliveries, until, next) {
+                if recovered.deliveries > 0 && !query.dry_run {
+                    let (project_id, deliveries) = (query.project_id, recovered.deliveries);
+                    tracing::info!(%project_id, deliveries, "recovery of deliveries requested");
                 }
-                return Ok(RecoveredDeliveries { deliveries, until, next: (!is_last).then(|| cursor.to_cursor()) });
+                return Ok(recovered);
             }
         }
     }
@@ -112,36 +144,46 @@ impl DeliveryApi {
 
     async fn delivered_page(&self, query: &RecoverDeliveries, after: Option<String>) -> Result<RecoveryPage, RpcError> {
         let project_id = query.project_id;
+        let (ids, next) = self.updates_since(project_id, query.since, after).await?;
+        let mut found = self.of_updates(project_id, &ids).await?;
+        found.retain(|delivery| {
+            delivery.status == DeliveryStatus::Delivered
+                && query.callback_id.is_none_or(|callback_id| callback_id == delivery.id.callback_id)
+        });
+        Ok(RecoveryPage { found: found.into_iter().map(|delivery| delivery.id).collect(), next })
+    }
+
+    /// A page of a project's updates, the oldest first, and where the next page starts.
+    pub(super) async fn updates_since(
+        &self,
+        project_id: ObjectId,
+        since: Timestamp,
+        after: Option<String>,
+    ) -> Result<(Vec<ObjectId>, Option<String>), RpcError> {
         let list = ListUpdates {
             project_id,
             lead_id: None,
-            since: Some(query.since),
+            since: Some(since),
             until: None,
             oldest_first: true,
             cursor: after.map(Cursor::from_text),
             limit: MAX_LIMIT,
         };
         let updates = request(&self.client, &list).await?;
-        let ids = updates.items.iter().map(|update| update.update_id).collect::<Vec<_>>();
-        let mut found = self.of_updates(project_id, &ids).await?;
-        found.retain(|delivery| {
-            delivery.status == DeliveryStatus::Delivered
-                && query.callback_id.is_none_or(|callback_id| callback_id == delivery.id.callback_id)
-        });
-        let next = updates.next.map(|next| next.as_str().to_owned());
-        Ok(RecoveryPage { found: found.into_iter().map(|delivery| delivery.id).collect(), next })
+        let ids = updates.items.iter().map(|update| update.update_id).collect();
+        Ok((ids, updates.next.map(|next| next.as_str().to_owned())))
     }
 
-    /// Makes the found deliveries due one after the other. Returns how many were not pending already.
+    /// Makes the found deliveries due one after the other. Returns how many were not pending already, and when the last one
+    /// is due.
     async fn make_due(
         &self,
         query: &RecoverDeliveries,
         cursor: &mut RecoveryCursor,
         found: &[DeliveryId],
-        until: &mut Option<Timestamp>,
-    ) -> Result<u64, RpcError> {
+    ) -> Result<(u64, Option<Timestamp>), RpcError> {
         let mut rest = found;
-        let mut requeued = 0;
+        let (mut requeued, mut until) = (0, None);
         while !rest.is_empty() {
             let outcomes = match query.status {
                 DeliveryStatus::Delivered => {
@@ -161,11 +203,11 @@ impl DeliveryApi {
                 Redelivery { id, due, payload }
             });
             let batch = batch.collect::<Vec<_>>();
-            *until = batch.last().map(|redelivery| redelivery.due).or(*until);
+            until = batch.last().map(|redelivery| redelivery.due).or(until);
             requeued += self.requeue(query.project_id, &batch, clock::now()).await?.len() as u64;
             rest = later;
         }
-        Ok(requeued)
+        Ok((requeued, until))
     }
 }
 
@@ -224,7 +266,7 @@ mod tests {
         ) {
             let now = Timestamp::from_millis(now);
             let cursor = RecoveryCursor { started_at: now, recovered, next: Some(next) };
-            let mut parsed = RecoveryCursor::parse(Some(&cursor.to_cursor()), now).unwrap();
+            let mut parsed = RecoveryCursor::parse(RECOVERY, Some(&cursor.to_cursor(RECOVERY)), now).unwrap();
             prop_assert_eq!(&parsed, &cursor);
             let dues = (0..=per_second).map(|_| parsed.next_due(per_second).millis()).collect::<Vec<_>>();
             prop_assert!(dues.is_sorted());
@@ -235,7 +277,7 @@ mod tests {
         #[test]
         fn forged_cursors_never_panic(text in "[0-9.-]{0,40}|.*", per_second: u32) {
             let cursor = Cursor::new(RECOVERY, &text);
-            if let Ok(mut cursor) = RecoveryCursor::parse(Some(&cursor), Timestamp::from_millis(0)) {
+            if let Ok(mut cursor) = RecoveryCursor::parse(RECOVERY, Some(&cursor), Timestamp::from_millis(0)) {
                 cursor.next_due(per_second);
             }
         }

@@ -97,6 +97,12 @@ impl From<StoreError> for AckDecision {
     }
 }
 
+impl From<serde_json::Error> for AckDecision {
+    fn from(error: serde_json::Error) -> Self {
+        Self::RetryLater(error.to_string())
+    }
+}
+
 /// Why it is not known where an event is delivered to.
 #[derive(Debug, thiserror::Error)]
 enum Undecided {
@@ -322,12 +328,12 @@ impl EventDispatcher {
 }
 
 /// The deliveries of an event. Those of a kind share their body.
-fn pending_deliveries(
+pub(crate) fn pending_deliveries(
     targets: Vec<Subscription>,
     event: &CompletionEvent,
     order: Option<&LeadOrder>,
     traceparent: Option<Arc<str>>,
-) -> Result<Vec<(Target, PendingDelivery)>, AckDecision> {
+) -> serde_json::Result<Vec<(Target, PendingDelivery)>> {
     let mut bodies: Vec<(DeliveryKind, Arc<str>)> = Vec::new();
     let mut deliveries = Vec::with_capacity(targets.len());
     for (target, kind) in targets {
@@ -335,7 +341,7 @@ fn pending_deliveries(
         let body = match known {
             Some(body) => body,
             None => {
-                let body = kind.body(event).map_err(|e| AckDecision::RetryLater(e.to_string()))?;
+                let body = kind.body(event)?;
                 // A callback has deliveries of those kinds only that the event means.
                 let Some(body) = body.map(Arc::<str>::from) else { continue };
                 bodies.push((kind, body.clone()));

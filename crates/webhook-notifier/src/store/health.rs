@@ -46,10 +46,9 @@ pub(crate) async fn pause_callback(pool: &Pool, callback_id: ObjectId, now: Time
 
 /// Resumes a callback. Returns whether it was paused.
 pub(crate) async fn resume_callback(pool: &Pool, callback_id: ObjectId) -> Result<bool, StoreError> {
-    let deleted =
-        sqlx::query!("DELETE FROM webhooks.paused_callbacks WHERE callback_id = $1", callback_id.as_bytes())
-            .execute(pool)
-            .await?;
+    let deleted = sqlx::query!("DELETE FROM webhooks.paused_callbacks WHERE callback_id = $1", callback_id.as_bytes())
+        .execute(pool)
+        .await?;
     Ok(deleted.rows_affected() > 0)
 }
 

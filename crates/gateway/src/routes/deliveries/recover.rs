@@ -28,20 +28,20 @@ impl FromBody for RecoverDeliveries {
             since: fields.time("since")?.ok_or_else(|| ApiError::missing("since is required"))?,
             status: status(&mut fields)?.unwrap_or(DeliveryStatus::Exhausted),
             callback_id: fields.id("callbackId")?,
-            per_second: match fields.take("perSecond") {
-                None => PER_SECOND,
-                Some(raw) => {
-                    let rate = serde_json::from_str(raw.get()).ok().filter(|rate| (1..=MAX_PER_SECOND).contains(rate));
-                    let fault = || ApiError::field("perSecond", format!("must be a number from 1 to {MAX_PER_SECOND}"));
-                    rate.ok_or_else(fault)?
-                }
-            },
+            per_second: per_second(&mut fields)?,
             dry_run: fields.flag("dryRun")?,
             cursor: fields.text("cursor")?.map(Cursor::from_text),
         };
         fields.refuse_rest()?;
         Ok(query)
     }
+}
+
+/// How many deliveries become due in a second.
+pub(in crate::routes) fn per_second(fields: &mut Fields<'_>) -> Result<u32, ApiError> {
+    let Some(raw) = fields.take("perSecond") else { return Ok(PER_SECOND) };
+    let rate = serde_json::from_str(raw.get()).ok().filter(|rate| (1..=MAX_PER_SECOND).contains(rate));
+    rate.ok_or_else(|| ApiError::field("perSecond", format!("must be a number from 1 to {MAX_PER_SECOND}")))
 }
 
 pub(crate) async fn handle(app: Arc<App>, _: Arc<ApiKey>, Body(query): Body<RecoverDeliveries>) -> HandlerResult {

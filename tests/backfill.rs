@@ -1,0 +1,93 @@
+//! Past events are delivered to a new callback: each once, as the callback would have got them.
+
+use std::time::Duration;
+
+use contract::{ObjectId, rpc::ProcessChangeResult};
+use serde_json::{Value, json};
+
+use crate::support::{DELIVERED, Stack, TEST_TIMEOUT, assert_ok, assert_refused, by_update, numbers, process_id};
+
+/// 20 updates of two leads that were delivered to `/crm`, with every third one for the state `interested`; the time before.
+async fn with_past_updates(stack: &Stack) -> (ProcessChangeResult, String) {
+    let applied = stack.process_calling(&["crm"]).await;
+    let since = service_kit::clock::now().minus(Duration::from_secs(1)).to_iso();
+    let leads =
+        [stack.api.initiate(process_id(&applied), None).await, stack.api.initiate(process_id(&applied), None).await];
+    for number in 0..20 {
+        let campaign = if number % 4 == 0 { "spring" } else { "fall" };
+        let metadata = json!({"n": number, "campaign": campaign});
+        stack.api.update(json!({"leadId": leads[number % 2], "metadata": metadata})).await;
+    }
+    stack.wait_for_count(DELIVERED, 20).await;
+    // Deliveries of the last minute are due later.
+    stack.sql("UPDATE lead_state.lead_updates SET applied_at = applied_at - interval '5 minutes'").await;
+    (applied, since)
+}
+
+/// Adds callbacks to the process; the id of the last one.
+async fn add(stack: &Stack, callbacks: &[Value]) -> ObjectId {
+    let crm = json!({"name": "crm", "url": stack.receiver.url("/crm")});
+    let applied = stack.process([&[crm], callbacks].concat().into()).await;
+    applied.process.callbacks.last().expect("a callback").callback_id
+}
+
+fn path(applied: &ProcessChangeResult, callback_id: ObjectId) -> String {
+    format!("/api/v1/processes/{}/callbacks/{callback_id}/backfill", process_id(applied))
+}
+
+#[tokio::test]
+async fn a_new_callback_gets_each_past_event_once_however_often_it_is_asked_for() {
+    let stack = Stack::start().await;
+    let (applied, since) = with_past_updates(&stack).await;
+    let new = add(&stack, &[json!({"name": "new", "url": stack.receiver.url("/new")})]).await;
+    let path = path(&applied, new);
+
+    let dry = assert_ok(stack.api.post(&path, &json!({"since": since, "dryRun": true})).await);
+    assert_eq!(dry["data"], json!({"deliveries": 20, "dryRun": true, "until": null, "next": null}));
+    let leadctl = ["callback", "backfill", &new.to_string(), "--since", &since, "--dry-run", "--json"];
+    assert_eq!(stack.leadctl_of_project(&leadctl).await.assert_ok().json()["deliveries"], 20);
+    assert_eq!(stack.receiver.requests_to("/new").len(), 0);
+
+    let body = json!({"since": since, "perSecond": 10});
+    let done = assert_ok(stack.api.post(&path, &body).await);
+    assert_eq!((&done["data"]["deliveries"], &done["data"]["next"]), (&json!(20), &Value::Null), "{done}");
+    let again = assert_ok(stack.api.post(&path, &body).await);
+    assert_eq!(again["data"]["deliveries"], 0, "{again}");
+
+    let requests = stack.receiver.wait_for_requests("/new", 20, TEST_TIMEOUT).await;
+    let took = requests[19].received_at.duration_since(requests[0].received_at);
+    assert!(took >= Duration::from_millis(1200), "ten a second, less a poll of half a second: {took:?}");
+    stack.wait_for_clean_audit().await;
+    let again = assert_ok(stack.api.post(&path, &body).await);
+    assert_eq!(again["data"]["deliveries"], 0, "{again}");
+    let requests = stack.receiver.requests_to("/new");
+    let (of_new, of_crm) = (by_update(&requests), by_update(&stack.receiver.requests_to("/crm")));
+    assert_eq!((requests.len(), of_new.len()), (20, 20));
+    assert!(of_new.keys().all(|update| of_crm.contains_key(update)));
+}
+
+#[tokio::test]
+async fn a_backfill_obeys_events_filter_and_order_and_waits_for_a_paused_callback() {
+    let stack = Stack::start().await;
+    let (applied, since) = with_past_updates(&stack).await;
+    let filter = json!([{"field": "metadata.campaign", "equals": "spring"}]);
+    let ordered =
+        json!({"name": "ordered", "url": stack.receiver.url("/ordered"), "ordering": "lead", "filter": filter});
+    let failed = json!({"name": "failed", "url": stack.receiver.url("/failed"), "events": ["update.failed"]});
+    let ordered = add(&stack, &[failed, ordered]).await;
+    let pause = path(&applied, ordered).replace("/backfill", "/pause");
+    assert_ok(stack.api.post(&pause, &json!({})).await);
+
+    let done = assert_ok(stack.api.post(&path(&applied, ordered), &json!({"since": since})).await);
+
+    assert_eq!(done["data"]["deliveries"], 5, "{done}");
+    stack.wait_for_count("SELECT count(*) FROM webhooks.deliveries WHERE status = 'pending'", 5).await;
+    assert_eq!(stack.receiver.requests_to("/ordered").len(), 0);
+    assert_ok(stack.api.post(&pause.replace("/pause", "/resume"), &json!({})).await);
+    stack.wait_for_clean_audit().await;
+    let numbers = numbers(&stack.receiver.requests_to("/ordered"));
+    assert_eq!(numbers.values().collect::<Vec<_>>(), [&[0, 4, 8, 12, 16]]);
+    let unknown = ObjectId::from_bytes([1; 12]);
+    let refused = stack.api.post(&path(&applied, unknown), &json!({"since": since})).await;
+    assert_refused(refused, 404, "callback_not_found");
+}
