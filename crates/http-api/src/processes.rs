@@ -112,7 +112,7 @@ pub struct CallbackHealth {
     pub state: CallbackState,
     /// Since when all attempts failed.
     pub failing_since: Option<DateTime>,
-    /// Since when it is disabled.
+    /// Since when it is disabled. Null for a moment, until that is recorded.
     pub disabled_since: Option<DateTime>,
     /// Why it is disabled.
     pub reason: Option<String>,

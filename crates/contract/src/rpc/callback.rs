@@ -68,7 +68,7 @@ pub const MAX_PENDING_COUNTED: u32 = 1000;
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct CallbackDetails {
-    /// Since when it is disabled.
+    /// Since when it is disabled. None for a moment, until that is recorded.
     pub disabled_since: Option<Timestamp>,
     /// How many of its deliveries are pending; at most [`MAX_PENDING_COUNTED`] are counted, those that are due first.
     pub pending: u32,
