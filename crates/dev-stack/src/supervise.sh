@@ -18,6 +18,8 @@ watch() {
     trap '' HUP INT QUIT TERM
     read -r _ && return
     for signal in $signals KILL; do
+        # Frozen children of a frozen PROGRAM would outlive it.
+        [ "$signal" != KILL ] || kill -s KILL $(cat "/proc/$$/task/$$/children") 2>/dev/null
         kill -s "$signal" $$ 2>/dev/null
         left=$grace_period
         while alive; do

@@ -108,7 +108,8 @@ pub struct CallbackWithHealth {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct CallbackHealth {
-    /// `healthy`; `failing`: all attempts for a while failed; `disabled` by its failures; `off` by its configuration.
+    /// `healthy`; `failing`: all attempts for a while failed; `disabled` by its failures; `paused`;
+    /// `off` by its configuration.
     pub state: CallbackState,
     /// Since when all attempts failed.
     pub failing_since: Option<DateTime>,
