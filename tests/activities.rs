@@ -1,5 +1,6 @@
 //! Activities: the result of a call is recorded once, moves the lead by the rules of an update, and reaches callbacks.
 
+use contract::Timestamp;
 use reqwest::Method;
 use serde_json::{Value, json};
 use test_support::eventually;
@@ -140,6 +141,58 @@ async fn the_end_of_a_call_moves_its_lead_by_the_rules_of_an_update() {
     assert_includes(&terminal, json!({"toState": "lost", "warnings": warning(fault)}));
     let after = stack.api.update_and_wait(json!({"leadId": lead, "name": "Ada"})).await;
     assert_includes(&after, json!({"status": "succeeded", "version": 4}));
+    stack.wait_for_clean_audit().await;
+}
+
+#[tokio::test]
+async fn calls_with_a_result_are_counted_by_what_they_brought() {
+    let stack = Stack::start().await;
+    let applied = stack.process_calling(&["crm"]).await;
+    let lead = stack.api.initiate(process_id(&applied), Some("L-1")).await;
+    let other = stack.api.initiate(process_id(&applied), Some("L-2")).await;
+    let end = async |lead: &str, to_state: Option<&str>, result: Value| {
+        let mut body = json!({"leadId": lead, "callId": "c", "result": result});
+        body["toState"] = json!(to_state);
+        report(&stack, ENDED, body).await
+    };
+    let begin = Timestamp::from(std::time::SystemTime::now()).millis() / 1000 * 1000;
+
+    end(&lead, None, json!({"connected": false, "status": "busy", "disposition": "busy"})).await;
+    end(&lead, None, json!({"connected": true})).await;
+    end(&lead, Some("interested"), json!({"connected": true, "direction": "outgoing"})).await;
+    end(&other, None, json!({"connected": true, "direction": "incoming", "analysis": {"disposition": "hot"}})).await;
+    let last = end(&other, None, json!({"direction": "incoming"})).await;
+    report(&stack, ENDED, json!({"leadId": lead, "callId": "without a result"})).await;
+
+    let path = "/api/v1/analytics/customer/stats";
+    let end = begin + 86_400_000;
+    let mut request = json!({"start": begin, "end": end, "includeUniqueLeads": true, "timezoneOffsetMinutes": 330});
+    let counted = assert_ok(stack.api.post(path, &request).await)["data"].clone();
+    let today = |offset: i64| Timestamp::from_millis(begin + offset * 60_000).to_iso()[..10].to_owned();
+    let expected = json!({
+        "attempts": 3, "connected": 3, "incoming": 2, "meaningfullyHandled": 2,
+        "interested": {"total": 1, "data": [{"date": counted["interested"]["data"][0]["date"], "count": 1}]},
+        "unique": {"attempts": 1, "connected": 2, "incoming": 1, "meaningfullyHandled": 2, "interested": 1},
+    });
+    assert_eq!(counted, expected);
+    let date = counted["interested"]["data"][0]["date"].as_str().expect("a date");
+    assert!([today(330), today(331)].iter().any(|day| day == date), "{date}");
+
+    request["processId"] = json!("f".repeat(24));
+    let none = json!({"attempts": 0, "connected": 0, "incoming": 0, "meaningfullyHandled": 0,
+        "interested": {"total": 0, "data": []},
+        "unique": {"attempts": 0, "connected": 0, "incoming": 0, "meaningfullyHandled": 0, "interested": 0}});
+    assert_eq!(assert_ok(stack.api.post(path, &request).await)["data"], none);
+    let of_group = json!({"start": begin, "end": end, "groupId": "spring"});
+    assert_includes(&assert_ok(stack.api.post(path, &of_group).await)["data"], json!({"attempts": 0, "unique": null}));
+    let later = json!({"start": end, "end": end + 1});
+    assert_includes(&assert_ok(stack.api.post(path, &later).await)["data"], json!({"incoming": 0}));
+
+    let project = stack.api.project_id.to_string();
+    let table = stack.leadctl(&["call", "count", "--project", &project, "--unique-leads"]).await.assert_ok();
+    assert!(table.stdout.contains("leads  1"), "{}", table.stdout);
+    let shown = activity(&stack, &last).await;
+    assert_eq!(shown["result"], json!({"direction": "incoming"}));
     stack.wait_for_clean_audit().await;
 }
 

@@ -185,6 +185,8 @@ async fn send_every_query(stack: &Stack, process_id: &str, lead: &str, first: &s
     assert_ok(api.get("/api/v1/leads?limit=1").await);
     assert_ok(api.get("/api/v1/calls").await);
     assert_ok(api.get("/api/v1/stats?by=process").await);
+    let day = json!({"start": 1_768_176_000_000_u64, "end": 1_768_262_400_000_u64, "includeUniqueLeads": true});
+    assert_ok(api.post("/api/v1/analytics/customer/stats", &day).await);
     assert_ok(api.get(&format!("/api/v1/leads/{lead}/updates?limit=2")).await);
     assert_eq!(other.get(&format!("/api/v1/leads/get?leadId={lead}")).await.0, 404);
     assert_ok(api.post(&format!("{UPDATE}?dryRun=true"), &json!({"leadId": lead, "name": "Eve"})).await);

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 
 use contract::Timestamp;
 use serde_json::{Value, json};
+use test_support::eventually;
 
 use crate::support::{CALL_IN_PROGRESS, Stack, TEST_TIMEOUT, process_id};
 
@@ -256,6 +257,33 @@ async fn update_lead_and_its_webhooks_work_as_documented() {
     let webhooks = vendor.stack.receiver.wait_for_requests("/crm", 4, TEST_TIMEOUT).await;
     let refused = webhooks.iter().map(|webhook| webhook.json()).find(|webhook| webhook["error"] == CALL_IN_PROGRESS);
     assert_webhook(&refused.expect("a webhook"), lead_id);
+}
+
+#[tokio::test]
+async fn customer_stats_work_as_documented() {
+    let vendor = Vendor::start().await;
+    let client = &vendor.client;
+    let now = Timestamp::from(std::time::SystemTime::now()).millis();
+
+    let ended = json!({"leadId": vendor.lead_id(), "result": {"connected": true}});
+    let (status, _) = client.post("/calls/ended", &ended).await;
+    let body = json!({
+        "start": now - 86_400_000, "end": now + 86_400_000, "processId": vendor.process, "groupId": "spring",
+        "timezoneOffsetMinutes": 330, "includeUniqueLeads": true,
+    });
+    let data = eventually(TEST_TIMEOUT, "the call is counted", async || {
+        let (status, answer) = client.post("/analytics/customer/stats", &body).await;
+        assert_eq!((status, &answer["success"]), (200, &json!(true)), "{answer}");
+        if answer["data"]["connected"] == 1 { Ok(answer["data"].clone()) } else { Err(answer.to_string()) }
+    })
+    .await;
+
+    assert_eq!(status, 200);
+    for field in ["attempts", "connected", "incoming", "meaningfullyHandled"] {
+        assert!(data[field].is_u64() && data["unique"][field].is_u64(), "{field}: {data}");
+    }
+    assert!(data["interested"]["total"].is_u64() && data["interested"]["data"].is_array(), "{data}");
+    assert_error(client.post("/analytics/customer/stats", &json!({})).await, 400, "start");
 }
 
 #[tokio::test]

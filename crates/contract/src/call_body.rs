@@ -5,7 +5,7 @@
 
 use crate::{
     JsonObject, ObjectId,
-    call_result::{CallResult, MAX_RESULT_BYTES},
+    call_result::{CallDirection, CallResult, MAX_RESULT_BYTES},
     command::{CallEnded, CallStarted, MAX_TEXT_CHARS},
     fields::{Address, BodyError, Fields},
     json::{self, MAX_DEPTH},
@@ -45,6 +45,12 @@ pub fn parse_ended(body: &[u8], project_id: ObjectId) -> Result<CallEnded, BodyE
     Ok(CallEnded { lead_id, reference_id, process_id, call_id, to_state, result, ..CallEnded::default() })
 }
 
+fn direction(fields: &mut Fields<'_>) -> Result<Option<CallDirection>, BodyError> {
+    let Some(raw) = fields.take("direction") else { return Ok(None) };
+    let direction = serde_json::from_str(raw.get()).map(Some);
+    direction.map_err(|_| BodyError::field("result.direction", "must be incoming or outgoing"))
+}
+
 impl CallResult {
     /// Parses the result in a body.
     ///
@@ -64,6 +70,7 @@ impl CallResult {
         let parsed = Self {
             status: fields.text("status")?,
             connected: fields.optional_flag("connected")?,
+            direction: direction(&mut fields)?,
             disposition: fields.text("disposition")?,
             summary: fields.long_text("summary", MAX_RESULT_BYTES)?,
             analysis: fields.object("analysis")?,
@@ -113,6 +120,8 @@ mod tests {
             r#"{"leadId":"LEAD","timeoutSeconds":-1}"#,
             r#"{"leadId":"LEAD","updateId":"LEAD"}"#,
             r#"{"leadId":"LEAD","toState":"lost","result":{"status":"busy","connected":false,"metadata":{"n":1.50}}}"#,
+            r#"{"leadId":"LEAD","result":{"direction":"incoming"}}"#,
+            r#"{"leadId":"LEAD","result":{"direction":"inbound"}}"#,
             r#"{"leadId":"LEAD","result":{"state":"busy"}}"#,
             r#"{"leadId":"LEAD","result":"busy"}"#,
             "[]",

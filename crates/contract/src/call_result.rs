@@ -8,6 +8,17 @@ use crate::JsonObject;
 /// else into a NATS message.
 pub const MAX_RESULT_BYTES: usize = 240 << 10;
 
+/// Who called whom.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub enum CallDirection {
+    /// The lead was called.
+    Outgoing,
+    /// The lead called.
+    Incoming,
+}
+
 /// What a voice platform reports of a call that ended. All of it is optional.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -20,6 +31,9 @@ pub struct CallResult {
     /// Whether somebody took the call.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connected: Option<bool>,
+    /// Who called whom. A call without it counts as outgoing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub direction: Option<CallDirection>,
     /// The disposition. It is stored with the lead if `toState` is a state that takes one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "schema", schemars(length(min = 1, max = 1024)))]

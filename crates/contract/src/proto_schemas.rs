@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::{
     JsonObject, ObjectId, Timestamp,
-    call_result::CallResult,
+    call_result::{CallDirection, CallResult},
     command::{CallEnded, CallExpired, CallStarted, EraseLead, LeadContact, LeadCreated, UpdateCommand},
     event::{CompletionEvent, OutcomeKind, TestPayload, WebhookEvent, WebhookPayload},
     event_kind::DeliveryKind,
@@ -69,6 +69,7 @@ fn result() -> CallResult {
     CallResult {
         status: text(),
         connected: Some(true),
+        direction: Some(CallDirection::Incoming),
         disposition: text(),
         summary: text(),
         analysis: Some(JsonObject::from_text(r#"{"a":"b"}"#.into()).unwrap()),

@@ -33,7 +33,10 @@ pub use crate::{
         ConfiguredSource, EnableResult, PauseResult, RotateSecretRequest, SecretExpiry, TestResult,
     },
     response::{DataResponse, ErrorResponse, ListResponse},
-    statistics::{DeliveryCounts, Statistics, StatisticsResponse, UpdateCounts},
+    statistics::{
+        CallStatistics, CallStatisticsRequest, DeliveryCounts, InterestedCalls, InterestedDay, Statistics,
+        StatisticsResponse, UniqueLeads, UpdateCounts,
+    },
     time::DateTime,
     updates::{
         Attempt, BulkUpdateLine, BulkUpdateResult, Delivery, DryRunOutcome, DryRunResponse, Event, LineExpectations,

@@ -80,6 +80,7 @@ queries! {
     // The same of events.
     GetEvents "leads.rpc.update.events" repeatable => list LedgerEvent;
     CountUpdates "leads.rpc.update.count" repeatable => list UpdateCounts;
+    CountActivities "leads.rpc.update.activities" repeatable => one ActivityCounts;
     CreateProject "leads.rpc.project.create" once => one Project;
     ApplyProcess "leads.rpc.process.apply" once => one ProcessChangeResult;
     // Processes are answered without their secrets.

@@ -303,3 +303,95 @@ mod tests {
         assert!(range(Some("2025-12-01T00:00:00Z"), None, None).is_err());
     }
 }
+
+/// The longest range that activities are counted in, in days: a calendar month of any time zone fits.
+pub const MAX_ACTIVITY_DAYS: i64 = 32;
+
+/// The most activities that a query counts. More takes longer than a page should.
+pub const MAX_COUNTED_ACTIVITIES: i64 = 500_000;
+
+/// Counts the activities of a project: the calls that ended with a result.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CountActivities {
+    /// The project.
+    pub project_id: ObjectId,
+    /// The begin of the time in the activities' ids, which is when their results were accepted, to the second.
+    pub from: Timestamp,
+    /// Its end, not included.
+    pub to: Timestamp,
+    /// Only of leads of this process.
+    #[serde(default)]
+    pub process_id: Option<ObjectId>,
+    /// Only of leads of this group.
+    #[serde(default)]
+    pub group_id: Option<String>,
+    /// How many minutes the clocks whose days are counted by are ahead of UTC.
+    #[serde(default)]
+    pub offset_minutes: i32,
+    /// Whether to count leads, too.
+    #[serde(default)]
+    pub include_leads: bool,
+}
+
+impl CountActivities {
+    /// Checks the bounds.
+    ///
+    /// # Errors
+    /// The range is empty or too long, or the offset is none of a time zone.
+    pub fn check(&self) -> Result<(), RpcError> {
+        let length = self.to.millis().saturating_sub(self.from.millis());
+        let fault = if length <= 0 {
+            "end must be later than start".into()
+        } else if length > MAX_ACTIVITY_DAYS * StatisticsStep::Day.millis() {
+            format!("the range is longer than {MAX_ACTIVITY_DAYS} d: choose a shorter one")
+        } else if !(-14 * 60..=14 * 60).contains(&self.offset_minutes) {
+            "timezoneOffsetMinutes must be from -840 to 840".into()
+        } else {
+            return Ok(());
+        };
+        Err(RpcError::new(ErrorCode::InvalidField, fault))
+    }
+}
+
+/// The counts of activities.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct ActivityCounts {
+    /// How many there are.
+    pub calls: CallCounts,
+    /// How many brought interest, by day, without days that have none.
+    pub interested_by_day: Vec<DayCount>,
+    /// How many leads have at least one; null unless they were to be counted.
+    pub leads: Option<CallCounts>,
+}
+
+/// Counts of activities, or of leads that have at least one of them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct CallCounts {
+    /// Outgoing calls.
+    pub attempts: i64,
+    /// Calls that somebody took.
+    pub connected: i64,
+    /// Incoming calls.
+    pub incoming: i64,
+    /// Connected calls that brought a disposition or moved the lead to another state.
+    pub meaningfully_handled: i64,
+    /// Calls that moved the lead to the state `interested`, or confirmed it.
+    pub interested: i64,
+}
+
+/// A count of one day.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct DayCount {
+    /// The day, e.g. `2026-01-12`.
+    pub date: String,
+    /// How many there are.
+    pub count: i64,
+}

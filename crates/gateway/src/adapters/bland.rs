@@ -5,7 +5,7 @@ use contract::fields::BodyError;
 
 use super::{
     object::{Object, whole_seconds},
-    report::{Call, CallDraft, Event},
+    report::{Call, CallDraft, Event, direction},
 };
 
 /// Statuses of calls that somebody did not take.
@@ -28,6 +28,7 @@ pub(super) fn read(mut body: Object<'_>) -> Result<Event<'_>, BodyError> {
     let result = CallDraft {
         status: body.take_short_text("status").or_else(|| body.take_short_text("queue_status")),
         connected,
+        direction: body.flag("inbound").map(direction),
         disposition: body.take_short_text("disposition_tag"),
         summary: body.take_text("summary"),
         analysis: body.take_object("analysis").unwrap_or_default(),

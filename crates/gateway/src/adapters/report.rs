@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use contract::{
     JsonObject, ObjectId,
-    call_result::{CallResult, MAX_RESULT_BYTES},
+    call_result::{CallDirection, CallResult, MAX_RESULT_BYTES},
     event::OutcomeKind,
     fields::BodyError,
     json::Members,
@@ -63,6 +63,7 @@ pub(super) struct Call<'a> {
 pub(super) struct CallDraft<'a> {
     pub(super) status: Option<String>,
     pub(super) connected: Option<bool>,
+    pub(super) direction: Option<CallDirection>,
     pub(super) disposition: Option<String>,
     pub(super) summary: Option<String>,
     pub(super) analysis: Object<'a>,
@@ -112,6 +113,11 @@ impl<'a> Call<'a> {
     }
 }
 
+/// The direction of a call that is incoming or not.
+pub(super) const fn direction(is_incoming: bool) -> CallDirection {
+    if is_incoming { CallDirection::Incoming } else { CallDirection::Outgoing }
+}
+
 /// The names of fields, within bounds.
 fn named(fields: &[String]) -> Vec<String> {
     let names = fields.iter().take(MAX_NAMES).map(|name| text::prefix(name, MAX_NAME_CHARS).to_owned());
@@ -143,6 +149,7 @@ impl CallDraft<'_> {
         let result = CallResult {
             status: self.status,
             connected: self.connected,
+            direction: self.direction,
             disposition: self.disposition,
             summary: self.summary,
             analysis: object(self.analysis.into_members()),

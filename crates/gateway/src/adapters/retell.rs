@@ -7,7 +7,7 @@ use contract::fields::BodyError;
 
 use super::{
     object::{Object, whole_seconds},
-    report::{Call, CallDraft, Event},
+    report::{Call, CallDraft, Event, direction},
 };
 
 /// Reasons for which a call ended before somebody took it, beside those that begin with `dial_`.
@@ -58,6 +58,7 @@ fn result<'a>(call: &mut Object<'a>) -> CallDraft<'a> {
     CallDraft {
         status: reason.or_else(|| call.take_short_text("call_status")),
         connected,
+        direction: call.text("direction").map(|name| direction(name == "inbound")),
         disposition: custom.and_then(|mut custom| custom.take_short_text("disposition")),
         summary: analysis.take_text("call_summary"),
         analysis,

@@ -4,7 +4,7 @@ use contract::fields::BodyError;
 
 use super::{
     object::{Object, whole_seconds},
-    report::{Call, CallDraft, Event},
+    report::{Call, CallDraft, Event, direction},
 };
 
 /// Reasons for which a call ended before somebody took it. Others that mean this end in `failed-to-connect-call` or
@@ -47,6 +47,10 @@ fn result<'a>(message: &mut Object<'a>) -> CallDraft<'a> {
     CallDraft {
         status: message.take_short_text("endedReason"),
         connected,
+        direction: message
+            .object("call")
+            .and_then(|call| call.text("type"))
+            .map(|kind| direction(kind == "inboundPhoneCall")),
         disposition,
         summary: analysis.take_text("summary"),
         analysis,

@@ -58,6 +58,7 @@ pub(crate) mod deliveries {
 }
 
 pub(crate) mod statistics {
+    pub(crate) mod calls;
     pub(crate) mod get;
 }
 
@@ -155,6 +156,7 @@ endpoints! {
     POST   "/api/v1/deliveries/{deliveryId}/redeliver"                        LeadsWrite  Other   deliveries::redeliver;
     POST   "/api/v1/deliveries/recover"                                       LeadsWrite  Other   deliveries::recover;
     GET    "/api/v1/stats"                                                    LeadsRead   Other   statistics::get;
+    POST   "/api/v1/analytics/customer/stats"                                 LeadsRead   Other   statistics::calls;
     GET    "/api/v1/keys"                                                     ConfigRead  Other   keys::list;
     POST   "/api/v1/keys/{keyId}/revoke"                                      ConfigWrite Other   keys::revoke;
     GET    "/api/v1/processes"                                                ConfigRead  Other   processes::list;

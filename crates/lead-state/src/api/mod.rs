@@ -63,7 +63,7 @@ impl Api {
         serve! {
             api: Self::get_lead, Self::initiate_lead, Self::list_leads, Self::get_lead_history, Self::list_calls;
             api: Self::get_update, Self::dry_run_update, Self::list_updates, Self::get_outcomes;
-            api: Self::get_events, Self::find_updates, Self::count_updates;
+            api: Self::get_events, Self::find_updates, Self::count_updates, Self::count_activities;
             api: Self::create_project, Self::apply_process, Self::change_process;
             api: Self::get_process, Self::list_processes;
             api: Self::create_key, Self::revoke_key, Self::list_keys;

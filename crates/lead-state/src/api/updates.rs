@@ -5,9 +5,9 @@ use std::{fmt::Display, time::Duration};
 use contract::{
     ObjectId, Timestamp,
     rpc::{
-        CountUpdates, ErrorCode, FindUpdates, FoundUpdate, GetEvents, GetOutcomes, GetUpdate, HistoryEntry,
-        InvalidRange, LedgerEvent, ListUpdates, ListedUpdate, MAX_LIMIT, MAX_UPDATES_DAYS, Outcome, Page, RpcError,
-        Update, UpdateCounts, clamp,
+        ActivityCounts, CountActivities, CountUpdates, ErrorCode, FindUpdates, FoundUpdate, GetEvents, GetOutcomes,
+        GetUpdate, HistoryEntry, InvalidRange, LedgerEvent, ListUpdates, ListedUpdate, MAX_COUNTED_ACTIVITIES,
+        MAX_LIMIT, MAX_UPDATES_DAYS, Outcome, Page, RpcError, Update, UpdateCounts, clamp,
     },
     streams::LEAD_COMMANDS,
 };
@@ -145,6 +145,16 @@ impl Api {
         query.range.check()?;
         let counts = statistics::count_updates(&self.pool, query.project_id, query.range, query.by).await?;
         Ok(counts.ok_or(InvalidRange::TooMany)?)
+    }
+
+    pub(super) async fn count_activities(self, query: CountActivities) -> Result<ActivityCounts, RpcError> {
+        query.check()?;
+        let counts = statistics::count_activities(&self.pool, &query).await?;
+        counts.ok_or_else(|| {
+            let fault =
+                format!("the range has more than {MAX_COUNTED_ACTIVITIES} calls: choose a shorter range, or a process");
+            RpcError::new(ErrorCode::InvalidField, fault)
+        })
     }
 
     pub(super) async fn get_outcomes(self, query: GetOutcomes) -> Result<Vec<Outcome>, RpcError> {

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use contract::{ObjectId, Timestamp};
+use contract::{ObjectId, Timestamp, call_result::CallDirection, event::CompletionEvent};
 
 use super::batch::LedgerRow;
 
 const MINUTE_MS: i64 = 60_000;
+/// The state of leads that are interested.
+const INTERESTED: &str = "interested";
 
 /// What is counted together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -29,6 +31,20 @@ pub(crate) struct CountKey<'a> {
 pub(crate) struct UpdateCount<'a> {
     pub(crate) key: CountKey<'a>,
     pub(crate) updates: i64,
+}
+
+/// What a call that ended with a result counts as; none of another event. The bits are those of `lead_updates.call_facts`.
+pub(crate) fn call_facts(event: &CompletionEvent) -> Option<i16> {
+    let result = event.activity.as_ref()?;
+    let is_incoming = result.direction == Some(CallDirection::Incoming);
+    let is_connected = result.connected == Some(true);
+    let analyzed = || Some(result.analysis.as_ref()?.members().get("disposition")?.get() != "null");
+    let has_disposition = result.disposition.is_some() || analyzed() == Some(true);
+    let is_handled = is_connected && (has_disposition || event.from_state != event.to_state);
+    // The version is there if the state was decided.
+    let is_interested = event.version.is_some() && event.to_state.as_deref() == Some(INTERESTED);
+    let facts = [!is_incoming, is_connected, is_incoming, is_handled, is_interested];
+    Some(facts.into_iter().rev().fold(0, |bits, is_so| bits << 1 | i16::from(is_so)))
 }
 
 /// Counts the rows of a batch. A duplicate has no row, so nothing counts it.

@@ -13,7 +13,7 @@ use super::{
 use crate::core::{
     batch::{LedgerRow, Plan},
     decide::Call,
-    statistics::count_updates,
+    statistics::{call_facts, count_updates},
 };
 
 /// A batch to write.
@@ -123,6 +123,7 @@ macro_rules! batch_query {
             "decided_sequence" "bigint[]" = |row| decided_later(row).map(|(_, sequence, _)| sequence);
             "decided_index" "int[]" = |row| decided_later(row).map(|(_, _, index)| index);
             "counted" "true";
+            "call_facts" "smallint[]" = |row| call_facts(&row.event);
         }
         "    WHERE EXISTS (SELECT FROM moved)
          ), counted AS (

@@ -191,6 +191,7 @@ async fn a_batch_writes_every_column() {
         "api_key_id": hex(9), "warnings": ["first", "second"], "data": {"n": 1}, "traceparent": "trace",
         "applied_at": time(11), "decided_epoch": 2, "decided_sequence": 8, "decided_index": 1, "kind": "update",
         "counted": true,
+        "call_facts": null,
     });
     let mut failed = succeeded.clone();
     for (column, value) in [

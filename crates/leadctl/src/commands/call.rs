@@ -1,24 +1,28 @@
-//! `leadctl call`: reports calls over the HTTP API, and lists those in progress.
+//! `leadctl call`: reports calls over the HTTP API, lists those in progress and counts those that ended.
 
 use std::{collections::BTreeMap, process::ExitCode, time::Duration};
 
 use clap::{Args, Subcommand};
 use contract::{
-    JsonObject, ObjectId,
+    JsonObject, ObjectId, Timestamp,
     call_result::CallResult,
-    rpc::{Call as ListedCall, ListCalls},
+    rpc::{Call as ListedCall, CallCounts, CountActivities, ListCalls},
 };
-use http_api::{CallEndedRequest, CallStartedRequest};
+use http_api::{CallEndedRequest, CallStartedRequest, CallStatistics};
 use serde::Serialize;
+use service_kit::clock;
 
 use crate::{
-    arguments::{GatewayArgs, InProject},
+    arguments::{GatewayArgs, InProject, parse_since},
+    clients::admin::{self, Admin},
     commands::{
         paging::Paging,
         update::send::{DEFAULT_WAIT, MAX_WAIT, quoted, report_accepted},
     },
-    output::escape::escaped,
+    output::{self, escape::escaped},
 };
+
+const DAY: Duration = Duration::from_hours(24);
 
 /// Calls with leads.
 #[derive(Debug, Subcommand)]
@@ -49,6 +53,27 @@ pub(crate) enum Call {
         result: Option<CallResult>,
         #[command(flatten)]
         sending: Sending,
+    },
+    /// Count a project's calls that ended with a result: by default of the last 24 hours.
+    #[command(after_help = "Example:\n  leadctl call count --project 6b04… --from 7d --unique-leads")]
+    Count {
+        /// The begin: a time, or this long ago, e.g. 7d; by default 1 day before the end, and at most 32.
+        #[arg(long, value_name = "TIME", value_parser = parse_since)]
+        from: Option<Timestamp>,
+        /// The end: a time, or this long ago; by default now.
+        #[arg(long, value_name = "TIME", value_parser = parse_since)]
+        to: Option<Timestamp>,
+        /// Only calls with leads of this process.
+        #[arg(long, value_name = "ID")]
+        process: Option<ObjectId>,
+        /// Only calls with leads of this group.
+        #[arg(long, value_name = "GROUP")]
+        group: Option<String>,
+        /// Count the leads, too.
+        #[arg(long)]
+        unique_leads: bool,
+        #[command(flatten)]
+        scope: InProject,
     },
     /// List a project's calls in progress, by lead.
     #[command(after_help = "Example:\n  leadctl call list --project 6b04… --lead 696102a4b8c1d2e3f4a5b6c7")]
@@ -130,6 +155,19 @@ impl Call {
                 };
                 sending.post("/api/v1/calls/ended", &request).await
             }
+            Self::Count { from, to, process, group, unique_leads, scope: InProject { project_id, admin } } => {
+                let to = to.unwrap_or_else(clock::now);
+                let query = CountActivities {
+                    project_id,
+                    from: from.unwrap_or_else(|| to.minus(DAY)),
+                    to,
+                    process_id: process,
+                    group_id: group,
+                    offset_minutes: 0,
+                    include_leads: unique_leads,
+                };
+                print_counts(&admin, &query).await
+            }
             Self::List { lead, paging, scope: InProject { project_id, admin } } => {
                 let query = |cursor, limit| ListCalls { project_id, lead_id: lead, cursor, limit };
                 let head = ["LEAD", "CALL", "STARTED", "EXPIRES", "REFERENCE"];
@@ -165,6 +203,24 @@ impl Sending {
 fn parse_result(text: &str) -> Result<CallResult, String> {
     let object = JsonObject::from_text(text.to_owned()).map_err(|e| e.to_string())?;
     CallResult::parse(&object).map_err(|e| e.to_string())
+}
+
+async fn print_counts(admin: &Admin, query: &CountActivities) -> anyhow::Result<ExitCode> {
+    let counts = admin::request(&admin.connect().await?, query).await?;
+    if admin.json {
+        output::json(&CallStatistics::from(counts))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let head = ["", "OUTGOING", "INCOMING", "CONNECTED", "MEANINGFULLY HANDLED", "INTERESTED"];
+    let rows = [("calls", Some(counts.calls)), ("leads", counts.leads)];
+    let rows: Vec<_> = rows.into_iter().filter_map(|(name, counts)| Some((name, counts?))).collect();
+    output::list("no calls", head, &rows, |(name, counts)| {
+        let CallCounts { attempts, connected, incoming, meaningfully_handled, interested } = counts;
+        let [attempts, incoming, connected, handled, interested] =
+            [attempts, incoming, connected, meaningfully_handled, interested].map(ToString::to_string);
+        [(*name).to_owned(), attempts, incoming, connected, handled, interested]
+    });
+    Ok(ExitCode::SUCCESS)
 }
 
 fn row(call: &ListedCall) -> [String; 5] {
