@@ -6,6 +6,7 @@ use contract::{
     Timestamp,
     key::{ApiKey, Scope},
     rpc::{CreateKey, ListKeys, RevokeKey, RpcError},
+    streams::KEY_USES,
 };
 use secrets::api_key;
 use serde_json::{Value, json};
@@ -92,6 +93,50 @@ async fn the_keys_of_a_project_are_listed_and_revoked_over_http() {
     assert_eq!(other_project.get(PROBE).await.0, 404, "the key of the other project is valid");
     // The time of the first revocation stays.
     assert_eq!(assert_ok(stack.api.post(&revoke, &json!({})).await), revoked);
+}
+
+#[tokio::test]
+async fn the_last_use_of_a_key_is_shown_and_no_earlier_one_replaces_it() {
+    let stack = Stack::start().await;
+    let (mut gateway, other) = stack.second_gateway(&[]).await;
+    let ([_, by_other], key) = new_key(&stack, &other, None).await;
+    let create = CreateKey {
+        project_id: stack.api.project_id,
+        name: "unused".into(),
+        sha256: api_key::hash("unused"),
+        scopes: Scope::ALL.into(),
+        expires_at: None,
+    };
+    let unused = stack.call(&create).await.key_id;
+    let last_use = async |key_id| {
+        let listed = assert_ok(stack.api.get("/api/v1/keys").await)["data"].clone();
+        let listed = listed.as_array().expect("keys").iter().find(|listed| listed["keyId"] == json!(key_id)).cloned();
+        listed.expect("the key")["lastUsedAt"].clone()
+    };
+
+    let shown = eventually(TEST_TIMEOUT, "the use is shown", async || match last_use(key.key_id).await {
+        Value::String(at) => Ok(at),
+        none => Err(none.to_string()),
+    })
+    .await;
+    let age = service_kit::clock::now().millis() - shown.parse::<Timestamp>().expect("a time").millis();
+    assert!((0..300_000).contains(&age) && shown.ends_with(":00.000Z"), "{shown}");
+    assert_eq!(last_use(unused).await, Value::Null);
+    let table = stack.leadctl(&["key", "list", "--project", &stack.api.project_id.to_string()]).await.assert_ok();
+    assert!(table.stdout.contains(&shown[..16]) && table.stdout.contains("never"), "{}", table.stdout);
+
+    // Another gateway has written a later use. This one writes when it stops.
+    let later = Timestamp::from_millis(shown.parse::<Timestamp>().expect("a time").millis() + 3_600_000);
+    let bucket = stack.js().get_key_value(KEY_USES).await.expect("the bucket");
+    bucket.put(key.key_id.to_string(), later.millis().to_string().into()).await.expect("a write");
+    bucket.put(unused.to_string(), "0".into()).await.expect("a write");
+    let unused_by_other = Api { key: "unused".into(), ..by_other.clone() };
+    eventually(TEST_TIMEOUT, "the key is accepted", async || unused_by_other.get(PROBE).await.0 == 404).await;
+    assert_eq!(by_other.get(PROBE).await.0, 404);
+    gateway.terminate().await;
+
+    assert_eq!(last_use(key.key_id).await, json!(later.to_iso()));
+    assert_ne!(last_use(unused).await, json!("1970-01-01T00:00:00.000Z"), "an earlier use is replaced");
 }
 
 #[tokio::test]

@@ -196,6 +196,10 @@ async fn every_feature_of_the_gateway_is_permitted() {
     let enabled = assert_ok(api.post(&format!("{callback}/enable"), &json!({})).await);
     assert_eq!(enabled["data"]["wasDisabled"], false, "{enabled}");
     assert_ok(api.get("/api/v1/processes").await);
+    eventually(TEST_TIMEOUT, "the use of the key is recorded", async || {
+        assert_ok(api.get("/api/v1/keys").await)["data"][0]["lastUsedAt"].is_string()
+    })
+    .await;
     assert_nothing_refused(&stack);
 }
 
@@ -241,11 +245,11 @@ const FORBIDDEN_TO_PUBLISH: &str = "
     webhook-notifier: leads.cmd.OWN.update leads.cmd.pack leads.intake.OWN.update leads.evt.OWN._.update.succeeded $KV.processes.x
         $JS.API.STREAM.INFO.LEAD_COMMANDS $JS.API.STREAM.INFO.KV_api_keys $JS.API.STREAM.DELETE.LEAD_EVENTS
         leads.rpc.lead.get leads.rpc.update.get
-    lead-state: leads.cmd.OWN.update leads.cmd.pack leads.intake.OWN.update webhooks.evt.OWN._.exhausted $JS.ACK.LEAD_EVENTS.webhook-notifier.1.1.1.1.1
+    lead-state: $KV.key_uses.x leads.cmd.OWN.update leads.cmd.pack leads.intake.OWN.update webhooks.evt.OWN._.exhausted $JS.ACK.LEAD_EVENTS.webhook-notifier.1.1.1.1.1
         $JS.API.STREAM.DELETE.LEAD_COMMANDS _INBOX_gateway.forged.1
     console: leads.cmd.OWN.update leads.cmd.pack leads.intake.OWN.update leads.evt.OWN._.update.succeeded leads.rpc.lead.initiate
         leads.rpc.key.create leads.rpc.key.revoke leads.rpc.process.change webhooks.rpc.delivery.redeliver webhooks.rpc.callback.enable
-        webhooks.rpc.callback.pause $KV.api_keys.x $KV.processes.x $JS.API.STREAM.DELETE.KV_console_logins leads.dead.replayed.1
+        webhooks.rpc.callback.pause $KV.api_keys.x $KV.processes.x $KV.key_uses.x $JS.API.STREAM.DELETE.KV_console_logins leads.dead.replayed.1
         $JS.API.STREAM.MSG.GET.LEAD_COMMANDS $JS.API.STREAM.MSG.GET.KV_processes
     leadctl: leads.cmd.pack leads.evt.OWN._.update.succeeded leads.dead.invalid_json $KV.processes.x
         $JS.API.STREAM.DELETE.LEAD_COMMANDS

@@ -190,6 +190,7 @@ pub(crate) mod tests {
             created_at: Timestamp::from_millis(0),
             expires_at: None,
             revoked_at: None,
+            last_used_at: None,
         }
     }
 

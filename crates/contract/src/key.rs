@@ -80,6 +80,10 @@ pub struct ApiKey {
     pub expires_at: Option<Timestamp>,
     /// When it was revoked.
     pub revoked_at: Option<Timestamp>,
+    /// The minute in which a gateway last accepted a request with it; only in lists, and absent if there is none within 400
+    /// days.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_used_at: Option<Timestamp>,
 }
 
 impl ApiKey {
@@ -103,6 +107,7 @@ mod tests {
             created_at: Timestamp::from_millis(5),
             expires_at: Some(Timestamp::from_millis(10)),
             revoked_at: None,
+            last_used_at: None,
         };
         insta::assert_snapshot!(serde_json::to_string(&key).unwrap(), @r#"{"keyId":"010101010101010101010101","projectId":"020202020202020202020202","name":"crm","scopes":["leads:read","leads:write","leads:erase","calls:write","config:read","config:write"],"createdAt":5,"expiresAt":10,"revokedAt":null}"#);
         assert!(key.is_valid(Timestamp::from_millis(9)));

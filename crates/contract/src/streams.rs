@@ -32,6 +32,13 @@ pub const IDEMPOTENCY: &str = "idempotency";
 /// [`ConsoleLogin`](crate::console::ConsoleLogin).
 pub const CONSOLE_LOGINS: &str = "console_logins";
 
+/// The bucket of the last uses of API keys, by the key's id; values are [`Timestamp`](crate::Timestamp)s, rounded down to the
+/// minute. Its entries expire after [`KEY_USE_AGE`].
+pub const KEY_USES: &str = "key_uses";
+
+/// How long the last use of a key is kept.
+pub const KEY_USE_AGE: Duration = Duration::from_hours(400 * 24);
+
 /// How long a client's `Idempotency-Key` is valid. Longer lets clients repeat requests later, and takes more space.
 pub const IDEMPOTENCY_AGE: Duration = Duration::from_hours(24);
 
@@ -96,7 +103,7 @@ pub fn streams(limits: StreamLimits, mark: ObjectId) -> [Config; 4] {
 }
 
 /// The configuration of the buckets.
-pub fn buckets(limits: StreamLimits) -> [kv::Config; 4] {
+pub fn buckets(limits: StreamLimits) -> [kv::Config; 5] {
     let bucket = |bucket: &str| kv::Config {
         bucket: bucket.into(),
         history: 1,
@@ -112,5 +119,6 @@ pub fn buckets(limits: StreamLimits) -> [kv::Config; 4] {
     };
     // A link that was not used is removed when it can no longer be used.
     let logins = kv::Config { max_age: LOGIN_AGE, ..bucket(CONSOLE_LOGINS) };
-    [bucket(API_KEYS), bucket(PROCESSES), idempotency, logins]
+    let key_uses = kv::Config { max_age: KEY_USE_AGE, ..bucket(KEY_USES) };
+    [bucket(API_KEYS), bucket(PROCESSES), idempotency, logins, key_uses]
 }

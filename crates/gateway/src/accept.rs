@@ -211,7 +211,7 @@ impl<'a> PendingOutcome<'a> {
     async fn outcome(mut self, app: &App, mut key_check: KeyCheck) -> Option<Outcome> {
         let limit = self.wait.duration();
         tokio::select! {
-            _ = key_check.ended(&app.keys) => None,
+            _ = key_check.ended(&app.keys, &app.key_uses) => None,
             outcome = tokio::time::timeout(limit, self.announced_or_recorded()) => outcome.ok().flatten(),
         }
     }

@@ -27,6 +27,7 @@ use crate::{
     error::{ApiError, SharedPool},
     event_subscribers::EventSubscribers,
     idempotency::IdempotencyStore,
+    key_uses::KeyUses,
     metrics::Metrics,
     outcome_waiters::OutcomeWaiters,
     rate_limit::RateLimits,
@@ -42,6 +43,7 @@ const MAX_CALL_REPORTS: usize = 64;
 pub(crate) struct App {
     /// The API keys, by their SHA-256.
     pub(crate) keys: BucketCache<ApiKey>,
+    pub(crate) key_uses: KeyUses,
     /// The sources of call reports, by the key of their process.
     pub(crate) sources: BucketCache<ProcessSources>,
     /// Empty until the first connection.
@@ -91,6 +93,7 @@ impl App {
             CommandLog::new(config.max_in_flight as usize, budget(), metrics.pack_sizes.clone(), traces.clone());
         Self {
             keys,
+            key_uses: KeyUses::default(),
             sources: BucketCache::default(),
             broker: OnceLock::new(),
             idempotency: IdempotencyStore::new(command_log.admission.clone()),
@@ -109,7 +112,10 @@ impl App {
 
     /// The API key of a request, if it is valid now and has the scope.
     pub(crate) fn authorize(&self, headers: &HeaderMap, scope: Scope) -> Result<Arc<ApiKey>, ApiError> {
-        auth::authorize(&self.keys, headers, scope, clock::now())
+        let now = clock::now();
+        let key = auth::authorize(&self.keys, headers, scope, now)?;
+        self.key_uses.record(key.key_id, now);
+        Ok(key)
     }
 
     pub(crate) fn bulk_permit(&self, project_id: ObjectId) -> Result<Permit<ObjectId>, ApiError> {

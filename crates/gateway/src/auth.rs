@@ -11,7 +11,7 @@ use secrets::api_key;
 use service_kit::{clock, kv::BucketCache};
 use tokio::time::{Interval, MissedTickBehavior};
 
-use crate::error::ApiError;
+use crate::{error::ApiError, key_uses::KeyUses};
 
 /// How often the key of a response that lasts is checked. Longer serves a revoked key longer, shorter costs lookups.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
@@ -56,16 +56,19 @@ impl KeyCheck {
         Self { digest: bearer(headers).map(api_key::hash).unwrap_or_default(), interval }
     }
 
-    /// Whether the key is valid now.
-    pub(crate) fn check(&self, keys: &BucketCache<ApiKey>) -> Result<(), ApiError> {
-        valid_key(keys, &self.digest, clock::now()).map(drop)
+    /// Whether the key is valid now. A response that lasts is a use of it.
+    pub(crate) fn check(&self, keys: &BucketCache<ApiKey>, uses: &KeyUses) -> Result<(), ApiError> {
+        let now = clock::now();
+        let key = valid_key(keys, &self.digest, now)?;
+        uses.record(key.key_id, now);
+        Ok(())
     }
 
     /// Completes when the key is no longer valid. May be dropped and called again: the clock runs on.
-    pub(crate) async fn ended(&mut self, keys: &BucketCache<ApiKey>) -> ApiError {
+    pub(crate) async fn ended(&mut self, keys: &BucketCache<ApiKey>, uses: &KeyUses) -> ApiError {
         loop {
             self.interval.tick().await;
-            if let Err(error) = self.check(keys) {
+            if let Err(error) = self.check(keys, uses) {
                 return error;
             }
         }
@@ -96,6 +99,7 @@ pub(crate) mod tests {
             created_at: Timestamp::from_millis(0),
             expires_at: None,
             revoked_at: None,
+            last_used_at: None,
         }
     }
 

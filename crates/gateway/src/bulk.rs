@@ -262,7 +262,7 @@ impl Bulk {
                 () = self.response.sender.closed() => return Err(ClientGone),
             }
         }
-        if let (None, Err(error)) = (&self.halted, self.key_check.check(&self.app.keys)) {
+        if let (None, Err(error)) = (&self.halted, self.key_check.check(&self.app.keys, &self.app.key_uses)) {
             self.halted = Some(error);
         }
         let updates: Vec<_> = lines.iter().flat_map(|line| &line.update).map(|update| update.command.clone()).collect();

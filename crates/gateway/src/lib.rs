@@ -15,6 +15,7 @@ mod event_subscribers;
 mod idempotency;
 mod intake;
 mod json_splitter;
+mod key_uses;
 mod metrics;
 #[cfg(test)]
 mod openapi;

@@ -27,6 +27,7 @@ use crate::{
     app::{App, Broker},
     config::Config,
     intake,
+    key_uses::WRITE_INTERVAL,
     metrics::Metrics,
     outage::LEADER_PATIENCE,
     rate_limit::EVICTION_INTERVAL,
@@ -81,6 +82,7 @@ async fn run_until(shutdown: CancellationToken, listener: TcpListener, config: C
     tasks.spawn_background("health", health);
     tasks.spawn("api keys", follow_keys(app.clone(), config.clone(), readiness.clone(), shutdown.clone()));
     tasks.spawn("intake", intake::run(app.clone(), config.nats.clone(), readiness, shutdown.clone()));
+    tasks.spawn("key uses", write_key_uses(app.clone(), shutdown.clone()));
     tasks.spawn("rate limits", evict_idle(app.clone(), shutdown.clone()));
     let mut tls = None;
     if let Some(certificate) = certificate {
@@ -155,6 +157,19 @@ async fn follow_work(app: &App, broker: &Broker) -> anyhow::Result<()> {
         }
     }
     anyhow::bail!("the subscription to reports of work ended")
+}
+
+/// Writes the last uses of API keys from time to time until shutdown, and then once more.
+async fn write_key_uses(app: Arc<App>, shutdown: CancellationToken) -> anyhow::Result<()> {
+    loop {
+        let is_running = shutdown.run_until_cancelled(tokio::time::sleep(WRITE_INTERVAL)).await.is_some();
+        if let Some(broker) = app.broker.get() {
+            app.key_uses.write(&broker.js).await;
+        }
+        if !is_running {
+            return Ok(());
+        }
+    }
 }
 
 /// Removes full buckets of the rate limits until shutdown.

@@ -27,11 +27,13 @@ pub struct ApiKey {
     pub expires_at: Option<DateTime>,
     /// When it was revoked.
     pub revoked_at: Option<DateTime>,
+    /// The minute in which the last request with it was accepted; null if there was none within 400 days.
+    pub last_used_at: Option<DateTime>,
 }
 
-response_from!(key: key::ApiKey => ApiKey { key_id, name, scopes, created_at, expires_at, revoked_at });
+response_from!(key: key::ApiKey => ApiKey { key_id, name, scopes, created_at, expires_at, revoked_at, last_used_at });
 
 example!(
     api_key: ApiKey,
-    r#"{"keyId":"696102a4b8c1d2e3f4a5b603","name":"crm","scopes":["leads:read","leads:write"],"createdAt":"2026-01-12T04:55:59.048Z","expiresAt":"2026-04-12T04:55:59.048Z","revokedAt":null}"#
+    r#"{"keyId":"696102a4b8c1d2e3f4a5b603","name":"crm","scopes":["leads:read","leads:write"],"createdAt":"2026-01-12T04:55:59.048Z","expiresAt":"2026-04-12T04:55:59.048Z","revokedAt":null,"lastUsedAt":"2026-01-13T10:31:00.000Z"}"#
 );

@@ -33,6 +33,7 @@ pub(super) fn render(project: ObjectId, keys: &[ApiKey], now: Timestamp) -> Mark
                 td { (status(key, now)) }
                 td { (scopes(key)) }
                 td { (time(key.created_at)) }
+                td { @match key.last_used_at { Some(at) => (time(at)), None => "never" } }
                 td { @match key.expires_at { Some(at) => (time(at)), None => "never" } }
                 td { a href={ "/p/" (project) "/updates?key=" (key.key_id) } { "Updates" } }
                 td {
@@ -43,7 +44,7 @@ pub(super) fn render(project: ObjectId, keys: &[ApiKey], now: Timestamp) -> Mark
             }
         }
     };
-    let columns = ["Name", "Status", "Scopes", "Created", "Expires", "Last 24 hours", "Action"];
+    let columns = ["Name", "Status", "Scopes", "Created", "Last used", "Expires", "Last 24 hours", "Action"];
     let command = format!("leadctl key create --project {project} --name crm --scope leads:read --scope leads:write");
     html! {
         @if !keys.is_empty() { (table("API keys", &columns, &rows)) }

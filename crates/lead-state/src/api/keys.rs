@@ -3,7 +3,9 @@
 use contract::{
     key::ApiKey,
     rpc::{CreateKey, ErrorCode, ListKeys, RevokeKey, RpcError},
+    streams::KEY_USES,
 };
+use futures::{StreamExt, TryStreamExt};
 use service_kit::clock;
 
 use super::{Api, project_not_found, validate_name};
@@ -14,6 +16,9 @@ use crate::{
         api_keys::{self, KeyInsert},
     },
 };
+
+/// How many last uses are read at once.
+const READS: usize = 32;
 
 impl Api {
     pub(super) async fn create_key(self, key: CreateKey) -> Result<ApiKey, RpcError> {
@@ -26,8 +31,9 @@ impl Api {
         }
         let CreateKey { project_id, name, sha256, scopes, expires_at } = key;
         let created_at = clock::now();
+        let key_id = clock::new_id();
         let key =
-            ApiKey { key_id: clock::new_id(), project_id, name, scopes, created_at, expires_at, revoked_at: None };
+            ApiKey { key_id, project_id, name, scopes, created_at, expires_at, revoked_at: None, last_used_at: None };
         match api_keys::insert(&mut store::acquire(&self.pool).await?, &key, &sha256).await? {
             KeyInsert::Inserted => {}
             KeyInsert::NoProject => return Err(project_not_found()),
@@ -51,6 +57,23 @@ impl Api {
     }
 
     pub(super) async fn list_keys(self, query: ListKeys) -> Result<Vec<ApiKey>, RpcError> {
-        Ok(api_keys::list(&self.pool, query.project_id).await?)
+        let keys = api_keys::list(&self.pool, query.project_id).await?;
+        Ok(self.with_last_uses(keys.clone()).await.unwrap_or_else(|e| {
+            tracing::warn!("the last uses of API keys cannot be read: {e:#}");
+            keys
+        }))
+    }
+
+    async fn with_last_uses(&self, keys: Vec<ApiKey>) -> anyhow::Result<Vec<ApiKey>> {
+        let store = self.js.get_key_value(KEY_USES).await?;
+        let keys = futures::stream::iter(keys).map(move |mut key| {
+            let store = store.clone();
+            async move {
+                let value = store.get(key.key_id.to_string()).await?;
+                key.last_used_at = value.map(|value| serde_json::from_slice(&value)).transpose()?;
+                anyhow::Ok(key)
+            }
+        });
+        keys.buffered(READS).try_collect().await
     }
 }

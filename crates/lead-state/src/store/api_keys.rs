@@ -118,6 +118,7 @@ impl KeyRow {
             created_at: self.created_at.into(),
             expires_at: self.expires_at.map(Into::into),
             revoked_at: self.revoked_at.map(Into::into),
+            last_used_at: None,
         };
         Ok((key, self.revision))
     }

@@ -80,9 +80,10 @@ impl Key {
             Self::List { scope: InProject { project_id, admin } } => {
                 let show = |keys: &Vec<ApiKey>| {
                     let row = |key: &ApiKey| {
-                        [key.key_id.to_string(), status(key).to_owned(), scopes_of(key), key.name.clone()]
+                        let last_used = key.last_used_at.map_or("never".to_owned(), output::minute);
+                        [key.key_id.to_string(), status(key).to_owned(), last_used, scopes_of(key), key.name.clone()]
                     };
-                    output::list("no keys", ["KEY", "STATUS", "SCOPES", "NAME"], keys, row);
+                    output::list("no keys", ["KEY", "STATUS", "LAST USED", "SCOPES", "NAME"], keys, row);
                 };
                 admin.show(&ListKeys { project_id }, show).await
             }

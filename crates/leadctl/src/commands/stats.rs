@@ -13,7 +13,7 @@ use service_kit::clock;
 use crate::{
     arguments::{InProject, parse_since},
     clients::admin,
-    output::{self, say},
+    output::{self, minute, say},
 };
 
 /// Count a project's updates, attempts and exhausted deliveries per minute, hour or day (UTC): by default of the last 24 hours.
@@ -84,10 +84,4 @@ fn delivery_row(counts: &DeliveryCounts) -> [String; 8] {
         [delivered, within_100ms, within_1s, within_10s, failed, exhausted].map(ToString::to_string);
     let group = group.clone().unwrap_or_default();
     [minute(*at), delivered, within_100ms, within_1s, within_10s, failed, exhausted, group]
-}
-
-/// A time to the minute.
-fn minute(at: Timestamp) -> String {
-    let text = at.to_iso();
-    text.get(..16).map_or(text.clone(), |minute| format!("{minute}Z"))
 }

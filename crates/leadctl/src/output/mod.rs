@@ -16,6 +16,7 @@ use std::{
 };
 
 use anyhow::Context;
+use contract::Timestamp;
 use serde::Serialize;
 use service_kit::escape::{escaped_json, escaped_line, escaped_text};
 
@@ -32,6 +33,12 @@ pub(crate) fn note(line: impl Display) {
 /// Prints a name and its value, aligned with its neighbours.
 pub(crate) fn field(name: &str, value: impl Display) {
     say(format_args!("  {name:<12}{}", escaped_line(&value.to_string())));
+}
+
+/// A time to the minute.
+pub(crate) fn minute(at: Timestamp) -> String {
+    let text = at.to_iso();
+    text.get(..16).map_or(text.clone(), |minute| format!("{minute}Z"))
 }
 
 /// Prints a value as JSON on one line.

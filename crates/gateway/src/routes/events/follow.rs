@@ -173,7 +173,7 @@ impl EventStream {
             // First, so that a stream that always has a next event ends, too.
             biased;
             () = app.event_subscribers.stopped() => None,
-            _ = key.ended(&app.keys) => None,
+            _ = key.ended(&app.keys, &app.key_uses) => None,
             frame = reader.frame() => frame,
         };
         frame.map(|frame| (Ok(frame), self))

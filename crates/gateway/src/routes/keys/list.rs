@@ -30,6 +30,7 @@ pub(crate) async fn handle(app: Arc<App>, _: Arc<ApiKey>, Query { query, warning
 #[cfg(test)]
 pub(crate) fn operation() -> crate::openapi::Operation {
     crate::openapi::Operation::new("API keys", "listKeys", "List API keys")
-        .description("The keys of the project, the oldest first, all on one page. Operators create keys, with `leadctl key create`.")
+        .description("The keys of the project, the oldest first, all on one page. Operators create keys, with `leadctl key create`. \
+                      `lastUsedAt` is written every ten seconds.")
         .returns::<ListResponse<http_api::ApiKey>>()
 }

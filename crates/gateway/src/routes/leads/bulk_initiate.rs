@@ -73,7 +73,7 @@ pub(crate) async fn handle(
         // Held until the response is written or dropped.
         let _ = &permit;
         let (app, key, outage) = (app.clone(), key.clone(), outage.clone());
-        if let Err(error) = key_check.check(&app.keys) {
+        if let Err(error) = key_check.check(&app.keys, &app.key_uses) {
             let _ = outage.set(error);
         }
         async move { initiate(&app, &key, (kind, on_existing), entry, &outage).await }
