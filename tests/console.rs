@@ -15,23 +15,23 @@ use crate::{
 };
 
 /// A console that runs, and a client of it.
-struct Console {
-    service: Service,
-    url: String,
-    http: reqwest::Client,
+pub(crate) struct Console {
+    pub(crate) service: Service,
+    pub(crate) url: String,
+    pub(crate) http: reqwest::Client,
 }
 
 /// What the console answered.
 #[derive(Debug)]
-struct Answer {
-    status: StatusCode,
-    location: String,
-    cookie: String,
-    text: String,
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) location: String,
+    pub(crate) cookie: String,
+    pub(crate) text: String,
 }
 
 impl Console {
-    async fn start(stack: &Stack) -> Self {
+    pub(crate) async fn start(stack: &Stack) -> Self {
         let listen = format!("127.0.0.1:{}", free_port());
         let nats_url = stack.nats.url_for("console", &password("console"));
         let gateway = stack.api.url.as_str();
@@ -41,12 +41,12 @@ impl Console {
         Self { service, url: format!("http://{listen}"), http: test_support::http_client() }
     }
 
-    async fn get(&self, path: &str, cookie: &str) -> Answer {
+    pub(crate) async fn get(&self, path: &str, cookie: &str) -> Answer {
         self.send(self.http.get(format!("{}{path}", self.url)).header(COOKIE, cookie)).await
     }
 
     /// Sends a form from a page of this origin.
-    async fn post(&self, path: &str, cookie: &str, origin: Option<&str>, form: &str) -> Answer {
+    pub(crate) async fn post(&self, path: &str, cookie: &str, origin: Option<&str>, form: &str) -> Answer {
         let request = self.http.request(Method::POST, format!("{}{path}", self.url)).header(COOKIE, cookie);
         let request = request.header("content-type", "application/x-www-form-urlencoded").body(form.to_owned());
         self.send(origin.into_iter().fold(request, |request, origin| request.header(ORIGIN, origin))).await
@@ -70,14 +70,14 @@ impl Console {
     }
 
     /// Signs in with a form of the console's own; the cookie.
-    async fn sign_in(&self, form: &str) -> String {
+    pub(crate) async fn sign_in(&self, form: &str) -> String {
         let answer = self.post("/login", "", Some(&self.url), form).await;
         assert_eq!((answer.status, answer.location.as_str()), (StatusCode::SEE_OTHER, "/"), "{answer:?}");
         answer.cookie
     }
 
     /// Signs in with an API key, which a new console may not have read yet.
-    async fn sign_in_with(&self, api: &Api) -> String {
+    pub(crate) async fn sign_in_with(&self, api: &Api) -> String {
         let form = format!("api_key={}", api.key);
         eventually(TEST_TIMEOUT, "the console knows the key", async || {
             let answer = self.post("/login", "", Some(&self.url), &form).await;
@@ -88,15 +88,15 @@ impl Console {
 }
 
 /// What a project has, and where its pages are.
-struct Project {
-    api: Api,
-    lead_id: String,
-    update_id: String,
-    pages: Vec<String>,
+pub(crate) struct Project {
+    pub(crate) api: Api,
+    pub(crate) lead_id: String,
+    pub(crate) update_id: String,
+    pub(crate) pages: Vec<String>,
 }
 
 /// A project with a process, a lead, an update and its delivery.
-async fn project(stack: &Stack) -> Project {
+pub(crate) async fn project(stack: &Stack) -> Project {
     let applied = stack.process_calling(&["crm"]).await;
     let api = stack.api.clone();
     let lead_id = api.initiate(process_id(&applied), Some("R-1")).await;
@@ -267,19 +267,19 @@ async fn a_panel_says_which_service_does_not_answer_while_the_page_is_shown() {
 }
 
 /// The form token of a page.
-fn form_token(page: &Answer) -> String {
+pub(crate) fn form_token(page: &Answer) -> String {
     hidden(page, "form_token")
 }
 
 /// The last hidden field of this name on a page.
-fn hidden(page: &Answer, name: &str) -> String {
+pub(crate) fn hidden(page: &Answer, name: &str) -> String {
     let (_, rest) = page.text.rsplit_once(&format!(r#"name="{name}" value=""#)).expect("a hidden field");
     rest.split('"').next().expect("a value").to_owned()
 }
 
 impl Console {
     /// Opens the page of an action, and sends its form with these fields.
-    async fn act(&self, path: &str, cookie: &str, fields: &str) -> Answer {
+    pub(crate) async fn act(&self, path: &str, cookie: &str, fields: &str) -> Answer {
         let page = self.get(path, cookie).await;
         assert_eq!(page.status, StatusCode::OK, "{}", page.text);
         let form = format!("form_token={}&{fields}", form_token(&page));
@@ -288,15 +288,15 @@ impl Console {
 }
 
 impl Project {
-    fn delivery(&self) -> String {
+    pub(crate) fn delivery(&self) -> String {
         self.pages[6].clone()
     }
 
-    fn callback(&self) -> String {
+    pub(crate) fn callback(&self) -> String {
         self.pages[8].clone()
     }
 
-    fn lead(&self) -> String {
+    pub(crate) fn lead(&self) -> String {
         self.pages[2].clone()
     }
 

@@ -14,6 +14,7 @@ mod calls;
 mod cluster;
 mod configuration;
 mod console;
+mod console_live;
 mod crash_recovery;
 mod dead_letters;
 mod deliveries;

@@ -276,6 +276,51 @@ const keyboard = async (page) => {
   assert.equal(await page.evaluate(() => document.activeElement.id), "search");
 };
 
+// The number of updates on the board; the page is not loaded again.
+const updatesOnBoard = (page) =>
+  page.locator("section:has(h2:text-is('Updates in the last 24 hours')) tbody tr").first().textContent();
+
+// A live page changes by itself, unless it is paused or hidden; then it catches up.
+const live = async (page, context) => {
+  const change = () => api("/api/v1/leads/update", { leadId, metadata: { seen: Date.now() } });
+  const witness = await open(context);
+  const changesOn = async (watched, before) => until("the board changes", async () => (await updatesOnBoard(watched)) !== before);
+  const hide = (hidden) => page.evaluate((hidden) => {
+    Object.defineProperty(document, "hidden", { value: hidden, configurable: true });
+    document.dispatchEvent(new Event("visibilitychange"));
+  }, hidden);
+  await go(witness, project);
+  await go(page, project);
+  await page.locator("#live .badge:text-is('● live')").waitFor();
+  const pauses = [
+    [() => page.keyboard.press("."), () => page.click("#live button")],
+    [() => hide(true), () => hide(false)],
+  ];
+  for (const [stop, resume] of [[undefined, undefined], ...pauses]) {
+    const before = await updatesOnBoard(page);
+    await until("both boards are equal", async () => (await updatesOnBoard(witness)) === before);
+    await stop?.();
+    await change();
+    await changesOn(witness, before);
+    if (stop) assert.equal(await updatesOnBoard(page), before);
+    await resume?.();
+    await changesOn(page, before);
+  }
+  await page.evaluate(axe);
+  await check(page, "the live board");
+
+  // New rows of a list wait for a click.
+  await go(page, `${project}/updates`);
+  await page.locator("#live .badge:text-is('● live')").waitFor();
+  const rows = await page.locator("main tbody tr").count();
+  await change();
+  await page.locator("button.new:text-is('1 new')").waitFor();
+  assert.equal(await page.locator("main tbody tr").count(), rows);
+  await page.click("button.new");
+  assert.equal(await page.locator("main tbody tr").count(), rows + 1);
+  await witness.close();
+};
+
 const screenshots = async (page, timeline) => {
   fs.mkdirSync(directory, { recursive: true });
   await until("the callback fails", async () => {
@@ -331,6 +376,7 @@ await api("/api/v1/calls/ended", { leadId, callId: "shown" });
 for (const task of Object.values(tasks)) await task(page);
 await update(page, "teal");
 await keyboard(page);
+await live(page, context);
 
 // The same without JavaScript.
 const plain = await browser.newContext({ javaScriptEnabled: false, storageState: await context.storageState() });

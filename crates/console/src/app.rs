@@ -1,13 +1,14 @@
 //! The state that requests share.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use async_nats::{Client, jetstream};
 use contract::{key::ApiKey, rpc::Query};
 use secrets::TokenKey;
 use service_kit::{kv::BucketCache, rpc};
+use tokio_util::sync::CancellationToken;
 
-use crate::{config::PublicUrl, fault::Fault, gateway::Gateway};
+use crate::{config::PublicUrl, fault::Fault, gateway::Gateway, live::Live};
 
 #[derive(Debug)]
 pub(crate) struct App {
@@ -18,6 +19,8 @@ pub(crate) struct App {
     pub(crate) session_key: TokenKey,
     pub(crate) public: PublicUrl,
     pub(crate) gateway: Gateway,
+    pub(crate) live: Arc<Live>,
+    pub(crate) shutdown: CancellationToken,
 }
 
 /// The connection to NATS.

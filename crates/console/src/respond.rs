@@ -10,7 +10,7 @@ use axum::{
         header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, LOCATION, ORIGIN, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS},
     },
     response::{Html, IntoResponse, Response},
-    routing::{MethodRouter, get, post},
+    routing::{MethodRouter, post},
 };
 use maud::Markup;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
@@ -35,19 +35,29 @@ const FORM_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A page of a signed-in visitor.
 pub(crate) enum Page {
-    Show { title: String, section: Section, content: Markup },
+    Show {
+        title: String,
+        section: Section,
+        content: Markup,
+    },
+    /// Like `Show`, and its fragments ([`parts::live`](crate::view::parts::live)) are kept current while it is open.
+    Live {
+        title: String,
+        section: Section,
+        content: Markup,
+    },
     Redirect(String),
 }
 
-/// Serves a page to signed-in visitors.
-pub(crate) fn page<F>(show: impl Fn(Visit) -> F + Clone + Send + Sync + 'static) -> MethodRouter<Arc<App>>
-where
-    F: Future<Output = Result<Page, Fault>> + Send + 'static,
-{
-    get(async move |State(app): State<Arc<App>>, path: RawPathParams, headers: HeaderMap, uri: Uri| {
-        let path = path.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
-        respond(app, headers, uri, path, vec![], show).await
-    })
+impl Page {
+    /// A list: its first page is kept current.
+    pub(crate) fn list(visit: &Visit, title: impl Into<String>, section: Section, content: Markup) -> Self {
+        let title = title.into();
+        match visit.cursor() {
+            None => Self::Live { title, section, content },
+            Some(_) => Self::Show { title, section, content },
+        }
+    }
 }
 
 /// Serves the form of a page to signed-in visitors.
@@ -94,14 +104,14 @@ where
     let query = parameters(uri.query().unwrap_or_default().as_bytes());
     let visit = Visit { app, session: session.clone(), now, path, query, form };
     let project = visit.id("project").ok();
-    match show(visit).await {
-        Ok(Page::Redirect(to)) => see_other(&to),
-        Ok(Page::Show { title, section, content }) => {
-            let frame = Frame { title: &title, session: Some(&session), project, section, now };
-            Html(layout::page(&frame, &content).into_string()).into_response()
-        }
-        Err(fault) => fault_page(&fault, Some((&session, project))),
-    }
+    let (title, section, content, is_live) = match show(visit).await {
+        Ok(Page::Redirect(to)) => return see_other(&to),
+        Ok(Page::Show { title, section, content }) => (title, section, content, false),
+        Ok(Page::Live { title, section, content }) => (title, section, content, true),
+        Err(fault) => return fault_page(&fault, Some((&session, project))),
+    };
+    let frame = Frame { title: &title, session: Some(&session), project, section, now, is_live };
+    Html(layout::page(&frame, &content).into_string()).into_response()
 }
 
 /// The page of a fault.
@@ -109,7 +119,8 @@ pub(crate) fn fault_page(fault: &Fault, visitor: Option<(&Session, Option<contra
     let (session, project) = visitor.unzip();
     // The frame of a project is shown only to visitors who may know that it exists.
     let project = if matches!(fault, Fault::NotFound(_)) { None } else { project.flatten() };
-    let frame = Frame { title: fault.title(), session, project, section: Section::None, now: clock::now() };
+    let frame =
+        Frame { title: fault.title(), session, project, section: Section::None, now: clock::now(), is_live: false };
     (fault.status(), Html(layout::page(&frame, &layout::fault(fault)).into_string())).into_response()
 }
 

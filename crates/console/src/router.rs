@@ -1,23 +1,25 @@
 //! The pages, a row each.
 
-use std::sync::Arc;
+use std::{future::Future, sync::Arc};
 
 use axum::{
     Router,
-    extract::State,
+    extract::{RawPathParams, State},
     http::{HeaderMap, Uri},
     middleware,
-    routing::{get, post},
+    routing::{MethodRouter, get, post},
 };
 
 use crate::{
     app::App,
     assets,
     fault::Fault,
+    page_stream,
     pages::{
         board, callbacks, calls, dead_letters, deliveries, go, keys, leads, login, processes, projects, system, updates,
     },
-    respond::{action, page, respond, with_security_headers},
+    respond::{Page, action, respond, with_security_headers},
+    visit::Visit,
 };
 
 /// The console's pages.
@@ -50,6 +52,20 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         })
         .layer(middleware::map_response(with_security_headers))
         .with_state(app)
+}
+
+/// Serves a page to signed-in visitors.
+fn page<F>(show: impl Fn(Visit) -> F + Clone + Send + Sync + 'static) -> MethodRouter<Arc<App>>
+where
+    F: Future<Output = Result<Page, Fault>> + Send + 'static,
+{
+    get(async move |State(app): State<Arc<App>>, path: RawPathParams, headers: HeaderMap, uri: Uri| {
+        let path = path.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+        if page_stream::is_wanted(&headers) {
+            return page_stream::stream(app, headers, &uri, path, Arc::new(move |visit| Box::pin(show(visit)))).await;
+        }
+        respond(app, headers, uri, path, vec![], show).await
+    })
 }
 
 /// The actions: each is a page that says what it does, and its form.

@@ -75,6 +75,8 @@ async fn run_until(shutdown: CancellationToken, listener: TcpListener, config: C
         session_key,
         public,
         gateway: Gateway::new(&config.gateway_url)?,
+        live: Arc::default(),
+        shutdown: shutdown.clone(),
     });
     let mut tasks = Tasks::new(shutdown.clone());
     tasks.spawn_background(

@@ -59,6 +59,14 @@ pub(crate) enum Role {
 }
 
 impl Role {
+    /// Equal for visitors who see the same.
+    pub(crate) fn identity(&self) -> String {
+        match self {
+            Self::Operator => "operator".to_owned(),
+            Self::Key(key) => format!("key {}", key.key_id),
+        }
+    }
+
     /// Whether the visitor may read what needs this scope in this project.
     pub(crate) fn check(&self, project_id: ObjectId, scope: Scope) -> Result<(), Fault> {
         match self {
@@ -175,6 +183,7 @@ pub(crate) mod tests {
 
     use secrets::{TokenKey, new_sealing_key};
     use service_kit::kv::BucketCache;
+    use tokio_util::sync::CancellationToken;
 
     use super::*;
     use crate::gateway::Gateway;
@@ -201,6 +210,8 @@ pub(crate) mod tests {
             session_key: TokenKey::parse(&new_sealing_key([1; 32])).unwrap(),
             public: PublicUrl { origin: "https://console.example".into(), is_https },
             gateway: Gateway::new("http://gateway").unwrap(),
+            live: Arc::default(),
+            shutdown: CancellationToken::new(),
         }
     }
 

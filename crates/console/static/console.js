@@ -1,5 +1,128 @@
-// Keyboard shortcuts. Every page works without them.
+// Keyboard shortcuts and live pages. Every page works without them.
 "use strict";
+
+// A live page: its stream sends the fragments that changed. A hidden page and a paused one have no stream.
+const live = (() => {
+  const control = document.getElementById("live");
+  if (!control) return undefined;
+  const [state, button] = control.children;
+  // After this time without an event, the page says how old it is.
+  const STALE_MS = 10_000;
+  const RETRY_MS = 15_000;
+  let source, retry;
+  let isPaused = false;
+  let isFinal = false;
+  let receivedAt = Date.now();
+
+  const show = (kind, text) => {
+    state.className = `badge ${kind}`;
+    state.textContent = text;
+  };
+
+  const parse = (html) => {
+    const template = document.createElement("template");
+    template.innerHTML = html;
+    return template.content.firstElementChild;
+  };
+
+  // Places the new fragment, and keeps what the reader opened, scrolled and selected in the old one.
+  const replace = (old, next) => {
+    const all = (element, selector) => Array.from(element.querySelectorAll(selector));
+    const focused = old.contains(document.activeElement) ? document.activeElement.getAttribute("href") : null;
+    const checked = all(old, "input:checked").map((input) => input.value);
+    const opened = all(old, "details").map((details) => details.open);
+    const scrolled = all(old, ".scroll").map((scroll) => scroll.scrollLeft);
+    old.replaceWith(next);
+    all(next, "input[type=checkbox]").forEach((input) => { input.checked = checked.includes(input.value); });
+    all(next, "details").forEach((details, index) => { details.open = opened[index] ?? false; });
+    all(next, ".scroll").forEach((scroll, index) => { scroll.scrollLeft = scrolled[index] ?? 0; });
+    if (focused) all(next, "a").find((link) => link.getAttribute("href") === focused)?.focus();
+  };
+
+  // Rows that are shown change in their places; new ones wait behind a button.
+  const update = (old, next) => {
+    const rows = (element) => new Map(Array.from(element.querySelectorAll("tbody tr"), (tr) => [tr.querySelector("a")?.getAttribute("href"), tr]));
+    const [shown, current] = [rows(old), rows(next)];
+    if (shown.size === 0 || current.size === 0) return replace(old, next);
+    for (const [href, tr] of shown) {
+      const changed = current.get(href)?.cloneNode(true);
+      if (changed && changed.innerHTML !== tr.innerHTML) replace(tr, changed);
+    }
+    const count = Array.from(current.keys()).filter((href) => !shown.has(href)).length;
+    old.querySelector(".new")?.remove();
+    if (count === 0) return;
+    const pill = document.createElement("button");
+    pill.type = "button";
+    pill.className = "new";
+    pill.textContent = `${count} new`;
+    pill.addEventListener("click", () => old.replaceWith(next));
+    old.prepend(pill);
+  };
+
+  const receive = ({ data }) => {
+    const { at, fragments, isFinal: isLast } = JSON.parse(data);
+    receivedAt = Date.now();
+    for (const next of fragments.map(parse)) {
+      const old = document.querySelector(`[data-live="${CSS.escape(next.dataset.live)}"]`);
+      if (!old || old.innerHTML === next.innerHTML) continue;
+      if ("rows" in next.dataset) update(old, next);
+      else replace(old, next);
+    }
+    const time = document.createElement("time");
+    time.dateTime = at;
+    time.textContent = at.slice(11, 19);
+    document.getElementById("as-of").replaceChildren(time);
+    show("good", "● live");
+    if (!isLast) return;
+    isFinal = true;
+    close();
+    show("off", "● final: this changes no more");
+    button.hidden = true;
+  };
+
+  const close = () => {
+    clearTimeout(retry);
+    source?.close();
+    source = undefined;
+  };
+
+  const open = () => {
+    if (source || isPaused || isFinal || document.hidden) return;
+    source = new EventSource(location.href);
+    source.addEventListener("open", () => show("good", "● live"));
+    source.addEventListener("message", receive);
+    source.addEventListener("error", () => {
+      if (source.readyState !== EventSource.CLOSED) return show("waiting", "○ reconnecting");
+      // The server refused the stream: too many are open, or the session has ended.
+      close();
+      show("off", "○ not live: reload the page to see changes");
+      retry = setTimeout(open, RETRY_MS);
+    });
+  };
+
+  const toggle = () => {
+    isPaused = !isPaused;
+    button.setAttribute("aria-pressed", String(isPaused));
+    if (!isPaused) return open();
+    close();
+    show("off", "○ paused");
+  };
+
+  setInterval(() => {
+    const age = Date.now() - receivedAt;
+    if (source && age > STALE_MS) show("bad", `○ stale for ${Math.round(age / 1000)} s`);
+  }, 1000);
+  document.addEventListener("visibilitychange", () => (document.hidden ? close() : open()));
+  // A page that the browser kept for the way back has no stream.
+  addEventListener("pagehide", close);
+  addEventListener("pageshow", open);
+  button.addEventListener("click", toggle);
+  show("waiting", "○ connecting");
+  control.hidden = false;
+  open();
+  return { toggle };
+})();
+
 (() => {
   let previous = "";
   let row = -1;
@@ -24,6 +147,7 @@
       case "k": return select(-1);
       case "]": return follow(document.querySelector("a[rel=next]"));
       case "[": return history.back();
+      case ".": return live?.toggle();
       case "/": return document.getElementById("search")?.focus();
       case "?": {
         const keys = document.getElementById("keys");

@@ -87,7 +87,7 @@ pub(crate) async fn show(visit: Visit) -> Result<Page, Fault> {
     );
     let board = Board { update_counts, delivery_counts, callbacks, exhausted, pending, leads, processes };
     let content = render(project_id, &board, visit.now);
-    Ok(Page::Show { title: "Board".into(), section: Section::Board, content })
+    Ok(Page::Live { title: "Board".into(), section: Section::Board, content })
 }
 
 pub(super) fn render(project: ObjectId, board: &Board, now: Timestamp) -> Markup {

@@ -20,7 +20,7 @@ use crate::{
     respond::Page,
     view::{
         layout::Section,
-        parts::{ago, callback_state, curl, empty, fact, panel, span, table, text, time},
+        parts::{ago, callback_state, curl, empty, fact, live, panel, span, table, text, time},
     },
     visit::Visit,
 };
@@ -45,7 +45,7 @@ pub(crate) async fn list(visit: Visit) -> Result<Page, Fault> {
     let path = "/api/v1/processes/PROCESS_ID/callbacks";
     let curl = curl(path, r#"{"name":"crm","url":"https://crm.example.com/hook"}"#);
     let content = render_list(project_id, &callbacks, visit.now, &curl);
-    Ok(Page::Show { title: "Callbacks".into(), section: Section::Callbacks, content })
+    Ok(Page::Live { title: "Callbacks".into(), section: Section::Callbacks, content: live("callbacks", &content) })
 }
 
 pub(super) fn render_list(project: ObjectId, callbacks: &[CallbackStatus], now: Timestamp, curl: &str) -> Markup {
@@ -126,7 +126,7 @@ pub(crate) async fn show(visit: Visit) -> Result<Page, Fault> {
     );
     let around = Around { process, pending, exhausted };
     let content = render(project_id, &callback, &around, visit.now);
-    Ok(Page::Show { title: format!("Callback {}", callback.name), section: Section::Callbacks, content })
+    Ok(Page::Live { title: format!("Callback {}", callback.name), section: Section::Callbacks, content })
 }
 
 pub(super) fn render(project: ObjectId, callback: &CallbackStatus, around: &Around, now: Timestamp) -> Markup {
@@ -148,25 +148,27 @@ pub(super) fn render(project: ObjectId, callback: &CallbackStatus, around: &Arou
         }
     };
     html! {
-        dl.facts {
-            (fact("Health", Some(callback_state(callback.state))))
-            (fact("Only failures since", callback.failing_since.map(|at| html! { (time(at)) " (" (ago(at, now)) ")" })))
-            (fact("Disabled because", text(callback.reason.as_deref())))
-            @if let Some(details) = &callback.details {
-                (fact("Disabled since", details.disabled_since.map(time)))
-                (fact("Pending deliveries", text(pending(callback).as_deref())))
-                (fact("Oldest of them", details.oldest_pending_at.map(|at| html! { (time(at)) " (" (ago(at, now)) ")" })))
-                (fact("Last error", text(details.last_error.as_deref())))
+        (live("health", &html! {
+            dl.facts {
+                (fact("Health", Some(callback_state(callback.state))))
+                (fact("Only failures since", callback.failing_since.map(|at| html! { (time(at)) " (" (ago(at, now)) ")" })))
+                (fact("Disabled because", text(callback.reason.as_deref())))
+                @if let Some(details) = &callback.details {
+                    (fact("Disabled since", details.disabled_since.map(time)))
+                    (fact("Pending deliveries", text(pending(callback).as_deref())))
+                    (fact("Oldest of them", details.oldest_pending_at.map(|at| html! { (time(at)) " (" (ago(at, now)) ")" })))
+                    (fact("Last error", text(details.last_error.as_deref())))
+                }
+                (fact("Process", Some(process(project, callback))))
             }
-            (fact("Process", Some(process(project, callback))))
-        }
-        ul.actions {
-            @for (action, label) in ACTIONS {
-                @if applies(action, callback.state) {
-                    li { a href={ "/p/" (project) "/callbacks/" (callback.callback_id) "/" (action) } { (label) } }
+            ul.actions {
+                @for (action, label) in ACTIONS {
+                    @if applies(action, callback.state) {
+                        li { a href={ "/p/" (project) "/callbacks/" (callback.callback_id) "/" (action) } { (label) } }
+                    }
                 }
             }
-        }
+        }))
         (panel("Configuration", &around.process, |process| {
             match process.callbacks.iter().find(|known| known.callback_id == callback.callback_id) {
                 Some(callback) => configuration(callback),

@@ -12,7 +12,7 @@ use crate::{
     respond::Page,
     view::{
         layout::Section,
-        parts::{ago, curl, empty, link, next_page, table, time},
+        parts::{ago, curl, empty, link, live, next_page, table, time},
     },
     visit::{PAGE, Visit},
 };
@@ -24,7 +24,7 @@ pub(crate) async fn list(visit: Visit) -> Result<Page, Fault> {
     let page = visit.request(&query).await?;
     let curl = curl("/api/v1/calls/started", r#"{"leadId":"LEAD_ID","callId":"call-1"}"#);
     let content = render_list(project_id, &page, visit.now, &curl);
-    Ok(Page::Show { title: "Calls in progress".into(), section: Section::Calls, content })
+    Ok(Page::list(&visit, "Calls in progress", Section::Calls, live("calls", &content)))
 }
 
 pub(super) fn render_list(project: ObjectId, page: &ListPage<Call>, now: Timestamp, curl: &str) -> Markup {

@@ -16,7 +16,10 @@ use crate::{
     respond::Page,
     view::{
         layout::Section,
-        parts::{bar, curl, delivery_status, empty, fact, filter_fields, link, next_page, panel, span, table, time},
+        parts::{
+            bar, curl, delivery_status, empty, fact, filter_fields, link, live, live_rows, next_page, panel, span,
+            table, time,
+        },
     },
     visit::{PAGE, Visit, names},
 };
@@ -73,7 +76,7 @@ pub(crate) async fn list(visit: Visit) -> Result<Page, Fault> {
     let (page, callbacks) = tokio::join!(visit.request(&query), visit.callbacks(project_id));
     let curl = curl("/api/v1/leads/update", r#"{"leadId":"LEAD_ID","metadata":{"color":"blue"}}"#);
     let content = render_list(project_id, &page?, &filters, &names(&callbacks), &curl);
-    Ok(Page::Show { title: "Deliveries".into(), section: Section::Deliveries, content })
+    Ok(Page::list(&visit, "Deliveries", Section::Deliveries, content))
 }
 
 pub(super) fn render_list(
@@ -117,20 +120,22 @@ pub(super) fn render_list(
             (filter_fields(&query[3..], &["Process", "Status code", "Last error", "Since", "Until"]))
             button { "Filter" }
         }
-        @if page.items.is_empty() && page.next.is_none() {
-            @if *filters == Filters::default() {
-                (empty("There are no deliveries yet. The outcome of an update is delivered to the callbacks of its \
-                    lead's process. An update:", Some(curl)))
+        (live_rows("deliveries", &html! {
+            @if page.items.is_empty() && page.next.is_none() {
+                @if *filters == Filters::default() {
+                    (empty("There are no deliveries yet. The outcome of an update is delivered to the callbacks of its \
+                        lead's process. An update:", Some(curl)))
+                } @else {
+                    (empty("No delivery meets these conditions.", None))
+                }
             } @else {
-                (empty("No delivery meets these conditions.", None))
+                form action={ "/p/" (project) "/deliveries/redeliver" } {
+                    (table_of(project, &page.items, callbacks, true))
+                    p { button { "Redeliver the selected deliveries" } }
+                }
+                (next_page(&format!("/p/{project}/deliveries"), &query, page.next.as_ref()))
             }
-        } @else {
-            form action={ "/p/" (project) "/deliveries/redeliver" } {
-                (table_of(project, &page.items, callbacks, true))
-                p { button { "Redeliver the selected deliveries" } }
-            }
-            (next_page(&format!("/p/{project}/deliveries"), &query, page.next.as_ref()))
-        }
+        }))
     }
 }
 
@@ -184,26 +189,31 @@ pub(crate) async fn show(visit: Visit) -> Result<Page, Fault> {
     let id: DeliveryId = visit.id("delivery")?;
     let query = GetDelivery { project_id, id };
     let (delivery, callbacks) = tokio::join!(visit.request(&query), visit.callbacks(project_id));
-    let content = render(project_id, &delivery?, &names(&callbacks));
-    Ok(Page::Show { title: "Delivery".into(), section: Section::Deliveries, content })
+    let delivery = delivery?;
+    let content = render(project_id, &delivery, &names(&callbacks));
+    let (title, section) = ("Delivery".to_owned(), Section::Deliveries);
+    Ok(match delivery.status {
+        DeliveryStatus::Pending => Page::Live { title, section, content },
+        DeliveryStatus::Delivered | DeliveryStatus::Exhausted => Page::Show { title, section, content },
+    })
 }
 
 pub(super) fn render(project: ObjectId, delivery: &Delivery, callbacks: &BTreeMap<ObjectId, String>) -> Markup {
     html! {
-        dl.facts {
-            (fact("Status", Some(delivery_status(delivery.status))))
-            (fact("Update", Some(link(project, "updates", delivery.update_id))))
-            (fact("Callback", Some(callback(project, delivery.callback_id, callbacks))))
-            (fact("Event", (!delivery.kind.is_update()).then(|| html! { (delivery.kind) })))
-            (fact("Next attempt", delivery.next_attempt_at.map(time)))
-        }
-        @if delivery.status != DeliveryStatus::Pending {
-            ul.actions {
-                li {
-                    a href={ "/p/" (project) "/deliveries/" (id(delivery)) "/redeliver" } { "Redeliver" }
+        (live("delivery", &html! {
+            dl.facts {
+                (fact("Status", Some(delivery_status(delivery.status))))
+                (fact("Update", Some(link(project, "updates", delivery.update_id))))
+                (fact("Callback", Some(callback(project, delivery.callback_id, callbacks))))
+                (fact("Event", (!delivery.kind.is_update()).then(|| html! { (delivery.kind) })))
+                (fact("Next attempt", delivery.next_attempt_at.map(time)))
+            }
+            @if delivery.status != DeliveryStatus::Pending {
+                ul.actions {
+                    li { a href={ "/p/" (project) "/deliveries/" (id(delivery)) "/redeliver" } { "Redeliver" } }
                 }
             }
-        }
+        }))
         (panel("Attempts", &Ok(()), |()| attempts("Attempts", &delivery.attempts)))
     }
 }

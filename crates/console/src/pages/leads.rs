@@ -20,7 +20,9 @@ use crate::{
     view::{
         graph,
         layout::Section,
-        parts::{Kind, badge, curl, empty, fact, json, link, masked, next_page, panel, table, text, time},
+        parts::{
+            Kind, badge, curl, empty, fact, json, link, live, live_rows, masked, next_page, panel, table, text, time,
+        },
     },
     visit::{PAGE, Visit, names},
 };
@@ -56,7 +58,7 @@ pub(crate) async fn list(visit: Visit) -> Result<Page, Fault> {
         r#"{{"lead":{{"projectId":"{project_id}","processId":"PROCESS_ID","phone":"+14155550101","name":"Ada"}},"init":true}}"#
     );
     let content = render_list(project_id, &page, &filters, &curl("/api/v1/leads/initiate", &body));
-    Ok(Page::Show { title: "Leads".into(), section: Section::Leads, content })
+    Ok(Page::list(&visit, "Leads", Section::Leads, content))
 }
 
 pub(super) fn render_list(project: ObjectId, page: &ListPage<Lead>, filters: &Filters, curl: &str) -> Markup {
@@ -74,16 +76,18 @@ pub(super) fn render_list(project: ObjectId, page: &ListPage<Lead>, filters: &Fi
             @if let Some(process) = filters.process { input type="hidden" name="process" value=(process); }
             button { "Filter" }
         }
-        @if page.items.is_empty() && page.next.is_none() {
-            @if *filters == Filters::default() {
-                (empty("There are no leads yet. This command makes the first one:", Some(curl)))
+        (live_rows("leads", &html! {
+            @if page.items.is_empty() && page.next.is_none() {
+                @if *filters == Filters::default() {
+                    (empty("There are no leads yet. This command makes the first one:", Some(curl)))
+                } @else {
+                    (empty("No lead meets these conditions.", None))
+                }
             } @else {
-                (empty("No lead meets these conditions.", None))
+                (rows(project, &page.items))
+                (next_page(&format!("/p/{project}/leads"), &query, page.next.as_ref()))
             }
-        } @else {
-            (rows(project, &page.items))
-            (next_page(&format!("/p/{project}/leads"), &query, page.next.as_ref()))
-        }
+        }))
     }
 }
 
@@ -136,13 +140,14 @@ pub(crate) async fn show(visit: Visit) -> Result<Page, Fault> {
     );
     let around = Around { process, calls, history, deliveries, callbacks: names(&callbacks) };
     let title = lead.name.clone().unwrap_or_else(|| format!("Lead {lead_id}"));
-    Ok(Page::Show { title, section: Section::Leads, content: render(project_id, &lead, &around, visit.now) })
+    let content = render(project_id, &lead, &around, visit.now);
+    Ok(Page::list(&visit, title, Section::Leads, content))
 }
 
 pub(super) fn render(project: ObjectId, lead: &Lead, around: &Around, now: Timestamp) -> Markup {
     let path = format!("/p/{project}/leads/{}", lead.lead_id);
     html! {
-        dl.facts {
+        (live("lead", &html! { dl.facts {
             (fact("Id", Some(html! { span.id { (lead.lead_id) } })))
             (fact("Reference", text(lead.reference_id.as_deref())))
             (fact("State", text(Some(&lead.state))))
@@ -153,14 +158,13 @@ pub(super) fn render(project: ObjectId, lead: &Lead, around: &Around, now: Times
             (fact("Version", Some(html! { (lead.version) })))
             (fact("Created", Some(time(lead.created_at))))
             (fact("Changed", Some(time(lead.updated_at))))
-        }
+        } }))
         ul.actions { li { a href={ (path) "/update" } { "Send an update" } } }
-        @match &around.calls {
-            Ok(page) if page.items.is_empty() => {}
-            calls => (panel("Calls in progress", calls, |page| calls::rows(project, &page.items, now))),
-        }
+        (panel("Calls in progress", &around.calls, |page| html! {
+            @if page.items.is_empty() { p { "None." } } @else { (calls::rows(project, &page.items, now)) }
+        }))
         (panel("State", &around.process, |process| graph::states(&process.rules, Some(&lead.state))))
-        (json("Metadata", &lead.metadata))
+        (live("metadata", &json("Metadata", &lead.metadata)))
         (panel("Updates", &around.history, |page| html! {
             @if page.items.is_empty() { p { "No update yet." } } @else { (history(project, &page.items)) }
             (next_page(&path, &[], page.next.as_ref()))

@@ -98,7 +98,14 @@ fn with_cookie(mut response: Response, cookie: HeaderValue) -> Response {
 }
 
 fn show(fields: &[(String, String)], fault: Option<&Fault>) -> Response {
-    let frame = Frame { title: "Sign in", session: None, project: None, section: Section::None, now: clock::now() };
+    let frame = Frame {
+        title: "Sign in",
+        session: None,
+        project: None,
+        section: Section::None,
+        now: clock::now(),
+        is_live: false,
+    };
     let content = render(field(fields, "token"), field(fields, "next"), fault);
     let status = fault.map_or(StatusCode::OK, Fault::status);
     (status, Html(layout::page(&frame, &content).into_string())).into_response()

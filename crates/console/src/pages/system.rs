@@ -83,7 +83,7 @@ pub(crate) async fn show(visit: Visit) -> Result<Page, Fault> {
         dead_letters::newest(&broker.js)
     );
     let content = render(&System { replicas, recovery, backlog, streams, letters });
-    Ok(Page::Show { title: "System".into(), section: Section::None, content })
+    Ok(Page::Live { title: "System".into(), section: Section::None, content })
 }
 
 async fn streams(broker: &Broker) -> Result<Vec<StreamState>, Fault> {

@@ -1,12 +1,12 @@
 //! Updates: a list with filters, and the timeline of one.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use contract::{
     ObjectId, Timestamp,
     key::Scope,
     rpc::{
-        Delivery, FindUpdates, FoundUpdate, GetUpdate, ListUpdateDeliveries, Page as ListPage, Update,
+        Delivery, DeliveryStatus, FindUpdates, FoundUpdate, GetUpdate, ListUpdateDeliveries, Page as ListPage, Update,
         UpdateDeliveries, UpdateStatus,
     },
 };
@@ -22,8 +22,8 @@ use crate::{
     view::{
         layout::Section,
         parts::{
-            Kind, badge, curl, delivery_status, empty, fact, filter_fields, json, link, next_page, panel, span, table,
-            text, time,
+            Kind, badge, curl, delivery_status, empty, fact, filter_fields, json, link, live, live_rows, next_page,
+            panel, span, table, text, time,
         },
     },
     visit::{PAGE, Visit, names},
@@ -76,7 +76,7 @@ pub(crate) async fn list(visit: Visit) -> Result<Page, Fault> {
     let page = visit.request(&query).await?;
     let curl = curl("/api/v1/leads/update", r#"{"leadId":"LEAD_ID","metadata":{"color":"blue"}}"#);
     let content = render_list(project_id, &page, &filters, &curl);
-    Ok(Page::Show { title: "Updates".into(), section: Section::Updates, content })
+    Ok(Page::list(&visit, "Updates", Section::Updates, content))
 }
 
 pub(super) fn render_list(project: ObjectId, page: &ListPage<FoundUpdate>, filters: &Filters, curl: &str) -> Markup {
@@ -102,16 +102,18 @@ pub(super) fn render_list(project: ObjectId, page: &ListPage<FoundUpdate>, filte
             (filter_fields(&query[1..], &["Code", "Process", "API key", "User", "From", "To"]))
             button { "Filter" }
         }
-        @if page.items.is_empty() && page.next.is_none() {
-            @if *filters == Filters::default() {
-                (empty("No update was decided in the last 24 hours. An update:", Some(curl)))
+        (live_rows("updates", &html! {
+            @if page.items.is_empty() && page.next.is_none() {
+                @if *filters == Filters::default() {
+                    (empty("No update was decided in the last 24 hours. An update:", Some(curl)))
+                } @else {
+                    (empty("No update meets these conditions. Without a time, only the last 24 hours are searched.", None))
+                }
             } @else {
-                (empty("No update meets these conditions. Without a time, only the last 24 hours are searched.", None))
+                (rows(project, &page.items))
+                (next_page(&format!("/p/{project}/updates"), &query, page.next.as_ref()))
             }
-        } @else {
-            (rows(project, &page.items))
-            (next_page(&format!("/p/{project}/updates"), &query, page.next.as_ref()))
-        }
+        }))
     }
 }
 
@@ -144,8 +146,24 @@ pub(crate) async fn show(visit: Visit) -> Result<Page, Fault> {
     let (update, deliveries) = (GetUpdate { project_id, update_id }, ListUpdateDeliveries { project_id, update_id });
     let (update, deliveries, callbacks) =
         tokio::join!(visit.request(&update), visit.request(&deliveries), visit.callbacks(project_id));
-    let content = render(project_id, &update?, &deliveries, &names(&callbacks));
-    Ok(Page::Show { title: format!("Update {update_id}"), section: Section::Updates, content })
+    let update = update?;
+    let content = render(project_id, &update, &deliveries, &names(&callbacks));
+    let (title, section) = (format!("Update {update_id}"), Section::Updates);
+    Ok(match is_settled(&update, &deliveries, visit.now) {
+        true => Page::Show { title, section, content },
+        false => Page::Live { title, section, content },
+    })
+}
+
+/// How long after its decision an update may still get deliveries.
+const ANNOUNCED_WITHIN: Duration = Duration::from_mins(1);
+
+/// Whether the timeline of an update changes no more, unless a delivery is repeated.
+fn is_settled(update: &Update, deliveries: &Result<UpdateDeliveries, Fault>, now: Timestamp) -> bool {
+    let is_old = update.applied_at.is_some_and(|at| at.plus(ANNOUNCED_WITHIN) < now);
+    let is_pending = |delivery: &Delivery| delivery.status == DeliveryStatus::Pending;
+    let is_delivered = |found: &UpdateDeliveries| found.parked.is_none() && !found.deliveries.iter().any(is_pending);
+    is_old && deliveries.as_ref().is_ok_and(is_delivered)
 }
 
 pub(super) fn render(
@@ -155,7 +173,7 @@ pub(super) fn render(
     callbacks: &BTreeMap<ObjectId, String>,
 ) -> Markup {
     html! {
-        dl.facts {
+        (live("update", &html! { dl.facts {
             (fact("Outcome", Some(outcome(update))))
             (fact("Error", text(update.error.as_deref())))
             (fact("Lead", update.lead_id.map(|lead| link(project, "leads", lead))))
@@ -168,14 +186,13 @@ pub(super) fn render(
                 a.id href={ "/p/" (project) "/updates?key=" (key) } { (key) }
             })))
             @for warning in &update.warnings { (fact("Warning", text(Some(warning)))) }
-        }
-        section.panel {
-            h2 { "Timeline" }
-            ol.timeline { (steps(update)) }
-        }
+        } }))
+        (panel("Timeline", &Ok(()), |()| html! { ol.timeline { (steps(update)) } }))
         (panel("Deliveries", deliveries, |deliveries| self::deliveries(project, deliveries, callbacks)))
-        @if let Some(command) = &update.command { (json("Command", command)) }
-        @if let Some(data) = &update.data { (json("Metadata after the update", data)) }
+        (live("documents", &html! {
+            @if let Some(command) = &update.command { (json("Command", command)) }
+            @if let Some(data) = &update.data { (json("Metadata after the update", data)) }
+        }))
     }
 }
 

@@ -43,6 +43,8 @@ pub(crate) struct Frame<'a> {
     pub(crate) project: Option<ObjectId>,
     pub(crate) section: Section,
     pub(crate) now: Timestamp,
+    /// Whether a stream keeps the page current.
+    pub(crate) is_live: bool,
 }
 
 /// A whole page.
@@ -65,6 +67,10 @@ pub(crate) fn page(frame: &Frame<'_>, content: &Markup) -> Markup {
                 @if let (Some(project), Some(_)) = (frame.project, frame.session) { (navigation(project, frame.section)) }
                 main #main tabindex="-1" {
                     h1 { (frame.title) }
+                    @if frame.is_live {
+                        // Shown by the script, which fills it.
+                        p #live hidden { span {} " " button.quiet type="button" aria-pressed="false" { "Pause" } }
+                    }
                     (content)
                 }
                 (footer(frame))
@@ -117,7 +123,7 @@ fn navigation(project: ObjectId, current: Section) -> Markup {
 fn footer(frame: &Frame<'_>) -> Markup {
     html! {
         footer.bottom {
-            p { "As of " (clock_time(frame.now)) " · all times are UTC · Leadrelay " (env!("CARGO_PKG_VERSION")) }
+            p { "As of " span #as-of { (clock_time(frame.now)) } " · all times are UTC · Leadrelay " (env!("CARGO_PKG_VERSION")) }
             details #keys {
                 summary { "Keyboard" }
                 dl {
@@ -131,6 +137,8 @@ fn footer(frame: &Frame<'_>) -> Markup {
                     dd { "Next and previous row; Enter opens it" }
                     dt { kbd { "]" } }
                     dd { "Next page of a list" }
+                    dt { kbd { "." } }
+                    dd { "Pause the live page, and go on" }
                     dt { kbd { "?" } }
                     dd { "This list" }
                 }
@@ -166,6 +174,7 @@ mod tests {
             project: Some(ObjectId::from_bytes([0x11; 12])),
             section: Section::Leads,
             now: Timestamp::from_millis(1_768_193_759_048),
+            is_live: true,
         };
 
         let page = page(&frame, &html! { p { "content" } }).into_string();
@@ -184,8 +193,14 @@ mod tests {
 
     #[test]
     fn a_visitor_without_a_session_gets_no_navigation() {
-        let frame =
-            Frame { title: "t", session: None, project: None, section: Section::None, now: Timestamp::from_millis(0) };
+        let frame = Frame {
+            title: "t",
+            session: None,
+            project: None,
+            section: Section::None,
+            now: Timestamp::from_millis(0),
+            is_live: false,
+        };
         let page = page(&frame, &html! {}).into_string();
         assert!(!page.contains("<nav") && !page.contains("form"), "{page}");
     }

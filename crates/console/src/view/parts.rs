@@ -6,21 +6,45 @@ use contract::{
     JsonObject, ObjectId, Timestamp,
     rpc::{CallbackState, Cursor, DeliveryStatus},
 };
-use maud::{Markup, html};
+use maud::{Markup, PreEscaped, html};
 
 use crate::fault::Fault;
 
-/// A panel: a titled part of a page, whose data may be missing while the rest of the page is shown.
+/// What is around a fragment, for [`live_fragments`]. Texts of pages cannot contain it: their `<` is escaped.
+const LIVE_BEGIN: &str = "<!--live-->";
+const LIVE_END: &str = "<!--/live-->";
+
+/// A fragment that a live page keeps current. Fragments do not contain others; the name is unique in the page.
+pub(crate) fn live(name: &str, content: &Markup) -> Markup {
+    fragment(&html! { div data-live=(name) { (content) } })
+}
+
+/// The rows of a list that a live page keeps current. New rows wait for the reader, so that no row moves under a finger.
+pub(crate) fn live_rows(name: &str, content: &Markup) -> Markup {
+    fragment(&html! { div data-live=(name) data-rows { (content) } })
+}
+
+fn fragment(element: &Markup) -> Markup {
+    html! { (PreEscaped(LIVE_BEGIN)) (element) (PreEscaped(LIVE_END)) }
+}
+
+/// The live fragments of a page.
+pub(crate) fn live_fragments(page: &Markup) -> impl Iterator<Item = &str> {
+    page.0.split(LIVE_BEGIN).skip(1).filter_map(|rest| rest.split(LIVE_END).next())
+}
+
+/// A panel: a titled part of a page, whose data may be missing while the rest of the page is shown. A live page keeps it
+/// current.
 pub(crate) fn panel<T>(title: &str, data: &Result<T, Fault>, content: impl FnOnce(&T) -> Markup) -> Markup {
-    html! {
-        section.panel {
+    fragment(&html! {
+        section.panel data-live=(title) {
             h2 { (title) }
             @match data {
                 Ok(data) => (content(data)),
                 Err(fault) => (notice(fault)),
             }
         }
-    }
+    })
 }
 
 /// Why something is not shown.
@@ -283,6 +307,19 @@ mod tests {
           ]
         }
         "#);
+    }
+
+    #[test]
+    fn the_fragments_of_a_page_are_its_live_parts() {
+        let hostile = "<!--/live--><!--live-->";
+        let page =
+            html! { p { "fixed" } (live("a", &html! { (hostile) })) p { "between" } (live_rows("b", &html! { "2" })) };
+
+        let fragments: Vec<_> = live_fragments(&page).collect();
+
+        assert_eq!(fragments.len(), 2, "{fragments:?}");
+        assert!(fragments[0].starts_with(r#"<div data-live="a">&lt;!--"#), "{fragments:?}");
+        assert_eq!(fragments[1], r#"<div data-live="b" data-rows>2</div>"#);
     }
 
     #[test]

@@ -1,0 +1,136 @@
+//! The open streams of live pages: how many there are, and the last snapshot of each page.
+
+use std::{
+    collections::HashMap,
+    hash::{DefaultHasher, Hash, Hasher},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use contract::Timestamp;
+use tokio::{sync::Semaphore, time::Instant};
+
+/// Most streams of one process. More cost memory and queries; a page without a stream says that it is not live.
+const MAX_STREAMS: usize = 256;
+/// Most streams of one session. Browsers open six connections to a server: more streams would leave none for pages.
+const MAX_STREAMS_PER_SESSION: usize = 4;
+/// Most pages that are rendered for streams at the same time. More delay the pages that people open.
+const MAX_RENDERS: usize = 4;
+
+/// The open streams.
+#[derive(Debug)]
+pub(crate) struct Live {
+    open: Mutex<Open>,
+    pub(crate) renders: Semaphore,
+}
+
+impl Default for Live {
+    fn default() -> Self {
+        Self { open: Mutex::default(), renders: Semaphore::new(MAX_RENDERS) }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Open {
+    streams: usize,
+    /// The number of streams by session.
+    sessions: HashMap<String, usize>,
+    pages: HashMap<PageKey, (usize, Arc<SharedPage>)>,
+}
+
+/// What decides the content of a page: who may see what, and the path with its query.
+type PageKey = (String, String);
+
+/// The last snapshot of a page. A lock across queries is held by the stream that renders; the others wait for its result.
+type SharedPage = tokio::sync::Mutex<Option<Snapshot>>;
+
+/// A page as it was rendered last.
+#[derive(Debug, Clone)]
+pub(crate) struct Snapshot {
+    pub(crate) fragments: Arc<[Fragment]>,
+    pub(crate) at: Timestamp,
+    /// When the next one is due.
+    pub(crate) due: Instant,
+    /// Whether the page changes no more.
+    pub(crate) is_final: bool,
+}
+
+/// A part of a page that is sent when it changed.
+#[derive(Debug)]
+pub(crate) struct Fragment {
+    pub(crate) html: String,
+    pub(crate) hash: u64,
+}
+
+impl Fragment {
+    pub(crate) fn new(html: &str) -> Self {
+        let mut hasher = DefaultHasher::new();
+        html.hash(&mut hasher);
+        Self { html: html.to_owned(), hash: hasher.finish() }
+    }
+}
+
+/// The place of one stream among [`MAX_STREAMS`].
+#[derive(Debug)]
+pub(crate) struct Place {
+    live: Arc<Live>,
+    session: String,
+    key: PageKey,
+    pub(crate) page: Arc<SharedPage>,
+}
+
+impl Live {
+    fn lock(&self) -> MutexGuard<'_, Open> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A place for a stream of a session, unless too many are open. Viewers with the same identity see the same.
+    pub(crate) fn place(self: &Arc<Self>, session: &str, viewer: String, uri: String) -> Option<Place> {
+        let mut open = self.lock();
+        let of_session = open.sessions.get(session).copied().unwrap_or_default();
+        if open.streams >= MAX_STREAMS || of_session >= MAX_STREAMS_PER_SESSION {
+            return None;
+        }
+        open.streams += 1;
+        open.sessions.insert(session.to_owned(), of_session + 1);
+        let key = (viewer, uri);
+        let (streams, page) = open.pages.entry(key.clone()).or_default();
+        *streams += 1;
+        Some(Place { live: self.clone(), session: session.to_owned(), key, page: page.clone() })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut open = self.live.lock();
+        open.streams -= 1;
+        if let Some(streams) = open.sessions.get_mut(&self.session) {
+            *streams -= 1;
+        }
+        if let Some((streams, _)) = open.pages.get_mut(&self.key) {
+            *streams -= 1;
+        }
+        open.sessions.retain(|_, streams| *streams > 0);
+        open.pages.retain(|_, (streams, _)| *streams > 0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn streams_are_bounded_and_leave_nothing_behind() {
+        let live = Arc::new(Live::default());
+        let open = |session: &str| live.place(session, "operator".into(), "/p/1?status=failed".into());
+
+        let mut places: Vec<_> = (0..MAX_STREAMS_PER_SESSION).map(|_| open("a").expect("a place")).collect();
+        assert!(open("a").is_none() && open("b").is_some());
+        assert!(places.windows(2).all(|pair| Arc::ptr_eq(&pair[0].page, &pair[1].page)), "a snapshot each");
+        places.extend((0..MAX_STREAMS - places.len()).map(|number| open(&format!("c{number}")).expect("a place")));
+        assert!(open("d").is_none());
+        drop(places);
+
+        let open = live.lock();
+        assert_eq!((open.streams, open.sessions.len(), open.pages.len()), (0, 0, 0));
+    }
+}

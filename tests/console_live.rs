@@ -1,0 +1,191 @@
+//! Live pages of the console: streams of the fragments that changed.
+
+use contract::rpc::{ListKeys, RevokeKey};
+use futures::future::join_all;
+use reqwest::{
+    Response, StatusCode,
+    header::{ACCEPT, COOKIE},
+};
+use serde_json::{Value, json};
+use tokio::time::timeout;
+
+use crate::{
+    console::{Console, project},
+    nats_permissions::stack_on,
+    support::{Api, TEST_TIMEOUT, memory_kib},
+};
+
+/// The stream of a page, as a browser opens it.
+struct Stream(Response);
+
+impl Stream {
+    async fn open(console: &Console, path: &str, cookie: &str, last: Option<&str>) -> Self {
+        let request = console.http.get(format!("{}{path}", console.url));
+        let request = request.header(ACCEPT, "text/event-stream").header(COOKIE, cookie);
+        let request = last.iter().fold(request, |request, last| request.header("last-event-id", *last));
+        Self(request.send().await.expect("an answer"))
+    }
+
+    fn status(&self) -> StatusCode {
+        self.0.status()
+    }
+
+    /// The id and the data of the next event; none at the end.
+    async fn next(&mut self) -> Option<(String, Value)> {
+        let read = async {
+            let mut text = String::new();
+            while !text.ends_with("\n\n") {
+                let chunk = self.0.chunk().await.ok().flatten()?;
+                text.push_str(std::str::from_utf8(&chunk).expect("UTF-8"));
+            }
+            let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).expect("a field").to_owned();
+            Some((field("id: "), serde_json::from_str(&field("data: ")).expect("JSON")))
+        };
+        timeout(TEST_TIMEOUT, read).await.expect("an event in time")
+    }
+
+    /// The first event whose fragments contain a text.
+    async fn until(&mut self, text: &str) -> (String, Value) {
+        let read = async {
+            loop {
+                let event = self.next().await.expect("an event");
+                if fragments(&event.1).iter().any(|html| html.contains(text)) {
+                    return event;
+                }
+            }
+        };
+        timeout(TEST_TIMEOUT, read).await.expect("the fragment in time")
+    }
+
+    async fn end(mut self) {
+        let read = async { while self.next().await.is_some() {} };
+        timeout(TEST_TIMEOUT, read).await.expect("the end of the stream in time");
+    }
+}
+
+fn fragments(event: &Value) -> Vec<&str> {
+    event["fragments"].as_array().expect("fragments").iter().map(|html| html.as_str().expect("HTML")).collect()
+}
+
+#[tokio::test]
+async fn a_stream_sends_the_fragments_that_change() {
+    let stack = stack_on(None).await;
+    let project = project(&stack).await;
+    let console = Console::start(&stack).await;
+    let cookie = console.sign_in_with(&project.api).await;
+    let lead = project.pages[2].clone();
+
+    let mut stream = Stream::open(&console, &lead, &cookie, None).await;
+    let (_, first) = stream.next().await.expect("an event");
+    project.api.update(json!({"leadId": project.lead_id, "metadata": {"color": "teal"}})).await;
+    let (id, changed) = stream.until("teal").await;
+
+    let page = console.get(&lead, &cookie).await.text;
+    assert!(page.contains(r#"id="live""#), "{page}");
+    for html in fragments(&first) {
+        assert!(html.contains("teal") || html.contains("data-live="), "{html}");
+    }
+    // The graph of the states is not sent again.
+    assert!(fragments(&first).iter().any(|html| html.contains("<svg")));
+    assert!(!fragments(&changed).iter().any(|html| html.contains("<svg")), "{changed}");
+    // A browser that was away gets what changed since.
+    drop(stream);
+    let mut stream = Stream::open(&console, &lead, &cookie, Some(&id)).await;
+    let (_, resumed) = stream.next().await.expect("an event");
+    assert!(!fragments(&resumed).iter().any(|html| html.contains("<svg") || html.contains("Metadata")), "{resumed}");
+}
+
+#[tokio::test]
+async fn the_stream_of_a_settled_delivery_says_that_it_is_final() {
+    let stack = stack_on(None).await;
+    let project = project(&stack).await;
+    let console = Console::start(&stack).await;
+    let cookie = console.sign_in_with(&project.api).await;
+
+    let mut stream = Stream::open(&console, &project.delivery(), &cookie, None).await;
+
+    let (_, last) = stream.next().await.expect("an event");
+    assert_eq!(last["isFinal"], true, "{last}");
+    assert!(stream.next().await.is_none());
+    assert!(!console.get(&project.delivery(), &cookie).await.text.contains(r#"id="live""#));
+}
+
+#[tokio::test]
+async fn streams_are_for_those_who_may_see_the_page_and_end_with_their_key() {
+    let stack = stack_on(None).await;
+    let project = project(&stack).await;
+    let other = Api::create(project.api.url.clone(), &stack.client, "other").await;
+    let console = Console::start(&stack).await;
+    let cookie = console.sign_in_with(&project.api).await;
+    let foreign = console.sign_in_with(&other).await;
+    let board = project.pages[0].clone();
+
+    for page in &project.pages {
+        assert_eq!(Stream::open(&console, page, &foreign, None).await.status(), StatusCode::NOT_FOUND, "{page}");
+    }
+    assert_eq!(Stream::open(&console, &board, "", None).await.status(), StatusCode::FORBIDDEN);
+    let mut streams = Vec::new();
+    for _ in 0..4 {
+        streams.push(Stream::open(&console, &board, &cookie, None).await);
+        assert_eq!(streams[streams.len() - 1].status(), StatusCode::OK);
+    }
+    let refused = Stream::open(&console, &board, &cookie, None).await;
+    assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE, "one stream too many for a session");
+
+    let keys = stack.call(&ListKeys { project_id: project.api.project_id }).await;
+    stack.call(&RevokeKey { key_id: keys[0].key_id, project_id: None }).await;
+
+    for stream in streams {
+        stream.end().await;
+    }
+}
+
+#[tokio::test]
+async fn streams_end_when_the_console_stops() {
+    let stack = stack_on(None).await;
+    let project = project(&stack).await;
+    let mut console = Console::start(&stack).await;
+    let cookie = console.sign_in_with(&project.api).await;
+    let mut stream = Stream::open(&console, &project.pages[0], &cookie, None).await;
+    stream.next().await.expect("an event");
+
+    assert!(console.service.terminate().await.success());
+
+    stream.end().await;
+    assert!(!console.service.log().contains("did not finish"), "{}", console.service.log());
+}
+
+#[tokio::test]
+async fn two_hundred_live_pages_take_little_memory() {
+    const SESSIONS: usize = 50;
+    const MOST_KIB: u64 = 64 * 1024;
+    let stack = stack_on(None).await;
+    let project = project(&stack).await;
+    let console = Console::start(&stack).await;
+    let pages = [&project.pages[0], &project.pages[8], &project.pages[2], &project.pages[12]];
+    console.sign_in_with(&project.api).await;
+    let form = format!("api_key={}", project.api.key);
+    let before = memory_kib(console.service.pid(), "VmRSS").expect("a process");
+
+    let mut streams = Vec::new();
+    for session in 0..SESSIONS {
+        let cookie = console.sign_in(&form).await;
+        for page in pages {
+            // Other parameters make other pages, which share nothing.
+            let stream = Stream::open(&console, &format!("{page}?session={session}"), &cookie, None).await;
+            assert_eq!(stream.status(), StatusCode::OK);
+            streams.push(stream);
+        }
+    }
+    let events = join_all(streams.iter_mut().map(async |stream| {
+        for _ in 0..3 {
+            stream.next().await.expect("an event");
+        }
+    }));
+    events.await;
+
+    let peak = memory_kib(console.service.pid(), "VmHWM").expect("a process");
+    println!("{} live pages: {before} KiB before, {peak} KiB at most", streams.len());
+    assert_eq!(streams.len(), 200);
+    assert!(peak < MOST_KIB, "{peak} KiB");
+}
