@@ -88,7 +88,7 @@ where
 {
     let answer = move |payload: &[u8]| -> Answer {
         let reply = read(payload).map(&handler);
-        Box::pin(async move { write(Q::SUBJECT, &reply?.await?) })
+        Box::pin(async move { written(Q::SUBJECT, Q::reply_to_json(&reply?.await?)) })
     };
     Box::pin(serve_subject(tasks, service, shutdown, Q::SUBJECT, Arc::new(answer)))
 }
@@ -150,15 +150,15 @@ async fn serve_subject(
 /// Reads a query. serde would read a struct from an array, too.
 fn read<Q: Query>(payload: &[u8]) -> Result<Q, RpcError> {
     let is_object = payload.trim_ascii_start().starts_with(b"{");
-    let query = if is_object { serde_json::from_slice(payload) } else { Err(de::Error::custom("not a JSON object")) };
+    let query = if is_object { Q::from_json(payload) } else { Err(de::Error::custom("not a JSON object")) };
     query.map_err(|e| {
         RpcError::new(ErrorCode::InvalidQuery, format!("the query cannot be read: {}", redacted_error(&e)))
     })
 }
 
-/// A query or a reply as JSON.
-fn write(subject: &str, value: &impl Serialize) -> Result<Bytes, RpcError> {
-    serde_json::to_vec(value).map(Bytes::from).map_err(|e| internal(subject, &e))
+/// The JSON of a query or a reply.
+fn written(subject: &str, json: serde_json::Result<Vec<u8>>) -> Result<Bytes, RpcError> {
+    json.map(Bytes::from).map_err(|e| internal(subject, &e))
 }
 
 /// An error of our own: the cause goes to the log, not to the client.
@@ -218,12 +218,12 @@ impl From<RequestError> for RpcError {
 /// # Errors
 /// No instance answered in time, or one answered with an error.
 pub async fn request<Q: Query>(client: &Client, query: &Q) -> Result<Q::Reply, RequestError> {
-    let payload = write(Q::SUBJECT, query)?;
+    let payload = written(Q::SUBJECT, query.to_json())?;
     let reply = match Q::REPEATABLE {
         true => send_repeatedly(client, Q::SUBJECT, payload, Q::TIMEOUT).await?,
         false => send(client, Q::SUBJECT, payload, Q::TIMEOUT).await?,
     };
-    serde_json::from_slice(&reply).map_err(|e| internal(Q::SUBJECT, &e).into())
+    Q::reply_from_json(&reply).map_err(|e| internal(Q::SUBJECT, &e).into())
 }
 
 /// Sends a request to a subject that is known at run time only. [`request`] is for everything else.
@@ -236,7 +236,7 @@ pub async fn exchange<Q: Serialize, R: DeserializeOwned>(
     query: &Q,
     timeout: Duration,
 ) -> Result<R, RequestError> {
-    let reply = send(client, subject, write(subject, query)?, timeout).await?;
+    let reply = send(client, subject, written(subject, serde_json::to_vec(query))?, timeout).await?;
     serde_json::from_slice(&reply).map_err(|e| internal(subject, &e).into())
 }
 

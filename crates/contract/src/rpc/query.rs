@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use serde::{Serialize, de::DeserializeOwned};
-
 use super::*;
 use crate::{event::CompletionEvent, key::ApiKey, process::Process};
 
@@ -12,7 +10,7 @@ pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A request that one of the services answers. It refuses fields that it does not have: in NATS, the publisher of a message
 /// names any subject for the reply, and a reply to something else must not be a query.
-pub trait Query: Serialize + DeserializeOwned + Send + Sync + 'static {
+pub trait Query: Sized + Send + Sync + 'static {
     /// The subject of the micro service's endpoint.
     const SUBJECT: &'static str;
     /// Whether the request may be sent to several instances: several executions leave the same state as one.
@@ -20,7 +18,33 @@ pub trait Query: Serialize + DeserializeOwned + Send + Sync + 'static {
     /// How long the caller waits for the reply.
     const TIMEOUT: Duration = DEFAULT_TIMEOUT;
     /// What the service answers.
-    type Reply: Serialize + DeserializeOwned + Send + 'static;
+    type Reply: Send + 'static;
+
+    // JSON is read and written by the code below, so that it is compiled here and not again in each service.
+
+    /// Reads a request.
+    ///
+    /// # Errors
+    /// It is not the JSON of such a request.
+    fn from_json(request: &[u8]) -> serde_json::Result<Self>;
+
+    /// Writes the request.
+    ///
+    /// # Errors
+    /// None with the queries of this crate: no map has keys that are not texts.
+    fn to_json(&self) -> serde_json::Result<Vec<u8>>;
+
+    /// Reads a reply.
+    ///
+    /// # Errors
+    /// It is not the JSON of such a reply.
+    fn reply_from_json(reply: &[u8]) -> serde_json::Result<Self::Reply>;
+
+    /// Writes a reply.
+    ///
+    /// # Errors
+    /// As [`Query::to_json`].
+    fn reply_to_json(reply: &Self::Reply) -> serde_json::Result<Vec<u8>>;
 }
 
 /// Implements [`Query`] for each row, and lists the rows for the generated documents.
@@ -31,6 +55,22 @@ macro_rules! queries {
             const REPEATABLE: bool = queries!(@repeatable $sent);
             $(const TIMEOUT: Duration = $timeout;)?
             type Reply = queries!(@reply $shape $reply);
+
+            fn from_json(request: &[u8]) -> serde_json::Result<Self> {
+                serde_json::from_slice(request)
+            }
+
+            fn to_json(&self) -> serde_json::Result<Vec<u8>> {
+                serde_json::to_vec(self)
+            }
+
+            fn reply_from_json(reply: &[u8]) -> serde_json::Result<Self::Reply> {
+                serde_json::from_slice(reply)
+            }
+
+            fn reply_to_json(reply: &Self::Reply) -> serde_json::Result<Vec<u8>> {
+                serde_json::to_vec(reply)
+            }
         })*
 
         /// The subjects of all queries.
