@@ -301,7 +301,7 @@ impl Project {
     }
 
     /// A session of a key with these scopes.
-    async fn session_with(&self, stack: &Stack, console: &Console, scopes: &str) -> String {
+    pub(crate) async fn session_with(&self, stack: &Stack, console: &Console, scopes: &str) -> String {
         let project_id = self.api.project_id.to_string();
         let args = ["key", "create", "--project", &project_id, "--name", "some", "--scope", scopes, "--json"];
         let created = stack.leadctl(&args).await.assert_ok().json();

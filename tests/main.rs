@@ -15,6 +15,7 @@ mod cluster;
 mod configuration;
 mod console;
 mod console_live;
+mod console_portal;
 mod crash_recovery;
 mod dead_letters;
 mod deliveries;

@@ -107,8 +107,8 @@ const allPages = async (page) => {
     "/", "/system", project, `${project}/leads`, `${project}/leads?state=none`, lead, `${lead}/update`, update, `${project}/calls`,
     `${project}/updates`, `${project}/updates?status=failed&code=none`, `${lead}/end-call`, `${project}/deliveries`, `${project}/deliveries?status=exhausted`, delivery, `${delivery}/redeliver`,
     `${project}/deliveries/redeliver?delivery=${id}`, `${project}/callbacks`, callback, `${callback}/test`, `${callback}/enable`,
-    `${callback}/pause`, `${callback}/resume`, `${callback}/recover`, `${callback}/rotate-secret`, `${project}/processes`,
-    process_, `${project}/keys`, revoke,
+    `${callback}/pause`, `${callback}/resume`, `${callback}/recover`, `${callback}/rotate-secret`, `${callback}/share`,
+    `${project}/processes`, process_, `${process_}/share`, `${project}/keys`, revoke,
   ];
 };
 
@@ -395,9 +395,39 @@ await tenantPage.waitForURL(`**${project}`);
 await go(tenantPage, `${lead}/update`);
 await tenantPage.locator("text=needs an API key of this project with the scope leads:write").waitFor();
 
+// A visitor of a portal link: the pages of one callback, and an action.
+await go(page, `${project}/callbacks`);
+await page.click("td a:text-is('crm')");
+await page.click(".actions >> text=Share");
+await page.check("input[name=act]");
+await page.click("text=Make a link");
+const shared = await page.locator("main pre").textContent();
+for (const javaScriptEnabled of [true, false]) {
+  const outside = await browser.newContext({ javaScriptEnabled });
+  const visitor = await open(outside);
+  const checked = async (where) => {
+    if (!javaScriptEnabled) return;
+    await visitor.evaluate(axe);
+    await check(visitor, where);
+  };
+  await visitor.goto(shared);
+  await checked("the form of a portal link");
+  await visitor.click("main button");
+  await visitor.waitForURL("**/portal/callbacks/*");
+  await checked("the callback of a portal link");
+  assert.equal((await visitor.request.get(console_ + project)).status(), 404);
+  await visitor.click("text=Send a test");
+  await checked("the test of a portal link");
+  await visitor.click("main button:text-is('Send a test')");
+  await visitor.locator("dd .badge:has-text('accepted')").waitFor();
+  await visitor.click("text=Back to the callback");
+  await visitor.locator("tr:has(.badge.good) a[href*='/portal/deliveries/']").first().click();
+  await checked("the delivery of a portal link");
+}
+
 assert.deepEqual(errors, []);
 await browser.close();
 endpoint.closeAllConnections();
 endpoint.close();
-const count = pages.length + 2;
+const count = pages.length + 7;
 console.log(`${count} pages without an error or violation; ${2 * (Object.keys(tasks).length + 1)} tasks done, half without JavaScript`);

@@ -14,6 +14,7 @@ mod live;
 mod login_link;
 mod page_stream;
 mod pages;
+mod portal_link;
 mod respond;
 mod router;
 mod server;
@@ -24,5 +25,6 @@ mod visit;
 pub use crate::{
     config::Config,
     login_link::{create_login, login_url},
+    portal_link::{NewPortalLink, create_portal_link, portal_url, revoke_portal_link},
     server::{run, run_on},
 };

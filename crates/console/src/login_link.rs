@@ -36,7 +36,7 @@ pub fn login_url(console_url: &str, token: &str) -> String {
 /// Uses a token up. Of several requests with one token, the first succeeds.
 pub(crate) async fn redeem(js: &jetstream::Context, token: &str, now: Timestamp) -> Result<(), Fault> {
     let used = || Fault::Refused("This link was used or has expired. Make a new one: leadctl console token".into());
-    if !is_token(token) {
+    if !is_token(PREFIX, token) {
         return Err(used());
     }
     let unavailable = |e: &(dyn std::error::Error + 'static)| {
@@ -58,6 +58,7 @@ pub(crate) async fn redeem(js: &jetstream::Context, token: &str, now: Timestamp)
     if now < login.expires_at { Ok(()) } else { Err(used()) }
 }
 
-fn is_token(text: &str) -> bool {
-    text.strip_prefix(PREFIX).is_some_and(|digits| digits.len() == 64 && digits.bytes().all(|b| b.is_ascii_hexdigit()))
+/// Whether a text is this prefix and the random part of a token.
+pub(crate) fn is_token(prefix: &str, text: &str) -> bool {
+    text.strip_prefix(prefix).is_some_and(|digits| digits.len() == 64 && digits.bytes().all(|b| b.is_ascii_hexdigit()))
 }

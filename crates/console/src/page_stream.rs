@@ -54,7 +54,7 @@ pub(crate) async fn stream(
     render: Render,
 ) -> Response {
     let refuse = |status: StatusCode, text: &str| (status, text.to_owned()).into_response();
-    let Some(session) = Session::of(&app, &headers, clock::now()) else {
+    let Some(session) = Session::of(&app, &headers, clock::now()).await else {
         return refuse(StatusCode::FORBIDDEN, "There is no session.");
     };
     let place = app.live.place(&session.form_token, session.role.identity(), uri.to_string());
@@ -120,7 +120,7 @@ impl PageStream {
             () = self.app.shutdown.cancelled() => return None,
         }
         // A revoked key ends its session.
-        let session = Session::of(&self.app, &self.headers, clock::now())?;
+        let session = Session::of(&self.app, &self.headers, clock::now()).await?;
         let snapshot = tokio::select! {
             snapshot = self.snapshot(session) => snapshot,
             () = self.app.shutdown.cancelled() => return None,

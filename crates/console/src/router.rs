@@ -16,7 +16,8 @@ use crate::{
     fault::Fault,
     page_stream,
     pages::{
-        board, callbacks, calls, dead_letters, deliveries, go, keys, leads, login, processes, projects, system, updates,
+        board, callbacks, calls, dead_letters, deliveries, go, keys, leads, login, portal, processes, projects, system,
+        updates,
     },
     respond::{Page, action, respond, with_security_headers},
     visit::Visit,
@@ -45,6 +46,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/p/{project}/processes", page(processes::list))
         .route("/p/{project}/processes/{process}", page(processes::show))
         .route("/p/{project}/keys", page(keys::list))
+        .merge(portal_pages())
         .merge(actions())
         .merge(assets::routes())
         .fallback(async |State(app): State<Arc<App>>, headers: HeaderMap, uri: Uri| {
@@ -68,9 +70,22 @@ where
     })
 }
 
+/// The pages of portal links: no other page exists for their visitors.
+fn portal_pages() -> Router<Arc<App>> {
+    Router::new()
+        .route("/portal", page(portal::show))
+        .route("/portal/callbacks/{callback}", page(portal::callback))
+        .route("/portal/callbacks/{callback}/test", page(portal::confirm_test).merge(action(portal::test)))
+        .route("/portal/deliveries/{delivery}", page(portal::delivery))
+        .route(
+            "/portal/deliveries/{delivery}/redeliver",
+            page(portal::confirm_redelivery).merge(action(portal::redeliver)),
+        )
+}
+
 /// The actions: each is a page that says what it does, and its form.
 fn actions() -> Router<Arc<App>> {
-    use crate::pages::actions::{callbacks, calls, deliveries, keys, leads, recovery};
+    use crate::pages::actions::{callbacks, calls, deliveries, keys, leads, recovery, share};
     let rows = [
         ("/deliveries/redeliver", page(deliveries::confirm_selected).merge(action(deliveries::redeliver_selected))),
         ("/deliveries/{delivery}/redeliver", page(deliveries::confirm).merge(action(deliveries::redeliver))),
@@ -82,6 +97,8 @@ fn actions() -> Router<Arc<App>> {
         ("/callbacks/{callback}/resume", page(callbacks::confirm_resume).merge(action(callbacks::resume))),
         ("/callbacks/{callback}/rotate-secret", page(callbacks::confirm_rotation).merge(action(callbacks::rotate))),
         ("/callbacks/{callback}/recover", page(recovery::confirm).merge(action(recovery::recover))),
+        ("/callbacks/{callback}/share", page(share::form).merge(action(share::submit))),
+        ("/processes/{process}/share", page(share::form).merge(action(share::submit))),
         ("/keys/{key}/revoke", page(keys::confirm).merge(action(keys::revoke))),
     ];
     rows.into_iter()

@@ -5,14 +5,16 @@ use std::sync::Arc;
 use axum::http::{HeaderMap, HeaderValue, header::COOKIE};
 use contract::{
     ObjectId, Timestamp,
+    console::{PortalLink, PortalTarget},
     key::{ApiKey, Scope},
+    rpc::{CallbackStatus, ListCallbacks},
     secret::Secret,
 };
 use secrets::api_key;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-use crate::{app::App, config::PublicUrl, fault::Fault};
+use crate::{app::App, config::PublicUrl, fault::Fault, portal_link};
 
 /// How long a session lasts. A longer one serves a stolen cookie longer, a shorter one asks for logins more often.
 const SESSION_AGE: Duration = Duration::from_hours(12);
@@ -27,6 +29,9 @@ struct Sealed {
     /// The API key that signed in, or that an operator added to act with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     api_key: Option<Secret>,
+    /// The token of the portal link that was opened.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    portal: Option<Secret>,
     form_token: String,
     ends_at: Timestamp,
 }
@@ -56,6 +61,43 @@ pub(crate) enum Role {
     Operator,
     /// The project of an API key, as far as the key's scopes go.
     Key(Arc<ApiKey>),
+    /// One process or callback. [`Visit::portal`](crate::visit::Visit::portal) opens the pages of portal links.
+    Portal(Arc<Portal>),
+}
+
+/// What a portal link shows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Portal {
+    pub(crate) project_id: ObjectId,
+    pub(crate) target: PortalTarget,
+    pub(crate) may_act: bool,
+    /// Names the link in logs; does not open it.
+    pub(crate) name: String,
+}
+
+impl Portal {
+    fn new(link: &PortalLink, token: &str) -> Self {
+        let name = api_key::hash(token).chars().take(8).collect();
+        Self { project_id: link.project_id, target: link.target, may_act: link.sealed_key.is_some(), name }
+    }
+
+    /// Whether the link shows a callback of its project.
+    pub(crate) fn shows(&self, callback: &CallbackStatus) -> bool {
+        match self.target {
+            PortalTarget::ProcessId(id) => callback.process_id == Some(id),
+            PortalTarget::CallbackId(id) => callback.callback_id == id,
+        }
+    }
+
+    /// The query for the callbacks of its project.
+    pub(crate) const fn list_callbacks(&self) -> ListCallbacks {
+        ListCallbacks { project_id: self.project_id, details: true }
+    }
+
+    /// Refuses visitors who may only look.
+    pub(crate) fn check_action(&self) -> Result<(), Fault> {
+        if self.may_act { Ok(()) } else { Err(Fault::no_page()) }
+    }
 }
 
 impl Role {
@@ -64,6 +106,7 @@ impl Role {
         match self {
             Self::Operator => "operator".to_owned(),
             Self::Key(key) => format!("key {}", key.key_id),
+            Self::Portal(portal) => format!("portal link {}", portal.name),
         }
     }
 
@@ -75,19 +118,24 @@ impl Role {
             Self::Key(key) if key.project_id != project_id => Err(Fault::no_page()),
             Self::Key(key) if !key.scopes.contains(&scope) => Err(Fault::MissingScope(scope)),
             Self::Key(_) => Ok(()),
+            // The pages of portal links check what the link shows; no other page exists for their visitors.
+            Self::Portal(_) => Err(Fault::no_page()),
         }
     }
 }
 
 impl Session {
     /// The session of a request, if it has a valid one.
-    pub(crate) fn of(app: &App, headers: &HeaderMap, now: Timestamp) -> Option<Self> {
+    pub(crate) async fn of(app: &App, headers: &HeaderMap, now: Timestamp) -> Option<Self> {
         let name = cookie_name(&app.public);
         let cookies = headers.get_all(COOKIE).iter().filter_map(|value| value.to_str().ok());
         let mut pairs = cookies.flat_map(|cookies| cookies.split(';')).filter_map(|pair| pair.trim().split_once('='));
         let (_, token) = pairs.find(|(known, _)| *known == name)?;
         let clear = app.session_key.open(PURPOSE, token)?;
         let sealed: Sealed = serde_json::from_slice(&clear).ok().filter(|sealed: &Sealed| now < sealed.ends_at)?;
+        if let Some(token) = &sealed.portal {
+            return Self::of_portal(app, token.expose(), sealed.form_token, now).await;
+        }
         let credential =
             sealed.api_key.and_then(|secret| Some(Credential { key: valid_key(app, &secret, now)?, secret }));
         let role = match (sealed.is_operator, &credential) {
@@ -96,6 +144,18 @@ impl Session {
             (false, None) => return None,
         };
         Some(Self { role, form_token: sealed.form_token, ends_at: sealed.ends_at, credential })
+    }
+
+    /// The session of a portal link that was not revoked, and whose API key is valid.
+    async fn of_portal(app: &App, token: &str, form_token: String, now: Timestamp) -> Option<Self> {
+        let link = portal_link::find(&app.broker().ok()?.js, token, now).await.ok()?;
+        if let Some(hash) = &link.key_sha256 {
+            app.keys.get(hash).filter(|key| key.is_valid(now))?;
+        }
+        let secret = portal_link::open_key(token, &link);
+        let credential = secret.and_then(|secret| Some(Credential { key: valid_key(app, &secret, now)?, secret }));
+        let role = Role::Portal(Arc::new(Portal::new(&link, token)));
+        Some(Self { role, form_token, ends_at: link.ends_at, credential })
     }
 
     /// The text of the session's API key, for actions that need this scope in this project.
@@ -127,6 +187,7 @@ impl Session {
             (Role::Operator, Some(credential)) => format!("operator with key {}", credential.key.name),
             (Role::Operator, None) => "operator".to_owned(),
             (Role::Key(key), _) => format!("key {}", key.name),
+            (Role::Portal(portal), _) => format!("portal link {}", portal.name),
         }
     }
 }
@@ -138,14 +199,17 @@ pub(crate) fn valid_key(app: &App, key: &Secret, now: Timestamp) -> Option<Arc<A
 
 /// The cookie of a new session of an API key, or of an operator.
 pub(crate) fn new_cookie(app: &App, role: SignedIn<'_>, now: Timestamp) -> HeaderValue {
-    let (is_operator, api_key, ends_at) = match role {
-        SignedIn::Operator => (true, None, now.plus(SESSION_AGE)),
-        SignedIn::Key(secret) => (false, Some(secret), now.plus(SESSION_AGE)),
-        // The operator's session ends when it would have ended.
-        SignedIn::OperatorWith(secret, session) => (true, Some(secret), session.ends_at),
-    };
     let form_token = hex::encode(rand::random::<[u8; 16]>());
-    let sealed = Sealed { is_operator, api_key, form_token, ends_at };
+    let sealed = Sealed { is_operator: false, api_key: None, portal: None, form_token, ends_at: now.plus(SESSION_AGE) };
+    let sealed = match role {
+        SignedIn::Operator => Sealed { is_operator: true, ..sealed },
+        SignedIn::Key(secret) => Sealed { api_key: Some(secret), ..sealed },
+        // The operator's session ends when it would have ended.
+        SignedIn::OperatorWith(secret, session) => {
+            Sealed { is_operator: true, api_key: Some(secret), ends_at: session.ends_at, ..sealed }
+        }
+        SignedIn::Portal(token) => Sealed { portal: Some(token), ..sealed },
+    };
     // A struct of texts and numbers is always written.
     let clear = serde_json::to_vec(&sealed).unwrap_or_default();
     cookie(&app.public, &app.session_key.seal(PURPOSE, rand::random(), &clear), SESSION_AGE)
@@ -155,6 +219,8 @@ pub(crate) fn new_cookie(app: &App, role: SignedIn<'_>, now: Timestamp) -> Heade
 pub(crate) enum SignedIn<'a> {
     Operator,
     Key(Secret),
+    /// With the token of a portal link.
+    Portal(Secret),
     /// The operator of this session adds a key to act with.
     OperatorWith(Secret, &'a Session),
 }
@@ -220,41 +286,41 @@ pub(crate) mod tests {
         HeaderMap::from_iter([(COOKIE, format!("other=1; {cookie}").parse().unwrap())])
     }
 
-    #[test]
-    fn a_session_ends_at_its_time_and_with_its_key() {
+    #[tokio::test]
+    async fn a_session_ends_at_its_time_and_with_its_key() {
         let now = Timestamp::from_millis(1_000_000);
         let app = app(true, key());
         let cookie = new_cookie(&app, SignedIn::Key("lr_1".into()), now);
 
         assert!(cookie.to_str().unwrap().ends_with("; Path=/; Max-Age=43200; HttpOnly; SameSite=Strict; Secure"));
         assert!(cookie.to_str().unwrap().starts_with("__Host-leadrelay="));
-        assert_eq!(Session::of(&app, &headers(&cookie), now).unwrap().role, Role::Key(Arc::new(key())));
-        assert!(Session::of(&app, &headers(&cookie), now.plus(SESSION_AGE)).is_none());
-        assert!(Session::of(&app, &headers(&no_cookie(&app)), now).is_none());
+        assert_eq!(Session::of(&app, &headers(&cookie), now).await.unwrap().role, Role::Key(Arc::new(key())));
+        assert!(Session::of(&app, &headers(&cookie), now.plus(SESSION_AGE)).await.is_none());
+        assert!(Session::of(&app, &headers(&no_cookie(&app)), now).await.is_none());
         let unknown = new_cookie(&app, SignedIn::Key("lr_2".into()), now);
-        assert!(Session::of(&app, &headers(&unknown), now).is_none());
+        assert!(Session::of(&app, &headers(&unknown), now).await.is_none());
         let revoked = ApiKey { revoked_at: Some(now), ..key() };
-        assert!(Session::of(&super::tests::app(true, revoked), &headers(&cookie), now).is_none());
+        assert!(Session::of(&super::tests::app(true, revoked), &headers(&cookie), now).await.is_none());
         let operator = new_cookie(&app, SignedIn::Operator, now);
-        assert_eq!(Session::of(&app, &headers(&operator), now).unwrap().role, Role::Operator);
+        assert_eq!(Session::of(&app, &headers(&operator), now).await.unwrap().role, Role::Operator);
     }
 
-    #[test]
-    fn an_operator_acts_with_an_added_key_until_the_operators_session_ends() {
+    #[tokio::test]
+    async fn an_operator_acts_with_an_added_key_until_the_operators_session_ends() {
         let now = Timestamp::from_millis(1_000_000);
         let app = app(true, key());
-        let session = Session::of(&app, &headers(&new_cookie(&app, SignedIn::Operator, now)), now).unwrap();
+        let session = Session::of(&app, &headers(&new_cookie(&app, SignedIn::Operator, now)), now).await.unwrap();
         assert!(session.credential(PROJECT, Scope::LeadsRead).is_err());
 
         let later = now.plus(SESSION_AGE / 2);
         let cookie = new_cookie(&app, SignedIn::OperatorWith("lr_1".into(), &session), later);
 
-        let session = Session::of(&app, &headers(&cookie), later).unwrap();
+        let session = Session::of(&app, &headers(&cookie), later).await.unwrap();
         assert_eq!((session.role.clone(), session.name()), (Role::Operator, "operator with key crm".into()));
         assert_eq!(session.credential(PROJECT, Scope::LeadsRead).unwrap().expose(), "lr_1");
         assert!(session.credential(PROJECT, Scope::LeadsWrite).is_err(), "another scope");
         assert!(session.credential(ObjectId::from_bytes([0x22; 12]), Scope::LeadsRead).is_err(), "another project");
-        assert!(Session::of(&app, &headers(&cookie), now.plus(SESSION_AGE)).is_none());
+        assert!(Session::of(&app, &headers(&cookie), now.plus(SESSION_AGE)).await.is_none());
     }
 
     #[test]
@@ -273,5 +339,8 @@ pub(crate) mod tests {
         assert_eq!(role.check(PROJECT, Scope::ConfigRead), Err(Fault::MissingScope(Scope::ConfigRead)));
         assert_eq!(role.check(other, Scope::LeadsRead), Err(Fault::no_page()));
         assert_eq!(Role::Operator.check(other, Scope::ConfigRead), Ok(()));
+        let target = PortalTarget::CallbackId(other);
+        let portal = Portal { project_id: PROJECT, target, may_act: true, name: "0".into() };
+        assert_eq!(Role::Portal(Arc::new(portal)).check(PROJECT, Scope::LeadsRead), Err(Fault::no_page()));
     }
 }

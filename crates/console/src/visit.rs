@@ -13,7 +13,7 @@ use crate::{
     app::App,
     fault::Fault,
     gateway::GatewayRequest,
-    session::{Role, Session},
+    session::{Portal, Role, Session},
 };
 
 /// How many rows a page of a list has.
@@ -58,6 +58,14 @@ impl Visit {
     /// Refuses visitors who are not operators; what is only for operators does not exist for them.
     pub(crate) fn operator(&self) -> Result<(), Fault> {
         if self.session.role == Role::Operator { Ok(()) } else { Err(Fault::no_page()) }
+    }
+
+    /// What the portal link of the visitor shows; its pages do not exist for others.
+    pub(crate) fn portal(&self) -> Result<&Portal, Fault> {
+        match &self.session.role {
+            Role::Portal(portal) => Ok(portal),
+            Role::Operator | Role::Key(_) => Err(Fault::no_page()),
+        }
     }
 
     /// An id in the path. What is no id names no page.

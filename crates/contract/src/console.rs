@@ -1,11 +1,12 @@
-//! One-time links of the operator console: entries of the bucket [`CONSOLE_LOGINS`](crate::streams::CONSOLE_LOGINS), under
-//! the SHA-256 of the link's token. `leadctl` writes an entry, the console removes it when the link is used.
+//! Links of the operator console: entries of the bucket [`CONSOLE_LOGINS`](crate::streams::CONSOLE_LOGINS), under the
+//! SHA-256 of the link's token. `leadctl` writes the entry of a one-time link, the console removes it when the link is used.
+//! Both write entries of portal links, and remove those that are revoked.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::Timestamp;
+use crate::{ObjectId, Timestamp};
 
 /// How long a link can be used. A longer time leaves more of them in terminals and logs.
 pub const LOGIN_AGE: Duration = Duration::from_hours(1);
@@ -18,6 +19,41 @@ pub struct ConsoleLogin {
     pub expires_at: Timestamp,
 }
 
+/// How long a portal link can be valid at most. A longer time leaves more of them in mailboxes and tickets.
+pub const PORTAL_AGE: Duration = Duration::from_hours(7 * 24);
+
+/// How long a portal link is valid unless its maker says otherwise.
+pub const PORTAL_DEFAULT_AGE: Duration = Duration::from_hours(24);
+
+/// A link that shows one process or callback to people outside the project. It can be used until it ends.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PortalLink {
+    /// The project.
+    pub project_id: ObjectId,
+    /// What it shows.
+    #[serde(flatten)]
+    pub target: PortalTarget,
+    /// From when on it is refused.
+    pub ends_at: Timestamp,
+    /// The SHA-256 of the API key that made it: the link ends with the key. None for a link of an operator.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_sha256: Option<String>,
+    /// The API key that its visitors act with, sealed with the link's token. None if they may only look.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sealed_key: Option<String>,
+}
+
+/// What a portal link shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum PortalTarget {
+    /// A process: its callbacks and the outcomes of its updates.
+    ProcessId(ObjectId),
+    /// A callback.
+    CallbackId(ObjectId),
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -26,5 +62,20 @@ mod tests {
     fn a_login_has_this_wire_form() {
         let login = ConsoleLogin { expires_at: Timestamp::from_millis(7) };
         insta::assert_snapshot!(serde_json::to_string(&login).unwrap(), @r#"{"expiresAt":7}"#);
+    }
+
+    #[test]
+    fn a_portal_link_has_this_wire_form() {
+        let id = |byte| ObjectId::from_bytes([byte; 12]);
+        let link = PortalLink {
+            project_id: id(1),
+            target: PortalTarget::CallbackId(id(2)),
+            ends_at: Timestamp::from_millis(7),
+            key_sha256: Some("ab".into()),
+            sealed_key: None,
+        };
+        let text = serde_json::to_string(&link).unwrap();
+        insta::assert_snapshot!(text, @r#"{"projectId":"010101010101010101010101","callbackId":"020202020202020202020202","endsAt":7,"keySha256":"ab"}"#);
+        assert_eq!(serde_json::from_str::<PortalLink>(&text).unwrap(), link);
     }
 }

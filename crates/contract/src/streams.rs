@@ -8,7 +8,7 @@ use async_nats::jetstream::{
     stream::{Config, DiscardPolicy, Info, RetentionPolicy, StorageType},
 };
 
-use crate::{ObjectId, console::LOGIN_AGE, subject};
+use crate::{ObjectId, console::PORTAL_AGE, subject};
 
 /// The command log: totally ordered, durable, the source of every change.
 pub const LEAD_COMMANDS: &str = "LEAD_COMMANDS";
@@ -28,8 +28,8 @@ pub const PROCESSES: &str = "processes";
 /// [`IdempotencyRecord`](crate::idempotency::IdempotencyRecord). Its entries expire after [`IDEMPOTENCY_AGE`].
 pub const IDEMPOTENCY: &str = "idempotency";
 
-/// The bucket of unused one-time links of the operator console; values are
-/// [`ConsoleLogin`](crate::console::ConsoleLogin).
+/// The bucket of links of the operator console that were not used or revoked; values are
+/// [`ConsoleLogin`](crate::console::ConsoleLogin)s and [`PortalLink`](crate::console::PortalLink)s.
 pub const CONSOLE_LOGINS: &str = "console_logins";
 
 /// The bucket of the last uses of API keys, by the key's id; values are [`Timestamp`](crate::Timestamp)s, rounded down to the
@@ -117,8 +117,8 @@ pub fn buckets(limits: StreamLimits) -> [kv::Config; 5] {
         max_bytes: limits.max_bytes / 4,
         ..bucket(IDEMPOTENCY)
     };
-    // A link that was not used is removed when it can no longer be used.
-    let logins = kv::Config { max_age: LOGIN_AGE, ..bucket(CONSOLE_LOGINS) };
+    // A link is removed when it can no longer be used.
+    let logins = kv::Config { max_age: PORTAL_AGE, ..bucket(CONSOLE_LOGINS) };
     let key_uses = kv::Config { max_age: KEY_USE_AGE, ..bucket(KEY_USES) };
     [bucket(API_KEYS), bucket(PROCESSES), idempotency, logins, key_uses]
 }

@@ -29,13 +29,14 @@ use crate::{
 const SHOWN: u32 = 10;
 
 /// The actions on a callback: path and label.
-const ACTIONS: [(&str, &str); 6] = [
+const ACTIONS: [(&str, &str); 7] = [
     ("test", "Send a test"),
     ("enable", "Enable"),
     ("pause", "Pause"),
     ("resume", "Resume"),
     ("recover", "Recover deliveries"),
     ("rotate-secret", "Rotate the secret"),
+    ("share", "Share"),
 ];
 
 /// `GET /p/{project}/callbacks`.
@@ -80,7 +81,7 @@ pub(super) fn rows<'a>(
 }
 
 /// How many deliveries wait; nothing if that was not read.
-fn pending(callback: &CallbackStatus) -> Option<String> {
+pub(super) fn pending(callback: &CallbackStatus) -> Option<String> {
     let pending = callback.details.as_ref()?.pending;
     Some(if pending < MAX_PENDING_COUNTED { pending.to_string() } else { format!("{pending} or more") })
 }

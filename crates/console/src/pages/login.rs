@@ -14,7 +14,7 @@ use service_kit::clock;
 use crate::{
     app::App,
     fault::Fault,
-    login_link, respond,
+    login_link, portal_link, respond,
     session::{self, Role, Session, SignedIn},
     view::{
         layout::{self, Frame, Section},
@@ -31,7 +31,7 @@ pub(crate) async fn form(uri: Uri) -> Response {
 
 /// `POST /login`.
 pub(crate) async fn submit(State(app): State<Arc<App>>, request: Request) -> Response {
-    let session = Session::of(&app, request.headers(), clock::now());
+    let session = Session::of(&app, request.headers(), clock::now()).await;
     let fields = match respond::form(&app, request).await {
         Ok(fields) => fields,
         Err(fault) => return show(&[], Some(&fault)),
@@ -48,7 +48,7 @@ pub(crate) async fn submit(State(app): State<Arc<App>>, request: Request) -> Res
 
 /// `POST /logout`.
 pub(crate) async fn end(State(app): State<Arc<App>>, request: Request) -> Response {
-    let session = Session::of(&app, request.headers(), clock::now());
+    let session = Session::of(&app, request.headers(), clock::now()).await;
     let ended = respond::form(&app, request).await.and_then(|fields| match &session {
         Some(session) => respond::check_form_token(session, &fields),
         None => Ok(()),
@@ -63,6 +63,11 @@ pub(crate) async fn end(State(app): State<Arc<App>>, request: Request) -> Respon
 async fn sign_in(app: &App, operator: Option<&Session>, fields: &[(String, String)]) -> Result<HeaderValue, Fault> {
     let now = clock::now();
     let role = match (field(fields, "token"), field(fields, "api_key")) {
+        (Some(token), _) if portal_link::is_portal_token(token) => {
+            portal_link::find(&app.broker()?.js, token, now).await?;
+            tracing::info!("a portal link was opened");
+            SignedIn::Portal(token.into())
+        }
         (Some(token), _) => {
             login_link::redeem(&app.broker()?.js, token, now).await?;
             tracing::info!("an operator signed in");
@@ -118,8 +123,13 @@ pub(super) fn render(token: Option<&str>, next: Option<&str>, fault: Option<&Fau
             @if let Some(next) = next { input type="hidden" name="next" value=(next); }
             @if let Some(token) = token {
                 input type="hidden" name="token" value=(token);
-                p { "This link signs you in as an operator, once." }
-                button autofocus { "Sign in as operator" }
+                @if portal_link::is_portal_token(token) {
+                    p { "This link shows you webhooks and their deliveries." }
+                    button autofocus { "Open" }
+                } @else {
+                    p { "This link signs you in as an operator, once." }
+                    button autofocus { "Sign in as operator" }
+                }
             } @else {
                 label for="api_key" { "API key" }
                 input #api_key name="api_key" type="password" required autocomplete="off" spellcheck="false";

@@ -10,6 +10,7 @@ pub(crate) mod go;
 pub(crate) mod keys;
 pub(crate) mod leads;
 pub(crate) mod login;
+pub(crate) mod portal;
 pub(crate) mod processes;
 pub(crate) mod projects;
 mod statistics;

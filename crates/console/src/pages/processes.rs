@@ -116,7 +116,10 @@ pub(super) fn render(project: ObjectId, process: &Process) -> Markup {
                 h2 { "States" }
                 (graph::states(rules, None))
             }
-            p { a href={ "/p/" (project) "/leads?process=" (segment(process)) } { "Leads of this process" } }
+            ul.actions {
+                li { a href={ "/p/" (project) "/leads?process=" (segment(process)) } { "Leads of this process" } }
+                li { a href={ "/p/" (project) "/processes/" (segment(process)) "/share" } { "Share" } }
+            }
         } @else {
             p { "These callbacks receive the outcomes of updates whose lead is unknown." }
         }

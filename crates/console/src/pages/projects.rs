@@ -18,8 +18,10 @@ use crate::{
 
 /// `GET /`: an API key's project, or an operator's list of them.
 pub(crate) async fn list(visit: Visit) -> Result<Page, Fault> {
-    if let Role::Key(key) = &visit.session.role {
-        return Ok(Page::Redirect(format!("/p/{}", key.project_id)));
+    match &visit.session.role {
+        Role::Key(key) => return Ok(Page::Redirect(format!("/p/{}", key.project_id))),
+        Role::Portal(_) => return Ok(Page::Redirect("/portal".into())),
+        Role::Operator => {}
     }
     let content = render(&visit.app.keys.all());
     Ok(Page::Show { title: "Projects".into(), section: Section::None, content })

@@ -334,7 +334,7 @@ mod tests {
     fn a_panel_without_data_says_why() {
         let data: Result<(), _> = Err(Fault::Unavailable("webhook-notifier does not run.".into()));
         let html = panel("Deliveries", &data, |()| html! { "content" }).into_string();
-        insta::assert_snapshot!(html, @r#"<section class="panel"><h2>Deliveries</h2><p class="notice" role="status">webhook-notifier does not run.</p></section>"#);
+        insta::assert_snapshot!(html, @r#"<!--live--><section class="panel" data-live="Deliveries"><h2>Deliveries</h2><p class="notice" role="status">webhook-notifier does not run.</p></section><!--/live-->"#);
     }
 
     #[test]

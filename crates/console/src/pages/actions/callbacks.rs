@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// A callback, its project, and its path in the HTTP API.
-pub(super) struct Target {
+pub(in crate::pages) struct Target {
     pub(super) project_id: ObjectId,
     pub(super) callback: CallbackStatus,
     path: String,
@@ -33,10 +33,13 @@ impl Target {
     /// The callback of the path.
     pub(super) async fn of(visit: &Visit) -> Result<Self, Fault> {
         let project_id = visit.project(Scope::ConfigRead)?;
-        let callback = visit.callback(project_id).await?;
+        Ok(Self::new(project_id, visit.callback(project_id).await?))
+    }
+
+    pub(in crate::pages) fn new(project_id: ObjectId, callback: CallbackStatus) -> Self {
         let process = callback.process_id.map_or_else(|| NO_PROCESS.to_owned(), |id| id.to_string());
         let path = format!("/api/v1/processes/{process}/callbacks/{}", callback.callback_id);
-        Ok(Self { project_id, callback, path })
+        Self { project_id, callback, path }
     }
 
     /// The console's page of one of the callback's actions.
@@ -101,12 +104,16 @@ pub(crate) async fn confirm_test(visit: Visit) -> Result<Page, Fault> {
 /// `POST /p/{project}/callbacks/{callback}/test`.
 pub(crate) async fn test(visit: Visit) -> Result<Page, Fault> {
     let target = Target::of(&visit).await?;
+    let result = send_test(&visit, &target).await?;
+    let content = html! { (render_test(&result)) (target.back()) };
+    Ok(Page::Show { title: "Test a callback".into(), section: Section::Callbacks, content })
+}
+
+pub(in crate::pages) async fn send_test(visit: &Visit, target: &Target) -> Result<TestResult, Fault> {
     let request = GatewayRequest::post(target.api("test"), &serde_json::json!({}))?;
     let after = |reply: &DataResponse<TestResult>| reply.data.error.clone().unwrap_or_else(|| "accepted".into());
     let action = target.action("test callback", state(target.callback.state));
-    let result = visit.act(&action, request, after).await?.data;
-    let content = html! { (render_test(&result)) (target.back()) };
-    Ok(Page::Show { title: "Test a callback".into(), section: Section::Callbacks, content })
+    Ok(visit.act(&action, request, after).await?.data)
 }
 
 pub(in crate::pages) fn render_test(result: &TestResult) -> Markup {

@@ -50,7 +50,7 @@ pub(crate) async fn redeliver(visit: Visit) -> Result<Page, Fault> {
     Ok(Page::Redirect(format!("/p/{project_id}/deliveries/{id}")))
 }
 
-async fn redeliver_one(visit: &Visit, project_id: ObjectId, id: DeliveryId) -> Result<(), Fault> {
+pub(in crate::pages) async fn redeliver_one(visit: &Visit, project_id: ObjectId, id: DeliveryId) -> Result<(), Fault> {
     let delivery = visit.request(&GetDelivery { project_id, id }).await?;
     let action = Action {
         name: "redeliver",

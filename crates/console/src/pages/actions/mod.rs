@@ -6,6 +6,7 @@ pub(crate) mod deliveries;
 pub(crate) mod keys;
 pub(crate) mod leads;
 pub(crate) mod recovery;
+pub(crate) mod share;
 
 use contract::{ObjectId, key::Scope};
 use maud::{Markup, html};
@@ -13,19 +14,26 @@ use maud::{Markup, html};
 use crate::{fault::Fault, respond::Page, view::layout::Section, visit::Visit};
 
 /// What the page of an action shows.
-pub(super) struct Confirmation {
+pub(in crate::pages) struct Confirmation {
     /// The path that the form is sent to.
-    pub(super) path: String,
+    pub(in crate::pages) path: String,
     /// What the action does, and to how much.
-    pub(super) consequence: Markup,
+    pub(in crate::pages) consequence: Markup,
     /// Fields of the form.
-    pub(super) fields: Markup,
-    pub(super) button: String,
+    pub(in crate::pages) fields: Markup,
+    pub(in crate::pages) button: String,
 }
 
 impl Confirmation {
     /// The page: with a key that allows the action, its form; otherwise a form for such a key.
-    fn page(&self, visit: &Visit, title: &str, section: Section, project: ObjectId, scope: Scope) -> Page {
+    pub(in crate::pages) fn page(
+        &self,
+        visit: &Visit,
+        title: &str,
+        section: Section,
+        project: ObjectId,
+        scope: Scope,
+    ) -> Page {
         let allowed = visit.session.credential(project, scope).map(drop);
         let content = render(self, &visit.session.form_token, &allowed);
         Page::Show { title: title.to_owned(), section, content }

@@ -1,0 +1,149 @@
+//! Sharing one process or callback with people outside the project, by a link that ends.
+
+use contract::{
+    ObjectId,
+    console::{PORTAL_AGE, PORTAL_DEFAULT_AGE, PortalTarget},
+    key::Scope,
+    rpc::{GetProcess, ProcessSelector},
+};
+use maud::{Markup, html};
+use std::time::Duration;
+
+use super::token_field;
+use crate::{
+    fault::Fault,
+    portal_link::{self, NewPortalLink},
+    respond::Page,
+    session::Role,
+    view::layout::Section,
+    visit::Visit,
+};
+
+/// What is shared: where its page is, what it is called, and its section.
+struct Shared {
+    project_id: ObjectId,
+    target: PortalTarget,
+    path: String,
+    name: String,
+    section: Section,
+}
+
+impl Shared {
+    /// The process or callback of the path. The visitor must see as much as the link shows.
+    async fn of(visit: &Visit) -> Result<Self, Fault> {
+        let project_id = visit.project(Scope::ConfigRead)?;
+        visit.session.role.check(project_id, Scope::LeadsRead)?;
+        if visit.segment("callback").is_empty() {
+            let process_id: ObjectId = visit.id("process")?;
+            let query = GetProcess { project_id, process: ProcessSelector::Id(process_id) };
+            let name = format!("process {}", visit.request(&query).await?.name);
+            let path = format!("/p/{project_id}/processes/{process_id}");
+            let target = PortalTarget::ProcessId(process_id);
+            return Ok(Self { project_id, target, path, name, section: Section::Processes });
+        }
+        let callback = visit.callback(project_id).await?;
+        let path = format!("/p/{project_id}/callbacks/{}", callback.callback_id);
+        let target = PortalTarget::CallbackId(callback.callback_id);
+        Ok(Self { project_id, target, path, name: format!("callback {}", callback.name), section: Section::Callbacks })
+    }
+
+    fn page(&self, title: &str, content: &Markup) -> Page {
+        let content = html! { (content) p { a href=(self.path) { "Back to the " (self.name) } } };
+        Page::Show { title: title.to_owned(), section: self.section, content }
+    }
+}
+
+/// `GET /p/{project}/callbacks/{callback}/share`, and the same of a process.
+pub(crate) async fn form(visit: Visit) -> Result<Page, Fault> {
+    let shared = Shared::of(&visit).await?;
+    let may_act = acting_key(&visit, shared.project_id);
+    let content = render(&shared.name, &shared.path, &visit.session.form_token, may_act.map(drop));
+    Ok(shared.page("Share", &content))
+}
+
+/// The key that visitors of a link act with: the session's.
+fn acting_key(visit: &Visit, project_id: ObjectId) -> Result<&contract::secret::Secret, Fault> {
+    visit.session.credential(project_id, Scope::LeadsWrite)?;
+    visit.session.credential(project_id, Scope::ConfigWrite)
+}
+
+pub(in crate::pages) fn render(name: &str, path: &str, form_token: &str, may_act: Result<(), Fault>) -> Markup {
+    html! {
+        section.panel {
+            p {
+                "A link shows the " b { (name) } " to people outside the project: health, deliveries, attempts and the first bytes of \
+                responses, of a process also the outcomes of its updates. It shows no leads, no configuration, and nothing else of \
+                the project. It works for everyone who has it, until it ends."
+            }
+            form.action action={ (path) "/share" } method="post" {
+                (token_field(form_token))
+                label for="hours" { "Valid for hours" }
+                input #hours name="hours" type="number" min="1" max=(PORTAL_AGE.as_secs() / 3600) required
+                    value=(PORTAL_DEFAULT_AGE.as_secs() / 3600);
+                @match may_act {
+                    Ok(()) => label {
+                        input type="checkbox" name="act" value="yes";
+                        " Visitors may send tests and redeliver, with the API key of this session"
+                    },
+                    Err(_) => p {
+                        "Visitors may only look: a link whose visitors may send tests and redeliver needs an API key of this \
+                        project with the scopes leads:write and config:write."
+                    },
+                }
+                button { "Make a link" }
+            }
+        }
+        section.panel {
+            h2 { "Revoke a link" }
+            form.action action={ (path) "/share" } method="post" {
+                (token_field(form_token))
+                label for="link" { "The link" }
+                input #link name="link" type="text" required autocomplete="off" spellcheck="false";
+                button { "Revoke the link" }
+            }
+        }
+    }
+}
+
+/// `POST /p/{project}/callbacks/{callback}/share`, and the same of a process: makes a link, or revokes the one of the form.
+pub(crate) async fn submit(visit: Visit) -> Result<Page, Fault> {
+    let shared = Shared::of(&visit).await?;
+    let (who, project_id, name) = (visit.session.identity(), shared.project_id, &shared.name);
+    let js = &visit.app.broker()?.js;
+    let failed = |e: anyhow::Error| {
+        tracing::warn!("a portal link was not written: {e:#}");
+        Fault::Unavailable("The bucket of links cannot be written. Try again.".into())
+    };
+    if let Some(link) = visit.entered("link") {
+        let token =
+            portal_link::token_in(link).ok_or_else(|| Fault::Invalid("This is not a link of the portal.".into()))?;
+        let link = portal_link::find(js, token, visit.now).await?;
+        if link.project_id != project_id {
+            return Err(Fault::NotFound("This project has no such link.".into()));
+        }
+        portal_link::revoke_portal_link(js, token).await.map_err(failed)?;
+        tracing::info!(who, %project_id, object = name, "action revoke portal link: done");
+        return Ok(
+            shared.page("Share", &html! { p role="status" { "The link is revoked: it shows nothing any more." } })
+        );
+    }
+    let hours: u64 = visit.field("hours")?;
+    let age = Duration::from_secs(hours.saturating_mul(3600));
+    if age.is_zero() || age > PORTAL_AGE {
+        return Err(Fault::Invalid("hours must be a number from 1 to 168.".into()));
+    }
+    let may_act = visit.entered("act").is_some();
+    let key = match &visit.session.role {
+        _ if may_act => Some(acting_key(&visit, project_id)?.clone()),
+        Role::Key(_) => Some(visit.session.credential(project_id, Scope::ConfigRead)?.clone()),
+        Role::Operator | Role::Portal(_) => None,
+    };
+    let new = NewPortalLink { project_id, target: shared.target, age, key, may_act };
+    let token = portal_link::create_portal_link(js, new).await.map_err(failed)?;
+    tracing::info!(who, %project_id, object = name, hours, may_act, "action share: done");
+    let content = html! {
+        p { "Copy the link now: it is not shown again. It is valid for " (hours) " hours." }
+        pre tabindex="0" { code { (portal_link::portal_url(&visit.app.public.origin, &token)) } }
+    };
+    Ok(shared.page("Share", &content))
+}

@@ -1,0 +1,202 @@
+//! Portal links of the console: one process or callback, and nothing else of the project.
+
+use contract::rpc::{ListKeys, RevokeKey};
+use reqwest::StatusCode;
+use serde_json::json;
+use test_support::eventually;
+
+use crate::{
+    console::{Answer, Console, Project, form_token, project},
+    nats_permissions::stack_on,
+    support::{Stack, TEST_TIMEOUT},
+};
+
+/// The console's routes: every page and action that exists is in this file.
+const ROUTER: &str = include_str!("../crates/console/src/router.rs");
+/// What visitors of a portal link get beside the pages of the portal.
+const ALLOWED: [&str; 3] = ["/", "/login", "/logout"];
+
+/// The link on a page, or in an output.
+fn token(text: &str) -> String {
+    let (_, rest) = text.split_once("/login?token=").expect("a link");
+    rest.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect()
+}
+
+impl Console {
+    /// Makes a link on the page of an action; its token.
+    async fn share(&self, page: &str, cookie: &str, fields: &str) -> String {
+        let made = self.act(&format!("{page}/share"), cookie, fields).await;
+        assert_eq!(made.status, StatusCode::OK, "{}", made.text);
+        token(&made.text)
+    }
+
+    async fn open_link(&self, token: &str) -> Answer {
+        self.post("/login", "", Some(&self.url), &format!("token={token}")).await
+    }
+}
+
+/// A second process of the project, with its callback and a delivery: the callback's and the delivery's id.
+async fn other_process(stack: &Stack, project: &Project) -> (String, String) {
+    let process = json!({
+        "name": "other",
+        "states": [{"name": "new", "kind": "initial"}],
+        "callbacks": [{"name": "other", "url": stack.receiver.url("/other")}],
+    });
+    let (status, made) = project.api.post("/api/v1/processes", &process).await;
+    assert_eq!(status, 200, "{made}");
+    let process_id = made["data"]["processId"].as_str().expect("an id").parse().expect("an id");
+    let callback_id = made["data"]["callbacks"][0]["callbackId"].as_str().expect("an id").to_owned();
+    let lead_id = project.api.initiate(process_id, Some("R-2")).await;
+    let update = json!({"leadId": lead_id, "metadata": {"n": 1}});
+    let update_id = project.api.update(update).await;
+    stack.receiver.wait_for_requests("/other", 1, TEST_TIMEOUT).await;
+    stack.wait_for_count(crate::support::DELIVERED, 2).await;
+    (callback_id.clone(), format!("{update_id}-{callback_id}"))
+}
+
+#[tokio::test]
+async fn a_portal_link_shows_its_callback_and_nothing_else() {
+    let stack = stack_on(None).await;
+    let project = project(&stack).await;
+    let (other_callback, other_delivery) = other_process(&stack, &project).await;
+    let console = Console::start(&stack).await;
+    let maker = console.sign_in_with(&project.api).await;
+
+    let token = console.share(&project.callback(), &maker, "hours=24").await;
+    let form = console.get(&format!("/login?token={token}"), "").await;
+    assert!(form.text.contains(">Open<") && form.cookie.is_empty(), "{}", form.text);
+    let visitor = console.open_link(&token).await.cookie;
+
+    // The same link opens again.
+    assert_eq!(console.open_link(&token).await.location, "/");
+    assert_eq!(console.get("/", &visitor).await.location, "/portal");
+    let callback_id = project.callback().rsplit('/').next().expect("an id").to_owned();
+    let delivery_id = project.delivery().rsplit('/').next().expect("an id").to_owned();
+    let callback = format!("/portal/callbacks/{callback_id}");
+    let delivery = format!("/portal/deliveries/{delivery_id}");
+    assert_eq!(console.get("/portal", &visitor).await.location, callback);
+    let (callback, delivery) = (console.get(&callback, &visitor).await, console.get(&delivery, &visitor).await);
+    assert!(callback.text.contains("healthy") && callback.text.contains(&delivery_id), "{}", callback.text);
+    assert!(delivery.text.contains("Attempts") && delivery.text.contains("delivered"), "{}", delivery.text);
+    for page in [&callback, &delivery] {
+        for hidden in [&project.lead_id, &project.api.project_id.to_string(), "R-1", "/crm", "Send a test"] {
+            assert!(!page.text.contains(hidden), "{hidden}: {}", page.text);
+        }
+    }
+    // Every route, with ids that exist. A page that is added later is refused, too.
+    let form = format!("form_token={}", form_token(&callback));
+    let fill = |route: &str| {
+        let ids = [
+            ("{project}", project.api.project_id.to_string()),
+            ("{callback}", callback_id.clone()),
+            ("{delivery}", delivery_id.clone()),
+            ("{lead}", project.lead_id.clone()),
+            ("{update}", project.update_id.clone()),
+            ("{id}", project.lead_id.clone()),
+        ];
+        ids.iter().fold(route.to_owned(), |route, (name, id)| route.replace(name, id))
+    };
+    let routes = ROUTER.split('"').skip(1).step_by(2).filter(|text| text.starts_with('/') && !text.contains("{{"));
+    let routes: Vec<_> = routes.filter(|route| !ALLOWED.contains(route) && !route.starts_with("/portal")).collect();
+    let mut seen_by_maker = 0;
+    for route in &routes {
+        for path in [fill(route), fill(&format!("/p/{{project}}{route}"))] {
+            assert_eq!(console.get(&path, &visitor).await.status, StatusCode::NOT_FOUND, "GET {path}");
+            let sent = console.post(&path, &visitor, Some(&console.url), &form).await.status;
+            assert!([StatusCode::NOT_FOUND, StatusCode::METHOD_NOT_ALLOWED].contains(&sent), "POST {path}: {sent}");
+            seen_by_maker += usize::from(console.get(&path, &maker).await.status == StatusCode::OK);
+        }
+    }
+    assert!(routes.len() > 25 && seen_by_maker > 15, "{seen_by_maker} of {routes:?}");
+    // What the link does not show, and what its visitors may not do, does not exist.
+    for path in [
+        format!("/portal/callbacks/{other_callback}"),
+        format!("/portal/deliveries/{other_delivery}"),
+        format!("/portal/callbacks/{callback_id}/test"),
+        format!("/portal/deliveries/{delivery_id}/redeliver"),
+    ] {
+        assert_eq!(console.get(&path, &visitor).await.status, StatusCode::NOT_FOUND, "GET {path}");
+        let sent = console.post(&path, &visitor, Some(&console.url), &form).await.status;
+        assert!([StatusCode::NOT_FOUND, StatusCode::METHOD_NOT_ALLOWED].contains(&sent), "POST {path}: {sent}");
+    }
+    assert_eq!(console.get("/portal", &maker).await.status, StatusCode::NOT_FOUND);
+    assert_eq!(stack.receiver.requests().len(), 2);
+}
+
+#[tokio::test]
+async fn a_portal_link_of_a_process_shows_its_callbacks_and_acts_until_it_is_revoked() {
+    let stack = stack_on(None).await;
+    let project = project(&stack).await;
+    let (other_callback, _) = other_process(&stack, &project).await;
+    let mut console = Console::start(&stack).await;
+    let process = project.pages[10].rsplit('/').next().expect("an id").to_owned();
+    let args = [
+        "console",
+        "portal-link",
+        "--process",
+        &process,
+        "--may-act",
+        "--api-key",
+        &project.api.key,
+        "--url",
+        &console.url,
+    ];
+    console.sign_in_with(&project.api).await;
+    let link = stack.leadctl_of_project(&args).await.assert_ok().stdout.trim().to_owned();
+    let visitor = console.open_link(&token(&link)).await.cookie;
+
+    let page = console.get("/portal", &visitor).await;
+
+    assert!(page.text.contains("new → interested") && page.text.contains(&project.update_id), "{}", page.text);
+    for hidden in [&project.lead_id, &other_callback, "R-1", &project.api.key] {
+        assert!(!page.text.contains(hidden), "{hidden}: {}", page.text);
+    }
+    let callback = format!("/portal/callbacks/{}", project.callback().rsplit('/').next().expect("an id"));
+    let delivery = format!("/portal/deliveries/{}", project.delivery().rsplit('/').next().expect("an id"));
+    let tested = console.act(&format!("{callback}/test"), &visitor, "").await;
+    assert!(tested.text.contains("accepted"), "{}", tested.text);
+    let redelivered = console.act(&format!("{delivery}/redeliver"), &visitor, "").await;
+    assert_eq!(redelivered.location, delivery, "{}", redelivered.text);
+    let line = console.service.wait_for_log("action redeliver: done", TEST_TIMEOUT).await;
+    assert!(line.contains("portal link "), "{line}");
+
+    stack.leadctl(&["console", "revoke-portal-link", &link]).await.assert_ok();
+
+    assert!(console.get("/portal", &visitor).await.location.starts_with("/login"));
+    assert_eq!(console.open_link(&token(&link)).await.status, StatusCode::FORBIDDEN);
+    assert!(!console.service.log().contains("NATS refuses"), "{}", console.service.log());
+}
+
+#[tokio::test]
+async fn a_portal_link_needs_a_key_that_allows_as_much_and_ends_with_it() {
+    let stack = stack_on(None).await;
+    let project = project(&stack).await;
+    let console = Console::start(&stack).await;
+    let share = format!("{}/share", project.callback());
+    let partial = project.session_with(&stack, &console, "config:read").await;
+    assert_eq!(console.get(&share, &partial).await.status, StatusCode::FORBIDDEN);
+    let maker = console.sign_in_with(&project.api).await;
+    let shared = console.share(&project.callback(), &maker, "hours=1").await;
+    let callback = project.callback();
+    let args = ["console", "portal-link", "--callback", callback.rsplit('/').next().expect("an id")];
+    let of_operator = stack.leadctl_of_project(&args).await.assert_ok().stdout;
+
+    for hours in ["0", "169", "none"] {
+        let refused = console.act(&share, &maker, &format!("hours={hours}")).await;
+        assert_eq!(refused.status, StatusCode::BAD_REQUEST, "{hours}: {}", refused.text);
+    }
+    let revoked = console.act(&share, &maker, &format!("link={}", token(&of_operator))).await;
+    assert!(revoked.text.contains("is revoked"), "{}", revoked.text);
+    assert_eq!(console.open_link(&token(&of_operator)).await.status, StatusCode::FORBIDDEN);
+    let visitor = console.open_link(&shared).await.cookie;
+    assert_eq!(console.get("/portal", &visitor).await.status, StatusCode::SEE_OTHER);
+    let keys = stack.call(&ListKeys { project_id: project.api.project_id }).await;
+    let key = keys.iter().find(|key| key.name == "test").expect("the maker's key");
+    stack.call(&RevokeKey { key_id: key.key_id, project_id: None }).await;
+
+    eventually(TEST_TIMEOUT, "the session of the link ends", async || {
+        let answer = console.get("/portal", &visitor).await;
+        if answer.location.starts_with("/login") { Ok(()) } else { Err(answer.location) }
+    })
+    .await;
+}
