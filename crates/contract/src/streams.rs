@@ -72,6 +72,15 @@ pub fn identity(info: &Info) -> String {
     mark.map_or_else(|| info.created.unix_timestamp_nanos().to_string(), str::to_owned)
 }
 
+/// How long a stream recognizes a message id. A producer's retry within this time does not reach the log; later, the ledger
+/// recognizes those that name their update. Longer costs the server memory per message, shorter sends more retries to the
+/// ledger.
+const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
+/// The same of events, of which there is one per update: a server keeps 107 bytes per id. Longer than lead-state resends an
+/// event without losing its connection; one that is announced again after a longer outage is there twice, with the same id,
+/// and webhook-notifier recognizes it by its deliveries.
+const EVENTS_DUPLICATE_WINDOW: Duration = Duration::from_secs(30);
+
 /// The configuration of the streams; new ones get this mark.
 pub fn streams(limits: StreamLimits, mark: ObjectId) -> [Config; 4] {
     let stream = |name: &str, subjects: &str, discard, max_bytes| Config {
@@ -83,9 +92,7 @@ pub fn streams(limits: StreamLimits, mark: ObjectId) -> [Config; 4] {
         num_replicas: limits.replicas,
         discard,
         max_bytes,
-        // A producer's retry within this time does not reach the log; the ledger recognizes a later one. Longer costs the
-        // server memory per message, shorter sends more retries to the ledger.
-        duplicate_window: Duration::from_secs(120),
+        duplicate_window: DUPLICATE_WINDOW,
         ..Config::default()
     };
     // Atomic batches need nats-server 2.12.
@@ -96,7 +103,10 @@ pub fn streams(limits: StreamLimits, mark: ObjectId) -> [Config; 4] {
     let forget = DiscardPolicy::Old;
     [
         batched(stream(LEAD_COMMANDS, subject::ALL_COMMANDS, refuse, limits.max_bytes)),
-        batched(stream(LEAD_EVENTS, subject::ALL_EVENTS, refuse, limits.max_bytes)),
+        Config {
+            duplicate_window: EVENTS_DUPLICATE_WINDOW,
+            ..batched(stream(LEAD_EVENTS, subject::ALL_EVENTS, refuse, limits.max_bytes))
+        },
         stream(WEBHOOK_EVENTS, subject::ALL_WEBHOOK_EVENTS, forget, limits.max_bytes / 16),
         stream(LEAD_DEAD_LETTERS, subject::ALL_DEAD_LETTERS, forget, limits.max_bytes / 16),
     ]

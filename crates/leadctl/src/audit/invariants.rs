@@ -198,8 +198,9 @@ const UNANNOUNCED: Invariant = Invariant {
     WITH start AS (
         SELECT r.at_epoch, r.at_seq FROM audit_events v JOIN audit_rows r USING (project_id, update_id), audit_facts f
         WHERE v.seq >= f.events_first
-          -- In a purged stream, an event that was announced again says nothing about its neighbors.
-          AND (f.events_first <= 1 OR v.published_at < r.applied_at + interval '120 s')
+          -- In a purged stream, an event that was announced again, after the stream's duplicate window, says nothing about its
+          -- neighbors.
+          AND (f.events_first <= 1 OR v.published_at < r.applied_at + interval '30 s')
         ORDER BY v.seq LIMIT 1),
     -- After a rewind, announcements restart at the delivered watermark: the stream may lack earlier events.
     rewound AS (
