@@ -32,10 +32,14 @@ pub(crate) struct Answer {
 
 impl Console {
     pub(crate) async fn start(stack: &Stack) -> Self {
+        Self::start_at(stack, &stack.nats.url_for("console", &password("console"))).await
+    }
+
+    /// Starts a console that connects to this URL of NATS.
+    pub(crate) async fn start_at(stack: &Stack, nats_url: &str) -> Self {
         let listen = format!("127.0.0.1:{}", free_port());
-        let nats_url = stack.nats.url_for("console", &password("console"));
         let gateway = stack.api.url.as_str();
-        let extra = [("NATS_URL", nats_url.as_str()), ("CONSOLE_LISTEN", &listen), ("LEADRELAY_GATEWAY_URL", gateway)];
+        let extra = [("NATS_URL", nats_url), ("CONSOLE_LISTEN", &listen), ("LEADRELAY_GATEWAY_URL", gateway)];
         let (mut service, ready) = service("console", &stack.nats, &stack.postgres, &extra);
         service.wait_for_http(&ready, TEST_TIMEOUT).await;
         Self { service, url: format!("http://{listen}"), http: test_support::http_client() }

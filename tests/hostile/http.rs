@@ -48,6 +48,12 @@ pub(super) const ATTACKS: &[Attack] = &[
         run: |a| Box::pin(read_large_lead(a)),
     },
     Attack { name: "searches with many matches", refusals: &["429 rate_limited"], run: |a| Box::pin(searches(a)) },
+    Attack { name: "lists and counts of a month", refusals: &["429 rate_limited"], run: |a| Box::pin(long_reads(a)) },
+    Attack {
+        name: "a callback that is paused, resumed and backfilled",
+        refusals: &["429 rate_limited"],
+        run: |a| Box::pin(pauses_and_backfills(a)),
+    },
     Attack {
         name: "forged reports of calls",
         refusals: &["401 invalid_signature"],
@@ -181,6 +187,37 @@ async fn searches(a: &Attacker<'_>) {
     assert_ok(a.tenant.api.post("/api/v1/leads/bulk/initiate", &body).await);
     let search = |_| a.tenant.api.request(Method::GET, "/api/v1/leads?q=ada&limit=100");
     a.repeat(64, Duration::from_millis(50), search).await;
+}
+
+/// The reads that look at most rows.
+async fn long_reads(a: &Attacker<'_>) {
+    let end = service_kit::clock::now().millis();
+    let begin = end - 31 * 24 * 60 * 60 * 1000;
+    let calls = json!({"start": begin, "end": end, "includeUniqueLeads": true});
+    let iso = |millis| contract::Timestamp::from_millis(millis).to_iso();
+    let range = format!("from={}&to={}", iso(begin), iso(end));
+    a.repeat(64, Duration::from_millis(50), |n| match n % 4 {
+        0 => a.tenant.api.request(Method::GET, &format!("/api/v1/updates?limit=200&userId=none&{range}")),
+        1 => a.tenant.api.request(Method::GET, &format!("/api/v1/deliveries?limit=200&error=none&{range}")),
+        2 => a.tenant.api.request(Method::GET, &format!("/api/v1/stats?by=code&{range}")),
+        _ => post(a, "/api/v1/analytics/customer/stats", &calls),
+    })
+    .await;
+}
+
+async fn pauses_and_backfills(a: &Attacker<'_>) {
+    a.callbacks(json!([{"name": "crm", "url": a.endpoint.url("/crm")}])).await;
+    let callbacks = format!("/api/v1/processes/{}/callbacks", process_id(&a.tenant.applied));
+    let listed = assert_ok(a.tenant.api.get(&callbacks).await);
+    let callback = format!("{callbacks}/{}", listed["data"][0]["callbackId"].as_str().expect("a callback"));
+    let since = json!({"since": service_kit::clock::now().to_iso()});
+    a.repeat(32, Duration::from_millis(50), |n| match n % 4 {
+        0 => post(a, &format!("{callback}/pause"), &json!({})),
+        1 => post(a, &format!("{callback}/resume"), &json!({})),
+        2 => post(a, &format!("{callback}/backfill"), &since),
+        _ => update(a, json!({"metadata": {"n": n}})),
+    })
+    .await;
 }
 
 /// Each is long, and has to be verified where the source's secret can be opened.

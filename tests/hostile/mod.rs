@@ -8,6 +8,7 @@
 
 mod callbacks;
 mod connections;
+mod console;
 mod http;
 mod producers;
 
@@ -225,7 +226,10 @@ async fn start() -> (Stack, Healthy, NameServer) {
 }
 
 fn attacks() -> impl Iterator<Item = (&'static Attack, u8)> {
-    [http::ATTACKS, callbacks::ATTACKS, connections::ATTACKS, producers::ATTACKS].into_iter().flatten().zip(10..)
+    [http::ATTACKS, callbacks::ATTACKS, connections::ATTACKS, producers::ATTACKS, console::ATTACKS]
+        .into_iter()
+        .flatten()
+        .zip(10..)
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use secrets::TokenKey;
 use service_kit::{kv::BucketCache, rpc};
 use tokio_util::sync::CancellationToken;
 
-use crate::{config::PublicUrl, fault::Fault, gateway::Gateway, live::Live};
+use crate::{config::PublicUrl, fault::Fault, gateway::Gateway, live::Live, visit_rate::VisitRate};
 
 #[derive(Debug)]
 pub(crate) struct App {
@@ -20,6 +20,7 @@ pub(crate) struct App {
     pub(crate) public: PublicUrl,
     pub(crate) gateway: Gateway,
     pub(crate) live: Arc<Live>,
+    pub(crate) visit_rate: VisitRate,
     pub(crate) shutdown: CancellationToken,
 }
 

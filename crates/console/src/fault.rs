@@ -19,6 +19,9 @@ pub(crate) enum Fault {
     /// The query parameters or the form cannot be read.
     #[error("{0}")]
     Invalid(String),
+    /// The visitor opens too many pages.
+    #[error("Too many pages were opened within a few seconds. Wait a moment, then reload the page.")]
+    TooMany,
     /// A service does not answer.
     #[error("{0}")]
     Unavailable(String),
@@ -34,6 +37,7 @@ impl Fault {
             Self::NotFound(_) => StatusCode::NOT_FOUND,
             Self::MissingScope(_) | Self::Refused(_) => StatusCode::FORBIDDEN,
             Self::Invalid(_) => StatusCode::BAD_REQUEST,
+            Self::TooMany => StatusCode::TOO_MANY_REQUESTS,
             Self::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
@@ -44,6 +48,7 @@ impl Fault {
             Self::MissingScope(_) => "Not allowed",
             Self::Refused(_) => "Refused",
             Self::Invalid(_) => "Invalid request",
+            Self::TooMany => "Too many pages",
             Self::Unavailable(_) => "Not available",
         }
     }

@@ -21,6 +21,7 @@ mod server;
 mod session;
 mod view;
 mod visit;
+mod visit_rate;
 
 pub use crate::{
     config::Config,

@@ -57,6 +57,9 @@ pub(crate) async fn stream(
     let Some(session) = Session::of(&app, &headers, clock::now()).await else {
         return refuse(StatusCode::FORBIDDEN, "There is no session.");
     };
+    if !app.visit_rate.admits(&session.visitor()) {
+        return refuse(StatusCode::TOO_MANY_REQUESTS, "Too many pages were opened.");
+    }
     let place = app.live.place(&session.form_token, session.role.identity(), uri.to_string());
     let Some(place) = place else {
         return refuse(StatusCode::SERVICE_UNAVAILABLE, "Too many pages are live.");

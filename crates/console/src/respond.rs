@@ -101,6 +101,9 @@ where
         let next = uri.path_and_query().map_or("/", |path| path.as_str());
         return see_other(&format!("/login?next={}", utf8_percent_encode(next, NON_ALPHANUMERIC)));
     };
+    if !app.visit_rate.admits(&session.visitor()) {
+        return fault_page(&Fault::TooMany, Some((&session, None)));
+    }
     let query = parameters(uri.query().unwrap_or_default().as_bytes());
     let visit = Visit { app, session: session.clone(), now, path, query, form };
     let project = visit.id("project").ok();

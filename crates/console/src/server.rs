@@ -24,6 +24,7 @@ use crate::{
     config::{Config, PublicUrl},
     gateway::Gateway,
     router,
+    visit_rate::VisitRate,
 };
 
 /// Most connections. People need a few; more would let a flood of them take memory.
@@ -76,6 +77,7 @@ async fn run_until(shutdown: CancellationToken, listener: TcpListener, config: C
         public,
         gateway: Gateway::new(&config.gateway_url)?,
         live: Arc::default(),
+        visit_rate: VisitRate::default(),
         shutdown: shutdown.clone(),
     });
     let mut tasks = Tasks::new(shutdown.clone());

@@ -173,6 +173,14 @@ impl Session {
             })
     }
 
+    /// Who opens pages, for their rate. A key and a portal link may open any number of sessions.
+    pub(crate) fn visitor(&self) -> String {
+        match self.role {
+            Role::Operator => self.form_token.clone(),
+            Role::Key(_) | Role::Portal(_) => self.role.identity(),
+        }
+    }
+
     /// The visitor for the log: keys of one project may have the same name.
     pub(crate) fn identity(&self) -> String {
         match &self.credential {
@@ -277,6 +285,7 @@ pub(crate) mod tests {
             public: PublicUrl { origin: "https://console.example".into(), is_https },
             gateway: Gateway::new("http://gateway").unwrap(),
             live: Arc::default(),
+            visit_rate: Default::default(),
             shutdown: CancellationToken::new(),
         }
     }
