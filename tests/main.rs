@@ -14,6 +14,7 @@ mod calls;
 mod cluster;
 mod configuration;
 mod console;
+mod console_changes;
 mod console_live;
 mod console_portal;
 mod crash_recovery;

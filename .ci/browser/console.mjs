@@ -107,8 +107,8 @@ const allPages = async (page) => {
     "/", "/system", project, `${project}/leads`, `${project}/leads?state=none`, lead, `${lead}/update`, update, `${project}/calls`,
     `${project}/updates`, `${project}/updates?status=failed&code=none`, `${lead}/end-call`, `${project}/deliveries`, `${project}/deliveries?status=exhausted`, delivery, `${delivery}/redeliver`,
     `${project}/deliveries/redeliver?delivery=${id}`, `${project}/callbacks`, callback, `${callback}/test`, `${callback}/enable`,
-    `${callback}/pause`, `${callback}/resume`, `${callback}/recover`, `${callback}/rotate-secret`, `${callback}/share`,
-    `${project}/processes`, process_, `${process_}/share`, `${project}/keys`, revoke,
+    `${callback}/pause`, `${callback}/resume`, `${callback}/recover`, `${callback}/backfill`, `${callback}/rotate-secret`, `${callback}/share`,
+    `${project}/processes`, process_, `${process_}/edit`, `${process_}/share`, `${project}/keys`, revoke,
   ];
 };
 
@@ -225,6 +225,24 @@ const recover = async (page) => {
   assert.match(await page.locator("main dl").textContent(), new RegExp(`${count} deliveries`));
 };
 
+// A process: what would change, and then exactly that.
+const editProcess = async (page) => {
+  const path = await linkOn(page, `${project}/processes`, `td a[href$='${processId}']`);
+  await go(page, path);
+  await page.click(".actions >> text=Edit");
+  const rules = JSON.parse(await page.inputValue("#text"));
+  rules.callTimeoutSeconds += 1;
+  await page.fill("#text", JSON.stringify(rules));
+  await page.click("text=Show the changes");
+  await page.locator(`ins:has-text('"callTimeoutSeconds": ${rules.callTimeoutSeconds}')`).waitFor();
+  if (page.context() === context) {
+    await page.evaluate(axe);
+    await check(page, "the changes of a process");
+  }
+  await page.click("main button:text-is('Apply')");
+  await page.waitForURL(`**${path}`);
+};
+
 // A call that nobody ended.
 const endCall = async (page) => {
   await api("/api/v1/calls/started", { leadId, callId: "stuck" });
@@ -263,7 +281,7 @@ const refusal = async (page) => {
   await page.locator("dd:has-text('Lead update is not allowed while a call is in progress')").waitFor();
 };
 
-const tasks = { redeliver, redeliverSelected, failingCallback, rotateSecret, revokeKey, recover, endCall, refusal };
+const tasks = { redeliver, redeliverSelected, failingCallback, rotateSecret, revokeKey, recover, editProcess, endCall, refusal };
 
 const keyboard = async (page) => {
   await go(page, project);

@@ -38,6 +38,11 @@ impl GatewayRequest {
         Ok(Self { body, ..Self::new(Method::POST, path) })
     }
 
+    /// The same request with a JSON body.
+    pub(crate) fn json(self, body: String) -> Self {
+        Self { body, ..self }
+    }
+
     /// A request without a body.
     pub(crate) fn new(method: Method, path: impl Into<String>) -> Self {
         Self { method, path: path.into(), body: String::new(), headers: vec![] }

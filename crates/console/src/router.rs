@@ -85,7 +85,7 @@ fn portal_pages() -> Router<Arc<App>> {
 
 /// The actions: each is a page that says what it does, and its form.
 fn actions() -> Router<Arc<App>> {
-    use crate::pages::actions::{callbacks, calls, deliveries, keys, leads, recovery, share};
+    use crate::pages::actions::{callbacks, calls, deliveries, edit, keys, leads, recovery, share};
     let rows = [
         ("/deliveries/redeliver", page(deliveries::confirm_selected).merge(action(deliveries::redeliver_selected))),
         ("/deliveries/{delivery}/redeliver", page(deliveries::confirm).merge(action(deliveries::redeliver))),
@@ -97,6 +97,8 @@ fn actions() -> Router<Arc<App>> {
         ("/callbacks/{callback}/resume", page(callbacks::confirm_resume).merge(action(callbacks::resume))),
         ("/callbacks/{callback}/rotate-secret", page(callbacks::confirm_rotation).merge(action(callbacks::rotate))),
         ("/callbacks/{callback}/recover", page(recovery::confirm).merge(action(recovery::recover))),
+        ("/callbacks/{callback}/backfill", page(recovery::confirm_backfill).merge(action(recovery::backfill))),
+        ("/processes/{process}/edit", page(edit::form).merge(action(edit::submit))),
         ("/callbacks/{callback}/share", page(share::form).merge(action(share::submit))),
         ("/processes/{process}/share", page(share::form).merge(action(share::submit))),
         ("/keys/{key}/revoke", page(keys::confirm).merge(action(keys::revoke))),

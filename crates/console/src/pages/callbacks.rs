@@ -29,12 +29,13 @@ use crate::{
 const SHOWN: u32 = 10;
 
 /// The actions on a callback: path and label.
-const ACTIONS: [(&str, &str); 7] = [
+const ACTIONS: [(&str, &str); 8] = [
     ("test", "Send a test"),
     ("enable", "Enable"),
     ("pause", "Pause"),
     ("resume", "Resume"),
     ("recover", "Recover deliveries"),
+    ("backfill", "Deliver past events"),
     ("rotate-secret", "Rotate the secret"),
     ("share", "Share"),
 ];

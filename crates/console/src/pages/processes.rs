@@ -118,6 +118,7 @@ pub(super) fn render(project: ObjectId, process: &Process) -> Markup {
             }
             ul.actions {
                 li { a href={ "/p/" (project) "/leads?process=" (segment(process)) } { "Leads of this process" } }
+                li { a href={ "/p/" (project) "/processes/" (segment(process)) "/edit" } { "Edit" } }
                 li { a href={ "/p/" (project) "/processes/" (segment(process)) "/share" } { "Share" } }
             }
         } @else {

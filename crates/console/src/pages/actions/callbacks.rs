@@ -58,7 +58,7 @@ impl Target {
     }
 
     /// The path of one of the callback's actions in the HTTP API.
-    fn api(&self, action: &str) -> String {
+    pub(super) fn api(&self, action: &str) -> String {
         format!("{}/{action}", self.path)
     }
 

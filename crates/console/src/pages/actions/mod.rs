@@ -3,6 +3,7 @@
 pub(crate) mod callbacks;
 pub(crate) mod calls;
 pub(crate) mod deliveries;
+pub(crate) mod edit;
 pub(crate) mod keys;
 pub(crate) mod leads;
 pub(crate) mod recovery;

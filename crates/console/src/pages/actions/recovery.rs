@@ -1,12 +1,12 @@
-//! Repeating many deliveries of a callback at a limited rate: counted first.
+//! Making many deliveries of a callback at a limited rate, counted first: again, or of past events that it does not have.
 
 use contract::{
     Timestamp,
     key::Scope,
     rpc::{Cursor, DeliveryStatus, MAX_PER_SECOND},
 };
-use http_api::{DataResponse, DateTime, RecoverRequest, RecoverResult};
-use maud::html;
+use http_api::{BackfillRequest, DataResponse, DateTime, RecoverRequest, RecoverResult};
+use maud::{Markup, html};
 use std::time::Duration;
 
 use super::{Confirmation, callbacks::Target};
@@ -21,15 +21,72 @@ use crate::{
     visit::{Action, Visit},
 };
 
-const PATH: &str = "/api/v1/deliveries/recover";
 /// Whose deliveries are repeated unless the form says otherwise.
 const DEFAULT_AGE: Duration = Duration::from_hours(24);
 const DEFAULT_RATE: u32 = 10;
 /// How often one form continues a recovery that ran out of time. A longer one is continued with another form.
 const MAX_STEPS: usize = 20;
 
-/// What is repeated.
+/// Which deliveries are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Those that exist, again.
+    Recovery,
+    /// Those of past events that the callback does not have.
+    Backfill,
+}
+
+impl Kind {
+    /// The last segment of the page's path.
+    const fn segment(self) -> &'static str {
+        match self {
+            Self::Recovery => "recover",
+            Self::Backfill => "backfill",
+        }
+    }
+
+    const fn scope(self) -> Scope {
+        match self {
+            Self::Recovery => Scope::LeadsWrite,
+            Self::Backfill => Scope::ConfigWrite,
+        }
+    }
+
+    const fn title(self) -> &'static str {
+        match self {
+            Self::Recovery => "Recover a callback",
+            Self::Backfill => "Deliver past events",
+        }
+    }
+
+    const fn action(self) -> &'static str {
+        match self {
+            Self::Recovery => "recover callback",
+            Self::Backfill => "backfill callback",
+        }
+    }
+
+    fn consequence(self, callback: &str) -> Markup {
+        match self {
+            Self::Recovery => html! {
+                p {
+                    "Deliveries to " b { (callback) } " are sent again, the oldest first, at a limited rate: the \
+                    same bodies under the same " code { "webhook-id" } "."
+                }
+            },
+            Self::Backfill => html! {
+                p {
+                    "Past events are delivered to " b { (callback) } ", the oldest first, at a limited rate: those that it would \
+                    have got as it is configured now, and does not have. Repeating this delivers none twice."
+                }
+            },
+        }
+    }
+}
+
+/// What is made.
 struct Order {
+    kind: Kind,
     since: Timestamp,
     status: DeliveryStatus,
     per_second: u32,
@@ -38,7 +95,7 @@ struct Order {
 
 impl Order {
     /// The order of a form's fields or a URL's parameters.
-    fn of<'a>(value: impl Fn(&str) -> Option<&'a str>, now: Timestamp) -> Result<Self, Fault> {
+    fn of<'a>(kind: Kind, value: impl Fn(&str) -> Option<&'a str>, now: Timestamp) -> Result<Self, Fault> {
         let invalid = |text: &str| Fault::Invalid(text.to_owned());
         let since = match value("since") {
             None => now.minus(DEFAULT_AGE),
@@ -59,33 +116,69 @@ impl Order {
         let per_second = rate.ok().filter(|rate| (1..=MAX_PER_SECOND).contains(rate));
         let per_second = per_second
             .ok_or_else(|| Fault::Invalid(format!("per_second must be a number from 1 to {MAX_PER_SECOND}.")))?;
-        Ok(Self { since, status, per_second, cursor: value("cursor").map(|text| Cursor::from_text(text.to_owned())) })
+        Ok(Self {
+            kind,
+            since,
+            status,
+            per_second,
+            cursor: value("cursor").map(|text| Cursor::from_text(text.to_owned())),
+        })
     }
 
     fn request(&self, target: &Target, cursor: Option<Cursor>, dry_run: bool) -> Result<GatewayRequest, Fault> {
-        let body = RecoverRequest {
-            since: DateTime(self.since),
-            status: Some(self.status),
-            callback_id: Some(target.callback.callback_id),
-            per_second: Some(self.per_second),
-            dry_run: Some(dry_run),
-            cursor,
-        };
-        GatewayRequest::post(PATH, &body)
+        let (since, per_second, dry_run) = (DateTime(self.since), Some(self.per_second), Some(dry_run));
+        match self.kind {
+            Kind::Recovery => {
+                let (status, callback_id) = (Some(self.status), Some(target.callback.callback_id));
+                let body = RecoverRequest { since, status, callback_id, per_second, dry_run, cursor };
+                GatewayRequest::post("/api/v1/deliveries/recover", &body)
+            }
+            Kind::Backfill => {
+                GatewayRequest::post(target.api("backfill"), &BackfillRequest { since, per_second, dry_run, cursor })
+            }
+        }
+    }
+
+    /// The fields of a form for this order.
+    fn hidden(&self) -> Markup {
+        html! {
+            input type="hidden" name="since" value=(self.since.to_iso());
+            @if self.kind == Kind::Recovery { input type="hidden" name="status" value=(status_name(self.status)); }
+            input type="hidden" name="per_second" value=(self.per_second);
+        }
     }
 }
 
-/// `GET /p/{project}/callbacks/{callback}/recover`: the count of what the form's button repeats.
+/// `GET /p/{project}/callbacks/{callback}/recover`.
 pub(crate) async fn confirm(visit: Visit) -> Result<Page, Fault> {
-    let target = Target::of(&visit).await?;
-    let order = Order::of(|name| visit.text(name), visit.now)?;
-    let counted = match visit.session.credential(target.project_id, Scope::LeadsWrite) {
+    confirm_order(&visit, Kind::Recovery).await
+}
+
+/// `POST /p/{project}/callbacks/{callback}/recover`.
+pub(crate) async fn recover(visit: Visit) -> Result<Page, Fault> {
+    carry_out(&visit, Kind::Recovery).await
+}
+
+/// `GET /p/{project}/callbacks/{callback}/backfill`.
+pub(crate) async fn confirm_backfill(visit: Visit) -> Result<Page, Fault> {
+    confirm_order(&visit, Kind::Backfill).await
+}
+
+/// `POST /p/{project}/callbacks/{callback}/backfill`.
+pub(crate) async fn backfill(visit: Visit) -> Result<Page, Fault> {
+    carry_out(&visit, Kind::Backfill).await
+}
+
+/// The count of what the form's button makes.
+async fn confirm_order(visit: &Visit, kind: Kind) -> Result<Page, Fault> {
+    let target = Target::of(visit).await?;
+    let order = Order::of(kind, |name| visit.text(name), visit.now)?;
+    let counted = match visit.session.credential(target.project_id, kind.scope()) {
         // The form for a key says what is missing.
         Err(_) => None,
         Ok(_) => {
             let request = order.request(&target, None, true)?;
-            let counted: DataResponse<RecoverResult> =
-                visit.send(target.project_id, Scope::LeadsWrite, request).await?;
+            let counted: DataResponse<RecoverResult> = visit.send(target.project_id, kind.scope(), request).await?;
             Some(counted.data)
         }
     };
@@ -93,19 +186,18 @@ pub(crate) async fn confirm(visit: Visit) -> Result<Page, Fault> {
         .as_ref()
         .map(|counted| format!("{}{}", if counted.next.is_some() { "at least " } else { "" }, counted.deliveries));
     let page = Confirmation {
-        path: target.page("recover"),
+        path: target.page(kind.segment()),
         consequence: html! {
-            p {
-                "Deliveries to " b { (target.callback.name) } " are sent again, the oldest first, at a limited rate: the \
-                same bodies under the same " code { "webhook-id" } "."
-            }
+            (kind.consequence(&target.callback.name))
             form.filters {
                 label for="since" { "Updates since (UTC)" }
                 input #since name="since" type="datetime-local" required value=(minute(order.since));
-                label for="status" { "that are" }
-                select #status name="status" {
-                    @for status in [DeliveryStatus::Exhausted, DeliveryStatus::Delivered] {
-                        option value=(status_name(status)) selected[status == order.status] { (status_name(status)) }
+                @if kind == Kind::Recovery {
+                    label for="status" { "that are" }
+                    select #status name="status" {
+                        @for status in [DeliveryStatus::Exhausted, DeliveryStatus::Delivered] {
+                            option value=(status_name(status)) selected[status == order.status] { (status_name(status)) }
+                        }
                     }
                 }
                 label for="per_second" { "per second" }
@@ -119,14 +211,14 @@ pub(crate) async fn confirm(visit: Visit) -> Result<Page, Fault> {
                 }
             }
         },
-        fields: html! {
-            input type="hidden" name="since" value=(order.since.to_iso());
-            input type="hidden" name="status" value=(status_name(order.status));
-            input type="hidden" name="per_second" value=(order.per_second);
-        },
-        button: format!("Redeliver {}", count.unwrap_or_default()),
+        fields: order.hidden(),
+        button: format!(
+            "{} {}",
+            if kind == Kind::Recovery { "Redeliver" } else { "Deliver" },
+            count.unwrap_or_default()
+        ),
     };
-    Ok(page.page(&visit, "Recover a callback", Section::Callbacks, target.project_id, Scope::LeadsWrite))
+    Ok(page.page(visit, kind.title(), Section::Callbacks, target.project_id, kind.scope()))
 }
 
 /// A time as the field for times shows it.
@@ -134,18 +226,17 @@ fn minute(at: Timestamp) -> String {
     at.to_iso().chars().take("2026-01-12T04:55".len()).collect()
 }
 
-/// `POST /p/{project}/callbacks/{callback}/recover`.
-pub(crate) async fn recover(visit: Visit) -> Result<Page, Fault> {
-    let target = Target::of(&visit).await?;
-    let mut order = Order::of(|name| visit.entered(name), visit.now)?;
-    let before =
-        format!("{} since {}, {} per second", status_name(order.status), order.since.to_iso(), order.per_second);
-    let action = Action { scope: Scope::LeadsWrite, ..target.action("recover callback", before) };
+async fn carry_out(visit: &Visit, kind: Kind) -> Result<Page, Fault> {
+    let target = Target::of(visit).await?;
+    let mut order = Order::of(kind, |name| visit.entered(name), visit.now)?;
+    let status = if kind == Kind::Recovery { status_name(order.status) } else { "past events" };
+    let before = format!("{status} since {}, {} per second", order.since.to_iso(), order.per_second);
+    let action = Action { scope: kind.scope(), ..target.action(kind.action(), before) };
     let (mut deliveries, mut until) = (0, None);
     for _ in 0..MAX_STEPS {
         let cursor = order.cursor.take();
         let request = order.request(&target, cursor, false)?;
-        let after = |reply: &DataResponse<RecoverResult>| format!("{} repeated", reply.data.deliveries);
+        let after = |reply: &DataResponse<RecoverResult>| format!("{} made", reply.data.deliveries);
         let step = visit.act(&action, request, after).await?.data;
         deliveries += step.deliveries;
         until = step.until.or(until);
@@ -157,23 +248,21 @@ pub(crate) async fn recover(visit: Visit) -> Result<Page, Fault> {
     let token = &visit.session.form_token;
     let content = html! {
         dl.facts {
-            (fact("Sent again", Some(html! { (deliveries) " deliveries" })))
+            (fact(if kind == Kind::Recovery { "Sent again" } else { "Will be sent" }, Some(html! { (deliveries) " deliveries" })))
             (fact("The last one is due", until.map(|at| time(at.0))))
         }
         @if let Some(cursor) = &order.cursor {
             p { "There are more." }
-            form.action action=(target.page("recover")) method="post" {
+            form.action action=(target.page(kind.segment())) method="post" {
                 (super::token_field(token))
-                input type="hidden" name="since" value=(order.since.to_iso());
-                input type="hidden" name="status" value=(status_name(order.status));
-                input type="hidden" name="per_second" value=(order.per_second);
+                (order.hidden())
                 input type="hidden" name="cursor" value=(cursor.as_str());
                 button { "Continue" }
             }
         }
         (target.back())
     };
-    Ok(Page::Show { title: "Recovered".into(), section: Section::Callbacks, content })
+    Ok(Page::Show { title: kind.title().to_owned(), section: Section::Callbacks, content })
 }
 
 #[cfg(test)]
@@ -184,7 +273,7 @@ mod tests {
     fn times_are_those_of_browsers_and_of_the_api() {
         let now = Timestamp::from_millis(1_768_193_759_048);
         let since = |text: Option<&'static str>| {
-            Order::of(|name| text.filter(|_| name == "since"), now).map(|order| order.since.to_iso())
+            Order::of(Kind::Recovery, |name| text.filter(|_| name == "since"), now).map(|order| order.since.to_iso())
         };
         assert_eq!(since(Some("2026-01-12T04:55")).unwrap(), "2026-01-12T04:55:00.000Z");
         assert_eq!(since(Some("2026-01-12T04:55:07")).unwrap(), "2026-01-12T04:55:07.000Z");
@@ -197,7 +286,7 @@ mod tests {
     fn a_rate_has_bounds() {
         let now = Timestamp::from_millis(0);
         for (text, is_valid) in [("1", true), ("1000", true), ("0", false), ("1001", false), ("many", false)] {
-            let order = Order::of(|name| (name == "per_second").then_some(text), now);
+            let order = Order::of(Kind::Backfill, |name| (name == "per_second").then_some(text), now);
             assert_eq!(order.is_ok(), is_valid, "{text}");
         }
     }
