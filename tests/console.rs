@@ -46,14 +46,24 @@ impl Console {
     }
 
     pub(crate) async fn get(&self, path: &str, cookie: &str) -> Answer {
-        self.send(self.http.get(format!("{}{path}", self.url)).header(COOKIE, cookie)).await
+        // A test may open more pages than people do.
+        eventually(TEST_TIMEOUT, "the visitor may open a page", async || {
+            let answer = self.send(self.http.get(format!("{}{path}", self.url)).header(COOKIE, cookie)).await;
+            if answer.status == StatusCode::TOO_MANY_REQUESTS { Err(answer.text) } else { Ok(answer) }
+        })
+        .await
     }
 
     /// Sends a form from a page of this origin.
     pub(crate) async fn post(&self, path: &str, cookie: &str, origin: Option<&str>, form: &str) -> Answer {
-        let request = self.http.request(Method::POST, format!("{}{path}", self.url)).header(COOKIE, cookie);
-        let request = request.header("content-type", "application/x-www-form-urlencoded").body(form.to_owned());
-        self.send(origin.into_iter().fold(request, |request, origin| request.header(ORIGIN, origin))).await
+        eventually(TEST_TIMEOUT, "the visitor may send a form", async || {
+            let request = self.http.request(Method::POST, format!("{}{path}", self.url)).header(COOKIE, cookie);
+            let request = request.header("content-type", "application/x-www-form-urlencoded").body(form.to_owned());
+            let answer =
+                self.send(origin.into_iter().fold(request, |request, origin| request.header(ORIGIN, origin))).await;
+            if answer.status == StatusCode::TOO_MANY_REQUESTS { Err(answer.text) } else { Ok(answer) }
+        })
+        .await
     }
 
     async fn send(&self, request: reqwest::RequestBuilder) -> Answer {

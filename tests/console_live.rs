@@ -7,6 +7,7 @@ use reqwest::{
     header::{ACCEPT, COOKIE},
 };
 use serde_json::{Value, json};
+use test_support::eventually;
 use tokio::time::timeout;
 
 use crate::{
@@ -20,10 +21,15 @@ struct Stream(Response);
 
 impl Stream {
     async fn open(console: &Console, path: &str, cookie: &str, last: Option<&str>) -> Self {
-        let request = console.http.get(format!("{}{path}", console.url));
-        let request = request.header(ACCEPT, "text/event-stream").header(COOKIE, cookie);
-        let request = last.iter().fold(request, |request, last| request.header("last-event-id", *last));
-        Self(request.send().await.expect("an answer"))
+        // A test may open more pages than people do.
+        eventually(TEST_TIMEOUT, "the visitor may open a page", async || {
+            let request = console.http.get(format!("{}{path}", console.url));
+            let request = request.header(ACCEPT, "text/event-stream").header(COOKIE, cookie);
+            let request = last.iter().fold(request, |request, last| request.header("last-event-id", *last));
+            let response = request.send().await.expect("an answer");
+            if response.status() == StatusCode::TOO_MANY_REQUESTS { Err(response.status()) } else { Ok(Self(response)) }
+        })
+        .await
     }
 
     fn status(&self) -> StatusCode {

@@ -243,6 +243,36 @@ const editProcess = async (page) => {
   await page.waitForURL(`**${path}`);
 };
 
+// A spike of refusals: the code, its updates, and why one of them was refused.
+const refusals = async (page) => {
+  await go(page, project);
+  await page.click(".sections >> text=Updates");
+  await page.click(".tabs a:has-text('call_in_progress')");
+  await page.locator("td a[href*='/updates/']").first().click();
+  await page.locator("dd:has-text('Lead update is not allowed while a call is in progress')").waitFor();
+};
+
+// A lead's phone number: the lead.
+const phone = async (page) => {
+  await go(page, lead);
+  const name = await page.locator("h1").textContent();
+  const number = (await page.locator("details.reveal").first().textContent()).match(/\+\d+/)[0];
+  await page.fill("#search", number);
+  await page.press("#search", "Enter");
+  await page.waitForURL("**/leads?q=*");
+  await page.click(`td a:text-is('${name}')`);
+  await page.waitForURL("**/leads/*");
+};
+
+// What an API key sent lately.
+const sentByKey = async (page) => {
+  await go(page, project);
+  await page.click(".sections >> text=API keys");
+  await page.locator("tr:has-text('demo') a:text-is('Updates'), tr:has(td:text-is('demo')) a:text-is('Updates')").first().click();
+  await page.waitForURL("**/updates?key=*");
+  await page.locator("td a[href*='/updates/']").first().waitFor();
+};
+
 // A call that nobody ended.
 const endCall = async (page) => {
   await api("/api/v1/calls/started", { leadId, callId: "stuck" });
@@ -281,7 +311,7 @@ const refusal = async (page) => {
   await page.locator("dd:has-text('Lead update is not allowed while a call is in progress')").waitFor();
 };
 
-const tasks = { redeliver, redeliverSelected, failingCallback, rotateSecret, revokeKey, recover, editProcess, endCall, refusal };
+const tasks = { redeliver, redeliverSelected, failingCallback, rotateSecret, revokeKey, recover, editProcess, endCall, refusal, refusals, phone, sentByKey };
 
 const keyboard = async (page) => {
   await go(page, project);

@@ -6,8 +6,8 @@ use contract::{
     ObjectId, Timestamp,
     key::Scope,
     rpc::{
-        Delivery, DeliveryStatus, FindUpdates, FoundUpdate, GetUpdate, ListUpdateDeliveries, Page as ListPage, Update,
-        UpdateDeliveries, UpdateStatus,
+        CountUpdates, Delivery, DeliveryStatus, FindUpdates, FoundUpdate, GetUpdate, ListUpdateDeliveries,
+        Page as ListPage, StatisticsGroup, StatisticsRange, Update, UpdateCounts, UpdateDeliveries, UpdateStatus,
     },
 };
 use maud::{Markup, html};
@@ -44,6 +44,63 @@ pub(super) struct Filters {
     pub(super) to: Option<Timestamp>,
 }
 
+/// How many error codes have tabs of their own.
+const CODE_TABS: usize = 5;
+
+/// The numbers of updates in the tabs above the list.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Tabs {
+    succeeded: i64,
+    failed: i64,
+    /// The most frequent error codes.
+    codes: Vec<(String, i64)>,
+}
+
+impl Tabs {
+    /// The sums of counts by code.
+    pub(super) fn new(counts: &[UpdateCounts]) -> Self {
+        let mut codes: BTreeMap<&str, i64> = BTreeMap::new();
+        for UpdateCounts { group, failed, .. } in counts {
+            if let Some(code) = group {
+                *codes.entry(code).or_default() += failed;
+            }
+        }
+        let mut codes: Vec<_> = codes.into_iter().map(|(code, failed)| (code.to_owned(), failed)).collect();
+        codes.sort_by_key(|(_, failed)| std::cmp::Reverse(*failed));
+        codes.truncate(CODE_TABS);
+        let sum = |count: fn(&UpdateCounts) -> i64| counts.iter().map(count).sum();
+        Self { succeeded: sum(|counts| counts.succeeded), failed: sum(|counts| counts.failed), codes }
+    }
+
+    pub(super) fn render(&self, project: ObjectId, filters: &Filters) -> Markup {
+        let Self { succeeded, failed, codes } = self;
+        let tab = |status: Option<&str>, code: Option<&str>, title: &str, count: i64| {
+            let mut query = form_urlencoded::Serializer::new(String::new());
+            query.extend_pairs(
+                status.map(|status| ("status", status)).into_iter().chain(code.map(|code| ("code", code))),
+            );
+            let is_current = (filters.status.as_deref(), filters.code.as_deref()) == (status, code);
+            html! {
+                li {
+                    a href={ "/p/" (project) "/updates?" (query.finish()) } aria-current=[is_current.then_some("page")] {
+                        (title) " " b { (count) }
+                    }
+                }
+            }
+        };
+        html! {
+            nav.sections.tabs aria-label="Outcomes of the last 24 hours" {
+                ul {
+                    (tab(None, None, "all", succeeded + failed))
+                    (tab(Some("succeeded"), None, "succeeded", *succeeded))
+                    (tab(Some("failed"), None, "failed", *failed))
+                    @for (code, failed) in codes { (tab(Some("failed"), Some(code), code, *failed)) }
+                }
+            }
+        }
+    }
+}
+
 /// `GET /p/{project}/updates`.
 pub(crate) async fn list(visit: Visit) -> Result<Page, Fault> {
     let project_id = visit.project(Scope::LeadsRead)?;
@@ -73,9 +130,19 @@ pub(crate) async fn list(visit: Visit) -> Result<Page, Fault> {
         cursor: visit.cursor(),
         limit: PAGE,
     };
-    let page = visit.request(&query).await?;
+    // The counts are of a whole day and project.
+    let counts = async {
+        let is_day = Filters { status: None, code: None, ..filters.clone() } == Filters::default();
+        let range = StatisticsRange::last_day(visit.now);
+        let count = CountUpdates { project_id, range, by: Some(StatisticsGroup::Code) };
+        if is_day { visit.request(&count).await.ok() } else { None }
+    };
+    let (page, counts) = tokio::join!(visit.request(&query), counts);
     let curl = curl("/api/v1/leads/update", r#"{"leadId":"LEAD_ID","metadata":{"color":"blue"}}"#);
-    let content = render_list(project_id, &page, &filters, &curl);
+    let content = html! {
+        @if let Some(counts) = counts { (live("tabs", &Tabs::new(&counts).render(project_id, &filters))) }
+        (render_list(project_id, &page?, &filters, &curl))
+    };
     Ok(Page::list(&visit, "Updates", Section::Updates, content))
 }
 
@@ -260,5 +327,39 @@ fn delivery(project: ObjectId, delivery: &Delivery, callbacks: &BTreeMap<ObjectI
         }
         @if let Some(at) = delivery.next_attempt_at { p { "Next attempt " (time(at)) } }
         (attempts(&format!("Attempts for {name}"), &delivery.attempts))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tabs_have_the_sums_of_the_most_frequent_codes() {
+        let counts = |at, group: Option<&str>, succeeded, failed| UpdateCounts {
+            at: Timestamp::from_millis(at),
+            group: group.map(str::to_owned),
+            succeeded,
+            failed,
+        };
+        let mut hours = vec![
+            counts(0, None, 7, 0),
+            counts(1, None, 3, 0),
+            counts(0, Some("x&y"), 0, 2),
+            counts(1, Some("x&y"), 0, 9),
+        ];
+        hours.extend((0..6).map(|n| counts(0, Some(&format!("code{n}")), 0, n)));
+        let tabs = Tabs::new(&hours);
+        let filters = Filters { status: Some("failed".into()), code: Some("x&y".into()), ..Filters::default() };
+
+        let html = tabs.render(ObjectId::from_bytes([1; 12]), &filters).into_string();
+
+        assert_eq!((tabs.succeeded, tabs.failed, tabs.codes.len()), (10, 26, CODE_TABS));
+        assert!(
+            html.contains(r#"updates?status=failed&amp;code=x%26y" aria-current="page">x&amp;y <b>11</b>"#),
+            "{html}"
+        );
+        assert!(html.contains("all <b>36</b>") && !html.contains("code0"), "{html}");
+        assert_eq!(html.matches("aria-current").count(), 1);
     }
 }
