@@ -29,8 +29,10 @@ use crate::{
     visit::Visit,
 };
 
-/// How long answers of the services are collected; every view of the page takes this long.
+/// How long answers of the services are collected.
 const DISCOVERY_TIME: Duration = Duration::from_millis(500);
+/// How long another replica may take once each service has answered. Every view of the page takes this long.
+const DISCOVERY_REST: Duration = Duration::from_millis(50);
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// A stream that is fuller than this many per cent needs room.
 const HIGH_PERCENT: u64 = 70;
@@ -140,12 +142,15 @@ async fn replicas(client: &Client) -> Result<Replicas, Fault> {
     let mut answers = client.subscribe(inbox.clone()).await.map_err(|e| unavailable(&e))?;
     client.publish_with_reply("$SRV.INFO", inbox, "".into()).await.map_err(|e| unavailable(&e))?;
     let mut found = Replicas::from(SERVICES.map(|name| (name, Vec::new())));
-    let deadline = Instant::now() + DISCOVERY_TIME;
+    let mut deadline = Instant::now() + DISCOVERY_TIME;
     while let Ok(Some(answer)) = timeout_at(deadline, answers.next()).await {
         if let Ok(info) = serde_json::from_slice::<Info>(&answer.payload)
             && let Some(versions) = found.get_mut(info.name.as_str())
         {
             versions.push(info.version);
+            if found.values().all(|versions| !versions.is_empty()) {
+                deadline = deadline.min(Instant::now() + DISCOVERY_REST);
+            }
         }
     }
     Ok(found)

@@ -1,6 +1,6 @@
 //! Statistics: how many updates and deliveries ended in which way.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, str::FromStr, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -36,6 +36,11 @@ impl StatisticsStep {
             Self::Hour => "hour",
             Self::Day => "day",
         }
+    }
+
+    /// How long it is.
+    pub const fn length(self) -> Duration {
+        Duration::from_millis(self.millis().unsigned_abs())
     }
 
     const fn millis(self) -> i64 {

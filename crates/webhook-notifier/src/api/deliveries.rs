@@ -112,7 +112,7 @@ impl DeliveryApi {
     }
 
     async fn list_by_id(&self, query: &ListDeliveries, update_id: ObjectId) -> Result<Page<ListedDelivery>, RpcError> {
-        let mut items = self.with_status_codes(query.project_id, &[update_id]).await?;
+        let mut items = self.matching_of_updates(query, &[update_id]).await?;
         if let (Some(lead_id), Some(delivery)) = (query.lead_id, items.first())
             && !self.is_of_lead(query.project_id, delivery.id, lead_id).await?
         {
@@ -121,7 +121,7 @@ impl DeliveryApi {
         let made = update_id.timestamp().unix_seconds();
         let since = query.since.map_or(0, Timestamp::unix_seconds);
         let until = query.until.map_or(u32::MAX, Timestamp::unix_seconds_rounded_up);
-        items.retain(|delivery| matches(query, delivery) && since <= made && made < until);
+        items.retain(|_| since <= made && made < until);
         Ok(Page { items, next: None })
     }
 
@@ -145,10 +145,10 @@ impl DeliveryApi {
         let mut items = Vec::new();
         for _ in 0..MAX_CHUNKS {
             let mut rows = store::deliveries::undelivered(&self.pool, query, status, before, CHUNK).await?;
-            store::deliveries::add_status_codes(&self.pool, &mut rows).await?;
             let is_last = (rows.len() as i64) < CHUNK;
             before = rows.last().map(|row| row.id).or(before);
-            items.extend(rows.into_iter().filter(|row| matches(query, row)));
+            self.add_status_codes(query, &mut rows).await?;
+            items.extend(rows);
             if is_last || items.len() > limit as usize {
                 let rest = if is_last { None } else { before.map(cursor) };
                 return Ok(Page::cut(items, limit, |row| cursor(row.id), rest));
@@ -179,14 +179,12 @@ impl DeliveryApi {
             };
             let updates = request(&self.client, &list).await?;
             let ids = updates.items.iter().map(|update| update.update_id).collect::<Vec<_>>();
-            let mut found = self.with_status_codes(query.project_id, &ids).await?.into_iter().peekable();
+            let mut found = self.matching_of_updates(query, &ids).await?.into_iter().peekable();
             let mut last = None;
             for update in &updates.items {
                 let mut of_update = Vec::new();
                 while let Some(delivery) = found.next_if(|delivery| delivery.id.update_id == update.update_id) {
-                    if matches(query, &delivery) {
-                        of_update.push(delivery);
-                    }
+                    of_update.push(delivery);
                 }
                 if !items.is_empty() && items.len() + of_update.len() > limit {
                     // After the update before this one, which may be where this page started.
@@ -263,14 +261,28 @@ impl DeliveryApi {
         Ok(store::deliveries::of_updates(&self.pool, project_id, update_ids).await?)
     }
 
-    async fn with_status_codes(
+    async fn matching_of_updates(
         &self,
-        project_id: ObjectId,
+        query: &ListDeliveries,
         update_ids: &[ObjectId],
     ) -> Result<Vec<ListedDelivery>, RpcError> {
-        let mut deliveries = self.of_updates(project_id, update_ids).await?;
-        store::deliveries::add_status_codes(&self.pool, &mut deliveries).await?;
+        let mut deliveries = self.of_updates(query.project_id, update_ids).await?;
+        self.add_status_codes(query, &mut deliveries).await?;
         Ok(deliveries)
+    }
+
+    /// Adds the status codes of the deliveries that match a query, and removes the others: a code takes as long to read as its
+    /// delivery.
+    async fn add_status_codes(
+        &self,
+        query: &ListDeliveries,
+        deliveries: &mut Vec<ListedDelivery>,
+    ) -> Result<(), RpcError> {
+        let but_code = ListDeliveries { status_code: None, ..query.clone() };
+        deliveries.retain(|delivery| matches(&but_code, delivery));
+        store::deliveries::add_status_codes(&self.pool, deliveries).await?;
+        deliveries.retain(|delivery| matches(query, delivery));
+        Ok(())
     }
 
     pub(super) async fn outcomes(

@@ -18,27 +18,27 @@ pub(crate) async fn count_deliveries(
 ) -> Result<Option<Vec<DeliveryCounts>>, StoreError> {
     let rows = sqlx::query!(
         r#"
-        WITH counted AS MATERIALIZED (
-            SELECT minute, process_id, callback_id, kind, failed, exhausted, delivered_100ms AS in_100ms,
-                   delivered_100ms + delivered_1s AS in_1s, delivered_100ms + delivered_1s + delivered_10s AS in_10s,
-                   delivered_100ms + delivered_1s + delivered_10s + delivered_longer AS delivered
-            FROM webhooks.delivery_counts
-            WHERE project_id = $1 AND minute >= $2 AND minute < $3
-            LIMIT $6::bigint + 1
-        )
-        SELECT date_trunc($4, minute, 'UTC') AS "at!",
+        -- First the steps, then the groups: naming the group of each row takes longer than reading it.
+        SELECT at AS "at!",
                CASE $5 WHEN 'process' THEN nullif(encode(process_id, 'hex'), '')
                        WHEN 'kind' THEN kind WHEN 'callback' THEN encode(callback_id, 'hex') END AS "group",
-               sum(delivered)::bigint AS "delivered!", sum(in_100ms)::bigint AS "within_100ms!",
-               sum(in_1s)::bigint AS "within_1s!", sum(in_10s)::bigint AS "within_10s!",
+               sum(in_100ms + in_1s + in_10s + longer)::bigint AS "delivered!", sum(in_100ms)::bigint AS "within_100ms!",
+               sum(in_100ms + in_1s)::bigint AS "within_1s!", sum(in_100ms + in_1s + in_10s)::bigint AS "within_10s!",
                sum(failed)::bigint AS "failed!", sum(exhausted)::bigint AS "exhausted!",
-               (SELECT count(*) FROM counted) AS "read!"
-        FROM counted GROUP BY 1, 2 ORDER BY 1, 2 NULLS FIRST LIMIT $7::bigint + 1
+               (sum(sum(read)) OVER ())::bigint AS "read!"
+        FROM (SELECT date_bin($4, minute, 'epoch') AS at, process_id, callback_id, kind, sum(delivered_100ms) AS in_100ms,
+                     sum(delivered_1s) AS in_1s, sum(delivered_10s) AS in_10s, sum(delivered_longer) AS longer,
+                     sum(failed) AS failed, sum(exhausted) AS exhausted, count(*) AS read
+              FROM (SELECT * FROM webhooks.delivery_counts
+                    WHERE project_id = $1 AND minute >= $2 AND minute < $3
+                    LIMIT $6::bigint + 1) AS counted
+              GROUP BY 1, 2, 3, 4) AS steps
+        GROUP BY 1, 2 ORDER BY 1, 2 NULLS FIRST LIMIT $7::bigint + 1
         "#,
         project_id.as_bytes(),
         OffsetDateTime::from(range.from),
         OffsetDateTime::from(range.to),
-        range.step.as_str(),
+        range.step.length() as _,
         by.map(StatisticsGroup::as_str),
         MAX_STATISTICS_ROWS,
         MAX_STATISTICS_STEPS,
