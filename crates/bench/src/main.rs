@@ -43,7 +43,7 @@ struct Cli {
     /// Seconds that a run of a scenario measures; e2e runs 15 times as long.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=600))]
     seconds: u64,
-    /// Commands or retries in the backlog scenario; leads in the scale scenario, with five times as many ledger rows.
+    /// Commands or retries in the backlog scenario; leads in the scenarios scale and console, with five times as many updates.
     #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..))]
     size: u64,
     /// Runs of each scenario; the table shows the median.
@@ -101,6 +101,9 @@ enum Scenario {
     Cells,
     /// Results of calls of 2 KiB, against updates of the same length.
     Activities,
+    /// Every page of the console and every list of the HTTP API, with a million leads, five million updates and five million
+    /// deliveries.
+    Console,
     /// The scenarios with floors for two minutes; fails if a ratio is lower than noise explains.
     Smoke,
 }
@@ -119,7 +122,7 @@ fn main() -> anyhow::Result<()> {
 async fn measure(cli: &Cli) -> anyhow::Result<()> {
     scenarios::progress("building the services, which takes minutes the first time");
     // Together with the bench, so that shared dependencies have the same features and are built once.
-    test_support::build(&["bench", "gateway", "lead-state", "webhook-notifier"]);
+    test_support::build(&["bench", "console", "gateway", "lead-state", "webhook-notifier"]);
     let mut report = Report::default();
     {
         let (nats, postgres) = tokio::try_join!(stack::nats(false), stack::postgres())?;
@@ -142,6 +145,7 @@ async fn run(cli: &Cli, report: &mut Report) -> anyhow::Result<()> {
         Scenario::Publish,
         Scenario::Cells,
         Scenario::Activities,
+        Scenario::Console,
         Scenario::Smoke,
     ];
     let all = Scenario::value_variants().iter().filter(|scenario| !apart.contains(scenario));
@@ -160,6 +164,7 @@ async fn run(cli: &Cli, report: &mut Report) -> anyhow::Result<()> {
             Scenario::Connections => scenarios::connections::run(&plan, report).await,
             Scenario::Cells => scenarios::cells::run(&plan, report).await,
             Scenario::Activities => scenarios::activities::run(&plan, report).await,
+            Scenario::Console => scenarios::console::run(&plan, report).await,
             Scenario::Smoke => scenarios::smoke::run(report).await,
             Scenario::All => Ok(()),
         };

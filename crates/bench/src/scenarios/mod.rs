@@ -23,6 +23,7 @@ pub(crate) mod apply;
 pub(crate) mod backlog;
 pub(crate) mod cells;
 pub(crate) mod connections;
+pub(crate) mod console;
 pub(crate) mod deliver;
 pub(crate) mod e2e;
 pub(crate) mod gateway;

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use serde_json::json;
-use sqlx::AssertSqlSafe;
+use sqlx::{AssertSqlSafe, PgConnection};
 
 use super::{MemoryUsage, Plan, apply::fill_and_drain, progress};
 use crate::{
@@ -63,15 +63,7 @@ async fn insert_ledger(stack: &Stack, updates: u64) -> anyhow::Result<()> {
     // Update ids consist of the second and a number.
     let first_second = i64::from(service_kit::clock::now().unix_seconds()) - 24 * 60 * 60;
     let mut connection = stack.pool.acquire().await?;
-    // Building the indexes at the end is several times faster than maintaining them row by row.
-    let indexes = sqlx::query_as::<_, (String, String)>(
-        "SELECT indexrelid::regclass::text, replace(pg_get_indexdef(indexrelid), ' ON ONLY ', ' ON ') FROM pg_index
-         WHERE indrelid = 'lead_state.lead_updates'::regclass AND NOT indisprimary",
-    );
-    let indexes = indexes.fetch_all(&mut *connection).await?;
-    for (name, _) in &indexes {
-        sqlx::query(AssertSqlSafe(format!("DROP INDEX {name}"))).execute(&mut *connection).await?;
-    }
+    let indexes = drop_indexes(&mut connection, "lead_state.lead_updates").await?;
     sqlx::query(
         r#"INSERT INTO lead_state.lead_updates
                (project_id, update_id, log_epoch, log_sequence, log_index, logged_at, lead_id, process_id, command, success,
@@ -96,13 +88,32 @@ async fn insert_ledger(stack: &Stack, updates: u64) -> anyhow::Result<()> {
     .execute(&mut *connection)
     .await?;
     sqlx::query("SET maintenance_work_mem = '256MB'").execute(&mut *connection).await?;
-    for (_, definition) in indexes {
-        sqlx::query(AssertSqlSafe(definition)).execute(&mut *connection).await?;
-    }
+    build_indexes(&mut connection, indexes).await?;
     sqlx::query("VACUUM ANALYZE lead_state.lead_updates").execute(&mut *connection).await?;
     // Otherwise Postgres would flush these rows during the measurement.
     sqlx::query("CHECKPOINT").execute(&mut *connection).await?;
     // Its maintenance_work_mem must not return to the pool.
     connection.close().await?;
+    Ok(())
+}
+
+/// Drops the indexes of a table, but for its primary key, and returns their definitions: building them at the end is several
+/// times faster than maintaining them row by row.
+pub(super) async fn drop_indexes(connection: &mut PgConnection, table: &str) -> anyhow::Result<Vec<String>> {
+    let indexes = sqlx::query_as::<_, (String, String)>(
+        "SELECT indexrelid::regclass::text, replace(pg_get_indexdef(indexrelid), ' ON ONLY ', ' ON ') FROM pg_index
+         WHERE indrelid = $1::regclass AND NOT indisprimary",
+    );
+    let indexes = indexes.bind(table).fetch_all(&mut *connection).await?;
+    for (name, _) in &indexes {
+        sqlx::query(AssertSqlSafe(format!("DROP INDEX {name}"))).execute(&mut *connection).await?;
+    }
+    Ok(indexes.into_iter().map(|(_, definition)| definition).collect())
+}
+
+pub(super) async fn build_indexes(connection: &mut PgConnection, definitions: Vec<String>) -> anyhow::Result<()> {
+    for definition in definitions {
+        sqlx::query(AssertSqlSafe(definition)).execute(&mut *connection).await?;
+    }
     Ok(())
 }
