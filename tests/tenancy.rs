@@ -155,6 +155,12 @@ fn reaching(endpoint: &gateway::Endpoint, first: &Tenant, second: ObjectId) -> V
         ],
         ("GET", "/api/v1/calls") => vec![query(String::new(), 200), query(format!("leadId={lead_id}"), 200)],
         ("GET", "/api/v1/stats") => vec![query("by=process".into(), 200), query("by=callback".into(), 200)],
+        ("POST", "/api/v1/analytics/customer/stats") => {
+            let end = service_kit::clock::now().millis() + 60_000;
+            let day = json!({"start": end - 86_400_000, "end": end, "includeUniqueLeads": true});
+            let of_process = json!({"start": end - 86_400_000, "end": end, "processId": process_id});
+            vec![body(day, 200), body(of_process, 200)]
+        }
         ("POST", "/api/v1/leads/bulk/initiate") => {
             let lead = json!({"projectId": project_id, "processId": process_id, "name": "x", "email": "x@example.com"});
             vec![body(json!({"leadIds": [lead_id]}), 200), body(json!({"leads": [lead]}), 200)]
@@ -365,6 +371,9 @@ async fn no_endpoint_shows_or_changes_the_data_of_another_project() {
                 // It repeats the request.
                 errors[0]["data"].take();
             }
+            if endpoint.path == "/api/v1/analytics/customer/stats" {
+                assert_eq!(answer["data"]["attempts"], 0, "{what}: {answer}");
+            }
             assert!(!answer.to_string().contains(&first.lead_id), "{what}: {answer}");
             accepted.extend(answer["updateId"].as_str().map(str::to_owned));
         }
@@ -462,6 +471,13 @@ async fn no_query_returns_the_data_of_another_project() {
                 let now = service_kit::clock::now();
                 let range = rpc::StatisticsRange::new(None, None, None, now).expect("a range");
                 vec![json!({"projectId": project_id, "range": range, "by": "process"})]
+            }
+            rpc::CountActivities::SUBJECT => {
+                let to = service_kit::clock::now().millis() + 60_000;
+                vec![
+                    json!({"projectId": project_id, "from": to - 86_400_000, "to": to, "includeLeads": true}),
+                    json!({"projectId": project_id, "from": to - 86_400_000, "to": to, "processId": process_id}),
+                ]
             }
             rpc::DryRunUpdate::SUBJECT => vec![
                 json!({"projectId": project_id, "command": {"leadId": lead_id, "name": "mine"}}),
@@ -581,6 +597,7 @@ async fn no_query_returns_the_data_of_another_project() {
                 (rpc::CountUpdates::SUBJECT | rpc::CountDeliveries::SUBJECT, Ok(counts)) => {
                     assert!(!counts.to_string().contains(&process_id.to_string()), "{what}");
                 }
+                (rpc::CountActivities::SUBJECT, Ok(counts)) => assert_eq!(counts["calls"]["attempts"], 0, "{what}"),
                 (rpc::ListCallbacks::SUBJECT, Ok(callbacks)) => assert_eq!(callbacks, &json!([]), "{what}"),
                 (rpc::ListUpdateDeliveries::SUBJECT, Ok(deliveries)) => {
                     assert_eq!(deliveries, &json!({"deliveries": []}), "{what}")
