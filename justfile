@@ -15,6 +15,10 @@ test *arguments:
 memory:
     cargo test --profile dist --workspace --test leadrelay backlog -- --ignored --nocapture --test-threads 1
 
+# Hold 100 000 events for paused callbacks, resume them, and deliver all to a new callback; EVENTS=10000 is faster
+backfill:
+    LEADRELAY_NATS_SERVER=$(.ci/nats-server) cargo test --workspace --test leadrelay a_hundred_thousand_events -- --ignored --nocapture
+
 # Import 100 000 rows with leadctl and measure its memory; IMPORT_ROWS=1000000 takes longer
 import:
     cargo test --workspace --test leadrelay a_hundred_thousand_rows -- --ignored --nocapture

@@ -1,9 +1,15 @@
 //! Past events are delivered to a new callback: each once, as the callback would have got them.
 
-use std::time::Duration;
+use std::{
+    env,
+    time::{Duration, Instant},
+};
 
 use contract::{ObjectId, rpc::ProcessChangeResult};
+use futures::future::join_all;
+use reqwest::Method;
 use serde_json::{Value, json};
+use test_support::Request;
 
 use crate::support::{DELIVERED, Stack, TEST_TIMEOUT, assert_ok, assert_refused, by_update, numbers, process_id};
 
@@ -90,4 +96,93 @@ async fn a_backfill_obeys_events_filter_and_order_and_waits_for_a_paused_callbac
     let unknown = ObjectId::from_bytes([1; 12]);
     let refused = stack.api.post(&path(&applied, unknown), &json!({"since": since})).await;
     assert_refused(refused, 404, "callback_not_found");
+}
+
+/// How long the callbacks are paused at least.
+const PAUSE: Duration = Duration::from_secs(60);
+/// Long enough for a hundred thousand deliveries without optimization.
+const DEADLINE: Duration = Duration::from_secs(1200);
+/// How many lines a bulk request has.
+const LINES: usize = 5000;
+
+/// Each event once.
+fn assert_each_once(requests: &[Request], events: usize) {
+    assert_eq!((requests.len(), by_update(requests).len()), (events, events));
+}
+
+/// `just backfill`: the figures are in docs/results/backfill.md. `EVENTS` replaces the hundred thousand.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes minutes: just backfill"]
+async fn a_hundred_thousand_events_wait_for_a_paused_callback_and_reach_a_new_one() {
+    let events: usize = env::var("EVENTS").map_or(100_000, |text| text.parse().expect("EVENTS"));
+    let stack = Stack::start().await;
+    let callback = |name: &str, ordering: &str| json!({"name": name, "url": stack.receiver.url(&format!("/{name}")), "ordering": ordering});
+    let callbacks = [callback("crm", "none"), callback("ordered", "lead")];
+    let applied = stack.process(callbacks.to_vec().into()).await;
+    let since = service_kit::clock::now().minus(Duration::from_secs(1)).to_iso();
+    let leads = join_all((0..20).map(|_| stack.api.initiate(process_id(&applied), None))).await;
+    let paths = [0, 1].map(|place: usize| path(&applied, applied.process.callbacks[place].callback_id));
+    for path in &paths {
+        assert_ok(stack.api.post(&path.replace("/backfill", "/pause"), &json!({})).await);
+    }
+
+    let begun = Instant::now();
+    let update = |lead: &str, number: usize| json!({"leadId": lead, "metadata": {"n": number}});
+    let accepted: Vec<usize> = join_all(leads.iter().map(async |lead| {
+        let mut number = 0;
+        while begun.elapsed() < PAUSE {
+            stack.api.update_until_accepted(&update(lead, number)).await;
+            number += 1;
+        }
+        number
+    }))
+    .await;
+    let under_load: usize = accepted.iter().sum();
+    let rest: Vec<_> = (under_load..events).map(|n| update(&leads[n % leads.len()], n)).collect();
+    for lines in rest.chunks(LINES) {
+        let body: String = lines.iter().map(|line| format!("{line}\n")).collect();
+        let request = stack.api.request(Method::POST, "/api/v1/leads/update/bulk").body(body);
+        let answer = request.header("content-type", "application/x-ndjson").send().await.expect("an answer");
+        assert!(!answer.text().await.expect("lines").contains("\"success\":false"));
+    }
+    let events = events.max(under_load);
+    let held = "SELECT count(*) FROM webhooks.deliveries WHERE status = 'pending' AND attempts = 0";
+    stack.wait_for_count_within(DEADLINE, held, 2 * events as i64).await;
+    assert_eq!(stack.receiver.requests().len(), 0);
+
+    let resumed = Instant::now();
+    for path in &paths {
+        assert_ok(stack.api.post(&path.replace("/backfill", "/resume"), &json!({})).await);
+    }
+    stack.wait_for_count_within(DEADLINE, DELIVERED, 2 * events as i64).await;
+    let resuming = resumed.elapsed();
+    assert_each_once(&stack.receiver.requests_to("/crm"), events);
+    let ordered = stack.receiver.requests_to("/ordered");
+    assert_each_once(&ordered, events);
+    assert!(numbers(&ordered).values().all(|numbers| numbers.is_sorted()), "the order of a lead");
+
+    let added = stack.process([&callbacks[..], &[callback("new", "none")]].concat().into()).await;
+    let new = path(&added, added.process.callbacks[2].callback_id);
+    let count = assert_ok(stack.api.post(&new, &json!({"since": since, "dryRun": true})).await);
+    let filling = Instant::now();
+    let (mut body, mut made) = (json!({"since": since, "perSecond": 1000}), 0);
+    loop {
+        let done = assert_ok(stack.api.post(&new, &body).await);
+        made += done["data"]["deliveries"].as_u64().expect("a number");
+        body["cursor"] = done["data"]["next"].clone();
+        if body["cursor"].is_null() {
+            break;
+        }
+    }
+    let making = filling.elapsed();
+    stack.wait_for_count_within(DEADLINE, DELIVERED, 3 * events as i64).await;
+    assert_each_once(&stack.receiver.requests_to("/new"), events);
+    assert_eq!(made, events as u64);
+    println!(
+        "{under_load} events of a minute under load, {events} in all, two callbacks paused: resumed and delivered in \
+         {resuming:.1?}; a new callback's deliveries made in {making:.1?} (counted first: {}), delivered in {:.1?}",
+        count["data"],
+        filling.elapsed()
+    );
+    stack.wait_for_clean_audit().await;
 }
