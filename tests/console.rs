@@ -594,3 +594,37 @@ async fn an_operator_adds_a_key_to_act_and_stays_an_operator() {
     let done = console.act(&path, &added.cookie, "").await;
     assert_eq!(done.location, project.delivery(), "{}", done.text);
 }
+
+#[tokio::test]
+async fn an_operator_corrects_a_dead_letter_and_replays_it_once() {
+    let stack = stack_on(None).await;
+    let project = project(&stack).await;
+    let console = Console::start(&stack).await;
+    console.sign_in_with(&project.api).await;
+    let link = stack.leadctl(&["console", "token", "--url", &console.url]).await.assert_ok().stdout;
+    let (_, token) = link.trim().split_once("/login?").expect("a link");
+    let operator = console.sign_in(token).await;
+    let body = format!("{{\"leadId\":\"{}\",\"name\":\"Ada\"", project.lead_id);
+    stack.publish(format!("leads.cmd.{}.update", project.api.project_id), body.clone()).await;
+    let number = stack.wait_for_letters(1).await[0]["number"].as_u64().expect("a number");
+    let letter = format!("/system/dead-letters/{number}");
+    let path = format!("{letter}/replay");
+    let page = console.get(&path, &operator).await;
+    let form = format!("form_token={}&next=%2F&api_key={}", form_token(&page), project.api.key);
+    let operator = console.post("/login", &operator, Some(&console.url), &form).await.cookie;
+    let with = |body: &str| format!("body={}", body.replace('{', "%7B").replace('}', "%7D"));
+
+    let refused = console.act(&path, &operator, &with(&body)).await;
+    assert_eq!(refused.status, StatusCode::BAD_REQUEST, "{}", refused.text);
+    assert!(console.get(&letter, &operator).await.text.contains("a replay was refused"));
+    let done = console.act(&path, &operator, &with(&format!("{body}}}"))).await;
+
+    assert!(done.location.starts_with(&format!("/p/{}/updates/", project.api.project_id)), "{done:?}");
+    assert_eq!(stack.api.lead(&project.lead_id).await["name"], "Ada");
+    assert!(console.get(&letter, &operator).await.text.contains("replayed as entry"));
+    assert_eq!(console.get(&path, &operator).await.status, StatusCode::BAD_REQUEST);
+    let again = stack.leadctl(&["dead-letters", "replay", &number.to_string()]).await;
+    assert!(again.stderr.contains("already replayed"), "{again:?}");
+    stack.wait_for_clean_audit().await;
+    assert!(!console.service.log().contains("NATS refuses"), "{}", console.service.log());
+}

@@ -249,7 +249,7 @@ const FORBIDDEN_TO_PUBLISH: &str = "
         $JS.API.STREAM.DELETE.LEAD_COMMANDS _INBOX_gateway.forged.1
     console: leads.cmd.OWN.update leads.cmd.pack leads.intake.OWN.update leads.evt.OWN._.update.succeeded leads.rpc.lead.initiate
         leads.rpc.key.create leads.rpc.key.revoke leads.rpc.process.change webhooks.rpc.delivery.redeliver webhooks.rpc.callback.enable
-        webhooks.rpc.callback.pause $KV.api_keys.x $KV.processes.x $KV.key_uses.x $JS.API.STREAM.DELETE.KV_console_logins leads.dead.replayed.1
+        webhooks.rpc.callback.pause $KV.api_keys.x $KV.processes.x $KV.key_uses.x $JS.API.STREAM.DELETE.KV_console_logins leads.dead.invalid_json
         $JS.API.STREAM.MSG.GET.LEAD_COMMANDS $JS.API.STREAM.MSG.GET.KV_processes
     leadctl: leads.cmd.pack leads.evt.OWN._.update.succeeded leads.dead.invalid_json $KV.processes.x
         $JS.API.STREAM.DELETE.LEAD_COMMANDS

@@ -8,6 +8,7 @@ import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
 import fs from "node:fs";
 import http from "node:http";
+import net from "node:net";
 import path from "node:path";
 import { fileURLToPath } from "node:url";
 import { chromium } from "playwright-core";
@@ -21,6 +22,7 @@ const {
   LEADRELAY_LEAD_ID: leadId,
   LEADRELAY_PROCESS_ID: processId,
   LEADRELAY_PROJECT_ID: projectId,
+  NATS_URL: natsUrl,
 } = process.env;
 const directory = process.argv[2] === "--screenshots" ? process.argv[3] : undefined;
 const project = `/p/${projectId}`;
@@ -47,6 +49,19 @@ const api = async (path, body, key = demoKey) => {
   assert.ok(response.ok, `${path}: ${response.status} ${await response.clone().text()}`);
   return response.json();
 };
+
+// Logs a command, past the gateway's checks.
+const log = (body) => new Promise((resolve, reject) => {
+  const { hostname, port, username, password } = new URL(natsUrl);
+  const login = JSON.stringify({ verbose: false, user: decodeURIComponent(username), pass: decodeURIComponent(password) });
+  const lines = [`CONNECT ${login}`, `PUB leads.cmd.${projectId}.update ${body.length}`, body, "PING", ""];
+  const socket = net.connect(Number(port), hostname, () => socket.write(lines.join("\r\n")));
+  socket.on("data", (data) => {
+    if (/-ERR/.test(data)) reject(new Error(String(data)));
+    if (/PONG/.test(data)) socket.end(resolve);
+  });
+  socket.on("error", reject);
+});
 
 // Repeats until the condition holds.
 const until = async (what, holds) => {
@@ -243,6 +258,30 @@ const editProcess = async (page) => {
   await page.waitForURL(`**${path}`);
 };
 
+// A dead letter: corrected, and sent again.
+const replayDeadLetter = async (page) => {
+  const body = `{"leadId":"${leadId}","metadata":{"seen":${Date.now()}}`;
+  await log(body);
+  const letter = page.locator("tr:has-text('not replayed') a[href*='/dead-letters/']");
+  await until("the letter is listed", async () => {
+    await go(page, "/system");
+    return letter.count();
+  });
+  const checked = async (what) => {
+    if (page.context() !== context) return;
+    await page.evaluate(axe);
+    await check(page, what);
+  };
+  await letter.first().click();
+  await checked("a dead letter");
+  await page.click("text=Replay it, perhaps corrected");
+  await checked("the replay of a dead letter");
+  await page.fill("#body", `${body}}`);
+  await page.click("main button:text-is('Replay')");
+  await page.waitForURL("**/updates/*");
+  await page.locator("dd .badge:has-text('succeeded')").waitFor();
+};
+
 // A spike of refusals: the code, its updates, and why one of them was refused.
 const refusals = async (page) => {
   await go(page, project);
@@ -311,7 +350,7 @@ const refusal = async (page) => {
   await page.locator("dd:has-text('Lead update is not allowed while a call is in progress')").waitFor();
 };
 
-const tasks = { redeliver, redeliverSelected, failingCallback, rotateSecret, revokeKey, recover, editProcess, endCall, refusal, refusals, phone, sentByKey };
+const tasks = { redeliver, redeliverSelected, failingCallback, rotateSecret, revokeKey, recover, editProcess, replayDeadLetter, endCall, refusal, refusals, phone, sentByKey };
 
 const keyboard = async (page) => {
   await go(page, project);

@@ -30,8 +30,8 @@ pub(crate) struct Letter {
     pub(crate) dead_since: Timestamp,
     /// The original length of a truncated body.
     pub(crate) truncated_from: Option<u64>,
-    /// The last note about a replay.
-    pub(crate) replay: Option<Replay>,
+    /// The last note about a replay, and its sequence.
+    pub(crate) replay: Option<(u64, Replay)>,
 }
 
 impl Letter {
@@ -91,8 +91,8 @@ pub(crate) async fn get(js: &jetstream::Context, number: u64) -> Result<(Letter,
     Ok((letter, message))
 }
 
-fn note(message: &StreamMessage) -> Option<Replay> {
-    text(&message.headers, headers::REPLAY)?.parse().ok()
+fn note(message: &StreamMessage) -> Option<(u64, Replay)> {
+    Some((message.sequence, text(&message.headers, headers::REPLAY)?.parse().ok()?))
 }
 
 async fn open(js: &jetstream::Context) -> Result<Stream, Fault> {

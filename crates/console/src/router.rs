@@ -16,8 +16,8 @@ use crate::{
     fault::Fault,
     page_stream,
     pages::{
-        board, callbacks, calls, dead_letters, deliveries, go, keys, leads, login, portal, processes, projects, system,
-        updates,
+        actions, board, callbacks, calls, dead_letters, deliveries, go, keys, leads, login, portal, processes,
+        projects, system, updates,
     },
     respond::{Page, action, respond, with_security_headers},
     visit::Visit,
@@ -31,6 +31,10 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/", page(projects::list))
         .route("/system", page(system::show))
         .route("/system/dead-letters/{number}", page(dead_letters::show))
+        .route(
+            "/system/dead-letters/{number}/replay",
+            page(actions::dead_letters::confirm).merge(action(actions::dead_letters::replay)),
+        )
         .route("/go/{id}", page(go::anywhere))
         .route("/p/{project}", page(board::show))
         .route("/p/{project}/go", page(go::in_project))

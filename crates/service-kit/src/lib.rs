@@ -15,6 +15,7 @@ pub mod nats;
 pub mod postgres;
 pub mod publish;
 pub mod publisher;
+pub mod replay_note;
 pub mod retention;
 pub mod rpc;
 mod secret_files;

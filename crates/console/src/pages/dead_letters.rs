@@ -6,6 +6,7 @@ use maud::{Markup, html};
 use crate::{
     dead_letters::{self, Letter},
     fault::Fault,
+    pages::actions::dead_letters::endpoint,
     respond::Page,
     view::{
         layout::Section,
@@ -41,7 +42,7 @@ pub(super) fn rows(letters: &[Letter]) -> Markup {
 }
 
 fn replay(letter: &Letter) -> Markup {
-    match letter.replay {
+    match letter.replay.map(|(_, replay)| replay) {
         None => badge(Kind::Bad, "not replayed"),
         Some(Replay::NotSent) => badge(Kind::Bad, "a replay was refused"),
         Some(Replay::Begun) => badge(Kind::Waiting, "maybe replayed"),
@@ -56,6 +57,11 @@ pub(crate) async fn show(visit: Visit) -> Result<Page, Fault> {
     let (letter, message) = dead_letters::get(&visit.app.broker()?.js, number).await?;
     let content = render(&letter, &message.payload);
     Ok(Page::Show { title: format!("Dead letter {number}"), section: Section::None, content })
+}
+
+/// Whether the gateway has an endpoint for the letter's command, and it was not replayed.
+fn may_replay(letter: &Letter) -> bool {
+    endpoint(letter).is_some() && matches!(letter.replay, None | Some((_, Replay::NotSent)))
 }
 
 pub(super) fn render(letter: &Letter, body: &[u8]) -> Markup {
@@ -80,7 +86,10 @@ pub(super) fn render(letter: &Letter, body: &[u8]) -> Markup {
         }
         section.panel {
             h2 { "Replay" }
-            p { "A replay publishes the message to the command log, which only operators of the installation may do:" }
+            @if may_replay(letter) {
+                p { a href={ "/system/dead-letters/" (letter.number) "/replay" } { "Replay it, perhaps corrected" } }
+            }
+            p { "On the command line, also to another project, or once more:" }
             pre tabindex="0" { code { (command) } }
         }
         p { a href="/system" { "Back to the system" } }

@@ -479,7 +479,7 @@ fn a_dead_letter() {
 
     assert!(html.contains("The first 4096 of 5000 bytes."), "{html}");
     insta::assert_snapshot!(html.replace(&"&lt;".repeat(4096), "BODY"));
-    let replayed = Letter { replay: Some(Replay::Sent { sequence: 8 }), ..letter };
+    let replayed = Letter { replay: Some((9, Replay::Sent { sequence: 8 })), ..letter };
     assert!(dead_letters::render(&replayed, b"{").0.contains("replayed as entry 8"));
 }
 

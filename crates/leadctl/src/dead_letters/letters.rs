@@ -15,8 +15,9 @@ use bytes::Bytes;
 use contract::{Timestamp, headers, replay::Replay, streams::LEAD_DEAD_LETTERS, subject};
 use serde::Serialize;
 use service_kit::{
-    clock, nats,
+    nats,
     publish::{self, PublishError},
+    replay_note::write_replay_note,
 };
 
 use crate::{
@@ -196,14 +197,8 @@ impl Letters {
         }
     }
 
-    /// Writes a note if `last` is the letter's last note; returns the note's sequence.
     async fn note(&self, letter: u64, last: u64, replay: Replay) -> Result<u64, PublishError> {
-        let id = clock::new_id().to_string();
-        let mut note = publish::message(subject::replayed(letter), &id, None, Bytes::new());
-        let map = note.headers.get_or_insert_default();
-        map.insert(headers::REPLAY, replay.to_string());
-        map.insert(headers::EXPECTED_LAST_SUBJECT_SEQUENCE, last.to_string());
-        Ok(publish::publish(&self.js, note).await?.sequence)
+        write_replay_note(&self.js, letter, last, replay).await
     }
 }
 

@@ -2,6 +2,7 @@
 
 pub(crate) mod callbacks;
 pub(crate) mod calls;
+pub(crate) mod dead_letters;
 pub(crate) mod deliveries;
 pub(crate) mod edit;
 pub(crate) mod keys;
