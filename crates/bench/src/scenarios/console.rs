@@ -1,7 +1,10 @@
 //! The time of every page of the console, and of every list and search of the HTTP API, with many leads, updates and
 //! deliveries.
 
-use std::{process::Command, time::Instant};
+use std::{
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, ensure};
 use contract::{ObjectId, Timestamp};
@@ -33,6 +36,8 @@ const DAYS: i64 = 30;
 /// Requests of each page, and how many are sent before they are measured.
 const REQUESTS: usize = 60;
 const WARM_UP: usize = 3;
+/// The pause between two pages of the console, whose visitors may open 20 a second.
+const PAUSE: Duration = Duration::from_millis(60);
 /// The most that the median of a page may take, in ms.
 const MOST: f64 = 100.0;
 
@@ -129,7 +134,8 @@ pub(crate) async fn run(plan: &Plan, report: &mut Report) -> anyhow::Result<()> 
         http_client().get(format!("http://{}/api/v1/{path}", stack.gateway_address)).bearer_auth(&stack.api_key)
     };
     for (what, path) in LISTS {
-        measure(&format!("API: {what}"), report, &samples, |sample| api(&fill_in(path, sample))).await?;
+        measure(&format!("API: {what}"), report, &samples, Duration::ZERO, |sample| api(&fill_in(path, sample)))
+            .await?;
     }
     let now = service_kit::clock::now().millis();
     for (what, days) in [("a day", 1), ("a month", DAYS)] {
@@ -142,12 +148,12 @@ pub(crate) async fn run(plan: &Plan, report: &mut Report) -> anyhow::Result<()> 
                 .header(CONTENT_TYPE, "application/json")
                 .body(body.to_string())
         };
-        measure(&format!("API: calls of {what} counted"), report, &samples, request).await?;
+        measure(&format!("API: calls of {what} counted"), report, &samples, Duration::ZERO, request).await?;
     }
     let console = Console::start(&stack).await?;
     for (what, path) in PAGES {
         let request = |sample: &Sample| console.get(&fill_in(path, sample));
-        measure(&format!("console: {what}"), report, &samples, request).await?;
+        measure(&format!("console: {what}"), report, &samples, PAUSE, request).await?;
     }
     Ok(())
 }
@@ -157,10 +163,12 @@ async fn measure(
     what: &str,
     report: &mut Report,
     samples: &[Sample],
+    pause: Duration,
     request: impl Fn(&Sample) -> RequestBuilder,
 ) -> anyhow::Result<()> {
     let mut times = latency::histogram();
     for (number, sample) in samples.iter().cycle().take(WARM_UP + REQUESTS).enumerate() {
+        tokio::time::sleep(pause).await;
         let start = Instant::now();
         let response = request(sample).send().await?;
         let status = response.status();
