@@ -119,7 +119,7 @@ const allPages = async (page) => {
   const revoke = await linkOn(page, `${project}/keys`, "td a[href$='/revoke']");
   const process_ = await linkOn(page, `${project}/processes`, "td a[href*='/processes/']");
   return [
-    "/", "/system", project, `${project}/leads`, `${project}/leads?state=none`, lead, `${lead}/update`, update, `${project}/calls`,
+    "/", "/system", project, `${project}?range=1h`, `${project}/leads`, `${project}/leads?state=none`, lead, `${lead}/update`, update, `${project}/calls`,
     `${project}/updates`, `${project}/updates?status=failed&code=none`, `${lead}/end-call`, `${project}/deliveries`, `${project}/deliveries?status=exhausted`, delivery, `${delivery}/redeliver`,
     `${project}/deliveries/redeliver?delivery=${id}`, `${project}/callbacks`, callback, `${callback}/test`, `${callback}/enable`,
     `${callback}/pause`, `${callback}/resume`, `${callback}/recover`, `${callback}/backfill`, `${callback}/rotate-secret`, `${callback}/share`,

@@ -6,14 +6,17 @@ use contract::{
     process::Process,
     rpc::{
         CallbackState, CallbackStatus, CountDeliveries, CountUpdates, DeliveryCounts, DeliveryStatus, Lead,
-        ListDeliveries, ListLeads, ListProcesses, ListedDelivery, Page as ListPage, StatisticsRange, UpdateCounts,
+        ListDeliveries, ListLeads, ListProcesses, ListedDelivery, Page as ListPage, StatisticsGroup, UpdateCounts,
     },
 };
 use maud::{Markup, html};
 
 use crate::{
     fault::Fault,
-    pages::{callbacks, deliveries, leads, processes, statistics},
+    pages::{
+        callbacks, deliveries, leads, processes,
+        statistics::{self, Covered},
+    },
     respond::Page,
     view::{
         layout::Section,
@@ -27,6 +30,8 @@ const ROWS: u32 = 8;
 
 /// What the board shows.
 pub(super) struct Board {
+    pub(super) covered: Covered,
+    pub(super) codes: Result<Vec<UpdateCounts>, Fault>,
     pub(super) update_counts: Result<Vec<UpdateCounts>, Fault>,
     pub(super) delivery_counts: Result<Vec<DeliveryCounts>, Fault>,
     pub(super) callbacks: Result<Vec<CallbackStatus>, Fault>,
@@ -36,7 +41,7 @@ pub(super) struct Board {
     pub(super) processes: Result<ListPage<Process>, Fault>,
 }
 
-/// `GET /p/{project}`.
+/// `GET /p/{project}?range=`.
 pub(crate) async fn show(visit: Visit) -> Result<Page, Fault> {
     let project_id: ObjectId = visit.id("project")?;
     let role = &visit.session.role;
@@ -67,17 +72,19 @@ pub(crate) async fn show(visit: Visit) -> Result<Page, Fault> {
         role.check(project_id, Scope::ConfigRead)?;
         visit.request(&ListProcesses { project_id, cursor: None, limit: ROWS }).await
     };
-    let range = StatisticsRange::last_day(visit.now);
-    let update_counts = async {
+    let covered = Covered::new(visit.text("range"), visit.now)?;
+    let range = covered.range;
+    let updates = async |by| {
         role.check(project_id, Scope::LeadsRead)?;
-        visit.request(&CountUpdates { project_id, range, by: None }).await
+        visit.request(&CountUpdates { project_id, range, by }).await
     };
     let delivery_counts = async {
         role.check(project_id, Scope::LeadsRead)?;
         visit.request(&CountDeliveries { project_id, range, by: None }).await
     };
-    let (update_counts, delivery_counts, callbacks, exhausted, pending, leads, processes) = tokio::join!(
-        update_counts,
+    let (update_counts, codes, delivery_counts, callbacks, exhausted, pending, leads, processes) = tokio::join!(
+        updates(None),
+        updates(Some(StatisticsGroup::Code)),
         delivery_counts,
         visit.callbacks_with_details(project_id),
         deliveries(DeliveryStatus::Exhausted),
@@ -85,13 +92,14 @@ pub(crate) async fn show(visit: Visit) -> Result<Page, Fault> {
         leads,
         processes
     );
-    let board = Board { update_counts, delivery_counts, callbacks, exhausted, pending, leads, processes };
+    let board =
+        Board { covered, codes, update_counts, delivery_counts, callbacks, exhausted, pending, leads, processes };
     let content = render(project_id, &board, visit.now);
     Ok(Page::Live { title: "Board".into(), section: Section::Board, content })
 }
 
 pub(super) fn render(project: ObjectId, board: &Board, now: Timestamp) -> Markup {
-    let callbacks = names(&board.callbacks);
+    let (callbacks, covered) = (names(&board.callbacks), &board.covered);
     let all = |path: &str, text: &str| html! { p { a href={ "/p/" (project) (path) } { (text) } } };
     let deliveries = |page: &ListPage<ListedDelivery>, status: &str| {
         html! {
@@ -104,8 +112,10 @@ pub(super) fn render(project: ObjectId, board: &Board, now: Timestamp) -> Markup
         }
     };
     html! {
-        (panel("Updates in the last 24 hours", &board.update_counts, |counts| statistics::updates(counts)))
-        (panel("Deliveries in the last 24 hours", &board.delivery_counts, |counts| statistics::deliveries(counts)))
+        (statistics::spans(project, covered))
+        (panel(&format!("Updates in the last {}", covered.name), &board.update_counts, |counts| statistics::updates(counts, covered)))
+        (panel("Refusals by code", &board.codes, |counts| statistics::codes(project, counts, covered)))
+        (panel(&format!("Deliveries in the last {}", covered.name), &board.delivery_counts, |counts| statistics::deliveries(counts, covered)))
         (panel("Callbacks that need attention", &board.callbacks, |callbacks| {
             let is_failing = |callback: &&CallbackStatus| {
                 matches!(callback.state, CallbackState::Failing | CallbackState::Disabled)

@@ -18,7 +18,8 @@ use http_api::{DateTime, DryRunOutcome, DryRunResponse, TestResult};
 use maud::Markup;
 
 use super::{
-    actions, board, callbacks, calls, dead_letters, deliveries, keys, leads, login, processes, projects, updates,
+    actions, board, callbacks, calls, dead_letters, deliveries, keys, leads, login, processes, projects,
+    statistics::Covered, updates,
 };
 use crate::{
     dead_letters::Letter,
@@ -342,7 +343,10 @@ fn a_process() {
 #[test]
 fn a_board_shows_what_needs_attention_and_what_cannot_be_read() {
     let hour = |hour: i64, failed| UpdateCounts { at: at(hour * 3_600_000), group: None, succeeded: 118, failed };
+    let code = |code: &str, failed| UpdateCounts { group: Some(code.into()), succeeded: 0, ..hour(0, failed) };
     let board = board::Board {
+        covered: Covered::new(None, at(0)).unwrap(),
+        codes: Ok(vec![hour(0, 0), code("unknown_state", 1), code("call_in_progress", 3), code("unknown_state", 1)]),
         update_counts: Ok(vec![hour(-1, 2), hour(0, 3)]),
         delivery_counts: absent(),
         callbacks: Ok(vec![callback(CallbackState::Healthy), callback(CallbackState::Disabled)]),

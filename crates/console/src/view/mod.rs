@@ -1,5 +1,6 @@
 //! What pages are made of. Everything here is pure.
 
+pub(crate) mod chart;
 pub(crate) mod diff;
 pub(crate) mod graph;
 pub(crate) mod layout;

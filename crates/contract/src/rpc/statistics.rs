@@ -43,7 +43,8 @@ impl StatisticsStep {
         Duration::from_millis(self.millis().unsigned_abs())
     }
 
-    const fn millis(self) -> i64 {
+    /// The length of one step, in milliseconds.
+    pub const fn millis(self) -> i64 {
         match self {
             Self::Minute => MINUTE_MS,
             Self::Hour => 60 * MINUTE_MS,
