@@ -52,6 +52,7 @@ pub(super) fn spans(project: ObjectId, covered: &Covered) -> Markup {
     html! {
         nav aria-label="Range" {
             ul.actions {
+                li { "The last" }
                 @for (key, name, ..) in SPANS {
                     li {
                         @if key == covered.key { strong { (name) } }
