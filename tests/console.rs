@@ -90,6 +90,13 @@ impl Console {
         answer.cookie
     }
 
+    /// Signs in with a link of leadctl; the cookie.
+    async fn sign_in_as_operator(&self, stack: &Stack) -> String {
+        let link = stack.leadctl(&["console", "token", "--url", &self.url]).await.assert_ok().stdout;
+        let (_, token) = link.trim().split_once("/login?").expect("a link");
+        self.sign_in(token).await
+    }
+
     /// Signs in with an API key, which a new console may not have read yet.
     pub(crate) async fn sign_in_with(&self, api: &Api) -> String {
         let form = format!("api_key={}", api.key);
@@ -548,9 +555,7 @@ async fn actions_on_another_projects_objects_do_not_exist() {
 async fn an_operator_sees_services_streams_and_dead_letters() {
     let stack = stack_on(None).await;
     let console = Console::start(&stack).await;
-    let link = stack.leadctl(&["console", "token", "--url", &console.url]).await.assert_ok().stdout;
-    let (_, token) = link.trim().split_once("/login?").expect("a link");
-    let cookie = console.sign_in(token).await;
+    let cookie = console.sign_in_as_operator(&stack).await;
     stack.publish(format!("leads.cmd.{}.update", stack.api.project_id), "{\"broken\": <b>").await;
     let letters = stack.wait_for_letters(1).await;
 
@@ -577,9 +582,7 @@ async fn an_operator_adds_a_key_to_act_and_stays_an_operator() {
     let console = Console::start(&stack).await;
     // The console knows the key once a session of it begins.
     console.sign_in_with(&project.api).await;
-    let link = stack.leadctl(&["console", "token", "--url", &console.url]).await.assert_ok().stdout;
-    let (_, token) = link.trim().split_once("/login?").expect("a link");
-    let operator = console.sign_in(token).await;
+    let operator = console.sign_in_as_operator(&stack).await;
     let path = format!("{}/redeliver", project.delivery());
 
     let page = console.get(&path, &operator).await;
@@ -601,9 +604,7 @@ async fn an_operator_corrects_a_dead_letter_and_replays_it_once() {
     let project = project(&stack).await;
     let console = Console::start(&stack).await;
     console.sign_in_with(&project.api).await;
-    let link = stack.leadctl(&["console", "token", "--url", &console.url]).await.assert_ok().stdout;
-    let (_, token) = link.trim().split_once("/login?").expect("a link");
-    let operator = console.sign_in(token).await;
+    let operator = console.sign_in_as_operator(&stack).await;
     let body = format!("{{\"leadId\":\"{}\",\"name\":\"Ada\"", project.lead_id);
     stack.publish(format!("leads.cmd.{}.update", project.api.project_id), body.clone()).await;
     let number = stack.wait_for_letters(1).await[0]["number"].as_u64().expect("a number");

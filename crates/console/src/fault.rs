@@ -19,9 +19,9 @@ pub(crate) enum Fault {
     /// The query parameters or the form cannot be read.
     #[error("{0}")]
     Invalid(String),
-    /// The visitor opens too many pages.
-    #[error("Too many pages were opened within a few seconds. Wait a moment, then reload the page.")]
-    TooMany,
+    /// The gateway refused a request for its rate: nothing was done.
+    #[error("{0}")]
+    TooMany(String),
     /// A service does not answer.
     #[error("{0}")]
     Unavailable(String),
@@ -37,7 +37,7 @@ impl Fault {
             Self::NotFound(_) => StatusCode::NOT_FOUND,
             Self::MissingScope(_) | Self::Refused(_) => StatusCode::FORBIDDEN,
             Self::Invalid(_) => StatusCode::BAD_REQUEST,
-            Self::TooMany => StatusCode::TOO_MANY_REQUESTS,
+            Self::TooMany(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
@@ -48,7 +48,7 @@ impl Fault {
             Self::MissingScope(_) => "Not allowed",
             Self::Refused(_) => "Refused",
             Self::Invalid(_) => "Invalid request",
-            Self::TooMany => "Too many pages",
+            Self::TooMany(_) => "Too many requests",
             Self::Unavailable(_) => "Not available",
         }
     }

@@ -108,7 +108,8 @@ fn fault(status: StatusCode, body: &str) -> Fault {
     match status.as_u16() {
         401 | 403 => Fault::Refused(text),
         404 => Fault::NotFound(text),
-        429 | 500.. => Fault::Unavailable(text),
+        429 => Fault::TooMany(text),
+        500.. => Fault::Unavailable(text),
         _ => Fault::Invalid(text),
     }
 }
@@ -122,7 +123,7 @@ mod tests {
         let body = r#"{"success":false,"error":"It is pending","code":"delivery_pending","requestId":"1"}"#;
         let fault = |status| fault(StatusCode::from_u16(status).unwrap(), body);
         assert_eq!(fault(409), Fault::Invalid("It is pending (delivery_pending)".into()));
-        assert_eq!([401, 404, 410, 429, 503].map(|status| fault(status).status().as_u16()), [403, 404, 400, 503, 503]);
+        assert_eq!([401, 404, 410, 429, 503].map(|status| fault(status).status().as_u16()), [403, 404, 400, 429, 503]);
         assert_eq!(
             super::fault(StatusCode::BAD_GATEWAY, "<html>").to_string(),
             "The gateway answered 502 Bad Gateway."

@@ -9,8 +9,12 @@ use std::{
 use contract::Timestamp;
 use tokio::{sync::Semaphore, time::Instant};
 
+use crate::session::Session;
+
 /// Most streams of one process. More cost memory and queries; a page without a stream says that it is not live.
 const MAX_STREAMS: usize = 256;
+/// Most streams of one visitor: the keys of a project, its portal links, an operator. More would leave too few for others.
+const MAX_STREAMS_PER_VISITOR: usize = MAX_STREAMS / 2;
 /// Most streams of one session. Browsers open six connections to a server: more streams would leave none for pages.
 const MAX_STREAMS_PER_SESSION: usize = 4;
 /// Most pages that are rendered for streams at the same time. More delay the pages that people open.
@@ -32,8 +36,8 @@ impl Default for Live {
 #[derive(Debug, Default)]
 struct Open {
     streams: usize,
-    /// The number of streams by session.
-    sessions: HashMap<String, usize>,
+    /// The number of streams by session, and by visitor.
+    holders: HashMap<String, usize>,
     pages: HashMap<PageKey, (usize, Arc<SharedPage>)>,
 }
 
@@ -73,7 +77,7 @@ impl Fragment {
 #[derive(Debug)]
 pub(crate) struct Place {
     live: Arc<Live>,
-    session: String,
+    holders: [String; 2],
     key: PageKey,
     pub(crate) page: Arc<SharedPage>,
 }
@@ -84,18 +88,22 @@ impl Live {
     }
 
     /// A place for a stream of a session, unless too many are open. Viewers with the same identity see the same.
-    pub(crate) fn place(self: &Arc<Self>, session: &str, viewer: String, uri: String) -> Option<Place> {
+    pub(crate) fn place(self: &Arc<Self>, session: &Session, uri: String) -> Option<Place> {
         let mut open = self.lock();
-        let of_session = open.sessions.get(session).copied().unwrap_or_default();
-        if open.streams >= MAX_STREAMS || of_session >= MAX_STREAMS_PER_SESSION {
+        let holders = [session.form_token.clone(), session.visitor()];
+        let held = |holder: &str| open.holders.get(holder).copied().unwrap_or_default();
+        let is_full = held(&holders[0]) >= MAX_STREAMS_PER_SESSION || held(&holders[1]) >= MAX_STREAMS_PER_VISITOR;
+        if open.streams >= MAX_STREAMS || is_full {
             return None;
         }
         open.streams += 1;
-        open.sessions.insert(session.to_owned(), of_session + 1);
-        let key = (viewer, uri);
+        for holder in &holders {
+            *open.holders.entry(holder.clone()).or_default() += 1;
+        }
+        let key = (session.role.identity(), uri);
         let (streams, page) = open.pages.entry(key.clone()).or_default();
         *streams += 1;
-        Some(Place { live: self.clone(), session: session.to_owned(), key, page: page.clone() })
+        Some(Place { live: self.clone(), holders, key, page: page.clone() })
     }
 }
 
@@ -103,34 +111,57 @@ impl Drop for Place {
     fn drop(&mut self) {
         let mut open = self.live.lock();
         open.streams -= 1;
-        if let Some(streams) = open.sessions.get_mut(&self.session) {
-            *streams -= 1;
+        for holder in &self.holders {
+            if let Some(streams) = open.holders.get_mut(holder) {
+                *streams -= 1;
+            }
         }
         if let Some((streams, _)) = open.pages.get_mut(&self.key) {
             *streams -= 1;
         }
-        open.sessions.retain(|_, streams| *streams > 0);
+        open.holders.retain(|_, streams| *streams > 0);
         open.pages.retain(|_, (streams, _)| *streams > 0);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use contract::{ObjectId, key::ApiKey};
+
     use super::*;
+    use crate::session::{Role, tests::key};
+
+    fn session() -> Session {
+        Session {
+            role: Role::Operator,
+            form_token: String::new(),
+            ends_at: Timestamp::from_millis(0),
+            credential: None,
+        }
+    }
 
     #[test]
     fn streams_are_bounded_and_leave_nothing_behind() {
         let live = Arc::new(Live::default());
-        let open = |session: &str| live.place(session, "operator".into(), "/p/1?status=failed".into());
+        let open = |session: &Session| live.place(session, "/p/1?status=failed".into());
+        let of_project = |number: u8, token: usize| {
+            let key = ApiKey { project_id: ObjectId::from_bytes([number; 12]), ..key() };
+            Session { role: Role::Key(Arc::new(key)), form_token: token.to_string(), ..session() }
+        };
 
-        let mut places: Vec<_> = (0..MAX_STREAMS_PER_SESSION).map(|_| open("a").expect("a place")).collect();
-        assert!(open("a").is_none() && open("b").is_some());
-        assert!(places.windows(2).all(|pair| Arc::ptr_eq(&pair[0].page, &pair[1].page)), "a snapshot each");
-        places.extend((0..MAX_STREAMS - places.len()).map(|number| open(&format!("c{number}")).expect("a place")));
-        assert!(open("d").is_none());
+        let mut places: Vec<_> =
+            (0..MAX_STREAMS_PER_SESSION).map(|_| open(&of_project(1, 0)).expect("a place")).collect();
+        assert!(open(&of_project(1, 0)).is_none() && open(&of_project(1, 1)).is_some());
+        for project in [1, 2] {
+            let held = places.len();
+            let left = (project as usize) * MAX_STREAMS_PER_VISITOR - held;
+            places.extend((0..left).map(|token| open(&of_project(project, 2 + token)).expect("a place")));
+            assert!(open(&of_project(project, 1)).is_none(), "a project has half of them");
+        }
+        assert!(open(&of_project(3, 0)).is_none());
         drop(places);
 
         let open = live.lock();
-        assert_eq!((open.streams, open.sessions.len(), open.pages.len()), (0, 0, 0));
+        assert_eq!((open.streams, open.holders.len(), open.pages.len()), (0, 0, 0));
     }
 }

@@ -26,6 +26,7 @@ use crate::{
     session::Session,
     view::parts,
     visit::Visit,
+    visit_rate,
 };
 
 /// How long a snapshot is current. A longer time shows changes later, a shorter one costs more queries.
@@ -58,9 +59,9 @@ pub(crate) async fn stream(
         return refuse(StatusCode::FORBIDDEN, "There is no session.");
     };
     if !app.visit_rate.admits(&session.visitor()) {
-        return refuse(StatusCode::TOO_MANY_REQUESTS, "Too many pages were opened.");
+        return visit_rate::refusal();
     }
-    let place = app.live.place(&session.form_token, session.role.identity(), uri.to_string());
+    let place = app.live.place(&session, uri.to_string());
     let Some(place) = place else {
         return refuse(StatusCode::SERVICE_UNAVAILABLE, "Too many pages are live.");
     };

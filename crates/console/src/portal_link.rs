@@ -14,10 +14,7 @@ use service_kit::{clock, nats::error_chain};
 use sha2::{Digest, Sha256};
 use std::time::Duration;
 
-use crate::{
-    fault::Fault,
-    login_link::{is_token, login_url},
-};
+use crate::{fault::Fault, login_link::is_token};
 
 /// What every token begins with.
 const PREFIX: &str = "lrp_";
@@ -62,11 +59,6 @@ pub async fn create_portal_link(js: &jetstream::Context, new: NewPortalLink) -> 
     let bucket = js.get_key_value(CONSOLE_LOGINS).await.context("cannot find the bucket of links")?;
     bucket.create(api_key::hash(&token), entry.into()).await.context("cannot record the link")?;
     Ok(token)
-}
-
-/// The URL of a portal link's token.
-pub fn portal_url(console_url: &str, token: &str) -> String {
-    login_url(console_url, token)
 }
 
 /// Ends a portal link, given its URL or token.
@@ -118,11 +110,12 @@ fn sealing_key(token: &str) -> anyhow::Result<TokenKey> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::login_link::login_url;
 
     #[test]
     fn a_link_is_its_url_or_token() {
         let token = format!("{PREFIX}{}", "0a".repeat(32));
-        assert_eq!(token_in(&portal_url("https://console.example/", &token)), Some(token.as_str()));
+        assert_eq!(token_in(&login_url("https://console.example/", &token)), Some(token.as_str()));
         assert_eq!(token_in(&token), Some(token.as_str()));
         assert_eq!(token_in(&token.replace("lrp_", "lrc_")), None);
     }

@@ -22,6 +22,7 @@ use crate::{
     session::Session,
     view::layout::{self, Frame, Section},
     visit::Visit,
+    visit_rate,
 };
 
 /// Scripts, styles and forms of the console only, no other content, no frames.
@@ -102,7 +103,7 @@ where
         return see_other(&format!("/login?next={}", utf8_percent_encode(next, NON_ALPHANUMERIC)));
     };
     if !app.visit_rate.admits(&session.visitor()) {
-        return fault_page(&Fault::TooMany, Some((&session, None)));
+        return visit_rate::refusal();
     }
     let query = parameters(uri.query().unwrap_or_default().as_bytes());
     let visit = Visit { app, session: session.clone(), now, path, query, form };

@@ -173,11 +173,13 @@ impl Session {
             })
     }
 
-    /// Who opens pages, for their rate. A key and a portal link may open any number of sessions.
+    /// Who opens pages, for their rate and for their streams. A project may have any number of keys, links and sessions; its
+    /// portal links keep its own people from nothing.
     pub(crate) fn visitor(&self) -> String {
-        match self.role {
-            Role::Operator => self.form_token.clone(),
-            Role::Key(_) | Role::Portal(_) => self.role.identity(),
+        match &self.role {
+            Role::Operator => format!("operator {}", self.form_token),
+            Role::Key(key) => format!("project {}", key.project_id),
+            Role::Portal(portal) => format!("portal links of {}", portal.project_id),
         }
     }
 

@@ -3,6 +3,10 @@
 
 use std::{num::NonZeroU32, time::Duration};
 
+use axum::{
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 
 /// How many pages a visitor may open at once, and how long it takes until all may be opened again. People do not reach it;
@@ -12,7 +16,7 @@ const WINDOW: Duration = Duration::from_secs(5);
 /// Above so many visitors, those who have not opened a page for a while are forgotten.
 const REMEMBERED: usize = 1024;
 
-/// The rates of all visitors: of the sessions of operators, and of API keys.
+/// The rates of all visitors: of each session of an operator, of the API keys of a project, and of its portal links.
 #[derive(Debug)]
 pub(crate) struct VisitRate(DefaultKeyedRateLimiter<String>);
 
@@ -32,4 +36,10 @@ impl VisitRate {
         }
         self.0.check_key(visitor).is_ok()
     }
+}
+
+/// The answer to a visitor beyond the rate. Not a page, which would cost more than the refusal saves.
+pub(crate) fn refusal() -> Response {
+    let text = "Too many pages were opened within a few seconds. Wait a moment, then reload the page.";
+    (StatusCode::TOO_MANY_REQUESTS, text).into_response()
 }

@@ -40,10 +40,7 @@ impl Covered {
         let span = SPANS.into_iter().find(|(known, ..)| *known == key);
         let (key, name, steps, step) =
             span.ok_or_else(|| Fault::Invalid("range must be 15m, 1h, 24h or 30d.".into()))?;
-        let to = now.millis().div_euclid(step.millis()).saturating_add(1).saturating_mul(step.millis());
-        let from = to.saturating_sub(steps * step.millis());
-        let range = StatisticsRange { from: Timestamp::from_millis(from), to: Timestamp::from_millis(to), step };
-        Ok(Self { key, name, range })
+        Ok(Self { key, name, range: StatisticsRange::last(steps, step, now) })
     }
 }
 

@@ -163,10 +163,14 @@ impl From<InvalidRange> for RpcError {
 impl StatisticsRange {
     /// The last 24 hours, by the hour.
     pub fn last_day(now: Timestamp) -> Self {
-        let hour = StatisticsStep::Hour.millis();
-        let to = now.millis().div_euclid(hour).saturating_add(1).saturating_mul(hour);
-        let from = to.saturating_sub(StatisticsStep::Day.millis());
-        Self { from: Timestamp::from_millis(from), to: Timestamp::from_millis(to), step: StatisticsStep::Hour }
+        Self::last(24, StatisticsStep::Hour, now)
+    }
+
+    /// So many steps, the last of which contains `now`.
+    pub fn last(steps: i64, step: StatisticsStep, now: Timestamp) -> Self {
+        let to = now.millis().div_euclid(step.millis()).saturating_add(1).saturating_mul(step.millis());
+        let from = to.saturating_sub(steps.saturating_mul(step.millis()));
+        Self { from: Timestamp::from_millis(from), to: Timestamp::from_millis(to), step }
     }
 
     /// A range of whole steps: `from` is rounded down and `to` up. By default the last 24 hours, by the hour.

@@ -96,7 +96,7 @@ impl Console {
                 let link = NewPortalLink { project_id, target, age: valid_for.into(), key, may_act };
                 let client = admin.connect().await?;
                 let made = console::create_portal_link(&nats::jetstream(&client), link).await;
-                show(&admin, console::portal_url(&url, &made.context("no link was made")?))
+                show(&admin, console::login_url(&url, &made.context("no link was made")?))
             }
             Self::RevokePortalLink { link, admin } => {
                 let client = admin.connect().await?;

@@ -12,6 +12,7 @@ use std::time::Duration;
 use super::token_field;
 use crate::{
     fault::Fault,
+    login_link,
     portal_link::{self, NewPortalLink},
     respond::Page,
     session::Role,
@@ -143,7 +144,7 @@ pub(crate) async fn submit(visit: Visit) -> Result<Page, Fault> {
     tracing::info!(who, %project_id, object = name, hours, may_act, "action share: done");
     let content = html! {
         p { "Copy the link now: it is not shown again. It is valid for " (hours) " hours." }
-        pre tabindex="0" { code { (portal_link::portal_url(&visit.app.public.origin, &token)) } }
+        pre tabindex="0" { code { (login_link::login_url(&visit.app.public.origin, &token)) } }
     };
     Ok(shared.page("Share", &content))
 }
