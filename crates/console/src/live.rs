@@ -9,8 +9,6 @@ use std::{
 use contract::Timestamp;
 use tokio::{sync::Semaphore, time::Instant};
 
-use crate::session::Session;
-
 /// Most streams of one process. More cost memory and queries; a page without a stream says that it is not live.
 const MAX_STREAMS: usize = 256;
 /// Most streams of one visitor: the keys of a project, its portal links, an operator. More would leave too few for others.
@@ -42,7 +40,7 @@ struct Open {
 }
 
 /// What decides the content of a page: who may see what, and the path with its query.
-type PageKey = (String, String);
+pub(crate) type PageKey = (String, String);
 
 /// The last snapshot of a page. A lock across queries is held by the stream that renders; the others wait for its result.
 type SharedPage = tokio::sync::Mutex<Option<Snapshot>>;
@@ -87,10 +85,9 @@ impl Live {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A place for a stream of a session, unless too many are open. Viewers with the same identity see the same.
-    pub(crate) fn place(self: &Arc<Self>, session: &Session, uri: String) -> Option<Place> {
+    /// A place for a stream of a page, unless its holders, the session and the visitor, have too many open.
+    pub(crate) fn place(self: &Arc<Self>, holders: [String; 2], key: PageKey) -> Option<Place> {
         let mut open = self.lock();
-        let holders = [session.form_token.clone(), session.visitor()];
         let held = |holder: &str| open.holders.get(holder).copied().unwrap_or_default();
         let is_full = held(&holders[0]) >= MAX_STREAMS_PER_SESSION || held(&holders[1]) >= MAX_STREAMS_PER_VISITOR;
         if open.streams >= MAX_STREAMS || is_full {
@@ -100,7 +97,6 @@ impl Live {
         for holder in &holders {
             *open.holders.entry(holder.clone()).or_default() += 1;
         }
-        let key = (session.role.identity(), uri);
         let (streams, page) = open.pages.entry(key.clone()).or_default();
         *streams += 1;
         Some(Place { live: self.clone(), holders, key, page: page.clone() })
@@ -126,39 +122,25 @@ impl Drop for Place {
 
 #[cfg(test)]
 mod tests {
-    use contract::{ObjectId, key::ApiKey};
-
     use super::*;
-    use crate::session::{Role, tests::key};
-
-    fn session() -> Session {
-        Session {
-            role: Role::Operator,
-            form_token: String::new(),
-            ends_at: Timestamp::from_millis(0),
-            credential: None,
-        }
-    }
 
     #[test]
     fn streams_are_bounded_and_leave_nothing_behind() {
         let live = Arc::new(Live::default());
-        let open = |session: &Session| live.place(session, "/p/1?status=failed".into());
-        let of_project = |number: u8, token: usize| {
-            let key = ApiKey { project_id: ObjectId::from_bytes([number; 12]), ..key() };
-            Session { role: Role::Key(Arc::new(key)), form_token: token.to_string(), ..session() }
+        let open = |project: usize, session: usize| {
+            let holders = [format!("session {session} of {project}"), format!("project {project}")];
+            live.place(holders, (format!("key of {project}"), "/p/1?status=failed".into()))
         };
 
-        let mut places: Vec<_> =
-            (0..MAX_STREAMS_PER_SESSION).map(|_| open(&of_project(1, 0)).expect("a place")).collect();
-        assert!(open(&of_project(1, 0)).is_none() && open(&of_project(1, 1)).is_some());
+        let mut places: Vec<_> = (0..MAX_STREAMS_PER_SESSION).map(|_| open(1, 0).expect("a place")).collect();
+        assert!(open(1, 0).is_none() && open(1, 1).is_some());
         for project in [1, 2] {
             let held = places.len();
-            let left = (project as usize) * MAX_STREAMS_PER_VISITOR - held;
-            places.extend((0..left).map(|token| open(&of_project(project, 2 + token)).expect("a place")));
-            assert!(open(&of_project(project, 1)).is_none(), "a project has half of them");
+            let left = project * MAX_STREAMS_PER_VISITOR - held;
+            places.extend((0..left).map(|token| open(project, 2 + token).expect("a place")));
+            assert!(open(project, 1).is_none(), "a project has half of them");
         }
-        assert!(open(&of_project(3, 0)).is_none());
+        assert!(open(3, 0).is_none());
         drop(places);
 
         let open = live.lock();

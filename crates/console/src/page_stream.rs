@@ -61,7 +61,9 @@ pub(crate) async fn stream(
     if !app.visit_rate.admits(&session.visitor()) {
         return visit_rate::refusal();
     }
-    let place = app.live.place(&session, uri.to_string());
+    // Viewers with the same identity see the same.
+    let key = (session.role.identity(), uri.to_string());
+    let place = app.live.place([session.form_token.clone(), session.visitor()], key);
     let Some(place) = place else {
         return refuse(StatusCode::SERVICE_UNAVAILABLE, "Too many pages are live.");
     };
