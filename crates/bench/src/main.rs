@@ -83,6 +83,8 @@ enum Scenario {
     Deliver,
     /// HTTP in, webhook received, everything recorded.
     E2e,
+    /// Rate, CPU and latency with 8, 32, 64 and 256 clients.
+    Connections,
     /// Latency from POST to webhook at 100 and at 1000 updates per second.
     Latency,
     /// A million commands in the log; a million retries in Postgres.
@@ -95,8 +97,6 @@ enum Scenario {
     All,
     /// Ways to publish to JetStream, on one server and on three replicas; no service takes part.
     Publish,
-    /// Rate, CPU and latency with 8, 32, 64 and 256 clients.
-    Connections,
     /// Two installations with half of the load each, against one with all of it.
     Cells,
     /// Results of calls of 2 KiB, against updates of the same length.
@@ -139,15 +139,8 @@ async fn measure(cli: &Cli) -> anyhow::Result<()> {
 
 async fn run(cli: &Cli, report: &mut Report) -> anyhow::Result<()> {
     let plan = Plan { duration: Duration::from_secs(cli.seconds), runs: cli.runs, size: cli.size };
-    let apart = [
-        Scenario::All,
-        Scenario::Connections,
-        Scenario::Publish,
-        Scenario::Cells,
-        Scenario::Activities,
-        Scenario::Console,
-        Scenario::Smoke,
-    ];
+    let apart =
+        [Scenario::All, Scenario::Publish, Scenario::Cells, Scenario::Activities, Scenario::Console, Scenario::Smoke];
     let all = Scenario::value_variants().iter().filter(|scenario| !apart.contains(scenario));
     let selected = if cli.scenario == Scenario::All { all.copied().collect() } else { vec![cli.scenario] };
     for scenario in selected {

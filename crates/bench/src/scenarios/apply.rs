@@ -73,9 +73,9 @@ pub(crate) async fn run(plan: &Plan, report: &mut Report) -> anyhow::Result<()> 
     report.figure(NAME, SPEED, "x", pgbenches.iter().map(|rate| rate / PGBENCH_REFERENCE).collect(), None);
     report.figure(NAME, "for comparison: pgbench simple-update, 16 connections", "/s", pgbenches, None);
     report.figure(NAME, "applied and announced", "/s", ours, None);
-    report.figure(NAME, RATIO, "x", to_floor, Target::AtLeast(0.7));
+    report.figure(NAME, RATIO, "x", to_floor, Target::AtLeast(0.8));
     report.figure(NAME, TO_SINGLE, "x", to_single, Target::AtLeast(6.0));
-    report.figure(NAME, "applied, ratio to pgbench simple-update", "x", to_pgbench, Target::AtLeast(5.0));
+    report.figure(NAME, "applied, ratio to pgbench simple-update", "x", to_pgbench, Target::AtLeast(5.3));
     memory.report(NAME, report);
     Ok(())
 }

@@ -42,7 +42,7 @@ pub(crate) async fn run(plan: &Plan, report: &mut Report) -> anyhow::Result<()> 
         memory.add(&usage);
         cpu.push(usage["gateway"].cpu / posted.accepted as f64 * 1000.0);
     }
-    report.comparison(NAME, "/s", (FLOOR, floors), ("accepted", ours), (RATIO, Target::AtLeast(0.85)));
+    report.comparison(NAME, "/s", (FLOOR, floors), ("accepted", ours), (RATIO, Target::AtLeast(0.8)));
     report.figure(NAME, "CPU of the gateway per 1000", "s", cpu, None);
     memory.report(NAME, report);
     Ok(())

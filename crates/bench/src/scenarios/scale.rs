@@ -44,7 +44,7 @@ pub(crate) async fn run(plan: &Plan, report: &mut Report) -> anyhow::Result<()> 
     }
     let few = (format!("applied, {FEW} leads, ledger from 0 on"), few);
     let many = (format!("applied, {leads} leads, ledger from {updates} on"), many);
-    report.comparison(NAME, "/s", few, many, ("applied with many, ratio to few", Target::AtLeast(0.8)));
+    report.comparison(NAME, "/s", few, many, ("applied with many, ratio to few", Target::AtLeast(0.9)));
     memory.report(NAME, report);
     Ok(())
 }
