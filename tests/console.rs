@@ -91,7 +91,7 @@ impl Console {
     }
 
     /// Signs in with a link of leadctl; the cookie.
-    async fn sign_in_as_operator(&self, stack: &Stack) -> String {
+    pub(crate) async fn sign_in_as_operator(&self, stack: &Stack) -> String {
         let link = stack.leadctl(&["console", "token", "--url", &self.url]).await.assert_ok().stdout;
         let (_, token) = link.trim().split_once("/login?").expect("a link");
         self.sign_in(token).await
@@ -141,6 +141,8 @@ pub(crate) async fn project(stack: &Stack) -> Project {
         "/updates".into(),
         "/updates?status=succeeded".into(),
         "/keys".into(),
+        format!("/callbacks/{callback_id}/share"),
+        format!("/processes/{}/share", process_id(&applied)),
     ];
     let pages = pages.map(|page| format!("{base}{page}")).to_vec();
     // The delivery is recorded after the receiver's answer.

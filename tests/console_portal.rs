@@ -1,14 +1,18 @@
 //! Portal links of the console: one process or callback, and nothing else of the project.
 
-use contract::rpc::{ListKeys, RevokeKey};
+use contract::{
+    console::{MAX_PORTAL_LINKS, PORTAL_AGE},
+    rpc::{ListKeys, RevokeKey},
+    streams::CONSOLE_LOGINS,
+};
 use reqwest::StatusCode;
-use serde_json::json;
+use serde_json::{Value, json};
 use test_support::eventually;
 
 use crate::{
     console::{Answer, Console, Project, form_token, project},
     nats_permissions::stack_on,
-    support::{Stack, TEST_TIMEOUT},
+    support::{Api, Stack, TEST_TIMEOUT},
 };
 
 /// The console's routes: every page and action that exists is in this file.
@@ -199,4 +203,119 @@ async fn a_portal_link_needs_a_key_that_allows_as_much_and_ends_with_it() {
         if answer.location.starts_with("/login") { Ok(()) } else { Err(answer.location) }
     })
     .await;
+}
+
+impl Console {
+    /// The ids of the open links that a page lists.
+    async fn open_links(&self, page: &str, cookie: &str) -> Vec<String> {
+        let page = self.get(&format!("{page}/share"), cookie).await;
+        assert_eq!(page.status, StatusCode::OK, "{}", page.text);
+        let ids = page.text.split(r#"name="link" value=""#).skip(1);
+        ids.map(|rest| rest.split('"').next().expect("a value").to_owned()).collect()
+    }
+}
+
+async fn links_of(stack: &Stack, project: &Api) -> Vec<Value> {
+    let args = ["console", "portal-links", "--json", "--project", &project.project_id.to_string()];
+    stack.leadctl(&args).await.assert_ok().json().as_array().expect("a list").clone()
+}
+
+#[tokio::test]
+async fn open_links_are_listed_to_those_who_may_make_them_and_revoked_there() {
+    let stack = stack_on(None).await;
+    let project = project(&stack).await;
+    let other = Api::create(project.api.url.clone(), &stack.client, "other").await;
+    let console = Console::start(&stack).await;
+    let (maker, stranger) = (console.sign_in_with(&project.api).await, console.sign_in_with(&other).await);
+    let operator = console.sign_in_as_operator(&stack).await;
+    let process = project.pages[10].clone();
+    let shared = console.share(&project.callback(), &maker, "hours=2&act=yes").await;
+    console.share(&process, &operator, "hours=1").await;
+
+    let listed = links_of(&stack, &project.api).await;
+
+    let fact = |index: usize, name: &str| listed[index][name].as_str().unwrap_or_default().to_owned();
+    assert_eq!(listed.len(), 2, "{listed:?}");
+    assert_eq!((fact(0, "madeBy"), listed[0]["mayAct"].as_bool()), ("operator".into(), Some(false)));
+    assert!(process.ends_with(&fact(0, "processId")) && project.callback().ends_with(&fact(1, "callbackId")));
+    assert!(fact(1, "madeBy").starts_with("key test ") && listed[1]["mayAct"] == true, "{listed:?}");
+    let ids = [fact(0, "id"), fact(1, "id")];
+    for page in [&process, &project.callback()] {
+        assert_eq!(console.open_links(page, &operator).await, ids);
+    }
+    let page = console.get(&format!("{process}/share"), &maker).await.text;
+    for shown in ["only look", "test, redeliver", "key test ", "callback <a", "process <a"] {
+        assert!(page.contains(shown), "{shown}: {page}");
+    }
+    assert!(!page.contains(&shared), "{page}");
+
+    // Who may not make links, and other projects.
+    let reader = project.session_with(&stack, &console, "config:read").await;
+    assert_eq!(console.get(&format!("{process}/share"), &reader).await.status, StatusCode::FORBIDDEN);
+    assert_eq!(console.get(&format!("{process}/share"), &stranger).await.status, StatusCode::NOT_FOUND);
+    assert_eq!(links_of(&stack, &other).await, [] as [Value; 0]);
+    let (status, made) =
+        other.post("/api/v1/processes", &json!({"name": "own", "states": [{"name": "new", "kind": "initial"}]})).await;
+    assert_eq!(status, 200, "{made}");
+    let own = format!("/p/{}/processes/{}", other.project_id, made["data"]["processId"].as_str().expect("an id"));
+    assert_eq!(console.open_links(&own, &stranger).await, [""; 0]);
+    for link in [&ids[1], &shared] {
+        let refused = console.act(&format!("{own}/share"), &stranger, &format!("link={link}")).await;
+        assert_eq!(refused.status, StatusCode::NOT_FOUND, "{}", refused.text);
+    }
+    assert_eq!(links_of(&stack, &project.api).await.len(), 2);
+
+    // Revoked on the page, and with leadctl.
+    let visitor = console.open_link(&shared).await.cookie;
+    let revoked = console.act(&format!("{process}/share"), &maker, &format!("link={}", ids[1])).await;
+    assert!(revoked.text.contains("is revoked"), "{}", revoked.text);
+    assert_eq!(console.open_links(&process, &maker).await, ids[..1]);
+    assert!(console.get("/portal", &visitor).await.location.starts_with("/login"));
+    stack.leadctl_of_project(&["console", "revoke-portal-link", &ids[0]]).await.assert_ok();
+    stack.leadctl_of_project(&["console", "portal-links"]).await.assert_prints(&["no open portal links"]);
+    assert!(!console.service.log().contains("NATS refuses"), "{}", console.service.log());
+}
+
+#[tokio::test]
+async fn a_link_to_nothing_is_not_made() {
+    let stack = stack_on(None).await;
+    project(&stack).await;
+    let absent = "0123456789abcdef01234567";
+
+    for (option, list) in [("--process", "leadctl process list"), ("--callback", "leadctl callback list")] {
+        let refused = stack.leadctl_of_project(&["console", "portal-link", option, absent]).await;
+        assert_ne!(refused.code, 0, "{option}");
+        assert!(refused.stderr.contains(absent) && refused.stderr.contains(list), "{}", refused.stderr);
+    }
+
+    assert_eq!(links_of(&stack, &stack.api).await, [] as [Value; 0]);
+}
+
+#[tokio::test]
+async fn a_project_makes_a_bounded_number_of_links() {
+    let stack = stack_on(None).await;
+    let project = project(&stack).await;
+    let other = Api::create(project.api.url.clone(), &stack.client, "other").await;
+    let js = stack.js();
+    let link = |project_id| ::console::NewPortalLink {
+        project_id,
+        target: contract::console::PortalTarget::ProcessId(contract::ObjectId::from_bytes([1; 12])),
+        age: PORTAL_AGE,
+        made_by: "test".into(),
+        key: None,
+        may_act: false,
+    };
+    for _ in 0..MAX_PORTAL_LINKS {
+        ::console::create_portal_link(&js, link(project.api.project_id)).await.expect("a link");
+    }
+    assert_eq!(links_of(&stack, &project.api).await.len(), MAX_PORTAL_LINKS);
+
+    let refused = ::console::create_portal_link(&js, link(project.api.project_id)).await;
+
+    let error = refused.expect_err("too many links").to_string();
+    assert!(error.contains("the most it may"), "{error}");
+    ::console::create_portal_link(&js, link(other.project_id)).await.expect("a link of another project");
+    assert_eq!(links_of(&stack, &other).await.len(), 1);
+    let bucket = js.get_key_value(CONSOLE_LOGINS).await.expect("the bucket");
+    assert_eq!(bucket.status().await.expect("a status").values(), MAX_PORTAL_LINKS as u64 + 1);
 }

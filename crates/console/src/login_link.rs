@@ -36,7 +36,7 @@ pub fn login_url(console_url: &str, token: &str) -> String {
 /// Uses a token up. Of several requests with one token, the first succeeds.
 pub(crate) async fn redeem(js: &jetstream::Context, token: &str, now: Timestamp) -> Result<(), Fault> {
     let used = || Fault::Refused("This link was used or has expired. Make a new one: leadctl console token".into());
-    if !is_token(PREFIX, token) {
+    if !is_token(PREFIX, 0, token) {
         return Err(used());
     }
     let unavailable = |e: &(dyn std::error::Error + 'static)| {
@@ -58,7 +58,8 @@ pub(crate) async fn redeem(js: &jetstream::Context, token: &str, now: Timestamp)
     if now < login.expires_at { Ok(()) } else { Err(used()) }
 }
 
-/// Whether a text is this prefix and the random part of a token.
-pub(crate) fn is_token(prefix: &str, text: &str) -> bool {
-    text.strip_prefix(prefix).is_some_and(|digits| digits.len() == 64 && digits.bytes().all(|b| b.is_ascii_hexdigit()))
+/// Whether a text is this prefix, a number of hex digits, and the random part of a token.
+pub(crate) fn is_token(prefix: &str, digits: usize, text: &str) -> bool {
+    let is_digit = |c: u8| c.is_ascii_hexdigit();
+    text.strip_prefix(prefix).is_some_and(|rest| rest.len() == digits + 64 && rest.bytes().all(is_digit))
 }

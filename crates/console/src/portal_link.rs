@@ -1,24 +1,33 @@
 //! Links for people outside a project: each shows one process or callback until it ends. An entry of the bucket
-//! [`CONSOLE_LOGINS`] under the SHA-256 of the link's token is a link that was not revoked.
+//! [`CONSOLE_LOGINS`] is a link that was not revoked. Its key is `{tag}.{SHA-256 of the token}`: the tag is that of the
+//! project, so that its links can be listed, and is also in the token, so that a link is found by one read.
 
 use anyhow::{Context, ensure};
-use async_nats::jetstream;
+use async_nats::jetstream::{self, kv::Store};
 use contract::{
     ObjectId, Timestamp,
-    console::{PORTAL_AGE, PortalLink, PortalTarget},
+    console::{MAX_PORTAL_LINKS, OpenPortalLink, PORTAL_AGE, PortalLink, PortalTarget},
+    key::ApiKey,
     secret::Secret,
-    streams::CONSOLE_LOGINS,
+    streams::{API_KEYS, CONSOLE_LOGINS},
 };
+use futures::{StreamExt, TryStreamExt};
 use secrets::{TokenKey, api_key, new_sealing_key};
 use service_kit::{clock, nats::error_chain};
 use sha2::{Digest, Sha256};
 use std::time::Duration;
 
-use crate::{fault::Fault, login_link::is_token};
+use crate::{app::App, fault::Fault, login_link::is_token};
 
 /// What every token begins with.
 const PREFIX: &str = "lrp_";
 const PURPOSE: &str = "portal link";
+/// How many hex digits of a token are the tag of its project.
+const TAG_DIGITS: usize = 16;
+/// How many hex digits of a token's hash name the link.
+const ID_DIGITS: usize = 16;
+/// How many links are read at once.
+const READS: usize = 16;
 
 /// A portal link to make.
 #[derive(Debug)]
@@ -29,6 +38,8 @@ pub struct NewPortalLink {
     pub target: PortalTarget,
     /// How long it is valid.
     pub age: Duration,
+    /// Who makes it, for people.
+    pub made_by: String,
     /// The API key that makes it: the link ends with the key.
     pub key: Option<Secret>,
     /// Whether visitors may test callbacks and redeliver, with the key.
@@ -38,11 +49,11 @@ pub struct NewPortalLink {
 /// Makes a portal link; its token. [`login_url`] makes the URL.
 ///
 /// # Errors
-/// The age is not allowed, a link to act with has no key, or the bucket cannot be written.
+/// The age is not allowed, a link to act with has no key, the project has made too many, or the bucket cannot be written.
 pub async fn create_portal_link(js: &jetstream::Context, new: NewPortalLink) -> anyhow::Result<String> {
-    let NewPortalLink { project_id, target, age, key, may_act } = new;
+    let NewPortalLink { project_id, target, age, made_by, key, may_act } = new;
     ensure!(!age.is_zero() && age <= PORTAL_AGE, "a portal link is valid for at most 7 days");
-    let token = format!("{PREFIX}{}", hex::encode(rand::random::<[u8; 32]>()));
+    let token = format!("{PREFIX}{}{}", tag(project_id), hex::encode(rand::random::<[u8; 32]>()));
     let sealed_key = match (&key, may_act) {
         (_, false) => None,
         (Some(key), true) => Some(sealing_key(&token)?.seal(PURPOSE, rand::random(), key.expose().as_bytes())),
@@ -52,23 +63,131 @@ pub async fn create_portal_link(js: &jetstream::Context, new: NewPortalLink) -> 
         project_id,
         target,
         ends_at: clock::now().plus(age),
+        made_by,
         key_sha256: key.map(|key| api_key::hash(key.expose())),
         sealed_key,
     };
     let entry = serde_json::to_vec(&link).context("cannot write the link as JSON")?;
-    let bucket = js.get_key_value(CONSOLE_LOGINS).await.context("cannot find the bucket of links")?;
-    bucket.create(api_key::hash(&token), entry.into()).await.context("cannot record the link")?;
+    let bucket = bucket(js).await?;
+    let made = entries(&bucket, project_id).await?.len();
+    ensure!(
+        made < MAX_PORTAL_LINKS,
+        "the project has made {made} portal links within 7 days, the most it may: try later"
+    );
+    bucket.create(entry_key(&token), entry.into()).await.context("cannot record the link")?;
     Ok(token)
 }
 
-/// Ends a portal link, given its URL or token.
+/// The open links of a project, those that end first at the beginning.
 ///
 /// # Errors
-/// It is no portal link, or the bucket cannot be written.
-pub async fn revoke_portal_link(js: &jetstream::Context, link: &str) -> anyhow::Result<()> {
-    let token = token_in(link).context("this is not a portal link")?;
-    let bucket = js.get_key_value(CONSOLE_LOGINS).await.context("cannot find the bucket of links")?;
-    bucket.delete(api_key::hash(token)).await.context("cannot delete the link")
+/// The buckets of links and keys cannot be read.
+pub async fn list_portal_links(js: &jetstream::Context, project_id: ObjectId) -> anyhow::Result<Vec<OpenPortalLink>> {
+    let keys = js.get_key_value(API_KEYS).await.context("cannot find the bucket of API keys")?;
+    let (now, mut open) = (clock::now(), Vec::new());
+    for (id, link) in read_all(js, project_id).await? {
+        if let Some(hash) = &link.key_sha256 {
+            let key = keys.get(hash).await.context("cannot read an API key")?;
+            let key = key.and_then(|key| serde_json::from_slice::<ApiKey>(&key).ok());
+            if !key.is_some_and(|key| key.is_valid(now)) {
+                continue;
+            }
+        }
+        open.extend(listed(id, link, now));
+    }
+    Ok(sorted(open))
+}
+
+/// The open links of a project, with the keys that the console has read.
+pub(crate) async fn list(app: &App, project_id: ObjectId, now: Timestamp) -> Result<Vec<OpenPortalLink>, Fault> {
+    let links = read_all(&app.broker()?.js, project_id).await.map_err(|e| {
+        tracing::warn!("the portal links of a project cannot be read: {e:#}");
+        Fault::Unavailable("The bucket of links cannot be read. Reload the page to try again.".into())
+    })?;
+    let is_valid = |hash: &String| app.keys.get(hash).is_some_and(|key| key.is_valid(now));
+    let open = links.into_iter().filter(|(_, link)| link.key_sha256.as_ref().is_none_or(is_valid));
+    Ok(sorted(open.filter_map(|(id, link)| listed(id, link, now)).collect()))
+}
+
+fn listed(id: String, link: PortalLink, now: Timestamp) -> Option<OpenPortalLink> {
+    let PortalLink { target, ends_at, made_by, sealed_key, .. } = link;
+    (now < ends_at).then(|| OpenPortalLink { id, target, may_act: sealed_key.is_some(), made_by, ends_at })
+}
+
+fn sorted(mut links: Vec<OpenPortalLink>) -> Vec<OpenPortalLink> {
+    links.sort_by(|a, b| (a.ends_at, &a.id).cmp(&(b.ends_at, &b.id)));
+    links
+}
+
+/// The links of a project that were not revoked, with their ids. Some may have ended.
+async fn read_all(js: &jetstream::Context, project_id: ObjectId) -> anyhow::Result<Vec<(String, PortalLink)>> {
+    let bucket = &bucket(js).await?;
+    let keys = entries(bucket, project_id).await?;
+    let links = futures::stream::iter(keys).map(async |key| {
+        let entry = bucket.get(&key).await.context("cannot read a link")?;
+        let link = entry.and_then(|entry| serde_json::from_slice::<PortalLink>(&entry).ok());
+        anyhow::Ok(link.map(|link| (id_of(&key), link)))
+    });
+    let links: Vec<_> = links.buffer_unordered(READS).try_collect().await?;
+    Ok(links.into_iter().flatten().filter(|(_, link)| link.project_id == project_id).collect())
+}
+
+/// The keys of a project's entries, those of links that were revoked within [`PORTAL_AGE`] included.
+async fn entries(bucket: &Store, project_id: ObjectId) -> anyhow::Result<Vec<String>> {
+    let prefix = format!("$KV.{CONSOLE_LOGINS}.");
+    let subjects = bucket.stream.info_with_subjects(format!("{prefix}{}.*", tag(project_id))).await;
+    // Requests at the same moment may exceed the limit a little.
+    let subjects = subjects.context("cannot list the links")?.take(2 * MAX_PORTAL_LINKS);
+    let key = |(subject, _): (String, _)| subject.strip_prefix(&prefix).map(str::to_owned);
+    subjects.try_filter_map(async |subject| Ok(key(subject))).try_collect().await.context("cannot list the links")
+}
+
+/// Ends a portal link, given its URL or token; or, of a project, its id as listed.
+///
+/// # Errors
+/// There is no such link, or the bucket cannot be written.
+pub async fn revoke_portal_link(
+    js: &jetstream::Context,
+    project_id: Option<ObjectId>,
+    link: &str,
+) -> anyhow::Result<()> {
+    let bucket = bucket(js).await?;
+    let key = match (token_in(link), project_id) {
+        (Some(token), _) => Some(entry_key(token)),
+        (None, Some(project_id)) => {
+            entries(&bucket, project_id).await?.into_iter().find(|key| id_of(key) == link.trim())
+        }
+        (None, None) => None,
+    };
+    let key = key.context(
+        "this is neither a portal link nor, with --project, the id of one: `leadctl console portal-links` lists them",
+    )?;
+    bucket.delete(key).await.context("cannot delete the link")
+}
+
+async fn bucket(js: &jetstream::Context) -> anyhow::Result<Store> {
+    js.get_key_value(CONSOLE_LOGINS).await.context("cannot find the bucket of links")
+}
+
+/// What the tokens of a project begin with, after the prefix. It does not reveal the project's id.
+fn tag(project_id: ObjectId) -> String {
+    api_key::hash(&format!("{PURPOSE}s of {project_id}")).chars().take(TAG_DIGITS).collect()
+}
+
+/// The key of a link's entry.
+fn entry_key(token: &str) -> String {
+    let tag: String = token.chars().skip(PREFIX.len()).take(TAG_DIGITS).collect();
+    format!("{tag}.{}", api_key::hash(token))
+}
+
+/// The id of the link with this token.
+pub(crate) fn id(token: &str) -> String {
+    id_of(&entry_key(token))
+}
+
+/// The id of the link whose entry has this key.
+fn id_of(key: &str) -> String {
+    key.chars().skip(TAG_DIGITS + 1).take(ID_DIGITS).collect()
 }
 
 /// The token in a link's URL.
@@ -79,7 +198,7 @@ pub(crate) fn token_in(link: &str) -> Option<&str> {
 }
 
 pub(crate) fn is_portal_token(text: &str) -> bool {
-    is_token(PREFIX, text)
+    is_token(PREFIX, TAG_DIGITS, text)
 }
 
 /// The link of a token, if it was not revoked and has not ended.
@@ -89,7 +208,7 @@ pub(crate) async fn find(js: &jetstream::Context, token: &str, now: Timestamp) -
         Fault::Unavailable("The bucket of links cannot be read. Try again.".into())
     };
     let bucket = js.get_key_value(CONSOLE_LOGINS).await.map_err(|e| unavailable(&e))?;
-    let entry = bucket.get(api_key::hash(token)).await.map_err(|e| unavailable(&e))?;
+    let entry = bucket.get(entry_key(token)).await.map_err(|e| unavailable(&e))?;
     let link = entry.and_then(|entry| serde_json::from_slice::<PortalLink>(&entry).ok());
     link.filter(|link| now < link.ends_at)
         .ok_or_else(|| Fault::Refused("This link has ended or was revoked. Ask its sender for a new one.".into()))
@@ -114,7 +233,7 @@ mod tests {
 
     #[test]
     fn a_link_is_its_url_or_token() {
-        let token = format!("{PREFIX}{}", "0a".repeat(32));
+        let token = format!("{PREFIX}{}", "0a".repeat(40));
         assert_eq!(token_in(&login_url("https://console.example/", &token)), Some(token.as_str()));
         assert_eq!(token_in(&token), Some(token.as_str()));
         assert_eq!(token_in(&token.replace("lrp_", "lrc_")), None);
@@ -127,6 +246,7 @@ mod tests {
             project_id: ObjectId::from_bytes([1; 12]),
             target: PortalTarget::CallbackId(ObjectId::from_bytes([2; 12])),
             ends_at: Timestamp::from_millis(1),
+            made_by: "operator".into(),
             key_sha256: None,
             sealed_key: Some(sealed),
         };

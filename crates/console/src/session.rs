@@ -77,7 +77,7 @@ pub(crate) struct Portal {
 
 impl Portal {
     fn new(link: &PortalLink, token: &str) -> Self {
-        let name = api_key::hash(token).chars().take(8).collect();
+        let name = portal_link::id(token);
         Self { project_id: link.project_id, target: link.target, may_act: link.sealed_key.is_some(), name }
     }
 

@@ -1,5 +1,5 @@
 //! Links of the operator console: entries of the bucket [`CONSOLE_LOGINS`](crate::streams::CONSOLE_LOGINS), under the
-//! SHA-256 of the link's token. `leadctl` writes the entry of a one-time link, the console removes it when the link is used.
+//! SHA-256 of the link's token, of portal links after a prefix that is the project's. `leadctl` writes the entry of a one-time link, the console removes it when the link is used.
 //! Both write entries of portal links, and remove those that are revoked.
 
 use std::time::Duration;
@@ -25,6 +25,10 @@ pub const PORTAL_AGE: Duration = Duration::from_hours(7 * 24);
 /// How long a portal link is valid unless its maker says otherwise.
 pub const PORTAL_DEFAULT_AGE: Duration = Duration::from_hours(24);
 
+/// How many portal links a project may make within [`PORTAL_AGE`], revoked ones included. More would make the list of links
+/// longer than a page, and let one project fill the bucket.
+pub const MAX_PORTAL_LINKS: usize = 200;
+
 /// A link that shows one process or callback to people outside the project. It can be used until it ends.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -36,12 +40,31 @@ pub struct PortalLink {
     pub target: PortalTarget,
     /// From when on it is refused.
     pub ends_at: Timestamp,
+    /// Who made it, for people.
+    pub made_by: String,
     /// The SHA-256 of the API key that made it: the link ends with the key. None for a link of an operator.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key_sha256: Option<String>,
     /// The API key that its visitors act with, sealed with the link's token. None if they may only look.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sealed_key: Option<String>,
+}
+
+/// A portal link as it is listed, without anything that opens it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OpenPortalLink {
+    /// Names the link in lists and logs. Does not open it.
+    pub id: String,
+    /// What it shows.
+    #[serde(flatten)]
+    pub target: PortalTarget,
+    /// Whether its visitors may test callbacks and redeliver.
+    pub may_act: bool,
+    /// Who made it, for people.
+    pub made_by: String,
+    /// From when on it is refused.
+    pub ends_at: Timestamp,
 }
 
 /// What a portal link shows.
@@ -71,11 +94,12 @@ mod tests {
             project_id: id(1),
             target: PortalTarget::CallbackId(id(2)),
             ends_at: Timestamp::from_millis(7),
+            made_by: "operator".into(),
             key_sha256: Some("ab".into()),
             sealed_key: None,
         };
         let text = serde_json::to_string(&link).unwrap();
-        insta::assert_snapshot!(text, @r#"{"projectId":"010101010101010101010101","callbackId":"020202020202020202020202","endsAt":7,"keySha256":"ab"}"#);
+        insta::assert_snapshot!(text, @r#"{"projectId":"010101010101010101010101","callbackId":"020202020202020202020202","endsAt":7,"madeBy":"operator","keySha256":"ab"}"#);
         assert_eq!(serde_json::from_str::<PortalLink>(&text).unwrap(), link);
     }
 }

@@ -1,13 +1,23 @@
 //! `leadctl console`.
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
+use async_nats::Client;
 use clap::{Args, Subcommand};
 use console::NewPortalLink;
-use contract::{ObjectId, console::PortalTarget, secret::Secret};
+use contract::{
+    ObjectId,
+    console::{OpenPortalLink, PortalTarget},
+    rpc::{GetProcess, ListCallbacks, ProcessSelector},
+    secret::Secret,
+};
 use serde::Serialize;
 use service_kit::nats;
 
-use crate::{arguments::InProject, clients::admin::Admin, output};
+use crate::{
+    arguments::InProject,
+    clients::admin::{self, Admin},
+    output,
+};
 
 /// The operator console.
 #[derive(Debug, Subcommand)]
@@ -42,13 +52,23 @@ pub(crate) enum Console {
         #[command(flatten)]
         scope: InProject,
     },
+    /// List a project's open portal links: what they show, who made them, and when they end.
+    #[command(after_help = "Example:\n  leadctl console portal-links --project 6b04…")]
+    PortalLinks {
+        #[command(flatten)]
+        scope: InProject,
+    },
     /// End a portal link.
     #[command(
-        after_help = "Example:\n  leadctl console revoke-portal-link 'https://console.example.com/login?token=lrp_…'"
+        after_help = "Examples:\n  leadctl console revoke-portal-link 'https://console.example.com/login?token=lrp_…'\n  \
+                      leadctl console revoke-portal-link 3f09ac… --project 6b04…"
     )]
     RevokePortalLink {
-        /// The link.
+        /// The link; or its id, as shown by `console portal-links`.
         link: String,
+        /// The project; needed with an id.
+        #[arg(long = "project", value_name = "ID")]
+        project_id: Option<ObjectId>,
         #[command(flatten)]
         admin: Admin,
     },
@@ -93,19 +113,59 @@ impl Console {
                     (None, Some(id)) => PortalTarget::CallbackId(id),
                     (None, None) => anyhow::bail!("--process or --callback is required"),
                 };
-                let link = NewPortalLink { project_id, target, age: valid_for.into(), key, may_act };
                 let client = admin.connect().await?;
+                check_target(&client, project_id, target).await.context("no link was made")?;
+                let (age, made_by) = (valid_for.into(), "leadctl".to_owned());
+                let link = NewPortalLink { project_id, target, age, made_by, key, may_act };
                 let made = console::create_portal_link(&nats::jetstream(&client), link).await;
                 show(&admin, console::login_url(&url, &made.context("no link was made")?))
             }
-            Self::RevokePortalLink { link, admin } => {
+            Self::PortalLinks { scope: InProject { project_id, admin } } => {
                 let client = admin.connect().await?;
-                console::revoke_portal_link(&nats::jetstream(&client), &link).await.context("no link was revoked")?;
+                let links = console::list_portal_links(&nats::jetstream(&client), project_id).await?;
+                output::show(admin.json, &links, |links| {
+                    let head = ["LINK", "SHOWS", "VISITORS MAY", "UNTIL", "MADE BY"];
+                    output::list("no open portal links", head, links, row);
+                })
+            }
+            Self::RevokePortalLink { link, project_id, admin } => {
+                let client = admin.connect().await?;
+                let revoked = console::revoke_portal_link(&nats::jetstream(&client), project_id, &link).await;
+                revoked.context("no link was revoked")?;
                 output::say("The link shows nothing any more.");
                 Ok(())
             }
         }
     }
+}
+
+fn row(link: &OpenPortalLink) -> [String; 5] {
+    let shows = match link.target {
+        PortalTarget::ProcessId(id) => format!("process {id}"),
+        PortalTarget::CallbackId(id) => format!("callback {id}"),
+    };
+    let may = if link.may_act { "test, redeliver" } else { "only look" };
+    [link.id.clone(), shows, may.to_owned(), output::minute(link.ends_at), link.made_by.clone()]
+}
+
+/// Refuses a link that would show nothing.
+async fn check_target(client: &Client, project_id: ObjectId, target: PortalTarget) -> anyhow::Result<()> {
+    match target {
+        PortalTarget::ProcessId(id) => {
+            let query = GetProcess { project_id, process: ProcessSelector::Id(id) };
+            admin::request(client, &query).await.with_context(|| {
+                format!("cannot find the process {id}: `leadctl process list --project {project_id}` lists them")
+            })?;
+        }
+        PortalTarget::CallbackId(id) => {
+            let callbacks = admin::request(client, &ListCallbacks { project_id, details: false }).await?;
+            ensure!(
+                callbacks.iter().any(|callback| callback.callback_id == id),
+                "the project has no callback {id}: `leadctl callback list --project {project_id}` lists them"
+            );
+        }
+    }
+    Ok(())
 }
 
 fn show(admin: &Admin, url: String) -> anyhow::Result<()> {

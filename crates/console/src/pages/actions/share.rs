@@ -1,10 +1,10 @@
 //! Sharing one process or callback with people outside the project, by a link that ends.
 
 use contract::{
-    ObjectId,
-    console::{PORTAL_AGE, PORTAL_DEFAULT_AGE, PortalTarget},
+    ObjectId, Timestamp,
+    console::{OpenPortalLink, PORTAL_AGE, PORTAL_DEFAULT_AGE, PortalTarget},
     key::Scope,
-    rpc::{GetProcess, ProcessSelector},
+    rpc::{CallbackStatus, GetProcess, ProcessSelector},
 };
 use maud::{Markup, html};
 use std::time::Duration;
@@ -16,7 +16,10 @@ use crate::{
     portal_link::{self, NewPortalLink},
     respond::Page,
     session::Role,
-    view::layout::Section,
+    view::{
+        layout::Section,
+        parts::{ago, panel, table, time},
+    },
     visit::Visit,
 };
 
@@ -48,18 +51,55 @@ impl Shared {
         Ok(Self { project_id, target, path, name: format!("callback {}", callback.name), section: Section::Callbacks })
     }
 
-    fn page(&self, title: &str, content: &Markup) -> Page {
+    fn page(&self, content: &Markup) -> Page {
         let content = html! { (content) p { a href=(self.path) { "Back to the " (self.name) } } };
-        Page::Show { title: title.to_owned(), section: self.section, content }
+        Page::Show { title: "Share".into(), section: self.section, content }
+    }
+
+    /// The forms, and the open links of the project.
+    async fn forms(&self, visit: &Visit) -> Markup {
+        let may_act = acting_key(visit, self.project_id).map(drop);
+        let (links, callbacks) =
+            tokio::join!(portal_link::list(&visit.app, self.project_id, visit.now), visit.callbacks(self.project_id));
+        let names = TargetNames { project_id: self.project_id, callbacks: callbacks.unwrap_or_default() };
+        html! {
+            (render(&self.name, &self.path, &visit.session.form_token, may_act))
+            (render_links(&links, &names, &self.path, &visit.session.form_token, visit.now))
+        }
     }
 }
 
 /// `GET /p/{project}/callbacks/{callback}/share`, and the same of a process.
 pub(crate) async fn form(visit: Visit) -> Result<Page, Fault> {
     let shared = Shared::of(&visit).await?;
-    let may_act = acting_key(&visit, shared.project_id);
-    let content = render(&shared.name, &shared.path, &visit.session.form_token, may_act.map(drop));
-    Ok(shared.page("Share", &content))
+    Ok(shared.page(&shared.forms(&visit).await))
+}
+
+/// The names of what links show, as far as they are known.
+pub(in crate::pages) struct TargetNames {
+    pub(in crate::pages) project_id: ObjectId,
+    pub(in crate::pages) callbacks: Vec<CallbackStatus>,
+}
+
+impl TargetNames {
+    fn link(&self, target: PortalTarget) -> Markup {
+        let (kind, list, id, name) = match target {
+            PortalTarget::ProcessId(id) => {
+                let callback = self.callbacks.iter().find(|callback| callback.process_id == Some(id));
+                ("process", "processes", id, callback.map(|callback| &callback.process))
+            }
+            PortalTarget::CallbackId(id) => {
+                let callback = self.callbacks.iter().find(|callback| callback.callback_id == id);
+                ("callback", "callbacks", id, callback.map(|callback| &callback.name))
+            }
+        };
+        html! {
+            (kind) " "
+            a href={ "/p/" (self.project_id) "/" (list) "/" (id) } {
+                @match name { Some(name) => (name), None => (id) }
+            }
+        }
+    }
 }
 
 /// The key that visitors of a link act with: the session's.
@@ -94,6 +134,42 @@ pub(in crate::pages) fn render(name: &str, path: &str, form_token: &str, may_act
                 button { "Make a link" }
             }
         }
+    }
+}
+
+/// The open links of a project, each with its revocation, and a form that revokes the link that somebody has.
+pub(in crate::pages) fn render_links(
+    links: &Result<Vec<OpenPortalLink>, Fault>,
+    names: &TargetNames,
+    path: &str,
+    form_token: &str,
+    now: Timestamp,
+) -> Markup {
+    let columns = ["Link", "Shows", "Visitors may", "Made by", "Until", "Action"];
+    html! {
+        (panel("Open links of the project", links, |links| {
+            let rows = html! {
+                @for link in links {
+                    tr {
+                        td { span.id { (link.id) } }
+                        td { (names.link(link.target)) }
+                        td { @if link.may_act { "test, redeliver" } @else { "only look" } }
+                        td { (link.made_by) }
+                        td { (time(link.ends_at)) " (" (ago(link.ends_at, now)) ")" }
+                        td {
+                            form action={ (path) "/share" } method="post" {
+                                (token_field(form_token))
+                                input type="hidden" name="link" value=(link.id);
+                                button aria-label={ "Revoke the link " (link.id) } { "Revoke" }
+                            }
+                        }
+                    }
+                }
+            };
+            html! {
+                @if links.is_empty() { p { "None." } } @else { (table("Open links", &columns, &rows)) }
+            }
+        }))
         section.panel {
             h2 { "Revoke a link" }
             form.action action={ (path) "/share" } method="post" {
@@ -116,17 +192,14 @@ pub(crate) async fn submit(visit: Visit) -> Result<Page, Fault> {
         Fault::Unavailable("The bucket of links cannot be written. Try again.".into())
     };
     if let Some(link) = visit.entered("link") {
-        let token =
-            portal_link::token_in(link).ok_or_else(|| Fault::Invalid("This is not a link of the portal.".into()))?;
-        let link = portal_link::find(js, token, visit.now).await?;
-        if link.project_id != project_id {
-            return Err(Fault::NotFound("This project has no such link.".into()));
-        }
-        portal_link::revoke_portal_link(js, token).await.map_err(failed)?;
-        tracing::info!(who, %project_id, object = name, "action revoke portal link: done");
-        return Ok(
-            shared.page("Share", &html! { p role="status" { "The link is revoked: it shows nothing any more." } })
-        );
+        let id = open_link(&visit, project_id, link).await?;
+        portal_link::revoke_portal_link(js, Some(project_id), &id).await.map_err(failed)?;
+        tracing::info!(who, %project_id, object = name, link = id, "action revoke portal link: done");
+        let forms = shared.forms(&visit).await;
+        return Ok(shared.page(&html! {
+            p role="status" { "The link " span.id { (id) } " is revoked: it shows nothing any more." }
+            (forms)
+        }));
     }
     let hours: u64 = visit.field("hours")?;
     let age = Duration::from_secs(hours.saturating_mul(3600));
@@ -139,12 +212,23 @@ pub(crate) async fn submit(visit: Visit) -> Result<Page, Fault> {
         Role::Key(_) => Some(visit.session.credential(project_id, Scope::ConfigRead)?.clone()),
         Role::Operator | Role::Portal(_) => None,
     };
-    let new = NewPortalLink { project_id, target: shared.target, age, key, may_act };
+    let new = NewPortalLink { project_id, target: shared.target, age, made_by: who.clone(), key, may_act };
     let token = portal_link::create_portal_link(js, new).await.map_err(failed)?;
-    tracing::info!(who, %project_id, object = name, hours, may_act, "action share: done");
+    let link = portal_link::id(&token);
+    tracing::info!(who, %project_id, object = name, link, hours, may_act, "action share: done");
     let content = html! {
         p { "Copy the link now: it is not shown again. It is valid for " (hours) " hours." }
         pre tabindex="0" { code { (login_link::login_url(&visit.app.public.origin, &token)) } }
     };
-    Ok(shared.page("Share", &content))
+    Ok(shared.page(&content))
+}
+
+/// The id of an open link of the project, given its URL, token or id.
+async fn open_link(visit: &Visit, project_id: ObjectId, link: &str) -> Result<String, Fault> {
+    let id = portal_link::token_in(link).map_or_else(|| link.to_owned(), portal_link::id);
+    let open = portal_link::list(&visit.app, project_id, visit.now).await?;
+    if open.iter().any(|known| known.id == id) {
+        return Ok(id);
+    }
+    Err(Fault::NotFound("This project has no such link: it has ended, was revoked, or is another project's.".into()))
 }
