@@ -511,10 +511,19 @@ for (const javaScriptEnabled of [true, false]) {
   await visitor.locator("tr:has(.badge.good) a[href*='/portal/deliveries/']").first().click();
   await checked("the delivery of a portal link");
 }
+// The maker revokes the link in the list.
+await go(page, `${project}/callbacks`);
+await page.click("td a:text-is('crm')");
+await page.click(".actions >> text=Share");
+await page.evaluate(axe);
+await check(page, "the open portal links");
+await page.locator("section:has(h2:text-is('Open links of the project')) tr:has-text('test, redeliver') button").click();
+await page.locator("[role=status]:has-text('is revoked')").waitFor();
+await page.locator("section:has(h2:text-is('Open links of the project')) p:text-is('None.')").waitFor();
 
 assert.deepEqual(errors, []);
 await browser.close();
 endpoint.closeAllConnections();
 endpoint.close();
-const count = pages.length + 7;
+const count = pages.length + 8;
 console.log(`${count} pages without an error or violation; ${2 * (Object.keys(tasks).length + 1)} tasks done, half without JavaScript`);
