@@ -77,7 +77,7 @@ async fn the_keys_of_a_project_are_listed_and_revoked_over_http() {
     let (both, key) = new_key(&stack, &other, None).await;
 
     let listed = assert_ok(stack.api.get("/api/v1/keys").await);
-    let foreign = stack.call(&ListKeys { project_id: other_project.project_id }).await[0].key_id;
+    let foreign = stack.call(&ListKeys::of_project(other_project.project_id)).await.items[0].key_id;
     let of_other = stack.api.post(&format!("/api/v1/keys/{foreign}/revoke"), &json!({})).await;
     let revoke = format!("/api/v1/keys/{}/revoke", key.key_id);
     let revoked = assert_ok(stack.api.post(&revoke, &json!({})).await);
@@ -168,4 +168,44 @@ async fn a_key_with_the_hash_of_another_is_a_conflict() {
 
     let refused = answer.expect_err("a conflict");
     assert_eq!((refused.status, refused.code.as_str()), (409, "key_exists"), "{refused}");
+}
+
+#[tokio::test]
+async fn the_keys_of_a_project_are_listed_page_by_page() {
+    let stack = Stack::start().await;
+    let project_id = stack.api.project_id;
+    let mut expected = vec!["test".to_owned()];
+    for number in 0..4 {
+        let name = format!("key-{number}");
+        let sha256 = api_key::hash(&name);
+        let create = CreateKey { project_id, name: name.clone(), sha256, scopes: Scope::ALL.into(), expires_at: None };
+        stack.call(&create).await;
+        expected.push(name);
+    }
+
+    let (mut names, mut pages, mut query) = (Vec::new(), 0, "?limit=2".to_owned());
+    loop {
+        let page = assert_ok(stack.api.get(&format!("/api/v1/keys{query}")).await);
+        let keys = page["data"].as_array().expect("keys");
+        assert!(keys.len() <= 2, "{page}");
+        names.extend(keys.iter().map(|key| key["name"].as_str().expect("a name").to_owned()));
+        pages += 1;
+        let Some(next) = page["next"].as_str() else { break };
+        query = format!("?limit=2&cursor={next}");
+    }
+    let listed = async |extra: &[&str]| {
+        let run = stack.leadctl_of_project(&[&["key", "list", "--json"], extra].concat()).await.assert_ok();
+        run.json_lines().iter().map(|key| key["name"].as_str().expect("a name").to_owned()).collect::<Vec<_>>()
+    };
+
+    assert_eq!(pages, 3);
+    assert_eq!(listed(&["--limit", "2"]).await, names[..2]);
+    assert_eq!(listed(&["--all"]).await, names);
+    // The ids of one second are in no order.
+    names.sort();
+    expected.sort();
+    assert_eq!(names, expected);
+    let cursor = contract::rpc::Cursor::new("leads", &project_id.to_string());
+    let refused = stack.api.get(&format!("/api/v1/keys?cursor={}", cursor.as_str())).await;
+    assert_refused(refused, 400, "invalid_cursor");
 }

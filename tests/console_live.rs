@@ -138,7 +138,7 @@ async fn streams_are_for_those_who_may_see_the_page_and_end_with_their_key() {
     let refused = Stream::open(&console, &board, &cookie, None).await;
     assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE, "one stream too many for a session");
 
-    let keys = stack.call(&ListKeys { project_id: project.api.project_id }).await;
+    let keys = stack.call(&ListKeys::of_project(project.api.project_id)).await.items;
     stack.call(&RevokeKey { key_id: keys[0].key_id, project_id: None }).await;
 
     for stream in streams {

@@ -194,7 +194,7 @@ async fn a_portal_link_needs_a_key_that_allows_as_much_and_ends_with_it() {
     assert_eq!(console.open_link(&token(&of_operator)).await.status, StatusCode::FORBIDDEN);
     let visitor = console.open_link(&shared).await.cookie;
     assert_eq!(console.get("/portal", &visitor).await.status, StatusCode::SEE_OTHER);
-    let keys = stack.call(&ListKeys { project_id: project.api.project_id }).await;
+    let keys = stack.call(&ListKeys::of_project(project.api.project_id)).await.items;
     let key = keys.iter().find(|key| key.name == "test").expect("the maker's key");
     stack.call(&RevokeKey { key_id: key.key_id, project_id: None }).await;
 

@@ -76,7 +76,7 @@ async fn each_project_receives_its_own_events_in_order() {
     assert_refused(send(stack.api.request(Method::GET, EVENTS)).await, 429, "too_many_listeners");
     let third = Api::create(stack.api.url.clone(), &stack.client, "third").await;
     assert_eq!(listen(&third, None).await.status(), 200);
-    let keys = stack.call(&ListKeys { project_id }).await;
+    let keys = stack.call(&ListKeys::of_project(project_id)).await.items;
     let newest = keys.iter().max_by_key(|key| key.created_at).expect("a key");
     stack.call(&RevokeKey { key_id: newest.key_id, project_id: None }).await;
     let flow = async {

@@ -262,7 +262,8 @@ async fn send_operators_queries(stack: &Stack) {
     };
     let key = stack.call(&create).await;
     stack.call(&RevokeKey { key_id: key.key_id, project_id: Some(project_id) }).await;
-    stack.call(&ListKeys { project_id }).await;
+    stack.call(&ListKeys::of_project(project_id)).await;
+    stack.call(&rpc::GetLag {}).await;
     stack.call(&ListCallbacks { project_id, details: true }).await;
     stack.call(&rpc::RotateSecrets {}).await;
     stack.wait_until_applied().await;

@@ -6,6 +6,7 @@
 mod callback;
 mod delivery;
 mod error;
+mod lag;
 mod lead;
 mod page;
 mod process;
@@ -22,6 +23,7 @@ pub use self::{
     callback::*,
     delivery::*,
     error::{ErrorCode, RpcError},
+    lag::*,
     lead::*,
     page::{Cursor, DEFAULT_LIMIT, MAX_LIMIT, Page, clamp},
     process::*,

@@ -3,12 +3,16 @@
 //! Every instance measures, standbys too: a leader that hangs would report that all is well. While Postgres is
 //! unavailable nothing is applied, so the last known checkpoint still holds, and the lag grows with the log.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
 
 use anyhow::Context;
 use async_nats::jetstream;
 use contract::{
     Timestamp,
+    rpc::Lag,
     streams::{LEAD_COMMANDS, LEAD_EVENTS},
 };
 use service_kit::{clock, idempotency::bucket_lasts, metrics::age, nats::error_chain, postgres::Pool};
@@ -35,11 +39,26 @@ struct Known {
     unannounced_since: Option<Timestamp>,
 }
 
+/// The last measurement, for queries.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct LastLag(Arc<RwLock<Lag>>);
+
+impl LastLag {
+    pub(crate) fn get(&self) -> Lag {
+        *self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, lag: Lag) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = lag;
+    }
+}
+
 /// Measures until shutdown.
 pub(crate) async fn watch(
     pool: Pool,
     js: jetstream::Context,
     metrics: Metrics,
+    last: LastLag,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let mut known = Known::default();
@@ -54,8 +73,10 @@ pub(crate) async fn watch(
                 }
                 Err(e) => tracing::debug!("cannot measure the bucket of idempotency keys: {e:#}"),
             }
-            if let Err(e) = measure_streams(&js, &metrics, &known).await {
-                tracing::debug!("cannot read the state of the streams: {e:#}");
+            match measure_streams(&js, &metrics, &known).await {
+                Ok(Some(lag)) => last.set(lag),
+                Ok(None) => {}
+                Err(e) => tracing::debug!("cannot read the state of the streams: {e:#}"),
             }
             tokio::time::sleep(INTERVAL).await;
         }
@@ -76,7 +97,7 @@ async fn read_postgres(pool: &Pool, metrics: &Metrics, known: &mut Known) -> Res
     Ok(())
 }
 
-async fn measure_streams(js: &jetstream::Context, metrics: &Metrics, known: &Known) -> anyhow::Result<()> {
+async fn measure_streams(js: &jetstream::Context, metrics: &Metrics, known: &Known) -> anyhow::Result<Option<Lag>> {
     let lag = &metrics.lag;
     let log = js.get_stream(LEAD_COMMANDS).await.with_context(|| format!("cannot find {LEAD_COMMANDS}"))?;
     let events = js.get_stream(LEAD_EVENTS).await.with_context(|| format!("cannot find {LEAD_EVENTS}"))?;
@@ -89,7 +110,7 @@ async fn measure_streams(js: &jetstream::Context, metrics: &Metrics, known: &Kno
             lag.stream_max_bytes.get_or_create(&[("stream", name)]).set(info.config.max_bytes);
         }
     }
-    let Some(checkpoint) = &known.checkpoint else { return Ok(()) };
+    let Some(checkpoint) = &known.checkpoint else { return Ok(None) };
     let (applied, announced) = (checkpoint.applied, checkpoint.announced);
     let state = &log.cached_info().state;
     // Messages, not commands: how many a pack holds is known only once it is read.
@@ -106,5 +127,5 @@ async fn measure_streams(js: &jetstream::Context, metrics: &Metrics, known: &Kno
     lag.announce_messages.set(i64::try_from(applied.sequence.saturating_sub(from)).unwrap_or(i64::MAX));
     lag.announce_seconds.set(known.unannounced_since.map_or(0.0, |at| age(now, at)));
     lag.measured_at.set(now.millis() as f64 / 1000.0);
-    Ok(())
+    Ok(Some(Lag { measured_at: Some(now), unapplied_since: oldest, unannounced_since: known.unannounced_since }))
 }

@@ -132,11 +132,12 @@ async fn run_until(shutdown: CancellationToken, config: Config) -> anyhow::Resul
             traces: traces.clone(),
         },
     };
-    tasks.spawn("lag", lag::watch(pool.clone(), js.clone(), metrics, shutdown.clone()));
+    let lag = lag::LastLag::default();
+    tasks.spawn("lag", lag::watch(pool.clone(), js.clone(), metrics, lag.clone(), shutdown.clone()));
     tasks.spawn("leader", leader.run(shutdown.clone()));
 
     let (ledger_retention, stream_replicas) = (config.ledger_retention, config.stream_replicas);
-    let api = Api { pool, js, projector, sealer, ledger_retention, stream_replicas };
+    let api = Api { pool, js, projector, sealer, ledger_retention, stream_replicas, lag };
     let _service = api.serve(&client, &mut tasks, &shutdown).await?;
     readiness.ready("start");
     let ended = tasks.run(DRAIN_DEADLINE).await;

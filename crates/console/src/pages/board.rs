@@ -5,8 +5,9 @@ use contract::{
     key::Scope,
     process::Process,
     rpc::{
-        CallbackState, CallbackStatus, CountDeliveries, CountUpdates, DeliveryCounts, DeliveryStatus, Lead,
-        ListDeliveries, ListLeads, ListProcesses, ListedDelivery, Page as ListPage, StatisticsGroup, UpdateCounts,
+        CallbackState, CallbackStatus, CountDeliveries, CountUpdates, DeliveryCounts, DeliveryStatus, GetLag, Lag,
+        Lead, ListDeliveries, ListLeads, ListProcesses, ListedDelivery, Page as ListPage, StatisticsGroup,
+        UpdateCounts,
     },
 };
 use maud::{Markup, html};
@@ -20,7 +21,7 @@ use crate::{
     respond::Page,
     view::{
         layout::Section,
-        parts::{empty, panel},
+        parts::{ago, empty, fact, notice, panel, span},
     },
     visit::{Visit, names},
 };
@@ -31,6 +32,7 @@ const ROWS: u32 = 8;
 /// What the board shows.
 pub(super) struct Board {
     pub(super) covered: Covered,
+    pub(super) lag: Result<Lag, Fault>,
     pub(super) codes: Result<Vec<UpdateCounts>, Fault>,
     pub(super) update_counts: Result<Vec<UpdateCounts>, Fault>,
     pub(super) delivery_counts: Result<Vec<DeliveryCounts>, Fault>,
@@ -82,7 +84,9 @@ pub(crate) async fn show(visit: Visit) -> Result<Page, Fault> {
         role.check(project_id, Scope::LeadsRead)?;
         visit.request(&CountDeliveries { project_id, range, by: None }).await
     };
-    let (update_counts, codes, delivery_counts, callbacks, exhausted, pending, leads, processes) = tokio::join!(
+    let lag = visit.request(&GetLag {});
+    let (lag, update_counts, codes, delivery_counts, callbacks, exhausted, pending, leads, processes) = tokio::join!(
+        lag,
         updates(None),
         updates(Some(StatisticsGroup::Code)),
         delivery_counts,
@@ -93,7 +97,7 @@ pub(crate) async fn show(visit: Visit) -> Result<Page, Fault> {
         processes
     );
     let board =
-        Board { covered, codes, update_counts, delivery_counts, callbacks, exhausted, pending, leads, processes };
+        Board { covered, lag, codes, update_counts, delivery_counts, callbacks, exhausted, pending, leads, processes };
     let content = render(project_id, &board, visit.now);
     Ok(Page::Live { title: "Board".into(), section: Section::Board, content })
 }
@@ -113,9 +117,10 @@ pub(super) fn render(project: ObjectId, board: &Board, now: Timestamp) -> Markup
     };
     html! {
         (statistics::spans(project, covered))
-        (panel(&format!("Updates in the last {}", covered.name), &board.update_counts, |counts| statistics::updates(counts, covered)))
+        (panel("At a glance", &Ok(()), |()| glance(project, board, now)))
+        (panel(&format!("Updates in the last {}", covered.name), &board.update_counts, |counts| statistics::updates(project, counts, covered)))
         (panel("Refusals by code", &board.codes, |counts| statistics::codes(project, counts, covered)))
-        (panel(&format!("Deliveries in the last {}", covered.name), &board.delivery_counts, |counts| statistics::deliveries(counts, covered)))
+        (panel(&format!("Deliveries in the last {}", covered.name), &board.delivery_counts, |counts| statistics::deliveries(project, counts, covered)))
         (panel("Callbacks that need attention", &board.callbacks, |callbacks| {
             let is_failing = |callback: &&CallbackStatus| {
                 matches!(callback.state, CallbackState::Failing | CallbackState::Disabled)
@@ -148,5 +153,56 @@ pub(super) fn render(project: ObjectId, board: &Board, now: Timestamp) -> Markup
                 (all("/processes", "All processes"))
             }
         }))
+    }
+}
+
+/// The rates of the range, the oldest pending delivery, and the lags. Each says by itself why it is missing.
+fn glance(project: ObjectId, board: &Board, now: Timestamp) -> Markup {
+    let covered = &board.covered;
+    html! {
+        dl.facts {
+            @match &board.update_counts {
+                Ok(counts) => (statistics::update_rates(project, counts, covered, now)),
+                Err(fault) => (fact("Updates", Some(notice(fault)))),
+            }
+            @match &board.delivery_counts {
+                Ok(counts) => (statistics::delivery_rates(project, counts, covered, now)),
+                Err(fault) => (fact("Delivered", Some(notice(fault)))),
+            }
+            (fact("Oldest pending delivery", Some(match &board.callbacks {
+                Ok(callbacks) => oldest_pending(project, callbacks, now),
+                Err(fault) => notice(fault),
+            })))
+            @match &board.lag {
+                Ok(lag) => {
+                    (fact("Apply lag", Some(lag_time(lag.unapplied_since, lag))))
+                    (fact("Announce lag", Some(lag_time(lag.unannounced_since, lag))))
+                }
+                Err(fault) => (fact("Apply lag", Some(notice(fault)))),
+            }
+        }
+    }
+}
+
+/// The callback whose oldest pending delivery is the oldest of all.
+fn oldest_pending(project: ObjectId, callbacks: &[CallbackStatus], now: Timestamp) -> Markup {
+    let oldest =
+        callbacks.iter().filter_map(|callback| Some((callback.details.as_ref()?.oldest_pending_at?, callback)));
+    let path = format!("/p/{project}/deliveries?status=pending");
+    match oldest.min_by_key(|(at, _)| *at) {
+        Some((at, callback)) => html! {
+            a href={ (path) "&callback=" (callback.callback_id) } { (ago(at, now)) } ", of " (callback.name)
+        },
+        None => html! { a href=(path) { "none" } },
+    }
+}
+
+/// How long the oldest waits. It is that of all projects, so that it says nothing about any other project.
+fn lag_time(since: Option<Timestamp>, lag: &Lag) -> Markup {
+    html! {
+        @match lag.measured_at {
+            Some(measured_at) => (span(since.map_or(0, |at| (measured_at.millis() - at.millis()).max(0)))),
+            None => "not measured yet",
+        }
     }
 }

@@ -3,7 +3,7 @@
 use contract::{
     ObjectId, Timestamp,
     key::{ApiKey, Scope},
-    rpc::ListKeys,
+    rpc::{ListKeys, Page as ListPage},
 };
 use maud::{Markup, html};
 
@@ -12,22 +12,23 @@ use crate::{
     respond::Page,
     view::{
         layout::Section,
-        parts::{Kind, badge, empty, table, time},
+        parts::{Kind, badge, empty, next_page, table, time},
     },
-    visit::Visit,
+    visit::{PAGE, Visit},
 };
 
 /// `GET /p/{project}/keys`.
 pub(crate) async fn list(visit: Visit) -> Result<Page, Fault> {
     let project_id = visit.project(Scope::ConfigRead)?;
-    let keys = visit.request(&ListKeys { project_id }).await?;
-    let content = render(project_id, &keys, visit.now);
+    let query = ListKeys { project_id, key_id: None, cursor: visit.cursor(), limit: PAGE };
+    let page = visit.request(&query).await?;
+    let content = render(project_id, &page, visit.now);
     Ok(Page::Show { title: "API keys".into(), section: Section::Keys, content })
 }
 
-pub(super) fn render(project: ObjectId, keys: &[ApiKey], now: Timestamp) -> Markup {
+pub(super) fn render(project: ObjectId, page: &ListPage<ApiKey>, now: Timestamp) -> Markup {
     let rows = html! {
-        @for key in keys {
+        @for key in &page.items {
             tr {
                 td { (key.name) }
                 td { (status(key, now)) }
@@ -47,7 +48,8 @@ pub(super) fn render(project: ObjectId, keys: &[ApiKey], now: Timestamp) -> Mark
     let columns = ["Name", "Status", "Scopes", "Created", "Last used", "Expires", "Last 24 hours", "Action"];
     let command = format!("leadctl key create --project {project} --name crm --scope leads:read --scope leads:write");
     html! {
-        @if !keys.is_empty() { (table("API keys", &columns, &rows)) }
+        @if !page.items.is_empty() { (table("API keys", &columns, &rows)) }
+        (next_page(&format!("/p/{project}/keys"), &[], page.next.as_ref()))
         (empty("An operator creates a key with this command, which prints its text once:", Some(&command)))
     }
 }

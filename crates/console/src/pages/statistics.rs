@@ -10,7 +10,10 @@ use maud::{Markup, html};
 
 use crate::{
     fault::Fault,
-    view::{chart, parts::table},
+    view::{
+        chart,
+        parts::{fact, table},
+    },
 };
 
 /// How many codes of refused updates are shown.
@@ -61,21 +64,96 @@ pub(super) fn spans(project: ObjectId, covered: &Covered) -> Markup {
     }
 }
 
+/// The list that has what a number counts.
+struct List {
+    path: String,
+    /// The names of the list's parameters for the begin and the end of a time.
+    times: [&'static str; 2],
+}
+
+impl List {
+    fn updates(project: ObjectId) -> Self {
+        Self { path: format!("/p/{project}/updates"), times: ["from", "to"] }
+    }
+
+    fn deliveries(project: ObjectId) -> Self {
+        Self { path: format!("/p/{project}/deliveries"), times: ["since", "until"] }
+    }
+
+    /// The URL of its part in this time with this status; an empty one is none.
+    fn part(&self, status: &str, from: Timestamp, to: Option<Timestamp>) -> String {
+        let mut query = form_urlencoded::Serializer::new(String::new());
+        if !status.is_empty() {
+            query.append_pair("status", status);
+        }
+        query.append_pair(self.times[0], &from.to_iso());
+        if let Some(to) = to {
+            query.append_pair(self.times[1], &to.to_iso());
+        }
+        format!("{}?{}", self.path, query.finish())
+    }
+}
+
+/// How many of the range there are per second, until now.
+fn rate(count: i64, covered: &Covered, now: Timestamp) -> String {
+    let millis = (now.millis().min(covered.range.to.millis()) - covered.range.from.millis()).max(1);
+    let rate = count as f64 * 1000.0 / millis as f64;
+    match rate {
+        _ if count == 0 => "0".to_owned(),
+        ..0.01 => "less than 0.01".to_owned(),
+        0.01..10.0 => format!("{rate:.2}"),
+        _ => format!("{rate:.0}"),
+    }
+}
+
+/// Accepted and applied updates per second, and how many were refused.
+pub(super) fn update_rates(project: ObjectId, counts: &[UpdateCounts], covered: &Covered, now: Timestamp) -> Markup {
+    let list = List::updates(project);
+    let (succeeded, failed) = counts.iter().fold((0, 0), |(s, f), counts| (s + counts.succeeded, f + counts.failed));
+    let all = succeeded + failed;
+    let linked = |status, text: String| html! { a href=(list.part(status, covered.range.from, None)) { (text) } };
+    html! {
+        // Each accepted update is applied, and counted with the minute in which the log stored it.
+        (fact("Accepted and applied", Some(linked("", format!("{} per second", rate(all, covered, now))))))
+        (fact("Succeeded", Some(linked("succeeded", format!("{} per second", rate(succeeded, covered, now))))))
+        (fact("Refused", Some(linked("failed", format!("{} %", (failed * 100).checked_div(all).unwrap_or(0))))))
+    }
+}
+
+/// Deliveries per second.
+pub(super) fn delivery_rates(
+    project: ObjectId,
+    counts: &[DeliveryCounts],
+    covered: &Covered,
+    now: Timestamp,
+) -> Markup {
+    let delivered = counts.iter().map(|counts| counts.delivered).sum();
+    let href = List::deliveries(project).part("delivered", covered.range.from, None);
+    fact("Delivered", Some(html! { a href=(href) { (rate(delivered, covered, now)) " per second" } }))
+}
+
 /// A chart and a table of updates, the newest first, with their sums.
-pub(super) fn updates(counts: &[UpdateCounts], covered: &Covered) -> Markup {
+pub(super) fn updates(project: ObjectId, counts: &[UpdateCounts], covered: &Covered) -> Markup {
     let row = |counts: &UpdateCounts| (counts.at, [counts.succeeded, counts.failed]);
     let steps: Vec<_> = counts.iter().map(row).collect();
-    charted("updates", "Updates", ["Succeeded", "Failed"], &steps, &steps, covered)
+    let columns = [("Succeeded", "succeeded"), ("Failed", "failed")];
+    charted("updates", "Updates", &List::updates(project), columns, &steps, &steps, covered)
 }
 
 /// A chart and a table of deliveries, the newest first, with their sums.
-pub(super) fn deliveries(counts: &[DeliveryCounts], covered: &Covered) -> Markup {
+pub(super) fn deliveries(project: ObjectId, counts: &[DeliveryCounts], covered: &Covered) -> Markup {
     let bars: Vec<_> = counts.iter().map(|counts| (counts.at, [counts.delivered, counts.failed])).collect();
     let row =
         |counts: &DeliveryCounts| (counts.at, [counts.delivered, counts.within_1s, counts.failed, counts.exhausted]);
     let steps: Vec<_> = counts.iter().map(row).collect();
-    let columns = ["Delivered", "of these within 1 s", "Attempts failed", "Exhausted"];
-    charted("deliveries", "Deliveries", columns, &bars, &steps, covered)
+    // No list has only these attempts: those of all deliveries of the time are among them.
+    let columns = [
+        ("Delivered", "delivered"),
+        ("of these within 1 s", "delivered"),
+        ("Attempts failed", ""),
+        ("Exhausted", "exhausted"),
+    ];
+    charted("deliveries", "Deliveries", &List::deliveries(project), columns, &bars, &steps, covered)
 }
 
 /// The codes of most refused updates, each with a link to them.
@@ -100,10 +178,13 @@ pub(super) fn codes(project: ObjectId, counts: &[UpdateCounts], covered: &Covere
     }
 }
 
+/// `columns` have their titles, and the statuses of the lists that their sums link to. A row links to the list of its time:
+/// a link for each number would make the page several times as large.
 fn charted<const N: usize>(
     id: &str,
     what: &str,
-    columns: [&str; N],
+    list: &List,
+    columns: [(&str, &str); N],
     bars: &[(Timestamp, [i64; 2])],
     steps: &[(Timestamp, [i64; N])],
     covered: &Covered,
@@ -114,21 +195,30 @@ fn charted<const N: usize>(
             *sum += count;
         }
     }
-    let numbers = |counts: &[i64; N]| html! { @for count in counts { td.number { (count) } } };
+    let from = covered.range.from;
+    let end = |at: Timestamp| Timestamp::from_millis(at.millis() + covered.range.step.millis());
     let rows = html! {
-        tr { td { strong { (covered.name) } } (numbers(&sums)) }
+        tr {
+            td { strong { (covered.name) } }
+            @for (sum, (_, status)) in sums.iter().zip(columns) {
+                td.number { a href=(list.part(status, from, None)) { (sum) } }
+            }
+        }
         @for (at, counts) in steps.iter().rev() {
-            tr { td { (begin(*at)) } (numbers(counts)) }
+            tr {
+                td { a href=(list.part("", *at, Some(end(*at)))) { (begin(*at)) } }
+                @for count in counts { td.number { (count) } }
+            }
         }
     };
-    let columns: Vec<_> = [&["From (UTC)"][..], &columns[..]].concat();
+    let titles: Vec<_> = std::iter::once("From (UTC)").chain(columns.map(|(title, _)| title)).collect();
     let caption = format!("{what} per {}", covered.range.step);
     html! {
         @if sums.iter().all(|sum| *sum == 0) {
             p { "None." }
         } @else {
             (chart::stacked(id, &caption, &covered.range, bars))
-            (table(&caption, &columns, &rows))
+            (table(&caption, &titles, &rows))
         }
     }
 }
@@ -137,4 +227,20 @@ fn charted<const N: usize>(
 fn begin(at: Timestamp) -> Markup {
     let iso = at.to_iso();
     html! { time datetime=(iso) { (iso.get(5..10).unwrap_or_default()) " " (iso.get(11..16).unwrap_or_default()) } }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_is_that_of_the_time_that_has_passed() {
+        let now = Timestamp::from_millis(1_768_193_790_000);
+        let covered = Covered::new(Some("15m"), now).unwrap();
+        // The last minute is half over.
+        let seconds = 14 * 60 + 30;
+        assert_eq!(rate(seconds * 2, &covered, now), "2.00");
+        assert_eq!(rate(seconds * 1500, &covered, now), "1500");
+        assert_eq!((rate(0, &covered, now), rate(1, &covered, now)), ("0".into(), "less than 0.01".into()));
+    }
 }

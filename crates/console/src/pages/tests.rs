@@ -10,8 +10,8 @@ use contract::{
     replay::Replay,
     rpc::{
         Attempt, Call, CallbackDetails, CallbackState, CallbackStatus, Cursor, Delivery, DeliveryId, DeliveryStatus,
-        FoundUpdate, HistoryEntry, Lead, ListedDelivery, Page, ParkedUpdate, Update, UpdateCounts, UpdateDeliveries,
-        UpdateStatus,
+        FoundUpdate, HistoryEntry, Lag, Lead, ListedDelivery, Page, ParkedUpdate, Update, UpdateCounts,
+        UpdateDeliveries, UpdateStatus,
     },
 };
 use http_api::{DateTime, DryRunOutcome, DryRunResponse, TestResult};
@@ -332,7 +332,7 @@ fn api_keys() {
     expired.expires_at = Some(at(0));
     let mut revoked = key();
     (revoked.name, revoked.revoked_at) = ("<b>".into(), Some(at(5)));
-    insta::assert_snapshot!(lines(&keys::render(PROJECT, &[key(), expired, revoked], at(0))));
+    insta::assert_snapshot!(lines(&keys::render(PROJECT, &page(vec![key(), expired, revoked], Some("7")), at(0))));
 }
 
 #[test]
@@ -346,6 +346,7 @@ fn a_board_shows_what_needs_attention_and_what_cannot_be_read() {
     let code = |code: &str, failed| UpdateCounts { group: Some(code.into()), succeeded: 0, ..hour(0, failed) };
     let board = board::Board {
         covered: Covered::new(None, at(0)).unwrap(),
+        lag: Ok(Lag { measured_at: Some(at(0)), unapplied_since: Some(at(-1500)), unannounced_since: None }),
         codes: Ok(vec![hour(0, 0), code("unknown_state", 1), code("call_in_progress", 3), code("unknown_state", 1)]),
         update_counts: Ok(vec![hour(-1, 2), hour(0, 3)]),
         delivery_counts: absent(),

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
+use super::{Cursor, MAX_LIMIT};
 use crate::{ObjectId, Timestamp, key::Scope, secret::KeyId};
 
 /// Creates a project.
@@ -57,13 +58,33 @@ pub struct RevokeKey {
     pub project_id: Option<ObjectId>,
 }
 
-/// Lists the API keys of a project.
+/// Lists the API keys of a project, the oldest first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ListKeys {
     /// The project.
     pub project_id: ObjectId,
+    /// Only this key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_id: Option<ObjectId>,
+    /// The previous page's `next`.
+    #[serde(default)]
+    pub cursor: Option<Cursor>,
+    /// The most keys to return.
+    pub limit: u32,
+}
+
+impl ListKeys {
+    /// The first page of a project's keys.
+    pub const fn of_project(project_id: ObjectId) -> Self {
+        Self { project_id, key_id: None, cursor: None, limit: MAX_LIMIT }
+    }
+
+    /// A key of a project, if the project has it.
+    pub const fn one(project_id: ObjectId, key_id: ObjectId) -> Self {
+        Self { project_id, key_id: Some(key_id), cursor: None, limit: 1 }
+    }
 }
 
 /// Seals all secrets again with lead-state's present key. Safe to repeat.

@@ -129,8 +129,9 @@ queries! {
     ChangeProcess "leads.rpc.process.change" once => one ProcessChangeResult;
     CreateKey "leads.rpc.key.create" once => one ApiKey;
     RevokeKey "leads.rpc.key.revoke" once => one ApiKey;
-    ListKeys "leads.rpc.key.list" repeatable => list ApiKey;
+    ListKeys "leads.rpc.key.list" repeatable => page ApiKey;
     RotateSecrets "leads.rpc.secrets.rotate" once => one RotationResult;
+    GetLag "leads.rpc.lag.get" repeatable => one Lag;
     GetRecovery "leads.rpc.recovery.get" repeatable => one RecoveryStatus;
     Recover "leads.rpc.recovery.recover" once => one RecoveryStatus;
     ListUpdateDeliveries "webhooks.rpc.delivery.list_of_update" repeatable => one UpdateDeliveries;
@@ -164,6 +165,6 @@ mod tests {
         ] {
             assert_eq!(readers(reply), [""; 0], "{reply}");
         }
-        assert_eq!(readers("{}"), ["leads.rpc.secrets.rotate", "leads.rpc.recovery.get"]);
+        assert_eq!(readers("{}"), ["leads.rpc.secrets.rotate", "leads.rpc.lag.get", "leads.rpc.recovery.get"]);
     }
 }

@@ -200,8 +200,8 @@ impl Demo {
     /// Forgets saved ids that are not in this database: it may have been replaced since the previous start.
     async fn forget_missing(&mut self, nats: &Client) -> anyhow::Result<()> {
         let (Some(project_id), Some(key)) = (self.state.project_id, &self.state.key) else { return Ok(()) };
-        let keys = rpc::request(nats, &ListKeys { project_id }).await?;
-        match keys.iter().find(|known| known.key_id == key.key_id) {
+        let keys = rpc::request(nats, &ListKeys::one(project_id, key.key_id)).await?;
+        match keys.items.first() {
             Some(known) if known.is_valid(clock::now()) => {}
             Some(_) => self.state.key = None,
             None => (self.state.project_id, self.state.key, self.state.process) = (None, None, None),

@@ -104,7 +104,7 @@ pub(super) async fn connect(config: &NatsConfig) -> anyhow::Result<Client> {
 /// Resolves once all three services answer.
 pub(super) async fn ready(gateway_url: &str, client: &Client) -> anyhow::Result<()> {
     let unknown = ObjectId::from_bytes([0; 12]);
-    let keys = ListKeys { project_id: unknown };
+    let keys = ListKeys::of_project(unknown);
     let deliveries = ListUpdateDeliveries { project_id: unknown, update_id: unknown };
     let gateway = GatewayClient::new(gateway_url, "unknown");
     loop {

@@ -13,6 +13,7 @@ const HISTORY: &str = "history";
 const UPDATES: &str = "updates";
 const CALLS: &str = "calls";
 const PROCESSES: &str = "processes";
+const KEYS: &str = "keys";
 
 pub(super) fn lead(lead_id: ObjectId) -> Cursor {
     Cursor::new(LEADS, &lead_id.to_string())
@@ -52,6 +53,14 @@ pub(super) fn parse_process(cursor: &Cursor) -> Result<String, RpcError> {
     let name = cursor.place(PROCESSES)?;
     // Postgres stores no NUL.
     if name.contains('\0') { Err(Cursor::invalid()) } else { Ok(name) }
+}
+
+pub(super) fn key(key_id: ObjectId) -> Cursor {
+    Cursor::new(KEYS, &key_id.to_string())
+}
+
+pub(super) fn parse_key(cursor: &Cursor) -> Result<ObjectId, RpcError> {
+    cursor.place(KEYS)?.parse().map_err(|_| Cursor::invalid())
 }
 
 pub(super) fn history(position: LogPosition) -> Cursor {

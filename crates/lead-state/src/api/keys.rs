@@ -2,13 +2,13 @@
 
 use contract::{
     key::ApiKey,
-    rpc::{CreateKey, ErrorCode, ListKeys, RevokeKey, RpcError},
+    rpc::{CreateKey, ErrorCode, ListKeys, Page, RevokeKey, RpcError, clamp},
     streams::KEY_USES,
 };
 use futures::{StreamExt, TryStreamExt};
 use service_kit::clock;
 
-use super::{Api, project_not_found, validate_name};
+use super::{Api, cursors, project_not_found, validate_name};
 use crate::{
     config::projection::not_projected,
     store::{
@@ -56,12 +56,17 @@ impl Api {
         Ok(key)
     }
 
-    pub(super) async fn list_keys(self, query: ListKeys) -> Result<Vec<ApiKey>, RpcError> {
-        let keys = api_keys::list(&self.pool, query.project_id).await?;
-        Ok(self.with_last_uses(keys.clone()).await.unwrap_or_else(|e| {
-            tracing::warn!("the last uses of API keys cannot be read: {e:#}");
-            keys
-        }))
+    pub(super) async fn list_keys(self, query: ListKeys) -> Result<Page<ApiKey>, RpcError> {
+        let limit = clamp(query.limit);
+        let after = query.cursor.as_ref().map(cursors::parse_key).transpose()?;
+        let keys = api_keys::list(&self.pool, query.project_id, query.key_id, after, limit).await?;
+        let mut page = Page::cut(keys, limit, |key| cursors::key(key.key_id), None);
+        // One read for each key of the page.
+        match self.with_last_uses(page.items.clone()).await {
+            Ok(keys) => page.items = keys,
+            Err(e) => tracing::warn!("the last uses of API keys cannot be read: {e:#}"),
+        }
+        Ok(page)
     }
 
     async fn with_last_uses(&self, keys: Vec<ApiKey>) -> anyhow::Result<Vec<ApiKey>> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_nats::{Client, jetstream, service::Service};
 use contract::{
     process::MAX_NAME_CHARS,
-    rpc::{ErrorCode, RpcError},
+    rpc::{ErrorCode, GetLag, Lag, RpcError},
     streams::STREAM_REPLICAS,
 };
 use service_kit::{
@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::{projection::Projector, sealer::Sealer},
+    lag::LastLag,
     recovery::api::RecoveryApi,
     store::StoreError,
 };
@@ -39,6 +40,7 @@ pub(crate) struct Api {
     pub(crate) ledger_retention: Retention,
     /// The replicas of new streams.
     pub(crate) stream_replicas: u8,
+    pub(crate) lag: LastLag,
 }
 
 impl Api {
@@ -66,11 +68,15 @@ impl Api {
             api: Self::get_events, Self::find_updates, Self::count_updates, Self::count_activities;
             api: Self::create_project, Self::apply_process, Self::change_process;
             api: Self::get_process, Self::list_processes;
-            api: Self::create_key, Self::revoke_key, Self::list_keys;
+            api: Self::create_key, Self::revoke_key, Self::list_keys, Self::get_lag;
             sealer: Sealer::rotate;
             recovery: RecoveryApi::get, RecoveryApi::recover;
         }
         Ok(service)
+    }
+
+    async fn get_lag(self, _: GetLag) -> Result<Lag, RpcError> {
+        Ok(self.lag.get())
     }
 }
 

@@ -68,13 +68,24 @@ pub(crate) async fn revoke(
     Ok(sha256)
 }
 
-/// A project's keys, oldest first.
-pub(crate) async fn list(pool: &Pool, project_id: ObjectId) -> Result<Vec<ApiKey>, StoreError> {
+/// A project's keys after `after`, oldest first: one more than `limit`, if there are more. Only `key_id` if it is given.
+pub(crate) async fn list(
+    pool: &Pool,
+    project_id: ObjectId,
+    key_id: Option<ObjectId>,
+    after: Option<ObjectId>,
+    limit: u32,
+) -> Result<Vec<ApiKey>, StoreError> {
     let rows = sqlx::query_as!(
         KeyRow,
         r#"SELECT key_id, project_id, name, scopes, created_at, expires_at, revoked_at, revision
-           FROM lead_state.api_keys WHERE project_id = $1 ORDER BY key_id"#,
-        project_id.as_bytes()
+           FROM lead_state.api_keys
+           WHERE project_id = $1 AND ($2::bytea IS NULL OR key_id = $2) AND ($3::bytea IS NULL OR key_id > $3)
+           ORDER BY key_id LIMIT $4"#,
+        project_id.as_bytes(),
+        key_id.as_ref().map(|id| id.as_bytes()) as _,
+        after.as_ref().map(|id| id.as_bytes()) as _,
+        i64::from(limit) + 1
     )
     .fetch_all(pool)
     .await?;

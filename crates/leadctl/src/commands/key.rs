@@ -11,6 +11,7 @@ use secrets::api_key;
 use serde::Serialize;
 use service_kit::clock;
 
+use super::paging::Paging;
 use crate::{arguments::InProject, clients::admin::Admin, output};
 
 /// API keys.
@@ -40,9 +41,11 @@ pub(crate) enum Key {
         #[command(flatten)]
         admin: Admin,
     },
-    /// List a project's keys.
+    /// List a project's keys, the oldest first; with --json one object per line.
     #[command(after_help = "Example:\n  leadctl key list --project 6b04…")]
     List {
+        #[command(flatten)]
+        paging: Paging,
         #[command(flatten)]
         scope: InProject,
     },
@@ -77,15 +80,14 @@ impl Key {
                 let show = |key: &ApiKey| output::say(format_args!("key {key_id} ({}) is revoked", key.name));
                 admin.show(&RevokeKey { key_id, project_id: None }, show).await
             }
-            Self::List { scope: InProject { project_id, admin } } => {
-                let show = |keys: &Vec<ApiKey>| {
-                    let row = |key: &ApiKey| {
-                        let last_used = key.last_used_at.map_or("never".to_owned(), output::minute);
-                        [key.key_id.to_string(), status(key).to_owned(), last_used, scopes_of(key), key.name.clone()]
-                    };
-                    output::list("no keys", ["KEY", "STATUS", "LAST USED", "SCOPES", "NAME"], keys, row);
+            Self::List { paging, scope: InProject { project_id, admin } } => {
+                let head = ["KEY", "STATUS", "LAST USED", "SCOPES", "NAME"];
+                let query = |cursor, limit| ListKeys { project_id, key_id: None, cursor, limit };
+                let row = |key: &ApiKey| {
+                    let last_used = key.last_used_at.map_or("never".to_owned(), output::minute);
+                    [key.key_id.to_string(), status(key).to_owned(), last_used, scopes_of(key), key.name.clone()]
                 };
-                admin.show(&ListKeys { project_id }, show).await
+                paging.print(&admin, "no keys", head, query, row).await
             }
         }
     }

@@ -24,7 +24,7 @@ use crate::{
 /// The key of the path.
 async fn key(visit: &Visit, project_id: ObjectId) -> Result<ApiKey, Fault> {
     let key_id: ObjectId = visit.id("key")?;
-    let key = visit.request(&ListKeys { project_id }).await?.into_iter().find(|key| key.key_id == key_id);
+    let key = visit.request(&ListKeys::one(project_id, key_id)).await?.items.pop();
     key.ok_or_else(|| Fault::NotFound("This project has no such API key.".into()))
 }
 
