@@ -1,6 +1,15 @@
 //! The operator console, with its own user of NATS: who sees what, and what is refused.
 
-use contract::{ObjectId, Timestamp, console::ConsoleLogin, rpc::RevokeKey, streams::CONSOLE_LOGINS};
+use std::collections::BTreeSet;
+
+use contract::{
+    ObjectId, Timestamp,
+    console::ConsoleLogin,
+    key::Scope,
+    rpc::{CreateKey, RevokeKey},
+    streams::CONSOLE_LOGINS,
+};
+use futures::StreamExt;
 use reqwest::{
     Method, StatusCode,
     header::{CONTENT_SECURITY_POLICY, COOKIE, LOCATION, ORIGIN, SET_COOKIE},
@@ -262,7 +271,7 @@ async fn a_revoked_key_ends_its_sessions() {
     let board = format!("/p/{}", stack.api.project_id);
     assert_eq!(console.get(&board, &cookie).await.status, StatusCode::OK);
 
-    let keys = stack.leadctl_of_project(&["key", "list", "--json"]).await.assert_ok().json();
+    let keys = stack.leadctl_of_project(&["key", "list", "--json"]).await.assert_ok().json_lines();
     let key_id: ObjectId = keys[0]["keyId"].as_str().expect("an id").parse().expect("an id");
     stack.call(&RevokeKey { key_id, project_id: None }).await;
 
@@ -287,6 +296,76 @@ async fn a_panel_says_which_service_does_not_answer_while_the_page_is_shown() {
     assert_eq!(update.status, StatusCode::OK);
     assert!(update.text.contains("webhook-notifier does not run."), "{}", update.text);
     assert!(update.text.contains("Decided and applied"), "{}", update.text);
+}
+
+#[tokio::test]
+async fn the_board_shows_rates_and_lags_and_its_numbers_lead_to_their_lists() {
+    let stack = stack_on(None).await;
+    let project = project(&stack).await;
+    let console = Console::start(&stack).await;
+    let cookie = console.sign_in_with(&project.api).await;
+    let board = format!("/p/{}?range=1h", project.api.project_id);
+
+    let board = eventually(TEST_TIMEOUT, "the lag is measured", async || {
+        let board = console.get(&board, &cookie).await.text;
+        if board.contains("Announce lag</dt><dd>0 ms") { Ok(board) } else { Err(board) }
+    })
+    .await;
+
+    for fact in ["Accepted and applied", "Delivered", "per second", "Oldest pending delivery", "Apply lag</dt><dd>0 ms"]
+    {
+        assert!(board.contains(fact), "{fact}: {board}");
+    }
+    let lists: Vec<_> = board.split(r#"<a href=""#).skip(1).filter_map(|rest| rest.split('"').next()).collect();
+    let lists: Vec<_> = lists.into_iter().filter(|path| path.contains("?status=") || path.contains("?from=")).collect();
+    assert!(lists.len() > 5, "{lists:?}");
+    for path in lists {
+        let list = console.get(&path.replace("&amp;", "&"), &cookie).await;
+        assert_eq!(list.status, StatusCode::OK, "{path}: {}", list.text);
+        let has_rows = list.text.contains("<tbody><tr>");
+        assert_eq!(
+            has_rows,
+            !(path.contains("failed") || path.contains("exhausted") || path.contains("pending")),
+            "{path}"
+        );
+    }
+    assert!(!console.service.log().contains("NATS refuses"), "{}", console.service.log());
+}
+
+#[tokio::test]
+async fn the_system_page_lists_every_stream_and_keys_are_listed_page_by_page() {
+    let stack = stack_on(None).await;
+    let console = Console::start(&stack).await;
+    let project_id = stack.api.project_id;
+    for number in 0..60 {
+        let sha256 = api_key::hash(&number.to_string());
+        let name = format!("key-{number}");
+        stack.call(&CreateKey { project_id, name, sha256, scopes: Scope::ALL.into(), expires_at: None }).await;
+    }
+    let operator = console.sign_in_as_operator(&stack).await;
+
+    let system = console.get("/system", &operator).await.text;
+    let first = console.get(&format!("/p/{project_id}/keys"), &operator).await.text;
+
+    let streams: Vec<String> = stack.js().stream_names().map(|name| name.expect("a name")).collect().await;
+    assert!(streams.len() >= 9, "{streams:?}");
+    for stream in streams {
+        assert!(system.contains(&format!("<td>{stream}</td>")), "{stream}: {system}");
+    }
+    let (_, rest) = first.split_once(r#"<a rel="next" href=""#).expect("a next page");
+    let next = rest.split('"').next().expect("a URL").replace("&amp;", "&");
+    let second = console.get(&next, &operator).await.text;
+    let shown =
+        |page: &str| (0..60).filter(|number| page.contains(&format!("<td>key-{number}</td>"))).collect::<BTreeSet<_>>();
+    let (of_first, of_second) = (shown(&first), shown(&second));
+    assert!(of_first.is_disjoint(&of_second), "{of_first:?} {of_second:?}");
+    assert_eq!(of_first.len() + of_second.len(), 60);
+    assert_eq!(first.matches("/revoke").count(), 50);
+    assert!(!second.contains(r#"rel="next""#), "{second}");
+    // The page of a key beyond the first page.
+    let (_, rest) = second.rsplit_once(&format!("/p/{project_id}/keys/")).expect("a link");
+    let revoke = format!("/p/{project_id}/keys/{}/revoke", rest.split('/').next().expect("an id"));
+    assert!(console.get(&revoke, &operator).await.text.contains("Requests with this key are refused"));
 }
 
 /// The form token of a page.

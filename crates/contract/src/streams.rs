@@ -81,6 +81,13 @@ const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
 /// and webhook-notifier recognizes it by its deliveries.
 const EVENTS_DUPLICATE_WINDOW: Duration = Duration::from_secs(30);
 
+/// The names of all streams, those of the buckets included: what [`streams`] and [`buckets`] configure.
+pub fn names() -> Vec<String> {
+    let limits = StreamLimits { max_bytes: 0, replicas: 1 };
+    let streams = streams(limits, ObjectId::from_bytes([0; 12])).map(|stream| stream.name);
+    streams.into_iter().chain(buckets(limits).map(|bucket| format!("KV_{}", bucket.bucket))).collect()
+}
+
 /// The configuration of the streams; new ones get this mark.
 pub fn streams(limits: StreamLimits, mark: ObjectId) -> [Config; 4] {
     let stream = |name: &str, subjects: &str, discard, max_bytes| Config {

@@ -5,10 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use async_nats::{Client, jetstream::stream::Info};
 use contract::{
     rpc::{GetRecovery, RecoveryStatus},
-    streams::{
-        API_KEYS, CONSOLE_LOGINS, IDEMPOTENCY, LEAD_COMMANDS, LEAD_DEAD_LETTERS, LEAD_EVENTS, NOTIFIER_CONSUMER,
-        PROCESSES, WEBHOOK_EVENTS,
-    },
+    streams::{self, LEAD_EVENTS, NOTIFIER_CONSUMER},
 };
 use futures::{StreamExt, future::try_join_all};
 use maud::{Markup, html};
@@ -89,8 +86,6 @@ pub(crate) async fn show(visit: Visit) -> Result<Page, Fault> {
 }
 
 async fn streams(broker: &Broker) -> Result<Vec<StreamState>, Fault> {
-    let buckets = [API_KEYS, PROCESSES, IDEMPOTENCY, CONSOLE_LOGINS].map(|bucket| format!("KV_{bucket}"));
-    let names = [LEAD_COMMANDS, LEAD_EVENTS, WEBHOOK_EVENTS, LEAD_DEAD_LETTERS].map(str::to_owned);
     let read = async |name: String| match broker.js.get_stream(&name).await {
         Ok(stream) => Ok(StreamState::of(stream.cached_info())),
         Err(e) => {
@@ -98,7 +93,7 @@ async fn streams(broker: &Broker) -> Result<Vec<StreamState>, Fault> {
             Err(Fault::Unavailable(format!("The stream {name} cannot be read. Reload the page to try again.")))
         }
     };
-    try_join_all(names.into_iter().chain(buckets).map(read)).await
+    try_join_all(streams::names().into_iter().map(read)).await
 }
 
 async fn backlog(broker: &Broker) -> Result<EventBacklog, Fault> {
