@@ -363,9 +363,74 @@ const keyboard = async (page) => {
   assert.equal(await page.evaluate(() => document.activeElement.id), "search");
 };
 
+// Ctrl-K and Cmd-K: a page by its name, by arrows and by click; an id; and Esc.
+const palette = async (page) => {
+  const opened = async (keys = "Control+k") => {
+    await page.keyboard.press(keys);
+    await page.locator("#palette[open]").waitFor();
+  };
+  await go(page, project);
+  await opened();
+  await page.evaluate(axe);
+  await check(page, "the palette");
+  await page.keyboard.type("UPD");
+  assert.deepEqual(await page.locator("#palette li:visible").allTextContents(), ["Updates", "Go to “UPD”"]);
+  await page.keyboard.press("Enter");
+  await page.waitForURL(`**${project}/updates`);
+  await opened("Meta+k");
+  await page.keyboard.press("ArrowDown");
+  await page.keyboard.press("ArrowDown");
+  await page.keyboard.press("ArrowDown");
+  await page.keyboard.press("ArrowUp");
+  assert.equal(await page.locator("#palette li[aria-selected=true]").textContent(), "Leads");
+  await page.keyboard.press("Enter");
+  await page.waitForURL(`**${project}/leads`);
+  await page.focus("#search");
+  await opened();
+  await page.keyboard.type("not an id");
+  await page.keyboard.press("Escape");
+  await page.locator("#palette:not([open])").waitFor({ state: "attached" });
+  assert.equal(await page.evaluate(() => document.activeElement.id), "search");
+  await opened();
+  assert.equal(await page.inputValue("#palette-text"), "");
+  await page.keyboard.type(leadId);
+  await page.keyboard.press("Enter");
+  await page.waitForURL(`**${lead}`);
+  await opened();
+  await page.click("#palette li:text-is('System')");
+  await page.waitForURL("**/system");
+  await opened();
+  await page.keyboard.type(leadId);
+  await page.keyboard.press("Enter");
+  await page.waitForURL(`**${lead}`);
+  await page.keyboard.press("?");
+  await page.locator("#keys[open] dd:has-text('Go to a page by its name')").waitFor();
+};
+
 // The number of updates on the board; the page is not loaded again.
 const updatesOnBoard = (page) =>
   page.locator("section:has(h2:text-is('Updates in the last 24 hours')) tbody tr").first().textContent();
+
+// The numbers at the top of the board, and where they lead.
+const numbers = async (page) => {
+  const fact = (name) => page.locator(`dt:text-is('${name}') + dd`);
+  await go(page, `${project}?range=1h`);
+  for (const name of ["Apply lag", "Announce lag"]) assert.match(await fact(name).textContent(), /^\d+(\.\d)? (ms|s|min)/, name);
+  for (const [name, list] of [["Accepted and applied", "updates?from="], ["Succeeded", "updates?status=succeeded"], ["Delivered", "deliveries?status=delivered"]]) {
+    await go(page, `${project}?range=1h`);
+    assert.match(await fact(name).textContent(), /^\d.* per second$|^less than/, name);
+    await fact(name).locator("a").click();
+    await page.waitForURL((url) => url.href.includes(list));
+    assert.ok(await page.locator("main tbody tr").count(), `${name}: no rows`);
+  }
+  await go(page, `${project}?range=1h`);
+  await fact("Oldest pending delivery").locator("a").click();
+  await page.waitForURL("**/deliveries?status=pending*");
+  await page.goBack();
+  await page.locator("section:has(h2:text-is('Deliveries in the last hour')) tbody tr").nth(1).locator("a").click();
+  await page.waitForURL("**/deliveries?since=*until=*");
+  assert.ok(await page.locator("main tbody tr").count(), "no deliveries of the minute");
+};
 
 // A live page changes by itself, unless it is paused or hidden; then it catches up.
 const live = async (page, context) => {
@@ -463,6 +528,8 @@ await api("/api/v1/calls/ended", { leadId, callId: "shown" });
 for (const task of Object.values(tasks)) await task(page);
 await update(page, "teal");
 await keyboard(page);
+await palette(page);
+await numbers(page);
 await live(page, context);
 
 // The same without JavaScript.
@@ -525,5 +592,5 @@ assert.deepEqual(errors, []);
 await browser.close();
 endpoint.closeAllConnections();
 endpoint.close();
-const count = pages.length + 8;
+const count = pages.length + 9;
 console.log(`${count} pages without an error or violation; ${2 * (Object.keys(tasks).length + 1)} tasks done, half without JavaScript`);

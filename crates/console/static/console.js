@@ -1,4 +1,4 @@
-// Keyboard shortcuts and live pages. Every page works without them.
+// Keyboard shortcuts, the palette and live pages. Every page works without them.
 "use strict";
 
 // A live page: its stream sends the fragments that changed. A hidden page and a paused one have no stream.
@@ -162,5 +162,62 @@ const live = (() => {
     if (event.key === "/") event.preventDefault();
     act(event.key);
     previous = previous === "g" ? "" : event.key;
+  });
+})();
+
+// The palette: Ctrl-K, then a page's name, or anything that has a page.
+(() => {
+  const dialog = document.getElementById("palette");
+  if (!dialog) return;
+  const input = dialog.querySelector("input");
+  const all = Array.from(dialog.querySelectorAll("[role=option]"));
+  const search = document.getElementById("palette-go");
+  let selected = 0;
+
+  const shown = () => all.filter((option) => !option.hidden);
+
+  const select = (index) => {
+    const options = shown();
+    selected = options.length === 0 ? 0 : (index + options.length) % options.length;
+    for (const option of all) option.setAttribute("aria-selected", String(option === options[selected]));
+    input.setAttribute("aria-activedescendant", options[selected]?.id ?? "");
+    options[selected]?.scrollIntoView({ block: "nearest" });
+  };
+
+  const filter = () => {
+    const text = input.value.trim();
+    for (const option of all) option.hidden = !option.textContent.toLowerCase().includes(text.toLowerCase());
+    search.hidden = text === "";
+    search.textContent = text === "" ? "" : `Go to “${text}”`;
+    select(0);
+  };
+
+  const follow = (option) => {
+    if (!option) return;
+    const { href, go } = option.dataset;
+    dialog.close();
+    location.assign(href ?? go + encodeURIComponent(input.value.trim()));
+  };
+
+  document.addEventListener("keydown", (event) => {
+    if (!(event.ctrlKey || event.metaKey) || event.altKey || event.shiftKey || event.key.toLowerCase() !== "k") return;
+    event.preventDefault();
+    if (dialog.open) return dialog.close();
+    input.value = "";
+    filter();
+    dialog.showModal();
+    input.focus();
+  });
+  input.addEventListener("input", filter);
+  input.addEventListener("keydown", (event) => {
+    const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+    if (event.key !== "Enter" && !step) return;
+    event.preventDefault();
+    if (step) select(selected + step);
+    else follow(shown()[selected]);
+  });
+  dialog.addEventListener("click", ({ target }) => {
+    if (target === dialog) dialog.close();
+    else follow(target.closest("[role=option]"));
   });
 })();

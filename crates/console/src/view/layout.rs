@@ -6,7 +6,7 @@ use maud::{DOCTYPE, Markup, html};
 use crate::{
     assets,
     fault::Fault,
-    session::Session,
+    session::{Role, Session},
     view::parts::{clock_time, notice},
 };
 
@@ -74,6 +74,7 @@ pub(crate) fn page(frame: &Frame<'_>, content: &Markup) -> Markup {
                     (content)
                 }
                 (footer(frame))
+                @if let Some(session) = frame.session { (palette(session, frame.project)) }
             }
         }
     }
@@ -120,6 +121,33 @@ fn navigation(project: ObjectId, current: Section) -> Markup {
     }
 }
 
+/// A dialog that leads to a page by its name, or to an id. The script opens it; without the script the navigation and the
+/// search do the same.
+fn palette(session: &Session, project: Option<ObjectId>) -> Markup {
+    // Portal links show no other page.
+    if matches!(session.role, Role::Portal(_)) {
+        return html! {};
+    }
+    let below = project.map(|project| format!("/p/{project}"));
+    let pages = below.iter().flat_map(|base| SECTIONS.map(|(.., path, title)| (format!("{base}{path}"), title)));
+    let of_operators = [("/".to_owned(), "Projects"), ("/system".to_owned(), "System")];
+    let of_operators = of_operators.into_iter().filter(|_| session.role == Role::Operator);
+    let go = below.as_ref().map_or_else(|| "/go/".to_owned(), |base| format!("{base}/go?q="));
+    html! {
+        dialog #palette aria-label="Go to" {
+            label for="palette-text" { "Page, id, reference, phone or e-mail" }
+            input #palette-text type="text" role="combobox" aria-expanded="true" aria-controls="palette-pages"
+                aria-autocomplete="list" autocomplete="off" spellcheck="false";
+            ul #palette-pages role="listbox" aria-label="Pages" {
+                @for (number, (path, title)) in pages.chain(of_operators).enumerate() {
+                    li id={ "palette-" (number) } role="option" aria-selected="false" data-href=(path) { (title) }
+                }
+                li #palette-go role="option" aria-selected="false" data-go=(go) hidden {}
+            }
+        }
+    }
+}
+
 fn footer(frame: &Frame<'_>) -> Markup {
     html! {
         footer.bottom {
@@ -131,6 +159,8 @@ fn footer(frame: &Frame<'_>) -> Markup {
                         dt { kbd { "g" } " " kbd { (key) } }
                         dd { (title) }
                     }
+                    dt { kbd { "Ctrl" } " " kbd { "K" } }
+                    dd { "Go to a page by its name, or to an id, reference, phone or e-mail" }
                     dt { kbd { "/" } }
                     dd { "Search" }
                     dt { kbd { "j" } " " kbd { "k" } }
@@ -157,8 +187,12 @@ pub(crate) fn fault(fault: &Fault) -> Markup {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use contract::console::PortalTarget;
+
     use super::*;
-    use crate::session::Role;
+    use crate::session::{Portal, tests::key};
 
     #[test]
     fn a_page_has_a_frame_without_anything_inline() {
@@ -185,10 +219,32 @@ mod tests {
             page.contains(r#"href="/p/111111111111111111111111/leads" data-key="l" aria-current="page""#),
             "{page}"
         );
+        let options: Vec<_> =
+            page.split(r#"role="option""#).skip(1).filter_map(|rest| rest.split('>').nth(1)).collect();
+        let expected = ["Board", "Updates", "Leads", "Calls", "Deliveries", "Callbacks", "Processes", "API keys"];
+        let expected: Vec<_> =
+            expected.iter().chain(&["Projects", "System", ""]).map(|name| format!("{name}</li")).collect();
+        assert_eq!(options, expected);
         // The content security policy forbids all of these.
         for inline in ["<style", "style=", "onclick", "javascript:", "http://", "https://"] {
             assert!(!page.contains(inline), "{inline}: {page}");
         }
+    }
+
+    #[test]
+    fn the_palette_leads_a_key_to_its_project_and_a_portal_link_nowhere() {
+        let project = ObjectId::from_bytes([0x11; 12]);
+        let session =
+            |role| Session { role, form_token: "f0".into(), ends_at: Timestamp::from_millis(0), credential: None };
+        let key = palette(&session(Role::Key(Arc::new(key()))), Some(project)).0;
+        assert!(key.contains(r#"data-href="/p/111111111111111111111111/keys""#), "{key}");
+        assert!(key.contains(r#"data-go="/p/111111111111111111111111/go?q=""#), "{key}");
+        assert!(!key.contains(r#"data-href="/system""#), "{key}");
+        let operator = palette(&session(Role::Operator), None).0;
+        assert!(operator.contains(r#"data-go="/go/""#) && operator.contains(r#"data-href="/system""#), "{operator}");
+        let target = PortalTarget::CallbackId(project);
+        let portal = Portal { project_id: project, target, may_act: false, name: "0".into() };
+        assert_eq!(palette(&session(Role::Portal(Arc::new(portal))), None).0, "");
     }
 
     #[test]
