@@ -545,7 +545,10 @@ async fn no_query_returns_the_data_of_another_project() {
             rpc::CreateKey::SUBJECT => vec![json!({
                 "projectId": project_id, "name": "x", "sha256": api_key::hash(&first.api.key), "scopes": ["leads:read"], "expiresAt": null,
             })],
-            rpc::ListKeys::SUBJECT => vec![json!({"projectId": project_id, "limit": 10})],
+            rpc::ListKeys::SUBJECT => vec![
+                json!({"projectId": project_id, "limit": 10}),
+                json!({"projectId": project_id, "limit": 10, "keyId": first.key_id}),
+            ],
             rpc::ListCallbacks::SUBJECT => vec![json!({"projectId": project_id, "details": true})],
             new => panic!("{new} is not checked: add how another project would reach for data there"),
         };
@@ -610,7 +613,8 @@ async fn no_query_returns_the_data_of_another_project() {
                 (rpc::CreateKey::SUBJECT, Err(_)) => {}
                 (rpc::ListKeys::SUBJECT, Ok(keys)) => {
                     let keys: Vec<ApiKey> = serde_json::from_value(keys["items"].clone()).expect("keys");
-                    assert!(!keys.is_empty() && keys.iter().all(|key| key.project_id == project_id), "{what}");
+                    assert_eq!(keys.is_empty(), query.get("keyId").is_some(), "{what}");
+                    assert!(keys.iter().all(|key| key.project_id == project_id), "{what}");
                 }
                 _ => panic!("{what}"),
             }
