@@ -1,6 +1,6 @@
 //! Callbacks that are paused, off or disabled: their deliveries are recorded and wait; none is lost, and none is sent.
 
-use contract::{ObjectId, rpc::ProcessChangeResult};
+use contract::{ObjectId, rpc::ProcessChangeResult, streams::PROCESSES, subject::process_key};
 use reqwest::Method;
 use serde_json::{Value, json};
 use test_support::eventually;
@@ -131,4 +131,45 @@ async fn a_paused_callback_refuses_redeliveries_and_only_its_project_pauses_it()
         let path = format!("/api/v1/processes/{}/callbacks/{unknown}/{action}", process_id(&applied));
         assert_refused(stack.api.ask(Method::POST, &path, &[], &Value::Null).await, 404, "callback_not_found");
     }
+}
+
+#[tokio::test]
+async fn the_pause_of_a_removed_callback_ends_and_that_of_an_unreadable_process_stays() {
+    let mut stack = Stack::start().await;
+    let applied = stack.process_calling(&["crm", "old", "other"]).await;
+    let [crm, old, other] = [0, 1, 2].map(|place: usize| applied.process.callbacks[place].callback_id);
+    let callbacks = json!([{"name": "lost", "url": stack.receiver.url("/lost")}]);
+    let spec = json!({
+        "projectId": stack.api.project_id, "name": "unreadable", "states": [{"name": "new"}], "callbacks": callbacks,
+    });
+    let unreadable = stack.apply(spec).await;
+    stack.backdate_processes().await;
+    let lost = unreadable.process.callbacks[0].callback_id;
+    for callback in [crm, old, other] {
+        post(&stack, &applied, callback, "pause").await;
+    }
+    post(&stack, &unreadable, lost, "pause").await;
+    // As the version before paused it: the next start finds its process.
+    let forget =
+        format!("UPDATE webhooks.paused_callbacks SET project_id = NULL WHERE callback_id = decode('{old}', 'hex')");
+    stack.sql(&forget).await;
+    assert!(stack.notifier.terminate().await.success());
+    stack.notifier.restart().await;
+    stack.wait_for_count("SELECT count(*) FROM webhooks.paused_callbacks WHERE project_id IS NULL", 0).await;
+
+    for callback in [crm, old] {
+        let path = format!("/api/v1/processes/{}/callbacks/{callback}", process_id(&applied));
+        assert_ok(stack.api.ask(Method::DELETE, &path, &[], &Value::Null).await);
+    }
+    let bucket = stack.js().get_key_value(PROCESSES).await.expect("the bucket");
+    let key = process_key(stack.api.project_id, Some(process_id(&unreadable)));
+    bucket.put(key, "{".into()).await.expect("written");
+    assert!(stack.notifier.terminate().await.success());
+    stack.notifier.restart().await;
+
+    stack.wait_for_count("SELECT count(*) FROM webhooks.paused_callbacks", 2).await;
+    let paused = sqlx::query_scalar::<_, Vec<u8>>("SELECT callback_id FROM webhooks.paused_callbacks ORDER BY 1");
+    let mut expected = [other, lost].map(|id| id.as_bytes().to_vec());
+    expected.sort();
+    assert_eq!(paused.fetch_all(&stack.pool).await.expect("the pauses"), expected);
 }

@@ -25,6 +25,7 @@ use crate::{
     admission::endpoint::Endpoint,
     callback_health::{CallbackHealth, Hold},
     http::{dns::Dns, guard::Guard, request::PreparedCallback},
+    store::health::ConfiguredIn,
 };
 
 /// How often callbacks are checked for secrets that cannot be opened. Longer reports them later; a check reads memory
@@ -193,6 +194,29 @@ impl Callbacks {
         let all = self.view.all();
         let callbacks = all.iter().flat_map(|process| &process.callbacks);
         callbacks.filter(|callback| self.health.hold(callback).is_some()).map(|callback| callback.callback_id).collect()
+    }
+
+    /// The process that configures a callback, as far as memory has it.
+    pub(crate) fn process_of(&self, callback_id: ObjectId) -> Option<ConfiguredIn> {
+        let has = |process: &&Arc<ConfiguredProcess>| {
+            process.callbacks.iter().any(|callback| callback.callback_id == callback_id)
+        };
+        let all = self.view.all();
+        let process = all.iter().find(has)?;
+        Some(ConfiguredIn { project_id: process.project_id, process_id: process.process_id })
+    }
+
+    /// Whether a callback is gone from its process, which is still configured. The bucket decides: memory may be behind it.
+    pub(crate) async fn is_removed(
+        &self,
+        callback_id: ObjectId,
+        process: ConfiguredIn,
+    ) -> Result<bool, ProcessUnreadable> {
+        let process = self.stored(&process_key(process.project_id, process.process_id)).await?;
+        let lacks = |process: Arc<ConfiguredProcess>| {
+            process.callbacks.iter().all(|callback| callback.callback_id != callback_id)
+        };
+        Ok(process.is_some_and(lacks))
     }
 
     /// Whether any callback has `ordering: "lead"`.

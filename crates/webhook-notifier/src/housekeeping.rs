@@ -1,5 +1,5 @@
-//! 7 Deliver: creates and drops partitions of the delivery log, ends held deliveries in old ones, and purges delivered
-//! events.
+//! 7 Deliver: creates and drops partitions of the delivery log, ends held deliveries in old ones and pauses of removed
+//! callbacks, and purges delivered events.
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,7 +15,10 @@ use service_kit::{
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::{callbacks::Callbacks, store};
+use crate::{
+    callbacks::Callbacks,
+    store::{self, error::StoreError},
+};
 
 /// How often partitions are created and dropped.
 const PARTITIONS_INTERVAL: Duration = Duration::from_secs(60 * 60);
@@ -32,7 +35,7 @@ const CONFIGURATION_POLL: Duration = Duration::from_secs(1);
 /// How often delivered events are purged. Longer lets a full stream stay full for longer.
 const PURGE_INTERVAL: Duration = Duration::from_secs(15);
 
-/// Creates and drops partitions, and deletes old statistics, until shutdown.
+/// Creates and drops partitions, deletes old statistics, and ends the pauses of removed callbacks, until shutdown.
 pub(crate) async fn partitions(
     pool: Pool,
     retention: Retention,
@@ -46,6 +49,9 @@ pub(crate) async fn partitions(
         expire_held(&pool, &callbacks, retention, &outbox).await;
         drop_partitions(&pool, retention).await;
         delete_counts(&pool, statistics).await;
+        if let Err(e) = end_pauses(&pool, &callbacks).await {
+            tracing::warn!("cannot end the pauses of removed callbacks: {}", error_chain(&e));
+        }
     };
     every(PARTITIONS_INTERVAL, shutdown, maintain).await
 }
@@ -55,9 +61,7 @@ pub(crate) async fn partitions(
 async fn expire_held(pool: &Pool, callbacks: &Callbacks, retention: Retention, outbox: &Notify) {
     let Some(cutoff) = retention.cutoff(clock::now()) else { return };
     // At the start, a callback that is off may not be known yet.
-    while !callbacks.view.is_complete() {
-        tokio::time::sleep(CONFIGURATION_POLL).await;
-    }
+    wait_for_configuration(callbacks).await;
     let held = callbacks.held();
     let mut expired = 0;
     loop {
@@ -78,6 +82,31 @@ async fn expire_held(pool: &Pool, callbacks: &Callbacks, retention: Retention, o
         tracing::warn!(expired, "exhausted deliveries that waited for their callback longer than DELIVERY_RETENTION");
         outbox.notify_one();
     }
+}
+
+async fn wait_for_configuration(callbacks: &Callbacks) {
+    while !callbacks.view.is_complete() {
+        tokio::time::sleep(CONFIGURATION_POLL).await;
+    }
+}
+
+/// Ends the pauses of callbacks that were removed from their process. The pauses of a process that is missing stay: a lost bucket
+/// is filled again.
+async fn end_pauses(pool: &Pool, callbacks: &Callbacks) -> Result<(), StoreError> {
+    wait_for_configuration(callbacks).await;
+    let mut found = Vec::new();
+    for (callback_id, known) in store::health::pauses(pool).await? {
+        match (callbacks.process_of(callback_id), known) {
+            (Some(process), known) if known != Some(process) => found.push((callback_id, process)),
+            // One whose process cannot be read stays paused, too.
+            (None, Some(process)) if callbacks.is_removed(callback_id, process).await.is_ok_and(|removed| removed) => {
+                store::health::resume_callback(pool, callback_id).await?;
+                tracing::info!(%callback_id, "ended the pause of a removed callback");
+            }
+            _ => {}
+        }
+    }
+    store::health::note_processes(pool, &found).await
 }
 
 /// Drops old months. A month with a pending delivery stays.

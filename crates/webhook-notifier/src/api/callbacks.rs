@@ -82,7 +82,10 @@ impl CallbackApi {
     async fn pause(self, query: PauseCallback) -> Result<PauseResult, RpcError> {
         let PauseCallback { callback_id, paused } = query;
         let was_paused = match paused {
-            true => store::health::pause_callback(&self.pool, callback_id, clock::now()).await?,
+            true => {
+                let process = self.callbacks.process_of(callback_id);
+                store::health::pause_callback(&self.pool, callback_id, process, clock::now()).await?
+            }
             false => store::health::resume_callback(&self.pool, callback_id).await?,
         };
         // The other replicas follow within a second.

@@ -32,16 +32,72 @@ pub(crate) async fn paused_callbacks(pool: &Pool) -> Result<HashSet<ObjectId>, S
     Ok(ids.into_iter().map(id).collect())
 }
 
-/// Pauses a callback. Returns whether it was paused already.
-pub(crate) async fn pause_callback(pool: &Pool, callback_id: ObjectId, now: Timestamp) -> Result<bool, StoreError> {
+/// The process that configures a callback.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ConfiguredIn {
+    pub(crate) project_id: ObjectId,
+    /// None for the project's fallback callbacks.
+    pub(crate) process_id: Option<ObjectId>,
+}
+
+/// Pauses a callback of this process, if it is known. Returns whether it was paused already.
+pub(crate) async fn pause_callback(
+    pool: &Pool,
+    callback_id: ObjectId,
+    process: Option<ConfiguredIn>,
+    now: Timestamp,
+) -> Result<bool, StoreError> {
     let inserted = sqlx::query!(
-        "INSERT INTO webhooks.paused_callbacks (callback_id, paused_at) VALUES ($1, $2) ON CONFLICT DO NOTHING",
+        r#"
+        INSERT INTO webhooks.paused_callbacks (callback_id, paused_at, project_id, process_id) VALUES ($1, $2, $3, $4)
+        ON CONFLICT DO NOTHING
+        "#,
         callback_id.as_bytes(),
         OffsetDateTime::from(now),
+        process.as_ref().map(|process| &process.project_id.as_bytes()[..]),
+        process.as_ref().and_then(|process| process.process_id.as_ref()).map(|id| &id.as_bytes()[..]),
     )
     .execute(pool)
     .await?;
     Ok(inserted.rows_affected() == 0)
+}
+
+/// The paused callbacks, and the processes where they were found.
+pub(crate) async fn pauses(pool: &Pool) -> Result<Vec<(ObjectId, Option<ConfiguredIn>)>, StoreError> {
+    let rows = sqlx::query!(
+        r#"
+        SELECT callback_id AS "callback_id: [u8; 12]", project_id AS "project_id: [u8; 12]", process_id AS "process_id: [u8; 12]"
+        FROM webhooks.paused_callbacks
+        "#
+    )
+    .fetch_all(pool)
+    .await?;
+    let pauses = rows.into_iter().map(|row| {
+        let project_id = row.project_id.map(id);
+        let process = project_id.map(|project_id| ConfiguredIn { project_id, process_id: row.process_id.map(id) });
+        (id(row.callback_id), process)
+    });
+    Ok(pauses.collect())
+}
+
+/// Writes in which processes paused callbacks were found.
+pub(crate) async fn note_processes(pool: &Pool, found: &[(ObjectId, ConfiguredIn)]) -> Result<(), StoreError> {
+    let callback_ids = found.iter().map(|(id, _)| *id.as_bytes()).collect::<Vec<_>>();
+    let project_ids = found.iter().map(|(_, process)| *process.project_id.as_bytes()).collect::<Vec<_>>();
+    let process_ids = found.iter().map(|(_, process)| process.process_id.map(|id| *id.as_bytes())).collect::<Vec<_>>();
+    sqlx::query!(
+        r#"
+        UPDATE webhooks.paused_callbacks AS p SET project_id = f.project_id, process_id = f.process_id
+        FROM unnest($1::bytea[], $2::bytea[], $3::bytea[]) AS f (callback_id, project_id, process_id)
+        WHERE p.callback_id = f.callback_id
+        "#,
+        &callback_ids as &[[u8; 12]],
+        &project_ids as &[[u8; 12]],
+        &process_ids as &[Option<[u8; 12]>],
+    )
+    .execute(pool)
+    .await?;
+    Ok(())
 }
 
 /// Resumes a callback. Returns whether it was paused.
