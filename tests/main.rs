@@ -9,6 +9,7 @@ mod backlog;
 mod backup;
 mod bulk;
 mod call_sources;
+mod callback_failures;
 mod callback_filters;
 mod calls;
 mod cluster;

@@ -224,6 +224,9 @@ async fn send_every_query(stack: &Stack, process_id: &str, lead: &str, first: &s
     let past = json!({"since": "2026-01-01T00:00:00Z", "dryRun": true});
     assert_ok(api.post(&format!("{callback}/backfill"), &past).await);
     assert_ok(api.get(&process).await);
+    let failing = exhausted.split('-').nth(1).expect("the id of a callback");
+    let failures = assert_ok(api.get(&format!("{process}/callbacks/{failing}/failures")).await);
+    assert_ne!(failures["data"]["groups"], json!([]));
     assert_ok(api.ask(Method::DELETE, &callback, &[], &json!({})).await);
     report_a_call(stack, &process).await;
     send_operators_queries(stack).await;

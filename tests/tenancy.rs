@@ -233,6 +233,9 @@ fn reaching(endpoint: &gateway::Endpoint, first: &Tenant, second: ObjectId) -> V
             (callback_path + "/rotate-secret", Some(json!({"overlapSeconds": 0})), 404),
             (fallback_path + "/rotate-secret", Some(json!({})), 404),
         ],
+        ("GET", "/api/v1/processes/{processId}/callbacks/{callbackId}/failures") => {
+            vec![(callback_path + "/failures", None, 404), (fallback_path + "/failures", None, 404)]
+        }
         ("POST", "/api/v1/processes/{processId}/callbacks/{callbackId}/test") => {
             vec![(callback_path + "/test", Some(json!({})), 404), (fallback_path + "/test", Some(json!({})), 404)]
         }
@@ -529,6 +532,9 @@ async fn no_query_returns_the_data_of_another_project() {
                 .map(|change| json!({"projectId": project_id, "process": {"id": process_id}, "change": change}))
                 .into()
             }
+            rpc::GroupFailures::SUBJECT => {
+                vec![json!({"projectId": project_id, "callbackId": callback_id, "since": 0})]
+            }
             rpc::TestCallback::SUBJECT => {
                 vec![json!({"projectId": project_id, "processId": process_id, "callbackId": callback_id})]
             }
@@ -600,6 +606,9 @@ async fn no_query_returns_the_data_of_another_project() {
                 }
                 (rpc::CountUpdates::SUBJECT | rpc::CountDeliveries::SUBJECT, Ok(counts)) => {
                     assert!(!counts.to_string().contains(&process_id.to_string()), "{what}");
+                }
+                (rpc::GroupFailures::SUBJECT, Ok(failures)) => {
+                    assert_eq!(failures["groups"], json!([]), "{what}")
                 }
                 (rpc::CountActivities::SUBJECT, Ok(counts)) => assert_eq!(counts["calls"]["attempts"], 0, "{what}"),
                 (rpc::ListCallbacks::SUBJECT, Ok(callbacks)) => assert_eq!(callbacks, &json!([]), "{what}"),

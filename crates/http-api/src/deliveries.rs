@@ -72,6 +72,64 @@ impl From<rpc::Delivery> for DeliveryDetails {
     }
 }
 
+/// The body of `GET …/callbacks/{callbackId}/failures`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct CallbackFailuresResponse {
+    /// Always true.
+    pub success: bool,
+    /// The failures.
+    pub data: CallbackFailures,
+    /// What the request contained and was ignored.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+}
+
+/// The failures of a callback.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct CallbackFailures {
+    /// The groups, those with most deliveries first; at most 100.
+    pub groups: Vec<FailureGroup>,
+    /// Whether every failed delivery is counted. At most 500 pending and 500 exhausted ones are read, and at most 50 000
+    /// exhausted ones of the project are searched.
+    pub complete: bool,
+}
+
+/// Deliveries whose last attempt failed in the same way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct FailureGroup {
+    /// The status of the response to the last attempt, if there was one.
+    pub status_code: Option<u16>,
+    /// What went wrong in the last attempt, or why the delivery was given up.
+    pub error: Option<String>,
+    /// How many of the deliveries are pending: they are attempted again.
+    pub pending: i64,
+    /// How many of the deliveries are exhausted.
+    pub exhausted: i64,
+    /// When the last of them failed.
+    pub last_at: DateTime,
+    /// The delivery that failed last, as `deliveryId`.
+    pub sample: String,
+    /// The first bytes of the response to its last attempt.
+    pub response: Option<String>,
+}
+
+response_from!(group: rpc::FailureGroup => FailureGroup {
+    status_code, error, pending, exhausted, last_at, response,
+} with { sample: group.sample.to_string() });
+
+impl From<rpc::CallbackFailures> for CallbackFailures {
+    fn from(failures: rpc::CallbackFailures) -> Self {
+        let rpc::CallbackFailures { groups, complete } = failures;
+        Self { groups: groups.into_iter().map(Into::into).collect(), complete }
+    }
+}
+
 /// The body of `POST /api/v1/deliveries/recover`. Unknown fields are refused: ignoring a misspelt filter would repeat
 /// more deliveries than intended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -154,3 +212,7 @@ example!(
 );
 example!(backfill_request: BackfillRequest, r#"{"since":"2026-01-12T00:00:00.000Z","perSecond":50,"dryRun":true}"#);
 example!(recover_result: RecoverResult, r#"{"deliveries":1250,"dryRun":false,"until":"2026-01-14T08:00:25.000Z","next":null}"#);
+example!(
+    callback_failures_response: CallbackFailuresResponse,
+    r#"{"success":true,"data":{"groups":[{"statusCode":503,"error":"the endpoint answered 503 Service Unavailable","pending":41,"exhausted":3,"lastAt":"2026-01-12T09:30:00.053Z","sample":"6b0426971c73026dafa27e40-696102a4b8c1d2e3f4a5b604","response":"maintenance until noon"}],"complete":true}}"#
+);

@@ -20,7 +20,10 @@ mod updates;
 
 pub use crate::{
     calls::{Call, CallActivity, CallEndedRequest, CallStartedRequest, EventIgnored},
-    deliveries::{BackfillRequest, DeliveryDetails, ListedDelivery, RecoverRequest, RecoverResult},
+    deliveries::{
+        BackfillRequest, CallbackFailures, CallbackFailuresResponse, DeliveryDetails, FailureGroup, ListedDelivery,
+        RecoverRequest, RecoverResult,
+    },
     examples::Example,
     keys::ApiKey,
     leads::{

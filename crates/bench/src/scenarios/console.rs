@@ -87,9 +87,13 @@ const LISTS: &[(&str, &str)] = &[
     ("statistics of a day", "stats"),
     ("statistics of 30 days by code", "stats?from={month}&step=day&by=code"),
     ("statistics of 30 days by callback", "stats?from={month}&step=day&by=callback"),
+    ("statistics of a callback", "stats?callbackId={callback}"),
+    ("statistics of a callback, 30 days", "stats?from={month}&step=day&callbackId={callback}"),
     ("keys", "keys"),
     ("processes", "processes"),
     ("callbacks", "processes/{process}/callbacks"),
+    ("failures of a callback", "processes/{process}/callbacks/{callback}/failures"),
+    ("failures of a callback, 30 days", "processes/{process}/callbacks/{callback}/failures?since={month}"),
 ];
 
 /// Pages of the console.

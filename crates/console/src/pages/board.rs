@@ -82,7 +82,7 @@ pub(crate) async fn show(visit: Visit) -> Result<Page, Fault> {
     };
     let delivery_counts = async {
         role.check(project_id, Scope::LeadsRead)?;
-        visit.request(&CountDeliveries { project_id, range, by: None }).await
+        visit.request(&CountDeliveries { project_id, range, by: None, callback_id: None }).await
     };
     let lag = visit.request(&GetLag {});
     let (lag, update_counts, codes, delivery_counts, callbacks, exhausted, pending, leads, processes) = tokio::join!(

@@ -1,14 +1,14 @@
 //! Callbacks: their health, and one with its configuration and last deliveries.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use contract::{
     ObjectId, Timestamp,
     key::Scope,
     process::{Callback, CallbackAuth, ClientCertificate, EventKind, FilterCondition, Ordering, Process},
     rpc::{
-        CallbackState, CallbackStatus, DeliveryStatus, GetProcess, ListDeliveries, ListedDelivery, MAX_PENDING_COUNTED,
-        Page as ListPage, ProcessSelector,
+        CallbackFailures, CallbackState, CallbackStatus, CountDeliveries, DeliveryCounts, DeliveryStatus, GetProcess,
+        GroupFailures, ListDeliveries, ListedDelivery, MAX_PENDING_COUNTED, Page as ListPage, ProcessSelector,
     },
     subject::NO_PROCESS,
 };
@@ -16,7 +16,10 @@ use maud::{Markup, html};
 
 use crate::{
     fault::Fault,
-    pages::deliveries,
+    pages::{
+        deliveries, failures,
+        statistics::{self, Covered},
+    },
     respond::Page,
     view::{
         layout::Section,
@@ -27,6 +30,8 @@ use crate::{
 
 /// How many deliveries of each kind a callback shows; the list has all.
 const SHOWN: u32 = 10;
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The actions on a callback: path and label.
 const ACTIONS: [(&str, &str); 8] = [
@@ -97,6 +102,9 @@ fn process(project: ObjectId, callback: &CallbackStatus) -> Markup {
 
 /// What a callback's page shows beside its health.
 pub(super) struct Around {
+    pub(super) covered: Covered,
+    pub(super) counts: Result<Vec<DeliveryCounts>, Fault>,
+    pub(super) failures: Result<CallbackFailures, Fault>,
     pub(super) process: Result<Process, Fault>,
     pub(super) pending: Result<ListPage<ListedDelivery>, Fault>,
     pub(super) exhausted: Result<ListPage<ListedDelivery>, Fault>,
@@ -121,12 +129,25 @@ pub(crate) async fn show(visit: Visit) -> Result<Page, Fault> {
         };
         visit.request(&query).await
     };
-    let (process, pending, exhausted) = tokio::join!(
+    let covered = Covered::new(None, visit.now)?;
+    let range = covered.range;
+    let counts = async {
+        visit.session.role.check(project_id, Scope::LeadsRead)?;
+        let query = CountDeliveries { project_id, range, by: None, callback_id: Some(callback_id) };
+        visit.request(&query).await
+    };
+    let failures = async {
+        visit.session.role.check(project_id, Scope::LeadsRead)?;
+        visit.request(&GroupFailures { project_id, callback_id, since: visit.now.minus(DAY) }).await
+    };
+    let (counts, failures, process, pending, exhausted) = tokio::join!(
+        counts,
+        failures,
         visit.request(&process),
         deliveries(DeliveryStatus::Pending),
         deliveries(DeliveryStatus::Exhausted)
     );
-    let around = Around { process, pending, exhausted };
+    let around = Around { covered, counts, failures, process, pending, exhausted };
     let content = render(project_id, &callback, &around, visit.now);
     Ok(Page::Live { title: format!("Callback {}", callback.name), section: Section::Callbacks, content })
 }
@@ -171,6 +192,8 @@ pub(super) fn render(project: ObjectId, callback: &CallbackStatus, around: &Arou
                 }
             }
         }))
+        (panel("Deliveries in the last 24 hours", &around.counts, |counts| statistics::of_callback(project, callback.callback_id, counts, &around.covered)))
+        (panel("Failures in the last 24 hours", &around.failures, |found| failures::groups(project, callback.callback_id, found)))
         (panel("Configuration", &around.process, |process| {
             match process.callbacks.iter().find(|known| known.callback_id == callback.callback_id) {
                 Some(callback) => configuration(callback),

@@ -6,6 +6,7 @@ pub(crate) mod callbacks;
 pub(crate) mod calls;
 pub(crate) mod dead_letters;
 pub(crate) mod deliveries;
+mod failures;
 pub(crate) mod go;
 pub(crate) mod keys;
 pub(crate) mod leads;

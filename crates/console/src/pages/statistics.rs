@@ -69,15 +69,17 @@ struct List {
     path: String,
     /// The names of the list's parameters for the begin and the end of a time.
     times: [&'static str; 2],
+    /// Of this callback only.
+    callback: Option<ObjectId>,
 }
 
 impl List {
     fn updates(project: ObjectId) -> Self {
-        Self { path: format!("/p/{project}/updates"), times: ["from", "to"] }
+        Self { path: format!("/p/{project}/updates"), times: ["from", "to"], callback: None }
     }
 
     fn deliveries(project: ObjectId) -> Self {
-        Self { path: format!("/p/{project}/deliveries"), times: ["since", "until"] }
+        Self { path: format!("/p/{project}/deliveries"), times: ["since", "until"], callback: None }
     }
 
     /// The URL of its part in this time with this status; an empty one is none.
@@ -85,6 +87,9 @@ impl List {
         let mut query = form_urlencoded::Serializer::new(String::new());
         if !status.is_empty() {
             query.append_pair("status", status);
+        }
+        if let Some(callback) = self.callback {
+            query.append_pair("callback", &callback.to_string());
         }
         query.append_pair(self.times[0], &from.to_iso());
         if let Some(to) = to {
@@ -154,6 +159,49 @@ pub(super) fn deliveries(project: ObjectId, counts: &[DeliveryCounts], covered: 
         ("Exhausted", "exhausted"),
     ];
     charted("deliveries", "Deliveries", &List::deliveries(project), columns, &bars, &steps, covered)
+}
+
+/// How well a callback does: its success rate, how long it takes, and a small chart and a table of its deliveries.
+pub(super) fn of_callback(
+    project: ObjectId,
+    callback: ObjectId,
+    counts: &[DeliveryCounts],
+    covered: &Covered,
+) -> Markup {
+    let sum = |count: fn(&DeliveryCounts) -> i64| counts.iter().map(count).sum::<i64>();
+    let (delivered, failed) = (sum(|counts| counts.delivered), sum(|counts| counts.failed));
+    let within = [
+        ("≤ 100 ms", sum(|counts| counts.within_100ms)),
+        ("≤ 1 s", sum(|counts| counts.within_1s)),
+        ("≤ 10 s", sum(|counts| counts.within_10s)),
+    ];
+    let bars: Vec<_> = counts.iter().map(|counts| (counts.at, [counts.delivered, counts.exhausted])).collect();
+    let row = |counts: &DeliveryCounts| (counts.at, [counts.delivered, counts.exhausted, counts.failed]);
+    let steps: Vec<_> = counts.iter().map(row).collect();
+    let list = List { callback: Some(callback), ..List::deliveries(project) };
+    let columns = [("Delivered", "delivered"), ("Exhausted", "exhausted"), ("Attempts failed", "")];
+    html! {
+        dl.facts {
+            (fact("Success rate", success_rate(delivered, failed).map(|rate| html! { (rate) " of " (delivered + failed) " attempts" })))
+            (fact("p95", p95(delivered, within).map(|bound| html! { (bound) " for 95 % of the accepted attempts" })))
+        }
+        div.spark { (charted("deliveries", "Deliveries", &list, columns, &bars, &steps, covered)) }
+    }
+}
+
+/// The share of attempts that were accepted, rounded down: 100 % means all.
+fn success_rate(delivered: i64, failed: i64) -> Option<String> {
+    let permille = (delivered * 1000).checked_div(delivered + failed)?;
+    Some(format!("{}.{} %", permille / 10, permille % 10))
+}
+
+/// The shortest counted duration that 95 % of the accepted attempts did not exceed.
+fn p95(delivered: i64, within: [(&'static str, i64); 3]) -> Option<&'static str> {
+    if delivered == 0 {
+        return None;
+    }
+    let bound = within.into_iter().find(|(_, count)| count * 100 >= delivered * 95);
+    Some(bound.map_or("> 10 s", |(bound, _)| bound))
 }
 
 /// The codes of most refused updates, each with a link to them.
@@ -242,5 +290,24 @@ mod tests {
         assert_eq!(rate(seconds * 2, &covered, now), "2.00");
         assert_eq!(rate(seconds * 1500, &covered, now), "1500");
         assert_eq!((rate(0, &covered, now), rate(1, &covered, now)), ("0".into(), "less than 0.01".into()));
+    }
+
+    #[test]
+    fn the_success_rate_is_of_attempts_and_rounded_down() {
+        assert_eq!(success_rate(0, 0), None);
+        let rates = [success_rate(7, 0), success_rate(0, 7), success_rate(1999, 1)].map(Option::unwrap);
+        assert_eq!(rates, ["100.0 %", "0.0 %", "99.9 %"]);
+    }
+
+    #[test]
+    fn the_p95_is_the_bound_that_contains_it() {
+        let p95 = |within_100ms, within_1s, within_10s| {
+            p95(100, [("≤ 100 ms", within_100ms), ("≤ 1 s", within_1s), ("≤ 10 s", within_10s)])
+        };
+        assert_eq!(p95(95, 100, 100), Some("≤ 100 ms"));
+        assert_eq!(p95(94, 95, 100), Some("≤ 1 s"));
+        assert_eq!(p95(0, 94, 95), Some("≤ 10 s"));
+        assert_eq!(p95(0, 0, 94), Some("> 10 s"));
+        assert_eq!(super::p95(0, [("≤ 100 ms", 0), ("≤ 1 s", 0), ("≤ 10 s", 0)]), None);
     }
 }

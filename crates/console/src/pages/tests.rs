@@ -9,9 +9,9 @@ use contract::{
     process::{AuthHeader, Callback, CallbackAuth, FilterCondition, Ordering, Process, Rules, State, StateKind},
     replay::Replay,
     rpc::{
-        Attempt, Call, CallbackDetails, CallbackState, CallbackStatus, Cursor, Delivery, DeliveryId, DeliveryStatus,
-        FoundUpdate, HistoryEntry, Lag, Lead, ListedDelivery, Page, ParkedUpdate, Update, UpdateCounts,
-        UpdateDeliveries, UpdateStatus,
+        Attempt, Call, CallbackDetails, CallbackFailures, CallbackState, CallbackStatus, Cursor, Delivery,
+        DeliveryCounts, DeliveryId, DeliveryStatus, FailureGroup, FoundUpdate, HistoryEntry, Lag, Lead, ListedDelivery,
+        Page, ParkedUpdate, Update, UpdateCounts, UpdateDeliveries, UpdateStatus,
     },
 };
 use http_api::{DateTime, DryRunOutcome, DryRunResponse, TestResult};
@@ -317,7 +317,33 @@ fn a_delivery_with_its_attempts() {
 
 #[test]
 fn a_callback() {
+    let group = |status_code: Option<u16>, error: &str, pending, exhausted| FailureGroup {
+        status_code,
+        error: Some(error.into()),
+        pending,
+        exhausted,
+        last_at: at(3000),
+        sample: listed(DeliveryStatus::Exhausted).id,
+        response: status_code.map(|_| "<h1>Service unavailable</h1>".into()),
+    };
+    let counts = |hour: i64, failed, exhausted| DeliveryCounts {
+        at: at(hour * 3_600_000),
+        group: None,
+        delivered: 90,
+        within_100ms: 80,
+        within_1s: 89,
+        within_10s: 90,
+        failed,
+        exhausted,
+    };
+    let failures = CallbackFailures {
+        groups: vec![group(Some(503), "the endpoint answered 503", 41, 3), group(None, "timed out & closed", 0, 1)],
+        complete: false,
+    };
     let around = callbacks::Around {
+        covered: Covered::new(None, at(0)).unwrap(),
+        counts: Ok(vec![counts(-1, 0, 0), counts(0, 20, 4)]),
+        failures: Ok(failures),
         process: Ok(process()),
         pending: Ok(page(vec![], None)),
         exhausted: Ok(page(vec![listed(DeliveryStatus::Exhausted)], Some("7"))),

@@ -225,6 +225,64 @@ pub struct ListedDelivery {
     pub error: Option<String>,
 }
 
+/// The most pending deliveries, and the most exhausted ones, that are grouped by their failure. More takes longer than a page
+/// should.
+pub const MAX_FAILURES_READ: i64 = 500;
+
+/// The most exhausted deliveries of a project, the newest first, among which those of a callback are searched. More finds older
+/// ones of a callback that rarely fails beside one that always does, and takes longer.
+pub const MAX_FAILURES_SEARCHED: i64 = 50_000;
+
+/// The most groups of failures in a reply. More may not fit into a message.
+pub const MAX_FAILURE_GROUPS: i64 = 100;
+
+/// Groups the failed deliveries of a callback by the status and the error of their last attempt: pending ones that were
+/// attempted, and exhausted ones.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct GroupFailures {
+    /// The callback's project.
+    pub project_id: ObjectId,
+    /// The callback.
+    pub callback_id: ObjectId,
+    /// Only deliveries that failed at this time or later.
+    pub since: Timestamp,
+}
+
+/// The failures of a callback.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct CallbackFailures {
+    /// The groups, those with most deliveries first; at most [`MAX_FAILURE_GROUPS`].
+    pub groups: Vec<FailureGroup>,
+    /// Whether every failed delivery is counted: at most [`MAX_FAILURES_READ`] pending and exhausted ones each are read, and
+    /// [`MAX_FAILURES_SEARCHED`] are searched.
+    pub complete: bool,
+}
+
+/// Deliveries whose last attempt failed in the same way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct FailureGroup {
+    /// The status of the response to the last attempt, if there was one.
+    pub status_code: Option<u16>,
+    /// Why it failed.
+    pub error: Option<String>,
+    /// How many of the deliveries are pending.
+    pub pending: i64,
+    /// How many of the deliveries are exhausted.
+    pub exhausted: i64,
+    /// When the last of them failed.
+    pub last_at: Timestamp,
+    /// The delivery that failed last.
+    pub sample: DeliveryId,
+    /// The first bytes of the response to its last attempt.
+    pub response: Option<String>,
+}
+
 /// Reads a delivery.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]

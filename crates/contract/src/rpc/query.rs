@@ -140,6 +140,7 @@ queries! {
     Redeliver "webhooks.rpc.delivery.redeliver" once => one ListedDelivery;
     RecoverDeliveries "webhooks.rpc.delivery.recover" once => one RecoveredDeliveries;
     CountDeliveries "webhooks.rpc.delivery.count" repeatable => list DeliveryCounts;
+    GroupFailures "webhooks.rpc.delivery.failures" repeatable => one CallbackFailures;
     ListCallbacks "webhooks.rpc.callback.list" repeatable => list CallbackStatus;
     EnableCallback "webhooks.rpc.callback.enable" repeatable => one EnableResult;
     PauseCallback "webhooks.rpc.callback.pause" repeatable => one PauseResult;

@@ -251,6 +251,9 @@ pub struct CountDeliveries {
     /// What to divide the counts by; by nothing if it is not of deliveries.
     #[serde(default)]
     pub by: Option<StatisticsGroup>,
+    /// Only attempts and deliveries of this callback.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub callback_id: Option<ObjectId>,
 }
 
 /// How attempts and deliveries of one step ended.

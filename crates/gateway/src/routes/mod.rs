@@ -81,6 +81,7 @@ pub(crate) mod callbacks {
     pub(crate) mod create;
     pub(crate) mod delete;
     pub(crate) mod enable;
+    pub(crate) mod failures;
     pub(crate) mod get;
     pub(crate) mod list;
     pub(crate) mod pause;
@@ -168,6 +169,7 @@ endpoints! {
     GET    "/api/v1/processes/{processId}/callbacks/{callbackId}"             ConfigRead  Other   callbacks::get;
     PUT    "/api/v1/processes/{processId}/callbacks/{callbackId}"             ConfigWrite Other   callbacks::put;
     DELETE "/api/v1/processes/{processId}/callbacks/{callbackId}"             ConfigWrite Other   callbacks::delete;
+    GET    "/api/v1/processes/{processId}/callbacks/{callbackId}/failures"    LeadsRead   Other   callbacks::failures;
     POST   "/api/v1/processes/{processId}/callbacks/{callbackId}/rotate-secret" ConfigWrite Other callbacks::rotate_secret;
     POST   "/api/v1/processes/{processId}/callbacks/{callbackId}/test"        ConfigWrite Other   callbacks::test;
     POST   "/api/v1/processes/{processId}/callbacks/{callbackId}/enable"      ConfigWrite Other   callbacks::enable;

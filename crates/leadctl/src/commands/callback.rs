@@ -21,6 +21,7 @@ use serde_json::{Value, json};
 use crate::{
     arguments::InProject,
     clients::admin::{self, Admin},
+    commands::callback_failures::Failures,
     commands::deliveries::RecoveryOptions,
     commands::process::{find_callback, parse_selector, selector_of, show_secrets, warn_of_urls},
     output::{self, escape::escaped},
@@ -75,6 +76,8 @@ pub(crate) enum Callback {
         #[command(flatten)]
         scope: InProject,
     },
+    /// Show why the deliveries of a callback fail: the status and error of their last attempts, with a sample of each.
+    Failures(Failures),
     /// Pause a callback: its deliveries are recorded and wait until it is resumed.
     #[command(after_help = "Example:\n  leadctl callback pause 6b0426971c73026dafa27e40")]
     Pause {
@@ -296,6 +299,7 @@ impl Callback {
                 let summary = pages.run(&client, query).await?;
                 output::show(admin.json, &summary, |summary| summary.say("deliveries", "made"))
             }
+            Self::Failures(failures) => failures.run().await,
             Self::Pause { callback_id, admin } => set_paused(&admin, callback_id, true).await,
             Self::Resume { callback_id, admin } => set_paused(&admin, callback_id, false).await,
             Self::Enable { callback_id, admin } => {

@@ -2,6 +2,7 @@
 
 pub(crate) mod call;
 pub(crate) mod callback;
+mod callback_failures;
 pub(crate) mod console;
 pub(crate) mod deliveries;
 pub(crate) mod events;

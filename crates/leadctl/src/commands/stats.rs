@@ -2,7 +2,7 @@
 
 use clap::Args;
 use contract::{
-    Timestamp,
+    ObjectId, Timestamp,
     rpc::{
         CountDeliveries, CountUpdates, DeliveryCounts, StatisticsGroup, StatisticsRange, StatisticsStep, UpdateCounts,
     },
@@ -33,17 +33,21 @@ pub(crate) struct Stats {
     /// What to divide the counts by: process, kind, code (of updates) or callback (of deliveries).
     #[arg(long)]
     by: Option<StatisticsGroup>,
+    /// Only attempts and deliveries of this callback.
+    #[arg(long, value_name = "CALLBACK")]
+    callback: Option<ObjectId>,
     #[command(flatten)]
     scope: InProject,
 }
 
 impl Stats {
     pub(crate) async fn run(self) -> anyhow::Result<()> {
-        let Self { from, to, step, by, scope: InProject { project_id, admin } } = self;
+        let Self { from, to, step, by, callback, scope: InProject { project_id, admin } } = self;
         let range = StatisticsRange::new(from, to, Some(step), clock::now())?;
         let client = admin.connect().await?;
         let updates = admin::request(&client, &CountUpdates { project_id, range, by }).await?;
-        let deliveries = admin::request(&client, &CountDeliveries { project_id, range, by }).await?;
+        let deliveries =
+            admin::request(&client, &CountDeliveries { project_id, range, by, callback_id: callback }).await?;
         if admin.json {
             return output::json(&Statistics {
                 from: DateTime(range.from),
@@ -54,8 +58,11 @@ impl Stats {
                 deliveries: Some(deliveries.into_iter().map(Into::into).collect()),
             });
         }
-        output::list("no updates", ["FROM", "SUCCEEDED", "FAILED", group_title(by)], &updates, update_row);
-        say("");
+        // Updates belong to no callback.
+        if callback.is_none() {
+            output::list("no updates", ["FROM", "SUCCEEDED", "FAILED", group_title(by)], &updates, update_row);
+            say("");
+        }
         let head =
             ["FROM", "DELIVERED", "IN 100 MS", "IN 1 S", "IN 10 S", "ATTEMPTS FAILED", "EXHAUSTED", group_title(by)];
         output::list("no deliveries", head, &deliveries, delivery_row);

@@ -8,9 +8,9 @@ use contract::{
     event::ERASED,
     event_kind::DeliveryKind,
     rpc::{
-        CountDeliveries, Cursor, Delivery, DeliveryCounts, DeliveryId, DeliveryStatus, ErrorCode, GetDelivery,
-        GetOutcomes, InvalidRange, ListDeliveries, ListUpdateDeliveries, ListUpdates, ListedDelivery, MAX_LIMIT,
-        Outcome, Page, Query, Redeliver, RpcError, UpdateDeliveries, clamp,
+        CallbackFailures, CountDeliveries, Cursor, Delivery, DeliveryCounts, DeliveryId, DeliveryStatus, ErrorCode,
+        GetDelivery, GetOutcomes, GroupFailures, InvalidRange, ListDeliveries, ListUpdateDeliveries, ListUpdates,
+        ListedDelivery, MAX_LIMIT, Outcome, Page, Query, Redeliver, RpcError, UpdateDeliveries, clamp,
     },
 };
 use service_kit::{
@@ -73,6 +73,7 @@ impl DeliveryApi {
         serve!(Self::recover);
         serve!(Self::backfill);
         serve!(Self::count);
+        serve!(Self::group_failures);
         Ok(())
     }
 
@@ -86,8 +87,12 @@ impl DeliveryApi {
 
     async fn count(self, query: CountDeliveries) -> Result<Vec<DeliveryCounts>, RpcError> {
         query.range.check()?;
-        let counts = store::statistics::count_deliveries(&self.pool, query.project_id, query.range, query.by).await?;
+        let counts = store::statistics::count_deliveries(&self.pool, &query).await?;
         Ok(counts.ok_or(InvalidRange::TooMany)?)
+    }
+
+    async fn group_failures(self, query: GroupFailures) -> Result<CallbackFailures, RpcError> {
+        Ok(store::failures::group(&self.pool, &query).await?)
     }
 
     async fn get(self, query: GetDelivery) -> Result<Delivery, RpcError> {

@@ -50,7 +50,7 @@ pub(super) fn kind_names() -> Vec<&'static str> {
     DeliveryKind::ALL.iter().map(|kind| kind.as_str()).collect()
 }
 
-fn delivery_id(update_id: [u8; 12], callback_id: [u8; 12], kind: &str) -> Result<DeliveryId, StoreError> {
+pub(super) fn delivery_id(update_id: [u8; 12], callback_id: [u8; 12], kind: &str) -> Result<DeliveryId, StoreError> {
     let update_id = id(update_id);
     Ok(DeliveryId { update_id, callback_id: id(callback_id), kind: parse_kind(kind, update_id)? })
 }

@@ -11,6 +11,7 @@ pub(crate) mod claim;
 pub(crate) mod deliveries;
 pub(crate) mod erasures;
 pub(crate) mod error;
+pub(crate) mod failures;
 pub(crate) mod health;
 pub(crate) mod operational;
 pub(crate) mod ordering;

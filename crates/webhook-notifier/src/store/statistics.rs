@@ -1,9 +1,6 @@
 //! Reads the counts of attempts and deliveries.
 
-use contract::{
-    ObjectId,
-    rpc::{DeliveryCounts, MAX_STATISTICS_ROWS, MAX_STATISTICS_STEPS, StatisticsGroup, StatisticsRange},
-};
+use contract::rpc::{CountDeliveries, DeliveryCounts, MAX_STATISTICS_ROWS, MAX_STATISTICS_STEPS, StatisticsGroup};
 use service_kit::postgres::Pool;
 use time::OffsetDateTime;
 
@@ -12,10 +9,9 @@ use super::error::StoreError;
 /// The counts of a project's deliveries, in order of time. None if too much would be read or returned.
 pub(crate) async fn count_deliveries(
     pool: &Pool,
-    project_id: ObjectId,
-    range: StatisticsRange,
-    by: Option<StatisticsGroup>,
+    query: &CountDeliveries,
 ) -> Result<Option<Vec<DeliveryCounts>>, StoreError> {
+    let CountDeliveries { project_id, range, by, callback_id } = query;
     let rows = sqlx::query!(
         r#"
         -- First the steps, then the groups: naming the group of each row takes longer than reading it.
@@ -29,9 +25,17 @@ pub(crate) async fn count_deliveries(
         FROM (SELECT date_bin($4, minute, 'epoch') AS at, process_id, callback_id, kind, sum(delivered_100ms) AS in_100ms,
                      sum(delivered_1s) AS in_1s, sum(delivered_10s) AS in_10s, sum(delivered_longer) AS longer,
                      sum(failed) AS failed, sum(exhausted) AS exhausted, count(*) AS read
-              FROM (SELECT * FROM webhooks.delivery_counts
-                    WHERE project_id = $1 AND minute >= $2 AND minute < $3
-                    LIMIT $6::bigint + 1) AS counted
+              FROM ((SELECT * FROM webhooks.delivery_counts
+                     WHERE $8::bytea IS NULL AND project_id = $1 AND minute >= $2 AND minute < $3
+                     LIMIT $6::bigint + 1)
+                    UNION ALL
+                    -- Of one callback minute by minute: the index has the minute first, and the rows of the other callbacks
+                    -- would be read, too.
+                    (SELECT c.* FROM generate_series($2, $3 - interval '1 minute', interval '1 minute') AS m (minute)
+                     CROSS JOIN LATERAL (SELECT * FROM webhooks.delivery_counts AS d
+                                         WHERE d.project_id = $1 AND d.minute = m.minute AND d.callback_id = $8) AS c
+                     WHERE $8 IS NOT NULL
+                     LIMIT $6::bigint + 1)) AS counted
               GROUP BY 1, 2, 3, 4) AS steps
         GROUP BY 1, 2 ORDER BY 1, 2 NULLS FIRST LIMIT $7::bigint + 1
         "#,
@@ -42,6 +46,7 @@ pub(crate) async fn count_deliveries(
         by.map(StatisticsGroup::as_str),
         MAX_STATISTICS_ROWS,
         MAX_STATISTICS_STEPS,
+        callback_id.as_ref().map(|id| &id.as_bytes()[..]),
     )
     .fetch_all(pool)
     .await?;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use contract::{
+    ObjectId,
     key::ApiKey,
     rpc::{self, CountDeliveries, CountUpdates, StatisticsGroup, StatisticsRange, StatisticsStep},
     warning::Warning,
@@ -20,6 +21,7 @@ use crate::{
 pub(crate) struct StatisticsQuery {
     range: StatisticsRange,
     by: Option<StatisticsGroup>,
+    callback_id: Option<ObjectId>,
 }
 
 impl FromQuery for StatisticsQuery {
@@ -30,7 +32,7 @@ impl FromQuery for StatisticsQuery {
         let by = parameters.text("by")?.map(|text| text.parse::<StatisticsGroup>());
         let by = by.transpose().map_err(|e| ApiError::field("by", e.to_string()))?;
         let range = StatisticsRange::new(from, to, step, clock::now()).map_err(|e| ApiError::Query(e.into()))?;
-        Ok(Self { range, by })
+        Ok(Self { range, by, callback_id: parameters.id("callbackId")? })
     }
 }
 
@@ -39,10 +41,10 @@ pub(crate) async fn handle(
     key: Arc<ApiKey>,
     Query { query, warnings }: Query<StatisticsQuery>,
 ) -> HandlerResult {
-    let StatisticsQuery { range, by } = query;
+    let StatisticsQuery { range, by, callback_id } = query;
     let project_id = key.project_id;
     let count_updates = CountUpdates { project_id, range, by };
-    let count_deliveries = CountDeliveries { project_id, range, by };
+    let count_deliveries = CountDeliveries { project_id, range, by, callback_id };
     let (updates, deliveries) = tokio::join!(app.request(&count_updates), app.request(&count_deliveries));
     response::ok(&statistics(range, by, updates?, deliveries, warnings)?)
 }
@@ -70,7 +72,7 @@ fn statistics(
 
 #[cfg(test)]
 pub(crate) fn operation() -> crate::openapi::Operation {
-    use crate::openapi::{date_time, one_of};
+    use crate::openapi::{date_time, id, one_of};
     crate::openapi::Operation::new("Statistics", "getStatistics", "Count updates and deliveries")
         .description(
             "Exact counts per minute, hour or day (UTC), by default of the last 24 hours by the hour. A range is at most 1 day \
@@ -85,6 +87,7 @@ pub(crate) fn operation() -> crate::openapi::Operation {
             "What to divide the counts by. Updates have no callback and deliveries no error code: they are not divided then",
             one_of(&["process", "kind", "code", "callback"]),
         )
+        .query("callbackId", "Only attempts and deliveries of this callback; the updates are all of the project", id())
         .query_example("step=hour&by=code")
         .returns::<StatisticsResponse>()
 }
@@ -97,14 +100,17 @@ mod tests {
     #[test]
     fn parameters_are_parsed() {
         let answer = |query: &str| match Query::<StatisticsQuery>::parse(query, &key()) {
-            Ok(Query { query: StatisticsQuery { range, by }, warnings }) => {
-                format!("?{query}\n    {} {by:?} {warnings:?}", serde_json::to_string(&range).unwrap())
+            Ok(Query { query: StatisticsQuery { range, by, callback_id }, warnings }) => {
+                let (range, callback_id) =
+                    (serde_json::to_string(&range).unwrap(), callback_id.map(|id| id.to_string()));
+                format!("?{query}\n    {range} {by:?} {callback_id:?} {warnings:?}")
             }
             Err(e) => format!("?{query}\n    {} {}: {e}", e.status().as_u16(), e.code()),
         };
         let answers = [
             "from=2026-01-12T04:10:00Z&to=2026-01-12T05:00:01Z&step=hour&by=code&group=7",
-            "to=2026-01-12T05:00:00Z&step=minute",
+            "to=2026-01-12T05:00:00Z&step=minute&callbackId=696102a4b8c1d2e3f4a5b604",
+            "callbackId=crm",
             "from=2026-01-12T04:10:00Z&to=2026-01-12T04:00:00Z",
             "from=2026-01-10T04:10:00Z&to=2026-01-12T04:00:00Z&step=minute",
             "step=week",
@@ -113,9 +119,11 @@ mod tests {
         .map(answer);
         insta::assert_snapshot!(answers.join("\n"), @r#"
         ?from=2026-01-12T04:10:00Z&to=2026-01-12T05:00:01Z&step=hour&by=code&group=7
-            {"from":1768190400000,"to":1768197600000,"step":"hour"} Some(Code) ["ignored as unknown: group"]
-        ?to=2026-01-12T05:00:00Z&step=minute
-            {"from":1768107600000,"to":1768194000000,"step":"minute"} None []
+            {"from":1768190400000,"to":1768197600000,"step":"hour"} Some(Code) None ["ignored as unknown: group"]
+        ?to=2026-01-12T05:00:00Z&step=minute&callbackId=696102a4b8c1d2e3f4a5b604
+            {"from":1768107600000,"to":1768194000000,"step":"minute"} None Some("696102a4b8c1d2e3f4a5b604") []
+        ?callbackId=crm
+            400 invalid_field: callbackId must be 24 hex digits
         ?from=2026-01-12T04:10:00Z&to=2026-01-12T04:00:00Z
             400 invalid_field: to must be later than from
         ?from=2026-01-10T04:10:00Z&to=2026-01-12T04:00:00Z&step=minute
