@@ -157,6 +157,8 @@ async fn services_that_are_restarted_one_after_the_other_during_a_fault_lose_not
     pair.stack.postgres.freeze().expect("a freeze");
     restart_services(&mut pair.stack, &load).await;
     drop(pair.promote().await);
+    // Otherwise the next failover may lose what is committed last: the standby was made before its primary was synchronous.
+    pair.stack.postgres.set_synchronous(true).await.expect("a setting");
     wait_for_progress(&pair.stack, &load).await;
 
     pair.stack.postgres.kill9().await.expect("a kill");
