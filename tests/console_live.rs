@@ -24,7 +24,8 @@ impl Stream {
         // A test may open more pages than people do.
         eventually(TEST_TIMEOUT, "the visitor may open a page", async || {
             let request = console.http.get(format!("{}{path}", console.url));
-            let request = request.header(ACCEPT, "text/event-stream").header(COOKIE, cookie);
+            // A stream lasts longer than any other response; each read of it has a deadline.
+            let request = request.timeout(10 * TEST_TIMEOUT).header(ACCEPT, "text/event-stream").header(COOKIE, cookie);
             let request = last.iter().fold(request, |request, last| request.header("last-event-id", *last));
             let response = request.send().await.expect("an answer");
             if response.status() == StatusCode::TOO_MANY_REQUESTS { Err(response.status()) } else { Ok(Self(response)) }
