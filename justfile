@@ -63,7 +63,7 @@ kind: image
     kubectl apply -k deploy/kubernetes/overlays/local
     kubectl -n leadrelay wait --for=condition=Available deployment --all --timeout=5m
 
-# Measure performance against floors of the same run: about 21 minutes and the build, on an idle machine; --json FILE keeps the results
+# Measure performance against floors of the same run: more than 20 minutes and the build, on an idle machine; --json FILE keeps the results
 bench *arguments="all":
     LEADRELAY_NATS_SERVER=$(.ci/nats-server) cargo run --profile dist -p bench -- {{arguments}}
 

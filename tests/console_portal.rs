@@ -273,6 +273,10 @@ async fn open_links_are_listed_to_those_who_may_make_them_and_revoked_there() {
     assert!(console.get("/portal", &visitor).await.location.starts_with("/login"));
     stack.leadctl_of_project(&["console", "revoke-portal-link", &ids[0]]).await.assert_ok();
     stack.leadctl_of_project(&["console", "portal-links"]).await.assert_prints(&["no open portal links"]);
+    for link in [&ids[0], &shared] {
+        let refused = stack.leadctl_of_project(&["console", "revoke-portal-link", link]).await;
+        assert!(refused.code != 0 && refused.stderr.contains("there is no such link"), "{}", refused.stderr);
+    }
     assert!(!console.service.log().contains("NATS refuses"), "{}", console.service.log());
 }
 

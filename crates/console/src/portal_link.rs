@@ -17,7 +17,7 @@ use service_kit::{clock, nats::error_chain};
 use sha2::{Digest, Sha256};
 use std::time::Duration;
 
-use crate::{app::App, fault::Fault, login_link::is_token};
+use crate::{app::App, fault::Fault, login_link::is_token, visit_rate};
 
 /// What every token begins with.
 const PREFIX: &str = "lrp_";
@@ -85,7 +85,9 @@ pub async fn create_portal_link(js: &jetstream::Context, new: NewPortalLink) -> 
 pub async fn list_portal_links(js: &jetstream::Context, project_id: ObjectId) -> anyhow::Result<Vec<OpenPortalLink>> {
     let keys = js.get_key_value(API_KEYS).await.context("cannot find the bucket of API keys")?;
     let (now, mut open) = (clock::now(), Vec::new());
-    for (id, link) in read_all(js, project_id).await? {
+    let bucket = bucket(js).await?;
+    let entries = entries(&bucket, project_id).await?;
+    for (id, link) in read(&bucket, entries, project_id).await? {
         if let Some(hash) = &link.key_sha256 {
             let key = keys.get(hash).await.context("cannot read an API key")?;
             let key = key.and_then(|key| serde_json::from_slice::<ApiKey>(&key).ok());
@@ -98,12 +100,23 @@ pub async fn list_portal_links(js: &jetstream::Context, project_id: ObjectId) ->
     Ok(sorted(open))
 }
 
-/// The open links of a project, with the keys that the console has read.
-pub(crate) async fn list(app: &App, project_id: ObjectId, now: Timestamp) -> Result<Vec<OpenPortalLink>, Fault> {
-    let links = read_all(&app.broker()?.js, project_id).await.map_err(|e| {
+/// The open links of a project, with the keys that the console has read. They count towards the visitor's rate of pages.
+pub(crate) async fn list(
+    app: &App,
+    visitor: &String,
+    project_id: ObjectId,
+    now: Timestamp,
+) -> Result<Vec<OpenPortalLink>, Fault> {
+    let unavailable = |e: anyhow::Error| {
         tracing::warn!("the portal links of a project cannot be read: {e:#}");
         Fault::Unavailable("The bucket of links cannot be read. Reload the page to try again.".into())
-    })?;
+    };
+    let bucket = bucket(&app.broker()?.js).await.map_err(unavailable)?;
+    let keys = entries(&bucket, project_id).await.map_err(unavailable)?;
+    if !app.visit_rate.admits_entries(visitor, keys.len()) {
+        return Err(visit_rate::fault());
+    }
+    let links = read(&bucket, keys, project_id).await.map_err(unavailable)?;
     let is_valid = |hash: &String| app.keys.get(hash).is_some_and(|key| key.is_valid(now));
     let open = links.into_iter().filter(|(_, link)| link.key_sha256.as_ref().is_none_or(is_valid));
     Ok(sorted(open.filter_map(|(id, link)| listed(id, link, now)).collect()))
@@ -119,10 +132,8 @@ fn sorted(mut links: Vec<OpenPortalLink>) -> Vec<OpenPortalLink> {
     links
 }
 
-/// The links of a project that were not revoked, with their ids. Some may have ended.
-async fn read_all(js: &jetstream::Context, project_id: ObjectId) -> anyhow::Result<Vec<(String, PortalLink)>> {
-    let bucket = &bucket(js).await?;
-    let keys = entries(bucket, project_id).await?;
+/// The links of a project under these keys that were not revoked, with their ids. Some may have ended.
+async fn read(bucket: &Store, keys: Vec<String>, project_id: ObjectId) -> anyhow::Result<Vec<(String, PortalLink)>> {
     let links = futures::stream::iter(keys).map(async |key| {
         let entry = bucket.get(&key).await.context("cannot read a link")?;
         let link = entry.and_then(|entry| serde_json::from_slice::<PortalLink>(&entry).ok());
@@ -162,6 +173,8 @@ pub async fn revoke_portal_link(
     let key = key.context(
         "this is neither a portal link nor, with --project, the id of one: `leadctl console portal-links` lists them",
     )?;
+    let open = bucket.get(&key).await.context("cannot read the link")?;
+    ensure!(open.is_some(), "there is no such link: it was revoked, or has ended");
     bucket.delete(key).await.context("cannot delete the link")
 }
 

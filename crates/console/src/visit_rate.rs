@@ -9,10 +9,14 @@ use axum::{
 };
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 
+use crate::fault::Fault;
+
 /// How many pages a visitor may open at once, and how long it takes until all may be opened again. People do not reach it;
 /// more would let one tenant's script delay the updates of others.
 const PAGES: NonZeroU32 = NonZeroU32::MIN.saturating_add(99);
 const WINDOW: Duration = Duration::from_secs(5);
+/// How many entries of a bucket cost as much as a page.
+const ENTRIES_PER_PAGE: usize = 10;
 /// Above so many visitors, those who have not opened a page for a while are forgotten.
 const REMEMBERED: usize = 1024;
 
@@ -36,10 +40,39 @@ impl VisitRate {
         }
         self.0.check_key(visitor).is_ok()
     }
+
+    /// Whether a page of this visitor may read so many entries of a bucket, each in a request of its own: they count as further
+    /// pages.
+    pub(crate) fn admits_entries(&self, visitor: &String, entries: usize) -> bool {
+        let pages = NonZeroU32::new(u32::try_from(entries / ENTRIES_PER_PAGE).unwrap_or(u32::MAX));
+        pages.is_none_or(|pages| matches!(self.0.check_key_n(visitor, pages), Ok(Ok(()))))
+    }
+}
+
+const TOO_MANY: &str = "Too many pages were opened within a few seconds. Wait a moment, then reload the page.";
+
+/// The fault of a panel beyond the rate.
+pub(crate) fn fault() -> Fault {
+    Fault::TooMany(TOO_MANY.into())
 }
 
 /// The answer to a visitor beyond the rate. Not a page, which would cost more than the refusal saves.
 pub(crate) fn refusal() -> Response {
-    let text = "Too many pages were opened within a few seconds. Wait a moment, then reload the page.";
-    (StatusCode::TOO_MANY_REQUESTS, text).into_response()
+    (StatusCode::TOO_MANY_REQUESTS, TOO_MANY).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_of_a_bucket_count_as_pages() {
+        let (rate, visitor, other) = (VisitRate::default(), "project 1".to_owned(), "project 2".to_owned());
+        let most = PAGES.get() as usize * ENTRIES_PER_PAGE;
+
+        assert!(rate.admits_entries(&visitor, ENTRIES_PER_PAGE - 1) && rate.admits_entries(&visitor, most / 2));
+        assert!(!rate.admits_entries(&visitor, most) && !rate.admits_entries(&visitor, usize::MAX));
+        assert!(rate.admits_entries(&visitor, most / 2));
+        assert!(!rate.admits(&visitor) && rate.admits(&other));
+    }
 }

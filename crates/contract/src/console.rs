@@ -1,6 +1,7 @@
-//! Links of the operator console: entries of the bucket [`CONSOLE_LOGINS`](crate::streams::CONSOLE_LOGINS), under the
-//! SHA-256 of the link's token, of portal links after a prefix that is the project's. `leadctl` writes the entry of a one-time link, the console removes it when the link is used.
-//! Both write entries of portal links, and remove those that are revoked.
+//! Links of the operator console: entries of the bucket [`CONSOLE_LOGINS`](crate::streams::CONSOLE_LOGINS). The key of a one-time
+//! link is the SHA-256 of its token; that of a portal link has the tag of its project before it. `leadctl` writes the entry of a
+//! one-time link, the console removes it when the link is used. Both write entries of portal links, and remove those that are
+//! revoked.
 
 use std::time::Duration;
 

@@ -1,5 +1,7 @@
 //! The board of a project: what needs attention first.
 
+use std::time::Duration;
+
 use contract::{
     ObjectId, Timestamp,
     key::Scope,
@@ -29,11 +31,14 @@ use crate::{
 /// How many rows a panel has; its list has all.
 const ROWS: u32 = 8;
 
+/// From which age on a measured lag says how old it is. It is measured every five seconds.
+const LAG_AGE: Duration = Duration::from_secs(30);
+
 /// What the board shows.
 pub(super) struct Board {
     pub(super) covered: Covered,
     pub(super) lag: Result<Lag, Fault>,
-    pub(super) codes: Result<Vec<UpdateCounts>, Fault>,
+    /// By code.
     pub(super) update_counts: Result<Vec<UpdateCounts>, Fault>,
     pub(super) delivery_counts: Result<Vec<DeliveryCounts>, Fault>,
     pub(super) callbacks: Result<Vec<CallbackStatus>, Fault>,
@@ -76,19 +81,18 @@ pub(crate) async fn show(visit: Visit) -> Result<Page, Fault> {
     };
     let covered = Covered::new(visit.text("range"), visit.now)?;
     let range = covered.range;
-    let updates = async |by| {
+    let update_counts = async {
         role.check(project_id, Scope::LeadsRead)?;
-        visit.request(&CountUpdates { project_id, range, by }).await
+        visit.request(&CountUpdates { project_id, range, by: Some(StatisticsGroup::Code) }).await
     };
     let delivery_counts = async {
         role.check(project_id, Scope::LeadsRead)?;
         visit.request(&CountDeliveries { project_id, range, by: None, callback_id: None }).await
     };
     let lag = visit.request(&GetLag {});
-    let (lag, update_counts, codes, delivery_counts, callbacks, exhausted, pending, leads, processes) = tokio::join!(
+    let (lag, update_counts, delivery_counts, callbacks, exhausted, pending, leads, processes) = tokio::join!(
         lag,
-        updates(None),
-        updates(Some(StatisticsGroup::Code)),
+        update_counts,
         delivery_counts,
         visit.callbacks_with_details(project_id),
         deliveries(DeliveryStatus::Exhausted),
@@ -96,8 +100,7 @@ pub(crate) async fn show(visit: Visit) -> Result<Page, Fault> {
         leads,
         processes
     );
-    let board =
-        Board { covered, lag, codes, update_counts, delivery_counts, callbacks, exhausted, pending, leads, processes };
+    let board = Board { covered, lag, update_counts, delivery_counts, callbacks, exhausted, pending, leads, processes };
     let content = render(project_id, &board, visit.now);
     Ok(Page::Live { title: "Board".into(), section: Section::Board, content })
 }
@@ -119,7 +122,7 @@ pub(super) fn render(project: ObjectId, board: &Board, now: Timestamp) -> Markup
         (statistics::spans(project, covered))
         (panel("At a glance", &Ok(()), |()| glance(project, board, now)))
         (panel(&format!("Updates in the last {}", covered.name), &board.update_counts, |counts| statistics::updates(project, counts, covered)))
-        (panel("Refusals by code", &board.codes, |counts| statistics::codes(project, counts, covered)))
+        (panel("Refusals by code", &board.update_counts, |counts| statistics::codes(project, counts, covered)))
         (panel(&format!("Deliveries in the last {}", covered.name), &board.delivery_counts, |counts| statistics::deliveries(project, counts, covered)))
         (panel("Callbacks that need attention", &board.callbacks, |callbacks| {
             let is_failing = |callback: &&CallbackStatus| {
@@ -175,8 +178,8 @@ fn glance(project: ObjectId, board: &Board, now: Timestamp) -> Markup {
             })))
             @match &board.lag {
                 Ok(lag) => {
-                    (fact("Apply lag", Some(lag_time(lag.unapplied_since, lag))))
-                    (fact("Announce lag", Some(lag_time(lag.unannounced_since, lag))))
+                    (fact("Apply lag", Some(lag_time(lag.unapplied_since, lag, now))))
+                    (fact("Announce lag", Some(lag_time(lag.unannounced_since, lag, now))))
                 }
                 Err(fault) => (fact("Apply lag", Some(notice(fault)))),
             }
@@ -198,10 +201,13 @@ fn oldest_pending(project: ObjectId, callbacks: &[CallbackStatus], now: Timestam
 }
 
 /// How long the oldest waits. It is that of all projects, so that it says nothing about any other project.
-fn lag_time(since: Option<Timestamp>, lag: &Lag) -> Markup {
+fn lag_time(since: Option<Timestamp>, lag: &Lag, now: Timestamp) -> Markup {
     html! {
         @match lag.measured_at {
-            Some(measured_at) => (span(since.map_or(0, |at| (measured_at.millis() - at.millis()).max(0)))),
+            Some(measured_at) => {
+                (span(since.map_or(0, |at| (measured_at.millis() - at.millis()).max(0))))
+                @if measured_at.plus(LAG_AGE) < now { ", measured " (ago(measured_at, now)) }
+            }
             None => "not measured yet",
         }
     }

@@ -1,6 +1,6 @@
 //! Callbacks: their health, and one with its configuration and last deliveries.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
 
 use contract::{
     ObjectId, Timestamp,
@@ -30,8 +30,6 @@ use crate::{
 
 /// How many deliveries of each kind a callback shows; the list has all.
 const SHOWN: u32 = 10;
-
-const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The actions on a callback: path and label.
 const ACTIONS: [(&str, &str); 8] = [
@@ -138,7 +136,7 @@ pub(crate) async fn show(visit: Visit) -> Result<Page, Fault> {
     };
     let failures = async {
         visit.session.role.check(project_id, Scope::LeadsRead)?;
-        visit.request(&GroupFailures { project_id, callback_id, since: visit.now.minus(DAY) }).await
+        visit.request(&GroupFailures { project_id, callback_id, since: range.from }).await
     };
     let (counts, failures, process, pending, exhausted) = tokio::join!(
         counts,

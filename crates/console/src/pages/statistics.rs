@@ -118,7 +118,7 @@ pub(super) fn update_rates(project: ObjectId, counts: &[UpdateCounts], covered: 
     let all = succeeded + failed;
     let linked = |status, text: String| html! { a href=(list.part(status, covered.range.from, None)) { (text) } };
     html! {
-        // Each accepted update is applied, and counted with the minute in which the log stored it.
+        // An update is counted once it is applied, with the minute in which the log accepted it.
         (fact("Accepted and applied", Some(linked("", format!("{} per second", rate(all, covered, now))))))
         (fact("Succeeded", Some(linked("succeeded", format!("{} per second", rate(succeeded, covered, now))))))
         (fact("Refused", Some(linked("failed", format!("{} %", (failed * 100).checked_div(all).unwrap_or(0))))))
@@ -139,8 +139,12 @@ pub(super) fn delivery_rates(
 
 /// A chart and a table of updates, the newest first, with their sums.
 pub(super) fn updates(project: ObjectId, counts: &[UpdateCounts], covered: &Covered) -> Markup {
-    let row = |counts: &UpdateCounts| (counts.at, [counts.succeeded, counts.failed]);
-    let steps: Vec<_> = counts.iter().map(row).collect();
+    let mut steps: Vec<(Timestamp, [i64; 2])> = Vec::new();
+    // The codes of a step are beside each other.
+    for step in counts.chunk_by(|a, b| a.at == b.at) {
+        let sum = |count: fn(&UpdateCounts) -> i64| step.iter().map(count).sum();
+        steps.push((step[0].at, [sum(|counts| counts.succeeded), sum(|counts| counts.failed)]));
+    }
     let columns = [("Succeeded", "succeeded"), ("Failed", "failed")];
     charted("updates", "Updates", &List::updates(project), columns, &steps, &steps, covered)
 }

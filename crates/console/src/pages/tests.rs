@@ -368,13 +368,18 @@ fn a_process() {
 
 #[test]
 fn a_board_shows_what_needs_attention_and_what_cannot_be_read() {
-    let hour = |hour: i64, failed| UpdateCounts { at: at(hour * 3_600_000), group: None, succeeded: 118, failed };
-    let code = |code: &str, failed| UpdateCounts { group: Some(code.into()), succeeded: 0, ..hour(0, failed) };
+    let hour = |hour: i64| UpdateCounts { at: at(hour * 3_600_000), group: None, succeeded: 118, failed: 0 };
+    let code = |at, code: &str, failed| UpdateCounts { group: Some(code.into()), succeeded: 0, failed, ..hour(at) };
     let board = board::Board {
         covered: Covered::new(None, at(0)).unwrap(),
         lag: Ok(Lag { measured_at: Some(at(0)), unapplied_since: Some(at(-1500)), unannounced_since: None }),
-        codes: Ok(vec![hour(0, 0), code("unknown_state", 1), code("call_in_progress", 3), code("unknown_state", 1)]),
-        update_counts: Ok(vec![hour(-1, 2), hour(0, 3)]),
+        update_counts: Ok(vec![
+            hour(-1),
+            code(-1, "unknown_state", 2),
+            hour(0),
+            code(0, "call_in_progress", 2),
+            code(0, "invalid_metadata", 1),
+        ]),
         delivery_counts: absent(),
         callbacks: Ok(vec![callback(CallbackState::Healthy), callback(CallbackState::Disabled)]),
         exhausted: Ok(page(vec![listed(DeliveryStatus::Exhausted)], None)),

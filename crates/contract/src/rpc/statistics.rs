@@ -146,6 +146,9 @@ pub enum InvalidRange {
     /// It is empty.
     #[error("to must be later than from")]
     Empty,
+    /// It does not begin and end with a minute, which is what is counted.
+    #[error("from and to must be whole minutes")]
+    NoMinutes,
     /// It is too long for its step.
     #[error("the range is longer than {days} d, the limit of step={0}: choose a shorter range, or a longer step", days = .0.max_days())]
     TooLong(StatisticsStep),
@@ -198,11 +201,14 @@ impl StatisticsRange {
     /// Checks the bounds.
     ///
     /// # Errors
-    /// The range is empty or too long.
+    /// The range is empty or too long, or not made of minutes.
     pub fn check(self) -> Result<(), InvalidRange> {
         let length = self.to.millis().saturating_sub(self.from.millis());
         if length <= 0 {
             return Err(InvalidRange::Empty);
+        }
+        if [self.from, self.to].iter().any(|end| end.millis().rem_euclid(MINUTE_MS) != 0) {
+            return Err(InvalidRange::NoMinutes);
         }
         // Both ends may have been rounded.
         let max = self.step.max_days() * StatisticsStep::Day.millis() + 2 * self.step.millis();
@@ -302,6 +308,18 @@ mod tests {
         assert_eq!(range(begin, None, Some(StatisticsStep::Minute)).unwrap(), minutes);
         let days = "2026-01-12T00:00:00.000Z 2026-01-13T00:00:00.000Z day";
         assert_eq!(range(begin, None, Some(StatisticsStep::Day)).unwrap(), days);
+    }
+
+    #[test]
+    fn a_range_that_is_not_made_of_minutes_is_refused() {
+        let hour = StatisticsRange::last(1, StatisticsStep::Hour, at("2026-01-12T04:55:59Z"));
+        let late = Timestamp::from_millis(hour.from.millis() + 30_000);
+        assert_eq!(hour.check(), Ok(()));
+        assert_eq!(StatisticsRange { from: late, ..hour }.check(), Err(InvalidRange::NoMinutes));
+        assert_eq!(
+            StatisticsRange { to: late, from: Timestamp::from_millis(0), ..hour }.check(),
+            Err(InvalidRange::NoMinutes)
+        );
     }
 
     #[test]

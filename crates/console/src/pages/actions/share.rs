@@ -59,8 +59,7 @@ impl Shared {
     /// The forms, and the open links of the project.
     async fn forms(&self, visit: &Visit) -> Markup {
         let may_act = acting_key(visit, self.project_id).map(drop);
-        let (links, callbacks) =
-            tokio::join!(portal_link::list(&visit.app, self.project_id, visit.now), visit.callbacks(self.project_id));
+        let (links, callbacks) = tokio::join!(open_links(visit, self.project_id), visit.callbacks(self.project_id));
         let names = TargetNames { project_id: self.project_id, callbacks: callbacks.unwrap_or_default() };
         html! {
             (render(&self.name, &self.path, &visit.session.form_token, may_act))
@@ -223,10 +222,15 @@ pub(crate) async fn submit(visit: Visit) -> Result<Page, Fault> {
     Ok(shared.page(&content))
 }
 
+/// The open links of a project. They count towards the visitor's rate of pages.
+async fn open_links(visit: &Visit, project_id: ObjectId) -> Result<Vec<OpenPortalLink>, Fault> {
+    portal_link::list(&visit.app, &visit.session.visitor(), project_id, visit.now).await
+}
+
 /// The id of an open link of the project, given its URL, token or id.
 async fn open_link(visit: &Visit, project_id: ObjectId, link: &str) -> Result<String, Fault> {
     let id = portal_link::token_in(link).map_or_else(|| link.to_owned(), portal_link::id);
-    let open = portal_link::list(&visit.app, project_id, visit.now).await?;
+    let open = open_links(visit, project_id).await?;
     if open.iter().any(|known| known.id == id) {
         return Ok(id);
     }
