@@ -110,6 +110,11 @@ impl Role {
         }
     }
 
+    /// Whether the visitor sees every project, and the system.
+    pub(crate) fn sees_all(&self) -> bool {
+        matches!(self, Self::Operator)
+    }
+
     /// Whether the visitor may read what needs this scope in this project.
     pub(crate) fn check(&self, project_id: ObjectId, scope: Scope) -> Result<(), Fault> {
         match self {

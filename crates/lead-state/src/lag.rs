@@ -127,5 +127,10 @@ async fn measure_streams(js: &jetstream::Context, metrics: &Metrics, known: &Kno
     lag.announce_messages.set(i64::try_from(applied.sequence.saturating_sub(from)).unwrap_or(i64::MAX));
     lag.announce_seconds.set(known.unannounced_since.map_or(0.0, |at| age(now, at)));
     lag.measured_at.set(now.millis() as f64 / 1000.0);
-    Ok(Some(Lag { measured_at: Some(now), unapplied_since: oldest, unannounced_since: known.unannounced_since }))
+    Ok(Some(Lag {
+        measured_at: Some(now),
+        unapplied_since: oldest,
+        unapplied_messages: Some(behind),
+        unannounced_since: known.unannounced_since,
+    }))
 }

@@ -37,6 +37,8 @@ const LAG_AGE: Duration = Duration::from_secs(30);
 /// What the board shows.
 pub(super) struct Board {
     pub(super) covered: Covered,
+    /// Whether the visitor sees every project.
+    pub(super) sees_all: bool,
     pub(super) lag: Result<Lag, Fault>,
     /// By code.
     pub(super) update_counts: Result<Vec<UpdateCounts>, Fault>,
@@ -100,7 +102,8 @@ pub(crate) async fn show(visit: Visit) -> Result<Page, Fault> {
         leads,
         processes
     );
-    let board = Board { covered, lag, update_counts, delivery_counts, callbacks, exhausted, pending, leads, processes };
+    let sees_all = role.sees_all();
+    let board = Board { covered, sees_all, lag, update_counts, delivery_counts, callbacks, exhausted, pending, leads, processes };
     let content = render(project_id, &board, visit.now);
     Ok(Page::Live { title: "Board".into(), section: Section::Board, content })
 }
@@ -179,6 +182,7 @@ fn glance(project: ObjectId, board: &Board, now: Timestamp) -> Markup {
             @match &board.lag {
                 Ok(lag) => {
                     (fact("Apply lag", Some(lag_time(lag.unapplied_since, lag, now))))
+                    @if board.sees_all { (fact("Not applied yet", lag.unapplied_messages.map(unapplied))) }
                     (fact("Announce lag", Some(lag_time(lag.unannounced_since, lag, now))))
                 }
                 Err(fault) => (fact("Apply lag", Some(notice(fault)))),
@@ -198,6 +202,11 @@ fn oldest_pending(project: ObjectId, callbacks: &[CallbackStatus], now: Timestam
         },
         None => html! { a href=(path) { "none" } },
     }
+}
+
+/// How many messages of the log are in no count yet. The number is that of all projects: only visitors who see them all see it.
+fn unapplied(messages: u64) -> Markup {
+    html! { (messages) " messages of all projects in the log" }
 }
 
 /// How long the oldest waits. It is that of all projects, so that it says nothing about any other project.

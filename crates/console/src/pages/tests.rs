@@ -372,7 +372,13 @@ fn a_board_shows_what_needs_attention_and_what_cannot_be_read() {
     let code = |at, code: &str, failed| UpdateCounts { group: Some(code.into()), succeeded: 0, failed, ..hour(at) };
     let board = board::Board {
         covered: Covered::new(None, at(0)).unwrap(),
-        lag: Ok(Lag { measured_at: Some(at(0)), unapplied_since: Some(at(-1500)), unannounced_since: None }),
+        sees_all: true,
+        lag: Ok(Lag {
+            measured_at: Some(at(0)),
+            unapplied_since: Some(at(-1500)),
+            unapplied_messages: Some(12),
+            unannounced_since: None,
+        }),
         update_counts: Ok(vec![
             hour(-1),
             code(-1, "unknown_state", 2),
