@@ -712,3 +712,28 @@ async fn an_operator_corrects_a_dead_letter_and_replays_it_once() {
     stack.wait_for_clean_audit().await;
     assert!(!console.service.log().contains("NATS refuses"), "{}", console.service.log());
 }
+
+#[tokio::test]
+async fn operators_see_how_many_messages_are_not_applied() {
+    let stack = stack_on(None).await;
+    let project = project(&stack).await;
+    let console = Console::start(&stack).await;
+    let operator = console.sign_in_as_operator(&stack).await;
+    let of_key = console.sign_in_with(&project.api).await;
+    let board = format!("/p/{}", project.api.project_id);
+    let mut lock = stack.pool.begin().await.expect("a transaction");
+    sqlx::query("SELECT FROM lead_state.checkpoints FOR UPDATE").execute(&mut *lock).await.expect("the checkpoint");
+
+    for _ in 0..3 {
+        project.api.update(json!({"leadId": project.lead_id, "metadata": {"n": 1}})).await;
+    }
+
+    let expected = "<dt>Not applied yet</dt><dd>3 messages of all projects in the log</dd>";
+    eventually(TEST_TIMEOUT, "three messages wait", async || {
+        let board = console.get(&board, &operator).await.text;
+        if board.contains(expected) { Ok(()) } else { Err(board) }
+    })
+    .await;
+    assert!(!console.get(&board, &of_key).await.text.contains("Not applied yet"));
+    lock.rollback().await.expect("a rollback");
+}

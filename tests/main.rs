@@ -15,6 +15,7 @@ mod calls;
 mod cluster;
 mod configuration;
 mod console;
+mod console_audits;
 mod console_changes;
 mod console_live;
 mod console_portal;

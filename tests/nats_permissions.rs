@@ -238,18 +238,18 @@ const FORBIDDEN_TO_PUBLISH: &str = "
         $JS.API.CONSUMER.MSG.NEXT.LEAD_EVENTS.webhook-notifier $JS.API.STREAM.PURGE.LEAD_COMMANDS
         $JS.API.STREAM.DELETE.LEAD_COMMANDS _INBOX_gateway.forged.1 leads.intake.OTHER.update
     gateway: leads.applied leads.intake.OWN.update leads.evt.OWN._.update.succeeded leads.dead.invalid_json leads.rpc.key.create leads.rpc.process.apply
-        leads.rpc.secrets.rotate $KV.api_keys.x $KV.processes.x $JS.API.STREAM.PURGE.LEAD_COMMANDS
+        leads.rpc.secrets.rotate $KV.api_keys.x $KV.processes.x $KV.audits.all.whole $JS.API.STREAM.PURGE.LEAD_COMMANDS
         $JS.API.CONSUMER.CREATE.LEAD_EVENTS.spy $JS.API.CONSUMER.CREATE.LEAD_EVENTS.webhook-notifier.leads.evt.OWN.>
         $JS.API.CONSUMER.MSG.NEXT.LEAD_EVENTS.webhook-notifier $JS.API.CONSUMER.DELETE.LEAD_EVENTS.webhook-notifier
         _INBOX_leadctl.forged.1
     webhook-notifier: leads.cmd.OWN.update leads.cmd.pack leads.intake.OWN.update leads.evt.OWN._.update.succeeded $KV.processes.x
         $JS.API.STREAM.INFO.LEAD_COMMANDS $JS.API.STREAM.INFO.KV_api_keys $JS.API.STREAM.DELETE.LEAD_EVENTS
         leads.rpc.lead.get leads.rpc.update.get
-    lead-state: $KV.key_uses.x leads.cmd.OWN.update leads.cmd.pack leads.intake.OWN.update webhooks.evt.OWN._.exhausted $JS.ACK.LEAD_EVENTS.webhook-notifier.1.1.1.1.1
+    lead-state: $KV.key_uses.x $KV.audits.all.whole leads.cmd.OWN.update leads.cmd.pack leads.intake.OWN.update webhooks.evt.OWN._.exhausted $JS.ACK.LEAD_EVENTS.webhook-notifier.1.1.1.1.1
         $JS.API.STREAM.DELETE.LEAD_COMMANDS _INBOX_gateway.forged.1
     console: leads.cmd.OWN.update leads.cmd.pack leads.intake.OWN.update leads.evt.OWN._.update.succeeded leads.rpc.lead.initiate
         leads.rpc.key.create leads.rpc.key.revoke leads.rpc.process.change webhooks.rpc.delivery.redeliver webhooks.rpc.callback.enable
-        webhooks.rpc.callback.pause $KV.api_keys.x $KV.processes.x $KV.key_uses.x $JS.API.STREAM.DELETE.KV_console_logins leads.dead.invalid_json
+        webhooks.rpc.callback.pause $KV.api_keys.x $KV.processes.x $KV.key_uses.x $KV.audits.all.whole $JS.API.STREAM.DELETE.KV_console_logins leads.dead.invalid_json
         $JS.API.STREAM.MSG.GET.LEAD_COMMANDS $JS.API.STREAM.MSG.GET.KV_processes
     leadctl: leads.cmd.pack leads.evt.OWN._.update.succeeded leads.dead.invalid_json $KV.processes.x
         $JS.API.STREAM.DELETE.LEAD_COMMANDS

@@ -4,6 +4,7 @@
 //! or retyped. Unknown fields are ignored on read, except in queries, which refuse them.
 
 pub mod activity;
+pub mod audit;
 pub mod call_body;
 pub mod call_result;
 pub mod command;

@@ -36,6 +36,9 @@ pub const CONSOLE_LOGINS: &str = "console_logins";
 /// minute. Its entries expire after [`KEY_USE_AGE`].
 pub const KEY_USES: &str = "key_uses";
 
+/// The bucket of the verdicts of audits, by scope; values are [`AuditRecord`](crate::audit::AuditRecord)s.
+pub const AUDITS: &str = "audits";
+
 /// How long the last use of a key is kept.
 pub const KEY_USE_AGE: Duration = Duration::from_hours(400 * 24);
 
@@ -120,7 +123,7 @@ pub fn streams(limits: StreamLimits, mark: ObjectId) -> [Config; 4] {
 }
 
 /// The configuration of the buckets.
-pub fn buckets(limits: StreamLimits) -> [kv::Config; 5] {
+pub fn buckets(limits: StreamLimits) -> [kv::Config; 6] {
     let bucket = |bucket: &str| kv::Config {
         bucket: bucket.into(),
         history: 1,
@@ -137,5 +140,5 @@ pub fn buckets(limits: StreamLimits) -> [kv::Config; 5] {
     // A link is removed when it can no longer be used.
     let logins = kv::Config { max_age: PORTAL_AGE, ..bucket(CONSOLE_LOGINS) };
     let key_uses = kv::Config { max_age: KEY_USE_AGE, ..bucket(KEY_USES) };
-    [bucket(API_KEYS), bucket(PROCESSES), idempotency, logins, key_uses]
+    [bucket(API_KEYS), bucket(PROCESSES), idempotency, logins, key_uses, bucket(AUDITS)]
 }

@@ -1,6 +1,7 @@
 //! What every service needs around its part of the flow: configuration, telemetry, lifecycle, health, metrics, HTTP
 //! serving, NATS connection, streams, buckets and queries, and of Postgres what more than one of them needs.
 
+pub mod audits;
 pub mod clock;
 pub mod config;
 pub mod escape;

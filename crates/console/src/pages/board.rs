@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use contract::{
     ObjectId, Timestamp,
+    audit::AuditRecord,
     key::Scope,
     process::Process,
     rpc::{
@@ -17,7 +18,7 @@ use maud::{Markup, html};
 use crate::{
     fault::Fault,
     pages::{
-        callbacks, deliveries, leads, processes,
+        audits, callbacks, deliveries, leads, processes,
         statistics::{self, Covered},
     },
     respond::Page,
@@ -40,6 +41,7 @@ pub(super) struct Board {
     /// Whether the visitor sees every project.
     pub(super) sees_all: bool,
     pub(super) lag: Result<Lag, Fault>,
+    pub(super) audits: Result<Vec<AuditRecord>, Fault>,
     /// By code.
     pub(super) update_counts: Result<Vec<UpdateCounts>, Fault>,
     pub(super) delivery_counts: Result<Vec<DeliveryCounts>, Fault>,
@@ -91,9 +93,14 @@ pub(crate) async fn show(visit: Visit) -> Result<Page, Fault> {
         role.check(project_id, Scope::LeadsRead)?;
         visit.request(&CountDeliveries { project_id, range, by: None, callback_id: None }).await
     };
+    let audits = async {
+        role.check(project_id, Scope::LeadsRead)?;
+        audits::of_project(&visit, project_id).await
+    };
     let lag = visit.request(&GetLag {});
-    let (lag, update_counts, delivery_counts, callbacks, exhausted, pending, leads, processes) = tokio::join!(
+    let (lag, audits, update_counts, delivery_counts, callbacks, exhausted, pending, leads, processes) = tokio::join!(
         lag,
+        audits,
         update_counts,
         delivery_counts,
         visit.callbacks_with_details(project_id),
@@ -103,7 +110,8 @@ pub(crate) async fn show(visit: Visit) -> Result<Page, Fault> {
         processes
     );
     let sees_all = role.sees_all();
-    let board = Board { covered, sees_all, lag, update_counts, delivery_counts, callbacks, exhausted, pending, leads, processes };
+    let board =
+        Board { covered, sees_all, lag, audits, update_counts, delivery_counts, callbacks, exhausted, pending, leads, processes };
     let content = render(project_id, &board, visit.now);
     Ok(Page::Live { title: "Board".into(), section: Section::Board, content })
 }
@@ -187,6 +195,7 @@ fn glance(project: ObjectId, board: &Board, now: Timestamp) -> Markup {
                 }
                 Err(fault) => (fact("Apply lag", Some(notice(fault)))),
             }
+            (audits::on_board(project, &board.audits, board.sees_all, now))
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The pages: a handler that sends the queries, and a pure function that renders their replies.
 
 pub(crate) mod actions;
+mod audits;
 pub(crate) mod board;
 pub(crate) mod callbacks;
 pub(crate) mod calls;

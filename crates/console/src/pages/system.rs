@@ -17,7 +17,10 @@ use crate::{
     app::Broker,
     dead_letters::{self, Letter},
     fault::Fault,
-    pages::dead_letters::rows,
+    pages::{
+        audits::{self, Audits},
+        dead_letters::rows,
+    },
     respond::Page,
     view::{
         layout::Section,
@@ -68,20 +71,22 @@ pub(super) struct System {
     pub(super) backlog: Result<EventBacklog, Fault>,
     pub(super) streams: Result<Vec<StreamState>, Fault>,
     pub(super) letters: Result<Vec<Letter>, Fault>,
+    pub(super) audits: Result<Audits, Fault>,
 }
 
 /// `GET /system`.
 pub(crate) async fn show(visit: Visit) -> Result<Page, Fault> {
     visit.operator()?;
     let broker = visit.app.broker()?;
-    let (replicas, recovery, backlog, streams, letters) = tokio::join!(
+    let (replicas, recovery, backlog, streams, letters, audits) = tokio::join!(
         replicas(&broker.client),
         visit.request(&GetRecovery {}),
         backlog(broker),
         streams(broker),
-        dead_letters::newest(&broker.js)
+        dead_letters::newest(&broker.js),
+        audits::all(broker)
     );
-    let content = render(&System { replicas, recovery, backlog, streams, letters });
+    let content = render(&System { replicas, recovery, backlog, streams, letters, audits });
     Ok(Page::Live { title: "System".into(), section: Section::None, content })
 }
 
@@ -161,6 +166,7 @@ pub(super) fn render(system: &System) -> Markup {
                 (fact("Being delivered", Some(html! { (backlog.in_progress) })))
             }
         }))
+        (panel("Last audits", &system.audits, audits::rows))
         (panel("Dead letters", &system.letters, |letters| rows(letters)))
         (panel("Streams and buckets", &system.streams, |streams| self::streams_table(streams)))
         p { "More checks, and what to do: " code { "leadctl doctor" } "." }
@@ -295,6 +301,7 @@ mod tests {
             backlog: Ok(EventBacklog { waiting: 7, in_progress: 2 }),
             streams: Ok(vec![stream("LEAD_COMMANDS", Some(1024)), stream("KV_processes", None)]),
             letters: Ok(vec![]),
+            audits: Ok(Audits { last: vec![], left_out: 0 }),
         };
         let html = render(&system).0.replace("><", ">\n<").replace(VERSION, "VERSION");
         insta::assert_snapshot!(html);

@@ -379,6 +379,7 @@ fn a_board_shows_what_needs_attention_and_what_cannot_be_read() {
             unapplied_messages: Some(12),
             unannounced_since: None,
         }),
+        audits: Ok(vec![]),
         update_counts: Ok(vec![
             hour(-1),
             code(-1, "unknown_state", 2),

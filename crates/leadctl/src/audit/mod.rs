@@ -17,8 +17,9 @@ use std::process::ExitCode;
 use anyhow::Context;
 use async_nats::Client;
 use clap::Args;
-use contract::{ObjectId, Timestamp, streams::LEAD_EVENTS};
+use contract::{ObjectId, Timestamp, audit::AuditRecord, streams::LEAD_EVENTS};
 use service_kit::{
+    audits::record_audit,
     clock,
     config::NatsConfig,
     nats,
@@ -42,8 +43,8 @@ use crate::{
 const MAX_SHOWN: i64 = 10;
 
 /// Check that every update is accounted for: accepted = succeeded + failed + pending; per callback, announced = delivered +
-/// exhausted + pending + parked; the ledger in the order of the log. Reads Postgres and NATS directly, changes nothing, and can run at
-/// any time. Exits with 0 if all invariants hold, 1 if one is violated, 2 if the audit could not run.
+/// exhausted + pending + parked; the ledger in the order of the log. Reads Postgres and NATS directly, changes nothing but the
+/// record of its verdict, which `leadctl doctor` and the console show, and can run at any time. Exits with 0 if all invariants hold, 1 if one is violated, 2 if the audit could not run.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  leadctl audit\n  leadctl audit --since 1h --project 6b0426971c73026dafa27e40\n  \
                         leadctl audit --from 2026-01-12T00:00:00Z --to 2026-01-13T00:00:00Z --json")]
@@ -74,11 +75,19 @@ pub(crate) struct Audit {
 impl Audit {
     /// Runs the audit. If it cannot run, prints the reason and returns 2.
     pub(crate) async fn run(self) -> anyhow::Result<ExitCode> {
-        match self.audit().await {
-            Ok(report) => {
+        let began_at = clock::now();
+        let scope = Scope {
+            from: self.from.or(self.since.map(|since| began_at.minus(since.into()))),
+            to: self.to,
+            project_id: self.project,
+        };
+        match self.audit(scope).await {
+            Ok((client, report)) => {
                 output::show(self.json, &report, Report::show)?;
+                record(&client, &report.record(scope, began_at, clock::now())).await;
                 Ok(if report.clean { ExitCode::SUCCESS } else { ExitCode::from(1) })
             }
+            // No verdict is recorded: the one before stays, with its time.
             Err(e) => {
                 output::note(format_args!("the audit could not run: {e:#}"));
                 Ok(ExitCode::from(2))
@@ -86,19 +95,15 @@ impl Audit {
         }
     }
 
-    async fn audit(&self) -> anyhow::Result<Report> {
-        let scope = Scope {
-            from: self.from.or(self.since.map(|since| clock::now().minus(since.into()))),
-            to: self.to,
-            project_id: self.project,
-        };
+    async fn audit(&self, scope: Scope) -> anyhow::Result<(Client, Report)> {
         let client = admin::connect(&self.nats).await?;
         let pool = postgres::pool(&self.database_url)?;
         let session = postgres::connect(&pool).await?;
-        tokio::select! {
-            report = self.compare(&client, session, scope) => report,
-            lost = until_lost(&pool) => Err(lost).context("Postgres was lost during the audit"),
-        }
+        let report = tokio::select! {
+            report = self.compare(&client, session, scope) => report?,
+            lost = until_lost(&pool) => return Err(lost).context("Postgres was lost during the audit"),
+        };
+        Ok((client, report))
     }
 
     async fn compare(&self, client: &Client, session: Session, scope: Scope) -> anyhow::Result<Report> {
@@ -132,5 +137,19 @@ impl Audit {
             unchecked: snapshot.unchecked().await?,
         };
         Ok(report)
+    }
+}
+
+/// Records a verdict. A failure hides no verdict: it was printed, and decides the exit code.
+async fn record(client: &Client, verdict: &AuditRecord) {
+    match record_audit(&nats::jetstream(client), verdict).await {
+        Ok(true) => {}
+        Ok(false) => output::note(
+            "this verdict was not recorded: the last audit of a range found violations outside this one. Run the audit without a \
+             range, or for theirs; `leadctl doctor` shows them",
+        ),
+        Err(e) => output::note(format_args!(
+            "this verdict could not be recorded, so `leadctl doctor` and the console show an older one: {e:#}"
+        )),
     }
 }

@@ -1,7 +1,9 @@
 //! The report of an audit, as JSON and as text.
 
+use contract::{Timestamp, audit::AuditRecord};
 use serde::Serialize;
 
+use super::scope::Scope;
 use crate::output::{self, escape::escaped, say};
 
 #[derive(Debug, Serialize)]
@@ -96,6 +98,27 @@ pub(crate) struct Unchecked {
 }
 
 impl Report {
+    /// The verdict, as it is recorded.
+    pub(crate) fn record(&self, scope: Scope, began_at: Timestamp, ended_at: Timestamp) -> AuditRecord {
+        let Scope { from, to, project_id } = scope;
+        let worst = self.invariants.iter().filter(|checked| checked.count > 0).max_by_key(|checked| checked.count);
+        let worst = worst.map(|CheckedInvariant { invariant, violations, .. }| match violations.first() {
+            Some(Violation { id, fault }) => format!("{invariant}: {id} {fault}"),
+            None => (*invariant).to_owned(),
+        });
+        AuditRecord {
+            project_id,
+            from,
+            to,
+            began_at,
+            ended_at,
+            updates: self.updates.accepted,
+            unchecked: self.unchecked.iter().map(|unchecked| unchecked.count).sum(),
+            violations: self.invariants.iter().map(|checked| checked.count).sum(),
+            worst,
+        }
+    }
+
     pub(crate) fn show(&self) {
         let UpdateCounts { accepted, succeeded, failed, pending, queued, duplicates, dead_letters } = self.updates;
         say(format_args!("{accepted:>10} updates and call events accepted"));

@@ -2,6 +2,7 @@
 //!
 //! The doctor examines NATS and Postgres directly, and the services whose health ports are given. It changes nothing.
 
+mod audits;
 mod check;
 mod database;
 mod replicas;
@@ -150,9 +151,15 @@ impl Broker {
                 Err(_) => Vec::new(),
             }
         };
-        let (streams, clock, recovery) = tokio::join!(streams, clock, recovery(&self.client));
+        let audits = async {
+            match &self.js {
+                Ok(js) => audits::examine(js).await,
+                Err(_) => Vec::new(),
+            }
+        };
+        let (streams, clock, recovery, audits) = tokio::join!(streams, clock, recovery(&self.client), audits);
         let version = nats_version(&version, server);
-        [vec![version], streams, clock, vec![recovery], services::present(&self.instances)].concat()
+        [vec![version], streams, clock, vec![recovery], audits, services::present(&self.instances)].concat()
     }
 }
 

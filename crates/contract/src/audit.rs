@@ -1,0 +1,146 @@
+//! The verdicts of audits: entries of the bucket [`AUDITS`](crate::streams::AUDITS). `leadctl audit` writes them when it has
+//! ended. An audit that was interrupted, or could not run, leaves the verdict before it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{ObjectId, Timestamp};
+
+/// The verdict of an audit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AuditRecord {
+    /// The project; none for all projects.
+    pub project_id: Option<ObjectId>,
+    /// Only updates that were logged at or after this time were checked.
+    pub from: Option<Timestamp>,
+    /// Only updates that were logged before this time were checked.
+    pub to: Option<Timestamp>,
+    /// When the audit began.
+    pub began_at: Timestamp,
+    /// When it ended.
+    pub ended_at: Timestamp,
+    /// How many updates and call events it checked.
+    pub updates: i64,
+    /// How many rows it could not check.
+    pub unchecked: i64,
+    /// How many violations it found.
+    pub violations: i64,
+    /// The invariant with most violations, and its first one.
+    pub worst: Option<String>,
+}
+
+impl AuditRecord {
+    /// The key of the entry. A scope has one for audits of all its updates, and one for audits of a range of them: those of a
+    /// range do not replace the others.
+    pub fn key(&self) -> String {
+        let [whole, range] = keys(self.project_id);
+        if self.is_whole() { whole } else { range }
+    }
+
+    /// Whether every update of the scope was checked, whenever it was logged.
+    pub fn is_whole(&self) -> bool {
+        self.from.is_none() && self.to.is_none()
+    }
+
+    /// Whether it found no violation.
+    pub fn is_clean(&self) -> bool {
+        self.violations == 0
+    }
+
+    /// Whether it checked everything that the other one checked, later.
+    pub fn replaces(&self, other: &Self) -> bool {
+        self.began_at >= other.ended_at
+            && (self.project_id.is_none() || self.project_id == other.project_id)
+            && self.from.is_none_or(|from| other.from.is_some_and(|other| from <= other))
+            && self.to.is_none_or(|to| other.to.is_some_and(|other| to >= other))
+    }
+}
+
+/// The keys of the entries of a project, or of those of all projects: for audits of all updates, and of a range.
+pub fn keys(project_id: Option<ObjectId>) -> [String; 2] {
+    let scope = project_id.map_or_else(|| "all".to_owned(), |id| id.to_string());
+    ["whole", "range"].map(|what| format!("{scope}.{what}"))
+}
+
+/// The audits that no later one replaces, the latest first.
+pub fn latest(mut records: Vec<AuditRecord>) -> Vec<AuditRecord> {
+    records.sort_by_key(|record| std::cmp::Reverse(record.ended_at));
+    let mut latest: Vec<AuditRecord> = Vec::new();
+    for record in records {
+        if !latest.iter().any(|later| later.replaces(&record)) {
+            latest.push(record);
+        }
+    }
+    latest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(millis: i64) -> Timestamp {
+        Timestamp::from_millis(millis)
+    }
+
+    /// An audit without violations from `began` on, which took 10 ms.
+    fn audit(began: i64) -> AuditRecord {
+        AuditRecord {
+            project_id: None,
+            from: None,
+            to: None,
+            began_at: at(began),
+            ended_at: at(began + 10),
+            updates: 7,
+            unchecked: 0,
+            violations: 0,
+            worst: None,
+        }
+    }
+
+    fn of_project(byte: u8, began: i64) -> AuditRecord {
+        AuditRecord { project_id: Some(ObjectId::from_bytes([byte; 12])), ..audit(began) }
+    }
+
+    fn of_range(from: Option<i64>, to: Option<i64>, began: i64) -> AuditRecord {
+        AuditRecord { from: from.map(at), to: to.map(at), ..audit(began) }
+    }
+
+    #[test]
+    fn an_audit_has_this_wire_form() {
+        let record = AuditRecord { violations: 2, worst: Some("lead_differs: 6b04".into()), ..of_project(1, 5) };
+        let text = serde_json::to_string(&record).unwrap();
+        insta::assert_snapshot!(text, @r#"{"projectId":"010101010101010101010101","from":null,"to":null,"beganAt":5,"endedAt":15,"updates":7,"unchecked":0,"violations":2,"worst":"lead_differs: 6b04"}"#);
+        assert_eq!(serde_json::from_str::<AuditRecord>(&text).unwrap(), record);
+        let without_violations = text.replace(r#""violations":2,"#, "");
+        assert!(serde_json::from_str::<AuditRecord>(&without_violations).is_err(), "it would look clean");
+    }
+
+    #[test]
+    fn a_scope_has_one_entry_for_all_updates_and_one_for_a_range() {
+        let keys = [audit(0).key(), of_range(Some(1), None, 0).key(), of_project(1, 0).key()];
+        assert_eq!(keys, ["all.whole", "all.range", "010101010101010101010101.whole"]);
+    }
+
+    #[test]
+    fn only_a_later_audit_of_as_much_replaces_another() {
+        assert!(audit(20).replaces(&audit(0)) && audit(20).replaces(&of_project(1, 0)));
+        assert!(audit(20).replaces(&of_range(Some(1), Some(2), 0)));
+        assert!(!audit(5).replaces(&audit(0)), "it began before the other had ended");
+        assert!(!of_project(1, 20).replaces(&audit(0)) && !of_project(1, 20).replaces(&of_project(2, 0)));
+        let range = of_range(Some(5), Some(9), 0);
+        assert!(of_range(Some(5), None, 20).replaces(&range) && of_range(None, Some(9), 20).replaces(&range));
+        for (from, to) in [(Some(6), None), (None, Some(8)), (Some(6), Some(9))] {
+            assert!(!of_range(from, to, 20).replaces(&range), "{from:?} {to:?}");
+            assert!(!of_range(from, to, 20).replaces(&audit(0)), "{from:?} {to:?}");
+        }
+    }
+
+    #[test]
+    fn replaced_audits_are_left_out() {
+        let records = vec![of_project(1, 0), of_range(Some(1), None, 60), audit(20), of_project(2, 40)];
+
+        let latest = latest(records);
+
+        assert_eq!(latest, [of_range(Some(1), None, 60), of_project(2, 40), audit(20)]);
+    }
+}

@@ -1,0 +1,77 @@
+//! Records the verdicts of audits, and reads them. See [`contract::audit`].
+
+use anyhow::Context;
+use async_nats::jetstream::{self, kv::Store};
+use contract::{
+    ObjectId,
+    audit::{AuditRecord, keys, latest},
+    streams::AUDITS,
+};
+use futures::{StreamExt, TryStreamExt, stream};
+
+/// How many entries are read at once.
+const READS: usize = 16;
+/// How many entries of projects are read for the list of all. More would make it slow.
+const MAX_LISTED: usize = 100;
+
+/// Records a verdict. A clean one of a range does not replace violations that it did not check again: false if they stay.
+///
+/// # Errors
+/// The bucket does not exist, or cannot be read or written.
+pub async fn record_audit(js: &jetstream::Context, record: &AuditRecord) -> anyhow::Result<bool> {
+    let bucket = bucket(js).await?;
+    let key = record.key();
+    let known = read(&bucket, &key).await?;
+    if known.is_some_and(|known| record.is_clean() && !known.is_clean() && !record.replaces(&known)) {
+        return Ok(false);
+    }
+    let entry = serde_json::to_vec(record).context("cannot write the verdict as JSON")?;
+    bucket.put(key, entry.into()).await.context("cannot write the verdict")?;
+    Ok(true)
+}
+
+/// The last audits of a project, the latest first; with those of all projects if wanted.
+///
+/// # Errors
+/// The bucket does not exist or cannot be read.
+pub async fn audits_of(
+    js: &jetstream::Context,
+    project_id: ObjectId,
+    with_those_of_all: bool,
+) -> anyhow::Result<Vec<AuditRecord>> {
+    let of_all = with_those_of_all.then(|| keys(None)).into_iter().flatten();
+    read_all(&bucket(js).await?, keys(Some(project_id)).into_iter().chain(of_all).collect()).await
+}
+
+/// The last audits of all scopes, the latest first, and how many entries were left out.
+///
+/// # Errors
+/// The bucket does not exist or cannot be read.
+pub async fn all_audits(js: &jetstream::Context) -> anyhow::Result<(Vec<AuditRecord>, usize)> {
+    let bucket = bucket(js).await?;
+    let prefix = format!("$KV.{AUDITS}.");
+    let subjects = bucket.stream.info_with_subjects(format!("{prefix}>")).await.context("cannot list the audits")?;
+    let key = |(subject, _): (String, _)| subject.strip_prefix(&prefix).map(str::to_owned);
+    let listed = subjects.try_filter_map(async |subject| Ok(key(subject))).try_collect::<Vec<_>>().await;
+    let of_all = keys(None);
+    let mut of_projects = listed.context("cannot list the audits")?;
+    of_projects.retain(|key| !of_all.contains(key));
+    let left_out = of_projects.len().saturating_sub(MAX_LISTED);
+    of_projects.truncate(MAX_LISTED);
+    Ok((read_all(&bucket, of_all.into_iter().chain(of_projects).collect()).await?, left_out))
+}
+
+async fn bucket(js: &jetstream::Context) -> anyhow::Result<Store> {
+    js.get_key_value(AUDITS).await.context("cannot find the bucket of audits, which lead-state creates when it starts")
+}
+
+async fn read_all(bucket: &Store, keys: Vec<String>) -> anyhow::Result<Vec<AuditRecord>> {
+    let reads = stream::iter(keys).map(async |key| read(bucket, &key).await);
+    Ok(latest(reads.buffer_unordered(READS).try_filter_map(async |record| Ok(record)).try_collect().await?))
+}
+
+async fn read(bucket: &Store, key: &str) -> anyhow::Result<Option<AuditRecord>> {
+    let entry = bucket.get(key).await.with_context(|| format!("cannot read the audit {key}"))?;
+    let Some(entry) = entry else { return Ok(None) };
+    serde_json::from_slice(&entry).map(Some).with_context(|| format!("the record of the audit {key} is not one"))
+}
