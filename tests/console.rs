@@ -99,9 +99,13 @@ impl Console {
         answer.cookie
     }
 
-    /// Signs in with a link of leadctl; the cookie.
     pub(crate) async fn sign_in_as_operator(&self, stack: &Stack) -> String {
-        let link = stack.leadctl(&["console", "token", "--url", &self.url]).await.assert_ok().stdout;
+        self.sign_in_as("operator", stack).await
+    }
+
+    /// Signs in with a link of leadctl for this role; the cookie.
+    pub(crate) async fn sign_in_as(&self, role: &str, stack: &Stack) -> String {
+        let link = stack.leadctl(&["console", "token", "--role", role, "--url", &self.url]).await.assert_ok().stdout;
         let (_, token) = link.trim().split_once("/login?").expect("a link");
         self.sign_in(token).await
     }
@@ -402,6 +406,21 @@ impl Project {
 
     pub(crate) fn lead(&self) -> String {
         self.pages[2].clone()
+    }
+
+    /// The path of a route of the console, with the ids of this project.
+    pub(crate) fn fill(&self, route: &str) -> String {
+        let last = |page: String| page.rsplit('/').next().expect("an id").to_owned();
+        let ids = [
+            ("{project}", self.api.project_id.to_string()),
+            ("{callback}", last(self.callback())),
+            ("{delivery}", last(self.delivery())),
+            ("{process}", last(self.pages[10].clone())),
+            ("{lead}", self.lead_id.clone()),
+            ("{update}", self.update_id.clone()),
+            ("{id}", self.lead_id.clone()),
+        ];
+        ids.iter().fold(route.to_owned(), |route, (name, id)| route.replace(name, id))
     }
 
     /// A session of a key with these scopes.

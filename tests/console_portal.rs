@@ -20,8 +20,13 @@ const ROUTER: &str = include_str!("../crates/console/src/router.rs");
 /// What visitors of a portal link get beside the pages of the portal.
 const ALLOWED: [&str; 3] = ["/", "/login", "/logout"];
 
+/// The console's routes; those of actions without the project before them.
+pub(crate) fn routes() -> impl Iterator<Item = &'static str> {
+    ROUTER.split('"').skip(1).step_by(2).filter(|text| text.starts_with('/') && !text.contains("{{"))
+}
+
 /// The link on a page, or in an output.
-fn token(text: &str) -> String {
+pub(crate) fn token(text: &str) -> String {
     let (_, rest) = text.split_once("/login?token=").expect("a link");
     rest.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect()
 }
@@ -89,19 +94,8 @@ async fn a_portal_link_shows_its_callback_and_nothing_else() {
     }
     // Every route, with ids that exist. A page that is added later is refused, too.
     let form = format!("form_token={}", form_token(&callback));
-    let fill = |route: &str| {
-        let ids = [
-            ("{project}", project.api.project_id.to_string()),
-            ("{callback}", callback_id.clone()),
-            ("{delivery}", delivery_id.clone()),
-            ("{lead}", project.lead_id.clone()),
-            ("{update}", project.update_id.clone()),
-            ("{id}", project.lead_id.clone()),
-        ];
-        ids.iter().fold(route.to_owned(), |route, (name, id)| route.replace(name, id))
-    };
-    let routes = ROUTER.split('"').skip(1).step_by(2).filter(|text| text.starts_with('/') && !text.contains("{{"));
-    let routes: Vec<_> = routes.filter(|route| !ALLOWED.contains(route) && !route.starts_with("/portal")).collect();
+    let fill = |route: &str| project.fill(route);
+    let routes: Vec<_> = routes().filter(|route| !ALLOWED.contains(route) && !route.starts_with("/portal")).collect();
     let mut seen_by_maker = 0;
     for route in &routes {
         for path in [fill(route), fill(&format!("/p/{{project}}{route}"))] {

@@ -19,6 +19,7 @@ mod console_audits;
 mod console_changes;
 mod console_live;
 mod console_portal;
+mod console_viewer;
 mod crash_recovery;
 mod dead_letters;
 mod deliveries;

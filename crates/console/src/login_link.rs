@@ -1,4 +1,4 @@
-//! One-time links that sign an operator in. An entry of the bucket [`CONSOLE_LOGINS`] is an unused link.
+//! One-time links that sign an operator or a viewer in. An entry of the bucket [`CONSOLE_LOGINS`] is an unused link.
 
 use anyhow::Context;
 use async_nats::jetstream::{self, kv::Operation};
@@ -8,19 +8,52 @@ use contract::{
     streams::CONSOLE_LOGINS,
 };
 use secrets::api_key;
+use serde::{Deserialize, Serialize};
 use service_kit::{clock, nats::error_chain};
 
 use crate::fault::Fault;
 
-/// What every token begins with.
-const PREFIX: &str = "lrc_";
+/// Who signs in with a one-time link. Both see every project.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "camelCase")]
+pub enum LoginRole {
+    /// Acts, with the API key of a project.
+    Operator,
+    /// Only looks.
+    Viewer,
+}
 
-/// Creates the token of a one-time link, which signs an operator in within [`LOGIN_AGE`]. [`login_url`] makes the link.
+impl LoginRole {
+    const ALL: [Self; 2] = [Self::Operator, Self::Viewer];
+
+    /// What the tokens of its links begin with. The bucket has the hash of the whole token: with another prefix it is another
+    /// token.
+    const fn prefix(self) -> &'static str {
+        match self {
+            Self::Operator => "lrc_",
+            Self::Viewer => "lrv_",
+        }
+    }
+
+    /// The role that a link with this token gives.
+    pub(crate) fn of_token(token: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|role| token.starts_with(role.prefix()))
+    }
+
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Operator => "operator",
+            Self::Viewer => "viewer",
+        }
+    }
+}
+
+/// Creates the token of a one-time link, which signs in within [`LOGIN_AGE`]. [`login_url`] makes the link.
 ///
 /// # Errors
 /// The bucket does not exist or cannot be written.
-pub async fn create_login(js: &jetstream::Context) -> anyhow::Result<String> {
-    let token = format!("{PREFIX}{}", hex::encode(rand::random::<[u8; 32]>()));
+pub async fn create_login(js: &jetstream::Context, role: LoginRole) -> anyhow::Result<String> {
+    let token = format!("{}{}", role.prefix(), hex::encode(rand::random::<[u8; 32]>()));
     let login = ConsoleLogin { expires_at: clock::now().plus(LOGIN_AGE) };
     let entry = serde_json::to_vec(&login).context("cannot write the login as JSON")?;
     let bucket = js.get_key_value(CONSOLE_LOGINS).await.context("cannot find the bucket of logins")?;
@@ -33,12 +66,10 @@ pub fn login_url(console_url: &str, token: &str) -> String {
     format!("{}/login?token={token}", console_url.trim_end_matches('/'))
 }
 
-/// Uses a token up. Of several requests with one token, the first succeeds.
-pub(crate) async fn redeem(js: &jetstream::Context, token: &str, now: Timestamp) -> Result<(), Fault> {
+/// Uses a token up; the role that it gives. Of several requests with one token, the first succeeds.
+pub(crate) async fn redeem(js: &jetstream::Context, token: &str, now: Timestamp) -> Result<LoginRole, Fault> {
     let used = || Fault::Refused("This link was used or has expired. Make a new one: leadctl console token".into());
-    if !is_token(PREFIX, 0, token) {
-        return Err(used());
-    }
+    let role = LoginRole::of_token(token).filter(|role| is_token(role.prefix(), 0, token)).ok_or_else(used)?;
     let unavailable = |e: &(dyn std::error::Error + 'static)| {
         tracing::warn!("cannot read the bucket of logins: {}", error_chain(e));
         Fault::Unavailable("The bucket of logins cannot be read. Try again.".into())
@@ -55,7 +86,7 @@ pub(crate) async fn redeem(js: &jetstream::Context, token: &str, now: Timestamp)
         return Err(used());
     }
     let login: ConsoleLogin = serde_json::from_slice(&entry.value).map_err(|e| unavailable(&e))?;
-    if now < login.expires_at { Ok(()) } else { Err(used()) }
+    if now < login.expires_at { Ok(role) } else { Err(used()) }
 }
 
 /// Whether a text is this prefix, a number of hex digits, and the random part of a token.

@@ -61,7 +61,7 @@ impl Page {
     }
 }
 
-/// Serves the form of a page to signed-in visitors.
+/// Serves the form of a page to signed-in visitors who may act.
 pub(crate) fn action<F>(act: impl Fn(Visit) -> F + Clone + Send + Sync + 'static) -> MethodRouter<Arc<App>>
 where
     F: Future<Output = Result<Page, Fault>> + Send + 'static,
@@ -75,6 +75,7 @@ where
         };
         respond(app, headers, uri, path, form.clone(), async move |visit: Visit| {
             check_form_token(&visit.session, &form)?;
+            visit.session.check_action()?;
             act(visit).await
         })
         .await

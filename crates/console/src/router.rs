@@ -33,7 +33,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/system/dead-letters/{number}", page(dead_letters::show))
         .route(
             "/system/dead-letters/{number}/replay",
-            page(actions::dead_letters::confirm).merge(action(actions::dead_letters::replay)),
+            confirm(actions::dead_letters::confirm).merge(action(actions::dead_letters::replay)),
         )
         .route("/go/{id}", page(go::anywhere))
         .route("/p/{project}", page(board::show))
@@ -74,38 +74,51 @@ where
     })
 }
 
+/// Serves the page of an action to signed-in visitors who may act.
+fn confirm<F>(show: impl Fn(Visit) -> F + Clone + Send + Sync + 'static) -> MethodRouter<Arc<App>>
+where
+    F: Future<Output = Result<Page, Fault>> + Send + 'static,
+{
+    page(move |visit: Visit| {
+        let allowed = visit.session.check_action();
+        let shown = allowed.map(|()| show(visit));
+        async move { shown?.await }
+    })
+}
+
 /// The pages of portal links: no other page exists for their visitors.
 fn portal_pages() -> Router<Arc<App>> {
     Router::new()
         .route("/portal", page(portal::show))
         .route("/portal/callbacks/{callback}", page(portal::callback))
-        .route("/portal/callbacks/{callback}/test", page(portal::confirm_test).merge(action(portal::test)))
+        .route("/portal/callbacks/{callback}/test", confirm(portal::confirm_test).merge(action(portal::test)))
         .route("/portal/deliveries/{delivery}", page(portal::delivery))
         .route(
             "/portal/deliveries/{delivery}/redeliver",
-            page(portal::confirm_redelivery).merge(action(portal::redeliver)),
+            confirm(portal::confirm_redelivery).merge(action(portal::redeliver)),
         )
 }
 
 /// The actions: each is a page that says what it does, and its form.
 fn actions() -> Router<Arc<App>> {
     use crate::pages::actions::{callbacks, calls, deliveries, edit, keys, leads, recovery, share};
+    // Viewers see the open links on the pages that share; those pages have no form for them.
     let rows = [
-        ("/deliveries/redeliver", page(deliveries::confirm_selected).merge(action(deliveries::redeliver_selected))),
-        ("/deliveries/{delivery}/redeliver", page(deliveries::confirm).merge(action(deliveries::redeliver))),
-        ("/leads/{lead}/update", page(leads::form).merge(action(leads::submit))),
-        ("/leads/{lead}/end-call", page(calls::confirm).merge(action(calls::end))),
-        ("/callbacks/{callback}/test", page(callbacks::confirm_test).merge(action(callbacks::test))),
-        ("/callbacks/{callback}/enable", page(callbacks::confirm_enable).merge(action(callbacks::enable))),
-        ("/callbacks/{callback}/pause", page(callbacks::confirm_pause).merge(action(callbacks::pause))),
-        ("/callbacks/{callback}/resume", page(callbacks::confirm_resume).merge(action(callbacks::resume))),
-        ("/callbacks/{callback}/rotate-secret", page(callbacks::confirm_rotation).merge(action(callbacks::rotate))),
-        ("/callbacks/{callback}/recover", page(recovery::confirm).merge(action(recovery::recover))),
-        ("/callbacks/{callback}/backfill", page(recovery::confirm_backfill).merge(action(recovery::backfill))),
-        ("/processes/{process}/edit", page(edit::form).merge(action(edit::submit))),
+        ("/deliveries/redeliver", confirm(deliveries::confirm_selected).merge(action(deliveries::redeliver_selected))),
+        ("/deliveries/{delivery}/redeliver", confirm(deliveries::confirm).merge(action(deliveries::redeliver))),
+        ("/leads/{lead}/update", confirm(leads::form).merge(action(leads::submit))),
+        ("/leads/{lead}/end-call", confirm(calls::confirm).merge(action(calls::end))),
+        ("/callbacks/{callback}/test", confirm(callbacks::confirm_test).merge(action(callbacks::test))),
+        ("/callbacks/{callback}/enable", confirm(callbacks::confirm_enable).merge(action(callbacks::enable))),
+        ("/callbacks/{callback}/pause", confirm(callbacks::confirm_pause).merge(action(callbacks::pause))),
+        ("/callbacks/{callback}/resume", confirm(callbacks::confirm_resume).merge(action(callbacks::resume))),
+        ("/callbacks/{callback}/rotate-secret", confirm(callbacks::confirm_rotation).merge(action(callbacks::rotate))),
+        ("/callbacks/{callback}/recover", confirm(recovery::confirm).merge(action(recovery::recover))),
+        ("/callbacks/{callback}/backfill", confirm(recovery::confirm_backfill).merge(action(recovery::backfill))),
+        ("/processes/{process}/edit", confirm(edit::form).merge(action(edit::submit))),
         ("/callbacks/{callback}/share", page(share::form).merge(action(share::submit))),
         ("/processes/{process}/share", page(share::form).merge(action(share::submit))),
-        ("/keys/{key}/revoke", page(keys::confirm).merge(action(keys::revoke))),
+        ("/keys/{key}/revoke", confirm(keys::confirm).merge(action(keys::revoke))),
     ];
     rows.into_iter()
         .fold(Router::new(), |router, (path, methods)| router.route(&format!("/p/{{project}}{path}"), methods))

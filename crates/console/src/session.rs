@@ -14,7 +14,7 @@ use secrets::api_key;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-use crate::{app::App, config::PublicUrl, fault::Fault, portal_link};
+use crate::{app::App, config::PublicUrl, fault::Fault, login_link::LoginRole, portal_link};
 
 /// How long a session lasts. A longer one serves a stolen cookie longer, a shorter one asks for logins more often.
 const SESSION_AGE: Duration = Duration::from_hours(12);
@@ -24,8 +24,9 @@ const PURPOSE: &str = "console session";
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Sealed {
-    /// Whether a login link signed in.
-    is_operator: bool,
+    /// The role of the login link that signed in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    login: Option<LoginRole>,
     /// The API key that signed in, or that an operator added to act with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     api_key: Option<Secret>,
@@ -59,6 +60,8 @@ pub(crate) struct Credential {
 pub(crate) enum Role {
     /// Every project.
     Operator,
+    /// Every project, without any action.
+    Viewer,
     /// The project of an API key, as far as the key's scopes go.
     Key(Arc<ApiKey>),
     /// One process or callback. [`Visit::portal`](crate::visit::Visit::portal) opens the pages of portal links.
@@ -94,8 +97,8 @@ impl Portal {
         ListCallbacks { project_id: self.project_id, details: true }
     }
 
-    /// Refuses visitors who may only look.
-    pub(crate) fn check_action(&self) -> Result<(), Fault> {
+    /// What visitors who may only look may not do does not exist for them.
+    fn check_action(&self) -> Result<(), Fault> {
         if self.may_act { Ok(()) } else { Err(Fault::no_page()) }
     }
 }
@@ -105,6 +108,7 @@ impl Role {
     pub(crate) fn identity(&self) -> String {
         match self {
             Self::Operator => "operator".to_owned(),
+            Self::Viewer => "viewer".to_owned(),
             Self::Key(key) => format!("key {}", key.key_id),
             Self::Portal(portal) => format!("portal link {}", portal.name),
         }
@@ -112,13 +116,13 @@ impl Role {
 
     /// Whether the visitor sees every project, and the system.
     pub(crate) fn sees_all(&self) -> bool {
-        matches!(self, Self::Operator)
+        matches!(self, Self::Operator | Self::Viewer)
     }
 
     /// Whether the visitor may read what needs this scope in this project.
     pub(crate) fn check(&self, project_id: ObjectId, scope: Scope) -> Result<(), Fault> {
         match self {
-            Self::Operator => Ok(()),
+            Self::Operator | Self::Viewer => Ok(()),
             // Another project does not exist for the visitor.
             Self::Key(key) if key.project_id != project_id => Err(Fault::no_page()),
             Self::Key(key) if !key.scopes.contains(&scope) => Err(Fault::MissingScope(scope)),
@@ -143,10 +147,11 @@ impl Session {
         }
         let credential =
             sealed.api_key.and_then(|secret| Some(Credential { key: valid_key(app, &secret, now)?, secret }));
-        let role = match (sealed.is_operator, &credential) {
-            (true, _) => Role::Operator,
-            (false, Some(credential)) => Role::Key(credential.key.clone()),
-            (false, None) => return None,
+        let role = match (sealed.login, &credential) {
+            (Some(LoginRole::Operator), _) => Role::Operator,
+            (Some(LoginRole::Viewer), _) => Role::Viewer,
+            (None, Some(credential)) => Role::Key(credential.key.clone()),
+            (None, None) => return None,
         };
         Some(Self { role, form_token: sealed.form_token, ends_at: sealed.ends_at, credential })
     }
@@ -161,6 +166,22 @@ impl Session {
         let credential = secret.and_then(|secret| Some(Credential { key: valid_key(app, &secret, now)?, secret }));
         let role = Role::Portal(Arc::new(Portal::new(&link, token)));
         Some(Self { role, form_token, ends_at: link.ends_at, credential })
+    }
+
+    /// Refuses visitors who may only look. Every action is behind it, its page and its form.
+    pub(crate) fn check_action(&self) -> Result<(), Fault> {
+        match &self.role {
+            Role::Operator | Role::Key(_) => Ok(()),
+            Role::Viewer => Err(Fault::Refused(
+                "A viewer only looks. To act, sign in as operator (leadctl console token), or with an API key.".into(),
+            )),
+            Role::Portal(portal) => portal.check_action(),
+        }
+    }
+
+    /// Whether pages offer actions.
+    pub(crate) fn may_act(&self) -> bool {
+        self.check_action().is_ok()
     }
 
     /// The text of the session's API key, for actions that need this scope in this project.
@@ -183,6 +204,7 @@ impl Session {
     pub(crate) fn visitor(&self) -> String {
         match &self.role {
             Role::Operator => format!("operator {}", self.form_token),
+            Role::Viewer => format!("viewer {}", self.form_token),
             Role::Key(key) => format!("project {}", key.project_id),
             Role::Portal(portal) => format!("portal links of {}", portal.project_id),
         }
@@ -201,6 +223,7 @@ impl Session {
         match (&self.role, &self.credential) {
             (Role::Operator, Some(credential)) => format!("operator with key {}", credential.key.name),
             (Role::Operator, None) => "operator".to_owned(),
+            (Role::Viewer, _) => "viewer".to_owned(),
             (Role::Key(key), _) => format!("key {}", key.name),
             (Role::Portal(portal), _) => format!("portal link {}", portal.name),
         }
@@ -212,16 +235,17 @@ pub(crate) fn valid_key(app: &App, key: &Secret, now: Timestamp) -> Option<Arc<A
     app.keys.get(&api_key::hash(key.expose())).filter(|key| key.is_valid(now))
 }
 
-/// The cookie of a new session of an API key, or of an operator.
+/// The cookie of a new session.
 pub(crate) fn new_cookie(app: &App, role: SignedIn<'_>, now: Timestamp) -> HeaderValue {
     let form_token = hex::encode(rand::random::<[u8; 16]>());
-    let sealed = Sealed { is_operator: false, api_key: None, portal: None, form_token, ends_at: now.plus(SESSION_AGE) };
+    let sealed = Sealed { login: None, api_key: None, portal: None, form_token, ends_at: now.plus(SESSION_AGE) };
     let sealed = match role {
-        SignedIn::Operator => Sealed { is_operator: true, ..sealed },
+        SignedIn::Link(role) => Sealed { login: Some(role), ..sealed },
         SignedIn::Key(secret) => Sealed { api_key: Some(secret), ..sealed },
         // The operator's session ends when it would have ended.
         SignedIn::OperatorWith(secret, session) => {
-            Sealed { is_operator: true, api_key: Some(secret), ends_at: session.ends_at, ..sealed }
+            let login = Some(LoginRole::Operator);
+            Sealed { login, api_key: Some(secret), ends_at: session.ends_at, ..sealed }
         }
         SignedIn::Portal(token) => Sealed { portal: Some(token), ..sealed },
     };
@@ -232,7 +256,8 @@ pub(crate) fn new_cookie(app: &App, role: SignedIn<'_>, now: Timestamp) -> Heade
 
 /// How a session begins.
 pub(crate) enum SignedIn<'a> {
-    Operator,
+    /// With a one-time link.
+    Link(LoginRole),
     Key(Secret),
     /// With the token of a portal link.
     Portal(Secret),
@@ -317,15 +342,31 @@ pub(crate) mod tests {
         assert!(Session::of(&app, &headers(&unknown), now).await.is_none());
         let revoked = ApiKey { revoked_at: Some(now), ..key() };
         assert!(Session::of(&super::tests::app(true, revoked), &headers(&cookie), now).await.is_none());
-        let operator = new_cookie(&app, SignedIn::Operator, now);
+        let operator = new_cookie(&app, SignedIn::Link(LoginRole::Operator), now);
         assert_eq!(Session::of(&app, &headers(&operator), now).await.unwrap().role, Role::Operator);
+    }
+
+    #[tokio::test]
+    async fn a_viewer_sees_every_project_and_does_not_act() {
+        let now = Timestamp::from_millis(1_000_000);
+        let app = app(true, key());
+        let cookie = new_cookie(&app, SignedIn::Link(LoginRole::Viewer), now);
+
+        let session = Session::of(&app, &headers(&cookie), now).await.unwrap();
+
+        assert_eq!((session.role.clone(), session.name()), (Role::Viewer, "viewer".into()));
+        assert_eq!(session.role.check(ObjectId::from_bytes([0x22; 12]), Scope::ConfigRead), Ok(()));
+        assert!(session.role.sees_all() && session.credential(PROJECT, Scope::LeadsRead).is_err());
+        assert!(matches!(session.check_action(), Err(Fault::Refused(_))) && !session.may_act());
     }
 
     #[tokio::test]
     async fn an_operator_acts_with_an_added_key_until_the_operators_session_ends() {
         let now = Timestamp::from_millis(1_000_000);
         let app = app(true, key());
-        let session = Session::of(&app, &headers(&new_cookie(&app, SignedIn::Operator, now)), now).await.unwrap();
+        let session = Session::of(&app, &headers(&new_cookie(&app, SignedIn::Link(LoginRole::Operator), now)), now)
+            .await
+            .unwrap();
         assert!(session.credential(PROJECT, Scope::LeadsRead).is_err());
 
         let later = now.plus(SESSION_AGE / 2);
@@ -341,7 +382,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_plain_listener_has_a_cookie_without_the_prefix() {
-        let cookie = new_cookie(&app(false, key()), SignedIn::Operator, Timestamp::from_millis(0));
+        let cookie = new_cookie(&app(false, key()), SignedIn::Link(LoginRole::Operator), Timestamp::from_millis(0));
         let text = cookie.to_str().unwrap();
         assert!(text.starts_with("leadrelay=") && text.ends_with("SameSite=Strict"), "{text}");
     }

@@ -55,8 +55,8 @@ impl Visit {
         Ok(project_id)
     }
 
-    /// Refuses visitors who are not operators; what is only for operators does not exist for them.
-    pub(crate) fn operator(&self) -> Result<(), Fault> {
+    /// Refuses visitors who do not see every project; what concerns the whole installation does not exist for them.
+    pub(crate) fn all_projects(&self) -> Result<(), Fault> {
         if self.session.role.sees_all() { Ok(()) } else { Err(Fault::no_page()) }
     }
 
@@ -64,7 +64,7 @@ impl Visit {
     pub(crate) fn portal(&self) -> Result<&Portal, Fault> {
         match &self.session.role {
             Role::Portal(portal) => Ok(portal),
-            Role::Operator | Role::Key(_) => Err(Fault::no_page()),
+            Role::Operator | Role::Viewer | Role::Key(_) => Err(Fault::no_page()),
         }
     }
 

@@ -1,5 +1,5 @@
 //! Links of the operator console: entries of the bucket [`CONSOLE_LOGINS`](crate::streams::CONSOLE_LOGINS). The key of a one-time
-//! link is the SHA-256 of its token; that of a portal link has the tag of its project before it. `leadctl` writes the entry of a
+//! link is the SHA-256 of its token, which begins with `lrc_` for an operator and with `lrv_` for a viewer; that of a portal link has the tag of its project before it. `leadctl` writes the entry of a
 //! one-time link, the console removes it when the link is used. Both write entries of portal links, and remove those that are
 //! revoked.
 

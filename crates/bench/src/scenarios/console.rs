@@ -205,7 +205,8 @@ impl Console {
         service.wait_for_http(&format!("http://{health}/readyz"), TIMEOUT).await;
         let url = format!("http://{listen}");
         let form = http_client().post(format!("{url}/login")).header(ORIGIN, &url);
-        let token = console::create_login(&service_kit::nats::jetstream(&stack.client)).await?;
+        let token =
+            console::create_login(&service_kit::nats::jetstream(&stack.client), console::LoginRole::Operator).await?;
         let form = form.header(CONTENT_TYPE, "application/x-www-form-urlencoded").body(format!("token={token}"));
         let response = form.send().await?;
         let cookie = response.headers().get(SET_COOKIE).and_then(|cookie| cookie.to_str().ok()?.split(';').next());

@@ -110,8 +110,19 @@ pub(crate) async fn show(visit: Visit) -> Result<Page, Fault> {
         processes
     );
     let sees_all = role.sees_all();
-    let board =
-        Board { covered, sees_all, lag, audits, update_counts, delivery_counts, callbacks, exhausted, pending, leads, processes };
+    let board = Board {
+        covered,
+        sees_all,
+        lag,
+        audits,
+        update_counts,
+        delivery_counts,
+        callbacks,
+        exhausted,
+        pending,
+        leads,
+        processes,
+    };
     let content = render(project_id, &board, visit.now);
     Ok(Page::Live { title: "Board".into(), section: Section::Board, content })
 }

@@ -43,6 +43,9 @@ const ACTIONS: [(&str, &str); 8] = [
     ("share", "Share"),
 ];
 
+/// What visitors who may only look get instead: the open links.
+const LINKS: (&str, &str) = ("share", "Portal links");
+
 /// `GET /p/{project}/callbacks`.
 pub(crate) async fn list(visit: Visit) -> Result<Page, Fault> {
     let project_id = visit.project(Scope::ConfigRead)?;
@@ -146,11 +149,17 @@ pub(crate) async fn show(visit: Visit) -> Result<Page, Fault> {
         deliveries(DeliveryStatus::Exhausted)
     );
     let around = Around { covered, counts, failures, process, pending, exhausted };
-    let content = render(project_id, &callback, &around, visit.now);
+    let content = render(project_id, &callback, &around, visit.session.may_act(), visit.now);
     Ok(Page::Live { title: format!("Callback {}", callback.name), section: Section::Callbacks, content })
 }
 
-pub(super) fn render(project: ObjectId, callback: &CallbackStatus, around: &Around, now: Timestamp) -> Markup {
+pub(super) fn render(
+    project: ObjectId,
+    callback: &CallbackStatus,
+    around: &Around,
+    may_act: bool,
+    now: Timestamp,
+) -> Markup {
     let deliveries = |status: &str, page: &ListPage<ListedDelivery>| {
         let names = BTreeMap::from([(callback.callback_id, callback.name.clone())]);
         html! {
@@ -183,7 +192,7 @@ pub(super) fn render(project: ObjectId, callback: &CallbackStatus, around: &Arou
                 (fact("Process", Some(process(project, callback))))
             }
             ul.actions {
-                @for (action, label) in ACTIONS {
+                @for (action, label) in if may_act { &ACTIONS[..] } else { &[LINKS] } {
                     @if applies(action, callback.state) {
                         li { a href={ "/p/" (project) "/callbacks/" (callback.callback_id) "/" (action) } { (label) } }
                     }

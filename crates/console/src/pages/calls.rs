@@ -23,23 +23,29 @@ pub(crate) async fn list(visit: Visit) -> Result<Page, Fault> {
     let query = ListCalls { project_id, lead_id: None, cursor: visit.cursor(), limit: PAGE };
     let page = visit.request(&query).await?;
     let curl = curl("/api/v1/calls/started", r#"{"leadId":"LEAD_ID","callId":"call-1"}"#);
-    let content = render_list(project_id, &page, visit.now, &curl);
+    let content = render_list(project_id, &page, visit.session.may_act(), visit.now, &curl);
     Ok(Page::list(&visit, "Calls in progress", Section::Calls, live("calls", &content)))
 }
 
-pub(super) fn render_list(project: ObjectId, page: &ListPage<Call>, now: Timestamp, curl: &str) -> Markup {
+pub(super) fn render_list(
+    project: ObjectId,
+    page: &ListPage<Call>,
+    may_act: bool,
+    now: Timestamp,
+    curl: &str,
+) -> Markup {
     html! {
         @if page.items.is_empty() && page.next.is_none() {
             (empty("No call is in progress. This command reports the start of one:", Some(curl)))
         } @else {
-            (rows(project, &page.items, now))
+            (rows(project, &page.items, may_act, now))
             (next_page(&format!("/p/{project}/calls"), &[], page.next.as_ref()))
         }
     }
 }
 
-/// A table of calls, with the action that ends each.
-pub(super) fn rows(project: ObjectId, calls: &[Call], now: Timestamp) -> Markup {
+/// A table of calls, for visitors who may act with the action that ends each.
+pub(super) fn rows(project: ObjectId, calls: &[Call], may_act: bool, now: Timestamp) -> Markup {
     let rows = html! {
         @for call in calls {
             tr {
@@ -47,11 +53,12 @@ pub(super) fn rows(project: ObjectId, calls: &[Call], now: Timestamp) -> Markup 
                 td { (call.call_id.as_deref().unwrap_or("without an id")) }
                 td { (time(call.started_at)) " (" (ago(call.started_at, now)) ")" }
                 td { (time(call.expires_at)) " (" (ago(call.expires_at, now)) ")" }
-                td { a href=(end_path(project, call)) { "End the call" } }
+                @if may_act { td { a href=(end_path(project, call)) { "End the call" } } }
             }
         }
     };
-    table("Calls in progress", &["Lead", "Call", "In progress since", "Ends by itself", "Action"], &rows)
+    let columns = ["Lead", "Call", "In progress since", "Ends by itself", "Action"];
+    table("Calls in progress", if may_act { &columns } else { &columns[..4] }, &rows)
 }
 
 /// The page that ends a call. A call without an id ends with all others of its lead.

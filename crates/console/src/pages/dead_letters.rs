@@ -52,10 +52,10 @@ fn replay(letter: &Letter) -> Markup {
 
 /// `GET /system/dead-letters/{number}`.
 pub(crate) async fn show(visit: Visit) -> Result<Page, Fault> {
-    visit.operator()?;
+    visit.all_projects()?;
     let number = visit.id("number")?;
     let (letter, message) = dead_letters::get(&visit.app.broker()?.js, number).await?;
-    let content = render(&letter, &message.payload);
+    let content = render(&letter, &message.payload, visit.session.may_act());
     Ok(Page::Show { title: format!("Dead letter {number}"), section: Section::None, content })
 }
 
@@ -64,7 +64,7 @@ fn may_replay(letter: &Letter) -> bool {
     endpoint(letter).is_some() && matches!(letter.replay, None | Some((_, Replay::NotSent)))
 }
 
-pub(super) fn render(letter: &Letter, body: &[u8]) -> Markup {
+pub(super) fn render(letter: &Letter, body: &[u8], may_act: bool) -> Markup {
     let shown = String::from_utf8_lossy(body.get(..SHOWN_BYTES).unwrap_or(body));
     let command = format!(
         "leadctl dead-letters replay {0}\n\n# With a corrected body:\nleadctl dead-letters replay {0} --body corrected.json",
@@ -86,7 +86,7 @@ pub(super) fn render(letter: &Letter, body: &[u8]) -> Markup {
         }
         section.panel {
             h2 { "Replay" }
-            @if may_replay(letter) {
+            @if may_act && may_replay(letter) {
                 p { a href={ "/system/dead-letters/" (letter.number) "/replay" } { "Replay it, perhaps corrected" } }
             }
             p { "On the command line, also to another project, or once more:" }

@@ -75,17 +75,22 @@ pub(crate) async fn list(visit: Visit) -> Result<Page, Fault> {
     };
     let (page, callbacks) = tokio::join!(visit.request(&query), visit.callbacks(project_id));
     let curl = curl("/api/v1/leads/update", r#"{"leadId":"LEAD_ID","metadata":{"color":"blue"}}"#);
-    let content = render_list(project_id, &page?, &filters, &names(&callbacks), &curl);
+    let shown = Shown { project: project_id, callbacks: &names(&callbacks), may_act: visit.session.may_act() };
+    let content = render_list(&shown, &page?, &filters, &curl);
     Ok(Page::list(&visit, "Deliveries", Section::Deliveries, content))
 }
 
-pub(super) fn render_list(
-    project: ObjectId,
-    page: &ListPage<ListedDelivery>,
-    filters: &Filters,
-    callbacks: &BTreeMap<ObjectId, String>,
-    curl: &str,
-) -> Markup {
+/// What surrounds deliveries.
+pub(super) struct Shown<'a> {
+    pub(super) project: ObjectId,
+    /// The names of its callbacks.
+    pub(super) callbacks: &'a BTreeMap<ObjectId, String>,
+    /// Whether the visitor may act.
+    pub(super) may_act: bool,
+}
+
+pub(super) fn render_list(shown: &Shown<'_>, page: &ListPage<ListedDelivery>, filters: &Filters, curl: &str) -> Markup {
+    let Shown { project, callbacks, may_act } = *shown;
     let query = [
         ("status", filters.status.clone()),
         ("callback", filters.callback.map(|id| id.to_string())),
@@ -129,9 +134,13 @@ pub(super) fn render_list(
                     (empty("No delivery meets these conditions.", None))
                 }
             } @else {
-                form action={ "/p/" (project) "/deliveries/redeliver" } {
-                    (table_of(project, &page.items, callbacks, true))
-                    p { button { "Redeliver the selected deliveries" } }
+                @if may_act {
+                    form action={ "/p/" (project) "/deliveries/redeliver" } {
+                        (table_of(project, &page.items, callbacks, true))
+                        p { button { "Redeliver the selected deliveries" } }
+                    }
+                } @else {
+                    (rows(project, &page.items, callbacks))
                 }
                 (next_page(&format!("/p/{project}/deliveries"), &query, page.next.as_ref()))
             }
@@ -190,7 +199,8 @@ pub(crate) async fn show(visit: Visit) -> Result<Page, Fault> {
     let query = GetDelivery { project_id, id };
     let (delivery, callbacks) = tokio::join!(visit.request(&query), visit.callbacks(project_id));
     let delivery = delivery?;
-    let content = render(project_id, &delivery, &names(&callbacks));
+    let shown = Shown { project: project_id, callbacks: &names(&callbacks), may_act: visit.session.may_act() };
+    let content = render(&shown, &delivery);
     let (title, section) = ("Delivery".to_owned(), Section::Deliveries);
     Ok(match delivery.status {
         DeliveryStatus::Pending => Page::Live { title, section, content },
@@ -198,7 +208,8 @@ pub(crate) async fn show(visit: Visit) -> Result<Page, Fault> {
     })
 }
 
-pub(super) fn render(project: ObjectId, delivery: &Delivery, callbacks: &BTreeMap<ObjectId, String>) -> Markup {
+pub(super) fn render(shown: &Shown<'_>, delivery: &Delivery) -> Markup {
+    let Shown { project, callbacks, may_act } = *shown;
     html! {
         (live("delivery", &html! {
             dl.facts {
@@ -208,7 +219,7 @@ pub(super) fn render(project: ObjectId, delivery: &Delivery, callbacks: &BTreeMa
                 (fact("Event", (!delivery.kind.is_update()).then(|| html! { (delivery.kind) })))
                 (fact("Next attempt", delivery.next_attempt_at.map(time)))
             }
-            @if delivery.status != DeliveryStatus::Pending {
+            @if may_act && delivery.status != DeliveryStatus::Pending {
                 ul.actions {
                     li { a href={ "/p/" (project) "/deliveries/" (id(delivery)) "/redeliver" } { "Redeliver" } }
                 }

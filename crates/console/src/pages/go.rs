@@ -19,7 +19,7 @@ pub(crate) async fn anywhere(visit: Visit) -> Result<Page, Fault> {
     let projects: BTreeSet<ObjectId> = match &visit.session.role {
         Role::Key(key) => [key.project_id].into(),
         Role::Portal(_) => return Err(Fault::no_page()),
-        Role::Operator => visit.app.keys.all().iter().map(|key| key.project_id).collect(),
+        Role::Operator | Role::Viewer => visit.app.keys.all().iter().map(|key| key.project_id).collect(),
     };
     if projects.len() > MAX_PROJECTS {
         return Err(Fault::Invalid(format!(

@@ -22,11 +22,11 @@ pub(crate) async fn list(visit: Visit) -> Result<Page, Fault> {
     let project_id = visit.project(Scope::ConfigRead)?;
     let query = ListKeys { project_id, key_id: None, cursor: visit.cursor(), limit: PAGE };
     let page = visit.request(&query).await?;
-    let content = render(project_id, &page, visit.now);
+    let content = render(project_id, &page, visit.session.may_act(), visit.now);
     Ok(Page::Show { title: "API keys".into(), section: Section::Keys, content })
 }
 
-pub(super) fn render(project: ObjectId, page: &ListPage<ApiKey>, now: Timestamp) -> Markup {
+pub(super) fn render(project: ObjectId, page: &ListPage<ApiKey>, may_act: bool, now: Timestamp) -> Markup {
     let rows = html! {
         @for key in &page.items {
             tr {
@@ -37,18 +37,21 @@ pub(super) fn render(project: ObjectId, page: &ListPage<ApiKey>, now: Timestamp)
                 td { @match key.last_used_at { Some(at) => (time(at)), None => "never" } }
                 td { @match key.expires_at { Some(at) => (time(at)), None => "never" } }
                 td { a href={ "/p/" (project) "/updates?key=" (key.key_id) } { "Updates" } }
-                td {
-                    @if key.revoked_at.is_none() {
-                        a href={ "/p/" (project) "/keys/" (key.key_id) "/revoke" } { "Revoke" }
+                @if may_act {
+                    td {
+                        @if key.revoked_at.is_none() {
+                            a href={ "/p/" (project) "/keys/" (key.key_id) "/revoke" } { "Revoke" }
+                        }
                     }
                 }
             }
         }
     };
     let columns = ["Name", "Status", "Scopes", "Created", "Last used", "Expires", "Last 24 hours", "Action"];
+    let columns = if may_act { &columns[..] } else { &columns[..7] };
     let command = format!("leadctl key create --project {project} --name crm --scope leads:read --scope leads:write");
     html! {
-        @if !page.items.is_empty() { (table("API keys", &columns, &rows)) }
+        @if !page.items.is_empty() { (table("API keys", columns, &rows)) }
         (next_page(&format!("/p/{project}/keys"), &[], page.next.as_ref()))
         (empty("An operator creates a key with this command, which prints its text once:", Some(&command)))
     }

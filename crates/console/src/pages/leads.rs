@@ -140,11 +140,11 @@ pub(crate) async fn show(visit: Visit) -> Result<Page, Fault> {
     );
     let around = Around { process, calls, history, deliveries, callbacks: names(&callbacks) };
     let title = lead.name.clone().unwrap_or_else(|| format!("Lead {lead_id}"));
-    let content = render(project_id, &lead, &around, visit.now);
+    let content = render(project_id, &lead, &around, visit.session.may_act(), visit.now);
     Ok(Page::list(&visit, title, Section::Leads, content))
 }
 
-pub(super) fn render(project: ObjectId, lead: &Lead, around: &Around, now: Timestamp) -> Markup {
+pub(super) fn render(project: ObjectId, lead: &Lead, around: &Around, may_act: bool, now: Timestamp) -> Markup {
     let path = format!("/p/{project}/leads/{}", lead.lead_id);
     html! {
         (live("lead", &html! { dl.facts {
@@ -159,9 +159,9 @@ pub(super) fn render(project: ObjectId, lead: &Lead, around: &Around, now: Times
             (fact("Created", Some(time(lead.created_at))))
             (fact("Changed", Some(time(lead.updated_at))))
         } }))
-        ul.actions { li { a href={ (path) "/update" } { "Send an update" } } }
+        @if may_act { ul.actions { li { a href={ (path) "/update" } { "Send an update" } } } }
         (panel("Calls in progress", &around.calls, |page| html! {
-            @if page.items.is_empty() { p { "None." } } @else { (calls::rows(project, &page.items, now)) }
+            @if page.items.is_empty() { p { "None." } } @else { (calls::rows(project, &page.items, may_act, now)) }
         }))
         (panel("State", &around.process, |process| graph::states(&process.rules, Some(&lead.state))))
         (live("metadata", &json("Metadata", &lead.metadata)))

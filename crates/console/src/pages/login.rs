@@ -14,7 +14,8 @@ use service_kit::clock;
 use crate::{
     app::App,
     fault::Fault,
-    login_link, portal_link, respond,
+    login_link::{self, LoginRole},
+    portal_link, respond,
     session::{self, Role, Session, SignedIn},
     view::{
         layout::{self, Frame, Section},
@@ -69,9 +70,9 @@ async fn sign_in(app: &App, operator: Option<&Session>, fields: &[(String, Strin
             SignedIn::Portal(token.into())
         }
         (Some(token), _) => {
-            login_link::redeem(&app.broker()?.js, token, now).await?;
-            tracing::info!("an operator signed in");
-            SignedIn::Operator
+            let role = login_link::redeem(&app.broker()?.js, token, now).await?;
+            tracing::info!("{} signed in with a link", role.name());
+            SignedIn::Link(role)
         }
         (None, Some(key)) => {
             let secret = Secret::from(key.trim());
@@ -126,6 +127,9 @@ pub(super) fn render(token: Option<&str>, next: Option<&str>, fault: Option<&Fau
                 @if portal_link::is_portal_token(token) {
                     p { "This link shows you webhooks and their deliveries." }
                     button autofocus { "Open" }
+                } @else if LoginRole::of_token(token) == Some(LoginRole::Viewer) {
+                    p { "This link signs you in as a viewer, once: you see every project, and change nothing." }
+                    button autofocus { "Sign in as viewer" }
                 } @else {
                     p { "This link signs you in as an operator, once." }
                     button autofocus { "Sign in as operator" }

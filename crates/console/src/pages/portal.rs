@@ -243,7 +243,6 @@ pub(super) fn render_delivery(callback: &CallbackStatus, delivery: &Delivery, po
 /// `GET /portal/callbacks/{callback}/test`.
 pub(crate) async fn confirm_test(visit: Visit) -> Result<Page, Fault> {
     let (portal, callback) = shown_callback(&visit).await?;
-    portal.check_action()?;
     let page = Confirmation {
         path: format!("/portal/callbacks/{}/test", callback.callback_id),
         consequence: html! { p { "One signed ping is sent to " b { (callback.name) } ". It is not a delivery." } },
@@ -256,7 +255,6 @@ pub(crate) async fn confirm_test(visit: Visit) -> Result<Page, Fault> {
 /// `POST /portal/callbacks/{callback}/test`.
 pub(crate) async fn test(visit: Visit) -> Result<Page, Fault> {
     let (portal, callback) = shown_callback(&visit).await?;
-    portal.check_action()?;
     let path = format!("/portal/callbacks/{}", callback.callback_id);
     let result = send_test(&visit, &Target::new(portal.project_id, callback)).await?;
     let content = html! { (render_test(&result)) p { a href=(path) { "Back to the callback" } } };
@@ -266,7 +264,6 @@ pub(crate) async fn test(visit: Visit) -> Result<Page, Fault> {
 /// `GET /portal/deliveries/{delivery}/redeliver`.
 pub(crate) async fn confirm_redelivery(visit: Visit) -> Result<Page, Fault> {
     let (portal, callback, _) = shown_delivery(&visit).await?;
-    portal.check_action()?;
     let page = Confirmation {
         path: format!("/portal/deliveries/{}/redeliver", visit.segment("delivery")),
         consequence: html! {
@@ -281,7 +278,6 @@ pub(crate) async fn confirm_redelivery(visit: Visit) -> Result<Page, Fault> {
 /// `POST /portal/deliveries/{delivery}/redeliver`.
 pub(crate) async fn redeliver(visit: Visit) -> Result<Page, Fault> {
     let (portal, ..) = shown_delivery(&visit).await?;
-    portal.check_action()?;
     let id: DeliveryId = visit.id("delivery")?;
     redeliver_one(&visit, portal.project_id, id).await?;
     Ok(Page::Redirect(format!("/portal/deliveries/{id}")))

@@ -78,10 +78,14 @@ pub(crate) async fn show(visit: Visit) -> Result<Page, Fault> {
     let process = selector(visit.segment("process"))?;
     let process = visit.request(&GetProcess { project_id, process }).await?;
     let title = name(&process).to_owned();
-    Ok(Page::Show { title, section: Section::Processes, content: render(project_id, &process) })
+    Ok(Page::Show {
+        title,
+        section: Section::Processes,
+        content: render(project_id, &process, visit.session.may_act()),
+    })
 }
 
-pub(super) fn render(project: ObjectId, process: &Process) -> Markup {
+pub(super) fn render(project: ObjectId, process: &Process, may_act: bool) -> Markup {
     let rules = &process.rules;
     let rows = html! {
         @for callback in &process.callbacks {
@@ -118,8 +122,12 @@ pub(super) fn render(project: ObjectId, process: &Process) -> Markup {
             }
             ul.actions {
                 li { a href={ "/p/" (project) "/leads?process=" (segment(process)) } { "Leads of this process" } }
-                li { a href={ "/p/" (project) "/processes/" (segment(process)) "/edit" } { "Edit" } }
-                li { a href={ "/p/" (project) "/processes/" (segment(process)) "/share" } { "Share" } }
+                @if may_act { li { a href={ "/p/" (project) "/processes/" (segment(process)) "/edit" } { "Edit" } } }
+                li {
+                    a href={ "/p/" (project) "/processes/" (segment(process)) "/share" } {
+                        (if may_act { "Share" } else { "Portal links" })
+                    }
+                }
             }
         } @else {
             p { "These callbacks receive the outcomes of updates whose lead is unknown." }

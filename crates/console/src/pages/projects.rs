@@ -16,12 +16,12 @@ use crate::{
     visit::Visit,
 };
 
-/// `GET /`: an API key's project, or an operator's list of them.
+/// `GET /`: an API key's project, or the list of them.
 pub(crate) async fn list(visit: Visit) -> Result<Page, Fault> {
     match &visit.session.role {
         Role::Key(key) => return Ok(Page::Redirect(format!("/p/{}", key.project_id))),
         Role::Portal(_) => return Ok(Page::Redirect("/portal".into())),
-        Role::Operator => {}
+        Role::Operator | Role::Viewer => {}
     }
     let content = render(&visit.app.keys.all());
     Ok(Page::Show { title: "Projects".into(), section: Section::None, content })

@@ -76,7 +76,7 @@ pub(super) struct System {
 
 /// `GET /system`.
 pub(crate) async fn show(visit: Visit) -> Result<Page, Fault> {
-    visit.operator()?;
+    visit.all_projects()?;
     let broker = visit.app.broker()?;
     let (replicas, recovery, backlog, streams, letters, audits) = tokio::join!(
         replicas(&broker.client),

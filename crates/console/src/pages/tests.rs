@@ -202,6 +202,10 @@ fn names() -> std::collections::BTreeMap<ObjectId, String> {
     [(CALLBACK, "crm".to_owned())].into()
 }
 
+fn shown(callbacks: &std::collections::BTreeMap<ObjectId, String>, may_act: bool) -> deliveries::Shown<'_> {
+    deliveries::Shown { project: PROJECT, callbacks, may_act }
+}
+
 #[test]
 fn the_timeline_of_an_update() {
     let deliveries = Ok(UpdateDeliveries { deliveries: vec![delivery()], parked: None });
@@ -280,7 +284,7 @@ fn a_lead() {
         deliveries: Ok(page(vec![listed(DeliveryStatus::Pending)], None)),
         callbacks: names(),
     };
-    insta::assert_snapshot!(lines(&leads::render(PROJECT, &lead(), &around, at(90_000))));
+    insta::assert_snapshot!(lines(&leads::render(PROJECT, &lead(), &around, true, at(90_000))));
 }
 
 #[test]
@@ -307,12 +311,12 @@ fn a_list_of_deliveries() {
         ..deliveries::Filters::default()
     };
     let list = page(vec![listed(DeliveryStatus::Pending)], Some("7"));
-    insta::assert_snapshot!(lines(&deliveries::render_list(PROJECT, &list, &filters, &names(), "curl")));
+    insta::assert_snapshot!(lines(&deliveries::render_list(&shown(&names(), true), &list, &filters, "curl")));
 }
 
 #[test]
 fn a_delivery_with_its_attempts() {
-    insta::assert_snapshot!(lines(&deliveries::render(PROJECT, &delivery(), &names())));
+    insta::assert_snapshot!(lines(&deliveries::render(&shown(&names(), true), &delivery())));
 }
 
 #[test]
@@ -348,7 +352,7 @@ fn a_callback() {
         pending: Ok(page(vec![], None)),
         exhausted: Ok(page(vec![listed(DeliveryStatus::Exhausted)], Some("7"))),
     };
-    let html = callbacks::render(PROJECT, &callback(CallbackState::Disabled), &around, at(90_000_000));
+    let html = callbacks::render(PROJECT, &callback(CallbackState::Disabled), &around, true, at(90_000_000));
     insta::assert_snapshot!(lines(&html));
 }
 
@@ -358,12 +362,17 @@ fn api_keys() {
     expired.expires_at = Some(at(0));
     let mut revoked = key();
     (revoked.name, revoked.revoked_at) = ("<b>".into(), Some(at(5)));
-    insta::assert_snapshot!(lines(&keys::render(PROJECT, &page(vec![key(), expired, revoked], Some("7")), at(0))));
+    insta::assert_snapshot!(lines(&keys::render(
+        PROJECT,
+        &page(vec![key(), expired, revoked], Some("7")),
+        true,
+        at(0)
+    )));
 }
 
 #[test]
 fn a_process() {
-    insta::assert_snapshot!(lines(&processes::render(PROJECT, &process())));
+    insta::assert_snapshot!(lines(&processes::render(PROJECT, &process(), true)));
 }
 
 #[test]
@@ -410,6 +419,9 @@ fn the_login() {
     insta::assert_snapshot!(lines(&login::render(None, Some("/p/1"), None)));
     let link = login::render(Some("lrc_00"), None, Some(&Fault::Refused("used".into()))).0;
     assert!(link.contains(r#"name="token" value="lrc_00""#) && link.contains("used") && !link.contains("api_key"));
+    assert!(link.contains("Sign in as operator"), "{link}");
+    let viewer = login::render(Some("lrv_00"), None, None).0;
+    assert!(viewer.contains("Sign in as viewer") && !viewer.contains("operator"), "{viewer}");
 }
 
 #[test]
@@ -500,8 +512,14 @@ fn the_preview_of_an_update_and_what_it_needs() {
 
 #[test]
 fn calls_in_progress() {
-    insta::assert_snapshot!(lines(&calls::render_list(PROJECT, &page(vec![call()], Some("7")), at(90_000), "curl")));
-    let none = calls::render_list(PROJECT, &page(vec![], None), at(0), "curl …/started").0;
+    insta::assert_snapshot!(lines(&calls::render_list(
+        PROJECT,
+        &page(vec![call()], Some("7")),
+        true,
+        at(90_000),
+        "curl"
+    )));
+    let none = calls::render_list(PROJECT, &page(vec![], None), true, at(0), "curl …/started").0;
     assert!(none.contains("No call is in progress.") && none.contains("curl …/started"), "{none}");
 }
 
@@ -518,12 +536,12 @@ fn a_dead_letter() {
     };
     let body = vec![b'<'; 5000];
 
-    let html = lines(&dead_letters::render(&letter, &body));
+    let html = lines(&dead_letters::render(&letter, &body, true));
 
     assert!(html.contains("The first 4096 of 5000 bytes."), "{html}");
     insta::assert_snapshot!(html.replace(&"&lt;".repeat(4096), "BODY"));
     let replayed = Letter { replay: Some((9, Replay::Sent { sequence: 8 })), ..letter };
-    assert!(dead_letters::render(&replayed, b"{").0.contains("replayed as entry 8"));
+    assert!(dead_letters::render(&replayed, b"{", true).0.contains("replayed as entry 8"));
 }
 
 #[test]
@@ -531,7 +549,7 @@ fn a_delivery_of_another_event_is_linked_by_its_own_id() {
     let delivery = Delivery { kind: DeliveryKind::StateChanged, ..delivery() };
     let own = format!("/deliveries/{UPDATE}-{CALLBACK}-lead.state_changed");
 
-    let page = deliveries::render(PROJECT, &delivery, &names()).0;
+    let page = deliveries::render(&shown(&names(), true), &delivery).0;
     let deliveries = Ok(UpdateDeliveries { deliveries: vec![delivery], parked: None });
     let timeline = updates::render(PROJECT, &update(), &deliveries, &names()).0;
 

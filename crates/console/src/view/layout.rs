@@ -131,7 +131,7 @@ fn palette(session: &Session, project: Option<ObjectId>) -> Markup {
     let below = project.map(|project| format!("/p/{project}"));
     let pages = below.iter().flat_map(|base| SECTIONS.map(|(.., path, title)| (format!("{base}{path}"), title)));
     let of_operators = [("/".to_owned(), "Projects"), ("/system".to_owned(), "System")];
-    let of_operators = of_operators.into_iter().filter(|_| session.role == Role::Operator);
+    let of_operators = of_operators.into_iter().filter(|_| session.role.sees_all());
     let go = below.as_ref().map_or_else(|| "/go/".to_owned(), |base| format!("{base}/go?q="));
     html! {
         dialog #palette aria-label="Go to" {

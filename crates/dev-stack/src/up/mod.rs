@@ -355,8 +355,9 @@ async fn prepare(data: &DataDir, running: Running, render_timeline: RenderTimeli
         environment.extend(shown.environment);
         ending = Some(shown.ending);
     }
-    let token =
-        console::create_login(&nats::jetstream(&client)).await.context("cannot make a login for the console")?;
+    let token = console::create_login(&nats::jetstream(&client), console::LoginRole::Operator)
+        .await
+        .context("cannot make a login for the console")?;
     let login_url = console::login_url(&console_url, &token);
     environment.extend([("LEADRELAY_CONSOLE_URL", console_url), ("LEADRELAY_CONSOLE_LOGIN_URL", login_url.clone())]);
     environment.extend(producer_nats_url.map(|url| ("LEADRELAY_PRODUCER_NATS_URL", url)));

@@ -3,7 +3,7 @@
 use anyhow::{Context, ensure};
 use async_nats::Client;
 use clap::{Args, Subcommand};
-use console::NewPortalLink;
+use console::{LoginRole, NewPortalLink};
 use contract::{
     ObjectId,
     console::{OpenPortalLink, PortalTarget},
@@ -22,9 +22,14 @@ use crate::{
 /// The operator console.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Console {
-    /// Print a link that signs an operator in to the console, once and within an hour. An operator sees every project.
-    #[command(after_help = "Example:\n  leadctl console token --url https://console.example.com")]
+    /// Print a link that signs in to the console, once and within an hour. Operators and viewers see every project; a viewer
+    /// only looks.
+    #[command(after_help = "Examples:\n  leadctl console token --url https://console.example.com\n  \
+                      leadctl console token --role viewer")]
     Token {
+        /// Who signs in with the link.
+        #[arg(long, value_enum, default_value = "operator")]
+        role: LoginRole,
         /// The URL of the console.
         #[arg(long = "url", env = "LEADRELAY_CONSOLE_URL", default_value = "http://127.0.0.1:8090")]
         url: String,
@@ -95,9 +100,9 @@ struct Login {
 impl Console {
     pub(crate) async fn run(self) -> anyhow::Result<()> {
         match self {
-            Self::Token { url, admin } => {
+            Self::Token { role, url, admin } => {
                 let client = admin.connect().await?;
-                let token = console::create_login(&nats::jetstream(&client)).await.context("no link was made")?;
+                let token = console::create_login(&nats::jetstream(&client), role).await.context("no link was made")?;
                 show(&admin, console::login_url(&url, &token))
             }
             Self::PortalLink {

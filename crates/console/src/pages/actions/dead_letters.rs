@@ -43,7 +43,7 @@ pub(in crate::pages) fn endpoint(letter: &Letter) -> Option<Endpoint> {
 
 /// The letter of the path, its body and its endpoint, if it was not replayed.
 async fn replayable(visit: &Visit) -> Result<(Letter, String, Endpoint), Fault> {
-    visit.operator()?;
+    visit.all_projects()?;
     let (letter, message) = dead_letters::get(&visit.app.broker()?.js, visit.id("number")?).await?;
     match letter.replay {
         Some((_, Replay::Sent { sequence })) => {

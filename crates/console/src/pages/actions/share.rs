@@ -61,9 +61,10 @@ impl Shared {
         let may_act = acting_key(visit, self.project_id).map(drop);
         let (links, callbacks) = tokio::join!(open_links(visit, self.project_id), visit.callbacks(self.project_id));
         let names = TargetNames { project_id: self.project_id, callbacks: callbacks.unwrap_or_default() };
+        let form_token = visit.session.may_act().then_some(visit.session.form_token.as_str());
         html! {
-            (render(&self.name, &self.path, &visit.session.form_token, may_act))
-            (render_links(&links, &names, &self.path, &visit.session.form_token, visit.now))
+            @if let Some(form_token) = form_token { (render(&self.name, &self.path, form_token, may_act)) }
+            (render_links(&links, &names, &self.path, form_token, visit.now))
         }
     }
 }
@@ -136,15 +137,17 @@ pub(in crate::pages) fn render(name: &str, path: &str, form_token: &str, may_act
     }
 }
 
-/// The open links of a project, each with its revocation, and a form that revokes the link that somebody has.
+/// The open links of a project; with the token of forms, each with its revocation, and a form that revokes the link that somebody
+/// has.
 pub(in crate::pages) fn render_links(
     links: &Result<Vec<OpenPortalLink>, Fault>,
     names: &TargetNames,
     path: &str,
-    form_token: &str,
+    form_token: Option<&str>,
     now: Timestamp,
 ) -> Markup {
     let columns = ["Link", "Shows", "Visitors may", "Made by", "Until", "Action"];
+    let shown = if form_token.is_some() { &columns[..] } else { &columns[..5] };
     html! {
         (panel("Open links of the project", links, |links| {
             let rows = html! {
@@ -155,27 +158,29 @@ pub(in crate::pages) fn render_links(
                         td { @if link.may_act { "test, redeliver" } @else { "only look" } }
                         td { (link.made_by) }
                         td { (time(link.ends_at)) " (" (ago(link.ends_at, now)) ")" }
-                        td {
+                        @if let Some(form_token) = form_token { td {
                             form action={ (path) "/share" } method="post" {
                                 (token_field(form_token))
                                 input type="hidden" name="link" value=(link.id);
                                 button aria-label={ "Revoke the link " (link.id) } { "Revoke" }
                             }
-                        }
+                        } }
                     }
                 }
             };
             html! {
-                @if links.is_empty() { p { "None." } } @else { (table("Open links", &columns, &rows)) }
+                @if links.is_empty() { p { "None." } } @else { (table("Open links", shown, &rows)) }
             }
         }))
-        section.panel {
-            h2 { "Revoke a link" }
-            form.action action={ (path) "/share" } method="post" {
-                (token_field(form_token))
-                label for="link" { "The link" }
-                input #link name="link" type="text" required autocomplete="off" spellcheck="false";
-                button { "Revoke the link" }
+        @if let Some(form_token) = form_token {
+            section.panel {
+                h2 { "Revoke a link" }
+                form.action action={ (path) "/share" } method="post" {
+                    (token_field(form_token))
+                    label for="link" { "The link" }
+                    input #link name="link" type="text" required autocomplete="off" spellcheck="false";
+                    button { "Revoke the link" }
+                }
             }
         }
     }
@@ -209,7 +214,7 @@ pub(crate) async fn submit(visit: Visit) -> Result<Page, Fault> {
     let key = match &visit.session.role {
         _ if may_act => Some(acting_key(&visit, project_id)?.clone()),
         Role::Key(_) => Some(visit.session.credential(project_id, Scope::ConfigRead)?.clone()),
-        Role::Operator | Role::Portal(_) => None,
+        Role::Operator | Role::Viewer | Role::Portal(_) => None,
     };
     let new = NewPortalLink { project_id, target: shared.target, age, made_by: who.clone(), key, may_act };
     let token = portal_link::create_portal_link(js, new).await.map_err(failed)?;
