@@ -424,6 +424,8 @@ const numbers = async (page) => {
     assert.ok(await page.locator("main tbody tr").count(), `${name}: no rows`);
   }
   await go(page, `${project}?range=1h`);
+  execFileSync(leadctl, ["audit"], { stdio: "ignore" });
+  await until("the last audit is shown", async () => /clean, \d+ updates checked/.test(await fact("Last audit").textContent()));
   await fact("Oldest pending delivery").locator("a").click();
   await page.waitForURL("**/deliveries?status=pending*");
   await page.goBack();
@@ -549,6 +551,24 @@ await tenantPage.waitForURL(`**${project}`);
 await go(tenantPage, `${lead}/update`);
 await tenantPage.locator("text=needs an API key of this project with the scope leads:write").waitFor();
 
+// A viewer: every page without an action; the pages of actions say why they are refused.
+const viewer = await open(await browser.newContext());
+await viewer.goto(execFileSync(leadctl, ["console", "token", "--role", "viewer", "--url", console_], { encoding: "utf8" }).trim());
+await viewer.evaluate(axe);
+await check(viewer, "the login of a viewer");
+await viewer.click("main button");
+await viewer.waitForURL(`${console_}/`);
+assert.equal(await viewer.locator(".account span").textContent(), "viewer");
+const isAction = (to) => /\/(update|end-call|redeliver|test|enable|pause|resume|recover|backfill|rotate-secret|edit|revoke)(\?|$)/.test(to);
+for (const to of pages.filter((to) => !isAction(to))) {
+  await go(viewer, to);
+  assert.equal(await viewer.locator("form[method=post]").count(), 1, `${to} has a form besides the one that signs out`);
+}
+assert.equal((await viewer.request.get(`${console_}${lead}/update`)).status(), 403);
+await go(viewer, "/system");
+await viewer.evaluate(axe);
+await check(viewer, "the system, for a viewer");
+
 // A visitor of a portal link: the pages of one callback, and an action.
 await go(page, `${project}/callbacks`);
 await page.click("td a:text-is('crm')");
@@ -592,5 +612,5 @@ assert.deepEqual(errors, []);
 await browser.close();
 endpoint.closeAllConnections();
 endpoint.close();
-const count = pages.length + 9;
+const count = pages.length + 11;
 console.log(`${count} pages without an error or violation; ${2 * (Object.keys(tasks).length + 1)} tasks done, half without JavaScript`);
