@@ -35,9 +35,6 @@ pub enum UrlFault {
 }
 
 /// Parses the URL of a callback.
-///
-/// # Errors
-/// Why it can never be called.
 pub fn parse_url(text: &str) -> Result<Url, UrlFault> {
     if text.len() > MAX_URL_BYTES {
         return Err(UrlFault::TooLong(text.len()));

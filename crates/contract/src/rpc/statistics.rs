@@ -177,9 +177,6 @@ impl StatisticsRange {
     }
 
     /// A range of whole steps: `from` is rounded down and `to` up. By default the last 24 hours, by the hour.
-    ///
-    /// # Errors
-    /// The range is empty or too long.
     pub fn new(
         from: Option<Timestamp>,
         to: Option<Timestamp>,
@@ -199,9 +196,6 @@ impl StatisticsRange {
     }
 
     /// Checks the bounds.
-    ///
-    /// # Errors
-    /// The range is empty or too long, or not made of minutes.
     pub fn check(self) -> Result<(), InvalidRange> {
         let length = self.to.millis().saturating_sub(self.from.millis());
         if length <= 0 {
@@ -368,9 +362,6 @@ pub struct CountActivities {
 
 impl CountActivities {
     /// Checks the bounds.
-    ///
-    /// # Errors
-    /// The range is empty or too long, or the offset is none of a time zone.
     pub fn check(&self) -> Result<(), RpcError> {
         let length = self.to.millis().saturating_sub(self.from.millis());
         let fault = if length <= 0 {

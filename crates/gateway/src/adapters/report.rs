@@ -87,8 +87,7 @@ struct CallBody<'a> {
 }
 
 impl<'a> Call<'a> {
-    /// # Errors
-    /// The metadata names no lead.
+    /// Fails if the metadata names no lead.
     pub(super) fn report(
         self,
         kind: OutcomeKind,

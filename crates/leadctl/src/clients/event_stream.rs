@@ -47,9 +47,6 @@ impl EventStream {
     }
 
     /// Waits for the next event. Cancel-safe.
-    ///
-    /// # Errors
-    /// The key may not read events, or an event cannot be parsed.
     pub(crate) async fn next(&mut self) -> anyhow::Result<StreamEvent> {
         loop {
             if let Some(event) = self.step().await? {
