@@ -135,7 +135,6 @@ pub struct BackfillCallback {
     #[serde(default)]
     pub dry_run: bool,
     /// The previous reply's `next`.
-    #[serde(default)]
     pub cursor: Option<Cursor>,
 }
 

@@ -145,19 +145,14 @@ pub struct ListDeliveries {
     /// The project.
     pub project_id: ObjectId,
     /// Only deliveries with this status.
-    #[serde(default)]
     pub status: Option<DeliveryStatus>,
     /// Only deliveries to this callback.
-    #[serde(default)]
     pub callback_id: Option<ObjectId>,
     /// Only deliveries of this update.
-    #[serde(default)]
     pub update_id: Option<ObjectId>,
     /// Only deliveries of this lead's updates.
-    #[serde(default)]
     pub lead_id: Option<ObjectId>,
     /// Only deliveries of updates made at this time or later, to the second.
-    #[serde(default)]
     pub since: Option<Timestamp>,
     /// Only deliveries of updates made before this time, to the second.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -172,7 +167,6 @@ pub struct ListDeliveries {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
     /// The previous page's `next`.
-    #[serde(default)]
     pub cursor: Option<Cursor>,
     /// The most items to return.
     pub limit: u32,
@@ -219,7 +213,6 @@ pub struct ListedDelivery {
     /// When it last changed.
     pub updated_at: Timestamp,
     /// The status of the response to the last attempt, if there was one.
-    #[serde(default)]
     pub status_code: Option<u16>,
     /// Why the last attempt failed.
     pub error: Option<String>,
@@ -319,7 +312,6 @@ pub struct RecoverDeliveries {
     /// Only deliveries with this status, exhausted or delivered.
     pub status: DeliveryStatus,
     /// Only deliveries to this callback.
-    #[serde(default)]
     pub callback_id: Option<ObjectId>,
     /// How many become due per second.
     pub per_second: u32,
@@ -327,7 +319,6 @@ pub struct RecoverDeliveries {
     #[serde(default)]
     pub dry_run: bool,
     /// The previous reply's `next`.
-    #[serde(default)]
     pub cursor: Option<Cursor>,
 }
 

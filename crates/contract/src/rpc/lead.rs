@@ -13,13 +13,11 @@ pub struct GetLead {
     /// The lead's project.
     pub project_id: ObjectId,
     /// The lead.
-    #[serde(default)]
     pub lead_id: Option<ObjectId>,
     /// The lead's external id.
     #[serde(default, deserialize_with = "text::reference_id")]
     pub reference_id: Option<String>,
     /// The process of the external id.
-    #[serde(default)]
     pub process_id: Option<ObjectId>,
 }
 
@@ -33,19 +31,15 @@ pub struct InitiateLead {
     /// The lead's process.
     pub process_id: ObjectId,
     /// The group of the vendor's API; stored, not interpreted.
-    #[serde(default)]
     pub group_id: Option<String>,
     /// The lead's external id, unique in its process.
     #[serde(default, deserialize_with = "text::reference_id")]
     pub reference_id: Option<String>,
     /// The lead's name.
-    #[serde(default)]
     pub name: Option<String>,
     /// The lead's phone number.
-    #[serde(default)]
     pub phone: Option<String>,
     /// The lead's e-mail address, lower case.
-    #[serde(default)]
     pub email: Option<String>,
     /// The lead's metadata.
     pub metadata: JsonObject,
@@ -143,20 +137,15 @@ pub struct ListLeads {
     /// The project.
     pub project_id: ObjectId,
     /// Only leads of this process.
-    #[serde(default)]
     pub process_id: Option<ObjectId>,
     /// Only leads in this state.
-    #[serde(default)]
     pub state: Option<String>,
     /// Only leads that changed at this time or later.
-    #[serde(default)]
     pub updated_since: Option<Timestamp>,
     /// Only leads with this id or external id, this e-mail address, a phone number that ends with these digits, or a name
     /// that begins so; the case does not matter in names and addresses.
-    #[serde(default)]
     pub search: Option<String>,
     /// The previous page's `next`.
-    #[serde(default)]
     pub cursor: Option<Cursor>,
     /// The most items to return.
     pub limit: u32,
@@ -172,7 +161,6 @@ pub struct GetLeadHistory {
     /// The lead.
     pub lead_id: ObjectId,
     /// The previous page's `next`.
-    #[serde(default)]
     pub cursor: Option<Cursor>,
     /// The most items to return.
     pub limit: u32,
@@ -235,10 +223,8 @@ pub struct ListCalls {
     /// The project.
     pub project_id: ObjectId,
     /// Only calls with this lead.
-    #[serde(default)]
     pub lead_id: Option<ObjectId>,
     /// The previous page's `next`.
-    #[serde(default)]
     pub cursor: Option<Cursor>,
     /// The most items to return.
     pub limit: u32,

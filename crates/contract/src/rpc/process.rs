@@ -16,7 +16,6 @@ pub struct ListProcesses {
     /// The project.
     pub project_id: ObjectId,
     /// The previous page's `next`.
-    #[serde(default)]
     pub cursor: Option<Cursor>,
     /// The most items to return.
     pub limit: u32,
@@ -48,7 +47,6 @@ pub struct ChangeProcess {
     /// The change.
     pub change: ProcessChange,
     /// Only if the process has this revision; 0 if it must not exist.
-    #[serde(default)]
     pub expected_revision: Option<i64>,
     /// Only report what would change.
     #[serde(default)]

@@ -69,7 +69,6 @@ pub struct ListKeys {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key_id: Option<ObjectId>,
     /// The previous page's `next`.
-    #[serde(default)]
     pub cursor: Option<Cursor>,
     /// The most keys to return.
     pub limit: u32,

@@ -91,7 +91,6 @@ pub struct Recover {
     /// How.
     pub kind: RecoveryKind,
     /// From when on to announce again; only for [`RecoveryKind::Reannounce`].
-    #[serde(default)]
     pub since: Option<Timestamp>,
     /// [`RecoveryStatus::generation`] as it was read.
     pub generation: i32,

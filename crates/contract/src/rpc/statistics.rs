@@ -220,7 +220,6 @@ pub struct CountUpdates {
     /// When the log stored them.
     pub range: StatisticsRange,
     /// What to divide the counts by; by nothing if it is not of updates.
-    #[serde(default)]
     pub by: Option<StatisticsGroup>,
 }
 
@@ -249,7 +248,6 @@ pub struct CountDeliveries {
     /// When attempts started, and deliveries were exhausted.
     pub range: StatisticsRange,
     /// What to divide the counts by; by nothing if it is not of deliveries.
-    #[serde(default)]
     pub by: Option<StatisticsGroup>,
     /// Only attempts and deliveries of this callback.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -347,10 +345,8 @@ pub struct CountActivities {
     /// Its end, not included.
     pub to: Timestamp,
     /// Only of leads of this process.
-    #[serde(default)]
     pub process_id: Option<ObjectId>,
     /// Only of leads of this group.
-    #[serde(default)]
     pub group_id: Option<String>,
     /// How many minutes the clocks whose days are counted by are ahead of UTC.
     #[serde(default)]

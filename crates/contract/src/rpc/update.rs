@@ -131,10 +131,8 @@ pub struct ListUpdates {
     /// The project.
     pub project_id: ObjectId,
     /// Only updates of this lead.
-    #[serde(default)]
     pub lead_id: Option<ObjectId>,
     /// Only updates made at this time or later, to the second.
-    #[serde(default)]
     pub since: Option<Timestamp>,
     /// Only updates made before this time, to the second.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -143,7 +141,6 @@ pub struct ListUpdates {
     #[serde(default)]
     pub oldest_first: bool,
     /// The previous page's `next`.
-    #[serde(default)]
     pub cursor: Option<Cursor>,
     /// The most items to return.
     pub limit: u32,
@@ -171,28 +168,20 @@ pub struct FindUpdates {
     /// The project.
     pub project_id: ObjectId,
     /// Only updates made at this time or later, to the second; by default 24 hours before `to`.
-    #[serde(default)]
     pub from: Option<Timestamp>,
     /// Only updates made before this time, to the second; by default there is no end.
-    #[serde(default)]
     pub to: Option<Timestamp>,
     /// Only updates that succeeded, or failed.
-    #[serde(default)]
     pub success: Option<bool>,
     /// Only updates that failed with this code.
-    #[serde(default)]
     pub error_code: Option<String>,
     /// Only updates to leads of this process.
-    #[serde(default)]
     pub process_id: Option<ObjectId>,
     /// Only updates that came under this API key.
-    #[serde(default)]
     pub api_key_id: Option<ObjectId>,
     /// Only updates that name this user.
-    #[serde(default)]
     pub user_id: Option<String>,
     /// The previous page's `next`.
-    #[serde(default)]
     pub cursor: Option<Cursor>,
     /// The most items to return.
     pub limit: u32,

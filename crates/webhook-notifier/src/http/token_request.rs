@@ -75,7 +75,6 @@ pub(crate) fn token_request(client: &Oauth2Client, endpoint: &Uri) -> Result<Req
 struct TokenResponse {
     access_token: Secret,
     token_type: String,
-    #[serde(default)]
     expires_in: Option<Seconds>,
 }
 
