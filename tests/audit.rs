@@ -16,7 +16,6 @@ type Violations = BTreeMap<String, BTreeSet<String>>;
 /// Invariants, each with the ids that violate it.
 type Breached = Vec<(&'static str, Vec<String>)>;
 
-/// The violations in a report.
 fn violations(report: &Value) -> Violations {
     let text = |value: &Value| value.as_str().expect("text").to_owned();
     let invariants = report["invariants"].as_array().expect("invariants").iter();

@@ -22,7 +22,6 @@ use crate::support::{LEDGER_ROWS, Stack, TEST_TIMEOUT, memory_kib, process_id, p
 const MOST_KIB: u64 = 64 * 1024;
 /// The number of unacknowledged publishes while the log is filled.
 const PIPELINED: usize = 4096;
-/// The pause between two samples.
 const INTERVAL: Duration = Duration::from_millis(250);
 
 fn from_env(name: &str, default: u64) -> u64 {

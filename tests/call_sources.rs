@@ -41,7 +41,6 @@ impl Sources {
         (text("ingestPath"), text("sourceId"))
     }
 
-    /// The text of a sample.
     fn sample(&self, name: &str) -> String {
         let text = std::fs::read_to_string(format!("{SAMPLES}/{name}.json")).expect("a sample");
         text.replace("LEAD", &self.lead).replace("\"PROCESS\"", &format!("\"{}\"", self.process_id))

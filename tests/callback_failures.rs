@@ -15,7 +15,6 @@ struct Failing {
     stack: Stack,
     lead: String,
     callback: ObjectId,
-    /// The path of the callback.
     path: String,
 }
 

@@ -35,7 +35,6 @@ async fn put(api: &Api, path: &str, if_match: Option<&str>, body: &Value) -> (u1
 struct Configured {
     stack: Stack,
     process_id: ObjectId,
-    /// Path of the callback.
     callback: String,
     callback_id: String,
     secret: String,

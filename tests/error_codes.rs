@@ -29,7 +29,6 @@ fn table() -> BTreeSet<[&'static str; 3]> {
     table
 }
 
-/// The codes of a kind.
 fn of_kind(kind: &str) -> BTreeSet<&'static str> {
     table().into_iter().filter(|row| row[0] == kind).map(|[_, _, code]| code).collect()
 }

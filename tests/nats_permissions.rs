@@ -44,7 +44,6 @@ async fn stack() -> Stack {
     stack_on(None).await
 }
 
-/// The stack on this nats-server.
 pub(crate) async fn stack_on(program: Option<PathBuf>) -> Stack {
     let (nats, postgres) = tokio::join!(nats(program), postgres());
     let operator = NatsConfig::at(nats.url());

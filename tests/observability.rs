@@ -105,7 +105,6 @@ fn labels(expression: &str) -> Vec<&str> {
     lists.flat_map(|list| list.split(',')).map(str::trim).collect()
 }
 
-/// The expressions of the dashboard.
 fn dashboard() -> Vec<String> {
     let text = std::fs::read_to_string(format!("{OBSERVABILITY}/dashboard.json")).expect("the dashboard");
     let dashboard: Value = serde_json::from_str(&text).expect("JSON");

@@ -12,7 +12,6 @@ use test_support::{Signal, eventually};
 
 use crate::support::{Api, BLOCKED, LEDGER_ROWS, Stack, TEST_TIMEOUT, assert_includes, letter_number, process_id};
 
-/// A command of a pack.
 fn command(project_id: ObjectId, kind: &str, body: impl ToString) -> PackedCommand {
     PackedCommand {
         subject: format!("leads.cmd.{project_id}.{kind}"),

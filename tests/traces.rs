@@ -40,7 +40,6 @@ impl Collected {
         self.span.kind()
     }
 
-    /// An attribute, as text.
     fn attribute(&self, key: &str) -> Option<String> {
         attribute(&self.span.attributes, key)
     }

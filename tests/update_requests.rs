@@ -13,7 +13,6 @@ use crate::support::{
     process_id,
 };
 
-/// The answer to an update.
 struct Answer {
     headers: HeaderMap,
     body: Value,

@@ -156,7 +156,6 @@ async fn for_minutes() {
     println!("{report}");
 }
 
-/// The length of a run.
 enum Length {
     /// Every fault once.
     OneRound,

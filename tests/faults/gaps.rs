@@ -50,7 +50,6 @@ impl Default for Gap {
 }
 
 impl Gap {
-    /// Records an occurrence.
     pub(crate) fn record(&self) {
         let mut state = self.lock();
         let (last, longest) = *state;

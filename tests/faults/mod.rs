@@ -39,7 +39,6 @@ pub(crate) fn retry_schedule() -> String {
 /// How long a client waits for an answer before it sends again.
 pub(crate) const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
-/// The length of a run.
 enum Length {
     /// Every fault once.
     OneRound,
@@ -47,7 +46,6 @@ enum Length {
     For(Duration),
 }
 
-/// The results of a run.
 struct Report {
     faults: BTreeMap<Fault, (u32, Duration)>,
     totals: Totals,

@@ -36,7 +36,6 @@ const SETTLING: Duration = Duration::from_secs(120);
 pub(crate) struct Servers {
     pub(crate) nats_url: String,
     pub(crate) database_url: String,
-    /// The URLs of the gateways.
     pub(crate) gateways: Vec<String>,
 }
 
@@ -57,7 +56,6 @@ pub(crate) struct Scene {
     applied: Watch,
 }
 
-/// The results of a scene.
 pub(crate) struct Totals {
     load: Duration,
     settling: Duration,
@@ -282,7 +280,6 @@ struct Subscription {
     only_failed: bool,
 }
 
-/// The deliveries of a callback.
 struct DeliveryCounts {
     delivered: u64,
     duplicates: u64,

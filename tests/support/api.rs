@@ -21,7 +21,6 @@ use test_support::eventually;
 
 use super::{TEST_TIMEOUT, call};
 
-/// The path of an update.
 pub(crate) const UPDATE: &str = "/api/v1/leads/update";
 
 /// A client of the gateway with a key of one project.

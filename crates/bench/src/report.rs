@@ -99,7 +99,6 @@ impl Report {
         self.figure(scenario, ratio_name, "x", ratios, target);
     }
 
-    /// Adds raw results.
     pub(crate) fn detail(&mut self, scenario: &str, value: impl Serialize) -> anyhow::Result<()> {
         self.details.entry(scenario.into()).or_default().push(serde_json::to_value(value)?);
         Ok(())

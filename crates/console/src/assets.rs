@@ -15,7 +15,6 @@ use sha2::{Digest, Sha256};
 
 /// The URL of the style sheet.
 pub(crate) static STYLE: LazyLock<String> = LazyLock::new(|| path(STYLE_TEXT, "css"));
-/// The URL of the script.
 pub(crate) static SCRIPT: LazyLock<String> = LazyLock::new(|| path(SCRIPT_TEXT, "js"));
 
 const STYLE_TEXT: &str = include_str!("../static/console.css");
@@ -25,7 +24,6 @@ fn path(content: &str, kind: &str) -> String {
     format!("/static/{}.{kind}", &hex::encode(Sha256::digest(content))[..16])
 }
 
-/// The router of both.
 pub(crate) fn routes<S: Clone + Send + Sync + 'static>() -> Router<S> {
     let asset = |content: &'static str, kind: &'static str| {
         get(async move || {

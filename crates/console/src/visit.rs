@@ -100,7 +100,6 @@ impl Visit {
         self.app.request(query).await
     }
 
-    /// A field of the form.
     pub(crate) fn field<T: FromStr>(&self, name: &str) -> Result<T, Fault> {
         let field = self.form.iter().find(|(known, _)| known == name);
         field

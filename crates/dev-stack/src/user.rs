@@ -68,7 +68,6 @@ impl User {
     }
 }
 
-/// Whether the caller is root.
 pub(crate) fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }

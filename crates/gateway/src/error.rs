@@ -158,7 +158,6 @@ impl ApiError {
         self.status_and_code().0
     }
 
-    /// The stable code.
     pub(crate) fn code(&self) -> &str {
         match self {
             Self::Query(e) => &e.code,

@@ -14,7 +14,6 @@ use serde::Serialize;
 
 use crate::error::ApiError;
 
-/// What a handler returns.
 pub(crate) type HandlerResult = Result<Response, ApiError>;
 
 /// After how many seconds a refused client should retry. What is in flight drains in well under a second; a broker or a

@@ -130,7 +130,6 @@ impl WorkBudget {
         }
     }
 
-    /// Forgets idle projects.
     pub(crate) fn evict_idle(&self, now: Instant) {
         self.lock().retain(|_, account| now.saturating_duration_since(account.at) < REMEMBERED);
     }

@@ -78,7 +78,6 @@ impl From<jetstream::context::PublishError> for PublishError {
     }
 }
 
-/// JetStream's error code.
 pub(crate) fn error_code(error: &jetstream::context::PublishError) -> Option<ErrorCode> {
     error.source()?.downcast_ref::<jetstream::Error>().map(jetstream::Error::error_code)
 }

@@ -36,7 +36,6 @@ pub(crate) mod smoke;
 /// The options of all scenarios.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Plan {
-    /// The duration of one run.
     pub(crate) duration: Duration,
     pub(crate) runs: u32,
     /// The number of waiting commands or retries, or of leads.

@@ -111,7 +111,6 @@ async fn measure(plan: &Plan, report: &mut Report, replicas: usize, sync: bool) 
     Ok(())
 }
 
-/// The result of a run.
 struct Published {
     updates: usize,
     /// Milliseconds from sending a group to its last ack.

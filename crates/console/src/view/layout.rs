@@ -47,7 +47,6 @@ pub(crate) struct Frame<'a> {
     pub(crate) is_live: bool,
 }
 
-/// A whole page.
 pub(crate) fn page(frame: &Frame<'_>, content: &Markup) -> Markup {
     html! {
         (DOCTYPE)

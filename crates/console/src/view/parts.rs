@@ -106,7 +106,6 @@ pub(crate) fn next_page(path: &str, filters: &[(&str, Option<String>)], next: Op
     html! { p.pages { a rel="next" href={ (path) "?" (query.finish()) } { "Next page" } } }
 }
 
-/// An instant.
 pub(crate) fn time(at: Timestamp) -> Markup {
     let iso = at.to_iso();
     let text = iso.replacen('T', " ", 1);
@@ -179,7 +178,6 @@ pub(crate) enum Kind {
     Off,
 }
 
-/// The status of a delivery.
 pub(crate) fn delivery_status(status: DeliveryStatus) -> Markup {
     let kind = match status {
         DeliveryStatus::Pending => Kind::Waiting,
@@ -198,7 +196,6 @@ pub(crate) const fn status_name(status: DeliveryStatus) -> &'static str {
     }
 }
 
-/// The health of a callback.
 pub(crate) fn callback_state(state: CallbackState) -> Markup {
     match state {
         CallbackState::Healthy => badge(Kind::Good, "healthy"),

@@ -49,7 +49,6 @@ const READY_TIMEOUT: Duration = Duration::from_secs(60);
 const DRAIN_LEEWAY: Duration = Duration::from_secs(3);
 /// Replicas of streams on a cluster: the least that survives the loss of a server.
 const CLUSTER_REPLICAS: u8 = 3;
-/// The services' log.
 const LOG: &str = "leadrelay.log";
 /// Environment variables for clients.
 const STACK_ENV: &str = "stack.env";

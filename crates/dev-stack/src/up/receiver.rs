@@ -214,7 +214,6 @@ fn success(body: &str) -> Option<bool> {
     serde_json::from_str::<serde_json::Value>(body).ok()?.get("success")?.as_bool()
 }
 
-/// Escapes text for HTML.
 fn escape(text: &str) -> String {
     text.chars().fold(String::with_capacity(text.len()), |mut safe, c| {
         match c {

@@ -125,7 +125,6 @@ fn member_bytes((name, value): &(Cow<'_, str>, &RawValue)) -> usize {
     name.len() * 6 + value.get().len() + 4
 }
 
-/// Whole seconds of a duration.
 pub(super) fn whole_seconds(seconds: f64) -> Option<u32> {
     let rounded = seconds.round();
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "within the range, and whole")]

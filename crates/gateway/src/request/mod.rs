@@ -76,7 +76,6 @@ pub(crate) struct Body<T>(pub(crate) T);
 pub(crate) trait FromBody: Sized + Send {
     fn from_body(body: &[u8], key: &ApiKey) -> Result<Self, ApiError>;
 
-    /// Longest body.
     fn max_bytes(app: &App) -> usize {
         app.max_body_bytes
     }

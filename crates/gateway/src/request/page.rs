@@ -13,7 +13,6 @@ pub(crate) trait Parameters {
     /// Takes `cursor` and `limit`.
     fn page(&mut self) -> Result<(Option<Cursor>, u32), ApiError>;
 
-    /// Takes a time.
     fn time(&mut self, name: &str) -> Result<Option<Timestamp>, ApiError>;
 
     /// Takes `true` or `false` of a query string; `false` if absent.

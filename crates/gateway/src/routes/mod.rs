@@ -111,7 +111,6 @@ macro_rules! endpoints {
         pub const ENDPOINTS: &[Endpoint] =
             &[$(Endpoint::new(stringify!($method), $path, Scope::$scope, RateClass::$rate)),*];
 
-        /// The HTTP API.
         pub(crate) fn router(app: Arc<App>) -> Router {
             let router = Router::new();
             $(

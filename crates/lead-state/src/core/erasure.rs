@@ -76,7 +76,6 @@ pub(super) fn text(command: &impl Serialize) -> Box<str> {
     serde_json::to_string(command).unwrap_or_else(|_| "{}".into()).into()
 }
 
-/// The event of an erasure.
 pub(super) fn erasure_event(
     erase: &EraseEntry,
     lead: Option<&Lead>,

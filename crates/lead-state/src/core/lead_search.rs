@@ -13,9 +13,7 @@ const MAX_PHONE_DIGITS: usize = 32;
 /// The leads that a search finds: those that match any of these.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct LeadSearch {
-    /// The lead's id.
     pub(crate) lead_id: Option<ObjectId>,
-    /// Its external id.
     pub(crate) reference_id: String,
     /// Its e-mail address, in any case.
     pub(crate) email: Option<String>,

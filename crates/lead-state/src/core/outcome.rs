@@ -13,7 +13,6 @@ use super::{
     entry::{CallEntry, UpdateEntry},
 };
 
-/// The event of an update.
 pub(super) fn completion_event(
     update: &UpdateEntry,
     lead: Option<&Lead>,

@@ -159,7 +159,6 @@ fn redact(callback: &mut Callback) {
     callback.url = redacted_url(&callback.url);
 }
 
-/// A URL without its password.
 fn redacted_url(url: &str) -> String {
     if let Ok(mut parsed) = Url::parse(url)
         && parsed.password().is_some()

@@ -85,7 +85,6 @@ pub(super) fn position_columns(position: LogPosition) -> (i32, i64, i32) {
     (epoch, i64::try_from(sequence).unwrap_or(i64::MAX), i32::try_from(index).unwrap_or(i32::MAX))
 }
 
-/// Bytes in hex.
 pub(super) struct Hex<'a>(pub(super) &'a [u8]);
 
 impl Display for Hex<'_> {

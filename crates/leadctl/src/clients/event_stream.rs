@@ -9,7 +9,6 @@ use tokio::time::sleep;
 
 use crate::clients::gateway::GatewayClient;
 
-/// Pause before a retry.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 /// Longest field of an event. An event contains the lead's metadata, up to 1 MiB.
 const MAX_FIELD_BYTES: usize = 16 << 20;

@@ -25,7 +25,6 @@ pub(crate) struct GatewayClient {
 
 pub(crate) struct GatewayResponse {
     pub(crate) status: StatusCode,
-    /// The `Retry-After` header.
     pub(crate) retry_after: Option<Duration>,
     pub(crate) body: String,
 }

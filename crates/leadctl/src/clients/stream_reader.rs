@@ -143,7 +143,6 @@ impl StreamReader<'_> {
 
 /// How long to go on trying what a cluster of NATS servers refuses for a moment: longer than an election takes.
 const PATIENCE: Duration = Duration::from_secs(15);
-/// The pause between two attempts.
 const PAUSE: Duration = Duration::from_millis(250);
 
 /// The time for further attempts after one that failed.

@@ -145,7 +145,6 @@ impl Letters {
         Ok(letters.into_values().collect())
     }
 
-    /// Reads one letter.
     pub(crate) async fn get(&self, number: u64) -> anyhow::Result<(Letter, StreamMessage)> {
         let message = optional(self.stream.get_raw_message(number).await).context("cannot read the dead letter")?;
         let message = message.filter(|message| subject::replayed_letter(&message.subject).is_none());

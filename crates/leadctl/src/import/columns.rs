@@ -8,9 +8,7 @@ use contract::{
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Column {
-    /// An id field.
     Id(&'static str),
-    /// A text field.
     Text(&'static str),
     /// [`EXPECTED_VERSION`].
     Version,

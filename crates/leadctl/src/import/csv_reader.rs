@@ -27,7 +27,6 @@ pub(crate) struct Record {
 pub(crate) struct RecordFault {
     pub(crate) kind: FaultKind,
     pub(crate) line: u64,
-    /// The index of the cell.
     pub(crate) cell: usize,
 }
 

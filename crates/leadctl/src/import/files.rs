@@ -82,7 +82,6 @@ pub(crate) struct Run {
     /// Of the file and the options.
     pub(crate) digest: String,
     pub(crate) gateway_url: String,
-    /// Rows of the file.
     pub(crate) rows: u64,
 }
 
@@ -158,7 +157,6 @@ struct OutcomeRow<'a> {
 
 const HEADER: [&str; 7] = ["row", "leadId", "referenceId", "updateId", "status", "code", "error"];
 
-/// The path with a suffix.
 fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);

@@ -9,7 +9,6 @@ use tokio::time::sleep;
 
 use crate::clients::gateway::GatewayClient;
 
-/// Pause before a retry.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 /// Longer error texts are cut.
 const MAX_ERROR_CHARS: usize = 500;

@@ -41,7 +41,6 @@ pub(crate) fn open<R: Read + 'static>(file: R) -> io::Result<(Box<dyn BufRead>, 
     Ok((text, encoding))
 }
 
-/// Decodes UTF-16.
 struct Utf16<R> {
     inner: R,
     big_endian: bool,

@@ -35,7 +35,6 @@ pub(crate) fn field(name: &str, value: impl Display) {
     say(format_args!("  {name:<12}{}", escaped_line(&value.to_string())));
 }
 
-/// A time to the minute.
 pub(crate) fn minute(at: Timestamp) -> String {
     let text = at.to_iso();
     text.get(..16).map_or(text.clone(), |minute| format!("{minute}Z"))

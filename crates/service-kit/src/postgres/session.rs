@@ -183,7 +183,6 @@ impl DerefMut for Transaction {
     }
 }
 
-/// One wait for the server.
 struct Wait<'a> {
     primary: &'a Primary,
     pid: i32,

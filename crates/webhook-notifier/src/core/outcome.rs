@@ -88,7 +88,6 @@ pub(crate) enum EndpointHealth {
 pub(crate) mod tests {
     use super::*;
 
-    /// An outcome with this status.
     pub(crate) fn outcome(status: u16) -> AttemptOutcome {
         match status {
             200..=299 => AttemptOutcome::Accepted { status },

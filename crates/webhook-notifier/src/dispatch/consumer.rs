@@ -64,7 +64,6 @@ fn progress_interval(role: ConsumerRole) -> Duration {
     }
 }
 
-/// The task that consumes events.
 pub(crate) struct EventConsumer {
     dispatcher: EventDispatcher,
     readiness: Readiness,

@@ -26,7 +26,6 @@ pub(super) const DELAY: Duration = DEFAULT_TIMEOUT;
 /// How long a claim is exclusive. After a crash it is made again.
 const LEASE: Duration = Duration::from_secs(60);
 
-/// The task that erases.
 pub(crate) struct Erasures {
     pub(crate) client: Client,
     pub(crate) js: jetstream::Context,

@@ -147,7 +147,6 @@ impl EventMeta {
     }
 }
 
-/// Makes deliveries of events.
 pub(crate) struct EventDispatcher {
     pub(crate) role: ConsumerRole,
     pub(crate) js: jetstream::Context,

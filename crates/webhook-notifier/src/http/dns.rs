@@ -41,7 +41,6 @@ const MAX_PROJECT_LOOKUPS: usize = 16;
 const MAX_TTL: Duration = Duration::from_secs(60);
 /// How long the absence of a name is kept at most: a new callback may precede its name by a moment.
 const MAX_NEGATIVE_TTL: Duration = Duration::from_secs(10);
-/// How many answers are kept.
 const MAX_CACHED: u64 = 4096;
 
 const DNS_PORT: u16 = 53;

@@ -70,7 +70,6 @@ impl PreparedCallback {
         server(&self.target.as_ref().ok()?.uri)
     }
 
-    /// The URL of the requests.
     pub(crate) fn uri(&self) -> Result<&Uri, RequestError> {
         self.target.as_ref().map(|target| &target.uri).map_err(Clone::clone)
     }

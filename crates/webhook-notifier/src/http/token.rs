@@ -68,7 +68,6 @@ pub(crate) struct Token {
 }
 
 impl Token {
-    /// The token itself.
     pub(crate) fn text(&self) -> &str {
         self.text.expose()
     }

@@ -42,7 +42,6 @@ fn basic_credentials(client: &Oauth2Client) -> Zeroizing<String> {
     Zeroizing::new(BASE64_STANDARD.encode(format!("{}:{}", *id, *secret)))
 }
 
-/// The request of a token.
 pub(crate) fn token_request(client: &Oauth2Client, endpoint: &Uri) -> Result<Request<Full<Bytes>>, RequestError> {
     let mut form = Serializer::new(String::new());
     form.append_pair("grant_type", "client_credentials");

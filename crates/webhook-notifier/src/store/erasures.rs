@@ -11,9 +11,7 @@ use super::{error::StoreError, id, parked::EventKey};
 pub(crate) struct PendingErasure {
     pub(crate) lead_id: ObjectId,
     pub(crate) project_id: ObjectId,
-    /// The erasure.
     pub(crate) update_id: ObjectId,
-    /// Its event.
     pub(crate) event: EventKey,
 }
 

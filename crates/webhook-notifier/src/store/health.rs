@@ -24,7 +24,6 @@ pub(crate) async fn disabled_callbacks(pool: &Pool) -> Result<HashMap<ObjectId, 
     Ok(rows.into_iter().map(|row| (id(row.callback_id), row.reason.into())).collect())
 }
 
-/// The paused callbacks.
 pub(crate) async fn paused_callbacks(pool: &Pool) -> Result<HashSet<ObjectId>, StoreError> {
     let ids = sqlx::query_scalar!(r#"SELECT callback_id AS "callback_id: [u8; 12]" FROM webhooks.paused_callbacks"#)
         .fetch_all(pool)

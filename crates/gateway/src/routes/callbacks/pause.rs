@@ -16,7 +16,6 @@ pub(crate) async fn handle(app: Arc<App>, key: Arc<ApiKey>, callback: CallbackPa
     set_paused(app, key, callback, true).await
 }
 
-/// Pauses or resumes a callback.
 pub(super) async fn set_paused(
     app: Arc<App>,
     key: Arc<ApiKey>,

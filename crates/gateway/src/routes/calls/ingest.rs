@@ -38,7 +38,6 @@ use crate::{
     response::{self, HandlerResult},
 };
 
-/// The path.
 pub(crate) const PATH: &str = "/api/v1/calls/ingest/{platform}/{ingestId}";
 /// The largest report, in bytes. In base64 it fits into a message of NATS, which has at most 1 MiB by default; transcripts
 /// with the time of each word need more than an update.

@@ -56,7 +56,6 @@ pub const DOCUMENTS: [Document; 3] = [
     },
 ];
 
-/// The router of the documents.
 pub(crate) fn routes() -> Router<Arc<App>> {
     DOCUMENTS.into_iter().fold(Router::new(), |router, document| {
         router.route(document.path, router::document(move || document.respond()))

@@ -160,7 +160,6 @@ struct EventReader {
     messages: pull::Stream,
     /// The stream's identity, a part of event ids.
     name: String,
-    /// The number of messages received.
     received: u64,
 }
 

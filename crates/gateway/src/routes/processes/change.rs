@@ -18,7 +18,6 @@ use crate::{
     response::{self, HandlerResult},
 };
 
-/// Reads a process.
 pub(crate) async fn read(app: &App, key: &ApiKey, process: ProcessPath) -> Result<Process, ApiError> {
     let query = GetProcess { project_id: key.project_id, process: process.selector() };
     app.request(&query).await
