@@ -98,7 +98,6 @@ impl NatsOptions {
     }
 
     /// A temporary server that leaves no files behind. It syncs like a durable one, so that tests behave like production.
-    #[must_use]
     pub fn throwaway() -> Self {
         Self { sync: true, ..Self::default() }
     }
@@ -167,20 +166,17 @@ impl LocalNats {
     }
 
     /// The owner's URL, `nats://user:password@127.0.0.1:port` (`tls://` with TLS). It is stable for a directory and port.
-    #[must_use]
     pub fn url(&self) -> String {
         let Authorization { user, password, .. } = &self.settings.authorization;
         self.url_for(user, password)
     }
 
     /// The URL of the producer, if the server has the default users.
-    #[must_use]
     pub fn producer_url(&self) -> String {
         self.url_for(PRODUCER, &self.settings.authorization.password)
     }
 
     /// The URL for another user.
-    #[must_use]
     pub fn url_for(&self, user: &str, password: &str) -> String {
         let scheme = if self.settings.tls.is_some() { "tls" } else { "nats" };
         format!("{scheme}://{user}:{password}@127.0.0.1:{}", self.port)
@@ -192,43 +188,36 @@ impl LocalNats {
     }
 
     /// The port on 127.0.0.1.
-    #[must_use]
     pub fn port(&self) -> u16 {
         self.port
     }
 
     /// The server's pid, also after it has ended.
-    #[must_use]
     pub fn pid(&self) -> u32 {
         self.process.pid()
     }
 
     /// The server's directory.
-    #[must_use]
     pub fn dir(&self) -> &Path {
         self.home.path()
     }
 
     /// The server's version.
-    #[must_use]
     pub fn version(&self) -> (u32, u32, u32) {
         self.version
     }
 
     /// Whether an ack of JetStream means that the message is on disk.
-    #[must_use]
     pub fn syncs(&self) -> bool {
         self.settings.sync
     }
 
     /// The name of the server in its cluster, if it is a member of one.
-    #[must_use]
     pub fn name(&self) -> Option<&str> {
         self.settings.cluster.as_ref().map(|member| member.name.as_str())
     }
 
     /// The URL of its monitoring port, if it is a member of a cluster.
-    #[must_use]
     pub fn monitor_url(&self) -> Option<String> {
         self.settings.cluster.as_ref().map(|member| format!("http://127.0.0.1:{}", member.monitor_port))
     }

@@ -56,7 +56,6 @@ impl Claimed {
 }
 
 /// Whether the port of 127.0.0.1 is free at this moment.
-#[must_use]
 pub fn is_free(port: u16) -> bool {
     TcpListener::bind(("127.0.0.1", port)).is_ok()
 }

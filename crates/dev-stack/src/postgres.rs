@@ -57,7 +57,6 @@ impl PostgresOptions {
     }
 
     /// A temporary server that leaves no files behind and does not wait for the disk.
-    #[must_use]
     pub fn throwaway() -> Self {
         Self::default()
     }
@@ -122,31 +121,26 @@ impl LocalPostgres {
 
     /// `postgres://user:password@127.0.0.1:port/leadrelay`; with TLS, clients verify the certificate. The URL is stable for a
     /// directory and port.
-    #[must_use]
     pub fn url(&self) -> String {
         url(self.settings.tls.as_ref(), &self.password, self.port)
     }
 
     /// The port on 127.0.0.1.
-    #[must_use]
     pub fn port(&self) -> u16 {
         self.port
     }
 
     /// The postmaster's pid, also after it has ended.
-    #[must_use]
     pub fn pid(&self) -> u32 {
         self.process.pid()
     }
 
     /// The server's directory.
-    #[must_use]
     pub fn dir(&self) -> &Path {
         self.home.path()
     }
 
     /// The path of another program of this Postgres, such as `pgbench` or `pg_dump`, which may not be installed.
-    #[must_use]
     pub fn program(&self, name: &str) -> PathBuf {
         // `postgres` may be a link into the directory of the other programs.
         let postgres = self.programs.join("postgres");

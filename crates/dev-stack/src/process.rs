@@ -101,7 +101,6 @@ pub struct Log {
 
 impl Log {
     /// The file.
-    #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -112,7 +111,6 @@ impl Log {
     }
 
     /// Its last lines, for an error message.
-    #[must_use]
     pub fn tail(&self) -> String {
         match self.last(TAIL_BYTES) {
             Ok(text) => {
@@ -196,7 +194,6 @@ impl Process {
     }
 
     /// The pid of the program, also after it has ended.
-    #[must_use]
     pub fn pid(&self) -> u32 {
         self.pid
     }
@@ -255,7 +252,6 @@ impl Process {
     }
 
     /// The child's log.
-    #[must_use]
     pub fn log(&self) -> &Log {
         &self.log
     }

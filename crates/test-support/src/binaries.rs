@@ -19,7 +19,6 @@ const WORKSPACE: [&str; 4] = ["--workspace", "--bins", "--test", "leadrelay"];
 ///
 /// `LEADRELAY_PROGRAMS` names a directory with other programs, which are not built: those of a container image
 /// (`.ci/image`).
-#[must_use]
 pub fn binary(name: &str) -> PathBuf {
     if let Some(programs) = env::var_os("LEADRELAY_PROGRAMS") {
         return Path::new(&programs).join(name);

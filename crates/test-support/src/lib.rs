@@ -69,13 +69,11 @@ pub async fn nats_cluster() -> Vec<LocalNats> {
 }
 
 /// A free port of 127.0.0.1, which no other test gets, in this process or another.
-#[must_use]
 pub fn free_port() -> u16 {
     dev_stack::port::free().expect("a free port")
 }
 
 /// An HTTP client that follows no redirects, with a timeout of 30 s.
-#[must_use]
 pub fn http_client() -> reqwest::Client {
     static PROVIDER: Once = Once::new();
     PROVIDER.call_once(|| {

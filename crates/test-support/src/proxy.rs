@@ -78,7 +78,6 @@ impl Proxy {
     }
 
     /// A URL of the server, through this proxy.
-    #[must_use]
     pub fn url(&self, url: &str) -> String {
         let (rest, tail) = url.rsplit_once(':').expect("a port");
         let path = tail.split_once('/').map_or(String::new(), |(_, path)| format!("/{path}"));
@@ -101,7 +100,6 @@ impl Proxy {
     }
 
     /// Whether a connection that the server sees from this port is one of this proxy's.
-    #[must_use]
     pub fn owns(&self, port: u16) -> bool {
         self.ports.lock().unwrap_or_else(PoisonError::into_inner).contains(&port)
     }

@@ -44,7 +44,6 @@ enum End {
 
 impl Reply {
     /// An answer with this status, and no body.
-    #[must_use]
     pub fn status(status: u16) -> Self {
         let status = StatusCode::from_u16(status).expect("a status of HTTP");
         let end = End::Answer { status, headers: HeaderMap::new(), body: Bytes::new(), drip: None };
@@ -52,31 +51,26 @@ impl Reply {
     }
 
     /// Reads the request and never answers; the connection stays open.
-    #[must_use]
     pub fn hang() -> Self {
         Self { after: Duration::ZERO, end: End::Hang }
     }
 
     /// Reads the request and closes the connection without an answer.
-    #[must_use]
     pub fn drop_connection() -> Self {
         Self { after: Duration::ZERO, end: End::Drop }
     }
 
     /// A redirect (302) to `location`.
-    #[must_use]
     pub fn redirect(location: &str) -> Self {
         Self::status(302).header(LOCATION.as_str(), location)
     }
 
     /// Adds `Retry-After`, in seconds or as a date.
-    #[must_use]
     pub fn retry_after(self, value: impl fmt::Display) -> Self {
         self.header(RETRY_AFTER.as_str(), &value.to_string())
     }
 
     /// Adds a header.
-    #[must_use]
     pub fn header(mut self, name: &str, value: &str) -> Self {
         let End::Answer { headers, .. } = &mut self.end else { panic!("a reply that is no answer has no headers") };
         headers.append(
@@ -87,7 +81,6 @@ impl Reply {
     }
 
     /// Sets the body.
-    #[must_use]
     pub fn body(mut self, content: impl Into<Bytes>) -> Self {
         let End::Answer { body, .. } = &mut self.end else { panic!("a reply that is no answer has no body") };
         *body = content.into();
@@ -95,7 +88,6 @@ impl Reply {
     }
 
     /// Sends the body one byte at a time, `interval` apart. Status and headers go at once.
-    #[must_use]
     pub fn drip(mut self, interval: Duration) -> Self {
         let End::Answer { drip, .. } = &mut self.end else { panic!("a reply that is no answer has no body") };
         *drip = Some(interval);
@@ -103,7 +95,6 @@ impl Reply {
     }
 
     /// Waits this long, once the request is read and recorded, before it answers.
-    #[must_use]
     pub fn after(mut self, delay: Duration) -> Self {
         self.after = delay;
         self
@@ -133,19 +124,16 @@ pub struct Request {
 
 impl Request {
     /// The path, without the query.
-    #[must_use]
     pub fn path(&self) -> &str {
         self.uri.path()
     }
 
     /// The value of a header, if there is one.
-    #[must_use]
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).map(|value| value.to_str().expect("a header of text"))
     }
 
     /// The body as JSON.
-    #[must_use]
     pub fn json(&self) -> serde_json::Value {
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {:?}", self.body))
     }
@@ -182,13 +170,11 @@ impl Receiver {
     }
 
     /// The address that it listens on.
-    #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
     /// The URL of a path, which starts with a slash.
-    #[must_use]
     pub fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)
     }
@@ -201,13 +187,11 @@ impl Receiver {
     }
 
     /// All requests so far, in order.
-    #[must_use]
     pub fn requests(&self) -> Vec<Request> {
         self.shared.requests.borrow().clone()
     }
 
     /// All requests to `path` so far, in order.
-    #[must_use]
     pub fn requests_to(&self, path: &str) -> Vec<Request> {
         self.requests().into_iter().filter(|request| request.path() == path).collect()
     }

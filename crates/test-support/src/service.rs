@@ -26,7 +26,6 @@ pub struct Service {
 
 impl Service {
     /// Starts the program, in the test's environment with what `command` adds. Its output is in [`Service::log`].
-    #[must_use]
     pub fn spawn(name: &str, command: Command) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
         Self { process: start(name, &command, dir.path()), command, name: name.to_owned(), dir }
@@ -84,19 +83,16 @@ impl Service {
     }
 
     /// Its name.
-    #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
     /// Its pid; after its end, the last one.
-    #[must_use]
     pub fn pid(&self) -> u32 {
         self.process.pid()
     }
 
     /// Its output since the last start.
-    #[must_use]
     pub fn log(&self) -> String {
         self.process.log().text().expect("the log of the service")
     }
