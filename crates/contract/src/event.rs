@@ -1,68 +1,33 @@
 //! Completion events, their webhook payload, and events about deliveries.
 
-use std::{fmt, str::FromStr};
-
 use serde::{Deserialize, Serialize};
 
-use crate::{JsonObject, ObjectId, Timestamp, call_result::CallResult, command::LeadContact, event_kind::DeliveryKind};
+use crate::{
+    JsonObject, ObjectId, Timestamp, call_result::CallResult, command::LeadContact, event_kind::DeliveryKind,
+    named::named,
+};
 
-/// What was decided. The name is part of subjects, of the ledger and of responses.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-pub enum OutcomeKind {
+named! {
+    /// What was decided. The name is part of subjects, of the ledger and of responses.
+    #[derive(Default)]
+    OutcomeKind, InvalidOutcomeKind,
     /// An update of a lead.
     #[default]
-    #[serde(rename = "update")]
-    Update,
+    Update = "update",
     /// The start of a call with a lead.
-    #[serde(rename = "call.started")]
-    CallStarted,
+    CallStarted = "call.started",
     /// The end of a call with a lead.
-    #[serde(rename = "call.ended")]
-    CallEnded,
+    CallEnded = "call.ended",
     /// The erasure of a lead.
-    #[serde(rename = "erase")]
-    Erase,
+    Erase = "erase",
     /// The creation of a lead.
-    #[serde(rename = "lead.created")]
-    LeadCreated,
+    LeadCreated = "lead.created",
 }
 
-/// The text is not the name of an [`OutcomeKind`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("must be update, call.started, call.ended, erase or lead.created")]
-pub struct InvalidOutcomeKind;
-
 impl OutcomeKind {
-    /// The name.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Update => "update",
-            Self::CallStarted => "call.started",
-            Self::CallEnded => "call.ended",
-            Self::Erase => "erase",
-            Self::LeadCreated => "lead.created",
-        }
-    }
-
     /// Whether it is an update. The kind of an update is left out of events, as in those of earlier versions.
     pub fn is_update(&self) -> bool {
         *self == Self::Update
-    }
-}
-
-impl fmt::Display for OutcomeKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-impl FromStr for OutcomeKind {
-    type Err = InvalidOutcomeKind;
-
-    fn from_str(text: &str) -> Result<Self, InvalidOutcomeKind> {
-        let all = [Self::Update, Self::CallStarted, Self::CallEnded, Self::Erase, Self::LeadCreated];
-        all.into_iter().find(|kind| kind.as_str() == text).ok_or(InvalidOutcomeKind)
     }
 }
 
@@ -289,21 +254,6 @@ pub(crate) mod tests {
         let text = serde_json::to_string(&ended).unwrap();
         assert!(text.starts_with(r#"{"kind":"call.ended","updateId":"#), "{text}");
         assert_eq!(serde_json::from_str::<CompletionEvent>(&text).unwrap(), ended);
-    }
-
-    #[test]
-    fn names_of_outcomes_round_trip() {
-        for kind in [
-            OutcomeKind::Update,
-            OutcomeKind::CallStarted,
-            OutcomeKind::CallEnded,
-            OutcomeKind::Erase,
-            OutcomeKind::LeadCreated,
-        ] {
-            assert_eq!(kind.as_str().parse(), Ok(kind));
-            assert_eq!(serde_json::to_string(&kind).unwrap(), format!("\"{kind}\""));
-        }
-        assert_eq!("call".parse::<OutcomeKind>(), Err(InvalidOutcomeKind));
     }
 
     #[test]

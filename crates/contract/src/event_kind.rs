@@ -1,64 +1,10 @@
 //! The kinds of events that callbacks subscribe to, and of the deliveries that they make. `webhook` derives them.
 
-use std::{fmt, str::FromStr};
+use crate::{ObjectId, named::named};
 
-use serde::{Deserialize, Serialize};
-
-use crate::ObjectId;
-
-macro_rules! names {
-    ($(#[$doc:meta])* $type:ident, $invalid:ident, $what:literal, $($(#[$variant_doc:meta])* $variant:ident = $name:literal,)*) => {
-        $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-        #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-        pub enum $type {
-            $($(#[$variant_doc])* #[serde(rename = $name)] $variant,)*
-        }
-
-        impl $type {
-            /// All of them, in the order in which they are delivered.
-            pub const ALL: &[Self] = &[$(Self::$variant,)*];
-
-            /// The name.
-            pub const fn as_str(self) -> &'static str {
-                match self {
-                    $(Self::$variant => $name,)*
-                }
-            }
-        }
-
-        impl fmt::Display for $type {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(self.as_str())
-            }
-        }
-
-        impl FromStr for $type {
-            type Err = $invalid;
-
-            fn from_str(text: &str) -> Result<Self, $invalid> {
-                Self::ALL.iter().copied().find(|kind| kind.as_str() == text).ok_or($invalid)
-            }
-        }
-
-        #[doc = concat!("The text is not the name of a kind of ", $what, ".")]
-        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-        pub struct $invalid;
-
-        impl fmt::Display for $invalid {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                let names = $type::ALL.iter().map(|kind| kind.as_str()).collect::<Vec<_>>();
-                write!(f, "must be one of {}", names.join(", "))
-            }
-        }
-
-        impl std::error::Error for $invalid {}
-    };
-}
-
-names! {
+named! {
     /// A kind of event that callbacks subscribe to.
-    EventKind, InvalidEventKind, "event",
+    EventKind, InvalidEventKind,
     /// The update changed the lead.
     Succeeded = "update.succeeded",
     /// The update did not change the lead.
@@ -85,10 +31,12 @@ names! {
     DeliveryExhausted = "delivery.exhausted",
 }
 
-names! {
+named! {
     /// The kind of a delivery: with the update and the callback, it identifies the delivery.
-    DeliveryKind, InvalidDeliveryKind, "delivery",
+    #[derive(Default)]
+    DeliveryKind, InvalidDeliveryKind,
     /// The outcome of an update, succeeded or failed.
+    #[default]
     Update = "update",
     /// [`EventKind::StateChanged`].
     StateChanged = "lead.state_changed",
@@ -110,13 +58,6 @@ names! {
     CallbackRecovered = "callback.recovered",
     /// [`EventKind::DeliveryExhausted`].
     DeliveryExhausted = "delivery.exhausted",
-}
-
-#[allow(clippy::derivable_impls, reason = "the macro derives the same traits for both enumerations")]
-impl Default for DeliveryKind {
-    fn default() -> Self {
-        Self::Update
-    }
 }
 
 impl EventKind {

@@ -4,61 +4,28 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ObjectId, Timestamp};
+use crate::{ObjectId, Timestamp, named::named};
 
-/// What a key may do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-pub enum Scope {
+named! {
+    /// What a key may do.
+    Scope, InvalidScope,
     /// Read leads and updates.
-    #[serde(rename = "leads:read")]
-    LeadsRead,
+    LeadsRead = "leads:read",
     /// Initiate and update leads.
-    #[serde(rename = "leads:write")]
-    LeadsWrite,
+    LeadsWrite = "leads:write",
     /// Erase leads.
-    #[serde(rename = "leads:erase")]
-    LeadsErase,
+    LeadsErase = "leads:erase",
     /// Report the starts and ends of calls with leads.
-    #[serde(rename = "calls:write")]
-    CallsWrite,
+    CallsWrite = "calls:write",
     /// Read the configuration of processes and callbacks, and API keys, without secrets.
-    #[serde(rename = "config:read")]
-    ConfigRead,
+    ConfigRead = "config:read",
     /// Configure processes and callbacks, and so decide where every outcome is delivered; revoke API keys.
-    #[serde(rename = "config:write")]
-    ConfigWrite,
+    ConfigWrite = "config:write",
 }
 
 impl Scope {
-    /// Every scope.
-    pub const ALL: [Self; 6] =
-        [Self::LeadsRead, Self::LeadsWrite, Self::LeadsErase, Self::CallsWrite, Self::ConfigRead, Self::ConfigWrite];
     /// The default scopes of a new key: a client that updates leads need not configure callbacks.
     pub const DEFAULT: [Self; 2] = [Self::LeadsRead, Self::LeadsWrite];
-
-    /// The scope's name.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::LeadsRead => "leads:read",
-            Self::LeadsWrite => "leads:write",
-            Self::LeadsErase => "leads:erase",
-            Self::CallsWrite => "calls:write",
-            Self::ConfigRead => "config:read",
-            Self::ConfigWrite => "config:write",
-        }
-    }
-}
-
-impl std::str::FromStr for Scope {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        Self::ALL.into_iter().find(|scope| scope.as_str() == text).ok_or_else(|| {
-            let known = Self::ALL.map(Self::as_str).join(", ");
-            format!("unknown scope {text:?}: it must be one of {known}")
-        })
-    }
 }
 
 /// A key as it is stored, listed and watched.

@@ -17,6 +17,7 @@ pub mod id;
 pub mod idempotency;
 pub mod json;
 pub mod key;
+mod named;
 pub mod operational;
 pub mod pack;
 pub mod phone;

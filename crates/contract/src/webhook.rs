@@ -284,16 +284,6 @@ mod tests {
         assert_eq!(DeliveryKind::CallEnded.webhook_id(update_id), "010101010101010101010101.call.ended");
     }
 
-    #[test]
-    fn an_unknown_name_is_refused_with_the_known_ones() {
-        let error = "update".parse::<EventKind>().unwrap_err().to_string();
-
-        assert!(
-            error.starts_with("must be one of update.succeeded, update.failed, lead.created, lead.state_changed"),
-            "{error}"
-        );
-    }
-
     proptest! {
         #[test]
         fn an_event_means_at_most_one_delivery_of_each_kind_and_each_has_a_body(
@@ -312,16 +302,8 @@ mod tests {
             let distinct = meant.iter().copied().collect::<BTreeSet<_>>();
             prop_assert_eq!(distinct.len(), meant.len());
             for kind in DeliveryKind::ALL {
-                prop_assert_eq!(kind.body(&event).unwrap().is_some(), distinct.contains(kind));
+                prop_assert_eq!(kind.body(&event).unwrap().is_some(), distinct.contains(&kind));
             }
-        }
-
-        #[test]
-        fn names_round_trip(index in 0..EventKind::ALL.len()) {
-            let kind = EventKind::ALL[index];
-            prop_assert_eq!(kind.as_str().parse(), Ok(kind));
-            prop_assert_eq!(kind.delivery().as_str().parse(), Ok(kind.delivery()));
-            prop_assert_eq!(serde_json::to_string(&kind).unwrap(), format!("\"{kind}\""));
         }
     }
 }

@@ -6,7 +6,7 @@ use contract::{
 };
 use maud::{Markup, html};
 
-use crate::view::parts::{status_name, table, time};
+use crate::view::parts::{table, time};
 
 /// A row for each status and error, with its deliveries and a sample.
 pub(super) fn groups(project: ObjectId, callback: ObjectId, failures: &CallbackFailures) -> Markup {
@@ -42,7 +42,7 @@ pub(super) fn groups(project: ObjectId, callback: ObjectId, failures: &CallbackF
 /// How many deliveries of a group have this status, with a link to them.
 fn count(project: ObjectId, callback: ObjectId, group: &FailureGroup, status: DeliveryStatus, count: i64) -> Markup {
     let mut query = form_urlencoded::Serializer::new(String::new());
-    query.append_pair("status", status_name(status)).append_pair("callback", &callback.to_string());
+    query.append_pair("status", status.as_str()).append_pair("callback", &callback.to_string());
     if let Some(code) = group.status_code {
         query.append_pair("code", &code.to_string());
     }

@@ -136,14 +136,10 @@ fn update_rows(updates: &[FoundUpdate]) -> Markup {
 /// `GET /portal/callbacks/{callback}`.
 pub(crate) async fn callback(visit: Visit) -> Result<Page, Fault> {
     let (portal, callback) = shown_callback(&visit).await?;
-    let status = visit.text("status").map(|text| match text {
-        "pending" => Ok(DeliveryStatus::Pending),
-        "delivered" => Ok(DeliveryStatus::Delivered),
-        "exhausted" => Ok(DeliveryStatus::Exhausted),
-        _ => Err(Fault::Invalid("status must be pending, delivered or exhausted.".into())),
-    });
+    let status = visit.text("status").map(str::parse::<DeliveryStatus>).transpose();
+    let status = status.map_err(|e| Fault::Invalid(format!("status {e}.")))?;
     let query = ListDeliveries {
-        status: status.transpose()?,
+        status,
         callback_id: Some(callback.callback_id),
         cursor: visit.cursor(),
         ..ListDeliveries::of_project(portal.project_id, PAGE)

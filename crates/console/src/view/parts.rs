@@ -184,26 +184,16 @@ pub(crate) fn delivery_status(status: DeliveryStatus) -> Markup {
         DeliveryStatus::Delivered => Kind::Good,
         DeliveryStatus::Exhausted => Kind::Bad,
     };
-    badge(kind, status_name(status))
-}
-
-/// The name of a delivery's status, as in URLs.
-pub(crate) const fn status_name(status: DeliveryStatus) -> &'static str {
-    match status {
-        DeliveryStatus::Pending => "pending",
-        DeliveryStatus::Delivered => "delivered",
-        DeliveryStatus::Exhausted => "exhausted",
-    }
+    badge(kind, status.as_str())
 }
 
 pub(crate) fn callback_state(state: CallbackState) -> Markup {
-    match state {
-        CallbackState::Healthy => badge(Kind::Good, "healthy"),
-        CallbackState::Failing => badge(Kind::Bad, "failing"),
-        CallbackState::Disabled => badge(Kind::Bad, "disabled"),
-        CallbackState::Paused => badge(Kind::Off, "paused"),
-        CallbackState::Off => badge(Kind::Off, "off"),
-    }
+    let kind = match state {
+        CallbackState::Healthy => Kind::Good,
+        CallbackState::Failing | CallbackState::Disabled => Kind::Bad,
+        CallbackState::Paused | CallbackState::Off => Kind::Off,
+    };
+    badge(kind, state.as_str())
 }
 
 /// The duration of an attempt as a bar, against the longest one.

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{MAX_ACTIVE_SECRETS, MAX_AUTH_BYTES, limits::check_name};
 use crate::{
     ObjectId,
+    named::named,
     secret::{Secret, SecretField},
     subject::NO_PROCESS,
     text::quoted,
@@ -15,50 +16,15 @@ use crate::{
 /// The shortest secret of a source, in bytes: a shorter one can be guessed.
 pub const MIN_SOURCE_SECRET_BYTES: usize = 16;
 
-/// A voice platform.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(rename_all = "lowercase")]
-pub enum Platform {
+named! {
+    /// A voice platform.
+    Platform, InvalidPlatform,
     /// <https://docs.vapi.ai/server-url/events>.
-    Vapi,
+    Vapi = "vapi",
     /// <https://docs.retellai.com/features/webhook-overview>.
-    Retell,
+    Retell = "retell",
     /// <https://docs.bland.ai/tutorials/post-call-webhooks>.
-    Bland,
-}
-
-impl Platform {
-    /// All of them.
-    pub const ALL: [Self; 3] = [Self::Vapi, Self::Retell, Self::Bland];
-
-    /// Its name on the wire and in paths.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Vapi => "vapi",
-            Self::Retell => "retell",
-            Self::Bland => "bland",
-        }
-    }
-}
-
-impl fmt::Display for Platform {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-/// The text is not the name of a platform.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("must be vapi, retell or bland")]
-pub struct InvalidPlatform;
-
-impl FromStr for Platform {
-    type Err = InvalidPlatform;
-
-    fn from_str(text: &str) -> Result<Self, InvalidPlatform> {
-        Self::ALL.into_iter().find(|platform| platform.as_str() == text).ok_or(InvalidPlatform)
-    }
+    Bland = "bland",
 }
 
 /// A voice platform that reports calls to `POST /api/v1/calls/ingest/{platform}/{ingestId}`.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::Cursor;
-use crate::{ObjectId, Timestamp};
+use crate::{ObjectId, Timestamp, named::named};
 
 /// Lists the callbacks of a project.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,21 +19,19 @@ pub struct ListCallbacks {
     pub details: bool,
 }
 
-/// The health of a callback.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(rename_all = "camelCase")]
-pub enum CallbackState {
+named! {
+    /// The health of a callback.
+    CallbackState, InvalidCallbackState,
     /// Its last attempt succeeded, or there was none.
-    Healthy,
+    Healthy = "healthy",
     /// It has only failed for a while.
-    Failing,
+    Failing = "failing",
     /// Its failures disabled it: its deliveries wait until it is enabled again.
-    Disabled,
+    Disabled = "disabled",
     /// Its deliveries wait until it is resumed.
-    Paused,
+    Paused = "paused",
     /// Its process has it switched off: its deliveries wait until it is switched on.
-    Off,
+    Off = "off",
 }
 
 /// A callback and its health.

@@ -5,7 +5,7 @@ use std::{fmt, str::FromStr};
 use serde::{Deserialize, Serialize};
 
 use super::Cursor;
-use crate::{ObjectId, Timestamp, event_kind::DeliveryKind};
+use crate::{ObjectId, Timestamp, event_kind::DeliveryKind, named::named};
 
 /// Identifies a delivery: `{updateId}-{callbackId}` for people and in URLs, and `{updateId}-{callbackId}-{kind}` if it
 /// is not of the outcome of an update.
@@ -51,17 +51,15 @@ impl FromStr for DeliveryId {
     }
 }
 
-/// The status of a delivery.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(rename_all = "camelCase")]
-pub enum DeliveryStatus {
+named! {
+    /// The status of a delivery.
+    DeliveryStatus, InvalidDeliveryStatus,
     /// It will be attempted (again).
-    Pending,
+    Pending = "pending",
     /// The endpoint accepted it.
-    Delivered,
+    Delivered = "delivered",
     /// It will not be attempted again.
-    Exhausted,
+    Exhausted = "exhausted",
 }
 
 /// A completion event on its way to one callback.

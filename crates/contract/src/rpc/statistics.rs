@@ -1,11 +1,11 @@
 //! Statistics: how many updates and deliveries ended in which way.
 
-use std::{fmt, str::FromStr, time::Duration};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use super::{ErrorCode, RpcError};
-use crate::{ObjectId, Timestamp};
+use crate::{ObjectId, Timestamp, named::named};
 
 const MINUTE_MS: i64 = 60_000;
 
@@ -15,29 +15,18 @@ pub const MAX_STATISTICS_ROWS: i64 = 500_000;
 /// The most steps and groups that a query returns. More may not fit into a message.
 pub const MAX_STATISTICS_STEPS: i64 = 3_000;
 
-/// The length of the spans that are counted together. Hours and days are those of UTC.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(rename_all = "camelCase")]
-pub enum StatisticsStep {
+named! {
+    /// The length of the spans that are counted together. Hours and days are those of UTC.
+    StatisticsStep, InvalidStep,
     /// A minute.
-    Minute,
+    Minute = "minute",
     /// An hour.
-    Hour,
+    Hour = "hour",
     /// A day.
-    Day,
+    Day = "day",
 }
 
 impl StatisticsStep {
-    /// The name.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Minute => "minute",
-            Self::Hour => "hour",
-            Self::Day => "day",
-        }
-    }
-
     /// How long it is.
     pub const fn length(self) -> Duration {
         Duration::from_millis(self.millis().unsigned_abs())
@@ -61,70 +50,17 @@ impl StatisticsStep {
     }
 }
 
-impl fmt::Display for StatisticsStep {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-/// The text is not the name of a step.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("must be minute, hour or day")]
-pub struct InvalidStep;
-
-impl FromStr for StatisticsStep {
-    type Err = InvalidStep;
-
-    fn from_str(text: &str) -> Result<Self, InvalidStep> {
-        [Self::Minute, Self::Hour, Self::Day].into_iter().find(|step| step.as_str() == text).ok_or(InvalidStep)
-    }
-}
-
-/// What the counts of a step are divided by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(rename_all = "camelCase")]
-pub enum StatisticsGroup {
+named! {
+    /// What the counts of a step are divided by.
+    StatisticsGroup, InvalidGroup,
     /// The lead's process, or the callback's.
-    Process,
+    Process = "process",
     /// Of updates `update`, `call.started` or `call.ended`; of deliveries what they report.
-    Kind,
+    Kind = "kind",
     /// The error code. Only updates have one.
-    Code,
+    Code = "code",
     /// The callback. Only deliveries have one.
-    Callback,
-}
-
-impl StatisticsGroup {
-    /// The name.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Process => "process",
-            Self::Kind => "kind",
-            Self::Code => "code",
-            Self::Callback => "callback",
-        }
-    }
-}
-
-impl fmt::Display for StatisticsGroup {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-/// The text is not the name of a group.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("must be process, kind, code or callback")]
-pub struct InvalidGroup;
-
-impl FromStr for StatisticsGroup {
-    type Err = InvalidGroup;
-
-    fn from_str(text: &str) -> Result<Self, InvalidGroup> {
-        let all = [Self::Process, Self::Kind, Self::Code, Self::Callback];
-        all.into_iter().find(|group| group.as_str() == text).ok_or(InvalidGroup)
-    }
+    Callback = "callback",
 }
 
 /// A range of time in steps.

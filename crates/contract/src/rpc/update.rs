@@ -8,6 +8,7 @@ use crate::{
     command::UpdateCommand,
     event::{CompletionEvent, OutcomeKind},
     event_kind::DeliveryKind,
+    named::named,
     position::LogPosition,
 };
 
@@ -22,17 +23,15 @@ pub struct GetUpdate {
     pub update_id: ObjectId,
 }
 
-/// The status of an update.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(rename_all = "camelCase")]
-pub enum UpdateStatus {
+named! {
+    /// The status of an update.
+    UpdateStatus, InvalidUpdateStatus,
     /// In the log, not decided yet.
-    Pending,
+    Pending = "pending",
     /// Applied.
-    Succeeded,
+    Succeeded = "succeeded",
     /// Refused: nothing was changed.
-    Failed,
+    Failed = "failed",
 }
 
 /// An update up to its outcome.

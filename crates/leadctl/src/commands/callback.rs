@@ -12,8 +12,8 @@ use contract::{
     json::redacted_error,
     process::{CallbackSpec, EventKind, MAX_OVERLAP_SECONDS},
     rpc::{
-        BackfillCallback, CallbackState, CallbackStatus, ChangeProcess, EnableCallback, EnableResult, ListCallbacks,
-        PauseCallback, PauseResult, ProcessChange, ProcessChangeResult, ProcessSelector, TestCallback, TestResult,
+        BackfillCallback, CallbackStatus, ChangeProcess, EnableCallback, EnableResult, ListCallbacks, PauseCallback,
+        PauseResult, ProcessChange, ProcessChangeResult, ProcessSelector, TestCallback, TestResult,
     },
 };
 use serde_json::{Value, json};
@@ -369,13 +369,6 @@ pub(crate) fn show_test(name: &str, result: &TestResult) {
 }
 
 pub(crate) fn row(callback: &CallbackStatus) -> [String; 6] {
-    let state = match callback.state {
-        CallbackState::Healthy => "healthy",
-        CallbackState::Failing => "failing",
-        CallbackState::Disabled => "disabled",
-        CallbackState::Paused => "paused",
-        CallbackState::Off => "off",
-    };
     let why = match (&callback.reason, callback.failing_since.map(Timestamp::to_iso)) {
         (Some(reason), _) => escaped(reason),
         (None, Some(since)) => format!("since {since}"),
@@ -383,7 +376,7 @@ pub(crate) fn row(callback: &CallbackStatus) -> [String; 6] {
     };
     let pending = callback.details.as_ref().map(|details| details.pending.to_string()).unwrap_or_default();
     let (process, name) = (escaped(&callback.process), escaped(&callback.name));
-    [callback.callback_id.to_string(), state.to_owned(), process, name, pending, why]
+    [callback.callback_id.to_string(), callback.state.to_string(), process, name, pending, why]
 }
 
 #[cfg(test)]

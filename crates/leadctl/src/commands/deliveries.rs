@@ -1,6 +1,9 @@
 //! `leadctl deliveries`: lists deliveries and repeats them.
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{
+    Args, Subcommand,
+    builder::{PossibleValuesParser, TypedValueParser},
+};
 use contract::{
     ObjectId, Timestamp,
     rpc::{
@@ -24,8 +27,8 @@ pub(crate) enum Deliveries {
     #[command(after_help = "Example:\n  leadctl deliveries list --project 6b04… --status exhausted --since 1d")]
     List {
         /// Only deliveries with this status.
-        #[arg(long)]
-        status: Option<Status>,
+        #[arg(long, value_parser = statuses())]
+        status: Option<DeliveryStatus>,
         /// Only deliveries to this callback.
         #[arg(long)]
         callback: Option<ObjectId>,
@@ -83,8 +86,8 @@ pub(crate) enum Deliveries {
 #[derive(Debug, Args)]
 pub(crate) struct RecoverArgs {
     /// The status of the deliveries to repeat. With `delivered`, receivers get them a second time.
-    #[arg(long, default_value = "exhausted")]
-    status: Status,
+    #[arg(long, default_value = "exhausted", value_parser = statuses())]
+    status: DeliveryStatus,
     /// Only deliveries to this callback.
     #[arg(long)]
     callback: Option<ObjectId>,
@@ -108,21 +111,9 @@ pub(crate) struct RecoveryOptions {
     pub(crate) dry_run: bool,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub(crate) enum Status {
-    Pending,
-    Delivered,
-    Exhausted,
-}
-
-impl From<Status> for DeliveryStatus {
-    fn from(status: Status) -> Self {
-        match status {
-            Status::Pending => Self::Pending,
-            Status::Delivered => Self::Delivered,
-            Status::Exhausted => Self::Exhausted,
-        }
-    }
+/// The names of the statuses, for help and completion.
+fn statuses() -> impl TypedValueParser<Value = DeliveryStatus> {
+    PossibleValuesParser::new(DeliveryStatus::ALL.map(DeliveryStatus::as_str)).try_map(|name| name.parse())
 }
 
 #[derive(Serialize)]
@@ -185,7 +176,7 @@ impl Deliveries {
             } => {
                 let query = |cursor, limit| ListDeliveries {
                     project_id,
-                    status: status.map(Into::into),
+                    status,
                     callback_id: callback,
                     update_id: update,
                     lead_id: lead,
@@ -218,7 +209,6 @@ impl RecoverArgs {
         let Self { status, callback, pages, scope: InProject { project_id, admin } } = self;
         let client = admin.connect().await?;
         let RecoveryOptions { since, per_second, dry_run } = pages;
-        let status = status.into();
         let query = |cursor| RecoverDeliveries {
             project_id,
             since,
@@ -229,15 +219,7 @@ impl RecoverArgs {
             cursor,
         };
         let summary = pages.run(&client, query).await?;
-        output::show(admin.json, &summary, |summary| summary.say(&format!("{} deliveries", name(status)), "repeated"))
-    }
-}
-
-fn name(status: DeliveryStatus) -> &'static str {
-    match status {
-        DeliveryStatus::Pending => "pending",
-        DeliveryStatus::Delivered => "delivered",
-        DeliveryStatus::Exhausted => "exhausted",
+        output::show(admin.json, &summary, |summary| summary.say(&format!("{status} deliveries"), "repeated"))
     }
 }
 
@@ -245,11 +227,11 @@ pub(crate) fn row(delivery: &ListedDelivery) -> [String; 6] {
     let next = delivery.next_attempt_at.map(Timestamp::to_iso).unwrap_or_default();
     let error = delivery.error.as_deref().map(escaped).unwrap_or_default();
     let (id, attempts) = (delivery.id.to_string(), delivery.attempts.to_string());
-    [id, name(delivery.status).to_owned(), attempts, delivery.updated_at.to_iso(), next, error]
+    [id, delivery.status.to_string(), attempts, delivery.updated_at.to_iso(), next, error]
 }
 
 pub(crate) fn show(id: DeliveryId, delivery: &Delivery) {
-    output::say(format_args!("delivery {id} {}", name(delivery.status)));
+    output::say(format_args!("delivery {id} {}", delivery.status));
     if let Some(at) = delivery.next_attempt_at {
         output::field("next", at.to_iso());
     }

@@ -2,11 +2,7 @@
 
 use std::{collections::BTreeMap, fmt::Write};
 
-use contract::{
-    ObjectId,
-    event::OutcomeKind,
-    rpc::{DeliveryStatus, UpdateStatus},
-};
+use contract::{ObjectId, event::OutcomeKind, rpc::DeliveryStatus};
 use http_api::{Attempt, Delivery, UpdateTimeline};
 use service_kit::escape::escaped_line;
 
@@ -39,7 +35,7 @@ impl DeliveryProgress {
 /// Renders a timeline, one fact per line. Callbacks without a name in `names` are shown by id.
 pub(crate) fn render(timeline: &UpdateTimeline, names: &BTreeMap<ObjectId, String>) -> String {
     let kind = timeline.outcome.as_ref().map_or(OutcomeKind::Update, |outcome| outcome.action_type);
-    let mut text = format!("{kind} {} {}", timeline.update_id, status_name(timeline.status));
+    let mut text = format!("{kind} {} {}", timeline.update_id, timeline.status);
     let mut line = |name: &str, value: &str| {
         let _ = write!(text, "\n  {name:<12}{}", escaped_line(value));
     };
@@ -111,14 +107,6 @@ fn attempt_line(attempt: &Attempt) -> String {
     let response = response.as_deref().filter(|body| !body.is_empty());
     let response = response.map(|body| format!(": {body:?}")).unwrap_or_default();
     format!("attempt {number} at {started_at}, {duration_ms} ms: {result}{response}")
-}
-
-pub(crate) fn status_name(status: UpdateStatus) -> &'static str {
-    match status {
-        UpdateStatus::Pending => "pending",
-        UpdateStatus::Succeeded => "succeeded",
-        UpdateStatus::Failed => "failed",
-    }
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use contract::text::{MAX_ERROR_CHARS, prefix};
 use service_kit::postgres::Session;
 use time::{Date, OffsetDateTime};
 
-use super::{bodies, deliveries::status_name, error::StoreError};
+use super::{bodies, error::StoreError};
 use crate::core::delivery::{DeliveryRecord, DeliverySource, DeliveryState, LeadOrder};
 
 /// The body that is stored in a delivery's row.
@@ -56,7 +56,7 @@ impl<'a> Columns<'a> {
             update_ids: records.iter().map(|r| *r.delivery.update_id.as_bytes()).collect(),
             callback_ids: records.iter().map(|r| *r.delivery.callback_id.as_bytes()).collect(),
             kinds: records.iter().map(|r| r.delivery.kind.as_str()).collect(),
-            statuses: records.iter().map(|r| status_name(r.state.status())).collect(),
+            statuses: records.iter().map(|r| r.state.status().as_str()).collect(),
             due: records.iter().map(|r| r.state.next_attempt_at().map(Into::into)).collect(),
             errors: records.iter().map(|r| r.error.as_deref().map(|e| prefix(e, MAX_ERROR_CHARS))).collect(),
             at: records.iter().map(|r| r.at.into()).collect(),

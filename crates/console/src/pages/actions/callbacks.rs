@@ -4,7 +4,7 @@ use contract::{
     ObjectId,
     key::Scope,
     process::DEFAULT_OVERLAP_SECONDS,
-    rpc::{CallbackState, CallbackStatus, DeliveryStatus, ListDeliveries},
+    rpc::{CallbackStatus, DeliveryStatus, ListDeliveries},
     subject::NO_PROCESS,
 };
 use http_api::{ConfiguredCallback, DataResponse, EnableResult, PauseResult, RotateSecretRequest, TestResult};
@@ -76,16 +76,6 @@ impl Target {
     }
 }
 
-const fn state(state: CallbackState) -> &'static str {
-    match state {
-        CallbackState::Healthy => "healthy",
-        CallbackState::Failing => "failing",
-        CallbackState::Disabled => "disabled",
-        CallbackState::Paused => "paused",
-        CallbackState::Off => "off",
-    }
-}
-
 /// `GET /p/{project}/callbacks/{callback}/test`.
 pub(crate) async fn confirm_test(visit: Visit) -> Result<Page, Fault> {
     let target = Target::of(&visit).await?;
@@ -112,7 +102,7 @@ pub(crate) async fn test(visit: Visit) -> Result<Page, Fault> {
 pub(in crate::pages) async fn send_test(visit: &Visit, target: &Target) -> Result<TestResult, Fault> {
     let request = GatewayRequest::post(target.api("test"), &serde_json::json!({}))?;
     let after = |reply: &DataResponse<TestResult>| reply.data.error.clone().unwrap_or_else(|| "accepted".into());
-    let action = target.action("test callback", state(target.callback.state));
+    let action = target.action("test callback", target.callback.state.as_str());
     Ok(visit.act(&action, request, after).await?.data)
 }
 
@@ -208,7 +198,7 @@ async fn set_paused(visit: Visit, path: &str, name: &'static str) -> Result<Page
         true => "was paused before".to_owned(),
         false => "was not paused before".to_owned(),
     };
-    visit.act(&target.action(name, state(target.callback.state)), request, after).await?;
+    visit.act(&target.action(name, target.callback.state.as_str()), request, after).await?;
     Ok(Page::Redirect(format!("/p/{}/callbacks/{}", target.project_id, target.callback.callback_id)))
 }
 
@@ -220,7 +210,7 @@ pub(crate) async fn enable(visit: Visit) -> Result<Page, Fault> {
         true => "enabled".to_owned(),
         false => "was not disabled".to_owned(),
     };
-    visit.act(&target.action("enable callback", state(target.callback.state)), request, after).await?;
+    visit.act(&target.action("enable callback", target.callback.state.as_str()), request, after).await?;
     Ok(Page::Redirect(format!("/p/{}/callbacks/{}", target.project_id, target.callback.callback_id)))
 }
 

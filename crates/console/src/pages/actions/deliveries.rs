@@ -15,7 +15,7 @@ use crate::{
     respond::Page,
     view::{
         layout::Section,
-        parts::{Kind, badge, delivery_status, link, status_name, table},
+        parts::{Kind, badge, delivery_status, link, table},
     },
     visit::{Action, PAGE, Visit},
 };
@@ -60,12 +60,12 @@ pub(in crate::pages) async fn redeliver_one(visit: &Visit, project_id: ObjectId,
         before: state(&delivery),
     };
     let request = GatewayRequest::post(format!("/api/v1/deliveries/{id}/redeliver"), &serde_json::json!({}))?;
-    let after = |reply: &DataResponse<ListedDelivery>| status_name(reply.data.status).to_owned();
+    let after = |reply: &DataResponse<ListedDelivery>| reply.data.status.to_string();
     visit.act(&action, request, after).await.map(drop)
 }
 
 fn state(delivery: &Delivery) -> String {
-    format!("{} after {} attempts", status_name(delivery.status), delivery.attempts.len())
+    format!("{} after {} attempts", delivery.status, delivery.attempts.len())
 }
 
 /// The deliveries that a list's form selected: at most a page of them.

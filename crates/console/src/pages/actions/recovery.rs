@@ -16,7 +16,7 @@ use crate::{
     respond::Page,
     view::{
         layout::Section,
-        parts::{fact, status_name, time},
+        parts::{fact, time},
     },
     visit::{Action, Visit},
 };
@@ -143,7 +143,7 @@ impl Order {
     fn hidden(&self) -> Markup {
         html! {
             input type="hidden" name="since" value=(self.since.to_iso());
-            @if self.kind == Kind::Recovery { input type="hidden" name="status" value=(status_name(self.status)); }
+            @if self.kind == Kind::Recovery { input type="hidden" name="status" value=(self.status); }
             input type="hidden" name="per_second" value=(self.per_second);
         }
     }
@@ -196,7 +196,7 @@ async fn confirm_order(visit: &Visit, kind: Kind) -> Result<Page, Fault> {
                     label for="status" { "that are" }
                     select #status name="status" {
                         @for status in [DeliveryStatus::Exhausted, DeliveryStatus::Delivered] {
-                            option value=(status_name(status)) selected[status == order.status] { (status_name(status)) }
+                            option value=(status) selected[status == order.status] { (status) }
                         }
                     }
                 }
@@ -229,7 +229,7 @@ fn minute(at: Timestamp) -> String {
 async fn carry_out(visit: &Visit, kind: Kind) -> Result<Page, Fault> {
     let target = Target::of(visit).await?;
     let mut order = Order::of(kind, |name| visit.entered(name), visit.now)?;
-    let status = if kind == Kind::Recovery { status_name(order.status) } else { "past events" };
+    let status = if kind == Kind::Recovery { order.status.as_str() } else { "past events" };
     let before = format!("{status} since {}, {} per second", order.since.to_iso(), order.per_second);
     let action = Action { scope: kind.scope(), ..target.action(kind.action(), before) };
     let (mut deliveries, mut until) = (0, None);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use contract::{
     key::ApiKey,
-    rpc::{DeliveryStatus, ListDeliveries},
+    rpc::{DeliveryStatus, InvalidDeliveryStatus, ListDeliveries},
 };
 use http_api::{ListResponse, ListedDelivery};
 
@@ -37,13 +37,8 @@ impl FromQuery for ListDeliveries {
 
 /// Takes the status of deliveries.
 pub(crate) fn status(fields: &mut Fields<'_>) -> Result<Option<DeliveryStatus>, ApiError> {
-    Ok(match fields.text("status")?.as_deref() {
-        None => None,
-        Some("pending") => Some(DeliveryStatus::Pending),
-        Some("delivered") => Some(DeliveryStatus::Delivered),
-        Some("exhausted") => Some(DeliveryStatus::Exhausted),
-        Some(_) => return Err(ApiError::field("status", "must be pending, delivered or exhausted")),
-    })
+    let status = fields.text("status")?.map(|text| text.parse());
+    status.transpose().map_err(|e: InvalidDeliveryStatus| ApiError::field("status", e.to_string()))
 }
 
 fn status_code(fields: &mut Fields<'_>) -> Result<Option<u16>, ApiError> {

@@ -13,7 +13,7 @@ use crate::{
     arguments::GatewayArgs,
     clients::gateway::GatewayResponse,
     exit_status::ExitStatus,
-    output::{self, escape::escaped, timeline::status_name},
+    output::{self, escape::escaped},
 };
 
 /// How long to wait for the outcome without --wait, in seconds.
@@ -178,7 +178,7 @@ pub(crate) fn report_accepted(response: &GatewayResponse, waits: bool, as_json: 
     };
     let sent = SentUpdate { update_id, status, error: outcome.and_then(|outcome| outcome.error), warnings };
     output::show(as_json, &sent, |SentUpdate { error, warnings, .. }| {
-        output::say(format_args!("{update_id} {}", status_name(status)));
+        output::say(format_args!("{update_id} {}", status));
         error.iter().for_each(|error| output::field("error", error));
         warnings.iter().for_each(|warning| output::field("warning", warning));
     })?;
