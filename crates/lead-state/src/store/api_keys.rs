@@ -118,8 +118,7 @@ struct KeyRow {
 
 impl KeyRow {
     fn into_key(self) -> Result<(ApiKey, i64), StoreError> {
-        let id = Hex(&self.key_id);
-        let stored = Row::new("api_keys", &id);
+        let stored = Row::new("api_keys", Hex(&self.key_id));
         let scopes = self.scopes.iter().map(|scope| scope.parse::<Scope>()).collect::<Result<BTreeSet<_>, _>>();
         let key = ApiKey {
             key_id: stored.id("key_id", &self.key_id)?,

@@ -71,8 +71,7 @@ impl TryFrom<LeadRow> for Lead {
     type Error = StoreError;
 
     fn try_from(row: LeadRow) -> Result<Self, StoreError> {
-        let id = Hex(&row.lead_id);
-        let stored = Row::new("leads", &id);
+        let stored = Row::new("leads", Hex(&row.lead_id));
         Ok(Self {
             lead_id: stored.id("lead_id", &row.lead_id)?,
             project_id: stored.id("project_id", &row.project_id)?,

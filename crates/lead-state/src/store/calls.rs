@@ -47,8 +47,7 @@ pub(crate) async fn list(
     .await?;
     rows.into_iter()
         .map(|row| {
-            let id = Hex(&row.lead_id);
-            let stored = Row::new(TABLE, &id);
+            let stored = Row::new(TABLE, Hex(&row.lead_id));
             Ok(rpc::Call {
                 lead_id: stored.id("lead_id", &row.lead_id)?,
                 process_id: stored.id("process_id", &row.process_id)?,

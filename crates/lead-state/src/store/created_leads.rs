@@ -48,8 +48,7 @@ pub(crate) async fn before(pool: &Pool, before: Timestamp, limit: i64) -> Result
     .await?;
     rows.into_iter()
         .map(|row| {
-            let id = Hex(&row.lead_id);
-            let stored = Row::new(TABLE, &id);
+            let stored = Row::new(TABLE, Hex(&row.lead_id));
             Ok(CreatedLead {
                 project_id: stored.id("project_id", &row.project_id)?,
                 update_id: stored.id("update_id", &row.update_id)?,

@@ -87,8 +87,7 @@ pub(crate) async fn announced(pool: &Pool) -> Result<Vec<PendingErasure>, StoreE
     .await?;
     rows.iter()
         .map(|row| {
-            let id = Hex(&row.lead_id);
-            let stored = Row::new("pending_erasures", &id);
+            let stored = Row::new("pending_erasures", Hex(&row.lead_id));
             Ok(PendingErasure {
                 lead_id: stored.id("lead_id", &row.lead_id)?,
                 project_id: stored.id("project_id", &row.project_id)?,

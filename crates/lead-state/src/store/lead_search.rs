@@ -51,7 +51,7 @@ pub(crate) async fn matching(
     if rows.len() > most {
         return Ok(None);
     }
-    let ids = rows.iter().map(|bytes| Row::new(TABLE, &Hex(bytes)).id("lead_id", bytes));
+    let ids = rows.iter().map(|bytes| Row::new(TABLE, Hex(bytes)).id("lead_id", bytes));
     let mut ids = ids.collect::<Result<Vec<_>, _>>()?;
     ids.sort_unstable_by(|a, b| b.cmp(a));
     ids.dedup();

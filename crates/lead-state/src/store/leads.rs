@@ -72,8 +72,7 @@ pub(super) struct LeadRow {
 
 impl LeadRow {
     pub(super) fn into_lead(self, project_id: ObjectId) -> Result<rpc::Lead, StoreError> {
-        let id = Hex(&self.lead_id);
-        let stored = Row::new(TABLE, &id);
+        let stored = Row::new(TABLE, Hex(&self.lead_id));
         Ok(rpc::Lead {
             lead_id: stored.id("lead_id", &self.lead_id)?,
             project_id,
@@ -124,7 +123,7 @@ pub(crate) async fn nth_below(
     )
     .fetch_optional(pool)
     .await?;
-    lead_id.map(|bytes| Row::new(TABLE, &Hex(&bytes)).id("lead_id", &bytes)).transpose()
+    lead_id.map(|bytes| Row::new(TABLE, Hex(&bytes)).id("lead_id", &bytes)).transpose()
 }
 
 /// A project's leads below `before` and not below `down_to`, newest first: `limit` of them, and one more to show that

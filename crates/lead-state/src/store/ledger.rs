@@ -74,8 +74,7 @@ pub(crate) async fn outbox(
     .await?;
     rows.into_iter()
         .map(|row| {
-            let id = Hex(&row.update_id);
-            let stored = Row::new(TABLE, &id);
+            let stored = Row::new(TABLE, Hex(&row.update_id));
             Ok(Announcement {
                 decided_at: stored.position("decided_sequence", (epoch, row.sequence, row.index))?,
                 traceparent: row.traceparent,

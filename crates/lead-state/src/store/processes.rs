@@ -183,7 +183,7 @@ pub(crate) async fn list_to_project(pool: &Pool, all: bool) -> Result<Vec<(Objec
     .await?;
     rows.into_iter()
         .map(|row| {
-            let project_id = Row::new(TABLE, &Hex(&row.project_id)).id("project_id", &row.project_id)?;
+            let project_id = Row::new(TABLE, Hex(&row.project_id)).id("project_id", &row.project_id)?;
             Ok((project_id, row.name))
         })
         .collect()

@@ -52,8 +52,7 @@ pub(crate) async fn of_leads(
     while let Some(row) = rows.try_next().await? {
         let Some(left) = budget.checked_sub(row.command.len()) else { return Ok(None) };
         budget = left;
-        let id = Hex(&row.update_id);
-        let stored = Row::new(TABLE, &id);
+        let stored = Row::new(TABLE, Hex(&row.update_id));
         let lead_id = stored.id("lead_id", &row.lead_id)?;
         let update = UpdateEntry {
             project_id: stored.id("project_id", &row.project_id)?,
@@ -91,8 +90,7 @@ pub(crate) async fn duplicates(pool: &Pool, keys: &LeadKeys) -> Result<HashSet<U
 }
 
 pub(super) fn update_key(table: &'static str, project_id: &[u8], update_id: &[u8]) -> Result<UpdateKey, StoreError> {
-    let id = Hex(update_id);
-    let stored = Row::new(table, &id);
+    let stored = Row::new(table, Hex(update_id));
     Ok((stored.id("project_id", project_id)?, stored.id("update_id", update_id)?))
 }
 
@@ -120,7 +118,7 @@ pub(crate) async fn find(
         log_sequence: Some(row.log_sequence as u64),
         logged_at: Some(row.logged_at.into()),
         lead_id: Some(stored.id("lead_id", &row.lead_id)?),
-        process_id: Some(Row::new("leads", &Hex(&row.lead_id)).id("process_id", &row.process_id)?),
+        process_id: Some(Row::new("leads", Hex(&row.lead_id)).id("process_id", &row.process_id)?),
         reference_id: row.reference_id,
         user_id: command.user_id,
         api_key_id: command.api_key_id,
@@ -143,8 +141,7 @@ pub(crate) async fn due_leads(pool: &Pool, now: Timestamp) -> Result<Vec<(Object
     .await?;
     rows.iter()
         .map(|row| {
-            let id = Hex(&row.lead_id);
-            let stored = Row::new(TABLE, &id);
+            let stored = Row::new(TABLE, Hex(&row.lead_id));
             Ok((stored.id("project_id", &row.project_id)?, stored.id("lead_id", &row.lead_id)?))
         })
         .collect()

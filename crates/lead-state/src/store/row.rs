@@ -11,13 +11,13 @@ use super::StoreError;
 
 /// A row, named for errors.
 #[derive(Clone, Copy)]
-pub(super) struct Row<'a> {
+pub(super) struct Row<Id> {
     table: &'static str,
-    id: &'a dyn Display,
+    id: Id,
 }
 
-impl<'a> Row<'a> {
-    pub(super) fn new(table: &'static str, id: &'a dyn Display) -> Self {
+impl<Id: Display + Copy> Row<Id> {
+    pub(super) fn new(table: &'static str, id: Id) -> Self {
         Self { table, id }
     }
 
@@ -85,6 +85,7 @@ pub(super) fn position_columns(position: LogPosition) -> (i32, i64, i32) {
     (epoch, i64::try_from(sequence).unwrap_or(i64::MAX), i32::try_from(index).unwrap_or(i32::MAX))
 }
 
+#[derive(Clone, Copy)]
 pub(super) struct Hex<'a>(pub(super) &'a [u8]);
 
 impl Display for Hex<'_> {

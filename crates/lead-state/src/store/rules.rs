@@ -80,8 +80,7 @@ impl RulesCache {
         .fetch_all(pool)
         .await?;
         for row in rows {
-            let id = Hex(&row.process_id);
-            let stored = Row::new("processes", &id);
+            let stored = Row::new("processes", Hex(&row.process_id));
             let rules = Arc::new(stored.json("config", &row.config)?);
             let Callbacks { callbacks } = stored.json("config", &row.config)?;
             let cached = CachedProcess { revision: row.revision, rules, callbacks: callbacks.len() as u64 };

@@ -82,8 +82,7 @@ pub(super) async fn latest_of_lead(
     .await?;
     rows.into_iter()
         .map(|row| {
-            let id = Hex(&row.update_id);
-            let stored = Row::new(TABLE, &id);
+            let stored = Row::new(TABLE, Hex(&row.update_id));
             Ok(Activity {
                 kind: stored.kind(&row.kind)?,
                 update_id: stored.id("update_id", &row.update_id)?,
@@ -159,8 +158,7 @@ struct EntryRow {
 
 impl EntryRow {
     fn into_update(self) -> Result<FoundUpdate, StoreError> {
-        let id = Hex(&self.update_id);
-        let stored = Row::new(TABLE, &id);
+        let stored = Row::new(TABLE, Hex(&self.update_id));
         Ok(FoundUpdate {
             lead_id: stored.optional_id("lead_id", self.lead_id.as_deref())?,
             process_id: stored.optional_id("process_id", self.process_id.as_deref())?,
@@ -225,7 +223,7 @@ pub(crate) async fn nth_of_range(
     )
     .fetch_optional(pool)
     .await?;
-    update_id.map(|bytes| Row::new(TABLE, &Hex(&bytes)).id("update_id", &bytes)).transpose()
+    update_id.map(|bytes| Row::new(TABLE, Hex(&bytes)).id("update_id", &bytes)).transpose()
 }
 
 /// The updates of a range that meet a query's conditions, newest first: `limit` of them, and one more to show that there
@@ -298,7 +296,7 @@ pub(crate) async fn ids_of_range(
         .fetch_all(pool)
         .await?
     };
-    rows.iter().map(|bytes| Row::new(TABLE, &Hex(bytes)).id("update_id", bytes)).collect()
+    rows.iter().map(|bytes| Row::new(TABLE, Hex(bytes)).id("update_id", bytes)).collect()
 }
 
 /// The bodies of these deliveries, except those of erased leads, in their order: as many as fit into an answer, and at least one if there is any.
@@ -354,8 +352,7 @@ pub(crate) async fn events(
     .fetch_all(pool)
     .await?;
     let events = rows.into_iter().map(|row| {
-        let id = Hex(&row.update_id);
-        let stored = Row::new(TABLE, &id);
+        let stored = Row::new(TABLE, Hex(&row.update_id));
         let event = CompletionEvent {
             kind: stored.kind(&row.kind)?,
             update_id: stored.id("update_id", &row.update_id)?,
