@@ -13,41 +13,20 @@ use contract::{
 use super::{FromRequest, path_parameter};
 use crate::{app::App, error::ApiError};
 
-/// `{leadId}`.
-pub(crate) struct LeadPath(pub(crate) ObjectId);
+/// Declares an input that is an id in the path.
+macro_rules! id_paths {
+    ($($Path:ident: $name:literal),* $(,)?) => {$(
+        pub(crate) struct $Path(pub(crate) ObjectId);
 
-impl FromRequest for LeadPath {
-    async fn from_request(request: &mut Request, _: &App, _: &ApiKey) -> Result<Self, ApiError> {
-        path_parameter(request, "leadId", "must be 24 hex digits").await.map(Self)
-    }
+        impl FromRequest for $Path {
+            async fn from_request(request: &mut Request, _: &App, _: &ApiKey) -> Result<Self, ApiError> {
+                path_parameter(request, $name, "must be 24 hex digits").await.map(Self)
+            }
+        }
+    )*};
 }
 
-/// `{updateId}`.
-pub(crate) struct UpdatePath(pub(crate) ObjectId);
-
-impl FromRequest for UpdatePath {
-    async fn from_request(request: &mut Request, _: &App, _: &ApiKey) -> Result<Self, ApiError> {
-        path_parameter(request, "updateId", "must be 24 hex digits").await.map(Self)
-    }
-}
-
-/// `{activityId}`.
-pub(crate) struct ActivityPath(pub(crate) ObjectId);
-
-impl FromRequest for ActivityPath {
-    async fn from_request(request: &mut Request, _: &App, _: &ApiKey) -> Result<Self, ApiError> {
-        path_parameter(request, "activityId", "must be 24 hex digits").await.map(Self)
-    }
-}
-
-/// `{keyId}`.
-pub(crate) struct KeyPath(pub(crate) ObjectId);
-
-impl FromRequest for KeyPath {
-    async fn from_request(request: &mut Request, _: &App, _: &ApiKey) -> Result<Self, ApiError> {
-        path_parameter(request, "keyId", "must be 24 hex digits").await.map(Self)
-    }
-}
+id_paths! { LeadPath: "leadId", UpdatePath: "updateId", ActivityPath: "activityId", KeyPath: "keyId" }
 
 /// `{deliveryId}`, in the key's project.
 pub(crate) struct DeliveryPath(pub(crate) GetDelivery);
