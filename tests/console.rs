@@ -63,6 +63,15 @@ impl Console {
         .await
     }
 
+    /// The text of a page, once it contains this part.
+    async fn wait_for(&self, path: &str, cookie: &str, part: &str) -> String {
+        eventually(TEST_TIMEOUT, part, async || {
+            let page = self.get(path, cookie).await.text;
+            if page.contains(part) { Ok(page) } else { Err(page) }
+        })
+        .await
+    }
+
     /// Sends a form from a page of this origin.
     pub(crate) async fn post(&self, path: &str, cookie: &str, origin: Option<&str>, form: &str) -> Answer {
         eventually(TEST_TIMEOUT, "the visitor may send a form", async || {
@@ -163,13 +172,18 @@ pub(crate) async fn project(stack: &Stack) -> Project {
     Project { api, lead_id, update_id, pages }
 }
 
-#[tokio::test]
-async fn every_page_is_shown_to_the_key_of_its_project() {
+/// The stack with a project, and a console with a session of the project's key; its cookie.
+pub(crate) async fn signed_in() -> (Stack, Project, Console, String) {
     let stack = stack_on(None).await;
     let project = project(&stack).await;
     let console = Console::start(&stack).await;
-
     let cookie = console.sign_in_with(&project.api).await;
+    (stack, project, console, cookie)
+}
+
+#[tokio::test]
+async fn every_page_is_shown_to_the_key_of_its_project() {
+    let (_stack, project, console, cookie) = signed_in().await;
 
     for page in &project.pages {
         let answer = console.get(page, &cookie).await;
@@ -288,10 +302,7 @@ async fn a_revoked_key_ends_its_sessions() {
 
 #[tokio::test]
 async fn a_panel_says_which_service_does_not_answer_while_the_page_is_shown() {
-    let mut stack = stack_on(None).await;
-    let project = project(&stack).await;
-    let console = Console::start(&stack).await;
-    let cookie = console.sign_in_with(&project.api).await;
+    let (mut stack, project, console, cookie) = signed_in().await;
 
     stack.notifier.terminate().await;
 
@@ -304,17 +315,10 @@ async fn a_panel_says_which_service_does_not_answer_while_the_page_is_shown() {
 
 #[tokio::test]
 async fn the_board_shows_rates_and_lags_and_its_numbers_lead_to_their_lists() {
-    let stack = stack_on(None).await;
-    let project = project(&stack).await;
-    let console = Console::start(&stack).await;
-    let cookie = console.sign_in_with(&project.api).await;
-    let board = format!("/p/{}?range=1h", project.api.project_id);
+    let (_stack, project, console, cookie) = signed_in().await;
 
-    let board = eventually(TEST_TIMEOUT, "the lag is measured", async || {
-        let board = console.get(&board, &cookie).await.text;
-        if board.contains("Announce lag</dt><dd>0 ms") { Ok(board) } else { Err(board) }
-    })
-    .await;
+    let board = format!("/p/{}?range=1h", project.api.project_id);
+    let board = console.wait_for(&board, &cookie, "Announce lag</dt><dd>0 ms").await;
 
     for fact in ["Accepted and applied", "Delivered", "per second", "Oldest pending delivery", "Apply lag</dt><dd>0 ms"]
     {
@@ -435,10 +439,7 @@ impl Project {
 
 #[tokio::test]
 async fn actions_go_through_the_gateway_with_the_key_of_the_session() {
-    let stack = stack_on(None).await;
-    let project = project(&stack).await;
-    let mut console = Console::start(&stack).await;
-    let cookie = console.sign_in_with(&project.api).await;
+    let (stack, project, mut console, cookie) = signed_in().await;
 
     let redelivered = console.act(&format!("{}/redeliver", project.delivery()), &cookie, "").await;
     assert_eq!(redelivered.location, project.delivery(), "{}", redelivered.text);
@@ -462,10 +463,7 @@ async fn actions_go_through_the_gateway_with_the_key_of_the_session() {
 
 #[tokio::test]
 async fn selected_deliveries_are_counted_then_repeated_and_so_are_those_of_a_callback() {
-    let stack = stack_on(None).await;
-    let project = project(&stack).await;
-    let console = Console::start(&stack).await;
-    let cookie = console.sign_in_with(&project.api).await;
+    let (stack, project, console, cookie) = signed_in().await;
     let list = console.get(&project.pages[4], &cookie).await;
     let id = project.delivery().rsplit('/').next().expect("an id").to_owned();
     assert!(list.text.contains(&format!(r#"type="checkbox" name="delivery" value="{id}""#)), "{}", list.text);
@@ -493,18 +491,11 @@ async fn selected_deliveries_are_counted_then_repeated_and_so_are_those_of_a_cal
 
 #[tokio::test]
 async fn a_call_is_ended_with_a_form() {
-    let stack = stack_on(None).await;
-    let project = project(&stack).await;
-    let console = Console::start(&stack).await;
-    let cookie = console.sign_in_with(&project.api).await;
+    let (_stack, project, console, cookie) = signed_in().await;
     let started = json!({"leadId": project.lead_id, "callId": "call 7"});
     crate::support::assert_ok(project.api.post("/api/v1/calls/started", &started).await);
     let calls = format!("/p/{}/calls", project.api.project_id);
-    eventually(TEST_TIMEOUT, "the call is listed", async || {
-        let page = console.get(&calls, &cookie).await;
-        if page.text.contains("call 7") { Ok(()) } else { Err(page.text) }
-    })
-    .await;
+    console.wait_for(&calls, &cookie, "call 7").await;
 
     let path = format!("{}/end-call", project.lead());
     let page = console.get(&format!("{path}?call=call+7"), &cookie).await;
@@ -514,21 +505,14 @@ async fn a_call_is_ended_with_a_form() {
     let ended = console.post(&path, &cookie, Some(&console.url), &fields).await;
 
     assert!(ended.location.contains("/updates/"), "{}", ended.text);
-    eventually(TEST_TIMEOUT, "the call ends", async || {
-        let page = console.get(&calls, &cookie).await;
-        if page.text.contains("No call is in progress.") { Ok(()) } else { Err(page.text) }
-    })
-    .await;
+    console.wait_for(&calls, &cookie, "No call is in progress.").await;
     let again = console.get(&format!("{path}?call=call+7"), &cookie).await;
     assert_eq!(again.status, StatusCode::NOT_FOUND, "{}", again.text);
 }
 
 #[tokio::test]
 async fn a_key_is_revoked_with_a_form() {
-    let stack = stack_on(None).await;
-    let project = project(&stack).await;
-    let mut console = Console::start(&stack).await;
-    let cookie = console.sign_in_with(&project.api).await;
+    let (stack, project, mut console, cookie) = signed_in().await;
     let args = ["key", "create", "--name", "leaked", "--scope", "leads:read", "--json"];
     let created = stack.leadctl_of_project(&args).await.assert_ok().json();
     let (key_id, text) = (created["keyId"].as_str().expect("an id"), created["apiKey"].as_str().expect("a key"));
@@ -556,10 +540,7 @@ async fn a_key_is_revoked_with_a_form() {
 
 #[tokio::test]
 async fn an_update_is_previewed_then_sent_once_and_not_after_the_lead_has_changed() {
-    let stack = stack_on(None).await;
-    let project = project(&stack).await;
-    let console = Console::start(&stack).await;
-    let cookie = console.sign_in_with(&project.api).await;
+    let (_stack, project, console, cookie) = signed_in().await;
     let path = format!("{}/update", project.lead());
     let entered = "metadata=%7B%22budget%22%3A123456789012345678901234567890%7D";
 
@@ -590,10 +571,7 @@ async fn an_update_is_previewed_then_sent_once_and_not_after_the_lead_has_change
 
 #[tokio::test]
 async fn an_action_needs_its_own_form_and_a_key_with_its_scope() {
-    let stack = stack_on(None).await;
-    let project = project(&stack).await;
-    let mut console = Console::start(&stack).await;
-    let cookie = console.sign_in_with(&project.api).await;
+    let (stack, project, mut console, cookie) = signed_in().await;
     let path = format!("{}/redeliver", project.delivery());
     let token = form_token(&console.get(&path, &cookie).await);
 
@@ -679,11 +657,8 @@ async fn an_operator_sees_services_streams_and_dead_letters() {
 
 #[tokio::test]
 async fn an_operator_adds_a_key_to_act_and_stays_an_operator() {
-    let stack = stack_on(None).await;
-    let project = project(&stack).await;
-    let console = Console::start(&stack).await;
     // The console knows the key once a session of it begins.
-    console.sign_in_with(&project.api).await;
+    let (stack, project, console, _) = signed_in().await;
     let operator = console.sign_in_as_operator(&stack).await;
     let path = format!("{}/redeliver", project.delivery());
 
@@ -702,10 +677,7 @@ async fn an_operator_adds_a_key_to_act_and_stays_an_operator() {
 
 #[tokio::test]
 async fn an_operator_corrects_a_dead_letter_and_replays_it_once() {
-    let stack = stack_on(None).await;
-    let project = project(&stack).await;
-    let console = Console::start(&stack).await;
-    console.sign_in_with(&project.api).await;
+    let (stack, project, console, _) = signed_in().await;
     let operator = console.sign_in_as_operator(&stack).await;
     let body = format!("{{\"leadId\":\"{}\",\"name\":\"Ada\"", project.lead_id);
     stack.publish(format!("leads.cmd.{}.update", project.api.project_id), body.clone()).await;

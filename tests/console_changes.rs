@@ -5,8 +5,7 @@ use reqwest::StatusCode;
 use serde_json::{Value, json};
 
 use crate::{
-    console::{Console, hidden, project},
-    nats_permissions::stack_on,
+    console::{hidden, signed_in},
     support::TEST_TIMEOUT,
 };
 
@@ -17,10 +16,7 @@ fn encoded(text: &str) -> String {
 
 #[tokio::test]
 async fn a_process_is_edited_after_a_look_at_the_differences_and_a_conflict_shows_both() {
-    let stack = stack_on(None).await;
-    let project = project(&stack).await;
-    let mut console = Console::start(&stack).await;
-    let cookie = console.sign_in_with(&project.api).await;
+    let (stack, project, mut console, cookie) = signed_in().await;
     let process = project.pages[10].clone();
     let path = format!("{process}/edit");
     let api = format!("/api/v1/processes/{}", process.rsplit('/').next().expect("an id"));
@@ -76,10 +72,7 @@ async fn a_process_is_edited_after_a_look_at_the_differences_and_a_conflict_show
 
 #[tokio::test]
 async fn past_events_are_counted_then_delivered_to_a_new_callback() {
-    let stack = stack_on(None).await;
-    let project = project(&stack).await;
-    let console = Console::start(&stack).await;
-    let cookie = console.sign_in_with(&project.api).await;
+    let (stack, project, console, cookie) = signed_in().await;
     let process = project.pages[10].rsplit('/').next().expect("an id").to_owned();
     let new = json!({"name": "new", "url": stack.receiver.url("/new")});
     let (_, added) = project.api.post(&format!("/api/v1/processes/{process}/callbacks"), &new).await;

@@ -11,7 +11,7 @@ use test_support::eventually;
 use tokio::time::timeout;
 
 use crate::{
-    console::{Console, project},
+    console::{Console, project, signed_in},
     nats_permissions::stack_on,
     support::{Api, TEST_TIMEOUT, memory_kib},
 };
@@ -76,10 +76,7 @@ fn fragments(event: &Value) -> Vec<&str> {
 
 #[tokio::test]
 async fn a_stream_sends_the_fragments_that_change() {
-    let stack = stack_on(None).await;
-    let project = project(&stack).await;
-    let console = Console::start(&stack).await;
-    let cookie = console.sign_in_with(&project.api).await;
+    let (_stack, project, console, cookie) = signed_in().await;
     let lead = project.pages[2].clone();
 
     let mut stream = Stream::open(&console, &lead, &cookie, None).await;
@@ -104,10 +101,7 @@ async fn a_stream_sends_the_fragments_that_change() {
 
 #[tokio::test]
 async fn the_stream_of_a_settled_delivery_says_that_it_is_final() {
-    let stack = stack_on(None).await;
-    let project = project(&stack).await;
-    let console = Console::start(&stack).await;
-    let cookie = console.sign_in_with(&project.api).await;
+    let (_stack, project, console, cookie) = signed_in().await;
 
     let mut stream = Stream::open(&console, &project.delivery(), &cookie, None).await;
 
@@ -119,11 +113,8 @@ async fn the_stream_of_a_settled_delivery_says_that_it_is_final() {
 
 #[tokio::test]
 async fn streams_are_for_those_who_may_see_the_page_and_end_with_their_key() {
-    let stack = stack_on(None).await;
-    let project = project(&stack).await;
+    let (stack, project, console, cookie) = signed_in().await;
     let other = Api::create(project.api.url.clone(), &stack.client, "other").await;
-    let console = Console::start(&stack).await;
-    let cookie = console.sign_in_with(&project.api).await;
     let foreign = console.sign_in_with(&other).await;
     let board = project.pages[0].clone();
 
@@ -149,10 +140,7 @@ async fn streams_are_for_those_who_may_see_the_page_and_end_with_their_key() {
 
 #[tokio::test]
 async fn streams_end_when_the_console_stops() {
-    let stack = stack_on(None).await;
-    let project = project(&stack).await;
-    let mut console = Console::start(&stack).await;
-    let cookie = console.sign_in_with(&project.api).await;
+    let (_stack, project, mut console, cookie) = signed_in().await;
     let mut stream = Stream::open(&console, &project.pages[0], &cookie, None).await;
     stream.next().await.expect("an event");
 

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use test_support::eventually;
 
 use crate::{
-    console::{Answer, Console, Project, form_token, project},
+    console::{Answer, Console, Project, form_token, project, signed_in},
     nats_permissions::stack_on,
     support::{Api, Stack, TEST_TIMEOUT},
 };
@@ -65,11 +65,8 @@ async fn other_process(stack: &Stack, project: &Project) -> (String, String) {
 
 #[tokio::test]
 async fn a_portal_link_shows_its_callback_and_nothing_else() {
-    let stack = stack_on(None).await;
-    let project = project(&stack).await;
+    let (stack, project, console, maker) = signed_in().await;
     let (other_callback, other_delivery) = other_process(&stack, &project).await;
-    let console = Console::start(&stack).await;
-    let maker = console.sign_in_with(&project.api).await;
 
     let token = console.share(&project.callback(), &maker, "hours=24").await;
     let form = console.get(&format!("/login?token={token}"), "").await;
@@ -123,10 +120,8 @@ async fn a_portal_link_shows_its_callback_and_nothing_else() {
 
 #[tokio::test]
 async fn a_portal_link_of_a_process_shows_its_callbacks_and_acts_until_it_is_revoked() {
-    let stack = stack_on(None).await;
-    let project = project(&stack).await;
+    let (stack, project, mut console, _) = signed_in().await;
     let (other_callback, _) = other_process(&stack, &project).await;
-    let mut console = Console::start(&stack).await;
     let process = project.pages[10].rsplit('/').next().expect("an id").to_owned();
     let args = [
         "console",
@@ -139,7 +134,6 @@ async fn a_portal_link_of_a_process_shows_its_callbacks_and_acts_until_it_is_rev
         "--url",
         &console.url,
     ];
-    console.sign_in_with(&project.api).await;
     let link = stack.leadctl_of_project(&args).await.assert_ok().stdout.trim().to_owned();
     let visitor = console.open_link(&token(&link)).await.cookie;
 
@@ -167,13 +161,10 @@ async fn a_portal_link_of_a_process_shows_its_callbacks_and_acts_until_it_is_rev
 
 #[tokio::test]
 async fn a_portal_link_needs_a_key_that_allows_as_much_and_ends_with_it() {
-    let stack = stack_on(None).await;
-    let project = project(&stack).await;
-    let console = Console::start(&stack).await;
+    let (stack, project, console, maker) = signed_in().await;
     let share = format!("{}/share", project.callback());
     let partial = project.session_with(&stack, &console, "config:read").await;
     assert_eq!(console.get(&share, &partial).await.status, StatusCode::FORBIDDEN);
-    let maker = console.sign_in_with(&project.api).await;
     let shared = console.share(&project.callback(), &maker, "hours=1").await;
     let callback = project.callback();
     let args = ["console", "portal-link", "--callback", callback.rsplit('/').next().expect("an id")];
@@ -216,11 +207,9 @@ async fn links_of(stack: &Stack, project: &Api) -> Vec<Value> {
 
 #[tokio::test]
 async fn open_links_are_listed_to_those_who_may_make_them_and_revoked_there() {
-    let stack = stack_on(None).await;
-    let project = project(&stack).await;
+    let (stack, project, console, maker) = signed_in().await;
     let other = Api::create(project.api.url.clone(), &stack.client, "other").await;
-    let console = Console::start(&stack).await;
-    let (maker, stranger) = (console.sign_in_with(&project.api).await, console.sign_in_with(&other).await);
+    let stranger = console.sign_in_with(&other).await;
     let operator = console.sign_in_as_operator(&stack).await;
     let process = project.pages[10].clone();
     let shared = console.share(&project.callback(), &maker, "hours=2&act=yes").await;
