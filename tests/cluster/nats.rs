@@ -19,8 +19,9 @@ use test_support::{
 
 use crate::{
     faults::{
+        Length, faults,
         gaps::Gaps,
-        retry_schedule,
+        print_logs_of_failure, retry_schedule, run_of_minutes,
         scene::{Scene, Servers, Totals},
     },
     support::{Stack, TEST_TIMEOUT, UPDATE, cluster_url, service},
@@ -147,67 +148,22 @@ async fn no_lost_server_loses_an_update_or_applies_one_twice() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "takes the minutes it is given: just faults-cluster MINUTES SEED"]
 async fn for_minutes() {
-    let number = |name: &str| {
-        let value = std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: use `just faults-cluster`"));
-        value.parse::<f64>().unwrap_or_else(|_| panic!("{name} must be a number"))
-    };
-    let (minutes, seed) = (number("FAULTS_MINUTES"), number("FAULTS_SEED"));
-    let report = run(seed as u64, Length::For(Duration::from_secs_f64(minutes * 60.0))).await;
+    let (seed, length) = run_of_minutes();
+    let report = run(seed, length).await;
     println!("{report}");
 }
 
-enum Length {
-    /// Every fault once.
-    OneRound,
-    /// Rounds until the time is over.
-    For(Duration),
-}
-
-/// What happens to the servers of the cluster.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Fault {
-    KillLogLeader,
-    FreezeLogLeader,
-    KillFollower,
-    FreezeFollower,
-    KillMetaLeader,
-    FreezeMetaLeader,
-    TwoAway,
-    AllAway,
-    RollingRestart,
-    EmptiedVolume,
-}
-
-impl Fault {
-    const ALL: [Self; 10] = [
-        Self::KillLogLeader,
-        Self::FreezeLogLeader,
-        Self::KillFollower,
-        Self::FreezeFollower,
-        Self::KillMetaLeader,
-        Self::FreezeMetaLeader,
-        Self::TwoAway,
-        Self::AllAway,
-        Self::RollingRestart,
-        Self::EmptiedVolume,
-    ];
-}
-
-impl fmt::Display for Fault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::KillLogLeader => "kill -9 of the log's leader",
-            Self::FreezeLogLeader => "SIGSTOP of the log's leader",
-            Self::KillFollower => "kill -9 of a follower",
-            Self::FreezeFollower => "SIGSTOP of a follower",
-            Self::KillMetaLeader => "kill -9 of the meta leader",
-            Self::FreezeMetaLeader => "SIGSTOP of the meta leader",
-            Self::TwoAway => "two of three away",
-            Self::AllAway => "all three away",
-            Self::RollingRestart => "rolling restart",
-            Self::EmptiedVolume => "a server back with an empty volume",
-        })
-    }
+faults! {
+    KillLogLeader = "kill -9 of the log's leader",
+    FreezeLogLeader = "SIGSTOP of the log's leader",
+    KillFollower = "kill -9 of a follower",
+    FreezeFollower = "SIGSTOP of a follower",
+    KillMetaLeader = "kill -9 of the meta leader",
+    FreezeMetaLeader = "SIGSTOP of the meta leader",
+    TwoAway = "two of three away",
+    AllAway = "all three away",
+    RollingRestart = "rolling restart",
+    EmptiedVolume = "a server back with an empty volume",
 }
 
 /// What faults did in a run.
@@ -401,15 +357,8 @@ impl Cluster {
     }
 }
 
-/// A failed run prints the ends of the services' logs.
 impl Drop for Cluster {
     fn drop(&mut self) {
-        if std::thread::panicking() {
-            for (service, _) in &self.services {
-                let log = service.log();
-                let lines: Vec<_> = log.lines().collect();
-                eprintln!("\n== {}\n{}", service.name(), lines[lines.len().saturating_sub(25)..].join("\n"));
-            }
-        }
+        print_logs_of_failure(self.services.iter().map(|(service, _)| service));
     }
 }

@@ -7,6 +7,29 @@
 //!
 //! `just faults MINUTES SEED` runs it for long and prints a table.
 
+/// Declares an enumeration of faults by their texts.
+macro_rules! faults {
+    ($($Fault:ident = $text:literal,)*) => {
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+        pub(crate) enum Fault {
+            $($Fault,)*
+        }
+
+        impl Fault {
+            pub(crate) const ALL: [Self; [$($text),*].len()] = [$(Self::$Fault),*];
+        }
+
+        impl std::fmt::Display for Fault {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.pad(match self {
+                    $(Self::$Fault => $text,)*
+                })
+            }
+        }
+    };
+}
+pub(crate) use faults;
+
 mod endpoints;
 pub(crate) mod gaps;
 mod load;
@@ -20,7 +43,7 @@ use std::{
 
 use rand::{SeedableRng, rngs::StdRng};
 use sqlx::PgPool;
-use test_support::{Proxy, free_port, nats, postgres};
+use test_support::{Proxy, Service, free_port, nats, postgres};
 
 use crate::support::{TEST_TIMEOUT, service};
 use scene::{Scene, Servers, Totals};
@@ -39,11 +62,29 @@ pub(crate) fn retry_schedule() -> String {
 /// How long a client waits for an answer before it sends again.
 pub(crate) const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
-enum Length {
+pub(crate) enum Length {
     /// Every fault once.
     OneRound,
     /// Rounds until the time is over.
     For(Duration),
+}
+
+/// The seed and the length of a run that `just` is given.
+pub(crate) fn run_of_minutes() -> (u64, Length) {
+    let number = |name: &str| {
+        let value = std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: use `just faults MINUTES SEED`"));
+        value.parse::<f64>().unwrap_or_else(|_| panic!("{name} must be a number"))
+    };
+    (number("FAULTS_SEED") as u64, Length::For(Duration::from_secs_f64(number("FAULTS_MINUTES") * 60.0)))
+}
+
+/// Prints the ends of the services' logs if the test fails.
+pub(crate) fn print_logs_of_failure<'a>(services: impl Iterator<Item = &'a Service>) {
+    for service in services.filter(|_| std::thread::panicking()) {
+        let log = service.log();
+        let lines: Vec<_> = log.lines().collect();
+        eprintln!("\n== {}\n{}", service.name(), lines[lines.len().saturating_sub(25)..].join("\n"));
+    }
 }
 
 struct Report {
@@ -61,12 +102,8 @@ async fn no_fault_loses_an_update_or_applies_one_twice() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "takes the minutes it is given: just faults MINUTES SEED"]
 async fn for_minutes() {
-    let number = |name: &str| {
-        let value = std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: use `just faults MINUTES SEED`"));
-        value.parse::<f64>().unwrap_or_else(|_| panic!("{name} must be a number"))
-    };
-    let (minutes, seed) = (number("FAULTS_MINUTES"), number("FAULTS_SEED"));
-    let report = run(seed as u64, Length::For(Duration::from_secs_f64(minutes * 60.0))).await;
+    let (seed, length) = run_of_minutes();
+    let report = run(seed, length).await;
     println!("{report}");
 }
 

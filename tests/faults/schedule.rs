@@ -1,12 +1,14 @@
 //! The faults: their kinds, their order, and how each is injected and undone.
 
-use std::{fmt, time::Duration};
+use std::time::Duration;
 
 use async_nats::jetstream;
 use contract::streams::LEAD_COMMANDS;
 use rand::{Rng, rngs::StdRng, seq::SliceRandom};
 use sqlx::PgPool;
 use test_support::{LocalNats, LocalPostgres, Proxy, Service, Wire};
+
+use super::print_logs_of_failure;
 
 /// A service under test, with its own proxies to NATS and Postgres.
 pub(crate) struct Member {
@@ -30,72 +32,24 @@ pub(crate) struct Victims {
     pub(crate) panics: Vec<String>,
 }
 
-/// A kind of fault.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) enum Fault {
-    KillGateway,
-    KillLeadState,
-    KillLeader,
-    KillNotifier,
-    FreezeGateway,
-    FreezeLeader,
-    FreezeNotifier,
-    TwoLeaders,
-    KillNats,
-    KillPostgres,
-    CutNats,
-    DelayNats,
-    StallNats,
-    CutPostgres,
-    DelayPostgres,
-    StallPostgres,
-    FullLog,
-}
-
-impl Fault {
-    pub(crate) const ALL: [Self; 17] = [
-        Self::KillGateway,
-        Self::KillLeadState,
-        Self::KillLeader,
-        Self::KillNotifier,
-        Self::FreezeGateway,
-        Self::FreezeLeader,
-        Self::FreezeNotifier,
-        Self::TwoLeaders,
-        Self::KillNats,
-        Self::KillPostgres,
-        Self::CutNats,
-        Self::DelayNats,
-        Self::StallNats,
-        Self::CutPostgres,
-        Self::DelayPostgres,
-        Self::StallPostgres,
-        Self::FullLog,
-    ];
-}
-
-impl fmt::Display for Fault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::KillGateway => "kill -9 of a gateway",
-            Self::KillLeadState => "kill -9 of a lead-state",
-            Self::KillLeader => "kill -9 of the leader",
-            Self::KillNotifier => "kill -9 of a webhook-notifier",
-            Self::FreezeGateway => "SIGSTOP of a gateway",
-            Self::FreezeLeader => "SIGSTOP of the leader (a zombie later)",
-            Self::FreezeNotifier => "SIGSTOP of a webhook-notifier",
-            Self::TwoLeaders => "two leaders by force",
-            Self::KillNats => "kill -9 of NATS",
-            Self::KillPostgres => "Postgres stopped in immediate mode",
-            Self::CutNats => "connections to NATS cut",
-            Self::DelayNats => "connections to NATS delayed",
-            Self::StallNats => "connections to NATS stalled",
-            Self::CutPostgres => "connections to Postgres cut",
-            Self::DelayPostgres => "connections to Postgres delayed",
-            Self::StallPostgres => "connections to Postgres stalled",
-            Self::FullLog => "the log is full",
-        })
-    }
+faults! {
+    KillGateway = "kill -9 of a gateway",
+    KillLeadState = "kill -9 of a lead-state",
+    KillLeader = "kill -9 of the leader",
+    KillNotifier = "kill -9 of a webhook-notifier",
+    FreezeGateway = "SIGSTOP of a gateway",
+    FreezeLeader = "SIGSTOP of the leader (a zombie later)",
+    FreezeNotifier = "SIGSTOP of a webhook-notifier",
+    TwoLeaders = "two leaders by force",
+    KillNats = "kill -9 of NATS",
+    KillPostgres = "Postgres stopped in immediate mode",
+    CutNats = "connections to NATS cut",
+    DelayNats = "connections to NATS delayed",
+    StallNats = "connections to NATS stalled",
+    CutPostgres = "connections to Postgres cut",
+    DelayPostgres = "connections to Postgres delayed",
+    StallPostgres = "connections to Postgres stalled",
+    FullLog = "the log is full",
 }
 
 /// One round: every fault once, in random order.
@@ -221,16 +175,9 @@ impl Victims {
     }
 }
 
-/// A failed run prints the ends of the services' logs.
 impl Drop for Victims {
     fn drop(&mut self) {
-        if std::thread::panicking() {
-            for member in self.members() {
-                let log = member.service.log();
-                let lines: Vec<_> = log.lines().collect();
-                eprintln!("\n== {}\n{}", member.service.name(), lines[lines.len().saturating_sub(25)..].join("\n"));
-            }
-        }
+        print_logs_of_failure(self.members().map(|member| &member.service));
     }
 }
 
