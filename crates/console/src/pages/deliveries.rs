@@ -17,24 +17,17 @@ use crate::{
     view::{
         layout::Section,
         parts::{
-            bar, curl, delivery_status, empty, fact, filter_fields, link, live, live_rows, next_page, panel, span,
-            table, time,
+            bar, choice, curl, delivery_status, empty, fact, filter_fields, link, live, live_rows, next_page, panel,
+            span, table, time,
         },
     },
     visit::{PAGE, Visit, names},
 };
 
-/// The statuses that the list can be filtered by.
-const STATUSES: [(&str, DeliveryStatus); 3] = [
-    ("pending", DeliveryStatus::Pending),
-    ("delivered", DeliveryStatus::Delivered),
-    ("exhausted", DeliveryStatus::Exhausted),
-];
-
 /// The filters of the list, as in its URL.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Filters {
-    pub(super) status: Option<String>,
+    pub(super) status: Option<DeliveryStatus>,
     pub(super) callback: Option<ObjectId>,
     pub(super) lead: Option<ObjectId>,
     pub(super) process: Option<ObjectId>,
@@ -48,7 +41,7 @@ pub(super) struct Filters {
 pub(crate) async fn list(visit: Visit) -> Result<Page, Fault> {
     let project_id = visit.project(Scope::LeadsRead)?;
     let filters = Filters {
-        status: visit.text("status").map(str::to_owned),
+        status: visit.parameter("status")?,
         callback: visit.parameter("callback")?,
         lead: visit.parameter("lead")?,
         process: visit.parameter("process")?,
@@ -57,12 +50,8 @@ pub(crate) async fn list(visit: Visit) -> Result<Page, Fault> {
         since: visit.parameter("since")?,
         until: visit.parameter("until")?,
     };
-    let status = filters.status.as_deref().map(|text| {
-        let known = STATUSES.iter().find(|(name, _)| *name == text).map(|(_, status)| *status);
-        known.ok_or_else(|| Fault::Invalid("status must be pending, delivered or exhausted.".into()))
-    });
     let query = ListDeliveries {
-        status: status.transpose()?,
+        status: filters.status,
         callback_id: filters.callback,
         lead_id: filters.lead,
         since: filters.since,
@@ -92,7 +81,7 @@ pub(super) struct Shown<'a> {
 pub(super) fn render_list(shown: &Shown<'_>, page: &ListPage<ListedDelivery>, filters: &Filters, curl: &str) -> Markup {
     let Shown { project, callbacks, may_act } = *shown;
     let query = [
-        ("status", filters.status.clone()),
+        ("status", filters.status.map(|status| status.to_string())),
         ("callback", filters.callback.map(|id| id.to_string())),
         ("lead", filters.lead.map(|id| id.to_string())),
         ("process", filters.process.map(|id| id.to_string())),
@@ -103,13 +92,7 @@ pub(super) fn render_list(shown: &Shown<'_>, page: &ListPage<ListedDelivery>, fi
     ];
     html! {
         form.filters {
-            label for="status" { "Status" }
-            select #status name="status" {
-                option value="" { "all" }
-                @for (name, _) in STATUSES {
-                    option value=(name) selected[filters.status.as_deref() == Some(name)] { (name) }
-                }
-            }
+            (choice("status", "Status", &DeliveryStatus::ALL, filters.status))
             label for="callback" { "Callback" }
             select #callback name="callback" {
                 option value="" { "all" }

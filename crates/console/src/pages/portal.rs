@@ -29,7 +29,8 @@ use crate::{
     view::{
         layout::Section,
         parts::{
-            ago, callback_state, delivery_status, fact, live, live_rows, next_page, panel, span, table, text, time,
+            ago, callback_state, choice, delivery_status, fact, live, live_rows, next_page, panel, span, table, text,
+            time,
         },
     },
     visit::{PAGE, Visit},
@@ -136,8 +137,7 @@ fn update_rows(updates: &[FoundUpdate]) -> Markup {
 /// `GET /portal/callbacks/{callback}`.
 pub(crate) async fn callback(visit: Visit) -> Result<Page, Fault> {
     let (portal, callback) = shown_callback(&visit).await?;
-    let status = visit.text("status").map(str::parse::<DeliveryStatus>).transpose();
-    let status = status.map_err(|e| Fault::Invalid(format!("status {e}.")))?;
+    let status = visit.parameter("status")?;
     let query = ListDeliveries {
         status,
         callback_id: Some(callback.callback_id),
@@ -145,14 +145,14 @@ pub(crate) async fn callback(visit: Visit) -> Result<Page, Fault> {
         ..ListDeliveries::of_project(portal.project_id, PAGE)
     };
     let deliveries = visit.request(&query).await;
-    let content = render_callback(&callback, &deliveries, visit.text("status"), portal, visit.now);
+    let content = render_callback(&callback, &deliveries, status, portal, visit.now);
     Ok(Page::list(&visit, format!("Callback {}", callback.name), Section::None, content))
 }
 
 pub(super) fn render_callback(
     callback: &CallbackStatus,
     deliveries: &Result<ListPage<ListedDelivery>, Fault>,
-    status: Option<&str>,
+    status: Option<DeliveryStatus>,
     portal: &Portal,
     now: Timestamp,
 ) -> Markup {
@@ -174,13 +174,7 @@ pub(super) fn render_callback(
         @if portal.may_act { ul.actions { li { a href={ (path) "/test" } { "Send a test" } } } }
         h2 { "Deliveries" }
         form.filters {
-            label for="status" { "Status" }
-            select #status name="status" {
-                option value="" { "all" }
-                @for known in ["pending", "delivered", "exhausted"] {
-                    option value=(known) selected[status == Some(known)] { (known) }
-                }
-            }
+            (choice("status", "Status", &DeliveryStatus::ALL, status))
             button { "Filter" }
         }
         (live_rows("deliveries", &html! {
@@ -188,7 +182,7 @@ pub(super) fn render_callback(
                 Ok(page) if page.items.is_empty() => p { "None." },
                 Ok(page) => {
                     (delivery_rows(&page.items))
-                    (next_page(&path, &[("status", status.map(str::to_owned))], page.next.as_ref()))
+                    (next_page(&path, &[("status", status.map(|status| status.to_string()))], page.next.as_ref()))
                 }
                 Err(fault) => (crate::view::parts::notice(fault)),
             }

@@ -302,7 +302,7 @@ fn lists_of_leads() {
 #[test]
 fn a_list_of_deliveries() {
     let filters = deliveries::Filters {
-        status: Some("pending".into()),
+        status: Some(DeliveryStatus::Pending),
         callback: Some(CALLBACK),
         lead: Some(LEAD),
         code: Some(503),

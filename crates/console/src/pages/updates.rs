@@ -22,8 +22,8 @@ use crate::{
     view::{
         layout::Section,
         parts::{
-            Kind, badge, curl, delivery_status, empty, fact, filter_fields, json, link, live, live_rows, next_page,
-            panel, span, table, text, time,
+            Kind, badge, choice, curl, delivery_status, empty, fact, filter_fields, json, link, live, live_rows,
+            next_page, panel, span, table, text, time,
         },
     },
     visit::{PAGE, Visit, names},
@@ -159,13 +159,7 @@ pub(super) fn render_list(project: ObjectId, page: &ListPage<FoundUpdate>, filte
     ];
     html! {
         form.filters {
-            label for="status" { "Outcome" }
-            select #status name="status" {
-                option value="" { "all" }
-                @for (name, _) in OUTCOMES {
-                    option value=(name) selected[filters.status.as_deref() == Some(name)] { (name) }
-                }
-            }
+            (choice("status", "Outcome", &OUTCOMES.map(|(name, _)| name), filters.status.as_deref()))
             (filter_fields(&query[1..], &["Code", "Process", "API key", "User", "From", "To"]))
             button { "Filter" }
         }

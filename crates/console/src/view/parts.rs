@@ -1,6 +1,6 @@
 //! Small parts of pages.
 
-use std::time::Duration;
+use std::{fmt::Display, time::Duration};
 
 use contract::{
     JsonObject, ObjectId, Timestamp,
@@ -93,6 +93,17 @@ pub(crate) fn filter_fields(filters: &[(&str, Option<String>)], labels: &[&str])
     }
 }
 
+/// A choice of one value for a list's filter, or of all.
+pub(crate) fn choice<T: Display + PartialEq>(name: &str, label: &str, values: &[T], selected: Option<T>) -> Markup {
+    html! {
+        label for=(name) { (label) }
+        select id=(name) name=(name) {
+            option value="" { "all" }
+            @for value in values { option value=(value) selected[selected.as_ref() == Some(value)] { (value) } }
+        }
+    }
+}
+
 /// The link to a list's next page.
 pub(crate) fn next_page(path: &str, filters: &[(&str, Option<String>)], next: Option<&Cursor>) -> Markup {
     let Some(cursor) = next else { return html! {} };
@@ -138,7 +149,7 @@ pub(crate) fn ago(at: Timestamp, now: Timestamp) -> String {
 }
 
 /// A link to one thing of a project, by its id.
-pub(crate) fn link(project: ObjectId, list: &str, id: impl std::fmt::Display) -> Markup {
+pub(crate) fn link(project: ObjectId, list: &str, id: impl Display) -> Markup {
     let id = id.to_string();
     html! { a.id href={ "/p/" (project) "/" (list) "/" (id) } { (id) } }
 }
