@@ -7,8 +7,8 @@
 mod components;
 mod document;
 
-use contract::schema::Side;
-use http_api::Example;
+use contract::{rpc::DeliveryStatus, schema::Side};
+use http_api::{ChangeResponse, Example, UpdateAccepted};
 use schemars::{JsonSchema, SchemaGenerator, generate::SchemaSettings};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -180,6 +180,21 @@ impl Operation {
         self
     }
 
+    /// A change of one version of a process, which returns what is configured then.
+    pub(crate) fn changes<T: Serialize + 'static>(self) -> Self
+    where
+        ChangeResponse<T>: Shape,
+    {
+        let returning = self.header("If-Match").returns::<ChangeResponse<T>>();
+        returning.response_header("ETag").errors(&[404, 409, 412])
+    }
+
+    /// A command that is in the log before it is answered.
+    pub(crate) fn logs(self) -> Self {
+        let logged = self.header("Idempotency-Key").header("Prefer").header("traceparent").returns::<UpdateAccepted>();
+        logged.response_header("Idempotent-Replayed").response_header("Preference-Applied").errors(&[422])
+    }
+
     /// The request as a curl command.
     fn curl(&self, endpoint: &Endpoint) -> String {
         let mut path = endpoint.path.to_owned();
@@ -269,5 +284,5 @@ pub(crate) fn one_of(names: &[&str]) -> Value {
 }
 
 pub(crate) fn delivery_status() -> Value {
-    json!({"type": "string", "enum": ["pending", "delivered", "exhausted"]})
+    one_of(&DeliveryStatus::ALL.map(DeliveryStatus::as_str))
 }

@@ -27,12 +27,9 @@ pub(crate) async fn handle(
 
 #[cfg(test)]
 pub(crate) fn operation() -> crate::openapi::Operation {
-    use http_api::{ChangeResponse, ConfiguredCallback};
+    use http_api::ConfiguredCallback;
     crate::openapi::Operation::new("Callbacks", "createCallback", "Create a callback")
         .description("A signing secret that is generated for it is shown in this response, and never again.")
-        .header("If-Match")
         .body_component("CallbackRequest")
-        .returns::<ChangeResponse<ConfiguredCallback>>()
-        .response_header("ETag")
-        .errors(&[404, 409, 412])
+        .changes::<ConfiguredCallback>()
 }

@@ -25,11 +25,7 @@ pub(crate) async fn handle(
 
 #[cfg(test)]
 pub(crate) fn operation() -> crate::openapi::Operation {
-    use http_api::ChangeResponse;
     crate::openapi::Operation::new("Callbacks", "removeCallback", "Remove a callback")
         .description("Its pending deliveries end as exhausted.")
-        .header("If-Match")
-        .returns::<ChangeResponse<Option<ConfiguredCallback>>>()
-        .response_header("ETag")
-        .errors(&[404, 409, 412])
+        .changes::<Option<ConfiguredCallback>>()
 }

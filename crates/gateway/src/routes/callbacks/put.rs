@@ -26,12 +26,9 @@ pub(crate) async fn handle(
 
 #[cfg(test)]
 pub(crate) fn operation() -> crate::openapi::Operation {
-    use http_api::{ChangeResponse, ConfiguredCallback};
+    use http_api::ConfiguredCallback;
     crate::openapi::Operation::new("Callbacks", "putCallback", "Configure a callback")
         .description("The body replaces the configuration. Secrets that are left out stay.")
-        .header("If-Match")
         .body_component("CallbackRequest")
-        .returns::<ChangeResponse<ConfiguredCallback>>()
-        .response_header("ETag")
-        .errors(&[404, 409, 412])
+        .changes::<ConfiguredCallback>()
 }

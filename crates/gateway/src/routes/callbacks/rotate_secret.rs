@@ -50,17 +50,14 @@ pub(crate) async fn handle(
 
 #[cfg(test)]
 pub(crate) fn operation() -> crate::openapi::Operation {
-    use http_api::{ChangeResponse, ConfiguredCallback, RotateSecretRequest};
+    use http_api::{ConfiguredCallback, RotateSecretRequest};
     crate::openapi::Operation::new("Callbacks", "rotateSecret", "Rotate a signing secret")
         .description(
             "The new secret is shown in this response, and never again. The replaced secrets sign as well until the \
              overlap ends. The body is optional.",
         )
-        .header("If-Match")
         .optional_body::<RotateSecretRequest>()
-        .returns::<ChangeResponse<ConfiguredCallback>>()
-        .response_header("ETag")
-        .errors(&[404, 409, 412])
+        .changes::<ConfiguredCallback>()
 }
 
 #[cfg(test)]

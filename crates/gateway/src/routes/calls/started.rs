@@ -17,17 +17,11 @@ pub(crate) async fn handle(app: Arc<App>, key: Arc<ApiKey>, request: Request) ->
 
 #[cfg(test)]
 pub(crate) fn operation() -> crate::openapi::Operation {
-    use http_api::{CallStartedRequest, UpdateAccepted};
+    use http_api::CallStartedRequest;
     crate::openapi::Operation::new("Calls", "startCall", "Report the start of a call")
         .description(
             "Until the call ends or expires, updates of the lead fail, or are queued where the process says so. Asynchronous, as an update: 200 means that the event is in the log, in the order of the updates. `GET /api/v1/updates/{updateId}` returns what became of it.",
         )
-        .header("Idempotency-Key")
-        .header("Prefer")
-        .header("traceparent")
         .body::<CallStartedRequest>()
-        .returns::<UpdateAccepted>()
-        .response_header("Idempotent-Replayed")
-        .response_header("Preference-Applied")
-        .errors(&[422])
+        .logs()
 }

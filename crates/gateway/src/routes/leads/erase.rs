@@ -27,7 +27,6 @@ pub(crate) async fn handle(
 
 #[cfg(test)]
 pub(crate) fn operation() -> crate::openapi::Operation {
-    use http_api::UpdateAccepted;
     crate::openapi::Operation::new("Leads", "eraseLead", "Erase a lead")
         .description(
             "Erases the lead's name, phone, e-mail address, external id, metadata and disposition, and the content of its \
@@ -35,11 +34,5 @@ pub(crate) fn operation() -> crate::openapi::Operation {
              update: 200 means that the erasure is in the log. Updates before it are applied and erased; updates after it \
              fail with `lead_erased`. It cannot be undone.",
         )
-        .header("Idempotency-Key")
-        .header("Prefer")
-        .header("traceparent")
-        .returns::<UpdateAccepted>()
-        .response_header("Idempotent-Replayed")
-        .response_header("Preference-Applied")
-        .errors(&[422])
+        .logs()
 }

@@ -19,14 +19,11 @@ pub(crate) async fn handle(app: Arc<App>, key: Arc<ApiKey>, IfMatch(expected): I
 
 #[cfg(test)]
 pub(crate) fn operation() -> crate::openapi::Operation {
-    use http_api::{ChangeResponse, ConfiguredProcess};
+    use http_api::ConfiguredProcess;
     crate::openapi::Operation::new("Processes", "createProcess", "Create a process")
         .description(
             "Signing secrets that are generated for its callbacks are shown in this response, and never again.",
         )
-        .header("If-Match")
         .body_component("ProcessRequest")
-        .returns::<ChangeResponse<ConfiguredProcess>>()
-        .response_header("ETag")
-        .errors(&[404, 409, 412])
+        .changes::<ConfiguredProcess>()
 }

@@ -25,15 +25,12 @@ pub(crate) async fn handle(
 
 #[cfg(test)]
 pub(crate) fn operation() -> crate::openapi::Operation {
-    use http_api::{ChangeResponse, ConfiguredProcess};
+    use http_api::ConfiguredProcess;
     crate::openapi::Operation::new("Processes", "putProcess", "Configure a process")
         .description(
             "The body replaces the configuration. Without `callbacks` the callbacks stay as they are; with it, callbacks \
              that are not in the list are removed. Callbacks keep their ids and secrets.",
         )
-        .header("If-Match")
         .body_component("ProcessRequest")
-        .returns::<ChangeResponse<ConfiguredProcess>>()
-        .response_header("ETag")
-        .errors(&[404, 409, 412])
+        .changes::<ConfiguredProcess>()
 }

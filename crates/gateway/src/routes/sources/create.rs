@@ -25,12 +25,9 @@ pub(crate) async fn handle(
 
 #[cfg(test)]
 pub(crate) fn operation() -> crate::openapi::Operation {
-    use http_api::{ChangeResponse, ConfiguredSource};
+    use http_api::ConfiguredSource;
     crate::openapi::Operation::new("Sources", "createSource", "Create a source of call reports")
         .description("The platform's webhooks are sent to the `ingestPath` of the response.")
-        .header("If-Match")
         .body_component("SourceRequest")
-        .returns::<ChangeResponse<ConfiguredSource>>()
-        .response_header("ETag")
-        .errors(&[404, 409, 412])
+        .changes::<ConfiguredSource>()
 }

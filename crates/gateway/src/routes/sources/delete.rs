@@ -25,11 +25,7 @@ pub(crate) async fn handle(
 
 #[cfg(test)]
 pub(crate) fn operation() -> crate::openapi::Operation {
-    use http_api::ChangeResponse;
     crate::openapi::Operation::new("Sources", "removeSource", "Remove a source of call reports")
         .description("Its reports are refused from then on.")
-        .header("If-Match")
-        .returns::<ChangeResponse<Option<ConfiguredSource>>>()
-        .response_header("ETag")
-        .errors(&[404, 409, 412])
+        .changes::<Option<ConfiguredSource>>()
 }

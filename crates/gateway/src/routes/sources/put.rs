@@ -25,14 +25,11 @@ pub(crate) async fn handle(
 
 #[cfg(test)]
 pub(crate) fn operation() -> crate::openapi::Operation {
-    use http_api::{ChangeResponse, ConfiguredSource};
+    use http_api::ConfiguredSource;
     crate::openapi::Operation::new("Sources", "putSource", "Configure a source of call reports")
         .description(
             "The body replaces the configuration. Secrets that are left out stay, unless the platform changes.",
         )
-        .header("If-Match")
         .body_component("SourceRequest")
-        .returns::<ChangeResponse<ConfiguredSource>>()
-        .response_header("ETag")
-        .errors(&[404, 409, 412])
+        .changes::<ConfiguredSource>()
 }
