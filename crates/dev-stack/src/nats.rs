@@ -3,8 +3,6 @@
 use crate::{
     Say, Tls,
     error::{During, Error},
-    port,
-    postgres::port_was_taken,
     process::{ChildOptions, Process, Signal, clear_leftover},
     programs::{self, run},
     server_dir::ServerDir,
@@ -26,9 +24,6 @@ const START_DEADLINE: Duration = Duration::from_secs(30);
 
 /// How long a shutdown may take before SIGKILL.
 const GRACE_PERIOD: Duration = Duration::from_secs(15);
-
-/// Ports to try if other processes take them first.
-const PORT_ATTEMPTS: usize = 5;
 
 /// The directory of the streams in the server's directory.
 const STORE: &str = "store";
@@ -148,20 +143,8 @@ impl LocalNats {
             None => Authorization::with_password(home.secret("password")?),
         };
         let settings = Settings { sync, authorization, tls: options.tls, cluster: options.cluster };
-        let mut wanted = [options.port, home.last_port()].into_iter().flatten().find(|port| port::is_free(*port));
-        let mut attempt = 1;
-        let (process, port) = loop {
-            let port = match wanted.take() {
-                Some(port) => port,
-                None => port::free().during(|| "looking for a free port".to_owned())?,
-            };
-            match launch(&program, &home, &settings, port).await {
-                Ok(process) => break (process, port),
-                Err(Error::Died { log, .. }) if port_was_taken(&log) && attempt < PORT_ATTEMPTS => attempt += 1,
-                Err(error) => return Err(error),
-            }
-        };
-        home.save_port(port)?;
+        let launch = async |port| launch(&program, &home, &settings, port).await;
+        let (process, port) = home.launch(options.port, launch).await?;
         Ok(Self { process, home, program, version, settings, port })
     }
 

@@ -5,7 +5,6 @@ mod standby;
 use crate::{
     Say, Tls,
     error::{During, Error},
-    port,
     process::{ChildOptions, Process, Signal, clear_leftover},
     programs::{self, run},
     server_dir::ServerDir,
@@ -28,9 +27,6 @@ const START_DEADLINE: Duration = Duration::from_secs(30);
 
 /// How long a shutdown may take before the next, stronger signal. A shutdown writes all buffers to disk.
 const GRACE_PERIOD: Duration = Duration::from_secs(30);
-
-/// Ports to try if other processes take them first.
-const PORT_ATTEMPTS: usize = 5;
 
 /// Options of a Postgres.
 #[derive(Clone, Debug, Default)]
@@ -101,21 +97,9 @@ impl LocalPostgres {
         clear_leftover(&data.join("postmaster.pid"), &mark, &[Signal::Int, Signal::Quit], GRACE_PERIOD).await?;
 
         let password = home.secret("password")?;
-        let mut wanted = [options.port, home.last_port()].into_iter().flatten().find(|port| port::is_free(*port));
         let settings = Settings { fsync: options.fsync, replication: options.replication, tls: options.tls };
-        let mut attempt = 1;
-        let (process, port) = loop {
-            let port = match wanted.take() {
-                Some(port) => port,
-                None => port::free().during(|| "looking for a free port".to_owned())?,
-            };
-            match launch(&programs, &home, &settings, &password, port).await {
-                Ok(process) => break (process, port),
-                Err(Error::Died { log, .. }) if port_was_taken(&log) && attempt < PORT_ATTEMPTS => attempt += 1,
-                Err(error) => return Err(error),
-            }
-        };
-        home.save_port(port)?;
+        let launch = async |port| launch(&programs, &home, &settings, &password, port).await;
+        let (process, port) = home.launch(options.port, launch).await?;
         Ok(Self { process, home, programs, settings, password, port })
     }
 
@@ -189,10 +173,6 @@ impl Drop for LocalPostgres {
 fn url(tls: Option<&Tls>, password: &str, port: u16) -> String {
     let tls = tls.map(|tls| format!("?sslmode=verify-full&sslrootcert={}", tls.ca.display()));
     format!("postgres://{NAME}:{password}@127.0.0.1:{port}/{NAME}{}", tls.unwrap_or_default())
-}
-
-pub(crate) fn port_was_taken(log: &str) -> bool {
-    log.to_lowercase().contains("address already in use")
 }
 
 async fn launch(

@@ -3,6 +3,8 @@
 use crate::{
     Say,
     error::{During, Error},
+    port,
+    process::Process,
     user::User,
 };
 use std::{
@@ -15,6 +17,9 @@ use tempfile::TempDir;
 
 /// Where root's Postgres keeps its data if its user cannot reach the requested directory. Survives a reboot.
 const REACHABLE: &str = "/var/tmp";
+
+/// Ports to try if other processes take them first.
+const PORT_ATTEMPTS: usize = 5;
 
 /// A directory locked by this process for as long as this value lives.
 #[derive(Debug)]
@@ -105,14 +110,35 @@ impl ServerDir {
         fs::rename(&draft, &path).during(|| format!("writing {}", path.display()))
     }
 
-    /// The port of the previous start.
-    pub(crate) fn last_port(&self) -> Option<u16> {
-        fs::read_to_string(self.join("port")).ok()?.trim().parse().ok()
+    /// Launches the server on the preferred port, on that of its previous start, or on any free one; on others if
+    /// processes take them first.
+    pub(crate) async fn launch(
+        &self,
+        preferred: Option<u16>,
+        launch: impl AsyncFn(u16) -> Result<Process, Error>,
+    ) -> Result<(Process, u16), Error> {
+        let last = || fs::read_to_string(self.join("port")).ok()?.trim().parse().ok();
+        let mut wanted = preferred.into_iter().chain(last()).find(|port| port::is_free(*port));
+        let mut attempt = 1;
+        loop {
+            let port = match wanted.take() {
+                Some(port) => port,
+                None => port::free().during(|| "looking for a free port".to_owned())?,
+            };
+            match launch(port).await {
+                Ok(process) => {
+                    self.write_private("port", &port.to_string())?;
+                    return Ok((process, port));
+                }
+                Err(Error::Died { log, .. }) if port_was_taken(&log) && attempt < PORT_ATTEMPTS => attempt += 1,
+                Err(error) => return Err(error),
+            }
+        }
     }
+}
 
-    pub(crate) fn save_port(&self, port: u16) -> Result<(), Error> {
-        self.write_private("port", &port.to_string())
-    }
+fn port_was_taken(log: &str) -> bool {
+    log.to_lowercase().contains("address already in use")
 }
 
 fn open_reachable(dir: &Path, user: Option<User>, say: Say<'_>) -> Result<PathBuf, Error> {

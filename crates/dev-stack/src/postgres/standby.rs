@@ -8,7 +8,6 @@ use super::{LocalPostgres, START_DEADLINE, as_user, launch};
 use crate::{
     Say,
     error::{During, Error},
-    port,
     process::Signal,
     programs::run,
     server_dir::ServerDir,
@@ -24,9 +23,8 @@ impl LocalPostgres {
         copy.arg("-D").arg(home.join("data")).args(["-d", &self.url()]);
         copy.args(["--write-recovery-conf", "--checkpoint=fast", "--wal-method=stream", "--no-sync"]);
         run(&mut copy, "pg_basebackup").await?;
-        let port = port::free().during(|| "looking for a free port".to_owned())?;
-        let process = launch(&self.programs, &home, &self.settings, &self.password, port).await?;
-        home.save_port(port)?;
+        let launch = async |port| launch(&self.programs, &home, &self.settings, &self.password, port).await;
+        let (process, port) = home.launch(None, launch).await?;
         let (programs, settings) = (self.programs.clone(), self.settings.clone());
         Ok(Self { process, home, programs, settings, password: self.password.clone(), port })
     }
