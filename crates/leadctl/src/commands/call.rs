@@ -1,6 +1,6 @@
 //! `leadctl call`: reports calls over the HTTP API, lists those in progress and counts those that ended.
 
-use std::{collections::BTreeMap, process::ExitCode, time::Duration};
+use std::{process::ExitCode, time::Duration};
 
 use clap::{Args, Subcommand};
 use contract::{
@@ -9,16 +9,12 @@ use contract::{
     rpc::{Call as ListedCall, CallCounts, CountActivities, ListCalls},
 };
 use http_api::{CallEndedRequest, CallStartedRequest, CallStatistics};
-use serde::Serialize;
 use service_kit::clock;
 
 use crate::{
-    arguments::{GatewayArgs, InProject, parse_since},
+    arguments::{InProject, parse_since},
     clients::admin::{self, Admin},
-    commands::{
-        paging::Paging,
-        update::send::{DEFAULT_WAIT, MAX_WAIT, quoted, report_accepted},
-    },
+    commands::{paging::Paging, sending::Sending},
     output::{self, escape::escaped},
 };
 
@@ -104,25 +100,6 @@ pub(crate) struct CallFields {
     call_id: Option<String>,
 }
 
-#[derive(Debug, Args)]
-pub(crate) struct Sending {
-    /// Wait this many seconds for the outcome, 30 without a number; exit with 5 if it failed, 7 if it is still pending.
-    #[arg(
-        long,
-        value_name = "SECONDS",
-        num_args = 0..=1,
-        require_equals = true,
-        default_missing_value = "30",
-        value_parser = clap::value_parser!(u64).range(1..=MAX_WAIT)
-    )]
-    wait: Option<u64>,
-    /// Makes it safe to repeat the command: within a day, one key sends it only once.
-    #[arg(long, value_name = "KEY")]
-    idempotency_key: Option<String>,
-    #[command(flatten)]
-    gateway: GatewayArgs,
-}
-
 impl Call {
     pub(crate) async fn run(self) -> anyhow::Result<ExitCode> {
         match self {
@@ -175,28 +152,6 @@ impl Call {
                 Ok(ExitCode::SUCCESS)
             }
         }
-    }
-}
-
-impl Sending {
-    async fn post(self, path: &str, request: &impl Serialize) -> anyhow::Result<ExitCode> {
-        let (headers, longer) = self.headers();
-        let response = self.gateway.client()?.post(path, request, &headers, longer).await?;
-        report_accepted(&response, self.wait.is_some(), self.gateway.json)
-    }
-
-    pub(crate) async fn delete(self, path: &str) -> anyhow::Result<ExitCode> {
-        let (headers, longer) = self.headers();
-        let response = self.gateway.client()?.delete(path, &headers, longer).await?;
-        report_accepted(&response, self.wait.is_some(), self.gateway.json)
-    }
-
-    /// The headers, and how long the response may wait for the outcome.
-    fn headers(&self) -> (BTreeMap<&'static str, String>, Duration) {
-        let seconds = self.wait.unwrap_or(DEFAULT_WAIT);
-        let mut headers = BTreeMap::from([("prefer", format!("wait={seconds}"))]);
-        headers.extend(self.idempotency_key.as_ref().map(|key| ("idempotency-key", quoted(key))));
-        (headers, Duration::from_secs(seconds))
     }
 }
 

@@ -50,12 +50,7 @@ pub(crate) enum Callback {
     },
     /// Remove a callback. Its pending deliveries are discarded.
     #[command(after_help = "Example:\n  leadctl callback remove 6b0426971c73026dafa27e40 --project 6b04…")]
-    Remove {
-        /// The callback.
-        callback_id: ObjectId,
-        #[command(flatten)]
-        scope: InProject,
-    },
+    Remove(CallbackInProject),
     /// Generate a new signing secret for a callback and print it, once. During the overlap, webhooks are signed with both.
     #[command(after_help = "Examples:\n  leadctl callback rotate-secret 6b0426971c73026dafa27e40 --project 6b04…\n  \
                             leadctl callback rotate-secret 6b0426971c73026dafa27e40 --project 6b04… --overlap 0s    after a leak")]
@@ -70,30 +65,15 @@ pub(crate) enum Callback {
     },
     /// Send a signed ping to a callback and show the answer. A ping is not recorded and does not count as a failure.
     #[command(after_help = "Example:\n  leadctl callback test 6b0426971c73026dafa27e40 --project 6b04…")]
-    Test {
-        /// The callback.
-        callback_id: ObjectId,
-        #[command(flatten)]
-        scope: InProject,
-    },
+    Test(CallbackInProject),
     /// Show why the deliveries of a callback fail: the status and error of their last attempts, with a sample of each.
     Failures(Failures),
     /// Pause a callback: its deliveries are recorded and wait until it is resumed.
     #[command(after_help = "Example:\n  leadctl callback pause 6b0426971c73026dafa27e40")]
-    Pause {
-        /// The callback.
-        callback_id: ObjectId,
-        #[command(flatten)]
-        admin: Admin,
-    },
+    Pause(AnyCallback),
     /// Resume a paused callback: the deliveries that waited are sent, the oldest first.
     #[command(after_help = "Example:\n  leadctl callback resume 6b0426971c73026dafa27e40")]
-    Resume {
-        /// The callback.
-        callback_id: ObjectId,
-        #[command(flatten)]
-        admin: Admin,
-    },
+    Resume(AnyCallback),
     /// Make the deliveries that a callback would have got of past events, at a limited rate. None is made twice.
     #[command(
         after_help = "Example:\n  leadctl callback backfill 6b0426971c73026dafa27e40 --project 6b04… --since 30d --dry-run"
@@ -108,12 +88,23 @@ pub(crate) enum Callback {
     },
     /// Enable a callback that was disabled after failures. Its pending deliveries are sent within seconds.
     #[command(after_help = "Example:\n  leadctl callback enable 6b0426971c73026dafa27e40")]
-    Enable {
-        /// The callback.
-        callback_id: ObjectId,
-        #[command(flatten)]
-        admin: Admin,
-    },
+    Enable(AnyCallback),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CallbackInProject {
+    /// The callback.
+    callback_id: ObjectId,
+    #[command(flatten)]
+    scope: InProject,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AnyCallback {
+    /// The callback.
+    callback_id: ObjectId,
+    #[command(flatten)]
+    admin: Admin,
 }
 
 #[derive(Debug, Args)]
@@ -259,7 +250,7 @@ impl Callback {
                 let query = ChangeProcess { project_id, process, change, expected_revision: None, dry_run: false };
                 output::show(admin.json, &admin::request(&client, &query).await?, show)
             }
-            Self::Remove { callback_id, scope } => {
+            Self::Remove(CallbackInProject { callback_id, scope }) => {
                 change_callback(&scope, callback_id, ProcessChange::RemoveCallback { callback_id }).await
             }
             Self::RotateSecret { callback_id, overlap, scope } => {
@@ -271,7 +262,7 @@ impl Callback {
                 let change = ProcessChange::RotateSecret { callback_id, overlap_seconds };
                 change_callback(&scope, callback_id, change).await
             }
-            Self::Test { callback_id, scope: InProject { project_id, admin } } => {
+            Self::Test(CallbackInProject { callback_id, scope: InProject { project_id, admin } }) => {
                 let client = admin.connect().await?;
                 let (process, callback) = find_callback(&client, project_id, callback_id).await?;
                 let query = TestCallback { project_id, process_id: process.process_id, callback_id };
@@ -300,9 +291,9 @@ impl Callback {
                 output::show(admin.json, &summary, |summary| summary.say("deliveries", "made"))
             }
             Self::Failures(failures) => failures.run().await,
-            Self::Pause { callback_id, admin } => set_paused(&admin, callback_id, true).await,
-            Self::Resume { callback_id, admin } => set_paused(&admin, callback_id, false).await,
-            Self::Enable { callback_id, admin } => {
+            Self::Pause(callback) => set_paused(&callback, true).await,
+            Self::Resume(callback) => set_paused(&callback, false).await,
+            Self::Enable(AnyCallback { callback_id, admin }) => {
                 let show = |result: &EnableResult| {
                     let text = if result.was_disabled { "enabled" } else { "was not disabled; nothing to do" };
                     output::say(format_args!("callback {callback_id}: {text}"));
@@ -314,7 +305,7 @@ impl Callback {
 }
 
 /// Pauses or resumes a callback, and shows the result.
-async fn set_paused(admin: &Admin, callback_id: ObjectId, paused: bool) -> anyhow::Result<()> {
+async fn set_paused(AnyCallback { callback_id, admin }: &AnyCallback, paused: bool) -> anyhow::Result<()> {
     let show = |result: &PauseResult| {
         let text = match (paused, result.was_paused) {
             (true, false) => "paused",
@@ -324,7 +315,7 @@ async fn set_paused(admin: &Admin, callback_id: ObjectId, paused: bool) -> anyho
         };
         output::say(format_args!("callback {callback_id}: {text}"));
     };
-    admin.show(&PauseCallback { callback_id, paused }, show).await
+    admin.show(&PauseCallback { callback_id: *callback_id, paused }, show).await
 }
 
 /// Changes the process of a callback, and shows the result.

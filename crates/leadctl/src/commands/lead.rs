@@ -11,7 +11,7 @@ use contract::{
 
 use crate::{
     arguments::{InProject, parse_since},
-    commands::{call::Sending, lead_export::export, paging::Paging},
+    commands::{lead_export::export, paging::Paging, sending::Sending},
     output::{self, escape::escaped},
 };
 

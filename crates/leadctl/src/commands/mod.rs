@@ -16,6 +16,7 @@ pub(crate) mod process;
 pub(crate) mod project;
 pub(crate) mod recover;
 pub(crate) mod secrets;
+mod sending;
 pub(crate) mod source;
 pub(crate) mod stats;
 pub(crate) mod update;

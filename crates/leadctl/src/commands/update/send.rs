@@ -1,25 +1,18 @@
 //! `leadctl update send`: sends an update over HTTP.
 
-use std::{borrow::Cow, collections::BTreeMap, process::ExitCode, time::Duration};
+use std::{borrow::Cow, process::ExitCode};
 
 use anyhow::Context;
 use clap::Args;
-use contract::{JsonObject, ObjectId, json, rpc::UpdateStatus};
-use http_api::{DryRunOutcome, DryRunResponse, UpdateAccepted, UpdateRequest};
-use serde::Serialize;
+use contract::{JsonObject, ObjectId, json};
+use http_api::{DryRunOutcome, DryRunResponse, UpdateRequest};
 use serde_json::value::to_raw_value;
 
 use crate::{
-    arguments::GatewayArgs,
-    clients::gateway::GatewayResponse,
+    commands::sending::Sending,
     exit_status::ExitStatus,
     output::{self, escape::escaped},
 };
-
-/// How long to wait for the outcome without --wait, in seconds.
-pub(crate) const DEFAULT_WAIT: u64 = 5;
-/// The longest wait that the gateway accepts, in seconds.
-pub(crate) const MAX_WAIT: u64 = 30;
 
 /// Send an update, and show its outcome if it is known within five seconds.
 ///
@@ -39,21 +32,8 @@ pub(crate) struct SendUpdate {
     /// Show what the update would do, without doing it.
     #[arg(long, conflicts_with_all = ["wait", "idempotency_key"])]
     dry_run: bool,
-    /// Wait this many seconds for the outcome; 30 without a number.
-    #[arg(
-        long,
-        value_name = "SECONDS",
-        num_args = 0..=1,
-        require_equals = true,
-        default_missing_value = "30",
-        value_parser = clap::value_parser!(u64).range(1..=MAX_WAIT)
-    )]
-    wait: Option<u64>,
-    /// Makes it safe to repeat the command: within a day, one key creates only one update.
-    #[arg(long, value_name = "KEY")]
-    idempotency_key: Option<String>,
     #[command(flatten)]
-    gateway: GatewayArgs,
+    sending: Sending,
 }
 
 #[derive(Debug, Args)]
@@ -121,18 +101,9 @@ fn with_members(metadata: Option<JsonObject>, set: Vec<(String, String)>) -> any
     Ok(Some(JsonObject::from_members(&members)))
 }
 
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct SentUpdate {
-    update_id: ObjectId,
-    status: UpdateStatus,
-    error: Option<String>,
-    warnings: Vec<String>,
-}
-
 impl SendUpdate {
     pub(crate) async fn run(self) -> anyhow::Result<ExitCode> {
-        let Self { fields, set, dry_run, wait, idempotency_key, gateway } = self;
+        let Self { fields, set, dry_run, sending } = self;
         let request = UpdateRequest {
             lead_id: fields.lead_id,
             reference_id: fields.reference_id,
@@ -145,18 +116,15 @@ impl SendUpdate {
             metadata: with_members(fields.metadata, set)?,
         };
         let path = path(dry_run, fields.expected_state.as_deref());
-        let mut headers = BTreeMap::new();
+        let (mut headers, longer) = sending.headers();
         headers.extend(fields.expected_version.map(|version| ("if-match", format!("\"{version}\""))));
-        headers.extend(idempotency_key.map(|key| ("idempotency-key", quoted(&key))));
-        let seconds = wait.unwrap_or(DEFAULT_WAIT);
-        if !dry_run {
-            headers.insert("prefer", format!("wait={seconds}"));
+        if dry_run {
+            headers.remove("prefer");
         }
-        let client = gateway.client()?;
-        let response = client.post(&path, &request, &headers, Duration::from_secs(seconds)).await?;
+        let response = sending.gateway.client()?.post(&path, &request, &headers, longer).await?;
         if dry_run {
             let DryRunResponse { outcome, warnings, .. } = response.json()?;
-            if gateway.json {
+            if sending.gateway.json {
                 output::json_text(response.body.trim_end());
             } else {
                 output::say(preview(&outcome));
@@ -164,29 +132,8 @@ impl SendUpdate {
             }
             return Ok(if outcome.success { ExitCode::SUCCESS } else { ExitStatus::UpdateFailed.into() });
         }
-        report_accepted(&response, wait.is_some(), gateway.json)
+        sending.report(&response)
     }
-}
-
-/// Prints what became of an accepted update or call event; a failure or timeout is an error for those who wait.
-pub(crate) fn report_accepted(response: &GatewayResponse, waits: bool, as_json: bool) -> anyhow::Result<ExitCode> {
-    let UpdateAccepted { update_id, warnings, outcome, .. } = response.json()?;
-    let status = match &outcome {
-        None => UpdateStatus::Pending,
-        Some(outcome) if outcome.success => UpdateStatus::Succeeded,
-        Some(_) => UpdateStatus::Failed,
-    };
-    let sent = SentUpdate { update_id, status, error: outcome.and_then(|outcome| outcome.error), warnings };
-    output::show(as_json, &sent, |SentUpdate { error, warnings, .. }| {
-        output::say(format_args!("{update_id} {}", status));
-        error.iter().for_each(|error| output::field("error", error));
-        warnings.iter().for_each(|warning| output::field("warning", warning));
-    })?;
-    Ok(match status {
-        UpdateStatus::Failed if waits => ExitStatus::UpdateFailed.into(),
-        UpdateStatus::Pending if waits => ExitStatus::TimedOut.into(),
-        _ => ExitCode::SUCCESS,
-    })
 }
 
 /// The endpoint with what is said beside the body.
@@ -195,11 +142,6 @@ fn path(dry_run: bool, expected_state: Option<&str>) -> String {
     query.extend_pairs(dry_run.then_some(("dryRun", "true")));
     query.extend_pairs(expected_state.map(|state| ("expectedState", state)));
     query.finish().trim_end_matches('?').to_owned()
-}
-
-/// A string as in RFC 8941, 3.3.3.
-pub(crate) fn quoted(key: &str) -> String {
-    format!("\"{}\"", key.replace('\\', "\\\\").replace('"', "\\\""))
 }
 
 pub(crate) fn preview(outcome: &DryRunOutcome) -> String {
@@ -237,10 +179,5 @@ mod tests {
             assert!(parse_metadata(invalid).is_err(), "{invalid}");
         }
         assert!(parse_member("=x").is_err() && parse_member("x").is_err());
-    }
-
-    #[test]
-    fn idempotency_keys_are_quoted() {
-        assert_eq!(quoted(r#"a"\"#), r#""a\"\\""#);
     }
 }
