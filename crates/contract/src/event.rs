@@ -89,6 +89,32 @@ pub struct CompletionEvent {
 }
 
 impl CompletionEvent {
+    /// A success, without what only some events have.
+    pub fn new(kind: OutcomeKind, project_id: ObjectId, update_id: ObjectId, timestamp: Timestamp) -> Self {
+        Self {
+            kind,
+            update_id,
+            project_id,
+            process_id: None,
+            lead_id: None,
+            reference_id: None,
+            success: true,
+            error: None,
+            error_code: None,
+            from_state: None,
+            to_state: None,
+            version: None,
+            disposition: None,
+            call_id: None,
+            activity: None,
+            contact: None,
+            user_id: None,
+            warnings: Vec::new(),
+            timestamp,
+            data: None,
+        }
+    }
+
     /// The event without what it says about its lead: ids, states, codes and times remain.
     #[must_use]
     pub fn erased(self) -> Self {
@@ -221,27 +247,17 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn event() -> CompletionEvent {
+        let (project_id, update_id) = (ObjectId::from_bytes([2; 12]), ObjectId::from_bytes([1; 12]));
+        let timestamp = Timestamp::from_millis(1_768_193_759_048);
         CompletionEvent {
-            kind: OutcomeKind::Update,
-            update_id: ObjectId::from_bytes([1; 12]),
-            project_id: ObjectId::from_bytes([2; 12]),
             process_id: Some(ObjectId::from_bytes([3; 12])),
             lead_id: Some(ObjectId::from_bytes([4; 12])),
             reference_id: Some("AB123456789".into()),
-            success: true,
-            error: None,
-            error_code: None,
             from_state: Some("new".into()),
             to_state: Some("interested".into()),
             version: Some(2),
-            disposition: None,
-            call_id: None,
-            activity: None,
-            contact: None,
-            user_id: None,
-            warnings: vec![],
-            timestamp: Timestamp::from_millis(1_768_193_759_048),
             data: Some(JsonObject::from_text(r#"{"make":"Toyota","model":"Camry"}"#.into()).unwrap()),
+            ..CompletionEvent::new(OutcomeKind::Update, project_id, update_id, timestamp)
         }
     }
 

@@ -172,22 +172,10 @@ fn events() {
     assert_eq!(by_schema.get_field_by_name("timestamp").and_then(|at| at.as_f64()), Some(1_768_193_759_048.0));
     assert_eq!(unset(&read("WebhookPayload", &WebhookPayload::from(&event))), NONE);
     let failed = CompletionEvent {
-        kind: OutcomeKind::Update,
-        process_id: None,
-        lead_id: None,
-        reference_id: None,
         success: false,
-        error_code: None,
-        from_state: None,
-        to_state: None,
-        version: None,
-        disposition: None,
-        call_id: None,
-        activity: None,
-        contact: None,
-        user_id: None,
-        data: None,
-        ..event
+        error: event.error,
+        warnings: event.warnings,
+        ..CompletionEvent::new(OutcomeKind::Update, event.project_id, event.update_id, event.timestamp)
     };
     read("CompletionEvent", &failed);
     assert_eq!(

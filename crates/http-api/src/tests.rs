@@ -166,26 +166,14 @@ fn the_timeline_of_a_failed_update_without_the_notifier() {
 
 fn event() -> CompletionEvent {
     CompletionEvent {
-        kind: OutcomeKind::Update,
-        update_id: ObjectId::from_bytes([1; 12]),
-        project_id: ObjectId::from_bytes([2; 12]),
         process_id: Some(ObjectId::from_bytes([3; 12])),
         lead_id: Some(ObjectId::from_bytes([4; 12])),
-        reference_id: None,
-        success: true,
-        error: None,
-        error_code: None,
         from_state: Some("new".into()),
         to_state: Some("lost".into()),
         version: Some(2),
-        disposition: None,
-        call_id: None,
-        activity: None,
-        contact: None,
-        user_id: None,
         warnings: vec!["two".into()],
-        timestamp: AT,
         data: Some(object(r#"{"n":1.50}"#)),
+        ..CompletionEvent::new(OutcomeKind::Update, ObjectId::from_bytes([2; 12]), ObjectId::from_bytes([1; 12]), AT)
     }
 }
 

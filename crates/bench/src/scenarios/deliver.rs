@@ -6,7 +6,7 @@ use anyhow::ensure;
 use async_nats::{HeaderMap, jetstream::message::OutboundMessage};
 use contract::{
     ObjectId,
-    event::CompletionEvent,
+    event::{CompletionEvent, OutcomeKind},
     headers::{MESSAGE_ID, POSITION},
     streams::LEAD_EVENTS,
     subject,
@@ -77,26 +77,15 @@ async fn fill_events(stack: &Stack, count: u64) -> anyhow::Result<()> {
         let lead = random_lead(stack.leads);
         let command: serde_json::Value = serde_json::from_str(&update_body(lead, number)).unwrap_or_default();
         let event = CompletionEvent {
-            kind: contract::event::OutcomeKind::Update,
-            update_id,
-            project_id: stack.project_id,
             process_id: Some(stack.process_id),
             lead_id: Some(lead_id(lead)),
             reference_id: Some(format!("crm-{lead}")),
-            success: true,
-            error: None,
-            error_code: None,
             from_state: Some("interested".into()),
             to_state: Some("followup_2".into()),
             version: Some(2),
-            disposition: None,
-            call_id: None,
-            activity: None,
-            contact: None,
             user_id: Some("agent-0042".into()),
-            warnings: Vec::new(),
-            timestamp: now,
             data: contract::JsonObject::from_text(command["metadata"].to_string()).ok(),
+            ..CompletionEvent::new(OutcomeKind::Update, stack.project_id, update_id, now)
         };
         let mut headers = HeaderMap::new();
         headers.insert(MESSAGE_ID, update_id.to_string());

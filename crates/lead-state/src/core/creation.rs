@@ -4,13 +4,13 @@ use contract::{
     JsonObject, Timestamp,
     command::{LeadContact, LeadCreated},
     event::{CompletionEvent, OutcomeKind},
-    text::bounded_error,
 };
 
 use super::{
     decide::{Lead, Refusal},
     entry::CreatedEntry,
     erasure,
+    outcome::event_of,
 };
 
 impl CreatedEntry {
@@ -32,25 +32,13 @@ pub(super) fn created_event(
     let (lead, refusal) = (lead.ok().flatten(), lead.err());
     let success = refusal.is_none();
     CompletionEvent {
-        kind: OutcomeKind::LeadCreated,
-        update_id: *update_id,
-        project_id: entry.project_id,
         process_id: lead.map(|lead| lead.process_id),
         lead_id: Some(*lead_id),
         reference_id: lead.and_then(|lead| lead.reference_id.clone()),
-        success,
-        error: refusal.map(|refusal| bounded_error(refusal.to_string())),
-        error_code: refusal.map(|refusal| refusal.code().to_owned()),
-        from_state: None,
         to_state: success.then(|| state.clone()),
         version: success.then_some(1),
-        disposition: None,
-        call_id: None,
-        activity: None,
         contact: success.then(|| contact.clone()),
-        user_id: None,
-        warnings: Vec::new(),
-        timestamp: applied_at,
         data: success.then(|| metadata.clone()),
+        ..event_of(OutcomeKind::LeadCreated, entry.project_id, *update_id, refusal, applied_at)
     }
 }

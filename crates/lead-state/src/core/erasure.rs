@@ -5,13 +5,13 @@ use contract::{
     command::{CallEnded, CallStarted, UpdateCommand},
     event::{CompletionEvent, OutcomeKind},
     position::LogPosition,
-    text::bounded_error,
 };
 use serde::Serialize;
 
 use super::{
     decide::{Lead, Refusal},
     entry::{CallChange, CallEntry, EraseEntry, UpdateEntry},
+    outcome::event_of,
 };
 
 /// A lead that a batch erases.
@@ -83,25 +83,8 @@ pub(super) fn erasure_event(
     applied_at: Timestamp,
 ) -> CompletionEvent {
     CompletionEvent {
-        kind: OutcomeKind::Erase,
-        update_id: erase.update_id,
-        project_id: erase.project_id,
         process_id: lead.map(|lead| lead.process_id),
         lead_id: Some(erase.lead_id),
-        reference_id: None,
-        success: refusal.is_none(),
-        error: refusal.map(|refusal| bounded_error(refusal.to_string())),
-        error_code: refusal.map(|refusal| refusal.code().to_owned()),
-        from_state: None,
-        to_state: None,
-        version: None,
-        disposition: None,
-        call_id: None,
-        activity: None,
-        contact: None,
-        user_id: None,
-        warnings: Vec::new(),
-        timestamp: applied_at,
-        data: None,
+        ..event_of(OutcomeKind::Erase, erase.project_id, erase.update_id, refusal, applied_at)
     }
 }

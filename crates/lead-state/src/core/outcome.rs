@@ -1,7 +1,7 @@
 //! 4 Decide: the completion events of decided updates and call events. Pure.
 
 use contract::{
-    Timestamp,
+    ObjectId, Timestamp,
     command::MAX_TEXT_CHARS,
     event::{CompletionEvent, OutcomeKind},
     text::bounded_error,
@@ -13,6 +13,22 @@ use super::{
     entry::{CallEntry, UpdateEntry},
 };
 
+/// What the events of all kinds have: the ids, and why the entry was refused.
+pub(super) fn event_of(
+    kind: OutcomeKind,
+    project_id: ObjectId,
+    update_id: ObjectId,
+    refusal: Option<&Refusal>,
+    applied_at: Timestamp,
+) -> CompletionEvent {
+    CompletionEvent {
+        success: refusal.is_none(),
+        error: refusal.map(|refusal| bounded_error(refusal.to_string())),
+        error_code: refusal.map(|refusal| refusal.code().to_owned()),
+        ..CompletionEvent::new(kind, project_id, update_id, applied_at)
+    }
+}
+
 pub(super) fn completion_event(
     update: &UpdateEntry,
     lead: Option<&Lead>,
@@ -21,31 +37,21 @@ pub(super) fn completion_event(
 ) -> CompletionEvent {
     let UpdateEntry { project_id, update_id, ref command, .. } = *update;
     let change = outcome.as_ref().ok();
-    let refusal = outcome.as_ref().err();
     CompletionEvent {
-        kind: OutcomeKind::Update,
-        update_id,
-        project_id,
         process_id: lead.map(|lead| lead.process_id),
         lead_id: lead.map(|lead| lead.lead_id).or(command.lead_id),
         reference_id: match lead {
             Some(lead) => lead.reference_id.clone(),
             None => command.reference_id.as_deref().map(truncated),
         },
-        success: change.is_some(),
-        error: refusal.map(|refusal| bounded_error(refusal.to_string())),
-        error_code: refusal.map(|refusal| refusal.code().to_owned()),
         from_state: lead.map(|lead| lead.state.clone()),
         to_state: change.map(|change| change.lead.state.clone()),
         version: change.map(|change| change.lead.version),
         disposition: change.and_then(|change| change.disposition.clone()),
-        call_id: None,
-        activity: None,
-        contact: None,
         user_id: command.user_id.as_deref().map(truncated),
         warnings: change.map(|change| change.warnings.clone()).unwrap_or_default(),
-        timestamp: applied_at,
         data: change.map(|change| change.lead.metadata.clone()),
+        ..event_of(OutcomeKind::Update, project_id, update_id, outcome.as_ref().err(), applied_at)
     }
 }
 
@@ -65,32 +71,23 @@ pub(super) fn call_event(
     let activity = call.result().filter(|_| refusal.is_none());
     let state = lead.filter(|_| moved.is_some() || activity.is_some()).map(|lead| lead.state.clone());
     CompletionEvent {
-        kind,
-        update_id: call.update_id,
-        project_id: call.project_id,
         process_id: lead.map(|lead| lead.process_id),
         lead_id: lead.map(|lead| lead.lead_id).or(address.lead_id),
         reference_id: match lead {
             Some(lead) => lead.reference_id.clone(),
             None => address.reference_id.map(truncated),
         },
-        success: refusal.is_none(),
-        error: refusal.map(|refusal| bounded_error(refusal.to_string())),
-        error_code: refusal.map(|refusal| refusal.code().to_owned()),
         to_state: change.map(|change| change.lead.state.clone()).or_else(|| state.clone()),
         from_state: state,
         version: change.map(|change| change.lead.version),
         disposition: change.and_then(|change| change.disposition.clone()),
         call_id: call.call_id().map(truncated),
         activity: activity.cloned(),
-        contact: None,
-        user_id: None,
         warnings: match refused {
             Some(refusal) => vec![Warning::STATE_NOT_REACHED.with(&[&bounded_error(refusal.to_string())])],
             None => change.map(|change| change.warnings.clone()).unwrap_or_default(),
         },
-        timestamp: applied_at,
-        data: None,
+        ..event_of(kind, call.project_id, call.update_id, refusal, applied_at)
     }
 }
 

@@ -87,26 +87,17 @@ fn entry(update_id: ObjectId, position: LogPosition) -> UpdateEntry {
 
 fn succeeded(update_id: ObjectId) -> CompletionEvent {
     CompletionEvent {
-        kind: OutcomeKind::Update,
-        update_id,
-        project_id: id(1),
         process_id: Some(id(2)),
         lead_id: Some(id(3)),
         reference_id: Some("r".into()),
-        success: true,
-        error: None,
-        error_code: None,
         from_state: Some("new".into()),
         to_state: Some("won".into()),
         version: Some(2),
         disposition: Some("price".into()),
-        call_id: None,
-        activity: None,
-        contact: None,
         user_id: Some("user".into()),
         warnings: vec!["first".into(), "second".into()],
-        timestamp: at(11),
         data: Some(object(&json!({"n": 1}))),
+        ..CompletionEvent::new(OutcomeKind::Update, id(1), update_id, at(11))
     }
 }
 
