@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use test_support::eventually;
 use tokio::time::{sleep, timeout};
 
-use crate::support::{Api, Stack, TEST_TIMEOUT, assert_includes, assert_ok, assert_refused};
+use crate::support::{Api, Stack, TEST_TIMEOUT, assert_includes, assert_ok, assert_refused, create_key};
 
 /// A lead that does not exist: 404 with a valid key.
 const PROBE: &str = "/api/v1/leads/get?leadId=ffffffffffffffffffffffff";
@@ -21,14 +21,8 @@ const PROBE: &str = "/api/v1/leads/get?leadId=ffffffffffffffffffffffff";
 /// Creates a key and waits until both gateways accept it; both with the key.
 async fn new_key(stack: &Stack, other: &Api, expires_at: Option<Timestamp>) -> ([Api; 2], ApiKey) {
     let secret = api_key::generate(rand::random());
-    let create = CreateKey {
-        project_id: stack.api.project_id,
-        name: "brief".into(),
-        sha256: api_key::hash(&secret),
-        scopes: Scope::ALL.into(),
-        expires_at,
-    };
-    let key = stack.call(&create).await;
+    let create = create_key(stack.api.project_id, "brief", &secret);
+    let key = stack.call(&CreateKey { expires_at, ..create }).await;
     let both = [&stack.api, other].map(|api| Api { key: secret.clone(), ..api.clone() });
     for api in &both {
         eventually(TEST_TIMEOUT, "the gateway accepts the key", async || api.get(PROBE).await.0 == 404).await;
@@ -100,14 +94,7 @@ async fn the_last_use_of_a_key_is_shown_and_no_earlier_one_replaces_it() {
     let stack = Stack::start().await;
     let (mut gateway, other) = stack.second_gateway(&[]).await;
     let ([_, by_other], key) = new_key(&stack, &other, None).await;
-    let create = CreateKey {
-        project_id: stack.api.project_id,
-        name: "unused".into(),
-        sha256: api_key::hash("unused"),
-        scopes: Scope::ALL.into(),
-        expires_at: None,
-    };
-    let unused = stack.call(&create).await.key_id;
+    let unused = stack.call(&create_key(stack.api.project_id, "unused", "unused")).await.key_id;
     let last_use = async |key_id| {
         let listed = assert_ok(stack.api.get("/api/v1/keys").await)["data"].clone();
         let listed = listed.as_array().expect("keys").iter().find(|listed| listed["keyId"] == json!(key_id)).cloned();
@@ -156,13 +143,7 @@ async fn an_expired_key_is_refused_by_every_gateway() {
 #[tokio::test]
 async fn a_key_with_the_hash_of_another_is_a_conflict() {
     let stack = Stack::start().await;
-    let create = CreateKey {
-        project_id: stack.api.project_id,
-        name: "twin".into(),
-        sha256: api_key::hash(&stack.api.key),
-        scopes: Scope::ALL.into(),
-        expires_at: None,
-    };
+    let create = create_key(stack.api.project_id, "twin", &stack.api.key);
 
     let answer = service_kit::rpc::request(&stack.client, &create).await.map_err(RpcError::from);
 
@@ -177,9 +158,7 @@ async fn the_keys_of_a_project_are_listed_page_by_page() {
     let mut expected = vec!["test".to_owned()];
     for number in 0..4 {
         let name = format!("key-{number}");
-        let sha256 = api_key::hash(&name);
-        let create = CreateKey { project_id, name: name.clone(), sha256, scopes: Scope::ALL.into(), expires_at: None };
-        stack.call(&create).await;
+        stack.call(&create_key(project_id, &name, &name)).await;
         expected.push(name);
     }
 

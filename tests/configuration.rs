@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 use test_support::{Reply, Request, eventually};
 
 use crate::support::{
-    Api, LeadctlRun, Stack, TEST_TIMEOUT, assert_includes, assert_ok, assert_refused, process_id, signature_count,
-    verifies, verify,
+    Api, LeadctlRun, Stack, TEST_TIMEOUT, assert_includes, assert_ok, assert_refused, create_key, process_id,
+    signature_count, verifies, verify,
 };
 
 const PROCESSES: &str = "/api/v1/processes";
@@ -382,14 +382,8 @@ async fn the_fallback_process_exists_before_it_has_callbacks() {
 /// A client with a new key of these scopes.
 async fn with_scopes(stack: &Stack, scopes: &[Scope]) -> Api {
     let key = api_key::generate(rand::random());
-    let create = CreateKey {
-        project_id: stack.api.project_id,
-        name: "scoped".into(),
-        sha256: api_key::hash(&key),
-        scopes: scopes.iter().copied().collect(),
-        expires_at: None,
-    };
-    stack.call(&create).await;
+    let create = create_key(stack.api.project_id, "scoped", &key);
+    stack.call(&CreateKey { scopes: scopes.iter().copied().collect(), ..create }).await;
     let api = Api { key, ..stack.api.clone() };
     eventually(TEST_TIMEOUT, "the gateway accepts the key", async || api.get(PROCESSES).await.0 != 401).await;
     api

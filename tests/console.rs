@@ -2,13 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use contract::{
-    ObjectId, Timestamp,
-    console::ConsoleLogin,
-    key::Scope,
-    rpc::{CreateKey, RevokeKey},
-    streams::CONSOLE_LOGINS,
-};
+use contract::{ObjectId, Timestamp, console::ConsoleLogin, rpc::RevokeKey, streams::CONSOLE_LOGINS};
 use futures::StreamExt;
 use reqwest::{
     Method, StatusCode,
@@ -20,7 +14,7 @@ use test_support::{Service, eventually, free_port};
 
 use crate::{
     nats_permissions::{password, stack_on},
-    support::{Api, Stack, TEST_TIMEOUT, process_id, service},
+    support::{Api, Stack, TEST_TIMEOUT, create_key, process_id, service},
 };
 
 /// A console that runs, and a client of it.
@@ -346,9 +340,7 @@ async fn the_system_page_lists_every_stream_and_keys_are_listed_page_by_page() {
     let console = Console::start(&stack).await;
     let project_id = stack.api.project_id;
     for number in 0..60 {
-        let sha256 = api_key::hash(&number.to_string());
-        let name = format!("key-{number}");
-        stack.call(&CreateKey { project_id, name, sha256, scopes: Scope::ALL.into(), expires_at: None }).await;
+        stack.call(&create_key(project_id, &format!("key-{number}"), &number.to_string())).await;
     }
     let operator = console.sign_in_as_operator(&stack).await;
 

@@ -12,7 +12,7 @@ use test_support::eventually;
 use crate::{
     console::{Answer, Console, Project, form_token, project, signed_in},
     nats_permissions::stack_on,
-    support::{Api, Stack, TEST_TIMEOUT},
+    support::{Api, Stack, TEST_TIMEOUT, assert_ok},
 };
 
 /// The console's routes: every page and action that exists is in this file.
@@ -51,8 +51,7 @@ async fn other_process(stack: &Stack, project: &Project) -> (String, String) {
         "states": [{"name": "new", "kind": "initial"}],
         "callbacks": [{"name": "other", "url": stack.receiver.url("/other")}],
     });
-    let (status, made) = project.api.post("/api/v1/processes", &process).await;
-    assert_eq!(status, 200, "{made}");
+    let made = assert_ok(project.api.post("/api/v1/processes", &process).await);
     let process_id = made["data"]["processId"].as_str().expect("an id").parse().expect("an id");
     let callback_id = made["data"]["callbacks"][0]["callbackId"].as_str().expect("an id").to_owned();
     let lead_id = project.api.initiate(process_id, Some("R-2")).await;
@@ -237,9 +236,9 @@ async fn open_links_are_listed_to_those_who_may_make_them_and_revoked_there() {
     assert_eq!(console.get(&format!("{process}/share"), &reader).await.status, StatusCode::FORBIDDEN);
     assert_eq!(console.get(&format!("{process}/share"), &stranger).await.status, StatusCode::NOT_FOUND);
     assert_eq!(links_of(&stack, &other).await, [] as [Value; 0]);
-    let (status, made) =
-        other.post("/api/v1/processes", &json!({"name": "own", "states": [{"name": "new", "kind": "initial"}]})).await;
-    assert_eq!(status, 200, "{made}");
+    let made = assert_ok(
+        other.post("/api/v1/processes", &json!({"name": "own", "states": [{"name": "new", "kind": "initial"}]})).await,
+    );
     let own = format!("/p/{}/processes/{}", other.project_id, made["data"]["processId"].as_str().expect("an id"));
     assert_eq!(console.open_links(&own, &stranger).await, [""; 0]);
     for link in [&ids[1], &shared] {

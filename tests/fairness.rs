@@ -3,32 +3,13 @@
 
 use std::time::{Duration, Instant};
 
-use contract::{
-    ObjectId,
-    rpc::{self, ProcessChangeResult},
-};
-use serde_json::{Value, json};
+use contract::{ObjectId, rpc};
+use serde_json::json;
 use test_support::{Reply, eventually};
 
-use crate::support::{Api, DELIVERED, Stack, TEST_TIMEOUT, by_update, process_id};
-
-/// A project with a process, callbacks and a lead.
-struct Tenant {
-    api: Api,
-    applied: ProcessChangeResult,
-    lead_id: String,
-}
+use crate::support::{DELIVERED, Stack, TEST_TIMEOUT, Tenant, by_update};
 
 impl Tenant {
-    async fn new(stack: &Stack, name: &str, callbacks: Value) -> Self {
-        let api = Api::create(stack.api.url.clone(), &stack.client, name).await;
-        let spec =
-            json!({"projectId": api.project_id, "name": "sales", "states": [{"name": "new"}], "callbacks": callbacks});
-        let applied = stack.apply(spec).await;
-        let lead_id = api.initiate(process_id(&applied), None).await;
-        Self { api, applied, lead_id }
-    }
-
     fn callback_id(&self) -> ObjectId {
         self.applied.process.callbacks[0].callback_id
     }

@@ -3,7 +3,7 @@
 use contract::{ObjectId, Timestamp, rpc::ProcessChangeResult};
 use serde_json::json;
 
-use crate::support::{Api, Stack, all_pages, assert_includes, assert_refused, ids, process_id};
+use crate::support::{Api, Stack, all_pages, assert_includes, assert_ok, assert_refused, ids, process_id};
 
 #[tokio::test]
 async fn leads_and_histories_are_listed_page_by_page() {
@@ -28,8 +28,7 @@ async fn leads_are_found_by_what_people_know_of_them() {
             "projectId": stack.api.project_id, "processId": process_id(&applied), "name": name, "phone": phone,
             "email": email, "referenceId": reference, "metadata": {},
         });
-        let (status, lead) = stack.api.post("/api/v1/leads/initiate", &json!({"lead": lead, "init": true})).await;
-        assert_eq!(status, 200, "{lead}");
+        let lead = assert_ok(stack.api.post("/api/v1/leads/initiate", &json!({"lead": lead, "init": true})).await);
         leads.push(lead["_id"].as_str().expect("an id").to_owned());
     }
     let [ada, adam, off] = leads.try_into().expect("three leads");

@@ -4,13 +4,9 @@
 use std::{
     io::{BufRead, BufReader, Read, Write},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
-    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
 
-use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, date_time_ymd,
-};
 use reqwest::Method;
 use rustls::{
     RootCertStore, ServerConfig, ServerConnection, StreamOwned,
@@ -20,39 +16,7 @@ use rustls::{
 use serde_json::{Value, json};
 use test_support::eventually;
 
-use crate::support::{Stack, TEST_TIMEOUT, assert_ok, assert_refused, process_id};
-
-/// A certificate authority.
-struct Ca {
-    issuer: Issuer<'static, KeyPair>,
-    pem: String,
-}
-
-/// A certificate and its key, in PEM.
-struct Identity {
-    certificate: String,
-    key: String,
-}
-
-impl Ca {
-    fn new(name: &str) -> Self {
-        let mut params = CertificateParams::new([]).expect("a certificate");
-        params.distinguished_name.push(DnType::CommonName, name);
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let key = KeyPair::generate().expect("a key");
-        let pem = params.self_signed(&key).expect("a certificate").pem();
-        Self { issuer: Issuer::new(params, key), pem }
-    }
-
-    fn certify(&self, host: &str, expiry_year: i32) -> Identity {
-        let mut params = CertificateParams::new([host.to_owned()]).expect("a certificate");
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        params.not_after = date_time_ymd(expiry_year, 1, 1);
-        let key = KeyPair::generate().expect("a key");
-        let certificate = params.signed_by(&key, &self.issuer).expect("a certificate").pem();
-        Identity { certificate, key: key.serialize_pem() }
-    }
-}
+use crate::support::{Ca, Identity, Stack, TEST_TIMEOUT, assert_ok, assert_refused, process_id, written};
 
 fn der(pem: &str) -> CertificateDer<'static> {
     CertificateDer::from_pem_slice(pem.as_bytes()).expect("a certificate")
@@ -158,12 +122,6 @@ async fn started(ca: &Ca, extra: &[(&str, &str)]) -> (Stack, tempfile::TempDir) 
     let file = written(dir.path(), "ca.pem", &ca.pem);
     let trusted = [("SSL_CERT_FILE", file.to_str().expect("a path"))];
     (Stack::start_with(&[&trusted, extra].concat()).await, dir)
-}
-
-fn written(dir: &Path, name: &str, text: &str) -> PathBuf {
-    let file = dir.join(name);
-    std::fs::write(&file, text).expect("a file");
-    file
 }
 
 fn callback(name: &str, url: &str, identity: &Identity) -> Value {

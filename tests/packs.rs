@@ -10,7 +10,7 @@ use futures::future::join_all;
 use serde_json::{Value, json};
 use test_support::{Signal, eventually};
 
-use crate::support::{Api, BLOCKED, LEDGER_ROWS, Stack, TEST_TIMEOUT, assert_includes, letter_number, process_id};
+use crate::support::{Api, BLOCKED, LEDGER_ROWS, Stack, TEST_TIMEOUT, Tenant, assert_includes, letter_number};
 
 fn command(project_id: ObjectId, kind: &str, body: impl ToString) -> PackedCommand {
     PackedCommand {
@@ -34,9 +34,7 @@ async fn the_commands_of_a_pack_are_applied_once_and_in_order() {
     let stack = Stack::start().await;
     let ours = stack.lead(&["crm"]).await;
     let own = stack.api.project_id;
-    let other = Api::create(stack.api.url.clone(), &stack.client, "other").await;
-    let spec = json!({"projectId": other.project_id, "name": "theirs", "states": [{"name": "new", "kind": "initial"}]});
-    let theirs = other.initiate(process_id(&stack.apply(spec).await), None).await;
+    let Tenant { api: other, lead_id: theirs, .. } = Tenant::new(&stack, "other", json!([])).await;
 
     let (third, last) = (numbered(&ours, 3), numbered(&theirs, 7));
     publish(
@@ -183,9 +181,7 @@ async fn updates_that_wait_for_the_log_share_a_message_by_turns() {
     const FEW: usize = 3;
     let stack = Stack::start().await;
     let ours = stack.lead(&["crm"]).await;
-    let other = Api::create(stack.api.url.clone(), &stack.client, "other").await;
-    let spec = json!({"projectId": other.project_id, "name": "theirs", "states": [{"name": "new", "kind": "initial"}]});
-    let theirs = other.initiate(process_id(&stack.apply(spec).await), None).await;
+    let Tenant { api: other, lead_id: theirs, .. } = Tenant::new(&stack, "other", json!([])).await;
     // The log has acknowledged something, so that the gateway is connected to it.
     stack.api.update_and_wait(json!({"leadId": ours, "name": "first"})).await;
 

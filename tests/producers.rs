@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use service_kit::{config::NatsConfig, health::Readiness};
 use test_support::eventually;
 
-use crate::support::{Api, LEDGER_ROWS, Stack, TEST_TIMEOUT, assert_includes, process_id};
+use crate::support::{Api, LEDGER_ROWS, Stack, TEST_TIMEOUT, Tenant, assert_includes, process_id};
 
 /// An update id that was made now.
 fn update_id() -> String {
@@ -149,9 +149,7 @@ async fn flood(client: async_nats::Client, project_id: ObjectId, lead_id: String
 async fn a_flood_of_one_producer_leaves_other_projects_served() {
     let stack = Stack::start().await;
     let flooding_lead = stack.lead(&[]).await;
-    let other = Api::create(stack.api.url.clone(), &stack.client, "other").await;
-    let spec = json!({"projectId": other.project_id, "name": "p", "states": [{"name": "new"}]});
-    let other_lead = other.initiate(process_id(&stack.apply(spec).await), None).await;
+    let Tenant { api: other, lead_id: other_lead, .. } = Tenant::new(&stack, "other", json!([])).await;
     let update = json!({"leadId": flooding_lead, "metadata": {"a": 1}});
     stack.produce(stack.api.project_id, "update", &[], &update).await;
     let of_other = json!({"leadId": other_lead, "metadata": {"a": 1}});

@@ -8,9 +8,7 @@ use bytes::Bytes;
 use contract::{
     ObjectId,
     event::WebhookEvent,
-    headers,
-    key::Scope,
-    pack,
+    headers, pack,
     rpc::{self, CreateKey, GetRecovery, ListCallbacks, ListKeys, Recover, RecoveryKind, RecoveryStatus, RevokeKey},
     streams::{LEAD_COMMANDS, LEAD_DEAD_LETTERS, LEAD_EVENTS, WEBHOOK_EVENTS},
 };
@@ -18,11 +16,10 @@ use futures::StreamExt;
 use jsonschema::Validator;
 use prost_reflect::{DescriptorPool, DeserializeOptions, DynamicMessage};
 use reqwest::Method;
-use secrets::api_key;
 use serde_json::{Map, Value, json};
 use test_support::eventually;
 
-use crate::support::{Api, Stack, TEST_TIMEOUT, UPDATE, assert_ok, process_id, send};
+use crate::support::{Api, Stack, TEST_TIMEOUT, UPDATE, assert_ok, create_key, process_id, send};
 
 /// The schemas, as programs in other languages read them.
 struct Schemas {
@@ -256,14 +253,8 @@ async fn report_a_call(stack: &Stack, process: &str) {
 /// Sends the queries that only operators send.
 async fn send_operators_queries(stack: &Stack) {
     let project_id = stack.api.project_id;
-    let create = CreateKey {
-        project_id,
-        name: "short".into(),
-        sha256: api_key::hash("short"),
-        scopes: [Scope::LeadsRead].into(),
-        expires_at: Some(contract::Timestamp::from_millis(1)),
-    };
-    let key = stack.call(&create).await;
+    let create = create_key(project_id, "short", "short");
+    let key = stack.call(&CreateKey { expires_at: Some(contract::Timestamp::from_millis(1)), ..create }).await;
     stack.call(&RevokeKey { key_id: key.key_id, project_id: Some(project_id) }).await;
     stack.call(&ListKeys::of_project(project_id)).await;
     stack.call(&rpc::GetLag {}).await;

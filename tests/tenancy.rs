@@ -11,7 +11,7 @@ use secrets::api_key;
 use serde_json::{Value, json};
 use test_support::eventually;
 
-use crate::support::{Api, Stack, TEST_TIMEOUT, assert_includes, process_id, send};
+use crate::support::{Api, Stack, TEST_TIMEOUT, assert_includes, assert_ok, create_key, process_id, send};
 
 /// Subjects for operators, who serve all projects: NATS permissions keep others away. Their queries name no project.
 const OPERATORS: [&str; 9] = [
@@ -53,16 +53,16 @@ impl Tenant {
         let callbacks = json!([{"name": "crm", "url": stack.receiver.url("/first-fallback")}]);
         stack.fallback_of(api.project_id, callbacks).await;
         let process_id = process_id(&applied);
-        let (status, lead) = api
-            .post(
+        let lead = assert_ok(
+            api.post(
                 "/api/v1/leads/initiate",
                 &json!({"lead": {
                     "projectId": api.project_id, "processId": process_id, "name": SECRETS[1], "phone": SECRETS[2],
                     "referenceId": SECRETS[3], "metadata": {"secret": SECRETS[0]},
                 }}),
             )
-            .await;
-        assert_eq!(status, 200, "{lead}");
+            .await,
+        );
         let lead_id = lead["_id"].as_str().expect("an id").to_owned();
         let update_id = api.update(json!({"leadId": lead_id, "targetState": "interested"})).await;
         assert_eq!(api.outcome(&update_id).await["status"], "succeeded");
@@ -73,8 +73,7 @@ impl Tenant {
         let own = api.get(&format!("/api/v1/activities/{activity_id}")).await;
         assert_eq!((own.0, &own.1["data"]["result"]["summary"]), (200, &json!(SECRETS[0])));
         let source = json!({"name": "dialer", "platform": "bland", "secrets": ["top-secret-of-the-dialer"]});
-        let (status, source) = api.post(&format!("/api/v1/processes/{process_id}/sources"), &source).await;
-        assert_eq!(status, 200, "{source}");
+        let source = assert_ok(api.post(&format!("/api/v1/processes/{process_id}/sources"), &source).await);
         let source_id = source["data"]["sourceId"].as_str().expect("an id").parse().expect("an id");
         let key_id = stack.call(&ListKeys::of_project(api.project_id)).await.items[0].key_id;
         Self { api, process_id, lead_id, update_id, activity_id, callback_id, source_id, key_id }
@@ -82,9 +81,7 @@ impl Tenant {
 
     /// The lead as its own project sees it.
     async fn lead(&self) -> Value {
-        let (status, lead) = self.api.get(&format!("/api/v1/leads/get?leadId={}", self.lead_id)).await;
-        assert_eq!(status, 200, "{lead}");
-        lead
+        assert_ok(self.api.get(&format!("/api/v1/leads/get?leadId={}", self.lead_id)).await)
     }
 }
 
@@ -96,14 +93,8 @@ async fn new_key(
     expires_at: Option<Timestamp>,
 ) -> (String, ApiKey) {
     let secret = api_key::generate(rand::random());
-    let create = CreateKey {
-        project_id,
-        name: "tenancy".into(),
-        sha256: api_key::hash(&secret),
-        scopes: scopes.iter().copied().collect(),
-        expires_at,
-    };
-    let key = stack.call(&create).await;
+    let create = create_key(project_id, "tenancy", &secret);
+    let key = stack.call(&CreateKey { scopes: scopes.iter().copied().collect(), expires_at, ..create }).await;
     (secret, key)
 }
 

@@ -6,7 +6,6 @@ use std::{
     sync::Arc,
 };
 
-use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use rustls::pki_types::CertificateDer;
 use service_kit::config::NatsConfig;
 use sqlx::{Connection, PgConnection};
@@ -20,37 +19,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::support::{LeadctlRun, Stack, TEST_TIMEOUT, assert_main_job, service};
-
-/// A certificate authority.
-struct Ca {
-    issuer: Issuer<'static, KeyPair>,
-    file: PathBuf,
-}
-
-impl Ca {
-    fn new(dir: &Path, name: &str) -> Self {
-        let mut params = CertificateParams::new([]).expect("a certificate");
-        params.distinguished_name.push(DnType::CommonName, name);
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let key = KeyPair::generate().expect("a key");
-        let file = dir.join(format!("{name}.pem"));
-        std::fs::write(&file, params.self_signed(&key).expect("a certificate").pem()).expect("a file");
-        Self { issuer: Issuer::new(params, key), file }
-    }
-
-    /// Certifies a host, for servers and clients.
-    fn certify(&self, dir: &Path, host: &str) -> Tls {
-        let mut params = CertificateParams::new([host.to_owned()]).expect("a certificate");
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        let key = KeyPair::generate().expect("a key");
-        let certificate = params.signed_by(&key, &self.issuer).expect("a certificate");
-        let (certificate_file, key_file) = (dir.join(format!("{host}.crt")), dir.join(format!("{host}.key")));
-        std::fs::write(&certificate_file, certificate.pem()).expect("a file");
-        std::fs::write(&key_file, key.serialize_pem()).expect("a file");
-        Tls { certificate: certificate_file, key: key_file, ca: self.file.clone(), verify_clients: true }
-    }
-}
+use crate::support::{Ca, LeadctlRun, Stack, TEST_TIMEOUT, assert_main_job, service, written};
 
 fn text(path: &Path) -> String {
     path.display().to_string()
@@ -66,7 +35,8 @@ async fn servers(tls: &Tls) -> (LocalNats, LocalPostgres) {
 struct Certified {
     dir: tempfile::TempDir,
     tls: Tls,
-    stranger: Ca,
+    /// The certificate of the other authority.
+    stranger: PathBuf,
     nats: LocalNats,
     postgres: LocalPostgres,
 }
@@ -74,8 +44,12 @@ struct Certified {
 impl Certified {
     async fn start() -> Self {
         let dir = tempfile::tempdir().expect("a directory");
-        let tls = Ca::new(dir.path(), "ca").certify(dir.path(), "127.0.0.1");
-        let stranger = Ca::new(dir.path(), "stranger");
+        let write = |name, content: &str| written(dir.path(), name, content);
+        let authority = Ca::new("ca");
+        let server = authority.certify("127.0.0.1", 2040);
+        let (certificate, key) = (write("server.crt", &server.certificate), write("server.key", &server.key));
+        let tls = Tls { certificate, key, ca: write("ca.pem", &authority.pem), verify_clients: true };
+        let stranger = write("stranger.pem", &Ca::new("stranger").pem);
         let (nats, postgres) = servers(&tls).await;
         Self { dir, tls, stranger, nats, postgres }
     }
@@ -111,7 +85,7 @@ async fn the_main_job_works_over_tls() {
 #[tokio::test]
 async fn an_unverified_nats_is_refused_with_the_reason() {
     let Certified { dir: _dir, tls, stranger, nats, postgres } = Certified::start().await;
-    let (good, wrong, cert, key) = (text(&tls.ca), text(&stranger.file), text(&tls.certificate), text(&tls.key));
+    let (good, wrong, cert, key) = (text(&tls.ca), text(&stranger), text(&tls.certificate), text(&tls.key));
 
     // A CA that did not certify the server; no certificate where the server requires one.
     for (extra, expected) in [
@@ -138,7 +112,7 @@ async fn an_unverified_nats_is_refused_with_the_reason() {
 #[tokio::test]
 async fn an_unverified_postgres_is_refused_with_the_reason() {
     let Certified { dir: _dir, tls, stranger, nats, postgres } = Certified::start().await;
-    let (good, wrong, cert, key) = (text(&tls.ca), text(&stranger.file), text(&tls.certificate), text(&tls.key));
+    let (good, wrong, cert, key) = (text(&tls.ca), text(&stranger), text(&tls.certificate), text(&tls.key));
     let plain = postgres_with(PostgresOptions::throwaway()).await;
     let wrong_ca = postgres.url().replace(&good, &wrong);
 

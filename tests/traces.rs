@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use service_kit::config::NatsConfig;
 use test_support::{Receiver, Reply, Request, eventually, free_port, nats, postgres};
 
-use crate::support::{Stack, TEST_TIMEOUT, UPDATE};
+use crate::support::{Stack, TEST_TIMEOUT, UPDATE, assert_ok};
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const CLIENT: &str = "00f067aa0ba902b7";
@@ -135,8 +135,7 @@ fn exporting(endpoint: &str) -> [(&str, &str); 4] {
 
 /// Posts an update with this trace context; its id.
 async fn update(stack: &Stack, traceparent: &str, body: &Value) -> String {
-    let (status, answer) = stack.api.ask(Method::POST, UPDATE, &[("traceparent", traceparent)], body).await;
-    assert_eq!(status, 200, "{answer}");
+    let answer = assert_ok(stack.api.ask(Method::POST, UPDATE, &[("traceparent", traceparent)], body).await);
     answer["updateId"].as_str().expect("an id").to_owned()
 }
 

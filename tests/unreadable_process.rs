@@ -9,7 +9,7 @@ use reqwest::Method;
 use serde_json::json;
 use test_support::eventually;
 
-use crate::support::{Api, DELIVERED, LEDGER_ROWS, Stack, TEST_TIMEOUT, process_id};
+use crate::support::{Api, DELIVERED, LEDGER_ROWS, Stack, TEST_TIMEOUT, Tenant, process_id};
 
 /// More events than all webhook-notifiers together may have unacknowledged.
 const EVENTS: usize = 4200;
@@ -40,11 +40,8 @@ async fn events_of_an_unreadable_process_are_parked_and_delay_no_other_tenant() 
     stack.backdate_processes().await;
     let lead_id = stack.api.initiate(process_id(&applied), None).await;
     let ordered_lead = stack.api.initiate(process_id(&ordered), None).await;
-    let healthy = Api::create(stack.api.url.clone(), &stack.client, "healthy").await;
     let callbacks = json!([{"name": "crm", "url": stack.receiver.url("/healthy")}]);
-    let spec =
-        json!({"projectId": healthy.project_id, "name": "p", "states": [{"name": "new"}], "callbacks": callbacks});
-    let healthy_lead = healthy.initiate(process_id(&stack.apply(spec).await), None).await;
+    let Tenant { api: healthy, lead_id: healthy_lead, .. } = Tenant::new(&stack, "healthy", callbacks).await;
     let bucket = stack.js().get_key_value(PROCESSES).await.expect("the bucket");
     let keys = [&applied, &ordered].map(|process| process_key(stack.api.project_id, Some(process_id(process))));
     let mut entries = Vec::new();

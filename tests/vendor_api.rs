@@ -8,7 +8,7 @@ use contract::Timestamp;
 use serde_json::{Value, json};
 use test_support::eventually;
 
-use crate::support::{CALL_IN_PROGRESS, Stack, TEST_TIMEOUT, process_id};
+use crate::support::{CALL_IN_PROGRESS, Stack, TEST_TIMEOUT, assert_ok, process_id};
 
 const REFERENCE: &str = "AB123456789";
 const UNKNOWN_ID: &str = "65e4b2d9f1a2b3c4d5e6f708";
@@ -48,8 +48,7 @@ impl Client {
     }
 
     async fn update(&self, body: Value) {
-        let (status, answer) = self.post("/leads/update", &body).await;
-        assert_eq!(status, 200, "{answer}");
+        let answer = assert_ok(self.post("/leads/update", &body).await);
         assert_eq!((&answer["success"], &answer["message"]), (&json!(true), &json!("Lead update initiated")));
     }
 }

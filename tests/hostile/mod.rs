@@ -19,14 +19,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use contract::rpc::ProcessChangeResult;
 use futures::future::{LocalBoxFuture, join_all};
 use reqwest::RequestBuilder;
 use serde_json::{Value, json};
 use test_support::{Receiver, eventually};
 use tokio::time::{interval, timeout};
 
-use crate::support::{Api, NameServer, Stack, TEST_TIMEOUT, assert_exactly_once, by_update, process_id};
+use crate::support::{NameServer, Stack, TEST_TIMEOUT, Tenant, assert_exactly_once, by_update};
 
 /// Limits that attackers reach within seconds: a small pool of attempts, 20 updates and 10 reads a second, and short
 /// timeouts for connections.
@@ -75,27 +74,6 @@ impl Answers {
     }
 }
 
-/// A tenant with a process of its own and a lead in it.
-struct Tenant {
-    api: Api,
-    applied: ProcessChangeResult,
-    lead_id: String,
-}
-
-impl Tenant {
-    async fn new(stack: &Stack, name: &str, callbacks: Value) -> Self {
-        let api = Api::create(stack.api.url.clone(), &stack.client, name).await;
-        let applied = apply(stack, &api, callbacks).await;
-        let lead_id = api.initiate(process_id(&applied), None).await;
-        Self { api, applied, lead_id }
-    }
-}
-
-async fn apply(stack: &Stack, api: &Api, callbacks: Value) -> ProcessChangeResult {
-    let states = json!([{"name": "new"}]);
-    stack.apply(json!({"projectId": api.project_id, "name": "sales", "states": states, "callbacks": callbacks})).await
-}
-
 /// A hostile tenant, with an address of its own.
 struct Attacker<'a> {
     stack: &'a Stack,
@@ -123,7 +101,7 @@ impl<'a> Attacker<'a> {
 
     /// Replaces the callbacks of its process.
     async fn callbacks(&self, callbacks: Value) {
-        apply(self.stack, &self.tenant.api, callbacks).await;
+        Tenant::apply(self.stack, &self.tenant.api, callbacks).await;
     }
 
     /// Sends requests from `clients` clients, each with a pause behind each answer.

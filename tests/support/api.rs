@@ -44,14 +44,7 @@ impl Api {
     /// A key of all scopes for this project, known to the gateway.
     pub(crate) async fn of_project(url: String, client: &async_nats::Client, project_id: ObjectId) -> Self {
         let key = api_key::generate(rand::random());
-        let create = CreateKey {
-            project_id,
-            name: "test".into(),
-            sha256: api_key::hash(&key),
-            scopes: Scope::ALL.into(),
-            expires_at: None,
-        };
-        call(client, &create).await;
+        call(client, &create_key(project_id, "test", &key)).await;
         let api = Self { url, key, project_id, http: test_support::http_client(), unconfirmed: Arc::default() };
         eventually(TEST_TIMEOUT, "the gateway accepts the key", async || {
             let (status, body) = api.get("/api/v1/leads/get").await;
@@ -86,8 +79,7 @@ impl Api {
             "projectId": self.project_id, "processId": process_id, "phone": "+4915112345678", "name": "Ada",
             "referenceId": reference_id, "metadata": {"source": "import"},
         });
-        let (status, body) = self.post("/api/v1/leads/initiate", &json!({"lead": lead, "init": true})).await;
-        assert_eq!(status, 200, "{body}");
+        let body = assert_ok(self.post("/api/v1/leads/initiate", &json!({"lead": lead, "init": true})).await);
         body["_id"].as_str().expect("an id").to_owned()
     }
 
@@ -145,6 +137,11 @@ impl Api {
 }
 
 /// Sends a request; status and body, as a text where it is no JSON.
+/// The query that creates a key of all scopes with this text.
+pub(crate) fn create_key(project_id: ObjectId, name: &str, key: &str) -> CreateKey {
+    CreateKey { project_id, name: name.into(), sha256: api_key::hash(key), scopes: Scope::ALL.into(), expires_at: None }
+}
+
 pub(crate) async fn send(request: RequestBuilder) -> (u16, Value) {
     let answer = request.send().await.expect("an answer");
     let status = answer.status().as_u16();
@@ -191,8 +188,7 @@ fn overlay(target: &mut Value, with: &Value) {
 pub(crate) async fn all_pages(api: &Api, path: &str, limit: usize) -> (Vec<Value>, usize) {
     let (mut items, mut cursor, mut pages) = (Vec::new(), String::new(), 0);
     loop {
-        let (status, page) = api.get(&format!("{path}limit={limit}&cursor={cursor}")).await;
-        assert_eq!(status, 200, "{page}");
+        let page = assert_ok(api.get(&format!("{path}limit={limit}&cursor={cursor}")).await);
         let data = page["data"].as_array().expect("a list");
         assert!(data.len() <= limit, "{page}");
         items.extend(data.iter().cloned());

@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, HashMap};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
-use contract::{ObjectId, process::Process};
+use contract::{ObjectId, process::Process, rpc::ProcessChangeResult};
 use hmac::{Hmac, KeyInit, Mac};
 use serde_json::{Value, json};
 use test_support::{Request, eventually};
 
-use super::{Stack, TEST_TIMEOUT, assert_includes, process_id};
+use super::{Api, Stack, TEST_TIMEOUT, assert_includes, process_id};
 
 /// The error that the API guarantees word for word.
 pub(crate) const CALL_IN_PROGRESS: &str = "Lead update is not allowed while a call is in progress for this lead";
@@ -24,6 +24,29 @@ pub(crate) fn assert_webhook_fields(body: &Value) {
     assert!(body["success"].is_boolean());
     let millis = body["timestamp"].as_i64().expect("a number");
     assert!((1_700_000_000_000..10_000_000_000_000).contains(&millis), "{millis} is not in milliseconds");
+}
+
+/// A project of its own, with a process, callbacks and a lead.
+pub(crate) struct Tenant {
+    pub(crate) api: Api,
+    pub(crate) applied: ProcessChangeResult,
+    pub(crate) lead_id: String,
+}
+
+impl Tenant {
+    pub(crate) async fn new(stack: &Stack, name: &str, callbacks: Value) -> Self {
+        let api = Api::create(stack.api.url.clone(), &stack.client, name).await;
+        let applied = Self::apply(stack, &api, callbacks).await;
+        let lead_id = api.initiate(process_id(&applied), None).await;
+        Self { api, applied, lead_id }
+    }
+
+    /// Configures the process with these callbacks.
+    pub(crate) async fn apply(stack: &Stack, api: &Api, callbacks: Value) -> ProcessChangeResult {
+        let states = json!([{"name": "new"}]);
+        let spec = json!({"projectId": api.project_id, "name": "sales", "states": states, "callbacks": callbacks});
+        stack.apply(spec).await
+    }
 }
 
 /// The signing secret that was generated for a callback.

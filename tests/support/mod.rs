@@ -2,6 +2,7 @@
 
 mod api;
 mod audit;
+mod certificates;
 mod fixtures;
 pub(crate) mod history;
 mod leadctl;
@@ -18,10 +19,11 @@ pub(crate) fn operations_guide() -> String {
 }
 
 pub(crate) use self::{
-    api::{Api, UPDATE, all_pages, assert_includes, assert_ok, assert_refused, ids, send},
+    api::{Api, UPDATE, all_pages, assert_includes, assert_ok, assert_refused, create_key, ids, send},
     audit::assert_exactly_once,
+    certificates::{Ca, Identity, written},
     fixtures::{
-        CALL_IN_PROGRESS, assert_main_job, assert_webhook_fields, by_update, memory_kib, numbers, secret,
+        CALL_IN_PROGRESS, Tenant, assert_main_job, assert_webhook_fields, by_update, memory_kib, numbers, secret,
         signature_count, verifies, verify,
     },
     leadctl::{LeadctlRun, letter_number},
