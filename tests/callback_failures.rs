@@ -65,7 +65,7 @@ async fn exhausted_deliveries_are_grouped_by_their_failure_with_a_sample() {
     stack
         .sql(
             "UPDATE webhooks.deliveries SET updated_at = now() - interval '2 days'
-              WHERE update_id = (SELECT update_id FROM webhooks.deliveries ORDER BY update_id LIMIT 1)",
+              WHERE update_id = (SELECT update_id FROM webhooks.deliveries ORDER BY updated_at LIMIT 1)",
         )
         .await;
     assert_eq!(failing.failures("").await["groups"][0]["exhausted"], 2, "those of the last day");
