@@ -64,9 +64,12 @@ async fn the_last_audit_is_shown_to_those_whom_it_concerns() {
     let (state, finding) = check().await;
     assert!(state == "failed" && finding.contains("1 violations, only of project"), "{state} {finding}");
 
-    // A clean audit of a range replaces neither the violations, nor the audit of all updates.
-    let part = ["audit", "--project", &project_id, "--since", "1s", "--json"];
-    stack.leadctl(&part).await;
+    // A clean audit of a range replaces neither the audit of all updates, nor the violations of another range.
+    stack.leadctl(&["audit", "--since", "1h"]).await.assert_code(1);
+    let before = stack.leadctl(&["audit", "--to", "2026-01-01T00:00:00Z"]).await.assert_ok();
+    assert!(before.stderr.contains("this verdict was not recorded"), "{before:?}");
+    let violated = console.audit_on_board(&project, &operator).await;
+    assert_eq!(violated.matches("1 violation</span>").count(), 2, "{violated}");
     assert_eq!(check().await.0, "failed");
     stack.sql("UPDATE lead_state.leads SET version = version - 1").await;
     stack.wait_for_clean_audit().await;
