@@ -43,8 +43,10 @@ pub(crate) struct PublicUrl {
 }
 
 impl PublicUrl {
-    /// The public URL of a console that listens on this address. Fails if sessions would cross a network unencrypted,
-    /// or the URL is not an origin.
+    /// The public URL of a console that listens on this address.
+    ///
+    /// # Errors
+    /// Sessions would cross a network unencrypted, or the URL is not an origin.
     pub(crate) fn new(listen: SocketAddr, url: Option<&str>) -> anyhow::Result<Self> {
         let Some(text) = url else {
             if !listen.ip().is_loopback() {

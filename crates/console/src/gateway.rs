@@ -55,6 +55,8 @@ impl GatewayRequest {
 }
 
 impl Gateway {
+    /// # Errors
+    /// TLS cannot be set up.
     pub(crate) fn new(url: &str) -> anyhow::Result<Self> {
         let http = reqwest::Client::builder()
             .tls_backend_preconfigured(service_kit::tls::client()?)

@@ -33,6 +33,9 @@ const MAX_CONNECTIONS: usize = 512;
 const REQUEST_DRAIN: Duration = Duration::from_secs(12);
 
 /// Runs the console on the configured address until shutdown.
+///
+/// # Errors
+/// The configuration is invalid, or a task failed.
 pub fn run(config: Config, shutdown: CancellationToken) -> BoxFuture<'static, anyhow::Result<()>> {
     Box::pin(async move {
         let listener = http::bind(config.listen).await?;
@@ -41,6 +44,9 @@ pub fn run(config: Config, shutdown: CancellationToken) -> BoxFuture<'static, an
 }
 
 /// Runs the console on a socket that already listens; `config.listen` is ignored.
+///
+/// # Errors
+/// The configuration is invalid, or a task failed.
 pub fn run_on(
     listener: TcpListener,
     config: Config,

@@ -13,6 +13,9 @@ use crate::{
 };
 
 /// Parses the start of a call with a lead of this project.
+///
+/// # Errors
+/// The body is not the start of such a call.
 pub fn parse_started(body: &[u8], project_id: ObjectId) -> Result<CallStarted, BodyError> {
     let mut fields = Fields::from_json(body)?.refusing_empty();
     let Address { lead_id, reference_id, process_id } = fields.address_in(project_id)?;
@@ -29,6 +32,9 @@ pub fn parse_started(body: &[u8], project_id: ObjectId) -> Result<CallStarted, B
 }
 
 /// Parses the end of a call with a lead of this project.
+///
+/// # Errors
+/// The body is not the end of such a call.
 pub fn parse_ended(body: &[u8], project_id: ObjectId) -> Result<CallEnded, BodyError> {
     let mut fields = Fields::from_json(body)?.refusing_empty();
     let Address { lead_id, reference_id, process_id } = fields.address_in(project_id)?;
@@ -47,6 +53,9 @@ fn direction(fields: &mut Fields<'_>) -> Result<Option<CallDirection>, BodyError
 
 impl CallResult {
     /// Parses the result in a body.
+    ///
+    /// # Errors
+    /// A field is unknown, has a value that is not acceptable, or all of it is too large.
     pub fn parse(result: &JsonObject) -> Result<Self, BodyError> {
         let bytes = result.get().len();
         if bytes > MAX_RESULT_BYTES {

@@ -105,6 +105,9 @@ pub struct Address {
 
 impl<'a> Fields<'a> {
     /// The fields of a body.
+    ///
+    /// # Errors
+    /// The body is not JSON that can be stored, or not an object.
     pub fn from_json(body: &'a [u8]) -> Result<Self, BodyError> {
         let text = json::check(body).map_err(BodyError::InvalidJson)?;
         Ok(Self::from_members(json::members(text).map_err(|_| BodyError::NotAnObject)?))
@@ -128,6 +131,9 @@ impl<'a> Fields<'a> {
     }
 
     /// Takes a text that is not empty.
+    ///
+    /// # Errors
+    /// It is not a string, or too long.
     pub fn text(&mut self, name: &str) -> Result<Option<String>, BodyError> {
         let Some(raw) = self.take(name) else { return Ok(None) };
         let text: String = serde_json::from_str(raw.get()).map_err(|_| self.fault(name, "must be a string"))?;
@@ -145,6 +151,9 @@ impl<'a> Fields<'a> {
     }
 
     /// Takes a text, which must not be empty.
+    ///
+    /// # Errors
+    /// It is not a string, or too long, or empty.
     pub fn text_or_refuse_empty(&mut self, name: &str) -> Result<Option<String>, BodyError> {
         let refuses_empty = std::mem::replace(&mut self.refuses_empty, true);
         let text = self.text(name);
@@ -153,36 +162,54 @@ impl<'a> Fields<'a> {
     }
 
     /// Takes an id.
+    ///
+    /// # Errors
+    /// It is not 24 hex digits.
     pub fn id(&mut self, name: &str) -> Result<Option<ObjectId>, BodyError> {
         let Some(text) = self.text(name)? else { return Ok(None) };
         text.parse().map(Some).map_err(|e: crate::id::InvalidObjectId| self.fault(name, &e.to_string()))
     }
 
     /// Takes an object.
+    ///
+    /// # Errors
+    /// It is not an object.
     pub fn object(&mut self, name: &str) -> Result<Option<JsonObject>, BodyError> {
         let Some(raw) = self.take(name) else { return Ok(None) };
         JsonObject::from_raw(raw.into_owned()).map(Some).map_err(|e| self.fault(name, &e.to_string()))
     }
 
     /// Takes a whole number.
+    ///
+    /// # Errors
+    /// It is not one, or beyond a `u32`.
     pub fn whole_number(&mut self, name: &str) -> Result<Option<u32>, BodyError> {
         let Some(raw) = self.take(name) else { return Ok(None) };
         serde_json::from_str(raw.get()).map(Some).map_err(|_| self.fault(name, "must be a whole number"))
     }
 
     /// Takes `true` or `false` of a body; false if absent.
+    ///
+    /// # Errors
+    /// It is neither.
     pub fn flag(&mut self, name: &str) -> Result<bool, BodyError> {
         let Some(raw) = self.take(name) else { return Ok(false) };
         serde_json::from_str(raw.get()).map_err(|_| self.fault(name, "must be true or false"))
     }
 
     /// Takes `true` or `false` of a body.
+    ///
+    /// # Errors
+    /// It is neither.
     pub fn optional_flag(&mut self, name: &str) -> Result<Option<bool>, BodyError> {
         let Some(raw) = self.take(name) else { return Ok(None) };
         serde_json::from_str(raw.get()).map(Some).map_err(|_| self.fault(name, "must be true or false"))
     }
 
     /// Takes a text that is not empty and may be longer than other texts.
+    ///
+    /// # Errors
+    /// It is not a string, or too long.
     pub fn long_text(&mut self, name: &str, max_bytes: usize) -> Result<Option<String>, BodyError> {
         let Some(raw) = self.take(name) else { return Ok(None) };
         let text: String = serde_json::from_str(raw.get()).map_err(|_| self.fault(name, "must be a string"))?;
@@ -194,6 +221,9 @@ impl<'a> Fields<'a> {
     }
 
     /// Takes the address of a lead of a call event, which may leave out the project: it is the client's.
+    ///
+    /// # Errors
+    /// No lead is addressed, or one of another project.
     pub fn address_in(&mut self, project_id: ObjectId) -> Result<Address, BodyError> {
         let lead_id = self.id("leadId")?;
         let reference_id = self.text("referenceId")?;
@@ -219,6 +249,9 @@ impl<'a> Fields<'a> {
     }
 
     /// Takes the address of a lead, which must be in this project; none leaves that check to the reader of the body.
+    ///
+    /// # Errors
+    /// No lead is addressed, or one of another project.
     pub fn address(&mut self, project_id: Option<ObjectId>) -> Result<Address, BodyError> {
         let lead_id = self.id("leadId")?;
         let reference_id = self.text("referenceId")?;
@@ -265,6 +298,9 @@ impl<'a> Fields<'a> {
     }
 
     /// Refuses fields that were not taken.
+    ///
+    /// # Errors
+    /// There is one.
     pub fn refuse_rest(&mut self) -> Result<(), BodyError> {
         match self.rest().keys().next() {
             None => Ok(()),

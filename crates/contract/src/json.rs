@@ -47,6 +47,9 @@ pub fn redacted_error(error: &serde_json::Error) -> String {
 pub const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// Checks a whole JSON text and returns it as `str`, without a byte order mark.
+///
+/// # Errors
+/// The text is not JSON, or holds a value that is rejected.
 pub fn check(mut bytes: &[u8]) -> Result<&str, JsonFault> {
     // A text that went through two such programs has two.
     while let Some(rest) = bytes.strip_prefix(BYTE_ORDER_MARK) {
@@ -188,6 +191,9 @@ pub struct NotAnObject;
 pub type Members<'a> = IndexMap<Cow<'a, str>, Cow<'a, RawValue>>;
 
 /// The members of a text that must be an object.
+///
+/// # Errors
+/// The text is not a JSON object.
 pub fn members(text: &str) -> Result<Members<'_>, serde_json::Error> {
     let mut deserializer = serde_json::Deserializer::from_str(text);
     let members = deserializer.deserialize_map(Collect)?;
@@ -220,11 +226,17 @@ impl JsonObject {
     }
 
     /// Takes a raw value that is an object.
+    ///
+    /// # Errors
+    /// It is not an object.
     pub fn from_raw(raw: Box<RawValue>) -> Result<Self, NotAnObject> {
         if raw.get().starts_with('{') { Ok(Self(raw.into())) } else { Err(NotAnObject) }
     }
 
     /// Takes a text that must be a JSON object. It does not [`check`] the text.
+    ///
+    /// # Errors
+    /// It is not a JSON object.
     pub fn from_text(text: String) -> Result<Self, NotAnObject> {
         Self::from_raw(RawValue::from_string(text).map_err(|_| NotAnObject)?)
     }

@@ -57,6 +57,9 @@ pub struct OperationalData<'a> {
 
 impl OperationalPayload<'_> {
     /// The body of the webhook.
+    ///
+    /// # Errors
+    /// The body cannot be serialized.
     pub fn body(kind: DeliveryKind, at: Timestamp, data: OperationalData<'_>) -> serde_json::Result<String> {
         serde_json::to_string(&OperationalPayload { kind: kind.as_str(), timestamp: at.to_iso(), data })
     }

@@ -97,6 +97,9 @@ impl PackBudget {
 }
 
 /// The message that holds these commands. Their payloads must be JSON.
+///
+/// # Errors
+/// A text does not serialize, which no text does.
 pub fn write<'a>(commands: impl IntoIterator<Item = &'a PackedCommand>) -> serde_json::Result<Bytes> {
     let mut text = BEGIN.to_vec();
     for (index, PackedCommand { subject, traceparent, payload }) in commands.into_iter().enumerate() {
@@ -114,8 +117,10 @@ pub fn write<'a>(commands: impl IntoIterator<Item = &'a PackedCommand>) -> serde
     Ok(text.into())
 }
 
-/// The commands of a message. Their payloads share its memory. A payload is only known to be JSON: whether it is a
-/// command is for its reader to check.
+/// The commands of a message. Their payloads share its memory.
+///
+/// # Errors
+/// The message is no pack. A payload is only known to be JSON: whether it is a command is for its reader to check.
 pub fn read(message: &Bytes) -> Result<Vec<PackedCommand>, InvalidPack> {
     let pack: CommandPack<'_> =
         serde_json::from_slice(message).map_err(|e| InvalidPack::Unreadable(crate::json::redacted_error(&e)))?;

@@ -24,6 +24,9 @@ pub enum PhoneFault {
 /// Checks a phone number and returns it as it is stored: as it is written, without characters that have no glyph or cannot be typed. Spaces and
 /// hyphens of any kind become plain ones; zero-width characters and direction marks, which come with copied numbers, are
 /// removed.
+///
+/// # Errors
+/// Why it is none.
 pub fn parse(text: &str) -> Result<String, PhoneFault> {
     let plain = |c: char| match c {
         '\u{2010}'..='\u{2015}' | '\u{2212}' => '-',

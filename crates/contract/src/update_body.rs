@@ -36,11 +36,17 @@ pub struct UpdateBody {
 
 impl UpdateBody {
     /// Parses a body of a client of this project. None leaves the check of the project to the next reader.
+    ///
+    /// # Errors
+    /// The body is not an update of a lead of this project.
     pub fn parse(body: &[u8], project_id: Option<ObjectId>) -> Result<Self, BodyError> {
         Self::from_fields(Fields::from_json(body)?, project_id)
     }
 
     /// Parses a line of many updates, where names that begin with `$` are reserved.
+    ///
+    /// # Errors
+    /// The line is not an update of a lead of this project, or has an unknown reserved name.
     pub fn parse_line(line: &[u8], project_id: Option<ObjectId>) -> Result<Self, BodyError> {
         let mut fields = Fields::from_json(line)?;
         let version = fields.whole_number(EXPECTED_VERSION)?;
@@ -102,6 +108,9 @@ pub fn reserved(name: &str) -> BodyError {
 }
 
 /// Parses the version that a lead must have, from a header or a cell of this name.
+///
+/// # Errors
+/// The text is not a version.
 pub fn parse_expected_version(name: &str, text: &str) -> Result<u32, BodyError> {
     let digits = Some(text.trim()).filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
     digits
@@ -110,6 +119,9 @@ pub fn parse_expected_version(name: &str, text: &str) -> Result<u32, BodyError> 
 }
 
 /// Parses the state that a lead must be in, from a header or a parameter of this name.
+///
+/// # Errors
+/// The text is empty, or no state has such a name.
 pub fn parse_expected_state(name: &str, text: &str) -> Result<String, BodyError> {
     match text {
         "" => Err(BodyError::field(name, EMPTY)),

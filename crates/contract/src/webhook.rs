@@ -44,6 +44,9 @@ impl EventKind {
 
 impl DeliveryKind {
     /// The body of its deliveries; none if the completion event does not mean this kind.
+    ///
+    /// # Errors
+    /// The body cannot be serialized.
     pub fn body(self, event: &CompletionEvent) -> serde_json::Result<Option<String>> {
         if !EventKind::ALL.iter().any(|kind| kind.delivery() == self && kind.occurred(event)) {
             return Ok(None);

@@ -123,6 +123,10 @@ struct Settings {
 
 impl LocalNats {
     /// Starts the server and waits until it accepts a client.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] without nats-server; [`Error::InUse`] when another process has the directory;
+    /// [`Error::Died`] or [`Error::NotReady`] with its log when it does not start.
     pub async fn start(options: NatsOptions, say: Say<'_>) -> Result<Self, Error> {
         let program = options.program.map_or_else(programs::nats_server, Ok)?;
         let version = version(&program).await?;
@@ -166,6 +170,9 @@ impl LocalNats {
     }
 
     /// Connects a client. `async_nats::connect` ignores the user and password in the URL.
+    ///
+    /// # Errors
+    /// The server does not run.
     pub async fn connect(&self) -> Result<Client, ConnectError> {
         connect(&self.settings, self.port).await
     }
@@ -206,22 +213,33 @@ impl LocalNats {
     }
 
     /// Resolves when the server ends for any reason. Cancel-safe.
+    ///
+    /// # Errors
+    /// The system cannot wait for it.
     pub async fn exited(&mut self) -> Result<ExitStatus, Error> {
         self.process.exited().await
     }
 
     /// Stops it gracefully; kills it after 15 s.
+    ///
+    /// # Errors
+    /// The system cannot signal or wait.
     pub async fn stop(&mut self) -> Result<ExitStatus, Error> {
         self.process.stop(&[Signal::Term]).await
     }
 
     /// Kills it with SIGKILL.
+    ///
+    /// # Errors
+    /// The system cannot signal or wait.
     pub async fn kill9(&mut self) -> Result<ExitStatus, Error> {
         self.process.stop(&[]).await
     }
 
-    /// Stops it if it runs, and starts it with the same data, port and URL. Fails with [`Error::Died`] when another
-    /// process took the port in the meantime.
+    /// Stops it if it runs, and starts it with the same data, port and URL.
+    ///
+    /// # Errors
+    /// As for [`LocalNats::start`]; and [`Error::Died`] when another process took the port in the meantime.
     pub async fn restart(&mut self) -> Result<(), Error> {
         self.stop().await?;
         self.process = launch(&self.program, &self.home, &self.settings, self.port).await?;
@@ -229,6 +247,9 @@ impl LocalNats {
     }
 
     /// Stops it if it runs, and starts it with an empty store, as after the loss of its disk.
+    ///
+    /// # Errors
+    /// As for [`LocalNats::restart`]; the system cannot remove the store.
     pub async fn restart_empty(&mut self) -> Result<(), Error> {
         self.stop().await?;
         let store = self.home.join(STORE);
@@ -237,6 +258,9 @@ impl LocalNats {
     }
 
     /// Sends a signal, such as [`Signal::Stop`] to freeze it and [`Signal::Cont`] to resume it.
+    ///
+    /// # Errors
+    /// The system cannot signal.
     pub fn signal(&self, signal: Signal) -> Result<(), Error> {
         self.process.signal(signal)
     }

@@ -33,6 +33,9 @@ impl ClusterMember {
 impl LocalNats {
     /// Starts so many servers as one cluster, and waits until they can create streams. `options` are those of each; all have
     /// the same users, and a temporary directory each.
+    ///
+    /// # Errors
+    /// As for [`LocalNats::start`]; [`Error::NotReady`] when the servers elect no leader.
     pub async fn start_cluster(servers: usize, options: NatsOptions, say: Say<'_>) -> Result<Vec<Self>, Error> {
         let free = || port::free().during(|| "looking for a free port".to_owned());
         let peers = (0..servers).map(|_| free()).collect::<Result<Vec<_>, _>>()?;

@@ -24,6 +24,9 @@ struct Claimed {
 
 /// A free port of 127.0.0.1 that no other call returns: never again in this process, and in other processes not before this
 /// one ends. So a server can be stopped and started again on its port.
+///
+/// # Errors
+/// No port is left.
 pub fn free() -> io::Result<u16> {
     static CLAIMED: Mutex<Claimed> = Mutex::new(Claimed { left: 0..0, blocks: 0, marks: Vec::new() });
     let mut claimed = CLAIMED.lock().unwrap_or_else(PoisonError::into_inner);

@@ -82,6 +82,10 @@ struct Settings {
 
 impl LocalPostgres {
     /// Starts the server and waits until it answers a query: about 1 s for a new directory, 0.1 s for an existing one.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] without postgres and initdb; [`Error::InUse`] when another process has the directory;
+    /// [`Error::Died`] or [`Error::NotReady`] with its log when it does not start.
     pub async fn start(options: PostgresOptions, say: Say<'_>) -> Result<Self, Error> {
         let programs = programs::postgres()?;
         let data = options.dir.as_deref().unwrap_or(Path::new("")).join("data");
@@ -132,11 +136,17 @@ impl LocalPostgres {
     }
 
     /// Resolves when the server ends for any reason. Cancel-safe.
+    ///
+    /// # Errors
+    /// The system cannot wait for it.
     pub async fn exited(&mut self) -> Result<ExitStatus, Error> {
         self.process.exited().await
     }
 
     /// Disconnects all clients, writes all buffers to disk and stops; uses stronger signals after 30 s.
+    ///
+    /// # Errors
+    /// The system cannot signal or wait.
     pub async fn stop(&mut self) -> Result<ExitStatus, Error> {
         self.process.stop(&[Signal::Int, Signal::Quit]).await
     }
@@ -144,12 +154,17 @@ impl LocalPostgres {
     /// Stops it and its backends at once, as a crash would: without a checkpoint, so that the next start recovers.
     ///
     /// This is SIGQUIT, Postgres' "immediate" shutdown: after SIGKILL, the backends would keep running for a while.
+    ///
+    /// # Errors
+    /// The system cannot signal or wait.
     pub async fn kill9(&mut self) -> Result<ExitStatus, Error> {
         self.process.stop(&[Signal::Quit]).await
     }
 
-    /// Stops it if it runs, and starts it with the same data, port and URL. Fails with [`Error::Died`] when another
-    /// process took the port in the meantime.
+    /// Stops it if it runs, and starts it with the same data, port and URL.
+    ///
+    /// # Errors
+    /// As for [`LocalPostgres::start`]; and [`Error::Died`] when another process took the port in the meantime.
     pub async fn restart(&mut self) -> Result<(), Error> {
         self.stop().await?;
         self.process = launch(&self.programs, &self.home, &self.settings, &self.password, self.port).await?;
@@ -157,6 +172,9 @@ impl LocalPostgres {
     }
 
     /// Freezes or resumes the postmaster: new connections hang, existing ones keep working.
+    ///
+    /// # Errors
+    /// The system cannot signal.
     pub fn signal(&self, signal: Signal) -> Result<(), Error> {
         self.process.signal(signal)
     }

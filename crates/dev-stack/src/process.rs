@@ -106,6 +106,9 @@ impl Log {
     }
 
     /// The whole log.
+    ///
+    /// # Errors
+    /// The file cannot be read.
     pub fn text(&self) -> io::Result<String> {
         self.last(u64::MAX)
     }
@@ -148,6 +151,9 @@ impl Process {
     /// streams, user) are ignored.
     ///
     /// If the program does not exist, the child exits with 127.
+    ///
+    /// # Errors
+    /// The log cannot be written, or the process cannot be started.
     ///
     /// # Panics
     /// Outside a Tokio runtime.
@@ -203,8 +209,10 @@ impl Process {
         self.watcher_pipe.is_some()
     }
 
-    /// Waits until `probe` returns true. Fails with [`Error::Died`] as soon as the child has ended, and with
-    /// [`Error::NotReady`] after `deadline`, both with the log's end.
+    /// Waits until `probe` returns true.
+    ///
+    /// # Errors
+    /// [`Error::Died`] as soon as the child has ended, [`Error::NotReady`] after `deadline`, both with the log's end.
     pub async fn ready(&mut self, deadline: Duration, probe: impl AsyncFn() -> bool) -> Result<(), Error> {
         let probing = async {
             while !probe().await {
@@ -224,6 +232,9 @@ impl Process {
     }
 
     /// Resolves when the child has ended. Cancel-safe.
+    ///
+    /// # Errors
+    /// The system cannot wait for it.
     pub async fn exited(&mut self) -> Result<ExitStatus, Error> {
         let status = self.child.wait().await.during(|| format!("waiting for {}", self.name))?;
         self.end_watcher().await;
@@ -231,6 +242,9 @@ impl Process {
     }
 
     /// Sends a signal, unless the child is known to have ended.
+    ///
+    /// # Errors
+    /// The system cannot signal.
     pub fn signal(&self, signal: Signal) -> Result<(), Error> {
         // Until the child is waited for, its pid cannot be reused.
         let Some(pid) = self.child.id() else { return Ok(()) };
@@ -238,6 +252,9 @@ impl Process {
     }
 
     /// Sends the signals one after the other, and finally SIGKILL, until the child has ended.
+    ///
+    /// # Errors
+    /// The system cannot signal or wait.
     pub async fn stop(&mut self, signals: &[Signal]) -> Result<ExitStatus, Error> {
         for signal in signals {
             self.signal(*signal)?;
@@ -279,7 +296,10 @@ fn raw(pid: u32) -> Option<rustix::process::Pid> {
 
 /// Stops a server that an earlier owner left running: the process whose pid is on the first line of `pid_file`, if its
 /// command line contains `mark`. If the pid now belongs to another program, only the file is removed: the server that is
-/// about to start would take that program for an instance of its own. Fails if the process survives SIGKILL.
+/// about to start would take that program for an instance of its own.
+///
+/// # Errors
+/// The process cannot be signalled, or survives SIGKILL.
 pub(crate) async fn clear_leftover(
     pid_file: &Path,
     mark: &str,

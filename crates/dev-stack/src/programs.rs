@@ -41,6 +41,10 @@ pub enum Install {
 ///
 /// The installed services are not started now. A machine with systemd starts them at its next boot, unless they are
 /// disabled.
+///
+/// # Errors
+/// [`Error::Missing`] when a program is missing and may not or cannot be installed; [`Error::Command`] when the
+/// installation failed.
 pub async fn ensure_installed(install: Install, say: Say<'_>) -> Result<(), Error> {
     let packages = missing();
     let Some(program) = packages.first() else { return Ok(()) };

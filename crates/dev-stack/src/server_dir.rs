@@ -35,9 +35,10 @@ pub(crate) struct ServerDir {
 impl ServerDir {
     /// Opens `dir`, creating it if necessary; `None` creates a temporary directory. `user` must be able to enter it.
     ///
-    /// A directory that `user` cannot reach is replaced by a symbolic link to one in [`REACHABLE`]. Fails with
-    /// [`Error::InUse`] when another process holds it, and with [`Error::User`] when `user` cannot reach it and it is
-    /// not empty.
+    /// A directory that `user` cannot reach is replaced by a symbolic link to one in [`REACHABLE`].
+    ///
+    /// # Errors
+    /// [`Error::InUse`] when another process holds it; [`Error::User`] when `user` cannot reach it and it is not empty.
     pub(crate) fn open(dir: Option<&Path>, user: Option<User>, say: Say<'_>) -> Result<Self, Error> {
         let (path, temporary) = match dir {
             Some(dir) => (open_reachable(dir, user, say)?, None),

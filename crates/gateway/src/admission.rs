@@ -129,8 +129,10 @@ impl Admission {
         self.lock().log_bytes = u64::try_from(max_bytes).ok().filter(|bytes| *bytes > 0);
     }
 
-    /// Waits until the project may publish more. The work counts until [`Admitted::published`] and then until it is
-    /// applied. Fails if the project's backlog is still too long after `patience`.
+    /// Waits until the project may publish more. The work counts until [`Admitted::published`] and then until it is applied.
+    ///
+    /// # Errors
+    /// The project's backlog is still too long after `patience`.
     pub(crate) async fn admit(
         self: &Arc<Self>,
         project_id: ObjectId,
@@ -199,8 +201,10 @@ impl Admission {
         Some(Admitted { admission: self.clone(), project_id, work })
     }
 
-    /// Counts a request of the project as waiting, with the bytes that it holds, until the result is dropped. Fails if
-    /// too many wait.
+    /// Counts a request of the project as waiting, with the bytes that it holds, until the result is dropped.
+    ///
+    /// # Errors
+    /// Too many wait.
     pub(crate) fn wait_in(&self, project_id: ObjectId, bytes: usize) -> Result<Waiting<'_>, ApiError> {
         let mut state = self.lock();
         let backlog = state.projects.entry(project_id).or_default();

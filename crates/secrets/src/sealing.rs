@@ -162,6 +162,9 @@ impl SealingKeys {
     }
 
     /// The callback with every secret in clear.
+    ///
+    /// # Errors
+    /// One of the secrets cannot be opened.
     pub fn open_callback(&self, project_id: ObjectId, callback: &Callback) -> Result<Callback, OpenError> {
         callback.with_secrets(|field, secret| {
             self.open(&SealingContext { project_id, owner_id: callback.callback_id, field }, secret)
@@ -185,6 +188,9 @@ impl SealingKeys {
     }
 
     /// The source with every secret in clear.
+    ///
+    /// # Errors
+    /// One of the secrets cannot be opened.
     pub fn open_source(&self, project_id: ObjectId, source: &Source) -> Result<Source, OpenError> {
         source.with_secrets(|field, secret| {
             self.open(&SealingContext { project_id, owner_id: source.source_id, field }, secret)

@@ -80,7 +80,10 @@ pub struct SecretsConfig {
 }
 
 impl SecretsConfig {
-    /// Reads the keys. The error does not quote them.
+    /// Reads the keys.
+    ///
+    /// # Errors
+    /// The present key is missing, or one of the keys is invalid. The error does not quote them.
     pub fn keys(&self) -> anyhow::Result<SealingKeys> {
         let is_set = |key: &&Secret| !key.expose().trim().is_empty();
         let Some(present) = self.secrets_key.as_ref().filter(is_set) else {

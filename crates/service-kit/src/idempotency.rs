@@ -16,6 +16,9 @@ use crate::{clock, metrics::age};
 const RECENT_KEYS: u64 = 1000;
 
 /// How long the bucket lasts at the present rate; [`IDEMPOTENCY_AGE`] is for ever.
+///
+/// # Errors
+/// The bucket cannot be read.
 pub async fn bucket_lasts(js: &jetstream::Context) -> anyhow::Result<Duration> {
     let stream = js.get_stream(format!("KV_{IDEMPOTENCY}")).await.context("cannot find the idempotency keys")?;
     Ok(stream_lasts(&stream).await)

@@ -15,6 +15,9 @@ pub const DRAIN_DEADLINE: Duration = Duration::from_secs(20);
 const SUBTASK_DRAIN_DEADLINE: Duration = DRAIN_DEADLINE.saturating_sub(Duration::from_secs(3));
 
 /// Lets subtasks finish before the deadline, then aborts the rest.
+///
+/// # Errors
+/// One of them panicked.
 pub async fn drain(mut subtasks: JoinSet<()>) -> anyhow::Result<()> {
     let finish = async {
         while let Some(ended) = subtasks.join_next().await {
@@ -84,8 +87,10 @@ impl Tasks {
     }
 
     /// Waits until all tasks are done. A task that ends before shutdown, fails or panics stops all of them. After shutdown they
-    /// have `deadline` to drain; then they are aborted. Fails with the task that failed or ended early, or with the
-    /// tasks that did not drain.
+    /// have `deadline` to drain; then they are aborted.
+    ///
+    /// # Errors
+    /// The task that failed or ended early; or tasks that did not drain.
     pub fn run(self, deadline: Duration) -> BoxFuture<'static, anyhow::Result<()>> {
         Box::pin(self.run_until_drained(deadline))
     }

@@ -40,6 +40,9 @@ pub(crate) const ACK_TIMEOUT: Duration = Duration::from_secs(5);
 /// Connects under this name, with inboxes of its own, and retries until NATS accepts; `readiness` follows the connection.
 /// Logs the limitations of the server's version, also after a reconnect to another one. The connection lasts until the
 /// process ends.
+///
+/// # Errors
+/// The configuration is invalid.
 pub fn connect<'a>(
     config: &'a NatsConfig,
     name: &'a str,
@@ -50,6 +53,9 @@ pub fn connect<'a>(
 
 /// A second connection of a service, whose subscriptions hold so many messages each. Its first connection reports the
 /// server's version and whether there is a connection.
+///
+/// # Errors
+/// The configuration is invalid.
 pub fn connect_again<'a>(
     config: &'a NatsConfig,
     name: &'a str,
@@ -182,6 +188,9 @@ pub fn jetstream(client: &Client) -> jetstream::Context {
 
 /// Creates missing streams and buckets. Existing ones stay as they are, except that batches are allowed on a stream that an
 /// older server created.
+///
+/// # Errors
+/// JetStream refuses.
 pub fn create_streams(js: &jetstream::Context, limits: StreamLimits) -> BoxFuture<'_, anyhow::Result<()>> {
     Box::pin(create_missing(js, limits))
 }

@@ -112,8 +112,10 @@ pub fn publish(js: &jetstream::Context, message: OutboundMessage) -> BoxFuture<'
     Box::pin(async { Ok(send(js, message).await?.await?) })
 }
 
-/// Publishes messages in this order without waiting between them, then waits until the stream has them all. After an
-/// error some may be stored: publish all of them again; the stream recognizes duplicates by their message ids.
+/// Publishes messages in this order without waiting between them, then waits until the stream has them all.
+///
+/// # Errors
+/// Some may be stored. Publish all of them again; the stream recognizes duplicates by their message ids.
 pub async fn publish_all(
     js: &jetstream::Context,
     messages: impl IntoIterator<Item = OutboundMessage>,

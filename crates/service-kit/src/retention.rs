@@ -52,6 +52,9 @@ impl fmt::Display for Retention {
 
 /// Purges messages up to `read_up_to` (inclusive): those older than `window`, or all of them if the stream is more than half
 /// full. Returns the number of purged messages.
+///
+/// # Errors
+/// The stream cannot be read or purged.
 pub async fn purge_read(stream: &Stream, read_up_to: u64, now: Timestamp, window: Duration) -> anyhow::Result<u64> {
     let info = stream.get_info().await.context("cannot read the stream's state")?;
     let (first, limit) = (info.state.first_sequence, info.config.max_bytes);

@@ -74,6 +74,9 @@ fn too_many_queries(error: ShareUsed) -> RpcError {
 }
 
 /// Answers the queries of one kind, as a task, until shutdown.
+///
+/// # Errors
+/// The endpoint cannot be registered.
 pub fn serve<'a, Q: Query, F>(
     tasks: &'a mut Tasks,
     service: &'a Service,
@@ -211,6 +214,9 @@ impl From<RequestError> for RpcError {
 
 /// Sends a query and waits for the reply. A repeatable query is sent to one more instance every [`REPEAT_AFTER`] until one
 /// answers: an instance that hangs swallows requests until NATS drops its connection.
+///
+/// # Errors
+/// No instance answered in time, or one answered with an error.
 pub async fn request<Q: Query>(client: &Client, query: &Q) -> Result<Q::Reply, RequestError> {
     let payload = written(Q::SUBJECT, query.to_json())?;
     let reply = match Q::REPEATABLE {
@@ -221,6 +227,9 @@ pub async fn request<Q: Query>(client: &Client, query: &Q) -> Result<Q::Reply, R
 }
 
 /// Sends a request to a subject that is known at run time only. [`request`] is for everything else.
+///
+/// # Errors
+/// No instance answered in time, or one answered with an error.
 pub async fn exchange<Q: Serialize, R: DeserializeOwned>(
     client: &Client,
     subject: &str,

@@ -6,8 +6,10 @@ use std::{collections::BTreeMap, ffi::OsString};
 use anyhow::{Context, bail};
 use clap::{Command, Parser, builder::Resettable};
 
-/// Parses this process's arguments and environment, with secrets from files. Invalid arguments end the process. Fails
-/// if a secret is given both as a value and as a file.
+/// Parses this process's arguments and environment, with secrets from files. Invalid arguments end the process.
+///
+/// # Errors
+/// A file cannot be read, or a secret is given both as a value and as a file.
 pub fn parse<C: Parser>() -> anyhow::Result<C> {
     let secrets = read_secrets(&C::command(), &|name| std::env::var_os(name))?;
     let mut matches = with_secrets(C::command(), &secrets).get_matches();

@@ -60,8 +60,10 @@ impl<K: Hash + Eq + Copy> Pool<K> {
         Arc::new(Self { total, state, freed: Notify::new() })
     }
 
-    /// A permit, if the holder's share allows one more now. Fails if the holder has its share, or others have
-    /// everything.
+    /// A permit, if the holder's share allows one more now.
+    ///
+    /// # Errors
+    /// The holder has its share, or others have everything.
     pub fn try_acquire(self: &Arc<Self>, holder: K) -> Result<Permit<K>, ShareUsed> {
         let mut state = self.lock();
         let own = state.held.get(&holder).copied().unwrap_or_default();

@@ -31,11 +31,17 @@ macro_rules! human {
 }
 
 /// Sends this process's log lines to standard error. Call it once, before anything else.
+///
+/// # Errors
+/// Logging was started before.
 pub fn init(config: &LogConfig) -> anyhow::Result<()> {
     init_to(io::stderr, io::stderr().is_terminal(), config)
 }
 
 /// Sends this process's log lines to a writer, with colours if it is a terminal.
+///
+/// # Errors
+/// Logging was started before.
 pub fn init_to<W>(writer: W, is_terminal: bool, config: &LogConfig) -> anyhow::Result<()>
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,

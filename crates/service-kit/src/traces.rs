@@ -125,6 +125,9 @@ struct Exporting {
 
 impl Traces {
     /// Exports spans if the environment says so. Call it on a runtime.
+    ///
+    /// # Errors
+    /// A variable is invalid, such as an endpoint that is not a URL.
     pub fn from_env(service: &'static str) -> anyhow::Result<Self> {
         let is_set = |name| env::var(name).is_ok_and(|value| !value.is_empty());
         let disabled = env::var("OTEL_SDK_DISABLED").is_ok_and(|value| value.eq_ignore_ascii_case("true"));

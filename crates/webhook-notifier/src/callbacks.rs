@@ -242,8 +242,10 @@ impl Callbacks {
         Ok(process.map(|process| subscribed(&process, event)).unwrap_or_default())
     }
 
-    /// Whether the events of a process, or of a project's updates without one, have known callbacks. Fails if its
-    /// entry, or the one of the fallback callbacks that stand in for it, cannot be read.
+    /// Whether the events of a process, or of a project's updates without one, have known callbacks.
+    ///
+    /// # Errors
+    /// Its entry, or the one of the fallback callbacks that stand in for it, cannot be read.
     pub(crate) async fn check_readable(
         &self,
         project_id: ObjectId,

@@ -29,7 +29,10 @@ pub struct ClientCertificate {
 }
 
 impl ClientCertificate {
-    /// Chain and key as TLS uses them. The error does not quote them.
+    /// Chain and key as TLS uses them.
+    ///
+    /// # Errors
+    /// Why they cannot be used. The text does not quote them.
     pub fn certified_key(&self) -> Result<Arc<CertifiedKey>, String> {
         let key = PrivateKeyDer::from_pem_slice(self.key.expose().as_bytes())
             .map_err(|_| "key is not an unencrypted private key in PEM (PKCS #8, PKCS #1 or SEC 1)")?;

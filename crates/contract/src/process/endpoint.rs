@@ -35,6 +35,9 @@ pub enum UrlFault {
 }
 
 /// Parses the URL of a callback.
+///
+/// # Errors
+/// Why it can never be called.
 pub fn parse_url(text: &str) -> Result<Url, UrlFault> {
     if text.len() > MAX_URL_BYTES {
         return Err(UrlFault::TooLong(text.len()));

@@ -48,6 +48,9 @@ pub struct Source {
 
 impl Source {
     /// The same source with other secrets: each is put through `change`, which seals or opens it.
+    ///
+    /// # Errors
+    /// The first error of `change`.
     pub fn with_secrets<E>(
         &self,
         mut change: impl FnMut(SecretField, &Secret) -> Result<Secret, E>,

@@ -26,6 +26,9 @@ impl Cursor {
     }
 
     /// The place in this list.
+    ///
+    /// # Errors
+    /// It is not a cursor, or it is from another list.
     pub fn place(&self, list: &str) -> Result<String, RpcError> {
         let text = BASE64_URL_SAFE_NO_PAD.decode(&self.0).ok().and_then(|bytes| String::from_utf8(bytes).ok());
         let place = text.as_deref().and_then(|text| text.strip_prefix(list)?.strip_prefix(':'));

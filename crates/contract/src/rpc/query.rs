@@ -23,15 +23,27 @@ pub trait Query: Sized + Send + Sync + 'static {
     // JSON is read and written by the code below, so that it is compiled here and not again in each service.
 
     /// Reads a request.
+    ///
+    /// # Errors
+    /// It is not the JSON of such a request.
     fn from_json(request: &[u8]) -> serde_json::Result<Self>;
 
-    /// Writes the request. Never fails with the queries of this crate: no map has keys that are not texts.
+    /// Writes the request.
+    ///
+    /// # Errors
+    /// None with the queries of this crate: no map has keys that are not texts.
     fn to_json(&self) -> serde_json::Result<Vec<u8>>;
 
     /// Reads a reply.
+    ///
+    /// # Errors
+    /// It is not the JSON of such a reply.
     fn reply_from_json(reply: &[u8]) -> serde_json::Result<Self::Reply>;
 
     /// Writes a reply.
+    ///
+    /// # Errors
+    /// As [`Query::to_json`].
     fn reply_to_json(reply: &Self::Reply) -> serde_json::Result<Vec<u8>>;
 }
 

@@ -113,6 +113,9 @@ impl StatisticsRange {
     }
 
     /// A range of whole steps: `from` is rounded down and `to` up. By default the last 24 hours, by the hour.
+    ///
+    /// # Errors
+    /// The range is empty or too long.
     pub fn new(
         from: Option<Timestamp>,
         to: Option<Timestamp>,
@@ -132,6 +135,9 @@ impl StatisticsRange {
     }
 
     /// Checks the bounds.
+    ///
+    /// # Errors
+    /// The range is empty or too long, or not made of minutes.
     pub fn check(self) -> Result<(), InvalidRange> {
         let length = self.to.millis().saturating_sub(self.from.millis());
         if length <= 0 {
@@ -294,6 +300,9 @@ pub struct CountActivities {
 
 impl CountActivities {
     /// Checks the bounds.
+    ///
+    /// # Errors
+    /// The range is empty or too long, or the offset is none of a time zone.
     pub fn check(&self) -> Result<(), RpcError> {
         let length = self.to.millis().saturating_sub(self.from.millis());
         let fault = if length <= 0 {

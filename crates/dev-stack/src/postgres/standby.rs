@@ -16,6 +16,9 @@ use crate::{
 impl LocalPostgres {
     /// Starts a temporary server that streams from this one, which must have been started with
     /// [`PostgresOptions::replication`](super::PostgresOptions::replication). It has the same users and password.
+    ///
+    /// # Errors
+    /// As for [`LocalPostgres::start`]; or the copy failed.
     pub async fn start_standby(&self, say: Say<'_>) -> Result<Self, Error> {
         let home = ServerDir::open(None, self.home.user(), say)?;
         home.write_private("password", &self.password)?;
@@ -31,6 +34,9 @@ impl LocalPostgres {
 
     /// Makes a former primary a standby of the server that was promoted in its place: undoes what only the former has
     /// (`pg_rewind`), and starts it.
+    ///
+    /// # Errors
+    /// As for [`LocalPostgres::restart`]; or pg_rewind failed.
     pub async fn rewind(&mut self, primary: &Self) -> Result<(), Error> {
         self.stop().await?;
         // pg_rewind lets the server recover first, with the settings of its directory alone.
@@ -48,11 +54,17 @@ impl LocalPostgres {
     }
 
     /// Makes a standby the primary.
+    ///
+    /// # Errors
+    /// It is none, or does not become one.
     pub async fn promote(&self) -> Result<(), Error> {
         self.execute(&format!("SELECT pg_promote(true, {})", START_DEADLINE.as_secs())).await
     }
 
     /// Makes each commit wait until a standby has stored it, or not any more.
+    ///
+    /// # Errors
+    /// The server does not answer.
     pub async fn set_synchronous(&self, synchronous: bool) -> Result<(), Error> {
         let names = if synchronous { "*" } else { "" };
         self.execute(&format!("ALTER SYSTEM SET synchronous_standby_names = '{names}'")).await?;
@@ -60,6 +72,9 @@ impl LocalPostgres {
     }
 
     /// Freezes the server with all its processes, as a host that hangs: it neither answers nor closes connections.
+    ///
+    /// # Errors
+    /// The system cannot signal.
     pub fn freeze(&self) -> Result<(), Error> {
         // The postmaster first, so that it starts no others.
         self.process.signal(Signal::Stop)?;
@@ -67,6 +82,9 @@ impl LocalPostgres {
     }
 
     /// Resumes the server after [`LocalPostgres::freeze`].
+    ///
+    /// # Errors
+    /// The system cannot signal.
     pub fn thaw(&self) -> Result<(), Error> {
         self.signal_children(Signal::Cont)?;
         self.process.signal(Signal::Cont)

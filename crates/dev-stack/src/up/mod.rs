@@ -121,6 +121,9 @@ struct Running {
 
 impl Up {
     /// Runs the stack until a signal, or until a part of it fails.
+    ///
+    /// # Errors
+    /// The first failure: a server or service that does not start, or that ends on its own.
     pub fn run(self, render_timeline: RenderTimeline) -> LocalBoxFuture<'static, anyhow::Result<()>> {
         Box::pin(self.run_until_signal(render_timeline))
     }

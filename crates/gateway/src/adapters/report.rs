@@ -87,7 +87,8 @@ struct CallBody<'a> {
 }
 
 impl<'a> Call<'a> {
-    /// Fails if the metadata names no lead.
+    /// # Errors
+    /// The metadata names no lead.
     pub(super) fn report(
         self,
         kind: OutcomeKind,

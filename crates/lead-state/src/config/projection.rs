@@ -96,8 +96,10 @@ impl Projector {
     }
 
     /// Projects the revisions that are not projected yet, or everything. An entry that cannot be projected holds up no
-    /// other. Keys come first: without them every request is refused. Returns the first error, after every other entry
-    /// was projected or when none can be.
+    /// other. Keys come first: without them every request is refused.
+    ///
+    /// # Errors
+    /// The first error, after every other entry was projected or when none can be.
     pub(crate) async fn project_pending(&self, everything: bool) -> Result<(), ProjectionError> {
         let mut failed = None;
         for sha256 in api_keys::list_to_project(&self.pool, everything).await? {

@@ -44,7 +44,8 @@ const MAX_SHOWN: i64 = 10;
 
 /// Check that every update is accounted for: accepted = succeeded + failed + pending; per callback, announced = delivered +
 /// exhausted + pending + parked; the ledger in the order of the log. Reads Postgres and NATS directly, changes nothing but the
-/// record of its verdict, which `leadctl doctor` and the console show, and can run at any time. Exits with 0 if all invariants hold, 1 if one is violated, 2 if the audit could not run.
+/// record of its verdict, which `leadctl doctor` and the console show, and can run at any time. Exits with 0 if all invariants
+/// hold, 1 if one is violated, 2 if the audit could not run.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  leadctl audit\n  leadctl audit --since 1h --project 6b0426971c73026dafa27e40\n  \
                         leadctl audit --from 2026-01-12T00:00:00Z --to 2026-01-13T00:00:00Z --json")]

@@ -46,6 +46,9 @@ impl EventStream {
     }
 
     /// Waits for the next event. Cancel-safe.
+    ///
+    /// # Errors
+    /// The key may not read events, or an event cannot be parsed.
     pub(crate) async fn next(&mut self) -> anyhow::Result<StreamEvent> {
         loop {
             if let Some(event) = self.step().await? {

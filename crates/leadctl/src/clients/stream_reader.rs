@@ -152,7 +152,10 @@ struct Patience {
 }
 
 impl Patience {
-    /// Waits before the next attempt. Returns the error if there were attempts for long enough.
+    /// Waits before the next attempt.
+    ///
+    /// # Errors
+    /// The error, if there were attempts for long enough.
     async fn pause<E>(&mut self, error: E) -> Result<(), E> {
         if self.since.get_or_insert_with(Instant::now).elapsed() > PATIENCE {
             return Err(error);

@@ -160,8 +160,10 @@ impl Letters {
     /// Replays a letter; returns its sequence in the command log.
     ///
     /// A note is written before and after. The first one is a compare-and-set on the letter's last note, so of two concurrent
-    /// replays one fails. After a crash in between, the first note shows that the letter may have been sent. Fails if
-    /// the letter was not sent, or if that is unknown; the text says which.
+    /// replays one fails. After a crash in between, the first note shows that the letter may have been sent.
+    ///
+    /// # Errors
+    /// The letter was not sent, or it is unknown whether it was; the text says which.
     pub(crate) async fn replay(&self, letter: &Letter, subject: String, body: Bytes) -> anyhow::Result<u64> {
         let number = letter.number;
         let last = letter.replay.map_or(0, |note| note.sequence);

@@ -199,7 +199,10 @@ impl Rows {
         Some(format!("separator: {separator} (--separator overrides it){encoding}"))
     }
 
-    /// Reads the next row; none at the end. Fails if the rest of the file cannot be read.
+    /// Reads the next row; none at the end.
+    ///
+    /// # Errors
+    /// The rest of the file cannot be read.
     pub(crate) fn next(&mut self) -> anyhow::Result<Option<Row>> {
         match self {
             Self::Csv(rows) => rows.next(),

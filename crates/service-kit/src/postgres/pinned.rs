@@ -21,6 +21,9 @@ impl PinnedConnection {
 
     /// Gives the connection out. After a success return it with [`keep`](Self::keep); otherwise it is closed when it is
     /// dropped, and the next call acquires another one.
+    ///
+    /// # Errors
+    /// The pool cannot make a connection.
     pub async fn take(&mut self) -> sqlx::Result<Session> {
         if let Some(session) = self.kept.take() {
             return Ok(session);

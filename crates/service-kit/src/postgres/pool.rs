@@ -71,6 +71,9 @@ struct Inner {
 impl Pool {
     /// A pool that connects on first use, so that a service can start before its database. `settings` are added to those of
     /// every pool.
+    ///
+    /// # Errors
+    /// `DATABASE_URL` cannot be used.
     pub fn new(config: &DatabaseConfig, name: &str, settings: &[(&str, &str)]) -> Result<Self, DatabaseUrlError> {
         let servers = servers(&config.database_url)?;
         let configure = |server: PgConnectOptions| {
@@ -86,7 +89,10 @@ impl Pool {
         })))
     }
 
-    /// A connection of the pool. Fails if there is none within 5 s: Postgres is unavailable, or all are in use.
+    /// A connection of the pool.
+    ///
+    /// # Errors
+    /// There is none within 5 s: Postgres is unavailable, or all are in use.
     pub async fn acquire(&self) -> sqlx::Result<Session> {
         let deadline = Instant::now() + ACQUIRE_DEADLINE;
         let Ok(permit) = timeout_at(deadline, self.0.permits.clone().acquire_owned()).await else {
@@ -122,11 +128,17 @@ impl Pool {
     }
 
     /// Begins a transaction on a connection of the pool.
+    ///
+    /// # Errors
+    /// Postgres is unavailable.
     pub async fn begin(&self) -> sqlx::Result<Transaction> {
         self.acquire().await?.begin().await
     }
 
     /// A connection apart from the pool's, with settings of its own; tried once.
+    ///
+    /// # Errors
+    /// Postgres is unavailable.
     pub async fn connect_apart(&self, name: &str, settings: &[(&str, &str)]) -> sqlx::Result<Session> {
         let configure =
             |server: &PgConnectOptions| server.clone().application_name(name).options(settings.iter().copied());

@@ -48,6 +48,9 @@ impl Schema {
     }
 
     /// Runs the migrations that the database lacks.
+    ///
+    /// # Errors
+    /// A migration failed, or differs from the one that ran under its number.
     pub async fn migrate(&self, pool: &Pool) -> Result<(), SchemaError> {
         let migrated = async {
             let mut session = pool.acquire().await?;
@@ -61,6 +64,9 @@ impl Schema {
     }
 
     /// Runs the migrations that the database lacks, as soon as Postgres is available; `readiness` shows why it is not.
+    ///
+    /// # Errors
+    /// A migration failed, or differs from the one that ran under its number.
     pub async fn migrate_when_available(&self, pool: &Pool, readiness: &Readiness) -> Result<(), SchemaError> {
         retry_until_ready("schema", readiness, async || match self.migrate(pool).await {
             Err(SchemaError::Migrate(_, e)) if is_transient(&e) => Err(error_chain(&e)),
@@ -70,6 +76,9 @@ impl Schema {
     }
 
     /// The versions of the migrations that the database lacks.
+    ///
+    /// # Errors
+    /// The database cannot be read, or one of its migrations differs from this version's.
     pub async fn missing_migrations(&self, pool: &Pool) -> Result<Vec<i64>, SchemaError> {
         let sql = AssertSqlSafe(format!("SELECT version, checksum FROM {}._sqlx_migrations WHERE success", self.name));
         let applied: Vec<(i64, Vec<u8>)> = match sqlx::query_as(sql).fetch_all(pool).await {
@@ -89,6 +98,9 @@ impl Schema {
     }
 
     /// Waits until another program has run the migrations; `readiness` shows which ones are missing.
+    ///
+    /// # Errors
+    /// One of the database's migrations differs from this version's.
     pub async fn wait_until_migrated(&self, pool: &Pool, readiness: &Readiness) -> Result<(), SchemaError> {
         let name = self.name;
         retry_until_ready("schema", readiness, async || match self.missing_migrations(pool).await {

@@ -42,7 +42,10 @@ pub enum DatabaseUrlError {
 
 /// The servers of a `DATABASE_URL`, in its order: usually one; several as `postgres://user@host1:5432,host2:5432/database`.
 /// `target_session_attrs=read-write` is accepted, as clients of libpq need it; a [`Pool`](super::Pool) never uses another
-/// server. Fails if it is not a URL of Postgres, or asks for what is not supported.
+/// server.
+///
+/// # Errors
+/// It is not a URL of Postgres, or asks for what is not supported.
 pub fn servers(database_url: &str) -> Result<Vec<PgConnectOptions>, DatabaseUrlError> {
     let (scheme, rest) = database_url.split_once("://").ok_or(DatabaseUrlError::Scheme)?;
     if !matches!(scheme, "postgres" | "postgresql") {

@@ -83,6 +83,9 @@ impl Session {
     }
 
     /// Begins a transaction.
+    ///
+    /// # Errors
+    /// Postgres is unavailable.
     pub async fn begin(mut self) -> sqlx::Result<Transaction> {
         self.execute("BEGIN").await?;
         let was_private = std::mem::replace(&mut self.private, true);
@@ -90,6 +93,9 @@ impl Session {
     }
 
     /// Checks that the server answers.
+    ///
+    /// # Errors
+    /// It does not.
     pub async fn ping(&mut self) -> sqlx::Result<()> {
         let (raw, mut wait) = self.parts();
         wait.bounded(raw.ping()).await
@@ -115,6 +121,9 @@ impl Session {
     }
 
     /// Runs migrations.
+    ///
+    /// # Errors
+    /// One of them failed, or the server was lost, or the deadline passed.
     // Boxed: otherwise the compiler cannot prove that the future of a service, which runs this, is Send.
     pub(super) fn migrate<'a>(&'a mut self, migrator: &'a Migrator) -> BoxFuture<'a, Result<(), MigrateError>> {
         Box::pin(async move {
@@ -160,8 +169,10 @@ pub struct Transaction {
 }
 
 impl Transaction {
-    /// Commits and returns the session. After an error the transaction has failed, or its outcome is unknown because
-    /// Postgres did not answer.
+    /// Commits and returns the session.
+    ///
+    /// # Errors
+    /// The transaction has failed; or its outcome is unknown, because Postgres did not answer.
     pub async fn commit(mut self) -> sqlx::Result<Session> {
         self.session.execute("COMMIT").await?;
         self.session.private = self.was_private;

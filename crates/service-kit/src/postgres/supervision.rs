@@ -95,8 +95,10 @@ pub async fn until_lost(pool: &Pool) -> sqlx::Error {
 }
 
 impl Supervision {
-    /// Runs until shutdown, and while the service drains: a database that hangs must not hold up the drain. The result
-    /// is that of every task.
+    /// Runs until shutdown, and while the service drains: a database that hangs must not hold up the drain.
+    ///
+    /// # Errors
+    /// None; the result is that of every task.
     pub async fn run(self) -> anyhow::Result<()> {
         let mut probe = None;
         let mut state = State::Available;

@@ -68,6 +68,9 @@ impl ConnectionPool {
 
     /// The pool of a callback with a certificate of its own. It shares neither connections nor TLS sessions with others: an
     /// endpoint knows the client of a connection, and of a resumed session, by the certificate that it began with.
+    ///
+    /// # Errors
+    /// Why the certificate cannot be used.
     pub(crate) fn with_certificate(
         resolver: Resolver,
         mut tls: ClientConfig,

@@ -120,6 +120,9 @@ impl TokenSource {
 
     /// A token that is valid now. `get` requests a new one until the deadline that it is given; at most one call of it is
     /// in flight. Attempts that wait for it share its token, or its failure.
+    ///
+    /// # Errors
+    /// Why there is none.
     pub(crate) async fn token(
         &self,
         deadline: Instant,

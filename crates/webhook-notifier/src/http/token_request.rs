@@ -91,7 +91,10 @@ struct ErrorResponse {
     error_description: Option<String>,
 }
 
-/// The token in a response. The error holds the server's error code.
+/// The token in a response.
+///
+/// # Errors
+/// Why there is none, with the server's error code.
 pub(crate) fn parse_grant(client: &Oauth2Client, status: StatusCode, body: &[u8]) -> Result<Grant, String> {
     if !status.is_success() {
         let answered = format!("the token endpoint answered {status}");
