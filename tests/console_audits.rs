@@ -62,7 +62,7 @@ async fn the_last_audit_is_shown_to_those_whom_it_concerns() {
     let foreign = console.audit_on_board(&of_other, &other_key).await;
     assert!(foreign.starts_with("never"), "{foreign}");
     let (state, finding) = check().await;
-    assert!(state == "failed" && finding.contains("1 violations, only of project"), "{state} {finding}");
+    assert!(state == "failed" && finding.contains("1 violation, only of project"), "{state} {finding}");
 
     // A clean audit of a range replaces neither the audit of all updates, nor the violations of another range.
     stack.leadctl(&["audit", "--since", "1h"]).await.assert_code(1);

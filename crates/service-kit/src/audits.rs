@@ -11,8 +11,6 @@ use futures::{StreamExt, TryStreamExt, stream};
 
 /// How many entries are read at once.
 const READS: usize = 16;
-/// How many entries of projects are read for the list of all. More would make it slow.
-const MAX_LISTED: usize = 100;
 
 /// Records a verdict. A clean one of a range does not replace violations that it did not check again: false if they stay.
 ///
@@ -43,11 +41,12 @@ pub async fn audits_of(
     read_all(&bucket(js).await?, keys(Some(project_id)).into_iter().chain(of_all).collect()).await
 }
 
-/// The last audits of all scopes, the latest first, and how many entries were left out.
+/// The last audits of all scopes, the latest first, with those of at most `max_entries` entries of projects, and how many
+/// entries were left out.
 ///
 /// # Errors
 /// The bucket does not exist or cannot be read.
-pub async fn all_audits(js: &jetstream::Context) -> anyhow::Result<(Vec<AuditRecord>, usize)> {
+pub async fn all_audits(js: &jetstream::Context, max_entries: usize) -> anyhow::Result<(Vec<AuditRecord>, usize)> {
     let bucket = bucket(js).await?;
     let prefix = format!("$KV.{AUDITS}.");
     let subjects = bucket.stream.info_with_subjects(format!("{prefix}>")).await.context("cannot list the audits")?;
@@ -56,8 +55,8 @@ pub async fn all_audits(js: &jetstream::Context) -> anyhow::Result<(Vec<AuditRec
     let of_all = keys(None);
     let mut of_projects = listed.context("cannot list the audits")?;
     of_projects.retain(|key| !of_all.contains(key));
-    let left_out = of_projects.len().saturating_sub(MAX_LISTED);
-    of_projects.truncate(MAX_LISTED);
+    let left_out = of_projects.len().saturating_sub(max_entries);
+    of_projects.truncate(max_entries);
     Ok((read_all(&bucket, of_all.into_iter().chain(of_projects).collect()).await?, left_out))
 }
 

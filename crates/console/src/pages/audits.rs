@@ -11,6 +11,9 @@ use crate::{
     visit::Visit,
 };
 
+/// How many entries of projects the page of the system reads. More would make it slow.
+const MAX_ENTRIES: usize = 100;
+
 /// The last audits of all scopes.
 pub(super) struct Audits {
     /// The latest first.
@@ -27,7 +30,7 @@ pub(super) async fn of_project(visit: &Visit, project_id: ObjectId) -> Result<Ve
 
 /// The last audits of all scopes.
 pub(super) async fn all(broker: &Broker) -> Result<Audits, Fault> {
-    let (last, left_out) = all_audits(&broker.js).await.map_err(unavailable)?;
+    let (last, left_out) = all_audits(&broker.js, MAX_ENTRIES).await.map_err(unavailable)?;
     Ok(Audits { last, left_out })
 }
 

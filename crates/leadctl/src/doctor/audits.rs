@@ -11,7 +11,8 @@ const CHECK: &str = "last audit";
 
 /// One check for the last audit, or for each last audit that found violations.
 pub(super) async fn examine(js: &jetstream::Context) -> Vec<Check> {
-    match all_audits(js).await {
+    // All entries: one that is left out may have violations.
+    match all_audits(js, usize::MAX).await {
         Ok((audits, _)) => judge(&audits),
         Err(e) => vec![Check::unknown(CHECK, format!("{e:#}"))],
     }
@@ -41,7 +42,8 @@ fn clean(audit: &AuditRecord) -> String {
 fn violated(audit: &AuditRecord) -> Check {
     let AuditRecord { ended_at, violations, worst, project_id, .. } = audit;
     let worst = worst.as_deref().unwrap_or("unknown");
-    let finding = format!("{}, {violations} violations{}, most of {worst}", output::minute(*ended_at), scope(audit));
+    let noun = if *violations == 1 { "violation" } else { "violations" };
+    let finding = format!("{}, {violations} {noun}{}, most of {worst}", output::minute(*ended_at), scope(audit));
     let project = project_id.map(|id| format!(" --project {id}")).unwrap_or_default();
     Check::failed(
         CHECK,
