@@ -122,7 +122,11 @@ fn main() -> anyhow::Result<()> {
 async fn measure(cli: &Cli) -> anyhow::Result<()> {
     scenarios::progress("building the services, which takes minutes the first time");
     // Together with the bench, so that shared dependencies have the same features and are built once.
-    test_support::build(&["bench", "console", "gateway", "lead-state", "webhook-notifier"]);
+    let mut packages = vec!["bench", "gateway", "lead-state", "webhook-notifier"];
+    if cli.scenario == Scenario::Console {
+        packages.push("console");
+    }
+    test_support::build(&packages);
     let mut report = Report::default();
     {
         let (nats, postgres) = tokio::try_join!(stack::nats(false), stack::postgres())?;
