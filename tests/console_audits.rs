@@ -1,5 +1,11 @@
 //! The last audits: recorded by `leadctl audit`, shown by the console and by `leadctl doctor`.
 
+use contract::{Timestamp, audit::AuditRecord};
+use service_kit::{
+    audits::{audits_of, record_audit},
+    clock,
+};
+
 use crate::{
     console::{Console, Project, project},
     nats_permissions::stack_on,
@@ -88,4 +94,31 @@ async fn a_verdict_that_cannot_be_recorded_is_said_and_not_hidden() {
 
     assert_eq!(run.code, 0, "{run:?}");
     assert!(run.stdout.contains("CLEAN: all") && run.stderr.contains("this verdict could not be recorded"), "{run:?}");
+}
+
+#[tokio::test]
+async fn an_audit_that_ends_at_the_same_moment_hides_no_violation() {
+    let stack = Stack::start().await;
+    let js = stack.js();
+    for began in 0..20 {
+        let at = Timestamp::from_millis;
+        let violated = AuditRecord {
+            project_id: Some(clock::new_id()),
+            from: Some(at(0)),
+            to: None,
+            began_at: at(began),
+            ended_at: at(began + 1),
+            updates: 1,
+            unchecked: 0,
+            violations: 1,
+            worst: None,
+        };
+        let clean = AuditRecord { violations: 0, ..violated.clone() };
+
+        let (first, second) = tokio::join!(record_audit(&js, &clean), record_audit(&js, &violated));
+        first.and(second).expect("recorded");
+
+        let project_id = violated.project_id.expect("a project");
+        assert_eq!(audits_of(&js, project_id, false).await.expect("audits"), [violated]);
+    }
 }

@@ -1,7 +1,11 @@
 //! Records the verdicts of audits, and reads them. See [`contract::audit`].
 
 use anyhow::Context;
-use async_nats::jetstream::{self, kv::Store};
+use async_nats::jetstream::{
+    self,
+    kv::{Operation, Store, UpdateErrorKind},
+};
+use bytes::Bytes;
 use contract::{
     ObjectId,
     audit::{AuditRecord, keys, latest},
@@ -11,21 +15,34 @@ use futures::{StreamExt, TryStreamExt, stream};
 
 /// How many entries are read at once.
 const READS: usize = 16;
+/// How often a verdict is written again because others were recorded at the same moment.
+const ATTEMPTS: usize = 20;
 
 /// Records a verdict. A clean one of a range does not replace violations that it did not check again: false if they stay.
 ///
 /// # Errors
-/// The bucket does not exist, or cannot be read or written.
+/// The bucket does not exist, or cannot be read or written; or other audits record their verdicts without a pause.
 pub async fn record_audit(js: &jetstream::Context, record: &AuditRecord) -> anyhow::Result<bool> {
     let bucket = bucket(js).await?;
     let key = record.key();
-    let known = read(&bucket, &key).await?;
-    if known.is_some_and(|known| record.is_clean() && !known.is_clean() && !record.replaces(&known)) {
-        return Ok(false);
+    let value = Bytes::from(serde_json::to_vec(record).context("cannot write the verdict as JSON")?);
+    for _ in 0..ATTEMPTS {
+        let entry = bucket.entry(&key).await.with_context(|| format!("cannot read the audit {key}"))?;
+        let (known, revision) = match entry {
+            Some(entry) if entry.operation == Operation::Put => (Some(parse(&key, &entry.value)?), entry.revision),
+            Some(deleted) => (None, deleted.revision),
+            None => (None, 0),
+        };
+        if known.is_some_and(|known| record.is_clean() && !known.is_clean() && !record.replaces(&known)) {
+            return Ok(false);
+        }
+        match bucket.update(&key, value.clone(), revision).await {
+            // Another audit was recorded in between.
+            Err(e) if e.kind() == UpdateErrorKind::WrongLastRevision => {}
+            written => return written.map(|_| true).context("cannot write the verdict"),
+        }
     }
-    let entry = serde_json::to_vec(record).context("cannot write the verdict as JSON")?;
-    bucket.put(key, entry.into()).await.context("cannot write the verdict")?;
-    Ok(true)
+    anyhow::bail!("{ATTEMPTS} times another audit was recorded at the same moment")
 }
 
 /// The last audits of a project, the latest first; with those of all projects if wanted.
@@ -70,7 +87,10 @@ async fn read_all(bucket: &Store, keys: Vec<String>) -> anyhow::Result<Vec<Audit
 }
 
 async fn read(bucket: &Store, key: &str) -> anyhow::Result<Option<AuditRecord>> {
-    let entry = bucket.get(key).await.with_context(|| format!("cannot read the audit {key}"))?;
-    let Some(entry) = entry else { return Ok(None) };
-    serde_json::from_slice(&entry).map(Some).with_context(|| format!("the record of the audit {key} is not one"))
+    let value = bucket.get(key).await.with_context(|| format!("cannot read the audit {key}"))?;
+    value.map(|value| parse(key, &value)).transpose()
+}
+
+fn parse(key: &str, value: &[u8]) -> anyhow::Result<AuditRecord> {
+    serde_json::from_slice(value).with_context(|| format!("the record of the audit {key} is not one"))
 }
