@@ -38,8 +38,10 @@ pub(crate) async fn submit(State(app): State<Arc<App>>, request: Request) -> Res
         Err(fault) => return show(&[], Some(&fault)),
     };
     // An operator who adds a key on a page of an action stays an operator; the login page signs in from the start.
-    let operator =
-        session.filter(|session| session.role == Role::Operator && respond::check_form_token(session, &fields).is_ok());
+    // A portal session that cannot be read now is no operator's.
+    let operator = session
+        .unwrap_or_default()
+        .filter(|session| session.role == Role::Operator && respond::check_form_token(session, &fields).is_ok());
     match sign_in(&app, operator.as_ref(), &fields).await {
         Ok(cookie) => with_cookie(respond::see_other(local_path(field(&fields, "next"))), cookie),
         // A token that failed once fails again: the form for keys follows.
@@ -50,7 +52,7 @@ pub(crate) async fn submit(State(app): State<Arc<App>>, request: Request) -> Res
 /// `POST /logout`.
 pub(crate) async fn end(State(app): State<Arc<App>>, request: Request) -> Response {
     let session = Session::of(&app, request.headers(), clock::now()).await;
-    let ended = respond::form(&app, request).await.and_then(|fields| match &session {
+    let ended = respond::form(&app, request).await.and_then(|fields| match &session? {
         Some(session) => respond::check_form_token(session, &fields),
         None => Ok(()),
     });
@@ -94,7 +96,9 @@ fn field<'a>(fields: &'a [(String, String)], name: &str) -> Option<&'a str> {
 
 /// Where to go after the login: a path of the console, never another site.
 fn local_path(next: Option<&str>) -> &str {
-    let is_local = |path: &&str| path.starts_with('/') && !path.starts_with("//") && !path.contains(['\\', '\r', '\n']);
+    // Browsers read a backslash as a slash, and leave out tabs and line breaks (WHATWG URL, basic URL parser).
+    let is_refused = |c: char| c == '\\' || c.is_control();
+    let is_local = |path: &&str| path.starts_with('/') && !path.starts_with("//") && !path.contains(is_refused);
     next.filter(is_local).unwrap_or("/")
 }
 
@@ -156,6 +160,7 @@ mod tests {
             (Some("/p/1?q=2"), "/p/1?q=2"),
             (Some("//evil.example"), "/"),
             (Some("/\\evil.example"), "/"),
+            (Some("/\t/evil.example"), "/"),
             (Some("https://evil.example"), "/"),
             (Some("/a\r\nset-cookie: x"), "/"),
         ] {
