@@ -41,6 +41,8 @@ async fn the_last_audit_is_shown_to_those_whom_it_concerns() {
     let never = console.audit_on_board(&project, &operator).await;
     assert_eq!(never, "never: run <code>leadctl audit</code>");
     assert_eq!(check().await.0, "unknown");
+    let system = console.get("/system", &operator).await.text;
+    assert!(!system.contains("cannot be read"), "no audit, and no dead letter: {system}");
     let unable = ["audit", "--database-url", "postgres://127.0.0.1:1/none"];
     assert_eq!(stack.leadctl(&unable).await.code, 2);
     assert_eq!(console.audit_on_board(&project, &operator).await, never, "an audit that could not run");

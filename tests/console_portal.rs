@@ -64,7 +64,7 @@ async fn other_process(stack: &Stack, project: &Project) -> (String, String) {
 
 #[tokio::test]
 async fn a_portal_link_shows_its_callback_and_nothing_else() {
-    let (stack, project, console, maker) = signed_in().await;
+    let (mut stack, project, console, maker) = signed_in().await;
     let (other_callback, other_delivery) = other_process(&stack, &project).await;
 
     let token = console.share(&project.callback(), &maker, "hours=24").await;
@@ -115,6 +115,11 @@ async fn a_portal_link_shows_its_callback_and_nothing_else() {
     }
     assert_eq!(console.get("/portal", &maker).await.status, StatusCode::NOT_FOUND);
     assert_eq!(stack.receiver.requests().len(), 2);
+
+    // An outage does not end the session: the visitor has no API key to sign in with.
+    stack.nats.stop().await.expect("stopped");
+    let page = console.get("/portal", &visitor).await;
+    assert_eq!((page.status, page.location.as_str()), (StatusCode::SERVICE_UNAVAILABLE, ""), "{}", page.text);
 }
 
 #[tokio::test]

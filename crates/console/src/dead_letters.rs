@@ -100,6 +100,10 @@ async fn open(js: &jetstream::Context) -> Result<Stream, Fault> {
 }
 
 async fn read(stream: &Stream, sequence: u64) -> Result<Option<StreamMessage>, Fault> {
+    // A stream that never had a message ends at 0, which the server refuses to look up.
+    if sequence == 0 {
+        return Ok(None);
+    }
     optional(stream.get_raw_message(sequence).await)
 }
 

@@ -55,8 +55,10 @@ pub(crate) async fn stream(
     render: Render,
 ) -> Response {
     let refuse = |status: StatusCode, text: &str| (status, text.to_owned()).into_response();
-    let Some(session) = Session::of(&app, &headers, clock::now()).await else {
-        return refuse(StatusCode::FORBIDDEN, "There is no session.");
+    let session = match Session::of(&app, &headers, clock::now()).await {
+        Ok(Some(session)) => session,
+        Ok(None) => return refuse(StatusCode::FORBIDDEN, "There is no session."),
+        Err(fault) => return refuse(fault.status(), &fault.to_string()),
     };
     if !app.visit_rate.admits(&session.visitor()) {
         return visit_rate::refusal();
@@ -126,9 +128,9 @@ impl PageStream {
             () = self.app.shutdown.cancelled() => return None,
         }
         // A revoked key ends its session.
-        let session = Session::of(&self.app, &self.headers, clock::now()).await?;
+        let session = Session::of(&self.app, &self.headers, clock::now()).await.transpose()?;
         let snapshot = tokio::select! {
-            snapshot = self.snapshot(session) => snapshot,
+            snapshot = async { self.snapshot(session?).await } => snapshot,
             () = self.app.shutdown.cancelled() => return None,
         };
         match snapshot {

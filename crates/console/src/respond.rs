@@ -95,7 +95,11 @@ where
     F: Future<Output = Result<Page, Fault>>,
 {
     let now = clock::now();
-    let Some(session) = Session::of(&app, &headers, now).await else {
+    let session = match Session::of(&app, &headers, now).await {
+        Ok(session) => session,
+        Err(fault) => return fault_page(&fault, None),
+    };
+    let Some(session) = session else {
         if app.broker.get().is_none() || !app.keys.is_complete() {
             let fault = Fault::Unavailable("The console is starting. Reload the page in a moment.".into());
             return fault_page(&fault, None);

@@ -133,18 +133,30 @@ impl Role {
     }
 }
 
-impl Session {
-    /// The session of a request, if it has a valid one.
-    pub(crate) async fn of(app: &App, headers: &HeaderMap, now: Timestamp) -> Option<Self> {
+impl Sealed {
+    /// What the cookie of a request holds, if it is not over.
+    fn of(app: &App, headers: &HeaderMap, now: Timestamp) -> Option<Self> {
         let name = cookie_name(&app.public);
         let cookies = headers.get_all(COOKIE).iter().filter_map(|value| value.to_str().ok());
         let mut pairs = cookies.flat_map(|cookies| cookies.split(';')).filter_map(|pair| pair.trim().split_once('='));
         let (_, token) = pairs.find(|(known, _)| *known == name)?;
         let clear = app.session_key.open(PURPOSE, token)?;
-        let sealed: Sealed = serde_json::from_slice(&clear).ok().filter(|sealed: &Sealed| now < sealed.ends_at)?;
-        if let Some(token) = &sealed.portal {
-            return Self::of_portal(app, token.expose(), sealed.form_token, now).await;
+        serde_json::from_slice(&clear).ok().filter(|sealed: &Self| now < sealed.ends_at)
+    }
+}
+
+impl Session {
+    /// The session of a request, if it has a valid one. Fails if that cannot be known, because the portal link of the
+    /// session cannot be read.
+    pub(crate) async fn of(app: &App, headers: &HeaderMap, now: Timestamp) -> Result<Option<Self>, Fault> {
+        let Some(sealed) = Sealed::of(app, headers, now) else { return Ok(None) };
+        match &sealed.portal {
+            Some(token) => Self::of_portal(app, token.expose(), sealed.form_token, now).await,
+            None => Ok(Self::of_login(app, sealed, now)),
         }
+    }
+
+    fn of_login(app: &App, sealed: Sealed, now: Timestamp) -> Option<Self> {
         let credential =
             sealed.api_key.and_then(|secret| Some(Credential { key: valid_key(app, &secret, now)?, secret }));
         let role = match (sealed.login, &credential) {
@@ -157,15 +169,21 @@ impl Session {
     }
 
     /// The session of a portal link that was not revoked, and whose API key is valid.
-    async fn of_portal(app: &App, token: &str, form_token: String, now: Timestamp) -> Option<Self> {
-        let link = portal_link::find(&app.broker().ok()?.js, token, now).await.ok()?;
-        if let Some(hash) = &link.key_sha256 {
-            app.keys.get(hash).filter(|key| key.is_valid(now))?;
+    async fn of_portal(app: &App, token: &str, form_token: String, now: Timestamp) -> Result<Option<Self>, Fault> {
+        let link = match portal_link::find(&app.broker()?.js, token, now).await {
+            Ok(link) => link,
+            Err(Fault::Refused(_)) => return Ok(None),
+            Err(fault) => return Err(fault),
+        };
+        if let Some(hash) = &link.key_sha256
+            && app.keys.get(hash).is_none_or(|key| !key.is_valid(now))
+        {
+            return Ok(None);
         }
         let secret = portal_link::open_key(token, &link);
         let credential = secret.and_then(|secret| Some(Credential { key: valid_key(app, &secret, now)?, secret }));
         let role = Role::Portal(Arc::new(Portal::new(&link, token)));
-        Some(Self { role, form_token, ends_at: link.ends_at, credential })
+        Ok(Some(Self { role, form_token, ends_at: link.ends_at, credential }))
     }
 
     /// Refuses visitors who may only look. Every action is behind it, its page and its form.
@@ -335,15 +353,15 @@ pub(crate) mod tests {
 
         assert!(cookie.to_str().unwrap().ends_with("; Path=/; Max-Age=43200; HttpOnly; SameSite=Strict; Secure"));
         assert!(cookie.to_str().unwrap().starts_with("__Host-leadrelay="));
-        assert_eq!(Session::of(&app, &headers(&cookie), now).await.unwrap().role, Role::Key(Arc::new(key())));
-        assert!(Session::of(&app, &headers(&cookie), now.plus(SESSION_AGE)).await.is_none());
-        assert!(Session::of(&app, &headers(&no_cookie(&app)), now).await.is_none());
+        assert_eq!(Session::of(&app, &headers(&cookie), now).await.unwrap().unwrap().role, Role::Key(Arc::new(key())));
+        assert!(Session::of(&app, &headers(&cookie), now.plus(SESSION_AGE)).await.unwrap().is_none());
+        assert!(Session::of(&app, &headers(&no_cookie(&app)), now).await.unwrap().is_none());
         let unknown = new_cookie(&app, SignedIn::Key("lr_2".into()), now);
-        assert!(Session::of(&app, &headers(&unknown), now).await.is_none());
+        assert!(Session::of(&app, &headers(&unknown), now).await.unwrap().is_none());
         let revoked = ApiKey { revoked_at: Some(now), ..key() };
-        assert!(Session::of(&super::tests::app(true, revoked), &headers(&cookie), now).await.is_none());
+        assert!(Session::of(&super::tests::app(true, revoked), &headers(&cookie), now).await.unwrap().is_none());
         let operator = new_cookie(&app, SignedIn::Link(LoginRole::Operator), now);
-        assert_eq!(Session::of(&app, &headers(&operator), now).await.unwrap().role, Role::Operator);
+        assert_eq!(Session::of(&app, &headers(&operator), now).await.unwrap().unwrap().role, Role::Operator);
     }
 
     #[tokio::test]
@@ -352,7 +370,7 @@ pub(crate) mod tests {
         let app = app(true, key());
         let cookie = new_cookie(&app, SignedIn::Link(LoginRole::Viewer), now);
 
-        let session = Session::of(&app, &headers(&cookie), now).await.unwrap();
+        let session = Session::of(&app, &headers(&cookie), now).await.unwrap().unwrap();
 
         assert_eq!((session.role.clone(), session.name()), (Role::Viewer, "viewer".into()));
         assert_eq!(session.role.check(ObjectId::from_bytes([0x22; 12]), Scope::ConfigRead), Ok(()));
@@ -366,18 +384,19 @@ pub(crate) mod tests {
         let app = app(true, key());
         let session = Session::of(&app, &headers(&new_cookie(&app, SignedIn::Link(LoginRole::Operator), now)), now)
             .await
+            .unwrap()
             .unwrap();
         assert!(session.credential(PROJECT, Scope::LeadsRead).is_err());
 
         let later = now.plus(SESSION_AGE / 2);
         let cookie = new_cookie(&app, SignedIn::OperatorWith("lr_1".into(), &session), later);
 
-        let session = Session::of(&app, &headers(&cookie), later).await.unwrap();
+        let session = Session::of(&app, &headers(&cookie), later).await.unwrap().unwrap();
         assert_eq!((session.role.clone(), session.name()), (Role::Operator, "operator with key crm".into()));
         assert_eq!(session.credential(PROJECT, Scope::LeadsRead).unwrap().expose(), "lr_1");
         assert!(session.credential(PROJECT, Scope::LeadsWrite).is_err(), "another scope");
         assert!(session.credential(ObjectId::from_bytes([0x22; 12]), Scope::LeadsRead).is_err(), "another project");
-        assert!(Session::of(&app, &headers(&cookie), now.plus(SESSION_AGE)).await.is_none());
+        assert!(Session::of(&app, &headers(&cookie), now.plus(SESSION_AGE)).await.unwrap().is_none());
     }
 
     #[test]

@@ -179,9 +179,8 @@ pub(super) fn render_callback(
         }
         (live_rows("deliveries", &html! {
             @match deliveries {
-                Ok(page) if page.items.is_empty() => p { "None." },
                 Ok(page) => {
-                    (delivery_rows(&page.items))
+                    @if page.items.is_empty() { p { "None." } } @else { (delivery_rows(&page.items)) }
                     (next_page(&path, &[("status", status.map(|status| status.to_string()))], page.next.as_ref()))
                 }
                 Err(fault) => (crate::view::parts::notice(fault)),
