@@ -54,6 +54,30 @@ impl AuditRecord {
             && self.from.is_none_or(|from| other.from.is_some_and(|other| from <= other))
             && self.to.is_none_or(|to| other.to.is_some_and(|other| to >= other))
     }
+
+    /// What to store in the entry of the last verdict `known`; none if that one stays. Violations stay until an audit covers
+    /// them again: a clean audit of another range does not replace them, and violations of another range join them.
+    pub fn after(&self, known: &Self) -> Option<Self> {
+        if known.is_clean() || self.is_whole() && !self.is_clean() || self.replaces(known) {
+            return Some(self.clone());
+        }
+        (!self.is_clean()).then(|| {
+            let (from, to) = (self.from.zip(known.from), self.to.zip(known.to));
+            let to = to.map(|(one, other)| one.max(other));
+            let from = from.map(|(one, other)| one.min(other));
+            Self {
+                // All of the log's time, and yet no audit of all updates.
+                from: from.or_else(|| to.is_none().then(|| Timestamp::from_millis(0))),
+                to,
+                began_at: self.began_at.min(known.began_at),
+                ended_at: self.ended_at.max(known.ended_at),
+                updates: self.updates + known.updates,
+                unchecked: self.unchecked + known.unchecked,
+                violations: self.violations + known.violations,
+                ..if self.violations < known.violations { known.clone() } else { self.clone() }
+            }
+        })
+    }
 }
 
 /// The keys of the entries of a project, or of those of all projects: for audits of all updates, and of a range.
@@ -103,6 +127,24 @@ mod tests {
 
     fn of_range(from: Option<i64>, to: Option<i64>, began: i64) -> AuditRecord {
         AuditRecord { from: from.map(at), to: to.map(at), ..audit(began) }
+    }
+
+    #[test]
+    fn violations_stay_until_an_audit_covers_them_again() {
+        let violated = |audit: AuditRecord| AuditRecord { violations: 2, worst: Some("w".into()), ..audit };
+        let (early, late) = (of_range(None, Some(50), 100), of_range(Some(50), None, 200));
+
+        assert_eq!(violated(late.clone()).after(&early), Some(violated(late.clone())), "nothing to keep");
+        assert_eq!(late.after(&violated(early.clone())), None);
+        let both = violated(late.clone()).after(&violated(early.clone())).expect("violations of both ranges");
+        assert_eq!((both.from, both.to, both.violations, both.updates), (Some(at(0)), None, 4, 14));
+        assert_eq!((both.began_at, both.ended_at, both.key()), (at(100), at(210), late.key()));
+        assert_eq!(AuditRecord { began_at: at(300), ..late.clone() }.after(&both), None, "only one of the ranges");
+        assert!(audit(300).replaces(&both), "all updates");
+        let ends = violated(of_range(Some(10), Some(20), 300)).after(&violated(of_range(Some(15), Some(30), 100)));
+        assert_eq!(ends.map(|both| (both.from, both.to)), Some((Some(at(10)), Some(at(30)))));
+        // Both have counted the same updates.
+        assert_eq!(violated(audit(105)).after(&violated(audit(100))), Some(violated(audit(105))));
     }
 
     #[test]

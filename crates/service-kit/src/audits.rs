@@ -5,7 +5,6 @@ use async_nats::jetstream::{
     self,
     kv::{Operation, Store, UpdateErrorKind},
 };
-use bytes::Bytes;
 use contract::{
     ObjectId,
     audit::{AuditRecord, keys, latest},
@@ -18,14 +17,13 @@ const READS: usize = 16;
 /// How often a verdict is written again because others were recorded at the same moment.
 const ATTEMPTS: usize = 20;
 
-/// Records a verdict. A clean one of a range does not replace violations that it did not check again: false if they stay.
+/// Records a verdict [after](AuditRecord::after) the last one: false if that one stays.
 ///
 /// # Errors
 /// The bucket does not exist, or cannot be read or written; or other audits record their verdicts without a pause.
 pub async fn record_audit(js: &jetstream::Context, record: &AuditRecord) -> anyhow::Result<bool> {
     let bucket = bucket(js).await?;
     let key = record.key();
-    let value = Bytes::from(serde_json::to_vec(record).context("cannot write the verdict as JSON")?);
     for _ in 0..ATTEMPTS {
         let entry = bucket.entry(&key).await.with_context(|| format!("cannot read the audit {key}"))?;
         let (known, revision) = match entry {
@@ -33,10 +31,10 @@ pub async fn record_audit(js: &jetstream::Context, record: &AuditRecord) -> anyh
             Some(deleted) => (None, deleted.revision),
             None => (None, 0),
         };
-        if known.is_some_and(|known| record.is_clean() && !known.is_clean() && !record.replaces(&known)) {
-            return Ok(false);
-        }
-        match bucket.update(&key, value.clone(), revision).await {
+        let next = known.map_or_else(|| Some(record.clone()), |known| record.after(&known));
+        let Some(next) = next else { return Ok(false) };
+        let value = serde_json::to_vec(&next).context("cannot write the verdict as JSON")?;
+        match bucket.update(&key, value.into(), revision).await {
             // Another audit was recorded in between.
             Err(e) if e.kind() == UpdateErrorKind::WrongLastRevision => {}
             written => return written.map(|_| true).context("cannot write the verdict"),
