@@ -29,7 +29,8 @@ const DROP_INTERVAL: Duration = Duration::from_secs(60 * 60);
 const PARTITIONS_AHEAD: Duration = Duration::from_secs(62 * 24 * 60 * 60);
 /// How far back, for ids that were generated long before their updates were logged.
 const PARTITIONS_BACK: Duration = Duration::from_secs(31 * 24 * 60 * 60);
-/// How long expired calls are kept for people to see. No decision depends on them.
+/// How long expired calls are kept, by the time of the log: updates that are still to be applied may have been sent during
+/// them.
 const EXPIRED_CALLS_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
 
 pub(crate) struct Housekeeper {
@@ -87,7 +88,10 @@ impl Housekeeper {
         let mut connection = store::acquire(&self.pool).await?;
         let (first, last) = (now.minus(PARTITIONS_BACK), now.plus(PARTITIONS_AHEAD));
         housekeeping::ensure_partitions(&mut connection, first, last).await?;
-        housekeeping::delete_expired_calls(&mut connection, now.minus(EXPIRED_CALLS_KEPT)).await?;
+        let checkpoint = checkpoint::get(&self.pool, LEAD_COMMANDS).await?;
+        if let Some(logged_at) = checkpoint.and_then(|checkpoint| checkpoint.last_logged_at) {
+            housekeeping::delete_expired_calls(&mut connection, now.min(logged_at).minus(EXPIRED_CALLS_KEPT)).await?;
+        }
         Ok(())
     }
 

@@ -5,6 +5,7 @@ use async_nats::{HeaderMap, jetstream, jetstream::message::OutboundMessage};
 use contract::{
     headers,
     position::{EventPosition, LogPosition},
+    text::{MAX_ERROR_CHARS, prefix},
 };
 use service_kit::publish::{PublishError, publish_all};
 
@@ -54,14 +55,16 @@ fn dead_letter(dead: &DeadLetter, message: &LogMessage, generation: i32, limit: 
     let position = EventPosition { generation, log: dead.position };
     let mut map = HeaderMap::new();
     map.insert(headers::MESSAGE_ID, format!("dead-{}", dead.position));
-    // A header is one line.
-    map.insert(headers::DEAD_LETTER_ERROR, dead.error.replace(|c: char| c.is_control(), " "));
+    // A header is one line. Errors may quote the body, which can be as long as a message.
+    let error = prefix(&dead.error, MAX_ERROR_CHARS);
+    map.insert(headers::DEAD_LETTER_ERROR, error.replace(|c: char| c.is_control(), " "));
     map.insert(headers::POSITION, position.to_string());
     map.insert(headers::ORIGIN_SUBJECT, message.subject.as_str());
     map.insert(headers::ORIGIN_SEQUENCE, message.sequence.to_string());
     map.insert(headers::ORIGIN_TIME, message.logged_at.to_iso());
-    if let Some(replay_of) = message.headers.as_ref().and_then(|map| map.get(headers::REPLAY_OF)) {
-        map.insert(headers::REPLAY_OF, replay_of.clone());
+    let replay_of = message.headers.as_ref().and_then(|map| map.get(headers::REPLAY_OF)?.as_str().parse::<u64>().ok());
+    if let Some(number) = replay_of {
+        map.insert(headers::REPLAY_OF, number.to_string());
     }
     let mut payload = message.payload.clone();
     if payload.len() > limit {
@@ -107,5 +110,9 @@ mod tests {
         assert_eq!(header(headers::REPLAY_OF), "7");
         assert_eq!(header(headers::TRUNCATED_FROM), "10");
         assert_eq!(dead_letter(&dead, &message, 0, 10).payload, "0123456789");
+
+        let quoting = DeadLetter { error: "e".repeat(1 << 20), ..dead };
+        let error = dead_letter(&quoting, &message, 0, 10).headers.unwrap().get(headers::DEAD_LETTER_ERROR).cloned();
+        assert_eq!(error.unwrap().as_str().len(), MAX_ERROR_CHARS);
     }
 }

@@ -2,7 +2,12 @@
 
 use async_nats::jetstream;
 use bytes::Bytes;
-use contract::{Timestamp, headers, streams::LEAD_EVENTS, subject::DeadLetterReason};
+use contract::{
+    Timestamp, headers,
+    streams::LEAD_EVENTS,
+    subject::DeadLetterReason,
+    text::{MAX_ERROR_CHARS, prefix},
+};
 use service_kit::publish::{self, PublishError};
 
 /// How much of a body is kept when it does not fit into a message beside the headers.
@@ -31,8 +36,9 @@ async fn publish_body(js: &jetstream::Context, letter: &DeadLetter, body: Bytes)
     let id = format!("{LEAD_EVENTS}-{}", letter.sequence);
     let mut message = publish::message(letter.reason.subject(), &id, None, body);
     let headers = message.headers.get_or_insert_default();
-    // A header is one line.
-    headers.insert(headers::DEAD_LETTER_ERROR, letter.error.replace(['\r', '\n'], " "));
+    // A header is one line. Errors may quote the body, which can be as long as a message.
+    let error = prefix(&letter.error, MAX_ERROR_CHARS);
+    headers.insert(headers::DEAD_LETTER_ERROR, error.replace(['\r', '\n'], " "));
     headers.insert(headers::ORIGIN_SUBJECT, letter.message.subject.as_str());
     headers.insert(headers::ORIGIN_SEQUENCE, letter.sequence.to_string());
     headers.insert(headers::ORIGIN_TIME, letter.logged_at.to_iso());
