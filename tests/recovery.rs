@@ -324,3 +324,26 @@ async fn lost_deliveries_are_made_again_by_reannounce() {
     assert_eq!(delivered.len(), 3);
     assert!(delivered.values().all(|bodies| bodies.len() == 2), "{delivered:?}");
 }
+
+#[tokio::test]
+async fn events_lost_beside_a_leader_are_announced_again() {
+    let (mut stack, lead) = started().await;
+    stack.wait_for_count("SELECT delivered_sequence FROM lead_state.checkpoints", 3).await;
+    stack.notifier.kill9().await;
+    let undelivered = update(&stack, &lead, 3).await;
+    stack.js().delete_stream(LEAD_EVENTS).await.expect("deleted");
+
+    // A standby creates the stream; the leader stays.
+    let (mut standby, ready) = service("lead-state", &stack.nats, &stack.postgres, &[]);
+    standby.wait_for_http(&ready, TEST_TIMEOUT).await;
+    stack.notifier.restart().await;
+    let later = update(&stack, &lead, 1).await;
+
+    eventually(TEST_TIMEOUT, "all is delivered", async || {
+        let delivered = by_update(&stack.receiver.requests());
+        let missing = undelivered.iter().chain(&later).filter(|id| !delivered.contains_key(*id)).count();
+        if missing == 0 { Ok(()) } else { Err(missing) }
+    })
+    .await;
+    stack.wait_for_clean_audit().await;
+}
