@@ -430,32 +430,6 @@ mod tests {
     }
 
     #[test]
-    fn every_error_code_is_in_the_documentation() {
-        let text = String::new;
-        let refusals = [
-            Refusal::AddressMissing,
-            Refusal::ProcessMissing,
-            Refusal::LeadNotFound,
-            Refusal::AddressMismatch,
-            Refusal::CallInProgress,
-            Refusal::QueueFull { queued: 1 },
-            Refusal::NothingToChange,
-            Refusal::VersionMismatch { expected: 1, version: 2 },
-            Refusal::StateMismatch { expected: text(), state: text() },
-            Refusal::TextTooLong { field: "name" },
-            Refusal::UnknownState { target: text() },
-            Refusal::TransitionNotAllowed { from: text(), target: text() },
-            Refusal::TerminalState { from: text(), target: text() },
-            Refusal::MetadataTooLarge { bytes: 2, limit: 1 },
-        ];
-        let table = include_str!("../../../../docs/ERRORS.md");
-        for refusal in refusals {
-            let row = format!("| failed update | | `{}` |", refusal.code());
-            assert!(table.contains(&row), "docs/ERRORS.md lacks {row}");
-        }
-    }
-
-    #[test]
     fn a_disposition_is_ignored_with_a_warning_where_the_state_takes_none() {
         for (command, warning) in [
             (to("followup_2"), "disposition was ignored: the state \"followup_2\" takes none"),
