@@ -259,3 +259,23 @@ async fn leadctl_exports_a_lead_and_erases_it_only_with_a_confirmation() {
     assert_eq!(exported["deliveries"][0]["attempts"][0]["statusCode"], 200, "{exported}");
     stack.leadctl_of_project(&["lead", "export", &lead]).await.assert_code(3);
 }
+
+#[tokio::test]
+async fn a_delivery_that_was_exhausted_before_the_erasure_is_not_sent_again() {
+    let stack = Stack::start_with(&[("RETRY_SCHEDULE", "0s")]).await;
+    stack.receiver.on("/crm", [500]);
+    let applied = stack.process_calling(&["crm"]).await;
+    let process = process_id(&applied);
+    let lead = initiate(&stack, &process, MARKER).await;
+    let update = stack.api.update(json!({"leadId": lead, "metadata": {"long": MARKER.repeat(400)}})).await;
+    stack.wait_for_count("SELECT count(*) FROM webhooks.deliveries WHERE status = 'exhausted'", 1).await;
+
+    erase(&stack, &lead).await;
+    wait_until_erased(&stack).await;
+
+    let delivery = format!("/api/v1/deliveries/{update}-{}", applied.process.callbacks[0].callback_id);
+    assert_refused(stack.api.post(&format!("{delivery}/redeliver"), &json!({})).await, 410, "outcome_gone");
+    let detail = assert_ok(stack.api.get(&delivery).await)["data"].take();
+    let failed = detail["attempts"][0]["error"].as_str().expect("why the attempt failed");
+    assert!(failed.contains("500"), "{failed}");
+}

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use contract::{ObjectId, event_kind::DeliveryKind};
+use contract::{ObjectId, event::ERASED, event_kind::DeliveryKind};
 use service_kit::postgres::Session;
 
 /// Longer bodies are not stored in the rows of deliveries: Postgres itself would move them out of the row, once per
@@ -20,7 +20,8 @@ pub(super) fn is_long(body: &str) -> bool {
     body.len() > MAX_INLINE_BYTES
 }
 
-/// Stores long bodies of deliveries that wait or are exhausted.
+/// Stores long bodies of deliveries that wait or are exhausted. An event may be recorded again after its deliveries ended:
+/// then there is nothing to store.
 pub(super) async fn store(connection: &mut Session, bodies: BTreeMap<BodyKey, &str>) -> sqlx::Result<()> {
     if bodies.is_empty() {
         return Ok(());
@@ -35,6 +36,9 @@ pub(super) async fn store(connection: &mut Session, bodies: BTreeMap<BodyKey, &s
         INSERT INTO webhooks.payloads (project_id, update_id, kind, payload)
         SELECT project_id, update_id, kind, payload
         FROM unnest($1::bytea[], $2::bytea[], $3::text[], $4::text[]) AS r (project_id, update_id, kind, payload)
+        WHERE EXISTS (SELECT FROM webhooks.deliveries AS d
+                      WHERE d.update_id = r.update_id AND d.kind = r.kind AND d.project_id = r.project_id
+                          AND (d.status = 'pending' OR d.status = 'exhausted' AND d.last_error IS DISTINCT FROM $5))
         ORDER BY update_id, project_id, kind
         ON CONFLICT (update_id, project_id, kind) DO UPDATE SET kind = excluded.kind
         "#,
@@ -42,6 +46,7 @@ pub(super) async fn store(connection: &mut Session, bodies: BTreeMap<BodyKey, &s
         &update_ids as &[[u8; 12]],
         &kinds as &[&str],
         &bodies as &[&str],
+        ERASED,
     )
     .execute(connection)
     .await?;

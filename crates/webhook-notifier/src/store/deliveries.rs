@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use contract::{
     ObjectId, Timestamp,
+    event::ERASED,
     event_kind::DeliveryKind,
     rpc::{Attempt, Delivery, DeliveryId, DeliveryStatus, ListDeliveries, ListedDelivery},
 };
@@ -302,7 +303,7 @@ pub(crate) async fn requeue(
         FROM unnest($2::bytea[], $3::bytea[], $4::timestamptz[], $5::text[], $7::text[], $8::boolean[])
             AS r (update_id, callback_id, due, payload, kind, has_long)
         WHERE d.update_id = r.update_id AND d.callback_id = r.callback_id AND d.kind = r.kind AND d.project_id = $1
-            AND d.status <> 'pending'
+            AND d.status <> 'pending' AND d.last_error IS DISTINCT FROM $9
             AND (coalesce(d.payload, r.payload) IS NOT NULL OR r.has_long
                  OR EXISTS (SELECT FROM webhooks.payloads AS p
                             WHERE p.update_id = d.update_id AND p.kind = d.kind AND p.project_id = d.project_id))
@@ -318,6 +319,7 @@ pub(crate) async fn requeue(
         OffsetDateTime::from(now),
         &kinds as &[&str],
         &has_long as &[bool],
+        ERASED,
     )
     .fetch_all(&mut *transaction)
     .await?;

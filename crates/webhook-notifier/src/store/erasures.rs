@@ -110,12 +110,13 @@ pub(crate) async fn erase_deliveries(
         ), erased AS (
             UPDATE webhooks.deliveries AS d SET
                 status = CASE WHEN status = 'pending' THEN 'exhausted' ELSE status END,
-                last_error = CASE WHEN status = 'pending' THEN $3 ELSE last_error END,
+                last_error = CASE WHEN status <> 'delivered' THEN $3 ELSE last_error END,
                 updated_at = CASE WHEN status = 'pending' THEN $4::timestamptz ELSE updated_at END,
                 exhausted_at = CASE WHEN status = 'pending' THEN exhausted_at || $4::timestamptz ELSE exhausted_at END,
                 next_attempt_at = NULL, payload = NULL
             FROM updates AS u
-            WHERE d.project_id = $1 AND d.update_id = u.update_id AND (payload IS NOT NULL OR status = 'pending')
+            WHERE d.project_id = $1 AND d.update_id = u.update_id
+                AND (payload IS NOT NULL OR status = 'pending' OR status = 'exhausted' AND last_error IS DISTINCT FROM $3)
             RETURNING d.project_id, d.callback_id, d.kind, d.process_id, d.exhausted_at, u.id_month
         )
         INSERT INTO webhooks.delivery_counts AS c
