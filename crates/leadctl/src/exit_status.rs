@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use contract::rpc::RpcError;
+use service_kit::postgres::error::is_unavailable;
 
 pub(crate) const TABLE: &str = "\
 Exit codes:
@@ -40,8 +41,9 @@ pub(crate) fn error_code(error: &anyhow::Error) -> u8 {
     match error.downcast_ref::<RpcError>().map(|error| error.status) {
         Some(404) => 3,
         Some(503) => 4,
-        // The gateway was not reached, or the connection broke.
+        // The gateway or Postgres was not reached, or the connection broke.
         None if error.is::<reqwest::Error>() => 4,
+        None if error.downcast_ref::<sqlx::Error>().is_some_and(is_unavailable) => 4,
         _ => 1,
     }
 }
@@ -55,6 +57,8 @@ mod tests {
         let error = |status| crate::clients::admin::explain(RpcError::received(status, "c", "m"));
         assert_eq!([400, 404, 409, 503].map(|status| error_code(&error(status))), [1, 3, 1, 4]);
         assert_eq!(error_code(&anyhow::anyhow!("x")), 1);
+        let refused = sqlx::Error::Io(std::io::ErrorKind::ConnectionRefused.into());
+        assert_eq!(error_code(&anyhow::Error::from(refused).context("cannot connect to Postgres")), 4);
     }
 
     #[test]

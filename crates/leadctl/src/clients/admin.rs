@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::anyhow;
 use async_nats::Client;
 use clap::Args;
-use contract::rpc::{Query, RpcError};
+use contract::rpc::{ErrorCode, Query, RpcError};
 use serde::Serialize;
 use service_kit::{config::NatsConfig, health::Readiness, nats, rpc};
 
@@ -50,11 +50,14 @@ pub(crate) async fn connect(config: &NatsConfig) -> anyhow::Result<Client> {
 pub(crate) async fn connect_within(limit: Duration, config: &NatsConfig) -> anyhow::Result<Client> {
     match tokio::time::timeout(limit, nats::connect(config, "leadctl", &Readiness::default())).await {
         Ok(connected) => connected,
-        Err(_) => Err(anyhow!(
-            "cannot connect to NATS at {} within {limit:?}: check that it runs and that --nats-url (or \
-             NATS_URL) has the right address, user and password",
-            without_credentials(&config.nats_url)
-        )),
+        Err(_) => {
+            let message = format!(
+                "cannot connect to NATS at {} within {limit:?}: check that it runs and that --nats-url (or NATS_URL) has the \
+                 right address, user and password",
+                without_credentials(&config.nats_url)
+            );
+            Err(RpcError::new(ErrorCode::Unavailable, message).into())
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use http_api::Event;
 use reqwest::{Response, StatusCode};
 use tokio::time::sleep;
 
-use crate::clients::gateway::GatewayClient;
+use crate::{clients::gateway::GatewayClient, output};
 
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 /// Longest field of an event. An event contains the lead's metadata, up to 1 MiB.
@@ -25,12 +25,14 @@ pub(crate) struct EventStream {
     last_event_id: Option<String>,
     response: Option<Response>,
     frames: Frames,
+    /// Why it is not connected, as it was last shown.
+    shown_reason: Option<String>,
 }
 
 impl EventStream {
     /// Follows the events after `last_event_id`; without it, those from now on.
     pub(crate) fn new(gateway: GatewayClient, last_event_id: Option<String>) -> Self {
-        Self { gateway, last_event_id, response: None, frames: Frames::default() }
+        Self { gateway, last_event_id, response: None, frames: Frames::default(), shown_reason: None }
     }
 
     pub(crate) fn last_event_id(&self) -> Option<&str> {
@@ -82,14 +84,18 @@ impl EventStream {
     }
 
     async fn connect(&mut self) -> anyhow::Result<Option<StreamEvent>> {
-        let Ok(response) = self.gateway.events(self.last_event_id()).await else {
-            sleep(RETRY_DELAY).await;
-            return Ok(None);
+        let response = match self.gateway.events(self.last_event_id()).await {
+            Ok(response) => response,
+            Err(error) => {
+                self.wait(&error).await;
+                return Ok(None);
+            }
         };
         match response.status() {
             StatusCode::OK => {
                 self.frames = Frames::default();
                 self.response = Some(response);
+                self.shown_reason = None;
                 Ok(None)
             }
             StatusCode::GONE => {
@@ -97,11 +103,22 @@ impl EventStream {
                 Ok(Some(StreamEvent::Gap))
             }
             status if status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error() => {
-                sleep(RETRY_DELAY).await;
+                let error = self.gateway.read(response).await.map_or_else(|error| error, |answer| answer.error());
+                self.wait(&error).await;
                 Ok(None)
             }
             _ => Err(self.gateway.read(response).await?.error().context("cannot follow outcomes")),
         }
+    }
+
+    /// Waits before the next attempt. Shows each reason once, because the gateway may be away for long.
+    async fn wait(&mut self, error: &anyhow::Error) {
+        let reason = format!("{error:#}");
+        if self.shown_reason.as_ref() != Some(&reason) {
+            output::note(format_args!("waiting for events of the gateway: {reason}"));
+            self.shown_reason = Some(reason);
+        }
+        sleep(RETRY_DELAY).await;
     }
 }
 

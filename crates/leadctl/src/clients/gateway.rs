@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context, anyhow};
 use bytes::Bytes;
-use contract::rpc::RpcError;
+use contract::rpc::{ErrorCode, RpcError};
 use http_api::ErrorResponse;
 use reqwest::{Method, RequestBuilder, Response, StatusCode, header::RETRY_AFTER};
 use serde::{Serialize, de::DeserializeOwned};
@@ -132,6 +132,11 @@ impl GatewayResponse {
         match serde_json::from_str(&self.body) {
             Ok(ErrorResponse { error, code, .. }) => anyhow!(RpcError::received(status, &code, error))
                 .context(format!("the gateway answered {status} {code}")),
+            // A proxy before the gateway.
+            Err(_) if matches!(status, 502..=504) => {
+                let message = format!("the gateway answered {status}: {}", self.body);
+                RpcError::new(ErrorCode::Unavailable, message).into()
+            }
             Err(_) => anyhow!("the gateway answered {status}: {}", self.body),
         }
     }

@@ -97,6 +97,11 @@ struct Login {
     url: String,
 }
 
+#[derive(Serialize)]
+struct RevokedPortalLink {
+    link: String,
+}
+
 impl Console {
     pub(crate) async fn run(self) -> anyhow::Result<()> {
         match self {
@@ -137,8 +142,8 @@ impl Console {
                 let client = admin.connect().await?;
                 let revoked = console::revoke_portal_link(&nats::jetstream(&client), project_id, &link).await;
                 revoked.context("no link was revoked")?;
-                output::say("The link shows nothing any more.");
-                Ok(())
+                let revoked = RevokedPortalLink { link };
+                output::show(admin.json, &revoked, |_| output::say("The link shows nothing any more."))
             }
         }
     }

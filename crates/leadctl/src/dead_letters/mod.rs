@@ -169,16 +169,18 @@ impl DeadLetters {
             }
             Self::Replay { number: None, reason, admin, .. } => {
                 let letters = Letters::open(&admin).await?;
-                let report = replay_all(&letters, reason.map(DeadLetterReason::as_str)).await?;
-                report.show(admin.json)
+                let mut report = ReplayReport { replayed: Vec::new(), skipped: Vec::new() };
+                let replayed = replay_all(&letters, reason.map(DeadLetterReason::as_str), &mut report).await;
+                // What was replayed is in the log, whatever became of the rest.
+                let shown = report.show(admin.json);
+                replayed.and(shown)
             }
         }
     }
 }
 
-/// Replays all letters of a reason that were not replayed yet.
-async fn replay_all(letters: &Letters, reason: Option<&str>) -> anyhow::Result<ReplayReport> {
-    let mut report = ReplayReport { replayed: Vec::new(), skipped: Vec::new() };
+/// Replays all letters of a reason that were not replayed yet. After an error, the report has those before it.
+async fn replay_all(letters: &Letters, reason: Option<&str>, report: &mut ReplayReport) -> anyhow::Result<()> {
     for letter in letters.all().await?.iter().filter(|letter| Some(letter.reason.as_str()) == reason) {
         let number = letter.number;
         if letter.was_replayed() {
@@ -198,7 +200,7 @@ async fn replay_all(letters: &Letters, reason: Option<&str>) -> anyhow::Result<R
             Err(reason) => report.skipped.push(Skipped { number, reason: reason.to_string() }),
         }
     }
-    Ok(report)
+    Ok(())
 }
 
 impl Filter {

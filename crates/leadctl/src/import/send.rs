@@ -16,7 +16,7 @@ const RETRY_TIMEOUT: Duration = Duration::from_secs(60);
 /// Pause before a retry, unless the gateway sends `Retry-After`.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 /// Error codes of lines that may be accepted later.
-const TRANSIENT_CODES: [&str; 9] = [
+const TRANSIENT_CODES: [&str; 12] = [
     "log_full",
     "broker_unavailable",
     "log_refused",
@@ -26,6 +26,9 @@ const TRANSIENT_CODES: [&str; 9] = [
     "body_timeout",
     "unreadable_body",
     "unavailable",
+    "work_limited",
+    "project_backlog",
+    "internal",
 ];
 
 #[derive(Debug)]
@@ -92,11 +95,41 @@ fn classify(answer: &GatewayResponse, lines: usize) -> SendResult {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     fn answer(status: u16, body: &str) -> GatewayResponse {
         let retry_after = (status == 429).then_some(Duration::from_secs(7));
         GatewayResponse { status: StatusCode::from_u16(status).unwrap(), retry_after, body: body.to_owned() }
+    }
+
+    /// Errors of a whole request, or of other endpoints.
+    const NOT_OF_LINES: [&str; 11] = [
+        "rate_limited",
+        "idempotency_share",
+        "idempotency_full",
+        "idempotency_unavailable",
+        "too_many_bulk_requests",
+        "too_many_call_reports",
+        "too_many_listeners",
+        "too_many_queries",
+        "too_many_tests",
+        "callback_busy",
+        "not_projected",
+    ];
+
+    #[test]
+    fn every_documented_error_that_may_pass_is_retried() {
+        let documented = include_str!("../../../../docs/ERRORS.md").lines().filter_map(|line| {
+            let mut cells = line.strip_prefix("| HTTP | ")?.split(" | ");
+            let status: u16 = cells.next()?.parse().ok()?;
+            let code = cells.next()?.trim_matches('`');
+            (matches!(status, 408 | 429 | 500..) && !NOT_OF_LINES.contains(&code)).then_some(code)
+        });
+        // The gateway answers 400 to a body that broke off.
+        let expected: BTreeSet<_> = documented.chain(["unreadable_body"]).collect();
+        assert_eq!(BTreeSet::from(TRANSIENT_CODES), expected);
     }
 
     #[test]
