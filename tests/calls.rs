@@ -24,6 +24,17 @@ async fn calls(stack: &Stack) -> Vec<Value> {
 }
 
 #[tokio::test]
+async fn a_call_that_expired_long_ago_is_deleted() {
+    let stack = Stack::start().await;
+    let lead = stack.lead(&["crm"]).await;
+    report(&stack, STARTED, json!({"leadId": lead, "callId": "c-1", "timeoutSeconds": 600})).await;
+
+    stack.sql("UPDATE lead_state.active_calls SET expires_at = now() - interval '25 hours'").await;
+
+    stack.wait_for_count("SELECT count(*) FROM lead_state.active_calls", 0).await;
+}
+
+#[tokio::test]
 async fn an_update_between_the_start_and_the_end_of_a_call_fails_with_the_documented_error() {
     let stack = Stack::start().await;
     let process_id = process_id(&stack.process_calling(&["crm"]).await);

@@ -7,7 +7,7 @@ use std::{
 };
 
 use async_nats::jetstream::stream::Stream;
-use contract::streams::LEAD_COMMANDS;
+use contract::{Timestamp, streams::LEAD_COMMANDS};
 use service_kit::{
     clock,
     nats::error_chain,
@@ -17,7 +17,11 @@ use service_kit::{
 
 use crate::{
     config::{projection::Projector, sealer::Sealer},
-    store::{self, StoreError, checkpoint, housekeeping},
+    store::{
+        self, StoreError,
+        checkpoint::{self, Checkpoint},
+        housekeeping,
+    },
 };
 
 /// The pause between two rounds. During a longer one the log grows further beyond half of its limit before it is
@@ -32,6 +36,13 @@ const PARTITIONS_BACK: Duration = Duration::from_secs(31 * 24 * 60 * 60);
 /// How long expired calls are kept, by the time of the log: updates that are still to be applied may have been sent during
 /// them.
 const EXPIRED_CALLS_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Calls that expired before this time are deleted; none before the first entry of the log is applied.
+fn expired_calls_end(checkpoint: &Checkpoint, log_last: u64, now: Timestamp) -> Option<Timestamp> {
+    let is_applied = checkpoint.applied.sequence >= log_last && checkpoint.ends_message;
+    let applied_until = if is_applied { now } else { checkpoint.last_logged_at?.min(now) };
+    Some(applied_until.minus(EXPIRED_CALLS_KEPT))
+}
 
 pub(crate) struct Housekeeper {
     pub(crate) pool: Pool,
@@ -67,6 +78,9 @@ impl Housekeeper {
             if let Err(e) = self.maintain_tables().await {
                 tracing::warn!("cannot create the ledger's partitions, retrying: {}", error_chain(&e));
             }
+            if let Err(e) = self.delete_expired_calls().await {
+                tracing::warn!("cannot delete expired calls, retrying: {e:#}");
+            }
             if dropped_at.is_none_or(|at| at.elapsed() > DROP_INTERVAL) {
                 match self.drop_old_months().await {
                     Ok(()) => dropped_at = Some(Instant::now()),
@@ -88,9 +102,16 @@ impl Housekeeper {
         let mut connection = store::acquire(&self.pool).await?;
         let (first, last) = (now.minus(PARTITIONS_BACK), now.plus(PARTITIONS_AHEAD));
         housekeeping::ensure_partitions(&mut connection, first, last).await?;
-        let checkpoint = checkpoint::get(&self.pool, LEAD_COMMANDS).await?;
-        if let Some(logged_at) = checkpoint.and_then(|checkpoint| checkpoint.last_logged_at) {
-            housekeeping::delete_expired_calls(&mut connection, now.min(logged_at).minus(EXPIRED_CALLS_KEPT)).await?;
+        Ok(())
+    }
+
+    async fn delete_expired_calls(&self) -> anyhow::Result<()> {
+        let now = clock::now();
+        // Before the checkpoint: what is logged later has a later time.
+        let log_last = self.log.get_info().await?.state.last_sequence;
+        let Some(checkpoint) = checkpoint::get(&self.pool, LEAD_COMMANDS).await? else { return Ok(()) };
+        if let Some(before) = expired_calls_end(&checkpoint, log_last, now) {
+            housekeeping::delete_expired_calls(&mut store::acquire(&self.pool).await?, before).await?;
         }
         Ok(())
     }
@@ -126,5 +147,38 @@ impl Housekeeper {
             tracing::info!(purged, "purged applied commands from {LEAD_COMMANDS}");
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use contract::position::LogPosition;
+
+    use super::*;
+
+    #[test]
+    fn expired_calls_stay_while_updates_of_their_time_are_to_be_applied() {
+        let at = |hours: i64| Timestamp::from_millis(hours * 60 * 60 * 1000);
+        let checkpoint = |ends_message, last_logged_at| Checkpoint {
+            stream: LEAD_COMMANDS.into(),
+            stream_created_at: "l".into(),
+            generation: 0,
+            applied: LogPosition::message(1, 7),
+            last_logged_at,
+            ends_message,
+            announced: LogPosition::default(),
+            delivered: LogPosition::default(),
+            events_created_at: None,
+        };
+
+        assert_eq!(expired_calls_end(&checkpoint(true, Some(at(10))), 7, at(100)), Some(at(76)));
+        assert_eq!(expired_calls_end(&checkpoint(true, Some(at(60))), 8, at(100)), Some(at(36)));
+        assert_eq!(expired_calls_end(&checkpoint(false, Some(at(60))), 7, at(100)), Some(at(36)), "within a pack");
+        assert_eq!(
+            expired_calls_end(&checkpoint(true, None), 8, at(100)),
+            None,
+            "a restored database and a log to replay"
+        );
+        assert_eq!(expired_calls_end(&checkpoint(true, None), 0, at(100)), Some(at(76)), "nothing was ever logged");
     }
 }
