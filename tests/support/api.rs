@@ -136,12 +136,12 @@ impl Api {
     }
 }
 
-/// Sends a request; status and body, as a text where it is no JSON.
 /// The query that creates a key of all scopes with this text.
 pub(crate) fn create_key(project_id: ObjectId, name: &str, key: &str) -> CreateKey {
     CreateKey { project_id, name: name.into(), sha256: api_key::hash(key), scopes: Scope::ALL.into(), expires_at: None }
 }
 
+/// Sends a request; status and body, as a text where it is no JSON.
 pub(crate) async fn send(request: RequestBuilder) -> (u16, Value) {
     let answer = request.send().await.expect("an answer");
     let status = answer.status().as_u16();
