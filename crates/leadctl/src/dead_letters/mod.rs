@@ -172,6 +172,9 @@ impl DeadLetters {
                 let mut report = ReplayReport { replayed: Vec::new(), skipped: Vec::new() };
                 let replayed = replay_all(&letters, reason.map(DeadLetterReason::as_str), &mut report).await;
                 // What was replayed is in the log, whatever became of the rest.
+                if replayed.is_err() && report.replayed.is_empty() && report.skipped.is_empty() {
+                    return replayed;
+                }
                 let shown = report.show(admin.json);
                 replayed.and(shown)
             }
