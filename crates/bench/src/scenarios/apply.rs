@@ -89,7 +89,8 @@ pub(crate) async fn fill_log(stack: &Stack, count: u64) -> anyhow::Result<()> {
         headers: None,
         payload: update_body(random_lead(stack.leads), tag).into(),
     });
-    Ok(Publisher::new(js).publish_all(commands).await?)
+    Publisher::new(js).publish_all(commands).await?;
+    Ok(())
 }
 
 /// The result of [`fill_and_drain`].

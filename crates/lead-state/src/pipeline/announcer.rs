@@ -7,6 +7,7 @@ use bytes::Bytes;
 use contract::{
     headers,
     position::{EventPosition, LogPosition},
+    streams::LEAD_EVENTS,
     subject,
 };
 use service_kit::{
@@ -14,7 +15,7 @@ use service_kit::{
     nats::{error_chain, retry_backoff},
     postgres::Pool,
     publish::message,
-    publisher::Publisher,
+    publisher::{Publisher, Stored},
     traces::{Span, Step, Traces},
 };
 use tokio::{
@@ -24,7 +25,7 @@ use tokio::{
 
 use crate::store::{
     self, StoreError,
-    checkpoint::{Checkpoint, set_announced},
+    checkpoint::{Checkpoint, forget_events, set_announced},
     ledger::{Announcement, outbox},
 };
 
@@ -94,18 +95,30 @@ impl Applied {
     }
 }
 
+/// Why the announcer ends its term.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AnnounceError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The next term announces again what was not delivered.
+    #[error("{LEAD_EVENTS} lost events")]
+    EventsLost,
+}
+
 pub(crate) struct Announcer {
     pub(crate) pool: Pool,
     pub(crate) events: Publisher,
     pub(crate) checkpoint: Checkpoint,
     /// The announce watermark. The applier writes it with its next batch.
     pub(crate) announced: watch::Sender<LogPosition>,
+    /// The last sequence that the stream of events had. Only the leader publishes to it.
+    pub(crate) last_stored: watch::Sender<u64>,
     pub(crate) traces: Traces,
 }
 
 impl Announcer {
     /// Announces every applied batch, until the channel is closed.
-    pub(crate) async fn run(self, mut applied: Applied) -> Result<(), StoreError> {
+    pub(crate) async fn run(self, mut applied: Applied) -> Result<(), AnnounceError> {
         let mut written = self.checkpoint.announced;
         loop {
             let batches = match timeout(WRITE_AFTER, applied.recv()).await {
@@ -113,22 +126,22 @@ impl Announcer {
                 Err(_) if *self.announced.borrow() == written => applied.recv().await,
                 Err(_) => {
                     written = *self.announced.borrow();
-                    self.write_watermark(written).await?;
+                    self.write(CheckpointChange::Announced(written)).await?;
                     continue;
                 }
             };
             let Some(AppliedBatches { announcements, last, room }) = batches else { break };
-            self.announce(&announcements, last).await;
+            self.announce(&announcements, last).await?;
             self.announced.send_replace(last);
             drop(room);
         }
         let announced = *self.announced.borrow();
-        self.write_watermark(announced).await
+        Ok(self.write(CheckpointChange::Announced(announced)).await?)
     }
 
     /// Announces the ledger's rows between the watermark and the checkpoint, which a crash or a rewind left, epoch by
     /// epoch.
-    pub(crate) async fn catch_up(&mut self) -> Result<(), StoreError> {
+    pub(crate) async fn catch_up(&mut self) -> Result<(), AnnounceError> {
         let applied = self.checkpoint.applied;
         if self.checkpoint.announced < applied {
             tracing::info!(announced = %self.checkpoint.announced, %applied, "announcing the ledger's backlog");
@@ -142,8 +155,8 @@ impl Announcer {
                 _ if announced.epoch < applied.epoch => LogPosition::message(announced.epoch + 1, 0),
                 _ => applied,
             };
-            self.announce(&rows, up_to).await;
-            self.write_watermark(up_to).await?;
+            self.announce(&rows, up_to).await?;
+            self.write(CheckpointChange::Announced(up_to)).await?;
             self.checkpoint.announced = up_to;
             self.announced.send_replace(up_to);
         }
@@ -151,7 +164,7 @@ impl Announcer {
     }
 
     /// Publishes events until JetStream has acked all of them.
-    async fn announce(&self, announcements: &[Announcement], up_to: LogPosition) {
+    async fn announce(&self, announcements: &[Announcement], up_to: LogPosition) -> Result<(), AnnounceError> {
         let prepared: Vec<_> = announcements.iter().map(|announcement| self.serialize(announcement)).collect();
         for delay in retry_backoff() {
             // A retry publishes all of them; JetStream drops those that it has by their message ids.
@@ -161,13 +174,22 @@ impl Announcer {
                 .map(|(announcement, event)| outbound(announcement, event, self.checkpoint.generation))
                 .collect();
             match self.events.publish_all(messages).await {
-                Ok(()) => break,
+                Ok(acks) => {
+                    let before = *self.last_stored.borrow();
+                    let Some(last) = last_stored(before, &acks) else {
+                        self.write(CheckpointChange::EventsLost).await?;
+                        return Err(AnnounceError::EventsLost);
+                    };
+                    self.last_stored.send_replace(last);
+                    break;
+                }
                 Err(e) => {
                     tracing::warn!(%up_to, "cannot announce, retrying: {e}");
                     tokio::time::sleep(delay).await;
                 }
             }
         }
+        Ok(())
     }
 
     fn serialize(&self, announcement: &Announcement) -> SerializedEvent {
@@ -179,16 +201,22 @@ impl Announcer {
         SerializedEvent { payload, span }
     }
 
-    async fn write_watermark(&self, up_to: LogPosition) -> Result<(), StoreError> {
+    /// Writes to the checkpoint, as soon as Postgres is available.
+    async fn write(&self, change: CheckpointChange) -> Result<(), StoreError> {
         for delay in retry_backoff() {
             let written = async {
                 let mut connection = store::acquire(&self.pool).await?;
-                set_announced(&mut connection, &self.checkpoint, up_to, clock::now()).await
+                match change {
+                    CheckpointChange::Announced(up_to) => {
+                        set_announced(&mut connection, &self.checkpoint, up_to, clock::now()).await
+                    }
+                    CheckpointChange::EventsLost => forget_events(&mut connection, &self.checkpoint).await,
+                }
             };
             match written.await {
                 Ok(()) => break,
                 Err(StoreError::Unavailable(e)) => {
-                    tracing::warn!(%up_to, "cannot write the announce watermark, retrying: {}", error_chain(&e));
+                    tracing::warn!(?change, "cannot write the checkpoint, retrying: {}", error_chain(&e));
                     tokio::time::sleep(delay).await;
                 }
                 Err(e) => return Err(e),
@@ -196,6 +224,23 @@ impl Announcer {
         }
         Ok(())
     }
+}
+
+/// What the announcer writes to the checkpoint.
+#[derive(Debug, Clone, Copy)]
+enum CheckpointChange {
+    /// Everything up to this position is announced.
+    Announced(LogPosition),
+    /// The stream lost events that were announced.
+    EventsLost,
+}
+
+/// The last sequence of the stream after these acks; None if the stream lost its end or was created again: it gave a new
+/// message a sequence that it had given before.
+fn last_stored(before: u64, acks: &[Stored]) -> Option<u64> {
+    // A duplicate keeps its earlier sequence.
+    let mut new = acks.iter().filter(|ack| !ack.is_duplicate).map(|ack| ack.sequence);
+    new.try_fold(before, |last, sequence| (sequence > last).then_some(sequence))
 }
 
 struct SerializedEvent {
@@ -229,6 +274,16 @@ mod tests {
     use futures::FutureExt;
 
     use super::*;
+
+    #[test]
+    fn a_sequence_that_was_given_before_shows_that_the_stream_lost_events() {
+        let ack = |sequence, is_duplicate| Stored { sequence, is_duplicate };
+        assert_eq!(last_stored(7, &[]), Some(7));
+        assert_eq!(last_stored(7, &[ack(8, false), ack(10, false)]), Some(10));
+        assert_eq!(last_stored(7, &[ack(6, true), ack(8, false), ack(7, true)]), Some(8));
+        assert_eq!(last_stored(7, &[ack(7, false)]), None);
+        assert_eq!(last_stored(7, &[ack(6, true), ack(5, false)]), None);
+    }
 
     #[tokio::test]
     async fn batches_that_wait_are_announced_together_and_hold_their_room_until_then() {

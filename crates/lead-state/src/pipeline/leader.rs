@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     announcer::Announcer,
-    term::{TermContext, TermEnd, end_after},
+    term::{TermContext, TermEnd, end_after, end_after_announcing},
 };
 use crate::{
     recovery::{
@@ -151,7 +151,7 @@ impl Leader {
             return end_after(e, "record the identity of the events");
         }
         // The ledger's backlog is announced whatever the log looks like.
-        let announcer = match self.catch_up(state.checkpoint.clone(), shutdown).await? {
+        let announcer = match self.catch_up(state.checkpoint.clone(), state.events_last, shutdown).await? {
             Ok(announcer) => announcer,
             Err(end) => return Ok(end),
         };
@@ -170,6 +170,7 @@ impl Leader {
     async fn catch_up(
         &self,
         checkpoint: Checkpoint,
+        events_last: u64,
         shutdown: &CancellationToken,
     ) -> anyhow::Result<Result<Announcer, TermEnd>> {
         let TermContext { pool, js, metrics, traces, .. } = &self.context;
@@ -177,17 +178,19 @@ impl Leader {
             pool: pool.clone(),
             events: Publisher::observed(js.clone(), metrics.publishing.clone()),
             announced: watch::Sender::new(checkpoint.announced),
+            last_stored: watch::Sender::new(events_last),
             checkpoint: checkpoint.clone(),
             traces: traces.clone(),
         };
+        let watch = watch_checkpoint(pool.clone(), js.clone(), checkpoint, announcer.last_stored.subscribe());
         let caught_up = tokio::select! {
             caught_up = announcer.catch_up() => caught_up,
-            why = watch_checkpoint(pool.clone(), js.clone(), checkpoint) => return Ok(Err(TermEnd::Retry(why))),
+            why = watch => return Ok(Err(TermEnd::Retry(why))),
             () = shutdown.cancelled() => return Ok(Err(TermEnd::Shutdown)),
         };
         match caught_up {
             Ok(()) => Ok(Ok(announcer)),
-            Err(e) => end_after(e, "announce from the ledger").map(Err),
+            Err(e) => end_after_announcing(e).map(Err),
         }
     }
 

@@ -16,7 +16,7 @@ use tokio::{sync::mpsc, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    announcer::{self, Announcer},
+    announcer::{self, AnnounceError, Announcer},
     applier::{Applier, Preparer, Writer},
     call_expiry::log_expired_calls,
     created_leads::log_created_leads,
@@ -71,6 +71,13 @@ pub(crate) fn end_after(error: StoreError, action: &str) -> anyhow::Result<TermE
     }
 }
 
+pub(crate) fn end_after_announcing(error: AnnounceError) -> anyhow::Result<TermEnd> {
+    match error {
+        AnnounceError::Store(e) => end_after(e, "announce"),
+        e @ AnnounceError::EventsLost => Ok(TermEnd::Retry(e.to_string())),
+    }
+}
+
 impl TermContext {
     /// Reads, applies and announces until shutdown, or until one of the tasks ends.
     pub(crate) async fn serve(
@@ -89,6 +96,8 @@ impl TermContext {
         let cache = Arc::<SharedCache>::default();
         let (applied, to_announce) = announcer::channel();
         let report = progress::report(self.js.client(), announcer.announced.subscribe());
+        let last_stored = announcer.last_stored.subscribe();
+        let watch = watch_checkpoint(self.pool.clone(), self.js.clone(), checkpoint.clone(), last_stored);
         let applier = Applier {
             preparer: Preparer {
                 planner: Planner {
@@ -127,8 +136,10 @@ impl TermContext {
             }
         });
         tasks.spawn(async move {
-            announcer.run(to_announce).await.context("cannot announce")?;
-            Ok(TermEnd::Shutdown)
+            match announcer.run(to_announce).await {
+                Ok(()) => Ok(TermEnd::Shutdown),
+                Err(e) => end_after_announcing(e),
+            }
         });
         let mut background = Tasks::new();
         let (read, log_entries) = reader::channel();
@@ -143,6 +154,7 @@ impl TermContext {
             // The announcer has ended, and reports why.
             std::future::pending().await
         });
+        background.spawn(async move { Ok(TermEnd::Retry(watch.await)) });
         self.spawn_background(&mut background, log, checkpoint, read);
         wait(tasks, background, shutdown).await
     }
@@ -201,8 +213,6 @@ impl TermContext {
                 Err(e) => format!("{e:#}"),
             }))
         });
-        let watch = watch_checkpoint(self.pool.clone(), self.js.clone(), checkpoint);
-        background.spawn(async move { Ok(TermEnd::Retry(watch.await)) });
     }
 }
 

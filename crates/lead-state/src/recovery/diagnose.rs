@@ -66,10 +66,12 @@ pub(crate) fn lost_events(state: &RecoveryState) -> Option<&'static str> {
     if checkpoint.delivered >= checkpoint.announced {
         return None;
     }
-    if checkpoint.events_created_at.as_ref().is_some_and(|known| known != events_identity) {
-        return Some("the stream was deleted and created again");
+    match &checkpoint.events_created_at {
+        None => return Some("a leader saw that the stream lost its end or was created again"),
+        Some(known) if known != events_identity => return Some("the stream was deleted and created again"),
+        Some(_) => {}
     }
-    let (Some(announced), Some(_)) = (*last_announced, &checkpoint.events_created_at) else { return None };
+    let announced = (*last_announced)?;
     match last_event {
         // Probably purged. If the events had been delivered, they are delivered once more.
         None => Some("the stream is empty"),
@@ -119,6 +121,7 @@ mod tests {
         let logged_at = Timestamp::from_millis(1_000);
         RecoveryState {
             events_identity: "e".into(),
+            events_last: 7,
             last_event: Some(EventPosition { generation: 2, log: at(7) }),
             checkpoint: Checkpoint {
                 stream: LEAD_COMMANDS.into(),
@@ -220,6 +223,10 @@ mod tests {
         let last = |sequence| Some(EventPosition { generation: 2, log: at(sequence) });
         assert_eq!(lost(&|_| {}), None);
         assert_eq!(lost(&|s| s.events_identity = "x".into()), Some("the stream was deleted and created again"));
+        assert_eq!(
+            lost(&|s| s.checkpoint.events_created_at = None),
+            Some("a leader saw that the stream lost its end or was created again")
+        );
         assert_eq!(lost(&|s| s.last_event = None), Some("the stream is empty"));
         assert_eq!(lost(&|s| s.last_event = last(6)), Some("the stream lost its end"));
         // Entry 7 has no ledger row.

@@ -24,6 +24,8 @@ use crate::store::{
 pub(crate) struct RecoveryState {
     /// The identity of `LEAD_EVENTS`.
     pub(crate) events_identity: String,
+    /// The last sequence of `LEAD_EVENTS`.
+    pub(crate) events_last: u64,
     /// The position in the last event; None if the stream is empty.
     pub(crate) last_event: Option<EventPosition>,
     pub(crate) checkpoint: Checkpoint,
@@ -43,9 +45,10 @@ impl RecoveryState {
         let events = js.get_stream(LEAD_EVENTS).await.with_context(|| format!("cannot find {LEAD_EVENTS}"))?;
         let info = events.cached_info();
         let events_identity = streams::identity(info);
+        let events_last = info.state.last_sequence;
         let last_event = match info.state.messages {
             0 => None,
-            _ => event_position(&events, info.state.last_sequence).await?,
+            _ => event_position(&events, events_last).await?,
         };
         // The identity only initializes a new database; the log's state is read after the checkpoint.
         let log = js.get_stream(LEAD_COMMANDS).await.with_context(|| format!("cannot find {LEAD_COMMANDS}"))?;
@@ -64,6 +67,7 @@ impl RecoveryState {
         };
         Ok(Self {
             events_identity,
+            events_last,
             last_event,
             checkpoint,
             last_announced,

@@ -5,9 +5,10 @@ use std::time::Duration;
 use async_nats::jetstream::{self, stream::Stream};
 use contract::{
     position::LogPosition,
-    streams::{self, LEAD_COMMANDS, LEAD_EVENTS, NOTIFIER_CONSUMER},
+    streams::{LEAD_COMMANDS, LEAD_EVENTS, NOTIFIER_CONSUMER},
 };
 use service_kit::{nats::error_chain, postgres::Pool};
+use tokio::sync::watch;
 
 use super::state::event_position;
 use crate::store::{
@@ -20,8 +21,14 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// events are lost.
 const RECORD_EVERY: u32 = 10;
 
-/// Returns when the checkpoint is not that of this term any more.
-pub(crate) async fn watch_checkpoint(pool: Pool, js: jetstream::Context, term: Checkpoint) -> String {
+/// Returns when the checkpoint is not that of this term any more, or events were lost that the next term announces again.
+/// `last_stored` is the last sequence that the stream of events had.
+pub(crate) async fn watch_checkpoint(
+    pool: Pool,
+    js: jetstream::Context,
+    term: Checkpoint,
+    last_stored: watch::Receiver<u64>,
+) -> String {
     let mut rounds = 0_u32;
     loop {
         tokio::time::sleep(INTERVAL).await;
@@ -29,12 +36,15 @@ pub(crate) async fn watch_checkpoint(pool: Pool, js: jetstream::Context, term: C
             Ok(Some(now)) if (now.generation, now.applied.epoch) != (term.generation, term.applied.epoch) => {
                 return "the checkpoint was moved by a recovery".into();
             }
-            Ok(Some(now)) if rounds.is_multiple_of(RECORD_EVERY) => match record_delivered(&pool, &js, &now).await {
-                Ok(true) => {}
-                // The next term announces again what it lost.
-                Ok(false) => return format!("{LEAD_EVENTS} was deleted and created again"),
-                Err(e) => tracing::debug!("cannot record the delivered watermark: {e:#}"),
-            },
+            Ok(Some(now)) if rounds.is_multiple_of(RECORD_EVERY) => {
+                let last_stored = *last_stored.borrow();
+                match record_delivered(&pool, &js, &now, last_stored).await {
+                    Ok(true) => {}
+                    // The next term announces again what it lost.
+                    Ok(false) => return format!("{LEAD_EVENTS} lost events"),
+                    Err(e) => tracing::debug!("cannot record the delivered watermark: {e:#}"),
+                }
+            }
             Ok(_) => {}
             Err(e) => tracing::debug!("cannot read the checkpoint: {}", error_chain(&e)),
         }
@@ -42,13 +52,22 @@ pub(crate) async fn watch_checkpoint(pool: Pool, js: jetstream::Context, term: C
     }
 }
 
-/// Records the watermark, unless the stream is not the one that the events were announced to: then false. `checkpoint` must
-/// have been read before.
-async fn record_delivered(pool: &Pool, js: &jetstream::Context, checkpoint: &Checkpoint) -> anyhow::Result<bool> {
-    let events = js.get_stream(LEAD_EVENTS).await?;
-    let identity = streams::identity(events.cached_info());
-    if checkpoint.events_created_at.as_ref().is_some_and(|known| *known != identity) {
-        return Ok(false);
+/// Records the watermark, unless the stream lost events: then false. `checkpoint` and `last_stored` must have been read
+/// before.
+async fn record_delivered(
+    pool: &Pool,
+    js: &jetstream::Context,
+    checkpoint: &Checkpoint,
+    last_stored: u64,
+) -> anyhow::Result<bool> {
+    let mut events = js.get_stream(LEAD_EVENTS).await?;
+    if events.cached_info().state.last_sequence < last_stored {
+        // A server that was the stream's leader before may have answered.
+        tokio::time::sleep(INTERVAL).await;
+        if events.info().await?.state.last_sequence < last_stored {
+            checkpoint::forget_events(&mut store::acquire(pool).await?, checkpoint).await?;
+            return Ok(false);
+        }
     }
     if let Some(delivered) = delivered_watermark(&events, checkpoint).await? {
         checkpoint::set_delivered(&mut store::acquire(pool).await?, checkpoint, delivered).await?;

@@ -28,7 +28,8 @@ pub(crate) struct Checkpoint {
     pub(crate) announced: LogPosition,
     /// The position up to which the webhook-notifier acked all events.
     pub(crate) delivered: LogPosition,
-    /// The identity of the stream of events; None before a leader first read it.
+    /// The identity of the stream of events; None before a leader first read it, and after the stream lost events under a
+    /// leader.
     pub(crate) events_created_at: Option<String>,
 }
 
@@ -208,6 +209,19 @@ pub(crate) async fn set_events(
         "UPDATE lead_state.checkpoints SET events_created_at = $1 WHERE stream = $2 AND events_created_at IS NULL",
         created_at,
         checkpoint.stream
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Forgets the identity of the stream of events, which lost some that were announced: the next term announces again from
+/// the delivered watermark. Not for a leader of another generation.
+pub(crate) async fn forget_events(connection: &mut Session, checkpoint: &Checkpoint) -> Result<(), StoreError> {
+    sqlx::query!(
+        "UPDATE lead_state.checkpoints SET events_created_at = NULL WHERE stream = $1 AND generation = $2",
+        checkpoint.stream,
+        checkpoint.generation
     )
     .execute(connection)
     .await?;

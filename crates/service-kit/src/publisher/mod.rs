@@ -39,7 +39,7 @@ use crate::{
     version::ServerVersion,
 };
 
-/// Messages from which on a batch is cheaper: it costs the server about as much as ten messages (a staging file, which is
+/// From how many messages on a batch is cheaper: it costs the server about as much as ten messages (a staging file, which is
 /// synced too). Measured: docs/results/sync-before-ack.md.
 const MIN_BATCH: usize = 16;
 /// How long one message waits for its acknowledgement before it is sent again. Longer delays messages that were sent to a
@@ -130,18 +130,22 @@ impl Publisher {
         self.timed(publish).await
     }
 
-    /// Publishes messages in this order and waits until the stream has them all.
+    /// Publishes messages in this order, waits until the stream has them all, and returns what was acked of each.
     ///
     /// # Errors
     /// Some may be stored. Publish all of them again; the stream recognizes duplicates by their message ids.
-    pub async fn publish_all(&self, messages: impl IntoIterator<Item = OutboundMessage>) -> Result<(), PublishError> {
+    pub async fn publish_all(
+        &self,
+        messages: impl IntoIterator<Item = OutboundMessage>,
+    ) -> Result<Vec<Stored>, PublishError> {
         let publish = async {
+            let mut stored = Vec::new();
             for batch in batches(messages) {
                 for outcome in self.shared.publish_sequence(batch).await {
-                    outcome?;
+                    stored.push(outcome?);
                 }
             }
-            Ok(())
+            Ok(stored)
         };
         self.timed(publish).await
     }
