@@ -105,6 +105,20 @@ async fn poison_messages_become_whole_dead_letters_and_delay_no_update() {
 }
 
 #[tokio::test]
+async fn the_deepest_body_that_is_accepted_is_applied_and_delivered() {
+    let stack = Stack::start().await;
+    let lead = stack.lead(&["crm"]).await;
+    // 64 levels; as metadata the field is one level deeper.
+    let nested = (0..63).fold(json!(1), |inner, _| json!([inner]));
+
+    let answer = stack.api.update_and_wait(json!({"leadId": lead, "deep": nested.clone()})).await;
+
+    assert_eq!(answer["status"], "succeeded", "{answer}");
+    let webhook = &stack.receiver.wait_for_requests("/crm", 1, TEST_TIMEOUT).await[0];
+    assert_eq!(webhook.json()["data"]["metadata"]["deep"], nested);
+}
+
+#[tokio::test]
 async fn valid_commands_that_cannot_succeed_have_a_failed_outcome() {
     let stack = Stack::start().await;
     let lead_id = stack.lead(&[]).await;

@@ -24,7 +24,7 @@ pub fn parse_started(body: &[u8], project_id: ObjectId) -> Result<CallStarted, B
         reference_id,
         process_id,
         call_id: fields.text("callId")?,
-        timeout_seconds: fields.whole_number("timeoutSeconds")?,
+        timeout_seconds: timeout_seconds(&mut fields)?,
         ..CallStarted::default()
     };
     fields.refuse_rest()?;
@@ -43,6 +43,13 @@ pub fn parse_ended(body: &[u8], project_id: ObjectId) -> Result<CallEnded, BodyE
     let result = fields.object("result")?.as_ref().map(CallResult::parse).transpose()?;
     fields.refuse_rest()?;
     Ok(CallEnded { lead_id, reference_id, process_id, call_id, to_state, result, ..CallEnded::default() })
+}
+
+fn timeout_seconds(fields: &mut Fields<'_>) -> Result<Option<u32>, BodyError> {
+    match fields.whole_number("timeoutSeconds")? {
+        Some(0) => Err(BodyError::field("timeoutSeconds", "must be at least 1: such a call would be over at once")),
+        seconds => Ok(seconds),
+    }
 }
 
 fn direction(fields: &mut Fields<'_>) -> Result<Option<CallDirection>, BodyError> {
@@ -118,6 +125,7 @@ mod tests {
             r#"{"leadId":"LEAD","callId":7}"#,
             r#"{"leadId":"LEAD","call_id":"c-1"}"#,
             r#"{"leadId":"LEAD","timeoutSeconds":-1}"#,
+            r#"{"leadId":"LEAD","timeoutSeconds":0}"#,
             r#"{"leadId":"LEAD","updateId":"LEAD"}"#,
             r#"{"leadId":"LEAD","toState":"lost","result":{"status":"busy","connected":false,"metadata":{"n":1.50}}}"#,
             r#"{"leadId":"LEAD","result":{"direction":"incoming"}}"#,
@@ -158,11 +166,14 @@ mod tests {
         let long = |chars| "x".repeat(chars);
         let deep = format!(r#"{{"metadata":{{"a":{}{}}}}}"#, "[".repeat(60), "]".repeat(60));
         let refused = [
-            (r#"{"result":"ok"}"#.to_owned(), "result is unknown"),
+            (r#"{"result":"ok"}"#.to_owned(), "result.result is unknown"),
             (r#"{"status":7}"#.to_owned(), "result.status must be a string"),
             (r#"{"status":""}"#.to_owned(), "result.status must not be empty; leave it out instead"),
             (r#"{"connected":"yes"}"#.to_owned(), "result.connected must be true or false"),
-            (r#"{"durationSeconds":1.5}"#.to_owned(), "result.durationSeconds must be a whole number"),
+            (
+                r#"{"durationSeconds":1.5}"#.to_owned(),
+                "result.durationSeconds must be a whole number, at most 4294967295",
+            ),
             (r#"{"analysis":[]}"#.to_owned(), "result.analysis must be a JSON object"),
             (format!(r#"{{"disposition":"{}"}}"#, long(1025)), "result.disposition must have at most 1024 characters"),
             (format!(r#"{{"recordingUrl":"{}"}}"#, long(2049)), "result.recordingUrl must have at most 2048 bytes"),

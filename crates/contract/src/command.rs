@@ -82,7 +82,7 @@ pub struct UpdateCommand {
     /// Change the lead only if it is still in this state.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expected_state: Option<String>,
-    /// What the client sent and is ignored, in sentences.
+    /// What is ignored of the client's input, in sentences.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
 }

@@ -8,6 +8,7 @@ use crate::{
     JsonObject, ObjectId,
     command::MAX_TEXT_CHARS,
     json::{self, JsonFault, Members},
+    text::trim,
     warning::Warning,
 };
 
@@ -136,7 +137,22 @@ impl<'a> Fields<'a> {
     /// It is not a string, or too long.
     pub fn text(&mut self, name: &str) -> Result<Option<String>, BodyError> {
         let Some(raw) = self.take(name) else { return Ok(None) };
-        let text: String = serde_json::from_str(raw.get()).map_err(|_| self.fault(name, "must be a string"))?;
+        let text = serde_json::from_str(raw.get()).map_err(|_| self.fault(name, "must be a string"))?;
+        self.checked(name, text)
+    }
+
+    /// Takes a lead's external id, without what is invisible at its ends.
+    ///
+    /// # Errors
+    /// It is not a string, or too long.
+    pub fn reference_id(&mut self) -> Result<Option<String>, BodyError> {
+        const NAME: &str = "referenceId";
+        let Some(raw) = self.take(NAME) else { return Ok(None) };
+        let text: String = serde_json::from_str(raw.get()).map_err(|_| self.fault(NAME, "must be a string"))?;
+        self.checked(NAME, trim(&text).to_owned())
+    }
+
+    fn checked(&mut self, name: &str, text: String) -> Result<Option<String>, BodyError> {
         if text.is_empty() {
             if self.refuses_empty {
                 return Err(self.fault(name, EMPTY));
@@ -185,7 +201,9 @@ impl<'a> Fields<'a> {
     /// It is not one, or beyond a `u32`.
     pub fn whole_number(&mut self, name: &str) -> Result<Option<u32>, BodyError> {
         let Some(raw) = self.take(name) else { return Ok(None) };
-        serde_json::from_str(raw.get()).map(Some).map_err(|_| self.fault(name, "must be a whole number"))
+        serde_json::from_str(raw.get())
+            .map(Some)
+            .map_err(|_| self.fault(name, "must be a whole number, at most 4294967295"))
     }
 
     /// Takes `true` or `false` of a body; false if absent.
@@ -226,7 +244,7 @@ impl<'a> Fields<'a> {
     /// No lead is addressed, or one of another project.
     pub fn address_in(&mut self, project_id: ObjectId) -> Result<Address, BodyError> {
         let lead_id = self.id("leadId")?;
-        let reference_id = self.text("referenceId")?;
+        let reference_id = self.reference_id()?;
         let process_id = self.id("processId")?;
         let given_project_id = self.id("projectId")?;
         self.require_address(lead_id, reference_id.as_deref())?;
@@ -254,7 +272,7 @@ impl<'a> Fields<'a> {
     /// No lead is addressed, or one of another project.
     pub fn address(&mut self, project_id: Option<ObjectId>) -> Result<Address, BodyError> {
         let lead_id = self.id("leadId")?;
-        let reference_id = self.text("referenceId")?;
+        let reference_id = self.reference_id()?;
         let given_project_id = self.id("projectId")?;
         let process_id = self.id("processId")?;
         self.require_address(lead_id, reference_id.as_deref())?;
@@ -304,7 +322,7 @@ impl<'a> Fields<'a> {
     pub fn refuse_rest(&mut self) -> Result<(), BodyError> {
         match self.rest().keys().next() {
             None => Ok(()),
-            Some(name) => Err(BodyError::field(shortened(name), "is unknown")),
+            Some(name) => Err(self.fault(&shortened(name), "is unknown")),
         }
     }
 
@@ -335,6 +353,20 @@ mod tests {
             fields.warnings,
             [format!("ignored as unknown: {}, f0, f1, f2, f3, f4, f5, f6, f7, f8, 3 more", "k".repeat(64))]
         );
+    }
+
+    #[test]
+    fn a_reference_of_invisible_characters_is_an_empty_one() {
+        for reference in ["", " ", "\u{200b}\t"] {
+            let body = serde_json::json!({"referenceId": reference}).to_string();
+            let mut fields = Fields::from_json(body.as_bytes()).unwrap();
+            assert_eq!(fields.reference_id(), Ok(None));
+            assert_eq!(fields.warnings.len(), 1);
+            let mut fields = Fields::from_json(body.as_bytes()).unwrap().refusing_empty();
+            assert_eq!(fields.reference_id(), Err(BodyError::field("referenceId", EMPTY)));
+        }
+        let mut fields = Fields::from_json(br#"{"referenceId":" R 1 "}"#).unwrap();
+        assert_eq!(fields.reference_id(), Ok(Some("R 1".into())));
     }
 
     #[test]

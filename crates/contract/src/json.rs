@@ -32,7 +32,7 @@ pub enum JsonFault {
 pub fn redacted_error(error: &serde_json::Error) -> String {
     let text = error.to_string();
     // serde quotes the value: `invalid type: string "…", expected …`, "unknown variant `…`, expected …".
-    for (kind, quote) in [("string", '"'), ("unknown variant", '`')] {
+    for (kind, quote) in [("string", '"'), ("unknown variant", '`'), ("integer", '`'), ("floating point", '`')] {
         let (from, to) = (text.find(&format!("{kind} {quote}")), text.rfind(&format!("{quote}, expected ")));
         if let (Some(from), Some(to)) = (from, to)
             && from < to
@@ -50,7 +50,20 @@ pub const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 ///
 /// # Errors
 /// The text is not JSON, or holds a value that is rejected.
-pub fn check(mut bytes: &[u8]) -> Result<&str, JsonFault> {
+pub fn check(bytes: &[u8]) -> Result<&str, JsonFault> {
+    check_to_depth(bytes, MAX_DEPTH)
+}
+
+/// Checks a command like [`check`]. It may be one level deeper than the body that it was made of, whose fields may have
+/// become metadata.
+///
+/// # Errors
+/// As of [`check`].
+pub fn check_command(bytes: &[u8]) -> Result<&str, JsonFault> {
+    check_to_depth(bytes, MAX_DEPTH + 1)
+}
+
+fn check_to_depth(mut bytes: &[u8], max_depth: usize) -> Result<&str, JsonFault> {
     // A text that went through two such programs has two.
     while let Some(rest) = bytes.strip_prefix(BYTE_ORDER_MARK) {
         bytes = rest;
@@ -58,7 +71,7 @@ pub fn check(mut bytes: &[u8]) -> Result<&str, JsonFault> {
     let text = std::str::from_utf8(bytes).map_err(|e| JsonFault::Utf8(e.valid_up_to()))?;
     let place = RefCell::new(Vec::new());
     let mut deserializer = serde_json::Deserializer::from_str(text);
-    Strict { place: &place }
+    Strict { place: &place, max_depth }
         .deserialize(&mut deserializer)
         .and_then(|()| deserializer.end())
         .map_err(|e| JsonFault::Invalid(fault(&e.to_string(), &place.borrow())))?;
@@ -79,13 +92,14 @@ fn fault(error: &str, place: &[Option<Cow<'_, str>>]) -> String {
 struct Strict<'a, 'de> {
     /// The objects and arrays around the value: in an object, the key of the member that is read.
     place: &'a RefCell<Vec<Option<Cow<'de, str>>>>,
+    max_depth: usize,
 }
 
 impl<'de> Strict<'_, 'de> {
     fn enter<E: de::Error>(&self) -> Result<(), E> {
         let mut place = self.place.borrow_mut();
-        if place.len() == MAX_DEPTH {
-            return Err(E::custom(format_args!("nested deeper than {MAX_DEPTH} levels")));
+        if place.len() == self.max_depth {
+            return Err(E::custom(format_args!("nested deeper than {} levels", self.max_depth)));
         }
         place.push(None);
         Ok(())
@@ -331,6 +345,8 @@ mod tests {
             "unknown variant, expected one of `leads:read`, `leads:write`, `leads:erase`, `calls:write`, `config:read`, `config:write` at"
         ));
         assert!(redacted("{}").starts_with("invalid type: map, expected a sequence at"));
+        assert!(redacted("4711").starts_with("invalid type: integer, expected a sequence at"));
+        assert!(redacted("47.11").starts_with("invalid type: floating point, expected a sequence at"));
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod filter;
 mod limits;
 mod source;
 mod spec;
+mod strict;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -107,7 +108,7 @@ impl Rules {
 
 /// A state of leads.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(deny_unknown_fields))]
 #[serde(rename_all = "camelCase")]
 pub struct State {
     /// Its name, e.g. `followup_2`.

@@ -364,6 +364,10 @@ mod tests {
         "#);
         let deep = format!(r#"{{"leadId":"{LEAD}","deep":{}{}}}"#, "[".repeat(64), "]".repeat(64));
         assert!(parse(deep.as_bytes()).unwrap_err().to_string().contains("nested deeper than 64"));
+        let deepest = format!(r#"{{"leadId":"{LEAD}","deep":{}{}}}"#, "[".repeat(63), "]".repeat(63));
+        let command = serde_json::to_string(&parse(deepest.as_bytes()).unwrap().command).unwrap();
+        assert!(json::check(command.as_bytes()).is_err(), "the field is metadata, one level deeper");
+        assert!(json::check_command(command.as_bytes()).is_ok());
         assert!(parse(b"{\"a\":\"\xff\"}").unwrap_err().to_string().contains("not valid UTF-8"));
     }
 
@@ -404,11 +408,11 @@ mod tests {
         {"leadId":"LEAD","$expectedVersion":4}
             nothing_to_change: Nothing to change: give metadata, name or targetState
         {"leadId":"LEAD","name":"Ada","$expectedVersion":"4"}
-            invalid_field: $expectedVersion must be a whole number
+            invalid_field: $expectedVersion must be a whole number, at most 4294967295
         {"leadId":"LEAD","name":"Ada","$expectedVersion":-1}
-            invalid_field: $expectedVersion must be a whole number
+            invalid_field: $expectedVersion must be a whole number, at most 4294967295
         {"leadId":"LEAD","name":"Ada","$expectedVersion":4.0}
-            invalid_field: $expectedVersion must be a whole number
+            invalid_field: $expectedVersion must be a whole number, at most 4294967295
         {"leadId":"LEAD","name":"Ada","$expectedState":["new"]}
             invalid_field: $expectedState must be a string
         {"leadId":"LEAD","name":"Ada","$expectedState":""}

@@ -10,7 +10,7 @@ use crate::{secret::Secret, text::quoted};
 
 /// How to authenticate to an endpoint.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(deny_unknown_fields))]
 #[serde(tag = "type", rename_all = "camelCase")]
 pub enum CallbackAuth {
     /// `Authorization: Bearer {token}`.
@@ -75,8 +75,8 @@ impl CallbackAuth {
 
 /// A client of an OAuth 2.0 authorization server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(deny_unknown_fields))]
+#[serde(rename_all = "camelCase")]
 pub struct Oauth2Client {
     /// The token endpoint.
     #[cfg_attr(feature = "schema", schemars(length(max = super::MAX_URL_BYTES)))]
@@ -121,8 +121,8 @@ impl ClientAuthentication {
 
 /// A header with a secret value.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(deny_unknown_fields))]
+#[serde(rename_all = "camelCase")]
 pub struct AuthHeader {
     /// Its name.
     #[cfg_attr(feature = "schema", schemars(length(min = 1, max = MAX_NAME_CHARS)))]
@@ -243,8 +243,6 @@ mod tests {
         let basic = oauth2(|_| ());
         let parsed: CallbackAuth = serde_json::from_value(basic.clone()).unwrap();
         assert_eq!(serde_json::to_value(parsed).unwrap(), basic);
-        let misspelt = oauth2(|auth| auth["scopes"] = json!("a"));
-        assert!(serde_json::from_value::<CallbackAuth>(misspelt).is_err());
     }
 
     #[test]

@@ -16,8 +16,8 @@ use crate::{Timestamp, secret::Secret};
 
 /// A client certificate and its private key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(deny_unknown_fields))]
+#[serde(rename_all = "camelCase")]
 pub struct ClientCertificate {
     /// The certificate in PEM, followed by the certificates that lead to an authority the endpoint trusts. It is public.
     #[cfg_attr(feature = "schema", schemars(length(min = 1, max = MAX_CERTIFICATE_BYTES)))]

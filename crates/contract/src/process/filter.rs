@@ -24,8 +24,8 @@ const MAX_COMPARED_BYTES: usize = 12 * MAX_TEXT_CHARS + 2;
 
 /// A condition that an event must satisfy: exactly one of `equals`, `in` and `exists`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(deny_unknown_fields))]
+#[serde(rename_all = "camelCase")]
 pub struct FilterCondition {
     /// `fromState`, `toState`, `disposition`, `processId`, or `metadata.` and a path into the lead's metadata after the
     /// update, its names and indices separated by dots.

@@ -11,8 +11,8 @@ pub const MAX_SOURCES: usize = 20;
 /// The most signing secrets of a callback that do not retire, each of which makes the signature header longer; and the most
 /// secrets of a source, each of which is tried.
 pub const MAX_ACTIVE_SECRETS: usize = 5;
-/// The most signing secrets of a callback that were replaced and still sign.
-pub const MAX_RETIRING_SECRETS: usize = 4;
+/// The most signing secrets of a callback that were replaced and still sign: all that it can have may retire at once.
+pub const MAX_RETIRING_SECRETS: usize = MAX_ACTIVE_SECRETS;
 /// The most conditions of a callback's filter.
 pub const MAX_FILTER_CONDITIONS: usize = 10;
 /// The most values of a condition.

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     AuthHeader, CallbackAuth, ClientCertificate, DEFAULT_CALL_TIMEOUT_SECONDS, DuringCall, EventKind, FilterCondition,
     MAX_ACTIVE_SECRETS, MAX_CALLBACKS, MAX_SOURCES, MAX_STATES, MAX_TRANSITIONS, MetadataMerge, Ordering, Rules,
-    SourceSpec, State, StateKind, UrlFault, limits::check_name, parse_url, signing_key,
+    SourceSpec, State, StateKind, UrlFault, limits::check_name, parse_url, signing_key, strict,
 };
 use crate::{ObjectId, secret::Secret, subject::NO_PROCESS, text::quoted};
 
@@ -23,7 +23,7 @@ pub struct ProcessSpec {
     #[cfg_attr(feature = "schema", schemars(length(min = 1, max = super::MAX_NAME_CHARS)))]
     pub name: String,
     /// The states, in display order.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "strict::states")]
     #[cfg_attr(feature = "schema", schemars(length(max = MAX_STATES)))]
     pub states: Vec<State>,
     /// From each state, the states a lead may move to. Absent: any transition is allowed.
@@ -66,14 +66,14 @@ pub struct CallbackSpec {
     #[cfg_attr(feature = "schema", schemars(length(max = super::MAX_URL_BYTES)))]
     pub url: String,
     /// How to authenticate to the endpoint, in addition to the signature.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "strict::auth", skip_serializing_if = "Option::is_none")]
     pub auth: Option<CallbackAuth>,
     /// Further headers that authenticate to the endpoint.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, deserialize_with = "strict::headers", skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(feature = "schema", schemars(length(max = super::MAX_AUTH_HEADERS)))]
     pub headers: Vec<AuthHeader>,
     /// The certificate that the client presents to the endpoint (mutual TLS).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "strict::client_certificate", skip_serializing_if = "Option::is_none")]
     pub client_certificate: Option<ClientCertificate>,
     /// Signing secrets, `whsec_` + base64 of 24 to 64 bytes. Absent: the current ones; a new callback gets a generated one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -83,7 +83,7 @@ pub struct CallbackSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub events: Option<BTreeSet<EventKind>>,
     /// The conditions that an event must satisfy, all of them. Without any, it gets every event that it names.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, deserialize_with = "strict::filter", skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(feature = "schema", schemars(length(max = super::MAX_FILTER_CONDITIONS)))]
     pub filter: Vec<FilterCondition>,
     /// Whether its deliveries are sent. Otherwise they are recorded and wait.

@@ -167,7 +167,7 @@ pub fn parse(message: &LogMessage, epoch: i32) -> Result<Entry, DeadLetter> {
     }
     let subject = CommandSubject::parse(&message.subject)
         .map_err(|e| dead(DeadLetterReason::InvalidSubject, format!("{:?}: {e}", message.subject)))?;
-    let text = json::check(&message.payload).map_err(|e| dead(DeadLetterReason::InvalidJson, e.to_string()))?;
+    let text = json::check_command(&message.payload).map_err(|e| dead(DeadLetterReason::InvalidJson, e.to_string()))?;
     let project_id = subject.project_id;
     let own_or_derived =
         |id: Option<ObjectId>| id.unwrap_or_else(|| ObjectId::from_log(message.sequence, message.index, logged_at));

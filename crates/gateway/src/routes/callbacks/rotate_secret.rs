@@ -78,7 +78,7 @@ mod tests {
         assert_eq!(overlap(r#"{"overlapSeconds":604800}"#), Ok(604_800));
         for (odd, error) in [
             (r#"{"overlapSeconds":604801}"#, "400 overlapSeconds must be a number from 0 to 604800"),
-            (r#"{"overlapSeconds":-1}"#, "400 overlapSeconds must be a whole number"),
+            (r#"{"overlapSeconds":-1}"#, "400 overlapSeconds must be a whole number, at most 4294967295"),
             (r#"{"overlap":1}"#, "400 overlap is unknown"),
             ("[]", "400 The body must be a JSON object"),
         ] {

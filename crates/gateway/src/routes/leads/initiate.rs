@@ -209,7 +209,7 @@ fn parse_lead(mut fields: Fields<'_>, key: &ApiKey) -> Result<(InitiateLead, Vec
         project_id,
         process_id,
         group_id: fields.text("groupId")?,
-        reference_id: fields.text("referenceId")?,
+        reference_id: fields.reference_id()?,
         name: Some(name),
         phone,
         email,
