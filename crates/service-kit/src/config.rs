@@ -103,7 +103,7 @@ impl SecretsConfig {
 /// The health port.
 #[derive(Debug, Clone, Args)]
 pub struct HealthConfig {
-    /// Address of the health port: /healthz and /readyz. Port 0 takes a free one.
+    /// Address of the health port: /healthz, /readyz and /metrics. Port 0 takes a free one.
     #[arg(long, env = "HEALTH_LISTEN", default_value = "127.0.0.1:0")]
     pub health_listen: SocketAddr,
 }

@@ -94,7 +94,7 @@ impl<T: DeserializeOwned> BucketCache<T> {
         let last = store.stream.get_info().await.context("cannot read the bucket's state")?.state.last_sequence;
         let mut watch = store.watch_with_history(">").await.context("cannot watch the bucket")?;
         let mut fresh = Some(HashMap::new());
-        let mut seen = 0;
+        let (mut seen, mut received) = (0, 0);
         if last == 0 {
             self.replace(fresh.take().unwrap_or_default());
             on_complete();
@@ -106,7 +106,8 @@ impl<T: DeserializeOwned> BucketCache<T> {
                 Err(_) => {
                     // A watch falls silent when the bucket is deleted and created again.
                     let state = store.stream.get_info().await.context("cannot read the bucket's state")?.state;
-                    if state.last_sequence != seen.max(last) {
+                    let is_whole = fresh.is_none() || received >= state.messages;
+                    if state.last_sequence != seen.max(last) || !is_whole {
                         anyhow::bail!("the bucket is at {}, the watch at {seen}", state.last_sequence);
                     }
                     if let Some(fresh) = fresh.take() {
@@ -116,7 +117,7 @@ impl<T: DeserializeOwned> BucketCache<T> {
                     continue;
                 }
             };
-            seen = entry.revision;
+            (seen, received) = (entry.revision, received + 1);
             let value = match entry.operation {
                 Operation::Put => match serde_json::from_slice(&entry.value) {
                     Ok(value) => Some(Arc::new(value)),

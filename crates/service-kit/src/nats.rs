@@ -25,6 +25,7 @@ use contract::{
     subject::inbox_prefix,
 };
 use futures::future::BoxFuture;
+use percent_encoding::percent_decode_str;
 
 use crate::{clock, config::NatsConfig, health::Readiness, version::ServerVersion};
 
@@ -117,12 +118,7 @@ async fn connect_as(
             }
         });
     // The client reads no credentials from URLs.
-    let configured = config.nats_password.as_ref().map(Secret::expose);
-    let user = servers.iter().find_map(|server| {
-        let password = server.password().or(configured)?;
-        Some((server.username()?.to_owned(), password.to_owned()))
-    });
-    if let Some((user, password)) = user {
+    if let Some((user, password)) = credentials(&servers, config.nats_password.as_ref()) {
         options = options.user_and_password(user, password);
     }
     if let Some(file) = &config.nats_creds {
@@ -173,6 +169,16 @@ impl VersionNotice {
         }
         *logged = Some(version);
     }
+}
+
+/// User and password: of a server's URL, where some characters are percent-encoded, or else the configured password.
+fn credentials(servers: &[ServerAddr], configured: Option<&Secret>) -> Option<(String, String)> {
+    let decoded = |part: &str| percent_decode_str(part).decode_utf8_lossy().into_owned();
+    servers.iter().find_map(|server| {
+        let password =
+            server.password().map(decoded).or_else(|| configured.map(|secret| secret.expose().to_owned()))?;
+        Some((decoded(server.username()?), password))
+    })
 }
 
 /// A JetStream context of this connection.
@@ -303,4 +309,19 @@ pub fn retry_backoff() -> impl Iterator<Item = Duration> {
 pub fn error_chain(error: &(dyn std::error::Error + 'static)) -> String {
     let causes = std::iter::successors(Some(error), |e| e.source()).map(ToString::to_string).collect::<Vec<_>>();
     causes.join(": ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credentials_of_a_url_are_decoded_and_precede_the_configured_password() {
+        let of = |url: &str| credentials(&[url.parse().unwrap()], Some(&"configured=".into()));
+        let found = |user: &str, password: &str| Some((user.to_owned(), password.to_owned()));
+        assert_eq!(of("nats://leadctl:abc=@nats:4222"), found("leadctl", "abc="));
+        assert_eq!(of("nats://le%40d:p%40ss%2Fw@nats:4222"), found("le@d", "p@ss/w"));
+        assert_eq!(of("nats://leadctl@nats:4222"), found("leadctl", "configured="));
+        assert_eq!(of("nats://nats:4222"), None);
+    }
 }
