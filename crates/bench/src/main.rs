@@ -40,10 +40,10 @@ struct Cli {
     /// What to measure.
     #[arg(value_enum, default_value_t = Scenario::All)]
     scenario: Scenario,
-    /// Seconds that a run of a scenario measures; e2e runs 15 times as long.
+    /// Seconds that a run of a scenario measures; e2e runs 12 times as long.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=600))]
     seconds: u64,
-    /// Commands or retries in the backlog scenario; leads in the scenarios scale and console, with five times as many updates.
+    /// Retries in the backlog scenario, and twice its commands; leads in the scenarios scale and console, with five times as many updates.
     #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..))]
     size: u64,
     /// Runs of each scenario; the table shows the median.
@@ -87,7 +87,7 @@ enum Scenario {
     Connections,
     /// Latency from POST to webhook at 100 and at 1000 updates per second.
     Latency,
-    /// A million commands in the log; a million retries in Postgres.
+    /// Half a million commands in the log; a million retries in Postgres.
     Backlog,
     /// Updates applied with few leads and an empty ledger, and with many leads and a large ledger.
     Scale,

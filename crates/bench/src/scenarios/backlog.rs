@@ -27,11 +27,11 @@ pub(crate) async fn run(plan: &Plan, report: &mut Report) -> anyhow::Result<()> 
 async fn measure_commands(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
     let mut stack = Stack::start(false, 100_000).await?;
     stack.notifier.terminate().await;
-    let short_log = plan.duration.as_secs() * SHORT;
+    let (short_log, long_log) = (plan.duration.as_secs() * SHORT, plan.size / 2);
     let (mut short, mut long, mut memory) = (vec![], vec![], MemoryUsage::default());
-    for _ in plan.runs(&format!("{NAME}, {} commands", plan.size)) {
+    for _ in plan.runs(&format!("{NAME}, {long_log} commands")) {
         let few = fill_and_drain(&mut stack, short_log).await?;
-        let many = fill_and_drain(&mut stack, plan.size).await?;
+        let many = fill_and_drain(&mut stack, long_log).await?;
         report.detail(NAME, json!({"short": few.rate, "long": many.rate, "usage": many.usage}))?;
         short.push(few.rate);
         long.push(many.rate);
@@ -39,7 +39,7 @@ async fn measure_commands(plan: &Plan, report: &mut Report) -> anyhow::Result<()
     }
     let what = |commands| format!("applied, {commands} commands in the log");
     let ratio = ("applied from a backlog, ratio to none", Target::AtLeast(0.9));
-    report.comparison(NAME, "/s", (what(short_log), short), (what(plan.size), long), ratio);
+    report.comparison(NAME, "/s", (what(short_log), short), (what(long_log), long), ratio);
     memory.report(NAME, report);
     Ok(())
 }

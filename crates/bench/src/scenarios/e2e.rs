@@ -16,8 +16,8 @@ pub(crate) const RATIO: &str = "ratio to the floors of gateway, apply and delive
 /// Updates in flight from POST to webhook.
 const WINDOW: usize = 4000;
 /// Runs are this many times longer than other scenarios', so that growing queues and memory become visible.
-const RUN_FACTOR: u32 = 15;
-/// With sync only the rate matters, so runs are a third as long.
+const RUN_FACTOR: u32 = 12;
+/// With sync only the rate matters, so runs are shorter.
 const SYNCED_RUN_FACTOR: u32 = 5;
 /// The most memory of nats-server, in MiB; growth by a tenth of it counts as none.
 const NATS_MEMORY: f64 = 200.0;
