@@ -84,3 +84,20 @@ async fn a_secret_is_made_and_printed_and_a_wrong_one_is_refused() {
     let wrong = LeadctlRun::of(stack.leadctl_command(&["listen", "--to", &url, "--secret", "nonsense"])).await;
     wrong.assert_fails("whsec_");
 }
+
+#[tokio::test]
+async fn a_gateway_that_is_away_is_named_and_waited_for() {
+    let mut stack = Stack::start().await;
+    let lead = stack.lead(&[]).await;
+    let url = stack.receiver.url("/local");
+    let (child, mut remarks, _) =
+        start(stack.leadctl_command(&["listen", "--to", &url, "--limit", "1", "--json"])).await;
+
+    stack.gateway.kill9().await;
+    let remark = timeout(TEST_TIMEOUT, remarks.next_line()).await.expect("in time").expect("a line").expect("more");
+    assert!(remark.contains("waiting for events of the gateway"), "{remark}");
+    stack.gateway.restart().await;
+    stack.api.update_and_wait(json!({"leadId": lead, "name": "Ada"})).await;
+
+    assert_eq!(printed(child).await.len(), 1);
+}

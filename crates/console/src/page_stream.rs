@@ -31,9 +31,9 @@ use crate::{
 
 /// How long a snapshot is current. A longer time shows changes later, a shorter one costs more queries.
 const INTERVAL: Duration = Duration::from_secs(2);
-/// The part of the time, one in this many, that is at most spent on rendering one page.
+/// Rendering one page takes at most one part in this many of the time.
 const RENDERING_SHARE: u32 = 10;
-/// How long a browser waits before it opens a stream again that broke off.
+/// How long a browser waits before it opens a broken stream again.
 const RETRY_MS: u32 = 2000;
 
 const EVENT_STREAM: &str = "text/event-stream";

@@ -1,4 +1,4 @@
-//! What every page has in common: the session, the checks of forms, and the headers of security.
+//! What every page has in common: the session, the checks of forms, and the security headers.
 
 use std::{future::Future, sync::Arc, time::Duration};
 

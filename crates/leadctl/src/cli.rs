@@ -68,7 +68,7 @@ enum Command {
     /// The operator console: sign in to it.
     #[command(subcommand)]
     Console(console::Console),
-    /// Deliveries of outcomes to callbacks: list, show and repeat them.
+    /// Deliveries of outcomes to callbacks: list, show and redeliver them.
     #[command(subcommand)]
     Deliveries(deliveries::Deliveries),
     /// Completion events: outcomes of updates as they are announced.

@@ -107,7 +107,7 @@ impl RecordingTask {
         Ok(())
     }
 
-    /// Collects records until it is time, the batch is full, or it contains a record that something waits for.
+    /// Collects records until the interval has passed, the batch is full, or it contains a record that something waits for.
     async fn gather(&mut self, arrived: &mut Vec<Pending>, until: Instant) {
         let mut seen = 0;
         while arrived.len() < MAX_RECORDS && !arrived[seen..].iter().any(|pending| is_waited_for(&pending.record)) {

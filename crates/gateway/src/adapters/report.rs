@@ -15,7 +15,7 @@ use serde_json::value::{RawValue, to_raw_value};
 
 use super::object::Object;
 
-/// What a result may take: the rest of [`MAX_RESULT_BYTES`] is for the names of what is left out.
+/// The limit of a result: the rest of [`MAX_RESULT_BYTES`] is for the names of what is left out.
 const RESULT_BYTES: usize = MAX_RESULT_BYTES - (4 << 10);
 /// The member of the metadata with the names of what was left out.
 const OMITTED: &str = "omitted";

@@ -6,7 +6,7 @@ use contract::{ObjectId, text};
 const MIN_NAME_CHARS: usize = 2;
 /// Fewer digits end too many phone numbers.
 const MIN_PHONE_DIGITS: usize = 6;
-/// Names and phone numbers are indexed so far.
+/// Only this many characters of a name, and digits of a phone number, are indexed.
 const MAX_NAME_CHARS: usize = 64;
 const MAX_PHONE_DIGITS: usize = 32;
 

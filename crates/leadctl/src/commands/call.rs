@@ -53,7 +53,7 @@ pub(crate) enum Call {
     /// Count a project's calls that ended with a result: by default of the last 24 hours.
     #[command(after_help = "Example:\n  leadctl call count --project 6b04… --from 7d --unique-leads")]
     Count {
-        /// The begin: a time, or this long ago, e.g. 7d; by default 1 day before the end, and at most 32.
+        /// The start: a time, or this long ago, e.g. 7d; by default 1 day before the end, and at most 32.
         #[arg(long, value_name = "TIME", value_parser = parse_since)]
         from: Option<Timestamp>,
         /// The end: a time, or this long ago; by default now.

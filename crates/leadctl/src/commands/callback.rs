@@ -48,7 +48,7 @@ pub(crate) enum Callback {
         #[command(flatten)]
         scope: InProject,
     },
-    /// Remove a callback. Its pending deliveries are discarded.
+    /// Remove a callback. Its pending deliveries end as exhausted.
     #[command(after_help = "Example:\n  leadctl callback remove 6b0426971c73026dafa27e40 --project 6b04…")]
     Remove(CallbackInProject),
     /// Generate a new signing secret for a callback and print it, once. During the overlap, webhooks are signed with both.

@@ -68,7 +68,7 @@ pub(crate) enum Deliveries {
         #[command(flatten)]
         scope: InProject,
     },
-    /// Repeat a delivery that is delivered or exhausted: the same body under the same webhook-id.
+    /// Redeliver what is delivered or exhausted: the same body under the same webhook-id.
     #[command(
         after_help = "Example:\n  leadctl deliveries redeliver --project 6b04… 6b0426971c73026dafa27e40-696102a4b8c1d2e3f4a5b604"
     )]
@@ -78,14 +78,14 @@ pub(crate) enum Deliveries {
         #[command(flatten)]
         scope: InProject,
     },
-    /// Repeat all deliveries that are exhausted (or delivered), at a limited rate.
+    /// Redeliver all that is exhausted (or delivered), at a limited rate.
     #[command(after_help = "Example:\n  leadctl deliveries recover --project 6b04… --since 6h --dry-run")]
     Recover(RecoverArgs),
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct RecoverArgs {
-    /// The status of the deliveries to repeat. With `delivered`, receivers get them a second time.
+    /// The status of the deliveries to make again. With `delivered`, receivers get them a second time.
     #[arg(long, default_value = "exhausted", value_parser = statuses())]
     status: DeliveryStatus,
     /// Only deliveries to this callback.
@@ -219,7 +219,7 @@ impl RecoverArgs {
             cursor,
         };
         let summary = pages.run(&client, query).await?;
-        output::show(admin.json, &summary, |summary| summary.say(&format!("{status} deliveries"), "repeated"))
+        output::show(admin.json, &summary, |summary| summary.say(&format!("{status} deliveries"), "redelivered"))
     }
 }
 

@@ -21,7 +21,7 @@ use crate::{
 #[command(after_help = "Examples:\n  leadctl stats --project 6b0426971c73026dafa27e40\n  \
                         leadctl stats --project 6b0426971c73026dafa27e40 --from 1h --step minute --by code")]
 pub(crate) struct Stats {
-    /// The begin: a time, or this long ago, e.g. 7d. At most 31 days before the end; with --step minute, 1 day.
+    /// The start: a time, or this long ago, e.g. 7d. At most 31 days before the end; with --step minute, 1 day.
     #[arg(long, value_name = "TIME", value_parser = parse_since)]
     from: Option<Timestamp>,
     /// The end: a time, or this long ago; by default now.

@@ -52,7 +52,7 @@ fn violated(audit: &AuditRecord) -> Check {
     )
 }
 
-/// What was checked, if not everything.
+/// What the audit covers; empty if all updates.
 fn scope(audit: &AuditRecord) -> String {
     let mut scope = audit.project_id.map(|id| format!(" of project {id}")).unwrap_or_default();
     for (word, bound) in [("from", audit.from), ("to", audit.to)] {

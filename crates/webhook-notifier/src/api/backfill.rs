@@ -1,4 +1,4 @@
-//! Makes the deliveries that a callback would have got of events of the past, spread over time.
+//! Makes the deliveries of past events that a callback does not have, spread over time.
 
 use std::collections::HashSet;
 

@@ -81,7 +81,7 @@ impl Token {
 #[derive(Debug)]
 struct CurrentToken {
     token: Arc<Token>,
-    /// From then on it is replaced, and used until it is.
+    /// When a new token is requested; this one is used until it arrives.
     renew_at: Instant,
     expires_at: Instant,
 }

@@ -79,7 +79,7 @@ pub(crate) fn operation() -> crate::openapi::Operation {
              long with `step=minute`, otherwise 31 days. `from` is rounded down and `to` up to whole steps. Steps without \
              anything are left out.",
         )
-        .query("from", "The begin; by default 24 hours before `to`", date_time())
+        .query("from", "The start; by default 24 hours before `to`", date_time())
         .query("to", "The end, not included; by default now", date_time())
         .query("step", "The length of a step; by default `hour`", one_of(&["minute", "hour", "day"]))
         .query(
