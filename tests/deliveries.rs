@@ -146,6 +146,49 @@ async fn a_long_body_is_not_stored_again_when_its_event_comes_again() {
 }
 
 #[tokio::test]
+async fn a_delivery_is_recorded_with_its_long_body_or_not_at_all() {
+    let mut stack = Stack::start_with(&[("RETRY_SCHEDULE", "0s,1h")]).await;
+    stack.receiver.on("/crm", [500]);
+    let lead_id = stack.lead(&["crm"]).await;
+    // Rejects long bodies, and counts the attempts to write one outside of their transactions.
+    let reject = "
+        CREATE SEQUENCE webhooks.rejected;
+        CREATE FUNCTION webhooks.reject() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN PERFORM nextval('webhooks.rejected'); RAISE EXCEPTION 'rejected'; END $$;
+        CREATE TRIGGER reject BEFORE INSERT ON webhooks.payloads EXECUTE FUNCTION webhooks.reject()";
+    stack.sql(reject).await;
+
+    stack.api.update(json!({"leadId": lead_id, "metadata": {"text": "x".repeat(5000)}})).await;
+
+    stack.wait_for_count("SELECT count(*) FROM webhooks.rejected WHERE is_called", 1).await;
+    stack.notifier.kill9().await;
+    assert_eq!(stack.count("SELECT count(*) FROM webhooks.deliveries").await, 0, "a delivery without its body");
+    stack.sql("DROP TRIGGER reject ON webhooks.payloads").await;
+    stack.receiver.on("/crm", [200]);
+    stack.notifier.restart().await;
+    stack.wait_for_count_within(TEST_TIMEOUT * 3, DELIVERED, 1).await;
+    stack.wait_for_clean_audit().await;
+}
+
+#[tokio::test]
+async fn a_pending_delivery_that_lost_its_body_is_made_when_its_event_comes_again() {
+    let stack = Stack::start_with(&[("RETRY_SCHEDULE", "0s,1h")]).await;
+    stack.receiver.on("/crm", [500, 200]);
+    let lead_id = stack.lead(&["crm"]).await;
+    stack.api.update(json!({"leadId": lead_id, "metadata": {"text": "x".repeat(5000)}})).await;
+    stack.wait_for_count("SELECT count(*) FROM webhooks.deliveries WHERE status = 'pending' AND attempts = 1", 1).await;
+    stack.sql("DELETE FROM webhooks.payloads").await;
+
+    let events = stack.js().get_stream(LEAD_EVENTS).await.expect("the events");
+    events.delete_consumer(NOTIFIER_CONSUMER).await.expect("deleted");
+
+    stack.wait_for_count_within(TEST_TIMEOUT * 3, DELIVERED, 1).await;
+    let requests = stack.receiver.requests_to("/crm");
+    assert_eq!((requests.len(), &requests[0].body), (2, &requests[1].body));
+    stack.wait_for_clean_audit().await;
+}
+
+#[tokio::test]
 async fn a_long_body_that_is_delivered_again_is_stored_once() {
     let stack = Stack::start_with(&[("RETRY_SCHEDULE", "0s,100ms")]).await;
     for path in ["/crm", "/bi"] {

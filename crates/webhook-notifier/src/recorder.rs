@@ -144,12 +144,7 @@ impl RecordingTask {
 
     async fn try_write(&mut self, records: &[DeliveryRecord]) -> Result<(), StoreError> {
         let mut session = self.session.take().await?;
-        let is_one_statement = |record: &DeliveryRecord| {
-            record.source == DeliverySource::Event
-                && record.disable_callback.is_none()
-                && record.delivery.order.is_none()
-        };
-        if records.iter().all(is_one_statement) {
+        if store::record::is_one_statement(records) {
             // One statement is a transaction of its own. Most batches are.
             store::record::write(&mut session, records).await?;
         } else {
@@ -211,6 +206,12 @@ mod tests {
             order: None,
         };
         DeliveryRecord::new(delivery, DeliverySource::Event, DeliveryState::Delivered, Timestamp::from_millis(0))
+    }
+
+    #[test]
+    fn records_with_a_long_body_are_written_in_a_transaction() {
+        assert!(store::record::is_one_statement(&[record(1, 2000), record(2, 1)]));
+        assert!(!store::record::is_one_statement(&[record(1, 2001), record(2, 1)]));
     }
 
     #[test]

@@ -17,6 +17,17 @@ fn inline_body(record: &DeliveryRecord) -> Option<&str> {
     (record.state != DeliveryState::Delivered && !bodies::is_long(body)).then_some(body)
 }
 
+/// Whether one statement writes all of these records, so that they need no transaction. Most batches are of this kind. A
+/// long body is written by a statement of its own: a crash between two transactions would lose it.
+pub(crate) fn is_one_statement(records: &[DeliveryRecord]) -> bool {
+    records.iter().all(|record| {
+        record.source == DeliverySource::Event
+            && record.disable_callback.is_none()
+            && record.delivery.order.is_none()
+            && !bodies::is_long(&record.delivery.body)
+    })
+}
+
 /// Writes records, in the caller's transaction. No two may be of the same delivery.
 pub(crate) async fn write(connection: &mut Session, records: &[DeliveryRecord]) -> Result<(), StoreError> {
     let from = |source| records.iter().filter(move |record| record.source == source);
