@@ -104,6 +104,27 @@ async fn a_slow_retry_is_not_started_a_second_time() {
 }
 
 #[tokio::test]
+async fn a_failure_after_the_end_of_the_lease_does_not_change_the_claim_of_another_notifier() {
+    let stack = Stack::start_with(&[("RETRY_SCHEDULE", "0s,100ms")]).await;
+    let slow = Reply::status(500).after(Duration::from_secs(2));
+    stack.receiver.on("/crm", [Reply::status(500), slow, Reply::status(200)]);
+    let lead_id = stack.lead(&["crm"]).await;
+    stack.api.update(json!({"leadId": lead_id, "name": "x"})).await;
+    stack.receiver.wait_for_requests("/crm", 2, TEST_TIMEOUT).await;
+
+    // What the claim of another notifier writes.
+    stack.sql("UPDATE webhooks.deliveries SET next_attempt_at = now() + interval '1 hour'").await;
+
+    stack.wait_for_count(ATTEMPT_ROWS, 2).await;
+    let claimed = "SELECT count(*) FROM webhooks.deliveries
+        WHERE status = 'pending' AND attempts = 2 AND next_attempt_at > now() + interval '30 minutes'";
+    assert_eq!(stack.count(claimed).await, 1);
+    stack.sql("UPDATE webhooks.deliveries SET next_attempt_at = now()").await;
+    stack.wait_for_count(DELIVERED, 1).await;
+    stack.wait_for_clean_audit().await;
+}
+
+#[tokio::test]
 async fn retry_after_is_honoured() {
     let stack = Stack::start_with(&[("RETRY_SCHEDULE", "0s,100ms")]).await;
     for path in ["/crm", "/bi"] {

@@ -74,7 +74,7 @@ impl Deliverer {
         };
         // While a first attempt is recorded, its permit is free for the next one: the events in flight limit how many
         // records wait. Of claims, the permits are the only limit.
-        let _held = (source == DeliverySource::Claim).then_some(permit);
+        let _held = source.lease().map(|_| permit);
         self.record_attempt(delivery, source, number, attempt, disable_callback).await
     }
 

@@ -20,7 +20,7 @@ use tokio::{
 };
 
 use crate::{
-    core::delivery::{DeliveryRecord, DeliverySource, DeliveryState},
+    core::delivery::{DeliveryRecord, DeliveryState},
     metrics::Metrics,
     store::{self, error::StoreError},
 };
@@ -159,7 +159,7 @@ impl RecordingTask {
 
 /// Whether something waits for the record: the permit of a claim, or the next delivery of an ordered callback.
 fn is_waited_for(record: &DeliveryRecord) -> bool {
-    record.source == DeliverySource::Claim || record.delivery.order.is_some()
+    record.source.lease().is_some() || record.delivery.order.is_some()
 }
 
 /// Takes the next batch off the queue: limited in size, and without two records of one delivery. The rest keeps its
@@ -191,7 +191,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::core::delivery::PendingDelivery;
+    use crate::core::delivery::{DeliverySource, PendingDelivery};
 
     fn record(update: u8, bytes: usize) -> DeliveryRecord {
         let id = ObjectId::from_bytes([1; 12]);

@@ -171,8 +171,8 @@ async fn retry(
     claimed: ClaimedDelivery,
     permit: AttemptPermit,
 ) -> Result<(), Stopping> {
-    let ClaimedDelivery { delivery, attempts } = claimed;
-    let (source, number) = (DeliverySource::Claim, attempts + 1);
+    let ClaimedDelivery { delivery, attempts, lease_until } = claimed;
+    let (source, number) = (DeliverySource::Claim { lease_until }, attempts + 1);
     match callback {
         CallbackLookup::Enabled(target) => match deliverer.callbacks.prepare(&target) {
             Ok(callback) => deliverer.attempt(callback, delivery, source, number, permit).await,

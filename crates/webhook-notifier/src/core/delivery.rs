@@ -101,8 +101,19 @@ impl DeliveryState {
 pub(crate) enum DeliverySource {
     /// The event. It may have been delivered before, so a record may only turn an existing row into delivered.
     Event,
-    /// A row claimed under a lease.
-    Claim,
+    /// A row claimed under a lease until this time, which its `next_attempt_at` contains. Another notifier may claim it
+    /// afterwards: then a record may only turn it into delivered.
+    Claim { lease_until: Timestamp },
+}
+
+impl DeliverySource {
+    /// The end of the lease of a claimed row.
+    pub(crate) fn lease(self) -> Option<Timestamp> {
+        match self {
+            Self::Event => None,
+            Self::Claim { lease_until } => Some(lease_until),
+        }
+    }
 }
 
 /// What is recorded of a delivery.

@@ -75,6 +75,7 @@ pub(crate) struct ClaimedDelivery {
     pub(crate) delivery: PendingDelivery,
     /// Earlier attempts that its schedule counts.
     pub(crate) attempts: u32,
+    pub(crate) lease_until: Timestamp,
 }
 
 /// Claims due deliveries, of each callback the longest due first. Concurrent claims get different ones.
@@ -152,6 +153,7 @@ pub(crate) async fn claim(
                 }),
             },
             attempts: row.attempts.unsigned_abs(),
+            lease_until,
         })
     });
     claimed.collect()

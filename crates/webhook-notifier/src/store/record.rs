@@ -30,12 +30,12 @@ pub(crate) fn is_one_statement(records: &[DeliveryRecord]) -> bool {
 
 /// Writes records, in the caller's transaction. No two may be of the same delivery.
 pub(crate) async fn write(connection: &mut Session, records: &[DeliveryRecord]) -> Result<(), StoreError> {
-    let from = |source| records.iter().filter(move |record| record.source == source);
+    let (claimed, from_events): (Vec<_>, Vec<_>) = records.iter().partition(|record| record.source.lease().is_some());
     let (ordered, others): (Vec<_>, Vec<_>) =
-        from(DeliverySource::Event).partition(|record| record.delivery.order.is_some());
+        from_events.into_iter().partition(|record| record.delivery.order.is_some());
     insert_ordered(connection, &ordered).await?;
     upsert_from_events(connection, &others).await?;
-    update_claimed(connection, &from(DeliverySource::Claim).collect::<Vec<_>>()).await?;
+    update_claimed(connection, &claimed).await?;
     let long = |record: &&DeliveryRecord| bodies::is_long(&record.delivery.body);
     let (delivered, waiting): (Vec<_>, Vec<_>) =
         records.iter().filter(long).partition(|record| record.state == DeliveryState::Delivered);
@@ -278,25 +278,30 @@ async fn upsert_from_events(connection: &mut Session, records: &[&DeliveryRecord
     Ok(())
 }
 
-/// A lease may have ended and another notifier claimed the row, so a completed delivery only changes by a success.
+/// A lease may have ended and another notifier may have claimed the row, or completed the delivery. Then only a success
+/// changes its state: with the due time of a failure, the delivery would be attempted during the other attempt. The
+/// failed attempt of a pending delivery is recorded in any case.
 async fn update_claimed(connection: &mut Session, records: &[&DeliveryRecord]) -> sqlx::Result<()> {
     if records.is_empty() {
         return Ok(());
     }
     let columns = Columns::of(records);
     let attempts = AttemptColumns::of(records);
+    let leases = records.iter().map(|r| r.source.lease().map(Into::into)).collect::<Vec<Option<OffsetDateTime>>>();
     record_query!(
         r#"
         WITH records AS MATERIALIZED (
             SELECT * FROM unnest($1::bytea[], $2::bytea[], $3::text[], $4::timestamptz[], $5::text[], $6::timestamptz[],
-                                 $7::timestamptz[], $8::integer[], $9::integer[], $10::text[], $11::text[], $12::date[])
+                                 $7::timestamptz[], $8::integer[], $9::integer[], $10::text[], $11::text[], $12::date[],
+                                 $13::timestamptz[])
                 AS r (update_id, callback_id, status, due, error, at, started_at, duration_ms, status_code, response, kind,
-                      id_month)
+                      id_month, lease)
         ), recorded AS (
             UPDATE webhooks.deliveries AS d SET
                 attempts = d.attempts + (r.started_at IS NOT NULL)::integer,
-                status = r.status,
-                next_attempt_at = r.due,
+                status = CASE WHEN r.status = 'delivered' OR d.next_attempt_at = r.lease THEN r.status ELSE d.status END,
+                next_attempt_at =
+                    CASE WHEN r.status = 'delivered' OR d.next_attempt_at = r.lease THEN r.due ELSE d.next_attempt_at END,
                 payload = CASE WHEN r.status = 'delivered' THEN NULL ELSE d.payload END,
                 last_error = r.error,
                 updated_at = r.at,
@@ -309,11 +314,16 @@ async fn update_claimed(connection: &mut Session, records: &[&DeliveryRecord]) -
                 first_counted =
                     CASE WHEN d.attempts = 0 AND r.status = 'delivered' THEN r.started_at IS NOT NULL
                          ELSE d.first_counted END,
-                exhausted_at = CASE WHEN r.status = 'exhausted' THEN d.exhausted_at || r.at ELSE d.exhausted_at END
+                exhausted_at =
+                    CASE WHEN r.status = 'exhausted' AND d.next_attempt_at = r.lease THEN d.exhausted_at || r.at
+                         ELSE d.exhausted_at END
             FROM records AS r
             WHERE d.update_id = r.update_id AND d.callback_id = r.callback_id AND d.kind = r.kind
-                AND (d.status = 'pending' OR r.status = 'delivered')
-            RETURNING d.update_id, d.callback_id, d.kind, d.attempts, d.project_id, d.process_id, r.at AS recorded_at
+                AND (r.status = 'delivered'
+                     OR d.status = 'pending' AND (d.next_attempt_at = r.lease OR r.started_at IS NOT NULL))
+            -- Without the lease, the delivery is not exhausted.
+            RETURNING d.update_id, d.callback_id, d.kind, d.attempts, d.project_id, d.process_id,
+                      CASE WHEN d.status = 'exhausted' THEN r.at END AS recorded_at
         )
         "#,
         &columns.update_ids as &[[u8; 12]],
@@ -328,6 +338,7 @@ async fn update_claimed(connection: &mut Session, records: &[&DeliveryRecord]) -
         &attempts.responses as &[Option<&str>],
         &columns.kinds as &[&str],
         &columns.id_months as &[Date],
+        &leases as &[Option<OffsetDateTime>],
     )
     .execute(connection)
     .await?;
