@@ -252,6 +252,42 @@ async fn a_delivery_that_always_fails_is_exhausted_visibly() {
 }
 
 #[tokio::test]
+async fn a_delivery_that_is_requeued_while_it_is_announced_is_announced_again() {
+    let mut stack = Stack::start_with(&[("RETRY_SCHEDULE", "0s")]).await;
+    stack.receiver.on("/crm", [500]);
+    let applied = stack.process_calling(&["crm"]).await;
+    let lead_id = stack.api.initiate(process_id(&applied), None).await;
+    update_until(&stack, &lead_id, "exhausted").await;
+    let announced = "SELECT count(*) FROM webhooks.deliveries WHERE status = 'exhausted' AND exhausted_announced";
+    stack.wait_for_count(announced, 1).await;
+    assert!(stack.notifier.terminate().await.success());
+    // As after a crash before it was marked. It cannot be marked while the transaction has its row.
+    stack.sql("UPDATE webhooks.deliveries SET exhausted_announced = false").await;
+    let mut transaction = stack.pool.begin().await.expect("a transaction");
+    let lock = sqlx::raw_sql("SELECT FROM webhooks.deliveries FOR UPDATE").execute(&mut *transaction).await;
+    lock.expect("the row");
+    stack.notifier.restart().await;
+    let waits = "SELECT count(*) FROM pg_stat_activity
+        WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '%SET exhausted_announced = true%'";
+    stack.wait_for_count(waits, 1).await;
+
+    // What a redelivery writes.
+    let requeue =
+        "UPDATE webhooks.deliveries SET status = 'pending', next_attempt_at = now(), schedule_offset = attempts";
+    sqlx::raw_sql(requeue).execute(&mut *transaction).await.expect("requeued");
+    transaction.commit().await.expect("committed");
+
+    let subject = format!("webhooks.evt.{}.{}.exhausted", stack.api.project_id, process_id(&applied));
+    eventually(TEST_TIMEOUT, "the second exhaustion is announced", async || {
+        let event = stack.wait_for_webhook_event(&subject).await;
+        if event["attempts"] == 2 { Ok(()) } else { Err(event.to_string()) }
+    })
+    .await;
+    stack.wait_for_count(announced, 1).await;
+    stack.wait_for_clean_audit().await;
+}
+
+#[tokio::test]
 async fn gone_disables_the_callback_until_it_is_enabled() {
     let stack = Stack::start().await;
     stack.receiver.on("/crm", [410, 200]);

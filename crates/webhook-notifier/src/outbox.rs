@@ -78,8 +78,8 @@ async fn publish_pending(js: &jetstream::Context, pool: &Pool) -> Result<(), Out
         let messages = exhausted.iter().chain(&disabled).map(message).collect::<Result<Vec<_>, _>>()?;
         publish::publish_all(js, messages).await?;
         let exhausted = exhausted.iter().filter_map(|event| match event {
-            WebhookEvent::Exhausted { update_id, callback_id, kind, .. } => {
-                Some(DeliveryId { update_id: *update_id, callback_id: *callback_id, kind: *kind })
+            WebhookEvent::Exhausted { update_id, callback_id, kind, attempts, .. } => {
+                Some((DeliveryId { update_id: *update_id, callback_id: *callback_id, kind: *kind }, *attempts))
             }
             WebhookEvent::CallbackDisabled { .. } => None,
         });

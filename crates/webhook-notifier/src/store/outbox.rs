@@ -49,27 +49,30 @@ pub(crate) async fn exhausted(pool: &Pool, limit: i64) -> Result<Vec<WebhookEven
     events.collect()
 }
 
-/// Marks deliveries as announced, and counts those that an event `delivery.exhausted` is to report: not those of such events
-/// themselves, and none that an erasure ended.
+/// Marks deliveries as announced with this number of attempts, and counts those that an event `delivery.exhausted` is to
+/// report: not those of such events themselves, and none that an erasure ended. A delivery that was requeued since is not
+/// marked: its next exhaustion is announced, too.
 pub(crate) async fn mark_exhausted_announced(
     pool: &Pool,
-    deliveries: &[DeliveryId],
+    deliveries: &[(DeliveryId, u32)],
     now: Timestamp,
 ) -> Result<(), StoreError> {
     if deliveries.is_empty() {
         return Ok(());
     }
     let operational = DeliveryKind::ALL.iter().filter(|kind| kind.is_operational()).map(|kind| kind.as_str());
-    let update_ids = deliveries.iter().map(|id| *id.update_id.as_bytes()).collect::<Vec<_>>();
-    let callback_ids = deliveries.iter().map(|id| *id.callback_id.as_bytes()).collect::<Vec<_>>();
-    let kinds = deliveries.iter().map(|id| id.kind.as_str()).collect::<Vec<_>>();
+    let update_ids = deliveries.iter().map(|(id, _)| *id.update_id.as_bytes()).collect::<Vec<_>>();
+    let callback_ids = deliveries.iter().map(|(id, _)| *id.callback_id.as_bytes()).collect::<Vec<_>>();
+    let kinds = deliveries.iter().map(|(id, _)| id.kind.as_str()).collect::<Vec<_>>();
+    let attempts = deliveries.iter().map(|(_, attempts)| attempts.cast_signed()).collect::<Vec<_>>();
     sqlx::query!(
         r#"
         WITH marked AS (
             UPDATE webhooks.deliveries AS d SET exhausted_announced = true
-            FROM unnest($1::bytea[], $2::bytea[], $3::text[]) AS announced (update_id, callback_id, kind)
+            FROM unnest($1::bytea[], $2::bytea[], $3::text[], $7::integer[])
+                AS announced (update_id, callback_id, kind, attempts)
             WHERE d.update_id = announced.update_id AND d.callback_id = announced.callback_id AND d.kind = announced.kind
-                AND NOT d.exhausted_announced
+                AND d.status = 'exhausted' AND d.attempts = announced.attempts AND NOT d.exhausted_announced
             RETURNING d.update_id, d.callback_id, d.kind, d.last_error, d.updated_at
         ), counted AS (
             SELECT DISTINCT ON (callback_id) callback_id, count(*) OVER (PARTITION BY callback_id) AS deliveries,
@@ -93,6 +96,7 @@ pub(crate) async fn mark_exhausted_announced(
         &operational.collect::<Vec<_>>() as &[&str],
         ERASED,
         OffsetDateTime::from(now),
+        &attempts,
     )
     .execute(pool)
     .await?;
