@@ -4,7 +4,7 @@
 //! the response is read only while it is short and arrives at once: to reuse the connection, and to show the response
 //! of a failed attempt. An endpoint that drips or floods its response delays and fills nothing.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{cmp::Reverse, net::IpAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use contract::{
@@ -126,7 +126,10 @@ impl CallbackClient {
                 }
                 let outcome = outcome(&response, callback.uri().unwrap_or(&Uri::default()));
                 let token = used.as_ref().map(|(_, token)| token.text());
-                let response = printable(&read_body(response.into_body()).await, &callback.callback, token);
+                let secrets = secrets(&callback.callback, token);
+                // A secret that begins in the part that is kept is read to its end: otherwise it would not be recognized.
+                let longest = secrets.first().map_or(0, |secret| secret.len());
+                let response = printable(&read_body(response.into_body(), MAX_KEPT_BODY + longest).await, &secrets);
                 Attempt { started_at, duration, outcome, response }
             }
             Err(e) => {
@@ -200,8 +203,8 @@ fn closed_on_reuse(error: &Error) -> bool {
     extras.get::<ConnectionReads>().is_some_and(ConnectionReads::closed_on_reuse)
 }
 
-/// The beginning of a body, as far as it arrives at once.
-async fn read_body(mut body: Incoming) -> Vec<u8> {
+/// The beginning of a body, as far as it arrives at once, without the zero bytes, which Postgres does not store in texts.
+async fn read_body(mut body: Incoming, max_kept: usize) -> Vec<u8> {
     let mut kept = Vec::new();
     if body.is_end_stream() {
         return kept;
@@ -213,7 +216,7 @@ async fn read_body(mut body: Incoming) -> Vec<u8> {
         {
             let chunk = frame.into_data().unwrap_or_default();
             length += chunk.len();
-            kept.extend_from_slice(&chunk[..chunk.len().min(MAX_KEPT_BODY - kept.len())]);
+            kept.extend(chunk.iter().filter(|byte| **byte != 0).take(max_kept - kept.len()));
         }
     };
     // A body that is too slow is not an error: the head decided the outcome.
@@ -221,15 +224,30 @@ async fn read_body(mut body: Incoming) -> Vec<u8> {
     kept
 }
 
-/// Bytes as text that Postgres can store, without the secrets of the callback and of the request, which an endpoint may
-/// echo. None if empty.
-fn printable(bytes: &[u8], callback: &Callback, token: Option<&str>) -> Option<String> {
-    let mut text = String::from_utf8_lossy(bytes).replace('\0', "");
+/// The secrets of a callback and of a request to it, the longest first: a shorter one may be the beginning of it.
+fn secrets<'a>(callback: &'a Callback, token: Option<&'a str>) -> Vec<&'a str> {
     let secrets = callback.secrets().map(|secret| secret.expose()).chain(token);
-    for secret in secrets.filter(|secret| !secret.is_empty()) {
-        text = text.replace(secret, "***");
+    let mut secrets: Vec<_> = secrets.filter(|secret| !secret.is_empty()).collect();
+    secrets.sort_unstable_by_key(|secret| Reverse(secret.len()));
+    secrets
+}
+
+/// The first [`MAX_KEPT_BODY`] bytes as text, without these secrets, which an endpoint may echo. None if empty.
+fn printable(bytes: &[u8], secrets: &[&str]) -> Option<String> {
+    let text = String::from_utf8_lossy(bytes);
+    let (mut shown, mut rest) = (String::new(), &*text);
+    while text.len() - rest.len() < MAX_KEPT_BODY
+        && let Some(c) = rest.chars().next()
+    {
+        if let Some(secret) = secrets.iter().find(|secret| rest.starts_with(**secret)) {
+            shown.push_str("***");
+            rest = &rest[secret.len()..];
+        } else {
+            shown.push(c);
+            rest = &rest[c.len_utf8()..];
+        }
     }
-    (!text.is_empty()).then_some(text)
+    (!shown.is_empty()).then_some(shown)
 }
 
 #[cfg(test)]
@@ -355,6 +373,33 @@ pub(crate) mod tests {
         let response = attempt.response.unwrap();
         assert!(response.starts_with("no ***\u{fffd}xxx"), "{response}");
         assert!(response.len() <= MAX_KEPT_BODY + 2);
+    }
+
+    #[tokio::test]
+    async fn a_secret_at_the_end_of_what_is_kept_of_a_response_is_not_kept() {
+        for start in [MAX_KEPT_BODY - SECRET.len(), MAX_KEPT_BODY - SECRET.len() + 1, MAX_KEPT_BODY - 1] {
+            let body = ["x".repeat(start), SECRET.into(), "y".repeat(100)].concat();
+            let head = format!("HTTP/1.1 503 Service Unavailable\r\ncontent-length: {}\r\n\r\n", body.len());
+            let (url, _received) = endpoint(vec![[head, body].concat().into_bytes()]).await;
+
+            let response = send(&url).await.response.unwrap();
+
+            assert_eq!(response, ["x".repeat(start), "***".into()].concat());
+        }
+    }
+
+    #[test]
+    fn a_response_that_repeats_secrets_shows_no_part_of_one() {
+        let secrets = ["secret-1", "secret"];
+        let longest = secrets[0].len();
+
+        for offset in 0..longest {
+            let body = ["x".repeat(offset), "secret-1secret".repeat(200)].concat();
+
+            let shown = printable(&body.as_bytes()[..MAX_KEPT_BODY + longest], &secrets).unwrap();
+
+            assert_eq!(shown.trim_start_matches('x').replace("***", ""), "", "{shown}");
+        }
     }
 
     #[tokio::test]
