@@ -257,7 +257,7 @@ pub(crate) mod tests {
     use contract::event_kind::DeliveryKind;
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
-        net::TcpListener,
+        net::{TcpListener, TcpSocket, TcpStream},
     };
     use tokio_util::task::AbortOnDropHandle;
 
@@ -678,6 +678,48 @@ pub(crate) mod tests {
         assert_eq!(lookups.load(Ordering::Relaxed), 10, "one lookup per connection, and its result is used");
         assert!(timeout(Duration::ZERO, internal.accept()).await.is_err(), "no connection to the internal address");
         answering.abort();
+    }
+
+    /// A listener that accepts no more connections: Linux drops the packets of new ones while the queue is full. With the
+    /// connections in its queue.
+    async fn silent_listener(address: &str) -> (TcpListener, Vec<TcpStream>) {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(address.parse().unwrap()).unwrap();
+        let listener = socket.listen(1).unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut queue = Vec::new();
+        while let Ok(connection) = timeout(Duration::from_millis(300), TcpStream::connect(address)).await {
+            queue.push(connection.unwrap());
+        }
+        (listener, queue)
+    }
+
+    #[tokio::test]
+    async fn the_second_address_of_a_name_is_used_when_the_first_is_silent() {
+        let (silent, _queue) = silent_listener("127.0.0.2:0").await;
+        let port = silent.local_addr().unwrap().port();
+        let working = TcpListener::bind(("127.0.0.3", port)).await.unwrap();
+        let _answering = AbortOnDropHandle::new(tokio::spawn(async move {
+            let (mut stream, _) = working.accept().await.unwrap();
+            let _ = stream.read(&mut [0; 4096]).await;
+            let _ = stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await;
+            let _ = stream.read(&mut [0; 1]).await;
+        }));
+        let client = client_with_lookup(&["127.0.0.0/8"], |name| match &*name {
+            "both.example" => vec![[127, 0, 0, 2].into(), [127, 0, 0, 3].into()],
+            _ => vec![[127, 0, 0, 2].into()],
+        });
+        let send = async |name: &str| {
+            let mut callback = callback(&format!("http://{name}:{port}/"));
+            callback.timeout_seconds = 10;
+            let target = PreparedCallback::new(callback, &guard(&["127.0.0.0/8"]));
+            client.send(&target, &delivery(), Some(TRACE)).await.outcome
+        };
+
+        let (both, silent_only) = tokio::join!(send("both.example"), send("silent.example"));
+
+        assert_eq!(both, AttemptOutcome::Accepted { status: 204 });
+        assert_eq!(silent_only.error(), Some("no response: the endpoint did not accept a connection in time"));
     }
 
     #[tokio::test]

@@ -26,6 +26,10 @@ pub(crate) fn request_error(error: &legacy::Error) -> RequestError {
         if let Some(explained) = cause.downcast_ref::<TlsError>().and_then(tls_error) {
             return RequestError::NoResponse(explained);
         }
+        let timed_out = cause.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::TimedOut);
+        if timed_out && error.is_connect() {
+            return RequestError::NoResponse("the endpoint did not accept a connection in time".into());
+        }
     }
     RequestError::NoResponse(error_chain(error))
 }

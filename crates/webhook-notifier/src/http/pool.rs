@@ -17,6 +17,9 @@ use super::{resolver::Resolver, response_limit::LimitedConnector};
 /// How much of a body is read before the connection is closed. More reuses connections of endpoints with long
 /// responses, less reads fewer unused bytes.
 pub(crate) const MAX_BODY: usize = 64 * 1024;
+/// How long the addresses of a name have to accept a connection, each an equal part of it: IPv4 and IPv6 apart, and side by
+/// side. Longer tolerates slower networks; shorter leaves more of the attempt for the request, where an address is silent.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long an idle connection is kept. Longer saves handshakes, but meets more connections that the endpoint closed.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Idle connections per host: as many as one callback may use at once by default, so that a pause between two batches
@@ -48,6 +51,7 @@ impl ConnectionPool {
         // The guard checks the scheme.
         http.enforce_http(false);
         http.set_nodelay(true);
+        http.set_connect_timeout(Some(CONNECT_TIMEOUT));
         let https = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1();
         let connector = LimitedConnector { connector: https.wrap_connector(http), max_response: MAX_RESPONSE };
         let client = |max_idle_per_host| {
