@@ -134,6 +134,49 @@ async fn a_paused_callback_refuses_redeliveries_and_only_its_project_pauses_it()
 }
 
 #[tokio::test]
+async fn a_removed_callback_is_not_counted_as_disabled_and_one_of_an_unreadable_process_is() {
+    let mut stack = Stack::start().await;
+    let applied = stack.process_calling(&["removed", "kept"]).await;
+    let callbacks = json!([{"name": "lost", "url": stack.receiver.url("/lost")}]);
+    let spec = json!({
+        "projectId": stack.api.project_id, "name": "unreadable", "states": [{"name": "new"}], "callbacks": callbacks,
+    });
+    let unreadable = stack.apply(spec).await;
+    for path in ["/removed", "/kept", "/lost"] {
+        stack.receiver.on(path, [410]);
+    }
+    for process in [&applied, &unreadable] {
+        let lead = stack.api.initiate(process_id(process), None).await;
+        stack.api.update(json!({"leadId": lead, "name": "Ada"})).await;
+    }
+    let announced = "SELECT count(*) FROM webhooks.callback_health WHERE disabled_announced";
+    stack.wait_for_count(announced, 3).await;
+    stack.wait_for_count("SELECT count(*) FROM webhooks.callback_failures", 3).await;
+
+    let removed = applied.process.callbacks[0].callback_id;
+    let path = format!("/api/v1/processes/{}/callbacks/{removed}", process_id(&applied));
+    assert_ok(stack.api.ask(Method::DELETE, &path, &[], &Value::Null).await);
+    let bucket = stack.js().get_key_value(PROCESSES).await.expect("the bucket");
+    let key = process_key(stack.api.project_id, Some(process_id(&unreadable)));
+    bucket.put(key, "{".into()).await.expect("written");
+    assert!(stack.notifier.terminate().await.success());
+    stack.notifier.restart().await;
+
+    stack.wait_for_count("SELECT count(*) FROM webhooks.callback_failures", 2).await;
+    let disabled = sqlx::query_scalar::<_, Vec<u8>>("SELECT callback_id FROM webhooks.callback_health ORDER BY 1");
+    let mut expected = [&applied.process.callbacks[1], &unreadable.process.callbacks[0]]
+        .map(|callback| callback.callback_id.as_bytes().to_vec());
+    expected.sort();
+    assert_eq!(disabled.fetch_all(&stack.pool).await.expect("the disabled ones"), expected);
+    eventually(TEST_TIMEOUT, "two callbacks count as disabled", async || {
+        let (_, page) = health_page(&stack.notifier_ready, "/metrics").await?;
+        let counted = page.lines().any(|line| line == "leadrelay_webhook_notifier_disabled_callbacks 2");
+        if counted { Ok(()) } else { Err(page) }
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn the_pause_of_a_removed_callback_ends_and_that_of_an_unreadable_process_stays() {
     let mut stack = Stack::start().await;
     let applied = stack.process_calling(&["crm", "old", "other"]).await;

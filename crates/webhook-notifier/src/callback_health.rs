@@ -187,6 +187,11 @@ impl CallbackHealth {
         }
     }
 
+    /// Ends the streak of a callback that was removed.
+    pub(crate) fn note_removal(&self, callback_id: ObjectId, now: Timestamp) {
+        self.note_success(callback_id, now);
+    }
+
     /// Returns why the callback is to be disabled, if it has failed for too long.
     pub(crate) fn note_failure(&self, callback_id: ObjectId, now: Timestamp, error: &str) -> Option<String> {
         let since = self.read().streaks.since(callback_id);

@@ -132,7 +132,7 @@ impl Deliverer {
         self.record(DeliveryRecord::new(delivery, DeliverySource::Event, DeliveryState::RetryAt(now), now)).await
     }
 
-    /// Records that a delivery is not attempted (again).
+    /// Records that a delivery is not attempted (again), because its callback was removed.
     pub(crate) async fn mark_exhausted(
         &self,
         delivery: PendingDelivery,
@@ -140,7 +140,9 @@ impl Deliverer {
         error: String,
     ) -> Result<(), Stopping> {
         tracing::debug!(update_id = %delivery.update_id, callback_id = %delivery.callback_id, kind = %delivery.kind, "exhausted: {error}");
-        let record = DeliveryRecord::new(delivery, source, DeliveryState::Exhausted, clock::now());
+        let now = clock::now();
+        self.callbacks.health.note_removal(delivery.callback_id, now);
+        let record = DeliveryRecord::new(delivery, source, DeliveryState::Exhausted, now);
         self.record(DeliveryRecord { error: Some(error), ..record }).await
     }
 

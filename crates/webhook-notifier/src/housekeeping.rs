@@ -1,11 +1,14 @@
-//! 7 Deliver: creates and drops partitions of the delivery log, ends held deliveries in old ones and pauses of removed
+//! 7 Deliver: creates and drops partitions of the delivery log, ends held deliveries in old ones, deletes the state of removed
 //! callbacks, and purges delivered events.
 
 use std::{sync::Arc, time::Duration};
 
 use anyhow::Context;
 use async_nats::jetstream;
-use contract::streams::{LEAD_EVENTS, NOTIFIER_CONSUMER};
+use contract::{
+    ObjectId,
+    streams::{LEAD_EVENTS, NOTIFIER_CONSUMER},
+};
 use service_kit::{
     clock,
     nats::error_chain,
@@ -17,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     callbacks::Callbacks,
-    store::{self, error::StoreError},
+    store::{self, error::StoreError, health::ConfiguredIn},
 };
 
 /// How often partitions are created and dropped.
@@ -35,7 +38,7 @@ const CONFIGURATION_POLL: Duration = Duration::from_secs(1);
 /// How often delivered events are purged. Longer lets a full stream stay full for longer.
 const PURGE_INTERVAL: Duration = Duration::from_secs(15);
 
-/// Creates and drops partitions, deletes old statistics, and ends the pauses of removed callbacks, until shutdown.
+/// Creates and drops partitions, and deletes old statistics and the state of removed callbacks, until shutdown.
 pub(crate) async fn partitions(
     pool: Pool,
     retention: Retention,
@@ -51,6 +54,9 @@ pub(crate) async fn partitions(
         delete_counts(&pool, statistics).await;
         if let Err(e) = end_pauses(&pool, &callbacks).await {
             tracing::warn!("cannot end the pauses of removed callbacks: {}", error_chain(&e));
+        }
+        if let Err(e) = forget_disabled(&pool, &callbacks).await {
+            tracing::warn!("cannot delete the state of removed callbacks: {}", error_chain(&e));
         }
     };
     every(PARTITIONS_INTERVAL, shutdown, maintain).await
@@ -98,8 +104,7 @@ async fn end_pauses(pool: &Pool, callbacks: &Callbacks) -> Result<(), StoreError
     for (callback_id, known) in store::health::pauses(pool).await? {
         match (callbacks.process_of(callback_id), known) {
             (Some(process), known) if known != Some(process) => found.push((callback_id, process)),
-            // One whose process cannot be read stays paused, too.
-            (None, Some(process)) if callbacks.is_removed(callback_id, process).await.is_ok_and(|removed| removed) => {
+            (None, Some(process)) if is_removed(callbacks, callback_id, process).await => {
                 store::health::resume_callback(pool, callback_id).await?;
                 tracing::info!(%callback_id, "ended the pause of a removed callback");
             }
@@ -107,6 +112,26 @@ async fn end_pauses(pool: &Pool, callbacks: &Callbacks) -> Result<(), StoreError
         }
     }
     store::health::note_processes(pool, &found).await
+}
+
+/// Deletes that callbacks are disabled which were removed from their process. As with pauses, the state of a callback stays
+/// while its process is missing.
+async fn forget_disabled(pool: &Pool, callbacks: &Callbacks) -> Result<(), StoreError> {
+    wait_for_configuration(callbacks).await;
+    for (callback_id, process) in store::health::processes_of_disabled(pool).await? {
+        if callbacks.process_of(callback_id).is_none()
+            && is_removed(callbacks, callback_id, process).await
+            && store::health::forget_disabled(pool, callback_id).await?
+        {
+            tracing::info!(%callback_id, "a removed callback is not counted as disabled any more");
+        }
+    }
+    Ok(())
+}
+
+/// Whether a callback was removed from its process. A process that cannot be read may still have it.
+async fn is_removed(callbacks: &Callbacks, callback_id: ObjectId, process: ConfiguredIn) -> bool {
+    callbacks.is_removed(callback_id, process).await.unwrap_or(false)
 }
 
 /// Drops old months. A month with a pending delivery stays.

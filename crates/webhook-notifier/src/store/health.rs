@@ -79,6 +79,44 @@ pub(crate) async fn pauses(pool: &Pool) -> Result<Vec<(ObjectId, Option<Configur
     Ok(pauses.collect())
 }
 
+/// The disabled callbacks, and the processes that configured them.
+pub(crate) async fn processes_of_disabled(pool: &Pool) -> Result<Vec<(ObjectId, ConfiguredIn)>, StoreError> {
+    let rows = sqlx::query!(
+        r#"
+        SELECT callback_id AS "callback_id: [u8; 12]", project_id AS "project_id: [u8; 12]", process_id AS "process_id: [u8; 12]"
+        FROM webhooks.callback_health WHERE enabled_at IS NULL
+        "#
+    )
+    .fetch_all(pool)
+    .await?;
+    let disabled = rows.into_iter().map(|row| {
+        let process = ConfiguredIn { project_id: id(row.project_id), process_id: row.process_id.map(id) };
+        (id(row.callback_id), process)
+    });
+    Ok(disabled.collect())
+}
+
+/// Deletes that a removed callback is disabled, once this is announced, and its streak of failures. Returns whether it was
+/// disabled.
+pub(crate) async fn forget_disabled(pool: &Pool, callback_id: ObjectId) -> Result<bool, StoreError> {
+    let forgotten = sqlx::query_scalar!(
+        r#"
+        WITH forgotten AS (
+            DELETE FROM webhooks.callback_health
+            WHERE callback_id = $1 AND enabled_at IS NULL AND disabled_announced
+            RETURNING callback_id
+        ), streak AS (
+            DELETE FROM webhooks.callback_failures AS f USING forgotten WHERE f.callback_id = forgotten.callback_id
+        )
+        SELECT count(*) AS "count!" FROM forgotten
+        "#,
+        callback_id.as_bytes(),
+    )
+    .fetch_one(pool)
+    .await?;
+    Ok(forgotten > 0)
+}
+
 /// Writes in which processes paused callbacks were found.
 pub(crate) async fn note_processes(pool: &Pool, found: &[(ObjectId, ConfiguredIn)]) -> Result<(), StoreError> {
     let callback_ids = found.iter().map(|(id, _)| *id.as_bytes()).collect::<Vec<_>>();
