@@ -1,5 +1,7 @@
 //! Callbacks that are paused, off or disabled: their deliveries are recorded and wait; none is lost, and none is sent.
 
+use std::time::Duration;
+
 use contract::{ObjectId, rpc::ProcessChangeResult, streams::PROCESSES, subject::process_key};
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -131,6 +133,29 @@ async fn a_paused_callback_refuses_redeliveries_and_only_its_project_pauses_it()
         let path = format!("/api/v1/processes/{}/callbacks/{unknown}/{action}", process_id(&applied));
         assert_refused(stack.api.ask(Method::POST, &path, &[], &Value::Null).await, 404, "callback_not_found");
     }
+}
+
+#[tokio::test]
+async fn a_callback_gets_nothing_while_its_disabling_is_recorded() {
+    let stack = Stack::start().await;
+    stack.receiver.on("/crm", [410, 200]);
+    let applied = stack.process_calling(&["crm", "other"]).await;
+    let lead = stack.api.initiate(process_id(&applied), None).await;
+    // The record waits, and each synchronization reads that no callback is disabled.
+    let mut transaction = stack.pool.begin().await.expect("a transaction");
+    let lock = sqlx::raw_sql("LOCK TABLE webhooks.callback_health IN SHARE MODE").execute(&mut *transaction).await;
+    lock.expect("the lock");
+    stack.api.update(json!({"leadId": lead, "metadata": {"n": 1}})).await;
+    stack.receiver.wait_for_requests("/crm", 1, TEST_TIMEOUT).await;
+    // Longer than the interval of synchronizations.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+
+    stack.api.update(json!({"leadId": lead, "metadata": {"n": 2}})).await;
+    stack.receiver.wait_for_requests("/other", 2, TEST_TIMEOUT).await;
+    transaction.commit().await.expect("committed");
+
+    stack.wait_for_count(HELD, 1).await;
+    assert_eq!(stack.receiver.requests_to("/crm").len(), 1);
 }
 
 #[tokio::test]

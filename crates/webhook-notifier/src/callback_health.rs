@@ -123,12 +123,21 @@ impl FailureStreaks {
 struct State {
     paused: HashSet<ObjectId>,
     disabled: HashMap<ObjectId, Arc<str>>,
+    /// The callbacks that are disabled by records that are not written yet: one entry per record.
+    disabling: Vec<ObjectId>,
     streaks: FailureStreaks,
 }
 
-/// Replaces the in-memory set of disabled callbacks with the rows read from Postgres. Keeps callbacks disabled after
-/// the read started, when the set was `before`: they are recorded with the attempt that disabled them. Returns the
-/// re-enabled ones.
+impl State {
+    /// The disabled callbacks whose rows are in Postgres, unless they were enabled since.
+    fn recorded_disabled(&self) -> HashMap<ObjectId, Arc<str>> {
+        let recorded = self.disabled.iter().filter(|(callback_id, _)| !self.disabling.contains(callback_id));
+        recorded.map(|(callback_id, reason)| (*callback_id, reason.clone())).collect()
+    }
+}
+
+/// Replaces the in-memory set of disabled callbacks with the rows read from Postgres. `before` are those that were recorded
+/// when the read started. Keeps the others: their rows may have been written after the read. Returns the re-enabled ones.
 fn merge_disabled(
     disabled: &mut HashMap<ObjectId, Arc<str>>,
     before: &HashMap<ObjectId, Arc<str>>,
@@ -175,9 +184,13 @@ impl CallbackHealth {
         self.read().streaks.since(callback_id)
     }
 
-    /// Disables a callback in this process. The other replicas read it from Postgres.
-    pub(crate) fn disable(&self, callback_id: ObjectId, reason: &str) {
-        self.write().disabled.insert(callback_id, reason.into());
+    /// Disables a callback in this process. The other replicas read it from Postgres. The result is to be kept until the
+    /// record is written.
+    pub(crate) fn disable(&self, callback_id: ObjectId, reason: &str) -> Disabling<'_> {
+        let mut state = self.write();
+        state.disabled.insert(callback_id, reason.into());
+        state.disabling.push(callback_id);
+        Disabling { health: self, callback_id }
     }
 
     pub(crate) fn note_success(&self, callback_id: ObjectId, now: Timestamp) {
@@ -204,7 +217,7 @@ impl CallbackHealth {
     pub(crate) async fn sync(&self, pool: &Pool) -> Result<Vec<ObjectId>, StoreError> {
         let (written, before) = {
             let state = self.read();
-            (state.streaks.clone(), state.disabled.clone())
+            (state.streaks.clone(), state.recorded_disabled())
         };
         store::health::write_streaks(pool, &written.ended, &written.started).await?;
         let failing = store::health::failing_callbacks(pool).await?;
@@ -251,6 +264,24 @@ impl CallbackHealth {
             () = shutdown.cancelled() => {}
         }
         Ok(())
+    }
+}
+
+/// A callback that is disabled by a record that is not written yet. Until it is dropped, a synchronization does not enable the
+/// callback.
+#[derive(Debug)]
+#[must_use]
+pub(crate) struct Disabling<'a> {
+    health: &'a CallbackHealth,
+    callback_id: ObjectId,
+}
+
+impl Drop for Disabling<'_> {
+    fn drop(&mut self) {
+        let mut state = self.health.write();
+        if let Some(index) = state.disabling.iter().position(|callback_id| *callback_id == self.callback_id) {
+            state.disabling.swap_remove(index);
+        }
     }
 }
 
@@ -322,6 +353,24 @@ mod tests {
         // The third was enabled again before its row was read.
         assert_eq!(merge_disabled(&mut disabled, &some(&[second, third]), some(&[second])), [third]);
         assert_eq!(disabled, some(&[second]));
+    }
+
+    #[test]
+    fn a_callback_stays_disabled_while_its_disabling_is_recorded() {
+        let health = CallbackHealth::new(DisableAfter::default());
+        let read_nothing =
+            |before: &HashMap<_, _>| merge_disabled(&mut health.write().disabled, before, HashMap::new());
+        let first = health.disable(ID, "gone");
+        let second = health.disable(ID, "gone");
+        drop(first);
+
+        let before = health.read().recorded_disabled();
+        drop(second);
+
+        assert_eq!(read_nothing(&before), [], "the record was written after the read");
+        assert!(health.read().disabled.contains_key(&ID));
+        let before = health.read().recorded_disabled();
+        assert_eq!(read_nothing(&before), [ID], "another replica enabled it");
     }
 
     proptest! {

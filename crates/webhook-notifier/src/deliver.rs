@@ -105,10 +105,10 @@ impl Deliverer {
             DeliveryState::Delivered => tracing::debug!(%update_id, %callback_id, %kind, number, "delivered"),
         }
         let disable_callback = if is_gone { error.clone() } else { disable_callback };
-        if let Some(reason) = &disable_callback {
+        let _disabling = disable_callback.as_ref().map(|reason| {
             tracing::warn!(%update_id, %callback_id, %kind, number, "callback disabled: {reason}");
-            self.callbacks.health.disable(callback_id, reason);
-        }
+            self.callbacks.health.disable(callback_id, reason)
+        });
         let attempt = Some(attempt);
         self.record(DeliveryRecord { delivery, source, state, attempt, error, disable_callback, at: now }).await
     }
