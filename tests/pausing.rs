@@ -136,6 +136,32 @@ async fn a_paused_callback_refuses_redeliveries_and_only_its_project_pauses_it()
 }
 
 #[tokio::test]
+async fn a_callback_that_is_resumed_begins_without_failures() {
+    let stack = Stack::start_with(&[("RETRY_SCHEDULE", "0s,1h"), ("FAILING_AFTER", "1s")]).await;
+    stack.receiver.on("/crm", [500]);
+    let callbacks = json!([
+        {"name": "crm", "url": stack.receiver.url("/crm")},
+        {"name": "owner", "url": stack.receiver.url("/owner"), "events": ["callback.failing", "callback.recovered"]},
+    ]);
+    let applied = stack.process(callbacks).await;
+    let crm = applied.process.callbacks[0].callback_id;
+    let lead = stack.api.initiate(process_id(&applied), None).await;
+    stack.api.update(json!({"leadId": lead, "metadata": {"n": 1}})).await;
+    stack.receiver.wait_for_requests("/owner", 1, TEST_TIMEOUT).await;
+    post(&stack, &applied, crm, "pause").await;
+    stack.sql("UPDATE webhooks.callback_failures SET failing_since = now() - interval '6 days'").await;
+
+    post(&stack, &applied, crm, "resume").await;
+    stack.api.update(json!({"leadId": lead, "metadata": {"n": 2}})).await;
+
+    stack.wait_for_count("SELECT count(*) FROM webhooks.attempts WHERE status_code = 500", 2).await;
+    assert_eq!(stack.count("SELECT count(*) FROM webhooks.callback_health").await, 0, "it is disabled");
+    let events = stack.receiver.wait_for_requests("/owner", 2, TEST_TIMEOUT).await;
+    let recovered = events.iter().map(|event| event.json()).find(|event| event["type"] == "callback.recovered");
+    assert_eq!(recovered.expect("the event")["data"]["reason"], "it was resumed");
+}
+
+#[tokio::test]
 async fn a_callback_gets_nothing_while_its_disabling_is_recorded() {
     let stack = Stack::start().await;
     stack.receiver.on("/crm", [410, 200]);

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `callback.failing` | a callback has had nothing but failures for a while; once until it recovers |
 //! | `callback.disabled` | a callback was disabled: it answered 410, or has failed for too long |
-//! | `callback.recovered` | a callback that was reported as failing accepted a delivery, or a disabled one is enabled again |
+//! | `callback.recovered` | a callback that was reported as failing accepted a delivery or was resumed, or a disabled one is enabled again |
 //! | `delivery.exhausted` | deliveries of a callback are exhausted; at most one event per callback and interval, with their number |
 //!
 //! A callback that names them gets those of the other callbacks of its process; a callback in the fallback process `_`

@@ -220,9 +220,10 @@ impl CallbackHealth {
             (state.streaks.clone(), state.recorded_disabled())
         };
         store::health::write_streaks(pool, &written.ended, &written.started).await?;
-        let failing = store::health::failing_callbacks(pool).await?;
         let disabled = store::health::disabled_callbacks(pool).await?;
         let paused = store::health::paused_callbacks(pool).await?;
+        // Last: a callback that is enabled or resumed must not be called with its old streak.
+        let failing = store::health::failing_callbacks(pool).await?;
         let mut state = self.write();
         state.paused = paused;
         state.streaks.merge_rows(&written, failing);

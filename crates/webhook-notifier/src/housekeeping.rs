@@ -105,7 +105,7 @@ async fn end_pauses(pool: &Pool, callbacks: &Callbacks) -> Result<(), StoreError
         match (callbacks.process_of(callback_id), known) {
             (Some(process), known) if known != Some(process) => found.push((callback_id, process)),
             (None, Some(process)) if is_removed(callbacks, callback_id, process).await => {
-                store::health::resume_callback(pool, callback_id).await?;
+                store::health::resume_callback(pool, callback_id, clock::now()).await?;
                 tracing::info!(%callback_id, "ended the pause of a removed callback");
             }
             _ => {}

@@ -86,7 +86,7 @@ impl CallbackApi {
                 let process = self.callbacks.process_of(callback_id);
                 store::health::pause_callback(&self.pool, callback_id, process, clock::now()).await?
             }
-            false => store::health::resume_callback(&self.pool, callback_id).await?,
+            false => store::health::resume_callback(&self.pool, callback_id, clock::now()).await?,
         };
         // The other replicas follow within a second.
         self.callbacks.health.sync(&self.pool).await?;

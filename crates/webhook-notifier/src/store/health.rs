@@ -137,12 +137,34 @@ pub(crate) async fn note_processes(pool: &Pool, found: &[(ObjectId, ConfiguredIn
     Ok(())
 }
 
-/// Resumes a callback. Returns whether it was paused.
-pub(crate) async fn resume_callback(pool: &Pool, callback_id: ObjectId) -> Result<bool, StoreError> {
-    let deleted = sqlx::query!("DELETE FROM webhooks.paused_callbacks WHERE callback_id = $1", callback_id.as_bytes())
-        .execute(pool)
-        .await?;
-    Ok(deleted.rows_affected() > 0)
+/// Resumes a callback and ends its streak of failures: otherwise its first failure could disable it after a long pause. If
+/// the streak was reported, the event of its end is recorded. A disabled callback keeps its streak until it is enabled.
+/// Returns whether the callback was paused.
+pub(crate) async fn resume_callback(pool: &Pool, callback_id: ObjectId, now: Timestamp) -> Result<bool, StoreError> {
+    let resumed = sqlx::query_scalar!(
+        r#"
+        WITH resumed AS (
+            DELETE FROM webhooks.paused_callbacks WHERE callback_id = $1 RETURNING callback_id
+        ), streak AS (
+            DELETE FROM webhooks.callback_failures AS f USING resumed
+            WHERE f.callback_id = resumed.callback_id
+                AND NOT EXISTS (SELECT FROM webhooks.callback_health AS h
+                                WHERE h.callback_id = resumed.callback_id AND h.enabled_at IS NULL)
+            RETURNING f.callback_id, f.failing_since, f.failing_recorded
+        ), recovered AS (
+            INSERT INTO webhooks.operational_events
+                (event_id, callback_id, kind, occurred_at, reason, failing_since)
+            SELECT webhooks.new_id($2), callback_id, 'callback.recovered', $2, 'it was resumed', failing_since
+            FROM streak WHERE failing_recorded
+        )
+        SELECT count(*) AS "count!" FROM resumed
+        "#,
+        callback_id.as_bytes(),
+        OffsetDateTime::from(now),
+    )
+    .fetch_one(pool)
+    .await?;
+    Ok(resumed > 0)
 }
 
 /// The callbacks with nothing but failures, and since when.
