@@ -4,7 +4,11 @@
 //! delay no other; of a callback that is held or whose breaker is open it claims none. A round starts with each
 //! poll, and as soon as a delivery was deferred that may start, a permit was freed, or a rate limit allows more.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::Context;
 use contract::ObjectId;
@@ -89,12 +93,16 @@ impl Retrier {
         let now = clock::now();
         let limiter = &self.deliverer.limiter;
         let mut rounds = HashMap::new();
-        for due in due_callbacks(&self.pool, now).await? {
+        let due = due_callbacks(&self.pool, now).await?;
+        limiter.retain_due_retries(&due.iter().map(|due| due.callback_id).collect::<HashSet<_>>());
+        for due in due {
             let callback = self.deliverer.callbacks.look_up(due.project_id, due.process_id, due.callback_id).await;
             let callback = match callback {
                 Ok(callback) => callback,
                 Err(e) => {
                     tracing::warn!(callback_id = %due.callback_id, "{e}");
+                    // As for a held callback below.
+                    limiter.set_due_retries(due.callback_id, false);
                     continue;
                 }
             };

@@ -121,6 +121,14 @@ impl EndpointState {
         self.answered.add(ANSWER_SPAN, now);
     }
 
+    /// Without due retries, the rate limit holds none up.
+    pub(crate) fn set_due_retries(&mut self, has_due_retries: bool) {
+        self.has_due_retries = has_due_retries;
+        if !has_due_retries {
+            self.rate_limited_until = None;
+        }
+    }
+
     /// How many attempts finished lately.
     pub(crate) fn throughput(&mut self, now: Instant) -> usize {
         self.finished.recent(THROUGHPUT_SPAN, now)

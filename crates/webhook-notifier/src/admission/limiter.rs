@@ -4,7 +4,7 @@
 //! where the retries find it.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -253,11 +253,18 @@ impl ConcurrencyLimiter {
 
     /// Sets whether more of the endpoint's deliveries are due in Postgres than could start.
     pub(crate) fn set_due_retries(&self, callback_id: ObjectId, has_due_retries: bool) {
-        let mut state = self.lock();
-        let endpoint_state = state.endpoints.entry(callback_id).or_default();
-        endpoint_state.has_due_retries = has_due_retries;
-        if !has_due_retries {
-            endpoint_state.rate_limited_until = None;
+        self.lock().endpoints.entry(callback_id).or_default().set_due_retries(has_due_retries);
+    }
+
+    /// Resets [`Self::set_due_retries`] for all callbacks but those with due deliveries. No other call resets it once the
+    /// last delivery of a callback is claimed.
+    ///
+    /// A delivery that was deferred while `due` was read may be missing there: the next poll finds it.
+    pub(crate) fn retain_due_retries(&self, due: &HashSet<ObjectId>) {
+        for (callback_id, endpoint) in &mut self.lock().endpoints {
+            if !due.contains(callback_id) {
+                endpoint.set_due_retries(false);
+            }
         }
     }
 
@@ -649,6 +656,45 @@ mod tests {
         assert_eq!(reserved.len(), 1);
         drop(reserved.pop());
         assert_eq!(limiter.reserve(&one, 64).permits.len(), 1, "an unused token is refunded");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_rate_limit_wakes_no_retries_once_none_are_due() {
+        let limiter = ConcurrencyLimiter::new(100);
+        let one = Endpoint { max_per_second: Some(10), ..endpoint(1, 64) };
+        let mut reserved = limiter.reserve(&one, 64).permits;
+        assert_eq!(reserved.len(), 1);
+        // The claim filled the reservation, so more may be due.
+        limiter.set_due_retries(id(1), true);
+        reserved.pop().unwrap().start();
+        limiter.retry_work().await;
+
+        limiter.retain_due_retries(&HashSet::from([id(2)]));
+
+        assert!(limiter.retry_work().now_or_never().is_none());
+        limiter.set_due_retries(id(1), true);
+        limiter.reserve(&one, 64);
+        limiter.retain_due_retries(&HashSet::from([id(1)]));
+        assert!(tokio::time::timeout(Duration::from_secs(1), limiter.retry_work()).await.is_ok(), "some are due");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn first_attempts_get_the_whole_window_once_no_retries_are_due() {
+        let limiter = ConcurrencyLimiter::new(100);
+        let reserved = limiter.reserve(&endpoint(1, 1), 64);
+        assert_eq!(reserved.permits.len(), 1);
+        limiter.set_due_retries(id(1), true);
+        drop(reserved);
+        assert!(acquire(&limiter, endpoint(1, 1)).await.is_none(), "the window is left to the retries");
+        limiter.retry_work().await;
+
+        limiter.retain_due_retries(&HashSet::new());
+
+        assert!(acquire(&limiter, endpoint(1, 1)).await.is_some());
+        assert!(limiter.retry_work().now_or_never().is_none(), "a freed permit starts no round");
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        limiter.evict_idle();
+        assert!(limiter.lock().endpoints.is_empty());
     }
 
     #[tokio::test]
