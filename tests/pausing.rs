@@ -5,10 +5,10 @@ use std::time::Duration;
 use contract::{ObjectId, rpc::ProcessChangeResult, streams::PROCESSES, subject::process_key};
 use reqwest::Method;
 use serde_json::{Value, json};
-use test_support::eventually;
+use test_support::{Reply, eventually};
 
 use crate::support::{
-    Load, Stack, TEST_TIMEOUT, assert_ok, assert_refused, by_update, health_page, numbers, process_id,
+    DELIVERED, Load, Stack, TEST_TIMEOUT, assert_ok, assert_refused, by_update, health_page, numbers, process_id,
 };
 
 const HELD: &str = "SELECT count(*) FROM webhooks.deliveries WHERE status = 'pending' AND attempts = 0";
@@ -111,6 +111,41 @@ async fn a_callback_that_is_off_gets_what_happened_meanwhile_once_it_is_on() {
     stack.wait_for_clean_audit().await;
     let requests = stack.receiver.requests_to("/crm");
     assert_eq!((requests.len(), by_update(&requests).len()), (5, 5));
+}
+
+#[tokio::test]
+async fn large_bodies_that_waited_for_many_callbacks_are_sent_a_share_of_the_pool_at_a_time() {
+    const CALLBACKS: usize = 30;
+    const UPDATES: usize = 4;
+    const BLOB: usize = 200_000;
+    // Half of a pool of 64 units of 64 KiB is the share of a project.
+    const SHARE: usize = 32 * 64 * 1024;
+    let settings = [("MAX_IN_FLIGHT", "64"), ("RETRY_SCHEDULE", "0s,100ms,100ms,100ms")];
+    let stack = Stack::start_with(&settings).await;
+    let url = stack.receiver.url("/crm");
+    let callbacks = |enabled: bool| -> Value {
+        (0..CALLBACKS)
+            .map(|n| json!({"name": format!("crm {n}"), "url": url, "enabled": enabled, "timeoutSeconds": 5}))
+            .collect()
+    };
+    let applied = stack.process(callbacks(false)).await;
+    let lead = stack.api.initiate(process_id(&applied), None).await;
+    stack.api.update(json!({"leadId": lead, "metadata": {"blob": "x".repeat(BLOB)}})).await;
+    for number in 1..UPDATES {
+        stack.api.update(json!({"leadId": lead, "metadata": {"n": number}})).await;
+    }
+    stack.wait_for_count(HELD, (CALLBACKS * UPDATES) as i64).await;
+    stack.receiver.on("/crm", [Reply::hang()]);
+
+    stack.process(callbacks(true)).await;
+
+    stack.receiver.wait_for_requests("/crm", 2, TEST_TIMEOUT).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let bodies: Vec<_> = stack.receiver.requests_to("/crm").iter().map(|request| request.body.len()).collect();
+    assert!(bodies.iter().all(|bytes| *bytes > BLOB), "{bodies:?}");
+    assert!((SHARE / 2..=SHARE + 2 * BLOB).contains(&bodies.iter().sum()), "{} bodies in flight", bodies.len());
+    stack.receiver.on("/crm", [200]);
+    stack.wait_for_count_within(TEST_TIMEOUT * 2, DELIVERED, (CALLBACKS * UPDATES) as i64).await;
 }
 
 #[tokio::test]

@@ -3,6 +3,9 @@
 //! A round claims of each callback as many deliveries as may start now, so a million due deliveries of a slow endpoint
 //! delay no other; of a callback that is held or whose breaker is open it claims none. A round starts with each
 //! poll, and as soon as a delivery was deferred that may start, a permit was freed, or a rate limit allows more.
+//!
+//! The bodies of a round fit into the pool of attempts. One that is larger than its project's part waits until its project
+//! is the first of a round: a random one is, so that the backlog of one project cannot hold up the bodies of another.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -29,7 +32,7 @@ use crate::{
     deliver::Deliverer,
     recorder::Stopping,
     store::{
-        claim::{ClaimRequest, ClaimedDelivery, claim, due_callbacks},
+        claim::{ClaimRequest, ClaimedDelivery, Claims, claim, due_callbacks},
         error::StoreError,
     },
 };
@@ -55,8 +58,27 @@ pub(crate) struct Retrier {
 
 /// What a round may claim of a callback.
 struct CallbackRound {
+    project_id: ObjectId,
+    callback_id: ObjectId,
     callback: CallbackLookup,
     reservation: Reservation,
+}
+
+/// The projects of callbacks, each with its number of permits. The order is that of the callbacks, from one of the
+/// projects on.
+fn projects(callbacks: impl IntoIterator<Item = (ObjectId, usize)>, first: usize) -> Vec<(ObjectId, usize)> {
+    let mut projects = Vec::<(ObjectId, usize)>::new();
+    let mut places = HashMap::new();
+    for (project_id, permits) in callbacks {
+        let place = *places.entry(project_id).or_insert_with(|| {
+            projects.push((project_id, 0));
+            projects.len() - 1
+        });
+        projects[place].1 += permits;
+    }
+    let first = first % projects.len().max(1);
+    projects.rotate_left(first);
+    projects
 }
 
 impl Retrier {
@@ -92,9 +114,9 @@ impl Retrier {
     async fn round(&self, attempts: &mut JoinSet<()>) -> Result<(), StoreError> {
         let now = clock::now();
         let limiter = &self.deliverer.limiter;
-        let mut rounds = HashMap::new();
+        let mut rounds = Vec::new();
         let due = due_callbacks(&self.pool, now).await?;
-        limiter.retain_due_retries(&due.iter().map(|due| due.callback_id).collect::<HashSet<_>>());
+        limiter.begin_round(&due.iter().map(|due| due.callback_id).collect::<HashSet<_>>());
         for due in due {
             let callback = self.deliverer.callbacks.look_up(due.project_id, due.process_id, due.callback_id).await;
             let callback = match callback {
@@ -124,39 +146,50 @@ impl Retrier {
             if reservation.permits.is_empty() {
                 limiter.set_due_retries(due.callback_id, true);
             } else {
-                rounds.insert(due.callback_id, CallbackRound { callback, reservation });
+                let (project_id, callback_id) = (due.project_id, due.callback_id);
+                rounds.push(CallbackRound { project_id, callback_id, callback, reservation });
             }
         }
         if rounds.is_empty() {
             return Ok(());
         }
-        let requests = rounds.iter().map(|(callback_id, round)| ClaimRequest {
-            callback_id: *callback_id,
-            max_deliveries: round.reservation.permits.len(),
-            max_bytes: round.reservation.max_bytes,
-        });
-        let claimed = claim(&self.pool, &requests.collect::<Vec<_>>(), now, now.plus(LEASE)).await?;
-        self.start(rounds, claimed, attempts);
+        let requests = self.requests(&rounds);
+        let claims = claim(&self.pool, &requests, now, now.plus(LEASE)).await?;
+        self.start(rounds, claims, attempts);
         Ok(())
     }
 
+    /// What to claim, project by project.
+    fn requests(&self, rounds: &[CallbackRound]) -> Vec<ClaimRequest> {
+        let permits = rounds.iter().map(|round| (round.project_id, round.reservation.permits.len()));
+        let projects = projects(permits, rand::random::<u32>() as usize);
+        let bytes = self.deliverer.limiter.project_bytes(&projects);
+        let places = projects.iter().zip(0..).map(|((project_id, _), place)| (*project_id, place));
+        let places = places.collect::<HashMap<_, usize>>();
+        let request = |round: &CallbackRound| ClaimRequest {
+            callback_id: round.callback_id,
+            project_id: round.project_id,
+            max_deliveries: round.reservation.permits.len(),
+            max_bytes: round.reservation.max_bytes,
+            max_project_bytes: bytes[places[&round.project_id]],
+        };
+        let mut requests = rounds.iter().map(request).collect::<Vec<_>>();
+        requests.sort_by_key(|request| places[&request.project_id]);
+        requests
+    }
+
     /// Starts the claimed deliveries, and returns the permits that found none.
-    fn start(
-        &self,
-        mut rounds: HashMap<ObjectId, CallbackRound>,
-        claimed: Vec<ClaimedDelivery>,
-        attempts: &mut JoinSet<()>,
-    ) {
+    fn start(&self, rounds: Vec<CallbackRound>, claims: Claims, attempts: &mut JoinSet<()>) {
         let mut batches = HashMap::<_, Vec<_>>::new();
-        for claimed in claimed {
+        for claimed in claims.deliveries {
             batches.entry(claimed.delivery.callback_id).or_default().push(claimed);
         }
-        for (callback_id, batch) in batches {
-            let Some(CallbackRound { callback, mut reservation }) = rounds.remove(&callback_id) else { continue };
-            let bytes = batch.iter().map(|claimed| claimed.delivery.body.len()).sum::<usize>();
-            let has_more = batch.len() == reservation.permits.len() || bytes >= reservation.max_bytes;
-            self.deliverer.limiter.set_due_retries(callback_id, has_more);
-            for (claimed, mut permit) in batch.into_iter().zip(reservation.permits.drain(..)) {
+        for CallbackRound { callback_id, callback, reservation, .. } in rounds {
+            let permits = reservation.permits;
+            // No batch: another notifier claimed these, nothing is left, or there was no room for the bodies.
+            let batch = batches.remove(&callback_id).unwrap_or_default();
+            self.deliverer.limiter.set_due_retries(callback_id, claims.left_some || batch.len() == permits.len());
+            for (claimed, mut permit) in batch.into_iter().zip(permits) {
                 permit.set_body_size(claimed.delivery.body.len());
                 let (deliverer, callback) = (self.deliverer.clone(), callback.clone());
                 attempts.spawn(async move {
@@ -165,10 +198,6 @@ impl Retrier {
                     }
                 });
             }
-        }
-        // Another notifier claimed these, or nothing is left.
-        for callback_id in rounds.keys() {
-            self.deliverer.limiter.set_due_retries(*callback_id, false);
         }
     }
 }
@@ -195,5 +224,20 @@ async fn retry(
             let attempt = Attempt { started_at, duration: Duration::ZERO, outcome, response: None };
             deliverer.record_attempt(delivery, source, number, attempt, None).await
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn projects_keep_the_order_of_their_callbacks_and_take_turns_to_be_first() {
+        let [a, b, c] = [1, 2, 3].map(|byte| ObjectId::from_bytes([byte; 12]));
+        let callbacks = [(a, 1), (b, 4), (a, 2), (c, 8)];
+
+        assert_eq!(projects(callbacks, 0), [(a, 3), (b, 4), (c, 8)]);
+        assert_eq!(projects(callbacks, 4), [(b, 4), (c, 8), (a, 3)]);
+        assert_eq!(projects([], 4), []);
     }
 }

@@ -15,7 +15,7 @@ use tokio::{sync::Notify, time::Instant};
 use super::{
     breaker::Admission,
     endpoint::{Endpoint, EndpointState},
-    share::{Share, Usage, first_attempt_window},
+    share::{Share, Usage, first_attempt_window, project_shares},
 };
 use crate::core::outcome::EndpointHealth;
 
@@ -46,6 +46,8 @@ struct State {
     endpoints: HashMap<ObjectId, EndpointState>,
     /// First attempts that wait for a permit.
     waiting: usize,
+    /// Projects with retries that got no permit in this round because the project's share is in use.
+    short_projects: HashSet<ObjectId>,
 }
 
 impl State {
@@ -122,14 +124,19 @@ pub(crate) enum ReachedLimit {
 pub(crate) struct Reservation {
     /// One per delivery.
     pub(crate) permits: Vec<AttemptPermit>,
-    /// How many bytes of bodies the deliveries may have in all.
+    /// How many bytes of bodies the deliveries may have in all: the endpoint's share, of which the permits hold a part.
     pub(crate) max_bytes: usize,
 }
 
 impl ConcurrencyLimiter {
     pub(crate) fn new(pool_size: u32) -> Arc<Self> {
-        let state =
-            State { free_units: pool_size.into(), projects: HashMap::new(), endpoints: HashMap::new(), waiting: 0 };
+        let state = State {
+            free_units: pool_size.into(),
+            projects: HashMap::new(),
+            endpoints: HashMap::new(),
+            waiting: 0,
+            short_projects: HashSet::new(),
+        };
         Arc::new(Self { state: Mutex::new(state), retry_work: Notify::new() })
     }
 
@@ -222,7 +229,7 @@ impl ConcurrencyLimiter {
         Ok(self.permit(endpoint, units, false))
     }
 
-    /// Permits for retries, at most `max_permits`.
+    /// Permits for retries, at most `max_permits`. See [`Self::project_bytes`] for their bodies.
     pub(crate) fn reserve(self: &Arc<Self>, endpoint: &Endpoint, max_permits: u32) -> Reservation {
         let now = Instant::now();
         let mut state = self.lock();
@@ -241,10 +248,23 @@ impl ConcurrencyLimiter {
         endpoint_state.rate_limited_until =
             bucket.zip(endpoint.max_per_second).map(|(bucket, rate)| bucket.full_at(rate));
         state.hold(endpoint.project_id, units);
+        if count == 0 && admitted > 0 && share.attempts > 0 {
+            state.short_projects.insert(endpoint.project_id);
+        }
         Reservation {
             permits: (0..count).map(|_| self.permit(endpoint, 1, is_probe)).collect(),
             max_bytes: usize::try_from(share.units).unwrap_or_default() * BYTES_PER_UNIT,
         }
+    }
+
+    /// How many bytes of bodies the retries of projects may have in all, once so many permits are reserved for each: what
+    /// the permits count, and a share of what is free. The bytes of all projects together fit into the pool.
+    pub(crate) fn project_bytes(&self, projects: &[(ObjectId, usize)]) -> Vec<usize> {
+        let state = self.lock();
+        let in_use = projects.iter().map(|(project_id, _)| state.projects.get(project_id).copied().unwrap_or_default());
+        let shares = project_shares(state.free_units, in_use);
+        let units = |(_, permits): &(ObjectId, usize), share: i64| permits + usize::try_from(share).unwrap_or_default();
+        projects.iter().zip(shares).map(|(project, share)| units(project, share) * BYTES_PER_UNIT).collect()
     }
 
     fn permit(self: &Arc<Self>, endpoint: &Endpoint, units: i64, is_probe: bool) -> AttemptPermit {
@@ -256,12 +276,14 @@ impl ConcurrencyLimiter {
         self.lock().endpoints.entry(callback_id).or_default().set_due_retries(has_due_retries);
     }
 
-    /// Resets [`Self::set_due_retries`] for all callbacks but those with due deliveries. No other call resets it once the
-    /// last delivery of a callback is claimed.
+    /// Begins a round: resets [`Self::set_due_retries`] for all callbacks but those with due deliveries. Nothing else
+    /// resets it once the last delivery of a callback is claimed.
     ///
     /// A delivery that was deferred while `due` was read may be missing there: the next poll finds it.
-    pub(crate) fn retain_due_retries(&self, due: &HashSet<ObjectId>) {
-        for (callback_id, endpoint) in &mut self.lock().endpoints {
+    pub(crate) fn begin_round(&self, due: &HashSet<ObjectId>) {
+        let mut state = self.lock();
+        state.short_projects.clear();
+        for (callback_id, endpoint) in &mut state.endpoints {
             if !due.contains(callback_id) {
                 endpoint.set_due_retries(false);
             }
@@ -325,6 +347,10 @@ impl ConcurrencyLimiter {
         let now = Instant::now();
         let mut state = self.lock();
         state.hold(permit.endpoint.project_id, -permit.units);
+        // A permit that was not used makes room for no more than the next round finds anyway.
+        if permit.started && state.short_projects.remove(&permit.endpoint.project_id) {
+            self.retry_work.notify_one();
+        }
         let Some(endpoint) = state.endpoints.get_mut(&permit.endpoint.callback_id) else { return };
         endpoint.finish(permit.units, now);
         if permit.is_probe {
@@ -580,6 +606,42 @@ mod tests {
         assert!(limiter.lock().endpoints.is_empty() && limiter.lock().projects.is_empty());
     }
 
+    #[tokio::test]
+    async fn bodies_of_one_round_fit_into_the_pool_however_many_callbacks_have_retries() {
+        let limiter = ConcurrencyLimiter::new(512);
+        let reserve = |project: u8| {
+            let all =
+                (0..100).map(|callback| limiter.reserve(&of_project(project, endpoint(callback + project, 64)), 100));
+            all.flat_map(|reservation| reservation.permits).collect::<Vec<_>>()
+        };
+        let one = reserve(1);
+        assert_eq!(one.len(), 256, "a permit each for more small bodies than the project may have large ones");
+        assert_eq!(limiter.project_bytes(&[(id(1), one.len())]), [256 * BYTES_PER_UNIT], "its half of the pool");
+
+        let other = reserve(101);
+        let both = limiter.project_bytes(&[(id(101), other.len()), (id(1), one.len())]);
+        assert!(both[0] >= other.len() * BYTES_PER_UNIT && both[1] == 256 * BYTES_PER_UNIT, "no permit is in vain");
+        assert!(both.iter().sum::<usize>() <= 512 * BYTES_PER_UNIT);
+        drop((one, other));
+        let few = limiter.reserve(&endpoint(1, 64), 100);
+        assert_eq!(limiter.project_bytes(&[(id(1), few.permits.len())]), [256 * BYTES_PER_UNIT]);
+    }
+
+    #[tokio::test]
+    async fn the_end_of_an_attempt_wakes_retries_that_the_projects_share_held_up() {
+        let limiter = ConcurrencyLimiter::new(4);
+        let mut held = limiter.reserve(&endpoint(1, 64), 100).permits;
+        held[0].set_body_size(4 * BYTES_PER_UNIT);
+        assert!(limiter.reserve(&endpoint(2, 64), 100).permits.is_empty());
+        assert!(limiter.retry_work().now_or_never().is_none());
+
+        held[0].start();
+        drop(held);
+
+        assert!(limiter.retry_work().now_or_never().is_some());
+        assert!(!limiter.reserve(&endpoint(2, 64), 100).permits.is_empty());
+    }
+
     #[tokio::test(start_paused = true)]
     async fn an_open_breaker_denies_attempts_until_one_probe() {
         let limiter = ConcurrencyLimiter::new(100);
@@ -669,12 +731,12 @@ mod tests {
         reserved.pop().unwrap().start();
         limiter.retry_work().await;
 
-        limiter.retain_due_retries(&HashSet::from([id(2)]));
+        limiter.begin_round(&HashSet::from([id(2)]));
 
         assert!(limiter.retry_work().now_or_never().is_none());
         limiter.set_due_retries(id(1), true);
         limiter.reserve(&one, 64);
-        limiter.retain_due_retries(&HashSet::from([id(1)]));
+        limiter.begin_round(&HashSet::from([id(1)]));
         assert!(tokio::time::timeout(Duration::from_secs(1), limiter.retry_work()).await.is_ok(), "some are due");
     }
 
@@ -688,7 +750,7 @@ mod tests {
         assert!(acquire(&limiter, endpoint(1, 1)).await.is_none(), "the window is left to the retries");
         limiter.retry_work().await;
 
-        limiter.retain_due_retries(&HashSet::new());
+        limiter.begin_round(&HashSet::new());
 
         assert!(acquire(&limiter, endpoint(1, 1)).await.is_some());
         assert!(limiter.retry_work().now_or_never().is_none(), "a freed permit starts no round");

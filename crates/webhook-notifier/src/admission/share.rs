@@ -57,6 +57,18 @@ impl Share {
     }
 }
 
+/// How many units projects that hold so many may take in addition, all at once: together at most what is free. The first
+/// ones get more.
+pub(crate) fn project_shares(free_units: i64, project_units: impl IntoIterator<Item = i64>) -> Vec<i64> {
+    let mut free = free_units.max(0);
+    let share = |units| {
+        let share = available(free, units).min(free);
+        free -= share;
+        share
+    };
+    project_units.into_iter().map(share).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -76,6 +88,14 @@ mod tests {
         assert_eq!(units(256, 0, 0), 64, "another project");
         assert_eq!(units(1, 0, 0), 1, "the last unit");
         assert_eq!(units(-3, 0, 0), 0);
+    }
+
+    #[test]
+    fn projects_share_what_is_free_in_their_order() {
+        assert_eq!(project_shares(512, [0, 0, 0]), [256, 128, 64]);
+        assert_eq!(project_shares(256, [256, 0]), [0, 128], "a project that holds its share gets none");
+        assert_eq!(project_shares(1, [0, 0]), [1, 0]);
+        assert_eq!(project_shares(-3, [0]), [0]);
     }
 
     #[test]
@@ -102,6 +122,15 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn projects_together_take_at_most_what_is_free(
+            free in -100_i64..2000, projects in prop::collection::vec(0_i64..600, 0..50),
+        ) {
+            let shares = project_shares(free, projects);
+            prop_assert!(shares.iter().all(|share| *share >= 0));
+            prop_assert!(shares.iter().sum::<i64>() <= free.max(0));
+        }
+
         #[test]
         fn a_share_never_exceeds_what_is_free(free in 0_i64..2000, project in 0_i64..2000, part in 0.0..=1.0_f64) {
             let share = units(free, project, (project as f64 * part) as i64);
