@@ -1,6 +1,8 @@
 //! A process whose entry in the bucket cannot be read: its events are parked, delay no other tenant, and are delivered
 //! once it can be read again. Configuration that cannot be projected holds up no other.
 
+use std::time::Duration;
+
 use contract::{
     streams::{API_KEYS, PROCESSES},
     subject::process_key,
@@ -86,6 +88,29 @@ async fn events_of_an_unreadable_process_are_parked_and_delay_no_other_tenant() 
         stack.receiver.requests_to("/ordered").iter().map(|r| r.json()["data"]["n"].as_u64()).collect();
     assert!(numbers.is_sorted() && numbers.len() == ORDERED, "the lead's updates arrive in their order");
     stack.wait_for_clean_audit().await;
+}
+
+#[tokio::test]
+async fn due_deliveries_of_an_unreadable_process_wait_and_are_reported_once() {
+    let stack = Stack::start_with(&[("RETRY_SCHEDULE", "0s,2s,1s,1s")]).await;
+    stack.receiver.on("/crm", [500]);
+    let applied = stack.process_calling(&["crm"]).await;
+    let lead_id = stack.api.initiate(process_id(&applied), None).await;
+    let bucket = stack.js().get_key_value(PROCESSES).await.expect("the bucket");
+    let key = process_key(stack.api.project_id, Some(process_id(&applied)));
+    let entry = bucket.get(&key).await.expect("an answer").expect("an entry");
+    stack.api.update(json!({"leadId": lead_id, "name": "Ada"})).await;
+    stack.receiver.wait_for_requests("/crm", 1, TEST_TIMEOUT).await;
+
+    bucket.put(&key, "{".into()).await.expect("written");
+
+    let report = || stack.notifier.log().matches("cannot read the process").count();
+    eventually(TEST_TIMEOUT, "the report", async || if report() > 0 { Ok(()) } else { Err("none") }).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!((report(), stack.receiver.requests_to("/crm").len()), (1, 1));
+    stack.receiver.on("/crm", [200]);
+    bucket.put(key, entry).await.expect("written");
+    stack.wait_for_count(DELIVERED, 1).await;
 }
 
 #[tokio::test]

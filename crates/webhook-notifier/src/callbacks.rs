@@ -263,18 +263,22 @@ impl Callbacks {
         process_id: Option<ObjectId>,
         callback_id: ObjectId,
     ) -> Result<CallbackLookup, ProcessUnreadable> {
-        let Some(process) = self.process(project_id, process_id).await? else {
-            return Ok(CallbackLookup::NoProcess);
-        };
+        let process = self.process(project_id, process_id).await?;
+        Ok(self.look_up_in(process.as_ref(), callback_id))
+    }
+
+    /// The callback in its process, which is None if it is not in the configuration.
+    pub(crate) fn look_up_in(&self, process: Option<&Arc<ConfiguredProcess>>, callback_id: ObjectId) -> CallbackLookup {
+        let Some(process) = process else { return CallbackLookup::NoProcess };
         let callbacks = &process.callbacks;
         let Some(index) = callbacks.iter().position(|callback| callback.callback_id == callback_id) else {
-            return Ok(CallbackLookup::Removed);
+            return CallbackLookup::Removed;
         };
         if let Some(hold) = self.health.hold(&callbacks[index]) {
-            return Ok(CallbackLookup::Held(hold));
+            return CallbackLookup::Held(hold);
         }
-        let target = Target { process, index };
-        Ok(if self.prepare(&target).is_ok() { CallbackLookup::Enabled(target) } else { CallbackLookup::Locked })
+        let target = Target { process: process.clone(), index };
+        if self.prepare(&target).is_ok() { CallbackLookup::Enabled(target) } else { CallbackLookup::Locked }
     }
 
     /// A callback as the bucket has it at this moment, enabled or not.
@@ -312,16 +316,24 @@ impl Callbacks {
         self.guard.refusal(url, async |name| self.dns.look_up_for(project_id, name).await).await
     }
 
+    /// The process, if memory has it.
+    pub(crate) fn process_in_memory(
+        &self,
+        project_id: ObjectId,
+        process_id: Option<ObjectId>,
+    ) -> Option<Arc<ConfiguredProcess>> {
+        self.view.get(&process_key(project_id, process_id))
+    }
+
     /// A process that is missing in memory may have been written a moment ago: then the bucket decides.
-    async fn process(
+    pub(crate) async fn process(
         &self,
         project_id: ObjectId,
         process_id: Option<ObjectId>,
     ) -> Result<Option<Arc<ConfiguredProcess>>, ProcessUnreadable> {
-        let key = process_key(project_id, process_id);
-        match self.view.get(&key) {
+        match self.process_in_memory(project_id, process_id) {
             Some(process) => Ok(Some(process)),
-            None => self.stored(&key).await,
+            None => self.stored(&process_key(project_id, process_id)).await,
         }
     }
 

@@ -6,8 +6,8 @@
 //!   [`callbacks`] finds the callbacks, [`admission`] limits how many attempts run at once and per second, [`http`]
 //!   signs and sends the request, [`core`] decides what follows from the response, [`recorder`] writes it to Postgres.
 //!   Then the event is acknowledged.
-//! - 8 Retry: [`retry`] claims due deliveries in Postgres and sends them the same way ([`deliver`]); [`api`] makes
-//!   finished deliveries due again on request.
+//! - 8 Retry: [`retry`] claims due deliveries in Postgres and sends them the same way ([`deliver`]); [`process_reads`]
+//!   reads the processes that memory lacks; [`api`] makes finished deliveries due again on request.
 //!
 //! [`outbox`] publishes events about exhausted deliveries and disabled callbacks, [`callback_health`] disables
 //! callbacks that fail for too long, [`housekeeping`] creates and drops partitions, [`backlog`] measures what waits.
@@ -27,6 +27,7 @@ mod http;
 mod metrics;
 mod operational;
 mod outbox;
+mod process_reads;
 mod recorder;
 mod retry;
 mod service;

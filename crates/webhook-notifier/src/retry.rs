@@ -30,9 +30,10 @@ use crate::{
         outcome::{Attempt, AttemptOutcome},
     },
     deliver::Deliverer,
+    process_reads::ProcessReads,
     recorder::Stopping,
     store::{
-        claim::{ClaimRequest, ClaimedDelivery, Claims, claim, due_callbacks},
+        claim::{ClaimRequest, ClaimedDelivery, Claims, DueCallback, claim, due_callbacks},
         error::StoreError,
     },
 };
@@ -84,7 +85,7 @@ fn projects(callbacks: impl IntoIterator<Item = (ObjectId, usize)>, first: usize
 impl Retrier {
     /// Retries until shutdown, then lets the attempts in flight finish.
     pub(crate) async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
-        let mut attempts = JoinSet::new();
+        let (mut attempts, mut reads) = (JoinSet::new(), ProcessReads::default());
         let mut poll = tokio::time::interval(POLL_INTERVAL);
         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let retried = loop {
@@ -97,7 +98,7 @@ impl Retrier {
                 _ = poll.tick() => {}
                 () = self.deliverer.limiter.retry_work() => tokio::time::sleep(ROUND_DELAY).await,
             }
-            match self.round(&mut attempts).await {
+            match self.round(&mut reads, &mut attempts).await {
                 Ok(()) => self.readiness.ready("retry"),
                 Err(e) => {
                     tracing::warn!("cannot claim due deliveries, trying again: {}", error_chain(&e));
@@ -111,52 +112,53 @@ impl Retrier {
     }
 
     /// Claims the due deliveries that may start, and starts them.
-    async fn round(&self, attempts: &mut JoinSet<()>) -> Result<(), StoreError> {
-        let now = clock::now();
-        let limiter = &self.deliverer.limiter;
-        let mut rounds = Vec::new();
-        let due = due_callbacks(&self.pool, now).await?;
+    async fn round(&self, reads: &mut ProcessReads, attempts: &mut JoinSet<()>) -> Result<(), StoreError> {
+        let Deliverer { callbacks, limiter, .. } = &*self.deliverer;
+        let due = due_callbacks(&self.pool, clock::now()).await?;
         limiter.begin_round(&due.iter().map(|due| due.callback_id).collect::<HashSet<_>>());
+        let process = |due: &DueCallback| (due.project_id, due.process_id);
+        let in_memory = |(project_id, process_id)| callbacks.process_in_memory(project_id, process_id);
+        let read = |(project_id, process_id)| callbacks.process(project_id, process_id);
+        let processes = reads.read(due.iter().map(process), in_memory, read).await;
+        let mut rounds = Vec::new();
         for due in due {
-            let callback = self.deliverer.callbacks.look_up(due.project_id, due.process_id, due.callback_id).await;
-            let callback = match callback {
-                Ok(callback) => callback,
-                Err(e) => {
-                    tracing::warn!(callback_id = %due.callback_id, "{e}");
-                    // As for a held callback below.
-                    limiter.set_due_retries(due.callback_id, false);
-                    continue;
-                }
-            };
-            let endpoint = match &callback {
-                CallbackLookup::Enabled(target) => target.endpoint(),
-                CallbackLookup::Held(_) | CallbackLookup::Locked => {
-                    // Its rate limit must not wake the retries again and again.
-                    limiter.set_due_retries(due.callback_id, false);
-                    continue;
-                }
-                // These deliveries are only recorded, without a request to the endpoint.
-                CallbackLookup::Removed | CallbackLookup::NoProcess => {
-                    limiter.reset_breaker(due.callback_id);
-                    let (callback_id, project_id) = (due.callback_id, due.project_id);
-                    Endpoint { callback_id, project_id, max_in_flight: MAX_CLAIM, max_per_second: None }
-                }
-            };
-            let reservation = limiter.reserve(&endpoint, MAX_CLAIM);
-            if reservation.permits.is_empty() {
-                limiter.set_due_retries(due.callback_id, true);
-            } else {
-                let (project_id, callback_id) = (due.project_id, due.callback_id);
-                rounds.push(CallbackRound { project_id, callback_id, callback, reservation });
-            }
+            let found = processes.get(&process(&due));
+            rounds.extend(self.reserve(&due, found.map(|found| callbacks.look_up_in(found.as_ref(), due.callback_id))));
         }
         if rounds.is_empty() {
             return Ok(());
         }
         let requests = self.requests(&rounds);
+        // The lease counts from the claim: to read the processes may have taken a while.
+        let now = clock::now();
         let claims = claim(&self.pool, &requests, now, now.plus(LEASE)).await?;
         self.start(rounds, claims, attempts);
         Ok(())
+    }
+
+    /// What the round may claim of a callback, which is None if it could not be read.
+    fn reserve(&self, due: &DueCallback, callback: Option<CallbackLookup>) -> Option<CallbackRound> {
+        let limiter = &self.deliverer.limiter;
+        let DueCallback { callback_id, project_id, .. } = *due;
+        let endpoint = match &callback {
+            Some(CallbackLookup::Enabled(target)) => target.endpoint(),
+            // These deliveries are only recorded, without a request to the endpoint.
+            Some(CallbackLookup::Removed | CallbackLookup::NoProcess) => {
+                limiter.reset_breaker(callback_id);
+                Endpoint { callback_id, project_id, max_in_flight: MAX_CLAIM, max_per_second: None }
+            }
+            Some(CallbackLookup::Held(_) | CallbackLookup::Locked) | None => {
+                // Its rate limit must not wake the retries again and again.
+                limiter.set_due_retries(callback_id, false);
+                return None;
+            }
+        };
+        let reservation = limiter.reserve(&endpoint, MAX_CLAIM);
+        if reservation.permits.is_empty() {
+            limiter.set_due_retries(callback_id, true);
+            return None;
+        }
+        Some(CallbackRound { project_id, callback_id, callback: callback?, reservation })
     }
 
     /// What to claim, project by project.

@@ -1,0 +1,154 @@
+//! 8 Retry: reads the processes of due deliveries that memory lacks. One that cannot be read delays no other.
+
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
+
+use contract::subject::process_key;
+use futures::{StreamExt, stream::FuturesUnordered};
+use tokio::time::{Instant, timeout_at};
+
+use crate::{callbacks::ProcessUnreadable, store::parked::ProcessRef};
+
+/// How long a round waits for processes that memory lacks. Longer delays the retries of all tenants when NATS does not
+/// answer, shorter leaves more processes to a later round when it is slow.
+const TIMEOUT: Duration = Duration::from_millis(500);
+/// How long after a failure a process is not read again, unless memory has it. Longer delays its deliveries when NATS is
+/// back, shorter reads entries in vain that are no processes.
+const PAUSE: Duration = Duration::from_secs(5);
+/// Most reads of a round. More takes more memory, fewer leaves more to the next round.
+const MAX_READS: usize = 64;
+
+/// Reads of processes, over many rounds.
+#[derive(Debug, Default)]
+pub(crate) struct ProcessReads {
+    /// The processes that could not be read, and until when they are not read again.
+    failed: HashMap<ProcessRef, Instant>,
+}
+
+impl ProcessReads {
+    /// The processes of a round that memory has, and those that could be read. None in place of a process: it is not in
+    /// the configuration.
+    pub(crate) async fn read<T, F>(
+        &mut self,
+        processes: impl IntoIterator<Item = ProcessRef>,
+        in_memory: impl Fn(ProcessRef) -> Option<T>,
+        read: impl Fn(ProcessRef) -> F,
+    ) -> HashMap<ProcessRef, Option<T>>
+    where
+        F: Future<Output = Result<Option<T>, ProcessUnreadable>>,
+    {
+        let start = Instant::now();
+        let (mut found, mut missing) = (HashMap::new(), HashSet::new());
+        for process in processes {
+            if let Some(known) = in_memory(process) {
+                found.insert(process, Some(known));
+            } else {
+                missing.insert(process);
+            }
+        }
+        self.failed.retain(|process, _| missing.contains(process));
+        let may_be_read = |process: &&ProcessRef| self.failed.get(*process).is_none_or(|until| *until <= start);
+        let mut unread = missing.iter().filter(may_be_read).copied().take(MAX_READS).collect::<HashSet<_>>();
+        let mut reads = FuturesUnordered::new();
+        for process in &unread {
+            let (process, read) = (*process, read(*process));
+            reads.push(async move { (process, read.await) });
+        }
+        while let Ok(Some((process, result))) = timeout_at(start + TIMEOUT, reads.next()).await {
+            unread.remove(&process);
+            match result {
+                Ok(known) => {
+                    self.failed.remove(&process);
+                    found.insert(process, known);
+                }
+                Err(e) => self.note_failure(process, &e),
+            }
+        }
+        for (project_id, process_id) in unread {
+            let cause = format!("no answer within {TIMEOUT:?}");
+            let e = ProcessUnreadable::new(process_key(project_id, process_id), cause, false);
+            self.note_failure((project_id, process_id), &e);
+        }
+        found
+    }
+
+    /// Logs the first of successive failures of a process.
+    fn note_failure(&mut self, process: ProcessRef, e: &ProcessUnreadable) {
+        if self.failed.insert(process, Instant::now() + PAUSE).is_none() {
+            let (project_id, process_id) = process;
+            tracing::error!(%project_id, ?process_id, "due deliveries wait: {e}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{cell::RefCell, future::pending};
+
+    use contract::ObjectId;
+
+    use super::*;
+
+    fn process(byte: u8) -> ProcessRef {
+        (ObjectId::from_bytes([byte; 12]), None)
+    }
+
+    /// Reads from a bucket where process 1 is missing, 2 is malformed and 3 is never answered; memory has 4.
+    async fn read(reads: &mut ProcessReads, processes: &[u8]) -> (HashMap<ProcessRef, Option<u8>>, Vec<u8>) {
+        let sent = &RefCell::new(Vec::new());
+        let in_memory = |(project_id, _): ProcessRef| project_id.as_bytes().contains(&4).then_some(4);
+        let read = |(project_id, _): ProcessRef| async move {
+            let number = project_id.as_bytes()[0];
+            sent.borrow_mut().push(number);
+            match number {
+                2 => Err(ProcessUnreadable::new("2", "malformed", true)),
+                3 => pending().await,
+                _ => Ok(None),
+            }
+        };
+        let found = reads.read(processes.iter().map(|number| process(*number)), in_memory, read).await;
+        let mut sent = sent.take();
+        sent.sort_unstable();
+        (found, sent)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_process_without_an_answer_delays_the_others_for_a_bounded_time() {
+        let mut reads = ProcessReads::default();
+        let start = Instant::now();
+
+        let (found, sent) = read(&mut reads, &[3, 1, 4, 1, 2, 3]).await;
+
+        assert_eq!(start.elapsed(), TIMEOUT);
+        assert_eq!(found, HashMap::from([(process(1), None), (process(4), Some(4))]));
+        assert_eq!(sent, [1, 2, 3], "each is read once, and only if memory lacks it");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_process_that_could_not_be_read_is_not_read_again_for_a_while() {
+        let mut reads = ProcessReads::default();
+        read(&mut reads, &[2, 3]).await;
+        let start = Instant::now();
+
+        assert_eq!(read(&mut reads, &[1, 2, 3]).await.1, [1]);
+        assert_eq!(start.elapsed(), Duration::ZERO, "and delays no round meanwhile");
+
+        tokio::time::sleep(PAUSE).await;
+        assert_eq!(read(&mut reads, &[2, 3]).await.1, [2, 3]);
+        assert_eq!(reads.failed.len(), 2);
+        read(&mut reads, &[1, 4]).await;
+        assert!(reads.failed.is_empty(), "a process without due deliveries is forgotten");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn many_processes_are_read_in_several_rounds() {
+        let mut reads = ProcessReads::default();
+        let all: Vec<u8> = (5..205).collect();
+
+        let (found, sent) = read(&mut reads, &all).await;
+
+        assert_eq!((found.len(), sent.len()), (MAX_READS, MAX_READS));
+    }
+}
