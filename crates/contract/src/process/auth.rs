@@ -10,7 +10,7 @@ use crate::{secret::Secret, text::quoted};
 
 /// How to authenticate to an endpoint.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(deny_unknown_fields))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(tag = "type", rename_all = "camelCase")]
 pub enum CallbackAuth {
     /// `Authorization: Bearer {token}`.

@@ -178,7 +178,7 @@ async fn errors_have_one_shape() {
 
     PUT /api/v1/processes/_
     400 content-type=application/json x-request-id=r-1
-    {"success":false,"error":"The body does not describe a process: invalid type: integer `7`, expected a sequence","code":"invalid_process","requestId":"r-1"}
+    {"success":false,"error":"The body does not describe a process: invalid type: integer, expected a sequence","code":"invalid_process","requestId":"r-1"}
 
     GET /api/v1/updates/7
     400 content-type=application/json x-request-id=r-1

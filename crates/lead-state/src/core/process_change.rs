@@ -554,13 +554,20 @@ mod tests {
         let at_once = rotate(&third, 0, 1080).unwrap().process;
         assert_eq!(signing(&at_once, 1080), ["made at 1080"]);
         let mut process = process();
-        for second in 0..4 {
+        for second in 0..5 {
             process = rotate(&process, 100, second).unwrap().process;
         }
         assert_eq!(refused(rotate(&process, 100, 5)), (409, "too_many_secrets".into()));
         assert_eq!(signing(&rotate(&process, 0, 5).unwrap().process, 5), ["made at 5"]);
         drop_expired_secrets(&mut process, at(101));
-        assert_eq!(process.callbacks[0].retiring_secrets.len(), 2);
+        assert_eq!(process.callbacks[0].retiring_secrets.len(), 3);
+        process.callbacks[0] =
+            Callback { secrets: vec!["s".into(); 5], retiring_secrets: vec![], ..process.callbacks[0].clone() };
+        assert_eq!(
+            signing(&rotate(&process, 100, 200).unwrap().process, 200).len(),
+            6,
+            "as many as it may have retire at once"
+        );
         assert!(
             plan(Some(&process), &ProcessChange::RotateSecret { callback_id: id(9), overlap_seconds: 0 }, 1).is_err()
         );
