@@ -114,8 +114,9 @@ async fn the_deepest_body_that_is_accepted_is_applied_and_delivered() {
     let answer = stack.api.update_and_wait(json!({"leadId": lead, "deep": nested.clone()})).await;
 
     assert_eq!(answer["status"], "succeeded", "{answer}");
-    let webhook = &stack.receiver.wait_for_requests("/crm", 1, TEST_TIMEOUT).await[0];
-    assert_eq!(webhook.json()["data"]["metadata"]["deep"], nested);
+    stack.receiver.wait_for_requests("/crm", 1, TEST_TIMEOUT).await;
+    let lead = stack.api.get(&format!("/api/v1/leads/get?leadId={lead}")).await.1;
+    assert_eq!(lead["data"]["metadata"]["deep"], nested, "{lead}");
 }
 
 #[tokio::test]

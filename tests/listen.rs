@@ -97,7 +97,7 @@ async fn a_gateway_that_is_away_is_named_and_waited_for() {
     let remark = timeout(TEST_TIMEOUT, remarks.next_line()).await.expect("in time").expect("a line").expect("more");
     assert!(remark.contains("waiting for events of the gateway"), "{remark}");
     stack.gateway.restart().await;
-    stack.api.update_and_wait(json!({"leadId": lead, "name": "Ada"})).await;
+    stack.api.update_until_accepted(&json!({"leadId": lead, "name": "Ada"})).await;
 
     assert_eq!(printed(child).await.len(), 1);
 }

@@ -363,7 +363,7 @@ async fn events_lost_their_end() -> (Stack, String, Vec<String>) {
     let lost = update(&stack, &lead, 3).await;
     stack.wait_for_count("SELECT announced_sequence FROM lead_state.checkpoints", 6).await;
     stack.nats.stop().await.expect("stopped");
-    let events = Path::new("store/jetstream/$G/streams").join(LEAD_EVENTS);
+    let events = Path::new("store/jetstream/LEADRELAY/streams").join(LEAD_EVENTS);
     copy(&before.path().join(&events), &stack.nats.dir().join(&events)).await;
     stack.nats.restart().await.expect("started");
     (stack, lead, lost)

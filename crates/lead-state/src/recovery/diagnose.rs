@@ -66,12 +66,12 @@ pub(crate) fn lost_events(state: &RecoveryState) -> Option<&'static str> {
     if checkpoint.delivered >= checkpoint.announced {
         return None;
     }
+    let announced = (*last_announced)?;
     match &checkpoint.events_created_at {
         None => return Some("a leader saw that the stream lost its end or was created again"),
         Some(known) if known != events_identity => return Some("the stream was deleted and created again"),
         Some(_) => {}
     }
-    let announced = (*last_announced)?;
     match last_event {
         // Probably purged. If the events had been delivered, they are delivered once more.
         None => Some("the stream is empty"),
@@ -226,6 +226,11 @@ mod tests {
         assert_eq!(
             lost(&|s| s.checkpoint.events_created_at = None),
             Some("a leader saw that the stream lost its end or was created again")
+        );
+        assert_eq!(
+            lost(&|s| (s.checkpoint.events_created_at, s.last_announced) = (None, None)),
+            None,
+            "nothing was announced"
         );
         assert_eq!(lost(&|s| s.last_event = None), Some("the stream is empty"));
         assert_eq!(lost(&|s| s.last_event = last(6)), Some("the stream lost its end"));
