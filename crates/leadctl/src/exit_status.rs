@@ -11,7 +11,7 @@ Exit codes:
   1    failure; standard error has the reason
   2    invalid command line; audit: the audit could not run
   3    not found
-  4    unavailable; retry later
+  4    unavailable, or too many requests; retry later
   5    update send, update watch: the update failed, or would fail; import: a row did not succeed, or is invalid
   6    update watch: a delivery is exhausted and will not be retried
   7    update send, update watch, import: an outcome is still pending after the timeout
@@ -40,7 +40,7 @@ impl From<ExitStatus> for ExitCode {
 pub(crate) fn error_code(error: &anyhow::Error) -> u8 {
     match error.downcast_ref::<RpcError>().map(|error| error.status) {
         Some(404) => 3,
-        Some(503) => 4,
+        Some(429 | 503) => 4,
         // The gateway or Postgres was not reached, or the connection broke.
         None if error.is::<reqwest::Error>() => 4,
         None if error.downcast_ref::<sqlx::Error>().is_some_and(is_unavailable) => 4,
@@ -55,7 +55,7 @@ mod tests {
     #[test]
     fn not_found_and_unavailable_have_their_own_codes() {
         let error = |status| crate::clients::admin::explain(RpcError::received(status, "c", "m"));
-        assert_eq!([400, 404, 409, 503].map(|status| error_code(&error(status))), [1, 3, 1, 4]);
+        assert_eq!([400, 404, 409, 429, 503].map(|status| error_code(&error(status))), [1, 3, 1, 4, 4]);
         assert_eq!(error_code(&anyhow::anyhow!("x")), 1);
         let refused = sqlx::Error::Io(std::io::ErrorKind::ConnectionRefused.into());
         assert_eq!(error_code(&anyhow::Error::from(refused).context("cannot connect to Postgres")), 4);

@@ -181,7 +181,7 @@ fn digest(source: &Source) -> anyhow::Result<String> {
     let mut digest = Sha256::new();
     // This version must change whenever the same file would be sent in other chunks or with other bodies.
     let options = (scope.project_id, scope.process_id, separator);
-    digest.update(format!("leadrelay import 2\n{options:?}\n"));
+    digest.update(format!("leadrelay import 3\n{options:?}\n"));
     let mut read = || {
         let mut file = File::open(path)?;
         let mut buffer = vec![0; 64 << 10];

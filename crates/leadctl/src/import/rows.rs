@@ -410,7 +410,12 @@ fn body_of_record(columns: &[(String, Column)], record: &[Vec<u8>], scope: LeadS
         return Err(Fault::of_row("has neither leadId nor referenceId"));
     }
     add_scope(&mut body, scope)?;
-    Ok(JsonObject::from_members(&body).get().to_owned())
+    Ok(on_one_line(JsonObject::from_members(&body).get()))
+}
+
+/// JSON without the line breaks between its tokens: inside of a text they are always escaped.
+fn on_one_line(json: &str) -> String {
+    json.replace(['\n', '\r'], " ")
 }
 
 /// A row of an NDJSON file. It is sent unchanged, unless project and process must be added.
@@ -496,6 +501,18 @@ mod tests {
             format!("{} {what}\n", row.number)
         });
         lines.collect()
+    }
+
+    #[test]
+    fn metadata_over_several_lines_is_sent_on_one() {
+        let cell = "{\n  \"\"h\"\": [\r\n    {\"\"leadId\"\": \"\"x\"\", \"\"text\"\": \"\"a\\nb\"\"}\n  ]\n}";
+        let rows = read("rows.csv", format!("leadId,metadata\n{LEAD},\"{cell}\"\n").as_bytes(), scope()).unwrap();
+
+        let body = rows[0].body.as_ref().unwrap();
+
+        assert!(!body.contains(['\n', '\r']), "{body}");
+        let parsed: serde_json::Value = serde_json::from_str(body).unwrap();
+        assert_eq!(parsed["metadata"]["h"][0]["text"], "a\nb");
     }
 
     #[test]

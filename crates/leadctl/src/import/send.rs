@@ -31,6 +31,9 @@ const TRANSIENT_CODES: [&str; 12] = [
     "internal",
 ];
 
+/// The code of lines that a key did not allow any more: it was revoked, or expired, during the request.
+const KEY_ENDED: &str = "invalid_api_key";
+
 #[derive(Debug)]
 enum SendResult {
     Complete(Vec<BulkUpdateResult>),
@@ -79,6 +82,12 @@ fn classify(answer: &GatewayResponse, lines: usize) -> SendResult {
         Ok(results) if results.len() == lines && results.iter().zip(1..).all(|(line, n)| line.line == n) => {
             let transient =
                 results.iter().find_map(|line| line.code.as_deref().filter(|code| TRANSIENT_CODES.contains(code)));
+            // The lines after the end of the key were not accepted. A resumed import sends the chunk again under its key.
+            let ended = results.iter().find(|line| line.code.as_deref() == Some(KEY_ENDED));
+            if let Some(line) = ended {
+                let error = line.error.clone().unwrap_or_default();
+                return SendResult::Failed(RpcError::received(401, KEY_ENDED, error).into());
+            }
             match transient {
                 Some(code) => retry(RpcError::received(503, code, "the gateway cannot accept updates now").into()),
                 None => SendResult::Complete(results),
@@ -147,6 +156,8 @@ mod tests {
         for lines in [&[good][..], &[], &[good, full], &[good, bad, timed_out], &[good, "{\"line"], &[good, good]] {
             assert_eq!(result(200, lines), "after 1s", "{lines:?}");
         }
+        let ended = r#"{"line":2,"success":false,"error":"The API key is revoked","code":"invalid_api_key"}"#;
+        assert_eq!(result(200, &[good, ended]), "never", "a resumed import sends the chunk again");
         assert_eq!(result(429, &[]), "after 7s");
         assert_eq!(result(503, &[]), "after 1s");
         for status in [400, 401, 403, 404, 415, 422] {
