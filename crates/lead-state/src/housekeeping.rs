@@ -99,10 +99,7 @@ impl Housekeeper {
 
     async fn maintain_tables(&self) -> Result<(), StoreError> {
         let now = clock::now();
-        let mut connection = store::acquire(&self.pool).await?;
-        let (first, last) = (now.minus(PARTITIONS_BACK), now.plus(PARTITIONS_AHEAD));
-        housekeeping::ensure_partitions(&mut connection, first, last).await?;
-        Ok(())
+        housekeeping::ensure_partitions(&self.pool, now.minus(PARTITIONS_BACK), now.plus(PARTITIONS_AHEAD)).await
     }
 
     async fn delete_expired_calls(&self) -> anyhow::Result<()> {

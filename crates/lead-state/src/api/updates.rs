@@ -4,6 +4,7 @@ use std::{fmt::Display, time::Duration};
 
 use contract::{
     ObjectId, Timestamp,
+    command::MAX_ID_AGE,
     rpc::{
         ActivityCounts, CountActivities, CountUpdates, ErrorCode, FindUpdates, FoundUpdate, GetEvents, GetOutcomes,
         GetUpdate, HistoryEntry, InvalidRange, LedgerEvent, ListUpdates, ListedUpdate, MAX_COUNTED_ACTIVITIES,
@@ -24,8 +25,6 @@ use crate::store::{
 /// Shorter than the time after which callers send the query to another instance.
 const CATCH_UP: Duration = Duration::from_millis(700);
 const CATCH_UP_INTERVAL: Duration = Duration::from_millis(10);
-/// The largest difference between the clocks of the log and of a client that generates ids.
-const CLOCK_SKEW: Duration = Duration::from_secs(60);
 /// The range of time that updates are found in by default.
 const DEFAULT_RANGE: Duration = Duration::from_hours(24);
 /// How many updates are searched for a page with a condition. More finds rare updates with fewer queries, each of which
@@ -57,9 +56,10 @@ impl Api {
             }
             sleep(CATCH_UP_INTERVAL).await;
         };
-        // There is a backlog. An update with an id that is older than the next entry cannot be in it.
+        // There is a backlog. The id of a repeated request is that of the first one, and a producer may have made its id long
+        // ago, but a command with an older id is refused.
         let next = log.get_raw_message(next).await.map_err(|e| unavailable(&e))?;
-        if query.update_id.timestamp() < Timestamp::from(next.time).minus(CLOCK_SKEW) {
+        if query.update_id.timestamp() < Timestamp::from(next.time).minus(MAX_ID_AGE) {
             return Err(self.update_not_found(query.update_id));
         }
         Ok(Update::pending(query.update_id))

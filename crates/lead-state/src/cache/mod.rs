@@ -64,7 +64,8 @@ impl CachedLead {
         let Lead { reference_id, name, state, disposition, metadata, .. } = &*self.lead;
         let texts = [reference_id, name, disposition].into_iter().flatten().map(String::len).sum::<usize>();
         let queued = self.queued.iter().map(|queued| LEAD_OVERHEAD + queued.update.text.len()).sum::<usize>();
-        LEAD_OVERHEAD + texts + state.len() + metadata.get().len() + queued
+        let calls = self.calls.iter().map(|call| size_of::<Call>() + call.call_id.len()).sum::<usize>();
+        LEAD_OVERHEAD + texts + state.len() + metadata.get().len() + queued + calls
     }
 }
 

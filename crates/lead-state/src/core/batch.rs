@@ -18,7 +18,7 @@ use contract::{
 use super::{
     address::Address,
     creation::created_event,
-    decide::{Call, Change, Lead, Limits, Refusal, decide, in_call, room_to_queue},
+    decide::{Call, Change, Lead, Limits, MAX_CALLS, Refusal, decide, in_call, room_to_queue},
     entry::{CallChange, CallEntry, CreatedEntry, DeadLetter, Entry, EraseEntry, UpdateEntry},
     erasure::erasure_event,
     outcome::{call_event, completion_event},
@@ -481,6 +481,11 @@ impl BatchState {
         // An expired call decides no later entry.
         calls.retain(|running| running.call_id != call.call_id && logged_at < running.expires_at);
         calls.push(call);
+        if calls.len() > MAX_CALLS
+            && let Some(first) = (0..calls.len()).min_by_key(|place| calls[*place].expires_at)
+        {
+            calls.remove(first);
+        }
     }
 }
 
@@ -656,6 +661,23 @@ mod tests {
         let plan = run_on(BatchState { recorded, ..state() }, vec![update(1, 1, merge("{}"))]);
 
         assert!(plan.rows.is_empty() && plan.leads.is_empty());
+    }
+
+    #[test]
+    fn a_lead_has_a_limited_number_of_calls() {
+        let started = |n: u64| CallStarted {
+            lead_id: Some(LEAD),
+            call_id: Some(n.to_string()),
+            timeout_seconds: Some(9999),
+            ..Default::default()
+        };
+        let starts = (1..=MAX_CALLS as u64 + 2).map(|n| call(n, CallChange::Started(started(n))));
+
+        let plan = run(starts.collect());
+
+        let [(LEAD, calls)] = plan.calls.as_slice() else { panic!("{:?}", plan.calls) };
+        assert_eq!(calls.len(), MAX_CALLS);
+        assert_eq!(calls[0].call_id, "3", "those that expire first gave way");
     }
 
     #[test]

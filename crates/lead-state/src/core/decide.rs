@@ -13,6 +13,9 @@ use super::merge::merge;
 pub const MAX_METADATA_BYTES: usize = 1 << 20;
 /// Limit of a lead's queued updates. All of them are decided in one transaction when the call ends.
 pub const MAX_QUEUED: usize = 256;
+/// Most calls with a lead that count at once. Each of them is read and written with every change of one. The next call
+/// takes the place of the one that expires first.
+pub const MAX_CALLS: usize = 64;
 /// Limit of the bytes of the outcomes of a lead's queued updates, which are in memory together. One update alone may
 /// exceed it.
 const QUEUED_BYTES: usize = 8 << 20;

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use async_nats::jetstream::message::OutboundMessage;
 use bytes::Bytes;
 use contract::{
-    headers,
+    JsonObject, headers,
     position::{EventPosition, LogPosition},
     streams::LEAD_EVENTS,
     subject,
@@ -29,8 +29,10 @@ use crate::store::{
     ledger::{Announcement, outbox},
 };
 
-/// Limit of the events that wait for the announcer. More of them hide a slower NATS, and are held in memory.
-const WAITING_EVENTS: u32 = 1000;
+/// Limit of the events that wait for the announcer, in KiB. More of them hide a slower NATS, and are held in memory.
+const WAITING_KIB: u32 = 16 * 1024;
+/// What an event counts at least: what it takes beside its content. So at most 1024 events wait.
+const MIN_KIB: u32 = 16;
 /// How long the applier may be idle before the watermark is written in a transaction of its own. Otherwise the next
 /// batch writes it. A longer time announces more events again after a crash; a shorter one competes with the applier
 /// for the checkpoint's row.
@@ -60,9 +62,9 @@ impl ToAnnounce {
     /// Hands over the events of a batch, once there is room for them. Does nothing if the announcer has ended: the next
     /// term announces from the ledger.
     pub(crate) async fn send(&self, announcements: Vec<Announcement>, last: LogPosition) {
-        let events = u32::try_from(announcements.len()).unwrap_or(u32::MAX).clamp(1, WAITING_EVENTS);
+        let kib = announcements.iter().map(waiting_kib).fold(0, u32::saturating_add).clamp(MIN_KIB, WAITING_KIB);
         let room = tokio::select! {
-            room = self.room.clone().acquire_many_owned(events) => room,
+            room = self.room.clone().acquire_many_owned(kib) => room,
             () = self.sender.closed() => return,
         };
         // It is never closed.
@@ -71,10 +73,23 @@ impl ToAnnounce {
     }
 }
 
+/// The room that an event takes.
+fn waiting_kib(announcement: &Announcement) -> u32 {
+    let event = &announcement.event;
+    let length = |object: Option<&JsonObject>| object.map_or(0, |object| object.get().len());
+    let result = event.activity.as_ref().map_or(0, |result| {
+        let texts = [&result.summary, &result.recording_url, &result.transcript_url];
+        let texts = texts.into_iter().flatten().map(String::len).sum::<usize>();
+        texts + length(result.analysis.as_ref()) + length(result.metadata.as_ref())
+    });
+    let bytes = length(event.data.as_ref()) + result;
+    u32::try_from(bytes / 1024).unwrap_or(u32::MAX).clamp(MIN_KIB, WAITING_KIB)
+}
+
 pub(crate) fn channel() -> (ToAnnounce, Applied) {
-    // A batch without events takes one place, too, so the channel always has room for what the semaphore lets pass.
-    let (sender, receiver) = mpsc::channel(WAITING_EVENTS as usize);
-    (ToAnnounce { sender, room: Arc::new(Semaphore::new(WAITING_EVENTS as usize)) }, Applied(receiver))
+    // A batch without events takes room, too, so the channel always has room for what the semaphore lets pass.
+    let (sender, receiver) = mpsc::channel((WAITING_KIB / MIN_KIB) as usize);
+    (ToAnnounce { sender, room: Arc::new(Semaphore::new(WAITING_KIB as usize)) }, Applied(receiver))
 }
 
 /// Where the announcer takes the batches that are written.
@@ -288,14 +303,15 @@ mod tests {
     #[tokio::test]
     async fn batches_that_wait_are_announced_together_and_hold_their_room_until_then() {
         let (to_announce, mut applied) = channel();
-        for sequence in 1..=u64::from(WAITING_EVENTS) {
+        let batches = u64::from(WAITING_KIB / MIN_KIB);
+        for sequence in 1..=batches {
             to_announce.send(Vec::new(), LogPosition::message(1, sequence)).await;
         }
-        let last = LogPosition::message(1, u64::from(WAITING_EVENTS) + 1);
+        let last = LogPosition::message(1, batches + 1);
         assert!(to_announce.send(Vec::new(), last).now_or_never().is_none(), "there is no room");
 
         let waiting = applied.recv().await.expect("batches");
-        assert_eq!(waiting.last, LogPosition::message(1, u64::from(WAITING_EVENTS)));
+        assert_eq!(waiting.last, LogPosition::message(1, batches));
         assert!(to_announce.send(Vec::new(), last).now_or_never().is_none(), "they are not announced yet");
         drop(waiting);
         to_announce.send(Vec::new(), last).await;

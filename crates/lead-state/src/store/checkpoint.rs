@@ -199,16 +199,18 @@ pub(crate) async fn set_delivered(
     Ok(())
 }
 
-/// Sets the identity of the stream of events, unless one is set.
+/// Sets the identity of the stream of events, unless it changed since the checkpoint was read.
 pub(crate) async fn set_events(
     connection: &mut Session,
     checkpoint: &Checkpoint,
     created_at: &str,
 ) -> Result<(), StoreError> {
     sqlx::query!(
-        "UPDATE lead_state.checkpoints SET events_created_at = $1 WHERE stream = $2 AND events_created_at IS NULL",
+        "UPDATE lead_state.checkpoints SET events_created_at = $1
+         WHERE stream = $2 AND events_created_at IS NOT DISTINCT FROM $3",
         created_at,
-        checkpoint.stream
+        checkpoint.stream,
+        checkpoint.events_created_at
     )
     .execute(connection)
     .await?;

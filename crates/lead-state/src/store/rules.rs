@@ -41,10 +41,7 @@ impl RulesCache {
         pool: &Pool,
         processes: &BTreeSet<ObjectId>,
     ) -> Result<HashMap<ObjectId, Arc<Rules>>, StoreError> {
-        let missing: Vec<_> = processes.iter().filter(|process| !self.0.contains_key(process)).copied().collect();
-        if self.0.len() + missing.len() > MAX_PROCESSES {
-            self.0.clear();
-        }
+        let missing = self.make_room_for(processes, MAX_PROCESSES);
         self.read(pool, &missing).await?;
         let rules = |process: &ObjectId| self.0.get(process).map(|cached| (*process, cached.rules.clone()));
         Ok(processes.iter().filter_map(rules).collect())
@@ -67,6 +64,20 @@ impl RulesCache {
         self.0.get(&process).map_or(0, |cached| cached.callbacks)
     }
 
+    /// Which of these processes must be read. If the cache would be too large with them, it is emptied first, so then all
+    /// of them.
+    fn make_room_for(&mut self, processes: &BTreeSet<ObjectId>, max_processes: usize) -> Vec<ObjectId> {
+        let missing = |cache: &Self| -> Vec<_> {
+            processes.iter().filter(|process| !cache.0.contains_key(process)).copied().collect()
+        };
+        let found = missing(self);
+        if self.0.len() + found.len() <= max_processes {
+            return found;
+        }
+        self.0.clear();
+        missing(self)
+    }
+
     async fn read(&mut self, pool: &Pool, processes: &[ObjectId]) -> Result<(), StoreError> {
         if processes.is_empty() {
             return Ok(());
@@ -87,5 +98,21 @@ impl RulesCache {
             self.0.insert(stored.id("process_id", &row.process_id)?, cached);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn processes_that_were_cached_are_read_again_if_the_cache_is_emptied_for_others() {
+        let id = |byte| ObjectId::from_bytes([byte; 12]);
+        let cached = || CachedProcess { revision: 1, rules: Arc::default(), callbacks: 0 };
+        let mut cache = RulesCache((1..=3).map(|byte| (id(byte), cached())).collect());
+
+        assert_eq!(cache.make_room_for(&[id(1), id(4)].into(), 4), [id(4)]);
+        assert_eq!(cache.make_room_for(&[id(1), id(4)].into(), 3), [id(1), id(4)]);
+        assert!(cache.0.is_empty());
     }
 }

@@ -18,7 +18,7 @@ use super::{
     row::{BEYOND_IDS, Hex, Row, position_columns, upper_bound},
 };
 
-/// Most bytes of outcomes in one answer, the last one aside: it must fit into a NATS message (1 MiB).
+/// Most bytes of outcomes in one answer, the last one aside, so that it fits into a NATS message of 2 MiB.
 const MAX_OUTCOME_BYTES: i64 = 256 << 10;
 
 /// A decided update or call event.

@@ -70,15 +70,19 @@ pub(crate) async fn expire_held(
     Ok(expired)
 }
 
-/// Creates the missing partitions of all months of this span. Returns how many were created.
+/// Creates the missing partitions of all months of this span. Returns how many were created. Waits only a moment for
+/// concurrent readers: all other statements wait behind this one.
 pub(crate) async fn ensure(pool: &Pool, since: Timestamp, until: Timestamp) -> Result<i32, StoreError> {
+    let mut transaction = pool.begin().await?;
+    sqlx::query!("SET LOCAL lock_timeout = '1s'").execute(&mut *transaction).await?;
     let created = sqlx::query_scalar!(
         r#"SELECT webhooks.ensure_partitions($1, $2) AS "created!""#,
         OffsetDateTime::from(since),
         OffsetDateTime::from(until),
     )
-    .fetch_one(pool)
+    .fetch_one(&mut *transaction)
     .await?;
+    transaction.commit().await?;
     Ok(created)
 }
 
