@@ -136,9 +136,17 @@ impl<'a> Fields<'a> {
     /// # Errors
     /// It is not a string, or too long.
     pub fn text(&mut self, name: &str) -> Result<Option<String>, BodyError> {
+        self.text_up_to(name, MAX_TEXT_CHARS)
+    }
+
+    /// Takes a text of at most so many characters that is not empty.
+    ///
+    /// # Errors
+    /// It is not a string, or too long.
+    pub fn text_up_to(&mut self, name: &str, max_chars: usize) -> Result<Option<String>, BodyError> {
         let Some(raw) = self.take(name) else { return Ok(None) };
         let text = serde_json::from_str(raw.get()).map_err(|_| self.fault(name, "must be a string"))?;
-        self.checked(name, text)
+        self.checked(name, text, max_chars)
     }
 
     /// Takes a lead's external id, without what is invisible at its ends.
@@ -149,10 +157,10 @@ impl<'a> Fields<'a> {
         const NAME: &str = "referenceId";
         let Some(raw) = self.take(NAME) else { return Ok(None) };
         let text: String = serde_json::from_str(raw.get()).map_err(|_| self.fault(NAME, "must be a string"))?;
-        self.checked(NAME, trim(&text).to_owned())
+        self.checked(NAME, trim(&text).to_owned(), MAX_TEXT_CHARS)
     }
 
-    fn checked(&mut self, name: &str, text: String) -> Result<Option<String>, BodyError> {
+    fn checked(&mut self, name: &str, text: String, max_chars: usize) -> Result<Option<String>, BodyError> {
         if text.is_empty() {
             if self.refuses_empty {
                 return Err(self.fault(name, EMPTY));
@@ -160,8 +168,8 @@ impl<'a> Fields<'a> {
             self.warnings.push(Warning::EMPTY.with(&[&format_args!("{}{name}", self.prefix)]));
             return Ok(None);
         }
-        if text.chars().nth(MAX_TEXT_CHARS).is_some() {
-            return Err(self.fault(name, &format!("must have at most {MAX_TEXT_CHARS} characters")));
+        if text.chars().nth(max_chars).is_some() {
+            return Err(self.fault(name, &format!("must have at most {max_chars} characters")));
         }
         Ok(Some(text))
     }

@@ -13,6 +13,8 @@ use serde::{
 };
 use serde_json::value::RawValue;
 
+use crate::text::quoted;
+
 /// Depth of nested objects and arrays. It is well below the limits of common JSON libraries (protobuf 100, serde_json 128),
 /// so every receiver can read what we accept.
 pub const MAX_DEPTH: usize = 64;
@@ -179,7 +181,7 @@ impl<'de> Visitor<'de> for Strict<'_, 'de> {
             entries.next_value_seed(self)?;
             self.move_to(None);
             if let Some(key) = seen.replace(key) {
-                return Err(de::Error::custom(format_args!("the key {key:?} occurs twice in one object")));
+                return Err(de::Error::custom(format_args!("the key {} occurs twice in one object", quoted(&key))));
             }
         }
         self.leave();

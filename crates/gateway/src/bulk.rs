@@ -230,13 +230,15 @@ impl Bulk {
 
     /// Adds a line to the chunk; returns false if no line can follow.
     fn add_line(&self, chunk: &mut Chunk, number: usize, item: Item) -> bool {
+        let item_bytes = if let Item::Text(text) = &item { text.len() } else { 0 };
         let (update, last) = match item {
             _ if number > MAX_LINES => (Err(ApiError::TooManyLines(MAX_LINES)), true),
             Item::Text(text) => (self.parse(&text, number), false),
             Item::TooLong => (Err(ApiError::BodyTooLarge(self.app.max_body_bytes)), false),
             Item::Broken(why) => (Err(BodyError::InvalidJson(JsonFault::Invalid(why.into())).into()), true),
         };
-        chunk.bytes += update.as_ref().map_or(0, |update| update.command.payload.len());
+        // A fault may quote some of its text.
+        chunk.bytes += update.as_ref().map_or(item_bytes, |update| update.command.payload.len());
         chunk.lines.push(Line { number, update });
         !last
     }

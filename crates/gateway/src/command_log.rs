@@ -146,7 +146,10 @@ impl CommandLog {
             published
         };
         match self.publishing.spawn(publish.in_current_span()).await {
-            Ok(published) => published.map(drop).map_err(|e| refusal(&e, update_id)),
+            Ok(published) => {
+                self.budget.take_back(project_id, without_work([&published]), Instant::now());
+                published.map(drop).map_err(|e| refusal(&e, update_id))
+            }
             Err(e) => Err(internal(&e)),
         }
     }
@@ -177,7 +180,10 @@ impl CommandLog {
         let work = Work::of(entries.iter().map(|entry| &entry.payload[..]));
         let admitted = match self.admission.admit(project_id, work, patience).await {
             Ok(admitted) => admitted,
-            Err(e) => return vec![Err(e); ids.len()],
+            Err(e) => {
+                self.budget.take_back(project_id, ids.len(), Instant::now());
+                return vec![Err(e); ids.len()];
+            }
         };
         let permit = self.groups.acquire(project_id).await;
         // One span for all of them: they are published together.
@@ -214,7 +220,10 @@ impl CommandLog {
             published
         };
         match self.publishing.spawn(publish.in_current_span()).await {
-            Ok(published) => published.into_iter().zip(ids).map(|(one, id)| one.map_err(|e| refusal(&e, id))).collect(),
+            Ok(published) => {
+                self.budget.take_back(project_id, without_work(&published), Instant::now());
+                published.into_iter().zip(ids).map(|(one, id)| one.map_err(|e| refusal(&e, id))).collect()
+            }
             Err(e) => vec![Err(internal(&e)); ids.len()],
         }
     }
@@ -224,6 +233,15 @@ impl CommandLog {
         self.publishing.close();
         self.publishing.wait().await;
     }
+}
+
+/// How many commands cause no work: they are not in the log, or were in it before. Unconfirmed ones may be in it.
+fn without_work<'a>(published: impl IntoIterator<Item = &'a Result<Stored, PublishError>>) -> usize {
+    let causes_none = |published: &&Result<Stored, PublishError>| match published {
+        Ok(stored) => stored.is_duplicate,
+        Err(e) => *e != PublishError::Unconfirmed,
+    };
+    published.into_iter().filter(causes_none).count()
 }
 
 async fn outcomes_of(outcomes: Vec<Outcome>) -> Vec<Result<Stored, PublishError>> {

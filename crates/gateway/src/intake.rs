@@ -184,7 +184,8 @@ impl ProjectIntake {
         let queued = if message.payload.len() > max_bytes {
             Err(ApiError::BodyTooLarge(max_bytes))
         } else {
-            let size = u32::try_from(message.length).unwrap_or(u32::MAX);
+            // One message always fits.
+            let size = u32::try_from(message.length.min(QUEUE_BYTES)).unwrap_or(u32::MAX);
             let permit = bytes.clone().try_acquire_many_owned(size).map_err(|_| ApiError::ProjectBacklog);
             permit.and_then(|permit| {
                 queue

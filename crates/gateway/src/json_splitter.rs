@@ -1,7 +1,7 @@
 //! 1 Accept: splits a body of many JSON texts as it arrives: a text per line (NDJSON), or one array of them.
 //!
-//! The splitter only finds the boundaries of items, and holds at most one; the caller validates items. An item that is split
-//! in the wrong place was not valid JSON and is not after the split.
+//! The splitter only finds the boundaries of items, and holds at most one; the caller validates items. A text of NDJSON has
+//! no line breaks, so one that has some is several items, each valid or not.
 
 use bytes::{Buf, Bytes};
 use contract::json::BYTE_ORDER_MARK;

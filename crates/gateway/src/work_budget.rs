@@ -71,13 +71,19 @@ impl Account {
         self.estimated += estimate;
     }
 
+    /// Takes back the estimates of updates.
+    fn release(&mut self, rate: f64, updates: f64) {
+        // Other gateways' updates were not charged here.
+        let estimate = (self.cost(rate) * updates).min(self.estimated);
+        self.estimated -= estimate;
+        self.bytes += estimate;
+    }
+
     /// Replaces estimates by what updates have cost.
     fn correct(&mut self, rate: f64, work: Work, now: Instant) {
         self.earn(rate, now);
-        // Other gateways' updates were not charged here.
-        let estimate = (self.cost(rate) * work.updates as f64).min(self.estimated);
-        self.estimated -= estimate;
-        self.bytes += estimate - work.bytes as f64;
+        self.release(rate, work.updates as f64);
+        self.bytes -= work.bytes as f64;
         let cost = work.bytes as f64 / work.updates.max(1) as f64;
         self.cost = Some(cost.max(self.cost.unwrap_or_default() * DECAY));
     }
@@ -100,6 +106,17 @@ impl WorkBudget {
             account.charge(rate, updates);
             Ok(())
         })
+    }
+
+    /// Takes back the charge for admitted updates that cause no work: they were refused, or in the log before.
+    pub(crate) fn take_back(&self, project_id: ObjectId, updates: usize, now: Instant) {
+        if updates > 0 {
+            self.with(project_id, now, (), |rate, account| {
+                account.earn(rate, now);
+                account.release(rate, updates as f64);
+                account.bytes = account.bytes.min(rate * WINDOW.as_secs_f64());
+            });
+        }
     }
 
     /// Admits a read, whose cost is known only after it ([`spend`](Self::spend)); or returns how long to wait.
@@ -201,6 +218,19 @@ mod tests {
         budget.correct(&report(HEAVY, 1, MIB), now);
         budget.correct(&report(HEAVY, 1, 4096), now);
         assert!((20..40).contains(&budget.affordable(HEAVY, now)));
+    }
+
+    #[test]
+    fn updates_that_were_refused_later_cost_nothing() {
+        let (budget, now) = (WorkBudget::new(32 * MIB), Instant::now());
+        for _ in 0..1000 {
+            budget.admit(HEAVY, 1, now).unwrap();
+            budget.take_back(HEAVY, 1, now);
+        }
+        assert_eq!(budget.lock()[&HEAVY].estimated, 0.0);
+        assert_eq!(admitted(&budget, HEAVY, now), 64);
+        budget.take_back(OTHER, 10, now);
+        assert_eq!(admitted(&budget, OTHER, now), 64, "nothing was charged");
     }
 
     #[test]

@@ -91,7 +91,7 @@ pub struct Details {
 pub struct Versioned {
     /// The disposition stored with the state that last took one.
     pub last_disposition: Option<String>,
-    /// Its version, for `If-Match` and `expectedVersion`.
+    /// Its version, for `If-Match` and, in lines of bulk requests, `$expectedVersion`.
     pub version: i64,
 }
 

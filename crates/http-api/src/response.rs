@@ -13,12 +13,15 @@ pub struct DataResponse<T> {
     pub success: bool,
     /// What was asked for.
     pub data: T,
+    /// What the request contained and was ignored.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 impl<T> DataResponse<T> {
     /// A response with this in it.
     pub fn new(data: T) -> Self {
-        Self { success: true, data }
+        Self { success: true, data, warnings: Vec::new() }
     }
 }
 

@@ -53,7 +53,12 @@ pub(crate) fn decoded(request: Request) -> Result<Body, ApiError> {
     };
     let encoded = StreamReader::new(TryStreamExt::map_err(body.into_data_stream(), io::Error::other));
     match encoding {
-        "gzip" | "x-gzip" => Ok(Body::from_stream(ReaderStream::new(GzipDecoder::new(encoded)))),
+        "gzip" | "x-gzip" => {
+            let mut decoder = GzipDecoder::new(encoded);
+            // A file to which another one was appended (RFC 1952, section 2.2).
+            decoder.multiple_members(true);
+            Ok(Body::from_stream(ReaderStream::new(decoder)))
+        }
         "deflate" => Ok(Body::from_stream(ReaderStream::new(ZlibDecoder::new(encoded)))),
         "identity" => Ok(Body::from_stream(ReaderStream::new(encoded))),
         _ => Err(ApiError::UnsupportedEncoding),
@@ -129,6 +134,9 @@ mod tests {
                 let expected = if bytes > MAX { Err(ApiError::BodyTooLarge(MAX)) } else { Ok(text.clone().into()) };
                 assert_eq!(encoded(encoding, body.clone(), MAX).await, expected, "{encoding}");
             }
+            let members = [gzip.as_slice(), &gzip].concat();
+            let expected = if bytes > MAX { Err(ApiError::BodyTooLarge(2 * MAX)) } else { Ok(text.repeat(2).into()) };
+            assert_eq!(encoded("gzip", members, 2 * MAX).await, expected, "an appended file");
             let cut = encoded("gzip", gzip[..gzip.len() - 9].to_vec(), MAX).await;
             assert!(matches!(cut, Err(ApiError::UnreadableBody(_) | ApiError::BodyTooLarge(_))), "{cut:?}");
         }

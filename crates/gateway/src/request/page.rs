@@ -8,6 +8,9 @@ use contract::{
 use super::fields::Fields;
 use crate::error::ApiError;
 
+/// The longest cursor. Some contain the name of the last item, encoded.
+const MAX_CURSOR_CHARS: usize = 8 * 1024;
+
 /// Parameters that several endpoints have.
 pub(crate) trait Parameters {
     /// Takes `cursor` and `limit`.
@@ -21,7 +24,7 @@ pub(crate) trait Parameters {
 
 impl Parameters for Fields<'_> {
     fn page(&mut self) -> Result<(Option<Cursor>, u32), ApiError> {
-        let cursor = self.text("cursor")?.map(Cursor::from_text);
+        let cursor = self.text_up_to("cursor", MAX_CURSOR_CHARS)?.map(Cursor::from_text);
         let limit = match self.text("limit")? {
             None => DEFAULT_LIMIT,
             Some(text) => text

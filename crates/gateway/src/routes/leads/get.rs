@@ -26,12 +26,17 @@ impl FromQuery for LeadQuery {
     }
 }
 
-pub(crate) async fn handle(app: Arc<App>, _: Arc<ApiKey>, Query { query, .. }: Query<LeadQuery>) -> HandlerResult {
+pub(crate) async fn handle(
+    app: Arc<App>,
+    _: Arc<ApiKey>,
+    Query { query, warnings }: Query<LeadQuery>,
+) -> HandlerResult {
     let mut lead = app.request(&query.lead).await?;
     if query.masked {
         lead.phone = lead.phone.as_deref().map(mask);
     }
-    response::versioned(lead.version, &DataResponse::new(LeadDetails::from(lead)))
+    let version = lead.version;
+    response::versioned(version, &DataResponse { warnings, ..DataResponse::new(LeadDetails::from(lead)) })
 }
 
 /// Hides every digit of a phone number but the last four.

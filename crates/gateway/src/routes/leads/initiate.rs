@@ -3,7 +3,10 @@
 //! Not through the command log: the client needs the new lead's id in the response. If a client hangs up, lead-state has
 //! the whole request or nothing of it, and what it does stays.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::{extract::Request, http::HeaderValue};
 use contract::{
@@ -17,6 +20,7 @@ use contract::{
 };
 use http_api::{InitiateResponse, OnExisting, Outcome};
 use service_kit::clock;
+use tokio::time::sleep;
 
 use crate::{
     accept::{self, Logged, Waiting},
@@ -27,6 +31,10 @@ use crate::{
     request::{FromBody, body, fields::Fields, prefer::PREFERENCE_APPLIED, trace},
     response::{self, HandlerResult},
 };
+
+/// How long a lookup waits for the budget of reads. Longer lets a bulk request finish that reads large leads, shorter holds
+/// fewer requests.
+const READ_PATIENCE: Duration = Duration::from_secs(10);
 
 pub(crate) async fn handle(app: Arc<App>, key: Arc<ApiKey>, request: Request) -> HandlerResult {
     let (waiting, traceparent) = (Waiting::of(request.headers()), trace::traceparent(request.headers()));
@@ -77,7 +85,7 @@ impl InitiateRequest {
         traceparent: &str,
     ) -> Result<Initiated, ApiError> {
         let (lead, on_existing) = match self {
-            Self::Existing(lead) => return Ok(Initiated::new(app.request(lead).await?, false)),
+            Self::Existing(lead) => return Ok(Initiated::new(read(app, lead).await?, false)),
             Self::New { lead, on_existing } => (lead, *on_existing),
         };
         match app.request(lead).await {
@@ -90,12 +98,26 @@ impl InitiateRequest {
             reference_id: lead.reference_id.clone(),
             process_id: Some(lead.process_id),
         };
-        let existing = Initiated::new(app.request(&known).await?, true);
+        let existing = Initiated::new(read(app, &known).await?, true);
         match on_existing {
             OnExisting::Update => update(app, key, existing, lead, waiting, traceparent).await,
             OnExisting::Return | OnExisting::Refuse => Ok(existing),
         }
     }
+}
+
+/// Reads a lead within its project's budget of reads. A bulk request reads many, so it waits for a while.
+async fn read(app: &App, lead: &GetLead) -> Result<Lead, ApiError> {
+    let began = Instant::now();
+    while let Err(wait) = app.read_budget.admit_read(lead.project_id, Instant::now()) {
+        if began.elapsed() + wait > READ_PATIENCE {
+            return Err(ApiError::WorkLimited(wait));
+        }
+        sleep(wait).await;
+    }
+    let found = app.request(lead).await?;
+    app.read_budget.spend(lead.project_id, found.metadata.get().len() as u64, Instant::now());
+    Ok(found)
 }
 
 /// Updates an existing lead through the command log, like every update: only the leader changes leads.
