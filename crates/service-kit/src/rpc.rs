@@ -93,6 +93,9 @@ where
     Box::pin(serve_subject(tasks, service, shutdown, Q::SUBJECT, Arc::new(answer)))
 }
 
+/// Why a query gets no other answer.
+const UNSENT: &str = "the answer cannot be sent: it may be larger than the max_payload of NATS";
+
 /// The reply to a query.
 type Answer = BoxFuture<'static, Result<Bytes, RpcError>>;
 /// Answers a query from its bytes.
@@ -137,6 +140,9 @@ async fn serve_subject(
                     });
                     if let Err(e) = request.respond(reply).await {
                         tracing::warn!("cannot answer {subject}: {e}");
+                        // Too large for NATS, probably. Without an answer, the query would be sent again and again.
+                        let status = format!("{}: {UNSENT}", ErrorCode::Internal.as_str());
+                        let _ = request.respond(Err(error::Error { status, code: 500 })).await;
                     }
                 }
             });
