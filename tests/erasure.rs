@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 
-use contract::{streams::PROCESSES, subject::process_key};
 use reqwest::Method;
 use serde_json::{Value, json};
 use sqlx::Row;
@@ -207,20 +206,36 @@ async fn a_parked_event_of_an_erased_lead_is_delivered_without_its_content() {
     let applied = stack.process_calling(&["crm"]).await;
     stack.backdate_processes().await;
     let lead = initiate(&stack, &process_id(&applied), MARKER).await;
-    let bucket = stack.js().get_key_value(PROCESSES).await.expect("the bucket");
-    let key = process_key(stack.api.project_id, applied.process.process_id);
-    let entry = bucket.get(&key).await.expect("an answer").expect("an entry");
-    bucket.put(&key, "{".into()).await.expect("written");
+    let entry = stack.replace_entry(process_id(&applied), "{").await;
     let update = stack.api.update(json!({"leadId": lead, "metadata": {"n": MARKER}})).await;
     stack.wait_for_count("SELECT count(*) FROM webhooks.parked_events", 1).await;
 
     erase(&stack, &lead).await;
     wait_until_erased(&stack).await;
-    bucket.put(&key, entry).await.expect("written");
+    stack.replace_entry(process_id(&applied), entry).await;
 
     let requests = stack.receiver.wait_for_requests("/crm", 1, TEST_TIMEOUT).await;
     let expected = json!({"updateId": update, "success": true, "leadId": lead, "referenceId": null, "data": null});
     assert_includes(&requests[0].json(), expected);
+    stack.wait_for_clean_audit().await;
+}
+
+#[tokio::test]
+async fn an_update_behind_an_erasure_is_not_the_leads_although_one_batch_has_both() {
+    let mut stack = Stack::start().await;
+    let process = process_id(&stack.process_calling(&["crm"]).await);
+    let lead = initiate(&stack, &process, "R-1").await;
+    assert!(stack.lead_state.terminate().await.success());
+    let erased = stack.api.ask(Method::DELETE, &format!("/api/v1/leads/{lead}"), &[], &json!(null)).await;
+    assert_ok(erased);
+    let project = stack.api.project_id;
+    let update = json!({"referenceId": "R-1", "projectId": project, "processId": process, "name": "Ada"});
+    let update = stack.api.update(update).await;
+
+    stack.lead_state.restart().await;
+
+    assert_eq!(stack.api.outcome(&update).await["status"], "failed");
+    assert_eq!(stack.count("SELECT count(*) FROM lead_state.lead_updates WHERE lead_id IS NULL").await, 1);
     stack.wait_for_clean_audit().await;
 }
 

@@ -1,14 +1,13 @@
 //! Callbacks that are paused, off or disabled: their deliveries are recorded and wait; none is lost, and none is sent.
 
-use std::time::Duration;
-
-use contract::{ObjectId, rpc::ProcessChangeResult, streams::PROCESSES, subject::process_key};
+use contract::{ObjectId, rpc::ProcessChangeResult};
 use reqwest::Method;
 use serde_json::{Value, json};
 use test_support::{Reply, eventually};
 
 use crate::support::{
-    DELIVERED, Load, Stack, TEST_TIMEOUT, assert_ok, assert_refused, by_update, health_page, numbers, process_id,
+    DELIVERED, Load, Stack, TEST_TIMEOUT, Tenant, assert_ok, assert_refused, by_update, health_page, numbers,
+    process_id,
 };
 
 const HELD: &str = "SELECT count(*) FROM webhooks.deliveries WHERE status = 'pending' AND attempts = 0";
@@ -140,7 +139,12 @@ async fn large_bodies_that_waited_for_many_callbacks_are_sent_a_share_of_the_poo
     stack.process(callbacks(true)).await;
 
     stack.receiver.wait_for_requests("/crm", 2, TEST_TIMEOUT).await;
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    // The retries of another tenant show that rounds went by.
+    stack.receiver.on("/other", [500]);
+    let other = json!([{"name": "other", "url": stack.receiver.url("/other")}]);
+    let Tenant { api, lead_id, .. } = Tenant::new(&stack, "other", other).await;
+    api.update(json!({"leadId": lead_id, "name": "Ada"})).await;
+    stack.receiver.wait_for_requests("/other", 4, TEST_TIMEOUT).await;
     let bodies: Vec<_> = stack.receiver.requests_to("/crm").iter().map(|request| request.body.len()).collect();
     assert!(bodies.iter().all(|bytes| *bytes > BLOB), "{bodies:?}");
     assert!((SHARE / 2..=SHARE + 2 * BLOB).contains(&bodies.iter().sum()), "{} bodies in flight", bodies.len());
@@ -208,8 +212,12 @@ async fn a_callback_gets_nothing_while_its_disabling_is_recorded() {
     lock.expect("the lock");
     stack.api.update(json!({"leadId": lead, "metadata": {"n": 1}})).await;
     stack.receiver.wait_for_requests("/crm", 1, TEST_TIMEOUT).await;
-    // Longer than the interval of synchronizations.
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    stack.wait_for_count(waits, 1).await;
+    // Each of them is answered after a synchronization.
+    let other = applied.process.callbacks[1].callback_id;
+    post(&stack, &applied, other, "pause").await;
+    post(&stack, &applied, other, "resume").await;
 
     stack.api.update(json!({"leadId": lead, "metadata": {"n": 2}})).await;
     stack.receiver.wait_for_requests("/other", 2, TEST_TIMEOUT).await;
@@ -242,9 +250,7 @@ async fn a_removed_callback_is_not_counted_as_disabled_and_one_of_an_unreadable_
     let removed = applied.process.callbacks[0].callback_id;
     let path = format!("/api/v1/processes/{}/callbacks/{removed}", process_id(&applied));
     assert_ok(stack.api.ask(Method::DELETE, &path, &[], &Value::Null).await);
-    let bucket = stack.js().get_key_value(PROCESSES).await.expect("the bucket");
-    let key = process_key(stack.api.project_id, Some(process_id(&unreadable)));
-    bucket.put(key, "{".into()).await.expect("written");
+    stack.replace_entry(process_id(&unreadable), "{").await;
     assert!(stack.notifier.terminate().await.success());
     stack.notifier.restart().await;
 
@@ -290,9 +296,7 @@ async fn the_pause_of_a_removed_callback_ends_and_that_of_an_unreadable_process_
         let path = format!("/api/v1/processes/{}/callbacks/{callback}", process_id(&applied));
         assert_ok(stack.api.ask(Method::DELETE, &path, &[], &Value::Null).await);
     }
-    let bucket = stack.js().get_key_value(PROCESSES).await.expect("the bucket");
-    let key = process_key(stack.api.project_id, Some(process_id(&unreadable)));
-    bucket.put(key, "{".into()).await.expect("written");
+    stack.replace_entry(process_id(&unreadable), "{").await;
     assert!(stack.notifier.terminate().await.success());
     stack.notifier.restart().await;
 

@@ -1,8 +1,6 @@
 //! A process whose entry in the bucket cannot be read: its events are parked, delay no other tenant, and are delivered
 //! once it can be read again. Configuration that cannot be projected holds up no other.
 
-use std::time::Duration;
-
 use contract::{
     streams::{API_KEYS, PROCESSES},
     subject::process_key,
@@ -44,12 +42,9 @@ async fn events_of_an_unreadable_process_are_parked_and_delay_no_other_tenant() 
     let ordered_lead = stack.api.initiate(process_id(&ordered), None).await;
     let callbacks = json!([{"name": "crm", "url": stack.receiver.url("/healthy")}]);
     let Tenant { api: healthy, lead_id: healthy_lead, .. } = Tenant::new(&stack, "healthy", callbacks).await;
-    let bucket = stack.js().get_key_value(PROCESSES).await.expect("the bucket");
-    let keys = [&applied, &ordered].map(|process| process_key(stack.api.project_id, Some(process_id(process))));
     let mut entries = Vec::new();
-    for key in &keys {
-        entries.push(bucket.get(key).await.expect("an answer").expect("an entry"));
-        bucket.put(key, "{".into()).await.expect("written");
+    for process in [&applied, &ordered] {
+        entries.push((process_id(process), stack.replace_entry(process_id(process), "{").await));
     }
 
     update_in_bulk(&stack.api, &ordered_lead, ORDERED).await;
@@ -66,7 +61,8 @@ async fn events_of_an_unreadable_process_are_parked_and_delay_no_other_tenant() 
     stack.wait_for_count(PARKED, (EVENTS + ORDERED) as i64 + 1).await;
     let timeline = stack.api.outcome(&last).await;
     assert_eq!(timeline["deliveries"], json!([]));
-    assert!(timeline["parked"]["reason"].as_str().is_some_and(|why| why.contains(&keys[0])), "{timeline}");
+    let key = process_key(stack.api.project_id, Some(process_id(&applied)));
+    assert!(timeline["parked"]["reason"].as_str().is_some_and(|why| why.contains(&key)), "{timeline}");
     let (code, report) = stack.audit(&[]).await;
     assert_eq!(code, 0, "{report}");
     let project = stack.api.project_id;
@@ -79,8 +75,8 @@ async fn events_of_an_unreadable_process_are_parked_and_delay_no_other_tenant() 
     let doctor = stack.leadctl(&["doctor"]).await;
     doctor.assert_prints(&[&format!("{} of process {}", EVENTS + 1, process_id(&applied)), "cannot read the process"]);
 
-    for (key, entry) in keys.iter().zip(entries) {
-        bucket.put(key, entry).await.expect("written");
+    for (process, entry) in entries {
+        stack.replace_entry(process, entry).await;
     }
     stack.wait_for_count_within(TEST_TIMEOUT * 3, DELIVERED, (EVENTS + 1 + ORDERED + 5) as i64).await;
     stack.wait_for_count(PARKED, 0).await;
@@ -94,22 +90,24 @@ async fn events_of_an_unreadable_process_are_parked_and_delay_no_other_tenant() 
 async fn due_deliveries_of_an_unreadable_process_wait_and_are_reported_once() {
     let stack = Stack::start_with(&[("RETRY_SCHEDULE", "0s,2s,1s,1s")]).await;
     stack.receiver.on("/crm", [500]);
+    stack.receiver.on("/healthy", [500]);
     let applied = stack.process_calling(&["crm"]).await;
     let lead_id = stack.api.initiate(process_id(&applied), None).await;
-    let bucket = stack.js().get_key_value(PROCESSES).await.expect("the bucket");
-    let key = process_key(stack.api.project_id, Some(process_id(&applied)));
-    let entry = bucket.get(&key).await.expect("an answer").expect("an entry");
+    let callbacks = json!([{"name": "crm", "url": stack.receiver.url("/healthy")}]);
+    let Tenant { api: healthy, lead_id: healthy_lead, .. } = Tenant::new(&stack, "healthy", callbacks).await;
     stack.api.update(json!({"leadId": lead_id, "name": "Ada"})).await;
     stack.receiver.wait_for_requests("/crm", 1, TEST_TIMEOUT).await;
 
-    bucket.put(&key, "{".into()).await.expect("written");
+    let entry = stack.replace_entry(process_id(&applied), "{").await;
 
     let report = || stack.notifier.log().matches("cannot read the process").count();
     eventually(TEST_TIMEOUT, "the report", async || if report() > 0 { Ok(()) } else { Err("none") }).await;
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    // The retries of another tenant show that rounds went by.
+    healthy.update(json!({"leadId": healthy_lead, "name": "Ada"})).await;
+    stack.receiver.wait_for_requests("/healthy", 4, TEST_TIMEOUT).await;
     assert_eq!((report(), stack.receiver.requests_to("/crm").len()), (1, 1));
     stack.receiver.on("/crm", [200]);
-    bucket.put(key, entry).await.expect("written");
+    stack.replace_entry(process_id(&applied), entry).await;
     stack.wait_for_count(DELIVERED, 1).await;
 }
 

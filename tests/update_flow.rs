@@ -1,6 +1,10 @@
 //! An update goes in, the lead changes, the webhook comes out.
 
+use std::time::Duration;
+
+use contract::ObjectId;
 use serde_json::json;
+use service_kit::clock;
 
 use crate::support::{
     Api, CALL_IN_PROGRESS, Stack, TEST_TIMEOUT, UPDATE, assert_includes, assert_main_job, assert_webhook_fields,
@@ -96,4 +100,23 @@ async fn changed_rules_apply_to_the_next_update() {
         assert_eq!(refused["errorCode"], "unknown_state", "{refused}");
         assert_eq!(accepted["status"], "succeeded", "{accepted}");
     }
+}
+
+#[tokio::test]
+async fn an_update_with_an_old_id_is_pending_until_the_log_is_applied() {
+    let stack = Stack::start().await;
+    let lead = stack.lead(&[]).await;
+    // The leader cannot write.
+    let mut transaction = stack.pool.begin().await.expect("a transaction");
+    let lock = sqlx::raw_sql("SELECT FROM lead_state.checkpoints FOR UPDATE").execute(&mut *transaction).await;
+    lock.expect("the lock");
+    // As of a request that is repeated under its key.
+    let id = ObjectId::new(clock::now().minus(Duration::from_secs(600)), [7; 8]);
+    stack.publish_update(&json!({"updateId": id, "leadId": lead, "name": "Ada"})).await;
+
+    let (status, before) = stack.api.get(&format!("/api/v1/updates/{id}")).await;
+    transaction.commit().await.expect("committed");
+
+    assert_eq!((status, &before["data"]["status"]), (200, &json!("pending")), "{before}");
+    assert_eq!(stack.api.outcome(&id.to_string()).await["status"], "succeeded");
 }

@@ -3,10 +3,13 @@
 use std::{path::Path, process::Command};
 
 use async_nats::{HeaderMap, jetstream};
+use bytes::Bytes;
 use contract::{
     ObjectId,
     process::ProcessSpec,
     rpc::{ErrorCode, ProcessChangeResult, Query, RpcError},
+    streams::PROCESSES,
+    subject::process_key,
 };
 use lead_state::core::entry::LogMessage;
 use serde_json::{Value, json};
@@ -299,6 +302,15 @@ impl Stack {
         let backdate = "ALTER TABLE lead_state.processes DISABLE TRIGGER set_changed_at;
             UPDATE lead_state.processes SET changed_at = now() - interval '1 hour'";
         self.sql(backdate).await;
+    }
+
+    /// Replaces the entry of a process in the bucket; the entry before.
+    pub(crate) async fn replace_entry(&self, process_id: ObjectId, entry: impl Into<Bytes>) -> Bytes {
+        let bucket = self.js().get_key_value(PROCESSES).await.expect("the bucket");
+        let key = process_key(self.api.project_id, Some(process_id));
+        let before = bucket.get(&key).await.expect("an answer").expect("an entry");
+        bucket.put(key, entry.into()).await.expect("written");
+        before
     }
 
     /// Runs statements that return nothing.

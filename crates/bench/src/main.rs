@@ -43,7 +43,8 @@ struct Cli {
     /// Seconds that a run of a scenario measures; e2e runs 12 times as long.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=600))]
     seconds: u64,
-    /// Retries in the backlog scenario, and twice its commands; leads in the scenarios scale and console, with five times as many updates.
+    /// Retries in the backlog scenario, which has half as many commands; leads in the scenarios scale and console, with
+    /// five times as many updates.
     #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..))]
     size: u64,
     /// Runs of each scenario; the table shows the median.

@@ -144,8 +144,7 @@ impl<'a> Fields<'a> {
     /// # Errors
     /// It is not a string, or too long.
     pub fn text_up_to(&mut self, name: &str, max_chars: usize) -> Result<Option<String>, BodyError> {
-        let Some(raw) = self.take(name) else { return Ok(None) };
-        let text = serde_json::from_str(raw.get()).map_err(|_| self.fault(name, "must be a string"))?;
+        let Some(text) = self.string(name)? else { return Ok(None) };
         self.checked(name, text, max_chars)
     }
 
@@ -155,9 +154,13 @@ impl<'a> Fields<'a> {
     /// It is not a string, or too long.
     pub fn reference_id(&mut self) -> Result<Option<String>, BodyError> {
         const NAME: &str = "referenceId";
-        let Some(raw) = self.take(NAME) else { return Ok(None) };
-        let text: String = serde_json::from_str(raw.get()).map_err(|_| self.fault(NAME, "must be a string"))?;
+        let Some(text) = self.string(NAME)? else { return Ok(None) };
         self.checked(NAME, trim(&text).to_owned(), MAX_TEXT_CHARS)
+    }
+
+    fn string(&mut self, name: &str) -> Result<Option<String>, BodyError> {
+        let Some(raw) = self.take(name) else { return Ok(None) };
+        serde_json::from_str(raw.get()).map(Some).map_err(|_| self.fault(name, "must be a string"))
     }
 
     fn checked(&mut self, name: &str, text: String, max_chars: usize) -> Result<Option<String>, BodyError> {
@@ -237,8 +240,7 @@ impl<'a> Fields<'a> {
     /// # Errors
     /// It is not a string, or too long.
     pub fn long_text(&mut self, name: &str, max_bytes: usize) -> Result<Option<String>, BodyError> {
-        let Some(raw) = self.take(name) else { return Ok(None) };
-        let text: String = serde_json::from_str(raw.get()).map_err(|_| self.fault(name, "must be a string"))?;
+        let Some(text) = self.string(name)? else { return Ok(None) };
         match text.len() {
             0 => Err(self.fault(name, EMPTY)),
             bytes if bytes > max_bytes => Err(self.fault(name, &format!("must have at most {max_bytes} bytes"))),

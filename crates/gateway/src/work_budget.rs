@@ -64,17 +64,21 @@ impl Account {
         self.cost.unwrap_or(rate * WINDOW.as_secs_f64() / UNKNOWN_UPDATES).max(1.0)
     }
 
-    /// Charges updates by estimate: at most a whole budget, because the estimate may be wrong.
+    /// What updates are charged at once: at most a whole budget, because the estimate may be wrong.
+    fn estimate(&self, rate: f64, updates: usize) -> f64 {
+        (self.cost(rate) * updates as f64).min(rate * WINDOW.as_secs_f64())
+    }
+
+    /// Charges updates by estimate.
     fn charge(&mut self, rate: f64, updates: usize) {
-        let estimate = (self.cost(rate) * updates as f64).min(rate * WINDOW.as_secs_f64());
+        let estimate = self.estimate(rate, updates);
         self.bytes -= estimate;
         self.estimated += estimate;
     }
 
-    /// Takes back the estimates of updates.
-    fn release(&mut self, rate: f64, updates: f64) {
-        // Other gateways' updates were not charged here.
-        let estimate = (self.cost(rate) * updates).min(self.estimated);
+    /// Takes back an estimate, as far as it was charged here.
+    fn release(&mut self, estimate: f64) {
+        let estimate = estimate.min(self.estimated);
         self.estimated -= estimate;
         self.bytes += estimate;
     }
@@ -82,7 +86,8 @@ impl Account {
     /// Replaces estimates by what updates have cost.
     fn correct(&mut self, rate: f64, work: Work, now: Instant) {
         self.earn(rate, now);
-        self.release(rate, work.updates as f64);
+        // Other gateways' updates were not charged here.
+        self.release(self.cost(rate) * work.updates as f64);
         self.bytes -= work.bytes as f64;
         let cost = work.bytes as f64 / work.updates.max(1) as f64;
         self.cost = Some(cost.max(self.cost.unwrap_or_default() * DECAY));
@@ -113,7 +118,7 @@ impl WorkBudget {
         if updates > 0 {
             self.with(project_id, now, (), |rate, account| {
                 account.earn(rate, now);
-                account.release(rate, updates as f64);
+                account.release(account.estimate(rate, updates));
                 account.bytes = account.bytes.min(rate * WINDOW.as_secs_f64());
             });
         }
@@ -231,6 +236,9 @@ mod tests {
         assert_eq!(admitted(&budget, HEAVY, now), 64);
         budget.take_back(OTHER, 10, now);
         assert_eq!(admitted(&budget, OTHER, now), 64, "nothing was charged");
+        budget.admit(HEAVY, 1000, now + 2 * WINDOW).unwrap();
+        budget.take_back(HEAVY, 1000, now + 2 * WINDOW);
+        assert_eq!(budget.lock()[&HEAVY].estimated, 32.0 * MIB as f64, "what the 64 were charged stays");
     }
 
     #[test]

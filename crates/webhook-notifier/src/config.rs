@@ -67,8 +67,8 @@ pub struct Config {
     /// How long after an event delivery.exhausted of a callback the next one is due, which reports all deliveries since.
     #[arg(long, env = "EXHAUSTED_INTERVAL", default_value_t = EXHAUSTED_INTERVAL.into(), value_name = "DURATION")]
     pub exhausted_interval: humantime::Duration,
-    /// Maximum number of attempts in flight, of all callbacks. A large body counts as several. A project gets at most half of them,
-    /// and a callback half of that. More allows more slow endpoints in parallel, fewer takes less memory.
+    /// Maximum number of attempts in flight, of all callbacks. A large body counts as several. A project gets at most
+    /// half of them, and a callback half of that. More allows more slow endpoints in parallel, fewer takes less memory.
     #[arg(long, env = "MAX_IN_FLIGHT", default_value_t = MAX_IN_FLIGHT, value_parser = clap::value_parser!(u32).range(8..=65_536))]
     pub max_in_flight: u32,
     /// How long months of the delivery log are kept, at least 62days, or off. Older months without pending deliveries
