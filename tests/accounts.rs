@@ -1,5 +1,5 @@
-//! Producers have NATS accounts of their own: whatever reply subject a producer gives its messages, nothing of the services
-//! receives the reply. NATS checks no permission for reply subjects.
+//! Each producer has its own NATS account, because NATS checks no permission for reply subjects. No reply subject of a
+//! producer's message delivers the reply to a subject of the services.
 
 use std::{collections::BTreeSet, path::PathBuf};
 
@@ -17,7 +17,8 @@ use crate::{
     support::{LEDGER_ROWS, Stack, TEST_TIMEOUT},
 };
 
-/// Subjects of the services' account at which a reply would do harm, beside those of the queries. `OTHER` is another project.
+/// Subjects of the services' account at which a reply would do harm, in addition to the subjects of queries. `OTHER` is
+/// another project.
 const HARMFUL: &str = "
     $JS.API.STREAM.PURGE.LEAD_COMMANDS $JS.API.STREAM.DELETE.LEAD_COMMANDS $JS.API.STREAM.MSG.DELETE.LEAD_COMMANDS
     $JS.API.STREAM.UPDATE.LEAD_COMMANDS $JS.API.STREAM.CREATE.SPY $JS.API.STREAM.PURGE.LEAD_EVENTS
@@ -44,7 +45,7 @@ fn is_ack_at(message: &Message, subjects: &BTreeSet<String>) -> bool {
     body["stream"] == LEAD_COMMANDS && subjects.contains(message.subject.as_str())
 }
 
-/// What the streams and buckets hold that no producer may change.
+/// The number of messages and the last sequence of each stream and bucket that no producer may change.
 async fn untouchable(stack: &Stack) -> Vec<(u64, u64)> {
     let mut states = Vec::new();
     for stream in [LEAD_DEAD_LETTERS, WEBHOOK_EVENTS, "KV_processes", "KV_api_keys", "KV_idempotency"] {
@@ -77,9 +78,9 @@ async fn publish_with_harmful_reply_subjects(program: Option<PathBuf>) {
     for reply in &subjects {
         producer.publish_with_reply(command.clone(), reply.clone(), body()).await.expect("a publish");
     }
-    // Messages of a project are handled in order: the others have been answered before this one.
+    // Messages of a project are handled in order, so the others have been answered before this one.
     ack().await.expect("an ack");
-    // NATS itself refuses messages whose reply subject is reserved.
+    // NATS itself rejects messages whose reply subject is reserved.
     let taken = subjects.iter().filter(|reply| !reply.starts_with("$JS.ACK.")).count();
     let logged = u64::try_from(taken).expect("a number") + 2;
     stack.wait_for_count(LEDGER_ROWS, i64::try_from(logged).expect("a number")).await;
@@ -95,14 +96,14 @@ async fn publish_with_harmful_reply_subjects(program: Option<PathBuf>) {
     }
     assert_nothing_refused(&stack);
 
-    // The check finds acks: in the account of the services they arrive.
+    // The check above detects acks: a message published in the account of the services gets one.
     let reply = format!("leads.evt.{OTHER}._.update.failed");
     observer.publish_with_reply(command.clone(), reply, body()).await.expect("a publish");
     let arrives = async { while !is_ack_at(&traffic.next().await.expect("a message"), &subjects) {} };
     tokio::time::timeout(TEST_TIMEOUT, arrives.boxed()).await.expect("an ack in the account of the services");
 }
 
-/// The nats-server that the distribution installs.
+/// The nats-server of the Linux distribution, if it is installed.
 fn distributions_server() -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     let dirs: Vec<PathBuf> = std::env::split_paths(&path).chain(["/usr/sbin".into()]).collect();

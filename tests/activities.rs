@@ -14,7 +14,7 @@ const STARTED: &str = "/api/v1/calls/started";
 const ENDED: &str = "/api/v1/calls/ended";
 const WAIT: (&str, &str) = ("prefer", "wait=30");
 
-/// Reports a call event and waits for its outcome; the id.
+/// Reports a call event, waits for its outcome, and returns its id.
 async fn report(stack: &Stack, path: &str, body: Value) -> String {
     let answer = assert_ok(stack.api.ask(Method::POST, path, &[WAIT], &body).await);
     assert_eq!(answer["outcome"]["success"], true, "{answer}");

@@ -1,4 +1,4 @@
-//! API keys: every gateway refuses one soon after its end, and stored hashes are unique.
+//! API keys: every gateway rejects a key soon after it is revoked or expires, and stored hashes are unique.
 
 use std::time::{Duration, Instant};
 
@@ -15,10 +15,10 @@ use tokio::time::{sleep, timeout};
 
 use crate::support::{Api, Stack, TEST_TIMEOUT, assert_includes, assert_ok, assert_refused, create_key};
 
-/// A lead that does not exist: 404 with a valid key.
+/// The path of a lead that does not exist: 404 with a valid key.
 const PROBE: &str = "/api/v1/leads/get?leadId=ffffffffffffffffffffffff";
 
-/// Creates a key and waits until both gateways accept it; both with the key.
+/// Creates a key, waits until both gateways accept it, and returns a client of each gateway with the key.
 async fn new_key(stack: &Stack, other: &Api, expires_at: Option<Timestamp>) -> ([Api; 2], ApiKey) {
     let secret = api_key::generate(rand::random());
     let create = create_key(stack.api.project_id, "brief", &secret);
@@ -30,7 +30,7 @@ async fn new_key(stack: &Stack, other: &Api, expires_at: Option<Timestamp>) -> (
     (both, key)
 }
 
-/// Waits until a gateway refuses a key; the answer.
+/// Waits until a gateway rejects a key, and returns the response.
 async fn wait_until_refused(api: &Api) -> Value {
     loop {
         let (status, answer) = api.get(PROBE).await;
@@ -85,7 +85,7 @@ async fn the_keys_of_a_project_are_listed_and_revoked_over_http() {
     assert!(revoked["data"]["revokedAt"].is_string(), "{revoked}");
     wait_until_both_refuse(&both, "was revoked").await;
     assert_eq!(other_project.get(PROBE).await.0, 404, "the key of the other project is valid");
-    // The time of the first revocation stays.
+    // A second revocation does not change the time of the first.
     assert_eq!(assert_ok(stack.api.post(&revoke, &json!({})).await), revoked);
 }
 
@@ -180,7 +180,7 @@ async fn the_keys_of_a_project_are_listed_page_by_page() {
     assert_eq!(pages, 3);
     assert_eq!(listed(&["--limit", "2"]).await, names[..2]);
     assert_eq!(listed(&["--all"]).await, names);
-    // The ids of one second are in no order.
+    // Ids of the same second have no defined order.
     names.sort();
     expected.sort();
     assert_eq!(names, expected);

@@ -1,4 +1,4 @@
-//! `leadctl audit`: each invariant is broken by hand and reported; live load causes no false alarm.
+//! `leadctl audit`: each invariant is violated by hand and reported; live load causes no false alarm.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -36,11 +36,11 @@ async fn assert_violations(stack: &Stack, what: &str, expected: &[(&str, &[&str]
     assert_eq!((code, violations(&report)), (i32::from(!expected.is_empty()), expected), "{what}: {report}");
 }
 
-/// A settled system with a log of nine entries: the ids of what is in it.
+/// A system at rest with a log of nine entries, and the ids of its objects.
 struct Audited {
     stack: Stack,
     lead: String,
-    /// Updates at the entries 1, 2 (which failed), 4 and 9. The entry 3 ends a call, 8 cannot be parsed.
+    /// Updates at the entries 1, 2 (which failed), 4 and 9. Entry 3 ends a call, and entry 8 cannot be parsed.
     first: String,
     failed: String,
     second: String,
@@ -48,7 +48,7 @@ struct Audited {
     /// Callbacks for all events, and for failures.
     crm: ObjectId,
     failures: ObjectId,
-    /// `project/process` and `project/crm`, under which miscounts are reported.
+    /// The ids under which miscounts are reported: `project/process` and `project/crm`.
     process_counts: String,
     crm_counts: String,
 }
@@ -83,7 +83,7 @@ impl Audited {
         Self { stack, lead, first, failed, second, last, crm, failures, process_counts, crm_counts }
     }
 
-    /// Each breach of an invariant: what it is, the SQL that makes it, and the violations that must be reported.
+    /// Each breach of an invariant: its name, the SQL that causes it, and the violations that must be reported.
     fn breaches(&self, unknown: &str) -> Vec<(&'static str, String, Breached)> {
         let Self { lead, first, failed, second, last, crm, failures, process_counts, crm_counts, .. } = self;
         let of = |update: &str, callback: &ObjectId| format!("{update}/{callback}");
@@ -231,10 +231,10 @@ async fn the_report_counts_updates_and_deliveries() {
 async fn each_violated_invariant_is_reported_with_the_violating_ids() {
     let mut audited = Audited::start().await;
     audited.stack.wait_for_clean_audit().await;
-    // A leader that starts a term meanwhile would repair some of the breaches.
+    // A leader that starts a term during the test would repair some of the breaches.
     audited.stack.lead_state.terminate().await;
     let (stack, second) = (&audited.stack, &audited.second);
-    // A first attempt may as well be recorded in a row of its own.
+    // A first attempt may also be recorded in a separate row.
     let own_row = format!(
         "INSERT INTO webhooks.attempts SELECT * FROM webhooks.every_attempt WHERE update_id = '\\x{second}';
          UPDATE webhooks.deliveries SET first_started_at = NULL, first_duration_ms = NULL, first_status_code = NULL

@@ -1,4 +1,4 @@
-//! Past events are delivered to a new callback: each once, as the callback would have got them.
+//! Backfill: past events are delivered to a new callback, each once, with the same body as at the time of the event.
 
 use std::{
     env,
@@ -13,7 +13,7 @@ use test_support::Request;
 
 use crate::support::{DELIVERED, Stack, TEST_TIMEOUT, assert_ok, assert_refused, by_update, numbers, process_id};
 
-/// 20 updates of two leads that were delivered to `/crm`, with every third one for the state `interested`; the time before.
+/// Makes 20 updates of two leads that are delivered to `/crm`. Returns the process, and the time before the updates.
 async fn with_past_updates(stack: &Stack) -> (ProcessChangeResult, String) {
     let applied = stack.process_calling(&["crm"]).await;
     let since = service_kit::clock::now().minus(Duration::from_secs(1)).to_iso();
@@ -25,12 +25,12 @@ async fn with_past_updates(stack: &Stack) -> (ProcessChangeResult, String) {
         stack.api.update(json!({"leadId": leads[number % 2], "metadata": metadata})).await;
     }
     stack.wait_for_count(DELIVERED, 20).await;
-    // Deliveries of the last minute are due later.
+    // A backfill delays deliveries of events of the last minute.
     stack.sql("UPDATE lead_state.lead_updates SET applied_at = applied_at - interval '5 minutes'").await;
     (applied, since)
 }
 
-/// Adds callbacks to the process; the id of the last one.
+/// Adds callbacks to the process, and returns the id of the last one.
 async fn add(stack: &Stack, callbacks: &[Value]) -> ObjectId {
     let crm = json!({"name": "crm", "url": stack.receiver.url("/crm")});
     let applied = stack.process([&[crm], callbacks].concat().into()).await;
@@ -98,19 +98,19 @@ async fn a_backfill_obeys_events_filter_and_order_and_waits_for_a_paused_callbac
     assert_refused(refused, 404, "callback_not_found");
 }
 
-/// How long the callbacks are paused at least.
+/// The shortest time for which the callbacks are paused.
 const PAUSE: Duration = Duration::from_secs(60);
 /// Long enough for a hundred thousand deliveries without optimization.
 const DEADLINE: Duration = Duration::from_secs(1200);
-/// How many lines a bulk request has.
+/// The number of lines of a bulk request.
 const LINES: usize = 5000;
 
-/// Each event once.
+/// Asserts that each event was delivered once.
 fn assert_each_once(requests: &[Request], events: usize) {
     assert_eq!((requests.len(), by_update(requests).len()), (events, events));
 }
 
-/// `just backfill`: the figures are in docs/results/backfill.md. `EVENTS` replaces the hundred thousand.
+/// `just backfill` runs this test; docs/results/backfill.md has the figures. `EVENTS` sets another number of events.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "takes minutes: just backfill"]
 async fn a_hundred_thousand_events_wait_for_a_paused_callback_and_reach_a_new_one() {

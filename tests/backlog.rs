@@ -1,8 +1,8 @@
-//! Memory and promptness with a backlog: a million deliveries that wait for a dead endpoint, a million commands in the
+//! Memory and latency with a backlog: a million deliveries that wait for a dead endpoint, a million commands in the
 //! log, a million updates to audit.
 //!
-//! Ignored because they take minutes: `just memory` runs them. `BACKLOG` replaces the million, `SAMPLE_SECONDS` the
-//! minute for which memory is sampled.
+//! The tests are ignored because they take minutes; `just memory` runs them. `BACKLOG` sets another size than a
+//! million, and `SAMPLE_SECONDS` another time than a minute for sampling memory.
 
 use std::{
     env,
@@ -65,7 +65,7 @@ impl Peaks {
 #[ignore = "takes minutes: just memory"]
 async fn a_million_deliveries_to_a_dead_endpoint_cost_bounded_memory_and_delay_nothing() {
     let mut stack = Stack::start_with(&[("RETRY_SCHEDULE", "0s,1s,1h")]).await;
-    // Each retry fails its first attempt.
+    // The first attempt of each delivery to `/retried` fails.
     stack.receiver.on("/retried", [500, 200].repeat(1000));
     let dead = format!("http://127.0.0.1:{}/", free_port());
     let applied = stack
@@ -109,7 +109,7 @@ async fn a_million_deliveries_to_a_dead_endpoint_cost_bounded_memory_and_delay_n
         let requests = stack.receiver.wait_for_requests("/healthy", before[0] + 1, TEST_TIMEOUT).await;
         firsts.push(requests[before[0]].received_at.duration_since(posted));
         let requests = stack.receiver.wait_for_requests("/retried", before[1] + 2, TEST_TIMEOUT).await;
-        // Due a second after the first attempt, and up to a tenth later.
+        // A retry is due a second after the first attempt, plus up to a tenth of jitter.
         retries.push(requests[before[1] + 1].received_at.duration_since(requests[before[1]].received_at));
         peaks.sample(&stack);
         tokio::time::sleep(INTERVAL).await;
@@ -129,7 +129,7 @@ async fn a_million_deliveries_to_a_dead_endpoint_cost_bounded_memory_and_delay_n
     println!("the dead endpoint was sent {to_dead} requests");
     assert!(firsts[firsts.len() - 1] < Duration::from_secs(5), "{:?}", firsts[firsts.len() - 1]);
     assert!(retries[retries.len() - 1] < Duration::from_secs(5), "{:?}", retries[retries.len() - 1]);
-    // Until its breaker opened, as many as run at once.
+    // Attempts that ran concurrently before the breaker opened.
     assert!(to_dead < 150, "{to_dead}");
     peaks.assert_bounded(&stack, "a backlog of deliveries");
 }
@@ -167,8 +167,8 @@ async fn a_million_commands_in_the_log_cost_bounded_memory() {
     peaks.assert_bounded(&stack, "a backlog of commands");
 }
 
-/// Makes the log, the ledger, the events and the deliveries look as if all leads had been updated in turn and delivered
-/// to a callback.
+/// Fills the log, the ledger, the events and the deliveries as if all leads had been updated in turn, with a delivery
+/// of each update to a callback.
 async fn make_updates(stack: &Stack, leads: &[String], process_id: ObjectId, callback_id: ObjectId) {
     let begun = Instant::now();
     let (project_id, at) = (stack.api.project_id, service_kit::clock::now());

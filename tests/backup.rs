@@ -1,7 +1,8 @@
-//! Postgres and the streams are backed up while updates arrive; then one of the two is lost, or both, and restored as
-//! the operations guide describes.
+//! Backup and restore: Postgres and the streams are backed up while updates arrive. Then one of them is lost, or both,
+//! and restored as the operations guide describes.
 //!
-//! Postgres by `pg_basebackup`; streams by the server API that `nats stream backup` and `nats stream restore` use.
+//! Postgres is backed up with `pg_basebackup`, and the streams through the server API of `nats stream backup` and
+//! `nats stream restore`.
 
 use std::path::{Path, PathBuf};
 
@@ -31,7 +32,7 @@ struct Snapshot {
     chunks: Vec<Bytes>,
 }
 
-/// The part of a configuration from a user on, to the brace that ends it.
+/// The block of a user in a configuration, up to its closing brace.
 fn user(config: &str, name: &str) -> String {
     let (_, rest) = config.split_once(&format!("user: {name},")).expect("the user");
     let mut depth = 1;
@@ -46,8 +47,8 @@ fn user(config: &str, name: &str) -> String {
     format!("{{ user: {name},{} }}", &rest[..end.expect("its end")])
 }
 
-/// A NATS with an owner who may do everything, the user for backups of the deployment, and the one for restores that the
-/// operations guide defines.
+/// A NATS with three users: an owner without restrictions, the user for backups of the deployment, and the user for
+/// restores of the operations guide.
 async fn nats() -> LocalNats {
     let accounts = include_str!("../deploy/nats/accounts.conf");
     let users = [user(accounts, "backup"), user(&operations_guide(), "restore")].join("\n");
@@ -66,7 +67,7 @@ async fn cli(nats: &LocalNats, user: &str) -> Client {
     options.connect(format!("nats://127.0.0.1:{}", nats.port())).await.expect("a client")
 }
 
-/// A request to the JetStream API; its answer, which is no error.
+/// Sends a request to the JetStream API and returns the response, which must not be an error.
 async fn ask(client: &Client, subject: String, request: impl Into<Bytes>) -> Value {
     let answer = client.request(subject.clone(), request.into()).await.expect("an answer").payload;
     let answer: Value = serde_json::from_slice(&answer).expect("JSON");
@@ -74,7 +75,7 @@ async fn ask(client: &Client, subject: String, request: impl Into<Bytes>) -> Val
     answer
 }
 
-/// What `nats stream backup --check` does.
+/// Backs up a stream as `nats stream backup --check` does.
 async fn back_up(client: &Client, stream: &str) -> Snapshot {
     let inbox = client.new_inbox();
     let mut arriving = client.subscribe(inbox.clone()).await.expect("an inbox");
@@ -93,7 +94,7 @@ async fn back_up(client: &Client, stream: &str) -> Snapshot {
     }
 }
 
-/// What `nats stream restore` does.
+/// Restores a stream as `nats stream restore` does.
 async fn restore(client: &Client, snapshot: &Snapshot) {
     let request = json!({"config": snapshot.about["config"], "state": snapshot.about["state"]}).to_string();
     let answer = ask(client, format!("$JS.API.STREAM.RESTORE.{}", snapshot.stream), request).await;
@@ -138,16 +139,16 @@ async fn back_up_postgres(postgres: &LocalPostgres, to: &Path) {
     }
 }
 
-/// Loses Postgres with all its data; the path where the data was.
+/// Kills Postgres and moves its data away. Returns the path where the data was.
 async fn lose_postgres(stack: &mut Stack) -> PathBuf {
     let data = stack.postgres.dir().join("data");
     stack.postgres.kill9().await.expect("killed");
-    // Kept aside, for the owner of the restored files.
+    // The lost data is kept, because the restored files get its owner.
     std::fs::rename(&data, data.with_extension("lost")).expect("moved away");
     data
 }
 
-/// Puts a backup where the data was, and starts Postgres on it.
+/// Copies a backup to the place of the lost data, and starts Postgres on it.
 async fn restore_postgres(stack: &mut Stack, backup: &Path) {
     let data = stack.postgres.dir().join("data");
     let copied = Command::new("cp").arg("-a").arg(backup).arg(&data).status().await.expect("cp");
@@ -158,7 +159,7 @@ async fn restore_postgres(stack: &mut Stack, backup: &Path) {
     stack.postgres.restart().await.expect("started");
 }
 
-/// Loses NATS with all its data, and starts an empty one in its place.
+/// Kills NATS, deletes its data, and starts an empty NATS in its place.
 async fn lose_nats(stack: &mut Stack) {
     stack.nats.kill9().await.expect("killed");
     std::fs::remove_dir_all(stack.nats.dir().join("store")).expect("removed");
@@ -231,7 +232,7 @@ async fn both_are_restored_to_the_backup_of_the_log() {
     load.wait_for_more_applied(&stack.api, 20).await;
     let in_backup = load.accepted();
     let streams = back_up_streams(&stack.nats).await;
-    // One may have been on its way.
+    // One update may have been in flight during the backup.
     load.wait_for_more_applied(&stack.api, 2).await;
     let behind_backup = load.accepted().len();
     load.wait_for_more_applied(&stack.api, 20).await;
@@ -257,7 +258,7 @@ async fn both_are_restored_to_the_backup_of_the_log() {
     assert_eq!(stack.dead_letters().await, 1);
     let (_, again) = stack.api.ask(Method::POST, UPDATE, &keyed, &once).await;
     assert_eq!(again["updateId"], first["updateId"]);
-    // Updates from after the backup are lost; a client that has an id may send its update again under it.
+    // Updates from after the backup are lost. A client that kept an id can send its update again under that id.
     assert_unknown(&stack, &accepted[behind_backup..]).await;
     let lost = accepted.last().expect("an update");
     stack.publish_update(&json!({"leadId": leads[0], "updateId": lost, "metadata": {"late": true}})).await;
@@ -288,7 +289,7 @@ async fn a_lost_postgres_is_restored_without_loss_while_updates_are_accepted() {
     let report = stack.wait_for_clean_audit().await;
     assert_eq!(report["updates"]["succeeded"], accepted.len(), "{report}");
     assert_applied_once(&stack, &accepted).await;
-    // Delivered again are those that the backup does not have as delivered, and no others.
+    // Only updates that are not recorded as delivered in the backup are delivered again.
     let recorded = "SELECT encode(update_id, 'hex') FROM lead_state.lead_updates WHERE log_sequence <= $1";
     let recorded: Vec<String> = sqlx::query_scalar(recorded)
         .bind(halted.delivered.sequence.cast_signed())
@@ -298,7 +299,7 @@ async fn a_lost_postgres_is_restored_without_loss_while_updates_are_accepted() {
     let delivered = by_update(&stack.receiver.requests());
     assert!(!recorded.is_empty() && recorded.iter().all(|update| delivered[update].len() == 1), "{halted:?}");
     assert!(delivered.values().any(|bodies| bodies.len() > 1));
-    // A key that was created after the backup is revoked by the restore.
+    // A key that was created after the backup is rejected after the restore.
     eventually(TEST_TIMEOUT, "the key is refused", async || {
         let (status, body) = key_since_backup.get("/api/v1/leads/get").await;
         if status == 401 { Ok(()) } else { Err(format!("{status} {body}")) }
@@ -312,7 +313,7 @@ async fn deliveries_missing_from_a_restored_postgres_are_named_by_the_audit_and_
     let first = stack.api.update(json!({"leadId": leads[0], "name": "first"})).await;
     stack.receiver.wait_for_requests("/crm", 1, TEST_TIMEOUT).await;
     stack.wait_for_clean_audit().await;
-    // Announced before the backup and delivered after it.
+    // This update is announced before the backup and delivered after it.
     stack.notifier.kill9().await;
     let second = stack.api.update(json!({"leadId": leads[1], "name": "second"})).await;
     stack.wait_until_applied().await;
@@ -326,7 +327,7 @@ async fn deliveries_missing_from_a_restored_postgres_are_named_by_the_audit_and_
     restore_postgres(&mut stack, &base).await;
     restart_services(&mut stack).await;
 
-    // Log, checkpoint and events agree: lead-state cannot detect it.
+    // Log, checkpoint and events are consistent, so lead-state cannot detect the missing delivery.
     let (_, report) = stack.audit(&[]).await;
     let invariants = report["invariants"].as_array().expect("invariants");
     let undelivered = invariants.iter().find(|one| one["invariant"] == "undelivered").expect("the invariant");
@@ -349,7 +350,7 @@ async fn a_lost_nats_is_restored_from_an_older_backup_without_loss_of_applied_up
     stack
         .wait_for_count("SELECT count(*) FROM lead_state.checkpoints WHERE delivered_sequence = last_sequence", 1)
         .await;
-    // Accepted, and not applied when the log is lost.
+    // This update is accepted, and not yet applied when the log is lost.
     stack.lead_state.kill9().await;
     let lost = stack.api.update(json!({"leadId": leads[0], "name": "lost"})).await;
 

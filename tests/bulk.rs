@@ -28,7 +28,7 @@ fn request(api: &Api, body: impl Into<Body>) -> RequestBuilder {
     api.request(Method::POST, UPDATES).body(body)
 }
 
-/// Sends a request; the lines of the answer.
+/// Sends a request and returns the lines of the response.
 async fn lines(request: RequestBuilder) -> Vec<Value> {
     let answer = request.send().await.expect("an answer");
     assert_eq!(answer.status(), 200);
@@ -66,7 +66,7 @@ async fn each_line_is_accepted_or_refused_for_itself_in_order() {
 
     let of_lines = request(&stack.api, texts.join("\n\n")).header("content-type", "application/x-ndjson");
     let of_lines = lines(of_lines).await;
-    // The same as a JSON array, less the element that would break it.
+    // The same updates as a JSON array, without the element that is not valid JSON.
     let array = texts.iter().filter(|text| !text.ends_with(':')).cloned().collect::<Vec<_>>().join(",\n");
     let of_array = lines(request(&stack.api, format!("[{array}]"))).await;
 
@@ -108,7 +108,7 @@ async fn ten_thousand_updates_are_applied_in_order_and_repeated_under_one_key_ar
     const COUNT: usize = 10_000;
     let stack = Stack::start().await;
     let leads = stack.leads(&[], 10).await;
-    // Each update expects the version that the one before it in the body leaves behind.
+    // Each update expects the version that the previous update of its lead produces.
     let update = |n: usize| {
         let lead = &leads[n % leads.len()];
         json!({"leadId": lead, "metadata": {"n": n}, "$expectedVersion": n / leads.len() + 1})
@@ -121,7 +121,7 @@ async fn ten_thousand_updates_are_applied_in_order_and_repeated_under_one_key_ar
     println!("{COUNT} updates were logged in {:?}", begun.elapsed());
 
     assert_eq!(accepted.iter().collect::<HashSet<_>>().len(), COUNT);
-    // Repeated with one line too many, and with another third line.
+    // Sends the request again, once with one line too many, and once with a changed third line.
     let too_many = lines(keyed(&[bodies.as_slice(), &bodies[..1]].concat())).await;
     assert_eq!(ids(&too_many[..COUNT], "updateId"), accepted);
     assert_eq!(codes(&too_many[COUNT..]), ["too_many_lines"]);
@@ -161,7 +161,7 @@ async fn lines_are_answered_while_the_request_is_still_sent() {
         }
     }
 
-    // When the client hangs up, its permit is returned: all of them are free.
+    // When the client hangs up, its permit is returned, so all permits are free.
     drop(connection);
     eventually(TEST_TIMEOUT, "all permits are free", async || {
         let all = futures::future::join_all((0..16).map(|_| request(&stack.api, line(9)).send())).await;
@@ -180,7 +180,7 @@ async fn the_rate_limit_slows_lines_down_and_refuses_none() {
     let answers = lines(request(&stack.api, ndjson(&bodies))).await;
 
     assert_eq!(ids(&answers, "updateId").len(), 30);
-    // Ten more than a burst may have, at four a second.
+    // Ten lines exceed the burst; they wait for a rate of four per second.
     assert!(begun.elapsed() >= Duration::from_secs(2), "{:?}", begun.elapsed());
 }
 
@@ -188,13 +188,13 @@ async fn the_rate_limit_slows_lines_down_and_refuses_none() {
 async fn a_full_log_refuses_a_line_and_all_later_ones() {
     let mut stack = Stack::start_with(&[("STREAM_MAX_BYTES", "1048576")]).await;
     let lead_id = stack.lead(&[]).await;
-    // The later ones are small: each alone would still fit.
+    // The later lines are small, so each of them alone would still fit.
     let padding = |n| "x".repeat(if n < 80 { 900 } else { 0 });
     let bodies: Vec<_> =
         (0..3000).map(|n| json!({"leadId": lead_id, "metadata": {"n": n, "padding": padding(n)}})).collect();
     // Without lead-state the log is not purged.
     stack.lead_state.terminate().await;
-    // Others have filled the log, so that it is full before this project has used its share of it.
+    // Fills the log first, so that it is full before the request exceeds the project's share of the log.
     while stack.stream_state(LEAD_COMMANDS).await.bytes < 985_000 {
         stack.publish_update(&json!({"leadId": lead_id, "metadata": {"padding": "x".repeat(4000)}})).await;
     }
@@ -216,7 +216,7 @@ async fn a_body_of_any_size_costs_bounded_memory() {
     const LINES: usize = 400;
     let mut stack = Stack::start().await;
     let lead_id = stack.lead(&[]).await;
-    // Applying them would only cost time.
+    // Stops lead-state, because applying the updates would only cost time.
     stack.lead_state.terminate().await;
     let line = json!({"leadId": lead_id, "metadata": {"padding": "x".repeat(100 << 10)}}).to_string() + "\n";
     let memory = |field| memory_kib(stack.gateway.pid(), field).expect("the gateway's memory");

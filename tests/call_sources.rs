@@ -1,4 +1,5 @@
-//! Voice platforms report calls by their own webhooks: authenticated by a source's secret, mapped to call events, once each.
+//! Voice platforms report calls by their own webhooks: authenticated by a source's secret, mapped to call events, once
+//! each.
 
 use contract::ObjectId;
 use hmac::{Hmac, KeyInit, Mac};
@@ -30,7 +31,7 @@ impl Sources {
         Self { stack, process_id, lead }
     }
 
-    /// Creates a source; its path and id.
+    /// Creates a source, and returns its path and id.
     async fn create(&self, platform: &str) -> (String, String) {
         let path = format!("/api/v1/processes/{}/sources", self.process_id);
         let body = json!({"name": platform, "platform": platform, "secrets": [SECRET]});
@@ -46,7 +47,7 @@ impl Sources {
         text.replace("LEAD", &self.lead).replace("\"PROCESS\"", &format!("\"{}\"", self.process_id))
     }
 
-    /// Posts a webhook as its platform does, signed with this secret.
+    /// Posts a webhook as its platform does, authenticated with this secret.
     async fn post(&self, path: &str, body: &str, secret: &str) -> (u16, Value) {
         let signed = |parts: &[&str]| {
             let mut mac = Hmac::<Sha256>::new_from_slice(secret.as_bytes()).expect("a key");
@@ -170,7 +171,7 @@ async fn the_webhooks_of_each_platform_become_call_events_and_activities() {
             let activity = assert_ok(sources.stack.api.get(&format!("/api/v1/activities/{id}")).await);
             assert_includes(&activity["data"], of_lead.clone());
             assert_includes(&activity["data"], expected);
-            // The platform repeats the report, and says something else in it.
+            // The platform repeats the report with another content.
             let again = sources.post(&path, &body.replacen("customer-ended-call", "other", 1), SECRET).await;
             assert_eq!(assert_ok(again)["updateId"], id, "{name}");
         }
@@ -220,7 +221,7 @@ async fn a_source_is_configured_over_http_and_by_leadctl() {
     let sources_path = format!("/api/v1/processes/{}/sources", sources.process_id);
     let source_path = format!("{sources_path}/{source_id}");
 
-    // A process without `sources` keeps them; what was read can be sent back.
+    // A change without `sources` keeps them, and the response of a read can be sent back.
     let process_path = format!("/api/v1/processes/{}", sources.process_id);
     let mut process = assert_ok(stack.api.get(&process_path).await)["data"].take();
     assert_eq!(process["sources"][0]["ingestPath"], json!(path));

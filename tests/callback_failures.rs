@@ -10,7 +10,7 @@ const EXHAUSTED: &str = "SELECT count(*) FROM webhooks.deliveries WHERE status =
 const FAILED_ONCE: &str = "SELECT count(*) FROM webhooks.deliveries WHERE status = 'pending' AND attempts = 1";
 const NEVER_ATTEMPTED: &str = "SELECT count(*) FROM webhooks.deliveries WHERE status = 'pending' AND attempts = 0";
 
-/// A system with a lead and a callback that answers so.
+/// A system with a lead, and a callback whose endpoint gives these replies.
 struct Failing {
     stack: Stack,
     lead: String,

@@ -1,4 +1,5 @@
-//! Filters: a callback gets the events that satisfy its conditions; the others have no delivery, and the audit knows it.
+//! Filters: a callback gets the events that satisfy its conditions. Other events have no delivery, and the audit
+//! expects none.
 
 use std::collections::BTreeSet;
 
@@ -21,7 +22,7 @@ fn filters() -> Vec<(&'static str, Value, &'static [usize])> {
     ]
 }
 
-/// The changes of the lead, in order; the last one fails.
+/// The changes of the lead, in order. The last one fails.
 fn updates(lead: &str) -> Vec<String> {
     vec![
         format!(r#"{{"leadId":"{lead}","metadata":{{"source":{{"name":"w\u00e9b"}},"flag":null}}}}"#),
@@ -63,7 +64,7 @@ async fn a_callback_gets_the_events_that_satisfy_its_filter_and_the_audit_expect
     for (name, _, satisfying) in filters() {
         assert_eq!(updates_of(&stack.receiver.requests_to(&format!("/{name}"))), expected(satisfying), "{name}");
     }
-    // Without deliveries, the audit misses exactly those that the filters let through.
+    // After all deliveries are deleted, the audit reports exactly the events that satisfy the filters.
     sqlx::raw_sql("DELETE FROM webhooks.attempts; DELETE FROM webhooks.deliveries")
         .execute(&stack.pool)
         .await

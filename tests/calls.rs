@@ -1,4 +1,4 @@
-//! Calls reported over HTTP: in the order of the updates, exactly once, and shown like updates.
+//! Calls reported over HTTP: they are applied in order with updates, exactly once, and shown like updates.
 
 use contract::streams::LEAD_COMMANDS;
 use reqwest::Method;
@@ -13,7 +13,7 @@ const ENDED: &str = "/api/v1/calls/ended";
 const CALLS: &str = "/api/v1/calls";
 const WAIT: (&str, &str) = ("prefer", "wait=30");
 
-/// Reports a call event and waits for its outcome; the response.
+/// Reports a call event with `Prefer: wait`, and returns the response.
 async fn report(stack: &Stack, path: &str, body: Value) -> Value {
     assert_ok(stack.api.ask(Method::POST, path, &[WAIT], &body).await)
 }
@@ -61,7 +61,7 @@ async fn an_update_between_the_start_and_the_end_of_a_call_fails_with_the_docume
         json!({"leadId": lead, "processId": process_id, "referenceId": "R-1", "callId": "c-1"}),
     );
     assert_eq!((listed.len(), calls(&stack).await), (1, vec![]));
-    // Nothing but the two updates was delivered.
+    // Only the two updates were delivered.
     stack.wait_for_clean_audit().await;
     assert_eq!(stack.receiver.requests_to("/crm").len(), 2);
 }

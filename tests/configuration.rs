@@ -1,5 +1,5 @@
-//! Processes configured over HTTP and with leadctl: created, changed, previewed; secrets that rotate; test requests;
-//! concurrent editors, and keys without the scope.
+//! Processes are created, changed and previewed over HTTP and with leadctl. Also covers rotation of secrets, test
+//! pings, concurrent editors, and keys without the scope.
 
 use contract::{
     ObjectId,
@@ -60,7 +60,7 @@ impl Configured {
         Self { stack, process_id, callback, callback_id, secret, lead_id }
     }
 
-    /// Sends an update; its webhook.
+    /// Sends an update, and returns its webhook.
     async fn webhook(&self) -> Request {
         let number = self.stack.receiver.requests_to("/crm").len();
         let update_id = self.stack.api.update(json!({"leadId": self.lead_id, "metadata": {"n": number}})).await;
@@ -69,7 +69,7 @@ impl Configured {
         request
     }
 
-    /// Rotates the secret; the new one, and the number of those that retire.
+    /// Rotates the secret. Returns the new secret and the number of retiring secrets.
     async fn rotate(&self, overlap_seconds: u32) -> (String, Option<usize>) {
         let path = format!("{}/rotate-secret", self.callback);
         let rotated = assert_ok(self.stack.api.post(&path, &json!({"overlapSeconds": overlap_seconds})).await);
@@ -77,7 +77,7 @@ impl Configured {
         (text(&rotated["data"]["secrets"][0]), retiring)
     }
 
-    /// Sends a test request; what the answer says of it.
+    /// Sends a test ping, and returns its result.
     async fn test(&self) -> Value {
         assert_ok(self.stack.api.post(&format!("{}/test", self.callback), &json!({})).await)["data"].take()
     }
@@ -131,7 +131,7 @@ async fn rotated_secrets_sign_together_until_the_overlap_ends() {
     .await;
     assert!(verifies(&during, first) && verifies(&during, &second));
 
-    // The second rotation ends the overlap of the first as well.
+    // The second rotation also ends the overlap of the first.
     let (third, retiring) = configured.rotate(3).await;
     assert_eq!(retiring, Some(2));
     let before = api.get(&configured.callback).await;
@@ -167,7 +167,7 @@ async fn a_test_request_reports_the_answer_and_records_nothing() {
     assert_eq!(request.header("authorization"), Some("Bearer t0ken"));
     assert_eq!(accepted["webhookId"], json!(request.header("webhook-id")));
     assert_includes(&refused, json!({"delivered": false, "statusCode": 410, "response": "no ***"}));
-    // Nor does 410 to a test request disable the callback.
+    // A 410 in reply to a test ping does not disable the callback.
     assert_eq!(stack.count("SELECT count(*) FROM webhooks.deliveries").await, 0);
     let query = ListCallbacks { project_id: stack.api.project_id, details: false };
     let listed = stack.call(&query).await.remove(0);
@@ -223,7 +223,7 @@ async fn the_health_of_a_callback_is_read_over_http() {
     let disabled = eventually(TEST_TIMEOUT, "the callback is disabled", async || {
         let read = read(&stack).await;
         let health = &read["data"]["health"];
-        // The notifier holds deliveries before it has recorded that and since when.
+        // The notifier holds deliveries before it has recorded the disabling and its time.
         let is_recorded = health["state"] == "disabled" && health["disabledSince"].is_string();
         if is_recorded { Ok(read["data"].clone()) } else { Err(read) }
     })
@@ -244,7 +244,8 @@ async fn the_health_of_a_callback_is_read_over_http() {
     }
 }
 
-/// A stack with a process applied by an operator: its path, its entity tag, and the process as GET shows it.
+/// A stack with a process applied by an operator. Also returns the path of the process, its entity tag, and the
+/// response of GET.
 async fn with_process() -> (Stack, ObjectId, String, String, Value) {
     let stack = Stack::start().await;
     let applied = stack
@@ -404,7 +405,7 @@ async fn reading_and_changing_the_configuration_need_their_scopes() {
 /// Runs `leadctl process apply` on a specification.
 async fn apply(stack: &Stack, spec: &Value, args: &[&str]) -> LeadctlRun {
     let file = tempfile::NamedTempFile::new().expect("a file");
-    // With a byte order mark, as some editors write files.
+    // The file begins with a byte order mark, as some editors write it.
     std::fs::write(file.path(), format!("\u{feff}{spec}")).expect("a file");
     let path = file.path().to_str().expect("a path");
     stack.leadctl(&[&["process", "apply", path], args].concat()).await.assert_ok()
@@ -435,7 +436,7 @@ async fn leadctl_previews_the_changes_of_a_process_and_applies_them() {
 
     apply(&stack, &spec, &[]).await.assert_prints(&["signing secret: whsec_"]);
     apply(&stack, &spec, &[]).await.assert_prints(&["unchanged"]);
-    // The authentication that the file leaves out is kept.
+    // The process keeps the authentication that the file omits.
     let crm = text(&process["callbacks"][0]["callbackId"]);
     stack.leadctl_of_project(&["callback", "test", &crm]).await.assert_ok();
     assert_eq!(stack.receiver.requests_to("/crm")[0].header("x-key"), Some("v4lue"));

@@ -1,4 +1,4 @@
-//! The operator console, with its own user of NATS: who sees what, and what is refused.
+//! The operator console, with its own NATS user: which pages each session can see, and which requests are rejected.
 
 use std::collections::BTreeSet;
 
@@ -17,14 +17,14 @@ use crate::{
     support::{Api, Stack, TEST_TIMEOUT, create_key, process_id, service},
 };
 
-/// A console that runs, and a client of it.
+/// A running console, and an HTTP client for it.
 pub(crate) struct Console {
     pub(crate) service: Service,
     pub(crate) url: String,
     pub(crate) http: reqwest::Client,
 }
 
-/// What the console answered.
+/// A response of the console.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: StatusCode,
@@ -49,7 +49,7 @@ impl Console {
     }
 
     pub(crate) async fn get(&self, path: &str, cookie: &str) -> Answer {
-        // A test may open more pages than people do.
+        // A test may exceed the rate limit for pages.
         eventually(TEST_TIMEOUT, "the visitor may open a page", async || {
             let answer = self.send(self.http.get(format!("{}{path}", self.url)).header(COOKIE, cookie)).await;
             if answer.status == StatusCode::TOO_MANY_REQUESTS { Err(answer.text) } else { Ok(answer) }
@@ -95,7 +95,7 @@ impl Console {
         }
     }
 
-    /// Signs in with a form of the console's own; the cookie.
+    /// Signs in with a form from the console's origin, and returns the cookie.
     pub(crate) async fn sign_in(&self, form: &str) -> String {
         let answer = self.post("/login", "", Some(&self.url), form).await;
         assert_eq!((answer.status, answer.location.as_str()), (StatusCode::SEE_OTHER, "/"), "{answer:?}");
@@ -106,7 +106,7 @@ impl Console {
         self.sign_in_as("operator", stack).await
     }
 
-    /// Signs in with a link of leadctl for this role; the cookie.
+    /// Signs in with a link of leadctl for this role, and returns the cookie.
     pub(crate) async fn sign_in_as(&self, role: &str, stack: &Stack) -> String {
         let link = stack.leadctl(&["console", "token", "--role", role, "--url", &self.url]).await.assert_ok().stdout;
         let (_, token) = link.trim().split_once("/login?").expect("a link");
@@ -124,7 +124,7 @@ impl Console {
     }
 }
 
-/// What a project has, and where its pages are.
+/// The objects of a project, and the paths of its pages.
 pub(crate) struct Project {
     pub(crate) api: Api,
     pub(crate) lead_id: String,
@@ -166,7 +166,7 @@ pub(crate) async fn project(stack: &Stack) -> Project {
     Project { api, lead_id, update_id, pages }
 }
 
-/// The stack with a project, and a console with a session of the project's key; its cookie.
+/// A stack with a project, a console, and the cookie of a session with the project's key.
 pub(crate) async fn signed_in() -> (Stack, Project, Console, String) {
     let stack = stack_on(None).await;
     let project = project(&stack).await;
@@ -212,7 +212,7 @@ async fn another_project_does_not_exist_for_a_key() {
     let foreign = format!("/p/{}", project.api.project_id);
     for page in &project.pages {
         assert_eq!(console.get(page, &cookie).await.status, StatusCode::NOT_FOUND, "{page}");
-        // The ids of the other project below the own one.
+        // The ids of the other project, in paths of the session's own project.
         let below_own = page.replace(&foreign, &own);
         if below_own.len() > own.len() + "/deliveries?status=delivered".len() {
             assert_eq!(console.get(&below_own, &cookie).await.status, StatusCode::NOT_FOUND, "{below_own}");
@@ -231,7 +231,7 @@ async fn a_login_link_signs_in_once_and_until_it_expires() {
     let link = stack.leadctl(&["console", "token", "--url", &console.url]).await.assert_ok().stdout.trim().to_owned();
     let (_, token) = link.split_once("/login?token=").expect("a link");
 
-    // Opening the link uses nothing up.
+    // Opening the link does not use it up.
     for _ in 0..2 {
         let form = console.get(&format!("/login?token={token}"), "").await;
         assert!(form.text.contains(token) && form.cookie.is_empty(), "{form:?}");
@@ -649,7 +649,7 @@ async fn an_operator_sees_services_streams_and_dead_letters() {
 
 #[tokio::test]
 async fn an_operator_adds_a_key_to_act_and_stays_an_operator() {
-    // The console knows the key once a session of it begins.
+    // Waits until the console accepts the key, by signing in with it.
     let (stack, project, console, _) = signed_in().await;
     let operator = console.sign_in_as_operator(&stack).await;
     let path = format!("{}/redeliver", project.delivery());

@@ -1,4 +1,4 @@
-//! The last audits: recorded by `leadctl audit`, shown by the console and by `leadctl doctor`.
+//! The verdict of the last audit: `leadctl audit` records it, and the console and `leadctl doctor` show it.
 
 use contract::{Timestamp, audit::AuditRecord};
 use service_kit::{
@@ -13,7 +13,7 @@ use crate::{
 };
 
 impl Console {
-    /// What the board says about the last audit.
+    /// The part of the board about the last audit.
     async fn audit_on_board(&self, project: &Project, cookie: &str) -> String {
         let board = self.get(&format!("/p/{}", project.api.project_id), cookie).await.text;
         let (_, rest) = board.split_once("<dt>Last audit</dt><dd>").expect("the fact");
@@ -54,7 +54,7 @@ async fn the_last_audit_is_shown_to_those_whom_it_concerns() {
     assert!(system.contains("</span> clean</span></td><td>all projects</td><td class=\"number\">1</td>"), "{system}");
     let (state, finding) = check().await;
     assert!(state == "ok" && finding.ends_with("clean, 1 updates checked"), "{state} {finding}");
-    // It says how much other projects send.
+    // The verdict of all projects would show how much other projects send.
     let hidden = console.audit_on_board(&project, &of_key).await;
     assert_eq!(hidden, format!("never: run <code>leadctl audit --project {project_id}</code>"));
 
@@ -72,7 +72,7 @@ async fn the_last_audit_is_shown_to_those_whom_it_concerns() {
     let (state, finding) = check().await;
     assert!(state == "failed" && finding.contains("1 violation, only of project"), "{state} {finding}");
 
-    // A clean audit of a range replaces neither the audit of all updates, nor the violations of another range.
+    // A clean audit of a range replaces neither the audit of all updates nor the violations of another range.
     stack.leadctl(&["audit", "--since", "1h"]).await.assert_code(1);
     let before = stack.leadctl(&["audit", "--to", "2026-01-01T00:00:00Z"]).await.assert_ok();
     assert!(before.stderr.contains("this verdict was not recorded"), "{before:?}");

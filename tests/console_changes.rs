@@ -1,5 +1,5 @@
-//! Changes of the configuration from the console: processes edited after a look at the differences, and past events for new
-//! callbacks.
+//! Changes of the configuration in the console: processes are edited after a preview of the differences, and past
+//! events are delivered to new callbacks.
 
 use reqwest::StatusCode;
 use serde_json::{Value, json};
@@ -44,7 +44,7 @@ async fn a_process_is_edited_after_a_look_at_the_differences_and_a_conflict_show
     let after = read().await;
     assert_eq!((&after["callTimeoutSeconds"], &after["callbacks"]), (&json!(600), &before["callbacks"]));
     console.service.wait_for_log("action edit process: done", TEST_TIMEOUT).await;
-    // Another form of the version before.
+    // A form that was opened before the change, at the previous version.
     let stale = format!("step=apply&version={version}&text={}", with(700));
     let conflict = console.act(&path, &cookie, &stale).await;
     for part in [
@@ -55,7 +55,7 @@ async fn a_process_is_edited_after_a_look_at_the_differences_and_a_conflict_show
         assert!(conflict.text.contains(part), "{part}: {}", conflict.text);
     }
     assert_eq!(read().await, after);
-    // What cannot be applied stays in the form.
+    // The form keeps a text that cannot be applied.
     for (text, why) in [("[1]", "not a JSON object"), (r#"{"name":"sales","stats":[]}"#, "stats")] {
         let version = hidden(&conflict, "version");
         let refused =
@@ -78,7 +78,7 @@ async fn past_events_are_counted_then_delivered_to_a_new_callback() {
     let (_, added) = project.api.post(&format!("/api/v1/processes/{process}/callbacks"), &new).await;
     let callback_id: &Value = &added["data"]["callbackId"];
     let path = format!("/p/{}/callbacks/{}/backfill", project.api.project_id, callback_id.as_str().expect("an id"));
-    // Deliveries of the last minute are due later.
+    // A backfill delays deliveries of events of the last minute.
     stack.sql("UPDATE lead_state.lead_updates SET applied_at = applied_at - interval '5 minutes'").await;
 
     let counted = console.get(&path, &cookie).await;

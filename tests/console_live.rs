@@ -1,4 +1,4 @@
-//! Live pages of the console: streams of the fragments that changed.
+//! Live pages of the console: streams send the fragments that changed.
 
 use contract::rpc::{ListKeys, RevokeKey};
 use futures::future::join_all;
@@ -21,7 +21,7 @@ struct Stream(Response);
 
 impl Stream {
     async fn open(console: &Console, path: &str, cookie: &str, last: Option<&str>) -> Self {
-        // A test may open more pages than people do.
+        // A test may exceed the rate limit for pages.
         eventually(TEST_TIMEOUT, "the visitor may open a page", async || {
             let request = console.http.get(format!("{}{path}", console.url));
             // A stream lasts longer than any other response; each read of it has a deadline.
@@ -37,7 +37,7 @@ impl Stream {
         self.0.status()
     }
 
-    /// The id and the data of the next event; none at the end.
+    /// The id and the data of the next event, or `None` at the end.
     async fn next(&mut self) -> Option<(String, Value)> {
         let read = async {
             let mut text = String::new();
@@ -92,7 +92,7 @@ async fn a_stream_sends_the_fragments_that_change() {
     // The graph of the states is not sent again.
     assert!(fragments(&first).iter().any(|html| html.contains("<svg")));
     assert!(!fragments(&changed).iter().any(|html| html.contains("<svg")), "{changed}");
-    // A browser that was away gets what changed since.
+    // A browser that reconnects gets only the fragments that changed in the meantime.
     drop(stream);
     let mut stream = Stream::open(&console, &lead, &cookie, Some(&id)).await;
     let (_, resumed) = stream.next().await.expect("an event");
@@ -168,7 +168,7 @@ async fn two_hundred_live_pages_take_little_memory() {
         for session in 0..sessions {
             let cookie = console.sign_in_with(api).await;
             for page in &pages {
-                // Other parameters make other pages, which share nothing.
+                // Pages with different parameters do not share a snapshot.
                 let stream = Stream::open(&console, &format!("{page}?session={session}"), &cookie, None).await;
                 assert_eq!(stream.status(), StatusCode::OK);
                 streams.push(stream);

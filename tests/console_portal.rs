@@ -15,12 +15,12 @@ use crate::{
     support::{Api, Stack, TEST_TIMEOUT, assert_ok},
 };
 
-/// The console's routes: every page and action that exists is in this file.
+/// The source of the console's router, which contains the path of every page and action.
 const ROUTER: &str = include_str!("../crates/console/src/router.rs");
-/// What visitors of a portal link get beside the pages of the portal.
+/// The routes that visitors of a portal link may use in addition to the pages of the portal.
 const ALLOWED: [&str; 3] = ["/", "/login", "/logout"];
 
-/// The console's routes; those of actions without the project before them.
+/// The console's routes. Routes of actions are without the prefix of the project.
 pub(crate) fn routes() -> impl Iterator<Item = &'static str> {
     ROUTER.split('"').skip(1).step_by(2).filter(|text| text.starts_with('/') && !text.contains("{{"))
 }
@@ -32,7 +32,7 @@ pub(crate) fn token(text: &str) -> String {
 }
 
 impl Console {
-    /// Makes a link on the page of an action; its token.
+    /// Makes a link on the page *Share* of a process or callback, and returns its token.
     async fn share(&self, page: &str, cookie: &str, fields: &str) -> String {
         let made = self.act(&format!("{page}/share"), cookie, fields).await;
         assert_eq!(made.status, StatusCode::OK, "{}", made.text);
@@ -44,7 +44,8 @@ impl Console {
     }
 }
 
-/// A second process of the project, with its callback and a delivery: the callback's and the delivery's id.
+/// Creates a second process of the project with a callback and a delivery. Returns the ids of the callback and the
+/// delivery.
 async fn other_process(stack: &Stack, project: &Project) -> (String, String) {
     let process = json!({
         "name": "other",
@@ -72,7 +73,7 @@ async fn a_portal_link_shows_its_callback_and_nothing_else() {
     assert!(form.text.contains(">Open<") && form.cookie.is_empty(), "{}", form.text);
     let visitor = console.open_link(&token).await.cookie;
 
-    // The same link opens again.
+    // The same link can be opened again.
     assert_eq!(console.open_link(&token).await.location, "/");
     assert_eq!(console.get("/", &visitor).await.location, "/portal");
     let callback_id = project.callback().rsplit('/').next().expect("an id").to_owned();
@@ -88,7 +89,8 @@ async fn a_portal_link_shows_its_callback_and_nothing_else() {
             assert!(!page.text.contains(hidden), "{hidden}: {}", page.text);
         }
     }
-    // Every route, with ids that exist. A page that is added later is refused, too.
+    // Requests every route, with ids that exist. The list comes from the router, so it includes pages that are added
+    // later.
     let form = format!("form_token={}", form_token(&callback));
     let fill = |route: &str| project.fill(route);
     let routes: Vec<_> = routes().filter(|route| !ALLOWED.contains(route) && !route.starts_with("/portal")).collect();
@@ -102,7 +104,7 @@ async fn a_portal_link_shows_its_callback_and_nothing_else() {
         }
     }
     assert!(routes.len() > 25 && seen_by_maker > 15, "{seen_by_maker} of {routes:?}");
-    // What the link does not show, and what its visitors may not do, does not exist.
+    // Objects outside the link, and actions that its visitors may not perform, answer 404.
     for path in [
         format!("/portal/callbacks/{other_callback}"),
         format!("/portal/deliveries/{other_delivery}"),
@@ -236,7 +238,7 @@ async fn open_links_are_listed_to_those_who_may_make_them_and_revoked_there() {
     }
     assert!(!page.contains(&shared), "{page}");
 
-    // Who may not make links, and other projects.
+    // Sessions that may not make links, and sessions of other projects, cannot list or revoke them.
     let reader = project.session_with(&stack, &console, "config:read").await;
     assert_eq!(console.get(&format!("{process}/share"), &reader).await.status, StatusCode::FORBIDDEN);
     assert_eq!(console.get(&format!("{process}/share"), &stranger).await.status, StatusCode::NOT_FOUND);

@@ -1,4 +1,4 @@
-//! Viewers of the console see every project and do nothing.
+//! Viewers of the console can read every project and cannot act.
 
 use std::collections::BTreeSet;
 
@@ -11,7 +11,7 @@ use crate::{
     nats_permissions::stack_on,
 };
 
-/// What every session has.
+/// Routes that are open to every session.
 const OF_SESSIONS: [&str; 2] = ["/login", "/logout"];
 
 #[tokio::test]
@@ -66,7 +66,7 @@ async fn a_viewer_sees_what_an_operator_sees_and_every_action_is_refused() {
             }
         }
     }
-    // The pages that share show viewers the open links.
+    // Viewers may open the pages *Share*, which list the open links.
     actions.retain(|path| !path.ends_with("/share"));
     assert!(actions.len() >= 14 && seen > 15, "{seen} {actions:?}");
     let offered: Vec<_> = links.intersection(&actions).collect();
@@ -91,7 +91,7 @@ async fn a_viewers_link_gives_no_other_role() {
     let viewer = open(&link).await.cookie;
     assert_eq!(open(&link).await.status, StatusCode::FORBIDDEN, "it works once");
 
-    // With an API key a viewer becomes the visitor of its project, as everyone with the key.
+    // A viewer who signs in with an API key gets a session of that key.
     let board = console.get(&project.pages[0], &viewer).await;
     let form = format!("form_token={}&api_key={}", form_token(&board), project.api.key);
     let cookie = console.post("/login", &viewer, Some(&console.url), &form).await.cookie;

@@ -1,4 +1,5 @@
-//! Crashes: every accepted update has exactly one ledger row and at least one webhook, in order, whatever dies.
+//! Crashes: every accepted update has exactly one ledger row and at least one webhook, in order, after any process
+//! dies.
 
 use std::time::Instant;
 
@@ -51,7 +52,7 @@ async fn a_standby_takes_over_from_a_frozen_leader_which_does_no_harm_when_it_wa
     stack.lead_state.freeze();
     let frozen = Instant::now();
     let probe = stack.api.update_until_accepted(&json!({"leadId": leads[1], "name": "probe"})).await;
-    // Read from Postgres: the frozen instance would swallow some of the queries for a second each.
+    // Reads from Postgres, because the frozen instance would receive some of the queries and delay each by a second.
     let applied = "SELECT count(*) FROM lead_state.lead_updates WHERE encode(update_id, 'hex') = $1";
     eventually(TEST_TIMEOUT, "the probe is applied", async || {
         let rows: i64 = sqlx::query_scalar(applied).bind(&probe).fetch_one(&stack.pool).await.expect(applied);
@@ -93,7 +94,8 @@ async fn updates_decided_ahead_of_a_failed_write_are_decided_again() {
     let lead_id = stack.lead(&[]).await;
     stack.wait_for_count("SELECT count(*) FROM lead_state.checkpoints", 1).await;
 
-    // The first update cannot be written while another session holds the checkpoint; the others are decided meanwhile.
+    // The first update cannot be written while another session locks the checkpoint. Meanwhile the other updates are
+    // decided.
     let mut other = stack.pool.begin().await.expect("a transaction");
     sqlx::query("SELECT FROM lead_state.checkpoints FOR UPDATE").execute(&mut *other).await.expect("the checkpoint");
     let mut updates = vec![stack.api.update(json!({"leadId": lead_id, "metadata": {"n": 0}})).await];
@@ -128,7 +130,7 @@ async fn no_update_is_lost_when_nats_and_postgres_are_killed() {
     stack.nats.restart().await.expect("restart");
     let accepted = load.await.expect("the load");
 
-    // An update whose ack was lost may be in the ledger beside the one that was sent in its place.
+    // If the ack of an update was lost, the ledger may have that update and the one that was sent instead.
     eventually(TEST_TIMEOUT * 2, "all is delivered", async || {
         let delivered = by_update(&stack.receiver.requests());
         let missing: Vec<_> = accepted.iter().filter(|id| !delivered.contains_key(*id)).collect();
@@ -147,7 +149,7 @@ async fn no_update_is_lost_when_nats_and_postgres_are_killed() {
 async fn unannounced_updates_are_announced_by_the_next_leader() {
     let mut stack = Stack::start().await;
     let lead_id = stack.lead(&["crm"]).await;
-    // A stream that takes no events.
+    // Changes the subjects of the stream, so that it accepts no events.
     let js = stack.js();
     let events = js.get_stream(LEAD_EVENTS).await.expect("the events").cached_info().config.clone();
     let deaf = stream::Config { subjects: vec!["elsewhere".into()], ..events.clone() };

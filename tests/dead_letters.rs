@@ -25,7 +25,7 @@ impl Stack {
     }
 }
 
-/// A file with this body; its path.
+/// Writes a file with this body, and returns its path.
 fn file(dir: &TempDir, body: &[u8]) -> String {
     let path: PathBuf = dir.path().join(ObjectId::from_bytes(rand::random()).to_string());
     std::fs::write(&path, body).expect("a file");
@@ -44,8 +44,8 @@ fn other_project() -> ObjectId {
     ObjectId::from_bytes([0xcd; 12])
 }
 
-/// A stack with four dead letters: one with control characters, one that is not UTF-8, one with an unknown subject, and
-/// one of 10 001 bytes; and their numbers, the newest first.
+/// A stack with four dead letters, and their numbers, the newest first. One letter has control characters, one is not
+/// UTF-8, one has an unknown subject, and one has 10 001 bytes.
 async fn with_four_letters() -> (Stack, Vec<Value>) {
     let stack = Stack::start().await;
     let (project, other) = (stack.api.project_id, other_project());
@@ -75,7 +75,7 @@ async fn letters_are_listed_by_each_filter_and_counted_by_reason() {
         let numbers: Vec<_> = found["letters"].as_array().expect("letters").iter().map(letter_number).collect();
         assert_eq!(numbers, expected);
     }
-    // The counts are of all letters that pass the filter, also beyond the limit.
+    // The counts include all letters that match the filter, even beyond the limit.
     let found = stack.dead_letters_json(&["list", "--limit", "1"]).await;
     assert_eq!(found["counts"], json!({"invalid_json": 3, "invalid_subject": 1}));
     assert_eq!(found["letters"].as_array().map(Vec::len), Some(1));
@@ -101,7 +101,7 @@ async fn a_letter_is_shown_on_a_terminal_without_control_characters() {
     let origin = format!("  {}: leads.cmd.{}.update\n", headers::ORIGIN_SUBJECT, stack.api.project_id);
     assert!(shown.contains(&origin), "{shown}");
     assert!(shown_long.contains("the first 4096 of 10001 bytes") && shown_long.len() < 6000, "{shown_long}");
-    // With --json it is shown as a whole.
+    // With --json the letter is shown completely.
     let body = format!("{{{}", "x".repeat(10_000));
     assert_eq!(stack.dead_letters_json(&["show", &long]).await["body"], json!(body));
     let shown = stack.dead_letters_json(&["show", &not_text]).await;
@@ -109,7 +109,8 @@ async fn a_letter_is_shown_on_a_terminal_without_control_characters() {
     stack.dead_letters_run(&["show", "999"]).await.assert_fails("there is no dead letter 999");
 }
 
-/// A stack with a lead and two dead letters: a good update on a wrong subject, and a body cut short; their numbers.
+/// A stack with a lead and two dead letters, and their numbers. One letter is a valid update on a wrong subject, the
+/// other has a truncated body.
 async fn with_misled_and_broken_letter() -> (Stack, String, String, String) {
     let (stack, lead) = started().await;
     let update = json!({"leadId": lead, "metadata": {"n": 1}}).to_string();
@@ -164,7 +165,7 @@ async fn a_letter_is_replayed_mended_or_elsewhere_and_a_second_time_only_on_requ
     assert_eq!(stack.logged().await, logged + 2);
     stack.dead_letters_json(&["replay", &misled, "--project", &project, "--again"]).await;
     stack.receiver.wait_for_requests("/crm", 3, TEST_TIMEOUT).await;
-    // The note of a replay is in the same stream, and is no letter.
+    // The record of a replay is in the same stream, but it is not a letter.
     let notes = stack.stream_state(LEAD_DEAD_LETTERS).await.messages;
     stack.dead_letters_run(&["show", &notes.to_string()]).await.assert_fails("there is no dead letter");
     let report = stack.wait_for_clean_audit().await;
@@ -174,16 +175,16 @@ async fn a_letter_is_replayed_mended_or_elsewhere_and_a_second_time_only_on_requ
 #[tokio::test]
 async fn a_failed_replay_is_a_new_letter_that_names_the_first() {
     let (stack, lead) = started().await;
-    // An update that the database refuses, and the expiry of a call with an unknown lead.
+    // The dead letters are an update that the database rejects, and the expiry of a call with an unknown lead.
     stack.sql("ALTER TABLE lead_state.lead_updates ADD CONSTRAINT odd CHECK (user_id IS DISTINCT FROM 'poison')").await;
     let refused = stack.api.update(json!({"leadId": lead, "name": "Ada L.", "userId": "poison"})).await;
     stack.publish_call("expired", &json!({"leadId": "ffffffffffffffffffffffff"})).await;
-    // Within one batch, what the database refuses becomes a dead letter last.
+    // Within one batch, an update that the database rejects becomes a dead letter last.
     let letters = stack.wait_for_letters(2).await;
     let of = |reason: &str| letters.iter().find(|letter| letter["reason"] == reason).expect("a letter");
     let (unknown, unapplicable) = (of("unknown_lead"), of("unapplicable"));
 
-    // It can be parsed, so it is sent, and is a dead letter once more.
+    // The expiry can be parsed, so it is sent, and becomes a dead letter again.
     let replayed = stack.dead_letters_json(&["replay", "--all", "--reason", "unknown_lead"]).await;
 
     assert_eq!((&replayed["replayed"][0]["number"], &replayed["skipped"]), (&unknown["number"], &json!([])));
@@ -192,7 +193,7 @@ async fn a_failed_replay_is_a_new_letter_that_names_the_first() {
     let listed = stack.dead_letters_run(&["list"]).await.text();
     assert!(listed.contains(&format!("(replay of dead letter {})", letter_number(unknown))), "{listed}");
     assert_eq!(listed.matches("(replayed as entry ").count(), 1, "{listed}");
-    // An update that the database accepts by now succeeds under its own id.
+    // An update that the database now accepts succeeds under its own id.
     stack.sql("ALTER TABLE lead_state.lead_updates DROP CONSTRAINT odd").await;
     stack.dead_letters_json(&["replay", &letter_number(unapplicable)]).await;
     assert_eq!(stack.api.outcome(&refused).await["status"], "succeeded");
@@ -203,7 +204,7 @@ async fn a_failed_replay_is_a_new_letter_that_names_the_first() {
 async fn a_truncated_letter_is_replayed_only_with_a_body() {
     let (stack, lead) = started().await;
     let dir = tempfile::tempdir().expect("a directory");
-    // The largest message that NATS takes: there is no room for the headers of a dead letter.
+    // A message of the maximum size of NATS leaves no room for the headers of a dead letter.
     let max_payload = stack.client.server_info().max_payload;
     stack.publish(format!("leads.cmd.{}.update", stack.api.project_id), "{".repeat(max_payload)).await;
     let letters = stack.wait_for_letters(1).await;
@@ -213,7 +214,7 @@ async fn a_truncated_letter_is_replayed_only_with_a_body() {
 
     stack.dead_letters_run(&["replay", &cut]).await.assert_fails("truncated").assert_prints(&["--body"]);
     stack.dead_letters_run(&["replay", "--all", "--reason", "invalid_json"]).await.assert_fails("truncated");
-    // A body that leaves no room for the headers of a replay is refused, and the letter may still be replayed.
+    // A body that leaves no room for the headers of a replay is rejected, and the letter can still be replayed.
     let large = file(&dir, format!("{{\"name\":\"{}\"}}", "x".repeat(max_payload - 22)).as_bytes());
     let refused = stack.dead_letters_run(&["replay", &cut, "--body", &large]).await;
     refused.assert_fails("was not replayed").assert_prints(&["max_payload"]);
@@ -231,7 +232,7 @@ async fn concurrent_replays_send_once_and_an_interrupted_one_waits_for_a_decisio
     }
     let letters = stack.wait_for_letters(2).await;
     let (doubtful, raced) = (letter_number(&letters[0]), letter_number(&letters[1]));
-    // As if leadctl had died between its note and the command.
+    // The state after leadctl died between the record `begun` and the command.
     let mut note = async_nats::HeaderMap::new();
     note.insert(headers::REPLAY, Replay::Begun.to_string());
     let js = stack.js();
@@ -247,7 +248,7 @@ async fn concurrent_replays_send_once_and_an_interrupted_one_waits_for_a_decisio
     let interrupted = stack.dead_letters_run(&["replay", &doubtful]).await;
     interrupted.assert_fails("its result is unknown");
     stack.dead_letters_run(&["list"]).await.assert_prints(&["(maybe replayed)"]);
-    // The raced one is a dead letter again, and is sent; the doubtful one is left.
+    // The concurrently replayed letter is a dead letter again, and is sent. The interrupted one is not sent.
     stack.wait_for_letters(3).await;
     let all = stack.dead_letters_run(&["replay", "--all", "--reason", "unknown_lead"]).await;
     all.assert_fails("1 replayed, 1 skipped");

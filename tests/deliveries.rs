@@ -1,4 +1,4 @@
-//! Deliveries: retries, exhaustion, disabled callbacks, and what is recorded of each attempt.
+//! Deliveries: retries, exhaustion, disabled callbacks, and the records of attempts.
 
 use std::time::Duration;
 
@@ -28,7 +28,7 @@ async fn wait_for_status(stack: &Stack, update_id: &str, status: &str) -> Value 
     .await
 }
 
-/// Sends an update and waits until its only delivery has this status; the update's id.
+/// Sends an update, waits until its only delivery has this status, and returns the update's id.
 async fn update_until(stack: &Stack, lead_id: &str, status: &str) -> String {
     let update_id = stack.api.update(json!({"leadId": lead_id, "name": "x"})).await;
     wait_for_status(stack, &update_id, status).await;
@@ -43,9 +43,9 @@ async fn attempts(stack: &Stack, update_id: &str, callback_id: ObjectId) -> Vec<
     attempts.map(|a| (a["number"].as_u64().expect("a number"), a["statusCode"].as_u64().expect("a status"))).collect()
 }
 
-/// First attempts, which are kept in the delivery's row, and further attempts, which have a row each.
+/// The number of first attempts that are stored in the row of their delivery. Other attempts have a row each.
 const FIRST_ATTEMPTS: &str = "SELECT count(first_started_at) FROM webhooks.deliveries";
-/// The bodies that are stored once per update.
+/// The number of long bodies, which are stored once per update.
 const BODIES: &str = "SELECT count(*) FROM webhooks.payloads";
 const ATTEMPT_ROWS: &str = "SELECT count(*) FROM webhooks.attempts";
 
@@ -66,7 +66,8 @@ async fn reannounce(stack: &Stack) {
 async fn a_failing_endpoint_is_retried_under_one_webhook_id() {
     let stack = Stack::start_with(&[("RETRY_SCHEDULE", "0s,100ms,100ms,100ms,100ms")]).await;
     let redirect = Reply::redirect(&stack.receiver.url("/elsewhere"));
-    // A kept connection that closes before an answer is replaced within the attempt, so the third one is dropped twice.
+    // A reused connection that closes before a response is replaced within the attempt, so the third attempt needs two
+    // dropped connections.
     let replies = [
         Reply::status(500).body("no"),
         redirect,
@@ -93,7 +94,7 @@ async fn a_failing_endpoint_is_retried_under_one_webhook_id() {
 #[tokio::test]
 async fn a_slow_retry_is_not_started_a_second_time() {
     let stack = Stack::start_with(&[("RETRY_SCHEDULE", "0s,100ms,100ms,100ms")]).await;
-    // Longer than the lease that a claim is made with at first.
+    // The response takes longer than the initial lease of a claim.
     let slow = Reply::status(200).after(Duration::from_secs(4));
     stack.receiver.on("/crm", [Reply::status(500), slow]);
     let lead_id = stack.lead(&["crm"]).await;
@@ -112,7 +113,7 @@ async fn a_failure_after_the_end_of_the_lease_does_not_change_the_claim_of_anoth
     stack.api.update(json!({"leadId": lead_id, "name": "x"})).await;
     stack.receiver.wait_for_requests("/crm", 2, TEST_TIMEOUT).await;
 
-    // What the claim of another notifier writes.
+    // Writes the same as a claim by another notifier.
     stack.sql("UPDATE webhooks.deliveries SET next_attempt_at = now() + interval '1 hour'").await;
 
     stack.wait_for_count(ATTEMPT_ROWS, 2).await;
@@ -134,7 +135,7 @@ async fn retry_after_is_honoured() {
 
     stack.api.update(json!({"leadId": lead_id, "metadata": {"text": "x".repeat(5000)}})).await;
 
-    // Meanwhile the body, too long for a row, is stored once for both.
+    // Until the retry, the body, which is too long for a row, is stored once for both deliveries.
     let without_body = "SELECT count(*) FROM webhooks.deliveries WHERE status = 'pending' AND payload IS NULL";
     stack.wait_for_count(without_body, 2).await;
     assert_eq!(stack.count(BODIES).await, 1);
@@ -156,10 +157,10 @@ async fn a_long_body_is_not_stored_again_when_its_event_comes_again() {
     stack.wait_for_count("SELECT count(*) FROM webhooks.deliveries WHERE status = 'delivered'", 1).await;
     stack.wait_for_count(BODIES, 0).await;
 
-    // What a recovery writes that takes all announcements back.
+    // Writes the same as a recovery that rewinds all announcements.
     stack.sql("UPDATE lead_state.checkpoints SET generation = generation + 1, announced_sequence = 0").await;
 
-    // Recorded after the event that comes again.
+    // This update is recorded after the event that is announced again.
     let short = json!({"leadId": lead_id, "metadata": {"text": null}});
     stack.api.update(short).await;
     stack.wait_for_count("SELECT count(*) FROM webhooks.deliveries WHERE status = 'delivered'", 2).await;
@@ -171,7 +172,8 @@ async fn a_delivery_is_recorded_with_its_long_body_or_not_at_all() {
     let mut stack = Stack::start_with(&[("RETRY_SCHEDULE", "0s,1h")]).await;
     stack.receiver.on("/crm", [500]);
     let lead_id = stack.lead(&["crm"]).await;
-    // Rejects long bodies, and counts the attempts to write one outside of their transactions.
+    // Rejects long bodies. The sequence counts the attempts to write one, even though their transactions are rolled
+    // back.
     let reject = "
         CREATE SEQUENCE webhooks.rejected;
         CREATE FUNCTION webhooks.reject() RETURNS trigger LANGUAGE plpgsql AS
@@ -261,7 +263,8 @@ async fn a_delivery_that_is_requeued_while_it_is_announced_is_announced_again() 
     let announced = "SELECT count(*) FROM webhooks.deliveries WHERE status = 'exhausted' AND exhausted_announced";
     stack.wait_for_count(announced, 1).await;
     assert!(stack.notifier.terminate().await.success());
-    // As after a crash before it was marked. It cannot be marked while the transaction has its row.
+    // The state after a crash before the delivery was marked as announced. While the transaction locks the row, the
+    // delivery cannot be marked.
     stack.sql("UPDATE webhooks.deliveries SET exhausted_announced = false").await;
     let mut transaction = stack.pool.begin().await.expect("a transaction");
     let lock = sqlx::raw_sql("SELECT FROM webhooks.deliveries FOR UPDATE").execute(&mut *transaction).await;
@@ -271,7 +274,7 @@ async fn a_delivery_that_is_requeued_while_it_is_announced_is_announced_again() 
         WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '%SET exhausted_announced = true%'";
     stack.wait_for_count(waits, 1).await;
 
-    // What a redelivery writes.
+    // Writes the same as a redelivery.
     let requeue =
         "UPDATE webhooks.deliveries SET status = 'pending', next_attempt_at = now(), schedule_offset = attempts";
     sqlx::raw_sql(requeue).execute(&mut *transaction).await.expect("requeued");
@@ -298,7 +301,7 @@ async fn gone_disables_the_callback_until_it_is_enabled() {
     let subject = format!("webhooks.evt.{}.{}.callback.disabled", stack.api.project_id, process_id(&applied));
     assert_eq!(stack.wait_for_webhook_event(&subject).await["callbackId"], json!(callback_id));
 
-    // While it is disabled, deliveries are recorded and wait.
+    // While the callback is disabled, deliveries are recorded and wait.
     stack.api.update(json!({"leadId": lead_id, "name": "Ada"})).await;
     stack.wait_for_count("SELECT count(*) FROM webhooks.deliveries WHERE status = 'pending'", 1).await;
     assert_eq!(stack.receiver.requests_to("/crm").len(), 1);
@@ -312,7 +315,7 @@ async fn gone_disables_the_callback_until_it_is_enabled() {
 async fn deliveries_survive_the_death_of_the_notifier() {
     let mut stack = Stack::start_with(&[("RETRY_SCHEDULE", "0s,200ms,200ms,200ms,200ms,200ms,200ms,200ms")]).await;
     stack.receiver.on("/flapping", [500, 500, 200]);
-    // Slow, so that some are under way at every death.
+    // The endpoint is slow, so that some deliveries are in flight whenever the notifier dies.
     stack.receiver.on("/steady", [Reply::status(200).after(Duration::from_millis(300))]);
     let lead_id = stack.lead(&["steady", "flapping"]).await;
 
@@ -352,7 +355,7 @@ async fn a_lost_consumer_causes_no_second_delivery() {
     stack.api.update(json!({"leadId": lead_id, "name": "last"})).await;
 
     stack.wait_for_count(DELIVERED, 21).await;
-    // The last event arrived after all events that the new consumer sent again.
+    // The new consumer sent all earlier events again before the last event.
     assert_eq!(stack.receiver.requests_to("/crm").len(), 21);
 }
 
@@ -363,7 +366,7 @@ async fn a_first_attempt_is_kept_in_the_row_of_its_delivery() {
     let applied = stack
         .process(json!([
             {"name": "crm", "url": stack.receiver.url("/crm")},
-            // Recorded before it is attempted.
+            // The delivery of an ordered callback is recorded before its first attempt.
             {"name": "ordered", "url": stack.receiver.url("/ordered"), "ordering": "lead"},
             {"name": "flaky", "url": stack.receiver.url("/flaky")},
         ]))
@@ -387,7 +390,8 @@ async fn a_first_attempt_is_kept_in_the_row_of_its_delivery() {
         assert_eq!((attempt["error"].is_string(), attempt["response"].is_string()), (failed, failed), "{timeline}");
     }
 
-    // Further attempts, after a second announcement and by request, have rows of their own; the first stays as it is.
+    // Further attempts, after a second announcement and by redelivery, have separate rows. The first attempt does not
+    // change.
     reannounce(&stack).await;
     stack.wait_for_count(ATTEMPT_ROWS, 4).await;
     redeliver(&stack, &update_id, crm).await;
@@ -410,7 +414,7 @@ async fn a_recorded_delivery_without_an_attempt_gets_its_first_one() {
     let refused = update_until(&stack, &lead_id, "exhausted").await;
     let unattempted = update_until(&stack, &lead_id, "delivered").await;
     assert_attempt_rows(&stack, 1, 1).await;
-    // As a delivery ends whose callback was removed. Its attempt is not counted then.
+    // The state of a delivery whose callback was removed before the first attempt. The attempt is not counted then.
     let as_removed = "
         UPDATE webhooks.delivery_counts SET delivered_100ms = 0, delivered_1s = 0, delivered_10s = 0, delivered_longer = 0;
         UPDATE webhooks.deliveries SET status = 'exhausted', attempts = 0, payload = '{}', first_started_at = NULL,

@@ -31,7 +31,7 @@ async fn stack_env(data: &Path, started: SystemTime) -> HashMap<String, String> 
     .await
 }
 
-/// A project with 16 leads on a stack that `up` started, and a callback at the receiver's `/crm`.
+/// Creates a project with 16 leads on a stack that `up` started, with a callback at the receiver's `/crm`.
 async fn project_with_leads(env: &HashMap<String, String>, receiver: &Receiver) -> (Api, Vec<String>) {
     let nats = NatsConfig::at(&env["NATS_URL"]);
     let client = service_kit::nats::connect(&nats, "test", &Default::default()).await.expect("NATS");
@@ -49,7 +49,7 @@ async fn project_with_leads(env: &HashMap<String, String>, receiver: &Receiver) 
     (api, leads)
 }
 
-/// Waits until no process is left that was started for this directory.
+/// Waits until all processes that were started for this directory have ended.
 async fn wait_until_no_process(data: &Path) {
     let ours = data.to_string_lossy().into_owned();
     eventually(TEST_TIMEOUT, "no process is left", async || {
@@ -73,7 +73,7 @@ async fn a_killed_up_resumes_on_its_data_directory_and_loses_nothing() {
     leadctl.wait_for_log("Ctrl-C", TEST_TIMEOUT).await;
     let (api, leads) = project_with_leads(&env, &receiver).await;
 
-    // Killed under load and started again, with the load still knocking at the gateway's port.
+    // `up` is killed under load and started again, while the load continues to send requests to the gateway's port.
     let load = tokio::spawn(update_each(api.clone(), leads, 200));
     receiver.wait_for_requests("/crm", 500, TEST_TIMEOUT * 2).await;
     leadctl.kill9().await;

@@ -1,11 +1,11 @@
-//! The examples of the documentation work: each is run against a running system.
+//! Runs every example of the documentation against a running system.
 //!
-//! The convention, for README.md, docs/guide/ and docs/operations/:
+//! The conventions for examples in README.md, docs/guide/ and docs/operations/:
 //!
-//! - A ```` ```sh ```` block whose first word is `curl` or `leadctl` is an example. It is run with `bash -euo pipefail`,
-//!   and must exit with 0. `curl` fails on every status of 400 and above (`--fail-with-body`).
-//! - Blocks of one file run from top to bottom in one directory, each in a shell of its own, on one system per file.
-//! - A block that shows a refusal is fenced as ```` ```sh refused ````: it must exit with another code than 0.
+//! - A ```` ```sh ```` block whose first word is `curl` or `leadctl` is an example. The test runs it with `bash -euo
+//!   pipefail`, and it must exit with 0. `curl` fails on every status of 400 and above (`--fail-with-body`).
+//! - Blocks of one file run from top to bottom in one directory, each in a separate shell, on one system per file.
+//! - A block that shows a rejected request is fenced as ```` ```sh refused ````. It must exit with another code than 0.
 //! - A block that cannot be run here is fenced as ```` ```sh not-run ````.
 //! - The environment has what `leadctl up --demo` writes to `stack.env`: `LEADRELAY_GATEWAY_URL`, `LEADRELAY_API_KEY`,
 //!   `LEADRELAY_PROJECT_ID`, `LEADRELAY_PROCESS_ID`, `LEADRELAY_LEAD_ID`, `LEADRELAY_REFERENCE_ID`, `NATS_URL`,
@@ -24,7 +24,7 @@ use crate::support::{Stack, TEST_TIMEOUT, process_id};
 
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
-/// A fenced block that is to be run.
+/// A fenced block that the test runs.
 struct Example {
     line: usize,
     script: String,

@@ -1,4 +1,5 @@
-//! `leadctl doctor`: a healthy installation has no findings; a fault made by hand is named, with the command that mends it.
+//! `leadctl doctor`: a healthy installation has no findings. A fault that the test causes is reported with the command
+//! that fixes it.
 
 use std::time::Duration;
 
@@ -39,7 +40,7 @@ const CHECKS: [&str; 22] = [
     "replication",
 ];
 
-/// Runs the doctor: the exit code and the checks.
+/// Runs the doctor, and returns the exit code and the checks.
 async fn doctor(stack: &Stack, args: &[&str]) -> (i32, Vec<Value>) {
     let run = stack.leadctl(&[&["doctor", "--json"], args].concat()).await;
     (run.code, run.json()["checks"].as_array().expect("checks").clone())
@@ -53,7 +54,7 @@ fn findings(checks: &[Value]) -> Vec<Value> {
     checks.iter().filter(amiss).cloned().collect()
 }
 
-/// Waits until a check has this state; the check.
+/// Waits until a check has this state, and returns the check.
 async fn wait_for(stack: &Stack, what: &str, state: &str) -> Value {
     eventually(TEST_TIMEOUT, what, async || {
         let (_, checks) = doctor(stack, &[]).await;
@@ -63,7 +64,7 @@ async fn wait_for(stack: &Stack, what: &str, state: &str) -> Value {
     .await
 }
 
-/// Waits until a check has this state and reports this; the check.
+/// Waits until a check has this state and this finding, and returns the check.
 async fn wait_for_finding(stack: &Stack, what: &str, state: &str, finding: &str) -> Value {
     let check = wait_for(stack, what, state).await;
     assert!(check["finding"].as_str().is_some_and(|found| found.starts_with(finding)), "{check}");
@@ -170,7 +171,7 @@ async fn queued_updates_behind_an_expired_call_are_reported_after_ten_minutes() 
     stack.api.update(json!({"leadId": lead_id, "name": "Grace"})).await;
     stack.wait_for_count("SELECT count(*) FROM lead_state.queued_updates", 1).await;
     assert_eq!(findings(&doctor(&stack, &[]).await.1), Vec::<Value>::new());
-    // lead-state would publish the expiry.
+    // Stops lead-state, because it would publish the expiry.
     assert!(stack.lead_state.terminate().await.success());
 
     let expired =

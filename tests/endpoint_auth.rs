@@ -1,5 +1,6 @@
-//! How callbacks authenticate to their endpoints: several headers, access tokens of an OAuth 2.0 server. What is
-//! configured stays as read, is shown nowhere, and a token endpoint that fails harms its own callback only.
+//! Callbacks authenticate to their endpoints with several headers, or with access tokens of an OAuth 2.0 server. A PUT
+//! of the configuration as it was read keeps the secrets, and no response shows them. A failing token endpoint affects
+//! only its own callback.
 
 use std::time::Duration;
 
@@ -38,7 +39,7 @@ fn authorizations(requests: &[Request]) -> Vec<&str> {
     requests.iter().map(|request| request.header("authorization").unwrap_or_default()).collect()
 }
 
-/// The errors of the attempts of an update's delivery, once there are so many.
+/// Waits for this many attempts of an update's delivery, and returns their errors.
 async fn errors(stack: &Stack, update_id: &str, attempts: usize) -> Vec<String> {
     eventually(TEST_TIMEOUT, "the attempts are recorded", async || {
         let timeline = stack.api.outcome(update_id).await;
@@ -75,7 +76,7 @@ async fn several_headers_are_sent_kept_by_a_put_of_what_is_read_and_never_shown(
     let sent = ["authorization", "x-key", "x-subscription"].map(|name| request.header(name));
     assert_eq!(sent, [Some("Bearer t0ken"), Some(HEADER_VALUE), Some("s0me")]);
 
-    // A URL of another origin does not get the values.
+    // The values are not kept for a URL of another origin.
     let mut moved = assert_ok(stack.api.get(&callback).await)["data"].take();
     moved["auth"] = json!({"type": "bearer", "token": "t0ken"});
     moved["url"] = json!("http://127.0.0.1:1/elsewhere");
@@ -104,7 +105,7 @@ async fn a_token_is_requested_once_and_renewed_before_it_expires() {
     assert_eq!(tokens[0].header("authorization"), Some(format!("Basic {credentials}").as_str()));
     assert_eq!(tokens[0].body, "grant_type=client_credentials&scope=leads%3Awrite");
 
-    // From 9 s on it is replaced, before it expires at 12 s.
+    // The token is replaced from 9 s on, before it expires at 12 s.
     let mut number = 5;
     eventually(TEST_TIMEOUT, "the token is renewed", async || {
         number += 1;
@@ -130,7 +131,7 @@ async fn a_401_of_the_endpoint_forces_one_new_token() {
     let requests = stack.receiver.wait_for_requests("/crm", 2, TEST_TIMEOUT).await;
     assert_eq!(authorizations(&requests), ["Bearer first", "Bearer second"]);
 
-    // An endpoint that rejects every token gets no third one soon.
+    // If the endpoint rejects every token, no third token is requested soon.
     let update_id = update(&stack, &lead_id, 1).await;
     let errors = errors(&stack, &update_id, 4).await;
     assert!(errors.iter().all(|error| error == "the endpoint answered 401 Unauthorized"), "{errors:?}");
@@ -226,7 +227,7 @@ async fn a_client_secret_and_its_tokens_are_shown_nowhere_and_kept() {
     for text in [read.to_string(), spec.stdout, timeline, logs, stored] {
         assert!(!text.contains("client-secret-of") && !text.contains("t0ken-of"), "a secret is shown");
     }
-    // An access token would go to the new URL.
+    // With the old secret, an access token would be sent to the new URL.
     let mut moved = read;
     moved["url"] = json!("http://127.0.0.1:1/elsewhere");
     assert_refused(stack.api.ask(Method::PUT, &callback, &[], &moved).await, 400, "invalid_process");

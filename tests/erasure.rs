@@ -1,4 +1,4 @@
-//! Erasing a lead: what was known of it is gone from both schemas, and everything still adds up.
+//! Erasing a lead: its data is removed from both schemas, and the audit is still clean.
 
 use std::collections::BTreeSet;
 
@@ -10,7 +10,7 @@ use test_support::{Reply, eventually};
 use crate::support::{Api, Stack, TEST_TIMEOUT, assert_includes, assert_ok, assert_refused, process_id};
 
 const WAIT: (&str, &str) = ("prefer", "wait=30");
-/// Part of every text of the lead.
+/// A text that is part of every value of the lead.
 const MARKER: &str = "zanzibar";
 
 /// The tables and columns of both schemas that contain the marker.
@@ -25,7 +25,7 @@ async fn places(stack: &Stack) -> BTreeSet<String> {
     let mut places = BTreeSet::new();
     for column in columns {
         let (table, name): (String, String) = (column.get("name"), column.get("of"));
-        // A bytea is searched as text, too.
+        // A `bytea` is also searched for the hex digits of the marker.
         let query = format!(
             "SELECT EXISTS (SELECT FROM {table} WHERE \"{name}\"::text ILIKE '%{MARKER}%'
                             OR \"{name}\"::text ILIKE '%' || encode('{MARKER}', 'hex') || '%')"
@@ -77,7 +77,7 @@ async fn an_erased_lead_leaves_ids_codes_and_times() {
         .await;
     let process = process_id(&applied);
     stack.receiver.on("/broken", [Reply::status(500).body(MARKER)]);
-    // Before there is a lead with this reference.
+    // This update arrives before a lead with its reference exists.
     let unknown = json!({"processId": process, "projectId": stack.api.project_id, "referenceId": MARKER, "n": MARKER});
     let unknown = stack.api.update_and_wait(unknown).await;
     let lead = initiate(&stack, &process, MARKER).await;
@@ -103,7 +103,7 @@ async fn an_erased_lead_leaves_ids_codes_and_times() {
 
     assert_includes(&answer, json!({"success": true, "message": "Lead erasure accepted"}));
     assert_includes(&answer["outcome"], json!({"action_type": "erase", "success": true, "leadId": lead}));
-    // The other lead is as it was.
+    // The other lead is unchanged.
     assert_includes(&stack.api.lead(&other).await, json!({"name": format!("Ada {MARKER}"), "referenceId": "other"}));
     erase(&stack, &other).await;
     wait_until_erased(&stack).await;

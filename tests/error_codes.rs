@@ -1,5 +1,5 @@
-//! docs/ERRORS.md has one row for each error code and warning that several services share. The codes of the gateway and the
-//! refusals of lead-state are compared with it in their crates.
+//! docs/ERRORS.md has one row for each error code and warning that several services share. Tests in the crates compare
+//! the gateway's codes and lead-state's failure codes with the table.
 
 use std::{collections::BTreeSet, path::Path, sync::LazyLock};
 
@@ -14,7 +14,7 @@ static ERRORS: LazyLock<String> = LazyLock::new(|| {
     std::fs::read_to_string(file).expect("docs/ERRORS.md")
 });
 
-/// The rows of the table: kind, status where it has one, and code or warning.
+/// The rows of the table: kind, status (which may be empty), and code or warning.
 fn table() -> BTreeSet<[&'static str; 3]> {
     let row = |line: &'static str| {
         let cells: Vec<_> = line.strip_prefix("| ")?.strip_suffix(" |")?.split('|').map(str::trim).collect();

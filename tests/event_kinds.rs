@@ -1,4 +1,4 @@
-//! Callbacks name the events that they get: each kind is a delivery of its own, and has its own `webhook-id` and body.
+//! Callbacks list the events that they get. Each kind is a separate delivery, with its own `webhook-id` and body.
 
 use contract::rpc::ProcessChangeResult;
 use reqwest::Method;
@@ -13,7 +13,7 @@ use crate::support::{
 const ALL: [&str; 6] =
     ["update.succeeded", "update.failed", "lead.state_changed", "lead.disposition_set", "call.started", "call.ended"];
 
-/// A process with the callbacks `crm`, which names no events, and `all`, which names every kind.
+/// A process with the callbacks `crm`, which lists no events, and `all`, which lists every kind.
 async fn with_all_kinds(stack: &Stack, all: Value) -> ProcessChangeResult {
     let mut callback = json!({"name": "all", "url": stack.receiver.url("/all"), "events": ALL});
     callback.as_object_mut().expect("an object").extend(all.as_object().cloned().unwrap_or_default());
@@ -22,7 +22,8 @@ async fn with_all_kinds(stack: &Stack, all: Value) -> ProcessChangeResult {
     applied
 }
 
-/// Reports the start of a call, an update that it refuses, its end, and an update that moves the lead; their ids.
+/// Reports the start of a call, sends an update that fails because of the call, reports the end of the call, and sends
+/// an update that moves the lead. Returns the ids of all four.
 async fn call_and_move(stack: &Stack, lead: &str) -> [String; 4] {
     let call = async |event: &str| {
         let path = format!("/api/v1/calls/{event}");
@@ -140,7 +141,7 @@ async fn one_kind_is_retried_exhausted_and_recovered_alone() {
     ]));
     let lead = stack.api.initiate(process_id(&applied.await), None).await;
     stack.backdate_processes().await;
-    // A long body is stored apart from its delivery.
+    // A long body is stored separately from its delivery.
     let long = "x".repeat(5000);
     stack.receiver.on("/states", [500]);
     let since = service_kit::clock::now().minus(std::time::Duration::from_secs(1)).to_iso();
@@ -201,7 +202,7 @@ async fn an_event_that_is_announced_again_makes_the_deliveries_that_are_missing(
     stack.receiver.wait_for_requests("/all", 6, TEST_TIMEOUT).await;
     stack.wait_for_clean_audit().await;
 
-    // What the audit finds where a kind is lost.
+    // The audit reports deliveries of a lost kind.
     let lose = "DELETE FROM webhooks.deliveries WHERE kind IN ('lead.state_changed', 'call.started');
         DELETE FROM webhooks.delivery_counts WHERE kind IN ('lead.state_changed', 'call.started')";
     stack.sql(lose).await;

@@ -9,14 +9,14 @@ use crate::support::{Api, Stack, TEST_TIMEOUT, assert_refused, send};
 
 const EVENTS: &str = "/api/v1/events";
 
-/// Opens the event stream, behind this event if one is given.
+/// Opens the event stream, after this event if one is given.
 async fn listen(api: &Api, after: Option<&str>) -> Response {
     let request = api.request(Method::GET, EVENTS);
     let request = after.iter().fold(request, |request, after| request.header("last-event-id", *after));
     request.send().await.expect("an answer")
 }
 
-/// Reads a response until it has this many events; their ids and bodies.
+/// Reads this many events of a response, and returns their ids and bodies.
 async fn read_events(response: &mut Response, count: usize) -> Vec<(String, Value)> {
     let field = |block: &str, name: &str| {
         let line = block.lines().find_map(|line| line.strip_prefix(name));
@@ -40,7 +40,7 @@ async fn read_events(response: &mut Response, count: usize) -> Vec<(String, Valu
     timeout(TEST_TIMEOUT, read).await.expect("events in time")
 }
 
-/// Sends three updates; their ids.
+/// Sends three updates, and returns their ids.
 async fn update_three_times(api: &Api, lead: &str) -> Vec<String> {
     let mut updates = Vec::new();
     for number in 0..3 {
@@ -59,7 +59,7 @@ async fn each_project_receives_its_own_events_in_order() {
     assert_eq!(events.headers()["content-type"], "text/event-stream");
 
     let updates = update_three_times(&stack.api, &lead).await;
-    // The lead belongs to the first project: these fail.
+    // These updates fail, because the lead belongs to the first project.
     let failed = update_three_times(&other, &lead).await;
 
     let received = read_events(&mut events, 3).await;
@@ -69,7 +69,8 @@ async fn each_project_receives_its_own_events_in_order() {
     assert_eq!(received.iter().map(|(_, body)| body["updateId"].clone()).collect::<Vec<_>>(), failed);
     assert!(received.iter().all(|(_, body)| body["success"] == false && body["data"] == Value::Null));
 
-    // A revoked key loses its stream although events flow, and a project has no more than its share of the streams.
+    // The stream of a revoked key ends although events arrive, and a project gets no more than its share of the
+    // streams.
     let project_id = stack.api.project_id;
     let revoked = Api::of_project(stack.api.url.clone(), &stack.client, project_id).await;
     let mut of_revoked = listen(&revoked, None).await;

@@ -1,5 +1,5 @@
-//! Fairness between the callbacks of one process: none delays another, and waiting for one costs no attempt. That no tenant
-//! hurts another is in `hostile`.
+//! Fairness between the callbacks of one process: no callback delays another, and waiting for an endpoint uses no
+//! attempt. `hostile` tests fairness between tenants.
 
 use std::time::{Duration, Instant};
 
@@ -33,13 +33,13 @@ async fn a_callback_that_hangs_delays_no_other_callback_of_its_process() {
         tenant.update(number).await;
     }
 
-    // Four at a time behind attempts that hang for 30 s would take an hour.
+    // If these deliveries waited for attempts that hang for 30 s, four at a time, they would take an hour.
     stack.receiver.wait_for_requests("/healthy", 300, TEST_TIMEOUT).await;
 }
 
 #[tokio::test]
 async fn waiting_for_a_dead_endpoint_costs_no_attempt() {
-    // Without a breaker, an outage of a second would exhaust everything.
+    // Without a breaker, an outage of a second would exhaust all deliveries.
     let stack = Stack::start_with(&[("RETRY_SCHEDULE", "0s,100ms,100ms,100ms")]).await;
     stack.receiver.on("/dead", [500]);
     let callbacks = json!([
@@ -51,14 +51,14 @@ async fn waiting_for_a_dead_endpoint_costs_no_attempt() {
         tenant.update(number).await;
     }
     stack.receiver.wait_for_requests("/healthy", 100, TEST_TIMEOUT).await;
-    // Two more probes.
+    // Waits for two more probes.
     let before = stack.receiver.requests_to("/dead").len();
     let requests = stack.receiver.wait_for_requests("/dead", before + 2, TEST_TIMEOUT).await;
     let pause = requests[before + 1].received_at.duration_since(requests[before].received_at);
     assert!(pause > Duration::from_millis(400), "one probe at a time: {pause:?}");
     assert!(requests.len() < 30, "{} requests to a dead endpoint", requests.len());
     stack.receiver.on("/dead", [200]);
-    // When it works again, the deliveries that waited succeed in their first attempts.
+    // When the endpoint works again, the waiting deliveries succeed at their first attempts.
     let exhausted = stack.count("SELECT count(*) FROM webhooks.deliveries WHERE status = 'exhausted'").await;
     let delivered = DELIVERED;
     stack.wait_for_count_within(TEST_TIMEOUT * 2, delivered, 200 - exhausted).await;
@@ -86,7 +86,8 @@ async fn a_callback_with_a_rate_limit_is_paced_without_loss_and_delays_no_other(
     let requests = stack.receiver.wait_for_requests("/paced", UPDATES as usize, TEST_TIMEOUT).await;
     println!("at {RATE}/s: {UPDATES} in {:?}; the other had all after {free:?}", begun.elapsed());
     assert_eq!(by_update(&requests).len(), UPDATES as usize, "each once");
-    // In every span no more than the rate allows, plus one saved up and one that was late.
+    // In every time span the endpoint gets at most as many requests as the rate allows, plus one saved token and one
+    // late request.
     for (from, first) in requests.iter().enumerate() {
         for (count, last) in requests[from..].iter().enumerate() {
             let span = last.received_at.duration_since(first.received_at).as_secs_f64();
@@ -107,10 +108,10 @@ async fn a_callback_that_only_fails_is_disabled_until_it_is_enabled() {
     stack.wait_for_count(count, 1).await;
     let since = "SELECT (extract(epoch FROM failing_since) * 1000)::bigint FROM webhooks.callback_failures";
     let since = stack.count(since).await;
-    // The start of the failures survives the notifier.
+    // The start of the failures survives a crash of the notifier.
     stack.notifier.kill9().await;
     stack.notifier.restart().await;
-    // An attempt that the crash interrupts waits until its lease of 60 s ends.
+    // A delivery whose attempt the crash interrupts waits until its lease of 60 s ends.
     let status = eventually(TEST_TIMEOUT * 2, "the callback is disabled", async || {
         let query = rpc::ListCallbacks { project_id: tenant.api.project_id, details: false };
         let list = service_kit::rpc::request(&stack.client, &query).await;
@@ -126,7 +127,7 @@ async fn a_callback_that_only_fails_is_disabled_until_it_is_enabled() {
     let event = stack.wait_for_webhook_event(&subject).await;
     assert!(event["reason"].as_str().is_some_and(|reason| reason.contains("nothing but failures")), "{event}");
 
-    // The pending delivery waits; the endpoint is sent nothing.
+    // The pending delivery waits, and the endpoint receives no request.
     let sent = stack.receiver.requests_to("/crm").len();
     let timeline = tenant.api.outcome(&update_id).await;
     assert_eq!(timeline["deliveries"][0]["status"], "pending", "{timeline}");

@@ -1,5 +1,5 @@
-//! What an endpoint cannot do to the webhook-notifier: make it connect to an internal address, fill its memory, delay
-//! it, stop its lookups of names.
+//! Hostile endpoints cannot make the webhook-notifier connect to an internal address, fill its memory, delay it, or
+//! stop its name lookups.
 
 use std::{
     sync::{
@@ -20,7 +20,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::support::{Api, NameServer, Stack, TEST_TIMEOUT, memory_kib, process_id};
 
-/// A listener that counts connections and closes them.
+/// Starts a listener that counts connections and closes them.
 async fn counting(address: &str) -> (u16, Arc<AtomicUsize>, AbortOnDropHandle<()>) {
     let listener = TcpListener::bind(address).await.expect("a port");
     let port = listener.local_addr().expect("an address").port();
@@ -38,7 +38,7 @@ async fn counting(address: &str) -> (u16, Arc<AtomicUsize>, AbortOnDropHandle<()
 #[tokio::test]
 async fn no_spelling_of_an_internal_address_is_connected_to() {
     let (port, connections, _listening) = counting("127.0.0.1:0").await;
-    // Only another network is allowed.
+    // Only a network of none of these addresses is allowed.
     let stack = Stack::start_with(&[("ALLOW_NETWORKS", "192.0.2.0/24")]).await;
     let hosts = ["127.0.0.1", "2130706433", "0x7f.1", "0177.0.0.1", "[::ffff:127.0.0.1]", "localhost", "①②⑦.0.0.1"];
     let callback = |host| json!({"name": host, "url": format!("http://{host}:{port}/hook")});
@@ -61,7 +61,8 @@ async fn no_spelling_of_an_internal_address_is_connected_to() {
     assert_eq!(connections.load(Ordering::Relaxed), 0);
 }
 
-/// A tenant whose callbacks have names that hang, and addresses of the installation, beside a healthy one.
+/// A tenant has callbacks with names whose lookups hang, and with addresses of the installation. Another tenant is
+/// healthy.
 #[tokio::test]
 async fn callbacks_that_hang_in_dns_or_aim_at_the_installation_reach_nobody() {
     let names = NameServer::start().await;
@@ -93,7 +94,7 @@ async fn callbacks_that_hang_in_dns_or_aim_at_the_installation_reach_nobody() {
 
     let took = begun.elapsed();
     println!("a webhook beside {} questions without an answer: {took:?}", names.unanswered());
-    // All lookups that hang take 20 s: 16 at a time, 5 s each.
+    // All hanging lookups take 20 s in total: 16 at a time, 5 s each.
     assert!(took < Duration::from_secs(10), "the healthy tenant's webhook took {took:?}");
     for (host, reason) in refused {
         eventually(TEST_TIMEOUT, "the attempt is recorded", async || {
@@ -108,11 +109,11 @@ async fn callbacks_that_hang_in_dns_or_aim_at_the_installation_reach_nobody() {
     assert_eq!(connections.load(Ordering::Relaxed), 0);
 }
 
-/// What a hostile endpoint answers.
+/// The hostile responses, by path.
 const HOSTILE: &[&str] =
     &["huge", "drip-head", "drip-body", "endless-headers", "endless-line", "endless-interim", "bomb", "redirect"];
 
-/// The bytes that they send.
+/// The number of bytes of an endless response.
 const LENGTH: usize = 300 * 1024 * 1024;
 
 async fn flood(stream: &mut TcpStream, bytes: &[u8]) -> std::io::Result<()> {
@@ -163,7 +164,7 @@ async fn answer(mut stream: TcpStream) -> std::io::Result<()> {
         }
         "endless-interim" => flood(&mut stream, b"HTTP/1.1 103 Early Hints\r\nx: y\r\n\r\n").await,
         "bomb" => {
-            // A body that would inflate a thousandfold.
+            // A body that would be a thousand times as long when decompressed.
             let head = "HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ntransfer-encoding: chunked\r\n\r\n";
             stream.write_all(head.as_bytes()).await?;
             flood(&mut stream, &[b"400\r\n", [0x1f; 1024].as_slice(), b"\r\n"].concat()).await
@@ -172,7 +173,7 @@ async fn answer(mut stream: TcpStream) -> std::io::Result<()> {
     }
 }
 
-/// A server with the hostile answers, each at its own path; its address.
+/// Starts a server with the hostile responses, each at its own path, and returns its address.
 async fn hostile_server() -> (std::net::SocketAddr, AbortOnDropHandle<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");

@@ -1,5 +1,5 @@
-//! `Idempotency-Key`: a request that is sent again is the same update, also when the client hung up, the gateway died, or
-//! another gateway answers.
+//! `Idempotency-Key`: a repeated request is the same update, even if the client hung up, the gateway died, or another
+//! gateway answers.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -23,7 +23,7 @@ use tokio::{
 
 use crate::support::{Api, LEDGER_ROWS, Stack, TEST_TIMEOUT, UPDATE, assert_refused};
 
-/// An answer: its status, whether it is marked as a replay, and its body.
+/// A response: its status, whether it is marked as a replay, and its body.
 type Answer = (u16, bool, Value);
 
 /// Posts an update with an idempotency key.
@@ -35,7 +35,7 @@ async fn post(api: &Api, key: &str, body: &str) -> Answer {
     (status, replayed, serde_json::from_slice(&answer.bytes().await.expect("a body")).expect("JSON"))
 }
 
-/// Posts an update that must be refused.
+/// Posts an update that must be rejected.
 async fn assert_key_refused(api: &Api, key: &str, body: &str, status: u16, code: &str) {
     let (got, _, answer) = post(api, key, body).await;
     assert_refused((got, answer), status, code);
@@ -54,7 +54,7 @@ async fn replays_of_one_idempotency_key_create_one_update() {
     let body = json!({"leadId": stack.lead(&[]).await, "name": "Ada"}).to_string();
     let (_gateway, other) = stack.second_gateway(&[]).await;
 
-    // Sixteen at once, at two gateways.
+    // Sends sixteen requests at once, to two gateways.
     let at_once = stream::iter([&stack.api, &other].into_iter().cycle().take(16));
     let answers: Vec<Answer> = at_once.map(|api| post(api, "order-7", &body)).buffer_unordered(16).collect().await;
     let quoted = post(&other, "\"order-7\"", &body).await;
@@ -116,13 +116,14 @@ async fn only_requests_with_a_new_key_are_refused_when_keys_cannot_be_recorded()
     let config = &stream.cached_info().config;
     assert_eq!((config.max_bytes, config.max_age), (262_144, Duration::from_hours(24)));
     // nats-server before 2.10.5 accepts one more message when a stream is almost full, and drops the oldest for it
-    // (nats-server issue 4771): these.
+    // (nats-server issue 4771). These records are the oldest.
     for number in 0..64 {
         records.put(format!("oldest.{number}"), "x".into()).await.expect("room");
     }
     let known = update_id(&post(&stack.api, "known", &body).await);
 
-    // A project beyond its share gets no new keys. This gateway has not measured the bucket before.
+    // New keys of a project beyond its share are rejected. A second gateway checks this, because it has not measured
+    // the bucket yet.
     for number in 0..170 {
         let key = format!("{}.filler{number}", stack.api.project_id);
         records.put(key, vec![b'x'; 1000].into()).await.expect("room");
@@ -146,7 +147,7 @@ async fn only_requests_with_a_new_key_are_refused_when_keys_cannot_be_recorded()
     assert_eq!(update_id(&post(&stack.api, "known", &body).await), known);
     stack.api.update(json!({"leadId": lead_id, "name": "Eve"})).await;
 
-    // Without a bucket.
+    // The same without the bucket.
     js.delete_stream(format!("KV_{IDEMPOTENCY}")).await.expect("deleted");
     assert_key_refused(&stack.api, "new", &body, 503, "idempotency_unavailable").await;
     stack.api.update(json!({"leadId": lead_id, "name": "Eve"})).await;
@@ -158,11 +159,11 @@ async fn only_requests_with_a_new_key_are_refused_when_keys_cannot_be_recorded()
 enum HangUp {
     /// An orderly end of the connection (FIN).
     Close,
-    /// A reset (RST): what is under way in either direction is discarded.
+    /// A reset (RST): bytes in flight in either direction are discarded.
     Reset,
 }
 
-/// Sends bytes and hangs up after a delay, or when an answer has arrived, which is not read.
+/// Sends bytes and hangs up after a delay, or when a response has arrived, without reading it.
 async fn send_and_hang_up(address: &str, request: &[u8], delay: Option<Duration>, how: HangUp) {
     let mut connection = TcpStream::connect(address).await.expect("a connection");
     connection.set_nodelay(true).expect("nodelay");
@@ -197,7 +198,8 @@ async fn a_client_that_hangs_up_leaves_a_whole_update_or_none() {
     let stack = Stack::start().await;
     let lead_id = &stack.lead(&[]).await;
     let (api, address) = (&stack.api, stack.api.url.strip_prefix("http://").expect("http"));
-    // Cut after every third byte; and often after the last one, where an update may or may not be accepted.
+    // Requests are cut after every third byte, and often after the last byte, when the update may or may not be
+    // accepted.
     let length = raw_request(api, lead_id, 1000).len();
     let cuts = (0..length).step_by(3).chain(std::iter::repeat_n(length, 150));
     let cases: Vec<(usize, usize, HangUp)> = cuts
@@ -208,7 +210,7 @@ async fn a_client_that_hangs_up_leaves_a_whole_update_or_none() {
 
     stream::iter(&cases)
         .for_each_concurrent(PARALLEL, |&(n, cut, how)| {
-            // After the last byte, delays from none to about the time of an answer.
+            // After the last byte, the delay is between zero and about the time of a response.
             let delay = match n % 10 {
                 9 if cut == length => None,
                 part if cut == length => Some(Duration::from_millis(2 * part as u64)),

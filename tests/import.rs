@@ -1,4 +1,4 @@
-//! `leadctl import`: updates from a file, with the outcome of each row written beside it.
+//! `leadctl import` sends updates from a file, and writes the outcome of each row to another file.
 
 use std::{
     collections::HashMap,
@@ -23,7 +23,7 @@ fn import(stack: &Stack, file: &Path, args: &[&str]) -> Command {
     command
 }
 
-/// Imports a file; the exit code, and the report.
+/// Imports a file, and returns the exit code and the report.
 async fn imported(stack: &Stack, file: &Path, args: &[&str]) -> (Option<i32>, Value) {
     let output = import(stack, file, args).output().await.expect("leadctl");
     println!("{}", String::from_utf8_lossy(&output.stderr));
@@ -40,7 +40,7 @@ fn state(file: &Path) -> Value {
     serde_json::from_str(&text).unwrap_or_default()
 }
 
-/// Waits until an import has sent this many rows; its process.
+/// Starts an import, waits until it has sent this many rows, and returns its process.
 async fn import_until_sent(stack: &Stack, file: &Path, args: &[&str], rows: u64) -> Child {
     let child = import(stack, file, args).spawn().expect("leadctl");
     eventually(TEST_TIMEOUT, "the rows are sent", async || {
@@ -51,7 +51,7 @@ async fn import_until_sent(stack: &Stack, file: &Path, args: &[&str], rows: u64)
     child
 }
 
-/// The outcomes of a CSV file: a map of columns per row.
+/// The outcomes of a CSV file, as a map of columns per row.
 fn outcomes(file: &Path) -> Vec<HashMap<String, String>> {
     let text = std::fs::read_to_string(beside(file, ".outcomes.csv")).expect("the outcomes");
     let mut lines = text.lines();
@@ -69,8 +69,8 @@ const ERROR: i32 = 1;
 const ROWS_FAILED: i32 = 5;
 const PENDING: i32 = 7;
 
-/// A file of updates of seven leads that succeed, fail, are refused or are invalid; the leads, and the status of each
-/// row.
+/// Writes a file of updates of seven leads that succeed, fail, are rejected or are invalid. Returns the leads, and the
+/// status of each row.
 async fn mixed_file(stack: &Stack, file: &Path, rows: usize) -> (Vec<String>, Vec<&'static str>) {
     let leads = stack.leads(&[], 7).await;
     let mut text = String::from("leadId,targetState,name,n,metadata.seen\n");
@@ -90,7 +90,7 @@ async fn mixed_file(stack: &Stack, file: &Path, rows: usize) -> (Vec<String>, Ve
     (leads, expected)
 }
 
-/// How many updates of a lead were applied.
+/// The number of applied updates of a lead.
 async fn updates_of(stack: &Stack, lead: &str) -> usize {
     stack.api.lead(lead).await["activities"].as_array().expect("a list").len()
 }
@@ -110,7 +110,7 @@ async fn invalid_rows_are_reported_by_a_dry_run_and_left_out_by_an_import() {
     assert_eq!(report["errors"][0], json!({"row": 8, "line": 9, "error": "leadId: must be 24 hex digits"}));
     assert!(!beside(&file, ".import.json").exists(), "nothing is written");
 
-    // A spreadsheet's file with a quote that is never closed.
+    // A file of a spreadsheet program with a quote that is never closed.
     let file = dir.path().join("quotes.csv");
     let [one, other] = [&leads[0], &leads[1]];
     let text = format!("sep=;\r\nleadId;note;;\r\n{one} ;row 1\r\n;;;\r\n{other};\"row 2\r\n{one};row 3\r\n");
@@ -130,14 +130,14 @@ async fn invalid_rows_are_reported_by_a_dry_run_and_left_out_by_an_import() {
 #[tokio::test]
 async fn a_file_is_imported_once_through_repeated_kills() {
     const ROWS: usize = 4000;
-    // Rows behind the first 2500 are slowed down, so that the import can be killed while it sends.
+    // The rate limit slows down the rows after the first 2500, so that the import can be killed while it sends.
     let stack = Stack::start_with(&[("GATEWAY_UPDATE_RATE", "2500")]).await;
     let dir = tempfile::tempdir().expect("a directory");
     let file = dir.path().join("leads.csv");
     let (leads, expected) = mixed_file(&stack, &file, ROWS).await;
     let count = |status: &str| expected.iter().filter(|one| **one == status).count();
 
-    // Killed while the third chunk is under way, and again when it was sent a second time.
+    // The import is killed while the third chunk is in flight, and again after this chunk was sent a second time.
     for _ in 0..2 {
         import_until_sent(&stack, &file, &["--resume"], 3000).await.kill().await.expect("killed");
     }
@@ -159,14 +159,14 @@ async fn a_file_is_imported_once_through_repeated_kills() {
     assert!(outcomes[5]["error"].contains("nowhere"), "{:?}", outcomes[5]);
     assert_ledger_has_each_row_once(&stack, &outcomes, &leads, &expected).await;
 
-    // Resumed once more it sends nothing.
+    // When the import is resumed once more, it sends nothing.
     let (code, again) = imported(&stack, &file, &["--resume"]).await;
     assert_eq!((code, &again["rows"]), (Some(ROWS_FAILED), &json!(ROWS)));
     assert_ledger_has_each_row_once(&stack, &outcomes, &leads, &expected).await;
 }
 
-/// Asserts that the ledger has every accepted row once, under the id in its outcome, and that the leads have the last
-/// ones.
+/// Asserts that the ledger has every accepted row once, under the id in its outcome, and that each lead has the values
+/// of its last row.
 async fn assert_ledger_has_each_row_once(
     stack: &Stack,
     outcomes: &[HashMap<String, String>],
@@ -190,8 +190,8 @@ async fn assert_ledger_has_each_row_once(
     assert_includes(&lead, json!({"name": format!("Ada, {last}"), "metadata": {"n": last.to_string()}}));
 }
 
-/// A file of 30 updates by reference in NDJSON: 24 succeed, 3 fail, 3 are refused; and the arguments that name its
-/// process.
+/// Writes an NDJSON file of 30 updates by reference: 24 succeed, 3 fail, 3 are rejected. Returns the file and the
+/// arguments for its project and process.
 async fn ndjson_file(stack: &Stack, dir: &TempDir) -> (PathBuf, [String; 4]) {
     let process_id = process_id(&stack.process_calling(&[]).await);
     stack.api.initiate(process_id, Some("R-1")).await;
@@ -245,7 +245,7 @@ async fn outcomes_whose_events_were_missed_are_queried() {
     assert_includes(&last, expected);
 }
 
-/// A file of updates of a new lead, every hundredth of which fails.
+/// Writes a file of updates of a new lead, of which every hundredth fails.
 async fn file(stack: &Stack, directory: &Path, rows: usize) -> PathBuf {
     let lead = stack.lead(&[]).await;
     let state = |n| if n % 100 == 99 { "nowhere" } else { "interested" };
@@ -255,7 +255,7 @@ async fn file(stack: &Stack, directory: &Path, rows: usize) -> PathBuf {
     file
 }
 
-/// Asserts that every row has its outcome, and that the ledger has each of their ids once.
+/// Asserts that every row has its outcome, and that the ledger has the id of each row once.
 async fn assert_every_row_has_its_outcome(stack: &Stack, file: &Path, rows: usize) {
     let outcomes = outcomes(file);
     assert_eq!(outcomes.len(), rows);
@@ -278,7 +278,7 @@ async fn assert_every_row_has_its_outcome(stack: &Stack, file: &Path, rows: usiz
 #[tokio::test]
 async fn an_interrupted_import_resumes_and_sends_no_row_twice() {
     const ROWS: usize = 3000;
-    // Rows behind the first 1500 are slowed down, so that the import can be interrupted while it sends.
+    // The rate limit slows down the rows after the first 1500, so that the import can be interrupted while it sends.
     let stack = Stack::start_with(&[("GATEWAY_UPDATE_RATE", "1500")]).await;
     let dir = tempfile::tempdir().expect("a directory");
     let file = file(&stack, dir.path(), ROWS).await;
@@ -309,11 +309,11 @@ async fn an_import_without_waiting_gets_its_outcomes_when_it_is_resumed() {
     assert_eq!((code, &report["pending"]), (Some(PENDING), &json!(ROWS)), "{report}");
     let pending = outcomes(&file);
     assert!(pending.iter().all(|row| row["status"] == "pending" && row["updateId"].len() == 24));
-    // Resumed without waiting it changes nothing.
+    // When the import is resumed without waiting, the outcomes do not change.
     let (code, report) = imported(&stack, &file, &["--resume", "--wait", "0s"]).await;
     assert_eq!((code, &report["pending"]), (Some(PENDING), &json!(ROWS)), "{report}");
     assert_eq!(outcomes(&file), pending);
-    // The events are over when it is resumed with waiting.
+    // All events have been published when the import is resumed with waiting.
     stack.wait_until_applied().await;
     let (code, report) = imported(&stack, &file, &["--resume"]).await;
 
@@ -341,7 +341,7 @@ async fn an_import_retries_while_the_gateway_is_away_and_stops_when_it_is_refuse
     let output = tokio::time::timeout(TEST_TIMEOUT * 2, child.wait_with_output()).await.expect("in time");
     assert_eq!(output.expect("leadctl").status.code(), Some(0));
 
-    // The same file is imported again on request, or when the files of the first import are gone.
+    // The same file is imported again with `--again`, or after the files of the first import were removed.
     let refused = import(&stack, &file, &[]).output().await.expect("leadctl");
     let printed = String::from_utf8_lossy(&refused.stderr);
     assert_eq!(refused.status.code(), Some(ERROR), "{printed}");
@@ -387,7 +387,7 @@ async fn a_hundred_thousand_rows_in_bounded_memory() {
     let output = loop {
         tokio::select! {
             output = &mut ended => break output.expect("leadctl"),
-            // The kernel forgets the peak when the process ends.
+            // The kernel discards the peak when the process ends.
             () = tokio::time::sleep(Duration::from_millis(20)) => {
                 peak = peak.max(memory_kib(pid, "VmHWM").unwrap_or_default());
             }

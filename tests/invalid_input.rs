@@ -1,4 +1,4 @@
-//! Invalid input: a clear error, nothing accepted, nothing lost; and a command that cannot be parsed or applied delays
+//! Invalid input gets a clear error, and nothing is accepted or lost. A command that cannot be parsed or applied delays
 //! no other.
 
 use std::collections::BTreeMap;
@@ -78,7 +78,7 @@ async fn poison_messages_become_whole_dead_letters_and_delay_no_update() {
         assert!(!letter.headers.get(headers::DEAD_LETTER_ERROR).expect("an error").as_str().is_empty());
         assert!(letter.payload == *body, "{subject}: not whole");
     }
-    // They are counted by reason, in the metrics and by leadctl.
+    // The metrics and leadctl count the dead letters by reason.
     let mut counts = BTreeMap::new();
     for (_, _, reason) in &poison {
         *counts.entry(*reason).or_insert(0) += 1;
@@ -90,7 +90,7 @@ async fn poison_messages_become_whole_dead_letters_and_delay_no_update() {
     }
     assert_eq!(stack.dead_letters_json(&["list"]).await["counts"], json!(counts));
 
-    // Each can be replayed with another body, and on another subject.
+    // Each dead letter can be replayed with another body, and on another subject.
     let file = tempfile::NamedTempFile::new().expect("a file");
     std::fs::write(file.path(), json!({"leadId": lead_id}).to_string()).expect("a file");
     let (body, project) = (file.path().to_str().expect("a path"), stack.api.project_id.to_string());
@@ -108,7 +108,7 @@ async fn poison_messages_become_whole_dead_letters_and_delay_no_update() {
 async fn the_deepest_body_that_is_accepted_is_applied_and_delivered() {
     let stack = Stack::start().await;
     let lead = stack.lead(&["crm"]).await;
-    // 64 levels; as metadata the field is one level deeper.
+    // The body has 64 levels. As metadata the field is one level deeper.
     let nested = (0..63).fold(json!(1), |inner, _| json!([inner]));
 
     let answer = stack.api.update_and_wait(json!({"leadId": lead, "deep": nested.clone()})).await;
@@ -144,7 +144,7 @@ async fn valid_commands_that_cannot_succeed_have_a_failed_outcome() {
 async fn an_update_that_the_database_refuses_delays_no_other() {
     let stack = Stack::start().await;
     let lead_id = stack.lead(&[]).await;
-    // Stands for any fault of the data that validation does not find.
+    // This constraint represents any fault of the data that validation does not detect.
     stack.sql("ALTER TABLE lead_state.lead_updates ADD CONSTRAINT odd CHECK (user_id IS DISTINCT FROM 'poison')").await;
 
     let mut updates = Vec::new();
@@ -160,7 +160,7 @@ async fn an_update_that_the_database_refuses_delays_no_other() {
     assert!(String::from_utf8_lossy(&letter.payload).contains("poison"));
 }
 
-/// A proxy that follows the other length would pass on what follows as the request of another client.
+/// A proxy that uses the other length would forward the rest as the request of another client.
 #[tokio::test]
 async fn a_request_with_two_lengths_is_the_last_one_of_its_connection() {
     let stack = Stack::start().await;
@@ -176,7 +176,7 @@ async fn a_request_with_two_lengths_is_the_last_one_of_its_connection() {
         let mut connection = TcpStream::connect(address).await.expect("a connection");
         connection.write_all(request.as_bytes()).await.expect("sent");
         let mut answers = Vec::new();
-        // The end may be a reset, because bytes are unread.
+        // The connection may end with a reset, because the server has unread bytes.
         let _ = timeout(TEST_TIMEOUT, connection.read_to_end(&mut answers)).await.expect("the connection is closed");
         let answers = String::from_utf8_lossy(&answers);
         assert_eq!(answers.matches("HTTP/1.1 ").count(), 1, "{lengths}: {answers}");
@@ -214,7 +214,7 @@ async fn a_refused_request_is_not_in_the_log() {
 async fn a_full_log_answers_503_and_loses_nothing() {
     let stack = Stack::start_with(&[("STREAM_MAX_BYTES", "1048576")]).await;
     let lead_id = stack.lead(&[]).await;
-    // The log is purged only as it is applied.
+    // Freezes lead-state, because the log is purged only as it is applied.
     stack.lead_state.freeze();
     let blob = "x".repeat(60_000);
 

@@ -1,4 +1,4 @@
-//! `lead.created`: the creation of a lead is an event like the others, however the lead was created.
+//! `lead.created`: the creation of a lead is an event like the others, for every way to create a lead.
 
 use contract::{ObjectId, rpc::ProcessChangeResult};
 use reqwest::Method;
@@ -9,7 +9,8 @@ use crate::support::{Stack, TEST_TIMEOUT, assert_includes, assert_ok, process_id
 
 const INITIATE: &str = "/api/v1/leads/initiate";
 
-/// A process with the callback `leads` for `lead.created`, and what `more` adds to it, and `crm`, which names no events.
+/// A process with two callbacks: `leads`, which gets `lead.created` and has the fields of `more`, and `crm`, which
+/// lists no events.
 async fn process(stack: &Stack, more: Value) -> ProcessChangeResult {
     let mut callback = json!({"name": "leads", "url": stack.receiver.url("/leads"), "events": ["lead.created"]});
     callback.as_object_mut().expect("an object").extend(more.as_object().cloned().unwrap_or_default());
@@ -29,7 +30,7 @@ fn webhook_id(request: &Request) -> String {
     request.header("webhook-id").expect("a webhook-id").to_owned()
 }
 
-/// The kinds in the history of a lead, the last one first.
+/// The history of a lead, newest first.
 async fn history(stack: &Stack, lead: &str) -> Vec<Value> {
     let history = assert_ok(stack.api.get(&format!("/api/v1/leads/{lead}/updates")).await)["data"].take();
     history.as_array().expect("a list").clone()
@@ -71,7 +72,7 @@ async fn each_lead_that_is_created_is_delivered_once() {
         "metadata": {"n": 1.5, "list": [null]},
     });
     assert_eq!((&body["type"], &body["data"]), (&json!("lead.created"), &data));
-    // The creations and the update of the lead that existed.
+    // These are the creations, and the update of the lead that existed.
     assert_includes(&report["updates"], json!({"accepted": 4, "succeeded": 4, "failed": 0, "pending": 0}));
     let callbacks = report["callbacks"].as_array().expect("callbacks");
     let of_leads = callbacks.iter().find(|callback| callback["name"] == "leads").expect("a callback");
@@ -161,7 +162,7 @@ async fn a_filter_selects_leads_by_what_they_are_created_with() {
     assert_eq!(stack.receiver.requests_to("/leads").len(), 1);
 }
 
-/// What a lead-state leaves that dies before it has logged the creation, or before it learns that it has.
+/// The state after lead-state died before it logged a creation, or before it received the ack.
 #[tokio::test]
 async fn a_creation_that_was_left_is_logged_by_the_leader_and_applied_once() {
     let stack = Stack::start().await;
@@ -181,7 +182,8 @@ async fn a_creation_that_was_left_is_logged_by_the_leader_and_applied_once() {
         )
     };
 
-    // Of a second lead nothing is logged; of the first one, only the row was left.
+    // The creation of the second lead is not logged. The creation of the first lead is logged, and its row in the
+    // outbox is left over.
     let second = left.to_string();
     let copy = format!(
         "INSERT INTO lead_state.leads SELECT (json_populate_record(l, json_build_object(
@@ -205,7 +207,7 @@ async fn a_creation_that_was_left_is_logged_by_the_leader_and_applied_once() {
     assert_eq!(stack.count("SELECT count(*) FROM lead_state.lead_updates WHERE kind = 'lead.created'").await, 2);
 }
 
-/// The log is away while leads are created: they are created, and their creations follow.
+/// While the log is unavailable, leads are created. Their creations are logged afterwards.
 #[tokio::test]
 async fn leads_are_created_while_the_log_refuses_their_creations() {
     let stack = Stack::start().await;

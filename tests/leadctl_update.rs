@@ -12,7 +12,7 @@ const UPDATE_FAILED: i32 = 5;
 const DELIVERY_EXHAUSTED: i32 = 6;
 const PENDING: i32 = 7;
 
-/// Runs `leadctl update send` for a lead: the exit code, and the last value printed.
+/// Runs `leadctl update send` for a lead, and returns the exit code and the last printed value.
 async fn send(stack: &Stack, lead: &str, args: &[&str]) -> (i32, Value) {
     let run = stack.leadctl(&[&["update", "send", "--lead-id", lead, "--json"], args].concat()).await;
     (run.code, run.json_lines().pop().unwrap_or_default())
@@ -75,7 +75,7 @@ async fn an_unmet_expectation_fails_the_update_and_with_wait_the_command(stack: 
     assert_eq!((code, &answer["status"]), (UPDATE_FAILED, &json!("failed")), "{answer}");
     assert!(answer["error"].as_str().is_some_and(|error| error.contains('1')), "the version is named: {answer}");
 
-    // Without --wait the exit code says only that the update was accepted.
+    // Without --wait the exit code shows only that the update was accepted.
     let (code, answer) = send(stack, lead, &["--name", "Eve", "--expected-state", "lost"]).await;
     assert_eq!((code, &answer["status"]), (0, &json!("failed")), "{answer}");
 }

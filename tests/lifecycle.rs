@@ -1,5 +1,5 @@
-//! How services end: unready before they drain, with nothing lost and exit code 0; and with another code when a task
-//! dies. How they start: on a schema that another version migrated.
+//! Start and stop of services. A service that stops is unready before it drains, loses nothing, and exits with 0; a
+//! service whose task dies exits with another code. A service starts on a schema that another version migrated.
 
 use std::{sync::atomic::Ordering, time::Duration};
 
@@ -20,7 +20,7 @@ use crate::support::{
 async fn sigterm_under_load_loses_nothing_and_delivers_nothing_twice() {
     let mut stack = Stack::start().await;
     let leads = stack.leads(&["crm"], 8).await;
-    // Slow, so that some are under way whenever the webhook-notifier is stopped.
+    // The endpoint is slow, so that some deliveries are in flight whenever the webhook-notifier is stopped.
     stack.receiver.on("/crm", [Reply::status(200).after(Duration::from_millis(100))]);
     let load = tokio::spawn(update_each(stack.api.clone(), leads, 400));
 
@@ -39,7 +39,7 @@ async fn sigterm_under_load_loses_nothing_and_delivers_nothing_twice() {
     let accepted = load.await.expect("the load");
     stack.wait_for_clean_audit().await;
 
-    // Nor is there an update without an acceptance, except those that the gateway answered with `not_confirmed`.
+    // All applied updates were accepted, except those that the gateway answered with `not_confirmed`.
     let applied = stack.count(LEDGER_ROWS).await as usize;
     let unconfirmed = stack.api.unconfirmed.load(Ordering::Relaxed);
     assert!((accepted.len()..=accepted.len() + unconfirmed).contains(&applied), "{applied}, {unconfirmed} unconfirmed");
@@ -54,7 +54,7 @@ async fn restarts_one_at_a_time_and_all_at_once_under_load_leave_a_clean_audit()
     let leads = stack.leads(&["crm"], 8).await;
     let load = tokio::spawn(update_each(stack.api.clone(), leads, 400));
 
-    // One at a time, as a rolling upgrade does.
+    // Restarts one service at a time, as a rolling upgrade does.
     for round in 0..3 {
         stack.wait_for_ledger_beyond(150 * (round + 1)).await;
         let service = match round {
@@ -66,7 +66,7 @@ async fn restarts_one_at_a_time_and_all_at_once_under_load_leave_a_clean_audit()
         assert!(status.success(), "{status}:\n{}", service.log());
         service.restart().await;
     }
-    // All at once, twice.
+    // Restarts all services at once, twice.
     for round in 0..2 {
         stack.wait_until_ready().await;
         stack.wait_for_ledger_beyond(600 + 300 * round).await;
@@ -77,7 +77,7 @@ async fn restarts_one_at_a_time_and_all_at_once_under_load_leave_a_clean_audit()
     }
     let accepted = load.await.expect("the load");
 
-    // An update whose answer was cut off was sent again as another one.
+    // If the response of an update was cut off, the client sent another update instead.
     let report = stack.wait_for_clean_audit().await;
     assert!(report["updates"]["succeeded"].as_u64() >= Some(accepted.len() as u64), "{report}");
     assert_exactly_once(&stack.pool, stack.api.project_id, &accepted, &stack.receiver.requests()).await;
@@ -91,7 +91,7 @@ async fn a_gateway_is_unready_before_it_drains_and_answers_requests_it_has_begun
     let (mut gateway, ready) = service("gateway", &stack.nats, &stack.postgres, &[("GATEWAY_LISTEN", &listen)]);
     gateway.wait_for_http(&ready, TEST_TIMEOUT).await;
 
-    // A client in the middle of its request: the gateway reads the body when it has answered "100 Continue".
+    // A client in the middle of its request: the gateway reads the body after it has answered "100 Continue".
     let mut client = TcpStream::connect(&listen).await.expect("a connection");
     let body = json!({"leadId": lead_id, "name": "Grace"}).to_string();
     let head = format!(
@@ -119,7 +119,7 @@ async fn a_gateway_is_unready_before_it_drains_and_answers_requests_it_has_begun
     assert_eq!(stack.api.outcome(&answer[start..start + 24]).await["status"], "succeeded");
 }
 
-/// Sends a request on a kept connection and reads the whole response; none if the connection ends before it.
+/// Sends a request on a kept connection and reads the whole response. Returns `None` if the connection ends first.
 async fn exchange(client: &mut TcpStream) -> Option<String> {
     client.write_all(b"GET /api/v1/leads/none HTTP/1.1\r\nHost: x\r\n\r\n").await.ok()?;
     let mut response = Vec::new();
@@ -147,7 +147,7 @@ async fn a_stopping_gateway_answers_idle_connections_once_more_and_asks_to_close
     assert!(!first.contains("connection: close"), "{first}");
 
     let (status, last) = tokio::join!(gateway.terminate(), async {
-        // Idle nearly all the time, as the connections of a proxy's pool.
+        // The connection is idle nearly all the time, like connections in a proxy's pool.
         loop {
             tokio::time::sleep(Duration::from_millis(50)).await;
             let response = exchange(&mut client).await.expect("a response, and not a closed connection");
@@ -173,7 +173,7 @@ async fn a_notifier_is_unready_before_it_drains_and_records_deliveries_under_way
 
     assert!(status.success(), "{status}:\n{}", stack.notifier.log());
     assert_eq!(stack.count(DELIVERED).await, 1);
-    // The next notifier does not deliver it again.
+    // The next notifier does not send the delivery again.
     stack.notifier.restart().await;
     stack.wait_for_clean_audit().await;
     assert_eq!(stack.receiver.requests_to("/crm").len(), 1);
@@ -183,7 +183,7 @@ async fn a_notifier_is_unready_before_it_drains_and_records_deliveries_under_way
 async fn a_leader_that_cannot_apply_ends_its_process_at_every_start_until_it_can() {
     let mut stack = Stack::start().await;
     let lead_id = stack.lead(&["crm"]).await;
-    // As with the schema of another version: neither a retry nor skipping the update would help.
+    // The table is missing, as with an incompatible schema. Neither retrying nor skipping the update would help.
     stack.sql("ALTER TABLE lead_state.lead_updates RENAME TO elsewhere").await;
     let update = stack.api.update(json!({"leadId": lead_id, "name": "Grace"})).await;
 
@@ -202,7 +202,7 @@ async fn a_leader_that_cannot_apply_ends_its_process_at_every_start_until_it_can
 async fn each_service_warns_once_of_what_the_nats_server_lacks() {
     let mut stack = Stack::start().await;
 
-    // Nor does it warn again of the same server after a reconnect.
+    // After a reconnect to the same server, the service does not warn again.
     stack.nats.kill9().await.expect("kill");
     stack.nats.restart().await.expect("restart");
 

@@ -1,4 +1,4 @@
-//! `leadctl listen`: outcomes arrive at a program without a callback, signed, in order, and as webhooks have them.
+//! `leadctl listen` delivers outcomes to a program without a callback: signed, in order, with the bodies of webhooks.
 
 use std::process::Stdio;
 
@@ -14,7 +14,7 @@ use crate::support::{LeadctlRun, Stack, TEST_TIMEOUT, verify};
 
 const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 
-/// Starts a command, and waits until it follows outcomes; its remarks before that.
+/// Starts a command and waits until it follows outcomes. Also returns the lines that it printed before.
 async fn start(mut command: Command) -> (Child, Lines<BufReader<ChildStderr>>, Vec<String>) {
     let child = command.kill_on_drop(true).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
     let mut child = child.expect("leadctl");

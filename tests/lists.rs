@@ -112,7 +112,7 @@ async fn updates_of_a_project_are_found_by_each_condition() {
     ];
     for (query, expected) in cases {
         let mut expected: Vec<_> = expected.iter().map(|index| updates[*index].clone()).collect();
-        // The ids of one second are in no order.
+        // Ids of the same second have no defined order.
         expected.sort_by(|one, other| other.cmp(one));
         assert_eq!(ids(&find(query).await, "updateId"), expected, "{query}");
     }
@@ -163,7 +163,7 @@ async fn leads_are_listed_newest_first_and_by_each_filter(stack: &Stack, applied
     }
     let since = service_kit::clock::now().to_iso();
     stack.api.update_and_wait(json!({"leadId": leads[2], "targetState": "lost", "metadata": {"n": 4}})).await;
-    // The ids of one second are in no order.
+    // Ids of the same second have no defined order.
     let mut newest_first = leads.clone();
     newest_first.sort_by(|one, other| other.cmp(one));
 

@@ -1,5 +1,5 @@
-//! Which log this is: a recreated one starts a new epoch, a reconfigured one does not, and a hole in it is not read
-//! past.
+//! The identity of the log: a recreated log starts a new epoch, a reconfigured log does not, and the leader does not
+//! read past a gap.
 
 use std::iter::repeat_n;
 
@@ -40,7 +40,7 @@ async fn a_reconfigured_log_keeps_its_epoch() {
     stack.api.update(json!({"leadId": lead_id, "name": "a"})).await;
     stack.wait_until_applied().await;
 
-    // Reconfigured after one restart and read back after another: nats-server 2.9 changes the stream's creation time.
+    // nats-server 2.9 changes the stream's creation time if the stream is reconfigured between two restarts.
     stack.nats.restart().await.expect("nats-server");
     let js = stack.js();
     eventually(TEST_TIMEOUT, "the log is reconfigured", async || {
@@ -61,7 +61,7 @@ async fn a_reconfigured_log_keeps_its_epoch() {
 async fn the_leader_does_not_read_past_a_hole_in_the_log() {
     let mut stack = Stack::start().await;
     let lead_id = stack.lead(&[]).await;
-    // More commands than are read ahead, while nothing can be applied.
+    // Logs more commands than the leader reads ahead, while nothing can be applied.
     let mut holding = stack.pool.begin().await.expect("a transaction");
     sqlx::query("SELECT 1 FROM lead_state.checkpoints FOR UPDATE")
         .execute(&mut *holding)

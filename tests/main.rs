@@ -1,4 +1,5 @@
-//! Leadrelay as a whole: its real binaries as processes, on real NATS and Postgres, each test with its own.
+//! Integration tests of the whole system: each test runs the real binaries as processes, with its own NATS and
+//! Postgres.
 
 mod accounts;
 mod activities;

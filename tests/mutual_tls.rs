@@ -1,5 +1,5 @@
-//! Callbacks with client certificates, at an endpoint that demands one: each callback presents its own, on connections of
-//! its own; the private key is shown nowhere.
+//! Callbacks with client certificates, at an endpoint that demands a certificate. Each callback presents its own
+//! certificate on separate connections, and no response shows the private key.
 
 use std::{
     io::{BufRead, BufReader, Read, Write},
@@ -54,7 +54,7 @@ impl Endpoint {
         let address = listener.local_addr().expect("an address");
         let received: Arc<Mutex<Vec<Received>>> = Arc::default();
         let requests = received.clone();
-        // It ends with the test's process.
+        // The thread ends with the test's process.
         std::thread::spawn(move || {
             for (number, stream) in listener.incoming().enumerate() {
                 let (config, requests) = (config.clone(), requests.clone());
@@ -62,7 +62,8 @@ impl Endpoint {
                     let stream = stream.expect("a connection");
                     let raw = stream.try_clone().expect("a socket");
                     let _ = serve(stream, number, config, &requests);
-                    // Closing a socket with unread bytes would reset the connection, and the client might lose the alert.
+                    // Closing a socket with unread bytes would reset the connection, and the client might lose the
+                    // alert.
                     let _ = raw.shutdown(Shutdown::Write);
                     let _ = raw.set_read_timeout(Some(TEST_TIMEOUT));
                     let _ = std::io::copy(&mut &raw, &mut std::io::sink());
@@ -110,7 +111,7 @@ fn serve(
         let client = stream.get_ref().conn.peer_certificates().expect("a certificate")[0].clone().into_owned();
         let path = head[0].split(' ').nth(1).expect("a path").to_owned();
         requests.lock().unwrap_or_else(PoisonError::into_inner).push(Received { path, connection, client });
-        // A token endpoint's answer, which other requests ignore.
+        // The response of a token endpoint, which other requests ignore.
         let body = r#"{"access_token":"t0ken","token_type":"Bearer","expires_in":3600}"#;
         write!(stream.get_mut(), "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len())?;
     }

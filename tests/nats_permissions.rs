@@ -1,5 +1,5 @@
-//! NATS with least privilege: under deploy/nats/accounts.conf everything works, and what it forbids is refused. See also
-//! `accounts`.
+//! NATS with least privilege: with deploy/nats/accounts.conf every feature works, and NATS rejects all forbidden
+//! subjects. See also `accounts`.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -25,8 +25,8 @@ pub(crate) fn password(user: &str) -> String {
     format!("password of {user}").replace(' ', "-")
 }
 
-/// A nats-server with the accounts of the deployment, and an observer in the account of the services who may do anything
-/// there.
+/// A nats-server with the accounts of the deployment, and a user `observer` without restrictions in the account of the
+/// services.
 async fn nats(program: Option<PathBuf>) -> LocalNats {
     let config = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/nats/accounts.conf"));
     let observer = format!("users: [\n{{ user: observer, password: {} }}", password("observer"));
@@ -48,7 +48,7 @@ pub(crate) async fn stack_on(program: Option<PathBuf>) -> Stack {
     let (nats, postgres) = tokio::join!(nats(program), postgres());
     let operator = NatsConfig::at(nats.url());
     let port = nats.port();
-    // The passwords beside the URLs, as in Kubernetes.
+    // The passwords are in separate variables, not in the URLs, as in Kubernetes.
     Stack::start_on(nats, postgres, &operator, |user| {
         vec![
             ("NATS_URL".into(), format!("nats://{user}@127.0.0.1:{port}")),
@@ -59,7 +59,7 @@ pub(crate) async fn stack_on(program: Option<PathBuf>) -> Stack {
     .await
 }
 
-/// A client of a user, and the errors that the server sends it.
+/// Connects as a user. Returns the client, and the errors that the server sends to it.
 pub(crate) async fn client(nats: &LocalNats, user: &str) -> (async_nats::Client, mpsc::UnboundedReceiver<String>) {
     let (refused, refusals) = mpsc::unbounded_channel();
     let client = async_nats::ConnectOptions::with_user_and_password(user.to_owned(), password(user))
@@ -84,8 +84,8 @@ pub(crate) fn assert_nothing_refused(stack: &Stack) {
     }
 }
 
-/// The project that the example producer may publish to, with a process and a lead; its client, and the secret of its
-/// callback.
+/// Creates the project that the example producer may publish to, with a process and a lead. Returns a client of the
+/// project, the ids of the process and the lead, and the secret of the callback.
 pub(crate) async fn producers_project(stack: &Stack) -> (Api, ObjectId, String, String) {
     let project_id: ObjectId = PROJECT.parse().expect("an id");
     sqlx::query("INSERT INTO lead_state.projects VALUES ($1, 'produced', now())")
@@ -219,7 +219,7 @@ async fn dead_letters_and_every_command_of_leadctl_are_permitted() {
     assert_eq!(report["updates"]["deadLetters"], 1, "{report}");
     let callbacks = stack.leadctl(&["callback", "list", "--json", "--project", PROJECT]).await;
     callbacks.assert_prints(&["\"name\":\"crm\"", "healthy"]);
-    // As the job `doctor` runs it. What a user may not look at would be reported as a fault.
+    // Runs the doctor with the NATS user of the job `doctor`. A missing permission would be reported as a fault.
     let doctor = stack.leadctl(&["doctor", "--json"]).await.json();
     let failed: Vec<_> =
         doctor["checks"].as_array().expect("checks").iter().filter(|c| c["state"] == "failed").collect();
@@ -307,7 +307,7 @@ async fn forbidden_subjects_are_refused_to_each_user() {
 #[tokio::test]
 async fn a_missing_permission_is_logged_as_an_error() {
     let (nats, postgres) = tokio::join!(nats(None), postgres());
-    // The user of a producer may neither subscribe to the gateway's inbox nor read its streams.
+    // A producer's user may neither subscribe to the gateway's inbox nor read the streams of the services.
     let url = nats.url_for("producer", &password("producer"));
     let (mut gateway, _): (Service, _) = service("gateway", &nats, &postgres, &[("NATS_URL", &url)]);
     let line = gateway.wait_for_log("NATS refuses", TEST_TIMEOUT + Duration::from_secs(10)).await;

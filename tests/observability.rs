@@ -13,7 +13,7 @@ const RUNBOOKS: &str = include_str!("../docs/operations/runbooks.md");
 const RULES: &str = include_str!("../deploy/observability/rules.yaml");
 const RULES_TEST: &str = include_str!("../deploy/observability/rules-test.yaml");
 
-/// The groups of alerts on metrics of others, which no service here has.
+/// The groups of alerts on metrics of other programs.
 const GROUPS_OF_OTHERS: [&str; 3] = ["nats", "postgres", "kubernetes"];
 
 /// A Prometheus that scrapes every second, with the alerts.
@@ -25,7 +25,7 @@ struct Prometheus {
 }
 
 impl Prometheus {
-    /// None where Prometheus cannot be installed.
+    /// Returns `None` if Prometheus cannot be installed.
     async fn start(targets: &[&str]) -> Option<Self> {
         let installed = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.ci/prometheus")).output();
         let directory = match installed {
@@ -128,7 +128,8 @@ fn every_alert_has_a_runbook_and_a_test() {
     }
 }
 
-/// Brings about everything that is measured: updates that succeed and fail, webhooks that fail, a dead letter, a call.
+/// Causes everything that the metrics measure: updates that succeed and fail, webhooks that fail, a dead letter, a
+/// call.
 async fn make_everything_happen(stack: &Stack) {
     stack.receiver.on("/gone", [Reply::status(410)]);
     stack.receiver.on("/down", std::iter::repeat_n(Reply::status(500), 10));
@@ -141,7 +142,7 @@ async fn make_everything_happen(stack: &Stack) {
     assert_eq!(stack.api.get("/api/v1/nowhere").await.0, 404);
     stack.publish(format!("leads.cmd.{}.update", stack.api.project_id), "{").await;
     stack.publish_call("started", &json!({"leadId": lead_id, "callId": "c-1"})).await;
-    // The second one to /gone waits: it is disabled.
+    // The second delivery to /gone waits, because its callback is disabled.
     let settled = "SELECT count(*) FROM webhooks.deliveries WHERE attempts > 0 OR callback_id IN
                    (SELECT callback_id FROM webhooks.callback_health)";
     stack.wait_for_count(settled, 6).await;
@@ -181,7 +182,7 @@ async fn every_series_of_the_alerts_and_the_dashboard_exists_with_its_value() {
     let ports = [&stack.gateway_ready, &stack.lead_state_ready, &stack.notifier_ready];
     let targets = ports.map(|url| url.trim_start_matches("http://").trim_end_matches("/readyz"));
     let Some(prometheus) = Prometheus::start(&targets).await else { return };
-    // An increase is seen only if the counter was scraped before.
+    // Prometheus detects an increase only if it scraped the counter before.
     prometheus.wait_for("count(up == 1)", "3").await;
     let quiet = prometheus.firing().await;
     assert!(quiet.is_empty(), "{quiet:?}");

@@ -1,4 +1,5 @@
-//! Operational events: callbacks that fail, are disabled or recover, and exhausted deliveries, to callbacks that name them.
+//! Operational events: callbacks that list them receive that other callbacks fail, are disabled, recover, or exhaust
+//! deliveries.
 
 use std::collections::BTreeSet;
 
@@ -13,7 +14,7 @@ use crate::support::{Stack, TEST_TIMEOUT, all_pages, assert_includes, process_id
 
 const ALL: [&str; 4] = ["callback.failing", "callback.disabled", "callback.recovered", "delivery.exhausted"];
 
-/// A process with the callback `crm`, and the project's callback `owner`, which names every operational event.
+/// A process with the callback `crm`, and the project's callback `owner`, which lists every operational event.
 async fn with_owner(stack: &Stack) -> (ProcessChangeResult, ProcessChangeResult) {
     let applied = stack.process_calling(&["crm"]).await;
     let owner = json!([{"name": "owner", "url": stack.receiver.url("/owner"), "events": ALL}]);
@@ -34,7 +35,7 @@ fn kind(request: &Request) -> String {
     request.json()["type"].as_str().expect("a type").to_owned()
 }
 
-/// The requests to `/owner` with this kind, once there are this many.
+/// Waits for this many requests of this kind to `/owner`, and returns them.
 async fn of_kind(stack: &Stack, wanted: &str, count: usize) -> Vec<Request> {
     eventually(TEST_TIMEOUT, "the owner receives the event", async || {
         let requests = stack.receiver.requests_to("/owner");
@@ -109,7 +110,8 @@ async fn a_callback_that_fails_for_a_while_is_reported_once_and_once_more_when_i
     assert_eq!(stack.receiver.requests_to("/owner").len(), 2, "one of each");
 }
 
-/// A dead endpoint makes a few events, whose numbers add up, and the events that the owner does not accept make none.
+/// A dead endpoint causes a few events, whose numbers add up. Events that the owner's endpoint rejects cause no further
+/// events.
 #[tokio::test]
 async fn exhausted_deliveries_are_reported_together_and_events_cause_no_events() {
     const UPDATES: usize = 300;
@@ -118,7 +120,7 @@ async fn exhausted_deliveries_are_reported_together_and_events_cause_no_events()
     let stack = Stack::start_with(&settings).await;
     let (applied, owner) = with_owner(&stack).await;
     let lead = stack.api.initiate(process_id(&applied), None).await;
-    // Not 500, which would open the breaker.
+    // The status is not 500, which would open the breaker.
     stack.receiver.on("/crm", [400]);
 
     for number in 0..UPDATES {
@@ -144,7 +146,7 @@ async fn exhausted_deliveries_are_reported_together_and_events_cause_no_events()
         if found.is_empty() { Err(String::new()) } else { Ok(found) }
     })
     .await;
-    // Then each of them is counted, if it is to be reported.
+    // At that point each of them is counted, if it must be reported.
     let uncounted = "SELECT count(*) FROM webhooks.deliveries WHERE status = 'exhausted' AND NOT exhausted_announced";
     stack.wait_for_count(uncounted, 0).await;
     let counted = "SELECT count(*) FROM webhooks.exhausted_deliveries WHERE callback_id = $1";
@@ -162,7 +164,7 @@ async fn exhausted_deliveries_are_reported_together_and_events_cause_no_events()
     assert!(!about_owner);
     stack.wait_for_count("SELECT count(*) FROM webhooks.exhausted_deliveries WHERE deliveries > 0", 0).await;
     stack.wait_for_count("SELECT count(*) FROM webhooks.operational_events", 0).await;
-    // The series of failures of crm ends, which is written with those that began before: the owner's is none of them.
+    // Ending crm's series of failures also writes every series that began earlier. The owner has no such series.
     stack.receiver.on("/crm", [200]);
     update(&stack, &lead, UPDATES + 1).await;
     stack.wait_for_count("SELECT count(*) FROM webhooks.callback_failures", 0).await;
@@ -208,7 +210,7 @@ async fn a_crash_neither_loses_an_event_nor_repeats_it_under_another_id() {
     stack.wait_for_clean_audit().await;
 }
 
-/// An owner's endpoint that unsubscribes is disabled, and no event reports it.
+/// The callback of an owner whose endpoint answers 410 is disabled, and no event reports that.
 #[tokio::test]
 async fn an_event_that_is_answered_410_disables_its_callback_without_another_event() {
     let stack = Stack::start().await;
@@ -224,7 +226,7 @@ async fn an_event_that_is_answered_410_disables_its_callback_without_another_eve
     update(&stack, &lead, 1).await;
     of_kind(&stack, "callback.disabled", 1).await;
     stack.wait_for_count("SELECT count(*) FROM webhooks.callback_health WHERE enabled_at IS NULL", 2).await;
-    // Events are delivered in their order: one about the other owner would be before this one.
+    // Events are delivered in order, so an event about the other owner would be delivered before this one.
     update(&stack, &lead, 2).await;
     of_kind(&stack, "callback.disabled", 2).await;
 
@@ -232,7 +234,7 @@ async fn an_event_that_is_answered_410_disables_its_callback_without_another_eve
     let about: Vec<Value> =
         stack.receiver.requests_to("/owner").iter().map(|one| one.json()["data"]["callbackId"].clone()).collect();
     assert!(!about.contains(&json!(other)), "{about:?}");
-    // What waited for them meanwhile is delivered.
+    // Their waiting deliveries are then sent.
     for callback_id in [other, callback_id(&applied)] {
         stack.call(&EnableCallback { callback_id }).await;
     }

@@ -1,5 +1,5 @@
-//! Callbacks with an order (`ordering: "lead"`): each delivery of a lead waits for the one before, through any number
-//! of notifiers and the death of one; other leads do not wait, nor do slow endpoints of other callbacks delay any.
+//! Ordered callbacks (`ordering: "lead"`): each delivery of a lead waits for the previous one, with several notifiers
+//! and after the death of one. Other leads do not wait, and slow endpoints of other callbacks delay no delivery.
 
 use std::time::Duration;
 
@@ -9,7 +9,8 @@ use test_support::{Reply, Service};
 
 use crate::support::{Stack, TEST_TIMEOUT, assert_ok, numbers, process_id, service};
 
-/// A stack with two notifiers, and a process with an ordered callback, `crm`, and perhaps one that hangs.
+/// A stack with two notifiers and a process with the ordered callback `crm`. If `one_hangs`, the process has a second
+/// callback, whose endpoint hangs.
 async fn two_notifiers(schedule: &str, one_hangs: bool) -> (Stack, Service, ProcessChangeResult) {
     let extra = [("RETRY_SCHEDULE", schedule)];
     let stack = Stack::start_with(&extra).await;
@@ -89,7 +90,8 @@ async fn the_order_survives_the_death_of_a_notifier() {
     stack.receiver.wait_for_requests("/crm", 15, TEST_TIMEOUT).await;
     stack.notifier.kill9().await;
 
-    // Its claims expire with their lease, and its unacknowledged events are sent to the other one.
+    // Claims of the dead notifier expire with their lease, and its unacknowledged events are sent to the other
+    // notifier.
     let requests = stack
         .receiver
         .wait_for(TEST_TIMEOUT * 5, |requests| {
@@ -98,7 +100,8 @@ async fn the_order_survives_the_death_of_a_notifier() {
         })
         .await;
     for (lead, numbers) in numbers(&requests) {
-        // At least once: a delivery under way at the death comes again, before any later one of its lead.
+        // Deliveries arrive at least once. A delivery that was in flight when the notifier died is sent again, before
+        // any later delivery of its lead.
         assert!(numbers.is_sorted(), "{lead}: {numbers:?}");
         let mut distinct = numbers.clone();
         distinct.dedup();

@@ -1,4 +1,4 @@
-//! Packs: many commands in one message of the log mean what the same commands would mean as messages of their own.
+//! Packs: many commands in one message of the log have the same effect as separate messages.
 
 use bytes::Bytes;
 use contract::{
@@ -20,7 +20,7 @@ fn command(project_id: ObjectId, kind: &str, body: impl ToString) -> PackedComma
     }
 }
 
-/// An update with an id of its own, which ends in this number.
+/// An update with an id that ends in this number.
 fn numbered(lead_id: &str, number: u32) -> Value {
     json!({"updateId": format!("{:08x}{number:016x}", 0x6964_7edf), "leadId": lead_id, "metadata": {"n": number}})
 }
@@ -47,13 +47,13 @@ async fn the_commands_of_a_pack_are_applied_once_and_in_order() {
             command(own, "call.ended", json!({"leadId": ours, "callId": "c"})),
             command(own, "update", numbered(&ours, 6)),
             command(other.project_id, "update", &last),
-            // Both have no id, and each gets its own.
+            // Both commands have no id, and each gets its own.
             command(own, "update", json!({"leadId": ours, "name": "Eve"})),
             command(own, "update", json!({"leadId": ours, "name": "Ada"})),
         ],
     )
     .await;
-    // Sent again: in a pack, and as a message of its own.
+    // The command is sent again, in a pack and as a separate message.
     publish(&stack, &[command(other.project_id, "update", &last), command(own, "update", &third)]).await;
     stack.publish_update(&numbered(&ours, 6)).await;
 
@@ -77,7 +77,7 @@ async fn a_bad_command_of_a_pack_is_a_dead_letter_alone() {
     let stack = Stack::start().await;
     let lead = stack.lead(&["crm"]).await;
     let own = stack.api.project_id;
-    // Stands for any fault of the data that validation does not find.
+    // This constraint represents any fault of the data that validation does not detect.
     stack.sql("ALTER TABLE lead_state.lead_updates ADD CONSTRAINT odd CHECK (user_id IS DISTINCT FROM 'poison')").await;
 
     let mut poison = numbered(&lead, 3);
@@ -128,7 +128,7 @@ async fn a_message_that_is_no_pack_is_a_dead_letter() {
     stack.wait_for_clean_audit().await;
 }
 
-/// A batch that Postgres refuses is split, so its parts are separate transactions, and the leader may die between them.
+/// A batch that Postgres rejects is split into separate transactions, and the leader may die between them.
 #[tokio::test]
 async fn a_leader_that_dies_inside_a_pack_is_followed_by_one_that_applies_the_rest() {
     let mut stack = Stack::start().await;
@@ -182,7 +182,7 @@ async fn updates_that_wait_for_the_log_share_a_message_by_turns() {
     let stack = Stack::start().await;
     let ours = stack.lead(&["crm"]).await;
     let Tenant { api: other, lead_id: theirs, .. } = Tenant::new(&stack, "other", json!([])).await;
-    // The log has acknowledged something, so that the gateway is connected to it.
+    // Waits for an acknowledgement of the log, so that the gateway is connected to it.
     stack.api.update_and_wait(json!({"leadId": ours, "name": "first"})).await;
 
     stack.nats.signal(Signal::Stop).expect("a signal");
@@ -215,7 +215,7 @@ async fn updates_that_wait_for_the_log_share_a_message_by_turns() {
     );
 }
 
-/// Waits until so many requests wait for their answers.
+/// Waits until this many requests are in progress.
 async fn wait_for_requests(stack: &Stack, count: usize) {
     let metrics = stack.gateway_ready.replace("/readyz", "/metrics");
     let expected = format!("leadrelay_gateway_requests_in_flight {count}\n");

@@ -1,4 +1,4 @@
-//! Callbacks that are paused, off or disabled: their deliveries are recorded and wait; none is lost, and none is sent.
+//! Callbacks that are paused, off or disabled: their deliveries are recorded and wait. No delivery is lost or sent.
 
 use contract::{ObjectId, rpc::ProcessChangeResult};
 use reqwest::Method;
@@ -12,7 +12,7 @@ use crate::support::{
 
 const HELD: &str = "SELECT count(*) FROM webhooks.deliveries WHERE status = 'pending' AND attempts = 0";
 
-/// Pauses or resumes a callback over HTTP; whether it was paused.
+/// Pauses or resumes a callback over HTTP, and returns whether it was paused before.
 async fn post(stack: &Stack, applied: &ProcessChangeResult, callback_id: ObjectId, action: &str) -> Value {
     let path = format!("/api/v1/processes/{}/callbacks/{callback_id}/{action}", process_id(applied));
     assert_ok(stack.api.post(&path, &json!({})).await)["data"]["wasPaused"].take()
@@ -43,7 +43,7 @@ async fn a_callback_paused_under_load_gets_every_event_once_and_in_order_after_i
     load.wait_for_more_applied(&stack.api, 10).await;
     let sent = ["/crm", "/ordered"].map(|path| stack.receiver.requests_to(path).len());
     load.wait_for_more_applied(&stack.api, 20).await;
-    // The pause survives the notifier.
+    // The pause survives a restart of the notifier.
     assert!(stack.notifier.terminate().await.success());
     stack.notifier.restart().await;
     load.wait_for_more_applied(&stack.api, 20).await;
@@ -77,7 +77,7 @@ async fn a_callback_paused_under_load_gets_every_event_once_and_in_order_after_i
     for (lead, numbers) in numbers(&stack.receiver.requests_to("/ordered")) {
         assert!(numbers.is_sorted(), "{lead}: {numbers:?}");
     }
-    // Nothing that waited is sent before what waited longer, but for those under way together.
+    // Waiting deliveries are sent oldest first, except those that are in flight at the same time.
     let waited = stack.receiver.requests_to("/crm").split_off(sent[0]);
     let first = waited[0].json()["data"]["n"].as_u64().expect("a number") as usize;
     assert!(first <= sent[0] + 10, "{first} is sent first, after {}", sent[0]);
@@ -117,7 +117,7 @@ async fn large_bodies_that_waited_for_many_callbacks_are_sent_a_share_of_the_poo
     const CALLBACKS: usize = 30;
     const UPDATES: usize = 4;
     const BLOB: usize = 200_000;
-    // Half of a pool of 64 units of 64 KiB is the share of a project.
+    // The share of a project is half of a pool of 64 units of 64 KiB.
     const SHARE: usize = 32 * 64 * 1024;
     let settings = [("MAX_IN_FLIGHT", "64"), ("RETRY_SCHEDULE", "0s,100ms,100ms,100ms")];
     let stack = Stack::start_with(&settings).await;
@@ -139,7 +139,7 @@ async fn large_bodies_that_waited_for_many_callbacks_are_sent_a_share_of_the_poo
     stack.process(callbacks(true)).await;
 
     stack.receiver.wait_for_requests("/crm", 2, TEST_TIMEOUT).await;
-    // The retries of another tenant show that rounds went by.
+    // The retries of another tenant show that several rounds have passed.
     stack.receiver.on("/other", [500]);
     let other = json!([{"name": "other", "url": stack.receiver.url("/other")}]);
     let Tenant { api, lead_id, .. } = Tenant::new(&stack, "other", other).await;
@@ -206,7 +206,8 @@ async fn a_callback_gets_nothing_while_its_disabling_is_recorded() {
     stack.receiver.on("/crm", [410, 200]);
     let applied = stack.process_calling(&["crm", "other"]).await;
     let lead = stack.api.initiate(process_id(&applied), None).await;
-    // The record waits, and each synchronization reads that no callback is disabled.
+    // While the lock is held, the record cannot be written, and each synchronization reads that no callback is
+    // disabled.
     let mut transaction = stack.pool.begin().await.expect("a transaction");
     let lock = sqlx::raw_sql("LOCK TABLE webhooks.callback_health IN SHARE MODE").execute(&mut *transaction).await;
     lock.expect("the lock");
@@ -214,7 +215,7 @@ async fn a_callback_gets_nothing_while_its_disabling_is_recorded() {
     stack.receiver.wait_for_requests("/crm", 1, TEST_TIMEOUT).await;
     let waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
     stack.wait_for_count(waits, 1).await;
-    // Each of them is answered after a synchronization.
+    // Each of these requests is answered after a synchronization.
     let other = applied.process.callbacks[1].callback_id;
     post(&stack, &applied, other, "pause").await;
     post(&stack, &applied, other, "resume").await;
@@ -284,7 +285,7 @@ async fn the_pause_of_a_removed_callback_ends_and_that_of_an_unreadable_process_
         post(&stack, &applied, callback, "pause").await;
     }
     post(&stack, &unreadable, lost, "pause").await;
-    // As the version before paused it: the next start finds its process.
+    // The state of a pause by the previous version. The next start finds its process.
     let forget =
         format!("UPDATE webhooks.paused_callbacks SET project_id = NULL WHERE callback_id = decode('{old}', 'hex')");
     stack.sql(&forget).await;

@@ -8,7 +8,7 @@ use test_support::eventually;
 
 use crate::support::{Api, LEDGER_ROWS, Stack, TEST_TIMEOUT, Tenant, assert_includes, process_id};
 
-/// An update id that was made now.
+/// An update id with the current time.
 fn update_id() -> String {
     service_kit::clock::new_id().to_string()
 }
@@ -24,7 +24,7 @@ async fn a_producers_body_is_the_body_of_an_update() {
 
     assert_eq!(answer, json!({"stream": LEAD_COMMANDS, "seq": 1}));
     let body = stack.receiver.wait_for_requests("/crm", 1, TEST_TIMEOUT).await[0].json();
-    // What claims to be of the gateway is metadata, as over HTTP.
+    // Fields that look like fields of the gateway are metadata, as over HTTP.
     let data = json!({"source": "import", "a": 1, "apiKeyId": lead_id, "updateId": 7});
     assert_eq!((&body["updateId"], &body["data"]), (&json!(id), &data));
     let timeline = stack.api.outcome(&id).await;
@@ -34,7 +34,7 @@ async fn a_producers_body_is_the_body_of_an_update() {
     assert_ne!(lead["name"], "");
 }
 
-/// A producer may choose the id that another project's update has.
+/// A producer may choose the id of an update of another project.
 #[tokio::test]
 async fn two_projects_with_one_update_id_are_sent_their_own_bodies_again() {
     let stack = Stack::start_with(&[("RETRY_SCHEDULE", "0s,1s,1s,1s,1s")]).await;
@@ -46,7 +46,7 @@ async fn two_projects_with_one_update_id_are_sent_their_own_bodies_again() {
         let spec =
             json!({"projectId": api.project_id, "name": "p", "states": [{"name": "new"}], "callbacks": callbacks});
         let lead_id = api.initiate(process_id(&stack.apply(spec).await), None).await;
-        // Too long for the row of its delivery.
+        // The body is too long for the row of its delivery.
         let body = json!({"leadId": lead_id, "text": path.repeat(1000)});
         stack.produce(api.project_id, "update", &[("Leadrelay-Update-Id", &id)], &body).await;
     }
@@ -99,14 +99,14 @@ async fn ids_count_within_a_project_and_headers_for_jetstream_do_nothing() {
     let by_reference =
         json!({"referenceId": "R-1", "projectId": own, "processId": process_id(&applied), "name": "Ada"});
 
-    // Another project's message id is another id, also for call events.
+    // Message ids of different projects do not conflict, also for call events.
     let id: &[_] = &[("Nats-Msg-Id", "m-1")];
     assert_eq!(stack.produce(other.project_id, "call.started", id, &call).await["seq"], 1);
     assert_eq!(stack.produce(own, "call.started", id, &call).await["seq"], 2);
     assert_includes(&stack.produce(own, "call.started", id, &call).await, json!({"seq": 2, "duplicate": true}));
     assert_eq!(stack.produce(own, "call.ended", &[], &call).await["seq"], 3);
 
-    // A producer that repeats an update under its id, long after or with other message ids.
+    // A producer repeats an update under its id with other message ids, as it would long after.
     let (id, trace) = (update_id(), "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
     for number in 1..=3 {
         let message_id = format!("retry-{number}");

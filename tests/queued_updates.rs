@@ -1,5 +1,5 @@
-//! Updates that are queued during calls (`duringCall: "queue"`): they wait for the end of the call or its expiry, and
-//! are then decided in log order, once, through any crash; other leads do not wait.
+//! Updates that are queued during calls (`duringCall: "queue"`) wait for the end or the expiry of the call. They are
+//! then decided once and in log order, even after crashes. Updates of other leads do not wait.
 
 use contract::streams::LEAD_EVENTS;
 use reqwest::Method;
@@ -30,13 +30,13 @@ async fn call(stack: &Stack, event: &str, body: Value) {
     stack.wait_until_applied().await;
 }
 
-/// The timeline of an update that may be pending.
+/// The timeline of an update, which may be pending.
 async fn timeline(stack: &Stack, update_id: &str) -> Value {
     assert_ok(stack.api.get(&format!("/api/v1/updates/{update_id}")).await)["data"].take()
 }
 
-/// Queues three updates of a lead during two calls, `c-1` and `c-2`: one that succeeds, one that fails, and one that
-/// depends on the first. An update before them has succeeded.
+/// Applies an update, then queues three more updates of the lead during two calls, `c-1` and `c-2`: one that succeeds,
+/// one that fails, and one that depends on the first.
 async fn queue_three(stack: &Stack, lead: &str) -> Vec<String> {
     stack.api.update_and_wait(json!({"leadId": lead, "metadata": {"n": 0}})).await;
     call(stack, "started", json!({"leadId": lead, "callId": "c-1"})).await;
@@ -78,7 +78,7 @@ async fn queued_updates_are_decided_in_log_order_when_the_last_call_ends() {
     let (mut stack, [lead, other]) = queueing(["A", "B"]).await;
     let queued = queue_three(&stack, &lead).await;
 
-    // Neither repeated commands, nor a new leader, nor the end of one of two calls decide them.
+    // Repeated commands, a new leader and the end of one of two calls do not release the queued updates.
     for lead in [&lead, &other] {
         stack.publish_update(&json!({"updateId": queued[0], "leadId": lead, "name": "again"})).await;
     }
@@ -91,7 +91,7 @@ async fn queued_updates_are_decided_in_log_order_when_the_last_call_ends() {
     let expected = json!({"accepted": 7, "succeeded": 4, "failed": 0, "pending": 3, "queued": 3, "duplicates": 2, "deadLetters": 0});
     assert_eq!((&report["updates"], &report["clean"]), (&expected, &json!(true)), "{report}");
 
-    // An update directly behind the end of the call is decided after those that waited for it.
+    // An update directly after the end of the call is decided after the queued updates.
     stack.publish_call("ended", &json!({"leadId": lead, "callId": "c-1"})).await;
     let after = json!({"leadId": lead, "metadata": {"n": 3}});
     let after = assert_ok(stack.api.ask(Method::POST, UPDATE, &[("if-match", "\"4\"")], &after).await);
@@ -159,8 +159,8 @@ async fn a_full_queue_refuses_and_is_announced_completely_after_a_crash() {
     call(&stack, "ended", json!({"leadId": lead})).await;
     assert_eq!(stack.count(QUEUED).await, 0);
     stack.wait_for_clean_audit().await;
-    // As if it had died before it recorded the announcements: all rows decided at one entry of the log are
-    // announced again, not only as many as one read returns.
+    // The state after lead-state died before it recorded the announcements. All rows decided at one entry of the log
+    // are announced again, even if there are more than one read returns.
     stack.lead_state.kill9().await;
     stack.sql("UPDATE lead_state.checkpoints SET generation = generation + 1, announced_sequence = 0").await;
     stack.lead_state.restart().await;

@@ -29,7 +29,8 @@ use crate::support::{
     publish_in_order,
 };
 
-/// Decides messages in random batches, on a state that is stored as the database stores it; dead letters and outcomes.
+/// Decides messages in random batches, and stores the state as the database does. Returns the dead letters and the
+/// outcomes.
 fn decide_all(
     state: &mut BatchState,
     messages: &[LogMessage],
@@ -63,7 +64,7 @@ fn decide_all(
         for queue in state.queued.values_mut() {
             queue.sort_by_key(|queued| queued.update.position);
         }
-        // What the cache keeps is what the database has.
+        // The cache must contain the same queued updates as the database.
         for (lead_id, queue) in plan.queued {
             assert_eq!(state.queued.get(&lead_id).cloned().unwrap_or_default(), queue);
         }
@@ -138,7 +139,7 @@ fn two_processes(project_id: ObjectId) -> (Model, BatchState, Vec<Leads>) {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
-    /// Decisions on batches of any size equal those of the model on one message after the other.
+    /// Decisions on batches of any size equal those of the model, which decides one message after the other.
     #[test]
     fn batches_decide_like_the_model(seed: u64, length in 1_usize..120) {
         let mut random = StdRng::seed_from_u64(seed);
@@ -218,7 +219,7 @@ async fn a_random_history_leaves_the_database_equal_to_the_model() {
     assert!(special, "the history has too few special cases");
 }
 
-/// The same commands, some of them in packs. Only JSON can be in a pack.
+/// Combines some of the commands into packs. A pack can contain only JSON.
 fn packed(sent: Vec<(String, Bytes)>, random: &mut StdRng) -> Vec<(String, Bytes)> {
     let is_json = |payload: &Bytes| serde_json::from_slice::<&RawValue>(payload).is_ok();
     let mut sent = sent.into_iter().peekable();
@@ -229,7 +230,7 @@ fn packed(sent: Vec<(String, Bytes)>, random: &mut StdRng) -> Vec<(String, Bytes
         while commands.len() < most
             && let Some((subject, payload)) = sent.next_if(|(_, payload)| is_json(payload))
         {
-            // A payload has no space around it there.
+            // A payload in a pack has no white space around it.
             let payload = payload.slice_ref(payload.trim_ascii());
             commands.push(PackedCommand { subject, traceparent: None, payload });
         }

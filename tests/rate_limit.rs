@@ -30,7 +30,7 @@ async fn one_key_that_floods_is_slowed_down_and_no_other() {
     assert_eq!(statuses[..20], [200; 20]);
     let limited = statuses.iter().filter(|status| **status == 429).count();
     assert!(limited > 0 && statuses.iter().all(|status| [200, 429].contains(status)), "{statuses:?}");
-    // Neither another key nor the other endpoints are limited, and the key itself is served again after a while.
+    // Other keys and other endpoints are not limited, and the key itself is served again after a while.
     assert_ok(other.post(UPDATE, &body).await);
     stack.api.lead(&lead_id).await;
     stack.api.update_until_accepted(&body).await;
@@ -51,7 +51,7 @@ async fn the_producers_of_a_project_have_a_rate_beside_its_keys_and_other_projec
     let answers = join_all((0..100).map(|_| produce(stack.api.project_id))).await;
     let refusal = |answer: &Value| answer["error"]["description"].as_str().map(str::to_owned);
     let refusals: Vec<_> = answers.iter().filter_map(refusal).collect();
-    // Those of the first moment, and those that the rate admits while a message may wait.
+    // The accepted messages are the burst, and those that the rate admits while the others wait.
     let accepted = answers.len() - refusals.len();
     assert!((20..=60).contains(&accepted), "{accepted} accepted, {refusals:?}");
     assert!(refusals.iter().all(|refusal| refusal.starts_with("rate_limited: ")), "{refusals:?}");
@@ -72,7 +72,7 @@ async fn a_project_that_used_up_its_budget_of_work_is_refused_and_no_other() {
     let other = Api::create(stack.api.url.clone(), &stack.client, "other").await;
     stack.api.update_and_wait(json!({"leadId": lead_id, "metadata": {"blob": "x".repeat(250_000)}})).await;
 
-    // Each of few bytes, but of a megabyte of work.
+    // Each update has few bytes, but causes a megabyte of work.
     let body = json!({"leadId": lead_id, "name": "Ada"});
     stack.api.update_until_accepted(&body).await;
     let answers = join_all((0..UPDATES).map(|_| async {
@@ -88,7 +88,7 @@ async fn a_project_that_used_up_its_budget_of_work_is_refused_and_no_other() {
     for (status, waits, text) in refused {
         assert!(*status == 429 && *waits && text.contains("work_limited"), "{status} {text}");
     }
-    // Those that were accepted are applied, and the project is served again after a while.
+    // The accepted updates are applied, and the project is served again after a while.
     stack.api.update_until_accepted(&body).await;
     let accepted = answers.iter().filter(|(status, ..)| *status == 200).count();
     stack.wait_for_count("SELECT count(*) FROM lead_state.lead_updates WHERE success", accepted as i64 + 3).await;

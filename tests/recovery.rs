@@ -1,5 +1,5 @@
-//! A database or a log set back to an older state, each without the other: detected, reported, and mended by one
-//! command, after which the audit is clean.
+//! Recovery: the database or the log is restored to an older state without the other. That is detected and reported,
+//! one command resolves it, and the audit is clean afterwards.
 
 use std::path::Path;
 
@@ -12,8 +12,8 @@ use crate::support::{
     DELIVERED, LEDGER_ROWS, Stack, TEST_TIMEOUT, assert_includes, by_update, health_page, process_id, service,
 };
 
-/// Waits until the metrics beside this readiness page show that lead-state is halted for this reason alone, or not at
-/// all.
+/// Waits until the metrics at the address of this readiness page show that lead-state is halted for exactly this
+/// reason, or is not halted.
 async fn wait_for_gauge(ready: &str, halted: Option<&str>) {
     eventually(TEST_TIMEOUT, "the gauge shows why it is halted", async || {
         let (_, text) = health_page(ready, "/metrics").await?;
@@ -70,7 +70,7 @@ async fn started() -> (Stack, String) {
     (stack, lead)
 }
 
-/// Sends updates and waits for their outcomes; their ids.
+/// Sends updates, waits for their outcomes, and returns their ids.
 async fn update(stack: &Stack, lead: &str, count: usize) -> Vec<String> {
     let mut ids = Vec::new();
     for number in 0..count {
@@ -105,7 +105,7 @@ async fn a_restored_database_is_replayed_from_the_log() {
 
     let report = stack.wait_for_clean_audit().await;
     assert_eq!(report["updates"]["succeeded"], 7, "{report}");
-    // Delivered before, and again under the same ids.
+    // The updates were delivered before, and are delivered again under the same ids.
     let delivered = by_update(&stack.receiver.requests());
     for id in &since {
         assert_eq!(stack.api.outcome(id).await["status"], "succeeded");
@@ -154,7 +154,7 @@ async fn a_log_that_was_set_back_continues_in_a_new_epoch() {
     set_nats_back(&mut stack, &backup).await;
     stack.wait_for_halt("log_lost_end").await;
     wait_for_gauge(&stack.lead_state_ready, Some("log_lost_end")).await;
-    // New commands fill the log up to and beyond the checkpoint: it is still recognised as another log.
+    // New commands fill the log up to the checkpoint and beyond. It is still recognized as another log.
     for number in 0..3 {
         stack.api.update_until_accepted(&json!({"leadId": lead, "metadata": {"late": number}})).await;
     }
@@ -177,7 +177,8 @@ async fn the_leader_stops_when_the_log_is_set_back_while_it_reads() {
     update(&stack, &lead, 2).await;
     stack.wait_for_clean_audit().await;
 
-    // The reader is disconnected meanwhile, and sees the log again only when it is longer than what was read.
+    // The reader is disconnected in the meantime. When it sees the log again, the log is already longer than the part
+    // that was read.
     stack.nats.stop().await.expect("stopped");
     let mut other = nats_with(NatsOptions::durable(other_log.path())).await;
     let js = async_nats::jetstream::new(other.connect().await.expect("a client"));
@@ -234,12 +235,12 @@ async fn lost_events_are_announced_again_without_an_operator() {
     assert_eq!(report["checkpoint"]["generation"], 1, "{report}");
     let delivered = by_update(&stack.receiver.requests());
     assert!(undelivered.iter().all(|id| delivered.contains_key(id)));
-    // Updates recorded as delivered before the loss are not delivered again.
+    // Updates that were recorded as delivered before the loss are not delivered again.
     assert_eq!(before.len(), 3);
     assert!(before.iter().all(|(id, bodies)| delivered[id].len() == bodies.len()));
 }
 
-/// What a recovery writes that takes all announcements back.
+/// The statement of a recovery that rewinds all announcements.
 const REWIND: &str = "UPDATE lead_state.checkpoints SET generation = generation + 1, announced_sequence = 0";
 
 /// Waits until lead-state waits for a lock in Postgres.
@@ -270,7 +271,7 @@ async fn a_leader_from_before_a_recovery_writes_no_batch() {
 
     assert_eq!(stack.api.outcome(&late).await["status"], "succeeded");
     wait_for_deliveries(&stack, 2).await;
-    // The batch was announced in the new generation only.
+    // The batch was announced only in the new generation.
     let events = stack.js().get_stream(LEAD_EVENTS).await.expect("the events");
     let mut generations = Vec::new();
     for sequence in 1..=events.cached_info().state.last_sequence {
@@ -295,7 +296,7 @@ async fn a_leader_from_before_a_recovery_records_no_announcement() {
         )
         .await;
 
-    // The leader has announced a batch and waits to record it when the recovery takes all announcements back.
+    // The leader has announced a batch and waits to record that, when the recovery rewinds all announcements.
     let mut recovery = stack.pool.begin().await.expect("a transaction");
     sqlx::query("SELECT pg_advisory_lock(7)").execute(&mut *recovery).await.expect("a lock");
     stack.api.update(json!({"leadId": lead, "name": "later"})).await;
@@ -343,7 +344,7 @@ async fn events_lost_beside_a_leader_are_announced_again() {
     let mut ids = update(&stack, &lead, 3).await;
     stack.js().delete_stream(LEAD_EVENTS).await.expect("deleted");
 
-    // A standby creates the stream; the leader stays.
+    // A standby creates the stream, and the leader continues to lead.
     let (mut standby, ready) = service("lead-state", &stack.nats, &stack.postgres, &[]);
     standby.wait_for_http(&ready, TEST_TIMEOUT).await;
     stack.notifier.restart().await;
@@ -353,8 +354,8 @@ async fn events_lost_beside_a_leader_are_announced_again() {
     stack.wait_for_clean_audit().await;
 }
 
-/// Three updates whose events their stream loses while the leader stays and webhook-notifier is stopped, as in a power cut
-/// of a NATS that does not sync before it acks.
+/// Sends three updates, whose events the stream then loses, as in a power cut of a NATS that does not sync before it
+/// acks. The leader keeps running, and webhook-notifier is stopped.
 async fn events_lost_their_end() -> (Stack, String, Vec<String>) {
     let (mut stack, lead) = started().await;
     stack.wait_for_count("SELECT delivered_sequence FROM lead_state.checkpoints", 3).await;
@@ -372,7 +373,7 @@ async fn events_lost_their_end() -> (Stack, String, Vec<String>) {
 #[tokio::test]
 async fn an_end_that_the_events_lost_is_noticed_with_the_next_events() {
     let (mut stack, lead, mut ids) = events_lost_their_end().await;
-    // As many as were lost: the stream is as long as before.
+    // As many events follow as were lost, so the stream is as long as before.
     ids.extend(update(&stack, &lead, 3).await);
     stack.lead_state.wait_for_log("a leader saw that the stream lost its end or was created again", TEST_TIMEOUT).await;
     stack.notifier.restart().await;

@@ -14,7 +14,7 @@ use crate::support::{
 
 const RECOVER: &str = "/api/v1/deliveries/recover";
 
-/// Waits until this many deliveries have a status; the deliveries.
+/// Waits until this many deliveries have a status, and returns them.
 async fn wait_for(stack: &Stack, status: &str, count: usize) -> Vec<Value> {
     eventually(TEST_TIMEOUT, status, async || {
         let (found, _) = all_pages(&stack.api, &format!("/api/v1/deliveries?status={status}&"), 7).await;
@@ -28,14 +28,14 @@ async fn a_redelivery_repeats_the_request_byte_for_byte() {
     let stack = Stack::start_with(&[("RETRY_SCHEDULE", "0s,50ms,50ms")]).await;
     let applied = stack.process_calling(&["crm"]).await;
     let lead = stack.api.initiate(process_id(&applied), Some("R")).await;
-    // Digits and white space must stay as they are.
+    // The redelivery must not change digits and white space.
     let body = format!(r#"{{"leadId":"{lead}","metadata":{{"n": 100000000000000000000000000001.50, "t":"ä\n" }}}}"#);
     let answer = assert_ok(send(stack.api.request(Method::POST, UPDATE).body(body)).await);
     let delivered = wait_for(&stack, "delivered", 1).await;
     let delivery = delivered[0]["deliveryId"].as_str().expect("an id");
     let path = format!("/api/v1/deliveries/{delivery}");
 
-    // After a success; while the endpoint is away for longer than the schedule; and by leadctl.
+    // Redelivers after a success, while the endpoint is down for longer than the schedule, and with leadctl.
     let again = assert_ok(stack.api.post(&format!("{path}/redeliver"), &json!({})).await);
     assert_eq!(again["data"]["status"], "pending");
     stack.receiver.wait_for_requests("/crm", 2, TEST_TIMEOUT).await;

@@ -5,8 +5,9 @@ use test_support::eventually;
 
 use crate::support::{DELIVERED, Stack, TEST_TIMEOUT, service};
 
-/// Four months of 2025, each with a copy of the one update: at positions of an older log, since they have none in this
-/// one. In February a delivery is pending; the update of March was applied only now; the one of April is not announced.
+/// Creates four months of 2025, each with a copy of the one update. Their positions are those of an older log, because
+/// this log does not contain them. In February a delivery is pending, the update of March was applied just now, and the
+/// update of April is not announced.
 const OLD_MONTHS: &str = "
     SELECT lead_state.ensure_partitions('2025-01-01', '2025-04-30');
     CREATE TEMP TABLE rows AS SELECT * FROM lead_state.lead_updates;
@@ -43,7 +44,8 @@ async fn exists(stack: &Stack, table: &str) -> bool {
     found.expect("a table or none")
 }
 
-/// A stack with one delivered update and old months, with the services stopped that drop them; the update's id.
+/// A stack with one delivered update and old months, and the id of the update. The services that drop months are
+/// stopped.
 async fn with_old_months() -> (Stack, String) {
     let mut stack = Stack::start().await;
     let lead_id = stack.lead(&["crm"]).await;
@@ -105,7 +107,7 @@ async fn old_months_are_dropped_unless_a_row_is_still_needed() {
         if gone { Ok(()) } else { Err(format!("{status} {body}")) }
     })
     .await;
-    // The audit is clean without the rows that were made up for this test.
+    // The audit is clean after the rows that this test invented are deleted.
     let forget = "DELETE FROM lead_state.lead_updates WHERE log_epoch <> 1;
         DELETE FROM lead_state.update_counts WHERE minute < '2026-01-01Z';
         DELETE FROM webhooks.delivery_counts WHERE minute < '2026-01-01Z';
@@ -127,7 +129,7 @@ async fn deliveries_held_for_longer_than_the_retention_are_exhausted_visibly() {
     let (mut notifier, ready) = service("webhook-notifier", &stack.nats, &stack.postgres, &deliveries);
     notifier.wait_for_http(&ready, TEST_TIMEOUT).await;
 
-    // Its month may be dropped just after.
+    // The month of the delivery may be dropped right afterwards.
     notifier.wait_for_log("exhausted deliveries that waited for their callback", TEST_TIMEOUT).await;
     let event = stack.wait_for_webhook_event(&format!("webhooks.evt.{}.*.exhausted", stack.api.project_id)).await;
     let error = "it waited for its callback until its month of the delivery log expired";

@@ -1,4 +1,5 @@
-//! The same JSON means the same on every way in: the same leads, warnings and error codes.
+//! The same JSON has the same effect over HTTP, in bulk, by import and over NATS: the same leads, warnings and error
+//! codes.
 
 use contract::{ObjectId, streams::LEAD_COMMANDS};
 use reqwest::Method;
@@ -6,7 +7,8 @@ use serde_json::{Value, json};
 
 use crate::support::{Stack, UPDATE, process_id, send};
 
-/// Forty bodies, each one line. LEAD and REFERENCE are the lead's, OURS and PROCESS its project and process.
+/// Forty bodies of one line each. LEAD and REFERENCE stand for the ids of the lead, OURS and PROCESS for its project
+/// and process.
 const BODIES: [&str; 40] = [
     r#"{"leadId":"LEAD","metadata":{"a":1}}"#,
     r#"{"leadId":"LEAD","metadata":{"a":2},"name":""}"#,
@@ -50,7 +52,7 @@ const BODIES: [&str; 40] = [
     r#""text""#,
 ];
 
-/// A lead on one way in, and what its answers were.
+/// The lead and the bodies for one of the four ways to send updates.
 struct Way {
     lead: String,
     bodies: Vec<String>,
@@ -66,7 +68,7 @@ impl Way {
         Self { bodies: BODIES.iter().map(body).collect(), lead }
     }
 
-    /// What the updates made of the lead, once all of this stack are applied.
+    /// Waits until all updates of this stack are applied, and returns the resulting lead.
     async fn lead(&self, stack: &Stack) -> Value {
         stack.wait_until_applied().await;
         let lead = stack.api.lead(&self.lead).await;
@@ -75,7 +77,7 @@ impl Way {
     }
 }
 
-/// The code of a refusal, or the warnings of what was accepted.
+/// The error code of a rejected update, or the warnings of an accepted one.
 fn judged(answer: &Value) -> Value {
     match answer["code"].as_str() {
         Some(code) => json!(code),
@@ -97,7 +99,7 @@ async fn in_bulk(stack: &Stack, way: &Way) -> Vec<Value> {
     text.lines().map(|line| judged(&serde_json::from_str(line).expect("JSON"))).collect()
 }
 
-/// The codes of the rows that were refused; an import shows no warnings.
+/// The error codes of rejected rows. An import shows no warnings.
 async fn by_import(stack: &Stack, way: &Way) -> Vec<Value> {
     let dir = tempfile::tempdir().expect("a directory");
     let file = dir.path().join("updates.ndjson");
@@ -187,7 +189,7 @@ async fn the_same_call_event_is_judged_alike_on_every_way_in() {
         for body in &bodies {
             let code = |answer: &Value| answer["code"].as_str().unwrap_or("accepted").to_owned();
             http.push(code(&send(stack.api.request(Method::POST, path).body(body.clone())).await.1));
-            // One line each, because a broken one ends a body.
+            // Each line is a separate request, because a broken line ends the body.
             let request = stack.api.request(Method::POST, &format!("{path}/bulk"));
             let lines = request.header("content-type", "application/x-ndjson").body(format!("{body}\n"));
             bulk.push(code(&send(lines).await.1));

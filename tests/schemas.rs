@@ -21,7 +21,7 @@ use test_support::eventually;
 
 use crate::support::{Api, Stack, TEST_TIMEOUT, UPDATE, assert_ok, create_key, process_id, send};
 
-/// The schemas, as programs in other languages read them.
+/// The schemas in the form that programs in other languages read.
 struct Schemas {
     protobuf: DescriptorPool,
     json: BTreeMap<String, Validator>,
@@ -63,7 +63,7 @@ impl Schemas {
         Self { protobuf, json, queries, seen: BTreeMap::new() }
     }
 
-    /// Checks a value against its JSON Schema, which must have every field of it.
+    /// Checks a value against its JSON Schema, which must describe every field of the value.
     fn check_json(&mut self, name: &str, value: &Value) {
         let validator = self.json.get(name).unwrap_or_else(|| panic!("no schema of {name}"));
         let faults: Vec<_> =
@@ -174,7 +174,7 @@ fn object(map: &HeaderMap) -> Value {
     Value::Object(headers)
 }
 
-/// Sends every query, through the gateway where it sends it, with successful replies and errors.
+/// Sends every query, through the gateway if the gateway can send it. The replies include successes and errors.
 async fn send_every_query(stack: &Stack, process_id: &str, lead: &str, first: &str, exhausted: &str) {
     let api = &stack.api;
     let other = Api::create(api.url.clone(), &stack.client, "other").await;
@@ -278,10 +278,10 @@ async fn messages(stack: &Stack, stream: &str) -> Vec<StreamMessage> {
     all
 }
 
-/// Sends commands of every kind, some of which become dead letters; the id of the first update, and the last sequence
-/// in the log before those.
+/// Sends commands of every kind; the last ones become dead letters. Returns the id of the first update, and the last
+/// sequence in the log before the dead letters.
 async fn send_every_command(stack: &Stack, process_id: ObjectId, lead: &str) -> (String, u64) {
-    // With every field that an update can have.
+    // This update has every possible field.
     let whole = json!({
         "leadId": lead, "referenceId": "R-1", "projectId": stack.api.project_id, "processId": process_id, "name": "Ada",
         "targetState": "interested", "disposition": "hot", "userId": "u-1",
@@ -290,7 +290,7 @@ async fn send_every_command(stack: &Stack, process_id: ObjectId, lead: &str) -> 
     let expecting = [("if-match", "\"1\"")];
     let first = stack.api.ask(Method::POST, &format!("{UPDATE}?expectedState=new"), &expecting, &whole).await;
     let first = assert_ok(first)["updateId"].as_str().expect("an id").to_owned();
-    // Refused, with a lead and without one; and applied with a warning.
+    // The first two updates fail, one with a lead and one without. The third is applied with a warning.
     for body in [
         json!({"leadId": lead, "targetState": "nowhere"}),
         json!({"leadId": "65e4b2d9f1a2000000000001", "name": "x"}),
@@ -315,7 +315,7 @@ async fn send_every_command(stack: &Stack, process_id: ObjectId, lead: &str) -> 
     (first, valid)
 }
 
-/// Waits until a delivery of a process is exhausted and a callback is disabled; the delivery's id.
+/// Waits until a delivery of a process is exhausted and a callback is disabled, and returns the delivery's id.
 async fn wait_for_webhook_events(stack: &Stack, process_id: ObjectId) -> String {
     eventually(TEST_TIMEOUT, "a delivery is exhausted, and a callback disabled", async || {
         let count = stack.stream_state(WEBHOOK_EVENTS).await.messages;
@@ -347,7 +347,7 @@ async fn every_message_conforms_to_its_schemas() {
     stack.receiver.wait_for_requests("/crm", 4, TEST_TIMEOUT).await;
     let exhausted = wait_for_webhook_events(&stack, process_id).await;
     send_every_query(&stack, &process_id.to_string(), &lead, &first, &exhausted).await;
-    // Messages on one connection arrive in order: this one marks the end.
+    // Messages on one connection arrive in order, so this message marks the end.
     stack.client.publish("end.of.test", "".into()).await.expect("a publish");
     let mut received = Vec::new();
     while let Some(message) = traffic.next().await
@@ -364,9 +364,9 @@ async fn every_message_conforms_to_its_schemas() {
         assert!(schemas.seen.contains_key(&subject), "no reply of {subject} was checked");
     }
     let commands = messages(&stack, LEAD_COMMANDS).await;
-    // The first one is the creation of a lead.
+    // The first command is the creation of a lead.
     assert!(commands[1].headers.get(headers::TRACEPARENT).is_some());
-    // Those after the last valid one are no commands, on purpose.
+    // Messages after the last valid one are invalid on purpose.
     for message in commands.into_iter().filter(|message| message.sequence <= valid) {
         schemas.check_message(&message.subject, &message.headers, &message.payload);
     }

@@ -1,4 +1,5 @@
-//! Secrets at rest: sealed in Postgres and NATS, opened only for an attempt, shown nowhere; their keys can be rotated.
+//! Secrets at rest are sealed in Postgres and NATS, opened only for an attempt, and never shown. Their keys can be
+//! rotated.
 
 use std::{path::Path, process::Command};
 
@@ -30,7 +31,7 @@ async fn streams(stack: &Stack) -> String {
     while let Some(info) = streams.try_next().await.expect("a stream") {
         let stream = js.get_stream(&info.config.name).await.expect("a stream");
         for sequence in info.state.first_sequence..=info.state.last_sequence {
-            // It may have been purged.
+            // The message may have been purged.
             let Ok(message) = stream.get_raw_message(sequence).await else { continue };
             let payload = String::from_utf8_lossy(&message.payload);
             text += &format!("{} {} {:?} {payload}\n", info.config.name, message.subject, message.headers);
@@ -57,7 +58,7 @@ const BEARER: &str = "bearer-of-the-test-77";
 const NEXT_BEARER: &str = "bearer-of-the-test-88";
 const IN_REFUSED_SPEC: &str = "refused-secret-of-the-test";
 
-/// Applies specifications that are refused for different reasons, over NATS and with leadctl: neither answer has the
+/// Applies specifications that are rejected for different reasons, over NATS and with leadctl. No response contains the
 /// secrets.
 async fn assert_refusals_hide_secrets(stack: &Stack, wrong: &str) {
     let spec = |change: fn(&mut Value), text: &str| {
@@ -97,7 +98,7 @@ async fn assert_refusals_hide_secrets(stack: &Stack, wrong: &str) {
 async fn secrets_are_nowhere_in_clear() {
     let stack = Stack::start_with(&[("RUST_LOG", "debug"), ("RETRY_SCHEDULE", "0s,100ms")]).await;
     let (given, wrong) = (signing_secret(0xc1), signing_secret(0xc2));
-    // An endpoint that echoes what it received, one that closes the connection, one that works.
+    // There is an endpoint that echoes its request, one that closes the connection, and one that works.
     stack.receiver.on("/echo", [Reply::status(500).body(format!("the endpoint read {NEXT_BEARER}"))]);
     stack.receiver.on("/silent", [Reply::drop_connection()]);
     let mut callbacks = json!([
@@ -128,7 +129,7 @@ async fn secrets_are_nowhere_in_clear() {
     let file = |dir: &Path, name: &str| std::fs::read_to_string(dir.join(name)).expect(name);
     let servers = [file(stack.nats.dir(), "nats.log"), file(stack.postgres.dir(), "postgres.log")];
 
-    // The places hold what they should, so that a secret would be found.
+    // Checks that the dumps are complete, so that the search below would find a secret.
     assert!(timelines.contains("the endpoint read ***"), "an echoed secret is masked: {timelines}");
     assert!(database.contains("sealed:v1:") && database.contains(&lead_id), "an incomplete dump");
     assert!(streams.contains("sealed:v1:") && streams.contains(&lead_id), "incomplete streams");
@@ -139,7 +140,7 @@ async fn secrets_are_nowhere_in_clear() {
     for secret in secrets {
         let secret = secret.trim_start_matches("whsec_").trim_start_matches("lr_");
         for (place, text) in places.into_iter().chain(logs.iter().chain(&servers).map(|log| ("a log", log))) {
-            // Without the text: it would put the secret into the log of a red test.
+            // The message does not contain the text, because that would put the secret into the log of a failed test.
             assert!(!text.contains(secret), "{secret} is in {place}");
         }
     }
@@ -164,7 +165,7 @@ async fn without_a_key_the_services_do_not_start_and_print_how_to_create_one() {
     assert_eq!(BASE64_STANDARD.decode(created.trim_end()).expect("base64").len(), 32);
 }
 
-/// The stack with a callback `crm` and a lead; the callback with its secret.
+/// A stack with a process, its callback `crm` with a secret, and a lead.
 async fn started() -> (Stack, ProcessChangeResult, Callback, String) {
     let stack = Stack::start().await;
     let applied = stack.process_calling(&["crm"]).await;
@@ -178,11 +179,11 @@ fn bucket_key(stack: &Stack, applied: &ProcessChangeResult) -> String {
     contract::subject::process_key(stack.api.project_id, applied.process.process_id).as_str().to_owned()
 }
 
-/// The services' settings while keys rotate.
+/// The settings of the services while keys are rotated.
 const BOTH_KEYS: [(&str, &str); 2] = [("SECRETS_KEY", NEXT_KEY), ("SECRETS_KEYS_OLD", SECRETS_KEY)];
 
 impl Stack {
-    /// Replaces the notifier by one with these settings.
+    /// Replaces the notifier with one that has these settings.
     async fn replace_notifier(&mut self, extra: &[(&str, &str)]) {
         let (mut next, ready) = service("webhook-notifier", &self.nats, &self.postgres, extra);
         assert!(self.notifier.terminate().await.success());
@@ -190,7 +191,7 @@ impl Stack {
         self.notifier = next;
     }
 
-    /// Replaces lead-state by one with these settings.
+    /// Replaces lead-state with one that has these settings.
     async fn replace_lead_state(&mut self, extra: &[(&str, &str)]) {
         let (mut next, ready) = service("lead-state", &self.nats, &self.postgres, extra);
         assert!(self.lead_state.terminate().await.success());
@@ -239,7 +240,7 @@ async fn keys_rotate_under_load_and_every_webhook_verifies() {
     let (mut stack, applied, callback, lead_id) = started().await;
     let load = Load::start(&stack.api, vec![lead_id]);
 
-    // The service that opens secrets has both keys before the one that seals them.
+    // The service that opens secrets gets both keys before the service that seals them.
     stack.replace_notifier(&BOTH_KEYS).await;
     stack.replace_lead_state(&BOTH_KEYS).await;
     let first = stack.rotate().await;
@@ -253,7 +254,7 @@ async fn keys_rotate_under_load_and_every_webhook_verifies() {
     assert!(entry.contains(&format!("sealed:v1:{}:", first.key_id)), "the rotation is projected");
     stack.leadctl(&["secrets", "rotate"]).await.assert_ok().assert_prints(&["needed only to restore"]);
 
-    // Now the old key can be removed.
+    // Now the notifier runs without the old key.
     stack.replace_notifier(&[("SECRETS_KEY", NEXT_KEY)]).await;
     let seen = stack.receiver.requests().len();
     stack.receiver.wait_for_requests("/crm", seen + 10, TEST_TIMEOUT).await;
@@ -270,7 +271,7 @@ async fn deliveries_wait_while_the_key_of_their_secret_is_missing() {
     let (mut stack, _, callback, lead_id) = started().await;
     assert!(stack.notifier.terminate().await.success());
     let (mut locked, ready) = service("webhook-notifier", &stack.nats, &stack.postgres, &[("SECRETS_KEY", NEXT_KEY)]);
-    // It reports callback and key before anything is to be delivered, and is not ready.
+    // Even before there is a delivery, the notifier reports the callback and the key, and is not ready.
     let line = locked.wait_for_log("cannot be opened", TEST_TIMEOUT).await;
     let old = secrets::SealingKeys::parse(SECRETS_KEY, []).expect("a key").present().to_string();
     assert!(
@@ -286,7 +287,7 @@ async fn deliveries_wait_while_the_key_of_their_secret_is_missing() {
     let update_id = stack.api.update(json!({"leadId": lead_id, "targetState": "lost"})).await;
     let waiting = "SELECT count(*) FROM webhooks.deliveries WHERE status = 'pending' AND attempts = 0";
     stack.wait_for_count(waiting, 1).await;
-    // Deliveries with another key are made meanwhile.
+    // Deliveries whose secrets have another key are sent in the meantime.
     stack.replace_lead_state(&BOTH_KEYS).await;
     let other = Receiver::start().await;
     stack.fallback_of(stack.api.project_id, json!([{"name": "f", "url": other.url("/f")}])).await;
@@ -295,7 +296,7 @@ async fn deliveries_wait_while_the_key_of_their_secret_is_missing() {
     assert!(stack.receiver.requests().is_empty());
     assert_eq!(locked.log().matches("cannot be opened").count(), 1, "reported once: {}", locked.log());
 
-    // With the key the waiting delivery is made, as its first attempt.
+    // With the key, the first attempt of the waiting delivery is made.
     assert!(locked.terminate().await.success());
     let (mut notifier, ready) = service("webhook-notifier", &stack.nats, &stack.postgres, &BOTH_KEYS);
     notifier.wait_for_http(&ready, TEST_TIMEOUT).await;

@@ -29,7 +29,7 @@ impl Counted {
         Self { stack, process_id, lead, crm, dead }
     }
 
-    /// Three updates that succeed, one of them sent twice, and one that fails. The id of the last one.
+    /// Sends three updates that succeed, one of them twice, and one that fails. Returns the id of the last one.
     async fn send_updates(&self) -> String {
         let Self { stack, lead, .. } = self;
         let repeated =
@@ -92,7 +92,7 @@ async fn every_attempt_and_exhausted_delivery_is_counted_once() {
     stack.wait_for_clean_audit().await;
     assert_eq!((counted.deliveries(*crm).await, counted.deliveries(*dead).await), ((4, 0, 0), (0, 8, 4)));
 
-    // Enabling it closes its circuit breaker.
+    // Enabling the callback closes its circuit breaker.
     let callback = format!("/api/v1/processes/{}/callbacks/{dead}", counted.process_id);
     assert_ok(stack.api.post(&format!("{callback}/enable"), &json!({})).await);
     assert_ok(stack.api.post(&format!("/api/v1/deliveries/{last}-{dead}/redeliver"), &json!({})).await);

@@ -1,5 +1,5 @@
-//! Tenancy: every endpoint and every query is sent with the key or id of another project, and finds nothing of the
-//! first project. An endpoint or a subject that is missing here fails the test.
+//! Tenancy: requests to every endpoint and every query with the key or id of another project find nothing of the first
+//! project. If an endpoint or a subject is missing here, the test fails.
 
 use contract::{
     ObjectId, Timestamp,
@@ -13,9 +13,9 @@ use test_support::eventually;
 
 use crate::support::{Api, Stack, TEST_TIMEOUT, assert_includes, assert_ok, create_key, process_id, send};
 
-/// Subjects for operators, who serve all projects: NATS permissions keep others away. Their queries name no project.
+/// Subjects of queries for operators, which contain no project. NATS permissions reject them from tenants.
 const OPERATORS: [&str; 9] = [
-    // Its answer is the same for every project.
+    // The reply is the same for every project.
     rpc::CheckUrls::SUBJECT,
     rpc::CreateProject::SUBJECT,
     rpc::RevokeKey::SUBJECT,
@@ -104,12 +104,13 @@ fn assert_reveals_nothing(what: &str, answer: &Value) {
     assert!(SECRETS.iter().all(|secret| !text.contains(secret)), "{what} reveals data of the first project: {text}");
 }
 
-/// Requests to an endpoint that reach for the first project's data, each with the status for a key of another project.
+/// Requests that try to access the first project's data at an endpoint, each with the expected status for a key of
+/// another project.
 fn reaching(endpoint: &gateway::Endpoint, first: &Tenant, second: ObjectId) -> Vec<(String, Option<Value>, u16)> {
     let Tenant { process_id, lead_id, update_id, callback_id, source_id, .. } = first;
     let process_path = format!("/api/v1/processes/{process_id}");
     let callback_path = format!("{process_path}/callbacks/{callback_id}");
-    // The id of the first project's callback, below a process that the second one has.
+    // The id of the first project's callback, under a process of the second project.
     let fallback_path = format!("/api/v1/processes/_/callbacks/{callback_id}");
     let callback = json!({"name": "mine", "url": "http://127.0.0.1:1/mine"});
     let source_path = format!("{process_path}/sources/{source_id}");
@@ -120,7 +121,7 @@ fn reaching(endpoint: &gateway::Endpoint, first: &Tenant, second: ObjectId) -> V
     let body = |body: Value, status| (endpoint.path.to_owned(), Some(body), status);
     let query = |query: String, status| (format!("{}?{query}", endpoint.path), None, status);
     match (endpoint.method, endpoint.path) {
-        // 200 is accepted, not applied: the outcomes are checked later.
+        // 200 means that the update is accepted. The outcomes are checked later.
         ("POST", "/api/v1/leads/update") => vec![
             body(json!({"leadId": lead_id, "name": "mine"}), 200),
             body(json!({"leadId": lead_id, "projectId": second, "targetState": "lost"}), 200),
@@ -131,7 +132,7 @@ fn reaching(endpoint: &gateway::Endpoint, first: &Tenant, second: ObjectId) -> V
             ),
             body(json!({"referenceId": reference, "projectId": second, "processId": process_id, "name": "mine"}), 200),
         ],
-        // One line each, so that the answer is one JSON value.
+        // Each body has one line, so that the response is one JSON value.
         ("POST", "/api/v1/leads/update/bulk") => vec![
             body(json!([{"leadId": lead_id, "name": "mine"}]), 200),
             body(json!([{"leadId": lead_id, "projectId": project_id, "name": "mine"}]), 200),
@@ -174,7 +175,7 @@ fn reaching(endpoint: &gateway::Endpoint, first: &Tenant, second: ObjectId) -> V
         ("GET", "/api/v1/leads") => {
             vec![query(String::new(), 200), query(format!("processId={process_id}&state=interested"), 200)]
         }
-        // 200 is accepted, not applied.
+        // 200 means that the event is accepted.
         ("DELETE", "/api/v1/leads/{leadId}") => vec![(format!("/api/v1/leads/{lead_id}"), None, 200)],
         ("GET", "/api/v1/leads/{leadId}/updates") => vec![(format!("/api/v1/leads/{lead_id}/updates"), None, 404)],
         ("GET", "/api/v1/deliveries") => vec![
@@ -194,7 +195,8 @@ fn reaching(endpoint: &gateway::Endpoint, first: &Tenant, second: ObjectId) -> V
                 body(json!({"since": "2000-01-01T00:00:00Z", "status": status, "callbackId": callback_id}), 200)
             })
             .into(),
-        // Its answer never ends; event_stream.rs checks that it has events of one project only.
+        // The response of a valid request never ends. event_stream.rs checks that it has only the events of one
+        // project.
         ("GET", "/api/v1/events") => vec![query("lastEventId=nonsense".into(), 400)],
         ("GET", "/api/v1/processes") => vec![query(String::new(), 200)],
         ("POST", "/api/v1/processes") => vec![
@@ -258,7 +260,7 @@ fn reaching(endpoint: &gateway::Endpoint, first: &Tenant, second: ObjectId) -> V
         ("GET", "/api/v1/activities/{activityId}") => {
             vec![(format!("/api/v1/activities/{}", first.activity_id), None, 404)]
         }
-        // Its own failed updates repeat what they named.
+        // The second project's own failed updates contain the ids that they named.
         ("GET", "/api/v1/updates") => {
             vec![query(format!("processId={process_id}"), 200), query("status=succeeded".into(), 200)]
         }
@@ -278,16 +280,16 @@ async fn ask_as(api: &Api, key: Option<&str>, method: &str, path: &str, body: Op
     send(request).await
 }
 
-/// Keys of the first project that must be refused.
+/// Keys of the first project that must be rejected.
 struct RefusedKeys {
     revoked: String,
     expired: String,
-    /// For each scope a key with all other scopes.
+    /// For each scope, a key that has all other scopes.
     all_but: Vec<(Scope, String)>,
 }
 
 impl RefusedKeys {
-    /// Creates them, and waits until the gateway has them.
+    /// Creates the keys, and waits until the gateway has received them.
     async fn create(stack: &Stack, first: &Tenant) -> Self {
         let project_id = first.api.project_id;
         let soon = Timestamp::from_millis(service_kit::clock::now().millis() + 1);
@@ -363,7 +365,7 @@ async fn no_endpoint_shows_or_changes_the_data_of_another_project() {
                 assert_eq!(answer["success"], json!([]), "{what}: {answer}");
                 let errors = answer["errors"].as_array_mut().expect("errors");
                 assert_eq!(errors.len(), 1, "{what}");
-                // It repeats the request.
+                // This field repeats the request.
                 errors[0]["data"].take();
             }
             if endpoint.path == "/api/v1/analytics/customer/stats" {
@@ -376,7 +378,8 @@ async fn no_endpoint_shows_or_changes_the_data_of_another_project() {
 
     assert_eq!(accepted.len(), 11);
     assert_failed_like_an_unknown_lead(&stack, &first, &second, &accepted).await;
-    // Events are delivered in order: with this one delivered, any other to the first project would have arrived.
+    // Events are delivered in order. Once this one is delivered, any other event to the first project would have
+    // arrived.
     let last = first.api.update(json!({"leadId": first.lead_id, "metadata": {"last": true}})).await;
     first.api.outcome(&last).await;
     let at_first = stack.receiver.wait_for_requests("/first", delivered + 1, TEST_TIMEOUT).await;
@@ -394,8 +397,8 @@ async fn no_endpoint_shows_or_changes_the_data_of_another_project() {
     assert_eq!(own["data"].as_array().map(Vec::len), Some(1), "a process was created: {own}");
 }
 
-/// Asserts that accepted updates and call events of the first project's lead fail with the error of a lead that does not exist, and
-/// that only the second project receives it.
+/// Asserts that accepted updates and call events of the first project's lead fail with the error of a lead that does
+/// not exist, and that only the second project receives the outcomes.
 async fn assert_failed_like_an_unknown_lead(stack: &Stack, first: &Tenant, second: &Api, accepted: &[String]) {
     let unknown = second.update_and_wait(json!({"leadId": "ffffffffffffffffffffffff", "name": "mine"})).await;
     let mut updates = 0;
@@ -406,7 +409,7 @@ async fn assert_failed_like_an_unknown_lead(stack: &Stack, first: &Tenant, secon
         assert_includes(&timeline["outcome"], outcome);
         updates += usize::from(timeline["outcome"]["action_type"] == "update");
         assert_eq!(first.api.get(&format!("/api/v1/updates/{update_id}")).await.0, 404);
-        // The command is the second project's own, and so is a reference in the outcome.
+        // The command, and a reference in the outcome, come from the second project.
         timeline["command"].take();
         timeline["outcome"]["referenceId"].take();
         assert_reveals_nothing("the timeline", &timeline);
@@ -534,11 +537,11 @@ async fn no_query_returns_the_data_of_another_project() {
                     json!({"projectId": project_id, "processId": process_id, "sourceId": source_id, "signature": "ab"}),
                 ]
             }
-            // A process of the same name is another one.
+            // A process with the same name in another project is a separate process.
             rpc::ApplyProcess::SUBJECT => {
                 vec![json!({"projectId": project_id, "name": "sales", "states": [{"name": "new", "kind": "initial"}]})]
             }
-            // A key of the first project does not move to another one.
+            // The hash of a key of the first project cannot be used for another project.
             rpc::CreateKey::SUBJECT => vec![json!({
                 "projectId": project_id, "name": "x", "sha256": api_key::hash(&first.api.key), "scopes": ["leads:read"], "expiresAt": null,
             })],
@@ -589,7 +592,7 @@ async fn no_query_returns_the_data_of_another_project() {
                 ) => {
                     assert_eq!(page, &json!({"items": [], "next": null}), "{what}")
                 }
-                // By now it has one of that name, its own.
+                // The second project now has its own process of that name.
                 (rpc::ListProcesses::SUBJECT, Ok(page)) => {
                     let mut own = page["items"].as_array().expect("items").iter();
                     assert!(own.all(|process| process["projectId"] == json!(project_id)), "{what}");

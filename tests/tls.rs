@@ -1,4 +1,4 @@
-//! TLS: to NATS, with certificates on both sides, and to Postgres; and between clients and the gateway.
+//! TLS to NATS, with certificates on both sides; TLS to Postgres; and TLS between clients and the gateway.
 
 use std::{
     io::{Read, Write},
@@ -87,7 +87,8 @@ async fn an_unverified_nats_is_refused_with_the_reason() {
     let Certified { dir: _dir, tls, stranger, nats, postgres } = Certified::start().await;
     let (good, wrong, cert, key) = (text(&tls.ca), text(&stranger), text(&tls.certificate), text(&tls.key));
 
-    // A CA that did not certify the server; no certificate where the server requires one.
+    // The first gateway has a CA that did not sign the server's certificate. The second has no client certificate,
+    // which the server requires.
     for (extra, expected) in [
         (vec![("NATS_CA", wrong.as_str()), ("NATS_CERT", &cert), ("NATS_KEY", &key)], "UnknownIssuer"),
         (vec![("NATS_CA", good.as_str())], "ertificate"),
@@ -97,7 +98,7 @@ async fn an_unverified_nats_is_refused_with_the_reason() {
         assert!(line.contains(expected), "{line}");
     }
 
-    // Nor does NATS accept a client in clear.
+    // NATS also rejects a client without TLS.
     let stream = TcpStream::connect(("127.0.0.1", nats.port())).await.expect("a connection");
     let mut lines = BufReader::new(stream);
     let mut answer = String::new();
@@ -134,7 +135,7 @@ async fn an_unverified_postgres_is_refused_with_the_reason() {
     assert!(line.contains("UnknownIssuer"), "{line}");
 }
 
-/// Sends a request over TLS, trusting only this certificate; the negotiated protocol and the status line.
+/// Sends a request over TLS, trusting only this certificate. Returns the negotiated protocol and the status line.
 fn request_over_tls(address: &str, trusted: &CertificateDer<'static>) -> Result<(Vec<u8>, String), String> {
     let mut roots = rustls::RootCertStore::empty();
     roots.add(trusted.clone()).expect("a root");
@@ -178,7 +179,7 @@ async fn the_gateway_serves_tls_and_takes_a_renewed_certificate_without_a_restar
     let answered = Ok((b"http/1.1".to_vec(), "HTTP/1.1 404".to_owned()));
     assert_eq!(request(first.cert.der()), answered);
     assert!(request(renewed.cert.der()).is_err_and(|e| e.contains("certificate")));
-    // A client without a handshake, and one that sends HTTP in clear.
+    // The gateway closes the connections of a client without a handshake, and of one that sends HTTP without TLS.
     for bytes in [&b""[..], b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n"] {
         let mut plain = TcpStream::connect(&address).await.expect("a connection");
         plain.write_all(bytes).await.expect("sent");
@@ -187,7 +188,7 @@ async fn the_gateway_serves_tls_and_takes_a_renewed_certificate_without_a_restar
         assert!(!answer.starts_with(b"HTTP"), "{answer:?}");
     }
 
-    // A certificate without its key is not taken; with its key it is.
+    // A new certificate is not used while its key is missing, and is used once the key is there.
     std::fs::write(&chain, renewed.cert.pem()).expect("written");
     gateway.wait_for_log("the TLS certificate stays as it is", TEST_TIMEOUT).await;
     assert_eq!(request(first.cert.der()), answered);

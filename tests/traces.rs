@@ -20,7 +20,7 @@ use crate::support::{Stack, TEST_TIMEOUT, UPDATE, assert_ok};
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const CLIENT: &str = "00f067aa0ba902b7";
 
-/// A span, and the service that made it.
+/// A span, and the service that created it.
 #[derive(Debug, Clone)]
 struct Collected {
     service: String,
@@ -80,7 +80,7 @@ fn collected(collector: &Receiver) -> Vec<Collected> {
     spans
 }
 
-/// Waits until a trace has this many spans; the spans in the order of their start.
+/// Waits until a trace has this many spans, and returns them in the order of their start.
 async fn trace(collector: &Receiver, trace_id: &str, spans: usize) -> Vec<Collected> {
     let mut of_trace = eventually(TEST_TIMEOUT, "the spans", async || {
         let mut all = collected(collector);
@@ -100,7 +100,7 @@ async fn trace(collector: &Receiver, trace_id: &str, spans: usize) -> Vec<Collec
     of_trace
 }
 
-/// A trace as docs/operations/monitoring.md shows it: the tree of spans with start and duration.
+/// A trace in the form of docs/operations/monitoring.md: the tree of spans with start and duration.
 fn waterfall(spans: &[Collected], root: &str) -> String {
     fn rows(spans: &[Collected], parent: &str, depth: usize, text: &mut String) {
         let first = spans[0].span.start_time_unix_nano;
@@ -123,7 +123,7 @@ fn waterfall(spans: &[Collected], root: &str) -> String {
     text
 }
 
-/// The settings of a service that exports to this collector almost at once.
+/// The settings of a service that exports to this collector with little delay.
 fn exporting(endpoint: &str) -> [(&str, &str); 4] {
     [
         ("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint),
@@ -133,7 +133,7 @@ fn exporting(endpoint: &str) -> [(&str, &str); 4] {
     ]
 }
 
-/// Posts an update with this trace context; its id.
+/// Posts an update with this trace context, and returns its id.
 async fn update(stack: &Stack, traceparent: &str, body: &Value) -> String {
     let answer = assert_ok(stack.api.ask(Method::POST, UPDATE, &[("traceparent", traceparent)], body).await);
     answer["updateId"].as_str().expect("an id").to_owned()
@@ -148,7 +148,7 @@ async fn an_update_is_one_trace_from_the_request_to_the_webhook() {
     let spans = trace(&collector, TRACE, 7).await;
     eprintln!("{}", waterfall(&spans, CLIENT));
 
-    // Each is a child of the one before, and both attempts of the delivery.
+    // Each span is a child of the previous one; both attempts are children of the delivery.
     let names = [
         ("gateway", "POST /api/v1/leads/update", SpanKind::Server),
         ("gateway", "publish LEAD_COMMANDS", SpanKind::Producer),
@@ -202,7 +202,7 @@ async fn exporting_stack() -> (Receiver, Stack, String) {
     (collector, stack, lead_id)
 }
 
-/// The id of the trace that a webhook continues.
+/// The trace id in a webhook's `traceparent`.
 fn trace_id(request: &Request) -> String {
     request.header("traceparent").expect("a trace")[3..35].to_owned()
 }
@@ -219,7 +219,7 @@ async fn an_unsampled_trace_is_passed_on_and_not_exported() {
 
     let requests = stack.receiver.wait_for_requests("/crm", 2, TEST_TIMEOUT).await;
     assert_eq!(requests[0].header("traceparent"), Some(unsampled.as_str()));
-    // Spans are exported in order: with those of the second update, the others would be there.
+    // Spans are exported in order. Once the spans of the second update are there, those of the first would be, too.
     trace(&collector, &trace_id(&requests[1]), 6).await;
     let all = collected(&collector);
     assert!(!all.iter().any(|collected| hex(&collected.span.trace_id) == unsampled[3..35]), "{all:#?}");
@@ -238,7 +238,7 @@ async fn an_update_without_a_trace_starts_one_at_its_entry() {
     assert_eq!(spans[2].attribute("leadrelay.update_id"), Some(refused));
     assert!(!spans[2].failed(), "a refusal is an outcome");
 
-    // The command of a producer enters at lead-state.
+    // A command that is published directly to the log starts its trace at lead-state.
     let command = json!({"updateId": ObjectId::from_bytes([7; 12]), "leadId": lead_id, "name": "y"});
     stack.publish_update(&command).await;
     let requests = stack.receiver.wait_for_requests("/crm", 2, TEST_TIMEOUT).await;
@@ -289,7 +289,7 @@ async fn a_collector_that_is_unreachable_hangs_or_refuses_delays_nothing() {
     let failure = "cannot export traces";
     stack.gateway.wait_for_log(failure, TEST_TIMEOUT).await;
     stack.notifier.wait_for_log(failure, TEST_TIMEOUT).await;
-    // One of its exports must hang when it stops.
+    // An export of lead-state must hang when the service stops.
     eventually(TEST_TIMEOUT, "lead-state exports", async || !collector.requests_to("/hangs/v1/traces").is_empty())
         .await;
     for service in [&mut stack.gateway, &mut stack.lead_state, &mut stack.notifier] {

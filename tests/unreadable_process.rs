@@ -1,5 +1,5 @@
 //! A process whose entry in the bucket cannot be read: its events are parked, delay no other tenant, and are delivered
-//! once it can be read again. Configuration that cannot be projected holds up no other.
+//! once the entry can be read again. Configuration that cannot be projected delays no other.
 
 use contract::{
     streams::{API_KEYS, PROCESSES},
@@ -13,11 +13,11 @@ use crate::support::{Api, DELIVERED, LEDGER_ROWS, Stack, TEST_TIMEOUT, Tenant, p
 
 /// More events than all webhook-notifiers together may have unacknowledged.
 const EVENTS: usize = 4200;
-/// Events of one lead whose deliveries keep their order, one after the other.
+/// The number of events of one lead for an ordered callback.
 const ORDERED: usize = 100;
 const PARKED: &str = "SELECT count(*) FROM webhooks.parked_events";
 
-/// Updates a lead so many times in one request.
+/// Updates a lead this many times in one request.
 async fn update_in_bulk(api: &Api, lead_id: &str, count: usize) {
     let lines: String =
         (0..count).map(|n| json!({"leadId": lead_id, "metadata": {"n": n}}).to_string() + "\n").collect();
@@ -56,7 +56,7 @@ async fn events_of_an_unreadable_process_are_parked_and_delay_no_other_tenant() 
     stack.receiver.wait_for_requests("/healthy", 5, TEST_TIMEOUT * 3).await;
     stack.wait_for_count_within(TEST_TIMEOUT * 3, PARKED, (EVENTS + ORDERED) as i64).await;
 
-    // It is visible: in the timeline, the audit and the doctor.
+    // The timeline, the audit and the doctor show the parked events.
     let last = stack.api.update(json!({"leadId": lead_id, "metadata": {"n": EVENTS}})).await;
     stack.wait_for_count(PARKED, (EVENTS + ORDERED) as i64 + 1).await;
     let timeline = stack.api.outcome(&last).await;
@@ -102,7 +102,7 @@ async fn due_deliveries_of_an_unreadable_process_wait_and_are_reported_once() {
 
     let report = || stack.notifier.log().matches("cannot read the process").count();
     eventually(TEST_TIMEOUT, "the report", async || if report() > 0 { Ok(()) } else { Err("none") }).await;
-    // The retries of another tenant show that rounds went by.
+    // The retries of another tenant show that several rounds have passed.
     healthy.update(json!({"leadId": healthy_lead, "name": "Ada"})).await;
     stack.receiver.wait_for_requests("/healthy", 4, TEST_TIMEOUT).await;
     assert_eq!((report(), stack.receiver.requests_to("/crm").len()), (1, 1));

@@ -1,4 +1,4 @@
-//! An update goes in, the lead changes, the webhook comes out.
+//! The path of an update: an update is accepted, the lead changes, and the webhook is delivered.
 
 use std::time::Duration;
 
@@ -77,7 +77,7 @@ async fn a_lead_of_another_project_does_not_exist() {
     let timeline = other.outcome(&update_id).await;
     assert_includes(&timeline, json!({"status": "failed", "errorCode": "lead_not_found"}));
     assert_eq!(stack.api.get(&format!("/api/v1/updates/{update_id}")).await.0, 404);
-    // The failure goes to the caller's own fallback callback, not to the lead's callback.
+    // The failure is delivered to the caller's own fallback callback, not to the lead's callback.
     let request = &stack.receiver.wait_for_requests("/fallback", 1, TEST_TIMEOUT).await[0];
     assert_includes(&request.json(), json!({"updateId": update_id, "error": "Lead not found"}));
     assert!(stack.receiver.requests_to("/crm").is_empty());
@@ -89,7 +89,7 @@ async fn changed_rules_apply_to_the_next_update() {
     let lead_id = stack.lead(&[]).await;
     let mut states = vec![json!({"name": "new", "kind": "initial"}), json!({"name": "interested"})];
 
-    // Each time the leader has the rules from before the change in its cache.
+    // Before each change, the leader has the old rules in its cache.
     for state in ["visited", "won"] {
         let to_state = json!({"leadId": lead_id, "targetState": state});
         let refused = stack.api.update_and_wait(to_state.clone()).await;
@@ -106,11 +106,11 @@ async fn changed_rules_apply_to_the_next_update() {
 async fn an_update_with_an_old_id_is_pending_until_the_log_is_applied() {
     let stack = Stack::start().await;
     let lead = stack.lead(&[]).await;
-    // The leader cannot write.
+    // While this lock is held, the leader cannot write.
     let mut transaction = stack.pool.begin().await.expect("a transaction");
     let lock = sqlx::raw_sql("SELECT FROM lead_state.checkpoints FOR UPDATE").execute(&mut *transaction).await;
     lock.expect("the lock");
-    // As of a request that is repeated under its key.
+    // The id of a request that is repeated under its idempotency key.
     let id = ObjectId::new(clock::now().minus(Duration::from_secs(600)), [7; 8]);
     stack.publish_update(&json!({"updateId": id, "leadId": lead, "name": "Ada"})).await;
 

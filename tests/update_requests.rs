@@ -1,5 +1,5 @@
-//! What an update request may ask for beyond the vendor's API: a lead as the client saw it (`If-Match`,
-//! `?expectedState=`), a preview (`?dryRun=true`), and the outcome in the answer (`Prefer: wait`).
+//! Options of update requests beyond the vendor's API: an expected version or state of the lead (`If-Match`,
+//! `?expectedState=`), a preview (`?dryRun=true`), and the outcome in the response (`Prefer: wait`).
 
 use std::time::{Duration, Instant};
 
@@ -40,7 +40,7 @@ async fn post_with(api: &Api, query: &str, headers: &[(&str, &str)], body: &Valu
     Answer { headers, body }
 }
 
-/// Posts an update with these headers and waits for its outcome; its timeline.
+/// Posts an update with these headers, waits for its outcome, and returns its timeline.
 async fn outcome(api: &Api, headers: &[(&str, &str)], body: &Value) -> Value {
     api.outcome(post(api, headers, body).await.update_id()).await
 }
@@ -139,7 +139,7 @@ async fn a_dry_run_previews_the_outcome_and_changes_nothing() {
     assert_eq!(stack.count(LEDGER_ROWS).await, 0);
     assert_eq!(etag(&stack.api, &lead_id).await, "\"1\"");
 
-    // The idempotency key is still free, and the update does what the preview showed.
+    // The idempotency key is still unused, and the update has the previewed outcome.
     let made = post(&stack.api, &[("idempotency-key", "k")], &change).await;
     assert_eq!(made.headers.get("idempotent-replayed"), None);
     let timeline = stack.api.outcome(made.update_id()).await;
@@ -161,7 +161,7 @@ async fn each_waiting_request_is_answered_with_its_own_outcome() {
     let stack = Stack::start().await;
     let (api, lead_id) = (&stack.api, &stack.lead(&["crm"]).await);
 
-    // The second time under the same idempotency keys, long after the outcomes.
+    // The second round repeats the idempotency keys after the outcomes are known.
     for _ in 0..2 {
         let many = (0..50).map(async |n| {
             let body = json!({"leadId": lead_id, "metadata": {format!("k{n}"): n}});

@@ -1,6 +1,6 @@
 //! An upgrade from an earlier version under load, in the order of docs/operations/upgrades.md: two of each service are
-//! replaced one after the other, while clients and producers send. What must hold after it is what the fault suite
-//! expects: nothing is lost, nothing is applied twice, and the audit is clean.
+//! replaced one after the other, while clients and producers send. The checks at the end are those of the fault suite:
+//! nothing is lost, nothing is applied twice, and the audit is clean.
 
 use std::path::{Path, PathBuf};
 
@@ -21,7 +21,7 @@ const ORDER: [&str; 3] = ["lead-state", "webhook-notifier", "gateway"];
 /// One of two processes of a service.
 struct Member {
     name: &'static str,
-    /// Where it listens, if it is a gateway.
+    /// The address of the HTTP API, if the service is a gateway.
     listen: Option<String>,
     service: Service,
 }
@@ -43,7 +43,7 @@ struct Installed {
     postgres: LocalPostgres,
 }
 
-/// `just upgrade COMMIT`
+/// Run by `just upgrade COMMIT`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs the programs of an earlier version: just upgrade COMMIT"]
 async fn an_upgrade_under_load_loses_nothing() {

@@ -1,4 +1,4 @@
-//! `onExisting`: a lead that exists is returned or updated instead of refused, alone and in bulk.
+//! `onExisting`: a lead that exists is returned or updated instead of rejected, singly and in bulk.
 
 use contract::ObjectId;
 use reqwest::Method;
@@ -9,7 +9,7 @@ use crate::support::{CALL_IN_PROGRESS, Stack, TEST_TIMEOUT, assert_includes, ass
 const INITIATE: &str = "/api/v1/leads/initiate";
 const BULK: &str = "/api/v1/leads/bulk/initiate";
 
-/// A lead of this process with the reference `R-1`, as a client gives it.
+/// The body of a lead of this process with the reference `R-1`.
 fn given(stack: &Stack, process_id: ObjectId) -> Value {
     json!({
         "projectId": stack.api.project_id, "processId": process_id, "referenceId": "R-1", "name": "Grace",

@@ -1,6 +1,6 @@
-//! A client of the vendor's lead API works at our base URL, by nothing but what the vendor's reference documents: the
-//! fields it sends and reads, statuses, and the errors that the reference quotes. What Leadrelay adds is not checked
-//! here.
+//! Compatibility with the vendor's lead API: a client that uses only features of the vendor's reference works at our
+//! base URL. The tests check the documented fields, statuses and errors. They do not check features that Leadrelay
+//! adds.
 
 use std::collections::BTreeSet;
 
@@ -75,7 +75,7 @@ fn assert_lead(lead: &Value) {
     }
 }
 
-/// Asserts that an answer is an error as the reference shows them.
+/// Asserts that a response is an error in the form of the reference.
 fn assert_error((status, answer): (u16, Value), expected: u16, text: &str) {
     let error = answer["error"].as_str().unwrap_or_else(|| panic!("no error: {answer}"));
     assert_eq!(status, expected, "{answer}");
@@ -83,19 +83,19 @@ fn assert_error((status, answer): (u16, Value), expected: u16, text: &str) {
     assert!(error.contains(text), "{text:?} is not in {error:?}");
 }
 
-/// A system under the vendor's rate limit, and a client of it with one lead.
+/// A system with the vendor's rate limit, and a client with one lead.
 struct Vendor {
     stack: Stack,
     client: Client,
     project: String,
     process: String,
-    /// The answer to the lead's initiation.
+    /// The response to `initiate` for the lead.
     lead: Value,
 }
 
 impl Vendor {
     async fn start() -> Self {
-        // The reference limits to a hundred requests in five seconds, updates excepted.
+        // The limit of the reference is a hundred requests in five seconds, except for updates.
         let stack = Stack::start_with(&[("GATEWAY_OTHER_RATE", "100")]).await;
         let process = process_id(&stack.process_calling(&["crm"]).await).to_string();
         let client = Client {
@@ -113,7 +113,7 @@ impl Vendor {
         vendor
     }
 
-    /// A lead's fields with its project and process.
+    /// Adds the project and process to the fields of a lead.
     fn of_process(&self, mut lead: Value) -> Value {
         lead["projectId"] = json!(self.project);
         lead["processId"] = json!(self.process);
@@ -231,7 +231,7 @@ async fn update_lead_and_its_webhooks_work_as_documented() {
     let vendor = Vendor::start().await;
     let (client, lead_id) = (&vendor.client, vendor.lead_id());
 
-    // The answer is only that the update was accepted; the webhook has the outcome.
+    // The response confirms only that the update was accepted. The webhook has the outcome.
     let whole = json!({
         "leadId": lead_id, "metadata": {"make": "Toyota", "model": "Camry"}, "name": "Ada King",
         "targetState": "interested", "disposition": "wants a test drive", "userId": "agent-7",
@@ -250,7 +250,7 @@ async fn update_lead_and_its_webhooks_work_as_documented() {
     assert_eq!((&lead["currentState"], &lead["lastDisposition"]), (&json!("interested"), &json!("wants a test drive")));
     assert_eq!(lead["activities"].as_array().map(Vec::len), Some(3), "{lead}");
 
-    // During a call an update fails as the reference shows.
+    // During a call an update fails with the documented error.
     vendor.stack.publish_call("started", &json!({"leadId": lead_id, "callId": "c-1"})).await;
     client.update(json!({"leadId": lead_id, "metadata": {"make": "Kia"}})).await;
     let webhooks = vendor.stack.receiver.wait_for_requests("/crm", 4, TEST_TIMEOUT).await;

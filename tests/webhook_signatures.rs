@@ -1,4 +1,4 @@
-//! The reference library of Standard Webhooks verifies our webhooks, also while their secret rotates.
+//! The reference library of Standard Webhooks verifies our webhooks, also while their secret is rotated.
 
 use serde_json::json;
 use standardwebhooks::Webhook;

@@ -1,4 +1,4 @@
-//! Production as it runs: replicated servers that fail over.
+//! Failover of replicated servers, as in production.
 
 mod nats;
 mod patroni;
@@ -11,10 +11,10 @@ use sqlx::PgPool;
 
 use crate::support::{DELIVERED, Load, Stack, TEST_TIMEOUT, assert_exactly_once, longest_gap};
 
-/// Several leads, so that a batch has several.
+/// The number of leads: several, so that a batch has updates of several leads.
 const LEADS: usize = 4;
 
-/// Updates in the background, some of which have been applied and delivered.
+/// Starts updates in the background, and waits until some of them are applied and delivered.
 async fn load(stack: &Stack) -> Load {
     let load = Load::start(&stack.api, stack.leads(&["crm"], LEADS).await);
     load.wait_for_more_applied(&stack.api, 20).await;
@@ -22,14 +22,14 @@ async fn load(stack: &Stack) -> Load {
     load
 }
 
-/// Waits until the load goes on through all services.
+/// Waits until further updates of the load are applied and delivered.
 async fn wait_for_progress(stack: &Stack, load: &Load) {
     load.wait_for_more_applied(&stack.api, 10).await;
     let delivered = stack.receiver.requests().len();
     stack.receiver.wait_for_requests("/crm", delivered + 10, TEST_TIMEOUT).await;
 }
 
-/// Ends each service and starts it again, one after the other; they need not be ready.
+/// Stops and starts one service after the other, without waiting until they are ready.
 async fn restart_services(stack: &mut Stack, load: &Load) {
     for service in [&mut stack.lead_state, &mut stack.notifier, &mut stack.gateway] {
         service.restart().await;
@@ -37,7 +37,7 @@ async fn restart_services(stack: &mut Stack, load: &Load) {
     load.wait_for_more(5).await;
 }
 
-/// Ends the load and checks that nothing was lost; prints the gaps.
+/// Ends the load, checks that nothing was lost, and prints the gaps.
 async fn check(stack: &mut Stack, load: Load, fault: &str) {
     let accepting = load.longest_gap();
     let accepted = load.end().await;

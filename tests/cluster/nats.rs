@@ -1,4 +1,4 @@
-//! Three nats-servers with three replicas of each stream: what clients and operators notice when some of them are lost.
+//! Three nats-servers with three replicas of each stream: the effects on clients and operators when servers are lost.
 
 use std::{
     collections::BTreeMap,
@@ -41,7 +41,7 @@ const STREAMS: [&str; 7] = [
     "KV_idempotency",
 ];
 
-/// Where a stream is kept.
+/// The servers that have replicas of a stream.
 async fn placement(js: &jetstream::Context, stream: &str) -> Result<ClusterInfo, String> {
     let stream = js.get_stream(stream).await.map_err(|e| e.to_string())?;
     stream.cached_info().cluster.clone().ok_or_else(|| "not in a cluster".to_owned())
@@ -68,7 +68,7 @@ async fn wait_until_replicated(js: &jetstream::Context) {
     }
 }
 
-/// Waits until the doctor has this finding; how long its last run took.
+/// Waits until the doctor has this finding, and returns the duration of its last run.
 async fn wait_for_finding(command: impl Fn() -> tokio::process::Command, check: &str, advice: &str) -> Duration {
     eventually(TEST_TIMEOUT, &format!("the doctor reports {check}"), async || {
         let began = Instant::now();
@@ -96,7 +96,7 @@ async fn requests_wait_for_the_new_leaders_of_the_log_and_of_the_idempotency_key
         let requests = leads.iter().enumerate().map(|(number, lead)| {
             let request = stack.api.http.post(format!("{}{UPDATE}", stack.api.url)).bearer_auth(&stack.api.key);
             let request = request.timeout(TEST_TIMEOUT).body(json!({"leadId": lead, "name": stream}).to_string());
-            // Half of them have a key.
+            // Half of the requests have an idempotency key.
             let keyed = number % 2 == 0;
             if keyed { request.header("idempotency-key", format!("{stream}-{number}")) } else { request }.send()
         });
@@ -144,7 +144,7 @@ async fn no_lost_server_loses_an_update_or_applies_one_twice() {
     println!("{report}");
 }
 
-/// `just faults-cluster MINUTES SEED`
+/// Run by `just faults-cluster MINUTES SEED`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "takes the minutes it is given: just faults-cluster MINUTES SEED"]
 async fn for_minutes() {
@@ -166,9 +166,9 @@ faults! {
     EmptiedVolume = "a server back with an empty volume",
 }
 
-/// What faults did in a run.
+/// The effects of the faults in a run.
 struct Report {
-    /// How often, the longest gaps, and the requests that were answered with 503.
+    /// For each fault: how often it occurred, the longest gaps, and the number of requests that were answered with 503.
     faults: BTreeMap<Fault, (u32, Gaps, u64)>,
     totals: Totals,
 }
@@ -212,7 +212,7 @@ async fn run(seed: u64, length: Length) -> Report {
             *unavailable += refused;
             wait_until_replicated(&scene.js).await;
         }
-        // On live data: the clients go on sending.
+        // The audit runs on live data, while the clients continue to send.
         scene.audit().await;
         if matches!(length, Length::OneRound) {
             break;
@@ -275,7 +275,7 @@ impl Cluster {
         }
     }
 
-    /// Breaks the cluster, observes what the doctor says, and repairs it.
+    /// Breaks the cluster, checks the doctor's finding, and repairs the cluster.
     async fn inject(&mut self, fault: Fault, scene: &Scene) {
         match fault {
             Fault::KillLogLeader | Fault::KillFollower | Fault::KillMetaLeader => {
@@ -332,7 +332,7 @@ impl Cluster {
         if is_follower { (place + 1) % self.nats.len() } else { place }
     }
 
-    /// The server that leads the cluster: it creates streams and consumers.
+    /// The server that leads the cluster, which creates streams and consumers.
     async fn meta_leader(&self) -> String {
         let url = format!("{}/jsz", self.nats[0].monitor_url().expect("a member of a cluster"));
         eventually(TEST_TIMEOUT, "the cluster has a leader", async || {
@@ -345,7 +345,7 @@ impl Cluster {
         .await
     }
 
-    /// Waits until updates are accepted without a server, and the doctor names it.
+    /// Waits until updates are accepted without the server, and the doctor reports it.
     async fn while_one_is_away(&self, victim: usize, scene: &Scene) {
         let accepted = scene.ledger.over_http.load(Ordering::Relaxed);
         eventually(TEST_TIMEOUT, "updates are accepted without the server", async || {

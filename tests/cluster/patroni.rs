@@ -1,4 +1,4 @@
-//! Postgres under Patroni, which fails over without a human hand. Needs the Debian packages `patroni` and `etcd-server`.
+//! Postgres under Patroni, which fails over without an operator. Needs the Debian packages `patroni` and `etcd-server`.
 
 use std::{
     fs,
@@ -29,7 +29,7 @@ struct Node {
 }
 
 impl Node {
-    /// `like` is a server of the Postgres to use, and of the user to run as.
+    /// `like` is a server that determines the Postgres installation and the user to run as.
     fn start(name: &str, dir: &Path, etcd_port: u16, like: &LocalPostgres) -> Self {
         let (port, rest_port) = (free_port(), free_port());
         let data = dir.join(name);
@@ -37,7 +37,7 @@ impl Node {
         let account = |name: &str| json!({"username": name, "password": PASSWORD});
         let local = |port: u16| format!("127.0.0.1:{port}");
         let access = ["all", "replication"].map(|what| format!("host {what} all 127.0.0.1/32 scram-sha-256"));
-        // YAML contains JSON. The times are the shortest that Patroni takes.
+        // The configuration is JSON, which is valid YAML. The times are the shortest that Patroni accepts.
         let config = json!({
             "scope": "leadrelay",
             "name": name,
@@ -71,7 +71,7 @@ impl Node {
         format!("postgres://leadrelay:{PASSWORD}@127.0.0.1:{}/postgres", self.port)
     }
 
-    /// Waits until Patroni says that it has this role: `primary` or `sync`.
+    /// Waits until Patroni reports that the server has this role: `primary` or `sync`.
     async fn wait_for_role(&self, role: &str) {
         eventually(TEST_TIMEOUT * 2, role, async || {
             let answer = reqwest::get(format!("http://127.0.0.1:{}/{role}", self.rest_port)).await;
@@ -82,13 +82,13 @@ impl Node {
         .await;
     }
 
-    /// Kills Patroni and Postgres, as a host that is gone.
+    /// Kills Patroni and Postgres, as if the host had failed.
     async fn kill9(&mut self) {
         self.patroni.kill9().await;
         self.kill_postgres();
     }
 
-    /// Its processes end with the postmaster.
+    /// All processes of Postgres end with the postmaster.
     fn kill_postgres(&self) {
         let Ok(file) = fs::read_to_string(self.data.join("postmaster.pid")) else { return };
         let pid = file.lines().next().expect("a pid");
@@ -98,13 +98,13 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        // Postgres survives its Patroni.
+        // Postgres keeps running when its Patroni ends.
         self.patroni.freeze();
         self.kill_postgres();
     }
 }
 
-/// A command line that runs what follows as the owner of a directory.
+/// A command that runs its arguments as the owner of a directory.
 fn as_owner_of(dir: &Path) -> Command {
     let owner = fs::metadata(dir).expect("a directory");
     // Postgres does not run as root, and only root may change the user.
@@ -148,7 +148,7 @@ impl Cluster {
         Self { nodes: [first, second], _etcd: etcd, _dir: dir }
     }
 
-    /// Leads to the server that is the primary.
+    /// The URL of both servers, of which clients use the primary.
     fn url(&self) -> String {
         let [first, second] = &self.nodes;
         let servers = format!("127.0.0.1:{},127.0.0.1:{}", first.port, second.port);
@@ -163,7 +163,7 @@ async fn patroni_fails_over_and_back_without_a_human_hand() {
     let mut cluster = Cluster::start(&own).await;
     let database = vec![("DATABASE_URL".to_owned(), cluster.url())];
     let operator = NatsConfig::at(nats.url());
-    // The stack's own server stays empty.
+    // The Postgres server that the stack started itself is not used.
     let mut stack = Stack::start_on(nats, own, &operator, |_| database.clone()).await;
     let load = load(&stack).await;
 

@@ -1,7 +1,7 @@
-//! A Postgres primary with a synchronous standby behind one address: what the services do when it fails over.
+//! Failover of a Postgres primary with a synchronous standby behind one address.
 //!
-//! In each test the services keep running: none is restarted, and what was accepted before, during and after the fault
-//! is applied exactly once and delivered.
+//! Every update that was accepted before, during and after a fault is applied exactly once and delivered. The services
+//! keep running, except in tests that restart them on purpose.
 
 use std::time::{Duration, Instant};
 
@@ -18,14 +18,15 @@ use crate::support::{LeadctlRun, Stack, TEST_TIMEOUT, health_page, wait_for_unre
 struct Pair {
     stack: Stack,
     standby: LocalPostgres,
-    /// What `DATABASE_URL` leads to, like a Service of Kubernetes.
+    /// The address in `DATABASE_URL`, like a Service of Kubernetes.
     address: Proxy,
-    /// When the address was switched the last time.
+    /// The time of the last switch of the address.
     switched: Instant,
 }
 
 impl Pair {
-    /// Starts all; `url` makes `DATABASE_URL` of the primary's URL behind the address, and of the standby.
+    /// Starts all servers and services. `url` returns `DATABASE_URL`; its arguments are the URL of the address and the
+    /// standby.
     async fn start_with(url: impl Fn(String, &LocalPostgres) -> String) -> Self {
         let options = PostgresOptions { replication: true, ..PostgresOptions::throwaway() };
         let (nats, primary) = tokio::join!(nats(), postgres_with(options));
@@ -43,7 +44,8 @@ impl Pair {
         Self::start_with(|url, _| url).await
     }
 
-    /// Promotes the standby, and makes it the primary of the stack. The former primary takes its place and is no standby yet.
+    /// Promotes the standby, and makes it the primary of the stack. `standby` is then the former primary, which is not
+    /// a standby yet.
     async fn switch(&mut self) {
         self.standby.promote().await.expect("a promotion");
         self.address.lead_to(self.standby.port());
@@ -52,7 +54,7 @@ impl Pair {
         std::mem::swap(&mut self.stack.postgres, &mut self.standby);
     }
 
-    /// The same with a new standby; the former primary.
+    /// Switches to the standby, starts a new standby, and returns the former primary.
     async fn promote(&mut self) -> LocalPostgres {
         self.switch().await;
         std::mem::replace(&mut self.standby, self.stack.postgres.start_standby(&|_| {}).await.expect("a standby"))
@@ -64,7 +66,7 @@ impl Pair {
         run.unwrap_or_else(|_| panic!("leadctl {args:?} hangs"))
     }
 
-    /// Waits until the doctor reports a check in this state; the check.
+    /// Waits until the doctor reports a check in this state, and returns the check.
     async fn doctor(&self, what: &str, state: &str) -> Value {
         eventually(TEST_TIMEOUT, what, async || {
             let report = self.leadctl(&["doctor", "--json"]).await.json();
@@ -76,7 +78,7 @@ impl Pair {
     }
 }
 
-/// Shorter than the time after which a statement without an answer is given up by itself, 35 s.
+/// Shorter than the deadline of a single statement, 35 s.
 const GIVEN_UP_WITHIN: Duration = Duration::from_secs(25);
 
 #[tokio::test]
@@ -157,7 +159,8 @@ async fn services_that_are_restarted_one_after_the_other_during_a_fault_lose_not
     pair.stack.postgres.freeze().expect("a freeze");
     restart_services(&mut pair.stack, &load).await;
     drop(pair.promote().await);
-    // Otherwise the next failover may lose what is committed last: the standby was made before its primary was synchronous.
+    // The standby was created before its primary was synchronous, so without this the next failover could lose the last
+    // commits.
     pair.stack.postgres.set_synchronous(true).await.expect("a setting");
     wait_for_progress(&pair.stack, &load).await;
 
@@ -221,7 +224,7 @@ async fn a_former_primary_that_still_answers_is_left_when_its_address_is_switche
     let mut pair = Pair::start().await;
     let load = load(&pair.stack).await;
 
-    // Its connections stay open. Without its standby it cannot commit anything any more.
+    // The connections to the former primary stay open. Without its standby it can no longer commit.
     let former = pair.promote().await;
 
     wait_for_progress(&pair.stack, &load).await;
@@ -240,7 +243,7 @@ async fn services_end_on_sigterm_while_their_database_hangs() {
     let (lead_state, notifier) = tokio::join!(pair.stack.lead_state.terminate(), pair.stack.notifier.terminate());
 
     println!("ended {:.1?} after SIGTERM", started.elapsed());
-    // Not by SIGKILL, which has no code.
+    // The services were not killed by SIGKILL, because then they would have no exit code.
     assert!(lead_state.code().is_some() && notifier.code().is_some(), "{lead_state} {notifier}");
     pair.stack.postgres.thaw().expect("a thaw");
     pair.stack.lead_state.restart().await;

@@ -21,7 +21,7 @@ use super::gaps::Gap;
 /// The interval at which the flapping endpoint fails and works.
 const FLAP: Duration = Duration::from_secs(2);
 
-/// What an endpoint received of an update.
+/// The requests of one update that an endpoint received.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Received {
     /// The number of accepted requests.
@@ -45,7 +45,7 @@ struct Shared {
     started: Instant,
     /// Whether the failing and the hanging endpoint work.
     recovered: AtomicBool,
-    /// By endpoint and update: what was answered with success.
+    /// The accepted requests, by endpoint and update.
     received: Mutex<HashMap<String, HashMap<String, Received>>>,
     /// The time between two deliveries.
     delivery: Gap,
@@ -87,7 +87,7 @@ impl Endpoints {
         self.shared.recovered.store(true, Ordering::Relaxed);
     }
 
-    /// What an endpoint received, by update.
+    /// The accepted requests of an endpoint, by update.
     pub(crate) fn received(&self, name: &str) -> HashMap<String, Received> {
         self.shared.received().get(name).cloned().unwrap_or_default()
     }

@@ -1,4 +1,4 @@
-//! The longest time without something that should happen all the time.
+//! Gaps: the longest times without acceptance, application and delivery.
 
 use std::{
     fmt,
@@ -9,7 +9,7 @@ use std::{
 use sqlx::PgPool;
 use tokio_util::task::AbortOnDropHandle;
 
-/// How often the database is asked how far the log is applied.
+/// The interval at which the checkpoint is read from the database.
 const POLL: Duration = Duration::from_millis(50);
 
 /// The longest gaps during a fault.
@@ -30,7 +30,7 @@ impl Gaps {
     }
 }
 
-/// As three cells of a table.
+/// Prints the gaps as three cells of a table.
 impl fmt::Display for Gaps {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [acceptance, application, delivery] =
@@ -69,7 +69,7 @@ impl Gap {
     }
 }
 
-/// Watches how the checkpoint moves.
+/// Measures the gaps between movements of the checkpoint.
 #[derive(Debug)]
 pub(crate) struct Watch {
     pub(crate) gap: Arc<Gap>,
@@ -84,7 +84,7 @@ impl Watch {
             let mut last = 0;
             loop {
                 let applied = sqlx::query_scalar::<_, i64>("SELECT last_sequence FROM lead_state.checkpoints");
-                // Postgres may be away meanwhile.
+                // Postgres may be unavailable.
                 if let Ok(applied) = applied.fetch_one(&pool).await
                     && applied != last
                 {

@@ -29,7 +29,7 @@ use crate::support::{
     model::Model,
 };
 
-/// How long a client goes on sending an update. A fault is over long before.
+/// How long a client repeats an update. Every fault is shorter.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(120);
 /// The mean pause of a client between two updates.
 const PAUSE: Duration = Duration::from_millis(40);
@@ -40,11 +40,11 @@ const ERASURE_PAUSE: Duration = Duration::from_secs(5);
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
     accepted: Mutex<HashSet<String>>,
-    /// Outcomes in answers, by update: some clients prefer to wait for them.
+    /// Outcomes in responses, by update. Some clients send `Prefer: wait`.
     outcomes: Mutex<HashMap<String, Value>>,
     /// Updates of the HTTP clients, each counted once.
     pub(crate) intended: AtomicU64,
-    /// Requests that were refused or not answered: the update was sent again.
+    /// The number of requests that were rejected or not answered, so that the update was sent again.
     pub(crate) repeated: AtomicU64,
     /// Accepted by the gateways.
     pub(crate) over_http: AtomicU64,
@@ -57,7 +57,7 @@ pub(crate) struct Ledger {
 }
 
 impl Ledger {
-    /// Ids of accepted updates, as far as a client has the id.
+    /// Ids of accepted updates whose id a client knows.
     pub(crate) fn accepted(&self) -> MutexGuard<'_, HashSet<String>> {
         self.accepted.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -73,12 +73,12 @@ pub(crate) struct Client {
     pub(crate) gateways: Vec<String>,
     pub(crate) key: String,
     pub(crate) http: reqwest::Client,
-    /// How long it waits for an answer before it sends again.
+    /// How long the client waits for a response before it sends again.
     pub(crate) answer_within: Duration,
 }
 
 impl Client {
-    /// Sends an update until it is accepted; its id.
+    /// Sends an update until it is accepted, and returns its id.
     pub(crate) async fn update(&self, body: &Value, ledger: &Ledger, random: &mut StdRng) -> String {
         let waits = random.random_bool(0.3);
         let request = |gateway: &str| {
@@ -88,14 +88,14 @@ impl Client {
         self.send_until_accepted(request, ledger, random).await
     }
 
-    /// Erases a lead; the id of the erasure.
+    /// Erases a lead, and returns the id of the erasure.
     async fn erase(&self, lead_id: &str, ledger: &Ledger, random: &mut StdRng) -> String {
         let request = |gateway: &str| self.http.delete(format!("{gateway}/api/v1/leads/{lead_id}"));
         self.send_until_accepted(request, ledger, random).await
     }
 
-    /// Sends a request to one gateway after the other until it is accepted; the id of its update. Under one idempotency key
-    /// it is one update.
+    /// Sends a request to random gateways until it is accepted, and returns the id of its update. All repetitions have
+    /// one idempotency key, so they are one update.
     async fn send_until_accepted(
         &self,
         request: impl Fn(&str) -> RequestBuilder,
@@ -135,7 +135,7 @@ impl Client {
         request.body(Value::Object(body).to_string())
     }
 
-    /// Sends a request once; the id of its update and, if it was waited for and came in time, the outcome.
+    /// Sends a request once. Returns the id of its update and, if the response has it, the outcome.
     async fn try_send(&self, request: RequestBuilder, ledger: &Ledger) -> anyhow::Result<(String, Option<Value>)> {
         let answer = request.bearer_auth(&self.key).timeout(self.answer_within).send().await?;
         if answer.status() == 503 {
@@ -144,7 +144,7 @@ impl Client {
         let answer = answer.bytes().await?;
         let answer: Value = serde_json::from_slice(&answer)?;
         if answer["success"] != true {
-            // A refusal that is no fault of the servers would be repeated for ever.
+            // Other rejections would be repeated forever, because they do not depend on the state of the servers.
             let code = answer["code"].as_str().unwrap_or_default();
             let unavailable = [
                 "log_full",
@@ -163,7 +163,8 @@ impl Client {
     }
 }
 
-/// Clients that send until they are stopped, each with its own random history; and one that erases leads of the archive.
+/// Starts clients that send until they are stopped, each with its own random history, and one client that erases leads
+/// of the archive.
 pub(crate) fn start(
     client: &Client,
     js: &jetstream::Context,
@@ -183,7 +184,7 @@ pub(crate) fn start(
                 let body = history::update(of, &mut random);
                 let mut named = body.clone();
                 named["projectId"] = json!(of.project_id);
-                // The gateway refuses updates that change nothing.
+                // The gateway rejects updates that change nothing.
                 if ["metadata", "name", "targetState"].iter().any(|field| named.get(field).is_some()) {
                     client.update(&named, &ledger, &mut random).await;
                 }
@@ -261,7 +262,7 @@ impl Tap {
         let (feed, count) = (model.clone(), read.clone());
         let task = tokio::spawn(async move {
             loop {
-                // The server may be away; the next consumer continues where this one ended.
+                // The server may be unavailable. The next consumer continues where this one ended.
                 let _ = follow(&js, &feed, &count).await;
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
@@ -295,7 +296,7 @@ async fn follow(js: &jetstream::Context, model: &Mutex<Model>, read: &AtomicU64)
         if info.stream_sequence < expected {
             continue;
         }
-        // Either retention removed messages or one was lost on the way: the next consumer shows which.
+        // Either retention removed messages, or a message was lost in transit. The next consumer shows which.
         anyhow::ensure!(info.stream_sequence == expected, "a gap behind {}", expected - 1);
         let mut model = model.lock().unwrap_or_else(PoisonError::into_inner);
         model.feed(info.stream_sequence, info.published.into(), &message.subject, &message.payload);

@@ -1,13 +1,13 @@
-//! The fault suite: a load of updates, a seeded random schedule of faults, and what must hold after it.
+//! The fault suite: a load of updates, a seeded random schedule of faults, and checks at the end.
 //!
 //! Two of each service run as processes, each behind its own proxies to real NATS and Postgres. Clients and internal
-//! producers send all the time, and the log is fed to the reference model. In the end every accepted update is in the
+//! producers send all the time, and the log is fed to the reference model. At the end every accepted update is in the
 //! ledger exactly once, every lead and outcome equals the model, every callback received everything that it subscribed
 //! to, and the audit is clean.
 //!
-//! `just faults MINUTES SEED` runs it for long and prints a table.
+//! `just faults MINUTES SEED` runs the suite for some minutes and prints a table.
 
-/// Declares an enumeration of faults by their texts.
+/// Declares an enumeration of faults, each with the text for the table.
 macro_rules! faults {
     ($($Fault:ident = $text:literal,)*) => {
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -49,17 +49,17 @@ use crate::support::{TEST_TIMEOUT, service};
 use scene::{Scene, Servers, Totals};
 use schedule::{Fault, Member, Victims};
 
-/// Waits before the attempts: with the retries below long enough that no delivery is exhausted during a run, and short
-/// enough that deliveries are made soon after an endpoint recovers.
+/// The delays before the first attempts. Together with the retries below they last long enough that no delivery is
+/// exhausted during a run. Each is short enough that deliveries are sent soon after an endpoint recovers.
 const FIRST_RETRIES: &str = "0s,200ms,500ms,1s,2s,5s";
-/// Further attempts, each after the longest wait.
+/// The number of further attempts, each after the longest delay.
 const RETRIES: usize = 400;
 
 /// The schedule of retries of a run.
 pub(crate) fn retry_schedule() -> String {
     format!("{FIRST_RETRIES}{}", ",5s".repeat(RETRIES))
 }
-/// How long a client waits for an answer before it sends again.
+/// How long a client waits for a response before it sends again.
 pub(crate) const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
 pub(crate) enum Length {
@@ -69,7 +69,7 @@ pub(crate) enum Length {
     For(Duration),
 }
 
-/// The seed and the length of a run that `just` is given.
+/// The seed and the length of a run, from the environment that `just` sets.
 pub(crate) fn run_of_minutes() -> (u64, Length) {
     let number = |name: &str| {
         let value = std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: use `just faults MINUTES SEED`"));
@@ -98,7 +98,7 @@ async fn no_fault_loses_an_update_or_applies_one_twice() {
     println!("{report}");
 }
 
-/// `just faults MINUTES SEED`
+/// Run by `just faults MINUTES SEED`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "takes the minutes it is given: just faults MINUTES SEED"]
 async fn for_minutes() {

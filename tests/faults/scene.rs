@@ -1,5 +1,5 @@
-//! What a run of faults is measured against: clients and producers that send all the time, callbacks that receive, a model
-//! that is fed from the log; and what must hold in the end, whatever failed.
+//! The environment of a run of faults: clients and producers that send all the time, callbacks that receive, and a
+//! model that is fed from the log. Also the checks at the end of a run.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -28,10 +28,10 @@ use crate::support::{
     wait_until_applied,
 };
 
-/// How long everything may take to settle at the end, in addition to the duration of the load.
+/// How long applying and delivering may take at the end, in addition to the duration of the load.
 const SETTLING: Duration = Duration::from_secs(120);
 
-/// The servers that a scene plays on, as the test itself reaches them.
+/// The addresses of the servers, without the proxies of the services.
 #[derive(Debug, Clone)]
 pub(crate) struct Servers {
     pub(crate) nats_url: String,
@@ -39,7 +39,7 @@ pub(crate) struct Servers {
     pub(crate) gateways: Vec<String>,
 }
 
-/// The load, and everything that judges it.
+/// The load, and the data for the checks at the end.
 pub(crate) struct Scene {
     pub(crate) js: jetstream::Context,
     pub(crate) pool: PgPool,
@@ -74,7 +74,7 @@ pub(crate) struct Totals {
 }
 
 impl Scene {
-    /// Makes processes with leads and callbacks, and starts the clients. A client waits for an answer as long as
+    /// Creates processes with leads and callbacks, and starts the clients. A client waits for a response for
     /// `answer_within`.
     pub(crate) async fn start(servers: Servers, seed: u64, answer_within: Duration) -> Self {
         let nats = NatsConfig::at(&servers.nats_url);
@@ -124,7 +124,7 @@ impl Scene {
         }
     }
 
-    /// Waits until an update that is sent now is delivered.
+    /// Sends an update, and waits until it is delivered.
     pub(crate) async fn wait_until_recovered(&self, random: &mut StdRng) {
         let body = json!({"leadId": self.leads[0].leads[0].0, "metadata": {"probe": true}});
         let update_id = self.client.update(&body, &self.ledger, random).await;
@@ -145,7 +145,7 @@ impl Scene {
         assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
     }
 
-    /// Ends the load, waits until everything is applied and delivered, and judges it.
+    /// Ends the load, waits until everything is applied and delivered, and runs the checks.
     pub(crate) async fn end(mut self) -> Totals {
         self.stop.cancel();
         while let Some(ended) = self.clients.join_next().await {
@@ -182,7 +182,7 @@ impl Scene {
         let received = wait_for_all_deliveries(pool, endpoints, callbacks, deadline).await;
         let settling = ended.elapsed();
 
-        // Nothing changes any more.
+        // From here on nothing changes any more.
         let model = std::mem::take(&mut *tap.model.lock().unwrap_or_else(PoisonError::into_inner));
         let differences = differences(pool, &model).await;
         assert!(
@@ -194,11 +194,11 @@ impl Scene {
         let known: HashSet<&String> = model.outcomes.keys().map(|(_, update_id)| update_id).collect();
         let lost: Vec<_> = ledger.accepted().iter().filter(|id| !known.contains(id)).cloned().collect();
         assert!(lost.is_empty(), "{} accepted and not in the log: {lost:?}", lost.len());
-        // Outcomes in answers were the right ones.
+        // Outcomes in responses equal those of the model.
         let outcomes = std::mem::take(&mut *ledger.outcomes());
         for (update_id, outcome) in &outcomes {
             let key = (leads[0].project_id.to_string(), update_id.clone());
-            // That of a lead that was erased meanwhile may be the one of before or of after.
+            // If the lead was erased in the meantime, the outcome may be that before or after the erasure.
             let right = [model.outcomes.get(&key).cloned(), model.stored_outcome(&key)];
             let is_right = right.iter().flatten().any(|model::Outcome { error, data, .. }| {
                 [json!(error.is_none()), json!(error), json!(data)]
@@ -208,7 +208,7 @@ impl Scene {
         }
         assert!(!outcomes.is_empty(), "no answer had an outcome");
         assert!(!model.erased.is_empty(), "no lead was erased");
-        // Repeated requests made no further updates.
+        // Repeated requests created no further updates.
         let over_http: i64 =
             sqlx::query_scalar("SELECT count(*) FROM lead_state.lead_updates WHERE api_key_id IS NOT NULL")
                 .fetch_one(pool)
@@ -236,7 +236,8 @@ impl Scene {
     }
 }
 
-/// Two processes with leads, and six callbacks; and one without callbacks, the archive, whose leads are erased.
+/// Creates two processes with leads and six callbacks, and a third process without callbacks, the archive, whose leads
+/// are erased.
 async fn prepare(
     endpoints: &Endpoints,
     api: &Api,
@@ -327,7 +328,7 @@ async fn wait_for_all_deliveries(
         let delivered = received.len() as u64;
         all.insert(name.clone(), DeliveryCounts { delivered, duplicates: times - delivered });
     }
-    // The endpoint has a delivery a moment before it is recorded.
+    // An endpoint receives a delivery a moment before the delivery is recorded.
     eventually(deadline, "no delivery is pending", async || {
         let pending: i64 = sqlx::query_scalar("SELECT count(*) FROM webhooks.deliveries WHERE status = 'pending'")
             .fetch_one(pool)

@@ -18,7 +18,7 @@ pub(crate) struct Member {
     pub(crate) postgres: Proxy,
 }
 
-/// Everything that faults can hit.
+/// The services and servers that faults can hit.
 pub(crate) struct Victims {
     pub(crate) gateways: Vec<Member>,
     pub(crate) gateway_urls: Vec<String>,
@@ -80,7 +80,7 @@ impl Victims {
                 victim.service.thaw();
             }
             Fault::TwoLeaders => {
-                // The holder of the lease is stopped in the middle of its work, loses the lease unnoticed, and goes on
+                // The leader is frozen in the middle of its work and loses its lock without noticing it. It resumes
                 // when another instance leads.
                 let frozen = between(600, 2000);
                 let leader = self.leader().await;
@@ -106,7 +106,7 @@ impl Victims {
             Fault::CutNats | Fault::DelayNats | Fault::StallNats => {
                 let wire = wire(fault, between(20, 400));
                 let held = between(500, 7000);
-                // One of them, or all at once.
+                // The fault hits one service, or all at once.
                 let one = between(0, 4000).as_millis() as usize;
                 let members: Vec<_> = self.members().collect();
                 let hit = if one < 1000 { &members[..] } else { std::slice::from_ref(&members[one % members.len()]) };
@@ -161,7 +161,7 @@ impl Victims {
         }
     }
 
-    /// The index of the leader, whose proxy has the connection that holds the lease; 0 if there is none.
+    /// The index of the leader, whose proxy has the connection that holds the lock; 0 if there is no leader.
     async fn leader(&self) -> usize {
         let port: Option<i32> = sqlx::query_scalar(
             "SELECT client_port FROM pg_stat_activity a JOIN pg_locks l USING (pid)
@@ -195,7 +195,7 @@ fn wire(fault: Fault, delay: Duration) -> Wire {
 }
 
 impl Member {
-    /// Kills it and starts it again after this time; the lines about panics until then.
+    /// Kills the service, and starts it again after this time. Returns the log lines about panics before the kill.
     async fn kill(&mut self, gone: Duration) -> Vec<String> {
         let panics = self.panics();
         self.service.kill9().await;
@@ -204,7 +204,7 @@ impl Member {
         panics
     }
 
-    /// The lines about panics in its log.
+    /// The lines about panics in the service's log.
     pub(crate) fn panics(&self) -> Vec<String> {
         self.service.log().lines().filter(|line| line.contains("panicked at")).map(str::to_owned).collect()
     }

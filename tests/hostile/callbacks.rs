@@ -1,4 +1,4 @@
-//! Attacks through callbacks: endpoints that hang, are slow, or fail, and names that no server answers.
+//! Attacks through callbacks: endpoints that hang, are slow, or fail, and names whose DNS queries get no response.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ pub(super) const ATTACKS: &[Attack] = &[
     Attack { name: "names without an answer", refusals: &[], run: |a| Box::pin(unresolved(a)) },
 ];
 
-/// Updates with these callbacks, `per_second` in all.
+/// Sends updates with these callbacks, `per_second` in total.
 async fn update(a: &Attacker<'_>, callbacks: Value, per_second: u32) {
     a.callbacks(callbacks).await;
     let request = |n: usize| {
@@ -47,7 +47,7 @@ async fn dead(a: &Attacker<'_>) {
     update(a, (0..100).map(callback).collect(), 20).await;
 }
 
-/// Lookups that wait for a name server until they time out.
+/// Causes lookups that wait for a name server until they time out.
 async fn unresolved(a: &Attacker<'_>) {
     let callback =
         |n: usize| json!({"name": format!("{n}"), "url": format!("http://hang-{n}.example/"), "timeoutSeconds": 10});

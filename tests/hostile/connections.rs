@@ -42,7 +42,7 @@ pub(super) async fn connect(a: &Attacker<'_>) -> TcpStream {
     socket.connect(address).await.expect("a connection")
 }
 
-/// Reads to the end; the status and the code of the answer, or `cut` if there is none.
+/// Reads to the end. Returns the status and the code of the response, or `cut` if there is none.
 pub(super) async fn read_answer(connection: &mut (impl AsyncRead + Unpin)) -> String {
     let mut answer = Vec::new();
     let _ = connection.read_to_end(&mut answer).await;
@@ -52,7 +52,7 @@ pub(super) async fn read_answer(connection: &mut (impl AsyncRead + Unpin)) -> St
     code.map_or(status.to_owned(), |(code, _)| format!("{status} {code}"))
 }
 
-/// 24 connections, again and again, that each send `first` and then a byte every 50 ms.
+/// Keeps 24 connections that each send `first` and then a byte every 50 ms, and replaces closed ones.
 async fn drip(a: &Attacker<'_>, first: &str) {
     let client = async || loop {
         let mut connection = connect(a).await;
@@ -87,14 +87,14 @@ async fn idle_connections(a: &Attacker<'_>) {
     join_all((0..64).map(|_| client())).await;
 }
 
-/// A lead of 200 KB is requested again and again, and no answer is read.
+/// Requests a lead of 200 KB again and again, without reading the responses.
 async fn unread_answers(a: &Attacker<'_>) {
     let update = json!({"leadId": a.tenant.lead_id, "metadata": {"blob": "x".repeat(200_000)}});
     a.tenant.api.update_and_wait(update).await;
     let get = (a.head(&format!("GET /api/v1/leads/get?leadId={}", a.tenant.lead_id)) + "\r\n").repeat(100);
     let client = async || loop {
         let connection = connect(a).await;
-        // The buffers are full soon; an error is the end of the connection.
+        // The buffers are soon full. An error means that the connection was closed.
         while connection.try_write(get.as_bytes()).map_or_else(|e| e.kind() == ErrorKind::WouldBlock, |_| true) {
             sleep(Duration::from_millis(200)).await;
         }
@@ -103,7 +103,7 @@ async fn unread_answers(a: &Attacker<'_>) {
     join_all((0..4).map(|_| client())).await;
 }
 
-/// More connections than an address may have, which take the place of each other.
+/// Opens more connections than an address may have, which replace each other.
 async fn too_many_connections(a: &Attacker<'_>) {
     let _held = join_all((0..128).map(|_| connect(a))).await;
     let client = async || loop {
@@ -119,7 +119,7 @@ async fn oversized_heads(a: &Attacker<'_>) {
     for head in heads.iter().cycle() {
         let mut connection = connect(a).await;
         let _ = connection.write_all(format!("GET / HTTP/1.1\r\n{head}\r\n").as_bytes()).await;
-        // Bytes unread when the server closes may discard the answer.
+        // If the server closes the connection with unread bytes, the response may be lost.
         a.answers.add(read_answer(&mut connection).await);
         sleep(Duration::from_millis(50)).await;
     }

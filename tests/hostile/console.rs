@@ -1,4 +1,4 @@
-//! Attacks on the console, each with a console of its own.
+//! Attacks on the console, each with a separate console.
 
 use std::time::Duration;
 
@@ -28,7 +28,7 @@ async fn flood_pages(a: &Attacker<'_>) {
     .await;
 }
 
-/// Opens streams of pages, in as many sessions as there are clients.
+/// Opens streams of pages in four sessions.
 async fn live_pages(a: &Attacker<'_>) {
     let console = Console::start_at(a.stack, &a.stack.nats.url()).await;
     let mut cookies = Vec::new();
@@ -45,7 +45,7 @@ async fn live_pages(a: &Attacker<'_>) {
 
 async fn guess_logins(a: &Attacker<'_>) {
     let console = Console::start_at(a.stack, &a.stack.nats.url()).await;
-    // It knows the keys.
+    // Waits until the console has read the API keys.
     console.sign_in_with(&a.tenant.api).await;
     a.repeat(16, Duration::from_millis(10), |n| {
         let form = if n % 2 == 0 { format!("api_key=lr_{n}") } else { format!("token={n:0>43}") };

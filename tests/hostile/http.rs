@@ -140,7 +140,7 @@ async fn event_streams(a: &Attacker<'_>) {
     a.repeat(64, Duration::from_millis(500), |_| a.tenant.api.request(Method::GET, "/api/v1/events")).await;
 }
 
-/// Most of them wait until the call ends, which it does not.
+/// Sends updates that wait for the end of a call, which never ends.
 async fn wait_for_queued_updates(a: &Attacker<'_>) {
     let spec = json!({
         "projectId": a.tenant.api.project_id, "name": "sales", "states": [{"name": "new"}], "duringCall": "queue",
@@ -158,7 +158,7 @@ async fn idempotency_keys(a: &Attacker<'_>) {
     a.repeat(4, Duration::from_millis(20), keyed).await;
 }
 
-/// Small updates, each of which reads, writes and delivers the whole lead.
+/// Sends small updates, each of which reads, writes and delivers a large lead.
 async fn large_lead(a: &Attacker<'_>) {
     a.callbacks(json!([{"name": "crm", "url": a.endpoint.url("/crm")}])).await;
     enlarge(a).await;
@@ -189,7 +189,7 @@ async fn searches(a: &Attacker<'_>) {
     a.repeat(64, Duration::from_millis(50), search).await;
 }
 
-/// The reads that look at most rows.
+/// Sends the reads that scan the most rows.
 async fn long_reads(a: &Attacker<'_>) {
     let end = service_kit::clock::now().millis();
     let begin = end - 31 * 24 * 60 * 60 * 1000;
@@ -220,13 +220,14 @@ async fn pauses_and_backfills(a: &Attacker<'_>) {
     .await;
 }
 
-/// Each is long, and has to be verified where the source's secret can be opened.
+/// Sends long reports, which webhook-notifier has to verify because only it can open the source's secret.
 async fn forged_reports(a: &Attacker<'_>) {
     let path = format!("/api/v1/processes/{}/sources", process_id(&a.tenant.applied));
     let source = json!({"name": "calls", "platform": "retell", "secrets": ["the-secret-of-the-platform"]});
     let created = assert_ok(a.tenant.api.post(&path, &source).await);
     let path = created["data"]["ingestPath"].as_str().expect("a path");
-    // Written once: the attacker is in one process with the healthy tenant, whose latency is measured.
+    // The report is serialized once, because the attacker shares a process with the healthy tenant, whose latency is
+    // measured.
     let report = Bytes::from(json!({"event": "call_ended", "transcript": "x".repeat(400_000)}).to_string());
     a.repeat(8, Duration::from_millis(50), |_| {
         let time = service_kit::clock::now().millis();

@@ -1,10 +1,10 @@
-//! Tenants that hurt each other: every attack of a table runs beside the updates of a healthy tenant.
+//! Hostile tenants: every attack of a table runs at the same time as the updates of a healthy tenant.
 //!
-//! In `cargo test` a few attacks run at the same time, each by a tenant of its own. Each attacker gets the expected
-//! refusals and no server error, and the healthy tenant loses nothing. `just hostile` runs one after the other and judges
-//! the latency of the healthy tenant's webhooks, before and during each attack.
+//! In `cargo test` a few attacks run at the same time, each by a separate tenant. Each attacker gets the expected
+//! rejections and no server error, and the healthy tenant loses nothing. `just hostile` runs one attack after the other
+//! and compares the latency of the healthy tenant's webhooks before and during each attack.
 //!
-//! To add an attack: a function that attacks until it is dropped, and a row in one of the tables.
+//! To add an attack, add a function that attacks until it is dropped, and a row in one of the tables.
 
 mod callbacks;
 mod connections;
@@ -40,21 +40,22 @@ const LIMITS: [(&str, &str); 9] = [
     ("GATEWAY_WRITE_TIMEOUT", "2s"),
     ("GATEWAY_MAX_CONNECTIONS_PER_ADDRESS", "128"),
 ];
-/// The 99th percentile during an attack is at most this many times what it was without one.
+/// The 99th percentile during an attack may be at most this many times the one without an attack.
 const FACTOR: f64 = 2.0;
-/// The updates that judge an attack, and how many times as many judge one that seems too slow.
+/// The number of updates that are measured per attack, and by how much it may grow if the attack seems too slow.
 const UPDATES: usize = 150;
 const ROUNDS: usize = 3;
 
-/// How many attacks run at the same time in `cargo test`: all of them would use up a small machine by themselves.
+/// The number of attacks that run at the same time in `cargo test`. All of them together would overload a small
+/// machine.
 const AT_ONCE: usize = 4;
-/// Answers on a machine that is loaded by attacks and other tests.
+/// Server errors that are accepted on a machine loaded by attacks and other tests.
 const TOO_SLOW: [&str; 2] = ["503 unavailable", "503 not_confirmed"];
 
 /// An attack that one tenant makes.
 struct Attack {
     name: &'static str,
-    /// The answers that the attacker gets at least once, as [`Answers`] writes them.
+    /// The rejections that the attacker must get at least once, in the form of [`Answers`].
     refusals: &'static [&'static str],
     /// Attacks until it is dropped.
     run: for<'a> fn(&'a Attacker<'a>) -> LocalBoxFuture<'a, ()>,
@@ -74,14 +75,14 @@ impl Answers {
     }
 }
 
-/// A hostile tenant, with an address of its own.
+/// A hostile tenant, with its own client address.
 struct Attacker<'a> {
     stack: &'a Stack,
     healthy: &'a Tenant,
     tenant: Tenant,
-    /// It connects from `127.0.0.{host}`.
+    /// The tenant connects from `127.0.0.{host}`.
     host: u8,
-    /// Where its callbacks lead.
+    /// The receiver of its callbacks.
     endpoint: Receiver,
     answers: Answers,
 }
@@ -104,7 +105,7 @@ impl<'a> Attacker<'a> {
         Tenant::apply(self.stack, &self.tenant.api, callbacks).await;
     }
 
-    /// Sends requests from `clients` clients, each with a pause behind each answer.
+    /// Sends requests from `clients` clients, each with a pause after each response.
     async fn repeat(&self, clients: usize, pause: Duration, request: impl Fn(usize) -> RequestBuilder) {
         let client = async |client: usize| {
             for number in 0.. {
@@ -115,7 +116,7 @@ impl<'a> Attacker<'a> {
         join_all((0..clients).map(client)).await;
     }
 
-    /// Waits until it got all refusals of its attack.
+    /// Waits until the attacker got all expected rejections.
     async fn wait_for_refusals(&self, attack: &Attack) {
         eventually(TEST_TIMEOUT, attack.name, async || {
             let answers = self.answers.all();
@@ -125,7 +126,7 @@ impl<'a> Attacker<'a> {
         .await;
     }
 
-    /// Asserts that no answer is a server error that the attack does not expect, except that a service was too slow.
+    /// Asserts that the only server errors are those that the attack expects, and those of [`TOO_SLOW`].
     fn assert_no_server_error(&self, attack: &Attack) {
         let answers = self.answers.all();
         let is_expected = |answer: &str| TOO_SLOW.contains(&answer) || attack.refusals.contains(&answer);
@@ -134,7 +135,7 @@ impl<'a> Attacker<'a> {
     }
 }
 
-/// The status of an answer and its code, or that of its first line.
+/// The status and the error code of a response, or the code of its first line.
 async fn answer(request: RequestBuilder) -> String {
     let Ok(answer) = request.send().await else { return "cut".to_owned() };
     let status = answer.status().as_u16();
@@ -153,7 +154,7 @@ struct Healthy {
 }
 
 impl Healthy {
-    /// Sends updates at 10 a second at most; the time from the POST of each to the receipt of its webhook, sorted.
+    /// Sends at most 10 updates a second. Returns the sorted times from the POST of each to the receipt of its webhook.
     async fn update(&self, receiver: &Receiver, updates: usize) -> Vec<Duration> {
         let mut latencies = Vec::new();
         let mut ticks = interval(Duration::from_millis(100));
@@ -185,12 +186,12 @@ impl Healthy {
         latencies
     }
 
-    /// Asserts that every update was applied and delivered exactly as in [`assert_exactly_once`], and that the audit finds
-    /// nothing.
+    /// Asserts that every update was applied and delivered as [`assert_exactly_once`] requires, and that the audit is
+    /// clean.
     async fn assert_nothing_lost(&self, stack: &Stack) {
         stack.wait_until_applied().await;
         let accepted = self.accepted.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        // An update that was not confirmed and sent again may be there as well.
+        // An update that was not confirmed, and was sent again, may also be in the ledger.
         let applied = "SELECT count(*) FROM lead_state.lead_updates WHERE project_id = $1";
         let project = self.tenant.api.project_id.as_bytes();
         let applied: i64 = sqlx::query_scalar(applied).bind(project).fetch_one(&stack.pool).await.expect("the ledger");
@@ -241,7 +242,8 @@ async fn a_healthy_tenant_loses_nothing_beside_any_attack() {
         let refused = join_all(attackers.iter().map(|(attack, attacker)| attacker.wait_for_refusals(attack)));
         tokio::select! {
             _ = attacking => panic!("an attack ended by itself"),
-            // The attacks go on until the healthy tenant is served; those of hanging endpoints would cost it 30 s per update.
+            // The attacks continue until the healthy tenant is served. Without isolation, hanging endpoints would delay
+            // each of its updates by 30 s.
             _ = async { tokio::join!(refused, timeout(TEST_TIMEOUT, healthy.update(&stack.receiver, 5))).1.expect("served") } => {}
         }
 
@@ -258,7 +260,7 @@ fn percentile(times: &[Duration], percent: usize) -> f64 {
     times[(times.len() - 1) * percent / 100].as_secs_f64() * 1000.0
 }
 
-/// `just hostile NAME`: all attacks, or those whose names contain this.
+/// Run by `just hostile NAME`, for all attacks or those whose names contain NAME.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "judges latencies for some minutes: just hostile"]
 async fn a_healthy_tenant_is_not_delayed_beside_any_attack() {

@@ -1,4 +1,5 @@
-//! Attacks of producers on NATS, which need no API key: their project's rate and its share of the log bound them.
+//! Attacks by producers over NATS, which need no API key. The rate limit and the backlog limit of their project bound
+//! them.
 
 use std::time::Duration;
 
@@ -32,7 +33,7 @@ fn update(a: &Attacker<'_>) -> Bytes {
     json!({"leadId": a.tenant.lead_id, "metadata": {"text": "x".repeat(200)}}).to_string().into()
 }
 
-/// What the gateway answers a producer: `ack`, or the status and the code of its refusal.
+/// The gateway's reply to a producer: `ack`, or the status and the code of the error.
 async fn answer(client: &Client, subject: String, body: Bytes) -> String {
     let answered = tokio::time::timeout(TEST_TIMEOUT, client.request(subject, body)).await;
     let Ok(Ok(answer)) = answered else { return "none".to_owned() };
@@ -42,7 +43,8 @@ async fn answer(client: &Client, subject: String, body: Bytes) -> String {
     format!("{status} {}", description.split_once(':').expect("a code").0)
 }
 
-/// Twice a second more messages than may wait: some are lost. The last one asks for an answer, which may be lost as well.
+/// Publishes more messages than may wait, twice a second, so that some are lost. The last one requests a reply, and may
+/// be lost, too.
 async fn unacknowledged(a: &Attacker<'_>) {
     let (client, subject) = producer(a).await;
     let body = update(a);

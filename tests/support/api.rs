@@ -30,7 +30,7 @@ pub(crate) struct Api {
     pub(crate) key: String,
     pub(crate) project_id: ObjectId,
     pub(crate) http: reqwest::Client,
-    /// How often the gateway said that an update may or may not be in the log.
+    /// The number of `not_confirmed` responses: the update may or may not be in the log.
     pub(crate) unconfirmed: Arc<AtomicUsize>,
 }
 
@@ -73,7 +73,7 @@ impl Api {
         send(headers.iter().fold(request, |request, (name, value)| request.header(*name, *value))).await
     }
 
-    /// Initiates a lead; its id.
+    /// Initiates a lead, and returns its id.
     pub(crate) async fn initiate(&self, process_id: ObjectId, reference_id: Option<&str>) -> String {
         let lead = json!({
             "projectId": self.project_id, "processId": process_id, "phone": "+4915112345678", "name": "Ada",
@@ -83,24 +83,24 @@ impl Api {
         body["_id"].as_str().expect("an id").to_owned()
     }
 
-    /// Posts an update that must be accepted; its id.
+    /// Posts an update that must be accepted, and returns its id.
     pub(crate) async fn update(&self, body: Value) -> String {
         let (status, answer) = self.post(UPDATE, &body).await;
         assert_eq!((status, &answer["success"]), (200, &json!(true)), "{answer}");
         answer["updateId"].as_str().expect("an id").to_owned()
     }
 
-    /// Posts an update and waits for its outcome; its timeline.
+    /// Posts an update, waits for its outcome, and returns its timeline.
     pub(crate) async fn update_and_wait(&self, body: Value) -> Value {
         self.outcome(&self.update(body).await).await
     }
 
-    /// The lead, as its own project reads it.
+    /// The lead, read with the project's own key.
     pub(crate) async fn lead(&self, lead_id: &str) -> Value {
         assert_ok(self.get(&format!("/api/v1/leads/get?leadId={lead_id}")).await)["data"].take()
     }
 
-    /// Posts an update until it is accepted, however often the gateway is away; its id.
+    /// Posts an update until it is accepted, even if the gateway is unavailable in the meantime. Returns its id.
     pub(crate) async fn update_until_accepted(&self, body: &Value) -> String {
         let deadline = Instant::now() + TEST_TIMEOUT * 2;
         loop {
@@ -141,7 +141,7 @@ pub(crate) fn create_key(project_id: ObjectId, name: &str, key: &str) -> CreateK
     CreateKey { project_id, name: name.into(), sha256: api_key::hash(key), scopes: Scope::ALL.into(), expires_at: None }
 }
 
-/// Sends a request; status and body, as a text where it is no JSON.
+/// Sends a request. Returns the status and the body, which is a JSON string if the response is not JSON.
 pub(crate) async fn send(request: RequestBuilder) -> (u16, Value) {
     let answer = request.send().await.expect("an answer");
     let status = answer.status().as_u16();
@@ -149,14 +149,14 @@ pub(crate) async fn send(request: RequestBuilder) -> (u16, Value) {
     (status, serde_json::from_str(&text).unwrap_or(Value::String(text)))
 }
 
-/// Asserts that an answer is 200; its body.
+/// Asserts that a response has the status 200, and returns its body.
 #[track_caller]
 pub(crate) fn assert_ok((status, body): (u16, Value)) -> Value {
     assert_eq!(status, 200, "{body}");
     body
 }
 
-/// Asserts that a request was refused with this status and code; the body.
+/// Asserts that a request was rejected with this status and code, and returns the body.
 #[track_caller]
 pub(crate) fn assert_refused((status, body): (u16, Value), expected: u16, code: &str) -> Value {
     assert_eq!((status, &body["code"]), (expected, &json!(code)), "{body}");
@@ -174,7 +174,7 @@ pub(crate) fn assert_includes(actual: &Value, expected: Value) {
 fn overlay(target: &mut Value, with: &Value) {
     match (target, with) {
         (Value::Object(target), Value::Object(with)) => {
-            // A member that is null may as well be missing.
+            // A member that is null may also be missing.
             let with = with.iter().filter(|(name, value)| !value.is_null() || target.contains_key(*name));
             for (name, value) in with.collect::<Vec<_>>() {
                 overlay(target.entry(name).or_insert(Value::Null), value);
@@ -200,7 +200,7 @@ pub(crate) async fn all_pages(api: &Api, path: &str, limit: usize) -> (Vec<Value
     }
 }
 
-/// The same id of each item.
+/// The field `name` of each item, as text.
 pub(crate) fn ids(items: &[Value], name: &str) -> Vec<String> {
     items.iter().map(|item| item[name].as_str().expect(name).to_owned()).collect()
 }

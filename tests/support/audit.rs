@@ -1,4 +1,4 @@
-//! What must hold of the data: `leadctl audit`, and the same checked here in SQL and against the webhooks.
+//! Checks of the data: `leadctl audit`, and independent checks in SQL and against the webhooks.
 
 use std::collections::HashSet;
 
@@ -10,13 +10,13 @@ use test_support::{Request, eventually};
 use super::{Stack, TEST_TIMEOUT, by_update};
 
 impl Stack {
-    /// Runs `leadctl audit`: its exit code and its report.
+    /// Runs `leadctl audit`, and returns its exit code and its report.
     pub(crate) async fn audit(&self, args: &[&str]) -> (i32, Value) {
         let run = self.leadctl(&[&["audit", "--json"], args].concat()).await;
         (run.code, run.json())
     }
 
-    /// Waits until everything is applied, announced and delivered, and the audit finds nothing; its report.
+    /// Waits until everything is applied, announced and delivered, and the audit is clean. Returns its report.
     pub(crate) async fn wait_for_clean_audit(&self) -> Value {
         eventually(TEST_TIMEOUT * 2, "a clean audit with nothing pending", async || {
             let (code, report) = self.audit(&[]).await;
@@ -44,7 +44,7 @@ pub(crate) async fn assert_exactly_once(pool: &PgPool, project: ObjectId, accept
     let lost: Vec<_> = accepted.iter().filter(|id| !ledger.contains(id)).collect();
     assert!(lost.is_empty(), "accepted and not in the ledger: {lost:?}");
 
-    // Versions run without a gap in log order, and every lead is at its last one.
+    // Versions have no gaps in log order, and every lead has its last version.
     for (broken, what) in [
         (
             "SELECT count(*) FROM (SELECT version, row_number() OVER (PARTITION BY lead_id

@@ -39,7 +39,7 @@ impl Ca {
     }
 }
 
-/// Writes a file; its path.
+/// Writes a file, and returns its path.
 pub(crate) fn written(dir: &Path, name: &str, text: &str) -> PathBuf {
     let file = dir.join(name);
     std::fs::write(&file, text).expect("a file");

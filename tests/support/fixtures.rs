@@ -1,4 +1,4 @@
-//! The main job from end to end, and the checks of a webhook.
+//! The main job, an update from the request to the webhooks, and checks of a webhook.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -26,7 +26,7 @@ pub(crate) fn assert_webhook_fields(body: &Value) {
     assert!((1_700_000_000_000..10_000_000_000_000).contains(&millis), "{millis} is not in milliseconds");
 }
 
-/// A project of its own, with a process, callbacks and a lead.
+/// A separate project, with a process, callbacks and a lead.
 pub(crate) struct Tenant {
     pub(crate) api: Api,
     pub(crate) applied: ProcessChangeResult,
@@ -88,7 +88,7 @@ pub(crate) async fn assert_main_job(stack: &Stack) {
             "referenceId": "AB123456789", "timestamp": body["timestamp"], "data": metadata,
         });
         assert_eq!(body, expected);
-        // The documented order of fields, and the lead's own order of keys.
+        // The fields have the documented order, and the metadata keeps the lead's order of keys.
         let text = std::str::from_utf8(&request.body).expect("UTF-8");
         assert!(text.starts_with(r#"{"action_type":"update","updateId":""#), "{text}");
         assert!(text.ends_with(r#""data":{"source":"import","make":"Toyota","model":"Camry"}}"#), "{text}");
@@ -122,7 +122,7 @@ pub(crate) fn verify(request: &Request, secret: &str) {
     assert!(verifies(request, secret), "signature");
 }
 
-/// Whether a request carries a Standard Webhooks signature by this secret, computed without the notifier's code.
+/// Whether a request has a Standard Webhooks signature by this secret, computed without the notifier's code.
 pub(crate) fn verifies(request: &Request, secret: &str) -> bool {
     let key = BASE64_STANDARD.decode(secret.strip_prefix("whsec_").expect("whsec_")).expect("base64");
     let header = |name| request.header(name).unwrap_or_else(|| panic!("no {name}"));
@@ -159,7 +159,7 @@ pub(crate) fn numbers(requests: &[Request]) -> BTreeMap<String, Vec<u64>> {
     numbers
 }
 
-/// A size in KiB from a process's `/proc/PID/status`, `VmRSS` or `VmHWM`; none when the process has ended.
+/// A size in KiB from a process's `/proc/PID/status`: `VmRSS` or `VmHWM`. `None` if the process has ended.
 pub(crate) fn memory_kib(pid: u32, field: &str) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = status.lines().find(|line| line.starts_with(field))?;

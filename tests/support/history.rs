@@ -93,7 +93,7 @@ pub(crate) fn address(leads: &Leads, random: &mut StdRng) -> Value {
     }
 }
 
-/// A message that an internal producer may publish: mostly updates, some call events, some that cannot be parsed.
+/// A message that an internal producer may publish: most are updates, some are call events, and some cannot be parsed.
 pub(crate) fn message(leads: &Leads, at: Timestamp, random: &mut StdRng) -> (String, Bytes) {
     let project_id = leads.project_id;
     let subject = |kind: &str| format!("leads.cmd.{project_id}.{kind}");
@@ -116,7 +116,7 @@ pub(crate) fn message(leads: &Leads, at: Timestamp, random: &mut StdRng) -> (Str
             }
             (subject("call.started"), body.to_string().into())
         }
-        // Starts are almost as likely as ends, so that there are queues, and calls that only expire.
+        // Starts are almost as likely as ends, so that some updates are queued and some calls expire.
         85..87 => (
             subject("call.expired"),
             json!({"leadId": leads.leads.choose(random).expect("a lead").0}).to_string().into(),
@@ -163,7 +163,7 @@ pub(crate) fn message(leads: &Leads, at: Timestamp, random: &mut StdRng) -> (Str
     }
 }
 
-/// As [`message`]; a thousandth of them erases a lead.
+/// Like [`message`], but one message in a thousand erases a lead.
 pub(crate) fn message_or_erasure(leads: &Leads, at: Timestamp, random: &mut StdRng) -> (String, Bytes) {
     if random.random_range(0..1000) > 0 {
         return message(leads, at, random);
@@ -240,7 +240,7 @@ pub(crate) fn new_lead(leads: &Leads, reference_id: &str) -> model::Lead {
     }
 }
 
-/// Applies a process and initiates leads of it, also in the model.
+/// Applies a process and initiates leads of it, in the system and in the model.
 pub(crate) async fn prepare(
     api: &Api,
     client: &async_nats::Client,

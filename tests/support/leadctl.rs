@@ -52,14 +52,14 @@ impl LeadctlRun {
         self.assert_code(0)
     }
 
-    /// Asserts that it failed and says why.
+    /// Asserts that the command failed with this message.
     #[track_caller]
     pub(crate) fn assert_fails(self, why: &str) -> Self {
         assert!(self.code != 0 && self.text().contains(why), "expected {why:?}: {self:?}");
         self
     }
 
-    /// Asserts that it printed all of these.
+    /// Asserts that the command printed all of these texts.
     #[track_caller]
     pub(crate) fn assert_prints(self, texts: &[&str]) -> Self {
         let printed = self.text();
@@ -71,7 +71,7 @@ impl LeadctlRun {
 }
 
 impl Stack {
-    /// A command of leadctl with everything in its environment that names this stack.
+    /// A command of leadctl whose environment refers to this stack.
     pub(crate) fn leadctl_command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(binary("leadctl"));
         command.env("NATS_URL", self.nats_url()).env("DATABASE_URL", &self.database_url);
@@ -89,12 +89,12 @@ impl Stack {
         self.leadctl(&[args, &["--project", &self.api.project_id.to_string()]].concat()).await
     }
 
-    /// Runs `leadctl dead-letters`, which must succeed; its JSON.
+    /// Runs `leadctl dead-letters`, which must succeed, and returns its JSON.
     pub(crate) async fn dead_letters_json(&self, args: &[&str]) -> Value {
         self.leadctl(&[&["dead-letters"], args, &["--json"]].concat()).await.assert_ok().json()
     }
 
-    /// Waits until leadctl lists this many dead letters; the newest first.
+    /// Waits until leadctl lists this many dead letters, and returns them, the newest first.
     pub(crate) async fn wait_for_letters(&self, count: usize) -> Vec<Value> {
         eventually(TEST_TIMEOUT, "the dead letters", async || {
             let listed = self.dead_letters_json(&["list", "--limit", "1000"]).await;

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Api, TEST_TIMEOUT};
 
-/// Sends `count` updates to each lead, all leads at once; the ids of the updates.
+/// Sends `count` updates to each lead, concurrently for all leads. Returns the ids of the updates.
 pub(crate) async fn update_each(api: Api, leads: Vec<String>, count: usize) -> Vec<String> {
     let updates = leads.into_iter().map(|lead| {
         let api = api.clone();
@@ -30,8 +30,8 @@ pub(crate) async fn update_each(api: Api, leads: Vec<String>, count: usize) -> V
     futures::future::join_all(updates).await.concat()
 }
 
-/// Publishes messages of (subject, headers, payload) in order, with at most `pipelined` unacknowledged: the time-out of an ack
-/// counts from its publish, so a busy machine needs a bound.
+/// Publishes messages (subject, headers, payload) in order, with at most `pipelined` unacknowledged messages. Without
+/// that bound, acks would time out on a busy machine, because the timeout of an ack counts from its publish.
 pub(crate) async fn publish_in_order(
     js: &jetstream::Context,
     pipelined: usize,
@@ -87,7 +87,7 @@ impl Load {
         self.accepted.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Waits until this many more are accepted.
+    /// Waits until this many more updates are accepted.
     pub(crate) async fn wait_for_more(&self, more: usize) {
         let before = self.accepted().len();
         eventually(TEST_TIMEOUT, "more is accepted", async || {
@@ -97,13 +97,13 @@ impl Load {
         .await;
     }
 
-    /// Waits until this many more are accepted and have their outcome.
+    /// Waits until this many more updates are accepted and have an outcome.
     pub(crate) async fn wait_for_more_applied(&self, api: &Api, more: usize) {
         self.wait_for_more(more).await;
         api.outcome(self.accepted().last().expect("an update")).await;
     }
 
-    /// Ends it; the ids of all updates.
+    /// Ends the load, and returns the ids of all updates.
     pub(crate) async fn end(self) -> Vec<String> {
         self.stop.cancel();
         self.task.await.expect("the load");
@@ -112,7 +112,7 @@ impl Load {
     }
 }
 
-/// The longest time between two of these, in their order.
+/// The longest time between two consecutive instants, after sorting.
 pub(crate) fn longest_gap(mut times: Vec<Instant>) -> Duration {
     times.sort_unstable();
     times.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default()

@@ -1,4 +1,4 @@
-//! What the tests share; no test file imports from another one.
+//! Code that the tests share.
 
 mod api;
 mod audit;

@@ -1,5 +1,5 @@
-//! The reference model: the domain rules applied to a log in the simplest way, on JSON values, one message after the
-//! other. No batches, no database; it shares nothing with lead-state but the format of ids.
+//! The reference model applies the domain rules to a log in the simplest way: on JSON values, one message after the
+//! other, without batches and without a database. It shares only the format of ids with lead-state.
 
 use std::collections::{HashMap, HashSet};
 
@@ -7,7 +7,7 @@ use bytes::Bytes;
 use contract::{ObjectId, Timestamp, pack, subject::PACKS};
 use serde_json::{Map, Value};
 
-/// A sequence of the log, and the place in its pack.
+/// A sequence of the log, and the index in its pack.
 pub(crate) type Place = (u64, u32);
 
 /// A lead.
@@ -27,7 +27,7 @@ pub(crate) struct Lead {
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Outcome {
     pub(crate) error: Option<String>,
-    /// The lead's metadata after it; none on failure and of a call event.
+    /// The lead's metadata after the update. `None` for a failure and for a call event.
     pub(crate) data: Option<Value>,
     pub(crate) place: Place,
 }
@@ -41,13 +41,13 @@ pub(crate) struct QueuedUpdate {
     place: Place,
 }
 
-/// The state after the messages that it was fed.
+/// The state after the messages that the model was fed.
 #[derive(Debug, Default)]
 pub(crate) struct Model {
     /// Process specifications, as they were applied, by process id.
     pub(crate) processes: HashMap<String, Value>,
     pub(crate) leads: HashMap<String, Lead>,
-    /// By project and update.
+    /// Outcomes by project and update.
     pub(crate) outcomes: HashMap<(String, String), Outcome>,
     pub(crate) dead_letters: HashSet<Place>,
     /// The number of repeated updates.
@@ -64,7 +64,7 @@ pub(crate) struct Model {
 }
 
 impl Model {
-    /// The next message of the log.
+    /// Applies the next message of the log.
     pub(crate) fn feed(&mut self, sequence: u64, logged_at: Timestamp, subject: &str, payload: &[u8]) {
         if subject != PACKS {
             return self.feed_entry((sequence, 0), logged_at, subject, payload);
@@ -81,7 +81,7 @@ impl Model {
         }
     }
 
-    /// None where the message is a dead letter.
+    /// Returns `None` if the message is a dead letter.
     fn apply(&mut self, place: Place, logged_at: Timestamp, subject: &str, payload: &[u8]) -> Option<()> {
         let (project, kind) = subject.strip_prefix("leads.cmd.")?.split_once('.')?;
         if !is_id(project)
@@ -198,14 +198,14 @@ impl Model {
                     None => calls.clear(),
                 }
                 self.release(&lead_id, logged_at);
-                // The call has ended, whether the lead may move or not.
+                // The call has ended, even if the lead cannot move.
                 if to_state.is_some() && !self.in_call(&lead_id, logged_at) {
                     let command = Command { target_state: to_state, disposition, ..Command::default() };
                     drop(self.update(&lead_id, command));
                 }
             }
             _ => match lead {
-                // Its call was in progress when it was erased.
+                // The lead's call was in progress when the lead was erased.
                 Err(_) if self.erased.contains(&lead_id?) => {}
                 lead => self.release(&lead.ok()?, logged_at),
             },
@@ -213,7 +213,7 @@ impl Model {
         Some(())
     }
 
-    /// The key of an update or a call event; none if it was decided or queued before.
+    /// The key of an update or a call event, or `None` if it was already decided or queued.
     fn new_key(
         &mut self,
         project: &str,
@@ -277,7 +277,7 @@ impl Model {
         }
     }
 
-    /// The outcome as the ledger has it, which is not the decided one once the lead is erased.
+    /// The outcome that the ledger contains. It differs from the decided one once the lead is erased.
     pub(crate) fn stored_outcome(&self, key: &(String, String)) -> Option<Outcome> {
         let outcome = self.outcomes.get(key)?.clone();
         if !self.erased_updates.contains(key) {
@@ -295,7 +295,7 @@ impl Model {
         self.outcomes.insert(key, Outcome { error, data, place });
     }
 
-    /// What remains of a lead and its updates. Queued ones fail.
+    /// Erases the data of a lead and its updates. Queued updates fail.
     fn erase(&mut self, lead_id: &str) {
         self.erased_updates.extend(self.of_leads.remove(lead_id).unwrap_or_default());
         for QueuedUpdate { key, place, .. } in self.queued.remove(lead_id).unwrap_or_default() {
@@ -418,7 +418,7 @@ fn is_id(text: &str) -> bool {
     text.len() == 24 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// A member that is an id, if it is there. None where it is something else.
+/// A member that must be an id if it exists. `None` if it is anything else.
 fn id(message: &Map<String, Value>, name: &str) -> Option<Option<String>> {
     match text(message, name)? {
         Some(id) if is_id(&id) => Some(Some(id.to_lowercase())),
@@ -427,7 +427,7 @@ fn id(message: &Map<String, Value>, name: &str) -> Option<Option<String>> {
     }
 }
 
-/// A member that is a text, if it is there. None where it is something else.
+/// A member that must be a text if it exists. `None` if it is anything else.
 fn text(message: &Map<String, Value>, name: &str) -> Option<Option<String>> {
     match message.get(name) {
         None | Some(Value::Null) => Some(None),

@@ -1,4 +1,4 @@
-//! A name server whose answers for some names never come.
+//! A name server that never answers for some names.
 
 use std::sync::{
     Arc,
@@ -25,7 +25,7 @@ impl NameServer {
         Self { address, unanswered, _task: AbortOnDropHandle::new(task) }
     }
 
-    /// How many questions it left without an answer.
+    /// The number of queries without an answer.
     pub(crate) fn unanswered(&self) -> usize {
         self.unanswered.load(Ordering::Relaxed)
     }

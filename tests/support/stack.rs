@@ -21,7 +21,7 @@ use test_support::{
 
 use super::{Api, TEST_TIMEOUT};
 
-/// The key that secrets are sealed with, unless a test says otherwise.
+/// The key that seals secrets, unless a test sets another one.
 pub(crate) const SECRETS_KEY: &str = "S2V5IG9mIHRoZSB0ZXN0cywgMzIgYnl0ZXMgbG9uZy4=";
 
 pub(crate) struct Stack {
@@ -44,12 +44,12 @@ pub(crate) struct Stack {
     pub(crate) database_url: String,
 }
 
-/// The URL of servers that form a cluster.
+/// The URL of all servers of a cluster.
 pub(crate) fn cluster_url<'a>(servers: impl IntoIterator<Item = &'a LocalNats>) -> String {
     servers.into_iter().map(LocalNats::url).collect::<Vec<_>>().join(",")
 }
 
-/// Starts a service with `extra` in its environment; the process, and the URL of its `/readyz`.
+/// Starts a service with `extra` in its environment. Returns the process, and the URL of its `/readyz`.
 pub(crate) fn service(
     name: &str,
     nats: &LocalNats,
@@ -59,7 +59,7 @@ pub(crate) fn service(
     service_of(&binary(name), name, nats, postgres, extra)
 }
 
-/// The same with this program of the service.
+/// Like [`service`], with this program.
 pub(crate) fn service_of(
     program: &Path,
     name: &str,
@@ -74,7 +74,7 @@ pub(crate) fn service_of(
         command.env("DATABASE_URL", postgres.url()).env("SECRETS_KEY", SECRETS_KEY);
     }
     if name == "gateway" {
-        // Tests send all their requests with one key.
+        // The rate limits are off, because tests send all their requests with one key.
         for unlimited in ["GATEWAY_UPDATE_RATE", "GATEWAY_OTHER_RATE", "GATEWAY_WORK_RATE"] {
             command.env(unlimited, "0");
         }
@@ -102,8 +102,8 @@ impl Stack {
         .await
     }
 
-    /// Starts everything on a cluster of three nats-servers, with three replicas of each stream; `extra` are environment
-    /// variables that all services see.
+    /// Starts everything on a cluster of three nats-servers, with three replicas of each stream; `extra` are
+    /// environment variables that all services see.
     pub(crate) async fn start_on_cluster(extra: &[(&str, &str)]) -> Self {
         let (mut servers, postgres) = tokio::join!(nats_cluster(), postgres());
         let nats_url = cluster_url(&servers);
@@ -239,7 +239,7 @@ impl Stack {
         self.leads(callbacks, 1).await.remove(0)
     }
 
-    /// So many leads of such a process, with the references `R-0`, `R-1`, …
+    /// This many leads of such a process, with the references `R-0`, `R-1`, …
     pub(crate) async fn leads(&self, callbacks: &[&str], count: usize) -> Vec<String> {
         let applied = self.process_calling(callbacks).await;
         let mut leads = Vec::new();
@@ -249,7 +249,7 @@ impl Stack {
         leads
     }
 
-    /// Sends a message of a project's producers to the gateway; what it answers.
+    /// Sends a message of a project's producers to the gateway, and returns the reply.
     pub(crate) async fn produce(
         &self,
         project_id: ObjectId,
@@ -262,7 +262,7 @@ impl Stack {
         for (name, value) in headers {
             map.insert(*name, *value);
         }
-        // A gateway serves a new project after a second.
+        // A gateway serves a new project within a second.
         eventually(TEST_TIMEOUT, "the gateway answers producers", async || {
             let body = body.to_string().into();
             let answer = self.client.request_with_headers(subject.clone(), map.clone(), body).await;
@@ -286,7 +286,8 @@ impl Stack {
         self.client.request(subject, body.into()).await.expect("an ack");
     }
 
-    /// A second gateway with `extra` in its environment, and the same project's client of it.
+    /// Starts a second gateway with `extra` in its environment. Returns the process, and a client of it for the same
+    /// project.
     pub(crate) async fn second_gateway(&self, extra: &[(&str, &str)]) -> (Service, Api) {
         let listen = format!("127.0.0.1:{}", free_port());
         let nats_url = self.nats_url();
@@ -296,15 +297,15 @@ impl Stack {
         (gateway, Api { url: format!("http://{listen}"), ..self.api.clone() })
     }
 
-    /// Makes the processes look as if they had not changed for an hour: the audit does not judge what directly follows
-    /// a change.
+    /// Sets the last change of all processes to an hour ago, because the audit does not check updates right after a
+    /// change.
     pub(crate) async fn backdate_processes(&self) {
         let backdate = "ALTER TABLE lead_state.processes DISABLE TRIGGER set_changed_at;
             UPDATE lead_state.processes SET changed_at = now() - interval '1 hour'";
         self.sql(backdate).await;
     }
 
-    /// Replaces the entry of a process in the bucket; the entry before.
+    /// Replaces the entry of a process in the bucket, and returns the previous entry.
     pub(crate) async fn replace_entry(&self, process_id: ObjectId, entry: impl Into<Bytes>) -> Bytes {
         let bucket = self.js().get_key_value(PROCESSES).await.expect("the bucket");
         let key = process_key(self.api.project_id, Some(process_id));
@@ -322,7 +323,7 @@ impl Stack {
     }
 }
 
-/// The reply to a query, which is repeated while a loaded machine does not answer it.
+/// Sends a query and returns the reply. Repeats the query while the service is unavailable, as on a loaded machine.
 pub(crate) async fn call<Q: Query>(client: &async_nats::Client, query: &Q) -> Q::Reply {
     eventually(TEST_TIMEOUT, Q::SUBJECT, async || {
         match service_kit::rpc::request(client, query).await.map_err(RpcError::from) {

@@ -1,4 +1,4 @@
-//! Waiting for what the services do by themselves.
+//! Waits for conditions that the services reach on their own.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use test_support::{Service, eventually};
 
 use super::Stack;
 
-/// How long anything may take before a test fails. A longer time only makes a red test slower.
+/// How long a condition may take before a test fails. A longer time only makes a failing test slower.
 pub(crate) const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The number of deliveries that succeeded.
@@ -19,7 +19,7 @@ pub(crate) const BLOCKED: &str =
 /// The number of ledger rows.
 pub(crate) const LEDGER_ROWS: &str = "SELECT count(*) FROM lead_state.lead_updates WHERE kind = 'update'";
 
-/// Waits until everything that is in the log is applied and announced; the log's last sequence.
+/// Waits until everything in the log is applied and announced, and returns the last sequence of the log.
 pub(crate) async fn wait_until_applied(client: &async_nats::Client, pool: &PgPool, deadline: Duration) -> u64 {
     let js = service_kit::nats::jetstream(client);
     eventually(deadline, "the log is applied", async || {
@@ -37,12 +37,12 @@ pub(crate) async fn wait_until_applied(client: &async_nats::Client, pool: &PgPoo
 }
 
 impl Stack {
-    /// Waits until everything that is in the log is applied and announced; the log's last sequence.
+    /// Waits until everything in the log is applied and announced, and returns the last sequence of the log.
     pub(crate) async fn wait_until_applied(&self) -> u64 {
         wait_until_applied(&self.client, &self.pool, TEST_TIMEOUT * 4).await
     }
 
-    /// The number in the one row of a query.
+    /// The number that a query returns in its only row.
     pub(crate) async fn count(&self, sql: &'static str) -> i64 {
         sqlx::query_scalar(sql).fetch_one(&self.pool).await.expect(sql)
     }
@@ -63,7 +63,7 @@ impl Stack {
         .await;
     }
 
-    /// Waits until more updates than this are in the ledger. Postgres may be away meanwhile.
+    /// Waits until more updates than this are in the ledger. Postgres may be unavailable in the meantime.
     pub(crate) async fn wait_for_ledger_beyond(&self, rows: i64) {
         eventually(TEST_TIMEOUT, "the load goes on", async || {
             sqlx::query_scalar::<_, i64>(LEDGER_ROWS).fetch_one(&self.pool).await.is_ok_and(|count| count > rows)
@@ -89,7 +89,7 @@ impl Stack {
     }
 }
 
-/// Waits until a service ends by itself, which must be a failure; its log.
+/// Waits until a service ends with a failure, and returns its log.
 pub(crate) async fn wait_for_failure(service: &mut Service) -> String {
     let ended = tokio::time::timeout(TEST_TIMEOUT * 2, service.exited()).await;
     let status = ended.unwrap_or_else(|_| panic!("it does not end by itself:\n{}", service.log()));
@@ -97,7 +97,7 @@ pub(crate) async fn wait_for_failure(service: &mut Service) -> String {
     service.log()
 }
 
-/// The page of a health port beside its `/readyz`; status and text.
+/// Another page of the health port with this `/readyz`. Returns the status and the text.
 pub(crate) async fn health_page(ready: &str, page: &str) -> Result<(u16, String), String> {
     let url = ready.replace("/readyz", page);
     let answer = test_support::http_client().get(url).send().await.map_err(|e| e.to_string())?;

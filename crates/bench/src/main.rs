@@ -102,8 +102,8 @@ enum Scenario {
     Cells,
     /// Results of calls of 2 KiB, against updates of the same length.
     Activities,
-    /// Every page of the console and every list of the HTTP API, with a million leads, five million updates and five million
-    /// deliveries.
+    /// Every page of the console and every list of the HTTP API, with a million leads, five million updates and five
+    /// million deliveries.
     Console,
     /// The scenarios with floors for two minutes; fails if a ratio is lower than noise explains.
     Smoke,

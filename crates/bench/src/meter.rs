@@ -30,7 +30,7 @@ pub(crate) struct ResourceUsage {
     pub(crate) cpu: f64,
     /// The peak of memory in MiB: resident, or for a tree the sum of the proportional shares at the end.
     pub(crate) memory: f64,
-    /// The peak of the last quarter of the time minus that of the second.
+    /// The peak of the last quarter of the time minus the peak of the second quarter.
     pub(crate) growth: f64,
 }
 

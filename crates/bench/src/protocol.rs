@@ -1,4 +1,4 @@
-//! What the bench and its driver send each other, and what the driver's clients and endpoints share.
+//! The messages between the bench and its driver, and the types that the driver's clients and endpoints share.
 
 use std::{net::SocketAddr, time::Duration};
 

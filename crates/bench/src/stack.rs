@@ -165,7 +165,7 @@ impl Stack {
         Ok((posted, received))
     }
 
-    /// As [`Self::post_and_receive`], but fails if a webhook is missing.
+    /// Like [`Self::post_and_receive`], but fails if a webhook is missing.
     pub(crate) async fn post_and_receive_all(&mut self, load: Load) -> anyhow::Result<(Posted, Received)> {
         let (posted, received) = self.post_and_receive(load).await?;
         ensure!(received.updates == posted.expected, "webhooks are missing: received {received:?} of {posted:?}");

@@ -1,4 +1,4 @@
-//! The style sheet and the script. Their URLs contain their hash, so that browsers may keep them.
+//! The style sheet and the script. Their URLs contain their hash, so that browsers may cache them forever.
 
 use std::sync::LazyLock;
 

@@ -15,11 +15,11 @@ pub struct Config {
     #[arg(long = "listen", env = "CONSOLE_LISTEN", default_value = "127.0.0.1:8090")]
     pub listen: SocketAddr,
     /// The URL that people open in their browsers, for example https://console.example.com. By default the address of
-    /// --listen, which must then be a loopback address. Over http:// only this machine is allowed.
+    /// --listen, which must then be a loopback address. With http://, only a loopback address is allowed.
     #[arg(long = "url", env = "CONSOLE_URL")]
     pub url: Option<String>,
     /// The key that seals sessions: the base64 of 32 random bytes. Replicas need the same one. Without it, each start
-    /// makes its own, and sessions end with the process.
+    /// generates a key, and sessions end with the process.
     #[arg(long = "key", env = "CONSOLE_KEY", hide_env_values = true, value_name = "KEY")]
     pub key: Option<Secret>,
     /// The gateway's URL: actions go through its HTTP API.

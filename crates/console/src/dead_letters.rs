@@ -68,7 +68,7 @@ pub(crate) async fn newest(js: &jetstream::Context) -> Result<Vec<Letter>, Fault
     let mut notes = std::collections::BTreeMap::new();
     for message in &messages {
         match subject::replayed_letter(&message.subject) {
-            // The newest note comes first.
+            // The newest note comes first, and all notes of a letter before the letter.
             Some(number) => {
                 notes.entry(number).or_insert_with(|| note(message));
             }

@@ -7,19 +7,20 @@ use service_kit::rpc::RequestError;
 /// Why a page or a panel cannot be shown. The text is for people.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Fault {
-    /// It does not exist, or belongs to another project.
+    /// The page or its object does not exist, or belongs to another project.
     #[error("{0}")]
     NotFound(String),
     /// The session's API key lacks a scope.
     #[error("The API key of this session lacks the scope {}. Sign in with a key that has it.", .0.as_str())]
     MissingScope(Scope),
-    /// The request is not one that the console's pages make.
+    /// The request is not allowed: its form is from another site or session, or the visitor's link, login or API key
+    /// does not allow it.
     #[error("{0}")]
     Refused(String),
     /// The query parameters or the form cannot be read.
     #[error("{0}")]
     Invalid(String),
-    /// The gateway refused a request for its rate: nothing was done.
+    /// A rate limit of the gateway or of the console refused the request: nothing was done.
     #[error("{0}")]
     TooMany(String),
     /// A service does not answer.

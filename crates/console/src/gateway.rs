@@ -1,5 +1,5 @@
-//! The gateway's HTTP API, through which the console changes things: with the visitor's own API key, its rate limits, and
-//! its checks.
+//! A client of the gateway's HTTP API. Changes of leads, deliveries and configuration go through it with the visitor's
+//! API key, so that the key's rate limits and checks apply.
 
 use std::time::Duration;
 
@@ -64,7 +64,7 @@ impl Gateway {
             .connect_timeout(CONNECT_TIMEOUT)
             .timeout(TIMEOUT)
             .redirect(reqwest::redirect::Policy::none())
-            // As for the other services, the environment names no proxy for what is inside the installation.
+            // Proxy variables of the environment are ignored: the gateway is inside the installation.
             .no_proxy()
             .build()
             .context("cannot create the HTTP client")?;

@@ -1,8 +1,8 @@
 //! The operator console: pages about leads, updates, deliveries and callbacks, rendered on the server.
 //!
-//! The console has no database. It sends the services' queries over NATS and renders the replies; actions go through the
-//! gateway with the visitor's API key. A page is a handler, which sends the queries, and a pure function, which renders
-//! their replies.
+//! The console has no database. It sends the services' queries over NATS and renders the replies; actions go through
+//! the gateway with the visitor's API key. A page is a handler, which sends the queries, and a pure function, which
+//! renders their replies.
 
 mod app;
 mod assets;

@@ -11,7 +11,8 @@ use tokio::{sync::Semaphore, time::Instant};
 
 /// Most streams of one process. More cost memory and queries; a page without a stream says that it is not live.
 const MAX_STREAMS: usize = 256;
-/// Most streams of one visitor: the keys of a project, its portal links, an operator. More would leave too few for others.
+/// Most streams of one visitor (all keys and portal links of a project, or one session of an operator). More would
+/// leave too few for others.
 const MAX_STREAMS_PER_VISITOR: usize = MAX_STREAMS / 2;
 /// Most streams of one session. Browsers open six connections to a server: more streams would leave none for pages.
 const MAX_STREAMS_PER_SESSION: usize = 4;
@@ -39,10 +40,11 @@ struct Open {
     pages: HashMap<PageKey, (usize, Arc<SharedPage>)>,
 }
 
-/// What decides the content of a page: who may see what, and the path with its query.
+/// Identifies the content of a page: the identity of the visitor's role, and the path with its query.
 pub(crate) type PageKey = (String, String);
 
-/// The last snapshot of a page. A lock across queries is held by the stream that renders; the others wait for its result.
+/// The last snapshot of a page. The stream that renders holds the lock during its queries; the other streams wait for
+/// its result.
 type SharedPage = tokio::sync::Mutex<Option<Snapshot>>;
 
 /// A page as it was rendered last.
@@ -52,7 +54,7 @@ pub(crate) struct Snapshot {
     pub(crate) at: Timestamp,
     /// When the next one is due.
     pub(crate) due: Instant,
-    /// Whether the page changes no more.
+    /// Whether the page has its final content.
     pub(crate) is_final: bool,
 }
 
@@ -85,7 +87,8 @@ impl Live {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A place for a stream of a page, unless its holders, the session and the visitor, have too many open.
+    /// A place for a stream of a page. None if the session or the visitor has too many streams open, or if all places
+    /// are taken.
     pub(crate) fn place(self: &Arc<Self>, holders: [String; 2], key: PageKey) -> Option<Place> {
         let mut open = self.lock();
         let held = |holder: &str| open.holders.get(holder).copied().unwrap_or_default();

@@ -13,21 +13,21 @@ use service_kit::{clock, nats::error_chain};
 
 use crate::fault::Fault;
 
-/// Who signs in with a one-time link. Both see every project.
+/// The role that a one-time link gives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "camelCase")]
 pub enum LoginRole {
-    /// Acts, with the API key of a project.
+    /// Sees every project, and acts with the API key of a project.
     Operator,
-    /// Only looks.
+    /// Sees every project, and cannot act.
     Viewer,
 }
 
 impl LoginRole {
     const ALL: [Self; 2] = [Self::Operator, Self::Viewer];
 
-    /// What the tokens of its links begin with. The bucket has the hash of the whole token: with another prefix it is another
-    /// token.
+    /// The prefix of the tokens of its links. The bucket has the hash of the whole token, so a token with a changed
+    /// prefix is invalid.
     const fn prefix(self) -> &'static str {
         match self {
             Self::Operator => "lrc_",

@@ -38,7 +38,7 @@ const RETRY_MS: u32 = 2000;
 
 const EVENT_STREAM: &str = "text/event-stream";
 
-/// Makes a page for a visit.
+/// Renders the page of a visit.
 pub(crate) type Render = Arc<dyn Fn(Visit) -> BoxFuture<'static, Result<Page, Fault>> + Send + Sync>;
 
 /// Whether a request asks for the stream of a page.
@@ -63,7 +63,7 @@ pub(crate) async fn stream(
     if !app.visit_rate.admits(&session.visitor()) {
         return visit_rate::refusal();
     }
-    // Viewers with the same identity see the same.
+    // Visitors with the same identity see the same content.
     let key = (session.role.identity(), uri.to_string());
     let place = app.live.place([session.form_token.clone(), session.visitor()], key);
     let Some(place) = place else {
@@ -81,14 +81,14 @@ pub(crate) async fn stream(
         due: Instant::now(),
         is_over: false,
     };
-    // Kept for the first event.
+    // Reports a fault as a status. The first event reuses the snapshot.
     if let Err(fault) = stream.snapshot(session).await {
         return refuse(fault.status(), &fault.to_string());
     }
     let events = stream::unfold(stream, async |mut stream| Some((Ok::<_, Infallible>(stream.next().await?), stream)));
     let headers = [
         (CONTENT_TYPE, HeaderValue::from_static(EVENT_STREAM)),
-        // Proxies collect responses otherwise.
+        // Proxies would buffer the stream otherwise.
         (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
     ];
     (headers, Body::from_stream(events)).into_response()
@@ -118,7 +118,7 @@ struct Event<'a> {
 }
 
 impl PageStream {
-    /// The next event; none at the end of the page, of the session and of the console.
+    /// The next event. None once the page is final, the session has ended, or the console stops.
     async fn next(&mut self) -> Option<Bytes> {
         if self.is_over {
             return None;
@@ -127,7 +127,7 @@ impl PageStream {
             () = sleep_until(self.due) => {}
             () = self.app.shutdown.cancelled() => return None,
         }
-        // A revoked key ends its session.
+        // The session is checked for each event: a revoked key ends it.
         let session = Session::of(&self.app, &self.headers, clock::now()).await.transpose()?;
         let snapshot = tokio::select! {
             snapshot = async { self.snapshot(session?).await } => snapshot,
@@ -139,7 +139,7 @@ impl PageStream {
                 self.is_over = snapshot.is_final;
                 Some(self.event(&snapshot))
             }
-            // The browser says how old the page is.
+            // The browser shows how old the page is.
             Err(Fault::Unavailable(_)) => {
                 self.due = Instant::now() + INTERVAL;
                 Some(Bytes::from_static(b": not available\n\n"))
@@ -154,7 +154,7 @@ impl PageStream {
         if let Some(current) = last.as_ref().filter(|snapshot| Instant::now() < snapshot.due) {
             return Ok(current.clone());
         }
-        // Never closed.
+        // The semaphore is never closed.
         let _permit = self.app.live.renders.acquire().await;
         let (begin, now) = (Instant::now(), clock::now());
         let (path, query) = (self.path.clone(), self.query.clone());

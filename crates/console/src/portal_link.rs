@@ -1,6 +1,6 @@
 //! Links for people outside a project: each shows one process or callback until it ends. An entry of the bucket
-//! [`CONSOLE_LOGINS`] is a link that was not revoked. Its key is `{tag}.{SHA-256 of the token}`: the tag is that of the
-//! project, so that its links can be listed, and is also in the token, so that a link is found by one read.
+//! [`CONSOLE_LOGINS`] is a link that was not revoked. Its key is `{tag}.{SHA-256 of the token}`. The tag stands for the
+//! project, so that the project's links can be listed. The token contains the tag, so that a link is found by one read.
 
 use anyhow::{Context, ensure};
 use async_nats::jetstream::{self, kv::Store};
@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use crate::{app::App, fault::Fault, login_link::is_token, visit_rate};
 
-/// What every token begins with.
+/// The prefix of every token.
 const PREFIX: &str = "lrp_";
 const PURPOSE: &str = "portal link";
 /// How many hex digits of a token are the tag of its project.
@@ -78,7 +78,7 @@ pub async fn create_portal_link(js: &jetstream::Context, new: NewPortalLink) -> 
     Ok(token)
 }
 
-/// The open links of a project, those that end first at the beginning.
+/// The open links of a project, in the order in which they end.
 ///
 /// # Errors
 /// The buckets of links and keys cannot be read.
@@ -100,7 +100,8 @@ pub async fn list_portal_links(js: &jetstream::Context, project_id: ObjectId) ->
     Ok(sorted(open))
 }
 
-/// The open links of a project, with the keys that the console has read. They count towards the visitor's rate of pages.
+/// The open links of a project. Their API keys are checked in the console's cache. The links that are read count
+/// towards the visitor's rate of pages.
 pub(crate) async fn list(
     app: &App,
     visitor: &String,
@@ -132,7 +133,7 @@ fn sorted(mut links: Vec<OpenPortalLink>) -> Vec<OpenPortalLink> {
     links
 }
 
-/// The links of a project under these keys that were not revoked, with their ids. Some may have ended.
+/// The links of a project under these keys of the bucket that were not revoked, with their ids. Some may have ended.
 async fn read(bucket: &Store, keys: Vec<String>, project_id: ObjectId) -> anyhow::Result<Vec<(String, PortalLink)>> {
     let links = futures::stream::iter(keys).map(async |key| {
         let entry = bucket.get(&key).await.context("cannot read a link")?;
@@ -143,7 +144,7 @@ async fn read(bucket: &Store, keys: Vec<String>, project_id: ObjectId) -> anyhow
     Ok(links.into_iter().flatten().filter(|(_, link)| link.project_id == project_id).collect())
 }
 
-/// The keys of a project's entries, those of links that were revoked within [`PORTAL_AGE`] included.
+/// The keys of a project's entries in the bucket, including those of links that were revoked within [`PORTAL_AGE`].
 async fn entries(bucket: &Store, project_id: ObjectId) -> anyhow::Result<Vec<String>> {
     let prefix = format!("$KV.{CONSOLE_LOGINS}.");
     let subjects = bucket.stream.info_with_subjects(format!("{prefix}{}.*", tag(project_id))).await;
@@ -153,7 +154,7 @@ async fn entries(bucket: &Store, project_id: ObjectId) -> anyhow::Result<Vec<Str
     subjects.try_filter_map(async |subject| Ok(key(subject))).try_collect().await.context("cannot list the links")
 }
 
-/// Ends a portal link, given its URL or token; or, of a project, its id as listed.
+/// Revokes a portal link, given its URL or token, or, with a project, its id.
 ///
 /// # Errors
 /// There is no such link, or the bucket cannot be written.
@@ -182,7 +183,7 @@ async fn bucket(js: &jetstream::Context) -> anyhow::Result<Store> {
     js.get_key_value(CONSOLE_LOGINS).await.context("cannot find the bucket of links")
 }
 
-/// What the tokens of a project begin with, after the prefix. It does not reveal the project's id.
+/// The digits that follow the prefix in the tokens of a project. They do not reveal the project's id.
 fn tag(project_id: ObjectId) -> String {
     api_key::hash(&format!("{PURPOSE}s of {project_id}")).chars().take(TAG_DIGITS).collect()
 }

@@ -1,4 +1,4 @@
-//! What every page has in common: the session, the checks of forms, and the security headers.
+//! The parts that every page shares: the session, the checks of forms, and the security headers.
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -155,7 +155,7 @@ pub(crate) async fn form(app: &App, request: Request) -> Result<Vec<(String, Str
     }
 }
 
-/// Browsers name the site of a form in the header `Origin`, and no site can change that.
+/// Browsers send the site of a form in the header `Origin`, which no site can change.
 fn check_origin(app: &App, headers: &HeaderMap) -> Result<(), Fault> {
     let origin = headers.get(ORIGIN).and_then(|origin| origin.to_str().ok());
     if origin == Some(app.public.origin.as_str()) {
@@ -177,7 +177,7 @@ pub(crate) fn check_form_token(session: &Session, fields: &[(String, String)]) -
     Err(Fault::Refused("This form belongs to another session. Reload its page and send it again.".into()))
 }
 
-/// Adds the headers of security to a response.
+/// Adds the security headers to a response.
 pub(crate) async fn with_security_headers(mut response: Response) -> Response {
     let headers = response.headers_mut();
     let fixed = |text| HeaderValue::from_static(text);

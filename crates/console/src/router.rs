@@ -102,7 +102,7 @@ fn portal_pages() -> Router<Arc<App>> {
 /// The actions: each is a page that says what it does, and its form.
 fn actions() -> Router<Arc<App>> {
     use crate::pages::actions::{callbacks, calls, deliveries, edit, keys, leads, recovery, share};
-    // Viewers see the open links on the pages that share; those pages have no form for them.
+    // The pages that share are open to viewers: they see the open links, but no form.
     let rows = [
         ("/deliveries/redeliver", confirm(deliveries::confirm_selected).merge(action(deliveries::redeliver_selected))),
         ("/deliveries/{delivery}/redeliver", confirm(deliveries::confirm).merge(action(deliveries::redeliver))),

@@ -1,4 +1,4 @@
-//! The console's life: start, connection to NATS, shutdown.
+//! The console's lifecycle: start, connection to NATS, shutdown.
 
 use std::{
     sync::{Arc, OnceLock},
@@ -27,7 +27,7 @@ use crate::{
     visit_rate::VisitRate,
 };
 
-/// Most connections. People need a few; more would let a flood of them take memory.
+/// Most connections. People need a few; a higher limit would let a flood of connections take memory.
 const MAX_CONNECTIONS: usize = 512;
 /// How long requests in progress may take to finish once the console stops.
 const REQUEST_DRAIN: Duration = Duration::from_secs(12);
@@ -101,7 +101,8 @@ async fn run_until(shutdown: CancellationToken, listener: TcpListener, config: C
     tasks.run(DRAIN_DEADLINE).await
 }
 
-/// Connects, then watches the API keys: a session with a revoked key ends. Before that, pages say what they wait for.
+/// Connects, then watches the API keys: a session with a revoked key ends. Until the keys are read, pages say that the
+/// console is starting.
 async fn follow_keys(
     app: Arc<App>,
     config: Config,

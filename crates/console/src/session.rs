@@ -1,4 +1,4 @@
-//! Sessions: sealed cookies with an end. No replica stores them, so that any replica serves any session.
+//! Sessions: sealed cookies that expire. No replica stores them, so that any replica can serve any session.
 
 use std::sync::Arc;
 
@@ -16,11 +16,12 @@ use std::time::Duration;
 
 use crate::{app::App, config::PublicUrl, fault::Fault, login_link::LoginRole, portal_link};
 
-/// How long a session lasts. A longer one serves a stolen cookie longer, a shorter one asks for logins more often.
+/// How long a session lasts. With a longer age, a stolen cookie is valid longer; with a shorter one, people sign in
+/// more often.
 const SESSION_AGE: Duration = Duration::from_hours(12);
 const PURPOSE: &str = "console session";
 
-/// What the cookie contains, sealed.
+/// The content of the cookie, which is sealed.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Sealed {
@@ -44,7 +45,7 @@ pub(crate) struct Session {
     /// A form that the console rendered for this session contains it; a form of another site cannot.
     pub(crate) form_token: String,
     pub(crate) ends_at: Timestamp,
-    /// The API key that actions are done with.
+    /// The API key that actions use.
     pub(crate) credential: Option<Credential>,
 }
 
@@ -97,14 +98,14 @@ impl Portal {
         ListCallbacks { project_id: self.project_id, details: true }
     }
 
-    /// What visitors who may only look may not do does not exist for them.
+    /// For visitors who may not act, the pages of actions do not exist.
     fn check_action(&self) -> Result<(), Fault> {
         if self.may_act { Ok(()) } else { Err(Fault::no_page()) }
     }
 }
 
 impl Role {
-    /// Equal for visitors who see the same.
+    /// Equal for visitors who see the same pages.
     pub(crate) fn identity(&self) -> String {
         match self {
             Self::Operator => "operator".to_owned(),
@@ -119,7 +120,7 @@ impl Role {
         matches!(self, Self::Operator | Self::Viewer)
     }
 
-    /// Whether the visitor may read what needs this scope in this project.
+    /// Fails unless the visitor may read pages that need this scope in this project.
     pub(crate) fn check(&self, project_id: ObjectId, scope: Scope) -> Result<(), Fault> {
         match self {
             Self::Operator | Self::Viewer => Ok(()),
@@ -134,7 +135,7 @@ impl Role {
 }
 
 impl Sealed {
-    /// What the cookie of a request holds, if it is not over.
+    /// The content of the request's cookie, unless the session is over.
     fn of(app: &App, headers: &HeaderMap, now: Timestamp) -> Option<Self> {
         let name = cookie_name(&app.public);
         let cookies = headers.get_all(COOKIE).iter().filter_map(|value| value.to_str().ok());
@@ -146,8 +147,8 @@ impl Sealed {
 }
 
 impl Session {
-    /// The session of a request, if it has a valid one. Fails if that cannot be known, because the portal link of the
-    /// session cannot be read.
+    /// The session of a request, if it has a valid one. Fails if the portal link of the session has ended or cannot be
+    /// read: its visitor has no API key to sign in with.
     pub(crate) async fn of(app: &App, headers: &HeaderMap, now: Timestamp) -> Result<Option<Self>, Fault> {
         let Some(sealed) = Sealed::of(app, headers, now) else { return Ok(None) };
         match &sealed.portal {
@@ -186,7 +187,7 @@ impl Session {
         Ok(Some(Self { role, form_token, ends_at: link.ends_at, credential }))
     }
 
-    /// Refuses visitors who may only look. Every action is behind it, its page and its form.
+    /// Refuses visitors who may not act. Every action makes this check.
     pub(crate) fn check_action(&self) -> Result<(), Fault> {
         match &self.role {
             Role::Operator | Role::Key(_) => Ok(()),
@@ -217,8 +218,9 @@ impl Session {
             })
     }
 
-    /// Who opens pages, for their rate and for their streams. A project may have any number of keys, links and sessions; its
-    /// portal links keep its own people from nothing.
+    /// Identifies the visitor for the limit of pages. All keys of a project share one limit, so that more keys or
+    /// sessions do not raise it. All portal links of a project share another limit, so that their visitors do not use
+    /// up the project's own.
     pub(crate) fn visitor(&self) -> String {
         match &self.role {
             Role::Operator => format!("operator {}", self.form_token),
@@ -260,7 +262,7 @@ pub(crate) fn new_cookie(app: &App, role: SignedIn<'_>, now: Timestamp) -> Heade
     let sealed = match role {
         SignedIn::Link(role) => Sealed { login: Some(role), ..sealed },
         SignedIn::Key(secret) => Sealed { api_key: Some(secret), ..sealed },
-        // The operator's session ends when it would have ended.
+        // Adding a key does not extend the operator's session.
         SignedIn::OperatorWith(secret, session) => {
             let login = Some(LoginRole::Operator);
             Sealed { login, api_key: Some(secret), ends_at: session.ends_at, ..sealed }

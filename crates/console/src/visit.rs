@@ -41,26 +41,26 @@ pub(crate) struct Action {
     pub(crate) project_id: ObjectId,
     /// The scope that the key needs.
     pub(crate) scope: Scope,
-    /// What is changed.
+    /// The object that is changed.
     pub(crate) object: String,
-    /// What it is like before the change.
+    /// The state of the object before the change.
     pub(crate) before: String,
 }
 
 impl Visit {
-    /// The project of the path, if the visitor may read what needs this scope there.
+    /// The project of the path, if the visitor may read pages that need this scope there.
     pub(crate) fn project(&self, scope: Scope) -> Result<ObjectId, Fault> {
         let project_id = self.id("project")?;
         self.session.role.check(project_id, scope)?;
         Ok(project_id)
     }
 
-    /// Refuses visitors who do not see every project; what concerns the whole installation does not exist for them.
+    /// Refuses visitors who do not see every project: pages about the whole installation do not exist for them.
     pub(crate) fn all_projects(&self) -> Result<(), Fault> {
         if self.session.role.sees_all() { Ok(()) } else { Err(Fault::no_page()) }
     }
 
-    /// What the portal link of the visitor shows; its pages do not exist for others.
+    /// The visitor's portal link. The pages of portal links do not exist for other visitors.
     pub(crate) fn portal(&self) -> Result<&Portal, Fault> {
         match &self.session.role {
             Role::Portal(portal) => Ok(portal),
@@ -68,7 +68,7 @@ impl Visit {
         }
     }
 
-    /// An id in the path. What is no id names no page.
+    /// An id in the path. Any other text names no page.
     pub(crate) fn id<T: FromStr>(&self, name: &str) -> Result<T, Fault> {
         self.segment(name).parse().map_err(|_| Fault::no_page())
     }
@@ -128,8 +128,8 @@ impl Visit {
         self.app.gateway.send(key, request).await
     }
 
-    /// Changes something through the gateway, and logs who changes what, before and after it. A refused change is logged,
-    /// too.
+    /// Sends a change to the gateway, and logs the visitor and the change before and after it. A refused change is
+    /// logged, too.
     pub(crate) async fn act<T: DeserializeOwned>(
         &self,
         action: &Action,
@@ -138,7 +138,7 @@ impl Visit {
     ) -> Result<T, Fault> {
         let Action { name, project_id, scope, object, before } = action;
         let who = self.session.identity();
-        // A visitor who hangs up ends this here, but not the change.
+        // If the visitor hangs up, this function ends here, but the gateway may still make the change.
         tracing::info!(who, %project_id, object, before, "action {name}: sent");
         let done = self.send(*project_id, *scope, request).await;
         let (done_or_not, after) = match &done {
@@ -157,7 +157,7 @@ impl Visit {
         callback.ok_or_else(|| Fault::NotFound("This project has no such callback.".into()))
     }
 
-    /// The callbacks of a project, with what the database has of them.
+    /// The callbacks of a project, with their details from the database.
     pub(crate) async fn callbacks_with_details(&self, project_id: ObjectId) -> Result<Vec<CallbackStatus>, Fault> {
         self.session.role.check(project_id, Scope::ConfigRead)?;
         self.request(&ListCallbacks { project_id, details: true }).await

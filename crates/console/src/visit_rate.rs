@@ -1,5 +1,5 @@
-//! How many pages a visitor may open: reading them costs the services as much as reading over the HTTP API, which has a rate
-//! per key.
+//! Limits how many pages a visitor may open: pages cost the services as much as requests to the HTTP API, which have a
+//! rate limit per key.
 
 use std::{num::NonZeroU32, time::Duration};
 
@@ -11,16 +11,17 @@ use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 
 use crate::fault::Fault;
 
-/// How many pages a visitor may open at once, and how long it takes until all may be opened again. People do not reach it;
-/// more would let one tenant's script delay the updates of others.
+/// How many pages a visitor may open in a burst, and how long it takes until the next full burst. People do not reach
+/// the limit; a higher one would let one tenant's script delay the updates of others.
 const PAGES: NonZeroU32 = NonZeroU32::MIN.saturating_add(99);
 const WINDOW: Duration = Duration::from_secs(5);
 /// How many entries of a bucket cost as much as a page.
 const ENTRIES_PER_PAGE: usize = 10;
-/// Above so many visitors, those who have not opened a page for a while are forgotten.
+/// Above this number of visitors, those who have not opened a page for a while are forgotten.
 const REMEMBERED: usize = 1024;
 
-/// The rates of all visitors: of each session of an operator, of the API keys of a project, and of its portal links.
+/// The rates of all visitors: of each session of an operator or viewer, of the API keys of a project, and of its portal
+/// links.
 #[derive(Debug)]
 pub(crate) struct VisitRate(DefaultKeyedRateLimiter<String>);
 
@@ -41,8 +42,8 @@ impl VisitRate {
         self.0.check_key(visitor).is_ok()
     }
 
-    /// Whether a page of this visitor may read so many entries of a bucket, each in a request of its own: they count as further
-    /// pages.
+    /// Whether a page of this visitor may read this many entries of a bucket. Each entry takes a request, so the
+    /// entries count as further pages.
     pub(crate) fn admits_entries(&self, visitor: &String, entries: usize) -> bool {
         let pages = NonZeroU32::new(u32::try_from(entries / ENTRIES_PER_PAGE).unwrap_or(u32::MAX));
         pages.is_none_or(|pages| matches!(self.0.check_key_n(visitor, pages), Ok(Ok(()))))
@@ -56,7 +57,8 @@ pub(crate) fn fault() -> Fault {
     Fault::TooMany(TOO_MANY.into())
 }
 
-/// The answer to a visitor beyond the rate. Not a page, which would cost more than the refusal saves.
+/// The response to a visitor beyond the rate. It is not a page, because rendering one would cost more than the refusal
+/// saves.
 pub(crate) fn refusal() -> Response {
     (StatusCode::TOO_MANY_REQUESTS, TOO_MANY).into_response()
 }

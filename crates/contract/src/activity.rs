@@ -7,14 +7,14 @@ use serde_json::value::{RawValue, to_raw_value};
 
 use crate::{JsonObject, ObjectId, Timestamp, call_result::CallResult, event::CompletionEvent, json::Members};
 
-/// The body of a webhook about an activity: the vendor's keys in the vendor's order. What is not known is null.
+/// The body of a webhook about an activity: the vendor's keys in the vendor's order. Unknown values are null.
 #[derive(Debug, Serialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ActivityPayload<'a> {
     /// Always `update`.
     #[cfg_attr(feature = "schema", schemars(extend("const" = "update")))]
     pub action_type: &'static str,
-    /// The activity: the id of the end of its call.
+    /// The activity: the `updateId` of the event that ended the call.
     #[serde(rename = "activityId")]
     pub activity_id: ObjectId,
     /// The lead's last activity: this one.
@@ -29,7 +29,7 @@ pub struct ActivityPayload<'a> {
     /// The lead's external id.
     #[serde(rename = "referenceId")]
     pub reference_id: Option<&'a str>,
-    /// When it was recorded, in milliseconds.
+    /// When the activity was recorded, in milliseconds.
     pub timestamp: Timestamp,
     /// The activity.
     pub activity: ActivityData<'a>,
@@ -50,7 +50,7 @@ pub struct ActivityData<'a> {
     pub from_state: Option<&'a str>,
     /// The lead's state after.
     pub to_state: Option<&'a str>,
-    /// Not known.
+    /// Always null.
     pub scheduled_at: (),
     /// The call's result.
     pub result: ActivityResult<'a>,
@@ -61,7 +61,7 @@ pub struct ActivityData<'a> {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct ActivityResult<'a> {
-    /// Whether somebody took the call.
+    /// Whether the call was answered.
     pub success: Option<bool>,
     /// Always `call`.
     #[serde(rename = "type")]
@@ -75,32 +75,32 @@ pub struct ActivityResult<'a> {
     pub activity_id: ObjectId,
     /// The lead's external id.
     pub reference_id: Option<&'a str>,
-    /// Not known.
+    /// Always null.
     pub flow_id: (),
-    /// Not known.
+    /// Always null.
     pub channel_id: (),
-    /// Not known.
+    /// Always null.
     pub has_transfer: (),
-    /// Not known.
+    /// Always null.
     pub telephony_type: (),
-    /// Not known.
+    /// Always null.
     pub input: (),
-    /// Not known.
+    /// Always null.
     pub call_request: (),
-    /// The call, as its events name it.
+    /// The `callId` of the call's events.
     pub provider_call_id: Option<&'a str>,
     /// `metadata` of the result.
     pub call_metadata: Option<&'a JsonObject>,
     /// How the call ended.
     pub status: Option<&'a str>,
-    /// What was found out: `success`, `disposition`, `dispositionType`, `summary`, `recordingUrl`, `transcriptUrl` and
-    /// `durationSeconds`, of the result or of its `analysis`, and the other members of its `analysis`.
+    /// The findings: `success`, `disposition`, `dispositionType`, `summary`, `recordingUrl`, `transcriptUrl` and
+    /// `durationSeconds`, from the result or from its `analysis`, and the other members of its `analysis`.
     #[cfg_attr(feature = "schema", schemars(with = "std::collections::BTreeMap<String, serde_json::Value>"))]
     pub analysis: Members<'a>,
 }
 
 impl<'a> ActivityPayload<'a> {
-    /// The body for an event; none if the event brings no result of a call.
+    /// The body for an event; none if the event has no call result.
     pub fn of(event: &'a CompletionEvent) -> Option<Self> {
         let result = event.activity.as_ref()?;
         let (activity_id, lead_id, reference_id) = (event.update_id, event.lead_id, event.reference_id.as_deref());
@@ -142,7 +142,8 @@ impl<'a> ActivityPayload<'a> {
     }
 }
 
-/// The vendor's members first, then the others. What the result itself says precedes what its analysis says.
+/// The vendor's members first, then the others. A field of the result takes precedence over the same member of its
+/// analysis.
 fn analysis(result: &CallResult) -> Members<'_> {
     let mut rest = result.analysis.as_ref().map(JsonObject::members).unwrap_or_default();
     let own = [

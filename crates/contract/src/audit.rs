@@ -1,5 +1,5 @@
-//! The verdicts of audits: entries of the bucket [`AUDITS`](crate::streams::AUDITS). `leadctl audit` writes them when it has
-//! ended. An audit that was interrupted, or could not run, leaves the verdict before it.
+//! The verdicts of audits: entries of the bucket [`AUDITS`](crate::streams::AUDITS). `leadctl audit` writes one when it
+//! ends. An audit that is interrupted or cannot run leaves the previous verdict.
 
 use serde::{Deserialize, Serialize};
 
@@ -25,13 +25,13 @@ pub struct AuditRecord {
     pub unchecked: i64,
     /// How many violations it found.
     pub violations: i64,
-    /// The invariant with most violations, and its first one.
+    /// The invariant with the most violations, and the first of them.
     pub worst: Option<String>,
 }
 
 impl AuditRecord {
-    /// The key of the entry. A scope has one for audits of all its updates, and one for audits of a range of them: those of a
-    /// range do not replace the others.
+    /// The key of the entry. A scope has one entry for audits of all its updates and one for audits of a time range, so
+    /// that an audit of a range never replaces a complete one.
     pub fn key(&self) -> String {
         let [whole, range] = keys(self.project_id);
         if self.is_whole() { whole } else { range }
@@ -47,7 +47,8 @@ impl AuditRecord {
         self.violations == 0
     }
 
-    /// Whether it checked everything that the other one checked, later.
+    /// Whether this audit began after `other` ended and covers everything that `other` covers. An audit of all updates
+    /// is only replaced by another one, because it also checks leads without updates.
     pub fn replaces(&self, other: &Self) -> bool {
         self.began_at >= other.ended_at
             && (self.project_id.is_none() || self.project_id == other.project_id)
@@ -80,7 +81,8 @@ impl AuditRecord {
     }
 }
 
-/// The keys of the entries of a project, or of those of all projects: for audits of all updates, and of a range.
+/// The keys of a project's entries, or of those for all projects: one for audits of all updates, and one for those of a
+/// range.
 pub fn keys(project_id: Option<ObjectId>) -> [String; 2] {
     let scope = project_id.map_or_else(|| "all".to_owned(), |id| id.to_string());
     ["whole", "range"].map(|what| format!("{scope}.{what}"))
@@ -143,7 +145,7 @@ mod tests {
         assert!(audit(300).replaces(&both), "all updates");
         let ends = violated(of_range(Some(10), Some(20), 300)).after(&violated(of_range(Some(15), Some(30), 100)));
         assert_eq!(ends.map(|both| (both.from, both.to)), Some((Some(at(10)), Some(at(30)))));
-        // Both have counted the same updates.
+        // Both audits checked the same updates, so their counts are not added.
         assert_eq!(violated(audit(105)).after(&violated(audit(100))), Some(violated(audit(105))));
     }
 

@@ -1,7 +1,8 @@
-//! The body of a call event, parsed in one place for every way in: `POST /api/v1/calls/started` and `/calls/ended`, a line of
-//! their bulk requests, a producer's message on `leads.cmd.{projectId}.call.started` and `.call.ended`.
+//! Parses the body of a call event, for every way in: `POST /api/v1/calls/started` and `/calls/ended`, a line of their
+//! bulk requests, a producer's message on `leads.cmd.{projectId}.call.started` and `.call.ended`.
 //!
-//! Unknown fields and empty texts are refused: a misspelt `callId` would start or end other calls than was meant.
+//! Unknown fields and empty texts are refused: with a misspelled `callId`, the event would start or end the wrong
+//! calls.
 
 use crate::{
     JsonObject, ObjectId,
@@ -15,7 +16,7 @@ use crate::{
 /// Parses the start of a call with a lead of this project.
 ///
 /// # Errors
-/// The body is not the start of such a call.
+/// The body is invalid, or names another project.
 pub fn parse_started(body: &[u8], project_id: ObjectId) -> Result<CallStarted, BodyError> {
     let mut fields = Fields::from_json(body)?.refusing_empty();
     let Address { lead_id, reference_id, process_id } = fields.address_in(project_id)?;
@@ -34,7 +35,7 @@ pub fn parse_started(body: &[u8], project_id: ObjectId) -> Result<CallStarted, B
 /// Parses the end of a call with a lead of this project.
 ///
 /// # Errors
-/// The body is not the end of such a call.
+/// The body is invalid, or names another project.
 pub fn parse_ended(body: &[u8], project_id: ObjectId) -> Result<CallEnded, BodyError> {
     let mut fields = Fields::from_json(body)?.refusing_empty();
     let Address { lead_id, reference_id, process_id } = fields.address_in(project_id)?;
@@ -62,14 +63,14 @@ impl CallResult {
     /// Parses the result in a body.
     ///
     /// # Errors
-    /// A field is unknown, has a value that is not acceptable, or all of it is too large.
+    /// A field is unknown or invalid, or the result is too large or too deep.
     pub fn parse(result: &JsonObject) -> Result<Self, BodyError> {
         let bytes = result.get().len();
         if bytes > MAX_RESULT_BYTES {
             let fault = format!("has {bytes} bytes, and at most {MAX_RESULT_BYTES} are allowed");
             return Err(BodyError::field("result", fault));
         }
-        // Its webhook has it two levels deeper, below `activity.result`; every receiver must be able to read that.
+        // The webhook nests the result two levels deeper, in `activity.result`, and has the same depth limit.
         if json::check(format!("[[{}]]", result.get()).as_bytes()).is_err() {
             return Err(BodyError::field("result", format!("is nested deeper than {} levels", MAX_DEPTH - 2)));
         }
@@ -90,7 +91,7 @@ impl CallResult {
         Ok(parsed)
     }
 
-    /// Why a result in the log cannot be applied; [`Self::parse`] refuses it before.
+    /// Why a result in the log cannot be applied. [`Self::parse`] refuses such results before they are logged.
     pub fn fault(&self) -> Option<String> {
         let texts = [("status", &self.status), ("disposition", &self.disposition)];
         for (field, text) in texts {
@@ -185,7 +186,7 @@ mod tests {
         for (text, error) in refused {
             assert_eq!(CallResult::parse(&object(&text)).unwrap_err().to_string(), error);
         }
-        // Its webhook nests it deeper by one level than the body that brings it.
+        // The webhook nests the result one level deeper than the request body.
         assert!(CallResult::parse(&object(&deep)).is_ok());
         let deeper = deep.replacen('[', "[[", 1).replacen(']', "]]", 1);
         let error = CallResult::parse(&object(&deeper)).unwrap_err().to_string();

@@ -1,8 +1,8 @@
 //! The messages of the command log: update commands, call events, creations and erasures. JSON, camelCase, version 1.
 //!
 //! The gateway publishes them, for its HTTP clients and for producers on NATS. A producer's message is the body of
-//! `POST /api/v1/leads/update`, `/api/v1/calls/started` or `/api/v1/calls/ended`; the gateway checks it, makes it a command
-//! and answers with JetStream's acknowledgement.
+//! `POST /api/v1/leads/update`, `/api/v1/calls/started` or `/api/v1/calls/ended`; the gateway checks it, makes it a
+//! command and answers with JetStream's acknowledgement.
 
 use std::{fmt::Display, time::Duration};
 
@@ -10,11 +10,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::{JsonObject, ObjectId, Timestamp, call_result::CallResult, text};
 
-/// The most that the time in a producer's update id may be ahead of the gateway's clock. More gets ids of badly set
-/// clocks, and months of the ledger that have not begun.
+/// How far the time in a producer's update id may be ahead of the gateway's clock. A larger value admits ids of wrong
+/// clocks, and ids in months of the ledger that have not begun.
 pub const MAX_ID_AHEAD: Duration = Duration::from_hours(1);
-/// The most that the time in a producer's update id may lie in the past: the shortest retention of the ledger. The month
-/// of an older id may be gone from it, and with it the record that the update was applied.
+/// How far the time in a producer's update id may lie in the past: the shortest retention of the ledger. The ledger may
+/// have dropped the month of an older id, and with it the record that the update was applied.
 pub const MAX_ID_AGE: Duration = Duration::from_hours(62 * 24);
 
 /// The deduplication id of a command in the log. Ids of updates are unique in their project.
@@ -22,8 +22,8 @@ pub fn message_id(project_id: ObjectId, update_id: ObjectId) -> String {
     format!("{project_id}.{update_id}")
 }
 
-/// The deduplication id in the log of a message that its producer gave this id. It is unique in the producer's project,
-/// and equal to the id of no update.
+/// The deduplication id in the log of a message to which its producer gave the id `id`. It is unique in the producer's
+/// project, and never equals the id of an update.
 pub fn producer_message_id(project_id: ObjectId, id: impl Display) -> String {
     format!("{project_id}.producer.{id}")
 }
@@ -34,7 +34,8 @@ pub fn is_acceptable_id(update_id: ObjectId, now: Timestamp) -> bool {
     made <= now.plus(MAX_ID_AHEAD) && made >= now.minus(MAX_ID_AGE)
 }
 
-/// The longest `name`, `referenceId`, `targetState`, `expectedState`, `disposition`, `userId` or `callId`, in characters.
+/// The longest `name`, `referenceId`, `targetState`, `expectedState`, `disposition`, `userId` or `callId`, in
+/// characters.
 pub const MAX_TEXT_CHARS: usize = 1024;
 
 /// Change a lead: merge metadata, rename it, move it to another state.
@@ -45,8 +46,8 @@ pub const MAX_TEXT_CHARS: usize = 1024;
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct UpdateCommand {
-    /// The update's id; by default it is derived from the log entry ([`ObjectId::from_log`]). An id that occurs twice in a
-    /// project is applied and announced once.
+    /// The update's id; by default it is derived from the log entry ([`ObjectId::from_log`]). An id that occurs twice
+    /// in a project is applied and announced once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub update_id: Option<ObjectId>,
     /// The lead.
@@ -82,18 +83,19 @@ pub struct UpdateCommand {
     /// Change the lead only if it is still in this state.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expected_state: Option<String>,
-    /// What is ignored of the client's input, in sentences.
+    /// Warnings about ignored input, in sentences.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
 }
 
-/// A call with a lead began. Until it ends or expires, updates of the lead fail, or are queued if the process says so.
+/// A call with a lead began. Until it ends or expires, updates of the lead fail, or are queued if the process has
+/// `duringCall: "queue"`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct CallStarted {
-    /// The call event's id; by default it is derived from the log entry ([`ObjectId::from_log`]). An id that occurs twice
-    /// in a project is applied and announced once.
+    /// The call event's id; by default it is derived from the log entry ([`ObjectId::from_log`]). An id that occurs
+    /// twice in a project is applied and announced once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub update_id: Option<ObjectId>,
     /// The lead.
@@ -108,7 +110,7 @@ pub struct CallStarted {
     /// The call's id, if a lead can have several calls at once. A second start of the same call renews its expiry.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub call_id: Option<String>,
-    /// After how many seconds a call without an end counts as ended; by default the process's `callTimeoutSeconds`.
+    /// Seconds after which a call without an end counts as ended; by default the process's `callTimeoutSeconds`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_seconds: Option<u32>,
     /// The API key of the HTTP request; absent for producers on NATS.
@@ -121,8 +123,8 @@ pub struct CallStarted {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct CallEnded {
-    /// The call event's id; by default it is derived from the log entry ([`ObjectId::from_log`]). An id that occurs twice
-    /// in a project is applied and announced once.
+    /// The call event's id; by default it is derived from the log entry ([`ObjectId::from_log`]). An id that occurs
+    /// twice in a project is applied and announced once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub update_id: Option<ObjectId>,
     /// The lead.
@@ -137,10 +139,10 @@ pub struct CallEnded {
     /// The call that ended; without it, every call of the lead.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub call_id: Option<String>,
-    /// The state to move the lead to, by the rules of an update.
+    /// The state to move the lead to, by the rules for updates.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub to_state: Option<String>,
-    /// What the platform reports of the call.
+    /// The platform's report of the call.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub result: Option<CallResult>,
     /// The API key of the HTTP request; absent for producers on NATS.
@@ -148,8 +150,8 @@ pub struct CallEnded {
     pub api_key_id: Option<ObjectId>,
 }
 
-/// Erase a lead: its name, phone, e-mail address, external id, metadata and disposition, and the content of its updates and
-/// call events. Its ids, its state, codes and times remain. Only the gateway publishes it.
+/// Erase a lead: its name, phone, e-mail address, external id, metadata and disposition, and the content of its updates
+/// and call events. Its ids, its state, codes and times remain. Only the gateway publishes it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
@@ -164,24 +166,24 @@ pub struct EraseLead {
     pub api_key_id: Option<ObjectId>,
 }
 
-/// How to reach a lead.
+/// Contact data of a lead.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct LeadContact {
-    /// Its name.
+    /// The lead's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// Its phone number.
+    /// The lead's phone number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phone: Option<String>,
-    /// Its e-mail address.
+    /// The lead's e-mail address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub email: Option<String>,
 }
 
-/// A lead was created. lead-state publishes it to its own log, for leads of processes with a callback for `lead.created`,
-/// so that the event has a ledger row and a place among the events of its lead.
+/// A lead was created. lead-state publishes this message to the log, for leads of processes with a callback for
+/// `lead.created`, so that the event has a ledger row and a place among the events of its lead.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
@@ -191,17 +193,17 @@ pub struct LeadCreated {
     pub update_id: ObjectId,
     /// The lead.
     pub lead_id: ObjectId,
-    /// The state that it was created in.
+    /// The state in which the lead was created.
     pub state: String,
-    /// How to reach it.
+    /// The lead's contact data.
     #[serde(default)]
     pub contact: LeadContact,
-    /// The metadata that it was created with.
+    /// The metadata with which the lead was created.
     pub metadata: JsonObject,
 }
 
-/// The last call of a lead with queued updates may have expired. lead-state publishes it to its own log, so the queued
-/// updates are decided at one place in the log. It only ends calls that have expired, so any producer may send it.
+/// The last call of a lead with queued updates may have expired. lead-state publishes this message to the log, so that
+/// the queued updates are decided at one position of the log. The message has no effect while a call is in progress.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]

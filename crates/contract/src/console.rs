@@ -1,7 +1,9 @@
-//! Links of the operator console: entries of the bucket [`CONSOLE_LOGINS`](crate::streams::CONSOLE_LOGINS). The key of a one-time
-//! link is the SHA-256 of its token, which begins with `lrc_` for an operator and with `lrv_` for a viewer; that of a portal link has the tag of its project before it. `leadctl` writes the entry of a
-//! one-time link, the console removes it when the link is used. Both write entries of portal links, and remove those that are
-//! revoked.
+//! Links of the operator console: entries of the bucket [`CONSOLE_LOGINS`](crate::streams::CONSOLE_LOGINS).
+//!
+//! The key of a one-time link is the SHA-256 of its token, which begins with `lrc_` for an operator and with `lrv_` for
+//! a viewer. The key of a portal link has the tag of its project before the SHA-256. `leadctl` writes the entry of a
+//! one-time link; the console removes the entry when the link is used. Both write entries of portal links, and remove
+//! those of revoked links.
 
 use std::time::Duration;
 
@@ -9,25 +11,25 @@ use serde::{Deserialize, Serialize};
 
 use crate::{ObjectId, Timestamp};
 
-/// How long a link can be used. A longer time leaves more of them in terminals and logs.
+/// How long a one-time link is valid. A longer time leaves more valid links in terminals and logs.
 pub const LOGIN_AGE: Duration = Duration::from_hours(1);
 
-/// A link that was not used yet.
+/// A one-time link that was not used yet.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ConsoleLogin {
-    /// From when on it is refused.
+    /// When the link expires.
     pub expires_at: Timestamp,
 }
 
-/// How long a portal link can be valid at most. A longer time leaves more of them in mailboxes and tickets.
+/// The longest validity of a portal link. A longer time leaves more valid links in mailboxes and tickets.
 pub const PORTAL_AGE: Duration = Duration::from_hours(7 * 24);
 
-/// How long a portal link is valid unless its maker says otherwise.
+/// How long a portal link is valid by default.
 pub const PORTAL_DEFAULT_AGE: Duration = Duration::from_hours(24);
 
-/// How many portal links a project may make within [`PORTAL_AGE`], revoked ones included. More would make the list of links
-/// longer than a page, and let one project fill the bucket.
+/// How many portal links a project may make within [`PORTAL_AGE`], revoked ones included. More would make the list of
+/// links longer than a page, and let one project fill the bucket.
 pub const MAX_PORTAL_LINKS: usize = 200;
 
 /// A link that shows one process or callback to people outside the project. It can be used until it ends.
@@ -36,39 +38,39 @@ pub const MAX_PORTAL_LINKS: usize = 200;
 pub struct PortalLink {
     /// The project.
     pub project_id: ObjectId,
-    /// What it shows.
+    /// The process or callback that the link shows.
     #[serde(flatten)]
     pub target: PortalTarget,
-    /// From when on it is refused.
+    /// When the link expires.
     pub ends_at: Timestamp,
-    /// Who made it, for people.
+    /// The creator of the link, for people.
     pub made_by: String,
-    /// The SHA-256 of the API key that made it: the link ends with the key. None for a link of an operator.
+    /// The SHA-256 of the API key that made the link, which ends with the key. None for a link of an operator.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key_sha256: Option<String>,
-    /// The API key that its visitors act with, sealed with the link's token. None if they may only look.
+    /// The API key with which visitors of the link act, sealed with the link's token. None for a link that only shows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sealed_key: Option<String>,
 }
 
-/// A portal link as it is listed, without anything that opens it.
+/// A portal link in lists, without the secrets that open it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct OpenPortalLink {
     /// Names the link in lists and logs. Does not open it.
     pub id: String,
-    /// What it shows.
+    /// The process or callback that the link shows.
     #[serde(flatten)]
     pub target: PortalTarget,
-    /// Whether its visitors may test callbacks and redeliver.
+    /// Whether visitors may test callbacks and redeliver.
     pub may_act: bool,
-    /// Who made it, for people.
+    /// The creator of the link, for people.
     pub made_by: String,
-    /// From when on it is refused.
+    /// When the link expires.
     pub ends_at: Timestamp,
 }
 
-/// What a portal link shows.
+/// The process or callback that a portal link shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum PortalTarget {

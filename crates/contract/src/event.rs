@@ -8,7 +8,7 @@ use crate::{
 };
 
 named! {
-    /// What was decided. The name is part of subjects, of the ledger and of responses.
+    /// The kind of an outcome. Its name is part of subjects, of the ledger and of responses.
     #[derive(Default)]
     OutcomeKind, InvalidOutcomeKind,
     /// An update of a lead.
@@ -25,45 +25,47 @@ named! {
 }
 
 impl OutcomeKind {
-    /// Whether it is an update. The kind of an update is left out of events, as in those of earlier versions.
+    /// Whether this is the kind of an update. Events omit this kind, as events of earlier versions do.
     pub fn is_update(&self) -> bool {
         *self == Self::Update
     }
 }
 
-/// What takes the place of a text that was erased with its lead.
+/// The replacement for a text that was erased with its lead.
 pub const ERASED: &str = "erased with the lead";
 
-/// The outcome of an update, a call event, a creation or an erasure: one event per ledger row, with `update_id` and project
-/// as message id.
+/// The outcome of an update, a call event, a creation or an erasure: one event per ledger row, with `update_id` and
+/// project as message id.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct CompletionEvent {
-    /// What was decided; an update if absent.
+    /// The kind of the outcome; `update` if absent.
     #[serde(default, skip_serializing_if = "OutcomeKind::is_update")]
     pub kind: OutcomeKind,
-    /// The update, the call event, the creation, or the erasure.
+    /// The id of the update, call event, creation or erasure.
     pub update_id: ObjectId,
     /// The project.
     pub project_id: ObjectId,
     /// The lead's process; null when the lead is unknown.
     pub process_id: Option<ObjectId>,
-    /// The lead; of an unknown lead, the command's `leadId`.
+    /// The lead; if the lead is unknown, the command's `leadId`.
     pub lead_id: Option<ObjectId>,
-    /// The lead's external id; of an unknown lead, the command's `referenceId`.
+    /// The lead's external id; if the lead is unknown, the command's `referenceId`.
     pub reference_id: Option<String>,
-    /// Whether it was applied.
+    /// Whether the command was applied.
     pub success: bool,
     /// Why it failed, for people.
     pub error: Option<String>,
     /// Why it failed, for programs: a stable snake_case code.
     pub error_code: Option<String>,
-    /// The lead's state before; null for a creation, and for a call event without a result or a target state.
+    /// The lead's state before; null for an unknown lead, a creation, an erasure, and a call event without a result or
+    /// a target state.
     pub from_state: Option<String>,
-    /// The lead's state after; null for a call event without a result or a target state.
+    /// The lead's state after; null on failure, for an erasure, and for a call event without a result or a target
+    /// state.
     pub to_state: Option<String>,
-    /// The lead's version after; null for a call event that changes no state.
+    /// The lead's version after; null on failure, for an erasure, and for a call event that does not update the lead.
     pub version: Option<i64>,
     /// The disposition that was stored with the lead; absent if none was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -74,22 +76,22 @@ pub struct CompletionEvent {
     /// The result of the call that ended; absent if none was reported.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub activity: Option<CallResult>,
-    /// How to reach the lead that was created; absent of anything else.
+    /// Contact data of a created lead; absent for other kinds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub contact: Option<LeadContact>,
     /// The user whom the command names.
     pub user_id: Option<String>,
-    /// What the update contained that was ignored.
+    /// Warnings about ignored input, in sentences.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
-    /// When it was decided.
+    /// When the command was decided.
     pub timestamp: Timestamp,
-    /// The lead's metadata after the merge or the creation; null on failure and for a call event.
+    /// The lead's metadata after the merge or the creation; null on failure, for a call event, and for an erasure.
     pub data: Option<JsonObject>,
 }
 
 impl CompletionEvent {
-    /// A success, without what only some events have.
+    /// A success, with all optional fields empty.
     pub fn new(kind: OutcomeKind, project_id: ObjectId, update_id: ObjectId, timestamp: Timestamp) -> Self {
         Self {
             kind,
@@ -115,7 +117,7 @@ impl CompletionEvent {
         }
     }
 
-    /// The event without what it says about its lead: ids, states, codes and times remain.
+    /// The event without data about its lead: ids, states, codes and times remain.
     #[must_use]
     pub fn erased(self) -> Self {
         Self {
@@ -133,7 +135,7 @@ impl CompletionEvent {
     }
 }
 
-/// The body of a webhook: exactly these eight fields, in this order (the seed's payload).
+/// The body of a webhook: exactly these eight fields, in this order.
 #[derive(Debug, Serialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct WebhookPayload<'a> {
@@ -145,7 +147,7 @@ pub struct WebhookPayload<'a> {
     pub update_id: ObjectId,
     /// Whether the update changed the lead.
     pub success: bool,
-    /// Why it failed.
+    /// Why the update failed; null on success.
     pub error: Option<&'a str>,
     #[serde(rename = "leadId")]
     /// The lead.
@@ -153,7 +155,7 @@ pub struct WebhookPayload<'a> {
     #[serde(rename = "referenceId")]
     /// The lead's external id.
     pub reference_id: Option<&'a str>,
-    /// When it was decided, in milliseconds.
+    /// When the update was decided, in milliseconds.
     pub timestamp: Timestamp,
     /// The lead's metadata after the merge; null on failure.
     pub data: Option<&'a JsonObject>,
@@ -213,10 +215,10 @@ pub enum WebhookEvent {
         attempts: u32,
         /// Why the last attempt failed.
         error: String,
-        /// When.
+        /// When the delivery was exhausted.
         timestamp: Timestamp,
     },
-    /// A callback gets nothing more until it is enabled again.
+    /// A callback receives nothing until it is enabled again.
     CallbackDisabled {
         /// The project.
         project_id: ObjectId,
@@ -224,9 +226,9 @@ pub enum WebhookEvent {
         process_id: Option<ObjectId>,
         /// The callback.
         callback_id: ObjectId,
-        /// Why.
+        /// Why the callback was disabled.
         reason: String,
-        /// When.
+        /// When the callback was disabled.
         timestamp: Timestamp,
     },
 }

@@ -1,4 +1,5 @@
-//! The kinds of events that callbacks subscribe to, and of the deliveries that they make. `webhook` derives them.
+//! The kinds of events that callbacks subscribe to, and the kinds of their deliveries. `webhook` derives the kinds of
+//! an event.
 
 use crate::{ObjectId, named::named};
 
@@ -21,7 +22,7 @@ named! {
     CallEnded = "call.ended",
     /// The result of a call with the lead was recorded.
     ActivityCompleted = "activity.completed",
-    /// A callback has had nothing but failures for a while.
+    /// All attempts of a callback have failed for a while.
     CallbackFailing = "callback.failing",
     /// A callback was disabled.
     CallbackDisabled = "callback.disabled",
@@ -64,7 +65,7 @@ impl EventKind {
     /// The events of a callback that names none.
     pub const DEFAULT: [Self; 2] = [Self::Succeeded, Self::Failed];
 
-    /// The kind of its deliveries.
+    /// The kind of the deliveries of such events.
     pub const fn delivery(self) -> DeliveryKind {
         match self {
             Self::Succeeded | Self::Failed => DeliveryKind::Update,
@@ -83,14 +84,14 @@ impl EventKind {
 }
 
 impl DeliveryKind {
-    /// Whether it is of the outcome of an update. This kind is left out of ids and messages, as in those of earlier
-    /// versions.
+    /// Whether this is the kind of an update's outcome. Ids and messages omit this kind, as those of earlier versions
+    /// do.
     pub fn is_update(&self) -> bool {
         *self == Self::Update
     }
 
-    /// Whether it is about a callback instead of a lead. A delivery of such a kind causes no event of such a kind, so there
-    /// are no loops.
+    /// Whether events of this kind are about a callback instead of a lead. Deliveries of such events cause no such
+    /// events, so there are no loops.
     pub const fn is_operational(self) -> bool {
         match self {
             Self::CallbackFailing | Self::CallbackDisabled | Self::CallbackRecovered | Self::DeliveryExhausted => true,

@@ -16,7 +16,7 @@ use crate::{
 const MAX_NAMES: usize = 10;
 const NAME_CHARS: usize = 64;
 
-/// What is wrong with a text that selects something and is empty.
+/// The fault of an empty text where empty texts are refused.
 pub(crate) const EMPTY: &str = "must not be empty; leave it out instead";
 
 /// Why a body is refused. The text is for the client that sent it.
@@ -33,7 +33,7 @@ pub enum BodyError {
     InvalidField {
         /// The field's name.
         field: String,
-        /// What is wrong with it.
+        /// The fault of the value.
         fault: String,
     },
     /// A required field is missing.
@@ -42,7 +42,7 @@ pub enum BodyError {
     /// No lead is addressed.
     #[error("Either leadId or referenceId is required{}", .0.as_deref().unwrap_or_default())]
     AddressMissing(
-        /// The field that seems to be meant.
+        /// The known field that the client probably meant.
         Option<String>,
     ),
     /// An update without a change.
@@ -73,7 +73,7 @@ impl BodyError {
     }
 }
 
-/// The field that a name means if it is only spelt differently: `lead_id` means `leadId`.
+/// The known field of which `name` is another spelling: `leadId` for `lead_id`.
 pub fn meant_field<'n>(name: &str, known: impl IntoIterator<Item = &'n str>) -> Option<&'n str> {
     let plain = |name: &str| name.to_lowercase().replace(['_', '-', ' '], "");
     let plain_name = plain(name);
@@ -87,9 +87,9 @@ pub struct Fields<'a> {
     /// Precedes field names in messages: `lead.` inside the lead object.
     prefix: &'static str,
     members: Members<'a>,
-    /// Whether an empty text is refused: an ignored filter would select more than was meant.
+    /// Whether an empty text is refused: a filter that is ignored would select more than intended.
     refuses_empty: bool,
-    /// Sentences about what is ignored.
+    /// Sentences about ignored input.
     pub warnings: Vec<String>,
 }
 
@@ -119,12 +119,12 @@ impl<'a> Fields<'a> {
         Self { prefix, ..Self::from_members(object.members()) }
     }
 
-    /// These fields.
+    /// The fields of an object's members.
     pub fn from_members(members: Members<'a>) -> Self {
         Self { prefix: "", members, refuses_empty: false, warnings: Vec::new() }
     }
 
-    /// Refuses empty texts from here on: for bodies that select what is changed.
+    /// Refuses empty texts from now on, for bodies whose texts select leads or calls.
     #[must_use]
     pub fn refusing_empty(mut self) -> Self {
         self.refuses_empty = true;
@@ -139,7 +139,7 @@ impl<'a> Fields<'a> {
         self.text_up_to(name, MAX_TEXT_CHARS)
     }
 
-    /// Takes a text of at most so many characters that is not empty.
+    /// Takes a text of 1 to `max_chars` characters.
     ///
     /// # Errors
     /// It is not a string, or too long.
@@ -148,7 +148,7 @@ impl<'a> Fields<'a> {
         self.checked(name, text, max_chars)
     }
 
-    /// Takes a lead's external id, without what is invisible at its ends.
+    /// Takes a lead's external id, without invisible characters at its ends.
     ///
     /// # Errors
     /// It is not a string, or too long.
@@ -209,7 +209,7 @@ impl<'a> Fields<'a> {
     /// Takes a whole number.
     ///
     /// # Errors
-    /// It is not one, or beyond a `u32`.
+    /// It is not a whole number, or exceeds a `u32`.
     pub fn whole_number(&mut self, name: &str) -> Result<Option<u32>, BodyError> {
         let Some(raw) = self.take(name) else { return Ok(None) };
         serde_json::from_str(raw.get())
@@ -217,19 +217,19 @@ impl<'a> Fields<'a> {
             .map_err(|_| self.fault(name, "must be a whole number, at most 4294967295"))
     }
 
-    /// Takes `true` or `false` of a body; false if absent.
+    /// Takes a boolean; false if absent.
     ///
     /// # Errors
-    /// It is neither.
+    /// It is not a boolean.
     pub fn flag(&mut self, name: &str) -> Result<bool, BodyError> {
         let Some(raw) = self.take(name) else { return Ok(false) };
         serde_json::from_str(raw.get()).map_err(|_| self.fault(name, "must be true or false"))
     }
 
-    /// Takes `true` or `false` of a body.
+    /// Takes a boolean.
     ///
     /// # Errors
-    /// It is neither.
+    /// It is not a boolean.
     pub fn optional_flag(&mut self, name: &str) -> Result<Option<bool>, BodyError> {
         let Some(raw) = self.take(name) else { return Ok(None) };
         serde_json::from_str(raw.get()).map(Some).map_err(|_| self.fault(name, "must be true or false"))
@@ -248,10 +248,10 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// Takes the address of a lead of a call event, which may leave out the project: it is the client's.
+    /// Takes the address of a call event's lead. The body may omit the project, which is the client's.
     ///
     /// # Errors
-    /// No lead is addressed, or one of another project.
+    /// No lead is addressed, or the project is another one.
     pub fn address_in(&mut self, project_id: ObjectId) -> Result<Address, BodyError> {
         let lead_id = self.id("leadId")?;
         let reference_id = self.reference_id()?;
@@ -276,10 +276,11 @@ impl<'a> Fields<'a> {
         Err(BodyError::AddressMissing(hint))
     }
 
-    /// Takes the address of a lead, which must be in this project; none leaves that check to the reader of the body.
+    /// Takes the address of a lead, which must be in this project. If `project_id` is none, the project is checked
+    /// later.
     ///
     /// # Errors
-    /// No lead is addressed, or one of another project.
+    /// No lead is addressed, or the project is another one.
     pub fn address(&mut self, project_id: Option<ObjectId>) -> Result<Address, BodyError> {
         let lead_id = self.id("leadId")?;
         let reference_id = self.reference_id()?;
@@ -297,7 +298,7 @@ impl<'a> Fields<'a> {
 
     /// Takes a field without checking it.
     pub fn take(&mut self, name: &str) -> Option<Cow<'a, RawValue>> {
-        // Keeps the order of the other fields, for they may become metadata.
+        // Keeps the order of the other fields, because they may become metadata.
         self.members.shift_remove(name).filter(|raw| raw.get() != "null")
     }
 
@@ -328,7 +329,7 @@ impl<'a> Fields<'a> {
     /// Refuses fields that were not taken.
     ///
     /// # Errors
-    /// There is one.
+    /// A field was not taken.
     pub fn refuse_rest(&mut self) -> Result<(), BodyError> {
         match self.rest().keys().next() {
             None => Ok(()),

@@ -2,14 +2,14 @@
 
 /// JetStream's deduplication id. Commands and events carry their `updateId`.
 pub const MESSAGE_ID: &str = "Nats-Msg-Id";
-/// On a message of an atomic batch (NATS ADR-50): which batch. Stored with the message.
+/// On a message of an atomic batch (NATS ADR-50): the batch's id. Stored with the message.
 pub const BATCH_ID: &str = "Nats-Batch-Id";
-/// On a message of an atomic batch: its place, from 1 on.
+/// On a message of an atomic batch: its number in the batch, from 1 on.
 pub const BATCH_SEQUENCE: &str = "Nats-Batch-Sequence";
 /// On the last message of an atomic batch: `1`.
 pub const BATCH_COMMIT: &str = "Nats-Batch-Commit";
-/// On a producer's update: the update's id, 24 hex digits. An id that occurs twice in a project is applied and announced
-/// once.
+/// On a producer's update: the update's id, 24 hex digits. An id that occurs twice in a project is applied and
+/// announced once.
 pub const UPDATE_ID: &str = "Leadrelay-Update-Id";
 /// On a producer's update: the version that the lead must have.
 pub const EXPECTED_VERSION: &str = "Leadrelay-Expected-Version";
@@ -30,7 +30,8 @@ pub const ORIGIN_SEQUENCE: &str = "Leadrelay-Origin-Sequence";
 pub const ORIGIN_TIME: &str = "Leadrelay-Origin-Time";
 /// On a dead letter whose body was truncated to the server's `max_payload`: the full length in bytes.
 pub const TRUNCATED_FROM: &str = "Leadrelay-Truncated-From";
-/// On a replayed dead letter, and on the dead letter that results if it fails again: the sequence of the first one.
+/// On a replayed dead letter, and on the dead letter that results if it fails again: the sequence of the first dead
+/// letter.
 pub const REPLAY_OF: &str = "Leadrelay-Replay-Of";
 /// On a note about a dead letter: its [`Replay`](crate::replay::Replay).
 pub const REPLAY: &str = "Leadrelay-Replay";

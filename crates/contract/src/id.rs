@@ -31,8 +31,8 @@ impl ObjectId {
 
     /// The id of a log entry without one: the same entry always gets the same id.
     ///
-    /// `sequence` is the stream sequence of the entry's message, `index` the entry's place in it, and `logged_at` the time
-    /// at which the stream stored it.
+    /// `sequence` is the stream sequence of the entry's message, `index` the entry's place in it, and `logged_at` the
+    /// time at which the stream stored it.
     pub fn from_log(sequence: u64, index: u32, logged_at: Timestamp) -> Self {
         let mut digest = Sha256::new();
         digest.update(sequence.to_be_bytes());
@@ -61,7 +61,8 @@ impl ObjectId {
         Timestamp::from_millis(i64::from(seconds) * 1000)
     }
 
-    /// The first day of the month (UTC) in which the id was created. Tables of updates and deliveries are partitioned by it.
+    /// The first day of the month (UTC) in which the id was created. Tables of updates and deliveries are partitioned
+    /// by it.
     pub fn month(&self) -> time::Date {
         let day = time::OffsetDateTime::from(self.timestamp()).date();
         day.replace_day(1).unwrap_or(day)
@@ -87,7 +88,7 @@ impl FromStr for ObjectId {
 }
 
 impl ObjectId {
-    /// Does something with its 24 hex digits.
+    /// Calls `f` with the 24 hex digits.
     fn with_digits<T>(&self, f: impl FnOnce(&str) -> T) -> T {
         let mut digits = [0; 24];
         #[allow(clippy::expect_used, reason = "twelve bytes are 24 digits, which are ASCII")]

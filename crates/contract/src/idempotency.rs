@@ -9,21 +9,21 @@ use sha2::{Digest, Sha256};
 
 use crate::{ObjectId, event::OutcomeKind, streams::IDEMPOTENCY_AGE};
 
-/// The first request with a key. It is written before the command is published, so its update may be missing in the log; a
-/// repeated request then publishes the command under the same `updateId`.
+/// The first request with a key. It is written before the command is published, so its update may be missing in the
+/// log; a repeated request then publishes the command under the same `updateId`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct IdempotencyRecord {
-    /// The digest of the request's body and expectations: the first 16 bytes of their SHA-256, in base64url; `bulk` for a bulk
-    /// request of updates, `bulk call.started` and `bulk call.ended` for one of call events.
+    /// The digest of the request's body and expectations: the first 16 bytes of their SHA-256, in base64url; `bulk` for
+    /// a bulk request of updates, `bulk call.started` and `bulk call.ended` for one of call events.
     pub body: String,
     /// The update of the request.
     pub update_id: ObjectId,
 }
 
 impl IdempotencyRecord {
-    /// The record of a request of this kind with this body, which expects the lead at this version, in this state.
+    /// The record of a request of this kind with this body and these expectations.
     pub fn new(
         kind: OutcomeKind,
         body: &[u8],
@@ -46,28 +46,28 @@ impl IdempotencyRecord {
         Self { body: short(digest), update_id }
     }
 
-    /// The record of a bulk request, whose body is not read yet: the ids of its lines follow from this id. No digest of
-    /// another request is equal to it.
+    /// The record of a bulk request, whose body is not read yet. The ids of its lines are derived from `update_id`. Its
+    /// `body` differs from every digest.
     pub fn of_bulk(kind: OutcomeKind, update_id: ObjectId) -> Self {
         let body = if kind.is_update() { "bulk".into() } else { format!("bulk {kind}") };
         Self { body, update_id }
     }
 }
 
-/// The key of a request's record: `{projectId}.{digest of the client's key}`, the digest as of bodies. Clients' keys may
-/// contain characters that bucket keys may not, and projects may choose the same keys.
+/// The key of a request's record: `{projectId}.{digest of the client's key}`. The client's key is hashed, because it
+/// may contain characters that bucket keys may not. The project is included, because projects may choose the same keys.
 pub fn idempotency_key(project_id: ObjectId, client_key: &str) -> String {
     format!("{project_id}.{}", short(Sha256::new_with_prefix(client_key)))
 }
 
-/// The first 16 bytes of a digest, in base64url. Records are many, so each byte counts; and 128 bits suffice, because only
-/// requests of one project meet.
+/// The first 16 bytes of a digest, in base64url. The digest is short, because there are many records. 128 bits suffice,
+/// because only requests of one project are compared.
 fn short(digest: Sha256) -> String {
     BASE64_URL_SAFE_NO_PAD.encode(&digest.finalize()[..16])
 }
 
-/// How long until the bucket is full if records keep arriving at this rate, given its bytes and size. At most
-/// [`IDEMPOTENCY_AGE`], which means never: by then the first of them expire.
+/// How long until the bucket is full, if records keep arriving at this rate. At most [`IDEMPOTENCY_AGE`], which means
+/// never: the oldest records expire first.
 pub fn lasts(bytes: u64, max_bytes: u64, bytes_per_second: f64) -> Duration {
     let at_once = bytes_per_second * IDEMPOTENCY_AGE.as_secs_f64();
     if at_once <= max_bytes as f64 {

@@ -1,6 +1,6 @@
 //! JSON from outside: checked once when it arrives, then carried as raw text, so values keep their digits and order.
 //!
-//! [`check`] rejects what Postgres or a receiver could not hold or would silently change: NUL characters, lone
+//! [`check`] rejects values that Postgres or a receiver could not store or would silently change: NUL characters, lone
 //! surrogates, numbers beyond an f64, duplicate keys, nesting past [`MAX_DEPTH`], invalid UTF-8. A byte order mark is
 //! ignored (RFC 8259, 8.1).
 
@@ -15,11 +15,11 @@ use serde_json::value::RawValue;
 
 use crate::text::quoted;
 
-/// Depth of nested objects and arrays. It is well below the limits of common JSON libraries (protobuf 100, serde_json 128),
-/// so every receiver can read what we accept.
+/// Depth of nested objects and arrays. It is well below the limits of common JSON libraries (protobuf 100, serde_json
+/// 128), so every receiver can read what we accept.
 pub const MAX_DEPTH: usize = 64;
 
-/// Why a text is rejected. Its message is for the client that sent it.
+/// Why a text is rejected. The message is for the client that sent the text.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum JsonFault {
     /// The bytes are not UTF-8.
@@ -56,17 +56,17 @@ pub fn check(bytes: &[u8]) -> Result<&str, JsonFault> {
     check_to_depth(bytes, MAX_DEPTH)
 }
 
-/// Checks a command like [`check`]. It may be one level deeper than the body that it was made of, whose fields may have
+/// Checks a command like [`check`]. A command may be one level deeper than the client's body, whose fields may have
 /// become metadata.
 ///
 /// # Errors
-/// As of [`check`].
+/// Those of [`check`].
 pub fn check_command(bytes: &[u8]) -> Result<&str, JsonFault> {
     check_to_depth(bytes, MAX_DEPTH + 1)
 }
 
 fn check_to_depth(mut bytes: &[u8], max_depth: usize) -> Result<&str, JsonFault> {
-    // A text that went through two such programs has two.
+    // A text that passed through two such programs has two byte order marks.
     while let Some(rest) = bytes.strip_prefix(BYTE_ORDER_MARK) {
         bytes = rest;
     }
@@ -80,7 +80,7 @@ fn check_to_depth(mut bytes: &[u8], max_depth: usize) -> Result<&str, JsonFault>
     Ok(text)
 }
 
-/// The error of a text, which serde_json describes, at this place.
+/// serde_json's error of a text. Half a surrogate pair is reported with the path of its string.
 fn fault(error: &str, place: &[Option<Cow<'_, str>>]) -> String {
     let surrogate = ["unexpected end of hex escape", "lone leading surrogate in hex escape"];
     let Some(rest) = surrogate.iter().find_map(|text| error.strip_prefix(text)) else { return error.to_owned() };
@@ -107,7 +107,7 @@ impl<'de> Strict<'_, 'de> {
         Ok(())
     }
 
-    /// Notes the key of the member that is read next; none between members.
+    /// Records the key of the member that is read; none between members.
     fn move_to(&self, key: Option<Cow<'de, str>>) {
         if let Some(last) = self.place.borrow_mut().last_mut() {
             *last = key;
@@ -193,8 +193,8 @@ impl<'de> Visitor<'de> for Strict<'_, 'de> {
 #[derive(Deserialize)]
 struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
 
-/// A JSON object as raw text, e.g. lead metadata. Its values are not parsed, so a 30-digit number keeps its digits and keys
-/// keep their order. Clones share the text.
+/// A JSON object as raw text, e.g. lead metadata. Its values are not parsed, so a 30-digit number keeps its digits and
+/// keys keep their order. Clones share the text.
 #[derive(Clone)]
 pub struct JsonObject(Arc<RawValue>);
 
@@ -273,7 +273,7 @@ impl JsonObject {
         self.0.get()
     }
 
-    /// The members in order; the last value of a key that occurs twice.
+    /// The members in order. A key that occurs twice has its last value.
     pub fn members(&self) -> Members<'_> {
         // The constructors accept objects only.
         members(self.get()).unwrap_or_default()

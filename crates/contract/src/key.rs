@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::{ObjectId, Timestamp, named::named};
 
 named! {
-    /// What a key may do.
+    /// A permission of a key.
     Scope, InvalidScope,
     /// Read leads and updates.
     LeadsRead = "leads:read",
@@ -37,18 +37,18 @@ pub struct ApiKey {
     pub key_id: ObjectId,
     /// The only project that the key gives access to.
     pub project_id: ObjectId,
-    /// What the key is for, for people.
+    /// The purpose of the key, for people.
     pub name: String,
-    /// What it may do.
+    /// The permissions of the key.
     pub scopes: BTreeSet<Scope>,
-    /// When it was created.
+    /// When the key was created.
     pub created_at: Timestamp,
-    /// From when on it is refused; null means never.
+    /// When the key expires; null means never.
     pub expires_at: Option<Timestamp>,
-    /// When it was revoked.
+    /// When the key was revoked.
     pub revoked_at: Option<Timestamp>,
-    /// The minute in which a gateway last accepted a request with it; only in lists, and absent if there is none within 400
-    /// days.
+    /// The minute in which a gateway last accepted a request with the key. Only in lists; absent if the key was not
+    /// used within 400 days.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_used_at: Option<Timestamp>,
 }

@@ -1,7 +1,7 @@
 //! Everything that crosses NATS: subjects, streams, buckets, commands, events, queries and ids.
 //!
-//! Each wire message is one frozen struct with a snapshot of its bytes. Fields may be added as optional ones, never renamed
-//! or retyped. Unknown fields are ignored on read, except in queries, which refuse them.
+//! Each wire message is one frozen struct with a snapshot of its bytes. Fields may be added as optional ones, never
+//! renamed or retyped. Unknown fields are ignored on read, except in queries, which refuse them.
 
 pub mod activity;
 pub mod audit;

@@ -11,7 +11,7 @@ macro_rules! named {
         }
 
         impl $Type {
-            /// All of them, in their order.
+            /// All values, in their order.
             pub const ALL: [Self; [$($name),*].len()] = [$(Self::$Value),*];
 
             /// The name.

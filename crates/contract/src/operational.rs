@@ -2,13 +2,13 @@
 //!
 //! | event | occurs when |
 //! |---|---|
-//! | `callback.failing` | a callback has had nothing but failures for a while; once until it recovers |
+//! | `callback.failing` | all attempts of a callback have failed for a while; once until it recovers |
 //! | `callback.disabled` | a callback was disabled: it answered 410, or has failed for too long |
 //! | `callback.recovered` | a callback that was reported as failing accepted a delivery or was resumed, or a disabled one is enabled again |
 //! | `delivery.exhausted` | deliveries of a callback are exhausted; at most one event per callback and interval, with their number |
 //!
-//! A callback that names them gets those of the other callbacks of its process; a callback in the fallback process `_`
-//! gets those of all other callbacks of the project. They have no filter.
+//! A callback that names these events receives those about the other callbacks of its process; a callback of the
+//! fallback process `_` receives those about all other callbacks of the project. Filters do not apply to them.
 
 use serde::Serialize;
 
@@ -18,18 +18,18 @@ use crate::{ObjectId, Timestamp, event_kind::DeliveryKind};
 #[derive(Debug, Serialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct OperationalPayload<'a> {
-    /// What happened.
+    /// The kind of the event.
     #[serde(rename = "type")]
     #[cfg_attr(feature = "schema", schemars(with = "DeliveryKind"))]
     pub kind: &'static str,
-    /// When it happened, as ISO 8601 in UTC.
+    /// When the event occurred, as ISO 8601 in UTC.
     #[cfg_attr(feature = "schema", schemars(extend("format" = "date-time")))]
     pub timestamp: String,
-    /// What it happened to.
+    /// The callback that the event is about.
     pub data: OperationalData<'a>,
 }
 
-/// The callback that something happened to.
+/// The callback that an operational event is about.
 #[derive(Debug, Serialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
@@ -42,16 +42,16 @@ pub struct OperationalData<'a> {
     pub process: &'a str,
     /// The callback.
     pub callback_id: ObjectId,
-    /// Its name.
+    /// The callback's name.
     pub callback: &'a str,
-    /// Why; null if nothing is known.
+    /// The reason; null if it is unknown.
     pub reason: Option<&'a str>,
-    /// Since when it had nothing but failures, as ISO 8601 in UTC; null if it had a success.
+    /// Since when all attempts have failed, as ISO 8601 in UTC; null if the callback was not failing.
     #[cfg_attr(feature = "schema", schemars(extend("format" = "date-time")))]
     pub failing_since: Option<String>,
     /// How many deliveries were exhausted since the last event; null for other kinds.
     pub deliveries: Option<i64>,
-    /// One of them: the last one; null for other kinds.
+    /// The last of these deliveries; null for other kinds.
     pub last_delivery_id: Option<String>,
 }
 

@@ -1,21 +1,22 @@
 //! Packs: messages of the command log that hold many commands each.
 //!
-//! A server that syncs before it acknowledges does so once per message, so commands that wait for the log anyway share a
-//! message. A command in a pack means what the same message would mean alone: it has a subject, a traceparent and a
-//! payload of its own. Its [`LogPosition`](crate::position::LogPosition) is the sequence of the pack and its index in it.
+//! A server that syncs before it acknowledges does so once per message, so commands that wait for the log anyway share
+//! a message. A command in a pack means what the same message would mean alone: it has a subject, a traceparent and a
+//! payload of its own. Its [`LogPosition`](crate::position::LogPosition) is the sequence of the pack and its index in
+//! it.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-/// Most commands of a pack. Their indexes are below it.
+/// The most commands of a pack. Every index is below this number.
 pub const MAX_PACK_COMMANDS: usize = 1000;
 
-/// What stands before the first command.
+/// The text before the first command.
 const BEGIN: &[u8] = br#"{"commands":["#;
-/// What stands behind the last one.
+/// The text after the last command.
 const END: &[u8] = b"]}";
-/// What stands around subject, traceparent and payload.
+/// The text around subject, traceparent and payload.
 const AROUND: usize = r#"{"subject":"","traceparent":"","payload":},"#.len();
 
 /// A message that holds many commands, on `leads.cmd.pack`.
@@ -53,18 +54,18 @@ pub struct PackedCommand {
     pub payload: Bytes,
 }
 
-/// The message is no pack.
+/// The message is not a pack.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidPack {
     /// It does not parse.
     #[error("not a pack of commands: {0}")]
     Unreadable(String),
-    /// It holds none, or too many.
+    /// It has no command, or too many.
     #[error("a pack holds 1 to {MAX_PACK_COMMANDS} commands, this one {0}")]
     Size(usize),
 }
 
-/// How much a pack holds so far.
+/// The size of a pack that is being filled.
 #[derive(Debug)]
 pub struct PackBudget {
     commands: usize,
@@ -73,7 +74,7 @@ pub struct PackBudget {
 }
 
 impl PackBudget {
-    /// For a pack of at most so many bytes.
+    /// The budget of an empty pack of at most `max_bytes`.
     pub fn new(max_bytes: usize) -> Self {
         Self { commands: 0, bytes: BEGIN.len() + END.len(), max_bytes }
     }
@@ -90,7 +91,7 @@ impl PackBudget {
         fits
     }
 
-    /// Whether it can hold no further command.
+    /// Whether no further command fits.
     pub fn is_full(&self) -> bool {
         self.commands == MAX_PACK_COMMANDS || self.bytes + AROUND >= self.max_bytes
     }
@@ -99,7 +100,7 @@ impl PackBudget {
 /// The message that holds these commands. Their payloads must be JSON.
 ///
 /// # Errors
-/// A text does not serialize, which no text does.
+/// Never: every text serializes.
 pub fn write<'a>(commands: impl IntoIterator<Item = &'a PackedCommand>) -> serde_json::Result<Bytes> {
     let mut text = BEGIN.to_vec();
     for (index, PackedCommand { subject, traceparent, payload }) in commands.into_iter().enumerate() {
@@ -120,7 +121,7 @@ pub fn write<'a>(commands: impl IntoIterator<Item = &'a PackedCommand>) -> serde
 /// The commands of a message. Their payloads share its memory.
 ///
 /// # Errors
-/// The message is no pack. A payload is only known to be JSON: whether it is a command is for its reader to check.
+/// The message is not a pack. A payload is checked to be JSON, but not to be a command.
 pub fn read(message: &Bytes) -> Result<Vec<PackedCommand>, InvalidPack> {
     let pack: CommandPack<'_> =
         serde_json::from_slice(message).map_err(|e| InvalidPack::Unreadable(crate::json::redacted_error(&e)))?;

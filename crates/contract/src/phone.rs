@@ -2,31 +2,30 @@
 
 use crate::text::{is_zero_width, name_char, trim};
 
-/// The fewest identical digits behind a country code that are no number. Shorter local numbers may be all one digit.
+/// The fewest identical digits behind a country code that are refused. A shorter number may consist of one digit.
 const MIN_REPEATED: usize = 6;
-/// The fewest digits behind a country code without a plus sign: a national number has at most ten.
+/// The same for numbers without a plus sign: with fewer digits, they may be national ones, which have at most ten.
 const MIN_NATIONAL: usize = 10;
 
-/// Why a text is no phone number.
+/// Why a text is not a phone number.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PhoneFault {
-    /// It contains something else than a number.
+    /// It contains a character that phone numbers do not have.
     #[error("must be a phone number, best in E.164 form such as +14155550123, and contains {0}")]
     Character(String),
     /// It has too few or too many digits.
     #[error("must be a phone number, best in E.164 form such as +14155550123")]
     Form,
-    /// One digit again and again. The text is the vendor's.
+    /// It repeats one digit. The error text is the vendor's.
     #[error("Phone number contains repeating digits pattern")]
     Repeating,
 }
 
-/// Checks a phone number and returns it as it is stored: as it is written, without characters that have no glyph or cannot be typed. Spaces and
-/// hyphens of any kind become plain ones; zero-width characters and direction marks, which come with copied numbers, are
-/// removed.
+/// Checks a phone number and returns the text to store: as written, but with plain spaces and hyphens, and without the
+/// zero-width characters and direction marks that come with copied numbers.
 ///
 /// # Errors
-/// Why it is none.
+/// The text is not a phone number.
 pub fn parse(text: &str) -> Result<String, PhoneFault> {
     let plain = |c: char| match c {
         '\u{2010}'..='\u{2015}' | '\u{2212}' => '-',
@@ -49,7 +48,7 @@ pub fn parse(text: &str) -> Result<String, PhoneFault> {
     Ok(phone)
 }
 
-/// Whether the number is one digit again and again: as a whole, or behind its country code or the 0 of a trunk call.
+/// Whether the number repeats one digit: as a whole, behind its country code, or behind the trunk prefix 0.
 fn is_repeating(digits: &str, has_plus: bool) -> bool {
     let same = |digits: &str| digits.bytes().all(|digit| Some(&digit) == digits.as_bytes().first());
     let national = |digits: &str, min: usize| {

@@ -1,15 +1,16 @@
-//! Places in the command log, across all logs of an installation.
+//! Positions in the command log, across all logs of an installation.
 
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-/// The place of one update in the command log. Later places are greater.
+/// The position of a command in the command log. Later positions are greater.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct LogPosition {
-    /// One life of the command log; 1 is the first. It grows when an operator lets lead-state go on with another log.
+    /// The epoch: one life of the command log, from 1 on. It grows when lead-state continues with another log, and when
+    /// an operator recovers with a new epoch.
     pub epoch: i32,
     /// The sequence of the message in that log.
     pub sequence: u64,
@@ -18,7 +19,7 @@ pub struct LogPosition {
 }
 
 impl LogPosition {
-    /// A position before this one, with no entry between the two but those of the message before.
+    /// A position before this one. Only entries of the message before lie between the two.
     #[must_use]
     pub const fn before(self) -> Self {
         match self.index.checked_sub(1) {
@@ -27,7 +28,7 @@ impl LogPosition {
         }
     }
 
-    /// The first update of a message.
+    /// The position of a message's first command.
     pub const fn message(epoch: i32, sequence: u64) -> Self {
         Self { epoch, sequence, index: 0 }
     }
@@ -39,13 +40,13 @@ impl fmt::Display for LogPosition {
     }
 }
 
-/// The place of an event or dead letter: `{generation}.{epoch}.{sequence}.{index}` in a header, e.g. `0.1.4711.0`. Events
-/// of the same update in a later generation are greater.
+/// The position of an event or dead letter: `{generation}.{epoch}.{sequence}.{index}` in a header, e.g. `0.1.4711.0`.
+/// Events of the same update in a later generation are greater.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EventPosition {
-    /// How many times an operator had recovered before.
+    /// How many times announcements were rewound before.
     pub generation: i32,
-    /// The place of its command.
+    /// The position of the event's command.
     pub log: LogPosition,
 }
 

@@ -1,8 +1,8 @@
 //! The configuration of a process: the rules of its leads, the callbacks that get outcomes, and the sources that report
 //! calls.
 //!
-//! An operator writes and applies a [`ProcessSpec`]; lead-state makes a [`Process`] of it, stores it, and projects it to
-//! the bucket `processes`. Secrets are in clear in the former and [sealed](crate::secret) in the latter.
+//! An operator writes and applies a [`ProcessSpec`]; lead-state makes a [`Process`] of it, stores it, and projects it
+//! to the bucket `processes`. Secrets are in clear in the former and [sealed](crate::secret) in the latter.
 
 mod auth;
 mod callback;
@@ -71,7 +71,7 @@ pub struct Rules {
     pub metadata_merge: MetadataMerge,
     /// Whether leads may leave terminal states.
     pub allow_leaving_terminal: bool,
-    /// After how many seconds a call without an end counts as ended.
+    /// Seconds after which a call without an end counts as ended.
     pub call_timeout_seconds: u32,
     /// What happens to updates while a call with their lead is in progress.
     #[serde(skip_serializing_if = "DuringCall::is_reject")]
@@ -91,7 +91,7 @@ impl Default for Rules {
     }
 }
 
-/// After how many seconds a call counts as ended unless its process says otherwise.
+/// The default of [`Rules::call_timeout_seconds`].
 pub const DEFAULT_CALL_TIMEOUT_SECONDS: u32 = 2 * 60 * 60;
 
 impl Rules {
@@ -135,7 +135,7 @@ impl State {
 pub enum StateKind {
     /// New leads start here.
     Initial,
-    /// Between the first and the last.
+    /// Neither initial nor terminal.
     #[default]
     Active,
     /// Leads stay here, unless the process allows leaving terminal states.
@@ -147,10 +147,10 @@ pub enum StateKind {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub enum DuringCall {
-    /// They fail.
+    /// Updates fail.
     #[default]
     Reject,
-    /// They are queued until the call ends or expires, and then decided in order.
+    /// Updates are queued until the call ends or expires, and then decided in order.
     Queue,
 }
 

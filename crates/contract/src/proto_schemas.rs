@@ -1,5 +1,5 @@
-//! The protobuf schemas in `proto-schemas/` match the types: every message, with every field set, is the proto3 JSON form of
-//! its schema, and no schema has a field that its message lacks.
+//! The protobuf schemas in `proto-schemas/` match the types: every message, with every field set, is the proto3 JSON
+//! form of its schema, and no schema has a field that its message lacks.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -55,7 +55,7 @@ fn object() -> JsonObject {
     JsonObject::from_text(r#"{"n":123456789012345678901234567890,"a":[null,{"b":true}]}"#.into()).unwrap()
 }
 
-/// Others may write these messages: what they write by the schema must be readable here.
+/// Other programs may write these messages: their JSON by the schema must parse as our type.
 fn both_ways<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(name: &str, message: &T) {
     let read = read(name, message);
     assert_eq!(unset(&read), NONE, "{name}");
@@ -243,7 +243,7 @@ fn is(schema: &Value, kind: &str) -> bool {
     schema["type"] == kind || schema["type"].as_array().is_some_and(|types| types.contains(&kind.into()))
 }
 
-/// The fields of an object, and of all its alternatives; with each, whether it is always there.
+/// The fields of an object, and of all its alternatives, each with whether it is always present.
 fn fields(schema: &Value) -> BTreeMap<&str, (&Value, bool)> {
     let alternatives = alternatives(schema);
     let mut fields = BTreeMap::new();
@@ -255,7 +255,7 @@ fn fields(schema: &Value) -> BTreeMap<&str, (&Value, bool)> {
     fields
 }
 
-/// The protobuf type that reads what the JSON Schema lets pass: a scalar, a type of google.protobuf, or a message of ours.
+/// The protobuf type for a JSON Schema: a scalar, a type of google.protobuf, or one of our messages.
 fn expected(schema: &Value) -> &'static str {
     let alternatives = alternatives(schema);
     let all = |kind| alternatives.iter().all(|alternative| is(alternative, kind));

@@ -1,7 +1,7 @@
 //! 3 Read in order: the state of a dead letter that an operator sent again.
 //!
-//! It is recorded in the same stream, under [`replayed`](crate::subject::replayed), before and after the letter is sent. The
-//! last note of a letter is valid.
+//! Notes record the state in the same stream, under [`replayed`](crate::subject::replayed), before and after the letter
+//! is sent. The last note of a letter counts.
 
 use std::{fmt, str::FromStr};
 
@@ -11,11 +11,11 @@ use serde::Serialize;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
 pub enum Replay {
-    /// `begun`: about to be sent. Without a later note, it may be in the log or not.
+    /// `begun`: about to be sent. Without a later note, the letter may or may not be in the log.
     Begun,
     /// `sent 4711`: in the command log.
     Sent {
-        /// Its sequence there.
+        /// Its sequence in the log.
         sequence: u64,
     },
     /// `not_sent`: refused, and not in the log.

@@ -7,20 +7,20 @@ use serde_json::Value;
 
 use crate::rpc::Query;
 
-/// Set, the documents are written instead of compared: `just schemas`.
+/// If this variable is set, the documents are written instead of compared: `just schemas`.
 const UPDATE: &str = "UPDATE_SCHEMAS";
 
-/// Whether a schema describes what is read or what is written.
+/// The direction of the messages that a schema describes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
-    /// What is accepted: fields with a default are not required.
+    /// Messages that are read: fields with a default are not required.
     Read,
-    /// What is sent: fields that are always present are required.
+    /// Messages that are written: fields that are always present are required.
     Written,
 }
 
 impl Side {
-    /// These settings for this side.
+    /// The settings for this side.
     pub fn of(self, settings: SchemaSettings) -> SchemaSettings {
         match self {
             Self::Read => settings.for_deserialize(),
@@ -35,7 +35,7 @@ pub fn message<T: JsonSchema>(side: Side) -> Value {
     plain(generator.into_root_schema_for::<T>().to_value())
 }
 
-/// The schema with descriptions for readers without Rust: without links into the code.
+/// The schema with descriptions that have no links into the Rust code.
 pub fn plain(mut schema: Value) -> Value {
     match &mut schema {
         Value::Array(items) => items.iter_mut().for_each(|item| *item = plain(item.take())),

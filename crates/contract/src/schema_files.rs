@@ -1,5 +1,5 @@
-//! Generated documents: a JSON Schema of every message in `proto-schemas/json-schema/`, and the AsyncAPI document of the
-//! subjects, `proto-schemas/asyncapi.json`, which refers to them.
+//! Generated documents: a JSON Schema of every message in `proto-schemas/json-schema/`, and the AsyncAPI document of
+//! the subjects, `proto-schemas/asyncapi.json`, which refers to them.
 //!
 //! `just schemas` writes them; the tests fail if they differ.
 
@@ -75,7 +75,7 @@ fn component(kind: &str, name: &str) -> Value {
     json!({"$ref": format!("#/components/{kind}/{name}")})
 }
 
-/// `leads.rpc.lead.get` as a name that links can hold.
+/// The subject without dots, so that links can contain it: `leads_rpc_lead_get`.
 fn channel_name(subject: &str) -> String {
     subject.replace('.', "_")
 }

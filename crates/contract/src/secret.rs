@@ -1,4 +1,4 @@
-//! The secrets of callbacks and sources, as they stand in Postgres and in the bucket `processes`.
+//! The secrets of callbacks and sources, as they are stored in Postgres and in the bucket `processes`.
 //!
 //! ```text
 //! sealed:v1:{keyId}:{base64url(nonce ‖ ciphertext ‖ tag)}
@@ -8,15 +8,15 @@
 //! `keyId` is the first four bytes, in hex, of the SHA-256 of `leadrelay key id:` and the key. The associated data is
 //! `{projectId}.{callbackId or sourceId}.{field}`, so a sealed value opens only in the field that it was sealed for.
 //!
-//! The crate `secrets` seals and opens: lead-state seals, the webhook-notifier opens what it is about to send
-//! or verify.
+//! The crate `secrets` seals and opens: lead-state seals, and the webhook-notifier opens the secrets that it is about
+//! to send or verify.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroize;
 
-/// What every sealed value begins with; what comes next is its version.
+/// The prefix of every sealed value; its version follows.
 const PREFIX: &str = "sealed:";
 const VERSION: &str = "v1";
 

@@ -1,5 +1,5 @@
-//! Streams and buckets: what they hold, and what happens when they are full. lead-state creates them; the other services
-//! wait for them.
+//! Streams and buckets: what they hold, and what happens when they are full. lead-state creates them; the other
+//! services wait for them.
 
 use std::time::Duration;
 
@@ -32,8 +32,8 @@ pub const IDEMPOTENCY: &str = "idempotency";
 /// [`ConsoleLogin`](crate::console::ConsoleLogin)s and [`PortalLink`](crate::console::PortalLink)s.
 pub const CONSOLE_LOGINS: &str = "console_logins";
 
-/// The bucket of the last uses of API keys, by the key's id; values are [`Timestamp`](crate::Timestamp)s, rounded down to the
-/// minute. Its entries expire after [`KEY_USE_AGE`].
+/// The bucket of the last uses of API keys, by the key's id; values are [`Timestamp`](crate::Timestamp)s, rounded down
+/// to the minute. Its entries expire after [`KEY_USE_AGE`].
 pub const KEY_USES: &str = "key_uses";
 
 /// The bucket of the verdicts of audits, by scope; values are [`AuditRecord`](crate::audit::AuditRecord)s.
@@ -50,14 +50,14 @@ pub const NOTIFIER_CONSUMER: &str = "webhook-notifier";
 /// The consumer through which webhook-notifiers record the deliveries of ordered callbacks, ahead of all attempts.
 pub const ORDER_CONSUMER: &str = "webhook-notifier-order";
 
-/// The name under which lead-state shows operators, in its micro service, how many replicas new streams get.
+/// The key in the metadata of lead-state's micro service that shows operators how many replicas new streams get.
 pub const STREAM_REPLICAS: &str = "stream_replicas";
 
 /// The size of the streams.
 #[derive(Debug, Clone, Copy)]
 pub struct StreamLimits {
-    /// The most bytes of the command log, and of the events. If one is full its publisher waits or answers 503; nothing is
-    /// dropped.
+    /// The most bytes of the command log, and of the events. If one is full its publisher waits or answers 503; nothing
+    /// is dropped.
     pub max_bytes: i64,
     /// Copies of each stream: 1 on a single server, 3 on a cluster.
     pub replicas: usize,
@@ -68,23 +68,23 @@ const MARKED: &str = "Leadrelay, stream ";
 
 /// A stream's identity. A stream with another identity is another log, with its own sequences.
 ///
-/// It is the mark that the stream got when it was created. Without a mark it is the creation time, although nats-server 2.9
-/// changes that when a stream's configuration is changed after a restart.
+/// It is the mark that the stream got when it was created. Without a mark it is the creation time, although nats-server
+/// 2.9 changes that when a stream's configuration is changed after a restart.
 pub fn identity(info: &Info) -> String {
     let mark = info.config.description.as_deref().and_then(|description| description.strip_prefix(MARKED));
     mark.map_or_else(|| info.created.unix_timestamp_nanos().to_string(), str::to_owned)
 }
 
-/// How long a stream recognizes a message id. A producer's retry within this time does not reach the log; later, the ledger
-/// recognizes those that name their update. Longer costs the server memory per message, shorter sends more retries to the
-/// ledger.
+/// How long a stream recognizes a message id. Within this time a producer's retry does not reach the log; after it, the
+/// ledger recognizes retries that have the id of their update. A longer time costs the server memory per message; a
+/// shorter one sends more retries to the ledger.
 const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
-/// The same of events, of which there is one per update: a server keeps 107 bytes per id. Longer than lead-state resends an
-/// event without losing its connection; one that is announced again after a longer outage is there twice, with the same id,
-/// and webhook-notifier recognizes it by its deliveries.
+/// The same for events, one per update: a server keeps 107 bytes per id. The time is longer than lead-state resends an
+/// event on one connection. An event that is announced again after a longer outage is in the stream twice with the same
+/// id; webhook-notifier recognizes the second one by its deliveries.
 const EVENTS_DUPLICATE_WINDOW: Duration = Duration::from_secs(30);
 
-/// The names of all streams, those of the buckets included: what [`streams`] and [`buckets`] configure.
+/// The names of all streams that [`streams`] and [`buckets`] configure.
 pub fn names() -> Vec<String> {
     let limits = StreamLimits { max_bytes: 0, replicas: 1 };
     let streams = streams(limits, ObjectId::from_bytes([0; 12])).map(|stream| stream.name);
@@ -107,9 +107,9 @@ pub fn streams(limits: StreamLimits, mark: ObjectId) -> [Config; 4] {
     };
     // Atomic batches need nats-server 2.12.
     let batched = |stream| Config { allow_atomic_publish: true, ..stream };
-    // Refuse rather than forget: the messages of these two must be read before they may be purged.
+    // These two streams refuse messages when they are full: each message must be read before it may be purged.
     let refuse = DiscardPolicy::New;
-    // Notices: the source of truth is in Postgres, or lost, so the oldest may be dropped.
+    // These two contain notices, so the oldest may be dropped.
     let forget = DiscardPolicy::Old;
     [
         batched(stream(LEAD_COMMANDS, subject::ALL_COMMANDS, refuse, limits.max_bytes)),
@@ -133,11 +133,12 @@ pub fn buckets(limits: StreamLimits) -> [kv::Config; 6] {
     };
     let idempotency = kv::Config {
         max_age: IDEMPOTENCY_AGE,
-        // Bounded, because clients fill it: about 220 bytes per key. If it is full, requests with a new key are refused.
+        // Bounded, because clients fill it: about 220 bytes per key. If it is full, requests with a new key are
+        // refused.
         max_bytes: limits.max_bytes / 4,
         ..bucket(IDEMPOTENCY)
     };
-    // A link is removed when it can no longer be used.
+    // No link is valid for longer.
     let logins = kv::Config { max_age: PORTAL_AGE, ..bucket(CONSOLE_LOGINS) };
     let key_uses = kv::Config { max_age: KEY_USE_AGE, ..bucket(KEY_USES) };
     [bucket(API_KEYS), bucket(PROCESSES), idempotency, logins, key_uses, bucket(AUDITS)]

@@ -1,27 +1,27 @@
 //! The subject grammar: every subject that Leadrelay publishes or reads, in one table, with its builder and parser.
 //!
-//! | subject | what | stream |
+//! | subject | message | stream |
 //! |---|---|---|
 //! | `leads.cmd.{projectId}.update` | [`UpdateCommand`](crate::command::UpdateCommand) | `LEAD_COMMANDS` |
 //! | `leads.cmd.{projectId}.call.started` | [`CallStarted`](crate::command::CallStarted) | `LEAD_COMMANDS` |
 //! | `leads.cmd.{projectId}.call.ended` | [`CallEnded`](crate::command::CallEnded) | `LEAD_COMMANDS` |
-//! | `leads.cmd.{projectId}.call.expired` | [`CallExpired`](crate::command::CallExpired) | `LEAD_COMMANDS` |
+//! | `leads.cmd.{projectId}.call.expired` | [`CallExpired`](crate::command::CallExpired), only from lead-state | `LEAD_COMMANDS` |
 //! | `leads.cmd.{projectId}.lead.created` | [`LeadCreated`](crate::command::LeadCreated), only from lead-state | `LEAD_COMMANDS` |
 //! | `leads.cmd.{projectId}.erase` | [`EraseLead`](crate::command::EraseLead), only from the gateway | `LEAD_COMMANDS` |
 //! | `leads.cmd.pack` | [`CommandPack`](crate::pack::CommandPack): many commands, only from the gateway | `LEAD_COMMANDS` |
-//! | `leads.work` | [`WorkReport`](crate::work::WorkReport): what a batch has cost | none |
+//! | `leads.work` | [`WorkReport`](crate::work::WorkReport): the work of a batch | none |
 //! | `leads.intake.{projectId}.{update\|call.started\|call.ended}` | a producer's message for the gateway, see [`command`](crate::command) | none |
-//! | `leads.applied` | [`LogPosition`](crate::position::LogPosition): how far the log is applied | none |
+//! | `leads.applied` | [`LogPosition`](crate::position::LogPosition): the position up to which the log is applied and announced | none |
 //! | `leads.evt.{projectId}.{processId}.{update\|call.started\|call.ended\|erase\|lead.created}.{succeeded\|failed}` | [`CompletionEvent`](crate::event::CompletionEvent) | `LEAD_EVENTS` |
 //! | `webhooks.evt.{projectId}.{processId}.{exhausted\|callback.disabled}` | [`WebhookEvent`](crate::event::WebhookEvent) | `WEBHOOK_EVENTS` |
-//! | `leads.dead.{reason}` | the message as it came | `LEAD_DEAD_LETTERS` |
+//! | `leads.dead.{reason}` | the message, unchanged | `LEAD_DEAD_LETTERS` |
 //! | `leads.dead.replayed.{sequence}` | a note that this dead letter was sent again, see [`replay`](crate::replay) | `LEAD_DEAD_LETTERS` |
 //! | `leads.rpc.…`, `webhooks.rpc.…` | queries, see [`rpc`](crate::rpc) | none |
 //! | `_INBOX_{program}.…` | replies to this program | none |
 //!
-//! Ids are 24 lower-case hex digits; `_` stands for an unknown process. The project is in the subject, not only in
-//! the body, so that NATS can fence a producer. In a producer's own NATS account, `leads.intake.{projectId}.…` of the
-//! services' account is `leads.cmd.{projectId}.…`.
+//! Ids are 24 lower-case hex digits; `_` stands for an unknown process. The project is in the subject, not only in the
+//! body, so that NATS permissions can restrict a producer to it. In a producer's own NATS account,
+//! `leads.intake.{projectId}.…` of the services' account is `leads.cmd.{projectId}.…`.
 
 use std::fmt;
 
@@ -31,9 +31,9 @@ use crate::{ObjectId, event::OutcomeKind, named::named};
 pub const ALL_COMMANDS: &str = "leads.cmd.>";
 /// Messages with many commands each. No project: only the gateway may publish them.
 pub const PACKS: &str = "leads.cmd.pack";
-/// What each batch of lead-state has cost.
+/// Reports of the work of lead-state's batches.
 pub const WORK: &str = "leads.work";
-/// How far the log is applied.
+/// Reports of the position up to which the log is applied and announced.
 pub const APPLIED: &str = "leads.applied";
 /// The beginning of the subjects of the command log.
 const COMMANDS: &str = "leads.cmd.";
@@ -132,7 +132,7 @@ impl fmt::Display for CommandSubject {
     }
 }
 
-/// The messages of a project's producers for the gateway.
+/// All messages of a project's producers for the gateway.
 pub fn intake_of(project_id: ObjectId) -> String {
     format!("{INTAKE}{project_id}.>")
 }
@@ -161,7 +161,7 @@ pub fn event_project(subject: &str) -> Option<ObjectId> {
     subject.strip_prefix("leads.evt.")?.split('.').next()?.parse().ok()
 }
 
-/// The completion events of a project.
+/// All completion events of a project.
 pub fn events_of(project_id: ObjectId) -> String {
     format!("leads.evt.{project_id}.>")
 }

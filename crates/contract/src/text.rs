@@ -1,10 +1,10 @@
-//! Texts of people: characters without a glyph, and the length of error texts.
+//! Texts from and for people: invisible characters, and the length of error texts.
 
 use serde::{Deserialize, Deserializer};
 
 /// The longest error text, in characters: in responses, webhooks, and recorded attempts.
 pub const MAX_ERROR_CHARS: usize = 1000;
-/// How much of a text an error quotes.
+/// How many characters of a text an error quotes.
 const QUOTED_CHARS: usize = 100;
 
 /// Characters that are invisible, or that look like a plain space, with their Unicode names.
@@ -36,7 +36,7 @@ const INVISIBLE: [(char, &str); 25] = [
     ('\u{feff}', "ZERO WIDTH NO-BREAK SPACE"),
 ];
 
-/// Whether a character takes no place on the screen. Between words it changes nothing that a person means.
+/// Whether a character takes no space on the screen. Such a character does not change the meaning of a text.
 pub fn is_zero_width(c: char) -> bool {
     !c.is_whitespace() && INVISIBLE.iter().any(|(invisible, _)| *invisible == c)
 }
@@ -46,19 +46,19 @@ pub fn is_invisible(c: char) -> bool {
     c.is_control() || INVISIBLE.iter().any(|(invisible, _)| *invisible == c)
 }
 
-/// A text without white space, zero-width characters and direction marks at its ends, where they mean nothing.
+/// The text without whitespace, zero-width characters and direction marks at its ends.
 pub fn trim(text: &str) -> &str {
     text.trim_matches(|c: char| c.is_whitespace() || is_zero_width(c))
 }
 
-/// Reads a lead's external id: trimmed, so that a space that is not seen does not make another lead of it. An id of
-/// nothing else is absent.
+/// Reads and trims a lead's external id, so that an invisible character does not create a second lead. An id without
+/// other characters is absent.
 pub(crate) fn reference_id<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     let text = Option::<String>::deserialize(deserializer)?;
     Ok(text.map(|text| trim(&text).to_owned()).filter(|text| !text.is_empty()))
 }
 
-/// Names a character: `U+200B ZERO WIDTH SPACE`, or a visible one in quotes behind its number.
+/// Names a character: `U+200B ZERO WIDTH SPACE`, or `U+0078 'x'` if it is visible.
 pub fn name_char(c: char) -> String {
     let number = u32::from(c);
     match INVISIBLE.iter().find(|(invisible, _)| *invisible == c) {
@@ -92,7 +92,7 @@ pub fn bounded_error(text: impl Into<String>) -> String {
     text
 }
 
-/// Several faults as one error text. Says how many are left out.
+/// Several faults as one error text, which also counts the faults that are left out.
 pub fn join_faults(faults: &[String]) -> String {
     let mut text = String::new();
     for (index, fault) in faults.iter().enumerate() {

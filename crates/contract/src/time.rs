@@ -26,8 +26,7 @@ impl Timestamp {
         self.0.div_euclid(1000).clamp(0, i64::from(u32::MAX)) as u32
     }
 
-    /// Seconds since the epoch up to the end of this instant's second, unless the instant begins one; clamped to the range
-    /// of an ObjectId.
+    /// Seconds since the epoch, rounded up and clamped to the range of an ObjectId.
     pub fn unix_seconds_rounded_up(self) -> u32 {
         Self(self.0.saturating_add(999)).unix_seconds()
     }

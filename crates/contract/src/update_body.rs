@@ -1,8 +1,8 @@
-//! The body of an update, parsed in one place for every way in: `POST /api/v1/leads/update`, a line of a bulk request, a
-//! row of an import, a producer's message on `leads.cmd.{projectId}.update`.
+//! Parses the body of an update, for every way in: `POST /api/v1/leads/update`, a line of a bulk request, a row of an
+//! import, a producer's message on `leads.cmd.{projectId}.update`.
 //!
-//! The names of a body belong to the client: what is not a field of the vendor's API becomes metadata. What Leadrelay adds
-//! to an update therefore stands outside of its body:
+//! A client may use any names in a body: fields that the vendor's API does not have become metadata. Leadrelay's own
+//! options of an update are therefore outside of the body:
 //!
 //! | | `POST /api/v1/leads/update` | line of a bulk request, column of an import | message |
 //! |---|---|---|---|
@@ -22,20 +22,20 @@ use crate::{
 pub const EXPECTED_VERSION: &str = "$expectedVersion";
 /// The state that a lead must be in, in a line of a bulk request and in a column of an import.
 pub const EXPECTED_STATE: &str = "$expectedState";
-/// How the names begin that are reserved in lines and columns.
+/// The first character of the names that are reserved in lines and columns.
 pub const RESERVED: char = '$';
 
 /// A parsed body.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UpdateBody {
-    /// The update, without the ids of the update and of the API key; without expectations, unless a line gives them.
+    /// The update, without the ids of the update and of the API key. It has expectations only if a line gives them.
     pub command: UpdateCommand,
-    /// What the body contains and is ignored, in sentences.
+    /// Warnings about ignored fields, in sentences.
     pub warnings: Vec<String>,
 }
 
 impl UpdateBody {
-    /// Parses a body of a client of this project. None leaves the check of the project to the next reader.
+    /// Parses a body from a client of this project. If `project_id` is none, the project is checked later.
     ///
     /// # Errors
     /// The body is not an update of a lead of this project.
@@ -50,7 +50,7 @@ impl UpdateBody {
     pub fn parse_line(line: &[u8], project_id: Option<ObjectId>) -> Result<Self, BodyError> {
         let mut fields = Fields::from_json(line)?;
         let version = fields.whole_number(EXPECTED_VERSION)?;
-        // An expectation that is ignored would be an update that was not meant.
+        // An empty expectation is an error: ignoring it would apply an update that should have been conditional.
         let state = fields.text_or_refuse_empty(EXPECTED_STATE)?;
         if let Some(name) = fields.names().find(|name| name.starts_with(RESERVED)) {
             return Err(reserved(name));
@@ -97,7 +97,7 @@ impl UpdateBody {
     }
 }
 
-/// Refuses a reserved name of a line or a column that has no meaning there.
+/// The error for a reserved name that has no meaning in a line or column.
 pub fn reserved(name: &str) -> BodyError {
     let fault = if name == "$dryRun" {
         "is not available for many updates: preview one with POST /api/v1/leads/update?dryRun=true"
@@ -156,7 +156,7 @@ mod tests {
 
     fn parsed_by(parse: impl Fn(&[u8], Option<ObjectId>) -> Result<UpdateBody, BodyError>, inputs: &[&str]) -> String {
         let one = |input: &&str| {
-            // The ids, by name.
+            // Inputs have names in place of ids.
             let body = input.replace("LEAD", LEAD).replace("OURS", &PROJECT.to_string()).replace("THEIRS", LEAD);
             match parse(body.as_bytes(), Some(PROJECT)) {
                 Ok(UpdateBody { command, warnings }) => {
@@ -460,7 +460,7 @@ mod tests {
         })
     }
 
-    /// A body whose fields are named like those of the API, and others.
+    /// A body with some fields of the API, and others.
     fn any_body() -> impl Strategy<Value = String> {
         let name = prop_oneof![
             prop::sample::select(vec![
@@ -505,7 +505,7 @@ mod tests {
             let text = serde_json::to_string(&command).unwrap();
             prop_assert_eq!(json::check(text.as_bytes()), Ok(text.as_str()));
             prop_assert_eq!(serde_json::from_str::<UpdateCommand>(&text).unwrap(), command.clone());
-            // Every value that is now metadata is, to the byte, what the client wrote.
+            // Each value in the metadata is, to the byte, the one that the client wrote.
             let given: Members = serde_json::from_str(&body).unwrap();
             let given = match given.get("metadata").filter(|raw| raw.get() != "null") {
                 Some(metadata) => serde_json::from_str::<Members>(metadata.get()).unwrap(),

@@ -1,4 +1,4 @@
-//! What an answer warns of: something was ignored, and the rest was done. docs/ERRORS.md explains each.
+//! Warnings of responses: a part of the request was ignored, and the rest was done. docs/ERRORS.md explains each.
 
 use std::fmt::Display;
 
@@ -11,7 +11,7 @@ macro_rules! warnings {
         #[expect(missing_docs, reason = "the text says it")]
         impl Warning {
             $(pub const $name: Self = Self($text);)*
-            /// All of them.
+            /// All warnings.
             pub const ALL: &[Self] = &[$(Self::$name),*];
         }
     };

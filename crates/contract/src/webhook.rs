@@ -1,4 +1,4 @@
-//! What one completion event means: the events that callbacks subscribe to, and the bodies of their deliveries.
+//! The events for callbacks that follow from a completion event, and the bodies of their deliveries.
 //!
 //! | event | occurs when | delivery | `webhook-id` | body |
 //! |---|---|---|---|---|
@@ -20,7 +20,7 @@ use crate::{
 };
 
 impl EventKind {
-    /// Whether a completion event means that this happened.
+    /// Whether a completion event causes an event of this kind.
     pub fn occurred(self, event: &CompletionEvent) -> bool {
         let succeeded = event.success;
         let is_created = event.kind == OutcomeKind::LeadCreated;
@@ -28,7 +28,7 @@ impl EventKind {
             Self::Succeeded => event.kind.is_update() && succeeded,
             Self::Failed => event.kind.is_update() && !succeeded,
             Self::LeadCreated => is_created && succeeded,
-            // The first state of a lead is no change.
+            // The first state of a lead is not a change.
             Self::StateChanged => {
                 succeeded && !is_created && event.to_state.is_some() && event.from_state != event.to_state
             }
@@ -36,14 +36,14 @@ impl EventKind {
             Self::CallStarted => event.kind == OutcomeKind::CallStarted && succeeded,
             Self::CallEnded => event.kind == OutcomeKind::CallEnded && succeeded,
             Self::ActivityCompleted => succeeded && event.activity.is_some(),
-            // Not of a lead.
+            // About a callback, not a lead.
             Self::CallbackFailing | Self::CallbackDisabled | Self::CallbackRecovered | Self::DeliveryExhausted => false,
         }
     }
 }
 
 impl DeliveryKind {
-    /// The body of its deliveries; none if the completion event does not mean this kind.
+    /// The body of such a delivery; none if the completion event causes no delivery of this kind.
     ///
     /// # Errors
     /// The body cannot be serialized.
@@ -57,7 +57,7 @@ impl DeliveryKind {
             Self::StateChanged | Self::DispositionSet => self.envelope(event, EventData::Lead(event.into())),
             Self::CallStarted | Self::CallEnded => self.envelope(event, EventData::Call(event.into())),
             Self::ActivityCompleted => serde_json::to_string(&ActivityPayload::of(event)),
-            // No completion event means one of these.
+            // No completion event causes one of these.
             Self::CallbackFailing | Self::CallbackDisabled | Self::CallbackRecovered | Self::DeliveryExhausted => {
                 return Ok(None);
             }
@@ -76,18 +76,18 @@ impl DeliveryKind {
 #[derive(Debug, Serialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct EventPayload<'a> {
-    /// What happened.
+    /// The kind of the event.
     #[serde(rename = "type")]
     #[cfg_attr(feature = "schema", schemars(with = "DeliveryKind"))]
     pub kind: &'static str,
-    /// When it was decided, as ISO 8601 in UTC.
+    /// When the command was decided, as ISO 8601 in UTC.
     #[cfg_attr(feature = "schema", schemars(extend("format" = "date-time")))]
     pub timestamp: String,
-    /// What it happened to.
+    /// The lead or call that the event is about.
     pub data: EventData<'a>,
 }
 
-/// What happened to a lead or a call.
+/// The data of an event about a lead or a call.
 #[derive(Debug, Serialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(untagged)]
@@ -115,15 +115,15 @@ pub struct CreatedEventData<'a> {
     pub lead_id: Option<ObjectId>,
     /// The lead's external id.
     pub reference_id: Option<&'a str>,
-    /// The state that it was created in.
+    /// The state in which the lead was created.
     pub state: Option<&'a str>,
-    /// Its name.
+    /// The lead's name.
     pub name: Option<&'a str>,
-    /// Its phone number.
+    /// The lead's phone number.
     pub phone: Option<&'a str>,
-    /// Its e-mail address.
+    /// The lead's e-mail address.
     pub email: Option<&'a str>,
-    /// The metadata that it was created with.
+    /// The metadata with which the lead was created.
     pub metadata: Option<&'a JsonObject>,
 }
 

@@ -7,16 +7,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::ObjectId;
 
-/// What some updates of a project cost.
+/// The work that some updates of a project cause.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Work {
-    /// How many updates.
+    /// The number of updates.
     pub updates: u64,
     /// The bytes that are read, merged, stored and sent for them.
     pub bytes: u64,
 }
 
-/// The work of a batch. Published without an ack: a lost report is work for free.
+/// The work of a batch. Published without an ack: the work of a lost report is not charged.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkReport {
     /// By project.

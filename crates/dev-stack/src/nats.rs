@@ -19,7 +19,8 @@ const USER: &str = "leadrelay";
 /// The user of internal producers.
 const PRODUCER: &str = "producer";
 
-/// From start to the first accepted connection, including the recovery of the streams.
+/// From start to the first accepted connection, without the time in which the server restores its streams. A server
+/// that is stopped meanwhile begins again at its next start.
 const START_DEADLINE: Duration = Duration::from_secs(30);
 
 /// How long a shutdown may take before SIGKILL.
@@ -40,8 +41,8 @@ pub struct NatsOptions {
     pub sync: bool,
     /// The preferred port. If it is not free: the port of the previous start, or any free port.
     pub port: Option<u16>,
-    /// Users and permissions. By default the owner with all permissions, and a producer in an account of its own, who may
-    /// publish for every project.
+    /// Users and permissions. By default the owner with all permissions, and a producer in an account of its own, who
+    /// may publish for every project.
     pub authorization: Option<Authorization>,
     /// With TLS, unencrypted connections are rejected. By default there is no TLS.
     pub tls: Option<Tls>,
@@ -92,7 +93,8 @@ impl NatsOptions {
         Self { dir: Some(dir.into()), sync: true, ..Self::default() }
     }
 
-    /// A temporary server that leaves no files behind. It syncs like a durable one, so that tests behave like production.
+    /// A temporary server that leaves no files behind. It syncs like a durable one, so that tests behave like
+    /// production.
     pub fn throwaway() -> Self {
         Self { sync: true, ..Self::default() }
     }
@@ -112,7 +114,7 @@ pub struct LocalNats {
     port: u16,
 }
 
-/// What the configuration of a server says beside its ports and files.
+/// The settings of a server besides its ports and files.
 #[derive(Debug)]
 struct Settings {
     sync: bool,
@@ -152,7 +154,8 @@ impl LocalNats {
         Ok(Self { process, home, program, version, settings, port })
     }
 
-    /// The owner's URL, `nats://user:password@127.0.0.1:port` (`tls://` with TLS). It is stable for a directory and port.
+    /// The owner's URL, `nats://user:password@127.0.0.1:port` (`tls://` with TLS). It is stable for a directory and
+    /// port.
     pub fn url(&self) -> String {
         let Authorization { user, password, .. } = &self.settings.authorization;
         self.url_for(user, password)
@@ -282,7 +285,7 @@ impl Authorization {
     }
 }
 
-/// The account of the services and the one of producers, as `deploy/nats/accounts.conf` has them, but for all projects.
+/// The account of the services and the account of producers, as in `deploy/nats/accounts.conf`, but for all projects.
 fn default_accounts(password: &str) -> String {
     format!(
         "accounts {{

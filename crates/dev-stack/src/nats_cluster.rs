@@ -13,7 +13,7 @@ use crate::{
 
 /// How long the servers may take to elect the leader that creates streams.
 const ELECTION_DEADLINE: Duration = Duration::from_secs(30);
-/// The pause between two questions for that leader.
+/// The pause between two checks for that leader.
 const PROBE_INTERVAL: Duration = Duration::from_millis(100);
 
 impl ClusterMember {
@@ -31,8 +31,8 @@ impl ClusterMember {
 }
 
 impl LocalNats {
-    /// Starts so many servers as one cluster, and waits until they can create streams. `options` are those of each; all have
-    /// the same users, and a temporary directory each.
+    /// Starts `servers` servers as one cluster, and waits until they can create streams. `options` apply to each of
+    /// them; all have the same users, and each has a temporary directory.
     ///
     /// # Errors
     /// As for [`LocalNats::start`]; [`Error::NotReady`] when the servers elect no leader.
@@ -73,7 +73,7 @@ async fn wait_for_leader(member: &LocalNats) -> Result<(), Error> {
             Ok(answer) => String::from_utf8_lossy(&answer.payload).into_owned(),
             Err(e) => format!("\"error\": {e}"),
         };
-        // Not the number of past errors, which the answer has, too.
+        // The answer also has the number of past errors, as `"errors":`.
         if !answer.contains("\"error\":") {
             return Ok(());
         }

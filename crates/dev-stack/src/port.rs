@@ -22,8 +22,8 @@ struct Claimed {
     marks: Vec<UdpSocket>,
 }
 
-/// A free port of 127.0.0.1 that no other call returns: never again in this process, and in other processes not before this
-/// one ends. So a server can be stopped and started again on its port.
+/// A free port of 127.0.0.1 that no other call returns: never again in this process, and in other processes not before
+/// this one ends. So a server can be stopped and started again on its port.
 ///
 /// # Errors
 /// No port is left.
@@ -39,8 +39,8 @@ pub fn free() -> io::Result<u16> {
 }
 
 impl Claimed {
-    /// Claims another block by binding a UDP socket to its first port: only one process can do that, and the system releases
-    /// it when the process ends. No program here uses UDP.
+    /// Claims another block by binding a UDP socket to its first port: only one process can do that, and the system
+    /// releases it when the process ends. No program here uses UDP.
     fn claim(&mut self) -> io::Result<()> {
         let blocks = RANGE.len() as u16 / BLOCK;
         // Each process starts at another block.

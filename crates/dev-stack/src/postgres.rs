@@ -22,7 +22,8 @@ use tokio::{io::AsyncWriteExt, process::Command};
 /// The database and its owner.
 const NAME: &str = "leadrelay";
 
-/// From start to the first answered query, including recovery after a crash.
+/// From start to the first answered query, without the time of a recovery after a crash. A server that is stopped
+/// during recovery recovers from the same checkpoint at its next start.
 const START_DEADLINE: Duration = Duration::from_secs(30);
 
 /// How long a shutdown may take before the next, stronger signal. A shutdown writes all buffers to disk.
@@ -37,12 +38,12 @@ pub struct PostgresOptions {
     pub fsync: bool,
     /// The preferred port. If it is not free: the port of the previous start, or any free port.
     pub port: Option<u16>,
-    /// A directory for an initialized cluster, which temporary servers copy to start faster. The first server creates it.
-    /// All copies have the same password.
+    /// A directory for an initialized cluster, which temporary servers copy to start faster. The first server creates
+    /// it. All copies have the same password.
     pub template: Option<PathBuf>,
     /// With TLS, unencrypted connections are rejected. By default there is no TLS.
     pub tls: Option<Tls>,
-    /// Whether it keeps what [`LocalPostgres::start_standby`] needs.
+    /// Whether the server keeps the log that [`LocalPostgres::start_standby`] and [`LocalPostgres::rewind`] need.
     pub replication: bool,
 }
 
@@ -107,8 +108,8 @@ impl LocalPostgres {
         Ok(Self { process, home, programs, settings, password, port })
     }
 
-    /// `postgres://user:password@127.0.0.1:port/leadrelay`; with TLS, clients verify the certificate. The URL is stable for a
-    /// directory and port.
+    /// `postgres://user:password@127.0.0.1:port/leadrelay`; with TLS, clients verify the certificate. The URL is stable
+    /// for a directory and port.
     pub fn url(&self) -> String {
         url(self.settings.tls.as_ref(), &self.password, self.port)
     }
@@ -208,8 +209,8 @@ async fn launch(
         command.args(["-c", setting]);
     }
     if settings.fsync {
-        // At full speed the default of 1 GB fills within two minutes, and after each checkpoint Postgres writes every page in
-        // full once more.
+        // At full speed the default of 1 GB fills within two minutes, and after each checkpoint Postgres writes every
+        // page in full once more.
         command.args(["-c", "max_wal_size=4GB"]);
     } else {
         // Not `synchronous_commit=off`, which would lose commits in a crash of the server.
@@ -218,7 +219,7 @@ async fn launch(
         }
     }
     if settings.replication {
-        // The first for a standby that was away, the second for pg_rewind.
+        // The first setting is for a standby that was disconnected, the second for pg_rewind.
         command.args(["-c", "wal_keep_size=256MB", "-c", "wal_log_hints=on"]);
     } else if !settings.fsync {
         command.args(["-c", "full_page_writes=off"]);
@@ -296,7 +297,7 @@ async fn initialize(programs: &Path, home: &ServerDir, fsync: bool) -> Result<()
     }
     single.arg("template1").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let create = format!("create database {NAME};\n");
-    // A database less is a quarter less to copy.
+    // Each dropped database leaves a quarter less to copy.
     let statements = if fsync { create } else { DROP_UNUSED.to_owned() + &create };
     let creating = || "creating the database".to_owned();
     let mut child = single.spawn().during(creating)?;

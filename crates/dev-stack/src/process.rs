@@ -1,9 +1,9 @@
 //! A child process that never outlives its owner.
 //!
-//! The child is started by a shell script (`supervise.sh`) that forks a watcher and then executes the program. The watcher
-//! reads a pipe whose other end only the owner holds. When the owner drops the [`Process`], exits or is killed with
-//! SIGKILL, the pipe closes; the watcher then stops the child and removes its temporary directory. The child has its own
-//! process group: Ctrl-C in a terminal reaches only the owner, which decides the order of the shutdown.
+//! The child is started by a shell script (`supervise.sh`) that forks a watcher and then executes the program. The
+//! watcher reads a pipe whose other end only the owner holds. When the owner drops the [`Process`], exits or is killed
+//! with SIGKILL, the pipe closes; the watcher then stops the child and removes its temporary directory. The child has
+//! its own process group: Ctrl-C in a terminal reaches only the owner, which decides the order of the shutdown.
 
 use crate::{
     error::{During, Error},
@@ -147,8 +147,8 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts the program with the arguments, environment and working directory of `command`. Its other settings (standard
-    /// streams, user) are ignored.
+    /// Starts the program with the arguments, environment and working directory of `command`. Its other settings
+    /// (standard streams, user) are ignored.
     ///
     /// If the program does not exist, the child exits with 127.
     ///
@@ -209,7 +209,7 @@ impl Process {
         self.watcher_pipe.is_some()
     }
 
-    /// Waits until `probe` returns true.
+    /// Waits until `probe` finds the child ready. The deadline begins again after each [`Probe::Recovering`].
     ///
     /// # Errors
     /// [`Error::Died`] as soon as the child has ended, [`Error::NotReady`] after `deadline`, both with the log's end.
@@ -295,8 +295,8 @@ fn raw(pid: u32) -> Option<rustix::process::Pid> {
 }
 
 /// Stops a server that an earlier owner left running: the process whose pid is on the first line of `pid_file`, if its
-/// command line contains `mark`. If the pid now belongs to another program, only the file is removed: the server that is
-/// about to start would take that program for an instance of its own.
+/// command line contains `mark`. If the pid now belongs to another program, only the file is removed: otherwise the
+/// server that is about to start would mistake that program for an instance of itself.
 ///
 /// # Errors
 /// The process cannot be signalled, or survives SIGKILL.

@@ -111,8 +111,8 @@ impl ServerDir {
         fs::rename(&draft, &path).during(|| format!("writing {}", path.display()))
     }
 
-    /// Launches the server on the preferred port, on that of its previous start, or on any free one; on others if
-    /// processes take them first.
+    /// Launches the server on the preferred port, on that of its previous start, or on any free one. Tries other ports
+    /// if processes take these first.
     pub(crate) async fn launch(
         &self,
         preferred: Option<u16>,

@@ -11,7 +11,7 @@ pub struct Tls {
     pub key: PathBuf,
     /// The CA certificate.
     pub ca: PathBuf,
-    /// Whether clients need a certificate of that CA, too. The server's certificate must then be valid for clients as well.
-    /// nats-server only.
+    /// Whether clients need a certificate of that CA, too. The server's certificate must then be valid for clients as
+    /// well. nats-server only.
     pub verify_clients: bool,
 }

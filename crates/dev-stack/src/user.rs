@@ -53,7 +53,8 @@ impl User {
         command.uid(self.uid).gid(self.gid);
     }
 
-    /// Whether this user can enter the directory. It is tried, because parent directories, groups and access lists matter.
+    /// Whether this user can enter the directory. Checked by an attempt, because parent directories, groups and access
+    /// lists matter.
     pub(crate) fn can_enter(self, dir: &Path) -> Result<bool, Error> {
         let mut command = Command::new("/bin/sh");
         command.args(["-c", r#"cd "$1""#, "sh"]).arg(dir).current_dir("/");

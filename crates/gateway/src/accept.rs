@@ -1,4 +1,4 @@
-//! 1 Accept: an update, a call event or an erasure becomes a command in the log, and its response.
+//! 1 Accept: logs an update, a call event or an erasure as a command, and responds.
 
 use std::time::Instant;
 
@@ -36,7 +36,7 @@ use crate::{
     response::{self, HandlerResult},
 };
 
-/// How long a response waits for the outcome, and the key that must be valid until then; none: it does not wait.
+/// How long a response waits for the outcome, and the API key that must stay valid meanwhile. None does not wait.
 pub(crate) struct Waiting(Option<(Wait, KeyCheck)>);
 
 impl Waiting {
@@ -47,7 +47,7 @@ impl Waiting {
     }
 }
 
-/// How a client wants its request to be handled, from its headers.
+/// The `Idempotency-Key` and `Prefer` headers of a request.
 pub(crate) struct Preferences {
     client_key: Option<String>,
     waiting: Waiting,
@@ -61,10 +61,10 @@ impl Preferences {
 
 /// A valid request.
 pub(crate) struct Accepted {
-    /// The body, which identifies a repeated request.
+    /// A repeated `Idempotency-Key` must come with the same body.
     pub(crate) body: Bytes,
     pub(crate) command: Command,
-    /// What the body contains and is ignored.
+    /// Warnings about ignored fields of the body.
     pub(crate) warnings: Vec<String>,
 }
 
@@ -99,7 +99,7 @@ pub(crate) async fn erase(
         return Err(ApiError::field("If-Match", "applies to updates: a lead is erased whatever its version"));
     }
     let preferences = Preferences::of(request.headers())?;
-    // The path says all, so it identifies a repeated request.
+    // The request has no body. The lead's id takes its place when an `Idempotency-Key` is repeated.
     let (body, command) = (Bytes::from(lead_id.to_string()), Command::erase(lead_id));
     accept(app, key, preferences, Accepted { body, command, warnings: Vec::new() }, trace).await
 }
@@ -118,7 +118,8 @@ pub(crate) async fn accept(
     let mut claim = Claim { update_id: clock::new_id(), replayed: false };
     if let Some(client_key) = client_key {
         let record = record(&command, &body, claim.update_id);
-        // Boxed, like everything that most requests do without: the runtime moves the handler's whole state several times.
+        // Boxed, like everything that most requests do without: the runtime moves the handler's whole state several
+        // times.
         claim = Box::pin(app.idempotency.claim(&broker.js, key.project_id, &client_key, &record, pending)).await?;
     }
     let Claim { update_id, replayed } = claim;
@@ -132,7 +133,7 @@ pub(crate) async fn accept(
         OutcomeKind::CallStarted => "Call start accepted",
         OutcomeKind::CallEnded => "Call end accepted",
         OutcomeKind::Erase => "Lead erasure accepted",
-        // Not a command of clients.
+        // Clients cannot send this command.
         OutcomeKind::LeadCreated => "Lead creation accepted",
     };
     let accepted = UpdateAccepted { success: true, message: message.into(), update_id, warnings, outcome };
@@ -146,18 +147,18 @@ pub(crate) async fn accept(
     Ok(response)
 }
 
-/// A command that the log has.
+/// A logged command.
 pub(crate) struct Logged {
-    /// The outcome, if the response waits for it and it came in time.
+    /// The outcome, if the response waited for it and it arrived in time.
     pub(crate) outcome: Option<Outcome>,
-    /// The preference that the response honors, with the outcome.
+    /// The header `Preference-Applied`, set together with the outcome.
     pub(crate) preference_applied: Option<HeaderValue>,
     /// Why the response does not wait although the request prefers it.
     pub(crate) warning: Option<&'static str>,
 }
 
-/// Logs a command under the id of the claim, also if that was replayed: the first request's command may not have reached
-/// the log. Waits for a leader of the log as long as a request may that began then.
+/// Logs a command under the id of the claim. A replayed claim is logged as well: the first request's command may not
+/// have reached the log. While the log has no leader, waits until the deadline of a request that began at `began`.
 pub(crate) async fn log(
     app: &App,
     project_id: ObjectId,
@@ -201,7 +202,8 @@ struct PendingOutcome<'a> {
 }
 
 impl<'a> PendingOutcome<'a> {
-    /// Registers before the update is logged. None if too many requests wait: then this one does not.
+    /// Registers before the update is logged, so that its event is not missed. None if the response cannot wait, for
+    /// example because too many do.
     async fn register(app: &App, client: &'a Client, wait: Wait, project_id: ObjectId, claim: Claim) -> Option<Self> {
         let waiter = app.outcome_waiters.register(client, project_id, claim.update_id).await?;
         Some(Self { client, wait, waiter, project_id, claim })
@@ -225,7 +227,8 @@ impl<'a> PendingOutcome<'a> {
         if !self.claim.replayed {
             return announced.await;
         }
-        // It may have been announced before this request registered. Read once: a pending one will be announced.
+        // The event may have been announced before this request registered, so the update is read as well. One read is
+        // enough: the event of a pending update is still to come.
         let recorded = async {
             let mut update = service_kit::rpc::request(self.client, &query).await.ok()?;
             Outcome::of(&mut update)

@@ -1,13 +1,13 @@
-//! 1 Accept: admits a project's commands by its unapplied work, so that a project that sends faster than lead-state applies
-//! delays its own commands and not those of others.
+//! 1 Accept: limits each project's unapplied work, so that a project that sends faster than lead-state applies delays
+//! only its own commands.
 //!
-//! The log is one order with one checkpoint: a command that is published after a project's backlog waits for it. So the
-//! backlog of each project is bounded where commands are accepted, over HTTP and NATS alike. A project's unapplied work is
-//! what this gateway has published for it at sequences beyond the last one that lead-state reported as applied. A command of
-//! a project over the bound waits for a while, then it is refused.
+//! lead-state applies the log in order, so a command waits for every command that was published before it. The gateway
+//! therefore bounds each project's backlog when it accepts commands, over HTTP and NATS alike. A project's unapplied
+//! work is the work that this gateway has published after the last sequence that lead-state reported as applied. A
+//! command of a project over the bound waits for a while, and is then refused.
 //!
-//! While nothing is applied at all, as when Postgres is away, the log is there to take what comes: the bound is then a share
-//! of the log, so that no project fills it for the others.
+//! While nothing is applied, for example because Postgres is unavailable, commands accumulate in the log. The bound is
+//! then a share of the log, so that no project fills it for the others.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -22,26 +22,27 @@ use tokio::sync::Notify;
 
 use crate::error::ApiError;
 
-/// Most unapplied commands of a project at this gateway. More delay other projects; fewer slow a project down that sends much,
-/// because lead-state reports what it has applied once per batch.
+/// Most unapplied commands of a project at this gateway. More delay other projects; fewer slow down a project that
+/// sends a lot, because lead-state reports its progress once per batch.
 const MAX_COMMANDS: usize = 512;
-/// Most bytes of them.
+/// Most bytes of unapplied commands of a project.
 const MAX_BYTES: usize = 1 << 20;
-/// The share of the log that a project may fill while nothing is applied.
+/// While nothing is applied, a project may fill one part in this many of the log.
 const LOG_SHARE: u64 = 4;
-/// Without progress for so long, nothing is applied. Shorter takes a slow batch for an outage.
+/// After this long without progress, lead-state counts as stalled. Shorter mistakes a slow batch for an outage.
 const STALLED_AFTER: Duration = Duration::from_secs(2);
-/// How long one command waits for admission: longer than [`STALLED_AFTER`], so that no command is refused because an outage
-/// has just begun, and shorter than the timeout of JetStream clients.
+/// How long one command waits for admission: longer than [`STALLED_AFTER`], so that no command is refused because an
+/// outage has just begun, and shorter than the timeout of JetStream clients.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(3);
-/// Most waiting requests of a project: clients that wait for each answer are slowed down rather than refused.
+/// Most waiting requests of a project. Waiting slows down clients that send one request after the other, instead of
+/// refusing them.
 const MAX_WAITING: usize = 1024;
-/// Most bytes of them, beside one that is longer; and most bytes of a project that are admitted and not published yet, as
-/// while the log has no leader.
+/// Most bytes of waiting requests of a project, not counting the last one; and, while nothing is applied, most bytes of
+/// a project that are admitted and not published yet, which accumulate while the log has no leader.
 const MAX_WAITING_BYTES: usize = 8 << 20;
-/// Marks kept per project. Fewer are coarser: a mark counts until all of its commands are applied.
+/// Most marks per project. With fewer, work counts longer: a mark counts until its last command is applied.
 const MAX_MARKS: usize = 64;
-/// Bytes of a message in the log beside its payload.
+/// Bytes of a message in the log in addition to its payload.
 const OVERHEAD: usize = 256;
 
 /// Commands and their bytes.
@@ -78,16 +79,16 @@ impl SubAssign for Work {
 #[derive(Debug, Default)]
 pub(crate) struct Admission {
     state: Mutex<State>,
-    /// Some work was applied, or was not published after all.
+    /// Notified when work was applied, or when admitted work was not published.
     changed: Notify,
 }
 
 #[derive(Debug, Default)]
 struct State {
     applied: LogPosition,
-    /// When the last work was applied, or the first began to wait for it.
+    /// When work was last applied, or when the first project got unapplied work.
     progress_at: Option<Instant>,
-    /// The most bytes of the log. None until known.
+    /// The limit of the log, in bytes. None until it is known, or if there is none.
     log_bytes: Option<u64>,
     /// Projects with unapplied work or waiting requests.
     projects: HashMap<ObjectId, Backlog>,
@@ -95,11 +96,11 @@ struct State {
 
 #[derive(Debug, Default)]
 struct Backlog {
-    /// All unapplied work, published or about to be.
+    /// All unapplied work, published or admitted.
     work: Work,
-    /// The bytes of the part that is about to be published.
+    /// The bytes of admitted work that is not published yet.
     unpublished_bytes: usize,
-    /// The published part, by the last sequence of its commands, ascending.
+    /// Published work, each part with the last sequence of its commands, ascending.
     marks: VecDeque<(u64, Work)>,
     /// Requests that wait, and the bytes that they hold.
     waiting: usize,
@@ -129,7 +130,8 @@ impl Admission {
         self.lock().log_bytes = u64::try_from(max_bytes).ok().filter(|bytes| *bytes > 0);
     }
 
-    /// Waits until the project may publish more. The work counts until [`Admitted::published`] and then until it is applied.
+    /// Waits until the project may publish more. The work counts until it is applied, or until the result is dropped
+    /// without [`Admitted::published`].
     ///
     /// # Errors
     /// The project's backlog is still too long after `patience`.
@@ -151,7 +153,7 @@ impl Admission {
                 if let Some(admitted) = self.try_admit(project_id, work) {
                     return admitted;
                 }
-                // Time alone admits more, too: after a while without progress the bound is another.
+                // Also without a notification: after [`STALLED_AFTER`] without progress, another bound applies.
                 let _ = tokio::time::timeout(STALLED_AFTER / 4, changed).await;
             }
         };
@@ -166,7 +168,7 @@ impl Admission {
             if state.applied >= applied {
                 return;
             }
-            // In another log, the sequences of the old one say nothing, and what is lost will not be applied.
+            // In a new log, the sequences of the old one have no meaning, and its lost commands will never be applied.
             let is_other_log = ![0, applied.epoch].contains(&state.applied.epoch);
             let up_to = if is_other_log { u64::MAX } else { applied.sequence };
             state.applied = applied;
@@ -188,7 +190,7 @@ impl Admission {
         let stalled = state.progress_at.is_some_and(|at| now.duration_since(at) > STALLED_AFTER);
         let log_share = state.log_bytes.map_or(usize::MAX, |bytes| MAX_BYTES.max((bytes / LOG_SHARE) as usize));
         let backlog = state.projects.entry(project_id).or_default();
-        // A project under the bound gets all that it wants, so that work of any size is admitted some time.
+        // A project under the bound may exceed it once, so that work of any size is admitted eventually.
         let admits = match stalled {
             false => backlog.work.commands < MAX_COMMANDS && backlog.work.bytes < MAX_BYTES,
             true => backlog.work.bytes < log_share && backlog.unpublished_bytes < MAX_WAITING_BYTES,
@@ -204,7 +206,7 @@ impl Admission {
     /// Counts a request of the project as waiting, with the bytes that it holds, until the result is dropped.
     ///
     /// # Errors
-    /// Too many wait.
+    /// Too many requests of the project wait.
     pub(crate) fn wait_in(&self, project_id: ObjectId, bytes: usize) -> Result<Waiting<'_>, ApiError> {
         let mut state = self.lock();
         let backlog = state.projects.entry(project_id).or_default();
@@ -228,7 +230,7 @@ impl Backlog {
         }
     }
 
-    /// Marks work that is published up to this sequence.
+    /// Records work that is published up to this sequence.
     fn mark(&mut self, sequence: u64, work: Work) {
         let full = self.marks.len() >= MAX_MARKS;
         match self.marks.back_mut() {
@@ -257,7 +259,7 @@ impl Drop for Waiting<'_> {
     }
 }
 
-/// Work that may be published. Dropped, it was not.
+/// Work that may be published. If it is dropped before [`published`](Self::published), it no longer counts.
 #[derive(Debug)]
 pub(crate) struct Admitted {
     admission: Arc<Admission>,
@@ -266,7 +268,8 @@ pub(crate) struct Admitted {
 }
 
 impl Admitted {
-    /// Counts the work until the log is applied up to this sequence. None if nothing is known to be published.
+    /// Counts the work until the log is applied up to this sequence. None means that nothing is known to be published:
+    /// the work no longer counts.
     pub(crate) fn published(mut self, last: Option<u64>) {
         let Some(last) = last else { return };
         let mut state = self.admission.lock();
@@ -309,7 +312,7 @@ mod tests {
         admission.admit(project_id, one(), SOON).await
     }
 
-    /// An admission where a project has published all that it may, at the sequences from 1 on.
+    /// An admission in which [`FLOODING`] has published the most that it may, from sequence 1 on.
     async fn flooded() -> Arc<Admission> {
         let admission = Arc::<Admission>::default();
         for sequence in 1..=MAX_COMMANDS as u64 {
@@ -343,7 +346,7 @@ mod tests {
 
         drop(admit(&admission, FLOODING).await.unwrap());
         admit(&admission, FLOODING).await.unwrap().published(None);
-        // Its report came before its ack.
+        // lead-state reported sequence 7 as applied before its ack arrived.
         admit(&admission, FLOODING).await.unwrap().published(Some(7));
         assert!(admission.lock().projects.is_empty());
         assert_eq!(admit(&admission, FLOODING).await.map(drop), Ok(()));
@@ -381,7 +384,7 @@ mod tests {
         let admission = Arc::<Admission>::default();
         let large = Work { commands: 1, bytes: MAX_WAITING_BYTES / 4 };
         admission.lock().progress_at = Instant::now().checked_sub(STALLED_AFTER * 2);
-        // Keeps the project known, so that the time without progress counts.
+        // Without a known project, the first admission would restart the time without progress.
         let _waiting = admission.wait_in(FLOODING, 0).unwrap();
 
         let admitted: Vec<_> = (0..4).map(|_| admission.try_admit(FLOODING, large).unwrap()).collect();

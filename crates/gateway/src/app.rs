@@ -34,7 +34,7 @@ use crate::{
     work_budget::WorkBudget,
 };
 
-/// Most bulk requests at once. Each may hold some MiB. Most of them wait: for their bodies, or for their rate limits.
+/// Most bulk requests at once. Each may hold a few MiB. Most of them wait for their bodies or their rate limits.
 const MAX_BULK_REQUESTS: usize = 32;
 /// Most reports of voice platforms at once. Each may hold two copies of half a MiB.
 const MAX_CALL_REPORTS: usize = 64;
@@ -49,7 +49,7 @@ pub(crate) struct App {
     /// Empty until the first connection.
     pub(crate) broker: OnceLock<Broker>,
     pub(crate) command_log: CommandLog,
-    /// What reads of a project may answer, and what reports of a source of calls may contain.
+    /// Bounds the bytes that a project's reads return, and the bytes of a source's call reports.
     pub(crate) read_budget: WorkBudget,
     pub(crate) idempotency: IdempotencyStore,
     pub(crate) outcome_waiters: Arc<OutcomeWaiters>,
@@ -62,7 +62,7 @@ pub(crate) struct App {
     pub(crate) max_body_bytes: usize,
 }
 
-/// What the gateway reads of a process. The secrets of its sources are sealed, and are not kept here.
+/// The part of a process that the gateway reads. The sealed secrets of the sources are left out.
 #[derive(Debug, Deserialize)]
 pub(crate) struct ProcessSources {
     #[serde(default)]
@@ -126,12 +126,12 @@ impl App {
         self.call_reports.try_acquire(project_id).map_err(|e| ApiError::ShareUsed(SharedPool::CallReports, e))
     }
 
-    /// The connection, to accept updates. It may be lost at the moment.
+    /// The connection, for commands. It may be down at the moment.
     pub(crate) fn broker(&self) -> Result<&Broker, ApiError> {
         self.broker.get().ok_or(ApiError::BrokerUnavailable)
     }
 
-    /// The connection, to answer requests.
+    /// The connection, for queries and events. It may be down at the moment.
     pub(crate) fn connection(&self) -> Result<&Broker, ApiError> {
         self.broker.get().ok_or(ApiError::Unavailable)
     }
@@ -142,7 +142,7 @@ impl App {
     }
 }
 
-/// The error of a query for the client. Which service and subject was unavailable is logged for operators.
+/// Maps a failed query to the client's error. Logs the unavailable subject for operators.
 fn query_error(error: RequestError, repeatable: bool) -> ApiError {
     let (sent, error) = match error {
         RequestError::Answered(error) if error.code != "unavailable" => return ApiError::Query(error),

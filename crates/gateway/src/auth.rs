@@ -13,7 +13,7 @@ use tokio::time::{Interval, MissedTickBehavior};
 
 use crate::{error::ApiError, key_uses::KeyUses};
 
-/// How often the key of a response that lasts is checked. Longer serves a revoked key longer, shorter costs lookups.
+/// How often the key of a long response is checked. Longer serves a revoked key longer; shorter costs lookups.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The API key of a request, if it is valid at this time and has the scope.
@@ -30,7 +30,7 @@ pub(crate) fn authorize(
     Ok(key)
 }
 
-/// The key with this digest. Looked up by it, so that the duration reveals nothing about the existing keys.
+/// The key with this digest. Keys are looked up by digest, so that the duration reveals nothing about existing keys.
 fn valid_key(keys: &BucketCache<ApiKey>, digest: &str, now: Timestamp) -> Result<Arc<ApiKey>, ApiError> {
     let unknown = || if keys.is_complete() { ApiError::InvalidKey("is unknown") } else { ApiError::Starting };
     let key = keys.get(digest).ok_or_else(unknown)?;
@@ -41,7 +41,7 @@ fn valid_key(keys: &BucketCache<ApiKey>, digest: &str, now: Timestamp) -> Result
     Ok(key)
 }
 
-/// The API key of a response that lasts, which is checked again by the clock, whatever the response does meanwhile.
+/// Checks the API key of a long response at a fixed interval, independently of what the response does meanwhile.
 #[derive(Debug)]
 pub(crate) struct KeyCheck {
     digest: String,
@@ -56,7 +56,7 @@ impl KeyCheck {
         Self { digest: bearer(headers).map(api_key::hash).unwrap_or_default(), interval }
     }
 
-    /// Whether the key is valid now. A response that lasts is a use of it.
+    /// Whether the key is valid now. If so, records a use: a long response uses its key.
     pub(crate) fn check(&self, keys: &BucketCache<ApiKey>, uses: &KeyUses) -> Result<(), ApiError> {
         let now = clock::now();
         let key = valid_key(keys, &self.digest, now)?;
@@ -64,7 +64,7 @@ impl KeyCheck {
         Ok(())
     }
 
-    /// Completes when the key is no longer valid. May be dropped and called again: the clock runs on.
+    /// Completes when the key is no longer valid. Cancel-safe: the interval continues with the next call.
     pub(crate) async fn ended(&mut self, keys: &BucketCache<ApiKey>, uses: &KeyUses) -> ApiError {
         loop {
             self.interval.tick().await;

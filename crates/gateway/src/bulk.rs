@@ -1,8 +1,8 @@
 //! 1 Accept: bulk requests: many updates or call events in one body, parsed, logged and confirmed as they arrive.
 //!
-//! The commands of a body are logged in its order: the lines that have arrived form a chunk, and a chunk is published after
-//! the previous one is acked. An invalid line affects no other. In memory are one chunk of the body and results up to
-//! [`RESPONSE_BYTES`], so that a client may send the whole body before it reads the first result.
+//! The commands of a body are logged in its order: the lines that have arrived form a chunk, and a chunk is published
+//! after the previous one is acked. An invalid line does not affect the others. Memory holds one chunk of the body and
+//! up to [`RESPONSE_BYTES`] of results, so that a client may send the whole body before it reads the first result.
 
 use std::{convert::Infallible, num::NonZeroU32, sync::Arc, time::Duration};
 
@@ -43,23 +43,24 @@ use crate::{
 
 /// Most updates in a body. A retry of more would repeat too much.
 pub(crate) const MAX_LINES: usize = 10_000;
-/// Most updates in a chunk. More wait longer for their results, fewer sync the log more often.
+/// Most updates in a chunk. Larger chunks delay results; smaller ones sync the log more often.
 const CHUNK_LINES: usize = 500;
 /// Most bytes in a chunk, unless one line has more.
 const CHUNK_BYTES: usize = 1 << 20;
-/// Most bytes of results that wait for a slow client; beyond it, its body is not read further. Ten thousand plain results
-/// are less than a quarter of it.
+/// Most bytes of results that wait for a slow client. Beyond them, the gateway stops reading the client's body. Ten
+/// thousand results without errors or warnings are less than a quarter of the limit.
 const RESPONSE_BYTES: usize = 4 << 20;
-/// Most bytes that an encoded body decodes to: a few megabytes of it could decode to work for hours.
+/// Most bytes that an encoded body may decode to. Without a limit, a few compressed megabytes could cause hours of
+/// work.
 const MAX_DECODED_BYTES: usize = 256 << 20;
 /// How long the gateway waits for a body in total, not counting its own work.
 const BODY_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long a chunk waits until the project may have more in the log. Its client does not send more meanwhile.
+/// How long a chunk waits for admission. The gateway reads no more of the body meanwhile.
 const ADMISSION_PATIENCE: Duration = Duration::from_secs(30);
 /// Longest `error` of a line, in characters: it may quote the request.
 const ERROR_CHARS: usize = 500;
 
-/// Responds with a line per command of this kind.
+/// Serves a bulk request: responds with one line per command.
 pub(crate) async fn serve(
     app: Arc<App>,
     key: Arc<ApiKey>,
@@ -89,7 +90,7 @@ pub(crate) async fn serve(
         halted: None,
         _permit: permit,
     };
-    // Not supervised: the task ends with the connection, and the command log supervises what it published.
+    // Not supervised: the task ends with the connection, and the command log tracks what it published.
     tokio::spawn(bulk.run(body.into_data_stream()).in_current_span());
     let chunks = stream::unfold(receiver, |mut receiver| async move {
         let ResponseChunk { text, .. } = receiver.recv().await?;
@@ -136,13 +137,13 @@ struct Bulk {
     kind: OutcomeKind,
     key: Arc<ApiKey>,
     key_check: KeyCheck,
-    /// The ids of the commands are derived from it if the request has an idempotency key.
+    /// The id from which the ids of the commands are derived, if the request has an idempotency key.
     ids: Option<ObjectId>,
     /// Its span lasts until the response is complete.
     trace: RequestTrace,
     response: ResponseSender,
-    /// Why nothing more is published: the log is unavailable or full, and each further chunk would time out; or the key is
-    /// no longer valid.
+    /// Why nothing more is published: the log is unavailable or full, and each further chunk would time out; or the key
+    /// is no longer valid.
     halted: Option<ApiError>,
     _permit: Permit<ObjectId>,
 }
@@ -237,7 +238,7 @@ impl Bulk {
             Item::TooLong => (Err(ApiError::BodyTooLarge(self.app.max_body_bytes)), false),
             Item::Broken(why) => (Err(BodyError::InvalidJson(JsonFault::Invalid(why.into())).into()), true),
         };
-        // A fault may quote some of its text.
+        // An invalid line counts with its own size: its error may quote it.
         chunk.bytes += update.as_ref().map_or(item_bytes, |update| update.command.payload.len());
         chunk.lines.push(Line { number, update });
         !last
@@ -280,7 +281,7 @@ impl Bulk {
                     log.append_all(&broker.commands, project_id, updates, trace, LogForm::Packs, ADMISSION_PATIENCE);
                 tokio::select! {
                     logged = logged => logged,
-                    // What is being published is completed.
+                    // The publish in progress continues in a task of the command log.
                     () = self.response.sender.closed() => return Err(ClientGone),
                 }
             }
@@ -302,7 +303,7 @@ impl Bulk {
         self.response.send(text.into()).await
     }
 
-    /// Publishes nothing more after an error that all further lines would have, too.
+    /// Publishes nothing more after an error that every further line would get, too.
     fn halt_after(&mut self, error: &ApiError) {
         if self.halted.is_none() {
             self.halted = match error {
@@ -314,8 +315,8 @@ impl Bulk {
     }
 }
 
-/// The id of a line's update if the request has an idempotency key: in repeated requests, the same line at the same place is
-/// the same update.
+/// The id of a line's update if the request has an idempotency key: in a repeated request, the same line at the same
+/// position is the same update.
 fn line_id(ids: ObjectId, number: usize, text: &[u8]) -> ObjectId {
     let mut digest = Sha256::new();
     digest.update(ids.as_bytes());
@@ -345,7 +346,7 @@ fn write_result(text: &mut Vec<u8>, line: usize, accepted: Result<Update, ApiErr
     text.push(b'\n');
 }
 
-/// A part of the response; it has its capacity until the client reads it.
+/// A part of the response. It holds its part of [`RESPONSE_BYTES`] until the client reads it.
 struct ResponseChunk {
     text: Bytes,
     _capacity: OwnedSemaphorePermit,

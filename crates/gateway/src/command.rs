@@ -1,4 +1,4 @@
-//! 1 Accept: the commands of clients and producers, each parsed by the one parser of its kind.
+//! 1 Accept: the commands of clients and producers. There is one parser per kind of command.
 
 use contract::{
     ObjectId, call_body,
@@ -19,7 +19,7 @@ pub(crate) enum Command {
     Erase(EraseLead),
 }
 
-/// A command without its ids, and what its body contains and is ignored, in sentences.
+/// A command without its ids, and warnings about ignored fields of its body.
 pub(crate) type ParsedCommand = (Command, Vec<String>);
 
 impl Command {
@@ -39,7 +39,7 @@ impl Command {
         }
     }
 
-    /// The command that erases a lead. It has no body: a path names the lead.
+    /// The command that erases a lead. It has no body: the path names the lead.
     pub(crate) fn erase(lead_id: ObjectId) -> Self {
         Self::Erase(EraseLead { update_id: None, lead_id, api_key_id: None })
     }

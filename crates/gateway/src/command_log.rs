@@ -1,12 +1,12 @@
 //! 1 Accept: publishes commands to the command log. An update is accepted once JetStream has acked it, and not before.
 //!
-//! Commands of HTTP clients share messages ([`Packer`]). A producer's command is a message of its own: its deduplication id is
-//! the producer's, and the producer receives its sequence.
+//! Commands of HTTP clients share messages ([`Packer`]). A producer's command is a message of its own: its
+//! deduplication id is the producer's, and the producer receives its sequence.
 //!
-//! A client may hang up at any time, and hyper then drops its handler at any await. Before
-//! [`append`](CommandLog::append) nothing has happened; from its first poll the publish is a task of its own, which holds
-//! its in-flight permit and waits for the ack even if the client is gone. So the log has the whole command or nothing of
-//! it, no ack is dropped, and no permit is leaked; shutdown waits for these tasks.
+//! A client may hang up at any time, and hyper then drops its handler at any await. While
+//! [`append`](CommandLog::append) waits for admission, nothing is published yet. An admitted command is published in a
+//! task of its own, which holds the in-flight permit and waits for the ack even if the client is gone. So no ack is
+//! dropped and no permit is leaked. Shutdown waits for these tasks.
 
 use std::{
     sync::Arc,
@@ -45,7 +45,7 @@ const MAX_GROUPS: usize = 16;
 /// How commands that are published together are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum LogForm {
-    /// With others that wait, in packs.
+    /// In packs, together with other waiting commands.
     Packs,
     /// Each as a message of its own.
     Messages,
@@ -55,7 +55,7 @@ pub(crate) enum LogForm {
 #[derive(Debug, Clone)]
 pub(crate) struct LogEntry {
     pub(crate) kind: CommandKind,
-    /// The update, or the call event.
+    /// The id of the update, call event or erasure.
     pub(crate) id: ObjectId,
     /// Its deduplication id in the log, if it is a message of its own.
     pub(crate) message_id: String,
@@ -75,9 +75,9 @@ impl LogEntry {
 
 #[derive(Debug)]
 pub(crate) struct CommandLog {
-    /// What each project may have in the log unapplied.
+    /// Limits each project's unapplied work in the log.
     pub(crate) admission: Arc<Admission>,
-    /// What each project may cost.
+    /// Limits the work that each project's updates cause.
     pub(crate) budget: WorkBudget,
     groups: Arc<Pool<ObjectId>>,
     in_flight: Arc<Pool<ObjectId>>,
@@ -89,7 +89,7 @@ pub(crate) struct CommandLog {
 }
 
 impl CommandLog {
-    /// `pack_sizes` gets the number of commands of each message.
+    /// `pack_sizes` records the number of commands per message.
     pub(crate) fn new(max_in_flight: usize, budget: WorkBudget, pack_sizes: Histogram, traces: Traces) -> Self {
         let outage = Arc::new(Outage::new("the command log", "updates"));
         Self {
@@ -104,8 +104,8 @@ impl CommandLog {
         }
     }
 
-    /// Publishes a command and waits for the ack. Without a leader of the log, waits for one as long as a request may that
-    /// began then.
+    /// Publishes a command and waits for the ack. While the log has no leader, waits until the deadline of a request
+    /// that began at `began`.
     pub(crate) async fn append(
         &self,
         commands: &Publisher,
@@ -115,7 +115,7 @@ impl CommandLog {
         began: Instant,
     ) -> Result<(), ApiError> {
         let LogEntry { kind, id: update_id, message_id, payload, .. } = entry;
-        // It may wait, and so precedes what others could have meanwhile.
+        // Comes first because it may wait: other requests can use the permit and the budget meanwhile.
         let admitted = self.admission.admit(project_id, Work::of([&payload[..]]), PATIENCE).await?;
         let permit = self.in_flight.try_acquire(project_id);
         let permit = permit.map_err(|e| ApiError::ShareUsed(SharedPool::InFlight, e))?;
@@ -154,9 +154,9 @@ impl CommandLog {
         }
     }
 
-    /// Publishes commands in this order, waits for their acks, and returns the result of each. Waits within `patience` for
-    /// the project's budget, then as long for its backlog, and then for its share of the groups in flight and for a leader of
-    /// the log. Commands without a trace of their own get the one of their request.
+    /// Publishes commands in this order, waits for their acks, and returns the result of each. Waits for the project's
+    /// budget and its backlog until the deadline, and then for its share of the groups in flight and for a leader of
+    /// the log. Commands without a trace of their own get the trace of their request.
     pub(crate) async fn append_all(
         &self,
         commands: &Publisher,
@@ -235,7 +235,8 @@ impl CommandLog {
     }
 }
 
-/// How many commands cause no work: they are not in the log, or were in it before. Unconfirmed ones may be in it.
+/// Counts the commands that cause no work because they are not in the log, or were in it before. Unconfirmed commands
+/// may be in the log, and are not counted.
 fn without_work<'a>(published: impl IntoIterator<Item = &'a Result<Stored, PublishError>>) -> usize {
     let causes_none = |published: &&Result<Stored, PublishError>| match published {
         Ok(stored) => stored.is_duplicate,

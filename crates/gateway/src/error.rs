@@ -37,7 +37,6 @@ impl SharedPool {
         }
     }
 
-    /// What to do.
     fn advice(self) -> &'static str {
         match self {
             Self::InFlight => "nothing was accepted; wait for responses, or send in bulk",
@@ -51,7 +50,7 @@ impl SharedPool {
 /// Why a request fails. The text is for the client.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ApiError {
-    /// What is wrong with a body, a parameter or a header.
+    /// A fault of the body, a parameter or a header.
     #[error(transparent)]
     Body(#[from] BodyError),
     #[error("The body could not be read: {0}")]
@@ -87,13 +86,13 @@ pub(crate) enum ApiError {
     IdempotencyConflict,
     #[error("Too many requests under this API key; retry in {0} s")]
     RateLimited(u64),
-    /// The project's updates have cost too much; how long to wait.
+    /// The project's updates have caused too much work. Contains the time to wait.
     #[error(
         "This project moves too much data: its leads are large, or have many callbacks; nothing was accepted; \
          retry in {} s", whole_seconds(*.0)
     )]
     WorkLimited(Duration),
-    /// The project's idempotency keys.
+    /// Contains the number of the project's idempotency keys.
     #[error(
         "This project has {0} idempotency keys of the last 24 hours, its present share; nothing was accepted; send it without \
          Idempotency-Key, or when keys have expired"
@@ -107,7 +106,7 @@ pub(crate) enum ApiError {
     Internal,
     #[error("The gateway has just started and has not loaded the API keys yet; retry")]
     Starting,
-    /// The project has its share of a pool, or others have all of it.
+    /// The project has used up its share of a pool, or the pool is full.
     #[error("Too many {}: {}; {}", .0.name(), .1, .0.advice())]
     ShareUsed(SharedPool, ShareUsed),
     #[error("NATS cannot be reached; nothing was accepted")]
@@ -116,7 +115,7 @@ pub(crate) enum ApiError {
     LogUnavailable,
     #[error("The command log is full; nothing was accepted")]
     LogFull,
-    /// JetStream answered, and stored nothing.
+    /// JetStream refused the command, and stored nothing.
     #[error("{0}; nothing was accepted")]
     LogRefused(String),
     #[error("No room for more idempotency keys; nothing was accepted")]
@@ -125,10 +124,10 @@ pub(crate) enum ApiError {
     IdempotencyUnavailable,
     #[error("The command log did not confirm in time: update {0} may or may not have been accepted")]
     NotConfirmed(ObjectId),
-    /// A query that may be repeated found no service.
+    /// A service is unavailable, and the request may be repeated.
     #[error("The request could not be answered because a service is unavailable; retry")]
     Unavailable,
-    /// A query that may have changed something has no answer.
+    /// A change was sent to a service, and no answer came: it may have been made.
     #[error("A service did not answer: the change may or may not have been made; check before you retry")]
     Unconfirmed,
     /// The error of lead-state or webhook-notifier.
@@ -165,7 +164,8 @@ impl ApiError {
         }
     }
 
-    /// The code as the label of a metric: other services' codes are one, for they are not a closed set.
+    /// The code as the label of a metric. All codes of other services share one label, because they are not a closed
+    /// set.
     pub(crate) fn label(&self) -> &'static str {
         self.status_and_code().1
     }
@@ -219,7 +219,8 @@ pub(crate) fn whole_seconds(wait: Duration) -> u64 {
     wait.as_secs() + u64::from(wait.subsec_nanos() > 0)
 }
 
-/// The error travels as an extension of the response: the body names the request id, which the router has.
+/// The error becomes an extension of the response. The router writes the body, because the body contains the request
+/// id.
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = self.status().into_response();
@@ -236,7 +237,8 @@ pub(crate) mod tests {
     use super::*;
     use crate::response;
 
-    /// The error after this one, or the first. Every variant has an arm, so a new one is in the tests or does not compile.
+    /// The next error, or the first for None. Every variant has an arm, so a new variant does not compile until it is
+    /// in the tests.
     fn following(error: Option<&ApiError>) -> Option<ApiError> {
         let Some(error) = error else { return Some(ApiError::Body(BodyError::InvalidJson(JsonFault::Utf8(6)))) };
         Some(match error {
@@ -308,7 +310,7 @@ pub(crate) mod tests {
         })
     }
 
-    /// One of each.
+    /// Every error, once.
     pub(crate) fn all() -> Vec<ApiError> {
         std::iter::successors(following(None), |error| following(Some(error))).collect()
     }

@@ -1,16 +1,16 @@
 //! 1 Accept: `Idempotency-Key`: a repeated request is the same update, not a second one
 //! (draft-ietf-httpapi-idempotency-key-header-07).
 //!
-//! The record of a key, with the `updateId`, is created before the command is logged, by compare-and-set: of concurrent
-//! requests at any gateways, one creates it and all read it. Each then logs the same command under the same `updateId`,
-//! and JetStream (by message id) and the ledger apply it once. After a crash between the two writes, the next request
-//! with the key completes the first.
+//! Before the command is logged, a record with the `updateId` is created for the key, by compare-and-set: of concurrent
+//! requests at any gateways, one creates the record, and the others read it. Each then logs the same command under the
+//! same `updateId`, and JetStream (by message id) and the ledger drop the duplicates. After a crash between the two
+//! writes, the next request with the key completes the first.
 //!
-//! A bucket without a leader is waited for, as long as the request may wait: the record is created again, and the first of
-//! the attempts that was stored counts.
+//! While the bucket has no leader, a request tries to create its record again until its deadline. The first attempt
+//! that was stored counts.
 //!
-//! The bucket of the records is bounded, and every project has a share of it (see [`service_kit::shares`]). A project beyond
-//! its share gets no new keys; those that it has still work.
+//! The bucket of the records is bounded, and every project has a share of it (see [`service_kit::shares`]). A project
+//! beyond its share gets no new keys; its existing keys still work.
 
 use std::{
     collections::HashMap,
@@ -49,22 +49,22 @@ pub(crate) const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idem
 /// Longest key, in characters.
 const MAX_CHARS: usize = 255;
 
-/// How often a record is read that could not be created and is not found: it expired in between, or a replica that is
-/// behind answered the read.
+/// Most attempts to create and read a record. A record may exist for the creation and be missing for the read: it
+/// expired in between, or a replica that is behind answered the read.
 const ATTEMPTS: usize = 3;
 
-/// How long the bucket may take to answer before it is asked again: the server that had the request may be dead.
+/// The timeout of one attempt. The next attempt may reach another server: the first one may be dead.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long it may take to say how full it is. Without an answer no key is refused.
+/// How long measuring the bucket may take. Without a measurement no key is refused.
 const MEASURE_TIMEOUT: Duration = Duration::from_secs(1);
 /// The pause between two repetitions of one permit. Longer delays requests after an election, shorter costs more while it
 /// lasts.
 const PAUSE: Duration = Duration::from_millis(200);
-/// How many repetitions are in progress at once, of all requests that wait.
+/// Most repetitions in progress at once, for all waiting requests together.
 const MAX_REPETITIONS: usize = 64;
 
-/// The key of a request: a string as in RFC 8941, 3.3.3 (`"order-7"`). Many clients leave the quotes out, so both spellings
-/// are the same key.
+/// The key of a request: a string as in RFC 8941, 3.3.3 (`"order-7"`). Many clients leave the quotes out, so both
+/// spellings are the same key.
 pub(crate) fn key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
     let mut values = headers.get_all(&IDEMPOTENCY_KEY).iter();
     let Some(value) = values.next() else { return Ok(None) };
@@ -102,7 +102,7 @@ fn unquote(text: &str) -> Option<String> {
     Some(key)
 }
 
-/// The update that a request with a key became.
+/// The id under which a request's command is logged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Claim {
     pub(crate) update_id: ObjectId,
@@ -110,7 +110,8 @@ pub(crate) struct Claim {
     pub(crate) replayed: bool,
 }
 
-/// How long a measurement of the bucket is used. Longer lets a project exceed its share by more, shorter costs requests.
+/// How long a measurement of the bucket is used. Longer lets a project exceed its share by more, shorter costs
+/// requests.
 const MEASURED_FOR: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
@@ -125,7 +126,7 @@ pub(crate) struct IdempotencyStore {
     pub(crate) outage: Outage,
 }
 
-/// Why a key has no record.
+/// Why a key could not be claimed.
 #[derive(Debug)]
 enum ClaimError {
     /// The bucket has no leader, or there is no connection.
@@ -153,7 +154,7 @@ struct BucketUsage {
     bytes: u64,
     /// None: unbounded.
     max_bytes: Option<u64>,
-    /// The records of each project. Counted only if they matter.
+    /// The number of records per project. Counted only while the bucket is scarce.
     projects: HashMap<ObjectId, u64>,
 }
 
@@ -163,17 +164,17 @@ impl BucketUsage {
         Self { at: Instant::now(), records: 0, bytes: 0, max_bytes: None, projects: HashMap::new() }
     }
 
-    /// Whether a project may be beyond its share. Up to one half, the bucket has more space than any project uses.
+    /// Whether shares apply. In a bucket that is at most half full, no project uses more than is free.
     fn is_scarce(&self) -> bool {
         self.max_bytes.is_some_and(|max| self.bytes > max / 2)
     }
 
-    /// Whether a project with so many records may have more.
+    /// Whether a project with this number of records may have more.
     fn admits(&self, own_records: u64) -> bool {
         let Some(max_bytes) = self.max_bytes.filter(|_| self.is_scarce()) else { return true };
         let record_bytes = self.bytes / self.records.max(1);
         let free = max_bytes.saturating_sub(self.bytes);
-        // Without room for any, the bucket itself refuses.
+        // Without room for another record, the bucket itself refuses.
         let signed = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
         free < record_bytes || shares::available(signed(free), signed(own_records.saturating_mul(record_bytes))) > 0
     }
@@ -203,8 +204,8 @@ impl IdempotencyStore {
         self.claim(js, project_id, client_key, &record, request).await
     }
 
-    /// Reads the record of a client's key, or creates it if the project's share allows it. Waits for the bucket's leader as
-    /// long as the request may wait.
+    /// Reads the record of a client's key, or creates it if the project's share allows it. Waits for the bucket's
+    /// leader as long as the request may wait.
     pub(crate) async fn claim(
         &self,
         js: &jetstream::Context,
@@ -224,7 +225,8 @@ impl IdempotencyStore {
             {
                 claimed = self.attempt(js, project_id, key, record).await;
                 if matches!(&claimed, Err(ClaimError::Unavailable(_))) {
-                    // With the permit: it paces the repetitions of all requests together.
+                    // The permit is held during the pause, so that permits pace the repetitions of all requests
+                    // together.
                     sleep(PAUSE.min(deadline.saturating_duration_since(Instant::now()))).await;
                 }
             }
@@ -283,8 +285,8 @@ impl IdempotencyStore {
         Err(ClaimError::Unavailable("a record exists and cannot be found".into()))
     }
 
-    /// Refuses a new key to a project that has its share. Without a measurement it refuses none:
-    /// the bucket itself is bounded.
+    /// Refuses a new key to a project that has used up its share. Without a measurement it refuses no key: the bucket
+    /// itself is bounded.
     async fn check_share(&self, store: &Store, project_id: ObjectId) -> Result<(), ApiError> {
         let mut usage = self.usage.lock().await;
         if usage.as_ref().is_none_or(|usage| usage.at.elapsed() > MEASURED_FOR) {
@@ -328,7 +330,8 @@ async fn measure(store: &Store) -> Result<BucketUsage, async_nats::Error> {
     })
 }
 
-/// The number of a project's records: what a consumer of them has before it. The server counts without reading them.
+/// Counts a project's records: they are the pending messages of a new consumer. The server counts them without reading
+/// them.
 async fn count(store: &Store, project_id: ObjectId) -> Result<u64, async_nats::Error> {
     let config = pull::Config {
         name: Some(format!("count-{}", clock::new_id())),
@@ -336,7 +339,7 @@ async fn count(store: &Store, project_id: ObjectId) -> Result<u64, async_nats::E
         filter_subject: format!("{}{project_id}.>", store.prefix),
         memory_storage: true,
         num_replicas: 1,
-        // The server deletes it.
+        // The server deletes the idle consumer.
         inactive_threshold: Duration::from_secs(1),
         ..Default::default()
     };
@@ -344,8 +347,8 @@ async fn count(store: &Store, project_id: ObjectId) -> Result<u64, async_nats::E
     Ok(consumer.cached_info().num_pending)
 }
 
-/// Compares a request with the first one under its key. The stored record may be this request's own, if the reply to its
-/// creation was lost.
+/// Compares a request with the first one under its key. The stored record may be this request's own, if the reply to
+/// its creation was lost.
 fn decide(first: &[u8], record: &IdempotencyRecord) -> Result<Claim, ApiError> {
     let first: IdempotencyRecord = serde_json::from_slice(first).map_err(|e| {
         tracing::error!("cannot parse an idempotency record: {e}");

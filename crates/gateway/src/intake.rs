@@ -1,14 +1,14 @@
 //! 1 Accept: the messages of producers on NATS.
 //!
 //! A producer has a NATS account of its own, so its messages reach the services only as requests to
-//! `leads.intake.{projectId}.…`: whatever its headers or its reply subject say, nothing but this module reads them. A message
-//! is checked, admitted and made a command like a request over HTTP, and answered as JetStream answers once the log has it, so
-//! that any JetStream client can publish.
+//! `leads.intake.{projectId}.…`, and only this module reads them, regardless of their headers and reply subjects. A
+//! message is checked, admitted and turned into a command like an HTTP request. Once the log has the command, the
+//! gateway replies as JetStream does, so that any JetStream client can publish.
 //!
 //! Each project has a subscription and a queue of its own, bounded in messages and bytes, and the subscriptions have a
-//! connection of their own: a producer that floods loses its own messages and delays those of no other project. All producers
-//! of a project have the rate of an API key. The messages of a project are logged in the order in which this gateway received
-//! them.
+//! connection of their own: a producer that floods loses its own messages and does not delay those of other projects.
+//! All producers of a project together have the rate of one API key. The messages of a project are logged in the order
+//! in which this gateway received them.
 
 mod entry;
 
@@ -40,24 +40,25 @@ use crate::{
     error::{ApiError, whole_seconds},
 };
 
-/// What `/readyz` calls the subscriptions.
+/// The name of the subscriptions in `/readyz`.
 pub(crate) const RESOURCE: &str = "intake";
-/// Gateways share the messages.
+/// Gateways share the messages: each message goes to one of them.
 const QUEUE_GROUP: &str = "gateway";
-/// Messages of a project that the client may hold before they are looked at. They are looked at at once.
+/// Most messages of a project in the buffer of the NATS client. Each is moved to the project's queue, or refused, as
+/// soon as it arrives.
 const SUBSCRIPTION_MESSAGES: usize = 1024;
-/// Messages of a project that wait to be logged. Fewer refuse producers that publish many without waiting for acks: 4000 is
-/// the default limit of such clients.
+/// Most messages of a project that wait to be logged. A smaller queue refuses producers that publish many messages
+/// without waiting for acks: clients allow 4000 unacked messages by default.
 const QUEUE_MESSAGES: usize = 4096;
-/// Bytes of them.
+/// Most bytes of messages of a project that wait to be logged.
 const QUEUE_BYTES: usize = 4 << 20;
-/// Messages that are published together. More wait longer for their acks, fewer sync the log more often.
+/// Most messages that are published together. Larger groups delay acks; smaller ones sync the log more often.
 const GROUP_MESSAGES: usize = 256;
-/// How often the projects are read. A new project's producers are refused for as long.
+/// How often the list of projects is read. A new project's producers are served from the next read on.
 const REFRESH: Duration = Duration::from_secs(1);
-/// How long a gateway that stops still takes messages that are on their way to it.
+/// How long a gateway that stops still accepts messages that are on their way to it.
 const DRAIN: Duration = Duration::from_secs(1);
-/// JetStream's error codes begin at 10000; these are 20000 and the HTTP status.
+/// The gateway's error codes are 20000 plus the HTTP status. JetStream's own codes begin at 10000.
 const ERROR_CODES: u32 = 20_000;
 
 /// Serves the producers of every project that has an API key, and follows how far the log is applied, until shutdown.
@@ -117,7 +118,7 @@ async fn serve_projects(
         served.insert(*project_id, stop);
     }
     if !new.is_empty() {
-        // Without a connection the subscriptions are made when there is one.
+        // Without a connection, the client subscribes once it is connected.
         let _ = timeout(REFRESH, client.flush()).await;
     }
     Ok(())
@@ -154,7 +155,7 @@ impl ProjectIntake {
         received
     }
 
-    /// Queues messages as they arrive, and refuses at once what the queue has no room for.
+    /// Queues messages as they arrive. Refuses a message at once if the queue has no room for it.
     async fn receive(
         &self,
         mut messages: Subscriber,
@@ -173,7 +174,7 @@ impl ProjectIntake {
             }
             anyhow::Ok(())
         };
-        // What is not answered is the producer's to send again.
+        // Producers resend messages that got no reply.
         let _ = timeout(DRAIN, rest).await;
         Ok(())
     }
@@ -198,7 +199,7 @@ impl ProjectIntake {
         }
     }
 
-    /// Logs what is queued, in order, a group at a time.
+    /// Logs the queued messages in order, one group at a time.
     async fn append(&self, mut queued: mpsc::Receiver<Queued>) {
         let max = self.app.rates.max_updates().map_or(GROUP_MESSAGES, |max| GROUP_MESSAGES.min(max.get() as usize));
         let mut group = Vec::new();
@@ -213,7 +214,8 @@ impl ProjectIntake {
         }
     }
 
-    /// Waits until the rate of the project's producers admits these messages, unless the first one will have waited too long.
+    /// Waits until the rate of the project's producers admits these messages. Fails if the first one would wait longer
+    /// than [`PATIENCE`].
     async fn wait_for_rate(&self, group: &[Queued]) -> Result<(), ApiError> {
         let Some(first) = group.first() else { return Ok(()) };
         let Some(count) = u32::try_from(group.len()).ok().and_then(NonZeroU32::new) else { return Ok(()) };
@@ -256,7 +258,7 @@ impl ProjectIntake {
     }
 }
 
-/// The answer to a producer, in the form of JetStream's answer to a publish.
+/// The reply to a producer, in the form of JetStream's reply to a publish.
 fn acknowledgement(outcome: &Result<Stored, ApiError>) -> Bytes {
     let answer = match outcome {
         Ok(stored) if stored.is_duplicate => {

@@ -1,7 +1,7 @@
 //! 1 Accept: splits a body of many JSON texts as it arrives: a text per line (NDJSON), or one array of them.
 //!
-//! The splitter only finds the boundaries of items, and holds at most one; the caller validates items. A text of NDJSON has
-//! no line breaks, so one that has some is several items, each valid or not.
+//! The splitter only finds the boundaries of items, and holds at most one item; the caller validates items. In NDJSON a
+//! line break always ends an item, so a text with line breaks becomes several items.
 
 use bytes::{Buf, Bytes};
 use contract::json::BYTE_ORDER_MARK;
@@ -30,7 +30,7 @@ pub(crate) struct JsonSplitter {
 
 #[derive(Debug, Clone, Copy)]
 enum Form {
-    /// Only white space and byte order marks so far, the last mark this many bytes long.
+    /// Only white space and byte order marks so far, and this many bytes of a mark that is not complete yet.
     Unknown {
         mark: usize,
     },
@@ -111,12 +111,12 @@ fn is_space(byte: u8) -> bool {
 }
 
 impl JsonSplitter {
-    /// Items longer than `max_bytes` are dropped.
+    /// An item longer than `max_bytes` becomes [`Item::TooLong`].
     pub(crate) fn new(max_bytes: usize) -> Self {
         Self { max_bytes, input: Bytes::new(), text: Text::default(), too_long: false, form: Form::Unknown { mark: 0 } }
     }
 
-    /// Adds what arrived, once [`next`](Self::next) returned none.
+    /// Adds input. [`next`](Self::next) must have returned None before.
     pub(crate) fn push(&mut self, bytes: Bytes) {
         debug_assert!(self.input.is_empty(), "the previous input was not consumed");
         self.input = bytes;
@@ -131,7 +131,7 @@ impl JsonSplitter {
                         *mark = (*mark + 1) % BYTE_ORDER_MARK.len();
                         self.input.advance(1);
                     }
-                    // What only began like a mark belongs to the first item, and makes it invalid.
+                    // An incomplete mark belongs to the first item, and makes it invalid.
                     _ if *mark > 0 => {
                         self.text.push(Bytes::from_static(&BYTE_ORDER_MARK[..*mark]));
                         self.form = Form::Lines;

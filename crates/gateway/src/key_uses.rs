@@ -1,5 +1,6 @@
-//! 1 Accept: when each API key was last used, for those who look for keys that can be revoked. Requests record uses in
-//! memory; a task writes the new ones to their bucket ([ADR 61](../../../docs/adr/0061-record-the-last-use-of-api-keys.md)).
+//! 1 Accept: records when each API key was last used, so that unused keys can be found and revoked. Requests record
+//! uses in memory; a task writes new uses to the bucket `key_uses`
+//! ([ADR 61](../../../docs/adr/0061-record-the-last-use-of-api-keys.md)).
 
 use std::{
     collections::HashMap,
@@ -19,15 +20,15 @@ use contract::{ObjectId, Timestamp, streams::KEY_USES};
 use futures::StreamExt;
 use service_kit::nats::bucket;
 
-/// How often new uses are written. A gateway that crashes loses the uses of this time.
+/// How often new uses are written. A gateway that crashes loses the uses since the last write.
 pub(crate) const WRITE_INTERVAL: Duration = Duration::from_secs(10);
-/// How long a write of all new uses may take. It is part of the time in which a gateway stops.
+/// How long writing all new uses may take. A gateway that stops waits for the last write.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How many keys are written at once.
 const WRITES: usize = 32;
 const MINUTE_MS: i64 = 60_000;
 
-/// The minutes in which keys were last used, as many as there are keys.
+/// The minute of the last use of each key that was used since the start.
 #[derive(Debug, Default)]
 pub(crate) struct KeyUses(RwLock<HashMap<ObjectId, KeyUse>>);
 
@@ -35,12 +36,12 @@ pub(crate) struct KeyUses(RwLock<HashMap<ObjectId, KeyUse>>);
 #[derive(Debug)]
 struct KeyUse {
     last: AtomicI64,
-    /// What the bucket has at least.
+    /// The bucket has this time or a later one.
     written: AtomicI64,
 }
 
 impl KeyUses {
-    /// Records a use. The minute counts, so that each key is written once a minute at most.
+    /// Records a use, rounded down to the minute, so that each key is written at most once a minute.
     pub(crate) fn record(&self, key_id: ObjectId, now: Timestamp) {
         let minute = now.millis().div_euclid(MINUTE_MS) * MINUTE_MS;
         if let Some(known) = self.0.read().unwrap_or_else(PoisonError::into_inner).get(&key_id) {
@@ -52,7 +53,7 @@ impl KeyUses {
         uses.entry(key_id).or_insert_with(new).last.fetch_max(minute, Ordering::Relaxed);
     }
 
-    /// Writes the new uses. What cannot be written is kept for the next time.
+    /// Writes new uses. Uses that cannot be written are kept for the next write.
     pub(crate) async fn write(&self, js: &jetstream::Context) {
         match tokio::time::timeout(WRITE_TIMEOUT, self.write_to(js)).await {
             Ok(Ok(())) => {}
@@ -74,7 +75,7 @@ impl KeyUses {
             }
             anyhow::Ok(())
         });
-        // One that fails holds up no other.
+        // A failed write does not stop the others.
         let results: Vec<_> = writes.buffer_unordered(WRITES).collect().await;
         results.into_iter().collect()
     }
@@ -94,8 +95,8 @@ impl KeyUses {
     }
 }
 
-/// Writes a use, unless the bucket has it or a later one: that of another gateway, while this one had no connection.
-/// Returns whether the bucket has it now; not if another gateway wrote at the same moment.
+/// Writes a use, unless the bucket has this time or a later one, for example from another gateway. Returns whether the
+/// bucket has it now; false if another gateway wrote at the same moment.
 async fn write_later(store: &Store, key_id: ObjectId, minute: i64) -> anyhow::Result<bool> {
     let key = key_id.to_string();
     let entry = store.entry(&key).await.context("cannot read an entry")?;

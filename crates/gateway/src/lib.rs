@@ -1,5 +1,6 @@
-//! 1 Accept: the HTTP API. A request is authenticated, validated and made a command; the response is sent once JetStream has
-//! it. Queries go to lead-state and webhook-notifier. The gateway itself stores nothing.
+//! 1 Accept: the HTTP API, and the intake of producers' messages over NATS. A request is authenticated, validated and
+//! turned into a command; the response is sent once JetStream has the command. Queries go to lead-state and
+//! webhook-notifier. The gateway has no database.
 
 mod accept;
 mod adapters;

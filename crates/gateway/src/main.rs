@@ -10,7 +10,7 @@ use service_kit::{
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-/// Accepts lead updates over HTTP: each is in the command log before it is answered.
+/// Accepts lead updates over HTTP and NATS. Each update is in the command log before the gateway responds.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Cli {

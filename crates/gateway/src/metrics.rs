@@ -10,7 +10,7 @@ use service_kit::metrics::{
 /// The route of requests for unknown paths.
 const NO_ROUTE: &str = "none";
 
-/// How requests end: with a class of status, or with a client that hung up before the response.
+/// How requests end: with a class of status, or `gone` if the client hung up before the response.
 const ENDS: [&str; 6] = ["1xx", "2xx", "3xx", "4xx", "5xx", "gone"];
 const GONE: usize = ENDS.len() - 1;
 

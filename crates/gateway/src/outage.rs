@@ -1,8 +1,9 @@
-//! 1 Accept: how long requests wait for a stream without a leader, and one log line when it stops accepting and when it
-//! accepts again.
+//! 1 Accept: decides how long requests wait for a stream without a leader. Logs one line when the stream stops
+//! accepting, and one when it accepts again.
 //!
-//! The servers of a replicated stream elect another leader within seconds. A request that comes meanwhile waits for it. When
-//! the stream has accepted nothing for as long as a request waits, it is away, and requests are answered after one attempt.
+//! The servers of a replicated stream elect another leader within seconds. A request that arrives meanwhile waits for
+//! the new leader. When the stream has accepted nothing for [`LEADER_PATIENCE`], it counts as down, and requests fail
+//! after one attempt.
 
 use std::{
     fmt::Display,
@@ -10,22 +11,22 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long a request waits for a leader. Longer than an election, which takes 4 to 9 s, and most that are repeated because
-/// two servers asked for each other's vote; shorter than the timeouts of most clients and proxies.
+/// How long a request waits for a leader. Longer than an election, which takes 4 to 9 s, and than most elections that
+/// are repeated after a split vote; shorter than the timeouts of most clients and proxies.
 pub(crate) const LEADER_PATIENCE: Duration = Duration::from_secs(15);
 
 /// A request that may wait for a stream.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct PendingRequest {
     pub(crate) began: Instant,
-    /// The bytes that it holds meanwhile.
+    /// The bytes that the request holds while it waits.
     pub(crate) bytes: usize,
 }
 
 /// Whether a stream accepts what is sent to it.
 #[derive(Debug)]
 pub(crate) struct Outage {
-    /// The stream, and what it accepts: for the log.
+    /// The names of the stream and of what it accepts, for log lines.
     stream: &'static str,
     accepts: &'static str,
     state: Mutex<State>,
@@ -33,7 +34,7 @@ pub(crate) struct Outage {
 
 #[derive(Debug, Default)]
 struct State {
-    /// When the first request that failed began to wait.
+    /// When the first request that failed in this outage began to wait.
     since: Option<Instant>,
     /// Whether the gateway stops: requests in progress must end.
     is_closed: bool,
@@ -44,7 +45,7 @@ impl Outage {
         Self { stream, accepts, state: Mutex::default() }
     }
 
-    /// Until when a request waits that began then.
+    /// The time until which a request that began at `began` waits.
     pub(crate) fn deadline(&self, began: Instant) -> Instant {
         let state = self.lock();
         match state.since {
@@ -54,7 +55,7 @@ impl Outage {
         }
     }
 
-    /// Records that a request gave up that began then.
+    /// Records that a request that began at `began` gave up.
     pub(crate) fn failed(&self, began: Instant, error: &dyn Display) {
         let mut state = self.lock();
         if state.since.is_none() {
@@ -70,7 +71,7 @@ impl Outage {
         }
     }
 
-    /// Requests that begin from now on do not wait.
+    /// From now on, no request begins to wait.
     pub(crate) fn close(&self) {
         self.lock().is_closed = true;
     }

@@ -1,7 +1,7 @@
 //! 1 Accept: requests that wait for outcomes (`Prefer: wait`).
 //!
-//! A gateway has one plain NATS subscription to all events, and only while a request waits, so that waiting costs JetStream
-//! and Postgres nothing. A missed event, as when the connection is lost for a moment, is not read later: that wait times
+//! A gateway has one core NATS subscription to all events, and only while requests wait, so that waiting costs
+//! JetStream and Postgres nothing. A missed event, for example during a reconnect, is not read later: its wait times
 //! out.
 
 use std::{
@@ -17,14 +17,14 @@ use futures::StreamExt;
 use service_kit::shares::{Permit, Pool};
 use tokio::{sync::watch, task::JoinHandle};
 
-/// Most requests that wait at once, with a share per project; further ones get their response at once, as without the
-/// preference. Each holds a connection and, once it has arrived, the event.
+/// Most requests that wait at once, with a share per project; further requests get their response at once, as without
+/// the preference. Each holds a connection and, once it has arrived, the event.
 const MAX_WAITING: usize = 4096;
-/// How long the subscription stays after the last wait. Shorter subscribes more often; longer receives more events in
-/// vain.
+/// How often the subscription is checked: it ends when no request waits at two checks in a row. Shorter subscribes more
+/// often; longer receives more events that no request waits for.
 const LINGER: Duration = Duration::from_secs(10);
 
-/// Ids of updates are unique in their project.
+/// The project and the update: ids of updates are unique only in their project.
 type Key = (ObjectId, ObjectId);
 
 #[derive(Debug)]
@@ -56,8 +56,8 @@ impl OutcomeWaiters {
         Self { pool: Pool::new(MAX_WAITING), waiting: Mutex::default(), reader: tokio::sync::Mutex::default() }
     }
 
-    /// Registers a request before its update is published, so that no event is missed. None if the project has its
-    /// share of the waits.
+    /// Registers a request before its update is published, so that no event is missed. None if the request cannot wait:
+    /// the project has used up its share, the gateway stops, or the subscription failed.
     pub(crate) async fn register(
         self: &Arc<Self>,
         client: &Client,
@@ -100,7 +100,7 @@ impl OutcomeWaiters {
         }
         if reader.is_none() {
             let events = client.subscribe(subject::ALL_EVENTS).await?;
-            // The next request that registers supervises it; requests that wait when it dies time out.
+            // The next request that registers restarts a dead reader; requests that wait when it dies time out.
             *reader = Some(tokio::spawn(self.clone().read_events(events)));
         }
         Ok(())
@@ -130,7 +130,8 @@ impl OutcomeWaiters {
         }
     }
 
-    /// Hands an event to the requests that wait for it. Only its headers are parsed: most events have no waiter, and may be large.
+    /// Delivers an event to the requests that wait for it. Only the headers are parsed: most events have no waiter, and
+    /// may be large.
     fn deliver(&self, event: Message) {
         let Some(key) = key(&event) else { return };
         if let Some(sender) = self.lock().events.remove(&key) {
@@ -151,13 +152,13 @@ impl OutcomeWaiters {
 fn key(event: &Message) -> Option<Key> {
     let project_id = subject::event_project(&event.subject)?;
     let id = event.headers.as_ref()?.get(MESSAGE_ID)?.as_str();
-    // The project follows, and the number of the recovery of an event that is announced again.
+    // The id of the update is followed by the project and, unless it is 0, the generation.
     let update_id = id.split_once('-').map_or(id, |(id, _)| id);
     Some((project_id, update_id.parse().ok()?))
 }
 
 impl OutcomeWaiter {
-    /// Waits for the event. None if it cannot come any more. Callers set the timeout.
+    /// Waits for the event. None if the event can no longer arrive. Callers set the timeout.
     pub(crate) async fn event(&mut self) -> Option<Bytes> {
         self.event.as_mut()?.wait_for(Option::is_some).await.ok()?.clone()
     }
@@ -206,7 +207,7 @@ mod tests {
         waiters.deliver(event(PROJECT, "odd", "odd"));
         waiters.deliver(event(PROJECT, &format!("{UPDATE}-1"), "mine"));
         assert!(waiters.is_idle());
-        // A later request does not get the earlier event, and stays when the earlier ones go.
+        // A later request does not get the earlier event, and stays registered when the earlier requests are dropped.
         let mut late = waiters.insert((PROJECT, UPDATE)).unwrap();
         for waiter in &mut waiting {
             assert_eq!(waiter.event().await.unwrap(), "mine");

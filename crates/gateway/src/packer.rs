@@ -1,9 +1,10 @@
 //! 1 Accept: publishes commands that wait for the log as one message, a [pack](contract::pack).
 //!
-//! A server that syncs before it acknowledges does so once per message, so a pack costs it as much as one command. While no
-//! message is in flight, a command is published at once, as a message of its own. Commands that arrive meanwhile wait for
-//! that acknowledgement and then share a message. So packs grow with the time that an acknowledgement takes, and no command
-//! waits for others. A gateway has one message in flight: with two, packs are half as large.
+//! A server that syncs before it acknowledges does so once per message, so a pack costs it as much as one command.
+//! While no message is in flight, a command is published at once, as a message of its own. Commands that arrive
+//! meanwhile wait for that acknowledgement and then share a message. So packs grow with the time that an
+//! acknowledgement takes, and no command waits for a pack to fill. A gateway has one message in flight: with two, packs
+//! are half as large.
 
 mod queue;
 
@@ -44,7 +45,7 @@ pub(crate) struct WaitingCommand {
     pub(crate) began: Instant,
 }
 
-/// What became of a command. An error of the channel means that it is unknown.
+/// The result of publishing a command. A closed channel means that the result is unknown.
 pub(crate) type Outcome = oneshot::Receiver<Result<Stored, PublishError>>;
 
 #[derive(Debug)]
@@ -83,8 +84,8 @@ impl Packer {
         Self { state: Arc::default(), outage, sizes }
     }
 
-    /// Publishes commands of a project in this order, and returns their outcomes, for which no caller needs to wait. What
-    /// is in flight is a task of the tracker. Callers bound how many commands wait.
+    /// Publishes commands of a project in this order, and returns their outcomes. Callers need not wait for them: a
+    /// task of the tracker publishes the commands. Callers bound how many commands wait.
     pub(crate) fn publish(
         &self,
         commands: &Publisher,
@@ -113,7 +114,8 @@ impl Packer {
     }
 }
 
-/// The right to have a message in flight. Publishes what waits, message after message, until nothing does.
+/// The right to have a message in flight. Publishes the waiting commands, one message after the other, until none
+/// waits.
 struct Flight {
     commands: Publisher,
     state: Arc<Mutex<State>>,
@@ -141,8 +143,8 @@ impl Flight {
         Some(pack)
     }
 
-    /// Publishes a pack. One that is refused because of its size is published in parts, so that every command that the log
-    /// takes is stored.
+    /// Publishes a pack. A pack that is refused because of its size is published in parts, so that every command that
+    /// the log has room for is stored.
     async fn publish(&self, pack: Vec<Queued>) {
         let mut parts = vec![pack];
         let mut is_full = false;
@@ -153,7 +155,7 @@ impl Flight {
                 parts.extend([second, part]);
                 continue;
             }
-            // Later commands wait no less for space than this one.
+            // Once the log has no room for a single command, the later commands of the pack fail without an attempt.
             is_full = is_full || published == Err(PublishError::Full);
             for Queued { outcome, .. } in part {
                 // Its client may have hung up.
@@ -178,7 +180,7 @@ impl Flight {
                 self.sizes.observe(part.len() as f64);
                 self.outage.succeeded();
             }
-            // The clients' mistake, not the log's.
+            // A mistake of the client, not an outage of the log.
             Err(PublishError::TooLarge) => {}
             Err(e) => self.outage.failed(first, e),
         }
@@ -187,8 +189,8 @@ impl Flight {
 }
 
 impl Drop for Flight {
-    /// After a panic, no command waits for what does not come: the outcomes of all that are queued are unknown, and the next
-    /// command begins another flight.
+    /// After a panic, drops the queue, so that no command waits forever: the outcomes of the queued commands are
+    /// unknown, and the next command begins another flight.
     fn drop(&mut self) {
         if !self.landed {
             *lock(&self.state) = State::default();

@@ -1,7 +1,9 @@
-//! 1 Accept: rate limits: each API key has a token bucket for updates and one for all other requests, reported in headers
-//! (draft-ietf-httpapi-ratelimit-headers-10). The producers of a project share a bucket for updates.
+//! 1 Accept: rate limits: each API key has a token bucket for updates and one for all other requests, reported in
+//! headers (draft-ietf-httpapi-ratelimit-headers-10). The producers of a project share a bucket for updates, and each
+//! source of call reports has one.
 //!
-//! Each gateway counts separately. Only valid keys are counted, so that requests without one cannot use up memory.
+//! Each gateway counts separately. Only valid keys and known sources have buckets, so that other requests cannot use up
+//! memory.
 
 use std::{num::NonZeroU32, time::Duration};
 
@@ -14,7 +16,8 @@ use governor::{
     state::keyed::HashMapStateStore,
 };
 
-/// How long an empty bucket takes to fill. Longer allows larger bursts; shorter lets clients wait less once it is empty.
+/// How long an empty bucket takes to fill. Longer allows larger bursts; shorter lets clients wait less once it is
+/// empty.
 const WINDOW: Duration = Duration::from_secs(5);
 /// How often full buckets are removed.
 pub(crate) const EVICTION_INTERVAL: Duration = Duration::from_secs(60);
@@ -47,8 +50,8 @@ impl RateLimits {
         self.limit(rate).map(|limit| limit.take(key_id))
     }
 
-    /// Takes tokens for many updates of a key, or of a project's producers; or returns how long to wait. A bucket never has
-    /// more than [`max_updates`](Self::max_updates).
+    /// Takes tokens for many updates of a key, or of a project's producers; or returns how long to wait. A bucket never
+    /// has more than [`max_updates`](Self::max_updates).
     pub(crate) fn take_updates(&self, key_or_project_id: ObjectId, count: NonZeroU32) -> Option<Duration> {
         self.updates.as_ref()?.take_many(key_or_project_id, count)
     }
@@ -74,7 +77,7 @@ impl RateLimits {
     }
 }
 
-/// A bucket per key, or per project for its producers.
+/// A bucket per key, per source, and per project for its producers.
 #[derive(Debug)]
 struct RateLimit<C: Clock = MonotonicClock> {
     name: &'static str,

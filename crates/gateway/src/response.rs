@@ -16,8 +16,8 @@ use crate::error::ApiError;
 
 pub(crate) type HandlerResult = Result<Response, ApiError>;
 
-/// After how many seconds a refused client should retry. What is in flight drains in well under a second; a broker or a
-/// full log takes longer than one retry to come back, and clients that hurry only add to the load.
+/// After how many seconds a refused client should retry. Commands in flight drain in well under a second. A broker or a
+/// full log takes longer than one retry to recover, and earlier retries would only add load.
 const RETRY_AFTER_SECONDS: u16 = 2;
 
 /// 200 with a JSON body.
@@ -25,7 +25,7 @@ pub(crate) fn ok(body: &impl Serialize) -> HandlerResult {
     json(StatusCode::OK, body)
 }
 
-/// 200 with a JSON body and the version of what is in it, for `If-Match`.
+/// 200 with a JSON body, and its version in `ETag`, for `If-Match`.
 pub(crate) fn versioned(version: i64, body: &impl Serialize) -> HandlerResult {
     let mut response = json(StatusCode::OK, body)?;
     if let Some(etag) = etag(version) {
@@ -50,7 +50,7 @@ fn json(status: StatusCode, body: &impl Serialize) -> HandlerResult {
     Ok(response)
 }
 
-/// The response that an error is.
+/// The response for an error.
 pub(crate) fn error(error: &ApiError, request_id: &str) -> Response {
     let status = error.status();
     let body = ErrorResponse {

@@ -53,8 +53,8 @@ impl Endpoint {
     }
 }
 
-/// What a handler does, without the handler's type: what follows is compiled once and not for each endpoint. The allocations
-/// cost less than a tenth of a microsecond per request.
+/// A call of a handler, without the handler's type: the code that uses it is compiled once and not for each endpoint.
+/// The allocations cost less than a tenth of a microsecond per request.
 type Responding = BoxFuture<'static, HandlerResult>;
 type Respond = Box<dyn FnOnce(Request) -> Responding + Send>;
 type KeyedHandler = Arc<dyn Fn(Arc<App>, Arc<ApiKey>, Request) -> Responding + Send + Sync>;
@@ -80,9 +80,9 @@ fn keyed(method: MethodFilter, endpoint: Endpoint, handler: KeyedHandler) -> Met
     })
 }
 
-/// Responds to a request that has a valid key and is within the limits.
+/// Checks the key and the rate limit of a request, and calls its handler.
 async fn respond(app: Arc<App>, endpoint: Endpoint, handler: KeyedHandler, request: Request) -> HandlerResult {
-    // First, so that a request without a valid key costs a hash and a look into a map.
+    // First, so that a request without a valid key costs only a hash and a map lookup.
     let key = app.authorize(request.headers(), endpoint.scope)?;
     let status = app.rates.take(endpoint.rate, key.key_id);
     let mut response = match status.as_ref().and_then(RateLimitStatus::retry_after) {
@@ -96,7 +96,8 @@ async fn respond(app: Arc<App>, endpoint: Endpoint, handler: KeyedHandler, reque
     Ok(response)
 }
 
-/// Answers a read within its project's budget. A stream is as long as the events, which are charged with the updates.
+/// Serves a read within its project's budget. Streams of events are not charged here: events are charged with their
+/// updates.
 async fn read(app: Arc<App>, key: Arc<ApiKey>, request: Request, handler: KeyedHandler) -> HandlerResult {
     let budget = &app.read_budget;
     let project_id = key.project_id;
@@ -129,12 +130,12 @@ pub(crate) fn document(respond: impl Fn() -> Response + Clone + Send + Sync + 's
     })
 }
 
-/// What responds at once.
+/// Responds with a result that is known already.
 fn answer(result: HandlerResult) -> Respond {
     Box::new(|_| Box::pin(ready(result)))
 }
 
-/// Adds the errors of paths and methods that there are not.
+/// Adds the errors for unknown paths and methods.
 pub(crate) fn with_fallbacks(router: Router<Arc<App>>, app: Arc<App>) -> Router {
     router
         .method_not_allowed_fallback(async |State(app): State<Arc<App>>, request: Request| {
@@ -146,8 +147,8 @@ pub(crate) fn with_fallbacks(router: Router<Arc<App>>, app: Arc<App>) -> Router 
         .with_state(app)
 }
 
-/// Gives a response its request id and an error its body, also if a handler panicked. Not a layer of the router, which
-/// would box and move every request and response twice more.
+/// Adds the request id to a response, and the body to an error, even if the handler panicked. Not a layer of the
+/// router: a layer would box and move every request and response two more times.
 async fn finish(app: &App, request: Request, respond: Respond) -> Response {
     let request_id = request_id(request.headers());
     let path = request.extensions().get::<MatchedPath>().map(|path| path.as_str().trim_end_matches('/'));
@@ -174,7 +175,7 @@ async fn finish(app: &App, request: Request, respond: Respond) -> Response {
         tracing::error!("the request failed");
     }
     timer.stop(response.status());
-    // Responses belong to one key, and are what their content type says.
+    // A response belongs to one key, and browsers must not guess its content type.
     let headers = response.headers_mut();
     headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
@@ -185,7 +186,7 @@ async fn finish(app: &App, request: Request, respond: Respond) -> Response {
     response
 }
 
-/// A header that is given twice, of those where a proxy and the gateway could each follow another one.
+/// A repeated `Host` or `Authorization` header: a proxy and the gateway could each use a different one.
 fn repeated_header(headers: &HeaderMap) -> Option<&'static str> {
     let is_repeated = |name: &HeaderName| headers.get_all(name).iter().nth(1).is_some();
     [(HOST, "Host"), (AUTHORIZATION, "Authorization")]
@@ -194,7 +195,7 @@ fn repeated_header(headers: &HeaderMap) -> Option<&'static str> {
         .map(|(_, text)| text)
 }
 
-/// The client's own id of its request if it is sane, else a new one.
+/// The client's id for its request if that is sane, else a new id.
 fn request_id(headers: &HeaderMap) -> String {
     let is_sane = |id: &&str| {
         (1..=128).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))

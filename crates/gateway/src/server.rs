@@ -1,4 +1,4 @@
-//! 1 Accept: the gateway's life: start, connection to NATS, shutdown.
+//! 1 Accept: the gateway's lifecycle: start, connection to NATS, shutdown.
 
 use std::{
     sync::Arc,
@@ -35,8 +35,9 @@ use crate::{
     tls::Certificate,
 };
 
-/// How long requests in progress may take to finish once the gateway stops. As long as one waits for the log's leader. Together
-/// with the wait for the last acks shorter than the drain deadline, so that a slow client cannot spoil a shutdown.
+/// How long requests in progress may take to finish once the gateway stops. Equals the longest wait for the log's
+/// leader. Together with the wait for the last acks it is shorter than [`DRAIN_DEADLINE`], so that a slow client does
+/// not make the shutdown fail.
 const REQUEST_DRAIN: Duration = LEADER_PATIENCE;
 
 /// How long responses ask clients to close their connections before idle connections are closed. Longer catches clients
@@ -77,7 +78,7 @@ async fn run_until(shutdown: CancellationToken, listener: TcpListener, config: C
     let paths = ENDPOINTS.iter().map(|endpoint| endpoint.path).chain([INGEST]);
     let app = Arc::new(App::new(&config, BucketCache::default(), Metrics::new(&mut registry, paths), traces.clone()));
     let mut tasks = Tasks::new(shutdown.clone());
-    // No task of the gateway waits for anything without a deadline of its own request.
+    // There are no liveness checks: every wait of the gateway belongs to a request with a deadline.
     let health = health::serve(health_listener, readiness.clone(), Liveness::default(), registry, shutdown.clone());
     tasks.spawn_background("health", health);
     tasks.spawn("api keys", follow_keys(app.clone(), config.clone(), readiness.clone(), shutdown.clone()));
@@ -117,7 +118,8 @@ async fn run_until(shutdown: CancellationToken, listener: TcpListener, config: C
     ended
 }
 
-/// Connects, then watches the API keys, the sources of call reports, and the work of projects. Requests before that get 503.
+/// Connects, then watches the API keys, the sources of call reports, and the work of projects. Requests before that get
+/// 503.
 async fn follow_keys(
     app: Arc<App>,
     config: Config,
@@ -138,7 +140,7 @@ async fn follow_keys(
         broker = connect => broker?,
         () = shutdown.cancelled() => return Ok(()),
     };
-    // Without it, only the reports of voice platforms are refused: the gateway is ready.
+    // Not a part of the gateway's readiness: without the sources, only reports of voice platforms are refused.
     let sources = app.sources.follow(&broker.js, PROCESSES, Readiness::default(), shutdown.clone());
     tokio::select! {
         followed = app.keys.follow(&broker.js, API_KEYS, readiness, shutdown) => followed,
@@ -172,7 +174,7 @@ async fn write_key_uses(app: Arc<App>, shutdown: CancellationToken) -> anyhow::R
     }
 }
 
-/// Removes full buckets of the rate limits until shutdown.
+/// Removes full buckets of the rate limits, and idle accounts of the budgets, until shutdown.
 async fn evict_idle(app: Arc<App>, shutdown: CancellationToken) -> anyhow::Result<()> {
     while shutdown.run_until_cancelled(tokio::time::sleep(EVICTION_INTERVAL)).await.is_some() {
         app.rates.evict_idle();

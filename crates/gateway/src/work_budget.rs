@@ -1,11 +1,12 @@
-//! 1 Accept: a budget of work per project: the bytes that lead-state and webhook-notifier read, merge, store and send for its
-//! updates. A rate of requests cannot bound them: an update of 60 bytes to a lead of 1 MB moves some MB.
+//! 1 Accept: a budget of work per project: the bytes that lead-state and webhook-notifier read, merge, store and send
+//! for its updates. A rate of requests cannot bound them: an update of 60 bytes to a lead of 1 MB moves several MB.
 //!
-//! An update is charged when it is admitted, by what the project's updates cost lately. lead-state reports the work of each
-//! batch ([`contract::work`]), which corrects the charge. Every gateway receives all reports, so the budget holds for all
-//! gateways together.
+//! An update is charged when it is admitted, with the recent cost of the project's updates. lead-state reports the work
+//! of each batch ([`contract::work`]), which corrects the charge. Every gateway receives all reports, so the budget
+//! holds for all gateways together.
 //!
-//! Reads have a budget of their own at each gateway, so that a client learns the outcome of the updates that spent theirs.
+//! Reads have a separate budget at each gateway, so that a client can read the outcomes of updates that used up the
+//! first budget.
 
 use std::{
     collections::HashMap,
@@ -20,9 +21,10 @@ use contract::{
 
 /// How much work may be saved up. Longer allows larger bursts, which delay other projects.
 const WINDOW: Duration = Duration::from_secs(1);
-/// How many updates of unknown cost a project may send at first. More start faster, and may be expensive.
+/// How many updates of unknown cost a project may send at first. More let a project start faster, but may be expensive.
 const UNKNOWN_UPDATES: f64 = 64.0;
-/// What remains of a high cost with each report of a lower one. A project that mixes them is estimated by its expensive ones.
+/// The factor by which the estimated cost falls with each report of a lower cost. So the estimate for a project with
+/// cheap and expensive updates follows the expensive ones.
 const DECAY: f64 = 0.9;
 /// How long an idle project is remembered.
 const REMEMBERED: Duration = Duration::from_secs(600);
@@ -34,15 +36,15 @@ pub(crate) struct WorkBudget {
     accounts: Mutex<HashMap<ObjectId, Account>>,
 }
 
-/// What a project may spend.
+/// The budget of a project.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Account {
     /// The bytes left. Negative after work that cost more than was left.
     bytes: f64,
     at: Instant,
-    /// What an update cost lately.
+    /// The recent cost of an update.
     cost: Option<f64>,
-    /// What was charged by estimate and is not reported yet.
+    /// The bytes that were charged by estimate and are not reported yet.
     estimated: f64,
 }
 
@@ -51,7 +53,7 @@ impl Account {
         Self { bytes: rate * WINDOW.as_secs_f64(), at: now, cost: None, estimated: 0.0 }
     }
 
-    /// Adds what was earned since the last time; the bytes left.
+    /// Adds the bytes that were earned since the last call. Returns the bytes left.
     fn earn(&mut self, rate: f64, now: Instant) -> f64 {
         let earned = rate * now.saturating_duration_since(self.at).as_secs_f64();
         self.bytes = (self.bytes + earned).min(rate * WINDOW.as_secs_f64());
@@ -64,7 +66,7 @@ impl Account {
         self.cost.unwrap_or(rate * WINDOW.as_secs_f64() / UNKNOWN_UPDATES).max(1.0)
     }
 
-    /// What updates are charged at once: at most a whole budget, because the estimate may be wrong.
+    /// The charge for updates that are admitted together: at most a whole budget, because the estimate may be wrong.
     fn estimate(&self, rate: f64, updates: usize) -> f64 {
         (self.cost(rate) * updates as f64).min(rate * WINDOW.as_secs_f64())
     }
@@ -76,14 +78,14 @@ impl Account {
         self.estimated += estimate;
     }
 
-    /// Takes back an estimate, as far as it was charged here.
+    /// Takes back an estimate, at most the bytes that were charged here.
     fn release(&mut self, estimate: f64) {
         let estimate = estimate.min(self.estimated);
         self.estimated -= estimate;
         self.bytes += estimate;
     }
 
-    /// Replaces estimates by what updates have cost.
+    /// Replaces estimates by the reported cost of updates.
     fn correct(&mut self, rate: f64, work: Work, now: Instant) {
         self.earn(rate, now);
         // Other gateways' updates were not charged here.
@@ -95,13 +97,13 @@ impl Account {
 }
 
 impl WorkBudget {
-    /// At most so many bytes per second and project; 0 is no limit.
+    /// Each project may spend this many bytes per second; 0 means no limit.
     pub(crate) fn new(bytes_per_second: u64) -> Self {
         Self { rate: (bytes_per_second > 0).then_some(bytes_per_second as f64), accounts: Mutex::default() }
     }
 
-    /// Admits updates of a project and charges them by estimate; or returns how long to wait. One update may cost more than is
-    /// left: the next one then waits.
+    /// Admits updates of a project and charges them by estimate; or returns how long to wait. One update may cost more
+    /// than is left: the next one then waits.
     pub(crate) fn admit(&self, project_id: ObjectId, updates: usize, now: Instant) -> Result<(), Duration> {
         self.with(project_id, now, Ok(()), |rate, account| {
             let left = account.earn(rate, now);
@@ -129,7 +131,7 @@ impl WorkBudget {
         self.admit(project_id, 0, now)
     }
 
-    /// Charges what was done for a project.
+    /// Charges work that was done for a project.
     pub(crate) fn spend(&self, project_id: ObjectId, bytes: u64, now: Instant) {
         self.with(project_id, now, (), |rate, account| {
             account.earn(rate, now);
@@ -140,12 +142,12 @@ impl WorkBudget {
     /// How many updates the project can afford now; at least one.
     pub(crate) fn affordable(&self, project_id: ObjectId, now: Instant) -> usize {
         self.with(project_id, now, usize::MAX, |rate, account| {
-            // A float beyond the range becomes the nearest integer.
+            // The cast saturates.
             ((account.earn(rate, now) / account.cost(rate)) as usize).max(1)
         })
     }
 
-    /// Charges what lead-state reports.
+    /// Charges the work that lead-state reports.
     pub(crate) fn correct(&self, report: &WorkReport, now: Instant) {
         for (project_id, work) in &report.projects {
             self.with(*project_id, now, (), |rate, account| account.correct(rate, *work, now));

@@ -39,7 +39,8 @@ pub struct CallStartedRequest {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "schema", schemars(length(min = 1, max = 1024)))]
     pub call_id: Option<String>,
-    /// After how many seconds a call without an end counts as ended; by default the process's `callTimeoutSeconds`.
+    /// The number of seconds after which a call counts as ended if no end is reported; by default the process's
+    /// `callTimeoutSeconds`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timeout_seconds: Option<u32>,
 }
@@ -70,12 +71,12 @@ pub struct CallEndedRequest {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "schema", schemars(length(min = 1, max = 1024)))]
     pub call_id: Option<String>,
-    /// The state to move the lead to, by the rules of an update. If they refuse it, the call ends all the same, and the
-    /// event has a warning.
+    /// The state to move the lead to, by the rules of an update. If these rules reject the state, the call still ends,
+    /// and the event has a warning.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "schema", schemars(length(min = 1, max = 1024)))]
     pub to_state: Option<String>,
-    /// What is known of the call, at most 240 KiB. It becomes an activity of the lead.
+    /// The result of the call, at most 240 KiB. It becomes an activity of the lead.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub result: Option<CallResult>,
 }
@@ -89,7 +90,7 @@ pub struct EventIgnored {
     pub success: bool,
     /// For people.
     pub message: Cow<'static, str>,
-    /// The event, in the platform's words.
+    /// The platform's name of the event.
     pub event: String,
 }
 
@@ -105,7 +106,7 @@ impl EventIgnored {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct CallActivity {
-    /// The activity: the id of the end of its call.
+    /// The id of the activity: the `updateId` of the call's end.
     pub activity_id: ObjectId,
     /// Always `call`.
     #[serde(rename = "type")]
@@ -125,16 +126,16 @@ pub struct CallActivity {
     pub to_state: Option<String>,
     /// The lead's version after; null if its state was not decided.
     pub version: Option<i64>,
-    /// What was reported of the call.
+    /// The reported result of the call.
     pub result: CallResult,
-    /// What was ignored.
+    /// Warnings about ignored fields.
     pub warnings: Vec<String>,
     /// When it was recorded.
     pub timestamp: Option<DateTime>,
 }
 
 impl CallActivity {
-    /// The activity of a decided call event; none if the event brought no result.
+    /// The activity of a call that ended. None for other updates, for a failed end, and for an end without a result.
     pub fn of(update: rpc::Update) -> Option<Self> {
         let is_ended = update.kind == OutcomeKind::CallEnded && update.status == UpdateStatus::Succeeded;
         let ended: CallEnded = serde_json::from_str(update.command.filter(|_| is_ended)?.get()).ok()?;
@@ -170,7 +171,7 @@ pub struct Call {
     pub call_id: Option<String>,
     /// When its start was accepted.
     pub started_at: DateTime,
-    /// When it counts as ended without an end.
+    /// When the call counts as ended if no end is reported.
     pub expires_at: DateTime,
 }
 

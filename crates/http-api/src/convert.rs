@@ -1,4 +1,4 @@
-//! How responses are made of the replies of services, and read again by clients.
+//! Converts the services' replies to responses of the HTTP API, and deserializes these responses for clients.
 
 use contract::Timestamp;
 use serde::{
@@ -9,7 +9,8 @@ use serde_json::value::RawValue;
 
 use crate::time::DateTime;
 
-/// Makes a response of a service's reply: fields of the same name move over, those after `with` are computed.
+/// Implements `From` for a response and a service's reply: fields of the same name are converted, the fields after
+/// `with` are computed.
 macro_rules! response_from {
     ($reply:ident: $Reply:ty => $Response:ty {
         $($field:ident),* $(,)?
@@ -23,7 +24,7 @@ macro_rules! response_from {
 }
 pub(crate) use response_from;
 
-/// How a field of a reply becomes the field of the same name of a response.
+/// Converts a field of a reply to the type of the response's field.
 pub(crate) trait Convert<T> {
     fn convert(self) -> T;
 }
@@ -46,8 +47,8 @@ impl Convert<Option<DateTime>> for Option<Timestamp> {
     }
 }
 
-/// Reads an object whose members belong to two types. `#[serde(flatten)]` cannot: it buffers values, and a buffered
-/// [`JsonObject`](contract::JsonObject) is no raw JSON any more.
+/// Deserializes one JSON object as two types. `#[serde(flatten)]` cannot be used: it buffers values, and a
+/// [`JsonObject`](contract::JsonObject) needs the raw JSON.
 pub(crate) fn read_both<'de, D, A, B>(deserializer: D) -> Result<(A, B), D::Error>
 where
     D: Deserializer<'de>,

@@ -1,4 +1,4 @@
-//! Deliveries: listed, read, repeated.
+//! Deliveries: lists, details, failures, recovery and backfill.
 
 use contract::{
     ObjectId,
@@ -20,16 +20,16 @@ pub struct ListedDelivery {
     pub update_id: ObjectId,
     /// The callback.
     pub callback_id: ObjectId,
-    /// What it reports; the outcome of an update if absent.
+    /// The kind of the event; absent for the outcome of an update.
     #[serde(default, skip_serializing_if = "DeliveryKind::is_update")]
     pub kind: DeliveryKind,
     /// The callback's process; null for the project's fallback callbacks.
     pub process_id: Option<ObjectId>,
-    /// `pending`, `delivered`, or `exhausted`: given up.
+    /// `pending`, `delivered`, or `exhausted`: ended without success.
     pub status: DeliveryStatus,
     /// The number of attempts so far.
     pub attempts: u32,
-    /// When it is attempted next.
+    /// When the next attempt is due.
     pub next_attempt_at: Option<DateTime>,
     /// When it was recorded.
     pub created_at: DateTime,
@@ -37,7 +37,7 @@ pub struct ListedDelivery {
     pub updated_at: DateTime,
     /// The status of the response to the last attempt, if there was one.
     pub status_code: Option<u16>,
-    /// What went wrong in the last attempt.
+    /// The error of the last attempt.
     pub error: Option<String>,
 }
 
@@ -81,7 +81,7 @@ pub struct CallbackFailuresResponse {
     pub success: bool,
     /// The failures.
     pub data: CallbackFailures,
-    /// What the request contained and was ignored.
+    /// Warnings about ignored parts of the request.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
 }
@@ -91,10 +91,10 @@ pub struct CallbackFailuresResponse {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct CallbackFailures {
-    /// The groups, those with most deliveries first; at most 100.
+    /// The groups, the largest first; at most 100.
     pub groups: Vec<FailureGroup>,
-    /// Whether every failed delivery is counted. At most 500 pending and 500 exhausted ones are read, and at most 50 000
-    /// exhausted ones of the project are searched.
+    /// Whether every failed delivery is counted. At most 500 pending and 500 exhausted ones are read, and at most 50
+    /// 000 exhausted ones of the project are searched.
     pub complete: bool,
 }
 
@@ -105,7 +105,7 @@ pub struct CallbackFailures {
 pub struct FailureGroup {
     /// The status of the response to the last attempt, if there was one.
     pub status_code: Option<u16>,
-    /// What went wrong in the last attempt, or why the delivery was given up.
+    /// The error of the last attempt, or the reason why the delivery is exhausted.
     pub error: Option<String>,
     /// How many of the deliveries are pending: they are attempted again.
     pub pending: i64,
@@ -144,11 +144,11 @@ pub struct RecoverRequest {
     /// Only to this callback.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub callback_id: Option<ObjectId>,
-    /// How many become due in a second; 10 by default.
+    /// How many deliveries become due per second; 10 by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "schema", schemars(range(min = 1, max = 1000)))]
     pub per_second: Option<u32>,
-    /// Only count them.
+    /// Only count the deliveries.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dry_run: Option<bool>,
     /// `next` of the previous response.
@@ -163,11 +163,11 @@ pub struct RecoverRequest {
 pub struct BackfillRequest {
     /// Only events of updates made at this time or later.
     pub since: DateTime,
-    /// How many become due in a second; 10 by default.
+    /// How many deliveries become due per second; 10 by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "schema", schemars(range(min = 1, max = 1000)))]
     pub per_second: Option<u32>,
-    /// Only count them.
+    /// Only count the deliveries.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dry_run: Option<bool>,
     /// `next` of the previous response.
@@ -180,18 +180,18 @@ pub struct BackfillRequest {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct RecoverResult {
-    /// How many deliveries this request makes (again), or would.
+    /// How many deliveries this request makes or repeats; in a dry run, how many it would.
     pub deliveries: u64,
-    /// Whether they were only counted.
+    /// Whether the deliveries were only counted.
     pub dry_run: bool,
-    /// When the last of them is due.
+    /// When the last of the deliveries is due.
     pub until: Option<DateTime>,
-    /// There are more: send the request again with this as `cursor`.
+    /// If not null, there are more deliveries: repeat the request with this value as `cursor`.
     pub next: Option<Cursor>,
 }
 
 impl RecoverResult {
-    /// The response to a recovery that was done, or only counted.
+    /// The response to a recovery or backfill, or to a dry run of one.
     pub fn new(recovered: rpc::RecoveredDeliveries, dry_run: bool) -> Self {
         let rpc::RecoveredDeliveries { deliveries, until, next } = recovered;
         Self { deliveries, dry_run, until: until.map(DateTime), next }

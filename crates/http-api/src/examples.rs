@@ -16,14 +16,15 @@ pub(crate) fn parse<T: DeserializeOwned>(text: &str) -> T {
     serde_json::from_str(text).unwrap_or_else(|e| panic!("the example {text} of {}: {e}", std::any::type_name::<T>()))
 }
 
-/// Of what was removed.
+/// `data` is null in the response to a removal.
 impl<T> Example for Option<T> {
     fn example() -> Self {
         None
     }
 }
 
-/// Gives a type its [`Example`], from JSON as it is on the wire; a test in a module of this name holds them together.
+/// Implements [`Example`] for a type by parsing JSON. A test in the module `$name` asserts that the example serializes
+/// to the same JSON.
 macro_rules! example {
     ($name:ident: $Type:ty, $text:expr) => {
         impl $crate::examples::Example for $Type {

@@ -10,24 +10,24 @@ use serde::{Deserialize, Serialize};
 
 use crate::{convert::response_from, examples::example, time::DateTime};
 
-/// An API key of the project. Its text is not stored, and so not shown.
+/// An API key of the project. Its text is not stored, so it is not shown.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct ApiKey {
     /// The key's id, as `apiKeyId` in updates.
     pub key_id: ObjectId,
-    /// What the key is for.
+    /// The key's name.
     pub name: String,
-    /// What it may do.
+    /// The key's scopes.
     pub scopes: BTreeSet<Scope>,
     /// When it was created.
     pub created_at: DateTime,
-    /// From when on it is refused; null means never.
+    /// When the key expires; null means never.
     pub expires_at: Option<DateTime>,
     /// When it was revoked.
     pub revoked_at: Option<DateTime>,
-    /// The minute in which the last request with it was accepted; null if there was none within 400 days.
+    /// The minute of the last accepted request with the key; null if there was none within 400 days.
     pub last_used_at: Option<DateTime>,
 }
 

@@ -1,4 +1,4 @@
-//! Leads: created, read, listed.
+//! Leads: creation, lookup, lists and history.
 
 use contract::{
     JsonObject, ObjectId,
@@ -25,7 +25,7 @@ pub struct Lead {
     pub id: ObjectId,
     /// Its name.
     pub name: Option<String>,
-    /// Its phone number, masked where the request asks for that.
+    /// Its phone number, masked if the request has `masked=true`.
     pub phone: Option<String>,
     /// Its e-mail address, in lower case.
     pub email: Option<String>,
@@ -35,9 +35,9 @@ pub struct Lead {
     pub process_id: ObjectId,
     /// Its external id, unique in its process.
     pub reference_id: Option<String>,
-    /// The state of its process that it is in.
+    /// Its current state, one of the states of its process.
     pub current_state: String,
-    /// Everything else about it.
+    /// Further data about the lead.
     pub metadata: JsonObject,
     /// When it was created.
     pub created_at: DateTime,
@@ -49,14 +49,14 @@ response_from!(lead: rpc::Lead => Lead {
     name, phone, email, project_id, process_id, reference_id, metadata, created_at, updated_at,
 } with { id: lead.lead_id, current_state: lead.state });
 
-/// A lead with further fields beside its own.
+/// A lead with additional fields.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(rename = "{T}Lead"))]
 pub struct LeadWith<T> {
     /// The lead.
     #[serde(flatten)]
     pub lead: Lead,
-    /// The further fields.
+    /// The additional fields.
     #[serde(flatten)]
     pub more: T,
 }
@@ -73,23 +73,23 @@ pub type LeadDetails = LeadWith<Details>;
 /// An item of `GET /api/v1/leads`.
 pub type ListedLead = LeadWith<Versioned>;
 
-/// What a lead that is read alone shows beside its own fields.
+/// The additional fields of a single lead.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(rename = "Detailed"))]
 #[serde(rename_all = "camelCase")]
 pub struct Details {
-    /// The disposition stored with the state that last took one.
+    /// The last disposition that was stored.
     pub last_disposition: Option<String>,
     /// Its last updates and call events, the newest first.
     pub activities: Vec<Activity>,
 }
 
-/// What a lead in a list shows beside its own fields.
+/// The additional fields of a lead in a list.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(rename = "Listed"))]
 #[serde(rename_all = "camelCase")]
 pub struct Versioned {
-    /// The disposition stored with the state that last took one.
+    /// The last disposition that was stored.
     pub last_disposition: Option<String>,
     /// Its version, for `If-Match` and, in lines of bulk requests, `$expectedVersion`.
     pub version: i64,
@@ -167,9 +167,9 @@ pub struct HistoryEntry {
     pub version: Option<i64>,
     /// Who changed the lead, as the update said.
     pub user_id: Option<String>,
-    /// The API key it came under; null for internal producers.
+    /// The API key of the request; null for internal producers.
     pub api_key_id: Option<ObjectId>,
-    /// What it contained and was ignored.
+    /// Warnings about ignored fields.
     pub warnings: Vec<String>,
     /// When it was accepted.
     pub logged_at: DateTime,
@@ -187,11 +187,11 @@ response_from!(update: rpc::HistoryEntry => HistoryEntry {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct ListedUpdate {
-    /// The lead; of an unknown lead, the one that the update named.
+    /// The lead. If it is unknown, the id that the update gave.
     pub lead_id: Option<ObjectId>,
     /// The lead's process; null for an unknown lead.
     pub process_id: Option<ObjectId>,
-    /// The lead's external id; of an unknown lead, the one that the update named.
+    /// The lead's external id. If the lead is unknown, the id that the update gave.
     pub reference_id: Option<String>,
     /// The rest, as in the history of its lead.
     #[serde(flatten)]
@@ -239,12 +239,12 @@ pub struct NewLead {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "schema", schemars(length(max = 1024)))]
     pub group_id: Option<String>,
-    /// Everything else about it.
+    /// Further data about the lead.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metadata: Option<JsonObject>,
 }
 
-/// What becomes of a lead that the process has already, by its `referenceId`.
+/// What to do if the process already has a lead with this `referenceId`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
@@ -273,7 +273,7 @@ pub struct InitiateRequest {
     /// Accepted and ignored: Leadrelay makes no calls.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub init: Option<bool>,
-    /// What becomes of a lead that exists; `refuse` by default. The others need `lead.referenceId`.
+    /// What to do with a lead that exists; `refuse` by default. The other values need `lead.referenceId`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_existing: Option<OnExisting>,
 }
@@ -287,16 +287,17 @@ pub struct InitiateResponse {
     /// The lead.
     #[serde(flatten)]
     pub lead: Lead,
-    /// Whether `onExisting` found the lead.
+    /// Whether the lead existed, so that `onExisting` applied.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub existing: bool,
     /// The update of an existing lead, for `GET /api/v1/updates/{updateId}`.
     #[serde(rename = "updateId", skip_serializing_if = "Option::is_none")]
     pub update_id: Option<ObjectId>,
-    /// Its outcome; only with `Prefer: wait`, and if it came in time. `data` and the lead are as after it.
+    /// The outcome of the update; only with `Prefer: wait`, and if it arrived in time. Its `data` and the lead are
+    /// those after the update.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub outcome: Option<Outcome>,
-    /// What the request contained and was ignored.
+    /// Warnings about ignored parts of the request.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
 }
@@ -333,7 +334,7 @@ pub struct BulkInitiateRequest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "schema", schemars(length(min = 1, max = 1000)))]
     pub lead_ids: Option<Vec<ObjectId>>,
-    /// What becomes of leads that exist; `refuse` by default.
+    /// What to do with leads that exist; `refuse` by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_existing: Option<OnExisting>,
 }
@@ -341,12 +342,12 @@ pub struct BulkInitiateRequest {
 /// A lead of the response of `POST /api/v1/leads/bulk/initiate`.
 pub type InitiatedLead = LeadWith<Upserted>;
 
-/// What a lead of a bulk request shows beside its own fields.
+/// The additional fields of a lead of a bulk request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(rename = "Initiated"))]
 #[serde(rename_all = "camelCase")]
 pub struct Upserted {
-    /// Whether `onExisting` found the lead.
+    /// Whether the lead existed, so that `onExisting` applied.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub existing: bool,
     /// The update of an existing lead, for `GET /api/v1/updates/{updateId}`.
@@ -358,11 +359,12 @@ pub struct Upserted {
 #[derive(Debug, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct BulkInitiateResponse {
-    /// The leads that were created or found, in the order of the request; one that is updated as it was before.
+    /// The leads that were created or found, in the order of the request. A lead that is updated is shown as it was
+    /// before.
     pub success: Vec<InitiatedLead>,
-    /// The others, in the order of the request.
+    /// The leads that were neither created nor found, in the order of the request.
     pub errors: Vec<RefusedLead>,
-    /// What the request contained and was ignored.
+    /// Warnings about ignored parts of the request.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
 }
@@ -372,7 +374,7 @@ pub struct BulkInitiateResponse {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct RefusedLead {
-    /// The lead or the id, as the request had it.
+    /// The lead or the id, as in the request.
     #[cfg_attr(feature = "schema", schemars(with = "serde_json::Value"))]
     pub data: Box<RawValue>,
     /// Its external id, if it has one.

@@ -1,5 +1,6 @@
-//! Processes and their callbacks: configured, read, tested. What configures them is
-//! [`ProcessSpec`](contract::process::ProcessSpec) and [`CallbackSpec`](contract::process::CallbackSpec).
+//! Processes, callbacks and sources in responses. Requests configure them with
+//! [`ProcessSpec`](contract::process::ProcessSpec), [`CallbackSpec`](contract::process::CallbackSpec) and
+//! [`SourceSpec`](contract::process::SourceSpec).
 
 use contract::{
     ObjectId,
@@ -27,7 +28,7 @@ pub struct ConfiguredProcess {
     pub version: i64,
     /// Its name, unique in its project.
     pub name: String,
-    /// How its leads move and change.
+    /// The rules by which its leads change.
     #[serde(flatten)]
     pub rules: Rules,
     /// The callbacks that its updates are delivered to.
@@ -54,7 +55,7 @@ pub struct ConfiguredSource {
     /// The source.
     #[serde(flatten)]
     pub source: Source,
-    /// Where the platform's webhooks are sent to, behind the address of the gateway.
+    /// The path for the platform's webhooks, at the address of the gateway.
     pub ingest_path: String,
 }
 
@@ -87,7 +88,7 @@ pub struct CallbackResponse {
     pub success: bool,
     /// The callback.
     pub data: CallbackWithHealth,
-    /// What could not be read.
+    /// Warnings about data that could not be read.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
 }
@@ -113,20 +114,20 @@ pub struct CallbackHealth {
     pub state: CallbackState,
     /// Since when all attempts failed.
     pub failing_since: Option<DateTime>,
-    /// Since when it is disabled. Null for a moment, until that is recorded.
+    /// Since when it is disabled. Null until the disabling is recorded.
     pub disabled_since: Option<DateTime>,
     /// Why it is disabled.
     pub reason: Option<String>,
     /// How many of its deliveries are pending; at most 1000 are counted, those that are due first.
     pub pending: u32,
-    /// When the oldest of them was recorded.
+    /// When the oldest pending delivery was recorded.
     pub oldest_pending_at: Option<DateTime>,
-    /// Why the latest attempt of one of them failed.
+    /// The error of the latest attempt of a pending delivery.
     pub last_error: Option<String>,
 }
 
 impl CallbackHealth {
-    /// The health of a callback; None without its details.
+    /// The health of a callback. None if the status has no details.
     pub fn of(status: rpc::CallbackStatus) -> Option<Self> {
         let rpc::CallbackDetails { disabled_since, pending, oldest_pending_at, last_error } = status.details?;
         Some(Self {
@@ -169,7 +170,7 @@ pub struct ChangeResponse<T> {
     pub changed: bool,
     /// What changed, a line each, for people.
     pub changes: Vec<String>,
-    /// What was accepted and will cause trouble.
+    /// Warnings about accepted settings that will cause problems.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
 }
@@ -185,7 +186,7 @@ pub struct RotateSecretRequest {
     pub overlap_seconds: Option<u32>,
 }
 
-/// How the test of a callback went.
+/// The result of testing a callback.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
@@ -200,7 +201,7 @@ pub struct TestResult {
     pub duration_ms: u32,
     /// The status of the endpoint's response, if there was one.
     pub status_code: Option<u16>,
-    /// What went wrong; null when it was delivered.
+    /// The error; null if the ping was delivered.
     pub error: Option<String>,
     /// The first bytes of the response's body.
     pub response: Option<String>,

@@ -1,25 +1,25 @@
-//! What responses have in common.
+//! The shapes that responses share: one value, a page of a list, and an error.
 
 use contract::rpc::Cursor;
 use serde::{Deserialize, Serialize};
 
 use crate::examples::{Example, example};
 
-/// A response that is one thing.
+/// A response with one value.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(rename = "{T}Response"))]
 pub struct DataResponse<T> {
     /// Always true.
     pub success: bool,
-    /// What was asked for.
+    /// The requested value.
     pub data: T,
-    /// What the request contained and was ignored.
+    /// Warnings about ignored parts of the request.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
 }
 
 impl<T> DataResponse<T> {
-    /// A response with this in it.
+    /// A successful response without warnings.
     pub fn new(data: T) -> Self {
         Self { success: true, data, warnings: Vec::new() }
     }
@@ -31,11 +31,11 @@ impl<T> DataResponse<T> {
 pub struct ListResponse<T> {
     /// Always true.
     pub success: bool,
-    /// The items of this page: maybe fewer than `limit`, even none, although more follow.
+    /// The items of this page. A page may have fewer items than `limit`, or none, even if more pages follow.
     pub data: Vec<T>,
     /// The `cursor` of the next page; null at the end.
     pub next: Option<Cursor>,
-    /// What the request contained and was ignored.
+    /// Warnings about ignored parts of the request.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
 }
@@ -57,9 +57,9 @@ pub struct ErrorResponse {
     pub success: bool,
     /// What is wrong and what to do, in one sentence, for people.
     pub error: String,
-    /// Stable, for programs.
+    /// A stable code, for programs.
     pub code: String,
-    /// As in `X-Request-Id`, and in the gateway's log.
+    /// The id of the request, as in `X-Request-Id` and in the gateway's log.
     pub request_id: String,
 }
 

@@ -17,7 +17,7 @@ pub struct StatisticsResponse {
     pub success: bool,
     /// The counts.
     pub data: Statistics,
-    /// What the request contained and was ignored; and whether deliveries are missing.
+    /// Warnings about ignored parts of the request and about missing deliveries.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
 }
@@ -27,17 +27,17 @@ pub struct StatisticsResponse {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Statistics {
-    /// The begin of the first step.
+    /// The start of the first step.
     pub from: DateTime,
     /// The end of the last step.
     pub to: DateTime,
     /// The length of a step.
     pub step: StatisticsStep,
-    /// What the counts are divided by.
+    /// What the counts are grouped by.
     pub by: Option<StatisticsGroup>,
     /// Updates and call events, by when they were accepted. Those that are not decided yet are not counted.
     pub updates: Vec<UpdateCounts>,
-    /// Attempts by when they started, and exhausted deliveries by when they were given up; null if webhook-notifier did not
+    /// Attempts by when they started, and exhausted deliveries by when they ended; null if webhook-notifier did not
     /// answer.
     pub deliveries: Option<Vec<DeliveryCounts>>,
 }
@@ -47,9 +47,10 @@ pub struct Statistics {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct UpdateCounts {
-    /// The begin of the step.
+    /// The start of the step.
     pub at: DateTime,
-    /// What `by` names: `processId`, kind or error code; null without it, for successes by code, and for an unknown lead.
+    /// What `by` names: `processId`, kind or error code; null without it, for successes by code, and for an unknown
+    /// lead.
     pub group: Option<String>,
     /// How many succeeded.
     pub succeeded: i64,
@@ -64,17 +65,17 @@ response_from!(counts: rpc::UpdateCounts => UpdateCounts { at, group, succeeded,
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct DeliveryCounts {
-    /// The begin of the step.
+    /// The start of the step.
     pub at: DateTime,
     /// What `by` names: `processId`, kind or `callbackId`; null without it, and for the fallback process.
     pub group: Option<String>,
     /// How many attempts the endpoints accepted.
     pub delivered: i64,
-    /// How many of these within 100 ms.
+    /// How many of these took at most 100 ms.
     pub within_100ms: i64,
-    /// How many of these within a second.
+    /// How many of these took at most a second.
     pub within_1s: i64,
-    /// How many of these within ten seconds.
+    /// How many of these took at most ten seconds.
     pub within_10s: i64,
     /// How many attempts failed.
     pub failed: i64,
@@ -91,8 +92,8 @@ response_from!(counts: rpc::DeliveryCounts => DeliveryCounts {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct CallStatisticsRequest {
-    /// The begin, in milliseconds. A call counts when its result was accepted, which is the time in its `activityId`, to the
-    /// second.
+    /// The start, in milliseconds. A call counts when its result was accepted, which is the time in its `activityId`,
+    /// to the second.
     pub start: i64,
     /// The end, in milliseconds, not included; at most 32 days after `start`.
     pub end: i64,
@@ -106,8 +107,8 @@ pub struct CallStatisticsRequest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "schema", schemars(length(min = 1, max = 1024)))]
     pub group_id: Option<String>,
-    /// How many minutes local time is ahead of UTC, for the days of `interested.data`: 330 in India, -300 in New York in
-    /// winter. By default 0.
+    /// How many minutes local time is ahead of UTC, for the days of `interested.data`: 330 in India, -300 in New York
+    /// in winter. By default 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "schema", schemars(range(min = -840, max = 840)))]
     pub timezone_offset_minutes: Option<i32>,
@@ -116,22 +117,23 @@ pub struct CallStatisticsRequest {
     pub include_unique_leads: Option<bool>,
 }
 
-/// Counts of the calls that ended with a result: the activities. A call whose end was reported without one does not count.
+/// Counts of the calls that ended with a result: the activities. A call whose end was reported without one does not
+/// count.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct CallStatistics {
     /// Outgoing calls: all but the incoming ones.
     pub attempts: i64,
-    /// Calls that somebody took, outgoing or incoming: `connected` of their result is true.
+    /// Answered calls, outgoing or incoming: `connected` of their result is true.
     pub connected: i64,
     /// Incoming calls: `direction` of their result is `incoming`.
     pub incoming: i64,
-    /// Connected calls that brought a disposition or moved the lead to another state.
+    /// Connected calls that have a disposition or moved the lead to another state.
     pub meaningfully_handled: i64,
-    /// Calls that brought interest.
+    /// Calls that ended with an interested lead.
     pub interested: InterestedCalls,
-    /// The same by lead; null without `includeUniqueLeads`.
+    /// The same counts by lead; null without `includeUniqueLeads`.
     pub unique: Option<UniqueLeads>,
 }
 
@@ -140,13 +142,13 @@ pub struct CallStatistics {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct InterestedCalls {
-    /// How many there are.
+    /// The number of these calls.
     pub total: i64,
     /// By day, in order of time, without days that have none.
     pub data: Vec<InterestedDay>,
 }
 
-/// The calls of one day that brought interest.
+/// The calls of one day that ended with an interested lead.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
@@ -154,7 +156,7 @@ pub struct InterestedDay {
     /// The day, by `timezoneOffsetMinutes`.
     #[cfg_attr(feature = "schema", schemars(extend("format" = "date")))]
     pub date: String,
-    /// How many there are.
+    /// The number of these calls.
     pub count: i64,
 }
 
@@ -171,7 +173,7 @@ pub struct UniqueLeads {
     pub incoming: i64,
     /// Leads with a call that was handled meaningfully.
     pub meaningfully_handled: i64,
-    /// Leads with a call that brought interest.
+    /// Leads with a call that ended with an interested lead.
     pub interested: i64,
 }
 

@@ -1,4 +1,4 @@
-//! The bytes of responses, as clients see them.
+//! The JSON of responses.
 
 use contract::{
     JsonObject, ObjectId, Timestamp,
@@ -14,7 +14,7 @@ use crate::*;
 const PROJECT: ObjectId = ObjectId::from_bytes([0x11; 12]);
 const AT: Timestamp = Timestamp::from_millis(1_768_193_759_048);
 
-/// The JSON of a response, which clients read as the same response.
+/// The JSON of a response. Asserts that it deserializes to the same response.
 fn json<T: Serialize + DeserializeOwned>(response: &T) -> String {
     let text = serde_json::to_string(response).unwrap();
     assert_eq!(serde_json::to_string(&serde_json::from_str::<T>(&text).unwrap()).unwrap(), text);

@@ -18,8 +18,9 @@ use crate::{
 
 /// The body of `POST /api/v1/leads/update`.
 ///
-/// At least one of `metadata` (with a member), `name` and `targetState` is required. Where `metadata` is absent or null,
-/// every field that is not named here is merged into the lead's metadata. Null and the empty text count as absent.
+/// At least one of `metadata` (with a member), `name` and `targetState` is required. Where `metadata` is absent or
+/// null, every field that is not named here is merged into the lead's metadata. Null and the empty text count as
+/// absent.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[cfg_attr(
@@ -62,20 +63,20 @@ pub struct UpdateRequest {
     pub metadata: Option<JsonObject>,
 }
 
-/// A line of `POST /api/v1/leads/update/bulk`: an update, and what is said beside the body of a single one. Other names that
-/// begin with `$` are rejected.
+/// A line of `POST /api/v1/leads/update/bulk`: an update, and the conditions that a single update has outside of its
+/// body. Other names that begin with `$` are rejected.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct BulkUpdateLine {
     /// The update.
     #[serde(flatten)]
     pub update: UpdateRequest,
-    /// What the lead must be like.
+    /// What the update expects of its lead.
     #[serde(flatten)]
     pub expectations: LineExpectations,
 }
 
-/// What an update in a line of many expects of its lead.
+/// What an update in a bulk request expects of its lead.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default)]
@@ -95,7 +96,8 @@ impl<'de> Deserialize<'de> for BulkUpdateLine {
     }
 }
 
-/// The response of `POST /api/v1/leads/update`, `/calls/started` and `/calls/ended`: the update or call event is in the log.
+/// The response of `POST /api/v1/leads/update`, `/calls/started` and `/calls/ended`: the update or call event is in the
+/// log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
@@ -106,10 +108,10 @@ pub struct UpdateAccepted {
     pub message: Cow<'static, str>,
     /// The update, for `GET /api/v1/updates/{updateId}`.
     pub update_id: ObjectId,
-    /// What the request contained and was ignored.
+    /// Warnings about ignored parts of the request.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
-    /// The outcome, as webhooks report it; only with `Prefer: wait`, and if it came in time.
+    /// The outcome, as webhooks report it; only with `Prefer: wait`, and if it arrived in time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outcome: Option<Outcome>,
 }
@@ -185,7 +187,7 @@ pub struct DryRunResponse {
     pub dry_run: bool,
     /// What the update would do.
     pub outcome: DryRunOutcome,
-    /// What the request contained and would be ignored.
+    /// Warnings about parts of the request that would be ignored.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
 }
@@ -224,20 +226,20 @@ response_from!(event: CompletionEvent => DryRunOutcome {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct BulkUpdateResult {
-    /// The place of the update or call event in the request, from 1.
+    /// The position of the update or call event in the request, from 1.
     pub line: usize,
     /// Whether it is in the log.
     pub success: bool,
     /// The update, if it is in the log.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub update_id: Option<ObjectId>,
-    /// Why it is not, for people.
+    /// Why it is not in the log, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// Why it is not, for programs.
+    /// Why it is not in the log, for programs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code: Option<Cow<'static, str>>,
-    /// What the line contained and was ignored.
+    /// Warnings about ignored parts of the line.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
 }
@@ -250,7 +252,7 @@ pub struct TimelineResponse {
     pub success: bool,
     /// The timeline.
     pub data: UpdateTimeline,
-    /// What could not be read.
+    /// Warnings about data that could not be read.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
 }
@@ -270,7 +272,7 @@ pub struct UpdateTimeline {
     pub outcome: Option<Outcome>,
     /// Why it failed, for programs.
     pub error_code: Option<String>,
-    /// What it contained and was ignored.
+    /// Warnings about ignored fields.
     pub warnings: Vec<String>,
     /// The state before.
     pub from_state: Option<String>,
@@ -280,9 +282,9 @@ pub struct UpdateTimeline {
     pub version: Option<i64>,
     /// Who changed the lead, as the update said.
     pub user_id: Option<String>,
-    /// The API key it came under; null for internal producers.
+    /// The API key of the request; null for internal producers.
     pub api_key_id: Option<ObjectId>,
-    /// While it is queued during a call: when the call expires unless it ends before.
+    /// Present while it is queued during a call: when the call expires unless it ends earlier.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queued_until: Option<DateTime>,
     /// When it was accepted.
@@ -297,7 +299,7 @@ pub struct UpdateTimeline {
 }
 
 impl From<rpc::Update> for UpdateTimeline {
-    /// The timeline without its deliveries, which another service has.
+    /// The timeline without its deliveries, which webhook-notifier has.
     fn from(mut update: rpc::Update) -> Self {
         let outcome = Outcome::of(&mut update);
         Self {
@@ -322,7 +324,7 @@ impl From<rpc::Update> for UpdateTimeline {
 }
 
 impl Outcome {
-    /// The outcome of an update, moved out of it; none while it is pending.
+    /// Moves the outcome out of an update. None while the update is pending.
     pub fn of(update: &mut rpc::Update) -> Option<Self> {
         let timestamp = (update.status != UpdateStatus::Pending).then_some(update.applied_at)??;
         Some(Self {
@@ -343,7 +345,7 @@ impl Outcome {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Parked {
-    /// Since when.
+    /// Since when the webhooks wait.
     pub since: DateTime,
     /// Why the process cannot be read.
     pub reason: String,
@@ -351,19 +353,19 @@ pub struct Parked {
 
 response_from!(parked: rpc::ParkedUpdate => Parked { since, reason });
 
-/// An update on its way to one callback.
+/// The delivery of an update to one callback.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Delivery {
     /// The callback.
     pub callback_id: ObjectId,
-    /// What it reports; the outcome of an update if absent.
+    /// The kind of the event; absent for the outcome of an update.
     #[serde(default, skip_serializing_if = "DeliveryKind::is_update")]
     pub kind: DeliveryKind,
-    /// `pending`, `delivered`, or `exhausted`: given up.
+    /// `pending`, `delivered`, or `exhausted`: ended without success.
     pub status: DeliveryStatus,
-    /// When it is attempted next.
+    /// When the next attempt is due.
     pub next_attempt_at: Option<DateTime>,
     /// Its attempts, in order.
     pub attempts: Vec<Attempt>,
@@ -386,7 +388,7 @@ pub struct Attempt {
     pub duration_ms: u32,
     /// The status of the endpoint's response, if there was one.
     pub status_code: Option<u16>,
-    /// What went wrong; null when it succeeded.
+    /// The error; null if the attempt succeeded.
     pub error: Option<String>,
     /// The first bytes of the response's body, of attempts that failed.
     pub response: Option<String>,

@@ -24,17 +24,16 @@ use crate::{
     },
 };
 
-/// The pause between two rounds. During a longer one the log grows further beyond half of its limit before it is
-/// purged.
+/// The pause between two rounds. A longer one lets the log grow further beyond half of its limit before it is purged.
 const INTERVAL: Duration = Duration::from_secs(10);
 /// How often old months are dropped. Each attempt may delay a batch by a second while the ledger is being read.
 const DROP_INTERVAL: Duration = Duration::from_secs(60 * 60);
 /// How far ahead partitions are created.
 const PARTITIONS_AHEAD: Duration = Duration::from_secs(62 * 24 * 60 * 60);
-/// How far back, for ids that were generated long before their updates were logged.
+/// How far back partitions are created, for ids that were generated long before their updates were logged.
 const PARTITIONS_BACK: Duration = Duration::from_secs(31 * 24 * 60 * 60);
-/// How long expired calls are kept, by the time of the log: updates that are still to be applied may have been sent during
-/// them.
+/// How long expired calls are kept, in the time of the log. Updates that were logged during such a call may not be
+/// applied yet.
 const EXPIRED_CALLS_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Calls that expired before this time are deleted; none before the first entry of the log is applied.
@@ -60,7 +59,7 @@ pub(crate) struct Housekeeper {
 impl Housekeeper {
     /// Runs until it is dropped. A task that fails is retried in the next round.
     pub(crate) async fn run(self) -> anyhow::Result<()> {
-        // A bucket that was lost is filled again when a leader starts.
+        // Fills lost buckets again when a leader starts.
         let mut project_everything = true;
         let mut seal_clear = true;
         let mut dropped_at: Option<Instant> = None;
@@ -104,7 +103,7 @@ impl Housekeeper {
 
     async fn delete_expired_calls(&self) -> anyhow::Result<()> {
         let now = clock::now();
-        // Before the checkpoint: what is logged later has a later time.
+        // Read before the checkpoint, because entries that are logged later have a later time.
         let log_last = self.log.get_info().await?.state.last_sequence;
         let Some(checkpoint) = checkpoint::get(&self.pool, LEAD_COMMANDS).await? else { return Ok(()) };
         if let Some(before) = expired_calls_end(&checkpoint, log_last, now) {
@@ -134,7 +133,7 @@ impl Housekeeper {
 
     async fn purge_log(&self) -> anyhow::Result<()> {
         let Some(checkpoint) = checkpoint::get(&self.pool, LEAD_COMMANDS).await? else { return Ok(()) };
-        // Entries that are not announced stay, so that log and ledger hold the same updates as long as they are needed.
+        // Unannounced entries stay. While an older epoch is announced again, no entry of this log is announced.
         if checkpoint.announced.epoch < checkpoint.applied.epoch {
             return Ok(());
         }

@@ -1,6 +1,6 @@
 //! 3 Read in order, 6 Announce: measures how far applying and announcing lag behind the log.
 //!
-//! Every instance measures, standbys too: a leader that hangs would report that all is well. While Postgres is
+//! Every instance measures, including standbys, because a leader that hangs would report no lag. While Postgres is
 //! unavailable nothing is applied, so the last known checkpoint still holds, and the lag grows with the log.
 
 use std::{
@@ -31,11 +31,11 @@ use crate::{
 /// Longer intervals hide short waits, shorter ones cost requests.
 const INTERVAL: Duration = Duration::from_secs(5);
 
-/// The last values from Postgres.
+/// The values last read from Postgres.
 #[derive(Default)]
 struct Known {
     checkpoint: Option<Checkpoint>,
-    /// When the oldest update was applied that is not announced.
+    /// When the oldest unannounced update was applied.
     unannounced_since: Option<Timestamp>,
 }
 

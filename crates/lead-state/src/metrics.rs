@@ -9,7 +9,7 @@ use service_kit::metrics::{
 
 use crate::core::batch::LedgerRow;
 
-/// Only the leader counts; every instance measures the lag.
+/// Only the leader counts updates and batches; every instance measures the lag.
 #[derive(Debug, Clone)]
 pub(crate) struct Metrics {
     updates: Family<Label, Counter>,
@@ -78,7 +78,7 @@ impl Metrics {
             publishing: Publishing::new(r),
             lag: Lag::new(r),
         };
-        // A series that appears with its first event has no rate before it.
+        // Prometheus computes no rate before the first sample of a series, so all series exist from the start.
         for outcome in ["succeeded", "failed"] {
             drop(metrics.updates.get_or_create(&[("outcome", outcome)]));
         }

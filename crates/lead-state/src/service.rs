@@ -24,7 +24,8 @@ use crate::{
     store,
 };
 
-/// A longer time keeps more commands in NATS beside the ledger, and takes disk space.
+/// The default of `LOG_RETENTION`. A longer time keeps more commands in NATS that are also in the ledger, and takes
+/// disk space.
 const LOG_RETENTION: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The configuration of lead-state.
@@ -38,8 +39,8 @@ pub struct Config {
     pub secrets: SecretsConfig,
     #[command(flatten)]
     pub health: HealthConfig,
-    /// Size limit of the command log and, again, of the event stream, when they are created. The gateway answers 503 while
-    /// the log is full.
+    /// Size limit of the command log and, again, of the event stream, when they are created. The gateway answers 503
+    /// while the log is full.
     #[arg(long, env = "STREAM_MAX_BYTES", default_value_t = 1 << 30, value_parser = clap::value_parser!(i64).range(1 << 20..))]
     pub stream_max_bytes: i64,
     /// Replicas of the streams when they are created: 1 on a single NATS server, 3 on a cluster.
@@ -48,11 +49,11 @@ pub struct Config {
     /// How long applied commands stay in the log. They are purged earlier when it is more than half full.
     #[arg(long, env = "LOG_RETENTION", default_value_t = LOG_RETENTION.into(), value_name = "DURATION")]
     pub log_retention: humantime::Duration,
-    /// How long months of the ledger stay, at least 62days and not shorter than LOG_RETENTION, or off. A month is dropped
-    /// only when all of its updates are announced and delivered.
+    /// How long months of the ledger stay, at least 62days and not shorter than LOG_RETENTION, or off. A month is
+    /// dropped only when all of its updates are announced and delivered.
     #[arg(long, env = "LEDGER_RETENTION", default_value_t, value_name = "DURATION")]
     pub ledger_retention: Retention,
-    /// How long statistics of updates stay, at least as long as the ledger, which is the default; or off.
+    /// How long statistics of updates stay, or off. At least as long as the ledger, whose retention is the default.
     #[arg(long, env = "STATISTICS_RETENTION", value_name = "DURATION")]
     pub statistics_retention: Option<Retention>,
     /// Do not migrate the schema at start: the service waits until `leadctl migrate` has done it.
@@ -60,7 +61,8 @@ pub struct Config {
     pub no_migrate: bool,
 }
 
-/// Brings the schema up to this version. Forward only; safe beside running services of the version before.
+/// Brings the schema up to this version. Migrates forward only. Safe while services of the previous version are
+/// running.
 pub fn migrate(database: &DatabaseConfig) -> BoxFuture<'_, anyhow::Result<()>> {
     Box::pin(async { Ok(store::schema().migrate(&store::pool(database)?).await?) })
 }

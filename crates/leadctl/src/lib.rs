@@ -1,5 +1,5 @@
-//! `leadctl`, the operator's command: projects, processes, API keys, updates and callbacks; imports, audits, diagnosis and
-//! recovery. `leadctl up` is in the crate `dev-stack`.
+//! `leadctl`, the operator's command: projects, processes, API keys, updates and callbacks; imports, audits, diagnosis
+//! and recovery. `leadctl up` is in the crate `dev-stack`.
 
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 

@@ -1,5 +1,5 @@
-//! Secrets at rest: sealing of callbacks' secrets, hashing of API keys, and tokens that clients keep. What of them crosses the wire is in
-//! [`contract::secret`] and [`contract::key`].
+//! Seals the secrets of callbacks and sources, hashes API keys, and seals tokens that clients keep. The wire forms are
+//! in [`contract::secret`] and [`contract::key`].
 
 pub mod api_key;
 mod sealing;

@@ -16,14 +16,14 @@ use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
-/// What a secret is sealed for: it opens only there.
+/// The owner and the field that a secret is sealed for. It opens only there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SealingContext {
     /// The project.
     pub project_id: ObjectId,
     /// The callback or source.
     pub owner_id: ObjectId,
-    /// Its field.
+    /// The field of the callback or source.
     pub field: SecretField,
 }
 
@@ -80,7 +80,7 @@ impl Key {
     }
 }
 
-/// The keys of an installation: the present one seals, all of them open.
+/// The keys of an installation: the present key seals, and every key opens.
 pub struct SealingKeys {
     present: Key,
     old: Vec<Key>,
@@ -145,7 +145,7 @@ impl SealingKeys {
 }
 
 impl SealingKeys {
-    /// The callback with every secret in clear sealed; a secret that is sealed stays as it is.
+    /// Seals every secret of the callback that is in clear. Sealed secrets stay as they are.
     pub fn seal_callback(
         &self,
         project_id: ObjectId,
@@ -171,7 +171,7 @@ impl SealingKeys {
         })
     }
 
-    /// The source with every secret in clear sealed; a secret that is sealed stays as it is.
+    /// Seals every secret of the source that is in clear. Sealed secrets stay as they are.
     pub fn seal_source(
         &self,
         project_id: ObjectId,

@@ -14,13 +14,13 @@ use futures::{StreamExt, TryStreamExt, stream};
 
 /// How many entries are read at once.
 const READS: usize = 16;
-/// How often a verdict is written again because others were recorded at the same moment.
+/// How many times a verdict is written while other audits are recorded at the same moment.
 const ATTEMPTS: usize = 20;
 
-/// Records a verdict [after](AuditRecord::after) the last one: false if that one stays.
+/// Records a verdict as the one [after](AuditRecord::after) the last. Returns false if the last one stays.
 ///
 /// # Errors
-/// The bucket does not exist, or cannot be read or written; or other audits record their verdicts without a pause.
+/// The bucket does not exist, or cannot be read or written; or each attempt met another audit that was recorded.
 pub async fn record_audit(js: &jetstream::Context, record: &AuditRecord) -> anyhow::Result<bool> {
     let bucket = bucket(js).await?;
     let key = record.key();
@@ -43,7 +43,7 @@ pub async fn record_audit(js: &jetstream::Context, record: &AuditRecord) -> anyh
     anyhow::bail!("{ATTEMPTS} times another audit was recorded at the same moment")
 }
 
-/// The last audits of a project, the latest first; with those of all projects if wanted.
+/// The last audits of a project, the latest first. `with_those_of_all` adds the audits of all projects.
 ///
 /// # Errors
 /// The bucket does not exist or cannot be read.
@@ -56,8 +56,8 @@ pub async fn audits_of(
     read_all(&bucket(js).await?, keys(Some(project_id)).into_iter().chain(of_all).collect()).await
 }
 
-/// The last audits of all scopes, the latest first, with those of at most `max_entries` entries of projects, and how many
-/// entries were left out.
+/// The last audits of all scopes, the latest first, with at most `max_entries` entries of projects. Also returns how
+/// many entries were left out.
 ///
 /// # Errors
 /// The bucket does not exist or cannot be read.

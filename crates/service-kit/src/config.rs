@@ -16,7 +16,7 @@ pub struct NatsConfig {
     /// The URL of NATS, with user and password if needed; the servers of a cluster separated by commas.
     #[arg(long, env = "NATS_URL", default_value = "nats://127.0.0.1:4222", hide_env_values = true)]
     pub nats_url: String,
-    /// The password of the user in the URL, for a URL without one.
+    /// The password of the user in the URL, if the URL contains none.
     #[arg(long, env = "NATS_PASSWORD", hide_env_values = true)]
     pub nats_password: Option<Secret>,
     /// A credentials file (JWT and seed) for NATS.
@@ -50,11 +50,11 @@ impl NatsConfig {
 /// How to reach Postgres.
 #[derive(Clone, Args)]
 pub struct DatabaseConfig {
-    /// The URL of Postgres: postgres://user:password@host:port/database. Add ?sslmode=verify-full&sslrootcert=ca.pem for TLS
-    /// with a verified certificate.
+    /// The URL of Postgres: postgres://user:password@host:port/database. Add ?sslmode=verify-full&sslrootcert=ca.pem
+    /// for TLS with a verified certificate.
     #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
     pub database_url: String,
-    /// The most connections of this process to Postgres.
+    /// Maximum number of connections of this process to Postgres.
     #[arg(long, env = "DATABASE_CONNECTIONS", default_value_t = 8, value_parser = clap::value_parser!(u32).range(3..=200))]
     pub database_connections: u32,
 }
@@ -111,7 +111,7 @@ pub struct HealthConfig {
 /// Logging.
 #[derive(Debug, Clone, Args)]
 pub struct LogConfig {
-    /// The format of log lines. auto: for people in a terminal, JSON otherwise.
+    /// The format of log lines. auto: readable text in a terminal, JSON otherwise.
     #[arg(long, env = "LOG_FORMAT", default_value = "auto")]
     pub log_format: LogFormat,
     /// What is logged, e.g. info or lead_state=debug,info.
@@ -122,11 +122,11 @@ pub struct LogConfig {
 /// The format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
-    /// For people in a terminal, JSON otherwise.
+    /// Readable text in a terminal, JSON otherwise.
     Auto,
-    /// For people.
+    /// Readable text.
     Human,
-    /// A JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 

@@ -1,5 +1,5 @@
-//! Escapes text from requests, files and endpoints for terminals and logs: control characters would move the cursor, change
-//! colours or forge lines.
+//! Escapes text from requests, files and endpoints for terminals and logs: control characters would move the cursor,
+//! change colors or forge lines.
 
 /// Text on one line: control characters and line breaks are escaped.
 pub fn escaped_line(text: &str) -> String {
@@ -11,7 +11,7 @@ pub fn escaped_text(text: &str) -> String {
     escape(text, &['\n', '\t'])
 }
 
-/// JSON text that means the same. Its writer escapes control characters of ASCII only.
+/// Equivalent JSON text. serde_json escapes only the control characters of ASCII.
 pub fn escaped_json(json: &str) -> String {
     let mut escaped = String::with_capacity(json.len());
     for c in json.chars() {

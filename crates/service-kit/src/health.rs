@@ -1,4 +1,5 @@
-//! The health port: `/healthz` (a restart would not help), `/readyz` (the service can do its work now) and `/metrics`.
+//! The health port: `/healthz` (fails if a restart may help), `/readyz` (the service can do its work now) and
+//! `/metrics`.
 
 use std::{
     collections::BTreeMap,
@@ -47,18 +48,18 @@ impl Readiness {
     }
 }
 
-/// How long a step may take before the process counts as stuck. Every wait in a step has a shorter deadline, so that only
-/// a fault makes one longer.
+/// How long a step may take before the process counts as stuck. Every wait in a step has a shorter deadline, so that
+/// only a fault makes one longer.
 const STUCK_AFTER: Duration = Duration::from_secs(120);
 
-/// The steps under way of tasks that a service cannot do without. The service is alive unless one of them is stuck.
+/// The current steps of tasks that a service cannot do without. The service is alive unless one of them is stuck.
 #[derive(Debug, Clone, Default)]
 pub struct Liveness {
     steps: Arc<Mutex<BTreeMap<&'static str, Instant>>>,
 }
 
 impl Liveness {
-    /// Runs one step of a task, which has one under way at a time.
+    /// Runs one step of a task. A task has one step in progress at a time.
     pub async fn step<T>(&self, task: &'static str, step: impl Future<Output = T>) -> T {
         struct Ended<'a>(&'a Liveness, &'static str);
         impl Drop for Ended<'_> {
@@ -71,7 +72,7 @@ impl Liveness {
         step.await
     }
 
-    /// Counts the steps under way from now on: they wait for what a restart would not bring about.
+    /// Restarts the time of all current steps, because they wait for something that a restart would not bring about.
     pub fn excuse(&self) {
         self.lock().values_mut().for_each(|since| *since = Instant::now());
     }

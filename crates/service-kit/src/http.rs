@@ -48,19 +48,20 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 /// The limits of a server's clients.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// The most connections. The next one takes the place of the one that has waited longest for its first request; if
-    /// there is none, it waits.
+    /// Maximum number of connections. The next one takes the place of the connection that has waited longest for its
+    /// first request; if there is none, it waits.
     pub connections: usize,
-    /// The most connections from one IPv4 address or one IPv6 /64 network; the next one is closed. 0 means no limit.
+    /// Maximum number of connections from one IPv4 address or one IPv6 /64 network; the next one is closed. 0 means no
+    /// limit.
     pub connections_per_address: usize,
     /// How long a client may take for its TLS handshake, and again to send a request's head; and how long an idle
     /// connection is kept.
     pub header_timeout: Duration,
     /// How long a client may read nothing once the kernel's buffers are full of the response.
     pub write_timeout: Duration,
-    /// How long after shutdown connections are still accepted and kept, while each response has `Connection: close`. A
-    /// client then learns from a response that the connection ends; a request that it sends on a connection that is just
-    /// being closed would fail. Over at once when no connection is left.
+    /// How long connections are still accepted and kept after shutdown, with `Connection: close` in each response. So
+    /// clients learn from a response that the connection ends; a request that they send while the server closes the
+    /// connection would fail. Ends early once no connection is left.
     pub close_notice: Duration,
 }
 
@@ -77,20 +78,21 @@ impl Default for Limits {
     }
 }
 
-/// Bytes that a connection may buffer before they are read, and so the memory that a stranger can occupy.
+/// Bytes that a connection may buffer before they are read, and so the memory that an unknown client can occupy.
 const BUFFER: usize = 64 << 10;
-/// The longest head of a request, in bytes, and its most fields; a longer head gets 431.
+/// Maximum size of a request's head, in bytes, and maximum number of its fields; a larger head gets 431.
 const MAX_HEADER_SIZE: usize = 16 << 10;
 const MAX_HEADERS: usize = 100;
 
-/// How many connections may wait in the kernel's queue. Fewer lose connections of honest clients to a burst.
+/// How many connections may wait in the kernel's queue. With a shorter queue, a burst makes honest clients lose
+/// connections.
 const BACKLOG: u32 = 4096;
 
 /// Binds a listening socket.
 pub async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     let listen = || {
         let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-        // As tokio's own `bind`: a restarted service need not wait for old connections.
+        // Like tokio's own `bind`: a restarted service need not wait for old connections.
         socket.set_reuseaddr(true)?;
         socket.bind(address)?;
         socket.listen(BACKLOG)
@@ -98,8 +100,8 @@ pub async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     listen().with_context(|| format!("cannot listen on {address}"))
 }
 
-/// Serves a router until shutdown, asks clients to close their connections ([`Limits::close_notice`]), then lets the requests
-/// in progress finish.
+/// Serves a router until shutdown, asks clients to close their connections ([`Limits::close_notice`]), then lets the
+/// requests in progress finish.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
@@ -163,7 +165,7 @@ pub async fn serve_tls(
             shutdown: shutdown.clone(),
         };
         let (builder, tls, watcher) = (builder.clone(), tls.clone(), graceful.watcher());
-        // `graceful` waits for it; errors are the client's.
+        // `graceful` waits for the connection. Its errors are the client's.
         connections.spawn(async move {
             let serve = async {
                 match tls {
@@ -212,10 +214,11 @@ async fn connection(
     Ok(watcher.watch(builder.serve_connection(TokioIo::new(stream), service)).await?)
 }
 
-/// How long a connection may be silent before another may take its place. Its first request may be on its way.
+/// How long a connection may be silent before another may take its place: its first request may be in transit.
 const SILENCE: Duration = Duration::from_millis(250);
 
-/// The place of one more connection, if necessary that of one which sent nothing so far.
+/// Waits for a free slot. Evicts the connection that has waited longest for its first request, once it has been silent
+/// for [`SILENCE`].
 async fn free_slot(slots: &Arc<Semaphore>, silent: &SilentConnections) -> anyhow::Result<OwnedSemaphorePermit> {
     if let Ok(slot) = slots.clone().try_acquire_owned() {
         return Ok(slot);
@@ -286,7 +289,7 @@ impl Drop for Silence {
     }
 }
 
-/// The service of a connection: the first request ends its silence, and the first one after shutdown is its last.
+/// The service of a connection: the first request ends its silence, and the first request after shutdown is its last.
 #[derive(Debug)]
 struct ConnectionService {
     service: TowerToHyperService<Router>,
@@ -371,9 +374,9 @@ impl Drop for ConnectionPermit {
     }
 }
 
-/// A stream whose writes fail when the peer does not read them in time. The time runs from the first blocked write until
-/// everything is written, so a peer that reads a byte now and then gains nothing. A stream that never blocks, as almost
-/// all, never creates a timer.
+/// A stream whose writes fail when the peer does not read them in time. The time runs from the first blocked write
+/// until everything is written, so a peer that reads a byte now and then gains nothing. A stream that never blocks,
+/// which is almost every stream, creates no timer.
 #[derive(Debug)]
 struct WriteTimeout {
     stream: TcpStream,

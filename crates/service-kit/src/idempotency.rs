@@ -1,4 +1,4 @@
-//! Measures how long the bucket of idempotency keys lasts.
+//! Estimates when the bucket of idempotency keys is full.
 
 use std::time::Duration;
 
@@ -12,10 +12,11 @@ use contract::{
 
 use crate::{clock, metrics::age};
 
-/// The rate is that of so many last keys. Fewer follow the rate faster, and take a short burst for one.
+/// The rate is computed from this many of the last keys. Fewer keys follow the rate faster, but mistake a short burst
+/// for it.
 const RECENT_KEYS: u64 = 1000;
 
-/// How long the bucket lasts at the present rate; [`IDEMPOTENCY_AGE`] is for ever.
+/// How long until the bucket is full at the present rate; [`IDEMPOTENCY_AGE`] means never.
 ///
 /// # Errors
 /// The bucket cannot be read.
@@ -24,7 +25,7 @@ pub async fn bucket_lasts(js: &jetstream::Context) -> anyhow::Result<Duration> {
     Ok(stream_lasts(&stream).await)
 }
 
-/// As [`bucket_lasts`], of the bucket's stream as it was read.
+/// Like [`bucket_lasts`], with the bucket's stream as it was read.
 pub async fn stream_lasts(stream: &Stream) -> Duration {
     let info = stream.cached_info();
     let state = &info.state;
@@ -32,11 +33,11 @@ pub async fn stream_lasts(stream: &Stream) -> Duration {
         return IDEMPOTENCY_AGE;
     };
     let keys = RECENT_KEYS.min(state.messages);
-    // It may have expired meanwhile: then hardly any key is new.
+    // The key may have expired meanwhile: then hardly any key is new.
     let Ok(first) = stream.get_raw_message(state.last_sequence.saturating_sub(keys) + 1).await else {
         return IDEMPOTENCY_AGE;
     };
-    // At least a second, so that a few keys at once are no rate.
+    // At least a second, so that a few keys at once do not count as a high rate.
     let seconds = age(clock::now(), Timestamp::from(first.time)).max(1.0);
     let key_bytes = state.bytes as f64 / state.messages.max(1) as f64;
     lasts(state.bytes, max_bytes, keys as f64 * key_bytes / seconds)

@@ -62,8 +62,8 @@ impl<T: DeserializeOwned> BucketCache<T> {
         entries.iter().flat_map(HashMap::values).cloned().collect()
     }
 
-    /// Follows a bucket until shutdown. `readiness` waits for the first complete read. After a lost connection the entries
-    /// stay until the bucket was read again.
+    /// Follows a bucket until shutdown. `readiness` waits for the first complete read. After a lost connection the
+    /// entries stay until the bucket has been read again.
     pub async fn follow(
         &self,
         js: &jetstream::Context,
@@ -89,7 +89,7 @@ impl<T: DeserializeOwned> BucketCache<T> {
         }
     }
 
-    /// Reads the whole bucket, then its changes, until the watch has missed some.
+    /// Reads the whole bucket, then its changes, until the watch ends. Fails if the watch has missed changes.
     async fn watch(&self, store: &Store, mut on_complete: impl FnMut()) -> anyhow::Result<()> {
         let last = store.stream.get_info().await.context("cannot read the bucket's state")?.state.last_sequence;
         let mut watch = store.watch_with_history(">").await.context("cannot watch the bucket")?;

@@ -1,5 +1,5 @@
 //! What every service needs around its part of the flow: configuration, telemetry, lifecycle, health, metrics, HTTP
-//! serving, NATS connection, streams, buckets and queries, and of Postgres what more than one of them needs.
+//! serving, NATS connection, streams, buckets and queries, and the Postgres code that several services share.
 
 pub mod audits;
 pub mod clock;

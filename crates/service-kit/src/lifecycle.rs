@@ -41,7 +41,7 @@ pub fn shutdown_on_signal() -> anyhow::Result<CancellationToken> {
     let mut interrupt = tokio::signal::unix::signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
     let shutdown = CancellationToken::new();
     let token = shutdown.clone();
-    // Not supervised: it holds nothing and cannot fail.
+    // Not supervised: the task holds nothing and cannot fail.
     tokio::spawn(async move {
         tokio::select! {
             _ = terminate.recv() => {}
@@ -53,7 +53,8 @@ pub fn shutdown_on_signal() -> anyhow::Result<CancellationToken> {
     Ok(shutdown)
 }
 
-/// The outcome of a task with its name. The task is boxed, so that what runs tasks is compiled once and not for each.
+/// Runs a task and returns its outcome with its name. The task is boxed, so that the code that runs tasks is compiled
+/// once and not for each task.
 async fn named(name: &'static str, task: BoxFuture<'static, anyhow::Result<()>>) -> (&'static str, anyhow::Result<()>) {
     (name, task.await)
 }
@@ -86,8 +87,8 @@ impl Tasks {
         self.background.spawn(named(name, Box::pin(task)));
     }
 
-    /// Waits until all tasks are done. A task that ends before shutdown, fails or panics stops all of them. After shutdown they
-    /// have `deadline` to drain; then they are aborted.
+    /// Waits until all tasks are done. A task that ends before shutdown, fails or panics stops all of them. After
+    /// shutdown they have `deadline` to drain; then they are aborted.
     ///
     /// # Errors
     /// The task that failed or ended early; or tasks that did not drain.

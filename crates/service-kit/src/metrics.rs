@@ -1,8 +1,8 @@
 //! Prometheus metrics. A service makes one registry, registers its metrics there, and the health port shows them at
 //! `/metrics`.
 //!
-//! Labels have few values that are known beforehand: a reason, an outcome. Never a tenant, a lead or a URL; those belong in
-//! logs.
+//! Labels have few values, all known in advance, such as a reason or an outcome. A tenant, a lead or a URL is never a
+//! label; those belong in logs.
 
 use std::{sync::atomic::AtomicU64, time::Duration};
 
@@ -12,16 +12,16 @@ pub use prometheus_client::{
     registry::{Metric, Registry, Unit},
 };
 
-/// The name and value of the label of a [`Family`] with one.
+/// The name and value of the label of a [`Family`] with one label.
 pub type Label = [(&'static str, &'static str); 1];
-/// The labels of a [`Family`] with two.
+/// The names and values of the labels of a [`Family`] with two labels.
 pub type Labels = [(&'static str, &'static str); 2];
 
 /// A gauge of seconds and other fractions.
 pub type Seconds = Gauge<f64, AtomicU64>;
 
-/// A histogram of durations from half a millisecond to half a minute, each bound twice the one before. More bounds are more
-/// precise, and each is one more series per route or result.
+/// A histogram of durations from half a millisecond to half a minute, each bound twice the one before. More bounds are
+/// more precise, but each is one more series per route or result.
 pub fn durations() -> Histogram {
     Histogram::new(exponential_buckets(0.0005, 2.0, 17))
 }
@@ -83,7 +83,7 @@ impl Publishing {
     }
 }
 
-/// Seconds since `then`; 0 if it is in the future, as clocks differ.
+/// Seconds since `then`; 0 if it is in the future, because clocks differ.
 pub fn age(now: contract::Timestamp, then: contract::Timestamp) -> f64 {
     let millis = now.millis().saturating_sub(then.millis());
     Duration::from_millis(u64::try_from(millis).unwrap_or_default()).as_secs_f64()

@@ -29,18 +29,18 @@ use percent_encoding::percent_decode_str;
 
 use crate::{clock, config::NatsConfig, health::Readiness, version::ServerVersion};
 
-/// How often a silent connection is probed. A server that froze or vanished is noticed after three intervals. Longer keeps
-/// requests waiting for it, shorter takes a machine that is busy for a dead one.
+/// How often a silent connection is probed. A server that froze or vanished is detected after three intervals. A longer
+/// interval keeps requests waiting for it; a shorter one mistakes a busy machine for a dead one.
 const PING_INTERVAL: Duration = Duration::from_millis(1500);
 /// How long a server may take to accept a connection. A frozen one does not answer, and the next one is tried.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long JetStream may take to reply or acknowledge. Longer keeps clients waiting while a broker is down, shorter takes a
-/// slow disk for a lost message.
+/// How long JetStream may take to reply or acknowledge. A longer timeout keeps clients waiting while a broker is down;
+/// a shorter one mistakes a slow disk for a lost message.
 pub(crate) const ACK_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Connects under this name, with inboxes of its own, and retries until NATS accepts; `readiness` follows the connection.
-/// Logs the limitations of the server's version, also after a reconnect to another one. The connection lasts until the
-/// process ends.
+/// Connects under this name, with inboxes of its own, and retries until NATS accepts; `readiness` follows the
+/// connection. Logs the limitations of the server's version, also after a reconnect to another one. The connection
+/// lasts until the process ends.
 ///
 /// # Errors
 /// The configuration is invalid.
@@ -52,8 +52,8 @@ pub fn connect<'a>(
     Box::pin(connect_as(config, name, readiness.clone(), ConnectOptions::new(), VersionNotice::default()))
 }
 
-/// A second connection of a service, whose subscriptions hold so many messages each. Its first connection reports the
-/// server's version and whether there is a connection.
+/// A second connection of a service, whose subscriptions hold `subscription_capacity` messages each. The first
+/// connection reports the server's version and whether there is a connection.
 ///
 /// # Errors
 /// The configuration is invalid.
@@ -111,13 +111,13 @@ async fn connect_as(
                     {
                         tracing::error!("NATS refuses: {e}");
                     }
-                    // Each message that a full subscription drops is an event: a flood of them is one.
+                    // A full subscription reports each message that it drops: a flood of messages is a flood of events.
                     event @ (Event::SlowConsumer(_) | Event::ClientError(_)) => tracing::debug!("NATS: {event}"),
                     event => tracing::warn!("NATS: {event}"),
                 }
             }
         });
-    // The client reads no credentials from URLs.
+    // The client reads no credentials from URLs, and logs the URLs at debug.
     if let Some((user, password)) = credentials(&servers, config.nats_password.as_ref()) {
         options = options.user_and_password(user, password);
     }
@@ -171,7 +171,7 @@ impl VersionNotice {
     }
 }
 
-/// User and password: of a server's URL, where some characters are percent-encoded, or else the configured password.
+/// User and password from the URL of a server, percent-decoded. The configured password is for a URL without one.
 fn credentials(servers: &[ServerAddr], configured: Option<&Secret>) -> Option<(String, String)> {
     let decoded = |part: &str| percent_decode_str(part).decode_utf8_lossy().into_owned();
     servers.iter().find_map(|server| {
@@ -192,8 +192,8 @@ pub fn jetstream(client: &Client) -> jetstream::Context {
         .build(client.clone())
 }
 
-/// Creates missing streams and buckets. Existing ones stay as they are, except that batches are allowed on a stream that an
-/// older server created.
+/// Creates missing streams and buckets. Existing ones stay as they are, except that batches are allowed on a stream
+/// that an older server created.
 ///
 /// # Errors
 /// JetStream refuses.
@@ -230,8 +230,8 @@ async fn create_missing(js: &jetstream::Context, limits: StreamLimits) -> anyhow
 /// The setting of a stream that allows atomic batches.
 const ALLOW_ATOMIC: &str = "allow_atomic";
 
-/// Allows atomic batches on a stream. The other settings are sent back as raw JSON: a newer server may have settings that
-/// this client does not know.
+/// Allows atomic batches on a stream. The other settings are sent back as raw JSON: a newer server may have settings
+/// that this client does not know.
 async fn allow_batches(js: &jetstream::Context, stream: &str) -> Result<(), RequestError> {
     let failed = |error| RequestError::with_source(RequestErrorKind::Other, error);
     let mut info = match js.request(format!("STREAM.INFO.{stream}"), &()).await? {
@@ -246,8 +246,8 @@ async fn allow_batches(js: &jetstream::Context, stream: &str) -> Result<(), Requ
     }
 }
 
-/// The stream of a bucket (NATS ADR-8). `create_key_value` reads the account's figures first and cannot parse those of
-/// servers before 2.10.
+/// The stream of a bucket (NATS ADR-8). `create_key_value` reads the account's statistics first and cannot parse those
+/// of servers before 2.10.
 fn bucket_stream(config: &kv::Config) -> stream::Config {
     stream::Config {
         name: format!("KV_{}", config.bucket),
@@ -295,7 +295,7 @@ where
     anyhow::bail!("gave up trying to {what}")
 }
 
-/// The delays of a retry loop without an end: from 100 ms to 2 s, with jitter.
+/// The delays of an endless retry loop: from 100 ms to 2 s, with jitter.
 pub fn retry_backoff() -> impl Iterator<Item = Duration> {
     ExponentialBuilder::default()
         .with_min_delay(Duration::from_millis(100))

@@ -42,7 +42,7 @@ pub enum PublishError {
 }
 
 impl PublishError {
-    /// Whether the stream may take the message after a while: once it has a leader, or the connection is back.
+    /// Whether the stream may accept the message after a while: once it has a leader, or the connection is back.
     pub fn may_pass(&self) -> bool {
         matches!(self, Self::NotConnected | Self::NoResponder | Self::Unconfirmed)
     }
@@ -65,8 +65,8 @@ impl From<jetstream::context::PublishError> for PublishError {
             (PublishErrorKind::StreamNotFound, _) => Self::NoResponder,
             // The same message was sent before, and its replicas have not stored it yet.
             (_, Some(ErrorCode::STREAM_DUPLICATE_MESSAGE_CONFLICT)) => Self::Unconfirmed,
-            // "maximum bytes exceeded" and "maximum messages exceeded" come under this code, as does a store that is closed
-            // because its server stops.
+            // "maximum bytes exceeded" and "maximum messages exceeded" come under this code, as does a store that is
+            // closed because its server stops.
             (_, Some(ErrorCode::STREAM_STORE_FAILED))
                 if answer.is_some_and(|e| e.to_string().starts_with("maximum")) =>
             {
@@ -92,7 +92,8 @@ pub fn message(subject: impl Into<Subject>, id: &str, traceparent: Option<&str>,
     OutboundMessage { subject: subject.into(), payload, headers: Some(map) }
 }
 
-/// Fails without a connection. The client would keep a message and send it after a reconnect, long after its caller gave up.
+/// Fails without a connection. The client would keep a message and send it after a reconnect, long after its caller
+/// gave up.
 pub(crate) fn connected(client: &Client) -> Result<(), PublishError> {
     match client.connection_state() {
         State::Connected => Ok(()),

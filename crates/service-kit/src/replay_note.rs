@@ -12,7 +12,8 @@ use crate::{
 /// Writes a note about a replay of a dead letter; returns the note's sequence.
 ///
 /// # Errors
-/// `last` is not the sequence of the letter's last note (0 if it has none): another replay is running. Or NATS did not store it.
+/// `last` is not the sequence of the letter's last note (0 if it has none): another replay is running. Or NATS did not
+/// store it.
 pub async fn write_replay_note(
     js: &jetstream::Context,
     letter: u64,

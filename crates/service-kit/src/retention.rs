@@ -1,5 +1,5 @@
-//! Retention: messages that were read may be purged from a stream when they are old or space is needed, unread ones never.
-//! Partitions in Postgres may be dropped when they are old enough.
+//! Retention: messages that were read may be purged from a stream when they are old or space is needed, unread ones
+//! never. Partitions in Postgres may be dropped when they are old enough.
 
 use std::{fmt, str::FromStr, time::Duration};
 
@@ -50,8 +50,8 @@ impl fmt::Display for Retention {
     }
 }
 
-/// Purges messages up to `read_up_to` (inclusive): those older than `window`, or all of them if the stream is more than half
-/// full. Returns the number of purged messages.
+/// Purges messages up to `read_up_to` (inclusive): those older than `window`, or all of them if the stream is more than
+/// half full. Returns the number of purged messages.
 ///
 /// # Errors
 /// The stream cannot be read or purged.

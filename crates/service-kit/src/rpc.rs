@@ -26,17 +26,17 @@ use crate::{
     shares::{Pool, ShareUsed},
 };
 
-/// How long a repeatable query waits before it is sent to another instance as well. Shorter multiplies the load when the
-/// services are slow, longer keeps clients waiting for an instance that hangs.
+/// How long a repeatable query waits before it is sent to another instance as well. A shorter wait multiplies the load
+/// when the services are slow; a longer one keeps clients waiting for an instance that hangs.
 const REPEAT_AFTER: Duration = Duration::from_secs(1);
-/// How many queries of one kind an instance answers at once, with a share per project. More of them wait longer for a
-/// connection to Postgres, fewer leave it idle.
+/// How many queries of one kind an instance answers at once, with a share per project. With more, each waits longer for
+/// a connection to Postgres; fewer leave Postgres idle.
 const ANSWERED: usize = 16;
-/// How many may wait for that or be answered, with a share per project; further ones are refused. Longer queues bridge
-/// bursts, and keep callers waiting who have given up.
+/// How many queries may wait to be answered or be answered at once, with a share per project; further ones are refused.
+/// A longer queue bridges bursts, but keeps queries whose callers have given up.
 const ADMITTED: usize = 256;
 
-/// Registers a micro service; its instances share the queries. `settings` are what operators can read of each instance.
+/// Registers a micro service; its instances share the queries. Operators can read the `settings` of each instance.
 pub async fn service(
     client: &Client,
     name: &str,
@@ -52,10 +52,10 @@ pub async fn service(
         .map_err(|e| anyhow!("cannot register the micro service {name}: {e}"))
 }
 
-/// Who has a share of the queries: a project, or the operator.
+/// The holder of a share of the queries: a project, or `None` for the operator.
 type Holder = Option<ObjectId>;
 
-/// The project that a query is about; none for the operator's.
+/// The project that a query is about; `None` for the operator's queries.
 fn holder(payload: &[u8]) -> Holder {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
@@ -93,7 +93,7 @@ where
     Box::pin(serve_subject(tasks, service, shutdown, Q::SUBJECT, Arc::new(answer)))
 }
 
-/// Why a query gets no other answer.
+/// The error of a query whose answer cannot be sent.
 const UNSENT: &str = "the answer cannot be sent: it may be larger than the max_payload of NATS";
 
 /// The reply to a query.
@@ -101,7 +101,7 @@ type Answer = BoxFuture<'static, Result<Bytes, RpcError>>;
 /// Answers a query from its bytes.
 type Handler = Arc<dyn Fn(&[u8]) -> Answer + Send + Sync>;
 
-/// [`serve`] without the types of a query, so that it is compiled once and not for each.
+/// [`serve`] without the types of a query, so that it is compiled once and not for each query.
 async fn serve_subject(
     tasks: &mut Tasks,
     service: &Service,
@@ -201,7 +201,7 @@ pub enum RequestError {
     Failed {
         /// The query's subject.
         subject: String,
-        /// What the NATS client says.
+        /// The error of the NATS client.
         reason: String,
     },
     /// The service answered with an error.
@@ -218,8 +218,8 @@ impl From<RequestError> for RpcError {
     }
 }
 
-/// Sends a query and waits for the reply. A repeatable query is sent to one more instance every [`REPEAT_AFTER`] until one
-/// answers: an instance that hangs swallows requests until NATS drops its connection.
+/// Sends a query and waits for the reply. A repeatable query is sent to one more instance every [`REPEAT_AFTER`] until
+/// one answers: an instance that hangs swallows requests until NATS drops its connection.
 ///
 /// # Errors
 /// No instance answered in time, or one answered with an error.

@@ -1,5 +1,5 @@
-//! Secrets from files: each variable that holds a secret may be given as `NAME_FILE`, the path of a file with the value, as
-//! container platforms mount secrets.
+//! Secrets from files: each variable that holds a secret may be given as `NAME_FILE`, the path of a file with the
+//! value, as container platforms mount secrets.
 
 use std::{collections::BTreeMap, ffi::OsString};
 
@@ -39,7 +39,8 @@ fn read_secrets(
     Ok(secrets)
 }
 
-/// Makes the secrets the defaults of their arguments.
+/// Makes the secrets the defaults of their arguments. clap does not count a default as given, so a secret is not
+/// required, and no argument requires another one: [`with_file_variables`] checks that.
 fn with_secrets(command: Command, secrets: &BTreeMap<String, String>) -> Command {
     if secrets.is_empty() {
         return command;
@@ -48,9 +49,8 @@ fn with_secrets(command: Command, secrets: &BTreeMap<String, String>) -> Command
         let name = arg.get_env().map(|name| name.to_string_lossy().into_owned());
         match name.and_then(|name| secrets.get(&name)) {
             Some(secret) => {
-                // clap takes default values that live as long as the process.
+                // clap requires default values that live as long as the process.
                 let secret: &'static str = secret.clone().leak();
-                // A default value does not satisfy the requirement to give one.
                 let arg = arg.required(false).required_unless_present(Resettable::Reset);
                 arg.default_value(secret).hide_default_value(true)
             }

@@ -1,4 +1,4 @@
-//! Pools that all tenants share: a total, and of it a share per holder (a project, say).
+//! Pools that all tenants share: a total, and a share of it per holder, for example per project.
 //!
 //! A holder may have at most as much as is still free: one holder alone gets half of a pool, two get a third each, and
 //! however many hold their share, some of the pool is left for the next one. This is the dynamic threshold of shared
@@ -14,8 +14,8 @@ use std::{
 
 use tokio::sync::Notify;
 
-/// How much a holder of `own` may take in addition, if so much of the pool is free: half of the difference, so that it
-/// then has as much as is free. Rounded up, so that the last unit can be used.
+/// How much more a holder of `own` may take if `free` of the pool is free: half of the difference, so that it then has
+/// as much as is free. Rounded up, so that the last unit can be used.
 pub fn available(free: i64, own: i64) -> i64 {
     ((free - own).max(0) + 1) / 2
 }
@@ -54,7 +54,7 @@ struct State<K> {
 }
 
 impl<K: Hash + Eq + Copy> Pool<K> {
-    /// A pool of so many permits.
+    /// A pool of `total` permits.
     pub fn new(total: usize) -> Arc<Self> {
         let state = Mutex::new(State { free: total, held: HashMap::new() });
         Arc::new(Self { total, state, freed: Notify::new() })
@@ -63,7 +63,7 @@ impl<K: Hash + Eq + Copy> Pool<K> {
     /// A permit, if the holder's share allows one more now.
     ///
     /// # Errors
-    /// The holder has its share, or others have everything.
+    /// The holder's share is used up, or others hold all permits.
     pub fn try_acquire(self: &Arc<Self>, holder: K) -> Result<Permit<K>, ShareUsed> {
         let mut state = self.lock();
         let own = state.held.get(&holder).copied().unwrap_or_default();
@@ -79,7 +79,7 @@ impl<K: Hash + Eq + Copy> Pool<K> {
     pub async fn acquire(self: &Arc<Self>, holder: K) -> Permit<K> {
         loop {
             let mut freed = pin!(self.freed.notified());
-            // Before the attempt, so that a permit that is returned in between wakes it.
+            // Enabled before the attempt, so that a permit that is returned in between wakes it.
             freed.as_mut().enable();
             match self.try_acquire(holder) {
                 Ok(permit) => return permit,

@@ -1,4 +1,4 @@
-//! Logs.
+//! Sets up logging.
 
 use std::{
     fmt::{self, Debug},
@@ -23,7 +23,7 @@ use crate::{
     escape::escaped_line,
 };
 
-/// Lines for people. A macro, because the type of the result cannot be written.
+/// Formats lines for people. A macro, because the type of the result cannot be written.
 macro_rules! human {
     ($layer:expr) => {
         $layer.fmt_fields(debug_fn(write_field).delimited(" ")).compact()
@@ -38,7 +38,7 @@ pub fn init(config: &LogConfig) -> anyhow::Result<()> {
     init_to(io::stderr, io::stderr().is_terminal(), config)
 }
 
-/// Sends this process's log lines to a writer, with colours if it is a terminal.
+/// Sends this process's log lines to a writer, with colors if it is a terminal.
 ///
 /// # Errors
 /// Logging was started before.
@@ -61,7 +61,7 @@ where
 fn write_field(writer: &mut Writer<'_>, field: &Field, value: &dyn Debug) -> fmt::Result {
     let value = escaped_line(&format!("{value:?}"));
     match field.name() {
-        // Added by the bridge from the crate log, which the line already shows.
+        // The bridge from the crate log adds these fields; the line shows them already.
         name if name.starts_with("log.") => Ok(()),
         "message" => write!(writer, "{value}"),
         name => write!(writer, "{name}={value}"),

@@ -44,9 +44,10 @@ use tokio::runtime::Handle;
 
 use crate::{clock, nats::error_chain, tls};
 
-/// How long exporting the last spans may take when a service ends. Longer waits for a slow collector, shorter ends sooner.
+/// How long exporting the last spans may take when a service ends. A longer timeout waits for a slow collector; with a
+/// shorter one, the service ends sooner.
 pub const FLUSH: Duration = Duration::from_secs(2);
-/// The bytes of a collector's response that are read.
+/// Maximum bytes that are read of a collector's response.
 const MAX_RESPONSE: usize = 64 << 10;
 
 /// A step of an update that is a span.
@@ -124,7 +125,7 @@ struct Exporting {
 }
 
 impl Traces {
-    /// Exports spans if the environment says so. Call it on a runtime.
+    /// Exports spans if the standard variables are set. Must be called on a runtime.
     ///
     /// # Errors
     /// A variable is invalid, such as an endpoint that is not a URL.
@@ -193,7 +194,7 @@ impl Traces {
     }
 }
 
-/// A span, until it is dropped.
+/// A span, which ends when it is dropped.
 #[derive(Debug)]
 #[must_use]
 pub struct Span(Option<Box<opentelemetry_sdk::trace::Span>>);
@@ -225,7 +226,7 @@ impl Span {
         }
     }
 
-    /// Ends it at this time.
+    /// Ends the span at this time.
     pub fn end_at(mut self, at: SystemTime) {
         if let Some(span) = self.recording() {
             span.end_with_timestamp(at);

@@ -7,7 +7,8 @@ use async_nats::jetstream::stream::Config;
 pub struct ServerVersion(Option<(u32, u32, u32)>);
 
 impl ServerVersion {
-    /// Reads a version such as `2.10.3`, or `2.12.0-dev` between releases. A version that cannot be read counts as an old one.
+    /// Reads a version such as `2.10.3`, or `2.12.0-dev` between releases. A version that cannot be read counts as an
+    /// old one.
     pub fn parse(version: &str) -> Self {
         let mut parts = version.trim().trim_start_matches('v').split(['.', '-', '+']);
         let mut number = || parts.next()?.parse().ok();
@@ -24,13 +25,14 @@ impl ServerVersion {
         Config { allow_atomic_publish: config.allow_atomic_publish && self.supports_atomic_batches(), ..config }
     }
 
-    /// Whether an atomic batch is synced as a whole. Before 2.15 each of its messages is synced, and batches gain nothing.
+    /// Whether an atomic batch is synced as a whole. Before 2.15 each of its messages is synced, and batches gain
+    /// nothing.
     pub fn syncs_batches_as_one(self) -> bool {
         self >= Self(Some((2, 15, 0)))
     }
 
-    /// The limitations of a server of this version, for an operator. A feature may also be switched off: only the system
-    /// account can see how often JetStream syncs.
+    /// The limitations of a server of this version, for an operator. A feature may also be switched off: only the
+    /// system account can see how often JetStream syncs.
     pub fn limitations(self) -> Vec<&'static str> {
         let mut limitations = Vec::new();
         if self.0.is_none() {
@@ -62,8 +64,8 @@ impl ServerVersion {
         limitations
     }
 
-    /// Whether the faults are mended that let a user leave its account or exceed its permissions; docs/operations/nats.md
-    /// names them.
+    /// Whether the server has fixes for the faults that let a user leave its account or exceed its permissions;
+    /// docs/operations/nats.md names them.
     fn is_safe_for_producers(self) -> bool {
         self >= Self(Some((2, 14, 3))) || (Self(Some((2, 12, 12))) <= self && self < Self(Some((2, 13, 0))))
     }

@@ -68,8 +68,8 @@ async fn stored(js: &jetstream::Context, stream: &str) -> (Vec<String>, usize) {
     (ids, messages.iter().filter(|message| header(message, headers::BATCH_ID).is_some()).count())
 }
 
-/// If the server syncs batches as a whole, the trial used them for all of the sequence but its beginning; later messages used
-/// the faster mode.
+/// If the server syncs batches as a whole, the trial used them for all of the sequence but its beginning; later
+/// messages used the faster mode.
 fn assert_batched(nats: &LocalNats, batched: usize, most: usize) {
     let expected = if batches(nats) { 800..=most } else { 0..=0 };
     assert!(expected.contains(&batched), "{batched} in batches, not {expected:?}");
@@ -129,8 +129,8 @@ async fn each_message_of_a_sequence_has_its_outcome() {
     let (nats, js) = start().await;
     let publisher = Publisher::new(js.clone());
     publisher.publish(command("7", "{}")).await.unwrap();
-    // The first 50 are a batch that is refused, because one of them is a duplicate; the message that is too large is in no
-    // batch; the last 49 are a batch.
+    // The first 50 are a batch that is refused, because one of them is a duplicate; the message that is too large is in
+    // no batch; the last 49 are a batch.
     let body = |n| vec![b'x'; if n == 50 { 5 << 20 } else { 100 }];
     let outcomes = publisher.publish_each((0..100).map(|n| command(&n.to_string(), body(n))).collect()).await;
     for (n, outcome) in outcomes.into_iter().enumerate() {
@@ -261,7 +261,7 @@ async fn batches_are_allowed_on_an_existing_stream_and_nothing_else_changes() {
     let mut after = config(LEAD_COMMANDS).await;
     assert_eq!(after.allow_atomic_publish, knows_batches);
     after.allow_atomic_publish = false;
-    // The server's metadata about its version and the request's.
+    // The server adds metadata about its version and the request's.
     after.metadata = before.metadata.clone();
     assert_eq!(after, before);
     assert_eq!(config(LEAD_EVENTS).await.allow_atomic_publish, knows_batches);

@@ -51,7 +51,7 @@ fn cargo_build(selection: &[&str]) {
     let mut build = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     build.args(["build", "--quiet"]).args(selection).arg("--manifest-path");
     build.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../Cargo.toml"));
-    // The directory of the profile `dev` has another name.
+    // The directory of the profile `dev` is named `debug`.
     build.args(["--profile", if profile == "debug" { "dev" } else { profile }]);
     // With `--target`, the platform's directory is in between; only the target directory itself has the tag.
     if !target.join("CACHEDIR.TAG").exists() && parent(target).join("CACHEDIR.TAG").exists() {
@@ -59,8 +59,8 @@ fn cargo_build(selection: &[&str]) {
         target = parent(target);
     }
     build.arg("--target-dir").arg(target);
-    // Variables about the package of this test would make build scripts run again that read them, and everything that
-    // depends on those.
+    // Variables about the package of this test would make Cargo run the build scripts that read them again, and build
+    // everything that depends on those.
     let of_package = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_CRATE_", "CARGO_BIN_"];
     for (key, _) in env::vars_os() {
         if of_package.iter().any(|prefix| key.to_string_lossy().starts_with(prefix)) {

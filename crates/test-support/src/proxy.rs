@@ -42,7 +42,7 @@ pub struct Proxy {
     wire: watch::Sender<Wire>,
     /// Counts how often all connections were closed.
     cuts: watch::Sender<usize>,
-    /// Local ports of the connections to the server: what the server sees as its client's.
+    /// Local ports of the connections to the server: the server sees them as the ports of its client.
     ports: Arc<Mutex<HashSet<u16>>>,
     _task: AbortOnDropHandle<()>,
 }
@@ -94,7 +94,7 @@ impl Proxy {
         self.cuts.send_modify(|cuts| *cuts += 1);
     }
 
-    /// What it does with bytes from now on.
+    /// Sets what the proxy does with bytes from now on.
     pub fn set(&self, wire: Wire) {
         self.wire.send_replace(wire);
     }
@@ -129,7 +129,7 @@ async fn pass(
     ended
 }
 
-/// One direction, until an end closes or the wire is cut.
+/// Forwards one direction, until an end closes or the wire is cut.
 async fn forward(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut wire: watch::Receiver<Wire>) -> io::Result<()> {
     let mut buffer = vec![0; 64 << 10];
     loop {

@@ -155,12 +155,12 @@ struct Shared {
 }
 
 impl Receiver {
-    /// Starts one on a free port.
+    /// Starts a receiver on a free port.
     pub async fn start() -> Self {
         Self::start_on(0).await
     }
 
-    /// Starts one on this port, for a receiver that comes back or starts late.
+    /// Starts a receiver on this port, for one that comes back or starts late.
     pub async fn start_on(port: u16) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", port)).await.expect("a port to listen on");
         let address = listener.local_addr().expect("the address of a listener");

@@ -14,7 +14,8 @@ use crate::{
     store::{self, error::StoreError},
 };
 
-/// How often. Longer hides short backlogs, shorter costs NATS and Postgres more queries.
+/// How often the backlog is measured. A longer interval hides short backlogs; a shorter one costs NATS and Postgres
+/// more queries.
 const INTERVAL: Duration = Duration::from_secs(5);
 
 /// Measures until shutdown.

@@ -1,7 +1,7 @@
-//! 7 Deliver, 8 Retry: which callbacks are paused or disabled, and since when a callback has had nothing but failures.
+//! 7 Deliver, 8 Retry: the paused and disabled callbacks, and the start of each callback's streak of failures.
 //!
-//! Postgres has both for all replicas and for restarts. Memory is synchronized with Postgres every second, so an
-//! attempt only reads memory and writes nothing.
+//! Postgres stores them for all replicas and across restarts. Each replica synchronizes its memory with Postgres every
+//! second, so an attempt makes no query for them.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -21,15 +21,15 @@ use crate::{
     store::{self, error::StoreError},
 };
 
-/// How often memory is synchronized with Postgres. Longer sends more attempts to an endpoint that another replica
-/// disabled, shorter costs Postgres more queries.
+/// How often memory is synchronized with Postgres. A longer interval sends more attempts to an endpoint that another
+/// replica disabled; a shorter one costs Postgres more queries.
 const SYNC_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long a callback may have nothing but failures before it is disabled; or off.
+/// How long a callback may fail without a success before it is disabled; or off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DisableAfter(Option<Duration>);
 
-/// Five days: longer than the default retry schedule, so that the whole schedule of a delivery has failed before.
+/// Five days: longer than the default retry schedule, so that a delivery fails for its whole schedule before that.
 impl Default for DisableAfter {
     fn default() -> Self {
         Self(Some(Duration::from_secs(5 * 24 * 60 * 60)))
@@ -64,26 +64,26 @@ impl fmt::Display for DisableAfter {
 }
 
 impl DisableAfter {
-    /// Whether a callback that has failed since then is to be disabled at its failure now.
+    /// Whether a callback that has failed since `failing_since` must be disabled at a failure `now`.
     fn is_over(self, failing_since: Timestamp, now: Timestamp) -> bool {
         self.0.is_some_and(|after| failing_since.plus(after) <= now)
     }
 }
 
-/// Why the deliveries of a callback are recorded and wait.
+/// Why the deliveries of a callback are recorded but not attempted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Hold {
-    /// In the configuration of its process.
+    /// Switched off in the configuration of its process.
     #[error("the callback is switched off")]
     Off,
     #[error("the callback is paused")]
     Paused,
-    /// For this reason.
+    /// The text is the reason.
     #[error("the callback is disabled: {0}")]
     Disabled(Arc<str>),
 }
 
-/// Since when callbacks have had nothing but failures: the rows of Postgres, and the changes that are not written yet.
+/// When each callback's streak of failures started: the rows of Postgres, and the changes that are not written yet.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct FailureStreaks {
     stored: HashMap<ObjectId, Timestamp>,
@@ -96,7 +96,7 @@ impl FailureStreaks {
         self.stored.get(&callback_id).or(self.started.get(&callback_id)).copied()
     }
 
-    /// Notes a failure. Returns since when the callback has failed.
+    /// Notes a failure. Returns when the callback's streak of failures started.
     fn note_failure(&mut self, callback_id: ObjectId, at: Timestamp) -> Timestamp {
         match self.since(callback_id) {
             Some(since) => since,
@@ -110,7 +110,8 @@ impl FailureStreaks {
         }
     }
 
-    /// Replaces the rows with those read after `written` was written. Keeps what was noted meanwhile.
+    /// Replaces the rows with `stored`, which was read after `written` had been written. Keeps changes that were noted
+    /// meanwhile.
     fn merge_rows(&mut self, written: &Self, stored: HashMap<ObjectId, Timestamp>) {
         self.started.retain(|id, since| written.started.get(id) != Some(since));
         self.ended.retain(|id, at| written.ended.get(id) != Some(at));
@@ -129,15 +130,16 @@ struct State {
 }
 
 impl State {
-    /// The disabled callbacks whose rows are in Postgres, unless they were enabled since.
+    /// The disabled callbacks whose records are written. Another replica may have enabled them since.
     fn recorded_disabled(&self) -> HashMap<ObjectId, Arc<str>> {
         let recorded = self.disabled.iter().filter(|(callback_id, _)| !self.disabling.contains(callback_id));
         recorded.map(|(callback_id, reason)| (*callback_id, reason.clone())).collect()
     }
 }
 
-/// Replaces the in-memory set of disabled callbacks with the rows read from Postgres. `before` are those that were recorded
-/// when the read started. Keeps the others: their rows may have been written after the read. Returns the re-enabled ones.
+/// Replaces the disabled callbacks in `before` with the rows read from Postgres. `before` are those that were recorded
+/// when the read started; the others stay disabled, because their rows may have been written after the read. Returns
+/// the re-enabled callbacks.
 fn merge_disabled(
     disabled: &mut HashMap<ObjectId, Arc<str>>,
     before: &HashMap<ObjectId, Arc<str>>,
@@ -179,12 +181,12 @@ impl CallbackHealth {
         state.disabled.get(&callback.callback_id).map(|reason| Hold::Disabled(reason.clone()))
     }
 
-    /// Since when the callback has had nothing but failures, if it has.
+    /// When the callback's streak of failures started, if it has one.
     pub(crate) fn failing_since(&self, callback_id: ObjectId) -> Option<Timestamp> {
         self.read().streaks.since(callback_id)
     }
 
-    /// Disables a callback in this process. The other replicas read it from Postgres. The result is to be kept until the
+    /// Disables a callback in this replica; the others read its row from Postgres. Keep the returned guard until the
     /// record is written.
     pub(crate) fn disable(&self, callback_id: ObjectId, reason: &str) -> Disabling<'_> {
         let mut state = self.write();
@@ -205,7 +207,7 @@ impl CallbackHealth {
         self.note_success(callback_id, now);
     }
 
-    /// Returns why the callback is to be disabled, if it has failed for too long.
+    /// Notes a failure. Returns the reason to disable the callback, if it has failed for too long.
     pub(crate) fn note_failure(&self, callback_id: ObjectId, now: Timestamp, error: &str) -> Option<String> {
         let since = self.read().streaks.since(callback_id);
         let since = since.unwrap_or_else(|| self.write().streaks.note_failure(callback_id, now));
@@ -222,7 +224,7 @@ impl CallbackHealth {
         store::health::write_streaks(pool, &written.ended, &written.started).await?;
         let disabled = store::health::disabled_callbacks(pool).await?;
         let paused = store::health::paused_callbacks(pool).await?;
-        // Last: a callback that is enabled or resumed must not be called with its old streak.
+        // Read last: otherwise a callback that is enabled or resumed in between would be called with its old streak.
         let failing = store::health::failing_callbacks(pool).await?;
         let mut state = self.write();
         state.paused = paused;
@@ -268,8 +270,8 @@ impl CallbackHealth {
     }
 }
 
-/// A callback that is disabled by a record that is not written yet. Until it is dropped, a synchronization does not enable the
-/// callback.
+/// A callback that is disabled by a record that is not written yet. Until it is dropped, a synchronization does not
+/// enable the callback.
 #[derive(Debug)]
 #[must_use]
 pub(crate) struct Disabling<'a> {

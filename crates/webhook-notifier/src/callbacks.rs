@@ -28,8 +28,8 @@ use crate::{
     store::health::ConfiguredIn,
 };
 
-/// How often callbacks are checked for secrets that cannot be opened. Longer reports them later; a check reads memory
-/// only.
+/// How often callbacks are checked for secrets that cannot be opened. A longer interval reports them later; a check
+/// reads memory only.
 const LOCKED_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The configuration could not be read, so nothing may be decided about the delivery.
@@ -38,7 +38,7 @@ const LOCKED_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 pub(crate) struct ProcessUnreadable {
     key: String,
     cause: String,
-    /// The entry is there and is no process. Otherwise NATS did not answer.
+    /// The entry exists but is not a valid process. Otherwise NATS did not answer.
     pub(crate) is_malformed: bool,
 }
 
@@ -104,7 +104,7 @@ pub(crate) struct Target {
     index: usize,
 }
 
-/// A callback, and the kind of a delivery that it gets.
+/// A callback, and the kind of delivery that it gets.
 pub(crate) type Subscription = (Target, DeliveryKind);
 
 impl Target {
@@ -139,7 +139,7 @@ pub(crate) enum CallbackLookup {
     Held(Hold),
     /// Its secrets cannot be opened: its deliveries wait until they can.
     Locked,
-    /// Its deliveries end.
+    /// Its deliveries end as exhausted.
     Removed,
     /// Its process is not in the configuration. It may return: a lost bucket is filled again from Postgres.
     NoProcess,
@@ -189,7 +189,7 @@ impl Callbacks {
         self.view.all().iter().flat_map(|process| locked(process)).collect()
     }
 
-    /// The callbacks whose deliveries wait.
+    /// The callbacks that are off, paused or disabled.
     pub(crate) fn held(&self) -> Vec<ObjectId> {
         let all = self.view.all();
         let callbacks = all.iter().flat_map(|process| &process.callbacks);
@@ -206,7 +206,8 @@ impl Callbacks {
         Some(ConfiguredIn { project_id: process.project_id, process_id: process.process_id })
     }
 
-    /// Whether a callback is gone from its process, which is still configured. The bucket decides: memory may be behind it.
+    /// Whether a callback was removed from its process, which still exists. Reads the bucket, because memory may lag
+    /// behind it.
     pub(crate) async fn is_removed(
         &self,
         callback_id: ObjectId,
@@ -227,7 +228,7 @@ impl Callbacks {
             .any(|process| process.callbacks.iter().any(|callback| callback.ordering == Ordering::Lead))
     }
 
-    /// The deliveries of an event; none when its process is not in the configuration.
+    /// The deliveries of an event; `None` if its process is not in the configuration.
     pub(crate) async fn for_event(
         &self,
         event: &CompletionEvent,
@@ -242,10 +243,11 @@ impl Callbacks {
         Ok(process.map(|process| subscribed(&process, event)).unwrap_or_default())
     }
 
-    /// Whether the events of a process, or of a project's updates without one, have known callbacks.
+    /// Checks that the callbacks for the events of a process can be read; without `process_id`, those for events of the
+    /// project that have no process.
     ///
     /// # Errors
-    /// Its entry, or the one of the fallback callbacks that stand in for it, cannot be read.
+    /// Its entry, or the entry of the fallback callbacks that replace a missing process, cannot be read.
     pub(crate) async fn check_readable(
         &self,
         project_id: ObjectId,
@@ -267,7 +269,7 @@ impl Callbacks {
         Ok(self.look_up_in(process.as_ref(), callback_id))
     }
 
-    /// The callback in its process, which is None if it is not in the configuration.
+    /// Looks up a callback in its process, which is `None` if it is not in the configuration.
     pub(crate) fn look_up_in(&self, process: Option<&Arc<ConfiguredProcess>>, callback_id: ObjectId) -> CallbackLookup {
         let Some(process) = process else { return CallbackLookup::NoProcess };
         let callbacks = &process.callbacks;
@@ -325,7 +327,7 @@ impl Callbacks {
         self.view.get(&process_key(project_id, process_id))
     }
 
-    /// A process that is missing in memory may have been written a moment ago: then the bucket decides.
+    /// The process. Reads the bucket if memory lacks it, because it may have been written a moment ago.
     pub(crate) async fn process(
         &self,
         project_id: ObjectId,

@@ -160,7 +160,7 @@ impl Deliverer {
     }
 }
 
-/// Describes the attempt in its span. Without the URL, which may contain secrets.
+/// Describes the attempt in its span. The URL is left out, because it may contain secrets.
 fn describe(span: &mut Span, callback: &PreparedCallback, delivery: &PendingDelivery, number: u32, attempt: &Attempt) {
     span.update(delivery.update_id);
     span.note(|| {

@@ -1,5 +1,5 @@
-//! 7 Deliver: creates and drops partitions of the delivery log, ends held deliveries in old ones, deletes the state of removed
-//! callbacks, and purges delivered events.
+//! 7 Deliver: creates and drops partitions of the delivery log, ends held deliveries in old ones, deletes the state of
+//! removed callbacks, and purges delivered events.
 
 use std::{sync::Arc, time::Duration};
 
@@ -28,14 +28,14 @@ const PARTITIONS_INTERVAL: Duration = Duration::from_secs(60 * 60);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// How far back the first start creates partitions: events may have waited in their stream.
 const PARTITIONS_BACK: Duration = DAY.saturating_mul(31);
-/// How far ahead partitions are created. More bridges a longer time without a notifier, after which rows go to the
-/// default partition and have to be moved.
+/// How far ahead partitions are created. If no notifier runs for longer, rows go to the default partition and have to
+/// be moved.
 const PARTITIONS_AHEAD: Duration = DAY.saturating_mul(62);
-/// Most held deliveries that one statement ends. More locks rows for longer.
+/// Maximum number of held deliveries that one statement ends. A larger batch locks rows for longer.
 const EXPIRY_BATCH: i64 = 1000;
-/// How often the first round looks whether the configuration is complete.
+/// How often the first round checks whether the configuration is complete.
 const CONFIGURATION_POLL: Duration = Duration::from_secs(1);
-/// How often delivered events are purged. Longer lets a full stream stay full for longer.
+/// How often delivered events are purged. A longer interval lets a full stream stay full for longer.
 const PURGE_INTERVAL: Duration = Duration::from_secs(15);
 
 /// Creates and drops partitions, and deletes old statistics and the state of removed callbacks, until shutdown.
@@ -62,11 +62,11 @@ pub(crate) async fn partitions(
     every(PARTITIONS_INTERVAL, shutdown, maintain).await
 }
 
-/// Ends the deliveries of months that are to be dropped whose callbacks are off, paused or disabled. They are dropped once
-/// they are announced as exhausted.
+/// Ends held deliveries in months that are due to be dropped. These months are dropped once the deliveries are
+/// announced as exhausted.
 async fn expire_held(pool: &Pool, callbacks: &Callbacks, retention: Retention, outbox: &Notify) {
     let Some(cutoff) = retention.cutoff(clock::now()) else { return };
-    // At the start, a callback that is off may not be known yet.
+    // Right after the start, a callback that is off may not be in memory yet.
     wait_for_configuration(callbacks).await;
     let held = callbacks.held();
     let mut expired = 0;
@@ -96,8 +96,8 @@ async fn wait_for_configuration(callbacks: &Callbacks) {
     }
 }
 
-/// Ends the pauses of callbacks that were removed from their process. The pauses of a process that is missing stay: a lost bucket
-/// is filled again.
+/// Ends the pauses of callbacks that were removed from their process. The pauses of a process that is missing stay: a
+/// lost bucket is filled again.
 async fn end_pauses(pool: &Pool, callbacks: &Callbacks) -> Result<(), StoreError> {
     wait_for_configuration(callbacks).await;
     let mut found = Vec::new();
@@ -114,8 +114,8 @@ async fn end_pauses(pool: &Pool, callbacks: &Callbacks) -> Result<(), StoreError
     store::health::note_processes(pool, &found).await
 }
 
-/// Deletes that callbacks are disabled which were removed from their process. As with pauses, the state of a callback stays
-/// while its process is missing.
+/// Deletes the disabled state of callbacks that were removed from their process. As with pauses, the state of a
+/// callback stays while its process is missing.
 async fn forget_disabled(pool: &Pool, callbacks: &Callbacks) -> Result<(), StoreError> {
     wait_for_configuration(callbacks).await;
     for (callback_id, process) in store::health::processes_of_disabled(pool).await? {

@@ -1,5 +1,5 @@
-//! The metrics of webhook-notifier. Each replica counts its own work. The backlog belongs to all replicas, and each of
-//! them shows the same.
+//! The metrics of webhook-notifier. Each replica counts its own work. The backlog is shared, so all replicas report the
+//! same values.
 
 use std::time::Duration;
 

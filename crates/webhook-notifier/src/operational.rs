@@ -1,8 +1,9 @@
-//! 7 Deliver, 8 Retry: makes deliveries of operational events (docs/adr/0057-deliver-operational-events-from-an-outbox.md).
+//! 7 Deliver, 8 Retry: makes deliveries of operational events
+//! (docs/adr/0057-deliver-operational-events-from-an-outbox.md).
 //!
-//! What happens to a callback is recorded as an event in the same transaction. This task turns each event into deliveries
-//! to the callbacks that name its kind, in one transaction, so that a crash neither loses an event nor repeats it under
-//! another id. The retries attempt them, like every delivery.
+//! What happens to a callback is recorded as an event in the same transaction. This task turns each event into
+//! deliveries to the callbacks that name its kind, in one transaction, so that a crash neither loses an event nor
+//! repeats it under another id. The retries attempt them, like every delivery.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -23,9 +24,9 @@ use crate::{
     },
 };
 
-/// How often events are looked for. Longer delays them, shorter costs an idle Postgres more.
+/// How often Postgres is polled for events. A longer interval delays events; a shorter one costs an idle Postgres more.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
-/// Most events of a transaction. Each has a delivery per callback that names it.
+/// Maximum number of events per transaction. Each event has a delivery per callback that names it.
 const BATCH: i64 = 100;
 
 /// The task that makes the deliveries.
@@ -54,7 +55,7 @@ impl OperationalEvents {
     }
 
     async fn round(&self) -> Result<(), StoreError> {
-        // Without the whole configuration, a callback that is missing is not known to be removed.
+        // Until the whole configuration is in memory, a missing callback may not have been removed.
         if !self.callbacks.view.is_complete() {
             return Ok(());
         }
@@ -88,7 +89,7 @@ impl OperationalEvents {
             .flat_map(|process| process.callbacks.iter().map(|callback| (callback.callback_id, &***process)))
             .collect();
         let of_event = |event: &OperationalEvent| {
-            // A callback that was removed meanwhile is of no interest any more.
+            // The callback was removed meanwhile: its event is dropped.
             let Some(process) = of_callbacks.get(&event.callback_id) else { return Vec::new() };
             let fallback = self.callbacks.view.get(&process_key(process.project_id, None));
             deliveries_of(event, process, fallback.as_deref().map(|fallback| &**fallback))
@@ -97,8 +98,8 @@ impl OperationalEvents {
     }
 }
 
-/// The deliveries of an event of a callback of this process: to the other callbacks of the process and of the fallback
-/// process that name it.
+/// The deliveries of an event about a callback of this process: one for each other callback of the process and of the
+/// fallback process that names the event's kind.
 fn deliveries_of(event: &OperationalEvent, process: &Process, fallback: Option<&Process>) -> Vec<OperationalDelivery> {
     let Some(subject) = process.callbacks.iter().find(|callback| callback.callback_id == event.callback_id) else {
         return Vec::new();
@@ -137,7 +138,7 @@ fn body(event: &OperationalEvent, process: &Process, subject: &Callback) -> Opti
         deliveries: event.exhausted.map(|(deliveries, _)| deliveries),
         last_delivery_id: event.exhausted.map(|(_, last)| last.to_string()),
     };
-    // Texts and ids can always be written.
+    // Serializing texts and ids cannot fail.
     OperationalPayload::body(event.kind, event.at, data).ok()
 }
 

@@ -22,9 +22,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::store::{self, error::StoreError};
 
-/// How often rows of other replicas or from before a crash are looked for. Rows of this process are announced at once.
+/// How often Postgres is polled for rows of other replicas and rows from before a crash. This replica's own rows are
+/// announced at once.
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
-/// Most events of a kind per round.
+/// Maximum number of events of each kind per round.
 const BATCH: i64 = 500;
 
 /// Why a round failed. It is retried in any case.

@@ -1,4 +1,5 @@
-//! 8 Retry: reads the processes of due deliveries that memory lacks. One that cannot be read delays no other.
+//! 8 Retry: reads processes of due deliveries in the bucket, where memory does not suffice. A process that cannot be
+//! read delays no other.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -11,16 +12,16 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::{callbacks::ProcessUnreadable, store::parked::ProcessRef};
 
-/// How long a round waits for processes that memory lacks. Longer delays the retries of all tenants when NATS does not
-/// answer, shorter leaves more processes to a later round when it is slow.
+/// How long a round waits for processes. A longer timeout delays the retries of all tenants when NATS
+/// does not answer; a shorter one leaves more processes to a later round when NATS is slow.
 const TIMEOUT: Duration = Duration::from_millis(500);
-/// How long after a failure a process is not read again, unless memory has it. Longer delays its deliveries when NATS is
-/// back, shorter reads entries in vain that are no processes.
+/// How long after a failure a process is not read again. A longer pause delays its
+/// deliveries when NATS is back; a shorter one repeats useless reads of malformed entries.
 const PAUSE: Duration = Duration::from_secs(5);
-/// Most reads of a round. More takes more memory, fewer leaves more to the next round.
+/// Maximum number of reads per round. More reads take more memory; fewer leave more processes to the next round.
 const MAX_READS: usize = 64;
 
-/// Reads of processes, over many rounds.
+/// Reads processes, and remembers failed reads across rounds.
 #[derive(Debug, Default)]
 pub(crate) struct ProcessReads {
     /// The processes that could not be read, and until when they are not read again.
@@ -28,8 +29,8 @@ pub(crate) struct ProcessReads {
 }
 
 impl ProcessReads {
-    /// The processes of a round that memory has, and those that could be read. None in place of a process: it is not in
-    /// the configuration.
+    /// Returns the processes that could be read. `None` instead of a process: it is not in the configuration. A process
+    /// that could not be read is missing from the result.
     pub(crate) async fn read<T, F>(
         &mut self,
         processes: impl IntoIterator<Item = ProcessRef>,
@@ -95,7 +96,7 @@ mod tests {
         (ObjectId::from_bytes([byte; 12]), None)
     }
 
-    /// Reads from a bucket where process 1 is missing, 2 is malformed and 3 is never answered; memory has 4.
+    /// Reads from a bucket where process 2 is malformed and 3 is never answered, and the others are missing.
     async fn read(reads: &mut ProcessReads, processes: &[u8]) -> (HashMap<ProcessRef, Option<u8>>, Vec<u8>) {
         let sent = &RefCell::new(Vec::new());
         let in_memory = |(project_id, _): ProcessRef| project_id.as_bytes().contains(&4).then_some(4);

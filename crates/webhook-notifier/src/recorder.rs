@@ -25,15 +25,15 @@ use crate::{
     store::{self, error::StoreError},
 };
 
-/// Most records in a transaction. More saves commits under load, fewer keeps a batch's latency down.
+/// Maximum number of records in a transaction. More records save commits under load; fewer keep a batch's latency down.
 const MAX_RECORDS: usize = 500;
-/// Most bytes of bodies in a transaction, without the last record's: a transaction takes several times as much memory.
+/// Bytes of bodies at which a transaction is full. Writing it takes several times as much memory.
 const MAX_BYTES: usize = 4 * 1024 * 1024;
 /// Records that wait to be written. Beyond that, attempts wait with their permits, and the pull of events with them.
 const QUEUE: usize = 1024;
 
-/// How soon after the last transaction the next one starts, unless something waits for it or it is full. Longer makes
-/// fewer and larger transactions; records that a crash loses are delivered again.
+/// Minimum time between the starts of two transactions, unless something waits for the next one or it is full. A longer
+/// interval makes fewer and larger transactions, but a crash loses more records, and their deliveries are repeated.
 const MIN_INTERVAL: Duration = Duration::from_millis(10);
 
 /// The recording task ended, which it does only with the service.
@@ -99,7 +99,7 @@ impl RecordingTask {
                 self.write(&records).await;
                 self.metrics.recorded(records.len(), started.elapsed());
                 for recorded in recorded {
-                    // The receiver is gone where shutdown cut an attempt.
+                    // The receiver is gone if shutdown aborted the attempt.
                     let _ = recorded.send(());
                 }
             }
@@ -107,7 +107,8 @@ impl RecordingTask {
         Ok(())
     }
 
-    /// Collects records until the interval has passed, the batch is full, or it contains a record that something waits for.
+    /// Collects records until the interval has passed, the batch is full, or it contains a record that something waits
+    /// for.
     async fn gather(&mut self, arrived: &mut Vec<Pending>, until: Instant) {
         let mut seen = 0;
         while arrived.len() < MAX_RECORDS && !arrived[seen..].iter().any(|pending| is_waited_for(&pending.record)) {

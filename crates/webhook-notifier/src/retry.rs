@@ -1,11 +1,12 @@
 //! 8 Retry: claims due deliveries in Postgres under a lease, and attempts them.
 //!
-//! A round claims of each callback as many deliveries as may start now, so a million due deliveries of a slow endpoint
-//! delay no other; of a callback that is held or whose breaker is open it claims none. A round starts with each
-//! poll, and as soon as a delivery was deferred that may start, a permit was freed, or a rate limit allows more.
+//! A round claims as many deliveries of each callback as may start now, so a million due deliveries of a slow endpoint
+//! delay no other. It claims none of a callback that is held or whose breaker is open. A round starts with each poll,
+//! and as soon as a deferred delivery may start, a permit is freed, or a rate limit allows more.
 //!
-//! The bodies of a round fit into the pool of attempts. One that is larger than its project's part waits until its project
-//! is the first of a round: a random one is, so that the backlog of one project cannot hold up the bodies of another.
+//! The bodies of a round fit into the pool of attempts. A body that is larger than its project's part waits until its
+//! project comes first in a round. The first project is chosen at random, so that the backlog of one project cannot
+//! hold up the bodies of another.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -38,15 +39,16 @@ use crate::{
     },
 };
 
-/// How often due deliveries are looked for. Longer delays retries by as much, shorter costs an idle Postgres more.
+/// How often Postgres is polled for due deliveries. A longer interval delays retries by as much; a shorter one costs an
+/// idle Postgres more.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
-/// How long a round waits for more permits to be freed. Longer claims more at once, shorter leaves permits idle for
-/// less.
+/// How long a round waits for more permits to be freed. A longer delay claims more at once; a shorter one leaves
+/// permits idle for less time.
 const ROUND_DELAY: Duration = Duration::from_millis(5);
-/// How long a claim is exclusive: well beyond the longest attempt (30 s) and its record. Longer delays what a crashed
-/// notifier had claimed, shorter attempts a delivery twice when Postgres pauses.
+/// How long a claim is exclusive: well beyond the longest attempt (30 s) and its record. A longer lease delays
+/// deliveries that a crashed notifier had claimed; a shorter one attempts deliveries twice when Postgres pauses.
 pub(crate) const LEASE: Duration = Duration::from_secs(60);
-/// Most deliveries of a callback in a round. More saves rounds, fewer lets callbacks alternate.
+/// Maximum number of deliveries of a callback in a round. More deliveries save rounds; fewer let callbacks alternate.
 const MAX_CLAIM: u32 = 100;
 
 /// The task that retries.
@@ -65,8 +67,8 @@ struct CallbackRound {
     reservation: Reservation,
 }
 
-/// The projects of callbacks, each with its number of permits. The order is that of the callbacks, from one of the
-/// projects on.
+/// The projects of callbacks, each with the sum of its permits, in the order of the callbacks, rotated to begin with
+/// project `first`.
 fn projects(callbacks: impl IntoIterator<Item = (ObjectId, usize)>, first: usize) -> Vec<(ObjectId, usize)> {
     let mut projects = Vec::<(ObjectId, usize)>::new();
     let mut places = HashMap::new();
@@ -217,7 +219,7 @@ async fn retry(
             Ok(callback) => deliverer.attempt(callback, delivery, source, number, permit).await,
             Err(_) => Ok(()),
         },
-        // Never claimed. If they were, the lease would end.
+        // Such callbacks are never claimed. If one were, its lease would end.
         CallbackLookup::Held(_) | CallbackLookup::Locked => Ok(()),
         CallbackLookup::Removed => deliverer.mark_exhausted(delivery, source, "the callback was removed".into()).await,
         CallbackLookup::NoProcess => {

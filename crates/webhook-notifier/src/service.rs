@@ -117,7 +117,6 @@ pub fn lacking_migrations(pool: &Pool) -> BoxFuture<'_, anyhow::Result<Vec<i64>>
     })
 }
 
-/// What is needed to start.
 struct Start<'a> {
     config: &'a Config,
     pool: Pool,
@@ -186,7 +185,7 @@ impl Start<'_> {
     }
 }
 
-/// What the tasks share.
+/// State that the tasks share.
 struct Running<'a> {
     config: &'a Config,
     client: async_nats::Client,

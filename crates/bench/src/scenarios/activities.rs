@@ -1,4 +1,5 @@
-//! Activities of 2 KiB, against updates of the same length: end to end, from the end of a call over HTTP to the webhook.
+//! Activities of 2 KiB, against updates of the same length: end to end, from the end of a call over HTTP to the
+//! webhook.
 
 use serde_json::json;
 

@@ -1,5 +1,5 @@
-//! Two installations on one machine, each with half of the projects, against one with all of them: what it costs to spread
-//! projects over cells (docs/SCALING.md), and that a cell which hangs does not delay the other.
+//! Two installations on one machine, each with half of the projects, against one with all of them: what it costs to
+//! spread projects over cells (docs/SCALING.md), and that a cell which hangs does not delay the other.
 
 use std::time::Duration;
 
@@ -81,7 +81,7 @@ fn add_latency([p50, p99]: &mut [Vec<f64>; 2], received: &Received) {
     p99.push(received.latency.p99);
 }
 
-/// Posts to a cell and waits until all is delivered and announced.
+/// Posts to a cell and waits until all updates are delivered and announced.
 async fn measure(stack: &mut Stack, connections: usize, pace: Pace, duration: Duration) -> anyhow::Result<Measured> {
     let load = Load { connections, pace, ..stack.load(duration) };
     let meter = stack.meter();

@@ -38,7 +38,7 @@ const REQUESTS: usize = 60;
 const WARM_UP: usize = 3;
 /// The pause between two pages of the console, whose visitors may open 20 a second.
 const PAUSE: Duration = Duration::from_millis(60);
-/// The most that the median of a page may take, in ms.
+/// The target of a page's median, in ms.
 const MOST: f64 = 100.0;
 
 /// Lists and searches of the HTTP API. A name in braces stands for a value of the lead that the request is about.

@@ -19,7 +19,7 @@ const WINDOW: usize = 4000;
 const RUN_FACTOR: u32 = 12;
 /// With sync only the rate matters, so runs are shorter.
 const SYNCED_RUN_FACTOR: u32 = 5;
-/// The most memory of nats-server, in MiB; growth by a tenth of it counts as none.
+/// Maximum memory of nats-server, in MiB; growth by up to a tenth of it counts as none.
 const NATS_MEMORY: f64 = 200.0;
 
 pub(crate) async fn run(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {

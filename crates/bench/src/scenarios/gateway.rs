@@ -16,7 +16,7 @@ pub(crate) const NAME: &str = "gateway";
 pub(crate) const FLOOR: &str = "floor: hyper, parses and publishes";
 pub(crate) const RATIO: &str = "accepted, ratio to the floor";
 
-/// Longer than a gateway takes a lead-state without progress for a slow one.
+/// Longer than the time after which a gateway considers a lead-state without progress stalled.
 const OUTAGE_NOTICED: Duration = Duration::from_secs(3);
 
 pub(crate) async fn run(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {

@@ -78,7 +78,7 @@ async fn measure(plan: &Plan, report: &mut Report, sync: bool) -> anyhow::Result
     Ok(())
 }
 
-/// The longest p50 and p99 from POST to webhook, in milliseconds.
+/// The targets for p50 and p99 from POST to webhook, in milliseconds.
 fn targets(rate: u32, sync: bool) -> (f64, f64) {
     match (rate, sync) {
         (100, _) => (2.5, 8.0),

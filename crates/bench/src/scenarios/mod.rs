@@ -56,7 +56,7 @@ pub(crate) fn progress(what: &str) {
     eprintln!("[{:>2}:{:02}] {what}", seconds / 60, seconds % 60);
 }
 
-/// The most memory of a service, in MiB.
+/// Maximum memory of a service, in MiB.
 const MAX_MEMORY: f64 = 64.0;
 /// Memory that grows less counts as constant, in MiB.
 const MAX_GROWTH: f64 = MAX_MEMORY / 10.0;

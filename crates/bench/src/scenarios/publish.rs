@@ -1,5 +1,5 @@
-//! What it costs to publish to JetStream: single messages, atomic batches, and several updates in one message, on one server
-//! and on three replicas, with and without sync before ack. No service takes part; the figures are what
+//! What it costs to publish to JetStream: single messages, atomic batches, and several updates in one message, on one
+//! server and on three replicas, with and without sync before ack. No service takes part; the figures are what
 //! docs/adr/0050-publish-waiting-commands-as-one-message.md rests on. Not a part of `all`.
 
 use std::{

@@ -18,8 +18,8 @@ const FEW: u64 = 10_000;
 /// Ledger rows per lead of the large stack.
 const UPDATES_PER_LEAD: u64 = 5;
 /// Updates of a run per second of `--seconds`. Postgres logs a page in full at its first change after a checkpoint. In
-/// a short run that would be every page of a million leads, in the five minutes between two checkpoints it is few, so a
-/// run is long enough to change pages repeatedly.
+/// a short run, every page of a million leads is logged in full; in the five minutes between two checkpoints, few
+/// changes are the first of their page. So a run is long enough to change pages repeatedly.
 const RATE: u64 = 35_000;
 
 pub(crate) async fn run(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
@@ -97,8 +97,8 @@ async fn insert_ledger(stack: &Stack, updates: u64) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Drops the indexes of a table, but for its primary key, and returns their definitions: building them at the end is several
-/// times faster than maintaining them row by row.
+/// Drops the indexes of a table, but for its primary key, and returns their definitions: building them at the end is
+/// several times faster than maintaining them row by row.
 pub(super) async fn drop_indexes(connection: &mut PgConnection, table: &str) -> anyhow::Result<Vec<String>> {
     let indexes = sqlx::query_as::<_, (String, String)>(
         "SELECT indexrelid::regclass::text, replace(pg_get_indexdef(indexrelid), ' ON ONLY ', ' ON ') FROM pg_index

@@ -11,7 +11,7 @@ use crate::{
     visit::Visit,
 };
 
-/// How many entries of projects the page of the system reads. More would make it slow.
+/// Most entries of projects that the page of the system reads. More would make it slow.
 const MAX_ENTRIES: usize = 100;
 
 /// The last audits of all scopes.
@@ -22,7 +22,8 @@ pub(super) struct Audits {
     pub(super) left_out: usize,
 }
 
-/// The last audits that a visitor of a project's board may see: who sees one project only sees no audit of others.
+/// The last audits of a project, for its board. Visitors who see every project also see the audits of all projects
+/// together.
 pub(super) async fn of_project(visit: &Visit, project_id: ObjectId) -> Result<Vec<AuditRecord>, Fault> {
     let with_those_of_all = visit.session.role.sees_all();
     audits_of(&visit.app.broker()?.js, project_id, with_those_of_all).await.map_err(unavailable)
@@ -39,8 +40,8 @@ fn unavailable(error: anyhow::Error) -> Fault {
     Fault::Unavailable("The verdicts of audits cannot be read. Reload the page to try again.".into())
 }
 
-/// The last audits as a fact of a board. What was violated is only for those who see all projects: an invariant may concern the
-/// log as a whole.
+/// The last audits as a fact of a board. Only visitors who see all projects see the violated invariant: it may concern
+/// the log as a whole.
 pub(super) fn on_board(
     project: ObjectId,
     audits: &Result<Vec<AuditRecord>, Fault>,

@@ -1,4 +1,4 @@
-//! The board of a project: what needs attention first.
+//! The board of a project: an overview, with what needs attention.
 
 use std::time::Duration;
 
@@ -32,10 +32,10 @@ use crate::{
 /// How many rows a panel has; its list has all.
 const ROWS: u32 = 8;
 
-/// From which age on a measured lag says how old it is. It is measured every five seconds.
+/// A measured lag that is older than this is shown with its age. Lags are measured every five seconds.
 const LAG_AGE: Duration = Duration::from_secs(30);
 
-/// What the board shows.
+/// The content of the board.
 pub(super) struct Board {
     pub(super) covered: Covered,
     /// Whether the visitor sees every project.
@@ -57,7 +57,7 @@ pub(crate) async fn show(visit: Visit) -> Result<Page, Fault> {
     let project_id: ObjectId = visit.id("project")?;
     let role = &visit.session.role;
     match role.check(project_id, Scope::LeadsRead) {
-        // A panel says which scope it lacks.
+        // Each panel says which scope the session lacks.
         Ok(()) | Err(Fault::MissingScope(_)) => {}
         Err(fault) => return Err(fault),
     }
@@ -181,7 +181,7 @@ pub(super) fn render(project: ObjectId, board: &Board, now: Timestamp) -> Markup
     }
 }
 
-/// The rates of the range, the oldest pending delivery, and the lags. Each says by itself why it is missing.
+/// The rates of the range, the oldest pending delivery, and the lags. A value that cannot be read shows the reason.
 fn glance(project: ObjectId, board: &Board, now: Timestamp) -> Markup {
     let covered = &board.covered;
     html! {
@@ -224,12 +224,14 @@ fn oldest_pending(project: ObjectId, callbacks: &[CallbackStatus], now: Timestam
     }
 }
 
-/// How many messages of the log are in no count yet. The number is that of all projects: only visitors who see them all see it.
+/// How many messages of the log are not applied yet, and so are in no count. The number covers all projects: only
+/// visitors who see all of them see it.
 fn unapplied(messages: u64) -> Markup {
     html! { (messages) " messages of all projects in the log" }
 }
 
-/// How long the oldest waits. It is that of all projects, so that it says nothing about any other project.
+/// How long the oldest entry has waited. The lag covers all projects together, so that it reveals nothing about any
+/// single project.
 fn lag_time(since: Option<Timestamp>, lag: &Lag, now: Timestamp) -> Markup {
     html! {
         @match lag.measured_at {

@@ -43,7 +43,7 @@ const ACTIONS: [(&str, &str); 8] = [
     ("share", "Share"),
 ];
 
-/// What visitors who may only look get instead: the open links.
+/// The only link for visitors who may not act: the open portal links.
 const LINKS: (&str, &str) = ("share", "Portal links");
 
 /// `GET /p/{project}/callbacks`.
@@ -87,7 +87,7 @@ pub(super) fn rows<'a>(
     table("Callbacks", &["Name", "Health", "Process", "Pending", "Only failures since", "Disabled because"], &rows)
 }
 
-/// How many deliveries wait; nothing if that was not read.
+/// How many deliveries are pending. None if they were not counted.
 pub(super) fn pending(callback: &CallbackStatus) -> Option<String> {
     let pending = callback.details.as_ref()?.pending;
     Some(if pending < MAX_PENDING_COUNTED { pending.to_string() } else { format!("{pending} or more") })
@@ -101,7 +101,7 @@ fn process(project: ObjectId, callback: &CallbackStatus) -> Markup {
     html! { a href={ "/p/" (project) "/processes/" (segment) } { (name) } }
 }
 
-/// What a callback's page shows beside its health.
+/// The parts of a callback's page other than its health.
 pub(super) struct Around {
     pub(super) covered: Covered,
     pub(super) counts: Result<Vec<DeliveryCounts>, Fault>,
@@ -212,7 +212,7 @@ pub(super) fn render(
     }
 }
 
-/// Whether an action makes a difference to a callback in this state.
+/// Whether an action has an effect on a callback in this state.
 fn applies(action: &str, state: CallbackState) -> bool {
     match action {
         "enable" => state == CallbackState::Disabled,

@@ -44,7 +44,7 @@ pub(super) fn render_list(
     }
 }
 
-/// A table of calls, for visitors who may act with the action that ends each.
+/// A table of calls. For visitors who may act, each call has a link that ends it.
 pub(super) fn rows(project: ObjectId, calls: &[Call], may_act: bool, now: Timestamp) -> Markup {
     let rows = html! {
         @for call in calls {
@@ -61,7 +61,7 @@ pub(super) fn rows(project: ObjectId, calls: &[Call], may_act: bool, now: Timest
     table("Calls in progress", if may_act { &columns } else { &columns[..4] }, &rows)
 }
 
-/// The page that ends a call. A call without an id ends with all others of its lead.
+/// The page that ends a call. A call without an id can only be ended together with all other calls of its lead.
 fn end_path(project: ObjectId, call: &Call) -> String {
     let path = format!("/p/{project}/leads/{}/end-call", call.lead_id);
     let Some(call_id) = &call.call_id else { return path };

@@ -69,10 +69,10 @@ pub(crate) async fn list(visit: Visit) -> Result<Page, Fault> {
     Ok(Page::list(&visit, "Deliveries", Section::Deliveries, content))
 }
 
-/// What surrounds deliveries.
+/// The context in which deliveries are shown.
 pub(super) struct Shown<'a> {
     pub(super) project: ObjectId,
-    /// The names of its callbacks.
+    /// The names of the project's callbacks.
     pub(super) callbacks: &'a BTreeMap<ObjectId, String>,
     /// Whether the visitor may act.
     pub(super) may_act: bool,
@@ -136,7 +136,7 @@ pub(super) fn rows(project: ObjectId, deliveries: &[ListedDelivery], callbacks: 
     table_of(project, deliveries, callbacks, false)
 }
 
-/// A table of deliveries; within a form, settled ones can be selected.
+/// A table of deliveries. Within a form, delivered and exhausted ones can be selected.
 fn table_of(
     project: ObjectId,
     deliveries: &[ListedDelivery],

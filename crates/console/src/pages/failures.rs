@@ -1,4 +1,4 @@
-//! The failed deliveries of a callback, by what went wrong.
+//! The failed deliveries of a callback, grouped by status and error.
 
 use contract::{
     ObjectId,

@@ -1,4 +1,4 @@
-//! From an id to its page.
+//! Redirects from an id to its page.
 
 use std::collections::BTreeSet;
 
@@ -13,7 +13,7 @@ use crate::{fault::Fault, respond::Page, session::Role, visit::Visit};
 /// How many projects are searched for an id. Each costs a few queries.
 const MAX_PROJECTS: usize = 20;
 
-/// `GET /go/{id}`: in the projects that the visitor may see.
+/// `GET /go/{id}`: redirects to the page of an id in one of the projects that the visitor may see.
 pub(crate) async fn anywhere(visit: Visit) -> Result<Page, Fault> {
     let text = visit.segment("id").to_owned();
     let projects: BTreeSet<ObjectId> = match &visit.session.role {
@@ -34,7 +34,7 @@ pub(crate) async fn anywhere(visit: Visit) -> Result<Page, Fault> {
     Err(not_found(&text))
 }
 
-/// `GET /p/{project}/go?q=`: to the page of an id, for other texts to the leads that they find.
+/// `GET /p/{project}/go?q=`: redirects to the page of an id; for any other text, to a search for leads.
 pub(crate) async fn in_project(visit: Visit) -> Result<Page, Fault> {
     let project_id = visit.project(Scope::LeadsRead)?;
     let Some(text) = visit.text("q").map(str::trim) else {
@@ -73,7 +73,7 @@ async fn find(visit: &Visit, project_id: ObjectId, text: &str) -> Result<Option<
     if exists(lead)? {
         return Ok(Some(format!("leads/{id}")));
     }
-    // An update that is not decided yet is found last: any new id may be one.
+    // Updates come last, because they may only be assumed.
     if process.is_ok() {
         return Ok(Some(format!("processes/{id}")));
     }

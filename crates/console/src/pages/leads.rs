@@ -34,7 +34,7 @@ const LEAD_DELIVERIES: u32 = 10;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Filters {
     pub(super) state: Option<String>,
-    /// What the list is searched for.
+    /// The text that the list is searched for.
     pub(super) search: Option<String>,
     pub(super) process: Option<ObjectId>,
 }
@@ -108,7 +108,7 @@ pub(super) fn rows(project: ObjectId, leads: &[Lead]) -> Markup {
     table("Leads", &["Name", "Reference", "State", "Process", "Version", "Changed"], &rows)
 }
 
-/// What a lead's page shows beside the lead.
+/// The parts of a lead's page other than the lead.
 pub(super) struct Around {
     pub(super) process: Result<Process, Fault>,
     pub(super) calls: Result<ListPage<Call>, Fault>,
@@ -211,7 +211,7 @@ pub(super) fn outcome(entry: &HistoryEntry) -> Markup {
 pub(super) fn states(entry: &HistoryEntry) -> String {
     match (entry.from_state.as_deref(), entry.to_state.as_deref()) {
         (Some(from), Some(to)) if from != to => format!("{from} → {to}"),
-        // A call event changes no state.
+        // A call event or an erasure that did not change the state.
         (None, None) if !entry.kind.is_update() => entry.kind.to_string(),
         (None, Some(to)) if !entry.kind.is_update() => format!("{}: {to}", entry.kind),
         (from, to) => to.or(from).unwrap_or_default().to_owned(),

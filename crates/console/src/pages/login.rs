@@ -1,4 +1,4 @@
-//! Signing in, with an API key or a one-time link, and out.
+//! Signs visitors in, with an API key, a one-time link or a portal link, and out.
 
 use std::sync::Arc;
 
@@ -37,8 +37,9 @@ pub(crate) async fn submit(State(app): State<Arc<App>>, request: Request) -> Res
         Ok(fields) => fields,
         Err(fault) => return show(&[], Some(&fault)),
     };
-    // An operator who adds a key on a page of an action stays an operator; the login page signs in from the start.
-    // A portal session that cannot be read now is no operator's.
+    // An operator who adds a key on the page of an action stays an operator. A form without the session's form token,
+    // such as that of the login page, starts a new session. A session that cannot be read is that of a portal link,
+    // never an operator's.
     let operator = session
         .unwrap_or_default()
         .filter(|session| session.role == Role::Operator && respond::check_form_token(session, &fields).is_ok());

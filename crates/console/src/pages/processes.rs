@@ -55,7 +55,7 @@ pub(super) fn rows(project: ObjectId, processes: &[Process]) -> Markup {
     table("Processes", &["Name", "States", "Callbacks", "Revision"], &rows)
 }
 
-/// What names a process in URLs.
+/// The path segment that names a process in URLs.
 pub(super) fn segment(process: &Process) -> String {
     process.process_id.map_or_else(|| NO_PROCESS.to_owned(), |id| id.to_string())
 }
@@ -64,7 +64,7 @@ fn name(process: &Process) -> &str {
     if process.process_id.is_none() { "Fallback callbacks" } else { &process.name }
 }
 
-/// A process of a URL.
+/// The process that a path segment names.
 pub(super) fn selector(segment: &str) -> Result<ProcessSelector, Fault> {
     if segment == NO_PROCESS {
         return Ok(ProcessSelector::Named(NO_PROCESS.to_owned()));

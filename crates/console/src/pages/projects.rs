@@ -16,7 +16,7 @@ use crate::{
     visit::Visit,
 };
 
-/// `GET /`: an API key's project, or the list of them.
+/// `GET /`: redirects an API key to its project; shows operators and viewers the list of projects.
 pub(crate) async fn list(visit: Visit) -> Result<Page, Fault> {
     match &visit.session.role {
         Role::Key(key) => return Ok(Page::Redirect(format!("/p/{}", key.project_id))),

@@ -1,4 +1,4 @@
-//! The statistics on the board of a project.
+//! The statistics on the board of a project and on the pages of callbacks.
 
 use std::collections::BTreeMap;
 
@@ -19,7 +19,7 @@ use crate::{
 /// How many codes of refused updates are shown.
 const CODES: usize = 5;
 
-/// What the board covers.
+/// The time range that a page covers.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Covered {
     /// Its name in the URL.
@@ -64,12 +64,12 @@ pub(super) fn spans(project: ObjectId, covered: &Covered) -> Markup {
     }
 }
 
-/// The list that has what a number counts.
+/// The list that a number links to.
 struct List {
     path: String,
-    /// The names of the list's parameters for the begin and the end of a time.
+    /// The names of the list's parameters for the start and the end of a time range.
     times: [&'static str; 2],
-    /// Of this callback only.
+    /// Only deliveries to this callback.
     callback: Option<ObjectId>,
 }
 
@@ -82,7 +82,7 @@ impl List {
         Self { path: format!("/p/{project}/deliveries"), times: ["since", "until"], callback: None }
     }
 
-    /// The URL of its part in this time with this status; an empty one is none.
+    /// The URL of the list, filtered by time and status. An empty status does not filter.
     fn part(&self, status: &str, from: Timestamp, to: Option<Timestamp>) -> String {
         let mut query = form_urlencoded::Serializer::new(String::new());
         if !status.is_empty() {
@@ -99,7 +99,7 @@ impl List {
     }
 }
 
-/// How many of the range there are per second, until now.
+/// The rate per second, over the part of the range that has passed.
 fn rate(count: i64, covered: &Covered, now: Timestamp) -> String {
     let millis = (now.millis().min(covered.range.to.millis()) - covered.range.from.millis()).max(1);
     let rate = count as f64 * 1000.0 / millis as f64;
@@ -140,7 +140,7 @@ pub(super) fn delivery_rates(
 /// A chart and a table of updates, the newest first, with their sums.
 pub(super) fn updates(project: ObjectId, counts: &[UpdateCounts], covered: &Covered) -> Markup {
     let mut steps: Vec<(Timestamp, [i64; 2])> = Vec::new();
-    // The codes of a step are beside each other.
+    // The counts of one step are adjacent.
     for step in counts.chunk_by(|a, b| a.at == b.at) {
         let sum = |count: fn(&UpdateCounts) -> i64| step.iter().map(count).sum();
         steps.push((step[0].at, [sum(|counts| counts.succeeded), sum(|counts| counts.failed)]));
@@ -155,7 +155,7 @@ pub(super) fn deliveries(project: ObjectId, counts: &[DeliveryCounts], covered: 
     let row =
         |counts: &DeliveryCounts| (counts.at, [counts.delivered, counts.within_1s, counts.failed, counts.exhausted]);
     let steps: Vec<_> = counts.iter().map(row).collect();
-    // No list has only these attempts: those of all deliveries of the time are among them.
+    // No list can be filtered by failed attempts, so their sum links to all deliveries of the time.
     let columns = [
         ("Delivered", "delivered"),
         ("of these within 1 s", "delivered"),
@@ -165,7 +165,7 @@ pub(super) fn deliveries(project: ObjectId, counts: &[DeliveryCounts], covered: 
     charted("deliveries", "Deliveries", &List::deliveries(project), columns, &bars, &steps, covered)
 }
 
-/// How well a callback does: its success rate, how long it takes, and a small chart and a table of its deliveries.
+/// The success rate and latency of a callback, and a small chart and a table of its deliveries.
 pub(super) fn of_callback(
     project: ObjectId,
     callback: ObjectId,
@@ -199,7 +199,7 @@ fn success_rate(delivered: i64, failed: i64) -> Option<String> {
     Some(format!("{}.{} %", permille / 10, permille % 10))
 }
 
-/// The shortest counted duration that 95 % of the accepted attempts did not exceed.
+/// The lowest counted bound that 95 % of the accepted attempts did not exceed.
 fn p95(delivered: i64, within: [(&'static str, i64); 3]) -> Option<&'static str> {
     if delivered == 0 {
         return None;
@@ -208,7 +208,7 @@ fn p95(delivered: i64, within: [(&'static str, i64); 3]) -> Option<&'static str>
     Some(bound.map_or("> 10 s", |(bound, _)| bound))
 }
 
-/// The codes of most refused updates, each with a link to them.
+/// The most frequent codes of refused updates, each with a link to its updates.
 pub(super) fn codes(project: ObjectId, counts: &[UpdateCounts], covered: &Covered) -> Markup {
     let mut sums = BTreeMap::<_, i64>::new();
     for counts in counts.iter().filter(|counts| counts.failed > 0) {
@@ -230,7 +230,7 @@ pub(super) fn codes(project: ObjectId, counts: &[UpdateCounts], covered: &Covere
     }
 }
 
-/// `columns` have their titles, and the statuses of the lists that their sums link to. A row links to the list of its time:
+/// A column has a title, and the status of the list that its sum links to. A row has one link, to the list of its time:
 /// a link for each number would make the page several times as large.
 fn charted<const N: usize>(
     id: &str,
@@ -275,7 +275,7 @@ fn charted<const N: usize>(
     }
 }
 
-/// The begin of a step.
+/// The start of a step.
 fn begin(at: Timestamp) -> Markup {
     let iso = at.to_iso();
     html! { time datetime=(iso) { (iso.get(5..10).unwrap_or_default()) " " (iso.get(11..16).unwrap_or_default()) } }

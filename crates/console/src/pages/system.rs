@@ -31,10 +31,10 @@ use crate::{
 
 /// How long answers of the services are collected.
 const DISCOVERY_TIME: Duration = Duration::from_millis(500);
-/// How long another replica may take once each service has answered. Every view of the page takes this long.
+/// How long another replica may take once each service has answered. Every view of the page takes at least this long.
 const DISCOVERY_REST: Duration = Duration::from_millis(50);
 const VERSION: &str = env!("CARGO_PKG_VERSION");
-/// A stream that is fuller than this many per cent needs room.
+/// A stream that is fuller than this percentage is marked as nearly full.
 const HIGH_PERCENT: u64 = 70;
 /// The services that answer queries.
 const SERVICES: [&str; 2] = ["lead-state", "webhook-notifier"];
@@ -48,7 +48,7 @@ pub(super) struct StreamState {
     pub(super) name: String,
     pub(super) messages: u64,
     pub(super) bytes: u64,
-    /// The most bytes; none without a limit.
+    /// The limit in bytes, if there is one.
     pub(super) max_bytes: Option<u64>,
     pub(super) replicas: usize,
     /// The server that leads the stream's copies; none in a single server.
@@ -64,7 +64,7 @@ pub(super) struct EventBacklog {
     pub(super) in_progress: usize,
 }
 
-/// What the page shows.
+/// The content of the page.
 pub(super) struct System {
     pub(super) replicas: Result<Replicas, Fault>,
     pub(super) recovery: Result<RecoveryStatus, Fault>,
@@ -127,7 +127,7 @@ impl StreamState {
     }
 }
 
-/// Asks all services for their names and versions, and collects the answers for a while.
+/// Requests the names and versions of all services, and collects the replies for a while.
 async fn replicas(client: &Client) -> Result<Replicas, Fault> {
     #[derive(Deserialize)]
     struct Info {
@@ -241,7 +241,7 @@ fn streams_table(streams: &[StreamState]) -> Markup {
     table("Streams and buckets", &["Name", "Messages", "Size", "Full", "Copies", "Leader"], &rows)
 }
 
-/// A number of bytes in the largest unit that fits.
+/// A number of bytes, in the smallest unit that keeps the number below 10 240.
 fn size(bytes: u64) -> String {
     const UNITS: [&str; 4] = ["B", "KiB", "MiB", "GiB"];
     let mut unit = 0;

@@ -130,7 +130,7 @@ pub(crate) async fn list(visit: Visit) -> Result<Page, Fault> {
         cursor: visit.cursor(),
         limit: PAGE,
     };
-    // The counts are of a whole day and project.
+    // The tabs count all updates of the last 24 hours, so they are left out when the list has other filters.
     let counts = async {
         let is_day = Filters { status: None, code: None, ..filters.clone() } == Filters::default();
         let range = StatisticsRange::last_day(visit.now);
@@ -216,10 +216,10 @@ pub(crate) async fn show(visit: Visit) -> Result<Page, Fault> {
     })
 }
 
-/// How long after its decision an update may still get deliveries.
+/// How long after its decision an update may still get deliveries beside those that it has.
 const ANNOUNCED_WITHIN: Duration = Duration::from_mins(1);
 
-/// Whether the timeline of an update changes no more, unless a delivery is repeated.
+/// Whether the timeline of an update is complete. Only a repeated delivery changes it later.
 fn is_settled(update: &Update, deliveries: &Result<UpdateDeliveries, Fault>, now: Timestamp) -> bool {
     let is_old = update.applied_at.is_some_and(|at| at.plus(ANNOUNCED_WITHIN) < now);
     let is_pending = |delivery: &Delivery| delivery.status == DeliveryStatus::Pending;

@@ -23,7 +23,7 @@ pub(crate) fn stacked(id: &str, title: &str, range: &StatisticsRange, bars: &[(T
                 @let x = (at.millis() - range.from.millis()) / step * WIDTH;
                 rect.good x=(x) y=(HEIGHT - height(*good)) width=(WIDTH - 2) height=(height(*good)) {}
                 @if *bad > 0 {
-                    // Visible however few they are.
+                    // At least two units high, so that few failures are visible.
                     @let bad = height(*bad).max(2);
                     rect.bad x=(x) y=((HEIGHT - height(*good) - bad).max(0)) width=(WIDTH - 2) height=(bad) {}
                 }

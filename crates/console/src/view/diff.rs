@@ -2,10 +2,11 @@
 
 use maud::{Markup, html};
 
-/// More lines are compared as one block: the comparison takes their product.
+/// Longer texts are shown as one removed and one added block: the time and memory of the comparison grow with the
+/// product of the line counts.
 const MAX_LINES: usize = 2000;
 
-/// What became of a line.
+/// A line of either text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Line<'a> {
     Same(&'a str),

@@ -36,7 +36,7 @@ const SECTIONS: [(char, Section, &str, &str); 8] = [
     ('k', Section::Keys, "/keys", "API keys"),
 ];
 
-/// What surrounds a page's content.
+/// The parameters of the frame around a page's content.
 pub(crate) struct Frame<'a> {
     pub(crate) title: &'a str,
     pub(crate) session: Option<&'a Session>,
@@ -120,8 +120,8 @@ fn navigation(project: ObjectId, current: Section) -> Markup {
     }
 }
 
-/// A dialog that leads to a page by its name, or to an id. The script opens it; without the script the navigation and the
-/// search do the same.
+/// A dialog that leads to a page by its name, or to an id. The script opens it; without the script the navigation and
+/// the search do the same.
 fn palette(session: &Session, project: Option<ObjectId>) -> Markup {
     // Portal links show no other page.
     if matches!(session.role, Role::Portal(_)) {

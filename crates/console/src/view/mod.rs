@@ -1,4 +1,4 @@
-//! What pages are made of. Everything here is pure.
+//! The building blocks of pages. Everything here is pure.
 
 pub(crate) mod chart;
 pub(crate) mod diff;

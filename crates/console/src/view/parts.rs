@@ -10,7 +10,7 @@ use maud::{Markup, PreEscaped, html};
 
 use crate::fault::Fault;
 
-/// What is around a fragment, for [`live_fragments`]. Texts of pages cannot contain it: their `<` is escaped.
+/// The markers around a fragment, for [`live_fragments`]. Texts of pages cannot contain them: their `<` is escaped.
 const LIVE_BEGIN: &str = "<!--live-->";
 const LIVE_END: &str = "<!--/live-->";
 
@@ -19,7 +19,8 @@ pub(crate) fn live(name: &str, content: &Markup) -> Markup {
     fragment(&html! { div data-live=(name) { (content) } })
 }
 
-/// The rows of a list that a live page keeps current. New rows wait for the reader, so that no row moves under a finger.
+/// The rows of a list that a live page keeps current. New rows wait behind a button, so that no row moves while the
+/// reader reaches for it.
 pub(crate) fn live_rows(name: &str, content: &Markup) -> Markup {
     fragment(&html! { div data-live=(name) data-rows { (content) } })
 }
@@ -33,8 +34,8 @@ pub(crate) fn live_fragments(page: &Markup) -> impl Iterator<Item = &str> {
     page.0.split(LIVE_BEGIN).skip(1).filter_map(|rest| rest.split(LIVE_END).next())
 }
 
-/// A panel: a titled part of a page, whose data may be missing while the rest of the page is shown. A live page keeps it
-/// current.
+/// A panel: a titled part of a page, whose data may be missing while the rest of the page is shown. A live page keeps
+/// it current.
 pub(crate) fn panel<T>(title: &str, data: &Result<T, Fault>, content: impl FnOnce(&T) -> Markup) -> Markup {
     fragment(&html! {
         section.panel data-live=(title) {
@@ -129,7 +130,7 @@ pub(crate) fn clock_time(at: Timestamp) -> Markup {
     html! { time datetime=(iso) { (iso.get(11..19).unwrap_or_default()) } }
 }
 
-/// A span in at most two units.
+/// A duration in at most two units.
 pub(crate) fn span(millis: i64) -> String {
     let seconds = millis / 1000;
     match seconds {
@@ -148,7 +149,7 @@ pub(crate) fn ago(at: Timestamp, now: Timestamp) -> String {
     if millis < 0 { format!("in {}", span(-millis)) } else { format!("{} ago", span(millis)) }
 }
 
-/// A link to one thing of a project, by its id.
+/// A link to an object of a project, by its id.
 pub(crate) fn link(project: ObjectId, list: &str, id: impl Display) -> Markup {
     let id = id.to_string();
     html! { a.id href={ "/p/" (project) "/" (list) "/" (id) } { (id) } }
@@ -180,7 +181,7 @@ pub(crate) fn badge(kind: Kind, text: &str) -> Markup {
     html! { span class=(class) { span aria-hidden="true" { (sign) } " " (text) } }
 }
 
-/// What a status means for its reader.
+/// The meaning of a status for its reader.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Kind {
     Good,
@@ -207,7 +208,7 @@ pub(crate) fn callback_state(state: CallbackState) -> Markup {
     badge(kind, state.as_str())
 }
 
-/// The duration of an attempt as a bar, against the longest one.
+/// The duration of an attempt as a bar, relative to the longest one.
 pub(crate) fn bar(duration: Duration, longest: Duration) -> Markup {
     const WIDTH: u128 = 100;
     let width = (duration.as_millis() * WIDTH).checked_div(longest.as_millis()).unwrap_or(0).clamp(1, WIDTH);

@@ -15,7 +15,7 @@ use crate::{secret::Secret, text::quoted};
 pub enum CallbackAuth {
     /// `Authorization: Bearer {token}`.
     Bearer {
-        /// The token; empty where it is not shown, and in a specification that keeps the current one.
+        /// The token. Empty where secrets are not shown; leave it empty in a specification to keep the current one.
         #[serde(default, skip_serializing_if = "Secret::is_empty")]
         token: Secret,
     },
@@ -23,7 +23,7 @@ pub enum CallbackAuth {
     Header {
         /// Its name.
         name: String,
-        /// Its value; empty where it is not shown, and in a specification that keeps the current one.
+        /// Its value. Empty where secrets are not shown; leave it empty in a specification to keep the current one.
         #[serde(default, skip_serializing_if = "Secret::is_empty")]
         value: Secret,
     },
@@ -64,7 +64,7 @@ impl CallbackAuth {
         }
     }
 
-    /// The header that it sets.
+    /// The header that the authentication sets.
     fn header(&self) -> &str {
         match self {
             Self::Bearer { .. } | Self::Oauth2(_) => "authorization",
@@ -84,7 +84,8 @@ pub struct Oauth2Client {
     /// The client's id.
     #[cfg_attr(feature = "schema", schemars(length(min = 1, max = MAX_NAME_CHARS)))]
     pub client_id: String,
-    /// The client's secret; empty where it is not shown, and in a specification that keeps the current one.
+    /// The client's secret. Empty where secrets are not shown; leave it empty in a specification to keep the current
+    /// one.
     #[serde(default, skip_serializing_if = "Secret::is_empty")]
     pub client_secret: Secret,
     /// The scopes to request, separated by spaces; absent means the server's default.
@@ -127,7 +128,7 @@ pub struct AuthHeader {
     /// Its name.
     #[cfg_attr(feature = "schema", schemars(length(min = 1, max = MAX_NAME_CHARS)))]
     pub name: String,
-    /// Its value; empty where it is not shown, and in a specification that keeps the current one.
+    /// Its value. Empty where secrets are not shown; leave it empty in a specification to keep the current one.
     #[serde(default, skip_serializing_if = "Secret::is_empty")]
     pub value: Secret,
 }

@@ -22,27 +22,28 @@ pub struct Callback {
     pub callback_id: ObjectId,
     /// Its name, unique in the process.
     pub name: String,
-    /// Where to POST.
+    /// The URL that receives the POST requests.
     pub url: String,
     /// How to authenticate to the endpoint, in addition to the signature.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub auth: Option<CallbackAuth>,
-    /// Further headers that authenticate to the endpoint.
+    /// Extra headers that authenticate to the endpoint.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub headers: Vec<AuthHeader>,
     /// The certificate that the client presents to the endpoint.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_certificate: Option<ClientCertificate>,
-    /// Signing secrets, `whsec_` + base64, sealed; each of them signs. Empty where they are not shown.
+    /// Signing secrets, `whsec_` and base64, sealed. Each of them signs every delivery. Empty where secrets are not
+    /// shown.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub secrets: Vec<Secret>,
-    /// Signing secrets that a rotation replaced; each also signs until its time.
+    /// Signing secrets that a rotation replaced. Each still signs until its `until`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub retiring_secrets: Vec<RetiringSecret>,
-    /// The events that it gets; absent means the outcomes of updates.
+    /// The events that the callback receives; absent means the outcomes of updates.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub events: Option<BTreeSet<EventKind>>,
-    /// The conditions that an event must satisfy, all of them.
+    /// Conditions, all of which an event must satisfy.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub filter: Vec<FilterCondition>,
     /// Whether its deliveries are sent. Otherwise they are recorded and wait.
@@ -57,17 +58,17 @@ pub struct Callback {
     /// How many attempts may begin per second and notifier; absent means no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_per_second: Option<u32>,
-    /// Which of its deliveries wait for which.
+    /// The order of the callback's deliveries.
     #[serde(default, skip_serializing_if = "Ordering::is_none")]
     pub ordering: Ordering,
 }
 
-/// Which of a callback's deliveries wait for which.
+/// The order of a callback's deliveries.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub enum Ordering {
-    /// Each is sent as soon as possible.
+    /// Each delivery is sent as soon as possible.
     #[default]
     None,
     /// A delivery waits until the lead's previous one is delivered or exhausted. Other leads do not wait.
@@ -94,12 +95,12 @@ pub(super) const fn default_max_in_flight() -> u32 {
 }
 
 impl Callback {
-    /// The kinds of the deliveries that it gets of a completion event, in the order in which they are delivered.
+    /// The kinds of deliveries that the callback gets for a completion event, in the order of delivery.
     pub fn deliveries(&self, event: &EventValues<'_>) -> impl Iterator<Item = DeliveryKind> {
         let named = self.events.as_ref();
         let defaults = if named.is_none() { &EventKind::DEFAULT[..] } else { &[] };
         let subscribed = named.into_iter().flatten().chain(defaults);
-        // Evaluated once, and only for an event that it would get: a callback without a filter pays nothing for it.
+        // The filter is evaluated at most once per event, and only if the callback names one of the event's kinds.
         let mut passes = None;
         let mut passes =
             move || *passes.get_or_insert_with(|| self.filter.iter().all(|condition| condition.holds(event)));
@@ -126,7 +127,7 @@ impl Callback {
         self.secrets.iter().chain(retiring).chain(auth).chain(headers).chain(key)
     }
 
-    /// The same callback with other secrets: each is put through `change`, which seals or opens it.
+    /// A copy of the callback in which `change` has sealed or opened each secret.
     ///
     /// # Errors
     /// The first error of `change`.
@@ -161,7 +162,7 @@ impl Callback {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct RetiringSecret {
-    /// The secret; empty where it is not shown.
+    /// The secret. Empty where secrets are not shown.
     #[serde(default, skip_serializing_if = "Secret::is_empty")]
     pub secret: Secret,
     /// When it stops signing.

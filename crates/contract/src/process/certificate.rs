@@ -19,20 +19,21 @@ use crate::{Timestamp, secret::Secret};
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(deny_unknown_fields))]
 #[serde(rename_all = "camelCase")]
 pub struct ClientCertificate {
-    /// The certificate in PEM, followed by the certificates that lead to an authority the endpoint trusts. It is public.
+    /// The certificate in PEM, followed by the certificates that lead to an authority the endpoint trusts. It is
+    /// public.
     #[cfg_attr(feature = "schema", schemars(length(min = 1, max = MAX_CERTIFICATE_BYTES)))]
     pub certificate: String,
-    /// The private key in PEM (PKCS #8, PKCS #1 or SEC 1, not encrypted); empty where it is not shown, and in a
-    /// specification that keeps the current one.
+    /// The private key in PEM (PKCS #8, PKCS #1 or SEC 1, not encrypted). Empty where secrets are not shown; leave it
+    /// empty in a specification to keep the current one.
     #[serde(default, skip_serializing_if = "Secret::is_empty")]
     pub key: Secret,
 }
 
 impl ClientCertificate {
-    /// Chain and key as TLS uses them.
+    /// The chain and the key for TLS.
     ///
     /// # Errors
-    /// Why they cannot be used. The text does not quote them.
+    /// The certificate or the key cannot be used. The error text does not quote them.
     pub fn certified_key(&self) -> Result<Arc<CertifiedKey>, String> {
         let key = PrivateKeyDer::from_pem_slice(self.key.expose().as_bytes())
             .map_err(|_| "key is not an unencrypted private key in PEM (PKCS #8, PKCS #1 or SEC 1)")?;
@@ -62,7 +63,7 @@ impl ClientCertificate {
         Some(Timestamp::from_millis(end.unix_timestamp() * 1000))
     }
 
-    /// Why it cannot be used, one sentence each. Without a key only the certificate is looked into.
+    /// The faults of certificate and key, one sentence each. Without a key, only the certificate is checked.
     pub(super) fn faults(&self, url: &str) -> Vec<String> {
         let mut faults = Vec::new();
         let size = |member: &str, bytes: usize| {
@@ -76,7 +77,7 @@ impl ClientCertificate {
                 "key must be in clear; this one is sealed and opens only in the callback it was copied from".into(),
             );
         }
-        // It would be stored in clear, and shown.
+        // The key would be stored in clear, and shown.
         if self.certificate.contains("PRIVATE KEY") {
             faults.push("certificate contains a private key: move it to key".into());
         }
@@ -114,7 +115,7 @@ fn not_after(certificate: &[u8]) -> Option<OffsetDateTime> {
     parse_time(end.tag, std::str::from_utf8(end.value).ok()?)
 }
 
-/// The first element of DER, and what follows it.
+/// The first element of DER, and the rest.
 struct Element<'a> {
     tag: u8,
     value: &'a [u8],

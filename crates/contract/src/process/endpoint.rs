@@ -1,11 +1,11 @@
-//! Which endpoints a callback may have: its URL, its port and the header of its authentication.
+//! Rules for the endpoints of callbacks: their URLs, ports and authentication headers.
 
 use url::{ParseError, Url};
 
 use super::MAX_URL_BYTES;
 use crate::text::name_char;
 
-/// Why no request could ever be sent to a URL, or not without showing a secret.
+/// Why a URL cannot be called, or not without showing a secret.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UrlFault {
     /// It is longer than servers accept.
@@ -14,7 +14,7 @@ pub enum UrlFault {
     /// It contains a space or an invisible character.
     #[error("contains {0} {1}: remove or percent-encode it")]
     Character(String, &'static str),
-    /// It is no URL, or one of another scheme.
+    /// It is not a URL, or has another scheme.
     #[error("is not an http or https URL")]
     Scheme,
     /// It has no host.
@@ -29,7 +29,7 @@ pub enum UrlFault {
     /// It has a fragment.
     #[error("has a fragment (from # on), which is never sent: remove it")]
     Fragment,
-    /// Nothing listens on port 0.
+    /// It has port 0, on which nothing listens.
     #[error("has port 0, which cannot be called")]
     PortZero,
 }
@@ -37,12 +37,12 @@ pub enum UrlFault {
 /// Parses the URL of a callback.
 ///
 /// # Errors
-/// Why it can never be called.
+/// The URL can never be called.
 pub fn parse_url(text: &str) -> Result<Url, UrlFault> {
     if text.len() > MAX_URL_BYTES {
         return Err(UrlFault::TooLong(text.len()));
     }
-    // The parser would drop some of these in silence.
+    // The parser silently drops some of these characters.
     let unseen = |c: char| c.is_whitespace() || crate::text::is_invisible(c);
     if let Some((at, c)) = text.char_indices().find(|(_, c)| unseen(*c)) {
         let place = match (at, text[at..].chars().all(unseen)) {
@@ -56,7 +56,7 @@ pub fn parse_url(text: &str) -> Result<Url, UrlFault> {
     if !["http", "https"].iter().any(|known| scheme.eq_ignore_ascii_case(known)) {
         return Err(UrlFault::Scheme);
     }
-    // The parser would take the path for the host.
+    // The parser would read the path as the host.
     if rest.is_empty() || rest.starts_with(['/', '\\', '?', '#']) {
         return Err(UrlFault::NoHost);
     }
@@ -76,8 +76,8 @@ pub fn parse_url(text: &str) -> Result<Url, UrlFault> {
     Ok(url)
 }
 
-/// Ports of services that are no webhook endpoints. A request to one could be taken for a command of its protocol. They
-/// are refused unless the operator allows them.
+/// Ports of services that are not webhook endpoints. Such a service could take a request for a command of its own
+/// protocol. The ports are refused unless the operator allows them.
 pub const RESTRICTED_PORTS: [(u16, &str); 44] = [
     (21, "FTP"),
     (22, "SSH"),
@@ -131,8 +131,7 @@ pub fn restricted_port(port: u16) -> Option<&'static str> {
     Some(RESTRICTED_PORTS[at].1)
 }
 
-/// Headers that an authentication may not set, in lower case, with the reason. A name that ends with `-` stands for all
-/// that begin with it.
+/// Headers that an authentication may not set, in lower case, with the reason. A name that ends with `-` is a prefix.
 const RESERVED_HEADERS: [(&str, &str); 26] = {
     const OURS: &str = "is a header that webhooks set themselves";
     const HOP: &str = "belongs to the connection, not to the request";

@@ -1,7 +1,7 @@
-//! Filters of callbacks: which of the events that it names a callback gets.
+//! Filters of callbacks: the conditions that an event must satisfy.
 //!
-//! `leadctl audit` evaluates the same conditions in SQL (`#>>`), so a value is compared as a text: a number or an object as
-//! it is written.
+//! `leadctl audit` evaluates the same conditions in SQL (`#>>`), so values are compared as texts: numbers and objects
+//! as they are written.
 
 use std::{borrow::Cow, cell::RefCell, collections::HashMap, rc::Rc};
 
@@ -17,9 +17,9 @@ use crate::{
     text::quoted,
 };
 
-/// What a path into the lead's metadata begins with.
+/// The prefix of a path into the lead's metadata.
 const METADATA: &str = "metadata.";
-/// Most bytes of the JSON of a text that a condition may equal: a character has at most twelve, as two escapes.
+/// The most bytes of a JSON string that a condition may equal: a character has at most twelve, as two escapes.
 const MAX_COMPARED_BYTES: usize = 12 * MAX_TEXT_CHARS + 2;
 
 /// A condition that an event must satisfy: exactly one of `equals`, `in` and `exists`.
@@ -38,13 +38,13 @@ pub struct FilterCondition {
     #[serde(default, rename = "in", skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "schema", schemars(length(min = 1, max = MAX_FILTER_VALUES)))]
     pub one_of: Option<Vec<String>>,
-    /// Whether there must be a value. Null is none.
+    /// Whether there must be a value. Null counts as no value.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exists: Option<bool>,
 }
 
 impl FilterCondition {
-    /// Whether an event satisfies it.
+    /// Whether an event satisfies the condition.
     pub fn holds(&self, event: &EventValues<'_>) -> bool {
         let value = event.get(&self.field);
         let is = |expected: &String| value.as_deref() == Some(expected.as_str());
@@ -55,7 +55,7 @@ impl FilterCondition {
         }
     }
 
-    /// Why it is not acceptable.
+    /// The fault of the condition, if it has one.
     fn fault(&self) -> Option<String> {
         let field = quoted(&self.field);
         let given = [self.equals.is_some(), self.one_of.is_some(), self.exists.is_some()];
@@ -89,24 +89,24 @@ impl FilterCondition {
     }
 }
 
-/// The values of an event that conditions compare. Each object and list of the metadata is parsed once, however many
-/// conditions of however many callbacks read it.
+/// The values of an event that conditions compare. Each object and list of the metadata is parsed once for all
+/// conditions of all callbacks.
 pub struct EventValues<'a> {
     event: &'a CompletionEvent,
-    /// What was parsed, by the place of its text in memory.
+    /// Parsed values by the address of their text.
     parsed: RefCell<HashMap<usize, Rc<Parsed<'a>>>>,
 }
 
-/// What a text of JSON contains.
+/// A JSON value, parsed to a depth of one.
 enum Parsed<'a> {
     Object(Members<'a>),
     List(Vec<&'a RawValue>),
-    /// Nothing.
+    /// Neither an object nor a list.
     Scalar,
 }
 
 impl<'a> EventValues<'a> {
-    /// Those of this event.
+    /// The values of this event.
     pub fn of(event: &'a CompletionEvent) -> Self {
         Self { event, parsed: RefCell::default() }
     }
@@ -131,7 +131,7 @@ impl<'a> EventValues<'a> {
         let value = path.split('.').try_fold(metadata.get(), |value, segment| self.inner(value, segment))?;
         match value.as_bytes().first()? {
             b'n' => None,
-            // A longer text equals none of the conditions': it is not decoded for each of them.
+            // A longer text cannot equal a condition's text, so it is not decoded.
             b'"' if value.len() <= MAX_COMPARED_BYTES => serde_json::from_str::<String>(value).ok().map(Cow::Owned),
             _ => Some(Cow::Borrowed(value)),
         }
@@ -169,7 +169,8 @@ pub(super) fn faults(filter: &[FilterCondition]) -> Vec<String> {
     filter.iter().filter_map(FilterCondition::fault).collect()
 }
 
-/// Whether a name or an index can be part of a path. What Postgres would read as a number is an index in its only form.
+/// Whether a text can be a segment of a path: a name or an index. Other forms of a number, such as `-1` and `01`, are
+/// refused, because Postgres would read them as indexes.
 fn is_segment(segment: &str) -> bool {
     let is_index = segment == "0" || segment.bytes().all(|b| b.is_ascii_digit()) && !segment.starts_with('0');
     let number = segment.trim_start().trim_start_matches(['+', '-']);

@@ -8,10 +8,10 @@ pub const MAX_TRANSITIONS: usize = 5000;
 pub const MAX_CALLBACKS: usize = 100;
 /// The most sources of call reports.
 pub const MAX_SOURCES: usize = 20;
-/// The most signing secrets of a callback that do not retire, each of which makes the signature header longer; and the most
-/// secrets of a source, each of which is tried.
+/// The most signing secrets of a callback that do not retire, because each makes the signature header longer; and the
+/// most secrets of a source, because each is tried.
 pub const MAX_ACTIVE_SECRETS: usize = 5;
-/// The most signing secrets of a callback that were replaced and still sign: all that it can have may retire at once.
+/// The most retiring signing secrets of a callback: all active ones may be replaced at once.
 pub const MAX_RETIRING_SECRETS: usize = MAX_ACTIVE_SECRETS;
 /// The most conditions of a callback's filter.
 pub const MAX_FILTER_CONDITIONS: usize = 10;
@@ -25,7 +25,7 @@ pub const MAX_NAME_CHARS: usize = 255;
 pub const MAX_URL_BYTES: usize = 2048;
 /// The longest token, header value or client secret of an authentication, in bytes.
 pub const MAX_AUTH_BYTES: usize = 4096;
-/// The most headers that authenticate to the endpoint, beside the one of `auth`.
+/// The most headers that authenticate to the endpoint, in addition to the one of `auth`.
 pub const MAX_AUTH_HEADERS: usize = 10;
 /// The longest scope or audience of an OAuth 2.0 client, in bytes.
 pub const MAX_OAUTH2_BYTES: usize = 1024;

@@ -1,4 +1,4 @@
-//! Sources of call reports: voice platforms whose webhooks the gateway takes, and their secrets.
+//! Sources of call reports: voice platforms whose webhooks the gateway accepts, and their secrets.
 
 use std::{fmt, str::FromStr};
 
@@ -38,7 +38,8 @@ pub struct Source {
     pub name: String,
     /// The platform.
     pub platform: Platform,
-    /// The secrets that authenticate its reports, sealed; any of them does. Empty where they are not shown.
+    /// The secrets that authenticate its reports, sealed. A report needs one of them. Empty where secrets are not
+    /// shown.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub secrets: Vec<Secret>,
     /// Whether its reports are accepted.
@@ -47,7 +48,7 @@ pub struct Source {
 }
 
 impl Source {
-    /// The same source with other secrets: each is put through `change`, which seals or opens it.
+    /// A copy of the source in which `change` has sealed or opened each secret.
     ///
     /// # Errors
     /// The first error of `change`.
@@ -66,7 +67,7 @@ impl Source {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SourceSpec {
-    /// The source to replace; absent: the one of this name, or else a new one.
+    /// The source to replace. Absent: the source with this name, or a new one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source_id: Option<ObjectId>,
     /// Its name, unique in the process, which identifies it.
@@ -74,7 +75,8 @@ pub struct SourceSpec {
     pub name: String,
     /// The platform.
     pub platform: Platform,
-    /// The secrets that authenticate its reports, as the platform has them; any of them does. Absent: the current ones.
+    /// The secrets that authenticate its reports, as the platform has them. A report needs one of them. Absent: the
+    /// current ones stay.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "schema", schemars(length(min = 1, max = MAX_ACTIVE_SECRETS)))]
     pub secrets: Option<Vec<Secret>>,
@@ -118,8 +120,8 @@ impl SourceSpec {
     }
 }
 
-/// Where a source is found: `{projectId}-{processId}-{sourceId}`, with `_` for the process that stands for the project. It
-/// names all three, so that the gateway needs no index of sources.
+/// The address of a source: `{projectId}-{processId}-{sourceId}`, with `_` for the fallback process. It names all
+/// three, so that the gateway needs no index of sources.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IngestId {
     /// The project.

@@ -35,7 +35,7 @@ pub struct ProcessSpec {
     /// Whether leads may leave terminal states.
     #[serde(default)]
     pub allow_leaving_terminal: bool,
-    /// After how many seconds a call without an end counts as ended.
+    /// Seconds after which a call without an end counts as ended.
     #[serde(default = "default_call_timeout_seconds")]
     pub call_timeout_seconds: u32,
     /// What happens to updates while a call with their lead is in progress.
@@ -45,7 +45,8 @@ pub struct ProcessSpec {
     #[serde(default)]
     #[cfg_attr(feature = "schema", schemars(length(max = MAX_CALLBACKS)))]
     pub callbacks: Vec<CallbackSpec>,
-    /// The platforms that report calls. Absent: the current ones stay; otherwise those that are not in this list are removed.
+    /// The platforms that report calls. Absent: the current ones stay; otherwise those that are not in this list are
+    /// removed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "schema", schemars(length(max = MAX_SOURCES)))]
     pub sources: Option<Vec<SourceSpec>>,
@@ -56,33 +57,35 @@ pub struct ProcessSpec {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CallbackSpec {
-    /// The callback to replace; absent: the one of this name, or else a new one.
+    /// The callback to replace. Absent: the callback with this name, or a new one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub callback_id: Option<ObjectId>,
     /// Its name, unique in the process, which identifies it.
     #[cfg_attr(feature = "schema", schemars(length(min = 1, max = super::MAX_NAME_CHARS)))]
     pub name: String,
-    /// Where to POST.
+    /// The URL that receives the POST requests.
     #[cfg_attr(feature = "schema", schemars(length(max = super::MAX_URL_BYTES)))]
     pub url: String,
     /// How to authenticate to the endpoint, in addition to the signature.
     #[serde(default, deserialize_with = "strict::auth", skip_serializing_if = "Option::is_none")]
     pub auth: Option<CallbackAuth>,
-    /// Further headers that authenticate to the endpoint.
+    /// Extra headers that authenticate to the endpoint.
     #[serde(default, deserialize_with = "strict::headers", skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(feature = "schema", schemars(length(max = super::MAX_AUTH_HEADERS)))]
     pub headers: Vec<AuthHeader>,
     /// The certificate that the client presents to the endpoint (mutual TLS).
     #[serde(default, deserialize_with = "strict::client_certificate", skip_serializing_if = "Option::is_none")]
     pub client_certificate: Option<ClientCertificate>,
-    /// Signing secrets, `whsec_` + base64 of 24 to 64 bytes. Absent: the current ones; a new callback gets a generated one.
+    /// Signing secrets, `whsec_` + base64 of 24 to 64 bytes. Absent: the current ones; a new callback gets a generated
+    /// one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "schema", schemars(length(max = MAX_ACTIVE_SECRETS)))]
     pub secrets: Option<Vec<Secret>>,
-    /// The events that it gets; absent means the outcomes of updates.
+    /// The events that the callback receives; absent means the outcomes of updates.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub events: Option<BTreeSet<EventKind>>,
-    /// The conditions that an event must satisfy, all of them. Without any, it gets every event that it names.
+    /// Conditions, all of which an event must satisfy. Without conditions, the callback receives every event that it
+    /// names.
     #[serde(default, deserialize_with = "strict::filter", skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(feature = "schema", schemars(length(max = super::MAX_FILTER_CONDITIONS)))]
     pub filter: Vec<FilterCondition>,
@@ -130,7 +133,7 @@ impl ProcessSpec {
         }
     }
 
-    /// Its errors, one sentence each. What is beyond a bound is not looked into.
+    /// Its errors, one sentence each. If a list exceeds its bound, nothing else is checked.
     pub fn faults(&self) -> Vec<String> {
         let transitions = self.transitions.iter().flatten().map(|(_, targets)| targets.len().max(1)).sum();
         let mut faults: Vec<_> = [

@@ -1,5 +1,5 @@
-//! Parts of a process that are stored, as a specification has them: there an unknown field is a mistake, in the store one
-//! that a newer version wrote.
+//! Strict forms of the parts that specifications and stored processes share. In a specification an unknown field is a
+//! mistake; in a stored process a newer version wrote it.
 
 use serde::{Deserialize, Deserializer};
 

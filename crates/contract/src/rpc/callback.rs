@@ -14,7 +14,7 @@ use crate::{ObjectId, Timestamp, named::named};
 pub struct ListCallbacks {
     /// The project.
     pub project_id: ObjectId,
-    /// Whether the database is to be read for [`CallbackStatus::details`].
+    /// Whether to read [`CallbackStatus::details`] from the database.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub details: bool,
 }
@@ -24,13 +24,13 @@ named! {
     CallbackState, InvalidCallbackState,
     /// Its last attempt succeeded, or there was none.
     Healthy = "healthy",
-    /// It has only failed for a while.
+    /// All of its attempts have failed for a while.
     Failing = "failing",
     /// Its failures disabled it: its deliveries wait until it is enabled again.
     Disabled = "disabled",
     /// Its deliveries wait until it is resumed.
     Paused = "paused",
-    /// Its process has it switched off: its deliveries wait until it is switched on.
+    /// It is switched off in its process: its deliveries wait until it is switched on.
     Off = "off",
 }
 
@@ -49,24 +49,25 @@ pub struct CallbackStatus {
     pub process: String,
     /// Its health.
     pub state: CallbackState,
-    /// Since when it has only failed.
+    /// Since when all of its attempts have failed.
     pub failing_since: Option<Timestamp>,
     /// Why it is disabled.
     pub reason: Option<String>,
-    /// What the database has of it, if the query asks for it.
+    /// Details from the database, if the query requests them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub details: Option<CallbackDetails>,
 }
 
-/// The most pending deliveries that are counted for a callback. More costs Postgres more for each callback with a backlog.
+/// The most pending deliveries that are counted for a callback. A larger number makes the query slower for each
+/// callback with a backlog.
 pub const MAX_PENDING_COUNTED: u32 = 1000;
 
-/// What the database has of a callback.
+/// Details of a callback from the database.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct CallbackDetails {
-    /// Since when it is disabled. None for a moment, until that is recorded.
+    /// When the callback was disabled. Null for a moment after that, until the time is recorded.
     pub disabled_since: Option<Timestamp>,
     /// How many of its deliveries are pending; at most [`MAX_PENDING_COUNTED`] are counted, those that are due first.
     pub pending: u32,
@@ -101,7 +102,7 @@ pub struct EnableResult {
 pub struct PauseCallback {
     /// The callback.
     pub callback_id: ObjectId,
-    /// Whether it is to be paused; otherwise it is resumed.
+    /// True pauses the callback; false resumes it.
     pub paused: bool,
 }
 
@@ -114,7 +115,7 @@ pub struct PauseResult {
     pub was_paused: bool,
 }
 
-/// Makes the deliveries that a callback would have got of events of the past, at a limited rate, oldest first.
+/// Makes the deliveries of past events that a callback does not have, at a limited rate, oldest first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -129,7 +130,7 @@ pub struct BackfillCallback {
     pub since: Timestamp,
     /// How many become due per second.
     pub per_second: u32,
-    /// Only count them.
+    /// Only count the deliveries.
     #[serde(default)]
     pub dry_run: bool,
     /// The previous reply's `next`.
@@ -152,7 +153,7 @@ pub struct CheckUrls {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct UrlCheck {
-    /// Why it may not; null if it may.
+    /// Why the callback may not have the URL; null if it may.
     pub refused: Option<String>,
 }
 

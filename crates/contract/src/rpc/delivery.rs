@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use super::Cursor;
 use crate::{ObjectId, Timestamp, event_kind::DeliveryKind, named::named};
 
-/// Identifies a delivery: `{updateId}-{callbackId}` for people and in URLs, and `{updateId}-{callbackId}-{kind}` if it
-/// is not of the outcome of an update.
+/// Identifies a delivery: `{updateId}-{callbackId}` for people and in URLs, and `{updateId}-{callbackId}-{kind}` for
+/// other kinds than the outcome of an update.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
@@ -17,7 +17,7 @@ pub struct DeliveryId {
     pub update_id: ObjectId,
     /// The callback that it is sent to.
     pub callback_id: ObjectId,
-    /// What it reports; the outcome of an update if absent.
+    /// The kind of the delivery; the outcome of an update if absent.
     #[serde(default, skip_serializing_if = "DeliveryKind::is_update")]
     pub kind: DeliveryKind,
 }
@@ -43,7 +43,7 @@ impl FromStr for DeliveryId {
         let id = |text: &str| text.parse().map_err(|_| InvalidDeliveryId);
         let kind = match kind.map(str::parse) {
             None => DeliveryKind::Update,
-            // The outcome of an update has one id only.
+            // The outcome of an update has only the id without a kind.
             Some(Ok(DeliveryKind::Update) | Err(_)) => return Err(InvalidDeliveryId),
             Some(Ok(kind)) => kind,
         };
@@ -71,7 +71,7 @@ pub struct Delivery {
     pub update_id: ObjectId,
     /// The callback.
     pub callback_id: ObjectId,
-    /// What it reports; the outcome of an update if absent.
+    /// The kind of the delivery; the outcome of an update if absent.
     #[serde(default, skip_serializing_if = "DeliveryKind::is_update")]
     pub kind: DeliveryKind,
     /// Its status.
@@ -108,7 +108,7 @@ pub struct Attempt {
 pub struct UpdateDeliveries {
     /// Ordered by callback and kind.
     pub deliveries: Vec<Delivery>,
-    /// Present while its event is parked: further deliveries follow.
+    /// Present while the update's event is parked; further deliveries follow.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parked: Option<ParkedUpdate>,
 }
@@ -118,7 +118,7 @@ pub struct UpdateDeliveries {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct ParkedUpdate {
-    /// Since when.
+    /// When the event was parked.
     pub since: Timestamp,
     /// Why the process cannot be read.
     pub reason: String,
@@ -216,12 +216,12 @@ pub struct ListedDelivery {
     pub error: Option<String>,
 }
 
-/// The most pending deliveries, and the most exhausted ones, that are grouped by their failure. More takes longer than a page
-/// should.
+/// The most pending deliveries, and the most exhausted ones, that are grouped by failure. Reading more takes longer
+/// than a page should.
 pub const MAX_FAILURES_READ: i64 = 500;
 
-/// The most exhausted deliveries of a project, the newest first, among which those of a callback are searched. More finds older
-/// ones of a callback that rarely fails beside one that always does, and takes longer.
+/// How many of a project's newest exhausted deliveries are searched for those of a callback. A larger number takes
+/// longer, and finds older failures of a callback that rarely fails in a project where another one always fails.
 pub const MAX_FAILURES_SEARCHED: i64 = 50_000;
 
 /// The most groups of failures in a reply. More may not fit into a message.
@@ -248,8 +248,8 @@ pub struct GroupFailures {
 pub struct CallbackFailures {
     /// The groups, those with most deliveries first; at most [`MAX_FAILURE_GROUPS`].
     pub groups: Vec<FailureGroup>,
-    /// Whether every failed delivery is counted: at most [`MAX_FAILURES_READ`] pending and exhausted ones each are read, and
-    /// [`MAX_FAILURES_SEARCHED`] are searched.
+    /// Whether every failed delivery is counted. At most [`MAX_FAILURES_READ`] pending and as many exhausted ones are
+    /// read, and [`MAX_FAILURES_SEARCHED`] are searched.
     pub complete: bool,
 }
 
@@ -313,7 +313,7 @@ pub struct RecoverDeliveries {
     pub callback_id: Option<ObjectId>,
     /// How many become due per second.
     pub per_second: u32,
-    /// Only count them.
+    /// Only count the deliveries.
     #[serde(default)]
     pub dry_run: bool,
     /// The previous reply's `next`.
@@ -323,7 +323,7 @@ pub struct RecoverDeliveries {
 /// The most deliveries per second that a recovery makes due.
 pub const MAX_PER_SECOND: u32 = 1000;
 
-/// What one step of a recovery did.
+/// The result of one step of a recovery.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]

@@ -1,4 +1,4 @@
-//! Why a query is refused: the codes, each with its status. docs/ERRORS.md explains them.
+//! The error codes of queries, each with its HTTP status. docs/ERRORS.md explains them.
 
 use crate::text::bounded_error;
 
@@ -12,7 +12,7 @@ macro_rules! codes {
         }
 
         impl ErrorCode {
-            /// All of them.
+            /// All codes.
             pub const ALL: &[Self] = &[$(Self::$variant),*];
 
             /// The HTTP status that fits.
@@ -22,7 +22,7 @@ macro_rules! codes {
                 }
             }
 
-            /// Stable, snake_case, for programs.
+            /// The stable snake_case code, for programs.
             pub const fn as_str(self) -> &'static str {
                 match self {
                     $(Self::$variant => $code,)*
@@ -89,7 +89,8 @@ codes! {
 pub struct RpcError {
     /// The HTTP status that fits.
     pub status: u16,
-    /// Stable, snake_case, for programs. Not an [`ErrorCode`], as a newer service may answer with codes that are unknown here.
+    /// Stable, snake_case, for programs. Not an [`ErrorCode`], as a newer service may answer with codes that are
+    /// unknown here.
     pub code: String,
     /// One sentence, for people.
     pub message: String,
@@ -101,7 +102,7 @@ impl RpcError {
         Self::received(code.status(), code.as_str(), message)
     }
 
-    /// An error as another program gave it.
+    /// An error received from another program.
     pub fn received(status: u16, code: &str, message: impl Into<String>) -> Self {
         Self { status, code: code.into(), message: bounded_error(message) }
     }

@@ -19,7 +19,8 @@ pub struct Lag {
     pub measured_at: Option<Timestamp>,
     /// When the log stored the oldest command that is not applied; null if all are.
     pub unapplied_since: Option<Timestamp>,
-    /// How many messages of the log are not applied; a message may hold several updates. Null until the first measurement.
+    /// How many messages of the log are not applied; a message may hold several updates. Null until the first
+    /// measurement.
     pub unapplied_messages: Option<u64>,
     /// When the oldest update was applied whose event is not announced; null if all are.
     pub unannounced_since: Option<Timestamp>,

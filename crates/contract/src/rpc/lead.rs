@@ -70,7 +70,7 @@ pub struct Lead {
     pub disposition: Option<String>,
     /// Its metadata.
     pub metadata: JsonObject,
-    /// 1 for a new lead; grows by one with every applied update.
+    /// 1 for a new lead; grows by one with every applied update, and with every call event that sets the state.
     pub version: i64,
     /// When it was created.
     pub created_at: Timestamp,
@@ -88,7 +88,7 @@ pub const LEAD_ACTIVITIES: i64 = 20;
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Activity {
-    /// What it is.
+    /// The kind of the activity.
     pub kind: OutcomeKind,
     /// The update, or the call event.
     pub update_id: ObjectId,
@@ -106,7 +106,7 @@ pub struct Activity {
     pub user_id: Option<String>,
     /// When it was decided.
     pub timestamp: Timestamp,
-    /// The result of the call that ended, in short; absent if none was reported.
+    /// A summary of the call's result; absent if no result was reported.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub result: Option<ShortResult>,
 }
@@ -118,15 +118,15 @@ pub struct Activity {
 pub struct ShortResult {
     /// How the call ended.
     pub status: Option<String>,
-    /// Whether somebody took the call.
+    /// Whether the call was answered.
     pub connected: Option<bool>,
     /// The disposition.
     pub disposition: Option<String>,
-    /// How long the call took, in seconds.
+    /// The duration of the call, in seconds.
     pub duration_seconds: Option<u32>,
 }
 
-/// Most characters of a text that leads are searched for.
+/// The longest text to search leads for, in characters.
 pub const MAX_SEARCH_CHARS: usize = 255;
 
 /// Lists the leads of a project that meet all conditions, newest first.
@@ -142,8 +142,8 @@ pub struct ListLeads {
     pub state: Option<String>,
     /// Only leads that changed at this time or later.
     pub updated_since: Option<Timestamp>,
-    /// Only leads with this id or external id, this e-mail address, a phone number that ends with these digits, or a name
-    /// that begins so; the case does not matter in names and addresses.
+    /// Only leads with this id, external id or e-mail address, a phone number that ends with these digits, or a name
+    /// that begins with this text. Case is ignored in names and e-mail addresses.
     pub search: Option<String>,
     /// The previous page's `next`.
     pub cursor: Option<Cursor>,
@@ -166,12 +166,12 @@ pub struct GetLeadHistory {
     pub limit: u32,
 }
 
-/// An update or call event in a lead's history. [`Update`](super::Update) has more of it.
+/// An update or call event in a lead's history. [`Update`](super::Update) has more fields.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct HistoryEntry {
-    /// What it is.
+    /// The kind of the entry.
     pub kind: OutcomeKind,
     /// The update, or the call event.
     pub update_id: ObjectId,
@@ -193,13 +193,13 @@ pub struct HistoryEntry {
     pub user_id: Option<String>,
     /// The API key of the request; null for internal producers.
     pub api_key_id: Option<ObjectId>,
-    /// What the update contained that was ignored.
+    /// Warnings about ignored input, in sentences.
     pub warnings: Vec<String>,
     /// The epoch of the command log.
     pub epoch: i32,
-    /// The sequence in the log of the command, or of its pack.
+    /// The log sequence of the command, or of its pack.
     pub log_sequence: u64,
-    /// The command's place in its pack.
+    /// The command's index in its pack.
     #[serde(default)]
     pub log_index: u32,
     /// When the log stored the command.
@@ -209,7 +209,7 @@ pub struct HistoryEntry {
 }
 
 impl HistoryEntry {
-    /// The command's place in the log.
+    /// The command's position in the log.
     pub fn position(&self) -> LogPosition {
         LogPosition { epoch: self.epoch, sequence: self.log_sequence, index: self.log_index }
     }
@@ -245,6 +245,6 @@ pub struct Call {
     pub call_id: Option<String>,
     /// When the log stored its start.
     pub started_at: Timestamp,
-    /// When it counts as ended without an end.
+    /// When the call expires, unless its end is reported before.
     pub expires_at: Timestamp,
 }

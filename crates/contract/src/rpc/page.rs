@@ -1,5 +1,5 @@
-//! Pages of lists. A cursor is a position in the order of the list, not a count: items added or changed in the meantime do
-//! not shift the pages.
+//! Pages of lists. A cursor is a position in the order of the list, not a count: items added or changed in the meantime
+//! do not shift the pages.
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use serde::{Deserialize, Serialize};
@@ -13,7 +13,7 @@ pub const MAX_LIMIT: u32 = 200;
 /// The most bytes of a page's items, unless the first alone is larger: the page must fit into a NATS message (1 MiB).
 const MAX_BYTES: usize = 512 << 10;
 
-/// Where the next page of a list begins. Only the list that made it can read it.
+/// The position at which the next page of a list begins. Only the list that made it accepts it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(transparent)]
@@ -64,8 +64,8 @@ pub struct Page<T> {
 }
 
 impl<T: Serialize> Page<T> {
-    /// The first of `items`, up to `limit` and to the bytes of a message. If some are left over, the next page begins at the
-    /// `place` of the last item, otherwise at `rest`.
+    /// The first of `items`: at most `limit`, and as many as fit into a message. If some are left over, the next page
+    /// begins at the `place` of the last item, otherwise at `rest`.
     pub fn cut(mut items: Vec<T>, limit: u32, place: impl Fn(&T) -> Cursor, rest: Option<Cursor>) -> Self {
         let (mut fitting, mut bytes) = (0, 0);
         for item in items.iter().take(limit.max(1) as usize) {

@@ -32,7 +32,7 @@ pub struct GetProcess {
     pub process: ProcessSelector,
 }
 
-/// Creates the process of this name, or makes it what the specification says.
+/// Creates the process of this name, or replaces its configuration with the specification.
 pub type ApplyProcess = ProcessSpec;
 
 /// Changes the configuration of a process, completely or not at all.
@@ -46,9 +46,9 @@ pub struct ChangeProcess {
     pub process: ProcessSelector,
     /// The change.
     pub change: ProcessChange,
-    /// Only if the process has this revision; 0 if it must not exist.
+    /// Change the process only if it has this revision; 0 means that it must not exist.
     pub expected_revision: Option<i64>,
-    /// Only report what would change.
+    /// Only report the changes.
     #[serde(default)]
     pub dry_run: bool,
 }
@@ -60,8 +60,8 @@ pub struct ChangeProcess {
 pub enum ProcessSelector {
     /// A process to be created.
     New,
-    /// The process of this name; `put` creates it if it does not exist. `_` selects the project's fallback callbacks, which
-    /// always exist.
+    /// The process of this name; `put` creates it if it does not exist. `_` selects the project's fallback callbacks,
+    /// which always exist.
     Named(String),
     /// The process of this id.
     Id(ObjectId),
@@ -138,7 +138,7 @@ pub struct ProcessChangeResult {
     /// The differences, one line each, for people; empty for a new process.
     #[serde(default)]
     pub changes: Vec<String>,
-    /// What is accepted and will cause trouble, for people.
+    /// Warnings about accepted settings that will cause trouble, for people.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
     /// The callbacks that got a new signing secret. It is shown only in this reply.

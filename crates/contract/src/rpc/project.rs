@@ -40,9 +40,9 @@ pub struct CreateKey {
     pub name: String,
     /// The SHA-256 of the key in hex.
     pub sha256: String,
-    /// What it allows.
+    /// The permissions of the key.
     pub scopes: BTreeSet<Scope>,
-    /// From when on it is refused.
+    /// When the key expires; null means never.
     pub expires_at: Option<Timestamp>,
 }
 
@@ -53,7 +53,7 @@ pub struct CreateKey {
 pub struct RevokeKey {
     /// The key.
     pub key_id: ObjectId,
-    /// Only if it is a key of this project; an operator revokes any key.
+    /// Revoke the key only if it belongs to this project. Absent for an operator, who may revoke any key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub project_id: Option<ObjectId>,
 }
@@ -103,7 +103,7 @@ pub struct RotationResult {
     pub resealed: u64,
     /// Processes that were sealed with the present key already.
     pub unchanged: u64,
-    /// Processes left when the time ran out: repeat the query.
+    /// Processes left when the time ran out: continue with `next`.
     pub remaining: u64,
     /// Callbacks and sources that were left as they are, because their secrets or their process cannot be read.
     pub locked: Vec<LockedCallback>,
@@ -118,11 +118,11 @@ pub struct LockedCallback {
     pub process: String,
     /// Its project.
     pub project_id: ObjectId,
-    /// The callback. Without a source either: none of the process can be read.
+    /// The callback. If there is no source either, the whole process cannot be read.
     pub callback_id: Option<ObjectId>,
     /// The source.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source_id: Option<ObjectId>,
-    /// Why, for people. It names the key.
+    /// Why the secrets cannot be opened, for people. The text names the key.
     pub error: String,
 }

@@ -1,15 +1,15 @@
-//! The queries: one row ties a request to its subject, its reply, and to whether it may be sent more than once.
+//! The queries. Each row gives the subject of a request, its reply, and whether it may be sent more than once.
 
 use std::time::Duration;
 
 use super::*;
 use crate::{event::CompletionEvent, key::ApiKey, process::Process};
 
-/// How long a query may take unless its row says otherwise.
+/// The default timeout of a query.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A request that one of the services answers. It refuses fields that it does not have: in NATS, the publisher of a message
-/// names any subject for the reply, and a reply to something else must not be a query.
+/// A request that one of the services answers. Unknown fields are refused: in NATS, any publisher can name the subject
+/// of a query as its reply subject, and such a reply must not be read as a query.
 pub trait Query: Sized + Send + Sync + 'static {
     /// The subject of the micro service's endpoint.
     const SUBJECT: &'static str;
@@ -17,10 +17,11 @@ pub trait Query: Sized + Send + Sync + 'static {
     const REPEATABLE: bool;
     /// How long the caller waits for the reply.
     const TIMEOUT: Duration = DEFAULT_TIMEOUT;
-    /// What the service answers.
+    /// The reply of the service.
     type Reply: Send + 'static;
 
-    // JSON is read and written by the code below, so that it is compiled here and not again in each service.
+    // The methods below read and write JSON, so that their code is compiled in this crate and not again in each
+    // service.
 
     /// Reads a request.
     ///
@@ -31,7 +32,7 @@ pub trait Query: Sized + Send + Sync + 'static {
     /// Writes the request.
     ///
     /// # Errors
-    /// None with the queries of this crate: no map has keys that are not texts.
+    /// Never for the queries of this crate, because all keys of maps are texts.
     fn to_json(&self) -> serde_json::Result<Vec<u8>>;
 
     /// Reads a reply.
@@ -43,7 +44,7 @@ pub trait Query: Sized + Send + Sync + 'static {
     /// Writes a reply.
     ///
     /// # Errors
-    /// As [`Query::to_json`].
+    /// Those of [`Query::to_json`].
     fn reply_to_json(reply: &Self::Reply) -> serde_json::Result<Vec<u8>>;
 }
 
@@ -117,7 +118,7 @@ queries! {
     FindUpdates "leads.rpc.update.find" repeatable => page FoundUpdate;
     // In the order of the request; as many as fit into a message, at least one if there is any.
     GetOutcomes "leads.rpc.update.outcomes" repeatable => list Outcome;
-    // The same of events.
+    // The same for events.
     GetEvents "leads.rpc.update.events" repeatable => list LedgerEvent;
     CountUpdates "leads.rpc.update.count" repeatable => list UpdateCounts;
     CountActivities "leads.rpc.update.activities" repeatable => one ActivityCounts;

@@ -12,16 +12,16 @@ use crate::{Timestamp, position::LogPosition};
 #[serde(deny_unknown_fields)]
 pub struct GetRecovery {}
 
-/// How to recover.
+/// A kind of recovery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum RecoveryKind {
-    /// Apply again what Postgres lost and the log still holds.
+    /// Apply again the commands that Postgres lost and the log still holds.
     Replay,
     /// Continue with the log as it is, in a new epoch.
     NewEpoch,
-    /// Announce again what was applied since some time.
+    /// Announce again the updates that were applied since a time.
     Reannounce,
 }
 
@@ -42,18 +42,18 @@ impl fmt::Display for RecoveryKind {
 pub struct Halted {
     /// For programs: `database_restored`, `log_lost_end`, `log_begins_late` or `log_replaced`.
     pub reason: Cow<'static, str>,
-    /// For people.
+    /// The description, for people.
     pub text: String,
     /// The recovery that fits.
     pub remedy: RecoveryKind,
 }
 
 impl Halted {
-    /// An event was announced of an entry beyond the checkpoint.
+    /// An event was announced whose entry is beyond the checkpoint.
     pub const DATABASE_RESTORED: &str = "database_restored";
     /// The log ends before the checkpoint.
     pub const LOG_LOST_END: &str = "log_lost_end";
-    /// The entries behind the checkpoint are missing in the log.
+    /// The log lacks the entries after the checkpoint.
     pub const LOG_BEGINS_LATE: &str = "log_begins_late";
     /// The entry at the checkpoint is not the one that was applied.
     pub const LOG_REPLACED: &str = "log_replaced";
@@ -88,9 +88,9 @@ pub struct RecoveryStatus {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Recover {
-    /// How.
+    /// The kind of recovery.
     pub kind: RecoveryKind,
-    /// From when on to announce again; only for [`RecoveryKind::Reannounce`].
+    /// Announce again from this time on; only for [`RecoveryKind::Reannounce`].
     pub since: Option<Timestamp>,
     /// [`RecoveryStatus::generation`] as it was read.
     pub generation: i32,

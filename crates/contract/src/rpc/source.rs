@@ -1,4 +1,4 @@
-//! Sources of call reports: the authentication of what they send.
+//! Sources of call reports: the authentication of their reports.
 
 use serde::{Deserialize, Serialize};
 
@@ -26,7 +26,7 @@ pub struct VerifyReport {
     pub body: String,
 }
 
-/// A report came from its source. Otherwise the query is refused with `invalid_signature`.
+/// The report came from its source. Other reports are refused with `invalid_signature`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]

@@ -1,4 +1,4 @@
-//! Statistics: how many updates and deliveries ended in which way.
+//! Statistics: counts of updates and deliveries by their outcome.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::{ObjectId, Timestamp, named::named};
 
 const MINUTE_MS: i64 = 60_000;
 
-/// The most rows of counts that a query reads. More takes longer than a page should.
+/// The most rows of counts that a query reads. Reading more takes longer than a page should.
 pub const MAX_STATISTICS_ROWS: i64 = 500_000;
 
 /// The most steps and groups that a query returns. More may not fit into a message.
@@ -27,7 +27,7 @@ named! {
 }
 
 impl StatisticsStep {
-    /// How long it is.
+    /// The length of one step.
     pub const fn length(self) -> Duration {
         Duration::from_millis(self.millis().unsigned_abs())
     }
@@ -51,11 +51,11 @@ impl StatisticsStep {
 }
 
 named! {
-    /// What the counts of a step are divided by.
+    /// The grouping of the counts of a step.
     StatisticsGroup, InvalidGroup,
     /// The lead's process, or the callback's.
     Process = "process",
-    /// Of updates `update`, `call.started` or `call.ended`; of deliveries what they report.
+    /// For updates `update`, `call.started` or `call.ended`; for deliveries their kind.
     Kind = "kind",
     /// The error code. Only updates have one.
     Code = "code",
@@ -68,9 +68,9 @@ named! {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct StatisticsRange {
-    /// Its begin.
+    /// The start of the range.
     pub from: Timestamp,
-    /// Its end, not included.
+    /// The end of the range, not included.
     pub to: Timestamp,
     /// The length of the spans that are counted together.
     pub step: StatisticsStep,
@@ -82,13 +82,13 @@ pub enum InvalidRange {
     /// It is empty.
     #[error("to must be later than from")]
     Empty,
-    /// It does not begin and end with a minute, which is what is counted.
+    /// It does not begin and end at whole minutes, which are the smallest unit of the counts.
     #[error("from and to must be whole minutes")]
     NoMinutes,
     /// It is too long for its step.
     #[error("the range is longer than {days} d, the limit of step={0}: choose a shorter range, or a longer step", days = .0.max_days())]
     TooLong(StatisticsStep),
-    /// There is too much in it.
+    /// It has too many counts.
     #[error("the range has too many counts: choose a shorter range, or a longer step, or leave `by` out")]
     TooMany,
 }
@@ -105,7 +105,7 @@ impl StatisticsRange {
         Self::last(24, StatisticsStep::Hour, now)
     }
 
-    /// So many steps, the last of which contains `now`.
+    /// The last `steps` steps, up to the one that contains `now`.
     pub fn last(steps: i64, step: StatisticsStep, now: Timestamp) -> Self {
         let to = now.millis().div_euclid(step.millis()).saturating_add(1).saturating_mul(step.millis());
         let from = to.saturating_sub(steps.saturating_mul(step.millis()));
@@ -128,7 +128,7 @@ impl StatisticsRange {
         let end = to.unwrap_or(now).millis();
         let begin = from.map_or(end.saturating_sub(StatisticsStep::Day.millis()), Timestamp::millis);
         let to = Timestamp::from_millis(floor(end.saturating_add(millis - 1)));
-        // Without `from`, a day and not the part of a step more that `to` was rounded up by.
+        // Without `from`, the range is exactly a day, although `to` may have been rounded up.
         let from = from.map_or(to.millis() - StatisticsStep::Day.millis(), |_| floor(begin));
         let range = Self { from: Timestamp::from_millis(from), to, step };
         range.check().map(|()| range)
@@ -159,20 +159,20 @@ impl StatisticsRange {
 pub struct CountUpdates {
     /// The project.
     pub project_id: ObjectId,
-    /// When the log stored them.
+    /// The times at which the log stored the commands.
     pub range: StatisticsRange,
-    /// What to divide the counts by; by nothing if it is not of updates.
+    /// How to group the counts. A group that only deliveries have is ignored.
     pub by: Option<StatisticsGroup>,
 }
 
-/// How updates of one step ended.
+/// The outcomes of the updates of one step.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct UpdateCounts {
-    /// The begin of the step.
+    /// The start of the step.
     pub at: Timestamp,
-    /// What `by` names; null without it, for successes by code, and for an unknown process.
+    /// The value that `by` selects; null without `by`, for successes by code, and for an unknown process.
     pub group: Option<String>,
     /// How many succeeded.
     pub succeeded: i64,
@@ -187,23 +187,23 @@ pub struct UpdateCounts {
 pub struct CountDeliveries {
     /// The project.
     pub project_id: ObjectId,
-    /// When attempts started, and deliveries were exhausted.
+    /// The times at which attempts started, and deliveries were exhausted.
     pub range: StatisticsRange,
-    /// What to divide the counts by; by nothing if it is not of deliveries.
+    /// How to group the counts. A group that only updates have is ignored.
     pub by: Option<StatisticsGroup>,
     /// Only attempts and deliveries of this callback.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub callback_id: Option<ObjectId>,
 }
 
-/// How attempts and deliveries of one step ended.
+/// The outcomes of the attempts and deliveries of one step.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct DeliveryCounts {
-    /// The begin of the step.
+    /// The start of the step.
     pub at: Timestamp,
-    /// What `by` names; null without it, and for the fallback process.
+    /// The value that `by` selects; null without `by`, and for the fallback process.
     pub group: Option<String>,
     /// How many attempts were accepted.
     pub delivered: i64,
@@ -272,7 +272,7 @@ mod tests {
 /// The longest range that activities are counted in, in days: a calendar month of any time zone fits.
 pub const MAX_ACTIVITY_DAYS: i64 = 32;
 
-/// The most activities that a query counts. More takes longer than a page should.
+/// The most activities that a query counts. Counting more takes longer than a page should.
 pub const MAX_COUNTED_ACTIVITIES: i64 = 500_000;
 
 /// Counts the activities of a project: the calls that ended with a result.
@@ -282,18 +282,19 @@ pub const MAX_COUNTED_ACTIVITIES: i64 = 500_000;
 pub struct CountActivities {
     /// The project.
     pub project_id: ObjectId,
-    /// The begin of the time in the activities' ids, which is when their results were accepted, to the second.
+    /// The start of the range. It is compared with the time in an activity's id: when its result was accepted, to the
+    /// second.
     pub from: Timestamp,
-    /// Its end, not included.
+    /// The end of the range, not included.
     pub to: Timestamp,
-    /// Only of leads of this process.
+    /// Only activities of leads of this process.
     pub process_id: Option<ObjectId>,
-    /// Only of leads of this group.
+    /// Only activities of leads of this group.
     pub group_id: Option<String>,
-    /// How many minutes the clocks whose days are counted by are ahead of UTC.
+    /// The offset from UTC, in minutes, of the time zone whose days are counted.
     #[serde(default)]
     pub offset_minutes: i32,
-    /// Whether to count leads, too.
+    /// Whether to count leads as well.
     #[serde(default)]
     pub include_leads: bool,
 }
@@ -302,7 +303,7 @@ impl CountActivities {
     /// Checks the bounds.
     ///
     /// # Errors
-    /// The range is empty or too long, or the offset is none of a time zone.
+    /// The range is empty or too long, or no time zone has the offset.
     pub fn check(&self) -> Result<(), RpcError> {
         let length = self.to.millis().saturating_sub(self.from.millis());
         let fault = if length <= 0 {
@@ -323,11 +324,11 @@ impl CountActivities {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct ActivityCounts {
-    /// How many there are.
+    /// The counts of the activities.
     pub calls: CallCounts,
-    /// How many brought interest, by day, without days that have none.
+    /// The `interested` activities by day. Days without any are left out.
     pub interested_by_day: Vec<DayCount>,
-    /// How many leads have at least one; null unless they were to be counted.
+    /// The counts of leads with at least one such activity; null unless leads are counted.
     pub leads: Option<CallCounts>,
 }
 
@@ -338,11 +339,11 @@ pub struct ActivityCounts {
 pub struct CallCounts {
     /// Outgoing calls.
     pub attempts: i64,
-    /// Calls that somebody took.
+    /// Calls that were answered.
     pub connected: i64,
     /// Incoming calls.
     pub incoming: i64,
-    /// Connected calls that brought a disposition or moved the lead to another state.
+    /// Connected calls with a disposition, or that moved the lead to another state.
     pub meaningfully_handled: i64,
     /// Calls that moved the lead to the state `interested`, or confirmed it.
     pub interested: i64,
@@ -355,6 +356,6 @@ pub struct CallCounts {
 pub struct DayCount {
     /// The day, e.g. `2026-01-12`.
     pub date: String,
-    /// How many there are.
+    /// The number of activities.
     pub count: i64,
 }

@@ -34,17 +34,17 @@ named! {
     Failed = "failed",
 }
 
-/// An update up to its outcome.
+/// An update, with its outcome once it is decided.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Update {
-    /// What it is, once it is decided; an update if absent.
+    /// The kind, once the command is decided; an update if absent.
     #[serde(default, skip_serializing_if = "OutcomeKind::is_update")]
     pub kind: OutcomeKind,
     /// The update, or the call event.
     pub update_id: ObjectId,
-    /// Its status. The other fields of a pending update are null, except what is known of a queued one.
+    /// Its status. The other fields of a pending update are null, except the known ones of a queued update.
     pub status: UpdateStatus,
     /// The command, as it is in the log.
     pub command: Option<JsonObject>,
@@ -72,13 +72,13 @@ pub struct Update {
     pub user_id: Option<String>,
     /// The API key of the request; null for internal producers.
     pub api_key_id: Option<ObjectId>,
-    /// What the update contained that was ignored.
+    /// Warnings about ignored input, in sentences.
     pub warnings: Vec<String>,
     /// When the update was decided and applied.
     pub applied_at: Option<Timestamp>,
     /// The lead's metadata after the update.
     pub data: Option<JsonObject>,
-    /// When the call expires for whose end a queued update waits.
+    /// When the call that a queued update waits for expires.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queued_until: Option<Timestamp>,
 }
@@ -111,7 +111,8 @@ impl Update {
     }
 }
 
-/// Decides an update without applying it. The reply is the event that would be announced, under an id of no update.
+/// Decides an update without applying it. The reply is the event that would be announced, under an id that no update
+/// has.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -152,7 +153,7 @@ pub struct ListUpdates {
 pub struct ListedUpdate {
     /// The update.
     pub update_id: ObjectId,
-    /// Lists what follows this update.
+    /// The cursor that continues the list after this update.
     pub cursor: Cursor,
 }
 
@@ -176,7 +177,7 @@ pub struct FindUpdates {
     pub error_code: Option<String>,
     /// Only updates to leads of this process.
     pub process_id: Option<ObjectId>,
-    /// Only updates that came under this API key.
+    /// Only updates that were sent with this API key.
     pub api_key_id: Option<ObjectId>,
     /// Only updates that name this user.
     pub user_id: Option<String>,
@@ -186,18 +187,18 @@ pub struct FindUpdates {
     pub limit: u32,
 }
 
-/// An update or call event of a project. [`Update`] has more of it.
+/// An update or call event of a project. [`Update`] has more fields.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct FoundUpdate {
-    /// The lead; of an unknown lead, the command's `leadId`.
+    /// The lead; if the lead is unknown, the command's `leadId`.
     pub lead_id: Option<ObjectId>,
     /// The lead's process; null for an unknown lead.
     pub process_id: Option<ObjectId>,
-    /// The lead's external id; of an unknown lead, the command's `referenceId`.
+    /// The lead's external id; if the lead is unknown, the command's `referenceId`.
     pub reference_id: Option<String>,
-    /// The rest, as in the history of its lead.
+    /// The other fields, as in the lead's history.
     #[serde(flatten)]
     pub entry: HistoryEntry,
 }
@@ -211,7 +212,7 @@ pub struct GetOutcomes {
     pub project_id: ObjectId,
     /// The updates, at most [`MAX_LIMIT`](super::MAX_LIMIT).
     pub update_ids: Vec<ObjectId>,
-    /// What each body reports, one for each of `update_ids`; absent means the outcomes of updates.
+    /// The kind of each body, one for each of `update_ids`; absent means the outcomes of updates.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub kinds: Vec<DeliveryKind>,
 }
@@ -232,7 +233,7 @@ pub struct GetEvents {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct LedgerEvent {
-    /// The place of its command in the log.
+    /// The position of its command in the log.
     pub position: LogPosition,
     /// The event, without warnings.
     pub event: CompletionEvent,
@@ -245,10 +246,10 @@ pub struct LedgerEvent {
 pub struct Outcome {
     /// The update, or the call event.
     pub update_id: ObjectId,
-    /// What the body reports; the outcome of an update if absent.
+    /// The kind of the body; the outcome of an update if absent.
     #[serde(default, skip_serializing_if = "DeliveryKind::is_update")]
     pub kind: DeliveryKind,
-    /// The lead; of an unknown lead, the command's `leadId`.
+    /// The lead; if the lead is unknown, the command's `leadId`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lead_id: Option<ObjectId>,
     /// The body, byte for byte.

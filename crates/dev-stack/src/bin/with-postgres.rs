@@ -1,7 +1,7 @@
 //! `with-postgres SCHEMA=MIGRATIONS... -- COMMAND ARGUMENTS...`
 //!
-//! Starts a temporary Postgres, applies each directory of migrations to its schema in the given order, runs the command with
-//! `DATABASE_URL` set, and exits with its exit code. Used to run `cargo sqlx prepare` and `cargo check`.
+//! Starts a temporary Postgres, applies each directory of migrations to its schema in the given order, runs the command
+//! with `DATABASE_URL` set, and exits with its exit code. Used to run `cargo sqlx prepare` and `cargo check`.
 
 use anyhow::{Context, Result, ensure};
 use dev_stack::{Install, LocalPostgres, PostgresOptions};

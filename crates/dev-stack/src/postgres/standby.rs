@@ -32,8 +32,8 @@ impl LocalPostgres {
         Ok(Self { process, home, programs, settings, password: self.password.clone(), port })
     }
 
-    /// Makes a former primary a standby of the server that was promoted in its place: undoes what only the former has
-    /// (`pg_rewind`), and starts it.
+    /// Makes a former primary a standby of the server that was promoted in its place: undoes the changes that only the
+    /// former primary has (`pg_rewind`), and starts it.
     ///
     /// # Errors
     /// As for [`LocalPostgres::restart`]; or pg_rewind failed.
@@ -56,12 +56,12 @@ impl LocalPostgres {
     /// Makes a standby the primary.
     ///
     /// # Errors
-    /// It is none, or does not become one.
+    /// The server is not a standby, or does not become the primary.
     pub async fn promote(&self) -> Result<(), Error> {
         self.execute(&format!("SELECT pg_promote(true, {})", START_DEADLINE.as_secs())).await
     }
 
-    /// Makes each commit wait until a standby has stored it, or not any more.
+    /// Sets whether each commit waits until a standby has stored it.
     ///
     /// # Errors
     /// The server does not answer.
@@ -76,7 +76,7 @@ impl LocalPostgres {
     /// # Errors
     /// The system cannot signal.
     pub fn freeze(&self) -> Result<(), Error> {
-        // The postmaster first, so that it starts no others.
+        // The postmaster first, so that it starts no other processes.
         self.process.signal(Signal::Stop)?;
         self.signal_children(Signal::Stop)
     }

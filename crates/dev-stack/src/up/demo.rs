@@ -81,7 +81,7 @@ struct Process {
     process_id: ObjectId,
     /// The receiver that its callbacks point to.
     receiver_url: String,
-    /// Their names by id.
+    /// The names of its callbacks by id.
     callbacks: BTreeMap<ObjectId, String>,
 }
 
@@ -135,7 +135,8 @@ impl Demo {
         &self.receiver_url
     }
 
-    /// Creates what is missing, sends the two updates and prints what happens.
+    /// Creates what is missing, sends the two updates and prints what happens. A failure is printed, too, and does not
+    /// stop the stack: the operator may have changed the project since the previous demo.
     pub(super) async fn run(
         &mut self,
         data: &DataDir,
@@ -308,7 +309,7 @@ impl Demo {
         let target = match lead.current_state.as_str() {
             "new" | "followup_2" => Some("interested"),
             "interested" => Some("followup_2"),
-            // Changed by hand since: update the metadata only.
+            // The lead was changed by hand since: update the metadata only.
             _ => None,
         };
         if let Some(target) = target {

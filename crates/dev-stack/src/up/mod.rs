@@ -58,8 +58,9 @@ const SECRETS_KEY: &str = "secrets.key";
 /// The key that seals sessions of the console.
 const CONSOLE_KEY: &str = "console.key";
 
-/// Run the whole system on this machine: Postgres, NATS, the three services and the console, until Ctrl-C. A second start
-/// continues with the data of the first. Once everything is ready, DATA_DIR/stack.env holds the settings that clients need.
+/// Run the whole system on this machine: Postgres, NATS, the three services and the console, until Ctrl-C. A second
+/// start continues with the data of the first. Once everything is ready, DATA_DIR/stack.env holds the settings that
+/// clients need.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  leadctl up --demo\n  leadctl up --data-dir /var/lib/leadrelay --listen 127.0.0.1:8080\n  \
@@ -131,7 +132,7 @@ impl Up {
     async fn run_until_signal(self, render_timeline: RenderTimeline) -> anyhow::Result<()> {
         let shutdown = lifecycle::shutdown_on_signal()?;
         let data = DataDir::open(&self.data_dir)?;
-        // The previous start's settings do not hold until this start is ready.
+        // The settings of the previous start are not valid until this start is ready.
         data.remove(STACK_ENV)?;
         self.start_log(&data)?;
         say("Starting Leadrelay");
@@ -288,7 +289,7 @@ async fn listen(last: Option<u16>) -> anyhow::Result<TcpListener> {
     http::bind(local(0)).await
 }
 
-/// The receiver runs until the process ends, so that it takes the deliveries of draining services.
+/// The receiver runs until the process ends, so that it accepts the deliveries of draining services.
 fn serve_receiver(tasks: &mut Tasks, listener: TcpListener, receiver: Receiver) {
     let router = receiver.router();
     tasks
@@ -323,7 +324,7 @@ async fn supervise(
     Err(failure)
 }
 
-/// Replaces the error about an outdated schema, which does not know the data directory.
+/// Replaces the error about an outdated schema, which does not name the data directory.
 fn explain_old_data(error: anyhow::Error, data: &DataDir) -> anyhow::Error {
     let is_old = |cause: &(dyn std::error::Error + 'static)| {
         matches!(cause.downcast_ref::<SchemaError>(), Some(SchemaError::Outdated(_)))

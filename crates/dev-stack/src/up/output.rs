@@ -13,7 +13,7 @@ pub(super) fn say(line: impl Display) {
     let _ = writeln!(out, "{}", escaped_text(&line.to_string())).and_then(|()| out.flush());
 }
 
-/// Prints a name and its value, aligned with its neighbours.
+/// Prints a name and its value, aligned with the other fields.
 pub(super) fn field(name: &str, value: impl Display) {
     say(format_args!("  {name:<12}{value}"));
 }

@@ -27,7 +27,7 @@ use crate::up::client::GatewayClient;
 /// How long connecting may take. With a longer timeout, a wrong `--nats-url` is reported late.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What the services of this process are given.
+/// The sockets that the services of this process listen on.
 pub(super) struct Sockets {
     pub(super) gateway: TcpListener,
     pub(super) gateway_url: String,

@@ -1,5 +1,5 @@
-//! Bland: the post-call webhook (<https://docs.bland.ai/tutorials/post-call-webhooks>), whose fields are those of the call
-//! (<https://docs.bland.ai/api-v1/get/calls-id>). Bland does not report the start of a call.
+//! Bland: the post-call webhook (<https://docs.bland.ai/tutorials/post-call-webhooks>), whose fields are those of the
+//! call (<https://docs.bland.ai/api-v1/get/calls-id>). Bland does not report the start of a call.
 
 use contract::fields::BodyError;
 
@@ -8,14 +8,14 @@ use super::{
     report::{Call, CallDraft, Event, direction},
 };
 
-/// Statuses of calls that somebody did not take.
+/// Statuses of calls that were not answered.
 const NOT_CONNECTED: [&str; 4] = ["busy", "canceled", "failed", "no-answer"];
 
 pub(super) fn read(mut body: Object<'_>) -> Result<Event<'_>, BodyError> {
     let status = body.text("status").unwrap_or_default();
     let is_over = body.flag("completed") == Some(true) || status == "completed" || NOT_CONNECTED.contains(&&*status);
     if !is_over {
-        // Events during a call, which the account may have switched on, name their category.
+        // Events during a call, if the account has enabled them, have a category.
         let name = [body.text("category"), body.text("event"), Some(status)].into_iter().flatten();
         return Ok(Event::Other(name.into_iter().find(|name| !name.is_empty()).unwrap_or_else(|| "unnamed".into())));
     }

@@ -1,8 +1,8 @@
-//! 1 Accept: the webhooks of voice platforms as call events. Pure: the body of a webhook becomes the body of
-//! `POST /api/v1/calls/started` or `/calls/ended`, which is parsed as any other.
+//! 1 Accept: maps the webhooks of voice platforms to call events. Pure: the body of a webhook becomes the body of
+//! `POST /api/v1/calls/started` or `/calls/ended`, which is then parsed like a client's.
 //!
-//! docs/guide/calls.md says what becomes what. A field that has no place in a call's result goes into its metadata as it
-//! is. What would make the result too large is left out, the largest first, and named.
+//! docs/guide/calls.md has the mapping. A field without a counterpart in a call's result is copied into the result's
+//! metadata. If the result is too large, its largest fields are left out, and the metadata lists their names.
 
 mod bland;
 mod object;
@@ -15,7 +15,7 @@ use contract::{ObjectId, event::OutcomeKind, fields::BodyError, json, process::P
 pub(crate) use self::report::{CallReport, ReportId};
 use self::{object::Object, report::Event};
 
-/// The most characters of an event's name that a response repeats.
+/// Longest event name in a response, in characters.
 const NAME_CHARS: usize = 64;
 
 /// What a webhook reports.
@@ -27,7 +27,7 @@ pub(crate) enum Report {
     Other(String),
 }
 
-/// Maps a webhook of a platform. A `referenceId` without a process is one of this process.
+/// Maps a platform's webhook. A `referenceId` without a `processId` names a lead of this process.
 pub(crate) fn map(platform: Platform, body: &[u8], process_id: Option<ObjectId>) -> Result<Report, BodyError> {
     let text = json::check(body).map_err(BodyError::InvalidJson)?;
     let object = Object::parse(text).ok_or(BodyError::NotAnObject)?;

@@ -1,4 +1,5 @@
-//! The members of a JSON object of a webhook, as raw values: what is taken is mapped, what remains goes into the metadata.
+//! A JSON object of a webhook, with raw values. Adapters take the members that they map; the remaining members go into
+//! the metadata.
 
 use std::{borrow::Cow, cmp::Reverse};
 
@@ -16,7 +17,7 @@ pub(super) struct Object<'a> {
 }
 
 impl<'a> Object<'a> {
-    /// Parses a text; none if it is no object.
+    /// Parses a JSON object. None for any other JSON.
     pub(super) fn parse(text: &'a str) -> Option<Self> {
         let members = json::members(text).ok()?;
         let borrowed = |(name, value): (Cow<'a, str>, Cow<'a, RawValue>)| match value {
@@ -58,28 +59,28 @@ impl<'a> Object<'a> {
         self.members.retain(|(member, _)| member != name);
     }
 
-    /// Takes a text that a status or a disposition can be. Another value stays.
+    /// Takes a text that is short enough for a status or disposition. Any other value stays.
     pub(super) fn take_short_text(&mut self, name: &str) -> Option<String> {
         let text = self.text(name).filter(|text| text.chars().nth(MAX_TEXT_CHARS).is_none())?;
         self.remove(name);
         Some(text)
     }
 
-    /// Takes a text of any length. Another value stays.
+    /// Takes a text of any length. Any other value stays.
     pub(super) fn take_text(&mut self, name: &str) -> Option<String> {
         let text = self.text(name)?;
         self.remove(name);
         Some(text)
     }
 
-    /// Takes a URL. A longer one than a result may have stays.
+    /// Takes a URL. A URL that is too long for a result stays.
     pub(super) fn take_url(&mut self, name: &str) -> Option<String> {
         let url = self.text(name).filter(|url| url.len() <= MAX_URL_BYTES)?;
         self.remove(name);
         Some(url)
     }
 
-    /// Takes an object. Another value stays.
+    /// Takes an object. Any other value stays.
     pub(super) fn take_object(&mut self, name: &str) -> Option<Self> {
         let object = self.object(name)?;
         self.remove(name);
@@ -90,13 +91,13 @@ impl<'a> Object<'a> {
         self.members.is_empty()
     }
 
-    /// The bytes of its JSON, at most.
+    /// An upper bound of the size of its JSON, in bytes.
     pub(super) fn bytes(&self) -> usize {
         self.members.iter().map(member_bytes).sum::<usize>() + 2
     }
 
-    /// Removes the largest members until the others have at most so many bytes; the names of those removed, the largest one
-    /// first.
+    /// Removes the largest members until the others have at most `max_bytes`. Returns the removed names, the largest
+    /// member first.
     pub(super) fn shrink_to(&mut self, max_bytes: usize) -> Vec<String> {
         let mut bytes = self.bytes();
         if bytes <= max_bytes {
@@ -120,7 +121,7 @@ impl<'a> Object<'a> {
     }
 }
 
-/// The bytes of a member's JSON, at most: a name may need escapes.
+/// An upper bound of the size of a member's JSON, in bytes. A byte of the name may need an escape of six bytes.
 fn member_bytes((name, value): &(Cow<'_, str>, &RawValue)) -> usize {
     name.len() * 6 + value.get().len() + 4
 }

@@ -1,4 +1,4 @@
-//! What the adapters have in common: a call, its result within bounds, and the body of the call event.
+//! The types that adapters share: a call, its size-limited result, and the body of the call event.
 
 use std::borrow::Cow;
 
@@ -15,11 +15,11 @@ use serde_json::value::{RawValue, to_raw_value};
 
 use super::object::Object;
 
-/// The limit of a result: the rest of [`MAX_RESULT_BYTES`] is for the names of what is left out.
+/// The limit of a result. The rest of [`MAX_RESULT_BYTES`] is for the names of omitted fields.
 const RESULT_BYTES: usize = MAX_RESULT_BYTES - (4 << 10);
-/// The member of the metadata with the names of what was left out.
+/// The metadata member with the names of omitted fields.
 const OMITTED: &str = "omitted";
-/// Most of these names, and most characters of each.
+/// Most names in [`OMITTED`], and most characters of each name.
 const MAX_NAMES: usize = 16;
 const MAX_NAME_CHARS: usize = 32;
 
@@ -27,10 +27,10 @@ const MAX_NAME_CHARS: usize = 32;
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct CallReport {
     pub(crate) kind: OutcomeKind,
-    /// Identifies the event: a platform that repeats it names the same call and the same step of it.
+    /// Identifies the event: a repeated webhook has the same call and the same step.
     pub(crate) id: ReportId,
     pub(crate) body: Vec<u8>,
-    /// The fields that were too large, in order.
+    /// The names of omitted fields.
     pub(crate) omitted: Vec<String>,
 }
 
@@ -54,11 +54,11 @@ pub(super) enum Event<'a> {
 /// The call that a webhook is about.
 pub(super) struct Call<'a> {
     pub(super) id: String,
-    /// The customer's own data of the call, which names the lead.
+    /// The customer's own metadata of the call. It names the lead.
     pub(super) metadata: Option<Object<'a>>,
 }
 
-/// The result of a call.
+/// The result of a call, before its size is limited.
 #[derive(Default)]
 pub(super) struct CallDraft<'a> {
     pub(super) status: Option<String>,
@@ -113,12 +113,11 @@ impl<'a> Call<'a> {
     }
 }
 
-/// The direction of a call that is incoming or not.
 pub(super) const fn direction(is_incoming: bool) -> CallDirection {
     if is_incoming { CallDirection::Incoming } else { CallDirection::Outgoing }
 }
 
-/// The names of fields, within bounds.
+/// Shortens a list of field names to [`MAX_NAMES`] names and the number of the others.
 fn named(fields: &[String]) -> Vec<String> {
     let names = fields.iter().take(MAX_NAMES).map(|name| text::prefix(name, MAX_NAME_CHARS).to_owned());
     let more = fields.len().checked_sub(MAX_NAMES + 1).map(|more| format!("and {} more", more + 1));
@@ -126,8 +125,8 @@ fn named(fields: &[String]) -> Vec<String> {
 }
 
 impl CallDraft<'_> {
-    /// The result within its bound, and the names of what is left out: the largest metadata first, then the analysis and
-    /// the summary.
+    /// Limits the size of the result: leaves out metadata, the largest members first, then the analysis, then the
+    /// summary. Also returns the names of what is left out.
     fn fit(mut self) -> (CallResult, Vec<String>) {
         let others = self.bytes() - self.metadata.bytes();
         let mut omitted = self.metadata.shrink_to(RESULT_BYTES.saturating_sub(others));
@@ -161,9 +160,9 @@ impl CallDraft<'_> {
         (result, omitted)
     }
 
-    /// About how many bytes it has; not less than it has.
+    /// An upper bound of the size of the result's JSON, in bytes.
     fn bytes(&self) -> usize {
-        // A character of a text has at most six bytes in JSON; only the summary is long enough to be measured.
+        // A byte of a text has at most six bytes in JSON. Only the summary is long enough to be worth measuring.
         let summary = serde_json::to_string(&self.summary).map_or(0, |text| text.len());
         let texts = [&self.status, &self.disposition, &self.recording_url];
         let texts: usize = texts.into_iter().flatten().map(|text| text.len() * 6).sum();

@@ -1,7 +1,8 @@
 //! Retell: `call_started`, `call_ended` and `call_analyzed` (<https://docs.retellai.com/features/webhook-overview>).
 //!
-//! The result comes with `call_analyzed`, which has everything that `call_ended` has and the analysis. A call that was not
-//! connected has no analysis: its result comes with `call_ended`. If both come, they are the same step of the call.
+//! The result comes with `call_analyzed`, which has everything that `call_ended` has and the analysis. A call that was
+//! not connected has no analysis: its result comes with `call_ended`. If both webhooks arrive, they count as one step
+//! of the call.
 
 use contract::fields::BodyError;
 
@@ -10,7 +11,7 @@ use super::{
     report::{Call, CallDraft, Event, direction},
 };
 
-/// Reasons for which a call ended before somebody took it, beside those that begin with `dial_`.
+/// Disconnection reasons of calls that no person answered, besides those that begin with `dial_`.
 const NOT_CONNECTED: [&str; 6] = [
     "invalid_destination",
     "machine_detected",
@@ -42,7 +43,7 @@ pub(super) fn read(body: Object<'_>) -> Result<Event<'_>, BodyError> {
     }
 }
 
-/// Whether the call was never connected, so that it is not analyzed.
+/// Whether the call was never connected. Retell does not analyze such calls.
 fn was_dialed_in_vain(call: &Object<'_>) -> bool {
     call.text("call_status").as_deref() == Some("not_connected")
         || call.text("disconnection_reason").is_some_and(|reason| reason.starts_with("dial_"))

@@ -133,7 +133,7 @@ fn a_result_of_too_many_fields_names_the_first_of_those_that_it_loses() {
 
     crate::command::Command::parse(kind, &body, PROCESS).unwrap();
     let kept = serde_json::from_slice::<Value>(&body).unwrap()["result"]["metadata"].as_object().unwrap().len() - 1;
-    // All fields of Bland's but the call's id, which is no metadata.
+    // Every field of the body but `call_id`, which does not go into the metadata.
     let left_out = 30_002 - kept;
     assert_eq!((omitted.len(), omitted[16].as_str()), (17, format!("and {} more", left_out - 16).as_str()));
     assert!(omitted[..16].iter().all(|name| name.chars().count() == 32), "{omitted:?}");

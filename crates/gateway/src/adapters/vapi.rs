@@ -7,8 +7,8 @@ use super::{
     report::{Call, CallDraft, Event, direction},
 };
 
-/// Reasons for which a call ended before somebody took it. Others that mean this end in `failed-to-connect-call` or
-/// begin with `call.start.error`.
+/// End reasons of calls that no person answered, besides those that end with `failed-to-connect-call` or begin with
+/// `call.start.error`.
 const NOT_CONNECTED: [&str; 4] =
     ["customer-busy", "customer-did-not-answer", "customer-did-not-give-microphone-permission", "voicemail"];
 

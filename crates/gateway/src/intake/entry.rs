@@ -1,4 +1,4 @@
-//! 1 Accept: makes a producer's message a command of the log. Of its headers, only the documented ones count.
+//! 1 Accept: turns a producer's message into a command. Headers that are not documented are ignored.
 
 use async_nats::{HeaderMap, Message};
 use contract::{
@@ -45,7 +45,7 @@ pub(super) fn parse(
     Ok(LogEntry { message_id, traceparent: traceparent.map(str::to_owned), ..entry })
 }
 
-/// Parses an update with what its headers expect of the lead.
+/// Parses an update, with the expectations in its headers.
 fn update(body: &[u8], headers: Headers<'_>, project_id: ObjectId) -> Result<Command, ApiError> {
     let mut update = UpdateBody::parse(body, Some(project_id))?;
     let version = headers.get(headers::EXPECTED_VERSION);
@@ -54,7 +54,7 @@ fn update(body: &[u8], headers: Headers<'_>, project_id: ObjectId) -> Result<Com
     let state = headers.get(headers::EXPECTED_STATE);
     update.command.expected_state =
         state.map(|text| parse_expected_state(headers::EXPECTED_STATE, text)).transpose()?;
-    // There is no answer that could contain the warnings; the command does.
+    // The reply has no place for the warnings; the command contains them.
     Ok(Command::update(update).0)
 }
 
@@ -134,9 +134,9 @@ mod tests {
                 ],
                 r#"{"leadId":"LEAD","name":"","make":"Kia"}"#,
             ),
-            // None of these claims anything: they are metadata, as over HTTP.
+            // These fields of the body are metadata, as over HTTP.
             parsed("update", &[], r#"{"leadId":"LEAD","updateId":"LEAD","apiKeyId":"LEAD","expectedVersion":1}"#),
-            // Nor do headers that only JetStream reads.
+            // Headers that only JetStream reads are ignored.
             parsed(
                 "update",
                 &[("Nats-Expected-Last-Sequence", "7"), ("Nats-Batch-Id", "b"), ("Nats-Rollup", "all")],

@@ -1,4 +1,4 @@
-//! What operations share: parameters, headers, error responses, and the bodies that configure processes.
+//! The components that operations share: parameters, headers, error responses, and the bodies that configure processes.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 
 use super::{id, schema};
 
-/// The table of codes.
+/// The table of errors.
 const ERRORS: &str = include_str!("../../../../docs/ERRORS.md");
 
 const OBJECT_ID: &str = "^[0-9a-fA-F]{24}$";
@@ -64,7 +64,7 @@ pub(super) fn query(name: &str, description: &str, schema: Value) -> Value {
     json!({"name": name, "in": "query", "description": description, "schema": schema})
 }
 
-/// The schema of a request's type, complete in itself.
+/// The self-contained schema of a request's type.
 pub(super) fn request<T: JsonSchema>() -> Value {
     let settings = SchemaSettings::draft2020_12().with(|settings| {
         settings.meta_schema = None;
@@ -73,8 +73,8 @@ pub(super) fn request<T: JsonSchema>() -> Value {
     Side::Read.of(settings).into_generator().into_root_schema_for::<T>().to_value()
 }
 
-/// The bodies that configure processes: the types of [`contract::process`], and what a response has in addition, which may
-/// be sent back.
+/// The bodies that configure processes: the types of [`contract::process`], and the further fields of responses, which
+/// may be sent back and are ignored.
 pub(super) fn requests() -> Map<String, Value> {
     let read_only = |schema: Value| json!({"description": "Ignored", "anyOf": [schema, {"type": "null"}]});
     let mut callback = request::<CallbackSpec>();
@@ -89,7 +89,7 @@ pub(super) fn requests() -> Map<String, Value> {
     process["properties"]["sources"]["items"] = source.clone();
     let report = json!({"type": "object", "description": "The body of the platform's webhook"});
     if let Some(required) = process["required"].as_array_mut() {
-        // It is the API key's.
+        // The API key determines the project.
         required.retain(|name| name != "projectId");
     }
     let object_id = json!({"type": "string", "pattern": OBJECT_ID, "examples": ["696102a4b8c1d2e3f4a5b6c7"]});
@@ -105,7 +105,7 @@ pub(super) fn requests() -> Map<String, Value> {
     )
 }
 
-/// An example of such a body.
+/// An example for one of these bodies.
 pub(super) fn example(name: &str) -> &'static str {
     match name {
         "ProcessRequest" => {

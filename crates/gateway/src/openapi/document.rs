@@ -202,7 +202,7 @@ fn document() -> Value {
             "license": {"name": "MIT OR Apache-2.0", "identifier": "MIT OR Apache-2.0"},
         },
         "servers": [{"url": "/"}],
-        // In this order on the page.
+        // The page shows the tags in this order.
         "tags": [
             {"name": "Updates", "description": "Change leads, and read the outcomes"},
             {"name": "Leads", "description": "Create, read and list leads"},

@@ -1,8 +1,9 @@
-//! The OpenAPI document, `proto-schemas/openapi.json`: made from the operations beside the handlers, the types of
-//! `http_api`, and the table of errors in docs/ERRORS.md. A test writes it and fails when it is out of date.
+//! The OpenAPI document, `proto-schemas/openapi.json`: made from the operations next to the handlers, the types of
+//! `http_api`, and the table of errors in docs/ERRORS.md. `just schemas` writes it; a test fails when it is out of
+//! date.
 //!
-//! The schemas come from schemars, which also describes the messages over NATS. utoipa would derive a second schema from
-//! each type, be a dependency of the gateway rather than of its tests, and not take errors from the table.
+//! The schemas come from schemars, which also describes the messages over NATS. utoipa would derive a second schema
+//! from each type, be a dependency of the gateway rather than of its tests, and not take errors from the table.
 
 mod components;
 mod document;
@@ -15,7 +16,7 @@ use serde_json::{Map, Value, json};
 
 use crate::router::Endpoint;
 
-/// What the document has of an endpoint, beside its row in the router.
+/// The description of an endpoint, in addition to its row in the router.
 pub(crate) struct Operation {
     tag: &'static str,
     id: &'static str,
@@ -34,7 +35,7 @@ pub(crate) struct Operation {
 
 struct Body {
     required: bool,
-    /// Alternative media types; the curl sample has the first.
+    /// Alternative media types; the curl sample uses the first.
     contents: Vec<Content>,
 }
 
@@ -42,7 +43,7 @@ struct Body {
 struct Content {
     media_type: &'static str,
     schema: Box<dyn Fn(&mut Schemas) -> Value>,
-    /// As it is on the wire.
+    /// The text on the wire.
     example: String,
 }
 
@@ -180,7 +181,7 @@ impl Operation {
         self
     }
 
-    /// A change of one version of a process, which returns what is configured then.
+    /// A change of a process: takes `If-Match`, and returns the new configuration.
     pub(crate) fn changes<T: Serialize + 'static>(self) -> Self
     where
         ChangeResponse<T>: Shape,
@@ -189,7 +190,7 @@ impl Operation {
         returning.response_header("ETag").errors(&[404, 409, 412])
     }
 
-    /// A command that is in the log before it is answered.
+    /// An endpoint that responds once its command is in the log.
     pub(crate) fn logs(self) -> Self {
         let logged = self.header("Idempotency-Key").header("Prefer").header("traceparent").returns::<UpdateAccepted>();
         logged.response_header("Idempotent-Replayed").response_header("Preference-Applied").errors(&[422])
@@ -237,7 +238,7 @@ impl Schemas {
         self.responses.subschema_for::<T>().to_value()
     }
 
-    /// Requests have schemas of their own: what is always in a response may be absent from a request.
+    /// Requests have separate schemas: a field that is in every response may be absent from a request.
     fn request<T: JsonSchema>(&mut self) -> Value {
         let name = T::schema_name().into_owned();
         let reference = schema(&name);

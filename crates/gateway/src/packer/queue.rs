@@ -30,8 +30,8 @@ impl<T: AsRef<PackedCommand>> PackQueue<T> {
         waiting.push_back(command);
     }
 
-    /// Takes what fits into a pack of at most so many bytes, one command of each project in turn; or one command that is
-    /// too large for a pack. A project whose next command does not fit begins the next pack.
+    /// Takes the commands of a pack of at most `max_bytes`, one command of each project in turn; or one command that is
+    /// too large for a pack. A project whose next command does not fit comes first in the next pack.
     pub(super) fn take_pack(&mut self, max_bytes: usize) -> Vec<T> {
         let mut budget = PackBudget::new(max_bytes);
         let mut pack = Vec::new();
@@ -79,7 +79,7 @@ mod tests {
     }
 
     impl PackQueue<Numbered> {
-        /// Queues a command of this project, with this number and so many bytes.
+        /// Queues a command of this project, with this number and size.
         fn add(&mut self, project: u8, number: usize, bytes: usize) {
             let payload = "x".repeat(bytes).into();
             let command = PackedCommand { subject: "s".into(), traceparent: None, payload };

@@ -18,8 +18,8 @@ use tokio_util::io::{ReaderStream, StreamReader};
 
 use crate::error::ApiError;
 
-/// How long a body may take to arrive. Longer, and it would be cut when the gateway stops (see the server's
-/// `REQUEST_DRAIN`); shorter would refuse honest clients on slow links.
+/// How long a body may take to arrive. Longer bodies would be cut off when the gateway stops (see the server's
+/// `REQUEST_DRAIN`); shorter refuses honest clients on slow links.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Reads a JSON body whole.
@@ -40,8 +40,8 @@ pub(crate) async fn read(request: Request, max_bytes: usize) -> Result<Bytes, Ap
     }
 }
 
-/// The body of a request, decoded as it arrives. What is decoded is in memory by a few kilobytes at a time, so a limit of
-/// the reader bounds it.
+/// The body of a request, decoded as it arrives. Only a few kilobytes are decoded at a time, so the reader's limit
+/// bounds the memory.
 pub(crate) fn decoded(request: Request) -> Result<Body, ApiError> {
     let encodings = request.headers().get_all(CONTENT_ENCODING).iter();
     let encodings: Vec<_> = encodings.map(|value| value.to_str().unwrap_or_default().trim().to_lowercase()).collect();
@@ -55,7 +55,7 @@ pub(crate) fn decoded(request: Request) -> Result<Body, ApiError> {
     match encoding {
         "gzip" | "x-gzip" => {
             let mut decoder = GzipDecoder::new(encoded);
-            // A file to which another one was appended (RFC 1952, section 2.2).
+            // Several gzip files in a row are one valid body (RFC 1952, section 2.2).
             decoder.multiple_members(true);
             Ok(Body::from_stream(ReaderStream::new(decoder)))
         }

@@ -1,4 +1,5 @@
-//! 1 Accept: `If-Match`: change a lead or process only if it is still at the version that the client read (RFC 9110, 13.1.1).
+//! 1 Accept: `If-Match`: change a lead or process only if it is still at the version that the client read (RFC 9110,
+//! 13.1.1).
 //!
 //! The entity tag is the version. lead-state compares it when it applies the change.
 
@@ -6,7 +7,7 @@ use axum::http::{HeaderMap, header::IF_MATCH};
 
 use crate::error::ApiError;
 
-/// The version that a request expects. `*` matches any, as no header does.
+/// The version that a request expects. None without the header, and for `*`, which matches any version.
 pub(crate) fn expected_version(headers: &HeaderMap) -> Result<Option<u32>, ApiError> {
     let mut values = headers.get_all(IF_MATCH).iter();
     let Some(value) = values.next() else { return Ok(None) };

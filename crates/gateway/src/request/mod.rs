@@ -30,7 +30,7 @@ pub(crate) trait FromRequest: Sized + Send {
     ) -> impl Future<Output = Result<Self, ApiError>> + Send;
 }
 
-/// A function that handles requests: of the state, the API key, and its [inputs](FromRequest).
+/// A function that handles requests. Its parameters are the state, the API key, and its [inputs](FromRequest).
 pub(crate) trait Handler<Inputs>: Clone + Send + Sync + 'static {
     fn call(&self, app: Arc<App>, key: Arc<ApiKey>, request: Request) -> impl Future<Output = HandlerResult> + Send;
 }
@@ -72,7 +72,7 @@ impl FromRequest for Bytes {
 /// A JSON body.
 pub(crate) struct Body<T>(pub(crate) T);
 
-/// What can be parsed from a JSON body.
+/// A type that can be parsed from a JSON body.
 pub(crate) trait FromBody: Sized + Send {
     fn from_body(body: &[u8], key: &ApiKey) -> Result<Self, ApiError>;
 
@@ -94,7 +94,7 @@ pub(crate) struct Query<T> {
     pub(crate) warnings: Vec<String>,
 }
 
-/// What can be parsed from a query string.
+/// A type that can be parsed from a query string.
 pub(crate) trait FromQuery: Sized + Send {
     fn from_query(parameters: &mut Fields<'_>, key: &ApiKey) -> Result<Self, ApiError>;
 }
@@ -130,7 +130,7 @@ impl FromRequest for KeyCheck {
     }
 }
 
-/// A place among the bulk requests in progress, until it is dropped.
+/// A permit for a bulk request, held until it is dropped.
 pub(crate) struct BulkPermit {
     _permit: Permit<ObjectId>,
 }

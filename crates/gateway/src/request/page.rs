@@ -38,7 +38,7 @@ impl Parameters for Fields<'_> {
 
     fn time(&mut self, name: &str) -> Result<Option<Timestamp>, ApiError> {
         let Some(text) = self.text(name)? else { return Ok(None) };
-        // A plus sign that was not escaped is a space by now.
+        // A plus sign that was not escaped has been decoded as a space.
         let at = text.replace(' ', "+").parse();
         at.map(Some).map_err(|e: contract::time::InvalidTimestamp| ApiError::field(name, e.to_string()))
     }

@@ -1,4 +1,4 @@
-//! 1 Accept: the trace of a request that goes on with its updates.
+//! 1 Accept: the trace of a request, which its updates continue.
 
 use axum::http::{HeaderMap, StatusCode};
 use contract::{headers, trace::is_traceparent};
@@ -24,7 +24,7 @@ impl RequestTrace {
         Self { span, traceparent }
     }
 
-    /// Notes the response in the span.
+    /// Records the response in the span.
     pub(crate) fn record(&mut self, response: Result<StatusCode, &ApiError>) {
         let status = response.unwrap_or_else(ApiError::status);
         self.span.note(|| [("http.response.status_code", i64::from(status.as_u16()).into())]);

@@ -116,7 +116,7 @@ macro_rules! endpoints {
             $(
                 let row = Endpoint::new(stringify!($method), $path, Scope::$scope, RateClass::$rate);
                 let serve = || router::endpoint(MethodFilter::$method, row, $($module)::+::handle);
-                // A slash at the end is a slip of those who build URLs, and names nothing else.
+                // A slash at the end is a common mistake in URLs, and names no other resource.
                 let router = router.route($path, serve()).route(concat!($path, "/"), serve());
             )*
             let ingest = || router::unkeyed(MethodFilter::POST, calls::ingest::handle);
@@ -124,7 +124,7 @@ macro_rules! endpoints {
             router::with_fallbacks(router.merge(docs::routes()), app)
         }
 
-        /// What the OpenAPI document has of them.
+        /// The endpoints with their descriptions for the OpenAPI document.
         #[cfg(test)]
         pub(crate) fn operations() -> Vec<(Endpoint, crate::openapi::Operation)> {
             ENDPOINTS.iter().copied().zip([$($($module)::+::operation()),*]).collect()

@@ -36,7 +36,7 @@ struct Cli {
     config: Config,
 }
 
-/// A gateway with two keys that is not connected.
+/// An unconnected gateway with two keys.
 fn gateway() -> Router {
     gateway_with(&["--update-rate", "0", "--other-rate", "0"])
 }
@@ -327,7 +327,7 @@ proptest! {
         body in any_bytes(),
         keyless in prop::bool::weighted(0.1),
     ) {
-        // Escaped or not: what is no URI never reaches the router.
+        // Escaped or not. Text that is not a URI never reaches the router.
         let escape = |bytes: &[u8]| bytes.iter().map(|byte| format!("%{byte:02x}")).collect::<String>();
         let path = match &odd_path {
             Some(path) => format!("/{}", String::from_utf8_lossy(path)),

@@ -1,4 +1,4 @@
-//! Cursors of the lists. A cursor names its list, so that it is rejected by every other one.
+//! Cursors of the lists. A cursor names its list, so that other lists reject it.
 
 use contract::{
     ObjectId,

@@ -45,8 +45,7 @@ impl Api {
     }
 }
 
-/// The event of the last entry, an update. If the update would be queued, the event that it would have if the call
-/// ended now.
+/// The event of the last entry, an update. An update that would be queued is decided as if the call ended now.
 fn preview(state: BatchState, mut entries: Vec<Entry>, now: Timestamp, limits: Limits) -> Option<CompletionEvent> {
     let plan = decide_batch(state.clone(), entries.clone(), now, limits);
     let outcome = |plan: Plan| plan.rows.into_iter().map(|row| row.event).rfind(|event| event.kind.is_update());

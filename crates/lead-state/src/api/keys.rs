@@ -51,7 +51,7 @@ impl Api {
         let mut connection = store::acquire(&self.pool).await?;
         let revoked = api_keys::revoke(&mut connection, key_id, project_id, clock::now()).await?;
         let sha256 = revoked.ok_or_else(not_found)?;
-        // What follows takes one of its own, and waits for NATS.
+        // Projecting the key takes its own connection, and waits for NATS.
         drop(connection);
         self.projector.project_key(&sha256).await.map_err(|e| not_projected("the revocation", &e))?;
         let (key, _) = api_keys::find(&self.pool, &sha256).await?.ok_or_else(not_found)?;

@@ -30,8 +30,8 @@ use crate::{
 /// How many leads are searched for a page with a filter. More finds rare leads with fewer queries, each of which takes
 /// longer.
 const SEARCHED_LEADS: u32 = 10_000;
-/// How long a query waits for the log to have the creation of its lead. Longer delays the answer while the log is away,
-/// shorter leaves more to the leader, and then later updates of the lead may precede its creation.
+/// How long a query waits until the creation of its lead is logged. A longer time delays responses while the log is
+/// unavailable. With a shorter one, the leader logs more creations, possibly after updates of their leads.
 const LOG_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl Api {
@@ -61,7 +61,7 @@ impl Api {
             let message = format!("Lead with referenceId {reference:?} already exists for this project and process");
             return Err(RpcError::new(ErrorCode::ReferenceExists, message));
         }
-        // Not during the wait for the log.
+        // The connection is not needed while the query waits for the log.
         drop(connection);
         if let Some(created) = &created {
             self.log_created(created).await;
@@ -158,7 +158,7 @@ impl Api {
     }
 }
 
-/// What is to be logged of a new lead.
+/// The creation of a lead, to be logged.
 fn creation(lead_id: ObjectId, lead: &InitiateLead, state: &str) -> Result<CreatedLead, RpcError> {
     let update_id = clock::new_id();
     let InitiateLead { name, phone, email, metadata, project_id, .. } = lead;

@@ -30,7 +30,6 @@ mod leads;
 mod processes;
 mod updates;
 
-/// What the queries need.
 #[derive(Debug, Clone)]
 pub(crate) struct Api {
     pub(crate) pool: Pool,
@@ -44,8 +43,8 @@ pub(crate) struct Api {
 }
 
 impl Api {
-    /// Registers the micro service, and answers its queries until shutdown. The subscriptions end when the returned service is
-    /// dropped, so the caller keeps it until its tasks have ended.
+    /// Registers the micro service, and answers its queries until shutdown. The subscriptions end when the returned
+    /// service is dropped, so the caller keeps it until its tasks have ended.
     pub(crate) async fn serve(
         self,
         client: &Client,

@@ -107,7 +107,8 @@ impl Api {
         let limit = clamp(query.limit);
         let after = query.cursor.as_ref().map(cursors::parse_process).transpose()?.unwrap_or_default();
         let processes = processes::list(&self.pool, query.project_id, &after, limit).await?;
-        // Cut with the secrets, which count in what the query reads, too: a list that it cut short has a next page.
+        // The page is cut before secrets are hidden, because the limit of the read counts them: a list that the read
+        // cut short has a next page.
         let mut page = Page::cut(processes, limit, |process| cursors::process(&process.name), None);
         page.items.iter_mut().for_each(|process| hide_secrets(process, &[]));
         Ok(page)

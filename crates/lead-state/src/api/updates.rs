@@ -1,4 +1,4 @@
-//! Updates: their timelines, lists of them, and their outcomes as webhooks carry them.
+//! Updates: reading one, lists, and their outcomes as bodies of webhooks.
 
 use std::{fmt::Display, time::Duration};
 
@@ -21,11 +21,11 @@ use crate::store::{
     updates::{self, IdRange},
 };
 
-/// How long a query for an unknown update waits until the leader has applied the entries that were in the log before.
-/// Shorter than the time after which callers send the query to another instance.
+/// How long a query for an unknown update waits until the leader has applied the entries that were in the log at its
+/// start. Shorter than the time after which callers send the query to another instance.
 const CATCH_UP: Duration = Duration::from_millis(700);
 const CATCH_UP_INTERVAL: Duration = Duration::from_millis(10);
-/// The range of time that updates are found in by default.
+/// The default range of time in which updates are found.
 const DEFAULT_RANGE: Duration = Duration::from_hours(24);
 /// How many updates are searched for a page with a condition. More finds rare updates with fewer queries, each of which
 /// takes longer.
@@ -56,8 +56,8 @@ impl Api {
             }
             sleep(CATCH_UP_INTERVAL).await;
         };
-        // There is a backlog. The id of a repeated request is that of the first one, and a producer may have made its id long
-        // ago, but a command with an older id is refused.
+        // There is a backlog, which may contain the update. Its id may be old, because a repeated request has the id of
+        // the first one and producers make their own ids, but a command with an older id than this is refused.
         let next = log.get_raw_message(next).await.map_err(|e| unavailable(&e))?;
         if query.update_id.timestamp() < Timestamp::from(next.time).minus(MAX_ID_AGE) {
             return Err(self.update_not_found(query.update_id));
@@ -65,8 +65,8 @@ impl Api {
         Ok(Update::pending(query.update_id))
     }
 
-    /// An update that is queued, or was until just now. In this order, because an update that leaves the queue is in
-    /// the ledger.
+    /// An update that is queued, or has just left the queue. The queue is read first, because an update that leaves it
+    /// is in the ledger.
     async fn find_queued(&self, query: &GetUpdate) -> Result<Option<Update>, StoreError> {
         match queued_updates::find(&self.pool, query.project_id, query.update_id).await? {
             None => updates::find(&self.pool, query.project_id, query.update_id).await,
@@ -177,7 +177,7 @@ fn check_count(update_ids: &[ObjectId]) -> Result<(), RpcError> {
     Ok(())
 }
 
-/// The begin of the range that updates are found in.
+/// The start of the range in which updates are found.
 fn begin_of_range(query: &FindUpdates, now: Timestamp) -> Result<Timestamp, RpcError> {
     let end = query.to.unwrap_or(now);
     let begin = query.from.unwrap_or_else(|| end.minus(DEFAULT_RANGE));
@@ -226,7 +226,7 @@ mod tests {
         assert_eq!(begin(Some("2025-12-30T23:59:59Z"), None).unwrap_err(), too_long);
         let empty = begin(Some("2026-01-03T00:00:00Z"), Some("2026-01-03T00:00:00Z")).unwrap_err();
         assert_eq!(empty, "to must be later than from");
-        // Ids of clients whose clocks are ahead.
+        // Clients whose clocks are ahead make such ids.
         assert!(begin(Some("2026-02-01T00:00:00Z"), None).is_ok());
     }
 }

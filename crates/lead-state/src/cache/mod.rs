@@ -1,8 +1,8 @@
 //! 4 Decide: the leader's cache of leads, so that a batch reads only the leads that earlier batches neither read nor
 //! wrote.
 //!
-//! Only the leader changes existing leads (ADR 2), so a cached lead equals its row until the checkpoint moves; after
-//! that nothing that was decided on the cache can be written. A cache lives for one term.
+//! Only the leader changes existing leads (ADR 2), so a cached lead equals its row until another leader moves the
+//! checkpoint. After that, no batch that was decided on the cache can be written. A cache lives for one term.
 
 use std::{
     collections::HashMap,
@@ -17,7 +17,7 @@ use crate::core::{
     decide::{Call, Lead},
 };
 
-/// Approximate limit of the cached bytes. A batch that needs more is kept until it is written. A larger cache saves
+/// Approximate limit of the cached bytes. Leads of an unwritten batch stay even beyond the limit. A larger cache saves
 /// reads of leads that change rarely, and costs memory.
 const MAX_BYTES: usize = 12 << 20;
 /// Size of a lead without its texts.
@@ -43,7 +43,7 @@ pub(crate) struct LeadCache {
     max_bytes: usize,
     /// Number of batches decided so far.
     decided: u64,
-    /// Number of those that are written.
+    /// Number of decided batches that are written.
     written: u64,
     /// The greatest `last_used` of all evicted leads.
     evicted: Option<u64>,
@@ -98,8 +98,8 @@ impl LeadCache {
         (LeadKeys { leads, references, ..LeadKeys::default() }, written)
     }
 
-    /// Whether everything is still cached that was cached or newer when `written` batches were written. Otherwise the
-    /// rows read then leave gaps, and may be older than what was evicted.
+    /// Whether rows that were read when `written` batches were written are still usable: no lead was evicted that was
+    /// used since then. Otherwise the rows lack leads that were cached then, or are older than the evicted leads.
     pub(crate) fn is_complete_since(&self, written: u64) -> bool {
         self.evicted.is_none_or(|last_used| last_used < written)
     }
@@ -297,7 +297,7 @@ mod tests {
     }
 
     proptest! {
-        /// However many batches are prefetched, however late they are written, and however small the cache is.
+        /// Holds for any number of prefetched batches, any delay of their writes, and any size of the cache.
         #[test]
         fn a_batch_sees_the_changes_of_all_earlier_batches(
             batches in prop::collection::vec(

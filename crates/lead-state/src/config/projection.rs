@@ -24,7 +24,7 @@ use crate::store::{self, StoreError, api_keys, processes};
 
 /// Attempts to write an entry that others write concurrently.
 const ATTEMPTS: usize = 16;
-/// What a message of a bucket takes beside its value: subject and headers.
+/// The bytes of a bucket's message in addition to the value: subject and headers.
 const HEADER_ROOM: usize = 1024;
 
 /// Why an entry is not in its bucket.
@@ -57,8 +57,8 @@ fn nats(context: &'static str) -> impl Fn(anyhow::Error) -> ProjectionError {
     move |e| ProjectionError::Nats(e.context(context))
 }
 
-/// Projects configuration. Any number of them may run: each reads the entry's revision, then the row, then writes the
-/// entry if it is still at that revision. So an older row never replaces a newer one.
+/// Projects configuration. Any number of projectors may run: each reads the entry's revision, then the row, then writes
+/// the entry if it is still at that revision. So an older row never replaces a newer one.
 #[derive(Debug)]
 pub(crate) struct Projector {
     pub(crate) pool: Pool,
@@ -95,11 +95,11 @@ impl Projector {
         Err(ProjectionError::Contended)
     }
 
-    /// Projects the revisions that are not projected yet, or everything. An entry that cannot be projected holds up no
-    /// other. Keys come first: without them every request is refused.
+    /// Projects the revisions that are not projected yet, or everything. An entry that cannot be projected does not
+    /// hold up the others. Keys come first: without them every request is refused.
     ///
     /// # Errors
-    /// The first error, after every other entry was projected or when none can be.
+    /// The first error. All other entries are projected, unless none can be.
     pub(crate) async fn project_pending(&self, everything: bool) -> Result<(), ProjectionError> {
         let mut failed = None;
         for sha256 in api_keys::list_to_project(&self.pool, everything).await? {
@@ -130,7 +130,7 @@ impl Projector {
     ) -> Result<bool, ProjectionError> {
         use async_nats::jetstream::kv::UpdateErrorKind;
         let value = serde_json::to_vec(value)?;
-        // The client would not send it, and not say why.
+        // The NATS client does not send a larger message, and does not report why.
         let limit = self.js.client().server_info().max_payload.saturating_sub(HEADER_ROOM);
         if value.len() > limit {
             return Err(ProjectionError::TooLarge { bytes: value.len(), limit });
@@ -142,9 +142,9 @@ impl Projector {
         }
     }
 
-    /// Removes keys from the bucket that are not in Postgres, because it was restored to a state from before they were
-    /// created: they could be neither listed nor revoked. Rows are inserted before their entries, so such an entry is
-    /// not a new one.
+    /// Removes keys from the bucket that Postgres does not contain, because it was restored to a state before their
+    /// creation: they could be neither listed nor revoked. Rows are inserted before their entries, so an entry without
+    /// a row is not new.
     async fn remove_unknown_keys(&self) -> anyhow::Result<()> {
         let bucket = bucket(&self.js, API_KEYS).await?;
         let subjects = bucket.stream.info_with_subjects(format!("{}>", bucket.prefix)).await;
@@ -162,7 +162,7 @@ impl Projector {
     }
 }
 
-/// Logs that an entry is not projected. Goes on with the next one, unless it would fail as well.
+/// Logs that an entry is not projected, and keeps the first error. Fails if the next entries would fail as well.
 fn keep_first(
     failed: &mut Option<ProjectionError>,
     projected: Result<(), ProjectionError>,
@@ -177,7 +177,7 @@ fn keep_first(
     Ok(())
 }
 
-/// The answer to a change that is stored but not projected: the leader tries again every few seconds.
+/// The error for a change that is stored but not projected. The leader projects it later: it tries every few seconds.
 pub(crate) fn not_projected(change: &str, error: &ProjectionError) -> RpcError {
     tracing::error!("cannot project {change}: {}", error_chain(error));
     let remedy = match error {

@@ -1,5 +1,4 @@
-//! Secrets at rest: sealed before a process is stored, and again when another key has become the present one. See
-//! [`secrets`].
+//! Seals the secrets of processes before they are stored, and again when the present key has changed. See [`secrets`].
 
 use std::{fmt::Display, sync::Arc, time::Duration};
 
@@ -27,12 +26,12 @@ pub(crate) struct Sealer {
     pub(crate) keys: SealingKeys,
 }
 
-/// The callbacks and sources that are sealed again.
+/// Selects the callbacks and sources to seal again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ResealFilter {
-    /// Those with a secret in clear, from an earlier version.
+    /// Callbacks and sources with a secret in clear, from an earlier version.
     InClear,
-    /// Those with a secret that is not sealed with the present key.
+    /// Callbacks and sources with a secret that is not sealed with the present key.
     NotWithPresentKey,
 }
 
@@ -45,7 +44,6 @@ impl ResealFilter {
     }
 }
 
-/// What has secrets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum SecretOwner {
     Callback(ObjectId),
@@ -60,7 +58,7 @@ struct Resealed {
 }
 
 impl Sealer {
-    /// A process as it is stored. Secrets that could not be opened stay sealed as they are.
+    /// The process as it is stored. Secrets that could not be opened are sealed already and stay so.
     pub(crate) fn seal(&self, process: &Process) -> Process {
         let callbacks = process.callbacks.iter().map(|callback| self.seal_callback(process.project_id, callback));
         let sources = process.sources.iter().map(|source| self.seal_source(process.project_id, source));
@@ -84,7 +82,7 @@ impl Sealer {
         for (project_id, name) in processes::list_to_project(&self.pool, true).await? {
             match self.reseal(project_id, &name, ResealFilter::InClear).await {
                 Ok(Resealed { stored: false, .. }) => {}
-                // The next round projects what this one cannot.
+                // Housekeeping projects the new revision.
                 Ok(_) => tracing::info!(%project_id, process = name, "sealed secrets that were stored in clear"),
                 Err(e @ StoreError::Unavailable(_)) => return Err(e.into()),
                 Err(e) => tracing::error!(%project_id, process = name, "cannot seal secrets: {e}"),
@@ -139,7 +137,7 @@ impl Sealer {
         Ok(result)
     }
 
-    /// Seals a stored process again, under the lock that every change of its project takes.
+    /// Seals a stored process again, under the project's lock, which every change of a process takes.
     async fn reseal(&self, project_id: ObjectId, name: &str, filter: ResealFilter) -> Result<Resealed, StoreError> {
         let mut result = Resealed { stored: false, locked: Vec::new() };
         let present = self.keys.present();

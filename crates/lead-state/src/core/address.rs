@@ -14,7 +14,7 @@ use super::entry::{CallChange, CallEntry, CreatedEntry, Entry, EraseEntry, Updat
 /// A project and the id of one of its updates.
 pub type UpdateKey = (ObjectId, ObjectId);
 
-/// The keys that a batch's entries name: what must be read to decide it.
+/// The keys that a batch's entries name. Their rows are read before the batch is decided.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct LeadKeys {
     pub leads: BTreeSet<ObjectId>,
@@ -112,7 +112,7 @@ impl CallEntry {
         (self.project_id, self.update_id)
     }
 
-    /// What its outcome is of; none of an expiry, which has no outcome of its own.
+    /// The kind of the outcome; none for an expiry, which has no outcome of its own.
     pub fn kind(&self) -> Option<OutcomeKind> {
         match self.change {
             CallChange::Started(_) => Some(OutcomeKind::CallStarted),

@@ -28,7 +28,7 @@ pub use super::{
     erasure::Erasure,
 };
 
-/// All that the decisions of a batch depend on, beside its entries.
+/// The state that the decisions of a batch depend on.
 #[derive(Debug, Clone, Default)]
 pub struct BatchState {
     pub leads: HashMap<ObjectId, Arc<Lead>>,
@@ -38,7 +38,8 @@ pub struct BatchState {
     pub calls: HashMap<ObjectId, Vec<Call>>,
     /// Rules by process.
     pub rules: HashMap<ObjectId, Arc<Rules>>,
-    /// Updates and call events that are in the ledger or queued already. An entry with one of these keys is a duplicate.
+    /// Updates and call events that are in the ledger or queued already. An entry with one of these keys is a
+    /// duplicate.
     pub recorded: HashSet<UpdateKey>,
     /// Queued updates by lead, in log order. A lead with queued updates has a call in `calls`, which may have expired.
     pub queued: HashMap<ObjectId, Vec<Arc<QueuedUpdate>>>,
@@ -60,11 +61,11 @@ pub struct LedgerRow {
     pub logged_at: Timestamp,
     /// The command's text.
     pub text: Box<str>,
-    /// The disposition that was stored; of a failed update, the one that the command names.
+    /// The disposition that was stored; for a failed update, the one that the command names.
     pub disposition: Option<String>,
     pub api_key_id: Option<ObjectId>,
     pub traceparent: Option<String>,
-    /// The entry at which it was decided: its own, or the one that ended the call it was queued behind.
+    /// The entry at which the row was decided: its own, or the one that ended the call behind which it was queued.
     pub decided_at: LogPosition,
     pub event: CompletionEvent,
 }
@@ -84,20 +85,21 @@ pub struct Plan {
     pub calls: Vec<(ObjectId, Vec<Call>)>,
     /// All queued updates of each lead whose queue changed, by lead id.
     pub queued: Vec<(ObjectId, Vec<Arc<QueuedUpdate>>)>,
-    /// Those of `queued` that this batch added.
+    /// The updates in `queued` that this batch added.
     pub newly_queued: Vec<Arc<QueuedUpdate>>,
     /// Updates that were queued before this batch and are decided by it.
     pub released: Vec<UpdateKey>,
-    /// The leads that it erases; `leads` has what remains of them.
+    /// The leads that the batch erases; `leads` has what remains of them.
     pub erasures: Vec<Erasure>,
-    /// One row per decided update, call event, creation or erasure that was not recorded before, in the order of the decisions.
+    /// One row per decided update, call event, creation or erasure that was not recorded before, in the order of the
+    /// decisions.
     pub rows: Vec<LedgerRow>,
     /// Valid entries that cannot be carried out and have no ledger row.
     pub dead_letters: Vec<DeadLetter>,
 }
 
 impl Plan {
-    /// Whether it writes nothing but leads and ledger rows.
+    /// Whether the plan writes only leads and ledger rows.
     pub fn is_plain(&self) -> bool {
         self.calls.is_empty() && self.newly_queued.is_empty() && self.released.is_empty() && self.erasures.is_empty()
     }
@@ -133,7 +135,7 @@ struct BatchDecider {
     newly_queued: BTreeMap<UpdateKey, Arc<QueuedUpdate>>,
 }
 
-/// The place and time of the log entry that is being decided.
+/// The position and time of the log entry that is being decided.
 #[derive(Clone, Copy)]
 struct Moment {
     position: LogPosition,
@@ -283,7 +285,7 @@ impl BatchDecider {
         });
     }
 
-    /// Decides the transition that the end of a call brings, by the rules of an update.
+    /// Decides the transition that the end of a call requests, by the rules for updates.
     fn move_lead(&self, lead_id: ObjectId, change: &CallChange, at: Moment) -> Option<Result<Change, Refusal>> {
         let CallChange::Ended(CallEnded { to_state: Some(target), result, .. }) = change else { return None };
         let command = UpdateCommand {
@@ -340,8 +342,8 @@ impl BatchDecider {
         });
     }
 
-    /// Erases a lead, also during a call: a call that is never ended must not keep the data. Its calls end, and the updates
-    /// that are queued behind them fail.
+    /// Erases a lead, even during a call: a call that never ends must not keep the data. The lead's calls end, and the
+    /// updates that are queued behind them fail.
     fn apply_erasure(&mut self, erase: EraseEntry) {
         let at = Moment { position: erase.position, logged_at: erase.logged_at };
         if self.is_duplicate(erase.key(), at.position) {
@@ -388,7 +390,7 @@ impl BatchDecider {
         }
     }
 
-    /// Refuses the updates that are queued behind a call.
+    /// Refuses the queued updates of an erased lead.
     fn refuse_queued(&mut self, lead_id: ObjectId, at: Moment) {
         let Some(queue) = self.state.queued.remove(&lead_id).filter(|queue| !queue.is_empty()) else { return };
         self.changed_queues.insert(lead_id);
@@ -478,7 +480,7 @@ impl BatchState {
             expires_at: logged_at.plus(Duration::from_secs(timeout.into())),
         };
         let calls = self.calls.entry(lead_id).or_default();
-        // An expired call decides no later entry.
+        // An expired call affects no later entry.
         calls.retain(|running| running.call_id != call.call_id && logged_at < running.expires_at);
         calls.push(call);
         if calls.len() > MAX_CALLS
@@ -831,7 +833,7 @@ mod tests {
         assert!(plan.calls.is_empty() && plan.dead_letters.is_empty());
     }
 
-    /// What an update of a lead contains beside ids.
+    /// An update with content in addition to ids.
     fn named(id: u8) -> UpdateCommand {
         UpdateCommand {
             reference_id: Some("R".into()),

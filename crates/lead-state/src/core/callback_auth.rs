@@ -1,7 +1,7 @@
-//! Configuration: the authentication of a callback, of a spec and of the stored callback that it replaces. Pure.
+//! Configuration: the authentication of a callback, from its spec and the stored callback that it replaces. Pure.
 //!
-//! An absent secret keeps the stored one only if it is still sent to the same origin in the same way. Otherwise a key that
-//! may change URLs could redirect the secret to an endpoint of its own.
+//! An absent secret keeps the stored one only if it is still sent to the same origin in the same way. Otherwise an API
+//! key that may change URLs could redirect the secret to another endpoint.
 
 use std::time::Duration;
 
@@ -13,11 +13,11 @@ use contract::{
     warning::Warning,
 };
 
-/// How long before its end a certificate is warned of.
+/// How long before the expiry of a certificate the warning begins.
 const EXPIRY_NOTICE: Duration = Duration::from_secs(14 * 24 * 60 * 60);
 
-/// The `auth` of a callback. An access token goes to the callback's URL, so the client secret of OAuth 2.0 is bound to the
-/// origins of both URLs.
+/// The `auth` of a callback. An access token goes to the callback's URL, so the client secret of OAuth 2.0 is bound to
+/// the origins of both URLs.
 pub(super) fn auth_from_spec(spec: &CallbackSpec, before: Option<&Callback>) -> Result<Option<CallbackAuth>, RpcError> {
     let Some(auth) = spec.auth.as_ref().filter(|auth| auth.secret().is_empty()) else { return Ok(spec.auth.clone()) };
     let kept = same_origin(spec, before).and_then(|before| before.auth.as_ref()).filter(|before| before.is_like(auth));
@@ -62,7 +62,7 @@ pub(super) fn certificate_from_spec(
     }
 }
 
-/// Names the client certificates that have expired, or will soon.
+/// Warnings about client certificates that have expired, or will soon.
 pub(super) fn certificate_warnings(process: &Process, now: Timestamp) -> Vec<String> {
     let expiry = |callback: &Callback| {
         let expires_at = callback.client_certificate.as_ref()?.expires_at()?;

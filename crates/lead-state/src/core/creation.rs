@@ -14,7 +14,7 @@ use super::{
 };
 
 impl CreatedEntry {
-    /// The creation of a lead that is erased: without what the lead was.
+    /// The creation without its content, for a lead that is erased.
     pub(super) fn without_content(self) -> Self {
         let (contact, metadata) = (LeadContact::default(), JsonObject::empty());
         let created = LeadCreated { contact, metadata, ..self.created };
@@ -22,7 +22,7 @@ impl CreatedEntry {
     }
 }
 
-/// The event of a creation. It has what the lead was created with: the lead may have changed since.
+/// The event of a creation. It has the data with which the lead was created, because the lead may have changed since.
 pub(super) fn created_event(
     entry: &CreatedEntry,
     lead: Result<Option<&Lead>, &Refusal>,

@@ -1,4 +1,4 @@
-//! 4 Decide: what an update does to a lead. Pure: no I/O, no clock, no randomness.
+//! 4 Decide: the effect of an update on a lead. Pure: no I/O, no clock, no randomness.
 
 use contract::{
     JsonObject, ObjectId, Timestamp,
@@ -13,8 +13,8 @@ use super::merge::merge;
 pub const MAX_METADATA_BYTES: usize = 1 << 20;
 /// Limit of a lead's queued updates. All of them are decided in one transaction when the call ends.
 pub const MAX_QUEUED: usize = 256;
-/// Most calls with a lead that count at once. Each of them is read and written with every change of one. The next call
-/// takes the place of the one that expires first.
+/// The most calls with a lead at once. All of them are read and written with every change of one. A further call
+/// replaces the one that expires first.
 pub const MAX_CALLS: usize = 64;
 /// Limit of the bytes of the outcomes of a lead's queued updates, which are in memory together. One update alone may
 /// exceed it.
@@ -29,12 +29,12 @@ pub struct Lead {
     pub reference_id: Option<String>,
     pub name: Option<String>,
     pub state: String,
-    /// From the last state that takes one.
+    /// The disposition from the last state that takes one.
     pub disposition: Option<String>,
     pub metadata: JsonObject,
-    /// Incremented by every applied update.
+    /// Incremented by every applied update, and by every call event that sets the state.
     pub version: i64,
-    /// Whether it was erased: then it refuses every update and call event.
+    /// Whether the lead was erased. An erased lead refuses every update and call event.
     pub is_erased: bool,
 }
 
@@ -62,13 +62,13 @@ impl Limits {
     }
 }
 
-/// A successful update.
+/// The effect of a successful update.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
     pub lead: Lead,
-    /// The disposition that it stores; none if it names none or the state takes none.
+    /// The disposition that the update stores; none if the command has none, or the state takes none.
     pub disposition: Option<String>,
-    /// For fields that were ignored.
+    /// Warnings about fields that were ignored.
     pub warnings: Vec<String>,
 }
 
@@ -264,7 +264,7 @@ mod tests {
     const NOW: Timestamp = Timestamp::from_millis(1_000_000);
     const LIMITS: Limits = Limits { metadata_bytes: 64 };
 
-    /// The refusal after this one. Every variant has an arm, so a new one is in the test or does not compile.
+    /// The refusal after this one. Every variant has an arm, so a new variant cannot be forgotten.
     fn following(refusal: &Refusal) -> Option<Refusal> {
         let text = String::new;
         Some(match refusal {

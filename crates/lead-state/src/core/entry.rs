@@ -1,5 +1,5 @@
-//! 3 Read in order: the entries of the command log's messages, parsed. A message is one entry, or a pack of them. An entry
-//! that cannot be parsed is a dead letter with a reason.
+//! 3 Read in order: the entries of the command log's messages, parsed. A message is one entry, or a pack of them. An
+//! entry that cannot be parsed is a dead letter with a reason.
 
 use async_nats::HeaderMap;
 use bytes::Bytes;
@@ -20,7 +20,7 @@ use serde::de::DeserializeOwned;
 pub struct LogMessage {
     /// The message's sequence.
     pub sequence: u64,
-    /// The command's place in its pack; 0 of a message that is no pack.
+    /// The command's index in its pack; 0 for a message that is not a pack.
     pub index: u32,
     /// Whether no other command of its pack follows.
     pub ends_message: bool,
@@ -48,8 +48,8 @@ impl LogMessage {
         LogPosition { epoch, sequence: self.sequence, index: self.index }
     }
 
-    /// The entries that the message holds, in order: the commands of a pack as if each were a message of its own, otherwise
-    /// the message itself. A pack that cannot be read stays one entry, and becomes one dead letter.
+    /// The entries that the message holds, in order: the commands of a pack as if each were a message of its own,
+    /// otherwise the message itself. A pack that cannot be read stays one entry, and becomes one dead letter.
     pub fn into_entries(self) -> Vec<Self> {
         if self.subject != PACKS {
             return vec![self];
@@ -73,7 +73,7 @@ impl LogMessage {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Entry {
     Update(UpdateEntry),
-    /// In a box, because it may bring the result of a call, and most entries are updates.
+    /// Boxed, because it may contain the result of a call, and most entries are updates.
     Call(Box<CallEntry>),
     Erase(Box<EraseEntry>),
     Created(Box<CreatedEntry>),

@@ -20,14 +20,14 @@ pub struct Erasure {
     pub lead_id: ObjectId,
     pub project_id: ObjectId,
     pub process_id: ObjectId,
-    /// The external id that it had. Updates that named it before the lead existed are erased, too.
+    /// The external id that the lead had. Updates that named it before the lead existed are erased as well.
     pub reference_id: Option<String>,
     /// The log entry of the erasure.
     pub position: LogPosition,
 }
 
 impl Lead {
-    /// What remains of it.
+    /// The data that remains of the lead.
     pub(super) fn erased(&self) -> Self {
         Self {
             reference_id: None,
@@ -42,7 +42,7 @@ impl Lead {
 }
 
 impl UpdateEntry {
-    /// The entry of an update that an erased lead refuses: without what the client wants to store.
+    /// The entry without the data that the client wants to store, for an update that an erased lead refuses.
     pub(super) fn without_content(self) -> Self {
         let UpdateCommand { update_id, lead_id, api_key_id, .. } = *self.command;
         let command = UpdateCommand { update_id, lead_id, api_key_id, ..UpdateCommand::default() };
@@ -51,7 +51,7 @@ impl UpdateEntry {
 }
 
 impl CallEntry {
-    /// As [`UpdateEntry::without_content`].
+    /// Like [`UpdateEntry::without_content`].
     pub(super) fn without_content(self) -> Self {
         let (change, text) = match self.change {
             CallChange::Started(CallStarted { update_id, lead_id, api_key_id, .. }) => {
@@ -72,7 +72,7 @@ impl CallEntry {
 
 /// The text of a command without content.
 pub(super) fn text(command: &impl Serialize) -> Box<str> {
-    // Such a command can always be written.
+    // Such a command always serializes.
     serde_json::to_string(command).unwrap_or_else(|_| "{}".into()).into()
 }
 

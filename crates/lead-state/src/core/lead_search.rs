@@ -1,25 +1,25 @@
-//! What a text may mean that leads are searched for.
+//! The possible meanings of a text that leads are searched for.
 
 use contract::{ObjectId, text};
 
-/// Fewer characters begin too many names.
+/// The shortest part of a name to search for. A shorter one matches too many names.
 const MIN_NAME_CHARS: usize = 2;
-/// Fewer digits end too many phone numbers.
+/// The fewest digits of a phone number to search for. Fewer match too many numbers.
 const MIN_PHONE_DIGITS: usize = 6;
 /// Only this many characters of a name, and digits of a phone number, are indexed.
 const MAX_NAME_CHARS: usize = 64;
 const MAX_PHONE_DIGITS: usize = 32;
 
-/// The leads that a search finds: those that match any of these.
+/// The conditions of a search, which finds the leads that match any of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct LeadSearch {
     pub(crate) lead_id: Option<ObjectId>,
     pub(crate) reference_id: String,
-    /// Its e-mail address, in any case.
+    /// The lead's e-mail address; case is ignored.
     pub(crate) email: Option<String>,
-    /// The last digits of its phone number, the last one first.
+    /// The last digits of the lead's phone number, in reverse order.
     pub(crate) phone_end: Option<String>,
-    /// The beginning of its name, in any case.
+    /// The beginning of the lead's name; case is ignored.
     pub(crate) name_start: Option<String>,
 }
 
@@ -60,7 +60,7 @@ fn name_start(search: &str) -> Option<String> {
 mod tests {
     use super::*;
 
-    /// What a text is searched for as: the e-mail address, the end of a phone number, the beginning of a name.
+    /// The meanings of a text as an e-mail address, the end of a phone number, and the beginning of a name.
     fn meanings(text: &str) -> [Option<String>; 3] {
         let LeadSearch { lead_id, reference_id, email, phone_end, name_start } = LeadSearch::parse(text).unwrap();
         assert_eq!((lead_id, reference_id.as_str()), (text.parse().ok(), text));

@@ -61,7 +61,7 @@ mod tests {
         );
     }
 
-    /// Appendix A, as far as the examples are objects.
+    /// The examples of appendix A that are objects.
     #[test]
     fn deep_merge_follows_the_examples_of_rfc_7396() {
         for (current, patch, result) in [

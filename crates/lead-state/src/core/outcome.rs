@@ -13,7 +13,7 @@ use super::{
     entry::{CallEntry, UpdateEntry},
 };
 
-/// What the events of all kinds have: the ids, and why the entry was refused.
+/// The fields that events of all kinds have: the ids, and the reason of a refusal.
 pub(super) fn event_of(
     kind: OutcomeKind,
     project_id: ObjectId,
@@ -56,7 +56,7 @@ pub(super) fn completion_event(
 }
 
 /// The event of a call's start or end. `lead` is the lead before, and `moved` the decision about the state that the end
-/// brings. The call has ended in any case, so a transition that is refused is a warning.
+/// requests. The call has ended in any case, so a refused transition is only a warning.
 pub(super) fn call_event(
     call: &CallEntry,
     kind: OutcomeKind,
@@ -91,7 +91,7 @@ pub(super) fn call_event(
     }
 }
 
-/// A text of a command whose lead is unknown: nothing bounds it before.
+/// Bounds a text of a command, which may be longer if the command is refused.
 fn truncated(text: &str) -> String {
     text.chars().take(MAX_TEXT_CHARS).collect()
 }

@@ -1,4 +1,4 @@
-//! Configuration: what a change makes of a process. Pure; `api::processes` reads, stores and projects.
+//! Configuration: applies a change to a process. Pure; `api::processes` reads, stores and projects.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -35,13 +35,13 @@ pub(crate) struct PlannedChange {
     pub(crate) warnings: Vec<String>,
     /// The callbacks for which a secret was generated.
     pub(crate) new_secrets: Vec<ObjectId>,
-    /// Condition: no other process has the name, which is new.
+    /// The process has a new name. Condition: no other process has it.
     pub(crate) renamed: bool,
     /// Condition: no lead is in one of these states.
     pub(crate) removed_states: Vec<String>,
 }
 
-/// Sources of what a change generates.
+/// Generators of new ids and secrets.
 pub(crate) struct Generators<I, S> {
     pub(crate) new_id: I,
     pub(crate) new_secret: S,
@@ -97,8 +97,8 @@ pub(crate) fn check_revision(existing: Option<&Process>, expected: Option<i64>) 
     }
 }
 
-/// Plans a change of the stored process, if there is one. Secrets are in clear, except those that could not be opened:
-/// a change that keeps such a secret of a callback that it writes is rejected.
+/// Plans a change of the stored process `existing`, if there is one. Its secrets are in clear, except those that could
+/// not be opened. A change that writes a callback and would keep such a secret is rejected.
 pub(crate) fn plan_change(
     query: &ChangeProcess,
     existing: Option<&Process>,
@@ -194,7 +194,7 @@ fn change_member(
     Ok(process)
 }
 
-/// Rejects a process that is larger, as it is stored, than one may be.
+/// Rejects a process whose stored form is too large.
 pub(crate) fn check_size(stored_bytes: usize) -> Result<(), RpcError> {
     if stored_bytes <= MAX_PROCESS_BYTES {
         return Ok(());
@@ -364,7 +364,7 @@ mod tests {
         serde_json::from_str(text).unwrap()
     }
 
-    /// Plans a change at this second. New ids count from 1, new secrets are named after the second.
+    /// Plans a change at this second. New ids are counted up, and new secrets are named after the second.
     fn plan(existing: Option<&Process>, change: &ProcessChange, second: i64) -> Result<PlannedChange, RpcError> {
         let selector = existing.map_or(ProcessSelector::New, |process| ProcessSelector::Named(process.name.clone()));
         plan_for(selector, existing, change, second)

@@ -1,4 +1,4 @@
-//! Configuration: what a change makes of the sources of a process. Pure.
+//! Configuration: applies changes to the sources of a process. Pure.
 
 use std::collections::{HashMap, HashSet};
 
@@ -17,7 +17,6 @@ fn source_not_found() -> RpcError {
     RpcError::new(ErrorCode::SourceNotFound, "Source not found")
 }
 
-/// Adds a source to a process.
 pub(super) fn add_source(
     process: &mut Process,
     spec: &SourceSpec,
@@ -34,7 +33,6 @@ pub(super) fn add_source(
     Ok(())
 }
 
-/// Replaces a source of a process.
 pub(super) fn put_source(process: &mut Process, source_id: ObjectId, spec: &SourceSpec) -> Result<(), RpcError> {
     let index = index_of(process, source_id)?;
     if spec.source_id.is_some_and(|given| given != source_id) {
@@ -45,7 +43,6 @@ pub(super) fn put_source(process: &mut Process, source_id: ObjectId, spec: &Sour
     Ok(())
 }
 
-/// Removes a source from a process.
 pub(super) fn remove_source(process: &mut Process, source_id: ObjectId) -> Result<(), RpcError> {
     let index = index_of(process, source_id)?;
     process.sources.remove(index);

@@ -4,8 +4,8 @@ use contract::{ObjectId, work::WorkReport};
 
 use super::batch::Plan;
 
-/// How often the metadata of an update's lead is handled, beside once per callback: it is merged, written to the lead and
-/// the ledger, and announced.
+/// How often the metadata of an update's lead is copied, in addition to once per callback: it is merged, written to the
+/// lead and the ledger, and announced.
 const COPIES: u64 = 4;
 
 /// The work of a plan, given how many callbacks each process has.

@@ -29,15 +29,16 @@ use crate::store::{
     ledger::{Announcement, outbox},
 };
 
-/// Limit of the events that wait for the announcer, in KiB. More of them hide a slower NATS, and are held in memory.
+/// Limit of the events that wait for the announcer, in KiB of memory. With a higher limit, the applier continues longer
+/// while NATS is slow.
 const WAITING_KIB: u32 = 16 * 1024;
-/// What an event counts at least: what it takes beside its content. So at most 1024 events wait.
+/// The least that an event counts: its memory in addition to its content. So at most 1024 events wait.
 const MIN_KIB: u32 = 16;
 /// How long the applier may be idle before the watermark is written in a transaction of its own. Otherwise the next
 /// batch writes it. A longer time announces more events again after a crash; a shorter one competes with the applier
 /// for the checkpoint's row.
 const WRITE_AFTER: Duration = Duration::from_millis(20);
-/// How many events are read from the ledger at once after a crash. They may have a MiB each.
+/// How many events are read from the ledger at once after a crash. Each may have a MiB.
 const BACKLOG_ROWS: i64 = 64;
 
 /// The events of batches that are written.
@@ -47,11 +48,11 @@ struct AppliedBatches {
     announcements: Vec<Announcement>,
     /// The position of the last entry.
     last: LogPosition,
-    /// The place that they take until they are announced.
+    /// The part of the limit that they take until they are announced.
     room: OwnedSemaphorePermit,
 }
 
-/// Where the applier hands over the batches that it has written.
+/// Hands written batches to the announcer.
 #[derive(Debug)]
 pub(crate) struct ToAnnounce {
     sender: mpsc::Sender<AppliedBatches>,
@@ -67,13 +68,13 @@ impl ToAnnounce {
             room = self.room.clone().acquire_many_owned(kib) => room,
             () = self.sender.closed() => return,
         };
-        // It is never closed.
+        // The semaphore is never closed.
         let Ok(room) = room else { return };
         let _ = self.sender.send(AppliedBatches { announcements, last, room }).await;
     }
 }
 
-/// The room that an event takes.
+/// The part of the limit that an event takes, in KiB.
 fn waiting_kib(announcement: &Announcement) -> u32 {
     let event = &announcement.event;
     let length = |object: Option<&JsonObject>| object.map_or(0, |object| object.get().len());
@@ -92,13 +93,13 @@ pub(crate) fn channel() -> (ToAnnounce, Applied) {
     (ToAnnounce { sender, room: Arc::new(Semaphore::new(WAITING_KIB as usize)) }, Applied(receiver))
 }
 
-/// Where the announcer takes the batches that are written.
+/// Receives written batches from the applier.
 #[derive(Debug)]
 pub(crate) struct Applied(mpsc::Receiver<AppliedBatches>);
 
 impl Applied {
-    /// All batches that wait, as one: a server that syncs before it acknowledges does so once for many events. None once
-    /// the applier has ended.
+    /// All waiting batches, as one, because a server that syncs before each acknowledgement then syncs once for many
+    /// events. None once the applier has ended.
     async fn recv(&mut self) -> Option<AppliedBatches> {
         let mut batches = self.0.recv().await?;
         while let Ok(next) = self.0.try_recv() {
@@ -115,7 +116,7 @@ impl Applied {
 pub(crate) enum AnnounceError {
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The next term announces again what was not delivered.
+    /// The next term announces the undelivered events again.
     #[error("{LEAD_EVENTS} lost events")]
     EventsLost,
 }
@@ -126,7 +127,7 @@ pub(crate) struct Announcer {
     pub(crate) checkpoint: Checkpoint,
     /// The announce watermark. The applier writes it with its next batch.
     pub(crate) announced: watch::Sender<LogPosition>,
-    /// The last sequence that the stream of events had. Only the leader publishes to it.
+    /// The last sequence of the event stream. Only the leader publishes to this stream.
     pub(crate) last_stored: watch::Sender<u64>,
     pub(crate) traces: Traces,
 }
@@ -154,8 +155,8 @@ impl Announcer {
         Ok(self.write(CheckpointChange::Announced(announced)).await?)
     }
 
-    /// Announces the ledger's rows between the watermark and the checkpoint, which a crash or a rewind left, epoch by
-    /// epoch.
+    /// Announces the ledger's rows between the watermark and the checkpoint, epoch by epoch. A crash or a rewind leaves
+    /// such rows.
     pub(crate) async fn catch_up(&mut self) -> Result<(), AnnounceError> {
         let applied = self.checkpoint.applied;
         if self.checkpoint.announced < applied {
@@ -216,7 +217,7 @@ impl Announcer {
         SerializedEvent { payload, span }
     }
 
-    /// Writes to the checkpoint, as soon as Postgres is available.
+    /// Writes to the checkpoint; retries while Postgres is unavailable.
     async fn write(&self, change: CheckpointChange) -> Result<(), StoreError> {
         for delay in retry_backoff() {
             let written = async {
@@ -241,7 +242,7 @@ impl Announcer {
     }
 }
 
-/// What the announcer writes to the checkpoint.
+/// A change that the announcer writes to the checkpoint.
 #[derive(Debug, Clone, Copy)]
 enum CheckpointChange {
     /// Everything up to this position is announced.
@@ -266,8 +267,8 @@ struct SerializedEvent {
 
 fn outbound(announcement: &Announcement, event: &SerializedEvent, generation: i32) -> OutboundMessage {
     let Announcement { decided_at, traceparent, event: completion } = announcement;
-    // Two projects may have an update with the same id. JetStream remembers the ids of the generation before and would drop
-    // the event as a duplicate.
+    // The id contains the project, because two projects may have an update with the same id. It contains the generation,
+    // because JetStream remembers the ids of the one before and would drop the event as a duplicate.
     let id = match generation {
         0 => format!("{}-{}", completion.update_id, completion.project_id),
         generation => format!("{}-{}-{generation}", completion.update_id, completion.project_id),

@@ -49,7 +49,7 @@ pub(crate) struct Applier {
     pub(crate) metrics: Metrics,
 }
 
-/// Does everything for a batch that comes before its transaction.
+/// Plans a batch and publishes its dead letters, before the batch is written.
 pub(crate) struct Preparer {
     pub(crate) planner: Planner,
     pub(crate) dead_letters: DeadLetterPublisher,
@@ -59,7 +59,7 @@ pub(crate) struct Preparer {
 pub(crate) struct Writer {
     pub(crate) connection: PinnedConnection,
     pub(crate) liveness: Liveness,
-    /// Where the last batch left it.
+    /// The checkpoint after the last written batch.
     pub(crate) checkpoint: Checkpoint,
     /// The announce watermark, written with each batch.
     pub(crate) announced: watch::Receiver<LogPosition>,
@@ -68,7 +68,7 @@ pub(crate) struct Writer {
 /// A batch that is planned and whose dead letters are published.
 struct PreparedBatch {
     planned: PlannedBatch,
-    /// Of its updates, until it is written.
+    /// Spans of the batch's updates, open until the batch is written.
     spans: Vec<Span>,
 }
 
@@ -112,7 +112,7 @@ impl Preparer {
     }
 }
 
-/// Begins the span of each update, and makes it the parent of what follows the update's announcement.
+/// Begins the span of each update, and makes it the parent of the spans after the update's announcement.
 fn begin_spans(traces: &Traces, rows: &mut [LedgerRow], read_at: SystemTime, count: usize) -> Vec<Span> {
     let begin = |row: &mut LedgerRow| {
         let mut span = traces.begin_at(Step::Apply, row.traceparent.as_deref(), read_at);
@@ -150,7 +150,7 @@ impl Applier {
     /// Returns after shutdown.
     ///
     /// # Errors
-    /// Ends the term.
+    /// The error ends the term.
     pub(crate) async fn run(
         mut self,
         mut batches: mpsc::Receiver<PrefetchedBatch>,
@@ -180,7 +180,7 @@ impl Applier {
             self.reschedule(failed, &error, &mut parts).await.map_err(|()| error)?;
             self.apply_parts(parts).await?;
             if let Some(InFlightBatch { messages: read, read_at, .. }) = next.take() {
-                // Its plan builds on one that was discarded.
+                // The next batch was planned on a plan that was discarded, so it is planned again.
                 let part = Part { entries: &entries(&read), read_at, failures: 0, refusal: None };
                 self.apply_parts(vec![part]).await?;
             }
@@ -313,7 +313,7 @@ impl Applier {
     }
 }
 
-/// Reports to the gateways what a batch has cost.
+/// Reports the work of a batch to the gateways.
 async fn report(client: &Client, work: &WorkReport) {
     let report = serde_json::to_vec(work).unwrap_or_default();
     if let Err(e) = client.publish(subject::WORK, report.into()).await {

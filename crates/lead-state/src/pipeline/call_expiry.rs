@@ -1,8 +1,8 @@
-//! 2 Log, 4 Decide: logs the expiry of calls that updates are queued behind.
+//! 2 Log, 4 Decide: logs the expiry of calls behind which updates are queued.
 //!
-//! Every decision has a place in the log. A timer that released the queue by itself would decide between two entries,
-//! and elsewhere after Postgres was restored. An entry that is logged twice or too early does no harm, because only the
-//! log's time decides.
+//! Every decision has a position in the log. A timer that released the queue would decide between two entries, and
+//! between other ones when the log is applied again to a restored Postgres. An entry that is logged twice or too early
+//! does no harm, because only the log's time decides.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -44,7 +44,7 @@ pub(crate) async fn log_expired_calls(pool: Pool, js: jetstream::Context) {
     }
 }
 
-/// Logs the calls that have expired by now, and waits until that is applied. Returns their leads.
+/// Logs the calls that have expired by now, and waits until these entries are applied. Returns the calls' leads.
 async fn log_due(pool: &Pool, js: &jetstream::Context) -> anyhow::Result<HashSet<ObjectId>> {
     let now = clock::now();
     let mut last = 0;
@@ -56,7 +56,7 @@ async fn log_due(pool: &Pool, js: &jetstream::Context) -> anyhow::Result<HashSet
         last = publish(js, message(subject, &id, None, payload.into())).await?.sequence;
         leads.insert(lead_id);
     }
-    // Until then the same leads are due.
+    // Until they are applied, the same leads are due.
     wait_until_applied(pool, last).await?;
     Ok(leads)
 }

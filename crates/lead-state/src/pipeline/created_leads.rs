@@ -1,8 +1,8 @@
 //! 2 Log: logs the creations of leads that callbacks receive (docs/adr/0056-log-created-leads-from-an-outbox.md).
 //!
-//! The statement that creates a lead writes what is to be logged into an outbox. The query that created the lead logs it
-//! before it answers, so that it precedes whatever the client sends next. What a crash or an outage of the log left is
-//! logged by the leader. A creation that is logged twice is applied once, by its id.
+//! The statement that creates a lead writes the creation into an outbox. The query that created the lead logs the
+//! creation before it answers, so that the creation precedes the client's next command. The leader logs creations that
+//! a crash or an outage of the log left in the outbox. A creation that is logged twice is applied once, by its id.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ use service_kit::{
 use super::progress::wait_until_applied;
 use crate::store::created_leads::{self, CreatedLead};
 
-/// How often the leader looks for creations that are applied or were left. Longer keeps rows longer, shorter costs queries.
+/// How often the leader looks for creations in the outbox. Longer keeps rows longer, shorter costs queries.
 const INTERVAL: Duration = Duration::from_secs(2);
 /// The longest interval, reached while logging creations has no effect.
 const MAX_INTERVAL: Duration = Duration::from_secs(60);
@@ -70,7 +70,7 @@ async fn log_left(pool: &Pool, js: &jetstream::Context) -> anyhow::Result<Vec<Cr
     for created in &left {
         last = log_created(js, created).await?.max(last);
     }
-    // Until then the same ones are left.
+    // Until they are applied, the same creations are left.
     wait_until_applied(pool, last).await?;
     Ok(left)
 }

@@ -1,5 +1,5 @@
-//! 4 Decide: publishes the entries that cannot be applied to the dead letters, a command of a pack as the message that it
-//! would be alone.
+//! 4 Decide: publishes the entries that cannot be applied to the dead letters. A command of a pack becomes a message of
+//! its own.
 
 use async_nats::{HeaderMap, jetstream, jetstream::message::OutboundMessage};
 use contract::{
@@ -16,7 +16,7 @@ const HEADER_ROOM: usize = 16 << 10;
 
 pub(crate) struct DeadLetterPublisher {
     pub(crate) js: jetstream::Context,
-    /// Of the checkpoint.
+    /// The generation of the checkpoint.
     pub(crate) generation: i32,
 }
 

@@ -1,7 +1,7 @@
 //! 5 Apply: erases the content of the ledger rows of erased leads.
 //!
-//! A lead may have any number of rows, so they are not part of the batch's transaction, which delays all projects. They are
-//! erased in steps, after a crash from the first one on.
+//! A lead may have any number of rows, so they are not part of the batch's transaction, which delays all projects. They
+//! are erased in steps; after a crash the steps begin again.
 
 use std::time::Duration;
 

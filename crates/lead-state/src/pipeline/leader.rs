@@ -1,8 +1,8 @@
 //! 3–6: one leader reads, decides, applies and announces; the other instances stand by.
 //!
 //! Leadership is a session-level advisory lock in Postgres. The leader pings its session every second; the server cuts
-//! a session that is silent for [`LEASE`], so that a standby takes over. Whatever the old leader still writes fails at
-//! the checkpoint's compare-and-set.
+//! a session that is silent for [`LEASE`], so that a standby takes over. Later writes of the old leader fail at the
+//! checkpoint's compare-and-set.
 
 use std::time::Duration;
 
@@ -37,8 +37,8 @@ use crate::{
     },
 };
 
-/// How long a leader that hangs keeps its lock. Shorter mistakes a slow network for a dead leader, longer lets updates
-/// wait.
+/// How long a leader that hangs keeps its lock. A shorter lease mistakes a slow network for a dead leader; a longer one
+/// delays updates after a crash.
 const LEASE: Duration = Duration::from_secs(3);
 const RENEW_INTERVAL: Duration = Duration::from_secs(1);
 /// How often a standby tries to acquire the lock.
@@ -204,7 +204,7 @@ impl Leader {
             "{LEAD_COMMANDS} is another log: commands of the old one after the checkpoint, if any, are lost; starting a new \
              epoch"
         );
-        // The events of the old epoch are in their stream, so they are not announced again.
+        // All events of the old epoch are announced by now, so the watermark moves to the new one.
         let to = Checkpoint {
             stream_created_at: state.log_identity.clone(),
             applied: begin,
@@ -229,7 +229,6 @@ impl Leader {
     }
 }
 
-/// The lock that makes a leader.
 struct Lease {
     session: Session,
 }
@@ -245,7 +244,7 @@ impl Lease {
         Ok(locked.then_some(Self { session }))
     }
 
-    /// Renews the lease until that fails; returns why.
+    /// Renews the lease until a renewal fails. Returns the reason.
     async fn keep(mut self) -> String {
         loop {
             tokio::select! {

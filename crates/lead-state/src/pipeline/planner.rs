@@ -49,7 +49,7 @@ pub(crate) struct PlannedBatch {
     pub(crate) logged_at: Timestamp,
     /// Whether the last entry is the last of its message.
     pub(crate) ends_message: bool,
-    /// The time in the outcomes.
+    /// The timestamp of the outcomes.
     pub(crate) applied_at: Timestamp,
     /// How many entries it decides.
     pub(crate) count: usize,
@@ -61,7 +61,7 @@ pub(crate) struct PlannedBatch {
     has_duplicates: bool,
 }
 
-/// All that is known about a batch before it is decided.
+/// The state that a batch is decided on.
 struct AssembledState {
     state: BatchState,
     processes: BTreeSet<ObjectId>,
@@ -127,8 +127,8 @@ impl Planner {
         Ok(self.cache.lock().batch_state(keys, read))
     }
 
-    /// Whether a batch can be planned before the one before it is written: planning must not read tables that the other
-    /// is about to change.
+    /// Whether a batch can be planned while the previous one is being written: planning must not read tables that the
+    /// previous batch changes.
     pub(crate) fn can_plan_ahead(&self) -> bool {
         !self.check_duplicates && self.queued == 0
     }
@@ -146,7 +146,7 @@ impl Planner {
         self.cache.lock().clear();
     }
 
-    /// Reads the rules again that a batch was decided by. Returns whether they changed.
+    /// Reads the rules of a batch again. Returns whether they changed.
     pub(crate) async fn reload_rules(&mut self, batch: &PlannedBatch) -> Result<bool, StoreError> {
         let processes = batch.revisions.iter().map(|(process, _)| *process).collect();
         self.rules.reload(&self.pool, &processes).await

@@ -1,7 +1,8 @@
-//! 4 Decide: parses the next batch, and reads what the cache lacks of it, while the batch before is being written.
+//! 4 Decide: parses the next batch, and reads the leads that the cache lacks, while the previous batch is being
+//! written.
 //!
-//! The rows read may therefore be older than what earlier batches make of them. Each prefetched batch carries the
-//! number of batches written at that time; the [cache](crate::cache) has the changes of the others.
+//! The rows may therefore be older than the changes of earlier batches. Each prefetched batch carries the number of
+//! batches that were written when its rows were read; the [cache](crate::cache) has the changes of all later ones.
 
 use std::{sync::Arc, time::SystemTime};
 
@@ -22,17 +23,17 @@ use crate::{
     store::{StoreError, batch_state},
 };
 
-/// Entries in a transaction from which on no further message is added. A larger batch applies faster and delays each
-/// update: 2000 gain a tenth over 500 and take three times as long. A batch ends with a message, so that the checkpoint is
+/// A batch with this many entries gets no further message. A larger batch applies faster and delays each update: 2000
+/// entries gain a tenth over 500 and take three times as long. A batch consists of whole messages, so the checkpoint is
 /// inside a pack only after a batch was split.
 const BATCH_ENTRIES: usize = 500;
 
 pub(crate) struct PrefetchedBatch {
     pub(crate) messages: Vec<ReadMessage>,
-    /// When they were taken from the reader.
+    /// When the messages were taken from the reader.
     pub(crate) read_at: SystemTime,
     pub(crate) parsed: ParsedBatch,
-    /// None if Postgres did not answer or has more than fits.
+    /// None if Postgres did not answer, or the rows exceed the memory budget.
     pub(crate) rows: Option<PrefetchedRows>,
 }
 
@@ -40,7 +41,7 @@ pub(crate) struct PrefetchedBatch {
 pub(crate) struct ParsedBatch {
     pub(crate) entries: Vec<Entry>,
     pub(crate) dead_letters: Vec<DeadLetter>,
-    /// How many entries and dead letters.
+    /// The number of entries and dead letters.
     pub(crate) count: usize,
     /// The position of the last one.
     pub(crate) last: LogPosition,
@@ -82,14 +83,14 @@ pub(crate) async fn prefetch(
         let Some(parsed) = parse_entries(messages.iter().flat_map(|read| &read.entries), epoch) else { return };
         let (missing, written) = cache.lock().missing(&LeadKeys::of(&parsed.entries));
         let budget = if count == 1 { usize::MAX } else { batch_state::MAX_BYTES };
-        // After an error the applier reads again, and reports what is wrong.
+        // After an error the applier reads again, and reports the error.
         let state = load_missing(&mut connection, &missing, budget).await.ok().flatten();
         let rows = state.map(|state| PrefetchedRows { state, written });
         room.send(PrefetchedBatch { messages, read_at, parsed, rows });
     }
 }
 
-/// None if it is more than `budget` bytes.
+/// None if the rows have more than `budget` bytes.
 async fn load_missing(
     pinned: &mut PinnedConnection,
     missing: &LeadKeys,

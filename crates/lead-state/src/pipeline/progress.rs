@@ -1,5 +1,6 @@
-//! How far the log is applied: waited for by what the leader logs itself, and reported with how far it is announced to the
-//! gateways, which admit the commands of each project by how many of them are not applied yet.
+//! The progress of the log. Tasks of the leader wait until the entries that they logged are applied. Gateways receive
+//! the position up to which the log is applied and announced, and admit the commands of each project by its unapplied
+//! work.
 
 use std::time::Duration;
 
@@ -10,9 +11,9 @@ use tokio::sync::watch;
 
 use crate::store::{StoreError, checkpoint};
 
-/// The shortest time between two reports. Longer reports let gateways hold back projects that send much.
+/// The shortest time between two reports. With rarer reports, gateways hold back projects that send much.
 const INTERVAL: Duration = Duration::from_millis(5);
-/// How often the checkpoint is read by what waits for it.
+/// How often a waiting task reads the checkpoint.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Waits until the log is applied up to this sequence.
@@ -23,7 +24,7 @@ pub(super) async fn wait_until_applied(pool: &Pool, sequence: u64) -> Result<(),
     Ok(())
 }
 
-/// Reports every change, for as long as there are any. A lost report is made up for by the next one.
+/// Reports every change until the sender is dropped. A lost report is superseded by the next one.
 pub(crate) async fn report(client: Client, mut applied: watch::Receiver<LogPosition>) {
     loop {
         let position = *applied.borrow_and_update();

@@ -19,18 +19,19 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::{core::entry::LogMessage, recovery::state::logged_at, store::checkpoint::Checkpoint};
 
-/// Limit of the bytes read ahead of the applier. More keeps it busy over a slower network, and is held in memory.
+/// Limit of the bytes read ahead of the applier. They are held in memory. A slower network needs more to keep the
+/// applier busy.
 const READ_AHEAD_BYTES: usize = 16 << 20;
 const READ_AHEAD_MESSAGES: usize = 4096;
-/// Least bytes requested from the server at once. A message that does not fit is never sent, so NATS's largest one
-/// must.
+/// Lower bound of the bytes per pull request. The server never sends a message that is larger than the request, so a
+/// request is at least as large as the largest message that NATS accepts.
 const PULL_BYTES: usize = 8 << 20;
 /// Size of a message's subject, reply subject and headers.
 const MESSAGE_OVERHEAD: usize = 64 << 10;
-/// Memory of an entry of a pack beside its bytes in the pack.
+/// Memory that an entry of a pack takes in addition to its bytes.
 const ENTRY_OVERHEAD: usize = 256;
-/// Interval of the server's heartbeats while there is nothing to read. After two missing ones the consumer is created
-/// again: a restarted server has lost it without notice. Shorter intervals cost a message each.
+/// Interval of the server's heartbeats while there is nothing to read. After two missed heartbeats the reader creates
+/// its consumer again, because a restarted server has lost the consumer without notice. Each heartbeat costs a message.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 /// How long a pull request lasts, and how long the server keeps a consumer without one.
 const PULL_EXPIRES: Duration = Duration::from_secs(30);
@@ -39,7 +40,7 @@ const MAX_PAUSE: Duration = Duration::from_secs(2);
 /// A message read ahead. Its bytes count against the limit until it is dropped.
 #[derive(Debug)]
 pub(crate) struct ReadMessage {
-    /// What of it is to be applied: at least one entry.
+    /// The entries to apply, at least one.
     pub(crate) entries: Vec<LogMessage>,
     _bytes: OwnedSemaphorePermit,
 }
@@ -54,7 +55,7 @@ pub(crate) struct ReadPosition {
     sequence: u64,
     /// When the log stored it; None before the first.
     logged_at: Option<Timestamp>,
-    /// How many of its entries are applied. None: all, and the next message follows.
+    /// How many of the message's entries are applied. None if all are, so that reading continues with the next message.
     applied_entries: Option<usize>,
 }
 
@@ -71,7 +72,7 @@ impl ReadPosition {
         if self.applied_entries.is_some() { self.sequence } else { self.sequence + 1 }
     }
 
-    /// The entries of this message that follow.
+    /// The entries of `message` that are not applied yet.
     fn entries_of(&self, message: LogMessage) -> Vec<LogMessage> {
         let applied = self.applied_entries.filter(|_| message.sequence == self.sequence).unwrap_or_default();
         let mut entries = message.into_entries();
@@ -109,7 +110,7 @@ pub(crate) async fn read(
     }
 }
 
-/// Checks that the log continues what was read. The inner error is temporary.
+/// Checks that the log still contains the message read last, and continues after it. The inner error is temporary.
 async fn check_log(stream: &Stream, identity: &str, last: ReadPosition) -> anyhow::Result<anyhow::Result<()>> {
     let info = match stream.get_info().await {
         Ok(info) => info,
@@ -123,7 +124,7 @@ async fn check_log(stream: &Stream, identity: &str, last: ReadPosition) -> anyho
         anyhow::bail!("{LEAD_COMMANDS} ends at {}, but {sequence} was read", info.state.last_sequence);
     }
     if info.state.first_sequence > last.next_sequence() {
-        // nats-server before 2.10.5 drops the oldest entry of an almost full log. Or an operator purged it.
+        // An operator purged the log, or nats-server before 2.10.5 dropped the oldest entry of an almost full log.
         anyhow::bail!("{LEAD_COMMANDS} begins at {}, but only {sequence} was read", info.state.first_sequence);
     }
     // A log that was restored to an older state and then grew ends late enough, but holds other entries.
@@ -148,7 +149,7 @@ async fn follow(
     let consumer = stream
         .create_consumer(pull::Config {
             deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: last.next_sequence() },
-            // The checkpoint in Postgres records what was read, so no entry is acked or redelivered.
+            // The checkpoint in Postgres records the last applied entry, so no entry is acked or redelivered.
             ack_policy: AckPolicy::None,
             replay_policy: ReplayPolicy::Instant,
             memory_storage: true,

@@ -1,4 +1,4 @@
-//! 5 Apply: what to do after an attempt at a batch failed. Pure.
+//! 5 Apply: the next step after an attempt at a batch failed. Pure.
 
 use service_kit::publish::PublishError;
 
@@ -39,7 +39,7 @@ pub(crate) struct Attempt {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum NextStep {
-    /// Try the batch again at once: what failed is different by now.
+    /// Try the batch again at once: the cause of the failure is gone.
     Retry,
     /// Try the batch again after a pause: a server is unavailable.
     RetryLater,

@@ -41,13 +41,12 @@ use crate::{
 /// Why a term ended.
 pub(crate) enum TermEnd {
     Shutdown,
-    /// This instance is not the leader any more, or cannot go on from its state: try to start another term.
+    /// This instance is no longer the leader, or cannot continue from its state: try to start another term.
     Retry(String),
     /// The log and the checkpoint contradict each other: an operator must decide. Check again later.
     Halt(Halted),
 }
 
-/// What every term needs.
 pub(crate) struct TermContext {
     pub(crate) pool: Pool,
     pub(crate) liveness: Liveness,
@@ -91,7 +90,7 @@ impl TermContext {
             Err(e) => return end_after(e, "count the queued updates"),
         };
         let checkpoint = announcer.checkpoint.clone();
-        // One batch ahead.
+        // The prefetcher is one batch ahead.
         let (prefetched, to_apply) = mpsc::channel(1);
         let cache = Arc::<SharedCache>::default();
         let (applied, to_announce) = announcer::channel();
@@ -122,12 +121,12 @@ impl TermContext {
             metrics: self.metrics.clone(),
         };
 
-        // Dropping the sets aborts the tasks, because the lease may be lost.
+        // When the lease is lost, the term is dropped, and dropping these sets aborts the tasks.
         let mut tasks = Tasks::new();
         let stop = shutdown.clone();
         tasks.spawn(async move {
             match applier.run(to_apply, stop).await {
-                // The announcer ends after it has announced what was applied.
+                // The announcer ends after it has announced the applied batches.
                 Ok(()) => Ok(TermEnd::Shutdown),
                 Err(ApplyError::Write(StoreError::Fenced)) => {
                     Ok(TermEnd::Retry("another reader moved the checkpoint".into()))

@@ -1,4 +1,4 @@
-//! 3 Read in order, 6 Announce: what a [`RecoveryState`] means, and the checkpoints that repair it. Pure.
+//! 3 Read in order, 6 Announce: diagnoses a [`RecoveryState`], and computes the checkpoints that repair it. Pure.
 
 use contract::{
     position::{EventPosition, LogPosition},
@@ -9,7 +9,7 @@ use contract::{
 use super::state::RecoveryState;
 use crate::store::checkpoint::Checkpoint;
 
-/// Why the leader must halt until an operator decides; None if it may go on.
+/// Why the leader must halt until an operator decides; None if it may continue.
 pub(crate) fn diagnose(state: &RecoveryState) -> Option<Halted> {
     let RecoveryState { checkpoint, last_event, log_identity, log_first, log_last, applied_entry_at, .. } = state;
     let LogPosition { epoch, sequence: applied, .. } = checkpoint.applied;
@@ -60,7 +60,7 @@ pub(crate) fn diagnose(state: &RecoveryState) -> Option<Halted> {
     None
 }
 
-/// Why events may be lost that were not delivered; None if there are none. The announcements must be rewound then.
+/// Why undelivered events may be lost, so that the announcements must be rewound; None if no such event is lost.
 pub(crate) fn lost_events(state: &RecoveryState) -> Option<&'static str> {
     let RecoveryState { checkpoint, events_identity, last_event, last_announced, .. } = state;
     if checkpoint.delivered >= checkpoint.announced {
@@ -186,7 +186,7 @@ mod tests {
         let new_epoch = |reason: &str| Some((reason.to_owned(), RecoveryKind::NewEpoch));
         assert_eq!(reason(|s| s.log_last = 6), new_epoch("log_lost_end"));
         assert_eq!(reason(|s| (s.log_first, s.log_last) = (9, 20)), new_epoch("log_begins_late"));
-        // The rest of a pack.
+        // The rest of a pack is missing.
         let without_rest =
             |s: &mut RecoveryState| (s.checkpoint.ends_message, s.log_first, s.log_last) = (false, 8, 20);
         assert_eq!(reason(without_rest), new_epoch("log_begins_late"));
@@ -197,7 +197,7 @@ mod tests {
     fn a_restored_database_halts_the_leader() {
         let restored = |remedy| Some(("database_restored".to_owned(), remedy));
         assert_eq!(reason(|s| apply_up_to(s, 4)), restored(RecoveryKind::Replay));
-        // From before an earlier recovery.
+        // The database is from before an earlier recovery.
         assert_eq!(reason(|s| s.checkpoint.generation = 1), restored(RecoveryKind::Replay));
         // The log does not hold the missing entries, or is another one.
         let begins_late = |s: &mut RecoveryState| {

@@ -18,8 +18,9 @@ use crate::store::{
     ledger,
 };
 
-/// The state of events, checkpoint and log, read in this order. While all is well, an event is therefore never younger
-/// than the checkpoint, nor the checkpoint than the log.
+/// The state of events, checkpoint, last event and log, read in this order. So, unless something was lost, no event is
+/// newer than the checkpoint, the last event is not older than the announce watermark, and the checkpoint is not newer
+/// than the log. A former leader may still move all of them.
 #[derive(Debug, Clone)]
 pub(crate) struct RecoveryState {
     /// The identity of `LEAD_EVENTS`.

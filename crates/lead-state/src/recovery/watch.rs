@@ -17,12 +17,12 @@ use crate::store::{
 };
 
 const INTERVAL: Duration = Duration::from_secs(1);
-/// The delivered watermark is recorded once in so many intervals. Less often means more repeated deliveries when the
-/// events are lost.
+/// The delivered watermark is recorded once per this many intervals. Recording it less often causes more repeated
+/// deliveries when events are lost.
 const RECORD_EVERY: u32 = 10;
 
-/// Returns when the checkpoint is not that of this term any more, or events were lost that the next term announces again.
-/// `last_stored` is the last sequence that the stream of events had.
+/// Returns when the checkpoint is no longer that of this term, or when events were lost. The next term announces lost
+/// events again. `last_stored` is the last sequence of the event stream.
 pub(crate) async fn watch_checkpoint(
     pool: Pool,
     js: jetstream::Context,
@@ -40,7 +40,7 @@ pub(crate) async fn watch_checkpoint(
                 let last_stored = *last_stored.borrow();
                 match record_delivered(&pool, &js, &now, last_stored).await {
                     Ok(true) => {}
-                    // The next term announces again what it lost.
+                    // The next term announces the lost events again.
                     Ok(false) => return format!("{LEAD_EVENTS} lost events"),
                     Err(e) => tracing::debug!("cannot record the delivered watermark: {e:#}"),
                 }
@@ -52,8 +52,8 @@ pub(crate) async fn watch_checkpoint(
     }
 }
 
-/// Records the watermark, unless the stream lost events: then false. `checkpoint` and `last_stored` must have been read
-/// before.
+/// Records the watermark. Returns false instead if the stream lost events. `checkpoint` and `last_stored` must have
+/// been read before.
 async fn record_delivered(
     pool: &Pool,
     js: &jetstream::Context,

@@ -48,7 +48,8 @@ pub(crate) async fn insert(connection: &mut Session, key: &ApiKey, sha256: &str)
     }
 }
 
-/// Revokes a key, unless it is revoked already. Returns its hash; None if the key does not exist, or is not of `project_id`.
+/// Revokes a key, unless it is revoked already. Returns its hash; None if the key does not exist, or is not of
+/// `project_id`.
 pub(crate) async fn revoke(
     connection: &mut Session,
     key_id: ObjectId,
@@ -68,7 +69,8 @@ pub(crate) async fn revoke(
     Ok(sha256)
 }
 
-/// A project's keys after `after`, oldest first: one more than `limit`, if there are more. Only `key_id` if it is given.
+/// A project's keys after `after`, oldest first: one more than `limit`, if there are more. Only `key_id` if it is
+/// given.
 pub(crate) async fn list(
     pool: &Pool,
     project_id: ObjectId,

@@ -87,7 +87,7 @@ impl TryFrom<LeadRow> for Lead {
     }
 }
 
-/// Reads leads row by row, so that memory never holds more than the budget. The methods return false when it is
+/// Reads leads row by row, so that memory never holds more than the budget. The methods return false when the budget is
 /// exceeded.
 struct LeadReader {
     state: BatchState,
@@ -164,7 +164,7 @@ impl LeadReader {
     }
 }
 
-/// The calls of leads, and those of the leads that have queued updates.
+/// The calls of leads, and the leads among them that have queued updates.
 async fn read_calls(
     connection: &mut Session,
     leads: &[ObjectId],

@@ -10,7 +10,7 @@ use super::{
 
 const TABLE: &str = "active_calls";
 
-/// A place in the list of a project's calls: a lead, and the id of a call with it.
+/// A position in the list of a project's calls: a lead, and the id of a call with it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct CallPlace {
     pub(crate) lead_id: ObjectId,

@@ -14,7 +14,7 @@ use super::{
 pub(crate) struct Checkpoint {
     /// The log's name.
     pub(crate) stream: String,
-    /// The log's identity: when it was created.
+    /// The log's identity (see [`identity`](contract::streams::identity)).
     pub(crate) stream_created_at: String,
     /// How often the announcements were rewound, by a recovery or because events were lost.
     pub(crate) generation: i32,
@@ -28,13 +28,13 @@ pub(crate) struct Checkpoint {
     pub(crate) announced: LogPosition,
     /// The position up to which the webhook-notifier acked all events.
     pub(crate) delivered: LogPosition,
-    /// The identity of the stream of events; None before a leader first read it, and after the stream lost events under a
-    /// leader.
+    /// The identity of the stream of events; None before a leader first read it, and after the stream lost events under
+    /// a leader.
     pub(crate) events_created_at: Option<String>,
 }
 
 impl Checkpoint {
-    /// The last sequence of which every entry is known to be applied and announced.
+    /// The last sequence whose entries are all known to be applied and announced.
     pub(crate) fn last_announced_message(&self) -> u64 {
         let is_whole = self.announced == self.applied && self.ends_message;
         if is_whole { self.announced.sequence } else { self.announced.sequence.saturating_sub(1) }
@@ -46,8 +46,8 @@ impl Checkpoint {
     }
 }
 
-/// Reads a log's checkpoint. Inserts one at position 0 into a database that has none; otherwise it does not write, so that it
-/// does not wait for a commit that moves the checkpoint.
+/// Reads a log's checkpoint. Inserts one at position 0 into a database that has none; otherwise it does not write, so
+/// that it does not wait for a commit that moves the checkpoint.
 pub(crate) async fn load(
     connection: &mut Session,
     stream: &str,
@@ -217,8 +217,8 @@ pub(crate) async fn set_events(
     Ok(())
 }
 
-/// Forgets the identity of the stream of events, which lost some that were announced: the next term announces again from
-/// the delivered watermark. Not for a leader of another generation.
+/// Forgets the identity of the event stream after it lost announced events, so that the next term announces again from
+/// the delivered watermark. Does nothing for a leader of another generation.
 pub(crate) async fn forget_events(connection: &mut Session, checkpoint: &Checkpoint) -> Result<(), StoreError> {
     sqlx::query!(
         "UPDATE lead_state.checkpoints SET events_created_at = NULL WHERE stream = $1 AND generation = $2",

@@ -1,4 +1,4 @@
-//! The outbox of created leads: what is to be logged of them.
+//! The outbox of created leads: creations to be logged.
 
 use contract::{ObjectId, Timestamp};
 use service_kit::postgres::Pool;

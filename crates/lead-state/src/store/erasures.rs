@@ -9,8 +9,8 @@ use super::{
 };
 use crate::core::batch::Erasure;
 
-/// Most failed updates that named the reference of an erased lead before the lead existed. They belong to the lead from
-/// then on. A larger number makes the batch's transaction longer.
+/// The most failed updates that are assigned to an erased lead, because they named its external id before the lead
+/// existed. A larger number makes the batch's transaction longer.
 const MAX_BY_REFERENCE: i64 = 1000;
 /// The ledger rows of one step. More hold their locks longer, fewer take more statements.
 const STEP: i64 = 200;
@@ -23,7 +23,7 @@ pub(crate) struct PendingErasure {
     pub(crate) position: LogPosition,
 }
 
-/// Erases what only the row of a lead has, and makes the erasure of its ledger rows pending.
+/// Erases the columns that only the row of a lead has, and makes the erasure of its ledger rows pending.
 pub(super) async fn write(connection: &mut Session, erasures: &[Erasure], now: Timestamp) -> Result<(), StoreError> {
     // One by one: erasures are rare.
     for Erasure { lead_id, project_id, process_id, reference_id, position } in erasures {
@@ -36,7 +36,7 @@ pub(super) async fn write(connection: &mut Session, erasures: &[Erasure], now: T
         )
         .execute(&mut *connection)
         .await?;
-        // A creation that is not logged yet is not announced: nothing but ids would remain of it.
+        // A creation that is not logged yet is dropped: its event would contain only ids.
         sqlx::query!("DELETE FROM lead_state.created_leads WHERE lead_id = $1", lead_id.as_bytes())
             .execute(&mut *connection)
             .await?;
@@ -77,7 +77,8 @@ pub(super) async fn write(connection: &mut Session, erasures: &[Erasure], now: T
     Ok(())
 }
 
-/// The pending erasures that are announced, and so are all earlier updates: their events had content.
+/// The pending erasures that are announced. All earlier updates are announced too, so the content of their rows is no
+/// longer needed for events.
 pub(crate) async fn announced(pool: &Pool) -> Result<Vec<PendingErasure>, StoreError> {
     let rows = sqlx::query!(
         "SELECT p.lead_id, p.project_id, p.log_epoch, p.log_sequence, p.log_index
@@ -101,8 +102,8 @@ pub(crate) async fn announced(pool: &Pool) -> Result<Vec<PendingErasure>, StoreE
         .collect()
 }
 
-/// Erases the content of the next ledger rows of a lead behind `after`. Returns the position of the last one; none if there
-/// are no more. A step that is repeated changes nothing.
+/// Erases the content of a lead's next ledger rows after `after`. Returns the position of the last one; none if there
+/// are no more. Repeating a step changes nothing.
 pub(crate) async fn erase_rows(
     pool: &Pool,
     erasure: &PendingErasure,

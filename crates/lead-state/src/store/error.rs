@@ -1,18 +1,18 @@
-//! Errors of the store. The variant says what the caller does next.
+//! Errors of the store. The variant determines the caller's next step.
 
 use service_kit::postgres::error::is_unavailable;
 use sqlx::error::DatabaseError;
 
-/// Why the database did not do what was requested.
+/// Why a statement failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StoreError {
     /// Retry: the database is unavailable, busy or restarting. If the connection was lost during a commit, only the
     /// checkpoint shows whether the transaction took effect.
     #[error("the database is unavailable: {0}")]
     Unavailable(#[source] sqlx::Error),
-    /// Read the checkpoint and the rules again: another reader moved the checkpoint, the commit of this very batch
-    /// succeeded without its answer arriving, or a process that the batch was decided by has changed. Nothing was
-    /// written.
+    /// Read the checkpoint and the rules again: another reader moved the checkpoint, or the commit of this batch
+    /// succeeded and its response was lost, or a process whose rules the batch used has changed. This attempt wrote
+    /// nothing.
     #[error("the checkpoint was moved by another reader")]
     Fenced,
     /// Look up duplicates and decide again: an update of the batch is already in the ledger or queued. Nothing was
@@ -25,7 +25,7 @@ pub(crate) enum StoreError {
     /// Stop: a stored value cannot be read.
     #[error("corrupt row in lead_state.{table}: {column} of {id}: {fault}")]
     Corrupt { table: &'static str, column: &'static str, id: String, fault: String },
-    /// Stop: the tables contradict what the leader decided on.
+    /// Stop: the tables contradict the state on which the leader decided.
     #[error("lead_state is inconsistent: {0}")]
     Inconsistent(String),
     /// Stop: the statement or the schema is wrong.

@@ -5,8 +5,8 @@ use service_kit::postgres::{Pool, Session};
 
 use super::{StoreError, row::time};
 
-/// Creates the ledger's partitions for the months from `first` to `last`. Waits at most a second for readers of the ledger,
-/// because every other statement on the ledger waits behind this one.
+/// Creates the ledger's partitions for the months from `first` to `last`. Waits at most a second for readers of the
+/// ledger, because every other statement on the ledger waits behind this one.
 pub(crate) async fn ensure_partitions(pool: &Pool, first: Timestamp, last: Timestamp) -> Result<(), StoreError> {
     let mut transaction = pool.begin().await?;
     sqlx::query!("SET LOCAL lock_timeout = '1s'").execute(&mut *transaction).await?;

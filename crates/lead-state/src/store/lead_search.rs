@@ -1,4 +1,4 @@
-//! Leads by what people know of them: id, external id, e-mail address, end of the phone number, beginning of the name.
+//! Finds leads by id, external id, e-mail address, the end of the phone number, or the beginning of the name.
 
 use contract::{ObjectId, rpc};
 use service_kit::postgres::Pool;
@@ -17,7 +17,7 @@ pub(crate) async fn matching(
     search: &LeadSearch,
     most: usize,
 ) -> Result<Option<Vec<ObjectId>>, StoreError> {
-    // Each branch uses an index; the last character of Unicode is behind all that continue a text.
+    // Each branch uses an index. The last character of Unicode sorts after all characters that may continue a text.
     let rows = sqlx::query_scalar!(
         r#"SELECT lead_id AS "lead_id!" FROM lead_state.leads WHERE project_id = $1 AND lead_id = $2
            UNION ALL
@@ -58,8 +58,8 @@ pub(crate) async fn matching(
     Ok(Some(ids))
 }
 
-/// Those of these leads of a project that a list includes, newest first: `limit` of them, and one more to show that there
-/// are more.
+/// The leads among `lead_ids` that pass the filter, newest first: `limit` of them, and one more to show that there are
+/// more.
 pub(crate) async fn list(
     pool: &Pool,
     project_id: ObjectId,

@@ -12,8 +12,8 @@ use super::{
 
 pub(super) const TABLE: &str = "leads";
 
-/// Most bytes of metadata that are read for a page, the last lead's aside. More than a page holds, so that the page is
-/// cut and its cursor shows that there are more.
+/// The most bytes of metadata that are read for a page, without those of the last lead. More than a page holds, so that
+/// the page is cut and its cursor shows that there are more.
 pub(super) const MAX_PAGE_BYTES: i64 = 1 << 20;
 
 /// How a query names a lead.
@@ -180,7 +180,7 @@ pub(crate) async fn exists(pool: &Pool, project_id: ObjectId, lead_id: ObjectId)
     Ok(exists)
 }
 
-/// Inserts a lead, and in the same statement what is to be logged of its creation. Returns false if its process has a lead
+/// Inserts a lead and, in the same statement, its creation into the outbox. Returns false if its process has a lead
 /// with this external id.
 pub(crate) async fn insert(
     connection: &mut Session,

@@ -30,7 +30,7 @@ impl From<LedgerRow> for Announcement {
 }
 
 /// The events of the updates that were decided at the positions in `(after, up_to]` of one epoch, in this order: at
-/// least `limit` of them if there are as many, and no position only in part.
+/// least `limit` of them if there are as many, and always all events of a position.
 pub(crate) async fn outbox(
     pool: &Pool,
     after: LogPosition,
@@ -148,7 +148,7 @@ pub(crate) async fn last_up_to(pool: &Pool, at: LogPosition) -> Result<Option<Lo
     row.map(|row| Row::new(TABLE, &at).position("log_sequence", (row.epoch, row.sequence, row.index))).transpose()
 }
 
-/// When the first update behind this position was applied.
+/// When the first update after this position was applied.
 pub(crate) async fn first_applied_after(pool: &Pool, at: LogPosition) -> Result<Option<Timestamp>, StoreError> {
     let (epoch, sequence, index) = position_columns(at);
     let applied_at = sqlx::query_scalar!(

@@ -11,8 +11,8 @@ use super::{
 
 const TABLE: &str = "processes";
 
-/// Most bytes of configuration that are read for a page, the last process's aside. More than a page holds, so that the
-/// page is cut and its cursor shows that there are more.
+/// The most bytes of configuration that are read for a page, without those of the last process. More than a page holds,
+/// so that the page is cut and its cursor shows that there are more.
 const MAX_PAGE_BYTES: i64 = 1 << 20;
 
 /// Inserts a project; None if the name is taken.
@@ -119,7 +119,7 @@ pub(crate) async fn next_revision(connection: &mut Session) -> Result<i64, Store
     Ok(revision)
 }
 
-/// Those of these states that leads of the process are in.
+/// The states among `states` that have leads of the process.
 pub(crate) async fn occupied_states(
     connection: &mut Session,
     process_id: ObjectId,
@@ -136,7 +136,7 @@ pub(crate) async fn occupied_states(
     Ok(occupied)
 }
 
-/// A process with its secrets sealed, and the JSON that is stored of it.
+/// A process with its secrets sealed, and its stored JSON.
 #[derive(Debug)]
 pub(crate) struct Config {
     process: Process,

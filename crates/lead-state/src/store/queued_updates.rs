@@ -128,7 +128,7 @@ pub(crate) async fn find(
     }))
 }
 
-/// Projects and leads with queued updates although no call is in progress at this time.
+/// The projects and leads that have queued updates and no call in progress at this time.
 pub(crate) async fn due_leads(pool: &Pool, now: Timestamp) -> Result<Vec<(ObjectId, ObjectId)>, StoreError> {
     let rows = sqlx::query!(
         r#"SELECT DISTINCT q.project_id, q.lead_id FROM lead_state.queued_updates q

@@ -9,7 +9,7 @@ use time::OffsetDateTime;
 
 use super::StoreError;
 
-/// A row, named for errors.
+/// Identifies a row in errors.
 #[derive(Clone, Copy)]
 pub(super) struct Row<Id> {
     table: &'static str,
@@ -98,10 +98,10 @@ pub(super) fn time(at: Timestamp) -> OffsetDateTime {
     at.into()
 }
 
-/// Exceeds every id. With a bound that is always present, every plan finds the rows by index.
+/// Exceeds every id. Because the bound is always present, every plan finds the rows by index.
 pub(super) const BEYOND_IDS: [u8; 13] = [0xff; 13];
 
-/// The bytes that ids must be below.
+/// The exclusive upper bound of ids, as bytes.
 pub(super) fn upper_bound(before: Option<&ObjectId>) -> &[u8] {
     before.map_or(&BEYOND_IDS, |id| id.as_bytes())
 }

@@ -28,7 +28,7 @@ struct CachedProcess {
     callbacks: u64,
 }
 
-/// The part of a process that says how often its events are sent.
+/// The part of a process that determines how often its events are sent.
 #[derive(Deserialize)]
 struct Callbacks {
     callbacks: Vec<IgnoredAny>,
@@ -64,8 +64,8 @@ impl RulesCache {
         self.0.get(&process).map_or(0, |cached| cached.callbacks)
     }
 
-    /// Which of these processes must be read. If the cache would be too large with them, it is emptied first, so then all
-    /// of them.
+    /// The processes that must be read. If the cache would be too large with them, it is emptied first, and all
+    /// processes must be read.
     fn make_room_for(&mut self, processes: &BTreeSet<ObjectId>, max_processes: usize) -> Vec<ObjectId> {
         let missing = |cache: &Self| -> Vec<_> {
             processes.iter().filter(|process| !cache.0.contains_key(process)).copied().collect()

@@ -1,4 +1,4 @@
-//! Against a real Postgres: the columns of a written batch, and schemas of other versions.
+//! Tests against a real Postgres: the columns of a written batch, and schemas of other versions.
 
 use std::sync::Arc;
 

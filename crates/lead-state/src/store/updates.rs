@@ -1,4 +1,4 @@
-//! Updates by their ids: timelines, lists, and outcomes as webhooks carry them.
+//! Updates by their ids: reading one, lists, and their outcomes as bodies of webhooks.
 
 use contract::{
     JsonObject, ObjectId, Timestamp,
@@ -18,7 +18,8 @@ use super::{
     row::{BEYOND_IDS, Hex, Row, position_columns, upper_bound},
 };
 
-/// Most bytes of outcomes in one answer, the last one aside, so that it fits into a NATS message of 2 MiB.
+/// The most bytes of outcomes in one response, without those of the last one, so that the response fits into a NATS
+/// message of 2 MiB.
 const MAX_OUTCOME_BYTES: i64 = 256 << 10;
 
 /// A decided update or call event.
@@ -104,7 +105,8 @@ fn short(result: CallResult) -> ShortResult {
     ShortResult { status, connected, disposition, duration_seconds }
 }
 
-/// A lead's updates and call events before this log position, newest first: `limit` of them, and one more to show that there are more.
+/// A lead's updates and call events before this log position, newest first: `limit` of them, and one more to show that
+/// there are more.
 pub(crate) async fn history_of_lead(
     pool: &Pool,
     project_id: ObjectId,
@@ -191,12 +193,12 @@ impl EntryRow {
 pub(crate) struct IdRange {
     /// The first bytes of the lowest id.
     pub(crate) from: Vec<u8>,
-    /// All ids are below.
+    /// The exclusive upper bound of the ids.
     pub(crate) before: Vec<u8>,
 }
 
 impl IdRange {
-    /// The ids made from this second on and before the end of that one, and below `cursor`.
+    /// The ids made at `from` or later and before `to`, to the second, and below `cursor`.
     pub(crate) fn new(from: Option<Timestamp>, to: Option<Timestamp>, cursor: Option<ObjectId>) -> Self {
         let from = from.map_or(0, Timestamp::unix_seconds).to_be_bytes();
         let end = to.map(|at| at.unix_seconds_rounded_up().to_be_bytes());
@@ -226,8 +228,8 @@ pub(crate) async fn nth_of_range(
     update_id.map(|bytes| Row::new(TABLE, Hex(&bytes)).id("update_id", &bytes)).transpose()
 }
 
-/// The updates of a range that meet a query's conditions, newest first: `limit` of them, and one more to show that there
-/// are more.
+/// The updates of a range that meet a query's conditions, newest first: `limit` of them, and one more to show that
+/// there are more.
 pub(crate) async fn find_in_range(
     pool: &Pool,
     query: &FindUpdates,
@@ -260,7 +262,7 @@ pub(crate) async fn find_in_range(
     rows.into_iter().map(EntryRow::into_update).collect()
 }
 
-/// The ids of a range of a project's updates and call events: newest first, or the oldest after `after` first. `limit` of
+/// The ids of a range of a project's updates and call events, newest first, or oldest first after `after`: `limit` of
 /// them, and one more to show that there are more.
 pub(crate) async fn ids_of_range(
     pool: &Pool,
@@ -299,7 +301,8 @@ pub(crate) async fn ids_of_range(
     rows.iter().map(|bytes| Row::new(TABLE, Hex(bytes)).id("update_id", bytes)).collect()
 }
 
-/// The bodies of these deliveries, except those of erased leads, in their order: as many as fit into an answer, and at least one if there is any.
+/// The bodies of these deliveries in their order, except those of erased leads: as many as fit into a response, and at
+/// least one if there is any.
 pub(crate) async fn outcomes(
     pool: &Pool,
     project_id: ObjectId,
@@ -318,8 +321,8 @@ pub(crate) async fn outcomes(
     events.into_iter().map(outcome).filter_map(Result::transpose).collect()
 }
 
-/// The events of these updates, except those of erased leads, each with its place among them: as many as fit into an
-/// answer, and at least one if there is any.
+/// The events of these updates, except those of erased leads, each with its index in `update_ids`: as many as fit into
+/// a response, and at least one if there is any.
 pub(crate) async fn events(
     pool: &Pool,
     project_id: ObjectId,

@@ -1,12 +1,13 @@
 //! The invariants of the statistics: counts equal the rows that they count.
 //!
-//! Only whole minutes of the scope are compared, and only months that still have their partitions. What is in the default
-//! partitions is not compared: its months may have been dropped before.
+//! Only whole minutes of the scope are compared, and only months that still have their partitions. Rows in the default
+//! partitions are not compared, because their months may have been dropped before.
 
 use super::invariants::Invariant;
 
-/// Compares counts with rows: `$counted` and `$recorded` select project, second part of the id, minute, what is counted,
-/// month of the update ids, and number; `$partition` is the prefix of the names of partitions.
+/// Compares counts with rows: `$counted` and `$recorded` select the project, the second part of the id, the minute, the
+/// name of the count, the month of the update ids, and the number; `$partition` is the prefix of the names of
+/// partitions.
 macro_rules! differences {
     ($counted:literal, $recorded:literal, $partition:literal) => {
         concat!(

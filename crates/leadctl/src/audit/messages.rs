@@ -10,7 +10,7 @@ use super::scope::Scope;
 #[derive(Debug, Clone)]
 pub(crate) struct Entry {
     pub(crate) sequence: u64,
-    /// Its place in its pack.
+    /// Its index in its pack.
     pub(crate) index: u32,
     pub(crate) kind: EntryKind,
 }

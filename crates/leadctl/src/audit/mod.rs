@@ -1,8 +1,8 @@
 //! `leadctl audit`: checks that every update is accounted for, from the log to the last delivery.
 //!
 //! The audit reads Postgres and NATS directly. Since both change meanwhile, the order prevents false alarms: first the
-//! ack floor of webhook-notifier; then a snapshot of both schemas, whose deliveries are therefore no older than the acks;
-//! then the streams, which contain everything that the snapshot can refer to. Later messages count as pending.
+//! ack floor of webhook-notifier; then a snapshot of both schemas, whose deliveries are therefore no older than the
+//! acks; then the streams, which contain everything that the snapshot can refer to. Later messages count as pending.
 
 mod counts;
 mod invariants;
@@ -42,10 +42,10 @@ use crate::{
 /// Violations shown per invariant, without --json.
 const MAX_SHOWN: i64 = 10;
 
-/// Check that every update is accounted for: accepted = succeeded + failed + pending; per callback, announced = delivered +
-/// exhausted + pending + parked; the ledger in the order of the log. Reads Postgres and NATS directly, changes nothing but the
-/// record of its verdict, which `leadctl doctor` and the console show, and can run at any time. Exits with 0 if all invariants
-/// hold, 1 if one is violated, 2 if the audit could not run.
+/// Check that every update is accounted for: accepted = succeeded + failed + pending; per callback, announced =
+/// delivered + exhausted + pending + parked; the ledger in the order of the log. Reads Postgres and NATS directly,
+/// changes nothing but the record of its verdict, which `leadctl doctor` and the console show, and can run at any time.
+/// Exits with 0 if all invariants hold, 1 if one is violated, 2 if the audit could not run.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  leadctl audit\n  leadctl audit --since 1h --project 6b0426971c73026dafa27e40\n  \
                         leadctl audit --from 2026-01-12T00:00:00Z --to 2026-01-13T00:00:00Z --json")]
@@ -64,8 +64,8 @@ pub(crate) struct Audit {
     project: Option<ObjectId>,
     #[command(flatten)]
     nats: NatsConfig,
-    /// Postgres, as postgres://user:password@host:port/database. The user must be able to read both schemas and to create
-    /// temporary tables.
+    /// Postgres, as postgres://user:password@host:port/database. The user must be able to read both schemas and to
+    /// create temporary tables.
     #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
     database_url: String,
     /// Print JSON, with all violations.
@@ -88,7 +88,7 @@ impl Audit {
                 record(&client, &report.record(scope, began_at, clock::now())).await;
                 Ok(if report.clean { ExitCode::SUCCESS } else { ExitCode::from(1) })
             }
-            // No verdict is recorded: the one before stays, with its time.
+            // No verdict is recorded: the previous one stays, with its time.
             Err(e) => {
                 output::note(format_args!("the audit could not run: {e:#}"));
                 Ok(ExitCode::from(2))
@@ -141,7 +141,7 @@ impl Audit {
     }
 }
 
-/// Records a verdict. A failure hides no verdict: it was printed, and decides the exit code.
+/// Records a verdict. A failure to record it hides nothing, because the verdict is printed and decides the exit code.
 async fn record(client: &Client, verdict: &AuditRecord) {
     match record_audit(&nats::jetstream(client), verdict).await {
         Ok(true) => {}

@@ -43,11 +43,11 @@ pub(crate) struct UpdateCounts {
     pub(crate) accepted: i64,
     pub(crate) succeeded: i64,
     pub(crate) failed: i64,
-    /// In the log behind the checkpoint, or queued.
+    /// In the log after the checkpoint, or queued.
     pub(crate) pending: i64,
     /// Queued until a call ends.
     pub(crate) queued: i64,
-    /// Log entries that repeat one of them.
+    /// Log entries that repeat an update or call event.
     pub(crate) duplicates: i64,
     pub(crate) dead_letters: i64,
 }

@@ -16,7 +16,7 @@ impl Scope {
         self.from.is_none_or(|from| logged_at >= from) && self.to.is_none_or(|to| logged_at < to)
     }
 
-    /// Whether a message of the command log is of the scope's project.
+    /// Whether a message of the command log belongs to the scope's project.
     pub(crate) fn contains_command(&self, subject: &str) -> bool {
         let project = || CommandSubject::parse(subject).ok().map(|subject| subject.project_id);
         self.project_id.is_none_or(|id| project() == Some(id))

@@ -25,12 +25,12 @@ use super::{
 /// How long a statement may take. Sorting the updates of a large installation takes minutes.
 const STATEMENT_DEADLINE: Duration = Duration::from_secs(60 * 60);
 
-/// How long a new configuration may take to reach every webhook-notifier. An update that was applied sooner after a change
-/// may have been delivered under the previous configuration.
+/// How long a new configuration may take to reach every webhook-notifier. An update that was applied sooner after a
+/// change may have been delivered under the previous configuration.
 const CHANGE_GRACE: Duration = Duration::from_secs(5);
 
-/// Positions in the log are one number here, so that they compare: the sequence, and the index in its pack in the last ten
-/// bits. `pg_temp.entry` prints one.
+/// A position in the log is one number here, so that positions can be compared: the sequence, with the index in its
+/// pack in the lowest ten bits. `pg_temp.entry` prints one.
 const INDEX_BITS: u32 = 10;
 const _: () = assert!(MAX_PACK_COMMANDS <= 1 << INDEX_BITS, "an index must fit into its bits");
 
@@ -393,7 +393,7 @@ impl Snapshot {
         .bind(position(checkpoint.announced_sequence, checkpoint.announced_index))
         .bind(applied_seq)
         .bind(log_first)
-        // With all that its last message holds.
+        // Includes all commands of the last message.
         .bind(position(bounds.log_last as i64 + 1, 0) - 1)
         .bind(bounds.log_complete)
         .bind(bounds.dead_letters_complete)
@@ -425,7 +425,7 @@ impl Snapshot {
         Ok(())
     }
 
-    /// Counts the updates. Those that are `unaccounted` were accepted as well.
+    /// Counts the updates. The `unaccounted` ones were accepted as well.
     pub(crate) async fn count_updates(&mut self, unaccounted: i64) -> anyhow::Result<UpdateCounts> {
         let (succeeded, failed, behind, queued, duplicates, dead_letters): (i64, i64, i64, i64, i64, i64) =
             sqlx::query_as(COUNT_UPDATES).fetch_one(&mut self.session).await.context("cannot count the updates")?;

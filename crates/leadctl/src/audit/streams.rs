@@ -23,7 +23,7 @@ use crate::{
 };
 
 pub(crate) async fn open(js: &jetstream::Context, name: &'static str) -> anyhow::Result<Stream> {
-    // An answer that is no refusal for the moment, such as that the stream does not exist.
+    // Final is an answer that waiting does not change, such as that the stream does not exist.
     let is_final =
         |e: &GetStreamError| matches!(e.kind(), GetStreamErrorKind::JetStream(answer) if answer.code() < 500);
     let stream = repeat(async || js.get_stream(name).await, is_final).await;

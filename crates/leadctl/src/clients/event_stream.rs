@@ -25,7 +25,7 @@ pub(crate) struct EventStream {
     last_event_id: Option<String>,
     response: Option<Response>,
     frames: Frames,
-    /// Why it is not connected, as it was last shown.
+    /// The last reason that was shown for being disconnected.
     shown_reason: Option<String>,
 }
 
@@ -111,7 +111,7 @@ impl EventStream {
         }
     }
 
-    /// Waits before the next attempt. Shows each reason once, because the gateway may be away for long.
+    /// Waits before the next attempt. Shows each reason once, because the gateway may be down for long.
     async fn wait(&mut self, error: &anyhow::Error) {
         let reason = format!("{error:#}");
         if self.shown_reason.as_ref() != Some(&reason) {
@@ -128,8 +128,8 @@ struct Frame {
     data: Option<String>,
 }
 
-/// Parses Server-Sent Events (https://html.spec.whatwg.org/multipage/server-sent-events.html) as the gateway writes them:
-/// lines end with a line feed.
+/// Parses Server-Sent Events (https://html.spec.whatwg.org/multipage/server-sent-events.html) as the gateway writes
+/// them: lines end with a line feed.
 #[derive(Debug, Default)]
 struct Frames {
     /// The incomplete line.

@@ -132,7 +132,7 @@ impl GatewayResponse {
         match serde_json::from_str(&self.body) {
             Ok(ErrorResponse { error, code, .. }) => anyhow!(RpcError::received(status, &code, error))
                 .context(format!("the gateway answered {status} {code}")),
-            // A proxy before the gateway.
+            // From a proxy in front of the gateway.
             Err(_) if matches!(status, 502..=504) => {
                 let message = format!("the gateway answered {status}: {}", self.body);
                 RpcError::new(ErrorCode::Unavailable, message).into()

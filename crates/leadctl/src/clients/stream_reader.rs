@@ -33,7 +33,7 @@ pub(crate) struct StreamReader<'a> {
 
 /// Why reading ended early.
 enum ReadError {
-    /// The consumer is not there yet, or no longer: the stream can be read on with another one.
+    /// The consumer does not exist yet, or any more: reading can continue with another one.
     Interrupted(anyhow::Error),
     Failed(anyhow::Error),
 }
@@ -45,8 +45,8 @@ impl ReadError {
 }
 
 impl StreamReader<'_> {
-    /// Reads the stream and passes every message to `each`. A consumer lives on one server: when it is lost, or does not
-    /// answer yet, another one continues behind the last message.
+    /// Reads the stream and passes every message to `each`. A consumer lives on one server: when it is lost, or does
+    /// not answer yet, another one continues after the last message.
     pub(crate) async fn run(
         self,
         progress: &mut Progress,
@@ -69,7 +69,7 @@ impl StreamReader<'_> {
         }
     }
 
-    /// Reads on with a consumer of its own.
+    /// Continues reading with a new consumer.
     async fn read(
         &self,
         read_up_to: &mut Option<u64>,
@@ -141,11 +141,11 @@ impl StreamReader<'_> {
     }
 }
 
-/// How long to go on trying what a cluster of NATS servers refuses for a moment: longer than an election takes.
+/// How long to retry what a cluster of NATS servers refuses temporarily: longer than an election takes.
 const PATIENCE: Duration = Duration::from_secs(15);
 const PAUSE: Duration = Duration::from_millis(250);
 
-/// The time for further attempts after one that failed.
+/// Limits how long a failed request is retried.
 #[derive(Default)]
 struct Patience {
     since: Option<Instant>,
@@ -155,7 +155,7 @@ impl Patience {
     /// Waits before the next attempt.
     ///
     /// # Errors
-    /// The error, if there were attempts for long enough.
+    /// `error`, once it was retried for long enough.
     async fn pause<E>(&mut self, error: E) -> Result<(), E> {
         if self.since.get_or_insert_with(Instant::now).elapsed() > PATIENCE {
             return Err(error);

@@ -23,7 +23,8 @@ const DAY: Duration = Duration::from_hours(24);
 /// Calls with leads.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Call {
-    /// Report the start of a call: until it ends or expires, updates of the lead fail, or are queued if its process says so.
+    /// Report the start of a call: until it ends or expires, updates of the lead fail, or are queued if its process
+    /// says so.
     #[command(
         after_help = "Example:\n  leadctl call start --lead-id 696102a4b8c1d2e3f4a5b6c7 --call-id call-7 --timeout 30m"
     )]
@@ -44,7 +45,7 @@ pub(crate) enum Call {
         /// Move the lead to this state, by the rules of an update.
         #[arg(long, value_name = "STATE")]
         to_state: Option<String>,
-        /// What is known of the call, as JSON, e.g. '{"status":"completed","connected":true}'.
+        /// The result of the call, as JSON, e.g. '{"status":"completed","connected":true}'.
         #[arg(long, value_name = "JSON", value_parser = parse_result)]
         result: Option<CallResult>,
         #[command(flatten)]

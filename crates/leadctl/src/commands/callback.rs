@@ -51,7 +51,8 @@ pub(crate) enum Callback {
     /// Remove a callback. Its pending deliveries end as exhausted.
     #[command(after_help = "Example:\n  leadctl callback remove 6b0426971c73026dafa27e40 --project 6b04…")]
     Remove(CallbackInProject),
-    /// Generate a new signing secret for a callback and print it, once. During the overlap, webhooks are signed with both.
+    /// Generate a new signing secret for a callback and print it, once. During the overlap, webhooks are signed with
+    /// both.
     #[command(after_help = "Examples:\n  leadctl callback rotate-secret 6b0426971c73026dafa27e40 --project 6b04…\n  \
                             leadctl callback rotate-secret 6b0426971c73026dafa27e40 --project 6b04… --overlap 0s    after a leak")]
     RotateSecret {

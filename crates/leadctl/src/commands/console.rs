@@ -22,8 +22,8 @@ use crate::{
 /// The operator console.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Console {
-    /// Print a link that signs in to the console, once and within an hour. Operators and viewers see every project; a viewer
-    /// only looks.
+    /// Print a link that signs in to the console, once and within an hour. Operators and viewers see every project; a
+    /// viewer only looks.
     #[command(after_help = "Examples:\n  leadctl console token --url https://console.example.com\n  \
                       leadctl console token --role viewer")]
     Token {
@@ -51,7 +51,8 @@ pub(crate) enum Console {
         /// Visitors may send tests and redeliver, with the API key of the option --api-key.
         #[arg(long, requires = "api_key")]
         may_act: bool,
-        /// An API key of the project: the link ends when it is revoked. With --may-act it needs leads:write and config:write.
+        /// An API key of the project: the link ends when it is revoked. With --may-act it needs leads:write and
+        /// config:write.
         #[arg(long, env = "LEADRELAY_API_KEY", hide_env_values = true)]
         api_key: Option<Secret>,
         #[command(flatten)]

@@ -78,14 +78,14 @@ pub(crate) enum Deliveries {
         #[command(flatten)]
         scope: InProject,
     },
-    /// Redeliver all that is exhausted (or delivered), at a limited rate.
+    /// Redeliver all exhausted (or delivered) deliveries, at a limited rate.
     #[command(after_help = "Example:\n  leadctl deliveries recover --project 6b04… --since 6h --dry-run")]
     Recover(RecoverArgs),
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct RecoverArgs {
-    /// The status of the deliveries to make again. With `delivered`, receivers get them a second time.
+    /// The status of the deliveries to redeliver. With `delivered`, receivers get them a second time.
     #[arg(long, default_value = "exhausted", value_parser = statuses())]
     status: DeliveryStatus,
     /// Only deliveries to this callback.
@@ -137,7 +137,8 @@ impl RecoverSummary {
 }
 
 impl RecoveryOptions {
-    /// Sends the query for each page, with the cursor of the one before.
+    /// Sends the query for each page, with the cursor of the previous one, and shows the sum. After an error it shows
+    /// the sum of the pages before.
     pub(crate) async fn run<Q: Query<Reply = RecoveredDeliveries>>(
         self,
         client: &async_nats::Client,

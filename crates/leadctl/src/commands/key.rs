@@ -24,7 +24,8 @@ pub(crate) enum Key {
         /// A name that says what the key is for.
         #[arg(long)]
         name: String,
-        /// A permission: leads:read, leads:write, leads:erase, calls:write, config:read or config:write; can be repeated. Default: the first two.
+        /// A permission: leads:read, leads:write, leads:erase, calls:write, config:read or config:write; can be
+        /// repeated. Default: the first two.
         #[arg(long = "scope")]
         scopes: Vec<Scope>,
         /// Lifetime, e.g. 90d. By default the key does not expire.

@@ -42,8 +42,8 @@ pub(crate) enum Lead {
         /// Only leads changed since this time, or this long ago, e.g. 1d.
         #[arg(long, value_name = "TIME", value_parser = parse_since)]
         updated_since: Option<Timestamp>,
-        /// Only leads with this id, external id or e-mail address, a phone number that ends with these digits, or a name that
-        /// begins so.
+        /// Only leads with this id, external id or e-mail address, a phone number that ends with these digits, or a
+        /// name that begins so.
         #[arg(long, value_name = "TEXT")]
         search: Option<String>,
         #[command(flatten)]
@@ -51,8 +51,11 @@ pub(crate) enum Lead {
         #[command(flatten)]
         scope: InProject,
     },
-    /// Print all that is stored about a lead as one JSON document: the lead, its calls, and its updates and call events
-    /// with their commands, deliveries and attempts.
+    /// Print what is stored about a lead as one JSON document: the lead, its calls in progress, and its updates and
+    /// call events with their commands, deliveries and attempts.
+    ///
+    /// Updates that wait in the log or for the end of a call are not included. Export the lead again once they are
+    /// decided.
     #[command(after_help = "Example:\n  leadctl lead export --project 6b04… 696102a4b8c1d2e3f4a5b6c7 > lead.json")]
     Export {
         /// The lead.
@@ -60,8 +63,8 @@ pub(crate) enum Lead {
         #[command(flatten)]
         scope: InProject,
     },
-    /// Erase a lead: its name, phone, e-mail address, external id and metadata, and the content of its updates, call events
-    /// and deliveries. Its ids, state, codes and times remain. This cannot be undone.
+    /// Erase a lead: its name, phone, e-mail address, external id and metadata, and the content of its updates, call
+    /// events and deliveries. Its ids, state, codes and times remain. This cannot be undone.
     ///
     /// Exits with 0 once the erasure is accepted. Needs an API key with the scope leads:erase.
     #[command(

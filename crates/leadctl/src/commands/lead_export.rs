@@ -1,4 +1,4 @@
-//! `leadctl lead export`: all that is stored about one lead, as one JSON document.
+//! `leadctl lead export`: what is stored about one lead, as one JSON document. No query lists undecided updates.
 
 use async_nats::Client;
 use contract::{
@@ -12,12 +12,12 @@ use serde::Serialize;
 
 use crate::{clients::admin, output};
 
-/// An update or a call event of the lead, with its command, and what was made of it.
+/// An update or a call event of the lead, with its command and its deliveries.
 #[derive(Debug, Serialize)]
 struct ExportedUpdate<'a> {
     update: &'a Update,
     deliveries: &'a [Delivery],
-    /// Since when its event waits, because its process cannot be read; null if it does not.
+    /// Since when its event is parked, because its process cannot be read; null if it is not parked.
     parked: Option<&'a ParkedUpdate>,
 }
 

@@ -21,19 +21,19 @@ use crate::{
     output::{self, escape::escaped},
 };
 
-/// How long an attempt may take: as long as the attempt of a callback at most.
+/// How long an attempt may take: the maximum for an attempt of a callback.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(30);
-/// Pauses before the second and later attempts. More would hide for longer that the program does not answer.
+/// Pauses before the second and later attempts. More attempts would hide for longer that the program does not answer.
 const RETRIES: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(4)];
 
 /// Deliver the outcomes of a project's updates to a URL of this machine, signed as webhooks are, until Ctrl-C.
 ///
-/// Starts with the next outcome, and delivers one after the other. Callbacks of the project are not changed, and get their
-/// own deliveries. An outcome that is not accepted after four attempts is skipped.
+/// Starts with the next outcome, and delivers one after the other. Callbacks of the project are not changed, and get
+/// their own deliveries. An outcome that is not accepted after four attempts is skipped.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  leadctl listen --to http://localhost:3000/hook")]
 pub(crate) struct Listen {
-    /// Where to deliver.
+    /// The URL to deliver to.
     #[arg(long, value_name = "URL")]
     to: Url,
     /// The secret that signs: whsec_ and the base64 of 24 to 64 bytes. Default: a new one, which is printed.
@@ -46,7 +46,7 @@ pub(crate) struct Listen {
     gateway: GatewayArgs,
 }
 
-/// What became of an outcome.
+/// The result of delivering an outcome.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Delivered {
@@ -83,7 +83,7 @@ impl Listen {
         while limit.is_none_or(|limit| delivered < limit) {
             match events.next().await? {
                 StreamEvent::Gap => output::note("outcomes were missed: the gateway no longer keeps them"),
-                // Callbacks do not receive call events, either.
+                // Like a callback that names no events, it receives only the outcomes of updates.
                 StreamEvent::Event(event) if !event.outcome.action_type.is_update() => {}
                 StreamEvent::Event(event) => {
                     let result = target.deliver(&event.outcome).await?;
@@ -140,7 +140,7 @@ impl Target {
         }
     }
 
-    /// The status of the response, or why there is none.
+    /// The status of the response, or the reason why there is none.
     async fn attempt(&self, update_id: ObjectId, body: &str) -> anyhow::Result<Result<u16, String>> {
         let (id, timestamp) = (update_id.to_string(), clock::now().unix_seconds());
         let signature = webhook_notifier::signature([&self.secret], &id, timestamp, body.as_bytes())?;

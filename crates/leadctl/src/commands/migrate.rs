@@ -11,11 +11,11 @@ use tokio::time::{Instant, sleep};
 
 use crate::{clients::postgres, output};
 
-/// Between two attempts to connect. Shorter attempts would only fill the output while Postgres starts.
+/// The pause between two attempts to connect. A shorter one would only fill the output while Postgres starts.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Migrate the database schemas of lead-state and webhook-notifier to this version. There is no way back; services of the
-/// previous version can keep running. The services do the same when they start, unless that is switched off.
+/// Migrate the database schemas of lead-state and webhook-notifier to this version. There is no way back; services of
+/// the previous version can keep running. The services do the same when they start, unless that is switched off.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  leadctl migrate --database-url postgres://leadrelay@db.example.com/leadrelay")]
 pub(crate) struct Migrate {
@@ -39,7 +39,7 @@ impl Migrate {
     }
 }
 
-/// Connects, again and again for `wait` while Postgres is unavailable.
+/// Connects. Retries for `wait` while Postgres is unavailable.
 async fn wait_for(pool: &Pool, wait: Duration) -> anyhow::Result<()> {
     let deadline = Instant::now() + wait;
     let mut reported = None;

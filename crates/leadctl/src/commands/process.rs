@@ -52,8 +52,8 @@ pub(crate) enum Process {
         #[command(flatten)]
         scope: InProject,
     },
-    /// Create or change a process from a file with its states, transitions, callbacks and policies. Applying the same file
-    /// again changes nothing. Callbacks that are not in the file are removed.
+    /// Create or change a process from a file with its states, transitions, callbacks and policies. Applying the same
+    /// file again changes nothing. Callbacks that are not in the file are removed.
     #[command(after_help = "Example:\n  leadctl process apply sales.json\n\nsales.json:\n  \
         {\"projectId\": \"6b0426971c73026dafa27e40\", \"name\": \"Sales\",\n   \
          \"states\": [{\"name\": \"new\", \"kind\": \"initial\"}, {\"name\": \"interested\"},\n              \

@@ -29,18 +29,18 @@ pub(crate) struct Recover {
 
 #[derive(Debug, Subcommand)]
 enum Method {
-    /// Use after Postgres was restored to an older state, while the log still has the later commands: applies them again, with
-    /// the same ids, and announces again what webhook-notifier had not acked in that state. Leads initiated since then are
-    /// lost, and their updates fail.
+    /// Use after Postgres was restored to an older state, while the log still has the later commands: applies them
+    /// again, with the same ids, and announces again what webhook-notifier had not acked in that state. Leads initiated
+    /// since then are lost, and their updates fail.
     #[command(after_help = "Example:\n  leadctl recover replay --yes")]
     Replay(Confirm),
-    /// Use after the log lost entries or was restored to an older state: starts a new epoch and reads the log from its first
-    /// entry. Updates that are in the ledger are not applied again. Updates that are neither in the log nor in the ledger are
-    /// lost.
+    /// Use after the log lost entries or was restored to an older state: starts a new epoch and reads the log from its
+    /// first entry. Updates that are in the ledger are not applied again. Updates that are neither in the log nor in
+    /// the ledger are lost.
     #[command(after_help = "Example:\n  leadctl recover new-epoch --yes")]
     NewEpoch(Confirm),
-    /// Use after events or deliveries were lost: announces everything again that was applied since then. All callbacks get
-    /// these deliveries again, under the same webhook-id.
+    /// Use after events or deliveries were lost: announces everything again that was applied since then. All callbacks
+    /// get these deliveries again, under the same webhook-id.
     #[command(after_help = "Example:\n  leadctl recover reannounce --since 2h --yes")]
     Reannounce {
         /// How far to go back, e.g. 2h.

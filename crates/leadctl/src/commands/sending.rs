@@ -1,4 +1,4 @@
-//! Commands that are in the log when the gateway answers: how they are sent, and what became of them.
+//! Sends commands that are in the log once the gateway answers, and reports their outcomes.
 
 use std::{collections::BTreeMap, process::ExitCode, time::Duration};
 
@@ -63,7 +63,7 @@ impl Sending {
         (headers, Duration::from_secs(seconds))
     }
 
-    /// Prints what became of an accepted update or call event; a failure or timeout is an error for those who wait.
+    /// Prints the outcome of an accepted update or call event. With --wait, a failure or timeout decides the exit code.
     pub(crate) fn report(&self, response: &GatewayResponse) -> anyhow::Result<ExitCode> {
         let UpdateAccepted { update_id, warnings, outcome, .. } = response.json()?;
         let status = match &outcome {

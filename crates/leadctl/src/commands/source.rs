@@ -73,8 +73,8 @@ pub(crate) enum Source {
 
 #[derive(Debug, Args)]
 pub(crate) struct NewSecrets {
-    /// The secrets that the platform signs with or sends, separated by commas. Prefer the environment variable: other users
-    /// of this machine can see arguments.
+    /// The secrets that the platform signs with or sends, separated by commas. Prefer the environment variable: other
+    /// users of this machine can see arguments.
     #[arg(
         long = "secret",
         env = "SOURCE_SECRETS",

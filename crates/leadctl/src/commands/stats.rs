@@ -16,7 +16,8 @@ use crate::{
     output::{self, minute, say},
 };
 
-/// Count a project's updates, attempts and exhausted deliveries per minute, hour or day (UTC): by default of the last 24 hours.
+/// Count a project's updates, attempts and exhausted deliveries per minute, hour or day (UTC): by default of the last
+/// 24 hours.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  leadctl stats --project 6b0426971c73026dafa27e40\n  \
                         leadctl stats --project 6b0426971c73026dafa27e40 --from 1h --step minute --by code")]

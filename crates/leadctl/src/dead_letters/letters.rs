@@ -159,8 +159,8 @@ impl Letters {
 
     /// Replays a letter; returns its sequence in the command log.
     ///
-    /// A note is written before and after. The first one is a compare-and-set on the letter's last note, so of two concurrent
-    /// replays one fails. After a crash in between, the first note shows that the letter may have been sent.
+    /// A note is written before and after. The first one is a compare-and-set on the letter's last note, so of two
+    /// concurrent replays one fails. After a crash in between, the first note shows that the letter may have been sent.
     ///
     /// # Errors
     /// The letter was not sent, or it is unknown whether it was; the text says which.

@@ -41,7 +41,8 @@ pub(crate) enum DeadLetters {
         #[command(flatten)]
         admin: Admin,
     },
-    /// Show a dead letter: its headers (with the error and the origin) and the start of its body; --json has the whole body.
+    /// Show a dead letter: its headers (with the error and the origin) and the start of its body; --json has the whole
+    /// body.
     #[command(after_help = "Example:\n  leadctl dead-letters show 17")]
     Show {
         /// The letter's number, as shown by `dead-letters list`.
@@ -171,7 +172,7 @@ impl DeadLetters {
                 let letters = Letters::open(&admin).await?;
                 let mut report = ReplayReport { replayed: Vec::new(), skipped: Vec::new() };
                 let replayed = replay_all(&letters, reason.map(DeadLetterReason::as_str), &mut report).await;
-                // What was replayed is in the log, whatever became of the rest.
+                // The replayed letters are in the log even if a later one failed, so the report is shown.
                 if replayed.is_err() && report.replayed.is_empty() && report.skipped.is_empty() {
                     return replayed;
                 }
@@ -182,7 +183,7 @@ impl DeadLetters {
     }
 }
 
-/// Replays all letters of a reason that were not replayed yet. After an error, the report has those before it.
+/// Replays all letters of a reason that were not replayed yet. After an error, the report has the letters before it.
 async fn replay_all(letters: &Letters, reason: Option<&str>, report: &mut ReplayReport) -> anyhow::Result<()> {
     for letter in letters.all().await?.iter().filter(|letter| Some(letter.reason.as_str()) == reason) {
         let number = letter.number;

@@ -16,7 +16,7 @@ const SKEW_FAILURE: f64 = 30.0;
 #[serde(rename_all = "snake_case")]
 pub(super) enum State {
     Ok,
-    /// Not visible from here.
+    /// leadctl cannot see it.
     Unknown,
     /// An operator should look at it.
     Warning,

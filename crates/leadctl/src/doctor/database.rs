@@ -15,7 +15,7 @@ use crate::clients::{postgres, stream_reader::age_of};
 const LATE: Duration = Duration::from_secs(10 * 60);
 /// lead-state deletes expired calls after a day.
 const CALL_RETENTION: Duration = Duration::from_secs(25 * 60 * 60);
-/// A change is projected before it is answered. Longer hides for longer that it is not.
+/// A change is projected before it is answered. A longer grace period hides a failing projection for longer.
 const PROJECTION_GRACE: Duration = Duration::from_secs(5);
 /// A healthy standby confirms a commit within milliseconds.
 const MAX_REPLICATION_WAIT: Duration = Duration::from_secs(3);
@@ -61,7 +61,7 @@ pub(super) async fn examine(url: &str, js: Option<&jetstream::Context>) -> Vec<C
     checks
 }
 
-/// While commits wait for a standby, backlogs grow for that reason alone.
+/// Commits that wait for a standby make backlogs grow, even if everything else works.
 fn explain(check: Check, replication: &Check) -> Check {
     match (check.state, replication.state) {
         (State::Warning | State::Failed, State::Failed) => Check {
@@ -257,7 +257,7 @@ async fn partitions(pool: &Pool, now: Timestamp) -> anyhow::Result<Check> {
     })
 }
 
-/// Names the configuration that is stored and not in the buckets, where the services read it.
+/// Names the stored configuration that is not in the buckets, where the services read it.
 async fn projection(pool: &Pool) -> anyhow::Result<Check> {
     let waiting: Vec<(String, i64)> = sqlx::query_as(
         "SELECT entry, count(*) OVER () FROM (

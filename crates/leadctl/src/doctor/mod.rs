@@ -38,9 +38,9 @@ const ANSWER_TIMEOUT: Duration = Duration::from_millis(1500);
 /// How long lead-state may take to answer.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Check a live installation: connections, versions, stream settings, schemas, backlogs, clocks, callbacks and dead letters;
-/// show what is wrong and how to repair it. Changes nothing. Exits with 0 if all checks pass, 8 if one failed, 9 if none
-/// failed but there are warnings.
+/// Check a live installation: connections, versions, stream settings, schemas, backlogs, clocks, callbacks and dead
+/// letters; show what is wrong and how to repair it. Changes nothing. Exits with 0 if all checks pass, 8 if one failed,
+/// 9 if none failed but there are warnings.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  leadctl doctor\n  leadctl doctor --nats-monitor http://nats:8222 \
                         --health http://gateway:8081 --health http://lead-state:8081")]
@@ -81,7 +81,7 @@ impl Doctor {
         })
     }
 
-    /// Examines everything at the same time, each part for so long at most: what does not answer is a finding.
+    /// Examines all parts at the same time, until the deadline: a part that does not answer is a finding.
     async fn examine(&self) -> Vec<Check> {
         let deadline = Instant::now() + DEADLINE;
         let broker = match admin::connect_within(CONNECT_TIMEOUT, &self.nats).await {
@@ -121,7 +121,7 @@ async fn examined(
     checks.unwrap_or_else(|_| vec![Check::failed(part, "the checks did not end in time", advice)])
 }
 
-/// A connection to NATS, and what answers there.
+/// A connection to NATS, and the services that answer there.
 struct Broker {
     client: Client,
     instances: Vec<Instance>,

@@ -14,7 +14,7 @@ const MAX_SILENCE: Duration = Duration::from_secs(5);
 /// Operations that a healthy replica may be behind.
 const MAX_LAG: u64 = 1000;
 
-/// Where a stream is kept.
+/// The replicas of a stream.
 #[derive(Debug, Clone)]
 pub(super) struct Replication {
     name: String,
@@ -69,7 +69,7 @@ fn number(streams: &[Replication], configured: &BTreeSet<usize>) -> Vec<Check> {
     }
     let single: Vec<_> = streams.iter().filter(|stream| stream.replicas < 2).map(|stream| &*stream.name).collect();
     if is_clustered && !single.is_empty() {
-        // Three is the least that survives the loss of one.
+        // Three replicas are the least that survive the loss of one.
         wanted = wanted.max(3);
         findings.push(format!(
             "{} have one replica on a cluster: the loss of its server stops them, and may lose them",

@@ -43,7 +43,7 @@ pub(super) async fn registered(client: &Client) -> Vec<Instance> {
     found
 }
 
-/// The replicas of new streams, as the instances of lead-state are configured.
+/// The number of replicas that each instance of lead-state is configured to give new streams.
 pub(super) fn configured_replicas(found: &[Instance]) -> BTreeSet<usize> {
     let lead_states = found.iter().filter(|instance| instance.name == "lead-state");
     lead_states.filter_map(|instance| instance.metadata.get(STREAM_REPLICAS)?.parse().ok()).collect()

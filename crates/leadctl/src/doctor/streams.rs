@@ -32,7 +32,7 @@ use crate::{arguments::parse_time, clients::stream_reader::age_of};
 
 /// How long the answer with the server's time may take.
 const CLOCK_TIMEOUT: Duration = Duration::from_secs(2);
-/// A stream that is fuller than this is a failure: its reader should have made room from one half on.
+/// A stream that is fuller than this is a failure: its reader should have purged it once it was half full.
 const MAX_FULLNESS: f64 = 0.7;
 
 /// Whether JetStream answers this user: without a majority of its servers it does not.
@@ -67,7 +67,7 @@ pub(super) async fn examine(
     let limits = StreamLimits { max_bytes: 1 << 30, replicas: 1 };
     let expected = streams::streams(limits, ObjectId::from_bytes([0; 12])).map(|config| server.supported(config));
     let buckets = streams::buckets(limits);
-    // One that does not answer delays no other.
+    // A stream that does not answer delays no other.
     let (streams, buckets, lasts) = tokio::join!(
         join_all(expected.iter().map(|expected| examine_stream(js, expected))),
         join_all(buckets.iter().map(|expected| examine_bucket(js, expected))),

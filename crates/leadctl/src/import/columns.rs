@@ -39,13 +39,13 @@ pub(crate) fn columns(header: &[&str]) -> Result<Vec<Column>, String> {
     Ok(columns)
 }
 
-/// Whether a header names an address, even if it is misspelt: the header was split with the right separator.
+/// Whether a header names the address of a lead, even misspelled: then it was split with the right separator.
 pub(crate) fn names_address(header: &[Vec<u8>]) -> bool {
     let name = |cell: &[u8]| plain(trim(&String::from_utf8_lossy(cell)));
     header.iter().any(|cell| ["leadid", "referenceid"].contains(&name(cell).as_str()))
 }
 
-/// A name without what people write differently.
+/// A name without the differences in case and separators.
 fn plain(name: &str) -> String {
     name.to_lowercase().replace(['_', '-', ' '], "")
 }
@@ -77,7 +77,7 @@ fn column(name: &str) -> Result<Column, String> {
     if name.is_empty() || name == PREFIX {
         return Err("a column has no name".to_owned());
     }
-    // A misspelt field must not become metadata silently.
+    // A misspelled field must not become metadata silently.
     match meant_field(name, KNOWN.iter().map(|(known, _)| *known).chain(["metadata"])) {
         Some(meant) => {
             Err(format!("{name:?} must be written {meant:?}; for metadata of that name use \"{PREFIX}{name}\""))

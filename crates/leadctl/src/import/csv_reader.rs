@@ -1,9 +1,9 @@
-//! Splits a CSV file into records (RFC 4180), strictly: a quote that is never closed and text behind a closing quote are
+//! Splits a CSV file into records (RFC 4180), strictly: a quote that is never closed and text after a closing quote are
 //! faults of their record, and reading continues with the next row.
 //!
-//! After a fault that reaches beyond its line, the quotes of the following lines cannot be paired with certainty. The next
-//! record is the first following line that begins a complete record with the header's number of cells. The lines before it
-//! belong to the faulty record: they are reported with it and never sent.
+//! After a fault that reaches beyond its line, the quotes of the following lines cannot be paired with certainty. The
+//! next record is the first following line that begins a complete record with the header's number of cells. The lines
+//! before it belong to the faulty record: they are reported with it and never sent.
 
 use std::io::{self, BufRead};
 
@@ -18,7 +18,7 @@ type Cells = Vec<Vec<u8>>;
 pub(crate) struct Record {
     /// The first and the last line, counted from 1.
     pub(crate) lines: (u64, u64),
-    /// Those before the fault, if there is one.
+    /// The cells before the fault, if there is one.
     pub(crate) cells: Cells,
     pub(crate) fault: Option<RecordFault>,
 }
@@ -44,7 +44,7 @@ enum Split {
     Record(Cells, usize),
     /// The cells before the fault, and where the fault is.
     Fault(FaultKind, Cells, usize),
-    /// The record continues behind the text.
+    /// The record continues beyond the text.
     Incomplete,
 }
 
@@ -90,7 +90,7 @@ impl<R: BufRead> CsvReader<R> {
         Ok(Some(separator))
     }
 
-    /// The cells of the next record with this separator; the record is not consumed. Lines without text are.
+    /// The cells of the next record with this separator. The record is not consumed; lines without text before it are.
     pub(crate) fn peek_header(&mut self, separator: u8) -> io::Result<Option<Cells>> {
         self.set_layout(separator, 0);
         self.require(CHUNK_BYTES)?;
@@ -149,7 +149,7 @@ impl<R: BufRead> CsvReader<R> {
         Ok(())
     }
 
-    /// Removes blank cells behind the last column: spreadsheets write separators for columns without a header.
+    /// Removes blank cells after the last column: spreadsheets write separators for columns without a header.
     fn without_excess(&self, mut cells: Cells) -> Cells {
         while cells.len() > self.width && self.width > 0 && cells.pop_if(|cell| cell.trim_ascii().is_empty()).is_some()
         {
@@ -221,7 +221,7 @@ impl<R: BufRead> CsvReader<R> {
     }
 }
 
-/// The cells of a line of its own; none if a quote is wrong.
+/// The cells of a single line; none if a quote is wrong.
 pub(crate) fn cells(line: &[u8], separator: u8) -> Option<Cells> {
     match split(line, separator, true) {
         Split::Record(cells, _) => Some(cells),
@@ -393,7 +393,7 @@ mod tests {
     }
 
     proptest! {
-        /// What is written by the rules is read as it was written.
+        /// Records that the csv crate wrote are read as they were written.
         #[test]
         fn written_cells_are_read(rows in prop::collection::vec(prop::collection::vec("[a\",;\r\n\t é]{0,6}", 3), 1..8),
                                   tab: bool, part in 1_usize..40) {

@@ -94,10 +94,10 @@ pub(crate) struct ImportState {
     /// Rows whose outcomes are written, and the length of the outcomes file with them.
     pub(crate) written: Counts,
     pub(crate) outcomes_bytes: u64,
-    /// Rows that may have been sent, including those written, and when the oldest of the others was sent.
+    /// Rows that may have been sent, including those written, and when the oldest row that is not written was sent.
     pub(crate) sent: u64,
     pub(crate) sent_at: Option<Timestamp>,
-    /// An event before the others were sent.
+    /// An event from before the rows that are not written were sent.
     pub(crate) last_event_id: Option<String>,
     /// The start of the first chunk with pending rows.
     #[serde(default)]
@@ -120,7 +120,7 @@ impl ImportState {
         self.written.rows() == self.run.rows && self.pending.is_none()
     }
 
-    /// What happened to the file before.
+    /// Describes the earlier import of the file.
     pub(crate) fn describe(&self) -> String {
         let Run { started_at, gateway_url, rows, .. } = &self.run;
         let (at, done) = (started_at.to_iso(), self.written.rows());
@@ -230,8 +230,8 @@ impl ImportFiles {
         &self.outcomes_path
     }
 
-    /// Goes back to the first chunk with pending rows, if it was sent after `oldest`: from there on, outcomes are requested
-    /// and written again.
+    /// Goes back to the first chunk with pending rows, if it was sent after `oldest`: from there on, outcomes are
+    /// requested and written again.
     pub(crate) fn rewind_to_pending(&mut self, oldest: Timestamp) -> anyhow::Result<()> {
         let Some(pending) = self.state.pending.take_if(|pending| oldest < pending.sent_at) else { return Ok(()) };
         let Pending { written, outcomes_bytes, sent_at, last_event_id } = pending;

@@ -33,7 +33,7 @@ fn shorten(outcome: &http_api::Outcome) -> String {
     outcome.error.as_deref().unwrap_or_default().chars().take(MAX_ERROR_CHARS).collect()
 }
 
-/// Requests the outcome of an update; none while it is pending.
+/// Requests the outcome of an update, for a while if the gateway is unavailable; none while the update is pending.
 pub(crate) async fn request_outcome(gateway: &GatewayClient, update_id: ObjectId) -> anyhow::Result<Option<Outcome>> {
     loop {
         let answer = gateway.get(&format!("/api/v1/updates/{update_id}")).await?;

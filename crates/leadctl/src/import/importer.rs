@@ -23,15 +23,16 @@ use crate::{
     output::{escape::escaped, progress::Bar},
 };
 
-/// Rows per chunk. More rows mean fewer requests, and more to repeat after an interruption. A change of this constant or
-/// the next one changes what a chunk's key stands for: then the version in the digest of the file must change, too.
+/// Rows per chunk. More rows mean fewer requests, and more to repeat after an interruption. A change of this constant
+/// or the next one changes what a chunk's key stands for: then the version in the digest of the file must change, too.
 const CHUNK_ROWS: usize = 1000;
 /// A chunk ends once it has this many bytes, even with fewer rows.
 const CHUNK_BYTES: usize = 1 << 20;
-/// Rows with pending outcomes, each a few hundred bytes of memory. At this limit nothing is sent until the oldest chunk is
-/// complete.
+/// Rows with pending outcomes, each a few hundred bytes of memory. At this limit nothing is sent until the oldest chunk
+/// is complete.
 pub(crate) const WINDOW_ROWS: usize = 10_000;
-/// How long a chunk may be repeated: less than the gateway keeps its idempotency key.
+/// How old chunks may be that a resumed import repeats, when it begins: less than the gateway keeps their idempotency
+/// keys. The difference is the time for repeating them.
 pub(crate) const KEY_LIFETIME: Duration = Duration::from_secs(23 * 3600);
 /// Outcomes that are kept while the response with their update ids is still pending. At this limit no events are read
 /// until the response is there.
@@ -78,7 +79,8 @@ pub(crate) struct Importer {
     early: HashMap<ObjectId, Outcome>,
     /// Whether events were missed since outcomes were last requested.
     gap: bool,
-    /// Whether events of the previous import's chunks are missed: it did not follow events, or the stream has dropped them.
+    /// Whether events of the previous import's chunks are missed: it did not follow events, or the stream has dropped
+    /// them.
     previous_missed: bool,
     wait: Duration,
     /// When the last awaited outcome arrived, or waiting started.

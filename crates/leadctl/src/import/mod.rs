@@ -1,11 +1,13 @@
-//! `leadctl import`: sends updates from a file through the gateway, and writes the outcome of each row beside the file.
+//! `leadctl import`: sends updates from a file through the gateway, and writes the outcome of each row to a file next
+//! to it.
 //!
 //! The file is checked and counted first, then sent in chunks: one bulk request at a time, so that the log has the
 //! updates in the order of the file. Outcomes arrive as events and are written when a chunk has all of them. Memory
 //! holds one chunk's bodies, and ids and outcomes of at most [`importer::WINDOW_ROWS`] rows.
 //!
-//! A chunk's `Idempotency-Key` is the import's run id and the chunk's first row. An interrupted import sends its chunks again
-//! under the same keys, which creates no further updates (docs/adr/0029-resume-imports-by-resending-under-idempotency-keys.md).
+//! A chunk's `Idempotency-Key` is the import's run id and the chunk's first row. An interrupted import sends its chunks
+//! again under the same keys, which creates no further updates
+//! (docs/adr/0029-resume-imports-by-resending-under-idempotency-keys.md).
 
 mod check;
 mod columns;
@@ -40,22 +42,22 @@ use crate::{
     output,
 };
 
-/// Send updates from a CSV or NDJSON file, and write the outcome of each row beside it.
+/// Send updates from a CSV or NDJSON file, and write the outcome of each row to a file next to it.
 ///
 /// FILE.outcomes.csv (or .ndjson) has a row per row of the file, with its updateId and its status: succeeded; failed or
-/// rejected, with the reason; invalid, if the row itself is wrong and was not sent; pending, if the outcome did not arrive in
-/// time; unknown, if an interrupted chunk is too old to be sent again.
+/// rejected, with the reason; invalid, if the row itself is wrong and was not sent; pending, if the outcome did not
+/// arrive in time; unknown, if an interrupted chunk is too old to be sent again.
 ///
-/// The header of a CSV file names its columns: leadId, referenceId, projectId, processId, name, targetState, disposition,
-/// userId are fields of the update, $expectedVersion and $expectedState are the version and the state that the lead must
-/// have, metadata is a JSON object to merge, and every other column is a text member of the metadata. metadata.KEY is a
-/// member KEY even if KEY is the name of a field. Empty cells are left out. A line of an NDJSON file is a line of a bulk
-/// request of the HTTP API. Files may be UTF-8 or UTF-16, and the cells of a CSV file separated by commas, semicolons or
-/// tabs.
+/// The header of a CSV file names its columns: leadId, referenceId, projectId, processId, name, targetState,
+/// disposition, userId are fields of the update, $expectedVersion and $expectedState are the version and the state that
+/// the lead must have, metadata is a JSON object to merge, and every other column is a text member of the metadata.
+/// metadata.KEY is a member KEY even if KEY is the name of a field. Empty cells are left out. A line of an NDJSON file
+/// is a line of a bulk request of the HTTP API. Files may be UTF-8 or UTF-16, and the cells of a CSV file separated by
+/// commas, semicolons or tabs.
 ///
-/// An import can be stopped or killed at any time. With --resume it continues and applies nothing twice; it also requests
-/// the outcomes of pending rows again, within 23 hours. FILE.import.json holds its progress. A file that was imported before is
-/// refused, unless --again sends all of its rows again.
+/// An import can be stopped or killed at any time. With --resume it continues and applies nothing twice; it also
+/// requests the outcomes of pending rows again, within 23 hours. FILE.import.json holds its progress. A file that was
+/// imported before is refused, unless --again sends all of its rows again.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     leadctl import leads.csv --dry-run\n  \
@@ -82,7 +84,8 @@ pub(crate) struct Import {
     /// Send all rows, even if the file was imported before; its outcomes are replaced.
     #[arg(long, conflicts_with_all = ["dry_run", "resume"])]
     again: bool,
-    /// What separates the cells of a CSV file: comma, semicolon, tab, or a character. By default the header shows it.
+    /// What separates the cells of a CSV file: comma, semicolon, tab, or a character. By default it is
+    /// detected from the header.
     #[arg(long, value_name = "SEPARATOR")]
     separator: Option<Separator>,
     /// How long to wait for the next outcome; 0s does not wait for outcomes.

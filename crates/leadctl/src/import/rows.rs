@@ -224,7 +224,8 @@ pub(crate) struct CsvRows {
 }
 
 impl CsvRows {
-    /// Reads the header. Without a given separator it is the one in a line `sep=`, or the first that yields an address.
+    /// Reads the header. If no separator is given, it is the one in a line `sep=`, or the first one with which the
+    /// header names the address of a lead.
     fn open(
         reader: Box<dyn BufRead>,
         encoding: Encoding,
@@ -307,8 +308,8 @@ impl CsvRows {
         body_of_record(&self.columns, &record.cells, self.scope)
     }
 
-    /// Whether the text of a cell has a line that begins like a row, with a leadId. Two missing quotes can form one valid
-    /// cell of all the rows between them.
+    /// Whether the text of a cell has a line that begins like a row, with a leadId. Two missing quotes can form one
+    /// valid cell of all the rows between them.
     fn hides_row(&self, cell: &[u8]) -> bool {
         let Some(lead_id) = self.lead_id else { return false };
         cell.split(|byte| matches!(byte, b'\r' | b'\n')).skip(1).any(|line| {
@@ -372,7 +373,7 @@ fn body_of_record(columns: &[(String, Column)], record: &[Vec<u8>], scope: LeadS
                 body.insert((*field).into(), raw(&id));
                 continue;
             }
-            // An address that differs by a space would be another lead's, or no lead's.
+            // A referenceId that differs by a space would name another lead, or none.
             Column::Text(field @ "referenceId") => {
                 body.insert((*field).into(), raw(trim(text)));
                 continue;

@@ -11,7 +11,8 @@ use tokio::time::{Instant, sleep};
 
 use crate::clients::gateway::{GatewayClient, GatewayResponse};
 
-/// How long a chunk is retried. A longer time survives a longer outage; afterwards the import can be resumed.
+/// How long a request is retried without progress. A longer time survives a longer outage; afterwards the import can be
+/// resumed.
 const RETRY_TIMEOUT: Duration = Duration::from_secs(60);
 /// Pause before a retry, unless the gateway sends `Retry-After`.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
@@ -31,7 +32,7 @@ const TRANSIENT_CODES: [&str; 12] = [
     "internal",
 ];
 
-/// The code of lines that a key did not allow any more: it was revoked, or expired, during the request.
+/// The code of lines that were refused because the API key was revoked, or expired, during the request.
 const KEY_ENDED: &str = "invalid_api_key";
 
 #[derive(Debug)]
@@ -82,7 +83,8 @@ fn classify(answer: &GatewayResponse, lines: usize) -> SendResult {
         Ok(results) if results.len() == lines && results.iter().zip(1..).all(|(line, n)| line.line == n) => {
             let transient =
                 results.iter().find_map(|line| line.code.as_deref().filter(|code| TRANSIENT_CODES.contains(code)));
-            // The lines after the end of the key were not accepted. A resumed import sends the chunk again under its key.
+            // The lines after the end of the key were not accepted. A resumed import sends the chunk again under its
+            // key.
             let ended = results.iter().find(|line| line.code.as_deref() == Some(KEY_ENDED));
             if let Some(line) = ended {
                 let error = line.error.clone().unwrap_or_default();

@@ -13,7 +13,7 @@ pub(crate) enum Encoding {
 }
 
 impl Encoding {
-    /// By a byte order mark. Without one, text whose first character is ASCII shows a zero byte in UTF-16.
+    /// Detects the encoding by a byte order mark. Without one, a zero byte beside an ASCII character means UTF-16.
     fn detect(start: &[u8]) -> Self {
         match start {
             [0xff, 0xfe, ..] => Self::Utf16 { big_endian: false },

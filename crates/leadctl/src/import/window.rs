@@ -10,7 +10,7 @@ use crate::import::follow::Outcome;
 pub(crate) enum RowStatus {
     /// The row itself is wrong; it was not sent.
     Invalid {
-        /// Of a row whose body is refused as the gateway would refuse it.
+        /// The code with which the gateway would refuse the row's body, if it would.
         code: Option<&'static str>,
         error: String,
     },

@@ -1,8 +1,8 @@
-//! The one writer: text, tables and JSON on standard output, remarks and progress on standard error.
+//! The only writer: text, tables and JSON on standard output, remarks and progress on standard error.
 //!
-//! Whatever is printed passes [`say`], [`json_text`] or [`note`], which escape control characters: no text from a request, a
+//! All output passes [`say`], [`json_text`] or [`note`], which escape control characters: no text from a request, a
 //! file or an endpoint reaches the terminal as a command. Cells and fields cannot begin a line, either. The lints
-//! `print_stdout` and `print_stderr` keep other ways out of the crate.
+//! `print_stdout` and `print_stderr` forbid other output in the crate.
 
 pub(crate) mod escape;
 pub(crate) mod progress;
@@ -30,7 +30,7 @@ pub(crate) fn note(line: impl Display) {
     let _ = writeln!(io::stderr(), "leadctl: {}", escaped_text(&line.to_string()));
 }
 
-/// Prints a name and its value, aligned with its neighbours.
+/// Prints a name and its value, aligned with the other fields.
 pub(crate) fn field(name: &str, value: impl Display) {
     say(format_args!("  {name:<12}{}", escaped_line(&value.to_string())));
 }

@@ -14,7 +14,7 @@ use crate::{
 };
 
 const ID: &str = "696102a4b8c1d2e3f4a5b6c7";
-/// Clears the screen, changes colours, forges a line and reverses the text.
+/// Clears the screen, changes colors, forges a line and reverses the text.
 const HOSTILE: &str = "x\u{1b}[2J\u{9b}31m\r\nforged\u{202e}";
 
 thread_local! {

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::server::{Connection, Primary};
 
-/// How long what supervision has seen counts.
+/// How long an observation of supervision is valid.
 const FRESH: Duration = Duration::from_secs(10);
 
 /// Shared by a pool and its sessions.
@@ -21,7 +21,7 @@ pub(super) struct Connections(Mutex<State>);
 struct State {
     /// The last one returned is used first: its caches are the warmest.
     idle: Vec<Connection>,
-    /// What the last connection found.
+    /// The server that the last connection found.
     primary: Option<Primary>,
     waiting: Option<ReplicationWaits>,
 }
@@ -34,8 +34,8 @@ pub(super) struct ReplicationWaits {
 }
 
 impl Connections {
-    /// Takes note of the server that a new connection found. If it is another one than before, the connections to the
-    /// former are given up.
+    /// Records the server that a new connection found. If it is another one than before, the connections to the former
+    /// are given up.
     pub(super) fn adopt(&self, mut connection: Connection) -> Connection {
         let mut state = self.state();
         match state.primary.take() {
@@ -60,7 +60,7 @@ impl Connections {
         }
     }
 
-    /// Whether the commit of this connection waited for a standby when that was last looked at.
+    /// Whether the commit of this connection was waiting for a standby at the last observation.
     pub(super) fn waits_for_replication(&self, pid: i32) -> bool {
         let state = self.state();
         state.waiting.as_ref().is_some_and(|waits| waits.seen.elapsed() < FRESH && waits.pids.contains(&pid))

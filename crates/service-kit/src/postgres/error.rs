@@ -1,10 +1,10 @@
-//! Which errors of Postgres pass.
+//! Decides which errors of Postgres are temporary.
 
 use std::io;
 
 use crate::nats::error_chain;
 
-/// A server in recovery or with `default_transaction_read_only`: it will write again, or another server does.
+/// A server in recovery or with `default_transaction_read_only`: it will accept writes again, or another server does.
 pub(super) const READ_ONLY: &str = "25006";
 
 /// Class 08 connection, 40 rollback, 53 resources, 57 operator intervention (shutdown, cancel), 58 system; 25006 a server
@@ -30,7 +30,7 @@ pub(super) fn reason(error: &sqlx::Error) -> String {
     }
 }
 
-/// A deadline passed, or the connection was given up.
+/// The error after a deadline passed or the connection was given up.
 pub(super) fn gave_up(reason: impl Into<String>) -> sqlx::Error {
     sqlx::Error::Io(io::Error::new(io::ErrorKind::TimedOut, reason.into()))
 }

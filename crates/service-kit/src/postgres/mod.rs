@@ -1,5 +1,5 @@
-//! Postgres, as far as several services need the same of it: a pool whose waits all have a deadline, and supervision of
-//! the server behind it.
+//! The Postgres code that several services share: a pool whose waits all have a deadline, and supervision of the server
+//! behind it.
 
 mod connections;
 pub mod error;

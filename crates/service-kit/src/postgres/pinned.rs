@@ -1,6 +1,6 @@
 //! 5 Apply, 7 Deliver: one connection for a task that runs one statement after the other.
 //!
-//! A pool tests a connection when it gives it out: a round trip beside the statement's own.
+//! A pool tests a connection before each use, which costs a round trip besides the statement's own.
 
 use sqlx::Executor;
 
@@ -19,8 +19,8 @@ impl PinnedConnection {
         Self { pool, kept: None }
     }
 
-    /// Gives the connection out. After a success return it with [`keep`](Self::keep); otherwise it is closed when it is
-    /// dropped, and the next call acquires another one.
+    /// Takes the connection, or acquires one. After a success return it with [`keep`](Self::keep); otherwise it is
+    /// closed when it is dropped, and the next call acquires another one.
     ///
     /// # Errors
     /// The pool cannot make a connection.
@@ -30,8 +30,8 @@ impl PinnedConnection {
         }
         let mut session = self.pool.acquire().await?;
         session.close_on_drop();
-        // By default Postgres plans a statement with arrays again on each execution, for the number of elements: that takes
-        // as long as a small batch and finds the same plan.
+        // By default Postgres plans a statement with arrays again on each execution, for the number of elements: that
+        // takes as long as a small batch and finds the same plan.
         session.execute("SET plan_cache_mode = force_generic_plan").await?;
         Ok(session)
     }

@@ -1,8 +1,8 @@
-//! A pool of connections on which no wait is without a deadline.
+//! A pool of connections in which every wait has a deadline.
 //!
-//! sqlx's own pool waits without one when a connection returns to it, and only notices one connection after the other
-//! that their server is gone. This pool knows the server that its connections lead to: when that is lost, all of them are
-//! given up together.
+//! sqlx's own pool waits without a deadline when a connection returns to it, and only detects one connection after the
+//! other that their server is gone. This pool knows the server that its connections lead to: when that server is lost,
+//! all connections are given up together.
 
 use std::{
     sync::{
@@ -34,20 +34,20 @@ use super::{
 };
 use crate::config::DatabaseConfig;
 
-/// How long to wait for a connection of the pool. Longer hides that Postgres is gone, shorter fails while the pool is
-/// busy.
+/// How long to wait for a connection of the pool. A longer deadline hides that Postgres is gone; a shorter one fails
+/// while the pool is busy.
 const ACQUIRE_DEADLINE: Duration = Duration::from_secs(5);
 /// The pause between two attempts to connect while a server restarts.
 const CONNECT_PAUSE: Duration = Duration::from_millis(100);
-/// How long a server may take to answer when it has nothing to do for it. Longer delays a failover, shorter takes a busy
-/// machine for a dead one.
+/// How long a server may take to answer a trivial query. A longer deadline delays a failover; a shorter one mistakes a
+/// busy machine for a dead one.
 pub(super) const ANSWER_DEADLINE: Duration = Duration::from_secs(3);
-/// Settings of every connection. The server closes connections that a stopped process left open, so that others do not wait
-/// for their locks.
+/// Settings of every connection. The server closes connections that a stopped process left open, so that others do not
+/// wait for their locks.
 const SETTINGS: [(&str, &str); 5] = [
     // Bounds how long a process that stopped during a transaction holds its locks.
     ("idle_in_transaction_session_timeout", "3s"),
-    // Not while a commit waits for replication: it counts until the commit begins.
+    // Does not apply while a commit waits for replication: it counts until the commit begins.
     ("statement_timeout", "30s"),
     ("tcp_keepalives_idle", "5"),
     ("tcp_keepalives_interval", "2"),
@@ -69,8 +69,8 @@ struct Inner {
 }
 
 impl Pool {
-    /// A pool that connects on first use, so that a service can start before its database. `settings` are added to those of
-    /// every pool.
+    /// A pool that connects on first use, so that a service can start before its database. `settings` are added to
+    /// those of every pool.
     ///
     /// # Errors
     /// `DATABASE_URL` cannot be used.
@@ -135,7 +135,7 @@ impl Pool {
         self.acquire().await?.begin().await
     }
 
-    /// A connection apart from the pool's, with settings of its own; tried once.
+    /// A connection outside of the pool, with settings of its own; tried once.
     ///
     /// # Errors
     /// Postgres is unavailable.
@@ -161,11 +161,12 @@ impl Pool {
                     return Ok(self.0.connections.adopt(connection));
                 }
                 Err(e) => {
-                    // Another server may have been meant to be used: an unavailable one decides.
+                    // The error of an unavailable server takes precedence: that server may be the one to use.
                     if failure.as_ref().is_none_or(|failure| !is_unavailable(failure)) {
                         failure = Some(e);
                     }
-                    // The next attempt may be cut off before it has come to the others.
+                    // The deadline may cut an attempt off before it comes to the other servers, so the next attempt
+                    // begins with them.
                     self.0.preferred.store((index + 1) % servers.len(), Ordering::Relaxed);
                 }
             }

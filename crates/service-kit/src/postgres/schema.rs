@@ -30,7 +30,8 @@ pub enum SchemaError {
     Read(&'static str, #[source] sqlx::Error),
 }
 
-/// The schema of one service. Its migrations are recorded in the schema itself, so several services can share a database.
+/// The schema of one service. Its migrations are recorded in the schema itself, so several services can share a
+/// database.
 #[derive(Debug)]
 pub struct Schema {
     name: &'static str,

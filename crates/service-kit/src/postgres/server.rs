@@ -12,7 +12,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::error::{gave_up, reason};
 
-/// How long a server may take to accept a connection. Longer delays a failover, shorter gives up a busy server.
+/// How long a server may take to accept a connection. A longer deadline delays a failover; a shorter one gives up a
+/// busy server.
 pub(super) const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
 
 /// Why a `DATABASE_URL` cannot be used. Does not quote it, because it contains the password.
@@ -24,7 +25,7 @@ pub enum DatabaseUrlError {
          host1:port1,host2:port2"
     )]
     Invalid(#[source] sqlx::Error),
-    /// No scheme of Postgres.
+    /// The scheme is not one of Postgres.
     #[error("DATABASE_URL does not start with postgres://")]
     Scheme,
     /// Servers are listed in the parameter `host`.
@@ -32,7 +33,7 @@ pub enum DatabaseUrlError {
         "DATABASE_URL lists servers in the parameter host: list them before the database instead, as host1:port1,host2:port2"
     )]
     HostParameter,
-    /// A server that does not write is of no use.
+    /// The services need a server that accepts writes.
     #[error(
         "DATABASE_URL has target_session_attrs={0}: only read-write is possible, which is also the default, because the \
          services write"
@@ -40,12 +41,12 @@ pub enum DatabaseUrlError {
     TargetSessionAttrs(String),
 }
 
-/// The servers of a `DATABASE_URL`, in its order: usually one; several as `postgres://user@host1:5432,host2:5432/database`.
-/// `target_session_attrs=read-write` is accepted, as clients of libpq need it; a [`Pool`](super::Pool) never uses another
-/// server.
+/// The servers of a `DATABASE_URL`, in its order: usually one; several as
+/// `postgres://user@host1:5432,host2:5432/database`. `target_session_attrs=read-write` is accepted because clients of
+/// libpq need it; a [`Pool`](super::Pool) never uses another kind of server.
 ///
 /// # Errors
-/// It is not a URL of Postgres, or asks for what is not supported.
+/// It is not a URL of Postgres, or has an option that is not supported.
 pub fn servers(database_url: &str) -> Result<Vec<PgConnectOptions>, DatabaseUrlError> {
     let (scheme, rest) = database_url.split_once("://").ok_or(DatabaseUrlError::Scheme)?;
     if !matches!(scheme, "postgres" | "postgresql") {
@@ -73,7 +74,7 @@ pub fn servers(database_url: &str) -> Result<Vec<PgConnectOptions>, DatabaseUrlE
     hosts.split(',').map(|host| server(host).map_err(DatabaseUrlError::Invalid)).collect()
 }
 
-/// One life of a server that accepts writes.
+/// One run of a server that accepts writes.
 #[derive(Debug, Clone)]
 pub(super) struct Primary(Arc<Life>);
 
@@ -104,7 +105,7 @@ impl Primary {
         self.0.lost.is_cancelled()
     }
 
-    /// Waits until it is lost; returns why.
+    /// Waits until the server is lost. Returns the reason.
     pub(super) async fn lost(&self) -> String {
         self.0.lost.cancelled().await;
         self.0.reason.get().cloned().unwrap_or_default()

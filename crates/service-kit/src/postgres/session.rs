@@ -32,8 +32,8 @@ const MIGRATION_DEADLINE: Duration = Duration::from_secs(60 * 60);
 /// How often a statement that is overdue looks whether it still waits for replication.
 const OVERDUE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A connection of a [`Pool`](super::Pool). It returns to the pool when it is dropped, unless a wait was cut off: then it is closed at
-/// once, because its state and the outcome of its last statement are unknown.
+/// A connection of a [`Pool`](super::Pool). It returns to the pool when it is dropped, unless a wait was cut off: then
+/// it is closed at once, because its state and the outcome of its last statement are unknown.
 #[derive(Debug)]
 pub struct Session {
     /// None only while it is dropped.
@@ -42,9 +42,9 @@ pub struct Session {
     /// None for a connection apart from the pool's.
     permit: Option<OwnedSemaphorePermit>,
     deadline: Duration,
-    /// A wait began and has not ended.
+    /// Whether a wait has begun and not ended.
     interrupted: bool,
-    /// Its settings are not the pool's, or it is in a transaction.
+    /// Whether its settings are not the pool's, or it is in a transaction.
     private: bool,
 }
 
@@ -65,7 +65,7 @@ impl Session {
         }
     }
 
-    /// Makes it a connection of the pool's.
+    /// Makes the connection one of the pool's.
     pub(super) fn with_permit(mut self, permit: OwnedSemaphorePermit) -> Self {
         self.permit = Some(permit);
         self.private = false;
@@ -95,13 +95,13 @@ impl Session {
     /// Checks that the server answers.
     ///
     /// # Errors
-    /// It does not.
+    /// The server does not answer.
     pub async fn ping(&mut self) -> sqlx::Result<()> {
         let (raw, mut wait) = self.parts();
         wait.bounded(raw.ping()).await
     }
 
-    /// Waits until the connection leads to a server that is not the primary any more; returns why.
+    /// Waits until the server that the connection leads to is not the primary any more. Returns the reason.
     pub async fn lost(&self) -> String {
         match &self.connection {
             Some(connection) => connection.primary.lost().await,
@@ -203,9 +203,9 @@ struct Wait<'a> {
 }
 
 impl Wait<'_> {
-    /// Waits until the server has answered, is not the primary any more, or the deadline has passed. A commit that waits
-    /// for a synchronous standby is waited for as long as it takes: cutting it off would not undo it, and trying again
-    /// would only add one more that waits.
+    /// Waits until the server has answered, is not the primary any more, or the deadline has passed. A commit that
+    /// waits for a synchronous standby has no deadline: cutting it off would not undo it, and a second attempt would
+    /// only wait, too.
     async fn bounded<T>(&mut self, answer: impl Future<Output = sqlx::Result<T>>) -> sqlx::Result<T> {
         *self.interrupted = true;
         let overdue = async {
@@ -232,7 +232,7 @@ impl Wait<'_> {
     }
 }
 
-/// What a statement returns, one after the other.
+/// One item of a statement's result.
 pub(super) type Step = Either<PgQueryResult, PgRow>;
 
 impl<'c> Executor<'c> for &'c mut Session {

@@ -2,8 +2,8 @@
 //!
 //! A server that freezes, or whose host is gone, neither answers nor closes connections, and a switch of its address
 //! leaves connections to the former primary open. So one connection is queried every second and replaced every few
-//! seconds: if the server does not answer, or the new connection leads to another one, every statement under way is given
-//! up at once.
+//! seconds: if the server does not answer, or the new connection leads to another one, every statement under way is
+//! given up at once.
 
 use std::time::Duration;
 
@@ -20,14 +20,15 @@ use crate::{
     metrics::{Gauge, Register, Registry, Seconds, Unit},
 };
 
-/// How often the server is queried. Longer delays a failover.
+/// How often the server is queried. A longer interval delays a failover.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// How often the connection is replaced. Longer keeps connections to a former primary for longer.
+/// How often the connection is replaced. A longer interval keeps connections to a former primary for longer.
 const RECONNECT_INTERVAL: Duration = Duration::from_secs(5);
 /// A commit that waits for a standby for longer than this is reported. A healthy standby confirms within milliseconds.
 const NOTICED_WAIT: Duration = Duration::from_secs(3);
 
-/// The commits that wait for a synchronous standby, with seconds. Postgres shows each role its own connections.
+/// The commits that wait for a synchronous standby, with their age in seconds. Postgres shows each role its own
+/// connections.
 const WAITING: &str = "
     SELECT pid, extract(epoch FROM clock_timestamp() - state_change)::float8 FROM pg_stat_activity
     WHERE datname = current_database() AND wait_event = 'SyncRep'";
@@ -58,13 +59,13 @@ pub struct Supervision {
     pub pool: Pool,
     /// Shows the conditions `postgres` and `replication`.
     pub readiness: Readiness,
-    /// Not failed by a wait for replication, which a restart would not end.
+    /// A wait for replication does not make it fail, because a restart would not end the wait.
     pub liveness: Liveness,
-    /// The same as metrics.
+    /// Shows the same conditions as metrics.
     pub metrics: PostgresMetrics,
 }
 
-/// What was seen last.
+/// The last observed state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Available,
@@ -77,7 +78,8 @@ struct Probe {
     since: Instant,
 }
 
-/// Waits until the server does not answer any more; returns why. For a command, which has more time than a service.
+/// Waits until the server does not answer any more. Returns the last error. For commands, which have more time than a
+/// service.
 pub async fn until_lost(pool: &Pool) -> sqlx::Error {
     const ATTEMPTS: usize = 3;
     let (mut probe, mut failures) = (None, 0);
@@ -98,7 +100,7 @@ impl Supervision {
     /// Runs until shutdown, and while the service drains: a database that hangs must not hold up the drain.
     ///
     /// # Errors
-    /// None; the result is that of every task.
+    /// It never fails; the result is that of every task.
     pub async fn run(self) -> anyhow::Result<()> {
         let mut probe = None;
         let mut state = State::Available;
@@ -117,7 +119,7 @@ impl Supervision {
         }
     }
 
-    /// Shows what was seen; logs changes only.
+    /// Updates readiness and metrics; logs only changes.
     fn report(&self, before: State, waiting: &sqlx::Result<Vec<(i32, f64)>>) -> State {
         let longest = waiting.iter().flatten().map(|(_, seconds)| *seconds).fold(0.0, f64::max);
         self.metrics.available.set(waiting.is_ok().into());
@@ -160,14 +162,14 @@ impl Supervision {
     }
 }
 
-/// The commits that wait for a standby. After an error, the probe is there only if the server was silent.
+/// Reads the commits that wait for a standby. After an error, the probe is there only if the server was silent.
 async fn query(pool: &Pool, probe: &mut Option<Probe>) -> sqlx::Result<Vec<(i32, f64)>> {
     let former = probe.take().filter(|former| !former.session.is_lost());
     let mut queried = match former {
         Some(recent) if recent.since.elapsed() <= RECONNECT_INTERVAL => recent,
         former => match pool.connect_apart("leadrelay supervision", &[]).await {
             Ok(session) => Probe { session, since: Instant::now() },
-            // While the former connection is answered, the server is there.
+            // While the server answers on the former connection, it is available.
             Err(e) => former.filter(|former| !former.session.is_lost()).ok_or(e)?,
         },
     };

@@ -4,9 +4,9 @@ use async_nats::jetstream::message::OutboundMessage;
 
 /// Messages per batch: the server's limit.
 pub(super) const BATCH_MESSAGES: usize = 1000;
-/// Bytes per batch. More delays the messages of the next batch, fewer sync more often.
+/// Bytes per batch. A larger batch delays the messages of the next one; a smaller one syncs more often.
 pub(super) const BATCH_BYTES: usize = 1 << 20;
-/// Bytes of a message beside its subject, payload and header values.
+/// Bytes of a message besides its subject and payload.
 const OVERHEAD: usize = 256;
 
 /// An upper estimate of a message's bytes on the wire.

@@ -1,12 +1,13 @@
-//! 1 Accept, 6 Announce: publishes messages to a stream, those of one caller as one atomic batch (NATS ADR-50) if that is
-//! faster.
+//! 1 Accept, 6 Announce: publishes messages to a stream, those of one caller as one atomic batch (NATS ADR-50) if that
+//! is faster.
 //!
-//! A server that syncs before it acknowledges does so once per message, but only a few times per batch: a batch is a group
-//! commit. A batch is stored or refused as a whole: refused if one message is too large or a duplicate, or if the stream is
-//! full. The messages of a refused batch are published again one by one, so each has its own outcome. Messages are also
-//! published singly where batches gain nothing: on servers before 2.15, on streams that do not allow them, and where a
-//! trial shows that single messages are faster (a client cannot see whether the server syncs). They are then sent without
-//! a wait between them, which saves most of the reads and writes.
+//! A server that syncs before it acknowledges does so once per message, but only a few times per batch: a batch is a
+//! group commit. A batch is stored or refused as a whole: refused if one message is too large or a duplicate, or if the
+//! stream is full. The messages of a refused batch are published again one by one, so each has its own outcome.
+//! Messages are also published singly where batches gain nothing: on servers before 2.15, on streams that do not allow
+//! them, and where a trial shows that single messages are faster (a client cannot see whether the server syncs). They
+//! are then sent without a wait between them, which saves most of the reads and writes. Where the order counts, each
+//! names the sequence of the one before, so that none is stored after a gap.
 
 mod batch;
 mod resend;
@@ -39,13 +40,13 @@ use crate::{
     version::ServerVersion,
 };
 
-/// From how many messages on a batch is cheaper: it costs the server about as much as ten messages (a staging file, which is
-/// synced too). Measured: docs/results/sync-before-ack.md.
+/// The number of messages from which a batch is cheaper. A batch costs the server about as much as ten messages (a
+/// staging file, which is synced too). Measured: docs/results/sync-before-ack.md.
 const MIN_BATCH: usize = 16;
-/// How long one message waits for its acknowledgement before it is sent again. Longer delays messages that were sent to a
-/// dead leader, shorter sends more duplicates to a server with a slow disk.
+/// How long one message waits for its acknowledgement before it is sent again. A longer wait delays messages that were
+/// sent to a dead leader; a shorter one sends more duplicates to a server with a slow disk.
 const RESEND_AFTER: Duration = Duration::from_secs(2);
-/// How many resends are in progress at once, of all messages that wait. They probe a stream without a leader.
+/// How many of the waiting messages are sent again at once. They probe a stream without a leader.
 const MAX_RESENDS: usize = 64;
 /// How often the server's version is read; reading copies all of the server's information.
 const READ_SERVER: Duration = Duration::from_secs(1);
@@ -79,9 +80,9 @@ struct Shared {
 /// What the server and the stream support, as far as is known.
 #[derive(Debug, Default)]
 struct Support {
-    /// The server, and when it was looked at: the next connection may lead to another one.
+    /// The server's version, and when it was read: the next connection may lead to another server.
     server: Option<(Instant, ServerVersion)>,
-    /// When the stream refused a batch as such.
+    /// When the stream last refused batches in general.
     refused_at: Option<Instant>,
 }
 
@@ -94,14 +95,14 @@ impl Publisher {
     /// A publisher on this connection that records metrics.
     pub fn observed(js: jetstream::Context, metrics: Publishing) -> Self {
         let client = js.client();
-        // If the server syncs, the first trial shows it. If it does not, a trial may not tell the two apart on a fast disk, and
-        // single messages take less CPU on both sides.
+        // If the server syncs, the first trial shows it. If it does not, a trial may not tell the two apart on a fast
+        // disk, and single messages take less CPU on both sides.
         let sequences = Mutex::new(PublishStrategy::new(PublishMode::Single));
         let (support, resends, waiting) = (Mutex::default(), Semaphore::new(MAX_RESENDS), AtomicUsize::new(0));
         Self { shared: Arc::new(Shared { js, client, support, sequences, resends, waiting, metrics }) }
     }
 
-    /// The most bytes of a message with its headers, as the server says.
+    /// Maximum bytes of a message with its headers, as the server reports it.
     pub fn max_payload(&self) -> usize {
         self.shared.client.max_payload()
     }
@@ -130,7 +131,7 @@ impl Publisher {
         self.timed(publish).await
     }
 
-    /// Publishes messages in this order, waits until the stream has them all, and returns what was acked of each.
+    /// Publishes messages in this order and waits until the stream has them all.
     ///
     /// # Errors
     /// Some may be stored. Publish all of them again; the stream recognizes duplicates by their message ids.
@@ -288,8 +289,8 @@ impl Shared {
     }
 }
 
-/// The sequence of a batch's first message, if `ack` is for the batch. A server without batches, as one member of a cluster
-/// may be, acknowledges only the last message.
+/// The sequence of a batch's first message, if `ack` is for the batch. A server without batches, as one member of a
+/// cluster may be, acknowledges only the last message.
 fn committed(ack: &PublishAck, id: &str, messages: u64) -> Option<u64> {
     let whole = ack.batch_id.as_deref() == Some(id) && ack.batch_size == Some(messages);
     whole.then(|| (ack.sequence + 1).checked_sub(messages)).flatten()

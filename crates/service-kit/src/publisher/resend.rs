@@ -1,8 +1,8 @@
 //! Publishes until the stream has a leader, or a deadline has passed.
 //!
-//! The servers of a replicated stream take 4 to 9 s to elect another leader after its server died. Until then JetStream does
-//! not answer, or answers that there is no stream. What was sent meanwhile is sent again under the same message ids, so the
-//! stream stores it once.
+//! The servers of a replicated stream take 4 to 9 s to elect another leader after its server died. Until then JetStream
+//! does not answer, or answers that there is no stream. Messages that were sent meanwhile are sent again under the same
+//! message ids, so the stream stores each once.
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering::Relaxed},
@@ -18,12 +18,13 @@ use tokio::{
 use super::{Publisher, RESEND_AFTER, Stored};
 use crate::publish::PublishError;
 
-/// The pause between two resends of one permit. Longer delays messages after an election, shorter costs more while it lasts.
+/// The pause between two resends of one permit. A longer pause delays messages after an election; a shorter one costs
+/// more while it lasts.
 const PAUSE: Duration = Duration::from_millis(200);
 
 impl Publisher {
-    /// As [`publish`](Self::publish); while the stream cannot acknowledge, sends the message again until the deadline.
-    /// `message` makes the same message each time.
+    /// Like [`publish`](Self::publish); while the stream cannot acknowledge, sends the message again until the
+    /// deadline. `message` makes the same message each time.
     ///
     /// # Errors
     /// [`PublishError::Unconfirmed`] if one of the messages that were sent may be stored.
@@ -44,8 +45,9 @@ impl Publisher {
         outcome
     }
 
-    /// As [`publish_each`](Self::publish_each) of so many messages; while the stream cannot acknowledge, sends those behind
-    /// the last stored one again, in order, until the deadline. `message` makes the same message for a place each time.
+    /// Like [`publish_each`](Self::publish_each) of `count` messages; while the stream cannot acknowledge, sends the
+    /// messages after the last stored one again, in order, until the deadline. `message` makes the same message for an
+    /// index each time.
     pub async fn publish_each_until(
         &self,
         count: usize,
@@ -77,7 +79,7 @@ impl Publisher {
         timeout(limit, self.publish(message)).await.unwrap_or(Err(PublishError::Unconfirmed))
     }
 
-    /// Waits for the permit to send again. None if the error will not pass, or the deadline comes first.
+    /// Waits for a permit to send again. None if the error is permanent, or the deadline comes first.
     async fn resend_permit<'a>(
         &'a self,
         error: &PublishError,
@@ -100,7 +102,7 @@ impl Publisher {
     }
 }
 
-/// A publish that waits for the stream's leader. The first and the last of those that wait at once are logged.
+/// A publish that waits for the stream's leader. Logs when the first one begins to wait and when the last one ends.
 struct Waiting<'a>(&'a AtomicUsize);
 
 impl<'a> Waiting<'a> {
@@ -120,15 +122,15 @@ impl Drop for Waiting<'_> {
     }
 }
 
-/// The places of the messages that may be sent again. One that is missing before a stored one may not: it would be stored
-/// behind messages that follow it.
+/// The indexes of the messages that may be sent again. A message that failed before a stored one may not: it would be
+/// stored after messages that follow it.
 fn resendable(outcomes: &[Result<Stored, PublishError>]) -> Vec<usize> {
     let behind = outcomes.iter().rposition(Result::is_ok).map_or(0, |last| last + 1);
     let may_pass = |place: &usize| outcomes[*place].as_ref().is_err_and(PublishError::may_pass);
     (behind..outcomes.len()).filter(may_pass).collect()
 }
 
-/// Replaces an error by what came of sending the message again.
+/// Replaces an error by the outcome of sending the message again.
 fn merge(outcome: &mut Result<Stored, PublishError>, again: Result<Stored, PublishError>) {
     if let Err(first) = outcome {
         *outcome = again.map_err(|last| first.clone().followed_by(last));

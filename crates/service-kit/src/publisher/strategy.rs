@@ -1,12 +1,12 @@
 //! Chooses between batches and single messages by measuring both.
 //!
-//! Whether a batch is faster depends on whether the server syncs before it acknowledges, on its disk, and on replicas; a
-//! client cannot see any of it. So the mode that is not in use is tried for a few messages, at growing intervals while it
-//! is slower, and adopted when it is clearly faster.
+//! Whether a batch is faster depends on whether the server syncs before it acknowledges, on its disk, and on replicas;
+//! a client cannot see any of it. So the mode that is not in use is tried for a few messages, at growing intervals
+//! while it is slower, and adopted when it is clearly faster.
 
 use std::time::{Duration, Instant};
 
-/// Messages per measurement. More are more reliable, fewer are delayed when the mode on trial is slow.
+/// Messages per measurement. More messages make it more reliable; fewer are delayed when the mode on trial is slow.
 const TRIAL: u32 = 128;
 /// How many times as fast the other mode must be: less is noise. If the server syncs, batches are many times as fast.
 const MIN_SPEEDUP: f64 = 1.2;
@@ -63,7 +63,7 @@ impl PublishStrategy {
 
     /// Records the time per message in a mode; true if the mode changes.
     pub(crate) fn observe(&mut self, mode: PublishMode, each: Duration, messages: usize, now: Instant) -> bool {
-        // Messages that were in flight when the mode changed.
+        // These messages were in flight when the mode changed.
         if mode != self.mode() {
             return false;
         }

@@ -10,12 +10,12 @@ use tokio::time::Instant;
 
 use crate::core::outcome::EndpointHealth;
 
-/// Consecutive failures that open the breaker. More sends more requests to a dead endpoint, fewer opens it after a
-/// hiccup.
+/// Consecutive failures that open the breaker. A higher threshold sends more requests to a dead endpoint; a lower one
+/// opens the breaker after a hiccup.
 pub(crate) const THRESHOLD: u32 = 5;
-/// How long the first opening lasts at most. Longer spares the endpoint, shorter notices sooner that it is back.
+/// Maximum length of the first opening. A longer one spares the endpoint; a shorter one detects sooner that it is back.
 const FIRST_OPEN: Duration = Duration::from_secs(1);
-/// How long any opening lasts at most: an endpoint that is back is noticed within this time.
+/// Maximum length of any opening: an endpoint that is back is detected within this time.
 const LONGEST_OPEN: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

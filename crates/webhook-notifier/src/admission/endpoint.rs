@@ -1,4 +1,4 @@
-//! The state of one endpoint: what it has in flight, how it answers, and what its limits allow.
+//! The state of one endpoint: its attempts in flight, its recent answers, its breaker and its rate limit.
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,12 +11,13 @@ use super::{
     token_bucket::TokenBucket,
 };
 
-/// How long an open breaker of an idle endpoint is kept beyond its time: the callback may have been removed.
+/// How long the breaker of an idle endpoint is kept after its opening ended: the callback may have been removed.
 const BREAKER_RETENTION: Duration = Duration::from_secs(60 * 60);
-/// An endpoint finishes in the next such span as many attempts as in the last one, so its queue may be as long.
+/// We expect an endpoint to finish as many attempts in the next such span as in the last one, so its queue may be as
+/// long.
 const THROUGHPUT_SPAN: Duration = Duration::from_millis(100);
-/// How long an answer keeps the window open. Longer suits endpoints that take seconds, shorter notices sooner that one
-/// hangs.
+/// How long an answer keeps the window open. A longer span suits endpoints that take seconds; a shorter one detects
+/// sooner that an endpoint hangs.
 const ANSWER_SPAN: Duration = Duration::from_secs(1);
 
 /// A callback and its configured limits.
@@ -64,9 +65,9 @@ pub(crate) struct EndpointState {
     pub(crate) breaker: Breaker,
     /// None without a rate limit.
     pub(crate) bucket: Option<TokenBucket>,
-    /// More of its deliveries are due in Postgres than could start.
+    /// Whether more of its deliveries are due in Postgres than could start.
     pub(crate) has_due_retries: bool,
-    /// When the rate limit allows more of them to start, if the rate limit holds them up.
+    /// When the rate limit allows more due retries to start, if it holds any up.
     pub(crate) rate_limited_until: Option<Instant>,
     /// First attempts that wait for a permit.
     pub(crate) waiting: usize,

@@ -1,7 +1,7 @@
 //! The pool of attempts in flight, shared by first attempts and retries.
 //!
-//! No attempt waits behind the slow endpoint of another: what an endpoint cannot start now is deferred to Postgres,
-//! where the retries find it.
+//! No attempt waits for the slow endpoint of another: deliveries that an endpoint cannot start now are deferred to
+//! Postgres, where the retries find them.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -22,9 +22,9 @@ use crate::core::outcome::EndpointHealth;
 /// An attempt counts as one unit per started block of this many bytes of its body, so that the pool bounds memory too.
 /// A larger unit lets large bodies take more memory, a smaller one makes them wait longer.
 const BYTES_PER_UNIT: usize = 64 * 1024;
-/// How many first attempts may wait for a permit, of all endpoints. One endpoint may have as many waiting as are left
-/// for the others, or as many as it finished lately. More bridges bursts without a detour through Postgres, fewer
-/// leaves more room for the events of other endpoints.
+/// Maximum number of first attempts that wait for a permit, of all endpoints together. One endpoint may have as many
+/// waiting as places are left for the others, or as many as it finished lately. A longer queue bridges bursts without a
+/// detour through Postgres; a shorter one leaves more room for the events of other endpoints.
 const MAX_WAITING: usize = 1024;
 
 /// How many units of the pool an attempt with a body of this length takes.
@@ -108,7 +108,7 @@ impl Drop for WaitingAttempt {
     }
 }
 
-/// The limit that allows a callback no further attempt now.
+/// The limit that a callback has reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ReachedLimit {
     #[error("maxPerSecond of the callback, {0}, is reached: try again in a second")]
@@ -119,12 +119,12 @@ pub(crate) enum ReachedLimit {
     Share,
 }
 
-/// What an endpoint's retries may use.
+/// The permits and bytes that an endpoint's retries may use.
 #[derive(Debug)]
 pub(crate) struct Reservation {
     /// One per delivery.
     pub(crate) permits: Vec<AttemptPermit>,
-    /// How many bytes of bodies the deliveries may have in all: the endpoint's share, of which the permits hold a part.
+    /// Maximum size of all bodies together: the endpoint's share, which includes the units of the permits.
     pub(crate) max_bytes: usize,
 }
 
@@ -144,9 +144,9 @@ impl ConcurrencyLimiter {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A permit for a first attempt, within `max_wait`. None when the endpoint's window or share is used up for so
-    /// long; at once when its breaker is open, its rate limit reached or its queue full. The delivery is then deferred
-    /// to the retries.
+    /// Waits up to `max_wait` for a permit for a first attempt. Returns `None` if the endpoint's window or share stays
+    /// used up that long, and at once if its breaker is open, its rate limit reached or its queue full. The delivery is
+    /// then deferred to the retries.
     pub(crate) async fn acquire(
         self: &Arc<Self>,
         endpoint: &Endpoint,
@@ -193,7 +193,7 @@ impl ConcurrencyLimiter {
         }
         let window = first_attempt_window(endpoint_state.window(endpoint, now), endpoint_state.has_due_retries);
         if !pool.share(endpoint_state, window).fits(units) {
-            // Only the endpoint's own attempts wake those that wait.
+            // Only the endpoint's own attempts wake its waiting attempts.
             return if endpoint_state.in_flight > 0 { AcquireResult::Wait } else { AcquireResult::Denied };
         }
         endpoint_state.start(1, units, is_probe);
@@ -205,8 +205,8 @@ impl ConcurrencyLimiter {
         AcquireResult::Acquired(self.permit(endpoint, units, is_probe))
     }
 
-    /// A permit for a test request, now or not at all. Limits and share apply. The breaker does not: the test may be to
-    /// see whether the endpoint is back; and the result does not change the breaker.
+    /// Acquires a permit for a test request, without waiting. Limits and share apply. The breaker does not, because the
+    /// test may check whether the endpoint is back; and the result does not change the breaker.
     pub(crate) fn acquire_for_test(
         self: &Arc<Self>,
         endpoint: &Endpoint,
@@ -241,8 +241,8 @@ impl ConcurrencyLimiter {
         let count = admitted.min(fitting);
         let units = i64::from(count);
         endpoint_state.start(count, units, is_probe && count > 0);
-        // Where the rate limit holds retries up, they are worth another round once it is full. Open breakers are left
-        // to the poll.
+        // If the rate limit holds retries up, the next round is worthwhile once its bucket is full. Open breakers are
+        // left to the poll.
         let rate_limited = admitted < fitting && endpoint_state.breaker.admission(now) != Admission::None;
         let bucket = endpoint_state.bucket.filter(|_| rate_limited);
         endpoint_state.rate_limited_until =
@@ -257,8 +257,8 @@ impl ConcurrencyLimiter {
         }
     }
 
-    /// How many bytes of bodies the retries of projects may have in all, once so many permits are reserved for each: what
-    /// the permits count, and a share of what is free. The bytes of all projects together fit into the pool.
+    /// Maximum size of the bodies of each project's retries, given the permits reserved for it: the units of these
+    /// permits, and a share of the free units. The bytes of all projects together fit into the pool.
     pub(crate) fn project_bytes(&self, projects: &[(ObjectId, usize)]) -> Vec<usize> {
         let state = self.lock();
         let in_use = projects.iter().map(|(project_id, _)| state.projects.get(project_id).copied().unwrap_or_default());
@@ -276,8 +276,8 @@ impl ConcurrencyLimiter {
         self.lock().endpoints.entry(callback_id).or_default().set_due_retries(has_due_retries);
     }
 
-    /// Begins a round: resets [`Self::set_due_retries`] for all callbacks but those with due deliveries. Nothing else
-    /// resets it once the last delivery of a callback is claimed.
+    /// Begins a round: resets [`Self::set_due_retries`] for all callbacks without due deliveries. Nothing else resets
+    /// it once the last delivery of a callback is claimed.
     ///
     /// A delivery that was deferred while `due` was read may be missing there: the next poll finds it.
     pub(crate) fn begin_round(&self, due: &HashSet<ObjectId>) {
@@ -304,7 +304,7 @@ impl ConcurrencyLimiter {
         }
     }
 
-    /// Wakes the retries: something became due that may start.
+    /// Wakes the retries: a delivery that may start has become due.
     pub(crate) fn wake_retries(&self) {
         self.retry_work.notify_one();
     }
@@ -347,7 +347,7 @@ impl ConcurrencyLimiter {
         let now = Instant::now();
         let mut state = self.lock();
         state.hold(permit.endpoint.project_id, -permit.units);
-        // A permit that was not used makes room for no more than the next round finds anyway.
+        // An unused permit frees nothing that the next round would not find anyway.
         if permit.started && state.short_projects.remove(&permit.endpoint.project_id) {
             self.retry_work.notify_one();
         }
@@ -362,7 +362,7 @@ impl ConcurrencyLimiter {
             bucket.refund(1, rate);
         }
         endpoint.permit_freed.notify_one();
-        // A rate limit sets its own time.
+        // A rate limit wakes the retries at its own time.
         if endpoint.has_due_retries && !endpoint.breaker.is_open() && endpoint.rate_limited_until.is_none() {
             self.retry_work.notify_one();
         }
@@ -518,7 +518,7 @@ mod tests {
         }
         assert_eq!((taken, limiter.lock().waiting), (MAX_WAITING / 2, 0));
 
-        // So many finished at once that as many may wait, although no place is left.
+        // So many attempts finished lately that as many may wait, although no place is left.
         let held = acquire(&limiter, one).await.unwrap();
         limiter.lock().waiting = MAX_WAITING;
         let waiters = (0..MAX_WAITING).map(|_| wait()).collect::<Vec<_>>();

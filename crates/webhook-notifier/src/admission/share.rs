@@ -8,7 +8,7 @@ use service_kit::shares::available;
 /// How many attempts an endpoint that answered nothing lately may have in flight. A larger window lets endpoints that
 /// hang take more of the pool, a smaller one slows down the start of every endpoint.
 pub(crate) const INITIAL_WINDOW: u32 = 4;
-/// How far each recent answer opens the window. Must exceed 1, else the window does not grow while attempts end.
+/// How far each recent answer opens the window. Must exceed 1, otherwise the window does not grow while attempts end.
 const WINDOW_PER_ANSWER: u32 = 2;
 
 /// How many attempts an endpoint may have in flight, by its configured maximum and the answers of the last second.
@@ -18,12 +18,12 @@ pub(crate) fn window(max_in_flight: u32, recent_answers: usize) -> u32 {
 }
 
 /// The part of a window that first attempts may use. While deliveries of the endpoint are due in Postgres, a quarter is
-/// reserved for them; otherwise new events could keep them waiting for ever.
+/// reserved for them; otherwise new events could keep them waiting forever.
 pub(crate) fn first_attempt_window(window: u32, has_due_retries: bool) -> u32 {
     if has_due_retries { window - window.div_ceil(4) } else { window }
 }
 
-/// What is in use when an endpoint asks for more. Bodies are counted in units of the pool.
+/// The units and attempts in use. Bodies are counted in units of the pool.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Usage {
     /// Units that nothing holds. Negative while claimed bodies turned out larger than expected.
@@ -34,7 +34,7 @@ pub(crate) struct Usage {
     pub(crate) in_flight: u32,
 }
 
-/// What an endpoint may take in addition.
+/// How much more an endpoint may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Share {
     pub(crate) attempts: u32,
@@ -51,14 +51,14 @@ impl Share {
         }
     }
 
-    /// Whether one attempt with a body of so many units fits.
+    /// Whether one attempt with a body of `units` units fits.
     pub(crate) fn fits(self, units: i64) -> bool {
         self.attempts > 0 && units <= self.units
     }
 }
 
-/// How many units projects that hold so many may take in addition, all at once: together at most what is free. The first
-/// ones get more.
+/// How many more units each project may take, given the units that it has: together at most the free units. Earlier
+/// projects get more.
 pub(crate) fn project_shares(free_units: i64, project_units: impl IntoIterator<Item = i64>) -> Vec<i64> {
     let mut free = free_units.max(0);
     let share = |units| {

@@ -1,14 +1,15 @@
 //! A callback's rate limit, `maxPerSecond`: a token bucket. Time is an argument.
 //!
-//! Retries look at the tokens before a claim and return what the claim did not use, and the rate changes with the
+//! The retries consume tokens before a claim and return those that the claim did not use, and the rate changes with the
 //! configuration. No published rate limiter supports both.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How many tokens a rate saves up: a tenth of a second's, at least one. In any span at most the rate's share of it and
-/// this many attempts start. More bridges longer pauses between claims, fewer keeps closer to the rate.
+/// The size of the bucket: a tenth of a second's tokens, at least one. In any time span, at most the rate times the
+/// span, plus this many, attempts start. A larger bucket bridges longer pauses between claims; a smaller one keeps
+/// closer to the rate.
 fn burst(rate: u32) -> f64 {
     (f64::from(rate) / 10.0).max(1.0)
 }
@@ -48,7 +49,7 @@ impl TokenBucket {
         now.saturating_duration_since(self.updated_at) > Duration::from_secs(1)
     }
 
-    /// When the bucket is full: a claim before would find less than it could.
+    /// When the bucket is full: an earlier claim would get fewer tokens.
     pub(crate) fn full_at(&self, rate: u32) -> Instant {
         self.updated_at + Duration::from_secs_f64((burst(rate) - self.tokens).max(0.0) / f64::from(rate.max(1)))
     }

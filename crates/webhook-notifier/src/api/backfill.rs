@@ -64,7 +64,8 @@ impl DeliveryApi {
         let mut rest = ids;
         while !rest.is_empty() {
             let events = request(&self.client, &GetEvents { project_id, update_ids: rest.to_vec() }).await?;
-            // A reply has as many as fit, in the order of the request. An event that is missing in between is erased.
+            // A reply has as many events as fit, in the order of the request. An event that is missing in between is
+            // erased.
             let last = events.last().and_then(|last| rest.iter().position(|id| *id == last.event.update_id));
             rest = last.map_or(&[], |last| &rest[last + 1..]);
             let mut records = Vec::new();
@@ -73,7 +74,7 @@ impl DeliveryApi {
                 for delivery in deliveries {
                     let PendingDelivery { update_id, callback_id, kind, .. } = delivery;
                     if !recorded.contains(&DeliveryId { update_id, callback_id, kind }) {
-                        // The first attempt of an event that arrives just now may be under way.
+                        // The event may have arrived just now, with its first attempt still in flight.
                         let settled_at = event.event.timestamp.plus(LEASE);
                         let due = cursor.next_due(query.per_second).max(settled_at);
                         until = until.max(Some(due));
@@ -97,7 +98,7 @@ impl DeliveryApi {
     }
 }
 
-/// The deliveries that the callback gets of an event. Ordered ones come before all that were announced later.
+/// The deliveries of an event to the callback. Ordered ones precede the deliveries of all events announced later.
 fn deliveries(
     target: &Target,
     LedgerEvent { position, event }: &LedgerEvent,
@@ -106,7 +107,7 @@ fn deliveries(
         return Ok(Vec::new());
     }
     let position = EventPosition { generation: 0, log: *position };
-    // Of no stream, whose events would have to be recorded before.
+    // Without a stream: the delivery waits for no earlier event to be recorded.
     let order = event.lead_id.map(|lead_id| LeadOrder::new(lead_id, position, "".into(), 0));
     let subscribed = target.deliveries(&EventValues::of(event)).map(|kind| (target.clone(), kind)).collect();
     let deliveries = pending_deliveries(subscribed, event, order.as_ref(), None)?;

@@ -21,7 +21,7 @@ use crate::{
     store,
 };
 
-/// How many names are looked up at once.
+/// How many names are resolved at once.
 const LOOKUPS: usize = 16;
 
 /// Answers queries about callbacks.

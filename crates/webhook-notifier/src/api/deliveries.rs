@@ -30,7 +30,7 @@ use crate::{
 /// The lists that cursors belong to.
 const BY_STATUS: &str = "deliveries-by-status";
 const BY_UPDATE: &str = "deliveries-by-update";
-/// Rows per statement. More finds rare deliveries sooner, and takes more memory.
+/// Rows per statement. A larger chunk finds rare deliveries sooner, but takes more memory.
 pub(super) const CHUNK: i64 = 500;
 /// Chunks that are searched for a page.
 const MAX_CHUNKS: usize = 10;
@@ -79,7 +79,7 @@ impl DeliveryApi {
 
     async fn list_of_update(self, query: ListUpdateDeliveries) -> Result<UpdateDeliveries, RpcError> {
         let ListUpdateDeliveries { project_id, update_id } = query;
-        // First, for it is deleted after the deliveries are recorded.
+        // Read before the deliveries, because a parked event is deleted after its deliveries are recorded.
         let parked = store::parked::of_update(&self.pool, project_id, update_id).await?;
         let deliveries = store::deliveries::with_attempts(&self.pool, project_id, update_id).await?;
         Ok(UpdateDeliveries { deliveries, parked })
@@ -110,8 +110,8 @@ impl DeliveryApi {
                 status: Some(status @ (DeliveryStatus::Pending | DeliveryStatus::Exhausted)),
                 ..
             } => self.list_by_status(&query, status).await,
-            // Delivered ones have no index, which would slow down every delivery. The ledger has an index of its
-            // updates.
+            // There is no index of delivered deliveries: it would slow down every delivery. The ledger has an index of
+            // its updates.
             _ => self.list_by_update(&query).await,
         }
     }
@@ -135,7 +135,7 @@ impl DeliveryApi {
         Ok(outcomes.first().and_then(|outcome| outcome.lead_id) == Some(lead_id))
     }
 
-    /// By the index of deliveries that are not delivered.
+    /// Reads the index of deliveries that are not delivered.
     async fn list_by_status(
         &self,
         query: &ListDeliveries,
@@ -192,7 +192,7 @@ impl DeliveryApi {
                     of_update.push(delivery);
                 }
                 if !items.is_empty() && items.len() + of_update.len() > limit {
-                    // After the update before this one, which may be where this page started.
+                    // Continues after the last complete update, or where this page started if there is none.
                     let next = last.or(list.cursor.as_ref()).map(after);
                     return Ok(Page { items, next });
                 }
@@ -276,8 +276,8 @@ impl DeliveryApi {
         Ok(deliveries)
     }
 
-    /// Adds the status codes of the deliveries that match a query, and removes the others: a code takes as long to read as its
-    /// delivery.
+    /// Adds the status codes of the deliveries that match a query, and removes the others first: reading a code takes
+    /// as long as reading its delivery.
     async fn add_status_codes(
         &self,
         query: &ListDeliveries,
@@ -297,7 +297,7 @@ impl DeliveryApi {
     ) -> Result<Vec<Outcome>, RpcError> {
         let update_ids = deliveries.iter().map(|id| id.update_id).collect();
         let mut kinds = deliveries.iter().map(|id| id.kind).collect::<Vec<_>>();
-        // A lead-state of an earlier version has the outcomes of updates only, and refuses a field that it does not know.
+        // An older lead-state has only the outcomes of updates, and rejects unknown fields.
         if kinds.iter().all(DeliveryKind::is_update) {
             kinds.clear();
         }

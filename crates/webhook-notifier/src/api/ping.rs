@@ -26,7 +26,8 @@ use crate::{
     deliver::Deliverer,
 };
 
-/// Most pings of a project in flight in one notifier. More lets one project with slow endpoints delay the others.
+/// Maximum number of a project's pings in flight in one notifier. A higher maximum lets one project with slow endpoints
+/// delay the others.
 const MAX_IN_FLIGHT: u32 = 4;
 
 #[derive(Debug)]
@@ -110,7 +111,7 @@ impl PingApi {
     }
 }
 
-/// A ping with its own id, which is no update's.
+/// A ping with a new id, not that of an update.
 fn ping(project_id: ObjectId, target: &Target) -> (ObjectId, PendingDelivery) {
     let webhook_id = clock::new_id();
     let (callback_id, process_id) = (target.callback_id, target.process_id());
@@ -120,7 +121,7 @@ fn ping(project_id: ObjectId, target: &Target) -> (ObjectId, PendingDelivery) {
     let delivery = PendingDelivery {
         update_id: webhook_id,
         callback_id,
-        // Its webhook-id has no suffix, either.
+        // Like the outcome of an update, a ping has no suffix in its webhook-id.
         kind: DeliveryKind::Update,
         project_id,
         process_id,

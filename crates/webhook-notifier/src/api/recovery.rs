@@ -63,7 +63,7 @@ impl RecoveryCursor {
     pub(super) fn next_due(&mut self, per_second: u32) -> Timestamp {
         let delay = Duration::from_millis(self.recovered.saturating_mul(1000) / u64::from(per_second.max(1)));
         self.recovered = self.recovered.saturating_add(1);
-        // A forged count must not exceed the times that Postgres has.
+        // A forged count must not lead to a time beyond the range of Postgres.
         self.started_at.plus(delay.min(MAX_SPREAD))
     }
 }
@@ -87,8 +87,8 @@ impl RecoveryCall {
         Ok(Self { list, started: Instant::now(), cursor, reply })
     }
 
-    /// Counts the deliveries of a page, the last of which is due at `until`; `next` is where the next page starts. Returns the
-    /// reply if the call ends here.
+    /// Counts the deliveries of a page, the last of which is due at `until`; `next` is where the next page starts.
+    /// Returns the reply if the call ends here.
     pub(super) fn end_page(
         &mut self,
         deliveries: u64,
@@ -174,8 +174,8 @@ impl DeliveryApi {
         Ok((ids, updates.next.map(|next| next.as_str().to_owned())))
     }
 
-    /// Makes the found deliveries due one after the other. Returns how many were not pending already, and when the last one
-    /// is due.
+    /// Makes the found deliveries due one after the other. Returns how many were not pending already, and when the last
+    /// one is due.
     async fn make_due(
         &self,
         query: &RecoverDeliveries,

@@ -1,4 +1,4 @@
-//! The authentication of call reports: their signatures are verified where the secrets of sources may be opened.
+//! Verifies the signatures of call reports for the gateway, which cannot open the secrets of sources.
 
 use std::sync::Arc;
 

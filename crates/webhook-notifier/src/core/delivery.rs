@@ -1,4 +1,4 @@
-//! A delivery, its states, and what is recorded of it.
+//! A delivery, its states and its record.
 
 use std::sync::Arc;
 
@@ -44,7 +44,8 @@ pub(crate) struct LeadOrder {
 
 impl LeadOrder {
     pub(crate) fn new(lead_id: ObjectId, position: EventPosition, event_stream: Arc<str>, event_sequence: u64) -> Self {
-        // The position survives a new LEAD_EVENTS; the event's sequence orders what was decided at one position.
+        // The position survives a new LEAD_EVENTS; the event's sequence orders events that were decided at one
+        // position.
         let mut key = Vec::with_capacity(28);
         key.extend(position.generation.to_be_bytes());
         key.extend(position.log.epoch.to_be_bytes());
@@ -66,7 +67,7 @@ impl LeadOrder {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum DeliveryState {
-    /// Attempted (again) at this time.
+    /// The next attempt is due at this time.
     RetryAt(Timestamp),
     /// Waits until the lead's earlier deliveries are completed.
     Queued,
@@ -101,7 +102,7 @@ impl DeliveryState {
 pub(crate) enum DeliverySource {
     /// The event. It may have been delivered before, so a record may only turn an existing row into delivered.
     Event,
-    /// A row claimed under a lease until this time, which its `next_attempt_at` contains. Another notifier may claim it
+    /// A row claimed under a lease until this time, which is its `next_attempt_at`. Another notifier may claim it
     /// afterwards: then a record may only turn it into delivered.
     Claim { lease_until: Timestamp },
 }

@@ -1,4 +1,4 @@
-//! Callbacks with `ordering: "lead"`: the leads whose next delivery may be able to start.
+//! Callbacks with `ordering: "lead"`: the leads whose next delivery may be ready to start.
 
 use std::{
     collections::HashSet,
@@ -8,7 +8,8 @@ use std::{
 use contract::ObjectId;
 use tokio::sync::Notify;
 
-/// How many leads are remembered one by one; beyond that, all leads are checked. More takes memory.
+/// Maximum number of leads that are remembered one by one; beyond that, the sweep checks them. A higher maximum takes
+/// more memory.
 const MAX_LEADS: usize = 10_000;
 
 /// The deliveries of one lead to one callback.
@@ -18,11 +19,11 @@ pub(crate) struct LeadKey {
     pub(crate) lead_id: ObjectId,
 }
 
-/// The oldest pending delivery of a lead, which had no time yet.
+/// The oldest pending delivery of a lead, which had no due time yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct LeadHead {
     pub(crate) lead: LeadKey,
-    /// It is due now. Otherwise an earlier event may not be recorded yet.
+    /// Whether it is due now. If not, an earlier event may not be recorded yet.
     pub(crate) is_due: bool,
 }
 

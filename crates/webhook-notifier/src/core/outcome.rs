@@ -60,7 +60,7 @@ impl AttemptOutcome {
         }
     }
 
-    /// The label that metrics count attempts under.
+    /// The label of the attempt in metrics.
     pub(crate) fn class(&self) -> &'static str {
         match self.status() {
             Some(200..=299) => "2xx",

@@ -4,11 +4,11 @@ use contract::{Timestamp, process::Platform, secret::Secret};
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
 
-/// How far the time in a signature may be from ours. Longer accepts a stolen report longer; shorter refuses retries of a
-/// platform, and reports while clocks differ.
+/// Maximum difference between the time in a signature and ours. A larger one accepts a stolen report for longer; a
+/// smaller one refuses retries of a platform, and reports while clocks differ.
 const MAX_AGE_MS: i64 = 5 * 60 * 1000;
 
-/// What came with a report.
+/// The credentials and the body of a report.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ReportProof<'a> {
     pub(crate) signature: Option<&'a str>,
@@ -22,7 +22,7 @@ pub(crate) struct ReportProof<'a> {
 /// | platform | authentication |
 /// |---|---|
 /// | Vapi | the hex HMAC-SHA256 of the body, or the secret itself |
-/// | Retell | `v={ms},d={hex}`: HMAC-SHA256 of the body and the time behind it, which must be near |
+/// | Retell | `v={ms},d={hex}`: HMAC-SHA256 of the body followed by the time, which must be recent |
 /// | Bland | the hex HMAC-SHA256 of the body |
 pub(crate) fn is_authentic(platform: Platform, secrets: &[Secret], proof: ReportProof<'_>, now: Timestamp) -> bool {
     let ReportProof { signature, secret_sha256, body } = proof;

@@ -6,10 +6,10 @@ use contract::Timestamp;
 
 use super::{delivery::DeliveryState, outcome::AttemptOutcome};
 
-/// The longest wait that an endpoint can request with `Retry-After`. Longer trusts endpoints whose clock is wrong,
-/// shorter retries before the endpoint is ready.
+/// The longest wait that an endpoint can request with `Retry-After`. A longer one trusts endpoints whose clock is
+/// wrong; a shorter one retries before the endpoint is ready.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
-/// The longest delay that a schedule can have: longer ones are taken for typing errors.
+/// The longest delay that a schedule can have: longer delays are treated as typing errors.
 const MAX_DELAY: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 /// The largest random part added to a delay, so that deliveries that failed together are not retried together.
 const JITTER: f64 = 0.1;

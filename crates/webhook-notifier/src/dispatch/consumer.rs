@@ -28,11 +28,12 @@ use tokio_util::sync::CancellationToken;
 use super::event::{AckDecision, ConsumerRole, EventDispatcher, EventMeta};
 
 /// How soon an event without an ack is redelivered. Progress acks extend it, so it only delays events after a crash.
-/// Shorter redelivers events of a notifier that stalls.
+/// With a shorter wait, events of a notifier that stalls would be redelivered.
 const ACK_WAIT: Duration = Duration::from_secs(30);
 /// How often a progress ack is sent: often enough that losing one does no harm.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);
-/// Most unacknowledged events of all notifiers. More keeps more replicas busy, fewer are delivered twice after a crash.
+/// Maximum number of unacknowledged events of all notifiers together. A higher maximum keeps more replicas busy; with a
+/// lower one, fewer events are delivered twice after a crash.
 const MAX_ACK_PENDING: i64 = 4096;
 /// The size of a pull. At most about twice as much is buffered here.
 const PULL_MESSAGES: usize = 256;
@@ -51,10 +52,10 @@ const RETRY_DELAY: Duration = Duration::from_millis(500);
 /// deliveries.
 const RECORD_ACK_WAIT: Duration = Duration::from_secs(6);
 const RECORD_PROGRESS_INTERVAL: Duration = Duration::from_secs(2);
-/// How long the consumer of ordered events is kept while no notifier pulls. Longer reads again what was recorded long
-/// ago.
+/// How long the consumer of ordered events is kept while no notifier pulls. If it were kept longer, events that were
+/// recorded long ago would be read again.
 const ORDER_CONSUMER_RETENTION: Duration = Duration::from_secs(30);
-/// How often it is checked whether any callback is ordered.
+/// How often the notifier checks whether any callback is ordered.
 const ORDER_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 fn progress_interval(role: ConsumerRole) -> Duration {
@@ -90,7 +91,7 @@ impl EventConsumer {
         consumed
     }
 
-    /// Pulls for ever; after an error from a new consumer.
+    /// Pulls forever; after an error, with a new consumer.
     async fn pull(self: &Arc<Self>, events: &mut JoinSet<()>) -> anyhow::Result<()> {
         let mut delays = retry_backoff();
         let mut highest_sequence = 0;
@@ -190,7 +191,7 @@ impl EventConsumer {
         stream.create_consumer(config).await.with_context(|| format!("cannot create the consumer {NOTIFIER_CONSUMER}"))
     }
 
-    /// The consumer of ordered events starts behind the ack floor of the other: earlier events are recorded.
+    /// The consumer of ordered events starts after the ack floor of the delivering one: earlier events are recorded.
     async fn order_consumer(stream: &Stream) -> anyhow::Result<PullConsumer> {
         if stream.consumer_info(ORDER_CONSUMER).await.is_ok() {
             let found = stream.get_consumer(ORDER_CONSUMER).await;

@@ -10,7 +10,7 @@ use contract::{
 };
 use service_kit::publish::{self, PublishError};
 
-/// How much of a body is kept when it does not fit into a message beside the headers.
+/// How much of a body is kept when it does not fit into a message together with the headers.
 const MAX_TRUNCATED: usize = 64 * 1024;
 
 #[derive(Debug)]

@@ -1,7 +1,7 @@
 //! 7 Deliver: erases the content of the deliveries of erased leads.
 //!
-//! The event of an erasure only makes it pending: events that precede it may still be on their way to a delivery. Once all
-//! of them are recorded, nothing brings their content back: the ledger has none of it either.
+//! The event of an erasure only makes it pending: the deliveries of earlier events may not be recorded yet. Once they
+//! are, their content cannot come back, because the ledger has none of it either.
 
 use std::{sync::Arc, time::Duration};
 
@@ -19,11 +19,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::store::erasures::{self, PendingErasure};
 
-/// How often erasures are looked for. Longer keeps content longer, shorter costs Postgres more.
+/// How often Postgres is polled for erasures. A longer interval keeps content longer; a shorter one costs Postgres
+/// more.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// How long after its event an erasure begins: as long as a redelivery may take that read its body from the ledger before.
+/// How long after its event an erasure starts. A redelivery that read its body from the ledger before the event takes
+/// at most this long.
 pub(super) const DELAY: Duration = DEFAULT_TIMEOUT;
-/// How long a claim is exclusive. After a crash it is made again.
+/// How long a claim is exclusive. After a crash, the erasure is claimed again when the claim ends.
 const LEASE: Duration = Duration::from_secs(60);
 
 pub(crate) struct Erasures {
@@ -35,7 +37,7 @@ pub(crate) struct Erasures {
 }
 
 impl Erasures {
-    /// Erases until shutdown. What is claimed then is erased after its lease.
+    /// Erases until shutdown. An erasure that is claimed then is carried out after its lease.
     pub(crate) async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
         let erase = async {
             loop {
@@ -67,7 +69,7 @@ impl Erasures {
     async fn is_recorded(&self, erasure: &PendingErasure) -> anyhow::Result<bool> {
         let stream = self.js.get_stream(LEAD_EVENTS).await.context("cannot find the stream LEAD_EVENTS")?;
         if streams::identity(stream.cached_info()) != erasure.event.stream {
-            // The stream is another one. Its events are announced from the ledger.
+            // The stream was replaced. Events of the new one are announced from the ledger.
             return Ok(true);
         }
         let consumer = stream.consumer_info(NOTIFIER_CONSUMER).await.context("cannot read the consumer's state")?;

@@ -3,7 +3,8 @@
 //! An event whose process cannot be read is parked in Postgres (`dispatch/parked.rs` releases it).
 //!
 //! An attempt that gets no permit soon, exceeds its callback's rate limit or meets an open breaker is deferred:
-//! recorded as due now, for the retries. So is every delivery of a callback that is off, paused or disabled.
+//! recorded as due now, for the retries. So are the deliveries of a project whose share of the memory is used up.
+//! Deliveries of a callback that is off, paused or disabled are recorded as due, too, and wait until it may be called.
 
 use std::{sync::Arc, time::Duration};
 
@@ -43,17 +44,17 @@ use crate::{
     },
 };
 
-/// How long a first attempt waits for a permit before it is deferred. Longer bridges bursts without a detour through
-/// Postgres, shorter keeps fewer events of slow endpoints in memory.
+/// How long a first attempt waits for a permit before it is deferred. A longer wait bridges bursts without a detour
+/// through Postgres; a shorter one keeps fewer events of slow endpoints in memory.
 const PERMIT_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long an event waits for its process to reach the bucket, which follows Postgres by a moment. Longer delays the
-/// events of removed processes, shorter may skip the callbacks of a process that was just created.
+/// How long an event waits for its process to reach the bucket, which follows Postgres by a moment. A longer wait
+/// delays the events of removed processes; a shorter one may skip the callbacks of a process that was just created.
 const PROCESS_GRACE: Duration = Duration::from_secs(5);
-/// How long an event waits for NATS to answer with its process before it is parked. Longer lets events that cannot be
-/// decided use up the consumer's unacknowledged ones, shorter makes more detours through Postgres.
+/// How long an event waits for NATS to answer with its process before it is parked. A longer wait lets these events use
+/// up the consumer's limit of unacknowledged ones; a shorter one parks more events.
 const PARK_GRACE: Duration = Duration::from_secs(5);
 
-/// Which of the two consumers. Both read all events.
+/// The two consumers. Both read all events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ConsumerRole {
     /// Starts or records every delivery of an event.
@@ -73,7 +74,7 @@ impl ConsumerRole {
     }
 }
 
-/// What becomes of an event's message.
+/// How an event's message is acknowledged.
 #[derive(Debug)]
 pub(crate) enum AckDecision {
     Ack,
@@ -103,7 +104,7 @@ impl From<serde_json::Error> for AckDecision {
     }
 }
 
-/// Why it is not known where an event is delivered to.
+/// Why the deliveries of an event cannot be determined.
 #[derive(Debug, thiserror::Error)]
 enum Undecided {
     #[error("its process is not in the configuration yet")]
@@ -120,14 +121,14 @@ impl From<Undecided> for AckDecision {
     }
 }
 
-/// What JetStream says about an event.
+/// JetStream's metadata of an event.
 #[derive(Debug, Clone)]
 pub(crate) struct EventMeta {
     /// The identity of the stream.
     stream: Arc<str>,
     pub(crate) sequence: u64,
     published_at: Timestamp,
-    /// The event may have been received before, so some of its deliveries may be recorded.
+    /// Whether the event may have been received before, so that some of its deliveries may be recorded.
     may_be_recorded: bool,
 }
 
@@ -209,7 +210,7 @@ impl EventDispatcher {
         Ok(())
     }
 
-    /// Makes the erasure of the lead's deliveries pending, if the event is of an erasure.
+    /// Makes the erasure of the lead's deliveries pending, if this is the event of an erasure.
     async fn record_erasure(&self, event: &CompletionEvent, meta: &EventMeta) -> Result<(), StoreError> {
         let (OutcomeKind::Erase, true, Some(lead_id)) = (event.kind, event.success, event.lead_id) else {
             return Ok(());
@@ -259,7 +260,7 @@ impl EventDispatcher {
         Ok(())
     }
 
-    /// The deliveries of the event that this consumer makes.
+    /// The event's deliveries that this consumer starts or records.
     async fn targets(
         &self,
         event: &CompletionEvent,
@@ -341,7 +342,7 @@ pub(crate) fn pending_deliveries(
             Some(body) => body,
             None => {
                 let body = kind.body(event)?;
-                // A callback has deliveries of those kinds only that the event means.
+                // An event has a body only for the kinds that it causes.
                 let Some(body) = body.map(Arc::<str>::from) else { continue };
                 bodies.push((kind, body.clone()));
                 body
@@ -379,9 +380,9 @@ fn parse(payload: &[u8]) -> Result<CompletionEvent, (DeadLetterReason, String)> 
     })
 }
 
-/// Whether an event whose process cannot be read waits in Postgres instead of its stream, where it would use up the
-/// consumer's unacknowledged messages, which all tenants share. An entry that is no process does not become one within
-/// moments; NATS may answer again.
+/// Whether an event whose process cannot be read is parked in Postgres. In its stream it would use up the consumer's
+/// limit of unacknowledged messages, which all tenants share. A malformed entry is not repaired within moments; NATS
+/// may answer again.
 fn must_park(error: &ProcessUnreadable, published_at: Timestamp, now: Timestamp) -> bool {
     error.is_malformed || now >= published_at.plus(PARK_GRACE)
 }

@@ -2,8 +2,9 @@
 //!
 //! Ordered deliveries are inserted with `next_attempt_at = NULL`. A delivery becomes due once it is the lead's oldest
 //! pending one and every earlier event is recorded; from then on it is retried like any other. Leads are checked after
-//! each insert and after each completed delivery; a sweep over all leads of callbacks that may be called covers notifiers
-//! that crashed in between.
+//! each insert and after each completed delivery; a sweep over all leads of callbacks that may be called covers
+//! notifiers that crashed in between. The sweep visits a limited number of leads per turn: a callback that has not
+//! responded for days has pending deliveries of very many leads.
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
@@ -134,7 +135,7 @@ impl LeadOrdering {
 
     async fn recorded_watermark(&self) -> anyhow::Result<RecordedWatermark> {
         let stream = self.js.get_stream(LEAD_EVENTS).await.context("cannot find the stream LEAD_EVENTS")?;
-        // Both consumers acknowledge an event once it is recorded. The one that only records is mostly ahead, and
+        // Both consumers acknowledge an event once it is recorded. The consumer that only records is usually ahead, and
         // exists only while a callback is ordered.
         let delivered = stream.consumer_info(NOTIFIER_CONSUMER).await.context("cannot read the consumer's state")?;
         let recorded = stream.consumer_info(ORDER_CONSUMER).await;

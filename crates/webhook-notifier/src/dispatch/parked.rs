@@ -16,13 +16,14 @@ use crate::{
     },
 };
 
-/// How often the processes of parked events are read. Longer delays their deliveries, shorter costs NATS more.
+/// How often the processes of parked events are read. A longer interval delays their deliveries; a shorter one costs
+/// NATS more.
 const INTERVAL: Duration = Duration::from_secs(2);
-/// How long a claim is exclusive: well beyond the record of its deliveries.
+/// How long a claim is exclusive: well beyond the time to record its deliveries.
 const LEASE: Duration = Duration::from_secs(30);
-/// Most events whose deliveries are recorded at once. More takes more memory.
+/// Maximum number of events whose deliveries are recorded at once. A larger batch takes more memory.
 const BATCH: i64 = 32;
-/// Most processes in one statement.
+/// Maximum number of processes in one statement.
 const MAX_PROCESSES: i64 = 500;
 
 /// The task that releases parked events.
@@ -33,7 +34,7 @@ pub(crate) struct ParkedEvents {
 }
 
 impl ParkedEvents {
-    /// Releases events until shutdown. What is claimed then is released after its lease.
+    /// Releases events until shutdown. Events that are claimed then are released after their lease.
     pub(crate) async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
         let mut reported = HashSet::new();
         let release = async {
@@ -48,7 +49,7 @@ impl ParkedEvents {
         Ok(())
     }
 
-    /// Releases the events of every process that can be read. Logs once why one cannot.
+    /// Releases the events of every process that can be read. Logs once why a process cannot be read.
     async fn round(&self, reported: &mut HashSet<ProcessRef>) -> Result<(), StoreError> {
         let mut unreadable = HashSet::new();
         let mut after = None;

@@ -1,8 +1,8 @@
 //! Sends one request to a callback and reads its response.
 //!
-//! The endpoint accepted the delivery when the head of its response says 2xx before the callback's timeout. The body of
-//! the response is read only while it is short and arrives at once: to reuse the connection, and to show the response
-//! of a failed attempt. An endpoint that drips or floods its response delays and fills nothing.
+//! The endpoint accepts a delivery if the head of a 2xx response arrives before the callback's timeout. The body of the
+//! response is read only while it is short and arrives at once: to reuse the connection, and to show the response of a
+//! failed attempt. An endpoint that drips or floods its response delays no attempt and fills no memory.
 
 use std::{cmp::Reverse, net::IpAddr, sync::Arc, time::Duration};
 
@@ -35,8 +35,8 @@ use crate::core::{
     outcome::{Attempt, AttemptOutcome},
 };
 
-/// How long a body may take after the head. Longer reuses the connections of slow bodies, shorter frees the permit
-/// sooner.
+/// How long a body may take after the head. A longer timeout reuses the connections of slow bodies; a shorter one frees
+/// the permit sooner.
 const BODY_TIMEOUT: Duration = Duration::from_secs(1);
 /// How much of a failed attempt's body is kept.
 const MAX_KEPT_BODY: usize = 1024;
@@ -69,9 +69,9 @@ impl CallbackClient {
         pool.map_err(|e| RequestError::NotSent(format!("the client certificate: {e}")))
     }
 
-    /// Sends a request. An endpoint may close an idle connection just as the next request is written to it, which says
-    /// nothing about the request: it is sent once more, on a fresh connection. An endpoint that read the first one after
-    /// all recognizes the second by its `webhook-id`.
+    /// Sends a request. If the endpoint closed an idle connection just as the request was written to it, sends the
+    /// request once more, on a fresh connection. An endpoint that did read the first one recognizes the second by its
+    /// `webhook-id`.
     async fn request(
         &self,
         pool: &ConnectionPool,
@@ -127,7 +127,8 @@ impl CallbackClient {
                 let outcome = outcome(&response, callback.uri().unwrap_or(&Uri::default()));
                 let token = used.as_ref().map(|(_, token)| token.text());
                 let secrets = secrets(&callback.callback, token);
-                // A secret that begins in the part that is kept is read to its end: otherwise it would not be recognized.
+                // Reads past the kept part by the length of the longest secret, so that a secret that begins there is
+                // recognized.
                 let longest = secrets.first().map_or(0, |secret| secret.len());
                 let response = printable(&read_body(response.into_body(), MAX_KEPT_BODY + longest).await, &secrets);
                 Attempt { started_at, duration, outcome, response }
@@ -140,7 +141,7 @@ impl CallbackClient {
     }
 }
 
-/// The token that a request carries, and where it is from.
+/// The token that a request carries, and its source.
 type UsedToken = (Arc<TokenSource>, Arc<Token>);
 
 impl CallbackClient {
@@ -203,7 +204,8 @@ fn closed_on_reuse(error: &Error) -> bool {
     extras.get::<ConnectionReads>().is_some_and(ConnectionReads::closed_on_reuse)
 }
 
-/// The beginning of a body, as far as it arrives at once, without the zero bytes, which Postgres does not store in texts.
+/// The beginning of a body, as far as it arrives at once, without the zero bytes, which Postgres does not store in
+/// texts.
 async fn read_body(mut body: Incoming, max_kept: usize) -> Vec<u8> {
     let mut kept = Vec::new();
     if body.is_end_stream() {
@@ -224,7 +226,8 @@ async fn read_body(mut body: Incoming, max_kept: usize) -> Vec<u8> {
     kept
 }
 
-/// The secrets of a callback and of a request to it, the longest first: a shorter one may be the beginning of it.
+/// The secrets of a callback and of a request to it, the longest first: a shorter secret may be the start of a longer
+/// one.
 fn secrets<'a>(callback: &'a Callback, token: Option<&'a str>) -> Vec<&'a str> {
     let secrets = callback.secrets().map(|secret| secret.expose()).chain(token);
     let mut secrets: Vec<_> = secrets.filter(|secret| !secret.is_empty()).collect();
@@ -510,7 +513,7 @@ pub(crate) mod tests {
 
     #[tokio::test]
     async fn a_self_signed_certificate_is_named() {
-        // As `openssl req -x509` makes it: a CA's.
+        // A CA's certificate, as `openssl req -x509` makes it.
         let mut params = rcgen::CertificateParams::new(vec!["127.0.0.1".into()]).unwrap();
         params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
         let key = rcgen::KeyPair::generate().unwrap();
@@ -680,8 +683,8 @@ pub(crate) mod tests {
         answering.abort();
     }
 
-    /// A listener that accepts no more connections: Linux drops the packets of new ones while the queue is full. With the
-    /// connections in its queue.
+    /// A listener that accepts no more connections: Linux drops the packets of new ones while the queue is full. Also
+    /// returns the connections in its queue.
     async fn silent_listener(address: &str) -> (TcpListener, Vec<TcpStream>) {
         let socket = TcpSocket::new_v4().unwrap();
         socket.bind(address.parse().unwrap()).unwrap();

@@ -1,10 +1,9 @@
 //! Looks up the names of callbacks.
 //!
 //! `getaddrinfo` holds a thread for as long as a name server is silent, so that a few hundred names that hang stop all
-//! lookups of the process. These lookups hold no thread, end after [`LOOKUP_TIMEOUT`] or as soon as no attempt waits for
-//! them, and a project has at most [`MAX_PROJECT_LOOKUPS`] of them in flight. Names mean what they mean to other
-//! programs of the machine: `/etc/hosts` first, then the name servers, search domains and options of
-//! `/etc/resolv.conf`.
+//! lookups of the process. These lookups hold no thread, end after [`LOOKUP_TIMEOUT`] or as soon as no attempt waits
+//! for them, and a project has at most [`MAX_PROJECT_LOOKUPS`] of them in flight. Names resolve as in other programs on
+//! the machine: `/etc/hosts` first, then the name servers, search domains and options of `/etc/resolv.conf`.
 
 use std::{
     collections::HashMap,
@@ -30,16 +29,18 @@ use tokio::{
     time::timeout,
 };
 
-/// How long a lookup may take. Longer suits slow name servers, shorter frees the project's place sooner.
+/// How long a lookup may take. A longer timeout suits slow name servers; a shorter one frees the project's place
+/// sooner.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a name server may take for one question.
 const SERVER_TIMEOUT: Duration = Duration::from_secs(2);
-/// Most lookups of a project in flight; more of them wait. More connects sooner to many new names, fewer leaves more of
-/// the name servers to other projects.
+/// Maximum number of a project's lookups in flight; further lookups wait. A higher maximum connects sooner to many new
+/// names; a lower one leaves more of the name servers to other projects.
 const MAX_PROJECT_LOOKUPS: usize = 16;
-/// How long an answer is kept at most. Longer saves lookups, shorter notices sooner that an endpoint has moved.
+/// How long an answer is kept at most. A longer time saves lookups; a shorter one detects sooner that an endpoint has
+/// moved.
 const MAX_TTL: Duration = Duration::from_secs(60);
-/// How long the absence of a name is kept at most: a new callback may precede its name by a moment.
+/// How long the absence of a name is kept at most: a callback may be created a moment before its name.
 const MAX_NEGATIVE_TTL: Duration = Duration::from_secs(10);
 const MAX_CACHED: u64 = 4096;
 
@@ -56,10 +57,9 @@ pub(crate) enum LookupError {
     Failed { name: String, cause: String },
 }
 
-/// Looks up names.
 #[derive(Debug)]
 pub(crate) struct Dns {
-    /// Name servers to ask instead of the system's.
+    /// Name servers to use instead of the system's.
     servers: Vec<SocketAddr>,
     system: RwLock<Arc<System>>,
     projects: ProjectLookups,
@@ -100,13 +100,13 @@ impl Dns {
         }
     }
 
-    /// The addresses of a name, for a callback of this project. None if it has no address.
+    /// The addresses of a name, for a callback of this project. Empty if it has no address.
     pub(crate) async fn look_up_for(&self, project_id: ObjectId, name: &str) -> Result<Vec<IpAddr>, LookupError> {
         let _permit = self.projects.acquire(project_id).await;
         self.look_up(name).await
     }
 
-    /// The addresses of a name. None if it has no address.
+    /// The addresses of a name. Empty if it has no address.
     pub(crate) async fn look_up(&self, name: &str) -> Result<Vec<IpAddr>, LookupError> {
         let found = timeout(LOOKUP_TIMEOUT, self.system().look_up(name)).await;
         match found.unwrap_or(Err(NetError::Timeout)) {
@@ -157,7 +157,7 @@ impl System {
 
     async fn look_up(&self, name: &str) -> Result<Vec<IpAddr>, NetError> {
         let name = Name::from_ascii(name).map_err(NetError::from)?;
-        // Before the search domains, so that a name of the machine needs no name server.
+        // The hosts file comes before the search domains, so that a name of the machine needs no name server.
         let listed = [RecordType::A, RecordType::AAAA]
             .into_iter()
             .filter_map(|record_type| self.hosts.lookup_static_host(&Query::query(name.clone(), record_type)));
@@ -177,7 +177,7 @@ fn configuration(text: &str, servers: &[SocketAddr]) -> (ResolverConfig, Resolve
     for fault in faults {
         tracing::warn!("{RESOLV_CONF}: {fault}");
     }
-    // Without any, those of the machine, as resolv.conf(5) says.
+    // If the file names no server, the local machine's is used, as resolv.conf(5) says.
     let system_servers = system.get_nameservers_or_local();
     let system_servers = system_servers.iter().map(|server| SocketAddr::new(server.into(), DNS_PORT));
     let servers = if servers.is_empty() { system_servers.collect() } else { servers.to_vec() };
@@ -194,9 +194,9 @@ fn configuration(text: &str, servers: &[SocketAddr]) -> (ResolverConfig, Resolve
     options.attempts = system.attempts as usize;
     options.timeout = Duration::from_secs(system.timeout.into()).clamp(Duration::from_secs(1), SERVER_TIMEOUT);
     options.edns0 = system.edns0;
-    // Both at once, like getaddrinfo: the connection then tries them in turns.
+    // Queries both, like getaddrinfo: the connection then tries them in turns.
     options.ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
-    // Looked at before the search domains.
+    // `System::look_up` reads the hosts file, before the search domains.
     options.use_hosts_file = ResolveHosts::Never;
     options.cache_size = MAX_CACHED;
     options.positive_max_ttl = Some(MAX_TTL);
@@ -204,7 +204,7 @@ fn configuration(text: &str, servers: &[SocketAddr]) -> (ResolverConfig, Resolve
     (ResolverConfig::from_parts(None, search.collect(), servers.collect()), options)
 }
 
-/// The places of each project that has lookups in flight.
+/// The lookup slots of each project that has lookups in flight.
 #[derive(Debug, Default)]
 struct ProjectLookups(Mutex<HashMap<ObjectId, Arc<Semaphore>>>);
 
@@ -216,7 +216,7 @@ impl ProjectLookups {
             projects.retain(|_, places| Arc::strong_count(places) > 1);
             projects.entry(project_id).or_insert_with(|| Arc::new(Semaphore::new(MAX_PROJECT_LOOKUPS))).clone()
         };
-        // Never closed.
+        // The semaphore is never closed.
         places.acquire_owned().await.ok()
     }
 }
@@ -244,8 +244,8 @@ pub(crate) mod tests {
         vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()]
     }
 
-    /// A name server that counts questions. It does not answer for names that begin with `hang`, gives loopback addresses
-    /// to those that begin with `fine`, and says that others do not exist.
+    /// A name server that counts questions. It does not answer for names that begin with `hang`, answers names that
+    /// begin with `fine` with loopback addresses, and reports other names as nonexistent.
     async fn name_server() -> (SocketAddr, Arc<AtomicUsize>, AbortOnDropHandle<()>) {
         let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let address = socket.local_addr().unwrap();

@@ -1,4 +1,4 @@
-//! What the delivery log says about a failed attempt: the cause, and what to do about it.
+//! The error texts of failed attempts in the delivery log: the cause, and what to do about it.
 
 use std::{error::Error, io};
 
@@ -11,7 +11,7 @@ use url::Url;
 
 use super::{dns::LookupError, guard::Refused, request::RequestError};
 
-/// How much of a text of the endpoint is shown: the target of a redirect, the names in a certificate.
+/// How much of a text from the endpoint is shown: the target of a redirect, the names in a certificate.
 const MAX_SHOWN: usize = 200;
 
 /// Why a request has no response.
@@ -43,7 +43,7 @@ fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn
     std::iter::successors(Some(error), move |error| inner(*error))
 }
 
-/// The text of a TLS error; none if rustls says it well enough.
+/// The text of a TLS error; `None` if the text of rustls is good enough.
 fn tls_error(error: &TlsError) -> Option<String> {
     Some(match error {
         TlsError::InvalidCertificate(cause) => format!("the endpoint's certificate {}", certificate_error(cause)?),
@@ -100,7 +100,8 @@ fn certificate_error(error: &CertificateError) -> Option<String> {
         CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
             "is not for servers: install one with the purpose serverAuth".into()
         }
-        // What rustls-webpki calls a CA's certificate that a server presents as its own. `openssl req -x509` makes one.
+        // rustls-webpki's error for a CA's certificate that a server presents as its own. `openssl req -x509` makes
+        // one.
         CertificateError::Other(other) if other.to_string() == "CaUsedAsEndEntity" => {
             "is a self-signed certificate: install one of a publicly trusted authority".into()
         }
@@ -129,7 +130,8 @@ pub(crate) fn rejection(status: StatusCode, headers: &HeaderMap, callback: &Uri)
     }
 }
 
-/// Where a redirect points, without what may be secret: user, password, query, and the path of the callback's own URL.
+/// The target of a redirect, without parts that may be secret: user, password, query, and the path of the callback's
+/// own URL.
 fn redirect_target(location: &HeaderValue, callback: &Uri) -> Option<String> {
     let base = Url::parse(&callback.to_string()).ok()?;
     let mut target = base.join(&String::from_utf8_lossy(location.as_bytes())).ok()?;
@@ -148,7 +150,7 @@ fn redirect_target(location: &HeaderValue, callback: &Uri) -> Option<String> {
     Some(format!("{} (… is the path of the callback's URL)", shown(&format!("{origin}/{path}"))))
 }
 
-/// The beginning of a text of the endpoint, without control characters.
+/// The start of a text from the endpoint, without control characters.
 fn shown(text: &str) -> String {
     let mut shown = text.chars().filter(|c| !c.is_control()).take(MAX_SHOWN).collect::<String>();
     if text.chars().count() > MAX_SHOWN {

@@ -2,8 +2,8 @@
 //!
 //! Tenants choose the URLs of callbacks, so a URL must not reach a machine behind the firewall. The guard checks the
 //! address that the connection then uses: literal addresses in [`Guard::check_url`], names in the
-//! [`Resolver`](super::resolver::Resolver). A name that resolves to another address a moment later (DNS rebinding) gains
-//! nothing.
+//! [`Resolver`](super::resolver::Resolver). A name that resolves to another address a moment later (DNS rebinding)
+//! gains nothing.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -16,7 +16,7 @@ use url::Url;
 
 use super::{dns::LookupError, own_addresses::OwnAddresses};
 
-/// How long the name in a new URL is looked up. Longer keeps the client that configures it waiting.
+/// How long the name in a new URL is looked up. A longer timeout keeps the client that configures the URL waiting.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Why a URL must not be called.

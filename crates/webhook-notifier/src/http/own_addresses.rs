@@ -16,7 +16,7 @@ use url::Url;
 use super::dns::Dns;
 use crate::config::Config;
 
-/// How often the servers' names are looked up. Shorter notices a failover to another address sooner.
+/// How often the servers' names are looked up. A shorter interval detects a failover to another address sooner.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(30);
 
 const POSTGRES: &str = "it is the address of Postgres";
@@ -32,8 +32,8 @@ impl OwnAddresses {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = addresses;
     }
 
-    /// What has this address. The host of a server is its own, with all ports. A loopback address is shared with other
-    /// programs, so that only the port counts, and all of them are one machine.
+    /// Describes the owner of an address of this installation. A server's host is its own, with all ports. Loopback
+    /// addresses are shared with other programs, so only the port counts, and all of them are one machine.
     pub(crate) fn owner(&self, address: IpAddr, port: u16) -> Option<&'static str> {
         let own = self.0.read().unwrap_or_else(PoisonError::into_inner);
         let is_owner = |own: &SocketAddr| match own.ip().is_loopback() {
@@ -120,7 +120,7 @@ impl OwnServers {
     }
 }
 
-/// The address of this machine that packets to a server leave from. Sends none.
+/// The address of this machine from which packets to a server are sent. Sends no packet.
 fn local_address(server: SocketAddr) -> Option<IpAddr> {
     let any: IpAddr = if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = UdpSocket::bind((any, 0)).ok()?;

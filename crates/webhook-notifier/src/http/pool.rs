@@ -14,13 +14,15 @@ use rustls::{ClientConfig, client::Resumption, sign::SingleCertAndKey};
 
 use super::{resolver::Resolver, response_limit::LimitedConnector};
 
-/// How much of a body is read before the connection is closed. More reuses connections of endpoints with long
-/// responses, less reads fewer unused bytes.
+/// How much of a body is read before the connection is closed. A higher limit reuses connections of endpoints with long
+/// responses; a lower one reads fewer unused bytes.
 pub(crate) const MAX_BODY: usize = 64 * 1024;
-/// How long the addresses of a name have to accept a connection, each an equal part of it: IPv4 and IPv6 apart, and side by
-/// side. Longer tolerates slower networks; shorter leaves more of the attempt for the request, where an address is silent.
+/// How long connecting to the addresses of a name may take. IPv4 and IPv6 are tried side by side; in each, the
+/// addresses get equal parts of this time. A longer timeout tolerates slower networks; a shorter one leaves more of the
+/// attempt for the request if an address is silent.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long an idle connection is kept. Longer saves handshakes, but meets more connections that the endpoint closed.
+/// How long an idle connection is kept. A longer time saves handshakes, but more of the kept connections are closed by
+/// the endpoint.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Idle connections per host: as many as one callback may use at once by default, so that a pause between two batches
 /// of events closes no connection that the next batch opens again.
@@ -28,10 +30,10 @@ const MAX_IDLE_PER_HOST: usize = 256;
 /// The read buffer, and so the longest head. More lets an endless response occupy a thread for longer, less rejects
 /// heads that other clients accept.
 pub(crate) const MAX_READ: usize = 32 * 1024;
-/// The most that is read of a response: head, body, and some room for interim (1xx) heads.
+/// Maximum bytes that are read of a response: head, body, and some room for interim (1xx) heads.
 const MAX_RESPONSE: usize = MAX_BODY + 2 * MAX_READ;
-/// Most header lines of a response. More costs memory for each response, fewer rejects responses that other clients
-/// accept.
+/// Maximum number of header lines of a response. More lines cost memory for each response; fewer reject responses that
+/// other clients accept.
 const MAX_HEADERS: usize = 1000;
 
 pub(crate) type HttpClient = Client<LimitedConnector<HttpsConnector<HttpConnector<Resolver>>>, Full<Bytes>>;
@@ -61,7 +63,7 @@ impl ConnectionPool {
                 .pool_max_idle_per_host(max_idle_per_host)
                 .http1_max_buf_size(MAX_READ)
                 .http1_max_headers(MAX_HEADERS)
-                // The status decides, so a header line that other clients overlook is overlooked here too.
+                // The status decides, so header lines that other clients ignore are ignored here too.
                 .http1_ignore_invalid_headers_in_responses(true)
                 .http1_allow_spaces_after_header_name_in_responses(true)
                 .http1_allow_obsolete_multiline_headers_in_responses(true)

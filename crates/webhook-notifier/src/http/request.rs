@@ -53,9 +53,9 @@ pub(crate) struct PreparedCallback {
 #[derive(Debug)]
 struct Target {
     uri: Uri,
-    /// The headers of the authentication. An access token is not among them, because it changes.
+    /// The headers of the authentication, without an access token, because it changes.
     headers: HeaderMap,
-    /// Of a callback whose authentication is an access token.
+    /// Set for a callback whose authentication is an access token.
     token_endpoint: Option<Uri>,
 }
 
@@ -74,7 +74,7 @@ impl PreparedCallback {
         self.target.as_ref().map(|target| &target.uri).map_err(Clone::clone)
     }
 
-    /// The client and the token endpoint that a request needs an access token of; none for other authentications.
+    /// The OAuth client and the token endpoint of the callback; `None` for other kinds of authentication.
     pub(crate) fn token_endpoint(&self) -> Option<(&Oauth2Client, &Uri)> {
         match (&self.callback.auth, &self.target) {
             (Some(CallbackAuth::Oauth2(client)), Ok(Target { token_endpoint: Some(uri), .. })) => Some((client, uri)),
@@ -120,7 +120,7 @@ pub(crate) fn server(uri: &Uri) -> Option<(&str, u16)> {
     Some((uri.host()?, uri.port_u16().unwrap_or(default)))
 }
 
-/// The value of a header that logs do not show.
+/// A header value that logs do not show.
 pub(crate) fn secret_value(text: &str) -> Result<HeaderValue, RequestError> {
     let mut value = HeaderValue::from_str(text)
         .map_err(|_| RequestError::NotSent("the callback's auth is not a valid header value".into()))?;

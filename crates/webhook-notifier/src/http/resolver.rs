@@ -19,11 +19,11 @@ use super::{
 };
 
 tokio::task_local! {
-    /// The request that is being sent. hyper names only the host of a connection to the resolver.
+    /// The destination of the request that is being sent: hyper passes only the host to the resolver.
     pub(crate) static DESTINATION: Destination;
 }
 
-/// What the guard needs beyond the name.
+/// The parts of a request's destination that the guard needs besides the name.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Destination {
     pub(crate) project_id: ObjectId,
@@ -76,7 +76,7 @@ impl Service<Name> for Resolver {
     fn call(&mut self, name: Name) -> Self::Future {
         let (guard, lookup) = (self.guard.clone(), self.lookup.clone());
         Box::pin(async move {
-            // Read at the first poll, which is the request's own.
+            // The request's own task makes the first poll, so its destination is set.
             let Destination { project_id, port } = DESTINATION.try_get()?;
             let found = lookup(project_id, name.as_str().to_owned()).await?;
             let allowed: Result<_, Refused> = guard.filter(name.as_str(), port, found);

@@ -1,4 +1,4 @@
-//! Limits the length of a response, and notes whether one has begun.
+//! Limits the length of a response, notes whether one has begun, and counts the open connections.
 //!
 //! hyper limits the head of a response, but not how many interim (1xx) heads come before it (RFC 9110, section 15.2),
 //! and parses all that has arrived before another task gets the thread. So the bytes read between two requests are
@@ -52,20 +52,20 @@ impl<C: Service<Uri>> Service<Uri> for LimitedConnector<C> {
     }
 }
 
-/// What was read of a connection. hyper attaches it to the errors of requests.
+/// Whether anything was read from a connection. hyper attaches it to the errors of requests.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct ConnectionReads(Arc<Reads>);
 
 #[derive(Debug, Default)]
 struct Reads {
-    /// A response to an earlier request.
+    /// Whether a response to an earlier request was read.
     earlier: AtomicBool,
-    /// A byte since the last write.
+    /// Whether a byte was read since the last write.
     since_write: AtomicBool,
 }
 
 impl ConnectionReads {
-    /// Whether the connection carried an earlier request, and not one byte of a response to the last one.
+    /// Whether the connection carried an earlier request, and no byte of the response to the last one arrived.
     pub(crate) fn closed_on_reuse(&self) -> bool {
         self.0.earlier.load(Ordering::Relaxed) && !self.0.since_write.load(Ordering::Relaxed)
     }
@@ -115,8 +115,8 @@ impl<T: AsyncRead + Unpin> AsyncRead for LimitedStream<T> {
 }
 
 impl<T: AsyncWrite + Unpin> LimitedStream<T> {
-    /// A write is part of the next request, whose response may again have the full length. One that fails belongs to
-    /// that request as well: the endpoint has closed the connection.
+    /// A write is part of the next request, whose response may again have the full length. So is a write that fails:
+    /// the endpoint has closed the connection.
     fn wrote(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         self.reads.note_write();
         if matches!(written, Poll::Ready(Ok(1..))) {

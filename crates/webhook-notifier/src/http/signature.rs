@@ -6,7 +6,7 @@ use contract::{process::signing_key, secret::Secret};
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
-/// A signing secret is not `whsec_` and the base64 of 24 to 64 bytes.
+/// There is no signing secret, or one is not `whsec_` and the base64 of 24 to 64 bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the callback has no valid signing secret")]
 pub struct BadSecret;

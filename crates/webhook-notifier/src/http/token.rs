@@ -1,5 +1,5 @@
-//! The access tokens of callbacks: kept in memory until shortly before they expire, one request for a token at a time per
-//! callback.
+//! The access tokens of callbacks: kept in memory until shortly before they expire, one request for a token at a time
+//! per callback.
 
 use std::{
     collections::HashMap,
@@ -14,12 +14,13 @@ use zeroize::Zeroizing;
 
 use super::{request::secret_value, token_request::Grant};
 
-/// How long before its expiry a token is replaced. Longer requests more tokens, shorter sends more that expire on the way.
+/// How long before its expiry a token is replaced. A longer margin requests more tokens; a shorter one sends more
+/// tokens that expire on the way.
 const RENEWAL_MARGIN: Duration = Duration::from_secs(60);
-/// The least time between two tokens that are replaced because the endpoint answered 401. Shorter lets an endpoint that
-/// always answers 401 flood the token endpoint, longer keeps a revoked token.
+/// Minimum time between two replacements of a token because the endpoint answered 401. A shorter interval lets an
+/// endpoint that always answers 401 flood the token endpoint; a longer one keeps a revoked token.
 const MIN_REJECTION_INTERVAL: Duration = Duration::from_secs(30);
-/// How many sources are kept before unused ones are looked for.
+/// How many sources are kept before unused ones are removed.
 const MIN_SWEEP: usize = 64;
 
 /// The sources of all callbacks. They outlast the revisions of their processes.
@@ -39,7 +40,7 @@ impl Default for Sources {
 }
 
 impl TokenCache {
-    /// The source of a callback's tokens. A client that was changed gets a new one.
+    /// The source of a callback's tokens. A changed client gets a new source.
     pub(crate) fn source(&self, callback_id: ObjectId, client: &Oauth2Client) -> Arc<TokenSource> {
         let mut sources = lock(&self.0);
         if let Some(source) = sources.by_callback.get(&callback_id).filter(|source| source.client == *client) {
@@ -60,7 +61,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// An access token.
 #[derive(Debug)]
 pub(crate) struct Token {
     text: Secret,
@@ -72,7 +72,7 @@ impl Token {
         self.text.expose()
     }
 
-    /// The value of the header that carries it.
+    /// The value of the `Authorization` header.
     pub(crate) fn authorization(&self) -> &HeaderValue {
         &self.authorization
     }
@@ -91,7 +91,7 @@ struct CurrentToken {
 pub(crate) struct TokenSource {
     client: Oauth2Client,
     state: Mutex<TokenState>,
-    /// Locked while a token is requested. The last failure, and when it was known.
+    /// Locked while a token is requested. Contains the last failure and its time.
     renewal: tokio::sync::Mutex<Option<(Instant, String)>>,
 }
 
@@ -107,7 +107,6 @@ impl TokenSource {
         Self { client, state: Mutex::default(), renewal: tokio::sync::Mutex::default() }
     }
 
-    /// The client whose tokens these are.
     pub(crate) fn client(&self) -> &Oauth2Client {
         &self.client
     }
@@ -118,8 +117,8 @@ impl TokenSource {
         Some((current.token.clone(), current.renew_at))
     }
 
-    /// A token that is valid now. `get` requests a new one until the deadline that it is given; at most one call of it is
-    /// in flight. Attempts that wait for it share its token, or its failure.
+    /// A token that is valid now. `get` requests a new one and gets a deadline; at most one call of it is in flight.
+    /// Attempts that wait for the call share its token, or its failure.
     ///
     /// # Errors
     /// Why there is none.
@@ -134,7 +133,7 @@ impl TokenSource {
                 return Ok(token);
             }
             let Ok(mut failure) = self.renewal.try_lock() else { return Ok(token) };
-            // The rest of the time is for the delivery, which the token that is still valid can make.
+            // The other half of the time is for the delivery, which can still use the valid token.
             let half = asked_at + deadline.saturating_duration_since(asked_at) / 2;
             return Ok(match self.renew(&mut failure, half, get).await {
                 Ok(renewed) => renewed,
@@ -163,7 +162,7 @@ impl TokenSource {
         deadline: Instant,
         get: impl AsyncFnOnce(Instant) -> Result<Grant, String>,
     ) -> Result<Arc<Token>, String> {
-        // The lifetime begins when the server grants the token, which is not before.
+        // The lifetime begins when the server grants the token, which is later than this.
         let requested_at = Instant::now();
         let granted = async {
             let Grant { token, lifetime } = get(deadline).await?;
@@ -187,7 +186,7 @@ impl TokenSource {
         }
     }
 
-    /// Leaves half of the remaining time until the next attempt to replace a token.
+    /// Postpones the replacement of a token by half of the time until it expires.
     fn postpone_renewal(&self, token: &Arc<Token>) {
         let now = Instant::now();
         if let Some(current) = lock(&self.state).current.as_mut().filter(|current| Arc::ptr_eq(&current.token, token)) {
@@ -195,7 +194,7 @@ impl TokenSource {
         }
     }
 
-    /// Drops a token that the endpoint answered with 401, so that the next attempt gets a new one.
+    /// Drops a token after the endpoint answered 401, so that the next attempt gets a new one.
     pub(crate) fn reject(&self, token: &Arc<Token>) {
         let now = Instant::now();
         let mut state = lock(&self.state);
@@ -236,7 +235,7 @@ mod tests {
             self.requests.load(Ordering::Relaxed)
         }
 
-        /// Asks for a token; the endpoint answers with this. A token is the number of its request.
+        /// Requests a token; the token endpoint answers with `answer`. A token's text is the number of its request.
         async fn ask(&self, answer: Result<u64, &str>) -> Result<Arc<Token>, String> {
             let get = async |deadline| {
                 let number = self.requests.fetch_add(1, Ordering::Relaxed) + 1;

@@ -19,9 +19,10 @@ use zeroize::Zeroizing;
 
 use super::request::{LEADRELAY, RequestError, secret_value};
 
-/// How long a token is used whose lifetime the server does not say. Longer meets more that expired, shorter requests more.
+/// The lifetime of a token if the server does not state it. A longer one sends more expired tokens; a shorter one
+/// requests more tokens.
 const DEFAULT_LIFETIME: Duration = Duration::from_secs(5 * 60);
-/// The longest that a token is used. Longer keeps a token whose client was removed.
+/// Maximum time that a token is used. A longer time keeps using the token of a removed client.
 const MAX_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
 /// The longest token, in bytes. Longer ones cost memory for each callback, and few servers accept such headers.
 const MAX_TOKEN: usize = 16 * 1024;
@@ -69,7 +70,7 @@ pub(crate) fn token_request(client: &Oauth2Client, endpoint: &Uri) -> Result<Req
     Ok(request)
 }
 
-/// The members of a response that mean something to a client.
+/// The members of a response that the client uses.
 #[derive(Deserialize)]
 struct TokenResponse {
     access_token: Secret,

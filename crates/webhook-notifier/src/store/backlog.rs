@@ -1,11 +1,12 @@
-//! What waits, for the metrics.
+//! Counts waiting deliveries for the metrics.
 
 use contract::{ObjectId, Timestamp};
 use service_kit::postgres::Pool;
 
 use super::error::StoreError;
 
-/// Most deliveries that are counted. More costs Postgres more, every few seconds, while it is busy with a backlog.
+/// Maximum number of deliveries that are counted. A higher maximum costs Postgres more, every few seconds, while it is
+/// busy with a backlog.
 const MAX_COUNTED: i64 = 100_000;
 
 #[derive(Debug, Clone, Copy)]
@@ -18,10 +19,10 @@ pub(crate) struct PendingDeliveries {
     pub(crate) held: i64,
 }
 
-/// The pending deliveries of all callbacks, of which these are held.
+/// Counts the pending deliveries of all callbacks. `held` are the callbacks that may not be called.
 pub(crate) async fn pending(pool: &Pool, held: &[ObjectId]) -> Result<PendingDeliveries, StoreError> {
     let held = held.iter().map(|id| *id.as_bytes()).collect::<Vec<_>>();
-    // Skips from callback to callback through the index, so a million deliveries of one cost no more than are counted.
+    // Skips from callback to callback through the index, and reads at most `MAX_COUNTED` deliveries of each.
     let row = sqlx::query!(
         r#"
         WITH RECURSIVE waiting AS (

@@ -1,7 +1,7 @@
-//! Bodies that are too long for a row of `deliveries`: stored once per update of a project and kind, however many deliveries
-//! wait. An update id alone names no update: each project has its own.
+//! Bodies that are too long for a row of `deliveries`: stored once per update of a project and kind, however many
+//! deliveries wait. An update id is unique only within its project.
 //!
-//! In every transaction after its deliveries, which excludes deadlocks.
+//! Every transaction writes bodies after its deliveries, which excludes deadlocks.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,7 +12,7 @@ use service_kit::postgres::Session;
 /// delivery.
 const MAX_INLINE_BYTES: usize = 2000;
 
-/// Whose body it is: the project, the update, and the kind of the event.
+/// Identifies a body: the project, the update, and the kind of the event.
 pub(super) type BodyKey = (ObjectId, ObjectId, DeliveryKind);
 
 /// Whether a body is stored here, and not in the rows of its deliveries.
@@ -20,8 +20,8 @@ pub(super) fn is_long(body: &str) -> bool {
     body.len() > MAX_INLINE_BYTES
 }
 
-/// Stores long bodies of deliveries that wait or are exhausted. An event may be recorded again after its deliveries ended:
-/// then there is nothing to store.
+/// Stores long bodies of deliveries that wait or are exhausted. An event may be recorded again after its deliveries
+/// ended: then there is nothing to store.
 pub(super) async fn store(connection: &mut Session, bodies: BTreeMap<BodyKey, &str>) -> sqlx::Result<()> {
     if bodies.is_empty() {
         return Ok(());
@@ -53,13 +53,13 @@ pub(super) async fn store(connection: &mut Session, bodies: BTreeMap<BodyKey, &s
     Ok(())
 }
 
-/// Deletes the long bodies of those of these updates whose recorded deliveries are all delivered now.
+/// Deletes each long body of these updates whose recorded deliveries are all delivered now.
 pub(super) async fn release(connection: &mut Session, update_ids: BTreeSet<ObjectId>) -> sqlx::Result<()> {
     if update_ids.is_empty() {
         return Ok(());
     }
     let update_ids = update_ids.iter().map(|id| *id.as_bytes()).collect::<Vec<_>>();
-    // Two statements: the second one sees the deliveries of those that held the locks before.
+    // Two statements, so that the second one sees the deliveries of transactions that held the locks before.
     let locked = sqlx::query_scalar!(
         r#"
         SELECT update_id AS "update_id: [u8; 12]" FROM webhooks.payloads

@@ -76,7 +76,7 @@ pub(crate) struct ClaimRequest {
 #[derive(Debug)]
 pub(crate) struct ClaimedDelivery {
     pub(crate) delivery: PendingDelivery,
-    /// Earlier attempts that its schedule counts.
+    /// Earlier attempts that count in its schedule.
     pub(crate) attempts: u32,
     pub(crate) lease_until: Timestamp,
 }
@@ -95,7 +95,7 @@ struct ClaimedRow {
     order_key: Option<Vec<u8>>,
     event_stream: Option<String>,
     event_sequence: Option<i64>,
-    /// How many rows all requests found, whether their bodies fit or not.
+    /// How many rows with a body all requests found, whether the bodies fit or not.
     found_count: i64,
 }
 
@@ -126,11 +126,11 @@ impl ClaimedRow {
 #[derive(Debug)]
 pub(crate) struct Claims {
     pub(crate) deliveries: Vec<ClaimedDelivery>,
-    /// Whether requests found more than the bytes had room for.
+    /// Whether requests found more deliveries than fit into their bytes.
     pub(crate) left_some: bool,
 }
 
-/// Claims due deliveries, of each callback the longest due first. Concurrent claims get different ones.
+/// Claims due deliveries, the longest due of each callback first. Concurrent claims get different deliveries.
 ///
 /// The order of the requests is the order in which the callbacks of a project use its bytes. The very first delivery is
 /// claimed in any case: it may be larger than any project's bytes.
@@ -201,7 +201,7 @@ pub(crate) async fn claim(
         &project_bytes,
         OffsetDateTime::from(now),
         OffsetDateTime::from(lease_until),
-        // Those of a later version are left to its notifiers.
+        // Kinds of a later version are left to its notifiers.
         &kind_names() as &[&str],
     )
     .fetch_all(pool)

@@ -84,11 +84,11 @@ fn id_prefix(since: Option<Timestamp>) -> Vec<u8> {
     since.map(|at| at.unix_seconds().to_be_bytes().to_vec()).unwrap_or_default()
 }
 
-/// Greater than every id. With a bound that is always there, every plan uses the index.
+/// Greater than every id. A bound that is always present makes every plan use the index.
 const BEYOND_IDS: [u8; 13] = [0xff; 13];
 
-/// The recorded deliveries of this update: their callbacks and kinds. A pending one without a body is left out, so that
-/// its event delivers it: an earlier version lost long bodies when it crashed.
+/// The recorded deliveries of this update: their callbacks and kinds. A pending delivery without a body is left out, so
+/// that its event delivers it: an earlier version lost long bodies when it crashed.
 pub(crate) async fn recorded(
     pool: &Pool,
     update_id: ObjectId,
@@ -158,7 +158,7 @@ pub(crate) async fn with_attempts(
     Ok(deliveries.into_values().collect())
 }
 
-/// A project's deliveries with this status, which is not `delivered`, in the range of time of a query: the newest first,
+/// A project's deliveries with this status, which is not `delivered`, in the time range of a query: the newest first,
 /// before `before`.
 pub(crate) async fn undelivered(
     pool: &Pool,
@@ -278,7 +278,7 @@ pub(crate) async fn add_status_codes(pool: &Pool, deliveries: &mut [ListedDelive
 pub(crate) struct Redelivery<'a> {
     pub(crate) id: DeliveryId,
     pub(crate) due: Timestamp,
-    /// The body, for a delivered one, which has none stored.
+    /// The body, if the delivery is delivered and so has none stored.
     pub(crate) payload: Option<&'a str>,
 }
 

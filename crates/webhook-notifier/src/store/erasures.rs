@@ -1,4 +1,4 @@
-//! Erasures of leads that are not carried out yet, and what they erase.
+//! Pending erasures of leads, and the content that they erase.
 
 use contract::{ObjectId, Timestamp, event::ERASED};
 use service_kit::postgres::{Pool, Session};
@@ -37,7 +37,7 @@ pub(crate) async fn insert(pool: &Pool, erasure: &PendingErasure, due: Timestamp
     Ok(())
 }
 
-/// Claims the due erasure that waits the longest. Concurrent claims get different ones.
+/// Claims the due erasure that waits the longest. Concurrent claims get different erasures.
 pub(crate) async fn claim(
     pool: &Pool,
     now: Timestamp,
@@ -67,7 +67,7 @@ pub(crate) async fn claim(
     }))
 }
 
-/// Tries an erasure again at this time.
+/// Makes an erasure due again at `until`.
 pub(crate) async fn postpone(pool: &Pool, erasure: &PendingErasure, until: Timestamp) -> Result<(), StoreError> {
     sqlx::query!(
         "UPDATE webhooks.pending_erasures SET due_at = $3 WHERE lead_id = $1 AND update_id = $2",
@@ -92,8 +92,9 @@ pub(crate) async fn finish(pool: &Pool, erasure: &PendingErasure) -> Result<(), 
     Ok(())
 }
 
-/// Erases the bodies and responses of the deliveries of a project's updates. Those that are pending have nothing left to
-/// send: they are exhausted, and counted.
+/// Erases the bodies and responses of the deliveries of a project's updates. Pending deliveries have nothing left to
+/// send: they become exhausted, and are counted. Returns whether nothing is left: a delivery that is requeued meanwhile
+/// keeps its body until the next call.
 pub(crate) async fn erase_deliveries(
     pool: &Pool,
     project_id: ObjectId,
@@ -201,7 +202,7 @@ pub(crate) async fn parked(
     Ok((free.collect(), any_claimed))
 }
 
-/// Replaces a parked event, unless a notifier releases it now. Returns whether it did.
+/// Replaces a parked event, unless a notifier has claimed it. Returns whether it was replaced.
 pub(crate) async fn replace_parked(
     pool: &Pool,
     event: &EventKey,

@@ -5,7 +5,7 @@ use service_kit::{postgres::error::is_unavailable, rpc::internal};
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StoreError {
-    /// Postgres is away, busy or restarting: try again.
+    /// Postgres is unreachable, busy or restarting: try again.
     #[error("Postgres is unavailable: {0}")]
     Unavailable(#[source] sqlx::Error),
     /// A row has a value that no version of this service writes: an operator has to correct it.

@@ -13,8 +13,8 @@ use super::{deliveries::delivery_id, error::StoreError};
 
 /// The failed deliveries of a callback by the status and error of their last attempt, the most frequent first.
 ///
-/// The failed ones of the pending are among those due last, which wait for a retry, and among those due first, which wait for
-/// the callback. Both ends are read: what waits between them was probably never attempted.
+/// Of the pending deliveries, those due last wait for a retry, and those due first wait for the callback. The failed
+/// ones are among them, so both ends are read; deliveries in between were probably never attempted.
 pub(crate) async fn group(pool: &Pool, query: &GroupFailures) -> Result<CallbackFailures, StoreError> {
     let rows = sqlx::query!(
         r#"
@@ -77,7 +77,7 @@ pub(crate) async fn group(pool: &Pool, query: &GroupFailures) -> Result<Callback
     let is_complete = rows.first().is_none_or(|row| row.is_complete) && rows.len() as i64 <= MAX_FAILURE_GROUPS;
     let mut groups = Vec::new();
     for row in rows.into_iter().take(MAX_FAILURE_GROUPS as usize) {
-        // A row without a group has only what was read.
+        // A row without a group only says whether the search is complete.
         let (Some(update_id), Some(kind), Some(last_at)) = (row.update_id, row.kind, row.last_at) else { continue };
         groups.push(FailureGroup {
             status_code: row.status_code.and_then(|code| u16::try_from(code).ok()),

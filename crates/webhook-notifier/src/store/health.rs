@@ -39,7 +39,7 @@ pub(crate) struct ConfiguredIn {
     pub(crate) process_id: Option<ObjectId>,
 }
 
-/// Pauses a callback of this process, if it is known. Returns whether it was paused already.
+/// Pauses a callback, and records its process if it is known. Returns whether it was paused already.
 pub(crate) async fn pause_callback(
     pool: &Pool,
     callback_id: ObjectId,
@@ -96,8 +96,8 @@ pub(crate) async fn processes_of_disabled(pool: &Pool) -> Result<Vec<(ObjectId, 
     Ok(disabled.collect())
 }
 
-/// Deletes that a removed callback is disabled, once this is announced, and its streak of failures. Returns whether it was
-/// disabled.
+/// Deletes the disabled state of a removed callback, once its disabling is announced, and its streak of failures.
+/// Returns whether it was deleted.
 pub(crate) async fn forget_disabled(pool: &Pool, callback_id: ObjectId) -> Result<bool, StoreError> {
     let forgotten = sqlx::query_scalar!(
         r#"
@@ -117,7 +117,7 @@ pub(crate) async fn forget_disabled(pool: &Pool, callback_id: ObjectId) -> Resul
     Ok(forgotten > 0)
 }
 
-/// Writes in which processes paused callbacks were found.
+/// Records the processes in which paused callbacks were found.
 pub(crate) async fn note_processes(pool: &Pool, found: &[(ObjectId, ConfiguredIn)]) -> Result<(), StoreError> {
     let callback_ids = found.iter().map(|(id, _)| *id.as_bytes()).collect::<Vec<_>>();
     let project_ids = found.iter().map(|(_, process)| *process.project_id.as_bytes()).collect::<Vec<_>>();
@@ -137,9 +137,9 @@ pub(crate) async fn note_processes(pool: &Pool, found: &[(ObjectId, ConfiguredIn
     Ok(())
 }
 
-/// Resumes a callback and ends its streak of failures: otherwise its first failure could disable it after a long pause. If
-/// the streak was reported, the event of its end is recorded. A disabled callback keeps its streak until it is enabled.
-/// Returns whether the callback was paused.
+/// Resumes a callback and ends its streak of failures: otherwise its first failure could disable it after a long pause.
+/// If the streak was reported, the event of its end is recorded. A disabled callback keeps its streak until it is
+/// enabled. Returns whether the callback was paused.
 pub(crate) async fn resume_callback(pool: &Pool, callback_id: ObjectId, now: Timestamp) -> Result<bool, StoreError> {
     let resumed = sqlx::query_scalar!(
         r#"
@@ -167,7 +167,7 @@ pub(crate) async fn resume_callback(pool: &Pool, callback_id: ObjectId, now: Tim
     Ok(resumed > 0)
 }
 
-/// The callbacks with nothing but failures, and since when.
+/// The callbacks with nothing but failures, and when their failures started.
 pub(crate) async fn failing_callbacks(pool: &Pool) -> Result<HashMap<ObjectId, Timestamp>, StoreError> {
     let rows =
         sqlx::query!(r#"SELECT callback_id AS "callback_id: [u8; 12]", failing_since FROM webhooks.callback_failures"#)
@@ -176,7 +176,7 @@ pub(crate) async fn failing_callbacks(pool: &Pool) -> Result<HashMap<ObjectId, T
     Ok(rows.into_iter().map(|row| (id(row.callback_id), row.failing_since.into())).collect())
 }
 
-/// What is recorded of these callbacks, in their order.
+/// The recorded details of these callbacks, in their order.
 pub(crate) async fn details(pool: &Pool, callback_ids: &[ObjectId]) -> Result<Vec<CallbackDetails>, StoreError> {
     let callback_ids = callback_ids.iter().map(|id| *id.as_bytes()).collect::<Vec<_>>();
     let rows = sqlx::query!(
@@ -206,7 +206,8 @@ pub(crate) async fn details(pool: &Pool, callback_ids: &[ObjectId]) -> Result<Ve
     Ok(details.collect())
 }
 
-/// Writes which streaks of failures ended and began, and when, and the events of callbacks that recovered. Of several replicas the first failure counts.
+/// Writes the ends and starts of streaks of failures, and the events of callbacks that recovered. If several replicas
+/// report a start, the first one written counts.
 pub(crate) async fn write_streaks(
     pool: &Pool,
     ended: &HashMap<ObjectId, Timestamp>,
@@ -253,7 +254,7 @@ pub(crate) async fn write_streaks(
     Ok(())
 }
 
-/// Enables a callback, ends its streak of failures, and records the event of it. Returns whether it was disabled.
+/// Enables a callback, ends its streak of failures, and records the event. Returns whether it was disabled.
 pub(crate) async fn enable_callback(pool: &Pool, callback_id: ObjectId, now: Timestamp) -> Result<bool, StoreError> {
     let enabled = sqlx::query_scalar!(
         r#"

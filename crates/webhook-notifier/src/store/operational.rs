@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 
 use super::{deliveries::parse_kind, error::StoreError, id};
 
-/// How long the count of a callback without exhausted deliveries stays.
+/// How long the count of a callback without exhausted deliveries is kept.
 const FORGET_AFTER: Duration = Duration::from_hours(24);
 
 /// Something that happened to a callback.
@@ -61,7 +61,7 @@ pub(crate) async fn record_failing(pool: &Pool, since: Timestamp, now: Timestamp
     Ok(())
 }
 
-/// Takes the oldest recorded events, at most `limit`. Another notifier takes others meanwhile.
+/// Takes the oldest recorded events, at most `limit`. Concurrent notifiers take different events.
 pub(crate) async fn take_recorded(connection: &mut Session, limit: i64) -> Result<Vec<OperationalEvent>, StoreError> {
     let rows = sqlx::query!(
         r#"
@@ -90,8 +90,8 @@ pub(crate) async fn take_recorded(connection: &mut Session, limit: i64) -> Resul
     events.collect()
 }
 
-/// Takes the exhausted deliveries of callbacks that may be reported now: one event per callback, at most `limit`. The next
-/// one of such a callback is due at `next`.
+/// Takes the exhausted deliveries of callbacks that may be reported now: one event per callback, at most `limit`. The
+/// next one of such a callback is due at `next`.
 pub(crate) async fn take_exhausted(
     connection: &mut Session,
     now: Timestamp,

@@ -7,8 +7,8 @@ use time::OffsetDateTime;
 use super::{error::StoreError, id};
 use crate::core::ordering::{LeadHead, LeadKey, RecordedWatermark};
 
-/// Makes the oldest pending delivery of each of these leads due, if it has no time yet, all earlier events are
-/// recorded, and none of the lead's is parked.
+/// Makes the oldest pending delivery of each of these leads due, if it has no due time yet, all earlier events are
+/// recorded, and no earlier event of the lead is parked.
 pub(crate) async fn make_heads_due(
     pool: &Pool,
     leads: &[LeadKey],
@@ -73,7 +73,8 @@ pub(crate) async fn waiting_leads(
 ) -> Result<Vec<LeadKey>, StoreError> {
     let after = after.map(|lead| (lead.callback_id, lead.lead_id));
     let held = held.iter().map(|id| *id.as_bytes()).collect::<Vec<_>>();
-    // Skips from lead to lead through the index, however many deliveries a lead has; and past all leads of a held callback.
+    // Skips from lead to lead through the index, however many deliveries a lead has; and past all leads of a held
+    // callback. Postgres evaluates a recursive query only as far as its rows are read.
     let rows = sqlx::query!(
         r#"
         WITH RECURSIVE oldest AS (

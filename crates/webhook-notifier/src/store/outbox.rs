@@ -28,7 +28,7 @@ pub(crate) async fn exhausted(pool: &Pool, limit: i64) -> Result<Vec<WebhookEven
         LIMIT $1
         "#,
         limit,
-        // Those of a later version are left to its notifiers.
+        // Kinds of a later version are left to its notifiers.
         &kind_names() as &[&str],
     )
     .fetch_all(pool)
@@ -127,7 +127,7 @@ pub(crate) async fn disabled(pool: &Pool, limit: i64) -> Result<Vec<WebhookEvent
     Ok(events.collect())
 }
 
-/// Marks callbacks as announced, unless they were disabled again since. Pairs of callback and time of its disabling.
+/// Marks callbacks as announced, unless they were disabled again since. Each comes with the time when it was disabled.
 pub(crate) async fn mark_disabled_announced(
     pool: &Pool,
     callbacks: &[(ObjectId, Timestamp)],

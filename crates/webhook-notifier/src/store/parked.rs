@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 use super::{error::StoreError, id};
 use crate::core::delivery::LeadOrder;
 
-/// Most events that are counted.
+/// Maximum number of events that are counted.
 const MAX_COUNTED: i64 = 100_000;
 
 /// The identity of an event's stream, and its sequence there.
@@ -104,7 +104,7 @@ pub(crate) async fn processes(
     Ok(rows.into_iter().map(|row| process_ref(row.project_id, &row.process_id)).collect())
 }
 
-/// Claims events of a process, the oldest first. Concurrent claims get different ones.
+/// Claims events of a process, the oldest first. Concurrent claims get different events.
 pub(crate) async fn claim(
     pool: &Pool,
     (project_id, process_id): ProcessRef,

@@ -1,8 +1,8 @@
 //! Records deliveries and their attempts.
 //!
 //! Attempt 1, if the endpoint accepted it, is stored in the row of its delivery, so most deliveries are one row. Every
-//! other attempt has its own row (docs/adr/0036-store-a-successful-first-attempt-in-its-delivery-row.md). A long body is stored
-//! once per update of a project and kind, in `payloads`.
+//! other attempt has its own row (docs/adr/0036-store-a-successful-first-attempt-in-its-delivery-row.md). A long body
+//! is stored once per update of a project and kind, in `payloads`.
 
 use contract::text::{MAX_ERROR_CHARS, prefix};
 use service_kit::postgres::Session;
@@ -17,8 +17,8 @@ fn inline_body(record: &DeliveryRecord) -> Option<&str> {
     (record.state != DeliveryState::Delivered && !bodies::is_long(body)).then_some(body)
 }
 
-/// Whether one statement writes all of these records, so that they need no transaction. Most batches are of this kind. A
-/// long body is written by a statement of its own: a crash between two transactions would lose it.
+/// Whether one statement writes all of these records, so that they need no transaction. Most batches are of this kind.
+/// A long body is written by a statement of its own: a crash between two transactions would lose it.
 pub(crate) fn is_one_statement(records: &[DeliveryRecord]) -> bool {
     records.iter().all(|record| {
         record.source == DeliverySource::Event
@@ -116,8 +116,8 @@ impl<'a> AttemptColumns<'a> {
     }
 }
 
-/// Completes a statement with `records` and the `recorded` ones of them: counts their attempts and exhaustions, and inserts
-/// the attempts that are not in the row of their delivery.
+/// Completes a statement that defines `records` and `recorded`, the records that changed a row: counts their attempts
+/// and exhaustions, and inserts the attempts that are not in the row of their delivery.
 macro_rules! record_query {
     ($records:literal, $($args:tt)*) => {
         sqlx::query!(
@@ -162,8 +162,8 @@ macro_rules! record_query {
     };
 }
 
-/// Inserts deliveries of ordered callbacks, which are pending and have no attempt yet. Several notifiers may receive the event: the
-/// first insert counts.
+/// Inserts deliveries of ordered callbacks, which are pending and have no attempt yet. Several notifiers may receive
+/// the event: the first insert counts.
 async fn insert_ordered(connection: &mut Session, records: &[&DeliveryRecord]) -> sqlx::Result<()> {
     if records.is_empty() {
         return Ok(());
@@ -208,7 +208,7 @@ async fn insert_ordered(connection: &mut Session, records: &[&DeliveryRecord]) -
     Ok(())
 }
 
-/// Of an existing row, only a success changes the state: otherwise the retries own it.
+/// Records deliveries from events. Only a success changes the state of an existing row, because the retries own it.
 async fn upsert_from_events(connection: &mut Session, records: &[&DeliveryRecord]) -> sqlx::Result<()> {
     if records.is_empty() {
         return Ok(());

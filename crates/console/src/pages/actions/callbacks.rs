@@ -1,4 +1,4 @@
-//! Actions on one callback: a test, enabling, pausing and resuming it, a new signing secret.
+//! Actions on one callback: test, enable, pause, resume, and rotate the signing secret.
 
 use contract::{
     ObjectId,
@@ -138,7 +138,7 @@ pub(crate) async fn confirm_enable(visit: Visit) -> Result<Page, Fault> {
     Ok(target.show(&visit, "Enable a callback", &page))
 }
 
-/// What becomes of the deliveries that wait for the callback.
+/// Says that waiting deliveries are attempted again, and how many there are.
 async fn attempted_again(visit: &Visit, target: &Target) -> Result<Markup, Fault> {
     visit.session.role.check(target.project_id, Scope::LeadsRead)?;
     let waiting = ListDeliveries {

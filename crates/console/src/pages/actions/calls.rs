@@ -1,4 +1,4 @@
-//! Ending a call, for an end that its system never reported.
+//! Ends a call whose end was never reported.
 
 use contract::{
     ObjectId,
@@ -20,7 +20,7 @@ use crate::{
     visit::{Action, PAGE, Visit},
 };
 
-/// The calls with a lead that end: one, or all of them.
+/// The calls that the action ends: one call with a lead, or all of them.
 async fn calls(
     visit: &Visit,
     project_id: ObjectId,

@@ -1,5 +1,5 @@
-//! Replaying a dead letter, perhaps with a corrected body: as a request to the gateway, with a note before and after it that
-//! keeps others from replaying it as well.
+//! Replays a dead letter, perhaps with a corrected body, as a request to the gateway. Notes before and after the
+//! request prevent a second replay.
 
 use contract::{
     ObjectId,
@@ -22,7 +22,7 @@ use crate::{
     visit::{Action, Visit},
 };
 
-/// Where a command is sent again.
+/// The endpoint to which a dead letter's command is sent.
 pub(in crate::pages) struct Endpoint {
     project_id: ObjectId,
     scope: Scope,
@@ -109,7 +109,7 @@ pub(crate) async fn replay(visit: Visit) -> Result<Page, Fault> {
     let sent = visit.act(&action, request, |reply: &UpdateAccepted| format!("update {}", reply.update_id)).await;
     let accepted = match sent {
         Ok(accepted) => accepted,
-        // Whether the gateway logged it is unknown, and so says the first note.
+        // The gateway may have logged the command. The first note says so, and stays.
         Err(fault @ Fault::Unavailable(_)) => return Err(fault),
         Err(fault) => {
             let noted = write_replay_note(js, number, begun, Replay::NotSent).await;

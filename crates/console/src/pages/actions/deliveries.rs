@@ -1,4 +1,4 @@
-//! Repeating deliveries: one, or those that were selected in a list.
+//! Repeats deliveries: one, or a selection from a list.
 
 use contract::{
     ObjectId,

@@ -1,4 +1,5 @@
-//! Editing the rules of a process: the text, its differences from what is configured, then exactly those.
+//! Edits the rules of a process: shows them as text, previews the differences from the configuration, then applies
+//! exactly these differences.
 
 use contract::{
     ObjectId,
@@ -40,14 +41,14 @@ fn text(process: &Process) -> Result<String, Fault> {
     serde_json::to_string_pretty(&object).map_err(unreadable)
 }
 
-/// The entered text in the same form, so that only its content differs.
+/// The entered text in the format of [`text`], so that the diff shows only changes of the content.
 fn normalized(entered: &str) -> Result<String, Fault> {
     let invalid = |e: serde_json::Error| Fault::Invalid(format!("This is not a JSON object: {e}."));
     let object: serde_json::Map<String, Value> = serde_json::from_str(entered).map_err(invalid)?;
     serde_json::to_string_pretty(&object).map_err(invalid)
 }
 
-/// What the page of an edit shows.
+/// The content of the page that edits a process.
 pub(in crate::pages) struct EditPage<'a> {
     pub(in crate::pages) path: String,
     pub(in crate::pages) form_token: &'a str,
@@ -155,14 +156,14 @@ pub(crate) async fn submit(visit: Visit) -> Result<Page, Fault> {
                         visit.segment("process")
                     )));
                 }
-                // What was entered can be corrected.
+                // The page shows the input again, so that it can be corrected.
                 Err(Fault::Invalid(text)) => Some(Fault::Invalid(text)),
                 Err(fault) => return Err(fault),
             }
         }
         Ok(_) => None,
     };
-    // The gateway may have refused the version: read it again.
+    // The gateway may have refused the version: read the process again.
     let process = self::process(&visit).await?;
     let is_conflict = version != process.revision;
     Ok(EditPage { entered: Some(entered), refused, is_conflict, ..EditPage::new(&visit, &process)? }.show())

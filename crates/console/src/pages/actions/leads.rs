@@ -1,4 +1,4 @@
-//! Sending an update to a lead: a preview of its outcome first, then exactly what was previewed.
+//! Sends an update to a lead: previews its outcome, then sends exactly the previewed update.
 
 use std::collections::BTreeMap;
 
@@ -78,7 +78,7 @@ async fn lead(visit: &Visit) -> Result<(ObjectId, Lead, Option<Process>), Fault>
     Ok((project_id, lead, process))
 }
 
-/// What the page of an update shows.
+/// The content of the page that sends an update.
 pub(in crate::pages) struct UpdatePage<'a> {
     pub(in crate::pages) lead: &'a Lead,
     /// The states that the lead may move to; none if the process cannot be read.
@@ -252,7 +252,7 @@ pub(crate) async fn submit(visit: Visit) -> Result<Page, Fault> {
         visit.send(project_id, Scope::LeadsWrite, request).await
     };
     let preview = match preview.await {
-        // What was entered can be corrected.
+        // The page shows the input again, so that it can be corrected.
         Err(Fault::Invalid(text)) => Err(Fault::Invalid(text)),
         Err(fault) => return Err(fault),
         Ok(preview) => Ok(preview),

@@ -15,11 +15,11 @@ use maud::{Markup, html};
 
 use crate::{fault::Fault, respond::Page, view::layout::Section, visit::Visit};
 
-/// What the page of an action shows.
+/// The content of an action's page.
 pub(in crate::pages) struct Confirmation {
     /// The path that the form is sent to.
     pub(in crate::pages) path: String,
-    /// What the action does, and to how much.
+    /// What the action does, and to how many objects.
     pub(in crate::pages) consequence: Markup,
     /// Fields of the form.
     pub(in crate::pages) fields: Markup,
@@ -27,7 +27,8 @@ pub(in crate::pages) struct Confirmation {
 }
 
 impl Confirmation {
-    /// The page: with a key that allows the action, its form; otherwise a form for such a key.
+    /// The page with the action's form. If the session has no key that allows the action, the page has a form for such
+    /// a key instead.
     pub(in crate::pages) fn page(
         &self,
         visit: &Visit,
@@ -63,7 +64,7 @@ pub(super) fn render(confirmation: &Confirmation, form_token: &str, allowed: &Re
     }
 }
 
-/// The field that says that a form was rendered for this session.
+/// The field that proves that a form was rendered for this session.
 fn token_field(form_token: &str) -> Markup {
     html! { input type="hidden" name="form_token" value=(form_token); }
 }
@@ -81,7 +82,7 @@ fn key_form(path: &str, form_token: &str) -> Markup {
     }
 }
 
-/// A key for `Idempotency-Key`: the gateway does once what a form that is sent twice asks for.
+/// A key for `Idempotency-Key`: if a form is sent twice, the gateway accepts its request once.
 fn new_idempotency_key() -> String {
     hex::encode(rand::random::<[u8; 16]>())
 }

@@ -1,4 +1,5 @@
-//! Making many deliveries of a callback at a limited rate, counted first: again, or of past events that it does not have.
+//! Recovers or backfills a callback: makes its deliveries again, or makes those of past events that it does not have.
+//! The deliveries are counted first, and then made at a limited rate.
 
 use contract::{
     Timestamp,
@@ -21,18 +22,18 @@ use crate::{
     visit::{Action, Visit},
 };
 
-/// Whose deliveries are repeated unless the form says otherwise.
+/// The default of `since`: how far back a recovery or backfill goes.
 const DEFAULT_AGE: Duration = Duration::from_hours(24);
 const DEFAULT_RATE: u32 = 10;
-/// How often one form continues a recovery that ran out of time. A longer one is continued with another form.
+/// Most requests of one form: each continues where the one before stopped. A longer recovery needs another form.
 const MAX_STEPS: usize = 20;
 
 /// Which deliveries are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// Those that exist, again.
+    /// Existing deliveries, again.
     Recovery,
-    /// Those of past events that the callback does not have.
+    /// Deliveries of past events that the callback does not have.
     Backfill,
 }
 
@@ -84,7 +85,7 @@ impl Kind {
     }
 }
 
-/// What is made.
+/// A recovery or backfill to carry out.
 struct Order {
     kind: Kind,
     since: Timestamp,
@@ -94,13 +95,14 @@ struct Order {
 }
 
 impl Order {
-    /// The order of a form's fields or a URL's parameters.
+    /// Parses the fields of a form, or the parameters of a URL.
     fn of<'a>(kind: Kind, value: impl Fn(&str) -> Option<&'a str>, now: Timestamp) -> Result<Self, Fault> {
         let invalid = |text: &str| Fault::Invalid(text.to_owned());
         let since = match value("since") {
             None => now.minus(DEFAULT_AGE),
             Some(text) => {
-                // Browsers send the local time of a field without a zone, and without seconds if they are 0.
+                // Browsers send the value of a `datetime-local` field without a zone, and without seconds if these are
+                // zero.
                 let whole =
                     if text.len() == "2026-01-12T04:55".len() { format!("{text}:00Z") } else { format!("{text}Z") };
                 let since = text.parse().or_else(|_| whole.parse());
@@ -169,12 +171,12 @@ pub(crate) async fn backfill(visit: Visit) -> Result<Page, Fault> {
     carry_out(&visit, Kind::Backfill).await
 }
 
-/// The count of what the form's button makes.
+/// The page with the number of deliveries that its form would make.
 async fn confirm_order(visit: &Visit, kind: Kind) -> Result<Page, Fault> {
     let target = Target::of(visit).await?;
     let order = Order::of(kind, |name| visit.text(name), visit.now)?;
     let counted = match visit.session.credential(target.project_id, kind.scope()) {
-        // The form for a key says what is missing.
+        // The form for an API key names the missing scope.
         Err(_) => None,
         Ok(_) => {
             let request = order.request(&target, None, true)?;
@@ -221,7 +223,7 @@ async fn confirm_order(visit: &Visit, kind: Kind) -> Result<Page, Fault> {
     Ok(page.page(visit, kind.title(), Section::Callbacks, target.project_id, kind.scope()))
 }
 
-/// A time as the field for times shows it.
+/// A time as the value of a `datetime-local` field.
 fn minute(at: Timestamp) -> String {
     at.to_iso().chars().take("2026-01-12T04:55".len()).collect()
 }

@@ -1,4 +1,4 @@
-//! Sharing one process or callback with people outside the project, by a link that ends.
+//! Shares one process or callback with people outside the project, by a link that expires.
 
 use contract::{
     ObjectId, Timestamp,
@@ -23,7 +23,7 @@ use crate::{
     visit::Visit,
 };
 
-/// What is shared: where its page is, what it is called, and its section.
+/// The shared process or callback: its page, its name, and its section.
 struct Shared {
     project_id: ObjectId,
     target: PortalTarget,
@@ -33,7 +33,7 @@ struct Shared {
 }
 
 impl Shared {
-    /// The process or callback of the path. The visitor must see as much as the link shows.
+    /// The process or callback of the path. Fails unless the visitor may see everything that the link shows.
     async fn of(visit: &Visit) -> Result<Self, Fault> {
         let project_id = visit.project(Scope::ConfigRead)?;
         visit.session.role.check(project_id, Scope::LeadsRead)?;
@@ -69,13 +69,13 @@ impl Shared {
     }
 }
 
-/// `GET /p/{project}/callbacks/{callback}/share`, and the same of a process.
+/// `GET /p/{project}/callbacks/{callback}/share`, and the same for a process.
 pub(crate) async fn form(visit: Visit) -> Result<Page, Fault> {
     let shared = Shared::of(&visit).await?;
     Ok(shared.page(&shared.forms(&visit).await))
 }
 
-/// The names of what links show, as far as they are known.
+/// The names of the processes and callbacks that links show, as far as they are known.
 pub(in crate::pages) struct TargetNames {
     pub(in crate::pages) project_id: ObjectId,
     pub(in crate::pages) callbacks: Vec<CallbackStatus>,
@@ -137,8 +137,8 @@ pub(in crate::pages) fn render(name: &str, path: &str, form_token: &str, may_act
     }
 }
 
-/// The open links of a project; with the token of forms, each with its revocation, and a form that revokes the link that somebody
-/// has.
+/// The open links of a project. With a form token, each link has a button that revokes it, and a further form revokes a
+/// link by its URL, token or id.
 pub(in crate::pages) fn render_links(
     links: &Result<Vec<OpenPortalLink>, Fault>,
     names: &TargetNames,
@@ -186,7 +186,8 @@ pub(in crate::pages) fn render_links(
     }
 }
 
-/// `POST /p/{project}/callbacks/{callback}/share`, and the same of a process: makes a link, or revokes the one of the form.
+/// `POST /p/{project}/callbacks/{callback}/share`, and the same for a process: makes a link, or revokes the link that
+/// the form names.
 pub(crate) async fn submit(visit: Visit) -> Result<Page, Fault> {
     let shared = Shared::of(&visit).await?;
     let (who, project_id, name) = (visit.session.identity(), shared.project_id, &shared.name);

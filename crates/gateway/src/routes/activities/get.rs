@@ -19,7 +19,7 @@ pub(crate) async fn handle(app: Arc<App>, key: Arc<ApiKey>, ActivityPath(id): Ac
     let not_found = || ApiError::Query(RpcError::new(ErrorCode::ActivityNotFound, "Activity not found"));
     let update = app.request(&GetUpdate { project_id: key.project_id, update_id: id }).await;
     let update = update.map_err(|error| match error {
-        // An activity is found by the end of its call.
+        // An activity is stored as the update that ended its call, so a missing update means a missing activity.
         ApiError::Query(error) if error.code == ErrorCode::UpdateNotFound.as_str() => not_found(),
         error => error,
     })?;

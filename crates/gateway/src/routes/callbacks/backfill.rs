@@ -22,7 +22,7 @@ use crate::{
     routes::deliveries::recover::per_second,
 };
 
-/// Which events, and how fast.
+/// The events to deliver, and the rate.
 #[derive(Debug)]
 pub(crate) struct Backfill {
     since: Timestamp,
@@ -32,7 +32,7 @@ pub(crate) struct Backfill {
 }
 
 impl FromBody for Backfill {
-    /// Unknown fields are refused: ignoring a misspelt one would send more than intended.
+    /// Unknown fields are refused: ignoring a misspelt field could deliver more than intended.
     fn from_body(body: &[u8], _: &ApiKey) -> Result<Self, ApiError> {
         let mut fields = Fields::from_json(body)?.refusing_empty();
         let backfill = Self {

@@ -17,7 +17,7 @@ pub(crate) async fn handle(
     key: Arc<ApiKey>,
     CallbackPath { process, callback_id }: CallbackPath,
 ) -> HandlerResult {
-    // webhook-notifier enables any callback, so that this one is the project's is checked here.
+    // webhook-notifier enables any callback, so the gateway checks that this one belongs to the project.
     let process = change::read(&app, &key, process).await?;
     find(process, |callback| callback.callback_id == callback_id)?;
     let enabled = app.request(&EnableCallback { callback_id }).await?;

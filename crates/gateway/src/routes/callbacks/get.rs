@@ -31,7 +31,7 @@ pub(crate) async fn handle(
     response::versioned(version, &CallbackResponse { success: true, data, warnings: health.warnings() })
 }
 
-/// What webhook-notifier answers about the callbacks of a project.
+/// The health of a project's callbacks, or why webhook-notifier did not return it.
 pub(crate) struct Health(Result<Vec<CallbackStatus>, ApiError>);
 
 impl Health {

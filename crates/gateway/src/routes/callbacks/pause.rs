@@ -22,7 +22,7 @@ pub(super) async fn set_paused(
     CallbackPath { process, callback_id }: CallbackPath,
     paused: bool,
 ) -> HandlerResult {
-    // webhook-notifier pauses any callback, so that this one is the project's is checked here.
+    // webhook-notifier pauses any callback, so the gateway checks that this one belongs to the project.
     let process = change::read(&app, &key, process).await?;
     find(process, |callback| callback.callback_id == callback_id)?;
     let result = app.request(&PauseCallback { callback_id, paused }).await?;

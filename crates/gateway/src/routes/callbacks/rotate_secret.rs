@@ -21,7 +21,8 @@ use crate::{
 pub(crate) struct Overlap(u32);
 
 impl FromBody for Overlap {
-    /// An empty body asks for the default. Unknown fields are refused: a misspelt overlap would be another one.
+    /// An empty body means the default. Unknown fields are refused: a misspelt overlap would silently become the
+    /// default.
     fn from_body(body: &[u8], _: &ApiKey) -> Result<Self, ApiError> {
         if body.is_empty() {
             return Ok(Self(DEFAULT_OVERLAP_SECONDS));

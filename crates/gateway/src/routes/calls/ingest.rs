@@ -1,7 +1,8 @@
 //! 1 Accept: `POST /api/v1/calls/ingest/{platform}/{ingestId}`: the webhooks of voice platforms.
 //!
-//! They have no API key: the source's secret authenticates them. webhook-notifier verifies it, because a gateway has no key
-//! that opens secrets ([ADR 51](../../../../../docs/adr/0051-verify-call-reports-in-the-webhook-notifier.md)).
+//! Webhooks have no API key: the secret of their source authenticates them. webhook-notifier verifies them, because a
+//! gateway has no key that opens sealed secrets
+//! ([ADR 51](../../../../../docs/adr/0051-verify-call-reports-in-the-webhook-notifier.md)).
 
 use std::{sync::Arc, time::Instant};
 
@@ -39,10 +40,11 @@ use crate::{
 };
 
 pub(crate) const PATH: &str = "/api/v1/calls/ingest/{platform}/{ingestId}";
-/// The largest report, in bytes. In base64 it fits into a message of NATS, which has at most 1 MiB by default; transcripts
-/// with the time of each word need more than an update.
+/// The largest report, in bytes. In base64 it fits into a NATS message, which has at most 1 MiB by default. Transcripts
+/// with the time of each word need more room than an update.
 const MAX_BYTES: usize = 512 << 10;
-/// How often the bytes of a report are read, copied or sent until it is verified: what it costs of its source's budget.
+/// The cost of a byte of a report in the budget of its source: how often the byte is read, copied or sent until the
+/// report is verified.
 const WORK_PER_BYTE: u64 = 4;
 
 /// Responds once the call event is in the log.
@@ -54,7 +56,7 @@ pub(crate) async fn handle(app: Arc<App>, request: Request) -> HandlerResult {
 }
 
 async fn ingest(app: &App, mut request: Request, trace: &mut RequestTrace) -> HandlerResult {
-    // Known sources only: others get no body read and no rate limit kept.
+    // Comes first, so that for unknown sources no body is read and no rate limit is kept.
     let (id, platform, source) = known_source(app, &mut request).await?;
     let status = app.rates.take(RateClass::Updates, id.source_id);
     let limited = status.as_ref().and_then(RateLimitStatus::retry_after);
@@ -83,7 +85,7 @@ async fn accept_report(
         return Err(ApiError::field("platform", format!("is {platform}, and the source's is {}", source.platform)));
     }
     let (signature, secret_sha256) = proof(platform, request.headers());
-    // By source and not by project: anyone who knows the path may send forged reports.
+    // Charged to the source and not to the project: anyone who knows the path can send forged reports.
     app.read_budget.admit_read(id.source_id, began).map_err(ApiError::WorkLimited)?;
     let body = body::read(request, MAX_BYTES).await?;
     app.read_budget.spend(id.source_id, body.len() as u64 * WORK_PER_BYTE, Instant::now());
@@ -96,7 +98,8 @@ async fn accept_report(
     }
 }
 
-/// Logs a call event. A repetition of its step of the call is the same event, whatever else it says.
+/// Logs a call event. A repeated report of the same step of the call is the same event, even if the rest of the report
+/// differs.
 async fn log(
     app: &App,
     id: &IngestId,

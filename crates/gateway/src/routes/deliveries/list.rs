@@ -35,7 +35,7 @@ impl FromQuery for ListDeliveries {
     }
 }
 
-/// Takes the status of deliveries.
+/// Takes the field `status`.
 pub(crate) fn status(fields: &mut Fields<'_>) -> Result<Option<DeliveryStatus>, ApiError> {
     let status = fields.text("status")?.map(|text| text.parse());
     status.transpose().map_err(|e: InvalidDeliveryStatus| ApiError::field("status", e.to_string()))

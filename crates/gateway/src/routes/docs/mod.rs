@@ -23,8 +23,8 @@ pub struct Document {
     headers: &'static [(&'static str, &'static str)],
 }
 
-/// The page may run its own script, apply that script's styles, and send requests to this gateway; nothing else, and no
-/// site may frame it. The script searches in a worker, which it makes from a blob.
+/// The page may run its own script, apply the script's styles, and send requests to this gateway. Nothing else is
+/// allowed, and no site may frame the page. The script creates a worker for its search from a blob.
 const PAGE_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'unsafe-inline'; img-src 'self' data:; \
     connect-src 'self'; worker-src blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
@@ -75,7 +75,7 @@ impl Document {
     }
 }
 
-/// What the OpenAPI document has of them: path, content type, operation id and summary.
+/// The operations of the documents: path, content type, operation id and summary.
 #[cfg(test)]
 pub(crate) const OPERATIONS: [(&str, &str, &str, &str); 3] = [
     ("/api/v1/openapi.json", "application/json", "openapi", "Read this document"),

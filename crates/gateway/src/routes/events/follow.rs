@@ -1,7 +1,7 @@
 //! 1 Accept: `GET /api/v1/events`: the outcomes of a project's updates as Server-Sent Events, from `LEAD_EVENTS`.
 //!
-//! Each client has its own consumer, which acks nothing and is deleted after it. Any error ends the response: the client
-//! reconnects with the last id that it received and misses nothing.
+//! Each client has its own consumer without acks, which the server deletes once it is idle. Any error ends the
+//! response: the client reconnects with the last id that it received and misses nothing.
 
 use std::{convert::Infallible, fmt, str::FromStr, sync::Arc, time::Duration};
 
@@ -33,21 +33,22 @@ use service_kit::{clock, shares::Permit};
 
 use crate::{app::App, auth::KeyCheck, error::ApiError, request::fields, response::HandlerResult};
 
-/// How often an idle stream sends something. Shorter detects a client that is gone sooner, and sends NATS more requests.
+/// How often an idle stream sends a frame. Shorter detects a client that hung up sooner, but sends NATS more requests.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 /// How long a client waits before it reconnects.
 const RETRY: Duration = Duration::from_secs(2);
-/// The size of a pull from JetStream; a client holds about twice as much.
+/// The size of a pull from JetStream. The stream of a client holds about twice as much.
 const PULL_MESSAGES: usize = 32;
 const PULL_BYTES: usize = 2 << 20;
-/// How long a pull waits at the server, how long that may be silent, and when the server deletes an idle consumer.
+/// How long a pull waits at the server, how often the server sends a heartbeat meanwhile, and after how long it deletes
+/// an idle consumer.
 const PULL_EXPIRES: Duration = Duration::from_secs(30);
 const PULL_HEARTBEAT: Duration = Duration::from_secs(5);
 const INACTIVE: Duration = Duration::from_secs(60);
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
-/// A position in the events: the stream, and the last message before the position.
+/// A position in the events: the identity of the stream, and the sequence of the last message before the position.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct EventId {
     stream: String,
@@ -81,7 +82,7 @@ pub(crate) async fn handle(app: Arc<App>, key: Arc<ApiKey>, request: Request) ->
     let info = stream.cached_info();
     let start = start(after, identity(info), info.state.first_sequence, info.state.last_sequence)?;
     let config = pull::Config {
-        // With a name, which is then in the subject of the request, so that NATS permissions apply to it.
+        // The name becomes a part of the request's subject, so that NATS permissions apply to it.
         name: Some(format!("events-{}", clock::new_id())),
         deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: start.sequence + 1 },
         ack_policy: AckPolicy::None,
@@ -169,7 +170,7 @@ impl EventStream {
         let app = self.app.clone();
         let Self { key, reader, .. } = &mut self;
         let frame = tokio::select! {
-            // First, so that a stream that always has a next event ends, too.
+            // Checked first, so that a stream that always has a next event ends, too.
             biased;
             () = app.event_subscribers.stopped() => None,
             _ = key.ended(&app.keys, &app.key_uses) => None,
@@ -211,10 +212,10 @@ impl EventReader {
         (info.consumer_sequence == self.received).then_some(info.stream_sequence)
     }
 
-    /// Keeps the connection alive. If all events were sent, advances the client's position to the end of the stream: a client
-    /// that reconnects much later must not get an error because other projects' events are gone.
+    /// Keeps the connection alive. If all events were sent, advances the client's position to the end of the stream: a
+    /// client that reconnects much later must not get an error because other projects' events are gone.
     async fn heartbeat(&mut self) -> Bytes {
-        // In this order: a message that arrives between the two requests is pending.
+        // In this order, so that a message that arrives between the two requests counts as pending.
         let last = self.stream.get_info().await.ok().map(|info| info.state.last_sequence);
         let consumer = self.consumer.get_info().await.ok();
         let all_sent =
@@ -289,7 +290,7 @@ mod tests {
             prop_assert_eq!(id.to_string().parse::<EventId>().unwrap(), id);
         }
 
-        /// As https://html.spec.whatwg.org/multipage/server-sent-events.html reads it.
+        /// Reads frames as <https://html.spec.whatwg.org/multipage/server-sent-events.html> specifies.
         #[test]
         fn frames_are_read_as_they_were_written(lines in prop::collection::vec("[^\r\n]*", 1..5)) {
             let text = lines.join("\n");

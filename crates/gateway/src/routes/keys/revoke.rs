@@ -1,6 +1,7 @@
 //! 1 Accept: `POST /api/v1/keys/{keyId}/revoke`.
 //!
-//! There is no endpoint that creates keys: a key that is revoked or expires would live on in the keys that it created.
+//! There is no endpoint that creates keys: with one, the holder of a revoked or expired key could still use keys that
+//! it created before.
 
 use std::sync::Arc;
 

@@ -1,7 +1,7 @@
 //! 1 Accept: `POST /api/v1/leads/bulk/initiate`: many leads in one request, each created or looked up independently.
 //!
 //! The response is streamed in the order of the request, so that only a few leads are in memory. Errors follow the
-//! successes, as in the vendor's shape.
+//! successes, as in the vendor's API.
 
 use std::{
     pin::Pin,
@@ -31,7 +31,7 @@ use crate::{
 
 /// Most leads in a request: the vendor's limit, which the error names.
 pub(crate) const MAX_LEADS: usize = 1000;
-/// Longest body, unless single requests may have longer ones: a thousand leads of 4 KiB.
+/// Longest body: a thousand leads of 4 KiB, or the limit of single requests if that is higher.
 const MAX_BODY_BYTES: usize = 4 << 20;
 /// How many leads of one request are sent to lead-state at once. More would crowd out other requests.
 const CONCURRENCY: usize = 16;
@@ -142,7 +142,8 @@ fn parse_entry(
     (reference_id, parse_new(Fields::from_object("lead.", &lead), on_existing, key))
 }
 
-/// Creates, looks up or updates an entry, without waiting for the outcome of an update. After `outage` the remaining entries fail at once.
+/// Creates, looks up or updates the lead of an entry, without waiting for the outcome of an update. Once `outage` is
+/// set, the remaining entries fail with it at once.
 async fn initiate(
     app: &App,
     key: &ApiKey,
@@ -188,7 +189,7 @@ struct ResponseWriter {
     done: bool,
 }
 
-/// What follows the leads.
+/// The part of the response that follows the leads.
 #[derive(Serialize)]
 struct Rest<'a> {
     errors: &'a [RefusedLead],

@@ -15,7 +15,7 @@ use crate::{
     response::{self, HandlerResult},
 };
 
-/// The part of a list that a request asks for.
+/// The page of a list that a request selects.
 pub(crate) struct PageQuery {
     cursor: Option<Cursor>,
     limit: u32,

@@ -1,7 +1,7 @@
 //! 1 Accept: `POST /api/v1/leads/initiate`: lead-state creates a lead or looks one up.
 //!
-//! Not through the command log: the client needs the new lead's id in the response. If a client hangs up, lead-state has
-//! the whole request or nothing of it, and what it does stays.
+//! A new lead does not go through the command log, because the client needs its id in the response. If a client hangs
+//! up, lead-state has the whole request or nothing of it, and its changes stay.
 
 use std::{
     sync::Arc,
@@ -32,8 +32,8 @@ use crate::{
     response::{self, HandlerResult},
 };
 
-/// How long a lookup waits for the budget of reads. Longer lets a bulk request finish that reads large leads, shorter holds
-/// fewer requests.
+/// How long a lookup waits for the budget of reads. Longer lets a bulk request that reads large leads finish; shorter
+/// holds fewer requests.
 const READ_PATIENCE: Duration = Duration::from_secs(10);
 
 pub(crate) async fn handle(app: Arc<App>, key: Arc<ApiKey>, request: Request) -> HandlerResult {
@@ -58,7 +58,7 @@ pub(crate) enum InitiateRequest {
     New { lead: InitiateLead, on_existing: OnExisting },
 }
 
-/// What became of a request.
+/// The result of a request.
 pub(crate) struct Initiated {
     pub(crate) lead: Lead,
     /// Whether the lead existed before, although the request would create one.
@@ -106,7 +106,8 @@ impl InitiateRequest {
     }
 }
 
-/// Reads a lead within its project's budget of reads. A bulk request reads many, so it waits for a while.
+/// Reads a lead within its project's budget of reads. A bulk request reads many leads, so each lookup waits up to
+/// [`READ_PATIENCE`].
 async fn read(app: &App, lead: &GetLead) -> Result<Lead, ApiError> {
     let began = Instant::now();
     while let Err(wait) = app.read_budget.admit_read(lead.project_id, Instant::now()) {
@@ -152,7 +153,7 @@ async fn update(
     Ok(Initiated { lead, existing: true, update_id: Some(claim.update_id), outcome, preference_applied, warnings })
 }
 
-/// Warnings about what an update of an existing lead does not change.
+/// Warnings about the given fields that an update of an existing lead does not change.
 fn unchanged(existing: &Lead, given: &InitiateLead) -> Vec<String> {
     let differs = |own: &Option<String>, given: &Option<String>| given.is_some() && given != own;
     let fields = [
@@ -164,14 +165,15 @@ fn unchanged(existing: &Lead, given: &InitiateLead) -> Vec<String> {
     ignored.map(|(field, _)| format!("lead.{field} is ignored: the lead exists and keeps its own")).collect()
 }
 
-/// A request and warnings about what its body contains and is ignored.
+/// A request, and warnings about ignored fields of its body.
 pub(crate) struct InitiateBody {
     request: InitiateRequest,
     warnings: Vec<String>,
 }
 
 impl FromBody for InitiateBody {
-    /// `init` is the vendor's switch to start calling the lead. Any value is accepted, for Leadrelay makes no calls.
+    /// `init` is the vendor's switch to start calling the lead. Any value is accepted, because Leadrelay makes no
+    /// calls.
     fn from_body(body: &[u8], key: &ApiKey) -> Result<Self, ApiError> {
         let mut fields = Fields::from_json(body)?;
         fields.take("init");
@@ -191,7 +193,7 @@ impl FromBody for InitiateBody {
     }
 }
 
-/// What is to be done with a lead that exists: the request is refused by default, as by the vendor.
+/// What to do with a lead that exists. By default the request is refused, as in the vendor's API.
 pub(crate) fn parse_on_existing(fields: &mut Fields<'_>) -> Result<OnExisting, ApiError> {
     match fields.text_or_refuse_empty("onExisting")?.as_deref() {
         None | Some("refuse") => Ok(OnExisting::Refuse),
@@ -277,7 +279,8 @@ fn parse_phone(text: String) -> Result<String, ApiError> {
     })
 }
 
-/// Lowers an e-mail address. Refuses only texts that no address can be; a mail server decides the rest.
+/// Converts an e-mail address to lower case. Refuses only texts that cannot be an address; a mail server decides the
+/// rest.
 fn parse_email(text: String) -> Result<String, ApiError> {
     let email = text.trim().to_lowercase();
     let sane = |local: &str, domain: &str| {

@@ -40,7 +40,7 @@ async fn accept(app: &App, key: &ApiKey, request: Request, trace: &mut RequestTr
     accept::accept(app, key, preferences, Accepted { body, command, warnings }, trace).await
 }
 
-/// What the query string adds to the body.
+/// The parameters of the query string.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Parameters {
     /// Whether to preview the outcome.
@@ -50,7 +50,7 @@ struct Parameters {
 }
 
 impl Parameters {
-    /// Unknown and empty parameters are refused: without a misspelt condition, more would be changed than was meant.
+    /// Unknown and empty parameters are refused: ignoring a misspelt condition would change more than intended.
     fn parse(query: &str) -> Result<Self, ApiError> {
         let mut parameters = fields::from_query(query)?.refusing_empty();
         let parsed =

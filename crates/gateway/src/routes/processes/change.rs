@@ -36,7 +36,7 @@ pub(crate) async fn put(
     respond(result, |process| Ok(ConfiguredProcess::from(process)))
 }
 
-/// Makes a change, all of it or nothing.
+/// Makes a change atomically.
 pub(crate) async fn change(
     app: &App,
     key: &ApiKey,
@@ -49,7 +49,7 @@ pub(crate) async fn change(
     app.request(&change).await
 }
 
-/// The response to a change: `data` of the process as it is now, and what changed.
+/// The response to a change: `data` of the changed process, and the list of changes.
 pub(crate) fn respond<T: Serialize>(
     result: ProcessChangeResult,
     data: impl FnOnce(Process) -> Result<T, ApiError>,

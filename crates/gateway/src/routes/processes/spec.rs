@@ -27,8 +27,8 @@ pub(crate) struct ProcessBody {
     pub(crate) keep_callbacks: bool,
 }
 
-/// Parses a process. Unknown fields are refused: ignoring a misspelt rule would apply another rule. Fields of a response
-/// that cannot be set may be sent back.
+/// Parses a process. Unknown fields are refused: ignoring a misspelt rule would apply another rule. Fields of responses
+/// that cannot be set are accepted and ignored.
 pub(crate) fn parse(body: &[u8], key: &ApiKey, process: Option<ProcessPath>) -> Result<ProcessBody, ApiError> {
     let mut fields = Fields::from_json(body)?;
     if fields.id("projectId")?.is_some_and(|project_id| project_id != key.project_id) {

@@ -37,8 +37,9 @@ pub(crate) enum Update {
         #[command(flatten)]
         gateway: GatewayArgs,
     },
-    /// Watch an update until it is decided and every delivery is delivered or exhausted. Exits with 0 if it succeeded and was
-    /// delivered, 5 if it failed, 6 if a delivery is exhausted, 7 after the timeout.
+    /// Watch an update until it is decided and every delivery is delivered or exhausted. Exits with 0 if it succeeded
+    /// and was delivered, 5 if it failed, 6 if a delivery is exhausted, 7 after the timeout. A callback that was added
+    /// less than a day after the update, and has no delivery of it, counts as pending.
     #[command(after_help = "Example:\n  leadctl update watch 6b0426971c73026dafa27e40 --timeout 10s && echo delivered")]
     Watch {
         /// The update.
@@ -62,7 +63,7 @@ pub(crate) struct ListUpdates {
     /// Only updates to leads of this process.
     #[arg(long)]
     process: Option<ObjectId>,
-    /// Only updates that came under this API key.
+    /// Only updates of this API key.
     #[arg(long)]
     key: Option<ObjectId>,
     /// Only updates that name this user.

@@ -16,8 +16,8 @@ use crate::{
 
 /// Send an update, and show its outcome if it is known within five seconds.
 ///
-/// Exits with 0 once the update is accepted. With --wait, exits with 5 if the update failed and with 7 if its outcome is still
-/// pending. With --dry-run, exits with 5 if the update would fail.
+/// Exits with 0 once the update is accepted. With --wait, exits with 5 if the update failed and with 7 if its outcome
+/// is still pending. With --dry-run, exits with 5 if the update would fail.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     leadctl update send --lead-id 6b0426971c73026dafa27e40 --target-state interested --set make=Toyota\n  \
@@ -136,7 +136,7 @@ impl SendUpdate {
     }
 }
 
-/// The endpoint with what is said beside the body.
+/// The path, with the options that are not part of the body.
 fn path(dry_run: bool, expected_state: Option<&str>) -> String {
     let mut query = form_urlencoded::Serializer::new("/api/v1/leads/update?".to_owned());
     query.extend_pairs(dry_run.then_some(("dryRun", "true")));
