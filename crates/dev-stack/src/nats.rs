@@ -3,7 +3,7 @@
 use crate::{
     Say, Tls,
     error::{During, Error},
-    process::{ChildOptions, Process, Signal, clear_leftover},
+    process::{ChildOptions, Probe, Process, Signal, clear_leftover},
     programs::{self, run},
     server_dir::ServerDir,
 };
@@ -348,8 +348,19 @@ async fn launch(program: &Path, home: &ServerDir, settings: &Settings, port: u16
     };
     let mut process = Process::spawn(&command, &options)?;
     // The password is unique to this directory, so another server on this port is not mistaken for ours.
-    process.ready(START_DEADLINE, async || connect(settings, port).await.is_ok()).await?;
+    let log = process.log().clone();
+    let probe = async || match connect(settings, port).await {
+        Ok(_) => Probe::Ready,
+        Err(_) if log.text().is_ok_and(|log| restores_streams(&log)) => Probe::Recovering,
+        Err(_) => Probe::NotReady,
+    };
+    process.ready(START_DEADLINE, probe).await?;
     Ok(process)
+}
+
+/// Whether a server with this log restores its streams. It accepts no connections until then.
+fn restores_streams(log: &str) -> bool {
+    log.contains("Starting restore for stream") && !log.contains("Server is ready")
 }
 
 async fn connect(settings: &Settings, port: u16) -> Result<Client, ConnectError> {
@@ -381,12 +392,22 @@ fn parse_version(printed: &str) -> Option<(u32, u32, u32)> {
 
 #[cfg(test)]
 mod tests {
-    use super::parse_version;
+    use super::{parse_version, restores_streams};
 
     #[test]
     fn versions_of_releases_and_development_builds_are_parsed() {
         assert_eq!(parse_version("nats-server: v2.9.10\n"), Some((2, 9, 10)));
         assert_eq!(parse_version("nats-server: v2.12.0-dev"), Some((2, 12, 0)));
         assert_eq!(parse_version("nats-server"), None);
+    }
+
+    #[test]
+    fn a_server_restores_its_streams_before_it_is_ready() {
+        let mut log = "[1] [INF] Starting JetStream\n".to_owned();
+        assert!(!restores_streams(&log));
+        log += "[1] [INF]   Starting restore for stream 'LEADRELAY > LEAD_COMMANDS'\n";
+        assert!(restores_streams(&log));
+        log += "[1] [INF] Server is ready\n";
+        assert!(!restores_streams(&log));
     }
 }

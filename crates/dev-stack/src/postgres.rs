@@ -5,8 +5,9 @@ mod standby;
 use crate::{
     Say, Tls,
     error::{During, Error},
-    process::{ChildOptions, Process, Signal, clear_leftover},
+    process::{ChildOptions, Probe, Process, Signal, clear_leftover},
     programs::{self, run},
+    quiet,
     server_dir::ServerDir,
     user::User,
 };
@@ -15,7 +16,8 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
-    time::Duration,
+    sync::Once,
+    time::{Duration, Instant},
 };
 use tokio::{io::AsyncWriteExt, process::Command};
 
@@ -25,6 +27,12 @@ const NAME: &str = "leadrelay";
 /// From start to the first answered query, without the time of a recovery after a crash. A server that is stopped
 /// during recovery recovers from the same checkpoint at its next start.
 const START_DEADLINE: Duration = Duration::from_secs(30);
+
+/// How long a start may take until a recovery is reported. A start after a clean stop takes a fraction of this time.
+const RECOVERY_NOTICE: Duration = Duration::from_secs(3);
+
+/// SQLSTATE `cannot_connect_now`: the server starts, recovers or stops.
+const CANNOT_CONNECT_NOW: &str = "57P03";
 
 /// How long a shutdown may take before the next, stronger signal. A shutdown writes all buffers to disk.
 const GRACE_PERIOD: Duration = Duration::from_secs(30);
@@ -103,7 +111,7 @@ impl LocalPostgres {
 
         let password = home.secret("password")?;
         let settings = Settings { fsync: options.fsync, replication: options.replication, tls: options.tls };
-        let launch = async |port| launch(&programs, &home, &settings, &password, port).await;
+        let launch = async |port| launch(&programs, &home, &settings, &password, port, say).await;
         let (process, port) = home.launch(options.port, launch).await?;
         Ok(Self { process, home, programs, settings, password, port })
     }
@@ -168,7 +176,7 @@ impl LocalPostgres {
     /// As for [`LocalPostgres::start`]; and [`Error::Died`] when another process took the port in the meantime.
     pub async fn restart(&mut self) -> Result<(), Error> {
         self.stop().await?;
-        self.process = launch(&self.programs, &self.home, &self.settings, &self.password, self.port).await?;
+        self.process = launch(&self.programs, &self.home, &self.settings, &self.password, self.port, &quiet).await?;
         Ok(())
     }
 
@@ -200,6 +208,7 @@ async fn launch(
     settings: &Settings,
     password: &str,
     port: u16,
+    say: Say<'_>,
 ) -> Result<Process, Error> {
     let tls = settings.tls.as_ref();
     let data = home.join("data");
@@ -254,18 +263,34 @@ async fn launch(
     };
     let mut process = Process::spawn(&command, &options)?;
     let url = url(tls, password, port);
-    let data = data.display().to_string();
-    process.ready(START_DEADLINE, async || answers(&url, &data).await).await?;
+    let (started, reported) = (Instant::now(), Once::new());
+    let probe_and_report = async || {
+        let found = probe(&url, &data).await;
+        if found == Probe::Recovering && started.elapsed() > RECOVERY_NOTICE {
+            reported.call_once(|| say("Postgres is recovering after a crash; the start waits for it"));
+        }
+        found
+    };
+    process.ready(START_DEADLINE, probe_and_report).await?;
     Ok(process)
 }
 
 /// Whether a server with this data directory answers: another server may have taken the port.
-async fn answers(url: &str, data: &str) -> bool {
-    let Ok(mut connection) = PgConnection::connect(url).await else { return false };
+async fn probe(url: &str, data: &Path) -> Probe {
+    let mut connection = match PgConnection::connect(url).await {
+        Ok(connection) => connection,
+        // A standby recovers for as long as it is one, and may never be able to answer.
+        Err(e) if cannot_connect_now(&e) && !data.join("standby.signal").exists() => return Probe::Recovering,
+        Err(_) => return Probe::NotReady,
+    };
     let serving: Result<String, _> =
         sqlx::query_scalar("select current_setting('data_directory')").fetch_one(&mut connection).await;
     connection.close().await.ok();
-    serving.is_ok_and(|serving| serving == data)
+    serving.is_ok_and(|serving| Path::new(&serving) == data).into()
+}
+
+fn cannot_connect_now(error: &sqlx::Error) -> bool {
+    error.as_database_error().is_some_and(|error| error.code().as_deref() == Some(CANNOT_CONNECT_NOW))
 }
 
 /// Drops the databases that no client uses. In single-user mode a statement ends with its line.
@@ -358,4 +383,31 @@ fn as_user(program: &Path, home: &ServerDir) -> Command {
     let mut command = Command::from(command);
     command.kill_on_drop(true);
     command
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{io::AsyncReadExt, net::TcpListener};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_server_that_accepts_no_connections_yet_is_recovering_unless_it_is_a_standby() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("postgres://u:p@{}/d?sslmode=disable", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            loop {
+                let (mut client, _) = listener.accept().await.unwrap();
+                let _startup_message = client.read(&mut [0; 1024]).await.unwrap();
+                let fields = b"SFATAL\0VFATAL\0C57P03\0Mthe database system is starting up\0\0";
+                let length = (fields.len() as u32 + 4).to_be_bytes();
+                client.write_all(&[&b"E"[..], &length, fields].concat()).await.unwrap();
+            }
+        });
+        let data = tempfile::tempdir().unwrap();
+
+        assert_eq!(probe(&url, data.path()).await, Probe::Recovering);
+        fs::write(data.path().join("standby.signal"), "").unwrap();
+        assert_eq!(probe(&url, data.path()).await, Probe::NotReady);
+    }
 }

@@ -20,7 +20,7 @@ use std::{
 use tokio::{
     io::AsyncWriteExt,
     process::{Child, ChildStdin},
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 
 const SUPERVISE: &str = include_str!("supervise.sh");
@@ -72,6 +72,23 @@ impl Signal {
             Self::Stop => Number::STOP,
             Self::Cont => Number::CONT,
         }
+    }
+}
+
+/// What a probe found out about a child that starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Probe {
+    /// It is ready.
+    Ready,
+    /// It is not ready.
+    NotReady,
+    /// It recovers its data. That takes longer for more data, and would begin again after a stop.
+    Recovering,
+}
+
+impl From<bool> for Probe {
+    fn from(is_ready: bool) -> Self {
+        if is_ready { Self::Ready } else { Self::NotReady }
     }
 }
 
@@ -213,12 +230,7 @@ impl Process {
     ///
     /// # Errors
     /// [`Error::Died`] as soon as the child has ended, [`Error::NotReady`] after `deadline`, both with the log's end.
-    pub async fn ready(&mut self, deadline: Duration, probe: impl AsyncFn() -> bool) -> Result<(), Error> {
-        let probing = async {
-            while !probe().await {
-                sleep(PROBE_INTERVAL).await;
-            }
-        };
+    pub async fn ready<P: Into<Probe>>(&mut self, deadline: Duration, probe: impl AsyncFn() -> P) -> Result<(), Error> {
         tokio::select! {
             biased;
             status = self.child.wait() => {
@@ -226,8 +238,11 @@ impl Process {
                 self.end_watcher().await;
                 Err(Error::Died { name: self.name.clone(), status, log: self.log.tail() })
             }
-            () = probing => Ok(()),
-            () = sleep(deadline) => Err(Error::NotReady { name: self.name.clone(), deadline, log: self.log.tail() }),
+            is_ready = becomes_ready(deadline, probe) => if is_ready {
+                Ok(())
+            } else {
+                Err(Error::NotReady { name: self.name.clone(), deadline, log: self.log.tail() })
+            },
         }
     }
 
@@ -279,6 +294,20 @@ impl Process {
             // Writing fails only if the watcher has ended already.
             let _ = watcher_pipe.write_all(b"\n").await;
         }
+    }
+}
+
+/// Probes until the child is ready; returns false if the deadline passes first.
+async fn becomes_ready<P: Into<Probe>>(deadline: Duration, probe: impl AsyncFn() -> P) -> bool {
+    let mut end = Instant::now() + deadline;
+    loop {
+        match timeout_at(end, probe()).await.map_or(Probe::NotReady, Into::into) {
+            Probe::Ready => return true,
+            Probe::Recovering => end = Instant::now() + deadline,
+            Probe::NotReady if Instant::now() >= end => return false,
+            Probe::NotReady => {}
+        }
+        sleep(PROBE_INTERVAL).await;
     }
 }
 
@@ -342,4 +371,21 @@ fn command_line(pid: u32) -> Option<String> {
         String::from_utf8_lossy(&output.stdout).into_owned()
     };
     (!line.trim().is_empty()).then_some(line)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_time_of_a_recovery_does_not_count_toward_the_deadline() {
+        let (deadline, recovery) = (Duration::from_millis(60), Duration::from_millis(300));
+        let started = Instant::now();
+        let recovering = async || if started.elapsed() < recovery { Probe::Recovering } else { Probe::NotReady };
+
+        assert!(!becomes_ready(deadline, recovering).await);
+        assert!(started.elapsed() >= recovery);
+        assert!(becomes_ready(deadline, async || true).await);
+        assert!(!becomes_ready(deadline, async || std::future::pending::<bool>().await).await);
+    }
 }

@@ -7,11 +7,12 @@ use crate::{
 };
 use std::{
     env,
-    fs::{self, File},
+    fs::{self, File, TryLockError},
     path::{Path, PathBuf},
     process::Stdio,
+    time::Duration,
 };
-use tokio::process::Command;
+use tokio::{process::Command, time::sleep};
 
 /// Environment variable with the path of a nats-server that is not on the `PATH`.
 pub const NATS_SERVER_VARIABLE: &str = "LEADRELAY_NATS_SERVER";
@@ -27,6 +28,9 @@ const VERSIONED: [(&str, &str); 4] = [
     ("/opt/homebrew/opt", "postgresql@"),
     ("/usr/local/opt", "postgresql@"),
 ];
+
+/// Pause between two attempts to lock the installation.
+const LOCK_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Whether missing programs may be installed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,8 +65,7 @@ pub async fn ensure_installed(install: Install, say: Say<'_>) -> Result<(), Erro
     }
 
     // Wait if another process is installing them, then check again.
-    let waiting = || "waiting for another installation".to_owned();
-    let _lock = tokio::task::spawn_blocking(lock).await.map_err(std::io::Error::from).during(waiting)??;
+    let _lock = lock(&lock_path()).await?;
     let packages = missing();
     if packages.is_empty() {
         return Ok(());
@@ -137,13 +140,22 @@ fn find(mut dirs: impl Iterator<Item = PathBuf>, programs: &[&str]) -> Option<Pa
     dirs.find(|dir| programs.iter().all(|program| dir.join(program).is_file()))
 }
 
-fn lock() -> Result<File, Error> {
+fn lock_path() -> PathBuf {
     // One lock per user, because users cannot write to each other's files in a shared directory.
-    let path = env::temp_dir().join(format!("leadrelay-install-{}.lock", rustix::process::geteuid().as_raw()));
+    env::temp_dir().join(format!("leadrelay-install-{}.lock", rustix::process::geteuid().as_raw()))
+}
+
+/// Locks the file, creating it if necessary. Cancel-safe: a blocking lock would keep the process alive after Ctrl-C.
+async fn lock(path: &Path) -> Result<File, Error> {
     let during = || format!("locking {}", path.display());
-    let file = File::options().create(true).append(true).open(&path).during(during)?;
-    file.lock().during(during)?;
-    Ok(file)
+    let file = File::options().create(true).append(true).open(path).during(during)?;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) => sleep(LOCK_INTERVAL).await,
+            Err(TryLockError::Error(source)) => return Err(Error::Io { what: during(), source }),
+        }
+    }
 }
 
 async fn run_apt(packages: &[&str]) -> Result<(), Error> {
@@ -185,4 +197,29 @@ pub(crate) async fn run(command: &mut Command, what: &str) -> Result<String, Err
 
 async fn succeeds(command: &mut Command) -> bool {
     command.output().await.is_ok_and(|output| output.status.success())
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::timeout;
+
+    use super::*;
+
+    #[test]
+    fn waiting_for_another_installation_can_be_cancelled() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let other = File::create(&path).unwrap();
+        other.lock().unwrap();
+
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let waiting = runtime.block_on(async { timeout(Duration::from_millis(20), lock(&path)).await });
+        assert!(waiting.is_err());
+        // Waits for blocking tasks, as the end of the process does.
+        drop(runtime);
+
+        drop(other);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        assert!(runtime.block_on(lock(&path)).is_ok());
+    }
 }

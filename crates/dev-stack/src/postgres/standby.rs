@@ -26,7 +26,7 @@ impl LocalPostgres {
         copy.arg("-D").arg(home.join("data")).args(["-d", &self.url()]);
         copy.args(["--write-recovery-conf", "--checkpoint=fast", "--wal-method=stream", "--no-sync"]);
         run(&mut copy, "pg_basebackup").await?;
-        let launch = async |port| launch(&self.programs, &home, &self.settings, &self.password, port).await;
+        let launch = async |port| launch(&self.programs, &home, &self.settings, &self.password, port, say).await;
         let (process, port) = home.launch(None, launch).await?;
         let (programs, settings) = (self.programs.clone(), self.settings.clone());
         Ok(Self { process, home, programs, settings, password: self.password.clone(), port })

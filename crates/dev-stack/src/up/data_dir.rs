@@ -39,7 +39,11 @@ impl Log {
     fn rotate(&mut self) -> io::Result<()> {
         let mut older = self.path.clone().into_os_string();
         older.push(".1");
-        fs::rename(&self.path, older)?;
+        match fs::rename(&self.path, older) {
+            // The file was renamed before, and the new one could not be opened; or somebody removed the file.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            renamed => renamed?,
+        }
         *self = Self::open(self.path.clone(), self.limit)?;
         Ok(())
     }
@@ -49,7 +53,8 @@ impl Write for Log {
     /// Writes a line. The rotation happens between lines.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         if self.bytes > 0 && self.bytes + line.len() as u64 > self.limit {
-            self.rotate()?;
+            // If the rotation fails, the open file gets the line, too, and the next line tries again.
+            let _ = self.rotate();
         }
         let written = self.file.write(line)?;
         self.bytes += written as u64;
@@ -183,6 +188,28 @@ mod tests {
         log.write_all(b"a line that is longer than all of it\n").unwrap();
         assert_eq!(read("a.log.1"), "line 4\n");
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn no_line_is_lost_when_a_rotation_fails() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, older) = (dir.path().join("a.log"), dir.path().join("a.log.1"));
+        let read = |path: &Path| fs::read_to_string(path).unwrap();
+        let mut log = Log::open(path.clone(), 8).unwrap();
+        // A file cannot replace a directory.
+        fs::create_dir(&older).unwrap();
+        log.write_all(b"line 1\n").unwrap();
+        log.write_all(b"line 2\n").unwrap();
+        assert_eq!(read(&path), "line 1\nline 2\n");
+
+        fs::remove_dir(&older).unwrap();
+        log.write_all(b"line 3\n").unwrap();
+        assert_eq!((read(&older), read(&path)), ("line 1\nline 2\n".into(), "line 3\n".into()));
+
+        // As after a rename without a new file.
+        fs::remove_file(&path).unwrap();
+        log.write_all(b"line 4\n").unwrap();
+        assert_eq!((read(&older), read(&path)), ("line 1\nline 2\n".into(), "line 4\n".into()));
     }
 
     #[test]

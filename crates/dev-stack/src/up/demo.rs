@@ -91,8 +91,20 @@ pub(super) struct Demo {
     state: State,
 }
 
-/// The result of a demo.
-pub(super) struct Shown {
+/// The demo's project, and how to use it.
+struct DemoProject {
+    id: ObjectId,
+    key: String,
+    gateway: GatewayClient,
+    gateway_url: String,
+    process: Process,
+    /// The leads of the two updates.
+    first: Lead,
+    second: Lead,
+}
+
+/// How the operator continues after the demo.
+pub(super) struct NextSteps {
     /// Environment variables for clients.
     pub(super) environment: Vec<(&'static str, String)>,
     /// Commands to try next.
@@ -143,48 +155,62 @@ impl Demo {
         nats: &Client,
         gateway_url: &str,
         render: RenderTimeline,
-    ) -> anyhow::Result<Shown> {
+    ) -> Option<NextSteps> {
         say("\nDemo");
+        let project = self.set_up(data, nats, gateway_url).await;
+        let shown = match &project {
+            Ok(project) => self.send_updates(nats, project, render).await,
+            Err(_) => Ok(()),
+        };
+        if let Some(e) = project.as_ref().err().or(shown.as_ref().err()) {
+            say(format_args!(
+                "\nThe demo could not be shown: {e:#}\nEverything else runs. If you changed the demo project, undo the \
+                 change; or stop, remove {} and start again, which creates another demo project.",
+                data.join(STATE).display()
+            ));
+        }
+        project.ok().map(|project| self.next_steps(project))
+    }
+
+    async fn set_up(&mut self, data: &DataDir, nats: &Client, gateway_url: &str) -> anyhow::Result<DemoProject> {
         self.forget_missing(nats).await?;
-        let project_id = self.project(data, nats).await?;
-        field("project", format_args!("Demo, {project_id}"));
-        let key = self.key(data, nats, project_id).await?;
+        let id = self.project(data, nats).await?;
+        field("project", format_args!("Demo, {id}"));
+        let key = self.key(data, nats, id).await?;
         let gateway = GatewayClient::new(gateway_url, &key);
         wait_for_key(&gateway).await?;
         field("API key", &key);
-        let process = self.process(data, nats, project_id).await?;
+        let process = self.process(data, nats, id).await?;
         field("process", format_args!("Sales, {}", process.process_id));
         for (name, path, _) in CALLBACKS {
             field("callback", format_args!("{name} → {}{path}", self.receiver_url));
         }
         let mut leads = Vec::new();
         for (reference_id, name, phone, metadata) in LEADS {
-            let at = LeadScope { gateway: &gateway, project_id, process_id: process.process_id };
+            let at = LeadScope { gateway: &gateway, project_id: id, process_id: process.process_id };
             let lead = at.get_or_initiate(reference_id, name, phone, metadata).await?;
             field("lead", format_args!("{reference_id}, {name}, {} ({})", lead.id, lead.current_state));
             leads.push(lead);
         }
-        let [first, second, ..] = leads.as_slice() else { bail!("the demo needs two leads") };
+        let mut leads = leads.into_iter();
+        let (Some(first), Some(second)) = (leads.next(), leads.next()) else { bail!("the demo needs two leads") };
+        Ok(DemoProject { id, key, gateway, gateway_url: gateway_url.to_owned(), process, first, second })
+    }
 
-        self.succeed(&gateway, gateway_url, first, &process, render).await?;
-        self.fail(&gateway, nats, project_id, second, &process, render).await?;
+    async fn send_updates(&self, nats: &Client, project: &DemoProject, render: RenderTimeline) -> anyhow::Result<()> {
+        self.succeed(project, render).await?;
+        self.fail(nats, project, render).await
+    }
 
-        let reference_id = LEADS[0].0;
-        let process_id = process.process_id;
-        Ok(Shown {
-            environment: vec![
-                ("LEADRELAY_API_KEY", key.clone()),
-                ("LEADRELAY_PROJECT_ID", project_id.to_string()),
-                ("LEADRELAY_PROCESS_ID", process_id.to_string()),
-                ("LEADRELAY_LEAD_ID", first.id.to_string()),
-                ("LEADRELAY_REFERENCE_ID", reference_id.to_owned()),
-                ("LEADRELAY_RECEIVER_URL", self.receiver_url.clone()),
-            ],
+    fn next_steps(&self, project: DemoProject) -> NextSteps {
+        let DemoProject { id, key, gateway_url, process, first, .. } = project;
+        let (process_id, reference_id) = (process.process_id, LEADS[0].0);
+        NextSteps {
             ending: format!(
                 "Try it yourself\n\
                  \n  # update a lead by its reference id\n  \
                  curl {gateway_url}/api/v1/leads/update -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' \
-                 -d '{{\"referenceId\":\"{reference_id}\",\"processId\":\"{process_id}\",\"projectId\":\"{project_id}\",\
+                 -d '{{\"referenceId\":\"{reference_id}\",\"processId\":\"{process_id}\",\"projectId\":\"{id}\",\
                  \"metadata\":{{\"color\":\"blue\"}}}}'\n\
                  \n  # get the outcome and the deliveries: replace UPDATE_ID by the updateId of the answer\n  \
                  curl -H 'Authorization: Bearer {key}' {gateway_url}/api/v1/updates/UPDATE_ID\n\
@@ -195,7 +221,15 @@ impl Demo {
                 lead_id = first.id,
                 receiver_url = self.receiver_url,
             ),
-        })
+            environment: vec![
+                ("LEADRELAY_API_KEY", key),
+                ("LEADRELAY_PROJECT_ID", id.to_string()),
+                ("LEADRELAY_PROCESS_ID", process_id.to_string()),
+                ("LEADRELAY_LEAD_ID", first.id.to_string()),
+                ("LEADRELAY_REFERENCE_ID", reference_id.to_owned()),
+                ("LEADRELAY_RECEIVER_URL", self.receiver_url.clone()),
+            ],
+        }
     }
 
     /// Forgets saved ids that are not in this database: it may have been replaced since the previous start.
@@ -296,14 +330,8 @@ impl Demo {
         serde_json::from_value(spec).context("the demo's process specification is invalid")
     }
 
-    async fn succeed(
-        &self,
-        gateway: &GatewayClient,
-        gateway_url: &str,
-        lead: &Lead,
-        process: &Process,
-        render: RenderTimeline,
-    ) -> anyhow::Result<()> {
+    async fn succeed(&self, project: &DemoProject, render: RenderTimeline) -> anyhow::Result<()> {
+        let DemoProject { gateway_url, first: lead, .. } = project;
         say("\n1  An update that succeeds");
         let mut body = json!({"leadId": lead.id, "metadata": {"budget": 20_000 + rand::random::<u16>() / 8}});
         let target = match lead.current_state.as_str() {
@@ -319,24 +347,17 @@ impl Demo {
             "   $ curl {gateway_url}/api/v1/leads/update -H \"Authorization: Bearer $LEADRELAY_API_KEY\" \\\n       \
              -H 'Content-Type: application/json' -d '{body}'"
         ));
-        let update_id = send(gateway, &body).await?;
+        let update_id = send(&project.gateway, &body).await?;
         self.show_webhooks(update_id, true).await?;
-        self.show_timeline(gateway, update_id, UpdateStatus::Succeeded, process, render).await
+        show_timeline(project, update_id, UpdateStatus::Succeeded, render).await
     }
 
-    async fn fail(
-        &self,
-        gateway: &GatewayClient,
-        nats: &Client,
-        project_id: ObjectId,
-        lead: &Lead,
-        process: &Process,
-        render: RenderTimeline,
-    ) -> anyhow::Result<()> {
+    async fn fail(&self, nats: &Client, project: &DemoProject, render: RenderTimeline) -> anyhow::Result<()> {
+        let lead = &project.second;
         say("\n2  An update that fails: a call with the lead is in progress");
         let js = jetstream(nats);
         let publish_event = async |kind, event: String| {
-            let subject = CommandSubject { project_id, kind }.intake();
+            let subject = CommandSubject { project_id: project.id, kind }.intake();
             say(format_args!("   NATS {subject} {event}"));
             let (id, event) = (clock::new_id().to_string(), Bytes::from(event));
             // The gateway answers producers of a new project after a second.
@@ -356,11 +377,11 @@ impl Demo {
             ..CallStarted::default()
         };
         publish_event(CommandKind::CallStarted, serde_json::to_string(&started)?).await?;
-        let update_id = send(gateway, &json!({"leadId": lead.id, "metadata": {"color": "red"}})).await?;
+        let update_id = send(&project.gateway, &json!({"leadId": lead.id, "metadata": {"color": "red"}})).await?;
         self.show_webhooks(update_id, false).await?;
         let ended = CallEnded { lead_id: Some(lead.id), call_id: Some(CALL.into()), ..CallEnded::default() };
         publish_event(CommandKind::CallEnded, serde_json::to_string(&ended)?).await?;
-        self.show_timeline(gateway, update_id, UpdateStatus::Failed, process, render).await
+        show_timeline(project, update_id, UpdateStatus::Failed, render).await
     }
 
     /// Waits for the update's webhook on every callback, checks it and prints it.
@@ -391,35 +412,33 @@ impl Demo {
         }
         Ok(())
     }
+}
 
-    /// Waits until the deliveries are recorded, then prints the update's timeline.
-    async fn show_timeline(
-        &self,
-        gateway: &GatewayClient,
-        update_id: ObjectId,
-        expected: UpdateStatus,
-        process: &Process,
-        render: RenderTimeline,
-    ) -> anyhow::Result<()> {
-        let deadline = Instant::now() + OUTCOME_TIMEOUT;
-        let path = format!("/api/v1/updates/{update_id}");
-        // A delivery is recorded a moment after the endpoint has answered.
-        let (timeline, text) = loop {
-            let TimelineResponse { data, .. } = gateway.get(&path).await?.json()?;
-            if is_delivered(&data) || Instant::now() > deadline {
-                let text = render(&data, &process.callbacks);
-                break (data, text);
-            }
-            sleep(Duration::from_millis(50)).await;
-        };
-        ensure!(timeline.status == expected, "unexpected outcome:\n{text}");
-        ensure!(is_delivered(&timeline), "not delivered within {OUTCOME_TIMEOUT:?}:\n{text}");
-        say(format_args!("   GET {path}"));
-        for line in text.lines() {
-            say(format_args!("     {line}"));
+/// Waits until the deliveries are recorded, then prints the update's timeline.
+async fn show_timeline(
+    project: &DemoProject,
+    update_id: ObjectId,
+    expected: UpdateStatus,
+    render: RenderTimeline,
+) -> anyhow::Result<()> {
+    let deadline = Instant::now() + OUTCOME_TIMEOUT;
+    let path = format!("/api/v1/updates/{update_id}");
+    // A delivery is recorded a moment after the endpoint has answered.
+    let (timeline, text) = loop {
+        let TimelineResponse { data, .. } = project.gateway.get(&path).await?.json()?;
+        if is_delivered(&data) || Instant::now() > deadline {
+            let text = render(&data, &project.process.callbacks);
+            break (data, text);
         }
-        Ok(())
+        sleep(Duration::from_millis(50)).await;
+    };
+    ensure!(timeline.status == expected, "unexpected outcome:\n{text}");
+    ensure!(is_delivered(&timeline), "not delivered within {OUTCOME_TIMEOUT:?}:\n{text}");
+    say(format_args!("   GET {path}"));
+    for line in text.lines() {
+        say(format_args!("     {line}"));
     }
+    Ok(())
 }
 
 struct LeadScope<'a> {

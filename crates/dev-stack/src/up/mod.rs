@@ -10,8 +10,9 @@ mod output;
 mod receiver;
 mod servers;
 mod services;
+mod stack_env;
 
-use std::{net::SocketAddr, path::PathBuf, sync::Mutex, time::Duration};
+use std::{env, net::SocketAddr, path::PathBuf, sync::Mutex, time::Duration};
 
 use anyhow::{Context, anyhow};
 use clap::Args;
@@ -39,19 +40,18 @@ use crate::{
         receiver::Receiver,
         servers::Servers,
         services::{Keys, Sockets},
+        stack_env::{OtherStack, STACK, STACK_ENV},
     },
 };
 
-/// How long the services may take until all of them answer. A first start migrates and creates streams within a second
-/// or two; recovery of a large log takes longer.
-const READY_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long the services may take until a note points to their log. A first start migrates and creates streams within
+/// a second or two; a migration or recovery of much data takes longer.
+const READY_NOTICE: Duration = Duration::from_secs(60);
 /// Added to the services' own drain deadline, so that their error is the one that is printed.
 const DRAIN_LEEWAY: Duration = Duration::from_secs(3);
 /// Replicas of streams on a cluster: the least that survives the loss of a server.
 const CLUSTER_REPLICAS: u8 = 3;
 const LOG: &str = "leadrelay.log";
-/// Environment variables for clients.
-const STACK_ENV: &str = "stack.env";
 const PORTS: &str = "ports.json";
 /// The key that seals callbacks' secrets, unless the operator passes one.
 const SECRETS_KEY: &str = "secrets.key";
@@ -129,7 +129,7 @@ impl Up {
         Box::pin(self.run_until_signal(render_timeline))
     }
 
-    async fn run_until_signal(self, render_timeline: RenderTimeline) -> anyhow::Result<()> {
+    async fn run_until_signal(mut self, render_timeline: RenderTimeline) -> anyhow::Result<()> {
         let shutdown = lifecycle::shutdown_on_signal()?;
         let data = DataDir::open(&self.data_dir)?;
         // The settings of the previous start are not valid until this start is ready.
@@ -137,6 +137,7 @@ impl Up {
         self.start_log(&data)?;
         say("Starting Leadrelay");
         field("data", data.path().display());
+        self.ignore_own_servers(&data)?;
 
         let mut servers = Servers::default();
         let mut tasks = Tasks::new(shutdown.clone());
@@ -151,6 +152,26 @@ impl Up {
             say("Stopped.");
         }
         ended.and(stopped)
+    }
+
+    /// Removes the URLs of this stack's private servers, which the environment contains if the shell has loaded
+    /// `stack.env`.
+    fn ignore_own_servers(&mut self, data: &DataDir) -> Result<(), OtherStack> {
+        let loaded = env::var_os(STACK).map(PathBuf::from);
+        let mut ignored = Vec::new();
+        for (name, url) in [("NATS_URL", &mut self.nats_url), ("DATABASE_URL", &mut self.database_url)] {
+            if let Some(given) = url.as_deref()
+                && !stack_env::is_given(given, loaded.as_deref(), data.path())?
+            {
+                *url = None;
+                ignored.push(name);
+            }
+        }
+        if !ignored.is_empty() {
+            let names = ignored.join(" and ");
+            field("note", format_args!("{names} of {STACK_ENV}: ignored, because this start runs the servers itself"));
+        }
+        Ok(())
     }
 
     /// The operator's keys, or the data directory's, which the first start creates.
@@ -343,17 +364,26 @@ fn explain_old_data(error: anyhow::Error, data: &DataDir) -> anyhow::Error {
 async fn prepare(data: &DataDir, running: Running, render_timeline: RenderTimeline) -> anyhow::Result<()> {
     let Running { gateway_url, console_url, nats: config, producer_nats_url, database_url, demo } = running;
     let client = services::connect(&config).await?;
-    tokio::time::timeout(READY_TIMEOUT, services::ready(&gateway_url, &client)).await.map_err(|_| {
-        anyhow!("the services were not ready within {READY_TIMEOUT:?}; see {}", data.join(LOG).display())
-    })??;
+    let ready = services::ready(&gateway_url, &client);
+    tokio::pin!(ready);
+    match tokio::time::timeout(READY_NOTICE, &mut ready).await {
+        Ok(ready) => ready?,
+        // If the stack stopped here, the next start would begin the migration or recovery again.
+        Err(_) => {
+            field("note", format_args!("the services are not ready yet; see {}", data.join(LOG).display()));
+            ready.await?;
+        }
+    }
     say("Everything is ready.");
 
-    let mut environment = vec![("LEADRELAY_GATEWAY_URL", gateway_url.clone())];
+    let mut environment =
+        vec![(STACK, data.path().display().to_string()), ("LEADRELAY_GATEWAY_URL", gateway_url.clone())];
     let mut ending = None;
-    if let Some(mut demo) = demo {
-        let shown = demo.run(data, &client, &gateway_url, render_timeline).await.context("the demo failed")?;
-        environment.extend(shown.environment);
-        ending = Some(shown.ending);
+    if let Some(mut demo) = demo
+        && let Some(next) = demo.run(data, &client, &gateway_url, render_timeline).await
+    {
+        environment.extend(next.environment);
+        ending = Some(next.ending);
     }
     let token = console::create_login(&nats::jetstream(&client), console::LoginRole::Operator)
         .await
@@ -361,9 +391,9 @@ async fn prepare(data: &DataDir, running: Running, render_timeline: RenderTimeli
     let login_url = console::login_url(&console_url, &token);
     environment.extend([("LEADRELAY_CONSOLE_URL", console_url), ("LEADRELAY_CONSOLE_LOGIN_URL", login_url.clone())]);
     environment.extend(producer_nats_url.map(|url| ("LEADRELAY_PRODUCER_NATS_URL", url)));
-    environment.extend([("NATS_URL", config.nats_url), ("DATABASE_URL", database_url)]);
-    let lines = environment.into_iter().map(|(name, value)| format!("{name}={value}\n"));
-    data.write(STACK_ENV, &lines.collect::<String>())?;
+    environment.extend(stack_env::nats_variables(config));
+    environment.push(("DATABASE_URL", database_url));
+    data.write(STACK_ENV, &stack_env::render(&environment))?;
 
     say("");
     if let Some(ending) = ending {
