@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use async_nats::HeaderMap;
 use contract::{
-    ObjectId,
-    streams::{LEAD_EVENTS, NOTIFIER_CONSUMER},
+    ObjectId, headers,
+    streams::{LEAD_DEAD_LETTERS, LEAD_EVENTS, NOTIFIER_CONSUMER},
 };
 use serde_json::{Value, json};
 
@@ -27,6 +28,12 @@ fn violations(report: &Value) -> Violations {
             (text(&invariant["invariant"]), violations.iter().map(|violation| text(&violation["id"])).collect())
         })
         .collect()
+}
+
+/// The number of rows that were not checked, by invariant.
+fn unchecked(report: &Value) -> BTreeMap<&str, i64> {
+    let unchecked = report["unchecked"].as_array().expect("unchecked").iter();
+    unchecked.map(|of| (of["invariant"].as_str().expect("text"), of["count"].as_i64().expect("a number"))).collect()
 }
 
 async fn assert_violations(stack: &Stack, what: &str, expected: &[(&str, &[&str])]) {
@@ -289,6 +296,70 @@ async fn a_missing_event_is_reported_by_whether_it_counts_as_announced() {
 
     stack.sql("UPDATE lead_state.checkpoints SET announced_sequence = announced_sequence - 1").await;
     assert_violations(stack, "a row does not count as announced", &[("unfounded", &[&format!("{last}/{crm}")])]).await;
+}
+
+#[tokio::test]
+async fn an_event_that_became_a_dead_letter_is_undelivered() {
+    let audited = Audited::start().await;
+    audited.stack.wait_for_clean_audit().await;
+    let Audited { stack, first, crm, .. } = &audited;
+    let mut origin = HeaderMap::new();
+    origin.insert(headers::ORIGIN_SUBJECT, format!("leads.evt.{}._.update.succeeded", stack.api.project_id));
+    origin.insert(headers::ORIGIN_SEQUENCE, "1");
+
+    let letter = stack.js().publish_with_headers("leads.dead.invalid_event", origin, "".into()).await;
+    letter.expect("published").await.expect("stored");
+    stack.sql(&format!("DELETE FROM webhooks.deliveries WHERE update_id = '\\x{first}'")).await;
+
+    let (_, report) = stack.audit(&[]).await;
+    assert_eq!(violations(&report).get("undelivered"), Some(&BTreeSet::from([format!("{first}/{crm}")])), "{report}");
+}
+
+#[tokio::test]
+async fn an_entry_may_lack_a_ledger_row_only_if_a_dead_letter_was_removed_since() {
+    let mut audited = Audited::start().await;
+    audited.stack.wait_for_clean_audit().await;
+    let later = audited.stack.api.update(json!({"leadId": audited.lead, "metadata": {"n": 10}})).await;
+    audited.stack.wait_for_clean_audit().await;
+    audited.stack.lead_state.terminate().await;
+    let Audited { stack, failed, .. } = &audited;
+
+    let letters = stack.js().get_stream(LEAD_DEAD_LETTERS).await.expect("dead letters");
+    assert!(letters.delete_message(1).await.expect("deleted"));
+    stack.sql(&format!("DELETE FROM lead_state.lead_updates WHERE update_id IN ('\\x{failed}', '\\x{later}')")).await;
+
+    let (_, report) = stack.audit(&[]).await;
+    assert_eq!(violations(&report).get("unaccounted"), Some(&BTreeSet::from([later])), "{report}");
+    assert_eq!(unchecked(&report).get("unaccounted"), Some(&2), "the removed letter, and the failed update: {report}");
+}
+
+#[tokio::test]
+async fn leads_are_compared_with_their_updates_unless_a_month_may_have_been_dropped() {
+    let mut audited = Audited::start().await;
+    audited.stack.wait_for_clean_audit().await;
+    audited.stack.lead_state.terminate().await;
+    let Audited { stack, first, .. } = &audited;
+    // The first update of one lead and all updates of another one are missing. The months are complete from July 2025
+    // on, so that rows logged before September may be missing.
+    let other = "ab".repeat(12);
+    let missing = format!(
+        "SELECT lead_state.ensure_partitions('2025-01-01', now()::date);
+         DROP TABLE lead_state.lead_updates_2025_06;
+         UPDATE lead_state.leads SET version = version + 1;
+         UPDATE lead_state.lead_updates SET version = version + 1 WHERE success;
+         INSERT INTO lead_state.leads
+         SELECT n.* FROM lead_state.leads l, json_populate_record(l, json_build_object('lead_id', '\\x{other}')) n"
+    );
+    stack.sql(&missing).await;
+
+    stack.sql("UPDATE lead_state.leads SET created_at = '2025-08-15Z'").await;
+    let (code, report) = stack.audit(&[]).await;
+    let counts = BTreeMap::from([("lead_differs", 1), ("out_of_order", 1)]);
+    assert_eq!((code, unchecked(&report)), (0, counts), "{report}");
+
+    stack.sql("UPDATE lead_state.leads SET created_at = '2025-09-15Z'").await;
+    let violated: [(&str, &[&str]); 2] = [("lead_differs", &[&other]), ("out_of_order", &[first])];
+    assert_violations(stack, "all rows are kept", &violated).await;
 }
 
 #[tokio::test]

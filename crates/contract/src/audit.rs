@@ -52,24 +52,29 @@ impl AuditRecord {
     pub fn replaces(&self, other: &Self) -> bool {
         self.began_at >= other.ended_at
             && (self.project_id.is_none() || self.project_id == other.project_id)
+            && (self.is_whole() || !other.is_whole())
             && self.from.is_none_or(|from| other.from.is_some_and(|other| from <= other))
-            && self.to.is_none_or(|to| other.to.is_some_and(|other| to >= other))
+            && self.to.is_none_or(|to| to >= other.end())
     }
 
-    /// What to store in the entry of the last verdict `known`; none if that one stays. Violations stay until an audit covers
-    /// them again: a clean audit of another range does not replace them, and violations of another range join them.
+    /// The end of the range that was checked. No update was checked that was logged after the audit ended.
+    fn end(&self) -> Timestamp {
+        self.to.map_or(self.ended_at, |to| to.min(self.ended_at))
+    }
+
+    /// The record that replaces the last verdict `known`; none if `known` stays. Violations stay until an audit covers
+    /// them again: a clean audit of another range does not replace them, and violations of another range are added to
+    /// them.
     pub fn after(&self, known: &Self) -> Option<Self> {
         if known.is_clean() || self.is_whole() && !self.is_clean() || self.replaces(known) {
             return Some(self.clone());
         }
         (!self.is_clean()).then(|| {
-            let (from, to) = (self.from.zip(known.from), self.to.zip(known.to));
-            let to = to.map(|(one, other)| one.max(other));
-            let from = from.map(|(one, other)| one.min(other));
+            let from = self.from.zip(known.from);
             Self {
-                // All of the log's time, and yet no audit of all updates.
-                from: from.or_else(|| to.is_none().then(|| Timestamp::from_millis(0))),
-                to,
+                from: from.map(|(one, other)| one.min(other)),
+                // Never unbounded, because no audit checked all updates.
+                to: Some(self.end().max(known.end())),
                 began_at: self.began_at.min(known.began_at),
                 ended_at: self.ended_at.max(known.ended_at),
                 updates: self.updates + known.updates,
@@ -139,7 +144,7 @@ mod tests {
         assert_eq!(violated(late.clone()).after(&early), Some(violated(late.clone())), "nothing to keep");
         assert_eq!(late.after(&violated(early.clone())), None);
         let both = violated(late.clone()).after(&violated(early.clone())).expect("violations of both ranges");
-        assert_eq!((both.from, both.to, both.violations, both.updates), (Some(at(0)), None, 4, 14));
+        assert_eq!((both.from, both.to, both.violations, both.updates), (None, Some(at(210)), 4, 14));
         assert_eq!((both.began_at, both.ended_at, both.key()), (at(100), at(210), late.key()));
         assert_eq!(AuditRecord { began_at: at(300), ..late.clone() }.after(&both), None, "only one of the ranges");
         assert!(audit(300).replaces(&both), "all updates");
@@ -166,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_later_audit_of_as_much_replaces_another() {
+    fn only_a_later_audit_that_covers_another_replaces_it() {
         assert!(audit(20).replaces(&audit(0)) && audit(20).replaces(&of_project(1, 0)));
         assert!(audit(20).replaces(&of_range(Some(1), Some(2), 0)));
         assert!(!audit(5).replaces(&audit(0)), "it began before the other had ended");
@@ -177,6 +182,18 @@ mod tests {
             assert!(!of_range(from, to, 20).replaces(&range), "{from:?} {to:?}");
             assert!(!of_range(from, to, 20).replaces(&audit(0)), "{from:?} {to:?}");
         }
+    }
+
+    #[test]
+    fn a_range_without_an_end_is_covered_up_to_the_end_of_its_audit() {
+        // It ended at 10.
+        let nightly = of_range(Some(5), None, 0);
+        assert!(of_range(Some(5), Some(10), 20).replaces(&nightly));
+        assert!(
+            !of_range(Some(5), Some(9), 20).replaces(&nightly) && !of_range(Some(6), Some(10), 20).replaces(&nightly)
+        );
+        assert!(of_range(Some(5), Some(10), 20).replaces(&of_range(Some(5), Some(99), 0)), "beyond its end");
+        assert!(!of_range(None, Some(99), 20).replaces(&audit(0)), "of all updates");
     }
 
     #[test]

@@ -40,7 +40,7 @@ pub async fn record_audit(js: &jetstream::Context, record: &AuditRecord) -> anyh
             written => return written.map(|_| true).context("cannot write the verdict"),
         }
     }
-    anyhow::bail!("{ATTEMPTS} times another audit was recorded at the same moment")
+    anyhow::bail!("cannot record the verdict: {ATTEMPTS} attempts met another audit; run the audit again")
 }
 
 /// The last audits of a project, the latest first. `with_those_of_all` adds the audits of all projects.
@@ -90,5 +90,5 @@ async fn read(bucket: &Store, key: &str) -> anyhow::Result<Option<AuditRecord>> 
 }
 
 fn parse(key: &str, value: &[u8]) -> anyhow::Result<AuditRecord> {
-    serde_json::from_slice(value).with_context(|| format!("the record of the audit {key} is not one"))
+    serde_json::from_slice(value).with_context(|| format!("the entry of the audit {key} cannot be parsed"))
 }

@@ -12,6 +12,7 @@ pub(crate) struct Entry {
     pub(crate) sequence: u64,
     /// Its index in its pack.
     pub(crate) index: u32,
+    pub(crate) logged_at: Timestamp,
     pub(crate) kind: EntryKind,
 }
 
@@ -53,8 +54,8 @@ pub(crate) struct StreamBounds {
     pub(crate) log_last: u64,
     /// Whether the log has no gap between the two.
     pub(crate) log_complete: bool,
-    /// Whether no dead letter was ever removed.
-    pub(crate) dead_letters_complete: bool,
+    /// No dead letter of an entry that was logged at or after this time was removed.
+    pub(crate) letters_since: Timestamp,
     /// When the snapshot was taken, webhook-notifier had acked all events up to this one.
     pub(crate) acked: u64,
     /// The first event in the stream after it was read.
@@ -73,7 +74,7 @@ pub(crate) fn entry(message: &LogMessage) -> Entry {
         Ok(LogEntry::Call(_)) => EntryKind::Expiry,
         Err(_) => EntryKind::Unreadable,
     };
-    Entry { sequence: message.sequence, index: message.index, kind }
+    Entry { sequence: message.sequence, index: message.index, logged_at: message.logged_at, kind }
 }
 
 /// Parses an event's subject and headers.

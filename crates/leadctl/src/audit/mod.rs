@@ -7,6 +7,7 @@
 mod counts;
 mod invariants;
 mod messages;
+mod partitions;
 pub(crate) mod report;
 mod scope;
 mod snapshot;

@@ -11,13 +11,14 @@ use contract::{
     pack::MAX_PACK_COMMANDS,
     position::{EventPosition, LogPosition},
 };
-use service_kit::postgres::Session;
+use service_kit::{clock, postgres::Session};
 use sqlx::Row;
 use time::OffsetDateTime;
 
 use super::{
     invariants::{EXEMPTIONS, Invariant},
     messages::{DeadLetterOrigin, Entry, EntryKind, Event, StreamBounds},
+    partitions::{self, ids_complete_since, rows_complete_since},
     report::{CallbackCounts, Checkpoint, ParkedCounts, Unchecked, UpdateCounts, Violation},
     scope::Scope,
 };
@@ -52,9 +53,10 @@ const TABLES: &str = "
         epoch int NOT NULL, last_seq bigint NOT NULL, generation int NOT NULL, announced_epoch int NOT NULL,
         announced_seq bigint NOT NULL,
         applied_seq bigint NOT NULL, log_first bigint NOT NULL, log_last bigint NOT NULL, log_complete boolean NOT NULL,
-        dead_letters_complete boolean NOT NULL, acked bigint NOT NULL, events_first bigint NOT NULL,
+        letters_since timestamptz NOT NULL, acked bigint NOT NULL, events_first bigint NOT NULL,
         overtaken boolean NOT NULL,
-        ledger_since timestamptz NOT NULL, deliveries_since bytea NOT NULL);
+        -- Older ids, rows that were logged before, and older ids of deliveries may have been dropped.
+        ledger_since timestamptz NOT NULL, rows_since timestamptz NOT NULL, deliveries_since bytea NOT NULL);
     -- Ledger rows in the scope, and the other rows that changed their leads.
     CREATE TEMP TABLE audit_rows (
         project_id bytea, update_id bytea, epoch int, log_seq bigint, lead_id bytea, process_id bytea, success boolean,
@@ -62,12 +64,13 @@ const TABLES: &str = "
         -- Where it was decided: at its own entry, or for a queued update at the entry that ended the call.
         at_epoch int, at_seq bigint,
         -- What it is of, the disposition that it stored, and whether it changed the lead.
-        kind text, disposition text, has_result boolean, changes boolean);
+        kind text, disposition text, has_result boolean, changes boolean, logged_at timestamptz);
     -- What each row in the scope means: events that callbacks subscribe to, and the kinds of their deliveries.
     CREATE TEMP TABLE audit_occurrences (project_id bytea, update_id bytea, event text, delivery text);
     CREATE TEMP TABLE audit_queued (
         project_id bytea, update_id bytea, lead_id bytea, epoch int, log_seq bigint, in_scope boolean);
-    CREATE TEMP TABLE audit_entries (seq bigint, kind text, project_id bytea, update_id bytea);
+    CREATE TEMP TABLE audit_entries (
+        seq bigint, kind text, project_id bytea, update_id bytea, logged_at timestamptz);
     CREATE TEMP TABLE audit_events (
         seq bigint, project_id bytea, update_id bytea, published_at timestamptz, generation int);
     CREATE TEMP TABLE audit_dead_letters (origin text, epoch int, seq bigint);
@@ -78,13 +81,6 @@ const TABLES: &str = "
     -- Announced events without a delivery to a callback that subscribes to them.
     CREATE TEMP TABLE audit_missing_deliveries (update_id bytea, callback_id bytea, kind text, verdict text);
 ";
-
-/// The month of a table's oldest partition. Older rows may have been dropped.
-const OLDEST_PARTITION: &str = r"
-    SELECT coalesce(min(to_date(substring(c.relname FROM '\d{4}_\d{2}$'), 'YYYY_MM')::timestamp AT TIME ZONE 'UTC'),
-                    to_timestamp(0))
-    FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
-    WHERE i.inhparent = $1::regclass AND c.relname ~ '_\d{4}_\d{2}$'";
 
 macro_rules! insert_ledger_rows {
     ($in_scope:literal, $from:literal) => {
@@ -98,7 +94,7 @@ macro_rules! insert_ledger_rows {
            pg_temp.place(coalesce(u.decided_sequence, u.log_sequence), coalesce(u.decided_index, u.log_index)),
            u.kind, CASE WHEN u.success THEN u.disposition END,
            CASE WHEN u.kind = 'call.ended' THEN u.command->>'result' IS NOT NULL ELSE false END,
-           u.success AND u.version IS NOT NULL AND u.kind <> 'lead.created'
+           u.success AND u.version IS NOT NULL AND u.kind <> 'lead.created', u.logged_at
     FROM lead_state.lead_updates u",
             $from
         )
@@ -166,7 +162,6 @@ const MISSING_DELIVERIES: &str = "
                 WHEN c.filter IS NOT NULL AND EXISTS (SELECT FROM lead_state.leads l
                                                       WHERE l.lead_id = r.lead_id AND l.erased_at IS NOT NULL)
                 THEN 'erased'
-                WHEN EXISTS (SELECT FROM audit_dead_letters l WHERE l.origin = 'events' AND l.seq = v.seq) THEN 'dead_letter'
                 ELSE 'undelivered' END
     FROM audit_facts f
     CROSS JOIN audit_rows r
@@ -272,6 +267,10 @@ impl Snapshot {
         .context("cannot configure the session")?;
         sqlx::raw_sql(TABLES).execute(&mut session).await.context("cannot create temporary tables")?;
         sqlx::raw_sql("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY").execute(&mut session).await?;
+        sqlx::raw_sql(partitions::LOCK)
+            .execute(&mut session)
+            .await
+            .context("cannot lock the ledger and the delivery log; do the schemas lead_state and webhooks exist?")?;
         let row = sqlx::query(
             "SELECT stream_created_at, generation, epoch, last_sequence, last_index, announced_epoch, announced_sequence,
                     announced_index
@@ -316,12 +315,14 @@ impl Snapshot {
             entries.iter().map(id).collect()
         };
         sqlx::query(
-            "INSERT INTO audit_entries SELECT * FROM unnest($1::bigint[], $2::text[], $3::bytea[], $4::bytea[])",
+            "INSERT INTO audit_entries
+             SELECT * FROM unnest($1::bigint[], $2::text[], $3::bytea[], $4::bytea[], $5::timestamptz[])",
         )
         .bind(seqs)
         .bind(kinds)
         .bind(ids(|ids| ids.0))
         .bind(ids(|ids| ids.1))
+        .bind(entries.iter().map(|entry| entry.logged_at.into()).collect::<Vec<OffsetDateTime>>())
         .execute(&mut self.session)
         .await
         .context("cannot store log entries")?;
@@ -365,14 +366,9 @@ impl Snapshot {
     /// Fills the tables that the invariants compare.
     pub(crate) async fn prepare(&mut self, bounds: StreamBounds) -> anyhow::Result<()> {
         let connection = &mut self.session;
-        let oldest = async |connection: &mut Session, table: &str| {
-            let oldest: Result<OffsetDateTime, _> =
-                sqlx::query_scalar(OLDEST_PARTITION).bind(table).fetch_one(connection).await;
-            oldest.with_context(|| format!("cannot read the partitions of {table}; does its schema exist?"))
-        };
-        let ledger_since = oldest(connection, "lead_state.lead_updates").await?;
-        let deliveries = oldest(connection, "webhooks.deliveries").await?;
-        let deliveries_since = deliveries.max(oldest(connection, "webhooks.attempts").await?);
+        let ledger_since = ids_complete_since(connection, "lead_state.lead_updates").await?;
+        let deliveries = ids_complete_since(connection, "webhooks.deliveries").await?;
+        let deliveries_since = deliveries.max(ids_complete_since(connection, "webhooks.attempts").await?);
         let checkpoint = self.checkpoint.clone().unwrap_or_default();
         let last_seq = position(checkpoint.last_sequence, checkpoint.last_index);
         // Another stream contains no applied entries, and no entries to compare with.
@@ -381,7 +377,7 @@ impl Snapshot {
         sqlx::query(
             "INSERT INTO audit_facts
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17,
-                     webhooks.id_prefix($18))",
+                     $18, webhooks.id_prefix($19))",
         )
         .bind(self.scope.from.map(OffsetDateTime::from))
         .bind(self.scope.to.map(OffsetDateTime::from))
@@ -396,12 +392,13 @@ impl Snapshot {
         // Includes all commands of the last message.
         .bind(position(bounds.log_last as i64 + 1, 0) - 1)
         .bind(bounds.log_complete)
-        .bind(bounds.dead_letters_complete)
+        .bind(OffsetDateTime::from(bounds.letters_since))
         .bind(bounds.acked as i64)
         .bind(bounds.events_first as i64)
         .bind(bounds.events_overtaken)
-        .bind(ledger_since)
-        .bind(deliveries_since)
+        .bind(OffsetDateTime::from(ledger_since))
+        .bind(OffsetDateTime::from(rows_complete_since(ledger_since, clock::now())))
+        .bind(OffsetDateTime::from(deliveries_since))
         .execute(&mut *connection)
         .await
         .context("cannot store the state of the streams")?;
@@ -412,7 +409,10 @@ impl Snapshot {
         }
         sqlx::query(QUEUED).execute(&mut *connection).await.context("cannot read the queued updates")?;
         sqlx::query(CALLBACKS).execute(&mut *connection).await.context("cannot read the processes")?;
-        sqlx::query(OCCURRENCES).execute(&mut *connection).await.context("cannot read what the ledger means")?;
+        sqlx::query(OCCURRENCES)
+            .execute(&mut *connection)
+            .await
+            .context("cannot derive the events of the ledger rows")?;
         let analyze = "ANALYZE audit_rows; ANALYZE audit_entries; ANALYZE audit_events; ANALYZE audit_dead_letters;
                        ANALYZE audit_callbacks; ANALYZE audit_facts; ANALYZE audit_queued;
                        ANALYZE audit_occurrences";

@@ -1,5 +1,7 @@
 //! Reads the log, the events and the dead letters, each once and in order, into the snapshot.
 
+use std::time::Duration;
+
 use anyhow::Context;
 use async_nats::jetstream::{
     self, ErrorCode,
@@ -7,6 +9,7 @@ use async_nats::jetstream::{
     stream::{InfoError, State, Stream},
 };
 use contract::{
+    Timestamp,
     streams::{LEAD_COMMANDS, LEAD_DEAD_LETTERS, NOTIFIER_CONSUMER},
     subject,
 };
@@ -21,6 +24,9 @@ use crate::{
     clients::stream_reader::{CHUNK, StreamReader, repeat},
     output::progress::Progress,
 };
+
+/// How long a server that has just become the leader of a stream may report an earlier state.
+const NEW_LEADER_PAUSE: Duration = Duration::from_secs(1);
 
 pub(crate) async fn open(js: &jetstream::Context, name: &'static str) -> anyhow::Result<Stream> {
     // Final is an answer that waiting does not change, such as that the stream does not exist.
@@ -50,6 +56,34 @@ async fn state(stream: &Stream) -> Result<State, InfoError> {
     repeat(async || stream.get_info().await, |_| false).await.map(|info| info.state)
 }
 
+/// The present state of a stream that contained this sequence before. A server that has just become the leader of a
+/// stream may report an earlier end, until it has read the stream completely.
+async fn state_reaching(stream: &Stream, sequence: u64) -> Result<State, InfoError> {
+    let present = state(stream).await?;
+    if present.last_sequence >= sequence {
+        return Ok(present);
+    }
+    tokio::time::sleep(NEW_LEADER_PAUSE).await;
+    state(stream).await
+}
+
+/// Whether a stream has messages, and no message between its first and its last one was removed.
+fn is_contiguous(state: &State) -> bool {
+    state.messages > 0 && state.messages == state.last_sequence + 1 - state.first_sequence
+}
+
+/// The time from which on a stream has all messages that were ever stored. All that were removed from a full stream are
+/// older than its first one; all that were removed from between are no younger than its last one.
+fn complete_since(state: &State) -> Timestamp {
+    if state.messages == state.last_sequence {
+        Timestamp::from_millis(0)
+    } else if is_contiguous(state) {
+        state.first_timestamp.into()
+    } else {
+        state.last_timestamp.into()
+    }
+}
+
 /// Reads the streams into the snapshot. `acked` was read before the snapshot was taken.
 pub(crate) async fn read(
     js: &jetstream::Context,
@@ -60,12 +94,14 @@ pub(crate) async fn read(
     progress: &mut Progress,
 ) -> anyhow::Result<StreamBounds> {
     let log = open(js, LEAD_COMMANDS).await?;
-    let at_first = &log.cached_info().state;
-    let log_last = at_first.last_sequence;
-    let log_complete = at_first.messages == 0 || at_first.messages == log_last + 1 - at_first.first_sequence;
     let identity = contract::streams::identity(log.cached_info());
     let checkpoint = snapshot.checkpoint.as_ref();
-    let is_checkpoint_stream = checkpoint.is_some_and(|checkpoint| checkpoint.stream_created_at == identity);
+    let applied = checkpoint.filter(|checkpoint| checkpoint.stream_created_at == identity);
+    let is_checkpoint_stream = applied.is_some();
+    let applied = applied.map_or(0, |checkpoint| checkpoint.last_sequence.unsigned_abs());
+    let at_first = state_reaching(&log, applied).await.context("cannot read the state of the log")?;
+    let log_last = at_first.last_sequence;
+    let log_complete = at_first.messages == 0 || is_contiguous(&at_first);
 
     let reader = StreamReader {
         stream: &log,
@@ -84,8 +120,8 @@ pub(crate) async fn read(
     load(reader, snapshot, progress, entries, Snapshot::insert_entries).await?;
     let log_first = state(&log).await.context("cannot read the state of the log")?.first_sequence;
 
-    let last = state(&events).await.context("cannot read the state of the events")?.last_sequence;
-    // An event is published after its update was logged, so `from` misses none.
+    let last = state_reaching(&events, acked).await.context("cannot read the state of the events")?.last_sequence;
+    // An event is published after its update was logged, so reading from `from` on misses none.
     let reader = StreamReader {
         stream: &events,
         last,
@@ -98,7 +134,7 @@ pub(crate) async fn read(
 
     let dead_letters = open(js, LEAD_DEAD_LETTERS).await?;
     let of_letters = &dead_letters.cached_info().state;
-    let dead_letters_complete = of_letters.messages == of_letters.last_sequence;
+    let letters_since = complete_since(of_letters);
     let reader = StreamReader {
         stream: &dead_letters,
         last: of_letters.last_sequence,
@@ -113,7 +149,7 @@ pub(crate) async fn read(
         log_first,
         log_last,
         log_complete,
-        dead_letters_complete,
+        letters_since,
         acked,
         events_first,
         // Only acked events are purged, but some may have been acked after the snapshot was taken.
@@ -141,4 +177,32 @@ async fn load<T, I: IntoIterator<Item = T>>(
         })
         .await?;
     insert(snapshot, &chunk).await
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// A stream that stored `last` messages, of which this many are left.
+    fn with_messages(first: u64, last: u64, messages: u64) -> State {
+        let state = json!({
+            "messages": messages, "bytes": 0, "consumer_count": 0,
+            "first_seq": first, "first_ts": "2026-01-01T00:00:00Z",
+            "last_seq": last, "last_ts": "2026-02-01T00:00:00Z",
+        });
+        serde_json::from_value(state).unwrap()
+    }
+
+    #[test]
+    fn messages_that_are_left_bound_the_age_of_removed_ones() {
+        let since = |first, last, messages| complete_since(&with_messages(first, last, messages)).to_iso();
+
+        assert_eq!(since(0, 0, 0), "1970-01-01T00:00:00.000Z", "nothing was stored");
+        assert_eq!(since(1, 5, 5), "1970-01-01T00:00:00.000Z", "nothing was removed");
+        assert_eq!(since(3, 5, 3), "2026-01-01T00:00:00.000Z", "the oldest were removed");
+        assert_eq!(since(1, 5, 4), "2026-02-01T00:00:00.000Z", "one was removed from between");
+        assert_eq!(since(6, 5, 0), "2026-02-01T00:00:00.000Z", "all were removed");
+    }
 }

@@ -74,17 +74,23 @@ fn explain(check: Check, replication: &Check) -> Check {
 
 /// Whether commits wait for a synchronous standby, and whether there is one.
 async fn replication(pool: &Pool) -> anyhow::Result<Check> {
-    let (waiting, longest, names, standbys): (i64, f64, String, i64) = sqlx::query_as(
-        "SELECT count(*), coalesce(max(extract(epoch FROM clock_timestamp() - state_change)), 0)::float8,
+    // Postgres hides what the sessions of other roles wait for, unless the role may read all statistics.
+    let (waiting, longest, hidden, names, standbys): (i64, f64, bool, String, i64) = sqlx::query_as(
+        "SELECT count(*) FILTER (WHERE wait_event = 'SyncRep'),
+                coalesce(max(extract(epoch FROM clock_timestamp() - state_change))
+                             FILTER (WHERE wait_event = 'SyncRep'), 0)::float8,
+                NOT pg_has_role('pg_read_all_stats', 'USAGE')
+                    AND coalesce(bool_or(datname = current_database() AND NOT pg_has_role(usesysid, 'USAGE')), false),
                 current_setting('synchronous_standby_names'), (SELECT count(*) FROM pg_stat_replication)
-         FROM pg_stat_activity WHERE wait_event = 'SyncRep'",
+         FROM pg_stat_activity",
     )
     .fetch_one(pool)
     .await?;
-    Ok(judge_replication(waiting, longest, &names, standbys))
+    Ok(judge_replication(waiting, longest, hidden, &names, standbys))
 }
 
-fn judge_replication(waiting: i64, longest: f64, names: &str, standbys: i64) -> Check {
+/// Judges the replication. `hidden`: there are sessions of which this user cannot see whether they wait.
+fn judge_replication(waiting: i64, longest: f64, hidden: bool, names: &str, standbys: i64) -> Check {
     let check = "replication";
     let connected = match standbys {
         0 => "no standby is connected".to_owned(),
@@ -104,6 +110,9 @@ fn judge_replication(waiting: i64, longest: f64, names: &str, standbys: i64) -> 
         Check::failed(check, format!("{connected}, so that the next commit waits for one"), advice)
     } else if names.is_empty() {
         Check::ok(check, format!("{connected}, none of them synchronous"))
+    } else if hidden {
+        let finding = format!("{connected}; this user cannot see whether commits wait: GRANT pg_read_all_stats to it");
+        Check::unknown(check, finding)
     } else {
         Check::ok(check, format!("{connected}, synchronous_standby_names = '{names}'"))
     }
@@ -393,6 +402,19 @@ async fn queued_updates(pool: &Pool) -> anyhow::Result<Check> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn replication_is_unknown_if_waiting_commits_may_be_hidden() {
+        let state = |waiting, longest, hidden, names, standbys| {
+            judge_replication(waiting, longest, hidden, names, standbys).state
+        };
+
+        assert_eq!(state(0, 0.0, false, "standby", 1), State::Ok);
+        assert_eq!(state(0, 0.0, true, "standby", 1), State::Unknown);
+        assert_eq!(state(0, 0.0, true, "", 0), State::Ok, "no commit waits for a standby");
+        assert_eq!(state(1, 3.5, true, "standby", 1), State::Failed);
+        assert_eq!(state(0, 0.0, true, "standby", 0), State::Failed);
+    }
 
     #[test]
     fn december_is_followed_by_january_of_the_next_year() {

@@ -9,7 +9,7 @@ use async_nats::{
         context::{GetStreamError, GetStreamErrorKind, RequestErrorKind},
         kv,
         response::Response,
-        stream::{Config, DiscardPolicy, RetentionPolicy, StorageType, Stream},
+        stream::{Config, DiscardPolicy, Info, RetentionPolicy, StorageType, Stream},
     },
 };
 use contract::{
@@ -97,7 +97,7 @@ async fn examine_stream(js: &jetstream::Context, expected: &Config) -> (Vec<Chec
 async fn examine_bucket(js: &jetstream::Context, expected: &kv::Config) -> (Vec<Check>, Option<Replication>) {
     let check = format!("bucket {}", expected.bucket);
     match js.get_stream(format!("KV_{}", expected.bucket)).await {
-        Ok(stream) => (vec![check_bucket(check, expected, &stream)], Some(stream.cached_info().into())),
+        Ok(stream) => (vec![check_bucket(check, expected, stream.cached_info())], Some(stream.cached_info().into())),
         Err(e) => {
             let advice = "restart lead-state: it creates missing buckets and fills them";
             (vec![unreadable(check, &e, advice)], None)
@@ -143,22 +143,50 @@ async fn check_stream(expected: &Config, stream: &Stream) -> Vec<Check> {
     checks
 }
 
-fn check_bucket(check: String, expected: &kv::Config, stream: &Stream) -> Check {
-    let actual = &stream.cached_info().config;
-    let mut findings = Vec::new();
+fn check_bucket(check: String, expected: &kv::Config, info: &Info) -> Check {
+    let faults = bucket_faults(expected, &info.config);
+    if faults.is_empty() {
+        return Check::ok(check, fullness(info.state.bytes, info.config.max_bytes));
+    }
+    let (findings, advice): (Vec<_>, Vec<_>) = faults.into_iter().unzip();
+    Check::failed(check, findings.join("; "), advice.join("; "))
+}
+
+/// Settings of a bucket that differ from the expected ones, each with advice.
+fn bucket_faults(expected: &kv::Config, actual: &Config) -> Vec<(String, String)> {
+    let mut faults = Vec::new();
+    let edit = |flags: String| format!("nats stream edit {} {flags}", actual.name);
     if actual.max_messages_per_subject != expected.history {
         let (actual, expected) = (actual.max_messages_per_subject, expected.history);
-        findings.push(format!("keeps {actual} values per key instead of {expected}"));
+        let finding = format!("keeps {actual} values per key instead of {expected}");
+        faults.push((finding, edit(format!("--max-msgs-per-subject={expected}"))));
     }
     if actual.max_age != expected.max_age {
-        findings.push(format!("entries expire after {:?} instead of {:?}", actual.max_age, expected.max_age));
+        let finding = format!("entries expire after {:?} instead of {:?}", actual.max_age, expected.max_age);
+        faults.push((finding, edit(format!("--max-age={}s", expected.max_age.as_secs()))));
     }
-    if findings.is_empty() {
-        return Check::ok(check, fullness(stream.cached_info().state.bytes, actual.max_bytes));
+    if actual.discard != DiscardPolicy::New {
+        faults.push(("drops the oldest entries when it is full".into(), edit("--discard=new".into())));
     }
-    let (history, age) = (expected.history, expected.max_age.as_secs());
-    let advice = format!("nats stream edit {} --max-msgs-per-subject={history} --max-age={age}s", actual.name);
-    Check::failed(check, findings.join("; "), advice)
+    if actual.storage != expected.storage {
+        let finding = "is kept in memory: a restart of NATS loses it".into();
+        faults.push((finding, format!("its storage cannot be changed: {}", recreate(&actual.name))));
+    }
+    faults
+}
+
+/// How an operator replaces a stream or bucket by a new one without losing accepted updates.
+fn recreate(name: &str) -> String {
+    let applied = match name {
+        LEAD_COMMANDS => {
+            ", wait until \"log to apply\" is empty (deleting the log loses accepted updates that are not applied)"
+        }
+        _ => "",
+    };
+    format!(
+        "stop the gateways and webhook-notifiers{applied}, delete {name}, restart lead-state, which creates it, then start \
+         the others; docs/operations/backup.md says which content exists only there"
+    )
 }
 
 /// Whether the bucket of idempotency keys has room for the present rate.
@@ -211,13 +239,13 @@ fn faults(expected: &Config, actual: &Config) -> Vec<(String, String)> {
     if actual.retention != RetentionPolicy::Limits {
         fault(
             "deletes messages that are acked or have no consumer".into(),
-            format!("its retention policy cannot be changed: delete {name} and restart lead-state"),
+            format!("its retention policy cannot be changed: {}", recreate(name)),
         );
     }
     if actual.storage != StorageType::File {
         fault(
             "is kept in memory: a restart of NATS loses it".into(),
-            format!("its storage cannot be changed: delete {name} and restart lead-state"),
+            format!("its storage cannot be changed: {}", recreate(name)),
         );
     }
     if !actual.max_age.is_zero() {
@@ -239,7 +267,7 @@ fn faults(expected: &Config, actual: &Config) -> Vec<(String, String)> {
         );
     }
     if actual.sealed || actual.deny_delete && actual.deny_purge {
-        fault("is sealed or cannot be purged, so it fills up".into(), format!("delete {name} and restart lead-state"));
+        fault("is sealed or cannot be purged, so it fills up".into(), recreate(name));
     }
     if expected.allow_atomic_publish && !actual.allow_atomic_publish {
         let problem = "does not allow atomic batches: each message is synced separately";
@@ -339,5 +367,42 @@ mod tests {
         }
         let refusing = Config { discard: DiscardPolicy::New, ..webhooks.clone() };
         assert_eq!(faults(&webhooks, &refusing)[0].1, "nats stream edit WEBHOOK_EVENTS --discard=old");
+    }
+
+    #[test]
+    fn every_fixed_setting_of_a_bucket_is_checked() {
+        let limits = StreamLimits { max_bytes: 1 << 20, replicas: 1 };
+        let [.., idempotency, _, _, _] = streams::buckets(limits);
+        let as_created = Config {
+            name: "KV_idempotency".into(),
+            max_messages_per_subject: 1,
+            max_age: IDEMPOTENCY_AGE,
+            discard: DiscardPolicy::New,
+            ..Config::default()
+        };
+        let advice = |config: Config| -> Vec<_> {
+            bucket_faults(&idempotency, &config).into_iter().map(|(_, advice)| advice).collect()
+        };
+
+        assert_eq!(advice(as_created.clone()), Vec::<String>::new());
+        assert_eq!(
+            advice(Config { max_messages_per_subject: 5, max_age: Duration::ZERO, ..as_created.clone() }),
+            [
+                "nats stream edit KV_idempotency --max-msgs-per-subject=1",
+                "nats stream edit KV_idempotency --max-age=86400s"
+            ]
+        );
+        assert_eq!(
+            advice(Config { discard: DiscardPolicy::Old, ..as_created.clone() }),
+            ["nats stream edit KV_idempotency --discard=new"]
+        );
+        let [recreated] = advice(Config { storage: StorageType::Memory, ..as_created }).try_into().unwrap();
+        assert!(recreated.contains("delete KV_idempotency, restart lead-state"), "{recreated}");
+    }
+
+    #[test]
+    fn the_log_is_only_deleted_once_it_is_applied() {
+        let advice = recreate(LEAD_COMMANDS);
+        assert!(advice.contains("\"log to apply\" is empty") && !recreate(LEAD_EVENTS).contains("log to apply"));
     }
 }
