@@ -2,14 +2,15 @@
 
 use std::collections::BTreeSet;
 
-use contract::{ObjectId, Timestamp, console::ConsoleLogin, rpc::RevokeKey, streams::CONSOLE_LOGINS};
-use futures::StreamExt;
+use contract::{ObjectId, Timestamp, console::ConsoleLogin, replay::Replay, rpc::RevokeKey, streams::CONSOLE_LOGINS};
+use futures::{StreamExt, future::join_all};
 use reqwest::{
     Method, StatusCode,
     header::{CONTENT_SECURITY_POLICY, COOKIE, LOCATION, ORIGIN, SET_COOKIE},
 };
 use secrets::api_key;
 use serde_json::json;
+use service_kit::replay_note::write_replay_note;
 use test_support::{Service, eventually, free_port};
 
 use crate::{
@@ -254,6 +255,21 @@ async fn a_login_link_signs_in_once_and_until_it_expires() {
 }
 
 #[tokio::test]
+async fn guesses_of_links_have_a_rate_and_api_keys_still_sign_in() {
+    let stack = stack_on(None).await;
+    let console = Console::start(&stack).await;
+
+    let guesses = join_all((0..300).map(async |n| {
+        let request = console.http.post(format!("{}/login", console.url)).header(ORIGIN, &console.url);
+        console.send(request.body(format!("token=lrp_{n:0>80}"))).await.status.as_u16()
+    }));
+    let statuses: BTreeSet<_> = guesses.await.into_iter().collect();
+
+    assert_eq!(statuses, BTreeSet::from([403, 429]));
+    console.sign_in_with(&stack.api).await;
+}
+
+#[tokio::test]
 async fn forms_of_other_sites_and_sessions_are_refused() {
     let stack = stack_on(None).await;
     let console = Console::start(&stack).await;
@@ -303,7 +319,7 @@ async fn a_panel_says_which_service_does_not_answer_while_the_page_is_shown() {
     let path = format!("/p/{}/updates/{}", project.api.project_id, project.update_id);
     let update = console.get(&path, &cookie).await;
     assert_eq!(update.status, StatusCode::OK);
-    assert!(update.text.contains("webhook-notifier does not run."), "{}", update.text);
+    assert!(update.text.contains("webhook-notifier is not running."), "{}", update.text);
     assert!(update.text.contains("Decided and applied"), "{}", update.text);
 }
 
@@ -394,6 +410,10 @@ impl Console {
 impl Project {
     pub(crate) fn delivery(&self) -> String {
         self.pages[6].clone()
+    }
+
+    fn delivery_id(&self) -> String {
+        self.delivery().rsplit('/').next().expect("an id").to_owned()
     }
 
     pub(crate) fn callback(&self) -> String {
@@ -625,7 +645,7 @@ async fn actions_on_another_projects_objects_do_not_exist() {
 
 #[tokio::test]
 async fn an_operator_sees_services_streams_and_dead_letters() {
-    let stack = stack_on(None).await;
+    let mut stack = stack_on(None).await;
     let console = Console::start(&stack).await;
     let cookie = console.sign_in_as_operator(&stack).await;
     stack.publish(format!("leads.cmd.{}.update", stack.api.project_id), "{\"broken\": <b>").await;
@@ -645,6 +665,50 @@ async fn an_operator_sees_services_streams_and_dead_letters() {
     let none = console.get("/system/dead-letters/999", &cookie).await;
     assert_eq!(none.status, StatusCode::NOT_FOUND, "{}", none.text);
     assert!(!console.service.log().contains("NATS refuses"), "{}", console.service.log());
+
+    stack.nats.stop().await.expect("stopped");
+    let system = console.wait_for("/system", &cookie, "The console has lost its connection to NATS.").await;
+    assert!(!system.contains("does not answer"), "{system}");
+}
+
+#[tokio::test]
+async fn a_dead_letter_is_listed_behind_many_notes_about_its_replay() {
+    let stack = stack_on(None).await;
+    let console = Console::start(&stack).await;
+    let cookie = console.sign_in_as_operator(&stack).await;
+    stack.publish(format!("leads.cmd.{}.update", stack.api.project_id), "{").await;
+    let number = stack.wait_for_letters(1).await[0]["number"].as_u64().expect("a number");
+    let mut last = 0;
+    for _ in 0..60 {
+        last = write_replay_note(&stack.js(), number, last, Replay::NotSent).await.expect("a note");
+    }
+
+    let system = console.get("/system", &cookie).await.text;
+
+    assert!(system.contains(&format!(r#"href="/system/dead-letters/{number}""#)), "{system}");
+    assert!(system.contains("a replay was refused"), "{system}");
+}
+
+#[tokio::test]
+async fn an_id_leads_to_its_page_although_another_project_may_have_a_pending_update_with_it() {
+    let stack = stack_on(None).await;
+    let project = project(&stack).await;
+    let other = Api::create(project.api.url.clone(), &stack.client, "other").await;
+    let unknown_lead = json!({"leadId": "0123456789abcdef01234567", "metadata": {"n": 1}});
+    let update_id = other.update(unknown_lead).await;
+    other.outcome(&update_id).await;
+    let console = Console::start(&stack).await;
+    let operator = console.sign_in_as_operator(&stack).await;
+    let mut lock = stack.pool.begin().await.expect("a transaction");
+    sqlx::query("SELECT FROM lead_state.checkpoints FOR UPDATE").execute(&mut *lock).await.expect("the checkpoint");
+    project.api.update(json!({"leadId": project.lead_id, "metadata": {"n": 1}})).await;
+    let assumed = console.get(&format!("/p/{}/updates/{update_id}", project.api.project_id), &operator).await;
+    assert!(assumed.text.contains("pending"), "{}", assumed.text);
+
+    let found = console.get(&format!("/go/{update_id}"), &operator).await;
+
+    assert_eq!(found.location, format!("/p/{}/updates/{update_id}", other.project_id), "{}", found.text);
+    lock.rollback().await.expect("a rollback");
 }
 
 #[tokio::test]
@@ -654,12 +718,20 @@ async fn an_operator_adds_a_key_to_act_and_stays_an_operator() {
     let operator = console.sign_in_as_operator(&stack).await;
     let path = format!("{}/redeliver", project.delivery());
 
-    let page = console.get(&path, &operator).await;
+    // The login form keeps the query parameters of the page.
+    let selected = format!("/p/{}/deliveries/redeliver?delivery={}", project.api.project_id, project.delivery_id());
+    let mut page = console.get(&selected, &operator).await;
     assert!(page.text.contains("needs an API key of this project"), "{}", page.text);
-    let next: String = path.replace('/', "%2F");
-    let form = format!("form_token={}&next={next}&api_key={}", form_token(&page), project.api.key);
-    let added = console.post("/login", &operator, Some(&console.url), &form).await;
-    assert_eq!(added.location, path, "{}", added.text);
+    let key = project.api.key.as_str();
+    // After a mistyped key, the form is shown again.
+    for (key, status) in [("mistyped", StatusCode::FORBIDDEN), (key, StatusCode::SEE_OTHER)] {
+        let next = hidden(&page, "next").replace('/', "%2F").replace('?', "%3F").replace('=', "%3D");
+        let form = format!("form_token={}&next={next}&api_key={key}", form_token(&page));
+        page = console.post("/login", &operator, Some(&console.url), &form).await;
+        assert_eq!(page.status, status, "{}", page.text);
+    }
+    let added = page;
+    assert_eq!(added.location, selected, "{}", added.text);
 
     let projects = console.get("/", &added.cookie).await;
     assert!(projects.text.contains("operator with key test"), "{}", projects.text);

@@ -22,7 +22,7 @@ impl Console {
 }
 
 #[tokio::test]
-async fn the_last_audit_is_shown_to_those_whom_it_concerns() {
+async fn the_last_audit_is_shown_only_to_sessions_of_its_scope() {
     let stack = stack_on(None).await;
     let project = project(&stack).await;
     let console = Console::start(&stack).await;
@@ -61,7 +61,10 @@ async fn the_last_audit_is_shown_to_those_whom_it_concerns() {
     stack.sql("UPDATE lead_state.leads SET version = version + 1").await;
     assert_eq!(stack.leadctl(&["audit", "--project", &project_id]).await.code, 1);
     let violated = console.audit_on_board(&project, &operator).await;
-    assert!(violated.contains("1 violation</span>") && violated.contains("Most of: lead_differs: "), "{violated}");
+    assert!(
+        violated.contains("1 violation</span>") && violated.contains("Most frequent violation: lead_differs: "),
+        "{violated}"
+    );
     assert!(violated.contains("</span> clean</span>"), "that of all projects is still the last of them: {violated}");
     let system = console.get("/system", &operator).await.text;
     assert!(system.contains("badge bad") && system.contains("lead_differs: "), "{system}");
@@ -88,7 +91,7 @@ async fn the_last_audit_is_shown_to_those_whom_it_concerns() {
 }
 
 #[tokio::test]
-async fn a_verdict_that_cannot_be_recorded_is_said_and_not_hidden() {
+async fn a_verdict_that_cannot_be_recorded_is_reported() {
     let stack = Stack::start().await;
     stack.js().delete_stream("KV_audits").await.expect("the bucket");
 

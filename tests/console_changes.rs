@@ -37,6 +37,9 @@ async fn a_process_is_edited_after_a_look_at_the_differences_and_a_conflict_show
     let preview = console.act(&path, &cookie, &format!("step=preview&version={version}&text={}", with(600))).await;
     assert!(preview.text.contains("<ins>+   &quot;callTimeoutSeconds&quot;: 600"), "{}", preview.text);
     assert_eq!(read().await, before, "a preview changes nothing");
+    let long = format!("step=preview&version={version}&text={}{}", with(600), "+".repeat(100 << 10));
+    let long = console.act(&path, &cookie, &long).await;
+    assert!(long.text.contains("<ins>+   &quot;callTimeoutSeconds&quot;: 600"), "{}", long.text);
     let apply = format!("step=apply&version={}&text={}", hidden(&preview, "version"), with(600));
     let applied = console.act(&path, &cookie, &apply).await;
 

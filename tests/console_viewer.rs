@@ -9,6 +9,7 @@ use crate::{
     console::{Console, form_token, project},
     console_portal::{routes, token},
     nats_permissions::stack_on,
+    support::TEST_TIMEOUT,
 };
 
 /// Routes that are open to every session.
@@ -18,8 +19,8 @@ const OF_SESSIONS: [&str; 2] = ["/login", "/logout"];
 async fn a_viewer_sees_what_an_operator_sees_and_every_action_is_refused() {
     let stack = stack_on(None).await;
     let project = project(&stack).await;
-    let console = Console::start(&stack).await;
-    // Something for each action: a call, a key, a dead letter.
+    let mut console = Console::start(&stack).await;
+    // Objects for the actions: a call, a key, a dead letter.
     let started = json!({"leadId": project.lead_id, "callId": "call-7"});
     crate::support::assert_ok(project.api.post("/api/v1/calls/started", &started).await);
     let keys = stack.leadctl_of_project(&["key", "list", "--json"]).await.assert_ok().json_lines();
@@ -46,13 +47,17 @@ async fn a_viewer_sees_what_an_operator_sees_and_every_action_is_refused() {
                     assert_eq!(by_operator, sent.status, "{path}")
                 }
                 StatusCode::FORBIDDEN => {
-                    assert!(sent.text.contains("A viewer only looks."), "POST {path}: {}", sent.text);
+                    assert!(sent.text.contains("Viewers cannot make changes."), "POST {path}: {}", sent.text);
                     actions.insert(path.clone());
                 }
                 other => panic!("POST {path}: {other} {}", sent.text),
             }
             if page.status == StatusCode::FORBIDDEN {
-                assert!(actions.contains(&path) && page.text.contains("A viewer only looks."), "{path}: {}", page.text);
+                assert!(
+                    actions.contains(&path) && page.text.contains("Viewers cannot make changes."),
+                    "{path}: {}",
+                    page.text
+                );
                 continue;
             }
             assert_eq!((page.status, &page.location), (of_operator.status, &of_operator.location), "GET {path}");
@@ -72,6 +77,8 @@ async fn a_viewer_sees_what_an_operator_sees_and_every_action_is_refused() {
     let offered: Vec<_> = links.intersection(&actions).collect();
     assert!(offered.is_empty(), "{offered:?}");
     assert_eq!(stack.receiver.requests().len(), sent_before);
+    let line = console.service.wait_for_log("action refused: Viewers cannot make changes.", TEST_TIMEOUT).await;
+    assert!(line.contains("/replay"), "{line}");
     assert!(!console.service.log().contains("NATS refuses"), "{}", console.service.log());
 }
 

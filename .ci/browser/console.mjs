@@ -1,6 +1,7 @@
-// Opens every page of the console in Chromium: no error in the browser's console, no violation of axe's rules of accessibility,
-// nothing wider than the screen; light and dark, at 375 px and 1280 px; with JavaScript off, too. Then does what an operator
-// does, by links, forms and keyboard. The environment is the stack.env of `leadctl up --demo`, and LEADCTL.
+// Opens every page of the console in Chromium, in light and dark mode, at 375 px and 1280 px, with and without
+// JavaScript. Checks that there is no error in the browser's console, no violation of axe's accessibility rules, and
+// nothing wider than the screen. Then performs an operator's tasks by links, forms and keyboard. The environment is the
+// stack.env of `leadctl up --demo`, and LEADCTL.
 //
 //    node console.mjs [--screenshots DIRECTORY]
 
@@ -50,7 +51,7 @@ const api = async (path, body, key = demoKey) => {
   return response.json();
 };
 
-// Logs a command, past the gateway's checks.
+// Publishes a command to the log without the gateway's checks.
 const log = (body) => new Promise((resolve, reject) => {
   const { hostname, port, username, password } = new URL(natsUrl);
   const login = JSON.stringify({ verbose: false, user: decodeURIComponent(username), pass: decodeURIComponent(password) });
@@ -149,9 +150,9 @@ const checkAll = async (page, pages) => {
   }
 };
 
-// The tasks: what an operator does in three clicks. The first page is open.
+// The tasks that an operator performs in three clicks. Each starts on the first page.
 
-// A lead's id, its last update, a delivery: send it again.
+// Finds a lead by its id, opens its last update and a delivery, and sends the delivery again.
 const redeliver = async (page) => {
   await go(page, project);
   await page.fill("#search", leadId);
@@ -169,7 +170,7 @@ const redeliver = async (page) => {
   });
 };
 
-// Deliveries selected in their list.
+// Selects deliveries in their list.
 const redeliverSelected = async (page) => {
   await go(page, `${project}/deliveries?status=delivered`);
   const boxes = page.locator("input[name=delivery]");
@@ -180,7 +181,7 @@ const redeliverSelected = async (page) => {
   await page.locator("text=2 of 2 are sent again.").waitFor();
 };
 
-// A failing callback: what its endpoint answers, and whether it is repaired.
+// Finds the responses of a failing callback's endpoint, and checks whether the endpoint is repaired.
 const failingCallback = async (page) => {
   isDown = true;
   await api("/api/v1/leads/update", { leadId, metadata: { seen: Date.now() } });
@@ -202,7 +203,7 @@ const failingCallback = async (page) => {
   await page.locator("dd .badge:has-text('accepted')").waitFor();
 };
 
-// A callback: a new secret.
+// Rotates the secret of a callback.
 const rotateSecret = async (page) => {
   await go(page, `${project}/callbacks`);
   await page.click("td a:text-is('analytics')");
@@ -211,7 +212,7 @@ const rotateSecret = async (page) => {
   assert.match(await page.locator("main pre").first().textContent(), /whsec_/);
 };
 
-// A key that leaked: no request with it is accepted any more.
+// Revokes a key that leaked: no request with it is accepted any more.
 const revokeKey = async (page) => {
   const name = `leaked-${Date.now()}`;
   const key = createKey(name, "leads:read");
@@ -226,7 +227,7 @@ const revokeKey = async (page) => {
   });
 };
 
-// A callback: how many deliveries would be repeated, and then their repetition.
+// Shows how many deliveries of a callback would be sent again, and then sends them.
 const recover = async (page) => {
   await go(page, `${project}/callbacks`);
   await page.click("td a:text-is('crm')");
@@ -240,7 +241,7 @@ const recover = async (page) => {
   assert.match(await page.locator("main dl").textContent(), new RegExp(`${count} deliveries`));
 };
 
-// A process: what would change, and then exactly that.
+// Previews a change of a process, and then makes exactly that change.
 const editProcess = async (page) => {
   const path = await linkOn(page, `${project}/processes`, `td a[href$='${processId}']`);
   await go(page, path);
@@ -258,7 +259,7 @@ const editProcess = async (page) => {
   await page.waitForURL(`**${path}`);
 };
 
-// A dead letter: corrected, and sent again.
+// Corrects a dead letter and sends it again.
 const replayDeadLetter = async (page) => {
   const body = `{"leadId":"${leadId}","metadata":{"seen":${Date.now()}}`;
   await log(body);
@@ -282,7 +283,7 @@ const replayDeadLetter = async (page) => {
   await page.locator("dd .badge:has-text('succeeded')").waitFor();
 };
 
-// A spike of refusals: the code, its updates, and why one of them was refused.
+// Follows a spike of failed updates to the code, its updates, and the reason of one failure.
 const refusals = async (page) => {
   await go(page, project);
   await page.click(".sections >> text=Updates");
@@ -291,7 +292,7 @@ const refusals = async (page) => {
   await page.locator("dd:has-text('Lead update is not allowed while a call is in progress')").waitFor();
 };
 
-// A lead's phone number: the lead.
+// Finds a lead by its phone number.
 const phone = async (page) => {
   await go(page, lead);
   const name = await page.locator("h1").textContent();
@@ -303,7 +304,7 @@ const phone = async (page) => {
   await page.waitForURL("**/leads/*");
 };
 
-// What an API key sent lately.
+// Lists the recent updates of an API key.
 const sentByKey = async (page) => {
   await go(page, project);
   await page.click(".sections >> text=API keys");
@@ -312,7 +313,7 @@ const sentByKey = async (page) => {
   await page.locator("td a[href*='/updates/']").first().waitFor();
 };
 
-// A call that nobody ended.
+// Ends a call whose end was not reported.
 const endCall = async (page) => {
   await api("/api/v1/calls/started", { leadId, callId: "stuck" });
   await until("the call is listed", async () => {
@@ -328,7 +329,7 @@ const endCall = async (page) => {
   });
 };
 
-// An update to a lead, as its preview says.
+// Previews and sends an update to a lead.
 const update = async (page, color) => {
   await go(page, lead);
   await page.click("text=Send an update");
@@ -343,7 +344,7 @@ const update = async (page, color) => {
   });
 };
 
-// Why an update of the lead was refused.
+// Finds the reason why an update of the lead failed.
 const refusal = async (page) => {
   await go(page, lead);
   await page.locator("tr:has(.badge.bad) a[href*='/updates/']").first().click();
@@ -359,11 +360,22 @@ const keyboard = async (page) => {
   await page.waitForURL(`**${project}/leads`);
   await page.keyboard.press("j");
   assert.match(await page.evaluate(() => document.activeElement.getAttribute("href")), /\/leads\//);
-  await page.keyboard.press("/");
-  assert.equal(await page.evaluate(() => document.activeElement.id), "search");
+  const searched = async () => {
+    await page.keyboard.press("/");
+    return (await page.evaluate(() => document.activeElement.id)) === "search";
+  };
+  assert.ok(await searched());
+  // The switch turns off shortcuts without Ctrl, also on the pages opened later.
+  for (const use of [false, true]) {
+    await go(page, project);
+    await page.click("#keys summary");
+    await page.setChecked("#single-keys input", use);
+    await go(page, project);
+    assert.equal(await searched(), use);
+  }
 };
 
-// Ctrl-K and Cmd-K: a page by its name, by arrows and by click; an id; and Esc.
+// Ctrl-K and Cmd-K: opens a page by its name, with arrows and with a click; opens an id; closes with Esc.
 const palette = async (page) => {
   const opened = async (keys = "Control+k") => {
     await page.keyboard.press(keys);
@@ -407,11 +419,11 @@ const palette = async (page) => {
   await page.locator("#keys[open] dd:has-text('Go to a page by its name')").waitFor();
 };
 
-// The number of updates on the board; the page is not loaded again.
+// The number of updates on the board, without a reload of the page.
 const updatesOnBoard = (page) =>
   page.locator("section:has(h2:text-is('Updates in the last 24 hours')) tbody tr").first().textContent();
 
-// The numbers at the top of the board, and where they lead.
+// The numbers at the top of the board, and their links.
 const numbers = async (page) => {
   const fact = (name) => page.locator(`dt:text-is('${name}') + dd`);
   await go(page, `${project}?range=1h`);
@@ -434,7 +446,7 @@ const numbers = async (page) => {
   assert.ok(await page.locator("main tbody tr").count(), "no deliveries of the minute");
 };
 
-// A live page changes by itself, unless it is paused or hidden; then it catches up.
+// A live page updates itself, unless it is paused or hidden. After that it catches up.
 const live = async (page, context) => {
   const change = () => api("/api/v1/leads/update", { leadId, metadata: { seen: Date.now() } });
   const witness = await open(context);
@@ -472,6 +484,24 @@ const live = async (page, context) => {
   assert.equal(await page.locator("main tbody tr").count(), rows);
   await page.click("button.new");
   assert.equal(await page.locator("main tbody tr").count(), rows + 1);
+
+  // New rows change neither the selection nor the focus.
+  await go(page, `${project}/deliveries`);
+  await page.locator("#live .badge:text-is('● live')").waitFor();
+  const value = await page.locator("input[name=delivery]").first().getAttribute("value");
+  const box = page.locator(`input[value='${value}']`);
+  await box.check();
+  await change();
+  await page.locator("button.new").click();
+  assert.ok(await box.isChecked(), "the selection is lost");
+  assert.ok(await page.evaluate(() => document.activeElement.closest("tbody")), "the focus is lost");
+  await go(page, project);
+  await page.locator("#live .badge:text-is('● live')").waitFor();
+  const before = await updatesOnBoard(page);
+  await page.locator("section:has(h2:text-is('Updates in the last 24 hours')) .scroll").focus();
+  await change();
+  await changesOn(page, before);
+  assert.match(await page.evaluate(() => document.activeElement.className), /scroll/);
   await witness.close();
 };
 
@@ -534,14 +564,14 @@ await palette(page);
 await numbers(page);
 await live(page, context);
 
-// The same without JavaScript.
+// The same tasks without JavaScript.
 const plain = await browser.newContext({ javaScriptEnabled: false, storageState: await context.storageState() });
 const plainPage = await open(plain);
 for (const to of pages.filter((to) => !to.endsWith("/end-call"))) await go(plainPage, to);
 for (const task of Object.values(tasks)) await task(plainPage);
 await update(plainPage, "plum");
 
-// A tenant that may only look.
+// A tenant whose key may only read.
 const tenant = await browser.newContext();
 const tenantPage = await open(tenant);
 await tenantPage.goto(`${console_}/login`);
@@ -551,7 +581,7 @@ await tenantPage.waitForURL(`**${project}`);
 await go(tenantPage, `${lead}/update`);
 await tenantPage.locator("text=needs an API key of this project with the scope leads:write").waitFor();
 
-// A viewer: every page without an action; the pages of actions say why they are refused.
+// A viewer sees every page without actions. The pages of actions explain why they are refused.
 const viewer = await open(await browser.newContext());
 await viewer.goto(execFileSync(leadctl, ["console", "token", "--role", "viewer", "--url", console_], { encoding: "utf8" }).trim());
 await viewer.evaluate(axe);
@@ -569,7 +599,7 @@ await go(viewer, "/system");
 await viewer.evaluate(axe);
 await check(viewer, "the system, for a viewer");
 
-// A visitor of a portal link: the pages of one callback, and an action.
+// A visitor of a portal link opens the pages of one callback, and performs an action.
 await go(page, `${project}/callbacks`);
 await page.click("td a:text-is('crm')");
 await page.click(".actions >> text=Share");

@@ -13,7 +13,7 @@ use crate::console::Console;
 pub(super) const ATTACKS: &[Attack] = &[
     Attack { name: "pages of the console", refusals: &["429"], run: |a| Box::pin(flood_pages(a)) },
     Attack { name: "live pages of the console", refusals: &["429", "503"], run: |a| Box::pin(live_pages(a)) },
-    Attack { name: "guessed logins to the console", refusals: &["403"], run: |a| Box::pin(guess_logins(a)) },
+    Attack { name: "guessed logins to the console", refusals: &["403", "429"], run: |a| Box::pin(guess_logins(a)) },
 ];
 
 /// Opens the pages of the attacker's project.
@@ -48,7 +48,7 @@ async fn guess_logins(a: &Attacker<'_>) {
     // Waits until the console has read the API keys.
     console.sign_in_with(&a.tenant.api).await;
     a.repeat(16, Duration::from_millis(10), |n| {
-        let form = if n % 2 == 0 { format!("api_key=lr_{n}") } else { format!("token={n:0>43}") };
+        let form = if n % 2 == 0 { format!("api_key=lr_{n}") } else { format!("token=lrp_{n:0>80}") };
         let request =
             a.tenant.api.http.request(Method::POST, format!("{}/login", console.url)).header(ORIGIN, &console.url);
         request.header("content-type", "application/x-www-form-urlencoded").body(form)

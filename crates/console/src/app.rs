@@ -2,10 +2,15 @@
 
 use std::sync::{Arc, OnceLock};
 
-use async_nats::{Client, jetstream};
-use contract::{key::ApiKey, rpc::Query};
+use async_nats::{
+    Client,
+    connection::State,
+    jetstream::{self, context::KeyValueError, kv::Store},
+};
+use contract::{key::ApiKey, rpc::Query, streams::CONSOLE_LOGINS};
 use secrets::TokenKey;
 use service_kit::{kv::BucketCache, rpc};
+use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 
 use crate::{config::PublicUrl, fault::Fault, gateway::Gateway, live::Live, visit_rate::VisitRate};
@@ -29,11 +34,30 @@ pub(crate) struct App {
 pub(crate) struct Broker {
     pub(crate) client: Client,
     pub(crate) js: jetstream::Context,
+    /// Empty until it is used.
+    logins: OnceCell<Store>,
+}
+
+impl Broker {
+    pub(crate) fn new(client: Client, js: jetstream::Context) -> Self {
+        Self { client, js, logins: OnceCell::new() }
+    }
+
+    /// The bucket of links. Opening it is a request, so it stays open.
+    pub(crate) async fn logins(&self) -> Result<&Store, KeyValueError> {
+        self.logins.get_or_try_init(|| self.js.get_key_value(CONSOLE_LOGINS)).await
+    }
 }
 
 impl App {
+    /// The connection to NATS, unless it is interrupted. The client would hold messages until it is connected again.
     pub(crate) fn broker(&self) -> Result<&Broker, Fault> {
-        self.broker.get().ok_or_else(|| Fault::Unavailable("The console is not connected to NATS yet.".into()))
+        let unavailable = |text: &str| Fault::Unavailable(format!("{text} Reload the page to try again."));
+        let broker = self.broker.get().ok_or_else(|| unavailable("The console is not connected to NATS yet."))?;
+        match broker.client.connection_state() {
+            State::Connected => Ok(broker),
+            State::Pending | State::Disconnected => Err(unavailable("The console has lost its connection to NATS.")),
+        }
     }
 
     /// Sends a query to lead-state or webhook-notifier.

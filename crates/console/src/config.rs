@@ -55,7 +55,9 @@ impl PublicUrl {
                      people open, for example https://console.example.com"
                 );
             }
-            return Ok(Self { origin: format!("http://{listen}"), is_https: false });
+            // As browsers write it: without the port 80.
+            let url = Url::parse(&format!("http://{listen}")).context("the console's address is no host of a URL")?;
+            return Ok(Self { origin: url.origin().ascii_serialization(), is_https: false });
         };
         let url = Url::parse(text).with_context(|| format!("CONSOLE_URL {text:?} is not a URL"))?;
         if url.path() != "/" || url.query().is_some() || url.fragment().is_some() || !url.username().is_empty() {
@@ -94,6 +96,7 @@ mod tests {
         let ok = |origin: &str, is_https| Ok((origin.to_owned(), is_https));
         assert_eq!(origin("127.0.0.1:8090", None), ok("http://127.0.0.1:8090", false));
         assert_eq!(origin("[::1]:8090", None), ok("http://[::1]:8090", false));
+        assert_eq!(origin("127.0.0.1:80", None), ok("http://127.0.0.1", false));
         assert_eq!(origin("0.0.0.0:8090", Some("https://console.example/")), ok("https://console.example", true));
         assert_eq!(origin("0.0.0.0:8090", Some("http://localhost:9000")), ok("http://localhost:9000", false));
         for (listen, url, why) in [

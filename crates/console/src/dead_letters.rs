@@ -1,4 +1,6 @@
-//! Reads dead letters: messages of the command log that could not be applied.
+//! Reads dead letters: commands and events that could not be parsed or applied.
+
+use std::{collections::BTreeMap, pin::pin};
 
 use async_nats::{
     HeaderMap,
@@ -14,8 +16,10 @@ use service_kit::nats::error_chain;
 
 use crate::fault::Fault;
 
-/// How many messages of the stream are read for the newest letters. Notes about replays are among them.
-const NEWEST: u64 = 50;
+/// How many letters are listed.
+const NEWEST: usize = 50;
+/// How many messages of the stream are read for them. Each replay adds two notes.
+const MOST_READ: u64 = 500;
 const CONCURRENT_READS: usize = 16;
 
 /// A dead letter, without its body.
@@ -49,36 +53,44 @@ impl Letter {
     }
 }
 
+/// The newest letters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Newest {
+    /// The newest first.
+    pub(crate) letters: Vec<Letter>,
+    /// Whether the stream may have older ones.
+    pub(crate) may_have_more: bool,
+}
+
 fn text(map: &HeaderMap, name: &str) -> Option<String> {
     map.get(name).map(|value| value.as_str().to_owned())
 }
 
-/// The newest letters, newest first.
-pub(crate) async fn newest(js: &jetstream::Context) -> Result<Vec<Letter>, Fault> {
+/// The newest letters.
+pub(crate) async fn newest(js: &jetstream::Context) -> Result<Newest, Fault> {
     let stream = open(js).await?;
     let state = &stream.cached_info().state;
-    let first = state.first_sequence.max(state.last_sequence.saturating_sub(NEWEST - 1));
-    let messages: Vec<_> = stream::iter((first..=state.last_sequence).rev())
-        .map(|sequence| read(&stream, sequence))
-        .buffered(CONCURRENT_READS)
-        .try_filter_map(async |message| Ok(message))
-        .try_collect()
-        .await?;
-    let mut letters: Vec<Letter> = Vec::new();
-    let mut notes = std::collections::BTreeMap::new();
-    for message in &messages {
+    let first = state.first_sequence.max(state.last_sequence.saturating_sub(MOST_READ - 1));
+    let messages = stream::iter((first..=state.last_sequence).rev()).map(|sequence| read(&stream, sequence));
+    let mut messages = pin!(messages.buffered(CONCURRENT_READS));
+    let (mut letters, mut notes) = (Vec::new(), BTreeMap::new());
+    while letters.len() < NEWEST
+        && let Some(message) = messages.try_next().await?
+    {
+        let Some(message) = message else { continue };
         match subject::replayed_letter(&message.subject) {
             // The newest note comes first, and all notes of a letter before the letter.
             Some(number) => {
-                notes.entry(number).or_insert_with(|| note(message));
+                notes.entry(number).or_insert_with(|| note(&message));
             }
-            None => letters.push(Letter::new(message)),
+            None => {
+                let replay = notes.remove(&message.sequence).flatten();
+                letters.push(Letter { replay, ..Letter::new(&message) });
+            }
         }
     }
-    for letter in &mut letters {
-        letter.replay = notes.remove(&letter.number).flatten();
-    }
-    Ok(letters)
+    let may_have_more = letters.len() == NEWEST || first > state.first_sequence;
+    Ok(Newest { letters, may_have_more })
 }
 
 /// One letter and its body.

@@ -26,6 +26,9 @@ pub(crate) enum Fault {
     /// A service does not answer.
     #[error("{0}")]
     Unavailable(String),
+    /// The gateway cannot be reached: it did not receive the request.
+    #[error("{0}")]
+    NotSent(String),
 }
 
 impl Fault {
@@ -39,7 +42,7 @@ impl Fault {
             Self::MissingScope(_) | Self::Refused(_) => StatusCode::FORBIDDEN,
             Self::Invalid(_) => StatusCode::BAD_REQUEST,
             Self::TooMany(_) => StatusCode::TOO_MANY_REQUESTS,
-            Self::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Unavailable(_) | Self::NotSent(_) => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 
@@ -50,7 +53,7 @@ impl Fault {
             Self::Refused(_) => "Refused",
             Self::Invalid(_) => "Invalid request",
             Self::TooMany(_) => "Too many requests",
-            Self::Unavailable(_) => "Not available",
+            Self::Unavailable(_) | Self::NotSent(_) => "Not available",
         }
     }
 }
@@ -63,7 +66,7 @@ impl From<RequestError> for Fault {
         let unavailable = match &error {
             RequestError::Answered(answer) => return answer.clone().into(),
             RequestError::NotConnected { .. } => "The console has lost its connection to NATS.".to_owned(),
-            RequestError::NoResponder { subject } => format!("{} does not run.", service(subject)),
+            RequestError::NoResponder { subject } => format!("{} is not running.", service(subject)),
             RequestError::TimedOut { subject, .. } | RequestError::Failed { subject, .. } => {
                 format!("{} does not answer.", service(subject))
             }
@@ -98,11 +101,11 @@ mod tests {
         let texts = [Fault::from(timed_out), Fault::from(absent)].map(|fault| fault.to_string());
 
         assert!(texts[0].starts_with("webhook-notifier does not answer."), "{texts:?}");
-        assert!(texts[1].starts_with("lead-state does not run."), "{texts:?}");
+        assert!(texts[1].starts_with("lead-state is not running."), "{texts:?}");
     }
 
     #[test]
-    fn answers_keep_their_meaning() {
+    fn rpc_errors_keep_their_status_class() {
         let fault = |status| Fault::from(RpcError::received(status, "code", "text")).status().as_u16();
         assert_eq!([404, 400, 409, 429, 500, 503].map(fault), [404, 400, 400, 503, 503, 503]);
     }

@@ -80,8 +80,13 @@ impl Gateway {
         let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, value));
         let unavailable = |e: reqwest::Error| {
             tracing::warn!("the gateway at {} does not answer: {e}", self.url);
+            if e.is_connect() {
+                return Fault::NotSent(
+                    "The gateway cannot be reached: nothing was done. Try again in a moment.".into(),
+                );
+            }
             Fault::Unavailable(
-                "The gateway does not answer. Look whether the change was made before you repeat it.".into(),
+                "The gateway does not answer. Check whether the change was made before you repeat it.".into(),
             )
         };
         let response = request.send().await.map_err(unavailable)?;
@@ -117,6 +122,18 @@ fn fault(status: StatusCode, body: &str) -> Fault {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_gateway_that_cannot_be_reached_received_nothing() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        drop(listener);
+        let gateway = Gateway::new(&format!("http://{address}")).unwrap();
+
+        let refused = gateway.send::<()>(&"lr_1".into(), GatewayRequest::new(Method::POST, "/")).await;
+
+        assert!(matches!(refused, Err(Fault::NotSent(_))), "{refused:?}");
+    }
 
     #[test]
     fn an_error_of_the_gateway_keeps_its_text_and_code() {

@@ -26,6 +26,6 @@ mod visit_rate;
 pub use crate::{
     config::Config,
     login_link::{LoginRole, create_login, login_url},
-    portal_link::{NewPortalLink, create_portal_link, list_portal_links, revoke_portal_link},
+    portal_link::{NewPortalLink, PortalLinkError, create_portal_link, list_portal_links, revoke_portal_link},
     server::{run, run_on},
 };

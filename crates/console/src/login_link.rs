@@ -11,7 +11,7 @@ use secrets::api_key;
 use serde::{Deserialize, Serialize};
 use service_kit::{clock, nats::error_chain};
 
-use crate::fault::Fault;
+use crate::{app::Broker, fault::Fault};
 
 /// The role that a one-time link gives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -66,15 +66,15 @@ pub fn login_url(console_url: &str, token: &str) -> String {
     format!("{}/login?token={token}", console_url.trim_end_matches('/'))
 }
 
-/// Uses a token up; the role that it gives. Of several requests with one token, the first succeeds.
-pub(crate) async fn redeem(js: &jetstream::Context, token: &str, now: Timestamp) -> Result<LoginRole, Fault> {
+/// Redeems a token, and returns its role. Of several requests with one token, only the first succeeds.
+pub(crate) async fn redeem(broker: &Broker, token: &str, now: Timestamp) -> Result<LoginRole, Fault> {
     let used = || Fault::Refused("This link was used or has expired. Make a new one: leadctl console token".into());
-    let role = LoginRole::of_token(token).filter(|role| is_token(role.prefix(), 0, token)).ok_or_else(used)?;
+    let role = LoginRole::of_token(token).filter(|_| is_login_token(token)).ok_or_else(used)?;
     let unavailable = |e: &(dyn std::error::Error + 'static)| {
         tracing::warn!("cannot read the bucket of logins: {}", error_chain(e));
         Fault::Unavailable("The bucket of logins cannot be read. Try again.".into())
     };
-    let bucket = js.get_key_value(CONSOLE_LOGINS).await.map_err(|e| unavailable(&e))?;
+    let bucket = broker.logins().await.map_err(|e| unavailable(&e))?;
     let key = api_key::hash(token);
     let entry = bucket.entry(&key).await.map_err(|e| unavailable(&e))?.ok_or_else(used)?;
     if entry.operation != Operation::Put {
@@ -87,6 +87,11 @@ pub(crate) async fn redeem(js: &jetstream::Context, token: &str, now: Timestamp)
     }
     let login: ConsoleLogin = serde_json::from_slice(&entry.value).map_err(|e| unavailable(&e))?;
     if now < login.expires_at { Ok(role) } else { Err(used()) }
+}
+
+/// Whether a text may be the token of a one-time link.
+pub(crate) fn is_login_token(text: &str) -> bool {
+    LoginRole::of_token(text).is_some_and(|role| is_token(role.prefix(), 0, text))
 }
 
 /// Whether a text is this prefix, a number of hex digits, and the random part of a token.

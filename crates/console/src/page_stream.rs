@@ -57,7 +57,7 @@ pub(crate) async fn stream(
     let refuse = |status: StatusCode, text: &str| (status, text.to_owned()).into_response();
     let session = match Session::of(&app, &headers, clock::now()).await {
         Ok(Some(session)) => session,
-        Ok(None) => return refuse(StatusCode::FORBIDDEN, "There is no session."),
+        Ok(None) => return refuse(StatusCode::FORBIDDEN, "You are not signed in."),
         Err(fault) => return refuse(fault.status(), &fault.to_string()),
     };
     if !app.visit_rate.admits(&session.visitor()) {
@@ -65,7 +65,7 @@ pub(crate) async fn stream(
     }
     // Visitors with the same identity see the same content.
     let key = (session.role.identity(), uri.to_string());
-    let place = app.live.place([session.form_token.clone(), session.visitor()], key);
+    let place = app.live.place([session.form_token.clone(), session.stream_holder()], key);
     let Some(place) = place else {
         return refuse(StatusCode::SERVICE_UNAVAILABLE, "Too many pages are live.");
     };

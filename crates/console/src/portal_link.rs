@@ -2,7 +2,7 @@
 //! [`CONSOLE_LOGINS`] is a link that was not revoked. Its key is `{tag}.{SHA-256 of the token}`. The tag stands for the
 //! project, so that the project's links can be listed. The token contains the tag, so that a link is found by one read.
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use async_nats::jetstream::{self, kv::Store};
 use contract::{
     ObjectId, Timestamp,
@@ -46,36 +46,52 @@ pub struct NewPortalLink {
     pub may_act: bool,
 }
 
-/// Makes a portal link; its token. [`login_url`] makes the URL.
+/// Why a portal link was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum PortalLinkError {
+    /// The project has made as many links as it may.
+    #[error("the project has made {0} portal links within 7 days, the maximum: try again later")]
+    TooMany(usize),
+    /// The link is not allowed, or the bucket cannot be written.
+    #[error(transparent)]
+    NotMade(#[from] anyhow::Error),
+}
+
+/// Makes a portal link, and returns its token. [`login_url`] makes the URL.
 ///
 /// # Errors
-/// The age is not allowed, a link to act with has no key, the project has made too many, or the bucket cannot be written.
-pub async fn create_portal_link(js: &jetstream::Context, new: NewPortalLink) -> anyhow::Result<String> {
+/// The age is not allowed, a link whose visitors may act has no key, the project has made too many links, or the bucket
+/// cannot be written.
+pub async fn create_portal_link(js: &jetstream::Context, new: NewPortalLink) -> Result<String, PortalLinkError> {
+    let project_id = new.project_id;
+    let token = format!("{PREFIX}{}{}", tag(project_id), hex::encode(rand::random::<[u8; 32]>()));
+    let entry = serde_json::to_vec(&sealed_link(new, &token)?).context("cannot write the link as JSON")?;
+    let bucket = bucket(js).await?;
+    let made = entries(&bucket, project_id).await?.len();
+    if made >= MAX_PORTAL_LINKS {
+        return Err(PortalLinkError::TooMany(made));
+    }
+    bucket.create(entry_key(&token), entry.into()).await.context("cannot record the link")?;
+    Ok(token)
+}
+
+/// The entry of a link with this token.
+fn sealed_link(new: NewPortalLink, token: &str) -> anyhow::Result<PortalLink> {
     let NewPortalLink { project_id, target, age, made_by, key, may_act } = new;
     ensure!(!age.is_zero() && age <= PORTAL_AGE, "a portal link is valid for at most 7 days");
-    let token = format!("{PREFIX}{}{}", tag(project_id), hex::encode(rand::random::<[u8; 32]>()));
     let sealed_key = match (&key, may_act) {
         (_, false) => None,
-        (Some(key), true) => Some(sealing_key(&token)?.seal(PURPOSE, rand::random(), key.expose().as_bytes())),
-        (None, true) => anyhow::bail!("a portal link whose visitors may act needs an API key"),
+        (Some(key), true) => Some(sealing_key(token)?.seal(PURPOSE, rand::random(), key.expose().as_bytes())),
+        (None, true) => bail!("a portal link whose visitors may act needs an API key"),
     };
-    let link = PortalLink {
+    Ok(PortalLink {
         project_id,
         target,
         ends_at: clock::now().plus(age),
         made_by,
         key_sha256: key.map(|key| api_key::hash(key.expose())),
         sealed_key,
-    };
-    let entry = serde_json::to_vec(&link).context("cannot write the link as JSON")?;
-    let bucket = bucket(js).await?;
-    let made = entries(&bucket, project_id).await?.len();
-    ensure!(
-        made < MAX_PORTAL_LINKS,
-        "the project has made {made} portal links within 7 days, the most it may: try later"
-    );
-    bucket.create(entry_key(&token), entry.into()).await.context("cannot record the link")?;
-    Ok(token)
+    })
 }
 
 /// The open links of a project, in the order in which they end.
@@ -112,12 +128,12 @@ pub(crate) async fn list(
         tracing::warn!("the portal links of a project cannot be read: {e:#}");
         Fault::Unavailable("The bucket of links cannot be read. Reload the page to try again.".into())
     };
-    let bucket = bucket(&app.broker()?.js).await.map_err(unavailable)?;
-    let keys = entries(&bucket, project_id).await.map_err(unavailable)?;
+    let bucket = app.broker()?.logins().await.map_err(|e| unavailable(e.into()))?;
+    let keys = entries(bucket, project_id).await.map_err(unavailable)?;
     if !app.visit_rate.admits_entries(visitor, keys.len()) {
         return Err(visit_rate::fault());
     }
-    let links = read(&bucket, keys, project_id).await.map_err(unavailable)?;
+    let links = read(bucket, keys, project_id).await.map_err(unavailable)?;
     let is_valid = |hash: &String| app.keys.get(hash).is_some_and(|key| key.is_valid(now));
     let open = links.into_iter().filter(|(_, link)| link.key_sha256.as_ref().is_none_or(is_valid));
     Ok(sorted(open.filter_map(|(id, link)| listed(id, link, now)).collect()))
@@ -215,17 +231,26 @@ pub(crate) fn is_portal_token(text: &str) -> bool {
     is_token(PREFIX, TAG_DIGITS, text)
 }
 
-/// The link of a token, if it was not revoked and has not ended.
-pub(crate) async fn find(js: &jetstream::Context, token: &str, now: Timestamp) -> Result<PortalLink, Fault> {
+/// The link of a token, if it was not revoked, has not ended, and its API key is valid.
+pub(crate) async fn find(app: &App, token: &str, now: Timestamp) -> Result<PortalLink, Fault> {
     let unavailable = |e: &(dyn std::error::Error + 'static)| {
         tracing::warn!("cannot read the bucket of links: {}", error_chain(e));
         Fault::Unavailable("The bucket of links cannot be read. Try again.".into())
     };
-    let bucket = js.get_key_value(CONSOLE_LOGINS).await.map_err(|e| unavailable(&e))?;
+    let bucket = app.broker()?.logins().await.map_err(|e| unavailable(&e))?;
     let entry = bucket.get(entry_key(token)).await.map_err(|e| unavailable(&e))?;
     let link = entry.and_then(|entry| serde_json::from_slice::<PortalLink>(&entry).ok());
-    link.filter(|link| now < link.ends_at)
-        .ok_or_else(|| Fault::Refused("This link has ended or was revoked. Ask its sender for a new one.".into()))
+    let refused = |text: &str| Fault::Refused(format!("{text} Ask its sender for a new one."));
+    let link = link.filter(|link| now < link.ends_at);
+    let link = link.ok_or_else(|| refused("This link has ended or was revoked."))?;
+    let has_key = link.key_sha256.as_ref().is_none_or(|hash| app.keys.get(hash).is_some_and(|key| key.is_valid(now)));
+    match has_key {
+        true => Ok(link),
+        false if app.keys.is_complete() => {
+            Err(refused("This link has ended: the API key that made it was revoked or has expired."))
+        }
+        false => Err(Fault::Unavailable("The console is starting. Try again in a moment.".into())),
+    }
 }
 
 /// The API key that the link's visitors act with.

@@ -7,7 +7,10 @@ use axum::{
     extract::{RawPathParams, Request, State},
     http::{
         HeaderMap, HeaderName, HeaderValue, StatusCode, Uri,
-        header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, LOCATION, ORIGIN, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS},
+        header::{
+            CACHE_CONTROL, CONTENT_LENGTH, CONTENT_SECURITY_POLICY, LOCATION, ORIGIN, REFERRER_POLICY,
+            X_CONTENT_TYPE_OPTIONS,
+        },
     },
     response::{Html, IntoResponse, Response},
     routing::{MethodRouter, post},
@@ -15,6 +18,7 @@ use axum::{
 use maud::Markup;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use service_kit::clock;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::{
     app::App,
@@ -31,6 +35,12 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; i
 
 /// The longest form, in bytes: metadata that people enter, percent-encoded.
 const MAX_FORM_BYTES: usize = 64 << 10;
+/// The longest form that contains a process or a dead letter: 1 MiB with each byte percent-encoded, and the other
+/// fields.
+const MAX_LARGE_FORM_BYTES: usize = (3 << 20) + MAX_FORM_BYTES;
+/// Most forms beyond [`MAX_FORM_BYTES`] that are handled at the same time. A form and its page take several times the
+/// form's size in memory.
+static LARGE_FORMS: Semaphore = Semaphore::const_new(4);
 /// How long a form may take to arrive.
 const FORM_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -66,20 +76,57 @@ pub(crate) fn action<F>(act: impl Fn(Visit) -> F + Clone + Send + Sync + 'static
 where
     F: Future<Output = Result<Page, Fault>> + Send + 'static,
 {
+    action_within(false, act)
+}
+
+/// Like [`action`], for a form that contains a process or a dead letter.
+pub(crate) fn large_action<F>(act: impl Fn(Visit) -> F + Clone + Send + Sync + 'static) -> MethodRouter<Arc<App>>
+where
+    F: Future<Output = Result<Page, Fault>> + Send + 'static,
+{
+    action_within(true, act)
+}
+
+fn action_within<F>(
+    may_be_large: bool,
+    act: impl Fn(Visit) -> F + Clone + Send + Sync + 'static,
+) -> MethodRouter<Arc<App>>
+where
+    F: Future<Output = Result<Page, Fault>> + Send + 'static,
+{
     post(async move |State(app): State<Arc<App>>, path: RawPathParams, request: Request| {
         let path = path.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
         let (headers, uri) = (request.headers().clone(), request.uri().clone());
-        let form = match form(&app, request).await {
+        let permit = if may_be_large { large_form(&app, &headers).await } else { None };
+        let max = if permit.is_some() { MAX_LARGE_FORM_BYTES } else { MAX_FORM_BYTES };
+        let form = match form_within(&app, request, max).await {
             Ok(form) => form,
             Err(fault) => return fault_page(&fault, None),
         };
+        let page = uri.path().to_owned();
         respond(app, headers, uri, path, form.clone(), async move |visit: Visit| {
-            check_form_token(&visit.session, &form)?;
-            visit.session.check_action()?;
-            act(visit).await
+            let who = visit.session.identity();
+            let done = async {
+                check_form_token(&visit.session, &form)?;
+                visit.session.check_action()?;
+                act(visit).await
+            };
+            // The checks before an action log nothing themselves.
+            done.await.inspect_err(|fault| tracing::info!(who, page, "action refused: {fault}"))
         })
         .await
     })
+}
+
+/// The permit for a large form of a signed-in visitor. The forms of others stay small, so that strangers take no
+/// memory.
+async fn large_form(app: &App, headers: &HeaderMap) -> Option<SemaphorePermit<'static>> {
+    let length: usize = headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()?;
+    if length <= MAX_FORM_BYTES {
+        return None;
+    }
+    Session::of(app, headers, clock::now()).await.ok()??;
+    LARGE_FORMS.acquire().await.ok()
 }
 
 /// Shows a page to a signed-in visitor; others are sent to the login.
@@ -130,7 +177,7 @@ pub(crate) fn fault_page(fault: &Fault, visitor: Option<(&Session, Option<contra
     let project = if matches!(fault, Fault::NotFound(_)) { None } else { project.flatten() };
     let frame =
         Frame { title: fault.title(), session, project, section: Section::None, now: clock::now(), is_live: false };
-    (fault.status(), Html(layout::page(&frame, &layout::fault(fault)).into_string())).into_response()
+    (fault.status(), Html(layout::page(&frame, &layout::fault(fault, session)).into_string())).into_response()
 }
 
 /// A redirect that browsers follow with GET.
@@ -144,10 +191,23 @@ pub(crate) fn parameters(text: &[u8]) -> Vec<(String, String)> {
     form_urlencoded::parse(text).into_owned().filter(|(_, value)| !value.is_empty()).collect()
 }
 
+/// A path with the parameters of a query string.
+pub(crate) fn with_parameters(path: &str, parameters: &[(String, String)]) -> String {
+    if parameters.is_empty() {
+        return path.to_owned();
+    }
+    let query: String = form_urlencoded::Serializer::new(String::new()).extend_pairs(parameters).finish();
+    format!("{path}?{query}")
+}
+
 /// Reads a form that one of the console's own pages sent.
 pub(crate) async fn form(app: &App, request: Request) -> Result<Vec<(String, String)>, Fault> {
+    form_within(app, request, MAX_FORM_BYTES).await
+}
+
+async fn form_within(app: &App, request: Request, max: usize) -> Result<Vec<(String, String)>, Fault> {
     check_origin(app, request.headers())?;
-    let body = tokio::time::timeout(FORM_TIMEOUT, to_bytes(request.into_body(), MAX_FORM_BYTES)).await;
+    let body = tokio::time::timeout(FORM_TIMEOUT, to_bytes(request.into_body(), max)).await;
     match body {
         Ok(Ok(body)) => Ok(parameters(&body)),
         Ok(Err(_)) => Err(Fault::Invalid("The form is too long, or was not sent completely.".into())),
@@ -198,6 +258,8 @@ mod tests {
         let parameters = parameters(b"state=follow+up%26&process=&q=1");
         let expected = [("state", "follow up&"), ("q", "1")].map(|(name, value)| (name.to_owned(), value.to_owned()));
         assert_eq!(parameters, expected);
+        assert_eq!(with_parameters("/p", &parameters), "/p?state=follow+up%26&q=1");
+        assert_eq!(with_parameters("/p", &[]), "/p");
     }
 
     #[test]

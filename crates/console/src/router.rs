@@ -19,7 +19,7 @@ use crate::{
         actions, board, callbacks, calls, dead_letters, deliveries, go, keys, leads, login, portal, processes,
         projects, system, updates,
     },
-    respond::{Page, action, respond, with_security_headers},
+    respond::{Page, action, large_action, respond, with_security_headers},
     visit::Visit,
 };
 
@@ -33,7 +33,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/system/dead-letters/{number}", page(dead_letters::show))
         .route(
             "/system/dead-letters/{number}/replay",
-            confirm(actions::dead_letters::confirm).merge(action(actions::dead_letters::replay)),
+            confirm(actions::dead_letters::confirm).merge(large_action(actions::dead_letters::replay)),
         )
         .route("/go/{id}", page(go::anywhere))
         .route("/p/{project}", page(board::show))
@@ -115,7 +115,7 @@ fn actions() -> Router<Arc<App>> {
         ("/callbacks/{callback}/rotate-secret", confirm(callbacks::confirm_rotation).merge(action(callbacks::rotate))),
         ("/callbacks/{callback}/recover", confirm(recovery::confirm).merge(action(recovery::recover))),
         ("/callbacks/{callback}/backfill", confirm(recovery::confirm_backfill).merge(action(recovery::backfill))),
-        ("/processes/{process}/edit", confirm(edit::form).merge(action(edit::submit))),
+        ("/processes/{process}/edit", confirm(edit::form).merge(large_action(edit::submit))),
         ("/callbacks/{callback}/share", page(share::form).merge(action(share::submit))),
         ("/processes/{process}/share", page(share::form).merge(action(share::submit))),
         ("/keys/{key}/revoke", confirm(keys::confirm).merge(action(keys::revoke))),

@@ -112,7 +112,7 @@ async fn follow_keys(
     let connect = async {
         let client = nats::connect(&config.nats, "console", &readiness).await?;
         let js = nats::jetstream(&client);
-        anyhow::Ok(app.broker.get_or_init(|| Broker { client, js }))
+        anyhow::Ok(app.broker.get_or_init(|| Broker::new(client, js)))
     };
     let broker = tokio::select! {
         broker = connect => broker?,

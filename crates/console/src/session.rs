@@ -152,7 +152,7 @@ impl Session {
     pub(crate) async fn of(app: &App, headers: &HeaderMap, now: Timestamp) -> Result<Option<Self>, Fault> {
         let Some(sealed) = Sealed::of(app, headers, now) else { return Ok(None) };
         match &sealed.portal {
-            Some(token) => Self::of_portal(app, token.expose(), sealed.form_token, now).await,
+            Some(token) => Self::of_portal(app, token.expose(), sealed.form_token, now).await.map(Some),
             None => Ok(Self::of_login(app, sealed, now)),
         }
     }
@@ -170,21 +170,12 @@ impl Session {
     }
 
     /// The session of a portal link that was not revoked, and whose API key is valid.
-    async fn of_portal(app: &App, token: &str, form_token: String, now: Timestamp) -> Result<Option<Self>, Fault> {
-        let link = match portal_link::find(&app.broker()?.js, token, now).await {
-            Ok(link) => link,
-            Err(Fault::Refused(_)) => return Ok(None),
-            Err(fault) => return Err(fault),
-        };
-        if let Some(hash) = &link.key_sha256
-            && app.keys.get(hash).is_none_or(|key| !key.is_valid(now))
-        {
-            return Ok(None);
-        }
+    async fn of_portal(app: &App, token: &str, form_token: String, now: Timestamp) -> Result<Self, Fault> {
+        let link = portal_link::find(app, token, now).await?;
         let secret = portal_link::open_key(token, &link);
         let credential = secret.and_then(|secret| Some(Credential { key: valid_key(app, &secret, now)?, secret }));
         let role = Role::Portal(Arc::new(Portal::new(&link, token)));
-        Ok(Some(Self { role, form_token, ends_at: link.ends_at, credential }))
+        Ok(Self { role, form_token, ends_at: link.ends_at, credential })
     }
 
     /// Refuses visitors who may not act. Every action makes this check.
@@ -192,7 +183,8 @@ impl Session {
         match &self.role {
             Role::Operator | Role::Key(_) => Ok(()),
             Role::Viewer => Err(Fault::Refused(
-                "A viewer only looks. To act, sign in as operator (leadctl console token), or with an API key.".into(),
+                "Viewers cannot make changes. Sign in as an operator (leadctl console token), or with an API key."
+                    .into(),
             )),
             Role::Portal(portal) => portal.check_action(),
         }
@@ -230,7 +222,16 @@ impl Session {
         }
     }
 
-    /// The visitor for the log: keys of one project may have the same name.
+    /// Identifies the holder of streams for their limit. The keys and the portal links of a project share one limit, so
+    /// that the project leaves half of all streams to others.
+    pub(crate) fn stream_holder(&self) -> String {
+        match &self.role {
+            Role::Portal(portal) => format!("project {}", portal.project_id),
+            Role::Operator | Role::Viewer | Role::Key(_) => self.visitor(),
+        }
+    }
+
+    /// The visitor for the log, with the id of the key: keys of one project may have the same name.
     pub(crate) fn identity(&self) -> String {
         match &self.credential {
             Some(credential) => format!("{} {}", self.name(), credential.key.key_id),
@@ -399,6 +400,21 @@ pub(crate) mod tests {
         assert!(session.credential(PROJECT, Scope::LeadsWrite).is_err(), "another scope");
         assert!(session.credential(ObjectId::from_bytes([0x22; 12]), Scope::LeadsRead).is_err(), "another project");
         assert!(Session::of(&app, &headers(&cookie), now.plus(SESSION_AGE)).await.unwrap().is_none());
+    }
+
+    #[test]
+    fn the_streams_of_a_projects_keys_and_portal_links_have_one_holder() {
+        let target = PortalTarget::CallbackId(ObjectId::from_bytes([0x22; 12]));
+        let portal = Portal { project_id: PROJECT, target, may_act: false, name: "0".into() };
+        let [of_key, of_portal] = [Role::Key(Arc::new(key())), Role::Portal(Arc::new(portal))].map(|role| Session {
+            role,
+            form_token: "f0".into(),
+            ends_at: Timestamp::from_millis(0),
+            credential: None,
+        });
+
+        assert_eq!(of_key.stream_holder(), of_portal.stream_holder());
+        assert_ne!(of_key.visitor(), of_portal.visitor());
     }
 
     #[test]

@@ -25,37 +25,68 @@ const live = (() => {
     return template.content.firstElementChild;
   };
 
-  // Places the new fragment, and keeps what the reader opened, scrolled and selected in the old one.
-  const replace = (old, next) => {
-    const all = (element, selector) => Array.from(element.querySelectorAll(selector));
-    const focused = old.contains(document.activeElement) ? document.activeElement.getAttribute("href") : null;
-    const checked = all(old, "input:checked").map((input) => input.value);
-    const opened = all(old, "details").map((details) => details.open);
-    const scrolled = all(old, ".scroll").map((scroll) => scroll.scrollLeft);
-    old.replaceWith(next);
-    all(next, "input[type=checkbox]").forEach((input) => { input.checked = checked.includes(input.value); });
-    all(next, "details").forEach((details, index) => { details.open = opened[index] ?? false; });
-    all(next, ".scroll").forEach((scroll, index) => { scroll.scrollLeft = scrolled[index] ?? 0; });
-    if (focused) all(next, "a").find((link) => link.getAttribute("href") === focused)?.focus();
+  const rowName = (tr) => tr?.querySelector("a")?.getAttribute("href") ?? tr?.cells[0]?.textContent;
+
+  // The elements that have a focus, a scroll position, a tick or an open state. Each is named by its table, its row and
+  // itself, and by its number among those of the same name.
+  const elements = (fragment) => {
+    const named = new Map();
+    for (const element of fragment.querySelectorAll("a[href], button, input, select, textarea, summary, details, [tabindex]")) {
+      const name = JSON.stringify([
+        element.closest("[aria-label]")?.getAttribute("aria-label"),
+        rowName(element.closest("tr")),
+        element.tagName,
+        ...["href", "name", "value"].map((attribute) => element.getAttribute(attribute)),
+        element.matches("button, summary") ? element.textContent : element.querySelector("summary")?.textContent,
+      ]);
+      let number = 0;
+      while (named.has(`${name} ${number}`)) number += 1;
+      named.set(`${name} ${number}`, element);
+    }
+    return named;
   };
 
-  // Rows that are shown change in their places; new ones wait behind a button.
-  const update = (old, next) => {
-    const rows = (element) => new Map(Array.from(element.querySelectorAll("tbody tr"), (tr) => [tr.querySelector("a")?.getAttribute("href"), tr]));
-    const [shown, current] = [rows(old), rows(next)];
-    if (shown.size === 0 || current.size === 0) return replace(old, next);
-    for (const [href, tr] of shown) {
-      const changed = current.get(href)?.cloneNode(true);
-      if (changed && changed.innerHTML !== tr.innerHTML) replace(tr, changed);
+  // Places the new fragment, and keeps what the reader opened, scrolled, selected and focused in the old one.
+  const replace = (old, next) => {
+    const before = elements(old);
+    const focused = document.activeElement;
+    const scrolled = new Map(Array.from(before.values(), (element) => [element, element.scrollLeft]));
+    old.replaceWith(next);
+    for (const [name, element] of elements(next)) {
+      const same = before.get(name);
+      if (!same) continue;
+      if (element.matches("details")) element.open = same.open;
+      if (element.matches("[type=checkbox]")) element.checked = same.checked;
+      if (scrolled.get(same) > 0) element.scrollLeft = scrolled.get(same);
+      if (same === focused) element.focus({ preventScroll: true });
     }
-    const count = Array.from(current.keys()).filter((href) => !shown.has(href)).length;
+  };
+
+  // Rows that are shown change in their places, and leave when they left the list; new ones wait behind a button.
+  const update = (old, next) => {
+    const rows = (element) => new Map(Array.from(element.querySelectorAll("tbody tr"), (tr) => [rowName(tr), tr]));
+    const [shown, current] = [rows(old), rows(next)];
+    // A row that is absent from a page with a next page may be on that one.
+    const isWhole = !next.querySelector("a[rel=next]");
+    const isKept = (name) => current.has(name) || !isWhole;
+    if (current.size === 0 || !Array.from(shown.keys()).some(isKept)) return replace(old, next);
+    for (const [name, tr] of shown) {
+      const changed = current.get(name)?.cloneNode(true);
+      if (!isKept(name)) tr.remove();
+      else if (changed && changed.innerHTML !== tr.innerHTML) replace(tr, changed);
+    }
+    const count = Array.from(current.keys()).filter((name) => !shown.has(name)).length;
     old.querySelector(".new")?.remove();
     if (count === 0) return;
     const pill = document.createElement("button");
     pill.type = "button";
     pill.className = "new";
     pill.textContent = `${count} new`;
-    pill.addEventListener("click", () => old.replaceWith(next));
+    pill.addEventListener("click", () => {
+      replace(old, next);
+      // The button, which had the focus, is gone.
+      next.querySelector("tbody a")?.focus({ preventScroll: true });
+    });
     old.prepend(pill);
   };
 
@@ -123,7 +154,13 @@ const live = (() => {
   return { toggle };
 })();
 
+// Keys without Ctrl, which a switch in the list of keys turns off.
 (() => {
+  const keysSwitch = document.querySelector("#single-keys input");
+  keysSwitch.checked = localStorage.getItem("singleKeys") !== "off";
+  keysSwitch.addEventListener("change", () => localStorage.setItem("singleKeys", keysSwitch.checked ? "on" : "off"));
+  document.getElementById("single-keys").hidden = false;
+
   let previous = "";
   let row = -1;
 
@@ -158,7 +195,8 @@ const live = (() => {
   };
 
   document.addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, select, textarea")) return;
+    if (!keysSwitch.checked || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.target.closest("input, select, textarea")) return;
     if (event.key === "/") event.preventDefault();
     act(event.key);
     previous = previous === "g" ? "" : event.key;

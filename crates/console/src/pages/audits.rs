@@ -59,7 +59,7 @@ pub(super) fn on_board(
                         (time(audit.ended_at)) " (" (ago(audit.ended_at, now)) ") " (verdict(audit)) ", "
                         (audit.updates) " updates checked"
                         @if sees_all || !audit.is_whole() { " of " (scope(audit)) }
-                        @if let Some(worst) = audit.worst.as_ref().filter(|_| sees_all) { ". Most of: " (worst) }
+                        @if let Some(worst) = audit.worst.as_ref().filter(|_| sees_all) { ". Most frequent violation: " (worst) }
                     }
                 }
             }
@@ -83,8 +83,15 @@ pub(super) fn rows(audits: &Audits) -> Markup {
             }
         }
     };
-    let columns =
-        ["Began", "Ended", "Verdict", "Scope", "Updates checked", "Rows not checked", "Most violations, and the first"];
+    let columns = [
+        "Began",
+        "Ended",
+        "Verdict",
+        "Scope",
+        "Updates checked",
+        "Rows not checked",
+        "Most frequent violation, first update",
+    ];
     html! {
         @if audits.last.is_empty() {
             p { "Never: run " code { "leadctl audit" } "." }
@@ -99,7 +106,7 @@ fn verdict(audit: &AuditRecord) -> Markup {
     match audit.violations {
         0 if audit.is_whole() => badge(Kind::Good, "clean"),
         // The rest may not be clean.
-        0 => badge(Kind::Off, "clean in a part"),
+        0 => badge(Kind::Off, "clean, partial scope"),
         1 => badge(Kind::Bad, "1 violation"),
         violations => badge(Kind::Bad, &format!("{violations} violations")),
     }
@@ -182,7 +189,7 @@ mod tests {
         let range = AuditRecord { from: Some(at(-3_600_000)), to: Some(at(0)), project_id: Some(PROJECT), ..audit() };
         let html = on_board(PROJECT, &Ok(vec![range]), false, at(0)).0;
         assert!(
-            html.contains("clean in a part") && html.contains("logged from") && !html.contains("badge good"),
+            html.contains("clean, partial scope") && html.contains("logged from") && !html.contains("badge good"),
             "{html}"
         );
     }

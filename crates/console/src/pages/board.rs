@@ -163,7 +163,7 @@ pub(super) fn render(project: ObjectId, board: &Board, now: Timestamp) -> Markup
         (panel("Pending deliveries", &board.pending, |page| deliveries(page, "pending")))
         (panel("Newest leads", &board.leads, |page| html! {
             @if page.items.is_empty() {
-                p { "None yet. " a href={ "/p/" (project) "/leads" } { "How to make the first one" } }
+                p { "None yet. " a href={ "/p/" (project) "/leads" } { "How to create the first one" } }
             } @else {
                 (leads::rows(project, &page.items))
                 (all("/leads", "All leads"))
@@ -172,7 +172,7 @@ pub(super) fn render(project: ObjectId, board: &Board, now: Timestamp) -> Markup
         (panel("Processes", &board.processes, |page| html! {
             @if page.items.is_empty() {
                 (empty("None yet: a project needs a process before it can have leads.", None))
-                (all("/processes", "How to make the first one"))
+                (all("/processes", "How to create the first one"))
             } @else {
                 (processes::rows(project, &page.items))
                 (all("/processes", "All processes"))

@@ -84,7 +84,7 @@ pub(super) fn rows<'a>(
             }
         }
     };
-    table("Callbacks", &["Name", "Health", "Process", "Pending", "Only failures since", "Disabled because"], &rows)
+    table("Callbacks", &["Name", "Health", "Process", "Pending", "Failing since", "Disabled because"], &rows)
 }
 
 /// How many deliveries are pending. None if they were not counted.
@@ -181,12 +181,12 @@ pub(super) fn render(
         (live("health", &html! {
             dl.facts {
                 (fact("Health", Some(callback_state(callback.state))))
-                (fact("Only failures since", callback.failing_since.map(|at| html! { (time(at)) " (" (ago(at, now)) ")" })))
+                (fact("Failing since", callback.failing_since.map(|at| html! { (time(at)) " (" (ago(at, now)) ")" })))
                 (fact("Disabled because", text(callback.reason.as_deref())))
                 @if let Some(details) = &callback.details {
                     (fact("Disabled since", details.disabled_since.map(time)))
                     (fact("Pending deliveries", text(pending(callback).as_deref())))
-                    (fact("Oldest of them", details.oldest_pending_at.map(|at| html! { (time(at)) " (" (ago(at, now)) ")" })))
+                    (fact("Oldest pending delivery", details.oldest_pending_at.map(|at| html! { (time(at)) " (" (ago(at, now)) ")" })))
                     (fact("Last error", text(details.last_error.as_deref())))
                 }
                 (fact("Process", Some(process(project, callback))))
@@ -247,7 +247,7 @@ fn configuration(callback: &Callback) -> Markup {
                 },
             })))
             @for header in &callback.headers {
-                (fact("Further header", text(Some(&header.name))))
+                (fact("Extra header", text(Some(&header.name))))
             }
             @if let Some(expires_at) = callback.client_certificate.as_ref().and_then(ClientCertificate::expires_at) {
                 (fact("Client certificate expires", Some(time(expires_at))))

@@ -57,7 +57,7 @@ pub(super) fn rows(project: ObjectId, calls: &[Call], may_act: bool, now: Timest
             }
         }
     };
-    let columns = ["Lead", "Call", "In progress since", "Ends by itself", "Action"];
+    let columns = ["Lead", "Call", "In progress since", "Expires", "Action"];
     table("Calls in progress", if may_act { &columns } else { &columns[..4] }, &rows)
 }
 

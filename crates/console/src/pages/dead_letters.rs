@@ -4,7 +4,7 @@ use contract::replay::Replay;
 use maud::{Markup, html};
 
 use crate::{
-    dead_letters::{self, Letter},
+    dead_letters::{self, Letter, Newest},
     fault::Fault,
     pages::actions::dead_letters::endpoint,
     respond::Page,
@@ -19,7 +19,8 @@ use crate::{
 const SHOWN_BYTES: usize = 4096;
 
 /// A table of dead letters, for the page of the system.
-pub(super) fn rows(letters: &[Letter]) -> Markup {
+pub(super) fn rows(newest: &Newest) -> Markup {
+    let Newest { letters, may_have_more } = newest;
     let rows = html! {
         @for letter in letters {
             tr {
@@ -32,8 +33,10 @@ pub(super) fn rows(letters: &[Letter]) -> Markup {
         }
     };
     html! {
-        @if letters.is_empty() {
+        @if letters.is_empty() && !may_have_more {
             p { "None." }
+        } @else if letters.is_empty() {
+            p { "The newest messages are notes about replays. All letters: " code { "leadctl dead-letters list" } "." }
         } @else {
             p { "The newest ones. All of them: " code { "leadctl dead-letters list" } "." }
             (table("Dead letters", &["Number", "Since", "Reason", "Error", "Replay"], &rows))
@@ -59,9 +62,10 @@ pub(crate) async fn show(visit: Visit) -> Result<Page, Fault> {
     Ok(Page::Show { title: format!("Dead letter {number}"), section: Section::None, content })
 }
 
-/// Whether the gateway has an endpoint for the letter's command, and it was not replayed.
-fn may_replay(letter: &Letter) -> bool {
-    endpoint(letter).is_some() && matches!(letter.replay, None | Some((_, Replay::NotSent)))
+/// Whether the gateway has an endpoint for the letter's command, a form keeps its body, and it was not replayed.
+fn may_replay(letter: &Letter, body: &[u8]) -> bool {
+    let was_not_sent = matches!(letter.replay, None | Some((_, Replay::NotSent)));
+    endpoint(letter).is_some() && was_not_sent && std::str::from_utf8(body).is_ok()
 }
 
 pub(super) fn render(letter: &Letter, body: &[u8], may_act: bool) -> Markup {
@@ -86,7 +90,7 @@ pub(super) fn render(letter: &Letter, body: &[u8], may_act: bool) -> Markup {
         }
         section.panel {
             h2 { "Replay" }
-            @if may_act && may_replay(letter) {
+            @if may_act && may_replay(letter, body) {
                 p { a href={ "/system/dead-letters/" (letter.number) "/replay" } { "Replay it, perhaps corrected" } }
             }
             p { "On the command line, also to another project, or once more:" }

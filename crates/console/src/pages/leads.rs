@@ -8,7 +8,7 @@ use contract::{
     process::Process,
     rpc::{
         Call, GetLead, GetLeadHistory, GetProcess, HistoryEntry, Lead, ListCalls, ListDeliveries, ListLeads,
-        ListedDelivery, Page as ListPage, ProcessSelector,
+        ListedDelivery, MAX_LIMIT, Page as ListPage, ProcessSelector,
     },
 };
 use maud::{Markup, html};
@@ -79,7 +79,7 @@ pub(super) fn render_list(project: ObjectId, page: &ListPage<Lead>, filters: &Fi
         (live_rows("leads", &html! {
             @if page.items.is_empty() && page.next.is_none() {
                 @if *filters == Filters::default() {
-                    (empty("There are no leads yet. This command makes the first one:", Some(curl)))
+                    (empty("There are no leads yet. This command creates the first one:", Some(curl)))
                 } @else {
                     (empty("No lead meets these conditions.", None))
                 }
@@ -130,7 +130,7 @@ pub(crate) async fn show(visit: Visit) -> Result<Page, Fault> {
         visit.session.role.check(project_id, Scope::ConfigRead)?;
         visit.request(&GetProcess { project_id, process: ProcessSelector::Id(lead.process_id) }).await
     };
-    let calls = ListCalls { project_id, lead_id: Some(lead_id), cursor: None, limit: PAGE };
+    let calls = ListCalls { project_id, lead_id: Some(lead_id), cursor: None, limit: MAX_LIMIT };
     let (process, calls, history, deliveries, callbacks) = tokio::join!(
         process,
         visit.request(&calls),

@@ -21,10 +21,14 @@ use crate::{
         layout::{self, Frame, Section},
         parts::notice,
     },
+    visit_rate,
 };
 
-/// `GET /login`: a form. A link's token is used up by the form, not by this request: mail scanners and browsers fetch
-/// links ahead of people.
+/// All visitors who open links: they share the rate of one visitor.
+const LINKS: &str = "links";
+
+/// `GET /login`: a form. Sending the form redeems a link's token. This request does not: mail scanners and browsers
+/// fetch links ahead of people.
 pub(crate) async fn form(uri: Uri) -> Response {
     let fields = respond::parameters(uri.query().unwrap_or_default().as_bytes());
     show(&fields, None)
@@ -45,9 +49,21 @@ pub(crate) async fn submit(State(app): State<Arc<App>>, request: Request) -> Res
         .filter(|session| session.role == Role::Operator && respond::check_form_token(session, &fields).is_ok());
     match sign_in(&app, operator.as_ref(), &fields).await {
         Ok(cookie) => with_cookie(respond::see_other(local_path(field(&fields, "next"))), cookie),
-        // A token that failed once fails again: the form for keys follows.
-        Err(fault) => show(&[], Some(&fault)),
+        Err(fault) => show(&shown_again(fields, operator.is_some(), &fault), Some(&fault)),
     }
+}
+
+/// The fields of a form that failed, for the next try.
+fn shown_again(mut fields: Vec<(String, String)>, is_operator: bool, fault: &Fault) -> Vec<(String, String)> {
+    fields.retain(|(name, _)| match name.as_str() {
+        "next" => true,
+        // An operator who mistypes a key stays an operator.
+        "form_token" => is_operator,
+        // A token that was refused is refused again, so the page shows the form for API keys.
+        "token" => !matches!(fault, Fault::Refused(_)),
+        _ => false,
+    });
+    fields
 }
 
 /// `POST /logout`.
@@ -63,17 +79,25 @@ pub(crate) async fn end(State(app): State<Arc<App>>, request: Request) -> Respon
     }
 }
 
-/// Signs in with the link's token or the API key of the form; the cookie of the new session.
+fn is_link(token: &str) -> bool {
+    portal_link::is_portal_token(token) || login_link::is_login_token(token)
+}
+
+/// Signs in with the link's token or the API key of the form. Returns the cookie of the new session.
 async fn sign_in(app: &App, operator: Option<&Session>, fields: &[(String, String)]) -> Result<HeaderValue, Fault> {
     let now = clock::now();
     let role = match (field(fields, "token"), field(fields, "api_key")) {
+        // Each of these tokens costs a request to NATS.
+        (Some(token), _) if is_link(token) && !app.visit_rate.admits(&LINKS.to_owned()) => {
+            return Err(visit_rate::fault());
+        }
         (Some(token), _) if portal_link::is_portal_token(token) => {
-            portal_link::find(&app.broker()?.js, token, now).await?;
+            portal_link::find(app, token, now).await?;
             tracing::info!("a portal link was opened");
             SignedIn::Portal(token.into())
         }
         (Some(token), _) => {
-            let role = login_link::redeem(&app.broker()?.js, token, now).await?;
+            let role = login_link::redeem(app.broker()?, token, now).await?;
             tracing::info!("{} signed in with a link", role.name());
             SignedIn::Link(role)
         }
@@ -117,23 +141,29 @@ fn show(fields: &[(String, String)], fault: Option<&Fault>) -> Response {
         now: clock::now(),
         is_live: false,
     };
-    let content = render(field(fields, "token"), field(fields, "next"), fault);
+    let content = render(field(fields, "token"), field(fields, "next"), field(fields, "form_token"), fault);
     let status = fault.map_or(StatusCode::OK, Fault::status);
     (status, Html(layout::page(&frame, &content).into_string())).into_response()
 }
 
-pub(super) fn render(token: Option<&str>, next: Option<&str>, fault: Option<&Fault>) -> Markup {
+pub(super) fn render(
+    token: Option<&str>,
+    next: Option<&str>,
+    form_token: Option<&str>,
+    fault: Option<&Fault>,
+) -> Markup {
     html! {
         @if let Some(fault) = fault { (notice(fault)) }
         form.login action="/login" method="post" {
             @if let Some(next) = next { input type="hidden" name="next" value=(next); }
+            @if let Some(form_token) = form_token { input type="hidden" name="form_token" value=(form_token); }
             @if let Some(token) = token {
                 input type="hidden" name="token" value=(token);
                 @if portal_link::is_portal_token(token) {
                     p { "This link shows you webhooks and their deliveries." }
                     button autofocus { "Open" }
                 } @else if LoginRole::of_token(token) == Some(LoginRole::Viewer) {
-                    p { "This link signs you in as a viewer, once: you see every project, and change nothing." }
+                    p { "This link signs you in as a viewer, once: you see every project, but cannot change anything." }
                     button autofocus { "Sign in as viewer" }
                 } @else {
                     p { "This link signs you in as an operator, once." }
@@ -143,8 +173,8 @@ pub(super) fn render(token: Option<&str>, next: Option<&str>, fault: Option<&Fau
                 label for="api_key" { "API key" }
                 input #api_key name="api_key" type="password" required autocomplete="off" spellcheck="false";
                 button { "Sign in" }
-                p { "The key opens its own project, as far as its scopes go." }
-                p { "Operators make a one-time link instead: " code { "leadctl console token" } }
+                p { "The key gives access to its project, within its scopes." }
+                p { "Operators create a one-time link instead: " code { "leadctl console token" } }
             }
         }
     }
@@ -153,6 +183,19 @@ pub(super) fn render(token: Option<&str>, next: Option<&str>, fault: Option<&Fau
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_form_that_failed_keeps_what_the_next_try_needs() {
+        let fields = ["next", "form_token", "token", "api_key"].map(|name| (name.to_owned(), name.to_owned()));
+        let shown = |is_operator, fault| {
+            let shown = shown_again(fields.to_vec(), is_operator, &fault);
+            shown.into_iter().map(|(name, _)| name).collect::<Vec<_>>()
+        };
+
+        assert_eq!(shown(true, Fault::Refused("unknown".into())), ["next", "form_token"]);
+        assert_eq!(shown(false, Fault::Refused("used".into())), ["next"]);
+        assert_eq!(shown(false, Fault::Unavailable("no bucket".into())), ["next", "token"]);
+    }
 
     #[test]
     fn the_login_leads_to_no_other_site() {

@@ -108,7 +108,7 @@ pub(super) fn render(
             @if callbacks.is_empty() {
                 p { "The process has no callback." }
             } @else {
-                (table("Callbacks", &["Name", "Health", "Pending", "Only failures since"], &rows))
+                (table("Callbacks", &["Name", "Health", "Pending", "Failing since"], &rows))
             }
         }))
         (panel("Updates in the last 24 hours", updates, |page| html! {
@@ -162,11 +162,11 @@ pub(super) fn render_callback(
         (live("health", &html! {
             dl.facts {
                 (fact("Health", Some(callback_state(callback.state))))
-                (fact("Only failures since", callback.failing_since.map(since)))
+                (fact("Failing since", callback.failing_since.map(since)))
                 @if let Some(details) = &callback.details {
                     (fact("Disabled since", details.disabled_since.map(time)))
                     (fact("Pending deliveries", text(pending(callback).as_deref())))
-                    (fact("Oldest of them", details.oldest_pending_at.map(since)))
+                    (fact("Oldest pending delivery", details.oldest_pending_at.map(since)))
                     (fact("Last error", text(details.last_error.as_deref())))
                 }
             }

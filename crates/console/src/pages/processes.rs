@@ -32,7 +32,7 @@ pub(crate) async fn list(visit: Visit) -> Result<Page, Fault> {
 pub(super) fn render_list(project: ObjectId, page: &ListPage<Process>, curl: &str) -> Markup {
     html! {
         @if page.items.is_empty() && page.next.is_none() {
-            (empty("There are no processes yet. This command makes the first one:", Some(curl)))
+            (empty("There are no processes yet. This command creates the first one:", Some(curl)))
         } @else {
             (rows(project, &page.items))
             (next_page(&format!("/p/{project}/processes"), &[], page.next.as_ref()))
@@ -135,7 +135,7 @@ pub(super) fn render(project: ObjectId, process: &Process, may_act: bool) -> Mar
         section.panel {
             h2 { "Callbacks" }
             @if process.callbacks.is_empty() {
-                p { "No callback: outcomes are recorded and delivered to no one." }
+                p { "No callback: outcomes are recorded, but not delivered." }
             } @else {
                 (table("Callbacks", &["Name", "URL", "Switched"], &rows))
             }

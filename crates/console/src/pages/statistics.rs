@@ -121,7 +121,15 @@ pub(super) fn update_rates(project: ObjectId, counts: &[UpdateCounts], covered: 
         // An update is counted once it is applied, with the minute in which the log accepted it.
         (fact("Accepted and applied", Some(linked("", format!("{} per second", rate(all, covered, now))))))
         (fact("Succeeded", Some(linked("succeeded", format!("{} per second", rate(succeeded, covered, now))))))
-        (fact("Refused", Some(linked("failed", format!("{} %", (failed * 100).checked_div(all).unwrap_or(0))))))
+        (fact("Refused", Some(linked("failed", share(failed, all)))))
+    }
+}
+
+/// A part of all in per cent, rounded down: 100 % means all, and 0 % none.
+fn share(part: i64, all: i64) -> String {
+    match (part * 100).checked_div(all).unwrap_or(0) {
+        0 if part > 0 => "<1 %".to_owned(),
+        percent => format!("{percent} %"),
     }
 }
 
@@ -294,6 +302,14 @@ mod tests {
         assert_eq!(rate(seconds * 2, &covered, now), "2.00");
         assert_eq!(rate(seconds * 1500, &covered, now), "1500");
         assert_eq!((rate(0, &covered, now), rate(1, &covered, now)), ("0".into(), "less than 0.01".into()));
+    }
+
+    #[test]
+    fn a_small_share_is_not_none() {
+        assert_eq!(
+            [(0, 0), (0, 9), (1, 150), (199, 200), (7, 7)].map(|(part, all)| share(part, all)),
+            ["0 %", "0 %", "<1 %", "99 %", "100 %"]
+        );
     }
 
     #[test]

@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::{
     app::Broker,
-    dead_letters::{self, Letter},
+    dead_letters::{self, Newest},
     fault::Fault,
     pages::{
         audits::{self, Audits},
@@ -70,7 +70,7 @@ pub(super) struct System {
     pub(super) recovery: Result<RecoveryStatus, Fault>,
     pub(super) backlog: Result<EventBacklog, Fault>,
     pub(super) streams: Result<Vec<StreamState>, Fault>,
-    pub(super) letters: Result<Vec<Letter>, Fault>,
+    pub(super) letters: Result<Newest, Fault>,
     pub(super) audits: Result<Audits, Fault>,
 }
 
@@ -167,7 +167,7 @@ pub(super) fn render(system: &System) -> Markup {
             }
         }))
         (panel("Last audits", &system.audits, audits::rows))
-        (panel("Dead letters", &system.letters, |letters| rows(letters)))
+        (panel("Dead letters", &system.letters, rows))
         (panel("Streams and buckets", &system.streams, |streams| self::streams_table(streams)))
         p { "More checks, and what to do: " code { "leadctl doctor" } "." }
     }
@@ -300,7 +300,7 @@ mod tests {
             recovery: Ok(recovery),
             backlog: Ok(EventBacklog { waiting: 7, in_progress: 2 }),
             streams: Ok(vec![stream("LEAD_COMMANDS", Some(1024)), stream("KV_processes", None)]),
-            letters: Ok(vec![]),
+            letters: Ok(Newest { letters: vec![], may_have_more: false }),
             audits: Ok(Audits { last: vec![], left_out: 0 }),
         };
         let html = render(&system).0.replace("><", ">\n<").replace(VERSION, "VERSION");

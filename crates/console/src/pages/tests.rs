@@ -22,7 +22,7 @@ use super::{
     statistics::Covered, updates,
 };
 use crate::{
-    dead_letters::Letter,
+    dead_letters::{Letter, Newest},
     fault::Fault,
     session::tests::{PROJECT, key},
 };
@@ -208,7 +208,7 @@ fn shown(callbacks: &std::collections::BTreeMap<ObjectId, String>, may_act: bool
 
 #[test]
 fn the_timeline_of_an_update() {
-    let deliveries = Ok(UpdateDeliveries { deliveries: vec![delivery()], parked: None });
+    let deliveries = Ok(UpdateDeliveries { deliveries: vec![delivery()], ..UpdateDeliveries::default() });
     insta::assert_snapshot!(lines(&updates::render(PROJECT, &update(), &deliveries, &names())));
 }
 
@@ -219,10 +219,10 @@ fn an_update_is_shown_while_the_deliveries_cannot_be_read() {
 }
 
 #[test]
-fn an_update_that_waits_says_what_for() {
+fn a_waiting_update_shows_its_reason() {
     let queued = Update { queued_until: Some(at(7000)), ..Update::pending(UPDATE) };
     let parked = ParkedUpdate { since: at(0), reason: "the process cannot be read".into() };
-    let deliveries = Ok(UpdateDeliveries { deliveries: vec![], parked: Some(parked) });
+    let deliveries = Ok(UpdateDeliveries { parked: Some(parked), ..UpdateDeliveries::default() });
     let html = updates::render(PROJECT, &queued, &deliveries, &names()).0;
     assert!(html.contains("Queued</b> until the call ends, at the latest"), "{html}");
     assert!(html.contains("Not decided yet") && html.contains("the process cannot be read"), "{html}");
@@ -294,7 +294,7 @@ fn lists_of_leads() {
     insta::assert_snapshot!(lines(&list));
 
     let none = leads::render_list(PROJECT, &page(vec![], None), &leads::Filters::default(), "curl …/initiate").0;
-    assert!(none.contains("This command makes the first one:") && none.contains("curl …/initiate"), "{none}");
+    assert!(none.contains("This command creates the first one:") && none.contains("curl …/initiate"), "{none}");
     let unmet = leads::render_list(PROJECT, &page(vec![], None), &filters, "curl").0;
     assert!(unmet.contains("No lead meets these conditions."), "{unmet}");
 }
@@ -416,12 +416,14 @@ fn the_list_of_projects() {
 
 #[test]
 fn the_login() {
-    insta::assert_snapshot!(lines(&login::render(None, Some("/p/1"), None)));
-    let link = login::render(Some("lrc_00"), None, Some(&Fault::Refused("used".into()))).0;
+    insta::assert_snapshot!(lines(&login::render(None, Some("/p/1"), None, None)));
+    let link = login::render(Some("lrc_00"), None, None, Some(&Fault::Refused("used".into()))).0;
     assert!(link.contains(r#"name="token" value="lrc_00""#) && link.contains("used") && !link.contains("api_key"));
     assert!(link.contains("Sign in as operator"), "{link}");
-    let viewer = login::render(Some("lrv_00"), None, None).0;
+    let viewer = login::render(Some("lrv_00"), None, None, None).0;
     assert!(viewer.contains("Sign in as viewer") && !viewer.contains("operator"), "{viewer}");
+    let with_key = login::render(None, Some("/p/1"), Some("f0"), Some(&Fault::Refused("unknown".into()))).0;
+    assert!(with_key.contains(r#"name="form_token" value="f0""#), "{with_key}");
 }
 
 #[test]
@@ -433,10 +435,12 @@ fn an_action_shows_its_consequence_and_asks_for_a_key_that_allows_it() {
             fields: maud::html! {},
             button: "Send a test".into(),
         };
-        lines(&actions::render(&confirmation, "f0", allowed))
+        [Some("/p/1/test?call=7"), None].map(|next| lines(&actions::render(&confirmation, "f0", allowed, next)))
     };
-    let refused = Err(Fault::Refused("This action needs an API key.".into()));
-    insta::assert_snapshot!(format!("{}\n\n{}", confirmation(&Ok(())), confirmation(&refused)));
+    let [allowed, _] = confirmation(&Ok(()));
+    let [refused, without_keys] = confirmation(&Err(Fault::Refused("This action needs an API key.".into())));
+    insta::assert_snapshot!(format!("{allowed}\n\n{refused}"));
+    assert!(!without_keys.contains("<form"), "{without_keys}");
 }
 
 #[test]
@@ -542,6 +546,17 @@ fn a_dead_letter() {
     insta::assert_snapshot!(html.replace(&"&lt;".repeat(4096), "BODY"));
     let replayed = Letter { replay: Some((9, Replay::Sent { sequence: 8 })), ..letter };
     assert!(dead_letters::render(&replayed, b"{", true).0.contains("replayed as entry 8"));
+    let fresh = Letter { replay: None, ..replayed };
+    let offers_replay = |body: &[u8]| dead_letters::render(&fresh, body, true).0.contains("/replay\"");
+    assert!(offers_replay(b"{") && !offers_replay(b"{\xff"), "a form would change the second body");
+}
+
+#[test]
+fn a_list_of_dead_letters_is_empty_only_if_there_are_none() {
+    let none = |may_have_more| dead_letters::rows(&Newest { letters: vec![], may_have_more }).0;
+
+    assert_eq!(none(false), "<p>None.</p>");
+    assert!(none(true).contains("leadctl dead-letters list") && !none(true).contains("None."), "{}", none(true));
 }
 
 #[test]
@@ -550,7 +565,7 @@ fn a_delivery_of_another_event_is_linked_by_its_own_id() {
     let own = format!("/deliveries/{UPDATE}-{CALLBACK}-lead.state_changed");
 
     let page = deliveries::render(&shown(&names(), true), &delivery).0;
-    let deliveries = Ok(UpdateDeliveries { deliveries: vec![delivery], parked: None });
+    let deliveries = Ok(UpdateDeliveries { deliveries: vec![delivery], ..UpdateDeliveries::default() });
     let timeline = updates::render(PROJECT, &update(), &deliveries, &names()).0;
 
     assert!(page.contains(&format!("{own}/redeliver")) && page.contains("<dd>lead.state_changed</dd>"), "{page}");

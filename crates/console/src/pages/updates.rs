@@ -218,13 +218,18 @@ pub(crate) async fn show(visit: Visit) -> Result<Page, Fault> {
 
 /// How long after its decision an update may still get deliveries beside those that it has.
 const ANNOUNCED_WITHIN: Duration = Duration::from_mins(1);
+/// How long after its decision an update may still get its first delivery: its event may wait behind many others.
+const RECORDED_WITHIN: Duration = Duration::from_hours(1);
 
 /// Whether the timeline of an update is complete. Only a repeated delivery changes it later.
 fn is_settled(update: &Update, deliveries: &Result<UpdateDeliveries, Fault>, now: Timestamp) -> bool {
-    let is_old = update.applied_at.is_some_and(|at| at.plus(ANNOUNCED_WITHIN) < now);
     let is_pending = |delivery: &Delivery| delivery.status == DeliveryStatus::Pending;
-    let is_delivered = |found: &UpdateDeliveries| found.parked.is_none() && !found.deliveries.iter().any(is_pending);
-    is_old && deliveries.as_ref().is_ok_and(is_delivered)
+    let is_complete = |found: &UpdateDeliveries| {
+        let within = if found.deliveries.is_empty() { RECORDED_WITHIN } else { ANNOUNCED_WITHIN };
+        let is_old = update.applied_at.is_some_and(|at| at.plus(within) < now);
+        is_old && found.parked.is_none() && !found.deliveries.iter().any(is_pending)
+    };
+    deliveries.as_ref().is_ok_and(is_complete)
 }
 
 pub(super) fn render(
@@ -269,7 +274,9 @@ pub(super) fn outcome(update: &Update) -> Markup {
 fn change(update: &Update) -> Option<Markup> {
     match (update.from_state.as_deref(), update.to_state.as_deref()) {
         (Some(from), Some(to)) if from != to => Some(html! { (from) " → " (to) }),
-        (Some(state), _) | (None, Some(state)) => Some(html! { (state) " (unchanged)" }),
+        (Some(state), _) => Some(html! { (state) " (unchanged)" }),
+        // The update created the lead.
+        (None, Some(state)) => Some(html! { (state) }),
         (None, None) => None,
     }
 }
@@ -326,7 +333,46 @@ fn delivery(project: ObjectId, delivery: &Delivery, callbacks: &BTreeMap<ObjectI
 
 #[cfg(test)]
 mod tests {
+    use contract::event_kind::DeliveryKind;
+
     use super::*;
+
+    #[test]
+    fn a_timeline_without_deliveries_is_final_after_an_hour() {
+        let id = ObjectId::from_bytes([1; 12]);
+        let applied_at = Timestamp::from_millis(0);
+        let update = Update { applied_at: Some(applied_at), ..Update::pending(id) };
+        let delivery = |status| Delivery {
+            update_id: id,
+            callback_id: id,
+            kind: DeliveryKind::Update,
+            status,
+            next_attempt_at: None,
+            attempts: vec![],
+        };
+        let is_settled = |deliveries, age: Duration| {
+            let found = UpdateDeliveries { deliveries, ..UpdateDeliveries::default() };
+            is_settled(&update, &Ok(found), applied_at.plus(age))
+        };
+        let (minutes, hours) = (Duration::from_mins(2), Duration::from_hours(2));
+
+        assert!(!is_settled(vec![], minutes) && is_settled(vec![], hours));
+        assert!(is_settled(vec![delivery(DeliveryStatus::Delivered)], minutes));
+        assert!(!is_settled(vec![delivery(DeliveryStatus::Pending)], hours));
+    }
+
+    #[test]
+    fn a_created_lead_has_no_state_before() {
+        let states = |from: Option<&str>, to: Option<&str>| {
+            let update = Update::pending(ObjectId::from_bytes([1; 12]));
+            let update = Update { from_state: from.map(str::to_owned), to_state: to.map(str::to_owned), ..update };
+            change(&update).map(|markup| markup.0)
+        };
+
+        assert_eq!(states(None, Some("new")), Some("new".into()));
+        assert_eq!(states(Some("new"), Some("new")), Some("new (unchanged)".into()));
+        assert_eq!(states(Some("new"), Some("won")), Some("new → won".into()));
+    }
 
     #[test]
     fn tabs_have_the_sums_of_the_most_frequent_codes() {

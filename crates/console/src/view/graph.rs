@@ -18,17 +18,19 @@ const MAX_LABEL: usize = 18;
 pub(crate) fn states(rules: &Rules, current: Option<&str>) -> Markup {
     html! {
         @if !rules.states.is_empty() && rules.states.len() <= MAX_DRAWN { (drawing(rules, current)) }
-        @match (&rules.transitions, current) {
-            (None, None) => p { "Any transition is allowed." },
-            (None, Some(state)) => p { "The lead is in " b { (state) } ". Any transition is allowed." },
-            (Some(transitions), Some(state)) => p {
-                "The lead is in " b { (state) } ". "
-                @match transitions.get(state).filter(|targets| !targets.is_empty()) {
-                    Some(targets) => { "It may move to " (targets.iter().map(String::as_str).collect::<Vec<_>>().join(", ")) "." }
-                    None => "It may move to no other state.",
-                }
+        @match current {
+            None if rules.transitions.is_some() => "",
+            None if rules.states.iter().any(|state| is_closed(rules, state)) => p {
+                "Any transition is allowed, except out of a terminal state."
             },
-            (Some(_), None) => "",
+            None => p { "Any transition is allowed." },
+            Some(state) => p {
+                @let targets = targets(rules, state);
+                "The lead is in " b { (state) } ". "
+                @if targets.is_empty() { "It may move to no other state." }
+                @else if rules.transitions.is_none() { "Any transition is allowed." }
+                @else { "It may move to " (targets.join(", ")) "." }
+            },
         }
         details {
             summary { "States as a table" }
@@ -39,13 +41,29 @@ pub(crate) fn states(rules: &Rules, current: Option<&str>) -> Markup {
                         tr {
                             td { (state.name) }
                             td { (kind(state.kind)) }
-                            td { (targets(rules, &state.name)) }
+                            td { (described_targets(rules, state)) }
                         }
                     }
                 }
             }
         }
     }
+}
+
+/// The other states that a lead may move to. lead-state decides the same.
+pub(crate) fn targets<'a>(rules: &'a Rules, from: &str) -> Vec<&'a str> {
+    if rules.state(from).is_some_and(|state| is_closed(rules, state)) {
+        return vec![];
+    }
+    let is_listed = |to: &str| {
+        rules.transitions.as_ref().is_none_or(|all| all.get(from).is_some_and(|targets| targets.contains(to)))
+    };
+    rules.states.iter().map(|state| state.name.as_str()).filter(|to| *to != from && is_listed(to)).collect()
+}
+
+/// Whether no lead may leave a state.
+fn is_closed(rules: &Rules, state: &State) -> bool {
+    state.kind == StateKind::Terminal && !rules.allow_leaving_terminal
 }
 
 fn kind(kind: StateKind) -> &'static str {
@@ -56,13 +74,11 @@ fn kind(kind: StateKind) -> &'static str {
     }
 }
 
-fn targets(rules: &Rules, state: &str) -> String {
-    match &rules.transitions {
-        None => "any state".into(),
-        Some(transitions) => {
-            transitions.get(state).into_iter().flatten().map(String::as_str).collect::<Vec<_>>().join(", ")
-        }
+fn described_targets(rules: &Rules, state: &State) -> String {
+    if rules.transitions.is_none() && !is_closed(rules, state) {
+        return "any state".into();
     }
+    targets(rules, &state.name).join(", ")
 }
 
 /// Where a state is drawn: its column and row.
@@ -70,10 +86,10 @@ type Place = (usize, usize);
 
 /// Each state's column is its distance from the initial state; states that cannot be reached stand in the last column.
 fn places<'a>(rules: &'a Rules) -> BTreeMap<&'a str, Place> {
-    let Some(transitions) = &rules.transitions else {
+    if rules.transitions.is_none() {
         // Without transitions there is no distance: rows of four.
         return rules.states.iter().enumerate().map(|(n, state)| (state.name.as_str(), (n % 4, n / 4))).collect();
-    };
+    }
     let mut columns = BTreeMap::new();
     let mut queue: VecDeque<_> = rules.initial_state().map(|state| (state.name.as_str(), 0)).into_iter().collect();
     while let Some((state, column)) = queue.pop_front() {
@@ -81,7 +97,7 @@ fn places<'a>(rules: &'a Rules) -> BTreeMap<&'a str, Place> {
             continue;
         }
         columns.insert(state, column);
-        queue.extend(transitions.get(state).into_iter().flatten().map(|target| (target.as_str(), column + 1)));
+        queue.extend(targets(rules, state).into_iter().map(|target| (target, column + 1)));
     }
     let last = columns.values().max().map_or(0, |column| column + 1);
     let mut rows = BTreeMap::new();
@@ -101,14 +117,7 @@ fn drawing(rules: &Rules, current: Option<&str>) -> Markup {
     let columns = places.values().map(|(column, _)| column + 1).max().unwrap_or(1);
     let rows = places.values().map(|(_, row)| row + 1).max().unwrap_or(1);
     let (width, height) = (size((columns, NODE.0, GAP.0)), size((rows, NODE.1, GAP.1)));
-    let allowed = |state: &str| {
-        current.is_some_and(|current| {
-            rules
-                .transitions
-                .as_ref()
-                .is_some_and(|all| all.get(current).is_some_and(|targets| targets.contains(state)))
-        })
-    };
+    let allowed = current.map(|current| targets(rules, current)).unwrap_or_default();
     html! {
         div.scroll tabindex="0" role="region" aria-label="States as a graph" {
             svg.graph viewBox={ "0 0 " (width) " " (height) } width=(width) height=(height) role="img" aria-labelledby="graph-title graph-text" {
@@ -119,10 +128,10 @@ fn drawing(rules: &Rules, current: Option<&str>) -> Markup {
                         path d="M0,0 L8,4 L0,8 z" {}
                     }
                 }
-                @for (from, targets) in rules.transitions.iter().flatten() {
-                    // A lead may stay where it is; an arc for that would only cross the others.
-                    @for to in targets.iter().filter(|to| *to != from) {
-                        @if let (Some(from_place), Some(to_place)) = (places.get(from.as_str()), places.get(to.as_str())) {
+                @for from in rules.transitions.iter().flat_map(|all| all.keys()) {
+                    // A transition from a state to itself is not drawn: its arc would only cross the others.
+                    @for to in targets(rules, from) {
+                        @if let (Some(from_place), Some(to_place)) = (places.get(from.as_str()), places.get(to)) {
                             path class=(if current == Some(from) { "edge open" } else { "edge" })
                                 d=(edge(*from_place, *to_place)) marker-end="url(#arrow)" {}
                         }
@@ -131,7 +140,8 @@ fn drawing(rules: &Rules, current: Option<&str>) -> Markup {
                 @for state in &rules.states {
                     @if let Some(place) = places.get(state.name.as_str()) {
                         @let (x, y) = corner(*place);
-                        g class=(node_class(state.kind, current == Some(state.name.as_str()), allowed(&state.name))) {
+                        @let is_allowed = allowed.contains(&state.name.as_str());
+                        g class=(node_class(state.kind, current == Some(state.name.as_str()), is_allowed)) {
                             rect x=(x) y=(y) width=(NODE.0) height=(NODE.1) rx="8" {}
                             text x=(x + NODE.0 / 2) y=(y + NODE.1 / 2 + 4) text-anchor="middle" { (label(&state.name)) }
                         }
@@ -217,8 +227,23 @@ mod tests {
 
     #[test]
     fn without_transitions_any_is_allowed() {
-        let html = states(&rules(None), None).into_string();
+        let any = Rules { allow_leaving_terminal: true, ..rules(None) };
+        let html = states(&any, None).into_string();
         assert!(html.contains("Any transition is allowed.") && !html.contains("class=\"edge"), "{html}");
+    }
+
+    #[test]
+    fn a_terminal_state_is_left_only_if_the_process_allows_it() {
+        let all = ["new", "contacted", "a <name> that is too long"];
+        for transitions in [None, Some(&[("lost", &all[..])][..])] {
+            let refused = rules(transitions);
+            let allowed = Rules { allow_leaving_terminal: true, ..refused.clone() };
+
+            assert_eq!((targets(&refused, "lost"), targets(&allowed, "lost")), (vec![], all.to_vec()));
+            let html = states(&refused, Some("lost")).into_string();
+            assert!(html.contains("It may move to no other state.") && !html.contains("class=\"edge"), "{html}");
+        }
+        assert!(states(&rules(None), None).into_string().contains("allowed, except out of a terminal state."));
     }
 
     #[test]

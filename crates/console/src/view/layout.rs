@@ -127,6 +127,8 @@ fn palette(session: &Session, project: Option<ObjectId>) -> Markup {
     if matches!(session.role, Role::Portal(_)) {
         return html! {};
     }
+    // Outside a project the palette finds ids only.
+    let label = if project.is_some() { "Page, id, reference, phone or e-mail" } else { "Page or id" };
     let below = project.map(|project| format!("/p/{project}"));
     let pages = below.iter().flat_map(|base| SECTIONS.map(|(.., path, title)| (format!("{base}{path}"), title)));
     let of_operators = [("/".to_owned(), "Projects"), ("/system".to_owned(), "System")];
@@ -134,7 +136,7 @@ fn palette(session: &Session, project: Option<ObjectId>) -> Markup {
     let go = below.as_ref().map_or_else(|| "/go/".to_owned(), |base| format!("{base}/go?q="));
     html! {
         dialog #palette aria-label="Go to" {
-            label for="palette-text" { "Page, id, reference, phone or e-mail" }
+            label for="palette-text" { (label) }
             input #palette-text type="text" role="combobox" aria-expanded="true" aria-controls="palette-pages"
                 aria-autocomplete="list" autocomplete="off" spellcheck="false";
             ul #palette-pages role="listbox" aria-label="Pages" {
@@ -159,7 +161,10 @@ fn footer(frame: &Frame<'_>) -> Markup {
                         dd { (title) }
                     }
                     dt { kbd { "Ctrl" } " " kbd { "K" } }
-                    dd { "Go to a page by its name, or to an id, reference, phone or e-mail" }
+                    dd {
+                        "Go to a page by its name, or to an id"
+                        @if frame.project.is_some() { ", reference, phone or e-mail" }
+                    }
                     dt { kbd { "/" } }
                     dd { "Search" }
                     dt { kbd { "j" } " " kbd { "k" } }
@@ -167,20 +172,26 @@ fn footer(frame: &Frame<'_>) -> Markup {
                     dt { kbd { "]" } }
                     dd { "Next page of a list" }
                     dt { kbd { "." } }
-                    dd { "Pause the live page, and go on" }
+                    dd { "Pause and resume the live page" }
                     dt { kbd { "?" } }
                     dd { "This list" }
                 }
+                // Shown by the script. Speech input and slips type keys (WCAG 2.1.4).
+                p #single-keys hidden { label { input type="checkbox" checked; " Use the keys without Ctrl" } }
             }
         }
     }
 }
 
 /// The content of a page that cannot be shown.
-pub(crate) fn fault(fault: &Fault) -> Markup {
+pub(crate) fn fault(fault: &Fault, session: Option<&Session>) -> Markup {
     html! {
         (notice(fault))
-        p { a href="/" { "All projects" } }
+        ul.actions {
+            li { a href="/" { "All projects" } }
+            // A session of a portal link that has ended does not lead there.
+            @if session.is_none() { li { a href="/login" { "Sign in" } } }
+        }
     }
 }
 
@@ -241,6 +252,7 @@ mod tests {
         assert!(!key.contains(r#"data-href="/system""#), "{key}");
         let operator = palette(&session(Role::Operator), None).0;
         assert!(operator.contains(r#"data-go="/go/""#) && operator.contains(r#"data-href="/system""#), "{operator}");
+        assert!(key.contains("phone") && !operator.contains("phone"), "{operator}");
         let target = PortalTarget::CallbackId(project);
         let portal = Portal { project_id: project, target, may_act: false, name: "0".into() };
         assert_eq!(palette(&session(Role::Portal(Arc::new(portal))), None).0, "");

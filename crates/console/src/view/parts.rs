@@ -229,26 +229,35 @@ pub(crate) fn masked(phone: &str) -> Markup {
     }
 }
 
-/// A JSON object, indented; numbers and strings stay as they are.
+/// The longest indented JSON of a page. Nested arrays take 60 times as many bytes indented, and a live page keeps its
+/// fragments in memory.
+const MAX_JSON_BYTES: usize = 64 << 10;
+
+/// A JSON object, indented; numbers and strings stay as they are. Of a long one, the beginning.
 pub(crate) fn json(title: &str, object: &JsonObject) -> Markup {
+    let (shown, is_cut) = indented(object.get(), MAX_JSON_BYTES);
     html! {
         figure.json {
             figcaption { (title) }
-            pre tabindex="0" { code { (indented(object.get())) } }
+            pre tabindex="0" { code { (shown) } }
+            @if is_cut { p { "Only the beginning is shown. The whole object has " (object.get().len()) " bytes." } }
         }
     }
 }
 
-/// JSON with a line per member. serde_json would round long numbers.
-fn indented(text: &str) -> String {
-    let mut out = String::with_capacity(text.len() * 2);
+/// The first `max` bytes of JSON with a line per member, and whether there are more. serde_json would round long
+/// numbers.
+fn indented(text: &str, max: usize) -> (String, bool) {
+    let mut out = String::with_capacity(text.len().saturating_mul(2).min(max));
     let (mut depth, mut in_string, mut escaped) = (0_usize, false, false);
     let mut chars = text.chars().peekable();
     let line = |out: &mut String, depth: usize| {
         out.push('\n');
         out.push_str(&"  ".repeat(depth));
     };
-    while let Some(c) = chars.next() {
+    while out.len() <= max
+        && let Some(c) = chars.next()
+    {
         if in_string {
             out.push(c);
             in_string = escaped || c != '"';
@@ -285,7 +294,9 @@ fn indented(text: &str) -> String {
             c => out.push(c),
         }
     }
-    out
+    let is_cut = out.len() > max;
+    out.truncate(out.floor_char_boundary(max));
+    (out, is_cut)
 }
 
 #[cfg(test)]
@@ -295,7 +306,7 @@ mod tests {
     #[test]
     fn indented_json_keeps_every_digit_and_string() {
         let text = r#"{"n":123456789012345678901234567890.10,"s":"a \"{,}\" \\","e":{ },"l":[ 1,[]]}"#;
-        insta::assert_snapshot!(indented(text), @r#"
+        insta::assert_snapshot!(indented(text, 1000).0, @r#"
         {
           "n": 123456789012345678901234567890.10,
           "s": "a \"{,}\" \\",
@@ -306,6 +317,21 @@ mod tests {
           ]
         }
         "#);
+    }
+
+    #[test]
+    fn long_json_is_cut_between_characters() {
+        assert_eq!(indented("[1]", 7), ("[\n  1\n]".into(), false));
+        assert_eq!(indented("[1]", 6), ("[\n  1\n".into(), true));
+        assert_eq!(indented("\"aé\"", 3), ("\"a".into(), true));
+        let nested = format!(r#"{{"a":{}{}}}"#, "[".repeat(60), "]".repeat(60));
+        let flat = format!(r#"{{"list":[{nested}{}]}}"#, format!(",{nested}").repeat(8500));
+        let object = JsonObject::from_text(flat.clone()).unwrap();
+
+        let html = json("Metadata", &object).0;
+
+        assert!(flat.len() > 1 << 20 && html.len() < 2 * MAX_JSON_BYTES, "{} bytes", html.len());
+        assert!(html.ends_with(&format!("The whole object has {} bytes.</p></figure>", flat.len())));
     }
 
     #[test]

@@ -1,17 +1,20 @@
 //! `leadctl console`.
 
-use anyhow::{Context, ensure};
-use async_nats::Client;
+use anyhow::{Context, bail, ensure};
+use async_nats::{Client, jetstream};
 use clap::{Args, Subcommand};
 use console::{LoginRole, NewPortalLink};
 use contract::{
-    ObjectId,
+    ObjectId, Timestamp,
     console::{OpenPortalLink, PortalTarget},
+    key::{ApiKey, Scope},
     rpc::{GetProcess, ListCallbacks, ProcessSelector},
     secret::Secret,
+    streams::API_KEYS,
 };
+use secrets::api_key;
 use serde::Serialize;
-use service_kit::nats;
+use service_kit::{clock, nats};
 
 use crate::{
     arguments::InProject,
@@ -122,13 +125,18 @@ impl Console {
                 let target = match (target.process_id, target.callback_id) {
                     (Some(id), _) => PortalTarget::ProcessId(id),
                     (None, Some(id)) => PortalTarget::CallbackId(id),
-                    (None, None) => anyhow::bail!("--process or --callback is required"),
+                    (None, None) => bail!("--process or --callback is required"),
                 };
                 let client = admin.connect().await?;
                 check_target(&client, project_id, target).await.context("no link was made")?;
+                let js = nats::jetstream(&client);
+                if let Some(key) = &key {
+                    let key = find_key(&js, key).await.context("no link was made")?;
+                    check_key(key.as_ref(), project_id, may_act, clock::now()).context("no link was made")?;
+                }
                 let (age, made_by) = (valid_for.into(), "leadctl".to_owned());
                 let link = NewPortalLink { project_id, target, age, made_by, key, may_act };
-                let made = console::create_portal_link(&nats::jetstream(&client), link).await;
+                let made = console::create_portal_link(&js, link).await;
                 show(&admin, console::login_url(&url, &made.context("no link was made")?))
             }
             Self::PortalLinks { scope: InProject { project_id, admin } } => {
@@ -159,6 +167,31 @@ fn row(link: &OpenPortalLink) -> [String; 5] {
     [link.id.clone(), shows, may.to_owned(), output::minute(link.ends_at), link.made_by.clone()]
 }
 
+/// The API key with this text.
+async fn find_key(js: &jetstream::Context, key: &Secret) -> anyhow::Result<Option<ApiKey>> {
+    let keys = js.get_key_value(API_KEYS).await.context("cannot find the bucket of API keys")?;
+    let entry = keys.get(api_key::hash(key.expose())).await.context("cannot read the API key")?;
+    entry.map(|entry| serde_json::from_slice(&entry).context("cannot read the API key")).transpose()
+}
+
+/// Refuses a key with which the link would have ended at once, or with which its visitors could not act.
+fn check_key(key: Option<&ApiKey>, project_id: ObjectId, may_act: bool, now: Timestamp) -> anyhow::Result<()> {
+    let key = key.filter(|key| key.is_valid(now)).with_context(|| {
+        format!("the API key is unknown, revoked or expired: `leadctl key list --project {project_id}` lists the keys")
+    })?;
+    ensure!(
+        key.project_id == project_id,
+        "the API key belongs to the project {}: use a key of the project {project_id}, or none",
+        key.project_id
+    );
+    let needed: &[Scope] = if may_act { &[Scope::LeadsWrite, Scope::ConfigWrite] } else { &[] };
+    let missing = needed.iter().find(|scope| !key.scopes.contains(scope));
+    match missing {
+        None => Ok(()),
+        Some(scope) => bail!("--may-act needs an API key with the scope {}, which this key lacks", scope.as_str()),
+    }
+}
+
 /// Refuses a link that would show nothing.
 async fn check_target(client: &Client, project_id: ObjectId, target: PortalTarget) -> anyhow::Result<()> {
     match target {
@@ -181,4 +214,39 @@ async fn check_target(client: &Client, project_id: ObjectId, target: PortalTarge
 
 fn show(admin: &Admin, url: String) -> anyhow::Result<()> {
     output::show(admin.json, &Login { url }, |login| output::say(&login.url))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_needs_a_valid_key_of_its_project_with_the_scopes_to_act() {
+        let (project_id, now) = (ObjectId::from_bytes([1; 12]), Timestamp::from_millis(1));
+        let key = ApiKey {
+            key_id: ObjectId::from_bytes([2; 12]),
+            project_id,
+            name: "crm".into(),
+            scopes: [Scope::LeadsWrite].into(),
+            created_at: now,
+            expires_at: None,
+            revoked_at: None,
+            last_used_at: None,
+        };
+        let error = |key: Option<&ApiKey>, may_act| match check_key(key, project_id, may_act, now) {
+            Ok(()) => String::new(),
+            Err(error) => error.to_string(),
+        };
+
+        assert_eq!(error(Some(&key), false), "");
+        assert!(error(Some(&key), true).contains("config:write"));
+        let acting = ApiKey { scopes: [Scope::LeadsWrite, Scope::ConfigWrite].into(), ..key.clone() };
+        assert_eq!(error(Some(&acting), true), "");
+        let foreign = ApiKey { project_id: ObjectId::from_bytes([3; 12]), ..key.clone() };
+        assert!(error(Some(&foreign), false).contains("030303030303030303030303"));
+        let revoked = ApiKey { revoked_at: Some(now), ..key };
+        for unusable in [Some(&revoked), None] {
+            assert!(error(unusable, false).contains("unknown, revoked or expired"));
+        }
+    }
 }

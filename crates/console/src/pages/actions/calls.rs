@@ -3,7 +3,7 @@
 use contract::{
     ObjectId,
     key::Scope,
-    rpc::{Call, ListCalls},
+    rpc::{Call, ListCalls, MAX_LIMIT},
 };
 use http_api::{CallEndedRequest, UpdateAccepted};
 use maud::html;
@@ -17,7 +17,7 @@ use crate::{
         layout::Section,
         parts::{fact, link, text, time},
     },
-    visit::{Action, PAGE, Visit},
+    visit::{Action, Visit},
 };
 
 /// The calls that the action ends: one call with a lead, or all of them.
@@ -27,7 +27,8 @@ async fn calls(
     lead_id: ObjectId,
     call_id: Option<&str>,
 ) -> Result<Vec<Call>, Fault> {
-    let query = ListCalls { project_id, lead_id: Some(lead_id), cursor: None, limit: PAGE };
+    // A lead has fewer calls than the longest page.
+    let query = ListCalls { project_id, lead_id: Some(lead_id), cursor: None, limit: MAX_LIMIT };
     let mut calls = visit.request(&query).await?.items;
     calls.retain(|call| call_id.is_none() || call.call_id.as_deref() == call_id);
     if calls.is_empty() {
@@ -53,7 +54,7 @@ pub(crate) async fn confirm(visit: Visit) -> Result<Page, Fault> {
                 dl.facts {
                     (fact("Call", text(Some(call.call_id.as_deref().unwrap_or("without an id")))))
                     (fact("In progress since", Some(time(call.started_at))))
-                    (fact("Ends by itself", Some(time(call.expires_at))))
+                    (fact("Expires", Some(time(call.expires_at))))
                 }
             }
         },

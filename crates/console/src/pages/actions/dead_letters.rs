@@ -56,7 +56,12 @@ async fn replayable(visit: &Visit) -> Result<(Letter, String, Endpoint), Fault> 
     }
     let endpoint = endpoint(&letter)
         .ok_or_else(|| Fault::Invalid("No endpoint takes this command. `leadctl dead-letters replay` does.".into()))?;
-    Ok((letter, String::from_utf8_lossy(&message.payload).into_owned(), endpoint))
+    // A form would replace the bytes that are not UTF-8.
+    let body = String::from_utf8(message.payload.to_vec()).map_err(|_| {
+        let command = format!("leadctl dead-letters replay {}", letter.number);
+        Fault::Invalid(format!("The body is not UTF-8, and a form would change it. `{command}` sends it as it is."))
+    })?;
+    Ok((letter, body, endpoint))
 }
 
 /// `GET /system/dead-letters/{number}/replay`.
@@ -67,9 +72,9 @@ pub(crate) async fn confirm(visit: Visit) -> Result<Page, Fault> {
         consequence: html! {
             p {
                 "The body is sent to the gateway as " code { "POST " (path) } " in the project " span.id { (project_id) }
-                ", with the API key of this session. The letter died of: " (letter.error)
+                ", with the API key of this session. The command failed with: " (letter.error)
             }
-            @if let Some(bytes) = letter.truncated_from { p { "It was " (bytes) " bytes long; the rest is not known." } }
+            @if let Some(bytes) = letter.truncated_from { p { "It was " (bytes) " bytes long; the rest was not kept." } }
         },
         fields: html! {
             label for="body" { "Body" }
@@ -118,8 +123,10 @@ pub(crate) async fn replay(visit: Visit) -> Result<Page, Fault> {
         }
     };
     let update_id = accepted.update_id;
-    // An update that is not decided yet has no entry to name: the note remains that it may have been sent.
-    if let Some(sequence) = visit.request(&GetUpdate { project_id, update_id }).await?.log_sequence {
+    // The log entry is unknown until the update is decided, and if lead-state does not answer. The first note then
+    // stays: the command may have been sent.
+    let update = visit.request(&GetUpdate { project_id, update_id }).await;
+    if let Some(sequence) = update.ok().and_then(|update| update.log_sequence) {
         let noted = write_replay_note(js, number, begun, Replay::Sent { sequence }).await;
         noted.map_err(not_noted("The letter was replayed, but its note says only that it may have been."))?;
     }

@@ -27,7 +27,7 @@ pub(crate) async fn confirm(visit: Visit) -> Result<Page, Fault> {
     let delivery = visit.request(&GetDelivery { project_id, id }).await?;
     let effect = match delivery.status {
         DeliveryStatus::Pending => "It is pending: it will be attempted anyway, and cannot be repeated before it ends.",
-        DeliveryStatus::Delivered => "The endpoint accepted it already, and receives it a second time.",
+        DeliveryStatus::Delivered => "The endpoint has already accepted it, and will receive it again.",
         DeliveryStatus::Exhausted => "It is attempted again from the beginning of the retry schedule.",
     };
     let page = Confirmation {
@@ -70,7 +70,7 @@ fn state(delivery: &Delivery) -> String {
 
 /// The deliveries that a list's form selected: at most a page of them.
 fn selected<'a>(ids: impl Iterator<Item = &'a str>) -> Result<Vec<DeliveryId>, Fault> {
-    let parse = |text: &str| text.parse().map_err(|_| Fault::Invalid(format!("{text:?} is no id of a delivery.")));
+    let parse = |text: &str| text.parse().map_err(|_| Fault::Invalid(format!("{text:?} is not the id of a delivery.")));
     let mut ids = ids.map(parse).collect::<Result<Vec<DeliveryId>, _>>()?;
     let mut seen = std::collections::BTreeSet::new();
     ids.retain(|id| seen.insert(id.to_string()));
@@ -141,7 +141,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_selection_is_counted_once_and_has_an_end() {
+    fn a_selection_is_deduplicated_and_bounded() {
         let id = |number: usize| format!("{number:024x}-{number:024x}");
         let ids: Vec<_> = (0..=PAGE as usize).map(id).collect();
         let selected = |ids: &[String]| selected(ids.iter().map(String::as_str)).map(|ids| ids.len());

@@ -104,7 +104,7 @@ impl<'a> EditPage<'a> {
                 }
             }
             @if entered == self.current {
-                p { "Nothing differs from what is configured." }
+                p { "The text equals the configuration." }
             } @else {
                 (diff("Changes", &self.current, &entered))
                 form.action action=(self.path) method="post" {

@@ -36,7 +36,7 @@ pub(crate) async fn confirm(visit: Visit) -> Result<Page, Fault> {
         path: format!("/p/{project_id}/keys/{}/revoke", key.key_id),
         consequence: html! {
             p {
-                "Requests with this key are refused within a second, and sessions of the console end that were begun with it. \
+                "Requests with this key are refused within a second, and console sessions that were started with it end. \
                 This cannot be undone."
             }
             dl.facts {

@@ -17,6 +17,7 @@ use crate::{
     gateway::GatewayRequest,
     respond::Page,
     view::{
+        graph,
         layout::Section,
         parts::{Kind, badge, fact, notice, table, text},
     },
@@ -92,15 +93,8 @@ pub(in crate::pages) struct UpdatePage<'a> {
 
 impl<'a> UpdatePage<'a> {
     fn new(visit: &'a Visit, lead: &'a Lead, process: Option<Process>) -> Self {
-        let states = process.map(|process| {
-            let states = process.rules.states.into_iter().map(|state| state.name);
-            match process.rules.transitions.as_ref().map(|transitions| transitions.get(&lead.state)) {
-                None => states.collect(),
-                Some(targets) => {
-                    states.filter(|state| targets.is_some_and(|targets| targets.contains(state))).collect()
-                }
-            }
-        });
+        let states =
+            process.map(|process| graph::targets(&process.rules, &lead.state).into_iter().map(str::to_owned).collect());
         Self {
             lead,
             states,

@@ -13,7 +13,13 @@ pub(crate) mod share;
 use contract::{ObjectId, key::Scope};
 use maud::{Markup, html};
 
-use crate::{fault::Fault, respond::Page, view::layout::Section, visit::Visit};
+use crate::{
+    fault::Fault,
+    respond::{Page, with_parameters},
+    session::Role,
+    view::layout::Section,
+    visit::Visit,
+};
 
 /// The content of an action's page.
 pub(in crate::pages) struct Confirmation {
@@ -38,13 +44,22 @@ impl Confirmation {
         scope: Scope,
     ) -> Page {
         let allowed = visit.session.credential(project, scope).map(drop);
-        let content = render(self, &visit.session.form_token, &allowed);
+        // Visitors of portal links have no API keys.
+        let is_portal = matches!(visit.session.role, Role::Portal(_));
+        // The parameters name what the action is done to.
+        let next = (!is_portal).then(|| with_parameters(&self.path, &visit.query));
+        let content = render(self, &visit.session.form_token, &allowed, next.as_deref());
         Page::Show { title: title.to_owned(), section, content }
     }
 }
 
-/// The content of an action's page.
-pub(super) fn render(confirmation: &Confirmation, form_token: &str, allowed: &Result<(), Fault>) -> Markup {
+/// The content of an action's page. A form for an API key leads to `next`; without it, there is no such form.
+pub(super) fn render(
+    confirmation: &Confirmation,
+    form_token: &str,
+    allowed: &Result<(), Fault>,
+    next: Option<&str>,
+) -> Markup {
     let Confirmation { path, consequence, fields, button } = confirmation;
     html! {
         section.panel {
@@ -57,7 +72,7 @@ pub(super) fn render(confirmation: &Confirmation, form_token: &str, allowed: &Re
                 },
                 Err(fault) => {
                     p.notice role="status" { (fault.to_string()) }
-                    (key_form(path, form_token))
+                    @if let Some(next) = next { (key_form(next, form_token)) }
                 }
             }
         }

@@ -17,7 +17,7 @@ use crate::{
     respond::Page,
     view::{
         layout::Section,
-        parts::{fact, time},
+        parts::{fact, notice, time},
     },
     visit::{Action, Visit},
 };
@@ -234,37 +234,63 @@ async fn carry_out(visit: &Visit, kind: Kind) -> Result<Page, Fault> {
     let status = if kind == Kind::Recovery { order.status.as_str() } else { "past events" };
     let before = format!("{status} since {}, {} per second", order.since.to_iso(), order.per_second);
     let action = Action { scope: kind.scope(), ..target.action(kind.action(), before) };
-    let (mut deliveries, mut until) = (0, None);
+    let mut progress = Progress::default();
     for _ in 0..MAX_STEPS {
-        let cursor = order.cursor.take();
-        let request = order.request(&target, cursor, false)?;
+        let request = order.request(&target, order.cursor.clone(), false)?;
         let after = |reply: &DataResponse<RecoverResult>| format!("{} made", reply.data.deliveries);
-        let step = visit.act(&action, request, after).await?.data;
-        deliveries += step.deliveries;
-        until = step.until.or(until);
-        order.cursor = step.next;
+        match visit.act(&action, request, after).await {
+            Ok(DataResponse { data: step, .. }) => {
+                progress.deliveries += step.deliveries;
+                progress.until = step.until.or(progress.until);
+                order.cursor = step.next;
+            }
+            // The page shows the steps before, and the form that continues with this one.
+            Err(fault) if order.cursor.is_some() => {
+                progress.failed = Some(fault);
+                break;
+            }
+            Err(fault) => return Err(fault),
+        }
         if order.cursor.is_none() {
             break;
         }
     }
-    let token = &visit.session.form_token;
-    let content = html! {
-        dl.facts {
-            (fact(if kind == Kind::Recovery { "Sent again" } else { "Will be sent" }, Some(html! { (deliveries) " deliveries" })))
-            (fact("The last one is due", until.map(|at| time(at.0))))
-        }
-        @if let Some(cursor) = &order.cursor {
-            p { "There are more." }
-            form.action action=(target.page(kind.segment())) method="post" {
-                (super::token_field(token))
-                (order.hidden())
-                input type="hidden" name="cursor" value=(cursor.as_str());
-                button { "Continue" }
+    let path = target.page(kind.segment());
+    let content = html! { (progress.render(&order, &path, &visit.session.form_token)) (target.back()) };
+    Ok(Page::Show { title: kind.title().to_owned(), section: Section::Callbacks, content })
+}
+
+/// The result of the steps of one form.
+#[derive(Default)]
+struct Progress {
+    deliveries: u64,
+    /// When the last of them is due.
+    until: Option<DateTime>,
+    /// Why the steps ended early.
+    failed: Option<Fault>,
+}
+
+impl Progress {
+    /// The result, and the form that continues at the order's cursor.
+    fn render(&self, order: &Order, path: &str, form_token: &str) -> Markup {
+        let made = if order.kind == Kind::Recovery { "Sent again" } else { "Will be sent" };
+        html! {
+            @if let Some(fault) = &self.failed { (notice(fault)) }
+            dl.facts {
+                (fact(made, Some(html! { (self.deliveries) " deliveries" })))
+                (fact("The last one is due", self.until.map(|at| time(at.0))))
+            }
+            @if let Some(cursor) = &order.cursor {
+                p { "There are more." }
+                form.action action=(path) method="post" {
+                    (super::token_field(form_token))
+                    (order.hidden())
+                    input type="hidden" name="cursor" value=(cursor.as_str());
+                    button { "Continue" }
+                }
             }
         }
-        (target.back())
-    };
-    Ok(Page::Show { title: kind.title().to_owned(), section: Section::Callbacks, content })
+    }
 }
 
 #[cfg(test)]
@@ -282,6 +308,19 @@ mod tests {
         assert_eq!(since(Some("2026-01-12T04:55:07.048Z")).unwrap(), "2026-01-12T04:55:07.048Z");
         assert_eq!(since(None).unwrap(), now.minus(DEFAULT_AGE).to_iso());
         assert!(since(Some("yesterday")).is_err());
+    }
+
+    #[test]
+    fn a_failed_step_leaves_the_result_and_the_place_to_continue() {
+        let cursor = Cursor::new("deliveries", "7");
+        let value = |name: &str| (name == "cursor").then_some(cursor.as_str());
+        let order = Order::of(Kind::Recovery, value, Timestamp::from_millis(0)).unwrap();
+        let failed = Some(Fault::Unavailable("The gateway does not answer.".into()));
+
+        let html = Progress { deliveries: 900, until: None, failed }.render(&order, "/p/1/recover", "f0").0;
+
+        assert!(html.contains("The gateway does not answer.") && html.contains("900 deliveries"), "{html}");
+        assert!(html.contains(&format!(r#"name="cursor" value="{}""#, cursor.as_str())), "{html}");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use super::token_field;
 use crate::{
     fault::Fault,
     login_link,
-    portal_link::{self, NewPortalLink},
+    portal_link::{self, NewPortalLink, PortalLinkError},
     respond::Page,
     session::Role,
     view::{
@@ -127,7 +127,7 @@ pub(in crate::pages) fn render(name: &str, path: &str, form_token: &str, may_act
                         " Visitors may send tests and redeliver, with the API key of this session"
                     },
                     Err(_) => p {
-                        "Visitors may only look: a link whose visitors may send tests and redeliver needs an API key of this \
+                        "Visitors may only view: a link whose visitors may send tests and redeliver needs an API key of this \
                         project with the scopes leads:write and config:write."
                     },
                 }
@@ -202,7 +202,7 @@ pub(crate) async fn submit(visit: Visit) -> Result<Page, Fault> {
         tracing::info!(who, %project_id, object = name, link = id, "action revoke portal link: done");
         let forms = shared.forms(&visit).await;
         return Ok(shared.page(&html! {
-            p role="status" { "The link " span.id { (id) } " is revoked: it shows nothing any more." }
+            p role="status" { "The link " span.id { (id) } " is revoked: it no longer works." }
             (forms)
         }));
     }
@@ -218,7 +218,12 @@ pub(crate) async fn submit(visit: Visit) -> Result<Page, Fault> {
         Role::Operator | Role::Viewer | Role::Portal(_) => None,
     };
     let new = NewPortalLink { project_id, target: shared.target, age, made_by: who.clone(), key, may_act };
-    let token = portal_link::create_portal_link(js, new).await.map_err(failed)?;
+    let token = portal_link::create_portal_link(js, new).await.map_err(|error| match error {
+        PortalLinkError::TooMany(made) => Fault::Invalid(format!(
+            "The project has made {made} portal links within 7 days, the most it may. Try later."
+        )),
+        PortalLinkError::NotMade(e) => failed(e),
+    })?;
     let link = portal_link::id(&token);
     tracing::info!(who, %project_id, object = name, link, hours, may_act, "action share: done");
     let content = html! {
