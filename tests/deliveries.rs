@@ -6,6 +6,8 @@ use contract::{
     ObjectId, rpc,
     streams::{LEAD_EVENTS, NOTIFIER_CONSUMER},
 };
+use futures::TryStreamExt;
+use reqwest::Method;
 use serde_json::{Value, json};
 use test_support::{Reply, eventually};
 
@@ -309,6 +311,141 @@ async fn gone_disables_the_callback_until_it_is_enabled() {
     let enabled = stack.call(&rpc::EnableCallback { callback_id }).await;
     assert!(enabled.was_disabled);
     stack.wait_for_count(DELIVERED, 1).await;
+}
+
+#[tokio::test]
+async fn gone_from_a_url_that_was_replaced_disables_nothing() {
+    let stack = Stack::start().await;
+    stack.receiver.on("/old", [Reply::status(410).after(Duration::from_secs(3))]);
+    let callback = |path| json!([{"name": "crm", "url": stack.receiver.url(path)}]);
+    let applied = stack.process(callback("/old")).await;
+    let lead_id = stack.api.initiate(process_id(&applied), None).await;
+    let refused = stack.api.update(json!({"leadId": lead_id, "name": "x"})).await;
+    stack.receiver.wait_for_requests("/old", 1, TEST_TIMEOUT).await;
+
+    stack.process(callback("/new")).await;
+
+    wait_for_status(&stack, &refused, "exhausted").await;
+    update_until(&stack, &lead_id, "delivered").await;
+    assert_eq!(stack.receiver.requests_to("/new").len(), 1);
+    assert_eq!(stack.count("SELECT count(*) FROM webhooks.callback_health").await, 0);
+}
+
+#[tokio::test]
+async fn a_delivery_that_is_exhausted_again_without_an_attempt_is_announced_again() {
+    let stack = Stack::start_with(&[("RETRY_SCHEDULE", "0s")]).await;
+    stack.receiver.on("/crm", [500]);
+    let applied = stack.process_calling(&["crm"]).await;
+    let lead_id = stack.api.initiate(process_id(&applied), None).await;
+    update_until(&stack, &lead_id, "exhausted").await;
+    let announced = "SELECT count(*) FROM webhooks.deliveries WHERE status = 'exhausted' AND exhausted_announced";
+    stack.wait_for_count(announced, 1).await;
+    stack.process_calling(&[]).await;
+    eventually(TEST_TIMEOUT, "the notifier has removed the callback", async || {
+        let callbacks = stack.call(&rpc::ListCallbacks { project_id: stack.api.project_id, details: false }).await;
+        if callbacks.is_empty() { Ok(()) } else { Err(format!("{callbacks:?}")) }
+    })
+    .await;
+
+    // What a redelivery writes.
+    let requeue = "UPDATE webhooks.deliveries SET status = 'pending', next_attempt_at = now(),
+                       schedule_offset = attempts, exhausted_announced = false";
+    stack.sql(requeue).await;
+
+    let subject = format!("webhooks.evt.{}.{}.exhausted", stack.api.project_id, process_id(&applied));
+    eventually(TEST_TIMEOUT, "the second exhaustion is announced", async || {
+        let event = stack.wait_for_webhook_event(&subject).await;
+        if event["error"] == "the callback was removed" { Ok(()) } else { Err(event.to_string()) }
+    })
+    .await;
+    stack.wait_for_count(announced, 1).await;
+}
+
+#[tokio::test]
+async fn an_attempt_whose_record_was_committed_without_a_reply_is_counted_once() {
+    let stack = Stack::start_with(&[("RETRY_SCHEDULE", "0s,1h")]).await;
+    stack.receiver.on("/crm", [Reply::status(500).after(Duration::from_secs(2)), Reply::status(200)]);
+    let lead_id = stack.lead(&["crm"]).await;
+    stack.api.update(json!({"leadId": lead_id, "name": "first"})).await;
+    stack.receiver.wait_for_requests("/crm", 1, TEST_TIMEOUT).await;
+
+    // The commit of the record waits for a standby. When its session is terminated, the record is committed.
+    stack.postgres.set_synchronous(true).await.expect("a standby is required");
+    let waits = "SELECT count(*) FROM pg_stat_activity
+        WHERE application_name = 'webhook-notifier' AND wait_event = 'SyncRep' AND query LIKE '%records AS MATERIALIZED%'";
+    stack.wait_for_count(waits, 1).await;
+    let terminate = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+        WHERE application_name = 'webhook-notifier' AND wait_event = 'SyncRep'";
+    assert!(stack.count(terminate).await > 0);
+    stack.postgres.set_synchronous(false).await.expect("no standby is required");
+
+    // The records of the second update are written after the repetition.
+    stack.api.update(json!({"leadId": lead_id, "name": "second"})).await;
+    stack.wait_for_count(DELIVERED, 1).await;
+    assert_attempt_rows(&stack, 1, 1).await;
+    let attempted_once = "SELECT count(*) FROM webhooks.deliveries WHERE status = 'pending' AND attempts = 1";
+    assert_eq!(stack.count(attempted_once).await, 1);
+    stack.sql("UPDATE webhooks.deliveries SET next_attempt_at = now() WHERE status = 'pending'").await;
+    stack.wait_for_count(DELIVERED, 2).await;
+    stack.wait_for_clean_audit().await;
+}
+
+#[tokio::test]
+async fn deliveries_of_a_callback_that_is_not_in_memory_yet_are_made() {
+    let stack = Stack::start().await;
+    let callbacks = ["crm", "bi"].map(|name| json!({"name": name, "url": stack.receiver.url(&format!("/{name}"))}));
+    let applied = stack.process(json!(&callbacks[..1])).await;
+    let lead_id = stack.api.initiate(process_id(&applied), None).await;
+    update_until(&stack, &lead_id, "delivered").await;
+    // No service sees the change below for some seconds.
+    let bucket = stack.js().get_stream("KV_processes").await.expect("the bucket");
+    let watches = bucket.consumer_names().try_collect::<Vec<_>>().await.expect("the watches");
+    for watch in watches {
+        bucket.delete_consumer(&watch).await.expect("deleted");
+    }
+    let applied = stack.process(json!(callbacks)).await;
+
+    let added = applied.process.callbacks.iter().find(|callback| callback.name == "bi").expect("the new callback");
+    let backfilled = format!(
+        "INSERT INTO webhooks.deliveries (update_id, callback_id, kind, project_id, process_id, status, attempts,
+                                          next_attempt_at, created_at, updated_at, payload)
+         SELECT update_id, decode('{}', 'hex'), kind, project_id, process_id, 'pending', 0, now(), now(), now(), '{{}}'
+         FROM webhooks.deliveries",
+        added.callback_id
+    );
+    stack.sql(&backfilled).await;
+
+    stack.wait_for_count(DELIVERED, 2).await;
+    assert_eq!(stack.receiver.requests_to("/bi").len(), 1);
+}
+
+#[tokio::test]
+async fn a_delivery_that_is_requeued_during_an_erasure_is_erased_too() {
+    let stack = Stack::start_with(&[("RETRY_SCHEDULE", "0s")]).await;
+    stack.receiver.on("/bi", [Reply::status(500).body("no")]);
+    let lead_id = stack.lead(&["crm", "bi"]).await;
+    stack.api.update(json!({"leadId": lead_id, "metadata": {"text": "x".repeat(5000)}})).await;
+    stack.wait_for_count(DELIVERED, 1).await;
+    stack.wait_for_count("SELECT count(*) FROM webhooks.deliveries WHERE status = 'exhausted'", 1).await;
+    // The erasure has exhausted the pending deliveries, and waits before it deletes the bodies.
+    let mut attempts = stack.pool.begin().await.expect("a transaction");
+    let lock = sqlx::raw_sql("SELECT FROM webhooks.attempts FOR UPDATE").execute(&mut *attempts).await;
+    lock.expect("the attempts");
+    assert_ok(stack.api.ask(Method::DELETE, &format!("/api/v1/leads/{lead_id}"), &[], &json!(null)).await);
+    let waits = "SELECT count(*) FROM pg_stat_activity
+        WHERE application_name = 'webhook-notifier' AND wait_event_type = 'Lock' AND query LIKE '%SET response = NULL%'";
+    stack.wait_for_count_within(TEST_TIMEOUT * 2, waits, 1).await;
+
+    // What a redelivery writes.
+    let requeue = "UPDATE webhooks.deliveries SET status = 'pending', next_attempt_at = now() + interval '1 hour'
+                       WHERE status = 'delivered' AND kind = 'update' AND payload IS NULL
+                           AND EXISTS (SELECT FROM webhooks.payloads AS p WHERE p.update_id = deliveries.update_id)";
+    stack.sql(requeue).await;
+    attempts.rollback().await.expect("rolled back");
+
+    stack.wait_for_count_within(TEST_TIMEOUT * 2, "SELECT count(*) FROM webhooks.pending_erasures", 0).await;
+    assert_eq!(stack.count("SELECT count(*) FROM webhooks.deliveries WHERE status = 'pending'").await, 0);
+    assert_eq!(stack.count(BODIES).await, 0);
 }
 
 #[tokio::test]

@@ -38,6 +38,31 @@ async fn a_callback_that_hangs_delays_no_other_callback_of_its_process() {
 }
 
 #[tokio::test]
+async fn large_events_for_endpoints_that_hang_do_not_stop_the_events_of_another_project() {
+    const CALLBACKS: usize = 80;
+    let stack = Stack::start().await;
+    stack.receiver.on("/hanging", [Reply::hang()]);
+    let hanging = |number: usize| {
+        let filter = json!([{"field": "metadata.n", "equals": number.to_string()}]);
+        json!({"name": format!("hanging-{number}"), "url": stack.receiver.url("/hanging"), "timeoutSeconds": 30, "filter": filter})
+    };
+    let busy = Tenant::new(&stack, "busy", (0..CALLBACKS).map(hanging).collect()).await;
+    let other = Tenant::new(&stack, "other", json!([{"name": "crm", "url": stack.receiver.url("/crm")}])).await;
+    let text = "x".repeat(60_000);
+    for number in 0..6 * CALLBACKS {
+        busy.api.update(json!({"leadId": busy.lead_id, "metadata": {"n": number % CALLBACKS, "text": text}})).await;
+    }
+
+    let begun = Instant::now();
+    other.update(1).await;
+    stack.receiver.wait_for_requests("/crm", 1, TEST_TIMEOUT * 3).await;
+
+    let took = begun.elapsed();
+    println!("a webhook beside {} large events: {took:?}", 6 * CALLBACKS);
+    assert!(took < Duration::from_secs(5), "the webhook of the other project took {took:?}");
+}
+
+#[tokio::test]
 async fn waiting_for_a_dead_endpoint_costs_no_attempt() {
     // Without a breaker, an outage of a second would exhaust all deliveries.
     let stack = Stack::start_with(&[("RETRY_SCHEDULE", "0s,100ms,100ms,100ms")]).await;

@@ -7,7 +7,7 @@ use contract::rpc::ProcessChangeResult;
 use serde_json::{Value, json};
 use test_support::{Reply, Service};
 
-use crate::support::{Stack, TEST_TIMEOUT, assert_ok, numbers, process_id, service};
+use crate::support::{DELIVERED, Stack, TEST_TIMEOUT, assert_ok, numbers, process_id, service};
 
 /// A stack with two notifiers and a process with the ordered callback `crm`. If `one_hangs`, the process has a second
 /// callback, whose endpoint hangs.
@@ -71,6 +71,29 @@ async fn an_exhausted_delivery_is_followed_by_the_next_and_a_redelivery_comes_ag
 
     let requests = stack.receiver.wait_for_requests("/crm", 6, TEST_TIMEOUT).await;
     assert_eq!(numbers(&requests)[&lead], [1, 1, 1, 2, 1, 3]);
+}
+
+#[tokio::test]
+async fn the_sweep_reaches_leads_beyond_those_that_wait_for_a_retry() {
+    let (stack, _second, applied) = two_notifiers("0s,1h", false).await;
+    let lead = stack.api.initiate(process_id(&applied), None).await;
+    update(&stack, &lead, 1).await;
+    stack.receiver.wait_for_requests("/crm", 1, TEST_TIMEOUT).await;
+    stack.wait_for_count(DELIVERED, 1).await;
+
+    // The state that a crashed notifier leaves: the deliveries of the last 5 of 1205 leads were not made due.
+    let left = "
+        INSERT INTO webhooks.deliveries
+            (update_id, callback_id, project_id, process_id, status, attempts, next_attempt_at, created_at, updated_at,
+             payload, lead_id, order_key, event_stream, event_sequence)
+        SELECT substring(update_id FOR 4) || int8send(n), callback_id, project_id, process_id, 'pending', 0,
+               CASE WHEN n <= 1200 THEN now() + interval '1 hour' END, now(), now(), '{}',
+               decode('00000000', 'hex') || int8send(n), order_key, event_stream, 1
+        FROM webhooks.deliveries, generate_series(1, 1205) AS n";
+    stack.sql(left).await;
+
+    stack.wait_for_count(DELIVERED, 6).await;
+    assert_eq!(stack.receiver.requests_to("/crm").len(), 6);
 }
 
 #[tokio::test]

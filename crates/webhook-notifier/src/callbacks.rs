@@ -213,7 +213,7 @@ impl Callbacks {
         callback_id: ObjectId,
         process: ConfiguredIn,
     ) -> Result<bool, ProcessUnreadable> {
-        let process = self.stored(&process_key(process.project_id, process.process_id)).await?;
+        let process = self.stored_process(process.project_id, process.process_id).await?;
         let lacks = |process: Arc<ConfiguredProcess>| {
             process.callbacks.iter().all(|callback| callback.callback_id != callback_id)
         };
@@ -290,7 +290,7 @@ impl Callbacks {
         process_id: Option<ObjectId>,
         callback_id: ObjectId,
     ) -> Result<Option<Target>, ProcessUnreadable> {
-        let Some(process) = self.stored(&process_key(project_id, process_id)).await? else { return Ok(None) };
+        let Some(process) = self.stored_process(project_id, process_id).await? else { return Ok(None) };
         let index = process.callbacks.iter().position(|callback| callback.callback_id == callback_id);
         Ok(index.map(|index| Target { process, index }))
     }
@@ -335,8 +335,17 @@ impl Callbacks {
     ) -> Result<Option<Arc<ConfiguredProcess>>, ProcessUnreadable> {
         match self.process_in_memory(project_id, process_id) {
             Some(process) => Ok(Some(process)),
-            None => self.stored(&process_key(project_id, process_id)).await,
+            None => self.stored_process(project_id, process_id).await,
         }
+    }
+
+    /// The process as the bucket has it at this moment.
+    pub(crate) async fn stored_process(
+        &self,
+        project_id: ObjectId,
+        process_id: Option<ObjectId>,
+    ) -> Result<Option<Arc<ConfiguredProcess>>, ProcessUnreadable> {
+        self.stored(&process_key(project_id, process_id)).await
     }
 
     async fn stored(&self, key: &str) -> Result<Option<Arc<ConfiguredProcess>>, ProcessUnreadable> {

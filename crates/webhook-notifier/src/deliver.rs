@@ -72,14 +72,27 @@ impl Deliverer {
             Some(_) if is_operational => None,
             Some(error) => health.note_failure(delivery.callback_id, clock::now(), error),
         };
-        // While a first attempt is recorded, its permit is free for the next one: the events in flight limit how many
-        // records wait. Of claims, the permits are the only limit.
+        let disable_callback = match attempt.outcome.error() {
+            // The receiver unsubscribes this URL only.
+            Some(error) if attempt.outcome.is_gone() && self.has_url(&delivery, callback) => Some(error.to_owned()),
+            _ => disable_callback,
+        };
+        // A first attempt frees its permit before it is recorded, because the events in flight limit how many records
+        // wait. A claimed delivery keeps its permit, which is the only limit for records of claims.
         let _held = source.lease().map(|_| permit);
         self.record_attempt(delivery, source, number, attempt, disable_callback).await
     }
 
-    /// Decides what follows from an attempt and records both. `disable_callback` is the reason to disable the callback
-    /// after a long series of failures.
+    /// Whether the callback still has the URL that was attempted. A callback that memory lacks may still have the URL.
+    fn has_url(&self, delivery: &PendingDelivery, attempted: &PreparedCallback) -> bool {
+        let process = self.callbacks.process_in_memory(delivery.project_id, delivery.process_id);
+        let mut callbacks = process.iter().flat_map(|process| &process.callbacks);
+        let configured = callbacks.find(|callback| callback.callback_id == delivery.callback_id);
+        configured.is_none_or(|configured| configured.url == attempted.callback.url)
+    }
+
+    /// Decides the delivery's next state after an attempt and records both. `disable_callback` is the reason to disable
+    /// the callback: it unsubscribed, or failed for long.
     pub(crate) async fn record_attempt(
         &self,
         delivery: PendingDelivery,
@@ -104,7 +117,6 @@ impl Deliverer {
             DeliveryState::Exhausted | DeliveryState::Queued => {}
             DeliveryState::Delivered => tracing::debug!(%update_id, %callback_id, %kind, number, "delivered"),
         }
-        let disable_callback = if is_gone { error.clone() } else { disable_callback };
         let _disabling = disable_callback.as_ref().map(|reason| {
             tracing::warn!(%update_id, %callback_id, %kind, number, "callback disabled: {reason}");
             self.callbacks.health.disable(callback_id, reason)

@@ -123,7 +123,7 @@ async fn forget_disabled(pool: &Pool, callbacks: &Callbacks) -> Result<(), Store
             && is_removed(callbacks, callback_id, process).await
             && store::health::forget_disabled(pool, callback_id).await?
         {
-            tracing::info!(%callback_id, "a removed callback is not counted as disabled any more");
+            tracing::info!(%callback_id, "deleted the disabled state of a removed callback");
         }
     }
     Ok(())

@@ -20,7 +20,7 @@ use service_kit::{
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::store::{self, error::StoreError};
+use crate::store::{self, error::StoreError, outbox::AnnouncedExhaustion};
 
 /// How often Postgres is polled for rows of other replicas and rows from before a crash. This replica's own rows are
 /// announced at once.
@@ -79,8 +79,9 @@ async fn publish_pending(js: &jetstream::Context, pool: &Pool) -> Result<(), Out
         let messages = exhausted.iter().chain(&disabled).map(message).collect::<Result<Vec<_>, _>>()?;
         publish::publish_all(js, messages).await?;
         let exhausted = exhausted.iter().filter_map(|event| match event {
-            WebhookEvent::Exhausted { update_id, callback_id, kind, attempts, .. } => {
-                Some((DeliveryId { update_id: *update_id, callback_id: *callback_id, kind: *kind }, *attempts))
+            WebhookEvent::Exhausted { update_id, callback_id, kind, attempts, timestamp, .. } => {
+                let id = DeliveryId { update_id: *update_id, callback_id: *callback_id, kind: *kind };
+                Some(AnnouncedExhaustion { id, attempts: *attempts, exhausted_at: *timestamp })
             }
             WebhookEvent::CallbackDisabled { .. } => None,
         });
@@ -95,10 +96,13 @@ async fn publish_pending(js: &jetstream::Context, pool: &Pool) -> Result<(), Out
 
 fn message(event: &WebhookEvent) -> Result<jetstream::message::OutboundMessage, PublishError> {
     let (subject, id) = match event {
-        // A redelivery may be exhausted again, after more attempts.
-        WebhookEvent::Exhausted { project_id, process_id, update_id, callback_id, kind, attempts, .. } => {
+        // A redelivery may be exhausted again: after more attempts, or without one if its callback was removed.
+        WebhookEvent::Exhausted {
+            project_id, process_id, update_id, callback_id, kind, attempts, timestamp, ..
+        } => {
             let id = DeliveryId { update_id: *update_id, callback_id: *callback_id, kind: *kind };
-            (delivery_exhausted(*project_id, *process_id), format!("{id}-exhausted-{attempts}"))
+            let id = format!("{id}-exhausted-{attempts}-{}", timestamp.millis());
+            (delivery_exhausted(*project_id, *process_id), id)
         }
         WebhookEvent::CallbackDisabled { project_id, process_id, callback_id, timestamp, .. } => {
             (callback_disabled(*project_id, *process_id), format!("{callback_id}-disabled-{}", timestamp.millis()))

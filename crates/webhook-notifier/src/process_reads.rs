@@ -34,24 +34,17 @@ impl ProcessReads {
     pub(crate) async fn read<T, F>(
         &mut self,
         processes: impl IntoIterator<Item = ProcessRef>,
-        in_memory: impl Fn(ProcessRef) -> Option<T>,
         read: impl Fn(ProcessRef) -> F,
     ) -> HashMap<ProcessRef, Option<T>>
     where
         F: Future<Output = Result<Option<T>, ProcessUnreadable>>,
     {
         let start = Instant::now();
-        let (mut found, mut missing) = (HashMap::new(), HashSet::new());
-        for process in processes {
-            if let Some(known) = in_memory(process) {
-                found.insert(process, Some(known));
-            } else {
-                missing.insert(process);
-            }
-        }
-        self.failed.retain(|process, _| missing.contains(process));
+        let mut found = HashMap::new();
+        let processes = processes.into_iter().collect::<HashSet<_>>();
+        self.failed.retain(|process, _| processes.contains(process));
         let may_be_read = |process: &&ProcessRef| self.failed.get(*process).is_none_or(|until| *until <= start);
-        let mut unread = missing.iter().filter(may_be_read).copied().take(MAX_READS).collect::<HashSet<_>>();
+        let mut unread = processes.iter().filter(may_be_read).copied().take(MAX_READS).collect::<HashSet<_>>();
         let mut reads = FuturesUnordered::new();
         for process in &unread {
             let (process, read) = (*process, read(*process));
@@ -99,7 +92,6 @@ mod tests {
     /// Reads from a bucket where process 2 is malformed and 3 is never answered, and the others are missing.
     async fn read(reads: &mut ProcessReads, processes: &[u8]) -> (HashMap<ProcessRef, Option<u8>>, Vec<u8>) {
         let sent = &RefCell::new(Vec::new());
-        let in_memory = |(project_id, _): ProcessRef| project_id.as_bytes().contains(&4).then_some(4);
         let read = |(project_id, _): ProcessRef| async move {
             let number = project_id.as_bytes()[0];
             sent.borrow_mut().push(number);
@@ -109,7 +101,7 @@ mod tests {
                 _ => Ok(None),
             }
         };
-        let found = reads.read(processes.iter().map(|number| process(*number)), in_memory, read).await;
+        let found = reads.read(processes.iter().map(|number| process(*number)), read).await;
         let mut sent = sent.take();
         sent.sort_unstable();
         (found, sent)
@@ -123,8 +115,8 @@ mod tests {
         let (found, sent) = read(&mut reads, &[3, 1, 4, 1, 2, 3]).await;
 
         assert_eq!(start.elapsed(), TIMEOUT);
-        assert_eq!(found, HashMap::from([(process(1), None), (process(4), Some(4))]));
-        assert_eq!(sent, [1, 2, 3], "each is read once, and only if memory lacks it");
+        assert_eq!(found, HashMap::from([(process(1), None), (process(4), None)]));
+        assert_eq!(sent, [1, 2, 3, 4], "each is read once");
     }
 
     #[tokio::test(start_paused = true)]

@@ -122,9 +122,9 @@ impl RecordingTask {
 
     /// Writes a batch, and retries until it is written.
     async fn write(&mut self, records: &[DeliveryRecord]) {
-        for delay in retry_backoff() {
+        for (number, delay) in retry_backoff().enumerate() {
             let liveness = self.liveness.clone();
-            match liveness.step("recorder", self.try_write(records)).await {
+            match liveness.step("recorder", self.try_write(records, number > 0)).await {
                 Ok(()) => break,
                 Err(e) => {
                     tracing::error!(
@@ -143,14 +143,19 @@ impl RecordingTask {
         }
     }
 
-    async fn try_write(&mut self, records: &[DeliveryRecord]) -> Result<(), StoreError> {
+    async fn try_write(&mut self, records: &[DeliveryRecord], is_repeated: bool) -> Result<(), StoreError> {
         let mut session = self.session.take().await?;
-        if store::record::is_one_statement(records) {
+        if !is_repeated && store::record::is_one_statement(records) {
             // One statement is a transaction of its own. Most batches are.
             store::record::write(&mut session, records).await?;
         } else {
             let mut transaction = session.begin().await?;
-            store::record::write(&mut transaction, records).await?;
+            if is_repeated {
+                // The reply of a commit may have been lost.
+                store::record::write_again(&mut transaction, records).await?;
+            } else {
+                store::record::write(&mut transaction, records).await?;
+            }
             session = transaction.commit().await?;
         }
         self.session.keep(session);

@@ -84,6 +84,11 @@ fn projects(callbacks: impl IntoIterator<Item = (ObjectId, usize)>, first: usize
     projects
 }
 
+/// Whether a callback must be looked up in the bucket, given its lookup in memory.
+fn needs_bucket(in_memory: Option<&CallbackLookup>) -> bool {
+    matches!(in_memory, None | Some(CallbackLookup::Removed))
+}
+
 impl Retrier {
     /// Retries until shutdown, then lets the attempts in flight finish.
     pub(crate) async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
@@ -115,18 +120,12 @@ impl Retrier {
 
     /// Claims the due deliveries that may start, and starts them.
     async fn round(&self, reads: &mut ProcessReads, attempts: &mut JoinSet<()>) -> Result<(), StoreError> {
-        let Deliverer { callbacks, limiter, .. } = &*self.deliverer;
+        let limiter = &self.deliverer.limiter;
         let due = due_callbacks(&self.pool, clock::now()).await?;
         limiter.begin_round(&due.iter().map(|due| due.callback_id).collect::<HashSet<_>>());
-        let process = |due: &DueCallback| (due.project_id, due.process_id);
-        let in_memory = |(project_id, process_id)| callbacks.process_in_memory(project_id, process_id);
-        let read = |(project_id, process_id)| callbacks.process(project_id, process_id);
-        let processes = reads.read(due.iter().map(process), in_memory, read).await;
-        let mut rounds = Vec::new();
-        for due in due {
-            let found = processes.get(&process(&due));
-            rounds.extend(self.reserve(&due, found.map(|found| callbacks.look_up_in(found.as_ref(), due.callback_id))));
-        }
+        let lookups = self.look_up(&due, reads).await;
+        let rounds = due.iter().zip(lookups).filter_map(|(due, callback)| self.reserve(due, callback));
+        let rounds = rounds.collect::<Vec<_>>();
         if rounds.is_empty() {
             return Ok(());
         }
@@ -138,16 +137,43 @@ impl Retrier {
         Ok(())
     }
 
-    /// What the round may claim of a callback, which is None if it could not be read.
+    /// Looks up the callbacks; `None` for a callback whose process could not be read.
+    ///
+    /// Memory may lag behind the bucket. A callback that its process lacks in memory may be new, so its process is
+    /// read: the deliveries of a callback end only if the bucket confirms that it was removed.
+    async fn look_up(&self, due: &[DueCallback], reads: &mut ProcessReads) -> Vec<Option<CallbackLookup>> {
+        let callbacks = &self.deliverer.callbacks;
+        let process = |due: &DueCallback| (due.project_id, due.process_id);
+        let in_memory = |due: &DueCallback| {
+            let process = callbacks.process_in_memory(due.project_id, due.process_id)?;
+            Some(callbacks.look_up_in(Some(&process), due.callback_id))
+        };
+        let lookups = due.iter().map(in_memory).collect::<Vec<_>>();
+        let unconfirmed = due.iter().zip(&lookups).filter(|(_, lookup)| needs_bucket(lookup.as_ref()));
+        let read = |(project_id, process_id)| callbacks.stored_process(project_id, process_id);
+        let stored = reads.read(unconfirmed.map(|(due, _)| process(due)), read).await;
+        let look_up_stored = |due: &DueCallback| {
+            let stored = stored.get(&process(due))?;
+            Some(callbacks.look_up_in(stored.as_ref(), due.callback_id))
+        };
+        let confirmed = due.iter().zip(lookups).map(|(due, lookup)| match needs_bucket(lookup.as_ref()) {
+            true => look_up_stored(due),
+            false => lookup,
+        });
+        confirmed.collect()
+    }
+
+    /// Reserves what the round may claim of a callback. `callback` is `None` if its process could not be read.
     fn reserve(&self, due: &DueCallback, callback: Option<CallbackLookup>) -> Option<CallbackRound> {
         let limiter = &self.deliverer.limiter;
         let DueCallback { callback_id, project_id, .. } = *due;
-        let endpoint = match &callback {
-            Some(CallbackLookup::Enabled(target)) => target.endpoint(),
+        let reservation = match &callback {
+            Some(CallbackLookup::Enabled(target)) => limiter.reserve(&target.endpoint(), MAX_CLAIM),
             // These deliveries are only recorded, without a request to the endpoint.
             Some(CallbackLookup::Removed | CallbackLookup::NoProcess) => {
                 limiter.reset_breaker(callback_id);
-                Endpoint { callback_id, project_id, max_in_flight: MAX_CLAIM, max_per_second: None }
+                let endpoint = Endpoint { callback_id, project_id, max_in_flight: MAX_CLAIM, max_per_second: None };
+                limiter.reserve_for_records(&endpoint, MAX_CLAIM)
             }
             Some(CallbackLookup::Held(_) | CallbackLookup::Locked) | None => {
                 // Its rate limit must not wake the retries again and again.
@@ -155,7 +181,6 @@ impl Retrier {
                 return None;
             }
         };
-        let reservation = limiter.reserve(&endpoint, MAX_CLAIM);
         if reservation.permits.is_empty() {
             limiter.set_due_retries(callback_id, true);
             return None;

@@ -1,6 +1,6 @@
 //! Starts and stops the webhook-notifier: waits for its dependencies, then runs its tasks.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc};
 
 use anyhow::Context;
 use async_nats::service::Service;
@@ -33,6 +33,7 @@ use crate::{
         consumer::EventConsumer,
         erasures::Erasures,
         event::{ConsumerRole, EventDispatcher},
+        memory::EventMemory,
         ordering::LeadOrdering,
         parked::ParkedEvents,
     },
@@ -50,9 +51,6 @@ use crate::{
     retry::Retrier,
     store::{self, error::StoreError},
 };
-
-/// How long the last acks may take to be sent.
-const FLUSH: Duration = Duration::from_secs(2);
 
 /// Runs a webhook-notifier until shutdown. Replicas share the work.
 pub fn run(config: Config, shutdown: CancellationToken) -> BoxFuture<'static, anyhow::Result<()>> {
@@ -97,11 +95,7 @@ async fn run_until(shutdown: CancellationToken, config: Config) -> anyhow::Resul
         () = shutdown.cancelled() => return Ok(()),
     };
     let ended = tasks.run(lifecycle::DRAIN_DEADLINE).await;
-    // The client buffers acks: without a flush the last ones might be lost.
-    let (flushed, ()) = tokio::join!(tokio::time::timeout(FLUSH, client.flush()), traces.end());
-    if !matches!(flushed, Ok(Ok(()))) {
-        tracing::warn!("the last acks may be lost: their events are redelivered");
-    }
+    tokio::join!(nats::flush(&client), traces.end());
     ended
 }
 
@@ -143,7 +137,7 @@ impl Start<'_> {
             allow_ports: config.allow_ports.clone(),
         };
         let dns = Arc::new(Dns::new(config.dns_servers.clone())?);
-        let http_client = CallbackClient::new(guard.clone(), dns.clone())?;
+        let http_client = CallbackClient::new(guard.clone(), dns.clone(), config.max_in_flight)?;
         let client = nats::connect(&config.nats, "webhook-notifier", &readiness).await?;
         if config.no_migrate {
             store::schema().wait_until_migrated(&pool, &readiness).await?;
@@ -228,7 +222,7 @@ impl Running<'_> {
         tasks.spawn("ordering", ordering.run(self.shutdown.clone()));
         for (name, role) in [("record ordered", ConsumerRole::RecordOrdered), ("deliver", ConsumerRole::Deliver)] {
             let (js, pool, deliverer) = (self.js.clone(), self.pool.clone(), self.deliverer.clone());
-            let dispatcher = EventDispatcher { role, js, pool, deliverer };
+            let dispatcher = EventDispatcher { role, js, pool, deliverer, memory: EventMemory::default() };
             tasks.spawn(name, EventConsumer::new(dispatcher, self.readiness.clone()).run(self.shutdown.clone()));
         }
         let dispatcher = EventDispatcher {
@@ -236,6 +230,7 @@ impl Running<'_> {
             js: self.js.clone(),
             pool: self.pool.clone(),
             deliverer: self.deliverer.clone(),
+            memory: EventMemory::default(),
         };
         let (callbacks, pool) = (self.deliverer.callbacks.clone(), self.pool.clone());
         tasks.spawn("parked events", ParkedEvents { dispatcher, callbacks, pool }.run(self.shutdown.clone()));

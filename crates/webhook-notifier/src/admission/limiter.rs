@@ -231,11 +231,25 @@ impl ConcurrencyLimiter {
 
     /// Permits for retries, at most `max_permits`. See [`Self::project_bytes`] for their bodies.
     pub(crate) fn reserve(self: &Arc<Self>, endpoint: &Endpoint, max_permits: u32) -> Reservation {
+        self.reserve_within(endpoint, max_permits, |state, now| state.window(endpoint, now))
+    }
+
+    /// Permits for deliveries that are only recorded. No request is sent, so no answers open the window.
+    pub(crate) fn reserve_for_records(self: &Arc<Self>, endpoint: &Endpoint, max_permits: u32) -> Reservation {
+        self.reserve_within(endpoint, max_permits, |_, _| endpoint.max_in_flight)
+    }
+
+    fn reserve_within(
+        self: &Arc<Self>,
+        endpoint: &Endpoint,
+        max_permits: u32,
+        window: impl FnOnce(&mut EndpointState, Instant) -> u32,
+    ) -> Reservation {
         let now = Instant::now();
         let mut state = self.lock();
         let (endpoint_state, pool) = state.endpoint(endpoint);
         let (admitted, is_probe) = endpoint_state.admitted(endpoint, now);
-        let window = endpoint_state.window(endpoint, now);
+        let window = window(endpoint_state, now);
         let share = pool.share(endpoint_state, window);
         let fitting = share.attempts.min(u32::try_from(share.units).unwrap_or(u32::MAX)).min(max_permits);
         let count = admitted.min(fitting);
@@ -590,6 +604,17 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn deliveries_that_are_only_recorded_need_no_window() {
+        let limiter = ConcurrencyLimiter::new(1000);
+        let one = endpoint(1, 100);
+
+        let recorded = limiter.reserve_for_records(&one, 100);
+
+        assert_eq!(recorded.permits.len(), 100);
+        assert_eq!(limiter.reserve(&endpoint(2, 100), 100).permits.len(), 4);
+    }
+
+    #[tokio::test]
     async fn large_bodies_take_more_units_and_all_are_returned() {
         let limiter = ConcurrencyLimiter::new(100);
         let large = limiter.acquire(&endpoint(1, 64), 20 * BYTES_PER_UNIT, Duration::ZERO).await.unwrap();
@@ -620,7 +645,10 @@ mod tests {
 
         let other = reserve(101);
         let both = limiter.project_bytes(&[(id(101), other.len()), (id(1), one.len())]);
-        assert!(both[0] >= other.len() * BYTES_PER_UNIT && both[1] == 256 * BYTES_PER_UNIT, "no permit is in vain");
+        assert!(
+            both[0] >= other.len() * BYTES_PER_UNIT && both[1] == 256 * BYTES_PER_UNIT,
+            "every permit has room for a body"
+        );
         assert!(both.iter().sum::<usize>() <= 512 * BYTES_PER_UNIT);
         drop((one, other));
         let few = limiter.reserve(&endpoint(1, 64), 100);
@@ -673,7 +701,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn test_requests_name_the_limit_that_they_keep_and_ignore_the_breaker() {
+    async fn refused_test_requests_name_the_limit_and_ignore_the_breaker() {
         let limiter = ConcurrencyLimiter::new(100);
         let test = |endpoint| limiter.acquire_for_test(&endpoint, 300);
         let held = test(endpoint(1, 1)).unwrap();

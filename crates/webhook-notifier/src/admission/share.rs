@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn each_endpoint_gets_half_of_what_its_project_can_still_take() {
+    fn each_endpoint_gets_half_of_its_projects_remaining_share() {
         assert_eq!(units(512, 0, 0), 128);
         assert_eq!(units(384, 128, 128), 0, "the endpoint holds its half");
         assert_eq!(units(384, 128, 0), 64, "another endpoint of the project");

@@ -41,7 +41,6 @@ impl DeliveryApi {
             let (deliveries, until) = self.backfill_page(&query, &target, &ids, &mut call.cursor).await?;
             if let Some(made) = call.end_page(deliveries, until, next) {
                 if made.deliveries > 0 && !query.dry_run {
-                    self.lead_queue.push_all();
                     tracing::info!(%project_id, %callback_id, deliveries = made.deliveries, "backfill requested");
                 }
                 return Ok(made);
@@ -94,6 +93,8 @@ impl DeliveryApi {
         let mut transaction = self.pool.begin().await?;
         store::record::write(&mut transaction, records).await?;
         transaction.commit().await?;
+        let leads = records.iter().filter_map(|record| record.delivery.ordered_lead());
+        leads.for_each(|lead| self.lead_queue.push(lead));
         Ok(())
     }
 }

@@ -1,6 +1,6 @@
 //! Queries about deliveries, and redelivering one.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use async_nats::service::Service;
 use contract::{
@@ -9,8 +9,8 @@ use contract::{
     event_kind::DeliveryKind,
     rpc::{
         CallbackFailures, CountDeliveries, Cursor, Delivery, DeliveryCounts, DeliveryId, DeliveryStatus, ErrorCode,
-        GetDelivery, GetOutcomes, GroupFailures, InvalidRange, ListDeliveries, ListUpdateDeliveries, ListUpdates,
-        ListedDelivery, MAX_LIMIT, Outcome, Page, Query, Redeliver, RpcError, UpdateDeliveries, clamp,
+        GetDelivery, GetEvents, GetOutcomes, GroupFailures, InvalidRange, ListDeliveries, ListUpdateDeliveries,
+        ListUpdates, ListedDelivery, MAX_LIMIT, Outcome, Page, Query, Redeliver, RpcError, UpdateDeliveries, clamp,
     },
 };
 use service_kit::{
@@ -24,7 +24,10 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     callbacks::{CallbackLookup, Callbacks},
     core::ordering::LeadQueue,
-    store::{self, deliveries::Redelivery},
+    store::{
+        self,
+        deliveries::{Redelivery, Requeued},
+    },
 };
 
 /// The lists that cursors belong to.
@@ -34,6 +37,9 @@ const BY_UPDATE: &str = "deliveries-by-update";
 pub(super) const CHUNK: i64 = 500;
 /// Chunks that are searched for a page.
 const MAX_CHUNKS: usize = 10;
+/// How long after its decision an update may have deliveries that are not recorded. Later, a callback without a
+/// delivery was added after the update, or the delivery was removed. Only a longer backlog is misjudged.
+const RECORDED_WITHIN: Duration = Duration::from_hours(24);
 
 /// Answers queries about deliveries and makes completed ones due again.
 ///
@@ -82,7 +88,25 @@ impl DeliveryApi {
         // Read before the deliveries, because a parked event is deleted after its deliveries are recorded.
         let parked = store::parked::of_update(&self.pool, project_id, update_id).await?;
         let deliveries = store::deliveries::with_attempts(&self.pool, project_id, update_id).await?;
-        Ok(UpdateDeliveries { deliveries, parked })
+        let subscribed = self.subscribed(project_id, update_id).await;
+        let unrecorded = subscribed.map(|subscribed| count_unrecorded(&subscribed, &deliveries));
+        Ok(UpdateDeliveries { deliveries, parked, unrecorded })
+    }
+
+    /// The callbacks and kinds of a new update's deliveries. None if the update is pending, or if its event or process
+    /// cannot be read.
+    async fn subscribed(&self, project_id: ObjectId, update_id: ObjectId) -> Option<Vec<(ObjectId, DeliveryKind)>> {
+        let events = request(&self.client, &GetEvents { project_id, update_ids: vec![update_id] }).await.ok()?;
+        let event = &events.first()?.event;
+        if event.timestamp.plus(RECORDED_WITHIN) < clock::now() {
+            return Some(Vec::new());
+        }
+        let targets = match self.callbacks.for_event(event).await.ok()? {
+            Some(targets) => targets,
+            None if event.process_id.is_none() => Vec::new(),
+            None => self.callbacks.fallback(event).await.ok()?,
+        };
+        Some(targets.into_iter().map(|(target, kind)| (target.callback_id, kind)).collect())
     }
 
     async fn count(self, query: CountDeliveries) -> Result<Vec<DeliveryCounts>, RpcError> {
@@ -253,9 +277,10 @@ impl DeliveryApi {
         redeliveries: &[Redelivery<'_>],
         now: Timestamp,
     ) -> Result<Vec<ListedDelivery>, RpcError> {
-        let requeued = store::deliveries::requeue(&self.pool, project_id, redeliveries, now).await?;
-        self.lead_queue.push_all();
-        Ok(requeued)
+        let Requeued { deliveries, leads } =
+            store::deliveries::requeue(&self.pool, project_id, redeliveries, now).await?;
+        leads.into_iter().for_each(|lead| self.lead_queue.push(lead));
+        Ok(deliveries)
     }
 
     pub(super) async fn of_updates(
@@ -305,10 +330,41 @@ impl DeliveryApi {
     }
 }
 
+fn count_unrecorded(subscribed: &[(ObjectId, DeliveryKind)], recorded: &[Delivery]) -> u64 {
+    let is_recorded = |callback_id, kind| {
+        recorded.iter().any(|delivery| delivery.callback_id == callback_id && delivery.kind == kind)
+    };
+    subscribed.iter().filter(|(callback_id, kind)| !is_recorded(*callback_id, *kind)).count() as u64
+}
+
 fn matches(query: &ListDeliveries, delivery: &ListedDelivery) -> bool {
     query.status.is_none_or(|status| status == delivery.status)
         && query.callback_id.is_none_or(|callback_id| callback_id == delivery.id.callback_id)
         && query.process_id.is_none_or(|process_id| Some(process_id) == delivery.process_id)
         && query.status_code.is_none_or(|code| Some(code) == delivery.status_code)
         && query.error.as_ref().is_none_or(|text| delivery.error.as_ref().is_some_and(|error| error.contains(text)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deliveries_without_a_row_are_counted_by_callback_and_kind() {
+        let id = |n| ObjectId::from_bytes([n; 12]);
+        let delivery = Delivery {
+            update_id: id(9),
+            callback_id: id(1),
+            kind: DeliveryKind::Update,
+            status: DeliveryStatus::Delivered,
+            next_attempt_at: None,
+            attempts: vec![],
+        };
+        let subscribed =
+            [(id(1), DeliveryKind::Update), (id(1), DeliveryKind::StateChanged), (id(2), DeliveryKind::Update)];
+
+        assert_eq!(count_unrecorded(&subscribed, &[]), 3);
+        assert_eq!(count_unrecorded(&subscribed, std::slice::from_ref(&delivery)), 2);
+        assert_eq!(count_unrecorded(&subscribed[..1], &[delivery]), 0);
+    }
 }

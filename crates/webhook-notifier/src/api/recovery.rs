@@ -185,9 +185,10 @@ impl DeliveryApi {
         let mut rest = found;
         let (mut requeued, mut until) = (0, None);
         while !rest.is_empty() {
+            let next = &rest[..rest.len().min(MAX_LIMIT as usize)];
             let outcomes = match query.status {
                 DeliveryStatus::Delivered => {
-                    let mut bodies = rest.to_vec();
+                    let mut bodies = next.to_vec();
                     // The callbacks of an update share the body of a kind.
                     bodies.dedup_by_key(|id| (id.update_id, id.kind));
                     self.outcomes(query.project_id, &bodies).await?
@@ -195,8 +196,8 @@ impl DeliveryApi {
                 _ => Vec::new(),
             };
             let (batch, later) = match query.status {
-                DeliveryStatus::Delivered => with_payloads(rest, &outcomes),
-                _ => (rest.iter().map(|id| (*id, None)).collect(), &[][..]),
+                DeliveryStatus::Delivered => with_payloads(next, &outcomes),
+                _ => (next.iter().map(|id| (*id, None)).collect(), &[][..]),
             };
             let batch = batch.into_iter().map(|(id, payload)| {
                 let due = cursor.next_due(query.per_second);
@@ -205,7 +206,7 @@ impl DeliveryApi {
             let batch = batch.collect::<Vec<_>>();
             until = batch.last().map(|redelivery| redelivery.due).or(until);
             requeued += self.requeue(query.project_id, &batch, clock::now()).await?.len() as u64;
-            rest = later;
+            rest = &rest[next.len() - later.len()..];
         }
         Ok((requeued, until))
     }

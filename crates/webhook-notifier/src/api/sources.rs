@@ -43,7 +43,8 @@ async fn verify(callbacks: &Callbacks, query: &VerifyReport) -> Result<VerifiedR
         SourceLookup::Unknown => return Err(RpcError::new(ErrorCode::SourceNotFound, "Source not found")),
         SourceLookup::Locked(e) => {
             tracing::error!(%source_id, "the source's secrets cannot be opened, its reports are refused: {e}");
-            let message = "The secrets of this source cannot be opened; retry, or tell the operator of Leadrelay";
+            let message =
+                "The secrets of this source cannot be opened; retry later, or contact the operator of Leadrelay";
             return Err(RpcError::new(ErrorCode::Unavailable, message));
         }
     };

@@ -19,10 +19,7 @@ use service_kit::{
     lifecycle::drain,
     nats::{error_chain, retry_backoff},
 };
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    task::JoinSet,
-};
+use tokio::{sync::OwnedSemaphorePermit, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::event::{AckDecision, ConsumerRole, EventDispatcher, EventMeta};
@@ -41,11 +38,7 @@ const PULL_BYTES: usize = 8 * 1024 * 1024;
 /// How long a pull waits at the server, and how long it may be silent before the connection counts as lost.
 const PULL_EXPIRES: Duration = Duration::from_secs(30);
 const PULL_HEARTBEAT: Duration = Duration::from_secs(5);
-/// The memory of events in flight, in units of up to 16 KiB. While it is used up, the pull waits. More bridges longer
-/// pauses of Postgres, less takes less memory.
-const MAX_UNITS: u32 = 1024;
-const BYTES_PER_UNIT: usize = 16 * 1024;
-/// How soon an event is redelivered that could not be decided.
+/// How soon an event that could not be handled is redelivered.
 const RETRY_DELAY: Duration = Duration::from_millis(500);
 
 /// `ACK_WAIT` and `PROGRESS_INTERVAL` of [`ConsumerRole::RecordOrdered`]: an unrecorded event delays all later ordered
@@ -68,12 +61,11 @@ fn progress_interval(role: ConsumerRole) -> Duration {
 pub(crate) struct EventConsumer {
     dispatcher: EventDispatcher,
     readiness: Readiness,
-    memory: Arc<Semaphore>,
 }
 
 impl EventConsumer {
     pub(crate) fn new(dispatcher: EventDispatcher, readiness: Readiness) -> Arc<Self> {
-        Arc::new(Self { dispatcher, readiness, memory: Arc::new(Semaphore::new(MAX_UNITS as usize)) })
+        Arc::new(Self { dispatcher, readiness })
     }
 
     fn role(&self) -> ConsumerRole {
@@ -149,8 +141,7 @@ impl EventConsumer {
                     continue;
                 }
             };
-            let units = (1 + (message.payload.len() / BYTES_PER_UNIT) as u32).min(MAX_UNITS);
-            let memory = self.memory.clone().acquire_many_owned(units).await?;
+            let memory = self.dispatcher.memory.acquire(message.payload.len()).await?;
             let consumer = self.clone();
             // Boxed, since the runtime moves the future several times.
             events.spawn(Box::pin(async move { consumer.handle(message, meta, memory).await }));

@@ -100,7 +100,7 @@ impl Erasures {
                 }
                 is_before |= update.update_id == update_id;
             }
-            erasures::erase_deliveries(&self.pool, project_id, &update_ids, clock::now()).await?;
+            is_complete &= erasures::erase_deliveries(&self.pool, project_id, &update_ids, clock::now()).await?;
             is_complete &= self.erase_parked(project_id, &update_ids).await?;
             cursor = page.next;
             if cursor.is_none() {

@@ -30,6 +30,7 @@ use service_kit::{
 use super::{
     dead_letter::{self, DeadLetter},
     erasures,
+    memory::EventMemory,
 };
 use crate::{
     callbacks::{ProcessUnreadable, Subscription, Target},
@@ -153,6 +154,7 @@ pub(crate) struct EventDispatcher {
     pub(crate) js: jetstream::Context,
     pub(crate) pool: Pool,
     pub(crate) deliverer: Arc<Deliverer>,
+    pub(crate) memory: EventMemory,
 }
 
 impl EventDispatcher {
@@ -199,9 +201,13 @@ impl EventDispatcher {
         let own = span.as_ref().and_then(Span::traceparent);
         let traceparent = own.as_deref().or(parent).map(Arc::from);
         let deliveries = pending_deliveries(targets, &event, order.as_ref(), traceparent)?;
+        // Held until the deliveries are recorded.
+        let attempted = self.memory.attempt(event.project_id, message.payload.len());
         // Frees the memory: the attempts may take long.
         drop((message, event));
-        let deliveries = deliveries.into_iter().map(|(target, delivery)| self.deliver_to(target, delivery));
+        let may_attempt = attempted.is_some();
+        let deliveries =
+            deliveries.into_iter().map(|(target, delivery)| self.deliver_to(target, delivery, may_attempt));
         let delivered = try_join_all(deliveries).await;
         if let (Some(span), Err(e)) = (&mut span, &delivered) {
             span.fail("stopping", e);
@@ -283,8 +289,8 @@ impl EventDispatcher {
         Ok(targets)
     }
 
-    async fn deliver_to(&self, target: Target, delivery: PendingDelivery) -> Result<(), Stopping> {
-        if delivery.order.is_some() || self.deliverer.callbacks.health.hold(&target).is_some() {
+    async fn deliver_to(&self, target: Target, delivery: PendingDelivery, may_attempt: bool) -> Result<(), Stopping> {
+        if !may_attempt || delivery.order.is_some() || self.deliverer.callbacks.health.hold(&target).is_some() {
             return self.record_only(target, delivery).await;
         }
         let endpoint = target.endpoint();

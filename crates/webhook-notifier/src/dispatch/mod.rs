@@ -4,5 +4,6 @@ pub(crate) mod consumer;
 pub(crate) mod dead_letter;
 pub(crate) mod erasures;
 pub(crate) mod event;
+pub(crate) mod memory;
 pub(crate) mod ordering;
 pub(crate) mod parked;

@@ -6,7 +6,7 @@
 //! notifiers that crashed in between. The sweep visits a limited number of leads per turn: a callback that has not
 //! responded for days has pending deliveries of very many leads.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use anyhow::Context;
 use async_nats::jetstream;
@@ -18,17 +18,14 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     admission::limiter::ConcurrencyLimiter,
     callbacks::Callbacks,
-    core::ordering::{LeadKey, LeadQueue, PendingLeads, RecordedWatermark},
+    core::ordering::{EarlyLeads, LeadKey, LeadQueue, PendingLeads, RecordedWatermark, Sweep},
     store,
 };
 
-/// How often all leads are checked. Longer delays what a crashed notifier had to make due, shorter costs Postgres more.
-const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
-/// Most leads in one statement.
+/// Maximum number of leads in one statement.
 const MAX_BATCH: usize = 500;
-/// How soon a lead with an earlier unrecorded event is checked again: at first, and at most.
-const FIRST_DELAY: Duration = Duration::from_millis(5);
-const MAX_DELAY: Duration = Duration::from_millis(320);
+/// How soon a turn that failed is repeated.
+const RETRY_DELAY: Duration = Duration::from_millis(320);
 
 /// The task that makes ordered deliveries due.
 #[derive(Debug)]
@@ -40,95 +37,81 @@ pub(crate) struct LeadOrdering {
     pub(crate) limiter: Arc<ConcurrencyLimiter>,
 }
 
-/// What a check left to be checked again, and whether it made any delivery due.
-#[derive(Default)]
-struct Checked {
-    early: PendingLeads,
-    any_due: bool,
-}
-
 impl LeadOrdering {
     pub(crate) async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
-        let mut next_sweep = Instant::now();
-        let mut delay = FIRST_DELAY;
-        loop {
-            let PendingLeads { leads, all } = self.queue.take();
-            let sweep = all || Instant::now() >= next_sweep;
-            if sweep {
-                next_sweep = Instant::now() + SWEEP_INTERVAL;
-            }
-            let Checked { early, any_due } = match self.check(&leads, sweep).await {
-                Ok(checked) => checked,
-                Err(e) => {
+        let order = async {
+            let (mut sweep, mut early) = (Sweep::new(Instant::now()), EarlyLeads::default());
+            loop {
+                if let Err(e) = self.turn(&mut sweep, &mut early).await {
                     tracing::warn!("cannot order deliveries, trying again: {e:#}");
-                    delay = MAX_DELAY;
-                    Checked { early: PendingLeads { leads, all: sweep }, any_due: false }
+                    tokio::time::sleep(RETRY_DELAY).await;
+                    continue;
                 }
-            };
-            let next_check = if early.is_empty() {
-                delay = FIRST_DELAY;
-                next_sweep
-            } else {
-                delay = if any_due { FIRST_DELAY } else { (delay * 2).min(MAX_DELAY) };
-                self.queue.put_back(early);
-                next_sweep.min(Instant::now() + delay)
-            };
-            // Leads that are added during a backoff are checked together with the early ones.
-            let added = async {
-                if delay == FIRST_DELAY {
-                    self.queue.added().await;
-                } else {
-                    std::future::pending().await
+                let next_step = sweep.next_step(Instant::now());
+                let next_turn = early.next_check().map_or(next_step, |next_check| next_check.min(next_step));
+                tokio::select! {
+                    () = tokio::time::sleep_until(next_turn) => {}
+                    () = self.queue.added() => {}
                 }
-            };
-            tokio::select! {
-                () = tokio::time::sleep_until(next_check) => {}
-                () = added => {}
-                () = shutdown.cancelled() => return Ok(()),
             }
-        }
+        };
+        shutdown.run_until_cancelled(order).await;
+        Ok(())
     }
 
-    /// Checks these leads, and with `sweep` all others.
-    async fn check(&self, leads: &HashSet<LeadKey>, sweep: bool) -> anyhow::Result<Checked> {
-        let mut checked = Checked::default();
+    /// Checks the added leads and the early leads that are due, then takes a step of the sweep.
+    async fn turn(&self, sweep: &mut Sweep, early: &mut EarlyLeads) -> anyhow::Result<()> {
+        let now = Instant::now();
+        let PendingLeads { mut leads, all } = self.queue.take();
+        if all {
+            sweep.request(now);
+        }
+        leads.extend(early.due(now));
+        let leads = leads.into_iter().collect::<Vec<_>>();
         let mut watermark = None;
-        let leads = leads.iter().copied().collect::<Vec<_>>();
-        self.make_due(&leads, &mut watermark, &mut checked).await?;
-        let mut after = None;
-        let mut swept = !sweep;
-        let held = if sweep { self.callbacks.held() } else { Vec::new() };
-        while !swept {
-            let waiting = store::ordering::waiting_leads(&self.pool, after, &held, MAX_BATCH as i64).await?;
-            self.make_due(&waiting, &mut watermark, &mut checked).await?;
-            swept = waiting.len() < MAX_BATCH;
-            after = waiting.last().copied();
+        if let Err(e) = self.make_due(&leads, &mut watermark, early).await {
+            self.queue.put_back(leads);
+            return Err(e);
         }
-        if checked.any_due {
-            self.limiter.wake_retries();
+        if sweep.start_if_due(now) {
+            self.sweep_step(sweep, &mut watermark, early).await?;
         }
-        Ok(checked)
+        Ok(())
     }
 
-    /// Reads the watermark once, before the first deliveries are read: what is recorded later has a higher sequence.
+    async fn sweep_step(
+        &self,
+        sweep: &mut Sweep,
+        watermark: &mut Option<RecordedWatermark>,
+        early: &mut EarlyLeads,
+    ) -> anyhow::Result<()> {
+        let held = self.callbacks.held();
+        let visited = store::ordering::visit_leads(&self.pool, sweep.after(), &held, MAX_BATCH as i64).await?;
+        let waiting = visited.iter().filter(|visited| visited.is_waiting).map(|visited| visited.lead);
+        self.make_due(&waiting.collect::<Vec<_>>(), watermark, early).await?;
+        let last = visited.last().filter(|_| visited.len() == MAX_BATCH);
+        sweep.note_step(last.map(|visited| visited.lead));
+        Ok(())
+    }
+
+    /// Makes the next deliveries of these leads due. Reads the watermark once, before the first deliveries: events that
+    /// are recorded later have a higher sequence.
     async fn make_due(
         &self,
         leads: &[LeadKey],
         watermark: &mut Option<RecordedWatermark>,
-        checked: &mut Checked,
+        early: &mut EarlyLeads,
     ) -> anyhow::Result<()> {
         for leads in leads.chunks(MAX_BATCH) {
             let watermark = match watermark {
                 Some(watermark) => &*watermark,
                 None => watermark.insert(self.recorded_watermark().await?),
             };
-            for head in store::ordering::make_heads_due(&self.pool, leads, watermark, clock::now()).await? {
-                if head.is_due {
-                    checked.any_due = true;
-                } else {
-                    checked.early.insert(head.lead);
-                }
+            let heads = store::ordering::make_heads_due(&self.pool, leads, watermark, clock::now()).await?;
+            if heads.iter().any(|head| head.is_due) {
+                self.limiter.wake_retries();
             }
+            early.note_check(leads, &heads, Instant::now());
         }
         Ok(())
     }

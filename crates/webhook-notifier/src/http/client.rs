@@ -23,10 +23,10 @@ use super::{
     dns::Dns,
     failure::{rejection, request_error},
     guard::Guard,
-    pool::{ConnectionPool, MAX_BODY},
+    pool::{ConnectionPool, MAX_BODY, MAX_OPEN_PER_ATTEMPT},
     request::{PreparedCallback, RequestError, server},
     resolver::{DESTINATION, Destination, Resolver},
-    response_limit::ConnectionReads,
+    response_limit::{ConnectionReads, OpenConnections},
     token::{Token, TokenCache, TokenSource},
     token_request::{Grant, parse_grant, token_request},
 };
@@ -46,25 +46,31 @@ pub(crate) struct CallbackClient {
     shared: ConnectionPool,
     resolver: Resolver,
     tls: ClientConfig,
+    /// The connections of all pools.
+    open: OpenConnections,
     tokens: TokenCache,
 }
 
 impl CallbackClient {
     /// A client that reaches what the guard allows and trusts the system's CA certificates. It follows no redirects,
     /// which lead to URLs that the guard did not check, and uses no proxy, which would resolve names without the guard.
-    pub(crate) fn new(guard: Guard, dns: Arc<Dns>) -> anyhow::Result<Self> {
-        Ok(Self::with_resolver(Resolver::new(guard, dns), tls::client()?))
+    pub(crate) fn new(guard: Guard, dns: Arc<Dns>, max_in_flight: u32) -> anyhow::Result<Self> {
+        let open = OpenConnections::new(max_in_flight as usize * MAX_OPEN_PER_ATTEMPT);
+        Ok(Self::with_resolver(Resolver::new(guard, dns), tls::client()?, open))
     }
 
-    fn with_resolver(resolver: Resolver, tls: ClientConfig) -> Self {
-        let shared = ConnectionPool::new(resolver.clone(), tls.clone());
-        Self { shared, resolver, tls, tokens: TokenCache::default() }
+    fn with_resolver(resolver: Resolver, tls: ClientConfig, open: OpenConnections) -> Self {
+        let shared = ConnectionPool::new(resolver.clone(), tls.clone(), open.clone());
+        Self { shared, resolver, tls, open, tokens: TokenCache::default() }
     }
 
     /// The connections of a callback: its own if it has a client certificate, otherwise shared ones.
     fn pool<'a>(&'a self, callback: &'a PreparedCallback) -> Result<&'a ConnectionPool, RequestError> {
         let Some(certificate) = &callback.callback.client_certificate else { return Ok(&self.shared) };
-        let create = || ConnectionPool::with_certificate(self.resolver.clone(), self.tls.clone(), certificate);
+        let create = || {
+            let (resolver, tls, open) = (self.resolver.clone(), self.tls.clone(), self.open.clone());
+            ConnectionPool::with_certificate(resolver, tls, open, certificate)
+        };
         let pool = callback.own_pool.get_or_init(create).as_ref();
         pool.map_err(|e| RequestError::NotSent(format!("the client certificate: {e}")))
     }
@@ -84,7 +90,7 @@ impl CallbackClient {
             self.resolver.guard().check_address(address, port)?;
         }
         let sent = async {
-            match pool.kept.request(request.clone()).await {
+            match pool.client().request(request.clone()).await {
                 Err(e) if closed_on_reuse(&e) => pool.fresh.request(request).await,
                 response => response,
             }
@@ -305,7 +311,7 @@ pub(crate) mod tests {
     /// Sends to a URL with only loopback addresses allowed.
     async fn send(url: &str) -> Attempt {
         let guard = guard(&["127.0.0.0/8"]);
-        let client = CallbackClient::new(guard.clone(), dns()).unwrap();
+        let client = CallbackClient::new(guard.clone(), dns(), 100).unwrap();
         client.send(&PreparedCallback::new(callback(url), &guard), &delivery(), Some(TRACE)).await
     }
 
@@ -379,7 +385,7 @@ pub(crate) mod tests {
     }
 
     #[tokio::test]
-    async fn a_secret_at_the_end_of_what_is_kept_of_a_response_is_not_kept() {
+    async fn a_secret_across_the_end_of_the_kept_response_is_removed() {
         for start in [MAX_KEPT_BODY - SECRET.len(), MAX_KEPT_BODY - SECRET.len() + 1, MAX_KEPT_BODY - 1] {
             let body = ["x".repeat(start), SECRET.into(), "y".repeat(100)].concat();
             let head = format!("HTTP/1.1 503 Service Unavailable\r\ncontent-length: {}\r\n\r\n", body.len());
@@ -458,7 +464,7 @@ pub(crate) mod tests {
     #[tokio::test]
     async fn a_kept_connection_that_was_closed_is_replaced_within_the_attempt() {
         let guard = guard(&["127.0.0.0/8"]);
-        let client = CallbackClient::new(guard.clone(), dns()).unwrap();
+        let client = CallbackClient::new(guard.clone(), dns(), 100).unwrap();
         let (url, requests, _serving) = closing_endpoint(b"").await;
         let target = PreparedCallback::new(callback(&url), &guard);
 
@@ -472,9 +478,24 @@ pub(crate) mod tests {
     }
 
     #[tokio::test]
+    async fn no_connection_is_kept_while_too_many_are_open() {
+        let guard = guard(&["127.0.0.0/8"]);
+        let client = CallbackClient::new(guard.clone(), dns(), 0).unwrap();
+        let (url, requests, _serving) = closing_endpoint(b"").await;
+        let target = PreparedCallback::new(callback(&url), &guard);
+
+        for _ in 0..20 {
+            let attempt = client.send(&target, &delivery(), Some(TRACE)).await;
+            assert_eq!(attempt.outcome, AttemptOutcome::Accepted { status: 200 });
+        }
+
+        assert_eq!(requests.load(Ordering::Relaxed), 20, "no request was repeated");
+    }
+
+    #[tokio::test]
     async fn a_response_that_breaks_off_is_a_failure() {
         let guard = guard(&["127.0.0.0/8"]);
-        let client = CallbackClient::new(guard.clone(), dns()).unwrap();
+        let client = CallbackClient::new(guard.clone(), dns(), 100).unwrap();
         let (url, requests, _serving) = closing_endpoint(b"HTTP/1.1 2").await;
         let target = PreparedCallback::new(callback(&url), &guard);
 
@@ -486,7 +507,7 @@ pub(crate) mod tests {
     }
 
     #[tokio::test]
-    async fn a_status_of_2xx_counts_whatever_the_other_lines_are() {
+    async fn a_2xx_status_counts_with_malformed_headers() {
         let many = (0..150).map(|n| format!("x-header-{n}: value\r\n")).collect::<String>();
         for lines in [
             many.as_str(),
@@ -625,7 +646,8 @@ pub(crate) mod tests {
         lookup: impl Fn(String) -> Vec<IpAddr> + Send + Sync + 'static,
     ) -> CallbackClient {
         let lookup = move |_, name| std::future::ready(Ok(lookup(name)));
-        CallbackClient::with_resolver(Resolver::with_lookup(guard(allow), lookup), tls::client().unwrap())
+        let open = OpenConnections::new(100);
+        CallbackClient::with_resolver(Resolver::with_lookup(guard(allow), lookup), tls::client().unwrap(), open)
     }
 
     #[tokio::test]
@@ -728,7 +750,8 @@ pub(crate) mod tests {
     #[tokio::test]
     async fn names_from_the_system_resolver_are_checked() {
         let target = PreparedCallback::new(callback("http://localhost:1/"), &guard(&[]));
-        let attempt = CallbackClient::new(guard(&[]), dns()).unwrap().send(&target, &delivery(), Some(TRACE)).await;
+        let attempt =
+            CallbackClient::new(guard(&[]), dns(), 100).unwrap().send(&target, &delivery(), Some(TRACE)).await;
         let error = attempt.outcome.error().unwrap();
         assert!(error.starts_with("refused: the address ") && error.ends_with(" is not allowed: loopback"), "{error}");
     }

@@ -80,7 +80,10 @@ impl Guard {
             Err(e) => return Some(e.to_string()),
         };
         if !url.username().is_empty() || url.password().is_some() {
-            return Some("the URL contains a user or password, which is shown with it: use auth instead".into());
+            return Some(
+                "the URL contains a user or password, which is visible wherever the URL is shown: use auth instead"
+                    .into(),
+            );
         }
         let name = url.domain()?;
         let found = tokio::time::timeout(LOOKUP_TIMEOUT, lookup(name)).await.ok()?.ok()?;

@@ -88,7 +88,7 @@ impl OwnServers {
                 Ok(found) if !found.is_empty() => server.addresses = found,
                 // A directory of Unix sockets has no address.
                 _ if server.host.starts_with('/') => {}
-                _ => tracing::warn!("the address of {} is not found, so the one before counts as it", server.host),
+                _ => tracing::warn!("cannot look up the address of {}; the previous address stays in use", server.host),
             }
         }
         let configured = self.servers.iter().flat_map(|server| {

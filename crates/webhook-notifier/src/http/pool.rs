@@ -12,7 +12,10 @@ use hyper_util::{
 };
 use rustls::{ClientConfig, client::Resumption, sign::SingleCertAndKey};
 
-use super::{resolver::Resolver, response_limit::LimitedConnector};
+use super::{
+    resolver::Resolver,
+    response_limit::{LimitedConnector, OpenConnections},
+};
 
 /// How much of a body is read before the connection is closed. A higher limit reuses connections of endpoints with long
 /// responses; a lower one reads fewer unused bytes.
@@ -27,8 +30,12 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Idle connections per host: as many as one callback may use at once by default, so that a pause between two batches
 /// of events closes no connection that the next batch opens again.
 const MAX_IDLE_PER_HOST: usize = 256;
-/// The read buffer, and so the longest head. More lets an endless response occupy a thread for longer, less rejects
-/// heads that other clients accept.
+/// Connections that may be open per attempt in flight, of all hosts together. Beyond that, each request opens a
+/// connection of its own, until enough idle ones have timed out. With more, callbacks with very many hosts take more
+/// memory; with fewer, they make other callbacks open more connections.
+pub(crate) const MAX_OPEN_PER_ATTEMPT: usize = 4;
+/// The size of the read buffer, and so the longest head. A larger buffer lets an endless response occupy a thread for
+/// longer; a smaller one rejects heads that other clients accept.
 pub(crate) const MAX_READ: usize = 32 * 1024;
 /// Maximum bytes that are read of a response: head, body, and some room for interim (1xx) heads.
 const MAX_RESPONSE: usize = MAX_BODY + 2 * MAX_READ;
@@ -42,20 +49,23 @@ pub(crate) type HttpClient = Client<LimitedConnector<HttpsConnector<HttpConnecto
 #[derive(Debug)]
 pub(crate) struct ConnectionPool {
     /// Keeps connections for the next request.
-    pub(crate) kept: HttpClient,
+    kept: HttpClient,
     /// Opens a connection for each request.
     pub(crate) fresh: HttpClient,
+    /// The connections of all pools.
+    open: OpenConnections,
 }
 
 impl ConnectionPool {
-    pub(crate) fn new(resolver: Resolver, tls: ClientConfig) -> Self {
+    pub(crate) fn new(resolver: Resolver, tls: ClientConfig, open: OpenConnections) -> Self {
         let mut http = HttpConnector::new_with_resolver(resolver);
         // The guard checks the scheme.
         http.enforce_http(false);
         http.set_nodelay(true);
         http.set_connect_timeout(Some(CONNECT_TIMEOUT));
         let https = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1();
-        let connector = LimitedConnector { connector: https.wrap_connector(http), max_response: MAX_RESPONSE };
+        let connector =
+            LimitedConnector { connector: https.wrap_connector(http), max_response: MAX_RESPONSE, open: open.clone() };
         let client = |max_idle_per_host| {
             Client::builder(TokioExecutor::new())
                 .pool_timer(TokioTimer::new())
@@ -69,21 +79,28 @@ impl ConnectionPool {
                 .http1_allow_obsolete_multiline_headers_in_responses(true)
                 .build(connector.clone())
         };
-        Self { kept: client(MAX_IDLE_PER_HOST), fresh: client(0) }
+        Self { kept: client(MAX_IDLE_PER_HOST), fresh: client(0), open }
     }
 
-    /// The pool of a callback with a certificate of its own. It shares neither connections nor TLS sessions with others: an
-    /// endpoint knows the client of a connection, and of a resumed session, by the certificate that it began with.
+    /// The client for a request.
+    pub(crate) fn client(&self) -> &HttpClient {
+        if self.open.is_full() { &self.fresh } else { &self.kept }
+    }
+
+    /// The pool of a callback with a certificate of its own. It shares neither connections nor TLS sessions with
+    /// others: an endpoint identifies the client of a connection, and of a resumed session, by the certificate that it
+    /// began with.
     ///
     /// # Errors
     /// Why the certificate cannot be used.
     pub(crate) fn with_certificate(
         resolver: Resolver,
         mut tls: ClientConfig,
+        open: OpenConnections,
         certificate: &ClientCertificate,
     ) -> Result<Self, String> {
         tls.client_auth_cert_resolver = Arc::new(SingleCertAndKey::from(certificate.certified_key()?));
         tls.resumption = Resumption::default();
-        Ok(Self::new(resolver, tls))
+        Ok(Self::new(resolver, tls, open))
     }
 }

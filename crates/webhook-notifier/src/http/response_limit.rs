@@ -9,7 +9,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Context, Poll, ready},
 };
@@ -28,9 +28,41 @@ use tower_service::Service;
 pub(crate) struct LimitedConnector<C> {
     pub(crate) connector: C,
     pub(crate) max_response: usize,
+    pub(crate) open: OpenConnections,
 }
 
-/// A connection as hyper takes it.
+/// Counts connections until they are closed.
+#[derive(Debug, Clone)]
+pub(crate) struct OpenConnections {
+    count: Arc<AtomicUsize>,
+    max: usize,
+}
+
+impl OpenConnections {
+    pub(crate) fn new(max: usize) -> Self {
+        Self { count: Arc::default(), max }
+    }
+
+    /// Whether there are so many connections that no more should be kept.
+    pub(crate) fn is_full(&self) -> bool {
+        self.count.load(Ordering::Relaxed) >= self.max
+    }
+
+    fn add(&self) -> OpenConnection {
+        self.count.fetch_add(1, Ordering::Relaxed);
+        OpenConnection(self.count.clone())
+    }
+}
+
+#[derive(Debug)]
+struct OpenConnection(Arc<AtomicUsize>);
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 type Io<T> = TokioIo<LimitedStream<TokioIo<T>>>;
 
 impl<C: Service<Uri>> Service<Uri> for LimitedConnector<C> {
@@ -43,10 +75,10 @@ impl<C: Service<Uri>> Service<Uri> for LimitedConnector<C> {
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
-        let max_response = self.max_response;
+        let (max_response, open) = (self.max_response, self.open.clone());
         let limited = move |io| {
             let (io, reads) = (TokioIo::new(io), ConnectionReads::default());
-            TokioIo::new(LimitedStream { io, max_response, left: max_response, reads })
+            TokioIo::new(LimitedStream { io, max_response, left: max_response, reads, _open: open.add() })
         };
         self.connector.call(uri).map_ok(Box::new(limited))
     }
@@ -87,6 +119,7 @@ pub(crate) struct LimitedStream<T> {
     max_response: usize,
     left: usize,
     reads: ConnectionReads,
+    _open: OpenConnection,
 }
 
 impl<T: Connection> Connection for LimitedStream<T> {

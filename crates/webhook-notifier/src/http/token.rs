@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_failure_is_shared_by_those_who_wait_and_not_kept() {
+    async fn waiting_attempts_share_a_failure_that_is_not_cached() {
         let fixture = Fixture::new();
         let texts = futures::future::join_all((0..50).map(|_| fixture.text(Err("no")))).await;
         assert!(texts.iter().all(|text| text.as_ref().is_err_and(|e| e == "no")), "{texts:?}");

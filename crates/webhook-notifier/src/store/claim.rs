@@ -153,7 +153,8 @@ pub(crate) async fn claim(
                    sum(locked.length) OVER (
                        PARTITION BY request.place ORDER BY locked.next_attempt_at, locked.update_id, locked.kind
                    ) - locked.length AS bytes_before,
-                   count(*) OVER () AS found_count
+                   -- A row without a body can never be claimed.
+                   count(locked.length) OVER () AS found_count
             FROM unnest($1::bytea[], $2::bytea[], $3::bigint[], $4::bigint[], $5::bigint[]) WITH ORDINALITY
                      AS request (callback_id, project_id, max_deliveries, max_bytes, max_project_bytes, place)
             CROSS JOIN LATERAL (

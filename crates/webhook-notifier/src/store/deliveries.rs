@@ -13,6 +13,7 @@ use service_kit::postgres::Pool;
 use time::OffsetDateTime;
 
 use super::{bodies, error::StoreError, id};
+use crate::core::ordering::LeadKey;
 
 fn parse_status(text: &str, id: DeliveryId) -> Result<DeliveryStatus, StoreError> {
     text.parse().map_err(|_| StoreError::Corrupt {
@@ -282,6 +283,12 @@ pub(crate) struct Redelivery<'a> {
     pub(crate) payload: Option<&'a str>,
 }
 
+/// The deliveries that were made pending again, and the leads of the ordered ones.
+pub(crate) struct Requeued {
+    pub(crate) deliveries: Vec<ListedDelivery>,
+    pub(crate) leads: Vec<LeadKey>,
+}
+
 /// Makes completed deliveries of a project pending and starts their schedules again. Ordered ones become due when they
 /// are their lead's next. Deliveries that are pending already are not changed, and not returned.
 pub(crate) async fn requeue(
@@ -289,7 +296,7 @@ pub(crate) async fn requeue(
     project_id: ObjectId,
     redeliveries: &[Redelivery<'_>],
     now: Timestamp,
-) -> Result<Vec<ListedDelivery>, StoreError> {
+) -> Result<Requeued, StoreError> {
     let update_ids = redeliveries.iter().map(|d| *d.id.update_id.as_bytes()).collect::<Vec<_>>();
     let callback_ids = redeliveries.iter().map(|d| *d.id.callback_id.as_bytes()).collect::<Vec<_>>();
     let kinds = redeliveries.iter().map(|d| d.id.kind.as_str()).collect::<Vec<_>>();
@@ -300,8 +307,7 @@ pub(crate) async fn requeue(
         .unzip();
     let has_long = long.iter().map(Option::is_some).collect::<Vec<_>>();
     let mut transaction = pool.begin().await?;
-    let rows = sqlx::query_as!(
-        Row,
+    let rows = sqlx::query!(
         r#"
         UPDATE webhooks.deliveries AS d SET
             status = 'pending', next_attempt_at = CASE WHEN d.lead_id IS NULL THEN r.due END,
@@ -316,7 +322,7 @@ pub(crate) async fn requeue(
                             WHERE p.update_id = d.update_id AND p.kind = d.kind AND p.project_id = d.project_id))
         RETURNING d.update_id AS "update_id: [u8; 12]", d.callback_id AS "callback_id: [u8; 12]", d.kind,
                   d.process_id AS "process_id: [u8; 12]", d.status, d.attempts, d.next_attempt_at, d.created_at,
-                  d.updated_at, d.last_error
+                  d.updated_at, d.last_error, d.lead_id AS "lead_id: [u8; 12]"
         "#,
         project_id.as_bytes(),
         &update_ids as &[[u8; 12]],
@@ -330,13 +336,27 @@ pub(crate) async fn requeue(
     )
     .fetch_all(&mut *transaction)
     .await?;
-    let requeued = listed(rows)?;
-    let ids = requeued.iter().map(|delivery| delivery.id).collect::<BTreeSet<_>>();
+    let lead = |callback_id, lead_id| LeadKey { callback_id: id(callback_id), lead_id: id(lead_id) };
+    let leads = rows.iter().filter_map(|row| Some(lead(row.callback_id, row.lead_id?))).collect();
+    let rows = rows.into_iter().map(|row| Row {
+        update_id: row.update_id,
+        callback_id: row.callback_id,
+        kind: row.kind,
+        process_id: row.process_id,
+        status: row.status,
+        attempts: row.attempts,
+        next_attempt_at: row.next_attempt_at,
+        created_at: row.created_at,
+        updated_at: row.updated_at,
+        last_error: row.last_error,
+    });
+    let deliveries = listed(rows.collect())?;
+    let ids = deliveries.iter().map(|delivery| delivery.id).collect::<BTreeSet<_>>();
     let stored = redeliveries.iter().zip(long).filter(|(redelivery, _)| ids.contains(&redelivery.id));
     let bodies = stored.filter_map(|(r, body)| Some(((project_id, r.id.update_id, r.id.kind), body?)));
     bodies::store(&mut transaction, bodies.collect()).await?;
     transaction.commit().await?;
-    Ok(requeued)
+    Ok(Requeued { deliveries, leads })
 }
 
 #[cfg(test)]

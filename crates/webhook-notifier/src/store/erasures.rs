@@ -100,7 +100,7 @@ pub(crate) async fn erase_deliveries(
     project_id: ObjectId,
     update_ids: &[ObjectId],
     now: Timestamp,
-) -> Result<(), StoreError> {
+) -> Result<bool, StoreError> {
     let id_months = update_ids.iter().map(ObjectId::month).collect::<Vec<Date>>();
     let update_ids = update_ids.iter().map(|id| *id.as_bytes()).collect::<Vec<_>>();
     let mut transaction = pool.begin().await?;
@@ -139,13 +139,14 @@ pub(crate) async fn erase_deliveries(
     )
     .execute(&mut *transaction)
     .await?;
-    erase_bodies_and_responses(&mut transaction, project_id, &update_ids).await?;
+    erase_responses(&mut transaction, project_id, &update_ids).await?;
+    let is_complete = erase_bodies(&mut transaction, project_id, &update_ids).await?;
     transaction.commit().await?;
-    Ok(())
+    Ok(is_complete)
 }
 
 /// Updates of other projects may have the same ids.
-async fn erase_bodies_and_responses(
+async fn erase_responses(
     connection: &mut Session,
     project_id: ObjectId,
     update_ids: &[[u8; 12]],
@@ -161,21 +162,56 @@ async fn erase_bodies_and_responses(
         project_id.as_bytes(),
         update_ids as &[[u8; 12]],
     )
-    .execute(&mut *connection)
-    .await?;
-    sqlx::query!(
-        r#"
-        DELETE FROM webhooks.payloads WHERE update_id = ANY($2) AND project_id = $1
-        "#,
-        project_id.as_bytes(),
-        update_ids as &[[u8; 12]],
-    )
     .execute(connection)
     .await?;
     Ok(())
 }
 
-/// The parked events of a project's updates that no notifier releases now, and whether one releases others.
+/// Erases the long bodies, except those of deliveries that were requeued after this transaction exhausted the pending
+/// ones. Without its body, such a delivery could never be claimed. Returns whether no delivery is pending.
+async fn erase_bodies(
+    connection: &mut Session,
+    project_id: ObjectId,
+    update_ids: &[[u8; 12]],
+) -> Result<bool, StoreError> {
+    // A statement of its own, so that the next one sees the deliveries of transactions that held the locks before.
+    sqlx::query!(
+        r#"
+        SELECT FROM webhooks.payloads WHERE update_id = ANY($2) AND project_id = $1
+        ORDER BY update_id, project_id, kind FOR UPDATE
+        "#,
+        project_id.as_bytes(),
+        update_ids as &[[u8; 12]],
+    )
+    .execute(&mut *connection)
+    .await?;
+    sqlx::query!(
+        r#"
+        DELETE FROM webhooks.payloads AS p
+        WHERE p.update_id = ANY($2) AND p.project_id = $1
+            AND NOT EXISTS (SELECT FROM webhooks.deliveries AS d
+                            WHERE d.update_id = p.update_id AND d.kind = p.kind AND d.project_id = p.project_id
+                                AND d.status = 'pending')
+        "#,
+        project_id.as_bytes(),
+        update_ids as &[[u8; 12]],
+    )
+    .execute(&mut *connection)
+    .await?;
+    let is_complete = sqlx::query_scalar!(
+        r#"
+        SELECT NOT EXISTS (SELECT FROM webhooks.deliveries
+                           WHERE update_id = ANY($2) AND project_id = $1 AND status = 'pending') AS "is_complete!"
+        "#,
+        project_id.as_bytes(),
+        update_ids as &[[u8; 12]],
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok(is_complete)
+}
+
+/// The parked events of a project's updates that no notifier has claimed, and whether others are claimed.
 pub(crate) async fn parked(
     pool: &Pool,
     project_id: ObjectId,

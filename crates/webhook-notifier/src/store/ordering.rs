@@ -5,7 +5,7 @@ use service_kit::postgres::Pool;
 use time::OffsetDateTime;
 
 use super::{error::StoreError, id};
-use crate::core::ordering::{LeadHead, LeadKey, RecordedWatermark};
+use crate::core::ordering::{LeadHead, LeadKey, RecordedWatermark, VisitedLead};
 
 /// Makes the oldest pending delivery of each of these leads due, if it has no due time yet, all earlier events are
 /// recorded, and no earlier event of the lead is parked.
@@ -64,13 +64,14 @@ pub(crate) async fn make_heads_due(
 /// Greater than every id of a lead.
 const BEYOND_LEADS: [u8; 13] = [0xff; 13];
 
-/// Leads after `after` whose oldest pending delivery has no time yet, but none of the held callbacks.
-pub(crate) async fn waiting_leads(
+/// Visits up to `limit` leads with pending ordered deliveries, those after `after`. However many leads have pending
+/// deliveries, a statement reads at most `limit` of them.
+pub(crate) async fn visit_leads(
     pool: &Pool,
     after: Option<LeadKey>,
     held: &[ObjectId],
     limit: i64,
-) -> Result<Vec<LeadKey>, StoreError> {
+) -> Result<Vec<VisitedLead>, StoreError> {
     let after = after.map(|lead| (lead.callback_id, lead.lead_id));
     let held = held.iter().map(|id| *id.as_bytes()).collect::<Vec<_>>();
     // Skips from lead to lead through the index, however many deliveries a lead has; and past all leads of a held
@@ -91,8 +92,9 @@ pub(crate) async fn waiting_leads(
                 ORDER BY d.callback_id, d.lead_id, d.order_key LIMIT 1
             ) AS next
         )
-        SELECT callback_id AS "callback_id!: [u8; 12]", lead_id AS "lead_id!: [u8; 12]"
-        FROM oldest WHERE next_attempt_at IS NULL AND callback_id <> ALL($4) LIMIT $3
+        SELECT callback_id AS "callback_id!: [u8; 12]", lead_id AS "lead_id!: [u8; 12]",
+               next_attempt_at IS NULL AND callback_id <> ALL($4) AS "is_waiting!"
+        FROM oldest LIMIT $3
         "#,
         after.as_ref().map_or(&[][..], |(callback_id, _)| callback_id.as_bytes()),
         after.as_ref().map_or(&[][..], |(_, lead_id)| lead_id.as_bytes()),
@@ -102,6 +104,9 @@ pub(crate) async fn waiting_leads(
     )
     .fetch_all(pool)
     .await?;
-    let leads = rows.into_iter().map(|row| LeadKey { callback_id: id(row.callback_id), lead_id: id(row.lead_id) });
+    let leads = rows.into_iter().map(|row| VisitedLead {
+        lead: LeadKey { callback_id: id(row.callback_id), lead_id: id(row.lead_id) },
+        is_waiting: row.is_waiting,
+    });
     Ok(leads.collect())
 }

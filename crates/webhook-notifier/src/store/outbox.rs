@@ -49,30 +49,41 @@ pub(crate) async fn exhausted(pool: &Pool, limit: i64) -> Result<Vec<WebhookEven
     events.collect()
 }
 
-/// Marks deliveries as announced with this number of attempts, and counts those that an event `delivery.exhausted` is to
-/// report: not those of such events themselves, and none that an erasure ended. A delivery that was requeued since is not
-/// marked: its next exhaustion is announced, too.
+/// An exhaustion that was announced. The same delivery may be exhausted again after it is requeued.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct AnnouncedExhaustion {
+    pub(crate) id: DeliveryId,
+    pub(crate) attempts: u32,
+    pub(crate) exhausted_at: Timestamp,
+}
+
+/// Marks deliveries as announced if they have not been exhausted again since, and counts them for the event
+/// `delivery.exhausted`: but no deliveries of operational events, and none that an erasure ended. A delivery that was
+/// requeued since is not marked, so that its next exhaustion is announced, too.
 pub(crate) async fn mark_exhausted_announced(
     pool: &Pool,
-    deliveries: &[(DeliveryId, u32)],
+    deliveries: &[AnnouncedExhaustion],
     now: Timestamp,
 ) -> Result<(), StoreError> {
     if deliveries.is_empty() {
         return Ok(());
     }
     let operational = DeliveryKind::ALL.iter().filter(|kind| kind.is_operational()).map(|kind| kind.as_str());
-    let update_ids = deliveries.iter().map(|(id, _)| *id.update_id.as_bytes()).collect::<Vec<_>>();
-    let callback_ids = deliveries.iter().map(|(id, _)| *id.callback_id.as_bytes()).collect::<Vec<_>>();
-    let kinds = deliveries.iter().map(|(id, _)| id.kind.as_str()).collect::<Vec<_>>();
-    let attempts = deliveries.iter().map(|(_, attempts)| attempts.cast_signed()).collect::<Vec<_>>();
+    let update_ids = deliveries.iter().map(|announced| *announced.id.update_id.as_bytes()).collect::<Vec<_>>();
+    let callback_ids = deliveries.iter().map(|announced| *announced.id.callback_id.as_bytes()).collect::<Vec<_>>();
+    let kinds = deliveries.iter().map(|announced| announced.id.kind.as_str()).collect::<Vec<_>>();
+    let attempts = deliveries.iter().map(|announced| announced.attempts.cast_signed()).collect::<Vec<_>>();
+    let exhausted_at = deliveries.iter().map(|announced| announced.exhausted_at.into());
+    let exhausted_at = exhausted_at.collect::<Vec<OffsetDateTime>>();
     sqlx::query!(
         r#"
         WITH marked AS (
             UPDATE webhooks.deliveries AS d SET exhausted_announced = true
-            FROM unnest($1::bytea[], $2::bytea[], $3::text[], $7::integer[])
-                AS announced (update_id, callback_id, kind, attempts)
+            FROM unnest($1::bytea[], $2::bytea[], $3::text[], $7::integer[], $8::timestamptz[])
+                AS announced (update_id, callback_id, kind, attempts, exhausted_at)
             WHERE d.update_id = announced.update_id AND d.callback_id = announced.callback_id AND d.kind = announced.kind
-                AND d.status = 'exhausted' AND d.attempts = announced.attempts AND NOT d.exhausted_announced
+                AND d.status = 'exhausted' AND d.attempts = announced.attempts
+                AND date_trunc('milliseconds', d.updated_at) = announced.exhausted_at AND NOT d.exhausted_announced
             RETURNING d.update_id, d.callback_id, d.kind, d.last_error, d.updated_at
         ), counted AS (
             SELECT DISTINCT ON (callback_id) callback_id, count(*) OVER (PARTITION BY callback_id) AS deliveries,
@@ -97,6 +108,7 @@ pub(crate) async fn mark_exhausted_announced(
         ERASED,
         OffsetDateTime::from(now),
         &attempts,
+        &exhausted_at as &[OffsetDateTime],
     )
     .execute(pool)
     .await?;

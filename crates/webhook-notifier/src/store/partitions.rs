@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 use super::error::StoreError;
 
 /// The error of held deliveries that were kept as long as the delivery log.
-const EXPIRED: &str = "it waited for its callback until its month of the delivery log expired";
+const EXPIRED: &str = "not sent: its callback could not be called before its month of the delivery log expired";
 
 /// Drops the months that ended before this time and have no work left. Returns their names. Waits only a moment for
 /// concurrent readers: all other statements wait behind this one.

@@ -30,16 +30,56 @@ pub(crate) fn is_one_statement(records: &[DeliveryRecord]) -> bool {
 
 /// Writes records, in the caller's transaction. No two may be of the same delivery.
 pub(crate) async fn write(connection: &mut Session, records: &[DeliveryRecord]) -> Result<(), StoreError> {
-    let (claimed, from_events): (Vec<_>, Vec<_>) = records.iter().partition(|record| record.source.lease().is_some());
+    write_selected(connection, &records.iter().collect::<Vec<_>>()).await
+}
+
+/// Writes records after a write that failed, in the caller's transaction, which must not have read anything yet. The
+/// failed write may have been committed: then its attempts are skipped, so that none is counted twice. Records without
+/// an attempt change nothing the second time.
+pub(crate) async fn write_again(connection: &mut Session, records: &[DeliveryRecord]) -> Result<(), StoreError> {
+    // The failed write may still be committed after this transaction looked for its attempts. At this level, a write to
+    // the same rows then fails, and is repeated.
+    sqlx::query!("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ").execute(&mut *connection).await?;
+    let recorded = recorded_attempts(connection, records).await?;
+    let left = records.iter().zip(recorded).filter(|(_, is_recorded)| !is_recorded);
+    write_selected(connection, &left.map(|(record, _)| record).collect::<Vec<_>>()).await
+}
+
+/// Whether the attempt of each record is recorded. The start of an attempt identifies it among those of a delivery.
+async fn recorded_attempts(connection: &mut Session, records: &[DeliveryRecord]) -> sqlx::Result<Vec<bool>> {
+    let records = records.iter().collect::<Vec<_>>();
+    let columns = Columns::of(&records);
+    let attempts = AttemptColumns::of(&records);
+    sqlx::query_scalar!(
+        r#"
+        SELECT EXISTS (SELECT FROM webhooks.every_attempt AS a
+                       WHERE a.update_id = r.update_id AND a.callback_id = r.callback_id AND a.kind = r.kind
+                           AND a.started_at = r.started_at) AS "is_recorded!"
+        FROM unnest($1::bytea[], $2::bytea[], $3::text[], $4::timestamptz[]) WITH ORDINALITY
+            AS r (update_id, callback_id, kind, started_at, place)
+        ORDER BY r.place
+        "#,
+        &columns.update_ids as &[[u8; 12]],
+        &columns.callback_ids as &[[u8; 12]],
+        &columns.kinds as &[&str],
+        &attempts.started_at as &[Option<OffsetDateTime>],
+    )
+    .fetch_all(connection)
+    .await
+}
+
+async fn write_selected(connection: &mut Session, records: &[&DeliveryRecord]) -> Result<(), StoreError> {
+    let (claimed, from_events): (Vec<_>, Vec<_>) =
+        records.iter().copied().partition(|record| record.source.lease().is_some());
     let (ordered, others): (Vec<_>, Vec<_>) =
         from_events.into_iter().partition(|record| record.delivery.order.is_some());
     insert_ordered(connection, &ordered).await?;
     upsert_from_events(connection, &others).await?;
     update_claimed(connection, &claimed).await?;
     let long = |record: &&DeliveryRecord| bodies::is_long(&record.delivery.body);
-    let (delivered, waiting): (Vec<_>, Vec<_>) =
-        records.iter().filter(long).partition(|record| record.state == DeliveryState::Delivered);
-    // A claimed delivery has its body there already.
+    let (delivered, waiting): (Vec<&DeliveryRecord>, Vec<_>) =
+        records.iter().copied().filter(long).partition(|record| record.state == DeliveryState::Delivered);
+    // The body of a claimed delivery is there already.
     let from_events = waiting.into_iter().filter(|record| record.source == DeliverySource::Event);
     let key = |r: &DeliveryRecord| (r.delivery.project_id, r.delivery.update_id, r.delivery.kind);
     let stored = from_events.map(|record| (key(record), &*record.delivery.body));
@@ -345,10 +385,10 @@ async fn update_claimed(connection: &mut Session, records: &[&DeliveryRecord]) -
     Ok(())
 }
 
-/// Disables callbacks and records the events of it, unless the delivery is of such an event itself. Keeps the first reason
-/// of a callback that is disabled already.
-async fn disable_callbacks(connection: &mut Session, records: &[DeliveryRecord]) -> sqlx::Result<()> {
-    let disabling = records.iter().filter_map(|record| Some((record, record.disable_callback.as_deref()?)));
+/// Disables callbacks and records the events, unless the delivery is of such an event itself. A callback that is
+/// disabled already keeps its first reason.
+async fn disable_callbacks(connection: &mut Session, records: &[&DeliveryRecord]) -> sqlx::Result<()> {
+    let disabling = records.iter().filter_map(|record| Some((*record, record.disable_callback.as_deref()?)));
     let disabling = disabling.collect::<Vec<_>>();
     if disabling.is_empty() {
         return Ok(());
