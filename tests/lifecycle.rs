@@ -1,15 +1,25 @@
 //! Start and stop of services. A service that stops is unready before it drains, loses nothing, and exits with 0; a
 //! service whose task dies exits with another code. A service starts on a schema that another version migrated.
 
-use std::{sync::atomic::Ordering, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
+use contract::rpc::{ErrorCode, GetRecovery, Query, RpcError};
 use serde_json::json;
+use service_kit::{
+    lifecycle::Tasks,
+    rpc::{self, RequestError, request},
+};
 use test_support::{Reply, Service, binary, eventually, free_port};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
     process::Command,
+    sync::{Notify, Semaphore},
 };
+use tokio_util::sync::CancellationToken;
 
 use crate::support::{
     DELIVERED, LEDGER_ROWS, LeadctlRun, Stack, TEST_TIMEOUT, assert_exactly_once, service, update_each,
@@ -273,4 +283,46 @@ async fn a_service_starts_on_the_schema_of_a_newer_version() {
         let (mut service, ready) = service(name, &nats, &postgres, &[]);
         service.wait_for_http(&ready, TEST_TIMEOUT).await;
     }
+}
+
+#[tokio::test]
+async fn a_service_that_stops_answers_the_queries_under_way_and_takes_no_more() {
+    let nats = test_support::nats().await;
+    let (client, caller) = (nats.connect().await.expect("a client"), nats.connect().await.expect("a caller"));
+    let shutdown = CancellationToken::new();
+    let mut tasks = Tasks::new(shutdown.clone());
+    let service = rpc::service(&client, "recovery", "answers slowly", []).await.expect("a service");
+    let (begun, answer) = (Arc::new(Semaphore::new(0)), Arc::new(Notify::new()));
+    let handler = {
+        let (begun, answer) = (begun.clone(), answer.clone());
+        move |_: GetRecovery| {
+            let (begun, answer) = (begun.clone(), answer.clone());
+            async move {
+                begun.add_permits(1);
+                answer.notified().await;
+                Err(RpcError::new(ErrorCode::NotApplicable, "answered"))
+            }
+        }
+    };
+    rpc::serve(&mut tasks, &service, shutdown.clone(), handler).await.expect("an endpoint");
+    client.flush().await.expect("the server knows the endpoint");
+    let under_way = {
+        let caller = caller.clone();
+        tokio::spawn(async move { request(&caller, &GetRecovery {}).await })
+    };
+    begun.acquire().await.expect("a query under way").forget();
+
+    shutdown.cancel();
+
+    eventually(TEST_TIMEOUT, "queries reach no instance", async || {
+        // Sent once, unlike a repeatable query.
+        let wait = Duration::from_millis(200);
+        let sent = rpc::exchange::<_, serde_json::Value>(&caller, GetRecovery::SUBJECT, &GetRecovery {}, wait).await;
+        matches!(sent, Err(RequestError::NoResponder { .. }))
+    })
+    .await;
+    answer.notify_waiters();
+    let answered = under_way.await.expect("the caller");
+    assert!(matches!(answered, Err(RequestError::Answered(e)) if e.message == "answered"));
+    tasks.run(TEST_TIMEOUT).await.expect("drained");
 }

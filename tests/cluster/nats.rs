@@ -120,7 +120,7 @@ async fn requests_wait_for_the_new_leaders_of_the_log_and_of_the_idempotency_key
 }
 
 #[tokio::test]
-async fn up_on_a_given_cluster_replicates_the_streams_and_says_so() {
+async fn up_on_an_existing_cluster_replicates_and_reports_the_streams() {
     let servers = nats_cluster().await;
     let data = tempfile::tempdir().expect("a directory");
     // The user that Postgres runs as must be able to enter it.

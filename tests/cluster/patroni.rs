@@ -158,7 +158,7 @@ impl Cluster {
 
 #[tokio::test]
 #[ignore = "needs patroni and etcd-server: just patroni"]
-async fn patroni_fails_over_and_back_without_a_human_hand() {
+async fn patroni_fails_over_and_back_automatically() {
     let (nats, own) = tokio::join!(nats(), postgres());
     let mut cluster = Cluster::start(&own).await;
     let database = vec![("DATABASE_URL".to_owned(), cluster.url())];

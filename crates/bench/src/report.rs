@@ -118,7 +118,7 @@ impl Report {
 
     pub(crate) fn read(path: &Path) -> anyhow::Result<Self> {
         let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-        serde_json::from_str(&text).with_context(|| format!("{} is no file written by --json", path.display()))
+        serde_json::from_str(&text).with_context(|| format!("{} is not a file written by --json", path.display()))
     }
 
     pub(crate) fn write(&self, path: &Path) -> anyhow::Result<()> {

@@ -81,7 +81,9 @@ async fn run_until(shutdown: CancellationToken, config: Config) -> anyhow::Resul
     let keys = config.secrets.keys()?;
     let traces = Traces::from_env("lead-state")?;
     if config.ledger_retention.duration().is_some_and(|kept| kept < *config.log_retention) {
-        anyhow::bail!("LEDGER_RETENTION is shorter than LOG_RETENTION: what is in the log must be in the ledger");
+        anyhow::bail!(
+            "LEDGER_RETENTION is shorter than LOG_RETENTION: the ledger must keep every command that is in the log"
+        );
     }
     let readiness = Readiness::default();
     readiness.not_ready("start", "starting");
@@ -143,6 +145,7 @@ async fn run_until(shutdown: CancellationToken, config: Config) -> anyhow::Resul
     let _service = api.serve(&client, &mut tasks, &shutdown).await?;
     readiness.ready("start");
     let ended = tasks.run(DRAIN_DEADLINE).await;
+    nats::flush(&client).await;
     traces.end().await;
     ended
 }

@@ -114,8 +114,9 @@ pub struct LogConfig {
     /// The format of log lines. auto: readable text in a terminal, JSON otherwise.
     #[arg(long, env = "LOG_FORMAT", default_value = "auto")]
     pub log_format: LogFormat,
-    /// What is logged, e.g. info or lead_state=debug,info.
-    #[arg(long, env = "RUST_LOG", default_value = "info")]
+    /// Which log events are printed, e.g. info or lead_state=debug,info.
+    // The NATS client would log each message that a full subscription drops.
+    #[arg(long, env = "RUST_LOG", default_value = "info,async_nats=warn")]
     pub log_filter: Targets,
 }
 

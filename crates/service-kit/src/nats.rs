@@ -2,6 +2,7 @@
 
 use std::{
     future::Future,
+    io,
     sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
@@ -37,6 +38,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long JetStream may take to reply or acknowledge. A longer timeout keeps clients waiting while a broker is down;
 /// a shorter one mistakes a slow disk for a lost message.
 pub(crate) const ACK_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the last messages of a process may take to be sent.
+const FLUSH: Duration = Duration::from_secs(2);
 
 /// Connects under this name, with inboxes of its own, and retries until NATS accepts; `readiness` follows the
 /// connection. Logs the limitations of the server's version, also after a reconnect to another one. The connection
@@ -133,6 +136,7 @@ async fn connect_as(
     if let (Some(cert), Some(key)) = (&config.nats_cert, &config.nats_key) {
         options = options.add_client_certificate(cert.clone(), key.clone());
     }
+    let servers = servers.into_iter().map(without_credentials).collect::<Result<Vec<_>, _>>()?;
     let client = retry("connect to NATS", || options.clone().connect(&servers)).await?;
     readiness.ready("nats");
     notice.client.get_or_init(|| client.clone());
@@ -179,6 +183,21 @@ fn credentials(servers: &[ServerAddr], configured: Option<&Secret>) -> Option<(S
             server.password().map(decoded).or_else(|| configured.map(|secret| secret.expose().to_owned()))?;
         Some((decoded(server.username()?), password))
     })
+}
+
+/// Sends what the client buffers, before a process ends: the last acks and answers.
+pub async fn flush(client: &Client) {
+    if !matches!(tokio::time::timeout(FLUSH, client.flush()).await, Ok(Ok(()))) {
+        tracing::warn!("the last acks and answers may be lost: events are redelivered, and callers time out");
+    }
+}
+
+/// The server's address without user and password.
+fn without_credentials(server: ServerAddr) -> io::Result<ServerAddr> {
+    let mut url = server.into_inner();
+    // Only a URL without a host refuses this, and no server has one.
+    let _ = (url.set_username(""), url.set_password(None));
+    ServerAddr::from_url(url)
 }
 
 /// A JetStream context of this connection.
@@ -323,5 +342,8 @@ mod tests {
         assert_eq!(of("nats://le%40d:p%40ss%2Fw@nats:4222"), found("le@d", "p@ss/w"));
         assert_eq!(of("nats://leadctl@nats:4222"), found("leadctl", "configured="));
         assert_eq!(of("nats://nats:4222"), None);
+
+        let address = without_credentials("tls://le%40d:p%40ss@nats:4222".parse().unwrap()).unwrap();
+        assert_eq!(address.as_url_str(), "tls://nats:4222");
     }
 }

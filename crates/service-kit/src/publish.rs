@@ -36,6 +36,10 @@ pub enum PublishError {
     /// The message is larger than the server's `max_payload`. It will never be stored.
     #[error("the message is larger than the max_payload of NATS")]
     TooLarge,
+    /// The message was to be stored behind another sequence than the stream's last one, which is this. Nothing was
+    /// stored.
+    #[error("the last sequence of the stream is {0}")]
+    WrongLast(u64),
     /// JetStream refused the message for another reason. Nothing was stored.
     #[error("JetStream refused the message: {0}")]
     Refused(String),
@@ -63,6 +67,9 @@ impl From<jetstream::context::PublishError> for PublishError {
             }
             (PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe, _) => Self::Unconfirmed,
             (PublishErrorKind::StreamNotFound, _) => Self::NoResponder,
+            (PublishErrorKind::WrongLastSequence, _) if let Some(last) = answer.and_then(last_sequence) => {
+                Self::WrongLast(last)
+            }
             // The same message was sent before, and its replicas have not stored it yet.
             (_, Some(ErrorCode::STREAM_DUPLICATE_MESSAGE_CONFLICT)) => Self::Unconfirmed,
             // "maximum bytes exceeded" and "maximum messages exceeded" come under this code, as does a store that is
@@ -76,6 +83,13 @@ impl From<jetstream::context::PublishError> for PublishError {
             _ => Self::Refused(error_chain(&error)),
         }
     }
+}
+
+/// The stream's last sequence, from the text of the error: "wrong last sequence: 17 (code 400, …)".
+fn last_sequence(error: &jetstream::Error) -> Option<u64> {
+    let text = error.to_string();
+    let (_, rest) = text.split_once("wrong last sequence: ")?;
+    rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
 pub(crate) fn error_code(error: &jetstream::context::PublishError) -> Option<ErrorCode> {

@@ -6,7 +6,7 @@ use anyhow::anyhow;
 use async_nats::{
     Client, RequestErrorKind,
     connection::State,
-    service::{NATS_SERVICE_ERROR, NATS_SERVICE_ERROR_CODE, Service, ServiceExt, error},
+    service::{NATS_SERVICE_ERROR, NATS_SERVICE_ERROR_CODE, Request, Service, ServiceExt, endpoint::Endpoint, error},
 };
 use bytes::Bytes;
 use contract::{
@@ -109,7 +109,7 @@ async fn serve_subject(
     subject: &'static str,
     answer: Handler,
 ) -> anyhow::Result<()> {
-    let mut endpoint = service
+    let endpoint = service
         .endpoint_builder()
         // Names of endpoints may not contain dots.
         .name(subject.replace('.', "_"))
@@ -120,8 +120,7 @@ async fn serve_subject(
     tasks.spawn(subject, async move {
         let mut requests = 0_usize;
         let stopped = shutdown.clone();
-        let answers = futures::stream::poll_fn(|cx| endpoint.poll_next_unpin(cx))
-            .take_until(shutdown.cancelled_owned())
+        let answers = futures::stream::unfold((endpoint, shutdown), next_request)
             .inspect(|_| requests += 1)
             // Bounded by `admitted`.
             .for_each_concurrent(None, |request| {
@@ -153,7 +152,24 @@ async fn serve_subject(
     Ok(())
 }
 
-/// Reads a query. serde would read a struct from an array, too.
+/// The next query. On shutdown it unsubscribes, so that other instances get the next ones, and returns those that have
+/// arrived.
+async fn next_request(
+    (mut endpoint, shutdown): (Endpoint, CancellationToken),
+) -> Option<(Request, (Endpoint, CancellationToken))> {
+    let request = tokio::select! {
+        biased;
+        () = shutdown.cancelled() => {
+            // It fails if the client has ended; then no more queries arrive either.
+            let _ = endpoint.stop().await;
+            endpoint.next().await
+        }
+        request = endpoint.next() => request,
+    };
+    request.map(|request| (request, (endpoint, shutdown)))
+}
+
+/// Reads a query. serde would also read a struct from an array.
 fn read<Q: Query>(payload: &[u8]) -> Result<Q, RpcError> {
     let is_object = payload.trim_ascii_start().starts_with(b"{");
     let query = if is_object { Q::from_json(payload) } else { Err(de::Error::custom("not a JSON object")) };
@@ -170,6 +186,12 @@ fn written(subject: &str, json: serde_json::Result<Vec<u8>>) -> Result<Bytes, Rp
 /// An error of our own: the cause goes to the log, not to the client.
 pub fn internal(what: &str, cause: &(dyn std::error::Error + 'static)) -> RpcError {
     tracing::error!("{what}: {}", crate::nats::error_chain(cause));
+    RpcError::new(ErrorCode::Internal, "internal error; see the service's log")
+}
+
+/// The error of a reply that cannot be read. It may contain a secret.
+fn unreadable(subject: &str, cause: &serde_json::Error) -> RpcError {
+    tracing::error!("the reply to {subject} cannot be read: {}", redacted_error(cause));
     RpcError::new(ErrorCode::Internal, "internal error; see the service's log")
 }
 
@@ -229,7 +251,7 @@ pub async fn request<Q: Query>(client: &Client, query: &Q) -> Result<Q::Reply, R
         true => send_repeatedly(client, Q::SUBJECT, payload, Q::TIMEOUT).await?,
         false => send(client, Q::SUBJECT, payload, Q::TIMEOUT).await?,
     };
-    Q::reply_from_json(&reply).map_err(|e| internal(Q::SUBJECT, &e).into())
+    Q::reply_from_json(&reply).map_err(|e| unreadable(Q::SUBJECT, &e).into())
 }
 
 /// Sends a request to a subject that is known at run time only. [`request`] is for everything else.
@@ -243,7 +265,7 @@ pub async fn exchange<Q: Serialize, R: DeserializeOwned>(
     timeout: Duration,
 ) -> Result<R, RequestError> {
     let reply = send(client, subject, written(subject, serde_json::to_vec(query))?, timeout).await?;
-    serde_json::from_slice(&reply).map_err(|e| internal(subject, &e).into())
+    serde_json::from_slice(&reply).map_err(|e| unreadable(subject, &e).into())
 }
 
 type Sent<'a> = BoxFuture<'a, Result<Bytes, RequestError>>;
@@ -254,7 +276,11 @@ fn send_repeatedly<'a>(client: &'a Client, subject: &'a str, payload: Bytes, tim
         let mut sent = FuturesUnordered::from_iter([send()]);
         loop {
             tokio::select! {
-                Some(answer) = sent.next() => return answer,
+                Some(answer) = sent.next() => match answer {
+                    // An earlier one may still be answered, for example by an instance that stops.
+                    Err(RequestError::NoResponder { .. }) if !sent.is_empty() => {}
+                    answer => return answer,
+                },
                 () = tokio::time::sleep(REPEAT_AFTER) => sent.push(send()),
             }
         }

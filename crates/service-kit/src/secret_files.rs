@@ -4,7 +4,10 @@
 use std::{collections::BTreeMap, ffi::OsString};
 
 use anyhow::{Context, bail};
-use clap::{Command, Parser, builder::Resettable};
+use clap::{
+    Arg, Command, Parser,
+    builder::{Resettable, ValueParser},
+};
 
 /// Parses this process's arguments and environment, with secrets from files. Invalid arguments end the process.
 ///
@@ -13,6 +16,9 @@ use clap::{Command, Parser, builder::Resettable};
 pub fn parse<C: Parser>() -> anyhow::Result<C> {
     let secrets = read_secrets(&C::command(), &|name| std::env::var_os(name))?;
     let mut matches = with_secrets(C::command(), &secrets).get_matches();
+    if !secrets.is_empty() {
+        with_file_variables(C::command(), &secrets).get_matches();
+    }
     C::from_arg_matches_mut(&mut matches).or_else(|e| e.format(&mut C::command()).exit())
 }
 
@@ -46,8 +52,9 @@ fn with_secrets(command: Command, secrets: &BTreeMap<String, String>) -> Command
         return command;
     }
     let command = command.mut_args(|arg| {
-        let name = arg.get_env().map(|name| name.to_string_lossy().into_owned());
-        match name.and_then(|name| secrets.get(&name)) {
+        let secret = variable(&arg).and_then(|name| secrets.get(&name));
+        let arg = arg.requires(Resettable::Reset);
+        match secret {
             Some(secret) => {
                 // clap requires default values that live as long as the process.
                 let secret: &'static str = secret.clone().leak();
@@ -58,6 +65,23 @@ fn with_secrets(command: Command, secrets: &BTreeMap<String, String>) -> Command
         }
     });
     command.mut_subcommands(|command| with_secrets(command, secrets))
+}
+
+/// Reads the secrets' arguments from `NAME_FILE` instead of `NAME`, so that clap counts them as given when it checks
+/// which arguments require or exclude each other. Only the result of the check is of use.
+fn with_file_variables(command: Command, secrets: &BTreeMap<String, String>) -> Command {
+    let command = command.mut_args(|arg| match variable(&arg).filter(|name| secrets.contains_key(name)) {
+        Some(name) => {
+            let name: &'static str = format!("{name}_FILE").leak();
+            arg.env(name).value_parser(ValueParser::os_string())
+        }
+        None => arg,
+    });
+    command.mut_subcommands(|command| with_file_variables(command, secrets))
+}
+
+fn variable(arg: &Arg) -> Option<String> {
+    arg.get_env().map(|name| name.to_string_lossy().into_owned())
 }
 
 #[cfg(test)]
@@ -85,6 +109,8 @@ mod tests {
             token: Option<String>,
             #[arg(long)]
             dry_run: bool,
+            #[arg(long, requires = "token")]
+            label: Option<String>,
         },
     }
 
@@ -108,6 +134,7 @@ mod tests {
         };
         let files = [("URL_7_FILE", &url), ("KEYS_7_FILE", &keys), ("TOKEN_7_FILE", &token), ("PLAIN_7_FILE", &url)];
         assert_eq!(parse(&files, &["send"]).unwrap(), r#"postgres://u:p@h/d ["a", "b"] None Some(" t ")"#);
+        assert_eq!(parse(&files, &["send", "--label", "l"]).unwrap(), parse(&files, &["send"]).unwrap());
         assert_eq!(
             parse(&files, &["--url", "x", "--keys", "c", "send", "--token", "y"]).unwrap(),
             r#"x ["c"] None Some("y")"#

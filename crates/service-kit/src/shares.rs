@@ -33,7 +33,7 @@ impl fmt::Display for ShareUsed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Self { held: 0, total } => write!(f, "all {total} are in use"),
-            Self { held, total } => write!(f, "this project has {held} of {total}, its present share"),
+            Self { held, total } => write!(f, "this project has {held} of {total}, its current share"),
         }
     }
 }
@@ -178,7 +178,7 @@ mod tests {
         }
 
         #[test]
-        fn what_is_available_leaves_as_much_free(free in 0_i64..2000, own in 0_i64..2000) {
+        fn a_holder_keeps_at_most_as_much_as_stays_free(free in 0_i64..2000, own in 0_i64..2000) {
             let more = available(free, own);
             prop_assert!(more == 0 || own + more <= free - more + 1, "one unit of rounding");
         }

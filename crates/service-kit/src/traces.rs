@@ -389,7 +389,7 @@ mod tests {
     #[test]
     fn unsampled_spans_are_not_exported_and_pass_the_decision_on() {
         let (on, kept) = traces(by_parent(Sampler::AlwaysOn));
-        assert_eq!(on.begin(Step::Apply, Some(UNSAMPLED)).traceparent(), None, "as it came");
+        assert_eq!(on.begin(Step::Apply, Some(UNSAMPLED)).traceparent(), None, "the parent is passed on unchanged");
         let (off, kept_off) = traces(by_parent(Sampler::AlwaysOff));
         let begun = off.begin(Step::Apply, None).traceparent().unwrap();
         assert!(is_traceparent(&begun) && begun.ends_with("-00"), "{begun}");
@@ -398,7 +398,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_comes_what_goes_on_is_a_trace(
+        fn any_parent_yields_a_valid_traceparent(
             parent in prop_oneof![".*", "0[01]-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-.)?", "00-0{32}-[0-9a-f]{16}-01"]
         ) {
             let (traces, _) = traces(by_parent(Sampler::AlwaysOn));

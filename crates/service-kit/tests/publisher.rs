@@ -92,6 +92,61 @@ async fn a_sequence_is_stored_in_order() {
 }
 
 #[tokio::test]
+async fn nothing_behind_a_message_that_failed_is_stored() {
+    let (_nats, js) = start().await;
+    let limits = js.get_stream(LEAD_EVENTS).await.unwrap().cached_info().config.clone();
+    let publisher = Publisher::new(js.clone());
+    let event = |n: u64| {
+        let payload = vec![b'x'; if n % 10 == 7 { 2000 } else { 100 }].into();
+        publish::message("leads.evt.p.q.update.completed", &n.to_string(), None, payload)
+    };
+    // Single messages, then a batch, which falls back to single messages.
+    for (first, end) in [(0, 10), (10, 60)] {
+        let last = js.get_stream(LEAD_EVENTS).await.unwrap().cached_info().state.last_sequence;
+        js.update_stream(Config { max_message_size: 1000, ..limits.clone() }).await.unwrap();
+
+        let (acks, failed) = publisher.publish_chain((first..end).map(event).collect(), last).await;
+
+        assert_eq!((acks.len(), failed), (7, Some(PublishError::TooLarge)));
+        let (ids, _) = stored(&js, LEAD_EVENTS).await;
+        assert_eq!(ids, (0..first + 7).map(|n| n.to_string()).collect::<Vec<_>>());
+
+        js.update_stream(limits.clone()).await.unwrap();
+        let (acks, failed) = publisher.publish_chain((first + 7..end).map(event).collect(), last + 7).await;
+        assert_eq!((acks.len() as u64, failed), (end - first - 7, None));
+    }
+    let (ids, _) = stored(&js, LEAD_EVENTS).await;
+    assert_eq!(ids, (0..60).map(|n| n.to_string()).collect::<Vec<_>>(), "in order");
+}
+
+#[tokio::test]
+async fn a_chain_behind_another_sequence_is_refused_and_names_the_last_one() {
+    let (_nats, js) = start().await;
+    let publisher = Publisher::new(js.clone());
+    let event = |n: u64| publish::message("leads.evt.p.q.update.completed", &n.to_string(), None, "{}".into());
+    let events = |range: std::ops::Range<u64>| range.map(event).collect::<Vec<_>>();
+    assert_eq!(publisher.publish_chain(events(0..5), 0).await.1, None);
+
+    // The acks of the last two were lost, or another leader published them.
+    assert_eq!(publisher.publish_chain(events(3..8), 3).await, (vec![], Some(PublishError::WrongLast(5))));
+    // The others were at their places in the chain.
+    assert_eq!(stored(&js, LEAD_EVENTS).await.0, (0..8).map(|n| n.to_string()).collect::<Vec<_>>());
+    let is_duplicate = |acks: Vec<Stored>| acks.into_iter().map(|ack| ack.is_duplicate).collect::<Vec<_>>();
+    for n in 3..8 {
+        let (acks, failed) = publisher.publish_chain(events(n..n + 1), 8).await;
+        assert_eq!((is_duplicate(acks), failed), (vec![true], None));
+    }
+    // What follows a duplicate is refused.
+    let (acks, failed) = publisher.publish_chain(events(7..9), 8).await;
+    assert_eq!((is_duplicate(acks), failed), (vec![true], Some(PublishError::WrongLast(8))));
+    let (acks, failed) = publisher.publish_chain(events(8..40), 8).await;
+    assert_eq!((acks.last().map(|ack| ack.sequence), failed), (Some(40), None));
+
+    // A batch is refused as well.
+    assert_eq!(publisher.publish_chain(events(40..80), 39).await, (vec![], Some(PublishError::WrongLast(40))));
+}
+
+#[tokio::test]
 async fn a_duplicate_does_not_refuse_other_messages() {
     let (_nats, js) = start().await;
     let publisher = Publisher::new(js.clone());

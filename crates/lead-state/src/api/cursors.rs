@@ -6,7 +6,7 @@ use contract::{
     rpc::{Call, Cursor, RpcError},
 };
 
-use crate::store::calls::CallPlace;
+use crate::store::calls::CallPosition;
 
 const LEADS: &str = "leads";
 const HISTORY: &str = "history";
@@ -35,12 +35,12 @@ pub(super) fn call(call: &Call) -> Cursor {
     Cursor::new(CALLS, &format!("{}.{}", call.lead_id, call.call_id.as_deref().unwrap_or_default()))
 }
 
-pub(super) fn parse_call(cursor: &Cursor) -> Result<CallPlace, RpcError> {
+pub(super) fn parse_call(cursor: &Cursor) -> Result<CallPosition, RpcError> {
     let text = cursor.place(CALLS)?;
     let (lead_id, call_id) = text.split_once('.').ok_or_else(Cursor::invalid)?;
     match lead_id.parse() {
         // Postgres stores no NUL.
-        Ok(lead_id) if !call_id.contains('\0') => Ok(CallPlace { lead_id, call_id: call_id.to_owned() }),
+        Ok(lead_id) if !call_id.contains('\0') => Ok(CallPosition { lead_id, call_id: call_id.to_owned() }),
         _ => Err(Cursor::invalid()),
     }
 }
@@ -97,7 +97,7 @@ mod tests {
             let started = Call {
                 lead_id, process_id: lead_id, reference_id: None, call_id: Some("a.b".into()), started_at: at, expires_at: at,
             };
-            prop_assert_eq!(parse_call(&call(&started)), Ok(CallPlace { lead_id, call_id: "a.b".into() }));
+            prop_assert_eq!(parse_call(&call(&started)), Ok(CallPosition { lead_id, call_id: "a.b".into() }));
             prop_assert!(parse_call(&lead(lead_id)).is_err());
             prop_assert!(parse_lead(&history(position)).is_err());
             prop_assert!(parse_lead(&update(lead_id)).is_err());

@@ -89,7 +89,7 @@ impl Api {
         let update_id = created.update_id;
         match tokio::time::timeout(LOG_TIMEOUT, log_created(&self.js, created)).await {
             Ok(Ok(_)) => {}
-            Ok(Err(e)) => tracing::warn!(%update_id, "cannot log the creation of a lead, which the leader will: {e}"),
+            Ok(Err(e)) => tracing::warn!(%update_id, "cannot log the creation of a lead; the leader will log it: {e}"),
             Err(_) => tracing::warn!(%update_id, "the log is slow; the leader logs the creation of a lead"),
         }
     }

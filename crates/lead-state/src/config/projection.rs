@@ -182,7 +182,7 @@ pub(crate) fn not_projected(change: &str, error: &ProjectionError) -> RpcError {
     tracing::error!("cannot project {change}: {}", error_chain(error));
     let remedy = match error {
         ProjectionError::Nats(_) | ProjectionError::Store(StoreError::Unavailable(_)) => {
-            "it takes effect within seconds of its return"
+            "it takes effect within seconds after it is available again"
         }
         ProjectionError::Contended => "it takes effect within seconds",
         ProjectionError::TooLarge { .. } => "raise max_payload of NATS, or make it smaller",
@@ -213,7 +213,7 @@ mod tests {
         for (error, message) in [
             (
                 ProjectionError::Nats(anyhow::anyhow!("timed out")),
-                "the key is stored, but not in effect yet: NATS is unavailable; it takes effect within seconds of its return",
+                "the key is stored, but not in effect yet: NATS is unavailable; it takes effect within seconds after it is available again",
             ),
             (
                 ProjectionError::TooLarge { bytes: 5000, limit: 4096 },

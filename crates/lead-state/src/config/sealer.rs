@@ -5,7 +5,7 @@ use std::{fmt::Display, sync::Arc, time::Duration};
 use contract::{
     ObjectId,
     process::{Callback, Process, Source},
-    rpc::{LockedCallback, RotateSecrets, RotationResult, RpcError},
+    rpc::{Cursor, LockedCallback, RotateSecrets, RotationResult, RpcError},
     secret::{KeyId, Secret},
 };
 use secrets::{OpenError, SealingKeys};
@@ -17,6 +17,8 @@ use crate::store::{self, StoreError, processes};
 
 /// How long one call rotates before it answers how many processes remain: less than the timeout of a query.
 const ROTATE_FOR: Duration = Duration::from_secs(3);
+/// The list that cursors of a rotation belong to.
+const ROTATION: &str = "rotation";
 
 /// Seals and opens the secrets of stored processes.
 #[derive(Debug)]
@@ -91,16 +93,20 @@ impl Sealer {
         Ok(())
     }
 
-    /// Seals all processes with the present key, as many as time permits.
-    pub(crate) async fn rotate(self: Arc<Self>, _: RotateSecrets) -> Result<RotationResult, RpcError> {
+    /// Seals processes with the present key, as many as [`ROTATE_FOR`] permits.
+    pub(crate) async fn rotate(self: Arc<Self>, query: RotateSecrets) -> Result<RotationResult, RpcError> {
         let started = Instant::now();
         let key_id = self.keys.present();
-        let mut result = RotationResult { key_id, resealed: 0, unchanged: 0, remaining: 0, locked: Vec::new() };
-        // By revision: a process that is sealed again comes last in the next call.
-        for (project_id, name) in processes::list_to_project(&self.pool, true).await? {
-            if started.elapsed() > ROTATE_FOR {
-                result.remaining += 1;
-                continue;
+        let mut result =
+            RotationResult { key_id, resealed: 0, unchanged: 0, remaining: 0, next: None, locked: Vec::new() };
+        let all = processes::list_to_project(&self.pool, true).await?;
+        let processes = remaining_after(query.cursor.as_ref(), all)?;
+        for (visited, &(project_id, ref name)) in processes.iter().enumerate() {
+            // At least one, so that every call makes progress.
+            if visited > 0 && started.elapsed() > ROTATE_FOR {
+                result.remaining = (processes.len() - visited) as u64;
+                result.next = Some(cursor_after(&processes[visited - 1]));
+                break;
             }
             let locked = |owner: Option<SecretOwner>, error: &dyn Display| LockedCallback {
                 process: name.clone(),
@@ -115,7 +121,7 @@ impl Sealer {
                 }),
                 error: error.to_string(),
             };
-            let resealed = match self.reseal(project_id, &name, ResealFilter::NotWithPresentKey).await {
+            let resealed = match self.reseal(project_id, name, ResealFilter::NotWithPresentKey).await {
                 Err(e @ StoreError::Corrupt { .. }) => {
                     result.locked.push(locked(None, &e));
                     continue;
@@ -125,7 +131,7 @@ impl Sealer {
             result.locked.extend(resealed.locked.iter().map(|(owner, error)| locked(Some(*owner), error)));
             if resealed.stored {
                 result.resealed += 1;
-                let projected = self.projector.project_process(project_id, &name).await;
+                let projected = self.projector.project_process(project_id, name).await;
                 projected.map_err(|e| not_projected("the rotation", &e))?;
             } else {
                 result.unchanged += 1;
@@ -185,5 +191,43 @@ impl Sealer {
 
     fn seal_source(&self, project_id: ObjectId, source: &Source) -> Source {
         self.keys.seal_source(project_id, source, rand::random)
+    }
+}
+
+/// The processes that a rotation has not visited, in an order that sealing them does not change.
+fn remaining_after(
+    cursor: Option<&Cursor>,
+    mut processes: Vec<(ObjectId, String)>,
+) -> Result<Vec<(ObjectId, String)>, RpcError> {
+    processes.sort_unstable();
+    if let Some(cursor) = cursor {
+        let place = cursor.place(ROTATION)?;
+        let (project_id, name) = place.split_once('.').ok_or_else(Cursor::invalid)?;
+        let last = (project_id.parse().map_err(|_| Cursor::invalid())?, name.to_owned());
+        processes.retain(|process| *process > last);
+    }
+    Ok(processes)
+}
+
+fn cursor_after((project_id, name): &(ObjectId, String)) -> Cursor {
+    Cursor::new(ROTATION, &format!("{project_id}.{name}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rotation_continues_after_its_cursor() {
+        let process = |project, name: &str| (ObjectId::from_bytes([project; 12]), name.to_owned());
+        let [first, second, third] = [process(1, "b"), process(2, "a.b"), process(2, "c")];
+        let all = || vec![third.clone(), first.clone(), second.clone()];
+
+        let after = |cursor: Option<&Cursor>| remaining_after(cursor, all()).unwrap();
+
+        assert_eq!(after(None), [first.clone(), second.clone(), third.clone()]);
+        assert_eq!(after(Some(&cursor_after(&second))), std::slice::from_ref(&third));
+        assert!(after(Some(&cursor_after(&third))).is_empty());
+        assert!(remaining_after(Some(&Cursor::new(ROTATION, "x")), all()).is_err());
     }
 }

@@ -679,7 +679,7 @@ mod tests {
 
         let [(LEAD, calls)] = plan.calls.as_slice() else { panic!("{:?}", plan.calls) };
         assert_eq!(calls.len(), MAX_CALLS);
-        assert_eq!(calls[0].call_id, "3", "those that expire first gave way");
+        assert_eq!(calls[0].call_id, "3", "the calls that expire first are removed");
     }
 
     #[test]

@@ -363,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_pack_is_one_entry() {
+    fn a_message_that_is_not_a_pack_is_one_entry() {
         for (subject, payload) in [(UPDATE, "{}"), (PACKS, "nonsense"), (PACKS, r#"{"commands":[]}"#)] {
             let entries = message(subject, payload.as_bytes()).into_entries();
             assert_eq!(entries.len(), 1, "{subject} {payload}");

@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_is_searched_for_where_it_can_be() {
+    fn a_text_is_searched_in_the_fields_that_it_can_match() {
         let some = |text: &str| Some(text.to_owned());
         let cases = [
             ("Ada Lovelace", [None, None, some("Ada Lovelace")]),

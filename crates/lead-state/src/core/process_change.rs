@@ -69,7 +69,7 @@ pub(crate) fn empty_fallback(project_id: ObjectId) -> Process {
 pub(crate) fn validate(query: &ChangeProcess) -> Result<(), RpcError> {
     let faults = match &query.change {
         ProcessChange::Put { spec, .. } if spec.project_id != query.project_id => {
-            vec!["projectId: another project".to_owned()]
+            vec!["projectId: does not match the project of the request".to_owned()]
         }
         ProcessChange::Put { spec, .. } => spec.faults(),
         ProcessChange::AddCallback { callback } | ProcessChange::PutCallback { callback, .. } => callback.faults(),
@@ -90,7 +90,9 @@ pub(crate) fn check_revision(existing: Option<&Process>, expected: Option<i64>) 
     let revision = existing.map_or(0, |process| process.revision);
     match expected {
         Some(expected) if expected != revision => {
-            let message = format!("The process is at version {revision}, not {expected}: get it and change that");
+            let message = format!(
+                "The process is at version {revision}, not {expected}: get the current version and repeat the change on it"
+            );
             Err(RpcError::new(ErrorCode::VersionMismatch, message))
         }
         _ => Ok(()),
@@ -270,7 +272,7 @@ fn put_process(
     let mut ids: Vec<_> = callbacks.iter().map(|callback| callback.callback_id).collect();
     ids.sort_unstable();
     if ids.windows(2).any(|pair| pair[0] == pair[1]) {
-        return Err(invalid("callbacks: two of them are the same callback, one by its id and one by its name"));
+        return Err(invalid("callbacks: two entries refer to the same callback, one by id and one by name"));
     }
     let stored = existing.map(|process| process.sources.as_slice()).unwrap_or_default();
     let sources = match &spec.sources {
@@ -566,7 +568,7 @@ mod tests {
         assert_eq!(
             signing(&rotate(&process, 100, 200).unwrap().process, 200).len(),
             6,
-            "as many as it may have retire at once"
+            "all active secrets may retire at once"
         );
         assert!(
             plan(Some(&process), &ProcessChange::RotateSecret { callback_id: id(9), overlap_seconds: 0 }, 1).is_err()

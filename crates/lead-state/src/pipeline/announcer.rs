@@ -5,7 +5,9 @@ use std::{sync::Arc, time::Duration};
 use async_nats::jetstream::message::OutboundMessage;
 use bytes::Bytes;
 use contract::{
-    JsonObject, headers,
+    JsonObject,
+    event::CompletionEvent,
+    headers,
     position::{EventPosition, LogPosition},
     streams::LEAD_EVENTS,
     subject,
@@ -14,8 +16,8 @@ use service_kit::{
     clock,
     nats::{error_chain, retry_backoff},
     postgres::Pool,
-    publish::message,
-    publisher::{Publisher, Stored},
+    publish::{PublishError, message},
+    publisher::Publisher,
     traces::{Span, Step, Traces},
 };
 use tokio::{
@@ -41,6 +43,9 @@ const WRITE_AFTER: Duration = Duration::from_millis(20);
 /// How many events are read from the ledger at once after a crash. Each may have a MiB.
 const BACKLOG_ROWS: i64 = 64;
 
+/// An upper bound of an event's bytes beside its payload: its subject and headers.
+const HEADER_BYTES: usize = 1024;
+
 /// The events of batches that are written.
 #[derive(Debug)]
 struct AppliedBatches {
@@ -54,12 +59,12 @@ struct AppliedBatches {
 
 /// Hands written batches to the announcer.
 #[derive(Debug)]
-pub(crate) struct ToAnnounce {
+pub(crate) struct AnnounceSender {
     sender: mpsc::Sender<AppliedBatches>,
     room: Arc<Semaphore>,
 }
 
-impl ToAnnounce {
+impl AnnounceSender {
     /// Hands over the events of a batch, once there is room for them. Does nothing if the announcer has ended: the next
     /// term announces from the ledger.
     pub(crate) async fn send(&self, announcements: Vec<Announcement>, last: LogPosition) {
@@ -87,10 +92,10 @@ fn waiting_kib(announcement: &Announcement) -> u32 {
     u32::try_from(bytes / 1024).unwrap_or(u32::MAX).clamp(MIN_KIB, WAITING_KIB)
 }
 
-pub(crate) fn channel() -> (ToAnnounce, Applied) {
-    // A batch without events takes room, too, so the channel always has room for what the semaphore lets pass.
+pub(crate) fn channel() -> (AnnounceSender, Applied) {
+    // Every batch takes at least `MIN_KIB`, so a batch that the semaphore admits finds room in the channel.
     let (sender, receiver) = mpsc::channel((WAITING_KIB / MIN_KIB) as usize);
-    (ToAnnounce { sender, room: Arc::new(Semaphore::new(WAITING_KIB as usize)) }, Applied(receiver))
+    (AnnounceSender { sender, room: Arc::new(Semaphore::new(WAITING_KIB as usize)) }, Applied(receiver))
 }
 
 /// Receives written batches from the applier.
@@ -147,7 +152,7 @@ impl Announcer {
                 }
             };
             let Some(AppliedBatches { announcements, last, room }) = batches else { break };
-            self.announce(&announcements, last).await?;
+            self.announce(&announcements, last, false).await?;
             self.announced.send_replace(last);
             drop(room);
         }
@@ -171,7 +176,7 @@ impl Announcer {
                 _ if announced.epoch < applied.epoch => LogPosition::message(announced.epoch + 1, 0),
                 _ => applied,
             };
-            self.announce(&rows, up_to).await?;
+            self.announce(&rows, up_to, true).await?;
             self.write(CheckpointChange::Announced(up_to)).await?;
             self.checkpoint.announced = up_to;
             self.announced.send_replace(up_to);
@@ -179,29 +184,47 @@ impl Announcer {
         Ok(())
     }
 
-    /// Publishes events until JetStream has acked all of them.
-    async fn announce(&self, announcements: &[Announcement], up_to: LogPosition) -> Result<(), AnnounceError> {
+    /// Publishes events until JetStream has acked all of them. The stream stores them in this order: after a failure,
+    /// only those behind the stored ones are published again. If the first ones may be stored already, they are
+    /// published one by one: the server refuses what follows a duplicate in a chain.
+    async fn announce(
+        &self,
+        announcements: &[Announcement],
+        up_to: LogPosition,
+        mut may_be_stored: bool,
+    ) -> Result<(), AnnounceError> {
         let prepared: Vec<_> = announcements.iter().map(|announcement| self.serialize(announcement)).collect();
-        for delay in retry_backoff() {
-            // A retry publishes all of them; JetStream drops those that it has by their message ids.
-            let messages: Vec<_> = announcements
-                .iter()
-                .zip(&prepared)
-                .map(|(announcement, event)| outbound(announcement, event, self.checkpoint.generation))
-                .collect();
-            match self.events.publish_all(messages).await {
-                Ok(acks) => {
-                    let before = *self.last_stored.borrow();
-                    let Some(last) = last_stored(before, &acks) else {
-                        self.write(CheckpointChange::EventsLost).await?;
-                        return Err(AnnounceError::EventsLost);
-                    };
-                    self.last_stored.send_replace(last);
-                    break;
+        let mut rest: Vec<_> = announcements.iter().zip(&prepared).collect();
+        let mut delays = retry_backoff();
+        while !rest.is_empty() {
+            let before = *self.last_stored.borrow();
+            let generation = self.checkpoint.generation;
+            let next = if may_be_stored { &rest[..1] } else { &rest[..] };
+            let messages = next.iter().map(|(announcement, event)| outbound(announcement, event, generation)).collect();
+            let (acks, failed) = self.events.publish_chain(messages, before).await;
+            let last = acks.iter().map(|ack| ack.sequence).fold(before, u64::max);
+            self.last_stored.send_replace(last);
+            rest.drain(..acks.len());
+            if let Some(ack) = acks.last() {
+                delays = retry_backoff();
+                may_be_stored = ack.is_duplicate;
+            }
+            match failed {
+                None => {}
+                // The stream lost its end, or was created again.
+                Some(PublishError::WrongLast(now)) if now < last => {
+                    self.write(CheckpointChange::EventsLost).await?;
+                    return Err(AnnounceError::EventsLost);
                 }
-                Err(e) => {
+                // The acks of some were lost, or a former leader published them.
+                Some(PublishError::WrongLast(now)) => {
+                    self.last_stored.send_replace(now);
+                    may_be_stored = true;
+                }
+                Some(e) => {
                     tracing::warn!(%up_to, "cannot announce, retrying: {e}");
-                    tokio::time::sleep(delay).await;
+                    may_be_stored = true;
+                    tokio::time::sleep(delays.next().unwrap_or_default()).await;
                 }
             }
         }
@@ -212,8 +235,17 @@ impl Announcer {
         let event = &announcement.event;
         let mut span = self.traces.begin(Step::Announce, announcement.traceparent.as_deref());
         span.update(event.update_id);
-        #[allow(clippy::expect_used, reason = "a completion event always serializes")]
-        let payload = serde_json::to_vec(event).expect("a completion event serializes").into();
+        let mut payload = to_json(event);
+        let max_payload = self.events.max_payload();
+        if payload.len() + HEADER_BYTES > max_payload {
+            // Announced without its content, so that it does not stop all later events, and with them the log.
+            tracing::error!(update_id = %event.update_id, "an event of {} bytes exceeds the max_payload of NATS", payload.len());
+            let warning = format!(
+                "data and activity are omitted: the event exceeds the max_payload of NATS, {max_payload} bytes"
+            );
+            let warnings = event.warnings.iter().cloned().chain([warning]).collect();
+            payload = to_json(&CompletionEvent { data: None, activity: None, warnings, ..event.clone() });
+        }
         SerializedEvent { payload, span }
     }
 
@@ -251,18 +283,15 @@ enum CheckpointChange {
     EventsLost,
 }
 
-/// The last sequence of the stream after these acks; None if the stream lost its end or was created again: it gave a new
-/// message a sequence that it had given before.
-fn last_stored(before: u64, acks: &[Stored]) -> Option<u64> {
-    // A duplicate keeps its earlier sequence.
-    let mut new = acks.iter().filter(|ack| !ack.is_duplicate).map(|ack| ack.sequence);
-    new.try_fold(before, |last, sequence| (sequence > last).then_some(sequence))
-}
-
 struct SerializedEvent {
     payload: Bytes,
-    /// Until JetStream has acked it.
+    /// Open until JetStream has acked the event.
     span: Span,
+}
+
+#[allow(clippy::expect_used, reason = "a completion event always serializes")]
+fn to_json(event: &CompletionEvent) -> Bytes {
+    serde_json::to_vec(event).expect("a completion event serializes").into()
 }
 
 fn outbound(announcement: &Announcement, event: &SerializedEvent, generation: i32) -> OutboundMessage {
@@ -290,16 +319,6 @@ mod tests {
     use futures::FutureExt;
 
     use super::*;
-
-    #[test]
-    fn a_sequence_that_was_given_before_shows_that_the_stream_lost_events() {
-        let ack = |sequence, is_duplicate| Stored { sequence, is_duplicate };
-        assert_eq!(last_stored(7, &[]), Some(7));
-        assert_eq!(last_stored(7, &[ack(8, false), ack(10, false)]), Some(10));
-        assert_eq!(last_stored(7, &[ack(6, true), ack(8, false), ack(7, true)]), Some(8));
-        assert_eq!(last_stored(7, &[ack(7, false)]), None);
-        assert_eq!(last_stored(7, &[ack(6, true), ack(5, false)]), None);
-    }
 
     #[tokio::test]
     async fn batches_that_wait_are_announced_together_and_hold_their_room_until_then() {

@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    announcer::ToAnnounce,
+    announcer::AnnounceSender,
     dead_letters::DeadLetterPublisher,
     planner::{PlannedBatch, Planner},
     prefetch::{ParsedBatch, PrefetchedBatch, PrefetchedRows, parse_entries},
@@ -43,7 +43,7 @@ use crate::{
 pub(crate) struct Applier {
     pub(crate) preparer: Preparer,
     pub(crate) writer: Writer,
-    pub(crate) announcer: ToAnnounce,
+    pub(crate) announcer: AnnounceSender,
     /// Publishes the work of each batch.
     pub(crate) client: Client,
     pub(crate) metrics: Metrics,

@@ -35,7 +35,7 @@ pub(crate) async fn log_expired_calls(pool: Pool, js: jetstream::Context) {
         tokio::time::sleep(pause).await;
         match log_due(&pool, &js).await {
             Ok(leads) => {
-                let without_effect = leads.iter().any(|lead| logged.contains(lead));
+                let without_effect = !leads.is_empty() && leads.iter().all(|lead| logged.contains(lead));
                 pause = if without_effect { MAX_INTERVAL.min(pause * 2) } else { INTERVAL };
                 logged = leads;
             }

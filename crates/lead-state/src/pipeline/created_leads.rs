@@ -24,10 +24,10 @@ use crate::store::created_leads::{self, CreatedLead};
 const INTERVAL: Duration = Duration::from_secs(2);
 /// The longest interval, reached while logging creations has no effect.
 const MAX_INTERVAL: Duration = Duration::from_secs(60);
-/// The age of a creation that was left. A lower one logs creations twice that are on their way, a higher one delays those
-/// that a crash left.
-const LEFT_AFTER: Duration = Duration::from_secs(5);
-/// How many creations are logged at once. They may have a MiB each.
+/// The age at which a creation in the outbox counts as left there. A lower age logs creations twice that a query is
+/// about to log; a higher one delays those that a crash left.
+const LEFTOVER_AGE: Duration = Duration::from_secs(5);
+/// How many creations are logged at once. Each may have a MiB.
 const LOGGED_AT_ONCE: i64 = 64;
 /// How many applied creations one statement deletes.
 const DELETED_AT_ONCE: i64 = 5000;
@@ -47,7 +47,7 @@ pub(super) async fn log_created_leads(pool: Pool, js: jetstream::Context) {
     let mut logged = Vec::new();
     loop {
         tokio::time::sleep(pause).await;
-        match log_left(&pool, &js).await {
+        match log_leftovers(&pool, &js).await {
             Ok(left) if left.is_empty() => pause = INTERVAL,
             Ok(left) => {
                 let without_effect = left == logged;
@@ -62,10 +62,10 @@ pub(super) async fn log_created_leads(pool: Pool, js: jetstream::Context) {
     }
 }
 
-/// Logs the oldest creations that were left, and waits until that is applied. Returns them.
-async fn log_left(pool: &Pool, js: &jetstream::Context) -> anyhow::Result<Vec<CreatedLead>> {
+/// Logs the oldest creations that were left, and waits until they are applied. Returns them.
+async fn log_leftovers(pool: &Pool, js: &jetstream::Context) -> anyhow::Result<Vec<CreatedLead>> {
     while created_leads::delete_applied(pool, DELETED_AT_ONCE).await? == DELETED_AT_ONCE.unsigned_abs() {}
-    let left = created_leads::before(pool, clock::now().minus(LEFT_AFTER), LOGGED_AT_ONCE).await?;
+    let left = created_leads::before(pool, clock::now().minus(LEFTOVER_AGE), LOGGED_AT_ONCE).await?;
     let mut last = 0;
     for created in &left {
         last = log_created(js, created).await?.max(last);

@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use async_nats::jetstream::stream::Stream;
 use contract::{
     position::LogPosition,
     rpc::Halted,
@@ -43,6 +44,8 @@ const LEASE: Duration = Duration::from_secs(3);
 const RENEW_INTERVAL: Duration = Duration::from_secs(1);
 /// How often a standby tries to acquire the lock.
 const STANDBY_INTERVAL: Duration = Duration::from_millis(400);
+/// How long a leader waits before it reads again a state in which something is lost.
+const CONFIRM_AFTER: Duration = Duration::from_secs(1);
 /// How often a halted leader checks whether an operator has recovered.
 const HALTED_INTERVAL: Duration = Duration::from_secs(5);
 /// The key of the advisory lock.
@@ -120,10 +123,18 @@ impl Leader {
     /// Leads from the checkpoint on until something ends the term.
     async fn run_term(&self, shutdown: &CancellationToken) -> anyhow::Result<TermEnd> {
         let (pool, js) = (&self.context.pool, &self.context.js);
-        // Fails if a stream is missing: an operator must create it again first.
-        nats::stream(js, LEAD_EVENTS).await?;
-        let log = nats::stream(js, LEAD_COMMANDS).await?;
-        let state = match RecoveryState::observe(pool, js).await {
+        let Some(log) = shutdown.run_until_cancelled(self.streams()).await.transpose()? else {
+            return Ok(TermEnd::Shutdown);
+        };
+        let mut observed = RecoveryState::observe(pool, js).await;
+        if let Ok(state) = &observed
+            && (diagnose(state).is_some() || lost_events(state).is_some())
+        {
+            // A server that was the leader of a stream before may have answered.
+            tokio::time::sleep(CONFIRM_AFTER).await;
+            observed = RecoveryState::observe(pool, js).await;
+        }
+        let mut state = match observed {
             Ok(state) => state,
             Err(e) => {
                 return match e.downcast() {
@@ -150,7 +161,8 @@ impl Leader {
         if let Err(e) = recorded.await {
             return end_after(e, "record the identity of the events");
         }
-        // The ledger's backlog is announced whatever the log looks like.
+        state.checkpoint.events_created_at = Some(state.events_identity.clone());
+        // The ledger's backlog is announced first, whatever the state of the log.
         let announcer = match self.catch_up(state.checkpoint.clone(), state.events_last, shutdown).await? {
             Ok(announcer) => announcer,
             Err(end) => return Ok(end),
@@ -166,7 +178,14 @@ impl Leader {
         self.context.serve(log, announcer, shutdown).await
     }
 
-    /// Announces what is applied and not announced. The inner error ends the term.
+    /// Waits until both streams exist; returns the log. A service that starts creates a missing stream.
+    async fn streams(&self) -> anyhow::Result<Stream> {
+        let js = &self.context.js;
+        nats::stream(js, LEAD_EVENTS).await?;
+        nats::stream(js, LEAD_COMMANDS).await
+    }
+
+    /// Announces the updates that are applied and not announced. The inner error ends the term.
     async fn catch_up(
         &self,
         checkpoint: Checkpoint,

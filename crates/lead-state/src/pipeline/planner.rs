@@ -20,11 +20,14 @@ use crate::{
     store::{StoreError, batch_state, ledger, queued_updates, rules::RulesCache},
 };
 
+/// Maximum number of erasures in a batch. Each may rewrite a thousand rows of the ledger, and all projects wait for it.
+const MAX_ERASURES: usize = 16;
+
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PlanError {
     #[error(transparent)]
     Store(#[from] StoreError),
-    #[error("the batch needs more memory than a batch may have")]
+    #[error("the batch exceeds the memory limit of a batch, or has too many erasures")]
     TooLarge,
 }
 
@@ -103,7 +106,8 @@ impl Planner {
         if self.check_duplicates {
             state.recorded = ledger::duplicates(&self.pool, &keys).await?;
         }
-        if budget < usize::MAX && outcome_bytes(&state, entries) > budget {
+        let erasures = entries.iter().filter(|entry| matches!(entry, Entry::Erase(_))).count();
+        if count > 1 && (outcome_bytes(&state, entries) > budget || erasures > MAX_ERASURES) {
             return Err(PlanError::TooLarge);
         }
         let has_duplicates = !state.recorded.is_empty();

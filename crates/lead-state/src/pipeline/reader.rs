@@ -192,8 +192,8 @@ async fn follow(
         let async_nats::Message { subject, payload, headers, length, .. } = message.message;
         let message = LogMessage::alone(sequence, logged_at, subject.into_string(), headers, payload);
         let entries = last.entries_of(message);
-        // Another message than the one that the checkpoint is inside, and shorter: the next term finds out which it is.
-        anyhow::ensure!(!entries.is_empty(), "entry {sequence} holds less than was applied of it");
+        // The checkpoint is inside a longer message, so this is a message of another log. The next term diagnoses that.
+        anyhow::ensure!(!entries.is_empty(), "entry {sequence} has fewer commands than were applied from it");
         let weight = length.saturating_add((entries.len() - 1) * ENTRY_OVERHEAD).clamp(1, READ_AHEAD_BYTES);
         let permit = bytes.clone().acquire_many_owned(u32::try_from(weight).unwrap_or(u32::MAX));
         let permit = permit.await.context("the read-ahead ended")?;

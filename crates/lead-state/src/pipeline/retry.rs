@@ -12,7 +12,7 @@ pub(crate) enum ApplyError {
     Write(#[from] StoreError),
     #[error("cannot publish a dead letter: {0}")]
     DeadLetter(#[from] PublishError),
-    #[error("the batch needs more memory than a batch may have")]
+    #[error("the batch exceeds the memory limit of a batch")]
     TooLarge,
     #[error("a process was reconfigured after the batch was decided")]
     RulesChanged,
@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn unavailable_servers_are_retried_for_ever() {
+    fn unavailable_servers_are_retried_indefinitely() {
         for attempt in [FIRST, MANY, Attempt { checked_duplicates: true, dead_lettered: true, ..FIRST }] {
             assert_eq!(next_step(&store(StoreError::Unavailable), attempt), NextStep::RetryLater);
             assert_eq!(next_step(&PublishError::TooLarge.into(), attempt), NextStep::RetryLater);

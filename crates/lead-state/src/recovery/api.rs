@@ -37,10 +37,16 @@ impl RecoveryApi {
     pub(crate) async fn recover(self, recover: Recover) -> Result<RecoveryStatus, RpcError> {
         let state = self.observe().await?;
         let from = &state.checkpoint;
-        if (recover.generation, recover.applied) != (from.generation, from.applied) {
+        let halted = diagnose(&state);
+        // Reannouncing may happen while the leader applies updates: then only its generation and epoch stay the same.
+        let is_running = recover.kind == RecoveryKind::Reannounce && halted.is_none();
+        let is_same = match is_running {
+            true => recover.applied.epoch == from.applied.epoch,
+            false => recover.applied == from.applied,
+        };
+        if recover.generation != from.generation || !is_same {
             return Err(moved());
         }
-        let halted = diagnose(&state);
         let to = match (recover.kind, &halted) {
             (RecoveryKind::Reannounce, None) => self.rewind_to(&state, recover.since).await?,
             (RecoveryKind::Replay, Some(halted)) if halted.remedy == RecoveryKind::Replay => {
@@ -50,11 +56,17 @@ impl RecoveryApi {
             (kind, Some(halted)) => {
                 return Err(not_applicable(format!("{kind} does not repair this: {}", halted.text)));
             }
-            (kind, None) => return Err(not_applicable(format!("there is nothing to repair by {kind}"))),
+            (kind, None) => return Err(not_applicable(format!("there is nothing for {kind} to repair"))),
         };
-        if !checkpoint::replace(&mut store::acquire(&self.pool).await?, from, &to, clock::now()).await? {
+        let mut connection = store::acquire(&self.pool).await?;
+        let is_replaced = match is_running {
+            true => checkpoint::rewind(&mut connection, from, &to, clock::now()).await?,
+            false => checkpoint::replace(&mut connection, from, &to, clock::now()).await?,
+        };
+        if !is_replaced {
             return Err(moved());
         }
+        drop(connection);
         tracing::warn!(
             kind = %recover.kind,
             halted = halted.as_ref().map_or("running", |halted| halted.reason.as_ref()),
@@ -71,8 +83,8 @@ impl RecoveryApi {
     async fn rewind_to(&self, state: &RecoveryState, since: Option<Timestamp>) -> Result<Checkpoint, RpcError> {
         let since = since.ok_or_else(|| RpcError::new(ErrorCode::MissingField, "since is required"))?;
         let nothing = || not_applicable(format!("no update was applied since {}", since.to_iso()));
-        let first = ledger::first_since(&self.pool, since).await?.ok_or_else(nothing)?;
-        let before = first.before();
+        let applied = state.checkpoint.applied;
+        let before = ledger::position_before(&self.pool, since, applied).await?.ok_or_else(nothing)?;
         let rewound = rewind_announcements(state);
         Ok(Checkpoint {
             announced: before.min(state.checkpoint.announced),

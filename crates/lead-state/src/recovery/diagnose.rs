@@ -62,7 +62,7 @@ pub(crate) fn diagnose(state: &RecoveryState) -> Option<Halted> {
 
 /// Why undelivered events may be lost, so that the announcements must be rewound; None if no such event is lost.
 pub(crate) fn lost_events(state: &RecoveryState) -> Option<&'static str> {
-    let RecoveryState { checkpoint, events_identity, last_event, last_announced, .. } = state;
+    let RecoveryState { checkpoint, events_identity, last_event_after, last_announced, .. } = state;
     if checkpoint.delivered >= checkpoint.announced {
         return None;
     }
@@ -72,10 +72,11 @@ pub(crate) fn lost_events(state: &RecoveryState) -> Option<&'static str> {
         Some(known) if known != events_identity => return Some("the stream was deleted and created again"),
         Some(_) => {}
     }
-    match last_event {
-        // Probably purged. If the events had been delivered, they are delivered once more.
+    match last_event_after {
+        // The events were probably purged. If they had been delivered, they are delivered once more.
         None => Some("the stream is empty"),
-        Some(event) if event.generation == checkpoint.generation && event.log < announced => {
+        // An event of an earlier generation shows that all events of this one are lost.
+        Some(event) if event.generation <= checkpoint.generation && event.log < announced => {
             Some("the stream lost its end")
         }
         Some(_) => None,
@@ -134,6 +135,7 @@ mod tests {
                 delivered: at(5),
                 events_created_at: Some("e".into()),
             },
+            last_event_after: Some(EventPosition { generation: 2, log: at(7) }),
             last_announced: Some(at(7)),
             log_identity: "l".into(),
             log_first: 1,
@@ -232,10 +234,15 @@ mod tests {
             None,
             "nothing was announced"
         );
-        assert_eq!(lost(&|s| s.last_event = None), Some("the stream is empty"));
-        assert_eq!(lost(&|s| s.last_event = last(6)), Some("the stream lost its end"));
+        assert_eq!(lost(&|s| s.last_event_after = None), Some("the stream is empty"));
+        assert_eq!(lost(&|s| s.last_event_after = last(6)), Some("the stream lost its end"));
+        // Restored to a time before an earlier recovery.
+        let earlier = Some(EventPosition { generation: 1, log: at(6) });
+        assert_eq!(lost(&|s| s.last_event_after = earlier), Some("the stream lost its end"));
+        // A former leader announced the last event after the events were read.
+        assert_eq!(lost(&|s| s.last_event = last(6)), None);
         // Entry 7 has no ledger row.
-        assert_eq!(lost(&|s| (s.last_event, s.last_announced) = (last(6), Some(at(6)))), None);
+        assert_eq!(lost(&|s| (s.last_event_after, s.last_announced) = (last(6), Some(at(6)))), None);
         assert_eq!(lost(&|s| (s.events_identity, s.checkpoint.delivered) = ("x".into(), at(7))), None);
     }
 

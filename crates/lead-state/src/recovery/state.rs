@@ -3,7 +3,7 @@
 use anyhow::Context;
 use async_nats::jetstream::{
     self,
-    stream::{RawMessageErrorKind, Stream},
+    stream::{self, RawMessageErrorKind, Stream},
 };
 use contract::{
     Timestamp, headers,
@@ -30,6 +30,8 @@ pub(crate) struct RecoveryState {
     /// The position in the last event; None if the stream is empty.
     pub(crate) last_event: Option<EventPosition>,
     pub(crate) checkpoint: Checkpoint,
+    /// The position in the last event, read after the checkpoint; None if the stream is empty.
+    pub(crate) last_event_after: Option<EventPosition>,
     /// The last decision in the ledger that counts as announced.
     pub(crate) last_announced: Option<LogPosition>,
     /// The identity of `LEAD_COMMANDS`.
@@ -47,10 +49,7 @@ impl RecoveryState {
         let info = events.cached_info();
         let events_identity = streams::identity(info);
         let events_last = info.state.last_sequence;
-        let last_event = match info.state.messages {
-            0 => None,
-            _ => event_position(&events, events_last).await?,
-        };
+        let last_event = last_event_of(&events, info).await?;
         // The identity only initializes a new database; the log's state is read after the checkpoint.
         let log = js.get_stream(LEAD_COMMANDS).await.with_context(|| format!("cannot find {LEAD_COMMANDS}"))?;
         let checkpoint = checkpoint::load(
@@ -61,6 +60,8 @@ impl RecoveryState {
         )
         .await?;
         let last_announced = ledger::last_up_to(pool, checkpoint.announced).await?;
+        let info = events.get_info().await.with_context(|| format!("cannot read the state of {LEAD_EVENTS}"))?;
+        let last_event_after = last_event_of(&events, &info).await?;
         let info = log.get_info().await.with_context(|| format!("cannot read the state of {LEAD_COMMANDS}"))?;
         let applied_entry_at = match checkpoint.applied.sequence {
             0 => None,
@@ -71,12 +72,21 @@ impl RecoveryState {
             events_last,
             last_event,
             checkpoint,
+            last_event_after,
             last_announced,
             log_identity: streams::identity(&info),
             log_first: info.state.first_sequence,
             log_last: info.state.last_sequence,
             applied_entry_at,
         })
+    }
+}
+
+/// The position in the stream's last event; None if the stream is empty.
+async fn last_event_of(events: &Stream, info: &stream::Info) -> anyhow::Result<Option<EventPosition>> {
+    match info.state.messages {
+        0 => Ok(None),
+        _ => event_position(events, info.state.last_sequence).await,
     }
 }
 

@@ -12,7 +12,7 @@ const TABLE: &str = "active_calls";
 
 /// A position in the list of a project's calls: a lead, and the id of a call with it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct CallPlace {
+pub(crate) struct CallPosition {
     pub(crate) lead_id: ObjectId,
     /// Empty where the producer gave no id.
     pub(crate) call_id: String,
@@ -24,7 +24,7 @@ pub(crate) async fn list(
     pool: &Pool,
     project_id: ObjectId,
     lead_id: Option<ObjectId>,
-    after: Option<&CallPlace>,
+    after: Option<&CallPosition>,
     now: Timestamp,
     limit: u32,
 ) -> Result<Vec<rpc::Call>, StoreError> {

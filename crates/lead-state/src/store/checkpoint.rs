@@ -99,6 +99,46 @@ pub(crate) async fn get(executor: impl PgExecutor<'_>, stream: &str) -> Result<O
     }))
 }
 
+/// Moves the watermarks back to those of `to`, in its generation, while a leader moves the checkpoint. Returns whether
+/// the generation and the epoch were still those of `from`. The former leader can write nothing afterwards.
+pub(crate) async fn rewind(
+    connection: &mut Session,
+    from: &Checkpoint,
+    to: &Checkpoint,
+    now: Timestamp,
+) -> Result<bool, StoreError> {
+    let (announced_epoch, announced_sequence, announced_index) = position_columns(to.announced);
+    let (delivered_epoch, delivered_sequence, delivered_index) = position_columns(to.delivered);
+    let updated = sqlx::query!(
+        r#"UPDATE lead_state.checkpoints AS c
+           SET generation = $1, events_created_at = $2, updated_at = $3,
+               (announced_epoch, announced_sequence, announced_index) = (
+                   SELECT * FROM (VALUES (c.announced_epoch, c.announced_sequence, c.announced_index),
+                                         ($4::int, $5::bigint, $6::int)) AS watermark (epoch, sequence, index)
+                   ORDER BY epoch, sequence, index LIMIT 1),
+               (delivered_epoch, delivered_sequence, delivered_index) = (
+                   SELECT * FROM (VALUES (c.delivered_epoch, c.delivered_sequence, c.delivered_index),
+                                         ($7::int, $8::bigint, $9::int)) AS watermark (epoch, sequence, index)
+                   ORDER BY epoch, sequence, index LIMIT 1)
+           WHERE c.stream = $10 AND c.generation = $11 AND c.epoch = $12"#,
+        to.generation,
+        to.events_created_at,
+        time(now),
+        announced_epoch,
+        announced_sequence,
+        announced_index,
+        delivered_epoch,
+        delivered_sequence,
+        delivered_index,
+        from.stream,
+        from.generation,
+        from.applied.epoch
+    )
+    .execute(&mut *connection)
+    .await?;
+    Ok(updated.rows_affected() == 1)
+}
+
 /// Replaces the checkpoint, except the stream's name, by compare-and-set on the columns that a leader moves. Returns
 /// whether `from` was still the current one. A former leader can write nothing afterwards if the generation or the
 /// epoch changes, so at least one of them must.

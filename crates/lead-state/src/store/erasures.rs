@@ -58,7 +58,7 @@ pub(super) async fn write(connection: &mut Session, erasures: &[Erasure], now: T
             "UPDATE lead_state.lead_updates AS u SET lead_id = $1
              FROM (SELECT project_id, update_id FROM lead_state.lead_updates
                    WHERE project_id = $2 AND md5(reference_id) = md5($3) AND reference_id = $3 AND lead_id IS NULL
-                       AND lower(command->>'processId') = $4
+                       AND coalesce(lower(command->>'processId'), $4) = $4
                        AND (log_epoch, log_sequence, log_index) < ($6, $7, $8)
                    LIMIT $5) AS n
              WHERE u.project_id = n.project_id AND u.update_id = n.update_id",

@@ -8,7 +8,7 @@ use service_kit::postgres::Pool;
 use super::{
     StoreError,
     queued_updates::update_key,
-    row::{Hex, Row, position_columns, time},
+    row::{Hex, Row, position_columns},
 };
 use crate::core::batch::{LeadKeys, LedgerRow, UpdateKey};
 
@@ -170,16 +170,39 @@ pub(crate) async fn first_applied_after(pool: &Pool, at: LogPosition) -> Result<
     Ok(applied_at.map(Into::into))
 }
 
-/// The position of the first decision at or after this time. Reads the whole ledger.
-pub(crate) async fn first_since(pool: &Pool, since: Timestamp) -> Result<Option<LogPosition>, StoreError> {
-    let row = sqlx::query!(
-        r#"SELECT coalesce(decided_epoch, log_epoch) AS "epoch!", coalesce(decided_sequence, log_sequence)
-                  AS "sequence!", coalesce(decided_index, log_index) AS "index!"
-           FROM lead_state.lead_updates WHERE applied_at >= $1 ORDER BY 1, 2, 3 LIMIT 1"#,
-        time(since)
-    )
-    .fetch_optional(pool)
-    .await?;
-    row.map(|row| Row::new(TABLE, &since.to_iso()).position("log_sequence", (row.epoch, row.sequence, row.index)))
-        .transpose()
+/// A position in or before the message whose updates are the first that were applied at or after this time; None if
+/// there are no such updates. The times of the ledger's rows increase with their positions, so the rows are searched by
+/// halves.
+pub(crate) async fn position_before(
+    pool: &Pool,
+    since: Timestamp,
+    applied: LogPosition,
+) -> Result<Option<LogPosition>, StoreError> {
+    // Whether the first update after this message, in the same epoch, was applied since. None if there is no update.
+    let is_since = async |epoch, sequence| {
+        let last = LogPosition { epoch, sequence: i64::MAX as u64, index: i32::MAX as u32 };
+        let rows = outbox(pool, LogPosition::message(epoch, sequence), last, 1).await?;
+        Ok::<_, StoreError>(rows.first().map(|row| row.event.timestamp >= since))
+    };
+    let mut found = None;
+    for epoch in (0..=applied.epoch).rev() {
+        match is_since(epoch, 0).await? {
+            Some(true) => found = Some(LogPosition::message(epoch, 0)),
+            None => {}
+            Some(false) => {
+                let (mut low, mut high) =
+                    (0, if epoch == applied.epoch { applied.sequence + 1 } else { i64::MAX as u64 });
+                while high - low > 1 {
+                    let middle = low + (high - low) / 2;
+                    match is_since(epoch, middle).await? {
+                        Some(false) => low = middle,
+                        Some(true) | None => high = middle,
+                    }
+                }
+                let is_last = is_since(epoch, high).await?.is_none();
+                return Ok(found.or((!is_last).then(|| LogPosition::message(epoch, high))));
+            }
+        }
+    }
+    Ok(found)
 }

@@ -320,7 +320,7 @@ async fn a_corrupt_row_is_named_with_table_column_and_id() {
 }
 
 #[tokio::test]
-async fn a_schema_of_an_earlier_version_is_rejected_with_what_to_do() {
+async fn a_schema_of_an_earlier_version_is_rejected_with_the_remedy() {
     let (pool, _postgres) = migrated().await;
     assert_eq!(schema().missing_migrations(&pool).await.unwrap(), Vec::<i64>::new());
     sqlx::query(r"UPDATE lead_state._sqlx_migrations SET checksum = '\x00'").execute(&pool).await.unwrap();

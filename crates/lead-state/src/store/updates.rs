@@ -346,7 +346,7 @@ pub(crate) async fn events(
                   success AS "success!", error, error_code, from_state, to_state, version, user_id, call_id, activity, contact,
                   CASE WHEN success THEN disposition END AS disposition, applied_at AS "applied_at!", text,
                   log_epoch AS "log_epoch!", log_sequence AS "log_sequence!", log_index AS "log_index!"
-           FROM sized WHERE before <= $3 ORDER BY place"#,
+           FROM sized WHERE before = 0 OR before + bytes <= $3 ORDER BY place"#,
         project_id.as_bytes(),
         &update_ids[..],
         MAX_OUTCOME_BYTES,

@@ -2,14 +2,19 @@
 
 use std::io;
 
+use sqlx::migrate::MigrateError;
+
 use crate::nats::error_chain;
 
 /// A server in recovery or with `default_transaction_read_only`: it will accept writes again, or another server does.
 pub(super) const READ_ONLY: &str = "25006";
 
-/// Class 08 connection, 40 rollback, 53 resources, 57 operator intervention (shutdown, cancel), 58 system; 25006 a server
-/// that does not write, 25P03 and 25P04 idle session closed, 55P03 lock not available.
-const UNAVAILABLE: [&str; 9] = ["08", "40", "53", "57", "58", READ_ONLY, "25P03", "25P04", "55P03"];
+/// A lock was not available within `lock_timeout`.
+const LOCK_NOT_AVAILABLE: &str = "55P03";
+
+/// Class 08 connection, 40 rollback, 53 resources, 57 operator intervention (shutdown, cancel), 58 system; 25006 a
+/// server that does not write, 25P03 and 25P04 idle session closed, 55P03 lock not available.
+const UNAVAILABLE: [&str; 9] = ["08", "40", "53", "57", "58", READ_ONLY, "25P03", "25P04", LOCK_NOT_AVAILABLE];
 
 /// Whether the statement or the connection may succeed later, unchanged. If it was a commit, its outcome is unknown.
 pub fn is_unavailable(error: &sqlx::Error) -> bool {
@@ -22,7 +27,13 @@ pub fn is_unavailable(error: &sqlx::Error) -> bool {
     }
 }
 
-/// The error and its causes, without the phrase that sqlx puts before what [`gave_up`] says.
+/// Whether a migration failed because a lock was not available within `lock_timeout`.
+pub(super) fn is_lock_timeout(error: &MigrateError) -> bool {
+    let (MigrateError::Execute(e) | MigrateError::ExecuteMigration(e, _)) = error else { return false };
+    e.as_database_error().is_some_and(|e| e.code().as_deref() == Some(LOCK_NOT_AVAILABLE))
+}
+
+/// The error and its causes, without the phrase that sqlx puts before an error of [`gave_up`].
 pub(super) fn reason(error: &sqlx::Error) -> String {
     match error {
         sqlx::Error::Io(e) => error_chain(e),

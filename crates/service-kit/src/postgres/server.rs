@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_work_is_refused_with_what_to_write_instead() {
+    fn unsupported_urls_are_refused_with_a_correction() {
         let refused = |url: &str| servers(url).unwrap_err().to_string();
         assert!(refused("mysql://u:p0pw@a/db").contains("postgres://"));
         assert!(refused("u:p0pw@a/db").contains("postgres://"));

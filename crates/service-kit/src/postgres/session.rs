@@ -21,7 +21,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
     connections::Connections,
-    error::{READ_ONLY, gave_up},
+    error::{READ_ONLY, gave_up, is_lock_timeout},
     server::{Connection, Primary},
 };
 
@@ -29,7 +29,9 @@ use super::{
 const STATEMENT_DEADLINE: Duration = Duration::from_secs(35);
 /// How long migrations may take. They may build an index of a large table.
 const MIGRATION_DEADLINE: Duration = Duration::from_secs(60 * 60);
-/// How often a statement that is overdue looks whether it still waits for replication.
+/// How long a migration pauses after it could not lock a table.
+const LOCK_PAUSE: Duration = Duration::from_millis(500);
+/// How often an overdue statement checks whether it still waits for replication.
 const OVERDUE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A connection of a [`Pool`](super::Pool). It returns to the pool when it is dropped, unless a wait was cut off: then
@@ -127,12 +129,24 @@ impl Session {
     // Boxed: otherwise the compiler cannot prove that the future of a service, which runs this, is Send.
     pub(super) fn migrate<'a>(&'a mut self, migrator: &'a Migrator) -> BoxFuture<'a, Result<(), MigrateError>> {
         Box::pin(async move {
-            // Building an index takes longer than any other statement may.
-            self.execute("SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0").await?;
+            // Building an index takes longer than any other statement may. A lock is waited for only briefly: if the
+            // migration waits for a long read of a table, such as an audit, all writes to the table wait behind it.
+            self.execute(
+                "SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0; SET lock_timeout = '2s'",
+            )
+            .await?;
             let (raw, Wait { primary, interrupted, .. }) = self.parts();
             *interrupted = true;
+            let run = async {
+                loop {
+                    match migrator.run_direct(None, &mut *raw, false).await {
+                        Err(e) if is_lock_timeout(&e) => tokio::time::sleep(LOCK_PAUSE).await,
+                        migrated => return migrated,
+                    }
+                }
+            };
             tokio::select! {
-                migrated = migrator.run_direct(None, raw, false) => migrated,
+                migrated = run => migrated,
                 reason = primary.lost() => Err(gave_up(reason).into()),
                 () = tokio::time::sleep(MIGRATION_DEADLINE) => {
                     Err(gave_up(format!("the migrations did not end within {MIGRATION_DEADLINE:?}")).into())

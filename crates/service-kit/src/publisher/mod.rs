@@ -53,6 +53,8 @@ const READ_SERVER: Duration = Duration::from_secs(1);
 /// How long a stream that does not allow batches is not tried again. It may allow them after an upgrade.
 const RETRY_AFTER_REFUSAL: Duration = Duration::from_secs(30);
 
+type Outcome = Result<Stored, PublishError>;
+
 /// Publishes to one stream, in atomic batches where they are faster and the stream allows them.
 #[derive(Clone)]
 pub struct Publisher {
@@ -113,9 +115,13 @@ impl Publisher {
     }
 
     async fn timed<T>(&self, publish: impl Future<Output = T>) -> T {
+        // Without a connection nothing is sent, and fails at once.
+        let is_connected = publish::connected(&self.shared.client).is_ok();
         let started = Instant::now();
         let published = publish.await;
-        self.shared.metrics.acks.observe(started.elapsed().as_secs_f64());
+        if is_connected {
+            self.shared.metrics.acks.observe(started.elapsed().as_secs_f64());
+        }
         published
     }
 
@@ -124,7 +130,7 @@ impl Publisher {
         let publish = async {
             let mut outcomes = Vec::with_capacity(messages.len());
             for batch in batches(messages) {
-                outcomes.extend(self.shared.publish_sequence(batch).await);
+                outcomes.extend(self.shared.publish_sequence(batch, None).await);
             }
             outcomes
         };
@@ -135,21 +141,47 @@ impl Publisher {
     ///
     /// # Errors
     /// Some may be stored. Publish all of them again; the stream recognizes duplicates by their message ids.
-    pub async fn publish_all(
-        &self,
-        messages: impl IntoIterator<Item = OutboundMessage>,
-    ) -> Result<Vec<Stored>, PublishError> {
+    pub async fn publish_all(&self, messages: impl IntoIterator<Item = OutboundMessage>) -> Result<(), PublishError> {
         let publish = async {
-            let mut stored = Vec::new();
             for batch in batches(messages) {
-                for outcome in self.shared.publish_sequence(batch).await {
-                    stored.push(outcome?);
+                for outcome in self.shared.publish_sequence(batch, None).await {
+                    outcome?;
                 }
             }
-            Ok(stored)
+            Ok(())
         };
         self.timed(publish).await
     }
+
+    /// Publishes messages in this order to a stream whose last sequence is `last`, and to which nothing else publishes.
+    /// Stores them without a gap: nothing that follows a message which failed. Returns the acks before the first
+    /// failure, and that failure. It is [`PublishError::WrongLast`] if the stream has another last sequence, or behind
+    /// a duplicate.
+    pub async fn publish_chain(
+        &self,
+        messages: Vec<OutboundMessage>,
+        mut last: u64,
+    ) -> (Vec<Stored>, Option<PublishError>) {
+        let publish = async {
+            let mut acks = Vec::with_capacity(messages.len());
+            for batch in batches(messages) {
+                for outcome in self.shared.publish_sequence(batch, Some(last)).await {
+                    match outcome {
+                        Ok(ack) => acks.push(ack),
+                        Err(e) => return (acks, Some(e)),
+                    }
+                }
+                last = last_sequence(last, &acks);
+            }
+            (acks, None)
+        };
+        self.timed(publish).await
+    }
+}
+
+/// The stream's last sequence after these acks.
+fn last_sequence(before: u64, acks: &[Stored]) -> u64 {
+    acks.iter().map(|ack| ack.sequence).fold(before, u64::max)
 }
 
 impl Shared {
@@ -166,18 +198,23 @@ impl Shared {
         }
     }
 
-    /// Publishes the messages of one caller in the faster mode; returns the outcome of each. A trial of the other mode takes no
-    /// more messages than it needs: published singly to a server that syncs for each of them, hundreds would take long.
-    async fn publish_sequence(&self, mut messages: Vec<OutboundMessage>) -> Vec<Result<Stored, PublishError>> {
+    /// Publishes the messages of one caller in the faster mode; returns the outcome of each. A trial of the other mode
+    /// takes no more messages than it needs: hundreds of single messages would take long on a server that syncs each of
+    /// them.
+    /// With the stream's last sequence as `chain`, the outcomes end after the first failure.
+    async fn publish_sequence(&self, mut messages: Vec<OutboundMessage>, chain: Option<u64>) -> Vec<Outcome> {
         if messages.len() < MIN_BATCH {
-            return self.publish_singly(messages).await;
+            return self.publish_singly(messages, chain).await;
         }
         let (mode, limit) = lock(&self.sequences).next();
         let rest = messages.split_off(limit.min(messages.len()));
-        let mut outcomes = self.publish_timed(mode, messages).await;
-        if !rest.is_empty() {
+        let mut outcomes = self.publish_timed(mode, messages, chain).await;
+        let is_broken = chain.is_some() && outcomes.iter().any(Result::is_err);
+        if !rest.is_empty() && !is_broken {
             let (mode, _) = lock(&self.sequences).next();
-            outcomes.extend(self.publish_timed(mode, rest).await);
+            let acks = outcomes.iter().flatten().copied().collect::<Vec<_>>();
+            let chain = chain.map(|last| last_sequence(last, &acks));
+            outcomes.extend(self.publish_timed(mode, rest, chain).await);
         }
         outcomes
     }
@@ -187,14 +224,15 @@ impl Shared {
         &self,
         mode: PublishMode,
         messages: Vec<OutboundMessage>,
-    ) -> Vec<Result<Stored, PublishError>> {
+        chain: Option<u64>,
+    ) -> Vec<Outcome> {
         if !self.has_batches() {
-            return self.publish_singly(messages).await;
+            return self.publish_singly(messages, chain).await;
         }
         let (count, started) = (messages.len(), Instant::now());
         let outcomes = match mode {
-            PublishMode::Batch => self.publish_batched(messages).await,
-            PublishMode::Single => self.publish_singly(messages).await,
+            PublishMode::Batch => self.publish_batched(messages, chain).await,
+            PublishMode::Single => self.publish_singly(messages, chain).await,
         };
         // Fewer messages than a batch needs say nothing about the modes.
         if count >= MIN_BATCH && outcomes.iter().all(Result::is_ok) {
@@ -220,9 +258,9 @@ impl Shared {
     }
 
     /// Publishes messages in this order, as one batch if possible; returns the outcome of each.
-    async fn publish_batched(&self, messages: Vec<OutboundMessage>) -> Vec<Result<Stored, PublishError>> {
+    async fn publish_batched(&self, messages: Vec<OutboundMessage>, chain: Option<u64>) -> Vec<Outcome> {
         if messages.len() >= MIN_BATCH {
-            match self.publish_batch(&messages).await {
+            match self.publish_batch(&messages, chain).await {
                 Ok(outcomes) => {
                     self.metrics.batches.observe(messages.len() as f64);
                     return outcomes.into_iter().map(Ok).collect();
@@ -237,24 +275,38 @@ impl Shared {
                 ),
             }
         }
-        self.publish_singly(messages).await
+        self.publish_singly(messages, chain).await
     }
 
-    /// Publishes messages in this order, each stored by itself; returns the outcome of each.
-    async fn publish_singly(&self, messages: Vec<OutboundMessage>) -> Vec<Result<Stored, PublishError>> {
+    /// Publishes messages in this order, each stored by itself, without waiting between them; returns the outcome of
+    /// each. In a chain each is stored only behind the one before.
+    async fn publish_singly(&self, messages: Vec<OutboundMessage>, chain: Option<u64>) -> Vec<Outcome> {
         let mut acks = Vec::with_capacity(messages.len());
-        for message in messages {
-            acks.push(match publish::send(&self.js, message).await {
-                Ok(ack) => Either::Left(async { Ok(ack.await?.into()) }),
-                Err(e) => Either::Right(ready(Err(e))),
-            });
+        for (place, mut message) in (0..).zip(messages) {
+            if let Some(last) = chain {
+                let map = message.headers.get_or_insert_default();
+                map.insert(headers::EXPECTED_LAST_SEQUENCE, (last + place).to_string());
+            }
+            match publish::send(&self.js, message).await {
+                Ok(ack) => acks.push(Either::Left(async { Ok(ack.await?.into()) })),
+                Err(e) => {
+                    acks.push(Either::Right(ready(Err(e))));
+                    if chain.is_some() {
+                        break;
+                    }
+                }
+            }
         }
         join_all(acks).await
     }
 
-    /// Publishes messages as one batch. After an error other than [`PublishError::Unconfirmed`] none is stored, or the stream
-    /// recognizes those that are by their message ids.
-    async fn publish_batch(&self, messages: &[OutboundMessage]) -> Result<Vec<Stored>, PublishError> {
+    /// Publishes messages as one batch. After an error other than [`PublishError::Unconfirmed`] none is stored, or the
+    /// stream recognizes those that are by their message ids.
+    async fn publish_batch(
+        &self,
+        messages: &[OutboundMessage],
+        chain: Option<u64>,
+    ) -> Result<Vec<Stored>, PublishError> {
         let max_payload = self.client.max_payload();
         if messages.iter().any(|message| wire_size(message) > max_payload) {
             return Err(PublishError::TooLarge);
@@ -263,7 +315,11 @@ impl Shared {
         let id = format!("{:016x}", rand::random::<u64>());
         let Some((last, others)) = messages.split_last() else { return Ok(Vec::new()) };
         for (place, message) in (1..).zip(others) {
-            let map = batch_headers(message, &id, place);
+            let mut map = batch_headers(message, &id, place);
+            // Only the first message of a batch may name it.
+            if let Some(last) = chain.filter(|_| place == 1) {
+                map.insert(headers::EXPECTED_LAST_SEQUENCE, last.to_string());
+            }
             let sent = self.client.publish_with_headers(message.subject.clone(), map, message.payload.clone());
             sent.await.map_err(|e| PublishError::Refused(e.to_string()))?;
         }

@@ -76,7 +76,10 @@ impl Publisher {
     }
 
     async fn publish_within(&self, limit: Duration, message: OutboundMessage) -> Result<Stored, PublishError> {
-        timeout(limit, self.publish(message)).await.unwrap_or(Err(PublishError::Unconfirmed))
+        timeout(limit, self.publish(message)).await.unwrap_or_else(|_| {
+            self.shared.metrics.acks.observe(limit.as_secs_f64());
+            Err(PublishError::Unconfirmed)
+        })
     }
 
     /// Waits for a permit to send again. None if the error is permanent, or the deadline comes first.
