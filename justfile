@@ -1,4 +1,4 @@
-# Common commands; `just` lists them. `just` is optional: each recipe is one line.
+# Common commands; `just` lists them. `just` is optional: you can run the lines of a recipe without it.
 
 _default:
     @just --list
@@ -31,7 +31,7 @@ test-current *arguments:
 deny:
     .ci/deny
 
-# Check the manifests and the Helm chart in deploy/ without a cluster; --write makes the templates of the chart
+# Check the manifests and the Helm chart in deploy/ without a cluster; --write first regenerates the chart's templates
 deploy *arguments:
     .ci/deploy {{arguments}}
 
@@ -39,11 +39,11 @@ deploy *arguments:
 sbom *file:
     .ci/sbom {{file}}
 
-# Test with clients in Python and JavaScript, the Standard Webhooks library, and schemathesis
+# Test the published contracts with clients in Python and JavaScript, the Standard Webhooks library, and schemathesis
 interop:
     .ci/interop
 
-# Open every page of the console in Chromium; --screenshots docs/images/ makes the pictures of the README
+# Open every page of the console in Chromium; --screenshots docs/images/ writes the screenshots of the README
 console *arguments:
     .ci/console {{arguments}}
 
@@ -63,11 +63,11 @@ kind: image
     kubectl apply -k deploy/kubernetes/overlays/local
     kubectl -n leadrelay wait --for=condition=Available deployment --all --timeout=5m
 
-# Measure performance against floors of the same run: more than 20 minutes and the build, on an idle machine; --json FILE keeps the results
+# Measure performance against floors of the same run, for over 20 minutes on an idle machine; --json FILE keeps results
 bench *arguments="all":
     LEADRELAY_NATS_SERVER=$(.ci/nats-server) cargo run --profile dist -p bench -- {{arguments}}
 
-# Measure for two minutes; fails if a ratio to a floor is lower than noise explains
+# Measure for two minutes; fails if the ratio to a floor is lower than noise explains
 perf-smoke:
     cargo run --release -p bench -- smoke
 
@@ -87,11 +87,11 @@ sqlx *arguments:
 ci:
     .ci/run
 
-# Inject faults under load for some minutes, in an order that follows from the seed; prints a table
+# Inject faults under load for some minutes; the seed determines their order; prints a table
 faults minutes="10" seed="1":
     FAULTS_MINUTES={{minutes}} FAULTS_SEED={{seed}} cargo test --workspace --test leadrelay faults::for_minutes -- --ignored --nocapture
 
-# Inject faults into a cluster of three nats-servers for some minutes, in an order that follows from the seed; prints a table
+# Inject faults into a cluster of three nats-servers for some minutes; the seed determines their order; prints a table
 faults-cluster minutes="10" seed="1":
     FAULTS_MINUTES={{minutes}} FAULTS_SEED={{seed}} LEADRELAY_NATS_SERVER=$(.ci/nats-server) cargo test --workspace --test leadrelay cluster::nats::for_minutes -- --ignored --nocapture
 
@@ -103,10 +103,10 @@ upgrade commit:
 patroni:
     LEADRELAY_NATS_SERVER=$(.ci/nats-server) cargo test --workspace --test leadrelay cluster::patroni -- --ignored --nocapture
 
-# Attack one tenant's neighbour in every known way, or in those whose names contain a text, and judge its latency; prints a table, which is the body of docs/results/hostile.md
+# Measure a healthy tenant's latency during all attacks, or those whose names contain a text; prints a table
 hostile attack="":
     HOSTILE_ATTACK="{{attack}}" LEADRELAY_NATS_SERVER=$(.ci/nats-server) cargo test --profile dist --workspace --test leadrelay hostile::a_healthy_tenant_is_not_delayed -- --ignored --nocapture
 
-# Break each guarantee on purpose and expect a named test to fail; all of them, or those whose names begin so
+# Break all guarantees on purpose, or those whose patch names begin with NAMES; expects a test to fail for each
 mutations *names:
     tests/mutations/run {{names}}

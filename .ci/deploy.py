@@ -37,7 +37,7 @@ import yaml
 VERSIONS = ["1.32", "1.33", "1.34", "1.35", "1.36", "1.37"]
 DEPLOY = pathlib.Path("deploy")
 OPERATORS = ("keda.sh", "monitoring.coreos.com", "gateway.networking.k8s.io", "postgresql.cnpg.io")
-# Secrets that are created elsewhere, with their keys; None means every key that a program reads.
+# Secrets that the manifests do not create, with their keys; None means every key that a program reads.
 SECRETS = {
     "nats-users": {"gateway", "lead-state", "webhook-notifier", "console", "leadctl", "backup", "producer"},
     "database-app": {"uri"},
@@ -47,13 +47,13 @@ SECRETS = {
     "console-key": {"CONSOLE_KEY"},
     "nats-tls": {"tls.crt", "tls.key", "ca.crt"},
 }
-# Variables that are not settings of our programs: parts of NATS_URL, variables of Postgres clients and OpenTelemetry.
+# Variables that our programs do not define: parts of NATS_URL, variables of Postgres clients and OpenTelemetry.
 OTHER_VARIABLES = {
     "NATS_SCHEME", "NATS_HOST", "NATS_PASSWORD", "PGSSLMODE", "PGSSLROOTCERT",
     "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_TRACES_SAMPLER", "OTEL_TRACES_SAMPLER_ARG",
 }
 
-# What the chart is rendered with, and the overlay that it must equal.
+# The values that the chart is rendered with, and the overlay that the result must equal.
 CHARTS = {
     "chart": ({}, "production"),
     "chart with operators": (
@@ -72,7 +72,7 @@ CHARTS = {
         None,
     ),
 }
-# What the chart refuses.
+# Values that the chart must reject.
 REFUSED = [
     {"gatway": {"maxReplicas": 3}},
     {"backup": {"enabled": "yes"}},
@@ -383,7 +383,7 @@ class Overlay:
     def lets(self, pod, peer, port, direction, at=None):
         """Whether the policies of a pod let it reach a peer, or be reached by one, on a port of `at` or of the peer."""
         if pod not in self.pods:
-            return True  # Not ours: what others let through is theirs to say.
+            return True  # Not one of our pods: its owner decides which traffic it admits.
         labels = self.pods[pod][2]["metadata"]["labels"]
         policies = [p["spec"] for p in self.of("NetworkPolicy")
                     if direction in p["spec"]["policyTypes"] and matches(p["spec"]["podSelector"], labels)]
@@ -415,7 +415,7 @@ class Overlay:
             return self.operators_pods(rule["podSelector"])
         return peer in self.pods and matches(rule["podSelector"], self.pods[peer][2]["metadata"]["labels"])
 
-    # Applying again.
+    # A second `kubectl apply`.
 
     def check_second_apply(self):
         """Checks what makes kubectl report a change, or fail, where nothing changed. Lists without a merge key are compared as a
@@ -573,7 +573,7 @@ def check_chart(overlays):
         fault(f"{helm.CHART}/{name}", "differs from the components: run .ci/deploy --write and commit it")
     report = helm_python.chart.lint(helm.CHART, strict=True)
     for message in report["messages"]:
-        # 1 is information: a chart may have an icon.
+        # Severity 1 is information, such as that a chart may have an icon.
         if message["severity"] > 1:
             fault(f"{helm.CHART}/{message['path']}", message["error"])
     charts = []

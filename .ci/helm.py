@@ -20,8 +20,8 @@ DEPLOY = pathlib.Path("deploy")
 CHART = DEPLOY / "helm/leadrelay"
 BUILD = pathlib.Path("target/ci/helm")
 
-# The condition under which an option holds, and the components that it removes and adds. In this order, each within what those
-# before it leave of the baseline.
+# The condition of each option, and the components that it removes and adds. The order matters: each option applies to
+# the parts of the baseline that the options before it leave.
 OPTIONS = [
     ("not .Values.nats.cluster", {"nats-cluster"}, set()),
     (".Values.nats.external", {"nats", "nats-cluster"}, {"external-nats"}),
@@ -46,7 +46,7 @@ SETTINGS = {
     "webhook-notifier": "webhookNotifier.config",
     "migrate": "migrate.config",
 }
-# Settings that depend on an option and have a value of their own nevertheless.
+# Settings that depend on an option and still have a separate value.
 OWN = {("lead-state", "STREAM_REPLICAS")}
 
 CONTAINER = "spec.template.spec.containers.{}.resources"
@@ -125,7 +125,7 @@ def render(name, components):
     dir = BUILD / name
     dir.mkdir(parents=True, exist_ok=True)
     images = {image["name"]: image for image in operators["images"] + overlay["images"]}
-    # kustomize resolves symbolic links, and target/ may be one.
+    # kustomize resolves symbolic links, and target/ may be a symbolic link.
     relative = lambda path: os.path.relpath((DEPLOY / "kubernetes" / path).resolve(), dir.resolve())
     overlay |= {
         "resources": [relative("base")],
@@ -338,7 +338,7 @@ def with_settings(name, data, settings):
         if isinstance(node, If) and (name, key) not in OWN:
             return If(node.condition, entry(key, node.then), entry(key, node.otherwise))
         if node is MISSING:
-            # What the option leaves out may still be given.
+            # Users may still give a value that the option leaves out.
             return MISSING
         is_default = isinstance(data[key], If) and (name, key) not in OWN or name == "migrate"
         setting = f"{value(settings)}.{key}"
@@ -415,7 +415,7 @@ def emit_item(lines, item, indent):
     if isinstance(item, If):
         condition(lines, item, lambda child: emit_item(lines, child, indent))
     elif isinstance(item, dict) and item:
-        # The dash stands before an entry that is always there.
+        # The dash is written before an entry that has no condition.
         ordered = dict(sorted(item.items(), key=lambda pair: isinstance(pair[1], If)))
         inner = []
         emit_dict(inner, ordered, indent + 2)
@@ -475,7 +475,7 @@ def schema():
         return {"type": types[type(default)] + (["number"] if type(default) is str else [])}
 
     values = of("", yaml.safe_load((CHART / "values.yaml").read_text()))
-    # Helm adds these for charts that use this one as a part.
+    # Helm adds global values to charts that are dependencies of another chart.
     values["properties"]["global"] = {"type": "object"}
     return json.dumps({"$schema": "http://json-schema.org/draft-07/schema#", **values}, indent=1) + "\n"
 

@@ -28,7 +28,7 @@ LEADCTL = os.environ["LEADCTL"]
 OLD, NEW = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"
 # A fixed seed gives the same examples every time. More examples find more, but take longer than a minute.
 SEED, EXAMPLES = "1", "25"
-# Its response never ends, and schemathesis reads responses to their end. events() tests it.
+# The response of this endpoint never ends, and schemathesis reads responses to their end. events() tests the endpoint.
 ENDLESS = "/api/v1/events"
 
 
@@ -144,7 +144,7 @@ def schemathesis(env, directory, process_id, lead_id):
     # Ids that exist, so that not all responses are 404.
     update_id = post(env, "/api/v1/leads/update", {"leadId": lead_id, "name": "Grace"})["updateId"]
     known = {"leadId": lead_id, "updateId": update_id, "processId": process_id, "projectId": env["PROJECT_ID"]}
-    # Not the file name that schemathesis finds by itself, because the second run does not use it.
+    # Has a name that schemathesis does not find by itself, because the second run must not use the file.
     config = directory / "known.toml"
     config.write_text("[parameters]\n" + "".join(f'"{name}" = "{value}"\n' for name, value in known.items()))
     checks = (

@@ -26,7 +26,7 @@ async fn activity(stack: &Stack, id: &str) -> Value {
 }
 
 #[tokio::test]
-async fn a_customer_who_speaks_http_only_is_served_whole() {
+async fn a_customer_can_use_http_only() {
     let stack = Stack::start().await;
     let applied = stack.process(json!([
         {"name": "outcomes", "url": stack.receiver.url("/outcomes")},

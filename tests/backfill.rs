@@ -42,7 +42,7 @@ fn path(applied: &ProcessChangeResult, callback_id: ObjectId) -> String {
 }
 
 #[tokio::test]
-async fn a_new_callback_gets_each_past_event_once_however_often_it_is_asked_for() {
+async fn a_repeated_backfill_delivers_each_past_event_once() {
     let stack = Stack::start().await;
     let (applied, since) = with_past_updates(&stack).await;
     let new = add(&stack, &[json!({"name": "new", "url": stack.receiver.url("/new")})]).await;

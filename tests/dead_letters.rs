@@ -13,6 +13,9 @@ use tempfile::TempDir;
 
 use crate::support::{LeadctlRun, Stack, TEST_TIMEOUT, assert_includes, letter_number};
 
+/// The exit code of leadctl for an object that does not exist.
+const NOT_FOUND: i32 = 3;
+
 impl Stack {
     /// Runs `leadctl dead-letters`.
     async fn dead_letters_run(&self, args: &[&str]) -> LeadctlRun {
@@ -106,7 +109,10 @@ async fn a_letter_is_shown_on_a_terminal_without_control_characters() {
     assert_eq!(stack.dead_letters_json(&["show", &long]).await["body"], json!(body));
     let shown = stack.dead_letters_json(&["show", &not_text]).await;
     assert_includes(&shown, json!({"bodyBase64": "/wA=", "body": null, "bytes": 2}));
-    stack.dead_letters_run(&["show", "999"]).await.assert_fails("there is no dead letter 999");
+    for command in ["show", "replay"] {
+        let missing = stack.dead_letters_run(&[command, "999"]).await;
+        missing.assert_code(NOT_FOUND).assert_fails("there is no dead letter 999");
+    }
 }
 
 /// A stack with a lead and two dead letters, and their numbers. One letter is a valid update on a wrong subject, the
@@ -143,7 +149,7 @@ async fn a_replay_that_would_fail_again_is_not_sent() {
 }
 
 #[tokio::test]
-async fn a_letter_is_replayed_mended_or_elsewhere_and_a_second_time_only_on_request() {
+async fn a_letter_is_replayed_corrected_or_to_another_project_and_twice_only_with_again() {
     let (stack, lead, misled, broken) = with_misled_and_broken_letter().await;
     let dir = tempfile::tempdir().expect("a directory");
     let (project, logged) = (stack.api.project_id.to_string(), stack.logged().await);

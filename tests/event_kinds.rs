@@ -1,6 +1,6 @@
 //! Callbacks list the events that they get. Each kind is a separate delivery, with its own `webhook-id` and body.
 
-use contract::rpc::ProcessChangeResult;
+use contract::{Timestamp, rpc::ProcessChangeResult};
 use reqwest::Method;
 use serde_json::{Value, json};
 use test_support::{Request, eventually};
@@ -228,6 +228,28 @@ async fn an_event_that_is_announced_again_makes_the_deliveries_that_are_missing(
         })
         .await;
     }
+}
+
+#[tokio::test]
+async fn delivered_kinds_of_more_updates_than_a_query_may_name_are_sent_again() {
+    let stack = Stack::start().await;
+    let applied = with_all_kinds(&stack, json!({})).await;
+    let since = Timestamp::from_millis(0).to_iso();
+    // Each update has three deliveries, so a page of updates has three times as many bodies.
+    let updates = 110;
+    for _ in 0..updates {
+        let lead = stack.api.initiate(process_id(&applied), None).await;
+        stack.api.update(json!({"leadId": lead, "targetState": "interested", "disposition": "hot"})).await;
+    }
+    stack.receiver.wait_for_requests("/all", 3 * updates, TEST_TIMEOUT).await;
+    stack.wait_for_clean_audit().await;
+
+    let callback = applied.process.callbacks[1].callback_id;
+    let recover = json!({"since": since, "perSecond": 1000, "callbackId": callback, "status": "delivered"});
+    let done = assert_ok(stack.api.post("/api/v1/deliveries/recover", &recover).await);
+
+    assert_eq!(done["data"]["deliveries"], 3 * updates, "{done}");
+    stack.receiver.wait_for_requests("/all", 6 * updates, TEST_TIMEOUT).await;
 }
 
 #[tokio::test]

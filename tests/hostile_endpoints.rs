@@ -64,7 +64,7 @@ async fn no_spelling_of_an_internal_address_is_connected_to() {
 /// A tenant has callbacks with names whose lookups hang, and with addresses of the installation. Another tenant is
 /// healthy.
 #[tokio::test]
-async fn callbacks_that_hang_in_dns_or_aim_at_the_installation_reach_nobody() {
+async fn callbacks_with_hanging_dns_or_internal_addresses_connect_to_nothing() {
     let names = NameServer::start().await;
     let (port, connections, _listening) = counting("0.0.0.0:0").await;
     let stack = Stack::start_with(&[("DNS_SERVERS", &names.address), ("DENY_NETWORKS", "127.9.0.0/16")]).await;

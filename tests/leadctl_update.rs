@@ -1,4 +1,6 @@
-//! `leadctl update`: an update is sent with everything that the gateway accepts, and watched to its end.
+//! `leadctl update` sends an update with all options of the gateway, and follows it to its end.
+
+use std::{process::Stdio, time::Duration};
 
 use serde_json::{Value, json};
 use test_support::Reply;
@@ -36,6 +38,28 @@ async fn watch_ends_with_the_deliveries_and_exits_by_their_outcome() {
     }
     stack.receiver.wait_for_requests("/crm", 5, TEST_TIMEOUT).await;
     stack.leadctl(&["update", "watch", "0123456789abcdef01234567"]).await.assert_code(NOT_FOUND);
+}
+
+#[tokio::test]
+async fn watch_waits_for_deliveries_that_are_not_recorded_and_through_an_outage() {
+    let mut stack = Stack::start().await;
+    let lead = stack.lead(&["crm", "slow"]).await;
+    stack.receiver.on("/slow", [Reply::status(200).after(Duration::from_secs(6))]);
+    let update = stack.api.update(json!({"leadId": lead, "targetState": "interested"})).await;
+    stack.receiver.wait_for_requests("/slow", 1, TEST_TIMEOUT).await;
+
+    let run = stack.leadctl(&["update", "watch", &update, "--timeout", "1s", "--json"]).await.assert_code(PENDING);
+    let last = &run.json_lines().pop().expect("a timeline")["data"];
+    assert_eq!((&last["deliveries"][0]["status"], &last["unrecorded"]), (&json!("delivered"), &json!(1)), "{last}");
+
+    stack.gateway.kill9().await;
+    let mut watch = stack.leadctl_command(&["update", "watch", &update, "--json"]);
+    let watch = watch.kill_on_drop(true).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("leadctl");
+    stack.gateway.restart().await;
+    let output = watch.wait_with_output().await.expect("an end");
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let timeline = stack.api.outcome(&update).await;
+    assert_eq!((timeline["deliveries"].as_array().map(Vec::len), &timeline["unrecorded"]), (Some(2), &json!(0)));
 }
 
 #[tokio::test]

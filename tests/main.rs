@@ -14,6 +14,7 @@ mod callback_failures;
 mod callback_filters;
 mod calls;
 mod cluster;
+mod command_line;
 mod configuration;
 mod console;
 mod console_audits;

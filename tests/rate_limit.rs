@@ -41,7 +41,7 @@ async fn one_key_that_floods_is_slowed_down_and_no_other() {
 }
 
 #[tokio::test]
-async fn the_producers_of_a_project_have_a_rate_beside_its_keys_and_other_projects() {
+async fn producers_of_a_project_share_a_rate_limit_separate_from_keys_and_other_projects() {
     let stack = Stack::start_with(&[("GATEWAY_UPDATE_RATE", "20")]).await;
     let other = Api::create(stack.api.url.clone(), &stack.client, "other").await;
     let lead_id = stack.lead(&[]).await;

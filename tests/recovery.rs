@@ -371,7 +371,7 @@ async fn events_lost_their_end() -> (Stack, String, Vec<String>) {
 }
 
 #[tokio::test]
-async fn an_end_that_the_events_lost_is_noticed_with_the_next_events() {
+async fn a_lost_end_of_the_event_stream_is_detected_by_the_next_acks() {
     let (mut stack, lead, mut ids) = events_lost_their_end().await;
     // As many events follow as were lost, so the stream is as long as before.
     ids.extend(update(&stack, &lead, 3).await);
@@ -383,7 +383,7 @@ async fn an_end_that_the_events_lost_is_noticed_with_the_next_events() {
 }
 
 #[tokio::test]
-async fn an_end_that_the_events_lost_is_noticed_without_further_events() {
+async fn a_lost_end_of_the_event_stream_is_detected_without_further_events() {
     let (mut stack, _, ids) = events_lost_their_end().await;
     stack.lead_state.wait_for_log("a leader saw that the stream lost its end or was created again", TEST_TIMEOUT).await;
     stack.notifier.restart().await;

@@ -259,7 +259,7 @@ async fn send_operators_queries(stack: &Stack) {
     stack.call(&ListKeys::of_project(project_id)).await;
     stack.call(&rpc::GetLag {}).await;
     stack.call(&ListCallbacks { project_id, details: true }).await;
-    stack.call(&rpc::RotateSecrets {}).await;
+    stack.call(&rpc::RotateSecrets::default()).await;
     stack.wait_until_applied().await;
     let RecoveryStatus { generation, applied, .. } = stack.call(&GetRecovery {}).await;
     let since = Some(contract::Timestamp::from_millis(0));

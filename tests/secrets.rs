@@ -200,7 +200,7 @@ impl Stack {
     }
 
     async fn rotate(&self) -> RotationResult {
-        self.call(&RotateSecrets {}).await
+        self.call(&RotateSecrets::default()).await
     }
 }
 

@@ -190,7 +190,7 @@ async fn the_gateway_serves_tls_and_takes_a_renewed_certificate_without_a_restar
 
     // A new certificate is not used while its key is missing, and is used once the key is there.
     std::fs::write(&chain, renewed.cert.pem()).expect("written");
-    gateway.wait_for_log("the TLS certificate stays as it is", TEST_TIMEOUT).await;
+    gateway.wait_for_log("keeping the current TLS certificate", TEST_TIMEOUT).await;
     assert_eq!(request(first.cert.der()), answered);
     std::fs::write(&key, renewed.signing_key.serialize_pem()).expect("written");
     eventually(TEST_TIMEOUT, "the renewed certificate is served", async || request(renewed.cert.der())).await;

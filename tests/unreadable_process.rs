@@ -112,7 +112,7 @@ async fn due_deliveries_of_an_unreadable_process_wait_and_are_reported_once() {
 }
 
 #[tokio::test]
-async fn configuration_that_cannot_be_read_holds_up_no_other() {
+async fn unreadable_configuration_blocks_no_other() {
     let mut stack = Stack::start().await;
     let lead_id = stack.lead(&["crm"]).await;
     stack

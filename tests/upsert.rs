@@ -36,7 +36,7 @@ async fn a_lead_that_exists_is_refused_by_default_and_returned_on_request() {
 }
 
 #[tokio::test]
-async fn a_lead_that_does_not_exist_is_created_whatever_becomes_of_one_that_does() {
+async fn a_missing_lead_is_created_with_every_on_existing_value() {
     let stack = Stack::start().await;
     let process_id = process_id(&stack.process_calling(&[]).await);
     for (number, on_existing) in ["refuse", "return", "update"].into_iter().enumerate() {

@@ -5,7 +5,7 @@ import { randomBytes } from "node:crypto";
 import { strict as assert } from "node:assert";
 import { createRequire } from "node:module";
 
-// Packages are where NODE_PATH says, which `import` does not look at.
+// The packages are in NODE_PATH, which `import` does not search.
 const require = createRequire(`${process.env.NODE_PATH}/package.json`);
 const { connect, headers: newHeaders } = require("@nats-io/transport-node");
 const { Webhook } = require("standardwebhooks");
@@ -73,7 +73,7 @@ async function roundTrip(number) {
   return webhook;
 }
 
-// Secrets that were applied just now are used a moment later.
+// New secrets take effect a moment after they are applied.
 const end = Date.now() + PATIENCE;
 for (let number = 1; ; number++) {
   const webhook = await roundTrip(number);

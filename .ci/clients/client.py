@@ -65,7 +65,7 @@ async def round_trip(js, events, number):
             ack = await js.publish(f"leads.cmd.{project}.update", update, headers=ids)
             break
         except nats.errors.Error:
-            # A gateway serves a new project a moment later. The message id makes the repeat safe.
+            # A gateway serves a new project with a short delay. The message id makes the repetition safe.
             repeated = True
             if time.monotonic() > deadline:
                 raise
@@ -91,7 +91,7 @@ async def main():
     Thread(target=receiver.serve_forever, daemon=True).start()
     nc = await nats.connect(os.environ["NATS_URL"])
     js = nc.jetstream()
-    # The account of a producer has no JetStream of its own: its subscription is to the services' events.
+    # The account of a producer has no JetStream, so this plain subscription receives the services' events.
     events = await nc.subscribe(f"leads.evt.{project}.>")
     # New secrets take effect a moment after they are applied.
     deadline, number = time.monotonic() + PATIENCE, 0

@@ -1,6 +1,7 @@
-// Checks resources against what others generated from the definitions of Kubernetes and of the operators (CRDs), and publish
-// as packages: types, which know every field and, other than the schemas of kubernetes-validate, the words that a field may
-// have; and validators, but for CloudNativePG. Reads a JSON list of resources from standard input.
+// Checks resources against published packages that are generated from the definitions of Kubernetes and of the
+// operators (CRDs). Their TypeScript types have every field and, unlike the schemas of kubernetes-validate, the allowed
+// words of a field. Except for CloudNativePG, they also have validators. Reads a JSON list of resources from standard
+// input.
 //
 // The packages are pinned, with hashes, in package-lock.json; NODE_PATH says where they are installed.
 import { existsSync, readFileSync, writeFileSync, mkdtempSync, rmSync, symlinkSync } from "node:fs";
@@ -22,7 +23,7 @@ const PACKAGES = {
 
 function schemaOf({ apiVersion, kind }) {
   if (apiVersion === "postgresql.cnpg.io/v1") {
-    // Types only, and without apiVersion and kind.
+    // This package has only types, without apiVersion and kind.
     return { module: "@cdk8s-kit/crds/pg", type: `${kind}Props`, props: true };
   }
   const name = PACKAGES[apiVersion.split("/")[0]] ?? "kubernetes-models";
@@ -33,7 +34,7 @@ function schemaOf({ apiVersion, kind }) {
 const resources = JSON.parse(readFileSync(0, "utf8"));
 const faults = [];
 let source = `
-// Enums by their values, and quantities as YAML has them.
+// Replaces enums by their values, and quantities by their YAML types.
 type Plain<T> = T extends string ? \`\${T}\`
   : T extends { readonly value: any } ? string | number
   : T extends object ? { [K in keyof T]: Plain<T[K]> }
@@ -48,9 +49,9 @@ for (const [index, resource] of resources.entries()) {
     continue;
   }
   const { apiVersion, kind, ...props } = resource;
-  // The types of CloudNativePG's resources spell this name otherwise.
+  // The types of CloudNativePG's resources spell this name differently.
   const value = JSON.stringify(known.props ? props : resource, null, 1).replaceAll('"isWALArchiver"', '"isWalArchiver"');
-  // A line for each, to find it again by what the compiler says.
+  // Each resource has its own line, so that a message of the compiler identifies it.
   source += `import type { ${known.type} as T${index} } from "${known.module}";\n`;
   source += `/* ${names.length} */ export const r${index}: Plain<T${index}> = ${value};\n`;
   names.push(name);

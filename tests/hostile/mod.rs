@@ -172,9 +172,10 @@ impl Healthy {
         latencies
     }
 
-    /// As [`update`](Self::update) for [`UPDATES`] updates; for more, up to [`ROUNDS`] times as many, while their 99th
-    /// percentile is longer than `bound` milliseconds. One pause of the machine decides that of [`UPDATES`].
-    async fn update_beside_an_attack(&self, receiver: &Receiver, bound: f64) -> Vec<Duration> {
+    /// Like [`update`](Self::update) with [`UPDATES`] updates. While the 99th percentile exceeds `bound` milliseconds,
+    /// sends more, up to [`ROUNDS`] times as many, because one pause of the machine can decide the percentile of
+    /// [`UPDATES`] updates.
+    async fn update_during_an_attack(&self, receiver: &Receiver, bound: f64) -> Vec<Duration> {
         let mut latencies = Vec::new();
         for _ in 0..ROUNDS {
             latencies.extend(self.update(receiver, UPDATES).await);
@@ -229,7 +230,7 @@ fn attacks() -> impl Iterator<Item = (&'static Attack, u8)> {
 }
 
 #[tokio::test]
-async fn a_healthy_tenant_loses_nothing_beside_any_attack() {
+async fn a_healthy_tenant_loses_nothing_during_any_attack() {
     let (stack, healthy, _names) = start().await;
     let attacks: Vec<_> = attacks().collect();
     for attacks in attacks.chunks(AT_ONCE) {
@@ -263,7 +264,7 @@ fn percentile(times: &[Duration], percent: usize) -> f64 {
 /// Run by `just hostile NAME`, for all attacks or those whose names contain NAME.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "judges latencies for some minutes: just hostile"]
-async fn a_healthy_tenant_is_not_delayed_beside_any_attack() {
+async fn a_healthy_tenant_is_not_delayed_during_any_attack() {
     let (stack, healthy, _names) = start().await;
     let (mut quiet, mut rows) = (Vec::new(), Vec::new());
     let name = std::env::var("HOSTILE_ATTACK").unwrap_or_default();
@@ -275,7 +276,7 @@ async fn a_healthy_tenant_is_not_delayed_beside_any_attack() {
         let during = tokio::select! {
             () = (attack.run)(&attacker) => panic!("{} ended by itself", attack.name),
             (during, ()) = async { tokio::join!(
-                healthy.update_beside_an_attack(&stack.receiver, bound),
+                healthy.update_during_an_attack(&stack.receiver, bound),
                 attacker.wait_for_refusals(attack)
             ) } => during,
         };

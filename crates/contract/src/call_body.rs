@@ -48,7 +48,7 @@ pub fn parse_ended(body: &[u8], project_id: ObjectId) -> Result<CallEnded, BodyE
 
 fn timeout_seconds(fields: &mut Fields<'_>) -> Result<Option<u32>, BodyError> {
     match fields.whole_number("timeoutSeconds")? {
-        Some(0) => Err(BodyError::field("timeoutSeconds", "must be at least 1: such a call would be over at once")),
+        Some(0) => Err(BodyError::field("timeoutSeconds", "must be at least 1: the call would end at once")),
         seconds => Ok(seconds),
     }
 }

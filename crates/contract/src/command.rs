@@ -217,7 +217,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_reference_is_read_without_what_is_invisible_at_its_ends() {
+    fn invisible_characters_at_the_ends_of_a_reference_are_trimmed() {
         for (given, read) in [
             ("AB 1", Some("AB 1")),
             ("AB1 ", Some("AB1")),

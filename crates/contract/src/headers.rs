@@ -35,5 +35,7 @@ pub const TRUNCATED_FROM: &str = "Leadrelay-Truncated-From";
 pub const REPLAY_OF: &str = "Leadrelay-Replay-Of";
 /// On a note about a dead letter: its [`Replay`](crate::replay::Replay).
 pub const REPLAY: &str = "Leadrelay-Replay";
-/// JetStream stores the message only if this is the last sequence of its subject; 0 is none.
+/// JetStream stores the message only if this is the sequence of the stream's last message; 0 if it never had any.
+pub const EXPECTED_LAST_SEQUENCE: &str = "Nats-Expected-Last-Sequence";
+/// JetStream stores the message only if this is the sequence of the last message on its subject; 0 if there is none.
 pub const EXPECTED_LAST_SUBJECT_SEQUENCE: &str = "Nats-Expected-Last-Subject-Sequence";

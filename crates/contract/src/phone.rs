@@ -86,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_number_is_stored_as_it_is_written_without_what_is_invisible() {
+    fn a_number_is_stored_as_written_without_invisible_characters() {
         for (text, stored) in [
             ("+14155550123", "+14155550123"),
             ("(0)30 / 1234-567", "(0)30 / 1234-567"),
@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_number_is_named() {
+    fn a_text_that_is_not_a_number_is_refused_with_the_reason() {
         for (text, fault) in [
             ("1234", PhoneFault::Form),
             ("1234567890123456", PhoneFault::Form),
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn one_digit_again_and_again_is_refused_with_and_without_a_country_code() {
+    fn a_repeated_digit_is_refused_with_and_without_a_country_code() {
         for text in [
             "0000000000",
             "+1 111 111 111",

@@ -45,7 +45,7 @@ pub(crate) fn schemas() -> BTreeMap<String, Value> {
 }
 
 #[test]
-fn schemas_of_messages_are_kept() {
+fn json_schemas_are_current() {
     let schemas = schemas();
     for (name, schema) in &schemas {
         keep(&format!("json-schema/{name}.json"), schema);
@@ -173,7 +173,7 @@ fn asyncapi() -> Value {
             "leads.evt.{projectId}.{processId}.call.started.failed",
             streams::LEAD_EVENTS,
             "CompletionEvent",
-            "The start of a call failed: its lead is unknown.",
+            "The start of a call failed: its lead is unknown or erased.",
         ),
         (
             "callEndSucceeded",
@@ -189,7 +189,7 @@ fn asyncapi() -> Value {
             "leads.evt.{projectId}.{processId}.call.ended.failed",
             streams::LEAD_EVENTS,
             "CompletionEvent",
-            "The end of a call failed: its lead is unknown.",
+            "The end of a call failed: its lead is unknown or erased.",
         ),
         (
             "erasureSucceeded",
@@ -364,14 +364,14 @@ fn asyncapi() -> Value {
     let text = |description: &str| json!({"type": "string", "description": description});
     let message_id = text("JetStream's deduplication id: the project and the `updateId`");
     let trace = text("W3C trace context, from the client through every message to the webhook");
-    let position = text("The place of the command in the log: generation.epoch.sequence.index");
+    let position = text("The position of the command in the log: generation.epoch.sequence.index");
     json!({
         "asyncapi": "3.1.0",
         "info": {
             "title": "Leadrelay on NATS",
             "version": env!("CARGO_PKG_VERSION"),
             "description": "The messages that Leadrelay reads and publishes over NATS JetStream, as JSON. leadrelay/v1 has a protobuf message \
-                of the same name for each; its proto3 JSON form is the form on the wire (of a list, the form of its items). Unknown fields are ignored on read; \
+                of the same name for each; its proto3 JSON form is the form on the wire (for a list, the form of its items). Unknown fields are ignored on read; \
                 fields are added, never renamed or retyped. `receive` is what Leadrelay reads, `send` what it publishes.",
             "license": {"name": "MIT OR Apache-2.0"},
         },
@@ -393,7 +393,7 @@ fn asyncapi() -> Value {
                 "CommandHeaders": {"type": "object", "properties": {"Nats-Msg-Id": message_id, "traceparent": trace}},
                 "PackHeaders": {
                     "type": "object",
-                    "properties": {"Nats-Msg-Id": text("A new id, so that a pack is stored once however often it is sent")},
+                    "properties": {"Nats-Msg-Id": text("A new id, so that a pack that is sent more than once is stored once")},
                 },
                 "ProducerHeaders": {
                     "type": "object",
@@ -420,7 +420,7 @@ fn asyncapi() -> Value {
                         "Leadrelay-Origin-Time": text("When the command log stored it, ISO 8601"),
                         "Leadrelay-Position": position,
                         "Leadrelay-Truncated-From": text("The full length in bytes, if it was truncated"),
-                        "Leadrelay-Replay-Of": text("The sequence of the dead letter that this one was sent again from"),
+                        "Leadrelay-Replay-Of": text("The sequence of the dead letter of which this message is a replay"),
                     },
                 },
                 "ReplayNoteHeaders": {
@@ -442,7 +442,7 @@ fn asyncapi() -> Value {
 }
 
 #[test]
-fn every_reference_of_the_schema_of_subjects_leads_to_something() {
+fn every_reference_in_the_asyncapi_document_resolves() {
     let document = asyncapi();
     let text = document.to_string();
     let references = text.split(r##""$ref":"#"##).skip(1).filter_map(|rest| rest.split('"').next());
@@ -451,7 +451,7 @@ fn every_reference_of_the_schema_of_subjects_leads_to_something() {
 }
 
 #[test]
-fn the_schema_of_subjects_is_kept() {
+fn the_asyncapi_document_is_current() {
     let document = asyncapi();
     let schemas = schemas();
     let text = document.to_string();

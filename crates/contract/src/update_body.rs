@@ -102,7 +102,7 @@ pub fn reserved(name: &str) -> BodyError {
     let fault = if name == "$dryRun" {
         "is not available for many updates: preview one with POST /api/v1/leads/update?dryRun=true"
     } else {
-        "is reserved: names that begin with $ are Leadrelay's here; metadata of that name belongs into metadata"
+        "is reserved: names that begin with $ are reserved here; put metadata of that name into metadata"
     };
     BodyError::field(shortened(name), fault)
 }
@@ -420,9 +420,9 @@ mod tests {
         {"leadId":"LEAD","name":"Ada","$dryRun":true}
             invalid_field: $dryRun is not available for many updates: preview one with POST /api/v1/leads/update?dryRun=true
         {"leadId":"LEAD","name":"Ada","$set":{}}
-            invalid_field: $set is reserved: names that begin with $ are Leadrelay's here; metadata of that name belongs into metadata
+            invalid_field: $set is reserved: names that begin with $ are reserved here; put metadata of that name into metadata
         {"leadId":"LEAD","metadata":{"$set":1},"$":null}
-            invalid_field: $ is reserved: names that begin with $ are Leadrelay's here; metadata of that name belongs into metadata
+            invalid_field: $ is reserved: names that begin with $ are reserved here; put metadata of that name into metadata
         {"leadId":"LEAD","metadata":{"$set":1}}
             {"leadId":"LEAD","metadata":{"$set":1}}
         "#);

@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn values_stand_in_their_places() {
+    fn values_replace_the_placeholders() {
         assert_eq!(
             Warning::IN_BULK.with(&[&3, &"name is empty and was ignored"]),
             "leads[3]: name is empty and was ignored"

@@ -252,10 +252,7 @@ mod tests {
         assert_eq!(occurred(&failed), ["update.failed"]);
         assert_eq!(occurred(&call(OutcomeKind::CallStarted, true)), ["call.started"]);
         assert_eq!(occurred(&call(OutcomeKind::CallEnded, true)), ["call.ended"]);
-        assert!(
-            occurred(&call(OutcomeKind::CallEnded, false)).is_empty(),
-            "the lead of a failed call event is unknown"
-        );
+        assert!(occurred(&call(OutcomeKind::CallEnded, false)).is_empty(), "a failed call event causes no event");
     }
 
     #[test]

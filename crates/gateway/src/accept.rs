@@ -76,7 +76,7 @@ pub(crate) async fn call(
     kind: OutcomeKind,
     trace: &mut RequestTrace,
 ) -> HandlerResult {
-    fields::from_query(request.uri().query().unwrap_or_default())?.refuse_rest()?;
+    fields::refuse_query(&request)?;
     if request.headers().contains_key(IF_MATCH) {
         return Err(ApiError::field("If-Match", "applies to updates: a call event does not depend on the lead"));
     }
@@ -94,9 +94,12 @@ pub(crate) async fn erase(
     lead_id: ObjectId,
     trace: &mut RequestTrace,
 ) -> HandlerResult {
-    fields::from_query(request.uri().query().unwrap_or_default())?.refuse_rest()?;
+    fields::refuse_query(&request)?;
     if request.headers().contains_key(IF_MATCH) {
-        return Err(ApiError::field("If-Match", "applies to updates: a lead is erased whatever its version"));
+        return Err(ApiError::field(
+            "If-Match",
+            "applies to updates: an erasure does not depend on the lead's version",
+        ));
     }
     let preferences = Preferences::of(request.headers())?;
     // The request has no body. The lead's id takes its place when an `Idempotency-Key` is repeated.

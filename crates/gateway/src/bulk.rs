@@ -19,7 +19,7 @@ use bytes::Bytes;
 use contract::{ObjectId, event::OutcomeKind, fields::BodyError, json::JsonFault, key::ApiKey};
 use futures::{FutureExt, StreamExt, stream};
 use http_api::BulkUpdateResult;
-use http_body_util::Limited;
+use http_body_util::{LengthLimitError, Limited};
 use service_kit::{clock, shares::Permit};
 use sha2::{Digest, Sha256};
 use tokio::{
@@ -37,7 +37,7 @@ use crate::{
     idempotency::{self, Claim, IDEMPOTENT_REPLAYED},
     json_splitter::{Item, JsonSplitter},
     outage::PendingRequest,
-    request::{body, trace::RequestTrace},
+    request::{body, fields, trace::RequestTrace},
     response::HandlerResult,
 };
 
@@ -69,7 +69,10 @@ pub(crate) async fn serve(
     path: &'static str,
 ) -> HandlerResult {
     let mut trace = RequestTrace::begin(&app, path, request.headers());
-    let admitted = admit(&app, &key, kind, request.headers()).await;
+    let admitted = match fields::refuse_query(&request) {
+        Ok(()) => admit(&app, &key, kind, request.headers()).await,
+        Err(e) => Err(e),
+    };
     trace.record(admitted.as_ref().map(|_| StatusCode::OK));
     let (permit, claim) = admitted?;
     let is_encoded = request.headers().contains_key(CONTENT_ENCODING);
@@ -102,6 +105,14 @@ pub(crate) async fn serve(
         response.headers_mut().insert(IDEMPOTENT_REPLAYED, HeaderValue::from_static("true"));
     }
     Ok(response)
+}
+
+/// The error of a body that ends early.
+fn unreadable(error: &axum::BoxError) -> ApiError {
+    match error.is::<LengthLimitError>() {
+        true => ApiError::BodyTooLarge(MAX_DECODED_BYTES),
+        false => ApiError::UnreadableBody(error.to_string()),
+    }
 }
 
 /// Checks a request before its body is read.
@@ -221,7 +232,7 @@ impl Bulk {
                     }
                     return self.publish(&mut chunk).await;
                 }
-                Ok(Some(Err(e))) => ApiError::UnreadableBody(e.to_string()),
+                Ok(Some(Err(e))) => unreadable(&e.into_inner()),
                 Err(_) => ApiError::BodyTimeout(BODY_TIMEOUT.as_secs()),
             };
             chunk.lines.push(Line { number: number + 1, update: Err(error) });
@@ -277,8 +288,8 @@ impl Bulk {
             Ok(broker) => {
                 let log = &self.app.command_log;
                 let (project_id, trace) = (self.key.project_id, Some(&*self.trace.traceparent));
-                let logged =
-                    log.append_all(&broker.commands, project_id, updates, trace, LogForm::Packs, ADMISSION_PATIENCE);
+                let deadline = std::time::Instant::now() + ADMISSION_PATIENCE;
+                let logged = log.append_all(&broker.commands, project_id, updates, trace, LogForm::Packs, deadline);
                 tokio::select! {
                     logged = logged => logged,
                     // The publish in progress continues in a task of the command log.
@@ -397,7 +408,7 @@ mod tests {
         {"line":1,"success":true,"updateId":"010101010101010101010101"}
         {"line":2,"success":false,"error":"xxx…","code":"invalid_field"}
         {"line":3,"success":true,"updateId":"010101010101010101010101","warnings":["disposition is ignored without targetState"]}
-        {"line":10001,"success":false,"error":"A bulk request takes 10000 updates; this one and those after it were not read","code":"too_many_lines"}
+        {"line":10001,"success":false,"error":"A bulk request may have 10000 updates; this one and all later ones were not read","code":"too_many_lines"}
         "#);
     }
 

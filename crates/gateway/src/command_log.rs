@@ -27,6 +27,7 @@ use service_kit::{
     shares::Pool,
     traces::{Step, Traces},
 };
+use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
@@ -39,6 +40,8 @@ use crate::{
     work_budget::WorkBudget,
 };
 
+/// How long a group waits for its share of the groups in flight.
+const MAX_GROUP_WAIT: Duration = Duration::from_secs(15);
 /// Most groups of commands that are being published at once, with a share per project.
 const MAX_GROUPS: usize = 16;
 
@@ -164,12 +167,11 @@ impl CommandLog {
         entries: Vec<LogEntry>,
         traceparent: Option<&str>,
         form: LogForm,
-        patience: Duration,
+        deadline: Instant,
     ) -> Vec<Result<Stored, ApiError>> {
         if entries.is_empty() {
             return Vec::new();
         }
-        let deadline = Instant::now() + patience;
         while let Err(wait) = self.budget.admit(project_id, entries.len(), Instant::now()) {
             if Instant::now() + wait > deadline {
                 return vec![Err(ApiError::WorkLimited(wait)); entries.len()];
@@ -178,14 +180,20 @@ impl CommandLog {
         }
         let ids: Vec<ObjectId> = entries.iter().map(|entry| entry.id).collect();
         let work = Work::of(entries.iter().map(|entry| &entry.payload[..]));
-        let admitted = match self.admission.admit(project_id, work, patience).await {
+        let admit = async {
+            let admitted =
+                self.admission.admit(project_id, work, deadline.saturating_duration_since(Instant::now())).await?;
+            // While the log has no leader, the groups in flight wait for one.
+            let permit = timeout(MAX_GROUP_WAIT, self.groups.acquire(project_id)).await;
+            Ok((admitted, permit.map_err(|_| ApiError::ProjectBacklog)?))
+        };
+        let (admitted, permit) = match admit.await {
             Ok(admitted) => admitted,
             Err(e) => {
                 self.budget.take_back(project_id, ids.len(), Instant::now());
                 return vec![Err(e); ids.len()];
             }
         };
-        let permit = self.groups.acquire(project_id).await;
         // One span for all of them: they are published together.
         let mut span = self.traces.begin(Step::Publish, traceparent);
         span.note(|| [("messaging.batch.message_count", (ids.len() as i64).into())]);
@@ -282,7 +290,8 @@ fn refusal(error: &PublishError, update_id: ObjectId) -> ApiError {
         PublishError::Unconfirmed => ApiError::NotConfirmed(update_id),
         PublishError::NotConnected => ApiError::BrokerUnavailable,
         PublishError::NoResponder => ApiError::LogUnavailable,
-        PublishError::Refused(_) => ApiError::LogRefused(error.to_string()),
+        // Commands name no sequence.
+        PublishError::WrongLast(_) | PublishError::Refused(_) => ApiError::LogRefused(error.to_string()),
     }
 }
 

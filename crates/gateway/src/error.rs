@@ -72,9 +72,9 @@ pub(crate) enum ApiError {
     BodyTimeout(u64),
     #[error("The body is larger than {0} bytes")]
     BodyTooLarge(usize),
-    #[error("The update is larger than the command log takes")]
+    #[error("The update is larger than the command log accepts")]
     CommandTooLarge,
-    #[error("A bulk request takes {0} updates; this one and those after it were not read")]
+    #[error("A bulk request may have {0} updates; this one and all later ones were not read")]
     TooManyLines(usize),
     #[error("The body must be JSON: send the header Content-Type: application/json")]
     UnsupportedMediaType,
@@ -94,7 +94,7 @@ pub(crate) enum ApiError {
     WorkLimited(Duration),
     /// Contains the number of the project's idempotency keys.
     #[error(
-        "This project has {0} idempotency keys of the last 24 hours, its present share; nothing was accepted; send it without \
+        "This project has {0} idempotency keys of the last 24 hours, its current share; nothing was accepted; send it without \
          Idempotency-Key, or when keys have expired"
     )]
     IdempotencyShare(u64),
@@ -102,7 +102,7 @@ pub(crate) enum ApiError {
     ProjectBacklog,
     #[error("Some of the events after this id are no longer kept")]
     EventsGone,
-    #[error("Internal error; the service's log says more")]
+    #[error("Internal error; see the service's log")]
     Internal,
     #[error("The gateway has just started and has not loaded the API keys yet; retry")]
     Starting,
@@ -352,26 +352,26 @@ pub(crate) mod tests {
         405 method_not_allowed: This endpoint does not support this method; the Allow header lists those it does
         408 body_timeout: The body did not arrive within 10 seconds
         413 body_too_large: The body is larger than 262144 bytes
-        413 command_too_large: The update is larger than the command log takes
-        400 too_many_lines: A bulk request takes 10000 updates; this one and those after it were not read
+        413 command_too_large: The update is larger than the command log accepts
+        400 too_many_lines: A bulk request may have 10000 updates; this one and all later ones were not read
         415 unsupported_media_type: The body must be JSON: send the header Content-Type: application/json
         415 unsupported_encoding: The body's Content-Encoding must be gzip or deflate, or absent
         400 repeated_header: The header Host is given twice
         422 idempotency_key_reused: The Idempotency-Key was used with another body
         429 rate_limited (retry): Too many requests under this API key; retry in 3 s
         429 work_limited (retry): This project moves too much data: its leads are large, or have many callbacks; nothing was accepted; retry in 2 s
-        429 idempotency_share (retry): This project has 600000 idempotency keys of the last 24 hours, its present share; nothing was accepted; send it without Idempotency-Key, or when keys have expired
+        429 idempotency_share (retry): This project has 600000 idempotency keys of the last 24 hours, its current share; nothing was accepted; send it without Idempotency-Key, or when keys have expired
         429 project_backlog (retry): Too many updates of this project wait in the log to be applied; nothing was accepted; retry in 2 s
         410 events_gone: Some of the events after this id are no longer kept
-        500 internal: Internal error; the service's log says more
+        500 internal: Internal error; see the service's log
         503 starting (retry): The gateway has just started and has not loaded the API keys yet; retry
-        429 too_many_in_flight (retry): Too many updates in flight: this project has 2048 of 4096, its present share; nothing was accepted; wait for responses, or send in bulk
+        429 too_many_in_flight (retry): Too many updates in flight: this project has 2048 of 4096, its current share; nothing was accepted; wait for responses, or send in bulk
         503 too_many_in_flight (retry): Too many updates in flight: all 4096 are in use; nothing was accepted; wait for responses, or send in bulk
-        429 too_many_bulk_requests (retry): Too many bulk requests: this project has 16 of 32, its present share; nothing was accepted; retry when one has ended
+        429 too_many_bulk_requests (retry): Too many bulk requests: this project has 16 of 32, its current share; nothing was accepted; retry when one has ended
         503 too_many_bulk_requests (retry): Too many bulk requests: all 32 are in use; nothing was accepted; retry when one has ended
-        429 too_many_call_reports (retry): Too many call reports: this project has 32 of 64, its present share; nothing was accepted; retry
+        429 too_many_call_reports (retry): Too many call reports: this project has 32 of 64, its current share; nothing was accepted; retry
         503 too_many_call_reports (retry): Too many call reports: all 64 are in use; nothing was accepted; retry
-        429 too_many_listeners (retry): Too many event streams: this project has 64 of 128, its present share; close one, or retry later
+        429 too_many_listeners (retry): Too many event streams: this project has 64 of 128, its current share; close one, or retry later
         503 too_many_listeners (retry): Too many event streams: all 128 are in use; close one, or retry later
         503 broker_unavailable (retry): NATS cannot be reached; nothing was accepted
         503 broker_unavailable (retry): The command log has no leader or does not exist; nothing was accepted

@@ -57,8 +57,10 @@ const ATTEMPTS: usize = 3;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long measuring the bucket may take. Without a measurement no key is refused.
 const MEASURE_TIMEOUT: Duration = Duration::from_secs(1);
-/// The pause between two repetitions of one permit. Longer delays requests after an election, shorter costs more while it
-/// lasts.
+/// How long counting the records of a project may take. Without a count no key of the project is refused.
+const COUNT_TIMEOUT: Duration = Duration::from_millis(500);
+/// The pause between two repetitions under one permit. Longer delays requests after an election; shorter costs more
+/// requests during it.
 const PAUSE: Duration = Duration::from_millis(200);
 /// Most repetitions in progress at once, for all waiting requests together.
 const MAX_REPETITIONS: usize = 64;
@@ -73,7 +75,7 @@ pub(crate) fn key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
         return fault("is given twice");
     }
     let Some(key) = value.to_str().ok().map(str::trim).and_then(unquote) else {
-        return fault("must be a string of printable ASCII characters, best in double quotes");
+        return fault("must be a string of printable ASCII characters, preferably in double quotes");
     };
     if key.is_empty() || key.len() > MAX_CHARS {
         return fault(&format!("must have 1 to {MAX_CHARS} characters"));
@@ -307,10 +309,18 @@ impl IdempotencyStore {
         let own = match usage.projects.get(&project_id) {
             Some(own) => *own,
             None => {
-                let counted = count(store, project_id).await.unwrap_or_else(|e| {
-                    tracing::warn!("cannot count the idempotency keys of a project: {}", error_chain(&*e));
-                    0
-                });
+                let counted = match timeout(COUNT_TIMEOUT, count(store, project_id)).await {
+                    Ok(Ok(counted)) => counted,
+                    Ok(Err(e)) => {
+                        tracing::warn!("cannot count the idempotency keys of a project: {}", error_chain(&*e));
+                        0
+                    }
+                    // All requests with a key wait for this.
+                    Err(_) => {
+                        tracing::warn!("cannot count the idempotency keys of a project within {COUNT_TIMEOUT:?}");
+                        0
+                    }
+                };
                 usage.projects.insert(project_id, counted);
                 counted
             }

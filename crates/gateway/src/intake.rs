@@ -90,6 +90,7 @@ pub(crate) async fn run(
     while let Some(ended) = tasks.join_next().await {
         ended.context("a task of the intake panicked")??;
     }
+    nats::flush(&client).await;
     Ok(())
 }
 
@@ -204,6 +205,11 @@ impl ProjectIntake {
         let max = self.app.rates.max_updates().map_or(GROUP_MESSAGES, |max| GROUP_MESSAGES.min(max.get() as usize));
         let mut group = Vec::new();
         while queued.recv_many(&mut group, max).await > 0 {
+            // Their producers take them for lost soon, and send them again.
+            let late = group.iter().take_while(|queued| queued.received.elapsed() > PATIENCE).count();
+            for Queued { message, .. } in group.drain(..late) {
+                self.answer(message.reply, Err(ApiError::ProjectBacklog)).await;
+            }
             let outcomes = match self.wait_for_rate(&group).await {
                 Ok(()) => self.append_group(&group).await,
                 Err(e) => vec![Err(e); group.len()],
@@ -234,10 +240,11 @@ impl ProjectIntake {
             .map(|Queued { message, .. }| entry::parse(message, self.project_id, clock::new_id(), clock::now()))
             .collect();
         let valid: Vec<_> = entries.iter().flatten().cloned().collect();
+        let deadline = group.first().map_or_else(Instant::now, |first| first.received + PATIENCE);
         let appended = match self.app.broker() {
             Ok(broker) => {
                 let log = &self.app.command_log;
-                log.append_all(&broker.commands, self.project_id, valid, None, LogForm::Messages, PATIENCE).await
+                log.append_all(&broker.commands, self.project_id, valid, None, LogForm::Messages, deadline).await
             }
             Err(e) => vec![Err(e); valid.len()],
         };
@@ -281,7 +288,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_producer_is_answered_as_by_jetstream() {
+    fn replies_to_producers_have_the_form_of_jetstream() {
         let stored = Stored { sequence: 7, is_duplicate: false };
         let answers = [
             Ok(stored),

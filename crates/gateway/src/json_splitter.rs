@@ -190,7 +190,7 @@ impl JsonSplitter {
             Form::Lines => self.take_text(),
             Form::Array { .. } => {
                 self.form = Form::Over { broken: true };
-                Some(Item::Broken("the array does not end"))
+                Some(Item::Broken("the array is not closed"))
             }
             Form::Unknown { mark } if mark > 0 => Some(Item::Text(Bytes::from_static(&BYTE_ORDER_MARK[..mark]))),
             Form::Unknown { .. } | Form::Over { .. } => None,
@@ -253,7 +253,7 @@ mod tests {
 
     #[test]
     fn lines_and_arrays_are_split_wherever_the_body_breaks() {
-        let not_ended = "broken: the array does not end";
+        let not_ended = "broken: the array is not closed";
         for (body, expected) in [
             ("", &[][..]),
             (" \n\r\n ", &[]),

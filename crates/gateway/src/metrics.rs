@@ -47,7 +47,7 @@ impl Metrics {
         let durations = Family::<Label, Histogram>::new_with_constructor(durations);
         registry.register_with_unit(
             "request_duration",
-            "From the head of a request to the head of its response, by route",
+            "Time from request head to response head, by route",
             Unit::Seconds,
             durations.clone(),
         );

@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn any_limit_is_a_limit() {
+    fn every_limit_admits_one_burst() {
         for requests in [1, 3, 100, u32::MAX] {
             let limit = RateLimit::new("updates", NonZeroU32::new(requests).unwrap(), FakeRelativeClock::default());
             assert_eq!(limit.take(CRM).remaining, Ok(requests - 1));

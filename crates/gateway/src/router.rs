@@ -25,7 +25,7 @@ use crate::{
     app::App,
     error::ApiError,
     rate_limit::{RateClass, RateLimitStatus},
-    request::Handler,
+    request::{Handler, fields},
     response::{self, HandlerResult},
 };
 
@@ -65,9 +65,16 @@ where
     H: Handler<Inputs>,
     Inputs: 'static,
 {
-    let handler = move |app, key, request| -> Responding {
+    // A parameter that is ignored, such as a `dryRun` in the wrong place, would change more than intended.
+    let refuses_query = !endpoint.reads() && !H::READS_QUERY;
+    let handler = move |app, key, request: Request| -> Responding {
         let handler = handler.clone();
-        Box::pin(async move { handler.call(app, key, request).await })
+        Box::pin(async move {
+            if refuses_query {
+                fields::refuse_query(&request)?;
+            }
+            handler.call(app, key, request).await
+        })
     };
     keyed(method, endpoint, Arc::new(handler))
 }

@@ -60,7 +60,7 @@ impl Certificate {
             let pem = match read(&self.chain, &self.key).await {
                 Ok(pem) => pem,
                 Err(e) => {
-                    tracing::warn!("the TLS certificate stays as it is: {e:#}");
+                    tracing::warn!("keeping the current TLS certificate: {e:#}");
                     continue;
                 }
             };
@@ -75,7 +75,7 @@ impl Certificate {
                     }
                     *served = renewed;
                 }
-                Err(e) => tracing::warn!("the TLS certificate stays as it is: {e:#}"),
+                Err(e) => tracing::warn!("keeping the current TLS certificate: {e:#}"),
             }
             seen = Some(pem);
         }

@@ -38,7 +38,7 @@ macro_rules! example {
             use super::*;
 
             #[test]
-            fn the_example_is_written_as_it_is_read() {
+            fn the_example_round_trips() {
                 assert_eq!(serde_json::to_string(&<$Type as $crate::examples::Example>::example()).unwrap(), $text);
             }
         }

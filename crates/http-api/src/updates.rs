@@ -296,6 +296,10 @@ pub struct UpdateTimeline {
     /// Present while its webhooks wait, because its process cannot be read; the operator is alerted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parked: Option<Parked>,
+    /// How many webhooks are not among its deliveries yet, because their first attempt has not ended or not begun.
+    /// Absent while it is pending, and if this is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unrecorded: Option<u64>,
 }
 
 impl From<rpc::Update> for UpdateTimeline {
@@ -319,6 +323,7 @@ impl From<rpc::Update> for UpdateTimeline {
             applied_at: update.applied_at.map(DateTime),
             deliveries: None,
             parked: None,
+            unrecorded: None,
         }
     }
 }

@@ -24,7 +24,7 @@ pub enum UrlFault {
     #[error("is invalid: {0}")]
     Invalid(String),
     /// It has a user or password.
-    #[error("contains a user or password, which is shown with it: use auth instead")]
+    #[error("contains a user or password, which is visible wherever the URL is shown: use auth instead")]
     UserInfo,
     /// It has a fragment.
     #[error("has a fragment (from # on), which is never sent: remove it")]
@@ -135,7 +135,7 @@ pub fn restricted_port(port: u16) -> Option<&'static str> {
 const RESERVED_HEADERS: [(&str, &str); 26] = {
     const OURS: &str = "is a header that webhooks set themselves";
     const HOP: &str = "belongs to the connection, not to the request";
-    const FORWARDED: &str = "says where a request came from, which only proxies may say";
+    const FORWARDED: &str = "states where a request came from; only proxies may set it";
     [
         ("webhook-", OURS),
         ("content-type", OURS),
@@ -204,8 +204,14 @@ mod tests {
             ("https://crm.example:99999/", "is invalid: invalid port number"),
             ("https://[::1/", "is invalid: invalid IPv6 address"),
             ("https://a..b%/", "is invalid: invalid international domain name"),
-            ("https://u@crm.example/", "contains a user or password, which is shown with it: use auth instead"),
-            ("https://:p@crm.example/", "contains a user or password, which is shown with it: use auth instead"),
+            (
+                "https://u@crm.example/",
+                "contains a user or password, which is visible wherever the URL is shown: use auth instead",
+            ),
+            (
+                "https://:p@crm.example/",
+                "contains a user or password, which is visible wherever the URL is shown: use auth instead",
+            ),
             ("https://crm.example/#top", "has a fragment (from # on), which is never sent: remove it"),
             ("https://crm.example:0/", "has port 0, which cannot be called"),
         ] {

@@ -75,7 +75,7 @@ impl FilterCondition {
                 return Some(format!("filter: {field} is deeper than {MAX_FILTER_PATH} levels"));
             }
             if !path.split('.').all(is_segment) {
-                return Some(format!("filter: {field} contains an empty name, or a number that is no index"));
+                return Some(format!("filter: {field} contains an empty name, or a number that is not an index"));
             }
         }
         let values = self.equals.iter().chain(self.one_of.iter().flatten());

@@ -318,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_beyond_a_bound_is_named_with_the_bound() {
+    fn a_value_beyond_a_bound_is_refused_with_the_bound() {
         fn faults(change: impl FnOnce(&mut ProcessSpec)) -> String {
             let mut spec = spec(
                 r#"{"projectId":"010101010101010101010101","name":"p","states":[{"name":"new"}],
@@ -369,7 +369,7 @@ mod tests {
             ),
             (
                 faults(|p| p.callbacks[0].url = "https://u:secret@crm.example".into()),
-                r#"callback "crm": url contains a user or password, which is shown with it: use auth instead"#,
+                r#"callback "crm": url contains a user or password, which is visible wherever the URL is shown: use auth instead"#,
             ),
         ] {
             assert_eq!(found, expected);

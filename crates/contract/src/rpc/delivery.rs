@@ -111,6 +111,10 @@ pub struct UpdateDeliveries {
     /// Present while the update's event is parked; further deliveries follow.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parked: Option<ParkedUpdate>,
+    /// How many deliveries of the update's event are not recorded yet, because their first attempt has not ended or the
+    /// event has not arrived. Absent while the update is pending, or if its event or process cannot be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unrecorded: Option<u64>,
 }
 
 /// The event of an update waits until the update's process can be read in its bucket.

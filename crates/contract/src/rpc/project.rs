@@ -87,10 +87,14 @@ impl ListKeys {
 }
 
 /// Seals all secrets again with lead-state's present key. Safe to repeat.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(deny_unknown_fields)]
-pub struct RotateSecrets {}
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RotateSecrets {
+    /// Where the previous call ended; absent to begin.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<Cursor>,
+}
 
 /// The progress of a rotation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -105,6 +109,9 @@ pub struct RotationResult {
     pub unchanged: u64,
     /// Processes left when the time ran out: continue with `next`.
     pub remaining: u64,
+    /// Where to continue; absent at the end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<Cursor>,
     /// Callbacks and sources that were left as they are, because their secrets or their process cannot be read.
     pub locked: Vec<LockedCallback>,
 }

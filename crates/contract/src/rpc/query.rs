@@ -157,7 +157,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_acknowledgement_is_no_query() {
+    fn an_acknowledgement_is_not_a_query() {
         for reply in [
             r#"{"stream":"LEAD_COMMANDS","seq":7}"#,
             r#"{"stream":"LEAD_COMMANDS","domain":"d","seq":7,"duplicate":true}"#,

@@ -26,6 +26,11 @@ pub(super) fn parse(
         ApiError::field("the subject", "must be leads.cmd.{projectId} with .update, .call.started or .call.ended")
     })?;
     let headers = Headers(message.headers.as_ref());
+    let expected =
+        [headers::EXPECTED_VERSION, headers::EXPECTED_STATE].into_iter().find(|name| headers.get(name).is_some());
+    if let Some(name) = expected.filter(|_| subject.kind != CommandKind::Update) {
+        return Err(ApiError::field(name, "applies to updates: a call event does not depend on the lead"));
+    }
     let id = headers.update_id(now)?.unwrap_or(new_id);
     let mut command = match subject.kind {
         CommandKind::Update => update(&message.payload, headers, project_id)?,
@@ -149,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_that_means_nothing_is_refused() {
+    fn invalid_messages_are_refused() {
         let long = "x".repeat(256);
         let (early, late) = (format!("{:08x}{}", 1_700_000_000, "a".repeat(16)), "f".repeat(24));
         let update = r#"{"leadId":"LEAD","name":"Ada"}"#;

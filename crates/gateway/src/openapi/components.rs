@@ -135,7 +135,7 @@ pub(super) fn parameters() -> Value {
         })),
         "cursor": query("cursor", "`next` of the previous page", super::text()),
         "masked": query("masked", "Hide all but the last four digits of phone numbers", json!({"type": "boolean"})),
-        "Idempotency-Key": header("Idempotency-Key", "Within 24 hours the same key with the same body is the same update",
+        "Idempotency-Key": header("Idempotency-Key", "Within 24 hours, a repeated key with the same body is the same update",
             json!({"schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[ !#-\\[\\]-~]+$"}})),
         "Prefer": header("Prefer", "`wait=N`: respond when the outcome is known, or after N seconds, 30 at most",
             json!({"example": "wait=10", "schema": {"type": "string"}})),
@@ -149,7 +149,7 @@ pub(super) fn parameters() -> Value {
 pub(super) fn headers() -> Value {
     let header = |description: &str| json!({"description": description, "schema": {"type": "string"}});
     json!({
-        "X-Request-Id": header("The request's own id if it is sane, else a new one"),
+        "X-Request-Id": header("The request's X-Request-Id if it is valid, otherwise a new id"),
         "RateLimit-Policy": header("The limit and its window"),
         "RateLimit": header("The remaining requests"),
         "Retry-After": {"description": "Seconds to wait before a retry", "schema": {"type": "integer", "minimum": 0}},

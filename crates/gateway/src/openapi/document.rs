@@ -179,7 +179,7 @@ fn webhooks(schemas: &mut Schemas) -> Value {
         "operationId": "testWebhook",
         "tags": ["Webhooks"],
         "summary": "Receive a ping",
-        "description": "Sent when a callback is tested. Signed and authenticated like an update, about which it says nothing.",
+        "description": "Sent when a callback is tested. Signed and authenticated like an update's webhook. It contains no update.",
         "requestBody": content(schemas.response::<TestPayload>()),
         "responses": {"2XX": {"description": "Accepted"}, "default": {"description": "Failed; it is not retried"}},
     }}})

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use axum::extract::Request;
 pub(crate) use contract::fields::Fields;
 use contract::json::Members;
 
@@ -20,6 +21,11 @@ pub(crate) fn from_query(query: &str) -> Result<Fields<'static>, ApiError> {
         }
     }
     Ok(Fields::from_members(members))
+}
+
+/// Refuses a query string with parameters.
+pub(crate) fn refuse_query(request: &Request) -> Result<(), ApiError> {
+    Ok(from_query(request.uri().query().unwrap_or_default())?.refuse_rest()?)
 }
 
 #[cfg(test)]

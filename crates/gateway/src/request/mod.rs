@@ -22,6 +22,9 @@ pub(crate) mod trace;
 
 /// An input of a handler.
 pub(crate) trait FromRequest: Sized + Send {
+    /// Whether the query string is read, or left to the handler.
+    const READS_QUERY: bool = false;
+
     /// Reads the input. A handler's inputs are read in the order of its parameters.
     fn from_request(
         request: &mut Request,
@@ -32,6 +35,9 @@ pub(crate) trait FromRequest: Sized + Send {
 
 /// A function that handles requests. Its parameters are the state, the API key, and its [inputs](FromRequest).
 pub(crate) trait Handler<Inputs>: Clone + Send + Sync + 'static {
+    /// Whether one of the inputs reads the query string.
+    const READS_QUERY: bool;
+
     fn call(&self, app: Arc<App>, key: Arc<ApiKey>, request: Request) -> impl Future<Output = HandlerResult> + Send;
 }
 
@@ -43,6 +49,8 @@ macro_rules! handler_of {
             R: Future<Output = HandlerResult> + Send,
             $($Input: FromRequest,)*
         {
+            const READS_QUERY: bool = $($Input::READS_QUERY)||*;
+
             async fn call(&self, app: Arc<App>, key: Arc<ApiKey>, mut request: Request) -> HandlerResult {
                 $(let $input = $Input::from_request(&mut request, &app, &key).await?;)*
                 self(app, key, $($input),*).await
@@ -57,6 +65,8 @@ handler_of!(a: A, b: B, c: C);
 
 /// The whole request, for handlers that trace or stream it.
 impl FromRequest for Request {
+    const READS_QUERY: bool = true;
+
     async fn from_request(request: &mut Request, _: &App, _: &ApiKey) -> Result<Self, ApiError> {
         Ok(std::mem::take(request))
     }
@@ -109,6 +119,8 @@ impl<T: FromQuery> Query<T> {
 }
 
 impl<T: FromQuery> FromRequest for Query<T> {
+    const READS_QUERY: bool = true;
+
     async fn from_request(request: &mut Request, _: &App, key: &ApiKey) -> Result<Self, ApiError> {
         Self::parse(request.uri().query().unwrap_or_default(), key)
     }

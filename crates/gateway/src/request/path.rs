@@ -33,8 +33,7 @@ pub(crate) struct DeliveryPath(pub(crate) GetDelivery);
 
 impl FromRequest for DeliveryPath {
     async fn from_request(request: &mut Request, _: &App, key: &ApiKey) -> Result<Self, ApiError> {
-        let fault =
-            "must be an updateId and a callbackId with a hyphen between, and for other events than updates -{kind}";
+        let fault = "must be {updateId}-{callbackId}, followed by -{kind} for events other than updates";
         let id: DeliveryId = path_parameter(request, "deliveryId", fault).await?;
         Ok(Self(GetDelivery { project_id: key.project_id, id }))
     }

@@ -83,6 +83,23 @@ const UPDATE: &str = "/api/v1/leads/update";
 const BODY: &str = r#"{"leadId":"696102a4b8c1d2e3f4a5b6c7","name":"Ada"}"#;
 
 #[tokio::test]
+async fn a_parameter_that_an_endpoint_does_not_read_is_refused_where_something_would_change() {
+    for (method, path) in [
+        (Method::POST, "/api/v1/leads/initiate?dryRun=true"),
+        (Method::POST, "/api/v1/leads/update/bulk?dryRun=true"),
+        (Method::POST, "/api/v1/calls/started?expectedState=new"),
+        (Method::POST, "/api/v1/deliveries/recover?dryRun=true"),
+        (Method::PUT, "/api/v1/processes/_?dryRun=true"),
+        (Method::DELETE, "/api/v1/leads/696102a4b8c1d2e3f4a5b6c7?dryRun=true"),
+    ] {
+        let answer = answer(gateway(), request(method, path, "good", "{}")).await;
+        let (_, parameter) = path.split_once('?').unwrap();
+        let (name, _) = parameter.split_once('=').unwrap();
+        assert!(answer.starts_with("400 ") && answer.contains(&format!("{name} is unknown")), "{path}: {answer}");
+    }
+}
+
+#[tokio::test]
 async fn errors_have_one_shape() {
     let mut form = request(Method::POST, UPDATE, "good", BODY);
     form.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/csv"));
@@ -369,6 +386,6 @@ async fn a_panic_gets_a_response() {
     let router = Router::new().route("/", panics).with_state(Arc::new(app(&config, keys)));
     insta::assert_snapshot!(answer(router, request(Method::GET, "/", "good", "")).await, @r#"
     500 content-type=application/json x-request-id=r-1
-    {"success":false,"error":"Internal error; the service's log says more","code":"internal","requestId":"r-1"}
+    {"success":false,"error":"Internal error; see the service's log","code":"internal","requestId":"r-1"}
     "#);
 }

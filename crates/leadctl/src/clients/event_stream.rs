@@ -7,7 +7,7 @@ use http_api::Event;
 use reqwest::{Response, StatusCode};
 use tokio::time::sleep;
 
-use crate::{clients::gateway::GatewayClient, output};
+use crate::{clients::gateway::GatewayClient, exit_status::is_unavailable, output};
 
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 /// Longest field of an event. An event contains the lead's metadata, up to 1 MiB.
@@ -86,10 +86,11 @@ impl EventStream {
     async fn connect(&mut self) -> anyhow::Result<Option<StreamEvent>> {
         let response = match self.gateway.events(self.last_event_id()).await {
             Ok(response) => response,
-            Err(error) => {
+            Err(error) if is_unavailable(&error) => {
                 self.wait(&error).await;
                 return Ok(None);
             }
+            Err(error) => return Err(error),
         };
         match response.status() {
             StatusCode::OK => {

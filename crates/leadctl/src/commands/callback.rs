@@ -22,7 +22,7 @@ use crate::{
     arguments::InProject,
     clients::admin::{self, Admin},
     commands::callback_failures::Failures,
-    commands::deliveries::RecoveryOptions,
+    commands::deliveries::{RecoverSummary, RecoveryOptions},
     commands::process::{find_callback, parse_selector, selector_of, show_secrets, warn_of_urls},
     output::{self, escape::escaped},
 };
@@ -54,7 +54,8 @@ pub(crate) enum Callback {
     /// Generate a new signing secret for a callback and print it, once. During the overlap, webhooks are signed with
     /// both.
     #[command(after_help = "Examples:\n  leadctl callback rotate-secret 6b0426971c73026dafa27e40 --project 6b04…\n  \
-                            leadctl callback rotate-secret 6b0426971c73026dafa27e40 --project 6b04… --overlap 0s    after a leak")]
+                            leadctl callback rotate-secret 6b0426971c73026dafa27e40 --project 6b04… \\\n    \
+                            --overlap 0s    after a leak")]
     RotateSecret {
         /// The callback.
         callback_id: ObjectId,
@@ -76,9 +77,8 @@ pub(crate) enum Callback {
     #[command(after_help = "Example:\n  leadctl callback resume 6b0426971c73026dafa27e40")]
     Resume(AnyCallback),
     /// Make the deliveries that a callback would have got of past events, at a limited rate. None is made twice.
-    #[command(
-        after_help = "Example:\n  leadctl callback backfill 6b0426971c73026dafa27e40 --project 6b04… --since 30d --dry-run"
-    )]
+    #[command(after_help = "Example:\n  leadctl callback backfill 6b0426971c73026dafa27e40 --project 6b04… \\\n    \
+                      --since 30d --dry-run")]
     Backfill {
         /// The callback.
         callback_id: ObjectId,
@@ -288,8 +288,8 @@ impl Callback {
                     dry_run,
                     cursor,
                 };
-                let summary = pages.run(&client, query).await?;
-                output::show(admin.json, &summary, |summary| summary.say("deliveries", "made"))
+                let say = |summary: &RecoverSummary| summary.say("deliveries", "made");
+                pages.run(&client, query, |summary| output::show(admin.json, summary, say)).await
             }
             Self::Failures(failures) => failures.run().await,
             Self::Pause(callback) => set_paused(&callback, true).await,

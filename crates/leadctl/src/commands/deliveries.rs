@@ -59,19 +59,17 @@ pub(crate) enum Deliveries {
         scope: InProject,
     },
     /// Show a delivery and its attempts.
-    #[command(
-        after_help = "Example:\n  leadctl deliveries show --project 6b04… 6b0426971c73026dafa27e40-696102a4b8c1d2e3f4a5b604"
-    )]
+    #[command(after_help = "Example:\n  leadctl deliveries show --project 6b04… \\\n    \
+                      6b0426971c73026dafa27e40-696102a4b8c1d2e3f4a5b604")]
     Show {
         /// The delivery's id, as shown by `deliveries list`.
         delivery: DeliveryId,
         #[command(flatten)]
         scope: InProject,
     },
-    /// Redeliver what is delivered or exhausted: the same body under the same webhook-id.
-    #[command(
-        after_help = "Example:\n  leadctl deliveries redeliver --project 6b04… 6b0426971c73026dafa27e40-696102a4b8c1d2e3f4a5b604"
-    )]
+    /// Redeliver a delivered or exhausted delivery: the same body under the same webhook-id.
+    #[command(after_help = "Example:\n  leadctl deliveries redeliver --project 6b04… \\\n    \
+                      6b0426971c73026dafa27e40-696102a4b8c1d2e3f4a5b604")]
     Redeliver {
         /// The delivery's id, as shown by `deliveries list`.
         delivery: DeliveryId,
@@ -143,16 +141,24 @@ impl RecoveryOptions {
         self,
         client: &async_nats::Client,
         query: impl Fn(Option<Cursor>) -> Q,
-    ) -> anyhow::Result<RecoverSummary> {
+        show: impl FnOnce(&RecoverSummary) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
         let mut summary = RecoverSummary { deliveries: 0, dry_run: self.dry_run, until: None };
         let mut cursor = None;
         loop {
-            let page = admin::request(client, &query(cursor)).await?;
+            let page = match admin::request(client, &query(cursor)).await {
+                Ok(page) => page,
+                Err(error) if summary.deliveries == 0 => return Err(error),
+                Err(error) => {
+                    show(&summary)?;
+                    return Err(error.context("not all deliveries were read; run the command again for the others"));
+                }
+            };
             summary.deliveries += page.deliveries;
             summary.until = page.until.or(summary.until);
             cursor = page.next;
             if cursor.is_none() {
-                return Ok(summary);
+                return show(&summary);
             }
             output::note(format_args!("{} deliveries so far", summary.deliveries));
         }
@@ -219,8 +225,8 @@ impl RecoverArgs {
             dry_run,
             cursor,
         };
-        let summary = pages.run(&client, query).await?;
-        output::show(admin.json, &summary, |summary| summary.say(&format!("{status} deliveries"), "redelivered"))
+        let say = |summary: &RecoverSummary| summary.say(&format!("{status} deliveries"), "redelivered");
+        pages.run(&client, query, |summary| output::show(admin.json, summary, say)).await
     }
 }
 

@@ -22,10 +22,10 @@ const EXPIRES: Duration = Duration::from_secs(30);
 /// Events.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Events {
-    /// Print the outcomes of updates and call events as they are announced, until Ctrl-C: one line each, or with --json the event.
-    #[command(
-        after_help = "Examples:\n  leadctl events tail --project 6b04…\n  leadctl events tail --since 1h --json | jq .error"
-    )]
+    /// Print the outcomes of updates and call events as they are announced, until Ctrl-C: one line each, or with --json
+    /// the event.
+    #[command(after_help = "Examples:\n  leadctl events tail --project 6b04…\n  \
+                      leadctl events tail --since 1h --json | jq .error")]
     Tail {
         /// Only this project. Default: all projects.
         #[arg(long)]

@@ -67,10 +67,9 @@ pub(crate) enum Lead {
     /// events and deliveries. Its ids, state, codes and times remain. This cannot be undone.
     ///
     /// Exits with 0 once the erasure is accepted. Needs an API key with the scope leads:erase.
-    #[command(
-        after_help = "Examples:\n  leadctl lead export --project 6b04… 696102a4b8c1d2e3f4a5b6c7 > lead.json    before it is gone\n  \
-                      leadctl lead erase 696102a4b8c1d2e3f4a5b6c7 --yes"
-    )]
+    #[command(after_help = "Examples:\n  \
+                      leadctl lead export --project 6b04… 696102a4b8c1d2e3f4a5b6c7 > lead.json    before it is gone\n  \
+                      leadctl lead erase 696102a4b8c1d2e3f4a5b6c7 --yes")]
     Erase {
         /// The lead.
         lead_id: ObjectId,
@@ -111,8 +110,8 @@ impl Lead {
             Self::Erase { lead_id, yes, sending } => {
                 if !yes {
                     bail!(
-                        "this would erase lead {lead_id} and the content of its updates, call events and deliveries, and \
-                         cannot be undone; nothing was changed: add --yes to confirm"
+                        "this would erase lead {lead_id} and the content of its updates, call events and deliveries, \
+                         and cannot be undone; nothing was changed: add --yes to confirm"
                     );
                 }
                 return sending.delete(&format!("/api/v1/leads/{lead_id}")).await;

@@ -34,7 +34,7 @@ pub(crate) async fn export(client: &Client, project_id: ObjectId, lead_id: Objec
         for entry in &page.items {
             let update_id = entry.update_id;
             let update = admin::request(client, &GetUpdate { project_id, update_id }).await?;
-            let UpdateDeliveries { deliveries, parked } =
+            let UpdateDeliveries { deliveries, parked, .. } =
                 admin::request(client, &ListUpdateDeliveries { project_id, update_id }).await?;
             let exported = ExportedUpdate { update: &update, deliveries: &deliveries, parked: parked.as_ref() };
             let comma = if is_first { "" } else { "," };

@@ -18,7 +18,8 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(
     args_conflicts_with_subcommands = true,
-    after_help = "Examples:\n  leadctl recover\n  leadctl recover replay --yes\n  leadctl recover reannounce --since 2h --yes"
+    after_help = "Examples:\n  leadctl recover\n  leadctl recover replay --yes\n  \
+                  leadctl recover reannounce --since 2h --yes"
 )]
 pub(crate) struct Recover {
     #[command(subcommand)]

@@ -29,10 +29,8 @@ pub(crate) enum Source {
         scope: InProject,
     },
     /// Add a source to a process.
-    #[command(
-        after_help = "Example:\n  SOURCE_SECRETS=… leadctl source add --project 6b04… --process Sales --name dialer \\\n    \
-                            --platform retell"
-    )]
+    #[command(after_help = "Example:\n  SOURCE_SECRETS=… leadctl source add --project 6b04… --process Sales \\\n    \
+                      --name dialer --platform retell")]
     Add {
         /// The process, by id or name; _ for a source whose calls name their leads by leadId or by processId.
         #[arg(long, value_parser = parse_selector)]

@@ -12,7 +12,7 @@ use async_nats::{
     },
 };
 use bytes::Bytes;
-use contract::{Timestamp, headers, replay::Replay, streams::LEAD_DEAD_LETTERS, subject};
+use contract::{Timestamp, headers, replay::Replay, rpc::RpcError, streams::LEAD_DEAD_LETTERS, subject};
 use serde::Serialize;
 use service_kit::{
     nats,
@@ -148,8 +148,10 @@ impl Letters {
     pub(crate) async fn get(&self, number: u64) -> anyhow::Result<(Letter, StreamMessage)> {
         let message = optional(self.stream.get_raw_message(number).await).context("cannot read the dead letter")?;
         let message = message.filter(|message| subject::replayed_letter(&message.subject).is_none());
-        let message = message
-            .with_context(|| format!("there is no dead letter {number}; list them with leadctl dead-letters list"))?;
+        let message = message.ok_or_else(|| {
+            let message = format!("there is no dead letter {number}; list them with leadctl dead-letters list");
+            RpcError::received(404, "dead_letter_not_found", message)
+        })?;
         let note = self.stream.get_last_raw_message_by_subject(&subject::replayed(number)).await;
         let note = optional(note).context("cannot read the notes about its replays")?;
         let note = note.map(|note| Note::new(note.sequence, note.time.into(), &note.headers)).transpose()?;

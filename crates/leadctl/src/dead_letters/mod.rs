@@ -50,12 +50,12 @@ pub(crate) enum DeadLetters {
         #[command(flatten)]
         admin: Admin,
     },
-    /// Replay a dead letter on its original subject. A letter that would become a dead letter again is not sent; correct it
-    /// with --body or --project. A second replay requires --again.
-    #[command(
-        after_help = "Examples:\n  leadctl dead-letters replay 17\n  leadctl dead-letters replay 17 --body corrected.json\n  \
-                            leadctl dead-letters replay --all --reason unknown_lead"
-    )]
+    /// Replay a dead letter on its original subject. A letter that still cannot be parsed is not sent; correct it with
+    /// --body or --project. A replay that cannot be applied becomes a dead letter again. A second replay requires
+    /// --again.
+    #[command(after_help = "Examples:\n  leadctl dead-letters replay 17\n  \
+                      leadctl dead-letters replay 17 --body corrected.json\n  \
+                      leadctl dead-letters replay --all --reason unknown_lead")]
     Replay {
         /// The letter's number, as shown by `dead-letters list`.
         #[arg(required_unless_present = "all")]

@@ -1,15 +1,14 @@
 //! The outcomes of updates, from the gateway's events and timelines.
 
-use std::time::Duration;
-
 use contract::{ObjectId, rpc::UpdateStatus};
 use http_api::{Event, TimelineResponse};
-use reqwest::StatusCode;
-use tokio::time::sleep;
 
-use crate::clients::gateway::GatewayClient;
+use crate::{
+    clients::gateway::{GatewayClient, GatewayResponse},
+    exit_status::is_unavailable,
+    import::send::{Patience, RETRY_DELAY},
+};
 
-const RETRY_DELAY: Duration = Duration::from_secs(1);
 /// Longer error texts are cut.
 const MAX_ERROR_CHARS: usize = 500;
 
@@ -35,20 +34,26 @@ fn shorten(outcome: &http_api::Outcome) -> String {
 
 /// Requests the outcome of an update, for a while if the gateway is unavailable; none while the update is pending.
 pub(crate) async fn request_outcome(gateway: &GatewayClient, update_id: ObjectId) -> anyhow::Result<Option<Outcome>> {
+    let mut patience = Patience::default();
     loop {
-        let answer = gateway.get(&format!("/api/v1/updates/{update_id}")).await?;
-        if answer.status == StatusCode::TOO_MANY_REQUESTS {
-            sleep(answer.retry_after.unwrap_or(RETRY_DELAY)).await;
-            continue;
-        }
-        let TimelineResponse { data, .. } = answer.json()?;
-        let error = match data.status {
-            UpdateStatus::Pending => return Ok(None),
-            UpdateStatus::Succeeded => None,
-            UpdateStatus::Failed => Some(data.outcome.as_ref().map(shorten).unwrap_or_default()),
+        let (after, error) = match gateway.get(&format!("/api/v1/updates/{update_id}")).await {
+            Ok(answer) if answer.may_pass() => (answer.retry_after, answer.error()),
+            Ok(answer) => return outcome_of(update_id, &answer),
+            Err(error) if is_unavailable(&error) => (None, error),
+            Err(error) => return Err(error),
         };
-        return Ok(Some(Outcome { update_id, lead_id: None, error, code: data.error_code }));
+        patience.pause(after.unwrap_or(RETRY_DELAY), error, 0).await?;
     }
+}
+
+fn outcome_of(update_id: ObjectId, answer: &GatewayResponse) -> anyhow::Result<Option<Outcome>> {
+    let TimelineResponse { data, .. } = answer.json()?;
+    let error = match data.status {
+        UpdateStatus::Pending => return Ok(None),
+        UpdateStatus::Succeeded => None,
+        UpdateStatus::Failed => Some(data.outcome.as_ref().map(shorten).unwrap_or_default()),
+    };
+    Ok(Some(Outcome { update_id, lead_id: None, error, code: data.error_code }))
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, pin::pin, time::Duration};
 
 use anyhow::Context;
-use contract::{ObjectId, Timestamp};
+use contract::{ObjectId, Timestamp, streams::IDEMPOTENCY_AGE};
 use http_api::BulkUpdateResult;
 use service_kit::clock;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -34,6 +34,8 @@ pub(crate) const WINDOW_ROWS: usize = 10_000;
 /// How old chunks may be that a resumed import repeats, when it begins: less than the gateway keeps their idempotency
 /// keys. The difference is the time for repeating them.
 pub(crate) const KEY_LIFETIME: Duration = Duration::from_secs(23 * 3600);
+/// How long before the end of its key a chunk is not repeated any more: longer than its request takes.
+const KEY_MARGIN: Duration = Duration::from_mins(10);
 /// Outcomes that are kept while the response with their update ids is still pending. At this limit no events are read
 /// until the response is there.
 const MAX_EARLY: usize = 2 * CHUNK_ROWS;
@@ -72,6 +74,8 @@ pub(crate) struct Importer {
     files: ImportFiles,
     /// The state that this import continues from.
     previous: ImportState,
+    /// When this process began to import.
+    began: Timestamp,
     /// None if outcomes are not waited for.
     follower: Option<EventStream>,
     window: Window,
@@ -93,6 +97,7 @@ impl Importer {
         gateway: GatewayClient,
         source: &Source,
         files: ImportFiles,
+        began: Timestamp,
         wait: Duration,
         rows: u64,
     ) -> anyhow::Result<Self> {
@@ -103,6 +108,7 @@ impl Importer {
             gateway,
             rows: Rows::open(source)?,
             previous: files.state.clone(),
+            began,
             files,
             window: Window::default(),
             early: HashMap::new(),
@@ -161,7 +167,7 @@ impl Importer {
             Some(follower) => (now, follower.last_event_id().map(str::to_owned)),
             None => (now, None),
         };
-        if !valid.is_empty() && now.minus(KEY_LIFETIME) < sent_at {
+        if !valid.is_empty() && may_send(sent_at, self.began, now) {
             self.save_sent(last, sent_at, last_event_id.as_deref())?;
             let key = format!("leadctl-import-{}-{first}", self.files.state.run.run_id);
             let results = self.send_and_follow(&key, body, valid.len(), repeated).await?;
@@ -294,10 +300,35 @@ impl Importer {
     }
 }
 
+/// Whether a chunk that was first sent at `sent_at` may be sent now. A resumed import decides by the time at which it
+/// began: outcomes that it removed from the file to request them again do not become unknown while it does so.
+fn may_send(sent_at: Timestamp, began: Timestamp, now: Timestamp) -> bool {
+    began.minus(KEY_LIFETIME) < sent_at && now.minus(IDEMPOTENCY_AGE - KEY_MARGIN) < sent_at
+}
+
 /// The next event; never resolves without a follower.
 async fn next_event(follower: &mut Option<EventStream>) -> anyhow::Result<StreamEvent> {
     match follower {
         Some(follower) => follower.next().await.context("use --wait 0s to import without outcomes"),
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chunk_is_repeated_if_its_key_was_kept_when_the_import_was_resumed() {
+        let after = |hours, minutes| {
+            Timestamp::from_millis(0).plus(Duration::from_hours(hours)).plus(Duration::from_mins(minutes))
+        };
+        let sent_at = after(0, 0);
+
+        assert!(may_send(sent_at, after(22, 59), after(22, 59)));
+        assert!(may_send(sent_at, after(22, 59), after(23, 30)), "the outcomes were removed when it was resumed");
+        assert!(!may_send(sent_at, after(23, 0), after(23, 0)));
+        assert!(!may_send(sent_at, after(22, 59), after(23, 50)), "the key may have expired");
+        assert!(may_send(after(90, 0), after(1, 0), after(90, 0)), "a chunk that was not sent before");
     }
 }

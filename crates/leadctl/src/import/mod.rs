@@ -135,7 +135,7 @@ impl Import {
             output::note(format_args!("{}; nothing was sent now", files.state.describe()));
         }
         let started = Instant::now();
-        let importer = Importer::new(gateway, &source, files, wait, check.rows)?;
+        let importer = Importer::new(gateway, &source, files, now, wait, check.rows)?;
         let files = tokio::select! {
             done = importer.run() => done?,
             _ = tokio::signal::ctrl_c() => {

@@ -9,13 +9,16 @@ use http_api::BulkUpdateResult;
 use reqwest::StatusCode;
 use tokio::time::{Instant, sleep};
 
-use crate::clients::gateway::{GatewayClient, GatewayResponse};
+use crate::{
+    clients::gateway::{GatewayClient, GatewayResponse},
+    exit_status::is_unavailable,
+};
 
 /// How long a request is retried without progress. A longer time survives a longer outage; afterwards the import can be
 /// resumed.
 const RETRY_TIMEOUT: Duration = Duration::from_secs(60);
 /// Pause before a retry, unless the gateway sends `Retry-After`.
-const RETRY_DELAY: Duration = Duration::from_secs(1);
+pub(super) const RETRY_DELAY: Duration = Duration::from_secs(1);
 /// Error codes of lines that may be accepted later.
 const TRANSIENT_CODES: [&str; 12] = [
     "log_full",
@@ -38,8 +41,39 @@ const KEY_ENDED: &str = "invalid_api_key";
 #[derive(Debug)]
 enum SendResult {
     Complete(Vec<BulkUpdateResult>),
-    Retry { after: Duration, error: anyhow::Error },
+    /// `accepted` lines of the chunk are in the log.
+    Retry {
+        after: Duration,
+        error: anyhow::Error,
+        accepted: usize,
+    },
     Failed(anyhow::Error),
+}
+
+/// Limits how long failures are retried.
+#[derive(Debug, Default)]
+pub(super) struct Patience {
+    failing_since: Option<Instant>,
+    /// The most lines that were accepted.
+    accepted: usize,
+}
+
+impl Patience {
+    /// Waits before a retry.
+    ///
+    /// # Errors
+    /// `error`, if the retry would be [`RETRY_TIMEOUT`] after the first failure since more lines were accepted.
+    pub(super) async fn pause(&mut self, after: Duration, error: anyhow::Error, accepted: usize) -> anyhow::Result<()> {
+        let now = Instant::now();
+        if accepted > self.accepted {
+            *self = Self { failing_since: None, accepted };
+        }
+        if now + after > *self.failing_since.get_or_insert(now) + RETRY_TIMEOUT {
+            return Err(error).context("gave up; run the same command with --resume to continue");
+        }
+        sleep(after).await;
+        Ok(())
+    }
 }
 
 /// Sends a body of `lines` lines and returns the result of each. `on_retry` is called before each retry.
@@ -50,35 +84,36 @@ pub(crate) async fn send(
     lines: usize,
     mut on_retry: impl FnMut(&anyhow::Error),
 ) -> anyhow::Result<Vec<BulkUpdateResult>> {
-    let started = Instant::now();
+    let mut patience = Patience::default();
     loop {
         let result = match gateway.bulk(key, body.clone()).await {
             Ok(answer) => classify(&answer, lines),
-            Err(error) => SendResult::Retry { after: RETRY_DELAY, error },
+            Err(error) if is_unavailable(&error) => SendResult::Retry { after: RETRY_DELAY, error, accepted: 0 },
+            Err(error) => SendResult::Failed(error),
         };
         match result {
             SendResult::Complete(lines) => return Ok(lines),
             SendResult::Failed(error) => return Err(error),
-            SendResult::Retry { after, error } if started.elapsed() + after > RETRY_TIMEOUT => {
-                return Err(error).context("gave up; run the same command with --resume to continue");
-            }
-            SendResult::Retry { after, error } => {
+            SendResult::Retry { after, error, accepted } => {
                 on_retry(&error);
-                sleep(after).await;
+                patience.pause(after, error, accepted).await?;
             }
         }
     }
 }
 
 fn classify(answer: &GatewayResponse, lines: usize) -> SendResult {
-    let retry = |error| SendResult::Retry { after: answer.retry_after.unwrap_or(RETRY_DELAY), error };
+    let retry = |error, accepted| {
+        let after = answer.retry_after.unwrap_or(RETRY_DELAY);
+        SendResult::Retry { after, error, accepted }
+    };
     match answer.status {
         StatusCode::OK => {}
-        StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT => return retry(answer.error()),
-        status if status.is_server_error() => return retry(answer.error()),
+        _ if answer.may_pass() => return retry(answer.error(), 0),
         _ => return SendResult::Failed(answer.error()),
     }
     let results = answer.body.lines().map(serde_json::from_str).collect::<Result<Vec<BulkUpdateResult>, _>>();
+    let accepted = results.iter().flatten().filter(|line| line.update_id.is_some()).count();
     match results {
         Ok(results) if results.len() == lines && results.iter().zip(1..).all(|(line, n)| line.line == n) => {
             let transient =
@@ -91,7 +126,10 @@ fn classify(answer: &GatewayResponse, lines: usize) -> SendResult {
                 return SendResult::Failed(RpcError::received(401, KEY_ENDED, error).into());
             }
             match transient {
-                Some(code) => retry(RpcError::received(503, code, "the gateway cannot accept updates now").into()),
+                Some(code) => {
+                    let error = RpcError::received(503, code, "the gateway cannot accept updates now");
+                    retry(error.into(), accepted)
+                }
                 None => SendResult::Complete(results),
             }
         }
@@ -99,7 +137,7 @@ fn classify(answer: &GatewayResponse, lines: usize) -> SendResult {
         results => {
             let last = results.ok().and_then(|mut results| results.pop()?.error);
             let error = last.unwrap_or_else(|| "the response is incomplete".to_owned());
-            retry(RpcError::received(503, "unavailable", error).into())
+            retry(RpcError::received(503, "unavailable", error).into(), accepted)
         }
     }
 }
@@ -165,5 +203,23 @@ mod tests {
         for status in [400, 401, 403, 404, 415, 422] {
             assert_eq!(result(status, &[]), "never", "{status}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn failures_are_retried_for_a_minute_since_the_last_progress() {
+        const PAUSE: Duration = Duration::from_secs(25);
+        let mut patience = Patience::default();
+        let mut pause = async |accepted| patience.pause(PAUSE, anyhow::anyhow!("down"), accepted).await.is_ok();
+
+        assert_eq!([pause(0).await, pause(0).await, pause(7).await, pause(7).await], [true; 4]);
+        assert!(!pause(7).await, "no line was accepted in the last minute");
+    }
+
+    #[test]
+    fn accepted_lines_of_an_incomplete_response_are_counted() {
+        let good = r#"{"line":1,"success":true,"updateId":"010101010101010101010101"}"#;
+        let full = r#"{"line":2,"success":false,"error":"full","code":"log_full"}"#;
+        let result = classify(&answer(200, &[good, full].join("\n")), 2);
+        assert!(matches!(result, SendResult::Retry { accepted: 1, .. }), "{result:?}");
     }
 }

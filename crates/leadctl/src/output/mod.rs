@@ -20,7 +20,10 @@ use contract::Timestamp;
 use serde::Serialize;
 use service_kit::escape::{escaped_json, escaped_line, escaped_text};
 
-/// Prints a line, or several. A closed pipe (`leadctl … | head`) is not an error.
+#[cfg(not(test))]
+use crate::exit_status::output_error_code;
+
+/// Prints a line, or several. Ends the program if they cannot be written.
 pub(crate) fn say(line: impl Display) {
     write_line(&escaped_text(&line.to_string()));
 }
@@ -54,7 +57,19 @@ pub(crate) fn json_text(text: &str) {
 #[cfg(not(test))]
 fn write_line(line: &str) {
     let mut out = io::stdout().lock();
-    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+    if let Err(error) = writeln!(out, "{line}").and_then(|()| out.flush()) {
+        end_without_output(&error);
+    }
+}
+
+/// Ends the program, quietly if the reader has ended (`leadctl … | head`). Commands print what they have done, so that
+/// nothing is left half done here.
+#[cfg(not(test))]
+fn end_without_output(error: &io::Error) -> ! {
+    if error.kind() != io::ErrorKind::BrokenPipe {
+        note(format_args!("cannot write to standard output: {error}"));
+    }
+    std::process::exit(output_error_code(error).into())
 }
 
 #[cfg(test)]

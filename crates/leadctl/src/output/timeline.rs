@@ -9,10 +9,9 @@ use service_kit::escape::escaped_line;
 /// Progress of an update's deliveries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum DeliveryProgress {
-    /// There are no deliveries: the process has no callbacks, or none is recorded yet.
-    None,
-    /// At least one is pending, the event is parked, or webhook-notifier did not answer.
+    /// At least one is pending or not recorded yet, the event is parked, or this is not known.
     Pending,
+    /// All are delivered, or there is none.
     Delivered,
     /// At least one is exhausted.
     Exhausted,
@@ -23,8 +22,8 @@ impl DeliveryProgress {
         let Some(deliveries) = &timeline.deliveries else { return Self::Pending };
         let any = |status| deliveries.iter().any(|delivery| delivery.status == status);
         match () {
-            () if timeline.parked.is_some() => Self::Pending,
-            () if deliveries.is_empty() => Self::None,
+            // Without a count, a delivery may be missing among those that are recorded.
+            () if timeline.parked.is_some() || timeline.unrecorded != Some(0) => Self::Pending,
             () if any(DeliveryStatus::Pending) => Self::Pending,
             () if any(DeliveryStatus::Exhausted) => Self::Exhausted,
             () => Self::Delivered,
@@ -84,6 +83,9 @@ pub(crate) fn render(timeline: &UpdateTimeline, names: &BTreeMap<ObjectId, Strin
         for attempt in &delivery.attempts {
             line("", &attempt_line(attempt));
         }
+    }
+    if let Some(count @ 1..) = timeline.unrecorded {
+        line("deliveries", &format!("{count} not recorded yet: the first attempts have not ended"));
     }
     text
 }
@@ -145,5 +147,32 @@ mod tests {
                       attempt 1 at 2026-01-12T09:00:02.000Z, 12 ms: the endpoint answered 500: "oh"
         "#);
         assert_eq!(DeliveryProgress::of(&response.data), DeliveryProgress::Pending);
+    }
+
+    #[test]
+    fn a_delivery_that_is_not_recorded_is_pending() {
+        let progress = |deliveries: &str| {
+            let timeline = format!(
+                r#"{{"updateId":"6b0426971c73026dafa27e40","status":"succeeded","command":null,"outcome":null,
+                    "errorCode":null,"warnings":[],"fromState":null,"toState":null,"version":null,"userId":null,
+                    "apiKeyId":null,"loggedAt":null,"appliedAt":null,{deliveries}}}"#
+            );
+            DeliveryProgress::of(&serde_json::from_str(&timeline).unwrap())
+        };
+        let delivered = r#"[{"callbackId":"696102a4b8c1d2e3f4a5b604","status":"delivered","attempts":[]}]"#;
+        let exhausted = delivered.replace("delivered", "exhausted");
+
+        assert_eq!(progress(r#""deliveries":[],"unrecorded":0"#), DeliveryProgress::Delivered);
+        assert_eq!(progress(&format!(r#""deliveries":{delivered},"unrecorded":0"#)), DeliveryProgress::Delivered);
+        assert_eq!(progress(&format!(r#""deliveries":{exhausted},"unrecorded":0"#)), DeliveryProgress::Exhausted);
+        for pending in [
+            format!(r#""deliveries":{delivered},"unrecorded":1"#),
+            format!(r#""deliveries":{delivered}"#),
+            r#""deliveries":[],"unrecorded":1"#.to_owned(),
+            r#""deliveries":[]"#.to_owned(),
+            r#""deliveries":null"#.to_owned(),
+        ] {
+            assert_eq!(progress(&pending), DeliveryProgress::Pending, "{pending}");
+        }
     }
 }

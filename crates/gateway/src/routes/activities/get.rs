@@ -29,7 +29,7 @@ pub(crate) async fn handle(app: Arc<App>, key: Arc<ApiKey>, ActivityPath(id): Ac
 #[cfg(test)]
 pub(crate) fn operation() -> crate::openapi::Operation {
     crate::openapi::Operation::new("Calls", "getActivity", "Read an activity")
-        .description("What was reported of a call that ended: `result` of `POST /api/v1/calls/ended`. Its id is the `updateId` of that event.")
+        .description("The reported result of a call: `result` of `POST /api/v1/calls/ended`. Its id is the `updateId` of that event.")
         .returns::<DataResponse<CallActivity>>()
         .errors(&[404])
 }

@@ -62,7 +62,7 @@ pub(crate) async fn handle(
 pub(crate) fn operation() -> crate::openapi::Operation {
     crate::openapi::Operation::new("Callbacks", "backfillCallback", "Deliver past events to a callback")
         .description(
-            "Makes the deliveries that the callback would have got since then, as it is configured now, and does not have. \
+            "Makes the deliveries that the callback would have received since then with its current configuration, and does not have yet. \
              The oldest become due first, `perSecond` of them a second. Repeating the request makes none twice.",
         )
         .body::<http_api::BackfillRequest>()

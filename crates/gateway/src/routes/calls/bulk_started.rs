@@ -18,7 +18,7 @@ pub(crate) fn operation() -> crate::openapi::Operation {
     crate::openapi::Operation::new("Calls", "startCalls", "Report up to 10 000 starts of calls")
         .description(
             "One event per line, or a JSON array of events. The response is streamed: a line for each event, in the same \
-             order. Events are independent: 200 says nothing about single lines.",
+             order. Each line has its own result: 200 does not mean that every line succeeded.",
         )
         .header("Idempotency-Key")
         .header("traceparent")

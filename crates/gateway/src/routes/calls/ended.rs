@@ -20,7 +20,7 @@ pub(crate) fn operation() -> crate::openapi::Operation {
     use http_api::CallEndedRequest;
     crate::openapi::Operation::new("Calls", "endCall", "Report the end of a call")
         .description(
-            "Ends the call, or every call of the lead without `callId`. Updates that were queued behind it are decided now. Asynchronous, as an update: 200 means that the event is in the log, in the order of the updates. `GET /api/v1/updates/{updateId}` returns what became of it.",
+            "Ends the call, or every call of the lead without `callId`. Updates that were queued behind it are decided now. Asynchronous, as an update: 200 means that the event is in the log, in the order of the updates. `GET /api/v1/updates/{updateId}` returns its outcome.",
         )
         .body::<CallEndedRequest>()
         .logs()

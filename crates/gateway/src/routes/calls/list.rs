@@ -30,7 +30,7 @@ pub(crate) async fn handle(
 #[cfg(test)]
 pub(crate) fn operation() -> crate::openapi::Operation {
     crate::openapi::Operation::new("Calls", "listCalls", "List the calls in progress")
-        .description("By lead. A call whose time is over is not in the list.")
+        .description("Ordered by lead. Expired calls are not in the list.")
         .query("leadId", "Only calls with this lead", crate::openapi::id())
         .page_parameters()
         .query_example("limit=50")

@@ -20,7 +20,7 @@ pub(crate) fn operation() -> crate::openapi::Operation {
     use http_api::CallStartedRequest;
     crate::openapi::Operation::new("Calls", "startCall", "Report the start of a call")
         .description(
-            "Until the call ends or expires, updates of the lead fail, or are queued where the process says so. Asynchronous, as an update: 200 means that the event is in the log, in the order of the updates. `GET /api/v1/updates/{updateId}` returns what became of it.",
+            "Until the call ends or expires, updates of the lead fail, or are queued if the process is configured so. Asynchronous, as an update: 200 means that the event is in the log, in the order of the updates. `GET /api/v1/updates/{updateId}` returns its outcome.",
         )
         .body::<CallStartedRequest>()
         .logs()

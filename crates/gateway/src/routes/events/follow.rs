@@ -93,6 +93,12 @@ pub(crate) async fn handle(app: Arc<App>, key: Arc<ApiKey>, request: Request) ->
         ..Default::default()
     };
     let consumer: PullConsumer = stream.create_consumer(config).await.map_err(|e| unavailable(&e))?;
+    // The stream may have been purged before the consumer was created.
+    let info = stream.get_info().await.map_err(|e| unavailable(&e))?;
+    if info.state.first_sequence > start.sequence + 1 {
+        return Err(ApiError::EventsGone);
+    }
+    let pending = consumer.cached_info().num_pending;
     let messages = consumer
         .stream()
         .max_messages_per_batch(PULL_MESSAGES)
@@ -106,7 +112,7 @@ pub(crate) async fn handle(app: Arc<App>, key: Arc<ApiKey>, request: Request) ->
     let events = EventStream {
         app: app.clone(),
         key: KeyCheck::of(request.headers()),
-        reader: EventReader { stream, consumer, messages, name: start.stream, received: 0 },
+        reader: EventReader { stream, consumer, messages, name: start.stream, received: 0, pending },
         _permit: permit,
     };
     let frames = futures::stream::once(std::future::ready(Ok::<_, Infallible>(first)))
@@ -127,6 +133,8 @@ fn unavailable(error: &dyn fmt::Display) -> ApiError {
 fn last_event_id(request: &Request) -> Result<Option<EventId>, ApiError> {
     let mut fields = fields::from_query(request.uri().query().unwrap_or_default())?;
     let parameter = fields.text("lastEventId")?;
+    // With a misspelt one, the client would miss events.
+    fields.refuse_rest()?;
     let header = match request.headers().get(LAST_EVENT_ID) {
         None => None,
         Some(value) => {
@@ -162,6 +170,8 @@ struct EventReader {
     /// The stream's identity, a part of event ids.
     name: String,
     received: u64,
+    /// How many events followed the last message.
+    pending: u64,
 }
 
 impl EventStream {
@@ -209,7 +219,11 @@ impl EventReader {
     fn sequence(&mut self, message: &jetstream::Message) -> Option<u64> {
         let info = message.info().ok()?;
         self.received += 1;
-        (info.consumer_sequence == self.received).then_some(info.stream_sequence)
+        // If the stream is purged, the consumer goes on with the first message that is left, without a gap in its
+        // sequences.
+        let is_purged = info.pending + 1 < self.pending;
+        self.pending = info.pending;
+        (info.consumer_sequence == self.received && !is_purged).then_some(info.stream_sequence)
     }
 
     /// Keeps the connection alive. If all events were sent, advances the client's position to the end of the stream: a

@@ -248,8 +248,8 @@ impl ResponseWriter {
 pub(crate) fn operation() -> crate::openapi::Operation {
     crate::openapi::Operation::new("Leads", "initiateLeads", "Create up to 1000 leads, or look them up")
         .description(
-            "Each lead independently: 200 says nothing about single leads. The body may have 4 MiB. `onExisting` is that of a \
-             single lead, for all of them; an existing lead that is updated is shown as it was before.",
+            "Each lead is handled independently: 200 does not mean that every lead succeeded. The body may have 4 MiB. `onExisting` is that of a \
+             single lead, for all of them; an updated lead is shown as it was before the update.",
         )
         .body::<http_api::BulkInitiateRequest>()
         .returns::<http_api::BulkInitiateResponse>()

@@ -18,7 +18,7 @@ pub(crate) fn operation() -> crate::openapi::Operation {
     crate::openapi::Operation::new("Updates", "updateLeads", "Update up to 10 000 leads")
         .description(
             "One update per line, or a JSON array of updates. The response is streamed: a line for each update, in the same \
-             order. Updates are independent: 200 says nothing about single lines.",
+             order. Each line has its own result: 200 does not mean that every line succeeded.",
         )
         .header("Idempotency-Key")
         .header("traceparent")

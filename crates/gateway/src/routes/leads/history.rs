@@ -42,7 +42,7 @@ pub(crate) async fn handle(
 #[cfg(test)]
 pub(crate) fn operation() -> crate::openapi::Operation {
     crate::openapi::Operation::new("Leads", "listLeadUpdates", "List a lead's updates")
-        .description("Every update that was applied to the lead or refused, the last first: its audit trail.")
+        .description("The lead's audit trail: every applied or refused update, newest first.")
         .page_parameters()
         .returns::<ListResponse<HistoryEntry>>()
         .errors(&[404])

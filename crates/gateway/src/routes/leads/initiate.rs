@@ -28,7 +28,12 @@ use crate::{
     command::Command,
     error::ApiError,
     idempotency::Claim,
-    request::{FromBody, body, fields::Fields, prefer::PREFERENCE_APPLIED, trace},
+    request::{
+        FromBody, body,
+        fields::{self, Fields},
+        prefer::PREFERENCE_APPLIED,
+        trace,
+    },
     response::{self, HandlerResult},
 };
 
@@ -37,6 +42,7 @@ use crate::{
 const READ_PATIENCE: Duration = Duration::from_secs(10);
 
 pub(crate) async fn handle(app: Arc<App>, key: Arc<ApiKey>, request: Request) -> HandlerResult {
+    fields::refuse_query(&request)?;
     let (waiting, traceparent) = (Waiting::of(request.headers()), trace::traceparent(request.headers()));
     let body = body::read(request, app.max_body_bytes).await?;
     let InitiateBody { request, mut warnings } = InitiateBody::from_body(&body, &key)?;
@@ -427,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn a_phone_number_that_is_none_is_refused_by_field_or_in_the_words_of_the_vendor() {
+    fn invalid_phone_numbers_are_refused_by_field_or_with_the_vendors_text() {
         assert_eq!(parse_phone("+1 (415)\u{a0}555-0123".into()).unwrap(), "+1 (415) 555-0123");
         let refused = ["1234", "call me", "+91 1111111111"];
         insta::assert_snapshot!(refused.map(|text| parse_phone(text.into()).unwrap_err().to_string()).join("\n"), @r"

@@ -62,7 +62,7 @@ pub(crate) fn operation() -> crate::openapi::Operation {
         .query(
             "q",
             "Only leads with this `leadId` or `referenceId`, this e-mail address, a phone number that ends with these \
-             digits (6 at least), or a name that begins so (2 characters at least)",
+             digits (6 at least), or a name that begins with this text (2 characters at least)",
             text_up_to(MAX_SEARCH_CHARS),
         )
         .query_parameter("masked")

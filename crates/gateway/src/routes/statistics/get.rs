@@ -84,7 +84,7 @@ pub(crate) fn operation() -> crate::openapi::Operation {
         .query("step", "The length of a step; by default `hour`", one_of(&["minute", "hour", "day"]))
         .query(
             "by",
-            "What to divide the counts by. Updates have no callback and deliveries no error code: they are not divided then",
+            "What to group the counts by. Updates have no callback, and deliveries no error code: these counts are not grouped then",
             one_of(&["process", "kind", "code", "callback"]),
         )
         .query("callbackId", "Only attempts and deliveries of this callback; the updates are all of the project", id())

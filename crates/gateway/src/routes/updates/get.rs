@@ -29,9 +29,10 @@ fn timeline(update: Update, deliveries: Result<UpdateDeliveries, ApiError>) -> T
     let mut timeline = UpdateTimeline::from(update);
     let mut warnings = Vec::new();
     match deliveries {
-        Ok(UpdateDeliveries { deliveries, parked }) => {
+        Ok(UpdateDeliveries { deliveries, parked, unrecorded }) => {
             timeline.deliveries = Some(deliveries.into_iter().map(Into::into).collect());
             timeline.parked = parked.map(Into::into);
+            timeline.unrecorded = unrecorded;
         }
         Err(error) => warnings.push(Warning::DELIVERIES_MISSING.with(&[&error])),
     }

@@ -58,7 +58,7 @@ pub(crate) fn operation() -> crate::openapi::Operation {
         .query("status", "Only updates with this outcome", one_of(&["succeeded", "failed"]))
         .query("code", "Only updates that failed with this code", text())
         .query("processId", "Only updates to leads of this process", id())
-        .query("apiKeyId", "Only updates that came under this API key", id())
+        .query("apiKeyId", "Only updates of this API key", id())
         .query("userId", "Only updates that name this user", text_up_to(MAX_TEXT_CHARS))
         .query("from", "Only updates made at this time or later; by default 24 hours before `to`", date_time())
         .query("to", "Only updates made before this time; by default there is no end", date_time())

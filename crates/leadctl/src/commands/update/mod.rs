@@ -26,7 +26,8 @@ pub(crate) enum Update {
     /// List a project's decided updates and call events, newest first.
     #[command(
         after_help = "Examples:\n  leadctl update list --project 6b04… --status failed --code call_in_progress\n  \
-                            leadctl update list --project 6b04… --key 6b05… --from 2026-01-12T10:00:00Z --to 2026-01-12T10:05:00Z"
+                            leadctl update list --project 6b04… --key 6b05… \\\n    \
+                            --from 2026-01-12T10:00:00Z --to 2026-01-12T10:05:00Z"
     )]
     List(Box<ListUpdates>),
     /// Show an update's timeline: the request, its outcome, and every delivery attempt.
